@@ -1,0 +1,342 @@
+"""The `mt` command: parse, call one function, print. Text goes to standard output, everything else to standard error.
+
+Exit status: 0 done, 2 the user's error (one line, no traceback), 130 interrupted, 141 the reader of our output went
+away, 143 terminated, 1 our error (with traceback). Imports that cost time go inside the commands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
+
+import typer
+
+from mt.errors import ConfigError, DataError, MTError
+
+if TYPE_CHECKING:
+    from mt.decode.translator import Hypothesis, Translator
+
+
+class _Commands(typer.core.TyperGroup):
+    """The commands, with the one place where exceptions become exit statuses."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # here, so that a reader that has gone is noticed here
+            return result
+        except MTError as error:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            if not _reader_is_gone():
+                raise
+            raise typer.Exit(141) from None
+
+
+def _reader_is_gone() -> bool:
+    """Whether it is standard output that broke; what it still holds is dropped then, or Python complains at exit."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
+app = typer.Typer(
+    cls=_Commands, add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
+)
+config_commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(config_commands, name="config", help="List and show configs.")
+
+
+class OutputFormat(str, Enum):
+    text = "text"
+    jsonl = "jsonl"
+
+
+class Precision(str, Enum):
+    auto = "auto"
+    bf16 = "bf16"
+    fp16 = "fp16"
+    fp32 = "fp32"
+
+
+ConfigOption = Annotated[
+    str, typer.Option("--config", metavar="FILE", help="A config file, or the name of one that ships with mt.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as train.max_steps=100; repeatable."),
+]
+MODEL_HELP = "A run folder, a checkpoint or a model folder."
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from mt import __version__
+
+        print(f"mt {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _mt(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Train machine translation models: from raw parallel text to a BLEU report."""
+
+
+@app.command()
+def train(
+    config: ConfigOption,
+    overrides: SetOption = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The run folder; runs/NAME by default.", show_default=False)
+    ] = None,
+) -> None:
+    """Train a model, from raw text to a report.
+
+    Runs the stages that are missing: prepare, train, average, evaluate. Goes on where it stopped.
+    """
+    from mt.configfile import load_config
+
+    run_config = load_config(config, overrides or [])
+    from mt.pipeline import train_run
+
+    train_run(run_config, run_dir or Path("runs") / run_config.name)
+
+
+@app.command()
+def prepare(config: ConfigOption, overrides: SetOption = None) -> None:
+    """Prepare the data only: fetch, clean, encode."""
+    from mt.configfile import load_config
+
+    run_config = load_config(config, overrides or [])
+    from mt.text.corpus import prepare_corpus
+
+    print(prepare_corpus(run_config).summary)
+
+
+@app.command()
+def translate(
+    model: Annotated[str, typer.Option(metavar="DIR", help=MODEL_HELP)],
+    input_file: Annotated[
+        str, typer.Option("--input", metavar="FILE|-", help="Text, one segment a line; - is standard input.")
+    ] = "-",
+    output_file: Annotated[
+        str, typer.Option("--output", metavar="FILE|-", help="Appears when it is whole; - is standard output.")
+    ] = "-",
+    beam_size: Annotated[
+        int | None, typer.Option(metavar="N", help="Hypotheses kept open; 1 is greedy. Default: the model's config.")
+    ] = None,
+    length_penalty: Annotated[
+        float | None,
+        typer.Option(metavar="A", help="Exponent of the length penalty; 0: none. Default: the model's config."),
+    ] = None,
+    n_best: Annotated[int, typer.Option(metavar="N", help="Translations given for each line, best first.")] = 1,
+    output_format: Annotated[
+        OutputFormat, typer.Option("--format", help="jsonl: one object a line, with scores.")
+    ] = OutputFormat.text,
+    device: Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[Precision, typer.Option(help="Of matrix products.")] = Precision.auto,
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Source tokens translated together. Default: the model's config."),
+    ] = None,
+) -> None:
+    """Translate text, one line for each line.
+
+    The order is kept, an empty line stays empty, and writing starts before the input ends.
+    """
+    search = {"beam_size": beam_size, "length_penalty": length_penalty, "batch_tokens": batch_tokens}
+    _check_search_options(search, n_best)
+    with contextlib.ExitStack() as files:
+        source = files.enter_context(_input_stream(input_file))
+        target = files.enter_context(_output_stream(output_file))
+        from mt.decode.translator import Translator
+
+        translator = Translator.load(model, device=device, precision=precision.value)
+        translated = _translated_lines(translator, source, {**search, "n_best": n_best})
+        for number, (text, hypotheses) in enumerate(translated, start=1):
+            if output_format is OutputFormat.jsonl:
+                target.write(_json_line(number, text, hypotheses))
+            else:
+                target.write(_text_lines(hypotheses, n_best))
+            target.flush()
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[Path | None, typer.Option(metavar="DIR", help=f"{MODEL_HELP} Scores its test sets.")] = None,
+    test: Annotated[str | None, typer.Option(metavar="NAME", help="Only this test set of the model's config.")] = None,
+    hyp: Annotated[Path | None, typer.Option(metavar="FILE", help="Translations, one a line.")] = None,
+    ref: Annotated[Path | None, typer.Option(metavar="FILE", help="References, one a line.")] = None,
+    src: Annotated[Path | None, typer.Option(metavar="FILE", help="Source text of --hyp, one segment a line.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with unrounded scores.")] = False,
+) -> None:
+    """Score a model, or a file of translations.
+
+    With sacreBLEU's BLEU and chrF2: give --model, or --hyp and --ref.
+    """
+    if model is not None:
+        for option, value in (("--hyp", hyp), ("--ref", ref), ("--src", src)):
+            if value is not None:
+                raise ConfigError(f"{option}: scores a file and --model scores a model: give one of them")
+        from mt.pipeline import evaluate_model
+
+        report = evaluate_model(model, test)
+    else:
+        report = _scored_files(hyp, ref, src, test)
+    from mt.evaluate.scores import report_text
+
+    print(json.dumps(report, ensure_ascii=False) if as_json else report_text(report))
+
+
+@app.command()
+def average(
+    run_dir: Annotated[Path, typer.Option(metavar="DIR", help="The run folder.")],
+    last: Annotated[int, typer.Option(metavar="N", help="How many of the last checkpoints.")],
+) -> None:
+    """Average the last checkpoints of a run.
+
+    Makes a model folder of them and prints its path.
+    """
+    if last < 1:
+        raise ConfigError(f"--last: expected at least 1, got {last}")
+    from mt.pipeline import average_run
+
+    print(average_run(run_dir, last))
+
+
+@config_commands.command("list")
+def config_list() -> None:
+    """Print the name of each config that ships with mt, and what it is for."""
+    from mt.configfile import shipped_configs
+
+    for path in shipped_configs():
+        purpose = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        print(f"{path.name:<16}{purpose}")
+
+
+@config_commands.command("show")
+def config_show(
+    config: Annotated[
+        str, typer.Argument(metavar="FILE", help="A config file, or the name of one that ships with mt.")
+    ],
+    overrides: SetOption = None,
+) -> None:
+    """Print every setting of a config as YAML, the defaults included."""
+    from mt.configfile import dump_config, load_config
+
+    print(dump_config(load_config(config, overrides or [])), end="")
+
+
+def main() -> None:
+    """The entry point of the `mt` script."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+    app(prog_name="mt")
+
+
+# --- mt translate -----------------------------------------------------------------------------------------------------
+
+
+def _check_search_options(search: dict[str, Any], n_best: int) -> None:
+    """The limits are those of the settings in `decode`; the messages name the options."""
+    from mt.config import DecodeConfig
+
+    try:
+        DecodeConfig(**{name: value for name, value in search.items() if value is not None})
+    except ConfigError as error:
+        key, _, problem = str(error).partition(": ")
+        raise ConfigError(f"--{key.removeprefix('decode.').replace('_', '-')}: {problem}") from None
+    if n_best < 1:
+        raise ConfigError(f"--n-best: expected at least 1, got {n_best}")
+    if search["beam_size"] is not None and n_best > search["beam_size"]:
+        raise ConfigError(f"--n-best: is {n_best}, more than --beam-size ({search['beam_size']}) can give")
+
+
+@contextlib.contextmanager
+def _input_stream(name: str) -> Iterator[BinaryIO]:
+    if name == "-":
+        if sys.stdin.isatty():
+            print("reading from the terminal: one line each, end with Ctrl-D", file=sys.stderr)
+        yield cast(BinaryIO, getattr(sys.stdin.buffer, "raw", sys.stdin.buffer))
+        return
+    try:
+        stream = io.FileIO(name)
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read: {error.strerror}") from None
+    with stream:
+        yield cast(BinaryIO, stream)
+
+
+def _output_stream(name: str) -> contextlib.AbstractContextManager[BinaryIO]:
+    from mt.decode.lines import whole_file
+
+    return contextlib.nullcontext(sys.stdout.buffer) if name == "-" else whole_file(Path(name))
+
+
+def _translated_lines(
+    translator: Translator, source: BinaryIO, options: dict[str, Any]
+) -> Iterator[tuple[str, list[Hypothesis]]]:
+    """Each input line with its hypotheses, in order; says at the end how many lines were not valid UTF-8."""
+    from mt.decode.lines import batches_of_lines, decoded
+
+    n_lines = n_invalid = 0
+    for batch in batches_of_lines(source):
+        texts, are_valid = zip(*map(decoded, batch), strict=True)
+        n_lines += len(batch)
+        n_invalid += are_valid.count(False)
+        yield from zip(texts, translator.translate_lines(texts, **options), strict=True)
+    if n_invalid:
+        problem = "were not valid UTF-8: their bad bytes were read as U+FFFD"
+        print(f"warning: {n_invalid:,} of {n_lines:,} lines {problem}", file=sys.stderr)
+
+
+def _text_lines(hypotheses: list[Hypothesis], n_best: int) -> bytes:
+    """Exactly `n_best` lines, empty ones where the search found fewer, so that line numbers can be reckoned."""
+    texts = [hypothesis.text for hypothesis in hypotheses] + [""] * (n_best - len(hypotheses))
+    return "".join(f"{text}\n" for text in texts).encode()
+
+
+def _json_line(number: int, text: str, hypotheses: Iterable[Hypothesis]) -> bytes:
+    fields = ("text", "score", "log_prob", "n_tokens")
+    candidates = [{field: getattr(hypothesis, field) for field in fields} for hypothesis in hypotheses]
+    return (json.dumps({"line": number, "src": text, "hypotheses": candidates}, ensure_ascii=False) + "\n").encode()
+
+
+# --- mt eval ----------------------------------------------------------------------------------------------------------
+
+
+def _scored_files(hyp: Path | None, ref: Path | None, src: Path | None, test: str | None) -> dict[str, Any]:
+    """Scores of a file of translations, under the name `input`."""
+    if test is not None:
+        raise ConfigError("--test: names a test set of a model: give --model")
+    if hyp is None and ref is None:
+        raise ConfigError("--model: missing: give --model DIR, or --hyp FILE and --ref FILE")
+    if hyp is None or ref is None:
+        missing, given = ("--ref", "--hyp") if ref is None else ("--hyp", "--ref")
+        raise ConfigError(f"{missing}: missing: {given} needs it")
+    from mt.config import SourceConfig
+    from mt.evaluate.scores import scored_test_set
+    from mt.text.sources import read_pairs
+
+    parallel = [list(read_pairs(SourceConfig(src=str(side), tgt=str(ref)), "", "", "")) for side in (hyp, src) if side]
+    hypotheses, references = [pair.src for pair in parallel[0]], [pair.tgt for pair in parallel[0]]
+    if not references:
+        raise DataError(f"{ref}: has no lines: nothing to score")
+    return {"test_sets": {"input": scored_test_set(hypotheses, references)}}

@@ -1,0 +1,247 @@
+"""Every setting of a run: name, type, default, unit. Contradictions are refused where the values are made."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mt.errors import ConfigError
+
+MAX_BEAM_SIZE = 64
+
+
+def _require(condition: bool, key: str, problem: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key}: {problem}")
+
+
+def _require_at_least(key: str, value: float, minimum: float) -> None:
+    _require(value >= minimum, key, f"expected at least {minimum}, got {value}")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in a duration such as `90s`, `30m`, `2h` or `1h30m`.
+
+    Raises:
+        ConfigError: the text is no duration.
+    """
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
+    if match is None or not any(match.groups()):
+        raise ConfigError(f"train.stop_after: expected a duration such as 90s, 30m or 1h30m, got {text!r}")
+    hours, minutes, seconds = (float(group or 0) for group in match.groups())
+    return hours * 3600 + minutes * 60 + seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """Where parallel text comes from: exactly one of `src` + `tgt`, `file`, `dataset` and `sacrebleu`."""
+
+    src: str | None = None  # text file, one segment a line; may be compressed (.gz, .xz, .zst)
+    tgt: str | None = None  # text file, line i translates line i of src
+    file: str | None = None  # one file with both sides: .tsv (source, tab, target) or .jsonl (keys: the languages)
+    dataset: str | None = None  # hub data set, or a local folder in the hub's layout
+    config: str | None = None  # configuration of the hub data set, such as de-en
+    split: str | None = None  # split of the hub data set; the role's own name (train, validation, test) by default
+    sacrebleu: str | None = None  # test set that sacreBLEU knows, such as wmt14/full
+    weight: float = 1.0  # copies of each pair in a training epoch; the fraction is drawn by chance
+
+    def __post_init__(self) -> None:
+        pair = self.src is not None or self.tgt is not None
+        kinds = [pair, self.file is not None, self.dataset is not None, self.sacrebleu is not None]
+        if sum(kinds) != 1 or (pair and (self.src is None or self.tgt is None)):
+            raise ConfigError("expected exactly one of {src, tgt}, {file}, {dataset} and {sacrebleu}")
+        if self.dataset is None and (self.config is not None or self.split is not None):
+            raise ConfigError("config and split go with dataset alone")
+        if not 0 < self.weight <= 1000:
+            raise ConfigError(f"weight: expected a number above 0 and up to 1000, got {self.weight}")
+
+    @property
+    def description(self) -> str:
+        """What the user wrote, in a few words."""
+        if self.src is not None:
+            return f"{self.src} + {self.tgt}"
+        if self.dataset is not None:
+            return ":".join(part for part in (self.dataset, self.config, self.split) if part)
+        return self.file or f"sacrebleu:{self.sacrebleu}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Parallel text, and which of it is kept."""
+
+    train: tuple[SourceConfig, ...]  # joined in this order
+    valid: SourceConfig  # measured while training; chooses the best checkpoint
+    test: dict[str, SourceConfig] = field(default_factory=dict)  # named; each is reported at the end of training
+    prepared_dir: str = "data/prepared"  # prepared corpora, one folder for each fingerprint
+    max_tokens: int = 256  # tokens on either side, end of sentence included; longer training pairs are removed
+    max_chars: int = 4_000  # characters on either side; longer training pairs are removed before encoding
+    max_length_ratio: float = 4.0  # (bytes + 16) of the longer side over (bytes + 16) of the shorter; null: any
+
+    def __post_init__(self) -> None:
+        _require(len(self.train) > 0, "data.train", "is empty: give at least one source of parallel text")
+        _require_at_least("data.max_tokens", self.max_tokens, 2)
+        _require_at_least("data.max_chars", self.max_chars, 1)
+        _require_at_least("data.max_length_ratio", self.max_length_ratio, 1)
+        for name in self.test:
+            _require(
+                re.fullmatch(r"[\w.+-]+", name) is not None and not name.startswith("."),
+                f"data.test.{name}",
+                "the name of a test set may hold letters, digits and . _ + - only",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """One SentencePiece model, joint over both languages, with byte fallback."""
+
+    kind: Literal["bpe", "unigram"] = "bpe"
+    vocab_size: int = 32_000  # pieces, the special ones and the 256 bytes included
+    character_coverage: float = 0.9999  # share of the characters that get a piece of their own; the rest become bytes
+    sample_lines: int = 5_000_000  # lines, both languages together, that the tokenizer is trained on
+
+    def __post_init__(self) -> None:
+        _require_at_least("tokenizer.vocab_size", self.vocab_size, 300)
+        _require_at_least("tokenizer.sample_lines", self.sample_lines, 1)
+        _require(
+            0.9 <= self.character_coverage <= 1.0,
+            "tokenizer.character_coverage",
+            f"expected a share from 0.9 to 1.0, got {self.character_coverage}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The Transformer. The defaults are the base model of Vaswani et al. 2017, table 3."""
+
+    d_model: int = 512
+    n_heads: int = 8
+    d_ff: int = 2_048
+    n_encoder_layers: int = 6
+    n_decoder_layers: int = 6
+    dropout: float = 0.1  # on embeddings and on the output of each sub-layer
+    attention_dropout: float = 0.0  # on attention weights; above 0 flash attention cannot be used
+    norm: Literal["post", "pre"] = "post"  # layer norm after the residual sum, or before the sub-layer (Xiong 2020)
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "n_heads", "d_ff", "n_encoder_layers", "n_decoder_layers"):
+            _require_at_least(f"model.{name}", getattr(self, name), 1)
+        _require(
+            self.d_model % self.n_heads == 0 and (self.d_model // self.n_heads) % 8 == 0,
+            "model.d_model",
+            f"expected a multiple of 8 × n_heads, got d_model {self.d_model} and n_heads {self.n_heads}",
+        )
+        for name in ("dropout", "attention_dropout"):
+            _require(0 <= getattr(self, name) < 1, f"model.{name}", f"expected 0 ≤ p < 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The training procedure."""
+
+    batch_tokens: int = 25_000  # target tokens of one update, end of sentence included
+    micro_batch_tokens: int | Literal["auto"] = "auto"  # target tokens of one forward and backward pass
+    max_steps: int = 100_000  # updates
+    stop_after: str | None = None  # wall time of training such as 30m; then save, average and evaluate as at the end
+    schedule: Literal["inverse_sqrt"] = "inverse_sqrt"  # linear warm-up, then ∝ step^-0.5
+    peak_lr: float | None = None  # at the end of the warm-up; null: (d_model * warmup_steps)^-0.5
+    warmup_steps: int = 4_000  # updates from zero to peak_lr
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.98
+    adam_eps: float = 1e-9
+    clip_norm: float | None = None  # largest global norm of the gradients; null: no clipping
+    label_smoothing: float = 0.1  # share of the probability spread evenly over the vocabulary
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # of matrix products; weights are kept in fp32
+    device: str = "auto"  # auto, cpu, cuda or cuda:N
+    compile: bool | Literal["auto"] = "auto"  # torch.compile; auto: on CUDA where a host C compiler is found
+    seed: int = 1
+    validate_every: int = 1_500  # updates
+    validation_beam_size: int = 1  # 1 is greedy search
+    checkpoint_every: int = 1_500  # updates
+    keep_last: int = 5  # checkpoints, besides the best one; at least average_last are kept
+    average_last: int = 5  # checkpoints averaged into the final model; 0: the best by best_by
+    best_by: Literal["bleu", "loss"] = "bleu"
+    log_every: int = 50  # updates
+
+    def __post_init__(self) -> None:
+        for name in ("batch_tokens", "max_steps", "warmup_steps", "validate_every", "validation_beam_size"):
+            _require_at_least(f"train.{name}", getattr(self, name), 1)
+        for name in ("checkpoint_every", "keep_last", "log_every"):
+            _require_at_least(f"train.{name}", getattr(self, name), 1)
+        for name in ("average_last", "seed"):
+            _require_at_least(f"train.{name}", getattr(self, name), 0)
+        if self.micro_batch_tokens != "auto":
+            _require_at_least("train.micro_batch_tokens", self.micro_batch_tokens, 1)
+        for name in ("peak_lr", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None:
+                _require(0 < value < math.inf, f"train.{name}", f"expected a number above 0 or null, got {value}")
+        for name in ("adam_beta1", "adam_beta2", "label_smoothing"):
+            _require(0 <= getattr(self, name) < 1, f"train.{name}", f"expected 0 ≤ x < 1, got {getattr(self, name)}")
+        _require(self.adam_eps > 0, "train.adam_eps", f"expected a number above 0, got {self.adam_eps}")
+        _require(
+            re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
+            "train.device",
+            f"expected auto, cpu, cuda or cuda:N, got {self.device!r}",
+        )
+        if self.stop_after is not None:
+            parse_duration(self.stop_after)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeConfig:
+    """Beam search."""
+
+    beam_size: int = 4  # hypotheses kept open for each sentence; 1 is greedy search
+    length_penalty: float = 0.6  # α of ((5 + n) / 6)^α, Wu et al. 2016; 0: none
+    max_length: int | None = None  # tokens of a translation, end of sentence included; null: source length + 50
+    batch_tokens: int = 4_096  # source tokens, padding included, of the sentences translated together
+
+    def __post_init__(self) -> None:
+        _require(
+            1 <= self.beam_size <= MAX_BEAM_SIZE,
+            "decode.beam_size",
+            f"expected 1 to {MAX_BEAM_SIZE}, got {self.beam_size}",
+        )
+        _require(
+            0 <= self.length_penalty <= 10,
+            "decode.length_penalty",
+            f"expected 0 to 10, got {self.length_penalty}",
+        )
+        if self.max_length is not None:
+            _require_at_least("decode.max_length", self.max_length, 1)
+        _require_at_least("decode.batch_tokens", self.batch_tokens, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that one run needs to know."""
+
+    name: str  # the run folder is runs/NAME
+    src_lang: str  # code of the source language, such as en
+    tgt_lang: str  # code of the target language, such as de
+    data: DataConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    decode: DecodeConfig = DecodeConfig()
+
+    def __post_init__(self) -> None:
+        _require(
+            re.fullmatch(r"[\w.+-]+", self.name) is not None and not self.name.startswith("."),
+            "name",
+            f"may hold letters, digits and . _ + - only (it names the run folder), got {self.name!r}",
+        )
+        for key in ("src_lang", "tgt_lang"):
+            _require(getattr(self, key) != "", key, "is empty: give a language code such as en")
+        _require(self.src_lang != self.tgt_lang, "tgt_lang", f"is the same as src_lang: {self.src_lang}")
+        smallest_name, smallest = "train.batch_tokens", self.train.batch_tokens
+        if self.train.micro_batch_tokens != "auto" and self.train.micro_batch_tokens < smallest:
+            smallest_name, smallest = "train.micro_batch_tokens", self.train.micro_batch_tokens
+        _require(
+            smallest >= self.data.max_tokens,
+            smallest_name,
+            f"is {smallest}, smaller than data.max_tokens ({self.data.max_tokens}): "
+            "the longest sentence would not fit; raise the one or lower the other",
+        )

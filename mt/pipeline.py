@@ -1,0 +1,299 @@
+"""The stages in order: prepare, train, average, evaluate. Each is skipped when its result stands."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from mt.checkpoint import (
+    TOKENIZER,
+    ModelFolder,
+    average_weights,
+    best_checkpoint,
+    checkpoint_step,
+    checkpoints,
+    find_model_folder,
+    save_model_folder,
+    write_json,
+)
+from mt.config import RunConfig
+from mt.configfile import config_differences, dump_config, load_config
+from mt.decode.translator import Translator
+from mt.errors import CheckpointError, ConfigError, DataError, MTError
+from mt.evaluate.scores import Score, score_corpus
+from mt.runtime import choose_device, hardware, source_commit, versions
+from mt.text.corpus import PreparedCorpus, corpus_fingerprint, prepare_corpus
+from mt.text.sources import SentencePair, read_pairs
+from mt.train.loop import train
+from mt.train.tracker import format_duration
+
+CONFIG, RECORD, REPORT = "config.yaml", "run.json", "report.json"
+
+# A run that has begun may change these; anything else would make it another run.
+CHANGEABLE = (
+    "name",
+    "decode.",
+    "data.prepared_dir",
+    "train.max_steps",
+    "train.stop_after",
+    "train.validate_every",
+    "train.validation_beam_size",
+    "train.checkpoint_every",
+    "train.keep_last",
+    "train.average_last",
+    "train.log_every",
+    "train.device",
+    "train.compile",
+    "train.precision",
+    "train.micro_batch_tokens",
+)
+
+
+def train_run(config: RunConfig, run_dir: Path) -> None:
+    """From raw text to a report, by way of whatever stands already; prints the report.
+
+    Raises:
+        MTError: data, settings or checkpoints need the user's attention.
+        KeyboardInterrupt, SystemExit: stopped by a signal; what was trained has been saved.
+    """
+    choose_device(config.train.device)  # before hours are spent on the data
+    with _only_run_in(run_dir):
+        corpus = _corpus_of_run(config, run_dir)
+        _record_start(config, corpus, run_dir)
+        train(config, corpus, run_dir)
+        model_dir = _finish_model(config, run_dir)
+        report = _evaluate_run(config, corpus, run_dir, model_dir)
+    print(format_report(report))
+
+
+def average_run(run_dir: Path, last: int) -> Path:
+    """Average the last checkpoints of a run into its model folder; the folder.
+
+    Raises:
+        CheckpointError: no run, no checkpoints, or fewer than asked for.
+    """
+    folders = checkpoints(run_dir)
+    if not folders:
+        raise CheckpointError(f"{run_dir}: has no checkpoints: give the folder of a run that has begun")
+    if not 1 <= last <= len(folders):
+        raise CheckpointError(
+            f"{run_dir}: has {len(folders)} checkpoints, so --last takes 1 to {len(folders)}, got {last}"
+        )
+    return _write_average(run_dir, folders[-last:])
+
+
+def evaluate_model(
+    model_path: Path, test: str | None = None, device: str = "auto", precision: str = "auto"
+) -> dict[str, Any]:
+    """Translate the model's test sets, or the one named, and score them.
+
+    Returns:
+        {"test_sets": {NAME: {"n_lines": …, "scores": [{"name", "score", "signature"}, …]}}}, unrounded.
+    Raises:
+        ConfigError: the model has no test set, or none of that name.
+    """
+    folder = ModelFolder.open(find_model_folder(model_path))
+    known = folder.config.data.test
+    if test is not None and test not in known:
+        names = f"it has {', '.join(known)}" if known else "its config names none under data.test"
+        raise ConfigError(f"--test {test}: {model_path} has no test set of that name: {names}")
+    if not known:
+        raise ConfigError(
+            f"{model_path}: its config names no test set under data.test: score files with --hyp and --ref"
+        )
+    pairs = _test_pairs(folder)
+    translator = Translator.load(model_path, device, precision)
+    chosen = known if test is None else [test]
+    return {"test_sets": {name: _score_set(translator, pairs[name])[0] for name in chosen}}
+
+
+def _test_pairs(folder: ModelFolder) -> Mapping[str, list[SentencePair]]:
+    """The test sets of the corpus that the model was trained on if it stands, or else as the config names them."""
+    config = folder.config
+    prepared = Path(config.data.prepared_dir) / str(folder.manifest.get("corpus_fingerprint"))
+    if prepared.is_dir():
+        return PreparedCorpus.open(prepared).test_pairs
+    return {
+        name: list(read_pairs(source, config.src_lang, config.tgt_lang, "test"))
+        for name, source in config.data.test.items()
+    }
+
+
+def _score_set(translator: Translator, pairs: list[SentencePair]) -> tuple[dict[str, Any], list[str]]:
+    hypotheses = translator.translate([pair.src for pair in pairs])
+    scores = score_corpus(hypotheses, [pair.tgt for pair in pairs])
+    return {"n_lines": len(pairs), "scores": [_score_facts(score) for score in scores]}, hypotheses
+
+
+def _score_facts(score: Score) -> dict[str, Any]:
+    return {"name": score.name, "score": score.score, "signature": score.signature}
+
+
+def _corpus_of_run(config: RunConfig, run_dir: Path) -> PreparedCorpus:
+    """The corpus that the run began with, or a new one for a new run."""
+    record = _read_record(run_dir)
+    if record is None:
+        return prepare_corpus(config)
+    _check_changes(config, run_dir)
+    prepared = Path(config.data.prepared_dir) / record["corpus_fingerprint"]
+    if prepared.is_dir():
+        return PreparedCorpus.open(prepared)
+    fingerprint = corpus_fingerprint(config)
+    if fingerprint != record["corpus_fingerprint"]:
+        raise DataError(
+            f"{run_dir}: its prepared corpus ({prepared}) is gone, and the text it was made from has changed: "
+            "put either back, or start anew with another --run-dir"
+        )
+    return prepare_corpus(config)
+
+
+def _read_record(run_dir: Path) -> dict[str, Any] | None:
+    try:
+        record: dict[str, Any] = json.loads((run_dir / RECORD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{run_dir / RECORD}: is damaged: {error}") from error
+    return record
+
+
+def _check_changes(config: RunConfig, run_dir: Path) -> None:
+    began_with = load_config(str(run_dir / CONFIG))
+    for key, (before, now) in config_differences(began_with, config).items():
+        if not any(key == name or (name.endswith(".") and key.startswith(name)) for name in CHANGEABLE):
+            raise ConfigError(
+                f"{key}: this run began with {before!r}, now it is {now!r}: "
+                f"change it back, or start anew with another --run-dir (the run is in {run_dir})"
+            )
+
+
+def _record_start(config: RunConfig, corpus: PreparedCorpus, run_dir: Path) -> None:
+    """Write what the run is and what it stands on; each further start is added."""
+    record = _read_record(run_dir) or {"name": config.name, "corpus_fingerprint": corpus.fingerprint, "starts": []}
+    record["starts"].append(
+        {
+            "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "command": sys.argv,
+            "commit": source_commit(),
+            "versions": versions(),
+            "hardware": hardware(choose_device(config.train.device)),
+        }
+    )
+    beside = run_dir / f".{CONFIG}.writing"
+    beside.write_text(dump_config(config), encoding="utf-8")
+    beside.replace(run_dir / CONFIG)
+    write_json(run_dir / RECORD, record)
+
+
+def _finish_model(config: RunConfig, run_dir: Path) -> Path:
+    """`model/`: the average of the last checkpoints, or the best one."""
+    folders = checkpoints(run_dir)
+    n, every = config.train.average_last, config.train.checkpoint_every
+    if n == 0:
+        chosen = [best_checkpoint(run_dir) or folders[-1]]
+    else:
+        chosen = [folder for folder in folders if checkpoint_step(folder) % every == 0 or folder == folders[-1]][-n:]
+    return _write_average(run_dir, chosen)
+
+
+def _write_average(run_dir: Path, folders: list[Path]) -> Path:
+    newest = ModelFolder.open(folders[-1])
+    model_dir = run_dir / "model"
+    steps = [checkpoint_step(folder) for folder in folders]
+    try:
+        standing = ModelFolder.open(model_dir)
+        if standing.manifest["averaged_steps"] == steps and standing.config == newest.config:
+            return model_dir
+    except (CheckpointError, KeyError):
+        pass
+    manifest = {key: value for key, value in newest.manifest.items() if key != "format_version"}
+    manifest |= {"averaged_steps": steps, "versions": versions(), "commit": source_commit()}
+    save_model_folder(model_dir, average_weights(folders), newest.config, newest.path / TOKENIZER, manifest)
+    return model_dir
+
+
+def _evaluate_run(config: RunConfig, corpus: PreparedCorpus, run_dir: Path, model_dir: Path) -> dict[str, Any]:
+    """Translate and score validation and test sets, unless the report of this very model stands."""
+    manifest = ModelFolder.open(model_dir).manifest
+    basis = {"averaged_steps": manifest["averaged_steps"], "decode": asdict(config.decode)}
+    try:
+        report: dict[str, Any] = json.loads((run_dir / REPORT).read_text(encoding="utf-8"))
+        if report["basis"] == basis:
+            return report
+    except (OSError, ValueError, KeyError):
+        pass
+    translator = Translator.load(model_dir, config.train.device, config.train.precision)
+    translator.decode = config.decode
+    last = ModelFolder.open(checkpoints(run_dir)[-1])
+    progress = last.load_training_state()["progress"]
+    report = {
+        "name": config.name,
+        "steps": progress["step"],
+        "train_seconds": progress["train_seconds"],
+        "n_tgt_tokens": progress["n_tgt_tokens"],
+        "n_parameters": translator.model.n_parameters,
+        "basis": basis,
+        "test_sets": {},
+    }
+    sets = {"valid": corpus.valid_pairs, **corpus.test_pairs}
+    (run_dir / "translations").mkdir(exist_ok=True)
+    for name, pairs in sets.items():
+        result, hypotheses = _score_set(translator, pairs)
+        text = "".join(hypothesis + "\n" for hypothesis in hypotheses)
+        (run_dir / "translations" / f"{name}.{config.tgt_lang}").write_text(text, encoding="utf-8")
+        if name == "valid" and "valid" not in corpus.test_pairs:
+            report["valid"] = result
+        else:
+            report["test_sets"][name] = result
+    write_json(run_dir / REPORT, report)
+    return report
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """The report of a run, for a terminal."""
+    lines = [
+        f"{report['name']}: {report['n_parameters'] / 1e6:.1f} M parameters, {report['steps']:,} steps, "
+        f"{report['n_tgt_tokens']:,} target tokens in {format_duration(report['train_seconds'])}"
+    ]
+    steps = report["basis"]["averaged_steps"]
+    lines.append(
+        f"model: {'average of steps' if len(steps) > 1 else 'step'} {', '.join(f'{step:,}' for step in steps)}"
+    )
+    sets = {**({"valid": report["valid"]} if "valid" in report else {}), **report["test_sets"]}
+    for name, result in sets.items():
+        for score in result["scores"]:
+            lines.append(f"{name}: {score['name']} {score['score']:.2f}  ({score['signature']})")
+    return "\n".join(lines)
+
+
+@contextmanager
+def _only_run_in(run_dir: Path) -> Iterator[None]:
+    """Make the run folder, and hold it against a second training.
+
+    Raises:
+        MTError: it cannot be written, or another process trains there.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = (run_dir / ".lock").open("w")
+    except OSError as error:
+        raise MTError(f"{run_dir}: the run folder cannot be written: {error.strerror}") from error
+    with lock:
+        try:
+            import fcntl
+        except ImportError:  # no such locks on this system
+            yield
+            return
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise MTError(
+                f"{run_dir}: another training runs in this folder: wait for it, or use another --run-dir"
+            ) from error
+        yield

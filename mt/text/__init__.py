@@ -1,0 +1,1 @@
+"""Text: from raw parallel sources to a prepared corpus of ids."""

@@ -1,0 +1,348 @@
+"""The training procedure on one screen: `train`, and `train_step` for one update."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mt.checkpoint import (
+    BEST,
+    ModelFolder,
+    checkpoint_path,
+    checkpoints,
+    load_into,
+    prune_checkpoints,
+    save_model_folder,
+    write_json,
+)
+from mt.config import RunConfig, TrainConfig, parse_duration
+from mt.data.batch import Ahead, PackedBatch, assemble_tiles, assemble_varlen
+from mt.data.packing import PlanState, SliceBudget, UpdatePlan, cut_into_slices, slice_budget
+from mt.dropout import seed_dropout
+from mt.errors import CheckpointError, ConfigError
+from mt.loss import linear_label_smoothed_nll
+from mt.model import Transformer
+from mt.runtime import choose_compile, choose_device, choose_dtype, keep_large_blocks
+from mt.text.corpus import PreparedCorpus
+from mt.text.tokenizer import PAD_ID, Tokenizer
+from mt.train.optimizer import Optimizer
+from mt.train.schedule import learning_rate
+from mt.train.tracker import Tracker, format_duration
+from mt.train.validation import ValidationResult, validate
+
+# What `auto` takes for micro_batch_tokens: the CPU's caches like small ones, a GPU wants work.
+CPU_MICRO_BATCH_TOKENS = 4_096
+CUDA_MICRO_BATCH_TOKENS = 32_768
+
+
+@dataclass(frozen=True)
+class Update:
+    """One update's data, assembled: its slices, and where the plan stands after it."""
+
+    step: int
+    slices: tuple[PackedBatch, ...]
+    n_tgt_tokens: int
+    next_state: PlanState
+
+
+@dataclass
+class Progress:
+    """How far a run has come; a checkpoint holds it beside weights and optimizer."""
+
+    step: int = 0  # updates done
+    plan_state: PlanState = field(default_factory=PlanState)
+    train_seconds: float = 0.0  # wall time, over all starts
+    n_tgt_tokens: int = 0  # target tokens learned from
+    best_step: int | None = None
+    best_score: float = 0.0
+    validated_at: int = 0  # update of the last validation
+    loss_since_log: float = 0.0
+    tokens_since_log: int = 0
+
+
+def train(config: RunConfig, corpus: PreparedCorpus, run_dir: Path) -> Progress:
+    """Train until the steps or the time are up, from the last checkpoint if there is one.
+
+    Raises:
+        KeyboardInterrupt, SystemExit(143): interrupted or terminated; a checkpoint has been written.
+    """
+    keep_large_blocks()
+    settings = config.train
+    trainer = Trainer(config, corpus, run_dir)
+    progress = trainer.progress
+    if trainer.finished():
+        return progress
+    tracker = Tracker(run_dir, progress.step, settings.max_steps)
+    tracker.say(trainer.description)
+    updates = Ahead(trainer.updates())
+    started_at = time.monotonic() - progress.train_seconds
+    logged_at, n_tokens_timed = time.monotonic(), 0
+    loss_sum = torch.full((), progress.loss_since_log, device=trainer.device)
+    try:
+        with caught_signals() as received:
+            for update in updates:
+                lr = learning_rate(update.step, settings, config.model.d_model)
+                loss, grad_norm = train_step(trainer.model, trainer.optimizer, update, settings, lr, trainer.loss)
+                loss_sum += loss
+                progress.step, progress.plan_state = update.step, update.next_state
+                progress.n_tgt_tokens += update.n_tgt_tokens
+                progress.tokens_since_log += update.n_tgt_tokens
+                n_tokens_timed += update.n_tgt_tokens
+                progress.train_seconds = time.monotonic() - started_at
+                stops = trainer.finished() or received.number is not None
+                if update.step % settings.log_every == 0:
+                    seconds = time.monotonic() - logged_at
+                    tracker.log(
+                        update.step,
+                        train_loss=loss_sum.item() / progress.tokens_since_log,
+                        learning_rate=lr,
+                        grad_norm=grad_norm.item(),
+                        tgt_tokens_per_second=n_tokens_timed / seconds,
+                    )
+                    loss_sum.zero_()
+                    progress.tokens_since_log = n_tokens_timed = 0
+                    logged_at = time.monotonic()
+                progress.loss_since_log = loss_sum.item() if stops or trainer.saves_at(update.step) else 0.0
+                paused_at = time.monotonic()
+                is_best = False
+                if trainer.validates_at(update.step) or (trainer.finished() and received.number is None):
+                    result = trainer.validate()
+                    tracker.log(update.step, **{f"valid_{name}": value for name, value in asdict(result).items()})
+                    is_best = trainer.note_result(result)
+                    progress.train_seconds = time.monotonic() - started_at
+                stops = trainer.finished() or received.number is not None
+                if stops or is_best or trainer.saves_at(update.step):
+                    trainer.save_checkpoint()
+                logged_at += time.monotonic() - paused_at
+                if stops:
+                    break
+    finally:
+        updates.close()
+        tracker.close()
+    if received.number is not None and not trainer.finished():
+        tracker.say(
+            f"stopped after step {progress.step:,}, all of it saved in {run_dir}: the same command goes on from there"
+        )
+        raise KeyboardInterrupt if received.number == signal.SIGINT else SystemExit(128 + received.number)
+    tracker.say(
+        f"trained {progress.step:,} steps, {progress.n_tgt_tokens:,} target tokens, "
+        f"in {format_duration(progress.train_seconds)}"
+    )
+    return progress
+
+
+def train_step(
+    model: Transformer, optimizer: Optimizer, update: Update, settings: TrainConfig, lr: float, loss_function: Any
+) -> tuple[Tensor, Tensor]:
+    """One update: a forward and a backward pass for each slice, then the optimizer. Nothing waits for the device.
+
+    Returns:
+        The summed loss of the update in nats, and the norm of its gradient per target token: scalars on the device.
+    """
+    total = torch.zeros((), device=optimizer.loss_scale.device)
+    for i, batch in enumerate(update.slices):
+        seed_dropout(total.device, settings.seed, update.step, i)
+        loss = loss_function(
+            model(batch), model.output_weight, batch.tgt_outputs, batch.tgt_weights, settings.label_smoothing
+        )
+        # Divide by the tokens of the whole update: dividing per slice lets a short one weigh as much as a long one.
+        (loss * (optimizer.loss_scale / update.n_tgt_tokens)).backward()
+        total += loss.detach()
+    return total, optimizer.step(lr)
+
+
+class Trainer:
+    """Everything that training holds: model, optimizer, plan, and how far it has come."""
+
+    def __init__(self, config: RunConfig, corpus: PreparedCorpus, run_dir: Path) -> None:
+        self.config, self.corpus, self.run_dir = config, corpus, run_dir
+        settings = config.train
+        self.device = choose_device(settings.device)
+        self.dtype = choose_dtype(settings.precision, self.device)
+        self.tokenizer = Tokenizer.load(corpus.tokenizer_path)
+        torch.manual_seed(settings.seed)
+        self.model = Transformer(
+            config.model, vocab_size=self.tokenizer.vocab_size, pad_id=PAD_ID, dtype=self.dtype
+        ).to(self.device)
+        self.optimizer = Optimizer(self.model, settings, self.dtype)
+        self.progress = self._resume()
+        self.plan = UpdatePlan(
+            corpus.train.src.lengths,
+            corpus.train.tgt.lengths,
+            batch_tokens=settings.batch_tokens,
+            seed=settings.seed,
+            source_sizes=corpus.source_sizes,
+            source_weights=[source.weight for source in config.data.train],
+        )
+        self.budget = self._slice_budget()
+        self.packs_varlen = (
+            self.device.type == "cuda"
+            and self.dtype != torch.float32
+            and config.model.attention_dropout == 0
+            and torch.cuda.get_device_capability(self.device) >= (8, 0)
+        )
+        self.loss: Any = linear_label_smoothed_nll
+        self.compiles = choose_compile(settings.compile, self.device) and self.packs_varlen
+        if settings.compile is True and not self.compiles:
+            raise ConfigError("train.compile: true needs CUDA, bf16 or fp16 and no attention dropout: set it to auto")
+        if self.compiles:
+            self._compile()
+
+    @property
+    def description(self) -> str:
+        """What is about to run, in one line."""
+        precision = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[self.dtype]
+        start = f"from step {self.progress.step:,}" if self.progress.step else "from scratch"
+        return (
+            f"training {start}: {self.model.n_parameters / 1e6:.1f} M parameters on {self.device} in {precision}, "
+            f"{self.plan.batch_tokens:,} target tokens an update in {self.budget.n_slices} slices, "
+            f"{self.plan.updates_per_epoch():,.0f} updates an epoch"
+        )
+
+    def updates(self) -> Iterator[Update]:
+        """All updates that are left, assembled on the device."""
+        state = self.progress.plan_state
+        for step in range(self.progress.step + 1, self.config.train.max_steps + 1):
+            sentences, state = self.plan.update_at(state)
+            src, tgt = self.corpus.train.src, self.corpus.train.tgt
+            parts = cut_into_slices(sentences, src.lengths, tgt.lengths, self.budget)
+            slices = tuple(self._assemble(part) for part in parts)
+            yield Update(step, slices, sum(batch.n_tgt_tokens for batch in slices), state)
+
+    def _assemble(self, sentences: Any) -> PackedBatch:
+        if self.packs_varlen:
+            longest = -(-self.config.data.max_tokens // 128) * 128
+            batch = assemble_varlen(self.corpus.train, sentences, self.budget, longest)
+        else:
+            batch = assemble_tiles(self.corpus.train, sentences, self.dtype)
+        return batch if self.device.type == "cpu" else batch.pinned().to(self.device)
+
+    def _slice_budget(self) -> SliceBudget:
+        micro_batch_tokens = self.config.train.micro_batch_tokens
+        if micro_batch_tokens == "auto":
+            on_cpu = self.device.type == "cpu"
+            micro_batch_tokens = CPU_MICRO_BATCH_TOKENS if on_cpu else CUDA_MICRO_BATCH_TOKENS
+        mean = float(self.corpus.train.tgt.lengths.mean())
+        return slice_budget(self.plan, micro_batch_tokens=micro_batch_tokens, mean_tgt_tokens=mean)
+
+    def _compile(self) -> None:
+        # One static shape. Layers apart from the loss: a short warm-up, and names in the state dict stay as they are.
+        for layer in (*self.model.encoder, *self.model.decoder):
+            layer.compile(fullgraph=True, dynamic=False)
+        self.loss = torch.compile(linear_label_smoothed_nll, fullgraph=True, dynamic=False)
+
+    def validates_at(self, step: int) -> bool:
+        return step % self.config.train.validate_every == 0
+
+    def saves_at(self, step: int) -> bool:
+        return step % self.config.train.checkpoint_every == 0
+
+    def finished(self) -> bool:
+        """Whether the steps or the time are up."""
+        settings = self.config.train
+        out_of_time = settings.stop_after is not None and (
+            self.progress.train_seconds >= parse_duration(settings.stop_after)
+        )
+        return self.progress.step > 0 and (self.progress.step >= settings.max_steps or out_of_time)
+
+    def validate(self) -> ValidationResult:
+        """Measure the validation set."""
+        decode = replace(self.config.decode, beam_size=self.config.train.validation_beam_size)
+        return validate(
+            self.model,
+            self.tokenizer,
+            self.corpus.valid,
+            self.corpus.valid_pairs,
+            decode,
+            self.config.data.max_tokens,
+        )
+
+    def note_result(self, result: ValidationResult) -> bool:
+        """Remember a validation; True where it is the best so far."""
+        progress = self.progress
+        progress.validated_at = progress.step
+        score = result.bleu if self.config.train.best_by == "bleu" else -result.loss
+        is_best = progress.best_step is None or score > progress.best_score
+        if is_best:
+            progress.best_step, progress.best_score = progress.step, score
+        return is_best
+
+    def save_checkpoint(self) -> None:
+        """Write the checkpoint of this step, say which one is the best, and remove those that are not needed."""
+        settings = self.config.train
+        save_model_folder(
+            checkpoint_path(self.run_dir, self.progress.step),
+            self.model.state_dict(),
+            self.config,
+            self.corpus.tokenizer_path,
+            {
+                "vocab_size": self.tokenizer.vocab_size,
+                "step": self.progress.step,
+                "corpus_fingerprint": self.corpus.fingerprint,
+            },
+            {"optimizer": self.optimizer.state_dict(), "progress": asdict(self.progress)},
+        )
+        self._write_best()
+        prune_checkpoints(self.run_dir, max(settings.keep_last, settings.average_last), settings.checkpoint_every)
+
+    def _write_best(self) -> None:
+        if self.progress.best_step is not None:
+            best = {"step": self.progress.best_step, self.config.train.best_by: abs(self.progress.best_score)}
+            write_json(self.run_dir / "checkpoints" / BEST, best)
+
+    def _resume(self) -> Progress:
+        """Go on from the last checkpoint that can be read."""
+        for folder in reversed(checkpoints(self.run_dir)):
+            try:
+                opened = ModelFolder.open(folder)
+                weights, state = opened.load_weights(), opened.load_training_state()
+            except CheckpointError as error:
+                print(f"warning: {error}: going back to the checkpoint before", file=sys.stderr, flush=True)
+                continue
+            load_into(self.model, weights, folder)
+            self.optimizer.load_state_dict(state["optimizer"])
+            saved = dict(state["progress"])
+            return Progress(**{**saved, "plan_state": PlanState(**saved["plan_state"])})
+        return Progress()
+
+
+@dataclass
+class Received:
+    """The signal that came, if one did."""
+
+    number: int | None = None
+
+
+@contextmanager
+def caught_signals() -> Iterator[Received]:
+    """Note SIGINT and SIGTERM, so that the loop can save and stop between two steps; a second one acts at once."""
+    received = Received()
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        received.number = number
+        for each in numbers:
+            signal.signal(each, before[each])
+
+    for number in numbers:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number in numbers:
+            signal.signal(number, before[number])

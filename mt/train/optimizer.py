@@ -1,0 +1,83 @@
+"""Adam, clipping, loss scaling, and the guard that keeps non-finite gradients out of the weights: all on the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mt.config import TrainConfig
+from mt.model import Transformer
+
+# fp16 alone: the scale starts here, halves at an overflow, and doubles after so many good updates in a row.
+FIRST_LOSS_SCALE = 2.0**15
+GROWTH_INTERVAL = 2_000
+
+
+class Optimizer:
+    """One update from summed gradients, without a synchronisation.
+
+    Clipping and the loss scale enter torch's fused Adam as its `grad_scale`, a non-finite norm as its `found_inf`: then
+    parameters, moments and step count stay untouched.
+
+    Source: Kingma and Ba 2015; the settings are Vaswani et al. 2017, section 5.3.
+    """
+
+    def __init__(self, model: Transformer, train: TrainConfig, dtype: torch.dtype) -> None:
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        device = self.parameters[0].device
+        self._adam = torch.optim.Adam(
+            self.parameters, lr=0.0, betas=(train.adam_beta1, train.adam_beta2), eps=train.adam_eps, fused=True
+        )
+        self._clip_norm = train.clip_norm
+        self._scales_loss = dtype == torch.float16
+        self.loss_scale = torch.full((), FIRST_LOSS_SCALE if self._scales_loss else 1.0, device=device)
+        self._good_updates = torch.zeros((), dtype=torch.int64, device=device)
+        self.n_skipped = torch.zeros((), dtype=torch.int64, device=device)
+
+    def step(self, lr: float) -> Tensor:
+        """Update the parameters from their gradients, and forget these.
+
+        Returns:
+            The norm of the gradients before clipping, a scalar on the device; non-finite where the update was skipped.
+        """
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients) / self.loss_scale
+        not_finite = ~torch.isfinite(norm)
+        excess = torch.ones_like(norm) if self._clip_norm is None else (norm / self._clip_norm).clamp(min=1.0)
+        # torch reads both from the object; GradScaler sets them the same way.
+        self._adam.grad_scale = torch.where(not_finite, torch.ones_like(norm), self.loss_scale * excess)  # type: ignore[attr-defined]
+        self._adam.found_inf = not_finite.float()  # type: ignore[attr-defined]
+        for group in self._adam.param_groups:
+            group["lr"] = lr
+        self._adam.step()
+        self._adam.zero_grad(set_to_none=True)
+        self.n_skipped += not_finite
+        if self._scales_loss:
+            self._adapt_loss_scale(not_finite)
+        return norm
+
+    def _adapt_loss_scale(self, overflowed: Tensor) -> None:
+        self._good_updates = torch.where(overflowed, torch.zeros_like(self._good_updates), self._good_updates + 1)
+        grows = self._good_updates == GROWTH_INTERVAL
+        factor = torch.where(overflowed, 0.5, torch.where(grows, 2.0, 1.0))
+        self.loss_scale = (self.loss_scale * factor).clamp(min=1.0)
+        self._good_updates = torch.where(grows, torch.zeros_like(self._good_updates), self._good_updates)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next update depends on."""
+        return {
+            "adam": self._adam.state_dict(),
+            "loss_scale": self.loss_scale,
+            "good_updates": self._good_updates,
+            "n_skipped": self.n_skipped,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        self._adam.load_state_dict(state["adam"])
+        device = self.loss_scale.device
+        self.loss_scale = state["loss_scale"].to(device)
+        self._good_updates = state["good_updates"].to(device)
+        self.n_skipped = state["n_skipped"].to(device)

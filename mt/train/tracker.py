@@ -1,0 +1,139 @@
+"""What a run tells: a live line in a terminal, plain lines elsewhere, TensorBoard, and metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+# TensorBoard groups by what stands before the slash.
+_TENSORBOARD_NAMES = {
+    "train_loss": "train/loss",
+    "learning_rate": "train/learning_rate",
+    "grad_norm": "train/grad_norm",
+    "tgt_tokens_per_second": "train/tgt_tokens_per_second",
+    "valid_loss": "valid/loss",
+    "valid_bleu": "valid/bleu",
+    "valid_chrf": "valid/chrf",
+}
+
+
+class Tracker:
+    """Writes measurements of a run where people and programs look for them.
+
+    Args:
+        run_dir: holds `metrics.jsonl` and `tensorboard/`. What an earlier, longer start wrote there after
+            `first_step` is cut off, for it will be written again.
+        first_step: updates that are done already.
+        max_steps: updates that will be done.
+        stream: for people.
+    """
+
+    def __init__(self, run_dir: Path, first_step: int, max_steps: int, stream: TextIO | None = None) -> None:
+        self._path = run_dir / "metrics.jsonl"
+        _cut_after(self._path, first_step)
+        self._metrics = self._path.open("a", encoding="utf-8")
+        self._writer = self._tensorboard_writer(run_dir, first_step)
+        self._stream = stream or sys.stderr
+        self._max_steps = max_steps
+        self._best = ""
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._started_at, self._first_step = time.monotonic(), first_step
+        if self._stream.isatty():
+            console = Console(file=self._stream)
+            self._progress = Progress(
+                TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.description}"),
+                TimeRemainingColumn(),
+                console=console,
+                transient=True,
+            )
+            self._task = self._progress.add_task("starting", total=max_steps, completed=first_step)
+            self._progress.start()
+
+    @staticmethod
+    def _tensorboard_writer(run_dir: Path, first_step: int) -> SummaryWriter:
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        return SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+
+    def log(self, step: int, **values: float) -> None:
+        """Record measurements of an update; the names are those of `metrics.jsonl`."""
+        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+        self._metrics.flush()
+        for name, value in values.items():
+            self._writer.add_scalar(_TENSORBOARD_NAMES[name], value, step)
+        if "train_loss" in values:
+            self._show_training(step, values)
+        else:
+            self._show_validation(step, values)
+
+    def say(self, message: str) -> None:
+        """One line for people."""
+        if self._progress is not None:
+            self._progress.console.print(message, markup=False, highlight=False)
+        else:
+            print(message, file=self._stream, flush=True)
+
+    def _show_training(self, step: int, values: dict[str, float]) -> None:
+        text = (
+            f"loss {values['train_loss']:.3f} · lr {values['learning_rate']:.2e} · "
+            f"{values['tgt_tokens_per_second']:,.0f} tok/s{self._best}"
+        )
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, description=text)
+        else:
+            self.say(f"step {step:,}/{self._max_steps:,} · {text} · {self._time_left(step)} left")
+
+    def _show_validation(self, step: int, values: dict[str, float]) -> None:
+        self._best = f" · BLEU {values['valid_bleu']:.2f}"
+        self.say(
+            f"step {step:,}: validation loss {values['valid_loss']:.4f}, "
+            f"BLEU {values['valid_bleu']:.2f}, chrF2 {values['valid_chrf']:.2f}"
+        )
+
+    def _time_left(self, step: int) -> str:
+        per_step = (time.monotonic() - self._started_at) / max(step - self._first_step, 1)
+        return format_duration(per_step * (self._max_steps - step))
+
+    def close(self) -> None:
+        """Write out what is pending."""
+        if self._progress is not None:
+            self._progress.stop()
+        self._writer.close()
+        self._metrics.close()
+
+
+def format_duration(seconds: float) -> str:
+    """3 h 07 min, 2 min 05 s or 42 s."""
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {whole % 60:02} s" if minutes else f"{whole} s"
+
+
+def _cut_after(path: Path, step: int) -> None:
+    """Keep the lines of metrics up to `step`; a torn last line goes too."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    beside = path.with_name(f".{path.name}.writing")
+    beside.write_text("".join(kept), encoding="utf-8")
+    beside.replace(path)

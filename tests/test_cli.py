@@ -1,0 +1,340 @@
+"""The command line by itself: what it reads, prints and returns. The functions that it calls are stand-ins here."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mt.cli import app
+from mt.config import RunConfig
+from mt.configfile import load_config
+from mt.errors import CheckpointError, DataError
+
+ROOT = Path(__file__).resolve().parent.parent
+Run = Callable[..., tuple[int, str, str]]
+
+
+@dataclass(frozen=True)
+class FakeHypothesis:
+    text: str
+    score: float = -0.5
+    log_prob: float = -1.5
+    n_tokens: int = 3
+
+
+class FakeTranslator:
+    """Translates to upper case; the second best is the line twice, and there is no third."""
+
+    calls: list[dict[str, Any]] = []  # noqa: RUF012
+
+    @classmethod
+    def load(cls, path: str, device: str, precision: str) -> FakeTranslator:
+        if path == "missing":
+            raise CheckpointError("missing: no such model folder")
+        cls.calls.append({"path": path, "device": device, "precision": precision})
+        return cls()
+
+    def translate_lines(self, lines: Iterable[str], **options: Any) -> Iterator[list[FakeHypothesis]]:
+        self.calls.append(options)
+        for line in lines:
+            texts = [line.upper(), f"{line} {line}"] if line else [""]
+            yield [FakeHypothesis(text) for text in texts[: options["n_best"]]]
+
+
+@pytest.fixture(autouse=True)
+def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
+    """Stand-ins for what costs time; `pipeline` may be given other functions by a test."""
+    pipeline = types.SimpleNamespace()
+    translator = types.SimpleNamespace(Translator=FakeTranslator, Hypothesis=FakeHypothesis)
+    monkeypatch.setitem(sys.modules, "mt.pipeline", pipeline)
+    monkeypatch.setitem(sys.modules, "mt.decode.translator", translator)
+    monkeypatch.setattr(FakeTranslator, "calls", [])
+    monkeypatch.chdir(tmp_path)
+    return pipeline
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run `mt` with arguments and standard input: exit status, standard output, standard error."""
+
+    def run_mt(*arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        with pytest.raises(SystemExit) as caught:
+            app(list(arguments), prog_name="mt")
+        return caught.value.code or 0, *capsys.readouterr()
+
+    return run_mt
+
+
+def write_lines(name: str, lines: Sequence[str]) -> str:
+    Path(name).write_bytes("".join(f"{line}\n" for line in lines).encode())
+    return name
+
+
+# --- Statuses ---------------------------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_command(run: Run):
+    status, stdout, _ = run("--help")
+    assert status == 0
+    for command in ("train", "prepare", "translate", "eval", "average", "config"):
+        assert f"\n  {command} " in stdout
+
+
+def test_the_version_is_one_line(run: Run):
+    status, stdout, stderr = run("--version")
+    assert (status, stderr) == (0, "")
+    assert stdout.startswith("mt ") and stdout.count("\n") == 1
+
+
+def test_an_error_of_the_user_is_one_line_and_status_2(run: Run, fakes: types.SimpleNamespace):
+    def average_run(run_dir: Path, last: int) -> Path:
+        raise DataError("two\nlines")
+
+    fakes.average_run = average_run
+    assert run("average", "--run-dir", "r", "--last", "3") == (2, "", "error: two lines\n")
+
+
+def test_a_wrong_option_is_status_2(run: Run):
+    status, stdout, stderr = run("train", "--confog", "x.yaml")
+    assert (status, stdout) == (2, "")
+    assert "No such option: --confog" in stderr
+
+
+def test_an_interrupt_is_status_130(run: Run, fakes: types.SimpleNamespace):
+    def train_run(config: RunConfig, run_dir: Path) -> None:
+        raise KeyboardInterrupt
+
+    fakes.train_run = train_run
+    assert run("train", "--config", "demo")[0] == 130
+
+
+def test_a_termination_keeps_its_status(run: Run, fakes: types.SimpleNamespace):
+    def train_run(config: RunConfig, run_dir: Path) -> None:
+        raise SystemExit(143)
+
+    fakes.train_run = train_run
+    assert run("train", "--config", "demo") == (143, "", "")
+
+
+def test_an_error_of_ours_keeps_its_traceback(fakes: types.SimpleNamespace):
+    def average_run(run_dir: Path, last: int) -> Path:
+        raise ZeroDivisionError
+
+    fakes.average_run = average_run
+    with pytest.raises(ZeroDivisionError):
+        app(["average", "--run-dir", "r", "--last", "3"])
+
+
+def test_an_error_of_ours_is_status_1_from_the_shell():
+    code = "import mt.cli, mt.configfile; mt.configfile.dump_config = lambda config: 1 / 0; mt.cli.main()"
+    command = [sys.executable, "-c", code, "config", "show", "demo"]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert finished.returncode == 1
+    assert finished.stderr.startswith("Traceback") and finished.stderr.endswith("ZeroDivisionError: division by zero\n")
+
+
+def test_a_reader_that_goes_away_is_no_reason_for_a_traceback():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "mt", "config", "show", "demo"]
+    finished = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (finished.returncode, finished.stderr) == (141, b"")
+
+
+# --- train, prepare, average, config ----------------------------------------------------------------------------------
+
+
+def test_train_hands_over_the_config_and_the_run_folder(run: Run, fakes: types.SimpleNamespace):
+    calls: list[tuple[RunConfig, Path]] = []
+    fakes.train_run = lambda config, run_dir: calls.append((config, run_dir))
+    assert run("train", "--config", "demo", "--set", "name=other", "--set", "train.seed=7") == (0, "", "")
+    assert run("train", "--config", "demo.yaml", "--run-dir", "elsewhere/x") == (0, "", "")
+    expected = load_config("demo", ["name=other", "train.seed=7"])
+    assert calls == [(expected, Path("runs/other")), (load_config("demo"), Path("elsewhere/x"))]
+
+
+def test_a_wrong_setting_is_told_with_its_place(run: Run):
+    message = "error: --set train.warmup_step=3: train.warmup_step: unknown key, did you mean warmup_steps?\n"
+    assert run("train", "--config", "demo", "--set", "train.warmup_step=3") == (2, "", message)
+
+
+def test_average_prints_the_model_folder(run: Run, fakes: types.SimpleNamespace):
+    fakes.average_run = lambda run_dir, last: run_dir / f"average-{last}"
+    assert run("average", "--run-dir", "runs/a", "--last", "3") == (0, "runs/a/average-3\n", "")
+    message = "error: --last: expected at least 1, got 0\n"
+    assert run("average", "--run-dir", "runs/a", "--last", "0") == (2, "", message)
+
+
+def test_config_list_names_what_ships_and_what_it_is_for(run: Run):
+    status, stdout, _ = run("config", "list")
+    assert status == 0
+    assert [line.split()[0] for line in stdout.splitlines()] == ["base.yaml", "big.yaml", "demo.yaml", "multi30k.yaml"]
+    assert all(len(line.split()) > 3 for line in stdout.splitlines())
+
+
+def test_config_show_prints_a_config_that_can_be_read_back(run: Run):
+    status, stdout, _ = run("config", "show", "base", "--set", "train.seed=7")
+    assert status == 0
+    Path("shown.yaml").write_text(stdout, encoding="utf-8")
+    assert load_config("shown.yaml") == load_config("base", ["train.seed=7"])
+
+
+# --- translate --------------------------------------------------------------------------------------------------------
+
+
+def test_one_line_comes_out_for_each_line_that_goes_in(run: Run):
+    status, stdout, stderr = run("translate", "--model", "m", stdin="ein hund\r\n\nzwei\u2028drei".encode())
+    assert (status, stdout, stderr) == (0, "EIN HUND\n\nZWEI\u2028DREI\n", "")
+
+
+def test_no_input_gives_no_output(run: Run):
+    assert run("translate", "--model", "m") == (0, "", "")
+
+
+def test_bad_bytes_are_replaced_and_counted(run: Run):
+    status, stdout, stderr = run("translate", "--model", "m", stdin=b"a\nb\xff\nc\n")
+    assert (status, stdout) == (0, "A\nB\ufffd\nC\n")
+    assert stderr == "warning: 1 of 3 lines were not valid UTF-8: their bad bytes were read as U+FFFD\n"
+
+
+def test_files_are_read_and_written(run: Run):
+    write_lines("in.en", ["a", "", "b"])
+    assert run("translate", "--model", "m", "--input", "in.en", "--output", "out.de") == (0, "", "")
+    assert Path("out.de").read_bytes() == b"A\n\nB\n"
+
+
+def test_n_best_gives_that_many_lines_for_each_line(run: Run):
+    assert run("translate", "--model", "m", "--n-best", "3", stdin=b"a\n\n")[1] == "A\na a\n\n\n\n\n"
+
+
+def test_jsonl_has_one_object_a_line(run: Run):
+    _, stdout, _ = run("translate", "--model", "m", "--n-best", "2", "--format", "jsonl", stdin="ä\n\n".encode())
+    figures = {"score": -0.5, "log_prob": -1.5, "n_tokens": 3}
+    assert [json.loads(line) for line in stdout.splitlines()] == [
+        {"line": 1, "src": "ä", "hypotheses": [{"text": "Ä", **figures}, {"text": "ä ä", **figures}]},
+        {"line": 2, "src": "", "hypotheses": [{"text": "", **figures}]},
+    ]
+    assert '"ä"' in stdout
+
+
+def test_options_reach_the_translator(run: Run):
+    options = ["--beam-size", "6", "--length-penalty", "0", "--batch-tokens", "99", "--n-best", "2"]
+    run("translate", "--model", "m", "--device", "cpu", "--precision", "fp32", *options, stdin=b"a\n")
+    assert FakeTranslator.calls == [
+        {"path": "m", "device": "cpu", "precision": "fp32"},
+        {"beam_size": 6, "length_penalty": 0.0, "batch_tokens": 99, "n_best": 2},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--beam-size", "0"], "--beam-size: expected 1 to 64, got 0"),
+        (["--beam-size", "65"], "--beam-size: expected 1 to 64, got 65"),
+        (["--length-penalty", "-1"], "--length-penalty: expected 0 to 10, got -1.0"),
+        (["--batch-tokens", "0"], "--batch-tokens: expected at least 1, got 0"),
+        (["--n-best", "0"], "--n-best: expected at least 1, got 0"),
+        (["--n-best", "5", "--beam-size", "4"], "--n-best: is 5, more than --beam-size (4) can give"),
+        (["--input", "missing.en"], "missing.en: cannot be read: No such file or directory"),
+        (["--input", "."], ".: cannot be read: Is a directory"),
+        (["--output", "missing/out.de"], "missing/out.de: cannot be written: No such file or directory"),
+    ],
+)
+def test_wrong_options_are_refused_before_the_model_is_loaded(run: Run, options: list[str], message: str):
+    assert run("translate", "--model", "m", *options) == (2, "", f"error: {message}\n")
+    assert FakeTranslator.calls == []
+
+
+def test_a_model_that_is_missing_leaves_no_output_file(run: Run):
+    message = "error: missing: no such model folder\n"
+    assert run("translate", "--model", "missing", "--output", "out.de") == (2, "", message)
+    assert list(Path().iterdir()) == []
+
+
+def test_output_begins_before_the_input_ends():
+    code = (
+        "import sys, types\n"
+        "sys.path.insert(0, 'tests')\n"
+        "import test_cli\n"
+        "fake = types.SimpleNamespace(Translator=test_cli.FakeTranslator, Hypothesis=test_cli.FakeHypothesis)\n"
+        "sys.modules['mt.decode.translator'] = fake\n"
+        "test_cli.app(['translate', '--model', 'm'])\n"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None
+        for line in (b"one\n", b"two\n"):
+            process.stdin.write(line)
+            process.stdin.flush()
+            assert process.stdout.readline() == line.upper()
+        process.stdin.close()
+        assert process.stdout.read() == b""
+    assert process.returncode == 0
+
+
+# --- eval -------------------------------------------------------------------------------------------------------------
+
+
+def test_files_are_scored_under_the_name_input(run: Run):
+    hyp = write_lines("hyp", ["Ein Hund läuft im Schnee .", "Zwei Männer"])
+    ref = write_lines("ref", ["Ein Hund läuft durch den Schnee .", "Zwei Männer"])
+    status, stdout, stderr = run("eval", "--hyp", hyp, "--ref", ref, "--src", ref, "--json")
+    assert (status, stderr) == (0, "")
+    entry = json.loads(stdout)["test_sets"]["input"]
+    assert entry["n_lines"] == 2
+    assert [score["name"] for score in entry["scores"]] == ["BLEU", "chrF2"]
+    assert all(score["signature"].startswith("nrefs:1|case:mixed|") for score in entry["scores"])
+    status, stdout, _ = run("eval", "--hyp", hyp, "--ref", ref)
+    bleu = entry["scores"][0]
+    assert stdout.startswith(f"input (2 lines)\n  BLEU  {bleu['score']:>7.2f}   {bleu['signature']}\n  chrF2 ")
+
+
+def test_a_model_is_scored_by_the_pipeline(run: Run, fakes: types.SimpleNamespace):
+    def evaluate_model(model_dir: Path, test: str | None) -> dict[str, Any]:
+        scores = [{"name": "BLEU", "score": 30.123456789, "signature": "nrefs:1"}]
+        return {"test_sets": {f"{model_dir}:{test}": {"n_lines": 1_014, "scores": scores}}}
+
+    fakes.evaluate_model = evaluate_model
+    assert run("eval", "--model", "m") == (0, "m:None (1,014 lines)\n  BLEU    30.12   nrefs:1\n", "")
+    _, stdout, _ = run("eval", "--model", "m", "--test", "wmt", "--json")
+    assert json.loads(stdout) == evaluate_model(Path("m"), "wmt")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("", "--model: missing: give --model DIR, or --hyp FILE and --ref FILE"),
+        ("--hyp two", "--ref: missing: --hyp needs it"),
+        ("--ref two", "--hyp: missing: --ref needs it"),
+        ("--hyp two --ref two --test wmt", "--test: names a test set of a model: give --model"),
+        ("--model m --hyp two", "--hyp: scores a file and --model scores a model: give one of them"),
+        ("--model m --ref two", "--ref: scores a file and --model scores a model: give one of them"),
+        ("--model m --src two", "--src: scores a file and --model scores a model: give one of them"),
+        (
+            "--hyp three --ref two",
+            "three has 3 lines and two has 2: parallel files need one line for each line",
+        ),
+        (
+            "--hyp two --ref two --src three",
+            "three has 3 lines and two has 2: parallel files need one line for each line",
+        ),
+        ("--hyp empty --ref empty", "empty: has no lines: nothing to score"),
+    ],
+)
+def test_options_of_eval_that_do_not_go_together_are_refused(run: Run, options: str, message: str):
+    write_lines("two", ["a", "b"])
+    write_lines("three", ["a", "b", "c"])
+    write_lines("empty", [])
+    assert run("eval", *options.split()) == (2, "", f"error: {message}\n")

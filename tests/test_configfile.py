@@ -1,0 +1,365 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mt.config import ModelConfig, RunConfig, SourceConfig
+from mt.configfile import config_differences, dump_config, find_config, load_config, parse_config, shipped_configs
+from mt.errors import ConfigError
+
+MINIMAL = """\
+name: captions
+src_lang: en
+tgt_lang: de
+data:
+  train:
+    - {src: train.en, tgt: train.de}
+  valid: {src: valid.en, tgt: valid.de}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def load(text: str | bytes, *overrides: str) -> RunConfig:
+    Path("x.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load_config("x.yaml", overrides)
+
+
+def message_of(text: str | bytes, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(text, *overrides)
+    return str(caught.value)
+
+
+# --- What is read -----------------------------------------------------------------------------------------------------
+
+
+def test_a_file_holds_only_what_differs_from_the_defaults():
+    config = load(MINIMAL + "model: {d_model: 256, n_heads: 4}\n")
+    assert config.model == ModelConfig(d_model=256, n_heads=4)
+    assert config.data.train == (SourceConfig(src="train.en", tgt="train.de"),)
+    assert config.train.max_steps == 100_000
+
+
+@pytest.mark.parametrize("text", ["3e-4", "3E-4", "3.0e-4", "0.3e-3", "'3e-4'"])
+def test_an_exponent_is_a_number_although_yaml_reads_text(text: str):
+    assert load(MINIMAL + f"train: {{peak_lr: {text}}}\n").train.peak_lr == 3e-4
+
+
+@pytest.mark.parametrize("text", ["1e6", "1000000", "1_000_000", "1.0e+6", "1000000.0"])
+def test_a_whole_number_may_be_written_with_an_exponent(text: str):
+    max_steps = load(MINIMAL + f"train: {{max_steps: {text}}}\n").train.max_steps
+    assert (max_steps, type(max_steps)) == (1_000_000, int)
+
+
+def test_an_integer_is_a_float_where_a_float_is_asked_for():
+    peak_lr = load(MINIMAL + "train: {peak_lr: 1}\n").train.peak_lr
+    assert (peak_lr, type(peak_lr)) == (1.0, float)
+
+
+def test_a_name_that_looks_like_a_number_or_a_date_stays_text():
+    assert load(MINIMAL.replace("captions", "1e6")).name == "1e6"
+    assert load(MINIMAL.replace("captions", "2026-11-22")).name == "2026-11-22"
+
+
+def test_an_empty_section_is_its_defaults():
+    assert load(MINIMAL + "model:\ntokenizer:\n") == load(MINIMAL)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key():
+    assert load(b"\xef\xbb\xbf" + MINIMAL.encode()) == load(MINIMAL)
+
+
+def test_auto_or_a_number_are_both_read():
+    assert load(MINIMAL + "train: {micro_batch_tokens: auto}\n").train.micro_batch_tokens == "auto"
+    assert load(MINIMAL + "train: {micro_batch_tokens: 4e3}\n").train.micro_batch_tokens == 4_000
+
+
+# --- What is refused --------------------------------------------------------------------------------------------------
+
+REFUSED = {
+    "train: {warmup_step: 3}": "x.yaml: train.warmup_step: unknown key, did you mean warmup_steps?",
+    "batch_tokens: 3": "x.yaml: batch_tokens: unknown key, did you mean train.batch_tokens?",
+    "tokenizer: {merges: 3}": "x.yaml: tokenizer.merges: unknown key, the keys of tokenizer are kind, vocab_size, "
+    "character_coverage, sample_lines",
+    "colour: 3": "x.yaml: colour: unknown key, the keys at the top are name, src_lang, tgt_lang, data, tokenizer, "
+    "model, train, decode",
+    "train: {max_steps: yes}": "x.yaml: train.max_steps: expected int, got True",
+    "train: {max_steps: 2.5}": "x.yaml: train.max_steps: expected int, got 2.5",
+    "train: {max_steps: 1e-3}": "x.yaml: train.max_steps: expected int, got '1e-3'",
+    "train: {max_steps: '100'}": "x.yaml: train.max_steps: expected int, got '100'",
+    "train: {max_steps: null}": "x.yaml: train.max_steps: expected int, got null",
+    "train: {max_steps: [1]}": "x.yaml: train.max_steps: expected int, got a list",
+    "train: {max_steps: {a: 1}}": "x.yaml: train.max_steps: expected int, got a mapping",
+    "train: {peak_lr: fast}": "x.yaml: train.peak_lr: expected float or null, got 'fast'",
+    "train: {peak_lr: 1e999}": "x.yaml: train.peak_lr: expected a number above 0 or null, got inf",
+    "train: {peak_lr: 1" + 400 * "0" + "}": f"x.yaml: train.peak_lr: expected float or null, got 1{76 * '0'}…",
+    "train: {micro_batch_tokens: all}": "x.yaml: train.micro_batch_tokens: expected int or auto, got 'all'",
+    "train: {compile: maybe}": "x.yaml: train.compile: expected bool or auto, got 'maybe'",
+    "train: {precision: bf8}": "x.yaml: train.precision: expected auto, bf16, fp16 or fp32, got 'bf8'",
+    "train: {stop_after: 1:30}": "x.yaml: train.stop_after: expected str or null, got 90 "
+    "(YAML reads it as a number: write it in quotes)",
+    "train: {stop_after: soon}": "x.yaml: train.stop_after: expected a duration such as 90s, 30m or 1h30m, got 'soon'",
+    "model: 512": "x.yaml: model: expected a mapping (key: value), got 512",
+    "model: [512]": "x.yaml: model: expected a mapping (key: value), got a list",
+    "model: {d_model: 100}": "x.yaml: model.d_model: expected a multiple of 8 × n_heads, got d_model 100 and n_heads 8",
+    "model: {3: 4}": "x.yaml: model.3: expected text as a key, got 3 (YAML reads it as a number: write it in quotes)",
+    "no: 4": "x.yaml: False: expected text as a key, got False "
+    "(YAML reads a bare yes/no/on/off as true/false: write it in quotes)",
+}
+
+
+@pytest.mark.parametrize(("line", "message"), REFUSED.items())
+def test_a_wrong_setting_is_refused_by_its_key(line: str, message: str):
+    assert message_of(f"{MINIMAL}{line}\n") == message
+
+
+REPLACED = {
+    ("tgt_lang: de", "tgt_lang: no"): "x.yaml: tgt_lang: expected str, got False "
+    "(YAML reads a bare yes/no/on/off as true/false: write it in quotes)",
+    ("tgt_lang: de", "tgt_lang: en"): "x.yaml: tgt_lang: is the same as src_lang: en",
+    ("name: captions\n", ""): "x.yaml: name: missing",
+    ("  valid: {src: valid.en, tgt: valid.de}\n", ""): "x.yaml: data.valid: missing",
+    ("{src: train.en, tgt: train.de}", "{src: train.en}"): "x.yaml: data.train.0: expected exactly one of {src, tgt}, "
+    "{file}, {dataset} and {sacrebleu}",
+    ("tgt: train.de}", "tgt: train.de, weight: 0}"): "x.yaml: data.train.0.weight: expected a number above 0 "
+    "and up to 1000, got 0.0",
+    ("tgt: train.de}", "tgt: train.de, split: test}"): "x.yaml: data.train.0: config and split go with dataset alone",
+    ("tgt: train.de}", "tgt: train.de, wieght: 2}"): "x.yaml: data.train.0.wieght: unknown key, did you mean weight?",
+    ("{src: valid.en, tgt: valid.de}", "valid.en"): "x.yaml: data.valid: expected a mapping (key: value), "
+    "got 'valid.en'",
+    ("    - {src: train.en, tgt: train.de}", "    src: train.en"): "x.yaml: data.train: expected a list, got a mapping",
+    ("    - {src: train.en, tgt: train.de}", "    []"): "x.yaml: data.train: is empty: "
+    "give at least one source of parallel text",
+    ("  valid:", "  test: {2016: {file: a.tsv}}\n  valid:"): "x.yaml: data.test.2016: expected text as a key, got 2016 "
+    "(YAML reads it as a number: write it in quotes)",
+}
+
+
+@pytest.mark.parametrize(("change", "message"), REPLACED.items())
+def test_wrong_data_is_refused_by_its_key(change: tuple[str, str], message: str):
+    assert change[0] in MINIMAL
+    assert message_of(MINIMAL.replace(*change)) == message
+
+
+def test_a_key_given_twice_is_refused_with_both_lines():
+    text = MINIMAL + "train:\n  seed: 1\n  max_steps: 5\n  seed: 2\n"
+    assert message_of(text) == "x.yaml:11:3: not valid YAML: seed is given twice, first on line 9"
+
+
+UNREADABLE = {
+    b"name: a\ndata: {train: [\n": "x.yaml:3:1: not valid YAML: expected the node content, but found '<stream end>' "
+    "(while parsing a flow node)",
+    b"name: a\n\tdata: 3\n": "x.yaml:2:1: not valid YAML: found character '\\t' that cannot start any token "
+    "(while scanning for the next token)",
+    b"name: a: b\n": "x.yaml:1:8: not valid YAML: mapping values are not allowed here",
+    b"name: a\n---\nname: b\n": "x.yaml:2:1: not valid YAML: but found another document "
+    "(expected a single document in the stream)",
+    b"name: !!python/object:os.system a\n": "x.yaml:1:7: not valid YAML: could not determine a constructor for the tag "
+    "'tag:yaml.org,2002:python/object:os.system'",
+    b"name: a\nseed: \x00\n": "x.yaml:2: not valid YAML: the character '\\x00' is not allowed",
+    b"name: a\nsrc_lang: \xff\n": "x.yaml:2: is not UTF-8 text: save the file as UTF-8",
+    b"[" * 100_000: "x.yaml: not valid YAML: nested too deep",
+    b"": "x.yaml: is empty: a config needs at least name, src_lang, tgt_lang and data",
+    b"# nothing\n": "x.yaml: is empty: a config needs at least name, src_lang, tgt_lang and data",
+    b"- a\n- b\n": "x.yaml: expected a mapping (key: value), got a list",
+    b"name\n": "x.yaml: expected a mapping (key: value), got 'name'",
+}
+
+
+@pytest.mark.parametrize(("content", "message"), UNREADABLE.items(), ids=range(len(UNREADABLE)))
+def test_a_file_that_is_no_config_is_refused_in_one_line(content: bytes, message: str):
+    assert message_of(content) == message
+
+
+def test_a_mapping_is_parsed_with_its_place_in_front():
+    with pytest.raises(ConfigError) as caught:
+        parse_config({"name": "a"}, "runs/a/config.yaml")
+    assert str(caught.value) == "runs/a/config.yaml: src_lang: missing"
+
+
+# --- --set ------------------------------------------------------------------------------------------------------------
+
+
+def test_overrides_are_applied_in_order():
+    assert load(MINIMAL, "train.max_steps=5", "train.max_steps=1e2", "train.peak_lr=3e-4").train.max_steps == 100
+
+
+def test_an_override_of_a_list_entry_replaces_one_key():
+    text = MINIMAL.replace("{src: train.en, tgt: train.de}", "{dataset: wmt/wmt14, config: de-en}")
+    config = load(text, "data.train.0.dataset=../hub/wmt14")
+    assert config.data.train == (SourceConfig(dataset="../hub/wmt14", config="de-en"),)
+
+
+def test_the_index_after_the_last_appends():
+    config = load(MINIMAL, "data.train.1.dataset=a/b", "data.train.1.weight=0.5", "data.train.2={file: c.tsv}")
+    assert config.data.train[1:] == (SourceConfig(dataset="a/b", weight=0.5), SourceConfig(file="c.tsv"))
+
+
+def test_a_whole_value_replaces_and_does_not_merge():
+    config = load(MINIMAL, "data.valid={file: valid.tsv}", "data.train=[{file: train.tsv}]")
+    assert config.data.valid == SourceConfig(file="valid.tsv")
+    assert config.data.train == (SourceConfig(file="train.tsv"),)
+
+
+def test_an_override_makes_the_sections_that_are_not_there():
+    config = load(MINIMAL, "data.test.flickr2016.src=a.en", "data.test.flickr2016.tgt=a.de", "model.d_ff=64")
+    assert config.data.test == {"flickr2016": SourceConfig(src="a.en", tgt="a.de")}
+    assert config.model.d_ff == 64
+
+
+def test_an_override_with_null_takes_a_value_away():
+    text = MINIMAL + "train: {clip_norm: 1.0}\n"
+    assert load(text, "train.clip_norm=null").train.clip_norm is None
+    assert load(MINIMAL + "decode: {max_length: 9}\n", "decode=null").decode.max_length is None
+
+
+def test_an_override_may_mend_what_the_file_lacks():
+    assert load(MINIMAL.replace("name: captions\n", ""), "name=mended").name == "mended"
+
+
+def test_an_override_changes_one_of_two_keys_that_share_a_yaml_alias():
+    text = MINIMAL.replace("valid: {", "test: {a: &a {file: a.tsv}}\n  valid: *a\nmodel: {").partition("model")[0]
+    config = load(text, "data.valid.file=b.tsv")
+    assert (config.data.valid.file, config.data.test["a"].file) == ("b.tsv", "a.tsv")
+
+
+BAD_OVERRIDES = {
+    "train.warmup_step=3": "--set train.warmup_step=3: train.warmup_step: unknown key, did you mean warmup_steps?",
+    "train.max_steps=many": "--set train.max_steps=many: train.max_steps: expected int, got 'many'",
+    "train.max_steps": "--set train.max_steps: expected KEY=VALUE, such as train.max_steps=100",
+    "=3": "--set =3: expected KEY=VALUE, such as train.max_steps=100",
+    "train.max_steps=": "--set train.max_steps=: train.max_steps: expected int, got null",
+    "train.max_steps.x=3": "--set train.max_steps.x=3: train.max_steps.x: unknown key, train.max_steps is a single "
+    "value",
+    "train.max_steps=0": "--set train.max_steps=0: train.max_steps: expected at least 1, got 0",
+    "train=3": "--set train=3: train: expected a mapping (key: value), got 3",
+    "train={max_step: 3}": "--set train={max_step: 3}: train.max_step: unknown key, did you mean max_steps?",
+    "tgt_lang=no": "--set tgt_lang=no: tgt_lang: expected str, got False "
+    "(YAML reads a bare yes/no/on/off as true/false: write it in quotes)",
+    "data.train.2.file=a.tsv": "--set data.train.2.file=a.tsv: data.train.2: expected the index of an entry, 0 to 1 "
+    "(1 appends)",
+    "data.train.first.file=a.tsv": "--set data.train.first.file=a.tsv: data.train.first: expected the index of an "
+    "entry, 0 to 1 (1 appends)",
+    "data.train.0.file=a.tsv": "--set data.train.0.file=a.tsv: data.train.0: expected exactly one of {src, tgt}, "
+    "{file}, {dataset} and {sacrebleu}; to replace the whole value, write --set 'data.train.0={…}'",
+    "data.valid={src: a": "--set data.valid={src: a: not valid YAML: expected ',' or '}', but got '<stream end>' "
+    "(while parsing a flow mapping)",
+    "data.valid={src: a, src: b}": "--set data.valid={src: a, src: b}: not valid YAML: src is given twice, "
+    "first on line 1",
+}
+
+
+@pytest.mark.parametrize(("override", "message"), BAD_OVERRIDES.items())
+def test_a_wrong_override_is_refused_as_it_was_written(override: str, message: str):
+    assert message_of(MINIMAL, "model.d_ff=64", override) == message
+
+
+def test_an_override_below_a_single_value_names_what_stands_there():
+    message = "--set tokenizer.kind=unigram: tokenizer: expected a mapping (key: value), got 'bpe'"
+    assert message_of(MINIMAL + "tokenizer: bpe\n", "tokenizer.kind=unigram") == message
+
+
+def test_an_error_of_the_file_is_not_blamed_on_an_override():
+    assert (
+        message_of(MINIMAL + "train: {seed: x}\n", "train.max_steps=3") == "x.yaml: train.seed: expected int, got 'x'"
+    )
+
+
+# --- Where configs are ------------------------------------------------------------------------------------------------
+
+
+def test_a_path_comes_before_a_shipped_name():
+    Path("base.yaml").write_text(MINIMAL)
+    assert find_config("base.yaml") == Path("base.yaml")
+    assert load_config("base.yaml").name == "captions"
+
+
+@pytest.mark.parametrize("name", ["base", "base.yaml"])
+def test_a_shipped_config_is_found_by_name_from_any_folder(name: str):
+    Path("base").mkdir()
+    assert find_config(name) in shipped_configs()
+    assert load_config(name).name == "base"
+
+
+def test_errors_in_a_shipped_config_name_it_shortly():
+    with pytest.raises(ConfigError) as caught:
+        load_config("base", ["data.max_tokens=100000"])
+    assert str(caught.value) == (
+        "base.yaml: train.batch_tokens: is 25000, smaller than data.max_tokens (100000): "
+        "the longest sentence would not fit; raise the one or lower the other"
+    )
+
+
+def test_a_file_that_is_not_there_is_an_error_with_a_suggestion():
+    message = (
+        "configs/multi31k.yaml: no such file, and no config of that name ships with mt; did you mean multi30k.yaml?"
+    )
+    with pytest.raises(ConfigError) as caught:
+        find_config("configs/multi31k.yaml")
+    assert str(caught.value) == message
+    with pytest.raises(ConfigError) as caught:
+        find_config("zzz")
+    names = ", ".join(path.stem for path in shipped_configs())
+    assert (
+        str(caught.value) == f"zzz: no such file, and no config of that name ships with mt; these ship with mt: {names}"
+    )
+
+
+def test_a_folder_is_no_config():
+    Path("runs").mkdir()
+    with pytest.raises(ConfigError) as caught:
+        load_config("runs")
+    assert str(caught.value) == "runs: is a folder: give the config file"
+
+
+# --- Back to YAML, and differences ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["name=1e6", "src_lang='no'", "train.peak_lr=1e-9", "train.micro_batch_tokens=4096", "train.compile=false"],
+        [
+            "data.test={'2016': {file: 'häß 1.tsv'}, a.b: {dataset: x, split: 'null'}}",
+            "data.train.1={sacrebleu: wmt14}",
+        ],
+        ["train.stop_after='1:30'", "train.stop_after=1h30m", "data.prepared_dir='a: #b'", "train.adam_eps=1e-300"],
+    ],
+)
+def test_a_dumped_config_reads_back_as_the_same(overrides: list[str]):
+    config = load(MINIMAL, *overrides)
+    assert load(dump_config(config)) == config
+
+
+def test_the_dump_holds_every_setting():
+    text = dump_config(load(MINIMAL))
+    for section in dataclasses.fields(RunConfig):
+        assert f"{section.name}:" in text
+    assert "  warmup_steps: 4000\n" in text
+    assert "  - src: train.en\n    tgt: train.de\n    weight: 1.0\n" in text
+
+
+def test_equal_configs_do_not_differ():
+    assert config_differences(load(MINIMAL), load(MINIMAL)) == {}
+
+
+@pytest.mark.parametrize(
+    ("override", "differences"),
+    [
+        ("train.max_steps=5", {"train.max_steps": (100_000, 5)}),
+        ("train.clip_norm=1", {"train.clip_norm": (None, 1.0)}),
+        ("data.train.0.weight=2", {"data.train.0.weight": (1.0, 2.0)}),
+        ("data.train.1.file=a.tsv", {"data.train.1.file": (None, "a.tsv"), "data.train.1.weight": (None, 1.0)}),
+        ("data.test.a.file=a.tsv", {"data.test.a.file": (None, "a.tsv"), "data.test.a.weight": (None, 1.0)}),
+    ],
+)
+def test_differences_are_dotted_keys_with_both_values(override: str, differences: dict[str, tuple[Any, Any]]):
+    assert config_differences(load(MINIMAL), load(MINIMAL, override)) == differences

@@ -1,0 +1,332 @@
+"""The prepared corpus: complete or absent, named after its content, its text accounted for to the last pair."""
+
+import dataclasses
+import json
+import os
+import random
+import string
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mt.config import DataConfig, RunConfig, SourceConfig, TokenizerConfig
+from mt.errors import ConfigError, DataError
+from mt.text import corpus as corpus_module
+from mt.text.clean import normalise
+from mt.text.corpus import PreparedCorpus, corpus_fingerprint, prepare_corpus
+from mt.text.tokenizer import EOS_ID, Tokenizer
+
+REAL_DATA = os.environ.get("MT_REAL_DATA")
+
+DRAW = random.Random(5)
+WORDS = ["".join(DRAW.choices(string.ascii_lowercase + "äöüß", k=DRAW.randint(2, 8))) for _ in range(400)]
+
+
+def sentences(n: int, seed: int) -> list[str]:
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(WORDS, k=draw.randint(3, 10))) for _ in range(n)]
+
+
+def write_pair(name: str, src: list[str], tgt: list[str]) -> SourceConfig:
+    for side, lines in (("en", src), ("de", tgt)):
+        Path(f"{name}.{side}").write_text("".join(f"{line}\n" for line in lines), "utf-8", newline="\n")
+    return SourceConfig(src=f"{name}.en", tgt=f"{name}.de")
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+# Line 1 has something to normalise, 2 is empty, 3 too uneven, 4 has too many characters, 5 too many tokens: a word is a
+# token at least.
+MANY_WORDS = " ".join("q" * 110)
+FIRST_SRC = ["  two\u00a0words ", "", "short", "x" * 301, MANY_WORDS, *sentences(195, seed=1)]
+FIRST_TGT = ["zwei  Wörter", "leer", "y" * 200, "x" * 301, MANY_WORDS, *sentences(195, seed=2)]
+SECOND_SRC, SECOND_TGT = sentences(50, seed=3), sentences(50, seed=4)
+VALID_SRC, VALID_TGT = [" valid\u00a0 text", "", *sentences(8, seed=5)], ["die  Prüfung", "leer", *sentences(8, seed=6)]
+
+
+@pytest.fixture
+def config() -> RunConfig:
+    data = DataConfig(
+        train=(write_pair("first", FIRST_SRC, FIRST_TGT), write_pair("second", SECOND_SRC, SECOND_TGT)),
+        valid=write_pair("valid", VALID_SRC, VALID_TGT),
+        test={"news": write_pair("test", [" raw\ttext "], ["roher  Text\x0b"])},
+        prepared_dir="prepared",
+        max_tokens=100,
+        max_chars=300,
+    )
+    return RunConfig(name="x", src_lang="en", tgt_lang="de", data=data, tokenizer=TokenizerConfig(vocab_size=500))
+
+
+def with_data(config: RunConfig, **changes: Any) -> RunConfig:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
+
+
+def prepare(config: RunConfig) -> tuple[PreparedCorpus, list[str]]:
+    said: list[str] = []
+    return prepare_corpus(config, said.append), said
+
+
+def error_of(config: RunConfig) -> str:
+    with pytest.raises((DataError, ConfigError)) as caught:
+        prepare(config)
+    left = list(Path("prepared").iterdir()) if Path("prepared").exists() else []
+    assert left == [], "a failed build leaves nothing behind"
+    return str(caught.value)
+
+
+def test_every_kept_pair_is_there_in_order_with_its_line_and_its_end(config: RunConfig) -> None:
+    corpus, _ = prepare(config)
+    tokenizer = Tokenizer.load(corpus.tokenizer_path)
+    kept = [0, *range(5, 200)]
+    assert corpus.source_sizes == (196, 50)
+    assert corpus.train_lines.tolist() == [i + 1 for i in kept] + list(range(1, 51))
+    for sentences_, first, second in (
+        (corpus.train.src, FIRST_SRC, SECOND_SRC),
+        (corpus.train.tgt, FIRST_TGT, SECOND_TGT),
+    ):
+        expected = [normalise(line) for line in [first[i] for i in kept] + second]
+        assert len(sentences_) == len(corpus.train) == 246
+        assert [tokenizer.decode(sentences_[i]) for i in range(246)] == expected
+        assert [sentences_[i].tolist() for i in range(246)] == [[*tokenizer.encode(t), EOS_ID] for t in expected]
+        assert sentences_.lengths.tolist() == [len(sentences_[i]) for i in range(246)]
+        assert sentences_.offsets[0] == 0
+        assert sentences_.offsets[-1] == len(sentences_.ids)
+        assert sentences_.ids.dtype == np.uint16
+        assert isinstance(sentences_.ids, np.memmap)
+        assert sentences_[-1].tolist() == sentences_[245].tolist()
+        with pytest.raises(IndexError, match=r"^sentence 246 of 246$"):
+            sentences_[246]
+
+
+def test_what_was_removed_is_said_and_stands_in_the_manifest_with_examples(config: RunConfig) -> None:
+    corpus, said = prepare(config)
+    assert said[:4] == [
+        "valid.en + valid.de: 1 of 10 validation pairs have an empty side, first in line 2; they are kept",
+        "first.en + first.de: 200 pairs read, 197 kept; removed: 1 empty, 1 length_ratio, 1 too_long",
+        "second.en + second.de: 50 pairs read, 50 kept; removed: none",
+        "training a bpe tokenizer of 500 pieces on 494 lines",
+    ]
+    src_tokens, tgt_tokens = len(corpus.train.src.ids), len(corpus.train.tgt.ids)
+    assert said[5] == (
+        f"encoded 246 pairs in 0 s: {src_tokens:,} source and {tgt_tokens:,} target tokens, "
+        "ends of sentences included; removed: 1 pairs over 100 tokens"
+    )
+    assert corpus.manifest == json.loads((corpus.folder / "manifest.json").read_text("utf-8"))
+    train = corpus.manifest["train"]
+    assert (train["pairs_read"], train["pairs_kept"]) == (250, 246)
+    assert (train["src_tokens"], train["tgt_tokens"]) == (src_tokens, tgt_tokens)
+    assert train["src_tokens_per_tgt_token"] == src_tokens / tgt_tokens
+    assert train["longest_src"] == corpus.train.src.lengths.max()
+    removed = train["sources"][0]["removed"]
+    assert {reason: removal["count"] for reason, removal in removed.items()} == {
+        "empty": 1,
+        "length_ratio": 1,
+        "too_long": 1,
+        "too_many_tokens": 1,
+    }
+    assert removed["empty"]["examples"] == [{"src": "", "tgt": "leer", "line": 2}]
+    assert removed["too_many_tokens"]["examples"] == [
+        {"src": MANY_WORDS[:199] + "…", "tgt": MANY_WORDS[:199] + "…", "line": 5}
+    ]
+    assert corpus.manifest["tokenizer"]["vocab_size"] == 500
+    assert corpus.manifest["tokenizer"]["lines"] == 494
+    assert set(corpus.manifest["seconds"]) == {"read_and_clean", "train_tokenizer", "encode"}
+
+
+def test_validation_and_test_sets_are_kept_whole_and_their_text_untouched(config: RunConfig) -> None:
+    corpus, _ = prepare(config)
+    tokenizer = Tokenizer.load(corpus.tokenizer_path)
+    assert corpus.valid_pairs == list(zip(VALID_SRC, VALID_TGT, range(1, 11), strict=True))
+    assert corpus.test_pairs == {"news": [(" raw\ttext ", "roher  Text\x0b", 1)]}
+    assert len(corpus.valid) == 10
+    assert [tokenizer.decode(corpus.valid.src[i]) for i in range(10)] == [normalise(text) for text in VALID_SRC]
+    assert corpus.valid.src[1].tolist() == [EOS_ID]
+
+
+def test_a_second_run_opens_what_stands(config: RunConfig) -> None:
+    first, _ = prepare(config)
+    made_at = (first.folder / "manifest.json").stat().st_mtime_ns
+    started_at = time.perf_counter()
+    second, said = prepare(config)
+    assert time.perf_counter() - started_at < 1
+    assert second.fingerprint == first.fingerprint == corpus_fingerprint(config) == first.folder.name
+    assert (second.folder / "manifest.json").stat().st_mtime_ns == made_at
+    assert said == [f"prepared corpus {first.folder}: 246 training pairs, made before with the same data"]
+
+
+def test_the_same_input_gives_the_same_files(config: RunConfig) -> None:
+    first, _ = prepare(config)
+    second, _ = prepare(with_data(config, prepared_dir="again"))
+    names = sorted(path.name for path in first.folder.iterdir())
+    assert names == sorted(path.name for path in second.folder.iterdir())
+    assert names == [
+        "manifest.json",
+        "test.news.jsonl",
+        "tokenizer.model",
+        "train.lines",
+        *(f"train.{side}.{part}" for side in ("src", "tgt") for part in ("ids", "offsets")),
+        "valid.jsonl",
+        *(f"valid.{side}.{part}" for side in ("src", "tgt") for part in ("ids", "offsets")),
+    ]
+    for name in names[1:]:
+        assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()
+
+
+def test_the_fingerprint_follows_content_and_settings_and_not_paths(config: RunConfig) -> None:
+    before = corpus_fingerprint(config)
+    assert len(before) == 16
+    moved = [Path(f"first.{side}").rename(f"moved.{side}") for side in ("en", "de")]
+    first = SourceConfig(src=str(moved[0]), tgt=str(moved[1]))
+    config = with_data(config, train=(first, config.data.train[1]), prepared_dir="elsewhere")
+    assert corpus_fingerprint(config) == before
+    assert corpus_fingerprint(dataclasses.replace(config, name="other")) == before
+    second = config.data.train[1]
+    changed = [
+        with_data(config, train=(second, first)),
+        with_data(config, train=(first, dataclasses.replace(second, weight=2.0))),
+        with_data(config, valid=second),
+        with_data(config, test={"other": config.data.test["news"]}),
+        with_data(config, max_tokens=101),
+        with_data(config, max_chars=301),
+        with_data(config, max_length_ratio=5.0),
+        dataclasses.replace(config, tgt_lang="nl"),
+        dataclasses.replace(config, tokenizer=TokenizerConfig(vocab_size=501)),
+    ]
+    assert len({before, *map(corpus_fingerprint, changed)}) == 10
+
+
+def test_the_tokenizer_is_trained_on_a_seeded_sample(config: RunConfig) -> None:
+    sampled = dataclasses.replace(config, tokenizer=TokenizerConfig(vocab_size=400, sample_lines=123))
+    corpus, _ = prepare(sampled)
+    assert corpus.manifest["tokenizer"]["lines"] == 123
+    lines = [str(i) for i in range(1_000)]
+    sample = list(corpus_module._sample(lines, 1_000, 100))
+    assert len(sample) == 100
+    assert sample == list(corpus_module._sample(lines, 1_000, 100)) == sorted(sample, key=int)
+    assert 400 < sum(map(int, sample)) / 100 < 600
+    assert list(corpus_module._sample(lines, 1_000, 1_000)) == lines
+
+
+def test_a_source_of_which_nothing_is_left_counts_zero(config: RunConfig) -> None:
+    nothing = write_pair("nothing", ["", ""], ["x", "y"])
+    corpus, _ = prepare(with_data(config, train=(nothing, *config.data.train)))
+    assert corpus.source_sizes == (0, 196, 50)
+
+
+def test_an_empty_corpus_says_which_rule_removed_how_many(config: RunConfig) -> None:
+    train = (write_pair("bad", ["", "short", ""], ["x", "y" * 200, ""]),)
+    assert error_of(with_data(config, train=train)) == (
+        "data.train: nothing is left of 3 pairs, removed: 2 empty, 1 length_ratio; look at the text, or raise the "
+        "limits data.max_chars, data.max_length_ratio and data.max_tokens"
+    )
+    assert error_of(with_data(config, train=(config.data.train[1],), max_tokens=2)) == (
+        "data.train: nothing is left of 50 pairs, removed: 50 too_many_tokens; look at the text, or raise the "
+        "limits data.max_chars, data.max_length_ratio and data.max_tokens"
+    )
+
+
+def test_all_sets_are_checked_before_the_tokenizer_is_trained(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus_module, "train_tokenizer", lambda *_, **__: pytest.fail("the tokenizer was trained"))
+    valid = write_pair("uneven", ["a", "b"], ["c"])
+    assert error_of(with_data(config, valid=valid)) == (
+        "uneven.en has 2 lines and uneven.de has 1: parallel files need one line for each line"
+    )
+    assert error_of(with_data(config, test={"news": valid})) == (
+        "uneven.en has 2 lines and uneven.de has 1: parallel files need one line for each line"
+    )
+    empty = write_pair("empty", [], [])
+    assert error_of(with_data(config, valid=empty)) == (
+        "empty.en + empty.de: is empty, expected at least one pair of sentences"
+    )
+    missing = SourceConfig(src="nowhere.en", tgt="nowhere.de")
+    assert error_of(with_data(config, test={"news": missing})) == (
+        f"nowhere.en: no such file (looked for in {Path.cwd()})"
+    )
+
+
+def test_a_vocabulary_that_does_not_fit_is_an_error_of_the_config(config: RunConfig) -> None:
+    message = error_of(dataclasses.replace(config, tokenizer=TokenizerConfig(vocab_size=60_000)))
+    assert message.startswith("tokenizer.vocab_size: 60,000 is too large for this corpus, which yields at most ")
+
+
+def test_an_interrupted_build_leaves_nothing_behind(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(corpus_module, "_encode_pairs", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config)
+    assert list(Path("prepared").iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_one_line(config: RunConfig) -> None:
+    Path("occupied").write_text("a file")
+    folder = Path("occupied") / corpus_fingerprint(config)
+    with pytest.raises(DataError) as caught:
+        prepare(with_data(config, prepared_dir="occupied"))
+    assert str(caught.value) == f"{folder}: cannot be written: File exists"
+
+
+def test_a_damaged_corpus_is_refused(config: RunConfig) -> None:
+    folder = prepare(config)[0].folder
+
+    def message() -> str:
+        with pytest.raises(DataError) as caught:
+            PreparedCorpus.open(folder)
+        return str(caught.value)
+
+    advice = f"delete {folder} and prepare it again"
+    n_bytes = (folder / "train.src.ids").stat().st_size
+    os.truncate(folder / "train.src.ids", n_bytes - 2)
+    assert message() == (
+        f"{folder}: is damaged, train.src.ids has {n_bytes - 2:,} bytes instead of {n_bytes:,}: {advice}"
+    )
+    (folder / "train.src.ids").unlink()
+    assert message() == f"{folder}: is incomplete, train.src.ids is missing: {advice}"
+    manifest = (folder / "manifest.json").read_text()
+    (folder / "manifest.json").write_text(manifest.replace('"format_version": 1', '"format_version": 9'))
+    assert message() == f"{folder}: has format version 9, this mt reads 1: {advice}"
+    (folder / "manifest.json").write_text(manifest[:100])
+    assert message() == f"{folder}: is no prepared corpus, its manifest.json is damaged: {advice}"
+    (folder / "manifest.json").unlink()
+    assert message() == f"{folder}: is no prepared corpus, it has no manifest.json"
+
+
+def test_more_than_65535_pieces_take_four_bytes_an_id() -> None:
+    assert np.dtype(corpus_module._ids_dtype(65_535)) == np.uint16
+    assert np.dtype(corpus_module._ids_dtype(65_536)) == np.uint32
+
+
+def test_long_stages_say_how_far_they_are(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus_module, "_SECONDS_BETWEEN_PROGRESS", 0.0)
+    _, said = prepare(config)
+    assert any(line.startswith("second.en + second.de: reading: 50 pairs, ") for line in said)
+    assert any(line.startswith("encoding: 197 pairs, ") for line in said)
+
+
+@pytest.mark.skipif(not REAL_DATA, reason="MT_REAL_DATA does not name the folder with data/ and hub/")
+def test_real_captions_come_back_as_they_were() -> None:
+    folder = Path(REAL_DATA or "") / "data/multi30k"
+    folder = folder if folder.is_absolute() else Path(__file__).parents[1] / folder
+
+    def source(name: str) -> SourceConfig:
+        return SourceConfig(src=str(folder / f"{name}.en.gz"), tgt=str(folder / f"{name}.de.gz"))
+
+    data = DataConfig(train=(source("val"),), valid=source("test_2016_flickr"), prepared_dir="prepared")
+    config = RunConfig(name="x", src_lang="en", tgt_lang="de", data=data, tokenizer=TokenizerConfig(vocab_size=2_000))
+    corpus, _ = prepare(config)
+    tokenizer = Tokenizer.load(corpus.tokenizer_path)
+    assert len(corpus.train) == 1_014
+    assert len(corpus.valid) == 1_000
+    for side in ("src", "tgt"):
+        ids = getattr(corpus.valid, side)
+        for i, pair in enumerate(corpus.valid_pairs):
+            assert tokenizer.decode(ids[i]) == normalise(getattr(pair, side))

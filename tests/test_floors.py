@@ -1,0 +1,138 @@
+"""The house: which module may import which. FLOORS is the one list."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "mt"
+
+# A module imports its own floor and the floors below. Not all of the house is built yet.
+FLOORS: list[set[str]] = [
+    {"errors"},
+    {"config", "configfile"},
+    {"text.sources", "text.clean", "text.tokenizer", "text.corpus"},
+    {"runtime", "data.packing", "data.batch"},
+    {"dropout", "attention", "model"},
+    {"loss"},
+    {"checkpoint"},
+    {"decode.lines", "decode.search", "decode.translator"},
+    {"evaluate.scores", "evaluate.report", "explain.attention"},
+    {"train.schedule", "train.optimizer", "train.tracker", "train.validation", "train.loop"},
+    {"pipeline", "bench", "doctor"},
+    {"cli", "__main__"},
+]
+FLOOR_OF = {f"mt.{name}": number for number, names in enumerate(FLOORS) for name in names}
+# What `from mt import …` gives to users. It imports on demand, from the floor of the translator.
+FLOOR_OF["mt"] = FLOOR_OF["mt.decode.translator"]
+EXPORTS = {"Translator", "__version__"}
+
+
+def _modules() -> dict[str, Path]:
+    """Dotted name → file, of every module but the `__init__` of the packages inside mt."""
+    modules = {"mt": PACKAGE / "__init__.py"}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path.name != "__init__.py":
+            modules[".".join(("mt", *path.relative_to(PACKAGE).with_suffix("").parts))] = path
+    return modules
+
+
+def _imports(path: Path, anywhere: bool = True) -> Iterator[str]:
+    """Dotted names that a file imports, inside functions too; `from a import b` gives a.b."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inside_functions = set()
+    for function in ast.walk(tree):
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            inside_functions.update(ast.walk(function))
+    for node in ast.walk(tree):
+        if not anywhere and node in inside_functions:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}, line {node.lineno}: write the import in full, from mt…"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _imported_modules(path: Path) -> set[str]:
+    """Modules of mt that a file imports, `mt.config.RunConfig` cut to `mt.config`."""
+    found = set()
+    for name in _imports(path):
+        parts = name.split(".")
+        if parts[0] == "mt" and not (len(parts) == 2 and parts[1] == "__version__"):
+            candidates = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+            found.add(next((module for module in candidates if module in FLOOR_OF), name))
+    return found
+
+
+MODULES = _modules()
+
+
+def test_every_module_has_a_floor():
+    assert sorted(MODULES.keys() - FLOOR_OF.keys()) == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_its_own_floor_and_those_below(module: str):
+    imported = _imported_modules(MODULES[module])
+    assert sorted(imported - FLOOR_OF.keys()) == []
+    assert [name for name in sorted(imported) if FLOOR_OF[name] > FLOOR_OF[module]] == []
+
+
+def test_no_imports_go_in_a_circle():
+    unvisited = {module: _imported_modules(path) & MODULES.keys() for module, path in MODULES.items()}
+    while unvisited:
+        free = [module for module, imported in unvisited.items() if not imported & unvisited.keys()]
+        assert free, f"these import each other: {sorted(unvisited)}"
+        for module in free:
+            del unvisited[module]
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if FLOOR_OF.get(module, 9) <= 2])
+def test_settings_and_text_do_without_torch(module: str):
+    assert "torch" not in {name.partition(".")[0] for name in _imports(MODULES[module])}
+
+
+def test_only_sources_imports_datasets_and_only_where_it_is_needed():
+    importers = [module for module in MODULES if _imports_datasets(module, anywhere=True)]
+    assert importers in ([], ["mt.text.sources"])
+    assert not any(_imports_datasets(module, anywhere=False) for module in MODULES)
+
+
+def _imports_datasets(module: str, anywhere: bool) -> bool:
+    return "datasets" in {name.partition(".")[0] for name in _imports(MODULES[module], anywhere)}
+
+
+def test_the_package_exports_on_demand():
+    code = "import mt, sys; assert 'torch' not in sys.modules; print(sorted(mt.__all__))"
+    assert (
+        subprocess.check_output([sys.executable, "-c", code], cwd=PACKAGE.parent, text=True) == f"{sorted(EXPORTS)}\n"
+    )
+
+
+def test_help_imports_neither_torch_nor_datasets():
+    code = (
+        "import sys, mt.cli\n"
+        "try: mt.cli.app(['--help'], prog_name='mt')\n"
+        "except SystemExit: print(*sorted({'torch', 'datasets', 'numpy', 'sacrebleu'} & sys.modules.keys()), 'end')"
+    )
+    assert (
+        subprocess.check_output([sys.executable, "-c", code], cwd=PACKAGE.parent, text=True).splitlines()[-1] == "end"
+    )
+
+
+def test_help_answers_in_half_a_second():
+    command = [sys.executable, "-m", "mt", "--help"]
+
+    def seconds() -> float:
+        started_at = time.perf_counter()
+        subprocess.run(command, cwd=PACKAGE.parent, stdout=subprocess.DEVNULL, check=True)
+        return time.perf_counter() - started_at
+
+    assert min(seconds() for _ in range(3)) < 0.5

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import io
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from mt.decode.lines import batches_of_lines, decoded, whole_file
+from mt.errors import DataError
+
+
+def all_lines(content: bytes) -> list[bytes]:
+    return [line for batch in batches_of_lines(io.BytesIO(content)) for line in batch]
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        (b"", []),
+        (b"\n", [b""]),
+        (b"a\nb\n", [b"a", b"b"]),
+        (b"a\n\nb", [b"a", b"", b"b"]),
+        (b"a\r\n\n", [b"a\r", b""]),
+        ("a\u2028b\x0bc\x85d\rf\n".encode(), ["a\u2028b\x0bc\x85d\rf".encode()]),
+    ],
+)
+def test_lines_end_in_a_line_feed_alone(content: bytes, lines: list[bytes]):
+    assert all_lines(content) == lines
+
+
+def test_a_line_may_be_longer_than_any_buffer():
+    lines = [b"x" * 1_000_000, b"", b"y" * 65_536, b"z"]
+    assert all_lines(b"\n".join(lines)) == lines
+
+
+def test_batches_are_full_while_input_keeps_coming():
+    batches = list(batches_of_lines(io.BytesIO(b"a\n" * 10), max_lines=4))
+    assert [len(batch) for batch in batches] == [4, 4, 2]
+
+
+def test_what_is_pending_is_given_out_when_the_input_pauses():
+    reader, writer = os.pipe()
+    with open(reader, "rb", buffering=0) as stream:
+        batches = batches_of_lines(stream, pause_seconds=0.05)
+        os.write(writer, b"one\ntwo\nthr")
+        assert next(batches) == [b"one", b"two"]
+        os.write(writer, b"ee\n")
+        assert next(batches) == [b"three"]
+        os.close(writer)
+        assert list(batches) == []
+
+
+def test_a_trickle_without_a_pause_does_not_hold_lines_back_for_long():
+    class Trickle(io.RawIOBase):
+        n_left = 100
+
+        def readable(self) -> bool:
+            return True
+
+        def read(self, size: int = -1) -> bytes:
+            time.sleep(0.01)
+            self.n_left -= 1
+            return b"line\n" if self.n_left >= 0 else b""
+
+    batches = list(batches_of_lines(Trickle(), pause_seconds=0.5, longest_wait_seconds=0.1))  # type: ignore[arg-type]
+    assert sum(map(len, batches)) == 100
+    assert len(batches) >= 5
+
+
+def test_an_error_while_reading_reaches_the_caller():
+    class Broken(io.RawIOBase):
+        def read(self, size: int = -1) -> bytes:
+            raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(batches_of_lines(Broken()))  # type: ignore[arg-type]
+
+
+def test_bad_bytes_become_replacement_characters_and_are_reported():
+    assert decoded("schön\r".encode()) == ("schön", True)
+    assert decoded(b"sch\xf6n") == ("sch\ufffdn", False)
+    assert decoded("\ufffd".encode()) == ("\ufffd", True)
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path: Path):
+    path = tmp_path / "out.de"
+    with whole_file(path) as stream:
+        stream.write(b"text\n")
+        assert not path.exists()
+    assert path.read_bytes() == b"text\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_fails_leaves_the_old_one_as_it_was(tmp_path: Path):
+    path = tmp_path / "out.de"
+    path.write_bytes(b"old\n")
+    with pytest.raises(TypeError), whole_file(path) as stream:
+        print(b"half", file=stream)  # type: ignore[arg-type]
+    assert path.read_bytes() == b"old\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_is_written_through(tmp_path: Path):
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with whole_file(tmp_path / "link") as stream:
+        stream.write(b"text\n")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_bytes() == b"text\n"
+
+
+def test_a_device_is_written_directly():
+    with whole_file(Path(os.devnull)) as stream:
+        stream.write(b"text\n")
+    assert not Path(os.devnull).is_file()
+
+
+def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path):
+    with pytest.raises(DataError) as caught, whole_file(tmp_path / "missing" / "out.de"):
+        pass
+    assert str(caught.value) == f"{tmp_path}/missing/out.de: cannot be written: No such file or directory"
