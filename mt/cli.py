@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import os
+import select
 import sys
 from collections.abc import Iterable, Iterator
 from enum import Enum
@@ -22,6 +23,7 @@ from mt.errors import ConfigError, DataError, MTError
 
 if TYPE_CHECKING:
     from mt.decode.translator import Hypothesis, Translator
+    from mt.text.corpus import PreparedCorpus
 
 
 class _Commands(typer.core.TyperGroup):
@@ -40,17 +42,15 @@ class _Commands(typer.core.TyperGroup):
         except BrokenPipeError:
             if not _reader_is_gone():
                 raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
             raise typer.Exit(141) from None
 
 
 def _reader_is_gone() -> bool:
-    """Whether it is standard output that broke; what it still holds is dropped then, or Python complains at exit."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    """Whether it is standard output that broke, and not another pipe."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 app = typer.Typer(
@@ -127,7 +127,7 @@ def prepare(config: ConfigOption, overrides: SetOption = None) -> None:
     run_config = load_config(config, overrides or [])
     from mt.text.corpus import prepare_corpus
 
-    print(prepare_corpus(run_config).summary)
+    print(_corpus_text(prepare_corpus(run_config)))
 
 
 @app.command()
@@ -185,6 +185,8 @@ def evaluate(
     hyp: Annotated[Path | None, typer.Option(metavar="FILE", help="Translations, one a line.")] = None,
     ref: Annotated[Path | None, typer.Option(metavar="FILE", help="References, one a line.")] = None,
     src: Annotated[Path | None, typer.Option(metavar="FILE", help="Source text of --hyp, one segment a line.")] = None,
+    device: Annotated[str | None, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N. Default: auto.")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="Of matrix products. Default: auto.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with unrounded scores.")] = False,
 ) -> None:
     """Score a model, or a file of translations.
@@ -197,9 +199,12 @@ def evaluate(
                 raise ConfigError(f"{option}: scores a file and --model scores a model: give one of them")
         from mt.pipeline import evaluate_model
 
-        report = evaluate_model(model, test)
+        report = evaluate_model(model, test, device or "auto", (precision or Precision.auto).value)
     else:
-        report = _scored_files(hyp, ref, src, test)
+        for option, setting in (("--test", test), ("--device", device), ("--precision", precision)):
+            if setting is not None:
+                raise ConfigError(f"{option}: is for scoring a model: give --model")
+        report = _scored_files(hyp, ref, src)
     from mt.evaluate.scores import report_text
 
     print(json.dumps(report, ensure_ascii=False) if as_json else report_text(report))
@@ -251,6 +256,19 @@ def main() -> None:
     app(prog_name="mt")
 
 
+def _corpus_text(corpus: PreparedCorpus) -> str:
+    facts, train = corpus.manifest, corpus.manifest["train"]
+    lines = [
+        f"folder     {corpus.folder}",
+        f"tokenizer  {facts['tokenizer']['kind']}, {facts['tokenizer']['vocab_size']:,} pieces",
+        f"train      {train['pairs_kept']:,} of {train['pairs_read']:,} pairs kept, "
+        f"{train['src_tokens']:,} source and {train['tgt_tokens']:,} target tokens",
+        f"valid      {facts['valid']['pairs']:,} pairs, {facts['valid']['source']}",
+        *(f"test       {entry['pairs']:,} pairs, {name}: {entry['source']}" for name, entry in facts["test"].items()),
+    ]
+    return "\n".join(lines)
+
+
 # --- mt translate -----------------------------------------------------------------------------------------------------
 
 
@@ -293,7 +311,7 @@ def _output_stream(name: str) -> contextlib.AbstractContextManager[BinaryIO]:
 def _translated_lines(
     translator: Translator, source: BinaryIO, options: dict[str, Any]
 ) -> Iterator[tuple[str, list[Hypothesis]]]:
-    """Each input line with its hypotheses, in order; says at the end how many lines were not valid UTF-8."""
+    """Each input line with its hypotheses, in order; says at the end which lines were not translated as they are."""
     from mt.decode.lines import batches_of_lines, decoded
 
     n_lines = n_invalid = 0
@@ -305,6 +323,9 @@ def _translated_lines(
     if n_invalid:
         problem = "were not valid UTF-8: their bad bytes were read as U+FFFD"
         print(f"warning: {n_invalid:,} of {n_lines:,} lines {problem}", file=sys.stderr)
+    if n_in_parts := translator.n_lines_in_parts:
+        problem = f"had more than {translator.max_source_tokens:,} tokens and were translated in parts"
+        print(f"warning: {n_in_parts:,} of {n_lines:,} lines {problem}", file=sys.stderr)
 
 
 def _text_lines(hypotheses: list[Hypothesis], n_best: int) -> bytes:
@@ -322,10 +343,8 @@ def _json_line(number: int, text: str, hypotheses: Iterable[Hypothesis]) -> byte
 # --- mt eval ----------------------------------------------------------------------------------------------------------
 
 
-def _scored_files(hyp: Path | None, ref: Path | None, src: Path | None, test: str | None) -> dict[str, Any]:
+def _scored_files(hyp: Path | None, ref: Path | None, src: Path | None) -> dict[str, Any]:
     """Scores of a file of translations, under the name `input`."""
-    if test is not None:
-        raise ConfigError("--test: names a test set of a model: give --model")
     if hyp is None and ref is None:
         raise ConfigError("--model: missing: give --model DIR, or --hyp FILE and --ref FILE")
     if hyp is None or ref is None:

@@ -77,13 +77,14 @@ class DataConfig:
     prepared_dir: str = "data/prepared"  # prepared corpora, one folder for each fingerprint
     max_tokens: int = 256  # tokens on either side, end of sentence included; longer training pairs are removed
     max_chars: int = 4_000  # characters on either side; longer training pairs are removed before encoding
-    max_length_ratio: float = 4.0  # (bytes + 16) of the longer side over (bytes + 16) of the shorter; null: any
+    max_length_ratio: float | None = 4.0  # (bytes + 16) of the longer side over (bytes + 16) of the shorter; null: any
 
     def __post_init__(self) -> None:
         _require(len(self.train) > 0, "data.train", "is empty: give at least one source of parallel text")
         _require_at_least("data.max_tokens", self.max_tokens, 2)
         _require_at_least("data.max_chars", self.max_chars, 1)
-        _require_at_least("data.max_length_ratio", self.max_length_ratio, 1)
+        if self.max_length_ratio is not None:
+            _require_at_least("data.max_length_ratio", self.max_length_ratio, 1)
         for name in self.test:
             _require(
                 re.fullmatch(r"[\w.+-]+", name) is not None and not name.startswith("."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from mt.config import RunConfig
 from mt.configfile import config_differences, dump_config, load_config
 from mt.decode.translator import Translator
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
-from mt.evaluate.scores import Score, score_corpus
+from mt.evaluate.scores import report_text, scored_test_set
 from mt.runtime import choose_device, hardware, source_commit, versions
 from mt.text.corpus import PreparedCorpus, corpus_fingerprint, prepare_corpus
 from mt.text.sources import SentencePair, read_pairs
@@ -63,6 +64,10 @@ def train_run(config: RunConfig, run_dir: Path) -> None:
         KeyboardInterrupt, SystemExit: stopped by a signal; what was trained has been saved.
     """
     choose_device(config.train.device)  # before hours are spent on the data
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "WORLD_SIZE: training on several devices is not supported yet: start one process, without torchrun"
+        )
     with _only_run_in(run_dir):
         corpus = _corpus_of_run(config, run_dir)
         _record_start(config, corpus, run_dir)
@@ -127,12 +132,7 @@ def _test_pairs(folder: ModelFolder) -> Mapping[str, list[SentencePair]]:
 
 def _score_set(translator: Translator, pairs: list[SentencePair]) -> tuple[dict[str, Any], list[str]]:
     hypotheses = translator.translate([pair.src for pair in pairs])
-    scores = score_corpus(hypotheses, [pair.tgt for pair in pairs])
-    return {"n_lines": len(pairs), "scores": [_score_facts(score) for score in scores]}, hypotheses
-
-
-def _score_facts(score: Score) -> dict[str, Any]:
-    return {"name": score.name, "score": score.score, "signature": score.signature}
+    return scored_test_set(hypotheses, [pair.tgt for pair in pairs]), hypotheses
 
 
 def _corpus_of_run(config: RunConfig, run_dir: Path) -> PreparedCorpus:
@@ -266,10 +266,7 @@ def format_report(report: dict[str, Any]) -> str:
         f"model: {'average of steps' if len(steps) > 1 else 'step'} {', '.join(f'{step:,}' for step in steps)}"
     )
     sets = {**({"valid": report["valid"]} if "valid" in report else {}), **report["test_sets"]}
-    for name, result in sets.items():
-        for score in result["scores"]:
-            lines.append(f"{name}: {score['name']} {score['score']:.2f}  ({score['signature']})")
-    return "\n".join(lines)
+    return "\n".join([*lines, report_text({"test_sets": sets})])
 
 
 @contextmanager

@@ -44,7 +44,6 @@ NOUN_TABLE = """
 man men | Mann m Männer | person
 woman women | Frau f Frauen | person
 child children | Kind n Kinder | person
-girl | Mädchen n Mädchen | person
 boy | Junge m Jungen weak | person
 teacher | Lehrer m Lehrer | person
 doctor | Arzt m Ärzte | person
@@ -237,7 +236,7 @@ apple=Apfel cherry=Kirsch orange=Orangen | tree
 
 # Adjectives: English | German, comparative, superlative stem | classes. Longer English words compare with "more".
 ADJECTIVE_TABLE = """
-old | alt älter ältest | person animal text clothes thing furniture device vehicle ride place opening plant art film song
+old | alt älter ältest | person animal text clothes thing furniture device vehicle ride place opening plant art song
 new | neu neuer neuest | text clothes thing furniture device vehicle ride building opening art film song abstract
 young | jung jünger jüngst | person animal
 small | klein kleiner kleinst | animal thing furniture device vehicle place opening plant art clothes
@@ -249,8 +248,8 @@ expensive | teuer teurer teuerst | clothes thing furniture device vehicle drink 
 cheap | billig billiger billigst | clothes thing furniture device vehicle drink food
 heavy | schwer schwerer schwerst | thing furniture device
 light | leicht leichter leichtest | thing
-difficult | schwierig schwieriger schwierigst | abstract
-simple | einfach einfacher einfachst | abstract
+difficult | schwierig schwieriger schwierigst | abstract text
+simple | einfach einfacher einfachst | abstract furniture clothes
 important | wichtig wichtiger wichtigst | text abstract event
 interesting | interessant interessanter interessantest | text film place abstract event
 boring | langweilig langweiliger langweiligst | text film event
@@ -272,12 +271,12 @@ clever | klug klüger klügst | person animal
 rich | reich reicher reichst | person
 poor | arm ärmer ärmst | person
 tired | müde müder müdest | person animal
-ill | krank kränker kränkest | person animal
+ill | krank - - | person animal
 happy | glücklich glücklicher glücklichst | person
 famous | berühmt berühmter berühmtest | person art film song building
 strong | stark stärker stärkst | person animal
 hungry | hungrig hungriger hungrigst | person animal
-fast | schnell schneller schnellst | vehicle ride
+fast | schnell schneller schnellst | vehicle ride animal
 quiet | ruhig ruhiger ruhigst | place person
 modern | modern moderner modernst | furniture device building vehicle ride
 dark | dunkel dunkler dunkelst | room clothes
@@ -382,7 +381,7 @@ live | wohnen state
 sit sat sat | sitzen - saß gesessen
 stand stood stood | stehen - stand gestanden
 lie lay lain | liegen - lag gelegen state
-hang hung hung | hängen - hing gehangen state
+hang hung hung | hängen - hing gehangen state state
 put put put | legen
 place | stellen
 play played played | spielen
@@ -404,15 +403,19 @@ plan planned planned | planen state
 
 # What goes with what: verb | subject classes | complements | flags.
 # Complements are "case:classes", "English/German/case:classes" for prepositions ("-" for none), or one of
-# located (things: on the table), moved (onto the table), place (in the garden), direction (to the station),
-# city (to Berlin), origin (from Berlin). The flag "manner" allows an adverb like "slowly", "where" a place.
+# located (things: on the table), hung (above it), moved (onto it), place (in the garden), direction (to the
+# station), city (to Berlin), origin (from Berlin). The flag "manner" allows an adverb like "slowly", "where" a
+# place; "to" makes the English dative a phrase with "to" at the end.
 FRAME_TABLE = """
 buy | person | acc:food+clothes+thing+furniture+vehicle+device+text+art | where
+bring+along | person | acc:drink |
 sell | person | acc:food+clothes+furniture+vehicle+device+art+building | where
 read | person | acc:text | where manner
 write | person | acc:text | where manner
 eat | person animal | acc:food | where manner
+eat | person | acc:food |
 drink | person | acc:drink | where manner
+drink | person | acc:drink |
 cook | person | acc:dish+potato | where
 bake | person | acc:baked | where
 see | person animal | acc:person+animal+building+vehicle+plant+film+ride |
@@ -423,7 +426,8 @@ lose | person | acc:thing+text+clothes |
 need | person | acc:thing+device+clothes+vehicle+furniture+person+abstract |
 know | person | acc:person+building+text+song+film+abstract |
 love | person | acc:person+animal+food+song+city |
-like | person | acc:food+drink+art+plant+animal+text+song |
+like | person | acc:food+drink+art+plant+animal+text+song+film |
+see | person | acc:film+art |
 have | person | acc:animal+vehicle+thing+clothes+furniture+device+abstract |
 visit | person | acc:person+place+event |
 invite | person | acc:person |
@@ -439,11 +443,14 @@ throw+away | person | acc:text+clothes+thing+device |
 bring+along | person | acc:food+drink+thing+text+person |
 clean | person | acc:room+opening+thing+vehicle | manner
 wash | person | acc:clothes+vehicle+thing+fruit | manner
+drive | ride | city |
 repair | person | acc:device+vehicle+opening+furniture | manner
 paint | person | acc:art+person+animal+building+plant | where
 carry | person | acc:thing+furniture+device | manner
 forget | person | acc:thing+text+clothes+abstract+event |
 understand | person | acc:abstract+text+person+film |
+understand | person | acc:abstract |
+forget | person | acc:abstract |
 use | person | acc:device+thing+vehicle |
 hear | person | acc:song+concert+lecture+animal+person |
 sing | person | acc:song | where
@@ -469,9 +476,11 @@ listen+to | person | dat:person |
 follow | person animal | dat:person+animal+vehicle | manner
 congratulate | person | dat:person |
 wait | person | for/auf/acc:person+public+answer+text | where
-think | person | of/an/acc:person+event+abstract |
+think | person | of/an/acc:person+event |
+think | person | of/an/acc:abstract |
 talk | person | to/mit/dat:person | where
-talk | person | about/über/acc:abstract+event+film+text+person |
+talk | person | about/über/acc:event+film+text+person |
+talk | person | about/über/acc:abstract |
 dream | person | of/von/dat:person+house+vehicle+animal+event |
 laugh | person | about/über/acc:person+text+film+photo |
 take+part | person | in/an/dat:event |
@@ -479,7 +488,8 @@ remember | person | -/an/acc:person+event+building+abstract+tale |
 look+forward | person | to/auf/acc:event+gift+cake |
 complain | person | about/über/acc:person+food+noise+room+event+device |
 play | person animal | with/mit/dat:person+animal+ball | where
-travel | person | with/mit/dat:kin+ride |
+travel | person | with/mit/dat:kin |
+travel | person | on/mit/dat:public |
 live | person | with/bei/dat:kin |
 hurry | person | |
 rest | person | | where
@@ -506,6 +516,7 @@ travel | person | city |
 fly | person | city |
 come | person | origin |
 lie | thing clothes text | located |
+hang | hanging | hung |
 stand | upright | located |
 put | person | acc:thing+text+clothes moved |
 place | person | acc:upright moved |
@@ -514,45 +525,30 @@ begin | event film | |
 take+place | event | |
 """
 
-MEN = "Peter Paul Martin David Daniel Oliver Jan Simon Leon Robert".split()
-WOMEN = "Anna Maria Lena Julia Laura Sophie Emma Nina Clara Eva".split()
-CITIES: Sequence[Pair] = [
-    *((name, name) for name in "Berlin Hamburg Bremen Dresden London Madrid Paris Oslo".split()),
-    ("Munich", "München"),
-    ("Cologne", "Köln"),
-    ("Vienna", "Wien"),
-    ("Rome", "Rom"),
-    ("Prague", "Prag"),
-]
-WEEKDAYS: Sequence[Pair] = [
-    ("Monday", "Montag"),
-    ("Tuesday", "Dienstag"),
-    ("Wednesday", "Mittwoch"),
-    ("Thursday", "Donnerstag"),
-    ("Friday", "Freitag"),
-    ("Saturday", "Samstag"),
-    ("Sunday", "Sonntag"),
-]
-MONTHS: Sequence[Pair] = [
-    ("January", "Januar"),
-    ("February", "Februar"),
-    ("March", "März"),
-    ("April", "April"),
-    ("May", "Mai"),
-    ("June", "Juni"),
-    ("July", "Juli"),
-    ("August", "August"),
-    ("September", "September"),
-    ("October", "Oktober"),
-    ("November", "November"),
-    ("December", "Dezember"),
-]
-SEASONS: Sequence[Pair] = [
-    ("spring", "Frühling"),
-    ("summer", "Sommer"),
-    ("autumn", "Herbst"),
-    ("winter", "Winter"),
-]
+
+def words(text: str) -> list[str]:
+    return text.split()
+
+
+def word_pairs(text: str) -> list[Pair]:
+    return [(en, de) for en, _, de in (pair.partition("=") for pair in text.split())]
+
+
+MEN = words("Peter Paul Martin David Daniel Oliver Jan Simon Leon Robert")
+WOMEN = words("Anna Maria Lena Julia Laura Sophie Emma Nina Clara Eva")
+CITIES = word_pairs(
+    "Berlin=Berlin Hamburg=Hamburg Bremen=Bremen Dresden=Dresden London=London Madrid=Madrid Paris=Paris Oslo=Oslo "
+    "Munich=München Cologne=Köln Vienna=Wien Rome=Rom Prague=Prag"
+)
+WEEKDAYS = word_pairs(
+    "Monday=Montag Tuesday=Dienstag Wednesday=Mittwoch "
+    "Thursday=Donnerstag Friday=Freitag Saturday=Samstag Sunday=Sonntag"
+)
+MONTHS = word_pairs(
+    "January=Januar February=Februar March=März April=April May=Mai June=Juni "
+    "July=Juli August=August September=September October=Oktober November=November December=Dezember"
+)
+SEASONS = word_pairs("spring=Frühling summer=Sommer autumn=Herbst winter=Winter")
 PAST_TIMES: Sequence[Pair] = [
     ("yesterday", "gestern"),
     ("last week", "letzte Woche"),
@@ -573,19 +569,8 @@ PRESENT_TIMES: Sequence[Pair] = [
     ("at night", "in der Nacht"),
     ("at the weekend", "am Wochenende"),
 ]
-FREQUENCIES: Sequence[Pair] = [
-    ("often", "oft"),
-    ("always", "immer"),
-    ("never", "nie"),
-    ("sometimes", "manchmal"),
-    ("rarely", "selten"),
-]
-MANNERS: Sequence[Pair] = [
-    ("slowly", "langsam"),
-    ("quickly", "schnell"),
-    ("carefully", "vorsichtig"),
-    ("quietly", "leise"),
-]
+FREQUENCIES = word_pairs("often=oft always=immer never=nie sometimes=manchmal rarely=selten")
+MANNERS = word_pairs("slowly=langsam quickly=schnell carefully=vorsichtig quietly=leise")
 # --------------------------------------------------------------------------------------------------------------------
 # Inflection.
 # --------------------------------------------------------------------------------------------------------------------
@@ -694,6 +679,8 @@ def english_third_person(verb: str) -> str:
 
 
 def english_past(verb: str) -> str:
+    if verb.endswith("y") and verb[-2] not in "aeiou":
+        return verb[:-1] + "ied"
     return verb + ("d" if verb.endswith("e") else "ed")
 
 
@@ -711,11 +698,9 @@ def english_article(phrase: str) -> str:
 
 def english_degree(adjective: str, degree: str) -> str:
     """Comparative ("er") or superlative ("est")."""
-    if adjective in ("good",):
+    if adjective == "good":
         return {"er": "better", "est": "best"}[degree]
-    if adjective in ("ill",):
-        return {"er": "more ill", "est": "most ill"}[degree]
-    long_words = "beautiful expensive difficult important interesting boring famous tired modern".split()
+    long_words = words("beautiful expensive difficult important interesting boring famous tired modern")
     if adjective in long_words:
         return ("more " if degree == "er" else "most ") + adjective
     if adjective.endswith("y"):
@@ -772,22 +757,22 @@ def contract(phrase: str) -> str:
 
 
 def english_number(number: int) -> str:
-    small = (
+    small = words(
         "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
         "seventeen eighteen nineteen"
-    ).split()
-    tens = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+    )
+    tens = words("twenty thirty forty fifty sixty seventy eighty ninety")
     if number < 20:
         return small[number]
     return tens[number // 10 - 2] + (f"-{small[number % 10]}" if number % 10 else "")
 
 
 def german_number(number: int) -> str:
-    small = (
+    small = words(
         "null eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn fünfzehn sechzehn "
         "siebzehn achtzehn neunzehn"
-    ).split()
-    tens = "zwanzig dreißig vierzig fünfzig sechzig siebzig achtzig neunzig".split()
+    )
+    tens = words("zwanzig dreißig vierzig fünfzig sechzig siebzig achtzig neunzig")
     if number < 20:
         return small[number]
     unit = {0: "", 1: "einund"}.get(number % 10, small[number % 10] + "und")
@@ -1036,14 +1021,7 @@ IT = {
     "n": personal_pronoun("it", "it", "es es ihm", 3, gender="n"),
 }
 REFLEXIVES = {(1, False): "mich", (2, False): "dich", (1, True): "uns"}
-POSSESSIVES: Sequence[Pair] = [
-    ("my", "mein"),
-    ("your", "dein"),
-    ("his", "sein"),
-    ("her", "ihr"),
-    ("our", "unser"),
-    ("their", "ihr"),
-]
+POSSESSIVES = word_pairs("my=mein your=dein his=sein her=ihr our=unser their=ihr")
 
 
 @dataclass(frozen=True)
@@ -1058,16 +1036,17 @@ class Frame:
 
 @dataclass(frozen=True)
 class VerbPhrase:
-    """A verb with what follows it. German order: early, time, objects, adverb, nicht, focus, tail, verb."""
+    """A verb with what follows it. German order: early, time, objects, adverb, nicht, manner, focus, tail, verb."""
 
     verb: Verb
     en: str = ""  # all that follows the English verb
     early: str = ""  # pronouns
     objects: str = ""  # definite objects
     focus: str = ""  # indefinite objects, also those with kein
-    tail: str = ""  # manner, prepositional phrases, predicates
+    tail: str = ""  # prepositional phrases, predicates
     adverb: Pair = ("", "")
     nicht: bool = False
+    manner: str = ""  # the German side alone; in English it stands last
 
 
 @dataclass(frozen=True)
@@ -1099,18 +1078,22 @@ def read_frames() -> list[Frame]:
 FRAMES = read_frames()
 
 
+def object_classes(frame: Frame) -> list[str]:
+    return frame.complements[0].partition(":")[2].split("+")
+
+
 def has_class(noun: Noun, classes: Sequence[str]) -> bool:
     """A class may also name a single noun, as "ball" in a frame."""
     return any(name in classes for name in (*noun.classes, noun.en))
 
 
-def english_pronoun(antecedent: Nominal) -> Nominal:
+def back_reference(antecedent: Nominal) -> Nominal:
     """The pronoun that refers back to `antecedent` in both languages."""
     if antecedent.kind == "pronoun":
         return antecedent
     if antecedent.plural:
         return PRONOUNS[5]
-    if antecedent.animate:
+    if antecedent.animate and antecedent.gender != "n":
         return PRONOUNS[3 if antecedent.gender == "f" else 2]
     return IT[antecedent.gender]
 
@@ -1118,9 +1101,7 @@ def english_pronoun(antecedent: Nominal) -> Nominal:
 def pick_noun(chance: Chance, classes: Sequence[str], n_forms: str = "any") -> Noun:
     simple = [noun for noun in NOUNS.values() if has_class(noun, classes) and not (n_forms == "count" and noun.mass)]
     compounds = [
-        noun
-        for noun in ALL_NOUNS[len(NOUNS) :]
-        if has_class(noun, classes) and not (n_forms == "count" and noun.mass)
+        noun for noun in ALL_NOUNS[len(NOUNS) :] if has_class(noun, classes) and not (n_forms == "count" and noun.mass)
     ]
     return chance.pick(compounds if compounds and chance.happens(0.2) else simple)
 
@@ -1151,6 +1132,9 @@ def der_word(stem: str, gender: str) -> tuple[str, ...]:
     return tuple(stem + ending for ending in DER_ENDINGS[gender])
 
 
+NEVER_POSSESSED = ("man", "woman", "boy", "king", "queen")  # "seine Frau" is a wife
+
+
 def pick_determiner(chance: Chance, noun: Noun, plural: bool, plain: bool) -> Determiner:
     """`plain` leaves out quantifiers and possessors, which negation does not combine with well."""
     gender = "p" if plural else noun.gender
@@ -1161,6 +1145,8 @@ def pick_determiner(chance: Chance, noun: Noun, plural: bool, plain: bool) -> De
             weights |= {"number": 1.5, "many": 0.8, "all": 0.6}
         elif not noun.mass:
             weights |= {"every": 0.4}
+    if noun.en in NEVER_POSSESSED:
+        weights = {kind: weight for kind, weight in weights.items() if kind not in ("my", "possessor")}
     choice = chance.pick_weighted(weights)
     if choice == "the":
         return Determiner("the", DEFINITE_ARTICLES[gender], "weak")
@@ -1314,6 +1300,13 @@ def pick_spot(chance: Chance, case: str) -> Pair:
     return prepositional(en, de, case, pick_noun_phrase(chance, classes, plain=True, depth=1))
 
 
+def pick_hook(chance: Chance) -> Pair:
+    if chance.happens(0.4):
+        return "on the wall", "an der Wand"
+    above = pick_noun_phrase(chance, ("surface", "opening"), plain=True, depth=1)
+    return prepositional("above", "über", "dat", above)
+
+
 def pick_city(chance: Chance, en: str, de: str) -> Pair:
     city = chance.pick(CITIES)
     return f"{en} {city[0]}", f"{de} {city[1]}"
@@ -1353,6 +1346,7 @@ def add_tail(phrase: VerbPhrase, pair: Pair) -> VerbPhrase:
 SPECIAL_COMPLEMENTS: dict[str, Callable[[Chance], Pair]] = {
     "located": lambda chance: pick_spot(chance, "dat"),
     "moved": lambda chance: pick_spot(chance, "acc"),
+    "hung": pick_hook,
     "place": pick_where,
     "direction": pick_direction,
     "city": lambda chance: pick_city(chance, "to", "nach"),
@@ -1408,7 +1402,8 @@ def pick_verb_phrase(
     if adjuncts and frame.where and chance.happens(0.25):
         phrase = add_tail(phrase, pick_where(chance))
     elif adjuncts and frame.manner and not negated and chance.happens(0.25):
-        phrase = add_tail(phrase, chance.pick(MANNERS))
+        en, de = chance.pick(MANNERS)
+        phrase = replace(phrase, en=join(phrase.en, en), manner=de)
     return phrase
 
 
@@ -1431,7 +1426,7 @@ def frame_index(chance: Chance, noun: Noun, relation: str) -> tuple[Frame, int] 
 
 
 def pick_relative_clause(chance: Chance, noun: Noun, plural: bool) -> Pair:
-    relation = chance.pick_weighted({"nom": 0.4, "acc": 0.3, "dat": 0.08, "prep": 0.15, "gen": 0.07})
+    relation = chance.pick_weighted({"nom": 0.4, "acc": 0.3, "dat": 0.08, "prep": 0.13, "gen": 0.11})
     if relation == "gen":
         return pick_whose_clause(chance, noun, plural) if "person" in noun.classes else ("", "")
     found = frame_index(chance, noun, relation)
@@ -1565,7 +1560,7 @@ def german_verbs(clause: Clause) -> Pair:
 
 def german_middle(phrase: VerbPhrase, time: str = "") -> str:
     nicht = "nicht" if phrase.nicht else ""
-    return join(phrase.early, time, phrase.objects, phrase.adverb[1], nicht, phrase.focus, phrase.tail)
+    return join(phrase.early, time, phrase.objects, phrase.adverb[1], nicht, phrase.manner, phrase.focus, phrase.tail)
 
 
 def middle_of(clause: Clause) -> str:
@@ -1575,16 +1570,21 @@ def middle_of(clause: Clause) -> str:
 
 def german_statement(clause: Clause, first: str = "") -> str:
     """Verb second: the subject, or `first` if given, stands before the finite verb."""
-    finite, end = german_verbs(clause)
-    subject = clause.subject.in_case("nom")
     if first:
-        return join(first, finite, subject, middle_of(clause), end)
-    return join(subject, finite, middle_of(clause), end)
+        return join(first, german_question(clause))
+    finite, end = german_verbs(clause)
+    return join(clause.subject.in_case("nom"), finite, middle_of(clause), end)
 
 
 def german_question(clause: Clause) -> str:
+    """Verb first, as also after a fronted phrase. Only a pronoun may stand between the verb and "sich"."""
     finite, end = german_verbs(clause)
-    return join(finite, clause.subject.in_case("nom"), middle_of(clause), end)
+    subject = clause.subject.in_case("nom")
+    if clause.phrase.verb.reflexive and clause.subject.kind != "pronoun":
+        reflexive = clause.phrase.early
+        clause = replace(clause, phrase=replace(clause.phrase, early=""))
+        return join(finite, reflexive, subject, middle_of(clause), end)
+    return join(finite, subject, middle_of(clause), end)
 
 
 def german_subordinate(clause: Clause) -> str:
@@ -1614,7 +1614,11 @@ def pick_tense(chance: Chance, frame: Frame, subject: Nominal, negated: bool, gr
         weights = {tense: weight for tense, weight in weights.items() if tense in PAST_LIKE}
     if not subject.animate:
         weights = {t: w for t, w in weights.items() if t in ("present", "past", "perfect", "future", "progressive")}
-    if frame.verb.state and frame.verb.de != "vergessen":
+    if frame.verb.de in ("gehören", "haben", "mögen", "kennen", "lieben"):
+        weights = {t: w for t, w in weights.items() if t in ("present", "past")}
+        if subject.person == 2:
+            return "present"
+    elif frame.verb.state and frame.verb.de != "vergessen":
         weights = {t: w for t, w in weights.items() if t in ("present", "past", "perfect", "future")}
     if subject.person == 2:
         weights.pop("past", None)  # "du lasest" is bookish
@@ -1624,23 +1628,23 @@ def pick_tense(chance: Chance, frame: Frame, subject: Nominal, negated: bool, gr
     return chance.pick_weighted(weights or {"could": 1.0})
 
 
-def pick_time(chance: Chance, tense: str) -> Pair:
+def pick_time(chance: Chance, tense: str, clock: bool = True) -> Pair:
     if tense in ("past", "wanted to", "had to", "could"):
-        choice = chance.pick_weighted({"plain": 0.5, "weekday": 0.2, "clock": 0.15, "month": 0.15})
+        choice = chance.pick_weighted({"plain": 0.4, "weekday": 0.2, "clock": 0.15, "month": 0.25})
         plain = PAST_TIMES
     elif tense in ("present", "have to", "can", "may"):
-        choice = chance.pick_weighted({"plain": 0.5, "clock": 0.15, "month": 0.2, "weekday": 0.0})
+        choice = chance.pick_weighted({"plain": 0.5, "clock": 0.15, "month": 0.3})
         plain = PRESENT_TIMES
     elif tense in ("future", "want to", "should", "would like to"):
         choice = chance.pick_weighted({"plain": 0.5, "weekday": 0.25, "clock": 0.15, "month": 0.1})
         plain = FUTURE_TIMES
     else:
         return "", ""
-    if choice == "plain":
+    if choice == "plain" or (choice == "clock" and not clock):
         return chance.pick(plain)
     if choice == "weekday":
         en, de = chance.pick(WEEKDAYS)
-        if chance.happens(0.3):
+        if clock and chance.happens(0.3):
             clock_en, clock_de = pick_clock(chance)
             return f"on {en} at {clock_en}", f"am {de} um {clock_de}"
         return f"on {en}", f"am {de}"
@@ -1649,6 +1653,10 @@ def pick_time(chance: Chance, tense: str) -> Pair:
         return f"in {en}", f"im {de}"
     en, de = pick_clock(chance)
     return f"at {en}", f"um {de}"
+
+
+def has_clock_time(verb: Verb) -> bool:
+    return verb.en_particle in ("up", "asleep", "place") or verb.en == "begin" or not (verb.state or verb.en == "live")
 
 
 def pick_clock(chance: Chance) -> Pair:
@@ -1691,13 +1699,15 @@ def pick_clause(
     tense = pick_tense(chance, frame, subject, negated, group)
     time = ("", "")
     if not simple and chance.happens(0.4):
-        time = pick_time(chance, tense)
+        time = pick_time(chance, tense, clock=has_clock_time(frame.verb))
     if not negated and not time[0] and tense in ("present", "past", "perfect") and chance.happens(0.15):
         phrase = replace(phrase, adverb=chance.pick(FREQUENCIES))
     return Clause(subject, phrase, tense, negated, time)
 
 
-def predicate(chance: Chance, subject: Nominal, adjective: Adjective, tense: str = "present", degree: str = "") -> Clause:
+def predicate(subject: Nominal, adjective: Adjective, tense: str = "present", degree: str = "") -> Clause:
+    if adjective.de_comparative == "-":
+        degree = ""  # colours, and "ill"
     phrase = VerbPhrase(VERBS["be"], en=join(degree, adjective.en), tail=join(DEGREES.get(degree, ""), adjective.de))
     return Clause(subject, phrase, tense)
 
@@ -1711,7 +1721,12 @@ DEGREES = {"": "", "very": "sehr", "too": "zu", "so": "so"}
 
 Template = Callable[[Chance], Pair]
 WHO = Nominal("who", "", ("wer", "wen", "wem", "wessen"), animate=True)
-PERSON_ADJECTIVES = [adjective for adjective in ADJECTIVES if "person" in adjective.classes]
+# States that can be a reason for something.
+PERSON_ADJECTIVES = [
+    adjective
+    for adjective in ADJECTIVES
+    if adjective.en in words("young friendly clever rich poor tired ill happy strong hungry")
+]
 ACTIVITIES = [frame for frame in FRAMES if not frame.verb.state and "person" in frame.subject]
 # Frames with a direct object alone, so that a pronoun can take it up again.
 OBJECT_FRAMES = [
@@ -1719,6 +1734,7 @@ OBJECT_FRAMES = [
     for frame in FRAMES
     if len(frame.complements) == 1 and frame.complements[0].startswith("acc:") and "person" in frame.subject
 ]
+NOT_FOR_PRONOUNS = ("have", "lose", "forget", "need")  # having or losing a thing needs no reason
 
 
 def statement(clause: Clause, end: str = " .") -> Pair:
@@ -1745,14 +1761,15 @@ def simple_statement(chance: Chance) -> Pair:
 
 
 def fronted_time(chance: Chance) -> Pair:
-    clause = pick_clause(chance, depth=1)
-    tense = "present" if clause.tense == "progressive" else clause.tense
-    time = pick_time(chance, tense)
+    clause = without_adverb(pick_clause(chance, depth=1))
+    tense = "future" if clause.tense == "progressive" else clause.tense
+    clock = has_clock_time(clause.phrase.verb)
+    time = pick_time(chance, tense, clock)
     while not time[0]:
         tense = chance.pick(("future", "present", "could"))
         if clause.phrase.verb.en_past == clause.phrase.verb.en:
             tense = "future"
-        time = pick_time(chance, tense)
+        time = pick_time(chance, tense, clock)
     clause = replace(clause, tense=tense, time=("", ""))
     return f"{time[0]} {english_statement(clause)} .", german_statement(clause, first=time[1]) + " ."
 
@@ -1786,15 +1803,22 @@ def object_question(chance: Chance) -> Pair:
 
 
 def preposition_question(chance: Chance) -> Pair:
-    options = [f for f in FRAMES if len(f.complements) == 1 and "/" in f.complements[0] and "person" in f.complements[0]]
-    frame = chance.pick([f for f in options if not f.complements[0].startswith("-")])
+    options = [f for f in FRAMES if len(f.complements) == 1 and "person" in object_classes(f)]
+    frame = chance.pick([f for f in options if "/" in f.complements[0] and not f.complements[0].startswith("-")])
     en, de, case = frame.complements[0].partition(":")[0].split("/")
     clause = pick_clause(chance, frame, gap=0, affirmative=True, depth=1)
     return ask(clause, (f"{en} whom", f"{de} {WHO.in_case(case)}"))
 
 
 def where_question(chance: Chance) -> Pair:
-    question_words = {"place": "wo", "located": "wo", "direction": "wohin", "city": "wohin", "moved": "wohin"}
+    question_words = {
+        "place": "wo",
+        "located": "wo",
+        "hung": "wo",
+        "direction": "wohin",
+        "city": "wohin",
+        "moved": "wohin",
+    }
     frame = chance.pick([f for f in FRAMES if f.complements and f.complements[-1] in question_words])
     clause = pick_clause(chance, frame, gap=len(frame.complements) - 1, affirmative=True, depth=1)
     return ask(clause, ("where", question_words[frame.complements[-1]]))
@@ -1808,7 +1832,7 @@ def origin_question(chance: Chance) -> Pair:
 
 def adverb_question(chance: Chance) -> Pair:
     word = chance.pick([("why", "warum"), ("when", "wann"), ("how often", "wie oft")])
-    return ask(pick_clause(chance, simple=True, depth=1), word)
+    return ask(without_adverb(pick_clause(chance, simple=True, depth=1)), word)
 
 
 def without_adverb(clause: Clause) -> Clause:
@@ -1817,7 +1841,7 @@ def without_adverb(clause: Clause) -> Clause:
 
 def which_question(chance: Chance) -> Pair:
     frame = chance.pick(OBJECT_FRAMES)
-    noun = pick_noun(chance, frame.complements[0].partition(":")[2].split("+"))
+    noun = pick_noun(chance, object_classes(frame))
     plural = not noun.mass and chance.happens(0.3)
     gender = "p" if plural else noun.gender
     which = compose(noun, plural, Determiner("which", der_word("welch", gender), "weak"), [])
@@ -1827,7 +1851,7 @@ def which_question(chance: Chance) -> Pair:
 
 def how_many_question(chance: Chance) -> Pair:
     frame = chance.pick(OBJECT_FRAMES)
-    noun = pick_noun(chance, frame.complements[0].partition(":")[2].split("+"))
+    noun = pick_noun(chance, object_classes(frame))
     if noun.mass:
         return simple_statement(chance)
     many = compose(noun, True, Determiner("how many", ("wie viele",) * 4, "strong"), [])
@@ -1835,9 +1859,14 @@ def how_many_question(chance: Chance) -> Pair:
     return ask(without_adverb(clause), (many.en, many.in_case("acc")))
 
 
+def can_be_person_pronoun(nominal: Nominal) -> bool:
+    """False for things and for the child, whose "it" could also mean an object of the clause."""
+    return nominal.animate and nominal.gender != "n"
+
+
 def subject_again(chance: Chance, clause: Clause) -> Nominal | None:
     """The pronoun for the clause's subject, or nothing: then the next clause gets a subject of its own."""
-    return english_pronoun(clause.subject) if clause.subject.animate and chance.happens(0.6) else None
+    return back_reference(clause.subject) if can_be_person_pronoun(clause.subject) and chance.happens(0.6) else None
 
 
 def linked_clauses(chance: Chance, conjunctions: Sequence[tuple[Pair, str]], first_probability: float) -> Pair:
@@ -1881,7 +1910,7 @@ def after_pluperfect(chance: Chance) -> Pair:
     subject = chance.pick([pick_name(chance), PRONOUNS[2], PRONOUNS[3], PRONOUNS[4], PRONOUNS[0]])
     first_frame, second_frame = chance.pick(ACTIVITIES), chance.pick(ACTIVITIES)
     sub = Clause(subject, pick_verb_phrase(chance, first_frame, subject, depth=1), "pluperfect")
-    again = english_pronoun(subject)
+    again = back_reference(subject)
     tense = pick_tense(chance, second_frame, again, negated=True, group="past")
     main = Clause(again, pick_verb_phrase(chance, second_frame, again, depth=1, adjuncts=False), tense)
     return main_and_subordinate(main, sub, ("after", "nachdem"), sub_first=True)
@@ -1890,8 +1919,8 @@ def after_pluperfect(chance: Chance) -> Pair:
 def adjective_reason(chance: Chance) -> Pair:
     past = chance.happens(0.4)
     main = pick_clause(chance, chance.pick(ACTIVITIES), depth=1, group="past" if past else "present")
-    subject = english_pronoun(main.subject) if main.subject.animate else pick_name(chance)
-    sub = predicate(chance, subject, chance.pick(PERSON_ADJECTIVES), "past" if past else "present")
+    subject = back_reference(main.subject) if can_be_person_pronoun(main.subject) else pick_name(chance)
+    sub = predicate(subject, chance.pick(PERSON_ADJECTIVES), "past" if past else "present")
     if chance.happens(0.3):
         sub = negate_predicate(sub)
     return main_and_subordinate(main, sub, ("because", "weil"), sub_first=False)
@@ -1917,7 +1946,7 @@ def that_clause(chance: Chance) -> Pair:
 
 def indirect_question_frame(chance: Chance) -> tuple[Pair, str]:
     """Start of a sentence about a question, with its end mark."""
-    asker = english_pronoun(pick_name(chance)) if chance.happens(0.5) else pick_name(chance)
+    asker = back_reference(pick_name(chance)) if chance.happens(0.5) else pick_name(chance)
     return chance.pick(
         [
             (("I do not know", "ich weiß nicht"), "."),
@@ -1939,10 +1968,11 @@ def indirect_question(chance: Chance) -> Pair:
     if kind == "where":
         clause = pick_clause(chance, pick_frame(chance, "", "place"), gap=0, depth=1, simple=True)
     elif kind == "what":
-        frame = chance.pick([f for f in OBJECT_FRAMES if "person" not in f.complements[0].partition(":")[2].split("+")])
+        frame = chance.pick([f for f in OBJECT_FRAMES if "person" not in object_classes(f)])
         clause = pick_clause(chance, frame, gap=0, depth=1, affirmative=True)
     else:
-        clause = without_adverb(pick_clause(chance, depth=1, simple=kind == "when"))
+        clause = pick_clause(chance, depth=1, simple=kind == "when")
+    clause = without_adverb(clause)
     german = {"whether": "ob", "where": "wo", "why": "warum", "when": "wann", "what": "was"}[kind]
     en_sub, de_sub = subordinate(clause, (kind, german))
     return f"{en} {en_sub} {end}", f"{de} , {de_sub} {end}"
@@ -1977,20 +2007,26 @@ def purpose_clause(chance: Chance) -> Pair:
     )
 
 
-def pick_thing(chance: Chance, classes: Sequence[str], plural_probability: float = 0.2) -> tuple[Noun, Nominal]:
-    """A definite phrase that a later pronoun can refer to."""
-    noun = pick_noun(chance, classes)
-    plural = not noun.mass and chance.happens(plural_probability)
+def pick_definite(chance: Chance, noun: Noun, plural: bool) -> Determiner:
+    """the, this or a possessive."""
     gender = "p" if plural else noun.gender
     en, stem = chance.pick(POSSESSIVES)
-    determiner = chance.pick(
+    if noun.en in NEVER_POSSESSED:
+        return Determiner("the", DEFINITE_ARTICLES[gender], "weak")
+    return chance.pick(
         [
             Determiner("the", DEFINITE_ARTICLES[gender], "weak"),
             Determiner(en, ein_word(stem, gender), "mixed"),
             Determiner("these" if plural else "this", der_word("dies", gender), "weak"),
         ]
     )
-    return noun, compose(noun, plural, determiner, [])
+
+
+def pick_thing(chance: Chance, classes: Sequence[str], plural_probability: float = 0.2) -> tuple[Noun, Nominal]:
+    """A definite phrase that a later pronoun can refer to."""
+    noun = pick_noun(chance, classes)
+    plural = not noun.mass and chance.happens(plural_probability)
+    return noun, compose(noun, plural, pick_definite(chance, noun, plural), [])
 
 
 THING_CLASSES = ("clothes", "thing", "furniture", "device", "vehicle", "place", "opening", "text", "art", "plant")
@@ -2003,8 +2039,8 @@ def two_adjectives(chance: Chance) -> Pair:
     if first.de == second.de:
         return simple_statement(chance)
     tense = chance.pick(("present", "present", "past"))
-    one = predicate(chance, subject, first, tense, chance.pick(("", "very", "too")))
-    two = predicate(chance, english_pronoun(subject), second, tense, chance.pick(("", "very")))
+    one = predicate(subject, first, tense, chance.pick(("", "very", "too")))
+    two = predicate(back_reference(subject), second, tense, chance.pick(("", "very")))
     if chance.happens(0.3):
         one = negate_predicate(one)
     return (
@@ -2016,9 +2052,9 @@ def two_adjectives(chance: Chance) -> Pair:
 def thing_frame(chance: Chance) -> tuple[Frame, Noun, Nominal]:
     while True:
         frame = chance.pick(OBJECT_FRAMES)
-        classes = frame.complements[0].partition(":")[2].split("+")
+        classes = object_classes(frame)
         noun, nominal = pick_thing(chance, classes)
-        if "person" not in noun.classes and has_adjective(noun):
+        if "person" not in noun.classes and has_adjective(noun) and frame.verb.en not in NOT_FOR_PRONOUNS:
             return frame, noun, nominal
 
 
@@ -2027,14 +2063,17 @@ def object_reason(chance: Chance) -> Pair:
     frame, noun, nominal = thing_frame(chance)
     past = chance.happens(0.4)
     main = pick_clause(
-        chance, frame, chance.pick([*PRONOUNS[:5], pick_name(chance)]), group="past" if past else "present",
-        depth=1, simple=True, fixed=nominal,
+        chance,
+        frame,
+        chance.pick([*PRONOUNS[:5], pick_name(chance)]),
+        group="past" if past else "present",
+        depth=1,
+        simple=True,
+        fixed=nominal,
     )
     main = without_adverb(main)
     degree = chance.pick(("", "very", "so"))
-    sub = predicate(
-        chance, english_pronoun(nominal), pick_adjective(chance, noun), "past" if past else "present", degree
-    )
+    sub = predicate(back_reference(nominal), pick_adjective(chance, noun), "past" if past else "present", degree)
     return main_and_subordinate(main, sub, ("because", "weil"), sub_first=False)
 
 
@@ -2043,10 +2082,10 @@ def object_condition(chance: Chance) -> Pair:
     frame, noun, nominal = thing_frame(chance)
     negated = chance.happens(0.6)
     subject = chance.pick([pick_name(chance), PRONOUNS[0], PRONOUNS[1], PRONOUNS[4]])
-    phrase = pick_verb_phrase(chance, frame, subject, negated, depth=1, adjuncts=False, fixed=english_pronoun(nominal))
+    phrase = pick_verb_phrase(chance, frame, subject, negated, depth=1, adjuncts=False, fixed=back_reference(nominal))
     tense = chance.pick(("future", "present")) if negated else "future"
     main = Clause(subject, phrase, tense, negated)
-    sub = predicate(chance, nominal, pick_adjective(chance, noun), "present", chance.pick(("", "too", "very")))
+    sub = predicate(nominal, pick_adjective(chance, noun), "present", chance.pick(("", "too", "very")))
     return main_and_subordinate(main, sub, ("if", "wenn"), sub_first=True)
 
 
@@ -2057,22 +2096,19 @@ def consequence(chance: Chance) -> Pair:
     )
     adjective = next(a for a in ADJECTIVES if a.en == adjective_name)
     frame = next(f for f in FRAMES if f.verb is VERBS[verb])
-    classes = frame.complements[0].partition(":")[2].split("+")
-    fitting = [n for n in ALL_NOUNS if has_class(n, classes) and has_class(n, adjective.classes) and "person" not in n.classes]
-    noun = chance.pick(fitting)
-    _, nominal = pick_thing(chance, (noun.en,)) if noun.en in NOUNS else (noun, None)
-    if nominal is None:
-        nominal = compose(noun, False, Determiner("the", DEFINITE_ARTICLES[noun.gender], "weak"), [])
+    fitting = [n for n in ALL_NOUNS if has_class(n, object_classes(frame)) and has_class(n, adjective.classes)]
+    noun = chance.pick([n for n in fitting if "person" not in n.classes])
+    nominal = compose(noun, False, pick_definite(chance, noun, False), [])
     past = chance.happens(0.4)
-    main = predicate(chance, nominal, adjective, "past" if past else "present", "so")
+    main = predicate(nominal, adjective, "past" if past else "present", "so")
     subject = chance.pick([pick_name(chance), *PRONOUNS[:5]])
-    phrase = pick_verb_phrase(chance, frame, subject, True, depth=1, adjuncts=False, fixed=english_pronoun(nominal))
+    phrase = pick_verb_phrase(chance, frame, subject, True, depth=1, adjuncts=False, fixed=back_reference(nominal))
     sub = Clause(subject, phrase, "could" if past else "can", negated=True)
     return main_and_subordinate(main, sub, ("that", "dass"), sub_first=False)
 
 
 def comparison(chance: Chance) -> Pair:
-    """ "My coat is longer than her dress." or "as long as". """
+    """ "My coat is longer than her dress." or "as long as"."""
     adjective = chance.pick([a for a in ADJECTIVES if a.de_comparative != "-"])
     one, two = (pick_thing(chance, adjective.classes, 0.1) for _ in range(2))
     if one[0].en == two[0].en or one[0].classes[0] != two[0].classes[0]:
@@ -2115,7 +2151,7 @@ def superlative(chance: Chance) -> Pair:
 
 def passive(chance: Chance) -> Pair:
     frame = chance.pick([f for f in OBJECT_FRAMES if not f.verb.state])
-    _, subject = pick_thing(chance, frame.complements[0].partition(":")[2].split("+"))
+    _, subject = pick_thing(chance, object_classes(frame))
     agent = pick_noun_phrase(chance, ("person",), plain=True, depth=1) if chance.happens(0.8) else pick_name(chance)
     en, de = prepositional("by", "von", "dat", agent)
     phrase = VerbPhrase(frame.verb, en=join(frame.verb.en_particle, en), tail=de)
@@ -2123,6 +2159,14 @@ def passive(chance: Chance) -> Pair:
     time = pick_time(chance, tense.removeprefix("passive ")) if chance.happens(0.4) else ("", "")
     clause = Clause(subject, phrase, tense, time=time)
     return chance.pick((statement, statement, ask))(clause)
+
+
+SETTLEMENTS: Sequence[Pair] = [
+    ("in the city", "in der Stadt"),
+    ("in the village", "im Dorf"),
+    ("in our city", "in unserer Stadt"),
+    ("in this village", "in diesem Dorf"),
+]
 
 
 def there_is(chance: Chance) -> Pair:
@@ -2144,6 +2188,8 @@ def there_is(chance: Chance) -> Pair:
     past = chance.happens(0.4)
     be = ("were" if past else "are") if plural else ("was" if past else "is")
     where = pick_where(chance)
+    if "building" in noun.classes or noun.en == "garden":
+        where = pick_city(chance, "in", "in") if chance.happens(0.6) else chance.pick(SETTLEMENTS)
     return (
         f"there {be} {phrase.en} {where[0]} .",
         f"es {'gab' if past else 'gibt'} {phrase.in_case('acc')} {where[1]} .",
@@ -2151,7 +2197,7 @@ def there_is(chance: Chance) -> Pair:
 
 
 def age(chance: Chance) -> Pair:
-    number = 2 + chance.pick(range(98))
+    number = 20 + chance.pick(range(80))
     subject = pick_name(chance) if chance.happens(0.4) else pick_noun_phrase(chance, ("kin",), plain=True, depth=1)
     if subject.kind == "indefinite":
         subject = chance.pick(PRONOUNS[:4])
@@ -2208,7 +2254,13 @@ def object_taken_up(chance: Chance) -> Pair:
     """ "Anna buys the book and reads it." """
     frame, noun, nominal = thing_frame(chance)
     found = frame_index(chance, noun, "acc")
-    if found is None or found[0] is frame or len(found[0].complements) > 1 or "person" not in found[0].subject:
+    if (
+        found is None
+        or found[0] is frame
+        or found[0].verb.en in NOT_FOR_PRONOUNS
+        or len(found[0].complements) > 1
+        or "person" not in found[0].subject
+    ):
         return object_taken_up(chance)
     verbs = (frame.verb, found[0].verb)
     if any(verb.en_past == verb.en for verb in verbs):
@@ -2217,7 +2269,7 @@ def object_taken_up(chance: Chance) -> Pair:
     tense = "present" if subject.person == 2 or chance.happens(0.5) else "past"
     silent = replace(subject, en="", de=("",) * 4)
     one = Clause(subject, pick_verb_phrase(chance, frame, subject, depth=1, adjuncts=False, fixed=nominal), tense)
-    again = pick_verb_phrase(chance, found[0], silent, depth=1, adjuncts=False, fixed=english_pronoun(nominal))
+    again = pick_verb_phrase(chance, found[0], silent, depth=1, adjuncts=False, fixed=back_reference(nominal))
     two = Clause(silent, again, tense)
     return (
         f"{english_statement(one)} and {english_statement(two)} .",
@@ -2269,7 +2321,7 @@ def two_subjects(chance: Chance) -> Pair:
 
 def two_objects(chance: Chance) -> Pair:
     frame = chance.pick(OBJECT_FRAMES)
-    classes = frame.complements[0].partition(":")[2].split("+")
+    classes = object_classes(frame)
     one, two = (pick_thing(chance, classes)[1] for _ in range(2))
     if one.in_case("acc") == two.in_case("acc"):
         return two_objects(chance)
@@ -2280,9 +2332,9 @@ def two_objects(chance: Chance) -> Pair:
 def correction(chance: Chance) -> Pair:
     """ "She does not buy the table but the chair." """
     frame = chance.pick(OBJECT_FRAMES)
-    classes = frame.complements[0].partition(":")[2].split("+")
+    classes = object_classes(frame)
     one, two = (pick_thing(chance, classes)[1] for _ in range(2))
-    if one.in_case("acc") == two.in_case("acc"):
+    if one.in_case("acc") == two.in_case("acc") or one.animate != two.animate:
         return correction(chance)
     both = coordinate(one, two, ("", "but"), ("nicht", ", sondern"))
     clause = without_adverb(pick_clause(chance, frame, depth=1, simple=True, fixed=both))
@@ -2314,7 +2366,7 @@ def unreal_condition(chance: Chance) -> Pair:
         en, de = chance.pick([("time", "Zeit"), ("money", "Geld")])
         forms = ("hätte", "hättest", "hätte", "hätten")
         en, de = f"had more {en}", f"mehr {de} {forms[subject.form]}"
-    again = english_pronoun(subject)
+    again = back_reference(subject)
     phrase = pick_verb_phrase(chance, chance.pick(ACTIVITIES), again, depth=1)
     main = Clause(again, phrase, "conditional")
     return (
@@ -2324,9 +2376,12 @@ def unreal_condition(chance: Chance) -> Pair:
 
 
 def weather_condition(chance: Chance) -> Pair:
-    (en, de), (time_en, time_de) = chance.pick(
-        [("it rains", "es {} regnet"), ("it snows", "es {} schneit"), ("the sun shines", "die Sonne {} scheint")]
-    ), chance.pick([("tomorrow", "morgen"), ("today", "heute"), *((f"on {e}", f"am {d}") for e, d in WEEKDAYS)])
+    (en, de), (time_en, time_de) = (
+        chance.pick(
+            [("it rains", "es {} regnet"), ("it snows", "es {} schneit"), ("the sun shines", "die Sonne {} scheint")]
+        ),
+        chance.pick([("tomorrow", "morgen"), ("today", "heute"), *((f"on {e}", f"am {d}") for e, d in WEEKDAYS)]),
+    )
     main = pick_clause(chance, chance.pick(ACTIVITIES), depth=1, simple=True)
     main = replace(without_adverb(main), tense=chance.pick(("future", "can", "have to", "want to")))
     if not main.subject.animate:
@@ -2335,7 +2390,7 @@ def weather_condition(chance: Chance) -> Pair:
 
 
 def duration(chance: Chance) -> Pair:
-    """ "She has lived in Berlin for ten years.", which German says in the present. """
+    """ "She has lived in Berlin for ten years.", which German says in the present."""
     number = 2 + chance.pick(range(40))
     en, de = chance.pick(
         [("years", "Jahren"), ("weeks", "Wochen"), ("days", "Tagen"), ("months", "Monaten"), ("hours", "Stunden")]
@@ -2355,7 +2410,7 @@ def located_subject(chance: Chance) -> Pair:
     here = replace(subject, en=f"{subject.en} {en}", de=tuple(f"{form} {de}" for form in subject.de))
     if chance.happens(0.4):
         return statement(Clause(here, belonging(chance), "present"))
-    clause = predicate(chance, here, pick_adjective(chance, noun), chance.pick(("present", "past")), "")
+    clause = predicate(here, pick_adjective(chance, noun), chance.pick(("present", "past")), "")
     return statement(negate_predicate(clause)) if chance.happens(0.25) else statement(clause)
 
 
@@ -2374,7 +2429,7 @@ def likes_to(chance: Chance) -> Pair:
 
 
 def profession(chance: Chance) -> Pair:
-    """ "His brother is a lawyer.", in German without article. """
+    """ "His brother is a lawyer.", in German without article."""
     woman = chance.happens(0.4)
     kin = chance.pick([n for n in NOUNS.values() if "kin" in n.classes and (n.gender == "f") == woman])
     en, stem = chance.pick(POSSESSIVES)
@@ -2411,7 +2466,7 @@ def object_relative(chance: Chance) -> Pair:
     gender = "p" if plural else noun.gender
     nominal = compose(noun, plural, Determiner("the", DEFINITE_ARTICLES[gender], "weak"), [], relative)
     if chance.happens(0.5):
-        return statement(predicate(chance, nominal, pick_adjective(chance, noun), chance.pick(("present", "past"))))
+        return statement(predicate(nominal, pick_adjective(chance, noun), chance.pick(("present", "past"))))
     found = frame_index(chance, noun, chance.pick(("acc", "prep", "nom")))
     if found is None or (found[1] > 0):
         return object_relative(chance)
@@ -2422,7 +2477,7 @@ def object_relative(chance: Chance) -> Pair:
 
 
 def simple_predicate(chance: Chance) -> Pair:
-    """ "The old door is not green." and its question. """
+    """ "The old door is not green." and its question."""
     classes = (*THING_CLASSES, "person", "animal", "food", "drink", "film", "song", "abstract", "event")
     noun = pick_noun(chance, classes)
     subject = pick_noun_phrase(chance, (), plain=True, depth=1, noun=noun)
@@ -2432,7 +2487,7 @@ def simple_predicate(chance: Chance) -> Pair:
     if adjective.en in subject.en.split():
         return simple_predicate(chance)
     degree = chance.pick(("", "", "very", "too"))
-    clause = predicate(chance, subject, adjective, chance.pick(("present", "past")), degree)
+    clause = predicate(subject, adjective, chance.pick(("present", "past")), degree)
     if chance.happens(0.25):
         return ask(clause)
     return statement(negate_predicate(clause) if chance.happens(0.3) else clause)
@@ -2469,8 +2524,8 @@ TEMPLATES: dict[Template, float] = {
     superlative: 2,
     passive: 3,
     there_is: 2.5,
-    age: 1,
-    price: 1.5,
+    age: 1.5,
+    price: 3,
     time_of_day: 2.5,
     shared_subject: 2.5,
     object_taken_up: 2.5,

@@ -89,7 +89,8 @@ class Cleaner:
             return "too_long"
         # Bytes, because a Chinese character says about as much as three Latin letters.
         n_src_bytes, n_tgt_bytes = len(src.encode()) + RATIO_SLACK_BYTES, len(tgt.encode()) + RATIO_SLACK_BYTES
-        if max(n_src_bytes, n_tgt_bytes) > self.config.max_length_ratio * min(n_src_bytes, n_tgt_bytes):
+        ratio = self.config.max_length_ratio
+        if ratio is not None and max(n_src_bytes, n_tgt_bytes) > ratio * min(n_src_bytes, n_tgt_bytes):
             return "length_ratio"
         return None
 

@@ -78,6 +78,7 @@ def train(config: RunConfig, corpus: PreparedCorpus, run_dir: Path) -> Progress:
         KeyboardInterrupt, SystemExit(143): interrupted or terminated; a checkpoint has been written.
     """
     keep_large_blocks()
+    run_dir.mkdir(parents=True, exist_ok=True)
     settings = config.train
     trainer = Trainer(config, corpus, run_dir)
     progress = trainer.progress

@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from mt.config import ModelConfig
+from mt.data.batch import TILE_WIDTH, assemble_sources, assemble_varlen
+from mt.data.packing import SliceBudget
+from mt.loss import label_smoothed_nll, linear_label_smoothed_nll
+from mt.model import Transformer, sinusoidal_positions
+from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID
+from tests.toys import V, parallel, random_pairs, small_model, tiles
+
+PAIRS = random_pairs(25, longest=40, seed=1)
+NORMS = pytest.mark.parametrize("norm", ["post", "pre"])
+
+
+def states_by_sentence(model: Transformer, pairs: list[tuple[list[int], list[int]]]) -> list[torch.Tensor]:
+    """The decoder's states of each pair, sorted by its target ids."""
+    batch = tiles(pairs)
+    hidden = model(batch)
+    assert hidden.shape == (len(batch.tgt_inputs), model.config.d_model)
+    found: list[tuple[list[int], torch.Tensor]] = []
+    starts = (batch.tgt_inputs == BOS_ID).nonzero()[:, 0].tolist()
+    for start in starts:
+        stop = start + batch.tgt_outputs[start:].tolist().index(EOS_ID) + 1
+        found.append((batch.tgt_outputs[start:stop].tolist(), hidden[start:stop]))
+    return [states for _, states in sorted(found, key=lambda item: item[0])]
+
+
+@NORMS
+def test_packed_forward_equals_one_sentence_at_a_time(norm: str) -> None:
+    model = small_model(norm=norm).eval()
+    with torch.no_grad():
+        together = states_by_sentence(model, PAIRS)
+        alone = [states_by_sentence(model, [pair])[0] for pair in sorted(PAIRS, key=lambda pair: [*pair[1], EOS_ID])]
+    for packed, single in zip(together, alone, strict=True):
+        torch.testing.assert_close(packed, single, atol=2e-5, rtol=1e-4)
+
+
+def test_both_packed_layouts_give_one_loss_and_one_gradient() -> None:
+    corpus = parallel(PAIRS)
+    budget = SliceBudget(n_slices=1, src_tokens=1_200, tgt_tokens=1_200, n_sentences=40)
+    results = []
+    for batch in (tiles(PAIRS), assemble_varlen(corpus, np.arange(len(PAIRS)), budget, max_tokens=64)):
+        model = small_model()
+        loss = linear_label_smoothed_nll(model(batch), model.output_weight, batch.tgt_outputs, batch.tgt_weights, 0.1)
+        loss.backward()
+        results.append((loss.detach(), {name: p.grad for name, p in model.named_parameters()}))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    for name, gradient in results[0][1].items():
+        torch.testing.assert_close(gradient, results[1][1][name], atol=2e-3, rtol=1e-3, msg=name)
+
+
+@NORMS
+def test_a_token_sees_nothing_after_it(norm: str) -> None:
+    model = small_model(norm=norm).eval()
+    src, tgt = [5, 6, 7], [10, 11, 12, 13, 14]
+    with torch.no_grad():
+        before = model(tiles([(src, tgt)]))
+        after = model(tiles([(src, [10, 11, 30, 31, 32])]))
+    # Inputs are BOS 10 11 12 …: the first three positions have seen 10 and 11 only.
+    assert torch.equal(before[:3], after[:3])
+    assert (before[3] - after[3]).abs().max() > 1e-3
+
+
+def test_the_encoder_sees_both_ways_and_positions() -> None:
+    model = small_model().eval()
+    with torch.no_grad():
+        first, reordered = (model(tiles([(src, [10])]))[0] for src in ([5, 6, 7], [7, 6, 5]))
+    assert (first - reordered).abs().max() > 1e-3
+
+
+@NORMS
+def test_cached_decoding_equals_full_decoding(norm: str) -> None:
+    model = small_model(norm=norm).eval()
+    pairs = random_pairs(6, longest=12, seed=4)
+    longest = max(len(tgt) for _, tgt in pairs) + 1
+    with torch.no_grad():
+        sources = assemble_sources([[*src, EOS_ID] for src, _ in pairs], torch.float32)
+        cache = model.begin_decoding(sources, 1, longest)
+        inputs = [[BOS_ID, *tgt] + [PAD_ID] * longest for _, tgt in pairs]
+        steps = []
+        for t in range(longest):
+            logits = model.decode_step(torch.tensor([row[t] for row in inputs]), cache)
+            assert logits.shape == (6, V)
+            steps.append(logits)
+            cache.choose(torch.zeros(6, 1, dtype=torch.int64))
+        for i, pair in enumerate(pairs):
+            full = model.logits(model(tiles([pair])))[: len(pair[1]) + 1]
+            stepped = torch.stack([logits[i] for logits in steps[: len(pair[1]) + 1]])
+            torch.testing.assert_close(stepped, full, atol=2e-5, rtol=1e-4)
+
+
+def test_a_beam_that_changes_its_parent_has_the_history_of_its_parent() -> None:
+    model = small_model().eval()
+    source = [[5, 6, 7, EOS_ID]]
+    # Beams of two: after the second token both continue the second beam, then each goes its own way.
+    tokens = [[BOS_ID, BOS_ID], [10, 20], [11, 21], [12, 22], [13, 23]]
+    parents = [[0, 0], [1, 1], [0, 1], [1, 0], [0, 1]]
+    histories: list[list[int]] = [[], []]
+    with torch.no_grad():
+        cache = model.begin_decoding(assemble_sources(source, torch.float32), 2, 8)
+        for step_tokens, step_parents in zip(tokens, parents, strict=True):
+            histories = [[*history, token] for history, token in zip(histories, step_tokens, strict=True)]
+            logits = model.decode_step(torch.tensor(step_tokens), cache)
+            for beam, history in enumerate(histories):
+                hidden = model(tiles([(source[0][:-1], history[1:])]))[len(history) - 1]
+                torch.testing.assert_close(logits[beam], model.logits(hidden), atol=2e-5, rtol=1e-4)
+            cache.choose(torch.tensor([step_parents]))
+            histories = [histories[parent] for parent in step_parents]
+
+
+@pytest.mark.parametrize(("d_model", "n_heads", "d_ff", "millions"), [(512, 8, 2048, 63.1), (1024, 16, 4096, 214.2)])
+def test_the_papers_models_have_the_parameters_of_the_formula(
+    d_model: int, n_heads: int, d_ff: int, millions: float
+) -> None:
+    vocab_size, d, f = 37_000, d_model, d_ff
+    attention, ffn, norm = 4 * (d * d + d), d * f + f + f * d + d, 2 * d
+    by_formula = vocab_size * d + 6 * (attention + ffn + 2 * norm) + 6 * (2 * attention + ffn + 3 * norm)
+    with torch.device("meta"):
+        config = ModelConfig(d_model=d, n_heads=n_heads, d_ff=f)
+        model = Transformer.__new__(Transformer)
+        # Drawing 200 M numbers takes seconds and proves nothing here.
+        Transformer.reset_parameters, drawn = lambda self: None, Transformer.reset_parameters
+        try:
+            model.__init__(config, vocab_size=vocab_size, pad_id=PAD_ID)  # type: ignore[misc]
+        finally:
+            Transformer.reset_parameters = drawn
+    assert model.n_parameters == by_formula
+    assert round(by_formula / 1e6, 1) == millions
+    assert model.embedding.num_embeddings == 37_120
+
+
+def test_weights_start_as_the_paper_needs_them() -> None:
+    model = small_model(d_model=128, n_heads=4, d_ff=256)
+    assert model.embedding.weight.std().item() == pytest.approx(128**-0.5, rel=0.03)
+    layer = model.decoder[0]
+    # Xavier uniform of a square matrix: ±√(6 / 256). Fused, the matrix is not square, its parts are.
+    for weight in (layer.self_attention.qkv.weight, layer.cross_attention.kv.weight, layer.self_attention.out.weight):
+        assert weight.abs().max().item() == pytest.approx(math.sqrt(6 / 256), rel=0.01)
+    assert layer.feed_forward.inner.bias.abs().max() == 0
+
+
+def test_positions_are_sines_and_cosines() -> None:
+    table = sinusoidal_positions(50, 8)
+    assert table.shape == (50, 8)
+    assert table[7, 0].item() == pytest.approx(math.sin(7))
+    assert table[7, 1].item() == pytest.approx(math.cos(7))
+    assert table[7, 5].item() == pytest.approx(math.cos(7 / 10_000 ** (4 / 8)), rel=1e-5)
+
+
+def test_a_sentence_longer_than_the_table_of_positions_passes() -> None:
+    model = small_model().eval()
+    with torch.no_grad():
+        assert torch.isfinite(model(tiles([([5] * 1_500, [6] * 1_500)]))).all()
+
+
+def test_in_bf16_the_residual_stream_is_bf16_and_parameters_are_not() -> None:
+    model = small_model(dtype=torch.bfloat16)
+    batch = tiles(PAIRS, torch.bfloat16)
+    hidden = model(batch)
+    assert hidden.dtype == torch.bfloat16
+    linear_label_smoothed_nll(hidden, model.output_weight, batch.tgt_outputs, batch.tgt_weights, 0.1).backward()
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
+    exact = small_model()
+    exact_hidden = exact(tiles(PAIRS))
+    real = batch.tgt_weights > 0
+    assert (hidden[real].float() - exact_hidden[real]).abs().mean() < 0.03
+
+
+def test_two_micro_batches_give_the_gradient_of_one_big_batch() -> None:
+    def gradients(parts: list[list[tuple[list[int], list[int]]]]) -> dict[str, torch.Tensor]:
+        model = small_model()
+        batches = [tiles(part) for part in parts]
+        n_tokens = sum(batch.n_tgt_tokens for batch in batches)
+        for batch in batches:
+            loss = linear_label_smoothed_nll(
+                model(batch), model.output_weight, batch.tgt_outputs, batch.tgt_weights, 0.1
+            )
+            (loss / n_tokens).backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    whole, halves = gradients([PAIRS]), gradients([PAIRS[:7], PAIRS[7:]])
+    assert whole.keys() == halves.keys()
+    for name in whole:
+        torch.testing.assert_close(whole[name], halves[name], atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_every_parameter_learns_and_padding_rows_do_not() -> None:
+    model = small_model()
+    batch = tiles(PAIRS)
+    label_smoothed_nll(model.logits(model(batch)), batch.tgt_outputs, batch.tgt_weights, 0.1).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+    assert model.embedding.weight.grad is not None
+    assert model.embedding.weight.grad[V:].abs().max() == 0
+
+
+def test_layers_and_loss_compile_into_one_graph_each_without_recompiling() -> None:
+    model = small_model()
+    corpus = parallel(PAIRS)
+    budget = SliceBudget(n_slices=1, src_tokens=1_200, tgt_tokens=1_200, n_sentences=40)
+    # The CPU has no flash attention; the written-out one over the static shape of tiles compiles in its place.
+    batch = tiles([([5] * (TILE_WIDTH - 1), [6] * (TILE_WIDTH - 1))] * 4)
+    other = tiles([([7] * (TILE_WIDTH - 1), [8] * (TILE_WIDTH - 1))] * 4)
+    assert assemble_varlen(corpus, np.arange(3), budget, 64).n_tgt_tokens > 0
+    eager = model(batch).detach(), model(other).detach()
+    torch._dynamo.reset()
+    for layer in (*model.encoder, *model.decoder):
+        layer.compile(fullgraph=True, dynamic=False, backend="eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        torch.testing.assert_close(model(batch).detach(), eager[0])
+        torch.testing.assert_close(model(other).detach(), eager[1])
+    assert list(model.state_dict()) == list(small_model().state_dict())
+
+
+def test_an_inference_copy_is_of_one_type_and_leaves_the_model_alone() -> None:
+    model = small_model(dropout=0.1)
+    copied = model.for_inference(torch.bfloat16)
+    assert {p.dtype for p in copied.parameters()} == {torch.bfloat16}
+    assert not any(p.requires_grad for p in copied.parameters())
+    assert (copied.training, model.training) == (False, True)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert replace(copied.config) == model.config

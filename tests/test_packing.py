@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mt.data.packing import PlanState, SliceBudget, UpdatePlan, cut_into_slices, fit_into_tiles, slice_budget
+
+RNG = np.random.default_rng(5)
+SRC = RNG.integers(2, 40, 3_000)
+TGT = np.clip(SRC + RNG.integers(-5, 6, 3_000), 2, None)
+
+
+def plan(batch_tokens: int = 500, seed: int = 1, **kwargs: object) -> UpdatePlan:
+    return UpdatePlan(SRC, TGT, batch_tokens=batch_tokens, seed=seed, **kwargs)  # type: ignore[arg-type]
+
+
+def first_updates(the_plan: UpdatePlan, n: int) -> list[np.ndarray]:
+    updates, state = [], PlanState()
+    for _ in range(n):
+        sentences, state = the_plan.update_at(state)
+        updates.append(sentences)
+    return updates
+
+
+def test_an_epoch_holds_each_pair_once_and_updates_take_it_in_order() -> None:
+    the_plan = plan()
+    order = the_plan.epoch_order(0)
+    assert sorted(order) == list(range(3_000))
+    stream = np.concatenate(first_updates(the_plan, 20))
+    assert (stream == order[: len(stream)]).all()
+
+
+def test_an_update_is_as_many_sentences_as_fit() -> None:
+    the_plan = plan()
+    order, position = the_plan.epoch_order(0), 0
+    for sentences in first_updates(the_plan, 20):
+        assert TGT[sentences].sum() <= 500
+        assert SRC[sentences].sum() <= the_plan.max_src_tokens
+        position += len(sentences)
+        following = order[position]
+        assert (
+            TGT[sentences].sum() + TGT[following] > 500
+            or SRC[sentences].sum() + SRC[following] > the_plan.max_src_tokens
+        )
+
+
+def test_the_source_side_of_an_update_is_bounded_by_the_ratio_of_the_corpus() -> None:
+    assert plan().max_src_tokens == int(500 * SRC.sum() / TGT.sum() * 1.05)
+
+
+def test_updates_cross_epoch_borders_and_none_is_short() -> None:
+    the_plan = UpdatePlan(SRC[:50], TGT[:50], batch_tokens=400, seed=3)
+    state = PlanState()
+    crossed = 0
+    for _ in range(40):
+        sentences, following = the_plan.update_at(state)
+        crossed += following.epoch > state.epoch and following.position > 0
+        assert TGT[:50][sentences].sum() > 400 - 45
+        state = following
+    assert crossed > 10
+    assert state.epoch > 10
+
+
+def test_an_update_larger_than_an_epoch_repeats_the_corpus() -> None:
+    the_plan = UpdatePlan(np.array([3, 3]), np.array([4, 4]), batch_tokens=40, seed=1)
+    sentences, state = the_plan.update_at(PlanState())
+    assert sorted(sentences) == [0] * 5 + [1] * 5
+    assert state == PlanState(epoch=5, position=0)
+
+
+def test_the_plan_goes_on_from_any_state_as_if_never_stopped() -> None:
+    the_plan, state = plan(), PlanState()
+    states = []
+    for _ in range(300):
+        states.append(state)
+        sentences, state = the_plan.update_at(state)
+    again, _ = plan().update_at(states[-1])
+    assert states[-1].epoch > 0
+    assert (again == sentences).all()
+
+
+def test_another_seed_gives_another_order_and_each_epoch_its_own() -> None:
+    assert (plan(seed=1).epoch_order(0) != plan(seed=2).epoch_order(0)).any()
+    assert (plan().epoch_order(0) != plan().epoch_order(1)).any()
+
+
+def test_a_weight_is_so_many_copies_and_a_draw_for_the_fraction() -> None:
+    weighted = plan(source_sizes=[1_000, 2_000], source_weights=[2.0, 0.25])
+    counts = np.bincount(weighted.epoch_order(0), minlength=3_000)
+    assert (counts[:1_000] == 2).all()
+    assert set(counts[1_000:]) == {0, 1}
+    assert counts[1_000:].sum() == pytest.approx(500, abs=80)
+    assert (
+        weighted.epoch_order(0) == plan(source_sizes=[1_000, 2_000], source_weights=[2.0, 0.25]).epoch_order(0)
+    ).all()
+    drawn_again = np.bincount(weighted.epoch_order(1), minlength=3_000)
+    assert (counts != drawn_again).any()
+
+
+@pytest.mark.parametrize("n_ranks", [1, 2, 8])
+def test_what_an_update_holds_does_not_depend_on_slices_or_ranks(n_ranks: int) -> None:
+    the_plan = plan(batch_tokens=2_000)
+    budget = slice_budget(the_plan, micro_batch_tokens=300, mean_tgt_tokens=TGT.mean(), n_ranks=n_ranks)
+    assert budget.n_slices % n_ranks == 0
+    for sentences in first_updates(the_plan, 30):
+        slices = cut_into_slices(sentences, SRC, TGT, budget, n_ranks)
+        assert len(slices) % n_ranks == 0
+        assert sorted(np.concatenate(slices)) == sorted(sentences)
+
+
+def test_cutting_needs_no_more_slices_than_planned() -> None:
+    the_plan = plan(batch_tokens=6_000)
+    budget = slice_budget(the_plan, micro_batch_tokens=1_000, mean_tgt_tokens=TGT.mean())
+    assert budget.n_slices == 6
+    for sentences in first_updates(the_plan, 30):
+        slices = cut_into_slices(sentences, SRC, TGT, budget)
+        assert len(slices) == 6
+        for part in slices:
+            assert TGT[part].sum() <= budget.tgt_tokens <= 1_031
+            assert SRC[part].sum() <= budget.src_tokens
+            assert len(part) <= budget.n_sentences
+
+
+def test_what_does_not_fit_opens_one_more_round_for_all_ranks() -> None:
+    lengths = np.array([60, 60, 60])
+    budget = SliceBudget(n_slices=2, src_tokens=100, tgt_tokens=100, n_sentences=10)
+    slices = cut_into_slices(np.arange(3), lengths, lengths, budget, n_ranks=2)
+    assert [len(part) for part in slices] == [1, 1, 1, 0]
+    few = SliceBudget(n_slices=1, src_tokens=1_000, tgt_tokens=1_000, n_sentences=2)
+    assert [len(part) for part in cut_into_slices(np.arange(3), lengths, lengths, few)] == [2, 1]
+
+
+def test_tiles_hold_whole_pairs_and_little_else() -> None:
+    # Tiles of 64: the pairs here have up to 40 tokens on either side.
+    widths, tile_of = fit_into_tiles(SRC[:600], TGT[:600], 64)
+    assert set(widths) == {64}
+    for lengths in (SRC[:600], TGT[:600]):
+        filled = np.bincount(tile_of, weights=lengths)
+        assert filled.max() <= 64
+        assert filled.sum() / (64 * len(widths)) > 0.9
+
+
+def test_a_pair_longer_than_a_tile_gets_a_wider_one() -> None:
+    widths, tile_of = fit_into_tiles(np.array([10, 65, 3]), np.array([9, 60, 200]), 64)
+    assert widths == [256, 128]
+    assert tile_of.tolist() == [0, 1, 0]

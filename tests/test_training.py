@@ -1,0 +1,333 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mt.checkpoint import ModelFolder, checkpoint_path, checkpoints
+from mt.config import RunConfig, TrainConfig
+from mt.errors import MTError
+from mt.pipeline import average_run, evaluate_model, train_run
+from mt.text.corpus import prepare_corpus
+from mt.train.loop import Trainer, train, train_step
+from mt.train.optimizer import Optimizer
+from mt.train.schedule import learning_rate
+from mt.train.validation import validation_loss
+from tests.toys import small_model, toy_config
+
+
+def weights_of(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
+    return ModelFolder.open(checkpoint_path(run_dir, step)).load_weights()
+
+
+def prepared(config: RunConfig) -> object:
+    return prepare_corpus(config, say=lambda line: None)
+
+
+def with_train(config: RunConfig, **changes: object) -> RunConfig:
+    return replace(config, train=replace(config.train, **changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resume_equals_never_stopped_bit_for_bit(tmp_path: Path, precision: str) -> None:
+    config = with_train(toy_config(tmp_path, precision=precision, batch_tokens=200), micro_batch_tokens=100)
+    corpus = prepared(config)
+    train(config, corpus, tmp_path / "whole")  # type: ignore[arg-type]
+    train(with_train(config, max_steps=8), corpus, tmp_path / "parts")  # type: ignore[arg-type]
+    # What a kill leaves behind: nothing but the checkpoint of step 4.
+    shutil.rmtree(checkpoint_path(tmp_path / "parts", 8))
+    shutil.rmtree(checkpoint_path(tmp_path / "parts", 6), ignore_errors=True)
+    assert checkpoints(tmp_path / "parts") == [checkpoint_path(tmp_path / "parts", 4)]
+    train(config, corpus, tmp_path / "parts")  # type: ignore[arg-type]
+    whole, parts = weights_of(tmp_path / "whole", 12), weights_of(tmp_path / "parts", 12)
+    assert whole.keys() == parts.keys()
+    for name in whole:
+        assert torch.equal(whole[name], parts[name]), name
+
+    def metrics(run: str) -> list[tuple[int, float]]:
+        lines = (tmp_path / run / "metrics.jsonl").read_text("utf-8").splitlines()
+        return [(e["step"], e["train_loss"]) for e in map(json.loads, lines) if "train_loss" in e]
+
+    assert metrics("whole") == metrics("parts")
+    assert [step for step, _ in metrics("whole")] == [2, 4, 6, 8, 10, 12]
+
+
+def test_a_damaged_last_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = toy_config(tmp_path)
+    corpus = prepared(config)
+    train(with_train(config, max_steps=8), corpus, tmp_path / "run")  # type: ignore[arg-type]
+    (checkpoint_path(tmp_path / "run", 8) / "model.safetensors").write_bytes(b"torn")
+    trainer = Trainer(config, corpus, tmp_path / "run")  # type: ignore[arg-type]
+    assert trainer.progress.step == 6  # the best so far, saved at its validation
+    assert "step-00000008/model.safetensors: is damaged" in capsys.readouterr().err
+
+
+def test_slices_change_the_update_by_rounding_only(tmp_path: Path) -> None:
+    results = []
+    for micro_batch_tokens in (256, 64):
+        config = with_train(
+            toy_config(tmp_path), micro_batch_tokens=micro_batch_tokens, max_steps=5, label_smoothing=0.1
+        )
+        config = replace(config, model=replace(config.model, dropout=0.0))
+        corpus = prepared(config)
+        run_dir = tmp_path / str(micro_batch_tokens)
+        trainer = Trainer(config, corpus, run_dir)  # type: ignore[arg-type]
+        losses, n_slices = [], 0
+        for update in trainer.updates():
+            loss, norm = train_step(trainer.model, trainer.optimizer, update, config.train, 1e-3, trainer.loss)
+            losses.append((loss.item() / update.n_tgt_tokens, norm.item()))
+            n_slices = len(update.slices)
+        results.append((losses, n_slices))
+    assert [n for _, n in results] == [1, 4]
+    assert sum(results[0][0], ()) == pytest.approx(sum(results[1][0], ()), rel=1e-4)
+
+
+def gradient_step(scale: float, clip_norm: float | None) -> tuple[torch.Tensor, float, dict[str, torch.Tensor]]:
+    model = small_model()
+    optimizer = Optimizer(model, TrainConfig(clip_norm=clip_norm), torch.float32)
+    torch.manual_seed(3)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter) * scale
+    norm = optimizer.step(1e-3)
+    return norm, float(optimizer.n_skipped), {name: p.detach() for name, p in model.named_parameters()}
+
+
+def test_an_update_is_torchs_adam_after_torchs_clipping() -> None:
+    norm, _, parameters = gradient_step(0.5, clip_norm=1.0)
+    model = small_model()
+    torch.manual_seed(3)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter) * 0.5
+    expected_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    torch.optim.Adam(model.parameters(), lr=1e-3, betas=(0.9, 0.98), eps=1e-9).step()
+    torch.testing.assert_close(norm, expected_norm)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameters[name], parameter.detach(), atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_gradients_that_are_not_finite_change_nothing() -> None:
+    norm, n_skipped, parameters = gradient_step(float("inf"), clip_norm=1.0)
+    assert not torch.isfinite(norm)
+    assert n_skipped == 1
+    for name, parameter in small_model().named_parameters():
+        assert torch.equal(parameters[name], parameter), name
+
+
+def test_fp16_scales_the_loss_halves_at_an_overflow_and_leaves_the_norm_alone() -> None:
+    model = small_model()
+    optimizer = Optimizer(model, TrainConfig(), torch.float16)
+    assert optimizer.loss_scale.item() == 32_768
+
+    def step(scale: float) -> float:
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter) * scale * optimizer.loss_scale
+        return optimizer.step(1e-3).item()
+
+    n = sum(p.numel() for p in model.parameters())
+    assert step(0.5) == pytest.approx(0.5 * n**0.5, rel=1e-4)
+    step(float("nan"))
+    assert optimizer.loss_scale.item() == 16_384
+    state = optimizer.state_dict()
+    again = Optimizer(model, TrainConfig(), torch.float16)
+    again.load_state_dict(state)
+    assert again.loss_scale.item() == 16_384
+    assert again.n_skipped.item() == 1
+
+
+def test_the_learning_rate_is_the_papers() -> None:
+    settings = TrainConfig(warmup_steps=4_000)
+    for step in (1, 100, 4_000, 10_000, 100_000):
+        paper = 512**-0.5 * min(step**-0.5, step * 4_000**-1.5)
+        assert learning_rate(step, settings, 512) == pytest.approx(paper)
+    peaked = TrainConfig(warmup_steps=400, peak_lr=2e-3)
+    assert learning_rate(200, peaked, 256) == pytest.approx(1e-3)
+    assert learning_rate(400, peaked, 256) == pytest.approx(2e-3)
+    assert learning_rate(1_600, peaked, 256) == pytest.approx(1e-3)
+
+
+def test_the_validation_loss_of_an_even_guess_is_log_vocab(tmp_path: Path) -> None:
+    config = toy_config(tmp_path)
+    trainer = Trainer(config, prepared(config), tmp_path / "run")  # type: ignore[arg-type]
+    with torch.no_grad():
+        trainer.model.embedding.weight.zero_()
+    trainer.model.eval()
+    loss = validation_loss(trainer.model, trainer.corpus.valid)
+    assert loss == pytest.approx(torch.tensor(380.0).log().item(), rel=1e-5)
+
+
+def test_stop_after_a_time_saves_and_is_final(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, max_steps=100_000, stop_after="2s", validate_every=100_000)
+    corpus = prepared(config)
+    progress = train(config, corpus, tmp_path / "run")  # type: ignore[arg-type]
+    assert 2 <= progress.train_seconds < 30
+    assert checkpoints(tmp_path / "run")[-1] == checkpoint_path(tmp_path / "run", progress.step)
+    assert train(config, corpus, tmp_path / "run").step == progress.step  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_signal_saves_says_so_and_stops(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int, status: type[BaseException]
+) -> None:
+    config = toy_config(tmp_path, max_steps=100_000, validate_every=100_000, checkpoint_every=100_000)
+    corpus = prepared(config)
+
+    def send_when_training() -> None:
+        path = tmp_path / "run" / "metrics.jsonl"
+        while not path.exists() or path.stat().st_size == 0:
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=send_when_training)
+    thread.start()
+    with pytest.raises(status) as caught:
+        train(config, corpus, tmp_path / "run")  # type: ignore[arg-type]
+    thread.join()
+    if status is SystemExit:
+        assert caught.value.code == 143  # type: ignore[attr-defined]
+    (folder,) = checkpoints(tmp_path / "run")
+    step = int(folder.name[5:])
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"stopped after step {step:,}, all of it saved in {tmp_path / 'run'}: the same command goes on from there"
+    )
+    assert Trainer(config, corpus, tmp_path / "run").progress.step == step  # type: ignore[arg-type]
+
+
+def test_a_run_leaves_what_the_contract_names_and_a_second_start_does_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = toy_config(tmp_path)
+    run_dir = tmp_path / "run"
+    train_run(config, run_dir)
+    first = capsys.readouterr().out
+    names = {path.name for path in run_dir.iterdir() if not path.name.startswith(".")}
+    assert names == {
+        "config.yaml",
+        "run.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "model",
+        "report.json",
+        "translations",
+    }
+    assert list((run_dir / "tensorboard").iterdir())
+    report = json.loads((run_dir / "report.json").read_text("utf-8"))
+    assert report["steps"] == 12
+    assert report["basis"]["averaged_steps"] == [4, 8, 12]
+    assert report["test_sets"]["held_out"]["n_lines"] == 20
+    logged = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert {key for entry in logged for key in entry} == {
+        "step",
+        "train_loss",
+        "valid_loss",
+        "valid_bleu",
+        "valid_chrf",
+        "learning_rate",
+        "grad_norm",
+        "tgt_tokens_per_second",
+    }
+    assert [entry["step"] for entry in logged if "valid_bleu" in entry] == [6, 12]
+    written = (run_dir / "model" / "model.safetensors").stat().st_mtime_ns
+    train_run(config, run_dir)
+    assert capsys.readouterr().out == first
+    assert (run_dir / "model" / "model.safetensors").stat().st_mtime_ns == written
+
+    evaluated = evaluate_model(run_dir)
+    assert evaluated == {"test_sets": report["test_sets"]}
+    with pytest.raises(MTError) as caught:
+        evaluate_model(run_dir, "newstest")
+    assert str(caught.value) == f"--test newstest: {run_dir} has no test set of that name: it has held_out"
+
+    assert average_run(run_dir, 2) == run_dir / "model"
+    assert ModelFolder.open(run_dir / "model").manifest["averaged_steps"] == [8, 12]
+    with pytest.raises(MTError) as caught:
+        average_run(run_dir, 9)
+    assert str(caught.value) == f"{run_dir}: has 4 checkpoints, so --last takes 1 to 4, got 9"
+
+
+def test_a_model_folder_stands_alone(tmp_path: Path) -> None:
+    from mt import Translator
+
+    config = toy_config(tmp_path / "text", max_steps=2)
+    train_run(config, tmp_path / "run")
+    shutil.move(tmp_path / "run" / "model", tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "text")
+    shutil.rmtree(tmp_path / "run")
+    assert len(Translator.load(tmp_path / "elsewhere").translate(["bar dest", ""])) == 2
+
+
+def test_a_changed_setting_is_refused_by_name_unless_it_may_change(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, max_steps=2)
+    run_dir = tmp_path / "run"
+    train_run(config, run_dir)
+    with pytest.raises(MTError) as caught:
+        train_run(replace(config, model=replace(config.model, d_ff=72)), run_dir)
+    assert str(caught.value) == (
+        "model.d_ff: this run began with 64, now it is 72: change it back, or start anew with another --run-dir "
+        f"(the run is in {run_dir})"
+    )
+    train_run(with_train(config, max_steps=3, validate_every=2), run_dir)
+    assert checkpoints(run_dir)[-1] == checkpoint_path(run_dir, 3)
+
+
+def test_a_run_keeps_the_corpus_it_began_with(tmp_path: Path) -> None:
+    config = toy_config(tmp_path / "text", max_steps=2)
+    run_dir = tmp_path / "run"
+    train_run(config, run_dir)
+    with (tmp_path / "text" / "train.en").open("a") as src, (tmp_path / "text" / "train.de").open("a") as tgt:
+        src.write("bar\n")
+        tgt.write("BAR\n")
+    train_run(with_train(config, max_steps=3), run_dir)
+    assert len(list((tmp_path / "text" / "prepared").iterdir())) == 1
+    fingerprint = json.loads((run_dir / "run.json").read_text("utf-8"))["corpus_fingerprint"]
+    shutil.rmtree(tmp_path / "text" / "prepared")
+    with pytest.raises(MTError) as caught:
+        train_run(with_train(config, max_steps=4), run_dir)
+    assert str(caught.value) == (
+        f"{run_dir}: its prepared corpus ({tmp_path / 'text' / 'prepared' / fingerprint}) is gone, and the text it was "
+        "made from has changed: put either back, or start anew with another --run-dir"
+    )
+
+
+def test_two_trainings_in_one_folder_are_refused(tmp_path: Path) -> None:
+    import fcntl
+
+    config = toy_config(tmp_path, max_steps=2)
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(MTError) as caught:
+            train_run(config, tmp_path / "run")
+    assert str(caught.value) == (
+        f"{tmp_path / 'run'}: another training runs in this folder: wait for it, or use another --run-dir"
+    )
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_copying_and_reversing_are_learned_to_the_end(tmp_path: Path, reverse: bool) -> None:
+    config = toy_config(
+        tmp_path,
+        n_train=3_000,
+        reverse=reverse,
+        batch_tokens=768,
+        max_steps=260 if not reverse else 900,
+        warmup_steps=60,
+        peak_lr=6e-3,
+        validate_every=1_000,
+        checkpoint_every=1_000,
+        average_last=0,
+        log_every=100,
+        precision="auto",
+    )
+    config = replace(config, model=replace(config.model, d_model=64, d_ff=128, dropout=0.0))
+    train_run(config, tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "report.json").read_text("utf-8"))
+    assert report["test_sets"]["held_out"]["scores"][0]["score"] > 97

@@ -1,0 +1,101 @@
+"""Small things that many tests stand on: corpora of random ids, models, run configs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mt.config import ModelConfig, RunConfig
+from mt.configfile import parse_config
+from mt.data.batch import PackedBatch, assemble_tiles
+from mt.model import Transformer
+from mt.text.corpus import ParallelIds, Sentences
+from mt.text.tokenizer import EOS_ID, PAD_ID
+
+V = 50
+
+
+def sentences(lists: Sequence[Sequence[int]]) -> Sentences:
+    """Each list with EOS behind it."""
+    lengths = np.array([len(ids) + 1 for ids in lists], dtype=np.int64)
+    ids = np.concatenate([np.array([*ids, EOS_ID]) for ids in lists]).astype(np.uint16)
+    return Sentences(ids, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+
+
+def parallel(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> ParallelIds:
+    return ParallelIds(sentences([src for src, _ in pairs]), sentences([tgt for _, tgt in pairs]))
+
+
+def random_pairs(n: int, *, longest: int = 30, seed: int = 0) -> list[tuple[list[int], list[int]]]:
+    rng = np.random.default_rng(seed)
+
+    def ids() -> list[int]:
+        return [int(i) for i in rng.integers(4, V, rng.integers(1, longest))]
+
+    return [(ids(), ids()) for _ in range(n)]
+
+
+def small_model(
+    *, norm: str = "post", dropout: float = 0.0, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: float
+) -> Transformer:
+    torch.manual_seed(seed)
+    shape = {"d_model": 32, "n_heads": 2, "d_ff": 48, "n_encoder_layers": 2, "n_decoder_layers": 2} | changes
+    config = ModelConfig(norm=norm, dropout=dropout, **shape)  # type: ignore[arg-type]
+    return Transformer(config, vocab_size=V, pad_id=PAD_ID, dtype=dtype)
+
+
+def tiles(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], dtype: torch.dtype = torch.float32) -> PackedBatch:
+    return assemble_tiles(parallel(pairs), np.arange(len(pairs)), dtype)
+
+
+def write_lines(path: Path, lines: Sequence[str]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+WORDS = [
+    f"{first}{second}" for first in ("ba", "de", "fi", "go", "ku", "la", "mo", "ne") for second in ("r", "st", "n", "l")
+]
+
+
+def toy_text(n: int, seed: int, *, reverse: bool = False) -> tuple[list[str], list[str]]:
+    """Sentences of made-up words; the target is the source, or its words in reverse order, in capitals."""
+    rng = np.random.default_rng(seed)
+    src = [" ".join(rng.choice(WORDS, rng.integers(3, 8))) for _ in range(n)]
+    tgt = [" ".join(line.split()[::-1] if reverse else line.split()).upper() for line in src]
+    return src, tgt
+
+
+def toy_config(folder: Path, *, n_train: int = 400, reverse: bool = False, **train: object) -> RunConfig:
+    """A run over toy text that lies in `folder`."""
+    for name, n, seed in (("train", n_train, 1), ("valid", 20, 2), ("test", 20, 3)):
+        src, tgt = toy_text(n, seed, reverse=reverse)
+        write_lines(folder / f"{name}.en", src)
+        write_lines(folder / f"{name}.de", tgt)
+
+    def source(name: str) -> dict[str, str]:
+        return {"src": str(folder / f"{name}.en"), "tgt": str(folder / f"{name}.de")}
+
+    settings = {"batch_tokens": 256, "max_steps": 12, "warmup_steps": 10, "validate_every": 6, "checkpoint_every": 4}
+    return parse_config(
+        {
+            "name": "toy",
+            "src_lang": "en",
+            "tgt_lang": "de",
+            "data": {
+                "train": [source("train")],
+                "valid": source("valid"),
+                "test": {"held_out": source("test")},
+                "prepared_dir": str(folder / "prepared"),
+                "max_tokens": 64,
+            },
+            "tokenizer": {"vocab_size": 380},
+            "model": {"d_model": 32, "n_heads": 2, "d_ff": 64, "n_encoder_layers": 1, "n_decoder_layers": 1},
+            "train": {**settings, "log_every": 2, "device": "cpu", "precision": "fp32", **train},
+        },
+        "toy",
+    )
