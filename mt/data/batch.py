@@ -23,6 +23,15 @@ from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID
 TILE_WIDTH = 64
 # Added to the scores of positions that must not be attended to. Finite, so that a row of padding stays finite too.
 MASKED = -1e4
+_MASKED_BITS = {
+    dtype: torch.full((1,), MASKED, dtype=dtype).view(integer).numpy()
+    for dtype, integer in (
+        (torch.bfloat16, torch.int16),
+        (torch.float16, torch.int16),
+        (torch.float32, torch.int32),
+        (torch.float64, torch.int64),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -246,8 +255,10 @@ def _round_up(n: int, multiple: int) -> int:
 
 
 def _bias(allowed: npt.NDArray[np.bool_], dtype: torch.dtype) -> Tensor:
-    mask = torch.from_numpy(allowed)[:, None]  # [n, 1, W, W]
-    return torch.where(mask, torch.zeros((), dtype=dtype), torch.full((), MASKED, dtype=dtype))
+    # Bit patterns in numpy: a torch operator here, beside the main thread, would start a second team of OpenMP threads,
+    # and two teams that spin on the same cores slow each other down by factors.
+    bits = _MASKED_BITS[dtype]
+    return torch.from_numpy(np.where(allowed[:, None], bits.dtype.type(0), bits)).view(dtype)  # [n, 1, W, W]
 
 
 def _offsets_within(group: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -86,13 +86,14 @@ def train(config: RunConfig, corpus: PreparedCorpus, run_dir: Path) -> Progress:
         return progress
     tracker = Tracker(run_dir, progress.step, settings.max_steps)
     tracker.say(trainer.description)
-    updates = Ahead(trainer.updates())
+    # On a CPU a second thread would take from the first what it gains.
+    ahead = None if trainer.device.type == "cpu" else Ahead(trainer.updates())
     started_at = time.monotonic() - progress.train_seconds
     logged_at, n_tokens_timed = time.monotonic(), 0
     loss_sum = torch.full((), progress.loss_since_log, device=trainer.device)
     try:
         with caught_signals() as received:
-            for update in updates:
+            for update in ahead or trainer.updates():
                 lr = learning_rate(update.step, settings, config.model.d_model)
                 loss, grad_norm = train_step(trainer.model, trainer.optimizer, update, settings, lr, trainer.loss)
                 loss_sum += loss
@@ -129,7 +130,8 @@ def train(config: RunConfig, corpus: PreparedCorpus, run_dir: Path) -> Progress:
                 if stops:
                     break
     finally:
-        updates.close()
+        if ahead is not None:
+            ahead.close()
         tracker.close()
     if received.number is not None and not trainer.finished():
         tracker.say(
