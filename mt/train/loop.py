@@ -6,8 +6,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -52,8 +52,12 @@ class Update:
 
     step: int
     slices: tuple[PackedBatch, ...]
-    n_tgt_tokens: int
     next_state: PlanState
+
+    @property
+    def n_tgt_tokens(self) -> int:
+        """Real target tokens of the whole update: what its loss is divided by."""
+        return sum(batch.n_tgt_tokens for batch in self.slices)
 
 
 @dataclass
@@ -63,12 +67,20 @@ class Progress:
     step: int = 0  # updates done
     plan_state: PlanState = field(default_factory=PlanState)
     train_seconds: float = 0.0  # wall time, over all starts
+    n_src_tokens: int = 0  # source tokens learned from
     n_tgt_tokens: int = 0  # target tokens learned from
+    n_src_positions: int = 0  # the same with padding
+    n_tgt_positions: int = 0
     best_step: int | None = None
     best_score: float = 0.0
-    validated_at: int = 0  # update of the last validation
-    loss_since_log: float = 0.0
+    loss_since_log: float = 0.0  # nats
     tokens_since_log: int = 0
+
+    @property
+    def fill(self) -> str:
+        """How much of the computation went into real tokens."""
+        src, tgt = self.n_src_tokens / self.n_src_positions, self.n_tgt_tokens / self.n_tgt_positions
+        return f"fill {src:.1%} of source and {tgt:.1%} of target positions"
 
 
 def train(config: RunConfig, corpus: PreparedCorpus, run_dir: Path) -> Progress:
@@ -82,66 +94,43 @@ def train(config: RunConfig, corpus: PreparedCorpus, run_dir: Path) -> Progress:
     settings = config.train
     trainer = Trainer(config, corpus, run_dir)
     progress = trainer.progress
-    if trainer.finished():
+    if trainer.is_finished():
         return progress
-    tracker = Tracker(run_dir, progress.step, settings.max_steps)
-    tracker.say(trainer.description)
-    # On a CPU a second thread would take from the first what it gains.
-    ahead = None if trainer.device.type == "cpu" else Ahead(trainer.updates())
-    started_at = time.monotonic() - progress.train_seconds
-    logged_at, n_tokens_timed = time.monotonic(), 0
-    loss_sum = torch.full((), progress.loss_since_log, device=trainer.device)
-    try:
-        with caught_signals() as received:
-            for update in ahead or trainer.updates():
-                lr = learning_rate(update.step, settings, config.model.d_model)
-                loss, grad_norm = train_step(trainer.model, trainer.optimizer, update, settings, lr, trainer.loss)
-                loss_sum += loss
-                progress.step, progress.plan_state = update.step, update.next_state
-                progress.n_tgt_tokens += update.n_tgt_tokens
-                progress.tokens_since_log += update.n_tgt_tokens
-                n_tokens_timed += update.n_tgt_tokens
-                progress.train_seconds = time.monotonic() - started_at
-                stops = trainer.finished() or received.number is not None
-                if update.step % settings.log_every == 0:
-                    seconds = time.monotonic() - logged_at
-                    tracker.log(
-                        update.step,
-                        train_loss=loss_sum.item() / progress.tokens_since_log,
-                        learning_rate=lr,
-                        grad_norm=grad_norm.item(),
-                        tgt_tokens_per_second=n_tokens_timed / seconds,
-                    )
-                    loss_sum.zero_()
-                    progress.tokens_since_log = n_tokens_timed = 0
-                    logged_at = time.monotonic()
-                progress.loss_since_log = loss_sum.item() if stops or trainer.saves_at(update.step) else 0.0
-                paused_at = time.monotonic()
+    with (
+        closing(Tracker(run_dir, progress.step, settings.max_steps, trainer.seconds_left)) as tracker,
+        trainer.updates_ahead() as updates,
+        caught_signals() as received,
+    ):
+        tracker.say(trainer.description)
+        meter = Meter(trainer.device, progress)
+        for update in updates:
+            lr = learning_rate(update.step, settings, config.model.d_model)
+            loss, grad_norm = train_step(trainer.model, trainer.optimizer, update, settings, lr, trainer.loss)
+            trainer.count(update)
+            meter.add(loss, update.n_tgt_tokens)
+            if update.step % settings.log_every == 0:
+                tracker.log(update.step, learning_rate=lr, grad_norm=grad_norm.item(), **meter.read())
+            with meter.paused():
                 is_best = False
-                if trainer.validates_at(update.step) or (trainer.finished() and received.number is None):
+                if received.number is None and (trainer.validates_at(update.step) or trainer.is_finished()):
                     result = trainer.validate()
                     tracker.log(update.step, **{f"valid_{name}": value for name, value in asdict(result).items()})
                     is_best = trainer.note_result(result)
-                    progress.train_seconds = time.monotonic() - started_at
-                stops = trainer.finished() or received.number is not None
-                if stops or is_best or trainer.saves_at(update.step):
-                    trainer.save_checkpoint()
-                logged_at += time.monotonic() - paused_at
-                if stops:
-                    break
-    finally:
-        if ahead is not None:
-            ahead.close()
-        tracker.close()
-    if received.number is not None and not trainer.finished():
+                ends = trainer.is_finished() or received.number is not None
+                if ends or is_best or trainer.saves_at(update.step):
+                    trainer.save_checkpoint(meter)
+            if ends:
+                break
+        if received.number is not None:
+            tracker.say(
+                f"stopped after step {progress.step:,}, all of it saved in {run_dir}: "
+                "the same command goes on from there"
+            )
+            raise KeyboardInterrupt if received.number == signal.SIGINT else SystemExit(128 + received.number)
         tracker.say(
-            f"stopped after step {progress.step:,}, all of it saved in {run_dir}: the same command goes on from there"
+            f"trained {progress.step:,} steps, {progress.n_tgt_tokens:,} target tokens, "
+            f"in {format_duration(progress.train_seconds)}; {progress.fill}"
         )
-        raise KeyboardInterrupt if received.number == signal.SIGINT else SystemExit(128 + received.number)
-    tracker.say(
-        f"trained {progress.step:,} steps, {progress.n_tgt_tokens:,} target tokens, "
-        f"in {format_duration(progress.train_seconds)}"
-    )
     return progress
 
 
@@ -154,13 +143,14 @@ def train_step(
         The summed loss of the update in nats, and the norm of its gradient per target token: scalars on the device.
     """
     total = torch.zeros((), device=optimizer.loss_scale.device)
+    n_tgt_tokens = update.n_tgt_tokens
     for i, batch in enumerate(update.slices):
         seed_dropout(total.device, settings.seed, update.step, i)
         loss = loss_function(
             model(batch), model.output_weight, batch.tgt_outputs, batch.tgt_weights, settings.label_smoothing
         )
         # Divide by the tokens of the whole update: dividing per slice lets a short one weigh as much as a long one.
-        (loss * (optimizer.loss_scale / update.n_tgt_tokens)).backward()
+        (loss * (optimizer.loss_scale / n_tgt_tokens)).backward()
         total += loss.detach()
     return total, optimizer.step(lr)
 
@@ -201,6 +191,7 @@ class Trainer:
             raise ConfigError("train.compile: true needs CUDA, bf16 or fp16 and no attention dropout: set it to auto")
         if self.compiles:
             self._compile()
+        self._began_at = time.monotonic() - self.progress.train_seconds
 
     @property
     def description(self) -> str:
@@ -213,6 +204,16 @@ class Trainer:
             f"{self.plan.updates_per_epoch():,.0f} updates an epoch"
         )
 
+    @contextmanager
+    def updates_ahead(self) -> Iterator[Iterable[Update]]:
+        """All updates that are left, made ahead of the device by a thread of its own."""
+        if self.device.type == "cpu":
+            # There the thread would take from the computation what it saves.
+            yield self.updates()
+            return
+        with closing(Ahead(self.updates())) as ahead:
+            yield ahead
+
     def updates(self) -> Iterator[Update]:
         """All updates that are left, assembled on the device."""
         state = self.progress.plan_state
@@ -221,7 +222,7 @@ class Trainer:
             src, tgt = self.corpus.train.src, self.corpus.train.tgt
             parts = cut_into_slices(sentences, src.lengths, tgt.lengths, self.budget)
             slices = tuple(self._assemble(part) for part in parts)
-            yield Update(step, slices, sum(batch.n_tgt_tokens for batch in slices), state)
+            yield Update(step, slices, state)
 
     def _assemble(self, sentences: Any) -> PackedBatch:
         if self.packs_varlen:
@@ -251,13 +252,26 @@ class Trainer:
     def saves_at(self, step: int) -> bool:
         return step % self.config.train.checkpoint_every == 0
 
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         """Whether the steps or the time are up."""
-        settings = self.config.train
-        out_of_time = settings.stop_after is not None and (
-            self.progress.train_seconds >= parse_duration(settings.stop_after)
-        )
-        return self.progress.step > 0 and (self.progress.step >= settings.max_steps or out_of_time)
+        out_of_time = self.seconds_left is not None and self.seconds_left <= 0
+        return self.progress.step > 0 and (self.progress.step >= self.config.train.max_steps or out_of_time)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until `stop_after`, as of the last update; None without it."""
+        limit = self.config.train.stop_after
+        return None if limit is None else parse_duration(limit) - self.progress.train_seconds
+
+    def count(self, update: Update) -> None:
+        """Enter an update that has been made."""
+        progress = self.progress
+        progress.step, progress.plan_state = update.step, update.next_state
+        progress.n_src_tokens += sum(batch.n_src_tokens for batch in update.slices)
+        progress.n_tgt_tokens += update.n_tgt_tokens
+        progress.n_src_positions += sum(len(batch.src_ids) for batch in update.slices)
+        progress.n_tgt_positions += sum(len(batch.tgt_inputs) for batch in update.slices)
+        progress.train_seconds = time.monotonic() - self._began_at
 
     def validate(self) -> ValidationResult:
         """Measure the validation set."""
@@ -274,16 +288,17 @@ class Trainer:
     def note_result(self, result: ValidationResult) -> bool:
         """Remember a validation; True where it is the best so far."""
         progress = self.progress
-        progress.validated_at = progress.step
         score = result.bleu if self.config.train.best_by == "bleu" else -result.loss
         is_best = progress.best_step is None or score > progress.best_score
         if is_best:
             progress.best_step, progress.best_score = progress.step, score
         return is_best
 
-    def save_checkpoint(self) -> None:
+    def save_checkpoint(self, meter: Meter) -> None:
         """Write the checkpoint of this step, say which one is the best, and remove those that are not needed."""
         settings = self.config.train
+        self.progress.train_seconds = time.monotonic() - self._began_at
+        self.progress.loss_since_log, self.progress.tokens_since_log = meter.loss_sum.item(), meter.n_tokens
         save_model_folder(
             checkpoint_path(self.run_dir, self.progress.step),
             self.model.state_dict(),
@@ -318,6 +333,39 @@ class Trainer:
             saved = dict(state["progress"])
             return Progress(**{**saved, "plan_state": PlanState(**saved["plan_state"])})
         return Progress()
+
+
+class Meter:
+    """Loss and speed since the last log. The loss stays on the device until it is read."""
+
+    def __init__(self, device: torch.device, progress: Progress) -> None:
+        self.loss_sum = torch.full((), progress.loss_since_log, device=device)
+        self.n_tokens = progress.tokens_since_log
+        self._n_timed, self._timed_from = 0, time.monotonic()  # of this start alone, pauses left out
+
+    def add(self, loss: Tensor, n_tgt_tokens: int) -> None:
+        """Enter an update: its summed loss and its target tokens."""
+        self.loss_sum += loss
+        self.n_tokens += n_tgt_tokens
+        self._n_timed += n_tgt_tokens
+
+    def read(self) -> dict[str, float]:
+        """Nats per token and tokens per second, and begin anew."""
+        values = {
+            "train_loss": self.loss_sum.item() / self.n_tokens,  # waits for the device, so it comes before the clock
+            "tgt_tokens_per_second": self._n_timed / (time.monotonic() - self._timed_from),
+        }
+        self.loss_sum.zero_()
+        self.n_tokens = self._n_timed = 0
+        self._timed_from = time.monotonic()
+        return values
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Validation and checkpoints are not training: their time does not count."""
+        paused_at = time.monotonic()
+        yield
+        self._timed_from += time.monotonic() - paused_at
 
 
 @dataclass

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -34,27 +35,35 @@ class Tracker:
             `first_step` is cut off, for it will be written again.
         first_step: updates that are done already.
         max_steps: updates that will be done.
+        seconds_left: until the run's time is up, if it has a limit.
         stream: for people.
     """
 
-    def __init__(self, run_dir: Path, first_step: int, max_steps: int, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        first_step: int,
+        max_steps: int,
+        seconds_left: float | None = None,
+        stream: TextIO | None = None,
+    ) -> None:
         self._path = run_dir / "metrics.jsonl"
         _cut_after(self._path, first_step)
         self._metrics = self._path.open("a", encoding="utf-8")
         self._writer = self._tensorboard_writer(run_dir, first_step)
         self._stream = stream or sys.stderr
         self._max_steps = max_steps
-        self._best = ""
+        self._last_bleu = ""
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._started_at, self._first_step = time.monotonic(), first_step
+        self._ends_at = math.inf if seconds_left is None else self._started_at + seconds_left
         if self._stream.isatty():
             console = Console(file=self._stream)
             self._progress = Progress(
                 TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
                 BarColumn(bar_width=24),
                 TextColumn("{task.description}"),
-                TimeRemainingColumn(),
                 console=console,
                 transient=True,
             )
@@ -88,23 +97,24 @@ class Tracker:
     def _show_training(self, step: int, values: dict[str, float]) -> None:
         text = (
             f"loss {values['train_loss']:.3f} · lr {values['learning_rate']:.2e} · "
-            f"{values['tgt_tokens_per_second']:,.0f} tok/s{self._best}"
+            f"{values['tgt_tokens_per_second']:,.0f} tok/s{self._last_bleu} · {self._time_left(step)} left"
         )
         if self._progress is not None:
             self._progress.update(self._task, completed=step, description=text)
         else:
-            self.say(f"step {step:,}/{self._max_steps:,} · {text} · {self._time_left(step)} left")
+            self.say(f"step {step:,}/{self._max_steps:,} · {text}")
 
     def _show_validation(self, step: int, values: dict[str, float]) -> None:
-        self._best = f" · BLEU {values['valid_bleu']:.2f}"
+        self._last_bleu = f" · BLEU {values['valid_bleu']:.2f}"
         self.say(
             f"step {step:,}: validation loss {values['valid_loss']:.4f}, "
             f"BLEU {values['valid_bleu']:.2f}, chrF2 {values['valid_chrf']:.2f}"
         )
 
     def _time_left(self, step: int) -> str:
-        per_step = (time.monotonic() - self._started_at) / max(step - self._first_step, 1)
-        return format_duration(per_step * (self._max_steps - step))
+        now = time.monotonic()
+        per_step = (now - self._started_at) / max(step - self._first_step, 1)
+        return format_duration(max(0.0, min(per_step * (self._max_steps - step), self._ends_at - now)))
 
     def close(self) -> None:
         """Write out what is pending."""

@@ -1,0 +1,208 @@
+"""The whole way, through the command line, on text small enough to train on in seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from mt.checkpoint import ModelFolder
+from mt.configfile import dump_config
+from tests.toys import toy_config, toy_text, write_lines
+
+
+def mt(*arguments: str | Path, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mt", *map(str, arguments)], input=text, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(scope="module")
+def run_dir(folder: Path) -> Path:
+    """A run trained through the command line."""
+    (folder / "toy.yaml").write_text(dump_config(toy_config(folder / "text", max_steps=60, peak_lr=5e-3)), "utf-8")
+    done = mt("train", "--config", folder / "toy.yaml", "--run-dir", folder / "run")
+    assert done.returncode == 0, done.stderr
+    assert "held_out (20 lines)" in done.stdout
+    return folder / "run"
+
+
+def test_translating_a_file_and_scoring_it_agrees_with_the_report(run_dir: Path, folder: Path) -> None:
+    src, ref = folder / "text" / "test.en", folder / "text" / "test.de"
+    done = mt("translate", "--model", run_dir, "--input", src, "--output", folder / "out.de", "--precision", "fp32")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    piped = mt("translate", "--model", run_dir / "model", "--precision", "fp32", text=src.read_text("utf-8"))
+    assert piped.stdout == (folder / "out.de").read_text("utf-8")
+    report = json.loads((run_dir / "report.json").read_text("utf-8"))
+    by_model = json.loads(mt("eval", "--model", run_dir, "--json", "--precision", "fp32").stdout)
+    by_file = json.loads(mt("eval", "--hyp", folder / "out.de", "--ref", ref, "--json").stdout)
+    assert by_model["test_sets"]["held_out"] == by_file["test_sets"]["input"] == report["test_sets"]["held_out"]
+    sacrebleu = subprocess.run(
+        [sys.executable, "-m", "sacrebleu", ref, "-i", folder / "out.de", "-m", "bleu", "chrf", "-w", "10"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    theirs = {score["name"]: score["score"] for score in json.loads(sacrebleu.stdout)}
+    for score in by_file["test_sets"]["input"]["scores"]:
+        assert round(score["score"], 10) == theirs[score["name"]]
+
+
+def test_odd_lines_get_a_line_each(run_dir: Path) -> None:
+    text = "bar dest\n\n🙂\n" + "x" * 100_000 + "\nПривет\u2028мир\nno line feed at the end"
+    done = mt("translate", "--model", run_dir, text=text)
+    assert done.returncode == 0
+    lines = done.stdout.split("\n")
+    assert len(lines) == 7
+    assert lines[1] == lines[6] == ""
+    assert done.stderr == "warning: 1 of 6 lines had more than 64 tokens and were translated in parts\n"
+
+
+def test_n_best_as_jsonl_has_scores(run_dir: Path) -> None:
+    done = mt("translate", "--model", run_dir, "--n-best", "2", "--format", "jsonl", text="bar dest fin\n\n")
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert (first["line"], first["src"], len(first["hypotheses"])) == (1, "bar dest fin", 2)
+    assert first["hypotheses"][0]["score"] > first["hypotheses"][1]["score"]
+    assert [hypothesis["text"] for hypothesis in second["hypotheses"]] == [""]
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(folder: Path) -> None:
+    """kill -9 at some moment; what follows is as if nothing had happened."""
+    config = toy_config(folder / "text", max_steps=150, checkpoint_every=15, validate_every=30, average_last=2)
+    (folder / "killed.yaml").write_text(dump_config(config), "utf-8")
+    assert mt("train", "--config", folder / "killed.yaml", "--run-dir", folder / "whole").returncode == 0
+    command = [sys.executable, "-m", "mt", "train", "--config", folder / "killed.yaml", "--run-dir", folder / "parts"]
+    for seconds_after_first_checkpoint in (0.3, 0.05):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        n_before = len(list((folder / "parts" / "checkpoints").glob("step-*")))
+        while process.poll() is None and len(list((folder / "parts" / "checkpoints").glob("step-*"))) <= n_before:
+            time.sleep(0.01)
+        time.sleep(seconds_after_first_checkpoint)
+        process.kill()
+        process.wait()
+    done = mt("train", "--config", folder / "killed.yaml", "--run-dir", folder / "parts")
+    assert done.returncode == 0, done.stderr
+    assert "training from step" in done.stderr
+    whole, parts = (ModelFolder.open(folder / name / "model") for name in ("whole", "parts"))
+    assert whole.manifest["averaged_steps"] == parts.manifest["averaged_steps"]
+    for name, tensor in whole.load_weights().items():
+        assert torch.equal(tensor, parts.load_weights()[name]), name
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(folder: Path) -> None:
+    config = toy_config(folder / "text", max_steps=1_000_000, validate_every=1_000_000, checkpoint_every=1_000_000)
+    (folder / "endless.yaml").write_text(dump_config(config), "utf-8")
+    run_dir = folder / "interrupted"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mt", "train", "--config", folder / "endless.yaml", "--run-dir", run_dir],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (run_dir / "metrics.jsonl").exists() or not (run_dir / "metrics.jsonl").read_text("utf-8"):
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    (checkpoint,) = (run_dir / "checkpoints").glob("step-*")
+    step = int(checkpoint.name[5:])
+    assert errors.splitlines()[-1] == (
+        f"stopped after step {step:,}, all of it saved in {run_dir}: the same command goes on from there"
+    )
+
+
+@pytest.fixture(scope="module")
+def hub_folder(folder: Path) -> Path:
+    """A data set in the layout of wmt/wmt14 on the hub."""
+    for split, n in (("train", 300), ("validation", 20), ("test", 20)):
+        rows = [{"de": tgt, "en": src} for src, tgt in zip(*toy_text(n, n), strict=True)]
+        path = folder / "hub" / "de-en" / f"{split}-00000-of-00001.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"translation": rows}), path)
+    card = "---\nconfigs:\n- config_name: de-en\n  data_files:\n"
+    for split in ("train", "validation", "test"):
+        card += f"  - split: {split}\n    path: de-en/{split}-*\n"
+    (folder / "hub" / "README.md").write_text(card + "---\n", "utf-8")
+    return folder / "hub"
+
+
+@pytest.mark.parametrize("name", ["base.yaml", "big.yaml"])
+def test_a_config_for_wmt14_goes_through_all_stages(folder: Path, hub_folder: Path, name: str) -> None:
+    overrides = {
+        "data.train.0.dataset": hub_folder,
+        "data.valid.dataset": hub_folder,
+        "data.test.newstest2014.dataset": hub_folder,
+        "data.prepared_dir": folder / "prepared",
+        "tokenizer.vocab_size": 380,
+        "model": "{d_model: 32, n_heads: 2, d_ff: 64, n_encoder_layers: 2, n_decoder_layers: 2}",
+        "train.batch_tokens": 256,
+        "train.max_steps": 4,
+        "train.checkpoint_every": 2,
+    }
+    settings = [part for key, value in overrides.items() for part in ("--set", f"{key}={value}")]
+    done = mt("train", "--config", name, "--run-dir", folder / name, *settings)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((folder / name / "report.json").read_text("utf-8"))
+    assert report["steps"] == 4
+    assert report["test_sets"]["newstest2014"]["n_lines"] == 20
+
+
+def failing(*arguments: str | Path, text: str | None = None) -> str:
+    """The one line that a command ends with when the user has to act."""
+    done = mt(*arguments, text=text)
+    assert (done.returncode, done.stdout) == (2, "")
+    *_, last = done.stderr.splitlines()
+    assert "Traceback" not in done.stderr
+    assert last.startswith("error: ")
+    return last.removeprefix("error: ")
+
+
+def test_a_missing_file_is_found_before_anything_is_done(folder: Path) -> None:
+    config = toy_config(folder / "other")
+    (folder / "missing.yaml").write_text(dump_config(config), "utf-8")
+    (folder / "other" / "test.de").unlink()
+    message = failing("train", "--config", folder / "missing.yaml", "--run-dir", folder / "missing")
+    assert message == f"{folder / 'other' / 'test.de'}: no such file"
+    assert not (folder / "other" / "prepared").exists() or not list((folder / "other" / "prepared").iterdir())
+
+
+def test_a_vocabulary_too_large_for_the_corpus_says_what_is_possible(folder: Path) -> None:
+    config = toy_config(folder / "small")
+    (folder / "vocab.yaml").write_text(dump_config(config), "utf-8")
+    message = failing(
+        "train", "--config", folder / "vocab.yaml", "--run-dir", folder / "v", "--set", "tokenizer.vocab_size=9000"
+    )
+    assert message.startswith("tokenizer.vocab_size: ")
+    assert "9000" in message.replace(",", "")
+
+
+def test_a_model_folder_that_is_incomplete_is_one_line(run_dir: Path, folder: Path) -> None:
+    incomplete = folder / "incomplete"
+    incomplete.mkdir()
+    (incomplete / "config.yaml").write_text("name: x\n", "utf-8")
+    assert failing("translate", "--model", incomplete, text="bar\n") == (
+        f"{incomplete}: is no complete model folder: model.safetensors, tokenizer.model, manifest.json missing"
+    )
+    assert failing("eval", "--model", run_dir, "--test", "newstest2014") == (
+        f"--test newstest2014: {run_dir} has no test set of that name: it has held_out"
+    )
+
+
+def test_files_of_different_length_are_told_apart(folder: Path) -> None:
+    hyp, ref = write_lines(folder / "hyp", ["a", "b"]), write_lines(folder / "ref", ["a"])
+    assert failing("eval", "--hyp", hyp, "--ref", ref) == (
+        f"{hyp} has 2 lines and {ref} has 1: parallel files need one line for each line"
+    )
