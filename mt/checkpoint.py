@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,13 @@ class ModelFolder:
 
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer that the model was trained with."""
-        return Tokenizer.load(self.path / TOKENIZER)
+        tokenizer = Tokenizer.load(self.path / TOKENIZER)
+        if tokenizer.vocab_size != self.manifest["vocab_size"]:
+            raise CheckpointError(
+                f"{self.path / TOKENIZER}: has {tokenizer.vocab_size:,} pieces, the model was trained with "
+                f"{self.manifest['vocab_size']:,}: put the original file back"
+            )
+        return tokenizer
 
     def load_weights(self) -> dict[str, Tensor]:
         """All parameters by name, float32."""
@@ -154,9 +160,11 @@ def save_model_folder(
         building.rename(folder)
         _sync(folder.parent)
         shutil.rmtree(replaced, ignore_errors=True)
-    except OSError as error:
+    except (OSError, SafetensorError, RuntimeError) as error:  # the last two are how the libraries report a full disk
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(f"{folder}: cannot be written: {reason}") from error
+    finally:
         shutil.rmtree(building, ignore_errors=True)
-        raise CheckpointError(f"{folder}: cannot be written: {error.strerror or error}") from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -167,6 +175,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _sync(path: Path) -> None:
+    if os.name == "nt":  # there a folder cannot be opened, nor a file that is read only be flushed
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -202,17 +212,42 @@ def best_checkpoint(run_dir: Path) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def prune_checkpoints(run_dir: Path, n_kept: int, every: int) -> None:
-    """Keep the best checkpoint, the last one, and the last n of those that were due; remove the others."""
+def last_due(run_dir: Path, n: int, every: int) -> list[Path]:
+    """The last n checkpoints that were due (0: all), oldest first: those of every so many updates, and the last one.
+
+    A checkpoint between them was written because it was the best at its time.
+    """
     folders = checkpoints(run_dir)
-    due = [folder for folder in folders if checkpoint_step(folder) % every == 0 or folder == folders[-1]]
-    kept = {*due[-n_kept:], best_checkpoint(run_dir)}
-    for folder in folders:
+    return [folder for folder in folders if checkpoint_step(folder) % every == 0 or folder == folders[-1]][-n:]
+
+
+def prune_checkpoints(run_dir: Path, n_kept: int, every: int) -> None:
+    """Keep the best checkpoint and the last n of those that were due; remove the others."""
+    kept = {*last_due(run_dir, n_kept, every), best_checkpoint(run_dir)}
+    for folder in checkpoints(run_dir):
         if folder not in kept:
             # Renamed first: a folder half removed must not look like a checkpoint.
             doomed = folder.with_name(f".{folder.name}.removed")
             folder.rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a checkpoint that cannot be read, so that it counts no more; its new place."""
+    aside = folder.with_name(f"{folder.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    return folder.rename(aside)
+
+
+def sweep(run_dir: Path) -> None:
+    """Remove what writes that were killed have left. Only whoever holds the run folder may do so."""
+    for folder in (run_dir, run_dir / "checkpoints"):
+        for suffix in ("writing", "replaced", "removed"):
+            for leftover in folder.glob(f".*.{suffix}"):
+                if leftover.is_dir():
+                    shutil.rmtree(leftover, ignore_errors=True)
+                else:
+                    leftover.unlink(missing_ok=True)
 
 
 def find_model_folder(path: Path) -> Path:
@@ -244,8 +279,3 @@ def average_weights(folders: Sequence[Path]) -> dict[str, Tensor]:
         for name, tensor in weights.items():
             sums[name] = sums[name] + tensor if name in sums else tensor.double()
     return {name: (total / len(folders)).float() for name, total in sums.items()}
-
-
-def steps_of(folders: Iterable[Path]) -> list[int]:
-    """The updates of several checkpoints."""
-    return [checkpoint_step(folder) for folder in folders]

@@ -91,6 +91,7 @@ class DataConfig:
                 f"data.test.{name}",
                 "the name of a test set may hold letters, digits and . _ + - only",
             )
+            _require(name != "valid", "data.test.valid", "is the name of the validation set: choose another")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +169,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("batch_tokens", "max_steps", "warmup_steps", "validate_every", "validation_beam_size"):
             _require_at_least(f"train.{name}", getattr(self, name), 1)
+        _require(
+            self.validation_beam_size <= MAX_BEAM_SIZE,
+            "train.validation_beam_size",
+            f"expected 1 to {MAX_BEAM_SIZE}, got {self.validation_beam_size}",
+        )
         for name in ("checkpoint_every", "keep_last", "log_every"):
             _require_at_least(f"train.{name}", getattr(self, name), 1)
         for name in ("average_last", "seed"):
@@ -197,7 +203,7 @@ class DecodeConfig:
     beam_size: int = 4  # hypotheses kept open for each sentence; 1 is greedy search
     length_penalty: float = 0.6  # α of ((5 + n) / 6)^α, Wu et al. 2016; 0: none
     max_length: int | None = None  # tokens of a translation, end of sentence included; null: source length + 50
-    batch_tokens: int = 4_096  # source tokens, padding included, of the sentences translated together
+    batch_tokens: int = 4_096  # source tokens, padding included, translated together; fewer with beams wider than 4
 
     def __post_init__(self) -> None:
         _require(

@@ -84,7 +84,7 @@ class SelfAttention(nn.Module):
 
     def step(self, x: Tensor, cache: DecoderCache, layer: int) -> Tensor:
         """One position of each beam, x [B K, D]: its keys and values join the cache, which is never reordered."""
-        n_sentences, _, n_heads, _, n_beams, _ = cache.keys_shape
+        n_sentences, n_heads, _, n_beams, _ = cache.keys.shape[1:]
         q, k, v = self.qkv(x).view(n_sentences, n_beams, 3, n_heads, -1).permute(2, 0, 3, 1, 4)  # [B, H, K, E] each
         keys, values = cache.keys[layer], cache.values[layer]  # [B, H, t_max, K, E]
         keys[:, :, cache.length], values[:, :, cache.length] = k, v
@@ -120,7 +120,7 @@ class CrossAttention(nn.Module):
 
     def step(self, x: Tensor, cache: DecoderCache, layer: int) -> Tensor:
         """One position of each beam, x [B K, D]; all beams of a sentence share its memory."""
-        n_sentences, _, n_heads, _, n_beams, _ = cache.keys_shape
+        n_sentences, n_heads, _, n_beams, _ = cache.keys.shape[1:]
         q = self.q(x).view(n_sentences, n_beams, n_heads, -1).transpose(1, 2)  # [B, H, K, E]
         out = masked_attention(q, cache.memory_keys[layer], cache.memory_values[layer], cache.memory_bias)
         return self.out(out.transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
@@ -179,10 +179,9 @@ class DecoderCache:
     length: int = 0  # positions decoded so far
 
     @property
-    def keys_shape(self) -> tuple[int, int, int, int, int, int]:
-        """(B, L, H, t_max, K, E)."""
-        n_layers, n_sentences, n_heads, max_length, n_beams, n_features = self.keys.shape
-        return n_sentences, n_layers, n_heads, max_length, n_beams, n_features
+    def max_length(self) -> int:
+        """t_max: positions that there is room for."""
+        return self.ancestors.shape[2]
 
     def begin_step(self) -> None:
         """Enter each beam as its own ancestor at the position to come, and make the mask that follows."""

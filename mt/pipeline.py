@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -20,18 +20,21 @@ from mt.checkpoint import (
     checkpoint_step,
     checkpoints,
     find_model_folder,
+    last_due,
     save_model_folder,
+    sweep,
     write_json,
 )
 from mt.config import RunConfig
 from mt.configfile import config_differences, dump_config, load_config
+from mt.decode.lines import whole_file
 from mt.decode.translator import Translator
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.evaluate.scores import report_text, scored_test_set
 from mt.runtime import choose_device, hardware, source_commit, versions
 from mt.text.corpus import PreparedCorpus, corpus_fingerprint, prepare_corpus
 from mt.text.sources import SentencePair, read_pairs
-from mt.train.loop import train
+from mt.train.loop import Progress, choose_execution, train
 from mt.train.tracker import format_duration
 
 CONFIG, RECORD, REPORT = "config.yaml", "run.json", "report.json"
@@ -63,17 +66,18 @@ def train_run(config: RunConfig, run_dir: Path) -> None:
         MTError: data, settings or checkpoints need the user's attention.
         KeyboardInterrupt, SystemExit: stopped by a signal; what was trained has been saved.
     """
-    choose_device(config.train.device)  # before hours are spent on the data
+    choose_execution(config.train, config.model)  # before hours are spent on the data
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
             "WORLD_SIZE: training on several devices is not supported yet: start one process, without torchrun"
         )
     with _only_run_in(run_dir):
+        sweep(run_dir)
         corpus = _corpus_of_run(config, run_dir)
         _record_start(config, corpus, run_dir)
-        train(config, corpus, run_dir)
+        progress = train(config, corpus, run_dir)
         model_dir = _finish_model(config, run_dir)
-        report = _evaluate_run(config, corpus, run_dir, model_dir)
+        report = _evaluate_run(config, corpus, run_dir, model_dir, progress)
     print(format_report(report))
 
 
@@ -83,14 +87,16 @@ def average_run(run_dir: Path, last: int) -> Path:
     Raises:
         CheckpointError: no run, no checkpoints, or fewer than asked for.
     """
-    folders = checkpoints(run_dir)
-    if not folders:
+    if not checkpoints(run_dir):
         raise CheckpointError(f"{run_dir}: has no checkpoints: give the folder of a run that has begun")
+    every = ModelFolder.open(checkpoints(run_dir)[-1]).config.train.checkpoint_every
+    folders = last_due(run_dir, 0, every)
     if not 1 <= last <= len(folders):
         raise CheckpointError(
-            f"{run_dir}: has {len(folders)} checkpoints, so --last takes 1 to {len(folders)}, got {last}"
+            f"{run_dir}: has {len(folders)} checkpoints to average, so --last takes 1 to {len(folders)}, got {last}"
         )
-    return _write_average(run_dir, folders[-last:])
+    with _only_run_in(run_dir):
+        return _write_average(ModelFolder.open(folders[-1]).config, run_dir, folders[-last:])
 
 
 def evaluate_model(
@@ -112,22 +118,19 @@ def evaluate_model(
         raise ConfigError(
             f"{model_path}: its config names no test set under data.test: score files with --hyp and --ref"
         )
-    pairs = _test_pairs(folder)
+    pairs = _test_pairs(folder, list(known) if test is None else [test])
     translator = Translator.load(model_path, device, precision)
-    chosen = known if test is None else [test]
-    return {"test_sets": {name: _score_set(translator, pairs[name])[0] for name in chosen}}
+    return {"test_sets": {name: _score_set(translator, pairs[name])[0] for name in pairs}}
 
 
-def _test_pairs(folder: ModelFolder) -> Mapping[str, list[SentencePair]]:
-    """The test sets of the corpus that the model was trained on if it stands, or else as the config names them."""
+def _test_pairs(folder: ModelFolder, names: list[str]) -> dict[str, list[SentencePair]]:
+    """Test sets from the corpus that the model was trained on if it stands, or else as the config names them."""
     config = folder.config
     prepared = Path(config.data.prepared_dir) / str(folder.manifest.get("corpus_fingerprint"))
     if prepared.is_dir():
-        return PreparedCorpus.open(prepared).test_pairs
-    return {
-        name: list(read_pairs(source, config.src_lang, config.tgt_lang, "test"))
-        for name, source in config.data.test.items()
-    }
+        test_pairs = PreparedCorpus.open(prepared).test_pairs
+        return {name: test_pairs[name] for name in names}
+    return {name: list(read_pairs(config.data.test[name], config.src_lang, config.tgt_lang, "test")) for name in names}
 
 
 def _score_set(translator: Translator, pairs: list[SentencePair]) -> tuple[dict[str, Any], list[str]]:
@@ -193,32 +196,32 @@ def _record_start(config: RunConfig, corpus: PreparedCorpus, run_dir: Path) -> N
 
 def _finish_model(config: RunConfig, run_dir: Path) -> Path:
     """`model/`: the average of the last checkpoints, or the best one."""
-    folders = checkpoints(run_dir)
     n, every = config.train.average_last, config.train.checkpoint_every
-    if n == 0:
-        chosen = [best_checkpoint(run_dir) or folders[-1]]
-    else:
-        chosen = [folder for folder in folders if checkpoint_step(folder) % every == 0 or folder == folders[-1]][-n:]
-    return _write_average(run_dir, chosen)
+    if n > 0:
+        return _write_average(config, run_dir, last_due(run_dir, n, every))
+    return _write_average(config, run_dir, [best_checkpoint(run_dir) or checkpoints(run_dir)[-1]])
 
 
-def _write_average(run_dir: Path, folders: list[Path]) -> Path:
-    newest = ModelFolder.open(folders[-1])
+def _write_average(config: RunConfig, run_dir: Path, folders: list[Path]) -> Path:
+    """The mean of some checkpoints as the run's model folder, unless that stands already."""
     model_dir = run_dir / "model"
     steps = [checkpoint_step(folder) for folder in folders]
     try:
         standing = ModelFolder.open(model_dir)
-        if standing.manifest["averaged_steps"] == steps and standing.config == newest.config:
+        if standing.manifest["averaged_steps"] == steps and standing.config == config:
             return model_dir
     except (CheckpointError, KeyError):
         pass
+    newest = ModelFolder.open(folders[-1])
     manifest = {key: value for key, value in newest.manifest.items() if key != "format_version"}
-    manifest |= {"averaged_steps": steps, "versions": versions(), "commit": source_commit()}
-    save_model_folder(model_dir, average_weights(folders), newest.config, newest.path / TOKENIZER, manifest)
+    manifest["averaged_steps"] = steps
+    save_model_folder(model_dir, average_weights(folders), config, newest.path / TOKENIZER, manifest)
     return model_dir
 
 
-def _evaluate_run(config: RunConfig, corpus: PreparedCorpus, run_dir: Path, model_dir: Path) -> dict[str, Any]:
+def _evaluate_run(
+    config: RunConfig, corpus: PreparedCorpus, run_dir: Path, model_dir: Path, progress: Progress
+) -> dict[str, Any]:
     """Translate and score validation and test sets, unless the report of this very model stands."""
     manifest = ModelFolder.open(model_dir).manifest
     basis = {"averaged_steps": manifest["averaged_steps"], "decode": asdict(config.decode)}
@@ -229,47 +232,46 @@ def _evaluate_run(config: RunConfig, corpus: PreparedCorpus, run_dir: Path, mode
     except (OSError, ValueError, KeyError):
         pass
     translator = Translator.load(model_dir, config.train.device, config.train.precision)
-    translator.decode = config.decode
-    last = ModelFolder.open(checkpoints(run_dir)[-1])
-    progress = last.load_training_state()["progress"]
     report = {
         "name": config.name,
-        "steps": progress["step"],
-        "train_seconds": progress["train_seconds"],
-        "n_src_tokens": progress["n_src_tokens"],
-        "n_tgt_tokens": progress["n_tgt_tokens"],
-        "src_fill": progress["n_src_tokens"] / progress["n_src_positions"],
-        "tgt_fill": progress["n_tgt_tokens"] / progress["n_tgt_positions"],
+        "steps": progress.step,
+        "train_seconds": progress.train_seconds,
+        "n_src_tokens": progress.n_src_tokens,
+        "n_tgt_tokens": progress.n_tgt_tokens,
+        "src_fill": progress.n_src_tokens / progress.n_src_positions,
+        "tgt_fill": progress.n_tgt_tokens / progress.n_tgt_positions,
         "n_parameters": translator.model.n_parameters,
         "basis": basis,
-        "test_sets": {},
+        "valid": _scored_and_kept(translator, "valid", corpus.valid_pairs, run_dir),
+        "test_sets": {
+            name: _scored_and_kept(translator, name, pairs, run_dir) for name, pairs in corpus.test_pairs.items()
+        },
     }
-    sets = {"valid": corpus.valid_pairs, **corpus.test_pairs}
-    (run_dir / "translations").mkdir(exist_ok=True)
-    for name, pairs in sets.items():
-        result, hypotheses = _score_set(translator, pairs)
-        text = "".join(hypothesis + "\n" for hypothesis in hypotheses)
-        (run_dir / "translations" / f"{name}.{config.tgt_lang}").write_text(text, encoding="utf-8")
-        if name == "valid" and "valid" not in corpus.test_pairs:
-            report["valid"] = result
-        else:
-            report["test_sets"][name] = result
     write_json(run_dir / REPORT, report)
     return report
 
 
+def _scored_and_kept(translator: Translator, name: str, pairs: list[SentencePair], run_dir: Path) -> dict[str, Any]:
+    """The scores of a set; its translations are kept in the run folder."""
+    result, hypotheses = _score_set(translator, pairs)
+    path = run_dir / "translations" / f"{name}.txt"
+    path.parent.mkdir(exist_ok=True)
+    with whole_file(path) as stream:
+        stream.write("".join(hypothesis + "\n" for hypothesis in hypotheses).encode())
+    return result
+
+
 def format_report(report: dict[str, Any]) -> str:
     """The report of a run, for a terminal."""
-    lines = [
-        f"{report['name']}: {report['n_parameters'] / 1e6:.1f} M parameters, {report['steps']:,} steps, "
-        f"{report['n_tgt_tokens']:,} target tokens in {format_duration(report['train_seconds'])}"
-    ]
     steps = report["basis"]["averaged_steps"]
-    lines.append(
-        f"model: {'average of steps' if len(steps) > 1 else 'step'} {', '.join(f'{step:,}' for step in steps)}"
+    return "\n".join(
+        [
+            f"{report['name']}: {report['n_parameters'] / 1e6:.1f} M parameters, {report['steps']:,} steps, "
+            f"{report['n_tgt_tokens']:,} target tokens in {format_duration(report['train_seconds'])}",
+            f"model: {'average of steps' if len(steps) > 1 else 'step'} {', '.join(f'{step:,}' for step in steps)}",
+            report_text({"test_sets": {"valid": report["valid"], **report["test_sets"]}}),
+        ]
     )
-    sets = {**({"valid": report["valid"]} if "valid" in report else {}), **report["test_sets"]}
-    return "\n".join([*lines, report_text({"test_sets": sets})])
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -69,13 +70,13 @@ def _cpu_multiplies_bf16() -> bool:
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
-def choose_compile(setting: bool | str, device: torch.device) -> bool:
-    """Whether layers are compiled: `auto` does so on CUDA where a host C compiler is found, which Triton needs."""
-    if setting != "auto":
-        return bool(setting)
-    return device.type == "cuda" and any(
-        shutil.which(name) for name in (os.environ.get("CC", ""), "cc", "gcc", "clang")
-    )
+def why_not_compile() -> str | None:
+    """What Triton lacks on this machine to build its launchers; None where it lacks nothing."""
+    if not any(shutil.which(name) for name in (os.environ.get("CC", ""), "cc", "gcc", "clang")):
+        return "no C compiler is found"
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
+        return "Python.h is missing (on Debian and Ubuntu it is in python3-dev)"
+    return None
 
 
 def keep_large_blocks() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 import mt.checkpoint
 from mt.checkpoint import (
@@ -16,6 +17,7 @@ from mt.checkpoint import (
     find_model_folder,
     prune_checkpoints,
     save_model_folder,
+    sweep,
     write_json,
 )
 from mt.config import RunConfig, TokenizerConfig
@@ -70,15 +72,44 @@ def test_a_failed_write_leaves_the_old_folder_and_nothing_else(
 ) -> None:
     save(tmp_path / "model", config, tokenizer_path, fill=0.25)
 
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    # Each library reports a full disk in its own way.
+    for error, reason in (
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (SafetensorError("I/O error: no space"), "I/O error: no space"),
+        (RuntimeError("PytorchStreamWriter failed writing file"), "PytorchStreamWriter failed writing file"),
+    ):
 
-    monkeypatch.setattr(mt.checkpoint, "save_file", full)
+        def full(*_: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(mt.checkpoint, "save_file", full)
+        with pytest.raises(CheckpointError) as caught:
+            save(tmp_path / "model", config, tokenizer_path, fill=0.75)
+        assert str(caught.value) == f"{tmp_path / 'model'}: cannot be written: {reason}"
+        assert ModelFolder.open(tmp_path / "model").load_weights()["embedding.weight"][0, 0] == 0.25
+        assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, config: RunConfig, tokenizer_path: Path) -> None:
+    save(tmp_path / "model", config, tokenizer_path)
+    src, tgt = toy_text(300, 7)
+    train_tokenizer([*src, *tgt], TokenizerConfig(vocab_size=370), tmp_path / "model" / "tokenizer.model")
     with pytest.raises(CheckpointError) as caught:
-        save(tmp_path / "model", config, tokenizer_path, fill=0.75)
-    assert str(caught.value) == f"{tmp_path / 'model'}: cannot be written: No space left on device"
-    assert ModelFolder.open(tmp_path / "model").load_weights()["embedding.weight"][0, 0] == 0.25
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+        ModelFolder.open(tmp_path / "model").load_tokenizer()
+    assert str(caught.value) == (
+        f"{tmp_path / 'model' / 'tokenizer.model'}: has 370 pieces, the model was trained with 380: "
+        "put the original file back"
+    )
+
+
+def test_what_killed_writes_left_is_swept(tmp_path: Path) -> None:
+    checkpoint_path(tmp_path, 3).mkdir(parents=True)
+    (tmp_path / "checkpoints" / ".step-00000004.writing").mkdir()
+    (tmp_path / "checkpoints" / ".step-00000001.removed").mkdir()
+    (tmp_path / ".run.json.writing").write_text("{")
+    (tmp_path / ".lock").write_text("")
+    sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".lock", "checkpoints", "step-00000003"]
 
 
 def test_an_incomplete_folder_is_named_with_what_it_lacks(

@@ -187,9 +187,10 @@ def test_the_fingerprint_follows_content_and_settings_and_not_paths(config: RunC
     assert corpus_fingerprint(config) == before
     assert corpus_fingerprint(dataclasses.replace(config, name="other")) == before
     second = config.data.train[1]
+    # A weight shapes the plan of training, not the corpus.
+    assert corpus_fingerprint(with_data(config, train=(first, dataclasses.replace(second, weight=2.0)))) == before
     changed = [
         with_data(config, train=(second, first)),
-        with_data(config, train=(first, dataclasses.replace(second, weight=2.0))),
         with_data(config, valid=second),
         with_data(config, test={"other": config.data.test["news"]}),
         with_data(config, max_tokens=101),
@@ -198,7 +199,7 @@ def test_the_fingerprint_follows_content_and_settings_and_not_paths(config: RunC
         dataclasses.replace(config, tgt_lang="nl"),
         dataclasses.replace(config, tokenizer=TokenizerConfig(vocab_size=501)),
     ]
-    assert len({before, *map(corpus_fingerprint, changed)}) == 10
+    assert len({before, *map(corpus_fingerprint, changed)}) == 9
 
 
 def test_the_tokenizer_is_trained_on_a_seeded_sample(config: RunConfig) -> None:
@@ -330,3 +331,11 @@ def test_real_captions_come_back_as_they_were() -> None:
         ids = getattr(corpus.valid, side)
         for i, pair in enumerate(corpus.valid_pairs):
             assert tokenizer.decode(ids[i]) == normalise(getattr(pair, side))
+
+
+def test_an_endless_validation_line_is_refused(config: RunConfig) -> None:
+    endless = write_pair("endless", ["a short line", "word " * 5_000], ["eine kurze Zeile", "Wort"])
+    message = error_of(with_data(config, valid=endless))
+    assert message.startswith("endless.en + endless.de: line 2 has ")
+    assert message.endswith(" tokens: validation measures every line whole, up to 4,096 tokens: split or remove it")
+    assert not list(Path("prepared").iterdir())

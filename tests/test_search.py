@@ -163,9 +163,20 @@ def test_a_row_that_must_end_may_only_end() -> None:
 
 
 def test_batches_are_sorted_by_length_and_within_the_budget() -> None:
-    lengths = [3, 10, 4, 10, 1, 100]
-    batches = length_sorted_batches(lengths, 20)
-    assert batches == [[5], [1, 3], [2, 0, 4]]
+    lengths = [30, 100, 40, 100, 25, 1_000]
+    assert length_sorted_batches(lengths, 200, beam_size=1) == [[5], [1, 3], [2, 0, 4]]
+    # A wider beam keeps more in memory, and so do many short sentences: each counts as 16 tokens at least.
+    assert length_sorted_batches(lengths, 200, beam_size=8) == [[5], [1], [3], [2, 0], [4]]
+    assert [len(batch) for batch in length_sorted_batches([1] * 20, 160, beam_size=4)] == [10, 10]
+
+
+def test_a_model_that_gives_no_numbers_ends_without_hypotheses() -> None:
+    model = model_of(50)
+    fine = beam_search(model, SOURCES[:1], beam_size=2, alpha=0.6)
+    with torch.no_grad():
+        model.embedding.weight[9] = float("nan")  # the output layer is tied to it: no logits without it
+    assert len(fine[0]) == 1
+    assert beam_search(model, SOURCES[:3], beam_size=2, alpha=0.6) == [[], [], []]
 
 
 def test_decoding_leaves_a_training_model_in_training() -> None:

@@ -15,11 +15,13 @@ import torch
 from mt.checkpoint import ModelFolder, checkpoint_path, checkpoints
 from mt.config import RunConfig, TrainConfig
 from mt.errors import MTError
+from mt.loss import linear_label_smoothed_nll
 from mt.pipeline import average_run, evaluate_model, train_run
 from mt.text.corpus import prepare_corpus
-from mt.train.loop import Trainer, train, train_step
+from mt.train.loop import Meter, Trainer, Update, train, train_step
 from mt.train.optimizer import Optimizer
 from mt.train.schedule import learning_rate
+from mt.train.tracker import Tracker
 from mt.train.validation import validation_loss
 from tests.toys import small_model, toy_config
 
@@ -65,9 +67,75 @@ def test_a_damaged_last_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest
     corpus = prepared(config)
     train(with_train(config, max_steps=8), corpus, tmp_path / "run")  # type: ignore[arg-type]
     (checkpoint_path(tmp_path / "run", 8) / "model.safetensors").write_bytes(b"torn")
+    damaged = checkpoint_path(tmp_path / "run", 8)
+    last_good = checkpoints(tmp_path / "run")[-2]
     trainer = Trainer(config, corpus, tmp_path / "run")  # type: ignore[arg-type]
-    assert trainer.progress.step == 6  # the best so far, saved at its validation
-    assert "step-00000008/model.safetensors: is damaged" in capsys.readouterr().err
+    assert trainer.progress.step == int(last_good.name[5:])
+    warning = capsys.readouterr().err.splitlines()[-1]
+    assert warning.startswith(f"warning: {damaged / 'model.safetensors'}: is damaged: ")
+    assert warning.endswith(f": going back to the checkpoint before; it is now {damaged}.damaged")
+    # It must not count as the newest any more.
+    assert checkpoints(tmp_path / "run")[-1] == last_good
+
+
+def test_when_no_checkpoint_can_be_read_training_does_not_begin_anew(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, max_steps=4)
+    corpus = prepared(config)
+    train(config, corpus, tmp_path / "run")  # type: ignore[arg-type]
+    (folder,) = checkpoints(tmp_path / "run")
+    (folder / "manifest.json").unlink()
+    with pytest.raises(MTError) as caught:
+        train(config, corpus, tmp_path / "run")  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        f"{tmp_path / 'run'}: none of its checkpoints can be read; the last: {folder}: is no complete model folder: "
+        "manifest.json missing: start anew with another --run-dir"
+    )
+    assert checkpoints(tmp_path / "run") == [folder]
+
+
+def test_a_validation_that_a_signal_came_before_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = toy_config(tmp_path, max_steps=12, validate_every=6)
+    corpus = prepared(config)
+    count = Trainer.count
+
+    def count_and_interrupt(trainer: Trainer, update: Update) -> None:
+        count(trainer, update)
+        if update.step == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "count", count_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, corpus, tmp_path / "run")  # type: ignore[arg-type]
+    assert "valid_loss" not in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8")
+    monkeypatch.undo()
+    train(config, corpus, tmp_path / "run")  # type: ignore[arg-type]
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()
+    assert [entry["step"] for entry in map(json.loads, lines) if "valid_loss" in entry] == [6, 12]
+
+
+def test_a_loss_that_is_not_finite_is_told_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = toy_config(tmp_path, max_steps=4, log_every=4, label_smoothing=0.0)
+    corpus = prepared(config)
+    trainer = Trainer(config, corpus, tmp_path / "run")  # type: ignore[arg-type]
+    tracker = Tracker(tmp_path, 0, 4)
+    meter = Meter(trainer.device, trainer.progress)
+    for update in trainer.updates():
+        # The second update meets an infinite loss.
+        loss_function = (lambda *a: linear_label_smoothed_nll(*a) * float("inf")) if update.step == 2 else trainer.loss
+        before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+        loss, _ = train_step(trainer.model, trainer.optimizer, update, config.train, 1e-3, loss_function)
+        trainer.count(update)
+        meter.add(loss, update.n_tgt_tokens)
+        changed = any(not torch.equal(before[name], p) for name, p in trainer.model.named_parameters())
+        assert changed == (update.step != 2)
+    trainer.warn_of_skipped(tracker)
+    assert 5 < meter.read()["train_loss"] < 7  # log 380 is 5.9
+    tracker.log(4, train_loss=float("nan"), learning_rate=1.0, grad_norm=1.0, tgt_tokens_per_second=1.0)
+    tracker.close()
+    assert capsys.readouterr().err.splitlines()[0] == (
+        "warning: 1 of the last updates were skipped up to step 4: their gradients were not finite; 1 in all"
+    )
+    assert json.loads((tmp_path / "metrics.jsonl").read_text("utf-8"))["train_loss"] is None
 
 
 def test_slices_change_the_update_by_rounding_only(tmp_path: Path) -> None:
@@ -139,6 +207,11 @@ def test_fp16_scales_the_loss_halves_at_an_overflow_and_leaves_the_norm_alone() 
     again = Optimizer(model, TrainConfig(), torch.float16)
     again.load_state_dict(state)
     assert again.loss_scale.item() == 16_384
+    # A run that began without a scale and goes on in fp16 begins with the usual one.
+    unscaled = Optimizer(model, TrainConfig(), torch.bfloat16).state_dict()
+    fresh = Optimizer(model, TrainConfig(), torch.float16)
+    fresh.load_state_dict(unscaled)
+    assert fresh.loss_scale.item() == 32_768
     assert again.n_skipped.item() == 1
 
 
@@ -250,7 +323,7 @@ def test_a_run_leaves_what_the_contract_names_and_a_second_start_does_nothing(
     assert ModelFolder.open(run_dir / "model").manifest["averaged_steps"] == [8, 12]
     with pytest.raises(MTError) as caught:
         average_run(run_dir, 9)
-    assert str(caught.value) == f"{run_dir}: has 4 checkpoints, so --last takes 1 to 4, got 9"
+    assert str(caught.value) == f"{run_dir}: has 3 checkpoints to average, so --last takes 1 to 3, got 9"
 
 
 def test_a_model_folder_stands_alone(tmp_path: Path) -> None:
@@ -276,6 +349,27 @@ def test_a_changed_setting_is_refused_by_name_unless_it_may_change(tmp_path: Pat
     )
     train_run(with_train(config, max_steps=3, validate_every=2), run_dir)
     assert checkpoints(run_dir)[-1] == checkpoint_path(run_dir, 3)
+
+
+def test_another_beam_gives_another_report_and_the_model_folder_says_so(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, max_steps=2)
+    run_dir = tmp_path / "run"
+    train_run(config, run_dir)
+    train_run(replace(config, decode=replace(config.decode, beam_size=2)), run_dir)
+    report = json.loads((run_dir / "report.json").read_text("utf-8"))
+    assert report["basis"]["decode"]["beam_size"] == 2
+    assert ModelFolder.open(run_dir / "model").config.decode.beam_size == 2
+
+
+def test_what_the_machine_cannot_do_is_said_before_the_data_is_touched(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, compile=True)
+    with pytest.raises(MTError) as caught:
+        train_run(config, tmp_path / "run")
+    assert str(caught.value) == (
+        "train.compile: cannot compile here: it needs flash attention: CUDA of compute capability 8.0, bf16 or fp16, "
+        "no attention dropout, d_model / n_heads up to 256: set it to auto"
+    )
+    assert not (tmp_path / "prepared").exists()
 
 
 def test_a_run_keeps_the_corpus_it_began_with(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 import mt.decode.translator
 from mt.config import DecodeConfig, ModelConfig, TokenizerConfig
 from mt.decode.translator import Hypothesis, Translator
-from mt.errors import ConfigError
+from mt.errors import CheckpointError, ConfigError
 from mt.model import Transformer
 from mt.runtime import choose_device, choose_dtype
 from mt.text.tokenizer import PAD_ID, Tokenizer, train_tokenizer
@@ -84,6 +84,17 @@ def test_a_word_that_is_too_long_is_cut_anywhere_and_joined_again(translator: Tr
     parts = translator._split(ids)
     assert len(parts) == -(-len(ids) // (MAX_SOURCE_TOKENS - 1))
     assert [token for part in parts for token in part[:-1]] == ids
+
+
+def test_a_model_that_gives_no_numbers_says_what_to_try(translator: Translator) -> None:
+    with torch.no_grad():
+        translator.model.embedding.weight[9] = float("nan")
+    with pytest.raises(CheckpointError) as caught:
+        translator.translate(["bar dest"])
+    assert str(caught.value) == (
+        "the model gives no numbers for 'bar dest' in float32: try --precision fp32; if that does not help, "
+        "its weights are damaged"
+    )
 
 
 def test_n_best_are_different_and_in_order_of_their_score(translator: Translator) -> None:

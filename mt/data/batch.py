@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mt.data.packing import Indices, SliceBudget, fit_into_tiles
 from mt.text.corpus import ParallelIds, Sentences
-from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID
+from mt.text.tokenizer import BOS_ID, PAD_ID
 
 TILE_WIDTH = 64
 # Added to the scores of positions that must not be attended to. Finite, so that a row of padding stays finite too.
@@ -89,7 +89,7 @@ class PackedBatch:
         return _max_positions(self.encoder_layout, self.cross_layout)
 
     def to(self, device: torch.device) -> PackedBatch:
-        """The batch on the device; from pinned memory the copies run beside computation."""
+        """The batch on the device; from pinned memory the host does not wait for the copies."""
         return _moved(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> PackedBatch:
@@ -349,8 +349,3 @@ class Ahead(Generic[T]):
         """Stop the thread and wait for it."""
         self._stopped.set()
         self._thread.join()
-
-
-def check_ends(sentences: Sentences) -> bool:
-    """Whether each sentence ends with EOS, as packing takes for granted."""
-    return bool((sentences.ids[sentences.offsets[1:] - 1] == EOS_ID).all())

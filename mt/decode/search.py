@@ -22,6 +22,8 @@ NEVER = float("-inf")
 DONE_SHARE = 0.25
 # Width of the blocks in which the best candidates are looked for: the maxima of blocks first.
 BLOCK = 64
+SHORTEST = 16
+USUAL_BEAM = 4
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def beam_search(
     n_best: int = 1,
     banned_ids: Sequence[int] = (),
 ) -> list[list[SearchResult]]:
-    """The n_best translations of each sentence, best first.
+    """The n_best translations of each sentence, best first; fewer, or none, where the model gives no numbers.
 
     A search goes on until no open beam can overtake the n-th best finished hypothesis any more. At the longest
     length allowed every open beam has to end.
@@ -79,8 +81,8 @@ def beam_search(
         parents = beams.advance(logits, banned)
         done = beams.done()
         n_done = int(done.sum())
-        if n_done == len(done):
-            beams.collect(torch.arange(n_done, device=device), results)
+        if n_done == len(done) or beams.length == cache.max_length:
+            beams.collect(torch.arange(len(done), device=device), results)
             return results
         if n_done >= DONE_SHARE * len(done):
             beams.collect(done.nonzero()[:, 0], results)
@@ -230,7 +232,8 @@ def top_log_probs(logits: Tensor, k: int, banned: Tensor, must_end: Tensor) -> t
         banned: [n] ids that are left out; the others' probabilities stay as they are.
         must_end: [N] rows in which EOS alone is allowed.
     Returns:
-        log-probabilities [N, min(k, V)], best first, and ids of the same shape.
+        log-probabilities [N, min(k, V)], best first, and ids of the same shape; a row of logits that are not numbers
+        has no candidates: all of them are NEVER.
     """
     scores = logits.float()
     n_rows, n_vocab = scores.shape
@@ -243,7 +246,7 @@ def top_log_probs(logits: Tensor, k: int, banned: Tensor, must_end: Tensor) -> t
     scores[:, EOS_ID] = eos_scores
     if n_vocab < 2 * k * BLOCK:
         best, ids = scores.topk(k, dim=-1)
-        return best - log_normaliser, ids
+        return (best - log_normaliser).nan_to_num_(NEVER, neginf=NEVER), ids
     n_whole = n_vocab // BLOCK * BLOCK
     blocks = scores[:, :n_whole].view(n_rows, -1, BLOCK)
     best_blocks = blocks.amax(-1).topk(k, dim=-1, sorted=False).indices  # [N, k]
@@ -252,15 +255,20 @@ def top_log_probs(logits: Tensor, k: int, banned: Tensor, must_end: Tensor) -> t
     best, places = candidates.topk(k, dim=-1)
     in_blocks = best_blocks.gather(1, places.div(BLOCK, rounding_mode="floor").clamp_(max=k - 1)) * BLOCK
     ids = torch.where(places < k * BLOCK, in_blocks + places % BLOCK, places - k * BLOCK + n_whole)
-    return best - log_normaliser, ids
+    return (best - log_normaliser).nan_to_num_(NEVER, neginf=NEVER), ids
 
 
-def length_sorted_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Indices of sentences that are translated together: sorted by length, padded source tokens within the budget."""
+def length_sorted_batches(lengths: Sequence[int], batch_tokens: int, beam_size: int) -> list[list[int]]:
+    """Indices of sentences that are translated together: sorted by length, padded source tokens within the budget.
+
+    The cache grows with sentences and beams, not with source tokens alone: a sentence counts as SHORTEST tokens at
+    least, and beams wider than USUAL_BEAM take their share of the budget.
+    """
+    budget = batch_tokens * USUAL_BEAM / max(beam_size, USUAL_BEAM)
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         # The first of a batch is its longest.
-        if not batches or lengths[batches[-1][0]] * (len(batches[-1]) + 1) > batch_tokens:
+        if not batches or max(lengths[batches[-1][0]], SHORTEST) * (len(batches[-1]) + 1) > budget:
             batches.append([])
         batches[-1].append(i)
     return batches

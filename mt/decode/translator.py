@@ -11,7 +11,7 @@ from typing import Any
 from mt.checkpoint import ModelFolder, find_model_folder
 from mt.config import MAX_BEAM_SIZE, DecodeConfig
 from mt.decode.search import SearchResult, beam_search, length_sorted_batches
-from mt.errors import ConfigError
+from mt.errors import CheckpointError, ConfigError
 from mt.model import Transformer
 from mt.runtime import choose_device, choose_dtype, keep_large_blocks
 from mt.text.clean import normalise
@@ -142,7 +142,7 @@ class Translator:
     def _search(self, parts: list[list[int]], decode: DecodeConfig, n_best: int) -> list[list[SearchResult]]:
         results: list[list[SearchResult]] = [[] for _ in parts]
         banned = sorted(self.tokenizer.line_breaking_ids)
-        for batch in length_sorted_batches([len(part) for part in parts], decode.batch_tokens):
+        for batch in length_sorted_batches([len(part) for part in parts], decode.batch_tokens, decode.beam_size):
             found = beam_search(
                 self.model,
                 [parts[i] for i in batch],
@@ -153,6 +153,12 @@ class Translator:
                 banned_ids=banned,
             )
             for i, hypotheses in zip(batch, found, strict=True):
+                if not hypotheses:
+                    raise CheckpointError(
+                        f"the model gives no numbers for {self.tokenizer.decode(parts[i])[:80]!r} in "
+                        f"{str(self.model.dtype).removeprefix('torch.')}: try --precision fp32; if that does not help, "
+                        "its weights are damaged"
+                    )
                 results[i] = hypotheses
         return results
 
@@ -161,9 +167,8 @@ class Translator:
     ) -> list[Hypothesis]:
         if not which:
             return [EMPTY]
-        n_found = min(len(results[i]) for i in which)
         hypotheses = []
-        for k in range(n_found):
+        for k in range(min(len(results[i]) for i in which)):
             text = ""
             for i in which:
                 # A part that continues a word is joined to it.
@@ -190,7 +195,7 @@ class Translator:
         while start < len(ids):
             stop = min(start + room, len(ids))
             if stop < len(ids):
-                words = [i for i in range(start + room // 2, stop + 1) if pieces[i].startswith(WORD_START)]
+                words = [i for i in range(start + max(room // 2, 1), stop + 1) if pieces[i].startswith(WORD_START)]
                 sentences = [i for i in words if pieces[i - 1].endswith(SENTENCE_ENDS)]
                 stop = (sentences or words or [stop])[-1]
             parts.append([*ids[start:stop], self.tokenizer.eos_id])

@@ -38,6 +38,7 @@ _PAIRS_PER_CHUNK = 50_000  # encoded together
 _SAMPLE_SEED = 1  # of the tokenizer's sample: of its own, so that train.seed does not change the corpus
 _SECONDS_BETWEEN_PROGRESS = 10.0
 _LARGEST_UINT16_VOCABULARY = 65_535
+MAX_VALIDATION_TOKENS = 4_096  # memory of a validation grows with the square of its longest line
 _TEXT, _LINES = "clean.{}.tsv", "clean.{}.lines"  # cleaned text of source {}, while building
 
 Say = Callable[[str], None]
@@ -159,7 +160,9 @@ def _read_text(path: Path) -> list[SentencePair]:
 
 
 def corpus_fingerprint(config: RunConfig) -> str:
-    """16 hexadecimal digits for the content of all sources and the settings that shape the corpus; not for paths.
+    """16 hexadecimal digits for the content of all sources and the settings that shape the corpus.
+
+    Neither paths nor the weights of sources are in it: a weight shapes the plan of training, not the corpus.
 
     Raises:
         DataError: a local source is missing or unreadable.
@@ -169,7 +172,7 @@ def corpus_fingerprint(config: RunConfig) -> str:
         "format_version": FORMAT_VERSION,
         "src_lang": config.src_lang,
         "tgt_lang": config.tgt_lang,
-        "train": [[source_fingerprint(source), source.weight] for source in data.train],
+        "train": [source_fingerprint(source) for source in data.train],
         "valid": source_fingerprint(data.valid),
         "test": [[name, source_fingerprint(source)] for name, source in data.test.items()],
         "tokenizer": asdict(config.tokenizer),
@@ -200,6 +203,7 @@ def prepare_corpus(config: RunConfig, say: Say = _print_to_stderr) -> PreparedCo
     _check_sources(config)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder.parent)
         building = Path(tempfile.mkdtemp(prefix=f".building-{fingerprint}-", dir=folder.parent))
         try:
             building.chmod(0o755)  # mkdtemp shuts out everyone else
@@ -211,6 +215,13 @@ def prepare_corpus(config: RunConfig, say: Say = _print_to_stderr) -> PreparedCo
         raise DataError(f"{folder}: cannot be written: {error.strerror or error}") from error
     say(f"prepared corpus {folder}")
     return PreparedCorpus.open(folder)
+
+
+def _sweep(prepared_dir: Path) -> None:
+    """Remove what preparations that were killed have left; a day old, so that none that runs is hit."""
+    for leftover in prepared_dir.glob(".building-*"):
+        if time.time() - leftover.stat().st_mtime > 86_400:
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _rename_unless_there(building: Path, folder: Path) -> None:
@@ -408,7 +419,9 @@ class _Builder:
                     SentencePair(normalise(src), normalise(tgt), line)
                     for src, tgt, line in pairs[start : start + _PAIRS_PER_CHUNK]
                 ]
-                writer.write(*_encode_pairs(tokenizer, chunk))
+                src_ids, tgt_ids = _encode_pairs(tokenizer, chunk)
+                self._refuse_endless(chunk, src_ids, tgt_ids)
+                writer.write(src_ids, tgt_ids)
         max_tokens = self.config.data.max_tokens
         if max(writer.longest) > max_tokens:
             self.say(
@@ -416,6 +429,17 @@ class _Builder:
                 f"tokens, data.max_tokens is {max_tokens:,}; it is kept"
             )
         return writer
+
+    def _refuse_endless(
+        self, pairs: Sequence[SentencePair], src_ids: Sequence[Sequence[int]], tgt_ids: Sequence[Sequence[int]]
+    ) -> None:
+        for pair, src, tgt in zip(pairs, src_ids, tgt_ids, strict=True):
+            longest = max(len(src), len(tgt))
+            if longest > MAX_VALIDATION_TOKENS:
+                raise DataError(
+                    f"{self.config.data.valid.description}: line {pair.line:,} has {longest:,} tokens: validation "
+                    f"measures every line whole, up to {MAX_VALIDATION_TOKENS:,} tokens: split or remove it"
+                )
 
 
 def _encode_pairs(tokenizer: Tokenizer, pairs: Sequence[SentencePair]) -> tuple[list[list[int]], list[list[int]]]:
@@ -509,7 +533,6 @@ def _train_facts(data: DataConfig, cleaners: Sequence[Cleaner], writer: _PairWri
         "sources": [
             {
                 "source": source.description,
-                "weight": source.weight,
                 "pairs_read": cleaner.n_read,
                 "pairs_kept": cleaner.n_kept,
                 "removed": {reason: removal.as_json() for reason, removal in cleaner.removals.items()},

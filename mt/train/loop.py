@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import threading
@@ -24,22 +25,31 @@ from mt.checkpoint import (
     load_into,
     prune_checkpoints,
     save_model_folder,
+    set_aside,
     write_json,
 )
-from mt.config import RunConfig, TrainConfig, parse_duration
+from mt.config import ModelConfig, RunConfig, TrainConfig, parse_duration
 from mt.data.batch import Ahead, PackedBatch, assemble_tiles, assemble_varlen
 from mt.data.packing import PlanState, SliceBudget, UpdatePlan, cut_into_slices, slice_budget
 from mt.dropout import seed_dropout
 from mt.errors import CheckpointError, ConfigError
 from mt.loss import linear_label_smoothed_nll
 from mt.model import Transformer
-from mt.runtime import choose_compile, choose_device, choose_dtype, keep_large_blocks
+from mt.runtime import (
+    choose_device,
+    choose_dtype,
+    hardware,
+    keep_large_blocks,
+    source_commit,
+    versions,
+    why_not_compile,
+)
 from mt.text.corpus import PreparedCorpus
 from mt.text.tokenizer import PAD_ID, Tokenizer
 from mt.train.optimizer import Optimizer
 from mt.train.schedule import learning_rate
 from mt.train.tracker import Tracker, format_duration
-from mt.train.validation import ValidationResult, validate
+from mt.train.validation import validate
 
 # What `auto` takes for micro_batch_tokens: the CPU's caches like small ones, a GPU wants work.
 CPU_MICRO_BATCH_TOKENS = 4_096
@@ -73,6 +83,8 @@ class Progress:
     n_tgt_positions: int = 0
     best_step: int | None = None
     best_score: float = 0.0
+    validated_at: int = 0  # update after which the validation set was measured last
+    micro_batch_tokens: int = 0  # as resolved when the run began; 0: not yet
     loss_since_log: float = 0.0  # nats
     tokens_since_log: int = 0
 
@@ -94,7 +106,7 @@ def train(config: RunConfig, corpus: PreparedCorpus, run_dir: Path) -> Progress:
     settings = config.train
     trainer = Trainer(config, corpus, run_dir)
     progress = trainer.progress
-    if trainer.is_finished():
+    if trainer.is_finished() and not trainer.validation_is_due():
         return progress
     with (
         closing(Tracker(run_dir, progress.step, settings.max_steps, trainer.seconds_left)) as tracker,
@@ -103,6 +115,9 @@ def train(config: RunConfig, corpus: PreparedCorpus, run_dir: Path) -> Progress:
     ):
         tracker.say(trainer.description)
         meter = Meter(trainer.device, progress)
+        if trainer.validation_is_due():  # a signal came before it
+            trainer.validate(tracker)
+            trainer.save_checkpoint(meter)
         for update in updates:
             lr = learning_rate(update.step, settings, config.model.d_model)
             loss, grad_norm = train_step(trainer.model, trainer.optimizer, update, settings, lr, trainer.loss)
@@ -110,12 +125,9 @@ def train(config: RunConfig, corpus: PreparedCorpus, run_dir: Path) -> Progress:
             meter.add(loss, update.n_tgt_tokens)
             if update.step % settings.log_every == 0:
                 tracker.log(update.step, learning_rate=lr, grad_norm=grad_norm.item(), **meter.read())
+                trainer.warn_of_skipped(tracker)
             with meter.paused():
-                is_best = False
-                if received.number is None and (trainer.validates_at(update.step) or trainer.is_finished()):
-                    result = trainer.validate()
-                    tracker.log(update.step, **{f"valid_{name}": value for name, value in asdict(result).items()})
-                    is_best = trainer.note_result(result)
+                is_best = received.number is None and trainer.validation_is_due() and trainer.validate(tracker)
                 ends = trainer.is_finished() or received.number is not None
                 if ends or is_best or trainer.saves_at(update.step):
                     trainer.save_checkpoint(meter)
@@ -155,14 +167,55 @@ def train_step(
     return total, optimizer.step(lr)
 
 
+@dataclass(frozen=True)
+class Execution:
+    """How a run computes on this machine."""
+
+    device: torch.device
+    dtype: torch.dtype
+    packs_varlen: bool  # flash attention over variable lengths; else written-out attention over tiles
+    compiles: bool
+    note: str  # for people
+
+
+def choose_execution(train: TrainConfig, model: ModelConfig) -> Execution:
+    """Resolve device, precision and compilation.
+
+    Raises:
+        ConfigError: something is asked for that this machine cannot do.
+    """
+    device = choose_device(train.device)
+    dtype = choose_dtype(train.precision, device)
+    packs_varlen = (
+        device.type == "cuda"
+        and dtype != torch.float32
+        and model.attention_dropout == 0
+        and model.d_model // model.n_heads <= 256
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
+    obstacle = why_not_compile()
+    if not packs_varlen:
+        obstacle = (
+            "it needs flash attention: CUDA of compute capability 8.0, bf16 or fp16, no attention dropout, "
+            "d_model / n_heads up to 256"
+        )
+    if train.compile is True and obstacle:
+        raise ConfigError(f"train.compile: cannot compile here: {obstacle}: set it to auto")
+    compiles = train.compile is not False and obstacle is None
+    note = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
+    if device.type == "cuda":
+        note += ", compiled" if compiles else f", not compiled ({obstacle or 'train.compile is false'})"
+    return Execution(device, dtype, packs_varlen, compiles, note)
+
+
 class Trainer:
     """Everything that training holds: model, optimizer, plan, and how far it has come."""
 
     def __init__(self, config: RunConfig, corpus: PreparedCorpus, run_dir: Path) -> None:
         self.config, self.corpus, self.run_dir = config, corpus, run_dir
         settings = config.train
-        self.device = choose_device(settings.device)
-        self.dtype = choose_dtype(settings.precision, self.device)
+        self.execution = choose_execution(settings, config.model)
+        self.device, self.dtype = self.execution.device, self.execution.dtype
         self.tokenizer = Tokenizer.load(corpus.tokenizer_path)
         torch.manual_seed(settings.seed)
         self.model = Transformer(
@@ -179,29 +232,27 @@ class Trainer:
             source_weights=[source.weight for source in config.data.train],
         )
         self.budget = self._slice_budget()
-        self.packs_varlen = (
-            self.device.type == "cuda"
-            and self.dtype != torch.float32
-            and config.model.attention_dropout == 0
-            and torch.cuda.get_device_capability(self.device) >= (8, 0)
-        )
         self.loss: Any = linear_label_smoothed_nll
-        self.compiles = choose_compile(settings.compile, self.device) and self.packs_varlen
-        if settings.compile is True and not self.compiles:
-            raise ConfigError("train.compile: true needs CUDA, bf16 or fp16 and no attention dropout: set it to auto")
-        if self.compiles:
+        if self.execution.compiles:
             self._compile()
+        self._n_skipped = int(self.optimizer.n_skipped)
+        self._manifest = {
+            "vocab_size": self.tokenizer.vocab_size,
+            "corpus_fingerprint": corpus.fingerprint,
+            "versions": versions(),
+            "hardware": hardware(self.device),
+            "commit": source_commit(),
+        }
         self._began_at = time.monotonic() - self.progress.train_seconds
 
     @property
     def description(self) -> str:
         """What is about to run, in one line."""
-        precision = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[self.dtype]
         start = f"from step {self.progress.step:,}" if self.progress.step else "from scratch"
         return (
-            f"training {start}: {self.model.n_parameters / 1e6:.1f} M parameters on {self.device} in {precision}, "
-            f"{self.plan.batch_tokens:,} target tokens an update in {self.budget.n_slices} slices, "
-            f"{self.plan.updates_per_epoch():,.0f} updates an epoch"
+            f"training {start}: {self.model.n_parameters / 1e6:.1f} M parameters on {self.device} in "
+            f"{self.execution.note}, {self.plan.batch_tokens:,} target tokens an update in {self.budget.n_slices} "
+            f"slice{'s' if self.budget.n_slices > 1 else ''}, {self.plan.updates_per_epoch():,.0f} updates an epoch"
         )
 
     @contextmanager
@@ -225,7 +276,7 @@ class Trainer:
             yield Update(step, slices, state)
 
     def _assemble(self, sentences: Any) -> PackedBatch:
-        if self.packs_varlen:
+        if self.execution.packs_varlen:
             longest = -(-self.config.data.max_tokens // 128) * 128
             batch = assemble_varlen(self.corpus.train, sentences, self.budget, longest)
         else:
@@ -233,21 +284,21 @@ class Trainer:
         return batch if self.device.type == "cpu" else batch.pinned().to(self.device)
 
     def _slice_budget(self) -> SliceBudget:
-        micro_batch_tokens = self.config.train.micro_batch_tokens
-        if micro_batch_tokens == "auto":
+        """Slices of the size set; `auto` is resolved when the run begins and stays, on whatever device it goes on."""
+        setting = self.config.train.micro_batch_tokens
+        if setting != "auto":
+            self.progress.micro_batch_tokens = setting
+        elif self.progress.micro_batch_tokens == 0:
             on_cpu = self.device.type == "cpu"
-            micro_batch_tokens = CPU_MICRO_BATCH_TOKENS if on_cpu else CUDA_MICRO_BATCH_TOKENS
+            self.progress.micro_batch_tokens = CPU_MICRO_BATCH_TOKENS if on_cpu else CUDA_MICRO_BATCH_TOKENS
         mean = float(self.corpus.train.tgt.lengths.mean())
-        return slice_budget(self.plan, micro_batch_tokens=micro_batch_tokens, mean_tgt_tokens=mean)
+        return slice_budget(self.plan, micro_batch_tokens=self.progress.micro_batch_tokens, mean_tgt_tokens=mean)
 
     def _compile(self) -> None:
         # One static shape. Layers apart from the loss: a short warm-up, and names in the state dict stay as they are.
         for layer in (*self.model.encoder, *self.model.decoder):
             layer.compile(fullgraph=True, dynamic=False)
         self.loss = torch.compile(linear_label_smoothed_nll, fullgraph=True, dynamic=False)
-
-    def validates_at(self, step: int) -> bool:
-        return step % self.config.train.validate_every == 0
 
     def saves_at(self, step: int) -> bool:
         return step % self.config.train.checkpoint_every == 0
@@ -273,10 +324,16 @@ class Trainer:
         progress.n_tgt_positions += sum(len(batch.tgt_inputs) for batch in update.slices)
         progress.train_seconds = time.monotonic() - self._began_at
 
-    def validate(self) -> ValidationResult:
-        """Measure the validation set."""
+    def validation_is_due(self) -> bool:
+        """Whether the validation set is to be measured after this update, and has not been."""
+        step = self.progress.step
+        is_due = step > 0 and (step % self.config.train.validate_every == 0 or self.is_finished())
+        return is_due and self.progress.validated_at != step
+
+    def validate(self, tracker: Tracker) -> bool:
+        """Measure the validation set, tell the result, remember it; True where it is the best so far."""
         decode = replace(self.config.decode, beam_size=self.config.train.validation_beam_size)
-        return validate(
+        result = validate(
             self.model,
             self.tokenizer,
             self.corpus.valid,
@@ -284,31 +341,36 @@ class Trainer:
             decode,
             self.config.data.max_tokens,
         )
-
-    def note_result(self, result: ValidationResult) -> bool:
-        """Remember a validation; True where it is the best so far."""
         progress = self.progress
+        tracker.log(progress.step, **{f"valid_{name}": value for name, value in asdict(result).items()})
+        progress.validated_at = progress.step
         score = result.bleu if self.config.train.best_by == "bleu" else -result.loss
-        is_best = progress.best_step is None or score > progress.best_score
-        if is_best:
-            progress.best_step, progress.best_score = progress.step, score
-        return is_best
+        if not math.isfinite(score) or (progress.best_step is not None and score <= progress.best_score):
+            return False
+        progress.best_step, progress.best_score = progress.step, score
+        return True
+
+    def warn_of_skipped(self, tracker: Tracker) -> None:
+        """Say how many updates were skipped since this was asked last."""
+        n_skipped = int(self.optimizer.n_skipped)
+        if n_skipped > self._n_skipped:
+            tracker.say(
+                f"warning: {n_skipped - self._n_skipped:,} of the last updates were skipped up to step "
+                f"{self.progress.step:,}: their gradients were not finite; {n_skipped:,} in all"
+            )
+        self._n_skipped = n_skipped
 
     def save_checkpoint(self, meter: Meter) -> None:
         """Write the checkpoint of this step, say which one is the best, and remove those that are not needed."""
         settings = self.config.train
         self.progress.train_seconds = time.monotonic() - self._began_at
-        self.progress.loss_since_log, self.progress.tokens_since_log = meter.loss_sum.item(), meter.n_tokens
+        self.progress.loss_since_log, self.progress.tokens_since_log = meter.loss_sum.item(), int(meter.n_tokens)
         save_model_folder(
             checkpoint_path(self.run_dir, self.progress.step),
             self.model.state_dict(),
             self.config,
             self.corpus.tokenizer_path,
-            {
-                "vocab_size": self.tokenizer.vocab_size,
-                "step": self.progress.step,
-                "corpus_fingerprint": self.corpus.fingerprint,
-            },
+            {**self._manifest, "step": self.progress.step},
             {"optimizer": self.optimizer.state_dict(), "progress": asdict(self.progress)},
         )
         self._write_best()
@@ -320,18 +382,35 @@ class Trainer:
             write_json(self.run_dir / "checkpoints" / BEST, best)
 
     def _resume(self) -> Progress:
-        """Go on from the last checkpoint that can be read."""
+        """Go on from the last checkpoint that can be read; those after it are set aside.
+
+        Raises:
+            CheckpointError: there are checkpoints, but none can be read, or they are of another model.
+        """
+        damaged: list[tuple[Path, CheckpointError]] = []
         for folder in reversed(checkpoints(self.run_dir)):
             try:
                 opened = ModelFolder.open(folder)
                 weights, state = opened.load_weights(), opened.load_training_state()
             except CheckpointError as error:
-                print(f"warning: {error}: going back to the checkpoint before", file=sys.stderr, flush=True)
+                damaged.append((folder, error))
                 continue
             load_into(self.model, weights, folder)
             self.optimizer.load_state_dict(state["optimizer"])
+            for damaged_folder, problem in damaged:
+                aside = set_aside(damaged_folder)
+                print(
+                    f"warning: {problem}: going back to the checkpoint before; it is now {aside}",
+                    file=sys.stderr,
+                    flush=True,
+                )
             saved = dict(state["progress"])
             return Progress(**{**saved, "plan_state": PlanState(**saved["plan_state"])})
+        if damaged:
+            raise CheckpointError(
+                f"{self.run_dir}: none of its checkpoints can be read; the last: {damaged[0][1]}: "
+                "start anew with another --run-dir"
+            )
         return Progress()
 
 
@@ -340,24 +419,27 @@ class Meter:
 
     def __init__(self, device: torch.device, progress: Progress) -> None:
         self.loss_sum = torch.full((), progress.loss_since_log, device=device)
-        self.n_tokens = progress.tokens_since_log
+        self.n_tokens = torch.full((), progress.tokens_since_log, dtype=torch.int64, device=device)
         self._n_timed, self._timed_from = 0, time.monotonic()  # of this start alone, pauses left out
 
     def add(self, loss: Tensor, n_tgt_tokens: int) -> None:
-        """Enter an update: its summed loss and its target tokens."""
-        self.loss_sum += loss
-        self.n_tokens += n_tgt_tokens
+        """Enter an update: its summed loss and its target tokens. One that is not finite was skipped, and is here."""
+        is_finite = torch.isfinite(loss)
+        self.loss_sum += torch.where(is_finite, loss, 0.0)
+        self.n_tokens += is_finite * n_tgt_tokens
         self._n_timed += n_tgt_tokens
 
     def read(self) -> dict[str, float]:
         """Nats per token and tokens per second, and begin anew."""
+        # Reading waits for the device, so it comes before the clock.
+        n_tokens = int(self.n_tokens)
         values = {
-            "train_loss": self.loss_sum.item() / self.n_tokens,  # waits for the device, so it comes before the clock
+            "train_loss": self.loss_sum.item() / n_tokens if n_tokens else math.nan,
             "tgt_tokens_per_second": self._n_timed / (time.monotonic() - self._timed_from),
         }
         self.loss_sum.zero_()
-        self.n_tokens = self._n_timed = 0
-        self._timed_from = time.monotonic()
+        self.n_tokens.zero_()
+        self._n_timed, self._timed_from = 0, time.monotonic()
         return values
 
     @contextmanager
@@ -387,6 +469,8 @@ def caught_signals() -> Iterator[Received]:
 
     def note(number: int, _frame: FrameType | None) -> None:
         received.number = number
+        name = signal.Signals(number).name
+        print(f"{name}: stopping after this step, to save it; a second one stops at once", file=sys.stderr, flush=True)
         for each in numbers:
             signal.signal(each, before[each])
 

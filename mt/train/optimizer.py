@@ -69,6 +69,7 @@ class Optimizer:
         """Everything the next update depends on."""
         return {
             "adam": self._adam.state_dict(),
+            "scales_loss": self._scales_loss,
             "loss_scale": self.loss_scale,
             "good_updates": self._good_updates,
             "n_skipped": self.n_skipped,
@@ -78,6 +79,8 @@ class Optimizer:
         """Go on from a `state_dict`."""
         self._adam.load_state_dict(state["adam"])
         device = self.loss_scale.device
-        self.loss_scale = state["loss_scale"].to(device)
-        self._good_updates = state["good_updates"].to(device)
         self.n_skipped = state["n_skipped"].to(device)
+        # A run may go on in another precision; then the scale that it begins with is the right one.
+        if self._scales_loss and state["scales_loss"]:
+            self.loss_scale = state["loss_scale"].to(device)
+            self._good_updates = state["good_updates"].to(device)

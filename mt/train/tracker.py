@@ -78,7 +78,9 @@ class Tracker:
 
     def log(self, step: int, **values: float) -> None:
         """Record measurements of an update; the names are those of `metrics.jsonl`."""
-        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+        # JSON has no NaN.
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._metrics.write(json.dumps({"step": step, **finite}) + "\n")
         self._metrics.flush()
         for name, value in values.items():
             self._writer.add_scalar(_TENSORBOARD_NAMES[name], value, step)

@@ -1,0 +1,85 @@
+"""On real captions: what toy text cannot show. Needs the folder named by MT_REAL_DATA."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mt.config import RunConfig
+from mt.configfile import load_config
+from mt.data.batch import assemble_tiles, assemble_varlen
+from mt.data.packing import PlanState, UpdatePlan, cut_into_slices, slice_budget
+from mt.pipeline import train_run
+from mt.text.corpus import PreparedCorpus, prepare_corpus
+
+REAL = os.environ.get("MT_REAL_DATA")
+pytestmark = pytest.mark.skipif(REAL is None, reason="MT_REAL_DATA does not name a folder of real text")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """multi30k.yaml with files in place of the hub, as its header says."""
+    folder = Path(str(REAL)) / "data" / "multi30k"
+
+    def files(name: str) -> str:
+        return f"{{src: {folder}/{name}.en.gz, tgt: {folder}/{name}.de.gz}}"
+
+    return load_config(
+        "multi30k.yaml",
+        [
+            f"data.train=[{files('train')}]",
+            f"data.valid={files('val')}",
+            f"data.test={{flickr2016: {files('test_2016_flickr')}}}",
+            f"data.prepared_dir={tmp_path_factory.mktemp('prepared')}",
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def corpus(config: RunConfig) -> PreparedCorpus:
+    return prepare_corpus(config, say=lambda line: None)
+
+
+@pytest.mark.parametrize("batch_tokens", [4_096, 25_000])
+def test_packed_captions_leave_little_room(corpus: PreparedCorpus, batch_tokens: int) -> None:
+    src, tgt = corpus.train.src.lengths, corpus.train.tgt.lengths
+    plan = UpdatePlan(src, tgt, batch_tokens=batch_tokens, seed=1)
+    mean = float(tgt.mean())
+    on_cpu = slice_budget(plan, micro_batch_tokens=4_096, mean_tgt_tokens=mean)
+    on_cuda = slice_budget(plan, micro_batch_tokens=batch_tokens, mean_tgt_tokens=mean)
+    filled = {"tiles": np.zeros(4), "varlen": np.zeros(4)}
+    state = PlanState()
+    for _ in range(5):
+        sentences, state = plan.update_at(state)
+        slices = cut_into_slices(sentences, src, tgt, on_cpu)
+        assert len(slices) == on_cpu.n_slices
+        batches = [("tiles", assemble_tiles(corpus.train, part, torch.bfloat16)) for part in slices]
+        (part,) = cut_into_slices(sentences, src, tgt, on_cuda)
+        batches.append(("varlen", assemble_varlen(corpus.train, part, on_cuda, max_tokens=256)))
+        for kind, batch in batches:
+            filled[kind] += [batch.n_src_tokens, len(batch.src_ids), batch.n_tgt_tokens, len(batch.tgt_inputs)]
+    for n_src_tokens, n_src_positions, n_tgt_tokens, n_tgt_positions in filled.values():
+        assert n_src_tokens / n_src_positions > 0.91
+        assert n_tgt_tokens / n_tgt_positions > 0.94
+
+
+def test_captions_are_learned_from_the_first_minute(config: RunConfig, corpus: PreparedCorpus, tmp_path: Path) -> None:
+    settings = replace(
+        config.train, max_steps=40, warmup_steps=40, validate_every=40, checkpoint_every=20, log_every=10
+    )
+    small = replace(config.model, d_model=128, d_ff=256, n_encoder_layers=1, n_decoder_layers=1, dropout=0.0)
+    train_run(replace(config, train=settings, model=small), tmp_path / "run")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()
+    losses = [entry["train_loss"] for entry in map(json.loads, lines) if "train_loss" in entry]
+    assert losses[0] > 7.5  # near log 8,000 = 9.0
+    assert losses[-1] < 6.3
+    report = json.loads((tmp_path / "run" / "report.json").read_text("utf-8"))
+    assert report["test_sets"]["flickr2016"]["n_lines"] == 1_000
+    assert report["tgt_fill"] > 0.94
+    assert len((tmp_path / "run" / "translations" / "flickr2016.txt").read_bytes().split(b"\n")) == 1_001
