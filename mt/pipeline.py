@@ -35,7 +35,7 @@ from mt.runtime import choose_device, hardware, source_commit, versions
 from mt.text.corpus import PreparedCorpus, corpus_fingerprint, prepare_corpus
 from mt.text.sources import SentencePair, read_pairs
 from mt.train.loop import Progress, choose_execution, train
-from mt.train.tracker import format_duration
+from mt.train.tracker import format_count, format_duration
 
 CONFIG, RECORD, REPORT = "config.yaml", "run.json", "report.json"
 
@@ -266,7 +266,7 @@ def format_report(report: dict[str, Any]) -> str:
     steps = report["basis"]["averaged_steps"]
     return "\n".join(
         [
-            f"{report['name']}: {report['n_parameters'] / 1e6:.1f} M parameters, {report['steps']:,} steps, "
+            f"{report['name']}: {format_count(report['n_parameters'])} parameters, {report['steps']:,} steps, "
             f"{report['n_tgt_tokens']:,} target tokens in {format_duration(report['train_seconds'])}",
             f"model: {'average of steps' if len(steps) > 1 else 'step'} {', '.join(f'{step:,}' for step in steps)}",
             report_text({"test_sets": {"valid": report["valid"], **report["test_sets"]}}),

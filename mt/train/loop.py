@@ -48,7 +48,7 @@ from mt.text.corpus import PreparedCorpus
 from mt.text.tokenizer import PAD_ID, Tokenizer
 from mt.train.optimizer import Optimizer
 from mt.train.schedule import learning_rate
-from mt.train.tracker import Tracker, format_duration
+from mt.train.tracker import Tracker, format_count, format_duration
 from mt.train.validation import validate
 
 # What `auto` takes for micro_batch_tokens: the CPU's caches like small ones, a GPU wants work.
@@ -123,6 +123,7 @@ def train(config: RunConfig, corpus: PreparedCorpus, run_dir: Path) -> Progress:
             loss, grad_norm = train_step(trainer.model, trainer.optimizer, update, settings, lr, trainer.loss)
             trainer.count(update)
             meter.add(loss, update.n_tgt_tokens)
+            tracker.advance(update.step)
             if update.step % settings.log_every == 0:
                 tracker.log(update.step, learning_rate=lr, grad_norm=grad_norm.item(), **meter.read())
                 trainer.warn_of_skipped(tracker)
@@ -250,7 +251,7 @@ class Trainer:
         """What is about to run, in one line."""
         start = f"from step {self.progress.step:,}" if self.progress.step else "from scratch"
         return (
-            f"training {start}: {self.model.n_parameters / 1e6:.1f} M parameters on {self.device} in "
+            f"training {start}: {format_count(self.model.n_parameters)} parameters on {self.device} in "
             f"{self.execution.note}, {self.plan.batch_tokens:,} target tokens an update in {self.budget.n_slices} "
             f"slice{'s' if self.budget.n_slices > 1 else ''}, {self.plan.updates_per_epoch():,.0f} updates an epoch"
         )

@@ -89,10 +89,15 @@ class Tracker:
         else:
             self._show_validation(step, values)
 
+    def advance(self, step: int) -> None:
+        """Move the bar; called after each update, so it must cost nothing."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step)
+
     def say(self, message: str) -> None:
         """One line for people."""
         if self._progress is not None:
-            self._progress.console.print(message, markup=False, highlight=False)
+            self._progress.console.print(message, markup=False, highlight=False, soft_wrap=True)
         else:
             print(message, file=self._stream, flush=True)
 
@@ -102,7 +107,7 @@ class Tracker:
             f"{values['tgt_tokens_per_second']:,.0f} tok/s{self._last_bleu} · {self._time_left(step)} left"
         )
         if self._progress is not None:
-            self._progress.update(self._task, completed=step, description=text)
+            self._progress.update(self._task, description=text)
         else:
             self.say(f"step {step:,}/{self._max_steps:,} · {text}")
 
@@ -133,6 +138,11 @@ def format_duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02} min"
     return f"{minutes} min {whole % 60:02} s" if minutes else f"{whole} s"
+
+
+def format_count(n: int) -> str:
+    """63.1 M from a million on, else 36,320."""
+    return f"{n / 1e6:.1f} M" if n >= 1_000_000 else f"{n:,}"
 
 
 def _cut_after(path: Path, step: int) -> None:
