@@ -242,6 +242,11 @@ def set_aside(folder: Path) -> Path:
 def sweep(run_dir: Path) -> None:
     """Remove what writes that were killed have left. Only whoever holds the run folder may do so."""
     for folder in (run_dir, run_dir / "checkpoints"):
+        # Killed between the two renames that replace a folder: the old one is whole.
+        for replaced in folder.glob(".*.replaced"):
+            place = folder / replaced.name.removeprefix(".").removesuffix(".replaced")
+            if not place.exists():
+                replaced.rename(place)
         for suffix in ("writing", "replaced", "removed"):
             for leftover in folder.glob(f".*.{suffix}"):
                 if leftover.is_dir():

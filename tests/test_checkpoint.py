@@ -106,10 +106,17 @@ def test_what_killed_writes_left_is_swept(tmp_path: Path) -> None:
     checkpoint_path(tmp_path, 3).mkdir(parents=True)
     (tmp_path / "checkpoints" / ".step-00000004.writing").mkdir()
     (tmp_path / "checkpoints" / ".step-00000001.removed").mkdir()
+    (tmp_path / "checkpoints" / ".step-00000003.replaced").mkdir()
+    (tmp_path / "checkpoints" / ".step-00000002.replaced").mkdir()  # its successor was never renamed to its place
     (tmp_path / ".run.json.writing").write_text("{")
     (tmp_path / ".lock").write_text("")
     sweep(tmp_path)
-    assert sorted(path.name for path in tmp_path.rglob("*")) == [".lock", "checkpoints", "step-00000003"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        ".lock",
+        "checkpoints",
+        "step-00000002",
+        "step-00000003",
+    ]
 
 
 def test_an_incomplete_folder_is_named_with_what_it_lacks(

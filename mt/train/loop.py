@@ -268,6 +268,8 @@ class Trainer:
 
     def updates(self) -> Iterator[Update]:
         """All updates that are left, assembled on the device."""
+        if self.is_finished():  # the time may be up before the steps are
+            return
         state = self.progress.plan_state
         for step in range(self.progress.step + 1, self.config.train.max_steps + 1):
             sentences, state = self.plan.update_at(state)
