@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+ROWS, SOFTMAX_ROWS = 512, 64
+
 
 def label_smoothed_nll(logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float) -> Tensor:
     """Label-smoothed cross-entropy of each token, weighted and summed.
@@ -56,47 +58,45 @@ def _compilable_loss(
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """The loss on a CPU: a few rows at a time, and the gradient made in the forward pass, while the logits are warm.
+    """The loss on a CPU: some rows at a time, and the gradient made in the forward pass, while the logits are warm.
 
-    Softmax, its logarithm and logsumexp are written out: over rows as long as a vocabulary torch's own are several
-    times slower on the CPU. The smoothing's part of the gradient has a closed form and never touches [T, V].
+    Matrix products take `ROWS` rows, enough that adding up the gradient of the weight does not dominate. What lies
+    between them takes `SOFTMAX_ROWS`, few enough to stay in the cache; softmax, its logarithm and logsumexp are written
+    out, for over rows as long as a vocabulary torch's own are several times slower on the CPU. The smoothing's part of
+    the gradient has a closed form and never touches [T, V].
     """
-
-    rows_at_a_time = 512
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, output_weight: Tensor, targets: Tensor, weights: Tensor, smoothing: float
     ) -> Tensor:
-        with_gradient = any(ctx.needs_input_grad[:2])
         weight = output_weight.to(hidden.dtype)
-        n_vocab = weight.shape[0]
+        n_rows, n_vocab = hidden.shape[0], weight.shape[0]
         share = smoothing / n_vocab
         weight_sum = output_weight.float().sum(0)  # [D]
-        total = torch.zeros((), dtype=torch.float32)
-        grad_hidden = torch.empty_like(hidden) if with_gradient else None
-        grad_weight = torch.zeros_like(output_weight, dtype=torch.float32) if with_gradient else None
-        rows = _ChunkedLoss.rows_at_a_time
-        for start in range(0, hidden.shape[0], rows):
-            x, target = hidden[start : start + rows], targets[start : start + rows, None]
-            row_weight = weights[start : start + rows]
-            logits = functional.linear(x, weight)
-            p = logits.float()  # [rows, V]
-            at_target = p.gather(1, target)[:, 0]
-            highest = p.amax(-1)
-            p.sub_(highest[:, None]).exp_()
-            normaliser = p.sum(-1)
-            log_normaliser = highest + normaliser.log()
-            smooth = share * (x.float() @ weight_sum)
-            total += ((log_normaliser - (1 - smoothing) * at_target - smooth) * row_weight).sum()
-            if grad_hidden is None or grad_weight is None:
-                continue
-            p.mul_((row_weight / normaliser)[:, None])
-            p.scatter_add_(1, target, (-(1 - smoothing) * row_weight)[:, None])
-            grad_logits = logits.copy_(p)  # back in the type of the products, without a new block
-            torch.mm(grad_logits, weight, out=grad_hidden[start : start + rows])
-            grad_weight += grad_logits.t() @ x
-        if grad_hidden is not None and grad_weight is not None:
+        losses = torch.empty(n_rows, dtype=torch.float32)
+        buffer = torch.empty(SOFTMAX_ROWS, n_vocab, dtype=torch.float32)
+        with_gradient = any(ctx.needs_input_grad[:2])
+        grad_hidden = torch.empty_like(hidden) if with_gradient else hidden
+        grad_weight = torch.zeros_like(output_weight, dtype=torch.float32)
+        for start in range(0, n_rows, ROWS):
+            x = hidden[start : start + ROWS]
+            logits = functional.linear(x, weight)  # [ROWS, V]; turned into their gradient in place
+            for first in range(start, start + len(x), SOFTMAX_ROWS):
+                rows = slice(first, min(first + SOFTMAX_ROWS, start + len(x)))
+                losses[rows] = _softmax_rows(
+                    logits[rows.start - start : rows.stop - start],
+                    targets[rows, None],
+                    weights[rows],
+                    smoothing,
+                    buffer[: rows.stop - rows.start],
+                    with_gradient,
+                )
+            if with_gradient:
+                torch.mm(logits, weight, out=grad_hidden[start : start + ROWS])
+                grad_weight += logits.t() @ x
+        total = (losses - share * (hidden.float() @ weight_sum) * weights).sum()
+        if with_gradient:
             grad_hidden -= (weights[:, None] * (share * weight_sum)).to(hidden.dtype)
             grad_weight -= share * (weights @ hidden.float())
             ctx.save_for_backward(grad_hidden, grad_weight)
@@ -106,3 +106,26 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         return grad_hidden * grads[0].to(grad_hidden.dtype), grad_weight * grads[0], None, None, None
+
+
+def _softmax_rows(
+    logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float, p: Tensor, with_gradient: bool
+) -> Tensor:
+    """logsumexp(x) - (1 - ε) x[label] of each row, weighted; its gradient replaces the logits if asked for.
+
+    Args:
+        logits: [R, V].
+        targets: [R, 1].
+        weights: [R].
+        p: [R, V] float32, scratch.
+    """
+    at_target = logits.gather(1, targets)[:, 0].float()
+    highest = logits.amax(-1, keepdim=True).float()  # float32, so that the difference is
+    torch.sub(logits, highest, out=p).exp_()
+    normaliser = p.sum(-1)
+    losses = (highest[:, 0] + normaliser.log() - (1 - smoothing) * at_target) * weights
+    if with_gradient:
+        p.mul_((weights / normaliser)[:, None])
+        p.scatter_add_(1, targets, (-(1 - smoothing) * weights)[:, None])
+        logits.copy_(p)
+    return losses
