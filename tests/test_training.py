@@ -17,7 +17,7 @@ from mt.config import RunConfig, TrainConfig
 from mt.errors import MTError
 from mt.loss import linear_label_smoothed_nll
 from mt.pipeline import average_run, evaluate_model, train_run
-from mt.text.corpus import prepare_corpus
+from mt.text.corpus import PreparedCorpus, prepare_corpus
 from mt.train.loop import Meter, Trainer, Update, train, train_step
 from mt.train.optimizer import Optimizer
 from mt.train.schedule import learning_rate
@@ -30,25 +30,25 @@ def weights_of(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
     return ModelFolder.open(checkpoint_path(run_dir, step)).load_weights()
 
 
-def prepared(config: RunConfig) -> object:
+def prepared(config: RunConfig) -> PreparedCorpus:
     return prepare_corpus(config, say=lambda line: None)
 
 
 def with_train(config: RunConfig, **changes: object) -> RunConfig:
-    return replace(config, train=replace(config.train, **changes))  # type: ignore[arg-type]
+    return replace(config, train=replace(config.train, **changes))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_resume_equals_never_stopped_bit_for_bit(tmp_path: Path, precision: str) -> None:
     config = with_train(toy_config(tmp_path, precision=precision, batch_tokens=200), micro_batch_tokens=100)
     corpus = prepared(config)
-    train(config, corpus, tmp_path / "whole")  # type: ignore[arg-type]
-    train(with_train(config, max_steps=8), corpus, tmp_path / "parts")  # type: ignore[arg-type]
+    train(config, corpus, tmp_path / "whole")
+    train(with_train(config, max_steps=8), corpus, tmp_path / "parts")
     # What a kill leaves behind: nothing but the checkpoint of step 4.
     shutil.rmtree(checkpoint_path(tmp_path / "parts", 8))
     shutil.rmtree(checkpoint_path(tmp_path / "parts", 6), ignore_errors=True)
     assert checkpoints(tmp_path / "parts") == [checkpoint_path(tmp_path / "parts", 4)]
-    train(config, corpus, tmp_path / "parts")  # type: ignore[arg-type]
+    train(config, corpus, tmp_path / "parts")
     whole, parts = weights_of(tmp_path / "whole", 12), weights_of(tmp_path / "parts", 12)
     assert whole.keys() == parts.keys()
     for name in whole:
@@ -65,11 +65,11 @@ def test_resume_equals_never_stopped_bit_for_bit(tmp_path: Path, precision: str)
 def test_a_damaged_last_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = toy_config(tmp_path)
     corpus = prepared(config)
-    train(with_train(config, max_steps=8), corpus, tmp_path / "run")  # type: ignore[arg-type]
+    train(with_train(config, max_steps=8), corpus, tmp_path / "run")
     (checkpoint_path(tmp_path / "run", 8) / "model.safetensors").write_bytes(b"torn")
     damaged = checkpoint_path(tmp_path / "run", 8)
     last_good = checkpoints(tmp_path / "run")[-2]
-    trainer = Trainer(config, corpus, tmp_path / "run")  # type: ignore[arg-type]
+    trainer = Trainer(config, corpus, tmp_path / "run")
     assert trainer.progress.step == int(last_good.name[5:])
     warning = capsys.readouterr().err.splitlines()[-1]
     assert warning.startswith(f"warning: {damaged / 'model.safetensors'}: is damaged: ")
@@ -81,11 +81,11 @@ def test_a_damaged_last_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest
 def test_when_no_checkpoint_can_be_read_training_does_not_begin_anew(tmp_path: Path) -> None:
     config = toy_config(tmp_path, max_steps=4)
     corpus = prepared(config)
-    train(config, corpus, tmp_path / "run")  # type: ignore[arg-type]
+    train(config, corpus, tmp_path / "run")
     (folder,) = checkpoints(tmp_path / "run")
     (folder / "manifest.json").unlink()
     with pytest.raises(MTError) as caught:
-        train(config, corpus, tmp_path / "run")  # type: ignore[arg-type]
+        train(config, corpus, tmp_path / "run")
     assert str(caught.value) == (
         f"{tmp_path / 'run'}: none of its checkpoints can be read; the last: {folder}: is no complete model folder: "
         "manifest.json missing: start anew with another --run-dir"
@@ -105,10 +105,10 @@ def test_a_validation_that_a_signal_came_before_is_made_up_for(tmp_path: Path, m
 
     monkeypatch.setattr(Trainer, "count", count_and_interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train(config, corpus, tmp_path / "run")  # type: ignore[arg-type]
+        train(config, corpus, tmp_path / "run")
     assert "valid_loss" not in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8")
     monkeypatch.undo()
-    train(config, corpus, tmp_path / "run")  # type: ignore[arg-type]
+    train(config, corpus, tmp_path / "run")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()
     assert [entry["step"] for entry in map(json.loads, lines) if "valid_loss" in entry] == [6, 12]
 
@@ -116,7 +116,7 @@ def test_a_validation_that_a_signal_came_before_is_made_up_for(tmp_path: Path, m
 def test_a_loss_that_is_not_finite_is_told_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = toy_config(tmp_path, max_steps=4, log_every=4, label_smoothing=0.0)
     corpus = prepared(config)
-    trainer = Trainer(config, corpus, tmp_path / "run")  # type: ignore[arg-type]
+    trainer = Trainer(config, corpus, tmp_path / "run")
     tracker = Tracker(tmp_path, 0, 4)
     meter = Meter(trainer.device, trainer.progress)
     for update in trainer.updates():
@@ -147,7 +147,7 @@ def test_slices_change_the_update_by_rounding_only(tmp_path: Path) -> None:
         config = replace(config, model=replace(config.model, dropout=0.0))
         corpus = prepared(config)
         run_dir = tmp_path / str(micro_batch_tokens)
-        trainer = Trainer(config, corpus, run_dir)  # type: ignore[arg-type]
+        trainer = Trainer(config, corpus, run_dir)
         losses, n_slices = [], 0
         for update in trainer.updates():
             loss, norm = train_step(trainer.model, trainer.optimizer, update, config.train, 1e-3, trainer.loss)
@@ -228,7 +228,7 @@ def test_the_learning_rate_is_the_papers() -> None:
 
 def test_the_validation_loss_of_an_even_guess_is_log_vocab(tmp_path: Path) -> None:
     config = toy_config(tmp_path)
-    trainer = Trainer(config, prepared(config), tmp_path / "run")  # type: ignore[arg-type]
+    trainer = Trainer(config, prepared(config), tmp_path / "run")
     with torch.no_grad():
         trainer.model.embedding.weight.zero_()
     trainer.model.eval()
@@ -239,10 +239,10 @@ def test_the_validation_loss_of_an_even_guess_is_log_vocab(tmp_path: Path) -> No
 def test_stop_after_a_time_saves_and_is_final(tmp_path: Path) -> None:
     config = toy_config(tmp_path, max_steps=100_000, stop_after="2s", validate_every=100_000)
     corpus = prepared(config)
-    progress = train(config, corpus, tmp_path / "run")  # type: ignore[arg-type]
+    progress = train(config, corpus, tmp_path / "run")
     assert 2 <= progress.train_seconds < 30
     assert checkpoints(tmp_path / "run")[-1] == checkpoint_path(tmp_path / "run", progress.step)
-    assert train(config, corpus, tmp_path / "run").step == progress.step  # type: ignore[arg-type]
+    assert train(config, corpus, tmp_path / "run").step == progress.step
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
@@ -261,7 +261,7 @@ def test_a_signal_saves_says_so_and_stops(
     thread = threading.Thread(target=send_when_training)
     thread.start()
     with pytest.raises(status) as caught:
-        train(config, corpus, tmp_path / "run")  # type: ignore[arg-type]
+        train(config, corpus, tmp_path / "run")
     thread.join()
     if status is SystemExit:
         assert caught.value.code == 143  # type: ignore[attr-defined]
@@ -270,7 +270,7 @@ def test_a_signal_saves_says_so_and_stops(
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"stopped after step {step:,}, all of it saved in {tmp_path / 'run'}: the same command goes on from there"
     )
-    assert Trainer(config, corpus, tmp_path / "run").progress.step == step  # type: ignore[arg-type]
+    assert Trainer(config, corpus, tmp_path / "run").progress.step == step
 
 
 def test_a_run_leaves_what_the_contract_names_and_a_second_start_does_nothing(
