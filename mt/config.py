@@ -146,9 +146,13 @@ class TrainConfig:
     micro_batch_tokens: int | Literal["auto"] = "auto"  # target tokens of one forward and backward pass
     max_steps: int = 100_000  # updates
     stop_after: str | None = None  # wall time of training such as 30m; then save, average and evaluate as at the end
-    schedule: Literal["inverse_sqrt"] = "inverse_sqrt"  # linear warm-up, then ∝ step^-0.5
+    schedule: Literal["inverse_sqrt", "cosine", "linear", "warmup_stable_decay", "constant"] = "inverse_sqrt"
     peak_lr: float | None = None  # at the end of the warm-up; null: (d_model * warmup_steps)^-0.5
     warmup_steps: int = 4_000  # updates from zero to peak_lr
+    decay_share: float = 0.2  # of max_steps, at the end, in which warmup_stable_decay falls
+    final_lr_share: float = 0.0  # of peak_lr, where cosine, linear and warmup_stable_decay end
+    optimizer: Literal["adam", "adamw"] = "adam"
+    weight_decay: float = 0.0  # of adamw, on matrices and embeddings; biases and norms are left alone
     adam_beta1: float = 0.9
     adam_beta2: float = 0.98
     adam_eps: float = 1e-9
@@ -164,6 +168,7 @@ class TrainConfig:
     keep_last: int = 5  # checkpoints, besides the best one; at least average_last are kept
     average_last: int = 5  # checkpoints averaged into the final model; 0: the best by best_by
     best_by: Literal["bleu", "loss"] = "bleu"
+    patience: int | None = None  # validations without a better score after which training ends; null: never
     log_every: int = 50  # updates
 
     def __post_init__(self) -> None:
@@ -184,7 +189,14 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None:
                 _require(0 < value < math.inf, f"train.{name}", f"expected a number above 0 or null, got {value}")
-        for name in ("adam_beta1", "adam_beta2", "label_smoothing"):
+        _require(
+            self.weight_decay == 0 or self.optimizer == "adamw",
+            "train.weight_decay",
+            f"is {self.weight_decay}, and {self.optimizer} has none: set train.optimizer to adamw",
+        )
+        for name in ("decay_share", "final_lr_share"):
+            _require(0 <= getattr(self, name) <= 1, f"train.{name}", f"expected 0 to 1, got {getattr(self, name)}")
+        for name in ("adam_beta1", "adam_beta2", "label_smoothing", "weight_decay"):
             _require(0 <= getattr(self, name) < 1, f"train.{name}", f"expected 0 ≤ x < 1, got {getattr(self, name)}")
         _require(self.adam_eps > 0, "train.adam_eps", f"expected a number above 0, got {self.adam_eps}")
         _require(
@@ -192,6 +204,8 @@ class TrainConfig:
             "train.device",
             f"expected auto, cpu, cuda or cuda:N, got {self.device!r}",
         )
+        if self.patience is not None:
+            _require_at_least("train.patience", self.patience, 1)
         if self.stop_after is not None:
             parse_duration(self.stop_after)
 

@@ -46,6 +46,7 @@ CHANGEABLE = (
     "data.prepared_dir",
     "train.max_steps",
     "train.stop_after",
+    "train.patience",
     "train.validate_every",
     "train.validation_beam_size",
     "train.checkpoint_every",

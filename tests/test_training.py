@@ -226,6 +226,55 @@ def test_the_learning_rate_is_the_papers() -> None:
     assert learning_rate(1_600, peaked, 256) == pytest.approx(1e-3)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [
+        ("constant", {5: 0.5, 10: 1.0, 60: 1.0, 110: 1.0}),
+        ("linear", {5: 0.5, 10: 1.0, 60: 0.55, 110: 0.1, 200: 0.1}),
+        ("cosine", {5: 0.5, 10: 1.0, 35: 0.1 + 0.9 * (1 + 0.5**0.5) / 2, 60: 0.55, 110: 0.1}),
+        ("warmup_stable_decay", {5: 0.5, 10: 1.0, 88: 1.0, 99: 0.55, 110: 0.1}),
+    ],
+)
+def test_other_schedules_go_where_they_should(schedule: str, shares: dict[int, float]) -> None:
+    settings = TrainConfig(
+        schedule=schedule,  # type: ignore[arg-type]
+        peak_lr=2.0,
+        warmup_steps=10,
+        max_steps=110,
+        final_lr_share=0.1,
+        decay_share=0.2,
+    )
+    for step, share in shares.items():
+        assert learning_rate(step, settings, 512) == pytest.approx(2.0 * share), step
+
+
+def test_weight_decay_is_adamws_and_draws_matrices_alone() -> None:
+    model = small_model()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = Optimizer(model, TrainConfig(optimizer="adamw", weight_decay=0.1), torch.float32)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step(0.5)
+    for name, parameter in model.named_parameters():
+        kept = 1 - 0.5 * 0.1 if parameter.ndim >= 2 else 1.0
+        torch.testing.assert_close(parameter.detach(), before[name] * kept, msg=name)
+    with pytest.raises(MTError) as caught:
+        TrainConfig(weight_decay=0.1)
+    assert str(caught.value) == "train.weight_decay: is 0.1, and adam has none: set train.optimizer to adamw"
+
+
+def test_patience_ends_a_training_that_gets_no_better(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Nothing is learned at such a rate, so no validation is better than the first.
+    config = toy_config(tmp_path, max_steps=50, validate_every=3, patience=2, peak_lr=1e-30, best_by="loss")
+    corpus = prepared(config)
+    progress = train(config, corpus, tmp_path / "run")
+    assert (progress.step, progress.best_step) == (9, 3)
+    assert "2 validations without a better score than that of step 3" in capsys.readouterr().err
+    assert checkpoints(tmp_path / "run")[-1] == checkpoint_path(tmp_path / "run", 9)
+    assert train(config, corpus, tmp_path / "run").step == 9
+    assert train(with_train(config, patience=3), corpus, tmp_path / "run").step == 12
+
+
 def test_the_validation_loss_of_an_even_guess_is_log_vocab(tmp_path: Path) -> None:
     config = toy_config(tmp_path)
     trainer = Trainer(config, prepared(config), tmp_path / "run")

@@ -83,6 +83,7 @@ class Progress:
     n_tgt_positions: int = 0
     best_step: int | None = None
     best_score: float = 0.0
+    n_without_better: int = 0  # validations since the best one
     validated_at: int = 0  # update after which the validation set was measured last
     micro_batch_tokens: int = 0  # as resolved when the run began; 0: not yet
     loss_since_log: float = 0.0  # nats
@@ -140,6 +141,10 @@ def train(config: RunConfig, corpus: PreparedCorpus, run_dir: Path) -> Progress:
                 "the same command goes on from there"
             )
             raise KeyboardInterrupt if received.number == signal.SIGINT else SystemExit(128 + received.number)
+        if progress.n_without_better and progress.n_without_better == settings.patience:
+            tracker.say(
+                f"{settings.patience} validations without a better score than that of step {progress.best_step:,}"
+            )
         tracker.say(
             f"trained {progress.step:,} steps, {progress.n_tgt_tokens:,} target tokens, "
             f"in {format_duration(progress.train_seconds)}; {progress.fill}"
@@ -307,9 +312,11 @@ class Trainer:
         return step % self.config.train.checkpoint_every == 0
 
     def is_finished(self) -> bool:
-        """Whether the steps or the time are up."""
+        """Whether the steps, the time or the patience are up."""
+        settings, progress = self.config.train, self.progress
         out_of_time = self.seconds_left is not None and self.seconds_left <= 0
-        return self.progress.step > 0 and (self.progress.step >= self.config.train.max_steps or out_of_time)
+        out_of_patience = settings.patience is not None and progress.n_without_better >= settings.patience
+        return progress.step > 0 and (progress.step >= settings.max_steps or out_of_time or out_of_patience)
 
     @property
     def seconds_left(self) -> float | None:
@@ -349,8 +356,9 @@ class Trainer:
         progress.validated_at = progress.step
         score = result.bleu if self.config.train.best_by == "bleu" else -result.loss
         if not math.isfinite(score) or (progress.best_step is not None and score <= progress.best_score):
+            progress.n_without_better += 1
             return False
-        progress.best_step, progress.best_score = progress.step, score
+        progress.best_step, progress.best_score, progress.n_without_better = progress.step, score, 0
         return True
 
     def warn_of_skipped(self, tracker: Tracker) -> None:

@@ -21,14 +21,19 @@ class Optimizer:
     Clipping and the loss scale enter torch's fused Adam as its `grad_scale`, a non-finite norm as its `found_inf`: then
     parameters, moments and step count stay untouched.
 
-    Source: Kingma and Ba 2015; the settings are Vaswani et al. 2017, section 5.3.
+    Source: Kingma and Ba 2015; the settings are Vaswani et al. 2017, section 5.3. AdamW is Loshchilov and Hutter 2019.
     """
 
     def __init__(self, model: Transformer, train: TrainConfig, dtype: torch.dtype) -> None:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         device = self.parameters[0].device
-        self._adam = torch.optim.Adam(
-            self.parameters, lr=0.0, betas=(train.adam_beta1, train.adam_beta2), eps=train.adam_eps, fused=True
+        adam = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
+        self._adam = adam(
+            _parameter_groups(self.parameters, train.weight_decay),
+            lr=0.0,
+            betas=(train.adam_beta1, train.adam_beta2),
+            eps=train.adam_eps,
+            fused=True,
         )
         self._clip_norm = train.clip_norm
         self._scales_loss = dtype == torch.float16
@@ -84,3 +89,11 @@ class Optimizer:
         if self._scales_loss and state["scales_loss"]:
             self.loss_scale = state["loss_scale"].to(device)
             self._good_updates = state["good_updates"].to(device)
+
+
+def _parameter_groups(parameters: list[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Biases and norms do not decay: nothing is gained by drawing them to zero."""
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
