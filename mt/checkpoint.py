@@ -262,7 +262,7 @@ def find_model_folder(path: Path) -> Path:
         CheckpointError: there is none.
     """
     if not path.exists():
-        raise CheckpointError(f"{path}: no such folder: --model takes a run folder, a checkpoint or a model folder")
+        raise CheckpointError(f"{path}: no such folder: give a run folder, a checkpoint or a model folder")
     if (path / "model" / WEIGHTS).is_file():
         return path / "model"
     if (path / "checkpoints").is_dir():

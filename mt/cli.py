@@ -119,15 +119,20 @@ def train(
     train_run(run_config, run_dir or Path("runs") / run_config.name)
 
 
-@app.command()
-def prepare(config: ConfigOption, overrides: SetOption = None) -> None:
+@app.command("prepare")
+def prepare_data(config: ConfigOption, overrides: SetOption = None) -> None:
     """Prepare the data only: fetch, clean, encode."""
     from mt.configfile import load_config
 
     run_config = load_config(config, overrides or [])
-    from mt.text.corpus import prepare_corpus
+    if run_config.train.init_from is None:
+        from mt.text.corpus import prepare_corpus
 
-    print(_corpus_text(prepare_corpus(run_config)))
+        print(_corpus_text(prepare_corpus(run_config)))
+    else:  # the tokenizer is that of a model; reading one takes torch, which takes seconds to import
+        from mt.pipeline import prepare
+
+        print(_corpus_text(prepare(run_config)))
 
 
 @app.command()

@@ -162,6 +162,7 @@ class TrainConfig:
     device: str = "auto"  # auto, cpu, cuda or cuda:N
     compile: bool | Literal["auto"] = "auto"  # torch.compile; auto: on CUDA where a host C compiler is found
     seed: int = 1
+    init_from: str | None = None  # run or model folder whose weights and tokenizer training starts from (fine-tuning)
     validate_every: int = 1_500  # updates
     validation_beam_size: int = 1  # 1 is greedy search
     checkpoint_every: int = 1_500  # updates

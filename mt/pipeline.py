@@ -82,6 +82,19 @@ def train_run(config: RunConfig, run_dir: Path) -> None:
     print(format_report(report))
 
 
+def prepare(config: RunConfig) -> PreparedCorpus:
+    """The prepared corpus of a config, with the tokenizer of the model that training starts from, if there is one."""
+    return prepare_corpus(config, tokenizer_path=_initial_tokenizer(config))
+
+
+def _initial_tokenizer(config: RunConfig) -> Path | None:
+    if config.train.init_from is None:
+        return None
+    folder = ModelFolder.open(find_model_folder(Path(config.train.init_from)))
+    folder.load_tokenizer()  # finds out whether it is the model's
+    return folder.path / TOKENIZER
+
+
 def average_run(run_dir: Path, last: int) -> Path:
     """Average the last checkpoints of a run into its model folder; the folder.
 
@@ -143,18 +156,18 @@ def _corpus_of_run(config: RunConfig, run_dir: Path) -> PreparedCorpus:
     """The corpus that the run began with, or a new one for a new run."""
     record = _read_record(run_dir)
     if record is None:
-        return prepare_corpus(config)
+        return prepare(config)
     _check_changes(config, run_dir)
     prepared = Path(config.data.prepared_dir) / record["corpus_fingerprint"]
     if prepared.is_dir():
         return PreparedCorpus.open(prepared)
-    fingerprint = corpus_fingerprint(config)
+    fingerprint = corpus_fingerprint(config, _initial_tokenizer(config))
     if fingerprint != record["corpus_fingerprint"]:
         raise DataError(
             f"{run_dir}: its prepared corpus ({prepared}) is gone, and the text it was made from has changed: "
             "put either back, or start anew with another --run-dir"
         )
-    return prepare_corpus(config)
+    return prepare(config)
 
 
 def _read_record(run_dir: Path) -> dict[str, Any] | None:

@@ -198,7 +198,7 @@ def test_a_model_is_found_in_a_run_a_checkpoint_and_a_folder(
     run = tmp_path / "run"
     with pytest.raises(CheckpointError) as caught:
         find_model_folder(run)
-    assert str(caught.value) == f"{run}: no such folder: --model takes a run folder, a checkpoint or a model folder"
+    assert str(caught.value) == f"{run}: no such folder: give a run folder, a checkpoint or a model folder"
     (run / "checkpoints").mkdir(parents=True)
     with pytest.raises(CheckpointError) as caught:
         find_model_folder(run)

@@ -375,6 +375,44 @@ def test_a_run_leaves_what_the_contract_names_and_a_second_start_does_nothing(
     assert str(caught.value) == f"{run_dir}: has 3 checkpoints to average, so --last takes 1 to 3, got 9"
 
 
+def test_fine_tuning_starts_from_the_weights_and_the_tokenizer_of_a_model(tmp_path: Path) -> None:
+    general = toy_config(tmp_path / "general", max_steps=60, peak_lr=5e-3)
+    train_run(general, tmp_path / "first")
+    start = tmp_path / "first" / "model"
+    # Other text, on which a tokenizer of its own would be another one; nothing is learned at such a rate.
+    special = toy_config(tmp_path / "special", n_train=300, max_steps=1, peak_lr=1e-30, average_last=1)
+    for side in ("en", "de"):
+        path = tmp_path / "special" / f"train.{side}"
+        path.write_text(path.read_text("utf-8").replace("ba", "zu"), "utf-8")
+    special = with_train(special, init_from=str(tmp_path / "first"))
+    train_run(special, tmp_path / "second")
+    tuned = tmp_path / "second" / "model"
+    assert (tuned / "tokenizer.model").read_bytes() == (start / "tokenizer.model").read_bytes()
+    before, after = ModelFolder.open(start).load_weights(), ModelFolder.open(tuned).load_weights()
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, msg=name)
+    # What has begun needs the first run no more.
+    shutil.rmtree(tmp_path / "first")
+    train_run(with_train(special, max_steps=2), tmp_path / "second")
+    assert checkpoints(tmp_path / "second")[-1] == checkpoint_path(tmp_path / "second", 2)
+
+
+def test_fine_tuning_needs_a_model_of_the_same_shape(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, max_steps=2)
+    train_run(config, tmp_path / "first")
+    other = replace(config, model=replace(config.model, d_ff=96, dropout=0.3))
+    with pytest.raises(MTError) as caught:
+        train_run(with_train(other, init_from=str(tmp_path / "first")), tmp_path / "second")
+    assert str(caught.value) == (
+        f"model.d_ff: is 96, the model of train.init_from ({tmp_path / 'first' / 'model'}) has 64: set it to 64"
+    )
+    with pytest.raises(MTError) as caught:
+        train_run(with_train(config, init_from=str(tmp_path / "nowhere")), tmp_path / "third")
+    assert str(caught.value) == (
+        f"{tmp_path / 'nowhere'}: no such folder: give a run folder, a checkpoint or a model folder"
+    )
+
+
 def test_a_model_folder_stands_alone(tmp_path: Path) -> None:
     from mt import Translator
 

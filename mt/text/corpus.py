@@ -28,7 +28,6 @@ from mt.text.tokenizer import (
     EOS_ID,
     MAX_TRAINING_LINE_BYTES,
     Tokenizer,
-    TokenizerStats,
     train_tokenizer,
 )
 
@@ -159,7 +158,7 @@ def _read_text(path: Path) -> list[SentencePair]:
 # ---------------------------------------------------------------------------------------------------- preparing
 
 
-def corpus_fingerprint(config: RunConfig) -> str:
+def corpus_fingerprint(config: RunConfig, tokenizer_path: Path | None = None) -> str:
     """16 hexadecimal digits for the content of all sources and the settings that shape the corpus.
 
     Neither paths nor the weights of sources are in it: a weight shapes the plan of training, not the corpus.
@@ -168,6 +167,9 @@ def corpus_fingerprint(config: RunConfig) -> str:
         DataError: a local source is missing or unreadable.
     """
     data = config.data
+    tokenizer: Any = asdict(config.tokenizer)
+    if tokenizer_path is not None:
+        tokenizer = hashlib.blake2b(tokenizer_path.read_bytes()).hexdigest()
     content = {
         "format_version": FORMAT_VERSION,
         "src_lang": config.src_lang,
@@ -175,14 +177,16 @@ def corpus_fingerprint(config: RunConfig) -> str:
         "train": [source_fingerprint(source) for source in data.train],
         "valid": source_fingerprint(data.valid),
         "test": [[name, source_fingerprint(source)] for name, source in data.test.items()],
-        "tokenizer": asdict(config.tokenizer),
+        "tokenizer": tokenizer,
         "cleaning": [data.max_tokens, data.max_chars, data.max_length_ratio],
     }
     canonical = json.dumps(content, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
 
 
-def prepare_corpus(config: RunConfig, say: Say = _print_to_stderr) -> PreparedCorpus:
+def prepare_corpus(
+    config: RunConfig, say: Say = _print_to_stderr, tokenizer_path: Path | None = None
+) -> PreparedCorpus:
     """The prepared corpus of a config: opened where it stands, else built.
 
     The folder is built under another name and renamed at the end, so that it is whole or absent. Memory does not grow
@@ -190,11 +194,12 @@ def prepare_corpus(config: RunConfig, say: Say = _print_to_stderr) -> PreparedCo
 
     Args:
         say: gets a few lines for people.
+        tokenizer_path: a tokenizer to use; otherwise one is trained on the corpus.
     Raises:
         DataError: a source is missing, unreadable, not parallel, or nothing of it is left.
         ConfigError: the vocabulary does not fit the corpus.
     """
-    fingerprint = corpus_fingerprint(config)
+    fingerprint = corpus_fingerprint(config, tokenizer_path)
     folder = Path(config.data.prepared_dir) / fingerprint
     if folder.exists():
         corpus = PreparedCorpus.open(folder)
@@ -207,7 +212,7 @@ def prepare_corpus(config: RunConfig, say: Say = _print_to_stderr) -> PreparedCo
         building = Path(tempfile.mkdtemp(prefix=f".building-{fingerprint}-", dir=folder.parent))
         try:
             building.chmod(0o755)  # mkdtemp shuts out everyone else
-            _Builder(config, building, say).build(fingerprint)
+            _Builder(config, building, say, tokenizer_path).build(fingerprint)
             _rename_unless_there(building, folder)
         finally:
             shutil.rmtree(building, ignore_errors=True)
@@ -244,7 +249,8 @@ def _check_sources(config: RunConfig) -> None:
 class _Builder:
     """Builds one corpus in a folder of its own. The steps are the lines of `build`, in order."""
 
-    def __init__(self, config: RunConfig, folder: Path, say: Say) -> None:
+    def __init__(self, config: RunConfig, folder: Path, say: Say, tokenizer_path: Path | None) -> None:
+        self.tokenizer_path = tokenizer_path
         self.config = config
         self.folder = folder
         self.say = say
@@ -257,7 +263,11 @@ class _Builder:
         n_test_pairs = self._read_test_sets()
         cleaners = self._clean_sources()
         cleaned_at = clock()
-        tokenizer_stats = self._train_tokenizer(sum(cleaner.n_kept for cleaner in cleaners))
+        if self.tokenizer_path is None:
+            tokenizer_facts = self._train_tokenizer(sum(cleaner.n_kept for cleaner in cleaners))
+        else:
+            shutil.copyfile(self.tokenizer_path, self.folder / "tokenizer.model")
+            tokenizer_facts = {"kind": "given"}
         tokenizer = Tokenizer.load(self.folder / "tokenizer.model")
         tokenized_at = clock()
         sides = self._encode_train(tokenizer, cleaners)
@@ -280,12 +290,7 @@ class _Builder:
                 name: {"source": source.description, "pairs": n_test_pairs[name]}
                 for name, source in self.config.data.test.items()
             },
-            "tokenizer": {
-                **asdict(self.config.tokenizer),
-                "vocab_size": tokenizer.vocab_size,
-                "lines": tokenizer_stats.n_lines,
-                "skipped_lines": tokenizer_stats.n_skipped_lines,
-            },
+            "tokenizer": {**tokenizer_facts, "vocab_size": tokenizer.vocab_size},
             "versions": _versions(),
             "seconds": {stage: round(duration, 3) for stage, duration in seconds.items()},
             "file_bytes": {path.name: path.stat().st_size for path in sorted(self.folder.iterdir())},
@@ -346,7 +351,8 @@ class _Builder:
                 src, tgt = row[:-1].split("\t")
                 yield SentencePair(src, tgt, int(line))
 
-    def _train_tokenizer(self, n_pairs: int) -> TokenizerStats:
+    def _train_tokenizer(self, n_pairs: int) -> dict[str, Any]:
+        """Train the tokenizer on the cleaned text; what the manifest says of it."""
         settings = self.config.tokenizer
         n_lines = min(2 * n_pairs, settings.sample_lines)
         what = f"{settings.kind} tokenizer of {settings.vocab_size:,} pieces"
@@ -367,7 +373,7 @@ class _Builder:
                 f"(over {MAX_TRAINING_LINE_BYTES:,} bytes each, or with the block character U+2585)"
             )
         self.say(f"{what}: trained in {time.perf_counter() - started_at:.0f} s{skipped}")
-        return stats
+        return {**asdict(settings), "lines": stats.n_lines, "skipped_lines": stats.n_skipped_lines}
 
     def _kept_sources(self) -> list[int]:
         """Numbers of the sources of which something is left."""

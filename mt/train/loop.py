@@ -22,6 +22,7 @@ from mt.checkpoint import (
     ModelFolder,
     checkpoint_path,
     checkpoints,
+    find_model_folder,
     load_into,
     prune_checkpoints,
     save_model_folder,
@@ -254,7 +255,8 @@ class Trainer:
     @property
     def description(self) -> str:
         """What is about to run, in one line."""
-        start = f"from step {self.progress.step:,}" if self.progress.step else "from scratch"
+        start = f"from {self.config.train.init_from}" if self.config.train.init_from else "from scratch"
+        start = f"from step {self.progress.step:,}" if self.progress.step else start
         return (
             f"training {start}: {format_count(self.model.n_parameters)} parameters on {self.device} in "
             f"{self.execution.note}, {self.plan.batch_tokens:,} target tokens an update in {self.budget.n_slices} "
@@ -422,7 +424,25 @@ class Trainer:
                 f"{self.run_dir}: none of its checkpoints can be read; the last: {damaged[0][1]}: "
                 "start anew with another --run-dir"
             )
+        if self.config.train.init_from is not None:
+            self._start_from(ModelFolder.open(find_model_folder(Path(self.config.train.init_from))))
         return Progress()
+
+    def _start_from(self, folder: ModelFolder) -> None:
+        """Take the weights of another model; optimizer and plan begin anew.
+
+        Raises:
+            ConfigError: it is of another shape.
+        """
+        theirs, ours = asdict(folder.config.model), asdict(self.config.model)
+        # Dropout is no part of the shape: fine-tuning on little text may want more of it.
+        for key in sorted(theirs.keys() - {"dropout", "attention_dropout"}):
+            if theirs[key] != ours[key]:
+                raise ConfigError(
+                    f"model.{key}: is {ours[key]}, the model of train.init_from ({folder.path}) has {theirs[key]}: "
+                    f"set it to {theirs[key]}"
+                )
+        load_into(self.model, folder.load_weights(), folder.path)
 
 
 class Meter:
