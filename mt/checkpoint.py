@@ -263,7 +263,9 @@ def find_model_folder(path: Path) -> Path:
     """
     if not path.exists():
         raise CheckpointError(f"{path}: no such folder: give a run folder, a checkpoint or a model folder")
-    if (path / "model" / WEIGHTS).is_file():
+    if path.is_file():
+        raise CheckpointError(f"{path}: is a file: give the folder that it lies in, {path.parent}")
+    if (path / "model").is_dir():
         return path / "model"
     if (path / "checkpoints").is_dir():
         best = best_checkpoint(path) or next(reversed(checkpoints(path)), None)

@@ -7,6 +7,7 @@ away, 143 terminated, 1 our error (with traceback). Imports that cost time go in
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -42,8 +43,19 @@ class _Commands(typer.core.TyperGroup):
         except BrokenPipeError:
             if not _reader_is_gone():
                 raise
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
+            _drop_output()
             raise typer.Exit(141) from None
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            _drop_output()
+            print(f"error: standard output: cannot be written: {error.strerror}", file=sys.stderr)
+            raise typer.Exit(2) from None
+
+
+def _drop_output() -> None:
+    """What is still buffered goes nowhere, or Python complains at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _reader_is_gone() -> bool:
@@ -54,7 +66,12 @@ def _reader_is_gone() -> bool:
 
 
 app = typer.Typer(
-    cls=_Commands, add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
 )
 config_commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_commands, name="config", help="List and show configs.")
@@ -168,13 +185,14 @@ def translate(
     """
     search = {"beam_size": beam_size, "length_penalty": length_penalty, "batch_tokens": batch_tokens}
     _check_search_options(search, n_best)
-    with contextlib.ExitStack() as files:
+    with _named_as_options(), contextlib.ExitStack() as files:
         source = files.enter_context(_input_stream(input_file))
         target = files.enter_context(_output_stream(output_file))
         from mt.decode.translator import Translator
 
         translator = Translator.load(model, device=device, precision=precision.value)
-        translated = _translated_lines(translator, source, {**search, "n_best": n_best})
+        batches = _read_batches(source, Path("standard input" if input_file == "-" else input_file))
+        translated = _translated_lines(translator, batches, {**search, "n_best": n_best})
         for number, (text, hypotheses) in enumerate(translated, start=1):
             if output_format is OutputFormat.jsonl:
                 target.write(_json_line(number, text, hypotheses))
@@ -204,7 +222,8 @@ def evaluate(
                 raise ConfigError(f"{option}: scores a file and --model scores a model: give one of them")
         from mt.pipeline import evaluate_model
 
-        report = evaluate_model(model, test, device or "auto", (precision or Precision.auto).value)
+        with _named_as_options():
+            report = evaluate_model(model, test, device or "auto", (precision or Precision.auto).value)
     else:
         for option, setting in (("--test", test), ("--device", device), ("--precision", precision)):
             if setting is not None:
@@ -277,6 +296,18 @@ def _corpus_text(corpus: PreparedCorpus) -> str:
 # --- mt translate -----------------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def _named_as_options() -> Iterator[None]:
+    """Errors about arguments of functions, as errors about the options that gave them."""
+    try:
+        yield
+    except ConfigError as error:
+        key, _, problem = str(error).partition(": ")
+        if key not in ("n_best", "device", "precision"):
+            raise
+        raise ConfigError(f"--{key.replace('_', '-')}: {problem}") from None
+
+
 def _check_search_options(search: dict[str, Any], n_best: int) -> None:
     """The limits are those of the settings in `decode`; the messages name the options."""
     from mt.config import DecodeConfig
@@ -299,12 +330,16 @@ def _input_stream(name: str) -> Iterator[BinaryIO]:
             print("reading from the terminal: one line each, end with Ctrl-D", file=sys.stderr)
         yield cast(BinaryIO, getattr(sys.stdin.buffer, "raw", sys.stdin.buffer))
         return
-    try:
-        stream = io.FileIO(name)
-    except OSError as error:
-        raise DataError(f"{name}: cannot be read: {error.strerror}") from None
+    from mt.text.sources import explained, open_bytes, require_text
+
+    path = Path(name)
+    with explained(path):
+        if path.is_file():  # a pipe cannot be looked into and read again
+            with open_bytes(path) as beginning:
+                require_text(beginning.read(8), path)
+        stream = open_bytes(path)
     with stream:
-        yield cast(BinaryIO, stream)
+        yield stream
 
 
 def _output_stream(name: str) -> contextlib.AbstractContextManager[BinaryIO]:
@@ -313,14 +348,27 @@ def _output_stream(name: str) -> contextlib.AbstractContextManager[BinaryIO]:
     return contextlib.nullcontext(sys.stdout.buffer) if name == "-" else whole_file(Path(name))
 
 
+def _read_batches(source: BinaryIO, path: Path) -> Iterator[list[bytes]]:
+    from mt.decode.lines import batches_of_lines
+    from mt.text.sources import explained
+
+    batches = batches_of_lines(source)
+    while True:
+        with explained(path):  # the reading alone: what goes wrong in between is not this file's fault
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
 def _translated_lines(
-    translator: Translator, source: BinaryIO, options: dict[str, Any]
+    translator: Translator, batches: Iterable[list[bytes]], options: dict[str, Any]
 ) -> Iterator[tuple[str, list[Hypothesis]]]:
     """Each input line with its hypotheses, in order; says at the end which lines were not translated as they are."""
-    from mt.decode.lines import batches_of_lines, decoded
+    from mt.decode.lines import decoded
 
     n_lines = n_invalid = 0
-    for batch in batches_of_lines(source):
+    for batch in batches:
         texts, are_valid = zip(*map(decoded, batch), strict=True)
         n_lines += len(batch)
         n_invalid += are_valid.count(False)

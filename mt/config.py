@@ -31,7 +31,10 @@ def parse_duration(text: str) -> float:
     if match is None or not any(match.groups()):
         raise ConfigError(f"train.stop_after: expected a duration such as 90s, 30m or 1h30m, got {text!r}")
     hours, minutes, seconds = (float(group or 0) for group in match.groups())
-    return hours * 3600 + minutes * 60 + seconds
+    duration = hours * 3600 + minutes * 60 + seconds
+    if duration <= 0:
+        raise ConfigError(f"train.stop_after: expected a duration above 0, got {text!r}")
+    return duration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +88,11 @@ class DataConfig:
         _require_at_least("data.max_chars", self.max_chars, 1)
         if self.max_length_ratio is not None:
             _require_at_least("data.max_length_ratio", self.max_length_ratio, 1)
+        sources = {f"data.train.{i}": source for i, source in enumerate(self.train)} | {"data.valid": self.valid}
+        for key, source in (sources | {f"data.test.{name}": source for name, source in self.test.items()}).items():
+            _require(
+                source.src is None or source.src != source.tgt, key, f"src and tgt are the same file, {source.src}"
+            )
         for name in self.test:
             _require(
                 re.fullmatch(r"[\w.+-]+", name) is not None and not name.startswith("."),

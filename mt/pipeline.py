@@ -96,7 +96,7 @@ def _initial_tokenizer(config: RunConfig) -> Path | None:
 
 
 def average_run(run_dir: Path, last: int) -> Path:
-    """Average the last checkpoints of a run into its model folder; the folder.
+    """Average the last checkpoints of a run into a model folder of their own, `averages/last-N`; that folder.
 
     Raises:
         CheckpointError: no run, no checkpoints, or fewer than asked for.
@@ -110,7 +110,8 @@ def average_run(run_dir: Path, last: int) -> Path:
             f"{run_dir}: has {len(folders)} checkpoints to average, so --last takes 1 to {len(folders)}, got {last}"
         )
     with _only_run_in(run_dir):
-        return _write_average(ModelFolder.open(folders[-1]).config, run_dir, folders[-last:])
+        config = ModelFolder.open(folders[-1]).config
+        return _write_average(config, run_dir / "averages" / f"last-{last}", folders[-last:])
 
 
 def evaluate_model(
@@ -160,6 +161,7 @@ def _corpus_of_run(config: RunConfig, run_dir: Path) -> PreparedCorpus:
     _check_changes(config, run_dir)
     prepared = Path(config.data.prepared_dir) / record["corpus_fingerprint"]
     if prepared.is_dir():
+        _tell_of_changed_text(config, record["corpus_fingerprint"], prepared)
         return PreparedCorpus.open(prepared)
     fingerprint = corpus_fingerprint(config, _initial_tokenizer(config))
     if fingerprint != record["corpus_fingerprint"]:
@@ -170,24 +172,48 @@ def _corpus_of_run(config: RunConfig, run_dir: Path) -> PreparedCorpus:
     return prepare(config)
 
 
+def _tell_of_changed_text(config: RunConfig, began_with: str, prepared: Path) -> None:
+    try:
+        fingerprint = corpus_fingerprint(config, _initial_tokenizer(config))
+    except MTError:  # text or model are gone: the run needs them no more
+        return
+    if fingerprint != began_with:
+        print(
+            f"note: the text has changed since this run began; it goes on with what was prepared then ({prepared})",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 def _read_record(run_dir: Path) -> dict[str, Any] | None:
     try:
         record: dict[str, Any] = json.loads((run_dir / RECORD).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{run_dir / RECORD}: is damaged: {error}") from error
+        raise CheckpointError(
+            f"{run_dir / RECORD}: is damaged ({error}): put it back, or start anew with another --run-dir"
+        ) from error
     return record
 
 
 def _check_changes(config: RunConfig, run_dir: Path) -> None:
+    if not (run_dir / CONFIG).is_file():
+        raise CheckpointError(
+            f"{run_dir / CONFIG}: is missing, so what this run began with is not known: put it back (each checkpoint "
+            "holds a copy), or start anew with another --run-dir"
+        )
     began_with = load_config(str(run_dir / CONFIG))
     for key, (before, now) in config_differences(began_with, config).items():
         if not any(key == name or (name.endswith(".") and key.startswith(name)) for name in CHANGEABLE):
             raise ConfigError(
-                f"{key}: this run began with {before!r}, now it is {now!r}: "
+                f"{key}: this run began with {_as_yaml(before)}, now it is {_as_yaml(now)}: "
                 f"change it back, or start anew with another --run-dir (the run is in {run_dir})"
             )
+
+
+def _as_yaml(value: Any) -> str:
+    return "null" if value is None else repr(value)
 
 
 def _record_start(config: RunConfig, corpus: PreparedCorpus, run_dir: Path) -> None:
@@ -212,13 +238,12 @@ def _finish_model(config: RunConfig, run_dir: Path) -> Path:
     """`model/`: the average of the last checkpoints, or the best one."""
     n, every = config.train.average_last, config.train.checkpoint_every
     if n > 0:
-        return _write_average(config, run_dir, last_due(run_dir, n, every))
-    return _write_average(config, run_dir, [best_checkpoint(run_dir) or checkpoints(run_dir)[-1]])
+        return _write_average(config, run_dir / "model", last_due(run_dir, n, every))
+    return _write_average(config, run_dir / "model", [best_checkpoint(run_dir) or checkpoints(run_dir)[-1]])
 
 
-def _write_average(config: RunConfig, run_dir: Path, folders: list[Path]) -> Path:
-    """The mean of some checkpoints as the run's model folder, unless that stands already."""
-    model_dir = run_dir / "model"
+def _write_average(config: RunConfig, model_dir: Path, folders: list[Path]) -> Path:
+    """The mean of some checkpoints as a model folder, unless that stands already."""
     steps = [checkpoint_step(folder) for folder in folders]
     try:
         standing = ModelFolder.open(model_dir)
@@ -245,6 +270,9 @@ def _evaluate_run(
             return report
     except (OSError, ValueError, KeyError):
         pass
+    best = (
+        None if progress.best_step is None else {"step": progress.best_step, config.train.best_by: progress.best_score}
+    )
     translator = Translator.load(model_dir, config.train.device, config.train.precision)
     report = {
         "name": config.name,
@@ -256,6 +284,7 @@ def _evaluate_run(
         "tgt_fill": progress.n_tgt_tokens / progress.n_tgt_positions,
         "n_parameters": translator.model.n_parameters,
         "basis": basis,
+        "best": best,
         "valid": _scored_and_kept(translator, "valid", corpus.valid_pairs, run_dir),
         "test_sets": {
             name: _scored_and_kept(translator, name, pairs, run_dir) for name, pairs in corpus.test_pairs.items()
@@ -284,8 +313,20 @@ def format_report(report: dict[str, Any]) -> str:
             f"{report['n_tgt_tokens']:,} target tokens in {format_duration(report['train_seconds'])}",
             f"model: {'average of steps' if len(steps) > 1 else 'step'} {', '.join(f'{step:,}' for step in steps)}",
             report_text({"test_sets": {"valid": report["valid"], **report["test_sets"]}}),
+            *_notes(report),
         ]
     )
+
+
+def _notes(report: dict[str, Any]) -> list[str]:
+    """What the reader should not miss: an average that is worse than one of its checkpoints."""
+    best, bleu = report["best"], report["valid"]["scores"][0]["score"]
+    if not best or "bleu" not in best or len(report["basis"]["averaged_steps"]) < 2 or bleu >= best["bleu"]:
+        return []
+    return [
+        f"note: on the validation set the average ({bleu:.2f} BLEU) is below step {best['step']:,} "
+        f"({best['bleu']:.2f} when it was validated): --set train.average_last=0 takes that step instead"
+    ]
 
 
 @contextmanager

@@ -211,3 +211,10 @@ def test_a_model_is_found_in_a_run_a_checkpoint_and_a_folder(
     assert find_model_folder(checkpoint_path(run, 1)) == checkpoint_path(run, 1)
     save(run / "model", config, tokenizer_path)
     assert find_model_folder(run) == run / "model"
+    # A damaged result is an error, not a reason to take another model in silence.
+    (run / "model" / "model.safetensors").unlink()
+    assert find_model_folder(run) == run / "model"
+    weights = checkpoint_path(run, 1) / "model.safetensors"
+    with pytest.raises(CheckpointError) as caught:
+        find_model_folder(weights)
+    assert str(caught.value) == f"{weights}: is a file: give the folder that it lies in, {weights.parent}"

@@ -281,12 +281,13 @@ def test_options_reach_the_translator(run: Run):
         (["--batch-tokens", "0"], "--batch-tokens: expected at least 1, got 0"),
         (["--n-best", "0"], "--n-best: expected at least 1, got 0"),
         (["--n-best", "5", "--beam-size", "4"], "--n-best: is 5, more than --beam-size (4) can give"),
-        (["--input", "missing.en"], "missing.en: cannot be read: No such file or directory"),
-        (["--input", "."], ".: cannot be read: Is a directory"),
+        (["--input", "missing.en"], "missing.en: no such file (looked for in {cwd})"),
+        (["--input", "."], ".: is a folder, expected a text file"),
         (["--output", "missing/out.de"], "missing/out.de: cannot be written: No such file or directory"),
     ],
 )
 def test_wrong_options_are_refused_before_the_model_is_loaded(run: Run, options: list[str], message: str):
+    message = message.replace("{cwd}", str(Path.cwd()))
     assert run("translate", "--model", "m", *options) == (2, "", f"error: {message}\n")
     assert FakeTranslator.calls == []
 

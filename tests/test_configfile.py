@@ -363,3 +363,11 @@ def test_equal_configs_do_not_differ():
 )
 def test_differences_are_dotted_keys_with_both_values(override: str, differences: dict[str, tuple[Any, Any]]):
     assert config_differences(load(MINIMAL), load(MINIMAL, override)) == differences
+
+
+def test_the_same_file_on_both_sides_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("demo.yaml", ["data.valid={src: a.txt, tgt: a.txt}"])
+    assert str(caught.value) == (
+        "--set data.valid={src: a.txt, tgt: a.txt}: data.valid: src and tgt are the same file, a.txt"
+    )

@@ -223,11 +223,11 @@ def test_a_source_of_which_nothing_is_left_counts_zero(config: RunConfig) -> Non
 def test_an_empty_corpus_says_which_rule_removed_how_many(config: RunConfig) -> None:
     train = (write_pair("bad", ["", "short", ""], ["x", "y" * 200, ""]),)
     assert error_of(with_data(config, train=train)) == (
-        "data.train: nothing is left of 3 pairs, removed: 2 empty, 1 length_ratio; look at the text, or raise the "
+        "data.train: nothing is left of 3 pairs, removed: 2 empty, 1 length_ratio; look at the text, or at the "
         "limits data.max_chars, data.max_length_ratio and data.max_tokens"
     )
     assert error_of(with_data(config, train=(config.data.train[1],), max_tokens=2)) == (
-        "data.train: nothing is left of 50 pairs, removed: 50 too_many_tokens; look at the text, or raise the "
+        "data.train: nothing is left of 50 pairs, removed: 50 too_many_tokens; look at the text, or at the "
         "limits data.max_chars, data.max_length_ratio and data.max_tokens"
     )
 

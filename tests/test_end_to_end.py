@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -198,6 +199,46 @@ def test_a_model_folder_that_is_incomplete_is_one_line(run_dir: Path, folder: Pa
     )
     assert failing("eval", "--model", run_dir, "--test", "newstest2014") == (
         f"--test newstest2014: {run_dir} has no test set of that name: it has held_out"
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full here")
+def test_a_full_disk_is_one_line(run_dir: Path, folder: Path) -> None:
+    src = folder / "text" / "test.en"
+    assert failing("translate", "--model", run_dir, "--input", src, "--output", "/dev/full") == (
+        "/dev/full: cannot be written: No space left on device"
+    )
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "mt", "translate", "--model", run_dir, "--input", src],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: standard output: cannot be written: No space left on device\n",
+    )
+
+
+def test_compressed_input_is_translated_as_the_text_inside(run_dir: Path, folder: Path) -> None:
+    src = folder / "text" / "test.en"
+    packed, disguised = folder / "test.en.gz", folder / "disguised.en"
+    packed.write_bytes(gzip.compress(src.read_bytes()))
+    disguised.write_bytes(packed.read_bytes())
+    plain = mt("translate", "--model", run_dir, "--input", src)
+    assert mt("translate", "--model", run_dir, "--input", packed).stdout == plain.stdout
+    assert failing("translate", "--model", run_dir, "--input", disguised) == (
+        f"{disguised}: is compressed, and its name does not say so: unpack it, or end its name in .gz"
+    )
+
+
+def test_errors_of_translate_name_the_options(run_dir: Path) -> None:
+    assert failing("translate", "--model", run_dir, "--n-best", "9", text="bar\n") == (
+        "--n-best: expected 1 to the beam size (4), got 9: raise the beam size (up to 64) or ask for fewer"
+    )
+    assert failing("translate", "--model", run_dir, "--device", "gpu", text="bar\n") == (
+        "--device: expected auto, cpu, cuda or cuda:N, got 'gpu'"
     )
 
 

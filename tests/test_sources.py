@@ -76,10 +76,10 @@ def test_a_zst_file_is_read_over_all_its_frames_and_a_truncated_one_is_an_error(
     assert error_of(src="a.en.zst", tgt="a.de") == "a.en.zst: is no .zst file, or is damaged: fetch it again"
 
 
-def test_without_zstandard_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_zstandard_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "zstandard", None)
     assert error_of(src=write("a.en.zst", b"x"), tgt=write("a.de", "x\n")) == (
-        "a.en.zst: reading .zst needs one more package: pip install 'mt-train[zst]'"
+        "a.en.zst: reading .zst needs one more package: pip install zstandard"
     )
 
 

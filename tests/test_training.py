@@ -16,7 +16,7 @@ from mt.checkpoint import ModelFolder, checkpoint_path, checkpoints
 from mt.config import RunConfig, TrainConfig
 from mt.errors import MTError
 from mt.loss import linear_label_smoothed_nll
-from mt.pipeline import average_run, evaluate_model, train_run
+from mt.pipeline import average_run, evaluate_model, format_report, train_run
 from mt.text.corpus import PreparedCorpus, prepare_corpus
 from mt.train.loop import Meter, Trainer, Update, train, train_step
 from mt.train.optimizer import Optimizer
@@ -368,8 +368,9 @@ def test_a_run_leaves_what_the_contract_names_and_a_second_start_does_nothing(
         evaluate_model(run_dir, "newstest")
     assert str(caught.value) == f"--test newstest: {run_dir} has no test set of that name: it has held_out"
 
-    assert average_run(run_dir, 2) == run_dir / "model"
-    assert ModelFolder.open(run_dir / "model").manifest["averaged_steps"] == [8, 12]
+    assert average_run(run_dir, 2) == run_dir / "averages" / "last-2"
+    assert ModelFolder.open(run_dir / "averages" / "last-2").manifest["averaged_steps"] == [8, 12]
+    assert ModelFolder.open(run_dir / "model").manifest["averaged_steps"] == [4, 8, 12]
     with pytest.raises(MTError) as caught:
         average_run(run_dir, 9)
     assert str(caught.value) == f"{run_dir}: has 3 checkpoints to average, so --last takes 1 to 3, got 9"
@@ -459,7 +460,7 @@ def test_what_the_machine_cannot_do_is_said_before_the_data_is_touched(tmp_path:
     assert not (tmp_path / "prepared").exists()
 
 
-def test_a_run_keeps_the_corpus_it_began_with(tmp_path: Path) -> None:
+def test_a_run_keeps_the_corpus_it_began_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = toy_config(tmp_path / "text", max_steps=2)
     run_dir = tmp_path / "run"
     train_run(config, run_dir)
@@ -467,7 +468,11 @@ def test_a_run_keeps_the_corpus_it_began_with(tmp_path: Path) -> None:
         src.write("bar\n")
         tgt.write("BAR\n")
     train_run(with_train(config, max_steps=3), run_dir)
-    assert len(list((tmp_path / "text" / "prepared").iterdir())) == 1
+    (prepared_dir,) = (tmp_path / "text" / "prepared").iterdir()
+    assert (
+        "note: the text has changed since this run began; it goes on with what was prepared then "
+        f"({prepared_dir})\n" in capsys.readouterr().err
+    )
     fingerprint = json.loads((run_dir / "run.json").read_text("utf-8"))["corpus_fingerprint"]
     shutil.rmtree(tmp_path / "text" / "prepared")
     with pytest.raises(MTError) as caught:
@@ -476,6 +481,59 @@ def test_a_run_keeps_the_corpus_it_began_with(tmp_path: Path) -> None:
         f"{run_dir}: its prepared corpus ({tmp_path / 'text' / 'prepared' / fingerprint}) is gone, and the text it was "
         "made from has changed: put either back, or start anew with another --run-dir"
     )
+
+
+def test_a_run_whose_record_is_damaged_says_what_to_do(tmp_path: Path) -> None:
+    config = toy_config(tmp_path / "text", max_steps=2)
+    run_dir = tmp_path / "run"
+    train_run(config, run_dir)
+    (run_dir / "config.yaml").unlink()
+    with pytest.raises(MTError) as caught:
+        train_run(config, run_dir)
+    assert str(caught.value) == (
+        f"{run_dir / 'config.yaml'}: is missing, so what this run began with is not known: put it back (each "
+        "checkpoint holds a copy), or start anew with another --run-dir"
+    )
+    (run_dir / "run.json").write_text("", "utf-8")
+    with pytest.raises(MTError) as caught:
+        train_run(config, run_dir)
+    assert str(caught.value) == (
+        f"{run_dir / 'run.json'}: is damaged (Expecting value: line 1 column 1 (char 0)): put it back, or start anew "
+        "with another --run-dir"
+    )
+
+
+def test_a_report_notes_an_average_that_is_worse_than_a_checkpoint() -> None:
+    report = {
+        "name": "x",
+        "n_parameters": 33_536,
+        "steps": 1_200,
+        "n_tgt_tokens": 5_000,
+        "train_seconds": 65.0,
+        "basis": {"averaged_steps": [1_000, 1_200]},
+        "best": {"step": 800, "bleu": 31.5},
+        "valid": {"n_lines": 3, "scores": [{"name": "BLEU", "score": 30.0, "signature": "sig"}]},
+        "test_sets": {},
+    }
+    assert format_report(report).splitlines() == [
+        "x: 33,536 parameters, 1,200 steps, 5,000 target tokens in 1 min 05 s",
+        "model: average of steps 1,000, 1,200",
+        "valid (3 lines)",
+        "  BLEU    30.00   sig",
+        "note: on the validation set the average (30.00 BLEU) is below step 800 (31.50 when it was validated): "
+        "--set train.average_last=0 takes that step instead",
+    ]
+    better = {**report, "best": {"step": 800, "bleu": 29.0}}
+    assert "note:" not in format_report(better)
+
+
+def test_training_on_what_is_trained_already_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = toy_config(tmp_path, max_steps=6)
+    corpus = prepared(config)
+    train(config, corpus, tmp_path / "run")
+    capsys.readouterr()
+    train(with_train(config, max_steps=5), corpus, tmp_path / "run")
+    assert capsys.readouterr().err == "trained already: 6 steps, beyond train.max_steps (5)\n"
 
 
 def test_two_trainings_in_one_folder_are_refused(tmp_path: Path) -> None:

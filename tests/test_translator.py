@@ -115,6 +115,11 @@ def test_more_hypotheses_than_beams_are_refused(translator: Translator) -> None:
     assert str(caught.value) == "decode.beam_size: expected 1 to 64, got 0"
 
 
+def test_a_bare_string_is_refused(translator: Translator) -> None:
+    with pytest.raises(TypeError, match=r"^lines: expected a list of str, got a str: write \[text\]$"):
+        translator.translate("bar dest")
+
+
 def test_translations_come_before_the_input_ends(translator: Translator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mt.decode.translator, "LINES_AT_A_TIME", 4)
     read = []

@@ -60,7 +60,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     What exists and is no regular file, such as /dev/null or a named pipe, is written to directly.
 
     Raises:
-        DataError: the file cannot be made.
+        DataError: the file cannot be made or written.
     """
     target = Path(os.path.realpath(path))
     is_direct = target.exists() and not target.is_file()
@@ -74,10 +74,11 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             yield stream
         if not is_direct:
             beside.replace(target)
-    except BaseException:
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
         if not is_direct:
             beside.unlink(missing_ok=True)
-        raise
 
 
 def _read_ahead(stream: BinaryIO, lines: queue.Queue[bytes | Exception | None]) -> None:

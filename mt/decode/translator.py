@@ -83,7 +83,11 @@ class Translator:
         max_length: int | None = None,
         batch_tokens: int | None = None,
     ) -> list[str]:
-        """The best translation of each line; a blank line gives an empty one. The arguments are `DecodeConfig`'s."""
+        """The best translation of each line; a blank line gives an empty one. The arguments are `DecodeConfig`'s.
+
+        Raises:
+            TypeError: a bare string is given instead of a list of them.
+        """
         hypotheses = self.translate_lines(
             lines,
             beam_size=beam_size,
@@ -108,6 +112,8 @@ class Translator:
         Raises:
             ConfigError: a setting is out of range, or n_best is larger than beam_size.
         """
+        if isinstance(lines, str):
+            raise TypeError("lines: expected a list of str, got a str: write [text]")
         changes: dict[str, Any] = {
             "beam_size": beam_size,
             "length_penalty": length_penalty,

@@ -304,6 +304,8 @@ class _Builder:
         with path.open("w", encoding="utf-8") as stream:
             stream.writelines(json.dumps(pair) + "\n" for pair in pairs)
         empty = [pair.line for pair in pairs if not normalise(pair.src) or not normalise(pair.tgt)]
+        if len(empty) == len(pairs):
+            raise DataError(f"{source.description}: all {len(pairs):,} {role} pairs have an empty side")
         if empty:
             self.say(
                 f"{source.description}: {len(empty):,} of {len(pairs):,} {role} pairs have an empty side, "
@@ -568,7 +570,7 @@ def _require_pairs(cleaners: Sequence[Cleaner]) -> None:
     removed = ", ".join(f"{count:,} {reason}" for reason, count in total.items())
     n_read = sum(cleaner.n_read for cleaner in cleaners)
     raise DataError(
-        f"data.train: nothing is left of {n_read:,} pairs, removed: {removed}; look at the text, or raise the limits "
+        f"data.train: nothing is left of {n_read:,} pairs, removed: {removed}; look at the text, or at the limits "
         "data.max_chars, data.max_length_ratio and data.max_tokens"
     )
 

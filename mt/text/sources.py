@@ -23,7 +23,17 @@ from mt.config import SourceConfig
 from mt.errors import DataError
 
 _UTF8_BOM = b"\xef\xbb\xbf"
-_UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
+_UTF16 = "UTF-16, expected UTF-8: convert it with iconv -f UTF-16 -t UTF-8"
+_PACKED = "compressed, and its name does not say so: unpack it, or end its name in"
+_NO_TEXT = {
+    b"\xff\xfe": _UTF16,
+    b"\xfe\xff": _UTF16,
+    b"\x1f\x8b": f"{_PACKED} .gz",
+    b"\xfd7zXZ\x00": f"{_PACKED} .xz",
+    b"\x28\xb5\x2f\xfd": f"{_PACKED} .zst",
+    b"BZh": "compressed with bzip2: unpack it",
+    b"PK\x03\x04": "a zip archive: unpack it",
+}
 _COMPRESSIONS = (".gz", ".xz", ".zst")
 _ROWS_PER_BATCH = 10_000
 _HASH_BLOCK_BYTES = 1 << 20
@@ -88,7 +98,7 @@ def source_fingerprint(source: SourceConfig) -> str:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Reading errors of one file as one line each."""
     try:
         yield
@@ -105,7 +115,8 @@ def _explained(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def _open(path: Path) -> BinaryIO:
+def open_bytes(path: Path) -> BinaryIO:
+    """The bytes of a file, those inside where its name ends in .gz, .xz or .zst; read it inside `explained`."""
     if path.is_dir():
         raise IsADirectoryError
     if path.suffix == ".gz":
@@ -124,7 +135,7 @@ class _ZstdFile(io.RawIOBase):
         try:
             import zstandard
         except ImportError:
-            raise DataError(f"{path}: reading .zst needs one more package: pip install 'mt-train[zst]'") from None
+            raise DataError(f"{path}: reading .zst needs one more package: pip install zstandard") from None
         self._new_frame = zstandard.ZstdDecompressor().decompressobj
         self._zstd_error = zstandard.ZstdError
         self._frame: Any = None  # the decompressor of the frame being read
@@ -161,9 +172,20 @@ class _ZstdFile(io.RawIOBase):
         return len(taken)
 
 
+def require_text(beginning: bytes, path: Path) -> None:
+    """Refuse what is no text in UTF-8 but often given for it.
+
+    Raises:
+        DataError: the file begins as UTF-16 or as a compressed file does.
+    """
+    for magic, what in _NO_TEXT.items():
+        if beginning.startswith(magic):
+            raise DataError(f"{path}: is {what}")
+
+
 def _raw_lines(path: Path) -> Iterator[bytes]:
     """Lines with their ends, split at \\n alone. Reading errors come out explained."""
-    with _explained(path), _open(path) as stream:
+    with explained(path), open_bytes(path) as stream:
         yield from stream
 
 
@@ -172,8 +194,7 @@ def _read_lines(path: Path) -> Iterator[str]:
     offset = 0
     for number, raw in enumerate(_raw_lines(path), start=1):
         if number == 1:
-            if raw.startswith(_UTF16_BOMS):
-                raise DataError(f"{path}: is UTF-16, expected UTF-8: convert it with iconv -f UTF-16 -t UTF-8")
+            require_text(raw, path)
             if raw.startswith(_UTF8_BOM):
                 raw = raw[len(_UTF8_BOM) :]
                 offset = len(_UTF8_BOM)
@@ -253,7 +274,7 @@ def _file_fingerprint(path: Path) -> str:
 
 
 def _content_hash(path: Path) -> str:
-    with _explained(path):
+    with explained(path):
         stat = path.stat()
         return _hash_of_unchanged_file(path.resolve(), stat.st_size, stat.st_mtime_ns)
 
@@ -310,6 +331,7 @@ def _load_dataset(name: str, config: str | None, split: str) -> Any:
             raise DataError(f"{name}: is a file, expected a data set: give {{file: {name}}} for a .tsv or .jsonl file")
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise DataError(f"{name}: no such folder (looked for in {Path.cwd()})")
+        print(f"fetching data set {name} from the hub, or from its cache", file=sys.stderr, flush=True)
     import datasets
 
     with _quiet_datasets(datasets):

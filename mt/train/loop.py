@@ -109,6 +109,8 @@ def train(config: RunConfig, corpus: PreparedCorpus, run_dir: Path) -> Progress:
     trainer = Trainer(config, corpus, run_dir)
     progress = trainer.progress
     if trainer.is_finished() and not trainer.validation_is_due():
+        beyond = f", beyond train.max_steps ({settings.max_steps:,})" if progress.step > settings.max_steps else ""
+        print(f"trained already: {progress.step:,} steps{beyond}", file=sys.stderr, flush=True)
         return progress
     with (
         closing(Tracker(run_dir, progress.step, settings.max_steps, trainer.seconds_left)) as tracker,
