@@ -37,6 +37,7 @@ from mt.text.sources import SentencePair, read_pairs
 from mt.train.loop import Progress, choose_execution, train
 from mt.train.tracker import format_count, format_duration
 
+AVERAGE_TOLERANCE = 1.0  # BLEU on the validation set by which an average may be worse than the best checkpoint
 CONFIG, RECORD, REPORT = "config.yaml", "run.json", "report.json"
 
 # A run that has begun may change these; anything else would make it another run.
@@ -321,7 +322,9 @@ def format_report(report: dict[str, Any]) -> str:
 def _notes(report: dict[str, Any]) -> list[str]:
     """What the reader should not miss: an average that is worse than one of its checkpoints."""
     best, bleu = report["best"], report["valid"]["scores"][0]["score"]
-    if not best or "bleu" not in best or len(report["basis"]["averaged_steps"]) < 2 or bleu >= best["bleu"]:
+    if not best or "bleu" not in best or len(report["basis"]["averaged_steps"]) < 2:
+        return []
+    if bleu > best["bleu"] - AVERAGE_TOLERANCE:
         return []
     return [
         f"note: on the validation set the average ({bleu:.2f} BLEU) is below step {best['step']:,} "
