@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -101,22 +103,22 @@ def test_sources_for_decoding_are_padded_and_masked() -> None:
 def test_batches_made_ahead_come_in_order_and_errors_come_through() -> None:
     assert list(Ahead(iter(range(20)))) == list(range(20))
 
-    def failing() -> object:
+    def failing() -> Iterator[int]:
         yield 1
         raise ValueError("the disk is on fire")
 
-    items = iter(Ahead(failing()))  # type: ignore[arg-type]
+    items = iter(Ahead(failing()))
     assert next(items) == 1
     with pytest.raises(ValueError, match="the disk is on fire"):
         next(items)
 
 
 def test_whoever_stops_early_stops_the_thread() -> None:
-    def endless() -> object:
+    def endless() -> Iterator[int]:
         while True:
             yield 1
 
-    ahead = Ahead(endless())  # type: ignore[arg-type]
+    ahead = Ahead(endless())
     assert next(iter(ahead)) == 1
     ahead.close()
     assert not ahead._thread.is_alive()

@@ -117,20 +117,16 @@ def test_a_beam_that_changes_its_parent_has_the_history_of_its_parent() -> None:
 
 @pytest.mark.parametrize(("d_model", "n_heads", "d_ff", "millions"), [(512, 8, 2048, 63.1), (1024, 16, 4096, 214.2)])
 def test_the_papers_models_have_the_parameters_of_the_formula(
-    d_model: int, n_heads: int, d_ff: int, millions: float
+    d_model: int, n_heads: int, d_ff: int, millions: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Drawing 200 M numbers takes seconds and proves nothing here.
+    monkeypatch.setattr(Transformer, "reset_parameters", lambda model: None)
     vocab_size, d, f = 37_000, d_model, d_ff
     attention, ffn, norm = 4 * (d * d + d), d * f + f + f * d + d, 2 * d
     by_formula = vocab_size * d + 6 * (attention + ffn + 2 * norm) + 6 * (2 * attention + ffn + 3 * norm)
     with torch.device("meta"):
         config = ModelConfig(d_model=d, n_heads=n_heads, d_ff=f)
-        model = Transformer.__new__(Transformer)
-        # Drawing 200 M numbers takes seconds and proves nothing here.
-        Transformer.reset_parameters, drawn = lambda self: None, Transformer.reset_parameters
-        try:
-            model.__init__(config, vocab_size=vocab_size, pad_id=PAD_ID)  # type: ignore[misc]
-        finally:
-            Transformer.reset_parameters = drawn
+        model = Transformer(config, vocab_size=vocab_size, pad_id=PAD_ID)
     assert model.n_parameters == by_formula
     assert round(by_formula / 1e6, 1) == millions
     assert model.embedding.num_embeddings == 37_120

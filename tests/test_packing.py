@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -10,8 +12,8 @@ SRC = RNG.integers(2, 40, 3_000)
 TGT = np.clip(SRC + RNG.integers(-5, 6, 3_000), 2, None)
 
 
-def plan(batch_tokens: int = 500, seed: int = 1, **kwargs: object) -> UpdatePlan:
-    return UpdatePlan(SRC, TGT, batch_tokens=batch_tokens, seed=seed, **kwargs)  # type: ignore[arg-type]
+def plan(batch_tokens: int = 500, seed: int = 1, **kwargs: Any) -> UpdatePlan:
+    return UpdatePlan(SRC, TGT, batch_tokens=batch_tokens, seed=seed, **kwargs)
 
 
 def first_updates(the_plan: UpdatePlan, n: int) -> list[np.ndarray]:

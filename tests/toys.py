@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,11 +40,11 @@ def random_pairs(n: int, *, longest: int = 30, seed: int = 0) -> list[tuple[list
 
 
 def small_model(
-    *, norm: str = "post", dropout: float = 0.0, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: float
+    *, norm: Any = "post", dropout: float = 0.0, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any
 ) -> Transformer:
     torch.manual_seed(seed)
     shape = {"d_model": 32, "n_heads": 2, "d_ff": 48, "n_encoder_layers": 2, "n_decoder_layers": 2} | changes
-    config = ModelConfig(norm=norm, dropout=dropout, **shape)  # type: ignore[arg-type]
+    config = ModelConfig(norm=norm, dropout=dropout, **shape)
     return Transformer(config, vocab_size=V, pad_id=PAD_ID, dtype=dtype)
 
 
