@@ -169,15 +169,22 @@ class TrainConfig:
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # of matrix products; weights are kept in fp32
     device: str = "auto"  # auto, cpu, cuda or cuda:N
     compile: bool | Literal["auto"] = "auto"  # torch.compile; auto: on CUDA where a host C compiler is found
+    tf32: bool = False  # fp32 products in TF32 on a GPU: faster, 10 bits of mantissa
+    activation_checkpointing: bool = False  # keep the inputs of layers alone and compute the rest again: less memory
+    loss_chunks: int = 1  # parts of a slice whose logits exist at one time on a GPU; on a CPU they are always small
     seed: int = 1
     init_from: str | None = None  # run or model folder whose weights and tokenizer training starts from (fine-tuning)
     validate_every: int = 1_500  # updates
     validation_beam_size: int = 1  # 1 is greedy search
     checkpoint_every: int = 1_500  # updates
-    keep_last: int = 5  # checkpoints, besides the best one; at least average_last are kept
+    keep_last: int = 5  # checkpoints, besides the best ones; at least average_last are kept
+    keep_best: int = 1  # checkpoints with the best validation scores
+    keep_every: int | None = None  # updates; checkpoints of its multiples are kept for good; null: none
     average_last: int = 5  # checkpoints averaged into the final model; 0: the best by best_by
+    ema_decay: float | None = None  # of a moving average of the weights, which is then what is validated and saved
     best_by: Literal["bleu", "loss"] = "bleu"
     patience: int | None = None  # validations without a better score after which training ends; null: never
+    skips_before_rollback: int = 5  # updates in a row without finite gradients before training goes back
     log_every: int = 50  # updates
 
     def __post_init__(self) -> None:
@@ -188,7 +195,7 @@ class TrainConfig:
             "train.validation_beam_size",
             f"expected 1 to {MAX_BEAM_SIZE}, got {self.validation_beam_size}",
         )
-        for name in ("checkpoint_every", "keep_last", "log_every"):
+        for name in ("checkpoint_every", "keep_last", "keep_best", "log_every", "loss_chunks", "skips_before_rollback"):
             _require_at_least(f"train.{name}", getattr(self, name), 1)
         for name in ("average_last", "seed"):
             _require_at_least(f"train.{name}", getattr(self, name), 0)
@@ -213,6 +220,14 @@ class TrainConfig:
             "train.device",
             f"expected auto, cpu, cuda or cuda:N, got {self.device!r}",
         )
+        if self.keep_every is not None:
+            _require(
+                self.keep_every >= 1 and self.keep_every % self.checkpoint_every == 0,
+                "train.keep_every",
+                f"expected a multiple of train.checkpoint_every ({self.checkpoint_every}), got {self.keep_every}",
+            )
+        if self.ema_decay is not None:
+            _require(0 < self.ema_decay < 1, "train.ema_decay", f"expected 0 < x < 1 or null, got {self.ema_decay}")
         if self.patience is not None:
             _require_at_least("train.patience", self.patience, 1)
         if self.stop_after is not None:
