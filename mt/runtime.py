@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -9,15 +10,81 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mt.errors import ConfigError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that train together, one for each device; torchrun starts them and says which is which."""
+
+    rank: int = 0
+    n: int = 1
+    local_rank: int = 0  # on its machine
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        """As torchrun has set RANK, WORLD_SIZE and LOCAL_RANK; without them one process alone.
+
+        Raises:
+            ConfigError: one of them is missing or no number.
+        """
+        try:
+            n = int(os.environ.get("WORLD_SIZE", "1"))
+            if n == 1:
+                return cls()
+            return cls(int(os.environ["RANK"]), n, int(os.environ["LOCAL_RANK"]))
+        except (KeyError, ValueError) as error:
+            raise ConfigError(
+                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but RANK or LOCAL_RANK is missing or no number ({error}): "
+                "start several processes with torchrun, or unset WORLD_SIZE"
+            ) from error
+
+    @property
+    def is_first(self) -> bool:
+        """Rank 0 alone prepares, writes, validates and speaks."""
+        return self.rank == 0
+
+    def largest(self, number: int) -> int:
+        """The largest of the numbers that the ranks give."""
+        return self._reduced(number, torch.distributed.ReduceOp.MAX) if self.n > 1 else number
+
+    def smallest(self, number: int) -> int:
+        """The smallest of the numbers that the ranks give."""
+        return self._reduced(number, torch.distributed.ReduceOp.MIN) if self.n > 1 else number
+
+    def summed(self, x: Tensor) -> Tensor:
+        """The sum of the tensors of all ranks, on the CPU."""
+        total = x.cpu()
+        if self.n > 1:
+            torch.distributed.all_reduce(total)
+        return total
+
+    def from_first(self, value: Any) -> Any:
+        """What rank 0 gives, on every rank: numbers, text, and containers of them."""
+        values = [value]
+        if self.n > 1:
+            torch.distributed.broadcast_object_list(values, device=torch.device("cpu"))
+        return values[0]
+
+    @staticmethod
+    def _reduced(number: int, operation: Any) -> int:
+        # On the CPU: the host has to know, and must not wait for a GPU.
+        tensor = torch.tensor(number)
+        torch.distributed.all_reduce(tensor, operation)
+        return int(tensor)
+
+
+ALONE = Ranks()
 
 
 def choose_device(name: str) -> torch.device:
@@ -77,6 +144,19 @@ def why_not_compile() -> str | None:
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
         return "Python.h is missing (on Debian and Ubuntu it is in python3-dev)"
     return None
+
+
+def memory_bytes(device: torch.device) -> int:
+    """All memory of a device; of the CPU what this process may use of it."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    limits = [sys.maxsize]
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(ValueError, OSError):  # "max" where there is no limit
+            limits.append(int(Path(path).read_text(encoding="ascii")))
+    return min(limits)
 
 
 def keep_large_blocks() -> None:

@@ -57,11 +57,15 @@ class Optimizer:
         for group in self._adam.param_groups:
             group["lr"] = lr
         self._adam.step()
-        self._adam.zero_grad(set_to_none=True)
+        self.forget_gradients()
         self.n_skipped += not_finite
         if self._scales_loss:
             self._adapt_loss_scale(not_finite)
         return norm
+
+    def forget_gradients(self) -> None:
+        """Begin the next update, or this one anew."""
+        self._adam.zero_grad(set_to_none=True)
 
     def _adapt_loss_scale(self, overflowed: Tensor) -> None:
         self._good_updates = torch.where(overflowed, torch.zeros_like(self._good_updates), self._good_updates + 1)
