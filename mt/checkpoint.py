@@ -226,10 +226,14 @@ def prune_checkpoints(run_dir: Path, n_kept: int, every: int) -> None:
     kept = {*last_due(run_dir, n_kept, every), best_checkpoint(run_dir)}
     for folder in checkpoints(run_dir):
         if folder not in kept:
-            # Renamed first: a folder half removed must not look like a checkpoint.
-            doomed = folder.with_name(f".{folder.name}.removed")
-            folder.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+            remove_checkpoint(folder)
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint; renamed first, for a folder half removed must not look like one."""
+    doomed = folder.with_name(f".{folder.name}.removed")
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def set_aside(folder: Path) -> Path:

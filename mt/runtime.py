@@ -10,7 +10,9 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mt.errors import ConfigError
+from mt.errors import ConfigError, MTError
 
+LONGEST_PREPARATION = timedelta(days=7)
+LONGEST_WAIT = timedelta(hours=2)  # of ranks for rank 0 while it validates and writes
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -85,6 +89,60 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+@contextlib.contextmanager
+def joined(ranks: Ranks, prepare: Callable[[], str]) -> Iterator[str]:
+    """Let rank 0 prepare something, then join all ranks into one process group.
+
+    Args:
+        prepare: runs on rank 0 alone, before the group exists, so that it may take as long as it likes.
+    Yields:
+        What `prepare` gave, on every rank.
+    Raises:
+        MTError: rank 0 could not prepare, or a rank was lost.
+    """
+    if ranks.n == 1:
+        yield prepare()
+        return
+    from torch.distributed.rendezvous import rendezvous
+
+    store, _, _ = next(rendezvous("env://", timeout=LONGEST_PREPARATION))
+    if ranks.is_first:
+        prepared = ""
+        try:
+            prepared = prepare()
+        finally:
+            store.set("prepared", prepared)
+    else:
+        prepared = store.get("prepared").decode()
+        if not prepared:
+            raise MTError(f"rank {ranks.rank}: rank 0 could not begin: see its message")
+    # Numbers that the host needs go over gloo, whatever the device.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    torch.distributed.init_process_group(
+        backend, store=store, rank=ranks.rank, world_size=ranks.n, timeout=LONGEST_WAIT
+    )
+    try:
+        yield prepared
+    except RuntimeError as error:
+        if not _is_lost_rank(error):
+            raise
+        raise MTError(
+            f"rank {ranks.rank}: lost another rank ({_first_line(error)}): see that rank's message; the same command "
+            "goes on from the last checkpoint"
+        ) from error
+    torch.distributed.destroy_process_group()
+
+
+def _is_lost_rank(error: RuntimeError) -> bool:
+    # gloo raises a plain RuntimeError.
+    signs = ("onnection closed by peer", "onnection reset by peer", "gloo", "Broken pipe")
+    return isinstance(error, torch.distributed.DistError) or any(sign in str(error) for sign in signs)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def choose_device(name: str) -> torch.device:
@@ -157,6 +215,11 @@ def memory_bytes(device: torch.device) -> int:
         with contextlib.suppress(ValueError, OSError):  # "max" where there is no limit
             limits.append(int(Path(path).read_text(encoding="ascii")))
     return min(limits)
+
+
+def format_bytes(n: float) -> str:
+    """1.5 GiB, or MiB below a tenth of one."""
+    return f"{n / 2**30:,.1f} GiB" if n >= 2**30 / 10 else f"{n / 2**20:,.1f} MiB"
 
 
 def keep_large_blocks() -> None:

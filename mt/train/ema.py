@@ -27,9 +27,8 @@ class MovingAverage:
     def follow(self, step: int, was_made: Tensor) -> None:
         """Take in the weights after an update; with `was_made` False on the device nothing changes."""
         share = (1 - min(self._decay, (1 + step) / (10 + step))) * was_made.to(self._averages[0].dtype)
-        difference = torch._foreach_sub(self._weights, self._averages)
-        torch._foreach_mul_(difference, share)
-        torch._foreach_add_(self._averages, difference)
+        for average, weight in zip(self._averages, self._weights, strict=True):
+            average.lerp_(weight, share)  # in place: it must not run out of memory once the weights have changed
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averaged weights by name, as the model's own."""

@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from mt.checkpoint import load_into
 from mt.config import ModelConfig, RunConfig, TrainConfig
 from mt.data.batch import Ahead, PackedBatch, assemble_tiles, assemble_varlen
 from mt.data.packing import Indices, PlanState, SliceBudget, UpdatePlan, cut_into_slices, slice_budget
@@ -19,7 +21,7 @@ from mt.dropout import seed_dropout
 from mt.errors import ConfigError
 from mt.loss import linear_label_smoothed_nll
 from mt.model import Transformer
-from mt.runtime import ALONE, Ranks, choose_device, choose_dtype, memory_bytes, why_not_compile
+from mt.runtime import ALONE, Ranks, choose_device, choose_dtype, format_bytes, memory_bytes, why_not_compile
 from mt.text.corpus import ParallelIds
 from mt.text.tokenizer import PAD_ID
 from mt.train.ema import MovingAverage
@@ -165,7 +167,8 @@ class Engine:
             self._loss = torch.compile(linear_label_smoothed_nll, fullgraph=True, dynamic=False)
         if self.ranks.n > 1:
             joined = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
-            joined.register_comm_hook(None, _sum_gradients)
+            # DDP reads the hook's annotations, and does not know those that are text; a lambda has none.
+            joined.register_comm_hook(None, lambda state, bucket: _sum_gradients(bucket))
             self._forward, self._no_sync = joined, joined.no_sync
         return resolved
 
@@ -175,6 +178,13 @@ class Engine:
         self.budget = slice_budget(
             self.plan, micro_batch_tokens=micro_batch_tokens, mean_tgt_tokens=mean, n_ranks=self.ranks.n
         )
+
+    def halved_micro_batch(self) -> int:
+        """Target tokens of a slice when there are twice as many slices; 0 where slices cannot be smaller."""
+        halved = math.ceil(self.plan.batch_tokens / (2 * self.budget.n_slices))
+        before = self.budget.tgt_tokens
+        self.cut(halved)
+        return halved if self.budget.tgt_tokens < before else 0
 
     def updates(self, state: PlanState, first_step: int, last_step: int) -> Iterator[Update]:
         """The updates from a place in the plan on, with the slices of this rank assembled on its device."""
@@ -220,14 +230,15 @@ class Engine:
                     # long one.
                     (loss * (self.optimizer.loss_scale / update.n_tgt_tokens)).backward()  # type: ignore[no-untyped-call]
                 losses.append(loss.detach())
-            grad_norm = self.optimizer.step(lr)
-            if self.average is not None:
-                self.average.follow(update.step, torch.isfinite(grad_norm))
-            return Outcome(torch.stack(losses), grad_norm)
+            outcome = Outcome(torch.stack(losses), self.optimizer.step(lr))
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0]
+        else:
+            if self.average is not None:
+                self.average.follow(update.step, torch.isfinite(outcome.grad_norm))
+            return outcome
         # Out of the handler, so that the traceback no longer holds the tensors of the step.
         self.optimizer.forget_gradients()
         if self.device.type == "cuda":
@@ -244,11 +255,44 @@ class Engine:
         )
         return loss
 
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next update depends on besides the weights for use and the plan."""
+        state = {"optimizer": self.optimizer.state_dict()}
+        if self.average is not None:
+            state["weights"] = self.model.state_dict()
+        return state
+
+    @property
+    def weights_for_use(self) -> dict[str, Tensor]:
+        """What is validated, saved and translated with: the weights, or with `train.ema_decay` their average."""
+        return self.model.state_dict() if self.average is None else self.average.state_dict()
+
+    def load(self, weights_for_use: dict[str, Tensor], state: dict[str, Any] | None, origin: Path) -> None:
+        """Go on from a checkpoint, or begin with the weights of another model where there is no state.
+
+        Raises:
+            CheckpointError: the weights are of another shape.
+        """
+        load_into(self.model, weights_for_use, origin)
+        if self.average is not None:
+            self.average.load_state_dict(weights_for_use)
+            if state is not None:
+                load_into(self.model, state["weights"], origin)
+        if state is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+
+    def restart(self) -> None:
+        """Back to the weights of the first step."""
+        torch.manual_seed(self.config.train.seed)
+        model = self.model
+        fresh = Transformer(self.config.model, vocab_size=model.vocab_size, pad_id=PAD_ID, dtype=self.dtype)
+        self.optimizer = Optimizer(model, self.config.train, self.dtype)
+        self.load(fresh.state_dict(), None, Path())
+
     def inference_model(self) -> Transformer:
         """A copy for validation; with `train.ema_decay` of the averaged weights."""
         model = self.model.for_inference(self.dtype)
-        if self.average is not None:
-            model.load_state_dict(self.average.state_dict())
+        model.load_state_dict(self.weights_for_use)
         return model
 
     def _assemble(self, sentences: Indices) -> PackedBatch:
@@ -265,8 +309,8 @@ class Engine:
         needed, available = 4 * n_copies * self.model.n_parameters, memory_bytes(self.device)
         if needed > available:
             raise ConfigError(
-                f"model: {self.model.n_parameters / 1e6:,.0f} M parameters take {needed / 2**30:,.1f} GiB to train, "
-                f"{self.device} has {available / 2**30:,.1f} GiB: make d_model, d_ff or the number of layers smaller"
+                f"model: {self.model.n_parameters:,} parameters take {format_bytes(needed)} to train, {self.device} "
+                f"has {format_bytes(available)}: make d_model, d_ff or the number of layers smaller"
             )
 
     def _resolved_micro_batch(self, resolved_before: int) -> int:
@@ -327,7 +371,7 @@ def tokens_that_fit(measured: list[tuple[int, int]], available: int, largest: in
     return max(0, min(largest, n_tokens + math.floor((available - n_bytes) / per_token)))
 
 
-def _sum_gradients(_: Any, bucket: Any) -> Any:
+def _sum_gradients(bucket: Any) -> Any:
     # The plan's denominator counts the tokens of all ranks, so gradients are added, not averaged.
     reduced = torch.distributed.all_reduce(bucket.buffer(), async_op=True)
     return reduced.get_future().then(lambda future: future.value()[0])

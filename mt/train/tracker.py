@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -15,16 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
-# TensorBoard groups by what stands before the slash.
-_TENSORBOARD_NAMES = {
-    "train_loss": "train/loss",
-    "learning_rate": "train/learning_rate",
-    "grad_norm": "train/grad_norm",
-    "tgt_tokens_per_second": "train/tgt_tokens_per_second",
-    "valid_loss": "valid/loss",
-    "valid_bleu": "valid/bleu",
-    "valid_chrf": "valid/chrf",
-}
+    from mt.train.validation import ValidationResult
 
 
 class Tracker:
@@ -77,17 +68,30 @@ class Tracker:
         return SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1 if first_step else None)
 
     def log(self, step: int, **values: float) -> None:
-        """Record measurements of an update; the names are those of `metrics.jsonl`."""
+        """Record measurements of updates; the names are those of `metrics.jsonl`."""
+        self._record(step, values)
+        for name, value in values.items():
+            self._writer.add_scalar(f"train/{name.removeprefix('train_')}", value, step)
+        self._show_training(step, values)
+
+    def log_validation(self, step: int, result: ValidationResult) -> None:
+        """Record what the validation set gave."""
+        values = {"valid_loss": result.loss, "valid_bleu": result.bleu, "valid_chrf": result.chrf}
+        self._record(step, {**values, "valid_loss_by_length": result.loss_by_length})
+        for name, value in values.items():
+            self._writer.add_scalar(f"valid/{name.removeprefix('valid_')}", value, step)
+        for length, loss in result.loss_by_length.items():
+            self._writer.add_scalar(f"valid_loss_by_length/{length}", loss, step)
+        for i, (src, hyp, ref) in enumerate(result.samples, start=1):
+            # Indented by four, TensorBoard's Markdown shows text as it is.
+            self._writer.add_text(f"samples/{i}", f"    {src}\n    {hyp}\n    {ref}", step)
+        self._show_validation(step, result)
+
+    def _record(self, step: int, values: dict[str, Any]) -> None:
         # JSON has no NaN.
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         self._metrics.write(json.dumps({"step": step, **finite}) + "\n")
         self._metrics.flush()
-        for name, value in values.items():
-            self._writer.add_scalar(_TENSORBOARD_NAMES[name], value, step)
-        if "train_loss" in values:
-            self._show_training(step, values)
-        else:
-            self._show_validation(step, values)
 
     def advance(self, step: int) -> None:
         """Move the bar; called after each update, so it must cost nothing."""
@@ -111,12 +115,9 @@ class Tracker:
         else:
             self.say(f"step {step:,}/{self._max_steps:,} · {text}")
 
-    def _show_validation(self, step: int, values: dict[str, float]) -> None:
-        self._last_bleu = f" · BLEU {values['valid_bleu']:.2f}"
-        self.say(
-            f"step {step:,}: validation loss {values['valid_loss']:.4f}, "
-            f"BLEU {values['valid_bleu']:.2f}, chrF2 {values['valid_chrf']:.2f}"
-        )
+    def _show_validation(self, step: int, result: ValidationResult) -> None:
+        self._last_bleu = f" · BLEU {result.bleu:.2f}"
+        self.say(f"step {step:,}: validation loss {result.loss:.4f}, BLEU {result.bleu:.2f}, chrF2 {result.chrf:.2f}")
 
     def _time_left(self, step: int) -> str:
         now = time.monotonic()
@@ -129,6 +130,25 @@ class Tracker:
             self._progress.stop()
         self._writer.close()
         self._metrics.close()
+
+
+class SilentTracker:
+    """Stands in for a tracker on ranks other than the first."""
+
+    def log(self, step: int, **values: float) -> None:
+        """Nothing."""
+
+    def log_validation(self, step: int, result: ValidationResult) -> None:
+        """Nothing."""
+
+    def advance(self, step: int) -> None:
+        """Nothing."""
+
+    def say(self, message: str) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 def format_duration(seconds: float) -> str:
