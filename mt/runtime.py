@@ -6,10 +6,12 @@ import contextlib
 import ctypes
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,6 +25,7 @@ from torch import Tensor
 from mt.errors import ConfigError, MTError
 
 LONGEST_PREPARATION = timedelta(days=7)
+GLOO_SECONDS = 0.1
 LONGEST_WAIT = timedelta(hours=2)  # of ranks for rank 0 while it validates and writes
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -126,23 +129,27 @@ def joined(ranks: Ranks, prepare: Callable[[], str]) -> Iterator[str]:
     try:
         yield prepared
     except RuntimeError as error:
-        if not _is_lost_rank(error):
+        reason = _why_a_rank_is_lost(error)
+        if reason is None:
             raise
         raise MTError(
-            f"rank {ranks.rank}: lost another rank ({_first_line(error)}): see that rank's message; the same command "
+            f"rank {ranks.rank}: lost another rank ({reason}): see that rank's message or torchrun's; the same command "
             "goes on from the last checkpoint"
         ) from error
+    finally:
+        # gloo's threads let go of the last collective's tensors a moment after it, and need the interpreter for that:
+        # one that is ending meanwhile aborts the process.
+        time.sleep(GLOO_SECONDS)
     torch.distributed.destroy_process_group()
 
 
-def _is_lost_rank(error: RuntimeError) -> bool:
-    # gloo raises a plain RuntimeError.
-    signs = ("onnection closed by peer", "onnection reset by peer", "gloo", "Broken pipe")
-    return isinstance(error, torch.distributed.DistError) or any(sign in str(error) for sign in signs)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+def _why_a_rank_is_lost(error: RuntimeError) -> str | None:
+    """In a few words of torch's; None where the error is another one."""
+    # gloo raises a plain RuntimeError, with much around what it says.
+    found = re.search(r"connection (closed|reset) by peer|broken pipe|timed ?out", str(error), re.IGNORECASE)
+    if found:
+        return found[0].lower()
+    return str(error).partition("\n")[0] if isinstance(error, torch.distributed.DistError) else None
 
 
 def choose_device(name: str) -> torch.device:

@@ -114,6 +114,31 @@ def test_a_validation_that_a_signal_came_before_is_made_up_for(tmp_path: Path, m
     assert [entry["step"] for entry in map(json.loads, lines) if "valid_loss" in entry] == [6, 12]
 
 
+def test_a_signal_during_a_validation_does_not_wait_for_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(tmp_path, max_steps=12, validate_every=6)
+    corpus = prepared(config)
+    began_at = []
+
+    def endless(*_: object) -> None:
+        began_at.append(time.monotonic())
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        while time.monotonic() < began_at[0] + 60:
+            torch.ones(100).sum()
+
+    monkeypatch.setattr("mt.train.loop.validate", endless)
+    with pytest.raises(SystemExit) as caught:
+        train(config, corpus, tmp_path / "run")
+    assert caught.value.code == 143
+    assert time.monotonic() < began_at[0] + 10
+    assert checkpoints(tmp_path / "run")[-1] == checkpoint_path(tmp_path / "run", 6)
+    monkeypatch.undo()
+    train(config, corpus, tmp_path / "run")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()
+    assert [entry["step"] for entry in map(json.loads, lines) if "valid_loss" in entry] == [6, 12]
+
+
 def test_slices_change_the_update_by_rounding_only(tmp_path: Path) -> None:
     results = []
     for micro_batch_tokens in (256, 64):

@@ -167,8 +167,6 @@ class Engine:
             self._loss = torch.compile(linear_label_smoothed_nll, fullgraph=True, dynamic=False)
         if self.ranks.n > 1:
             joined = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
-            # DDP reads the hook's annotations, and does not know those that are text; a lambda has none.
-            joined.register_comm_hook(None, lambda state, bucket: _sum_gradients(bucket))
             self._forward, self._no_sync = joined, joined.no_sync
         return resolved
 
@@ -221,14 +219,15 @@ class Engine:
                 batch.record_stream(stream)
         try:
             last = max(update.slices)
+            # Divide by the tokens of the whole update: dividing per slice lets a short one weigh as much as a long one.
+            # DDP takes the mean over the ranks where the sum is wanted.
+            share = self.optimizer.loss_scale * (self.ranks.n / update.n_tgt_tokens)
             losses = []
             for number, batch in update.slices.items():
                 # Gradients of the ranks are added up once, during the last backward pass.
                 with nullcontext() if number == last else self._no_sync():
                     loss = self.slice_loss(update.step, number, batch)
-                    # Divide by the tokens of the whole update: dividing per slice lets a short one weigh as much as a
-                    # long one.
-                    (loss * (self.optimizer.loss_scale / update.n_tgt_tokens)).backward()  # type: ignore[no-untyped-call]
+                    (loss * share).backward()  # type: ignore[no-untyped-call]
                 losses.append(loss.detach())
             outcome = Outcome(torch.stack(losses), self.optimizer.step(lr))
         except (RuntimeError, MemoryError) as error:
@@ -369,12 +368,6 @@ def tokens_that_fit(measured: list[tuple[int, int]], available: int, largest: in
     if per_token <= 0:
         return largest
     return max(0, min(largest, n_tokens + math.floor((available - n_bytes) / per_token)))
-
-
-def _sum_gradients(bucket: Any) -> Any:
-    # The plan's denominator counts the tokens of all ranks, so gradients are added, not averaged.
-    reduced = torch.distributed.all_reduce(bucket.buffer(), async_op=True)
-    return reduced.get_future().then(lambda future: future.value()[0])
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
