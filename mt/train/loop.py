@@ -18,16 +18,15 @@ import torch
 from torch import Tensor
 
 from mt.checkpoint import (
-    BEST,
     ModelFolder,
     checkpoint_path,
     checkpoints,
+    enter_score,
     find_model_folder,
     load_into,
     prune_checkpoints,
     save_model_folder,
     set_aside,
-    write_json,
 )
 from mt.config import ModelConfig, RunConfig, TrainConfig, parse_duration
 from mt.data.batch import Ahead, PackedBatch, assemble_tiles, assemble_varlen
@@ -132,9 +131,9 @@ def train(config: RunConfig, corpus: PreparedCorpus, run_dir: Path) -> Progress:
                 tracker.log(update.step, learning_rate=lr, grad_norm=grad_norm.item(), **meter.read())
                 trainer.warn_of_skipped(tracker)
             with meter.paused():
-                is_best = received.number is None and trainer.validation_is_due() and trainer.validate(tracker)
+                is_among_best = received.number is None and trainer.validation_is_due() and trainer.validate(tracker)
                 ends = trainer.is_finished() or received.number is not None
-                if ends or is_best or trainer.saves_at(update.step):
+                if ends or is_among_best or trainer.saves_at(update.step):
                     trainer.save_checkpoint(meter)
             if ends:
                 break
@@ -345,7 +344,7 @@ class Trainer:
         return is_due and self.progress.validated_at != step
 
     def validate(self, tracker: Tracker) -> bool:
-        """Measure the validation set, tell the result, remember it; True where it is the best so far."""
+        """Measure the validation set, tell the result, remember it; True where it is among the best that are kept."""
         decode = replace(self.config.decode, beam_size=self.config.train.validation_beam_size)
         result = validate(
             self.model,
@@ -355,15 +354,23 @@ class Trainer:
             decode,
             self.config.data.max_tokens,
         )
-        progress = self.progress
+        progress, settings = self.progress, self.config.train
         tracker.log(progress.step, **{f"valid_{name}": value for name, value in asdict(result).items()})
         progress.validated_at = progress.step
-        score = result.bleu if self.config.train.best_by == "bleu" else -result.loss
+        by_bleu = settings.best_by == "bleu"
+        score = result.bleu if by_bleu else -result.loss
         if not math.isfinite(score) or (progress.best_step is not None and score <= progress.best_score):
             progress.n_without_better += 1
-            return False
-        progress.best_step, progress.best_score, progress.n_without_better = progress.step, score, 0
-        return True
+        else:
+            progress.best_step, progress.best_score, progress.n_without_better = progress.step, score, 0
+        return enter_score(
+            self.run_dir,
+            progress.step,
+            abs(score),
+            by=settings.best_by,
+            higher_is_better=by_bleu,
+            n_best=settings.keep_best,
+        ).is_among_best
 
     def warn_of_skipped(self, tracker: Tracker) -> None:
         """Say how many updates were skipped since this was asked last."""
@@ -376,7 +383,7 @@ class Trainer:
         self._n_skipped = n_skipped
 
     def save_checkpoint(self, meter: Meter) -> None:
-        """Write the checkpoint of this step, say which one is the best, and remove those that are not needed."""
+        """Write the checkpoint of this step, and remove those that are not needed."""
         settings = self.config.train
         self.progress.train_seconds = time.monotonic() - self._began_at
         self.progress.loss_since_log, self.progress.tokens_since_log = meter.loss_sum.item(), int(meter.n_tokens)
@@ -388,13 +395,13 @@ class Trainer:
             {**self._manifest, "step": self.progress.step},
             {"optimizer": self.optimizer.state_dict(), "progress": asdict(self.progress)},
         )
-        self._write_best()
-        prune_checkpoints(self.run_dir, max(settings.keep_last, settings.average_last), settings.checkpoint_every)
-
-    def _write_best(self) -> None:
-        if self.progress.best_step is not None:
-            best = {"step": self.progress.best_step, self.config.train.best_by: abs(self.progress.best_score)}
-            write_json(self.run_dir / "checkpoints" / BEST, best)
+        prune_checkpoints(
+            self.run_dir,
+            settings.checkpoint_every,
+            keep_last=max(settings.keep_last, settings.average_last),
+            keep_best=settings.keep_best,
+            keep_every=settings.keep_every,
+        )
 
     def _resume(self) -> Progress:
         """Go on from the last checkpoint that can be read; those after it are set aside.
