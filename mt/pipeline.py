@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from mt.checkpoint import (
-    TOKENIZER,
     ModelFolder,
     average_weights,
     best_checkpoint,
@@ -99,7 +98,7 @@ def _initial_tokenizer(config: RunConfig) -> Path | None:
         return None
     folder = ModelFolder.open(find_model_folder(Path(config.train.init_from)))
     folder.load_tokenizer()  # finds out whether it is the model's
-    return folder.path / TOKENIZER
+    return folder.tokenizer_path
 
 
 def average_run(run_dir: Path, last: int) -> Path:
@@ -261,7 +260,7 @@ def _write_average(config: RunConfig, model_dir: Path, folders: list[Path]) -> P
     newest = ModelFolder.open(folders[-1])
     manifest = {key: value for key, value in newest.manifest.items() if key != "format_version"}
     manifest["averaged_steps"] = steps
-    save_model_folder(model_dir, average_weights(folders), config, newest.path / TOKENIZER, manifest)
+    save_model_folder(model_dir, average_weights(folders), config, newest.tokenizer_path, manifest)
     return model_dir
 
 
