@@ -49,7 +49,8 @@ class _Commands(typer.core.TyperGroup):
             if error.errno != errno.ENOSPC:
                 raise
             _drop_output()
-            print(f"error: standard output: cannot be written: {error.strerror}", file=sys.stderr)
+            where = error.filename or "standard output"
+            print(f"error: {where}: cannot be written: {error.strerror}", file=sys.stderr)
             raise typer.Exit(2) from None
 
 

@@ -23,6 +23,7 @@ from mt.checkpoint import (
     save_model_folder,
     sweep,
     write_json,
+    write_text,
 )
 from mt.config import RunConfig
 from mt.configfile import config_differences, dump_config, load_config
@@ -234,9 +235,7 @@ def _record_start(config: RunConfig, corpus: PreparedCorpus, run_dir: Path) -> N
             "hardware": hardware(choose_device(config.train.device)),
         }
     )
-    beside = run_dir / f".{CONFIG}.writing"
-    beside.write_text(dump_config(config), encoding="utf-8")
-    beside.replace(run_dir / CONFIG)
+    write_text(run_dir / CONFIG, dump_config(config))
     write_json(run_dir / RECORD, record)
 
 

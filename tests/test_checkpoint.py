@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +30,7 @@ from mt.config import RunConfig, TokenizerConfig
 from mt.errors import CheckpointError
 from mt.model import Transformer
 from mt.text.tokenizer import PAD_ID, train_tokenizer
-from tests.toys import toy_config, toy_text
+from tests.toys import files_up_to, toy_config, toy_text
 
 
 @pytest.fixture(scope="module")
@@ -74,17 +71,6 @@ def test_a_model_folder_gives_back_what_was_saved(tmp_path: Path, config: RunCon
         "tokenizer.model",
         "training.pt",
     ]
-
-
-@contextmanager
-def files_up_to(n_bytes: int) -> Iterator[None]:
-    """Writing beyond so many bytes fails in here, as it does where a disk is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_failed_write_leaves_the_old_folder_and_nothing_else(

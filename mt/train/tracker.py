@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import os
+import socket
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard.writer import SummaryWriter
+from mt.checkpoint import cannot_be_written, write_text
 
 # TensorBoard groups by what stands before the slash.
 _TENSORBOARD_NAMES = {
@@ -37,6 +39,8 @@ class Tracker:
         max_steps: updates that will be done.
         seconds_left: until the run's time is up, if it has a limit.
         stream: for people.
+    Raises:
+        CheckpointError: here and wherever something is recorded: the disk is full, or the folder cannot be written.
     """
 
     def __init__(
@@ -49,8 +53,8 @@ class Tracker:
     ) -> None:
         self._path = run_dir / "metrics.jsonl"
         _cut_after(self._path, first_step)
-        self._metrics = self._path.open("a", encoding="utf-8")
-        self._writer = self._tensorboard_writer(run_dir, first_step)
+        self._metrics = _GrowingFile(self._path)
+        self._events = _EventFile(run_dir / "tensorboard", first_step)
         self._stream = stream or sys.stderr
         self._max_steps = max_steps
         self._last_bleu = ""
@@ -70,20 +74,12 @@ class Tracker:
             self._task = self._progress.add_task("starting", total=max_steps, completed=first_step)
             self._progress.start()
 
-    @staticmethod
-    def _tensorboard_writer(run_dir: Path, first_step: int) -> SummaryWriter:
-        from torch.utils.tensorboard.writer import SummaryWriter
-
-        return SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1 if first_step else None)
-
     def log(self, step: int, **values: float) -> None:
         """Record measurements of an update; the names are those of `metrics.jsonl`."""
         # JSON has no NaN.
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._metrics.write(json.dumps({"step": step, **finite}) + "\n")
-        self._metrics.flush()
-        for name, value in values.items():
-            self._writer.add_scalar(_TENSORBOARD_NAMES[name], value, step)
+        self._metrics.write((json.dumps({"step": step, **finite}) + "\n").encode())
+        self._events.add_scalars(step, {_TENSORBOARD_NAMES[name]: value for name, value in values.items()})
         if "train_loss" in values:
             self._show_training(step, values)
         else:
@@ -124,11 +120,65 @@ class Tracker:
         return format_duration(max(0.0, min(per_step * (self._max_steps - step), self._ends_at - now)))
 
     def close(self) -> None:
-        """Write out what is pending."""
+        """Close the files; all that was recorded is in them already."""
         if self._progress is not None:
             self._progress.stop()
-        self._writer.close()
+        self._events.close()
         self._metrics.close()
+
+
+class _GrowingFile:
+    """A file to which whole records are added. Nothing waits in a buffer, so a write that fails does so at once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = path.open("ab", buffering=0)
+        except OSError as error:
+            raise cannot_be_written(path, error) from error
+
+    def write(self, record: bytes) -> None:
+        try:
+            while record:
+                record = record[self._stream.write(record) :]
+        except OSError as error:
+            raise cannot_be_written(self._path, error) from error
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class _EventFile:
+    """Scalars where TensorBoard finds them.
+
+    torch's SummaryWriter writes in a thread of its own, which on a full disk prints a traceback and dies.
+    """
+
+    _numbers = itertools.count()  # of this process: two files begun in one second need two names
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary = Event, Summary
+        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(self._numbers)}"
+        self._file = _GrowingFile(folder / name)
+        self._records = RecordWriter(self._file)
+        self._add(file_version="brain.Event:2")
+        if first_step:  # what an earlier, longer start wrote from here on is hidden
+            self._add(step=first_step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def add_scalars(self, step: int, scalars: dict[str, float]) -> None:
+        values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        self._add(step=step, summary=self._summary(value=values))
+
+    def _add(self, **content: Any) -> None:
+        self._records.write(self._event(wall_time=time.time(), **content).SerializeToString())
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def format_duration(seconds: float) -> str:
@@ -156,6 +206,4 @@ def _cut_after(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue
-    beside = path.with_name(f".{path.name}.writing")
-    beside.write_text("".join(kept), encoding="utf-8")
-    beside.replace(path)
+    write_text(path, "".join(kept))
