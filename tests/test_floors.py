@@ -25,7 +25,7 @@ FLOORS: list[set[str]] = [
     {"decode.lines", "decode.search", "decode.translator"},
     {"evaluate.scores", "evaluate.report", "explain.attention"},
     {"train.schedule", "train.optimizer", "train.tracker", "train.validation", "train.loop"},
-    {"pipeline", "bench", "doctor"},
+    {"pipeline", "bench", "doctor", "verify"},
     {"cli", "__main__"},
 ]
 FLOOR_OF = {f"mt.{name}": number for number, names in enumerate(FLOORS) for name in names}
