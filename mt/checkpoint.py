@@ -1,16 +1,21 @@
 """Model folders and checkpoints: written whole, read with care, kept as long as they are needed, averaged.
 
 A model folder stands alone: `model.safetensors`, `config.yaml`, `tokenizer.model`, `manifest.json`. A checkpoint is a
-model folder with `training.pt` beside the weights. Neither can run code when it is opened.
+model folder with `training.pt` beside the weights. Neither can run code when it is opened. The manifest holds the
+SHA-256 of every other file, and no file is used before it has been found to be the one that was saved.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import math
 import os
 import re
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +31,7 @@ from mt.errors import CheckpointError, MTError
 from mt.model import Transformer
 from mt.text.tokenizer import PAD_ID, Tokenizer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: with checksums
 WEIGHTS, CONFIG, TOKENIZER, MANIFEST, TRAINING = (
     "model.safetensors",
     "config.yaml",
@@ -35,6 +40,7 @@ WEIGHTS, CONFIG, TOKENIZER, MANIFEST, TRAINING = (
     "training.pt",
 )
 BEST = "best.json"
+CHECKSUMS = "sha256"  # key of the manifest: file name → 64 hexadecimal digits
 
 
 @dataclass(frozen=True)
@@ -59,23 +65,38 @@ class ModelFolder:
             raise CheckpointError(f"{path}: is no complete model folder: {', '.join(missing)} missing")
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-            version, vocab_size = manifest["format_version"], manifest["vocab_size"]
+            version = manifest["format_version"]
+            if version == FORMAT_VERSION and not isinstance(manifest["vocab_size"], int):
+                raise TypeError(f"vocab_size is {manifest['vocab_size']!r}")
+            if version == FORMAT_VERSION and not isinstance(manifest[CHECKSUMS], dict):
+                raise TypeError(f"{CHECKSUMS} is {manifest[CHECKSUMS]!r}")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path / MANIFEST}: is damaged: {error!r}") from error
-        if version != FORMAT_VERSION or not isinstance(vocab_size, int):
+            raise CheckpointError(f"{path / MANIFEST}: is damaged: {error!r}: {_ADVICE}") from error
+        if version != FORMAT_VERSION:
             raise CheckpointError(
                 f"{path}: was written in format {version}, this version of mt reads format {FORMAT_VERSION}: "
                 "use the version of mt that its manifest.json names"
             )
+        _check(path / CONFIG, manifest)
         try:
             config = load_config(str(path / CONFIG))
         except MTError as error:
             raise CheckpointError(f"{path}: its {CONFIG} does not load: {error}") from error
         return cls(path, config, manifest)
 
+    @property
+    def tokenizer_path(self) -> Path:
+        """The file of the tokenizer, found to be the one that was saved.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        _check(self.path / TOKENIZER, self.manifest)
+        return self.path / TOKENIZER
+
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer that the model was trained with."""
-        tokenizer = Tokenizer.load(self.path / TOKENIZER)
+        tokenizer = Tokenizer.load(self.tokenizer_path)
         if tokenizer.vocab_size != self.manifest["vocab_size"]:
             raise CheckpointError(
                 f"{self.path / TOKENIZER}: has {tokenizer.vocab_size:,} pieces, the model was trained with "
@@ -85,10 +106,11 @@ class ModelFolder:
 
     def load_weights(self) -> dict[str, Tensor]:
         """All parameters by name, float32."""
+        _check(self.path / WEIGHTS, self.manifest)
         try:
             return load_file(self.path / WEIGHTS)
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{self.path / WEIGHTS}: is damaged: {error}") from error
+            raise CheckpointError(f"{self.path / WEIGHTS}: cannot be read: {error}") from error
 
     def load_model(self, dtype: torch.dtype, device: torch.device) -> Transformer:
         """The model for inference, all of it in one type."""
@@ -100,11 +122,40 @@ class ModelFolder:
 
     def load_training_state(self) -> dict[str, Any]:
         """What training needs besides the weights, tensors on the CPU."""
+        if not (self.path / TRAINING).is_file():
+            raise CheckpointError(f"{self.path / TRAINING}: is missing: training cannot go on from this folder")
+        _check(self.path / TRAINING, self.manifest)
         try:
             state: dict[str, Any] = torch.load(self.path / TRAINING, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises whatever the damage leads to
-            raise CheckpointError(f"{self.path / TRAINING}: is missing or damaged: {error}") from error
+        except Exception as error:  # torch raises whatever is wrong with what it reads
+            raise CheckpointError(f"{self.path / TRAINING}: cannot be read: {error}") from error
         return state
+
+
+_ADVICE = "put the original file back, or delete the folder"
+
+
+def _check(path: Path, manifest: dict[str, Any]) -> None:
+    """Whether a file is the one that was saved.
+
+    Raises:
+        CheckpointError: it is not, or it cannot be read.
+    """
+    try:
+        checksum = _sha256(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    if checksum != manifest[CHECKSUMS].get(path.name):
+        raise CheckpointError(f"{path}: is damaged: its checksum is not the one in {MANIFEST}: {_ADVICE}")
+
+
+def _sha256(path: Path) -> str:
+    """The checksum that `sha256sum` prints."""
+    checksum, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as stream:
+        while n_bytes := stream.readinto(buffer):
+            checksum.update(buffer[:n_bytes])
+    return checksum.hexdigest()
 
 
 def load_into(model: Transformer, weights: dict[str, Tensor], origin: Path) -> None:
@@ -138,20 +189,28 @@ def save_model_folder(
     A folder that stands there already is replaced.
 
     Args:
-        manifest: JSON; must hold `vocab_size`. The format's version is added.
+        manifest: JSON; must hold `vocab_size`. The format's version and the checksums are added.
+    Raises:
+        CheckpointError: it cannot be written; what stood there is as it was, and nothing else is left.
     """
+    weights = {name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}
     building = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(building, ignore_errors=True)
     try:
+        shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
-        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}, building / WEIGHTS)
-        (building / CONFIG).write_text(dump_config(config), encoding="utf-8")
-        shutil.copyfile(tokenizer_path, building / TOKENIZER)
-        write_json(building / MANIFEST, {"format_version": FORMAT_VERSION, **manifest})
-        if training_state is not None:
-            torch.save(training_state, building / TRAINING)
-        for path in building.iterdir():
-            _sync(path)
+        with _Finisher() as finisher:
+            (building / CONFIG).write_text(dump_config(config), encoding="utf-8")
+            finisher.finish(building / CONFIG)
+            shutil.copyfile(tokenizer_path, building / TOKENIZER)
+            finisher.finish(building / TOKENIZER)
+            save_file(weights, building / WEIGHTS)
+            finisher.finish(building / WEIGHTS)
+            if training_state is not None:
+                with (building / TRAINING).open("wb") as stream:  # given a path, torch loses the reason of a failure
+                    torch.save(training_state, stream)
+                finisher.finish(building / TRAINING)
+            checksums = finisher.checksums()
+        write_json(building / MANIFEST, {**manifest, "format_version": FORMAT_VERSION, CHECKSUMS: checksums})
         _sync(building)
         replaced = folder.with_name(f".{folder.name}.replaced")
         shutil.rmtree(replaced, ignore_errors=True)
@@ -160,18 +219,97 @@ def save_model_folder(
         building.rename(folder)
         _sync(folder.parent)
         shutil.rmtree(replaced, ignore_errors=True)
-    except (OSError, SafetensorError, RuntimeError) as error:  # the last two are how the libraries report a full disk
-        reason = getattr(error, "strerror", None) or str(error)
-        raise CheckpointError(f"{folder}: cannot be written: {reason}") from error
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if _errno(error) is None and not isinstance(error, SafetensorError):
+            raise
+        raise cannot_be_written(folder, error) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
 
+class _Finisher:
+    """Files on their way to the disk, and their checksums.
+
+    The one waits for the disk, the other takes a core: both go on at the same time, beside the writing of the next
+    file, so that checksums make a save hardly longer.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor()
+        self._synced: list[Future[None]] = []
+        self._checksums: dict[str, Future[str]] = {}
+
+    def __enter__(self) -> _Finisher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def finish(self, path: Path) -> None:
+        """Begin to sync a file that is written, and to read it for its checksum."""
+        self._synced.append(self._pool.submit(_sync, path))
+        self._checksums[path.name] = self._pool.submit(_sha256, path)
+
+    def checksums(self) -> dict[str, str]:
+        """By file name, once all files are on the disk."""
+        for synced in self._synced:
+            synced.result()
+        return {name: checksum.result() for name, checksum in self._checksums.items()}
+
+
+def cannot_be_written(path: Path, error: BaseException) -> CheckpointError:
+    """The error of a write that failed, with what the system says and what to do.
+
+    Args:
+        error: an OSError, or what a library makes of one.
+    """
+    number = _errno(error)
+    reason = str(error) if number is None else os.strerror(number)
+    remedy = {
+        errno.ENOSPC: "free some space",
+        errno.EDQUOT: "free some space",
+        errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    }.get(number or 0)
+    advice = f": {remedy}, then the same command goes on" if remedy else ""
+    return CheckpointError(f"{path}: cannot be written: {reason}{advice}")
+
+
+def _errno(error: BaseException | None) -> int | None:
+    """The system's number of the failure that led to an exception."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno
+        if match := re.search(r"\(os error (\d+)\)", str(error)):  # so does safetensors say it
+            return int(match[1])
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON beside its place, then rename it there."""
+    """Write JSON beside its place, then rename it there.
+
+    Raises:
+        CheckpointError: it cannot be written; what stood there is as it was.
+    """
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file beside its place, then rename it there.
+
+    Raises:
+        CheckpointError: it cannot be written; what stood there is as it was.
+    """
     beside = path.with_name(f".{path.name}.writing")
-    beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    try:
+        try:
+            beside.write_text(text, encoding="utf-8")
+            _sync(beside)
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_be_written(path, error) from error
 
 
 def _sync(path: Path) -> None:
@@ -202,14 +340,57 @@ def checkpoints(run_dir: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if re.fullmatch(r"step-\d{8,}", path.name))
 
 
+@dataclass(frozen=True)
+class Standing:
+    """How the validation score of an update compares with those of the checkpoints that there are."""
+
+    is_best: bool  # better than all of them
+    is_among_best: bool  # one of the best n, so its checkpoint is to be kept
+
+
+def enter_score(run_dir: Path, step: int, score: float, *, by: str, higher_is_better: bool, n_best: int) -> Standing:
+    """Enter a validation score into the ranking of checkpoints, before the checkpoint of that update is written.
+
+    `checkpoints/best.json` ranks the scores of all checkpoints that there are, and this one, best first; of equal ones
+    the earlier is better. One that has no checkpoint in the end, for a kill came between, does not count.
+
+    Args:
+        by: name of the score.
+        n_best: how many checkpoints are kept for their score.
+    Returns:
+        The standing. A score that is not finite is not entered: it has neither.
+    """
+    if not math.isfinite(score):
+        return Standing(is_best=False, is_among_best=False)
+    others = [(s, value) for s, value in _scores(run_dir) if s != step and checkpoint_path(run_dir, s).is_dir()]
+    sign = -1 if higher_is_better else 1
+    ranking = sorted([*others, (step, score)], key=lambda entry: (sign * entry[1], entry[0]))
+    path = run_dir / "checkpoints" / BEST
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entries = [{"step": s, "score": value} for s, value in ranking]
+    write_json(path, {"by": by, "higher_is_better": higher_is_better, "ranking": entries})
+    rank = ranking.index((step, score))
+    return Standing(is_best=rank == 0, is_among_best=rank < n_best)
+
+
+def _scores(run_dir: Path) -> list[tuple[int, float]]:
+    """Step and score, best first."""
+    try:
+        ranking = json.loads((run_dir / "checkpoints" / BEST).read_text(encoding="utf-8"))["ranking"]
+        return [(int(entry["step"]), float(entry["score"])) for entry in ranking]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def best_checkpoints(run_dir: Path, n: int) -> list[Path]:
+    """The n checkpoints with the best validation scores, or as many as there are; best first."""
+    folders = [checkpoint_path(run_dir, step) for step, _ in _scores(run_dir)]
+    return [folder for folder in folders if folder.is_dir()][:n]
+
+
 def best_checkpoint(run_dir: Path) -> Path | None:
     """The checkpoint with the best validation score so far, None before the first validation."""
-    try:
-        step = json.loads((run_dir / "checkpoints" / BEST).read_text(encoding="utf-8"))["step"]
-    except (OSError, ValueError, KeyError):
-        return None
-    folder = checkpoint_path(run_dir, step)
-    return folder if folder.is_dir() else None
+    return next(iter(best_checkpoints(run_dir, 1)), None)
 
 
 def last_due(run_dir: Path, n: int, every: int) -> list[Path]:
@@ -221,11 +402,18 @@ def last_due(run_dir: Path, n: int, every: int) -> list[Path]:
     return [folder for folder in folders if checkpoint_step(folder) % every == 0 or folder == folders[-1]][-n:]
 
 
-def prune_checkpoints(run_dir: Path, n_kept: int, every: int) -> None:
-    """Keep the best checkpoint and the last n of those that were due; remove the others."""
-    kept = {*last_due(run_dir, n_kept, every), best_checkpoint(run_dir)}
+def prune_checkpoints(run_dir: Path, due_every: int, *, keep_last: int, keep_best: int, keep_every: int | None) -> None:
+    """Remove the checkpoints that are not to be kept.
+
+    Args:
+        due_every: updates; see `last_due`.
+        keep_last: of those that were due.
+        keep_best: of those with a validation score.
+        keep_every: updates; all checkpoints of multiples of it are kept.
+    """
+    kept = {*last_due(run_dir, keep_last, due_every), *best_checkpoints(run_dir, keep_best)}
     for folder in checkpoints(run_dir):
-        if folder not in kept:
+        if folder not in kept and not (keep_every and checkpoint_step(folder) % keep_every == 0):
             remove_checkpoint(folder)
 
 

@@ -49,7 +49,8 @@ class _Commands(typer.core.TyperGroup):
             if error.errno != errno.ENOSPC:
                 raise
             _drop_output()
-            print(f"error: standard output: cannot be written: {error.strerror}", file=sys.stderr)
+            where = error.filename or "standard output"
+            print(f"error: {where}: cannot be written: {error.strerror}", file=sys.stderr)
             raise typer.Exit(2) from None
 
 
@@ -248,6 +249,35 @@ def average(
     from mt.pipeline import average_run
 
     print(average_run(run_dir, last))
+
+
+@app.command("verify-resume")
+def verify_resume(
+    config: ConfigOption,
+    overrides: SetOption = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Keep the runs in this new folder; a temporary one by default.", show_default=False
+        ),
+    ] = None,
+    updates: Annotated[int, typer.Option(metavar="N", help="Updates of each run.")] = 30,
+    kills: Annotated[int, typer.Option(metavar="N", help="How often the second run is killed.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Prove that a killed training goes on as if nothing had happened.
+
+    Trains in one go and with kills, and compares all weights, the training state and the logged losses bit for bit.
+    """
+    from mt.configfile import load_config
+
+    run_config = load_config(config, overrides or [])
+    from mt.verify import verify_resume
+
+    verdict = verify_resume(run_config, run_dir, n_updates=updates, n_kills=kills)
+    print(json.dumps(verdict.as_json()) if as_json else verdict)
+    if not verdict.is_proved:
+        raise MTError(verdict.summary)
 
 
 @config_commands.command("list")

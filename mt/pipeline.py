@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from mt.checkpoint import (
-    TOKENIZER,
     ModelFolder,
     average_weights,
     best_checkpoint,
@@ -23,6 +22,7 @@ from mt.checkpoint import (
     save_model_folder,
     sweep,
     write_json,
+    write_text,
 )
 from mt.config import RunConfig
 from mt.configfile import config_differences, dump_config, load_config
@@ -115,7 +115,7 @@ def _initial_tokenizer(config: RunConfig) -> Path | None:
         return None
     folder = ModelFolder.open(find_model_folder(Path(config.train.init_from)))
     folder.load_tokenizer()  # finds out whether it is the model's
-    return folder.path / TOKENIZER
+    return folder.tokenizer_path
 
 
 def average_run(run_dir: Path, last: int) -> Path:
@@ -251,9 +251,7 @@ def _record_start(config: RunConfig, corpus: PreparedCorpus, run_dir: Path) -> N
             "hardware": hardware(choose_device(config.train.device)),
         }
     )
-    beside = run_dir / f".{CONFIG}.writing"
-    beside.write_text(dump_config(config), encoding="utf-8")
-    beside.replace(run_dir / CONFIG)
+    write_text(run_dir / CONFIG, dump_config(config))
     write_json(run_dir / RECORD, record)
 
 
@@ -277,7 +275,7 @@ def _write_average(config: RunConfig, model_dir: Path, folders: list[Path]) -> P
     newest = ModelFolder.open(folders[-1])
     manifest = {key: value for key, value in newest.manifest.items() if key != "format_version"}
     manifest["averaged_steps"] = steps
-    save_model_folder(model_dir, average_weights(folders), config, newest.path / TOKENIZER, manifest)
+    save_model_folder(model_dir, average_weights(folders), config, newest.tokenizer_path, manifest)
     return model_dir
 
 

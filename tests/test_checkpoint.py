@@ -1,22 +1,28 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors import SafetensorError
 
-import mt.checkpoint
 from mt.checkpoint import (
     ModelFolder,
+    Standing,
     average_weights,
     best_checkpoint,
+    best_checkpoints,
     checkpoint_path,
+    checkpoint_step,
     checkpoints,
+    enter_score,
     find_model_folder,
+    last_due,
     prune_checkpoints,
     save_model_folder,
+    set_aside,
     sweep,
     write_json,
 )
@@ -24,7 +30,7 @@ from mt.config import RunConfig, TokenizerConfig
 from mt.errors import CheckpointError
 from mt.model import Transformer
 from mt.text.tokenizer import PAD_ID, train_tokenizer
-from tests.toys import toy_config, toy_text
+from tests.toys import files_up_to, toy_config, toy_text
 
 
 @pytest.fixture(scope="module")
@@ -68,32 +74,143 @@ def test_a_model_folder_gives_back_what_was_saved(tmp_path: Path, config: RunCon
 
 
 def test_a_failed_write_leaves_the_old_folder_and_nothing_else(
-    tmp_path: Path, config: RunConfig, tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, config: RunConfig, tokenizer_path: Path
 ) -> None:
-    save(tmp_path / "model", config, tokenizer_path, fill=0.25)
+    folder = tmp_path / "model"
+    # Each limit stops another library: Python at the config, shutil at the tokenizer, safetensors, torch.
+    sizes = {"config.yaml": 1_000, "tokenizer.model": 100_000, "model.safetensors": 500_000, "training.pt": 2_000_000}
+    manifest = {"vocab_size": 380}
+    big_tokenizer = tmp_path / "big.model"
+    big_tokenizer.write_bytes(bytes(200_000))
+    save_model_folder(folder, {"w": torch.zeros(1)}, config, tokenizer_path, manifest, {"step": 3})
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for limit in sizes.values():
+        with files_up_to(limit), pytest.raises(CheckpointError) as caught:
+            save_model_folder(
+                folder,
+                {"w": torch.ones(250_000)},  # 1 MB
+                config,
+                big_tokenizer,
+                manifest,
+                {"moments": torch.ones(1_000_000)},  # 4 MB
+            )
+        assert str(caught.value) == (
+            f"{folder}: cannot be written: File too large: raise the limit on the size of files (ulimit -f), then the "
+            "same command goes on"
+        )
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["big.model", "model", "text"]
 
-    # Each library reports a full disk in its own way.
-    for error, reason in (
-        (OSError(28, "No space left on device"), "No space left on device"),
-        (SafetensorError("I/O error: no space"), "I/O error: no space"),
-        (RuntimeError("PytorchStreamWriter failed writing file"), "PytorchStreamWriter failed writing file"),
-    ):
 
-        def full(*_: object, error: Exception = error) -> None:
-            raise error
+def test_a_small_file_that_cannot_be_written_stays_what_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    write_json(path, {"a": 1})
+    with files_up_to(100), pytest.raises(CheckpointError) as caught:
+        write_json(path, {"a": "long" * 100})
+    assert str(caught.value) == (
+        f"{path}: cannot be written: File too large: raise the limit on the size of files (ulimit -f), then the same "
+        "command goes on"
+    )
+    assert json.loads(path.read_text("utf-8")) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
 
-        monkeypatch.setattr(mt.checkpoint, "save_file", full)
-        with pytest.raises(CheckpointError) as caught:
-            save(tmp_path / "model", config, tokenizer_path, fill=0.75)
-        assert str(caught.value) == f"{tmp_path / 'model'}: cannot be written: {reason}"
-        assert ModelFolder.open(tmp_path / "model").load_weights()["embedding.weight"][0, 0] == 0.25
-        assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+def test_an_error_that_is_not_the_disks_stays_an_error_of_ours(
+    tmp_path: Path, config: RunConfig, tokenizer_path: Path
+) -> None:
+    class OnABrokenDevice:
+        def __reduce__(self) -> str:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    folder, state = tmp_path / "model", {"moments": OnABrokenDevice()}
+    with pytest.raises(RuntimeError, match=r"^CUDA error"):
+        save_model_folder(folder, {"w": torch.ones(1)}, config, tokenizer_path, {"vocab_size": 380}, state)
+    assert [path.name for path in tmp_path.iterdir()] == ["text"]
+
+
+def entries(folder: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text("utf-8"))
+    return manifest
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Change a file and the manifest too, as a person would who means it."""
+    path.write_bytes(content)
+    manifest = entries(path.parent)
+    manifest["sha256"][path.name] = sha256(path)
+    write_json(path.parent / "manifest.json", manifest)
+
+
+def test_the_manifest_has_the_checksum_of_every_other_file(
+    tmp_path: Path, config: RunConfig, tokenizer_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    save(folder, config, tokenizer_path)
+    assert entries(folder)["sha256"] == {
+        name: sha256(folder / name) for name in ("config.yaml", "tokenizer.model", "model.safetensors", "training.pt")
+    }
+    # That of a folder which is made from another is its own, not the other's.
+    save_model_folder(tmp_path / "next", {"w": torch.ones(1)}, config, folder / "tokenizer.model", entries(folder))
+    assert entries(tmp_path / "next")["sha256"] == {
+        name: sha256(tmp_path / "next" / name) for name in ("config.yaml", "tokenizer.model", "model.safetensors")
+    }
+
+
+def use(folder: Path, name: str) -> object:
+    """Read a file of a model folder, in the way that training and translation do."""
+    opened = ModelFolder.open(folder)
+    if name == "model.safetensors":
+        return opened.load_weights()
+    if name == "training.pt":
+        return opened.load_training_state()
+    if name == "tokenizer.model":
+        return opened.load_tokenizer()
+    return opened.config
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "tokenizer.model", "model.safetensors", "training.pt"])
+def test_one_flipped_bit_is_found_wherever_it_is(
+    tmp_path: Path, config: RunConfig, tokenizer_path: Path, name: str
+) -> None:
+    folder = tmp_path / "model"
+    save(folder, config, tokenizer_path)
+    content = (folder / name).read_bytes()
+    for place in (0, len(content) // 3, len(content) // 2, len(content) - 1):
+        for bit in (0, 7):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << bit
+            (folder / name).write_bytes(flipped)
+            with pytest.raises(CheckpointError) as caught:
+                use(folder, name)
+            assert str(caught.value) == (
+                f"{folder / name}: is damaged: its checksum is not the one in manifest.json: put the original file "
+                "back, or delete the folder"
+            )
+    (folder / name).write_bytes(content[:-1])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        use(folder, name)
+    (folder / name).write_bytes(content)
+    use(folder, name)
+
+
+def test_a_damaged_tokenizer_is_not_handed_on(tmp_path: Path, config: RunConfig, tokenizer_path: Path) -> None:
+    save(tmp_path / "model", config, tokenizer_path)
+    path = tmp_path / "model" / "tokenizer.model"
+    assert ModelFolder.open(tmp_path / "model").tokenizer_path == path
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model: is damaged: its checksum"):
+        _ = ModelFolder.open(tmp_path / "model").tokenizer_path
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, config: RunConfig, tokenizer_path: Path) -> None:
     save(tmp_path / "model", config, tokenizer_path)
     src, tgt = toy_text(300, 7)
-    train_tokenizer([*src, *tgt], TokenizerConfig(vocab_size=370), tmp_path / "model" / "tokenizer.model")
+    train_tokenizer([*src, *tgt], TokenizerConfig(vocab_size=370), tmp_path / "other.model")
+    replace_file(tmp_path / "model" / "tokenizer.model", (tmp_path / "other.model").read_bytes())
     with pytest.raises(CheckpointError) as caught:
         ModelFolder.open(tmp_path / "model").load_tokenizer()
     assert str(caught.value) == (
@@ -134,31 +251,54 @@ def test_an_incomplete_folder_is_named_with_what_it_lacks(
 def test_a_folder_of_another_version_is_refused(tmp_path: Path, config: RunConfig, tokenizer_path: Path) -> None:
     folder = tmp_path / "model"
     save(folder, config, tokenizer_path)
-    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-    write_json(folder / "manifest.json", {**manifest, "format_version": 99})
+    for version in (1, 99):  # the first had no checksums
+        write_json(folder / "manifest.json", {"format_version": version})
+        with pytest.raises(CheckpointError) as caught:
+            ModelFolder.open(folder)
+        assert str(caught.value) == (
+            f"{folder}: was written in format {version}, this version of mt reads format 2: "
+            "use the version of mt that its manifest.json names"
+        )
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("", "JSONDecodeError('Expecting value: line 1 column 1 (char 0)')"),
+        ("[]", "TypeError('list indices must be integers or slices, not str')"),
+        ('{"vocab_size": 380}', "KeyError('format_version')"),
+        ('{"format_version": 2, "vocab_size": "many", "sha256": {}}', """TypeError("vocab_size is 'many'")"""),
+        ('{"format_version": 2, "vocab_size": 380}', "KeyError('sha256')"),
+        ('{"format_version": 2, "vocab_size": 380, "sha256": null}', "TypeError('sha256 is None')"),
+    ],
+)
+def test_a_damaged_manifest_is_one_line(
+    tmp_path: Path, config: RunConfig, tokenizer_path: Path, content: str, problem: str
+) -> None:
+    folder = tmp_path / "model"
+    save(folder, config, tokenizer_path)
+    (folder / "manifest.json").write_text(content, "utf-8")
     with pytest.raises(CheckpointError) as caught:
         ModelFolder.open(folder)
     assert str(caught.value) == (
-        f"{folder}: was written in format 99, this version of mt reads format 1: "
-        "use the version of mt that its manifest.json names"
+        f"{folder / 'manifest.json'}: is damaged: {problem}: put the original file back, or delete the folder"
     )
 
 
-def test_damaged_weights_are_one_line(tmp_path: Path, config: RunConfig, tokenizer_path: Path) -> None:
+def test_a_model_folder_without_training_state_says_so(tmp_path: Path, config: RunConfig, tokenizer_path: Path) -> None:
     folder = tmp_path / "model"
     save(folder, config, tokenizer_path)
-    (folder / "model.safetensors").write_bytes(b"not weights")
+    (folder / "training.pt").unlink()
+    ModelFolder.open(folder).load_weights()
     with pytest.raises(CheckpointError) as caught:
-        ModelFolder.open(folder).load_weights()
-    assert str(caught.value).startswith(f"{folder / 'model.safetensors'}: is damaged: ")
-    assert "\n" not in str(caught.value)
+        ModelFolder.open(folder).load_training_state()
+    assert str(caught.value) == f"{folder / 'training.pt'}: is missing: training cannot go on from this folder"
 
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path, config: RunConfig, tokenizer_path: Path) -> None:
     folder = tmp_path / "model"
     save(folder, config, tokenizer_path)
-    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-    write_json(folder / "manifest.json", {**manifest, "vocab_size": 900})
+    write_json(folder / "manifest.json", {**entries(folder), "vocab_size": 900})
     with pytest.raises(CheckpointError) as caught:
         ModelFolder.open(folder).load_model(torch.float32, torch.device("cpu"))
     assert str(caught.value) == (
@@ -169,8 +309,9 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path, config: RunConfig,
 def test_opening_a_folder_runs_no_code(tmp_path: Path, config: RunConfig, tokenizer_path: Path) -> None:
     folder = tmp_path / "model"
     save(folder, config, tokenizer_path)
-    torch.save({"step": Path("evil")}, folder / "training.pt")
-    with pytest.raises(CheckpointError, match=r"training\.pt: is missing or damaged: Weights only load failed"):
+    torch.save({"step": Path("evil")}, tmp_path / "evil.pt")
+    replace_file(folder / "training.pt", (tmp_path / "evil.pt").read_bytes())
+    with pytest.raises(CheckpointError, match=r"training\.pt: cannot be read: Weights only load failed"):
         ModelFolder.open(folder).load_training_state()
 
 
@@ -183,13 +324,96 @@ def test_the_average_is_the_mean_of_each_weight(tmp_path: Path, config: RunConfi
         assert tensor.dtype == torch.float32
 
 
-def test_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
-    for step in (10, 20, 25, 30, 40, 47):
-        checkpoint_path(tmp_path, step).mkdir(parents=True)
-    write_json(tmp_path / "checkpoints" / "best.json", {"step": 25})
-    prune_checkpoints(tmp_path, 2, every=10)
-    assert [folder.name for folder in checkpoints(tmp_path)] == ["step-00000025", "step-00000040", "step-00000047"]
-    assert best_checkpoint(tmp_path) == checkpoint_path(tmp_path, 25)
+def begin_run(run_dir: Path, *steps: int) -> None:
+    for step in steps:
+        checkpoint_path(run_dir, step).mkdir(parents=True)
+
+
+def enter(run_dir: Path, step: int, score: float, n_best: int = 1, by: str = "bleu") -> Standing:
+    """Enter a score and write the checkpoint, as training does where the standing asks for it."""
+    standing = enter_score(run_dir, step, score, by=by, higher_is_better=by == "bleu", n_best=n_best)
+    if standing.is_among_best:
+        checkpoint_path(run_dir, step).mkdir(parents=True, exist_ok=True)
+    return standing
+
+
+def kept_after_pruning(run_dir: Path, due_every: int, **keep: int | None) -> list[int]:
+    prune_checkpoints(run_dir, due_every, **{"keep_last": 1, "keep_best": 1, "keep_every": None, **keep})
+    return [checkpoint_step(folder) for folder in checkpoints(run_dir)]
+
+
+def test_the_last_due_the_best_and_multiples_are_kept(tmp_path: Path) -> None:
+    steps = (10, 20, 25, 27, 30, 40, 50, 60, 63)
+    scores = {10: 9.0, 20: 1.0, 25: 8.0, 27: 7.0, 30: 2.0}
+    for name, keep, kept in (
+        ("last", {"keep_last": 2}, [10, 60, 63]),
+        ("best", {"keep_best": 3}, [10, 25, 27, 63]),
+        ("every", {"keep_every": 20}, [10, 20, 40, 60, 63]),
+        ("all", {"keep_last": 3, "keep_best": 2, "keep_every": 20}, [10, 20, 25, 40, 50, 60, 63]),
+    ):
+        begin_run(tmp_path / name, *steps)
+        for step, score in scores.items():
+            enter(tmp_path / name, step, score)
+        assert kept_after_pruning(tmp_path / name, 10, **keep) == kept
+        assert best_checkpoint(tmp_path / name) == checkpoint_path(tmp_path / name, 10)
+        assert (
+            last_due(tmp_path / name, 2, 10)
+            == [checkpoint_path(tmp_path / name, step) for step in kept if step % 10 == 0 or step == 63][-2:]
+        )
+
+
+def test_a_score_is_told_its_standing_and_the_ranking_is_written_down(tmp_path: Path) -> None:
+    assert enter(tmp_path, 10, 20.0, n_best=2) == Standing(is_best=True, is_among_best=True)
+    assert enter(tmp_path, 20, 19.0, n_best=2) == Standing(is_best=False, is_among_best=True)
+    assert enter(tmp_path, 30, 18.0, n_best=2) == Standing(is_best=False, is_among_best=False)
+    assert enter(tmp_path, 40, 19.0, n_best=2) == Standing(is_best=False, is_among_best=False)  # the earlier one wins
+    assert enter(tmp_path, 50, 21.5, n_best=2) == Standing(is_best=True, is_among_best=True)
+    assert enter(tmp_path, 60, float("nan"), n_best=2) == Standing(is_best=False, is_among_best=False)
+    assert json.loads((tmp_path / "checkpoints" / "best.json").read_text("utf-8")) == {
+        "by": "bleu",
+        "higher_is_better": True,
+        "ranking": [{"step": 50, "score": 21.5}, {"step": 10, "score": 20.0}, {"step": 20, "score": 19.0}],
+    }
+    assert [checkpoint_step(folder) for folder in best_checkpoints(tmp_path, 9)] == [50, 10, 20]
+    assert kept_after_pruning(tmp_path, 100, keep_best=2) == [10, 50]
+
+
+def test_the_lowest_loss_is_the_best(tmp_path: Path) -> None:
+    assert enter(tmp_path, 10, 3.5, by="loss").is_best
+    assert not enter(tmp_path, 20, 3.6, by="loss").is_best
+    assert not enter(tmp_path, 30, float("inf"), by="loss").is_best
+    assert enter(tmp_path, 40, 3.4, by="loss").is_best
+    assert best_checkpoint(tmp_path) == checkpoint_path(tmp_path, 40)
+
+
+def test_a_score_whose_checkpoint_was_never_written_counts_for_nothing(tmp_path: Path) -> None:
+    enter(tmp_path, 10, 20.0)
+    # Killed between validation and checkpoint: the one before is the best, and stays.
+    enter_score(tmp_path, 20, 30.0, by="bleu", higher_is_better=True, n_best=1)
+    assert best_checkpoint(tmp_path) == checkpoint_path(tmp_path, 10)
+    begin_run(tmp_path, 15)
+    assert kept_after_pruning(tmp_path, 5) == [10, 15]
+    # Gone on from there, and validated elsewhere than before.
+    assert enter(tmp_path, 19, 21.0) == Standing(is_best=True, is_among_best=True)
+    # The same update again replaces its score.
+    assert enter(tmp_path, 19, 20.5) == Standing(is_best=True, is_among_best=True)
+    assert enter(tmp_path, 19, 19.5) == Standing(is_best=False, is_among_best=False)
+
+
+def test_a_best_checkpoint_that_is_gone_leaves_its_place_to_the_next(tmp_path: Path) -> None:
+    for step, score in ((10, 20.0), (20, 19.0), (30, 18.0)):
+        enter(tmp_path, step, score, n_best=3)
+    set_aside(checkpoint_path(tmp_path, 10))
+    assert best_checkpoint(tmp_path) == checkpoint_path(tmp_path, 20)
+    assert enter(tmp_path, 40, 18.5, n_best=2) == Standing(is_best=False, is_among_best=True)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"step": 25, "bleu": 3.0}', '{"ranking": [{"step": "x"}]}'])
+def test_a_ranking_that_cannot_be_read_is_none(tmp_path: Path, content: str) -> None:
+    begin_run(tmp_path, 10)
+    (tmp_path / "checkpoints" / "best.json").write_text(content, "utf-8")
+    assert best_checkpoint(tmp_path) is None
+    assert enter(tmp_path, 20, 1.0).is_best
 
 
 def test_a_model_is_found_in_a_run_a_checkpoint_and_a_folder(
@@ -206,7 +430,7 @@ def test_a_model_is_found_in_a_run_a_checkpoint_and_a_folder(
     for step in (1, 2, 3):
         save(checkpoint_path(run, step), config, tokenizer_path)
     assert find_model_folder(run) == checkpoint_path(run, 3)
-    write_json(run / "checkpoints" / "best.json", {"step": 2})
+    enter(run, 2, 30.0)
     assert find_model_folder(run) == checkpoint_path(run, 2)
     assert find_model_folder(checkpoint_path(run, 1)) == checkpoint_path(run, 1)
     save(run / "model", config, tokenizer_path)

@@ -29,11 +29,12 @@ FLOORS: list[set[str]] = [
         "train.optimizer",
         "train.ema",
         "train.engine",
+        "train.progress",
         "train.tracker",
         "train.validation",
         "train.loop",
     },
-    {"pipeline", "bench", "doctor"},
+    {"pipeline", "bench", "doctor", "verify"},
     {"cli", "__main__"},
 ]
 FLOOR_OF = {f"mt.{name}": number for number, names in enumerate(FLOORS) for name in names}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import resource
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +102,14 @@ def toy_config(folder: Path, *, n_train: int = 400, reverse: bool = False, **tra
         },
         "toy",
     )
+
+
+@contextmanager
+def files_up_to(n_bytes: int) -> Iterator[None]:
+    """Writing beyond so many bytes of a file fails in here, much as it does where a disk is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -19,16 +19,15 @@ import numpy as np
 from torch import Tensor
 
 from mt.checkpoint import (
-    BEST,
     ModelFolder,
     checkpoint_path,
     checkpoints,
+    enter_score,
     find_model_folder,
     prune_checkpoints,
     remove_checkpoint,
     save_model_folder,
     set_aside,
-    write_json,
 )
 from mt.config import RunConfig, parse_duration
 from mt.data.packing import PlanState
@@ -270,7 +269,6 @@ class Trainer:
         kept = ("plan_state", "train_seconds", "micro_batch_tokens", "n_skipped")
         vars(progress).update({name: value for name, value in vars(target).items() if name not in kept})
         progress.gone_back_to = target.step
-        self._write_best()
         self.meter.forget()
         tracker.say(f"warning: {row}: back to step {target.step:,}, and on with the sentences after those of {passed}")
 
@@ -283,7 +281,7 @@ class Trainer:
         return is_due and self.progress.validated_at != step
 
     def validate(self, tracker: Tracker | SilentTracker, received: Received) -> bool:
-        """Measure the validation set, tell the result, remember it; True where it is the best so far.
+        """Measure the validation set, tell the result, remember it; True where it is among the best that are kept.
 
         Rank 0 measures; a signal cuts it short, and the next start makes up for it.
         """
@@ -292,12 +290,33 @@ class Trainer:
             with received.interrupting():
                 received.raise_if_any()
                 result = self._measured()
-        score = None
+        score, is_kept = self.ranks.from_first(None if result is None else self._entered(result)) or (None, False)
+        if score is None:
+            return False
         if result is not None:
             tracker.log_validation(self.progress.step, result)
-            score = result.bleu if self.config.train.best_by == "bleu" else -result.loss
-        score = self.ranks.from_first(score)
-        return score is not None and self._enter_score(score)
+        progress = self.progress
+        progress.validated_at = progress.step
+        if not math.isfinite(score) or (progress.best_step is not None and score <= progress.best_score):
+            progress.n_without_better += 1
+        else:
+            progress.best_step, progress.best_score, progress.n_without_better = progress.step, score, 0
+        return bool(is_kept)
+
+    def _entered(self, result: ValidationResult) -> tuple[float, bool]:
+        """The score, more being better, and whether its checkpoint is to be kept."""
+        settings = self.config.train
+        by_bleu = settings.best_by == "bleu"
+        score = result.bleu if by_bleu else result.loss
+        standing = enter_score(
+            self.run_dir,
+            self.progress.step,
+            score,
+            by=settings.best_by,
+            higher_is_better=by_bleu,
+            n_best=settings.keep_best,
+        )
+        return score if by_bleu else -score, standing.is_among_best
 
     def _measured(self) -> ValidationResult:
         return validate(
@@ -309,19 +328,10 @@ class Trainer:
             self.config.data.max_tokens,
         )
 
-    def _enter_score(self, score: float) -> bool:
-        progress = self.progress
-        progress.validated_at = progress.step
-        if not math.isfinite(score) or (progress.best_step is not None and score <= progress.best_score):
-            progress.n_without_better += 1
-            return False
-        progress.best_step, progress.best_score, progress.n_without_better = progress.step, score, 0
-        return True
-
     # --- checkpoints
 
     def save_checkpoint(self, tracker: Tracker | SilentTracker) -> None:
-        """Write the checkpoint of this step, say which one is the best, and remove those that are not needed."""
+        """Write the checkpoint of this step, and remove those that are not needed."""
         self.has_lost_its_way(tracker)  # what is pending belongs to it
         self.progress.train_seconds = time.monotonic() - self._began_at
         if not self.ranks.is_first:
@@ -335,13 +345,13 @@ class Trainer:
             {**self._manifest, "step": self.progress.step},
             {**self.engine.state_dict(), "progress": asdict(self.progress)},
         )
-        self._write_best()
-        prune_checkpoints(self.run_dir, max(settings.keep_last, settings.average_last), settings.checkpoint_every)
-
-    def _write_best(self) -> None:
-        if self.ranks.is_first and self.progress.best_step is not None:
-            best = {"step": self.progress.best_step, self.config.train.best_by: abs(self.progress.best_score)}
-            write_json(self.run_dir / "checkpoints" / BEST, best)
+        prune_checkpoints(
+            self.run_dir,
+            settings.checkpoint_every,
+            keep_last=max(settings.keep_last, settings.average_last),
+            keep_best=settings.keep_best,
+            keep_every=settings.keep_every,
+        )
 
     def _resume(self) -> Progress:
         """Go on from the last checkpoint that can be read, or begin."""

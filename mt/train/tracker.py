@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -12,9 +15,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard.writer import SummaryWriter
+from mt.checkpoint import cannot_be_written, write_text
 
+if TYPE_CHECKING:
     from mt.train.validation import ValidationResult
 
 
@@ -28,6 +31,8 @@ class Tracker:
         max_steps: updates that will be done.
         seconds_left: until the run's time is up, if it has a limit.
         stream: for people.
+    Raises:
+        CheckpointError: here and wherever something is recorded: the disk is full, or the folder cannot be written.
     """
 
     def __init__(
@@ -40,8 +45,8 @@ class Tracker:
     ) -> None:
         self._path = run_dir / "metrics.jsonl"
         _cut_after(self._path, first_step)
-        self._metrics = self._path.open("a", encoding="utf-8")
-        self._writer = self._tensorboard_writer(run_dir, first_step)
+        self._metrics = _GrowingFile(self._path)
+        self._events = _EventFile(run_dir / "tensorboard", first_step)
         self._stream = stream or sys.stderr
         self._max_steps = max_steps
         self._last_bleu = ""
@@ -61,37 +66,28 @@ class Tracker:
             self._task = self._progress.add_task("starting", total=max_steps, completed=first_step)
             self._progress.start()
 
-    @staticmethod
-    def _tensorboard_writer(run_dir: Path, first_step: int) -> SummaryWriter:
-        from torch.utils.tensorboard.writer import SummaryWriter
-
-        return SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1 if first_step else None)
-
     def log(self, step: int, **values: float) -> None:
         """Record measurements of updates; the names are those of `metrics.jsonl`."""
         self._record(step, values)
-        for name, value in values.items():
-            self._writer.add_scalar(f"train/{name.removeprefix('train_')}", value, step)
+        self._events.add_scalars(step, {f"train/{name.removeprefix('train_')}": x for name, x in values.items()})
         self._show_training(step, values)
 
     def log_validation(self, step: int, result: ValidationResult) -> None:
         """Record what the validation set gave."""
         values = {"valid_loss": result.loss, "valid_bleu": result.bleu, "valid_chrf": result.chrf}
         self._record(step, {**values, "valid_loss_by_length": result.loss_by_length})
-        for name, value in values.items():
-            self._writer.add_scalar(f"valid/{name.removeprefix('valid_')}", value, step)
-        for length, loss in result.loss_by_length.items():
-            self._writer.add_scalar(f"valid_loss_by_length/{length}", loss, step)
+        scalars = {f"valid/{name.removeprefix('valid_')}": value for name, value in values.items()}
+        scalars |= {f"valid_loss_by_length/{length}": loss for length, loss in result.loss_by_length.items()}
+        self._events.add_scalars(step, scalars)
         for i, (src, hyp, ref) in enumerate(result.samples, start=1):
             # Indented by four, TensorBoard's Markdown shows text as it is.
-            self._writer.add_text(f"samples/{i}", f"    {src}\n    {hyp}\n    {ref}", step)
+            self._events.add_text(step, f"samples/{i}", f"    {src}\n    {hyp}\n    {ref}")
         self._show_validation(step, result)
 
     def _record(self, step: int, values: dict[str, Any]) -> None:
         # JSON has no NaN.
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        self._metrics.write(json.dumps({"step": step, **finite}) + "\n")
-        self._metrics.flush()
+        self._metrics.write((json.dumps({"step": step, **finite}) + "\n").encode())
 
     def advance(self, step: int) -> None:
         """Move the bar; called after each update, so it must cost nothing."""
@@ -125,10 +121,10 @@ class Tracker:
         return format_duration(max(0.0, min(per_step * (self._max_steps - step), self._ends_at - now)))
 
     def close(self) -> None:
-        """Write out what is pending."""
+        """Close the files; all that was recorded is in them already."""
         if self._progress is not None:
             self._progress.stop()
-        self._writer.close()
+        self._events.close()
         self._metrics.close()
 
 
@@ -149,6 +145,67 @@ class SilentTracker:
 
     def close(self) -> None:
         """Nothing."""
+
+
+class _GrowingFile:
+    """A file to which whole records are added. Nothing waits in a buffer, so a write that fails does so at once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = path.open("ab", buffering=0)
+        except OSError as error:
+            raise cannot_be_written(path, error) from error
+
+    def write(self, record: bytes) -> None:
+        try:
+            while record:
+                record = record[self._stream.write(record) :]
+        except OSError as error:
+            raise cannot_be_written(self._path, error) from error
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class _EventFile:
+    """Scalars and text where TensorBoard finds them.
+
+    torch's SummaryWriter writes in a thread of its own, which on a full disk prints a traceback and dies.
+    """
+
+    _numbers = itertools.count()  # of this process: two files begun in one second need two names
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+        from tensorboard.compat.proto.tensor_pb2 import TensorProto
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary = Event, Summary
+        self._summary_metadata, self._tensor = SummaryMetadata, TensorProto
+        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(self._numbers)}"
+        self._file = _GrowingFile(folder / name)
+        self._records = RecordWriter(self._file)
+        self._add(file_version="brain.Event:2")
+        if first_step:  # what an earlier, longer start wrote from here on is hidden
+            self._add(step=first_step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def add_scalars(self, step: int, scalars: dict[str, float]) -> None:
+        values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        self._add(step=step, summary=self._summary(value=values))
+
+    def add_text(self, step: int, tag: str, text: str) -> None:
+        kind = self._summary_metadata(plugin_data={"plugin_name": "text"})
+        tensor = self._tensor(dtype="DT_STRING", string_val=[text.encode()], tensor_shape={"dim": [{"size": 1}]})
+        self._add(step=step, summary=self._summary(value=[{"tag": tag, "metadata": kind, "tensor": tensor}]))
+
+    def _add(self, **content: Any) -> None:
+        self._records.write(self._event(wall_time=time.time(), **content).SerializeToString())
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def format_duration(seconds: float) -> str:
@@ -176,6 +233,4 @@ def _cut_after(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue
-    beside = path.with_name(f".{path.name}.writing")
-    beside.write_text("".join(kept), encoding="utf-8")
-    beside.replace(path)
+    write_text(path, "".join(kept))

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+import math
+import threading
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mt.errors import CheckpointError
+from mt.train.tracker import Tracker
+from mt.train.validation import ValidationResult
+from tests.toys import files_up_to
+
+TRAINED = {"train_loss": 5.5, "learning_rate": 1e-3, "grad_norm": 0.25, "tgt_tokens_per_second": 1_000.0}
+VALIDATED = ValidationResult(5.25, 12.5, 30.0, {"1-10": 4.5, "41-": 6.0}, [("Ein Satz.", "A line.", "A sentence.")])
+REMEDY = "File too large: raise the limit on the size of files (ulimit -f), then the same command goes on"
+
+
+def tracker(run_dir: Path, first_step: int = 0) -> Tracker:
+    run_dir.mkdir(exist_ok=True)
+    return Tracker(run_dir, first_step, 100)
+
+
+def shown_by_tensorboard(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(run_dir / "tensorboard")).Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_tensorboard_shows_what_was_measured_at_once(tmp_path: Path) -> None:
+    n_threads = threading.active_count()
+    running = tracker(tmp_path)
+    running.log(10, **TRAINED)
+    running.log_validation(10, VALIDATED)
+    running.log(20, **{**TRAINED, "train_loss": math.nan})
+    shown = shown_by_tensorboard(tmp_path)  # nothing is closed yet
+    assert sorted(shown) == [
+        "train/grad_norm",
+        "train/learning_rate",
+        "train/loss",
+        "train/tgt_tokens_per_second",
+        "valid/bleu",
+        "valid/chrf",
+        "valid/loss",
+        "valid_loss_by_length/1-10",
+        "valid_loss_by_length/41-",
+    ]
+    assert shown["valid_loss_by_length/41-"] == [(10, 6.0)]
+    assert shown["valid/bleu"] == [(10, 12.5)]
+    assert shown["train/grad_norm"] == [(10, 0.25), (20, 0.25)]
+    assert math.isnan(shown["train/loss"][1][1])
+    assert threading.active_count() == n_threads
+    running.close()
+    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert logged[1] == {
+        "step": 10,
+        "valid_loss": 5.25,
+        "valid_bleu": 12.5,
+        "valid_chrf": 30.0,
+        "valid_loss_by_length": {"1-10": 4.5, "41-": 6.0},
+    }
+    assert logged[2]["train_loss"] is None  # JSON has no NaN
+
+
+def test_tensorboard_shows_translations_as_text(tmp_path: Path) -> None:
+    running = tracker(tmp_path)
+    running.log_validation(10, VALIDATED)
+    running.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert events.SummaryMetadata("samples/1").plugin_data.plugin_name == "text"
+    (event,) = events.Tensors("samples/1")
+    assert (event.step, list(event.tensor_proto.string_val)) == (
+        10,
+        [b"    Ein Satz.\n    A line.\n    A sentence."],
+    )
+
+
+def test_what_a_longer_start_wrote_is_written_anew(tmp_path: Path) -> None:
+    first = tracker(tmp_path)
+    for step in (10, 20, 30):
+        first.log(step, **TRAINED)
+    first.close()
+    with (tmp_path / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 40, "train_')  # torn by a kill
+    second = tracker(tmp_path, first_step=20)
+    second.log(30, **{**TRAINED, "train_loss": 4.5})
+    second.close()
+    lines = (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines()
+    assert [(entry["step"], entry["train_loss"]) for entry in map(json.loads, lines)] == [
+        (10, 5.5),
+        (20, 5.5),
+        (30, 4.5),
+    ]
+    assert shown_by_tensorboard(tmp_path)["train/loss"] == [(10, 5.5), (20, 5.5), (30, 4.5)]
+
+
+def log_often(running: Tracker) -> None:
+    for step in range(1, 99):
+        running.log(step, **TRAINED)
+
+
+def test_what_cannot_be_recorded_is_one_error_that_names_the_file(tmp_path: Path) -> None:
+    # The longer of the two files meets the limit first: that of TensorBoard, unless the other begins with much text.
+    first, second = tracker(tmp_path / "first"), tracker(tmp_path / "second")
+    second._metrics.write(b'{"step": 0, "note": "%s"}' % (b"x" * 1_500))
+    (event_file,) = (tmp_path / "first" / "tensorboard").iterdir()
+    for running, path in ((first, event_file), (second, tmp_path / "second" / "metrics.jsonl")):
+        with files_up_to(2_000), pytest.raises(CheckpointError) as caught:
+            log_often(running)
+        assert str(caught.value) == f"{path}: cannot be written: {REMEDY}"
+        running.close()  # nothing is left in a buffer that could fail once more
+
+
+def test_a_run_folder_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").write_text("a file where a folder should be")
+    with pytest.raises(CheckpointError) as caught:
+        tracker(tmp_path)
+    event_file = str(caught.value).partition(":")[0]
+    assert event_file.startswith(f"{tmp_path / 'tensorboard'}/events.out.tfevents.")
+    assert str(caught.value) == f"{event_file}: cannot be written: File exists"
