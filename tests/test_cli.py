@@ -90,7 +90,7 @@ def write_lines(name: str, lines: Sequence[str]) -> str:
 def test_help_lists_every_command(run: Run):
     status, stdout, _ = run("--help")
     assert status == 0
-    for command in ("train", "prepare", "translate", "eval", "average", "config"):
+    for command in ("train", "prepare", "translate", "eval", "average", "bench", "config"):
         assert f"\n  {command} " in stdout
 
 
