@@ -29,6 +29,27 @@ GLOO_SECONDS = 0.1
 LONGEST_WAIT = timedelta(hours=2)  # of ranks for rank 0 while it validates and writes
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
+# Dense matrix products in bf16 or fp16 with sums in fp32, in TFLOP/s, as NVIDIA's data sheets have them; the first
+# whose words are all in the name of the device. A device that is not here is measured.
+DATA_SHEET_TFLOPS = (
+    ("B200", 2_250),
+    ("H200 NVL", 835),
+    ("H200", 989),
+    ("H100 NVL", 835),
+    ("H100 PCIe", 756),
+    ("H100", 989),
+    ("A100", 312),
+    ("A40", 149.7),
+    ("A30", 165),
+    ("L40S", 362),
+    ("L4", 121),
+    ("RTX 4090", 165.2),
+    ("RTX 3090", 71),
+    ("V100 PCIE", 112),
+    ("V100", 125),
+    ("T4", 65),
+)
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -227,6 +248,51 @@ def memory_bytes(device: torch.device) -> int:
 def format_bytes(n: float) -> str:
     """1.5 GiB, or MiB below a tenth of one."""
     return f"{n / 2**30:,.1f} GiB" if n >= 2**30 / 10 else f"{n / 2**20:,.1f} MiB"
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s that matrix products can reach on a device: of its data sheet if that is known, else measured."""
+    return data_sheet_flops(device, dtype) or _measured_flops(device, dtype, torch.get_float32_matmul_precision())
+
+
+def data_sheet_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """FLOP/s of the data sheet; None for a CPU, for fp32, and for devices that DATA_SHEET_TFLOPS does not have."""
+    if device.type != "cuda" or dtype == torch.float32:
+        return None
+    if dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):  # emulated there
+        return None
+    words = set(torch.cuda.get_device_name(device).replace("-", " ").split())
+    if words & {"MIG", "Laptop", "Max", "Ti", "D"}:  # a part of a device, or a relative of it
+        return None
+    return next((tflops * 1e12 for name, tflops in DATA_SHEET_TFLOPS if set(name.split()) <= words), None)
+
+
+@lru_cache
+def _measured_flops(device: torch.device, dtype: torch.dtype, _float32_precision: str) -> float:
+    """The fastest of some square products, larger and larger ones while that takes no time to speak of."""
+    fastest, seconds, n = 0.0, 0.0, 512
+    while n <= 4_096 and 40 * seconds < 0.1:  # five products of the size after it
+        a = torch.randn(n, n, device=device).to(dtype)
+        torch.mm(a, a).sum().item()  # brings up the library, and waits
+        for _ in range(5):
+            started_at = time.perf_counter()
+            torch.mm(a, a)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds = time.perf_counter() - started_at
+            fastest = max(fastest, 2 * n**3 / seconds)
+        n *= 2
+    return fastest
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory that this process has held: on CUDA since the count was reset, else its resident set so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def keep_large_blocks() -> None:

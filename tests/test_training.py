@@ -373,7 +373,9 @@ def test_a_run_leaves_what_the_contract_names_and_a_second_start_does_nothing(
         "learning_rate",
         "grad_norm",
         "tgt_tokens_per_second",
+        "share_of_peak",
     }
+    assert all(0 < entry["share_of_peak"] < 1 for entry in logged if "train_loss" in entry)
     assert [entry["step"] for entry in logged if "valid_bleu" in entry] == [6, 12]
     written = (run_dir / "model" / "model.safetensors").stat().st_mtime_ns
     train_run(config, run_dir)

@@ -21,7 +21,16 @@ from mt.dropout import seed_dropout
 from mt.errors import ConfigError
 from mt.loss import linear_label_smoothed_nll
 from mt.model import Transformer
-from mt.runtime import ALONE, Ranks, choose_device, choose_dtype, format_bytes, memory_bytes, why_not_compile
+from mt.runtime import (
+    ALONE,
+    Ranks,
+    choose_device,
+    choose_dtype,
+    format_bytes,
+    memory_bytes,
+    peak_flops,
+    why_not_compile,
+)
 from mt.text.corpus import ParallelIds
 from mt.text.tokenizer import PAD_ID
 from mt.train.ema import MovingAverage
@@ -253,6 +262,10 @@ class Engine:
             hidden, self.model.output_weight, batch.tgt_outputs, batch.tgt_weights, settings.label_smoothing
         )
         return loss
+
+    def peak_seconds(self, n_src_tokens: int, n_tgt_tokens: int) -> float:
+        """How long so many tokens would take if the device did nothing but matrix products, at its peak."""
+        return self.model.training_flops(n_src_tokens, n_tgt_tokens) / peak_flops(self.device, self.dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on besides the weights for use and the plan."""

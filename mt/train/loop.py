@@ -117,7 +117,7 @@ class Trainer:
         )
         self.progress = self._resume()
         self.progress.micro_batch_tokens = self.engine.begin(self.progress.micro_batch_tokens)
-        self.meter = Meter(ranks, self.progress, self.engine.optimizer.scales_loss)
+        self.meter = Meter(ranks, self.progress, self.engine.optimizer.scales_loss, self.engine.peak_seconds)
         self._manifest = {
             "vocab_size": self.tokenizer.vocab_size,
             "corpus_fingerprint": corpus.fingerprint,

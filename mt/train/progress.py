@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -72,19 +72,24 @@ class Meter:
     Args:
         progress: what is read is entered here.
         scales_loss: fp16 with a loss scale, where gradients overflow now and then until the scale fits.
+        peak_seconds: of a device at its peak for so many source and target tokens.
     """
 
-    def __init__(self, ranks: Ranks, progress: Progress, scales_loss: bool) -> None:
+    def __init__(
+        self, ranks: Ranks, progress: Progress, scales_loss: bool, peak_seconds: Callable[[int, int], float]
+    ) -> None:
         self._ranks, self._progress, self._scales_loss = ranks, progress, scales_loss
+        self._peak_seconds = peak_seconds
         self._pending: list[_Pending] = []
         self.grad_norm = math.nan  # of the last update that was read
-        self._n_timed, self._timed_from = 0, time.monotonic()  # of this start alone, pauses left out
+        self._begin_to_time()
 
     def add(self, update: Update, outcome: Outcome) -> None:
         """Enter an update; nothing waits for it."""
         numbers = tuple(update.slices)
         self._pending.append(_Pending(update.step, update.sentences, update.n_tgt_tokens, numbers, outcome))
-        self._n_timed += update.n_tgt_tokens
+        self._n_src_timed += update.n_src_tokens
+        self._n_tgt_timed += update.n_tgt_tokens
 
     def settle(self) -> list[Skipped]:
         """Wait for the device and enter into the progress what the updates gave. All ranks call it after the same one.
@@ -127,23 +132,29 @@ class Meter:
         return self._ranks.summed(table).numpy(), numbers[start:].tolist()
 
     def read(self) -> dict[str, float]:
-        """Nats per token, tokens per second and the last gradient norm of what has settled, and begin anew."""
-        progress = self._progress
+        """Loss, gradient norm and speed of what has settled, as `metrics.jsonl` names them; and begin anew."""
+        progress, seconds = self._progress, time.monotonic() - self._timed_from
         values = {
             "train_loss": progress.loss_since_log / progress.tokens_since_log
             if progress.tokens_since_log
             else math.nan,
             "grad_norm": self.grad_norm,
-            "tgt_tokens_per_second": self._n_timed / (time.monotonic() - self._timed_from),
+            "tgt_tokens_per_second": self._n_tgt_timed / seconds,
+            "share_of_peak": self._peak_seconds(self._n_src_timed, self._n_tgt_timed) / self._ranks.n / seconds,
         }
         progress.loss_since_log, progress.tokens_since_log = 0.0, 0
-        self._n_timed, self._timed_from = 0, time.monotonic()
+        self._begin_to_time()
         return values
 
     def forget(self) -> None:
         """Drop what is pending: training goes on from elsewhere."""
         self._pending.clear()
-        self._n_timed, self._timed_from = 0, time.monotonic()
+        self._begin_to_time()
+
+    def _begin_to_time(self) -> None:
+        # Of this start alone, pauses left out.
+        self._n_src_timed = self._n_tgt_timed = 0
+        self._timed_from = time.monotonic()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
