@@ -18,9 +18,11 @@ from mt.config import RunConfig
 from mt.data.batch import PackedBatch
 from mt.data.packing import PlanState
 from mt.errors import MTError
+from mt.runtime import ALONE
 from mt.text.corpus import PreparedCorpus, prepare_corpus
-from mt.train.engine import Engine, Update, tokens_that_fit
+from mt.train.engine import Engine, Outcome, Update, tokens_that_fit
 from mt.train.loop import train
+from mt.train.progress import Meter, Progress
 from tests.toys import toy_config
 
 SliceLoss = Callable[[Engine, int, int, PackedBatch], Tensor]
@@ -285,3 +287,42 @@ def test_the_average_of_the_weights_is_what_is_saved_and_training_goes_on_from_t
     state = ModelFolder.open(checkpoint_path(tmp_path / "run", 8)).load_training_state()
     for name, tensor in weights_of(tmp_path / "plain", 8).items():
         assert torch.equal(state["weights"][name], tensor), name
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_resumed_run_keeps_the_slices_that_memory_forced_until_the_setting_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    config = toy_config(tmp_path, max_steps=4, micro_batch_tokens=256)
+    corpus = prepared(config)
+    full = iter([False] * (number - 1) + [True])
+
+    def spoil(step: int, number: int, loss: Tensor) -> Tensor:
+        if next(full, False):
+            raise torch.OutOfMemoryError("full")
+        return loss
+
+    inject(monkeypatch, spoil)
+    assert train(config, corpus, tmp_path / "run").micro_batch_tokens == 128
+    further = replace(config, train=replace(config.train, max_steps=6))
+    assert train(further, corpus, tmp_path / "run").micro_batch_tokens == 128
+    changed = replace(config, train=replace(config.train, max_steps=8, micro_batch_tokens=200))
+    assert train(changed, corpus, tmp_path / "run").micro_batch_tokens == 200
+
+
+def test_overflows_of_fp16_are_no_news_until_there_are_too_many() -> None:
+    progress = Progress()
+    meter = Meter(ALONE, progress, True, lambda n_src, n_tgt: 0.0)
+    sentences = (np.arange(3),)
+
+    def add(norm: float) -> int:
+        update = Update(1, sentences, {0: None}, 5, 6, PlanState())  # type: ignore[dict-item]
+        meter.add(update, Outcome(torch.tensor([7.0]), torch.tensor(norm)))
+        return len(meter.settle())
+
+    assert [add(math.inf) for _ in range(15)] == [0] * 15
+    assert add(1.0) == progress.n_skipped == 0
+    # With the scale at 1 it is the gradient itself.
+    assert [add(math.inf) for _ in range(25)] == [0] * 20 + [1] * 5
+    assert (progress.n_skipped, progress.n_skipped_in_row) == (5, 5)
+    assert progress.tokens_since_log == 41 * 6

@@ -155,6 +155,7 @@ class Engine:
             source_weights=None if source_sizes is None else [source.weight for source in config.data.train],
         )
         self.budget: SliceBudget
+        self.memory_note = ""  # how the size of a slice was found, for people
         self._forward: Callable[[PackedBatch], Tensor] = self.model
         self._loss: Any = linear_label_smoothed_nll
         self._no_sync: Callable[[], Any] = nullcontext
@@ -327,10 +328,10 @@ class Engine:
 
     def _resolved_micro_batch(self, resolved_before: int) -> int:
         setting = self.config.train.micro_batch_tokens
-        if setting != "auto":
-            return min(setting, resolved_before or setting)
         if resolved_before:
             return resolved_before
+        if setting != "auto":
+            return setting
         if self.device.type == "cpu":
             return max(CPU_MICRO_BATCH_TOKENS, self.config.data.max_tokens)
         return self.ranks.smallest(self._largest_that_fits())
@@ -349,6 +350,8 @@ class Engine:
         states = 4 * self.model.n_parameters * (2 + (self.average is not None))  # Adam makes its moments later
         free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device)
         fitting = tokens_that_fit(measured, int(free * MEMORY_SHARE) - states, largest)
+        found = ", ".join(f"{format_bytes(n_bytes)} at {n_tokens:,} tokens" for n_tokens, n_bytes in measured)
+        self.memory_note = f" (measured: {found}; {format_bytes(free)} are free)"
         return max(fitting, self.config.data.max_tokens)
 
     def _measure_memory(self, n_tokens: int) -> int:

@@ -116,7 +116,10 @@ class Trainer:
             config, corpus.train, self.tokenizer.vocab_size, source_sizes=corpus.source_sizes, ranks=ranks
         )
         self.progress = self._resume()
-        self.progress.micro_batch_tokens = self.engine.begin(self.progress.micro_batch_tokens)
+        setting = config.train.micro_batch_tokens
+        is_resolved = self.progress.micro_batch_setting == setting
+        self.progress.micro_batch_tokens = self.engine.begin(self.progress.micro_batch_tokens if is_resolved else 0)
+        self.progress.micro_batch_setting = setting
         self.meter = Meter(ranks, self.progress, self.engine.optimizer.scales_loss, self.engine.peak_seconds)
         self._manifest = {
             "vocab_size": self.tokenizer.vocab_size,
@@ -135,11 +138,11 @@ class Trainer:
         start = f"from {self.config.train.init_from}" if self.config.train.init_from else "from scratch"
         start = f"from step {progress.step:,}" if progress.step else start
         on = f"{engine.device}" if self.ranks.n == 1 else f"{self.ranks.n} ranks ({engine.device.type})"
-        n_slices = engine.budget.n_slices
+        n_slices, updates_per_epoch = engine.budget.n_slices, engine.plan.updates_per_epoch()
         return (
             f"training {start}: {format_count(engine.model.n_parameters)} parameters on {on} in "
             f"{engine.execution.note}, {engine.plan.batch_tokens:,} target tokens an update in {n_slices} "
-            f"slice{'s' if n_slices > 1 else ''}, {engine.plan.updates_per_epoch():,.0f} updates an epoch"
+            f"slice{'s' if n_slices > 1 else ''}{engine.memory_note}, {updates_per_epoch:,.0f} updates an epoch"
         )
 
     def tracker(self) -> Tracker | SilentTracker:
@@ -266,7 +269,7 @@ class Trainer:
             for folder in checkpoints(self.run_dir):
                 if folder > checkpoint_path(self.run_dir, target.step):
                     remove_checkpoint(folder)
-        kept = ("plan_state", "train_seconds", "micro_batch_tokens", "n_skipped")
+        kept = ("plan_state", "train_seconds", "micro_batch_tokens", "micro_batch_setting", "n_skipped")
         vars(progress).update({name: value for name, value in vars(target).items() if name not in kept})
         progress.gone_back_to = target.step
         self.meter.forget()

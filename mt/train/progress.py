@@ -16,6 +16,9 @@ from mt.data.packing import Indices, PlanState
 from mt.runtime import Ranks
 from mt.train.engine import Outcome, Update
 
+# Halvings that take the loss scale of fp16 from where it begins to 1, and some more.
+MOST_OVERFLOWS = 20
+
 
 @dataclass
 class Progress:
@@ -33,10 +36,12 @@ class Progress:
     n_without_better: int = 0  # validations since the best one
     validated_at: int = 0  # update after which the validation set was measured last
     micro_batch_tokens: int = 0  # as resolved when the run began, or as memory has forced since; 0: not yet
+    micro_batch_setting: int | str = 0  # what it was resolved from; another setting resolves it anew
     loss_since_log: float = 0.0  # nats
     tokens_since_log: int = 0
     n_skipped: int = 0  # updates whose gradients were not finite
     n_skipped_in_row: int = 0  # of these the last ones, without a good one between
+    n_overflows_in_row: int = 0  # the last updates that only found out the loss scale of fp16
     gone_back_to: int | None = None  # step of the checkpoint that training went back to after such a row
 
     @property
@@ -108,8 +113,10 @@ class Meter:
                 progress.loss_since_log += loss
                 progress.tokens_since_log += update.n_tgt_tokens
             if math.isfinite(norm):
-                progress.n_skipped_in_row = 0
-            elif not (self._scales_loss and math.isfinite(loss)):
+                progress.n_skipped_in_row = progress.n_overflows_in_row = 0
+            elif self._scales_loss and math.isfinite(loss) and progress.n_overflows_in_row < MOST_OVERFLOWS:
+                progress.n_overflows_in_row += 1
+            else:
                 progress.n_skipped += 1
                 progress.n_skipped_in_row += 1
                 not_finite = np.flatnonzero(~np.isfinite(slice_losses[: len(update.sentences)]))
