@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["mt.pipeline", "mt.verify"])
+# The last two are what training imports only once it runs; torch's optimizers take torch._dynamo.
+_context.set_forkserver_preload(
+    ["mt.pipeline", "mt.verify", "torch._dynamo", "tensorboard.summary.writer.record_writer"]
+)
 
 
 class Fork:

@@ -205,6 +205,36 @@ def test_average_prints_the_model_folder(run: Run, fakes: types.SimpleNamespace)
     assert run("average", "--run-dir", "runs/a", "--last", "0") == (2, "", message)
 
 
+def test_verify_resume_prints_the_verdict_and_fails_without_a_proof(run: Run, monkeypatch: pytest.MonkeyPatch):
+    @dataclass(frozen=True)
+    class FakeVerdict:
+        is_proved: bool
+        summary: str = "resume changes the result"
+
+        def __str__(self) -> str:
+            return f"{self.summary}\n  in detail"
+
+        def as_json(self) -> dict[str, Any]:
+            return {"proved": self.is_proved}
+
+    calls: list[Any] = []
+
+    def verify_resume(config: RunConfig, run_dir: Path | None, *, n_updates: int, n_kills: int) -> FakeVerdict:
+        calls.append((config, run_dir, n_updates, n_kills))
+        return FakeVerdict(is_proved=n_kills == 3)
+
+    monkeypatch.setitem(sys.modules, "mt.verify", types.SimpleNamespace(verify_resume=verify_resume))
+    proved = ("verify-resume", "--config", "demo")
+    assert run(*proved) == (0, "resume changes the result\n  in detail\n", "")
+    assert run(*proved, "--json") == (0, '{"proved": true}\n', "")
+    options = ("--set", "train.seed=7", "--run-dir", "r", "--updates", "9", "--kills", "2")
+    error = "error: resume changes the result\n"
+    assert run(*proved, *options) == (2, "resume changes the result\n  in detail\n", error)
+    assert run(*proved, *options, "--json") == (2, '{"proved": false}\n', error)
+    demo, changed = load_config("demo"), load_config("demo", ["train.seed=7"])
+    assert calls == [(demo, None, 30, 3)] * 2 + [(changed, Path("r"), 9, 2)] * 2
+
+
 def test_config_list_names_what_ships_and_what_it_is_for(run: Run):
     status, stdout, _ = run("config", "list")
     assert status == 0

@@ -1,0 +1,410 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mt.verify
+from mt.checkpoint import ModelFolder, checkpoint_path, save_model_folder
+from mt.config import RunConfig
+from mt.errors import ConfigError, MTError
+from mt.train.optimizer import Optimizer
+from mt.verify import Difference, Kill, Verdict, compare, kill_at, short_config, train_in, verify_resume
+from tests.forks import Fork
+from tests.toys import toy_config, write_lines
+
+NONE = Difference(
+    n_weights=33,
+    n_weights_differing=0,
+    largest=0.0,
+    largest_in=None,
+    relative=0.0,
+    n_state=174,
+    n_state_differing=0,
+    first_state_differing=None,
+    n_logged=96,
+    n_logged_differing=0,
+    largest_loss=0.0,
+    first_logged_differing=None,
+)
+SOME = replace(NONE, n_weights_differing=2, largest=0.001, largest_in="embedding.weight", relative=1e-6)
+KILLS = (Kill(3, True), Kill(12, False))
+
+
+# --- Trainings, whole and broken --------------------------------------------------------------------------------------
+
+
+def forget_the_plan(run_dir: Path, corpus: Path) -> None:
+    _train_with_state_changed(
+        run_dir, corpus, lambda state: state["progress"]["plan_state"].update(position=0, epoch=0)
+    )
+
+
+def forget_the_moments(run_dir: Path, corpus: Path) -> None:
+    def forget(state: dict[str, Any]) -> None:
+        for moments in state["optimizer"]["adam"]["state"].values():
+            moments["exp_avg"].zero_()
+
+    _train_with_state_changed(run_dir, corpus, forget)
+
+
+def _train_with_state_changed(run_dir: Path, corpus: Path, change: Any) -> None:
+    load = ModelFolder.load_training_state
+
+    def load_changed(folder: ModelFolder) -> dict[str, Any]:
+        state = load(folder)
+        change(state)
+        return state
+
+    ModelFolder.load_training_state = load_changed  # type: ignore[method-assign]
+    train_in(run_dir, corpus)
+
+
+def train_by_chance(run_dir: Path, corpus: Path) -> None:
+    """As on a device whose sums come out in another order each time."""
+    _disturb_gradients()
+    train_in(run_dir, corpus)
+
+
+def train_by_chance_and_forget_the_plan(run_dir: Path, corpus: Path) -> None:
+    _disturb_gradients()
+    forget_the_plan(run_dir, corpus)
+
+
+def _disturb_gradients() -> None:
+    chance = torch.Generator().manual_seed(int.from_bytes(os.urandom(4), "little"))
+    step = Optimizer.step
+
+    def disturbed(optimizer: Optimizer, lr: float) -> torch.Tensor:
+        for parameter in optimizer.parameters:
+            if parameter.grad is not None:
+                parameter.grad *= 1 + 1e-6 * torch.randn(parameter.shape, generator=chance)
+        return step(optimizer, lr)
+
+    Optimizer.step = disturbed  # type: ignore[method-assign]
+
+
+def verdict_of(train: Any, tmp_path: Path, *, peak_lr: float | None = None, **options: int) -> Verdict:
+    def start(run_dir: Path, corpus: Path) -> Fork:
+        return Fork(run_dir / "training.log", train, run_dir, corpus)
+
+    return verify_resume(toy_config(tmp_path, peak_lr=peak_lr), tmp_path / "runs", start=start, **options)
+
+
+def test_a_training_that_goes_on_as_it_should_is_proved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    verdict = verdict_of(train_in, tmp_path)
+    assert (verdict.is_proved, verdict.is_bit_identical, verdict.again) == (True, True, None)
+    assert [kill.step for kill in verdict.kills] == sorted(kill.step for kill in verdict.kills)
+    assert len(verdict.kills) == 3
+    assert any(kill.while_saving for kill in verdict.kills)
+    compared = verdict.resumed
+    # 30 updates with three figures each, and two validations with three each.
+    assert (compared.n_weights_differing, compared.n_state_differing, compared.n_logged) == (0, 0, 30 * 3 + 2 * 3)
+    weights = ModelFolder.open(checkpoint_path(tmp_path / "runs" / "killed", 30)).load_weights()
+    assert compared.n_weights == len(weights)
+    first, second, third = verdict.kills
+    assert str(verdict).splitlines() == [
+        "resume is bit-identical",
+        f"  30 updates in one go, and again, killed 3 times: {first}, {second}, {third}",
+        f"  the same to the last bit: {len(weights)} weights, {compared.n_state} entries of the training state, 96 "
+        "logged figures",
+    ]
+    assert capsys.readouterr().err.splitlines()[-6:] == [
+        "30 updates in one go",
+        "30 updates, killed 3 times",
+        f"killed {first} (1 of 3)",
+        f"killed {second} (2 of 3)",
+        f"killed {third} (3 of 3)",
+        "went on to the end",
+    ]
+
+
+@pytest.mark.parametrize("train", [forget_the_plan, forget_the_moments])
+def test_a_training_that_forgets_something_is_found_out(tmp_path: Path, train: Any) -> None:
+    verdict = verdict_of(train, tmp_path, n_updates=10, n_kills=1)
+    assert not verdict.is_proved
+    assert verdict.again is not None
+    assert verdict.again.is_none
+    found = verdict.resumed
+    assert found.n_weights_differing == found.n_weights
+    assert found.largest_in in ModelFolder.open(checkpoint_path(tmp_path / "runs" / "killed", 10)).load_weights()
+    assert found.largest > 1e-4
+    assert 1e-5 < found.relative < 1
+    assert found.first_logged_differing is not None
+    assert str(verdict).splitlines()[0] == "resume changes the result"
+    assert str(verdict).splitlines()[-1] == "  in one go twice: the same to the last bit"
+
+
+def test_where_two_straight_runs_differ_a_resumed_one_may_differ_as_much(tmp_path: Path) -> None:
+    verdict = verdict_of(train_by_chance, tmp_path, peak_lr=1e-3, n_kills=2)
+    assert (verdict.is_proved, verdict.is_bit_identical) == (True, False)
+    assert verdict.again is not None
+    assert 0 < verdict.resumed.relative < 10 * verdict.again.relative
+    assert verdict.summary == "resume adds nothing to how far two runs in one go are apart on this machine"
+
+
+def test_a_broken_resume_is_found_out_even_where_two_straight_runs_differ(tmp_path: Path) -> None:
+    verdict = verdict_of(train_by_chance_and_forget_the_plan, tmp_path, peak_lr=1e-3, n_kills=2)
+    assert not verdict.is_proved
+    assert verdict.again is not None
+    assert verdict.resumed.relative > verdict.again.relative > 0
+    assert verdict.resumed.largest_loss > 0.001 > 1_000 * verdict.again.largest_loss
+    assert verdict.summary == "resume changes the result"
+
+
+def test_processes_of_their_own_run_the_code_that_runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mt").mkdir()
+    (tmp_path / "mt" / "__init__.py").write_text("raise SystemExit('another package of that name')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    verdict = verify_resume(toy_config(tmp_path / "text"), n_updates=6, n_kills=1)
+    assert verdict.is_bit_identical
+    # The temporary folder is gone; torch makes one of its own.
+    assert sorted(path.name for path in tmp_path.iterdir() if "inductor" not in path.name) == ["mt", "text"]
+
+
+# --- The verdict ------------------------------------------------------------------------------------------------------
+
+
+def test_a_verdict_says_what_differs_and_by_how_much() -> None:
+    resumed = replace(
+        SOME,
+        n_state_differing=3,
+        first_state_differing="progress.plan_state.position is 214 and 107",
+        n_logged_differing=40,
+        largest_loss=0.5,
+        first_logged_differing="train_loss of update 13, 5.25 and 5.5",
+    )
+    assert str(Verdict(30, KILLS, resumed, NONE)).splitlines() == [
+        "resume changes the result",
+        "  30 updates in one go, and again, killed 2 times: after update 3 while saving, after update 12",
+        "  killed and in one go:",
+        "    2 of 33 weights differ, by up to 1.0e-03 (embedding.weight), 1.0e-06 of their norm",
+        "    3 of 174 entries of the training state differ: progress.plan_state.position is 214 and 107",
+        "    40 of 96 logged figures differ, train_loss by up to 5.0e-01: first train_loss of update 13, 5.25 and 5.5",
+        "  in one go twice: the same to the last bit",
+    ]
+    assert str(Verdict(30, (Kill(9, False),), NONE, None)).splitlines() == [
+        "resume is bit-identical",
+        "  30 updates in one go, and again, killed once: after update 9",
+        "  none of the kills came in a save: saves are too short here",
+        "  the same to the last bit: 33 weights, 174 entries of the training state, 96 logged figures",
+    ]
+
+
+def test_a_resumed_run_is_measured_against_two_straight_ones() -> None:
+    for losses, is_proved in (
+        # of the resumed run, of the second one in one go
+        ((9.9e-6, 0.0), True),  # no more than rounding
+        ((1.1e-5, 0.0), False),
+        ((9.9e-3, 1e-3), True),
+        ((1.1e-2, 1e-3), False),
+    ):
+        resumed, again = (replace(SOME, largest_loss=loss) for loss in losses)
+        assert Verdict(30, KILLS, resumed, again).is_proved == is_proved
+    for times, is_proved in ((0.5, True), (9.9, True), (10.1, False), (math.inf, False)):
+        verdict = Verdict(30, KILLS, replace(SOME, relative=1e-6 * times), SOME)
+        assert verdict.is_proved == is_proved
+        assert not verdict.is_bit_identical
+    assert str(verdict).splitlines()[-4:] == [
+        "  in one go twice:",
+        "    2 of 33 weights differ, by up to 1.0e-03 (embedding.weight), 1.0e-06 of their norm",
+        "    0 of 174 entries of the training state differ",
+        "    0 of 96 logged figures differ",
+    ]
+    found = json.loads(json.dumps(verdict.as_json()))
+    assert (found["proved"], found["bit_identical"], found["resumed"]["relative"]) == (False, False, None)
+    assert found["again"]["largest_in"] == "embedding.weight"
+    assert found["kills"] == [{"step": 3, "while_saving": True}, {"step": 12, "while_saving": False}]
+
+
+# --- Comparing --------------------------------------------------------------------------------------------------------
+
+
+def write_run(
+    run_dir: Path,
+    config: RunConfig,
+    weights: dict[str, torch.Tensor],
+    state: dict[str, Any],
+    logged: list[dict[str, Any]],
+) -> Path:
+    tokenizer = run_dir.with_name("tokenizer.model")
+    tokenizer.write_bytes(b"pieces")
+    save_model_folder(checkpoint_path(run_dir, 2), weights, config, tokenizer, {"vocab_size": 380}, state)
+    write_lines(run_dir / "metrics.jsonl", [json.dumps(entry) for entry in logged])
+    return run_dir
+
+
+def test_differences_are_counted_and_the_largest_is_named(tmp_path: Path) -> None:
+    config = toy_config(tmp_path / "text")
+    weights = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([4.0]), "c": torch.tensor([0.0, math.nan])}
+    state = {
+        "optimizer": {"moments": [torch.tensor([1.0]), torch.tensor(2)]},
+        "progress": {"step": 2, "train_seconds": 1.5, "best": None, "loss": math.nan},
+    }
+    logged = [{"step": 1, "train_loss": 5.0, "tgt_tokens_per_second": 9.0}, {"step": 2, "train_loss": 4.0}]
+    first = write_run(tmp_path / "first", config, weights, state, logged)
+    same = write_run(
+        tmp_path / "same",
+        config,
+        weights,
+        {**state, "progress": {**state["progress"], "train_seconds": 7.0}},
+        [{**logged[0], "tgt_tokens_per_second": 1.0}, logged[1]],
+    )
+    assert compare(first, same, 2) == Difference(3, 0, 0.0, None, 0.0, 5, 0, None, 2, 0, 0.0, None)
+
+    other = write_run(
+        tmp_path / "other",
+        config,
+        {"a": torch.tensor([3.0, -0.0]), "b": torch.tensor([4.5]), "c": weights["c"]},
+        {
+            "optimizer": {"moments": [torch.tensor([1.5]), torch.tensor(2)]},
+            "progress": {"step": 1, "train_seconds": 1.5, "best": 3, "loss": math.nan},
+        },
+        [logged[0], {"step": 2, "train_loss": 4.5}, {"step": 2, "valid_loss": 6.0}],
+    )
+    found = compare(first, other, 2)
+    assert math.isinf(found.relative)  # a weight is not a number
+    assert found == Difference(
+        n_weights=3,
+        n_weights_differing=2,  # 0.0 and -0.0 are not the same bits
+        largest=0.5,
+        largest_in="b",
+        relative=math.inf,
+        n_state=5,
+        n_state_differing=3,
+        first_state_differing="progress.step is 2 and 1",
+        n_logged=3,
+        n_logged_differing=2,
+        largest_loss=0.5,
+        first_logged_differing="train_loss of update 2, 4.0 and 4.5",
+    )
+
+
+def test_the_relative_difference_is_one_of_norms(tmp_path: Path) -> None:
+    config = toy_config(tmp_path / "text")
+    first = write_run(tmp_path / "first", config, {"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}, {}, [])
+    second = write_run(tmp_path / "second", config, {"a": torch.tensor([3.3]), "b": torch.tensor([4.4])}, {}, [])
+    assert compare(first, second, 2).relative == pytest.approx(0.1)
+    third = write_run(tmp_path / "third", config, {"a": torch.tensor([3.0, 1.0])}, {}, [])
+    found = compare(first, third, 2)
+    assert (found.n_weights_differing, found.largest, found.relative) == (2, math.inf, math.inf)
+
+
+# --- Errors -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_updates": 1}, "--updates: expected at least 2, got 1"),
+        ({"n_kills": 0}, "--kills: expected 1 to 29, fewer than --updates, got 0"),
+        ({"n_updates": 5, "n_kills": 5}, "--kills: expected 1 to 4, fewer than --updates, got 5"),
+    ],
+)
+def test_numbers_that_prove_nothing_are_refused(tmp_path: Path, options: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        verify_resume(toy_config(tmp_path), **options)
+    assert str(caught.value) == message
+    assert not (tmp_path / "prepared").exists()
+
+
+def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError) as caught:
+        verify_resume(toy_config(tmp_path))
+    assert str(caught.value) == "WORLD_SIZE: resume is verified in one process: start it without torchrun"
+
+
+def shell(command: str) -> Any:
+    """A training that is one command of the shell."""
+
+    def start(run_dir: Path, corpus: Path) -> subprocess.Popen[bytes]:
+        with (run_dir / "training.log").open("wb") as log:
+            return subprocess.Popen(["sh", "-c", command], stdout=log, stderr=log)
+
+    return start
+
+
+def test_a_training_that_fails_is_told_in_its_own_words(tmp_path: Path) -> None:
+    config = toy_config(tmp_path)
+
+    def failing(name: str, command: str) -> Exception:
+        with pytest.raises((MTError, RuntimeError)) as caught:
+            verify_resume(config, tmp_path / name, start=shell(command))
+        return caught.value
+
+    error = failing("a", "echo step 1; echo 'error: train.compile: cannot compile here'; exit 2")
+    assert (type(error), str(error)) == (MTError, "train.compile: cannot compile here")
+    error = failing("b", "kill -KILL $$")
+    assert (type(error), str(error)) == (
+        MTError,
+        "the training was ended by signal 9, which did not come from here: is memory short?",
+    )
+    error = failing("c", "echo Traceback; exit 1")
+    assert (type(error), str(error)) == (RuntimeError, "the training ended with status 1:\nTraceback\n")
+    error = failing("c", "exit 0")
+    assert (type(error), str(error)) == (
+        ConfigError,
+        f"--run-dir: {tmp_path / 'c' / 'one-go'} is there already: give a new folder",
+    )
+    error = failing("d", "exit 0")
+    assert (type(error), str(error)) == (
+        ConfigError,
+        "--updates: 30 were made before a kill could come: give more",
+    )
+
+
+def test_a_training_is_not_left_running_when_its_starter_is_interrupted(tmp_path: Path) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(run_dir: Path, corpus: Path) -> subprocess.Popen[bytes]:
+        started.append(subprocess.Popen(["sleep", "100"]))
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return started[0]
+
+    with pytest.raises(KeyboardInterrupt):
+        verify_resume(toy_config(tmp_path), tmp_path / "runs", start=start)
+    (child,) = started
+    assert child.returncode == -signal.SIGKILL
+
+
+def test_a_training_that_ends_before_its_kill_was_not_killed(tmp_path: Path) -> None:
+    write_lines(tmp_path / "metrics.jsonl", ['{"step": 7}'])
+    with subprocess.Popen(["true"]) as child:
+        assert kill_at(child, tmp_path, step=7, in_save=False, delay=0.5) is None
+    with subprocess.Popen(["sleep", "100"]) as child:
+        assert kill_at(child, tmp_path, step=7, in_save=False, delay=0) == Kill(7, while_saving=False)
+
+
+def test_what_another_process_left_half_written_is_not_taken_for_a_save(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / ".step-00000004.writing").mkdir(parents=True)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 7}\n{"step": 8, "tra')
+    code = (
+        "import os, sys, time; time.sleep(0.5); os.rmdir(sys.argv[1] + '/.step-00000004.writing'); time.sleep(0.5); "
+        "os.mkdir(sys.argv[1] + '/.step-00000008.writing'); time.sleep(100)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "checkpoints")]) as child:
+        assert kill_at(child, tmp_path, step=7, in_save=True, delay=0) == Kill(7, while_saving=True)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [".step-00000008.writing"]
+
+
+def test_the_short_training_is_the_same_but_for_its_length(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, max_steps=9_000, patience=3, stop_after="2h", keep_every=4, log_every=50)
+    short = short_config(config, 40)
+    assert (short.train.max_steps, short.train.patience, short.train.stop_after) == (40, None, None)
+    assert (short.train.checkpoint_every, short.train.validate_every, short.train.log_every) == (4, 20, 1)
+    assert short.model == config.model
+    assert short.train.seed == config.train.seed
+    assert mt.verify.N_VALIDATION_PAIRS < 20
