@@ -94,8 +94,8 @@ def rows_in_tiles(lengths: Lengths) -> Tensor:
     return real[order]
 
 
-class _Rearranged(torch.autograd.Function):
-    """x[index], with a backward pass that is a gather too; each row of x is taken once, other entries do not matter."""
+class _Padded(torch.autograd.Function):
+    """x[index], with a backward pass that is a gather too: what lies in the padding does not matter."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
@@ -108,28 +108,8 @@ class _Rearranged(torch.autograd.Function):
         return gradients[0].index_select(0, inverse), None, None
 
 
-def _padded(lengths: Lengths, width: int, device: torch.device) -> tuple[Callable[[Tensor], Tensor], Any, Tensor]:
-    """[T, H, E] → [N, H, W, E], the way back, and which keys [N, W] are real."""
-    columns = np.arange(width)
-    real = columns < lengths[:, None]
-    starts = np.cumsum(lengths) - lengths
-    index = torch.from_numpy(np.where(real, starts[:, None] + columns, 0).reshape(-1)).to(device)
-    inverse = torch.from_numpy(np.flatnonzero(real.reshape(-1))).to(device)
-    n = len(lengths)
-
-    def pad(x: Tensor) -> Tensor:
-        padded: Tensor = _Rearranged.apply(x, index, inverse)
-        return padded.view(n, width, *x.shape[1:]).transpose(1, 2)
-
-    def unpad(x: Tensor) -> Tensor:
-        # Backward of a gather whose rows are taken once is a gather, of zeros for the padding.
-        return _Unpadded.apply(x.transpose(1, 2).flatten(0, 1), inverse, index, torch.from_numpy(real).to(x.device))
-
-    return pad, unpad, torch.from_numpy(real).to(device)
-
-
 class _Unpadded(torch.autograd.Function):
-    """x[inverse]; padding gets a gradient of zero."""
+    """x[inverse], with a backward pass that is a gather too; the padding gets a gradient of zero."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, inverse: Tensor, index: Tensor, real: Tensor) -> Tensor:
@@ -141,6 +121,26 @@ class _Unpadded(torch.autograd.Function):
         index, real = ctx.saved_tensors
         spread = gradients[0].index_select(0, index)
         return spread * real.view(-1, 1, 1).to(spread.dtype), None, None, None
+
+
+def _padded(
+    lengths: Lengths, width: int, device: torch.device
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], Tensor]:
+    """[T, H, E] → [N, H, W, E], the way back, and which keys [N, W] are real."""
+    columns = np.arange(width)
+    real = columns < lengths[:, None]
+    starts = np.cumsum(lengths) - lengths
+    index = torch.from_numpy(np.where(real, starts[:, None] + columns, 0).reshape(-1)).to(device)
+    inverse = torch.from_numpy(np.flatnonzero(real.reshape(-1))).to(device)
+    is_real, n = torch.from_numpy(real).to(device), len(lengths)
+
+    def pad(x: Tensor) -> Tensor:
+        return _Padded.apply(x, index, inverse).view(n, width, *x.shape[1:]).transpose(1, 2)
+
+    def unpad(x: Tensor) -> Tensor:
+        return _Unpadded.apply(x.transpose(1, 2).flatten(0, 1), inverse, index, is_real)
+
+    return pad, unpad, is_real
 
 
 def make_padded_sdpa(lengths: Lengths, device: torch.device, dtype: torch.dtype) -> Attend:
@@ -162,33 +162,30 @@ def make_bmm(lengths: Lengths, device: torch.device, dtype: torch.dtype) -> Atte
     return lambda q, k, v: unpad(masked_attention(pad(q), pad(k), pad(v), bias))
 
 
+def blocks_of_sentences(lengths: Lengths) -> tuple[Lengths, Lengths]:
+    """First and last block of keys that each block of queries needs."""
+    starts, n_rows = np.cumsum(lengths) - lengths, int(lengths.sum())
+    sentence = np.repeat(np.arange(len(lengths)), lengths)
+    first_rows = np.arange(0, n_rows, FLEX_BLOCK)
+    last_rows = np.minimum(first_rows + FLEX_BLOCK, n_rows) - 1
+    return starts[sentence[first_rows]] // FLEX_BLOCK, (starts + lengths - 1)[sentence[last_rows]] // FLEX_BLOCK
+
+
 def make_flex(lengths: Lengths, device: torch.device, dtype: torch.dtype) -> Attend:
     """Flex attention; its blocks come straight from the lengths, for looking at every pair of rows costs far more."""
     from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
     n_rows = int(lengths.sum())
-    n_blocks = -(-n_rows // FLEX_BLOCK)
+    first, last = blocks_of_sentences(lengths)
+    needed = np.minimum(first[:, None] + np.arange(len(first)), len(first) - 1)
+    counts, indices = (torch.from_numpy(x.astype(np.int32))[None, None].to(device) for x in (last - first + 1, needed))
     sentence = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(device)
-    starts = np.cumsum(lengths) - lengths
-    numbers = np.repeat(np.arange(len(lengths)), lengths)
-    first_rows = np.arange(n_blocks) * FLEX_BLOCK
-    last_rows = np.minimum(first_rows + FLEX_BLOCK, n_rows) - 1
-    # A block of queries needs the keys from the start of its first sentence to the end of its last one.
-    first_block = starts[numbers[first_rows]] // FLEX_BLOCK
-    last_block = (starts + lengths - 1)[numbers[last_rows]] // FLEX_BLOCK
-    needed = first_block[:, None] + np.arange(n_blocks)
-    counts = torch.from_numpy((last_block - first_block + 1).astype(np.int32))[None, None]
-    indices = torch.from_numpy(np.minimum(needed, n_blocks - 1).astype(np.int32))[None, None]
 
     def same_sentence(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return sentence[q] == sentence[k]
 
     mask = BlockMask.from_kv_blocks(
-        counts.to(device),
-        indices.to(device),
-        BLOCK_SIZE=FLEX_BLOCK,
-        mask_mod=same_sentence,
-        seq_lengths=(n_rows, n_rows),
+        counts, indices, BLOCK_SIZE=FLEX_BLOCK, mask_mod=same_sentence, seq_lengths=(n_rows, n_rows)
     )
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
