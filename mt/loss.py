@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-ROWS, SOFTMAX_ROWS = 512, 64
+ROWS, SOFTMAX_ROWS = 1024, 64
 
 
 def label_smoothed_nll(logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float) -> Tensor:
@@ -60,10 +60,9 @@ def _compilable_loss(
 class _ChunkedLoss(torch.autograd.Function):
     """The loss on a CPU: some rows at a time, and the gradient made in the forward pass, while the logits are warm.
 
-    Matrix products take `ROWS` rows, enough that adding up the gradient of the weight does not dominate. What lies
-    between them takes `SOFTMAX_ROWS`, few enough to stay in the cache; softmax, its logarithm and logsumexp are written
-    out, for over rows as long as a vocabulary torch's own are several times slower on the CPU. The smoothing's part of
-    the gradient has a closed form and never touches [T, V].
+    Matrix products take about `ROWS` rows, enough that adding up the gradient of the weight does not dominate. What
+    lies between them takes `SOFTMAX_ROWS`, few enough to stay in the cache. The smoothing's part of the gradient has a
+    closed form and never touches [T, V].
     """
 
     @staticmethod
@@ -71,61 +70,54 @@ class _ChunkedLoss(torch.autograd.Function):
         ctx: Any, hidden: Tensor, output_weight: Tensor, targets: Tensor, weights: Tensor, smoothing: float
     ) -> Tensor:
         weight = output_weight.to(hidden.dtype)
-        n_rows, n_vocab = hidden.shape[0], weight.shape[0]
+        n_vocab = len(weight)
         share = smoothing / n_vocab
-        weight_sum = output_weight.float().sum(0)  # [D]
-        losses = torch.empty(n_rows, dtype=torch.float32)
-        buffer = torch.empty(SOFTMAX_ROWS, n_vocab, dtype=torch.float32)
+        sum_of_hidden = weights @ hidden.float()  # [D]
+        sum_of_weight = output_weight.float().sum(0)  # [D]
+        loss = -share * sum_of_hidden.dot(sum_of_weight)
         with_gradient = any(ctx.needs_input_grad[:2])
-        grad_hidden = torch.empty_like(hidden) if with_gradient else hidden
-        grad_weight = torch.zeros_like(output_weight, dtype=torch.float32)
-        for start in range(0, n_rows, ROWS):
-            x = hidden[start : start + ROWS]
-            logits = functional.linear(x, weight)  # [ROWS, V]; turned into their gradient in place
-            for first in range(start, start + len(x), SOFTMAX_ROWS):
-                rows = slice(first, min(first + SOFTMAX_ROWS, start + len(x)))
-                losses[rows] = _softmax_rows(
-                    logits[rows.start - start : rows.stop - start],
-                    targets[rows, None],
-                    weights[rows],
-                    smoothing,
-                    buffer[: rows.stop - rows.start],
-                    with_gradient,
-                )
+        grad_hidden = (weights[:, None] * (-share * sum_of_weight)).to(hidden.dtype)
+        grad_weight = (-share * sum_of_hidden).repeat(n_vocab if with_gradient else 0, 1)
+        # Chunks of one size: a short last one would cost as much time as a whole one.
+        n_chunks = max(1, round(len(hidden) / ROWS))
+        buffer = hidden.new_empty(-(-len(hidden) // n_chunks), n_vocab)  # the same memory for all: it stays in the cache
+        for x, labels, row_weights, grad_x in zip(
+            *(t.tensor_split(n_chunks) for t in (hidden, targets, weights, grad_hidden)), strict=True
+        ):
+            logits = torch.mm(x, weight.t(), out=buffer[: len(x)])  # [R, V]; turned into their gradient in place
+            label_places = torch.arange(len(x)), labels
+            at_label = logits[label_places].float()
+            lse = _softmax_(logits, row_weights)
+            loss += ((lse - (1 - smoothing) * at_label) * row_weights).sum()
             if with_gradient:
-                torch.mm(logits, weight, out=grad_hidden[start : start + ROWS])
+                grad_at_label = ((at_label - lse).exp() - (1 - smoothing)) * row_weights
+                logits[label_places] = grad_at_label.to(logits.dtype)
+                grad_x.addmm_(logits, weight)
                 grad_weight += logits.t() @ x
-        total = (losses - share * (hidden.float() @ weight_sum) * weights).sum()
-        if with_gradient:
-            grad_hidden -= (weights[:, None] * (share * weight_sum)).to(hidden.dtype)
-            grad_weight -= share * (weights @ hidden.float())
-            ctx.save_for_backward(grad_hidden, grad_weight)
-        return total
+        ctx.gradients = grad_hidden, grad_weight
+        return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grads[0].to(grad_hidden.dtype), grad_weight * grads[0], None, None, None
+        grad_hidden, grad_weight = ctx.gradients
+        del ctx.gradients  # scaled in place
+        return grad_hidden.mul_(grads[0]), grad_weight.mul_(grads[0]), None, None, None
 
 
-def _softmax_rows(
-    logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float, p: Tensor, with_gradient: bool
-) -> Tensor:
-    """logsumexp(x) - (1 - ε) x[label] of each row, weighted; its gradient replaces the logits if asked for.
+def _softmax_(logits: Tensor, weights: Tensor) -> Tensor:
+    """Turn logits [R, V] into probabilities times weights [R], and return their logsumexp [R] in float32.
 
-    Args:
-        logits: [R, V].
-        targets: [R, 1].
-        weights: [R].
-        p: [R, V] float32, scratch.
+    Written out: over rows as long as a vocabulary torch's own softmax and logsumexp are several times slower on a CPU,
+    and so is an operator that reads one type and writes another.
     """
-    at_target = logits.gather(1, targets)[:, 0].float()
-    highest = logits.amax(-1, keepdim=True).float()  # float32, so that the difference is
-    torch.sub(logits, highest, out=p).exp_()
-    normaliser = p.sum(-1)
-    losses = (highest[:, 0] + normaliser.log() - (1 - smoothing) * at_target) * weights
-    if with_gradient:
-        p.mul_((weights / normaliser)[:, None])
-        p.scatter_add_(1, targets, (-(1 - smoothing) * weights)[:, None])
-        logits.copy_(p)
-    return losses
+    lse = torch.empty(len(logits), dtype=torch.float32)
+    buffer = torch.empty(SOFTMAX_ROWS, logits.shape[1], dtype=torch.float32)
+    for rows, row_weights, row_lse in zip(*(t.split(SOFTMAX_ROWS) for t in (logits, weights, lse)), strict=True):
+        p = buffer[: len(rows)].copy_(rows)
+        highest = p.amax(-1, keepdim=True)
+        p.sub_(highest).exp_()
+        normaliser = p.sum(-1)
+        torch.add(highest[:, 0], normaliser.log(), out=row_lse)
+        p.mul_((row_weights / normaliser)[:, None])
+        rows.copy_(p)
+    return lse

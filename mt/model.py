@@ -18,18 +18,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mt import fused
 from mt.attention import attention, masked_attention
 from mt.config import ModelConfig
-from mt.data.batch import MASKED, Layout, PackedBatch, SourceBatch
+from mt.data.batch import MASKED, Layout, PackedBatch, SourceBatch, TileLayout
 from mt.dropout import add_dropped, dropout
 
 VOCAB_MULTIPLE = 128  # rows of the embedding; matrix units like multiples of it
+
+
+def _is_fused(x: Tensor) -> bool:
+    """Whether x takes the way of mt/fused.py: on the CPU, where there is a backward pass to save."""
+    return x.device.type == "cpu" and torch.is_grad_enabled()
 
 
 class Linear(nn.Linear):
     """A linear layer whose weights are kept in float32 and multiplied in the type of the input."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if _is_fused(x):
+            return fused.linear(x, self.weight, self.bias)
         return functional.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 
@@ -37,6 +45,8 @@ class LayerNorm(nn.LayerNorm):
     """Layer norm in the type of the input; its statistics are taken in float32."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu":  # takes parameters of another type, and then is faster
+            return functional.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
         return functional.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
@@ -64,6 +74,8 @@ class FeedForward(nn.Module):
         self.outer = Linear(config.d_ff, config.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
+        if _is_fused(x):
+            return fused.feed_forward(x, self.inner.weight, self.inner.bias, self.outer.weight, self.outer.bias)
         return self.outer(functional.relu(self.inner(x)))  # type: ignore[no-any-return]
 
 
@@ -78,8 +90,11 @@ class SelfAttention(nn.Module):
         self.out = Linear(config.d_model, config.d_model)
 
     def forward(self, x: Tensor, layout: Layout, causal: bool) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.n_heads, -1)).unbind(1)  # [T, H, E] each
+        qkv = self.qkv(x).unflatten(-1, (3, self.n_heads, -1))  # [T, 3, H, E]
         p = self.attention_dropout if self.training else 0.0
+        if _is_fused(x) and isinstance(layout, TileLayout) and p == 0:
+            return self.out(fused.tiled_attention(layout, qkv))  # type: ignore[no-any-return]
+        q, k, v = qkv.unbind(1)
         return self.out(attention(q, k, v, layout, causal, p).flatten(1))  # type: ignore[no-any-return]
 
     def step(self, x: Tensor, cache: DecoderCache, layer: int) -> Tensor:
@@ -107,15 +122,17 @@ class CrossAttention(nn.Module):
         self.kv = Linear(config.d_model, 2 * config.d_model)
         self.out = Linear(config.d_model, config.d_model)
 
-    def keys_and_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """[S, H, E] each, from memory [S, D]."""
-        keys, values = self.kv(memory).unflatten(-1, (2, self.n_heads, -1)).unbind(1)
-        return keys, values
+    def keys_and_values(self, memory: Tensor) -> Tensor:
+        """[S, 2, H, E], from memory [S, D]."""
+        return self.kv(memory).unflatten(-1, (2, self.n_heads, -1))  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor, memory: Tensor, layout: Layout) -> Tensor:
         q = self.q(x).unflatten(-1, (self.n_heads, -1))  # [T, H, E]
-        k, v = self.keys_and_values(memory)
+        kv = self.keys_and_values(memory)
         p = self.attention_dropout if self.training else 0.0
+        if _is_fused(x) and isinstance(layout, TileLayout) and p == 0:
+            return self.out(fused.tiled_attention(layout, q[:, None], kv))  # type: ignore[no-any-return]
+        k, v = kv.unbind(1)
         return self.out(attention(q, k, v, layout, False, p).flatten(1))  # type: ignore[no-any-return]
 
     def step(self, x: Tensor, cache: DecoderCache, layer: int) -> Tensor:
@@ -298,7 +315,7 @@ class Transformer(nn.Module):
         keys: list[Tensor] = []
         values: list[Tensor] = []
         for layer in self._decoder_layers:
-            k, v = layer.cross_attention.keys_and_values(memory)
+            k, v = layer.cross_attention.keys_and_values(memory).unbind(1)
             for stored, x in ((keys, k), (values, v)):
                 stored.append(x.view(n_sentences, sources.width, n_heads, -1).transpose(1, 2))  # [B, H, W, E]
         shape = (len(self.decoder), n_sentences, n_heads, max_length, n_beams, n_features)
