@@ -91,7 +91,9 @@ def train_run(config: RunConfig, run_dir: Path) -> None:
 def _begin_run(config: RunConfig, run_dir: Path) -> str:
     """What rank 0 does before the others may begin; the folder of the prepared corpus."""
     sweep(run_dir)
-    corpus = _corpus_of_run(config, run_dir)
+    prepared = corpus_folder(config, run_dir)
+    has_begun = (run_dir / RECORD).exists()
+    corpus = PreparedCorpus.open(prepared) if has_begun and prepared.is_dir() else prepare(config)
     _record_start(config, corpus, run_dir)
     return str(corpus.folder)
 
@@ -107,10 +109,11 @@ def _shared_corpus(folder: Path, ranks: Ranks) -> PreparedCorpus:
 
 def prepare(config: RunConfig) -> PreparedCorpus:
     """The prepared corpus of a config, with the tokenizer of the model that training starts from, if there is one."""
-    return prepare_corpus(config, tokenizer_path=_initial_tokenizer(config))
+    return prepare_corpus(config, tokenizer_path=initial_tokenizer(config))
 
 
-def _initial_tokenizer(config: RunConfig) -> Path | None:
+def initial_tokenizer(config: RunConfig) -> Path | None:
+    """The tokenizer of the model that training starts from, if there is one."""
     if config.train.init_from is None:
         return None
     folder = ModelFolder.open(find_model_folder(Path(config.train.init_from)))
@@ -176,31 +179,35 @@ def _score_set(translator: Translator, pairs: list[SentencePair]) -> tuple[dict[
     return scored_test_set(hypotheses, [pair.tgt for pair in pairs]), hypotheses
 
 
-def _corpus_of_run(config: RunConfig, run_dir: Path) -> PreparedCorpus:
-    """The corpus that the run began with, or a new one for a new run."""
+def corpus_folder(config: RunConfig, run_dir: Path) -> Path:
+    """The folder of the prepared corpus that the run began with, or of that of a new run; it may not be there yet.
+
+    Raises:
+        ConfigError: the config contradicts the run that has begun.
+        DataError: text is missing, or text and prepared corpus are not those that the run began with.
+    """
     record = _read_record(run_dir)
+    prepared_dir = Path(config.data.prepared_dir)
     if record is None:
-        return prepare(config)
+        return prepared_dir / corpus_fingerprint(config, initial_tokenizer(config))
     _check_changes(config, run_dir)
-    prepared = Path(config.data.prepared_dir) / record["corpus_fingerprint"]
+    prepared: Path = prepared_dir / record["corpus_fingerprint"]
     if prepared.is_dir():
-        _tell_of_changed_text(config, record["corpus_fingerprint"], prepared)
-        return PreparedCorpus.open(prepared)
-    fingerprint = corpus_fingerprint(config, _initial_tokenizer(config))
-    if fingerprint != record["corpus_fingerprint"]:
+        _tell_of_changed_text(config, prepared)
+    elif corpus_fingerprint(config, initial_tokenizer(config)) != prepared.name:
         raise DataError(
             f"{run_dir}: its prepared corpus ({prepared}) is gone, and the text it was made from has changed: "
             "put either back, or start anew with another --run-dir"
         )
-    return prepare(config)
+    return prepared
 
 
-def _tell_of_changed_text(config: RunConfig, began_with: str, prepared: Path) -> None:
+def _tell_of_changed_text(config: RunConfig, prepared: Path) -> None:
     try:
-        fingerprint = corpus_fingerprint(config, _initial_tokenizer(config))
+        fingerprint = corpus_fingerprint(config, initial_tokenizer(config))
     except MTError:  # text or model are gone: the run needs them no more
         return
-    if fingerprint != began_with:
+    if fingerprint != prepared.name:
         print(
             f"note: the text has changed since this run began; it goes on with what was prepared then ({prepared})",
             file=sys.stderr,

@@ -490,6 +490,7 @@ def main() -> int:
         run_inside(names[0], setting, arguments.inside)
         return 0
     setting.out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part in progress is ended too
     failed = []
     for name in names:
         if run_part(name, setting)["error"]:
