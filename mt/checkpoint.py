@@ -414,10 +414,14 @@ def prune_checkpoints(run_dir: Path, due_every: int, *, keep_last: int, keep_bes
     kept = {*last_due(run_dir, keep_last, due_every), *best_checkpoints(run_dir, keep_best)}
     for folder in checkpoints(run_dir):
         if folder not in kept and not (keep_every and checkpoint_step(folder) % keep_every == 0):
-            # Renamed first: a folder half removed must not look like a checkpoint.
-            doomed = folder.with_name(f".{folder.name}.removed")
-            folder.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+            remove_checkpoint(folder)
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint; renamed first, for a folder half removed must not look like one."""
+    doomed = folder.with_name(f".{folder.name}.removed")
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def set_aside(folder: Path) -> Path:

@@ -280,6 +280,76 @@ def verify_resume(
         raise MTError(verdict.summary)
 
 
+@app.command()
+def bench(
+    config: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A config file or name: measures its training.")
+    ] = None,
+    overrides: SetOption = None,
+    model: Annotated[Path | None, typer.Option(metavar="DIR", help=f"{MODEL_HELP} Measures its decoding.")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Updates timed, or rounds through the text. Default: 20 s; one round."),
+    ] = None,
+    random_data: Annotated[
+        bool, typer.Option("--random-data", help="Train on made-up sentences of WMT14's lengths instead of text.")
+    ] = False,
+    input_file: Annotated[
+        Path | None, typer.Option("--input", metavar="FILE", help="Translate this text, not the model's own test set.")
+    ] = None,
+    beam_size: Annotated[int | None, typer.Option(metavar="N", help="Default: the model's config.")] = None,
+    batch_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Source tokens translated together. Default: the model's config.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N. Default: auto.")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="Of matrix products. Default: auto.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with unrounded figures.")] = False,
+) -> None:
+    """Measure speed: of training with --config, of decoding with --model.
+
+    Tokens a second, where the time of a step goes, memory, and the share of what the device can do.
+    """
+    if steps is not None and steps < 1:
+        raise ConfigError(f"--steps: expected at least 1, got {steps}")
+    for_model = {
+        "--input": input_file,
+        "--beam-size": beam_size,
+        "--batch-tokens": batch_tokens,
+        "--device": device,
+        "--precision": precision,
+    }
+    for_config = {"--set": overrides or None, "--random-data": random_data or None}
+    if (config is None) == (model is None):
+        raise ConfigError("--config: measures training and --model measures decoding: give one of them")
+    for option, value in (for_config if config is None else for_model).items():
+        if value is not None:
+            what, needed = ("training", "--config") if config is None else ("decoding", "--model")
+            raise ConfigError(f"{option}: is for measuring {what}: it goes with {needed}")
+    if config is not None:
+        from mt.configfile import load_config
+
+        run_config = load_config(config, overrides or [])
+        from mt.bench import bench_training, format_bench
+
+        figures = bench_training(run_config, steps, random_data)
+    else:
+        assert model is not None
+        _check_search_options({"beam_size": beam_size, "batch_tokens": batch_tokens}, n_best=1)
+        from mt.bench import bench_decoding, format_bench
+
+        with _named_as_options():
+            figures = bench_decoding(
+                model,
+                input_file,
+                n_rounds=steps,
+                beam_size=beam_size,
+                batch_tokens=batch_tokens,
+                device=device or "auto",
+                precision=(precision or Precision.auto).value,
+            )
+    print(json.dumps(figures, ensure_ascii=False) if as_json else format_bench(figures))
+
+
 @config_commands.command("list")
 def config_list() -> None:
     """Print the name of each config that ships with mt, and what it is for."""

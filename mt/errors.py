@@ -17,3 +17,7 @@ class DataError(MTError):
 
 class CheckpointError(MTError):
     """A model folder or a checkpoint is missing, incomplete, damaged, or does not fit."""
+
+
+class TrainingError(MTError):
+    """Training does not get on, and going on by itself would not help."""

@@ -256,6 +256,21 @@ class Transformer(nn.Module):
         padding = (self.embedding.num_embeddings - self.vocab_size) * self.config.d_model
         return sum(parameter.numel() for parameter in self.parameters()) - padding
 
+    def training_flops(self, n_src_tokens: int, n_tgt_tokens: int) -> int:
+        """Floating-point operations of a forward and a backward pass over so many real tokens, by convention.
+
+        Each weight of a matrix is multiplied and added three times for each token that goes through it: for the
+        output, and for the gradients of input and weight. The embedding counts as the output layer alone. Products of
+        queries, keys and values are left out, and so is what is not a matrix product.
+
+        Source of the convention: Kaplan et al. 2020, section 2.1.
+        """
+        matrices = {name: module.weight.numel() for name, module in self.named_modules() if isinstance(module, Linear)}
+        # Keys and values of the cross-attention are made of the encoder's output.
+        of_source = sum(n for name, n in matrices.items() if name.startswith("encoder.") or name.endswith(".kv"))
+        of_target = sum(matrices.values()) - of_source + self.vocab_size * self.config.d_model
+        return 6 * (n_src_tokens * of_source + n_tgt_tokens * of_target)
+
     def forward(self, batch: PackedBatch) -> Tensor:
         """The decoder's last states [T, D] for all target positions; `logits` or the loss takes them on."""
         memory = self.encode(batch.src_ids, batch.src_positions, batch.encoder_layout, batch.max_positions)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -31,10 +30,12 @@ from mt.decode.lines import whole_file
 from mt.decode.translator import Translator
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.evaluate.scores import report_text, scored_test_set
-from mt.runtime import choose_device, hardware, source_commit, versions
+from mt.runtime import Ranks, choose_device, hardware, joined, source_commit, versions
 from mt.text.corpus import PreparedCorpus, corpus_fingerprint, prepare_corpus
 from mt.text.sources import SentencePair, read_pairs
-from mt.train.loop import Progress, choose_execution, train
+from mt.train.engine import choose_execution
+from mt.train.loop import train
+from mt.train.progress import Progress
 from mt.train.tracker import format_count, format_duration
 
 AVERAGE_TOLERANCE = 1.0  # BLEU on the validation set by which an average may be worse than the best checkpoint
@@ -74,19 +75,34 @@ def train_run(config: RunConfig, run_dir: Path) -> None:
         MTError: data, settings or checkpoints need the user's attention.
         KeyboardInterrupt, SystemExit: stopped by a signal; what was trained has been saved.
     """
-    choose_execution(config.train, config.model)  # before hours are spent on the data
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(
-            "WORLD_SIZE: training on several devices is not supported yet: start one process, without torchrun"
-        )
-    with _only_run_in(run_dir):
-        sweep(run_dir)
-        corpus = _corpus_of_run(config, run_dir)
-        _record_start(config, corpus, run_dir)
-        progress = train(config, corpus, run_dir)
+    ranks = Ranks.from_environment()
+    choose_execution(config.train, config.model, ranks)  # before hours are spent on the data
+    with _only_run_in(run_dir) if ranks.is_first else nullcontext():
+        with joined(ranks, lambda: _begin_run(config, run_dir)) as corpus_folder:
+            corpus = _shared_corpus(Path(corpus_folder), ranks)
+            progress = train(config, corpus, run_dir, ranks)
+        if not ranks.is_first:
+            return
         model_dir = _finish_model(config, run_dir)
         report = _evaluate_run(config, corpus, run_dir, model_dir, progress)
     print(format_report(report))
+
+
+def _begin_run(config: RunConfig, run_dir: Path) -> str:
+    """What rank 0 does before the others may begin; the folder of the prepared corpus."""
+    sweep(run_dir)
+    corpus = _corpus_of_run(config, run_dir)
+    _record_start(config, corpus, run_dir)
+    return str(corpus.folder)
+
+
+def _shared_corpus(folder: Path, ranks: Ranks) -> PreparedCorpus:
+    if not folder.is_dir():
+        raise DataError(
+            f"rank {ranks.rank}: does not find {folder}, which rank 0 has prepared: set data.prepared_dir to a folder "
+            "that all machines share"
+        )
+    return PreparedCorpus.open(folder)
 
 
 def prepare(config: RunConfig) -> PreparedCorpus:

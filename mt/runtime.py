@@ -2,22 +2,175 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from mt.errors import ConfigError
+from mt.errors import ConfigError, MTError
 
+LONGEST_PREPARATION = timedelta(days=7)
+GLOO_SECONDS = 0.1
+LONGEST_WAIT = timedelta(hours=2)  # of ranks for rank 0 while it validates and writes
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+# Dense matrix products in bf16 or fp16 with sums in fp32, in TFLOP/s, as NVIDIA's data sheets have them; the first
+# whose words are all in the name of the device. A device that is not here is measured.
+DATA_SHEET_TFLOPS = (
+    ("B200", 2_250),
+    ("H200 NVL", 835),
+    ("H200", 989),
+    ("H100 NVL", 835),
+    ("H100 PCIe", 756),
+    ("H100", 989),
+    ("A100", 312),
+    ("A40", 149.7),
+    ("A30", 165),
+    ("L40S", 362),
+    ("L4", 121),
+    ("RTX 4090", 165.2),
+    ("RTX 3090", 71),
+    ("V100 PCIE", 112),
+    ("V100", 125),
+    ("T4", 65),
+)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that train together, one for each device; torchrun starts them and says which is which."""
+
+    rank: int = 0
+    n: int = 1
+    local_rank: int = 0  # on its machine
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        """As torchrun has set RANK, WORLD_SIZE and LOCAL_RANK; without them one process alone.
+
+        Raises:
+            ConfigError: one of them is missing or no number.
+        """
+        try:
+            n = int(os.environ.get("WORLD_SIZE", "1"))
+            if n == 1:
+                return cls()
+            return cls(int(os.environ["RANK"]), n, int(os.environ["LOCAL_RANK"]))
+        except (KeyError, ValueError) as error:
+            raise ConfigError(
+                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but RANK or LOCAL_RANK is missing or no number ({error}): "
+                "start several processes with torchrun, or unset WORLD_SIZE"
+            ) from error
+
+    @property
+    def is_first(self) -> bool:
+        """Rank 0 alone prepares, writes, validates and speaks."""
+        return self.rank == 0
+
+    def largest(self, number: int) -> int:
+        """The largest of the numbers that the ranks give."""
+        return self._reduced(number, torch.distributed.ReduceOp.MAX) if self.n > 1 else number
+
+    def smallest(self, number: int) -> int:
+        """The smallest of the numbers that the ranks give."""
+        return self._reduced(number, torch.distributed.ReduceOp.MIN) if self.n > 1 else number
+
+    def summed(self, x: Tensor) -> Tensor:
+        """The sum of the tensors of all ranks, on the CPU."""
+        total = x.cpu()
+        if self.n > 1:
+            torch.distributed.all_reduce(total)
+        return total
+
+    def from_first(self, value: Any) -> Any:
+        """What rank 0 gives, on every rank: numbers, text, and containers of them."""
+        values = [value]
+        if self.n > 1:
+            torch.distributed.broadcast_object_list(values, device=torch.device("cpu"))
+        return values[0]
+
+    @staticmethod
+    def _reduced(number: int, operation: Any) -> int:
+        # On the CPU: the host has to know, and must not wait for a GPU.
+        tensor = torch.tensor(number)
+        torch.distributed.all_reduce(tensor, operation)
+        return int(tensor)
+
+
+ALONE = Ranks()
+
+
+@contextlib.contextmanager
+def joined(ranks: Ranks, prepare: Callable[[], str]) -> Iterator[str]:
+    """Let rank 0 prepare something, then join all ranks into one process group.
+
+    Args:
+        prepare: runs on rank 0 alone, before the group exists, so that it may take as long as it likes.
+    Yields:
+        What `prepare` gave, on every rank.
+    Raises:
+        MTError: rank 0 could not prepare, or a rank was lost.
+    """
+    if ranks.n == 1:
+        yield prepare()
+        return
+    from torch.distributed.rendezvous import rendezvous
+
+    store, _, _ = next(rendezvous("env://", timeout=LONGEST_PREPARATION))
+    if ranks.is_first:
+        prepared = ""
+        try:
+            prepared = prepare()
+        finally:
+            store.set("prepared", prepared)
+    else:
+        prepared = store.get("prepared").decode()
+        if not prepared:
+            raise MTError(f"rank {ranks.rank}: rank 0 could not begin: see its message")
+    # Numbers that the host needs go over gloo, whatever the device.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    torch.distributed.init_process_group(
+        backend, store=store, rank=ranks.rank, world_size=ranks.n, timeout=LONGEST_WAIT
+    )
+    try:
+        yield prepared
+    except RuntimeError as error:
+        reason = _why_a_rank_is_lost(error)
+        if reason is None:
+            raise
+        raise MTError(
+            f"rank {ranks.rank}: lost another rank ({reason}): see that rank's message or torchrun's; the same command "
+            "goes on from the last checkpoint"
+        ) from error
+    finally:
+        # gloo's threads let go of the last collective's tensors a moment after it, and need the interpreter for that:
+        # one that is ending meanwhile aborts the process.
+        time.sleep(GLOO_SECONDS)
+    torch.distributed.destroy_process_group()
+
+
+def _why_a_rank_is_lost(error: RuntimeError) -> str | None:
+    """In a few words of torch's; None where the error is another one."""
+    # gloo raises a plain RuntimeError, with much around what it says.
+    found = re.search(r"connection (closed|reset) by peer|broken pipe|timed ?out", str(error), re.IGNORECASE)
+    if found:
+        return found[0].lower()
+    return str(error).partition("\n")[0] if isinstance(error, torch.distributed.DistError) else None
 
 
 def choose_device(name: str) -> torch.device:
@@ -77,6 +230,69 @@ def why_not_compile() -> str | None:
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
         return "Python.h is missing (on Debian and Ubuntu it is in python3-dev)"
     return None
+
+
+def memory_bytes(device: torch.device) -> int:
+    """All memory of a device; of the CPU what this process may use of it."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    limits = [sys.maxsize]
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(ValueError, OSError):  # "max" where there is no limit
+            limits.append(int(Path(path).read_text(encoding="ascii")))
+    return min(limits)
+
+
+def format_bytes(n: float) -> str:
+    """1.5 GiB, or MiB below a tenth of one."""
+    return f"{n / 2**30:,.1f} GiB" if n >= 2**30 / 10 else f"{n / 2**20:,.1f} MiB"
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s that matrix products can reach on a device: of its data sheet if that is known, else measured."""
+    return data_sheet_flops(device, dtype) or _measured_flops(device, dtype, torch.get_float32_matmul_precision())
+
+
+def data_sheet_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """FLOP/s of the data sheet; None for a CPU, for fp32, and for devices that DATA_SHEET_TFLOPS does not have."""
+    if device.type != "cuda" or dtype == torch.float32:
+        return None
+    if dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):  # emulated there
+        return None
+    words = set(torch.cuda.get_device_name(device).replace("-", " ").split())
+    if words & {"MIG", "Laptop", "Max", "Ti", "D"}:  # a part of a device, or a relative of it
+        return None
+    return next((tflops * 1e12 for name, tflops in DATA_SHEET_TFLOPS if set(name.split()) <= words), None)
+
+
+@lru_cache
+def _measured_flops(device: torch.device, dtype: torch.dtype, _float32_precision: str) -> float:
+    """The fastest of some square products, larger and larger ones while that takes no time to speak of."""
+    fastest, seconds, n = 0.0, 0.0, 512
+    while n <= 4_096 and 40 * seconds < 0.1:  # five products of the size after it
+        a = torch.randn(n, n, device=device).to(dtype)
+        torch.mm(a, a).sum().item()  # brings up the library, and waits
+        for _ in range(5):
+            started_at = time.perf_counter()
+            torch.mm(a, a)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds = time.perf_counter() - started_at
+            fastest = max(fastest, 2 * n**3 / seconds)
+        n *= 2
+    return fastest
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory that this process has held: on CUDA since the count was reset, else its resident set so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def keep_large_blocks() -> None:

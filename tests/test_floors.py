@@ -24,7 +24,16 @@ FLOORS: list[set[str]] = [
     {"checkpoint"},
     {"decode.lines", "decode.search", "decode.translator"},
     {"evaluate.scores", "evaluate.report", "explain.attention"},
-    {"train.schedule", "train.optimizer", "train.tracker", "train.validation", "train.loop"},
+    {
+        "train.schedule",
+        "train.optimizer",
+        "train.ema",
+        "train.engine",
+        "train.progress",
+        "train.tracker",
+        "train.validation",
+        "train.loop",
+    },
     {"pipeline", "bench", "doctor", "verify"},
     {"cli", "__main__"},
 ]

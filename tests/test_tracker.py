@@ -10,10 +10,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mt.errors import CheckpointError
 from mt.train.tracker import Tracker
+from mt.train.validation import ValidationResult
 from tests.toys import files_up_to
 
 TRAINED = {"train_loss": 5.5, "learning_rate": 1e-3, "grad_norm": 0.25, "tgt_tokens_per_second": 1_000.0}
-VALIDATED = {"valid_loss": 5.25, "valid_bleu": 12.5, "valid_chrf": 30.0}
+VALIDATED = ValidationResult(5.25, 12.5, 30.0, {"1-10": 4.5, "41-": 6.0}, [("Ein Satz.", "A line.", "A sentence.")])
 REMEDY = "File too large: raise the limit on the size of files (ulimit -f), then the same command goes on"
 
 
@@ -31,7 +32,7 @@ def test_tensorboard_shows_what_was_measured_at_once(tmp_path: Path) -> None:
     n_threads = threading.active_count()
     running = tracker(tmp_path)
     running.log(10, **TRAINED)
-    running.log(10, **VALIDATED)
+    running.log_validation(10, VALIDATED)
     running.log(20, **{**TRAINED, "train_loss": math.nan})
     shown = shown_by_tensorboard(tmp_path)  # nothing is closed yet
     assert sorted(shown) == [
@@ -42,12 +43,37 @@ def test_tensorboard_shows_what_was_measured_at_once(tmp_path: Path) -> None:
         "valid/bleu",
         "valid/chrf",
         "valid/loss",
+        "valid_loss_by_length/1-10",
+        "valid_loss_by_length/41-",
     ]
+    assert shown["valid_loss_by_length/41-"] == [(10, 6.0)]
     assert shown["valid/bleu"] == [(10, 12.5)]
     assert shown["train/grad_norm"] == [(10, 0.25), (20, 0.25)]
     assert math.isnan(shown["train/loss"][1][1])
     assert threading.active_count() == n_threads
     running.close()
+    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert logged[1] == {
+        "step": 10,
+        "valid_loss": 5.25,
+        "valid_bleu": 12.5,
+        "valid_chrf": 30.0,
+        "valid_loss_by_length": {"1-10": 4.5, "41-": 6.0},
+    }
+    assert logged[2]["train_loss"] is None  # JSON has no NaN
+
+
+def test_tensorboard_shows_translations_as_text(tmp_path: Path) -> None:
+    running = tracker(tmp_path)
+    running.log_validation(10, VALIDATED)
+    running.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert events.SummaryMetadata("samples/1").plugin_data.plugin_name == "text"
+    (event,) = events.Tensors("samples/1")
+    assert (event.step, list(event.tensor_proto.string_val)) == (
+        10,
+        [b"    Ein Satz.\n    A line.\n    A sentence."],
+    )
 
 
 def test_what_a_longer_start_wrote_is_written_anew(tmp_path: Path) -> None:

@@ -15,16 +15,16 @@ import torch
 
 from mt.checkpoint import ModelFolder, checkpoint_path, checkpoints
 from mt.config import RunConfig, TrainConfig
+from mt.data.packing import PlanState
 from mt.errors import MTError
-from mt.loss import linear_label_smoothed_nll
 from mt.pipeline import average_run, evaluate_model, format_report, train_run
 from mt.text.corpus import PreparedCorpus, prepare_corpus
-from mt.train.loop import Meter, Trainer, Update, train, train_step
+from mt.train.engine import Engine, Outcome, Update
+from mt.train.loop import Trainer, train
 from mt.train.optimizer import Optimizer
 from mt.train.schedule import learning_rate
-from mt.train.tracker import Tracker
 from mt.train.validation import validation_loss
-from tests.toys import small_model, toy_config
+from tests.toys import parallel, small_model, toy_config
 
 
 def weights_of(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
@@ -99,8 +99,8 @@ def test_a_validation_that_a_signal_came_before_is_made_up_for(tmp_path: Path, m
     corpus = prepared(config)
     count = Trainer.count
 
-    def count_and_interrupt(trainer: Trainer, update: Update) -> None:
-        count(trainer, update)
+    def count_and_interrupt(trainer: Trainer, update: Update, outcome: Outcome) -> None:
+        count(trainer, update, outcome)
         if update.step == 6:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -114,29 +114,29 @@ def test_a_validation_that_a_signal_came_before_is_made_up_for(tmp_path: Path, m
     assert [entry["step"] for entry in map(json.loads, lines) if "valid_loss" in entry] == [6, 12]
 
 
-def test_a_loss_that_is_not_finite_is_told_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = toy_config(tmp_path, max_steps=4, log_every=4, label_smoothing=0.0)
+def test_a_signal_during_a_validation_does_not_wait_for_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(tmp_path, max_steps=12, validate_every=6)
     corpus = prepared(config)
-    trainer = Trainer(config, corpus, tmp_path / "run")
-    tracker = Tracker(tmp_path, 0, 4)
-    meter = Meter(trainer.device, trainer.progress)
-    for update in trainer.updates():
-        # The second update meets an infinite loss.
-        loss_function = (lambda *a: linear_label_smoothed_nll(*a) * float("inf")) if update.step == 2 else trainer.loss
-        before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-        loss, _ = train_step(trainer.model, trainer.optimizer, update, config.train, 1e-3, loss_function)
-        trainer.count(update)
-        meter.add(loss, update.n_tgt_tokens)
-        changed = any(not torch.equal(before[name], p) for name, p in trainer.model.named_parameters())
-        assert changed == (update.step != 2)
-    trainer.warn_of_skipped(tracker)
-    assert 5 < meter.read()["train_loss"] < 7  # log 380 is 5.9
-    tracker.log(4, train_loss=float("nan"), learning_rate=1.0, grad_norm=1.0, tgt_tokens_per_second=1.0)
-    tracker.close()
-    assert capsys.readouterr().err.splitlines()[0] == (
-        "warning: 1 of the last updates were skipped up to step 4: their gradients were not finite; 1 in all"
-    )
-    assert json.loads((tmp_path / "metrics.jsonl").read_text("utf-8"))["train_loss"] is None
+    began_at = []
+
+    def endless(*_: object) -> None:
+        began_at.append(time.monotonic())
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        while time.monotonic() < began_at[0] + 60:
+            torch.ones(100).sum()
+
+    monkeypatch.setattr("mt.train.loop.validate", endless)
+    with pytest.raises(SystemExit) as caught:
+        train(config, corpus, tmp_path / "run")
+    assert caught.value.code == 143
+    assert time.monotonic() < began_at[0] + 10
+    assert checkpoints(tmp_path / "run")[-1] == checkpoint_path(tmp_path / "run", 6)
+    monkeypatch.undo()
+    train(config, corpus, tmp_path / "run")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()
+    assert [entry["step"] for entry in map(json.loads, lines) if "valid_loss" in entry] == [6, 12]
 
 
 def test_slices_change_the_update_by_rounding_only(tmp_path: Path) -> None:
@@ -147,16 +147,16 @@ def test_slices_change_the_update_by_rounding_only(tmp_path: Path) -> None:
         )
         config = replace(config, model=replace(config.model, dropout=0.0))
         corpus = prepared(config)
-        run_dir = tmp_path / str(micro_batch_tokens)
-        trainer = Trainer(config, corpus, run_dir)
-        losses, n_slices = [], 0
-        for update in trainer.updates():
-            loss, norm = train_step(trainer.model, trainer.optimizer, update, config.train, 1e-3, trainer.loss)
-            losses.append((loss.item() / update.n_tgt_tokens, norm.item()))
+        engine = Engine(config, corpus.train, corpus.manifest["tokenizer"]["vocab_size"])
+        engine.begin()
+        values, n_slices = [], 0
+        for update in engine.updates(PlanState(), 1, 5):
+            outcome = engine.step(update, 1e-3)
+            values += [outcome.losses.sum().item() / update.n_tgt_tokens, outcome.grad_norm.item()]
             n_slices = len(update.slices)
-        results.append((losses, n_slices))
+        results.append((values, n_slices))
     assert [n for _, n in results] == [1, 4]
-    assert sum(results[0][0], ()) == pytest.approx(sum(results[1][0], ()), rel=1e-4)
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-4)
 
 
 def gradient_step(scale: float, clip_norm: float | None) -> tuple[torch.Tensor, float, dict[str, torch.Tensor]]:
@@ -280,10 +280,26 @@ def test_the_validation_loss_of_an_even_guess_is_log_vocab(tmp_path: Path) -> No
     config = toy_config(tmp_path)
     trainer = Trainer(config, prepared(config), tmp_path / "run")
     with torch.no_grad():
-        trainer.model.embedding.weight.zero_()
-    trainer.model.eval()
-    loss = validation_loss(trainer.model, trainer.corpus.valid)
-    assert loss == pytest.approx(torch.tensor(380.0).log().item(), rel=1e-5)
+        trainer.engine.model.embedding.weight.zero_()
+    loss, by_length = validation_loss(trainer.engine.inference_model(), trainer.corpus.valid)
+    log_vocab = pytest.approx(torch.tensor(380.0).log().item(), rel=1e-5)
+    assert loss == log_vocab
+    assert by_length == {"1-10": log_vocab}  # the toy's sentences have 3 to 7 words
+
+
+def test_the_validation_loss_is_told_by_length() -> None:
+    pairs = [([5] * 3, [6] * n) for n in (80, 3, 10, 9, 200, 19, 79)]
+    model = small_model().eval()
+    loss, by_length = validation_loss(model, parallel(pairs))
+    alone = {n: validation_loss(model, parallel([pair]))[0] for n, pair in enumerate(pairs)}
+
+    def mean(*numbers: int) -> object:
+        n_tokens = [len(pairs[n][1]) + 1 for n in numbers]
+        return pytest.approx(sum(alone[n] * m for n, m in zip(numbers, n_tokens, strict=True)) / sum(n_tokens))
+
+    # 81, 4, 11, 10, 201, 20 and 80 tokens with the end of sentence.
+    assert by_length == {"1-10": mean(1, 3), "11-20": mean(2, 5), "41-80": mean(6), "81-": mean(0, 4)}
+    assert loss == mean(*range(7))
 
 
 def test_stop_after_a_time_saves_and_is_final(tmp_path: Path) -> None:
@@ -353,10 +369,13 @@ def test_a_run_leaves_what_the_contract_names_and_a_second_start_does_nothing(
         "valid_loss",
         "valid_bleu",
         "valid_chrf",
+        "valid_loss_by_length",
         "learning_rate",
         "grad_norm",
         "tgt_tokens_per_second",
+        "share_of_peak",
     }
+    assert all(0 < entry["share_of_peak"] < 1 for entry in logged if "train_loss" in entry)
     assert [entry["step"] for entry in logged if "valid_bleu" in entry] == [6, 12]
     written = (run_dir / "model" / "model.safetensors").stat().st_mtime_ns
     train_run(config, run_dir)

@@ -92,6 +92,15 @@ class PackedBatch:
         """The batch on the device; from pinned memory the host does not wait for the copies."""
         return _moved(self, lambda tensor: tensor.to(device, non_blocking=True))
 
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory of the batch until the stream has done what it has been given so far."""
+
+        def record(tensor: Tensor) -> Tensor:
+            tensor.record_stream(stream)
+            return tensor
+
+        _moved(self, record)
+
     def pinned(self) -> PackedBatch:
         """The batch in page-locked memory."""
         return _moved(self, Tensor.pin_memory)

@@ -1,20 +1,21 @@
-"""The training procedure on one screen: `train`, and `train_step` for one update."""
+"""The training procedure on one screen: `train`; and what it needs of a run folder."""
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from mt.checkpoint import (
@@ -23,319 +24,258 @@ from mt.checkpoint import (
     checkpoints,
     enter_score,
     find_model_folder,
-    load_into,
     prune_checkpoints,
+    remove_checkpoint,
     save_model_folder,
     set_aside,
 )
-from mt.config import ModelConfig, RunConfig, TrainConfig, parse_duration
-from mt.data.batch import Ahead, PackedBatch, assemble_tiles, assemble_varlen
-from mt.data.packing import PlanState, SliceBudget, UpdatePlan, cut_into_slices, slice_budget
-from mt.dropout import seed_dropout
-from mt.errors import CheckpointError, ConfigError
-from mt.loss import linear_label_smoothed_nll
-from mt.model import Transformer
-from mt.runtime import (
-    choose_device,
-    choose_dtype,
-    hardware,
-    keep_large_blocks,
-    source_commit,
-    versions,
-    why_not_compile,
-)
+from mt.config import RunConfig, parse_duration
+from mt.data.packing import PlanState
+from mt.errors import CheckpointError, ConfigError, TrainingError
+from mt.runtime import ALONE, Ranks, hardware, keep_large_blocks, source_commit, versions
 from mt.text.corpus import PreparedCorpus
-from mt.text.tokenizer import PAD_ID, Tokenizer
-from mt.train.optimizer import Optimizer
+from mt.text.tokenizer import Tokenizer
+from mt.train.engine import Engine, Outcome, OutOfMemory, Update
+from mt.train.progress import Meter, Progress, Skipped
 from mt.train.schedule import learning_rate
-from mt.train.tracker import Tracker, format_count, format_duration
-from mt.train.validation import validate
+from mt.train.tracker import SilentTracker, Tracker, format_count, format_duration
+from mt.train.validation import ValidationResult, validate
 
-# What `auto` takes for micro_batch_tokens: the CPU's caches like small ones, a GPU wants work.
-CPU_MICRO_BATCH_TOKENS = 4_096
-CUDA_MICRO_BATCH_TOKENS = 32_768
+SKIPPED = "skipped.jsonl"  # in the run folder: the updates that were skipped, with their sentences
 
-
-@dataclass(frozen=True)
-class Update:
-    """One update's data, assembled: its slices, and where the plan stands after it."""
-
-    step: int
-    slices: tuple[PackedBatch, ...]
-    next_state: PlanState
-
-    @property
-    def n_tgt_tokens(self) -> int:
-        """Real target tokens of the whole update: what its loss is divided by."""
-        return sum(batch.n_tgt_tokens for batch in self.slices)
+# Why training stops before its steps are up: the number of a signal, or this. The larger one counts among ranks.
+GO_ON, TIME_IS_UP = 0, 1
 
 
-@dataclass
-class Progress:
-    """How far a run has come; a checkpoint holds it beside weights and optimizer."""
-
-    step: int = 0  # updates done
-    plan_state: PlanState = field(default_factory=PlanState)
-    train_seconds: float = 0.0  # wall time, over all starts
-    n_src_tokens: int = 0  # source tokens learned from
-    n_tgt_tokens: int = 0  # target tokens learned from
-    n_src_positions: int = 0  # the same with padding
-    n_tgt_positions: int = 0
-    best_step: int | None = None
-    best_score: float = 0.0
-    n_without_better: int = 0  # validations since the best one
-    validated_at: int = 0  # update after which the validation set was measured last
-    micro_batch_tokens: int = 0  # as resolved when the run began; 0: not yet
-    loss_since_log: float = 0.0  # nats
-    tokens_since_log: int = 0
-
-    @property
-    def fill(self) -> str:
-        """How much of the computation went into real tokens."""
-        src, tgt = self.n_src_tokens / self.n_src_positions, self.n_tgt_tokens / self.n_tgt_positions
-        return f"fill {src:.1%} of source and {tgt:.1%} of target positions"
-
-
-def train(config: RunConfig, corpus: PreparedCorpus, run_dir: Path) -> Progress:
+def train(config: RunConfig, corpus: PreparedCorpus, run_dir: Path, ranks: Ranks = ALONE) -> Progress:
     """Train until the steps or the time are up, from the last checkpoint if there is one.
 
     Raises:
+        TrainingError: gradients stay non-finite although training went back once.
         KeyboardInterrupt, SystemExit(143): interrupted or terminated; a checkpoint has been written.
     """
     keep_large_blocks()
     run_dir.mkdir(parents=True, exist_ok=True)
     settings = config.train
-    trainer = Trainer(config, corpus, run_dir)
-    progress = trainer.progress
+    trainer = Trainer(config, corpus, run_dir, ranks)
+    engine, progress = trainer.engine, trainer.progress
     if trainer.is_finished() and not trainer.validation_is_due():
-        beyond = f", beyond train.max_steps ({settings.max_steps:,})" if progress.step > settings.max_steps else ""
-        print(f"trained already: {progress.step:,} steps{beyond}", file=sys.stderr, flush=True)
+        trainer.say_that_it_is_done()
         return progress
-    with (
-        closing(Tracker(run_dir, progress.step, settings.max_steps, trainer.seconds_left)) as tracker,
-        trainer.updates_ahead() as updates,
-        caught_signals() as received,
-    ):
+    with closing(trainer.tracker()) as tracker, caught_signals(ranks.is_first) as received:
         tracker.say(trainer.description)
-        meter = Meter(trainer.device, progress)
         if trainer.validation_is_due():  # a signal came before it
-            trainer.validate(tracker)
-            trainer.save_checkpoint(meter)
-        for update in updates:
-            lr = learning_rate(update.step, settings, config.model.d_model)
-            loss, grad_norm = train_step(trainer.model, trainer.optimizer, update, settings, lr, trainer.loss)
-            trainer.count(update)
-            meter.add(loss, update.n_tgt_tokens)
-            tracker.advance(update.step)
-            if update.step % settings.log_every == 0:
-                tracker.log(update.step, learning_rate=lr, grad_norm=grad_norm.item(), **meter.read())
-                trainer.warn_of_skipped(tracker)
-            with meter.paused():
-                is_among_best = received.number is None and trainer.validation_is_due() and trainer.validate(tracker)
-                ends = trainer.is_finished() or received.number is not None
-                if ends or is_among_best or trainer.saves_at(update.step):
-                    trainer.save_checkpoint(meter)
-            if ends:
-                break
-        if received.number is not None:
-            tracker.say(
-                f"stopped after step {progress.step:,}, all of it saved in {run_dir}: "
-                "the same command goes on from there"
-            )
-            raise KeyboardInterrupt if received.number == signal.SIGINT else SystemExit(128 + received.number)
-        if progress.n_without_better and progress.n_without_better == settings.patience:
-            tracker.say(
-                f"{settings.patience} validations without a better score than that of step {progress.best_step:,}"
-            )
-        tracker.say(
-            f"trained {progress.step:,} steps, {progress.n_tgt_tokens:,} target tokens, "
-            f"in {format_duration(progress.train_seconds)}; {progress.fill}"
-        )
+            trainer.validate(tracker, received)
+            trainer.save_checkpoint(tracker)
+        ends = trainer.agrees_to_stop(received)
+        while not ends:
+            with trainer.updates_left() as updates:
+                for update in updates:
+                    lr = learning_rate(update.step, settings, config.model.d_model)
+                    try:
+                        outcome = engine.step(update, lr)
+                    except OutOfMemory as error:
+                        trainer.double_slices(error, tracker)
+                        break  # the same update once more
+                    trainer.count(update, outcome)
+                    tracker.advance(update.step)
+                    ends = trainer.agrees_to_stop(received)
+                    is_logged = update.step % settings.log_every == 0
+                    is_validated = trainer.validation_is_due() and not trainer.is_signalled
+                    is_saved = ends or update.step % settings.checkpoint_every == 0
+                    if (is_logged or is_validated or is_saved) and trainer.has_lost_its_way(tracker):
+                        trainer.go_back(tracker)
+                        ends = trainer.is_signalled
+                        break  # on from there
+                    if is_logged:
+                        tracker.log(update.step, learning_rate=lr, **trainer.meter.read())
+                    with trainer.meter.paused():
+                        if is_validated:
+                            is_saved |= trainer.validate(tracker, received)
+                            ends = trainer.agrees_to_stop(received)
+                        if is_saved or ends:
+                            trainer.save_checkpoint(tracker)
+                    if ends:
+                        break
+        trainer.say_how_it_ended(tracker)
     return progress
 
 
-def train_step(
-    model: Transformer, optimizer: Optimizer, update: Update, settings: TrainConfig, lr: float, loss_function: Any
-) -> tuple[Tensor, Tensor]:
-    """One update: a forward and a backward pass for each slice, then the optimizer. Nothing waits for the device.
-
-    Returns:
-        The summed loss of the update in nats, and the norm of its gradient per target token: scalars on the device.
-    """
-    total = torch.zeros((), device=optimizer.loss_scale.device)
-    n_tgt_tokens = update.n_tgt_tokens
-    for i, batch in enumerate(update.slices):
-        seed_dropout(total.device, settings.seed, update.step, i)
-        loss = loss_function(
-            model(batch), model.output_weight, batch.tgt_outputs, batch.tgt_weights, settings.label_smoothing
-        )
-        # Divide by the tokens of the whole update: dividing per slice lets a short one weigh as much as a long one.
-        (loss * (optimizer.loss_scale / n_tgt_tokens)).backward()
-        total += loss.detach()
-    return total, optimizer.step(lr)
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How a run computes on this machine."""
-
-    device: torch.device
-    dtype: torch.dtype
-    packs_varlen: bool  # flash attention over variable lengths; else written-out attention over tiles
-    compiles: bool
-    note: str  # for people
-
-
-def choose_execution(train: TrainConfig, model: ModelConfig) -> Execution:
-    """Resolve device, precision and compilation.
+class Trainer:
+    """A training in its run folder: the engine, how far it has come, and what is written.
 
     Raises:
-        ConfigError: something is asked for that this machine cannot do.
+        ConfigError: the model that training starts from is of another shape.
+        CheckpointError: there are checkpoints, but none can be read, or they are of another model.
     """
-    device = choose_device(train.device)
-    dtype = choose_dtype(train.precision, device)
-    packs_varlen = (
-        device.type == "cuda"
-        and dtype != torch.float32
-        and model.attention_dropout == 0
-        and model.d_model // model.n_heads <= 256
-        and torch.cuda.get_device_capability(device) >= (8, 0)
-    )
-    obstacle = why_not_compile()
-    if not packs_varlen:
-        obstacle = (
-            "it needs flash attention: CUDA of compute capability 8.0, bf16 or fp16, no attention dropout, "
-            "d_model / n_heads up to 256"
-        )
-    if train.compile is True and obstacle:
-        raise ConfigError(f"train.compile: cannot compile here: {obstacle}: set it to auto")
-    compiles = train.compile is not False and obstacle is None
-    note = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
-    if device.type == "cuda":
-        note += ", compiled" if compiles else f", not compiled ({obstacle or 'train.compile is false'})"
-    return Execution(device, dtype, packs_varlen, compiles, note)
 
-
-class Trainer:
-    """Everything that training holds: model, optimizer, plan, and how far it has come."""
-
-    def __init__(self, config: RunConfig, corpus: PreparedCorpus, run_dir: Path) -> None:
-        self.config, self.corpus, self.run_dir = config, corpus, run_dir
-        settings = config.train
-        self.execution = choose_execution(settings, config.model)
-        self.device, self.dtype = self.execution.device, self.execution.dtype
+    def __init__(self, config: RunConfig, corpus: PreparedCorpus, run_dir: Path, ranks: Ranks = ALONE) -> None:
+        self.config, self.corpus, self.run_dir, self.ranks = config, corpus, run_dir, ranks
         self.tokenizer = Tokenizer.load(corpus.tokenizer_path)
-        torch.manual_seed(settings.seed)
-        self.model = Transformer(
-            config.model, vocab_size=self.tokenizer.vocab_size, pad_id=PAD_ID, dtype=self.dtype
-        ).to(self.device)
-        self.optimizer = Optimizer(self.model, settings, self.dtype)
-        self.progress = self._resume()
-        self.plan = UpdatePlan(
-            corpus.train.src.lengths,
-            corpus.train.tgt.lengths,
-            batch_tokens=settings.batch_tokens,
-            seed=settings.seed,
-            source_sizes=corpus.source_sizes,
-            source_weights=[source.weight for source in config.data.train],
+        self.engine = Engine(
+            config, corpus.train, self.tokenizer.vocab_size, source_sizes=corpus.source_sizes, ranks=ranks
         )
-        self.budget = self._slice_budget()
-        self.loss: Any = linear_label_smoothed_nll
-        if self.execution.compiles:
-            self._compile()
-        self._n_skipped = int(self.optimizer.n_skipped)
+        self.progress = self._resume()
+        setting = config.train.micro_batch_tokens
+        is_resolved = self.progress.micro_batch_setting == setting
+        self.progress.micro_batch_tokens = self.engine.begin(self.progress.micro_batch_tokens if is_resolved else 0)
+        self.progress.micro_batch_setting = setting
+        self.meter = Meter(ranks, self.progress, self.engine.optimizer.scales_loss, self.engine.peak_seconds)
         self._manifest = {
             "vocab_size": self.tokenizer.vocab_size,
             "corpus_fingerprint": corpus.fingerprint,
             "versions": versions(),
-            "hardware": hardware(self.device),
+            "hardware": hardware(self.engine.device),
             "commit": source_commit(),
         }
         self._began_at = time.monotonic() - self.progress.train_seconds
+        self._stop = TIME_IS_UP if self._seconds_left is not None and self._seconds_left <= 0 else GO_ON
 
     @property
     def description(self) -> str:
         """What is about to run, in one line."""
+        engine, progress = self.engine, self.progress
         start = f"from {self.config.train.init_from}" if self.config.train.init_from else "from scratch"
-        start = f"from step {self.progress.step:,}" if self.progress.step else start
+        start = f"from step {progress.step:,}" if progress.step else start
+        on = f"{engine.device}" if self.ranks.n == 1 else f"{self.ranks.n} ranks ({engine.device.type})"
+        n_slices, updates_per_epoch = engine.budget.n_slices, engine.plan.updates_per_epoch()
         return (
-            f"training {start}: {format_count(self.model.n_parameters)} parameters on {self.device} in "
-            f"{self.execution.note}, {self.plan.batch_tokens:,} target tokens an update in {self.budget.n_slices} "
-            f"slice{'s' if self.budget.n_slices > 1 else ''}, {self.plan.updates_per_epoch():,.0f} updates an epoch"
+            f"training {start}: {format_count(engine.model.n_parameters)} parameters on {on} in "
+            f"{engine.execution.note}, {engine.plan.batch_tokens:,} target tokens an update in {n_slices} "
+            f"slice{'s' if n_slices > 1 else ''}{engine.memory_note}, {updates_per_epoch:,.0f} updates an epoch"
         )
 
-    @contextmanager
-    def updates_ahead(self) -> Iterator[Iterable[Update]]:
-        """All updates that are left, made ahead of the device by a thread of its own."""
-        if self.device.type == "cpu":
-            # There the thread would take from the computation what it saves.
-            yield self.updates()
-            return
-        with closing(Ahead(self.updates())) as ahead:
-            yield ahead
+    def tracker(self) -> Tracker | SilentTracker:
+        """Rank 0 tells; the others are silent."""
+        if not self.ranks.is_first:
+            return SilentTracker()
+        return Tracker(self.run_dir, self.progress.step, self.config.train.max_steps, self._seconds_left)
 
-    def updates(self) -> Iterator[Update]:
-        """All updates that are left, assembled on the device."""
-        if self.is_finished():  # the time may be up before the steps are
-            return
-        state = self.progress.plan_state
-        for step in range(self.progress.step + 1, self.config.train.max_steps + 1):
-            sentences, state = self.plan.update_at(state)
-            src, tgt = self.corpus.train.src, self.corpus.train.tgt
-            parts = cut_into_slices(sentences, src.lengths, tgt.lengths, self.budget)
-            slices = tuple(self._assemble(part) for part in parts)
-            yield Update(step, slices, state)
+    def updates_left(self) -> AbstractContextManager[Iterable[Update]]:
+        """All updates that are left, from where the plan stands."""
+        progress = self.progress
+        return self.engine.updates_ahead(progress.plan_state, progress.step + 1, self.config.train.max_steps)
 
-    def _assemble(self, sentences: Any) -> PackedBatch:
-        if self.execution.packs_varlen:
-            longest = -(-self.config.data.max_tokens // 128) * 128
-            batch = assemble_varlen(self.corpus.train, sentences, self.budget, longest)
-        else:
-            batch = assemble_tiles(self.corpus.train, sentences, self.dtype)
-        return batch if self.device.type == "cpu" else batch.pinned().to(self.device)
+    # --- when to stop
 
-    def _slice_budget(self) -> SliceBudget:
-        """Slices of the size set; `auto` is resolved when the run begins and stays, on whatever device it goes on."""
-        setting = self.config.train.micro_batch_tokens
-        if setting != "auto":
-            self.progress.micro_batch_tokens = setting
-        elif self.progress.micro_batch_tokens == 0:
-            on_cpu = self.device.type == "cpu"
-            self.progress.micro_batch_tokens = CPU_MICRO_BATCH_TOKENS if on_cpu else CUDA_MICRO_BATCH_TOKENS
-        mean = float(self.corpus.train.tgt.lengths.mean())
-        return slice_budget(self.plan, micro_batch_tokens=self.progress.micro_batch_tokens, mean_tgt_tokens=mean)
+    def agrees_to_stop(self, received: Received) -> bool:
+        """Whether training ends here: finished, or stopped by a signal. The ranks agree on signals and time."""
+        if self._stop == GO_ON and self._seconds_left is not None and self._seconds_left <= 0:
+            self._stop = TIME_IS_UP
+        self._stop = self.ranks.largest(max(self._stop, received.number or GO_ON))
+        return self.is_signalled or self.is_finished()
 
-    def _compile(self) -> None:
-        # One static shape. Layers apart from the loss: a short warm-up, and names in the state dict stay as they are.
-        for layer in (*self.model.encoder, *self.model.decoder):
-            layer.compile(fullgraph=True, dynamic=False)
-        self.loss = torch.compile(linear_label_smoothed_nll, fullgraph=True, dynamic=False)
-
-    def saves_at(self, step: int) -> bool:
-        return step % self.config.train.checkpoint_every == 0
+    @property
+    def is_signalled(self) -> bool:
+        """Whether a signal to stop has come to any rank."""
+        return self._stop > TIME_IS_UP
 
     def is_finished(self) -> bool:
         """Whether the steps, the time or the patience are up."""
         settings, progress = self.config.train, self.progress
-        out_of_time = self.seconds_left is not None and self.seconds_left <= 0
         out_of_patience = settings.patience is not None and progress.n_without_better >= settings.patience
-        return progress.step > 0 and (progress.step >= settings.max_steps or out_of_time or out_of_patience)
+        return progress.step > 0 and (
+            progress.step >= settings.max_steps or self._stop == TIME_IS_UP or out_of_patience
+        )
 
     @property
-    def seconds_left(self) -> float | None:
+    def _seconds_left(self) -> float | None:
         """Until `stop_after`, as of the last update; None without it."""
         limit = self.config.train.stop_after
         return None if limit is None else parse_duration(limit) - self.progress.train_seconds
 
-    def count(self, update: Update) -> None:
+    # --- updates
+
+    def count(self, update: Update, outcome: Outcome) -> None:
         """Enter an update that has been made."""
-        progress = self.progress
+        progress, n_ranks = self.progress, self.ranks.n
         progress.step, progress.plan_state = update.step, update.next_state
-        progress.n_src_tokens += sum(batch.n_src_tokens for batch in update.slices)
+        progress.n_src_tokens += update.n_src_tokens
         progress.n_tgt_tokens += update.n_tgt_tokens
-        progress.n_src_positions += sum(len(batch.src_ids) for batch in update.slices)
-        progress.n_tgt_positions += sum(len(batch.tgt_inputs) for batch in update.slices)
+        # Each rank has as many slices, of about the same shape.
+        progress.n_src_positions += n_ranks * sum(len(batch.src_ids) for batch in update.slices.values())
+        progress.n_tgt_positions += n_ranks * sum(len(batch.tgt_inputs) for batch in update.slices.values())
         progress.train_seconds = time.monotonic() - self._began_at
+        self.meter.add(update, outcome)
+
+    def double_slices(self, error: OutOfMemory, tracker: Tracker | SilentTracker) -> None:
+        """Cut updates into twice as many slices, for the device has no memory for those of now.
+
+        Raises:
+            ConfigError: slices cannot be smaller, or other ranks wait in the middle of the update.
+        """
+        before = self.engine.budget
+        halved = self.engine.halved_micro_batch()
+        found = f"out of memory on {self.engine.device} with slices of {before.tgt_tokens:,} target tokens ({error})"
+        if not halved:
+            raise ConfigError(
+                f"train.micro_batch_tokens: {found}, which hold the longest sentence alone: set "
+                "train.activation_checkpointing, lower data.max_tokens, or make the model smaller"
+            )
+        if self.ranks.n > 1:
+            raise ConfigError(f"train.micro_batch_tokens: rank {self.ranks.rank} is {found}: set it to {halved}")
+        self.progress.micro_batch_tokens = halved
+        tracker.say(
+            f"warning: {found}: the update is made again in {self.engine.budget.n_slices} slices of {halved:,}, and so "
+            f"are those after it; --set train.micro_batch_tokens={halved} begins with that"
+        )
+
+    def has_lost_its_way(self, tracker: Tracker | SilentTracker) -> bool:
+        """Read what the device has done, tell of skipped updates; True where too many in a row were."""
+        skipped = self.meter.settle()
+        if skipped and self.ranks.is_first:
+            with (self.run_dir / SKIPPED).open("a", encoding="utf-8") as stream:
+                stream.writelines(json.dumps(self._named(each)) + "\n" for each in skipped)
+            first, last = skipped[0].step, skipped[-1].step
+            steps = f"step {first:,} was" if first == last else f"{len(skipped):,} of steps {first:,} to {last:,} were"
+            where = self.run_dir / SKIPPED
+            tracker.say(f"warning: {steps} skipped, for the gradient was not finite: {where} names the sentences")
+        return self.progress.n_skipped_in_row >= self.config.train.skips_before_rollback
+
+    def _named(self, skipped: Skipped) -> dict[str, Any]:
+        """A line of `skipped.jsonl`: the sentences by source and line, as the user knows them."""
+        starts = np.cumsum([0, *self.corpus.source_sizes])
+        lines = self.corpus.train_lines
+        sources = [
+            {"source": source.description, "lines": sorted(lines[skipped.suspects[is_inside]].tolist())}
+            for source, start, stop in zip(self.config.data.train, starts[:-1], starts[1:], strict=True)
+            if (is_inside := (skipped.suspects >= start) & (skipped.suspects < stop)).any()
+        ]
+        losses = [loss if math.isfinite(loss) else None for loss in skipped.losses]
+        return {"step": skipped.step, "slice_losses": losses, "sentences": sources}
+
+    def go_back(self, tracker: Tracker | SilentTracker) -> None:
+        """Load the last checkpoint that has no skipped updates at its end; pass over the sentences since, once.
+
+        Raises:
+            TrainingError: that has been done before, from the same checkpoint.
+        """
+        progress = self.progress
+        found = self._load_last(lambda saved: saved.n_skipped_in_row == 0)
+        target = found or Progress()
+        row = f"{progress.n_skipped_in_row:,} updates in a row up to step {progress.step:,} had no finite gradient"
+        if progress.gone_back_to == target.step:
+            raise TrainingError(
+                f"{self.run_dir}: {row}, although training had gone back to step {target.step:,} before and left the "
+                f"sentences since then out: go on with --set train.precision=fp32, or start anew with a lower "
+                f"train.peak_lr or with train.clip_norm; {SKIPPED} there names the sentences"
+            )
+        if found is None:
+            self.engine.restart()
+            if self.config.train.init_from is not None:
+                self._start_from(ModelFolder.open(find_model_folder(Path(self.config.train.init_from))))
+        passed = f"steps {target.step + 1:,} to {progress.step:,}"
+        if self.ranks.is_first:
+            for folder in checkpoints(self.run_dir):
+                if folder > checkpoint_path(self.run_dir, target.step):
+                    remove_checkpoint(folder)
+        kept = ("plan_state", "train_seconds", "micro_batch_tokens", "micro_batch_setting", "n_skipped")
+        vars(progress).update({name: value for name, value in vars(target).items() if name not in kept})
+        progress.gone_back_to = target.step
+        self.meter.forget()
+        tracker.say(f"warning: {row}: back to step {target.step:,}, and on with the sentences after those of {passed}")
+
+    # --- validation
 
     def validation_is_due(self) -> bool:
         """Whether the validation set is to be measured after this update, and has not been."""
@@ -343,57 +283,70 @@ class Trainer:
         is_due = step > 0 and (step % self.config.train.validate_every == 0 or self.is_finished())
         return is_due and self.progress.validated_at != step
 
-    def validate(self, tracker: Tracker) -> bool:
-        """Measure the validation set, tell the result, remember it; True where it is among the best that are kept."""
-        decode = replace(self.config.decode, beam_size=self.config.train.validation_beam_size)
-        result = validate(
-            self.model,
-            self.tokenizer,
-            self.corpus.valid,
-            self.corpus.valid_pairs,
-            decode,
-            self.config.data.max_tokens,
-        )
-        progress, settings = self.progress, self.config.train
-        tracker.log(progress.step, **{f"valid_{name}": value for name, value in asdict(result).items()})
+    def validate(self, tracker: Tracker | SilentTracker, received: Received) -> bool:
+        """Measure the validation set, tell the result, remember it; True where it is among the best that are kept.
+
+        Rank 0 measures; a signal cuts it short, and the next start makes up for it.
+        """
+        result: ValidationResult | None = None
+        if self.ranks.is_first:
+            with received.interrupting():
+                received.raise_if_any()
+                result = self._measured()
+        score, is_kept = self.ranks.from_first(None if result is None else self._entered(result)) or (None, False)
+        if score is None:
+            return False
+        if result is not None:
+            tracker.log_validation(self.progress.step, result)
+        progress = self.progress
         progress.validated_at = progress.step
-        by_bleu = settings.best_by == "bleu"
-        score = result.bleu if by_bleu else -result.loss
         if not math.isfinite(score) or (progress.best_step is not None and score <= progress.best_score):
             progress.n_without_better += 1
         else:
             progress.best_step, progress.best_score, progress.n_without_better = progress.step, score, 0
-        return enter_score(
+        return bool(is_kept)
+
+    def _entered(self, result: ValidationResult) -> tuple[float, bool]:
+        """The score, more being better, and whether its checkpoint is to be kept."""
+        settings = self.config.train
+        by_bleu = settings.best_by == "bleu"
+        score = result.bleu if by_bleu else result.loss
+        standing = enter_score(
             self.run_dir,
-            progress.step,
-            abs(score),
+            self.progress.step,
+            score,
             by=settings.best_by,
             higher_is_better=by_bleu,
             n_best=settings.keep_best,
-        ).is_among_best
+        )
+        return score if by_bleu else -score, standing.is_among_best
 
-    def warn_of_skipped(self, tracker: Tracker) -> None:
-        """Say how many updates were skipped since this was asked last."""
-        n_skipped = int(self.optimizer.n_skipped)
-        if n_skipped > self._n_skipped:
-            tracker.say(
-                f"warning: {n_skipped - self._n_skipped:,} of the last updates were skipped up to step "
-                f"{self.progress.step:,}: their gradients were not finite; {n_skipped:,} in all"
-            )
-        self._n_skipped = n_skipped
+    def _measured(self) -> ValidationResult:
+        return validate(
+            self.engine.inference_model(),
+            self.tokenizer,
+            self.corpus.valid,
+            self.corpus.valid_pairs,
+            replace(self.config.decode, beam_size=self.config.train.validation_beam_size),
+            self.config.data.max_tokens,
+        )
 
-    def save_checkpoint(self, meter: Meter) -> None:
+    # --- checkpoints
+
+    def save_checkpoint(self, tracker: Tracker | SilentTracker) -> None:
         """Write the checkpoint of this step, and remove those that are not needed."""
-        settings = self.config.train
+        self.has_lost_its_way(tracker)  # what is pending belongs to it
         self.progress.train_seconds = time.monotonic() - self._began_at
-        self.progress.loss_since_log, self.progress.tokens_since_log = meter.loss_sum.item(), int(meter.n_tokens)
+        if not self.ranks.is_first:
+            return
+        settings = self.config.train
         save_model_folder(
             checkpoint_path(self.run_dir, self.progress.step),
-            self.model.state_dict(),
+            self.engine.weights_for_use,
             self.config,
             self.corpus.tokenizer_path,
             {**self._manifest, "step": self.progress.step},
-            {"optimizer": self.optimizer.state_dict(), "progress": asdict(self.progress)},
+            {**self.engine.state_dict(), "progress": asdict(self.progress)},
         )
         prune_checkpoints(
             self.run_dir,
@@ -404,21 +357,39 @@ class Trainer:
         )
 
     def _resume(self) -> Progress:
-        """Go on from the last checkpoint that can be read; those after it are set aside.
+        """Go on from the last checkpoint that can be read, or begin."""
+        found = self._load_last(lambda saved: True)
+        if found is None and self.config.train.init_from is not None:
+            self._start_from(ModelFolder.open(find_model_folder(Path(self.config.train.init_from))))
+        return found or Progress()
 
-        Raises:
-            CheckpointError: there are checkpoints, but none can be read, or they are of another model.
+    def _load_last(self, is_wanted: Callable[[Progress], bool]) -> Progress | None:
+        """Load the last checkpoint that can be read and is wanted; None where there is none.
+
+        Rank 0 chooses, and sets those aside that are damaged.
         """
+        progress, step = None, None
+        if self.ranks.is_first:
+            progress = self._search(is_wanted)
+            step = None if progress is None else progress.step
+        step = self.ranks.from_first(step)
+        if step is not None and not self.ranks.is_first:
+            saved = SavedRun.read(checkpoint_path(self.run_dir, step))
+            self.engine.load(saved.weights, saved.state, self.run_dir)
+            progress = saved.progress
+        return progress
+
+    def _search(self, is_wanted: Callable[[Progress], bool]) -> Progress | None:
         damaged: list[tuple[Path, CheckpointError]] = []
         for folder in reversed(checkpoints(self.run_dir)):
             try:
-                opened = ModelFolder.open(folder)
-                weights, state = opened.load_weights(), opened.load_training_state()
+                saved = SavedRun.read(folder)
             except CheckpointError as error:
                 damaged.append((folder, error))
                 continue
-            load_into(self.model, weights, folder)
-            self.optimizer.load_state_dict(state["optimizer"])
+            if not is_wanted(saved.progress):
+                continue
+            self.engine.load(saved.weights, saved.state, folder)
             for damaged_folder, problem in damaged:
                 aside = set_aside(damaged_folder)
                 print(
@@ -426,16 +397,13 @@ class Trainer:
                     file=sys.stderr,
                     flush=True,
                 )
-            saved = dict(state["progress"])
-            return Progress(**{**saved, "plan_state": PlanState(**saved["plan_state"])})
-        if damaged:
+            return saved.progress
+        if len(damaged) == len(checkpoints(self.run_dir)) > 0:
             raise CheckpointError(
                 f"{self.run_dir}: none of its checkpoints can be read; the last: {damaged[0][1]}: "
                 "start anew with another --run-dir"
             )
-        if self.config.train.init_from is not None:
-            self._start_from(ModelFolder.open(find_model_folder(Path(self.config.train.init_from))))
-        return Progress()
+        return None
 
     def _start_from(self, folder: ModelFolder) -> None:
         """Take the weights of another model; optimizer and plan begin anew.
@@ -451,54 +419,92 @@ class Trainer:
                     f"model.{key}: is {ours[key]}, the model of train.init_from ({folder.path}) has {theirs[key]}: "
                     f"set it to {theirs[key]}"
                 )
-        load_into(self.model, folder.load_weights(), folder.path)
+        self.engine.load(folder.load_weights(), None, folder.path)
+
+    # --- for people
+
+    def say_that_it_is_done(self) -> None:
+        """That there is nothing left to train."""
+        max_steps, step = self.config.train.max_steps, self.progress.step
+        beyond = f", beyond train.max_steps ({max_steps:,})" if step > max_steps else ""
+        if self.ranks.is_first:
+            print(f"trained already: {step:,} steps{beyond}", file=sys.stderr, flush=True)
+
+    def say_how_it_ended(self, tracker: Tracker | SilentTracker) -> None:
+        """What was trained, and why no more.
+
+        Raises:
+            KeyboardInterrupt, SystemExit(143): a signal ended it.
+        """
+        progress, patience = self.progress, self.config.train.patience
+        if self.is_signalled:
+            tracker.say(
+                f"stopped after step {progress.step:,}, all of it saved in {self.run_dir}: "
+                "the same command goes on from there"
+            )
+            raise KeyboardInterrupt if self._stop == signal.SIGINT else SystemExit(128 + self._stop)
+        if progress.n_without_better and progress.n_without_better == patience:
+            tracker.say(f"{patience} validations without a better score than that of step {progress.best_step:,}")
+        tracker.say(
+            f"trained {progress.step:,} steps, {progress.n_tgt_tokens:,} target tokens, "
+            f"in {format_duration(progress.train_seconds)}; {progress.fill}"
+        )
 
 
-class Meter:
-    """Loss and speed since the last log. The loss stays on the device until it is read."""
+@dataclass(frozen=True)
+class SavedRun:
+    """What a checkpoint holds of a run."""
 
-    def __init__(self, device: torch.device, progress: Progress) -> None:
-        self.loss_sum = torch.full((), progress.loss_since_log, device=device)
-        self.n_tokens = torch.full((), progress.tokens_since_log, dtype=torch.int64, device=device)
-        self._n_timed, self._timed_from = 0, time.monotonic()  # of this start alone, pauses left out
+    weights: dict[str, Tensor]
+    state: dict[str, Any]
+    progress: Progress
 
-    def add(self, loss: Tensor, n_tgt_tokens: int) -> None:
-        """Enter an update: its summed loss and its target tokens. One that is not finite was skipped, and is here."""
-        is_finite = torch.isfinite(loss)
-        self.loss_sum += torch.where(is_finite, loss, 0.0)
-        self.n_tokens += is_finite * n_tgt_tokens
-        self._n_timed += n_tgt_tokens
+    @classmethod
+    def read(cls, folder: Path) -> SavedRun:
+        """All of it, from files that are whole.
 
-    def read(self) -> dict[str, float]:
-        """Nats per token and tokens per second, and begin anew."""
-        # Reading waits for the device, so it comes before the clock.
-        n_tokens = int(self.n_tokens)
-        values = {
-            "train_loss": self.loss_sum.item() / n_tokens if n_tokens else math.nan,
-            "tgt_tokens_per_second": self._n_timed / (time.monotonic() - self._timed_from),
-        }
-        self.loss_sum.zero_()
-        self.n_tokens.zero_()
-        self._n_timed, self._timed_from = 0, time.monotonic()
-        return values
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Validation and checkpoints are not training: their time does not count."""
-        paused_at = time.monotonic()
-        yield
-        self._timed_from += time.monotonic() - paused_at
+        Raises:
+            CheckpointError: something is missing or damaged.
+        """
+        opened = ModelFolder.open(folder)
+        weights, state = opened.load_weights(), opened.load_training_state()
+        saved = dict(state["progress"])
+        return cls(weights, state, Progress(**{**saved, "plan_state": PlanState(**saved["plan_state"])}))
 
 
-@dataclass
+class _Interrupted(BaseException):
+    """A signal came while something ran that may be cut short."""
+
+
 class Received:
     """The signal that came, if one did."""
 
-    number: int | None = None
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._may_interrupt = False
+
+    def note(self, number: int) -> None:
+        """Called by the signal's handler."""
+        self.number = number
+        if self._may_interrupt:
+            raise _Interrupted
+
+    def raise_if_any(self) -> None:
+        """Cut short what `interrupting` surrounds if the signal has come already."""
+        if self.number is not None:
+            raise _Interrupted
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """What runs in here is cut short by a signal, so it must leave nothing half done."""
+        self._may_interrupt = True
+        with suppress(_Interrupted):
+            yield
+        self._may_interrupt = False
 
 
 @contextmanager
-def caught_signals() -> Iterator[Received]:
+def caught_signals(speaks: bool = True) -> Iterator[Received]:
     """Note SIGINT and SIGTERM, so that the loop can save and stop between two steps; a second one acts at once."""
     received = Received()
     if threading.current_thread() is not threading.main_thread():
@@ -508,11 +514,13 @@ def caught_signals() -> Iterator[Received]:
     before = {number: signal.getsignal(number) for number in numbers}
 
     def note(number: int, _frame: FrameType | None) -> None:
-        received.number = number
-        name = signal.Signals(number).name
-        print(f"{name}: stopping after this step, to save it; a second one stops at once", file=sys.stderr, flush=True)
+        if speaks:
+            name = signal.Signals(number).name
+            message = f"{name}: stopping after this step, to save it; a second one stops at once"
+            print(message, file=sys.stderr, flush=True)
         for each in numbers:
             signal.signal(each, before[each])
+        received.note(number)
 
     for number in numbers:
         signal.signal(number, note)

@@ -36,8 +36,8 @@ class Optimizer:
             fused=True,
         )
         self._clip_norm = train.clip_norm
-        self._scales_loss = dtype == torch.float16
-        self.loss_scale = torch.full((), FIRST_LOSS_SCALE if self._scales_loss else 1.0, device=device)
+        self.scales_loss = dtype == torch.float16
+        self.loss_scale = torch.full((), FIRST_LOSS_SCALE if self.scales_loss else 1.0, device=device)
         self._good_updates = torch.zeros((), dtype=torch.int64, device=device)
         self.n_skipped = torch.zeros((), dtype=torch.int64, device=device)
 
@@ -57,11 +57,15 @@ class Optimizer:
         for group in self._adam.param_groups:
             group["lr"] = lr
         self._adam.step()
-        self._adam.zero_grad(set_to_none=True)
+        self.forget_gradients()
         self.n_skipped += not_finite
-        if self._scales_loss:
+        if self.scales_loss:
             self._adapt_loss_scale(not_finite)
         return norm
+
+    def forget_gradients(self) -> None:
+        """Begin the next update, or this one anew."""
+        self._adam.zero_grad(set_to_none=True)
 
     def _adapt_loss_scale(self, overflowed: Tensor) -> None:
         self._good_updates = torch.where(overflowed, torch.zeros_like(self._good_updates), self._good_updates + 1)
@@ -74,7 +78,7 @@ class Optimizer:
         """Everything the next update depends on."""
         return {
             "adam": self._adam.state_dict(),
-            "scales_loss": self._scales_loss,
+            "scales_loss": self.scales_loss,
             "loss_scale": self.loss_scale,
             "good_updates": self._good_updates,
             "n_skipped": self.n_skipped,
@@ -86,7 +90,7 @@ class Optimizer:
         device = self.loss_scale.device
         self.n_skipped = state["n_skipped"].to(device)
         # A run may go on in another precision; then the scale that it begins with is the right one.
-        if self._scales_loss and state["scales_loss"]:
+        if self.scales_loss and state["scales_loss"]:
             self.loss_scale = state["loss_scale"].to(device)
             self._good_updates = state["good_updates"].to(device)
 

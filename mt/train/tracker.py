@@ -10,23 +10,15 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from mt.checkpoint import cannot_be_written, write_text
 
-# TensorBoard groups by what stands before the slash.
-_TENSORBOARD_NAMES = {
-    "train_loss": "train/loss",
-    "learning_rate": "train/learning_rate",
-    "grad_norm": "train/grad_norm",
-    "tgt_tokens_per_second": "train/tgt_tokens_per_second",
-    "valid_loss": "valid/loss",
-    "valid_bleu": "valid/bleu",
-    "valid_chrf": "valid/chrf",
-}
+if TYPE_CHECKING:
+    from mt.train.validation import ValidationResult
 
 
 class Tracker:
@@ -75,15 +67,27 @@ class Tracker:
             self._progress.start()
 
     def log(self, step: int, **values: float) -> None:
-        """Record measurements of an update; the names are those of `metrics.jsonl`."""
+        """Record measurements of updates; the names are those of `metrics.jsonl`."""
+        self._record(step, values)
+        self._events.add_scalars(step, {f"train/{name.removeprefix('train_')}": x for name, x in values.items()})
+        self._show_training(step, values)
+
+    def log_validation(self, step: int, result: ValidationResult) -> None:
+        """Record what the validation set gave."""
+        values = {"valid_loss": result.loss, "valid_bleu": result.bleu, "valid_chrf": result.chrf}
+        self._record(step, {**values, "valid_loss_by_length": result.loss_by_length})
+        scalars = {f"valid/{name.removeprefix('valid_')}": value for name, value in values.items()}
+        scalars |= {f"valid_loss_by_length/{length}": loss for length, loss in result.loss_by_length.items()}
+        self._events.add_scalars(step, scalars)
+        for i, (src, hyp, ref) in enumerate(result.samples, start=1):
+            # Indented by four, TensorBoard's Markdown shows text as it is.
+            self._events.add_text(step, f"samples/{i}", f"    {src}\n    {hyp}\n    {ref}")
+        self._show_validation(step, result)
+
+    def _record(self, step: int, values: dict[str, Any]) -> None:
         # JSON has no NaN.
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         self._metrics.write((json.dumps({"step": step, **finite}) + "\n").encode())
-        self._events.add_scalars(step, {_TENSORBOARD_NAMES[name]: value for name, value in values.items()})
-        if "train_loss" in values:
-            self._show_training(step, values)
-        else:
-            self._show_validation(step, values)
 
     def advance(self, step: int) -> None:
         """Move the bar; called after each update, so it must cost nothing."""
@@ -107,12 +111,9 @@ class Tracker:
         else:
             self.say(f"step {step:,}/{self._max_steps:,} · {text}")
 
-    def _show_validation(self, step: int, values: dict[str, float]) -> None:
-        self._last_bleu = f" · BLEU {values['valid_bleu']:.2f}"
-        self.say(
-            f"step {step:,}: validation loss {values['valid_loss']:.4f}, "
-            f"BLEU {values['valid_bleu']:.2f}, chrF2 {values['valid_chrf']:.2f}"
-        )
+    def _show_validation(self, step: int, result: ValidationResult) -> None:
+        self._last_bleu = f" · BLEU {result.bleu:.2f}"
+        self.say(f"step {step:,}: validation loss {result.loss:.4f}, BLEU {result.bleu:.2f}, chrF2 {result.chrf:.2f}")
 
     def _time_left(self, step: int) -> str:
         now = time.monotonic()
@@ -125,6 +126,25 @@ class Tracker:
             self._progress.stop()
         self._events.close()
         self._metrics.close()
+
+
+class SilentTracker:
+    """Stands in for a tracker on ranks other than the first."""
+
+    def log(self, step: int, **values: float) -> None:
+        """Nothing."""
+
+    def log_validation(self, step: int, result: ValidationResult) -> None:
+        """Nothing."""
+
+    def advance(self, step: int) -> None:
+        """Nothing."""
+
+    def say(self, message: str) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 class _GrowingFile:
@@ -150,7 +170,7 @@ class _GrowingFile:
 
 
 class _EventFile:
-    """Scalars where TensorBoard finds them.
+    """Scalars and text where TensorBoard finds them.
 
     torch's SummaryWriter writes in a thread of its own, which on a full disk prints a traceback and dies.
     """
@@ -159,10 +179,12 @@ class _EventFile:
 
     def __init__(self, folder: Path, first_step: int) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+        from tensorboard.compat.proto.tensor_pb2 import TensorProto
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event, self._summary = Event, Summary
+        self._summary_metadata, self._tensor = SummaryMetadata, TensorProto
         name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(self._numbers)}"
         self._file = _GrowingFile(folder / name)
         self._records = RecordWriter(self._file)
@@ -173,6 +195,11 @@ class _EventFile:
     def add_scalars(self, step: int, scalars: dict[str, float]) -> None:
         values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
         self._add(step=step, summary=self._summary(value=values))
+
+    def add_text(self, step: int, tag: str, text: str) -> None:
+        kind = self._summary_metadata(plugin_data={"plugin_name": "text"})
+        tensor = self._tensor(dtype="DT_STRING", string_val=[text.encode()], tensor_shape={"dim": [{"size": 1}]})
+        self._add(step=step, summary=self._summary(value=[{"tag": tag, "metadata": kind, "tensor": tensor}]))
 
     def _add(self, **content: Any) -> None:
         self._records.write(self._event(wall_time=time.time(), **content).SerializeToString())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,8 @@ from mt.text.tokenizer import Tokenizer
 
 # Target tokens of one forward pass; small, for its logits are kept.
 VALIDATION_TOKENS = 4_096
+LENGTHS = (10, 20, 40, 80)  # target tokens at which the loss by length is divided
+N_SAMPLES = 5  # translations that are kept to be looked at
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,12 @@ class ValidationResult:
     loss: float  # unsmoothed cross-entropy, nats per target token, end of sentence included
     bleu: float
     chrf: float
+    loss_by_length: dict[str, float]  # the same for sentences of so many target tokens, such as "11-20"
+    samples: list[tuple[str, str, str]]  # source, translation and reference of the first few lines
 
 
 def validate(
-    model: Transformer,
+    inference: Transformer,
     tokenizer: Tokenizer,
     corpus: ParallelIds,
     pairs: list[SentencePair],
@@ -42,38 +47,54 @@ def validate(
     """Measure the whole set in fixed order, without dropout.
 
     Args:
+        inference: the model, in evaluation mode.
         corpus: the pairs, encoded.
         pairs: the pairs as text; references are scored as they are.
         decode: beam size and the rest.
     """
-    inference = model.for_inference(model.dtype)
     translator = Translator(inference, tokenizer, decode, max_source_tokens=max_source_tokens)
     hypotheses = translator.translate([pair.src for pair in pairs])
     references = [pair.tgt for pair in pairs]
+    loss, loss_by_length = validation_loss(inference, corpus)
+    first = list(zip(pairs, hypotheses, strict=True))[:N_SAMPLES]
     return ValidationResult(
-        loss=validation_loss(inference, corpus),
+        loss=loss,
         bleu=corpus_bleu(hypotheses, references),
         chrf=corpus_chrf(hypotheses, references),
+        loss_by_length=loss_by_length,
+        samples=[(pair.src, hypothesis, pair.tgt) for pair, hypothesis in first],
     )
 
 
 @torch.inference_mode()
-def validation_loss(model: Transformer, corpus: ParallelIds) -> float:
-    """Unsmoothed cross-entropy in nats per target token; the model must be in evaluation mode."""
+def validation_loss(model: Transformer, corpus: ParallelIds) -> tuple[float, dict[str, float]]:
+    """Unsmoothed cross-entropy in nats per target token, of all sentences and of those of like length.
+
+    The model must be in evaluation mode.
+    """
     assert not model.training
     device = model.embedding.weight.device
-    total, n_tokens = 0.0, 0
-    for sentences in _in_order(corpus):
+    sums: dict[str, list[float]] = {}  # nats, tokens
+    for name, sentences in _by_length(corpus):
         batch: PackedBatch = assemble_tiles(corpus, sentences, model.dtype).to(device)
         hidden = model(batch)
         loss = linear_label_smoothed_nll(hidden, model.output_weight, batch.tgt_outputs, batch.tgt_weights, 0.0)
-        total += loss.item()
-        n_tokens += batch.n_tgt_tokens
-    return total / n_tokens
+        entry = sums.setdefault(name, [0.0, 0.0])
+        entry[0] += loss.item()
+        entry[1] += batch.n_tgt_tokens
+    nats, n_tokens = (sum(column) for column in zip(*sums.values(), strict=True))
+    return nats / n_tokens, {name: total / n for name, (total, n) in sums.items()}
 
 
-def _in_order(corpus: ParallelIds) -> list[Indices]:
-    """All sentences, sorted by length, cut where a batch holds enough target tokens."""
+def _by_length(corpus: ParallelIds) -> Iterator[tuple[str, Indices]]:
+    """All sentences, shortest target first: those of like length, cut where a batch holds enough target tokens."""
     order = np.argsort(corpus.tgt.lengths, kind="stable")
-    batch_numbers = np.cumsum(corpus.tgt.lengths[order]) // VALIDATION_TOKENS
-    return np.split(order, np.flatnonzero(np.diff(batch_numbers)) + 1)
+    lengths = corpus.tgt.lengths[order]
+    shortest = 1
+    for longest in (*LENGTHS, int(lengths[-1])):
+        inside = order[(lengths >= shortest) & (lengths <= longest)]
+        batch_numbers = np.cumsum(corpus.tgt.lengths[inside]) // VALIDATION_TOKENS
+        for batch in np.split(inside, np.flatnonzero(np.diff(batch_numbers)) + 1):
+            if len(batch):
+                yield f"{shortest}-{longest}" if longest in LENGTHS else f"{shortest}-", batch
+        shortest = max(shortest, longest + 1)

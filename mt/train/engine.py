@@ -1,0 +1,404 @@
+"""What computes: the model, its optimizer, and the updates that the plan gives them. It reads and writes no files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from mt.checkpoint import load_into
+from mt.config import ModelConfig, RunConfig, TrainConfig
+from mt.data.batch import Ahead, PackedBatch, assemble_tiles, assemble_varlen
+from mt.data.packing import Indices, PlanState, SliceBudget, UpdatePlan, cut_into_slices, slice_budget
+from mt.dropout import seed_dropout
+from mt.errors import ConfigError
+from mt.loss import linear_label_smoothed_nll
+from mt.model import Transformer
+from mt.runtime import (
+    ALONE,
+    Ranks,
+    choose_device,
+    choose_dtype,
+    format_bytes,
+    memory_bytes,
+    peak_flops,
+    why_not_compile,
+)
+from mt.text.corpus import ParallelIds
+from mt.text.tokenizer import PAD_ID
+from mt.train.ema import MovingAverage
+from mt.train.optimizer import Optimizer
+
+# What `auto` takes for micro_batch_tokens on a CPU: its caches like small ones.
+CPU_MICRO_BATCH_TOKENS = 4_096
+# On CUDA the largest that fits is taken; beyond this nothing is gained.
+MAX_MICRO_BATCH_TOKENS = 131_072
+# Share of the free memory that the measured need may take: kernels ask for more than the model holds.
+MEMORY_SHARE = 0.85
+
+
+@dataclass(frozen=True)
+class Update:
+    """One update's data: all of its slices as the plan cuts them, and those of this rank, assembled."""
+
+    step: int
+    sentences: tuple[Indices, ...]  # of every slice
+    slices: dict[int, PackedBatch]  # those of this rank, by number
+    n_src_tokens: int  # real ones of all slices
+    n_tgt_tokens: int  # what the update's loss is divided by
+    next_state: PlanState  # where the plan stands after it
+    ready: Any = None  # CUDA event after which its copies on the device are complete
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an update gave; on the device, so that nothing waits."""
+
+    losses: Tensor  # [slices of this rank] nats, summed over the tokens of each
+    grad_norm: Tensor  # of the gradient per target token; not finite where the update was skipped
+
+
+class OutOfMemory(Exception):
+    """The device has no memory for a slice of this size."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a run computes on this machine."""
+
+    device: torch.device
+    dtype: torch.dtype
+    packs_varlen: bool  # flash attention over variable lengths; else written-out attention over tiles
+    compiles: bool
+    note: str  # for people
+
+
+def choose_execution(train: TrainConfig, model: ModelConfig, ranks: Ranks = ALONE) -> Execution:
+    """Resolve device, precision and compilation.
+
+    Raises:
+        ConfigError: something is asked for that this machine cannot do.
+    """
+    device = choose_device(train.device)
+    if ranks.n > 1 and device.type == "cuda":
+        if device.index is not None:
+            raise ConfigError(f"train.device: is {train.device}, but each of {ranks.n} ranks needs its own: use auto")
+        device = choose_device(f"cuda:{ranks.local_rank}")
+    dtype = choose_dtype(train.precision, device)
+    packs_varlen = (
+        device.type == "cuda"
+        and dtype != torch.float32
+        and model.attention_dropout == 0
+        and model.d_model // model.n_heads <= 256
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
+    obstacle = why_not_compile()
+    if not packs_varlen:
+        obstacle = (
+            "it needs flash attention: CUDA of compute capability 8.0, bf16 or fp16, no attention dropout, "
+            "d_model / n_heads up to 256"
+        )
+    if train.compile is True and obstacle:
+        raise ConfigError(f"train.compile: cannot compile here: {obstacle}: set it to auto")
+    compiles = train.compile is not False and obstacle is None
+    note = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
+    if device.type == "cuda":
+        note += ", compiled" if compiles else f", not compiled ({obstacle or 'train.compile is false'})"
+    return Execution(device, dtype, packs_varlen, compiles, note)
+
+
+class Engine:
+    """Model, optimizer and plan of one rank. After construction: load what there is to load, then `begin`.
+
+    Args:
+        data: training pairs, encoded.
+        vocab_size: V.
+        source_sizes: pairs of each source in `config.data.train`; None: the pairs are one source of weight 1.
+        ranks: the processes that share each update.
+    Raises:
+        ConfigError: the device cannot do what is asked, or has no room for the model.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        data: ParallelIds,
+        vocab_size: int,
+        *,
+        source_sizes: tuple[int, ...] | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.config, self.data, self.ranks = config, data, ranks
+        settings = config.train
+        self.execution = choose_execution(settings, config.model, ranks)
+        self.device, self.dtype = self.execution.device, self.execution.dtype
+        torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
+        torch.manual_seed(settings.seed)
+        self.model = Transformer(config.model, vocab_size=vocab_size, pad_id=PAD_ID, dtype=self.dtype)
+        self._check_that_it_fits()
+        self.model.to(self.device)
+        self.optimizer = Optimizer(self.model, settings, self.dtype)
+        self.average = None if settings.ema_decay is None else MovingAverage(self.model, settings.ema_decay)
+        self.plan = UpdatePlan(
+            data.src.lengths,
+            data.tgt.lengths,
+            batch_tokens=settings.batch_tokens,
+            seed=settings.seed,
+            source_sizes=source_sizes,
+            source_weights=None if source_sizes is None else [source.weight for source in config.data.train],
+        )
+        self.budget: SliceBudget
+        self.memory_note = ""  # how the size of a slice was found, for people
+        self._forward: Callable[[PackedBatch], Tensor] = self.model
+        self._loss: Any = linear_label_smoothed_nll
+        self._no_sync: Callable[[], Any] = nullcontext
+
+    def begin(self, micro_batch_tokens: int = 0) -> int:
+        """Cut updates into slices, compile, join the other ranks.
+
+        Args:
+            micro_batch_tokens: as an earlier start resolved it; 0: resolve it now.
+        Returns:
+            Target tokens of a slice, resolved.
+        """
+        resolved = self._resolved_micro_batch(micro_batch_tokens)
+        self.cut(resolved)
+        if self.execution.compiles:
+            # One static shape. Layers apart from the loss: a short warm-up, and names in the state dict stay.
+            for layer in (*self.model.encoder, *self.model.decoder):
+                layer.compile(fullgraph=True, dynamic=False)
+            self._loss = torch.compile(linear_label_smoothed_nll, fullgraph=True, dynamic=False)
+        if self.ranks.n > 1:
+            joined = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
+            self._forward, self._no_sync = joined, joined.no_sync
+        return resolved
+
+    def cut(self, micro_batch_tokens: int) -> None:
+        """From now on, slices of about so many target tokens."""
+        mean = float(self.data.tgt.lengths.mean())
+        self.budget = slice_budget(
+            self.plan, micro_batch_tokens=micro_batch_tokens, mean_tgt_tokens=mean, n_ranks=self.ranks.n
+        )
+
+    def halved_micro_batch(self) -> int:
+        """Target tokens of a slice when there are twice as many slices; 0 where slices cannot be smaller."""
+        halved = math.ceil(self.plan.batch_tokens / (2 * self.budget.n_slices))
+        before = self.budget.tgt_tokens
+        self.cut(halved)
+        return halved if self.budget.tgt_tokens < before else 0
+
+    def updates(self, state: PlanState, first_step: int, last_step: int) -> Iterator[Update]:
+        """The updates from a place in the plan on, with the slices of this rank assembled on its device."""
+        src, tgt = self.data.src.lengths, self.data.tgt.lengths
+        for step in range(first_step, last_step + 1):
+            sentences, state = self.plan.update_at(state)
+            parts = cut_into_slices(sentences, src, tgt, self.budget, self.ranks.n)
+            mine = range(self.ranks.rank, len(parts), self.ranks.n)
+            slices = {number: self._assemble(parts[number]) for number in mine}
+            n_src, n_tgt = int(src[sentences].sum()), int(tgt[sentences].sum())
+            yield Update(step, tuple(parts), slices, n_src, n_tgt, state)
+
+    @contextmanager
+    def updates_ahead(self, state: PlanState, first_step: int, last_step: int) -> Iterator[Iterable[Update]]:
+        """The same, made ahead of a GPU by a thread of its own."""
+        updates = self.updates(state, first_step, last_step)
+        if self.device.type == "cpu":
+            # There the thread would take from the computation what it saves.
+            yield updates
+            return
+        with closing(Ahead(_on_copy_stream(updates, self.device))) as ahead:
+            yield ahead
+
+    def step(self, update: Update, lr: float) -> Outcome:
+        """One update: a forward and a backward pass for each slice, then the optimizer. Nothing waits for the device.
+
+        Raises:
+            OutOfMemory: nothing of the update has happened.
+        """
+        if update.ready is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(update.ready)
+            for batch in update.slices.values():
+                batch.record_stream(stream)
+        try:
+            last = max(update.slices)
+            # Divide by the tokens of the whole update: dividing per slice lets a short one weigh as much as a long one.
+            # DDP takes the mean over the ranks where the sum is wanted.
+            share = self.optimizer.loss_scale * (self.ranks.n / update.n_tgt_tokens)
+            losses = []
+            for number, batch in update.slices.items():
+                # Gradients of the ranks are added up once, during the last backward pass.
+                with nullcontext() if number == last else self._no_sync():
+                    loss = self.slice_loss(update.step, number, batch)
+                    (loss * share).backward()  # type: ignore[no-untyped-call]
+                losses.append(loss.detach())
+            outcome = Outcome(torch.stack(losses), self.optimizer.step(lr))
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            reason = str(error).partition("\n")[0]
+        else:
+            if self.average is not None:
+                self.average.follow(update.step, torch.isfinite(outcome.grad_norm))
+            return outcome
+        # Out of the handler, so that the traceback no longer holds the tensors of the step.
+        self.optimizer.forget_gradients()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        raise OutOfMemory(reason)
+
+    def slice_loss(self, step: int, number: int, batch: PackedBatch) -> Tensor:
+        """The summed loss of a slice, in nats; its dropout depends on the seed, the step and the slice alone."""
+        settings = self.config.train
+        seed_dropout(self.device, settings.seed, step, number)
+        hidden = self._forward(batch)
+        loss: Tensor = self._loss(
+            hidden, self.model.output_weight, batch.tgt_outputs, batch.tgt_weights, settings.label_smoothing
+        )
+        return loss
+
+    def peak_seconds(self, n_src_tokens: int, n_tgt_tokens: int) -> float:
+        """How long so many tokens would take if the device did nothing but matrix products, at its peak."""
+        return self.model.training_flops(n_src_tokens, n_tgt_tokens) / peak_flops(self.device, self.dtype)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next update depends on besides the weights for use and the plan."""
+        state = {"optimizer": self.optimizer.state_dict()}
+        if self.average is not None:
+            state["weights"] = self.model.state_dict()
+        return state
+
+    @property
+    def weights_for_use(self) -> dict[str, Tensor]:
+        """What is validated, saved and translated with: the weights, or with `train.ema_decay` their average."""
+        return self.model.state_dict() if self.average is None else self.average.state_dict()
+
+    def load(self, weights_for_use: dict[str, Tensor], state: dict[str, Any] | None, origin: Path) -> None:
+        """Go on from a checkpoint, or begin with the weights of another model where there is no state.
+
+        Raises:
+            CheckpointError: the weights are of another shape.
+        """
+        load_into(self.model, weights_for_use, origin)
+        if self.average is not None:
+            self.average.load_state_dict(weights_for_use)
+            if state is not None:
+                load_into(self.model, state["weights"], origin)
+        if state is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+
+    def restart(self) -> None:
+        """Back to the weights of the first step."""
+        torch.manual_seed(self.config.train.seed)
+        model = self.model
+        fresh = Transformer(self.config.model, vocab_size=model.vocab_size, pad_id=PAD_ID, dtype=self.dtype)
+        self.optimizer = Optimizer(model, self.config.train, self.dtype)
+        self.load(fresh.state_dict(), None, Path())
+
+    def inference_model(self) -> Transformer:
+        """A copy for validation; with `train.ema_decay` of the averaged weights."""
+        model = self.model.for_inference(self.dtype)
+        model.load_state_dict(self.weights_for_use)
+        return model
+
+    def _assemble(self, sentences: Indices) -> PackedBatch:
+        if self.execution.packs_varlen:
+            longest = -(-self.config.data.max_tokens // 128) * 128
+            batch = assemble_varlen(self.data, sentences, self.budget, longest)
+        else:
+            batch = assemble_tiles(self.data, sentences, self.dtype)
+        return batch if self.device.type == "cpu" else batch.pinned().to(self.device)
+
+    def _check_that_it_fits(self) -> None:
+        # Weights, gradients and the two moments of Adam in float32, the average if there is one.
+        n_copies = 4 + (self.config.train.ema_decay is not None)
+        needed, available = 4 * n_copies * self.model.n_parameters, memory_bytes(self.device)
+        if needed > available:
+            raise ConfigError(
+                f"model: {self.model.n_parameters:,} parameters take {format_bytes(needed)} to train, {self.device} "
+                f"has {format_bytes(available)}: make d_model, d_ff or the number of layers smaller"
+            )
+
+    def _resolved_micro_batch(self, resolved_before: int) -> int:
+        setting = self.config.train.micro_batch_tokens
+        if resolved_before:
+            return resolved_before
+        if setting != "auto":
+            return setting
+        if self.device.type == "cpu":
+            return max(CPU_MICRO_BATCH_TOKENS, self.config.data.max_tokens)
+        return self.ranks.smallest(self._largest_that_fits())
+
+    def _largest_that_fits(self) -> int:
+        """Measure the memory of two small slices on the device, and reckon from them."""
+        largest = min(self.plan.batch_tokens, MAX_MICRO_BATCH_TOKENS)
+        measured = []
+        for n_tokens in (2_048, 8_192):
+            if n_tokens <= largest:
+                try:
+                    measured.append((n_tokens, self._measure_memory(n_tokens)))
+                except torch.OutOfMemoryError:
+                    torch.cuda.empty_cache()
+                    break
+        states = 4 * self.model.n_parameters * (2 + (self.average is not None))  # Adam makes its moments later
+        free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device)
+        fitting = tokens_that_fit(measured, int(free * MEMORY_SHARE) - states, largest)
+        found = ", ".join(f"{format_bytes(n_bytes)} at {n_tokens:,} tokens" for n_tokens, n_bytes in measured)
+        self.memory_note = f" (measured: {found}; {format_bytes(free)} are free)"
+        return max(fitting, self.config.data.max_tokens)
+
+    def _measure_memory(self, n_tokens: int) -> int:
+        """Peak of the bytes held during the forward and backward pass of a slice, before anything is compiled."""
+        sentences, _ = self.plan.update_at(PlanState())
+        n = int(self.data.tgt.lengths[sentences].cumsum().searchsorted(n_tokens)) + 1
+        self.cut(n_tokens)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        parts = cut_into_slices(sentences[:n], self.data.src.lengths, self.data.tgt.lengths, self.budget)
+        self.slice_loss(0, 0, self._assemble(parts[0])).backward()  # type: ignore[no-untyped-call]
+        self.optimizer.forget_gradients()
+        return torch.cuda.max_memory_allocated(self.device)
+
+
+def tokens_that_fit(measured: list[tuple[int, int]], available: int, largest: int) -> int:
+    """The most target tokens of a slice for which the line through the measured points stays within the memory.
+
+    Args:
+        measured: (tokens, bytes at the peak), smallest first; with one point all of its bytes count as per token.
+        available: bytes.
+        largest: tokens, the most that are wanted.
+    Returns:
+        Tokens; 0 where nothing was measured or nothing fits.
+    """
+    if not measured:
+        return 0
+    n_tokens, n_bytes = measured[-1]
+    first_tokens, first_bytes = measured[0] if len(measured) > 1 else (0, 0)
+    per_token = (n_bytes - first_bytes) / (n_tokens - first_tokens)
+    if per_token <= 0:
+        return largest
+    return max(0, min(largest, n_tokens + math.floor((available - n_bytes) / per_token)))
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # On a CPU torch raises a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _on_copy_stream(updates: Iterator[Update], device: torch.device) -> Iterator[Update]:
+    """Copies run on a stream of their own, beside the kernels of the update before."""
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    while True:
+        with torch.cuda.stream(stream):
+            update = next(updates, None)
+            if update is None:
+                return
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            ready.record(stream)
+        yield replace(update, ready=ready)

@@ -1,0 +1,171 @@
+"""How far a run has come, and what its latest updates gave."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mt.data.packing import Indices, PlanState
+from mt.runtime import Ranks
+from mt.train.engine import Outcome, Update
+
+# Halvings that take the loss scale of fp16 from where it begins to 1, and some more.
+MOST_OVERFLOWS = 20
+
+
+@dataclass
+class Progress:
+    """How far a run has come; a checkpoint holds it beside weights and optimizer."""
+
+    step: int = 0  # updates done
+    plan_state: PlanState = field(default_factory=PlanState)
+    train_seconds: float = 0.0  # wall time, over all starts
+    n_src_tokens: int = 0  # source tokens learned from
+    n_tgt_tokens: int = 0  # target tokens learned from
+    n_src_positions: int = 0  # the same with padding
+    n_tgt_positions: int = 0
+    best_step: int | None = None
+    best_score: float = 0.0
+    n_without_better: int = 0  # validations since the best one
+    validated_at: int = 0  # update after which the validation set was measured last
+    micro_batch_tokens: int = 0  # as resolved when the run began, or as memory has forced since; 0: not yet
+    micro_batch_setting: int | str = 0  # what it was resolved from; another setting resolves it anew
+    loss_since_log: float = 0.0  # nats
+    tokens_since_log: int = 0
+    n_skipped: int = 0  # updates whose gradients were not finite
+    n_skipped_in_row: int = 0  # of these the last ones, without a good one between
+    n_overflows_in_row: int = 0  # the last updates that only found out the loss scale of fp16
+    gone_back_to: int | None = None  # step of the checkpoint that training went back to after such a row
+
+    @property
+    def fill(self) -> str:
+        """How much of the computation went into real tokens."""
+        src, tgt = self.n_src_tokens / self.n_src_positions, self.n_tgt_tokens / self.n_tgt_positions
+        return f"fill {src:.1%} of source and {tgt:.1%} of target positions"
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An update that was not made, since its gradient was not finite, and where that may have come from."""
+
+    step: int
+    losses: tuple[float, ...]  # nats, of each slice
+    suspects: Indices  # pairs of the slices whose loss is not finite, or of all where the gradient alone is not
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """What naming an update's sentences later takes, without its memory on the device."""
+
+    step: int
+    sentences: tuple[Indices, ...]
+    n_tgt_tokens: int
+    numbers: tuple[int, ...]  # of the slices of this rank
+    outcome: Outcome
+
+
+class Meter:
+    """Losses, gradient norms and speed since the last look. They stay on the device until they are read.
+
+    Args:
+        progress: what is read is entered here.
+        scales_loss: fp16 with a loss scale, where gradients overflow now and then until the scale fits.
+        peak_seconds: of a device at its peak for so many source and target tokens.
+    """
+
+    def __init__(
+        self, ranks: Ranks, progress: Progress, scales_loss: bool, peak_seconds: Callable[[int, int], float]
+    ) -> None:
+        self._ranks, self._progress, self._scales_loss = ranks, progress, scales_loss
+        self._peak_seconds = peak_seconds
+        self._pending: list[_Pending] = []
+        self.grad_norm = math.nan  # of the last update that was read
+        self._begin_to_time()
+
+    def add(self, update: Update, outcome: Outcome) -> None:
+        """Enter an update; nothing waits for it."""
+        numbers = tuple(update.slices)
+        self._pending.append(_Pending(update.step, update.sentences, update.n_tgt_tokens, numbers, outcome))
+        self._n_src_timed += update.n_src_tokens
+        self._n_tgt_timed += update.n_tgt_tokens
+
+    def settle(self) -> list[Skipped]:
+        """Wait for the device and enter into the progress what the updates gave. All ranks call it after the same one.
+
+        Returns:
+            The updates that were skipped, oldest first; those that only found out the loss scale of fp16 are no news.
+        """
+        if not self._pending:
+            return []
+        losses, norms = self._read()
+        skipped = []
+        progress = self._progress
+        for update, slice_losses, norm in zip(self._pending, losses, norms, strict=True):
+            loss = float(slice_losses.sum())
+            if math.isfinite(loss):
+                progress.loss_since_log += loss
+                progress.tokens_since_log += update.n_tgt_tokens
+            if math.isfinite(norm):
+                progress.n_skipped_in_row = progress.n_overflows_in_row = 0
+            elif self._scales_loss and math.isfinite(loss) and progress.n_overflows_in_row < MOST_OVERFLOWS:
+                progress.n_overflows_in_row += 1
+            else:
+                progress.n_skipped += 1
+                progress.n_skipped_in_row += 1
+                not_finite = np.flatnonzero(~np.isfinite(slice_losses[: len(update.sentences)]))
+                parts = [update.sentences[i] for i in not_finite] or list(update.sentences)
+                skipped.append(Skipped(update.step, tuple(slice_losses.tolist()), np.sort(np.concatenate(parts))))
+        self.grad_norm = norms[-1]
+        self._pending.clear()
+        return skipped
+
+    def _read(self) -> tuple[npt.NDArray[np.float64], list[float]]:
+        """Losses [updates, slices] of all ranks, and norms [updates]; one copy from the device."""
+        outcomes = [update.outcome for update in self._pending]
+        together = torch.cat([*(outcome.losses for outcome in outcomes), *(o.grad_norm[None] for o in outcomes)])
+        numbers = together.double().cpu()
+        table = torch.zeros(len(outcomes), max(len(update.sentences) for update in self._pending)).double()
+        start = 0
+        for row, update in zip(table, self._pending, strict=True):
+            row[list(update.numbers)] = numbers[start : start + len(update.numbers)]
+            start += len(update.numbers)
+        return self._ranks.summed(table).numpy(), numbers[start:].tolist()
+
+    def read(self) -> dict[str, float]:
+        """Loss, gradient norm and speed of what has settled, as `metrics.jsonl` names them; and begin anew."""
+        progress, seconds = self._progress, time.monotonic() - self._timed_from
+        values = {
+            "train_loss": progress.loss_since_log / progress.tokens_since_log
+            if progress.tokens_since_log
+            else math.nan,
+            "grad_norm": self.grad_norm,
+            "tgt_tokens_per_second": self._n_tgt_timed / seconds,
+            "share_of_peak": self._peak_seconds(self._n_src_timed, self._n_tgt_timed) / self._ranks.n / seconds,
+        }
+        progress.loss_since_log, progress.tokens_since_log = 0.0, 0
+        self._begin_to_time()
+        return values
+
+    def forget(self) -> None:
+        """Drop what is pending: training goes on from elsewhere."""
+        self._pending.clear()
+        self._begin_to_time()
+
+    def _begin_to_time(self) -> None:
+        # Of this start alone, pauses left out.
+        self._n_src_timed = self._n_tgt_timed = 0
+        self._timed_from = time.monotonic()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Validation and checkpoints are not training: their time does not count."""
+        paused_at = time.monotonic()
+        yield
+        self._timed_from += time.monotonic() - paused_at

@@ -1,0 +1,523 @@
+"""The parts of scripts/gpu_check.sh, and the report on them; docs/gpu.md says what they are for.
+
+Each part runs in a process of its own and leaves one JSON file; `report.md` joins them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMIT_SECONDS = 530
+NEEDED = ("torch", "numpy", "sentencepiece", "sacrebleu", "safetensors", "tensorboard", "typer", "rich", "yaml")
+# Decoding speed is measured on translations of this many tokens, whatever the random weights would say.
+FORCED_TOKENS = 28
+
+
+class PartFailed(Exception):
+    """What a part found wrong, and the figures that it has all the same."""
+
+    def __init__(self, message: str, figures: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.figures = figures or {}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all parts go by."""
+
+    data: Path | None  # folder of text for the training run; None: the demo corpus
+    out: Path
+    device: str
+    quick: bool  # small, to show that the code runs
+
+    @property
+    def on_cuda(self) -> bool:
+        return self.device.startswith("cuda")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing to prove."""
+
+    what: str
+    run: Callable[[Setting], dict[str, Any]]
+
+
+# --- The parts --------------------------------------------------------------------------------------------------------
+
+
+def run_tests(setting: Setting) -> dict[str, Any]:
+    """The tests marked `cuda`; without CUDA the same tests as far as they run on a CPU."""
+    if importlib.util.find_spec("pytest") is None:
+        raise PartFailed(f"{sys.executable} lacks pytest: install it, or set PYTHON to a Python that has it")
+    with tempfile.TemporaryDirectory() as folder:
+        which = ["-m", "cuda", "tests"] if setting.on_cuda else ["tests/test_cuda.py"]
+        xml = Path(folder) / "tests.xml"
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={xml}", *which]
+        subprocess.run(command, cwd=ROOT, stdout=sys.stderr)
+        if not xml.exists():
+            raise PartFailed("pytest did not get as far as running a test")
+        cases = list(ElementTree.parse(xml).iter("testcase"))
+    failed = {case.get("name"): _first_line(problem) for case in cases for problem in case if problem.tag != "skipped"}
+    n_skipped = sum(child.tag == "skipped" for case in cases for child in case)
+    figures = {"passed": len(cases) - len(failed) - n_skipped, "failed": failed, "skipped": n_skipped}
+    if failed:
+        raise PartFailed(f"{len(failed)} of {len(cases)} tests failed: {', '.join(map(str, failed))}", figures)
+    if not figures["passed"]:
+        raise PartFailed("no test was run", figures)
+    return figures
+
+
+def _first_line(problem: ElementTree.Element) -> str:
+    return (problem.get("message") or "").strip().partition("\n")[0][:300]
+
+
+def run_attention(setting: Setting) -> dict[str, Any]:
+    """Attention alone at the lengths of sentences, with the heads of the base model."""
+    import torch
+    from attention_candidates import CANDIDATES, lengths_of, make_problem, measure
+
+    device = torch.device(setting.device)
+    n_tokens = 2_048 if setting.quick else 65_536
+    figures: dict[str, Any] = {"tokens": n_tokens, "heads": 8, "features": 64, "lengths": {}}
+    for kind in ("equal", "mixed"):
+        problem = make_problem(lengths_of(kind, n_tokens), torch.bfloat16)
+        found = figures["lengths"][kind] = {}
+        for candidate in CANDIDATES:
+            found[candidate.name] = measure(candidate, problem, device, 5 if setting.quick else 20)
+            print(
+                f"{kind:<6} {candidate.name:<46} {_attention_cell(found[candidate.name])}", file=sys.stderr, flush=True
+            )
+    if not any("tokens_per_second" in one for one in figures["lengths"]["equal"].values()):
+        raise PartFailed("no candidate could run", figures)
+    return figures
+
+
+def run_bench(config: str, setting: Setting) -> dict[str, Any]:
+    """`mt bench` on sentences of WMT14's lengths."""
+    large = {"base": 131_072, "big": 65_536}[config]
+    variants = {
+        "25,000 target tokens an update": ["train.batch_tokens=25000"],
+        f"{large:,} target tokens an update": [f"train.batch_tokens={large}"],
+        "25,000, not compiled": ["train.batch_tokens=25000", "train.compile=false"],
+    }
+    options = ["--random-data", "--json"]
+    if setting.quick:
+        variants = {"512 target tokens an update": ["train.batch_tokens=512"]}
+        options += ["--steps", "2"]
+    figures: dict[str, Any] = {}
+    problems = []
+    for name, overrides in variants.items():
+        overrides = [f"train.device={setting.device}", *overrides]
+        try:
+            command = ["bench", "--config", config, *options, *(f"--set={override}" for override in overrides)]
+            figures[name] = json.loads(_mt(command))
+        except PartFailed as problem:
+            figures[name] = {"error": str(problem)}
+            problems.append(f"{name}: {problem}")
+    if problems:
+        raise PartFailed("; ".join(problems), figures)
+    return figures
+
+
+def run_decode(setting: Setting) -> dict[str, Any]:
+    """Beam search with a base model of random weights, several sentences at a time, every translation equally long."""
+    import torch
+
+    from mt.bench import random_corpus
+    from mt.config import ModelConfig
+    from mt.decode.search import beam_search
+    from mt.model import Transformer
+    from mt.runtime import choose_dtype, keep_large_blocks, peak_memory_bytes
+
+    keep_large_blocks()
+    device, vocab_size = torch.device(setting.device), 32_000
+    dtype = choose_dtype("auto", device)
+    torch.manual_seed(1)
+    model = Transformer(ModelConfig(), vocab_size=vocab_size, pad_id=0).to(device).for_inference(dtype)
+    n_tokens = 8 if setting.quick else FORCED_TOKENS
+    source = random_corpus(vocab_size, 256, n_pairs=8_192).src
+    figures: dict[str, Any] = {"beam_size": 4, "tokens_of_a_translation": n_tokens, "batches": {}}
+    for n_sentences in (8, 32) if setting.quick else (32, 128, 256, 512, 1_024):
+        n_batches = 1 if setting.quick else 4
+        longest_first = sorted(range(n_batches * n_sentences), key=lambda i: -len(source[i]))
+        batches = [
+            [source[i].tolist() for i in longest_first[start : start + n_sentences]]
+            for start in range(0, len(longest_first), n_sentences)
+        ]
+        if setting.on_cuda:
+            torch.cuda.reset_peak_memory_stats(device)
+        n_produced, started_at = 0, 0.0
+        for batch in [batches[0], *batches]:  # the first for warm-up
+            results = beam_search(model, batch, beam_size=4, alpha=0.6, max_length=n_tokens)
+            if started_at:
+                n_produced += sum(found[0].n_tokens for found in results)
+            else:
+                started_at = time.perf_counter()
+        seconds = time.perf_counter() - started_at
+        figures["batches"][n_sentences] = {
+            "sentences_per_second": n_batches * n_sentences / seconds,
+            "tgt_tokens_per_second": n_produced / seconds,
+            "peak_memory_bytes": peak_memory_bytes(device),
+        }
+        print(f"batch {n_sentences}: {n_produced / seconds:,.0f} tok/s", file=sys.stderr, flush=True)
+    return figures
+
+
+def run_training(setting: Setting) -> dict[str, Any]:
+    """`mt train` from text to a report, then the decoding speed of the model it made."""
+    config = "demo" if setting.data is None else "multi30k"
+    overrides = [] if setting.data is None else _text_settings(setting.data)
+    overrides += [f"train.device={setting.device}", "train.log_every=20", "train.stop_after=5m"]
+    if setting.quick:
+        n_steps = 300 if setting.data is None else 100
+        overrides += [f"train.max_steps={n_steps}", "train.warmup_steps=100"]
+        overrides += [f"train.validate_every={n_steps}", f"train.checkpoint_every={n_steps // 2}"]
+    with tempfile.TemporaryDirectory() as folder:
+        run_dir = Path(folder) / "run"
+        overrides.append(f"data.prepared_dir={json.dumps(str(Path(folder) / 'prepared'))}")
+        started_at = time.perf_counter()
+        _mt(["train", "--config", config, "--run-dir", str(run_dir), *(f"--set={override}" for override in overrides)])
+        seconds = time.perf_counter() - started_at
+        report = json.loads((run_dir / "report.json").read_text("utf-8"))
+        lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text("utf-8").splitlines()]
+        decoding = json.loads(_mt(["bench", "--model", str(run_dir), "--device", setting.device, "--json"]))
+    speeds = [line["tgt_tokens_per_second"] for line in lines if "tgt_tokens_per_second" in line]
+    valid = [{key: value for key, value in line.items() if value is not None} for line in lines if "valid_loss" in line]
+    return {
+        "config": config,
+        "seconds": seconds,
+        "train_seconds": report["train_seconds"],
+        "steps": report["steps"],
+        "n_parameters": report["n_parameters"],
+        "tgt_tokens_per_second": statistics.median(speeds),
+        "validations": valid,
+        "test_sets": report["test_sets"],
+        "decoding": decoding,
+    }
+
+
+def _text_settings(folder: Path) -> list[str]:
+    """`--set` values for the text in a folder: train, val or valid, test sets; each X.en and X.de, maybe with .gz."""
+    sources: dict[str, dict[str, str]] = {}
+    for src in sorted(folder.glob("*.en")) + sorted(folder.glob("*.en.gz")):
+        name, _, ending = src.name.partition(".en")
+        tgt = folder / f"{name}.de{ending}"
+        if tgt.exists():
+            sources[name] = {"src": str(src), "tgt": str(tgt)}
+    valid = sources.pop("val", sources.pop("valid", None))
+    train = sources.pop("train", None)
+    tests = {name: source for name, source in sources.items() if name.startswith("test")}
+    if train is None or valid is None or not tests:
+        raise PartFailed(
+            f"{folder}: expected pairs of files train.en + train.de, val.en + val.de and test.en + test.de "
+            "(or test_NAME.en + test_NAME.de), each plain or with .gz behind"
+        )
+    # JSON is YAML, whatever stands in a path.
+    values = {"data.train": [train], "data.valid": valid, "data.test": tests}
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+
+
+def _mt(arguments: Sequence[str]) -> str:
+    """What an `mt` command prints."""
+    done = subprocess.run([sys.executable, "-m", "mt", *arguments], cwd=ROOT, capture_output=True, text=True)
+    print(done.stderr, file=sys.stderr, flush=True)
+    if done.returncode:
+        told = [line for line in done.stderr.splitlines() if line.strip()] or ["nothing on standard error"]
+        raise PartFailed(f"mt {arguments[0]} ended with status {done.returncode}: {told[-1]}")
+    return done.stdout
+
+
+PARTS = {
+    "tests": Part("the tests marked cuda: attention, compilation, precisions, resume, memory, copies", run_tests),
+    "attention": Part("ways to compute attention, timed at 28-token sentences", run_attention),
+    "bench-base": Part("mt bench of the base model", lambda setting: run_bench("base", setting)),
+    "bench-big": Part("mt bench of the big model", lambda setting: run_bench("big", setting)),
+    "decode": Part("decoding speed of the base model by batch size", run_decode),
+    "train": Part("a real training run to a BLEU", run_training),
+}
+
+
+# --- One part after the other -----------------------------------------------------------------------------------------
+
+
+def run_part(name: str, setting: Setting) -> dict[str, Any]:
+    """Run a part in a process of its own, and write down what came of it."""
+    print(f"== {name}: {PARTS[name].what}", file=sys.stderr, flush=True)
+    started_at, started = datetime.now(timezone.utc), time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        result_path = Path(folder) / "result.json"
+        command = [sys.executable, __file__, "--inside", str(result_path), "--device", setting.device]
+        command += ["--out", str(setting.out), "--quick" if setting.quick else "--full", name]
+        if setting.data is not None:
+            command += ["--data", str(setting.data)]
+        process = subprocess.Popen(command, start_new_session=True, stdout=sys.stderr)
+        try:
+            status: int | None = process.wait(LIMIT_SECONDS)
+        except BaseException as interruption:
+            os.killpg(process.pid, signal.SIGKILL)  # with all that it has started
+            process.wait()
+            if not isinstance(interruption, subprocess.TimeoutExpired):
+                raise
+            status = None
+        if result_path.exists():
+            result = json.loads(result_path.read_text("utf-8"))
+        else:
+            ended = f"took longer than {LIMIT_SECONDS} s" if status is None else f"ended with status {status}"
+            result = {"error": ended, "figures": {}}
+    record = {
+        "part": name,
+        "what": PARTS[name].what,
+        "error": result["error"],
+        "seconds": time.perf_counter() - started,
+        "started_at": started_at.isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "device": setting.device,
+        "quick": setting.quick,
+        "data": "demo corpus" if setting.data is None else setting.data.name,
+        **_basis(setting.device),
+        "figures": result["figures"],
+    }
+    (setting.out / f"{name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    print(f"== {name}: {result['error'] or 'done'}, {record['seconds']:.0f} s", file=sys.stderr, flush=True)
+    return record
+
+
+def run_inside(name: str, setting: Setting, result_path: Path) -> None:
+    """The part itself, in its process."""
+    try:
+        result = {"error": None, "figures": PARTS[name].run(setting)}
+    except PartFailed as problem:
+        result = {"error": str(problem), "figures": problem.figures}
+    except Exception as problem:
+        traceback.print_exc()
+        result = {"error": f"{type(problem).__name__}: {problem}"[:1_000], "figures": {}}
+    result_path.write_text(json.dumps(result), "utf-8")
+
+
+def _basis(device: str) -> dict[str, Any]:
+    import torch
+
+    from mt.runtime import hardware, source_commit, versions
+
+    return {"hardware": hardware(torch.device(device)), "versions": versions(), "commit": source_commit()}
+
+
+# --- The report -------------------------------------------------------------------------------------------------------
+
+
+def report(records: Sequence[dict[str, Any]]) -> str:
+    """Markdown of the parts that have run, in the order of PARTS."""
+    by_name = {record["part"]: record for record in records}
+    records = [by_name[name] for name in PARTS if name in by_name]
+    sections = {
+        "tests": _tests_section,
+        "attention": _attention_section,
+        "bench-base": _bench_section,
+        "bench-big": _bench_section,
+        "decode": _decode_section,
+        "train": _training_section,
+    }
+    lines = [*_basis_lines(records)]
+    for record in records:
+        lines += ["", f"### {record['part']}: {record['what']}", ""]
+        if record["error"]:
+            lines += [f"**Failed**: {record['error']}", ""]
+        if record["figures"]:
+            lines += sections[record["part"]](record["figures"])
+        lines += ["", f"{record['seconds']:.0f} s in all{', small sizes' if record['quick'] else ''}."]
+    return "\n".join(lines) + "\n"
+
+
+def _basis_lines(records: Sequence[dict[str, Any]]) -> list[str]:
+    """What the parts ran on; parts of several machines get a line each."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        hardware, versions = record["hardware"], record["versions"]
+        where = f"{hardware['cpu']}, {hardware['threads']} threads"
+        if "gpu" in hardware:
+            where = (
+                f"{hardware['gpu']} ({hardware['gpu_memory_bytes'] / 2**30:.0f} GiB, CUDA {hardware['cuda']}), {where}"
+            )
+        commit = (record["commit"] or "not known")[:12] + ("+changes" if "+" in (record["commit"] or "") else "")
+        basis = f"{where}; torch {versions['torch']}, Python {versions['python']}; commit {commit}"
+        found.setdefault(f"{record['started_at'][:10]}: {basis}", []).append(record["part"])
+    if len(found) == 1:
+        return list(found)
+    return [f"- {', '.join(parts)}: {basis}" for basis, parts in found.items()]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def _tests_section(figures: dict[str, Any]) -> list[str]:
+    lines = [f"{figures['passed']} passed, {len(figures['failed'])} failed, {figures['skipped']} skipped."]
+    return lines + [f"- `{name}`: {message}" for name, message in figures["failed"].items()]
+
+
+def _attention_section(figures: dict[str, Any]) -> list[str]:
+    kinds = figures["lengths"]
+    names = {"equal": "28 tokens each", "mixed": "4 to 64, mean 28"}
+    rows = [
+        [candidate, *(_attention_cell(kinds[kind].get(candidate, {"error": "not run"})) for kind in kinds)]
+        for candidate in kinds["equal"]
+    ]
+    about = (
+        f"{figures['tokens']:,} tokens, {figures['heads']} heads of {figures['features']}, bf16. Milliseconds forward, "
+        "forward and backward; tokens a second through both."
+    )
+    return [about, "", *_table(["", *(names[kind] for kind in kinds)], rows)]
+
+
+def _attention_cell(one: dict[str, Any]) -> str:
+    if one.get("error"):
+        return str(one["error"])
+    return (
+        f"{one['forward_ms']:.3g} ms, {one['forward_and_backward_ms']:.3g} ms; "
+        f"{one['tokens_per_second'] / 1e6:.3g} M tok/s"
+    )
+
+
+def _bench_section(figures: dict[str, Any]) -> list[str]:
+    head = ["", "tok/s", "of the peak", "input stall", "forward, backward, optimizer", "fill", "memory", "warm-up"]
+    return _table(head, [[name, *_bench_cells(one)] for name, one in figures.items()])
+
+
+def _bench_cells(one: dict[str, Any]) -> list[str]:
+    if "error" in one:
+        return [one["error"], *[""] * 6]
+    split = one["split_seconds"]
+    total = sum(split.values())
+    parts = ", ".join(f"{split[part] / total:.0%}" for part in ("forward", "backward", "optimizer"))
+    peak = f"{one['peak_flops_per_second'] / 1e12:.4g} TFLOP/s{' measured' if one['peak_is_measured'] else ''}"
+    return [
+        f"{one['tgt_tokens_per_second']:,.0f}",
+        f"{one['share_of_peak']:.1%} of {peak}",
+        f"{split['input_stall'] / total:.2%}",
+        parts,
+        f"{one['src_fill']:.1%}, {one['tgt_fill']:.1%}",
+        f"{one['peak_memory_bytes'] / 2**30:.1f} GiB",
+        f"{one['warm_up_seconds']:.0f} s",
+    ]
+
+
+def _decode_section(figures: dict[str, Any]) -> list[str]:
+    about = (
+        f"Base model of random weights, beam of {figures['beam_size']}, translations of "
+        f"{figures['tokens_of_a_translation']} tokens."
+    )
+    rows = [
+        [
+            f"{int(n):,}",
+            f"{one['sentences_per_second']:,.0f}",
+            f"{one['tgt_tokens_per_second']:,.0f}",
+            f"{one['peak_memory_bytes'] / 2**30:.1f} GiB",
+        ]
+        for n, one in figures["batches"].items()
+    ]
+    return [about, "", *_table(["sentences together", "sentences/s", "tok/s", "memory"], rows)]
+
+
+def _training_section(figures: dict[str, Any]) -> list[str]:
+    scores = []
+    for name, one in figures["test_sets"].items():
+        told = ", ".join(f"{score['score']:.2f} {score['name']}" for score in one["scores"])
+        scores.append(f"{name}: {told}")
+    decoding = figures["decoding"]
+    return [
+        f"{figures['config']}.yaml: {figures['steps']:,} steps in {figures['train_seconds']:.0f} s of training, "
+        f"{figures['tgt_tokens_per_second']:,.0f} tok/s (median of the log), {figures['seconds']:.0f} s from text to "
+        f"report. {'; '.join(scores)}. Decoding: {decoding['sentences_per_second']:,.0f} sentences/s, "
+        f"{decoding['tgt_tokens_per_second']:,.0f} tok/s."
+    ]
+
+
+# --- The command ------------------------------------------------------------------------------------------------------
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/gpu_check.sh", description="What only a GPU can prove, in parts.")
+    parser.add_argument("parts", nargs="+", metavar="PART", help=f"{', '.join(PARTS)}; or all, list, report")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="text for the training run: train.en, train.de, val.…")
+    parser.add_argument("--out", type=Path, metavar="DIR", default=ROOT / "runs" / "gpu-check", help="for the results")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", default=None, help="small sizes, as always on a CPU")
+    size.add_argument("--full", action="store_false", dest="quick", help="full sizes, on a CPU too")
+    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.parts == ["list"]:
+        print("\n".join(f"{name:<12}{part.what}" for name, part in PARTS.items()))
+        return 0
+    if arguments.parts == ["report"]:
+        return write_report(arguments.out, show=True)
+    names = list(PARTS) if arguments.parts == ["all"] else arguments.parts
+    if unknown := [name for name in names if name not in PARTS]:
+        return refuse(f"{unknown[0]}: no such part: there are {', '.join(PARTS)}; or all, list, report alone")
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        return refuse(f"{sys.executable} lacks {', '.join(missing)}: set PYTHON to a Python that has them")
+    if arguments.data is not None and not arguments.data.is_dir():
+        return refuse(f"--data {arguments.data}: no such folder")
+    from mt.errors import ConfigError
+    from mt.runtime import choose_device
+
+    try:
+        device = choose_device(arguments.device)
+    except ConfigError as error:
+        return refuse(f"--{error}")
+    quick = device.type == "cpu" if arguments.quick is None else arguments.quick
+    data = None if arguments.data is None else arguments.data.resolve()
+    setting = Setting(data, arguments.out.resolve(), str(device), quick)
+    if arguments.inside is not None:
+        run_inside(names[0], setting, arguments.inside)
+        return 0
+    setting.out.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for name in names:
+        if run_part(name, setting)["error"]:
+            failed.append(name)
+        write_report(setting.out, show=False)
+    print((setting.out / "report.md").read_text("utf-8"), end="")
+    if failed:
+        print(f"scripts/gpu_check.sh: failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def refuse(problem: str) -> int:
+    print(f"error: {problem}", file=sys.stderr)
+    return 2
+
+
+def write_report(out: Path, show: bool) -> int:
+    """`report.md` of all parts whose results lie in the folder."""
+    paths = [out / f"{name}.json" for name in PARTS]
+    records = [json.loads(path.read_text("utf-8")) for path in paths if path.exists()]
+    if not records:
+        return refuse(f"{out}: has no results: run a part first")
+    text = report(records)
+    (out / "report.md").write_text(text, "utf-8")
+    if show:
+        print(text, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

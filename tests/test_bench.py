@@ -1,0 +1,425 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mt import bench
+from mt.checkpoint import ModelFolder, save_model_folder
+from mt.cli import app
+from mt.config import ModelConfig, RunConfig
+from mt.configfile import dump_config
+from mt.data.packing import PlanState
+from mt.errors import ConfigError, DataError
+from mt.model import Transformer
+from mt.runtime import data_sheet_flops, peak_flops, peak_memory_bytes
+from mt.text.corpus import prepare_corpus
+from mt.text.tokenizer import EOS_ID, PAD_ID
+from mt.train.engine import Engine, OutOfMemory, Update
+from tests.toys import parallel, random_pairs, small_model, toy_config, write_lines
+
+CPU = torch.device("cpu")
+
+
+def toy(tmp_path: Path, **train: object) -> RunConfig:
+    config = toy_config(tmp_path, **{"batch_tokens": 200, **train})
+    return replace(config, model=replace(config.model, dropout=0.1))
+
+
+def engine_of(config: RunConfig) -> Engine:
+    engine = Engine(config, bench.random_corpus(380, 64, n_pairs=200), 380)
+    engine.begin()
+    return engine
+
+
+# --- What the device can do, and what the model needs -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "gflop"),
+    [(ModelConfig(), 0.365), (ModelConfig(d_model=1024, n_heads=16, d_ff=4096), 1.26)],
+    ids=["base", "big"],
+)
+def test_a_target_token_of_the_papers_models_costs_what_arithmetic_says(
+    config: ModelConfig, gflop: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Transformer, "reset_parameters", lambda model: None)  # drawing 200 M numbers takes seconds
+    with torch.device("meta"):
+        model = Transformer(config, vocab_size=32_768, pad_id=PAD_ID)
+    d, f = config.d_model, config.d_ff
+    encoder, decoder = 4 * d * d + 2 * d * f, 8 * d * d + 2 * d * f
+    assert model.training_flops(1, 1) == 6 * (6 * encoder + 6 * decoder + 32_768 * d)
+    assert model.training_flops(1_000, 1_000) / 1_000 / 1e9 == pytest.approx(gflop, rel=3e-3)
+
+
+def test_source_tokens_cost_the_encoder_and_the_keys_and_values_made_of_it() -> None:
+    model = small_model()  # d_model 32, d_ff 48, 2 + 2 layers, 50 pieces
+    encoder, keys_and_values = 4 * 32 * 32 + 2 * 32 * 48, 2 * 32 * 32
+    assert model.training_flops(10, 0) == 6 * 10 * 2 * (encoder + keys_and_values)
+    assert model.training_flops(0, 10) == 6 * 10 * (2 * (6 * 32 * 32 + 2 * 32 * 48) + 50 * 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H200", 989),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A100 80GB PCIe", 312),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L4", 121),
+        ("NVIDIA GeForce RTX 4090", 165.2),
+        ("NVIDIA GeForce RTX 3090", 71),
+        ("NVIDIA B200", 2_250),
+        ("NVIDIA GeForce RTX 3090 Ti", None),
+        ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", None),
+        ("NVIDIA GeForce GTX 1080", None),
+    ],
+)
+def test_the_data_sheet_goes_by_the_name_of_the_device(
+    name: str, tflops: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    found = data_sheet_flops(torch.device("cuda"), torch.bfloat16)
+    assert (None if found is None else found / 1e12) == tflops
+    assert data_sheet_flops(torch.device("cuda"), torch.float32) is None
+
+
+def test_bf16_that_a_gpu_emulates_is_not_on_its_data_sheet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100-SXM2-16GB")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
+    assert data_sheet_flops(torch.device("cuda"), torch.float16) == 125e12
+    assert data_sheet_flops(torch.device("cuda"), torch.bfloat16) is None
+
+
+def test_what_a_cpu_can_do_is_measured_once_and_quickly() -> None:
+    assert data_sheet_flops(CPU, torch.float32) is None
+    started_at = time.perf_counter()
+    measured = peak_flops(CPU, torch.float32)
+    assert time.perf_counter() - started_at < 0.5
+    a = torch.randn(512, 512)
+    started_at = time.perf_counter()
+    for _ in range(10):
+        torch.mm(a, a)
+    ours = 10 * 2 * 512**3 / (time.perf_counter() - started_at)
+    assert ours / 3 < measured < 100 * ours
+    assert peak_flops(CPU, torch.float32) == measured
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells the peak here")
+def test_the_peak_of_memory_is_what_the_system_counts() -> None:
+    status = Path("/proc/self/status").read_text("ascii").splitlines()
+    (high_water,) = (int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
+    assert peak_memory_bytes(CPU) == pytest.approx(1024 * high_water, rel=0.02)
+
+
+# --- Made-up sentences ------------------------------------------------------------------------------------------------
+
+
+def test_made_up_sentences_have_the_lengths_of_real_ones() -> None:
+    corpus = bench.random_corpus(1_000, 256, n_pairs=20_000)
+    src, tgt = corpus.src.lengths, corpus.tgt.lengths
+    assert tgt.mean() == pytest.approx(28, rel=0.02)
+    assert src.sum() / tgt.sum() == pytest.approx(0.95, rel=0.01)
+    assert np.corrcoef(src, tgt)[0, 1] > 0.9
+    assert (src.min(), tgt.min()) >= (2, 2)
+    assert max(src.max(), tgt.max()) <= 256
+    for side in (corpus.src, corpus.tgt):
+        assert all(side[i][-1] == EOS_ID and (side[i][:-1] > EOS_ID).all() for i in range(1_000))
+        assert side.ids.max() < 1_000
+        # Rank r in proportion to 1 / r: the first 31 of 996 ranks are half of all.
+        inside = side.ids[side.ids > EOS_ID]
+        assert np.mean(inside < 4 + 31) == pytest.approx(0.5, abs=0.01)
+    assert bench.random_corpus(1_000, 20, n_pairs=1_000).src.lengths.max() == 20
+
+
+# --- Training ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_update_in_measured_parts_is_the_update_of_the_engine(tmp_path: Path) -> None:
+    config = toy(tmp_path, micro_batch_tokens=100, ema_decay=0.9)
+    whole, parts = engine_of(config), engine_of(config)
+    laps = bench._Laps(CPU)
+    for update in whole.updates(PlanState(), 1, 3):
+        whole.step(update, bench._lr(whole, update))
+        bench.step_in_parts(parts, update, laps)
+    for name, parameter in whole.model.named_parameters():
+        assert torch.equal(parameter, parts.model.get_parameter(name)), name
+    assert whole.average is not None
+    assert parts.average is not None
+    averages = parts.average.state_dict()
+    assert all(torch.equal(average, averages[name]) for name, average in whole.average.state_dict().items())
+
+
+def test_what_takes_time_shows_in_its_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowed(owner: type, name: str, seconds: float) -> None:
+        function = getattr(owner, name)
+
+        def slow(*arguments: Any, **options: Any) -> Any:
+            time.sleep(seconds)
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, slow)
+
+    slowed(Engine, "_assemble", 0.06)
+    slowed(Engine, "slice_loss", 0.08)
+    slowed(torch.Tensor, "backward", 0.10)
+    slowed(torch.optim.Adam, "step", 0.12)
+    corpus = bench.random_corpus(380, 64, n_pairs=200)
+    speed = bench.measure_training(toy(tmp_path), corpus, 380, n_steps=3)
+    split = asdict(speed.split_seconds)
+    for part, seconds in {"input_stall": 0.06, "forward": 0.08, "backward": 0.10, "optimizer": 0.12}.items():
+        assert seconds < split[part] < seconds + 0.04, part
+    assert sum(speed.split_seconds.shares.values()) == pytest.approx(1)
+    assert 0.36 < speed.step_seconds < 0.5
+    assert speed.warm_up_seconds > 0.36 * speed.warm_up_steps
+
+
+def test_the_figures_are_those_of_the_timed_updates(tmp_path: Path) -> None:
+    config = toy(tmp_path, micro_batch_tokens=100)
+    corpus = bench.random_corpus(380, 64, n_pairs=200)
+    speed = bench.measure_training(config, corpus, 380, n_steps=4)
+    engine = engine_of(config)
+    timed = list(engine.updates(PlanState(), 1, speed.warm_up_steps + 4))[speed.warm_up_steps :]
+    seconds = 4 * speed.step_seconds
+    n_src, n_tgt = sum(u.n_src_tokens for u in timed), sum(u.n_tgt_tokens for u in timed)
+    assert speed.n_steps == 4
+    assert speed.n_slices == 2
+    assert speed.tgt_tokens_per_second * seconds == pytest.approx(n_tgt)
+    assert speed.src_tokens_per_second * seconds == pytest.approx(n_src)
+    positions = sum(len(batch.tgt_inputs) for update in timed for batch in update.slices.values())
+    assert speed.tgt_fill == pytest.approx(n_tgt / positions)
+    flops = engine.model.training_flops(n_src, n_tgt)
+    assert speed.flops_per_tgt_token == pytest.approx(flops / n_tgt)
+    assert speed.share_of_peak == pytest.approx(flops / seconds / peak_flops(CPU, torch.float32))
+    assert (speed.device, speed.execution, speed.peak_is_measured) == ("cpu", "fp32", True)
+
+
+def test_without_a_number_as_many_updates_are_timed_as_take_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "TIMED_SECONDS", 0.5)
+    corpus = bench.random_corpus(380, 64, n_pairs=200)
+    speed = bench.measure_training(toy(tmp_path), corpus, 380)
+    assert speed.n_steps > bench.FEWEST_STEPS
+    assert 0.1 < speed.n_steps * speed.step_seconds < 2
+    monkeypatch.setattr(bench, "TIMED_SECONDS", 0.0)
+    assert bench.measure_training(toy(tmp_path), corpus, 380).n_steps == bench.FEWEST_STEPS
+
+
+def test_too_little_memory_names_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(engine: Engine, update: Update, lr: float) -> Any:
+        raise OutOfMemory("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(Engine, "step", step)
+    with pytest.raises(ConfigError) as caught:
+        bench.measure_training(toy(tmp_path, micro_batch_tokens=100), parallel(random_pairs(50)), 380)
+    assert str(caught.value) == (
+        "train.micro_batch_tokens: slices of 100 target tokens do not fit the memory of cpu (CUDA out of memory. "
+        "Tried to allocate 2.00 GiB.): set it to 50"
+    )
+
+
+def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError) as caught:
+        bench.bench_training(toy(tmp_path))
+    assert str(caught.value) == "WORLD_SIZE: one device is measured: start one process, without torchrun"
+
+
+# --- Decoding ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of random weights, with its text."""
+    folder = tmp_path_factory.mktemp("bench")
+    config = toy_config(folder / "text")
+    config = replace(config, decode=replace(config.decode, max_length=6))
+    corpus = prepare_corpus(config, say=lambda line: None)
+    vocab_size = corpus.manifest["tokenizer"]["vocab_size"]
+    model = Transformer(config.model, vocab_size=vocab_size, pad_id=PAD_ID)
+    manifest = {"vocab_size": vocab_size, "corpus_fingerprint": corpus.fingerprint}
+    save_model_folder(folder / "model", model.state_dict(), config, corpus.tokenizer_path, manifest)
+    return folder / "model"
+
+
+def test_a_model_translates_its_own_test_set_by_default(model_folder: Path) -> None:
+    figures = bench.bench_decoding(model_folder, precision="fp32", beam_size=2, n_rounds=3)
+    assert figures["what"] == "decoding"
+    assert figures["data"].startswith("held_out: ")
+    assert figures["n_lines"] == 3 * 20
+    # With random weights no translation ends before it has to, but by chance.
+    assert 3 * 20 * 5 < figures["n_tgt_tokens"] <= 3 * 20 * 6
+    assert figures["tgt_tokens_per_second"] == figures["n_tgt_tokens"] / figures["seconds"]
+    assert figures["sentences_per_second"] == figures["n_lines"] / figures["seconds"]
+    assert (figures["beam_size"], figures["batch_tokens"], figures["execution"]) == (2, 4_096, "fp32")
+
+
+def test_without_the_prepared_corpus_the_text_is_read_from_its_source(model_folder: Path) -> None:
+    prepared, aside = model_folder.parent / "text" / "prepared", model_folder.parent / "aside"
+    with_it = bench._own_lines(ModelFolder.open(model_folder))
+    prepared.rename(aside)
+    try:
+        assert bench._own_lines(ModelFolder.open(model_folder)) == with_it
+    finally:
+        aside.rename(prepared)
+    assert with_it[1] == (model_folder.parent / "text" / "test.en").read_text("utf-8").splitlines()
+
+
+def test_a_file_may_be_translated_instead(model_folder: Path, tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "text.en", ["bar dest", "", "fin gost kun"])
+    figures = bench.bench_decoding(model_folder, path, precision="fp32")
+    assert (figures["data"], figures["n_lines"]) == (str(path), 3)
+    with pytest.raises(DataError) as caught:
+        bench.bench_decoding(model_folder, write_lines(tmp_path / "blank", ["", " "]))
+    assert str(caught.value) == f"{tmp_path / 'blank'}: has no text: nothing to translate"
+
+
+# --- The command ------------------------------------------------------------------------------------------------------
+
+
+def test_json_is_all_that_stands_on_standard_output(tmp_path: Path) -> None:
+    (tmp_path / "toy.yaml").write_text(dump_config(toy(tmp_path)), "utf-8")
+    command = [sys.executable, "-m", "mt", "bench", "--config", tmp_path / "toy.yaml", "--steps", "2", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["tgt_tokens_per_second"] > 100
+    assert (figures["what"], figures["name"], figures["n_steps"]) == ("training", "toy", 2)
+    assert figures["data"].startswith(str(tmp_path / "prepared"))
+    assert "timing 2 updates" in done.stderr
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def run_mt(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            app(list(arguments), prog_name="mt")
+        return caught.value.code or 0, *capsys.readouterr()
+
+    return run_mt
+
+
+def test_options_reach_what_measures(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(bench, "bench_training", lambda *arguments: calls.append(arguments) or {"a": 1})
+    monkeypatch.setattr(bench, "bench_decoding", lambda *a, **options: calls.append((a, options)) or {"a": 1})
+    training = run("bench", "--config", "base", "--set", "train.seed=7", "--steps", "3", "--random-data", "--json")
+    assert training == (0, '{"a": 1}\n', "")
+    (config, n_steps, is_random) = calls.pop()
+    assert (config.name, config.train.seed, n_steps, is_random) == ("base", 7, 3, True)
+    decoding = run("bench", "--model", "m", "--input", "i", "--beam-size", "5", "--precision", "fp32", "--json")
+    assert decoding == (0, '{"a": 1}\n', "")
+    options = {"n_rounds": None, "beam_size": 5, "batch_tokens": None, "device": "auto", "precision": "fp32"}
+    assert calls == [((Path("m"), Path("i")), options)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("", "--config: measures training and --model measures decoding: give one of them"),
+        ("--config base --model m", "--config: measures training and --model measures decoding: give one of them"),
+        ("--config base --steps 0", "--steps: expected at least 1, got 0"),
+        ("--config base --input x", "--input: is for measuring decoding: it goes with --model"),
+        ("--config base --device cpu", "--device: is for measuring decoding: it goes with --model"),
+        ("--model m --random-data", "--random-data: is for measuring training: it goes with --config"),
+        ("--model m --set train.seed=1", "--set: is for measuring training: it goes with --config"),
+        ("--model m --beam-size 0", "--beam-size: expected 1 to 64, got 0"),
+        ("--model m --device gpu", "--device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
+        ("--model nowhere", "nowhere: no such folder: give a run folder, a checkpoint or a model folder"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(run: Run, options: str, message: str, model_folder: Path) -> None:
+    arguments = [str(model_folder) if option == "m" else option for option in options.split()]
+    assert run("bench", *arguments) == (2, "", f"error: {message}\n")
+
+
+def test_the_table_says_what_was_measured() -> None:
+    figures = {
+        "what": "training",
+        "name": "base",
+        "data": "made-up sentences of WMT14's lengths",
+        "device": "cuda:0",
+        "execution": "bf16, compiled",
+        "n_parameters": 63_081_472,
+        "batch_tokens": 25_000,
+        "n_slices": 1,
+        "warm_up_steps": 3,
+        "warm_up_seconds": 42.25,
+        "n_steps": 400,
+        "step_seconds": 0.04882,
+        "tgt_tokens_per_second": 504_123.4,
+        "src_tokens_per_second": 480_001.2,
+        "split_seconds": {"input_stall": 0.0001, "forward": 0.0149, "backward": 0.03, "optimizer": 0.005},
+        "src_fill": 0.945,
+        "tgt_fill": 0.9912,
+        "peak_memory_bytes": 30 * 2**30,
+        "reserved_memory_bytes": 31 * 2**30,
+        "flops_per_tgt_token": 0.3721e9,
+        "flops_per_second": 187.4e12,
+        "peak_flops_per_second": 989e12,
+        "peak_is_measured": False,
+        "share_of_peak": 0.1895,
+        "hardware": {"gpu": "NVIDIA H100 80GB HBM3"},
+    }
+    assert bench.format_bench(figures).splitlines() == [
+        "model         base, 63.1 M parameters",
+        "device        cuda:0 (NVIDIA H100 80GB HBM3) in bf16, compiled",
+        "data          made-up sentences of WMT14's lengths",
+        "speed         504,123 target tokens/s, 480,001 source",
+        "update        48.8 ms for up to 25,000 target tokens in 1 slice; mean of 400",
+        "  input stall       0.1 ms    0.2%",
+        "  forward          14.9 ms   29.8%",
+        "  backward         30.0 ms   60.0%",
+        "  optimizer         5.0 ms   10.0%",
+        "fill          94.5% of source and 99.1% of target positions",
+        "work          0.372 GFLOP a target token: 187.4 TFLOP/s, 18.9% of the device's 989 TFLOP/s (data sheet)",
+        "memory        30.00 GiB at the peak, 31.00 GiB reserved",
+        "warm-up       42.2 s, 3 updates",
+    ]
+
+
+def test_the_table_of_decoding_says_what_was_measured() -> None:
+    figures = {
+        "what": "decoding",
+        "model": "runs/base",
+        "data": "newstest2014: sacrebleu:wmt14/full",
+        "device": "cpu",
+        "execution": "bf16",
+        "n_parameters": 63_081_472,
+        "beam_size": 4,
+        "batch_tokens": 4_096,
+        "n_lines": 3_003,
+        "n_tgt_tokens": 90_123,
+        "load_seconds": 1.2,
+        "seconds": 100.0,
+        "sentences_per_second": 30.03,
+        "tgt_tokens_per_second": 901.23,
+        "peak_memory_bytes": 2**30,
+        "hardware": {"cpu": "Some CPU", "threads": 2},
+    }
+    assert bench.format_bench(figures).splitlines() == [
+        "model         runs/base, 63.1 M parameters",
+        "device        cpu (Some CPU, 2 threads) in bf16",
+        "data          newstest2014: sacrebleu:wmt14/full",
+        "speed         30.0 sentences/s, 901 target tokens/s",
+        "search        beam of 4, 4,096 source tokens together",
+        "text          3,003 lines, 90,123 target tokens, 100.0 s",
+        "memory        1.00 GiB at the peak of the process",
+        "load          1.2 s",
+    ]

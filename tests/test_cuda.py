@@ -1,0 +1,298 @@
+"""What only a device can prove. Where there is no CUDA, the same tests run on the CPU as far as it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mt import bench
+from mt.attention import attention
+from mt.config import RunConfig
+from mt.data.batch import assemble_tiles, assemble_varlen
+from mt.data.packing import PlanState, SliceBudget
+from mt.decode.search import beam_search
+from mt.loss import linear_label_smoothed_nll
+from mt.runtime import _measured_flops, choose_dtype, data_sheet_flops, peak_flops
+from mt.train.engine import Engine, OutOfMemory
+from tests.toys import V, parallel, random_pairs, small_model, toy_config
+
+CUDA = (
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+)
+on_cuda = pytest.mark.parametrize("device", [pytest.param("cuda", marks=CUDA)])
+on_each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
+VOCABULARY, LONGEST = 380, 64
+CORPUS = bench.random_corpus(VOCABULARY, LONGEST, n_pairs=2_000)
+
+
+@pytest.fixture(autouse=True)
+def memory_of_earlier_tests_is_given_back() -> Iterator[None]:
+    yield
+    if torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
+
+
+def config_for(folder: Path, device: str, *, dropout: float = 0.0, **train: object) -> RunConfig:
+    settings = {"batch_tokens": 2_048, "peak_lr": 2e-3, "precision": "auto", "compile": False, "ema_decay": None}
+    config = toy_config(folder, **{**settings, "device": device, **train})
+    return replace(config, model=replace(config.model, n_encoder_layers=2, n_decoder_layers=2, dropout=dropout))
+
+
+def begun(config: RunConfig, corpus: Any = CORPUS) -> Engine:
+    engine = Engine(config, corpus, VOCABULARY)
+    engine.begin()
+    return engine
+
+
+def losses(engine: Engine, first_step: int, last_step: int, state: PlanState | None = None) -> list[float]:
+    """Nats per token of each update that is made."""
+    found = []
+    with engine.updates_ahead(state or PlanState(), first_step, last_step) as updates:
+        for update in updates:
+            outcome = engine.step(update, lr=2e-3)
+            found.append((outcome.losses.sum() / update.n_tgt_tokens).item())
+    return found
+
+
+@torch.no_grad()
+def distance(a: Engine, b: Engine) -> float:
+    """Of the weights, relative to their size."""
+    pairs = list(zip(a.model.parameters(), b.model.parameters(), strict=True))
+    difference = torch.stack([(x - y).double().square().sum() for x, y in pairs]).sum().sqrt()
+    return float(difference / torch.stack([x.double().square().sum() for x, _ in pairs]).sum().sqrt())
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    found, expected = found.double().cpu(), expected.double().cpu()
+    assert torch.isfinite(found).all()
+    return float((found - expected).norm() / expected.norm())
+
+
+# --- Attention --------------------------------------------------------------------------------------------------------
+
+PAIRS = random_pairs(60, longest=50, seed=3)
+BUDGET = SliceBudget(n_slices=1, src_tokens=2_600, tgt_tokens=2_600, n_sentences=80)
+
+
+@on_each_device
+@pytest.mark.parametrize("kind", ["encoder", "decoder", "cross"])
+def test_variable_length_attention_is_attention_in_tiles_in_values_and_gradients(device: str, kind: str) -> None:
+    corpus, order = parallel(PAIRS), np.arange(len(PAIRS))
+    torch.manual_seed(0)
+    sides = ("tgt" if kind != "encoder" else "src", "tgt" if kind == "decoder" else "src")
+    q_rows, k_rows = (sum(len(pair[side == "tgt"]) + 1 for pair in PAIRS) for side in sides)
+    content = [torch.randn(n, 4, 32) for n in (q_rows, k_rows, k_rows)]
+    weight = torch.randn(q_rows, 4, 32)
+    results = []
+    for batch in (assemble_varlen(corpus, order, BUDGET, LONGEST), assemble_tiles(corpus, order, torch.bfloat16)):
+        positions = {"src": batch.src_positions, "tgt": batch.tgt_positions}
+        ids = {"src": batch.src_ids, "tgt": batch.tgt_outputs}
+        rows = [_rows_by_sentence(corpus, ids[side], positions[side], side) for side in sides]
+        inputs = [torch.zeros(len(ids[side]), 4, 32) for side in (sides[0], sides[1], sides[1])]
+        for x, part, row in zip(inputs, content, (rows[0], rows[1], rows[1]), strict=True):
+            x[row] = part
+        leaves = [x.to(device, torch.bfloat16).requires_grad_() for x in inputs]
+        layout = getattr(batch.to(torch.device(device)), f"{kind}_layout")
+        out = attention(*leaves, layout, causal=kind == "decoder")[rows[0]]
+        (out.float() * weight.to(device)).sum().backward()
+        gradients = [leaf.grad[row] for leaf, row in zip(leaves, (rows[0], rows[1], rows[1]), strict=True)]
+        results.append([out.detach(), *gradients])
+    for varlen, tiled in zip(*results, strict=True):
+        assert relative_error(varlen, tiled) < 2e-2
+
+
+def _rows_by_sentence(corpus: Any, ids: Tensor, positions: Tensor, side: str) -> Tensor:
+    """Rows of the real tokens in a packed batch, sentence by sentence in the order of the corpus."""
+    sentences = getattr(corpus, side)
+    starts = {}
+    for start in np.flatnonzero(positions.numpy() == 0).tolist():
+        for i in range(len(sentences)):
+            if i not in starts and ids[start : start + len(sentences[i])].tolist() == sentences[i].tolist():
+                starts[i] = start
+                break
+    return torch.cat([torch.arange(starts[i], starts[i] + len(sentences[i])) for i in range(len(sentences))])
+
+
+@on_each_device
+def test_both_packed_layouts_give_one_loss_and_one_gradient_in_bf16(device: str) -> None:
+    corpus, order = parallel(PAIRS), np.arange(len(PAIRS))
+    results = []
+    for batch in (assemble_varlen(corpus, order, BUDGET, LONGEST), assemble_tiles(corpus, order, torch.bfloat16)):
+        model = small_model(dtype=torch.bfloat16, d_model=64).to(device)
+        placed = batch.to(torch.device(device))
+        loss = linear_label_smoothed_nll(
+            model(placed), model.output_weight, placed.tgt_outputs, placed.tgt_weights, 0.1
+        )
+        loss.backward()
+        results.append((loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])))
+    assert relative_error(results[0][0], results[1][0]) < 2e-3
+    assert relative_error(results[0][1], results[1][1]) < 3e-2
+
+
+# --- Training ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("device", "precision"),
+    [("cpu", "fp32"), ("cpu", "bf16"), *(pytest.param("cuda", p, marks=CUDA) for p in ("fp32", "bf16", "fp16"))],
+)
+def test_training_learns_in_each_precision(tmp_path: Path, device: str, precision: str) -> None:
+    engine = begun(config_for(tmp_path, device, dropout=0.1, precision=precision, batch_tokens=1_024))
+    found = losses(engine, 1, 40)
+    assert found[0] == pytest.approx(np.log(VOCABULARY), abs=0.6)
+    # All there is to learn is how often each piece comes.
+    assert np.mean(found[-5:]) < found[0] - 0.6
+    # fp16 begins with a scale that may overflow, and halves it.
+    assert int(engine.optimizer.n_skipped) <= (10 if precision == "fp16" else 0)
+    assert (float(engine.optimizer.loss_scale) > 1) == (precision == "fp16")
+
+
+@on_cuda
+def test_compiled_training_is_eager_training_and_compiles_once(tmp_path: Path, device: str) -> None:
+    eager = begun(config_for(tmp_path, device))
+    compiled = begun(config_for(tmp_path, device, compile=True))
+    assert compiled.execution.note == "bf16, compiled"
+    expected = losses(eager, 1, 3)
+    state = list(eager.updates(PlanState(), 1, 3))[-1].next_state
+    found = losses(compiled, 1, 3)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        found += losses(compiled, 4, 6, state)
+    expected += losses(eager, 4, 6, state)
+    assert found == pytest.approx(expected, rel=5e-3)
+    assert list(compiled.model.state_dict()) == list(eager.model.state_dict())
+    # Validation and decoding take an uncompiled copy.
+    sentences = [[5, 6, 7, 3], [9, 3]]
+    assert len(beam_search(compiled.inference_model(), sentences, beam_size=2, alpha=0.6, max_length=5)) == 2
+
+
+@on_each_device
+def test_going_on_from_saved_states_is_going_on_within_the_noise_of_the_device(tmp_path: Path, device: str) -> None:
+    config = config_for(tmp_path, device, dropout=0.1, ema_decay=0.9)
+    whole, again, first = begun(config), begun(config), begun(config)
+    losses(whole, 1, 8)
+    losses(again, 1, 8)
+    losses(first, 1, 4)
+    state = list(first.updates(PlanState(), 1, 4))[-1].next_state
+    resumed, without_moments = begun(config), begun(config)
+    for engine in (resumed, without_moments):
+        engine.model.load_state_dict(first.model.state_dict())
+    resumed.optimizer.load_state_dict(first.optimizer.state_dict())
+    for engine in (resumed, without_moments):
+        losses(engine, 5, 8, state)
+    noise = distance(whole, again)
+    assert noise == 0 or device == "cuda"
+    assert distance(whole, resumed) <= 1.5 * noise
+    # Adam divides by its moments: without them the weights end further off than noise in the gradients takes them.
+    assert distance(whole, without_moments) > max(2.5 * noise, 1e-2)
+
+
+@on_cuda
+def test_batches_copied_ahead_are_the_batches(tmp_path: Path, device: str) -> None:
+    """A copy that is read before it is whole, or overwritten before it is read, changes a loss."""
+    config = config_for(tmp_path, device, batch_tokens=4_096, micro_batch_tokens=512)
+    engine = begun(config)
+    direct = begun(config)
+    for _ in range(2):
+        ahead = losses(engine, 1, 25)
+        one_by_one = []
+        for update in direct.updates(PlanState(), 1, 25):
+            outcome = direct.step(update, lr=2e-3)
+            one_by_one.append((outcome.losses.sum() / update.n_tgt_tokens).item())
+        assert ahead == pytest.approx(one_by_one, rel=2e-2)
+
+
+@on_cuda
+def test_without_memory_an_update_is_undone_and_made_of_smaller_slices(tmp_path: Path, device: str) -> None:
+    # Wide enough that a large slice takes hundreds of megabytes and a small one does not.
+    config = config_for(tmp_path, device, batch_tokens=65_536, micro_batch_tokens=65_536)
+    config = replace(config, model=replace(config.model, d_model=256, n_heads=4, d_ff=1024))
+    engine, spared = begun(config), begun(config)
+    spared.cut(2_048)
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    (large,) = engine.updates(PlanState(), 1, 1)
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 400 * 2**20) / total)
+    before = [p.detach().clone() for p in engine.model.parameters()]
+    with pytest.raises(OutOfMemory):
+        engine.step(large, lr=2e-3)
+    assert all(torch.equal(a, b) for a, b in zip(before, engine.model.parameters(), strict=True))
+    assert all(p.grad is None for p in engine.model.parameters())
+    engine.cut(2_048)
+    results = []
+    for one in (engine, spared):
+        (small,) = one.updates(PlanState(), 1, 1)
+        assert small.n_tgt_tokens == large.n_tgt_tokens
+        results.append((one.step(small, lr=2e-3).losses.sum() / small.n_tgt_tokens).item())
+    assert results[0] == pytest.approx(results[1], rel=1e-3)
+
+
+@on_cuda
+def test_the_slices_that_auto_chooses_fit(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    n_bytes, total = 4 * 2**30, torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(n_bytes / total)
+
+    def mem_get_info(device: Any = None) -> tuple[int, int]:
+        return n_bytes - torch.cuda.memory_reserved(), n_bytes
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", mem_get_info)
+    config = config_for(tmp_path, device, batch_tokens=500_000, dropout=0.1)
+    config = replace(config, model=replace(config.model, d_model=512, n_heads=8, d_ff=2048))
+    engine = Engine(config, bench.random_corpus(VOCABULARY, LONGEST, n_pairs=40_000), VOCABULARY)
+    chosen = engine.begin()
+    assert 2_048 < chosen < 131_072
+    assert all(np.isfinite(losses(engine, 1, 2)))
+    # Not half of what there is stays unused.
+    assert torch.cuda.max_memory_allocated() > n_bytes / 2
+
+
+# --- Decoding and measuring -------------------------------------------------------------------------------------------
+
+
+@on_cuda
+def test_a_gpu_finds_the_hypotheses_of_the_cpu_in_fp32(device: str) -> None:
+    rng = np.random.default_rng(0)
+    sentences = [[*rng.integers(4, V, rng.integers(1, 30)).tolist(), 3] for _ in range(40)]
+    found = {}
+    for where in ("cpu", device):
+        model = small_model(d_model=64).to(where).for_inference(torch.float32)
+        found[where] = beam_search(model, sentences, beam_size=4, alpha=0.6, max_length=20)
+    same = sum(a[0].ids == b[0].ids for a, b in zip(found["cpu"], found[device], strict=True))
+    assert same >= 38  # candidates may tie to rounding
+    for a, b in zip(found["cpu"], found[device], strict=True):
+        assert a[0].score == pytest.approx(b[0].score, abs=1e-3)
+
+
+@on_each_device
+def test_the_parts_of_a_step_add_up_to_it(tmp_path: Path, device: str) -> None:
+    size = 16_384 if device == "cuda" else 1_024
+    config = config_for(tmp_path, device, batch_tokens=size)
+    config = replace(config, model=replace(config.model, d_model=64))
+    speed = bench.measure_training(config, CORPUS, VOCABULARY, n_steps=10)
+    parts = sum(vars(speed.split_seconds).values())
+    assert 0.5 < parts / speed.step_seconds < 2
+    assert speed.split_seconds.shares["input_stall"] < 0.2
+    assert 0 < speed.share_of_peak < 1
+    assert speed.peak_memory_bytes > 4 * 3 * speed.n_parameters
+    assert (speed.reserved_memory_bytes is None) == (device == "cpu")
+
+
+@on_cuda
+def test_large_products_reach_a_good_part_of_the_data_sheet_and_no_more(device: str) -> None:
+    where = torch.device(device)
+    dtype = choose_dtype("auto", where)
+    by_data_sheet = data_sheet_flops(where, dtype)
+    if by_data_sheet is None:
+        pytest.skip(f"the data sheet of {torch.cuda.get_device_name(where)} is not known")
+    measured = _measured_flops(where, dtype, "highest")
+    assert 0.3 * by_data_sheet < measured < 1.05 * by_data_sheet
+    assert peak_flops(where, dtype) == by_data_sheet

@@ -1,0 +1,328 @@
+"""What goes wrong in a training, and how it goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mt.checkpoint import ModelFolder, checkpoint_path, checkpoints
+from mt.config import RunConfig
+from mt.data.batch import PackedBatch
+from mt.data.packing import PlanState
+from mt.errors import MTError
+from mt.runtime import ALONE
+from mt.text.corpus import PreparedCorpus, prepare_corpus
+from mt.train.engine import Engine, Outcome, Update, tokens_that_fit
+from mt.train.loop import train
+from mt.train.progress import Meter, Progress
+from tests.toys import toy_config
+
+SliceLoss = Callable[[Engine, int, int, PackedBatch], Tensor]
+
+
+def prepared(config: RunConfig) -> PreparedCorpus:
+    return prepare_corpus(config, say=lambda line: None)
+
+
+def weights_of(run_dir: Path, step: int) -> dict[str, Tensor]:
+    return ModelFolder.open(checkpoint_path(run_dir, step)).load_weights()
+
+
+def inject(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[int, int, Tensor], Tensor]) -> None:
+    """Put something between the loss of each slice (step, number, loss) and its backward pass."""
+    slice_loss: SliceLoss = Engine.slice_loss
+
+    def spoiled(engine: Engine, step: int, number: int, batch: PackedBatch) -> Tensor:
+        return spoil(step, number, slice_loss(engine, step, number, batch))
+
+    monkeypatch.setattr(Engine, "slice_loss", spoiled)
+
+
+def skipped_lines(run_dir: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (run_dir / "skipped.jsonl").read_text("utf-8").splitlines()]
+
+
+def losses(run_dir: Path) -> list[float]:
+    entries = map(json.loads, (run_dir / "metrics.jsonl").read_text("utf-8").splitlines())
+    return [entry["train_loss"] for entry in entries if "train_loss" in entry]
+
+
+# --- non-finite values
+
+
+def test_a_skipped_update_is_told_with_its_sentences_and_leaves_the_weights_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = toy_config(tmp_path, max_steps=4, log_every=4, checkpoint_every=1, micro_batch_tokens=128)
+    corpus = prepared(config)
+    inject(monkeypatch, lambda step, number, loss: loss * math.inf if (step, number) == (2, 1) else loss)
+    progress = train(config, corpus, tmp_path / "run")
+    assert (progress.step, progress.n_skipped, progress.n_skipped_in_row) == (4, 1, 0)
+    first, second, third = (weights_of(tmp_path / "run", step) for step in (1, 2, 3))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(second[name], third[name]) for name in first)
+    assert (
+        f"warning: step 2 was skipped, for the gradient was not finite: {tmp_path / 'run' / 'skipped.jsonl'} names the "
+        "sentences\n"
+    ) in capsys.readouterr().err
+
+    (record,) = skipped_lines(tmp_path / "run")
+    engine = Engine(config, corpus.train, 380, source_sizes=corpus.source_sizes)
+    engine.begin(progress.micro_batch_tokens)
+    update = list(engine.updates(PlanState(), 1, 2))[1]
+    assert record["step"] == 2
+    assert record["slice_losses"] == [pytest.approx(600, rel=0.5), None]
+    assert record["sentences"] == [
+        {
+            "source": f"{tmp_path / 'train.en'} + {tmp_path / 'train.de'}",
+            "lines": sorted(corpus.train_lines[update.sentences[1]].tolist()),
+        }
+    ]
+    (loss,) = losses(tmp_path / "run")
+    assert 5 < loss < 7  # log 380 is 5.9
+
+
+def test_lines_are_those_of_the_users_file_and_not_of_what_was_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(tmp_path, max_steps=1, log_every=1)
+    for side in ("en", "de"):  # two lines that cleaning removes
+        path = tmp_path / f"train.{side}"
+        path.write_text("\n\n" + path.read_text("utf-8"), "utf-8")
+    corpus = prepared(config)
+    inject(monkeypatch, lambda step, number, loss: loss * math.nan)
+    train(config, corpus, tmp_path / "run")
+    (record,) = skipped_lines(tmp_path / "run")
+    (source,) = record["sentences"]  # type: ignore[misc]
+    used = np.concatenate([next(iter(Engine(config, corpus.train, 380).plan.update_at(PlanState())))])
+    assert source["lines"] == sorted((used + 3).tolist())
+
+
+def test_after_several_skips_training_goes_back_and_passes_over_the_span(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = toy_config(tmp_path, n_train=2_000, max_steps=12, log_every=2, skips_before_rollback=3, validate_every=100)
+    corpus = prepared(config)
+    poisoned: set[int] = set()
+    made: list[tuple[int, tuple[int, ...]]] = []
+    step_of = Engine.step
+
+    def watched(engine: Engine, update: Update, lr: float) -> object:
+        made.append((update.step, tuple(np.concatenate(update.sentences).tolist())))
+        return step_of(engine, update, lr)
+
+    monkeypatch.setattr(Engine, "step", watched)
+    # The sentences of updates 6, 7 and 8 are poison wherever they are met.
+    plan = Engine(config, corpus.train, 380).plan
+    state = PlanState()
+    for step in range(1, 9):
+        sentences, state = plan.update_at(state)
+        if step >= 6:
+            poisoned.update(sentences.tolist())
+    inject(monkeypatch, lambda step, number, loss: loss * math.nan if poisoned.issuperset(made[-1][1]) else loss)
+    progress = train(config, corpus, tmp_path / "run")
+    # Back to the checkpoint of step 4 once, from step 8, and on with what comes after the poison.
+    assert [step for step, _ in made] == [1, 2, 3, 4, 5, 6, 7, 8, 5, 6, 7, 8, 9, 10, 11, 12]
+    assert not any(poisoned & set(sentences) for _, sentences in made[8:])
+    assert (progress.step, progress.n_skipped, progress.gone_back_to) == (12, 3, 4)
+    assert (
+        "warning: 3 updates in a row up to step 8 had no finite gradient: back to step 4, and on with the sentences "
+        "after those of steps 5 to 8\n"
+    ) in capsys.readouterr().err
+    assert all(tensor.isfinite().all() for tensor in weights_of(tmp_path / "run", 12).values())
+
+
+def test_when_going_back_does_not_help_training_stops_and_explains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(tmp_path, max_steps=30, log_every=2, skips_before_rollback=3, validate_every=100)
+    corpus = prepared(config)
+    inject(monkeypatch, lambda step, number, loss: loss * math.nan if step > 5 else loss)
+    with pytest.raises(MTError) as caught:
+        train(config, corpus, tmp_path / "run")
+    assert str(caught.value) == (
+        f"{tmp_path / 'run'}: 3 updates in a row up to step 8 had no finite gradient, although training had gone back "
+        "to step 4 before and left the sentences since then out: go on with --set train.precision=fp32, or start anew "
+        "with a lower train.peak_lr or with train.clip_norm; skipped.jsonl there names the sentences"
+    )
+    # What was good is kept, and the next start goes on from it.
+    assert checkpoints(tmp_path / "run") == [checkpoint_path(tmp_path / "run", 4)]
+    monkeypatch.undo()
+    assert train(config, corpus, tmp_path / "run").step == 30
+
+
+def test_before_the_first_checkpoint_going_back_is_to_the_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(tmp_path, max_steps=4, log_every=3, skips_before_rollback=2, validate_every=100)
+    corpus = prepared(config)
+    spoiled = iter([True, True, True])
+    inject(monkeypatch, lambda step, number, loss: loss * math.nan if next(spoiled, False) else loss)
+    progress = train(config, corpus, tmp_path / "run")
+    assert (progress.step, progress.gone_back_to, progress.n_skipped) == (4, 0, 3)
+    # The weights of step 0 were drawn from the seed once more: four updates from there, on the sentences that follow.
+    monkeypatch.undo()
+    engine = Engine(config, corpus.train, 380, source_sizes=corpus.source_sizes)
+    engine.begin()
+    state = PlanState()
+    for _ in range(3):
+        _, state = engine.plan.update_at(state)
+    from mt.train.schedule import learning_rate
+
+    for update in engine.updates(state, 1, 4):
+        engine.step(update, learning_rate(update.step, config.train, config.model.d_model))
+    saved = weights_of(tmp_path / "run", 4)
+    for name, tensor in engine.model.state_dict().items():
+        assert torch.equal(tensor, saved[name]), name
+
+
+# --- memory
+
+
+def test_out_of_memory_doubles_the_slices_and_makes_the_same_update_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = toy_config(tmp_path, max_steps=4, log_every=1, micro_batch_tokens=128)
+    config = replace(config, model=replace(config.model, dropout=0.0))
+    corpus = prepared(config)
+    calm = train(config, corpus, tmp_path / "calm")
+
+    full = iter([False] * 5 + [True])  # in the middle of the third update, when gradients are there already
+
+    def spoil(step: int, number: int, loss: Tensor) -> Tensor:
+        if next(full, False):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return loss
+
+    inject(monkeypatch, spoil)
+    progress = train(config, corpus, tmp_path / "run")
+    assert (progress.step, progress.plan_state, progress.n_tgt_tokens) == (4, calm.plan_state, calm.n_tgt_tokens)
+    assert (calm.micro_batch_tokens, progress.micro_batch_tokens) == (128, 64)
+    assert (
+        "warning: out of memory on cpu with slices of 132 target tokens (CUDA out of memory. Tried to allocate "
+        "2.00 GiB.): the update is made again in 4 slices of 64, and so are those after it; "
+        "--set train.micro_batch_tokens=64 begins with that\n"
+    ) in capsys.readouterr().err
+    # Equal updates, to rounding: nothing of the first attempt has stayed.
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "calm"), rel=1e-4)
+
+
+def test_slices_of_one_sentence_that_do_not_fit_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = toy_config(tmp_path, max_steps=2)
+    corpus = prepared(config)
+
+    def spoil(step: int, number: int, loss: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("no memory at all")
+
+    inject(monkeypatch, spoil)
+    with pytest.raises(MTError) as caught:
+        train(config, corpus, tmp_path / "run")
+    longest = int(corpus.train.tgt.lengths.max())
+    assert str(caught.value) == (
+        f"train.micro_batch_tokens: out of memory on cpu with slices of {longest} target tokens (no memory at all), "
+        "which hold the longest sentence alone: set train.activation_checkpointing, lower data.max_tokens, or make "
+        "the model smaller"
+    )
+
+
+def test_a_real_failure_to_allocate_is_out_of_memory() -> None:
+    from mt.train.engine import _is_out_of_memory
+
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60)
+    assert _is_out_of_memory(caught.value)
+    assert not _is_out_of_memory(RuntimeError("shapes do not match"))
+
+
+def test_the_size_of_a_slice_follows_the_line_through_what_was_measured() -> None:
+    # 1 GB and 1 MB a token.
+    measured = [(2_048, 3_048_000_000), (8_192, 9_192_000_000)]
+    assert tokens_that_fit(measured, 21_000_000_000, 131_072) == 20_000
+    assert tokens_that_fit(measured, 21_000_000_000, 16_000) == 16_000
+    assert tokens_that_fit(measured, 500_000_000, 131_072) == 0
+    # The larger one did not fit: all bytes count as bytes of tokens.
+    assert tokens_that_fit(measured[:1], 6_096_000_000, 131_072) == 4_096
+    assert tokens_that_fit([], 6_096_000_000, 131_072) == 0
+
+
+def test_a_model_that_cannot_fit_is_refused_before_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = toy_config(tmp_path)
+    corpus = prepared(config)
+    monkeypatch.setattr("mt.train.engine.memory_bytes", lambda device: 400_000)
+    with pytest.raises(MTError) as caught:
+        Engine(config, corpus.train, 380)
+    assert str(caught.value) == (
+        "model: 33,536 parameters take 0.5 MiB to train, cpu has 0.4 MiB: make d_model, d_ff or the number of layers "
+        "smaller"
+    )
+
+
+# --- the moving average
+
+
+def test_the_average_of_the_weights_is_what_is_saved_and_training_goes_on_from_the_weights(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, ema_decay=0.7, max_steps=8, checkpoint_every=1, keep_last=8)
+    plain = replace(config, train=replace(config.train, ema_decay=None))
+    corpus = prepared(config)
+    train(plain, corpus, tmp_path / "plain")
+    train(replace(config, train=replace(config.train, max_steps=5)), corpus, tmp_path / "run")
+    train(config, corpus, tmp_path / "run")  # resumed
+    initial = Engine(config, corpus.train, 380).model.state_dict()
+    for name, average in initial.items():
+        expected = average.double()
+        for step in range(1, 9):
+            decay = min(0.7, (1 + step) / (10 + step))
+            expected = decay * expected + (1 - decay) * weights_of(tmp_path / "plain", step)[name].double()
+        saved = weights_of(tmp_path / "run", 8)[name]
+        torch.testing.assert_close(saved.double(), expected, rtol=1e-5, atol=1e-7, msg=name)
+    # The weights themselves went their way untouched.
+    state = ModelFolder.open(checkpoint_path(tmp_path / "run", 8)).load_training_state()
+    for name, tensor in weights_of(tmp_path / "plain", 8).items():
+        assert torch.equal(state["weights"][name], tensor), name
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_resumed_run_keeps_the_slices_that_memory_forced_until_the_setting_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    config = toy_config(tmp_path, max_steps=4, micro_batch_tokens=256)
+    corpus = prepared(config)
+    full = iter([False] * (number - 1) + [True])
+
+    def spoil(step: int, number: int, loss: Tensor) -> Tensor:
+        if next(full, False):
+            raise torch.OutOfMemoryError("full")
+        return loss
+
+    inject(monkeypatch, spoil)
+    assert train(config, corpus, tmp_path / "run").micro_batch_tokens == 128
+    further = replace(config, train=replace(config.train, max_steps=6))
+    assert train(further, corpus, tmp_path / "run").micro_batch_tokens == 128
+    changed = replace(config, train=replace(config.train, max_steps=8, micro_batch_tokens=200))
+    assert train(changed, corpus, tmp_path / "run").micro_batch_tokens == 200
+
+
+def test_overflows_of_fp16_are_no_news_until_there_are_too_many() -> None:
+    progress = Progress()
+    meter = Meter(ALONE, progress, True, lambda n_src, n_tgt: 0.0)
+    sentences = (np.arange(3),)
+
+    def add(norm: float) -> int:
+        update = Update(1, sentences, {0: None}, 5, 6, PlanState())  # type: ignore[dict-item]
+        meter.add(update, Outcome(torch.tensor([7.0]), torch.tensor(norm)))
+        return len(meter.settle())
+
+    assert [add(math.inf) for _ in range(15)] == [0] * 15
+    assert add(1.0) == progress.n_skipped == 0
+    # With the scale at 1 it is the gradient itself.
+    assert [add(math.inf) for _ in range(25)] == [0] * 20 + [1] * 5
+    assert (progress.n_skipped, progress.n_skipped_in_row) == (5, 5)
+    assert progress.tokens_since_log == 41 * 6
