@@ -14,9 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
-from mt.checkpoint import ModelFolder
 from mt.configfile import dump_config
 from tests.toys import toy_config, toy_text, write_lines
 
@@ -79,29 +77,6 @@ def test_n_best_as_jsonl_has_scores(run_dir: Path) -> None:
     assert (first["line"], first["src"], len(first["hypotheses"])) == (1, "bar dest fin", 2)
     assert first["hypotheses"][0]["score"] > first["hypotheses"][1]["score"]
     assert [hypothesis["text"] for hypothesis in second["hypotheses"]] == [""]
-
-
-def test_a_killed_training_goes_on_to_the_same_weights(folder: Path) -> None:
-    """kill -9 at some moment; what follows is as if nothing had happened."""
-    config = toy_config(folder / "text", max_steps=150, checkpoint_every=15, validate_every=30, average_last=2)
-    (folder / "killed.yaml").write_text(dump_config(config), "utf-8")
-    assert mt("train", "--config", folder / "killed.yaml", "--run-dir", folder / "whole").returncode == 0
-    command = [sys.executable, "-m", "mt", "train", "--config", folder / "killed.yaml", "--run-dir", folder / "parts"]
-    for seconds_after_first_checkpoint in (0.3, 0.05):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        n_before = len(list((folder / "parts" / "checkpoints").glob("step-*")))
-        while process.poll() is None and len(list((folder / "parts" / "checkpoints").glob("step-*"))) <= n_before:
-            time.sleep(0.01)
-        time.sleep(seconds_after_first_checkpoint)
-        process.kill()
-        process.wait()
-    done = mt("train", "--config", folder / "killed.yaml", "--run-dir", folder / "parts")
-    assert done.returncode == 0, done.stderr
-    assert "training from step" in done.stderr
-    whole, parts = (ModelFolder.open(folder / name / "model") for name in ("whole", "parts"))
-    assert whole.manifest["averaged_steps"] == parts.manifest["averaged_steps"]
-    for name, tensor in whole.load_weights().items():
-        assert torch.equal(tensor, parts.load_weights()[name]), name
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(folder: Path) -> None:

@@ -1,0 +1,122 @@
+"""kill -9 at any moment: what follows is as if nothing had happened."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from mt.checkpoint import ModelFolder, best_checkpoints, checkpoint_path, checkpoints
+from mt.config import RunConfig
+from mt.configfile import dump_config
+from mt.pipeline import train_run
+from mt.verify import compare, kill_at
+from tests.forks import Fork
+from tests.toys import toy_config
+
+
+def assert_same_run(whole: Path, parts: Path, n_updates: int) -> None:
+    """Checkpoints, measurements and result to the last bit; nothing half written is left, and nothing was ever torn."""
+    for folder in ("model", checkpoint_path(Path(), n_updates)):
+        weights, resumed = (ModelFolder.open(run_dir / folder).load_weights() for run_dir in (whole, parts))
+        assert weights.keys() == resumed.keys()
+        for name, tensor in weights.items():
+            assert torch.equal(tensor, resumed[name]), name
+    assert compare(whole, parts, n_updates).is_none
+    steps = [ModelFolder.open(run_dir / "model").manifest["averaged_steps"] for run_dir in (whole, parts)]
+    assert steps[0] == steps[1]
+    kept = [[path.name for path in checkpoints(run_dir)] for run_dir in (whole, parts)]
+    assert kept[0] == kept[1]
+    for run_dir in (whole, parts):
+        assert [path.name for path in run_dir.rglob(".*")] == [".lock"]
+        assert list(run_dir.rglob("*.damaged")) == []
+
+
+def test_a_killed_training_goes_on_to_the_same_result(tmp_path: Path) -> None:
+    """Through the command line, once in a save and once after an update."""
+    config = toy_config(tmp_path, max_steps=60, checkpoint_every=5, validate_every=20, log_every=1, average_last=2)
+    (tmp_path / "toy.yaml").write_text(dump_config(config), "utf-8")
+
+    def start(run_dir: Path) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "mt", "train", "--config", tmp_path / "toy.yaml", "--run-dir", run_dir]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    assert start(tmp_path / "whole").wait() == 0
+    in_save = kill_at(start(tmp_path / "parts"), tmp_path / "parts", step=12, in_save=True, delay=0.0)
+    assert in_save is not None
+    assert in_save.while_saving
+    after_update = kill_at(start(tmp_path / "parts"), tmp_path / "parts", step=31, in_save=False, delay=0.003)
+    assert after_update is not None
+    assert 31 <= after_update.step < 60
+    last = start(tmp_path / "parts")
+    _, told = last.communicate(timeout=100)
+    assert last.returncode == 0, told
+    assert f"training from step {after_update.step // 5 * 5}:" in told
+    assert_same_run(tmp_path / "whole", tmp_path / "parts", 60)
+
+
+N_UPDATES, N_KILLS = 400, 50
+
+
+@pytest.mark.slow
+def test_fifty_kills_change_nothing(tmp_path: Path) -> None:
+    config = toy_config(
+        tmp_path,
+        max_steps=N_UPDATES,
+        log_every=1,
+        checkpoint_every=8,
+        validate_every=25,
+        peak_lr=2e-3,
+        keep_last=3,
+        keep_best=2,
+        keep_every=80,
+        average_last=3,
+    )
+    started_at = time.monotonic()
+    assert start(config, tmp_path / "whole").wait() == 0
+    straight_seconds = time.monotonic() - started_at
+    kinds = kill_often(config, tmp_path / "parts")
+    assert start(config, tmp_path / "parts").wait() == 0, (tmp_path / "parts.log").read_text("utf-8")
+    seconds = time.monotonic() - started_at - straight_seconds
+    print(f"in one go {straight_seconds:.1f} s, with {sum(kinds.values())} kills {seconds:.1f} s: {dict(kinds)}")
+    assert kinds.total() == N_KILLS
+    assert kinds["starting"] == 10
+    assert min(kinds["updating"], kinds["saving"]) >= 5  # the rest hit one of these by chance
+    assert_same_run(tmp_path / "whole", tmp_path / "parts", N_UPDATES)
+    assert [path.name for path in best_checkpoints(tmp_path / "whole", 2)] == [
+        path.name for path in best_checkpoints(tmp_path / "parts", 2)
+    ]
+
+
+def start(config: RunConfig, run_dir: Path) -> Fork:
+    return Fork(run_dir.with_suffix(".log"), train_run, config, run_dir)
+
+
+def kill_often(config: RunConfig, run_dir: Path) -> Counter[str]:
+    """Start and kill, at moments spread over the training; how many of them came when."""
+    chance, kinds, done = random.Random(1), Counter[str](), 0
+    moments = ["starting"] * 10 + ["updating"] * 20 + ["saving"] * 20
+    chance.shuffle(moments)
+    for i, kind in enumerate(moments):
+        child = start(config, run_dir)
+        if kind == "starting":
+            time.sleep(chance.uniform(0, 0.25))  # imports are done: this is from the lock to the first updates
+            child.kill()
+            assert child.wait() < 0
+            kinds[kind] += 1
+            continue
+        first, last = (1 + n * (N_UPDATES - 1) // N_KILLS for n in (i, i + 1))
+        step = max(chance.randrange(first, last), done + 1)
+        # A save takes some 20 ms here, an update some 5 ms.
+        delay = chance.uniform(0, 0.015 if kind == "saving" else 0.005)
+        kill = kill_at(child, run_dir, step, kind == "saving", delay)
+        assert kill is not None
+        kinds["saving" if kill.while_saving else "updating"] += 1
+        done = kill.step
+    return kinds
