@@ -80,7 +80,9 @@ class _ChunkedLoss(torch.autograd.Function):
         grad_weight = (-share * sum_of_hidden).repeat(n_vocab if with_gradient else 0, 1)
         # Chunks of one size: a short last one would cost as much time as a whole one.
         n_chunks = max(1, round(len(hidden) / ROWS))
-        buffer = hidden.new_empty(-(-len(hidden) // n_chunks), n_vocab)  # the same memory for all: it stays in the cache
+        buffer = hidden.new_empty(
+            -(-len(hidden) // n_chunks), n_vocab
+        )  # the same memory for all: it stays in the cache
         for x, labels, row_weights, grad_x in zip(
             *(t.tensor_split(n_chunks) for t in (hidden, targets, weights, grad_hidden)), strict=True
         ):
