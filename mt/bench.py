@@ -235,7 +235,7 @@ class _Timed:
         self.n_tgt_positions += sum(len(batch.tgt_inputs) for batch in update.slices.values())
 
 
-class _Laps:
+class Laps:
     """A clock in the stream of the device: the host notes what ends, and waits for no one until it asks."""
 
     def __init__(self, device: torch.device) -> None:
@@ -281,7 +281,7 @@ def _time_steps(engine: Engine, updates: Iterable[Update]) -> _Timed:
     """Updates one after the other, as training makes them."""
     timed = _Timed()
     _wait(engine.device)
-    laps = _Laps(engine.device)
+    laps = Laps(engine.device)
     started_at = time.perf_counter()
     for update in updates:
         _let_data_arrive(engine, update)
@@ -297,7 +297,7 @@ def _time_steps(engine: Engine, updates: Iterable[Update]) -> _Timed:
 
 def _time_parts(engine: Engine, updates: Iterable[Update]) -> dict[str, float]:
     """Seconds of the parts of an update, in the mean of some."""
-    laps = _Laps(engine.device)
+    laps = Laps(engine.device)
     n_updates = 0
     for update in updates:
         step_in_parts(engine, update, laps)
@@ -305,7 +305,7 @@ def _time_parts(engine: Engine, updates: Iterable[Update]) -> dict[str, float]:
     return {part: laps.seconds(part) / n_updates for part in ("forward", "backward", "optimizer")}
 
 
-def step_in_parts(engine: Engine, update: Update, laps: _Laps) -> None:
+def step_in_parts(engine: Engine, update: Update, laps: Laps) -> None:
     """`Engine.step`, with the end of each part noted."""
     _let_data_arrive(engine, update)
     for number, batch in update.slices.items():

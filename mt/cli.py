@@ -124,6 +124,9 @@ def train(
     run_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The run folder; runs/NAME by default.", show_default=False)
     ] = None,
+    is_dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would happen, how long and in how much memory; write nothing.")
+    ] = False,
 ) -> None:
     """Train a model, from raw text to a report.
 
@@ -132,9 +135,15 @@ def train(
     from mt.configfile import load_config
 
     run_config = load_config(config, overrides or [])
+    run_dir = run_dir or Path("runs") / run_config.name
+    if is_dry_run:
+        from mt.doctor import dry_run
+
+        print(dry_run(run_config, run_dir))
+        return
     from mt.pipeline import train_run
 
-    train_run(run_config, run_dir or Path("runs") / run_config.name)
+    train_run(run_config, run_dir)
 
 
 @app.command("prepare")

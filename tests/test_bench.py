@@ -150,7 +150,7 @@ def test_made_up_sentences_have_the_lengths_of_real_ones() -> None:
 def test_an_update_in_measured_parts_is_the_update_of_the_engine(tmp_path: Path) -> None:
     config = toy(tmp_path, micro_batch_tokens=100, ema_decay=0.9)
     whole, parts = engine_of(config), engine_of(config)
-    laps = bench._Laps(CPU)
+    laps = bench.Laps(CPU)
     for update in whole.updates(PlanState(), 1, 3):
         whole.step(update, bench._lr(whole, update))
         bench.step_in_parts(parts, update, laps)

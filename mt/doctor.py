@@ -1,0 +1,332 @@
+"""What a training would do, before anything is spent: `mt train --dry-run`. Nothing is written."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from mt.bench import Laps, random_corpus, step_in_parts
+from mt.checkpoint import checkpoint_step, checkpoints
+from mt.config import RunConfig, TrainConfig, parse_duration
+from mt.data.packing import PlanState
+from mt.errors import ConfigError, MTError
+from mt.model import Transformer
+from mt.pipeline import corpus_folder, initial_tokenizer
+from mt.runtime import Ranks, format_bytes, hardware, keep_large_blocks, memory_bytes, peak_memory_bytes
+from mt.text.corpus import ParallelIds, PreparedCorpus
+from mt.text.tokenizer import Tokenizer
+from mt.train.engine import Engine, OutOfMemory, Update, choose_execution
+from mt.train.schedule import learning_rate
+from mt.train.tracker import format_duration
+
+# Slices that are measured, after some for warm-up: so many, and more while they take less than this together.
+WARM_UP_SLICES, FEWEST_SLICES, MEASURED_SECONDS = 2, 3, 2.0
+MARGIN = 10  # columns for the names of sections
+PLOT_ROWS, AXIS = 8, 10  # AXIS columns hold the labels of the vertical axis
+EIGHTHS = " ▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class Data:
+    """What training would read: the prepared corpus, or made-up sentences where there is none yet."""
+
+    folder: Path
+    corpus: PreparedCorpus | None
+    train: ParallelIds
+    source_sizes: tuple[int, ...] | None
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What updates were measured to cost on this machine."""
+
+    n_measured: int  # slices
+    n_slices: float  # of an update; this and the next in the mean of those that were measured
+    n_tgt_tokens: float  # of an update
+    update_seconds: float
+    peak_bytes: int
+
+
+def dry_run(config: RunConfig, run_dir: Path) -> str:
+    """What `mt train` would do, for a terminal.
+
+    Raises:
+        MTError: what would keep training from beginning, as far as it can be known before the data is prepared.
+    """
+    if Ranks.from_environment().n > 1:
+        raise ConfigError("WORLD_SIZE: a dry run looks at one process: leave torchrun out")
+    choose_execution(config.train, config.model)
+    _check_that_it_can_be_written(run_dir)
+    data = _find_data(config, run_dir)
+    keep_large_blocks()
+    engine = Engine(config, data.train, data.vocab_size, source_sizes=data.source_sizes)
+    cost = measure(engine)
+    n_done = max([0, *map(checkpoint_step, checkpoints(run_dir))])
+    width = max(60, shutil.get_terminal_size((80, 24)).columns)
+    sections = {
+        "model": _model_lines(engine.model),
+        "data": _data_lines(config, data, engine),
+        "time": _time_lines(config.train, engine, cost, n_done, is_made_up=data.corpus is None),
+        "memory": _memory_lines(engine, cost),
+        "schedule": _schedule_lines(config.train, config.model.d_model, width - MARGIN),
+        "files": _file_lines(config.train, engine, data, run_dir, n_done),
+    }
+    heading = f"{config.name}: what mt train would do. This is a dry run, nothing is written."
+    return "\n\n".join([heading, *("\n".join(_beside(name, lines)) for name, lines in sections.items())])
+
+
+def _beside(name: str, lines: Iterable[str]) -> Iterator[str]:
+    """The lines of a section, with its name in the margin."""
+    for i, line in enumerate(lines):
+        yield f"{'' if i else name:<{MARGIN}}{line}".rstrip()
+
+
+def _check_that_it_can_be_written(run_dir: Path) -> None:
+    existing = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        raise MTError(f"{run_dir}: the run folder cannot be written: {existing} is no folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise MTError(f"{run_dir}: the run folder cannot be written: {existing} does not allow it")
+
+
+def _find_data(config: RunConfig, run_dir: Path) -> Data:
+    folder = corpus_folder(config, run_dir)
+    if folder.is_dir():
+        corpus = PreparedCorpus.open(folder)
+        vocab_size = Tokenizer.load(corpus.tokenizer_path).vocab_size
+        return Data(folder, corpus, corpus.train, corpus.source_sizes, vocab_size)
+    tokenizer = initial_tokenizer(config)
+    vocab_size = config.tokenizer.vocab_size if tokenizer is None else Tokenizer.load(tokenizer).vocab_size
+    return Data(folder, None, random_corpus(vocab_size, config.data.max_tokens), None, vocab_size)
+
+
+# --- Measuring --------------------------------------------------------------------------------------------------------
+
+
+def measure(engine: Engine) -> Cost:
+    """Make updates of one slice each, and reckon from them; the engine must not have begun.
+
+    Raises:
+        ConfigError: there is no memory for the smallest slices.
+    """
+    engine.begin()
+    if engine.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(engine.device)
+    _warm_up(engine)
+    updates = engine.updates(PlanState(), 1, sys.maxsize)
+    laps, measured, started_at = Laps(engine.device), list[Update](), time.perf_counter()
+    while len(measured) < FEWEST_SLICES or time.perf_counter() - started_at < MEASURED_SECONDS:
+        update = next(updates)
+        laps.end("data")
+        step_in_parts(engine, _one_slice(update, len(measured)), laps)
+        measured.append(update)
+    n_measured = len(measured)
+    n_slices = sum(len(update.sentences) for update in measured) / n_measured
+    seconds = {part: laps.seconds(part) / n_measured for part in ("data", "forward", "backward", "optimizer")}
+    # Beside a GPU the data is made by a thread of its own.
+    data_seconds = seconds["data"] if engine.device.type == "cpu" else 0.0
+    return Cost(
+        n_measured=n_measured,
+        n_slices=n_slices,
+        n_tgt_tokens=sum(update.n_tgt_tokens for update in measured) / n_measured,
+        update_seconds=data_seconds + n_slices * (seconds["forward"] + seconds["backward"]) + seconds["optimizer"],
+        peak_bytes=peak_memory_bytes(engine.device),
+    )
+
+
+def _warm_up(engine: Engine) -> None:
+    """Let everything be made that lasts; cut updates into more slices until one fits, as training does."""
+    while True:
+        try:
+            for update in engine.updates(PlanState(), 1, WARM_UP_SLICES):
+                engine.step(_one_slice(update, 0), lr=1e-9)
+            return
+        except OutOfMemory as error:
+            if not engine.halved_micro_batch():
+                raise ConfigError(
+                    f"train.micro_batch_tokens: out of memory on {engine.device} with slices that hold the longest "
+                    f"sentence alone ({error}): lower data.max_tokens, or make the model smaller"
+                ) from None
+
+
+def _one_slice(update: Update, number: int) -> Update:
+    """As if the update were one of its slices."""
+    number %= len(update.slices)
+    return replace(update, slices={number: update.slices[number]})
+
+
+# --- Telling ----------------------------------------------------------------------------------------------------------
+
+
+def _model_lines(model: Transformer) -> list[str]:
+    parts = parameters_by_part(model)
+    total = sum(parts.values())
+    assert total == model.n_parameters
+    return [
+        f"{total:>13,} parameters",
+        *(f"{n:>13,} {n / total:>6.1%}  {part}" for part, n in parts.items()),
+    ]
+
+
+def parameters_by_part(model: Transformer) -> dict[str, int]:
+    """Parameters that are learned, by part of the model."""
+    rows = f"{model.vocab_size:,} pieces × {model.config.d_model}"
+    parts = {f"embedding, which is the output layer too ({rows})": model.output_weight.numel()}
+    for name, parameter in model.named_parameters():
+        if name == "embedding.weight":
+            continue
+        side, *path = name.split(".")
+        inside = next((word for word in path if not word.isdigit()), "norm")
+        what = "norms" if "norm" in name else inside.replace("_", " ")
+        part = f"{side.removesuffix('_norm')}, {what}"
+        parts[part] = parts.get(part, 0) + parameter.numel()
+    sides = [part.partition(",")[0] for part in parts]
+    return dict(sorted(parts.items(), key=lambda item: (sides.index(item[0].partition(",")[0]), "norms" in item[0])))
+
+
+def _data_lines(config: RunConfig, data: Data, engine: Engine) -> list[str]:
+    sources = [
+        source.description + (f", weight {source.weight:g}" if source.weight != 1 else "")
+        for source in config.data.train
+    ]
+    if data.corpus is None:
+        return [
+            "not prepared yet: pairs, tokens, updates an epoch and epochs are not known until mt prepare",
+            *sources,
+        ]
+    train = data.corpus.manifest["train"]
+    per_epoch = engine.plan.updates_per_epoch()
+    n_epochs = config.train.max_steps / per_epoch
+    kept = (f"{n:>13,} pairs  {source}" for n, source in zip(data.corpus.source_sizes, sources, strict=True))
+    tests = "".join(f", {len(pairs):,} for {name}" for name, pairs in data.corpus.test_pairs.items())
+    return [
+        f"{len(data.train):>13,} pairs, {train['src_tokens']:,} source and {train['tgt_tokens']:,} target tokens",
+        *(kept if len(sources) > 1 else ()),
+        f"{len(data.corpus.valid):>13,} pairs for validation{tests}",
+        f"{per_epoch:>13,.1f} updates an epoch; {config.train.max_steps:,} updates are {n_epochs:,.1f} epochs",
+    ]
+
+
+def _time_lines(train: TrainConfig, engine: Engine, cost: Cost, n_done: int, is_made_up: bool) -> list[str]:
+    n_left = max(0, train.max_steps - n_done)
+    slices = "1 slice" if cost.n_slices == 1 else f"{cost.n_slices:.3g} slices"
+    facts = hardware(engine.device)
+    device = facts.get("gpu") or f"{facts['cpu']}, {facts['threads']} threads"
+    on = " of made-up sentences" if is_made_up else ""
+    lines = [
+        f"{format_duration(n_left * cost.update_seconds)} for {n_left:,} updates"
+        f"{f' after the {n_done:,} that are done' if n_done else ''}, {cost.update_seconds:.3g} s each",
+        f"{cost.n_tgt_tokens / cost.update_seconds:,.0f} target tokens/s: {cost.n_tgt_tokens:,.0f} an update, in "
+        f"{slices} of up to {engine.budget.tgt_tokens:,}",
+        f"measured over {cost.n_measured} slices{on} on {engine.device} ({device}) in {engine.execution.note};",
+        "preparing, validation, checkpoints and the evaluation at the end come on top",
+    ]
+    if train.stop_after is not None:
+        n_until = math.floor(parse_duration(train.stop_after) / cost.update_seconds)
+        if n_until < train.max_steps:
+            lines.append(f"train.stop_after ({train.stop_after}) ends it sooner, after {n_until:,} updates at most")
+    return lines
+
+
+def _memory_lines(engine: Engine, cost: Cost) -> list[str]:
+    n_bytes = 4 * sum(parameter.numel() for parameter in engine.model.parameters())
+    states = {"weights": n_bytes, "gradients": n_bytes, "the moments of Adam": 2 * n_bytes}
+    if engine.average is not None:
+        states["the moving average"] = n_bytes
+    on_cpu = engine.device.type == "cpu"
+    rest = "activations, data and the program" if on_cpu else "activations and data"
+    states[rest] = max(0, cost.peak_bytes - sum(states.values()))
+    available = memory_bytes(engine.device)
+    return [
+        f"{format_bytes(cost.peak_bytes)} of the {format_bytes(available)} of {engine.device}"
+        f"{engine.memory_note}, validation not counted",
+        *(f"{format_bytes(n):>13}  {name}" for name, n in states.items()),
+    ]
+
+
+def _schedule_lines(train: TrainConfig, d_model: int, width: int) -> list[str]:
+    highest = max(train.max_steps, 1)
+    peak_step = min(train.warmup_steps, highest)
+    peak, end = (learning_rate(step, train, d_model) for step in (peak_step, train.max_steps))
+    lines = [
+        *plot_schedule(train, d_model, width),
+        f"{train.schedule}: learning rate {peak:.3g} at step {peak_step:,}, {end:.3g} at the end (step {highest:,})",
+    ]
+    if train.warmup_steps > train.max_steps:
+        lines.append(
+            f"train.warmup_steps is {train.warmup_steps:,}, more than train.max_steps: the learning rate never falls"
+        )
+    kept = [f"the last {max(train.keep_last, train.average_last)}", f"the best {train.keep_best}"]
+    if train.keep_every is not None:
+        kept.append(f"each of a multiple of {train.keep_every:,}")
+    return [
+        *lines,
+        f"validation every {train.validate_every:,} updates, {math.ceil(highest / train.validate_every):,} in all",
+        f"checkpoint every {train.checkpoint_every:,} updates; kept: {', '.join(kept)}",
+    ]
+
+
+def plot_schedule(train: TrainConfig, d_model: int, width: int) -> list[str]:
+    """The learning rate over all updates, in so many columns."""
+    n_columns = width - AXIS
+    steps = [1 + round(i * (train.max_steps - 1) / (n_columns - 1)) for i in range(n_columns)]
+    rates = [learning_rate(step, train, d_model) for step in steps]
+    # The peak may lie between two columns.
+    top = max(*rates, learning_rate(min(train.warmup_steps, train.max_steps), train, d_model))
+    heights = [round(rate / top * PLOT_ROWS * 8) for rate in rates]
+    labels = {PLOT_ROWS - 1: f"{top:.2e}", PLOT_ROWS // 2 - 1: f"{top / 2:.2e}"}
+    rows = [
+        f"{labels.get(row, ''):>{AXIS - 2}} ┤" + "".join(EIGHTHS[min(8, max(0, h - 8 * row))] for h in heights)
+        for row in reversed(range(PLOT_ROWS))
+    ]
+    axis = f"{'0':>{AXIS - 2}} └" + "─" * n_columns
+    return [*rows, axis, " " * AXIS + _step_labels(train, n_columns)]
+
+
+def _step_labels(train: TrainConfig, n_columns: int) -> str:
+    """Step 1 at the left, the last one at the right, the end of the warm-up where there is room for it."""
+    last = f"step {train.max_steps:,}"
+    line = "1".ljust(n_columns - len(last)) + last
+    place = round((train.warmup_steps - 1) / max(train.max_steps - 1, 1) * (n_columns - 1))
+    label = f"↑ {train.warmup_steps:,}"
+    if place >= 2 and place + len(label) < n_columns - len(last):
+        line = line[:place] + label + line[place + len(label) :]
+    return line
+
+
+def _file_lines(train: TrainConfig, engine: Engine, data: Data, run_dir: Path, n_done: int) -> list[str]:
+    state = "new"
+    if n_done:
+        state = "trained already" if n_done >= train.max_steps else f"goes on from step {n_done:,}"
+    of_model = (
+        f"the average of the last {train.average_last} checkpoints" if train.average_last else "the best checkpoint"
+    )
+    n_bytes = 4 * sum(parameter.numel() for parameter in engine.model.parameters())
+    checkpoint_bytes = n_bytes * (3 if engine.average is None else 4)  # weights, moments, weights beside their average
+    n_made = math.ceil(train.max_steps / train.checkpoint_every)
+    n_kept = max(train.keep_last, train.average_last) + train.keep_best
+    n_kept += 0 if train.keep_every is None else train.max_steps // train.keep_every
+    needed = min(n_kept, n_made) * checkpoint_bytes + n_bytes
+    existing = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    entries = {
+        "run folder": f"{run_dir} ({state})",
+        "corpus": f"{data.folder} ({'to be prepared' if data.corpus is None else 'prepared'})",
+        "model": f"{run_dir / 'model'}, {of_model}",
+        "report": f"{run_dir / 'report.json'}",
+        "curves": f"{run_dir / 'tensorboard'}, {run_dir / 'metrics.jsonl'}",
+        "checkpoints": f"{run_dir / 'checkpoints'}, {format_bytes(checkpoint_bytes)} each, "
+        f"up to {min(n_kept, n_made):,} at a time",
+        "disk": f"{format_bytes(needed)} at most, {format_bytes(free)} are free",
+    }
+    lines = [f"{name:<13}{text}" for name, text in entries.items()]
+    return lines if needed < free else [*lines, "warning: the disk has too little room: keep fewer checkpoints"]

@@ -1,0 +1,314 @@
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mt import doctor
+from mt.cli import app
+from mt.config import RunConfig, TrainConfig
+from mt.doctor import dry_run, parameters_by_part, plot_schedule
+from mt.errors import ConfigError, DataError, MTError
+from mt.pipeline import train_run
+from mt.text.corpus import PreparedCorpus, prepare_corpus
+from mt.train.engine import Engine, OutOfMemory, Update
+from tests.toys import small_model, toy_config
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor, "MEASURED_SECONDS", 0.0)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(tmp_path)
+
+
+def prepared(config: RunConfig) -> PreparedCorpus:
+    return prepare_corpus(config, say=lambda line: None)
+
+
+def with_train(config: RunConfig, **changes: object) -> RunConfig:
+    return replace(config, train=replace(config.train, **changes))
+
+
+def everything_in(folder: Path) -> dict[str, tuple[int, int]]:
+    """Each path with its size and when it was changed."""
+    return {str(p): (p.stat().st_size, p.stat().st_mtime_ns) for p in [folder, *sorted(folder.rglob("*"))]}
+
+
+def section(text: str, name: str) -> list[str]:
+    (found,) = (part for part in text.split("\n\n") if part.startswith(f"{name} "))
+    return [line[10:] for line in found.splitlines()]
+
+
+# --- Data, files, and what keeps a training from beginning ------------------------------------------------------------
+
+
+def test_nothing_is_written(tmp_path: Path) -> None:
+    config = toy_config(tmp_path / "text")
+    before = everything_in(tmp_path)
+    dry_run(config, Path("runs/toy"))
+    assert everything_in(tmp_path) == before
+    train_run(config, Path("runs/toy"))
+    before = everything_in(tmp_path)
+    dry_run(config, Path("runs/toy"))
+    assert everything_in(tmp_path) == before
+
+
+def test_before_the_data_is_prepared_it_says_what_it_cannot_know(tmp_path: Path) -> None:
+    config = toy_config(tmp_path / "text")
+    text = dry_run(config, Path("runs/toy"))
+    source = config.data.train[0]
+    assert section(text, "data") == [
+        "not prepared yet: pairs, tokens, updates an epoch and epochs are not known until mt prepare",
+        f"{source.src} + {source.tgt}",
+    ]
+    files = section(text, "files")
+    assert files[0] == "run folder   runs/toy (new)"
+    assert re.fullmatch(rf"corpus       {tmp_path}/text/prepared/[0-9a-f]{{16}} \(to be prepared\)", files[1])
+    assert "slices of made-up sentences on cpu (" in section(text, "time")[2]
+    assert "embedding, which is the output layer too (380 pieces × 32)" in section(text, "model")[1]
+
+
+def test_of_prepared_data_the_figures_are_exact(tmp_path: Path) -> None:
+    config = with_train(toy_config(tmp_path / "text"), max_steps=70)
+    corpus = prepared(config)
+    text = dry_run(config, Path("runs/toy"))
+    n_pairs, n_src, n_tgt = len(corpus.train), corpus.train.src.lengths.sum(), corpus.train.tgt.lengths.sum()
+    # Updates hold up to 256 target tokens; the source side has room for 5% more than it needs on average.
+    per_epoch = n_tgt / 256
+    assert section(text, "data") == [
+        f"{n_pairs:>13,} pairs, {n_src:,} source and {n_tgt:,} target tokens",
+        f"{20:>13,} pairs for validation, 20 for held_out",
+        f"{per_epoch:>13,.1f} updates an epoch; 70 updates are {70 / per_epoch:,.1f} epochs",
+    ]
+    assert section(text, "files")[1] == f"corpus       {corpus.folder} (prepared)"
+    assert "made-up" not in text
+
+
+def test_a_run_that_has_begun_goes_on(tmp_path: Path) -> None:
+    config = toy_config(tmp_path / "text")
+    train_run(with_train(config, max_steps=8), Path("runs/toy"))
+    text = dry_run(config, Path("runs/toy"))
+    assert section(text, "files")[0] == "run folder   runs/toy (goes on from step 8)"
+    assert " for 4 updates after the 8 that are done, " in section(text, "time")[0]
+    text = dry_run(with_train(config, max_steps=8), Path("runs/toy"))
+    assert section(text, "files")[0] == "run folder   runs/toy (trained already)"
+    assert section(text, "time")[0].startswith("0 s for 0 updates after the 8 that are done, ")
+
+
+def test_what_keeps_training_from_beginning_is_said_as_training_says_it(tmp_path: Path) -> None:
+    config = toy_config(tmp_path / "text")
+    train_run(with_train(config, max_steps=4), Path("runs/toy"))
+    other_seed = with_train(config, seed=9)
+    cases: list[tuple[RunConfig, type[MTError]]] = [(other_seed, ConfigError)]
+    if not torch.cuda.is_available():
+        cases.append((with_train(config, device="cuda"), ConfigError))
+    shutil.rmtree(tmp_path / "text" / "prepared")
+    (tmp_path / "text" / "train.en").write_text("other text\n" * 400)
+    cases.append((config, DataError))
+    for wrong, kind in cases:
+        messages = []
+        for function in (train_run, dry_run):
+            with pytest.raises(kind) as caught:
+                function(wrong, Path("runs/toy"))
+            messages.append(str(caught.value))
+        assert messages[0] == messages[1]
+    (tmp_path / "text" / "train.en").unlink()
+    with pytest.raises(DataError) as caught:
+        dry_run(config, Path("runs/other"))
+    assert str(caught.value).startswith(f"{tmp_path / 'text' / 'train.en'}: no such file")
+
+
+def test_a_run_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(MTError) as caught:
+        dry_run(toy_config(tmp_path / "text"), Path("runs/toy"))
+    assert str(caught.value) == f"runs/toy: the run folder cannot be written: {tmp_path / 'runs'} is no folder"
+
+
+def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as caught:
+        dry_run(toy_config(tmp_path / "text"), Path("runs/toy"))
+    assert str(caught.value) == "WORLD_SIZE: a dry run looks at one process: leave torchrun out"
+
+
+def test_a_disk_that_is_too_small_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", ["free"])
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(2 * 2**20))
+    config = toy_config(tmp_path / "text", max_steps=100, keep_last=3, average_last=2, keep_best=2, checkpoint_every=1)
+    engine = Engine(config, doctor.random_corpus(380, 64, 100), 380)
+    n_bytes = 4 * sum(p.numel() for p in engine.model.parameters())
+    *_, checkpoints, disk, warning = section(dry_run(config, Path("runs/toy")), "files")
+    assert checkpoints == f"checkpoints  runs/toy/checkpoints, {3 * n_bytes / 2**20:.1f} MiB each, up to 5 at a time"
+    assert disk == f"disk         {(5 * 3 + 1) * n_bytes / 2**20:.1f} MiB at most, 2.0 MiB are free"
+    assert warning == "warning: the disk has too little room: keep fewer checkpoints"
+
+
+# --- Time and memory --------------------------------------------------------------------------------------------------
+
+
+def test_the_forecast_is_what_slices_take_times_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slice_loss = Engine.slice_loss
+
+    def slow(engine: Engine, *arguments: Any) -> torch.Tensor:
+        time.sleep(0.05)
+        return slice_loss(engine, *arguments)
+
+    monkeypatch.setattr(Engine, "slice_loss", slow)
+    config = toy_config(tmp_path / "text", micro_batch_tokens=86, max_steps=1_000)
+    prepared(config)
+    lines = section(dry_run(config, Path("runs/toy")), "time")
+    found = re.fullmatch(r"(\d) min (\d\d) s for 1,000 updates, (0\.\d+) s each", lines[0])
+    assert found is not None
+    assert 0.15 < float(found[3]) < 0.25
+    assert 60 * int(found[1]) + int(found[2]) == pytest.approx(1_000 * float(found[3]), abs=1)
+    per_second, per_update = (int(n.replace(",", "")) for n in re.findall(r"[\d,]*\d", lines[1])[:2])
+    assert per_second == pytest.approx(per_update / float(found[3]), rel=0.01)
+    assert lines[1].endswith(" an update, in 3 slices of up to 88")
+    assert lines[2].startswith("measured over 3 slices on cpu (")
+
+
+def test_a_limit_of_time_that_comes_first_is_said(tmp_path: Path) -> None:
+    config = toy_config(tmp_path / "text", max_steps=1_000_000, stop_after="30s")
+    lines = section(dry_run(config, Path("runs/toy")), "time")
+    assert re.fullmatch(r"train.stop_after \(30s\) ends it sooner, after [\d,]+ updates at most", lines[-1])
+    lines = section(dry_run(with_train(config, max_steps=2), Path("runs/toy")), "time")
+    assert lines[-1] == "preparing, validation, checkpoints and the evaluation at the end come on top"
+
+
+def test_without_memory_slices_are_halved_as_training_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Engine.step
+
+    def step_of_little(engine: Engine, update: Update, lr: float) -> Any:
+        if engine.budget.tgt_tokens > 80:
+            raise OutOfMemory("CUDA out of memory.")
+        return step(engine, update, lr)
+
+    monkeypatch.setattr(Engine, "step", step_of_little)
+    config = toy_config(tmp_path / "text", micro_batch_tokens=256)
+    prepared(config)
+    assert section(dry_run(config, Path("runs/toy")), "time")[1].endswith(" slices of up to 66")
+
+    def never(engine: Engine, update: Update, lr: float) -> Any:
+        raise OutOfMemory("CUDA out of memory.")
+
+    monkeypatch.setattr(Engine, "step", never)
+    with pytest.raises(ConfigError) as caught:
+        dry_run(config, Path("runs/toy"))
+    assert str(caught.value) == (
+        "train.micro_batch_tokens: out of memory on cpu with slices that hold the longest sentence alone "
+        "(CUDA out of memory.): lower data.max_tokens, or make the model smaller"
+    )
+
+
+def test_memory_is_told_by_what_holds_it(tmp_path: Path) -> None:
+    config = toy_config(tmp_path / "text", ema_decay=0.9)
+    config = replace(config, model=replace(config.model, d_model=256, d_ff=512))
+    lines = section(dry_run(config, Path("runs/toy")), "memory")
+    engine = Engine(config, doctor.random_corpus(380, 64, 100), 380)
+    n_mib = 4 * sum(p.numel() for p in engine.model.parameters()) / 2**20
+    assert re.fullmatch(r"[\d.]+ GiB of the [\d,.]+ GiB of cpu, validation not counted", lines[0])
+    assert lines[1:5] == [
+        f"{f'{n_mib:.1f} MiB':>13}  weights",
+        f"{f'{n_mib:.1f} MiB':>13}  gradients",
+        f"{f'{2 * n_mib:.1f} MiB':>13}  the moments of Adam",
+        f"{f'{n_mib:.1f} MiB':>13}  the moving average",
+    ]
+    assert lines[5].endswith("  activations, data and the program")
+
+
+def test_parameters_by_part_are_all_of_them() -> None:
+    model = small_model(norm="pre")  # d_model 32, d_ff 48, 2 + 2 layers, 50 pieces
+    attention, cross, feed_forward = 4 * (32 * 32 + 32), 4 * (32 * 32 + 32), 2 * 32 * 48 + 48 + 32
+    parts = parameters_by_part(model)
+    assert parts == {
+        "embedding, which is the output layer too (50 pieces × 32)": 50 * 32,
+        "encoder, self attention": 2 * attention,
+        "encoder, feed forward": 2 * feed_forward,
+        "encoder, norms": (2 * 2 + 1) * 64,
+        "decoder, self attention": 2 * attention,
+        "decoder, cross attention": 2 * cross,
+        "decoder, feed forward": 2 * feed_forward,
+        "decoder, norms": (2 * 3 + 1) * 64,
+    }
+    assert sum(parts.values()) == model.n_parameters
+    assert list(parts)[-1] == "decoder, norms"
+
+
+# --- The schedule -----------------------------------------------------------------------------------------------------
+
+
+def test_the_schedule_is_drawn_with_its_peak_and_its_end() -> None:
+    train = TrainConfig(schedule="linear", max_steps=41, warmup_steps=21, peak_lr=8e-4)
+    rows = plot_schedule(train, 512, 51)
+    assert len({len(row) for row in rows[:9]}) == 1
+    assert len(rows[0]) == 51
+    assert rows[0].startswith("8.00e-04 ┤")
+    assert rows[4].startswith("4.00e-04 ┤")
+    assert rows[8] == "       0 └" + "─" * 41
+    # One column for each step: 21 rising, then falling to nothing.
+    heights = [sum(" ▁▂▃▄▅▆▇█".index(row[10 + i]) for row in rows[:8]) for i in range(41)]
+    assert heights == [round(64 * step / 21) for step in range(1, 22)] + [
+        round(64 * (1 - step / 20)) for step in range(1, 21)
+    ]
+    assert rows[9] == " " * 10 + "1" + " " * 19 + "↑ 21" + " " * 10 + "step 41"
+
+
+def test_the_schedule_is_told_in_numbers(tmp_path: Path) -> None:
+    config = toy_config(
+        tmp_path / "text",
+        max_steps=400,
+        warmup_steps=100,
+        peak_lr=1e-3,
+        validate_every=150,
+        checkpoint_every=50,
+        keep_every=100,
+        average_last=7,
+    )
+    assert section(dry_run(config, Path("runs/toy")), "schedule")[-3:] == [
+        "inverse_sqrt: learning rate 0.001 at step 100, 0.0005 at the end (step 400)",
+        "validation every 150 updates, 3 in all",
+        "checkpoint every 50 updates; kept: the last 7, the best 1, each of a multiple of 100",
+    ]
+    config = with_train(config, warmup_steps=800)
+    assert section(dry_run(config, Path("runs/toy")), "schedule")[-4:-2] == [
+        "inverse_sqrt: learning rate 0.0005 at step 400, 0.0005 at the end (step 400)",
+        "train.warmup_steps is 800, more than train.max_steps: the learning rate never falls",
+    ]
+
+
+@pytest.mark.parametrize("columns", ["60", "80", "140"])
+def test_the_plot_is_as_wide_as_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    lines = dry_run(toy_config(tmp_path / "text"), Path("runs/toy")).splitlines()
+    (axis,) = (line for line in lines if "└" in line)
+    assert len(axis) == int(columns)
+
+
+# --- The command ------------------------------------------------------------------------------------------------------
+
+
+def test_train_with_dry_run_trains_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    calls: list[tuple[str, Path]] = []
+
+    def told(config: RunConfig, run_dir: Path) -> str:
+        calls.append((config.name, run_dir))
+        return "what would happen"
+
+    monkeypatch.setattr(doctor, "dry_run", told)
+    with pytest.raises(SystemExit) as caught:
+        app(["train", "--config", "base", "--dry-run", "--set", "name=other"], prog_name="mt")
+    assert (caught.value.code or 0, *capsys.readouterr()) == (0, "what would happen\n", "")
+    assert calls == [("other", Path("runs/other"))]
+    assert list(tmp_path.iterdir()) == []
