@@ -151,7 +151,7 @@ def _warm_up(engine: Engine) -> None:
                 engine.step(_one_slice(update, 0), lr=1e-9)
             return
         except OutOfMemory as error:
-            if not engine.halved_micro_batch():
+            if not engine.halve_slices():
                 raise ConfigError(
                     f"train.micro_batch_tokens: out of memory on {engine.device} with slices that hold the longest "
                     f"sentence alone ({error}): lower data.max_tokens, or make the model smaller"

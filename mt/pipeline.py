@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -77,9 +77,14 @@ def train_run(config: RunConfig, run_dir: Path) -> None:
     """
     ranks = Ranks.from_environment()
     choose_execution(config.train, config.model, ranks)  # before hours are spent on the data
-    with _only_run_in(run_dir) if ranks.is_first else nullcontext():
-        with joined(ranks, lambda: _begin_run(config, run_dir)) as corpus_folder:
-            corpus = _shared_corpus(Path(corpus_folder), ranks)
+    with ExitStack() as held:
+
+        def begin() -> str:
+            held.enter_context(_only_run_in(run_dir))
+            return _begin_run(config, run_dir)
+
+        with joined(ranks, begin) as folder:
+            corpus = _shared_corpus(Path(folder), ranks)
             progress = train(config, corpus, run_dir, ranks)
         if not ranks.is_first:
             return
@@ -298,9 +303,9 @@ def _evaluate_run(
             return report
     except (OSError, ValueError, KeyError):
         pass
-    best = (
-        None if progress.best_step is None else {"step": progress.best_step, config.train.best_by: progress.best_score}
-    )
+    # Of scores more is better, so a loss is kept with its sign changed.
+    score = progress.best_score if config.train.best_by == "bleu" else -progress.best_score
+    best = None if progress.best_step is None else {"step": progress.best_step, config.train.best_by: score}
     translator = Translator.load(model_dir, config.train.device, config.train.precision)
     report = {
         "name": config.name,

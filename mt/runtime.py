@@ -24,6 +24,7 @@ from torch import Tensor
 
 from mt.errors import ConfigError, MTError
 
+LONGEST_START = timedelta(minutes=30)  # of the processes that train together, until all are there
 LONGEST_PREPARATION = timedelta(days=7)
 GLOO_SECONDS = 0.1
 LONGEST_WAIT = timedelta(hours=2)  # of ranks for rank 0 while it validates and writes
@@ -132,23 +133,14 @@ def joined(ranks: Ranks, prepare: Callable[[], str]) -> Iterator[str]:
         return
     from torch.distributed.rendezvous import rendezvous
 
-    store, _, _ = next(rendezvous("env://", timeout=LONGEST_PREPARATION))
-    if ranks.is_first:
-        prepared = ""
-        try:
-            prepared = prepare()
-        finally:
-            store.set("prepared", prepared)
-    else:
-        prepared = store.get("prepared").decode()
-        if not prepared:
-            raise MTError(f"rank {ranks.rank}: rank 0 could not begin: see its message")
-    # Numbers that the host needs go over gloo, whatever the device.
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    torch.distributed.init_process_group(
-        backend, store=store, rank=ranks.rank, world_size=ranks.n, timeout=LONGEST_WAIT
-    )
     try:
+        store, _, _ = next(rendezvous("env://", timeout=LONGEST_START))
+        prepared = _announced(store, prepare) if ranks.is_first else _awaited(store, ranks)
+        # Numbers that the host needs go over gloo, whatever the device.
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        torch.distributed.init_process_group(
+            backend, store=store, rank=ranks.rank, world_size=ranks.n, timeout=LONGEST_WAIT
+        )
         yield prepared
     except RuntimeError as error:
         reason = _why_a_rank_is_lost(error)
@@ -163,6 +155,23 @@ def joined(ranks: Ranks, prepare: Callable[[], str]) -> Iterator[str]:
         # one that is ending meanwhile aborts the process.
         time.sleep(GLOO_SECONDS)
     torch.distributed.destroy_process_group()
+
+
+def _announced(store: Any, prepare: Callable[[], str]) -> str:
+    prepared = ""  # what the others see if it fails
+    try:
+        prepared = prepare()
+    finally:
+        store.set("prepared", prepared)
+    return prepared
+
+
+def _awaited(store: Any, ranks: Ranks) -> str:
+    store.set_timeout(LONGEST_PREPARATION)
+    prepared = str(store.get("prepared").decode())
+    if not prepared:
+        raise MTError(f"rank {ranks.rank}: rank 0 could not begin: see its message")
+    return prepared
 
 
 def _why_a_rank_is_lost(error: RuntimeError) -> str | None:

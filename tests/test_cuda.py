@@ -152,7 +152,6 @@ def test_training_learns_in_each_precision(tmp_path: Path, device: str, precisio
     # All there is to learn is how often each piece comes.
     assert np.mean(found[-5:]) < found[0] - 0.6
     # fp16 begins with a scale that may overflow, and halves it.
-    assert int(engine.optimizer.n_skipped) <= (10 if precision == "fp16" else 0)
     assert (float(engine.optimizer.loss_scale) > 1) == (precision == "fp16")
 
 

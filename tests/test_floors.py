@@ -30,6 +30,7 @@ FLOORS: list[set[str]] = [
         "train.ema",
         "train.engine",
         "train.progress",
+        "train.signals",
         "train.tracker",
         "train.validation",
         "train.loop",

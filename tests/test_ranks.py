@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from mt.checkpoint import checkpoints
+from mt.checkpoint import checkpoint_step, checkpoints
 from mt.config import RunConfig
 from mt.configfile import dump_config
 from mt.errors import MTError
@@ -68,31 +70,52 @@ def test_two_ranks_make_the_updates_of_one_and_their_number_may_change_on_the_wa
 
 def test_a_rank_that_dies_ends_the_job_with_a_message(tmp_path: Path) -> None:
     config = toy_config(tmp_path, max_steps=1_000_000, validate_every=1_000_000, checkpoint_every=20)
-    with subprocess.Popen(
-        command(2, config, tmp_path / "run"),
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as job:
-        while len(checkpoints(tmp_path / "run")) < 2:
-            assert job.poll() is None
-            time.sleep(0.05)
-        children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text("ascii").split()
-        ranks = {rank_of(int(child)): int(child) for child in children}
-        os.kill(ranks["1"], signal.SIGKILL)
-        _, messages = job.communicate(timeout=20)
+    with running(config, tmp_path / "run") as (job, ranks):
+        os.kill(ranks[1], signal.SIGKILL)
+        _, messages = job.communicate(timeout=30)
     assert job.returncode != 0
-    message = re.search(r"^error: rank 0: .*$", messages, re.MULTILINE)
-    # torchrun may have been quicker to end rank 0; then it says itself which rank died.
     assert "exitcode  : -9" in messages
-    if message:
-        assert re.fullmatch(
-            r"error: rank 0: lost another rank \((connection (closed|reset) by peer|broken pipe)\): see that rank's "
-            "message or torchrun's; the same command goes on from the last checkpoint",
-            message[0],
-        )
+    message = re.search(r"^error: rank 0: .*$", messages, re.MULTILINE)
+    assert message is not None
+    assert re.fullmatch(
+        r"error: rank 0: lost another rank \((connection (closed|reset) by peer|broken pipe)\): see that rank's "
+        "message or torchrun's; the same command goes on from the last checkpoint",
+        message[0],
+    )
     assert checkpoints(tmp_path / "run")
+
+
+@pytest.mark.parametrize("whom", ["rank 0 alone", "every process of the job"])
+def test_a_signal_saves_and_ends_all_ranks_whoever_gets_it(tmp_path: Path, whom: str) -> None:
+    config = toy_config(tmp_path, max_steps=1_000_000, validate_every=1_000_000, checkpoint_every=20)
+    with running(config, tmp_path / "run") as (job, ranks):
+        for process in [ranks[0]] if whom == "rank 0 alone" else [job.pid, *ranks]:
+            os.kill(process, signal.SIGTERM)
+        _, messages = job.communicate(timeout=30)
+    stopped = re.search(r"^stopped after step ([\d,]+), all of it saved in ", messages, re.MULTILINE)
+    assert stopped is not None, messages
+    assert checkpoint_step(checkpoints(tmp_path / "run")[-1]) == int(stopped[1].replace(",", ""))
+
+
+@contextmanager
+def running(config: RunConfig, run_dir: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """Two ranks in the middle of a training, and their processes."""
+    # torchrun looks after its processes less often, so that they have the time to speak for themselves.
+    started = [*TORCHRUN[:-1], "--monitor-interval", "3", TORCHRUN[-1]]
+    arguments = [*started, *command(2, config, run_dir)[len(TORCHRUN) :]]
+    with subprocess.Popen(
+        arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as job:
+        try:
+            while len(checkpoints(run_dir)) < 2:
+                assert job.poll() is None
+                time.sleep(0.05)
+            children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text("ascii").split()
+            ranks = {rank_of(int(child)): int(child) for child in children}
+            yield job, [ranks["0"], ranks["1"]]
+        except BaseException:
+            job.kill()
+            raise
 
 
 def rank_of(process: int) -> str:

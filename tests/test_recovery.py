@@ -15,13 +15,13 @@ from torch import Tensor
 
 from mt.checkpoint import ModelFolder, checkpoint_path, checkpoints
 from mt.config import RunConfig
-from mt.data.batch import PackedBatch
+from mt.data.batch import PackedBatch, assemble_tiles
 from mt.data.packing import PlanState
 from mt.errors import MTError
 from mt.runtime import ALONE
 from mt.text.corpus import PreparedCorpus, prepare_corpus
 from mt.train.engine import Engine, Outcome, Update, tokens_that_fit
-from mt.train.loop import train
+from mt.train.loop import Trainer, train
 from mt.train.progress import Meter, Progress
 from tests.toys import toy_config
 
@@ -184,6 +184,55 @@ def test_before_the_first_checkpoint_going_back_is_to_the_beginning(
         assert torch.equal(tensor, saved[name]), name
 
 
+def test_the_checkpoint_to_go_back_to_is_not_pruned_while_updates_are_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"keep_last": 1, "average_last": 1, "checkpoint_every": 2, "skips_before_rollback": 3}
+    config = toy_config(tmp_path, n_train=2_000, max_steps=12, log_every=4, validate_every=100, **settings)
+    corpus = prepared(config)
+    spoiled = {5, 6, 7, 8}  # a checkpoint is due in the middle of the row, at step 6
+
+    def spoil(step: int, number: int, loss: Tensor) -> Tensor:
+        if step in spoiled:
+            spoiled.remove(step)
+            return loss * math.nan
+        return loss
+
+    inject(monkeypatch, spoil)
+    progress = train(config, corpus, tmp_path / "run")
+    assert (progress.step, progress.gone_back_to) == (12, 4)
+    assert checkpoints(tmp_path / "run") == [checkpoint_path(tmp_path / "run", 12)]
+    # What was recorded of the steps that are no more is gone.
+    entries = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines())
+    assert [entry["step"] for entry in entries if "train_loss" in entry] == [4, 8, 12]
+
+
+def test_a_kill_after_going_back_does_not_forget_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = toy_config(tmp_path, n_train=2_000, max_steps=12, log_every=1, skips_before_rollback=2, validate_every=100)
+    corpus = prepared(config)
+
+    class Killed(BaseException):
+        pass
+
+    spoiled = iter([False] * 5 + [True, True])
+
+    def spoil(step: int, number: int, loss: Tensor) -> Tensor:
+        bad = next(spoiled, None)
+        if bad is None:
+            raise Killed  # in the first update after going back
+        return loss * math.nan if bad else loss
+
+    inject(monkeypatch, spoil)
+    with pytest.raises(Killed):
+        train(config, corpus, tmp_path / "run")
+    monkeypatch.undo()
+    plan, state = Engine(config, corpus.train, 380).plan, PlanState()
+    for _ in range(7):
+        _, state = plan.update_at(state)
+    resumed = Trainer(config, corpus, tmp_path / "run").progress
+    assert (resumed.step, resumed.plan_state, resumed.gone_back_to, resumed.n_skipped) == (4, state, 4, 2)
+
+
 # --- memory
 
 
@@ -233,12 +282,51 @@ def test_slices_of_one_sentence_that_do_not_fit_are_an_error(tmp_path: Path, mon
     )
 
 
+def test_out_of_memory_while_a_batch_is_made_doubles_the_slices_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(tmp_path, max_steps=4, micro_batch_tokens=256)
+    corpus = prepared(config)
+    full = iter([False, True])
+
+    def assemble(*arguments: object) -> PackedBatch:
+        if next(full, False):
+            raise torch.OutOfMemoryError("full")
+        return assemble_tiles(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("mt.train.engine.assemble_tiles", assemble)
+    progress = train(config, corpus, tmp_path / "run")
+    assert (progress.step, progress.micro_batch_tokens) == (4, 128)
+
+
+def test_out_of_memory_in_the_first_step_of_the_optimizer_leaves_it_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(tmp_path, max_steps=4, micro_batch_tokens=128)
+    config = replace(config, model=replace(config.model, dropout=0.0))
+    corpus = prepared(config)
+    train(config, corpus, tmp_path / "calm")
+    step, full = torch.optim.Adam.step, iter([True])
+
+    def limited(optimizer: torch.optim.Adam, closure: None = None) -> None:
+        if next(full, False):
+            # There is nothing left to be made: moments and step counts stand.
+            assert all(len(optimizer.state[p]) == 3 for group in optimizer.param_groups for p in group["params"])
+            raise torch.OutOfMemoryError("full")
+        step(optimizer)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", limited)
+    train(config, corpus, tmp_path / "run")
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "calm"), rel=1e-4)
+
+
 def test_a_real_failure_to_allocate_is_out_of_memory() -> None:
     from mt.train.engine import _is_out_of_memory
 
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)
     assert _is_out_of_memory(caught.value)
+    assert _is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert not _is_out_of_memory(RuntimeError("shapes do not match"))
 
 

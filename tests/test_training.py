@@ -23,7 +23,9 @@ from mt.train.engine import Engine, Outcome, Update
 from mt.train.loop import Trainer, train
 from mt.train.optimizer import Optimizer
 from mt.train.schedule import learning_rate
-from mt.train.validation import validation_loss
+from mt.train.signals import REPEAT_SECONDS, caught_signals
+from mt.train.tracker import Tracker
+from mt.train.validation import ValidationResult, validation_loss
 from tests.toys import parallel, small_model, toy_config
 
 
@@ -88,8 +90,8 @@ def test_when_no_checkpoint_can_be_read_training_does_not_begin_anew(tmp_path: P
     with pytest.raises(MTError) as caught:
         train(config, corpus, tmp_path / "run")
     assert str(caught.value) == (
-        f"{tmp_path / 'run'}: none of its checkpoints can be read; the last: {folder}: is no complete model folder: "
-        "manifest.json missing: start anew with another --run-dir"
+        f"{tmp_path / 'run'}: no checkpoint to go on from can be read; the last: {folder}: is no complete model "
+        "folder: manifest.json missing: start anew with another --run-dir"
     )
     assert checkpoints(tmp_path / "run") == [folder]
 
@@ -112,6 +114,55 @@ def test_a_validation_that_a_signal_came_before_is_made_up_for(tmp_path: Path, m
     train(config, corpus, tmp_path / "run")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()
     assert [entry["step"] for entry in map(json.loads, lines) if "valid_loss" in entry] == [6, 12]
+
+
+def test_a_signal_during_the_last_save_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = toy_config(tmp_path, max_steps=4)
+    corpus = prepared(config)
+    save = Trainer.save_checkpoint
+
+    def save_and_terminate(trainer: Trainer, tracker: Tracker) -> None:
+        save(trainer, tracker)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", save_and_terminate)
+    with pytest.raises(SystemExit) as caught:
+        train(config, corpus, tmp_path / "run")
+    assert caught.value.code == 143
+
+
+def test_a_repeated_signal_is_one_wish_and_a_later_one_another() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    told = []
+    signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    try:
+        with caught_signals() as received:
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert (received.number, told) == (signal.SIGTERM, [])
+            time.sleep(REPEAT_SECONDS + 0.1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert told == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_an_error_in_what_may_be_cut_short_leaves_no_trap_behind() -> None:
+    with caught_signals() as received:
+        with pytest.raises(ZeroDivisionError), received.interrupting():
+            _ = 1 / 0
+        os.kill(os.getpid(), signal.SIGTERM)  # noted, and nothing is raised
+        assert received.number == signal.SIGTERM
+
+
+def test_whoever_reads_the_messages_may_go(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as stream:
+        tracker = Tracker(tmp_path, 0, 10, stream=stream)
+        tracker.say("nobody is there")
+        tracker.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writing)  # what is left in its buffer goes nowhere
 
 
 def test_a_signal_during_a_validation_does_not_wait_for_its_end(
@@ -159,18 +210,18 @@ def test_slices_change_the_update_by_rounding_only(tmp_path: Path) -> None:
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-4)
 
 
-def gradient_step(scale: float, clip_norm: float | None) -> tuple[torch.Tensor, float, dict[str, torch.Tensor]]:
+def gradient_step(scale: float, clip_norm: float | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     model = small_model()
     optimizer = Optimizer(model, TrainConfig(clip_norm=clip_norm), torch.float32)
     torch.manual_seed(3)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter) * scale
     norm = optimizer.step(1e-3)
-    return norm, float(optimizer.n_skipped), {name: p.detach() for name, p in model.named_parameters()}
+    return norm, {name: p.detach() for name, p in model.named_parameters()}
 
 
 def test_an_update_is_torchs_adam_after_torchs_clipping() -> None:
-    norm, _, parameters = gradient_step(0.5, clip_norm=1.0)
+    norm, parameters = gradient_step(0.5, clip_norm=1.0)
     model = small_model()
     torch.manual_seed(3)
     for parameter in model.parameters():
@@ -183,9 +234,8 @@ def test_an_update_is_torchs_adam_after_torchs_clipping() -> None:
 
 
 def test_gradients_that_are_not_finite_change_nothing() -> None:
-    norm, n_skipped, parameters = gradient_step(float("inf"), clip_norm=1.0)
+    norm, parameters = gradient_step(float("inf"), clip_norm=1.0)
     assert not torch.isfinite(norm)
-    assert n_skipped == 1
     for name, parameter in small_model().named_parameters():
         assert torch.equal(parameters[name], parameter), name
 
@@ -213,7 +263,6 @@ def test_fp16_scales_the_loss_halves_at_an_overflow_and_leaves_the_norm_alone() 
     fresh = Optimizer(model, TrainConfig(), torch.float16)
     fresh.load_state_dict(unscaled)
     assert fresh.loss_scale.item() == 32_768
-    assert again.n_skipped.item() == 1
 
 
 def test_the_learning_rate_is_the_papers() -> None:
@@ -274,6 +323,26 @@ def test_patience_ends_a_training_that_gets_no_better(tmp_path: Path, capsys: py
     assert checkpoints(tmp_path / "run")[-1] == checkpoint_path(tmp_path / "run", 9)
     assert train(config, corpus, tmp_path / "run").step == 9
     assert train(with_train(config, patience=3), corpus, tmp_path / "run").step == 12
+
+
+def test_patience_ends_a_training_whose_validations_give_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nothing = ValidationResult(float("nan"), 0.0, 0.0, {}, [])
+    monkeypatch.setattr("mt.train.loop.validate", lambda *_: nothing)
+    config = toy_config(tmp_path, max_steps=50, validate_every=3, patience=2, best_by="loss")
+    assert train(config, prepared(config), tmp_path / "run").step == 6
+    assert "\n2 validations without a better score\n" in capsys.readouterr().err
+
+
+def test_a_report_has_the_loss_of_the_best_checkpoint_as_it_is(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, max_steps=4, validate_every=4, best_by="loss")
+    train_run(config, tmp_path / "run")
+    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
+    (loss,) = [entry["valid_loss"] for entry in logged if "valid_loss" in entry]
+    report = json.loads((tmp_path / "run" / "report.json").read_text("utf-8"))
+    assert report["best"] == {"step": 4, "loss": loss}
+    assert loss > 0
 
 
 def test_the_validation_loss_of_an_even_guess_is_log_vocab(tmp_path: Path) -> None:

@@ -140,9 +140,11 @@ class Engine:
         self.execution = choose_execution(settings, config.model, ranks)
         self.device, self.dtype = self.execution.device, self.execution.dtype
         torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        self._check_that_it_fits(vocab_size)
         torch.manual_seed(settings.seed)
         self.model = Transformer(config.model, vocab_size=vocab_size, pad_id=PAD_ID, dtype=self.dtype)
-        self._check_that_it_fits()
         self.model.to(self.device)
         self.optimizer = Optimizer(self.model, settings, self.dtype)
         self.average = None if settings.ema_decay is None else MovingAverage(self.model, settings.ema_decay)
@@ -187,21 +189,30 @@ class Engine:
             self.plan, micro_batch_tokens=micro_batch_tokens, mean_tgt_tokens=mean, n_ranks=self.ranks.n
         )
 
-    def halved_micro_batch(self) -> int:
-        """Target tokens of a slice when there are twice as many slices; 0 where slices cannot be smaller."""
-        halved = math.ceil(self.plan.batch_tokens / (2 * self.budget.n_slices))
-        before = self.budget.tgt_tokens
+    def halve_slices(self) -> int:
+        """Cut updates into twice as many slices; the target tokens of one, or 0 where slices cannot be smaller."""
+        halved, before = math.ceil(self.plan.batch_tokens / (2 * self.budget.n_slices)), self.budget
         self.cut(halved)
-        return halved if self.budget.tgt_tokens < before else 0
+        is_smaller = self.budget.tgt_tokens < before.tgt_tokens or self.budget.src_tokens < before.src_tokens
+        return halved if is_smaller else 0
 
     def updates(self, state: PlanState, first_step: int, last_step: int) -> Iterator[Update]:
-        """The updates from a place in the plan on, with the slices of this rank assembled on its device."""
+        """The updates from a place in the plan on, with the slices of this rank assembled on its device.
+
+        Raises:
+            OutOfMemory: one does not fit beside what the device holds.
+        """
         src, tgt = self.data.src.lengths, self.data.tgt.lengths
         for step in range(first_step, last_step + 1):
             sentences, state = self.plan.update_at(state)
             parts = cut_into_slices(sentences, src, tgt, self.budget, self.ranks.n)
             mine = range(self.ranks.rank, len(parts), self.ranks.n)
-            slices = {number: self._assemble(parts[number]) for number in mine}
+            try:
+                slices = {number: self._assemble(parts[number]) for number in mine}
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                raise OutOfMemory(str(error).partition("\n")[0]) from None
             n_src, n_tgt = int(src[sentences].sum()), int(tgt[sentences].sum())
             yield Update(step, tuple(parts), slices, n_src, n_tgt, state)
 
@@ -220,39 +231,44 @@ class Engine:
         """One update: a forward and a backward pass for each slice, then the optimizer. Nothing waits for the device.
 
         Raises:
-            OutOfMemory: nothing of the update has happened.
+            OutOfMemory: weights and optimizer are as they were.
         """
         if update.ready is not None:
             stream = torch.cuda.current_stream(self.device)
             stream.wait_event(update.ready)
             for batch in update.slices.values():
                 batch.record_stream(stream)
+        reason = None
         try:
-            last = max(update.slices)
-            # Divide by the tokens of the whole update: dividing per slice lets a short one weigh as much as a long one.
-            # DDP takes the mean over the ranks where the sum is wanted.
-            share = self.optimizer.loss_scale * (self.ranks.n / update.n_tgt_tokens)
-            losses = []
-            for number, batch in update.slices.items():
-                # Gradients of the ranks are added up once, during the last backward pass.
-                with nullcontext() if number == last else self._no_sync():
-                    loss = self.slice_loss(update.step, number, batch)
-                    (loss * share).backward()  # type: ignore[no-untyped-call]
-                losses.append(loss.detach())
-            outcome = Outcome(torch.stack(losses), self.optimizer.step(lr))
+            losses = self._pass_over(update)
+            outcome = Outcome(losses, self.optimizer.step(lr))
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0]
-        else:
-            if self.average is not None:
-                self.average.follow(update.step, torch.isfinite(outcome.grad_norm))
-            return outcome
-        # Out of the handler, so that the traceback no longer holds the tensors of the step.
-        self.optimizer.forget_gradients()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        raise OutOfMemory(reason)
+        if reason is not None:  # out of the handler, whose traceback holds the tensors of the step
+            self.optimizer.forget_gradients()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            raise OutOfMemory(reason)
+        if self.average is not None:
+            self.average.follow(update.step, torch.isfinite(outcome.grad_norm))
+        return outcome
+
+    def _pass_over(self, update: Update) -> Tensor:
+        """Forward and backward pass of each slice of this rank; their summed losses, in nats."""
+        # Divide by the tokens of the whole update: dividing per slice lets a short one weigh as much as a long one.
+        # DDP takes the mean over the ranks where the sum is wanted.
+        share = self.optimizer.loss_scale * (self.ranks.n / update.n_tgt_tokens)
+        last = max(update.slices)
+        losses = []
+        for number, batch in update.slices.items():
+            # Gradients of the ranks are added up once, during the last backward pass.
+            with nullcontext() if number == last else self._no_sync():
+                loss = self.slice_loss(update.step, number, batch)
+                (loss * share).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        return torch.stack(losses)
 
     def slice_loss(self, step: int, number: int, batch: PackedBatch) -> Tensor:
         """The summed loss of a slice, in nats; its dropout depends on the seed, the step and the slice alone."""
@@ -316,14 +332,16 @@ class Engine:
             batch = assemble_tiles(self.data, sentences, self.dtype)
         return batch if self.device.type == "cpu" else batch.pinned().to(self.device)
 
-    def _check_that_it_fits(self) -> None:
+    def _check_that_it_fits(self, vocab_size: int) -> None:
+        with torch.device("meta"):  # to count, without memory
+            n_parameters = Transformer(self.config.model, vocab_size=vocab_size, pad_id=PAD_ID).n_parameters
         # Weights, gradients and the two moments of Adam in float32, the average if there is one.
         n_copies = 4 + (self.config.train.ema_decay is not None)
-        needed, available = 4 * n_copies * self.model.n_parameters, memory_bytes(self.device)
+        needed, available = 4 * n_copies * n_parameters, memory_bytes(self.device)
         if needed > available:
             raise ConfigError(
-                f"model: {self.model.n_parameters:,} parameters take {format_bytes(needed)} to train, {self.device} "
-                f"has {format_bytes(available)}: make d_model, d_ff or the number of layers smaller"
+                f"model: {n_parameters:,} parameters take {format_bytes(needed)} to train, {self.device} has "
+                f"{format_bytes(available)}: make d_model, d_ff or the number of layers smaller"
             )
 
     def _resolved_micro_batch(self, resolved_before: int) -> int:
@@ -338,31 +356,34 @@ class Engine:
 
     def _largest_that_fits(self) -> int:
         """Measure the memory of two small slices on the device, and reckon from them."""
-        largest = min(self.plan.batch_tokens, MAX_MICRO_BATCH_TOKENS)
-        measured = []
-        for n_tokens in (2_048, 8_192):
-            if n_tokens <= largest:
-                try:
-                    measured.append((n_tokens, self._measure_memory(n_tokens)))
-                except torch.OutOfMemoryError:
-                    torch.cuda.empty_cache()
-                    break
-        states = 4 * self.model.n_parameters * (2 + (self.average is not None))  # Adam makes its moments later
+        largest, longest = min(self.plan.batch_tokens, MAX_MICRO_BATCH_TOKENS), self.config.data.max_tokens
+        measured: list[tuple[int, int]] = []
+        for n_tokens in sorted({max(longest, min(n, largest)) for n in (2_048, 8_192)}):
+            is_too_large = False
+            try:
+                measured.append((n_tokens, self._measure_memory(n_tokens)))
+            except RuntimeError as error:
+                is_too_large = _is_out_of_memory(error)
+                if not is_too_large:
+                    raise
+            if is_too_large:  # out of the handler, whose traceback holds the tensors
+                torch.cuda.empty_cache()
+                break
         free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device)
-        fitting = tokens_that_fit(measured, int(free * MEMORY_SHARE) - states, largest)
         found = ", ".join(f"{format_bytes(n_bytes)} at {n_tokens:,} tokens" for n_tokens, n_bytes in measured)
-        self.memory_note = f" (measured: {found}; {format_bytes(free)} are free)"
-        return max(fitting, self.config.data.max_tokens)
+        self.memory_note = f" (measured: {found or 'nothing fits'}; {format_bytes(free)} are there)"
+        return max(tokens_that_fit(measured, int(free * MEMORY_SHARE), largest), longest)
 
     def _measure_memory(self, n_tokens: int) -> int:
         """Peak of the bytes held during the forward and backward pass of a slice, before anything is compiled."""
-        sentences, _ = self.plan.update_at(PlanState())
-        n = int(self.data.tgt.lengths[sentences].cumsum().searchsorted(n_tokens)) + 1
         self.cut(n_tokens)
+        sentences, _ = self.plan.update_at(PlanState())
+        parts = cut_into_slices(sentences, self.data.src.lengths, self.data.tgt.lengths, self.budget)
         torch.cuda.reset_peak_memory_stats(self.device)
-        parts = cut_into_slices(sentences[:n], self.data.src.lengths, self.data.tgt.lengths, self.budget)
-        self.slice_loss(0, 0, self._assemble(parts[0])).backward()  # type: ignore[no-untyped-call]
-        self.optimizer.forget_gradients()
+        try:
+            self.slice_loss(0, 0, self._assemble(parts[0])).backward()  # type: ignore[no-untyped-call]
+        finally:
+            self.optimizer.forget_gradients()
         return torch.cuda.max_memory_allocated(self.device)
 
 
@@ -387,8 +408,9 @@ def tokens_that_fit(measured: list[tuple[int, int]], available: int, largest: in
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    # On a CPU torch raises a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    # On a CPU, and from the libraries of CUDA, it is a plain RuntimeError.
+    signs = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in signs)
 
 
 def _on_copy_stream(updates: Iterator[Update], device: torch.device) -> Iterator[Update]:

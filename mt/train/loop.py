@@ -6,13 +6,11 @@ import json
 import math
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -38,13 +36,16 @@ from mt.text.tokenizer import Tokenizer
 from mt.train.engine import Engine, Outcome, OutOfMemory, Update
 from mt.train.progress import Meter, Progress, Skipped
 from mt.train.schedule import learning_rate
-from mt.train.tracker import SilentTracker, Tracker, format_count, format_duration
+from mt.train.signals import Received, caught_signals
+from mt.train.tracker import GrowingFile, SilentTracker, Tracker, format_count, format_duration
 from mt.train.validation import ValidationResult, validate
 
 SKIPPED = "skipped.jsonl"  # in the run folder: the updates that were skipped, with their sentences
 
 # Why training stops before its steps are up: the number of a signal, or this. The larger one counts among ranks.
 GO_ON, TIME_IS_UP = 0, 1
+
+LOOK_EVERY = 50  # updates; whether they were made at all is seen then, if not sooner
 
 
 def train(config: RunConfig, corpus: PreparedCorpus, run_dir: Path, ranks: Ranks = ALONE) -> Progress:
@@ -69,34 +70,35 @@ def train(config: RunConfig, corpus: PreparedCorpus, run_dir: Path, ranks: Ranks
             trainer.save_checkpoint(tracker)
         ends = trainer.agrees_to_stop(received)
         while not ends:
-            with trainer.updates_left() as updates:
-                for update in updates:
-                    lr = learning_rate(update.step, settings, config.model.d_model)
-                    try:
-                        outcome = engine.step(update, lr)
-                    except OutOfMemory as error:
-                        trainer.double_slices(error, tracker)
-                        break  # the same update once more
-                    trainer.count(update, outcome)
-                    tracker.advance(update.step)
-                    ends = trainer.agrees_to_stop(received)
-                    is_logged = update.step % settings.log_every == 0
-                    is_validated = trainer.validation_is_due() and not trainer.is_signalled
-                    is_saved = ends or update.step % settings.checkpoint_every == 0
-                    if (is_logged or is_validated or is_saved) and trainer.has_lost_its_way(tracker):
-                        trainer.go_back(tracker)
-                        ends = trainer.is_signalled
-                        break  # on from there
-                    if is_logged:
-                        tracker.log(update.step, learning_rate=lr, **trainer.meter.read())
-                    with trainer.meter.paused():
-                        if is_validated:
-                            is_saved |= trainer.validate(tracker, received)
-                            ends = trainer.agrees_to_stop(received)
-                        if is_saved or ends:
-                            trainer.save_checkpoint(tracker)
-                    if ends:
-                        break
+            try:
+                with trainer.updates_left() as updates:
+                    for update in updates:
+                        lr = learning_rate(update.step, settings, config.model.d_model)
+                        trainer.count(update, engine.step(update, lr))
+                        tracker.advance(update.step)
+                        ends = trainer.agrees_to_stop(received)
+                        is_logged = update.step % settings.log_every == 0
+                        is_validated = trainer.validation_is_due() and not trainer.is_signalled
+                        is_saved = ends or update.step % settings.checkpoint_every == 0
+                        if is_logged or is_validated or is_saved or update.step % LOOK_EVERY == 0:
+                            trainer.look(tracker)
+                            if trainer.has_lost_its_way:
+                                trainer.go_back(tracker)
+                                ends = trainer.is_signalled
+                                break  # on from there
+                        if is_logged:
+                            tracker.log(update.step, learning_rate=lr, **trainer.meter.read())
+                        with trainer.meter.paused():
+                            if is_validated:
+                                is_saved |= trainer.validate(tracker, received)
+                                ends = trainer.agrees_to_stop(received)
+                            if is_saved or ends:
+                                trainer.save_checkpoint(tracker)
+                        if ends:
+                            break
+            except OutOfMemory as error:
+                trainer.double_slices(error, tracker)  # and the same update once more
+        trainer.agrees_to_stop(received)  # a signal may have come during the last save
         trainer.say_how_it_ended(tracker)
     return progress
 
@@ -205,7 +207,7 @@ class Trainer:
             ConfigError: slices cannot be smaller, or other ranks wait in the middle of the update.
         """
         before = self.engine.budget
-        halved = self.engine.halved_micro_batch()
+        halved = self.engine.halve_slices()
         found = f"out of memory on {self.engine.device} with slices of {before.tgt_tokens:,} target tokens ({error})"
         if not halved:
             raise ConfigError(
@@ -220,16 +222,21 @@ class Trainer:
             f"are those after it; --set train.micro_batch_tokens={halved} begins with that"
         )
 
-    def has_lost_its_way(self, tracker: Tracker | SilentTracker) -> bool:
-        """Read what the device has done, tell of skipped updates; True where too many in a row were."""
+    def look(self, tracker: Tracker | SilentTracker) -> None:
+        """Wait for the device, enter what it has done, and tell of skipped updates."""
         skipped = self.meter.settle()
-        if skipped and self.ranks.is_first:
-            with (self.run_dir / SKIPPED).open("a", encoding="utf-8") as stream:
-                stream.writelines(json.dumps(self._named(each)) + "\n" for each in skipped)
-            first, last = skipped[0].step, skipped[-1].step
-            steps = f"step {first:,} was" if first == last else f"{len(skipped):,} of steps {first:,} to {last:,} were"
-            where = self.run_dir / SKIPPED
-            tracker.say(f"warning: {steps} skipped, for the gradient was not finite: {where} names the sentences")
+        if not (skipped and self.ranks.is_first):
+            return
+        path = self.run_dir / SKIPPED
+        with closing(GrowingFile(path)) as stream:
+            stream.write("".join(json.dumps(self._named(each)) + "\n" for each in skipped).encode())
+        first, last = skipped[0].step, skipped[-1].step
+        steps = f"step {first:,} was" if first == last else f"{len(skipped):,} of steps {first:,} to {last:,} were"
+        tracker.say(f"warning: {steps} skipped, for the gradient was not finite: {path} names the sentences")
+
+    @property
+    def has_lost_its_way(self) -> bool:
+        """Whether too many updates in a row were skipped, the last one among them."""
         return self.progress.n_skipped_in_row >= self.config.train.skips_before_rollback
 
     def _named(self, skipped: Skipped) -> dict[str, Any]:
@@ -273,6 +280,9 @@ class Trainer:
         vars(progress).update({name: value for name, value in vars(target).items() if name not in kept})
         progress.gone_back_to = target.step
         self.meter.forget()
+        tracker.go_back(target.step)
+        if found is not None:
+            self.save_checkpoint(tracker)  # or a kill would forget what was passed over
         tracker.say(f"warning: {row}: back to step {target.step:,}, and on with the sentences after those of {passed}")
 
     # --- validation
@@ -291,7 +301,7 @@ class Trainer:
         result: ValidationResult | None = None
         if self.ranks.is_first:
             with received.interrupting():
-                received.raise_if_any()
+                received.interrupt_if_any()
                 result = self._measured()
         score, is_kept = self.ranks.from_first(None if result is None else self._entered(result)) or (None, False)
         if score is None:
@@ -335,10 +345,13 @@ class Trainer:
 
     def save_checkpoint(self, tracker: Tracker | SilentTracker) -> None:
         """Write the checkpoint of this step, and remove those that are not needed."""
-        self.has_lost_its_way(tracker)  # what is pending belongs to it
+        self.look(tracker)  # what is pending belongs to it
         self.progress.train_seconds = time.monotonic() - self._began_at
-        if not self.ranks.is_first:
-            return
+        if self.ranks.is_first:
+            self._write_checkpoint()
+        self.ranks.from_first(None)  # a rank that ended meanwhile would have torchrun end rank 0 too
+
+    def _write_checkpoint(self) -> None:
         settings = self.config.train
         save_model_folder(
             checkpoint_path(self.run_dir, self.progress.step),
@@ -348,6 +361,8 @@ class Trainer:
             {**self._manifest, "step": self.progress.step},
             {**self.engine.state_dict(), "progress": asdict(self.progress)},
         )
+        if self.progress.n_skipped_in_row:
+            return  # the checkpoint to go back to may be an older one
         prune_checkpoints(
             self.run_dir,
             settings.checkpoint_every,
@@ -398,9 +413,9 @@ class Trainer:
                     flush=True,
                 )
             return saved.progress
-        if len(damaged) == len(checkpoints(self.run_dir)) > 0:
+        if damaged:
             raise CheckpointError(
-                f"{self.run_dir}: none of its checkpoints can be read; the last: {damaged[0][1]}: "
+                f"{self.run_dir}: no checkpoint to go on from can be read; the last: {damaged[0][1]}: "
                 "start anew with another --run-dir"
             )
         return None
@@ -438,13 +453,13 @@ class Trainer:
         """
         progress, patience = self.progress, self.config.train.patience
         if self.is_signalled:
-            tracker.say(
-                f"stopped after step {progress.step:,}, all of it saved in {self.run_dir}: "
-                "the same command goes on from there"
-            )
+            saved = f"stopped after step {progress.step:,}, all of it saved in {self.run_dir}"
+            saved = saved if progress.step else "stopped before the first step"
+            tracker.say(f"{saved}: the same command goes on from there")
             raise KeyboardInterrupt if self._stop == signal.SIGINT else SystemExit(128 + self._stop)
-        if progress.n_without_better and progress.n_without_better == patience:
-            tracker.say(f"{patience} validations without a better score than that of step {progress.best_step:,}")
+        if patience is not None and progress.n_without_better >= patience:
+            best = "" if progress.best_step is None else f" than that of step {progress.best_step:,}"
+            tracker.say(f"{progress.n_without_better} validations without a better score{best}")
         tracker.say(
             f"trained {progress.step:,} steps, {progress.n_tgt_tokens:,} target tokens, "
             f"in {format_duration(progress.train_seconds)}; {progress.fill}"
@@ -470,62 +485,3 @@ class SavedRun:
         weights, state = opened.load_weights(), opened.load_training_state()
         saved = dict(state["progress"])
         return cls(weights, state, Progress(**{**saved, "plan_state": PlanState(**saved["plan_state"])}))
-
-
-class _Interrupted(BaseException):
-    """A signal came while something ran that may be cut short."""
-
-
-class Received:
-    """The signal that came, if one did."""
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-        self._may_interrupt = False
-
-    def note(self, number: int) -> None:
-        """Called by the signal's handler."""
-        self.number = number
-        if self._may_interrupt:
-            raise _Interrupted
-
-    def raise_if_any(self) -> None:
-        """Cut short what `interrupting` surrounds if the signal has come already."""
-        if self.number is not None:
-            raise _Interrupted
-
-    @contextmanager
-    def interrupting(self) -> Iterator[None]:
-        """What runs in here is cut short by a signal, so it must leave nothing half done."""
-        self._may_interrupt = True
-        with suppress(_Interrupted):
-            yield
-        self._may_interrupt = False
-
-
-@contextmanager
-def caught_signals(speaks: bool = True) -> Iterator[Received]:
-    """Note SIGINT and SIGTERM, so that the loop can save and stop between two steps; a second one acts at once."""
-    received = Received()
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        if speaks:
-            name = signal.Signals(number).name
-            message = f"{name}: stopping after this step, to save it; a second one stops at once"
-            print(message, file=sys.stderr, flush=True)
-        for each in numbers:
-            signal.signal(each, before[each])
-        received.note(number)
-
-    for number in numbers:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number in numbers:
-            signal.signal(number, before[number])

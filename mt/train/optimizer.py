@@ -35,11 +35,17 @@ class Optimizer:
             eps=train.adam_eps,
             fused=True,
         )
+        # Made now, so that an update cannot run out of memory half-way, and what memory holds is known from the start.
+        for parameter in self.parameters:
+            self._adam.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
         self._clip_norm = train.clip_norm
         self.scales_loss = dtype == torch.float16
         self.loss_scale = torch.full((), FIRST_LOSS_SCALE if self.scales_loss else 1.0, device=device)
         self._good_updates = torch.zeros((), dtype=torch.int64, device=device)
-        self.n_skipped = torch.zeros((), dtype=torch.int64, device=device)
 
     def step(self, lr: float) -> Tensor:
         """Update the parameters from their gradients, and forget these.
@@ -56,11 +62,10 @@ class Optimizer:
         self._adam.found_inf = not_finite.float()  # type: ignore[attr-defined]
         for group in self._adam.param_groups:
             group["lr"] = lr
-        self._adam.step()
-        self.forget_gradients()
-        self.n_skipped += not_finite
         if self.scales_loss:
             self._adapt_loss_scale(not_finite)
+        self._adam.step()  # the last thing that can fail, and nothing has changed if it does
+        self.forget_gradients()
         return norm
 
     def forget_gradients(self) -> None:
@@ -81,14 +86,12 @@ class Optimizer:
             "scales_loss": self.scales_loss,
             "loss_scale": self.loss_scale,
             "good_updates": self._good_updates,
-            "n_skipped": self.n_skipped,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`."""
         self._adam.load_state_dict(state["adam"])
         device = self.loss_scale.device
-        self.n_skipped = state["n_skipped"].to(device)
         # A run may go on in another precision; then the scale that it begins with is the right one.
         if self.scales_loss and state["scales_loss"]:
             self.loss_scale = state["loss_scale"].to(device)

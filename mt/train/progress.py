@@ -107,7 +107,8 @@ class Meter:
         losses, norms = self._read()
         skipped = []
         progress = self._progress
-        for update, slice_losses, norm in zip(self._pending, losses, norms, strict=True):
+        for update, row, norm in zip(self._pending, losses, norms, strict=True):
+            slice_losses = row[: len(update.sentences)]  # another update may have had more
             loss = float(slice_losses.sum())
             if math.isfinite(loss):
                 progress.loss_since_log += loss
@@ -119,7 +120,7 @@ class Meter:
             else:
                 progress.n_skipped += 1
                 progress.n_skipped_in_row += 1
-                not_finite = np.flatnonzero(~np.isfinite(slice_losses[: len(update.sentences)]))
+                not_finite = np.flatnonzero(~np.isfinite(slice_losses))
                 parts = [update.sentences[i] for i in not_finite] or list(update.sentences)
                 skipped.append(Skipped(update.step, tuple(slice_losses.tolist()), np.sort(np.concatenate(parts))))
         self.grad_norm = norms[-1]

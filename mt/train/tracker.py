@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -45,7 +46,7 @@ class Tracker:
     ) -> None:
         self._path = run_dir / "metrics.jsonl"
         _cut_after(self._path, first_step)
-        self._metrics = _GrowingFile(self._path)
+        self._metrics = GrowingFile(self._path)
         self._events = _EventFile(run_dir / "tensorboard", first_step)
         self._stream = stream or sys.stderr
         self._max_steps = max_steps
@@ -89,6 +90,13 @@ class Tracker:
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         self._metrics.write((json.dumps({"step": step, **finite}) + "\n").encode())
 
+    def go_back(self, step: int) -> None:
+        """Forget what was recorded after an update: training goes on from there."""
+        self._metrics.close()
+        self._events.close()
+        _cut_after(self._path, step)
+        self._metrics, self._events = GrowingFile(self._path), _EventFile(self._events.folder, step)
+
     def advance(self, step: int) -> None:
         """Move the bar; called after each update, so it must cost nothing."""
         if self._progress is not None:
@@ -96,10 +104,11 @@ class Tracker:
 
     def say(self, message: str) -> None:
         """One line for people."""
-        if self._progress is not None:
-            self._progress.console.print(message, markup=False, highlight=False, soft_wrap=True)
-        else:
-            print(message, file=self._stream, flush=True)
+        with suppress(BrokenPipeError):  # `mt train 2>&1 | tee log` and Ctrl-C: tee is gone before us
+            if self._progress is not None:
+                self._progress.console.print(message, markup=False, highlight=False, soft_wrap=True)
+            else:
+                print(message, file=self._stream, flush=True)
 
     def _show_training(self, step: int, values: dict[str, float]) -> None:
         text = (
@@ -137,6 +146,9 @@ class SilentTracker:
     def log_validation(self, step: int, result: ValidationResult) -> None:
         """Nothing."""
 
+    def go_back(self, step: int) -> None:
+        """Nothing."""
+
     def advance(self, step: int) -> None:
         """Nothing."""
 
@@ -147,7 +159,7 @@ class SilentTracker:
         """Nothing."""
 
 
-class _GrowingFile:
+class GrowingFile:
     """A file to which whole records are added. Nothing waits in a buffer, so a write that fails does so at once."""
 
     def __init__(self, path: Path) -> None:
@@ -186,7 +198,8 @@ class _EventFile:
         self._event, self._summary = Event, Summary
         self._summary_metadata, self._tensor = SummaryMetadata, TensorProto
         name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(self._numbers)}"
-        self._file = _GrowingFile(folder / name)
+        self.folder = folder
+        self._file = GrowingFile(folder / name)
         self._records = RecordWriter(self._file)
         self._add(file_version="brain.Event:2")
         if first_step:  # what an earlier, longer start wrote from here on is hidden
