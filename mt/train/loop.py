@@ -30,7 +30,7 @@ from mt.checkpoint import (
 from mt.config import RunConfig, parse_duration
 from mt.data.packing import PlanState
 from mt.errors import CheckpointError, ConfigError, TrainingError
-from mt.runtime import ALONE, Ranks, hardware, keep_large_blocks, source_commit, versions
+from mt.runtime import ALONE, Ranks, give_back_free_memory, hardware, keep_large_blocks, source_commit, versions
 from mt.text.corpus import PreparedCorpus
 from mt.text.tokenizer import Tokenizer
 from mt.train.engine import Engine, Outcome, OutOfMemory, Update
@@ -303,6 +303,7 @@ class Trainer:
             with received.interrupting():
                 received.interrupt_if_any()
                 result = self._measured()
+            give_back_free_memory()
         score, is_kept = self.ranks.from_first(None if result is None else self._entered(result)) or (None, False)
         if score is None:
             return False
