@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mt.checkpoint import (
     ModelFolder,
+    append_text,
     checkpoint_path,
     checkpoints,
     enter_score,
@@ -224,8 +225,7 @@ class Trainer:
         """Read what the device has done, tell of skipped updates; True where too many in a row were."""
         skipped = self.meter.settle()
         if skipped and self.ranks.is_first:
-            with (self.run_dir / SKIPPED).open("a", encoding="utf-8") as stream:
-                stream.writelines(json.dumps(self._named(each)) + "\n" for each in skipped)
+            append_text(self.run_dir / SKIPPED, "".join(json.dumps(self._named(each)) + "\n" for each in skipped))
             first, last = skipped[0].step, skipped[-1].step
             steps = f"step {first:,} was" if first == last else f"{len(skipped):,} of steps {first:,} to {last:,} were"
             where = self.run_dir / SKIPPED
