@@ -312,6 +312,19 @@ def write_text(path: Path, text: str) -> None:
         raise cannot_be_written(path, error) from error
 
 
+def append_text(path: Path, text: str) -> None:
+    """Add whole lines to a file, which is made where there is none.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(text)
+    except OSError as error:
+        raise cannot_be_written(path, error) from error
+
+
 def _sync(path: Path) -> None:
     if os.name == "nt":  # there a folder cannot be opened, nor a file that is read only be flushed
         return

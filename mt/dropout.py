@@ -69,7 +69,7 @@ _N_PATTERNS = 65_536
 
 
 def _cpu_mask(x: Tensor, p: float) -> Tensor:
-    """0 or the scale for each element of x: groups of elements are patterns picked from a table, not drawn one by one."""
+    """0 or the scale for each element of x: groups of them are patterns from a table, not drawn one by one."""
     n = x.numel()
     n_words = -(-n // (4 * _GROUP))
     words = _cpu_bits.integers(0, 2**64, n_words, dtype=np.uint64)

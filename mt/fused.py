@@ -112,7 +112,7 @@ class _TiledAttention(torch.autograd.Function):
             weights, heads = next(saved), [next(saved) for _ in range(n_projections)]
             q, k, v = chain(*heads)
             n_heads, scale = len(q) // group.n_tiles, q.shape[-1] ** -0.5
-            grad = grads[0].unflatten(1, (1, n_heads, -1))
+            grad = grads[0].view(len(grads[0]), 1, n_heads, -1)
             (grad,) = _into_heads(grad, group.n_tiles, group.q_start, group.q_width)
             grad_heads = [torch.empty_like(x) for x in heads]
             grad_q, grad_k, grad_v = chain(*grad_heads)
@@ -127,13 +127,14 @@ class _TiledAttention(torch.autograd.Function):
 
 def _into_heads(x: Tensor, n_tiles: int, start: int, width: int) -> Tensor:
     """[k, n H, W, E], contiguous, from n tiles of W rows of x [T, k, H, E]."""
-    tiles = x[start : start + n_tiles * width].unflatten(0, (n_tiles, width))
+    tiles = x[start : start + n_tiles * width].view(n_tiles, width, *x.shape[1:])
     return tiles.permute(2, 0, 3, 1, 4).contiguous().flatten(1, 2)
 
 
 def _out_of_heads(x: Tensor, n_tiles: int) -> Tensor:
     """[n W, k, H, E], contiguous, from [k, n H, W, E]."""
-    return x.unflatten(1, (n_tiles, -1)).permute(1, 3, 0, 2, 4).contiguous().flatten(0, 1)
+    tiles = x.view(len(x), n_tiles, -1, *x.shape[2:])  # [k, n, H, W, E]
+    return tiles.permute(1, 3, 0, 2, 4).contiguous().flatten(0, 1)
 
 
 def _joined(parts: Any) -> Tensor:

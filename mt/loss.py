@@ -114,7 +114,7 @@ def _softmax_(logits: Tensor, weights: Tensor) -> Tensor:
     """
     lse = torch.empty(len(logits), dtype=torch.float32)
     buffer = torch.empty(SOFTMAX_ROWS, logits.shape[1], dtype=torch.float32)
-    for rows, row_weights, row_lse in zip(*(t.split(SOFTMAX_ROWS) for t in (logits, weights, lse)), strict=True):
+    for rows, row_weights, row_lse in zip(*(torch.split(t, SOFTMAX_ROWS) for t in (logits, weights, lse)), strict=True):
         p = buffer[: len(rows)].copy_(rows)
         highest = p.amax(-1, keepdim=True)
         p.sub_(highest).exp_()

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mt import fused
 from mt.attention import attention, masked_attention
 from mt.config import ModelConfig
 from mt.data.batch import MASKED, Layout, PackedBatch, SourceBatch, TileLayout
 from mt.dropout import add_dropped, dropout
+from mt.fused import feed_forward, linear, tiled_attention
 
 VOCAB_MULTIPLE = 128  # rows of the embedding; matrix units like multiples of it
 
@@ -37,7 +37,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if _is_fused(x):
-            return fused.linear(x, self.weight, self.bias)
+            return linear(x, self.weight, self.bias)
         return functional.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 
@@ -75,7 +75,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if _is_fused(x):
-            return fused.feed_forward(x, self.inner.weight, self.inner.bias, self.outer.weight, self.outer.bias)
+            return feed_forward(x, self.inner.weight, self.inner.bias, self.outer.weight, self.outer.bias)
         return self.outer(functional.relu(self.inner(x)))  # type: ignore[no-any-return]
 
 
@@ -93,7 +93,7 @@ class SelfAttention(nn.Module):
         qkv = self.qkv(x).unflatten(-1, (3, self.n_heads, -1))  # [T, 3, H, E]
         p = self.attention_dropout if self.training else 0.0
         if _is_fused(x) and isinstance(layout, TileLayout) and p == 0:
-            return self.out(fused.tiled_attention(layout, qkv))  # type: ignore[no-any-return]
+            return self.out(tiled_attention(layout, qkv))  # type: ignore[no-any-return]
         q, k, v = qkv.unbind(1)
         return self.out(attention(q, k, v, layout, causal, p).flatten(1))  # type: ignore[no-any-return]
 
@@ -131,7 +131,7 @@ class CrossAttention(nn.Module):
         kv = self.keys_and_values(memory)
         p = self.attention_dropout if self.training else 0.0
         if _is_fused(x) and isinstance(layout, TileLayout) and p == 0:
-            return self.out(fused.tiled_attention(layout, q[:, None], kv))  # type: ignore[no-any-return]
+            return self.out(tiled_attention(layout, q[:, None], kv))  # type: ignore[no-any-return]
         k, v = kv.unbind(1)
         return self.out(attention(q, k, v, layout, False, p).flatten(1))  # type: ignore[no-any-return]
 

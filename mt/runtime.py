@@ -26,6 +26,7 @@ from mt.errors import ConfigError, MTError
 
 LONGEST_START = timedelta(minutes=30)  # of the processes that train together, until all are there
 LONGEST_PREPARATION = timedelta(days=7)
+RANK_0_SECONDS = 5.0
 GLOO_SECONDS = 0.1
 LONGEST_WAIT = timedelta(hours=2)  # of ranks for rank 0 while it validates and writes
 HUGE_PAGE = 1 << 21  # bytes
@@ -170,6 +171,7 @@ def _awaited(store: Any, ranks: Ranks) -> str:
     store.set_timeout(LONGEST_PREPARATION)
     prepared = str(store.get("prepared").decode())
     if not prepared:
+        time.sleep(RANK_0_SECONDS)  # torchrun ends the others when the first one ends, and rank 0 has a reason to tell
         raise MTError(f"rank {ranks.rank}: rank 0 could not begin: see its message")
     return prepared
 

@@ -11,6 +11,7 @@ import torch
 from mt.checkpoint import (
     ModelFolder,
     Standing,
+    append_text,
     average_weights,
     best_checkpoint,
     best_checkpoints,
@@ -113,6 +114,11 @@ def test_a_small_file_that_cannot_be_written_stays_what_it_was(tmp_path: Path) -
     )
     assert json.loads(path.read_text("utf-8")) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
+    append_text(path, "one\n")
+    append_text(path, "two\n")
+    assert path.read_text("utf-8").endswith("}\none\ntwo\n")
+    with files_up_to(100), pytest.raises(CheckpointError, match=r"run\.json: cannot be written: File too large: "):
+        append_text(path, "long" * 100)
 
 
 def test_an_error_that_is_not_the_disks_stays_an_error_of_ours(

@@ -19,7 +19,7 @@ FLOORS: list[set[str]] = [
     {"config", "configfile"},
     {"text.sources", "text.clean", "text.tokenizer", "text.corpus"},
     {"runtime", "data.packing", "data.batch"},
-    {"dropout", "attention", "model"},
+    {"dropout", "attention", "fused", "model"},
     {"loss"},
     {"checkpoint"},
     {"decode.lines", "decode.search", "decode.translator"},

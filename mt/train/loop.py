@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mt.checkpoint import (
     ModelFolder,
+    append_text,
     checkpoint_path,
     checkpoints,
     enter_score,
@@ -37,7 +38,7 @@ from mt.train.engine import Engine, Outcome, OutOfMemory, Update
 from mt.train.progress import Meter, Progress, Skipped
 from mt.train.schedule import learning_rate
 from mt.train.signals import Received, caught_signals
-from mt.train.tracker import GrowingFile, SilentTracker, Tracker, format_count, format_duration
+from mt.train.tracker import SilentTracker, Tracker, format_count, format_duration
 from mt.train.validation import ValidationResult, validate
 
 SKIPPED = "skipped.jsonl"  # in the run folder: the updates that were skipped, with their sentences
@@ -228,8 +229,7 @@ class Trainer:
         if not (skipped and self.ranks.is_first):
             return
         path = self.run_dir / SKIPPED
-        with closing(GrowingFile(path)) as stream:
-            stream.write("".join(json.dumps(self._named(each)) + "\n" for each in skipped).encode())
+        append_text(path, "".join(json.dumps(self._named(each)) + "\n" for each in skipped))
         first, last = skipped[0].step, skipped[-1].step
         steps = f"step {first:,} was" if first == last else f"{len(skipped):,} of steps {first:,} to {last:,} were"
         tracker.say(f"warning: {steps} skipped, for the gradient was not finite: {path} names the sentences")

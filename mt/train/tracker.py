@@ -46,7 +46,7 @@ class Tracker:
     ) -> None:
         self._path = run_dir / "metrics.jsonl"
         _cut_after(self._path, first_step)
-        self._metrics = GrowingFile(self._path)
+        self._metrics = _GrowingFile(self._path)
         self._events = _EventFile(run_dir / "tensorboard", first_step)
         self._stream = stream or sys.stderr
         self._max_steps = max_steps
@@ -95,7 +95,7 @@ class Tracker:
         self._metrics.close()
         self._events.close()
         _cut_after(self._path, step)
-        self._metrics, self._events = GrowingFile(self._path), _EventFile(self._events.folder, step)
+        self._metrics, self._events = _GrowingFile(self._path), _EventFile(self._events.folder, step)
 
     def advance(self, step: int) -> None:
         """Move the bar; called after each update, so it must cost nothing."""
@@ -159,7 +159,7 @@ class SilentTracker:
         """Nothing."""
 
 
-class GrowingFile:
+class _GrowingFile:
     """A file to which whole records are added. Nothing waits in a buffer, so a write that fails does so at once."""
 
     def __init__(self, path: Path) -> None:
@@ -199,7 +199,7 @@ class _EventFile:
         self._summary_metadata, self._tensor = SummaryMetadata, TensorProto
         name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(self._numbers)}"
         self.folder = folder
-        self._file = GrowingFile(folder / name)
+        self._file = _GrowingFile(folder / name)
         self._records = RecordWriter(self._file)
         self._add(file_version="brain.Event:2")
         if first_step:  # what an earlier, longer start wrote from here on is hidden
