@@ -235,7 +235,10 @@ def test_without_memory_an_update_is_undone_and_made_of_smaller_slices(tmp_path:
 
 
 @on_cuda
-def test_the_slices_that_auto_chooses_fit(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", ["auto", "fp32"])  # packed end to end, and in tiles
+def test_the_slices_that_auto_chooses_fit(
+    tmp_path: Path, device: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     n_bytes, total = 4 * 2**30, torch.cuda.get_device_properties(0).total_memory
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(n_bytes / total)
@@ -244,7 +247,7 @@ def test_the_slices_that_auto_chooses_fit(tmp_path: Path, device: str, monkeypat
         return n_bytes - torch.cuda.memory_reserved(), n_bytes
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", mem_get_info)
-    config = config_for(tmp_path, device, batch_tokens=500_000, dropout=0.1)
+    config = config_for(tmp_path, device, batch_tokens=500_000, dropout=0.1, precision=precision)
     config = replace(config, model=replace(config.model, d_model=512, n_heads=8, d_ff=2048))
     engine = Engine(config, bench.random_corpus(VOCABULARY, LONGEST, n_pairs=40_000), VOCABULARY)
     chosen = engine.begin()
