@@ -6,6 +6,8 @@ On the CPU torch's generator makes one number at a time; here one numpy stream o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -29,6 +31,30 @@ def seed_dropout(device: torch.device, seed: int, step: int, slice_index: int) -
     else:
         torch.default_generator.manual_seed(number)
         _cpu_bits = np.random.Generator(np.random.SFC64(sequence))
+
+
+def replayed() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Two contexts, for torch.utils.checkpoint: the second draws the CPU masks that the first has drawn, again.
+
+    torch itself looks after the masks of its own generators.
+    """
+    drawn: dict[str, Any] = {}
+
+    @contextmanager
+    def first() -> Iterator[None]:
+        drawn["state"] = _cpu_bits.bit_generator.state
+        yield
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        now = _cpu_bits.bit_generator.state
+        _cpu_bits.bit_generator.state = drawn["state"]
+        try:
+            yield  # torch leaves by an exception once it has what it needs
+        finally:
+            _cpu_bits.bit_generator.state = now
+
+    return first(), again()
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:

@@ -7,11 +7,16 @@ loss = logsumexp(x) - (1 - ε) x[label] - ε mean(x).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+# Of hidden, output weight, targets, weights and smoothing.
+Loss = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
 
 ROWS, SOFTMAX_ROWS = 1024, 64
 
@@ -48,6 +53,23 @@ def linear_label_smoothed_nll(
     if hidden.device.type == "cpu":
         return _ChunkedLoss.apply(hidden, output_weight, targets, weights, smoothing)  # type: ignore[no-any-return, no-untyped-call]
     return _compilable_loss(hidden, output_weight, targets, weights, smoothing)
+
+
+def in_chunks(loss: Loss, n_chunks: int) -> Loss:
+    """The same loss, of so many parts of the rows one after the other: the logits of one part exist at a time.
+
+    They are made once more in the backward pass.
+    """
+
+    def chunked(hidden: Tensor, output_weight: Tensor, targets: Tensor, weights: Tensor, smoothing: float) -> Tensor:
+        rows = zip(*(torch.tensor_split(x, n_chunks) for x in (hidden, targets, weights)), strict=True)
+        losses = [
+            checkpoint(loss, h, output_weight, t, w, smoothing, use_reentrant=False, preserve_rng_state=False)
+            for h, t, w in rows
+        ]
+        return torch.stack(losses).sum()
+
+    return chunked
 
 
 def _compilable_loss(

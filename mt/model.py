@@ -12,16 +12,17 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from mt.attention import attention, masked_attention
 from mt.config import ModelConfig
 from mt.data.batch import MASKED, Layout, PackedBatch, SourceBatch, TileLayout
-from mt.dropout import add_dropped, dropout
+from mt.dropout import add_dropped, dropout, replayed
 from mt.fused import feed_forward, linear, tiled_attention
 
 VOCAB_MULTIPLE = 128  # rows of the embedding; matrix units like multiples of it
@@ -230,16 +231,24 @@ class Transformer(nn.Module):
         vocab_size: V, shared by both languages; the embedding has more rows, see VOCAB_MULTIPLE.
         pad_id: id of padding.
         dtype: of matrix products and of the residual stream; parameters are kept in float32.
+        activation_checkpointing: keep the inputs of layers alone for the backward pass, and compute the rest again.
     """
 
     def __init__(
-        self, config: ModelConfig, *, vocab_size: int, pad_id: int, dtype: torch.dtype = torch.float32
+        self,
+        config: ModelConfig,
+        *,
+        vocab_size: int,
+        pad_id: int,
+        dtype: torch.dtype = torch.float32,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.config = config
         self.vocab_size = vocab_size
         self.pad_id = pad_id
         self.dtype = dtype
+        self.activation_checkpointing = activation_checkpointing
         n_rows = -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
         self.embedding = nn.Embedding(n_rows, config.d_model)
         self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.n_encoder_layers))
@@ -293,15 +302,20 @@ class Transformer(nn.Module):
         memory = self.encode(batch.src_ids, batch.src_positions, batch.encoder_layout, batch.max_positions)
         x = self._embed(batch.tgt_inputs, batch.tgt_positions, batch.max_positions)  # [T, D]
         for layer in self.decoder:
-            x = layer(x, memory, batch.decoder_layout, batch.cross_layout)
+            x = self._passed(layer, x, memory, batch.decoder_layout, batch.cross_layout)
         return self.decoder_norm(x)  # type: ignore[no-any-return]
 
     def encode(self, ids: Tensor, positions: Tensor, layout: Layout, max_positions: int) -> Tensor:
         """The encoder's output [S, D] for ids [S] and positions [S]; no position reaches max_positions."""
         x = self._embed(ids, positions, max_positions)
         for layer in self.encoder:
-            x = layer(x, layout)
+            x = self._passed(layer, x, layout)
         return self.encoder_norm(x)  # type: ignore[no-any-return]
+
+    def _passed(self, layer: nn.Module, *inputs: Any) -> Tensor:
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(layer, *inputs, use_reentrant=False, context_fn=replayed)  # type: ignore[no-any-return]
+        return layer(*inputs)  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., V] in the model's dtype, from hidden [..., D]."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mt.dropout import add_dropped, dropout, seed_dropout
-from mt.loss import label_smoothed_nll, linear_label_smoothed_nll
+from mt.loss import in_chunks, label_smoothed_nll, linear_label_smoothed_nll
 
 torch.manual_seed(0)
 HIDDEN, WEIGHT = torch.randn(1_300, 16), torch.randn(70, 16) / 4
@@ -99,3 +99,27 @@ def test_without_training_dropout_does_nothing() -> None:
     x = torch.randn(10)
     assert dropout(x, 0.5, training=False) is x
     assert torch.equal(add_dropped(x, x, 0.5, training=False), 2 * x)
+
+
+@pytest.mark.parametrize("n_chunks", [2, 3, 7])
+def test_a_loss_in_chunks_is_the_loss(n_chunks: int) -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(20, 8, requires_grad=True), torch.randn(30, 8, requires_grad=True)
+    targets, weights = torch.randint(30, (20,)), (torch.rand(20) > 0.2).float()
+    largest = 0
+
+    def plain(h: torch.Tensor, w: torch.Tensor, t: torch.Tensor, m: torch.Tensor, smoothing: float) -> torch.Tensor:
+        nonlocal largest
+        logits = h @ w.T
+        largest = max(largest, len(logits))
+        return label_smoothed_nll(logits, t, m, smoothing)
+
+    whole = plain(hidden, weight, targets, weights, 0.1)
+    expected = torch.autograd.grad(whole, (hidden, weight))
+    largest = 0
+    loss = in_chunks(plain, n_chunks)(hidden, weight, targets, weights, 0.1)
+    gradients = torch.autograd.grad(loss, (hidden, weight))
+    torch.testing.assert_close(loss, whole)
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, wanted)
+    assert largest == -(-20 // n_chunks)

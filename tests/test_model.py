@@ -10,6 +10,7 @@ import torch
 from mt.config import ModelConfig
 from mt.data.batch import TILE_WIDTH, assemble_sources, assemble_varlen
 from mt.data.packing import SliceBudget
+from mt.dropout import dropout, seed_dropout
 from mt.loss import label_smoothed_nll, linear_label_smoothed_nll
 from mt.model import Transformer, sinusoidal_positions
 from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID
@@ -225,3 +226,31 @@ def test_an_inference_copy_is_of_one_type_and_leaves_the_model_alone() -> None:
     assert (copied.training, model.training) == (False, True)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert replace(copied.config) == model.config
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_activations_that_are_made_again_give_the_same_gradients(dtype: torch.dtype) -> None:
+    batch = tiles(random_pairs(12), dtype)
+    found = []
+    for activation_checkpointing in (False, True):
+        model = small_model(dropout=0.3, dtype=dtype)
+        model.activation_checkpointing = activation_checkpointing
+        n_saved = 0
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal n_saved
+            n_saved += tensor.numel()
+            return tensor
+
+        seed_dropout(torch.device("cpu"), 1, 2, 3)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            hidden = model(batch)
+        loss = linear_label_smoothed_nll(hidden, model.output_weight, batch.tgt_outputs, batch.tgt_weights, 0.1)
+        after_forward = dropout(torch.ones(1_000), 0.5, True)
+        loss.backward()
+        after_backward = dropout(torch.ones(1_000), 0.5, True)
+        gradients = [parameter.grad for parameter in model.parameters()]
+        found.append((n_saved, [loss, after_forward, after_backward, *gradients]))
+    # Dropout draws the same masks the second time, and goes on as if there had been none.
+    assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
+    assert found[1][0] < found[0][0] / 4

@@ -19,7 +19,7 @@ from mt.data.batch import Ahead, PackedBatch, assemble_tiles, assemble_varlen
 from mt.data.packing import Indices, PlanState, SliceBudget, UpdatePlan, cut_into_slices, slice_budget
 from mt.dropout import seed_dropout
 from mt.errors import ConfigError
-from mt.loss import linear_label_smoothed_nll
+from mt.loss import Loss, in_chunks, linear_label_smoothed_nll
 from mt.model import Transformer
 from mt.runtime import (
     ALONE,
@@ -144,7 +144,13 @@ class Engine:
             torch.cuda.set_device(self.device)
         self._check_that_it_fits(vocab_size)
         torch.manual_seed(settings.seed)
-        self.model = Transformer(config.model, vocab_size=vocab_size, pad_id=PAD_ID, dtype=self.dtype)
+        self.model = Transformer(
+            config.model,
+            vocab_size=vocab_size,
+            pad_id=PAD_ID,
+            dtype=self.dtype,
+            activation_checkpointing=settings.activation_checkpointing,
+        )
         self.model.to(self.device)
         self.optimizer = Optimizer(self.model, settings, self.dtype)
         self.average = None if settings.ema_decay is None else MovingAverage(self.model, settings.ema_decay)
@@ -159,7 +165,7 @@ class Engine:
         self.budget: SliceBudget
         self.memory_note = ""  # how the size of a slice was found, for people
         self._forward: Callable[[PackedBatch], Tensor] = self.model
-        self._loss: Any = linear_label_smoothed_nll
+        self._loss: Loss = linear_label_smoothed_nll
         self._no_sync: Callable[[], Any] = nullcontext
 
     def begin(self, micro_batch_tokens: int = 0) -> int:
@@ -170,17 +176,22 @@ class Engine:
         Returns:
             Target tokens of a slice, resolved.
         """
+        self._loss = self._in_chunks(linear_label_smoothed_nll)
         resolved = self._resolved_micro_batch(micro_batch_tokens)
         self.cut(resolved)
         if self.execution.compiles:
             # One static shape. Layers apart from the loss: a short warm-up, and names in the state dict stay.
             for layer in (*self.model.encoder, *self.model.decoder):
                 layer.compile(fullgraph=True, dynamic=False)
-            self._loss = torch.compile(linear_label_smoothed_nll, fullgraph=True, dynamic=False)
+            self._loss = self._in_chunks(torch.compile(linear_label_smoothed_nll, fullgraph=True, dynamic=False))
         if self.ranks.n > 1:
             joined = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
             self._forward, self._no_sync = joined, joined.no_sync
         return resolved
+
+    def _in_chunks(self, loss: Loss) -> Loss:
+        n_chunks = self.config.train.loss_chunks if self.device.type == "cuda" else 1
+        return in_chunks(loss, n_chunks) if n_chunks > 1 else loss
 
     def cut(self, micro_batch_tokens: int) -> None:
         """From now on, slices of about so many target tokens."""
@@ -275,10 +286,9 @@ class Engine:
         settings = self.config.train
         seed_dropout(self.device, settings.seed, step, number)
         hidden = self._forward(batch)
-        loss: Tensor = self._loss(
+        return self._loss(
             hidden, self.model.output_weight, batch.tgt_outputs, batch.tgt_weights, settings.label_smoothing
         )
-        return loss
 
     def peak_seconds(self, n_src_tokens: int, n_tgt_tokens: int) -> float:
         """How long so many tokens would take if the device did nothing but matrix products, at its peak."""
