@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mt import bench
-from mt.attention import attention
+from mt.attention import _flash, attention
 from mt.config import RunConfig
 from mt.data.batch import assemble_tiles, assemble_varlen
 from mt.data.packing import PlanState, SliceBudget
@@ -153,6 +153,29 @@ def test_training_learns_in_each_precision(tmp_path: Path, device: str, precisio
     assert np.mean(found[-5:]) < found[0] - 0.6
     # fp16 begins with a scale that may overflow, and halves it.
     assert (float(engine.optimizer.loss_scale) > 1) == (precision == "fp16")
+
+
+def test_what_a_gpu_computes_compiles_into_three_graphs_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device, which has shapes and no values, the path of a GPU can be traced without one."""
+    monkeypatch.setattr("mt.attention._one_sentence_at_a_time", _flash)
+    corpus, meta = parallel(PAIRS), torch.device("meta")
+    model = small_model(dropout=0.1, dtype=torch.bfloat16, n_encoder_layers=6, n_decoder_layers=6).to(meta)
+    torch._dynamo.reset()
+    for layer in (*model.encoder, *model.decoder):
+        layer.compile(fullgraph=True, dynamic=False, backend="aot_eager")
+    loss_function = torch.compile(linear_label_smoothed_nll, fullgraph=True, dynamic=False, backend="aot_eager")
+    torch._dynamo.utils.counters.clear()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for order in (np.arange(30), np.arange(30, 60)):
+            batch = assemble_varlen(corpus, order, BUDGET, LONGEST).to(meta)
+            hidden = model(batch)
+            loss = loss_function(hidden, model.output_weight, batch.tgt_outputs, batch.tgt_weights, 0.1)
+            loss.backward()
+            assert (hidden.dtype, hidden.shape) == (torch.bfloat16, (len(batch.tgt_inputs), 32))
+            assert (loss.dtype, loss.shape) == (torch.float32, ())
+    # One for all encoder layers, one for all decoder layers, one for the loss.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
 
 
 @on_cuda
