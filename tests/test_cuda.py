@@ -304,8 +304,9 @@ def test_the_parts_of_a_step_add_up_to_it(tmp_path: Path, device: str) -> None:
     config = replace(config, model=replace(config.model, d_model=64))
     speed = bench.measure_training(config, CORPUS, VOCABULARY, n_steps=10)
     parts = sum(vars(speed.split_seconds).values())
-    assert 0.5 < parts / speed.step_seconds < 2
-    assert speed.split_seconds.shares["input_stall"] < 0.2
+    # Two measurements at two moments of a machine that may be shared.
+    assert (0.8 if device == "cuda" else 0.3) < parts / speed.step_seconds < (1.5 if device == "cuda" else 3)
+    assert speed.split_seconds.shares["input_stall"] < 0.3
     assert 0 < speed.share_of_peak < 1
     assert speed.peak_memory_bytes > 4 * 3 * speed.n_parameters
     assert (speed.reserved_memory_bytes is None) == (device == "cpu")

@@ -169,7 +169,7 @@ def test_the_forecast_is_what_slices_take_times_their_number(tmp_path: Path, mon
     lines = section(dry_run(config, Path("runs/toy")), "time")
     found = re.fullmatch(r"(\d) min (\d\d) s for 1,000 updates, (0\.\d+) s each", lines[0])
     assert found is not None
-    assert 0.15 < float(found[3]) < 0.25
+    assert 0.15 < float(found[3]) < 0.4
     assert 60 * int(found[1]) + int(found[2]) == pytest.approx(1_000 * float(found[3]), abs=1)
     per_second, per_update = (int(n.replace(",", "")) for n in re.findall(r"[\d,]*\d", lines[1])[:2])
     assert per_second == pytest.approx(per_update / float(found[3]), rel=0.01)
