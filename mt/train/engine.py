@@ -204,6 +204,8 @@ class Engine:
         """Cut updates into twice as many slices; the target tokens of one, or 0 where slices cannot be smaller."""
         halved, before = math.ceil(self.plan.batch_tokens / (2 * self.budget.n_slices)), self.budget
         self.cut(halved)
+        if self.execution.compiles:
+            torch.compiler.reset()  # the shapes of before count against the number that may be compiled
         is_smaller = self.budget.tgt_tokens < before.tgt_tokens or self.budget.src_tokens < before.src_tokens
         return halved if is_smaller else 0
 
@@ -371,7 +373,10 @@ class Engine:
         for n_tokens in sorted({max(longest, min(n, largest)) for n in (2_048, 8_192)}):
             is_too_large = False
             try:
-                measured.append((n_tokens, self._measure_memory(n_tokens)))
+                n_bytes = self._measure_memory(n_tokens)
+                n_rows = self.budget.tgt_tokens  # updates are cut into equal slices, smaller than asked for
+                if not measured or n_rows > measured[-1][0]:
+                    measured.append((n_rows, n_bytes))
             except RuntimeError as error:
                 is_too_large = _is_out_of_memory(error)
                 if not is_too_large:
