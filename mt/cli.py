@@ -13,19 +13,18 @@ import json
 import os
 import select
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mt.errors import ConfigError, DataError, MTError
 
 if TYPE_CHECKING:
-    from mt.config import DecodeConfig
-    from mt.decode.translator import Hypothesis, Translator
+    from mt.decode.files import Shard
+    from mt.decode.translator import Aligner, Translator
     from mt.text.corpus import PreparedCorpus
 
 
@@ -83,6 +82,11 @@ app.add_typer(config_commands, name="config", help="List and show configs.")
 class OutputFormat(str, Enum):
     text = "text"
     jsonl = "jsonl"
+
+
+class LengthPenaltyForm(str, Enum):
+    wu = "wu"
+    plain = "plain"
 
 
 class Precision(str, Enum):
@@ -171,7 +175,10 @@ def translate(
         str, typer.Option("--input", metavar="FILE|-", help="Text, one segment a line; - is standard input.")
     ] = "-",
     output_file: Annotated[
-        str, typer.Option("--output", metavar="FILE|-", help="Appears when it is whole; - is standard output.")
+        str,
+        typer.Option(
+            "--output", metavar="FILE|-", help="Grows as FILE.part, appears when whole; - is standard output."
+        ),
     ] = "-",
     beam_size: Annotated[
         int | None, typer.Option(metavar="N", help="Hypotheses kept open; 1 is greedy. Default: the model's config.")
@@ -180,38 +187,130 @@ def translate(
         float | None,
         typer.Option(metavar="A", help="Exponent of the length penalty; 0: none. Default: the model's config."),
     ] = None,
+    length_penalty_form: Annotated[
+        LengthPenaltyForm | None,
+        typer.Option(help="wu: ((5 + n) / 6)^A; plain: n^A, n being tokens. Default: the model's config."),
+    ] = None,
+    min_length: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Tokens that a translation has at least. Default: the model's config."),
+    ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Tokens that it has at most, with its end. Default: the model's config, or 50 over its source.",
+        ),
+    ] = None,
+    no_repeat_ngram: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="No N tokens come twice in the same order; 0: they may. Default: the model's config."
+        ),
+    ] = None,
     n_best: Annotated[int, typer.Option(metavar="N", help="Translations given for each line, best first.")] = 1,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Draw translations instead of searching for the best.")
+    ] = False,
+    temperature: Annotated[
+        float | None, typer.Option(metavar="T", help="With --sample: below 1 sharper, above 1 flatter.")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(metavar="K", help="With --sample: among the K most probable tokens.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(metavar="P", help="With --sample: among the fewest tokens that hold P together.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="With --sample: another seed, other draws.")] = None,
+    prefix: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="For each line what its translations begin with; may be empty."),
+    ] = None,
     output_format: Annotated[
-        OutputFormat, typer.Option("--format", help="jsonl: one object a line, with scores.")
+        OutputFormat, typer.Option("--format", help="jsonl: one object a line, with scores, tokens and flags.")
     ] = OutputFormat.text,
+    align: Annotated[bool, typer.Option("--align", help="With --format jsonl: alignments of words.")] = False,
+    alignments: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write alignments of words, as 0-0 1-2, one line for each line of text."),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="The I-th of N blocks of lines; cat joins the outputs of all of them."),
+    ] = None,
+    is_resumed: Annotated[
+        bool, typer.Option("--resume", help="Go on with what an interrupted run left in OUTPUT.part.")
+    ] = False,
+    is_strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse text that is not UTF-8, instead of reading bad bytes as U+FFFD.")
+    ] = False,
+    retries: Annotated[
+        bool,
+        typer.Option("--retry/--no-retry", help="Search again for what repeats itself, or is far too long or short."),
+    ] = True,
+    has_progress: Annotated[
+        bool, typer.Option("--progress/--no-progress", help="Lines done, speed and time left, on standard error.")
+    ] = True,
     device: Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[Precision, typer.Option(help="Of matrix products.")] = Precision.auto,
     batch_tokens: Annotated[
         int | None,
         typer.Option(metavar="N", help="Source tokens translated together. Default: the model's config."),
     ] = None,
+    batch_sentences: Annotated[
+        int | None, typer.Option(metavar="N", help="Sentences translated together at most. Default: no such limit.")
+    ] = None,
 ) -> None:
     """Translate text, one line for each line.
 
-    The order is kept, an empty line stays empty, and writing starts before the input ends.
+    The order is kept, an empty line stays empty, and writing starts before the input ends. A line stands alone: its
+    translation does not depend on the others.
     """
-    search = {"beam_size": beam_size, "length_penalty": length_penalty, "batch_tokens": batch_tokens}
+    search = {
+        "beam_size": beam_size,
+        "length_penalty": length_penalty,
+        "length_penalty_form": length_penalty_form and length_penalty_form.value,
+        "min_length": min_length,
+        "max_length": max_length,
+        "no_repeat_ngram_size": no_repeat_ngram,
+        "sample": sample or None,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+        "batch_tokens": batch_tokens,
+        "batch_sentences": batch_sentences,
+    }
+    _check_sampling_options(search)
     _check_search_options(search, n_best)
-    with _named_as_options(), contextlib.ExitStack() as files:
-        source = files.enter_context(_input_stream(input_file))
-        target = files.enter_context(_output_stream(output_file))
+    _check_file_options(
+        input_file, output_file, prefix, alignments, is_jsonl=output_format is OutputFormat.jsonl, align=align
+    )
+    if is_resumed and output_file == "-":
+        raise ConfigError("--resume: goes on with an output file: give --output FILE")
+    from mt.decode.files import Job, translate_files
+
+    job = Job(
+        source=input_file,
+        output=output_file,
+        prefixes=prefix,
+        alignments=alignments,
+        is_jsonl=output_format is OutputFormat.jsonl,
+        is_aligned=align,
+        n_best=n_best,
+        shard=None if shard is None else _shard(shard),
+        is_strict=is_strict,
+        is_resumed=is_resumed,
+        has_progress=has_progress,
+    )
+
+    def load() -> Translator:
         from mt.decode.translator import Translator
 
-        translator = Translator.load(model, device=device, precision=precision.value)
-        batches = _read_batches(source, Path("standard input" if input_file == "-" else input_file))
-        decode = replace(translator.decode, **_given(search))
-        translated = _translated_lines(translator, batches, decode, n_best)
-        for number, (text, hypotheses) in enumerate(translated, start=1):
-            if output_format is OutputFormat.jsonl:
-                target.write(_json_line(number, text, hypotheses))
-            else:
-                target.write(_text_lines(hypotheses, n_best))
-            target.flush()
+        return Translator.load(model, device=device, precision=precision.value, retries=retries)
+
+    with _named_as_options():
+        translate_files(job, load, _given(search), _aligner if align or alignments else None)
 
 
 @app.command("eval")
@@ -426,86 +525,54 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 def _check_search_options(search: dict[str, Any], n_best: int) -> None:
     """The limits are those of the settings in `decode`; the messages name the options."""
     from mt.config import DecodeConfig
+    from mt.decode.files import search_settings
 
-    try:
-        DecodeConfig(**_given(search))
-    except ConfigError as error:
-        key, _, problem = str(error).partition(": ")
-        raise ConfigError(f"--{key.removeprefix('decode.').replace('_', '-')}: {problem}") from None
+    search_settings(DecodeConfig(), _given(search))
     if n_best < 1:
         raise ConfigError(f"--n-best: expected at least 1, got {n_best}")
     if search["beam_size"] is not None and n_best > search["beam_size"]:
         raise ConfigError(f"--n-best: is {n_best}, more than --beam-size ({search['beam_size']}) can give")
 
 
-@contextlib.contextmanager
-def _input_stream(name: str) -> Iterator[BinaryIO]:
-    if name == "-":
-        if sys.stdin.isatty():
-            print("reading from the terminal: one line each, end with Ctrl-D", file=sys.stderr)
-        yield cast(BinaryIO, getattr(sys.stdin.buffer, "raw", sys.stdin.buffer))
+def _check_sampling_options(search: dict[str, Any]) -> None:
+    from mt.decode.files import option_of
+
+    if search["sample"]:
+        if search["beam_size"] is not None:
+            raise ConfigError("--beam-size: is for searching, and --sample draws: give one of them")
         return
-    from mt.text.sources import explained, open_bytes, require_text
-
-    path = Path(name)
-    with explained(path):
-        if path.is_file():  # a pipe cannot be looked into and read again
-            with open_bytes(path) as beginning:
-                require_text(beginning.read(8), path)
-        stream = open_bytes(path)
-    with stream:
-        yield stream
+    for setting in ("temperature", "top_k", "top_p", "seed"):
+        if search[setting] is not None:
+            raise ConfigError(f"{option_of(setting)}: is for drawing: add --sample")
 
 
-def _output_stream(name: str) -> contextlib.AbstractContextManager[BinaryIO]:
-    from mt.decode.lines import whole_file
-
-    return contextlib.nullcontext(sys.stdout.buffer) if name == "-" else whole_file(Path(name))
-
-
-def _read_batches(source: BinaryIO, path: Path) -> Iterator[list[bytes]]:
-    from mt.decode.lines import batches_of_lines
-    from mt.text.sources import explained
-
-    batches = batches_of_lines(source)
-    while True:
-        with explained(path):  # the reading alone: what goes wrong in between is not this file's fault
-            batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch
+def _check_file_options(
+    source: str, output: str, prefix: Path | None, alignments: Path | None, *, is_jsonl: bool, align: bool
+) -> None:
+    for option, path in (("--prefix", prefix), ("--alignments", alignments)):
+        if path == Path("-"):
+            raise ConfigError(f"{option}: expected a file, got -")
+    if align and not is_jsonl:
+        raise ConfigError("--align: is for --format jsonl: give that, or --alignments FILE for a file of their own")
+    if alignments is not None and output != "-" and os.path.realpath(alignments) == os.path.realpath(output):
+        raise ConfigError(f"--alignments: {alignments} is the --output: give two files")
 
 
-def _translated_lines(
-    translator: Translator, batches: Iterable[list[bytes]], decode: DecodeConfig, n_best: int
-) -> Iterator[tuple[str, list[Hypothesis]]]:
-    """Each input line with its hypotheses, in order; says at the end which lines were not translated as they are."""
-    from mt.decode.lines import decoded
+def _shard(text: str) -> Shard:
+    from mt.decode.files import Shard
 
-    n_lines = n_invalid = 0
-    for batch in batches:
-        texts, are_valid = zip(*map(decoded, batch), strict=True)
-        n_lines += len(batch)
-        n_invalid += are_valid.count(False)
-        yield from zip(texts, translator.translate_lines(texts, decode, n_best=n_best), strict=True)
-    if n_invalid:
-        problem = "were not valid UTF-8: their bad bytes were read as U+FFFD"
-        print(f"warning: {n_invalid:,} of {n_lines:,} lines {problem}", file=sys.stderr)
-    if n_in_parts := translator.n_lines_in_parts:
-        problem = f"had more than {translator.max_source_tokens:,} tokens and were translated in parts"
-        print(f"warning: {n_in_parts:,} of {n_lines:,} lines {problem}", file=sys.stderr)
+    number, slash, n_shards = text.partition("/")
+    if not (slash and number.isdecimal() and n_shards.isdecimal() and 1 <= int(number) <= int(n_shards)):
+        raise ConfigError(f"--shard: expected I/N, such as 3/8, with I from 1 to N, got {text}")
+    return Shard(int(number), int(n_shards))
 
 
-def _text_lines(hypotheses: list[Hypothesis], n_best: int) -> bytes:
-    """Exactly `n_best` lines, empty ones where the search found fewer, so that line numbers can be reckoned."""
-    texts = [hypothesis.text for hypothesis in hypotheses] + [""] * (n_best - len(hypotheses))
-    return "".join(f"{text}\n" for text in texts).encode()
+def _aligner(translator: Translator) -> Aligner:
+    """What finds alignments in the attention of the translator's own model."""
+    from mt.explain.attention import align  # type: ignore[import-untyped]
 
-
-def _json_line(number: int, text: str, hypotheses: Iterable[Hypothesis]) -> bytes:
-    fields = ("text", "score", "log_prob", "n_tokens")
-    candidates = [{field: getattr(hypothesis, field) for field in fields} for hypothesis in hypotheses]
-    return (json.dumps({"line": number, "src": text, "hypotheses": candidates}, ensure_ascii=False) + "\n").encode()
+    model = translator.model
+    return lambda sources, targets: align(model, sources, targets)
 
 
 # --- mt eval ----------------------------------------------------------------------------------------------------------

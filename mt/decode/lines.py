@@ -3,45 +3,165 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from mt.errors import DataError
+from mt.text.sources import explained, open_bytes
 
-_CHUNK_BYTES = 1 << 16
+_BLOCK_BYTES = 1 << 16
+_BLOCKS_AHEAD = 64
+# What a list of lines may hold, that memory stays flat where lines are long.
+MAX_LINES, MAX_BYTES = 4_096, 8 << 20
 
 
-def batches_of_lines(
-    stream: BinaryIO, max_lines: int = 4096, pause_seconds: float = 0.2, longest_wait_seconds: float = 1.0
-) -> Iterator[list[bytes]]:
-    """The lines of a stream, without their ends, in lists of up to `max_lines`: enough to sort, never stuck.
+class LineReader:
+    """The lines of a stream, without their ends; a thread reads a few megabytes ahead.
 
-    A thread reads ahead. A list is given out early when no line came for `pause_seconds`, or when its first line has
-    waited for `longest_wait_seconds`. Lines end in a line feed alone; a last line without one is a line.
+    Lines end in a line feed alone; a last line without one is a line.
 
     The thread may still wait for input when the program ends. A buffered stream would then be locked, which Python
-    takes for a fatal error: give the raw one.
+    takes for a fatal error: give the raw one where input may pause.
     """
-    lines: queue.Queue[bytes | Exception | None] = queue.Queue(maxsize=max_lines)
-    threading.Thread(target=_read_ahead, args=(stream, lines), daemon=True).start()
-    while (line := lines.get()) is not None:
-        batch = [_whole(line)]
-        give_out_at = time.monotonic() + longest_wait_seconds
-        try:
-            while len(batch) < max_lines:
-                line = lines.get(timeout=max(0.0, min(pause_seconds, give_out_at - time.monotonic())))
-                if line is None:
-                    yield batch
-                    return
-                batch.append(_whole(line))
-        except queue.Empty:
-            pass
-        yield batch
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._blocks: queue.Queue[bytes | Exception] = queue.Queue(maxsize=_BLOCKS_AHEAD)
+        self._lines: deque[bytes] = deque()
+        self._unfinished: list[bytes] = []  # pieces of a line: joined once, however long it is
+        self._is_at_end = False
+        self._digest = hashlib.blake2b(digest_size=16)
+        self.n_lines = 0  # given out or skipped
+        threading.Thread(target=_read_ahead, args=(stream, self._blocks), daemon=True).start()
+
+    @property
+    def digest(self) -> str:
+        """Hash of all lines given out or skipped."""
+        return self._digest.hexdigest()
+
+    def take(self, max_lines: int) -> list[bytes]:
+        """The next lines, fewer only at the end."""
+        lines: list[bytes] = []
+        while len(lines) < max_lines and (line := self._next(None)) is not None:
+            lines.append(line)
+        return self._given_out(lines)
+
+    def skip(self, n_lines: int) -> None:
+        """Pass over the next lines."""
+        while n_lines > 0 and (skipped := self.take(min(n_lines, MAX_LINES))):
+            n_lines -= len(skipped)
+
+    def batches(
+        self,
+        n_lines: int | None = None,
+        *,
+        max_lines: int = MAX_LINES,
+        pause_seconds: float | None = None,
+        longest_wait_seconds: float = 1.0,
+    ) -> Iterator[list[bytes]]:
+        """The lines that are left, or `n_lines` of them, in lists that are long enough to sort.
+
+        Where a list ends depends on the lines alone: after `max_lines`, or when it holds MAX_BYTES. With
+        `pause_seconds` it may end earlier: when no line came for so long, or when its first line has waited for
+        `longest_wait_seconds`.
+        """
+        while n_lines is None or n_lines > 0:
+            batch: list[bytes] = []
+            n_bytes = 0
+            give_out_at = float("inf")
+            with contextlib.suppress(queue.Empty):
+                while len(batch) < min(max_lines, n_lines or max_lines) and n_bytes < MAX_BYTES:
+                    may_pause = pause_seconds is not None and batch
+                    wait = max(0.0, min(pause_seconds or 0.0, give_out_at - time.monotonic())) if may_pause else None
+                    line = self._next(wait)
+                    if line is None:
+                        break
+                    if not batch:
+                        give_out_at = time.monotonic() + longest_wait_seconds
+                    batch.append(line)
+                    n_bytes += len(line)
+            if not batch:
+                return
+            if n_lines is not None:
+                n_lines -= len(batch)
+            yield self._given_out(batch)
+
+    def _given_out(self, lines: list[bytes]) -> list[bytes]:
+        self.n_lines += len(lines)
+        for line in lines:
+            self._digest.update(line)
+            self._digest.update(b"\n")
+        return lines
+
+    def _next(self, wait_seconds: float | None) -> bytes | None:
+        """The next line, None at the end; `queue.Empty` if it does not come in time."""
+        while not self._lines and not self._is_at_end:
+            block = self._blocks.get(timeout=wait_seconds)
+            if isinstance(block, Exception):
+                raise block
+            self._split(block)
+        return self._lines.popleft() if self._lines else None
+
+    def _split(self, block: bytes) -> None:
+        *whole, rest = block.split(b"\n")
+        for line in whole:
+            self._lines.append(b"".join([*self._unfinished, line]))
+            self._unfinished.clear()
+        self._unfinished.append(rest)
+        if not block:
+            self._is_at_end = True
+            if any(self._unfinished):
+                self._lines.append(b"".join(self._unfinished))
+
+
+def _read_ahead(stream: BinaryIO, blocks: queue.Queue[bytes | Exception]) -> None:
+    """Put blocks of bytes into the queue, an empty one at the end; an error takes the place of what it hit."""
+    read = getattr(stream, "read1", stream.read)  # what is there, without waiting for more
+    try:
+        while block := read(_BLOCK_BYTES):
+            blocks.put(block)
+    except Exception as error:
+        blocks.put(error)
+    blocks.put(b"")
+
+
+def count_lines(path: Path, *, is_strict: bool = False) -> int:
+    """Lines of a text file, which may be compressed.
+
+    Raises:
+        DataError: it cannot be read to its end; or it is to be UTF-8, strictly, and is not.
+    """
+    n_lines = 0
+    last = b"\n"
+    with explained(path), open_bytes(path) as stream:
+        if is_strict:
+            for n_lines, line in enumerate(stream, start=1):
+                require_utf8(line, path, n_lines)
+            return n_lines
+        while block := stream.read(1 << 20):
+            n_lines += block.count(b"\n")
+            last = block[-1:]
+    return n_lines + (last != b"\n")
+
+
+def require_utf8(line: bytes, path: Path, number: int) -> None:
+    """
+    Raises:
+        DataError: the line has a byte that is no UTF-8.
+    """
+    try:
+        line.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}, line {number:,}: byte 0x{line[error.start]:02x} at offset {error.start:,} is not UTF-8: mend "
+            "the line, or leave --strict out to have such bytes read as U+FFFD"
+        ) from None
 
 
 def decoded(line: bytes) -> tuple[str, bool]:
@@ -79,32 +199,3 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     finally:
         if not is_direct:
             beside.unlink(missing_ok=True)
-
-
-def _read_ahead(stream: BinaryIO, lines: queue.Queue[bytes | Exception | None]) -> None:
-    """Put each line into the queue, then None; an error takes the place of the line that it hit."""
-    read = getattr(stream, "read1", stream.read)  # what is there, without waiting for more
-    try:
-        for line in _split(read):
-            lines.put(line)
-    except Exception as error:
-        lines.put(error)
-    lines.put(None)
-
-
-def _split(read: Callable[[int], bytes]) -> Iterator[bytes]:
-    unfinished: list[bytes] = []  # pieces of a line: joined once, however long it is
-    while chunk := read(_CHUNK_BYTES):
-        *whole, rest = chunk.split(b"\n")
-        for line in whole:
-            yield b"".join([*unfinished, line])
-            unfinished.clear()
-        unfinished.append(rest)
-    if any(unfinished):
-        yield b"".join(unfinished)
-
-
-def _whole(line: bytes | Exception) -> bytes:
-    if isinstance(line, Exception):
-        raise line
-    return line

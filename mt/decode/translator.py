@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
-from mt.checkpoint import ModelFolder, find_model_folder
+from mt.checkpoint import CHECKSUMS, TOKENIZER, WEIGHTS, ModelFolder, find_model_folder
 from mt.config import MAX_BEAM_SIZE, DecodeConfig
+from mt.decode.oddities import fewest_tokens, is_in_a_loop, is_too_long, repeated_tokens
 from mt.decode.search import LONGER_THAN_SOURCE, SearchResult, length_sorted_batches, search
+from mt.decode.splitting import Part, joined, split_text
+from mt.decode.words import word_numbers, word_pairs
 from mt.errors import CheckpointError, ConfigError, DataError
 from mt.model import Transformer
 from mt.runtime import choose_device, choose_dtype, keep_large_blocks
@@ -19,9 +22,19 @@ from mt.text.tokenizer import Tokenizer
 
 # Lines that are read before the first is translated, so that sentences of equal length can go together.
 LINES_AT_A_TIME = 4_096
-# A source that is too long is cut behind one of these if there is one in the last half of what fits.
-SENTENCE_ENDS = (".", "!", "?", ";", ":", "。", "！", "？")
-WORD_START = "▁"
+# No sequence of so many tokens comes twice in the second search for a sentence whose translation was odd.
+RETRY_NGRAM_SIZE = 3
+
+# Flags of a hypothesis. The first three are oddities: reasons to search again.
+REPETITION = "repetition"  # it is in a loop that its source is not in
+TOO_LONG = "too_long"  # for its source, or it had to end at the longest length there is by default
+TOO_SHORT = "too_short"  # for its source
+MAX_LENGTH = "max_length"  # it had to end at DecodeConfig.max_length
+RETRIED = "retried"  # it, or a part of it, was searched for a second time, whichever of the two this is
+IN_PARTS = "in_parts"  # the line was longer than the model can take
+
+# Source ids and target ids of sentences, each source ending with EOS and no target, to pairs of places in the two.
+Aligner = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], list[list[tuple[int, int]]]]
 
 
 @dataclass(frozen=True)
@@ -32,9 +45,41 @@ class Hypothesis:
     score: float  # log_prob over the length penalty; hypotheses are ranked by it
     log_prob: float  # sum over tokens, the end of sentence included, in nats
     n_tokens: int  # the end of sentence included
+    tokens: tuple[str, ...] = ()  # pieces of words, without the end of sentence
+    flags: tuple[str, ...] = ()
+    alignment: tuple[tuple[int, int], ...] | None = None  # words of the line and of the text, from 0; None: not asked
+
+    @property
+    def log_prob_per_token(self) -> float:
+        return self.log_prob / max(self.n_tokens, 1)
 
 
 EMPTY = Hypothesis("", 0.0, 0.0, 0)
+
+
+@dataclass(frozen=True)
+class _Sentence:
+    """What is searched for in one go: a line, or a part of one."""
+
+    ids: list[int]  # EOS included
+    prefix: list[int]
+    part: Part
+
+
+@dataclass
+class _Found:
+    """What was found for a sentence, best first."""
+
+    results: list[SearchResult]
+    is_retried: bool = False
+
+
+class PrefixError(DataError):
+    """A prefix that leaves no room for a translation."""
+
+    def __init__(self, line: int, problem: str) -> None:
+        super().__init__(problem)
+        self.line = line  # of those given, from 0
 
 
 class Backend(Protocol):
@@ -77,16 +122,27 @@ class Translator:
         backend: what searches; a model for inference (see `Transformer.for_inference`) stands for our own.
         decode: the settings that `translate` goes by unless told otherwise.
         max_source_tokens: longer lines are translated in parts, for the model has not seen longer ones in training.
+        retries: whether what is odd (see `mt.decode.oddities`) is searched again, with repetition blocked. Drawn
+            translations never are.
+        identity: what output depends on besides settings and text: checksums of the model, device, precision.
     """
 
     def __init__(
-        self, backend: Backend | Transformer, tokenizer: Tokenizer, decode: DecodeConfig, *, max_source_tokens: int
+        self,
+        backend: Backend | Transformer,
+        tokenizer: Tokenizer,
+        decode: DecodeConfig,
+        *,
+        max_source_tokens: int,
+        retries: bool = True,
+        identity: Mapping[str, str] | None = None,
     ) -> None:
         self.backend = OwnBackend(backend) if isinstance(backend, Transformer) else backend
         self.tokenizer = tokenizer
         self.decode = decode
         self.max_source_tokens = max_source_tokens
-        self.n_lines_in_parts = 0  # lines so far that were too long to translate in one piece
+        self.retries = retries
+        self.identity = dict(identity or {})
 
     @property
     def model(self) -> Transformer:
@@ -95,7 +151,9 @@ class Translator:
         return self.backend.model
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "auto", precision: str = "auto") -> Translator:
+    def load(
+        cls, path: str | Path, device: str = "auto", precision: str = "auto", *, retries: bool = True
+    ) -> Translator:
         """The translator in a run folder (while it runs, its best so far), a checkpoint or a model folder.
 
         Raises:
@@ -106,11 +164,18 @@ class Translator:
         chosen_device = choose_device(device)
         dtype = choose_dtype(precision, chosen_device)
         folder = ModelFolder.open(find_model_folder(Path(path)))
+        checksums = folder.manifest[CHECKSUMS]
         return cls(
             folder.load_model(dtype, chosen_device),
             folder.load_tokenizer(),
             folder.config.decode,
             max_source_tokens=folder.config.data.max_tokens,
+            retries=retries,
+            identity={
+                "model": f"{checksums.get(WEIGHTS)} {checksums.get(TOKENIZER)}",
+                "device": chosen_device.type,
+                "precision": str(dtype).removeprefix("torch."),
+            },
         )
 
     def translate(
@@ -130,16 +195,20 @@ class Translator:
         *,
         n_best: int = 1,
         prefixes: Iterable[str] | None = None,
+        aligner: Aligner | None = None,
+        on_progress: Callable[[float], None] | None = None,
     ) -> Iterator[list[Hypothesis]]:
         """The n best translations of each line, best first, as they are made and in the order of the lines.
 
         Args:
             decode: the model's own settings unless given; `dataclasses.replace(translator.decode, beam_size=1)`.
             n_best: up to the beam size, or any number of draws.
-            prefixes: for each line the text that its translations begin with; may be empty.
+            prefixes: for each line the text that its translations begin with; may be empty. A blank line has none.
+            aligner: what finds the alignments, if there are to be any.
+            on_progress: told the share of the lines taken in, up to LINES_AT_A_TIME, that has been searched for.
         Raises:
             ConfigError: n_best is larger than the beam size.
-            DataError: a prefix is too long for the longest translation.
+            PrefixError: a prefix is too long for the longest translation.
         """
         if isinstance(lines, str):
             raise TypeError("lines: expected a list of str, got a str: write [text]")
@@ -153,107 +222,248 @@ class Translator:
                     f"raise the beam size (up to {MAX_BEAM_SIZE}) or ask for fewer",
                 )
             raise ConfigError(f"n_best: expected 1 to {limit}, got {n_best}: {remedy}")
-        return self._translate_lines(iter(lines), decode, n_best, None if prefixes is None else iter(prefixes))
+        begun = None if prefixes is None else iter(prefixes)
+        return self._translate_lines(iter(lines), decode, n_best, begun, aligner, on_progress or (lambda _: None))
 
     def _translate_lines(
-        self, lines: Iterator[str], decode: DecodeConfig, n_best: int, prefixes: Iterator[str] | None
+        self,
+        lines: Iterator[str],
+        decode: DecodeConfig,
+        n_best: int,
+        prefixes: Iterator[str] | None,
+        aligner: Aligner | None,
+        on_progress: Callable[[float], None],
     ) -> Iterator[list[Hypothesis]]:
+        n_lines = 0
         while chunk := list(islice(lines, LINES_AT_A_TIME)):
-            begun = None if prefixes is None else list(islice(prefixes, len(chunk)))
-            assert begun is None or len(begun) == len(chunk), "fewer prefixes than lines"
-            yield from self._translate_chunk(chunk, decode, n_best, begun)
+            begun = [""] * len(chunk) if prefixes is None else list(islice(prefixes, len(chunk)))
+            assert len(begun) == len(chunk), "fewer prefixes than lines"
+            sentences, of_line = self._sentences(chunk, begun, n_lines, decode)
+            found = self._search(sentences, decode, n_best, on_progress)
+            if self.retries and not decode.sample:
+                self._search_again(sentences, found, decode, n_best)
+            alignments = None if aligner is None else self._alignments(sentences, found, decode, aligner)
+            n_lines += len(chunk)
+            for which in of_line:
+                aligned = None if alignments is None else alignments[which]
+                yield self._line_hypotheses(sentences[which], found[which], decode, aligned)
 
-    def _translate_chunk(
-        self, lines: Sequence[str], decode: DecodeConfig, n_best: int, prefixes: Sequence[str] | None
-    ) -> list[list[Hypothesis]]:
-        encoded = self.tokenizer.encode_batch([normalise(line) for line in lines])
-        parts: list[list[int]] = []  # source ids, EOS included, of all parts of all lines
-        line_parts: list[range] = []
-        for ids in encoded:
-            first = len(parts)
+    def _sentences(
+        self, lines: Sequence[str], prefixes: Sequence[str], n_lines_before: int, decode: DecodeConfig
+    ) -> tuple[list[_Sentence], list[slice]]:
+        """What is to be searched for, and which of it makes up each line."""
+        texts = [normalise(line) for line in lines]
+        begun = self.tokenizer.encode_batch([normalise(prefix) for prefix in prefixes])
+        sentences: list[_Sentence] = []
+        of_line: list[slice] = []
+        for number, (text, ids) in enumerate(zip(texts, self.tokenizer.encode_batch(texts), strict=True)):
+            n_before = len(sentences)
+            prefix = begun[number]  # a translation begins in its first part
+            for part, part_ids in self._parts(Part(text, 0), ids):
+                sentences.append(_Sentence([*part_ids, self.tokenizer.eos_id], prefix, part))
+                prefix = []
+            of_line.append(slice(n_before, len(sentences)))
+            if n_before < len(sentences):
+                self._check_prefix(sentences[n_before], n_lines_before + number, decode)
+        return sentences, of_line
+
+    def _parts(self, whole: Part, ids: list[int]) -> Iterator[tuple[Part, list[int]]]:
+        """A line and its ids, or where it is too long its parts and theirs; nothing for an empty line."""
+        room = max(self.max_source_tokens - 1, 1)  # EOS takes one
+        if len(ids) <= room or len(whole.text) == 1:
             if ids:
-                parts += self._split(ids)
-            line_parts.append(range(first, len(parts)))
-            self.n_lines_in_parts += len(parts) - first > 1
-        part_prefixes: list[list[int]] | None = None
-        if prefixes is not None:
-            part_prefixes = [[] for _ in parts]
-            begun = self.tokenizer.encode_batch([normalise(prefix) for prefix in prefixes])
-            for which, prefix in zip(line_parts, begun, strict=True):
-                if which:  # a translation begins in its first part
-                    part_prefixes[which[0]] = self._checked_prefix(prefix, len(parts[which[0]]), decode)
-        results = self._search(parts, decode, n_best, part_prefixes)
-        return [self._line_hypotheses(parts, results, which) for which in line_parts]
+                yield whole, ids
+            return
+        # A part may take a piece or two more than within the line: its first word begins anew.
+        parts = split_text(whole.text, self.tokenizer.piece_ends(ids), max(room - 2, 1))
+        for part, part_ids in zip(parts, self.tokenizer.encode_batch([part.text for part in parts]), strict=True):
+            continues_word = part.continues_word if part is not parts[0] else whole.continues_word
+            placed = Part(part.text, whole.n_words_before + part.n_words_before, continues_word)
+            yield from self._parts(placed, part_ids)
 
-    def _checked_prefix(self, prefix: list[int], n_source_tokens: int, decode: DecodeConfig) -> list[int]:
-        longest = decode.max_length or n_source_tokens + LONGER_THAN_SOURCE
-        if len(prefix) >= longest:
-            raise DataError(
-                f"the prefix {self.tokenizer.decode(prefix)[:80]!r} has {len(prefix):,} tokens, and a translation may "
-                f"have {longest:,} with its end: shorten it"
+    def _check_prefix(self, sentence: _Sentence, line: int, decode: DecodeConfig) -> None:
+        longest = _longest_translation(sentence, decode)
+        if len(sentence.prefix) >= longest:
+            raise PrefixError(
+                line,
+                f"the prefix {self.tokenizer.decode(sentence.prefix)[:80]!r} has {len(sentence.prefix):,} tokens, and "
+                f"a translation may have {longest:,} with its end: shorten it",
             )
-        return prefix
 
     def _search(
-        self, parts: list[list[int]], decode: DecodeConfig, n_best: int, prefixes: list[list[int]] | None
-    ) -> list[list[SearchResult]]:
-        results: list[list[SearchResult]] = [[] for _ in parts]
+        self,
+        sentences: Sequence[_Sentence],
+        decode: DecodeConfig,
+        n_best: int,
+        on_progress: Callable[[float], None] = lambda _: None,
+        *,
+        requires_all: bool = True,
+    ) -> list[_Found]:
+        found: list[_Found] = [_Found([]) for _ in sentences]
         banned = sorted(self.tokenizer.line_breaking_ids)
-        lengths = [len(part) for part in parts]
+        has_prefixes = any(sentence.prefix for sentence in sentences)
+        lengths = [len(sentence.ids) for sentence in sentences]
+        n_tokens_done = 0
         n_beams = n_best if decode.sample else decode.beam_size
         for batch in length_sorted_batches(lengths, decode.batch_tokens, n_beams, decode.batch_sentences):
-            found = self.backend.search(
-                [parts[i] for i in batch],
+            results = self.backend.search(
+                [sentences[i].ids for i in batch],
                 decode,
                 n_best=n_best,
-                prefixes=None if prefixes is None else [prefixes[i] for i in batch],
+                prefixes=[sentences[i].prefix for i in batch] if has_prefixes else None,
                 banned_ids=banned,
             )
-            for i, hypotheses in zip(batch, found, strict=True):
-                if not hypotheses:
+            for i, hypotheses in zip(batch, results, strict=True):
+                if not hypotheses and requires_all:
                     raise CheckpointError(
-                        f"the model gives no numbers for {self.tokenizer.decode(parts[i])[:80]!r}: "
+                        f"the model gives no numbers for {self.tokenizer.decode(sentences[i].ids)[:80]!r}: "
                         "try --precision fp32; if that does not help, its weights are damaged"
                     )
-                results[i] = hypotheses
-        return results
+                found[i] = _Found(hypotheses)
+                n_tokens_done += lengths[i]
+            on_progress(n_tokens_done / sum(lengths))
+        return found
+
+    def _search_again(
+        self, sentences: Sequence[_Sentence], found: list[_Found], decode: DecodeConfig, n_best: int
+    ) -> None:
+        """Where the best translation is odd, search with repetition blocked and keep what is less odd."""
+        again: dict[DecodeConfig, list[int]] = {}
+        for i, (sentence, outcome) in enumerate(zip(sentences, found, strict=True)):
+            odd = _oddities(sentence, outcome.results[0], decode)
+            if odd and (changed := _retry_settings(sentence, odd, decode)) != decode:
+                again.setdefault(changed, []).append(i)
+        for changed, which in again.items():
+            seconds = self._search([sentences[i] for i in which], changed, n_best, requires_all=False)
+            for i, second in zip(which, seconds, strict=True):
+                first = found[i].results
+                is_better = second.results and (
+                    _oddness(sentences[i], second.results[0], decode) < _oddness(sentences[i], first[0], decode)
+                )
+                found[i] = _Found(second.results if is_better else first, is_retried=True)
+
+    def _alignments(
+        self, sentences: Sequence[_Sentence], found: Sequence[_Found], decode: DecodeConfig, aligner: Aligner
+    ) -> list[list[list[tuple[int, int]]]]:
+        """For each sentence and each of its hypotheses the pairs of tokens."""
+        flat = [(i, result.ids) for i, outcome in enumerate(found) for result in outcome.results]
+        lengths = [max(len(sentences[i].ids), len(ids) + 1) for i, ids in flat]
+        pairs: list[list[tuple[int, int]]] = [[] for _ in flat]
+        for batch in length_sorted_batches(lengths, decode.batch_tokens, 1, decode.batch_sentences):
+            aligned = aligner([sentences[flat[k][0]].ids for k in batch], [flat[k][1] for k in batch])
+            for k, token_pairs in zip(batch, aligned, strict=True):
+                pairs[k] = token_pairs
+        in_order = iter(pairs)
+        return [list(islice(in_order, len(outcome.results))) for outcome in found]
 
     def _line_hypotheses(
-        self, parts: list[list[int]], results: list[list[SearchResult]], which: range
+        self,
+        sentences: Sequence[_Sentence],
+        found: Sequence[_Found],
+        decode: DecodeConfig,
+        alignments: Sequence[Sequence[Sequence[tuple[int, int]]]] | None,
     ) -> list[Hypothesis]:
-        if not which:
-            return [EMPTY]
-        hypotheses = []
-        for k in range(min(len(results[i]) for i in which)):
-            text = ""
-            for i in which:
-                # A part that continues a word is joined to it.
-                starts_word = self.tokenizer.pieces(parts[i][:1])[0].startswith(WORD_START)
-                text += (" " if text and starts_word else "") + self.tokenizer.decode(results[i][k].ids)
-            chosen = [results[i][k] for i in which]
-            hypotheses.append(
-                Hypothesis(
-                    text=text,
-                    score=sum(result.score for result in chosen),
-                    log_prob=sum(result.log_prob for result in chosen),
-                    n_tokens=sum(result.n_tokens for result in chosen),
-                )
+        """The translations of a line from those of its parts."""
+        if not sentences:
+            return [EMPTY if alignments is None else replace(EMPTY, alignment=())]
+        n_hypotheses = min(len(outcome.results) for outcome in found)
+        return [
+            self._hypothesis(
+                sentences,
+                [outcome.results[k] for outcome in found],
+                _flags(sentences, found, k, decode),
+                None if alignments is None else [of_part[k] for of_part in alignments],
             )
-        return hypotheses
+            for k in range(n_hypotheses)
+        ]
 
-    def _split(self, ids: list[int]) -> list[list[int]]:
-        """Parts of at most max_source_tokens, EOS included: cut behind sentences, or else words, or else anywhere."""
-        room = max(self.max_source_tokens - 1, 1)
-        if len(ids) <= room:
-            return [[*ids, self.tokenizer.eos_id]]
-        pieces = self.tokenizer.pieces(ids)
-        parts, start = [], 0
-        while start < len(ids):
-            stop = min(start + room, len(ids))
-            if stop < len(ids):
-                words = [i for i in range(start + max(room // 2, 1), stop + 1) if pieces[i].startswith(WORD_START)]
-                sentences = [i for i in words if pieces[i - 1].endswith(SENTENCE_ENDS)]
-                stop = (sentences or words or [stop])[-1]
-            parts.append([*ids[start:stop], self.tokenizer.eos_id])
-            start = stop
-        return parts
+    def _hypothesis(
+        self,
+        sentences: Sequence[_Sentence],
+        results: Sequence[SearchResult],
+        flags: tuple[str, ...],
+        alignments: Sequence[Sequence[tuple[int, int]]] | None,
+    ) -> Hypothesis:
+        text = ""
+        tokens: list[str] = []
+        alignment: list[tuple[int, int]] = []
+        for k, (sentence, result) in enumerate(zip(sentences, results, strict=True)):
+            pieces = self.tokenizer.pieces(result.ids)
+            tokens += pieces
+            part_text = self.tokenizer.decode(result.ids)
+            whole = joined(text, part_text, sentence.part.continues_word)
+            if alignments is not None:
+                n_words_before = len(whole.split()) - len(part_text.split())
+                alignment += self._word_alignment(sentence, pieces, n_words_before, alignments[k])
+            text = whole
+        return Hypothesis(
+            text=text,
+            score=sum(result.score for result in results),
+            log_prob=sum(result.log_prob for result in results),
+            n_tokens=sum(result.n_tokens for result in results),
+            tokens=tuple(tokens),
+            flags=flags,
+            alignment=None if alignments is None else tuple(sorted(set(alignment))),
+        )
+
+    def _word_alignment(
+        self,
+        sentence: _Sentence,
+        tgt_pieces: Sequence[str],
+        n_tgt_words_before: int,
+        token_pairs: Sequence[tuple[int, int]],
+    ) -> list[tuple[int, int]]:
+        src_words = word_numbers(self.tokenizer.pieces(sentence.ids[:-1]))
+        pairs = word_pairs(token_pairs, src_words, word_numbers(tgt_pieces))
+        return [(i + sentence.part.n_words_before, j + n_tgt_words_before) for i, j in pairs]
+
+
+def _longest_translation(sentence: _Sentence, decode: DecodeConfig) -> int:
+    """In tokens, EOS included: as the search has it."""
+    return max(decode.max_length or len(sentence.ids) + LONGER_THAN_SOURCE, decode.min_length + 1)
+
+
+def _oddities(sentence: _Sentence, result: SearchResult, decode: DecodeConfig) -> tuple[str, ...]:
+    """Which of the oddities a translation has. What the settings make it do is not odd."""
+    source, n_tokens = sentence.ids[:-1], len(result.ids)
+    has_to_end = result.n_tokens >= _longest_translation(sentence, decode)
+    is_wanted = n_tokens <= max(len(sentence.prefix), decode.min_length)
+    odd = []
+    if is_in_a_loop(result.ids, source, sentence.prefix):
+        odd.append(REPETITION)
+    if not is_wanted and (is_too_long(len(source), n_tokens) or (has_to_end and decode.max_length is None)):
+        odd.append(TOO_LONG)
+    if n_tokens < fewest_tokens(len(source)) and not has_to_end:
+        odd.append(TOO_SHORT)
+    return tuple(odd)
+
+
+def _retry_settings(sentence: _Sentence, odd: Sequence[str], decode: DecodeConfig) -> DecodeConfig:
+    """Repetition blocked, if it is not already; and no translation that is too short if the first one was."""
+    shortest = decode.min_length
+    if TOO_SHORT in odd:
+        shortest = min(fewest_tokens(len(sentence.ids) - 1), _longest_translation(sentence, decode) - 1)
+    return replace(
+        decode,
+        no_repeat_ngram_size=decode.no_repeat_ngram_size or RETRY_NGRAM_SIZE,
+        min_length=max(decode.min_length, shortest),
+    )
+
+
+def _oddness(sentence: _Sentence, result: SearchResult, decode: DecodeConfig) -> tuple[int, int]:
+    """Of two searches for the same sentence the one with less of it is better; the first if they have the same."""
+    return len(_oddities(sentence, result, decode)), repeated_tokens(result.ids)
+
+
+def _flags(sentences: Sequence[_Sentence], found: Sequence[_Found], k: int, decode: DecodeConfig) -> tuple[str, ...]:
+    """Of the k-th hypothesis of a line."""
+    flags: list[str] = []
+    for sentence, outcome in zip(sentences, found, strict=True):
+        flags += _oddities(sentence, outcome.results[k], decode)
+        if decode.max_length is not None and outcome.results[k].n_tokens >= _longest_translation(sentence, decode):
+            flags.append(MAX_LENGTH)
+        if outcome.is_retried:
+            flags.append(RETRIED)
+    if len(sentences) > 1:
+        flags.append(IN_PARTS)
+    return tuple(dict.fromkeys(flags))

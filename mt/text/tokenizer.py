@@ -105,6 +105,29 @@ class Tokenizer:
         """The pieces as they stand in the vocabulary, special ones included."""
         return [self._processor.id_to_piece(int(id_)) for id_ in ids]
 
+    def piece_ends(self, ids: Sequence[int]) -> list[int]:
+        """For each piece of an encoded text, how many characters of the text there are up to its end.
+
+        The pieces that are the bytes of one character all end with it.
+        """
+        ends: list[int] = []
+        n_characters = n_bytes_left = 0
+        for id_, piece in zip(ids, self.pieces(ids), strict=True):
+            if not self._processor.is_byte(int(id_)):
+                n_characters += len(piece)
+            elif n_bytes_left:
+                n_bytes_left -= 1
+            else:
+                n_characters += 1
+                n_bytes_left = _n_bytes_behind(int(piece[3:5], 16))
+            ends.append(n_characters - 1)  # the space in front of the first word is in no text
+        return ends
+
+
+def _n_bytes_behind(first_byte: int) -> int:
+    """How many bytes follow the first one of a character in UTF-8."""
+    return 0 if first_byte < 0xC0 else 1 if first_byte < 0xE0 else 2 if first_byte < 0xF0 else 3
+
 
 @dataclass(frozen=True)
 class TokenizerStats:

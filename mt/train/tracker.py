@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from mt.checkpoint import cannot_be_written, write_text
+from mt.runtime import format_duration as format_duration
 
 if TYPE_CHECKING:
     from mt.train.validation import ValidationResult
@@ -219,15 +220,6 @@ class _EventFile:
 
     def close(self) -> None:
         self._file.close()
-
-
-def format_duration(seconds: float) -> str:
-    """3 h 07 min, 2 min 05 s or 42 s."""
-    whole = round(seconds)
-    hours, minutes = whole // 3600, whole // 60 % 60
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {whole % 60:02} s" if minutes else f"{whole} s"
 
 
 def format_count(n: int) -> str:

@@ -1,0 +1,51 @@
+"""Translations that cannot be right, whatever they say: in a loop, or far too long or short for their source.
+
+The thresholds were chosen so that translations made by people pass: of 225,576 pairs of captions, everyday sentences,
+news, documentation and Bible verses (English and German), in either direction, 10 have a loop by this measure and 15
+a length beyond these; all of the latter are verses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+# A loop: a sequence of up to so many tokens, three times in a row or more, that repeats so many tokens in all.
+LONGEST_PERIOD = 32
+FEWEST_COPIES = 3
+FEWEST_REPEATED_TOKENS = 4
+# Tokens of a translation, as a function of those of its source.
+LONGEST_RATIO, LONGEST_EXTRA = 2, 15
+SHORTEST_RATIO, SHORTEST_LESS = 1 / 3, 3
+
+
+def repeated_tokens(ids: Sequence[int]) -> int:
+    """Tokens that repeat, in the longest loop, the ones right before them; 0 where there is no loop."""
+    # Each of them occurs earlier, so there cannot be more than there are tokens beyond the different ones.
+    if len(ids) - len(set(ids)) < FEWEST_REPEATED_TOKENS:
+        return 0
+    tokens = np.asarray(ids)
+    most = 0
+    for period in range(1, min(LONGEST_PERIOD, len(ids) // FEWEST_COPIES) + 1):
+        is_different = np.concatenate([[True], tokens[period:] != tokens[:-period], [True]])
+        n_repeated = int(np.diff(np.flatnonzero(is_different)).max()) - 1
+        if n_repeated >= period * (FEWEST_COPIES - 1):
+            most = max(most, n_repeated)
+    return most if most >= FEWEST_REPEATED_TOKENS else 0
+
+
+def is_in_a_loop(translation: Sequence[int], *given: Sequence[int]) -> bool:
+    """Whether a translation has a loop for which nothing that was given, source or prefix, accounts."""
+    n_repeated = repeated_tokens(translation)
+    return n_repeated > 0 and n_repeated > 2 * max(repeated_tokens(ids) for ids in given)
+
+
+def is_too_long(n_source: int, n_translation: int) -> bool:
+    return n_translation > LONGEST_RATIO * n_source + LONGEST_EXTRA
+
+
+def fewest_tokens(n_source: int) -> int:
+    """Of a translation that is not too short."""
+    return max(1, math.ceil(SHORTEST_RATIO * n_source - SHORTEST_LESS))

@@ -1,0 +1,95 @@
+"""Lines longer than a model has seen in training: cut where a reader would pause, their translations joined again."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_CLOSERS = "\"'”’“‘»«›‹)\\]}」』）】》〉〕］｝"
+_FULL_STOPS = "。！？｡"  # of scripts that put no space behind them
+_COMMAS = "，、；："
+_CJK = "\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
+
+# Where a sentence ends: not behind a single letter, as in `z. B.` and `J. Smith`. Before a dash between spaces a clause
+# ends.
+_SENTENCE_ENDS = re.compile(
+    rf"(?:(?<!\b\w)\.|[!?…؟۔।॥{_FULL_STOPS}])[.!?…]*[{_CLOSERS}]*(?= )"
+    rf"|[{_FULL_STOPS}]+[{_CLOSERS}]*(?![ {_FULL_STOPS}{_CLOSERS}])"
+)
+_CLAUSE_ENDS = re.compile(rf"[,;:،؛][{_CLOSERS}]*(?= )|[)\]}}»”](?= )|(?= [–—-] )|[{_COMMAS}][{_CLOSERS}]*(?! )")
+_SPACES = re.compile("(?= )")
+_CJK_CHAR = re.compile(f"[{_CJK}]")
+
+# The least share of a full part that lies before a cut: a short part gives the model little to go by.
+_CUTS = ((_SENTENCE_ENDS, 0.25), (_CLAUSE_ENDS, 0.5), (_SPACES, 0.5))
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a line."""
+
+    text: str
+    n_words_before: int  # words of the line that begin before it, or the number of the word that it goes on with
+    continues_word: bool = False  # there is no space and no end of a clause between the part before and this one
+
+
+def split_text(text: str, piece_ends: Sequence[int], room: int) -> list[Part]:
+    """Cut a normalised line into parts of about `room` pieces at most.
+
+    Behind the last sentence that fits, or else the last clause, the last word, the last character. Nothing but the
+    space at a cut is lost.
+
+    Args:
+        piece_ends: for each piece of the line the number of characters up to its end. Pieces that share a character
+            end with it.
+    """
+    parts: list[Part] = []
+    start = n_words = 0
+    continues_word = False
+    while start < len(text):
+        stop, is_inside_word = _cut(text, piece_ends, start, room)
+        parts.append(Part(text[start:stop], n_words, continues_word))
+        n_words += text.count(" ", start, stop)
+        start, continues_word = stop, is_inside_word
+        if text.startswith(" ", start):
+            start += 1
+            n_words += 1
+    return parts
+
+
+def _cut(text: str, piece_ends: Sequence[int], start: int, room: int) -> tuple[int, bool]:
+    """Where the part that begins at `start` ends, and whether that is within a word."""
+    first = bisect_right(piece_ends, start)  # pieces before the part
+    if len(piece_ends) - first <= room:
+        return len(text), False
+    farthest = max(_last_whole_character(piece_ends, first, room), start + 1)
+    for pattern, share in _CUTS:
+        nearest = max(piece_ends[first + int(share * room)], start + 1)
+        # What follows a cut decides whether it is one: the pattern sees two characters more.
+        ends = [match.end() for match in pattern.finditer(text, nearest, farthest + 2)]
+        fitting = [end for end in ends if end <= farthest and not _goes_on(pattern, text, end)]
+        if fitting:
+            return fitting[-1], False
+    return farthest, True
+
+
+def _last_whole_character(piece_ends: Sequence[int], first: int, room: int) -> int:
+    """Up to where `room` pieces reach without parting those that share a character."""
+    last = first + room - 1
+    while last > first and piece_ends[last] == piece_ends[last + 1]:
+        last -= 1
+    return piece_ends[last]
+
+
+def _goes_on(pattern: re.Pattern[str], text: str, end: int) -> bool:
+    """Whether what looks like the end of a sentence is an abbreviation: a small letter follows."""
+    return pattern is _SENTENCE_ENDS and text[end + 1 : end + 2].islower()
+
+
+def joined(left: str, right: str, continues_word: bool) -> str:
+    """The translations of two neighbouring parts as one text."""
+    if not left or not right or continues_word or (_CJK_CHAR.match(left[-1]) and _CJK_CHAR.match(right[0])):
+        return left + right
+    return f"{left} {right}"
