@@ -12,7 +12,7 @@ import torch
 from mt.config import DecodeConfig, ModelConfig
 from mt.decode.candidates import best_tokens, drawn_tokens, log_normaliser, uniform_numbers
 from mt.decode.graphs import Graphs, rounded_up
-from mt.decode.search import SearchResult, length_sorted_batches, search
+from mt.decode.search import LOOK_AHEAD, SearchResult, length_sorted_batches, search
 from mt.model import Transformer
 from mt.text.tokenizer import EOS_ID, PAD_ID
 from tests.toys import random_pairs, small_model, tiles
@@ -110,7 +110,9 @@ def plain_beam_search(
         finished = sorted(finished, reverse=True)[: decode.beam_size]
         if not open_beams:
             break
-        if len(finished) >= n_best and finished[n_best - 1][0] >= penalised(open_beams[0][0], max_length):
+        if len(finished) >= n_best and finished[n_best - 1][0] >= penalised(
+            open_beams[0][0], min(max_length, length + LOOK_AHEAD)
+        ):
             break
     return finished[:n_best]
 

@@ -34,6 +34,9 @@ from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 DONE_SHARE = 0.25
 SHORTEST = 16
 USUAL_BEAM = 4
+# An open beam that lies behind what is finished is given so many tokens to catch up. With no end to that a search takes
+# a quarter more steps, and finds nothing better.
+LOOK_AHEAD = 8
 # So many tokens longer than its source may a translation be by default. Source: Vaswani et al. 2017, section 6.1.
 LONGER_THAN_SOURCE = 50
 
@@ -72,8 +75,9 @@ def search(
 ) -> list[list[SearchResult]]:
     """The n_best translations of each sentence, best first; fewer, or none, where the model gives no numbers.
 
-    A search goes on until no open beam can overtake the n-th best finished hypothesis any more. At the longest
-    length allowed every open beam has to end. What must not come is left out; its probability is not given to others.
+    A search goes on until no open beam can overtake the n-th best finished hypothesis within LOOK_AHEAD tokens. At the
+    longest length allowed every open beam has to end. What must not come is left out; its probability is not given to
+    others.
 
     Args:
         sentences: source ids, each ending with EOS.
@@ -332,14 +336,15 @@ class _Beams:
     def done(self) -> Tensor:
         """[B]: whether no open beam can reach the n-th best finished score any more.
 
-        Log-probabilities only fall and the penalty is largest at the longest length, so an open beam can reach at most
-        its sum so far over the penalty there. A draw is done when it has ended, whatever the others are worth.
+        Log-probabilities only fall, so an open beam that ends within LOOK_AHEAD tokens reaches at most its sum so far
+        over the penalty there. A draw is done when it has ended, whatever the others are worth.
         """
         best_open = self.open_log_probs.amax(1)
         is_closed = best_open == NEVER
         if self.decode.sample:
             return is_closed
-        return (self.finished_scores[:, self.n_best - 1] >= best_open / self._penalty(self.limits)) | is_closed
+        longest = torch.minimum(self.limits, self.position + LOOK_AHEAD)
+        return (self.finished_scores[:, self.n_best - 1] >= best_open / self._penalty(longest)) | is_closed
 
     def collect(self, sentences: Tensor, results: list[list[SearchResult]]) -> None:
         """Write the n best finished hypotheses of these sentences (indices, or a mask) to their places in results."""
