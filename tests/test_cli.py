@@ -29,7 +29,17 @@ class FakeHypothesis:
     text: str
     score: float = -0.5
     log_prob: float = -1.5
+    log_prob_per_token: float = -0.5
     n_tokens: int = 3
+    tokens: tuple[str, ...] = ("▁t", "o")
+    flags: tuple[str, ...] = ()
+    alignment: tuple[tuple[int, int], ...] | None = None
+
+
+class FakePrefixError(DataError):
+    def __init__(self, line: int) -> None:
+        super().__init__("the prefix is long")
+        self.line = line
 
 
 class FakeTranslator:
@@ -37,34 +47,54 @@ class FakeTranslator:
 
     calls: list[dict[str, Any]] = []  # noqa: RUF012
     max_source_tokens = 1_024
-    n_lines_in_parts = 0
-
-    @classmethod
-    def load(cls, path: str, device: str, precision: str) -> FakeTranslator:
-        if path == "missing":
-            raise CheckpointError("missing: no such model folder")
-        cls.calls.append({"path": path, "device": device, "precision": precision})
-        return cls()
-
+    retries = True
+    identity = {"model": "0123", "device": "cpu", "precision": "float32"}  # noqa: RUF012
     decode = DecodeConfig()
 
+    @classmethod
+    def load(cls, path: str, device: str, precision: str, *, retries: bool) -> FakeTranslator:
+        if path == "missing":
+            raise CheckpointError("missing: no such model folder")
+        cls.calls.append({"path": path, "device": device, "precision": precision, "retries": retries})
+        return cls()
+
     def translate_lines(
-        self, lines: Iterable[str], decode: DecodeConfig, *, n_best: int
+        self,
+        lines: Iterable[str],
+        decode: DecodeConfig,
+        *,
+        n_best: int,
+        prefixes: Sequence[str] | None,
+        aligner: Callable[..., Any] | None,
+        on_progress: Callable[[float], None],
     ) -> Iterator[list[FakeHypothesis]]:
-        self.calls.append({"decode": decode, "n_best": n_best})
-        for line in lines:
-            self.n_lines_in_parts += len(line) > self.max_source_tokens
-            texts = [line.upper(), f"{line} {line}"] if line else [""]
-            yield [FakeHypothesis(text) for text in texts[:n_best]]
+        self.calls.append({"decode": decode, "n_best": n_best, "prefixes": prefixes})
+        for number, line in enumerate(lines):
+            begin = prefixes[number] if prefixes else ""
+            if len(begin) > 20:
+                raise FakePrefixError(number)
+            texts = [begin + line.upper(), f"{line} {line}"] if line else [""]
+            flags = (
+                ("in_parts",)
+                if len(line) > self.max_source_tokens
+                else ("repetition", "retried")
+                if line == "?"
+                else ()
+            )
+            alignment = None if aligner is None else ((0, 0), (1, 1)) if line else ()
+            yield [FakeHypothesis(text, flags=flags, alignment=alignment) for text in texts[:n_best]]
+        on_progress(1.0)
+
+
+FAKE_MODULE = types.SimpleNamespace(Translator=FakeTranslator, PrefixError=FakePrefixError)
 
 
 @pytest.fixture(autouse=True)
 def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     """Stand-ins for what costs time; `pipeline` may be given other functions by a test."""
     pipeline = types.SimpleNamespace()
-    translator = types.SimpleNamespace(Translator=FakeTranslator, Hypothesis=FakeHypothesis)
     monkeypatch.setitem(sys.modules, "mt.pipeline", pipeline)
-    monkeypatch.setitem(sys.modules, "mt.decode.translator", translator)
+    monkeypatch.setitem(sys.modules, "mt.decode.translator", FAKE_MODULE)
     monkeypatch.setattr(FakeTranslator, "calls", [])
     monkeypatch.chdir(tmp_path)
     return pipeline
@@ -337,8 +367,7 @@ def test_output_begins_before_the_input_ends():
         "import sys, types\n"
         "sys.path.insert(0, 'tests')\n"
         "import test_cli\n"
-        "fake = types.SimpleNamespace(Translator=test_cli.FakeTranslator, Hypothesis=test_cli.FakeHypothesis)\n"
-        "sys.modules['mt.decode.translator'] = fake\n"
+        "sys.modules['mt.decode.translator'] = test_cli.FAKE_MODULE\n"
         "test_cli.app(['translate', '--model', 'm'])\n"
     )
     command = [sys.executable, "-c", code]

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from mt.config import DecodeConfig, ModelConfig
-from mt.decode.candidates import best_candidates, drawn_candidates, log_normaliser, uniform_numbers
-from mt.decode.search import SearchResult, length_sorted_batches, search
+from mt.decode.candidates import best_tokens, drawn_tokens, log_normaliser, uniform_numbers
+from mt.decode.graphs import Graphs, rounded_up
+from mt.decode.search import LOOK_AHEAD, SearchResult, length_sorted_batches, search
 from mt.model import Transformer
 from mt.text.tokenizer import EOS_ID, PAD_ID
 from tests.toys import random_pairs, small_model, tiles
@@ -109,7 +110,9 @@ def plain_beam_search(
         finished = sorted(finished, reverse=True)[: decode.beam_size]
         if not open_beams:
             break
-        if len(finished) >= n_best and finished[n_best - 1][0] >= penalised(open_beams[0][0], max_length):
+        if len(finished) >= n_best and finished[n_best - 1][0] >= penalised(
+            open_beams[0][0], min(max_length, length + LOOK_AHEAD)
+        ):
             break
     return finished[:n_best]
 
@@ -159,6 +162,36 @@ def test_a_prefix_may_hold_what_is_banned_and_may_repeat() -> None:
     assert len(set(found[0].ids[2:])) == len(found[0].ids) - 2 >= 2
 
 
+@pytest.mark.parametrize(
+    ("settings", "n_best"),
+    [
+        ({}, 2),
+        ({"min_length": 6, "max_length": 9}, 1),
+        ({"no_repeat_ngram_size": 2}, 1),
+        ({"beam_size": 1, "length_penalty": 0.0}, 1),
+        ({"sample": True, "top_k": 9}, 3),
+    ],
+)
+@pytest.mark.parametrize("longest_prefix", [0, 4])
+def test_static_steps_find_what_eager_steps_find(settings: dict[str, Any], n_best: int, longest_prefix: int) -> None:
+    """As they are captured on CUDA: rounded shapes, fillers, the host's knowledge left out."""
+    model, decode = model_of(50), DecodeConfig(**settings)
+    for n in (1, 5, len(SOURCES)):
+        prefixes = [source[:longest_prefix][:-1] for source in SOURCES[:n]]
+        eager = search(model, SOURCES[:n], decode, n_best=n_best, prefixes=prefixes)
+        static = Graphs(model).search(SOURCES[:n], decode, n_best=n_best, prefixes=prefixes)
+        assert [[r.ids for r in found] for found in static] == [[r.ids for r in found] for found in eager]
+        assert [r.score for found in static for r in found] == pytest.approx(
+            [r.score for found in eager for r in found], rel=1e-5
+        )
+
+
+def test_shapes_are_rounded_up_to_few() -> None:
+    assert [rounded_up(n) for n in range(1, 10)] == [1, 2, 3, 4, 6, 6, 8, 8, 12]
+    assert all(n <= rounded_up(n) < 1.5 * n + 1 for n in range(1, 2_000))
+    assert len({rounded_up(n) for n in range(1, 1_025)}) == 20
+
+
 # --- Sampling ---------------------------------------------------------------------------------------------------------
 
 
@@ -176,21 +209,18 @@ def test_a_prefix_may_hold_what_is_banned_and_may_repeat() -> None:
 def test_draws_have_the_probabilities_that_are_asked_for(settings: dict[str, Any], expected: list[int]) -> None:
     scores = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(100, -1) + 5.0
     uniform = (torch.arange(100, dtype=torch.float64) + 0.5) / 100
-    log_probs, ids = drawn_candidates(
-        scores, log_normaliser(scores), uniform, **{"temperature": 1.0, "top_k": None, "top_p": None, **settings}
-    )
+    drawn, ids = drawn_tokens(scores, uniform, **{"temperature": 1.0, "top_k": None, "top_p": None, **settings})
     counts = [int((ids == token).sum()) for token in range(4)]
     assert counts == pytest.approx(expected, abs=1)
-    torch.testing.assert_close(log_probs, torch.tensor([0.1, 0.2, 0.3, 0.4]).log()[ids])  # the model's own
+    assert torch.equal(drawn, scores.gather(1, ids))  # the model's own
 
 
 def test_what_is_forbidden_is_not_drawn() -> None:
     scores = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log()
-    normaliser = log_normaliser(scores)
     scores[0, [0, 3]] = -math.inf
     for uniform in (0.0, 0.39, 0.41, 1 - 2**-53):
         number = torch.tensor([uniform], dtype=torch.float64)
-        _, ids = drawn_candidates(scores, normaliser, number, temperature=1.0, top_k=None, top_p=None)
+        _, ids = drawn_tokens(scores, number, temperature=1.0, top_k=None, top_p=None)
         assert ids.item() == (1 if uniform < 0.4 else 2)
 
 
@@ -292,19 +322,19 @@ def test_banned_ids_are_never_produced_and_others_keep_their_probability() -> No
 def test_the_best_of_blocks_are_the_best_of_all(n_vocab: int) -> None:
     torch.manual_seed(0)
     logits = torch.randn(20, n_vocab) * 3
-    normaliser = log_normaliser(logits)
     logits[:, [0, 5]] = -math.inf
-    log_probs, ids = best_candidates(logits, normaliser, 6)
-    expected = logits - normaliser
-    best, best_ids = expected.topk(6, -1)
-    torch.testing.assert_close(log_probs, best)
+    best, ids = best_tokens(logits, 6)
+    expected, expected_ids = logits.topk(6, -1)
+    assert torch.equal(best, expected)
     finite = best > -math.inf
-    assert torch.equal(ids[finite], best_ids[finite])
+    assert torch.equal(ids[finite], expected_ids[finite])
 
 
 def test_the_normaliser_is_that_of_a_softmax() -> None:
     logits = torch.randn(3, 50) * 9
-    torch.testing.assert_close(logits - log_normaliser(logits), logits.log_softmax(-1))
+    expected = logits.log_softmax(-1)
+    torch.testing.assert_close(logits - log_normaliser(logits), expected)
+    torch.testing.assert_close(logits - log_normaliser(logits.clone(), logits.amax(-1, keepdim=True) + 3), expected)
 
 
 def test_batches_are_sorted_by_length_and_within_the_budget() -> None:

@@ -171,7 +171,7 @@ class _Work:
             counts.update(flag for entry in entries for flag in entry.flags)
             counts["lines"] += len(batch)
             n_done += len(batch)
-            self.outputs.add(self._contents(entries), Progress(n_done, self._digests(), counts))
+            self.outputs.add(self._contents(entries), Progress(n_done, self._digests(), dict(counts)))
         if lines is not None and n_done < len(lines):
             raise DataError(f"{self.text.name}: ended early: it was changed while it was read")
         if self.job.shard is None and self.prefixes is not None and self.prefixes.take(1):

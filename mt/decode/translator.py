@@ -10,9 +10,11 @@ from typing import Protocol
 
 from mt.checkpoint import CHECKSUMS, TOKENIZER, WEIGHTS, ModelFolder, find_model_folder
 from mt.config import MAX_BEAM_SIZE, DecodeConfig
+from mt.decode.graphs import Graphs
 from mt.decode.oddities import fewest_tokens, is_in_a_loop, is_too_long, repeated_tokens
 from mt.decode.search import LONGER_THAN_SOURCE, SearchResult, length_sorted_batches, search
 from mt.decode.splitting import Part, joined, split_text
+from mt.decode.words import WORD_START as WORD_START
 from mt.decode.words import word_numbers, word_pairs
 from mt.errors import CheckpointError, ConfigError, DataError
 from mt.model import Transformer
@@ -97,11 +99,12 @@ class Backend(Protocol):
         """See `mt.decode.search.search`."""
 
 
-@dataclass(frozen=True)
 class OwnBackend:
-    """`mt.decode.search.search` with a model made for inference."""
+    """`mt.decode.search.search` with a model made for inference; on CUDA as captured graphs."""
 
-    model: Transformer
+    def __init__(self, model: Transformer) -> None:
+        self.model = model
+        self._graphs = Graphs(model) if model.embedding.weight.device.type == "cuda" else None
 
     def search(
         self,
@@ -112,6 +115,8 @@ class OwnBackend:
         prefixes: Sequence[Sequence[int]] | None,
         banned_ids: Sequence[int],
     ) -> list[list[SearchResult]]:
+        if self._graphs is not None:
+            return self._graphs.search(sentences, decode, n_best=n_best, prefixes=prefixes, banned_ids=banned_ids)
         return search(self.model, sentences, decode, n_best=n_best, prefixes=prefixes, banned_ids=banned_ids)
 
 

@@ -52,7 +52,8 @@ def validate(
         pairs: the pairs as text; references are scored as they are.
         decode: beam size and the rest.
     """
-    translator = Translator(inference, tokenizer, decode, max_source_tokens=max_source_tokens)
+    # Without second searches: early in training nearly every sentence would need one.
+    translator = Translator(inference, tokenizer, decode, max_source_tokens=max_source_tokens, retries=False)
     hypotheses = translator.translate([pair.src for pair in pairs])
     references = [pair.tgt for pair in pairs]
     loss, loss_by_length = validation_loss(inference, corpus)
