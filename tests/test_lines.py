@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from mt.decode.lines import batches_of_lines, decoded, whole_file
+from mt.decode.lines import MAX_BYTES, LineReader, count_lines, decoded, whole_file
 from mt.errors import DataError
 
 
 def all_lines(content: bytes) -> list[bytes]:
-    return [line for batch in batches_of_lines(io.BytesIO(content)) for line in batch]
+    return [line for batch in LineReader(io.BytesIO(content)).batches() for line in batch]
 
 
 @pytest.mark.parametrize(
@@ -26,8 +26,10 @@ def all_lines(content: bytes) -> list[bytes]:
         ("a\u2028b\x0bc\x85d\rf\n".encode(), ["a\u2028b\x0bc\x85d\rf".encode()]),
     ],
 )
-def test_lines_end_in_a_line_feed_alone(content: bytes, lines: list[bytes]):
+def test_lines_end_in_a_line_feed_alone(tmp_path: Path, content: bytes, lines: list[bytes]):
     assert all_lines(content) == lines
+    (tmp_path / "text").write_bytes(content)
+    assert count_lines(tmp_path / "text") == len(lines)
 
 
 def test_a_line_may_be_longer_than_any_buffer():
@@ -35,15 +37,36 @@ def test_a_line_may_be_longer_than_any_buffer():
     assert all_lines(b"\n".join(lines)) == lines
 
 
-def test_batches_are_full_while_input_keeps_coming():
-    batches = list(batches_of_lines(io.BytesIO(b"a\n" * 10), max_lines=4))
-    assert [len(batch) for batch in batches] == [4, 4, 2]
+def test_where_a_batch_ends_depends_on_the_lines_alone():
+    long = b"x" * (MAX_BYTES // 2)
+    batches = list(LineReader(io.BytesIO(b"\n".join([b"a"] * 10 + [long] * 3))).batches(max_lines=4))
+    assert [len(batch) for batch in batches] == [4, 4, 4, 1]  # 10 is in the third, with the first two long ones
+    assert [len(batch) for batch in LineReader(io.BytesIO(b"\n".join([long] * 5))).batches()] == [2, 2, 1]
+
+
+def test_lines_may_be_skipped_and_batches_end_where_they_are_told_to():
+    reader = LineReader(io.BytesIO(b"".join(b"%d\n" % i for i in range(10_000))))
+    reader.skip(5_000)
+    batches = list(reader.batches(7, max_lines=4))
+    assert batches == [[b"5000", b"5001", b"5002", b"5003"], [b"5004", b"5005", b"5006"]]
+    assert reader.n_lines == 5_007
+    assert reader.take(2) == [b"5007", b"5008"]
+
+
+def test_the_digest_tells_what_was_read_however_it_was_read():
+    content = b"a\nbc\n\nd\ne"
+    one, other, third = (LineReader(io.BytesIO(text)) for text in (content, content, content.replace(b"c\n", b"\nc")))
+    assert one.take(4) == [b"a", b"bc", b"", b"d"]
+    other.skip(1)
+    assert list(other.batches(3, max_lines=2)) == [[b"bc", b""], [b"d"]]
+    third.skip(4)
+    assert one.digest == other.digest != third.digest
 
 
 def test_what_is_pending_is_given_out_when_the_input_pauses():
     reader, writer = os.pipe()
     with open(reader, "rb", buffering=0) as stream:
-        batches = batches_of_lines(stream, pause_seconds=0.05)
+        batches = LineReader(stream).batches(pause_seconds=0.05)
         os.write(writer, b"one\ntwo\nthr")
         assert next(batches) == [b"one", b"two"]
         os.write(writer, b"ee\n")
@@ -64,9 +87,24 @@ def test_a_trickle_without_a_pause_does_not_hold_lines_back_for_long():
             self.n_left -= 1
             return b"line\n" if self.n_left >= 0 else b""
 
-    batches = list(batches_of_lines(Trickle(), pause_seconds=0.5, longest_wait_seconds=0.1))  # type: ignore[arg-type]
+    reader = LineReader(Trickle())  # type: ignore[arg-type]
+    batches = list(reader.batches(pause_seconds=0.5, longest_wait_seconds=0.1))
     assert sum(map(len, batches)) == 100
     assert len(batches) >= 5
+
+
+def test_only_so_much_is_read_ahead():
+    class Endless(io.RawIOBase):
+        n_bytes = 0
+
+        def read(self, size: int = -1) -> bytes:
+            self.n_bytes += size
+            return b"x" * (size - 1) + b"\n"
+
+    stream = Endless()
+    LineReader(stream)  # type: ignore[arg-type]
+    time.sleep(0.2)
+    assert 1 << 20 < stream.n_bytes < 8 << 20
 
 
 def test_an_error_while_reading_reaches_the_caller():
@@ -75,13 +113,25 @@ def test_an_error_while_reading_reaches_the_caller():
             raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="the disk is gone"):
-        list(batches_of_lines(Broken()))  # type: ignore[arg-type]
+        list(LineReader(Broken()).batches())  # type: ignore[arg-type]
 
 
 def test_bad_bytes_become_replacement_characters_and_are_reported():
     assert decoded("schön\r".encode()) == ("schön", True)
     assert decoded(b"sch\xf6n") == ("sch\ufffdn", False)
     assert decoded("\ufffd".encode()) == ("\ufffd", True)
+
+
+def test_counting_strictly_names_the_first_bad_byte(tmp_path: Path):
+    path = tmp_path / "text"
+    path.write_bytes(b"gut\n" + b"sch\xf6n\n")
+    assert count_lines(path) == 2
+    with pytest.raises(DataError) as caught:
+        count_lines(path, is_strict=True)
+    assert str(caught.value) == (
+        f"{path}, line 2: byte 0xf6 at offset 3 is not UTF-8: mend the line, or leave --strict out to have such bytes "
+        "read as U+FFFD"
+    )
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path: Path):

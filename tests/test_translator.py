@@ -1,20 +1,22 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import mt.decode.translator
 from mt.config import DecodeConfig, ModelConfig, TokenizerConfig
-from mt.decode.translator import Hypothesis, Translator
+from mt.decode.search import SearchResult
+from mt.decode.translator import Hypothesis, PrefixError, Translator
 from mt.errors import CheckpointError, ConfigError
 from mt.model import Transformer
 from mt.runtime import choose_device, choose_dtype
-from mt.text.tokenizer import PAD_ID, Tokenizer, train_tokenizer
-from tests.toys import toy_text
+from mt.text.tokenizer import EOS_ID, PAD_ID, Tokenizer, train_tokenizer
+from tests.toys import WORDS, toy_text
 
 MAX_SOURCE_TOKENS = 24
 
@@ -54,6 +56,7 @@ def test_the_size_of_a_batch_changes_no_line(translator: Translator) -> None:
     together = translator.translate(LINES)
     assert translator.translate(LINES, replace(translator.decode, batch_tokens=1)) == together
     assert translator.translate(LINES, replace(translator.decode, batch_tokens=40)) == together
+    assert translator.translate(LINES, replace(translator.decode, batch_sentences=7)) == together
 
 
 def test_every_line_gets_a_line_and_harms_no_other(translator: Translator) -> None:
@@ -66,25 +69,40 @@ def test_every_line_gets_a_line_and_harms_no_other(translator: Translator) -> No
         assert not {"\n", "\r", "\x00"} & set(text)
 
 
-def test_a_line_that_is_too_long_is_translated_in_parts_and_counted(translator: Translator) -> None:
-    first, second = "bar bast ban. " * 3, "der dest den. " * 4
+def flags_of(translator: Translator, line: str, **changes: Any) -> tuple[str, ...]:
+    return next(translator.translate_lines([line], replace(translator.decode, **changes)))[0].flags
+
+
+def test_a_line_that_is_too_long_is_translated_in_parts_and_flagged(translator: Translator) -> None:
+    first, second = "Bar bast ban. " * 3, "Der dest den. " * 4
     (whole,) = translator.translate([first + second])
-    assert translator.n_lines_in_parts == 1
-    ids = translator.tokenizer.encode((first + second).strip())
-    parts = translator._split(ids)
+    assert "in_parts" in flags_of(translator, first + second)
+    assert "in_parts" not in flags_of(translator, first)
+    parts = parts_of(translator, first + second)
     assert len(parts) > 1
-    assert [token for part in parts for token in part[:-1]] == ids
-    assert all(len(part) <= MAX_SOURCE_TOKENS and part[-1] == translator.tokenizer.eos_id for part in parts)
-    texts = [translator.tokenizer.decode(part[:-1]) for part in parts]
-    assert all(text.endswith(".") for text in texts)
-    assert whole == " ".join(translator.translate(texts))
+    assert " ".join(parts) == (first + second).strip()
+    assert all(part.endswith(".") for part in parts)
+    assert whole == " ".join(translator.translate(parts))
+
+
+def parts_of(translator: Translator, line: str) -> list[str]:
+    sentences, _ = translator._sentences([line], [""], 0, translator.decode)
+    for sentence in sentences:
+        assert len(sentence.ids) <= MAX_SOURCE_TOKENS
+        assert sentence.ids == [*translator.tokenizer.encode(sentence.part.text), translator.tokenizer.eos_id]
+    return [sentence.part.text for sentence in sentences]
 
 
 def test_a_word_that_is_too_long_is_cut_anywhere_and_joined_again(translator: Translator) -> None:
-    ids = translator.tokenizer.encode("x" * 100)
-    parts = translator._split(ids)
-    assert len(parts) == -(-len(ids) // (MAX_SOURCE_TOKENS - 1))
-    assert [token for part in parts for token in part[:-1]] == ids
+    parts = parts_of(translator, "x" * 100)
+    assert "".join(parts) == "x" * 100
+    assert len(parts) < 8
+    assert translator.translate(["x" * 100]) == ["".join(translator.translate(parts))]
+
+
+def test_no_character_is_cut_in_two(translator: Translator) -> None:
+    text = "漢🙂é字" * 20
+    assert "".join(parts_of(translator, text)) == text
 
 
 def test_a_model_that_gives_no_numbers_says_what_to_try(translator: Translator) -> None:
@@ -96,6 +114,162 @@ def test_a_model_that_gives_no_numbers_says_what_to_try(translator: Translator) 
         "the model gives no numbers for 'bar dest': try --precision fp32; if that does not help, "
         "its weights are damaged"
     )
+
+
+class Parrot:
+    """A backend that says of each sentence what it was taught; what blocks repetition it is taught apart."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.said: dict[tuple[str, bool], str] = {}
+        self.calls: list[tuple[list[str], DecodeConfig]] = []
+
+    def search(
+        self,
+        sentences: Sequence[Sequence[int]],
+        decode: DecodeConfig,
+        *,
+        n_best: int,
+        prefixes: Sequence[Sequence[int]] | None,
+        banned_ids: Sequence[int],
+    ) -> list[list[SearchResult]]:
+        texts = [self.tokenizer.decode(ids) for ids in sentences]
+        self.calls.append((texts, decode))
+        said = [self.said.get((text, decode.no_repeat_ngram_size > 0), text.upper()) for text in texts]
+        return [[SearchResult(tuple(self.tokenizer.encode(text)), -2.0, -1.0)] * n_best for text in said]
+
+
+@pytest.fixture
+def parrot(tokenizer: Tokenizer) -> Parrot:
+    return Parrot(tokenizer)
+
+
+def taught(parrot: Parrot, **options: Any) -> Translator:
+    options = {"max_source_tokens": 64, **options}
+    return Translator(parrot, parrot.tokenizer, DecodeConfig(), **options)
+
+
+LINE, LOOP = "bar dest fin gol", "BAR DEST" + " FIN" * 9
+
+
+@pytest.mark.parametrize(
+    ("again", "text", "flags"),
+    [
+        ("BAR DEST FIN GOL", "BAR DEST FIN GOL", ("retried",)),
+        ("BAR DEST" + " FIN" * 7, "BAR DEST" + " FIN" * 7, ("repetition", "retried")),  # less of it
+        ("BAR DEST" + " FIN" * 12, LOOP, ("repetition", "retried")),  # no better
+    ],
+)
+def test_a_loop_is_searched_again_and_the_better_one_taken(
+    parrot: Parrot, again: str, text: str, flags: tuple[str, ...]
+) -> None:
+    parrot.said = {(LINE, False): LOOP, (LINE, True): again}
+    lines = ["mon nel", LINE, "kur"]
+    first, second, third = taught(parrot).translate_lines(lines)
+    assert (second[0].text, second[0].flags) == (text, flags)
+    assert (first[0].text, first[0].flags, third[0].flags) == ("MON NEL", (), ())
+    assert [(sorted(texts), decode.no_repeat_ngram_size) for texts, decode in parrot.calls] == [
+        (sorted(lines), 0),
+        ([LINE], 3),
+    ]
+
+
+def test_a_translation_that_is_far_too_short_is_searched_again_with_a_shortest_length(parrot: Parrot) -> None:
+    line = " ".join(["bar dest fin gol"] * 5)
+    n_tokens = len(parrot.tokenizer.encode(line))
+    parrot.said = {(line, False): "BAR"}
+    (hypotheses,) = taught(parrot).translate_lines([line])
+    assert hypotheses[0].flags == ("retried",)
+    assert parrot.calls[-1][1].min_length == -(-n_tokens // 3) - 3
+
+
+def test_a_translation_that_is_far_too_long_is_flagged(parrot: Parrot) -> None:
+    parrot.said = {("bar", no_repeat): " ".join(WORDS).upper() for no_repeat in (False, True)}
+    (hypotheses,) = taught(parrot).translate_lines(["bar"])
+    assert hypotheses[0].flags == ("too_long", "retried")
+
+
+def test_nothing_is_searched_again_where_that_is_not_wanted(parrot: Parrot) -> None:
+    parrot.said = {(LINE, False): LOOP, (LINE, True): LOOP}
+    for translator, decode in (
+        (taught(parrot, retries=False), DecodeConfig()),
+        (taught(parrot), DecodeConfig(sample=True)),
+        (taught(parrot), DecodeConfig(no_repeat_ngram_size=4)),
+    ):
+        (hypotheses,) = translator.translate_lines([LINE], decode)
+        assert hypotheses[0].flags == ("repetition",)
+    assert len(parrot.calls) == 3
+
+
+def test_an_end_that_max_length_forced_is_flagged_and_no_reason_to_search_again(parrot: Parrot) -> None:
+    line = " ".join(["bar dest fin gol"] * 5)
+    n_tokens = len(parrot.tokenizer.encode("BAR"))
+    parrot.said = {(line, False): "BAR"}
+    (hypotheses,) = taught(parrot).translate_lines([line], DecodeConfig(max_length=n_tokens + 1))
+    assert hypotheses[0].flags == ("max_length",)
+    assert len(parrot.calls) == 1
+
+
+def test_hypotheses_have_their_tokens_and_their_score_for_each(parrot: Parrot) -> None:
+    (hypotheses,) = taught(parrot).translate_lines([LINE])
+    best = hypotheses[0]
+    assert "".join(best.tokens) == "▁BAR▁DEST▁FIN▁GOL"
+    assert best.n_tokens == len(best.tokens) + 1
+    assert best.log_prob_per_token == -2.0 / best.n_tokens
+    assert best.alignment is None
+
+
+def test_alignments_are_of_words_and_go_on_through_the_parts_of_a_line(parrot: Parrot) -> None:
+    """Each target token to the source token at its place: as if the two were the same, which they are here."""
+
+    def aligner(sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> list[list[tuple[int, int]]]:
+        assert all(
+            source[-1] == EOS_ID and EOS_ID not in target for source, target in zip(sources, targets, strict=True)
+        )
+        return [[(i, i) for i in range(len(source))] for source in sources]
+
+    translator = taught(parrot, max_source_tokens=MAX_SOURCE_TOKENS)
+    long = " ".join(WORDS[:20])
+    lines = ["bar dest", "", long, "x" * 60 + " bar"]
+    parrot.said = {
+        (text, False): text for text in [*lines, *(part for line in lines for part in parts_of(translator, line))]
+    }
+    aligned = [best[0].alignment for best in translator.translate_lines(lines, aligner=aligner)]
+    assert "in_parts" in flags_of(translator, long)
+    assert aligned == [
+        ((0, 0), (1, 1)),
+        (),
+        tuple((i, i) for i in range(20)),
+        ((0, 0), (1, 1)),
+    ]
+
+
+def test_a_prefix_begins_the_translation_of_its_line(translator: Translator) -> None:
+    prefixes = ["BAR DEST", "", "KUR"]
+    texts = translator.translate(LINES[:3], prefixes=prefixes)
+    assert texts[0].startswith("BAR DEST")
+    assert texts[1] == translator.translate([LINES[1]])[0]
+    assert texts[2] == translator.translate([LINES[2]], prefixes=["KUR"])[0]
+    assert translator.translate([" "], prefixes=["BAR"]) == [""]
+
+
+def test_a_prefix_that_leaves_no_room_names_its_line(translator: Translator) -> None:
+    with pytest.raises(PrefixError) as caught:
+        translator.translate(LINES[:3], prefixes=["", "", "BAR " * 20])
+    assert caught.value.line == 2
+    n_tokens = len(translator.tokenizer.encode(("BAR " * 20).strip()))
+    assert str(caught.value) == (
+        f"the prefix {('BAR ' * 20).strip()!r} has {n_tokens} tokens, and a translation may have 10 with its end: "
+        "shorten it"
+    )
+
+
+def test_progress_is_told_as_a_share_of_the_lines(translator: Translator) -> None:
+    shares: list[float] = []
+    list(translator.translate_lines(LINES, replace(translator.decode, batch_sentences=10), on_progress=shares.append))
+    assert len(shares) == 4
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
 
 
 def test_n_best_are_different_and_in_order_of_their_score(translator: Translator) -> None:

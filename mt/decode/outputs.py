@@ -222,9 +222,9 @@ class Outputs:
                     file.complete_step(content)
             self._write_record(progress)
         except DataError as error:
-            if self.can_go_on:
-                raise DataError(f"{error}: free some space, then the same command with --resume goes on") from None
-            raise
+            if not self.can_go_on:
+                raise
+            raise DataError(f"{error}: mend that, then the same command with --resume goes on") from None
         self._progress = progress
 
     def finish(self) -> None:

@@ -13,12 +13,14 @@ _COMMAS = "，、；："
 _CJK = "\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
 
 # Where a sentence ends: not behind a single letter, as in `z. B.` and `J. Smith`. Before a dash between spaces a clause
-# ends.
+# ends, and at a full stop before a small letter at least a clause: that may be `usw.`, or a text without capitals.
 _SENTENCE_ENDS = re.compile(
     rf"(?:(?<!\b\w)\.|[!?…؟۔।॥{_FULL_STOPS}])[.!?…]*[{_CLOSERS}]*(?= )"
     rf"|[{_FULL_STOPS}]+[{_CLOSERS}]*(?![ {_FULL_STOPS}{_CLOSERS}])"
 )
-_CLAUSE_ENDS = re.compile(rf"[,;:،؛][{_CLOSERS}]*(?= )|[)\]}}»”](?= )|(?= [–—-] )|[{_COMMAS}][{_CLOSERS}]*(?! )")
+_CLAUSE_ENDS = re.compile(
+    rf"(?:[,;:،؛!?…]|(?<!\b\w)\.)[{_CLOSERS}]*(?= )|[)\]}}»”](?= )|(?= [–—-] )|[{_COMMAS}][{_CLOSERS}]*(?! )"
+)
 _SPACES = re.compile("(?= )")
 _CJK_CHAR = re.compile(f"[{_CJK}]")
 
@@ -66,13 +68,15 @@ def _cut(text: str, piece_ends: Sequence[int], start: int, room: int) -> tuple[i
         return len(text), False
     farthest = max(_last_whole_character(piece_ends, first, room), start + 1)
     for pattern, share in _CUTS:
-        nearest = max(piece_ends[first + int(share * room)], start + 1)
+        nearest = piece_ends[first + max(int(share * room) - 1, 0)]
         # What follows a cut decides whether it is one: the pattern sees two characters more.
-        ends = [match.end() for match in pattern.finditer(text, nearest, farthest + 2)]
-        fitting = [end for end in ends if end <= farthest and not _goes_on(pattern, text, end)]
+        ends = [match.end() for match in pattern.finditer(text, start + 1, farthest + 2)]
+        fitting = [end for end in ends if nearest <= end <= farthest and not _goes_on(pattern, text, end)]
         if fitting:
             return fitting[-1], False
-    return farthest, True
+    if text[farthest - 1] == " ":
+        return farthest - 1, False
+    return farthest, not text.startswith(" ", farthest)
 
 
 def _last_whole_character(piece_ends: Sequence[int], first: int, room: int) -> int:
@@ -84,7 +88,7 @@ def _last_whole_character(piece_ends: Sequence[int], first: int, room: int) -> i
 
 
 def _goes_on(pattern: re.Pattern[str], text: str, end: int) -> bool:
-    """Whether what looks like the end of a sentence is an abbreviation: a small letter follows."""
+    """Whether what looks like the end of a sentence may be an abbreviation: a small letter follows."""
     return pattern is _SENTENCE_ENDS and text[end + 1 : end + 2].islower()
 
 

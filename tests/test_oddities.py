@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+
+from mt.decode.oddities import fewest_tokens, is_in_a_loop, is_too_long, repeated_tokens
+
+
+@pytest.mark.parametrize(
+    ("ids", "n_repeated"),
+    [
+        ([], 0),
+        ([5, 6, 7, 8], 0),
+        ([5, 5, 5, 5], 0),  # three tokens repeat the one before: too few
+        ([5, 5, 5, 5, 5], 4),
+        ([5, 6, 5, 6], 0),  # two copies are no loop
+        ([5, 6, 5, 6, 5, 6], 4),
+        ([1, 5, 6, 7, 5, 6, 7, 5, 6, 7, 2], 6),
+        ([1, 5, 6, 7, 5, 6, 7, 5, 6, 2], 0),  # the third copy is not whole
+        (list(range(40)) * 3, 0),  # longer than a loop may be
+        (list(range(32)) * 3, 64),
+        ([5, 9, 5, 8, 5, 7, 5, 6, 5, 4], 0),
+    ],
+)
+def test_a_loop_is_three_copies_in_a_row(ids: list[int], n_repeated: int):
+    assert repeated_tokens(ids) == n_repeated
+
+
+def test_a_loop_that_was_given_is_none_of_the_translation():
+    loop = [5, 6] * 5
+    assert is_in_a_loop(loop, [1, 2, 3])
+    assert not is_in_a_loop(loop, [7, 8] * 5)
+    assert not is_in_a_loop(loop, [1, 2, 3], [7, 8] * 5)
+    assert is_in_a_loop([5, 6] * 20, [7, 8] * 5)
+
+
+def test_lengths_that_are_far_out():
+    assert [is_too_long(10, n) for n in (35, 36)] == [False, True]
+    assert [fewest_tokens(n) for n in (1, 9, 12, 13, 30)] == [1, 1, 1, 2, 7]

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from mt.config import TokenizerConfig
+from mt.decode.splitting import Part, joined, split_text
+from mt.text.clean import normalise
+from mt.text.tokenizer import Tokenizer, train_tokenizer
+from tests.toys import toy_text
+
+
+def split(text: str, room: int) -> list[str]:
+    """As if each character were a piece."""
+    return [part.text for part in split_text(text, range(1, len(text) + 1), room)]
+
+
+def test_a_line_that_fits_is_one_part():
+    assert split_text("Ein Hund.", range(1, 10), 9) == [Part("Ein Hund.", 0)]
+
+
+@pytest.mark.parametrize(
+    ("text", "room", "parts"),
+    [
+        # Sentences, as many as fit.
+        ("Er kam. Er sah. Er siegte.", 16, ["Er kam. Er sah.", "Er siegte."]),
+        ('"Er kam." Er sah und siegte.', 20, ['"Er kam."', "Er sah und siegte."]),
+        ("Er kam (gestern!). Sie kam auch.", 22, ["Er kam (gestern!).", "Sie kam auch."]),
+        ("Kam er?! Sah er? Ja, sah er.", 18, ["Kam er?! Sah er?", "Ja, sah er."]),
+        # Not behind an abbreviation.
+        ("Das gilt z. B. nur heute.", 18, ["Das gilt z. B. nur", "heute."]),
+        ("Er kam heute. Wir sahen usw. und so weiter.", 35, ["Er kam heute.", "Wir sahen usw. und so weiter."]),
+        ("er kam heute. er sah und siegte.", 20, ["er kam heute.", "er sah und siegte."]),
+        ("Hier ist J. Smith zu Haus.", 18, ["Hier ist J. Smith", "zu Haus."]),
+        # Clauses, then words, then anywhere.
+        ("Sie kam an, er sah und siegte", 20, ["Sie kam an,", "er sah und siegte"]),
+        ("Sie kam an – er sah und siegte", 20, ["Sie kam an", "– er sah und siegte"]),
+        ("Die Frau (mit Hut) sah den Mann", 22, ["Die Frau (mit Hut)", "sah den Mann"]),
+        ("eins zwei drei vier", 10, ["eins zwei", "drei vier"]),
+        ("a" * 25, 10, ["a" * 10, "a" * 10, "a" * 5]),
+        # A sentence that ends too early is no place to cut.
+        ("Ja. Eins zwei drei vier fünf", 20, ["Ja. Eins zwei drei", "vier fünf"]),
+        # Scripts without spaces.
+        ("他来了。他看见了！「他赢了。」他走了。", 9, ["他来了。他看见了！", "「他赢了。」他走了。"[:6], "他走了。"]),
+        ("他来了，他看见了他赢了", 7, ["他来了，", "他看见了他赢了"]),
+    ],
+)
+def test_cuts_are_made_where_a_reader_would_pause(text: str, room: int, parts: list[str]):
+    assert split(text, room) == parts
+
+
+def test_parts_know_their_first_word():
+    parts = split_text("eins zwei abcdefghijklmn vier", range(1, 30), 10)
+    assert parts == [Part("eins zwei", 0), Part("abcdefghij", 2), Part("klmn vier", 2, continues_word=True)]
+
+
+def test_pieces_that_share_a_character_stay_together():
+    # Three characters of four bytes each, behind the space that begins a word.
+    assert [part.text for part in split_text("🙂🙃🙂", [0, *[1] * 4, *[2] * 4, *[3] * 4], 6)] == ["🙂", "🙃", "🙂"]
+    assert [part.text for part in split_text("🙂🙃", [1] * 4 + [2] * 4, 2)] == ["🙂", "🙃"]  # no room, and yet no loss
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    train_tokenizer(toy_text(300, 1)[0], TokenizerConfig(vocab_size=340), path)
+    return Tokenizer.load(path)
+
+
+def test_the_ends_of_pieces_are_counted_in_characters(tokenizer: Tokenizer):
+    for text in ("bar dest", "ä🙂 bar漢 <0x41>", "🙂", "x"):
+        ids = tokenizer.encode(text)
+        ends = tokenizer.piece_ends(ids)
+        assert len(ends) == len(ids)
+        assert ends[-1] == len(text)
+        for place, end in enumerate(ends[:-1]):
+            if end != ends[place + 1]:
+                assert tokenizer.decode(ids[: place + 1]) == text[:end]
+
+
+def test_nothing_but_spaces_at_cuts_is_lost(tokenizer: Tokenizer):
+    rng = random.Random(1)
+    alphabet = "ab.,!? 。，「」()–漢🙂é "
+    for _ in range(200):
+        text = normalise("".join(rng.choices(alphabet, k=rng.randrange(1, 120))))
+        ids = tokenizer.encode(text)
+        room = rng.randrange(3, 20)
+        parts = split_text(text, tokenizer.piece_ends(ids), room)
+        assert "".join(part.text for part in parts).replace(" ", "") == text.replace(" ", "")
+        assert all(part.text == part.text.strip() and part.text for part in parts) or text == ""
+        words = text.split(" ")
+        for part in parts:
+            first = part.text.split(" ")[0]
+            assert first in words[part.n_words_before] if part.text else True
+
+
+def test_translations_are_joined_as_their_script_has_it():
+    assert joined("Er kam.", "Er sah.", False) == "Er kam. Er sah."
+    assert joined("Donau", "dampf", True) == "Donaudampf"
+    assert joined("他来了。", "他看见了。", False) == "他来了。他看见了。"
+    assert joined("他来了。", "OK.", False) == "他来了。 OK."
+    assert joined("", "Er sah.", False) == "Er sah."
+    assert joined("Er kam.", "", False) == "Er kam."
