@@ -47,7 +47,7 @@ class _Commands(typer.core.TyperGroup):
             _drop_output()
             raise typer.Exit(141) from None
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             _drop_output()
             where = error.filename or "standard output"

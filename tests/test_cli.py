@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -18,7 +19,9 @@ import pytest
 from mt.cli import app
 from mt.config import DecodeConfig, RunConfig
 from mt.configfile import load_config
+from mt.decode.lines import LineReader
 from mt.errors import CheckpointError, DataError
+from tests.toys import files_up_to
 
 ROOT = Path(__file__).resolve().parent.parent
 Run = Callable[..., tuple[int, str, str]]
@@ -56,7 +59,9 @@ class FakeTranslator:
         if path == "missing":
             raise CheckpointError("missing: no such model folder")
         cls.calls.append({"path": path, "device": device, "precision": precision, "retries": retries})
-        return cls()
+        translator = cls()
+        translator.retries = retries
+        return translator
 
     def translate_lines(
         self,
@@ -318,22 +323,360 @@ def test_n_best_gives_that_many_lines_for_each_line(run: Run):
 
 
 def test_jsonl_has_one_object_a_line(run: Run):
-    _, stdout, _ = run("translate", "--model", "m", "--n-best", "2", "--format", "jsonl", stdin="ä\n\n".encode())
-    figures = {"score": -0.5, "log_prob": -1.5, "n_tokens": 3}
-    assert [json.loads(line) for line in stdout.splitlines()] == [
-        {"line": 1, "src": "ä", "hypotheses": [{"text": "Ä", **figures}, {"text": "ä ä", **figures}]},
-        {"line": 2, "src": "", "hypotheses": [{"text": "", **figures}]},
+    options = ("translate", "--model", "m", "--n-best", "2", "--format", "jsonl")
+    status, stdout, _ = run(*options, stdin="ä\u2028\x85\n\n?\xff".encode("utf-8", "surrogateescape"))
+    assert status == 0
+    figures = {"score": -0.5, "log_prob": -1.5, "log_prob_per_token": -0.5, "n_tokens": 3, "tokens": ["▁t", "o"]}
+    rest = {**figures, "alignment": None, "flags": []}
+    strange = "ä\u2028\x85"
+    first, second, third = (json.loads(line) for line in stdout.splitlines())
+    texts = [strange.upper(), f"{strange} {strange}"]
+    assert first == {"line": 1, "src": strange, "flags": [], "hypotheses": [{"text": text, **rest} for text in texts]}
+    assert second == {"line": 2, "src": "", "flags": [], "hypotheses": [{"text": "", **rest}]}
+    assert (third["line"], third["src"]) == (3, "?\xff")
+    assert '"ä' in stdout
+
+
+def test_flags_of_lines_are_in_the_json_and_counted(run: Run):
+    _, stdout, stderr = run("translate", "--model", "m", "--format", "jsonl", stdin=b"?\na\xff\n?\n" + b"b" * 2_000)
+    flags = [json.loads(line)["flags"] for line in stdout.splitlines()]
+    assert flags == [["repetition", "retried"], ["invalid_utf8"], ["repetition", "retried"], ["in_parts"]]
+    assert stderr == (
+        "warning: 1 of 4 lines were not valid UTF-8: their bad bytes were read as U+FFFD\n"
+        "warning: 1 of 4 lines had more than 1,024 tokens and were translated in parts\n"
+        "warning: 2 of 4 lines have a translation that repeats itself\n"
+        "2 of 4 lines were searched twice, the second time with repetition blocked: their first translation was odd\n"
+    )
+
+
+def test_alignments_go_into_a_file_of_their_own_or_into_the_json(run: Run, monkeypatch: pytest.MonkeyPatch):
+    explain = types.SimpleNamespace(align=lambda model, sources, targets: [])
+    monkeypatch.setitem(sys.modules, "mt.explain.attention", explain)
+    monkeypatch.setattr(FakeTranslator, "model", "its model", raising=False)
+    text = b"a b\n\nc d\n"
+    status, stdout, _ = run("translate", "--model", "m", "--alignments", "al", "--n-best", "2", stdin=text)
+    assert (status, len(stdout.splitlines())) == (0, 6)
+    assert Path("al").read_text("utf-8") == "0-0 1-1\n0-0 1-1\n\n\n0-0 1-1\n0-0 1-1\n"
+    _, stdout, _ = run("translate", "--model", "m", "--align", "--format", "jsonl", stdin=text)
+    assert [json.loads(line)["hypotheses"][0]["alignment"] for line in stdout.splitlines()] == [
+        "0-0 1-1",
+        "",
+        "0-0 1-1",
     ]
-    assert '"ä"' in stdout
+    run("translate", "--model", "m", "--alignments", "al", "--output", "out", stdin=text)
+    assert Path("al").read_text("utf-8") == "0-0 1-1\n\n0-0 1-1\n"
+    assert sorted(path.name for path in Path().iterdir()) == ["al", "out"]
+
+
+def test_prefixes_go_with_their_lines(run: Run):
+    write_lines("in", ["a", "b", "c"])
+    write_lines("prefixes", ["X ", "", "Z "])
+    assert run("translate", "--model", "m", "--input", "in", "--prefix", "prefixes")[1] == "X A\nB\nZ C\n"
+    assert run("translate", "--model", "m", "--prefix", "prefixes", stdin=b"a\nb\nc")[1] == "X A\nB\nZ C\n"
+    command = ("translate", "--model", "m", "--input", "in", "--prefix", "prefixes", "--shard", "2/2")
+    assert run(*command)[1] == "B\nZ C\n"
+
+
+def test_prefixes_that_do_not_fit_their_lines_are_refused(run: Run):
+    write_lines("in", ["a", "b", "c"])
+    write_lines("two", ["X", "Y"])
+    write_lines("four", ["X", "Y", "Z", ""])
+    write_lines("long", ["", "", "x" * 21])
+    Path("latin").write_bytes(b"\n\xe4\n\n")
+    from_file = ("translate", "--model", "m", "--input", "in", "--prefix")
+    advice = "give a prefix for each line, an empty one where there is none"
+    assert run(*from_file, "two")[2] == f"error: two has 2 lines and in has 3: {advice}\n"
+    assert FakeTranslator.calls == []
+    assert run(*from_file, "latin") == (2, "", "error: latin, line 2: is not valid UTF-8: mend the line\n")
+    assert run(*from_file, "long") == (2, "", "error: long, line 3: the prefix is long\n")
+    from_pipe = ("translate", "--model", "m", "--prefix")
+    status, _, stderr = run(*from_pipe, "two", stdin=b"a\nb\nc\n")
+    assert (status, stderr) == (2, "error: two: has 2 lines and standard input has more: give a prefix for each line\n")
+    status, _, stderr = run(*from_pipe, "four", "--output", "out", stdin=b"a\nb\nc\n")
+    assert (status, stderr) == (2, "error: four: has more lines than standard input: give a prefix for each line\n")
+    assert not Path("out").exists()
+
+
+def test_shards_are_blocks_that_cat_joins(run: Run):
+    write_lines("in", [f"line {i}" for i in range(11)])
+    _, whole, _ = run("translate", "--model", "m", "--input", "in", "--format", "jsonl")
+    parts = []
+    for number in (1, 2, 3, 4):
+        options = ("--input", "in", "--format", "jsonl", "--shard", f"{number}/4")
+        parts.append(run("translate", "--model", "m", *options)[1])
+    assert [part.count("\n") for part in parts] == [2, 3, 3, 3]
+    assert "".join(parts) == whole
+    write_lines("one", ["a"])
+    outputs = [run("translate", "--model", "m", "--input", "one", "--shard", f"{n}/3")[1] for n in (1, 2, 3)]
+    assert outputs == ["", "", "A\n"]
+
+
+def test_strict_refuses_what_is_no_utf8_before_the_model_is_loaded(run: Run):
+    Path("in").write_bytes(b"a\nb\xff\n")
+    advice = "mend the line, or leave --strict out to have such bytes read as U+FFFD"
+    message = f"error: in, line 2: byte 0xff at offset 1 is not UTF-8: {advice}\n"
+    assert run("translate", "--model", "m", "--input", "in", "--strict") == (2, "", message)
+    assert FakeTranslator.calls == []
+    message = message.replace("in, line", "standard input, line")
+    assert run("translate", "--model", "m", "--strict", stdin=b"a\nb\xff\n") == (2, "", message)
+
+
+@pytest.fixture
+def interrupted(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Run `mt translate` over 10 lines, 3 at a time, until an exception comes with the lines from 6 on."""
+    monkeypatch.setattr(LineReader.batches, "__kwdefaults__", {**LineReader.batches.__kwdefaults__, "max_lines": 3})
+    write_lines("in", [f"line {i}" for i in range(10)])
+    translate_lines = FakeTranslator.translate_lines
+
+    def interrupted_run(error: BaseException, *options: str) -> Any:
+        def failing(self: FakeTranslator, lines: Sequence[str], decode: DecodeConfig, **rest: Any) -> Any:
+            if lines[0] == "line 6":
+                raise error
+            return translate_lines(self, lines, decode, **rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(FakeTranslator, "translate_lines", failing)
+            return run("translate", "--model", "m", "--input", "in", "--output", "out", *options)
+
+    return interrupted_run
+
+
+RESUME = ("translate", "--model", "m", "--input", "in", "--output", "out", "--resume")
+
+
+def names() -> set[str]:
+    return {path.name for path in Path().iterdir()}
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
+def test_what_was_interrupted_goes_on_with_resume(
+    run: Run, interrupted: Callable[..., Any], error: BaseException, status: int
+):
+    stopped = "stopped: the first 6 lines are in {}/out.part: the same command with --resume goes on\n"
+    assert interrupted(error) == (status, "", stopped.format(Path.cwd()))
+    assert names() == {"in", "out.part", "out.part.json"}
+    assert Path("out.part").read_text("utf-8") == "".join(f"LINE {i}\n" for i in range(6))
+    FakeTranslator.calls.clear()
+    assert run(*RESUME) == (0, "", "")
+    assert Path("out").read_text("utf-8") == "".join(f"LINE {i}\n" for i in range(10))
+    assert names() == {"in", "out"}
+    assert len(FakeTranslator.calls) == 3  # one to load, two for 4 lines
+
+
+def test_a_torn_line_and_what_lies_behind_the_last_step_are_made_again(run: Run, interrupted: Callable[..., Any]):
+    interrupted(KeyboardInterrupt())
+    with open("out.part", "ab") as stream:
+        stream.write(b"LINE 6\nLIN")
+    assert run(*RESUME)[0] == 0
+    assert Path("out").read_text("utf-8") == "".join(f"LINE {i}\n" for i in range(10))
+
+
+def test_resume_begins_anew_where_there_is_nothing_to_go_on_with(run: Run):
+    write_lines("in", ["a", "b"])
+    assert run(*RESUME) == (0, "", "")
+    assert Path("out").read_text("utf-8") == "A\nB\n"
+    message = (
+        "error: out: is there, and no out.part to go on with: delete it, or leave --resume out, to translate anew\n"
+    )
+    assert run(*RESUME) == (2, "", message)
+    assert Path("out").read_text("utf-8") == "A\nB\n"
+
+
+def test_all_files_go_on_together(run: Run, interrupted: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
+    explain = types.SimpleNamespace(align=lambda model, sources, targets: [])
+    monkeypatch.setitem(sys.modules, "mt.explain.attention", explain)
+    monkeypatch.setattr(FakeTranslator, "model", "its model", raising=False)
+    options = ("--alignments", "al", "--shard", "1/2", "--format", "jsonl", "--prefix", "in")
+    write_lines("in", [f"{i}" for i in range(20)])
+
+    def until(lines: Sequence[str]) -> Any:
+        raise KeyboardInterrupt
+
+    translate_lines = FakeTranslator.translate_lines
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            FakeTranslator,
+            "translate_lines",
+            lambda self, lines, *a, **k: until(lines) if "6" in lines else translate_lines(self, lines, *a, **k),
+        )
+        assert run(*RESUME, *options)[0] == 130
+    assert names() == {"in", "out.part", "out.part.json", "al.part"}
+    message = f"error: {Path.cwd()}/al.part: is missing: delete {Path.cwd()}/out.part too, to begin anew\n"
+    Path("al.part").rename("elsewhere")
+    assert run(*RESUME, *options) == (2, "", message)
+    Path("elsewhere").rename("al.part")
+    assert run(*RESUME, *options)[0] == 0
+    entries = [json.loads(line) for line in Path("out").read_text("utf-8").splitlines()]
+    assert [(entry["line"], entry["hypotheses"][0]["text"]) for entry in entries] == [
+        (i + 1, f"{i}{i}") for i in range(10)
+    ]
+    assert Path("al").read_text("utf-8") == "0-0 1-1\n" * 10
+    assert names() == {"in", "out", "al"}
+
+
+def test_an_interrupted_translation_is_not_begun_anew_by_mistake(run: Run, interrupted: Callable[..., Any]):
+    interrupted(KeyboardInterrupt())
+    message = "is an interrupted translation of 6 lines: add --resume to go on with it, or delete it to begin anew"
+    assert run(*RESUME[:-1]) == (2, "", f"error: {Path.cwd()}/out.part: {message}\n")
+    Path("out.part").unlink()
+    assert run(*RESUME[:-1]) == (0, "", "")
+    assert names() == {"in", "out"}
+
+
+def test_a_file_that_is_only_named_like_a_part_is_left_alone(run: Run):
+    write_lines("in", ["a"])
+    write_lines("out.part", ["something else"])
+    message = (
+        f"error: {Path.cwd()}/out.part: is in the way, and there is no {Path.cwd()}/out.part.json that says what it is "
+        "the beginning of: move it away\n"
+    )
+    for options in (RESUME, RESUME[:-1]):
+        assert run(*options) == (2, "", message)
+    assert Path("out.part").read_text("utf-8") == "something else\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (["--beam-size", "5"], "it was begun with --beam-size 4, not 5"),
+        (["--sample"], "it was begun without --sample"),
+        (["--format", "jsonl"], "it was begun with --format text, not jsonl"),
+        (["--shard", "1/2"], "it was begun without --shard"),
+        (["--no-repeat-ngram", "3"], "it was begun with --no-repeat-ngram 0, not 3"),
+        (["--no-retry"], "it was begun with --retry"),
+        (["--prefix", "in"], "it was begun without --prefix"),
+        ("identity", "it was begun with another model"),
+        ("part", "out.part is not what was written then"),
+        ("text", "what it has of 6 lines was made from others than those in in"),
+        ("fewer", "what it has of 6 lines was made from others than those in in"),
+    ],
+)
+def test_a_part_that_is_no_beginning_of_the_output_is_refused(
+    run: Run, interrupted: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, change: Any, problem: str
+):
+    interrupted(KeyboardInterrupt())
+    options: list[str] = []
+    if change == "identity":
+        monkeypatch.setattr(FakeTranslator, "identity", {**FakeTranslator.identity, "model": "4567"})
+    elif change == "part":
+        content = Path("out.part").read_bytes()
+        Path("out.part").write_bytes(content.replace(b"LINE 2", b"line 2"))
+    elif change == "text":
+        write_lines("in", [f"line {i + (i == 5)}" for i in range(10)])
+    elif change == "fewer":
+        write_lines("in", [f"line {i}" for i in range(5)])
+    else:
+        options = change
+    part = Path("out.part").read_bytes()
+    status, stdout, stderr = run(*RESUME, *options)
+    assert (status, stdout) == (2, "")
+    assert stderr.startswith(
+        f"error: {Path.cwd()}/out.part: is no beginning of what this command writes: {problem}: give the "
+    )
+    assert stderr.endswith(", or delete it to begin anew\n")
+    assert stderr.count("\n") == 1
+    assert Path("out.part").read_bytes() == part
+
+
+def test_a_record_that_is_damaged_is_refused(run: Run, interrupted: Callable[..., Any]):
+    interrupted(KeyboardInterrupt())
+    Path("out.part.json").write_text('{"format": 1', "utf-8")
+    message = f"is damaged, or of another version of mt: delete it and {Path.cwd()}/out.part to begin anew"
+    assert run(*RESUME) == (2, "", f"error: {Path.cwd()}/out.part.json: {message}\n")
+
+
+def test_files_that_have_their_names_already_are_taken_up_too(run: Run, interrupted: Callable[..., Any]):
+    """As a kill leaves them between the last step and the end."""
+    interrupted(KeyboardInterrupt())
+    record = json.loads(Path("out.part.json").read_text("utf-8"))
+    Path("out.part").rename("out")
+    assert Path("out").stat().st_size == record["files"][0]["bytes"]
+    assert run(*RESUME) == (0, "", "")
+    assert Path("out").read_text("utf-8") == "".join(f"LINE {i}\n" for i in range(10))
+    assert names() == {"in", "out"}
+
+
+def test_two_at_once_do_not_write_the_same_file(run: Run):
+    from mt.decode.outputs import open_outputs
+
+    write_lines("in", ["a"])
+    with open_outputs(Path("out")):
+        message = f"error: {Path.cwd()}/out.part: another mt translate is writing it: wait for it, or stop it\n"
+        assert run(*RESUME[:-1]) == (2, "", message)
+        assert names() == {"in", "out.part", "out.part.json"}
+    assert names() == {"in"}
+
+
+def test_a_full_disk_leaves_whole_lines_and_resume_goes_on(run: Run, interrupted: Callable[..., Any]):
+    whole = 3 * len("LINE 0\n")
+    write_lines("in", [f"line {i}" + "x" * 3_000 for i in range(10)])
+    with files_up_to(12_000):
+        status, stdout, stderr = run(*RESUME[:-1])
+    assert (status, stdout) == (2, "")
+    remedy = "raise the limit on the size of files (ulimit -f), then the same command with --resume goes on"
+    assert stderr == f"error: out: cannot be written: File too large: {remedy}\n"
+    assert Path("out.part").stat().st_size == whole + 9_000
+    assert run(*RESUME)[0] == 0
+    assert Path("out").read_bytes() == Path("in").read_bytes().upper()
+    with files_up_to(5_000):
+        message = "error: other: cannot be written: File too large\n"
+        assert run(*RESUME[:3], "--input", "in", "--output", "other") == (2, "", message)
+    assert names() == {"in", "out"}
+
+
+def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(run: Run, monkeypatch: pytest.MonkeyPatch):
+    import mt.decode.meter
+
+    monkeypatch.setattr(mt.decode.meter, "LINE_SECONDS", 0.0)
+    write_lines("in", [f"line {i}" for i in range(5_000)])
+    _, _, stderr = run("translate", "--model", "m", "--input", "in", "--output", "out")
+    first, second, last = stderr.splitlines()
+    assert re.fullmatch(r"4,096 of 5,000 lines · [\d,.]+ lines/s · \d+ s left", first)
+    assert re.fullmatch(r"5,000 of 5,000 lines · [\d,.]+ lines/s · 0 s left", second)
+    assert re.fullmatch(r"5,000 lines in \d+ s · [\d,.]+ lines/s", last)
+    assert run("translate", "--model", "m", "--input", "in", "--output", "out", "--no-progress")[2] == ""
+    assert re.match(r"1 lines · [\d,.]+ lines/s\n", run("translate", "--model", "m", stdin=b"a\n")[2])
 
 
 def test_options_reach_the_translator(run: Run):
     options = ["--beam-size", "6", "--length-penalty", "0", "--batch-tokens", "99", "--n-best", "2"]
     run("translate", "--model", "m", "--device", "cpu", "--precision", "fp32", *options, stdin=b"a\n")
     assert FakeTranslator.calls == [
-        {"path": "m", "device": "cpu", "precision": "fp32"},
-        {"decode": DecodeConfig(beam_size=6, length_penalty=0.0, batch_tokens=99), "n_best": 2},
+        {"path": "m", "device": "cpu", "precision": "fp32", "retries": True},
+        {"decode": DecodeConfig(beam_size=6, length_penalty=0.0, batch_tokens=99), "n_best": 2, "prefixes": None},
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "decode"),
+    [
+        (
+            "--length-penalty-form plain --length-penalty 1",
+            DecodeConfig(length_penalty_form="plain", length_penalty=1.0),
+        ),
+        ("--min-length 3 --max-length 9", DecodeConfig(min_length=3, max_length=9)),
+        ("--no-repeat-ngram 3 --batch-sentences 7", DecodeConfig(no_repeat_ngram_size=3, batch_sentences=7)),
+        (
+            "--sample --temperature 0.7 --top-k 10 --top-p 0.9 --seed 0",
+            DecodeConfig(sample=True, temperature=0.7, top_k=10, top_p=0.9, seed=0),
+        ),
+    ],
+)
+def test_every_setting_of_the_search_has_an_option(run: Run, options: str, decode: DecodeConfig):
+    assert run("translate", "--model", "m", *options.split(), stdin=b"a\n")[0] == 0
+    assert FakeTranslator.calls[-1]["decode"] == decode
+
+
+def test_a_beam_is_asked_of_a_model_whose_config_draws(run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(FakeTranslator, "decode", DecodeConfig(sample=True, temperature=0.7, top_k=10))
+    run("translate", "--model", "m", "--beam-size", "6", stdin=b"a\n")
+    assert FakeTranslator.calls[-1]["decode"] == DecodeConfig(beam_size=6)
+
+
+def test_what_contradicts_the_config_of_the_model_is_named_too(run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(FakeTranslator, "decode", DecodeConfig(max_length=9))
+    message = "error: --min-length: is 9, and --max-length (9) leaves room for 8 tokens and the end of sentence\n"
+    assert run("translate", "--model", "m", "--min-length", "9", stdin=b"a\n") == (2, "", message)
 
 
 @pytest.mark.parametrize(
@@ -345,6 +688,47 @@ def test_options_reach_the_translator(run: Run):
         (["--batch-tokens", "0"], "--batch-tokens: expected at least 1, got 0"),
         (["--n-best", "0"], "--n-best: expected at least 1, got 0"),
         (["--n-best", "5", "--beam-size", "4"], "--n-best: is 5, more than --beam-size (4) can give"),
+        (["--min-length", "-1"], "--min-length: expected at least 0, got -1"),
+        (["--max-length", "0"], "--max-length: expected at least 1, got 0"),
+        (
+            ["--min-length", "9", "--max-length", "9"],
+            "--min-length: is 9, and --max-length (9) leaves room for 8 tokens and the end of sentence",
+        ),
+        (["--no-repeat-ngram", "-1"], "--no-repeat-ngram: expected at least 0, got -1"),
+        (["--batch-sentences", "0"], "--batch-sentences: expected at least 1, got 0"),
+        (["--temperature", "0.5"], "--temperature: is for drawing: add --sample"),
+        (["--top-k", "5"], "--top-k: is for drawing: add --sample"),
+        (["--top-p", "0.5"], "--top-p: is for drawing: add --sample"),
+        (["--seed", "5"], "--seed: is for drawing: add --sample"),
+        (["--sample", "--beam-size", "5"], "--beam-size: is for searching, and --sample draws: give one of them"),
+        (["--sample", "--temperature", "0"], "--temperature: expected 0.01 to 100, got 0.0"),
+        (["--sample", "--top-k", "0"], "--top-k: expected at least 1, got 0"),
+        (["--sample", "--top-p", "1.5"], "--top-p: expected a number above 0 and up to 1, got 1.5"),
+        (["--prefix", "-"], "--prefix: expected a file, got -"),
+        (["--prefix", "missing"], "missing: no such file (looked for in {cwd})"),
+        (["--alignments", "-"], "--alignments: expected a file, got -"),
+        (["--alignments", "x", "--output", "./x"], "--alignments: x is the --output: give two files"),
+        (["--alignments", "missing/x"], "missing/x: cannot be written: No such file or directory"),
+        (
+            ["--align"],
+            "--align: is for --format jsonl: give that, or --alignments FILE for a file of their own",
+        ),
+        (["--shard", "3"], "--shard: expected I/N, such as 3/8, with I from 1 to N, got 3"),
+        (["--shard", "0/8"], "--shard: expected I/N, such as 3/8, with I from 1 to N, got 0/8"),
+        (["--shard", "9/8"], "--shard: expected I/N, such as 3/8, with I from 1 to N, got 9/8"),
+        (
+            ["--shard", "1/8"],
+            "--shard: needs to count lines, and standard input can be read once only: give a file to --input",
+        ),
+        (["--resume"], "--resume: goes on with an output file: give --output FILE"),
+        (
+            ["--resume", "--output", "/dev/null"],
+            "--resume: goes on with regular files alone: give --output, and --alignments if any, such",
+        ),
+        (
+            ["--output", "out", "--alignments", "/dev/null"],
+            "--alignments: /dev/null is no regular file, and --output is: give two files, or none",
+        ),
         (["--input", "missing.en"], "missing.en: no such file (looked for in {cwd})"),
         (["--input", "."], ".: is a folder, expected a text file"),
         (["--output", "missing/out.de"], "missing/out.de: cannot be written: No such file or directory"),

@@ -6,6 +6,7 @@ it has come. It is written after each step: what lies behind its figures is cut 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -50,7 +51,7 @@ class DirectFile:
                 os.ftruncate(self._stream.fileno(), start)
             if self._path is None:
                 raise
-            raise _cannot_be_written(self._path, error) from None
+            raise _WriteError(self._path, error) from None
 
     def close(self) -> None:
         if self._path is not None:
@@ -82,7 +83,7 @@ class PartFile:
         try:
             self._descriptor = os.open(self.part, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise _cannot_be_written(self.path, error) from None
+            raise _WriteError(self.path, error) from None
         try:
             import fcntl
 
@@ -121,7 +122,7 @@ class PartFile:
                 rest = rest[os.write(self._descriptor, rest) :]
             os.fsync(self._descriptor)
         except OSError as error:
-            raise _cannot_be_written(self.path, error) from None
+            raise _WriteError(self.path, error) from None
 
     def complete_step(self, content: bytes) -> None:
         self._n_bytes += len(content)
@@ -131,7 +132,7 @@ class PartFile:
         try:
             self.part.replace(self._target)
         except OSError as error:
-            raise _cannot_be_written(self.path, error) from None
+            raise _WriteError(self.path, error) from None
 
     def withdraw(self) -> None:
         """Undo `publish`."""
@@ -221,10 +222,10 @@ class Outputs:
                 if isinstance(file, PartFile):
                     file.complete_step(content)
             self._write_record(progress)
-        except DataError as error:
-            if not self.can_go_on:
+        except _WriteError as error:
+            if not (self.can_go_on and error.remedy):
                 raise
-            raise DataError(f"{error}: mend that, then the same command with --resume goes on") from None
+            raise DataError(f"{error}: {error.remedy}, then the same command with --resume goes on") from None
         self._progress = progress
 
     def finish(self) -> None:
@@ -328,7 +329,7 @@ class Outputs:
             beside.replace(self._record_path)
         except OSError as error:
             beside.unlink(missing_ok=True)
-            raise _cannot_be_written(self._record_path, error) from None
+            raise _WriteError(self._record_path, error) from None
 
     def _close(self) -> None:
         for file in self._files:
@@ -363,7 +364,7 @@ def _direct(path: Path) -> DirectFile:
     try:
         return DirectFile(path.open("wb", buffering=0), path)
     except OSError as error:
-        raise _cannot_be_written(path, error) from None
+        raise _WriteError(path, error) from None
 
 
 def _place_in_file(stream: BinaryIO) -> int | None:
@@ -388,5 +389,13 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None
     return None
 
 
-def _cannot_be_written(path: Path, error: OSError) -> DataError:
-    return DataError(f"{path}: cannot be written: {error.strerror or error}")
+class _WriteError(DataError):
+    """A write that failed, with what helps, if that is known."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__(f"{path}: cannot be written: {error.strerror or error}")
+        self.remedy = {
+            errno.ENOSPC: "free some space",
+            errno.EDQUOT: "free some space",
+            errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+        }.get(error.errno or 0)

@@ -1,0 +1,210 @@
+"""`mt translate` from outside, with a model that is small and knows nothing: what comes out for what goes in."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from mt.checkpoint import save_model_folder
+from mt.config import TokenizerConfig
+from mt.model import Transformer
+from mt.text.tokenizer import PAD_ID, Tokenizer, train_tokenizer
+from tests.toys import toy_config, toy_text, write_lines
+
+LINES_AT_A_TIME = 64
+# The command line, but with few lines at a time, so that a short text takes many steps.
+CODE = f"""
+from mt.decode.lines import LineReader
+LineReader.batches.__kwdefaults__["max_lines"] = {LINES_AT_A_TIME}
+from mt.cli import main
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with random weights; they are large, so that it is decided."""
+    folder = tmp_path_factory.mktemp("translate")
+    src, tgt = toy_text(300, 1)
+    train_tokenizer([*src, *tgt], TokenizerConfig(vocab_size=380), folder / "tokenizer.model")
+    config = toy_config(folder / "text")
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.load(folder / "tokenizer.model")
+    transformer = Transformer(config.model, vocab_size=tokenizer.vocab_size, pad_id=PAD_ID)
+    with torch.no_grad():
+        transformer.embedding.weight.mul_(4)
+    manifest = {"vocab_size": tokenizer.vocab_size}
+    save_model_folder(folder / "model", transformer.state_dict(), config, folder / "tokenizer.model", manifest)
+    return folder / "model"
+
+
+def command(model: Path, *options: str | Path) -> list[str]:
+    return [sys.executable, "-c", CODE, "translate", "--model", str(model), *map(str, options)]
+
+
+def run(model: Path, *options: str | Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    done = subprocess.run(command(model, *options), input=stdin, capture_output=True, timeout=300)
+    assert b"Traceback" not in done.stderr, done.stderr.decode()
+    return done
+
+
+def odd_lines(seed: int) -> list[bytes]:
+    """Lines that nobody would write, and that somebody will translate."""
+    rng = random.Random(seed)
+    odd = [bytes(rng.choices([b for b in range(256) if b != 10], k=rng.randrange(200))) for _ in range(60)]
+    odd += ["".join(chr(rng.choice([*range(10), *range(11, 32), 127, *range(128, 160)])) for _ in range(20)).encode()]
+    odd += [
+        b"",
+        b" ",
+        b"\t",
+        b"\r",
+        b"\r\r",
+        b"\x00",
+        b"\xef\xbb\xbfbar",
+        "\u2028".encode(),
+        "bar\u2028dest\u2029fin".encode(),
+    ]
+    odd += ["שלום עולם, זה מבחן.", "مرحبا بالعالم ؟", "\u202eabc\u202c def", "a\u0301e\u0308" * 30]
+    odd += [
+        "👩‍👩‍👧‍👦🏳️‍🌈" * 20,
+        "🙂" * 300,
+        "漢字。かな、" * 60,
+        "ไทย" * 50,
+        "\ufffd\ufffe\U0010ffff",
+        "a\x85b\x0bc\x0cd\x1ce",
+    ]
+    odd += ["bar dest " * 500, "bar dest. " * 100, "x" * 3_000, "<0x0A> <s> </s> <pad> ▁ ▁▁", "</s>" * 5]
+    lines = [line if isinstance(line, bytes) else line.encode() for line in odd]
+    rng.shuffle(lines)
+    return lines
+
+
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_as_many_lines_come_out_as_go_in_whatever_they_are(model: Path, tmp_path: Path, seed: int) -> None:
+    lines = odd_lines(seed)
+    (tmp_path / "in").write_bytes(b"\n".join(lines) + b"\n")
+    options = ("--input", tmp_path / "in", "--precision", "fp32", "--beam-size", "2")
+    done = run(model, *options, "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr.decode()
+    out = (tmp_path / "out").read_bytes()
+    out.decode()
+    assert not set(b"\x00\r") & set(out)
+    assert out.count(b"\n") == len(lines)
+    assert out.endswith(b"\n")
+    (tmp_path / "sane").write_bytes(b"bar dest\n" * len(lines))
+    for as_json in (
+        run(model, *options, "--format", "jsonl"),
+        run(model, *options[2:], "--format", "jsonl", stdin=b"\n".join(lines)),
+    ):
+        entries = [
+            json.loads(line) for line in as_json.stdout.decode().splitlines()
+        ]  # no line breaks of any kind inside
+        assert [entry["line"] for entry in entries] == list(range(1, len(lines) + 1))
+        assert "".join(entry["hypotheses"][0]["text"] + "\n" for entry in entries) == out.decode()
+        n_invalid = sum("invalid_utf8" in entry["flags"] for entry in entries)
+        assert f"warning: {n_invalid} of {len(lines)} lines were not valid UTF-8".encode() in done.stderr
+        assert 50 < n_invalid < 62
+
+
+@pytest.mark.slow
+def test_a_line_of_a_megabyte_is_translated_in_parts(model: Path) -> None:
+    lines = [b"bar", b"bar dest fin. " * 75_000, b"bar", b"\xf0\x9f\x99\x82" * 250_000, b"x" * 1_000_000]
+    done = run(model, "--beam-size", "1", "--no-retry", stdin=b"\n".join(lines))
+    assert done.returncode == 0
+    out = done.stdout.split(b"\n")
+    assert len(out) == len(lines) + 1
+    assert out[0] == out[2]
+    assert b"3 of 5 lines had more than 64 tokens and were translated in parts" in done.stderr
+
+
+def steps_until(process: subprocess.Popen[bytes], record: Path, n_lines: int, seconds: float) -> None:
+    """Wait until so many lines are done, and some more."""
+    while process.poll() is None:
+        if record.exists() and json.loads(record.read_bytes())["n_lines"] >= n_lines:
+            break
+        time.sleep(0.001)
+    time.sleep(seconds)
+
+
+@pytest.mark.parametrize(
+    ("number", "precision"),
+    [
+        (signal.SIGKILL, "bf16"),
+        (signal.SIGTERM, "fp32"),
+        pytest.param(signal.SIGKILL, "fp32", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, "bf16", marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_run_that_is_resumed_writes_the_same_bytes(
+    model: Path, tmp_path: Path, number: int, precision: str
+) -> None:
+    write_lines(tmp_path / "in", toy_text(12 * LINES_AT_A_TIME + 7, 5)[0])
+    options = ("--input", tmp_path / "in", "--precision", precision, "--beam-size", "2", "--format", "jsonl")
+    assert run(model, *options, "--output", tmp_path / "whole").returncode == 0
+    again = (*options, "--output", tmp_path / "out", "--resume")
+    record, part = tmp_path / "out.part.json", tmp_path / "out.part"
+    rng = random.Random(number)
+    for n_steps in (0, 3, 8):
+        with subprocess.Popen(command(model, *again), stderr=subprocess.PIPE) as process:
+            steps_until(process, record, n_steps * LINES_AT_A_TIME, rng.random() * 0.1)
+            os.kill(process.pid, number)
+            _, errors = process.communicate(timeout=60)
+        assert not (tmp_path / "out").exists()
+        assert (
+            process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[number] or n_steps == 0
+        )
+        n_done = json.loads(record.read_bytes())["n_lines"] if record.exists() else 0
+        assert n_done >= n_steps * LINES_AT_A_TIME
+        if number != signal.SIGKILL and n_done:
+            assert part.read_bytes().count(b"\n") == n_done
+            assert part.read_bytes().endswith(b"\n")
+            assert f"the first {n_done:,} lines are in {part}".encode() in errors
+    done = run(model, *again)
+    assert done.returncode == 0, done.stderr.decode()
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out", "whole"]
+
+
+def test_shards_joined_are_the_whole(model: Path, tmp_path: Path) -> None:
+    write_lines(tmp_path / "in", toy_text(200, 6)[0])
+    options = ("--input", tmp_path / "in", "--precision", "fp32", "--beam-size", "1", "--no-retry")
+    parts = [run(model, *options, "--shard", f"{number}/3").stdout for number in (1, 2, 3)]
+    assert b"".join(parts) == run(model, *options).stdout
+
+
+def sampled(model: Path, *options: str, lines: Sequence[str]) -> list[str]:
+    text = "".join(line + "\n" for line in lines).encode()
+    return run(model, "--sample", "--precision", "fp32", *options, stdin=text).stdout.decode().split("\n")[:-1]
+
+
+def test_draws_depend_on_the_line_and_the_seed_alone(model: Path) -> None:
+    lines = toy_text(20, 7)[0]
+    drawn = sampled(model, lines=lines)
+    assert sampled(model, "--batch-sentences", "3", lines=lines[::-1]) == drawn[::-1]
+    assert sampled(model, "--seed", "2", lines=lines) != drawn
+    assert len(sampled(model, "--n-best", "3", "--top-k", "5", "--top-p", "0.9", lines=lines)) == 60
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full here")
+def test_a_disk_that_fills_up_behind_a_redirection_keeps_whole_lines(model: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk."""
+    write_lines(tmp_path / "in", toy_text(400, 8)[0])
+    options = ("--input", tmp_path / "in", "--beam-size", "1", "--no-retry")
+    whole = run(model, *options).stdout
+    limited = ["bash", "-c", 'ulimit -f 8; "$@" > ' + str(tmp_path / "out"), "mt"]
+    done = subprocess.run([*limited, *command(model, *options)], capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (2, b"error: standard output: cannot be written: File too large\n")
+    out = (tmp_path / "out").read_bytes()
+    assert out
+    assert out.endswith(b"\n")
+    assert whole.startswith(out)
