@@ -116,15 +116,14 @@ def test_as_many_lines_come_out_as_go_in_whatever_they_are(model: Path, tmp_path
         assert 50 < n_invalid < 62
 
 
-@pytest.mark.slow
 def test_a_line_of_a_megabyte_is_translated_in_parts(model: Path) -> None:
-    lines = [b"bar", b"bar dest fin. " * 75_000, b"bar", b"\xf0\x9f\x99\x82" * 250_000, b"x" * 1_000_000]
-    done = run(model, "--beam-size", "1", "--no-retry", stdin=b"\n".join(lines))
+    lines = [b"bar", b"bar dest fin. " * 75_000, b"bar", b"x" * 1_000_000]
+    done = run(model, "--beam-size", "1", "--max-length", "4", stdin=b"\n".join(lines))
     assert done.returncode == 0
     out = done.stdout.split(b"\n")
     assert len(out) == len(lines) + 1
     assert out[0] == out[2]
-    assert b"3 of 5 lines had more than 64 tokens and were translated in parts" in done.stderr
+    assert b"2 of 4 lines had more than 64 tokens and were translated in parts" in done.stderr
 
 
 def steps_until(process: subprocess.Popen[bytes], record: Path, n_lines: int, seconds: float) -> None:
