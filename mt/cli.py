@@ -236,7 +236,7 @@ def translate(
     ] = None,
     shard: Annotated[
         str | None,
-        typer.Option(metavar="I/N", help="The I-th of N blocks of lines; cat joins the outputs of all of them."),
+        typer.Option(metavar="I/N", help="Only the I-th of N blocks of the lines of a file; cat joins their outputs."),
     ] = None,
     is_resumed: Annotated[
         bool, typer.Option("--resume", help="Go on with what an interrupted run left in OUTPUT.part.")
@@ -263,8 +263,8 @@ def translate(
 ) -> None:
     """Translate text, one line for each line.
 
-    The order is kept, an empty line stays empty, and writing starts before the input ends. A line stands alone: its
-    translation does not depend on the others.
+    The order is kept, an empty line stays empty, and writing starts before the input ends. A line stands alone: but for
+    rounding, its translation does not depend on the others. docs/translate.md has more.
     """
     search = {
         "beam_size": beam_size,

@@ -463,6 +463,17 @@ def test_what_was_interrupted_goes_on_with_resume(
     assert len(FakeTranslator.calls) == 3  # one to load, two for 4 lines
 
 
+def test_standard_input_can_be_resumed_if_it_is_given_again(run: Run, interrupted: Callable[..., Any]):
+    interrupted(KeyboardInterrupt())
+    again = ("translate", "--model", "m", "--output", "out", "--resume")
+    text = Path("in").read_bytes()
+    status, _, stderr = run(*again, stdin=text.replace(b"line 3", b"line three"))
+    assert (status, stderr.count("\n")) == (2, 1)
+    assert "was made from others than those in standard input" in stderr
+    assert run(*again, stdin=text) == (0, "", "")
+    assert Path("out").read_text("utf-8") == "".join(f"LINE {i}\n" for i in range(10))
+
+
 def test_a_torn_line_and_what_lies_behind_the_last_step_are_made_again(run: Run, interrupted: Callable[..., Any]):
     interrupted(KeyboardInterrupt())
     with open("out.part", "ab") as stream:

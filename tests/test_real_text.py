@@ -15,6 +15,7 @@ from mt.config import RunConfig
 from mt.configfile import load_config
 from mt.data.batch import assemble_tiles, assemble_varlen
 from mt.data.packing import PlanState, UpdatePlan, cut_into_slices, slice_budget
+from mt.decode.translator import Translator
 from mt.pipeline import train_run
 from mt.text.corpus import PreparedCorpus, prepare_corpus
 
@@ -69,17 +70,38 @@ def test_packed_captions_leave_little_room(corpus: PreparedCorpus, batch_tokens:
         assert n_tgt_tokens / n_tgt_positions > 0.94
 
 
-def test_captions_are_learned_from_the_first_minute(config: RunConfig, corpus: PreparedCorpus, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def run_dir(config: RunConfig, corpus: PreparedCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model after 40 updates."""
     settings = replace(
         config.train, max_steps=40, warmup_steps=40, validate_every=40, checkpoint_every=20, log_every=10
     )
     small = replace(config.model, d_model=128, d_ff=256, n_encoder_layers=1, n_decoder_layers=1, dropout=0.0)
-    train_run(replace(config, train=settings, model=small), tmp_path / "run")
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train_run(replace(config, train=settings, model=small), folder)
+    return folder
+
+
+def test_captions_are_learned_from_the_first_minute(run_dir: Path) -> None:
+    lines = (run_dir / "metrics.jsonl").read_text("utf-8").splitlines()
     losses = [entry["train_loss"] for entry in map(json.loads, lines) if "train_loss" in entry]
     assert losses[0] > 7.5  # near log 8,000 = 9.0
     assert losses[-1] < 6.3
-    report = json.loads((tmp_path / "run" / "report.json").read_text("utf-8"))
+    report = json.loads((run_dir / "report.json").read_text("utf-8"))
     assert report["test_sets"]["flickr2016"]["n_lines"] == 1_000
     assert report["tgt_fill"] > 0.94
-    assert len((tmp_path / "run" / "translations" / "flickr2016.txt").read_bytes().split(b"\n")) == 1_001
+    assert len((run_dir / "translations" / "flickr2016.txt").read_bytes().split(b"\n")) == 1_001
+
+
+def test_a_line_is_translated_alike_in_any_company(run_dir: Path, corpus: PreparedCorpus) -> None:
+    """In fp32, whatever the size of a batch, the order of the lines, and whoever else is there."""
+    translator = Translator.load(run_dir, device="cpu", precision="fp32")
+    lines = [pair.src for pair in corpus.test_pairs["flickr2016"]]
+    assert len(lines) == 1_000
+    decode = replace(translator.decode, max_length=24)
+    together = translator.translate(lines, decode)
+    assert len(set(together)) > 100
+    for n_sentences in (1, 7, 64):
+        assert translator.translate(lines, replace(decode, batch_sentences=n_sentences)) == together
+    assert translator.translate(lines[::-1], decode) == together[::-1]
+    assert translator.translate(lines[::10], decode) == together[::10]

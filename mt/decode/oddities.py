@@ -1,8 +1,8 @@
 """Translations that cannot be right, whatever they say: in a loop, or far too long or short for their source.
 
-The thresholds were chosen so that translations made by people pass: of 225,576 pairs of captions, everyday sentences,
-news, documentation and Bible verses (English and German), in either direction, 10 have a loop by this measure and 15
-a length beyond these; all of the latter are verses.
+The thresholds let translations made by people pass. Of 307,771 pairs of captions, everyday sentences, news,
+documentation and Bible verses, English and German with a joint vocabulary of 37,000 pieces, taken in either direction,
+10 have a loop by this measure and 13 a length beyond these; all of the latter are verses.
 """
 
 from __future__ import annotations
