@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mt.errors import DataError
+from mt.text.sources import explained, open_bytes
 
 _CHUNK_BYTES = 1 << 16
 
@@ -51,6 +52,21 @@ def decoded(line: bytes) -> tuple[str, bool]:
         return line.decode(), True
     except UnicodeDecodeError:
         return line.decode(errors="replace"), False
+
+
+def lines_of_text(path: Path) -> list[str]:
+    """All lines of a text file, which may be compressed.
+
+    Raises:
+        DataError: it is missing, unreadable, or holds no text.
+    """
+    with explained(path), open_bytes(path) as stream:
+        lines = [decoded(line)[0] for line in stream.read().split(b"\n")]
+    if lines[-1] == "":
+        lines.pop()
+    if not any(line.strip() for line in lines):
+        raise DataError(f"{path}: has no text: nothing to translate")
+    return lines
 
 
 @contextlib.contextmanager
