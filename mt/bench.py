@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from mt.checkpoint import ModelFolder, find_model_folder
-from mt.config import RunConfig
+from mt.config import DecodeConfig, RunConfig
 from mt.data.packing import PlanState
 from mt.decode.lines import lines_of_text
 from mt.decode.translator import Translator
@@ -344,8 +344,7 @@ def bench_decoding(
     input_path: Path | None = None,
     *,
     n_rounds: int | None = None,
-    beam_size: int | None = None,
-    batch_tokens: int | None = None,
+    changes: dict[str, Any] | None = None,
     device: str = "auto",
     precision: str = "auto",
 ) -> dict[str, Any]:
@@ -353,6 +352,7 @@ def bench_decoding(
 
     Args:
         n_rounds: times that the whole text is translated; once by default.
+        changes: settings of `DecodeConfig` that differ from the model's own.
     Raises:
         MTError: model, text or settings need the user's attention.
     """
@@ -361,7 +361,8 @@ def bench_decoding(
     started_at = time.perf_counter()
     translator = Translator.load(folder.path, device, precision)
     load_seconds = time.perf_counter() - started_at
-    speed = measure_decoding(translator, lines, n_rounds or 1, beam_size, batch_tokens, load_seconds)
+    decode = replace(translator.decode, **(changes or {}))
+    speed = measure_decoding(translator, lines, n_rounds or 1, decode, load_seconds)
     return {"what": "decoding", "model": str(model_path), "data": description, **asdict(speed), **_basis(speed.device)}
 
 
@@ -369,20 +370,19 @@ def measure_decoding(
     translator: Translator,
     lines: Sequence[str],
     n_rounds: int,
-    beam_size: int | None,
-    batch_tokens: int | None,
+    decode: DecodeConfig,
     load_seconds: float,
 ) -> DecodingSpeed:
     """Translate the lines some times, after a few of them for warm-up."""
     device = translator.model.embedding.weight.device
-    translator.translate(lines[:WARM_UP_LINES], beam_size=beam_size, batch_tokens=batch_tokens)
+    translator.translate(lines[:WARM_UP_LINES], decode)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     _wait(device)
     started_at = time.perf_counter()
     n_tgt_tokens = 0
     for _ in range(n_rounds):
-        for hypotheses in translator.translate_lines(lines, beam_size=beam_size, batch_tokens=batch_tokens):
+        for hypotheses in translator.translate_lines(lines, decode):
             n_tgt_tokens += hypotheses[0].n_tokens
     _wait(device)
     seconds = time.perf_counter() - started_at
@@ -391,8 +391,8 @@ def measure_decoding(
         device=str(device),
         execution={torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[translator.model.dtype],
         n_parameters=translator.model.n_parameters,
-        beam_size=beam_size or translator.decode.beam_size,
-        batch_tokens=batch_tokens or translator.decode.batch_tokens,
+        beam_size=decode.beam_size,
+        batch_tokens=decode.batch_tokens,
         n_lines=n_lines,
         n_tgt_tokens=n_tgt_tokens,
         load_seconds=load_seconds,

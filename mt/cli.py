@@ -14,6 +14,7 @@ import os
 import select
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
@@ -23,6 +24,7 @@ import typer
 from mt.errors import ConfigError, DataError, MTError
 
 if TYPE_CHECKING:
+    from mt.config import DecodeConfig
     from mt.decode.translator import Hypothesis, Translator
     from mt.text.corpus import PreparedCorpus
 
@@ -202,7 +204,8 @@ def translate(
 
         translator = Translator.load(model, device=device, precision=precision.value)
         batches = _read_batches(source, Path("standard input" if input_file == "-" else input_file))
-        translated = _translated_lines(translator, batches, {**search, "n_best": n_best})
+        decode = replace(translator.decode, **_given(search))
+        translated = _translated_lines(translator, batches, decode, n_best)
         for number, (text, hypotheses) in enumerate(translated, start=1):
             if output_format is OutputFormat.jsonl:
                 target.write(_json_line(number, text, hypotheses))
@@ -351,8 +354,7 @@ def bench(
                 model,
                 input_file,
                 n_rounds=steps,
-                beam_size=beam_size,
-                batch_tokens=batch_tokens,
+                changes=_given({"beam_size": beam_size, "batch_tokens": batch_tokens}),
                 device=device or "auto",
                 precision=(precision or Precision.auto).value,
             )
@@ -417,12 +419,16 @@ def _named_as_options() -> Iterator[None]:
         raise ConfigError(f"--{key.replace('_', '-')}: {problem}") from None
 
 
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def _check_search_options(search: dict[str, Any], n_best: int) -> None:
     """The limits are those of the settings in `decode`; the messages name the options."""
     from mt.config import DecodeConfig
 
     try:
-        DecodeConfig(**{name: value for name, value in search.items() if value is not None})
+        DecodeConfig(**_given(search))
     except ConfigError as error:
         key, _, problem = str(error).partition(": ")
         raise ConfigError(f"--{key.removeprefix('decode.').replace('_', '-')}: {problem}") from None
@@ -471,7 +477,7 @@ def _read_batches(source: BinaryIO, path: Path) -> Iterator[list[bytes]]:
 
 
 def _translated_lines(
-    translator: Translator, batches: Iterable[list[bytes]], options: dict[str, Any]
+    translator: Translator, batches: Iterable[list[bytes]], decode: DecodeConfig, n_best: int
 ) -> Iterator[tuple[str, list[Hypothesis]]]:
     """Each input line with its hypotheses, in order; says at the end which lines were not translated as they are."""
     from mt.decode.lines import decoded
@@ -481,7 +487,7 @@ def _translated_lines(
         texts, are_valid = zip(*map(decoded, batch), strict=True)
         n_lines += len(batch)
         n_invalid += are_valid.count(False)
-        yield from zip(texts, translator.translate_lines(texts, **options), strict=True)
+        yield from zip(texts, translator.translate_lines(texts, decode, n_best=n_best), strict=True)
     if n_invalid:
         problem = "were not valid UTF-8: their bad bytes were read as U+FFFD"
         print(f"warning: {n_invalid:,} of {n_lines:,} lines {problem}", file=sys.stderr)

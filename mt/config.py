@@ -236,12 +236,21 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeConfig:
-    """Beam search."""
+    """Beam search, or sampling."""
 
     beam_size: int = 4  # hypotheses kept open for each sentence; 1 is greedy search
-    length_penalty: float = 0.6  # α of ((5 + n) / 6)^α, Wu et al. 2016; 0: none
+    length_penalty: float = 0.6  # exponent α of the length penalty; 0: none
+    length_penalty_form: Literal["wu", "plain"] = "wu"  # ((5 + n) / 6)^α (Wu et al. 2016), or n^α
+    min_length: int = 0  # tokens of a translation, end of sentence not counted
     max_length: int | None = None  # tokens of a translation, end of sentence included; null: source length + 50
+    no_repeat_ngram_size: int = 0  # no sequence of so many tokens comes twice in a translation; 0: repeat freely
+    sample: bool = False  # draw translations from the model's distribution; beam_size means nothing then
+    temperature: float = 1.0  # of sampling: logits are divided by it; below 1 sharper, above 1 flatter
+    top_k: int | None = None  # of sampling: only among the k most probable tokens
+    top_p: float | None = None  # of sampling: only among the fewest tokens that hold this probability together
+    seed: int = 1  # of sampling; the same line with the same seed gives the same draw, wherever it stands
     batch_tokens: int = 4_096  # source tokens, padding included, translated together; fewer with beams wider than 4
+    batch_sentences: int | None = None  # sentences translated together at most; null: as many as batch_tokens allows
 
     def __post_init__(self) -> None:
         _require(
@@ -254,9 +263,31 @@ class DecodeConfig:
             "decode.length_penalty",
             f"expected 0 to 10, got {self.length_penalty}",
         )
+        _require_at_least("decode.min_length", self.min_length, 0)
         if self.max_length is not None:
             _require_at_least("decode.max_length", self.max_length, 1)
+            _require(
+                self.min_length < self.max_length,
+                "decode.min_length",
+                f"is {self.min_length}, and decode.max_length ({self.max_length}) leaves room for "
+                f"{self.max_length - 1} tokens and the end of sentence",
+            )
+        _require_at_least("decode.no_repeat_ngram_size", self.no_repeat_ngram_size, 0)
+        self._check_sampling()
         _require_at_least("decode.batch_tokens", self.batch_tokens, 1)
+        if self.batch_sentences is not None:
+            _require_at_least("decode.batch_sentences", self.batch_sentences, 1)
+
+    def _check_sampling(self) -> None:
+        _require(0.01 <= self.temperature <= 100, "decode.temperature", f"expected 0.01 to 100, got {self.temperature}")
+        if self.top_k is not None:
+            _require_at_least("decode.top_k", self.top_k, 1)
+        if self.top_p is not None:
+            _require(0 < self.top_p <= 1, "decode.top_p", f"expected a number above 0 and up to 1, got {self.top_p}")
+        if not self.sample:
+            for name, default in (("temperature", 1.0), ("top_k", None), ("top_p", None)):
+                value = getattr(self, name)
+                _require(value == default, f"decode.{name}", f"is {value}, but is for sampling: set decode.sample")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -144,8 +144,8 @@ def run_decode(setting: Setting) -> dict[str, Any]:
     import torch
 
     from mt.bench import random_corpus
-    from mt.config import ModelConfig
-    from mt.decode.search import beam_search
+    from mt.config import DecodeConfig, ModelConfig
+    from mt.decode.search import search
     from mt.model import Transformer
     from mt.runtime import choose_dtype, keep_large_blocks, peak_memory_bytes
 
@@ -168,7 +168,7 @@ def run_decode(setting: Setting) -> dict[str, Any]:
             torch.cuda.reset_peak_memory_stats(device)
         n_produced, started_at = 0, 0.0
         for batch in [batches[0], *batches]:  # the first for warm-up
-            results = beam_search(model, batch, beam_size=4, alpha=0.6, max_length=n_tokens)
+            results = search(model, batch, DecodeConfig(max_length=n_tokens))
             if started_at:
                 n_produced += sum(found[0].n_tokens for found in results)
             else:

@@ -262,7 +262,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_model_translates_its_own_test_set_by_default(model_folder: Path) -> None:
-    figures = bench.bench_decoding(model_folder, precision="fp32", beam_size=2, n_rounds=3)
+    figures = bench.bench_decoding(model_folder, precision="fp32", changes={"beam_size": 2}, n_rounds=3)
     assert figures["what"] == "decoding"
     assert figures["data"].startswith("held_out: ")
     assert figures["n_lines"] == 3 * 20
@@ -331,7 +331,7 @@ def test_options_reach_what_measures(run: Run, monkeypatch: pytest.MonkeyPatch) 
     assert (config.name, config.train.seed, n_steps, is_random) == ("base", 7, 3, True)
     decoding = run("bench", "--model", "m", "--input", "i", "--beam-size", "5", "--precision", "fp32", "--json")
     assert decoding == (0, '{"a": 1}\n', "")
-    options = {"n_rounds": None, "beam_size": 5, "batch_tokens": None, "device": "auto", "precision": "fp32"}
+    options = {"n_rounds": None, "changes": {"beam_size": 5}, "device": "auto", "precision": "fp32"}
     assert calls == [((Path("m"), Path("i")), options)]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from mt.cli import app
-from mt.config import RunConfig
+from mt.config import DecodeConfig, RunConfig
 from mt.configfile import load_config
 from mt.errors import CheckpointError, DataError
 
@@ -46,12 +46,16 @@ class FakeTranslator:
         cls.calls.append({"path": path, "device": device, "precision": precision})
         return cls()
 
-    def translate_lines(self, lines: Iterable[str], **options: Any) -> Iterator[list[FakeHypothesis]]:
-        self.calls.append(options)
+    decode = DecodeConfig()
+
+    def translate_lines(
+        self, lines: Iterable[str], decode: DecodeConfig, *, n_best: int
+    ) -> Iterator[list[FakeHypothesis]]:
+        self.calls.append({"decode": decode, "n_best": n_best})
         for line in lines:
             self.n_lines_in_parts += len(line) > self.max_source_tokens
             texts = [line.upper(), f"{line} {line}"] if line else [""]
-            yield [FakeHypothesis(text) for text in texts[: options["n_best"]]]
+            yield [FakeHypothesis(text) for text in texts[:n_best]]
 
 
 @pytest.fixture(autouse=True)
@@ -298,7 +302,7 @@ def test_options_reach_the_translator(run: Run):
     run("translate", "--model", "m", "--device", "cpu", "--precision", "fp32", *options, stdin=b"a\n")
     assert FakeTranslator.calls == [
         {"path": "m", "device": "cpu", "precision": "fp32"},
-        {"beam_size": 6, "length_penalty": 0.0, "batch_tokens": 99, "n_best": 2},
+        {"decode": DecodeConfig(beam_size=6, length_penalty=0.0, batch_tokens=99), "n_best": 2},
     ]
 
 

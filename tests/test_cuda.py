@@ -14,10 +14,10 @@ from torch import Tensor
 
 from mt import bench
 from mt.attention import _flash, attention
-from mt.config import RunConfig
+from mt.config import DecodeConfig, RunConfig
 from mt.data.batch import assemble_tiles, assemble_varlen
 from mt.data.packing import PlanState, SliceBudget
-from mt.decode.search import beam_search
+from mt.decode.search import search
 from mt.loss import linear_label_smoothed_nll
 from mt.runtime import _measured_flops, choose_dtype, data_sheet_flops, peak_flops
 from mt.train.engine import Engine, OutOfMemory
@@ -193,7 +193,7 @@ def test_compiled_training_is_eager_training_and_compiles_once(tmp_path: Path, d
     assert list(compiled.model.state_dict()) == list(eager.model.state_dict())
     # Validation and decoding take an uncompiled copy.
     sentences = [[5, 6, 7, 3], [9, 3]]
-    assert len(beam_search(compiled.inference_model(), sentences, beam_size=2, alpha=0.6, max_length=5)) == 2
+    assert len(search(compiled.inference_model(), sentences, DecodeConfig(beam_size=2, max_length=5))) == 2
 
 
 @on_each_device
@@ -290,7 +290,7 @@ def test_a_gpu_finds_the_hypotheses_of_the_cpu_in_fp32(device: str) -> None:
     found = {}
     for where in ("cpu", device):
         model = small_model(d_model=64).to(where).for_inference(torch.float32)
-        found[where] = beam_search(model, sentences, beam_size=4, alpha=0.6, max_length=20)
+        found[where] = search(model, sentences, DecodeConfig(max_length=20))
     same = sum(a[0].ids == b[0].ids for a, b in zip(found["cpu"], found[device], strict=True))
     assert same >= 38  # candidates may tie to rounding
     for a, b in zip(found["cpu"], found[device], strict=True):

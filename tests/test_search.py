@@ -2,17 +2,35 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from mt.config import ModelConfig
-from mt.decode.search import SearchResult, beam_search, length_sorted_batches, top_log_probs
+from mt.config import DecodeConfig, ModelConfig
+from mt.decode.candidates import best_candidates, drawn_candidates, log_normaliser, uniform_numbers
+from mt.decode.search import SearchResult, length_sorted_batches, search
 from mt.model import Transformer
 from mt.text.tokenizer import EOS_ID, PAD_ID
 from tests.toys import random_pairs, small_model, tiles
 
 SOURCES = [[*src, EOS_ID] for src, _ in random_pairs(12, longest=15, seed=8)]
+
+
+def beam_search(
+    model: Transformer,
+    sources: list[list[int]],
+    *,
+    n_best: int = 1,
+    prefixes: list[list[int]] | None = None,
+    banned_ids: Sequence[int] = (),
+    alpha: float = 0.0,
+    **settings: Any,
+) -> list[list[SearchResult]]:
+    decode = DecodeConfig(length_penalty=alpha, **settings)
+    return search(model, sources, decode, n_best=n_best, prefixes=prefixes, banned_ids=banned_ids)
 
 
 def model_of(vocab_size: int, *, sharpness: float = 4.0) -> Transformer:
@@ -54,9 +72,26 @@ def test_a_beam_as_wide_as_all_hypotheses_finds_what_brute_force_finds(alpha: fl
 
 
 def plain_beam_search(
-    model: Transformer, source: list[int], beam_size: int, alpha: float, max_length: int, n_best: int
+    model: Transformer, source: list[int], decode: DecodeConfig, n_best: int, prefix: Sequence[int] = ()
 ) -> list[tuple[float, tuple[int, ...]]]:
     """The obvious version: lists, one sentence, no cache."""
+    alpha, max_length = decode.length_penalty, decode.max_length
+    assert max_length is not None
+
+    def penalised(total: float, n_tokens: int) -> float:
+        return total / (n_tokens**alpha if decode.length_penalty_form == "plain" else penalty(n_tokens, alpha))
+
+    def is_allowed(ids: tuple[int, ...], token: int) -> bool:
+        if len(ids) + 1 == max_length:
+            return token == EOS_ID
+        if len(ids) < len(prefix):
+            return token == prefix[len(ids)]
+        n = decode.no_repeat_ngram_size
+        longer = (*ids, token)
+        if n and longer[-n:] in [ids[i : i + n] for i in range(len(ids) - n + 1)]:
+            return False
+        return token != EOS_ID or len(ids) >= decode.min_length
+
     open_beams: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     finished: list[tuple[float, tuple[int, ...]]] = []
     for length in range(1, max_length + 1):
@@ -65,29 +100,142 @@ def plain_beam_search(
             batch = tiles([(source[:-1], list(ids))])
             with torch.no_grad():
                 log_probs = model.logits(model(batch)[len(ids)]).log_softmax(-1)
-            allowed = [EOS_ID] if length == max_length else range(EOS_ID, model.vocab_size)
+            allowed = [token for token in range(EOS_ID, model.vocab_size) if is_allowed(ids, token)]
             candidates += [(total + float(log_probs[token]), ids, token) for token in allowed]
         candidates.sort(key=lambda item: -item[0])
-        best = candidates[: 2 * beam_size]
-        finished += [(total / penalty(length, alpha), ids) for total, ids, token in best if token == EOS_ID]
-        open_beams = [(total, (*ids, token)) for total, ids, token in best if token != EOS_ID][:beam_size]
-        finished = sorted(finished, reverse=True)[:beam_size]
+        best = candidates[: 2 * decode.beam_size]
+        finished += [(penalised(total, length), ids) for total, ids, token in best if token == EOS_ID]
+        open_beams = [(total, (*ids, token)) for total, ids, token in best if token != EOS_ID][: decode.beam_size]
+        finished = sorted(finished, reverse=True)[: decode.beam_size]
         if not open_beams:
             break
-        within_reach = open_beams[0][0] / penalty(max_length, alpha)
-        if len(finished) >= n_best and finished[n_best - 1][0] >= within_reach:
+        if len(finished) >= n_best and finished[n_best - 1][0] >= penalised(open_beams[0][0], max_length):
             break
     return finished[:n_best]
 
 
-@pytest.mark.parametrize(("beam_size", "alpha", "n_best"), [(1, 0.0, 1), (3, 0.6, 1), (4, 1.0, 4)])
-def test_batched_search_equals_the_obvious_one(beam_size: int, alpha: float, n_best: int) -> None:
+@pytest.mark.parametrize(
+    ("settings", "n_best"),
+    [
+        ({"beam_size": 1, "length_penalty": 0.0}, 1),
+        ({"beam_size": 3}, 1),
+        ({"length_penalty": 1.0}, 4),
+        ({"length_penalty": 1.0, "length_penalty_form": "plain"}, 2),
+        ({"min_length": 6, "max_length": 9}, 2),
+        ({"no_repeat_ngram_size": 1}, 2),
+        ({"no_repeat_ngram_size": 2, "beam_size": 3}, 1),
+        ({"no_repeat_ngram_size": 3, "min_length": 11}, 1),
+    ],
+)
+def test_batched_search_equals_the_obvious_one(settings: dict[str, Any], n_best: int) -> None:
     model = model_of(50)
-    found = beam_search(model, SOURCES, beam_size=beam_size, alpha=alpha, max_length=12, n_best=n_best)
-    for source, results in zip(SOURCES, found, strict=True):
-        expected = plain_beam_search(model, source, beam_size, alpha, 12, n_best)
+    decode = DecodeConfig(**{"max_length": 12, **settings})
+    for source, results in zip(SOURCES, search(model, SOURCES, decode, n_best=n_best), strict=True):
+        expected = plain_beam_search(model, source, decode, n_best)
         assert [result.ids for result in results] == [ids for _, ids in expected]
         assert [result.score for result in results] == pytest.approx([score for score, _ in expected], abs=1e-4)
+
+
+def test_a_prefix_is_where_translations_begin() -> None:
+    model, decode = model_of(50), DecodeConfig(max_length=12)
+    prefixes = [[int(i) for i in range(4 + n, 4 + 2 * n)] for n in range(len(SOURCES) - 1)]  # of 0 to 10 tokens
+    prefixes.append([7] * 11)  # all that there is room for
+    results = search(model, SOURCES, decode, n_best=2, prefixes=prefixes)
+    for source, prefix, found in zip(SOURCES, prefixes, results, strict=True):
+        expected = plain_beam_search(model, source, decode, 2, prefix)
+        assert [result.ids for result in found] == [ids for _, ids in expected]
+        assert [result.log_prob for result in found] == pytest.approx(
+            [log_prob(model, source, ids) for _, ids in expected], abs=1e-4
+        )
+        assert all(result.ids[: len(prefix)] == tuple(prefix) for result in found)
+    assert results[-1][0].ids == (7,) * 11
+
+
+def test_a_prefix_may_hold_what_is_banned_and_may_repeat() -> None:
+    decode = DecodeConfig(max_length=12, no_repeat_ngram_size=1, min_length=4)
+    (found,) = search(model_of(50), SOURCES[:1], decode, prefixes=[[9, 9]], banned_ids=[9])
+    assert found[0].ids[:2] == (9, 9)
+    assert 9 not in found[0].ids[2:]
+    assert len(set(found[0].ids[2:])) == len(found[0].ids) - 2 >= 2
+
+
+# --- Sampling ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [10, 20, 30, 40]),
+        ({"temperature": 0.5}, [3, 14, 30, 53]),  # squares over their sum of 0.30: 3.3, 13.3, 30.0 and 53.3 per cent
+        ({"top_k": 2}, [0, 0, 43, 57]),
+        ({"top_p": 0.6}, [0, 0, 43, 57]),  # 0.4 alone is not 0.6
+        ({"top_p": 0.4}, [0, 0, 0, 100]),
+        ({"top_k": 3, "top_p": 0.75}, [0, 0, 43, 57]),  # the cut by probability is made of what the other one left
+    ],
+)
+def test_draws_have_the_probabilities_that_are_asked_for(settings: dict[str, Any], expected: list[int]) -> None:
+    scores = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(100, -1) + 5.0
+    uniform = (torch.arange(100, dtype=torch.float64) + 0.5) / 100
+    log_probs, ids = drawn_candidates(
+        scores, log_normaliser(scores), uniform, **{"temperature": 1.0, "top_k": None, "top_p": None, **settings}
+    )
+    counts = [int((ids == token).sum()) for token in range(4)]
+    assert counts == pytest.approx(expected, abs=1)
+    torch.testing.assert_close(log_probs, torch.tensor([0.1, 0.2, 0.3, 0.4]).log()[ids])  # the model's own
+
+
+def test_what_is_forbidden_is_not_drawn() -> None:
+    scores = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log()
+    normaliser = log_normaliser(scores)
+    scores[0, [0, 3]] = -math.inf
+    for uniform in (0.0, 0.39, 0.41, 1 - 2**-53):
+        number = torch.tensor([uniform], dtype=torch.float64)
+        _, ids = drawn_candidates(scores, normaliser, number, temperature=1.0, top_k=None, top_p=None)
+        assert ids.item() == (1 if uniform < 0.4 else 2)
+
+
+def split_mix(x: int) -> int:
+    """Steele et al. 2014, on Python's whole numbers."""
+    bits = (1 << 64) - 1
+    x = (x + 0x9E3779B97F4A7C15) & bits
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & bits
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & bits
+    return x ^ (x >> 31)
+
+
+def test_uniform_numbers_are_those_of_the_published_generator() -> None:
+    keys = torch.tensor([0, 1, -1, 2**63 - 1, -(2**63), 123_456_789])
+    for position in (0, 3):
+        states = [(key + position * 0x9E3779B97F4A7C15) & ((1 << 64) - 1) for key in keys.tolist()]
+        expected = [(split_mix(state) >> 11) / 2**53 for state in states]
+        assert uniform_numbers(keys, torch.tensor(position)).tolist() == expected
+
+
+def test_draws_depend_on_the_sentence_and_the_seed_alone() -> None:
+    model, decode = model_of(50), DecodeConfig(sample=True, max_length=15)
+
+    def drawn(sources: list[list[int]], seed: int = 1) -> list[list[tuple[int, ...]]]:
+        results = search(model, sources, replace(decode, seed=seed), n_best=3)
+        return [[result.ids for result in found] for found in results]
+
+    together = drawn(SOURCES)
+    assert together == [drawn([source])[0] for source in SOURCES] == drawn(SOURCES[::-1])[::-1]
+    assert all(len(set(found)) > 1 for found in together)
+    assert together != drawn(SOURCES, seed=2)
+
+
+def test_draws_are_scored_as_the_model_scores_them_and_come_best_first() -> None:
+    model = model_of(50, sharpness=2.0)
+    decode = DecodeConfig(sample=True, temperature=2.0, top_k=20, max_length=10, length_penalty=0.6, min_length=2)
+    for source, results in zip(SOURCES, search(model, SOURCES, decode, n_best=5), strict=True):
+        assert len(results) == 5
+        assert [result.score for result in results] == sorted((result.score for result in results), reverse=True)
+        for result in results:
+            assert 2 < result.n_tokens <= 10
+            assert result.log_prob == pytest.approx(log_prob(model, source, result.ids), abs=1e-4)
+
+
+# --- What every search keeps to ---------------------------------------------------------------------------------------
 
 
 def test_scoring_a_hypothesis_gives_its_search_score() -> None:
@@ -144,30 +292,28 @@ def test_banned_ids_are_never_produced_and_others_keep_their_probability() -> No
 def test_the_best_of_blocks_are_the_best_of_all(n_vocab: int) -> None:
     torch.manual_seed(0)
     logits = torch.randn(20, n_vocab) * 3
-    log_probs, ids = top_log_probs(logits.clone(), 6, torch.tensor([0, 5]), torch.zeros(20, dtype=torch.bool))
-    expected = logits.log_softmax(-1)
-    expected[:, [0, 5]] = -math.inf
+    normaliser = log_normaliser(logits)
+    logits[:, [0, 5]] = -math.inf
+    log_probs, ids = best_candidates(logits, normaliser, 6)
+    expected = logits - normaliser
     best, best_ids = expected.topk(6, -1)
     torch.testing.assert_close(log_probs, best)
     finite = best > -math.inf
     assert torch.equal(ids[finite], best_ids[finite])
 
 
-def test_a_row_that_must_end_may_only_end() -> None:
-    logits = torch.randn(2, 50)
-    log_probs, ids = top_log_probs(logits.clone(), 4, torch.tensor([0]), torch.tensor([False, True]))
-    assert ids[1, 0] == EOS_ID
-    assert log_probs[1, 0].item() == pytest.approx(logits.log_softmax(-1)[1, EOS_ID].item(), abs=1e-5)
-    assert (log_probs[1, 1:] == -math.inf).all()
-    assert (log_probs[0] > -math.inf).all()
+def test_the_normaliser_is_that_of_a_softmax() -> None:
+    logits = torch.randn(3, 50) * 9
+    torch.testing.assert_close(logits - log_normaliser(logits), logits.log_softmax(-1))
 
 
 def test_batches_are_sorted_by_length_and_within_the_budget() -> None:
     lengths = [30, 100, 40, 100, 25, 1_000]
-    assert length_sorted_batches(lengths, 200, beam_size=1) == [[5], [1, 3], [2, 0, 4]]
+    assert length_sorted_batches(lengths, 200, n_beams=1) == [[5], [1, 3], [2, 0, 4]]
     # A wider beam keeps more in memory, and so do many short sentences: each counts as 16 tokens at least.
-    assert length_sorted_batches(lengths, 200, beam_size=8) == [[5], [1], [3], [2, 0], [4]]
-    assert [len(batch) for batch in length_sorted_batches([1] * 20, 160, beam_size=4)] == [10, 10]
+    assert length_sorted_batches(lengths, 200, n_beams=8) == [[5], [1], [3], [2, 0], [4]]
+    assert [len(batch) for batch in length_sorted_batches([1] * 20, 160, n_beams=4)] == [10, 10]
+    assert length_sorted_batches(lengths, 200, n_beams=1, batch_sentences=1) == [[5], [1], [3], [2], [0], [4]]
 
 
 def test_a_model_that_gives_no_numbers_ends_without_hypotheses() -> None:

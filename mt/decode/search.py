@@ -1,29 +1,41 @@
-"""Beam search on tensors. Greedy search is a beam of one. No tokenizer here.
+"""Beam search and sampling on tensors. Greedy search is a beam of one. No tokenizer here.
 
-B sentences, K beams, C candidates of a sentence, V vocabulary, t_max the longest translation allowed.
-
-Source of the length penalty: Wu et al. 2016, equation 14.
+B sentences, K beams, C candidates of a sentence, V vocabulary, t_max the longest translation allowed, P tokens of the
+longest prefix.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from mt.config import DecodeConfig
 from mt.data.batch import assemble_sources
+from mt.decode.candidates import (
+    FREE,
+    NEVER,
+    best_candidates,
+    drawn_candidates,
+    forbid_repetition,
+    forced,
+    log_normaliser,
+    uniform_numbers,
+)
 from mt.model import Transformer
 from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 
-NEVER = float("-inf")
 # Sentences that are done leave the batch once they are this share of it; each departure copies the cache.
 DONE_SHARE = 0.25
-# Width of the blocks in which the best candidates are looked for: the maxima of blocks first.
-BLOCK = 64
 SHORTEST = 16
 USUAL_BEAM = 4
+# So many tokens longer than its source may a translation be by default. Source: Vaswani et al. 2017, section 6.1.
+LONGER_THAN_SOURCE = 50
 
 
 @dataclass(frozen=True)
@@ -40,45 +52,44 @@ class SearchResult:
         return len(self.ids) + 1
 
 
-def length_penalty(n_tokens: Tensor, alpha: float) -> Tensor:
-    """((5 + n) / 6)^α, with n counting the end of sentence. Source: Wu et al. 2016, equation 14."""
-    return ((5 + n_tokens.float()) / 6) ** alpha
+def length_penalty(n_tokens: Tensor, alpha: float, form: str = "wu") -> Tensor:
+    """((5 + n) / 6)^α, or n^α in the plain form, with n counting the end of sentence.
+
+    Source: Wu et al. 2016, equation 14.
+    """
+    return (n_tokens.float() if form == "plain" else (5 + n_tokens.float()) / 6) ** alpha
 
 
 @torch.inference_mode()
-def beam_search(
+def search(
     model: Transformer,
     sentences: Sequence[Sequence[int]],
+    decode: DecodeConfig,
     *,
-    beam_size: int,
-    alpha: float,
-    max_length: int | None = None,
     n_best: int = 1,
+    prefixes: Sequence[Sequence[int]] | None = None,
     banned_ids: Sequence[int] = (),
 ) -> list[list[SearchResult]]:
     """The n_best translations of each sentence, best first; fewer, or none, where the model gives no numbers.
 
     A search goes on until no open beam can overtake the n-th best finished hypothesis any more. At the longest
-    length allowed every open beam has to end.
+    length allowed every open beam has to end. What must not come is left out; its probability is not given to others.
 
     Args:
         sentences: source ids, each ending with EOS.
-        alpha: exponent of the length penalty.
-        max_length: tokens of a translation, EOS included; None: source length + 50 for each sentence.
-        n_best: at most beam_size.
-        banned_ids: never produced; their probability is not given to others.
+        decode: how to search, or that n_best translations are drawn.
+        n_best: at most beam_size unless they are drawn.
+        prefixes: for each sentence the ids that its translations begin with, shorter than the longest length allowed.
+        banned_ids: never produced, but in prefixes.
     """
-    assert 1 <= n_best <= beam_size
+    assert 1 <= n_best <= decode.beam_size or decode.sample
     device = model.embedding.weight.device
     sources = assemble_sources(sentences, model.dtype).to(device)
-    limits = sources.lengths + 50 if max_length is None else torch.full_like(sources.lengths, max_length)
-    cache = model.begin_decoding(sources, beam_size, int(limits.max()))
-    beams = _Beams.begin(limits, beam_size, alpha, n_best)
-    banned = torch.tensor(sorted({PAD_ID, UNK_ID, BOS_ID, *banned_ids}), device=device)
+    beams = _Beams.begin(sentences, decode, n_best, prefixes, banned_ids, device)
+    cache = model.begin_decoding(sources, beams.n_beams, beams.t_max)
     results: list[list[SearchResult]] = [[] for _ in sentences]
     while True:
-        logits = model.decode_step(beams.last_tokens, cache)
-        parents = beams.advance(logits, banned)
+        parents = beams.advance(model.decode_step(beams.last_tokens.flatten(), cache))
         done = beams.done()
         n_done = int(done.sum())
         if n_done == len(done) or beams.length == cache.max_length:
@@ -88,7 +99,7 @@ def beam_search(
             beams.collect(done.nonzero()[:, 0], results)
             going_on = (~done).nonzero()[:, 0]
             cache.keep_sentences(going_on)
-            beams = beams.kept(going_on)
+            beams.keep_sentences(going_on)
             parents = parents[going_on]
         cache.choose(parents)
 
@@ -97,101 +108,168 @@ def beam_search(
 class _Beams:
     """Open beams and finished hypotheses of the sentences still in the batch."""
 
+    decode: DecodeConfig
+    n_best: int
+    banned: Tensor  # [n] ids
     rows: Tensor  # [B] place of each sentence in the caller's list
     limits: Tensor  # [B] tokens of a translation, EOS included
+    prefixes: Tensor  # [B, P], FREE behind the end of each
+    keys: Tensor  # [B, K] int64 for the numbers that a draw is made of; of the sentence, the seed and the beam alone
+    last_tokens: Tensor  # [B, K] what each beam ends with
     open_log_probs: Tensor  # [B, K], best first; NEVER where there is no such beam
     open_ids: Tensor  # [B, K, t_max]
     finished_scores: Tensor  # [B, K], best first; NEVER where there is none yet
     finished_log_probs: Tensor  # [B, K]
     finished_lengths: Tensor  # [B, K], EOS included
     finished_ids: Tensor  # [B, K, t_max]
-    alpha: float
-    n_best: int
     length: int = 0  # tokens in each open beam
 
     @classmethod
-    def begin(cls, limits: Tensor, n_beams: int, alpha: float, n_best: int) -> _Beams:
-        n_sentences, device = len(limits), limits.device
-        never = torch.full((n_sentences, n_beams), NEVER, device=device)
-        open_log_probs = never.clone()
-        open_log_probs[:, 0] = 0
-        ids = torch.full((n_sentences, n_beams, int(limits.max())), PAD_ID, device=device)
+    def begin(
+        cls,
+        sentences: Sequence[Sequence[int]],
+        decode: DecodeConfig,
+        n_best: int,
+        prefixes: Sequence[Sequence[int]] | None,
+        banned_ids: Sequence[int],
+        device: torch.device,
+    ) -> _Beams:
+        n_beams = n_best if decode.sample else decode.beam_size
+        limits = [decode.max_length or len(sentence) + LONGER_THAN_SOURCE for sentence in sentences]
+        limits = [max(limit, decode.min_length + 1) for limit in limits]
+        prefixes = prefixes or [()] * len(sentences)
+        assert all(len(prefix) < limit for prefix, limit in zip(prefixes, limits, strict=True))
+        longest_prefix = max(len(prefix) for prefix in prefixes)
+        padded = [[*prefix, *[FREE] * (longest_prefix - len(prefix))] for prefix in prefixes]
+        never = torch.full((len(sentences), n_beams), NEVER, device=device)
+        open_log_probs = torch.zeros_like(never)
+        if not decode.sample:  # all beams are the same one
+            open_log_probs[:, 1:] = NEVER
+        ids = torch.full((*never.shape, max(limits)), PAD_ID, device=device)
         return cls(
-            rows=torch.arange(n_sentences, device=device),
-            limits=limits,
+            decode=decode,
+            n_best=n_best,
+            banned=torch.tensor(sorted({PAD_ID, UNK_ID, BOS_ID, *banned_ids}), device=device),
+            rows=torch.arange(len(sentences), device=device),
+            limits=torch.tensor(limits, device=device),
+            prefixes=torch.tensor(padded, dtype=torch.int64, device=device),
+            keys=torch.tensor([_draw_keys(sentence, decode.seed, n_beams) for sentence in sentences], device=device),
+            last_tokens=torch.full_like(ids[:, :, 0], BOS_ID),
             open_log_probs=open_log_probs,
             open_ids=ids,
             finished_scores=never,
             finished_log_probs=never.clone(),
             finished_lengths=torch.zeros_like(ids[:, :, 0]),
             finished_ids=ids.clone(),
-            alpha=alpha,
-            n_best=n_best,
         )
 
     @property
-    def last_tokens(self) -> Tensor:
-        """[B K]: what each beam ended with."""
-        if self.length == 0:
-            return torch.full_like(self.open_ids[:, :, 0], BOS_ID).view(-1)
-        return self.open_ids[:, :, self.length - 1].reshape(-1)
+    def n_beams(self) -> int:
+        return self.open_log_probs.shape[1]
 
-    def advance(self, logits: Tensor, banned: Tensor) -> Tensor:
+    @property
+    def t_max(self) -> int:
+        return self.open_ids.shape[2]
+
+    def advance(self, logits: Tensor) -> Tensor:
         """Extend each beam by one token; hypotheses that end move to the finished ones.
 
         Args:
             logits: [B K, V].
-            banned: [n] ids.
         Returns:
             The beam [B, K] that each open beam continues.
         """
+        log_probs, tokens = self._candidates(logits.float())  # [B K, c]
         n_sentences, n_beams = self.open_log_probs.shape
-        must_end = (self.limits == self.length + 1).repeat_interleave(n_beams, output_size=len(logits))
-        log_probs, tokens = top_log_probs(logits, 2 * n_beams, banned, must_end)  # [B K, c]
         n_each = log_probs.shape[1]
-        log_probs = (self.open_log_probs.view(-1, 1) + log_probs).view(n_sentences, -1)  # [B, K c]
+        totals = (self.open_log_probs.view(-1, 1) + log_probs).view(n_sentences, -1)  # [B, K c]
         tokens = tokens.view(n_sentences, -1)
-        # Of 2K candidates at most K end a hypothesis, so K go on at least.
-        log_probs, best = log_probs.topk(min(2 * n_beams, log_probs.shape[1]), dim=1)  # [B, C]
-        parents = best.div(n_each, rounding_mode="floor")
-        tokens = tokens.gather(1, best)
+        if self.decode.sample:
+            parents = torch.arange(n_beams, device=logits.device).expand(n_sentences, -1)
+        else:
+            # Of 2K candidates at most K end a hypothesis, so K go on at least.
+            totals, best = totals.topk(min(2 * n_beams, totals.shape[1]), dim=1)  # [B, C]
+            parents = best.div(n_each, rounding_mode="floor")
+            tokens = tokens.gather(1, best)
         ends = tokens == EOS_ID
-        self._finish(log_probs.masked_fill(~ends, NEVER), parents)
-        log_probs = log_probs.masked_fill(ends, NEVER)
-        if log_probs.shape[1] < n_beams:  # a vocabulary smaller than the beam
-            missing = n_beams - log_probs.shape[1]
-            log_probs = torch.nn.functional.pad(log_probs, (0, missing), value=NEVER)
-            tokens, parents = (torch.nn.functional.pad(x, (0, missing)) for x in (tokens, parents))
-        self.open_log_probs, chosen = log_probs.topk(n_beams, dim=1)  # [B, K]
-        parents = parents.gather(1, chosen)
-        used = self.open_ids[:, :, : self.length]
-        self.open_ids[:, :, : self.length] = used.gather(1, parents[:, :, None].expand(used.shape))
-        self.open_ids[:, :, self.length] = tokens.gather(1, chosen)
+        self._finish(totals.masked_fill(~ends, NEVER), parents)
+        totals = totals.masked_fill(ends, NEVER)
+        if not self.decode.sample:
+            if totals.shape[1] < n_beams:  # a vocabulary smaller than the beam
+                missing = (0, n_beams - totals.shape[1])
+                totals = functional.pad(totals, missing, value=NEVER)
+                tokens, parents = functional.pad(tokens, missing), functional.pad(parents, missing)
+            totals, chosen = totals.topk(n_beams, dim=1)  # [B, K]
+            parents, tokens = parents.gather(1, chosen), tokens.gather(1, chosen)
+            used = self.open_ids[:, :, : self.length]
+            self.open_ids[:, :, : self.length] = used.gather(1, parents[:, :, None].expand(used.shape))
+        self.open_log_probs, self.last_tokens = totals, tokens
+        self.open_ids[:, :, self.length] = tokens
         self.length += 1
         return parents
+
+    def _candidates(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities [B K, c] and ids of the tokens that may follow each beam; scores [B K, V] are used up."""
+        decode = self.decode
+        position = torch.tensor(self.length, device=scores.device)
+        normaliser = log_normaliser(scores)
+        only = self._only_tokens()
+        only_log_probs = (scores.gather(1, only.clamp(min=0)[:, None]) - normaliser).nan_to_num_(NEVER)
+        scores.index_fill_(1, self.banned, NEVER)
+        if self.length < decode.min_length:
+            scores[:, EOS_ID] = NEVER
+        if decode.no_repeat_ngram_size:
+            forbid_repetition(
+                scores, self.open_ids.flatten(0, 1)[:, : self.length], position, decode.no_repeat_ngram_size
+            )
+        if decode.sample:
+            candidates = drawn_candidates(
+                scores,
+                normaliser,
+                uniform_numbers(self.keys, position).flatten(),
+                temperature=decode.temperature,
+                top_k=decode.top_k,
+                top_p=decode.top_p,
+            )
+        else:
+            candidates = best_candidates(scores, normaliser, 2 * self.n_beams)
+        return forced(candidates, only, only_log_probs)
+
+    def _only_tokens(self) -> Tensor:
+        """[B K]: the one token that may follow a beam, or FREE: EOS at the longest length, else the prefix's."""
+        only = self.limits.new_full((len(self.limits),), FREE)
+        if self.length < self.prefixes.shape[1]:
+            only = self.prefixes[:, self.length]
+        only = only.masked_fill(self.limits <= self.length + 1, EOS_ID)
+        return only.repeat_interleave(self.n_beams, output_size=len(only) * self.n_beams)
 
     def _finish(self, log_probs: Tensor, parents: Tensor) -> None:
         """Merge candidates that end, [B, C] with NEVER for the others, with what is finished; keep the best K."""
         if not bool((log_probs > NEVER).any()):
             return
-        n_beams = self.finished_scores.shape[1]
         n_tokens = torch.full_like(parents, self.length + 1)
-        scores = torch.cat([self.finished_scores, log_probs / length_penalty(n_tokens, self.alpha)], 1)
-        candidate_ids = self.open_ids.gather(1, parents[:, :, None].expand(-1, -1, self.open_ids.shape[2]))
-        self.finished_scores, best = scores.topk(n_beams, dim=1)
+        scores = torch.cat([self.finished_scores, log_probs / self._penalty(n_tokens)], 1)
+        candidate_ids = self.open_ids.gather(1, parents[:, :, None].expand(-1, -1, self.t_max))
+        self.finished_scores, best = scores.topk(self.n_beams, dim=1)
         self.finished_log_probs = torch.cat([self.finished_log_probs, log_probs], 1).gather(1, best)
         self.finished_lengths = torch.cat([self.finished_lengths, n_tokens], 1).gather(1, best)
         ids = torch.cat([self.finished_ids, candidate_ids], 1)
-        self.finished_ids = ids.gather(1, best[:, :, None].expand(-1, -1, ids.shape[2]))
+        self.finished_ids = ids.gather(1, best[:, :, None].expand(-1, -1, self.t_max))
+
+    def _penalty(self, n_tokens: Tensor) -> Tensor:
+        return length_penalty(n_tokens, self.decode.length_penalty, self.decode.length_penalty_form)
 
     def done(self) -> Tensor:
         """[B]: whether no open beam can reach the n-th best finished score any more.
 
         Log-probabilities only fall and the penalty is largest at the longest length, so an open beam can reach at most
-        its sum so far over the penalty there.
+        its sum so far over the penalty there. A draw is done when it has ended, whatever the others are worth.
         """
-        best_open = self.open_log_probs[:, 0] / length_penalty(self.limits, self.alpha)
-        return (self.finished_scores[:, self.n_best - 1] >= best_open) | (best_open == NEVER)
+        best_open = self.open_log_probs.amax(1)
+        is_closed = best_open == NEVER
+        if self.decode.sample:
+            return is_closed
+        return (self.finished_scores[:, self.n_best - 1] >= best_open / self._penalty(self.limits)) | is_closed
 
     def collect(self, sentences: Tensor, results: list[list[SearchResult]]) -> None:
         """Write the n best finished hypotheses of these sentences [n] to their places in results."""
@@ -203,72 +281,38 @@ class _Beams:
                 if scores[k] > NEVER
             ]
 
-    def kept(self, sentences: Tensor) -> _Beams:
-        """The same search without the other sentences."""
-        return _Beams(
-            rows=self.rows[sentences],
-            limits=self.limits[sentences],
-            open_log_probs=self.open_log_probs[sentences],
-            open_ids=self.open_ids[sentences],
-            finished_scores=self.finished_scores[sentences],
-            finished_log_probs=self.finished_log_probs[sentences],
-            finished_lengths=self.finished_lengths[sentences],
-            finished_ids=self.finished_ids[sentences],
-            alpha=self.alpha,
-            n_best=self.n_best,
-            length=self.length,
-        )
+    def keep_sentences(self, sentences: Tensor) -> None:
+        """Only these sentences [n] go on."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor) and field.name != "banned":
+                setattr(self, field.name, value[sentences])
 
 
-def top_log_probs(logits: Tensor, k: int, banned: Tensor, must_end: Tensor) -> tuple[Tensor, Tensor]:
-    """The k most probable tokens of each row, and their log-probabilities in float32.
-
-    log_softmax and top-k over a whole vocabulary take a quarter of the time on a CPU, so both are written out: one
-    exponential, and the best of blocks before the best within the best blocks (exact: a token among the k best lies
-    in one of the k blocks with the highest maxima).
-
-    Args:
-        logits: [N, V]; overwritten.
-        banned: [n] ids that are left out; the others' probabilities stay as they are.
-        must_end: [N] rows in which EOS alone is allowed.
-    Returns:
-        log-probabilities [N, min(k, V)], best first, and ids of the same shape; a row of logits that are not numbers
-        has no candidates: all of them are NEVER.
-    """
-    scores = logits.float()
-    n_rows, n_vocab = scores.shape
-    k = min(k, n_vocab)
-    highest = scores.amax(-1, keepdim=True)
-    log_normaliser = highest + (scores - highest).exp_().sum(-1, keepdim=True).log()
-    scores[:, banned] = NEVER
-    eos_scores = scores[:, EOS_ID].clone()
-    scores.masked_fill_(must_end[:, None], NEVER)
-    scores[:, EOS_ID] = eos_scores
-    if n_vocab < 2 * k * BLOCK:
-        best, ids = scores.topk(k, dim=-1)
-        return (best - log_normaliser).nan_to_num_(NEVER, neginf=NEVER), ids
-    n_whole = n_vocab // BLOCK * BLOCK
-    blocks = scores[:, :n_whole].view(n_rows, -1, BLOCK)
-    best_blocks = blocks.amax(-1).topk(k, dim=-1, sorted=False).indices  # [N, k]
-    candidates = blocks.gather(1, best_blocks[:, :, None].expand(-1, -1, BLOCK)).flatten(1)  # [N, k BLOCK]
-    candidates = torch.cat([candidates, scores[:, n_whole:]], -1)
-    best, places = candidates.topk(k, dim=-1)
-    in_blocks = best_blocks.gather(1, places.div(BLOCK, rounding_mode="floor").clamp_(max=k - 1)) * BLOCK
-    ids = torch.where(places < k * BLOCK, in_blocks + places % BLOCK, places - k * BLOCK + n_whole)
-    return (best - log_normaliser).nan_to_num_(NEVER, neginf=NEVER), ids
+def _draw_keys(sentence: Sequence[int], seed: int, n_beams: int) -> list[int]:
+    """A number for each beam, made of nothing but the ids of the sentence, the seed and the beam."""
+    text = np.asarray([seed, *sentence], np.int64).tobytes()
+    return [
+        int.from_bytes(hashlib.blake2b(text, digest_size=8, person=str(k).encode()).digest(), "little", signed=True)
+        for k in range(n_beams)
+    ]
 
 
-def length_sorted_batches(lengths: Sequence[int], batch_tokens: int, beam_size: int) -> list[list[int]]:
+def length_sorted_batches(
+    lengths: Sequence[int], batch_tokens: int, n_beams: int, batch_sentences: int | None = None
+) -> list[list[int]]:
     """Indices of sentences that are translated together: sorted by length, padded source tokens within the budget.
 
     The cache grows with sentences and beams, not with source tokens alone: a sentence counts as SHORTEST tokens at
     least, and beams wider than USUAL_BEAM take their share of the budget.
     """
-    budget = batch_tokens * USUAL_BEAM / max(beam_size, USUAL_BEAM)
+    budget = batch_tokens * USUAL_BEAM / max(n_beams, USUAL_BEAM)
+    most = batch_sentences or len(lengths)
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         # The first of a batch is its longest.
-        if not batches or max(lengths[batches[-1][0]], SHORTEST) * (len(batches[-1]) + 1) > budget:
+        n_with_it = len(batches[-1]) + 1 if batches else 0
+        if not batches or n_with_it > most or max(lengths[batches[-1][0]], SHORTEST) * n_with_it > budget:
             batches.append([])
         batches[-1].append(i)
     return batches

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from mt.checkpoint import ModelFolder, find_model_folder
 from mt.config import MAX_BEAM_SIZE, DecodeConfig
-from mt.decode.search import SearchResult, beam_search, length_sorted_batches
-from mt.errors import CheckpointError, ConfigError
+from mt.decode.search import LONGER_THAN_SOURCE, SearchResult, length_sorted_batches, search
+from mt.errors import CheckpointError, ConfigError, DataError
 from mt.model import Transformer
 from mt.runtime import choose_device, choose_dtype, keep_large_blocks
 from mt.text.clean import normalise
@@ -37,23 +37,62 @@ class Hypothesis:
 EMPTY = Hypothesis("", 0.0, 0.0, 0)
 
 
+class Backend(Protocol):
+    """What finds translations of one batch of sentences: our own search, or another program's."""
+
+    def search(
+        self,
+        sentences: Sequence[Sequence[int]],
+        decode: DecodeConfig,
+        *,
+        n_best: int,
+        prefixes: Sequence[Sequence[int]] | None,
+        banned_ids: Sequence[int],
+    ) -> list[list[SearchResult]]:
+        """See `mt.decode.search.search`."""
+
+
+@dataclass(frozen=True)
+class OwnBackend:
+    """`mt.decode.search.search` with a model made for inference."""
+
+    model: Transformer
+
+    def search(
+        self,
+        sentences: Sequence[Sequence[int]],
+        decode: DecodeConfig,
+        *,
+        n_best: int,
+        prefixes: Sequence[Sequence[int]] | None,
+        banned_ids: Sequence[int],
+    ) -> list[list[SearchResult]]:
+        return search(self.model, sentences, decode, n_best=n_best, prefixes=prefixes, banned_ids=banned_ids)
+
+
 class Translator:
     """A model with its tokenizer, ready to translate.
 
     Args:
-        model: for inference; see `Transformer.for_inference`.
+        backend: what searches; a model for inference (see `Transformer.for_inference`) stands for our own.
         decode: the settings that `translate` goes by unless told otherwise.
         max_source_tokens: longer lines are translated in parts, for the model has not seen longer ones in training.
     """
 
     def __init__(
-        self, model: Transformer, tokenizer: Tokenizer, decode: DecodeConfig, *, max_source_tokens: int
+        self, backend: Backend | Transformer, tokenizer: Tokenizer, decode: DecodeConfig, *, max_source_tokens: int
     ) -> None:
-        self.model = model
+        self.backend = OwnBackend(backend) if isinstance(backend, Transformer) else backend
         self.tokenizer = tokenizer
         self.decode = decode
         self.max_source_tokens = max_source_tokens
         self.n_lines_in_parts = 0  # lines so far that were too long to translate in one piece
+
+    @property
+    def model(self) -> Transformer:
+        """The model of our own search; another backend has none."""
+        assert isinstance(self.backend, OwnBackend)
+        return self.backend.model
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto", precision: str = "auto") -> Translator:
@@ -75,64 +114,58 @@ class Translator:
         )
 
     def translate(
-        self,
-        lines: Iterable[str],
-        *,
-        beam_size: int | None = None,
-        length_penalty: float | None = None,
-        max_length: int | None = None,
-        batch_tokens: int | None = None,
+        self, lines: Iterable[str], decode: DecodeConfig | None = None, *, prefixes: Iterable[str] | None = None
     ) -> list[str]:
-        """The best translation of each line; a blank line gives an empty one. The arguments are `DecodeConfig`'s.
+        """The best translation of each line; a blank line gives an empty one. See `translate_lines`.
 
         Raises:
             TypeError: a bare string is given instead of a list of them.
         """
-        hypotheses = self.translate_lines(
-            lines,
-            beam_size=beam_size,
-            length_penalty=length_penalty,
-            max_length=max_length,
-            batch_tokens=batch_tokens,
-        )
-        return [best[0].text for best in hypotheses]
+        return [best[0].text for best in self.translate_lines(lines, decode, prefixes=prefixes)]
 
     def translate_lines(
         self,
         lines: Iterable[str],
+        decode: DecodeConfig | None = None,
         *,
-        beam_size: int | None = None,
-        length_penalty: float | None = None,
-        max_length: int | None = None,
         n_best: int = 1,
-        batch_tokens: int | None = None,
+        prefixes: Iterable[str] | None = None,
     ) -> Iterator[list[Hypothesis]]:
         """The n best translations of each line, best first, as they are made and in the order of the lines.
 
+        Args:
+            decode: the model's own settings unless given; `dataclasses.replace(translator.decode, beam_size=1)`.
+            n_best: up to the beam size, or any number of draws.
+            prefixes: for each line the text that its translations begin with; may be empty.
         Raises:
-            ConfigError: a setting is out of range, or n_best is larger than beam_size.
+            ConfigError: n_best is larger than the beam size.
+            DataError: a prefix is too long for the longest translation.
         """
         if isinstance(lines, str):
             raise TypeError("lines: expected a list of str, got a str: write [text]")
-        changes: dict[str, Any] = {
-            "beam_size": beam_size,
-            "length_penalty": length_penalty,
-            "max_length": max_length,
-            "batch_tokens": batch_tokens,
-        }
-        decode = replace(self.decode, **{key: value for key, value in changes.items() if value is not None})
-        if not 1 <= n_best <= decode.beam_size:
-            raise ConfigError(
-                f"n_best: expected 1 to the beam size ({decode.beam_size}), got {n_best}: "
-                f"raise the beam size (up to {MAX_BEAM_SIZE}) or ask for fewer"
-            )
-        return self._translate_lines(iter(lines), decode, n_best)
+        decode = decode or self.decode
+        most = MAX_BEAM_SIZE if decode.sample else decode.beam_size
+        if not 1 <= n_best <= most:
+            limit, remedy = str(most), "ask for fewer"
+            if not decode.sample:
+                limit, remedy = (
+                    f"the beam size ({most})",
+                    f"raise the beam size (up to {MAX_BEAM_SIZE}) or ask for fewer",
+                )
+            raise ConfigError(f"n_best: expected 1 to {limit}, got {n_best}: {remedy}")
+        return self._translate_lines(iter(lines), decode, n_best, None if prefixes is None else iter(prefixes))
 
-    def _translate_lines(self, lines: Iterator[str], decode: DecodeConfig, n_best: int) -> Iterator[list[Hypothesis]]:
+    def _translate_lines(
+        self, lines: Iterator[str], decode: DecodeConfig, n_best: int, prefixes: Iterator[str] | None
+    ) -> Iterator[list[Hypothesis]]:
         while chunk := list(islice(lines, LINES_AT_A_TIME)):
-            yield from self._translate_chunk(chunk, decode, n_best)
+            begun = None if prefixes is None else list(islice(prefixes, len(chunk)))
+            assert begun is None or len(begun) == len(chunk), "fewer prefixes than lines"
+            yield from self._translate_chunk(chunk, decode, n_best, begun)
 
-    def _translate_chunk(self, lines: Sequence[str], decode: DecodeConfig, n_best: int) -> list[list[Hypothesis]]:
+    def _translate_chunk(
+        self, lines: Sequence[str], decode: DecodeConfig, n_best: int, prefixes: Sequence[str] | None
+    ) -> list[list[Hypothesis]]:
         encoded = self.tokenizer.encode_batch([normalise(line) for line in lines])
         parts: list[list[int]] = []  # source ids, EOS included, of all parts of all lines
         line_parts: list[range] = []
@@ -142,28 +175,45 @@ class Translator:
                 parts += self._split(ids)
             line_parts.append(range(first, len(parts)))
             self.n_lines_in_parts += len(parts) - first > 1
-        results = self._search(parts, decode, n_best)
+        part_prefixes: list[list[int]] | None = None
+        if prefixes is not None:
+            part_prefixes = [[] for _ in parts]
+            begun = self.tokenizer.encode_batch([normalise(prefix) for prefix in prefixes])
+            for which, prefix in zip(line_parts, begun, strict=True):
+                if which:  # a translation begins in its first part
+                    part_prefixes[which[0]] = self._checked_prefix(prefix, len(parts[which[0]]), decode)
+        results = self._search(parts, decode, n_best, part_prefixes)
         return [self._line_hypotheses(parts, results, which) for which in line_parts]
 
-    def _search(self, parts: list[list[int]], decode: DecodeConfig, n_best: int) -> list[list[SearchResult]]:
+    def _checked_prefix(self, prefix: list[int], n_source_tokens: int, decode: DecodeConfig) -> list[int]:
+        longest = decode.max_length or n_source_tokens + LONGER_THAN_SOURCE
+        if len(prefix) >= longest:
+            raise DataError(
+                f"the prefix {self.tokenizer.decode(prefix)[:80]!r} has {len(prefix):,} tokens, and a translation may "
+                f"have {longest:,} with its end: shorten it"
+            )
+        return prefix
+
+    def _search(
+        self, parts: list[list[int]], decode: DecodeConfig, n_best: int, prefixes: list[list[int]] | None
+    ) -> list[list[SearchResult]]:
         results: list[list[SearchResult]] = [[] for _ in parts]
         banned = sorted(self.tokenizer.line_breaking_ids)
-        for batch in length_sorted_batches([len(part) for part in parts], decode.batch_tokens, decode.beam_size):
-            found = beam_search(
-                self.model,
+        lengths = [len(part) for part in parts]
+        n_beams = n_best if decode.sample else decode.beam_size
+        for batch in length_sorted_batches(lengths, decode.batch_tokens, n_beams, decode.batch_sentences):
+            found = self.backend.search(
                 [parts[i] for i in batch],
-                beam_size=decode.beam_size,
-                alpha=decode.length_penalty,
-                max_length=decode.max_length,
+                decode,
                 n_best=n_best,
+                prefixes=None if prefixes is None else [prefixes[i] for i in batch],
                 banned_ids=banned,
             )
             for i, hypotheses in zip(batch, found, strict=True):
                 if not hypotheses:
                     raise CheckpointError(
-                        f"the model gives no numbers for {self.tokenizer.decode(parts[i])[:80]!r} in "
-                        f"{str(self.model.dtype).removeprefix('torch.')}: try --precision fp32; if that does not help, "
-                        "its weights are damaged"
+                        f"the model gives no numbers for {self.tokenizer.decode(parts[i])[:80]!r}: "
+                        "try --precision fp32; if that does not help, its weights are damaged"
                     )
                 results[i] = hypotheses
         return results
