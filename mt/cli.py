@@ -92,6 +92,16 @@ class Precision(str, Enum):
     fp32 = "fp32"
 
 
+class ExportTarget(str, Enum):
+    ctranslate2 = "ctranslate2"
+
+
+class Quantization(str, Enum):
+    float32 = "float32"
+    int8 = "int8"
+    float16 = "float16"
+
+
 ConfigOption = Annotated[
     str, typer.Option("--config", metavar="FILE", help="A config file, or the name of one that ships with mt.")
 ]
@@ -261,6 +271,32 @@ def average(
     from mt.pipeline import average_run
 
     print(average_run(run_dir, last))
+
+
+@app.command("export")
+def export_model(
+    model: Annotated[Path, typer.Option(metavar="DIR", help=MODEL_HELP)],
+    to: Annotated[ExportTarget, typer.Option(help="The engine that will run it.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="The new folder; appears when it is whole and checked.")],
+    quantization: Annotated[
+        Quantization, typer.Option(help="How weights are stored; int8 is the fastest on a CPU.")
+    ] = Quantization.float32,
+    verify_with: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Source text to translate for the check. Default: the model's own test set, if at hand.",
+        ),
+    ] = None,
+) -> None:
+    """Write a model for another engine.
+
+    Translates some lines with both, and writes nothing if they do not translate alike.
+    """
+    from mt.export.ctranslate2 import export, format_export
+
+    with _named_as_options():
+        print(format_export(export(model, output, quantization.value, verify_with)))
 
 
 @app.command("verify-resume")

@@ -94,7 +94,7 @@ def write_lines(name: str, lines: Sequence[str]) -> str:
 def test_help_lists_every_command(run: Run):
     status, stdout, _ = run("--help")
     assert status == 0
-    for command in ("train", "prepare", "translate", "eval", "average", "bench", "config", "verify-resume"):
+    for command in ("train", "prepare", "translate", "eval", "average", "bench", "config", "export", "verify-resume"):
         assert f"\n  {command} " in stdout
 
 
