@@ -268,12 +268,8 @@ def _package() -> Any:
     try:
         import ctranslate2
         import ctranslate2.specs
-    except ImportError as error:
-        raise MTError(
-            f"CTranslate2 cannot be imported ({error}): pip install 'mt-train[ctranslate2]'"
-            if not isinstance(error, ModuleNotFoundError)
-            else "CTranslate2 is not installed: pip install 'mt-train[ctranslate2]'"
-        ) from None
+    except ModuleNotFoundError:
+        raise MTError("CTranslate2 is not installed: pip install 'mt-train[ctranslate2]'") from None
     return ctranslate2
 
 
@@ -310,8 +306,8 @@ def _written_and_compared(
         exact = _compared(Path(float32), tokenizer, "float32", sources, ours)
         if exact.n_different > MOST_DIFFERENT_SHARE * exact.n_lines:
             raise MTError(
-                f"{folder.path}: CTranslate2 translates {exact.n_different:,} of {exact.n_lines:,} lines differently in "
-                f"float32, with log-probabilities up to {exact.largest_gap:.2g} nats apart: nothing was written; "
+                f"{folder.path}: CTranslate2 translates {exact.n_different:,} of {exact.n_lines:,} lines differently "
+                f"in float32, with log-probabilities up to {exact.largest_gap:.2g} nats apart: nothing was written; "
                 "this is an error of the export or of this version of CTranslate2: report it, or try another version"
             )
         if quantization == "float32":
