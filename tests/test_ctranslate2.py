@@ -20,7 +20,7 @@ from mt.decode.translator import Translator
 from mt.errors import CheckpointError, ConfigError, MTError
 from mt.model import Transformer
 from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer, train_tokenizer
-from tests.toys import tiles, toy_config, toy_text, write_lines
+from tests.toys import files_up_to, tiles, toy_config, toy_text, write_lines
 
 ctranslate2 = pytest.importorskip("ctranslate2")
 
@@ -350,6 +350,16 @@ def test_an_export_that_translates_differently_is_not_written(
         "version of CTranslate2: report it, or try another version"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["lines"]
+
+
+def test_on_a_full_disk_nothing_is_left(exported: Exported, tmp_path: Path) -> None:
+    with files_up_to(10_000), pytest.raises(CheckpointError) as caught:
+        export(exported.folder, tmp_path / "export", "int8")
+    assert str(caught.value) == (
+        f"{tmp_path / 'export'}: cannot be written: File too large: raise the limit on the size of files (ulimit -f), "
+        "then the same command goes on"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_ctranslate2_the_message_says_how_to_get_it(

@@ -301,7 +301,7 @@ def _written_and_compared(
     sources = [[*ids[:room], EOS_ID] for ids in tokenizer.encode_batch(lines)]
     ours = [found[0] for found in _in_batches(sources, partial(_search_with_ours, model, tokenizer))]
     write = partial(_write_model, model, tokenizer, folder.config)
-    with tempfile.TemporaryDirectory(dir=building.parent, prefix=f"{building.name}.") as float32:
+    with tempfile.TemporaryDirectory(dir=building) as float32:
         write(Path(float32), "float32")
         exact = _compared(Path(float32), tokenizer, "float32", sources, ours)
         if exact.n_different > MOST_DIFFERENT_SHARE * exact.n_lines:
@@ -457,8 +457,8 @@ class CTranslate2Backend:
 
     Three things are CTranslate2's way. Its search takes no end of sentence that is not among the best K candidates of
     a step, and with a length penalty it ends once K hypotheses have ended: where ours finds a better one, it does not.
-    The probability of what is never produced is given to the others, so log-probabilities are a little higher (0.001
-    nats in a sentence of a model trained with label smoothing).
+    The probability of what is never produced is given to the others, so log-probabilities are a little higher, by what
+    label smoothing left there. What reaches its longest length is cut, and then ended.
 
     Args:
         folder: what CTranslate2 reads.
