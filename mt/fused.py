@@ -18,6 +18,8 @@ from mt.data.batch import TileLayout
 
 # oneDNN's product with bias and ReLU in the same pass; private to torch, so it is looked up and can be missing.
 _linear_pointwise = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+_reorder_linear_weight = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
+PACKED_ROWS = 128  # rows that the layout of a packed weight is chosen for; it takes any number, and is fast with most
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -28,6 +30,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def feed_forward(x: Tensor, weight_1: Tensor, bias_1: Tensor, weight_2: Tensor, bias_2: Tensor) -> Tensor:
     """Two linear layers with a ReLU between them, in the type of x [T, D]."""
     return _FeedForward.apply(x, weight_1, bias_1, weight_2, bias_2)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def packed_weight(weight: Tensor) -> Tensor | None:
+    """The weight [F, D] as oneDNN keeps it between products, which saves it a copy in each; None where it cannot."""
+    if _reorder_linear_weight is None or _linear_pointwise is None or weight.dtype != torch.bfloat16:
+        return None
+    return _reorder_linear_weight(weight, PACKED_ROWS)  # type: ignore[no-any-return]
+
+
+def packed_product(x: Tensor, packed: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
+    """x Wᵀ + b [T, F] with a weight from `packed_weight`, and on request a ReLU ("relu") in the same pass."""
+    return _linear_pointwise(x, packed, bias, activation, [], "")  # type: ignore[no-any-return, misc]
 
 
 def tiled_attention(layout: TileLayout, *projections: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The encoder-decoder Transformer, top to bottom: packed for training, cached for decoding, from the same weights.
 
 S source rows, T target rows (packed, see data/batch.py), D d_model, F d_ff, H heads, E = D / H, V vocabulary;
-in decoding B sentences, K beams, t positions decoded so far, W source width.
+in decoding B sentences, K beams, k of them open, t positions that the cache has room for, W source width.
 
 Source: Vaswani et al. 2017. `norm: pre` is Xiong et al. 2020.
 """
@@ -23,9 +23,10 @@ from mt.attention import attention, masked_attention
 from mt.config import ModelConfig
 from mt.data.batch import MASKED, Layout, PackedBatch, SourceBatch, TileLayout
 from mt.dropout import add_dropped, dropout, replayed
-from mt.fused import feed_forward, linear, tiled_attention
+from mt.fused import feed_forward, linear, packed_product, packed_weight, tiled_attention
 
 VOCAB_MULTIPLE = 128  # rows of the embedding; matrix units like multiples of it
+ROOM = 16  # positions that the cache of a decoder grows by
 
 
 def _is_fused(x: Tensor) -> bool:
@@ -36,10 +37,20 @@ def _is_fused(x: Tensor) -> bool:
 class Linear(nn.Linear):
     """A linear layer whose weights are kept in float32 and multiplied in the type of the input."""
 
+    packed: Tensor | None = None  # the weight in the layout of the library that multiplies, for inference on a CPU
+
     def forward(self, x: Tensor) -> Tensor:
+        if self.packed is not None:
+            return packed_product(x, self.packed, self.bias)
         if _is_fused(x):
             return linear(x, self.weight, self.bias)
         return functional.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+
+    def relu(self, x: Tensor) -> Tensor:
+        """The same with a ReLU behind it."""
+        if self.packed is not None:
+            return packed_product(x, self.packed, self.bias, "relu")
+        return functional.relu(self(x))
 
 
 class LayerNorm(nn.LayerNorm):
@@ -77,7 +88,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if _is_fused(x):
             return feed_forward(x, self.inner.weight, self.inner.bias, self.outer.weight, self.outer.bias)
-        return self.outer(functional.relu(self.inner(x)))  # type: ignore[no-any-return]
+        return self.outer(self.inner.relu(x))  # type: ignore[no-any-return]
 
 
 class SelfAttention(nn.Module):
@@ -99,16 +110,14 @@ class SelfAttention(nn.Module):
         return self.out(attention(q, k, v, layout, causal, p).flatten(1))  # type: ignore[no-any-return]
 
     def step(self, x: Tensor, cache: DecoderCache, layer: int) -> Tensor:
-        """One position of each beam, x [B K, D]: its keys and values join the cache, which is never reordered."""
-        n_sentences, n_heads, _, n_beams, _ = cache.keys.shape[1:]
-        q, k, v = self.qkv(x).view(n_sentences, n_beams, 3, n_heads, -1).permute(2, 0, 3, 1, 4)  # [B, H, K, E] each
-        keys, values = cache.keys[layer], cache.values[layer]  # [B, H, t_max, K, E]
-        keys[:, :, cache.length], values[:, :, cache.length] = k, v
-        stop = (cache.length + 1) * n_beams
-        # The K beams of a sentence are K query rows over all its t K slots; ancestry masks the slots of others.
-        out = masked_attention(
-            q, keys.flatten(2, 3)[:, :, :stop], values.flatten(2, 3)[:, :, :stop], cache.ancestry_bias
-        )
+        """One position of k open beams, x [B k, D]: its keys and values join the cache, which is never reordered."""
+        n_sentences = cache.n_sentences
+        qkv = self.qkv(x).view(n_sentences, len(x) // n_sentences, 3, self.n_heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B, H, k, E] each
+        cache.write(layer, k, v)
+        # The beams of a sentence are query rows over all its slots; ancestry masks those of others.
+        keys, values = cache.keys[layer].flatten(2, 3), cache.values[layer].flatten(2, 3)  # [B, H, t K, E]
+        out = masked_attention(q, keys, values, cache.ancestry_bias)
         return self.out(out.transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
 
 
@@ -137,9 +146,9 @@ class CrossAttention(nn.Module):
         return self.out(attention(q, k, v, layout, False, p).flatten(1))  # type: ignore[no-any-return]
 
     def step(self, x: Tensor, cache: DecoderCache, layer: int) -> Tensor:
-        """One position of each beam, x [B K, D]; all beams of a sentence share its memory."""
-        n_sentences, n_heads, _, n_beams, _ = cache.keys.shape[1:]
-        q = self.q(x).view(n_sentences, n_beams, n_heads, -1).transpose(1, 2)  # [B, H, K, E]
+        """One position of k open beams, x [B k, D]; all beams of a sentence share its memory."""
+        n_sentences = cache.n_sentences
+        q = self.q(x).view(n_sentences, len(x) // n_sentences, self.n_heads, -1).transpose(1, 2)  # [B, H, k, E]
         out = masked_attention(q, cache.memory_keys[layer], cache.memory_values[layer], cache.memory_bias)
         return self.out(out.transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
 
@@ -173,7 +182,7 @@ class DecoderLayer(nn.Module):
         return self.feed_forward_residual(x, self.feed_forward)  # type: ignore[no-any-return]
 
     def step(self, x: Tensor, cache: DecoderCache, layer: int) -> Tensor:
-        """One position of each beam, x [B K, D]."""
+        """One position of k open beams, x [B k, D]."""
         x = self.self_residual(x, lambda y: self.self_attention.step(y, cache, layer))
         x = self.cross_residual(x, lambda y: self.cross_attention.step(y, cache, layer))
         return self.feed_forward_residual(x, self.feed_forward)  # type: ignore[no-any-return]
@@ -184,36 +193,48 @@ class DecoderCache:
     """What decoding keeps between steps. Slots are written once and stay where they are.
 
     After each choice of beams only the ancestry table moves: `ancestors[b, k, i]` is the slot that holds position i of
-    the hypothesis that is now beam k.
+    the hypothesis that is now beam k, and -1 where i is still to come.
     """
 
-    keys: Tensor  # [L, B, H, t_max, K, E] of the decoder's self-attention
+    keys: Tensor  # [L, B, H, t, K, E] of the decoder's self-attention, for the t positions that there is room for
     values: Tensor
     memory_keys: Tensor  # [L, B, H, W, E] of the encoder's output, once for each sentence
     memory_values: Tensor
     memory_bias: Tensor  # [B, 1, 1, W]
-    ancestors: Tensor  # [B, K, t_max] int8
-    ancestry_bias: Tensor  # [B, 1, K, (t + 1) K], for the step in progress
+    ancestors: Tensor  # [B, K, t] int8
+    ancestry_bias: Tensor  # [B, 1, k, t K], for the step in progress
     length: int = 0  # positions decoded so far
 
     @property
-    def max_length(self) -> int:
-        """t_max: positions that there is room for."""
-        return self.ancestors.shape[2]
+    def n_sentences(self) -> int:
+        return self.ancestors.shape[0]
 
-    def begin_step(self) -> None:
-        """Enter each beam as its own ancestor at the position to come, and make the mask that follows."""
-        n_sentences, n_beams, _ = self.ancestors.shape
+    def begin_step(self, n_open: int) -> None:
+        """Make room for a position, enter each of k open beams as its own ancestor there, and make the mask."""
+        if self.length == self.ancestors.shape[2]:
+            self._grow()
+        n_beams = self.ancestors.shape[1]
         slots = torch.arange(n_beams, dtype=torch.int8, device=self.ancestors.device)
         self.ancestors[:, :, self.length] = slots
-        own = self.ancestors[:, :, : self.length + 1, None] == slots  # [B, K, t + 1, K]
-        bias = torch.zeros(own.shape, dtype=self.keys.dtype, device=own.device).masked_fill_(~own, MASKED)
-        self.ancestry_bias = bias.view(n_sentences, 1, n_beams, -1)
+        is_other = self.ancestors[:, :n_open, :, None] != slots  # [B, k, t, K]
+        bias = torch.zeros(is_other.shape, dtype=self.keys.dtype, device=is_other.device)
+        self.ancestry_bias = bias.masked_fill_(is_other, MASKED).view(self.n_sentences, 1, n_open, -1)
+
+    def _grow(self) -> None:
+        # A little at a time: products run over the whole of a tensor, since a part of it would be copied for each.
+        self.keys = functional.pad(self.keys, (0, 0, 0, 0, 0, ROOM))
+        self.values = functional.pad(self.values, (0, 0, 0, 0, 0, ROOM))
+        self.ancestors = functional.pad(self.ancestors, (0, ROOM), value=-1)
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Those of the position in progress, [B, H, k, E] each."""
+        n_open = keys.shape[2]
+        self.keys[layer, :, :, self.length, :n_open] = keys
+        self.values[layer, :, :, self.length, :n_open] = values
 
     def choose(self, parents: Tensor) -> None:
         """Beam k of sentence b now continues the hypothesis of beam parents[b, k]."""
-        used = self.ancestors[:, :, : self.length]
-        self.ancestors[:, :, : self.length] = used.gather(1, parents[:, :, None].expand(used.shape))
+        self.ancestors = self.ancestors.gather(1, parents[:, :, None].expand(-1, -1, self.ancestors.shape[2]))
 
     def keep_sentences(self, rows: Tensor) -> None:
         """Only these sentences go on; rows [n] are their places in the batch."""
@@ -257,6 +278,7 @@ class Transformer(nn.Module):
         final = (lambda: LayerNorm(config.d_model)) if config.norm == "pre" else nn.Identity
         self.encoder_norm, self.decoder_norm = final(), final()
         self._positions = sinusoidal_positions(1024, config.d_model)
+        self._packed_output: Tensor | None = None  # as Linear.packed
         self.reset_parameters()
 
     @torch.no_grad()
@@ -319,10 +341,12 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., V] in the model's dtype, from hidden [..., D]."""
+        if self._packed_output is not None:
+            return packed_product(hidden, self._packed_output, None)
         return functional.linear(hidden, self.output_weight.to(hidden.dtype))
 
-    def begin_decoding(self, sources: SourceBatch, n_beams: int, max_length: int) -> DecoderCache:
-        """Encode the sentences and lay out the cache for up to max_length target positions."""
+    def begin_decoding(self, sources: SourceBatch, n_beams: int) -> DecoderCache:
+        """Encode the sentences and lay out the cache; it grows as it is used."""
         memory = self.encode(sources.ids, sources.positions, sources.layout, sources.width)  # [B W, D]
         n_sentences, n_heads = len(sources.lengths), self.config.n_heads
         n_features = self.config.d_model // n_heads
@@ -332,22 +356,24 @@ class Transformer(nn.Module):
             k, v = layer.cross_attention.keys_and_values(memory).unbind(1)
             for stored, x in ((keys, k), (values, v)):
                 stored.append(x.view(n_sentences, sources.width, n_heads, -1).transpose(1, 2))  # [B, H, W, E]
-        shape = (len(self.decoder), n_sentences, n_heads, max_length, n_beams, n_features)
+        nothing = torch.zeros(
+            (len(self.decoder), n_sentences, n_heads, 0, n_beams, n_features), dtype=memory.dtype, device=memory.device
+        )
         return DecoderCache(
-            keys=torch.zeros(shape, dtype=memory.dtype, device=memory.device),
-            values=torch.zeros(shape, dtype=memory.dtype, device=memory.device),
+            keys=nothing,
+            values=nothing,
             memory_keys=torch.stack(keys).contiguous(),
             memory_values=torch.stack(values).contiguous(),
             memory_bias=sources.layout.groups[0].bias,
-            ancestors=torch.zeros((n_sentences, n_beams, max_length), dtype=torch.int8, device=memory.device),
+            ancestors=torch.zeros((n_sentences, n_beams, 0), dtype=torch.int8, device=memory.device),
             ancestry_bias=torch.empty(0, device=memory.device),
         )
 
     def decode_step(self, tokens: Tensor, cache: DecoderCache) -> Tensor:
-        """Logits [B K, V] of the tokens that may follow; tokens [B K] are the last ones of the beams."""
-        cache.begin_step()
+        """Logits [B k, V] of the tokens that may follow the last ones [B k] of the k open beams of each sentence."""
+        cache.begin_step(len(tokens) // cache.n_sentences)
         positions = torch.full_like(tokens, cache.length)
-        x = self._embed(tokens, positions, cache.length + 1)  # [B K, D]
+        x = self._embed(tokens, positions, cache.length + 1)  # [B k, D]
         for i, layer in enumerate(self._decoder_layers):
             x = layer.step(x, cache, i)
         cache.length += 1
@@ -361,7 +387,13 @@ class Transformer(nn.Module):
         """A copy that cannot be trained, all of it in one type, so that no step converts weights again."""
         model = copy.deepcopy(self).to(dtype)
         model.dtype = dtype
-        return model.requires_grad_(False).eval()
+        model.requires_grad_(False).eval()
+        if model.embedding.weight.device.type == "cpu":
+            model._packed_output = packed_weight(model.output_weight)
+            for module in model.modules():
+                if isinstance(module, Linear):
+                    module.packed = packed_weight(module.weight)
+        return model
 
     def _embed(self, ids: Tensor, positions: Tensor, max_positions: int) -> Tensor:
         if max_positions > len(self._positions):

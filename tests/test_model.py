@@ -83,7 +83,7 @@ def test_cached_decoding_equals_full_decoding(norm: str) -> None:
     longest = max(len(tgt) for _, tgt in pairs) + 1
     with torch.no_grad():
         sources = assemble_sources([[*src, EOS_ID] for src, _ in pairs], torch.float32)
-        cache = model.begin_decoding(sources, 1, longest)
+        cache = model.begin_decoding(sources, 1)
         inputs = [[BOS_ID, *tgt] + [PAD_ID] * longest for _, tgt in pairs]
         steps = []
         for t in range(longest):
@@ -105,7 +105,7 @@ def test_a_beam_that_changes_its_parent_has_the_history_of_its_parent() -> None:
     parents = [[0, 0], [1, 1], [0, 1], [1, 0], [0, 1]]
     histories: list[list[int]] = [[], []]
     with torch.no_grad():
-        cache = model.begin_decoding(assemble_sources(source, torch.float32), 2, 8)
+        cache = model.begin_decoding(assemble_sources(source, torch.float32), 2)
         for step_tokens, step_parents in zip(tokens, parents, strict=True):
             histories = [[*history, token] for history, token in zip(histories, step_tokens, strict=True)]
             logits = model.decode_step(torch.tensor(step_tokens), cache)

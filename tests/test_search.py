@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mt.config import DecodeConfig, ModelConfig
-from mt.decode.candidates import best_candidates, drawn_candidates, log_normaliser, uniform_numbers
+from mt.decode.candidates import best_tokens, drawn_tokens, log_normaliser, uniform_numbers
 from mt.decode.search import SearchResult, length_sorted_batches, search
 from mt.model import Transformer
 from mt.text.tokenizer import EOS_ID, PAD_ID
@@ -176,21 +176,18 @@ def test_a_prefix_may_hold_what_is_banned_and_may_repeat() -> None:
 def test_draws_have_the_probabilities_that_are_asked_for(settings: dict[str, Any], expected: list[int]) -> None:
     scores = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(100, -1) + 5.0
     uniform = (torch.arange(100, dtype=torch.float64) + 0.5) / 100
-    log_probs, ids = drawn_candidates(
-        scores, log_normaliser(scores), uniform, **{"temperature": 1.0, "top_k": None, "top_p": None, **settings}
-    )
+    drawn, ids = drawn_tokens(scores, uniform, **{"temperature": 1.0, "top_k": None, "top_p": None, **settings})
     counts = [int((ids == token).sum()) for token in range(4)]
     assert counts == pytest.approx(expected, abs=1)
-    torch.testing.assert_close(log_probs, torch.tensor([0.1, 0.2, 0.3, 0.4]).log()[ids])  # the model's own
+    assert torch.equal(drawn, scores.gather(1, ids))  # the model's own
 
 
 def test_what_is_forbidden_is_not_drawn() -> None:
     scores = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log()
-    normaliser = log_normaliser(scores)
     scores[0, [0, 3]] = -math.inf
     for uniform in (0.0, 0.39, 0.41, 1 - 2**-53):
         number = torch.tensor([uniform], dtype=torch.float64)
-        _, ids = drawn_candidates(scores, normaliser, number, temperature=1.0, top_k=None, top_p=None)
+        _, ids = drawn_tokens(scores, number, temperature=1.0, top_k=None, top_p=None)
         assert ids.item() == (1 if uniform < 0.4 else 2)
 
 
@@ -292,19 +289,19 @@ def test_banned_ids_are_never_produced_and_others_keep_their_probability() -> No
 def test_the_best_of_blocks_are_the_best_of_all(n_vocab: int) -> None:
     torch.manual_seed(0)
     logits = torch.randn(20, n_vocab) * 3
-    normaliser = log_normaliser(logits)
     logits[:, [0, 5]] = -math.inf
-    log_probs, ids = best_candidates(logits, normaliser, 6)
-    expected = logits - normaliser
-    best, best_ids = expected.topk(6, -1)
-    torch.testing.assert_close(log_probs, best)
+    best, ids = best_tokens(logits, 6)
+    expected, expected_ids = logits.topk(6, -1)
+    assert torch.equal(best, expected)
     finite = best > -math.inf
-    assert torch.equal(ids[finite], best_ids[finite])
+    assert torch.equal(ids[finite], expected_ids[finite])
 
 
 def test_the_normaliser_is_that_of_a_softmax() -> None:
     logits = torch.randn(3, 50) * 9
-    torch.testing.assert_close(logits - log_normaliser(logits), logits.log_softmax(-1))
+    expected = logits.log_softmax(-1)
+    torch.testing.assert_close(logits - log_normaliser(logits), expected)
+    torch.testing.assert_close(logits - log_normaliser(logits.clone(), logits.amax(-1, keepdim=True) + 3), expected)
 
 
 def test_batches_are_sorted_by_length_and_within_the_budget() -> None:

@@ -18,11 +18,16 @@ FREE = -1  # in place of the one token that a row has to take
 _LOWEST_53_BITS = (1 << 53) - 1
 
 
-def log_normaliser(scores: Tensor) -> Tensor:
+def log_normaliser(scores: Tensor, highest: Tensor | None = None) -> Tensor:
     """[N, 1]: log of the sum of the exponentials of scores [N, V] in float32.
 
     Written out: `torch.logsumexp` takes several times as long on a CPU.
+
+    Args:
+        highest: [N, 1], no less than the scores; with it they are overwritten, which saves a pass over memory.
     """
+    if highest is not None:
+        return highest + scores.sub_(highest).exp_().sum(-1, keepdim=True).log_()
     highest = scores.amax(-1, keepdim=True)
     return highest + (scores - highest).exp_().sum(-1, keepdim=True).log_()
 
@@ -45,48 +50,41 @@ def forbid_repetition(scores: Tensor, ids: Tensor, position: Tensor, size: int) 
     scores.scatter_(1, sequences[:, :, -1].masked_fill(~is_repeated, PAD_ID), NEVER)
 
 
-def best_candidates(scores: Tensor, normaliser: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k tokens of each row with the highest scores: their log-probabilities [N, min(k, V)], best first, and ids.
+def best_tokens(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k highest scores of each row, [N, min(k, V)], best first, and their ids.
 
     Top-k over a whole vocabulary takes several times as long on a CPU as the maxima of its blocks, and then the best
     within the best blocks. That is exact: a token among the k best lies in one of the k blocks with the highest maxima.
 
     Args:
-        scores: [N, V] float32, NEVER where a token must not come.
-        normaliser: [N, 1], taken before anything was forbidden.
-    Returns:
-        A row of scores that are not numbers has no candidates: all of them are NEVER.
+        scores: [N, V] float32.
     """
     n_rows, n_vocab = scores.shape
     k = min(k, n_vocab)
     if n_vocab < 2 * k * BLOCK:
         best, ids = scores.topk(k, dim=-1)
-        return (best - normaliser).nan_to_num_(NEVER, neginf=NEVER), ids
+        return best, ids
     n_whole = n_vocab // BLOCK * BLOCK
     blocks = scores[:, :n_whole].view(n_rows, -1, BLOCK)
     best_blocks = blocks.amax(-1).topk(k, dim=-1, sorted=False).indices  # [N, k]
     candidates = blocks.gather(1, best_blocks[:, :, None].expand(-1, -1, BLOCK)).flatten(1)  # [N, k BLOCK]
+    if n_whole == n_vocab:
+        best, places = candidates.topk(k, dim=-1)
+        return best, best_blocks.gather(1, places.div(BLOCK, rounding_mode="floor")) * BLOCK + places % BLOCK
     candidates = torch.cat([candidates, scores[:, n_whole:]], -1)
     best, places = candidates.topk(k, dim=-1)
     in_blocks = best_blocks.gather(1, places.div(BLOCK, rounding_mode="floor").clamp_(max=k - 1)) * BLOCK
     ids = torch.where(places < k * BLOCK, in_blocks + places % BLOCK, places - k * BLOCK + n_whole)
-    return (best - normaliser).nan_to_num_(NEVER, neginf=NEVER), ids
+    return best, ids
 
 
-def drawn_candidates(
-    scores: Tensor,
-    normaliser: Tensor,
-    uniform: Tensor,
-    *,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
+def drawn_tokens(
+    scores: Tensor, uniform: Tensor, *, temperature: float, top_k: int | None, top_p: float | None
 ) -> tuple[Tensor, Tensor]:
-    """One token of each row, drawn: its log-probability [N, 1] without temperature or cuts, and its id.
+    """One token of each row, drawn: its score [N, 1], and its id.
 
     Args:
         scores: [N, V] float32, NEVER where a token must not come.
-        normaliser: [N, 1], taken before anything was forbidden.
         uniform: [N] float64 from 0 to 1, 1 excluded; the draw is a function of it.
     Source of top-k: Fan et al. 2018, section 5.1; of top-p: Holtzman et al. 2020, section 3.1.
     """
@@ -103,17 +101,16 @@ def drawn_candidates(
     threshold = uniform[:, None] * cumulative[:, -1:]
     # The first token beyond the threshold: one that has a probability.
     ids = torch.searchsorted(cumulative, threshold, right=True).clamp_(max=scores.shape[1] - 1)
-    return (scores.gather(1, ids) - normaliser).nan_to_num_(NEVER, neginf=NEVER), ids
+    return scores.gather(1, ids), ids
 
 
-def forced(candidates: tuple[Tensor, Tensor], only: Tensor, only_log_probs: Tensor) -> tuple[Tensor, Tensor]:
-    """The candidates (log-probabilities [N, k] and ids), but in rows that have to take one token that one alone.
+def forced(log_probs: Tensor, ids: Tensor, only: Tensor, only_log_probs: Tensor) -> tuple[Tensor, Tensor]:
+    """The candidates, log_probs and ids [N, c], but in rows that have to take one token that one alone.
 
     Args:
         only: [N] the one token, or FREE.
         only_log_probs: [N, 1], of that token.
     """
-    log_probs, ids = candidates
     is_free = (only == FREE)[:, None]
     alone = functional.pad(only_log_probs, (0, log_probs.shape[1] - 1), value=NEVER)
     return torch.where(is_free, log_probs, alone), torch.where(is_free, ids, only[:, None])

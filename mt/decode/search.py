@@ -20,8 +20,8 @@ from mt.data.batch import assemble_sources
 from mt.decode.candidates import (
     FREE,
     NEVER,
-    best_candidates,
-    drawn_candidates,
+    best_tokens,
+    drawn_tokens,
     forbid_repetition,
     forced,
     log_normaliser,
@@ -86,13 +86,13 @@ def search(
     device = model.embedding.weight.device
     sources = assemble_sources(sentences, model.dtype).to(device)
     beams = _Beams.begin(sentences, decode, n_best, prefixes, banned_ids, device)
-    cache = model.begin_decoding(sources, beams.n_beams, beams.t_max)
+    cache = model.begin_decoding(sources, beams.n_beams)
     results: list[list[SearchResult]] = [[] for _ in sentences]
     while True:
-        parents = beams.advance(model.decode_step(beams.last_tokens.flatten(), cache))
+        parents = beams.advance(model.decode_step(beams.last_tokens[:, : beams.n_open].flatten(), cache))
         done = beams.done()
         n_done = int(done.sum())
-        if n_done == len(done) or beams.length == cache.max_length:
+        if n_done == len(done) or beams.length == beams.t_max:
             beams.collect(torch.arange(len(done), device=device), results)
             return results
         if n_done >= DONE_SHARE * len(done):
@@ -110,7 +110,10 @@ class _Beams:
 
     decode: DecodeConfig
     n_best: int
-    banned: Tensor  # [n] ids
+    shortest_prefix: int  # none of the sentences has a shorter one
+    shortest_limit: int  # nor a smaller limit
+    banned: Tensor  # [n] ids that never come
+    banned_or_end: Tensor  # [n + 1] and EOS
     rows: Tensor  # [B] place of each sentence in the caller's list
     limits: Tensor  # [B] tokens of a translation, EOS included
     prefixes: Tensor  # [B, P], FREE behind the end of each
@@ -146,10 +149,14 @@ class _Beams:
         if not decode.sample:  # all beams are the same one
             open_log_probs[:, 1:] = NEVER
         ids = torch.full((*never.shape, max(limits)), PAD_ID, device=device)
+        banned = {PAD_ID, UNK_ID, BOS_ID, *banned_ids}
         return cls(
             decode=decode,
             n_best=n_best,
-            banned=torch.tensor(sorted({PAD_ID, UNK_ID, BOS_ID, *banned_ids}), device=device),
+            shortest_prefix=min(len(prefix) for prefix in prefixes),
+            shortest_limit=min(limits),
+            banned=torch.tensor(sorted(banned), device=device),
+            banned_or_end=torch.tensor(sorted(banned | {EOS_ID}), device=device),
             rows=torch.arange(len(sentences), device=device),
             limits=torch.tensor(limits, device=device),
             prefixes=torch.tensor(padded, dtype=torch.int64, device=device),
@@ -168,6 +175,11 @@ class _Beams:
         return self.open_log_probs.shape[1]
 
     @property
+    def n_open(self) -> int:
+        """k: beams to go on with. While nothing has been chosen, all beams of a search are the same one."""
+        return 1 if self.length <= self.shortest_prefix and not self.decode.sample else self.n_beams
+
+    @property
     def t_max(self) -> int:
         return self.open_ids.shape[2]
 
@@ -175,14 +187,14 @@ class _Beams:
         """Extend each beam by one token; hypotheses that end move to the finished ones.
 
         Args:
-            logits: [B K, V].
+            logits: [B k, V].
         Returns:
             The beam [B, K] that each open beam continues.
         """
-        log_probs, tokens = self._candidates(logits.float())  # [B K, c]
+        log_probs, tokens = self._candidates(logits.float())  # [B k, c]
         n_sentences, n_beams = self.open_log_probs.shape
         n_each = log_probs.shape[1]
-        totals = (self.open_log_probs.view(-1, 1) + log_probs).view(n_sentences, -1)  # [B, K c]
+        totals = (self.open_log_probs[:, : self.n_open].reshape(-1, 1) + log_probs).view(n_sentences, -1)  # [B, k c]
         tokens = tokens.view(n_sentences, -1)
         if self.decode.sample:
             parents = torch.arange(n_beams, device=logits.device).expand(n_sentences, -1)
@@ -209,39 +221,50 @@ class _Beams:
         return parents
 
     def _candidates(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities [B K, c] and ids of the tokens that may follow each beam; scores [B K, V] are used up."""
+        """Log-probabilities [B k, c] and ids of the tokens that may follow each beam; scores [B k, V] are used up."""
         decode = self.decode
         position = torch.tensor(self.length, device=scores.device)
-        normaliser = log_normaliser(scores)
         only = self._only_tokens()
-        only_log_probs = (scores.gather(1, only.clamp(min=0)[:, None]) - normaliser).nan_to_num_(NEVER)
-        scores.index_fill_(1, self.banned, NEVER)
-        if self.length < decode.min_length:
-            scores[:, EOS_ID] = NEVER
+        only_scores = None if only is None else scores.gather(1, only.clamp(min=0)[:, None])
+        # What is forbidden keeps its share of the probability: the normaliser counts it.
+        forbidden_ids = self.banned if self.length >= decode.min_length else self.banned_or_end
+        forbidden = scores.index_select(1, forbidden_ids)
+        normaliser = log_normaliser(scores) if decode.sample or decode.no_repeat_ngram_size else None
+        scores.index_fill_(1, forbidden_ids, NEVER)
         if decode.no_repeat_ngram_size:
-            forbid_repetition(
-                scores, self.open_ids.flatten(0, 1)[:, : self.length], position, decode.no_repeat_ngram_size
-            )
+            ids = self.open_ids[:, : self.n_open, : self.length].flatten(0, 1)
+            forbid_repetition(scores, ids, position, decode.no_repeat_ngram_size)
         if decode.sample:
-            candidates = drawn_candidates(
+            best, ids = drawn_tokens(
                 scores,
-                normaliser,
                 uniform_numbers(self.keys, position).flatten(),
                 temperature=decode.temperature,
                 top_k=decode.top_k,
                 top_p=decode.top_p,
             )
         else:
-            candidates = best_candidates(scores, normaliser, 2 * self.n_beams)
-        return forced(candidates, only, only_log_probs)
+            best, ids = best_tokens(scores, 2 * self.n_beams)
+        if normaliser is None:
+            highest = torch.maximum(best[:, :1], forbidden.amax(1, keepdim=True))
+            normaliser = torch.logaddexp(log_normaliser(scores, highest), log_normaliser(forbidden))
+        # Where the model gives no numbers there are no candidates.
+        log_probs = (best - normaliser).nan_to_num_(NEVER, neginf=NEVER)
+        if only is None or only_scores is None:
+            return log_probs, ids
+        return forced(log_probs, ids, only, (only_scores - normaliser).nan_to_num_(NEVER))
 
-    def _only_tokens(self) -> Tensor:
-        """[B K]: the one token that may follow a beam, or FREE: EOS at the longest length, else the prefix's."""
+    def _only_tokens(self) -> Tensor | None:
+        """[B k]: the one token that may follow a beam, or FREE: EOS at the longest length, else the prefix's.
+
+        None where all are free.
+        """
+        if self.length >= self.prefixes.shape[1] and self.length + 1 < self.shortest_limit:
+            return None
         only = self.limits.new_full((len(self.limits),), FREE)
         if self.length < self.prefixes.shape[1]:
             only = self.prefixes[:, self.length]
         only = only.masked_fill(self.limits <= self.length + 1, EOS_ID)
-        return only.repeat_interleave(self.n_beams, output_size=len(only) * self.n_beams)
+        return only.repeat_interleave(self.n_open, output_size=len(only) * self.n_open)
 
     def _finish(self, log_probs: Tensor, parents: Tensor) -> None:
         """Merge candidates that end, [B, C] with NEVER for the others, with what is finished; keep the best K."""
@@ -285,7 +308,7 @@ class _Beams:
         """Only these sentences [n] go on."""
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, Tensor) and field.name != "banned":
+            if isinstance(value, Tensor) and not field.name.startswith("banned"):
                 setattr(self, field.name, value[sentences])
 
 
