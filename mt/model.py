@@ -203,7 +203,9 @@ class DecoderCache:
     memory_bias: Tensor  # [B, 1, 1, W]
     ancestors: Tensor  # [B, K, t] int8
     ancestry_bias: Tensor  # [B, 1, k, t K], for the step in progress
-    length: int = 0  # positions decoded so far
+    position: Tensor  # [1] int64: positions decoded so far, for the device
+    length: int = 0  # and for the host
+    is_static: bool = False  # the host's knowledge stays out of what the device does, so that a step can be captured
 
     @property
     def n_sentences(self) -> int:
@@ -211,16 +213,29 @@ class DecoderCache:
 
     def begin_step(self, n_open: int) -> None:
         """Make room for a position, enter each of k open beams as its own ancestor there, and make the mask."""
-        if self.length == self.ancestors.shape[2]:
-            self._grow()
+        if self.length == self.room:
+            self.grow()
         n_beams = self.ancestors.shape[1]
         slots = torch.arange(n_beams, dtype=torch.int8, device=self.ancestors.device)
-        self.ancestors[:, :, self.length] = slots
+        self.enter(self.ancestors, 2, slots.expand(self.n_sentences, -1))
         is_other = self.ancestors[:, :n_open, :, None] != slots  # [B, k, t, K]
         bias = torch.zeros(is_other.shape, dtype=self.keys.dtype, device=is_other.device)
         self.ancestry_bias = bias.masked_fill_(is_other, MASKED).view(self.n_sentences, 1, n_open, -1)
 
-    def _grow(self) -> None:
+    @property
+    def room(self) -> int:
+        """t: positions that there is room for."""
+        return self.ancestors.shape[2]
+
+    def enter(self, stored: Tensor, dim: int, values: Tensor) -> None:
+        """Write values, which lack the dimension of positions, to the position in progress."""
+        if self.is_static:
+            stored.index_copy_(dim, self.position, values.unsqueeze(dim))
+        else:
+            stored.select(dim, self.length).copy_(values)
+
+    def grow(self) -> None:
+        """Make room for some more positions."""
         # A little at a time: products run over the whole of a tensor, since a part of it would be copied for each.
         self.keys = functional.pad(self.keys, (0, 0, 0, 0, 0, ROOM))
         self.values = functional.pad(self.values, (0, 0, 0, 0, 0, ROOM))
@@ -229,8 +244,8 @@ class DecoderCache:
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Those of the position in progress, [B, H, k, E] each."""
         n_open = keys.shape[2]
-        self.keys[layer, :, :, self.length, :n_open] = keys
-        self.values[layer, :, :, self.length, :n_open] = values
+        self.enter(self.keys[layer, :, :, :, :n_open], 2, keys)
+        self.enter(self.values[layer, :, :, :, :n_open], 2, values)
 
     def choose(self, parents: Tensor) -> None:
         """Beam k of sentence b now continues the hypothesis of beam parents[b, k]."""
@@ -367,17 +382,22 @@ class Transformer(nn.Module):
             memory_bias=sources.layout.groups[0].bias,
             ancestors=torch.zeros((n_sentences, n_beams, 0), dtype=torch.int8, device=memory.device),
             ancestry_bias=torch.empty(0, device=memory.device),
+            position=torch.zeros(1, dtype=torch.int64, device=memory.device),
         )
 
     def decode_step(self, tokens: Tensor, cache: DecoderCache) -> Tensor:
-        """Logits [B k, V] of the tokens that may follow the last ones [B k] of the k open beams of each sentence."""
+        """Logits [B k, V] of what may follow the last tokens [B k] of k open beams; on CUDA in float32."""
         cache.begin_step(len(tokens) // cache.n_sentences)
-        positions = torch.full_like(tokens, cache.length)
-        x = self._embed(tokens, positions, cache.length + 1)  # [B k, D]
+        x = self._embed(tokens, cache.position.expand(len(tokens)), cache.room)  # [B k, D]
         for i, layer in enumerate(self._decoder_layers):
             x = layer.step(x, cache, i)
         cache.length += 1
-        return self.logits(self.decoder_norm(x))
+        cache.position = cache.position + 1
+        x = self.decoder_norm(x)
+        if x.is_cuda and x.dtype != torch.float32:
+            # In float32, since rounded logits tie; products of this kind exist on CUDA alone.
+            return torch.mm(x, self.output_weight.t(), out_dtype=torch.float32)
+        return self.logits(x)
 
     @property
     def _decoder_layers(self) -> list[DecoderLayer]:

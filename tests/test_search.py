@@ -11,7 +11,8 @@ import torch
 
 from mt.config import DecodeConfig, ModelConfig
 from mt.decode.candidates import best_tokens, drawn_tokens, log_normaliser, uniform_numbers
-from mt.decode.search import SearchResult, length_sorted_batches, search
+from mt.decode.graphs import Graphs, rounded_up
+from mt.decode.search import LOOK_AHEAD, SearchResult, length_sorted_batches, search
 from mt.model import Transformer
 from mt.text.tokenizer import EOS_ID, PAD_ID
 from tests.toys import random_pairs, small_model, tiles
@@ -109,7 +110,9 @@ def plain_beam_search(
         finished = sorted(finished, reverse=True)[: decode.beam_size]
         if not open_beams:
             break
-        if len(finished) >= n_best and finished[n_best - 1][0] >= penalised(open_beams[0][0], max_length):
+        if len(finished) >= n_best and finished[n_best - 1][0] >= penalised(
+            open_beams[0][0], min(max_length, length + LOOK_AHEAD)
+        ):
             break
     return finished[:n_best]
 
@@ -157,6 +160,36 @@ def test_a_prefix_may_hold_what_is_banned_and_may_repeat() -> None:
     assert found[0].ids[:2] == (9, 9)
     assert 9 not in found[0].ids[2:]
     assert len(set(found[0].ids[2:])) == len(found[0].ids) - 2 >= 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "n_best"),
+    [
+        ({}, 2),
+        ({"min_length": 6, "max_length": 9}, 1),
+        ({"no_repeat_ngram_size": 2}, 1),
+        ({"beam_size": 1, "length_penalty": 0.0}, 1),
+        ({"sample": True, "top_k": 9}, 3),
+    ],
+)
+@pytest.mark.parametrize("longest_prefix", [0, 4])
+def test_static_steps_find_what_eager_steps_find(settings: dict[str, Any], n_best: int, longest_prefix: int) -> None:
+    """As they are captured on CUDA: rounded shapes, fillers, the host's knowledge left out."""
+    model, decode = model_of(50), DecodeConfig(**settings)
+    for n in (1, 5, len(SOURCES)):
+        prefixes = [source[:longest_prefix][:-1] for source in SOURCES[:n]]
+        eager = search(model, SOURCES[:n], decode, n_best=n_best, prefixes=prefixes)
+        static = Graphs(model).search(SOURCES[:n], decode, n_best=n_best, prefixes=prefixes)
+        assert [[r.ids for r in found] for found in static] == [[r.ids for r in found] for found in eager]
+        assert [r.score for found in static for r in found] == pytest.approx(
+            [r.score for found in eager for r in found], rel=1e-5
+        )
+
+
+def test_shapes_are_rounded_up_to_few() -> None:
+    assert [rounded_up(n) for n in range(1, 10)] == [1, 2, 3, 4, 6, 6, 8, 8, 12]
+    assert all(n <= rounded_up(n) < 1.5 * n + 1 for n in range(1, 2_000))
+    assert len({rounded_up(n) for n in range(1, 1_025)}) == 20
 
 
 # --- Sampling ---------------------------------------------------------------------------------------------------------

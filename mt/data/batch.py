@@ -241,11 +241,11 @@ class SourceBatch:
         )
 
 
-def assemble_sources(sentences: Sequence[Sequence[int]], dtype: torch.dtype) -> SourceBatch:
-    """Source sentences for the decoder, each ending with EOS."""
+def assemble_sources(sentences: Sequence[Sequence[int]], dtype: torch.dtype, width_multiple: int = 1) -> SourceBatch:
+    """Source sentences for the decoder, each ending with EOS; as wide as the next multiple of width_multiple."""
     lengths = np.array([len(sentence) for sentence in sentences], dtype=np.int64)
     assert lengths.min() > 0
-    width = int(lengths.max())
+    width = _round_up(int(lengths.max()), width_multiple)
     ids = np.full((len(sentences), width), PAD_ID, np.int64)
     for row, sentence in zip(ids, sentences, strict=True):
         row[: len(sentence)] = sentence

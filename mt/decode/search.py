@@ -1,7 +1,7 @@
 """Beam search and sampling on tensors. Greedy search is a beam of one. No tokenizer here.
 
-B sentences, K beams, C candidates of a sentence, V vocabulary, t_max the longest translation allowed, P tokens of the
-longest prefix.
+B sentences, K beams, k of them open, C candidates of a sentence, V vocabulary, t tokens that there is room for, P
+tokens of the longest prefix.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ from mt.decode.candidates import (
     log_normaliser,
     uniform_numbers,
 )
-from mt.model import Transformer
+from mt.model import DecoderCache, Transformer
 from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 
 # Sentences that are done leave the batch once they are this share of it; each departure copies the cache.
 DONE_SHARE = 0.25
 SHORTEST = 16
 USUAL_BEAM = 4
+# An open beam that lies behind what is finished is given so many tokens to catch up. With no end to that a search takes
+# a quarter more steps, and finds nothing better.
+LOOK_AHEAD = 8
 # So many tokens longer than its source may a translation be by default. Source: Vaswani et al. 2017, section 6.1.
 LONGER_THAN_SOURCE = 50
 
@@ -72,8 +75,9 @@ def search(
 ) -> list[list[SearchResult]]:
     """The n_best translations of each sentence, best first; fewer, or none, where the model gives no numbers.
 
-    A search goes on until no open beam can overtake the n-th best finished hypothesis any more. At the longest
-    length allowed every open beam has to end. What must not come is left out; its probability is not given to others.
+    A search goes on until no open beam can overtake the n-th best finished hypothesis within LOOK_AHEAD tokens. At the
+    longest length allowed every open beam has to end. What must not come is left out; its probability is not given to
+    others.
 
     Args:
         sentences: source ids, each ending with EOS.
@@ -83,25 +87,69 @@ def search(
         banned_ids: never produced, but in prefixes.
     """
     assert 1 <= n_best <= decode.beam_size or decode.sample
-    device = model.embedding.weight.device
-    sources = assemble_sources(sentences, model.dtype).to(device)
-    beams = _Beams.begin(sentences, decode, n_best, prefixes, banned_ids, device)
-    cache = model.begin_decoding(sources, beams.n_beams)
+    state = SearchState.begin(model, sentences, decode, n_best, prefixes, banned_ids)
     results: list[list[SearchResult]] = [[] for _ in sentences]
     while True:
-        parents = beams.advance(model.decode_step(beams.last_tokens[:, : beams.n_open].flatten(), cache))
-        done = beams.done()
+        state.step()
+        done = state.beams.done()
         n_done = int(done.sum())
-        if n_done == len(done) or beams.length == beams.t_max:
-            beams.collect(torch.arange(len(done), device=device), results)
+        if n_done == len(done):
+            state.beams.collect(done, results)
             return results
         if n_done >= DONE_SHARE * len(done):
-            beams.collect(done.nonzero()[:, 0], results)
-            going_on = (~done).nonzero()[:, 0]
-            cache.keep_sentences(going_on)
-            beams.keep_sentences(going_on)
-            parents = parents[going_on]
-        cache.choose(parents)
+            state.beams.collect(done, results)
+            state.keep_sentences((~done).nonzero()[:, 0])
+
+
+@dataclass
+class SearchState:
+    """A search between two steps: what the model keeps, and what is kept of hypotheses."""
+
+    model: Transformer
+    cache: DecoderCache
+    beams: _Beams
+
+    @classmethod
+    def begin(
+        cls,
+        model: Transformer,
+        sentences: Sequence[Sequence[int]],
+        decode: DecodeConfig,
+        n_best: int,
+        prefixes: Sequence[Sequence[int]] | None,
+        banned_ids: Sequence[int],
+        width_multiple: int = 1,
+    ) -> SearchState:
+        """See `search`; sources are as wide as the next multiple of width_multiple."""
+        device = model.embedding.weight.device
+        sources = assemble_sources(sentences, model.dtype, width_multiple).to(device)
+        beams = _Beams.begin(sentences, decode, n_best, prefixes, banned_ids, device)
+        return cls(model, model.begin_decoding(sources, beams.n_beams), beams)
+
+    def step(self) -> None:
+        """Extend every open beam by one token."""
+        logits = self.model.decode_step(self.beams.last_tokens[:, : self.beams.n_open].flatten(), self.cache)
+        self.beams.make_room(self.cache.room)
+        self.cache.choose(self.beams.advance(logits))
+
+    def make_static(self) -> None:
+        """From now on a step can be captured: no prefix and no shortest length is left, and there is room for it."""
+        self.cache.is_static = self.beams.is_static = True
+
+    def grow(self) -> None:
+        """Room for some more positions."""
+        self.cache.grow()
+        self.beams.make_room(self.cache.room)
+
+    def count_step(self) -> None:
+        """Tell the host of a step that the device took by itself."""
+        self.cache.length += 1
+        self.beams.length += 1
+
+    def keep_sentences(self, sentences: Tensor) -> None:
+        """Only these sentences [n] go on."""
+        self.cache.keep_sentences(sentences)
+        self.beams.keep_sentences(sentences)
 
 
 @dataclass
@@ -114,18 +162,20 @@ class _Beams:
     shortest_limit: int  # nor a smaller limit
     banned: Tensor  # [n] ids that never come
     banned_or_end: Tensor  # [n + 1] and EOS
-    rows: Tensor  # [B] place of each sentence in the caller's list
+    rows: Tensor  # [B] place of each sentence in the caller's list; negative: in none
     limits: Tensor  # [B] tokens of a translation, EOS included
     prefixes: Tensor  # [B, P], FREE behind the end of each
     keys: Tensor  # [B, K] int64 for the numbers that a draw is made of; of the sentence, the seed and the beam alone
     last_tokens: Tensor  # [B, K] what each beam ends with
     open_log_probs: Tensor  # [B, K], best first; NEVER where there is no such beam
-    open_ids: Tensor  # [B, K, t_max]
+    open_ids: Tensor  # [B, K, t], PAD behind the end
     finished_scores: Tensor  # [B, K], best first; NEVER where there is none yet
     finished_log_probs: Tensor  # [B, K]
     finished_lengths: Tensor  # [B, K], EOS included
-    finished_ids: Tensor  # [B, K, t_max]
-    length: int = 0  # tokens in each open beam
+    finished_ids: Tensor  # [B, K, t]
+    position: Tensor  # [1] int64: tokens in each open beam, for the device
+    length: int = 0  # and for the host
+    is_static: bool = False  # the host's knowledge stays out of what the device does, so that a step can be captured
 
     @classmethod
     def begin(
@@ -148,7 +198,7 @@ class _Beams:
         open_log_probs = torch.zeros_like(never)
         if not decode.sample:  # all beams are the same one
             open_log_probs[:, 1:] = NEVER
-        ids = torch.full((*never.shape, max(limits)), PAD_ID, device=device)
+        ids = torch.zeros((*never.shape, 0), dtype=torch.int64, device=device)
         banned = {PAD_ID, UNK_ID, BOS_ID, *banned_ids}
         return cls(
             decode=decode,
@@ -161,13 +211,14 @@ class _Beams:
             limits=torch.tensor(limits, device=device),
             prefixes=torch.tensor(padded, dtype=torch.int64, device=device),
             keys=torch.tensor([_draw_keys(sentence, decode.seed, n_beams) for sentence in sentences], device=device),
-            last_tokens=torch.full_like(ids[:, :, 0], BOS_ID),
+            last_tokens=torch.full_like(never, BOS_ID, dtype=torch.int64),
             open_log_probs=open_log_probs,
             open_ids=ids,
             finished_scores=never,
             finished_log_probs=never.clone(),
-            finished_lengths=torch.zeros_like(ids[:, :, 0]),
-            finished_ids=ids.clone(),
+            finished_lengths=torch.zeros_like(never, dtype=torch.int64),
+            finished_ids=ids,
+            position=torch.zeros(1, dtype=torch.int64, device=device),
         )
 
     @property
@@ -179,9 +230,12 @@ class _Beams:
         """k: beams to go on with. While nothing has been chosen, all beams of a search are the same one."""
         return 1 if self.length <= self.shortest_prefix and not self.decode.sample else self.n_beams
 
-    @property
-    def t_max(self) -> int:
-        return self.open_ids.shape[2]
+    def make_room(self, n_tokens: int) -> None:
+        """Room for so many tokens at least."""
+        missing = n_tokens - self.open_ids.shape[2]
+        if missing > 0:
+            self.open_ids = functional.pad(self.open_ids, (0, missing), value=PAD_ID)
+            self.finished_ids = functional.pad(self.finished_ids, (0, missing), value=PAD_ID)
 
     def advance(self, logits: Tensor) -> Tensor:
         """Extend each beam by one token; hypotheses that end move to the finished ones.
@@ -213,17 +267,16 @@ class _Beams:
                 tokens, parents = functional.pad(tokens, missing), functional.pad(parents, missing)
             totals, chosen = totals.topk(n_beams, dim=1)  # [B, K]
             parents, tokens = parents.gather(1, chosen), tokens.gather(1, chosen)
-            used = self.open_ids[:, :, : self.length]
-            self.open_ids[:, :, : self.length] = used.gather(1, parents[:, :, None].expand(used.shape))
+            self.open_ids = _of_beams(self.open_ids, parents)
         self.open_log_probs, self.last_tokens = totals, tokens
-        self.open_ids[:, :, self.length] = tokens
+        self.open_ids.index_copy_(2, self.position, tokens[:, :, None])
+        self.position = self.position + 1
         self.length += 1
         return parents
 
     def _candidates(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities [B k, c] and ids of the tokens that may follow each beam; scores [B k, V] are used up."""
         decode = self.decode
-        position = torch.tensor(self.length, device=scores.device)
         only = self._only_tokens()
         only_scores = None if only is None else scores.gather(1, only.clamp(min=0)[:, None])
         # What is forbidden keeps its share of the probability: the normaliser counts it.
@@ -232,12 +285,12 @@ class _Beams:
         normaliser = log_normaliser(scores) if decode.sample or decode.no_repeat_ngram_size else None
         scores.index_fill_(1, forbidden_ids, NEVER)
         if decode.no_repeat_ngram_size:
-            ids = self.open_ids[:, : self.n_open, : self.length].flatten(0, 1)
-            forbid_repetition(scores, ids, position, decode.no_repeat_ngram_size)
+            ids = self.open_ids[:, : self.n_open].flatten(0, 1)
+            forbid_repetition(scores, ids, self.position, decode.no_repeat_ngram_size)
         if decode.sample:
             best, ids = drawn_tokens(
                 scores,
-                uniform_numbers(self.keys, position).flatten(),
+                uniform_numbers(self.keys, self.position).flatten(),
                 temperature=decode.temperature,
                 top_k=decode.top_k,
                 top_p=decode.top_p,
@@ -258,26 +311,24 @@ class _Beams:
 
         None where all are free.
         """
-        if self.length >= self.prefixes.shape[1] and self.length + 1 < self.shortest_limit:
+        if self.length >= self.prefixes.shape[1] and self.length + 1 < self.shortest_limit and not self.is_static:
             return None
         only = self.limits.new_full((len(self.limits),), FREE)
         if self.length < self.prefixes.shape[1]:
             only = self.prefixes[:, self.length]
-        only = only.masked_fill(self.limits <= self.length + 1, EOS_ID)
+        only = only.masked_fill(self.limits <= self.position + 1, EOS_ID)
         return only.repeat_interleave(self.n_open, output_size=len(only) * self.n_open)
 
     def _finish(self, log_probs: Tensor, parents: Tensor) -> None:
         """Merge candidates that end, [B, C] with NEVER for the others, with what is finished; keep the best K."""
-        if not bool((log_probs > NEVER).any()):
+        if not self.is_static and not bool((log_probs > NEVER).any()):
             return
-        n_tokens = torch.full_like(parents, self.length + 1)
+        n_tokens = (self.position + 1).expand(parents.shape)
         scores = torch.cat([self.finished_scores, log_probs / self._penalty(n_tokens)], 1)
-        candidate_ids = self.open_ids.gather(1, parents[:, :, None].expand(-1, -1, self.t_max))
         self.finished_scores, best = scores.topk(self.n_beams, dim=1)
         self.finished_log_probs = torch.cat([self.finished_log_probs, log_probs], 1).gather(1, best)
         self.finished_lengths = torch.cat([self.finished_lengths, n_tokens], 1).gather(1, best)
-        ids = torch.cat([self.finished_ids, candidate_ids], 1)
-        self.finished_ids = ids.gather(1, best[:, :, None].expand(-1, -1, self.t_max))
+        self.finished_ids = _of_beams(torch.cat([self.finished_ids, _of_beams(self.open_ids, parents)], 1), best)
 
     def _penalty(self, n_tokens: Tensor) -> Tensor:
         return length_penalty(n_tokens, self.decode.length_penalty, self.decode.length_penalty_form)
@@ -285,31 +336,38 @@ class _Beams:
     def done(self) -> Tensor:
         """[B]: whether no open beam can reach the n-th best finished score any more.
 
-        Log-probabilities only fall and the penalty is largest at the longest length, so an open beam can reach at most
-        its sum so far over the penalty there. A draw is done when it has ended, whatever the others are worth.
+        Log-probabilities only fall, so an open beam that ends within LOOK_AHEAD tokens reaches at most its sum so far
+        over the penalty there. A draw is done when it has ended, whatever the others are worth.
         """
         best_open = self.open_log_probs.amax(1)
         is_closed = best_open == NEVER
         if self.decode.sample:
             return is_closed
-        return (self.finished_scores[:, self.n_best - 1] >= best_open / self._penalty(self.limits)) | is_closed
+        longest = torch.minimum(self.limits, self.position + LOOK_AHEAD)
+        return (self.finished_scores[:, self.n_best - 1] >= best_open / self._penalty(longest)) | is_closed
 
     def collect(self, sentences: Tensor, results: list[list[SearchResult]]) -> None:
-        """Write the n best finished hypotheses of these sentences [n] to their places in results."""
+        """Write the n best finished hypotheses of these sentences (indices, or a mask) to their places in results."""
         columns = (self.rows, self.finished_scores, self.finished_log_probs, self.finished_lengths, self.finished_ids)
         for row, scores, log_probs, lengths, ids in zip(*(x[sentences].tolist() for x in columns), strict=True):
-            results[row] = [
-                SearchResult(tuple(ids[k][: lengths[k] - 1]), log_probs[k], scores[k])
-                for k in range(self.n_best)
-                if scores[k] > NEVER
-            ]
+            if row >= 0:
+                results[row] = [
+                    SearchResult(tuple(ids[k][: lengths[k] - 1]), log_probs[k], scores[k])
+                    for k in range(self.n_best)
+                    if scores[k] > NEVER
+                ]
 
     def keep_sentences(self, sentences: Tensor) -> None:
         """Only these sentences [n] go on."""
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, Tensor) and not field.name.startswith("banned"):
+            if isinstance(value, Tensor) and field.name not in ("banned", "banned_or_end", "position"):
                 setattr(self, field.name, value[sentences])
+
+
+def _of_beams(ids: Tensor, beams: Tensor) -> Tensor:
+    """[B, n, t]: of ids [B, m, t] those of n beams [B, n]."""
+    return ids.gather(1, beams[:, :, None].expand(-1, -1, ids.shape[2]))
 
 
 def _draw_keys(sentence: Sequence[int], seed: int, n_beams: int) -> list[int]:

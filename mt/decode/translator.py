@@ -10,6 +10,7 @@ from typing import Protocol
 
 from mt.checkpoint import ModelFolder, find_model_folder
 from mt.config import MAX_BEAM_SIZE, DecodeConfig
+from mt.decode.graphs import Graphs
 from mt.decode.search import LONGER_THAN_SOURCE, SearchResult, length_sorted_batches, search
 from mt.errors import CheckpointError, ConfigError, DataError
 from mt.model import Transformer
@@ -52,11 +53,12 @@ class Backend(Protocol):
         """See `mt.decode.search.search`."""
 
 
-@dataclass(frozen=True)
 class OwnBackend:
-    """`mt.decode.search.search` with a model made for inference."""
+    """`mt.decode.search.search` with a model made for inference; on CUDA as captured graphs."""
 
-    model: Transformer
+    def __init__(self, model: Transformer) -> None:
+        self.model = model
+        self._graphs = Graphs(model) if model.embedding.weight.device.type == "cuda" else None
 
     def search(
         self,
@@ -67,6 +69,8 @@ class OwnBackend:
         prefixes: Sequence[Sequence[int]] | None,
         banned_ids: Sequence[int],
     ) -> list[list[SearchResult]]:
+        if self._graphs is not None:
+            return self._graphs.search(sentences, decode, n_best=n_best, prefixes=prefixes, banned_ids=banned_ids)
         return search(self.model, sentences, decode, n_best=n_best, prefixes=prefixes, banned_ids=banned_ids)
 
 

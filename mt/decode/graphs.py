@@ -1,0 +1,179 @@
+"""Search on CUDA, where launching the kernels of a step one by one takes longer than the step: as captured graphs.
+
+A graph is one step for one shape of everything: so many sentences, beams, source positions, and positions that there
+is room for. Shapes are rounded up to few ones; sentences that are not there are done from the first step. A step that
+can be captured is the eager one without the host's knowledge (`is_static`), and what it computes is the same.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mt.config import DecodeConfig
+from mt.decode.search import SearchResult, SearchState
+from mt.model import Transformer
+from mt.text.tokenizer import EOS_ID
+
+# Steps between two looks of the host at the device; divides the positions that a cache grows by.
+LOOK_EVERY = 4
+SOURCE_WIDTH_MULTIPLE = 16
+WARM_UP_STEPS = 2  # before a capture: libraries set themselves up in the first ones
+# Graphs are forgotten, the oldest first, when the tensors that they work on take more of the device's memory.
+MEMORY_SHARE = 0.3
+_NOBODY = -1  # in place of a row of the caller's list
+
+
+class Graphs:
+    """Captured steps of one model, kept from batch to batch."""
+
+    def __init__(self, model: Transformer) -> None:
+        self.model = model
+        self.why_not: str | None = None  # what went wrong when a step was captured; since then none is
+        self._device = model.embedding.weight.device
+        self._captured: OrderedDict[Any, _Captured] = OrderedDict()
+        if self._device.type != "cuda":
+            self.why_not = "no CUDA device"
+
+    @torch.inference_mode()
+    def search(
+        self,
+        sentences: Sequence[Sequence[int]],
+        decode: DecodeConfig,
+        *,
+        n_best: int = 1,
+        prefixes: Sequence[Sequence[int]] | None = None,
+        banned_ids: Sequence[int] = (),
+    ) -> list[list[SearchResult]]:
+        """What `mt.decode.search.search` does."""
+        n_fillers = rounded_up(len(sentences)) - len(sentences)
+        prefixes = [*(prefixes or [()] * len(sentences)), *[()] * n_fillers]
+        padded = [*sentences, *[[EOS_ID]] * n_fillers]
+        state = SearchState.begin(
+            self.model, padded, decode, n_best, prefixes, banned_ids, width_multiple=SOURCE_WIDTH_MULTIPLE
+        )
+        state.beams.rows[len(sentences) :] = _NOBODY
+        state.beams.limits[len(sentences) :] = 1
+        # The first steps differ from each other: one beam alone, prefixes, no end yet.
+        for _ in range(max([decode.min_length, *(len(prefix) + 1 for prefix in prefixes)])):
+            state.step()
+        state.make_static()
+        results: list[list[SearchResult]] = [[] for _ in sentences]
+        while True:
+            done = state.beams.done()
+            n_left = len(done) - int(done.sum())
+            if n_left == 0 or rounded_up(n_left) < len(done):
+                state.beams.collect(done, results)
+                state.beams.rows.masked_fill_(done, _NOBODY)
+                if n_left == 0:
+                    return results
+                # Those that go on, and of the others as many as make up a shape.
+                state.keep_sentences(done.int().argsort(stable=True)[: rounded_up(n_left)])
+            self._advance(state)
+
+    def _advance(self, state: SearchState) -> None:
+        """Some steps without a look at the device."""
+        if state.cache.length == state.cache.room:
+            state.grow()
+        n_steps = min(LOOK_EVERY, state.cache.room - state.cache.length)
+        captured = self._captured_for(state) if self.why_not is None else None
+        for _ in range(n_steps):
+            if captured is None:
+                state.step()
+            else:
+                captured.graph.replay()
+                state.count_step()
+
+    def _captured_for(self, state: SearchState) -> _Captured | None:
+        """The graph for a state of this shape, working on the tensors of the state from now on."""
+        shapes = tuple((name, tuple(tensor.shape)) for _, name, tensor in _tensors(state))
+        key = (state.beams.decode, state.beams.n_best, shapes)
+        captured = self._captured.get(key)
+        if captured is None:
+            try:
+                captured = _Captured.of(state)
+            except RuntimeError as error:
+                self.why_not = str(error).partition("\n")[0]
+                print(f"warning: decoding without CUDA graphs, which is slower: {self.why_not}", file=sys.stderr)
+                return None
+            self._captured[key] = captured
+            self._forget_oldest()
+        self._captured.move_to_end(key)
+        captured.adopt(state)
+        return captured
+
+    def _forget_oldest(self) -> None:
+        limit = MEMORY_SHARE * torch.cuda.get_device_properties(self._device).total_memory
+        while len(self._captured) > 1 and sum(captured.n_bytes for captured in self._captured.values()) > limit:
+            self._captured.popitem(last=False)
+
+
+@dataclass
+class _Captured:
+    """One step as a graph, and the state whose tensors it reads and writes."""
+
+    graph: torch.cuda.CUDAGraph
+    state: SearchState
+
+    @classmethod
+    def of(cls, state: SearchState) -> _Captured:
+        """Capture a step of a static state that has room for it. The state itself stays as it is.
+
+        Raises:
+            RuntimeError: CUDA cannot capture it.
+        """
+        own = _copy(state)
+        for part, name, tensor in _tensors(own):
+            setattr(part, name, tensor.clone())
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP_STEPS):
+                _copy(own).step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            stepped = _copy(own)
+            stepped.step()
+            for (_, _, before), (_, _, after) in zip(_tensors(own), _tensors(stepped), strict=True):
+                if after is not before:
+                    before.copy_(after)
+        return cls(graph, own)
+
+    def adopt(self, state: SearchState) -> None:
+        """Copy what a state holds to where the graph works, and let the state hold that."""
+        for (_, _, own), (part, name, tensor) in zip(_tensors(self.state), _tensors(state), strict=True):
+            if tensor is not own:
+                own.copy_(tensor)
+                setattr(part, name, own)
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(tensor.numel() * tensor.element_size() for _, _, tensor in _tensors(self.state))
+
+
+def _copy(state: SearchState) -> SearchState:
+    """Another state over the same tensors."""
+    return SearchState(state.model, copy.copy(state.cache), copy.copy(state.beams))
+
+
+def _tensors(state: SearchState) -> Iterator[tuple[Any, str, Tensor]]:
+    """All tensors of a state: what holds them, under which name, and themselves."""
+    for part in (state.cache, state.beams):
+        for field in fields(part):
+            value = getattr(part, field.name)
+            if isinstance(value, Tensor):
+                yield part, field.name, value
+
+
+def rounded_up(n: int) -> int:
+    """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24, …: a third is filled up at most."""
+    power = 1 << (n - 1).bit_length()
+    return 3 * power // 4 if power >= 4 and n <= 3 * power // 4 else power
