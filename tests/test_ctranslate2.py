@@ -133,7 +133,7 @@ def test_it_finds_our_translations_or_less_probable_ones(exported: Exported, bea
     n_equal = 0
     for (one,), (other,) in zip(ours, theirs, strict=True):
         n_equal += one.ids == other.ids
-        assert one.ids == other.ids or other.score < one.score
+        assert one.ids == other.ids or other.score < one.score + 1e-4
     assert n_equal >= 0.8 * len(LINES)
     assert len({other.ids for (other,) in theirs}) == len(LINES)
 
