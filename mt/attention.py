@@ -74,6 +74,25 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: flo
     return torch.matmul(weights, v)
 
 
+def decoding_attention(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+    """Attention of some positions of a sentence to all slots of its cache.
+
+    Keys lie as the first product reads them, which saves the CPU a copy.
+
+    Args:
+        q: [B, H, k, E].
+        keys: [B, H, E, n].
+        values: [B, H, n, E].
+        bias: added to the scores, broadcast to [B, H, k, n].
+    Returns:
+        [B, k, H, E].
+    """
+    scores = torch.matmul(q * q.shape[-1] ** -0.5, keys)
+    if bias is not None:
+        scores += bias
+    return torch.matmul(functional.softmax(scores, -1), values).transpose(1, 2)
+
+
 def _flash(q: Tensor, k: Tensor, v: Tensor, layout: VarlenLayout, causal: bool) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 

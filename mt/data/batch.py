@@ -232,12 +232,18 @@ class SourceBatch:
     layout: TileLayout
     lengths: Tensor  # [B] int64, end of sentence included
     width: int
+    has_padding: bool  # whether a sentence is shorter than that
 
     def to(self, device: torch.device) -> SourceBatch:
         """The batch on the device."""
         groups = tuple(replace(group, bias=group.bias.to(device)) for group in self.layout.groups)
         return SourceBatch(
-            self.ids.to(device), self.positions.to(device), TileLayout(groups), self.lengths.to(device), self.width
+            self.ids.to(device),
+            self.positions.to(device),
+            TileLayout(groups),
+            self.lengths.to(device),
+            self.width,
+            self.has_padding,
         )
 
 
@@ -256,6 +262,7 @@ def assemble_sources(sentences: Sequence[Sequence[int]], dtype: torch.dtype, wid
         layout=TileLayout((TileGroup(len(sentences), 0, width, 0, width, bias),)),
         lengths=torch.from_numpy(lengths),
         width=width,
+        has_padding=bool((lengths < width).any()),
     )
 
 
