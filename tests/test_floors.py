@@ -22,7 +22,7 @@ FLOORS: list[set[str]] = [
     {"dropout", "attention", "fused", "model"},
     {"loss"},
     {"checkpoint"},
-    {"decode.candidates", "decode.lines", "decode.search", "decode.translator"},
+    {"decode.candidates", "decode.lines", "decode.scorer", "decode.search", "decode.translator"},
     {"evaluate.scores", "evaluate.report", "explain.attention"},
     {
         "train.schedule",
