@@ -261,6 +261,29 @@ def score(
     _warn_of_long_pairs(scorer)
 
 
+@app.command()
+def explain(
+    model: Annotated[str, typer.Option(metavar="DIR", help=MODEL_HELP)],
+    src: Annotated[str, typer.Option(metavar="TEXT", help="A sentence.")],
+    output: Annotated[Path, typer.Option(metavar="FILE", help="The page, HTML that stands alone.")],
+    tgt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Its translation. Default: the model's own.", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[Precision, typer.Option(help="Of matrix products.")] = Precision.auto,
+) -> None:
+    """Show where a model looks when it translates a sentence.
+
+    Writes a page with a map of source and target tokens for each layer of the decoder.
+    """
+    from mt.decode.lines import whole_file
+
+    with _named_as_options(), whole_file(output) as page:
+        from mt.explain.heatmap import explained_page
+
+        page.write(explained_page(model, src, tgt, device, precision.value).encode())
+
+
 @app.command("eval")
 def evaluate(
     model: Annotated[Path | None, typer.Option(metavar="DIR", help=f"{MODEL_HELP} Scores its test sets.")] = None,
@@ -461,7 +484,7 @@ def _named_as_options() -> Iterator[None]:
         yield
     except ConfigError as error:
         key, _, problem = str(error).partition(": ")
-        if key not in ("n_best", "device", "precision"):
+        if key not in ("n_best", "device", "precision", "src", "tgt"):
             raise
         raise ConfigError(f"--{key.replace('_', '-')}: {problem}") from None
 

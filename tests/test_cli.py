@@ -19,7 +19,7 @@ import pytest
 from mt.cli import app
 from mt.config import DecodeConfig, RunConfig
 from mt.configfile import load_config
-from mt.errors import CheckpointError, DataError
+from mt.errors import CheckpointError, ConfigError, DataError
 from mt.text.sources import SentencePair
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,7 +96,18 @@ def write_lines(name: str, lines: Sequence[str]) -> str:
 def test_help_lists_every_command(run: Run):
     status, stdout, _ = run("--help")
     assert status == 0
-    for command in ("train", "prepare", "translate", "score", "eval", "average", "bench", "config", "verify-resume"):
+    for command in (
+        "train",
+        "prepare",
+        "translate",
+        "score",
+        "explain",
+        "eval",
+        "average",
+        "bench",
+        "config",
+        "verify-resume",
+    ):
         assert f"\n  {command} " in stdout
 
 
@@ -510,6 +521,26 @@ def test_a_model_to_score_with_that_is_missing_leaves_no_output_file(score: Run)
     message = "error: missing: no such model folder\n"
     assert score("--model", "missing", "--output", "scores") == (2, "", message)
     assert not Path("scores").exists()
+
+
+# --- explain ----------------------------------------------------------------------------------------------------------
+
+
+def test_explain_writes_the_page(run: Run, monkeypatch: pytest.MonkeyPatch):
+    def explained_page(*arguments: str | None) -> str:
+        if arguments[1] == "":
+            raise ConfigError("src: is blank: give a sentence")
+        return f"<p>{arguments}</p>\n"
+
+    monkeypatch.setitem(sys.modules, "mt.explain.heatmap", types.SimpleNamespace(explained_page=explained_page))
+    given = ("explain", "--model", "m", "--output", "page.html")
+    assert run(*given, "--src", "ä", "--tgt", "b", "--device", "cpu", "--precision", "fp32") == (0, "", "")
+    assert Path("page.html").read_text(encoding="utf-8") == "<p>('m', 'ä', 'b', 'cpu', 'fp32')</p>\n"
+    assert run(*given, "--src", "ä") == (0, "", "")
+    assert Path("page.html").read_text(encoding="utf-8") == "<p>('m', 'ä', None, 'auto', 'auto')</p>\n"
+    Path("page.html").unlink()
+    assert run(*given, "--src", "") == (2, "", "error: --src: is blank: give a sentence\n")
+    assert not Path("page.html").exists()
 
 
 # --- eval -------------------------------------------------------------------------------------------------------------

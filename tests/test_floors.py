@@ -23,7 +23,7 @@ FLOORS: list[set[str]] = [
     {"loss"},
     {"checkpoint"},
     {"decode.candidates", "decode.lines", "decode.scorer", "decode.search", "decode.translator"},
-    {"evaluate.scores", "evaluate.report", "explain.attention"},
+    {"evaluate.scores", "evaluate.report", "explain.attention", "explain.heatmap"},
     {
         "train.schedule",
         "train.optimizer",
