@@ -22,7 +22,7 @@ from mt.decode.candidates import log_normaliser
 from mt.decode.search import length_penalty
 from mt.errors import CheckpointError
 from mt.model import Transformer
-from mt.runtime import choose_device, choose_dtype, keep_large_blocks
+from mt.runtime import choose_device, choose_dtype, give_back_free_memory, keep_large_blocks
 from mt.text.clean import normalise
 from mt.text.sources import SentencePair
 from mt.text.tokenizer import EOS_ID, Tokenizer
@@ -151,6 +151,7 @@ class Scorer:
         pairs = iter(pairs)
         while chunk := list(islice(pairs, PAIRS_AT_A_TIME)):
             yield from self._score_chunk(chunk, decode)
+            give_back_free_memory()  # batches of many sizes leave blocks of many sizes
 
     def _score_chunk(self, pairs: Sequence[SentencePair], decode: DecodeConfig) -> Iterator[PairScore]:
         ids = self.tokenizer.encode_batch([normalise(pair.src) for pair in pairs] + [normalise(p.tgt) for p in pairs])
