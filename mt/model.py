@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from mt.attention import attention, decoding_attention
+from mt.attention import attention, attention_weights, decoding_attention
 from mt.config import ModelConfig
 from mt.data.batch import MASKED, Layout, PackedBatch, SourceBatch, TileLayout
 from mt.dropout import add_dropped, dropout, replayed
@@ -146,6 +146,11 @@ class CrossAttention(nn.Module):
         k, v = kv.unbind(1)
         return self.out(attention(q, k, v, layout, False, p).flatten(1))  # type: ignore[no-any-return]
 
+    def weights(self, x: Tensor, memory: Tensor, layout: TileLayout) -> list[Tensor]:
+        """What `forward` weighs the values with: [n, H, Wq, Wk] float32 for each group of tiles."""
+        q = self.q(x).unflatten(-1, (self.n_heads, -1))  # [T, H, E]
+        return attention_weights(q, self.keys_and_values(memory)[:, 0], layout)
+
     def step(self, x: Tensor, cache: DecoderCache, layer: int) -> Tensor:
         """One position of k open beams, x [B k, D]; all beams of a sentence share its memory."""
         n_sentences = cache.n_sentences
@@ -181,6 +186,12 @@ class DecoderLayer(nn.Module):
         x = self.self_residual(x, lambda y: self.self_attention(y, self_layout, causal=True))
         x = self.cross_residual(x, lambda y: self.cross_attention(y, memory, cross_layout))
         return self.feed_forward_residual(x, self.feed_forward)  # type: ignore[no-any-return]
+
+    def cross_weights(self, x: Tensor, memory: Tensor, self_layout: Layout, cross_layout: TileLayout) -> list[Tensor]:
+        """What the cross-attention weighs the values with, see `CrossAttention.weights`."""
+        x = self.self_residual(x, lambda y: self.self_attention(y, self_layout, causal=True))
+        x = self.cross_residual.norm(x) if self.cross_residual.norm_first else x
+        return self.cross_attention.weights(x, memory, cross_layout)
 
     def step(self, x: Tensor, cache: DecoderCache, layer: int) -> Tensor:
         """One position of k open beams, x [B k, D]."""
@@ -343,6 +354,21 @@ class Transformer(nn.Module):
         for layer in self.decoder:
             x = self._passed(layer, x, memory, batch.decoder_layout, batch.cross_layout)
         return self.decoder_norm(x)  # type: ignore[no-any-return]
+
+    def cross_attention_weights(self, batch: PackedBatch, layer: int) -> list[Tensor]:
+        """How much each target row of a batch of tiles attends to each source row, in one layer of the decoder.
+
+        Args:
+            layer: counted from 0.
+        Returns:
+            [n, H, W, W] float32 for each group of tiles in the batch's cross layout, queries before keys.
+        """
+        assert isinstance(batch.cross_layout, TileLayout)
+        memory = self.encode(batch.src_ids, batch.src_positions, batch.encoder_layout, batch.max_positions)
+        x = self._embed(batch.tgt_inputs, batch.tgt_positions, batch.max_positions)  # [T, D]
+        for before in self._decoder_layers[:layer]:
+            x = before(x, memory, batch.decoder_layout, batch.cross_layout)
+        return self._decoder_layers[layer].cross_weights(x, memory, batch.decoder_layout, batch.cross_layout)
 
     def encode(self, ids: Tensor, positions: Tensor, layout: Layout, max_positions: int) -> Tensor:
         """The encoder's output [S, D] for ids [S] and positions [S]; no position reaches max_positions."""
