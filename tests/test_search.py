@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mt.config import DecodeConfig, ModelConfig
-from mt.decode.candidates import best_tokens, drawn_tokens, log_normaliser, uniform_numbers
+from mt.decode.candidates import best_tokens, drawn_tokens, log_normaliser, log_normaliser_and_maxima, uniform_numbers
 from mt.decode.graphs import Graphs, rounded_up
 from mt.decode.search import LOOK_AHEAD, SearchResult, length_sorted_batches, search
 from mt.model import Transformer
@@ -323,7 +323,7 @@ def test_the_best_of_blocks_are_the_best_of_all(n_vocab: int, n_beams: int) -> N
     torch.manual_seed(0)
     logits, offsets = torch.randn(20 * n_beams, n_vocab) * 3, torch.randn(20, n_beams)
     logits[:, [0, 5]] = -math.inf
-    _, maxima = log_normaliser(logits)
+    _, maxima = log_normaliser_and_maxima(logits)
     totals, ids, beams = best_tokens(logits, maxima, offsets, 6)
     everything = logits.view(20, n_beams, -1) + offsets[:, :, None]
     expected, places = everything.flatten(1).topk(6, 1)
@@ -335,8 +335,9 @@ def test_the_best_of_blocks_are_the_best_of_all(n_vocab: int, n_beams: int) -> N
 def test_the_normaliser_is_that_of_a_softmax(dtype: torch.dtype) -> None:
     logits = (torch.randn(3, 256) * 9).to(dtype)
     before = logits.clone()
-    normaliser, maxima = log_normaliser(logits)
-    torch.testing.assert_close(normaliser, logits.float().logsumexp(-1))
+    normaliser, maxima = log_normaliser_and_maxima(logits)
+    torch.testing.assert_close(normaliser, logits.float().logsumexp(-1, keepdim=True))
+    assert torch.equal(normaliser, log_normaliser(logits))
     assert torch.equal(maxima, logits.float().view(3, 4, 64).amax(-1))
     assert torch.equal(logits, before)
 

@@ -18,17 +18,26 @@ FREE = -1  # in place of the one token that a row has to take
 _LOWEST_53_BITS = (1 << 53) - 1
 
 
-def log_normaliser(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The log of the sum of the exponentials of logits [N, V], [N], and the maxima of their blocks, [N, V / BLOCK].
+def log_normaliser(logits: Tensor) -> Tensor:
+    """[N, 1] float32: the log of the sum of the exponentials of logits [N, V].
 
-    In float32, and written out: `torch.logsumexp` takes several times as long on a CPU.
+    Written out: `torch.logsumexp` takes several times as long on a CPU.
     """
     scores = logits.float()
+    return _log_normaliser(logits, scores, scores.amax(-1, keepdim=True))
+
+
+def log_normaliser_and_maxima(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, and the maxima of the logits' blocks, [N, V / BLOCK] float32, which cost no pass of their own."""
+    scores = logits.float()
     maxima = scores.view(len(scores), -1, BLOCK).amax(-1)
-    highest = maxima.amax(-1, keepdim=True)
+    return _log_normaliser(logits, scores, maxima.amax(-1, keepdim=True)), maxima
+
+
+def _log_normaliser(logits: Tensor, scores: Tensor, highest: Tensor) -> Tensor:
     # What has been converted is ours to overwrite, which saves a pass over memory.
     shifted = scores - highest if scores is logits else scores.sub_(highest)
-    return (highest + shifted.exp_().sum(-1, keepdim=True).log_())[:, 0], maxima
+    return highest + shifted.exp_().sum(-1, keepdim=True).log_()
 
 
 def forbid_repetition(scores: Tensor, ids: Tensor, position: Tensor, size: int) -> None:

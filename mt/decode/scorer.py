@@ -76,7 +76,7 @@ def token_log_probs(hidden: Tensor, output_weight: Tensor, labels: Tensor) -> Te
     parts = []
     for rows, row_labels in zip(torch.split(hidden, ROWS), torch.split(labels, ROWS), strict=True):
         logits = functional.linear(rows, weight)  # [R, V]
-        normaliser = torch.cat([log_normaliser(some.float()) for some in torch.split(logits, n_softmax_rows)])
+        normaliser = torch.cat([log_normaliser(some) for some in torch.split(logits, n_softmax_rows)])
         parts.append((logits.gather(1, row_labels[:, None]).float() - normaliser)[:, 0])
     return torch.cat(parts)
 

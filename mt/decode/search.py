@@ -24,7 +24,7 @@ from mt.decode.candidates import (
     best_tokens,
     drawn_tokens,
     forbid_repetition,
-    log_normaliser,
+    log_normaliser_and_maxima,
     uniform_numbers,
 )
 from mt.model import DecoderCache, Transformer
@@ -265,7 +265,7 @@ class _Beams:
     def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Sums of log-probabilities [B, C], the tokens behind them, and the beams that these follow."""
         decode = self.decode
-        normaliser, maxima = log_normaliser(logits)
+        normaliser, maxima = log_normaliser_and_maxima(logits)
         # Before anything is forbidden: what must not come keeps its share of the probability.
         offsets = self.open_log_probs[:, : self.n_open] - normaliser.view(-1, self.n_open)  # [B, k]
         only = self._only_tokens()
