@@ -10,12 +10,14 @@ import contextlib
 import errno
 import io
 import json
+import math
 import os
 import select
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from enum import Enum
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
 
@@ -25,6 +27,7 @@ from mt.errors import ConfigError, DataError, MTError
 
 if TYPE_CHECKING:
     from mt.config import DecodeConfig
+    from mt.decode.scorer import PairScore, Scorer
     from mt.decode.translator import Hypothesis, Translator
     from mt.text.corpus import PreparedCorpus
 
@@ -222,6 +225,73 @@ def translate(
             else:
                 target.write(_text_lines(hypotheses, n_best))
             target.flush()
+
+
+@app.command()
+def score(
+    model: Annotated[str, typer.Option(metavar="DIR", help=MODEL_HELP)],
+    src: Annotated[Path, typer.Option(metavar="FILE", help="Text, one segment a line.")],
+    tgt: Annotated[Path, typer.Option(metavar="FILE", help="Its translations, line by line.")],
+    output_file: Annotated[
+        str, typer.Option("--output", metavar="FILE|-", help="Appears when it is whole; - is standard output.")
+    ] = "-",
+    length_penalty: Annotated[
+        float | None,
+        typer.Option(metavar="A", help="Exponent of the length penalty; 0: none. Default: the model's config."),
+    ] = None,
+    output_format: Annotated[
+        OutputFormat, typer.Option("--format", help="jsonl: one object a line, with a figure for each token.")
+    ] = OutputFormat.text,
+    device: Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[Precision, typer.Option(help="Of matrix products.")] = Precision.auto,
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Tokens of a side that are scored together. Default: the model's config."),
+    ] = None,
+) -> None:
+    """Score given translations, one line for each pair of lines.
+
+    Gives log-probability, the same per token, the score that a search ranks by, and the number of tokens, with tabs
+    between them. Natural logarithms; the end of sentence counts as a token.
+    """
+    changes = {"length_penalty": length_penalty, "batch_tokens": batch_tokens}
+    _check_search_options({"beam_size": None, **changes}, n_best=1)
+    from mt.config import SourceConfig
+    from mt.text.sources import read_pairs
+
+    pairs = read_pairs(SourceConfig(src=str(src), tgt=str(tgt)), "", "", "")
+    first = list(islice(pairs, 1))  # what cannot be read shows before the model is loaded
+    with _named_as_options(), _output_stream(output_file) as target:
+        from mt.decode.scorer import Scorer
+
+        scorer = Scorer.load(model, device=device, precision=precision.value)
+        for result in scorer.score(chain(first, pairs), replace(scorer.decode, **_given(changes))):
+            line = _score_json(result) if output_format is OutputFormat.jsonl else _score_text(result)
+            target.write(line.encode())
+    _warn_of_long_pairs(scorer)
+
+
+@app.command()
+def explain(
+    model: Annotated[str, typer.Option(metavar="DIR", help=MODEL_HELP)],
+    src: Annotated[str, typer.Option(metavar="TEXT", help="A sentence.")],
+    output: Annotated[Path, typer.Option(metavar="FILE", help="The page, HTML that stands alone.")],
+    tgt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Its translation. Default: the model's own.", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[Precision, typer.Option(help="Of matrix products.")] = Precision.auto,
+) -> None:
+    """Show where a model looks when it translates a sentence.
+
+    Writes a page with a map of source and target tokens for each layer of the decoder.
+    """
+    from mt.decode.lines import whole_file
+
+    with _named_as_options(), whole_file(output) as page:
+        from mt.explain.heatmap import explained_page
+
+        page.write(explained_page(model, src, tgt, device, precision.value).encode())
 
 
 @app.command("eval")
@@ -450,7 +520,7 @@ def _named_as_options() -> Iterator[None]:
         yield
     except ConfigError as error:
         key, _, problem = str(error).partition(": ")
-        if key not in ("n_best", "device", "precision"):
+        if key not in ("n_best", "device", "precision", "src", "tgt"):
             raise
         raise ConfigError(f"--{key.replace('_', '-')}: {problem}") from None
 
@@ -542,6 +612,39 @@ def _json_line(number: int, text: str, hypotheses: Iterable[Hypothesis]) -> byte
     fields = ("text", "score", "log_prob", "n_tokens")
     candidates = [{field: getattr(hypothesis, field) for field in fields} for hypothesis in hypotheses]
     return (json.dumps({"line": number, "src": text, "hypotheses": candidates}, ensure_ascii=False) + "\n").encode()
+
+
+# --- mt score ---------------------------------------------------------------------------------------------------------
+
+
+def _score_text(result: PairScore) -> str:
+    figures = (result.log_prob, result.mean_log_prob, result.score)
+    # Adding zero makes nothing of the sign of a zero.
+    return "".join(f"{round(figure, 4) + 0.0:.4f}\t" for figure in figures) + f"{result.n_tokens}\n"
+
+
+def _score_json(result: PairScore) -> str:
+    """JSON has no infinity: the figures of a pair that was not scored are null."""
+    figures = {"log_prob": result.log_prob, "mean_log_prob": result.mean_log_prob, "score": result.score}
+    entry = {
+        "line": result.pair.line,
+        "src": result.pair.src,
+        "tgt": result.pair.tgt,
+        **{name: figure if math.isfinite(figure) else None for name, figure in figures.items()},
+        "n_tokens": result.n_tokens,
+        "pieces": result.pieces,
+        "token_log_probs": [round(log_prob, 6) for log_prob in result.token_log_probs],
+    }
+    return json.dumps(entry, ensure_ascii=False) + "\n"
+
+
+def _warn_of_long_pairs(scorer: Scorer) -> None:
+    if n_scored := scorer.n_long - scorer.n_too_long:
+        problem = f"had more than {scorer.max_tokens:,} tokens on a side, which the model has not learnt from"
+        print(f"warning: {n_scored:,} of {scorer.n_pairs:,} pairs {problem}: trust their scores less", file=sys.stderr)
+    if scorer.n_too_long:
+        problem = f"had more than {scorer.longest:,} tokens on a side and were not scored: -inf, or null in jsonl"
+        print(f"warning: {scorer.n_too_long:,} of {scorer.n_pairs:,} pairs {problem}", file=sys.stderr)
 
 
 # --- mt eval ----------------------------------------------------------------------------------------------------------

@@ -22,8 +22,15 @@ FLOORS: list[set[str]] = [
     {"dropout", "attention", "fused", "model"},
     {"loss"},
     {"checkpoint"},
-    {"decode.candidates", "decode.graphs", "decode.lines", "decode.search", "decode.translator"},
-    {"evaluate.scores", "evaluate.report", "explain.attention", "export.ctranslate2"},
+    {
+        "decode.candidates",
+        "decode.graphs",
+        "decode.lines",
+        "decode.scorer",
+        "decode.search",
+        "decode.translator",
+    },
+    {"evaluate.scores", "evaluate.report", "explain.attention", "explain.heatmap", "export.ctranslate2"},
     {
         "train.schedule",
         "train.optimizer",
