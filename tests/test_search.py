@@ -105,7 +105,8 @@ def plain_beam_search(
             candidates += [(total + float(log_probs[token]), ids, token) for token in allowed]
         candidates.sort(key=lambda item: -item[0])
         best = candidates[: 2 * decode.beam_size]
-        finished += [(penalised(total, length), ids) for total, ids, token in best if token == EOS_ID]
+        ends = [(total, ids) for total, ids, token in best[: decode.beam_size] if token == EOS_ID]
+        finished += [(penalised(total, length), ids) for total, ids in ends]
         open_beams = [(total, (*ids, token)) for total, ids, token in best if token != EOS_ID][: decode.beam_size]
         finished = sorted(finished, reverse=True)[: decode.beam_size]
         if not open_beams:

@@ -249,7 +249,9 @@ class _Beams:
         """
         totals, tokens, parents = self._candidates(logits)  # [B, C] each
         ends = tokens == EOS_ID
-        self._finish(totals.masked_fill(~ends, NEVER), parents)
+        # An end counts among the best K, where a token would go on: so that a beam of one is greedy.
+        first = slice(self.n_beams)
+        self._finish(totals[:, first].masked_fill(~ends[:, first], NEVER), parents[:, first])
         totals = totals.masked_fill(ends, NEVER)
         if not self.decode.sample:
             # Of 2K candidates at most K end a hypothesis, so K go on at least.
@@ -313,7 +315,7 @@ class _Beams:
         return only.masked_fill(self.limits <= self.position + 1, EOS_ID)
 
     def _finish(self, log_probs: Tensor, parents: Tensor) -> None:
-        """Merge candidates that end, [B, C] with NEVER for the others, with what is finished; keep the best K."""
+        """Merge candidates that end, [B, K] with NEVER for the others, with what is finished; keep the best K."""
         if not self.is_static and not bool((log_probs > NEVER).any()):
             return
         n_tokens = (self.position + 1).expand(parents.shape)
