@@ -53,6 +53,23 @@ def _tile_group(q: Tensor, k: Tensor, v: Tensor, group: TileGroup, dropout: floa
     return out.transpose(1, 2).flatten(0, 1)  # [n Wq, H, E]
 
 
+def attention_weights(q: Tensor, k: Tensor, layout: TileLayout) -> list[Tensor]:
+    """The weights that `attention` gives to the values: [n, H, Wq, Wk] float32 for each group of tiles.
+
+    Args:
+        q: [Tq, H, E].
+        k: [Tk, H, E].
+    """
+    weights = []
+    for group in layout.groups:
+        shape = (group.n_tiles, -1, *q.shape[1:])
+        queries = q[group.q_start : group.q_start + group.n_tiles * group.q_width].view(shape).transpose(1, 2)
+        keys = k[group.k_start : group.k_start + group.n_tiles * group.k_width].view(shape).transpose(1, 2)
+        scores = torch.matmul(queries * q.shape[-1] ** -0.5, keys.transpose(-1, -2)) + group.bias
+        weights.append(functional.softmax(scores, -1, dtype=torch.float32))
+    return weights
+
+
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float = 0.0) -> Tensor:
     """Attention written out: matrix product, softmax, matrix product.
 
@@ -72,6 +89,25 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: flo
     if dropout > 0:
         weights = functional.dropout(weights, dropout)
     return torch.matmul(weights, v)
+
+
+def decoding_attention(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+    """Attention of some positions of a sentence to all slots of its cache.
+
+    Keys lie as the first product reads them, which saves the CPU a copy.
+
+    Args:
+        q: [B, H, k, E].
+        keys: [B, H, E, n].
+        values: [B, H, n, E].
+        bias: added to the scores, broadcast to [B, H, k, n].
+    Returns:
+        [B, k, H, E].
+    """
+    scores = torch.matmul(q * q.shape[-1] ** -0.5, keys)
+    if bias is not None:
+        scores += bias
+    return torch.matmul(functional.softmax(scores, -1), values).transpose(1, 2)
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, layout: VarlenLayout, causal: bool) -> Tensor:

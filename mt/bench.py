@@ -18,9 +18,9 @@ import torch
 from mt.checkpoint import ModelFolder, find_model_folder
 from mt.config import DecodeConfig, RunConfig
 from mt.data.packing import PlanState
-from mt.decode.lines import decoded
+from mt.decode.lines import lines_of_text
 from mt.decode.translator import Translator
-from mt.errors import ConfigError, DataError
+from mt.errors import ConfigError
 from mt.pipeline import prepare
 from mt.runtime import (
     data_sheet_flops,
@@ -31,8 +31,7 @@ from mt.runtime import (
     source_commit,
     versions,
 )
-from mt.text.corpus import ParallelIds, PreparedCorpus, Sentences
-from mt.text.sources import explained, open_bytes, read_pairs
+from mt.text.corpus import ParallelIds, Sentences, first_test_pairs
 from mt.text.tokenizer import EOS_ID, Tokenizer
 from mt.train.engine import Engine, OutOfMemory, Update
 from mt.train.schedule import learning_rate
@@ -358,7 +357,7 @@ def bench_decoding(
         MTError: model, text or settings need the user's attention.
     """
     folder = ModelFolder.open(find_model_folder(model_path))
-    description, lines = _own_lines(folder) if input_path is None else (str(input_path), _lines_of(input_path))
+    description, lines = _own_lines(folder) if input_path is None else (str(input_path), lines_of_text(input_path))
     started_at = time.perf_counter()
     translator = Translator.load(folder.path, device, precision)
     load_seconds = time.perf_counter() - started_at
@@ -406,26 +405,8 @@ def measure_decoding(
 
 def _own_lines(folder: ModelFolder) -> tuple[str, list[str]]:
     """The source side of the model's first test set, or of its validation set, and which that is."""
-    config = folder.config
-    name, source = next(iter(config.data.test.items()), ("valid", config.data.valid))
-    prepared = Path(config.data.prepared_dir) / str(folder.manifest.get("corpus_fingerprint"))
-    if prepared.is_dir():
-        corpus = PreparedCorpus.open(prepared)
-        pairs = {"valid": corpus.valid_pairs, **corpus.test_pairs}[name]
-    else:
-        split = "validation" if name == "valid" else "test"
-        pairs = list(read_pairs(source, config.src_lang, config.tgt_lang, split))
-    return f"{name}: {source.description}", [pair.src for pair in pairs]
-
-
-def _lines_of(path: Path) -> list[str]:
-    with explained(path), open_bytes(path) as stream:
-        lines = [decoded(line)[0] for line in stream.read().split(b"\n")]
-    if lines[-1] == "":
-        lines.pop()
-    if not any(line.strip() for line in lines):
-        raise DataError(f"{path}: has no text: nothing to translate")
-    return lines
+    description, pairs = first_test_pairs(folder.config, folder.manifest.get("corpus_fingerprint"))
+    return description, [pair.src for pair in pairs]
 
 
 # --- For people -------------------------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ class ModelFolder:
                 f"{path}: was written in format {version}, this version of mt reads format {FORMAT_VERSION}: "
                 "use the version of mt that its manifest.json names"
             )
-        _check(path / CONFIG, manifest)
+        check_file(path / CONFIG, manifest)
         try:
             config = load_config(str(path / CONFIG))
         except MTError as error:
@@ -91,7 +91,7 @@ class ModelFolder:
         Raises:
             CheckpointError: it is damaged.
         """
-        _check(self.path / TOKENIZER, self.manifest)
+        check_file(self.path / TOKENIZER, self.manifest)
         return self.path / TOKENIZER
 
     def load_tokenizer(self) -> Tokenizer:
@@ -106,7 +106,7 @@ class ModelFolder:
 
     def load_weights(self) -> dict[str, Tensor]:
         """All parameters by name, float32."""
-        _check(self.path / WEIGHTS, self.manifest)
+        check_file(self.path / WEIGHTS, self.manifest)
         try:
             return load_file(self.path / WEIGHTS)
         except (OSError, SafetensorError) as error:
@@ -124,7 +124,7 @@ class ModelFolder:
         """What training needs besides the weights, tensors on the CPU."""
         if not (self.path / TRAINING).is_file():
             raise CheckpointError(f"{self.path / TRAINING}: is missing: training cannot go on from this folder")
-        _check(self.path / TRAINING, self.manifest)
+        check_file(self.path / TRAINING, self.manifest)
         try:
             state: dict[str, Any] = torch.load(self.path / TRAINING, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises whatever is wrong with what it reads
@@ -135,21 +135,21 @@ class ModelFolder:
 _ADVICE = "put the original file back, or delete the folder"
 
 
-def _check(path: Path, manifest: dict[str, Any]) -> None:
+def check_file(path: Path, manifest: dict[str, Any]) -> None:
     """Whether a file is the one that was saved.
 
     Raises:
         CheckpointError: it is not, or it cannot be read.
     """
     try:
-        checksum = _sha256(path)
+        checksum = file_checksum(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     if checksum != manifest[CHECKSUMS].get(path.name):
         raise CheckpointError(f"{path}: is damaged: its checksum is not the one in {MANIFEST}: {_ADVICE}")
 
 
-def _sha256(path: Path) -> str:
+def file_checksum(path: Path) -> str:
     """The checksum that `sha256sum` prints."""
     checksum, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
     with path.open("rb", buffering=0) as stream:
@@ -248,7 +248,7 @@ class _Finisher:
     def finish(self, path: Path) -> None:
         """Begin to sync a file that is written, and to read it for its checksum."""
         self._synced.append(self._pool.submit(_sync, path))
-        self._checksums[path.name] = self._pool.submit(_sha256, path)
+        self._checksums[path.name] = self._pool.submit(file_checksum, path)
 
     def checksums(self) -> dict[str, str]:
         """By file name, once all files are on the disk."""

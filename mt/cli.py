@@ -10,13 +10,16 @@ import contextlib
 import errno
 import io
 import json
+import math
 import os
 import select
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from enum import Enum
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -24,6 +27,7 @@ from mt.errors import ConfigError, DataError, MTError
 
 if TYPE_CHECKING:
     from mt.decode.files import Shard
+    from mt.decode.scorer import PairScore, Scorer
     from mt.decode.translator import Aligner, Translator
     from mt.text.corpus import PreparedCorpus
 
@@ -94,6 +98,16 @@ class Precision(str, Enum):
     bf16 = "bf16"
     fp16 = "fp16"
     fp32 = "fp32"
+
+
+class ExportTarget(str, Enum):
+    ctranslate2 = "ctranslate2"
+
+
+class Quantization(str, Enum):
+    float32 = "float32"
+    int8 = "int8"
+    float16 = "float16"
 
 
 ConfigOption = Annotated[
@@ -313,6 +327,73 @@ def translate(
         translate_files(job, load, _given(search), _aligner if align or alignments else None)
 
 
+@app.command()
+def score(
+    model: Annotated[str, typer.Option(metavar="DIR", help=MODEL_HELP)],
+    src: Annotated[Path, typer.Option(metavar="FILE", help="Text, one segment a line.")],
+    tgt: Annotated[Path, typer.Option(metavar="FILE", help="Its translations, line by line.")],
+    output_file: Annotated[
+        str, typer.Option("--output", metavar="FILE|-", help="Appears when it is whole; - is standard output.")
+    ] = "-",
+    length_penalty: Annotated[
+        float | None,
+        typer.Option(metavar="A", help="Exponent of the length penalty; 0: none. Default: the model's config."),
+    ] = None,
+    output_format: Annotated[
+        OutputFormat, typer.Option("--format", help="jsonl: one object a line, with a figure for each token.")
+    ] = OutputFormat.text,
+    device: Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[Precision, typer.Option(help="Of matrix products.")] = Precision.auto,
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Tokens of a side that are scored together. Default: the model's config."),
+    ] = None,
+) -> None:
+    """Score given translations, one line for each pair of lines.
+
+    Gives log-probability, the same per token, the score that a search ranks by, and the number of tokens, with tabs
+    between them. Natural logarithms; the end of sentence counts as a token.
+    """
+    changes = {"length_penalty": length_penalty, "batch_tokens": batch_tokens}
+    _check_search_options({"beam_size": None, **changes}, n_best=1)
+    from mt.config import SourceConfig
+    from mt.text.sources import read_pairs
+
+    pairs = read_pairs(SourceConfig(src=str(src), tgt=str(tgt)), "", "", "")
+    first = list(islice(pairs, 1))  # what cannot be read shows before the model is loaded
+    with _named_as_options(), _output_stream(output_file) as target:
+        from mt.decode.scorer import Scorer
+
+        scorer = Scorer.load(model, device=device, precision=precision.value)
+        for result in scorer.score(chain(first, pairs), replace(scorer.decode, **_given(changes))):
+            line = _score_json(result) if output_format is OutputFormat.jsonl else _score_text(result)
+            target.write(line.encode())
+    _warn_of_long_pairs(scorer)
+
+
+@app.command()
+def explain(
+    model: Annotated[str, typer.Option(metavar="DIR", help=MODEL_HELP)],
+    src: Annotated[str, typer.Option(metavar="TEXT", help="A sentence.")],
+    output: Annotated[Path, typer.Option(metavar="FILE", help="The page, HTML that stands alone.")],
+    tgt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Its translation. Default: the model's own.", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[Precision, typer.Option(help="Of matrix products.")] = Precision.auto,
+) -> None:
+    """Show where a model looks when it translates a sentence.
+
+    Writes a page with a map of source and target tokens for each layer of the decoder.
+    """
+    from mt.decode.lines import whole_file
+
+    with _named_as_options(), whole_file(output) as page:
+        from mt.explain.heatmap import explained_page
+
+        page.write(explained_page(model, src, tgt, device, precision.value).encode())
+
+
 @app.command("eval")
 def evaluate(
     model: Annotated[Path | None, typer.Option(metavar="DIR", help=f"{MODEL_HELP} Scores its test sets.")] = None,
@@ -360,6 +441,32 @@ def average(
     from mt.pipeline import average_run
 
     print(average_run(run_dir, last))
+
+
+@app.command("export")
+def export_model(
+    model: Annotated[Path, typer.Option(metavar="DIR", help=MODEL_HELP)],
+    to: Annotated[ExportTarget, typer.Option(help="The engine that will run it.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="The new folder; appears when it is whole and checked.")],
+    quantization: Annotated[
+        Quantization, typer.Option(help="How weights are stored; int8 is the fastest on a CPU.")
+    ] = Quantization.float32,
+    verify_with: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Source text to translate for the check. Default: the model's own test set, if at hand.",
+        ),
+    ] = None,
+) -> None:
+    """Write a model for another engine.
+
+    Translates some lines with both, and writes nothing if they do not translate alike.
+    """
+    from mt.export.ctranslate2 import export, format_export
+
+    with _named_as_options():
+        print(format_export(export(model, output, quantization.value, verify_with)))
 
 
 @app.command("verify-resume")
@@ -513,7 +620,7 @@ def _named_as_options() -> Iterator[None]:
         yield
     except ConfigError as error:
         key, _, problem = str(error).partition(": ")
-        if key not in ("n_best", "device", "precision"):
+        if key not in ("n_best", "device", "precision", "src", "tgt"):
             raise
         raise ConfigError(f"--{key.replace('_', '-')}: {problem}") from None
 
@@ -569,10 +676,49 @@ def _shard(text: str) -> Shard:
 
 def _aligner(translator: Translator) -> Aligner:
     """What finds alignments in the attention of the translator's own model."""
-    from mt.explain.attention import align  # type: ignore[import-untyped]
+    from mt.explain.attention import align
 
     model = translator.model
     return lambda sources, targets: align(model, sources, targets)
+
+
+# --- mt score ---------------------------------------------------------------------------------------------------------
+
+
+def _output_stream(name: str) -> contextlib.AbstractContextManager[BinaryIO]:
+    from mt.decode.lines import whole_file
+
+    return contextlib.nullcontext(sys.stdout.buffer) if name == "-" else whole_file(Path(name))
+
+
+def _score_text(result: PairScore) -> str:
+    figures = (result.log_prob, result.mean_log_prob, result.score)
+    # Adding zero makes nothing of the sign of a zero.
+    return "".join(f"{round(figure, 4) + 0.0:.4f}\t" for figure in figures) + f"{result.n_tokens}\n"
+
+
+def _score_json(result: PairScore) -> str:
+    """JSON has no infinity: the figures of a pair that was not scored are null."""
+    figures = {"log_prob": result.log_prob, "mean_log_prob": result.mean_log_prob, "score": result.score}
+    entry = {
+        "line": result.pair.line,
+        "src": result.pair.src,
+        "tgt": result.pair.tgt,
+        **{name: figure if math.isfinite(figure) else None for name, figure in figures.items()},
+        "n_tokens": result.n_tokens,
+        "pieces": result.pieces,
+        "token_log_probs": [round(log_prob, 6) for log_prob in result.token_log_probs],
+    }
+    return json.dumps(entry, ensure_ascii=False) + "\n"
+
+
+def _warn_of_long_pairs(scorer: Scorer) -> None:
+    if n_scored := scorer.n_long - scorer.n_too_long:
+        problem = f"had more than {scorer.max_tokens:,} tokens on a side, which the model has not learnt from"
+        print(f"warning: {n_scored:,} of {scorer.n_pairs:,} pairs {problem}: trust their scores less", file=sys.stderr)
+    if scorer.n_too_long:
+        problem = f"had more than {scorer.longest:,} tokens on a side and were not scored: -inf, or null in jsonl"
+        print(f"warning: {scorer.n_too_long:,} of {scorer.n_pairs:,} pairs {problem}", file=sys.stderr)
 
 
 # --- mt eval ----------------------------------------------------------------------------------------------------------

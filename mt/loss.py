@@ -18,7 +18,9 @@ from torch.utils.checkpoint import checkpoint
 # Of hidden, output weight, targets, weights and smoothing.
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
 
-ROWS, SOFTMAX_ROWS = 1024, 64
+POSITIONS, EXP_ROWS = 1024, 128
+# The sum of a million exponentials of it, times a weight, is far from the largest number of float32 and bfloat16.
+SAFE_LOGIT = 70.0
 
 
 def label_smoothed_nll(logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float) -> Tensor:
@@ -80,11 +82,12 @@ def _compilable_loss(
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """The loss on a CPU: some rows at a time, and the gradient made in the forward pass, while the logits are warm.
+    """The loss on a CPU: some positions at a time, their gradient made in the forward pass, while the logits are warm.
 
-    Matrix products take about `ROWS` rows, enough that adding up the gradient of the weight does not dominate. What
-    lies between them takes `SOFTMAX_ROWS`, few enough to stay in the cache. The smoothing's part of the gradient has a
-    closed form and never touches [T, V].
+    Logits stand transposed, [V, R]: no product then has to turn a large operand round first, which takes as long as the
+    product. In place they become exponentials, and these stay without their normaliser: what it would divide scales
+    the narrow side of the products instead. The smoothing's part of the gradient has a closed form and never touches
+    [V, R] either.
     """
 
     @staticmethod
@@ -92,6 +95,7 @@ class _ChunkedLoss(torch.autograd.Function):
         ctx: Any, hidden: Tensor, output_weight: Tensor, targets: Tensor, weights: Tensor, smoothing: float
     ) -> Tensor:
         weight = output_weight.to(hidden.dtype)
+        weight_t = weight.t().contiguous()  # [D, V]
         n_vocab = len(weight)
         share = smoothing / n_vocab
         sum_of_hidden = weights @ hidden.float()  # [D]
@@ -100,24 +104,26 @@ class _ChunkedLoss(torch.autograd.Function):
         with_gradient = any(ctx.needs_input_grad[:2])
         grad_hidden = (weights[:, None] * (-share * sum_of_weight)).to(hidden.dtype)
         grad_weight = (-share * sum_of_hidden).repeat(n_vocab if with_gradient else 0, 1)
+        # No logit is larger than the product of two norms: so small ones need no maximum.
+        is_safe = bool(_largest_norm(hidden) * _largest_norm(output_weight) < SAFE_LOGIT)
         # Chunks of one size: a short last one would cost as much time as a whole one.
-        n_chunks = max(1, round(len(hidden) / ROWS))
-        buffer = hidden.new_empty(
-            -(-len(hidden) // n_chunks), n_vocab
-        )  # the same memory for all: it stays in the cache
-        for x, labels, row_weights, grad_x in zip(
+        n_chunks = max(1, round(len(hidden) / POSITIONS))
+        buffer = hidden.new_empty(n_vocab * -(-len(hidden) // n_chunks))  # the same memory for all: it stays warm
+        for x, labels, x_weights, grad_x in zip(
             *(t.tensor_split(n_chunks) for t in (hidden, targets, weights, grad_hidden)), strict=True
         ):
-            logits = torch.mm(x, weight.t(), out=buffer[: len(x)])  # [R, V]; turned into their gradient in place
-            label_places = torch.arange(len(x)), labels
+            logits = torch.mm(weight, x.t(), out=buffer[: n_vocab * len(x)].view(n_vocab, len(x)))  # [V, R]
+            label_places = labels, torch.arange(len(x))
             at_label = logits[label_places].float()
-            lse = _softmax_(logits, row_weights)
-            loss += ((lse - (1 - smoothing) * at_label) * row_weights).sum()
+            highest = torch.zeros(len(x)) if is_safe else logits.amax(0).float()
+            normaliser = _exponentials_(logits, None if is_safe else highest)
+            loss += ((highest + normaliser.log() - (1 - smoothing) * at_label) * x_weights).sum()
             if with_gradient:
-                grad_at_label = ((at_label - lse).exp() - (1 - smoothing)) * row_weights
+                grad_at_label = (at_label - highest).exp() - (1 - smoothing) * normaliser
                 logits[label_places] = grad_at_label.to(logits.dtype)
-                grad_x.addmm_(logits, weight)
-                grad_weight += logits.t() @ x
+                scale = (x_weights / normaliser)[:, None]
+                grad_x += (weight_t @ logits).t() * scale
+                grad_weight += logits @ (x * scale).to(x.dtype)
         ctx.gradients = grad_hidden, grad_weight
         return loss
 
@@ -128,20 +134,22 @@ class _ChunkedLoss(torch.autograd.Function):
         return grad_hidden.mul_(grads[0]), grad_weight.mul_(grads[0]), None, None, None
 
 
-def _softmax_(logits: Tensor, weights: Tensor) -> Tensor:
-    """Turn logits [R, V] into probabilities times weights [R], and return their logsumexp [R] in float32.
+def _largest_norm(rows: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
+    return norms.amax()
 
-    Written out: over rows as long as a vocabulary torch's own softmax and logsumexp are several times slower on a CPU,
-    and so is an operator that reads one type and writes another.
+
+def _exponentials_(logits: Tensor, highest: Tensor | None) -> Tensor:
+    """Turn logits [V, R] into exp(logits - highest [R]), and return their sums [R] in float32.
+
+    Some rows at a time: they stay in the cache. By way of float32, which costs less than an exponential in bfloat16.
     """
-    lse = torch.empty(len(logits), dtype=torch.float32)
-    buffer = torch.empty(SOFTMAX_ROWS, logits.shape[1], dtype=torch.float32)
-    for rows, row_weights, row_lse in zip(*(torch.split(t, SOFTMAX_ROWS) for t in (logits, weights, lse)), strict=True):
-        p = buffer[: len(rows)].copy_(rows)
-        highest = p.amax(-1, keepdim=True)
-        p.sub_(highest).exp_()
-        normaliser = p.sum(-1)
-        torch.add(highest[:, 0], normaliser.log(), out=row_lse)
-        p.mul_((row_weights / normaliser)[:, None])
-        rows.copy_(p)
-    return lse
+    sums = torch.zeros(logits.shape[1], dtype=torch.float32)
+    buffer = torch.empty(EXP_ROWS, logits.shape[1], dtype=torch.float32)
+    for rows in torch.split(logits, EXP_ROWS):
+        exponentials = buffer[: len(rows)].copy_(rows)
+        if highest is not None:
+            exponentials.sub_(highest)
+        sums += exponentials.exp_().sum(0)
+        rows.copy_(exponentials)
+    return sums

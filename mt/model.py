@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from mt.attention import attention, masked_attention
+from mt.attention import attention, attention_weights, decoding_attention
 from mt.config import ModelConfig
 from mt.data.batch import MASKED, Layout, PackedBatch, SourceBatch, TileLayout
 from mt.dropout import add_dropped, dropout, replayed
 from mt.fused import feed_forward, linear, packed_product, packed_weight, tiled_attention
 
 VOCAB_MULTIPLE = 128  # rows of the embedding; matrix units like multiples of it
-ROOM = 16  # positions that the cache of a decoder grows by
+ROOM = 8  # positions that the cache of a decoder grows by
 
 
 def _is_fused(x: Tensor) -> bool:
@@ -116,9 +116,10 @@ class SelfAttention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B, H, k, E] each
         cache.write(layer, k, v)
         # The beams of a sentence are query rows over all its slots; ancestry masks those of others.
-        keys, values = cache.keys[layer].flatten(2, 3), cache.values[layer].flatten(2, 3)  # [B, H, t K, E]
-        out = masked_attention(q, keys, values, cache.ancestry_bias)
-        return self.out(out.transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
+        out = decoding_attention(
+            q, cache.keys[layer].flatten(3), cache.values[layer].flatten(2, 3), cache.ancestry_bias
+        )
+        return self.out(out.reshape(x.shape))  # type: ignore[no-any-return]
 
 
 class CrossAttention(nn.Module):
@@ -145,12 +146,17 @@ class CrossAttention(nn.Module):
         k, v = kv.unbind(1)
         return self.out(attention(q, k, v, layout, False, p).flatten(1))  # type: ignore[no-any-return]
 
+    def weights(self, x: Tensor, memory: Tensor, layout: TileLayout) -> list[Tensor]:
+        """What `forward` weighs the values with: [n, H, Wq, Wk] float32 for each group of tiles."""
+        q = self.q(x).unflatten(-1, (self.n_heads, -1))  # [T, H, E]
+        return attention_weights(q, self.keys_and_values(memory)[:, 0], layout)
+
     def step(self, x: Tensor, cache: DecoderCache, layer: int) -> Tensor:
         """One position of k open beams, x [B k, D]; all beams of a sentence share its memory."""
         n_sentences = cache.n_sentences
         q = self.q(x).view(n_sentences, len(x) // n_sentences, self.n_heads, -1).transpose(1, 2)  # [B, H, k, E]
-        out = masked_attention(q, cache.memory_keys[layer], cache.memory_values[layer], cache.memory_bias)
-        return self.out(out.transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
+        out = decoding_attention(q, cache.memory_keys[layer], cache.memory_values[layer], cache.memory_bias)
+        return self.out(out.reshape(x.shape))  # type: ignore[no-any-return]
 
 
 class EncoderLayer(nn.Module):
@@ -181,6 +187,12 @@ class DecoderLayer(nn.Module):
         x = self.cross_residual(x, lambda y: self.cross_attention(y, memory, cross_layout))
         return self.feed_forward_residual(x, self.feed_forward)  # type: ignore[no-any-return]
 
+    def cross_weights(self, x: Tensor, memory: Tensor, self_layout: Layout, cross_layout: TileLayout) -> list[Tensor]:
+        """What the cross-attention weighs the values with, see `CrossAttention.weights`."""
+        x = self.self_residual(x, lambda y: self.self_attention(y, self_layout, causal=True))
+        x = self.cross_residual.norm(x) if self.cross_residual.norm_first else x
+        return self.cross_attention.weights(x, memory, cross_layout)
+
     def step(self, x: Tensor, cache: DecoderCache, layer: int) -> Tensor:
         """One position of k open beams, x [B k, D]."""
         x = self.self_residual(x, lambda y: self.self_attention.step(y, cache, layer))
@@ -193,15 +205,16 @@ class DecoderCache:
     """What decoding keeps between steps. Slots are written once and stay where they are.
 
     After each choice of beams only the ancestry table moves: `ancestors[b, k, i]` is the slot that holds position i of
-    the hypothesis that is now beam k, and -1 where i is still to come.
+    the hypothesis that is now beam k, and K where i is still to come.
     """
 
-    keys: Tensor  # [L, B, H, t, K, E] of the decoder's self-attention, for the t positions that there is room for
-    values: Tensor
-    memory_keys: Tensor  # [L, B, H, W, E] of the encoder's output, once for each sentence
-    memory_values: Tensor
-    memory_bias: Tensor  # [B, 1, 1, W]
-    ancestors: Tensor  # [B, K, t] int8
+    keys: Tensor  # [L, B, H, E, t, K] of the decoder's self-attention, for the t positions that there is room for
+    values: Tensor  # [L, B, H, t, K, E]
+    memory_keys: Tensor  # [L, B, H, E, W] of the encoder's output, once for each sentence
+    memory_values: Tensor  # [L, B, H, W, E]
+    memory_bias: Tensor | None  # [B, 1, 1, W]; None where all sentences are equally long
+    ancestors: Tensor  # [B, K, t] int64
+    bias_of_slot: Tensor  # [K + 1, K]: what masks all slots of a position but one, and in the last row all of them
     ancestry_bias: Tensor  # [B, 1, k, t K], for the step in progress
     position: Tensor  # [1] int64: positions decoded so far, for the device
     length: int = 0  # and for the host
@@ -216,11 +229,10 @@ class DecoderCache:
         if self.length == self.room:
             self.grow()
         n_beams = self.ancestors.shape[1]
-        slots = torch.arange(n_beams, dtype=torch.int8, device=self.ancestors.device)
+        slots = torch.arange(n_beams, device=self.ancestors.device)
         self.enter(self.ancestors, 2, slots.expand(self.n_sentences, -1))
-        is_other = self.ancestors[:, :n_open, :, None] != slots  # [B, k, t, K]
-        bias = torch.zeros(is_other.shape, dtype=self.keys.dtype, device=is_other.device)
-        self.ancestry_bias = bias.masked_fill_(is_other, MASKED).view(self.n_sentences, 1, n_open, -1)
+        bias = functional.embedding(self.ancestors[:, :n_open], self.bias_of_slot)  # [B, k, t, K]
+        self.ancestry_bias = bias.view(self.n_sentences, 1, n_open, -1)
 
     @property
     def room(self) -> int:
@@ -237,14 +249,14 @@ class DecoderCache:
     def grow(self) -> None:
         """Make room for some more positions."""
         # A little at a time: products run over the whole of a tensor, since a part of it would be copied for each.
-        self.keys = functional.pad(self.keys, (0, 0, 0, 0, 0, ROOM))
+        self.keys = functional.pad(self.keys, (0, 0, 0, ROOM))
         self.values = functional.pad(self.values, (0, 0, 0, 0, 0, ROOM))
-        self.ancestors = functional.pad(self.ancestors, (0, ROOM), value=-1)
+        self.ancestors = functional.pad(self.ancestors, (0, ROOM), value=self.ancestors.shape[1])
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Those of the position in progress, [B, H, k, E] each."""
         n_open = keys.shape[2]
-        self.enter(self.keys[layer, :, :, :, :n_open], 2, keys)
+        self.enter(self.keys[layer, ..., :n_open], 3, keys.transpose(-1, -2))
         self.enter(self.values[layer, :, :, :, :n_open], 2, values)
 
     def choose(self, parents: Tensor) -> None:
@@ -256,7 +268,8 @@ class DecoderCache:
         self.keys, self.values = self.keys.index_select(1, rows), self.values.index_select(1, rows)
         self.memory_keys = self.memory_keys.index_select(1, rows)
         self.memory_values = self.memory_values.index_select(1, rows)
-        self.memory_bias, self.ancestors = self.memory_bias[rows], self.ancestors[rows]
+        self.memory_bias = None if self.memory_bias is None else self.memory_bias[rows]
+        self.ancestors = self.ancestors[rows]
 
 
 class Transformer(nn.Module):
@@ -342,6 +355,21 @@ class Transformer(nn.Module):
             x = self._passed(layer, x, memory, batch.decoder_layout, batch.cross_layout)
         return self.decoder_norm(x)  # type: ignore[no-any-return]
 
+    def cross_attention_weights(self, batch: PackedBatch, layer: int) -> list[Tensor]:
+        """How much each target row of a batch of tiles attends to each source row, in one layer of the decoder.
+
+        Args:
+            layer: counted from 0.
+        Returns:
+            [n, H, W, W] float32 for each group of tiles in the batch's cross layout, queries before keys.
+        """
+        assert isinstance(batch.cross_layout, TileLayout)
+        memory = self.encode(batch.src_ids, batch.src_positions, batch.encoder_layout, batch.max_positions)
+        x = self._embed(batch.tgt_inputs, batch.tgt_positions, batch.max_positions)  # [T, D]
+        for before in self._decoder_layers[:layer]:
+            x = before(x, memory, batch.decoder_layout, batch.cross_layout)
+        return self._decoder_layers[layer].cross_weights(x, memory, batch.decoder_layout, batch.cross_layout)
+
     def encode(self, ids: Tensor, positions: Tensor, layout: Layout, max_positions: int) -> Tensor:
         """The encoder's output [S, D] for ids [S] and positions [S]; no position reaches max_positions."""
         x = self._embed(ids, positions, max_positions)
@@ -356,8 +384,6 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., V] in the model's dtype, from hidden [..., D]."""
-        if self._packed_output is not None:
-            return packed_product(hidden, self._packed_output, None)
         return functional.linear(hidden, self.output_weight.to(hidden.dtype))
 
     def begin_decoding(self, sources: SourceBatch, n_beams: int) -> DecoderCache:
@@ -368,36 +394,47 @@ class Transformer(nn.Module):
         keys: list[Tensor] = []
         values: list[Tensor] = []
         for layer in self._decoder_layers:
-            k, v = layer.cross_attention.keys_and_values(memory).unbind(1)
-            for stored, x in ((keys, k), (values, v)):
-                stored.append(x.view(n_sentences, sources.width, n_heads, -1).transpose(1, 2))  # [B, H, W, E]
-        nothing = torch.zeros(
-            (len(self.decoder), n_sentences, n_heads, 0, n_beams, n_features), dtype=memory.dtype, device=memory.device
-        )
+            kv = layer.cross_attention.keys_and_values(memory).view(
+                n_sentences, sources.width, 2, n_heads, -1
+            )  # [B, W, 2, H, E]
+            keys.append(kv[:, :, 0].permute(0, 2, 3, 1))
+            values.append(kv[:, :, 1].transpose(1, 2))
+        bias_of_slot = torch.full((n_beams + 1, n_beams), MASKED, dtype=memory.dtype, device=memory.device)
+        no_room = (len(self.decoder), n_sentences, n_heads)
         return DecoderCache(
-            keys=nothing,
-            values=nothing,
+            keys=memory.new_zeros((*no_room, n_features, 0, n_beams)),
+            values=memory.new_zeros((*no_room, 0, n_beams, n_features)),
             memory_keys=torch.stack(keys).contiguous(),
             memory_values=torch.stack(values).contiguous(),
-            memory_bias=sources.layout.groups[0].bias,
-            ancestors=torch.zeros((n_sentences, n_beams, 0), dtype=torch.int8, device=memory.device),
+            memory_bias=sources.layout.groups[0].bias if sources.has_padding else None,
+            ancestors=torch.zeros((n_sentences, n_beams, 0), dtype=torch.int64, device=memory.device),
+            bias_of_slot=bias_of_slot.fill_diagonal_(0),
             ancestry_bias=torch.empty(0, device=memory.device),
             position=torch.zeros(1, dtype=torch.int64, device=memory.device),
         )
 
     def decode_step(self, tokens: Tensor, cache: DecoderCache) -> Tensor:
-        """Logits [B k, V] of what may follow the last tokens [B k] of k open beams; on CUDA in float32."""
+        """Logits of what may follow the last tokens [B k] of k open beams; on CUDA in float32.
+
+        They are [B k, rows of the embedding], so that they can be seen as blocks; those of no piece are -inf.
+        """
         cache.begin_step(len(tokens) // cache.n_sentences)
-        x = self._embed(tokens, cache.position.expand(len(tokens)), cache.room)  # [B k, D]
+        x = self._embed(tokens, cache.position, cache.room)  # [B k, D]
         for i, layer in enumerate(self._decoder_layers):
             x = layer.step(x, cache, i)
         cache.length += 1
         cache.position = cache.position + 1
         x = self.decoder_norm(x)
+        weight = self.embedding.weight
         if x.is_cuda and x.dtype != torch.float32:
             # In float32, since rounded logits tie; products of this kind exist on CUDA alone.
-            return torch.mm(x, self.output_weight.t(), out_dtype=torch.float32)
-        return self.logits(x)
+            logits = torch.mm(x, weight.t(), out_dtype=torch.float32)
+        elif self._packed_output is not None:
+            logits = packed_product(x, self._packed_output, None)
+        else:
+            logits = functional.linear(x, weight)
+        logits[:, self.vocab_size :] = float("-inf")
+        return logits
 
     @property
     def _decoder_layers(self) -> list[DecoderLayer]:
@@ -409,7 +446,7 @@ class Transformer(nn.Module):
         model.dtype = dtype
         model.requires_grad_(False).eval()
         if model.embedding.weight.device.type == "cpu":
-            model._packed_output = packed_weight(model.output_weight)
+            model._packed_output = packed_weight(model.embedding.weight)
             for module in model.modules():
                 if isinstance(module, Linear):
                     module.packed = packed_weight(module.weight)
@@ -420,7 +457,11 @@ class Transformer(nn.Module):
             self._positions = sinusoidal_positions(2 * max_positions, self.config.d_model)
         if self._positions.device != ids.device:
             self._positions = self._positions.to(ids.device)
-        x = self.embedding(ids).float() * math.sqrt(self.config.d_model) + self._positions[positions]
+        scale = math.sqrt(self.config.d_model)
+        if torch.is_grad_enabled():
+            x = self.embedding(ids).float() * scale + self._positions[positions]
+        else:  # the same in one pass
+            x = torch.add(self._positions[positions], self.embedding(ids), alpha=scale)
         return dropout(x.to(self.dtype), self.config.dropout, self.training)
 
 

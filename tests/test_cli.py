@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
 import subprocess
@@ -20,7 +21,8 @@ from mt.cli import app
 from mt.config import DecodeConfig, RunConfig
 from mt.configfile import load_config
 from mt.decode.lines import LineReader
-from mt.errors import CheckpointError, DataError
+from mt.errors import CheckpointError, ConfigError, DataError
+from mt.text.sources import SentencePair
 from tests.toys import files_up_to
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -129,7 +131,19 @@ def write_lines(name: str, lines: Sequence[str]) -> str:
 def test_help_lists_every_command(run: Run):
     status, stdout, _ = run("--help")
     assert status == 0
-    for command in ("train", "prepare", "translate", "eval", "average", "bench", "config", "verify-resume"):
+    for command in (
+        "train",
+        "prepare",
+        "translate",
+        "score",
+        "explain",
+        "export",
+        "eval",
+        "average",
+        "bench",
+        "config",
+        "verify-resume",
+    ):
         assert f"\n  {command} " in stdout
 
 
@@ -776,6 +790,182 @@ def test_output_begins_before_the_input_ends():
         process.stdin.close()
         assert process.stdout.read() == b""
     assert process.returncode == 0
+
+
+# --- score ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FakePairScore:
+    """Two nats for each letter of the translation; of one with a question mark, nothing is known."""
+
+    pair: SentencePair
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.pair.tgt)
+
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        return tuple(self.pair.tgt)
+
+    @property
+    def token_log_probs(self) -> tuple[float, ...]:
+        return (-2 - 1e-9,) * self.n_tokens
+
+    @property
+    def log_prob(self) -> float:
+        return -math.inf if "?" in self.pair.tgt else -2.0 * self.n_tokens
+
+    @property
+    def mean_log_prob(self) -> float:
+        return self.log_prob / max(self.n_tokens, 1)
+
+    @property
+    def score(self) -> float:
+        return self.log_prob / 3
+
+
+class FakeScorer:
+    calls: list[dict[str, Any]] = []  # noqa: RUF012
+    decode = DecodeConfig()
+    max_tokens, longest = 256, 1_024
+    n_pairs = n_long = n_too_long = 0
+
+    @classmethod
+    def load(cls, path: str, device: str, precision: str) -> FakeScorer:
+        if path == "missing":
+            raise CheckpointError("missing: no such model folder")
+        cls.calls.append({"path": path, "device": device, "precision": precision})
+        return cls()
+
+    def score(self, pairs: Iterable[SentencePair], decode: DecodeConfig) -> Iterator[FakePairScore]:
+        self.calls.append({"decode": decode})
+        for pair in pairs:
+            self.n_pairs += 1
+            self.n_long += "!" in pair.tgt or "?" in pair.tgt
+            self.n_too_long += "?" in pair.tgt
+            yield FakePairScore(pair)
+
+
+@pytest.fixture
+def score(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """Run `mt score` on two.src and two.tgt."""
+    monkeypatch.setitem(sys.modules, "mt.decode.scorer", types.SimpleNamespace(Scorer=FakeScorer))
+    monkeypatch.setattr(FakeScorer, "calls", [])
+    write_lines("two.src", ["ä", ""])
+    write_lines("two.tgt", ["bcd", ""])
+    return lambda *options: run("score", "--model", "m", "--src", "two.src", "--tgt", "two.tgt", *options)
+
+
+def test_score_prints_four_figures_for_each_pair_of_lines(score: Run):
+    assert score() == (0, "-6.0000\t-2.0000\t-2.0000\t3\n0.0000\t0.0000\t0.0000\t0\n", "")
+
+
+def test_score_as_jsonl_has_the_tokens(score: Run):
+    write_lines("two.tgt", ["bcd", "?"])
+    status, stdout, _ = score("--format", "jsonl")
+    assert status == 0
+    assert [json.loads(line) for line in stdout.splitlines()] == [
+        {
+            "line": 1,
+            "src": "ä",
+            "tgt": "bcd",
+            "log_prob": -6.0,
+            "mean_log_prob": -2.0,
+            "score": -2.0,
+            "n_tokens": 3,
+            "pieces": ["b", "c", "d"],
+            "token_log_probs": [-2.0, -2.0, -2.0],
+        },
+        {
+            "line": 2,
+            "src": "",
+            "tgt": "?",
+            "log_prob": None,
+            "mean_log_prob": None,
+            "score": None,
+            "n_tokens": 1,
+            "pieces": ["?"],
+            "token_log_probs": [-2.0],
+        },
+    ]
+    assert '"ä"' in stdout
+
+
+def test_score_says_which_scores_are_worth_less(score: Run):
+    write_lines("two.tgt", ["!", "?"])
+    status, stdout, stderr = score()
+    assert (status, stdout) == (0, "-2.0000\t-2.0000\t-0.6667\t1\n-inf\t-inf\t-inf\t1\n")
+    assert stderr == (
+        "warning: 1 of 2 pairs had more than 256 tokens on a side, which the model has not learnt from: "
+        "trust their scores less\n"
+        "warning: 1 of 2 pairs had more than 1,024 tokens on a side and were not scored: -inf, or null in jsonl\n"
+    )
+
+
+def test_options_reach_the_scorer(score: Run):
+    options = ["--device", "cpu", "--precision", "fp32", "--length-penalty", "1", "--batch-tokens", "99"]
+    assert score(*options, "--output", "scores") == (0, "", "")
+    assert Path("scores").read_text().count("\n") == 2
+    assert FakeScorer.calls == [
+        {"path": "m", "device": "cpu", "precision": "fp32"},
+        {"decode": DecodeConfig(length_penalty=1.0, batch_tokens=99)},
+    ]
+
+
+def test_files_without_lines_have_no_scores(score: Run):
+    write_lines("two.src", [])
+    write_lines("two.tgt", [])
+    assert score() == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--length-penalty -1", "--length-penalty: expected 0 to 10, got -1.0"),
+        ("--batch-tokens 0", "--batch-tokens: expected at least 1, got 0"),
+        ("--tgt missing.de", "missing.de: no such file (looked for in {cwd})"),
+        ("--src .", ".: is a folder, expected a text file"),
+        ("--output missing/scores", "missing/scores: cannot be written: No such file or directory"),
+    ],
+)
+def test_wrong_options_of_score_are_refused_before_the_model_is_loaded(score: Run, options: str, message: str):
+    assert score(*options.split()) == (2, "", f"error: {message.replace('{cwd}', str(Path.cwd()))}\n")
+    assert FakeScorer.calls == []
+
+
+def test_files_that_are_not_parallel_leave_no_scores_behind(score: Run):
+    write_lines("two.tgt", ["b", "c", "d"])
+    message = "two.tgt has 3 lines and two.src has 2: parallel files need one line for each line"
+    assert score("--output", "scores") == (2, "", f"error: {message}\n")
+    assert not Path("scores").exists()
+
+
+def test_a_model_to_score_with_that_is_missing_leaves_no_output_file(score: Run):
+    message = "error: missing: no such model folder\n"
+    assert score("--model", "missing", "--output", "scores") == (2, "", message)
+    assert not Path("scores").exists()
+
+
+# --- explain ----------------------------------------------------------------------------------------------------------
+
+
+def test_explain_writes_the_page(run: Run, monkeypatch: pytest.MonkeyPatch):
+    def explained_page(*arguments: str | None) -> str:
+        if arguments[1] == "":
+            raise ConfigError("src: is blank: give a sentence")
+        return f"<p>{arguments}</p>\n"
+
+    monkeypatch.setitem(sys.modules, "mt.explain.heatmap", types.SimpleNamespace(explained_page=explained_page))
+    given = ("explain", "--model", "m", "--output", "page.html")
+    assert run(*given, "--src", "ä", "--tgt", "b", "--device", "cpu", "--precision", "fp32") == (0, "", "")
+    assert Path("page.html").read_text(encoding="utf-8") == "<p>('m', 'ä', 'b', 'cpu', 'fp32')</p>\n"
+    assert run(*given, "--src", "ä") == (0, "", "")
+    assert Path("page.html").read_text(encoding="utf-8") == "<p>('m', 'ä', None, 'auto', 'auto')</p>\n"
+    Path("page.html").unlink()
+    assert run(*given, "--src", "") == (2, "", "error: --src: is blank: give a sentence\n")
+    assert not Path("page.html").exists()
 
 
 # --- eval -------------------------------------------------------------------------------------------------------------

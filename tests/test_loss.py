@@ -29,20 +29,22 @@ def test_label_smoothed_loss_is_torchs(smoothing: float) -> None:
     torch.testing.assert_close(linear_label_smoothed_nll(HIDDEN, WEIGHT, TARGETS, WEIGHTS, smoothing), expected)
 
 
+# With large weights logits pass 88, whose exponential float32 cannot hold.
+@pytest.mark.parametrize("scale", [1.0, 40.0])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_the_gradient_made_in_the_forward_pass_is_autograds(smoothing: float) -> None:
+def test_the_gradient_made_in_the_forward_pass_is_autograds(smoothing: float, scale: float) -> None:
     gradients = []
     for fused in (False, True):
-        hidden, weight = HIDDEN.clone().requires_grad_(), WEIGHT.clone().requires_grad_()
+        hidden, weight = HIDDEN.clone().requires_grad_(), (WEIGHT * scale).requires_grad_()
         loss = (
             linear_label_smoothed_nll(hidden, weight, TARGETS, WEIGHTS, smoothing)
             if fused
             else label_smoothed_nll(hidden @ weight.t(), TARGETS, WEIGHTS, smoothing)
         )
         (loss * 0.25).backward()
-        gradients.append((hidden.grad, weight.grad))
+        gradients.append((loss.detach(), hidden.grad, weight.grad))
     for written_out, fused_gradient in zip(*gradients, strict=True):
-        torch.testing.assert_close(fused_gradient, written_out, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(fused_gradient, written_out, atol=1e-5 * scale, rtol=1e-4)
 
 
 def test_tokens_without_weight_cost_nothing_and_teach_nothing() -> None:
@@ -82,6 +84,20 @@ def test_masks_depend_on_seed_step_and_slice_alone() -> None:
     assert torch.equal(mask(1, 2, 3), mask(1, 2, 3))
     for other in ((2, 2, 3), (1, 3, 3), (1, 2, 4)):
         assert not torch.equal(mask(1, 2, 3), mask(*other))
+
+
+def test_elements_of_a_mask_and_masks_of_a_pass_are_independent() -> None:
+    seed_dropout(CPU, 1, 2, 3)
+    first, second = (dropout(torch.ones(1_000, 1_000), 0.3, training=True) for _ in range(2))
+    for a, b in ((first, second), (first[:, 1:], first[:, :-1]), (first[1:], first[:-1])):
+        # A million pairs: the correlation is off by 0.001 at one standard deviation.
+        assert abs(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1].item()) < 0.004
+
+
+def test_a_mask_may_be_larger_than_most() -> None:
+    seed_dropout(CPU, 1, 2, 3)
+    dropped = dropout(torch.ones(5_000, 1_000), 0.1, training=True)
+    assert (dropped == 0).float().mean().item() == pytest.approx(0.1, abs=0.003)
 
 
 def test_dropped_elements_pass_no_gradient() -> None:

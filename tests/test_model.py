@@ -12,7 +12,7 @@ from mt.data.batch import TILE_WIDTH, assemble_sources, assemble_varlen
 from mt.data.packing import SliceBudget
 from mt.dropout import dropout, seed_dropout
 from mt.loss import label_smoothed_nll, linear_label_smoothed_nll
-from mt.model import Transformer, sinusoidal_positions
+from mt.model import VOCAB_MULTIPLE, Transformer, sinusoidal_positions
 from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from tests.toys import V, parallel, random_pairs, small_model, tiles
 
@@ -88,8 +88,9 @@ def test_cached_decoding_equals_full_decoding(norm: str) -> None:
         steps = []
         for t in range(longest):
             logits = model.decode_step(torch.tensor([row[t] for row in inputs]), cache)
-            assert logits.shape == (6, V)
-            steps.append(logits)
+            assert logits.shape == (6, VOCAB_MULTIPLE)
+            assert (logits[:, V:] == -math.inf).all()
+            steps.append(logits[:, :V])
             cache.choose(torch.zeros(6, 1, dtype=torch.int64))
         for i, pair in enumerate(pairs):
             full = model.logits(model(tiles([pair])))[: len(pair[1]) + 1]
@@ -111,7 +112,7 @@ def test_a_beam_that_changes_its_parent_has_the_history_of_its_parent() -> None:
             logits = model.decode_step(torch.tensor(step_tokens), cache)
             for beam, history in enumerate(histories):
                 hidden = model(tiles([(source[0][:-1], history[1:])]))[len(history) - 1]
-                torch.testing.assert_close(logits[beam], model.logits(hidden), atol=2e-5, rtol=1e-4)
+                torch.testing.assert_close(logits[beam, :V], model.logits(hidden), atol=2e-5, rtol=1e-4)
             cache.choose(torch.tensor([step_parents]))
             histories = [histories[parent] for parent in step_parents]
 

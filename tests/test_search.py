@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mt.config import DecodeConfig, ModelConfig
-from mt.decode.candidates import best_tokens, drawn_tokens, log_normaliser, uniform_numbers
+from mt.decode.candidates import best_tokens, drawn_tokens, log_normaliser, log_normaliser_and_maxima, uniform_numbers
 from mt.decode.graphs import Graphs, rounded_up
 from mt.decode.search import LOOK_AHEAD, SearchResult, length_sorted_batches, search
 from mt.model import Transformer
@@ -105,7 +105,8 @@ def plain_beam_search(
             candidates += [(total + float(log_probs[token]), ids, token) for token in allowed]
         candidates.sort(key=lambda item: -item[0])
         best = candidates[: 2 * decode.beam_size]
-        finished += [(penalised(total, length), ids) for total, ids, token in best if token == EOS_ID]
+        ends = [(total, ids) for total, ids, token in best[: decode.beam_size] if token == EOS_ID]
+        finished += [(penalised(total, length), ids) for total, ids in ends]
         open_beams = [(total, (*ids, token)) for total, ids, token in best if token != EOS_ID][: decode.beam_size]
         finished = sorted(finished, reverse=True)[: decode.beam_size]
         if not open_beams:
@@ -318,23 +319,28 @@ def test_banned_ids_are_never_produced_and_others_keep_their_probability() -> No
     assert other.log_prob == pytest.approx(log_prob(model, SOURCES[0], other.ids), abs=1e-4)
 
 
-@pytest.mark.parametrize("n_vocab", [7, 60, 1_000, 3_001])
-def test_the_best_of_blocks_are_the_best_of_all(n_vocab: int) -> None:
+@pytest.mark.parametrize(("n_vocab", "n_beams"), [(128, 1), (128, 3), (1_024, 3), (4_096, 2)])
+def test_the_best_of_blocks_are_the_best_of_all(n_vocab: int, n_beams: int) -> None:
     torch.manual_seed(0)
-    logits = torch.randn(20, n_vocab) * 3
+    logits, offsets = torch.randn(20 * n_beams, n_vocab) * 3, torch.randn(20, n_beams)
     logits[:, [0, 5]] = -math.inf
-    best, ids = best_tokens(logits, 6)
-    expected, expected_ids = logits.topk(6, -1)
-    assert torch.equal(best, expected)
-    finite = best > -math.inf
-    assert torch.equal(ids[finite], expected_ids[finite])
+    _, maxima = log_normaliser_and_maxima(logits)
+    totals, ids, beams = best_tokens(logits, maxima, offsets, 6)
+    everything = logits.view(20, n_beams, -1) + offsets[:, :, None]
+    expected, places = everything.flatten(1).topk(6, 1)
+    torch.testing.assert_close(totals, expected, rtol=0, atol=0)
+    assert torch.equal(beams * n_vocab + ids, places)
 
 
-def test_the_normaliser_is_that_of_a_softmax() -> None:
-    logits = torch.randn(3, 50) * 9
-    expected = logits.log_softmax(-1)
-    torch.testing.assert_close(logits - log_normaliser(logits), expected)
-    torch.testing.assert_close(logits - log_normaliser(logits.clone(), logits.amax(-1, keepdim=True) + 3), expected)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_normaliser_is_that_of_a_softmax(dtype: torch.dtype) -> None:
+    logits = (torch.randn(3, 256) * 9).to(dtype)
+    before = logits.clone()
+    normaliser, maxima = log_normaliser_and_maxima(logits)
+    torch.testing.assert_close(normaliser, logits.float().logsumexp(-1, keepdim=True))
+    assert torch.equal(normaliser, log_normaliser(logits))
+    assert torch.equal(maxima, logits.float().view(3, 4, 64).amax(-1))
+    assert torch.equal(logits, before)
 
 
 def test_batches_are_sorted_by_length_and_within_the_budget() -> None:

@@ -207,3 +207,18 @@ def test_a_disk_that_fills_up_behind_a_redirection_keeps_whole_lines(model: Path
     assert out
     assert out.endswith(b"\n")
     assert whole.startswith(out)
+
+
+def test_alignments_come_from_the_attention_of_the_model(model: Path, tmp_path: Path) -> None:
+    lines = [*toy_text(5, 9)[0], "", " ".join(toy_text(12, 10)[0])]
+    write_lines(tmp_path / "in", lines)
+    options = ("--input", tmp_path / "in", "--beam-size", "1", "--max-length", "8", "--alignments", tmp_path / "al")
+    texts = run(model, *options).stdout.decode().split("\n")[:-1]
+    alignments = (tmp_path / "al").read_text("utf-8").split("\n")[:-1]
+    assert len(alignments) == len(texts) == len(lines)
+    for line, text, alignment in zip(lines, texts, alignments, strict=True):
+        pairs = [tuple(map(int, pair.split("-"))) for pair in alignment.split()]
+        assert {j for _, j in pairs} == set(range(len(text.split())))  # each target token is aligned
+        assert all(i < len(line.split()) for i, _ in pairs)
+    entries = map(json.loads, run(model, *options[:-2], "--align", "--format", "jsonl").stdout.decode().splitlines())
+    assert [entry["hypotheses"][0]["alignment"] for entry in entries] == alignments

@@ -9,6 +9,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -181,6 +182,41 @@ def assemble_tiles(corpus: ParallelIds, sentences: Indices, dtype: torch.dtype) 
     )
 
 
+def packed_pairs(
+    sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], batch_tokens: int, dtype: torch.dtype
+) -> Iterator[tuple[Indices, PackedBatch]]:
+    """Given pairs in batches of tiles, the longest first.
+
+    Args:
+        sources: ids, each ending with EOS.
+        targets: ids, each ending with EOS.
+        batch_tokens: a batch holds so many source and so many target tokens at most, or one pair.
+    Yields:
+        The places of the pairs in the lists, in the order in which their rows follow each other, and the batch.
+    """
+    corpus = ParallelIds(_end_to_end(sources), _end_to_end(targets))
+    order = np.argsort(-np.maximum(corpus.src.lengths, corpus.tgt.lengths), kind="stable")
+    start = n_src = n_tgt = 0
+    for i, pair in enumerate(order.tolist()):
+        n_src += int(corpus.src.lengths[pair])
+        n_tgt += int(corpus.tgt.lengths[pair])
+        if max(n_src, n_tgt) > batch_tokens and i > start:
+            yield _tiles_in_order(corpus, order[start:i], dtype)
+            start, n_src, n_tgt = i, int(corpus.src.lengths[pair]), int(corpus.tgt.lengths[pair])
+    if start < len(order):
+        yield _tiles_in_order(corpus, order[start:], dtype)
+
+
+def _end_to_end(sentences: Sequence[Sequence[int]]) -> Sentences:
+    ends = np.cumsum([0, *map(len, sentences)], dtype=np.int64)
+    return Sentences(np.fromiter(chain.from_iterable(sentences), np.int64, count=int(ends[-1])), ends)
+
+
+def _tiles_in_order(corpus: ParallelIds, pairs: Indices, dtype: torch.dtype) -> tuple[Indices, PackedBatch]:
+    _, tile_of = fit_into_tiles(corpus.src.lengths[pairs], corpus.tgt.lengths[pairs], TILE_WIDTH)
+    return pairs[np.argsort(tile_of, kind="stable")], assemble_tiles(corpus, pairs, dtype)
+
+
 def assemble_varlen(corpus: ParallelIds, sentences: Indices, budget: SliceBudget, max_tokens: int) -> PackedBatch:
     """Pack pairs end to end into one static shape; the tail is cut into segments that belong to no sentence.
 
@@ -232,12 +268,18 @@ class SourceBatch:
     layout: TileLayout
     lengths: Tensor  # [B] int64, end of sentence included
     width: int
+    has_padding: bool  # whether a sentence is shorter than that
 
     def to(self, device: torch.device) -> SourceBatch:
         """The batch on the device."""
         groups = tuple(replace(group, bias=group.bias.to(device)) for group in self.layout.groups)
         return SourceBatch(
-            self.ids.to(device), self.positions.to(device), TileLayout(groups), self.lengths.to(device), self.width
+            self.ids.to(device),
+            self.positions.to(device),
+            TileLayout(groups),
+            self.lengths.to(device),
+            self.width,
+            self.has_padding,
         )
 
 
@@ -256,6 +298,7 @@ def assemble_sources(sentences: Sequence[Sequence[int]], dtype: torch.dtype, wid
         layout=TileLayout((TileGroup(len(sentences), 0, width, 0, width, bias),)),
         lengths=torch.from_numpy(lengths),
         width=width,
+        has_padding=bool((lengths < width).any()),
     )
 
 

@@ -12,24 +12,32 @@ from torch.nn import functional
 from mt.text.tokenizer import PAD_ID
 
 NEVER = float("-inf")
-# Width of the blocks in which the best candidates are looked for: the maxima of blocks first.
+# Tokens of a block: the best are looked for among the maxima of blocks first. The rows of an embedding are a multiple.
 BLOCK = 64
 FREE = -1  # in place of the one token that a row has to take
 _LOWEST_53_BITS = (1 << 53) - 1
 
 
-def log_normaliser(scores: Tensor, highest: Tensor | None = None) -> Tensor:
-    """[N, 1]: log of the sum of the exponentials of scores [N, V] in float32.
+def log_normaliser(logits: Tensor) -> Tensor:
+    """[N, 1] float32: the log of the sum of the exponentials of logits [N, V].
 
     Written out: `torch.logsumexp` takes several times as long on a CPU.
-
-    Args:
-        highest: [N, 1], no less than the scores; with it they are overwritten, which saves a pass over memory.
     """
-    if highest is not None:
-        return highest + scores.sub_(highest).exp_().sum(-1, keepdim=True).log_()
-    highest = scores.amax(-1, keepdim=True)
-    return highest + (scores - highest).exp_().sum(-1, keepdim=True).log_()
+    scores = logits.float()
+    return _log_normaliser(logits, scores, scores.amax(-1, keepdim=True))
+
+
+def log_normaliser_and_maxima(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, and the maxima of the logits' blocks, [N, V / BLOCK] float32, which cost no pass of their own."""
+    scores = logits.float()
+    maxima = scores.view(len(scores), -1, BLOCK).amax(-1)
+    return _log_normaliser(logits, scores, maxima.amax(-1, keepdim=True)), maxima
+
+
+def _log_normaliser(logits: Tensor, scores: Tensor, highest: Tensor) -> Tensor:
+    # What has been converted is ours to overwrite, which saves a pass over memory.
+    shifted = scores - highest if scores is logits else scores.sub_(highest)
+    return highest + shifted.exp_().sum(-1, keepdim=True).log_()
 
 
 def forbid_repetition(scores: Tensor, ids: Tensor, position: Tensor, size: int) -> None:
@@ -50,32 +58,31 @@ def forbid_repetition(scores: Tensor, ids: Tensor, position: Tensor, size: int) 
     scores.scatter_(1, sequences[:, :, -1].masked_fill(~is_repeated, PAD_ID), NEVER)
 
 
-def best_tokens(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k highest scores of each row, [N, min(k, V)], best first, and their ids.
+def best_tokens(logits: Tensor, maxima: Tensor, offsets: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The n best tokens of all beams of each sentence together, best first.
 
-    Top-k over a whole vocabulary takes several times as long on a CPU as the maxima of its blocks, and then the best
-    within the best blocks. That is exact: a token among the k best lies in one of the k blocks with the highest maxima.
+    Top-k over whole vocabularies takes several times as long on a CPU as over the maxima of their blocks, and then
+    within the best blocks. That is exact: a token among the n best lies in one of the n blocks with the highest maxima.
 
     Args:
-        scores: [N, V] float32.
+        logits: [B k, V], -inf where a token must not come.
+        maxima: [B k, V / BLOCK] of the logits' blocks.
+        offsets: [B, k] float32, added to the logits of a beam.
+        n: more come only if there are so many tokens.
+    Returns:
+        Sums of logits and offsets [B, n], the tokens' ids [B, n], and the beams [B, n] that they follow.
     """
-    n_rows, n_vocab = scores.shape
-    k = min(k, n_vocab)
-    if n_vocab < 2 * k * BLOCK:
-        best, ids = scores.topk(k, dim=-1)
-        return best, ids
-    n_whole = n_vocab // BLOCK * BLOCK
-    blocks = scores[:, :n_whole].view(n_rows, -1, BLOCK)
-    best_blocks = blocks.amax(-1).topk(k, dim=-1, sorted=False).indices  # [N, k]
-    candidates = blocks.gather(1, best_blocks[:, :, None].expand(-1, -1, BLOCK)).flatten(1)  # [N, k BLOCK]
-    if n_whole == n_vocab:
-        best, places = candidates.topk(k, dim=-1)
-        return best, best_blocks.gather(1, places.div(BLOCK, rounding_mode="floor")) * BLOCK + places % BLOCK
-    candidates = torch.cat([candidates, scores[:, n_whole:]], -1)
-    best, places = candidates.topk(k, dim=-1)
-    in_blocks = best_blocks.gather(1, places.div(BLOCK, rounding_mode="floor").clamp_(max=k - 1)) * BLOCK
-    ids = torch.where(places < k * BLOCK, in_blocks + places % BLOCK, places - k * BLOCK + n_whole)
-    return best, ids
+    n_sentences, n_beams = offsets.shape
+    n_blocks = maxima.shape[1]
+    sums = (maxima.view(n_sentences, n_beams, n_blocks) + offsets[:, :, None]).flatten(1)  # [B, k V / BLOCK]
+    best_blocks = sums.topk(min(n, sums.shape[1]), dim=1, sorted=False).indices  # [B, m]
+    beams = best_blocks.div(n_blocks, rounding_mode="floor")
+    blocks = logits.view(n_sentences, -1, BLOCK)
+    candidates = blocks.gather(1, best_blocks[:, :, None].expand(-1, -1, BLOCK)).float()  # [B, m, BLOCK]
+    candidates += offsets.gather(1, beams)[:, :, None]
+    totals, places = candidates.flatten(1).topk(n, dim=1)
+    which = places.div(BLOCK, rounding_mode="floor")
+    return totals, best_blocks.gather(1, which) % n_blocks * BLOCK + places % BLOCK, beams.gather(1, which)
 
 
 def drawn_tokens(
@@ -102,18 +109,6 @@ def drawn_tokens(
     # The first token beyond the threshold: one that has a probability.
     ids = torch.searchsorted(cumulative, threshold, right=True).clamp_(max=scores.shape[1] - 1)
     return scores.gather(1, ids), ids
-
-
-def forced(log_probs: Tensor, ids: Tensor, only: Tensor, only_log_probs: Tensor) -> tuple[Tensor, Tensor]:
-    """The candidates, log_probs and ids [N, c], but in rows that have to take one token that one alone.
-
-    Args:
-        only: [N] the one token, or FREE.
-        only_log_probs: [N, 1], of that token.
-    """
-    is_free = (only == FREE)[:, None]
-    alone = functional.pad(only_log_probs, (0, log_probs.shape[1] - 1), value=NEVER)
-    return torch.where(is_free, log_probs, alone), torch.where(is_free, ids, only[:, None])
 
 
 def uniform_numbers(keys: Tensor, position: Tensor) -> Tensor:

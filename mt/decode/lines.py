@@ -173,6 +173,21 @@ def decoded(line: bytes) -> tuple[str, bool]:
         return line.decode(errors="replace"), False
 
 
+def lines_of_text(path: Path) -> list[str]:
+    """All lines of a text file, which may be compressed.
+
+    Raises:
+        DataError: it is missing, unreadable, or holds no text.
+    """
+    with explained(path), open_bytes(path) as stream:
+        lines = [decoded(line)[0] for line in stream.read().split(b"\n")]
+    if lines[-1] == "":
+        lines.pop()
+    if not any(line.strip() for line in lines):
+        raise DataError(f"{path}: has no text: nothing to translate")
+    return lines
+
+
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file that appears under its name when the block ends, and not at all when the block fails.

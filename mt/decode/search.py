@@ -18,13 +18,13 @@ from torch.nn import functional
 from mt.config import DecodeConfig
 from mt.data.batch import assemble_sources
 from mt.decode.candidates import (
+    BLOCK,
     FREE,
     NEVER,
     best_tokens,
     drawn_tokens,
     forbid_repetition,
-    forced,
-    log_normaliser,
+    log_normaliser_and_maxima,
     uniform_numbers,
 )
 from mt.model import DecoderCache, Transformer
@@ -162,6 +162,7 @@ class _Beams:
     shortest_limit: int  # nor a smaller limit
     banned: Tensor  # [n] ids that never come
     banned_or_end: Tensor  # [n + 1] and EOS
+    banned_blocks: Tensor  # the blocks of the vocabulary that they lie in
     rows: Tensor  # [B] place of each sentence in the caller's list; negative: in none
     limits: Tensor  # [B] tokens of a translation, EOS included
     prefixes: Tensor  # [B, P], FREE behind the end of each
@@ -207,6 +208,7 @@ class _Beams:
             shortest_limit=min(limits),
             banned=torch.tensor(sorted(banned), device=device),
             banned_or_end=torch.tensor(sorted(banned | {EOS_ID}), device=device),
+            banned_blocks=torch.tensor(sorted({i // BLOCK for i in banned | {EOS_ID}}), device=device),
             rows=torch.arange(len(sentences), device=device),
             limits=torch.tensor(limits, device=device),
             prefixes=torch.tensor(padded, dtype=torch.int64, device=device),
@@ -241,31 +243,19 @@ class _Beams:
         """Extend each beam by one token; hypotheses that end move to the finished ones.
 
         Args:
-            logits: [B k, V].
+            logits: [B k, rows of the embedding], see `Transformer.decode_step`; used up.
         Returns:
             The beam [B, K] that each open beam continues.
         """
-        log_probs, tokens = self._candidates(logits.float())  # [B k, c]
-        n_sentences, n_beams = self.open_log_probs.shape
-        n_each = log_probs.shape[1]
-        totals = (self.open_log_probs[:, : self.n_open].reshape(-1, 1) + log_probs).view(n_sentences, -1)  # [B, k c]
-        tokens = tokens.view(n_sentences, -1)
-        if self.decode.sample:
-            parents = torch.arange(n_beams, device=logits.device).expand(n_sentences, -1)
-        else:
-            # Of 2K candidates at most K end a hypothesis, so K go on at least.
-            totals, best = totals.topk(min(2 * n_beams, totals.shape[1]), dim=1)  # [B, C]
-            parents = best.div(n_each, rounding_mode="floor")
-            tokens = tokens.gather(1, best)
+        totals, tokens, parents = self._candidates(logits)  # [B, C] each
         ends = tokens == EOS_ID
-        self._finish(totals.masked_fill(~ends, NEVER), parents)
+        # An end counts among the best K, where a token would go on: so that a beam of one is greedy.
+        first = slice(self.n_beams)
+        self._finish(totals[:, first].masked_fill(~ends[:, first], NEVER), parents[:, first])
         totals = totals.masked_fill(ends, NEVER)
         if not self.decode.sample:
-            if totals.shape[1] < n_beams:  # a vocabulary smaller than the beam
-                missing = (0, n_beams - totals.shape[1])
-                totals = functional.pad(totals, missing, value=NEVER)
-                tokens, parents = functional.pad(tokens, missing), functional.pad(parents, missing)
-            totals, chosen = totals.topk(n_beams, dim=1)  # [B, K]
+            # Of 2K candidates at most K end a hypothesis, so K go on at least.
+            totals, chosen = totals.topk(self.n_beams, dim=1)  # [B, K]
             parents, tokens = parents.gather(1, chosen), tokens.gather(1, chosen)
             self.open_ids = _of_beams(self.open_ids, parents)
         self.open_log_probs, self.last_tokens = totals, tokens
@@ -274,53 +264,58 @@ class _Beams:
         self.length += 1
         return parents
 
-    def _candidates(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities [B k, c] and ids of the tokens that may follow each beam; scores [B k, V] are used up."""
+    def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums of log-probabilities [B, C], the tokens behind them, and the beams that these follow."""
         decode = self.decode
+        normaliser, maxima = log_normaliser_and_maxima(logits)
+        # Before anything is forbidden: what must not come keeps its share of the probability.
+        offsets = self.open_log_probs[:, : self.n_open] - normaliser.view(-1, self.n_open)  # [B, k]
         only = self._only_tokens()
-        only_scores = None if only is None else scores.gather(1, only.clamp(min=0)[:, None])
-        # What is forbidden keeps its share of the probability: the normaliser counts it.
-        forbidden_ids = self.banned if self.length >= decode.min_length else self.banned_or_end
-        forbidden = scores.index_select(1, forbidden_ids)
-        normaliser = log_normaliser(scores) if decode.sample or decode.no_repeat_ngram_size else None
-        scores.index_fill_(1, forbidden_ids, NEVER)
-        if decode.no_repeat_ngram_size:
-            ids = self.open_ids[:, : self.n_open].flatten(0, 1)
-            forbid_repetition(scores, ids, self.position, decode.no_repeat_ngram_size)
+        only_totals = None if only is None else offsets + _of_rows(logits, only)
+        self._forbid(logits, maxima)
+        beams = torch.arange(self.n_open, device=logits.device).expand(offsets.shape)  # [B, k]
         if decode.sample:
-            best, ids = drawn_tokens(
-                scores,
-                uniform_numbers(self.keys, self.position).flatten(),
-                temperature=decode.temperature,
-                top_k=decode.top_k,
-                top_p=decode.top_p,
+            uniform = uniform_numbers(self.keys, self.position).flatten()
+            scores, ids = drawn_tokens(
+                logits.float(), uniform, temperature=decode.temperature, top_k=decode.top_k, top_p=decode.top_p
             )
+            totals, tokens, parents = scores.view_as(offsets) + offsets, ids.view_as(offsets), beams
         else:
-            best, ids = best_tokens(scores, 2 * self.n_beams)
-        if normaliser is None:
-            highest = torch.maximum(best[:, :1], forbidden.amax(1, keepdim=True))
-            normaliser = torch.logaddexp(log_normaliser(scores, highest), log_normaliser(forbidden))
+            totals, tokens, parents = best_tokens(logits, maxima, offsets, 2 * self.n_beams)
+        if only is not None and only_totals is not None:
+            is_free = (only == FREE)[:, None]
+            missing = (0, totals.shape[1] - self.n_open)
+            totals = torch.where(is_free, totals, functional.pad(only_totals, missing, value=NEVER))
+            tokens = torch.where(is_free, tokens, only[:, None])
+            parents = torch.where(is_free, parents, functional.pad(beams, missing))
         # Where the model gives no numbers there are no candidates.
-        log_probs = (best - normaliser).nan_to_num_(NEVER, neginf=NEVER)
-        if only is None or only_scores is None:
-            return log_probs, ids
-        return forced(log_probs, ids, only, (only_scores - normaliser).nan_to_num_(NEVER))
+        return totals.nan_to_num_(NEVER, neginf=NEVER), tokens, parents
+
+    def _forbid(self, logits: Tensor, maxima: Tensor) -> None:
+        """Make what must not come impossible, in the logits and in the maxima of their blocks."""
+        forbidden = self.banned if self.length >= self.decode.min_length else self.banned_or_end
+        logits.index_fill_(1, forbidden, NEVER)
+        blocks = logits.view(len(logits), -1, BLOCK)
+        if self.decode.no_repeat_ngram_size:
+            ids = self.open_ids[:, : self.n_open].flatten(0, 1)
+            forbid_repetition(logits, ids, self.position, self.decode.no_repeat_ngram_size)
+            maxima.copy_(blocks.amax(-1))
+        else:
+            maxima[:, self.banned_blocks] = blocks[:, self.banned_blocks].amax(-1).float()
 
     def _only_tokens(self) -> Tensor | None:
-        """[B k]: the one token that may follow a beam, or FREE: EOS at the longest length, else the prefix's.
-
-        None where all are free.
+        """[B]: the one token that may follow the beams of a sentence, or FREE: EOS at the longest length, else the
+        prefix's. None where all are free.
         """
         if self.length >= self.prefixes.shape[1] and self.length + 1 < self.shortest_limit and not self.is_static:
             return None
         only = self.limits.new_full((len(self.limits),), FREE)
         if self.length < self.prefixes.shape[1]:
             only = self.prefixes[:, self.length]
-        only = only.masked_fill(self.limits <= self.position + 1, EOS_ID)
-        return only.repeat_interleave(self.n_open, output_size=len(only) * self.n_open)
+        return only.masked_fill(self.limits <= self.position + 1, EOS_ID)
 
     def _finish(self, log_probs: Tensor, parents: Tensor) -> None:
-        """Merge candidates that end, [B, C] with NEVER for the others, with what is finished; keep the best K."""
+        """Merge candidates that end, [B, K] with NEVER for the others, with what is finished; keep the best K."""
         if not self.is_static and not bool((log_probs > NEVER).any()):
             return
         n_tokens = (self.position + 1).expand(parents.shape)
@@ -361,13 +356,20 @@ class _Beams:
         """Only these sentences [n] go on."""
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, Tensor) and field.name not in ("banned", "banned_or_end", "position"):
+            if isinstance(value, Tensor) and field.name not in ("banned", "banned_or_end", "banned_blocks", "position"):
                 setattr(self, field.name, value[sentences])
 
 
 def _of_beams(ids: Tensor, beams: Tensor) -> Tensor:
     """[B, n, t]: of ids [B, m, t] those of n beams [B, n]."""
     return ids.gather(1, beams[:, :, None].expand(-1, -1, ids.shape[2]))
+
+
+def _of_rows(logits: Tensor, ids: Tensor) -> Tensor:
+    """[B, k] in float32: of logits [B k, V] those of one id for each sentence, ids [B], FREE standing for any."""
+    rows = logits.view(len(ids), -1, logits.shape[1])  # [B, k, V]
+    index = ids.clamp(min=0)[:, None, None].expand(-1, rows.shape[1], -1)
+    return rows.gather(2, index)[:, :, 0].float()
 
 
 def _draw_keys(sentence: Sequence[int], seed: int, n_beams: int) -> list[int]:

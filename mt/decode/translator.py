@@ -14,8 +14,7 @@ from mt.decode.graphs import Graphs
 from mt.decode.oddities import fewest_tokens, is_in_a_loop, is_too_long, repeated_tokens
 from mt.decode.search import LONGER_THAN_SOURCE, SearchResult, length_sorted_batches, search
 from mt.decode.splitting import Part, joined, split_text
-from mt.decode.words import WORD_START as WORD_START
-from mt.decode.words import word_numbers, word_pairs
+from mt.decode.words import word_alignment
 from mt.errors import CheckpointError, ConfigError, DataError
 from mt.model import Transformer
 from mt.runtime import choose_device, choose_dtype, keep_large_blocks
@@ -418,8 +417,7 @@ class Translator:
         n_tgt_words_before: int,
         token_pairs: Sequence[tuple[int, int]],
     ) -> list[tuple[int, int]]:
-        src_words = word_numbers(self.tokenizer.pieces(sentence.ids[:-1]))
-        pairs = word_pairs(token_pairs, src_words, word_numbers(tgt_pieces))
+        pairs = word_alignment(self.tokenizer.pieces(sentence.ids[:-1]), tgt_pieces, token_pairs)
         return [(i + sentence.part.n_words_before, j + n_tgt_words_before) for i, j in pairs]
 
 

@@ -24,13 +24,21 @@ def word_numbers(pieces: Iterable[str]) -> list[int]:
     return [min(number, word) for number in numbers]  # a space at the end
 
 
-def word_pairs(
-    token_pairs: Iterable[tuple[int, int]], src_words: Sequence[int], tgt_words: Sequence[int]
+def word_alignment(
+    src_pieces: Sequence[str], tgt_pieces: Sequence[str], token_pairs: Iterable[tuple[int, int]]
 ) -> list[tuple[int, int]]:
-    """The pairs of words that hold aligned tokens, sorted, each once; the ends of sentences are in no word."""
-    return sorted({(src_words[i], tgt_words[j]) for i, j in token_pairs if i < len(src_words) and j < len(tgt_words)})
+    """Alignments of tokens as alignments of the words that they are parts of, without repetition and in order.
+
+    Args:
+        src_pieces: as they stand in the vocabulary, without the end of sentence, which is in no word.
+        tgt_pieces: likewise.
+        token_pairs: (place in src_pieces, place in tgt_pieces).
+    """
+    src_words, tgt_words = word_numbers(src_pieces), word_numbers(tgt_pieces)
+    pairs = {(src_words[i], tgt_words[j]) for i, j in token_pairs if i < len(src_words) and j < len(tgt_words)}
+    return sorted(pair for pair in pairs if min(pair) >= 0)
 
 
 def pharaoh(pairs: Iterable[tuple[int, int]]) -> str:
-    """Such as `0-0 1-2 2-1`."""
+    """Pairs of words as text, `0-0 1-2`: source before target."""
     return " ".join(f"{i}-{j}" for i, j in pairs)

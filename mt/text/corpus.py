@@ -155,6 +155,29 @@ def _read_text(path: Path) -> list[SentencePair]:
         return [SentencePair(*json.loads(line)) for line in stream]
 
 
+def first_test_pairs(
+    config: RunConfig, fingerprint: str | None, *, may_fetch: bool = True
+) -> tuple[str, list[SentencePair]]:
+    """The pairs of a run's first test set, or of its validation set where it has none, and which that is.
+
+    Args:
+        fingerprint: of the run's prepared corpus, which is used where it stands.
+        may_fetch: read text that is no file and may have to be fetched.
+    Raises:
+        DataError: the text is missing or unreadable, or would have to be fetched and may not.
+    """
+    name, source = next(iter(config.data.test.items()), ("valid", config.data.valid))
+    description = f"{name}: {source.description}"
+    prepared = Path(config.data.prepared_dir) / str(fingerprint)
+    if prepared.is_dir():
+        corpus = PreparedCorpus.open(prepared)
+        return description, {"valid": corpus.valid_pairs, **corpus.test_pairs}[name]
+    if not may_fetch and source.src is None and source.file is None:
+        raise DataError(f"{source.description}: is not at hand")
+    split = "validation" if name == "valid" else "test"
+    return description, list(read_pairs(source, config.src_lang, config.tgt_lang, split))
+
+
 # ---------------------------------------------------------------------------------------------------- preparing
 
 

@@ -1,0 +1,187 @@
+"""Scores of given translations: one pass over both sides, no search.
+
+T target rows, R rows of a chunk, D d_model, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mt.checkpoint import ModelFolder, find_model_folder
+from mt.config import DecodeConfig
+from mt.data.batch import packed_pairs
+from mt.decode.candidates import log_normaliser
+from mt.decode.search import length_penalty
+from mt.errors import CheckpointError
+from mt.model import Transformer
+from mt.runtime import choose_device, choose_dtype, give_back_free_memory, keep_large_blocks
+from mt.text.clean import normalise
+from mt.text.sources import SentencePair
+from mt.text.tokenizer import EOS_ID, Tokenizer
+
+# Pairs that are read before the first is scored, so that those of equal length can go together.
+PAIRS_AT_A_TIME = 4_096
+# Attention takes memory with the square of the length; longer pairs are not scored, unless the model learnt from such.
+LONGEST = 1_024
+# Rows whose logits exist at a time, and of these, on a CPU, rows that are in float32: few enough to stay in the cache.
+ROWS, SOFTMAX_ROWS = 512, 64
+
+
+@torch.inference_mode()
+def score_pairs(
+    model: Transformer, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], *, batch_tokens: int = 4_096
+) -> list[list[float]]:
+    """The log-probabilities of the tokens of each target and of the EOS behind them, in nats.
+
+    Args:
+        model: in evaluation mode.
+        sources: ids, each ending with EOS.
+        targets: ids without BOS and EOS, as `search` gives them.
+        batch_tokens: source tokens, and target tokens, of one pass; what a score is does not depend on it.
+    """
+    assert not model.training
+    device = model.embedding.weight.device
+    with_ends = [[*target, EOS_ID] for target in targets]
+    results: list[list[float]] = [[] for _ in targets]
+    for pairs, batch in packed_pairs(sources, with_ends, batch_tokens, model.dtype):
+        is_real = batch.tgt_weights > 0
+        labels = batch.tgt_outputs[is_real]
+        hidden = model(batch.to(device))[is_real.to(device)]
+        log_probs = token_log_probs(hidden, model.output_weight, labels.to(device)).tolist()
+        start = 0
+        for i in pairs.tolist():
+            results[i] = log_probs[start : start + len(with_ends[i])]
+            start += len(with_ends[i])
+    return results
+
+
+def token_log_probs(hidden: Tensor, output_weight: Tensor, labels: Tensor) -> Tensor:
+    """[T] float32: log-probability of each label under the softmax of its row of `hidden @ output_weight.T`.
+
+    Args:
+        hidden: [T, D], in the type of the matrix products.
+        output_weight: [V, D].
+        labels: [T] ids below V.
+    """
+    weight = output_weight.to(hidden.dtype)
+    n_softmax_rows = SOFTMAX_ROWS if hidden.device.type == "cpu" else ROWS
+    parts = []
+    for rows, row_labels in zip(torch.split(hidden, ROWS), torch.split(labels, ROWS), strict=True):
+        logits = functional.linear(rows, weight)  # [R, V]
+        normaliser = torch.cat([log_normaliser(some) for some in torch.split(logits, n_softmax_rows)])
+        parts.append((logits.gather(1, row_labels[:, None]).float() - normaliser)[:, 0])
+    return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class PairScore:
+    """How probable a model finds one line as the translation of another."""
+
+    pair: SentencePair
+    log_prob: float  # sum over tokens, the end of sentence included, in nats; -inf for a pair too long to be scored
+    score: float  # log_prob over the length penalty; what a search ranks translations by
+    n_tokens: int  # of the translation, the end of sentence included; 0 where both lines are blank
+    pieces: tuple[str, ...]  # the tokens; none of a pair that was not scored
+    token_log_probs: tuple[float, ...]  # one for each piece
+
+    @property
+    def mean_log_prob(self) -> float:
+        """Nats per token."""
+        return self.log_prob / max(self.n_tokens, 1)
+
+
+class Scorer:
+    """A model with its tokenizer, ready to score translations that are given.
+
+    Args:
+        model: made for inference, see `Transformer.for_inference`.
+        decode: length penalty and size of batches; the rest of it is for searching.
+        max_tokens: the model has not seen longer sides in training; longer pairs are scored, and counted.
+    """
+
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, decode: DecodeConfig, *, max_tokens: int) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.decode = decode
+        self.max_tokens = max_tokens
+        self.longest = max(LONGEST, max_tokens)
+        self.n_pairs = 0  # so far
+        self.n_long = 0  # pairs so far with a side of more than max_tokens
+        self.n_too_long = 0  # of these, pairs with a side of more than `longest`: not scored
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "auto", precision: str = "auto") -> Scorer:
+        """The scorer in a run folder (while it runs, its best so far), a checkpoint or a model folder.
+
+        Raises:
+            CheckpointError: there is no complete model of this version there.
+            ConfigError: no such device or precision.
+        """
+        keep_large_blocks()
+        chosen_device = choose_device(device)
+        dtype = choose_dtype(precision, chosen_device)
+        folder = ModelFolder.open(find_model_folder(Path(path)))
+        return cls(
+            folder.load_model(dtype, chosen_device),
+            folder.load_tokenizer(),
+            folder.config.decode,
+            max_tokens=folder.config.data.max_tokens,
+        )
+
+    def score(self, pairs: Iterable[SentencePair], decode: DecodeConfig | None = None) -> Iterator[PairScore]:
+        """The score of each pair, in order; the pairs are read some thousands at a time.
+
+        The two lines are normalised as for training. Two blank lines have nothing to say and score 0; a blank
+        translation of a line has the probability of ending at once, and a blank source is an empty sentence.
+
+        Args:
+            decode: the model's own settings unless given; `dataclasses.replace(scorer.decode, length_penalty=1.0)`.
+        Raises:
+            CheckpointError: the model gives no numbers.
+        """
+        decode = decode or self.decode
+        pairs = iter(pairs)
+        while chunk := list(islice(pairs, PAIRS_AT_A_TIME)):
+            yield from self._score_chunk(chunk, decode)
+            give_back_free_memory()  # batches of many sizes leave blocks of many sizes
+
+    def _score_chunk(self, pairs: Sequence[SentencePair], decode: DecodeConfig) -> Iterator[PairScore]:
+        ids = self.tokenizer.encode_batch([normalise(pair.src) for pair in pairs] + [normalise(p.tgt) for p in pairs])
+        sources = [[*sentence, EOS_ID] for sentence in ids[: len(pairs)]]
+        targets = ids[len(pairs) :]
+        lengths = [max(len(source), len(target) + 1) for source, target in zip(sources, targets, strict=True)]
+        self.n_pairs += len(pairs)
+        self.n_long += sum(length > self.max_tokens for length in lengths)
+        self.n_too_long += sum(length > self.longest for length in lengths)
+        chosen = [i for i, length in enumerate(lengths) if 1 < length <= self.longest]
+        log_probs = score_pairs(
+            self.model, [sources[i] for i in chosen], [targets[i] for i in chosen], batch_tokens=decode.batch_tokens
+        )
+        n_tokens = torch.tensor([len(target) + 1 for target in targets])
+        penalties = length_penalty(n_tokens, decode.length_penalty, decode.length_penalty_form).tolist()
+        log_probs_of = dict(zip(chosen, log_probs, strict=True))
+        for i, pair in enumerate(pairs):
+            if lengths[i] == 1:
+                yield PairScore(pair, 0.0, 0.0, 0, (), ())  # two blank lines
+            elif lengths[i] > self.longest:
+                yield PairScore(pair, -math.inf, -math.inf, len(targets[i]) + 1, (), ())
+            else:
+                yield self._pair_score(pair, targets[i], log_probs_of[i], penalties[i])
+
+    def _pair_score(self, pair: SentencePair, target: list[int], log_probs: list[float], penalty: float) -> PairScore:
+        log_prob = math.fsum(log_probs)
+        if math.isnan(log_prob):
+            raise CheckpointError(
+                f"the model gives no numbers for line {pair.line:,}, {pair.src[:80]!r}: "
+                "try --precision fp32; if that does not help, its weights are damaged"
+            )
+        pieces = tuple(self.tokenizer.pieces([*target, EOS_ID]))
+        return PairScore(pair, log_prob, log_prob / penalty, len(log_probs), pieces, tuple(log_probs))

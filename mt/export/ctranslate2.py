@@ -1,0 +1,688 @@
+"""Models for CTranslate2: written, compared with our own translations before they appear, and run.
+
+An export folder stands alone: what CTranslate2 reads (`model.bin`, `config.json`, `shared_vocabulary.json`), and our
+`tokenizer.model`, `config.yaml` and `manifest.json` with a checksum of every file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mt.checkpoint import (
+    CHECKSUMS,
+    CONFIG,
+    MANIFEST,
+    TOKENIZER,
+    ModelFolder,
+    cannot_be_written,
+    check_file,
+    file_checksum,
+    find_model_folder,
+    write_json,
+)
+from mt.config import DecodeConfig, ModelConfig, RunConfig
+from mt.configfile import dump_config, load_config
+from mt.decode.lines import lines_of_text
+from mt.decode.search import LONGER_THAN_SOURCE, SearchResult, length_penalty, length_sorted_batches, search
+from mt.decode.translator import Translator
+from mt.errors import CheckpointError, ConfigError, MTError
+from mt.evaluate.scores import corpus_bleu, corpus_chrf
+from mt.model import LayerNorm, Transformer, sinusoidal_positions
+from mt.runtime import choose_device, versions
+from mt.text.clean import normalise
+from mt.text.corpus import first_test_pairs
+from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
+
+FORMAT, FORMAT_VERSION = "ctranslate2", 1
+MODEL, MODEL_CONFIG, VOCABULARY = "model.bin", "config.json", "shared_vocabulary.json"
+QUANTIZATIONS = ("float32", "int8", "float16")
+# CTranslate2 has a table of positions: a sentence or a translation cannot be longer. Longer settings make it longer.
+FEWEST_POSITIONS = 1_024
+
+# Settings of the model that the export knows how to write, or that mean nothing to it.
+KNOWN_SETTINGS = frozenset(
+    {"d_model", "n_heads", "d_ff", "n_encoder_layers", "n_decoder_layers", "dropout", "attention_dropout", "norm"}
+)
+
+LEAST_LOG_PROB = -1e9  # CTranslate2 gives less to hypotheses that there are not
+SCORED_TOGETHER = 32  # translations, sorted by length
+
+# The comparison at export.
+COMPARED_LINES = 200
+COMPARED_DECODE = DecodeConfig(beam_size=4, length_penalty=0.0)
+TIE = 1e-3  # nats between translations that rounding may exchange
+MOST_DIFFERENT_SHARE = 0.01  # of the lines, in float32
+FEWEST_EQUAL_SHARE, LEAST_CHRF = 0.5, 70.0  # below both, the weights do not survive the quantisation
+# For a model whose text is not at hand.
+BUILT_IN_LINES = (
+    "A man is reading a newspaper.",
+    "Two dogs play in the snow.",
+    "The train to the city leaves at half past seven.",
+    "She said that the meeting had been moved to Thursday.",
+    "Prices rose by 3.5% in 2019, more than anyone had expected.",
+    "Why did nobody tell us about it?",
+    "The old house at the end of the street was sold last week.",
+    "Please close the window before you go.",
+    "According to the report, the company employs 12,000 people.",
+    "It was raining, but the children stayed outside.",
+    "The committee will discuss the proposal next month.",
+    "I do not know where he lives.",
+    "Several women in red jackets stand in front of a shop.",
+    "The book that you gave me is very good.",
+    "He was born in Vienna in 1890 and died in London.",
+    "Thank you!",
+    "The results of the study were published on Monday.",
+    "Water boils at a hundred degrees.",
+    "They have been waiting for an hour.",
+    "If you need help, call this number.",
+)
+
+
+# --- Writing ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How translations of an exported model compare with our own, in fp32, with a beam of 4 and no length penalty."""
+
+    quantization: str
+    n_lines: int
+    n_equal: int
+    n_tied: int  # another translation, of the same log-probability within TIE
+    n_missed: int  # it gives our translation our log-probability, but its search found a less probable one
+    n_different: int  # the rest; with rounded weights nothing else is to be expected of lines that are not equal
+    largest_gap: float  # nats between the log-probabilities of a translation of ours, by the two
+    bleu: float  # of its translations against ours
+    chrf: float
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written, and what it was found to be worth."""
+
+    folder: Path
+    compared: str  # which lines were translated
+    comparisons: tuple[Comparison, ...]  # in float32, then as it is quantised
+
+
+def export(
+    model_path: Path, output_dir: Path, quantization: str = "float32", verify_with: Path | None = None
+) -> Export:
+    """Write a model for CTranslate2, once it is found to translate as ours does.
+
+    Args:
+        model_path: a run folder, a checkpoint or a model folder.
+        quantization: one of QUANTIZATIONS.
+        verify_with: text to translate for the comparison; the model's own test set by default, if it is at hand.
+    Raises:
+        MTError: it cannot be read, written or expressed, or the export translates differently; there is no new folder.
+    """
+    _package()
+    if quantization not in QUANTIZATIONS:
+        raise ConfigError(f"quantization: expected {', '.join(QUANTIZATIONS)}, got {quantization!r}")
+    if output_dir.exists():
+        raise ConfigError(f"{output_dir}: exists already: delete it, or choose another output folder")
+    folder = ModelFolder.open(find_model_folder(model_path))
+    refuse_unknown_settings(folder.config.model)
+    described, lines = _lines_to_compare(folder, verify_with)
+    building = output_dir.with_name(f".{output_dir.name}.writing")
+    try:
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+        comparisons = _written_and_compared(folder, lines, building, quantization)
+        _write_manifest(folder, building, quantization, Export(output_dir, described, comparisons))
+        building.rename(output_dir)
+    except OSError as error:
+        raise cannot_be_written(output_dir, error) from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return Export(output_dir, described, comparisons)
+
+
+def refuse_unknown_settings(config: ModelConfig) -> None:
+    """Refuse by name what the export does not know how to write.
+
+    Raises:
+        ConfigError: a setting that it does not know is not at its default.
+    """
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name not in KNOWN_SETTINGS and value != field.default:
+            raise ConfigError(
+                f"model.{field.name}: is {value!r}, which cannot be exported to CTranslate2: translate with mt itself, "
+                f"or train with {field.default!r}"
+            )
+
+
+def transformer_spec(model: Transformer, pieces: list[str], n_positions: int) -> Any:
+    """A `ctranslate2.specs.TransformerSpec` with a model's weights and vocabulary.
+
+    Args:
+        pieces: of the vocabulary, by id.
+        n_positions: longest sentence or translation.
+    """
+    specs = _package().specs
+    config = model.config
+    spec = specs.TransformerSpec.from_config(
+        (config.n_encoder_layers, config.n_decoder_layers),
+        config.n_heads,
+        pre_norm=config.norm == "pre",
+        activation=specs.Activation.RELU,
+    )
+    weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    embedding = weights.pop("embedding.weight")[: model.vocab_size].contiguous()
+    positions = sinusoidal_positions(n_positions, config.d_model)
+    for side in ("encoder", "decoder"):
+        stack = getattr(spec, side)
+        stack.scale_embeddings = math.sqrt(config.d_model)
+        stack.position_encodings.encodings = positions
+        for i, layer in enumerate(stack.layer):
+            _fill_layer(layer, weights, f"{side}.{i}.")
+        if config.norm == "pre":
+            _fill_norm(stack.layer_norm, weights, f"{side}_norm")
+    spec.encoder.embeddings[0].weight = spec.decoder.embeddings.weight = embedding
+    spec.decoder.projection.weight = embedding
+    assert not weights, f"not exported: {', '.join(weights)}"
+    spec.register_source_vocabulary(pieces)
+    spec.register_target_vocabulary(pieces)
+    spec.config.unk_token, spec.config.bos_token, spec.config.eos_token = (pieces[i] for i in (UNK_ID, BOS_ID, EOS_ID))
+    spec.config.decoder_start_token = pieces[BOS_ID]
+    spec.config.layer_norm_epsilon = next(module.eps for module in model.modules() if isinstance(module, LayerNorm))
+    return spec
+
+
+def _fill_layer(layer: Any, weights: dict[str, Tensor], prefix: str) -> None:
+    """Move the weights of an encoder or decoder layer. Fused projections are in CTranslate2's order: Q, K, V."""
+    _fill_linear(layer.self_attention.linear[0], weights, f"{prefix}self_attention.qkv")
+    _fill_linear(layer.self_attention.linear[1], weights, f"{prefix}self_attention.out")
+    _fill_norm(layer.self_attention.layer_norm, weights, f"{prefix}self_residual.norm")
+    if prefix.startswith("decoder."):
+        _fill_linear(layer.attention.linear[0], weights, f"{prefix}cross_attention.q")
+        _fill_linear(layer.attention.linear[1], weights, f"{prefix}cross_attention.kv")
+        _fill_linear(layer.attention.linear[2], weights, f"{prefix}cross_attention.out")
+        _fill_norm(layer.attention.layer_norm, weights, f"{prefix}cross_residual.norm")
+    _fill_linear(layer.ffn.linear_0, weights, f"{prefix}feed_forward.inner")
+    _fill_linear(layer.ffn.linear_1, weights, f"{prefix}feed_forward.outer")
+    _fill_norm(layer.ffn.layer_norm, weights, f"{prefix}feed_forward_residual.norm")
+
+
+def _fill_linear(spec: Any, weights: dict[str, Tensor], name: str) -> None:
+    spec.weight, spec.bias = weights.pop(f"{name}.weight"), weights.pop(f"{name}.bias")
+
+
+def _fill_norm(spec: Any, weights: dict[str, Tensor], name: str) -> None:
+    spec.gamma, spec.beta = weights.pop(f"{name}.weight"), weights.pop(f"{name}.bias")
+
+
+def n_positions(config: RunConfig) -> int:
+    """Positions that an export has room for: of any source, and of its translation."""
+    return max(FEWEST_POSITIONS, config.data.max_tokens + LONGER_THAN_SOURCE, config.decode.max_length or 0)
+
+
+def _write_model(model: Transformer, tokenizer: Tokenizer, config: RunConfig, folder: Path, quantization: str) -> None:
+    """The files that CTranslate2 reads."""
+    spec = transformer_spec(model, tokenizer.pieces(range(tokenizer.vocab_size)), n_positions(config))
+    spec.validate()
+    spec.optimize(quantization=quantization)
+    spec.save(str(folder))
+
+
+def _write_manifest(folder: ModelFolder, building: Path, quantization: str, result: Export) -> None:
+    """Our own files: the tokenizer, the config, and what this is."""
+    (building / CONFIG).write_text(dump_config(folder.config), encoding="utf-8")
+    shutil.copyfile(folder.tokenizer_path, building / TOKENIZER)
+    names = sorted(path.name for path in building.iterdir())
+    manifest = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "quantization": quantization,
+        "vocab_size": folder.manifest["vocab_size"],
+        "n_positions": n_positions(folder.config),
+        "versions": {**versions(), "ctranslate2": _package().__version__},
+        "compared": result.compared,
+        "comparisons": [asdict(comparison) for comparison in result.comparisons],
+        "model": {key: value for key, value in folder.manifest.items() if key not in (CHECKSUMS, "format_version")},
+        CHECKSUMS: {name: file_checksum(building / name) for name in names},
+    }
+    write_json(building / MANIFEST, manifest)
+
+
+def _package() -> Any:
+    """CTranslate2, which is an extra.
+
+    Raises:
+        MTError: it is not installed.
+    """
+    try:
+        import ctranslate2
+        import ctranslate2.specs
+    except ModuleNotFoundError:
+        raise MTError("CTranslate2 is not installed: pip install 'mt-train[ctranslate2]'") from None
+    return ctranslate2
+
+
+# --- Comparing --------------------------------------------------------------------------------------------------------
+
+
+def _lines_to_compare(folder: ModelFolder, verify_with: Path | None) -> tuple[str, list[str]]:
+    """Lines that hold text, and where they are from."""
+    if verify_with is not None:
+        description, lines = str(verify_with), lines_of_text(verify_with)
+    else:
+        try:
+            description, pairs = first_test_pairs(
+                folder.config, folder.manifest.get("corpus_fingerprint"), may_fetch=False
+            )
+            lines = [pair.src for pair in pairs]
+        except MTError:  # the model was copied here, and its text was not
+            description, lines = "English sentences that ship with mt", list(BUILT_IN_LINES)
+    lines = [line for line in map(normalise, lines) if line][:COMPARED_LINES]
+    return f"{len(lines):,} lines of {description}", lines
+
+
+def _written_and_compared(
+    folder: ModelFolder, lines: list[str], building: Path, quantization: str
+) -> tuple[Comparison, ...]:
+    """Write CTranslate2's files, and compare: first in float32, where nothing but rounding may differ."""
+    model, tokenizer = folder.load_model(torch.float32, torch.device("cpu")), folder.load_tokenizer()
+    room = max(folder.config.data.max_tokens - 1, 1)
+    sources = [[*ids[:room], EOS_ID] for ids in tokenizer.encode_batch(lines)]
+    ours = [found[0] for found in _in_batches(sources, partial(_search_with_ours, model, tokenizer))]
+    write = partial(_write_model, model, tokenizer, folder.config)
+    with tempfile.TemporaryDirectory(dir=building) as float32:
+        write(Path(float32), "float32")
+        exact = _compared(Path(float32), tokenizer, "float32", sources, ours)
+        if exact.n_different > MOST_DIFFERENT_SHARE * exact.n_lines:
+            raise MTError(
+                f"{folder.path}: CTranslate2 translates {exact.n_different:,} of {exact.n_lines:,} lines differently "
+                f"in float32, with log-probabilities up to {exact.largest_gap:.2g} nats apart: nothing was written; "
+                "this is an error of the export or of this version of CTranslate2: report it, or try another version"
+            )
+        if quantization == "float32":
+            for path in Path(float32).iterdir():
+                shutil.move(path, building)
+            return (exact,)
+    write(building, quantization)
+    rounded = _compared(building, tokenizer, quantization, sources, ours)
+    if rounded.n_equal < FEWEST_EQUAL_SHARE * rounded.n_lines and rounded.chrf < LEAST_CHRF:
+        raise MTError(
+            f"{folder.path}: in {quantization} only {rounded.n_equal:,} of {rounded.n_lines:,} lines are translated as "
+            f"in float32 (chrF2 {rounded.chrf:.1f} between them): nothing was written; export it in float32"
+        )
+    return exact, rounded
+
+
+def _compared(
+    folder: Path, tokenizer: Tokenizer, quantization: str, sources: list[list[int]], ours: list[SearchResult]
+) -> Comparison:
+    longest = max(len(ids) for ids in sources) + LONGER_THAN_SOURCE
+    backend = CTranslate2Backend(folder, tokenizer, n_positions=longest, quantization=quantization)
+    banned = sorted(tokenizer.line_breaking_ids)
+
+    search_with_theirs = partial(backend.search, decode=COMPARED_DECODE, banned_ids=banned)
+    found = _in_batches(sources, search_with_theirs)
+    theirs = [results[0] if results else SearchResult((), -math.inf, -math.inf) for results in found]
+    # By the one scorer, so that it does not matter that CTranslate2's search gives others the probability of what is
+    # never produced.
+    of_theirs, of_ours = (
+        [sum(log_probs) for log_probs in backend.log_probs(sources, [result.ids for result in results])]
+        for results in (theirs, ours)
+    )
+    counts: dict[str, int] = defaultdict(int)
+    for our, their, their_log_prob, our_log_prob in zip(ours, theirs, of_theirs, of_ours, strict=True):
+        if our.ids == their.ids:
+            counts["equal"] += 1
+        elif abs(our.log_prob - their_log_prob) <= TIE:
+            counts["tied"] += 1
+        elif abs(our.log_prob - our_log_prob) <= TIE and their_log_prob < our.log_prob:
+            counts["missed"] += 1
+        else:
+            counts["different"] += 1
+    texts = [[tokenizer.decode(result.ids) for result in results] for results in (theirs, ours)]
+    return Comparison(
+        quantization=quantization,
+        n_lines=len(sources),
+        n_equal=counts["equal"],
+        n_tied=counts["tied"],
+        n_missed=counts["missed"],
+        n_different=counts["different"],
+        largest_gap=max(abs(our.log_prob - log_prob) for our, log_prob in zip(ours, of_ours, strict=True)),
+        bleu=corpus_bleu(*texts),
+        chrf=corpus_chrf(*texts),
+    )
+
+
+def _search_with_ours(model: Transformer, tokenizer: Tokenizer, batch: list[list[int]]) -> list[list[SearchResult]]:
+    found = search(model, batch, COMPARED_DECODE, banned_ids=sorted(tokenizer.line_breaking_ids))
+    if not all(found):
+        raise CheckpointError("the model gives no numbers for some lines: its weights are damaged")
+    return found
+
+
+def _in_batches(
+    sources: list[list[int]], search: Callable[[list[list[int]]], list[list[SearchResult]]]
+) -> list[list[SearchResult]]:
+    results: list[list[SearchResult]] = [[] for _ in sources]
+    for batch in length_sorted_batches([len(ids) for ids in sources], 1_024, COMPARED_DECODE.beam_size):
+        for i, found in zip(batch, search([sources[i] for i in batch]), strict=True):
+            results[i] = found
+    return results
+
+
+def format_export(result: Export) -> str:
+    """For a terminal."""
+    return "\n".join([f"compared with our own translations of {result.compared}:", *map(_row, result.comparisons)])
+
+
+def _row(comparison: Comparison) -> str:
+    c = comparison
+    text = f"  {c.quantization:<8} {c.n_equal:,} of {c.n_lines:,} equal"
+    if c.quantization == "float32":
+        others = ((c.n_tied, "tied"), (c.n_missed, "less probable"), (c.n_different, "different"))
+        text += "".join(f", {n:,} {what}" for n, what in others if n)
+        return f"{text}; log-probabilities within {c.largest_gap:.1g}"
+    return f"{text}; BLEU {c.bleu:.1f}, chrF2 {c.chrf:.1f} between them"
+
+
+# --- Running ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ExportFolder:
+    """An export that has all its files, undamaged."""
+
+    path: Path
+    config: RunConfig
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: Path) -> ExportFolder:
+        """Read the small files, check all.
+
+        Raises:
+            CheckpointError: something is missing, damaged, or of another version.
+        """
+        how = "make one with mt export --to ctranslate2"
+        if not path.is_dir():
+            raise CheckpointError(f"{path}: no such folder: give an export, {how}")
+        missing = [
+            name
+            for name in (MODEL, MODEL_CONFIG, VOCABULARY, CONFIG, TOKENIZER, MANIFEST)
+            if not (path / name).is_file()
+        ]
+        if MODEL in missing:
+            raise CheckpointError(f"{path}: is no export for CTranslate2, {MODEL} is missing: {how}")
+        if missing:
+            raise CheckpointError(f"{path}: is no complete export: {', '.join(missing)} missing")
+        again = "export the model again"
+        try:
+            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            written_as = (manifest["format"], manifest["format_version"])
+            _ = manifest[CHECKSUMS].items(), manifest["vocab_size"] + 0, manifest["n_positions"] + 0
+            quantization = manifest["quantization"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path / MANIFEST}: is damaged: {error!r}: {again}") from error
+        if written_as != (FORMAT, FORMAT_VERSION) or quantization not in QUANTIZATIONS:
+            raise CheckpointError(
+                f"{path}: was written in format {' '.join(map(str, written_as))}, this version of mt reads "
+                f"{FORMAT} {FORMAT_VERSION}: {again}"
+            )
+        for name in (MODEL, MODEL_CONFIG, VOCABULARY, CONFIG, TOKENIZER):
+            check_file(path / name, manifest)
+        try:
+            config = load_config(str(path / CONFIG))
+        except MTError as error:
+            raise CheckpointError(f"{path}: its {CONFIG} does not load: {error}") from error
+        return cls(path, config, manifest)
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The tokenizer that the model was trained with."""
+        return Tokenizer.load(self.path / TOKENIZER)
+
+
+class CTranslate2Backend:
+    """The search of CTranslate2 over an exported model: ids in, ids out, as with our own search.
+
+    Three things are CTranslate2's way. Its search takes no end of sentence that is not among the best K candidates of
+    a step, and with a length penalty it ends once K hypotheses have ended: where ours finds a better one, it does not.
+    The probability of what is never produced is given to the others, so log-probabilities are a little higher, by what
+    label smoothing left there. What reaches its longest length is cut, and then ended.
+
+    Args:
+        folder: what CTranslate2 reads.
+        n_positions: longest sentence or translation.
+        device: cpu, cuda or cuda:N.
+    """
+
+    def __init__(
+        self, folder: Path, tokenizer: Tokenizer, *, n_positions: int, quantization: str, device: str = "cpu"
+    ) -> None:
+        kind, _, index = device.partition(":")
+        self._translator = _package().Translator(
+            str(folder),
+            device=kind,
+            device_index=int(index or 0),
+            # On a CPU half-precision weights become float32 either way, but this way without a warning.
+            compute_type="float32" if quantization == "float16" and kind == "cpu" else "default",
+            intra_threads=torch.get_num_threads(),
+        )
+        self.tokenizer = tokenizer
+        self.n_positions = n_positions
+        self._pieces = tokenizer.pieces(range(tokenizer.vocab_size))
+        self._ids = {piece: i for i, piece in enumerate(self._pieces)}
+
+    @classmethod
+    def load(cls, folder: ExportFolder, device: str = "auto", precision: str = "auto") -> CTranslate2Backend:
+        """Of an export.
+
+        Raises:
+            ConfigError: no such device, or a precision is asked for.
+            MTError: CTranslate2 is not installed, or cannot read the export.
+        """
+        quantization = folder.manifest["quantization"]
+        if precision != "auto":
+            raise ConfigError(
+                f"precision: CTranslate2 computes as its model was exported, here {quantization}: leave it at auto, "
+                "or export the model in another quantization"
+            )
+        try:
+            return cls(
+                folder.path,
+                folder.load_tokenizer(),
+                n_positions=folder.manifest["n_positions"],
+                quantization=quantization,
+                device=_device(device),
+            )
+        except (RuntimeError, ValueError) as error:
+            raise MTError(f"{folder.path}: CTranslate2 cannot load it: {error}") from error
+
+    def search(
+        self,
+        sentences: Sequence[Sequence[int]],
+        decode: DecodeConfig,
+        *,
+        n_best: int = 1,
+        prefixes: Sequence[Sequence[int]] | None = None,
+        banned_ids: Sequence[int] = (),
+    ) -> list[list[SearchResult]]:
+        """The n_best translations of each sentence, best first, as one batch; see `mt.decode.search.search`.
+
+        Raises:
+            ConfigError: CTranslate2 cannot express a setting.
+        """
+        self.refuse_inexpressible(decode, n_best)
+        assert all(len(sentence) <= self.n_positions for sentence in sentences)
+        limits = [decode.max_length or len(sentence) + LONGER_THAN_SOURCE for sentence in sentences]
+        limits = [min(max(limit, decode.min_length + 1), self.n_positions) for limit in limits]
+        options = self._options(decode, n_best, banned_ids)
+        results: list[list[SearchResult]] = [[] for _ in sentences]
+
+        def translate(rows: Sequence[int], limit: int) -> None:
+            found = self._translator.translate_batch(
+                [self._to_pieces(sentences[row]) for row in rows],
+                target_prefix=None if prefixes is None else [self._to_pieces(prefixes[row]) for row in rows],
+                max_decoding_length=limit,
+                **options,
+            )
+            for row, result in zip(rows, found, strict=True):
+                results[row] = self._results(sentences[row], result, limit, decode)
+
+        # CTranslate2 has one limit for a batch. A translation longer than its own limit is rare: it is made again.
+        translate(range(len(sentences)), max(limits))
+        again = defaultdict(list)
+        for row, limit in enumerate(limits):
+            if any(result.n_tokens > limit for result in results[row]):
+                again[limit].append(row)
+        for limit, rows in again.items():
+            translate(rows, limit)
+        if prefixes is not None:
+            self._count_prefixes(sentences, prefixes, results, decode)
+        return results
+
+    def refuse_inexpressible(self, decode: DecodeConfig, n_best: int = 1) -> None:
+        """Refuse by name the settings that CTranslate2 has nothing for.
+
+        Raises:
+            ConfigError: there is one.
+        """
+        if decode.length_penalty != 0 and decode.length_penalty_form != "plain" and not decode.sample:
+            raise ConfigError(
+                f"decode.length_penalty_form: is {decode.length_penalty_form}, which CTranslate2 does not have: "
+                "set it to plain, or decode.length_penalty to 0"
+            )
+        longest = max(decode.max_length or 0, decode.min_length + 1)
+        if longest > self.n_positions:
+            key, value = ("max_length", decode.max_length) if decode.max_length else ("min_length", decode.min_length)
+            raise ConfigError(
+                f"decode.{key}: is {value:,}, and this export has room for {self.n_positions:,} tokens: lower it, or "
+                "set decode.max_length in the model's config and export it again"
+            )
+        if decode.sample and decode.seed != DecodeConfig().seed:
+            raise ConfigError(
+                f"decode.seed: is {decode.seed}, but CTranslate2 draws other translations each time: leave it out"
+            )
+        if decode.sample and decode.top_k == 1 and n_best > 1:
+            raise ConfigError(
+                "decode.top_k: is 1, from which CTranslate2 draws one translation only: raise it, or ask for one"
+            )
+
+    def log_probs(self, sentences: Sequence[Sequence[int]], translations: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Of each token of given translations, EOS included; ids as in `search`."""
+        scored = self._translator.score_batch(
+            [self._to_pieces(sentence) for sentence in sentences],
+            [self._to_pieces(translation) for translation in translations],
+            max_batch_size=SCORED_TOGETHER,
+            max_input_length=0,
+        )
+        return [list(result.log_probs) for result in scored]
+
+    def _options(self, decode: DecodeConfig, n_best: int, banned_ids: Sequence[int]) -> dict[str, Any]:
+        """What `translate_batch` takes besides text and longest length."""
+        drawing = {
+            "beam_size": 1,
+            "sampling_topk": decode.top_k or 0,
+            "sampling_topp": decode.top_p or 1.0,
+            "sampling_temperature": decode.temperature,
+        }
+        return {
+            **(drawing if decode.sample else {"beam_size": decode.beam_size}),
+            "num_hypotheses": n_best,
+            "length_penalty": _exponent(decode),
+            "min_decoding_length": decode.min_length,
+            "no_repeat_ngram_size": decode.no_repeat_ngram_size,
+            "max_input_length": 0,
+            "return_scores": True,
+            "return_end_token": True,  # so that the length penalty counts it, as ours does
+            "suppress_sequences": [[self._pieces[i]] for i in sorted({PAD_ID, UNK_ID, BOS_ID, *banned_ids})],
+        }
+
+    def _results(self, sentence: Sequence[int], found: Any, limit: int, decode: DecodeConfig) -> list[SearchResult]:
+        results = []
+        for pieces, score in zip(found.hypotheses, found.scores, strict=True):
+            ids = tuple(self._ids[piece] for piece in pieces)
+            log_prob = score * len(ids) ** _exponent(decode)
+            if not LEAST_LOG_PROB < log_prob < math.inf:
+                continue
+            if ids[-1] == EOS_ID:
+                results.append(_result(ids[:-1], log_prob, decode))
+            else:  # cut at the limit: ended there, as our search would
+                ended = ids[: limit - 1]
+                results.append(_result(ended, sum(self.log_probs([sentence], [ended])[0]), decode))
+        return sorted(results, key=lambda result: -result.score)
+
+    def _count_prefixes(
+        self,
+        sentences: Sequence[Sequence[int]],
+        prefixes: Sequence[Sequence[int]],
+        results: list[list[SearchResult]],
+        decode: DecodeConfig,
+    ) -> None:
+        """Add the log-probabilities of prefixes, for which CTranslate2 counts nothing."""
+        rows = [row for row, prefix in enumerate(prefixes) if prefix]
+        scored = self.log_probs([sentences[row] for row in rows], [prefixes[row] for row in rows]) if rows else []
+        for row, log_probs in zip(rows, scored, strict=True):
+            of_prefix = sum(log_probs[: len(prefixes[row])])
+            counted = [_result(result.ids, result.log_prob + of_prefix, decode) for result in results[row]]
+            results[row] = sorted(counted, key=lambda result: -result.score)
+
+    def _to_pieces(self, ids: Sequence[int]) -> list[str]:
+        return [self._pieces[i] for i in ids]
+
+
+def _exponent(decode: DecodeConfig) -> float:
+    """Of the length penalty that CTranslate2 is given; draws of another form need none."""
+    return decode.length_penalty if decode.length_penalty_form == "plain" else 0.0
+
+
+def _result(ids: tuple[int, ...], log_prob: float, decode: DecodeConfig) -> SearchResult:
+    n_tokens = torch.tensor(len(ids) + 1)
+    penalty = length_penalty(n_tokens, decode.length_penalty, decode.length_penalty_form)
+    return SearchResult(ids, log_prob, log_prob / penalty.item())
+
+
+def load_translator(
+    path: str | Path, device: str = "auto", precision: str = "auto", *, retries: bool = True
+) -> Translator:
+    """The translator in an export folder, as `Translator.load` is that of a model folder.
+
+    Raises:
+        CheckpointError: there is no complete export of this version there.
+        ConfigError: no such device, or a precision is asked for.
+        MTError: CTranslate2 is not installed, or cannot read the export.
+    """
+    folder = ExportFolder.open(Path(path))
+    checksums = folder.manifest[CHECKSUMS]
+    return Translator(
+        CTranslate2Backend.load(folder, device, precision),
+        folder.load_tokenizer(),
+        folder.config.decode,
+        max_source_tokens=folder.config.data.max_tokens,
+        retries=retries,
+        identity={
+            "backend": "ctranslate2",
+            "model": f"{checksums.get(MODEL)} {checksums.get(TOKENIZER)}",
+            "device": _device(device).partition(":")[0],
+        },
+    )
+
+
+def _device(name: str) -> str:
+    """Of `auto`, `cpu`, `cuda` or `cuda:N`, the device that CTranslate2 can use."""
+    device = choose_device(name)
+    if device.type == "cuda" and _package().get_cuda_device_count() == 0:
+        if name == "auto":
+            return "cpu"
+        raise ConfigError(f"device: {name} is asked for, but CTranslate2 finds no CUDA device: use cpu")
+    return str(device)

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mt.explain.attention import align
+from mt.model import DecoderLayer, Transformer
+from mt.text.tokenizer import EOS_ID
+from tests.toys import random_pairs, small_model, tiles
+
+PAIRS = random_pairs(40, longest=30, seed=5) + random_pairs(3, longest=150, seed=6)
+SOURCES = [[*src, EOS_ID] for src, _ in PAIRS]
+TARGETS = [tgt for _, tgt in PAIRS]
+
+
+def sharp_model(norm: str = "post", **changes: Any) -> Transformer:
+    model = small_model(norm=norm, **changes).eval()
+    with torch.no_grad():
+        model.embedding.weight.mul_(4)
+    return model
+
+
+def slow_weights(model: Transformer, source: list[int], target: list[int], layer: int) -> Tensor:
+    """[H, T, S]: softmax(q kᵀ / √E) of one pair alone, from what the cross-attention is given in a forward pass."""
+    decoder_layer = model.decoder[layer]
+    assert isinstance(decoder_layer, DecoderLayer)
+    module = decoder_layer.cross_attention
+    given: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, inputs: given.extend(inputs[:2]))
+    with torch.no_grad():
+        model(tiles([(source[:-1], target)]))
+        handle.remove()
+        x, memory = given[0][: len(target) + 1], given[1][: len(source)]
+        d_model = x.shape[1]
+        queries = x @ module.q.weight.T + module.q.bias
+        keys = memory @ module.kv.weight[:d_model].T + module.kv.bias[:d_model]
+        heads = []
+        for h in range(module.n_heads):
+            part = slice(h * d_model // module.n_heads, (h + 1) * d_model // module.n_heads)
+            scores = queries[:, part] @ keys[:, part].T / (d_model / module.n_heads) ** 0.5
+            heads.append(scores.exp() / scores.exp().sum(1, keepdim=True))
+    return torch.stack(heads)
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_weights_are_the_softmax_of_queries_and_keys(norm: str) -> None:
+    model = sharp_model(norm)
+    source, target = SOURCES[0], TARGETS[0]
+    n_src, n_tgt = len(source), len(target) + 1
+    batch = tiles([(source[:-1], target)])
+    for layer in range(2):
+        with torch.no_grad():
+            (weights,) = model.cross_attention_weights(batch, layer)
+        assert weights.shape == (1, 2, 64, 64)
+        assert weights.dtype == torch.float32
+        expected = slow_weights(model, source, target, layer)
+        torch.testing.assert_close(weights[0, :, :n_tgt, :n_src], expected, atol=1e-5, rtol=1e-4)
+        assert float(weights[0, :, :n_tgt, n_src:].abs().max()) == 0  # nothing of padding
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_each_target_token_is_aligned_to_what_the_slow_way_finds(shifted: bool) -> None:
+    model = sharp_model()
+    found = align(model, SOURCES, TARGETS, layer=1, shifted=shifted)
+    for source, target, pairs in zip(SOURCES, TARGETS, found, strict=True):
+        weights = slow_weights(model, source, target, 1).mean(0)[:, :-1]  # no EOS of the source
+        rows = weights[1:] if shifted else weights[:-1]
+        assert pairs == [(int(row.argmax()), t) for t, row in enumerate(rows)]
+
+
+def test_a_token_is_read_where_it_is_predicted_or_where_it_is_the_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    #         source: a    b    EOS
+    rows = [
+        [0.2, 0.7, 0.1],  # predicts x
+        [0.3, 0.1, 0.6],  # x is the input, predicts y; EOS, most attended, is not aligned to
+        [0.1, 0.5, 0.4],  # y is the input, predicts EOS
+    ]
+    two_heads = torch.zeros(1, 2, 64, 64)
+    two_heads[0, 0, :3, :3] = 2 * torch.tensor(rows)  # and nothing in the other head: the average is as above
+    monkeypatch.setattr(Transformer, "cross_attention_weights", lambda self, batch, layer: [two_heads.clone()])
+    model = sharp_model()
+    assert align(model, [[10, 11, EOS_ID]], [[20, 21]], shifted=False) == [[(1, 0), (0, 1)]]
+    assert align(model, [[10, 11, EOS_ID]], [[20, 21]], shifted=True) == [[(0, 0), (1, 1)]]
+
+
+@pytest.mark.parametrize(("n_layers", "expected"), [(1, 0), (2, 1), (3, 2), (6, 2)])
+def test_the_third_layer_is_read_or_the_last_of_fewer(
+    monkeypatch: pytest.MonkeyPatch, n_layers: int, expected: int
+) -> None:
+    model, read = sharp_model(n_decoder_layers=n_layers), []
+    original = Transformer.cross_attention_weights
+
+    def noted(self: Transformer, batch: Any, layer: int) -> list[Tensor]:
+        read.append(layer)
+        return original(self, batch, layer)
+
+    monkeypatch.setattr(Transformer, "cross_attention_weights", noted)
+    align(model, SOURCES[:1], TARGETS[:1])
+    assert read == [expected]
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 100, 10_000])
+def test_alignments_do_not_depend_on_the_batch(batch_tokens: int) -> None:
+    model = sharp_model()
+    alone = [align(model, [src], [tgt])[0] for src, tgt in zip(SOURCES, TARGETS, strict=True)]
+    assert align(model, SOURCES, TARGETS, batch_tokens=batch_tokens) == alone
+
+
+def test_what_is_blank_has_no_alignment_and_harms_no_other() -> None:
+    model = sharp_model()
+    sources, targets = [[EOS_ID], SOURCES[0], SOURCES[1], [EOS_ID]], [TARGETS[0], TARGETS[0], [], []]
+    assert align(model, sources, targets) == [[], align(model, SOURCES[:1], TARGETS[:1])[0], [], []]
+    assert align(model, [], []) == []

@@ -1,0 +1,437 @@
+"""What is exported to CTranslate2 translates as we do, and what cannot be exported is refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from mt.checkpoint import save_model_folder
+from mt.cli import app
+from mt.config import DecodeConfig, ModelConfig, TokenizerConfig
+from mt.decode.search import SearchResult, search
+from mt.decode.translator import Translator
+from mt.errors import CheckpointError, ConfigError, MTError
+from mt.model import Transformer
+from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer, train_tokenizer
+from tests.toys import files_up_to, tiles, toy_config, toy_text, write_lines
+
+ctranslate2 = pytest.importorskip("ctranslate2")
+
+from mt.export import ctranslate2 as exporter  # noqa: E402
+from mt.export.ctranslate2 import CTranslate2Backend, ExportFolder, export, load_translator  # noqa: E402
+
+LINES = toy_text(40, 9)[0]
+UNPENALISED = DecodeConfig(beam_size=4, length_penalty=0.0)
+
+
+def capitalising_model(config: ModelConfig, tokenizer: Tokenizer) -> Transformer:
+    """Has learned within two seconds to copy words in capitals, and to end: random weights hardly ever end.
+
+    What is never produced has no probability, which CTranslate2 would give to the others.
+    """
+    torch.manual_seed(0)
+    model = Transformer(config, vocab_size=tokenizer.vocab_size, pad_id=PAD_ID)
+    last_norm = model.decoder_norm if config.norm == "pre" else model.decoder[-1].feed_forward_residual.norm
+    with torch.no_grad():
+        last_norm.weight[0], last_norm.bias[0] = 0, 10
+        model.embedding.weight[:, 0] = 0
+        model.embedding.weight[[PAD_ID, UNK_ID, BOS_ID, *tokenizer.line_breaking_ids], 0] = -4
+    pairs = list(zip(*map(tokenizer.encode_batch, toy_text(600, 5)), strict=True))
+    batches = [tiles(pairs[i : i + 40]) for i in range(0, len(pairs), 40)]
+    optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98))
+    for step in range(300):
+        batch = batches[step % len(batches)]
+        for group in optimizer.param_groups:
+            group["lr"] = 4e-3 * min(1, (step + 1) / 40)
+        optimizer.zero_grad()
+        cross_entropy(model.logits(model(batch)), batch.tgt_outputs, ignore_index=PAD_ID).backward()
+        optimizer.step()
+    return model
+
+
+@dataclass(frozen=True)
+class Exported:
+    folder: Path  # the model folder
+    export: Path
+    model: Transformer
+    tokenizer: Tokenizer
+    backend: CTranslate2Backend
+    sources: list[list[int]]
+
+    @property
+    def banned(self) -> list[int]:
+        return sorted(self.tokenizer.line_breaking_ids)
+
+    def ours(self, decode: DecodeConfig, **options: object) -> list[list[SearchResult]]:
+        return search(self.model, self.sources, decode, banned_ids=self.banned, **options)
+
+    def theirs(self, decode: DecodeConfig, **options: object) -> list[list[SearchResult]]:
+        return self.backend.search(self.sources, decode, banned_ids=self.banned, **options)
+
+    def our_log_probs(self, translations: Sequence[SearchResult], sources: list[list[int]]) -> list[float]:
+        """Of given translations, by the model as it is trained: without a search."""
+        log_probs = []
+        for source, result in zip(sources, translations, strict=True):
+            batch = tiles([(source[:-1], result.ids)])
+            with torch.no_grad():
+                of_all = self.model.logits(self.model(batch)).log_softmax(-1)
+            of_tokens = of_all.gather(1, batch.tgt_outputs[:, None])[:, 0]
+            log_probs.append(float((of_tokens * batch.tgt_weights).sum()))
+        return log_probs
+
+
+@pytest.fixture(scope="module", params=["post", "pre"])
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    home = tmp_path_factory.mktemp(request.param)
+    config = toy_config(home)
+    shape = ModelConfig(d_model=32, n_heads=2, d_ff=48, n_encoder_layers=2, n_decoder_layers=2, norm=request.param)
+    config = replace(config, model=shape)
+    src, tgt = toy_text(300, 1)
+    train_tokenizer([*src, *tgt], TokenizerConfig(vocab_size=380), home / "tokenizer.model")
+    tokenizer = Tokenizer.load(home / "tokenizer.model")
+    model = capitalising_model(shape, tokenizer)
+    save_model_folder(
+        home / "model", model.state_dict(), config, home / "tokenizer.model", {"vocab_size": tokenizer.vocab_size}
+    )
+    export(home / "model", home / "export")
+    return Exported(
+        folder=home / "model",
+        export=home / "export",
+        model=model.for_inference(torch.float32),
+        tokenizer=tokenizer,
+        backend=CTranslate2Backend.load(ExportFolder.open(home / "export")),
+        sources=[[*ids, EOS_ID] for ids in tokenizer.encode_batch(LINES)],
+    )
+
+
+def assert_as_probable_as_claimed(exported: Exported, found: list[list[SearchResult]], alpha: float = 0.0) -> None:
+    for k in range(max(map(len, found))):
+        rows = [row for row in range(len(found)) if k < len(found[row])]
+        results = [found[row][k] for row in rows]
+        log_probs = exported.our_log_probs(results, [exported.sources[row] for row in rows])
+        assert [result.log_prob for result in results] == pytest.approx(log_probs, abs=1e-4, rel=1e-6)
+        scores = [log_prob / result.n_tokens**alpha for log_prob, result in zip(log_probs, results, strict=True)]
+        assert [result.score for result in results] == pytest.approx(scores, abs=1e-4, rel=1e-6)
+
+
+# --- The search -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_it_finds_our_translations_or_less_probable_ones(exported: Exported, beam_size: int, alpha: float) -> None:
+    decode = DecodeConfig(beam_size=beam_size, length_penalty=alpha, length_penalty_form="plain")
+    ours, theirs = exported.ours(decode), exported.theirs(decode)
+    assert_as_probable_as_claimed(exported, theirs, alpha)
+    n_equal = 0
+    for (one,), (other,) in zip(ours, theirs, strict=True):
+        n_equal += one.ids == other.ids
+        assert one.ids == other.ids or other.score < one.score + 1e-4
+    assert n_equal >= 0.8 * len(LINES)
+    assert len({other.ids for (other,) in theirs}) == len(LINES)
+
+
+def test_n_best_are_different_and_in_order_of_their_score(exported: Exported) -> None:
+    theirs = exported.theirs(UNPENALISED, n_best=3)
+    assert_as_probable_as_claimed(exported, theirs)
+    for found in theirs:
+        assert len({result.ids for result in found}) == 3
+        assert [result.score for result in found] == sorted((result.score for result in found), reverse=True)
+    assert [found[:1] for found in theirs] == exported.theirs(UNPENALISED)
+
+
+def test_translations_begin_with_their_prefix(exported: Exported) -> None:
+    texts = ["BAR", "", "GON KUST DER", ""] * (len(LINES) // 4)
+    prefixes = exported.tokenizer.encode_batch(texts)
+    theirs = exported.theirs(UNPENALISED, prefixes=prefixes)
+    assert_as_probable_as_claimed(exported, theirs)
+    for prefix, (result,) in zip(prefixes, theirs, strict=True):
+        assert list(result.ids[: len(prefix)]) == prefix
+    assert theirs[1::2] == exported.theirs(UNPENALISED)[1::2]
+    assert exported.theirs(UNPENALISED, prefixes=[[] for _ in LINES]) == exported.theirs(UNPENALISED)
+
+
+def test_no_translation_is_longer_or_shorter_than_allowed(exported: Exported) -> None:
+    short = exported.theirs(replace(UNPENALISED, max_length=5), n_best=2)
+    assert max(result.n_tokens for found in short for result in found) == 5
+    assert_as_probable_as_claimed(exported, short)
+    long = exported.theirs(replace(UNPENALISED, min_length=9))
+    assert min(result.n_tokens for (result,) in long) == 10
+
+
+def test_by_default_each_sentence_has_a_limit_of_its_own(exported: Exported) -> None:
+    greedy = replace(UNPENALISED, beam_size=1)
+    never_ends = exported.backend.search(exported.sources, greedy, banned_ids=[*exported.banned, EOS_ID])
+    assert [found[0].n_tokens for found in never_ends] == [len(source) + 50 for source in exported.sources]
+
+
+def test_no_ngram_comes_twice(exported: Exported) -> None:
+    (result,) = exported.theirs(replace(UNPENALISED, min_length=30, no_repeat_ngram_size=2))[0]
+    pairs = list(zip(result.ids, result.ids[1:], strict=False))
+    assert len(pairs) == len(set(pairs)) >= 29
+    (result,) = exported.theirs(replace(UNPENALISED, min_length=30))[0]
+    pairs = list(zip(result.ids, result.ids[1:], strict=False))
+    assert len(set(pairs)) < len(pairs)
+
+
+def test_draws_differ_and_are_in_order_of_their_score(exported: Exported) -> None:
+    theirs = exported.theirs(DecodeConfig(sample=True, temperature=3.0, length_penalty=0.0), n_best=5)
+    assert_as_probable_as_claimed(exported, theirs)
+    assert len({result.ids for found in theirs for result in found}) > 4 * len(LINES)
+    for found in theirs:
+        assert [result.score for result in found] == sorted((result.score for result in found), reverse=True)
+    greedy = exported.theirs(replace(UNPENALISED, beam_size=1))
+    for narrow in ({"top_k": 1}, {"top_p": 1e-6}):
+        drawn = exported.theirs(DecodeConfig(sample=True, length_penalty=0.0, **narrow))
+        assert [result.ids for (result,) in drawn] == [result.ids for (result,) in greedy]
+
+
+def test_lines_go_the_same_way_as_with_our_own_search(exported: Exported) -> None:
+    lines = [LINES[0], "", " ".join(LINES[:20]), "🙂 漢字", LINES[1]]
+    ours, theirs = Translator.load(exported.folder, precision="fp32"), load_translator(exported.export)
+    assert theirs.decode == ours.decode
+    both = [[best for best, *_ in translator.translate_lines(lines, UNPENALISED)] for translator in (ours, theirs)]
+    assert [both[1][i].text for i in (0, 1, 4)] == [both[0][i].text for i in (0, 1, 4)]
+    for found in both:
+        assert ["in_parts" in best.flags for best in found] == [False, False, True, False, False]
+
+
+# --- What it cannot express -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("decode", "n_best", "message"),
+    [
+        (
+            DecodeConfig(length_penalty=0.6),
+            1,
+            "decode.length_penalty_form: is wu, which CTranslate2 does not have: "
+            "set it to plain, or decode.length_penalty to 0",
+        ),
+        (
+            DecodeConfig(length_penalty=0.0, max_length=2_000),
+            1,
+            "decode.max_length: is 2,000, and this export has room for 1,024 tokens: lower it, or set "
+            "decode.max_length in the model's config and export it again",
+        ),
+        (
+            DecodeConfig(length_penalty=0.0, min_length=2_000),
+            1,
+            "decode.min_length: is 2,000, and this export has room for 1,024 tokens: lower it, or set "
+            "decode.max_length in the model's config and export it again",
+        ),
+        (
+            DecodeConfig(sample=True, seed=7),
+            1,
+            "decode.seed: is 7, but CTranslate2 draws other translations each time: leave it out",
+        ),
+        (
+            DecodeConfig(sample=True, top_k=1),
+            2,
+            "decode.top_k: is 1, from which CTranslate2 draws one translation only: raise it, or ask for one",
+        ),
+    ],
+)
+def test_settings_that_it_does_not_have_are_refused(
+    exported: Exported, decode: DecodeConfig, n_best: int, message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        exported.theirs(decode, n_best=n_best)
+    assert str(caught.value) == message
+
+
+def test_settings_of_a_model_that_the_export_does_not_know_are_refused() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class LaterConfig(ModelConfig):
+        positions: str = "sinusoidal"
+
+    exporter.refuse_unknown_settings(LaterConfig(dropout=0.3, norm="pre"))
+    with pytest.raises(ConfigError) as caught:
+        exporter.refuse_unknown_settings(LaterConfig(positions="rotary"))
+    assert str(caught.value) == (
+        "model.positions: is 'rotary', which cannot be exported to CTranslate2: translate with mt itself, "
+        "or train with 'sinusoidal'"
+    )
+
+
+def test_a_precision_or_a_device_that_there_is_not_is_refused(exported: Exported) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_translator(exported.export, precision="bf16")
+    assert str(caught.value) == (
+        "precision: CTranslate2 computes as its model was exported, here float32: leave it at auto, "
+        "or export the model in another quantization"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_translator(exported.export, device="gpu")
+    assert str(caught.value) == "device: expected auto, cpu, cuda or cuda:N, got 'gpu'"
+
+
+# --- The folder -------------------------------------------------------------------------------------------------------
+
+FILES = ["config.json", "config.yaml", "manifest.json", "model.bin", "shared_vocabulary.json", "tokenizer.model"]
+
+
+def test_the_folder_stands_alone_and_says_what_it_is(exported: Exported) -> None:
+    assert sorted(path.name for path in exported.export.iterdir()) == FILES
+    manifest = json.loads((exported.export / "manifest.json").read_text("utf-8"))
+    assert (manifest["format"], manifest["quantization"], manifest["n_positions"]) == ("ctranslate2", "float32", 1_024)
+    assert manifest["compared"].startswith("20 lines of held_out: ")
+    (comparison,) = manifest["comparisons"]
+    assert comparison["n_equal"] + comparison["n_tied"] + comparison["n_missed"] == comparison["n_lines"] == 20
+    assert comparison["largest_gap"] < 1e-4
+    assert (exported.export / "tokenizer.model").read_bytes() == (exported.folder / "tokenizer.model").read_bytes()
+
+
+@pytest.mark.parametrize(("quantization", "n_bytes"), [("int8", 1), ("float16", 2)])
+def test_quantised_models_are_smaller_and_translate_nearly_alike(
+    exported: Exported, tmp_path: Path, quantization: str, n_bytes: int
+) -> None:
+    result = export(exported.folder, tmp_path / "export", quantization)
+    exact, rounded = result.comparisons
+    assert (exact.quantization, rounded.quantization) == ("float32", quantization)
+    assert exact.n_different == 0
+    assert rounded.n_equal >= 10
+    assert rounded.chrf > 70
+    n_matrix_weights = sum(weight.numel() for weight in exported.model.parameters() if weight.dim() > 1)
+    saved = (exported.export / "model.bin").stat().st_size - (tmp_path / "export" / "model.bin").stat().st_size
+    assert saved > 0.9 * (4 - n_bytes) * n_matrix_weights
+    translated = load_translator(tmp_path / "export").translate(LINES, UNPENALISED)
+    ours = Translator.load(exported.folder, precision="fp32").translate(LINES, UNPENALISED)
+    assert sum(one == other for one, other in zip(ours, translated, strict=True)) >= 20
+
+
+def test_a_model_whose_text_is_gone_is_compared_on_lines_that_ship_with_mt(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = exported.folder.parent / "test.en"
+    text.rename(tmp_path / "test.en")
+    try:
+        result = export(exported.folder, tmp_path / "export")
+    finally:
+        (tmp_path / "test.en").rename(text)
+    assert result.compared == "20 lines of English sentences that ship with mt"
+    given = write_lines(tmp_path / "given.en", ["", *LINES[:3]])
+    assert export(exported.folder, tmp_path / "export2", verify_with=given).compared == f"3 lines of {given}"
+
+
+def test_a_folder_that_exists_is_left_alone(exported: Exported, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        export(exported.folder, tmp_path)
+    assert str(caught.value) == f"{tmp_path}: exists already: delete it, or choose another output folder"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_that_translates_differently_is_not_written(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specification = exporter.transformer_spec
+
+    def wrong_specification(*arguments: object) -> object:
+        spec = specification(*arguments)
+        spec.decoder.scale_embeddings = 1.0
+        return spec
+
+    monkeypatch.setattr(exporter, "transformer_spec", wrong_specification)
+    with pytest.raises(MTError) as caught:
+        export(exported.folder, tmp_path / "export", verify_with=write_lines(tmp_path / "lines", LINES))
+    message = str(caught.value)
+    gap = message.partition(" nats")[0].rpartition(" ")[2]
+    n_different = message.partition(" of 40")[0].rpartition(" ")[2]
+    assert float(gap) > 1
+    assert message == (
+        f"{exported.folder}: CTranslate2 translates {n_different} of 40 lines differently in float32, with "
+        f"log-probabilities up to {gap} nats apart: nothing was written; this is an error of the export or of this "
+        "version of CTranslate2: report it, or try another version"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["lines"]
+
+
+def test_on_a_full_disk_nothing_is_left(exported: Exported, tmp_path: Path) -> None:
+    with files_up_to(10_000), pytest.raises(CheckpointError) as caught:
+        export(exported.folder, tmp_path / "export", "int8")
+    assert str(caught.value) == (
+        f"{tmp_path / 'export'}: cannot be written: File too large: raise the limit on the size of files (ulimit -f), "
+        "then the same command goes on"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_ctranslate2_the_message_says_how_to_get_it(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ctranslate2", None)
+    for call in (lambda: export(exported.folder, tmp_path / "export"), lambda: load_translator(exported.export)):
+        with pytest.raises(MTError) as caught:
+            call()
+        assert str(caught.value) == "CTranslate2 is not installed: pip install 'mt-train[ctranslate2]'"
+
+
+def copied(folder: Path, to: Path) -> Path:
+    to.mkdir()
+    for path in folder.iterdir():
+        (to / path.name).write_bytes(path.read_bytes())
+    return to
+
+
+def test_a_folder_that_is_no_whole_export_is_refused(exported: Exported, tmp_path: Path) -> None:
+    def problem(path: Path) -> str:
+        with pytest.raises(CheckpointError) as caught:
+            load_translator(path)
+        return str(caught.value)
+
+    how = "make one with mt export --to ctranslate2"
+    assert problem(tmp_path / "no") == f"{tmp_path / 'no'}: no such folder: give an export, {how}"
+    assert problem(exported.folder) == f"{exported.folder}: is no export for CTranslate2, model.bin is missing: {how}"
+    folder = copied(exported.export, tmp_path / "export")
+    (folder / "config.json").unlink()
+    assert problem(folder) == f"{folder}: is no complete export: config.json missing"
+    (folder / "config.json").write_text("{}")
+    assert problem(folder) == (
+        f"{folder / 'config.json'}: is damaged: its checksum is not the one in manifest.json: "
+        "put the original file back, or delete the folder"
+    )
+    (folder / "manifest.json").write_text('{"format": "ctranslate2"}')
+    assert problem(folder) == (
+        f"{folder / 'manifest.json'}: is damaged: KeyError('format_version'): export the model again"
+    )
+    manifest = json.loads((exported.export / "manifest.json").read_text("utf-8")) | {"format_version": 9}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert problem(folder) == (
+        f"{folder}: was written in format ctranslate2 9, this version of mt reads ctranslate2 1: export the model again"
+    )
+
+
+# --- The command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_exports_and_says_how_it_compares(
+    exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            app(["export", "--to", "ctranslate2", *map(str, arguments)], prog_name="mt")
+        return caught.value.code or 0, *capsys.readouterr()
+
+    lines = write_lines(tmp_path / "lines.en", LINES)
+    arguments = ("--model", exported.folder, "--output", tmp_path / "export", "--verify-with", lines)
+    status, stdout, stderr = run(*arguments, "--quantization", "int8")
+    assert (status, stderr) == (0, "")
+    first, exact, rounded = stdout.splitlines()
+    assert first == f"compared with our own translations of 40 lines of {lines}:"
+    assert exact.startswith("  float32  ")
+    assert " of 40 equal" in exact
+    assert rounded.startswith("  int8     ")
+    assert rounded.endswith(" between them")
+    assert sorted(path.name for path in (tmp_path / "export").iterdir()) == FILES
+    assert run(*arguments) == (
+        2,
+        "",
+        f"error: {tmp_path / 'export'}: exists already: delete it, or choose another output folder\n",
+    )

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from mt.config import DecodeConfig, ModelConfig, TokenizerConfig
+from mt.decode.translator import Translator
+from mt.errors import ConfigError
+from mt.explain.heatmap import attention_maps, explained_page
+from mt.model import Transformer
+from mt.text.tokenizer import EOS_ID, PAD_ID, Tokenizer, train_tokenizer
+from tests.toys import small_model, tiles, toy_text
+
+
+@pytest.fixture
+def translator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Translator:
+    """What every model folder holds in here."""
+    src, tgt = toy_text(300, 1)
+    train_tokenizer([*src, *tgt, "<&>"], TokenizerConfig(vocab_size=380), tmp_path / "tokenizer.model")
+    tokenizer = Tokenizer.load(tmp_path / "tokenizer.model")
+    torch.manual_seed(0)
+    config = ModelConfig(d_model=32, n_heads=2, d_ff=48, n_encoder_layers=1, n_decoder_layers=2)
+    model = Transformer(config, vocab_size=tokenizer.vocab_size, pad_id=PAD_ID).for_inference(torch.float32)
+    translator = Translator(model, tokenizer, DecodeConfig(beam_size=1, max_length=5), max_source_tokens=64)
+    monkeypatch.setattr(Translator, "load", classmethod(lambda cls, path, device, precision: translator))
+    return translator
+
+
+def test_maps_are_the_averages_of_heads_and_their_rows_sum_to_one() -> None:
+    model = small_model(n_decoder_layers=3).eval()
+    source, target = [5, 6, 7, EOS_ID], [8, 9, EOS_ID]
+    maps = attention_maps(model, source, target)
+    assert maps.shape == (3, 3, 4)
+    torch.testing.assert_close(maps.sum(-1), torch.ones(3, 3))
+    with torch.no_grad():
+        (weights,) = model.cross_attention_weights(tiles([(source[:-1], target[:-1])]), 1)
+    torch.testing.assert_close(maps[1], (weights[0, 0, :3, :4] + weights[0, 1, :3, :4]) / 2)
+
+
+def test_a_page_has_a_map_for_each_layer_and_a_cell_for_each_pair_of_tokens(translator: Translator) -> None:
+    page = explained_page("m", "bar ku", "BAR")
+    n_cells = (len(translator.tokenizer.encode("bar ku")) + 1) * (len(translator.tokenizer.encode("BAR")) + 1)
+    assert re.findall("<h2>.*</h2>", page) == ["<h2>Layer 1</h2>", "<h2>Layer 2</h2>"]
+    assert page.count("<td ") == 2 * n_cells
+    assert "http" not in page  # nothing is fetched
+
+
+def test_a_page_holds_no_markup_of_the_text(translator: Translator) -> None:
+    page = explained_page("m", '<script>bar</script> &amp; "ku"', "<b> BAR")
+    assert "<script" not in page
+    assert "<b>" not in page
+    assert "&lt;script&gt;bar&lt;/script&gt; &amp;amp; &quot;ku&quot;" in page
+
+
+def test_without_a_translation_it_is_the_models_own(translator: Translator) -> None:
+    (own,) = translator.translate(["bar ku"])
+    assert explained_page("m", "bar ku", None) == explained_page("m", "bar ku", own)
+
+
+@pytest.mark.parametrize(
+    ("src", "tgt", "message"),
+    [
+        (" \t", None, "src: is blank: give a sentence"),
+        ("bar", "", "tgt: is blank: give a sentence"),
+        ("🙂" * 100, "BAR", "src: has 402 tokens, and a map can show 200: give one sentence"),
+    ],
+)
+def test_texts_that_make_no_map_are_refused(translator: Translator, src: str, tgt: str | None, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        explained_page("m", src, tgt)
+    assert str(caught.value) == message

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+import mt.decode.scorer
+from mt.config import DecodeConfig, ModelConfig, TokenizerConfig
+from mt.data.batch import packed_pairs
+from mt.decode.scorer import PairScore, Scorer, score_pairs, token_log_probs
+from mt.decode.search import search
+from mt.decode.translator import Translator
+from mt.errors import CheckpointError
+from mt.model import Transformer
+from mt.text.sources import SentencePair
+from mt.text.tokenizer import EOS_ID, PAD_ID, Tokenizer, train_tokenizer
+from tests.toys import random_pairs, small_model, tiles, toy_text
+
+PAIRS = random_pairs(40, longest=30, seed=5) + random_pairs(3, longest=150, seed=6)
+SOURCES = [[*src, EOS_ID] for src, _ in PAIRS]
+TARGETS = [tgt for _, tgt in PAIRS]
+MAX_TOKENS = 24
+
+
+def sharp_model(norm: str = "post") -> Transformer:
+    model = small_model(norm=norm, n_encoder_layers=1).eval()
+    with torch.no_grad():
+        model.embedding.weight.mul_(4)
+    return model
+
+
+def full_log_probs(model: Transformer, source: Sequence[int], target: Sequence[int]) -> list[float]:
+    """From the log-softmax of all logits of one pair alone."""
+    labels = [*target, EOS_ID]
+    with torch.no_grad():
+        rows = model.logits(model(tiles([(source[:-1], target)]))).log_softmax(-1)
+    return [float(rows[i, label]) for i, label in enumerate(labels)]
+
+
+def test_a_uniform_model_gives_each_token_minus_log_vocab() -> None:
+    hidden, weight = torch.zeros(3, 4), torch.randn(20, 4)
+    assert token_log_probs(hidden, weight, torch.tensor([0, 7, 19])).tolist() == pytest.approx([-math.log(20)] * 3)
+
+
+def test_chunks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    hidden, weight, labels = torch.randn(50, 8), torch.randn(30, 8), torch.randint(0, 30, (50,))
+    expected = (hidden @ weight.t()).log_softmax(-1)[torch.arange(50), labels]
+    for rows, softmax_rows in ((512, 64), (50, 50), (7, 3), (1, 1)):
+        monkeypatch.setattr(mt.decode.scorer, "ROWS", rows)
+        monkeypatch.setattr(mt.decode.scorer, "SOFTMAX_ROWS", softmax_rows)
+        torch.testing.assert_close(token_log_probs(hidden, weight, labels), expected)
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_scores_are_those_of_the_full_log_softmax(norm: str) -> None:
+    model = sharp_model(norm)
+    for source, target, found in zip(SOURCES, TARGETS, score_pairs(model, SOURCES, TARGETS), strict=True):
+        assert found == pytest.approx(full_log_probs(model, source, target), abs=1e-4)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 100, 10_000])
+def test_scores_do_not_depend_on_the_batch(batch_tokens: int) -> None:
+    model = sharp_model()
+    alone = [score_pairs(model, [src], [tgt])[0] for src, tgt in zip(SOURCES, TARGETS, strict=True)]
+    together = score_pairs(model, SOURCES, TARGETS, batch_tokens=batch_tokens)
+    for one, other in zip(alone, together, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+
+
+def test_the_score_of_a_translation_is_what_its_search_gave_it() -> None:
+    model = sharp_model()
+    found = search(model, SOURCES, DecodeConfig(max_length=20), n_best=4)
+    for k in range(4):
+        scores = score_pairs(model, SOURCES, [results[k].ids for results in found])
+        assert [sum(score) for score in scores] == pytest.approx([results[k].log_prob for results in found], abs=1e-4)
+
+
+def test_an_empty_target_has_the_probability_of_ending_at_once() -> None:
+    model = sharp_model()
+    (score,) = score_pairs(model, SOURCES[:1], [[]])
+    assert score == pytest.approx(full_log_probs(model, SOURCES[0], []))
+    assert len(score) == 1
+
+
+def test_no_pairs_have_no_scores() -> None:
+    assert score_pairs(sharp_model(), [], []) == []
+
+
+def test_packed_pairs_hold_each_pair_once_and_say_in_which_order() -> None:
+    targets = [[*target, EOS_ID] for target in TARGETS]
+    seen: list[int] = []
+    for pairs, batch in packed_pairs(SOURCES, targets, 200, torch.float32):
+        for ids, expected in (
+            (batch.tgt_outputs[batch.tgt_weights > 0], [targets[i] for i in pairs]),
+            (batch.src_ids[batch.src_ids != PAD_ID], [SOURCES[i] for i in pairs]),
+        ):
+            assert ids.tolist() == [token for sentence in expected for token in sentence]
+        assert max(batch.n_src_tokens, batch.n_tgt_tokens) <= 200 or len(pairs) == 1
+        seen += pairs.tolist()
+    assert sorted(seen) == list(range(len(SOURCES)))
+
+
+# --- Text -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    src, tgt = toy_text(300, 1)
+    train_tokenizer([*src, *tgt], TokenizerConfig(vocab_size=380), path)
+    return Tokenizer.load(path)
+
+
+@pytest.fixture
+def scorer(tokenizer: Tokenizer) -> Scorer:
+    torch.manual_seed(0)
+    config = ModelConfig(d_model=32, n_heads=2, d_ff=48, n_encoder_layers=1, n_decoder_layers=2)
+    model = Transformer(config, vocab_size=tokenizer.vocab_size, pad_id=PAD_ID)
+    with torch.no_grad():
+        model.embedding.weight.mul_(4)
+    decode = DecodeConfig(beam_size=2, length_penalty=0.6, max_length=10)
+    return Scorer(model.for_inference(torch.float32), tokenizer, decode, max_tokens=MAX_TOKENS)
+
+
+def pairs_of(sources: Sequence[str], targets: Sequence[str]) -> list[SentencePair]:
+    return [SentencePair(src, tgt, line) for line, (src, tgt) in enumerate(zip(sources, targets, strict=True), start=1)]
+
+
+SRC, TGT = toy_text(30, 9)
+
+
+def test_lines_are_scored_in_order_and_alike_in_any_company(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = pairs_of(SRC, TGT)
+    together = list(scorer.score(pairs))
+    assert [score.pair for score in together] == pairs
+    monkeypatch.setattr(mt.decode.scorer, "PAIRS_AT_A_TIME", 7)
+    for score, pair in zip(scorer.score(iter(pairs)), pairs, strict=True):
+        (alone,) = scorer.score([pair], replace(scorer.decode, batch_tokens=1))
+        assert score.log_prob == pytest.approx(alone.log_prob, abs=1e-4)
+        assert score.score == pytest.approx(together[pair.line - 1].score, abs=1e-4)
+    assert scorer.n_pairs == 3 * len(pairs)
+
+
+def test_figures_of_a_line_belong_together(scorer: Scorer) -> None:
+    (score,) = scorer.score(pairs_of(["bar  ku"], ["BAR KU"]))
+    ids = scorer.tokenizer.encode("BAR KU")
+    assert score.pieces == (*scorer.tokenizer.pieces(ids), "</s>")
+    assert score.n_tokens == len(score.token_log_probs) == len(ids) + 1
+    assert score.log_prob == pytest.approx(sum(score.token_log_probs))
+    assert score.mean_log_prob == pytest.approx(score.log_prob / (len(ids) + 1))
+    assert score.score == pytest.approx(score.log_prob / ((5 + len(ids) + 1) / 6) ** 0.6)
+    plain = replace(scorer.decode, length_penalty=1.0, length_penalty_form="plain")
+    (by_plain_penalty,) = scorer.score([score.pair], plain)
+    assert by_plain_penalty.score == pytest.approx(score.mean_log_prob)
+
+
+def test_translations_have_the_scores_that_the_translator_gave_them(scorer: Scorer) -> None:
+    translator = Translator(scorer.model, scorer.tokenizer, scorer.decode, max_source_tokens=MAX_TOKENS)
+    best = [hypotheses[0] for hypotheses in translator.translate_lines(SRC)]
+    same = 0
+    for score, hypothesis in zip(scorer.score(pairs_of(SRC, [one.text for one in best])), best, strict=True):
+        if score.n_tokens == hypothesis.n_tokens:  # a text can be cut into other pieces than the search joined
+            assert score.log_prob == pytest.approx(hypothesis.log_prob, abs=1e-4)
+            assert score.score == pytest.approx(hypothesis.score, abs=1e-4)
+            same += 1
+    assert same > 0
+
+
+def test_blank_lines_are_scored_for_what_they_are(scorer: Scorer) -> None:
+    pairs = pairs_of(["", "bar", " \t", SRC[0]], ["\u200b", "  ", "BAR", TGT[0]])
+    both, no_target, no_source, neither = scorer.score(pairs)
+    assert both == PairScore(pairs[0], 0.0, 0.0, 0, (), ())
+    assert both.mean_log_prob == 0
+    assert (no_target.n_tokens, no_target.pieces) == (1, ("</s>",))
+    assert no_target.log_prob == pytest.approx(
+        full_log_probs(scorer.model, [*scorer.tokenizer.encode("bar"), EOS_ID], [])[0], abs=1e-5
+    )
+    assert no_source.log_prob == pytest.approx(
+        sum(full_log_probs(scorer.model, [EOS_ID], scorer.tokenizer.encode("BAR"))), abs=1e-4
+    )
+    assert neither.log_prob == pytest.approx(next(iter(scorer.score(pairs[3:]))).log_prob, abs=1e-4)
+
+
+def test_long_pairs_are_scored_and_counted_and_longer_ones_are_not_scored(scorer: Scorer) -> None:
+    long, too_long = "BAR " * 200, "ku " * 2_000
+    pairs = pairs_of([SRC[0], "bar", too_long, "bar"], [TGT[0], long, "BAR", too_long])
+    scores = list(scorer.score(pairs))
+    assert [math.isfinite(score.log_prob) for score in scores] == [True, True, False, False]
+    n_too_long = len(scorer.tokenizer.encode(too_long.strip())) + 1
+    assert n_too_long > scorer.longest
+    assert scores[2] == PairScore(pairs[2], -math.inf, -math.inf, len(scorer.tokenizer.encode("BAR")) + 1, (), ())
+    assert scores[3] == PairScore(pairs[3], -math.inf, -math.inf, n_too_long, (), ())
+    assert scores[3].mean_log_prob == -math.inf
+    assert (scorer.n_pairs, scorer.n_long, scorer.n_too_long) == (4, 3, 2)
+
+
+def test_a_model_trained_on_long_pairs_scores_them(scorer: Scorer) -> None:
+    assert scorer.longest == 1_024
+    assert Scorer(scorer.model, scorer.tokenizer, scorer.decode, max_tokens=3_000).longest == 3_000
+
+
+def test_a_model_that_gives_no_numbers_says_where_and_what_to_try(scorer: Scorer) -> None:
+    scorer.model.embedding.weight[scorer.tokenizer.encode("bar")[0]] = math.nan
+    with pytest.raises(CheckpointError) as caught:
+        list(scorer.score(pairs_of(["ku", "bar"], ["KU", "BAR"])))
+    assert str(caught.value) == (
+        "the model gives no numbers for line 1, 'ku': try --precision fp32; "
+        "if that does not help, its weights are damaged"
+    )
