@@ -182,7 +182,7 @@ class _Work:
     @property
     def _pause_seconds(self) -> float | None:
         """How long to wait for a list of lines to become long, where somebody may wait for their translations."""
-        return PAUSE_SECONDS if self.job.output == "-" and self.text.n_lines is None else None
+        return PAUSE_SECONDS if self.outputs.are_seen_at_once and self.text.n_lines is None else None
 
     def _digests(self) -> dict[str, str]:
         return _digests(self.text, self.prefixes)

@@ -173,6 +173,11 @@ class Outputs:
         return str(self._parts[0].part)
 
     @property
+    def are_seen_at_once(self) -> bool:
+        """Whether translations go where somebody may wait for them, and not into a file."""
+        return self._record_path is None
+
+    @property
     def can_go_on(self) -> bool:
         """Whether what was written stays for a run that goes on."""
         return self._record_path is not None and self.n_lines > 0
