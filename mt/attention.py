@@ -70,7 +70,7 @@ def attention_weights(q: Tensor, k: Tensor, layout: TileLayout) -> list[Tensor]:
     return weights
 
 
-def masked_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float = 0.0) -> Tensor:
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float = 0.0) -> Tensor:
     """Attention written out: matrix product, softmax, matrix product.
 
     On the CPU and at the length of sentences this is several times faster than the fused kernels of torch, whose
@@ -84,30 +84,13 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: flo
     Returns:
         [..., Wq, E].
     """
-    scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2)) + bias  # [..., Wq, Wk]
+    scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))  # [..., Wq, Wk]
+    if bias is not None:
+        scores = scores + bias
     weights = functional.softmax(scores, -1)
     if dropout > 0:
         weights = functional.dropout(weights, dropout)
     return torch.matmul(weights, v)
-
-
-def decoding_attention(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-    """Attention of some positions of a sentence to all slots of its cache.
-
-    Keys lie as the first product reads them, which saves the CPU a copy.
-
-    Args:
-        q: [B, H, k, E].
-        keys: [B, H, E, n].
-        values: [B, H, n, E].
-        bias: added to the scores, broadcast to [B, H, k, n].
-    Returns:
-        [B, k, H, E].
-    """
-    scores = torch.matmul(q * q.shape[-1] ** -0.5, keys)
-    if bias is not None:
-        scores += bias
-    return torch.matmul(functional.softmax(scores, -1), values).transpose(1, 2)
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, layout: VarlenLayout, causal: bool) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from mt.attention import attention, attention_weights, decoding_attention
+from mt.attention import attention, attention_weights, masked_attention
 from mt.config import ModelConfig
 from mt.data.batch import MASKED, Layout, PackedBatch, SourceBatch, TileLayout
 from mt.dropout import add_dropped, dropout, replayed
@@ -116,10 +116,9 @@ class SelfAttention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B, H, k, E] each
         cache.write(layer, k, v)
         # The beams of a sentence are query rows over all its slots; ancestry masks those of others.
-        out = decoding_attention(
-            q, cache.keys[layer].flatten(3), cache.values[layer].flatten(2, 3), cache.ancestry_bias
-        )
-        return self.out(out.reshape(x.shape))  # type: ignore[no-any-return]
+        keys, values = cache.keys[layer].flatten(2, 3), cache.values[layer].flatten(2, 3)  # [B, H, t K, E]
+        out = masked_attention(q, keys, values, cache.ancestry_bias)
+        return self.out(out.transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
 
 
 class CrossAttention(nn.Module):
@@ -155,8 +154,8 @@ class CrossAttention(nn.Module):
         """One position of k open beams, x [B k, D]; all beams of a sentence share its memory."""
         n_sentences = cache.n_sentences
         q = self.q(x).view(n_sentences, len(x) // n_sentences, self.n_heads, -1).transpose(1, 2)  # [B, H, k, E]
-        out = decoding_attention(q, cache.memory_keys[layer], cache.memory_values[layer], cache.memory_bias)
-        return self.out(out.reshape(x.shape))  # type: ignore[no-any-return]
+        out = masked_attention(q, cache.memory_keys[layer], cache.memory_values[layer], cache.memory_bias)
+        return self.out(out.transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
 
 
 class EncoderLayer(nn.Module):
@@ -208,10 +207,10 @@ class DecoderCache:
     the hypothesis that is now beam k, and K where i is still to come.
     """
 
-    keys: Tensor  # [L, B, H, E, t, K] of the decoder's self-attention, for the t positions that there is room for
-    values: Tensor  # [L, B, H, t, K, E]
-    memory_keys: Tensor  # [L, B, H, E, W] of the encoder's output, once for each sentence
-    memory_values: Tensor  # [L, B, H, W, E]
+    keys: Tensor  # [L, B, H, t, K, E] of the decoder's self-attention, for the t positions that there is room for
+    values: Tensor
+    memory_keys: Tensor  # [L, B, H, W, E] of the encoder's output, once for each sentence
+    memory_values: Tensor
     memory_bias: Tensor | None  # [B, 1, 1, W]; None where all sentences are equally long
     ancestors: Tensor  # [B, K, t] int64
     bias_of_slot: Tensor  # [K + 1, K]: what masks all slots of a position but one, and in the last row all of them
@@ -249,14 +248,14 @@ class DecoderCache:
     def grow(self) -> None:
         """Make room for some more positions."""
         # A little at a time: products run over the whole of a tensor, since a part of it would be copied for each.
-        self.keys = functional.pad(self.keys, (0, 0, 0, ROOM))
+        self.keys = functional.pad(self.keys, (0, 0, 0, 0, 0, ROOM))
         self.values = functional.pad(self.values, (0, 0, 0, 0, 0, ROOM))
         self.ancestors = functional.pad(self.ancestors, (0, ROOM), value=self.ancestors.shape[1])
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Those of the position in progress, [B, H, k, E] each."""
         n_open = keys.shape[2]
-        self.enter(self.keys[layer, ..., :n_open], 3, keys.transpose(-1, -2))
+        self.enter(self.keys[layer, :, :, :, :n_open], 2, keys)
         self.enter(self.values[layer, :, :, :, :n_open], 2, values)
 
     def choose(self, parents: Tensor) -> None:
@@ -397,13 +396,13 @@ class Transformer(nn.Module):
             kv = layer.cross_attention.keys_and_values(memory).view(
                 n_sentences, sources.width, 2, n_heads, -1
             )  # [B, W, 2, H, E]
-            keys.append(kv[:, :, 0].permute(0, 2, 3, 1))
+            keys.append(kv[:, :, 0].transpose(1, 2))
             values.append(kv[:, :, 1].transpose(1, 2))
         bias_of_slot = torch.full((n_beams + 1, n_beams), MASKED, dtype=memory.dtype, device=memory.device)
-        no_room = (len(self.decoder), n_sentences, n_heads)
+        no_room = memory.new_zeros((len(self.decoder), n_sentences, n_heads, 0, n_beams, n_features))
         return DecoderCache(
-            keys=memory.new_zeros((*no_room, n_features, 0, n_beams)),
-            values=memory.new_zeros((*no_room, 0, n_beams, n_features)),
+            keys=no_room,
+            values=no_room,
             memory_keys=torch.stack(keys).contiguous(),
             memory_values=torch.stack(values).contiguous(),
             memory_bias=sources.layout.groups[0].bias if sources.has_padding else None,

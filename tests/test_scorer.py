@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import mt.decode.candidates
 import mt.decode.scorer
 from mt.config import DecodeConfig, ModelConfig, TokenizerConfig
 from mt.data.batch import packed_pairs
@@ -49,9 +50,9 @@ def test_chunks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     hidden, weight, labels = torch.randn(50, 8), torch.randn(30, 8), torch.randint(0, 30, (50,))
     expected = (hidden @ weight.t()).log_softmax(-1)[torch.arange(50), labels]
-    for rows, softmax_rows in ((512, 64), (50, 50), (7, 3), (1, 1)):
+    for rows, cached_elements in ((512, 1 << 18), (50, 1_500), (7, 90), (1, 1)):
         monkeypatch.setattr(mt.decode.scorer, "ROWS", rows)
-        monkeypatch.setattr(mt.decode.scorer, "SOFTMAX_ROWS", softmax_rows)
+        monkeypatch.setattr(mt.decode.candidates, "CACHED_ELEMENTS", cached_elements)
         torch.testing.assert_close(token_log_probs(hidden, weight, labels), expected)
 
 

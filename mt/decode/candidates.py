@@ -14,30 +14,34 @@ from mt.text.tokenizer import PAD_ID
 NEVER = float("-inf")
 # Tokens of a block: the best are looked for among the maxima of blocks first. The rows of an embedding are a multiple.
 BLOCK = 64
+CACHED_ELEMENTS = 1 << 18  # in float32, with room to spare in the second-level cache of a core
 FREE = -1  # in place of the one token that a row has to take
 _LOWEST_53_BITS = (1 << 53) - 1
 
 
 def log_normaliser(logits: Tensor) -> Tensor:
-    """[N, 1] float32: the log of the sum of the exponentials of logits [N, V].
-
-    Written out: `torch.logsumexp` takes several times as long on a CPU.
-    """
-    scores = logits.float()
-    return _log_normaliser(logits, scores, scores.amax(-1, keepdim=True))
+    """[N, 1] float32: the log of the sum of the exponentials of logits [N, V]."""
+    return _normalisers(logits, 1)[0]
 
 
 def log_normaliser_and_maxima(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The same, and the maxima of the logits' blocks, [N, V / BLOCK] float32, which cost no pass of their own."""
-    scores = logits.float()
-    maxima = scores.view(len(scores), -1, BLOCK).amax(-1)
-    return _log_normaliser(logits, scores, maxima.amax(-1, keepdim=True)), maxima
+    return _normalisers(logits, logits.shape[1] // BLOCK)
 
 
-def _log_normaliser(logits: Tensor, scores: Tensor, highest: Tensor) -> Tensor:
-    # What has been converted is ours to overwrite, which saves a pass over memory.
-    shifted = scores - highest if scores is logits else scores.sub_(highest)
-    return highest + shifted.exp_().sum(-1, keepdim=True).log_()
+def _normalisers(logits: Tensor, n_blocks: int) -> tuple[Tensor, Tensor]:
+    """Written out, for `torch.logsumexp` takes several times as long on a CPU, and there some rows at a time, so that
+    they stay in the cache from pass to pass."""
+    n_rows = len(logits) if logits.is_cuda else max(1, CACHED_ELEMENTS // logits.shape[1])
+    normalisers, maxima = [], []
+    for rows in torch.split(logits, n_rows):
+        scores = rows.float()
+        maxima.append(scores.view(len(rows), n_blocks, -1).amax(-1))
+        highest = maxima[-1].amax(-1, keepdim=True)
+        # What has been converted is ours to overwrite.
+        shifted = scores - highest if scores is rows else scores.sub_(highest)
+        normalisers.append(highest + shifted.exp_().sum(-1, keepdim=True).log_())
+    return torch.cat(normalisers), torch.cat(maxima)
 
 
 def forbid_repetition(scores: Tensor, ids: Tensor, position: Tensor, size: int) -> None:

@@ -31,8 +31,7 @@ from mt.text.tokenizer import EOS_ID, Tokenizer
 PAIRS_AT_A_TIME = 4_096
 # Attention takes memory with the square of the length; longer pairs are not scored, unless the model learnt from such.
 LONGEST = 1_024
-# Rows whose logits exist at a time, and of these, on a CPU, rows that are in float32: few enough to stay in the cache.
-ROWS, SOFTMAX_ROWS = 512, 64
+ROWS = 512  # whose logits exist at a time
 
 
 @torch.inference_mode()
@@ -72,11 +71,10 @@ def token_log_probs(hidden: Tensor, output_weight: Tensor, labels: Tensor) -> Te
         labels: [T] ids below V.
     """
     weight = output_weight.to(hidden.dtype)
-    n_softmax_rows = SOFTMAX_ROWS if hidden.device.type == "cpu" else ROWS
     parts = []
     for rows, row_labels in zip(torch.split(hidden, ROWS), torch.split(labels, ROWS), strict=True):
         logits = functional.linear(rows, weight)  # [R, V]
-        normaliser = torch.cat([log_normaliser(some) for some in torch.split(logits, n_softmax_rows)])
+        normaliser = log_normaliser(logits)
         parts.append((logits.gather(1, row_labels[:, None]).float() - normaliser)[:, 0])
     return torch.cat(parts)
 
