@@ -48,6 +48,8 @@ MOST_WARM_UP_STEPS = 10
 RANDOM_PAIRS = 100_000
 MEAN_TGT_TOKENS, LOG_LENGTH_DEVIATION = 28.0, 0.6
 SRC_TOKENS_PER_TGT_TOKEN, LOG_RATIO_DEVIATION = 0.95, 0.17
+# Latency is that of so many lines, spread over the text, or of as many as take so long.
+LATENCY_LINES, LATENCY_SECONDS = 100, 20.0
 # Lines that are translated before the clock starts.
 WARM_UP_LINES = 64
 
@@ -111,6 +113,7 @@ class DecodingSpeed:
     seconds: float  # from text to text
     sentences_per_second: float
     tgt_tokens_per_second: float
+    latency_seconds: dict[str, float]  # of one line translated alone: p50 and p95 of some, and how many these were (n)
     peak_memory_bytes: int
 
 
@@ -387,6 +390,7 @@ def measure_decoding(
     _wait(device)
     seconds = time.perf_counter() - started_at
     n_lines = n_rounds * len(lines)
+    latency = _latency(translator, lines, decode)
     return DecodingSpeed(
         device=str(device),
         execution={torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[translator.model.dtype],
@@ -399,8 +403,24 @@ def measure_decoding(
         seconds=seconds,
         sentences_per_second=n_lines / seconds,
         tgt_tokens_per_second=n_tgt_tokens / seconds,
+        latency_seconds=latency,
         peak_memory_bytes=peak_memory_bytes(device),
     )
+
+
+def _latency(translator: Translator, lines: Sequence[str], decode: DecodeConfig) -> dict[str, float]:
+    """Percentiles of the seconds that single lines take, one after the other."""
+    some = lines[:: max(1, len(lines) // LATENCY_LINES)][:LATENCY_LINES]
+    seconds: list[float] = []
+    began_at = time.perf_counter()
+    for line in some:
+        started_at = time.perf_counter()
+        translator.translate([line], decode)
+        seconds.append(time.perf_counter() - started_at)
+        if time.perf_counter() - began_at > LATENCY_SECONDS:
+            break
+    p50, p95 = np.percentile(seconds, [50, 95])
+    return {"p50": float(p50), "p95": float(p95), "n": len(seconds)}
 
 
 def _own_lines(folder: ModelFolder) -> tuple[str, list[str]]:
@@ -473,6 +493,11 @@ def _decoding_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "text",
             f"{figures['n_lines']:,} lines, {figures['n_tgt_tokens']:,} target tokens, {figures['seconds']:,.1f} s",
+        ),
+        (
+            "latency",
+            f"{1000 * figures['latency_seconds']['p50']:,.1f} ms for a line alone, 95% of "
+            f"{figures['latency_seconds']['n']} take up to {1000 * figures['latency_seconds']['p95']:,.1f} ms",
         ),
         ("memory", _memory_text(figures)),
         ("load", f"{figures['load_seconds']:,.1f} s"),

@@ -88,6 +88,11 @@ class OutputFormat(str, Enum):
     jsonl = "jsonl"
 
 
+class Backend(str, Enum):
+    own = "own"
+    ctranslate2 = "ctranslate2"
+
+
 class LengthPenaltyForm(str, Enum):
     wu = "wu"
     plain = "plain"
@@ -265,6 +270,9 @@ def translate(
     has_progress: Annotated[
         bool, typer.Option("--progress/--no-progress", help="Lines done, speed and time left, on standard error.")
     ] = True,
+    backend: Annotated[
+        Backend, typer.Option(help="What searches; ctranslate2 takes a folder from mt export --to ctranslate2.")
+    ] = Backend.own,
     device: Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[Precision, typer.Option(help="Of matrix products.")] = Precision.auto,
     batch_tokens: Annotated[
@@ -300,6 +308,9 @@ def translate(
     _check_file_options(
         input_file, output_file, prefix, alignments, is_jsonl=output_format is OutputFormat.jsonl, align=align
     )
+    if backend is Backend.ctranslate2 and (align or alignments):
+        option = "--align" if align else "--alignments"
+        raise ConfigError(f"{option}: CTranslate2 gives no alignments: take --backend own and the model itself")
     if is_resumed and output_file == "-":
         raise ConfigError("--resume: goes on with an output file: give --output FILE")
     from mt.decode.files import Job, translate_files
@@ -319,6 +330,10 @@ def translate(
     )
 
     def load() -> Translator:
+        if backend is Backend.ctranslate2:
+            from mt.export.ctranslate2 import load_translator
+
+            return load_translator(model, device=device, precision=precision.value, retries=retries)
         from mt.decode.translator import Translator
 
         return Translator.load(model, device=device, precision=precision.value, retries=retries)
@@ -519,13 +534,17 @@ def bench(
     batch_tokens: Annotated[
         int | None, typer.Option(metavar="N", help="Source tokens translated together. Default: the model's config.")
     ] = None,
+    batch_sentences: Annotated[
+        int | None, typer.Option(metavar="N", help="Sentences translated together at most. Default: no such limit.")
+    ] = None,
     device: Annotated[str | None, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N. Default: auto.")] = None,
     precision: Annotated[Precision | None, typer.Option(help="Of matrix products. Default: auto.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with unrounded figures.")] = False,
 ) -> None:
     """Measure speed: of training with --config, of decoding with --model.
 
-    Tokens a second, where the time of a step goes, memory, and the share of what the device can do.
+    Tokens a second and memory; of training where the time of a step goes and the share of what the device can do, of
+    decoding how long a line alone takes.
     """
     if steps is not None and steps < 1:
         raise ConfigError(f"--steps: expected at least 1, got {steps}")
@@ -533,6 +552,7 @@ def bench(
         "--input": input_file,
         "--beam-size": beam_size,
         "--batch-tokens": batch_tokens,
+        "--batch-sentences": batch_sentences,
         "--device": device,
         "--precision": precision,
     }
@@ -552,7 +572,8 @@ def bench(
         figures = bench_training(run_config, steps, random_data)
     else:
         assert model is not None
-        _check_search_options({"beam_size": beam_size, "batch_tokens": batch_tokens}, n_best=1)
+        changes = {"beam_size": beam_size, "batch_tokens": batch_tokens, "batch_sentences": batch_sentences}
+        _check_search_options(changes, n_best=1)
         from mt.bench import bench_decoding, format_bench
 
         with _named_as_options():
@@ -560,7 +581,7 @@ def bench(
                 model,
                 input_file,
                 n_rounds=steps,
-                changes=_given({"beam_size": beam_size, "batch_tokens": batch_tokens}),
+                changes=_given(changes),
                 device=device or "auto",
                 precision=(precision or Precision.auto).value,
             )
@@ -619,10 +640,12 @@ def _named_as_options() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
+        from mt.decode.files import with_options
+
         key, _, problem = str(error).partition(": ")
-        if key not in ("n_best", "device", "precision", "src", "tgt"):
-            raise
-        raise ConfigError(f"--{key.replace('_', '-')}: {problem}") from None
+        if key in ("n_best", "device", "precision", "src", "tgt"):
+            raise ConfigError(f"--{key.replace('_', '-')}: {problem}") from None
+        raise ConfigError(with_options(str(error))) from None
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

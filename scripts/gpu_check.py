@@ -145,7 +145,7 @@ def run_decode(setting: Setting) -> dict[str, Any]:
 
     from mt.bench import random_corpus
     from mt.config import DecodeConfig, ModelConfig
-    from mt.decode.search import search
+    from mt.decode.translator import OwnBackend
     from mt.model import Transformer
     from mt.runtime import choose_dtype, keep_large_blocks, peak_memory_bytes
 
@@ -154,6 +154,7 @@ def run_decode(setting: Setting) -> dict[str, Any]:
     dtype = choose_dtype("auto", device)
     torch.manual_seed(1)
     model = Transformer(ModelConfig(), vocab_size=vocab_size, pad_id=0).to(device).for_inference(dtype)
+    backend = OwnBackend(model)
     n_tokens = 8 if setting.quick else FORCED_TOKENS
     source = random_corpus(vocab_size, 256, n_pairs=8_192).src
     figures: dict[str, Any] = {"beam_size": 4, "tokens_of_a_translation": n_tokens, "batches": {}}
@@ -168,7 +169,8 @@ def run_decode(setting: Setting) -> dict[str, Any]:
             torch.cuda.reset_peak_memory_stats(device)
         n_produced, started_at = 0, 0.0
         for batch in [batches[0], *batches]:  # the first for warm-up
-            results = search(model, batch, DecodeConfig(max_length=n_tokens))
+            decode = DecodeConfig(max_length=n_tokens, min_length=n_tokens - 1)
+            results = backend.search(batch, decode, n_best=1, prefixes=None, banned_ids=())
             if started_at:
                 n_produced += sum(found[0].n_tokens for found in results)
             else:
@@ -180,7 +182,42 @@ def run_decode(setting: Setting) -> dict[str, Any]:
             "peak_memory_bytes": peak_memory_bytes(device),
         }
         print(f"batch {n_sentences}: {n_produced / seconds:,.0f} tok/s", file=sys.stderr, flush=True)
+    figures["transformers_at_32"] = _generate_speed(device, dtype, vocab_size, 8 if setting.quick else 32, n_tokens)
     return figures
+
+
+def _generate_speed(
+    device: Any, dtype: Any, vocab_size: int, n_sentences: int, n_tokens: int
+) -> dict[str, float] | None:
+    """Target tokens a second of `transformers`' generate with a model of the same shape; None where it is missing."""
+    try:
+        import transformers
+    except ImportError:
+        return None
+    import torch
+
+    shape = {
+        "d_model": 512,
+        "vocab_size": vocab_size,
+        "pad_token_id": 0,
+        "eos_token_id": 3,
+        "forced_eos_token_id": None,
+    }
+    for side in ("encoder", "decoder"):
+        shape |= {f"{side}_layers": 6, f"{side}_attention_heads": 8, f"{side}_ffn_dim": 2_048}
+    model = transformers.MarianMTModel(transformers.MarianConfig(**shape, decoder_start_token_id=0))
+    model = model.to(device=device, dtype=dtype).eval()
+    ids = torch.randint(4, vocab_size, (n_sentences, 28), device=device)
+    wanted = {"num_beams": 4, "do_sample": False, "min_new_tokens": n_tokens, "max_new_tokens": n_tokens}
+    seconds = []
+    for _ in range(3):  # the first for warm-up
+        started_at = time.perf_counter()
+        with torch.inference_mode():
+            model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **wanted)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started_at)
+    return {"n_sentences": n_sentences, "tgt_tokens_per_second": n_sentences * n_tokens / min(seconds[1:])}
 
 
 def run_training(setting: Setting) -> dict[str, Any]:

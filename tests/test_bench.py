@@ -271,6 +271,11 @@ def test_a_model_translates_its_own_test_set_by_default(model_folder: Path) -> N
     assert figures["tgt_tokens_per_second"] == figures["n_tgt_tokens"] / figures["seconds"]
     assert figures["sentences_per_second"] == figures["n_lines"] / figures["seconds"]
     assert (figures["beam_size"], figures["batch_tokens"], figures["execution"]) == (2, 4_096, "fp32")
+    latency = figures["latency_seconds"]
+    assert latency["n"] == 20
+    assert 0 < latency["p50"] <= latency["p95"]
+    # Lines one after the other take longer than together.
+    assert 20 * latency["p50"] > figures["seconds"] / 3
 
 
 def test_without_the_prepared_corpus_the_text_is_read_from_its_source(model_folder: Path) -> None:
@@ -416,6 +421,7 @@ def test_the_table_of_decoding_says_what_was_measured() -> None:
         "seconds": 100.0,
         "sentences_per_second": 30.03,
         "tgt_tokens_per_second": 901.23,
+        "latency_seconds": {"p50": 0.25, "p95": 0.5, "n": 80},
         "peak_memory_bytes": 2**30,
         "hardware": {"cpu": "Some CPU", "threads": 2},
     }
@@ -426,6 +432,7 @@ def test_the_table_of_decoding_says_what_was_measured() -> None:
         "speed         30.0 sentences/s, 901 target tokens/s",
         "search        beam of 4, 4,096 source tokens together",
         "text          3,003 lines, 90,123 target tokens, 100.0 s",
+        "latency       250.0 ms for a line alone, 95% of 80 take up to 500.0 ms",
         "memory        1.00 GiB at the peak of the process",
         "load          1.2 s",
     ]

@@ -31,6 +31,7 @@ FLOORS: list[set[str]] = [
         "decode.oddities",
         "decode.outputs",
         "decode.scorer",
+        "decode.parallel",
         "decode.search",
         "decode.splitting",
         "decode.translator",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 import mt.decode.translator
 from mt.config import DecodeConfig, ModelConfig, TokenizerConfig
+from mt.decode.parallel import side_by_side
 from mt.decode.search import SearchResult
 from mt.decode.translator import Hypothesis, PrefixError, Translator
 from mt.errors import CheckpointError, ConfigError
@@ -57,6 +59,33 @@ def test_the_size_of_a_batch_changes_no_line(translator: Translator) -> None:
     assert translator.translate(LINES, replace(translator.decode, batch_tokens=1)) == together
     assert translator.translate(LINES, replace(translator.decode, batch_tokens=40)) == together
     assert translator.translate(LINES, replace(translator.decode, batch_sentences=7)) == together
+
+
+@pytest.mark.parametrize("n_parallel", [1, 2, 5])
+def test_batches_side_by_side_change_no_line(translator: Translator, n_parallel: int) -> None:
+    expected, n_threads = translator.translate(LINES), torch.get_num_threads()
+    translator.backend.n_parallel = n_parallel
+    assert translator.translate(LINES, replace(translator.decode, batch_sentences=3)) == expected
+    assert torch.get_num_threads() == n_threads
+
+
+def test_a_failing_batch_ends_those_beside_it() -> None:
+    begun: list[int] = []
+
+    def work(item: int) -> int:
+        begun.append(item)
+        if item == 3:
+            raise ValueError(item)
+        time.sleep(0.01)
+        return item
+
+    n_threads = torch.get_num_threads()
+    results = side_by_side(work, range(50), 2)
+    assert [next(results), next(results), next(results)] == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"^3$"):
+        next(results)
+    assert len(begun) < 50
+    assert torch.get_num_threads() == n_threads
 
 
 def test_every_line_gets_a_line_and_harms_no_other(translator: Translator) -> None:
@@ -118,6 +147,8 @@ def test_a_model_that_gives_no_numbers_says_what_to_try(translator: Translator) 
 
 class Parrot:
     """A backend that says of each sentence what it was taught; what blocks repetition it is taught apart."""
+
+    n_parallel = 1
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer

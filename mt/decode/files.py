@@ -112,8 +112,12 @@ def search_settings(base: DecodeConfig, changes: Mapping[str, Any]) -> DecodeCon
     try:
         return replace(base, **changes)
     except ConfigError as error:
-        named = re.sub(r"\bdecode\.(\w+)", lambda match: option_of(match[1]), str(error))
-        raise ConfigError(named) from None
+        raise ConfigError(with_options(str(error))) from None
+
+
+def with_options(message: str) -> str:
+    """A message about settings of `decode`, as one about the options that give them."""
+    return re.sub(r"\bdecode\.(\w+)", lambda match: option_of(match[1]), message)
 
 
 def translate_files(

@@ -8,10 +8,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from mt.checkpoint import CHECKSUMS, TOKENIZER, WEIGHTS, ModelFolder, find_model_folder
 from mt.config import MAX_BEAM_SIZE, DecodeConfig
 from mt.decode.graphs import Graphs
 from mt.decode.oddities import fewest_tokens, is_in_a_loop, is_too_long, repeated_tokens
+from mt.decode.parallel import side_by_side
 from mt.decode.search import LONGER_THAN_SOURCE, SearchResult, length_sorted_batches, search
 from mt.decode.splitting import Part, joined, split_text
 from mt.decode.words import word_alignment
@@ -86,6 +89,10 @@ class PrefixError(DataError):
 class Backend(Protocol):
     """What finds translations of one batch of sentences: our own search, or another program's."""
 
+    @property
+    def n_parallel(self) -> int:
+        """Batches that are best searched at a time, by as many threads."""
+
     def search(
         self,
         sentences: Sequence[Sequence[int]],
@@ -103,7 +110,9 @@ class OwnBackend:
 
     def __init__(self, model: Transformer) -> None:
         self.model = model
-        self._graphs = Graphs(model) if model.embedding.weight.device.type == "cuda" else None
+        is_on_cuda = model.embedding.weight.device.type == "cuda"
+        self._graphs = Graphs(model) if is_on_cuda else None
+        self.n_parallel = 1 if is_on_cuda else torch.get_num_threads()
 
     def search(
         self,
@@ -309,14 +318,19 @@ class Translator:
         lengths = [len(sentence.ids) for sentence in sentences]
         n_tokens_done = 0
         n_beams = n_best if decode.sample else decode.beam_size
-        for batch in length_sorted_batches(lengths, decode.batch_tokens, n_beams, decode.batch_sentences):
-            results = self.backend.search(
+        batches = length_sorted_batches(lengths, decode.batch_tokens, n_beams, decode.batch_sentences)
+
+        def search_batch(batch: list[int]) -> list[list[SearchResult]]:
+            return self.backend.search(
                 [sentences[i].ids for i in batch],
                 decode,
                 n_best=n_best,
                 prefixes=[sentences[i].prefix for i in batch] if has_prefixes else None,
                 banned_ids=banned,
             )
+
+        searched = side_by_side(search_batch, batches, self.backend.n_parallel)
+        for batch, results in zip(batches, searched, strict=True):
             for i, hypotheses in zip(batch, results, strict=True):
                 if not hypotheses and requires_all:
                     raise CheckpointError(

@@ -455,10 +455,10 @@ class ExportFolder:
 class CTranslate2Backend:
     """The search of CTranslate2 over an exported model: ids in, ids out, as with our own search.
 
-    Three things are CTranslate2's way. Its search takes no end of sentence that is not among the best K candidates of
-    a step, and with a length penalty it ends once K hypotheses have ended: where ours finds a better one, it does not.
-    The probability of what is never produced is given to the others, so log-probabilities are a little higher, by what
-    label smoothing left there. What reaches its longest length is cut, and then ended.
+    Two things are CTranslate2's way. With a length penalty its search ends once K hypotheses have ended: where ours
+    finds a better one, it does not. The probability of what is never produced is given to the others, so
+    log-probabilities are a little higher, by what label smoothing left there. What reaches its longest length is cut,
+    and then ended.
 
     Args:
         folder: what CTranslate2 reads.
@@ -470,13 +470,16 @@ class CTranslate2Backend:
         self, folder: Path, tokenizer: Tokenizer, *, n_positions: int, quantization: str, device: str = "cpu"
     ) -> None:
         kind, _, index = device.partition(":")
+        self.n_parallel = torch.get_num_threads() if kind == "cpu" else 1
         self._translator = _package().Translator(
             str(folder),
             device=kind,
             device_index=int(index or 0),
             # On a CPU half-precision weights become float32 either way, but this way without a warning.
             compute_type="float32" if quantization == "float16" and kind == "cpu" else "default",
-            intra_threads=torch.get_num_threads(),
+            # One core a batch, and a batch a core: that is faster than many cores on one.
+            inter_threads=self.n_parallel,
+            intra_threads=1,
         )
         self.tokenizer = tokenizer
         self.n_positions = n_positions
