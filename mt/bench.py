@@ -362,7 +362,7 @@ def bench_decoding(
     folder = ModelFolder.open(find_model_folder(model_path))
     description, lines = _own_lines(folder) if input_path is None else (str(input_path), lines_of_text(input_path))
     started_at = time.perf_counter()
-    translator = Translator.load(folder.path, device, precision)
+    translator = Translator.load(folder.path, device, precision, n_processes=None)
     load_seconds = time.perf_counter() - started_at
     decode = replace(translator.decode, **(changes or {}))
     speed = measure_decoding(translator, lines, n_rounds or 1, decode, load_seconds)

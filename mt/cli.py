@@ -336,7 +336,7 @@ def translate(
             return load_translator(model, device=device, precision=precision.value, retries=retries)
         from mt.decode.translator import Translator
 
-        return Translator.load(model, device=device, precision=precision.value, retries=retries)
+        return Translator.load(model, device=device, precision=precision.value, retries=retries, n_processes=None)
 
     with _named_as_options():
         translate_files(job, load, _given(search), _aligner if align or alignments else None)

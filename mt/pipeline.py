@@ -165,7 +165,7 @@ def evaluate_model(
             f"{model_path}: its config names no test set under data.test: score files with --hyp and --ref"
         )
     pairs = _test_pairs(folder, list(known) if test is None else [test])
-    translator = Translator.load(model_path, device, precision)
+    translator = Translator.load(model_path, device, precision, n_processes=None)
     return {"test_sets": {name: _score_set(translator, pairs[name])[0] for name in pairs}}
 
 

@@ -3,8 +3,9 @@
     python scripts/bench_decode.py --model runs/multi30k --input test.en.gz --reference test.de.gz
 
 All engines get the same weights, the same batches of sentences (sorted by length), the same beam, the same length
-penalty and the same number of threads. Each runs in a process of its own, and while one works the others wait; rounds
-are interleaved, for machines drift. Ids go in and ids come out: neither tokenisation nor loading is timed, for anyone.
+penalty and the same number of threads: ours gives each batch one of them, CTranslate2 is measured that way and with all
+of them on one batch. Each runs in a process of its own, and while one works the others wait; rounds are interleaved,
+for machines drift. Ids go in and ids come out: neither tokenisation nor loading is timed, for anyone.
 CTranslate2 and `transformers` take part where they are installed: pip install 'mt-train[ctranslate2]' transformers
 """
 
@@ -27,7 +28,15 @@ from typing import IO, Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-ENGINES = ("mt bf16", "mt fp32", "ctranslate2 int8", "ctranslate2 float32", "transformers bf16", "transformers fp32")
+ENGINES = (
+    "mt bf16",
+    "mt fp32",
+    "ctranslate2 int8",  # all threads on one batch, as it does by default
+    "ctranslate2 int8 side by side",  # a thread a batch, as we do
+    "ctranslate2 float32",
+    "transformers bf16",
+    "transformers fp32",
+)
 ENGINES_ON_CUDA = ("mt bf16", "ctranslate2 float16", "ctranslate2 int8", "transformers bf16")
 YARDSTICK = "ctranslate2 int8"
 EXACT = "mt fp32"  # whose translations the others' are compared with
@@ -72,18 +81,18 @@ Translate = Callable[[list[list[Ids]]], list[list[Ids]]]
 
 def load_mt(precision: str, setting: Setting) -> Translate:
     from mt.config import DecodeConfig
-    from mt.decode.translator import Translator
+    from mt.decode.translator import Batch, Translator
 
-    translator = Translator.load(setting.model, setting.device, precision)
+    translator = Translator.load(setting.model, setting.device, precision, n_processes=setting.threads)
     banned = sorted(translator.tokenizer.line_breaking_ids)
     decode = DecodeConfig(
         beam_size=setting.beam_size, length_penalty=setting.length_penalty, length_penalty_form="plain"
     )
 
     def translate(batches: list[list[Ids]]) -> list[list[Ids]]:
-        found = [
-            translator.backend.search(batch, decode, n_best=1, prefixes=None, banned_ids=banned) for batch in batches
-        ]
+        found = translator.backend.search_batches(
+            [Batch(batch) for batch in batches], decode, n_best=1, banned_ids=banned
+        )
         return [[list(results[0].ids) for results in batch] for batch in found]
 
     return translate
@@ -92,35 +101,36 @@ def load_mt(precision: str, setting: Setting) -> Translate:
 def load_ctranslate2(quantization: str, setting: Setting) -> Translate:
     import ctranslate2
 
+    from mt.decode.parallel import side_by_side
     from mt.text.tokenizer import BOS_ID, PAD_ID, UNK_ID
 
     kind, _, index = setting.device.partition(":")
-    folder = Path(setting.exports) / quantization
+    quantization, _, manner = quantization.partition(" ")
+    n_parallel = setting.threads if manner else 1
     translator = ctranslate2.Translator(
-        str(folder), device=kind, device_index=int(index or 0), intra_threads=setting.threads
+        str(Path(setting.exports) / quantization),
+        device=kind,
+        device_index=int(index or 0),
+        inter_threads=n_parallel,
+        intra_threads=setting.threads // n_parallel,
     )
     tokenizer = tokenizer_of(setting.model)
     pieces = tokenizer.pieces(range(tokenizer.vocab_size))
     ids = {piece: i for i, piece in enumerate(pieces)}
     never = [[pieces[i]] for i in (PAD_ID, UNK_ID, BOS_ID, *sorted(tokenizer.line_breaking_ids))]
 
-    def translate(batches: list[list[Ids]]) -> list[list[Ids]]:
-        return [
-            [
-                [ids[piece] for piece in result.hypotheses[0]]
-                for result in translator.translate_batch(
-                    [[pieces[i] for i in sentence] for sentence in batch],
-                    beam_size=setting.beam_size,
-                    length_penalty=setting.length_penalty,
-                    max_decoding_length=longest(batch),
-                    max_input_length=0,
-                    suppress_sequences=never,
-                )
-            ]
-            for batch in batches
-        ]
+    def translate_batch(batch: list[Ids]) -> list[Ids]:
+        found = translator.translate_batch(
+            [[pieces[i] for i in sentence] for sentence in batch],
+            beam_size=setting.beam_size,
+            length_penalty=setting.length_penalty,
+            max_decoding_length=longest(batch),
+            max_input_length=0,
+            suppress_sequences=never,
+        )
+        return [[ids[piece] for piece in result.hypotheses[0]] for result in found]
 
-    return translate
+    return lambda batches: list(side_by_side(translate_batch, batches, n_parallel))
 
 
 def load_transformers(precision: str, setting: Setting) -> Translate:
@@ -463,8 +473,8 @@ def main(command: Sequence[str] | None = None) -> None:
     names = [name for name in arguments.engine if name not in absent]
     with tempfile.TemporaryDirectory() as exports:
         for name in names:
-            if name.startswith("ctranslate2 "):
-                export(arguments.model, name.partition(" ")[2], Path(exports))
+            if name.startswith("ctranslate2 ") and not (Path(exports) / name.split()[1]).exists():
+                export(arguments.model, name.split()[1], Path(exports))
         search = (arguments.beam_size, arguments.length_penalty)
         setting = Setting(str(arguments.model), exports, *search, arguments.threads, arguments.device)
         engines = [Engine(name, setting) for name in names]

@@ -108,7 +108,8 @@ def test_an_engine_that_there_is_not_is_refused(model_folder: Path, capsys: pyte
         capsys.readouterr()
         .err.splitlines()[-1]
         .endswith(
-            "error: --engine 'mt int8': there are ctranslate2 float16, ctranslate2 float32, ctranslate2 int8, mt bf16, "
+            "error: --engine 'mt int8': there are ctranslate2 float16, ctranslate2 float32, ctranslate2 int8, "
+            "ctranslate2 int8 side by side, mt bf16, "
             "mt fp32, transformers bf16, transformers fp32"
         )
     )

@@ -57,7 +57,7 @@ class FakeTranslator:
     decode = DecodeConfig()
 
     @classmethod
-    def load(cls, path: str, device: str, precision: str, *, retries: bool) -> FakeTranslator:
+    def load(cls, path: str, device: str, precision: str, *, retries: bool, n_processes: int | None) -> FakeTranslator:
         if path == "missing":
             raise CheckpointError("missing: no such model folder")
         cls.calls.append({"path": path, "device": device, "precision": precision, "retries": retries})

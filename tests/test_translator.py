@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,10 +13,10 @@ import torch
 
 import mt.decode.translator
 from mt.config import DecodeConfig, ModelConfig, TokenizerConfig
-from mt.decode.parallel import side_by_side
+from mt.decode.parallel import Processes, side_by_side
 from mt.decode.search import SearchResult
-from mt.decode.translator import Hypothesis, PrefixError, Translator
-from mt.errors import CheckpointError, ConfigError
+from mt.decode.translator import Backend, Hypothesis, OwnBackend, PrefixError, Translator
+from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.model import Transformer
 from mt.runtime import choose_device, choose_dtype
 from mt.text.tokenizer import EOS_ID, PAD_ID, Tokenizer, train_tokenizer
@@ -67,6 +69,35 @@ def test_batches_side_by_side_change_no_line(translator: Translator, n_parallel:
     translator.backend.n_parallel = n_parallel
     assert translator.translate(LINES, replace(translator.decode, batch_sentences=3)) == expected
     assert torch.get_num_threads() == n_threads
+
+
+def test_processes_translate_as_this_one_does(translator: Translator) -> None:
+    decode = replace(translator.decode, batch_sentences=3)
+    expected = list(translator.translate_lines(LINES, decode, n_best=2))
+    translator.backend = OwnBackend(translator.model, n_processes=3)
+    for _ in range(2):  # the second time in the processes of the first
+        assert list(translator.translate_lines(LINES, decode, n_best=2)) == expected
+
+
+def _fate(what: str) -> str:
+    if what == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "wrong":
+        raise DataError("what is wrong")
+    return what
+
+
+def test_what_happens_in_a_process_is_told() -> None:
+    processes = Processes(2)
+    assert list(processes.map(_fate, ["a", "b", "c"])) == ["a", "b", "c"]
+    with pytest.raises(DataError, match=r"^what is wrong$"):
+        list(processes.map(_fate, ["a", "wrong"]))
+    with pytest.raises(MTError) as caught:
+        list(processes.map(_fate, ["a", "killed", "b"]))
+    assert str(caught.value) == (
+        "one of 2 processes that translate was killed, perhaps for want of memory: smaller batches (--batch-tokens) or "
+        "fewer threads (OMP_NUM_THREADS) take less"
+    )
 
 
 def test_a_failing_batch_ends_those_beside_it() -> None:
@@ -145,10 +176,8 @@ def test_a_model_that_gives_no_numbers_says_what_to_try(translator: Translator) 
     )
 
 
-class Parrot:
+class Parrot(Backend):
     """A backend that says of each sentence what it was taught; what blocks repetition it is taught apart."""
-
-    n_parallel = 1
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -14,7 +16,7 @@ from mt.checkpoint import CHECKSUMS, TOKENIZER, WEIGHTS, ModelFolder, find_model
 from mt.config import MAX_BEAM_SIZE, DecodeConfig
 from mt.decode.graphs import Graphs
 from mt.decode.oddities import fewest_tokens, is_in_a_loop, is_too_long, repeated_tokens
-from mt.decode.parallel import side_by_side
+from mt.decode.parallel import Processes, side_by_side
 from mt.decode.search import LONGER_THAN_SOURCE, SearchResult, length_sorted_batches, search
 from mt.decode.splitting import Part, joined, split_text
 from mt.decode.words import word_alignment
@@ -86,13 +88,19 @@ class PrefixError(DataError):
         self.line = line  # of those given, from 0
 
 
-class Backend(Protocol):
-    """What finds translations of one batch of sentences: our own search, or another program's."""
+class Batch(NamedTuple):
+    """Sentences that are searched for together."""
 
-    @property
-    def n_parallel(self) -> int:
-        """Batches that are best searched at a time, by as many threads."""
+    sentences: Sequence[Sequence[int]]  # source ids, each ending with EOS
+    prefixes: Sequence[Sequence[int]] | None = None  # for each sentence the ids that its translations begin with
 
+
+class Backend(ABC):
+    """What finds translations of sentences: our own search, or another program's."""
+
+    n_parallel = 1  # batches that are best searched at a time, by as many threads
+
+    @abstractmethod
     def search(
         self,
         sentences: Sequence[Sequence[int]],
@@ -102,17 +110,38 @@ class Backend(Protocol):
         prefixes: Sequence[Sequence[int]] | None,
         banned_ids: Sequence[int],
     ) -> list[list[SearchResult]]:
-        """See `mt.decode.search.search`."""
+        """Of one batch; see `mt.decode.search.search`."""
+
+    def search_batches(
+        self, batches: Sequence[Batch], decode: DecodeConfig, *, n_best: int, banned_ids: Sequence[int]
+    ) -> Iterator[list[list[SearchResult]]]:
+        """Of each batch, in order."""
+
+        def search_batch(batch: Batch) -> list[list[SearchResult]]:
+            return self.search(batch.sentences, decode, n_best=n_best, prefixes=batch.prefixes, banned_ids=banned_ids)
+
+        return side_by_side(search_batch, batches, self.n_parallel)
 
 
-class OwnBackend:
-    """`mt.decode.search.search` with a model made for inference; on CUDA as captured graphs."""
+class OwnBackend(Backend):
+    """`mt.decode.search.search` with a model made for inference.
 
-    def __init__(self, model: Transformer) -> None:
+    On CUDA as captured graphs, on a CPU with a batch on each core.
+
+    Args:
+        n_processes: that may work on the CPU, each on a batch; with 1 as many threads do as torch has.
+    """
+
+    def __init__(self, model: Transformer, n_processes: int = 1) -> None:
         self.model = model
-        is_on_cuda = model.embedding.weight.device.type == "cuda"
-        self._graphs = Graphs(model) if is_on_cuda else None
-        self.n_parallel = 1 if is_on_cuda else torch.get_num_threads()
+        self._graphs: Graphs | None = None
+        self._processes = Processes(1)
+        if model.embedding.weight.device.type == "cuda":
+            self._graphs = Graphs(model)
+        else:
+            self.n_parallel = torch.get_num_threads()
+            self._processes = Processes(n_processes)
+            _known[id(self)] = self
 
     def search(
         self,
@@ -126,6 +155,25 @@ class OwnBackend:
         if self._graphs is not None:
             return self._graphs.search(sentences, decode, n_best=n_best, prefixes=prefixes, banned_ids=banned_ids)
         return search(self.model, sentences, decode, n_best=n_best, prefixes=prefixes, banned_ids=banned_ids)
+
+    def search_batches(
+        self, batches: Sequence[Batch], decode: DecodeConfig, *, n_best: int, banned_ids: Sequence[int]
+    ) -> Iterator[list[list[SearchResult]]]:
+        if self._processes.n == 1 or len(batches) == 1:
+            return super().search_batches(batches, decode, n_best=n_best, banned_ids=banned_ids)
+        same = [(id(self), decode, n_best, tuple(banned_ids))] * len(batches)
+        return self._processes.map(_search_in_process, same, batches)
+
+
+# A forked process finds the backend here: only ids and settings go through its pipe.
+_known: WeakValueDictionary[int, OwnBackend] = WeakValueDictionary()
+
+
+def _search_in_process(by: tuple[int, DecodeConfig, int, Sequence[int]], batch: Batch) -> list[list[SearchResult]]:
+    backend, decode, n_best, banned_ids = by
+    return _known[backend].search(
+        batch.sentences, decode, n_best=n_best, prefixes=batch.prefixes, banned_ids=banned_ids
+    )
 
 
 class Translator:
@@ -165,10 +213,19 @@ class Translator:
 
     @classmethod
     def load(
-        cls, path: str | Path, device: str = "auto", precision: str = "auto", *, retries: bool = True
+        cls,
+        path: str | Path,
+        device: str = "auto",
+        precision: str = "auto",
+        *,
+        retries: bool = True,
+        n_processes: int | None = 1,
     ) -> Translator:
         """The translator in a run folder (while it runs, its best so far), a checkpoint or a model folder.
 
+        Args:
+            n_processes: that may be forked to translate long texts on the CPU; None: as many as torch has threads.
+                For programs that no other thread of theirs computes in.
         Raises:
             CheckpointError: there is no complete model of this version there.
             ConfigError: no such device or precision.
@@ -179,7 +236,7 @@ class Translator:
         folder = ModelFolder.open(find_model_folder(Path(path)))
         checksums = folder.manifest[CHECKSUMS]
         return cls(
-            folder.load_model(dtype, chosen_device),
+            OwnBackend(folder.load_model(dtype, chosen_device), n_processes or torch.get_num_threads()),
             folder.load_tokenizer(),
             folder.config.decode,
             max_source_tokens=folder.config.data.max_tokens,
@@ -319,17 +376,15 @@ class Translator:
         n_tokens_done = 0
         n_beams = n_best if decode.sample else decode.beam_size
         batches = length_sorted_batches(lengths, decode.batch_tokens, n_beams, decode.batch_sentences)
-
-        def search_batch(batch: list[int]) -> list[list[SearchResult]]:
-            return self.backend.search(
-                [sentences[i].ids for i in batch],
-                decode,
-                n_best=n_best,
-                prefixes=[sentences[i].prefix for i in batch] if has_prefixes else None,
-                banned_ids=banned,
-            )
-
-        searched = side_by_side(search_batch, batches, self.backend.n_parallel)
+        searched = self.backend.search_batches(
+            [
+                Batch([sentences[i].ids for i in which], [sentences[i].prefix for i in which] if has_prefixes else None)
+                for which in batches
+            ],
+            decode,
+            n_best=n_best,
+            banned_ids=banned,
+        )
         for batch, results in zip(batches, searched, strict=True):
             for i, hypotheses in zip(batch, results, strict=True):
                 if not hypotheses and requires_all:

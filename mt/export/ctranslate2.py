@@ -36,7 +36,7 @@ from mt.config import DecodeConfig, ModelConfig, RunConfig
 from mt.configfile import dump_config, load_config
 from mt.decode.lines import lines_of_text
 from mt.decode.search import LONGER_THAN_SOURCE, SearchResult, length_penalty, length_sorted_batches, search
-from mt.decode.translator import Translator
+from mt.decode.translator import Backend, Translator
 from mt.errors import CheckpointError, ConfigError, MTError
 from mt.evaluate.scores import corpus_bleu, corpus_chrf
 from mt.model import LayerNorm, Transformer, sinusoidal_positions
@@ -452,7 +452,7 @@ class ExportFolder:
         return Tokenizer.load(self.path / TOKENIZER)
 
 
-class CTranslate2Backend:
+class CTranslate2Backend(Backend):
     """The search of CTranslate2 over an exported model: ids in, ids out, as with our own search.
 
     Two things are CTranslate2's way. With a length penalty its search ends once K hypotheses have ended: where ours
