@@ -93,6 +93,13 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropo
     return torch.matmul(weights, v)
 
 
+def decoding_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """The same without dropout and gradients, for a few queries each: there one call is faster than five on a CPU."""
+    if q.device.type == "cpu":
+        return functional.scaled_dot_product_attention(q, k, v, bias)
+    return masked_attention(q, k, v, bias)
+
+
 def _flash(q: Tensor, k: Tensor, v: Tensor, layout: VarlenLayout, causal: bool) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from mt.attention import attention, attention_weights, masked_attention
+from mt.attention import attention, attention_weights, decoding_attention
 from mt.config import ModelConfig
 from mt.data.batch import MASKED, Layout, PackedBatch, SourceBatch, TileLayout
 from mt.dropout import add_dropped, dropout, replayed
@@ -117,7 +117,7 @@ class SelfAttention(nn.Module):
         cache.write(layer, k, v)
         # The beams of a sentence are query rows over all its slots; ancestry masks those of others.
         keys, values = cache.keys[layer].flatten(2, 3), cache.values[layer].flatten(2, 3)  # [B, H, t K, E]
-        out = masked_attention(q, keys, values, cache.ancestry_bias)
+        out = decoding_attention(q, keys, values, cache.ancestry_bias)
         return self.out(out.transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
 
 
@@ -154,7 +154,7 @@ class CrossAttention(nn.Module):
         """One position of k open beams, x [B k, D]; all beams of a sentence share its memory."""
         n_sentences = cache.n_sentences
         q = self.q(x).view(n_sentences, len(x) // n_sentences, self.n_heads, -1).transpose(1, 2)  # [B, H, k, E]
-        out = masked_attention(q, cache.memory_keys[layer], cache.memory_values[layer], cache.memory_bias)
+        out = decoding_attention(q, cache.memory_keys[layer], cache.memory_values[layer], cache.memory_bias)
         return self.out(out.transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
 
 

@@ -182,6 +182,7 @@ def run_decode(setting: Setting) -> dict[str, Any]:
             "peak_memory_bytes": peak_memory_bytes(device),
         }
         print(f"batch {n_sentences}: {n_produced / seconds:,.0f} tok/s", file=sys.stderr, flush=True)
+    figures["why_no_graphs"] = backend.why_no_graphs
     figures["transformers_at_32"] = _generate_speed(device, dtype, vocab_size, 8 if setting.quick else 32, n_tokens)
     return figures
 
@@ -472,7 +473,16 @@ def _decode_section(figures: dict[str, Any]) -> list[str]:
         ]
         for n, one in figures["batches"].items()
     ]
-    return [about, "", *_table(["sentences together", "sentences/s", "tok/s", "memory"], rows)]
+    table = _table(["sentences together", "sentences/s", "tok/s", "memory"], rows)
+    if peer := figures.get("transformers_at_32"):
+        speed = f"{peer['tgt_tokens_per_second']:,.0f} tok/s with {peer['n_sentences']} sentences together"
+        table += [
+            "",
+            f"`transformers` generate with a model of the same shape and translations of that length: {speed}.",
+        ]
+    if problem := figures.get("why_no_graphs"):
+        table += ["", f"Without CUDA graphs: {problem}."]
+    return [about, "", *table]
 
 
 def _training_section(figures: dict[str, Any]) -> list[str]:

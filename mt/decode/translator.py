@@ -156,6 +156,11 @@ class OwnBackend(Backend):
             return self._graphs.search(sentences, decode, n_best=n_best, prefixes=prefixes, banned_ids=banned_ids)
         return search(self.model, sentences, decode, n_best=n_best, prefixes=prefixes, banned_ids=banned_ids)
 
+    @property
+    def why_no_graphs(self) -> str | None:
+        """What keeps steps from being captured as CUDA graphs; None where nothing does."""
+        return "no CUDA device" if self._graphs is None else self._graphs.why_not
+
     def search_batches(
         self, batches: Sequence[Batch], decode: DecodeConfig, *, n_best: int, banned_ids: Sequence[int]
     ) -> Iterator[list[list[SearchResult]]]:
