@@ -19,6 +19,9 @@ from mt.data.batch import TileLayout
 # oneDNN's product with bias and ReLU in the same pass; private to torch, so it is looked up and can be missing.
 _linear_pointwise = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _reorder_linear_weight = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
+# It refuses bf16 where the CPU has nothing for it.
+_is_supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+_has_bf16_product = _linear_pointwise is not None and _is_supported is not None and bool(_is_supported())
 PACKED_ROWS = 128  # rows that the layout of a packed weight is chosen for; it takes any number, and is fast with most
 
 
@@ -34,7 +37,7 @@ def feed_forward(x: Tensor, weight_1: Tensor, bias_1: Tensor, weight_2: Tensor, 
 
 def packed_weight(weight: Tensor) -> Tensor | None:
     """The weight [F, D] as oneDNN keeps it between products, which saves it a copy in each; None where it cannot."""
-    if _reorder_linear_weight is None or _linear_pointwise is None or weight.dtype != torch.bfloat16:
+    if _reorder_linear_weight is None or not _has_bf16_product or weight.dtype != torch.bfloat16:
         return None
     return _reorder_linear_weight(weight, PACKED_ROWS)  # type: ignore[no-any-return]
 
@@ -55,8 +58,8 @@ def tiled_attention(layout: TileLayout, *projections: Tensor) -> Tensor:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor, activation: str = "none") -> Tensor:
-    if x.dtype == torch.bfloat16 and _linear_pointwise is not None:
-        return _linear_pointwise(x, weight, bias, activation, [], "")  # type: ignore[no-any-return]
+    if x.dtype == torch.bfloat16 and _has_bf16_product:
+        return _linear_pointwise(x, weight, bias, activation, [], "")  # type: ignore[no-any-return, misc]
     y = functional.linear(x, weight, bias)
     return y.relu_() if activation == "relu" else y
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -245,12 +245,12 @@ class DecoderCache:
         else:
             stored.select(dim, self.length).copy_(values)
 
-    def grow(self) -> None:
+    def grow(self, n_positions: int = ROOM) -> None:
         """Make room for some more positions."""
         # A little at a time: products run over the whole of a tensor, since a part of it would be copied for each.
-        self.keys = functional.pad(self.keys, (0, 0, 0, 0, 0, ROOM))
-        self.values = functional.pad(self.values, (0, 0, 0, 0, 0, ROOM))
-        self.ancestors = functional.pad(self.ancestors, (0, ROOM), value=self.ancestors.shape[1])
+        self.keys = functional.pad(self.keys, (0, 0, 0, 0, 0, n_positions))
+        self.values = functional.pad(self.values, (0, 0, 0, 0, 0, n_positions))
+        self.ancestors = functional.pad(self.ancestors, (0, n_positions), value=self.ancestors.shape[1])
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Those of the position in progress, [B, H, k, E] each."""
@@ -439,9 +439,16 @@ class Transformer(nn.Module):
     def _decoder_layers(self) -> list[DecoderLayer]:
         return cast(list[DecoderLayer], list(self.decoder))
 
-    def for_inference(self, dtype: torch.dtype) -> Transformer:
-        """A copy that cannot be trained, all of it in one type, so that no step converts weights again."""
-        model = copy.deepcopy(self).to(dtype)
+    def for_inference(self, dtype: torch.dtype, weights: Mapping[str, Tensor] | None = None) -> Transformer:
+        """A copy that cannot be trained, all of it in one type, so that no step converts weights again.
+
+        Args:
+            weights: of the copy, where they are not the model's own.
+        """
+        model = copy.deepcopy(self)
+        if weights is not None:
+            model.load_state_dict(weights)
+        model = model.to(dtype)
         model.dtype = dtype
         model.requires_grad_(False).eval()
         if model.embedding.weight.device.type == "cpu":
@@ -452,15 +459,17 @@ class Transformer(nn.Module):
         return model
 
     def _embed(self, ids: Tensor, positions: Tensor, max_positions: int) -> Tensor:
-        if max_positions > len(self._positions):
-            self._positions = sinusoidal_positions(2 * max_positions, self.config.d_model)
-        if self._positions.device != ids.device:
-            self._positions = self._positions.to(ids.device)
+        table = self._positions
+        if max_positions > len(table):
+            table = sinusoidal_positions(2 * max_positions, self.config.d_model)
+        if table.device != ids.device:
+            table = table.to(ids.device)
+        self._positions = table  # other threads may do the same meanwhile: what this one reads is its own
         scale = math.sqrt(self.config.d_model)
         if torch.is_grad_enabled():
-            x = self.embedding(ids).float() * scale + self._positions[positions]
+            x = self.embedding(ids).float() * scale + table[positions]
         else:  # the same in one pass
-            x = torch.add(self._positions[positions], self.embedding(ids), alpha=scale)
+            x = torch.add(table[positions], self.embedding(ids), alpha=scale)
         return dropout(x.to(self.dtype), self.config.dropout, self.training)
 
 

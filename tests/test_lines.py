@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -170,3 +171,21 @@ def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path):
     with pytest.raises(DataError) as caught, whole_file(tmp_path / "missing" / "out.de"):
         pass
     assert str(caught.value) == f"{tmp_path}/missing/out.de: cannot be written: No such file or directory"
+
+
+def test_a_descriptor_that_does_not_block_is_read_to_its_end() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+
+    def feed() -> None:
+        for number in range(3):
+            time.sleep(0.05)
+            os.write(writing, b"line %d\n" % number)
+        os.close(writing)
+
+    thread = threading.Thread(target=feed)
+    thread.start()
+    with open(reading, "rb", buffering=0) as stream:
+        lines = [line for batch in LineReader(stream).batches() for line in batch]
+    thread.join()
+    assert lines == [b"line 0", b"line 1", b"line 2"]

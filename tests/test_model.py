@@ -229,6 +229,16 @@ def test_an_inference_copy_is_of_one_type_and_leaves_the_model_alone() -> None:
     assert replace(copied.config) == model.config
 
 
+def test_an_inference_copy_with_other_weights_is_that_of_another_model() -> None:
+    """Weights that a CPU multiplies lie packed beside the parameters: they have to be the same ones."""
+    other = small_model(seed=5)
+    batch = tiles(PAIRS, torch.bfloat16)
+    with torch.inference_mode():
+        expected = other.for_inference(torch.bfloat16)(batch)
+        assert torch.equal(small_model().for_inference(torch.bfloat16, other.state_dict())(batch), expected)
+        assert not torch.equal(small_model().for_inference(torch.bfloat16)(batch), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_activations_that_are_made_again_give_the_same_gradients(dtype: torch.dtype) -> None:
     batch = tiles(random_pairs(12), dtype)

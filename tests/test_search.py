@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+import mt.decode.graphs
 from mt.config import DecodeConfig, ModelConfig
 from mt.decode.candidates import best_tokens, drawn_tokens, log_normaliser, log_normaliser_and_maxima, uniform_numbers
-from mt.decode.graphs import Graphs, rounded_up
-from mt.decode.search import LOOK_AHEAD, SearchResult, length_sorted_batches, search
+from mt.decode.graphs import Graphs, _copy, _tensors, rounded_up
+from mt.decode.search import LOOK_AHEAD, SearchResult, SearchState, length_sorted_batches, search
 from mt.model import Transformer
 from mt.text.tokenizer import EOS_ID, PAD_ID
 from tests.toys import random_pairs, small_model, tiles
@@ -185,6 +186,82 @@ def test_static_steps_find_what_eager_steps_find(settings: dict[str, Any], n_bes
         assert [r.score for found in static for r in found] == pytest.approx(
             [r.score for found in eager for r in found], rel=1e-5
         )
+
+
+class Replayed:
+    """In place of a CUDA graph: what was captured is done again, with what the host knew when it was captured."""
+
+    def __init__(self, state: SearchState) -> None:
+        self.state = state
+
+    def replay(self) -> None:
+        stepped = _copy(self.state)
+        stepped.step()
+        for (_, _, before), (_, _, after) in zip(_tensors(self.state), _tensors(stepped), strict=True):
+            if after is not before:
+                before.copy_(after)
+
+
+@pytest.mark.parametrize(
+    ("settings", "n_best"),
+    [
+        ({"length_penalty": 1.0}, 2),
+        ({"beam_size": 1, "length_penalty": 0.0}, 1),
+        ({"sample": True, "top_k": 9}, 3),
+        ({"no_repeat_ngram_size": 2}, 1),
+        ({"min_length": 6, "max_length": 40}, 1),
+    ],
+)
+@pytest.mark.parametrize("longest_prefix", [0, 4])
+def test_replayed_steps_find_what_eager_steps_find(
+    settings: dict[str, Any], n_best: int, longest_prefix: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def captured(cls: type, state: SearchState, pool: object) -> Any:
+        own = _copy(state)
+        for part, name, tensor in _tensors(own):
+            setattr(part, name, tensor.clone())
+        return cls(Replayed(own), own, torch.empty(0))
+
+    monkeypatch.setattr(mt.decode.graphs._Captured, "of", classmethod(captured))
+    monkeypatch.setattr(Graphs, "_forget_oldest", lambda self: None)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    model, decode = model_of(50), DecodeConfig(**settings)
+    graphs = Graphs(model)
+    graphs.why_not = None
+    for n in (12, 5, 12, 9, 1, 12, 1):
+        prefixes = [source[:longest_prefix][:-1] for source in SOURCES[:n]]
+        eager = search(model, SOURCES[:n], decode, n_best=n_best, prefixes=prefixes)
+        replayed = graphs.search(SOURCES[:n], decode, n_best=n_best, prefixes=prefixes)
+        assert [[r.ids for r in found] for found in replayed] == [[r.ids for r in found] for found in eager]
+    assert graphs.why_not is None
+    assert graphs._captured  # and not only eager steps
+
+
+def test_a_capture_that_fails_is_told_and_the_search_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(cls: type, state: SearchState, pool: object) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr(mt.decode.graphs._Captured, "of", classmethod(failing))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    model, decode = model_of(50), DecodeConfig()
+    graphs = Graphs(model)
+    graphs.why_not = None
+    for _ in range(3):
+        found = graphs.search(SOURCES, decode)
+        assert ids_of(found) == ids_of(search(model, SOURCES, decode))
+    problem = "operation not permitted when stream is capturing"
+    assert capsys.readouterr().err == f"warning: decoding without CUDA graphs, which is slower: {problem}\n"
+
+
+def test_what_is_decided_stays_decided_whoever_else_is_in_the_batch() -> None:
+    sources = [[*src, EOS_ID] for src, _ in random_pairs(24, longest=15, seed=8)]
+    model, decode = model_of(50), DecodeConfig(length_penalty=1.5)
+    together = search(model, sources, decode)
+    alone = [search(model, [source], decode)[0] for source in sources]
+    assert ids_of(together) == ids_of(alone)
+    assert ids_of(Graphs(model).search(sources, decode)) == ids_of(alone)
 
 
 def test_shapes_are_rounded_up_to_few() -> None:

@@ -7,6 +7,7 @@ can be captured is the eager one without the host's knowledge (`is_static`), and
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import sys
 from collections import OrderedDict
@@ -22,8 +23,10 @@ from mt.decode.search import SearchResult, SearchState
 from mt.model import Transformer
 from mt.text.tokenizer import EOS_ID
 
-# Steps between two looks of the host at the device; divides the positions that a cache grows by.
+# Steps between two looks of the host at the device.
 LOOK_EVERY = 4
+# Positions that a cache grows by, so that few shapes are met; a multiple of the steps between two looks.
+ROOM = 32
 SOURCE_WIDTH_MULTIPLE = 16
 WARM_UP_STEPS = 2  # before a capture: libraries set themselves up in the first ones
 # Graphs are forgotten, the oldest first, when the tensors that they work on take more of the device's memory.
@@ -39,6 +42,8 @@ class Graphs:
         self.why_not: str | None = None  # what went wrong when a step was captured; since then none is
         self._device = model.embedding.weight.device
         self._captured: OrderedDict[Any, _Captured] = OrderedDict()
+        self._met: set[Any] = set()  # shapes; one that comes once only is not worth a capture
+        self._pool: Any = None
         if self._device.type != "cuda":
             self.why_not = "no CUDA device"
 
@@ -53,6 +58,18 @@ class Graphs:
         banned_ids: Sequence[int] = (),
     ) -> list[list[SearchResult]]:
         """What `mt.decode.search.search` does."""
+        # Streams and captures are those of the current device.
+        with torch.cuda.device(self._device) if self._device.type == "cuda" else contextlib.nullcontext():
+            return self._search(sentences, decode, n_best, prefixes, banned_ids)
+
+    def _search(
+        self,
+        sentences: Sequence[Sequence[int]],
+        decode: DecodeConfig,
+        n_best: int,
+        prefixes: Sequence[Sequence[int]] | None,
+        banned_ids: Sequence[int],
+    ) -> list[list[SearchResult]]:
         n_fillers = rounded_up(len(sentences)) - len(sentences)
         prefixes = [*(prefixes or [()] * len(sentences)), *[()] * n_fillers]
         padded = [*sentences, *[[EOS_ID]] * n_fillers]
@@ -81,7 +98,7 @@ class Graphs:
     def _advance(self, state: SearchState) -> None:
         """Some steps without a look at the device."""
         if state.cache.length == state.cache.room:
-            state.grow()
+            state.grow(ROOM - state.cache.room % ROOM)
         n_steps = min(LOOK_EVERY, state.cache.room - state.cache.length)
         captured = self._captured_for(state) if self.why_not is None else None
         for _ in range(n_steps):
@@ -97,9 +114,15 @@ class Graphs:
         key = (state.beams.decode, state.beams.n_best, shapes)
         captured = self._captured.get(key)
         if captured is None:
+            if key not in self._met:
+                self._met.add(key)
+                return None
             try:
-                captured = _Captured.of(state)
+                if self._pool is None:
+                    self._pool = torch.cuda.graph_pool_handle()
+                captured = _Captured.of(state, self._pool)
             except RuntimeError as error:
+                self._captured.clear()
                 self.why_not = str(error).partition("\n")[0]
                 print(f"warning: decoding without CUDA graphs, which is slower: {self.why_not}", file=sys.stderr)
                 return None
@@ -121,11 +144,14 @@ class _Captured:
 
     graph: torch.cuda.CUDAGraph
     state: SearchState
+    positions: Tensor  # the table that the graph reads: the model replaces its own when it needs a longer one
 
     @classmethod
-    def of(cls, state: SearchState) -> _Captured:
+    def of(cls, state: SearchState, pool: Any) -> _Captured:
         """Capture a step of a static state that has room for it. The state itself stays as it is.
 
+        Args:
+            pool: of memory, shared by graphs that are replayed one after the other.
         Raises:
             RuntimeError: CUDA cannot capture it.
         """
@@ -139,13 +165,14 @@ class _Captured:
                 _copy(own).step()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Other threads may go on using the device meanwhile.
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             stepped = _copy(own)
             stepped.step()
             for (_, _, before), (_, _, after) in zip(_tensors(own), _tensors(stepped), strict=True):
                 if after is not before:
                     before.copy_(after)
-        return cls(graph, own)
+        return cls(graph, own, own.model._positions)
 
     def adopt(self, state: SearchState) -> None:
         """Copy what a state holds to where the graph works, and let the state hold that."""
@@ -169,7 +196,8 @@ def _tensors(state: SearchState) -> Iterator[tuple[Any, str, Tensor]]:
     for part in (state.cache, state.beams):
         for field in fields(part):
             value = getattr(part, field.name)
-            if isinstance(value, Tensor):
+            # The mask of the step in progress is made anew in each, and until then has the shape of the last one.
+            if isinstance(value, Tensor) and field.name != "ancestry_bias":
                 yield part, field.name, value
 
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import queue
+import select
 import threading
 import time
 from collections import deque
@@ -124,8 +125,11 @@ def _read_ahead(stream: BinaryIO, blocks: queue.Queue[bytes | Exception]) -> Non
     """Put blocks of bytes into the queue, an empty one at the end; an error takes the place of what it hit."""
     read = getattr(stream, "read1", stream.read)  # what is there, without waiting for more
     try:
-        while block := read(_BLOCK_BYTES):
-            blocks.put(block)
+        while (block := read(_BLOCK_BYTES)) != b"":
+            if block is None:  # a descriptor that does not block, and nothing there yet
+                select.select([stream], [], [])
+            else:
+                blocks.put(block)
     except Exception as error:
         blocks.put(error)
     blocks.put(b"")

@@ -136,9 +136,9 @@ class SearchState:
         """From now on a step can be captured: no prefix and no shortest length is left, and there is room for it."""
         self.cache.is_static = self.beams.is_static = True
 
-    def grow(self) -> None:
+    def grow(self, n_positions: int) -> None:
         """Room for some more positions."""
-        self.cache.grow()
+        self.cache.grow(n_positions)
         self.beams.make_room(self.cache.room)
 
     def count_step(self) -> None:
@@ -262,6 +262,8 @@ class _Beams:
         self.open_ids.index_copy_(2, self.position, tokens[:, :, None])
         self.position = self.position + 1
         self.length += 1
+        # For good: whether there is a later step, in which more may come within reach, depends on other sentences.
+        self.open_log_probs = totals.masked_fill(self._is_decided()[:, None], NEVER)
         return parents
 
     def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -329,17 +331,19 @@ class _Beams:
         return length_penalty(n_tokens, self.decode.length_penalty, self.decode.length_penalty_form)
 
     def done(self) -> Tensor:
+        """[B]: whether no beam is open any more."""
+        return self.open_log_probs.amax(1) == NEVER
+
+    def _is_decided(self) -> Tensor:
         """[B]: whether no open beam can reach the n-th best finished score any more.
 
         Log-probabilities only fall, so an open beam that ends within LOOK_AHEAD tokens reaches at most its sum so far
-        over the penalty there. A draw is done when it has ended, whatever the others are worth.
+        over the penalty there. Of draws each ends by itself, whatever the others are worth.
         """
-        best_open = self.open_log_probs.amax(1)
-        is_closed = best_open == NEVER
         if self.decode.sample:
-            return is_closed
+            return torch.zeros_like(self.limits, dtype=torch.bool)
         longest = torch.minimum(self.limits, self.position + LOOK_AHEAD)
-        return (self.finished_scores[:, self.n_best - 1] >= best_open / self._penalty(longest)) | is_closed
+        return self.finished_scores[:, self.n_best - 1] >= self.open_log_probs[:, 0] / self._penalty(longest)
 
     def collect(self, sentences: Tensor, results: list[list[SearchResult]]) -> None:
         """Write the n best finished hypotheses of these sentences (indices, or a mask) to their places in results."""

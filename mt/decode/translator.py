@@ -130,14 +130,15 @@ class OwnBackend(Backend):
 
     Args:
         n_processes: that may work on the CPU, each on a batch; with 1 as many threads do as torch has.
+        has_graphs: whether steps are captured on CUDA, which pays where a model translates for long.
     """
 
-    def __init__(self, model: Transformer, n_processes: int = 1) -> None:
+    def __init__(self, model: Transformer, n_processes: int = 1, *, has_graphs: bool = True) -> None:
         self.model = model
         self._graphs: Graphs | None = None
         self._processes = Processes(1)
         if model.embedding.weight.device.type == "cuda":
-            self._graphs = Graphs(model)
+            self._graphs = Graphs(model) if has_graphs else None
         else:
             self.n_parallel = torch.get_num_threads()
             self._processes = Processes(n_processes)
@@ -185,7 +186,8 @@ class Translator:
     """A model with its tokenizer, ready to translate.
 
     Args:
-        backend: what searches; a model for inference (see `Transformer.for_inference`) stands for our own.
+        backend: what searches; a model for inference (see `Transformer.for_inference`) stands for our own, without
+            graphs.
         decode: the settings that `translate` goes by unless told otherwise.
         max_source_tokens: longer lines are translated in parts, for the model has not seen longer ones in training.
         retries: whether what is odd (see `mt.decode.oddities`) is searched again, with repetition blocked. Drawn
@@ -203,7 +205,7 @@ class Translator:
         retries: bool = True,
         identity: Mapping[str, str] | None = None,
     ) -> None:
-        self.backend = OwnBackend(backend) if isinstance(backend, Transformer) else backend
+        self.backend = OwnBackend(backend, has_graphs=False) if isinstance(backend, Transformer) else backend
         self.tokenizer = tokenizer
         self.decode = decode
         self.max_source_tokens = max_source_tokens

@@ -332,9 +332,7 @@ class Engine:
 
     def inference_model(self) -> Transformer:
         """A copy for validation; with `train.ema_decay` of the averaged weights."""
-        model = self.model.for_inference(self.dtype)
-        model.load_state_dict(self.weights_for_use)
-        return model
+        return self.model.for_inference(self.dtype, self.weights_for_use)
 
     def _assemble(self, sentences: Indices) -> PackedBatch:
         if self.execution.packs_varlen:
