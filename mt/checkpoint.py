@@ -40,6 +40,7 @@ WEIGHTS, CONFIG, TOKENIZER, MANIFEST, TRAINING = (
     "training.pt",
 )
 BEST = "best.json"
+EXPORTED = "model.bin"  # what CTranslate2 has in place of the weights
 CHECKSUMS = "sha256"  # key of the manifest: file name → 64 hexadecimal digits
 
 
@@ -61,6 +62,11 @@ class ModelFolder:
         if not path.is_dir():
             raise CheckpointError(f"{path}: no such model folder")
         missing = [name for name in (WEIGHTS, CONFIG, TOKENIZER, MANIFEST) if not (path / name).is_file()]
+        if missing and (path / EXPORTED).is_file():
+            raise CheckpointError(
+                f"{path}: is an export for CTranslate2: mt translate takes it with --backend ctranslate2; all else takes "
+                "the model that it was made of"
+            )
         if missing:
             raise CheckpointError(f"{path}: is no complete model folder: {', '.join(missing)} missing")
         try:

@@ -448,3 +448,13 @@ def test_a_model_is_found_in_a_run_a_checkpoint_and_a_folder(
     with pytest.raises(CheckpointError) as caught:
         find_model_folder(weights)
     assert str(caught.value) == f"{weights}: is a file: give the folder that it lies in, {weights.parent}"
+
+
+def test_an_export_in_place_of_a_model_is_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").touch()
+    with pytest.raises(CheckpointError) as caught:
+        ModelFolder.open(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}: is an export for CTranslate2: mt translate takes it with --backend ctranslate2; all else takes "
+        "the model that it was made of"
+    )

@@ -176,6 +176,15 @@ def test_a_model_that_gives_no_numbers_says_what_to_try(translator: Translator) 
     )
 
 
+def test_limits_that_nothing_meets_are_told_apart_from_a_broken_model(translator: Translator) -> None:
+    with pytest.raises(ConfigError) as caught:
+        translator.translate(["bar dest"], DecodeConfig(no_repeat_ngram_size=1, min_length=500))
+    assert str(caught.value) == (
+        "decode.min_length: no translation has 500 tokens if no 1 of them may come twice: lower decode.min_length or "
+        "raise decode.no_repeat_ngram_size"
+    )
+
+
 class Parrot(Backend):
     """A backend that says of each sentence what it was taught; what blocks repetition it is taught apart."""
 

@@ -395,6 +395,12 @@ class Translator:
         for batch, results in zip(batches, searched, strict=True):
             for i, hypotheses in zip(batch, results, strict=True):
                 if not hypotheses and requires_all:
+                    if decode.no_repeat_ngram_size and decode.min_length:
+                        raise ConfigError(
+                            f"decode.min_length: no translation has {decode.min_length} tokens if no "
+                            f"{decode.no_repeat_ngram_size} of them may come twice: lower decode.min_length or raise "
+                            "decode.no_repeat_ngram_size"
+                        )
                     raise CheckpointError(
                         f"the model gives no numbers for {self.tokenizer.decode(sentences[i].ids)[:80]!r}: "
                         "try --precision fp32; if that does not help, its weights are damaged"
