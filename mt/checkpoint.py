@@ -64,8 +64,8 @@ class ModelFolder:
         missing = [name for name in (WEIGHTS, CONFIG, TOKENIZER, MANIFEST) if not (path / name).is_file()]
         if missing and (path / EXPORTED).is_file():
             raise CheckpointError(
-                f"{path}: is an export for CTranslate2: mt translate takes it with --backend ctranslate2; all else takes "
-                "the model that it was made of"
+                f"{path}: is an export for CTranslate2: mt translate takes it with --backend ctranslate2; all else "
+                "takes the model that it was made of"
             )
         if missing:
             raise CheckpointError(f"{path}: is no complete model folder: {', '.join(missing)} missing")
