@@ -329,7 +329,8 @@ def keep_large_blocks() -> None:
         mallopt, malloc, free, madvise = libc.mallopt, libc.malloc, libc.free, libc.madvise
     except (OSError, AttributeError):
         return
-    m_trim_threshold, m_mmap_threshold, m_mmap_max, madv_hugepage = -1, -3, -4, 14
+    m_trim_threshold, m_mmap_threshold, m_mmap_max, m_arena_max, madv_hugepage = -1, -3, -4, -8, 14
+    mallopt(m_arena_max, 1)  # threads take from the same heap: what one of them frees the next one gets
     mallopt(m_mmap_threshold, 1 << 30)
     mallopt(m_trim_threshold, -1)
     mallopt(m_mmap_max, 0)
