@@ -162,7 +162,7 @@ def train(
     run_config = load_config(config, overrides or [])
     run_dir = run_dir or Path("runs") / run_config.name
     if is_dry_run:
-        from mt.doctor import dry_run
+        from mt.dry_run import dry_run
 
         print(dry_run(run_config, run_dir))
         return
@@ -178,7 +178,7 @@ def prepare_data(config: ConfigOption, overrides: SetOption = None) -> None:
 
     run_config = load_config(config, overrides or [])
     if run_config.train.init_from is None:
-        from mt.text.corpus import prepare_corpus
+        from mt.text.prepare import prepare_corpus
 
         print(_corpus_text(prepare_corpus(run_config)))
     else:  # the tokenizer is that of a model; reading one takes torch, which takes seconds to import

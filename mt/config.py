@@ -10,6 +10,8 @@ from typing import Literal
 from mt.errors import ConfigError
 
 MAX_BEAM_SIZE = 64
+# In brackets, so that no symbol cuts a word; <s>, <unk> and the bytes are SentencePiece's own.
+SYMBOL = re.compile(r"<(?!(?:s|pad|unk|0x[0-9A-F]{2})>)[^\W_][\w.:+-]*>")
 
 
 def _require(condition: bool, key: str, problem: str) -> None:
@@ -43,22 +45,43 @@ class SourceConfig:
 
     src: str | None = None  # text file, one segment a line; may be compressed (.gz, .xz, .zst)
     tgt: str | None = None  # text file, line i translates line i of src
-    file: str | None = None  # one file with both sides: .tsv (source, tab, target) or .jsonl (keys: the languages)
+    file: str | None = None  # one file with both sides: .tsv, .jsonl or .parquet
+    src_column: int | str | None = None  # of file or dataset: name or 1-based number; null: the first, or the language
+    tgt_column: int | str | None = None  # null: the second of two, or the language
     dataset: str | None = None  # hub data set, or a local folder in the hub's layout
     config: str | None = None  # configuration of the hub data set, such as de-en
-    split: str | None = None  # split of the hub data set; the role's own name (train, validation, test) by default
+    split: str | None = None  # split of the hub data set such as train[:10%]; the role's own name by default
+    streaming: bool = False  # read the hub data set as it comes, without a copy on the disk
     sacrebleu: str | None = None  # test set that sacreBLEU knows, such as wmt14/full
     weight: float = 1.0  # copies of each pair in a training epoch; the fraction is drawn by chance
+    tag: str | None = None  # symbol in front of each source segment, such as <bt> for back-translations
 
     def __post_init__(self) -> None:
         pair = self.src is not None or self.tgt is not None
         kinds = [pair, self.file is not None, self.dataset is not None, self.sacrebleu is not None]
         if sum(kinds) != 1 or (pair and (self.src is None or self.tgt is None)):
             raise ConfigError("expected exactly one of {src, tgt}, {file}, {dataset} and {sacrebleu}")
-        if self.dataset is None and (self.config is not None or self.split is not None):
-            raise ConfigError("config and split go with dataset alone")
+        if self.dataset is None and (self.config is not None or self.split is not None or self.streaming):
+            raise ConfigError("config, split and streaming go with dataset alone")
+        self._check_columns()
         if not 0 < self.weight <= 1000:
             raise ConfigError(f"weight: expected a number above 0 and up to 1000, got {self.weight}")
+        if self.tag is not None and not SYMBOL.fullmatch(self.tag):
+            raise ConfigError(f"tag: expected a symbol such as <bt>, got {self.tag!r}")
+
+    def _check_columns(self) -> None:
+        if (self.src_column is None) != (self.tgt_column is None):
+            raise ConfigError("src_column and tgt_column go together: give both or none")
+        if self.src_column is None:
+            return
+        if self.file is None and self.dataset is None:
+            raise ConfigError("src_column and tgt_column go with file and dataset alone")
+        if self.src_column == self.tgt_column:
+            raise ConfigError(f"src_column and tgt_column are the same column, {self.src_column}")
+        for name in ("src_column", "tgt_column"):
+            column = getattr(self, name)
+            if isinstance(column, int) and column < 1:
+                raise ConfigError(f"{name}: columns are counted from 1, got {column}")
 
     @property
     def description(self) -> str:
@@ -71,6 +94,49 @@ class SourceConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CleanConfig:
+    """How text is changed, and which training pairs are removed. Changes are made at translation, too."""
+
+    # What is changed.
+    unicode_nfc: bool = True  # characters are composed (Unicode NFC)
+    control_characters: bool = True  # control and invisible characters become spaces
+    html_entities: bool = True  # &amp; and &#39; become the characters they stand for
+    punctuation: bool = False  # quotes, dashes and spaces as Moses normalises them; needs sacremoses
+    white_space: bool = True  # runs of white space become one space, with none at the ends
+    # What is removed.
+    max_chars: int = 4_000  # characters on either side
+    max_length_ratio: float | None = 4.0  # (bytes + 16) of the longer side over (bytes + 16) of the shorter; null: any
+    max_copied: float | None = 0.9  # share of the words that both sides have in common; null: any
+    min_copied: float | None = None  # the same, for text that must share names and numbers; null: any
+    max_non_letters: float | None = 0.8  # share of digits, punctuation and symbols on either side; null: any
+    max_wrong_script: float | None = 0.5  # share of a side's letters in a script that its language is not written in
+    language: bool = False  # both sides are in their language, and not swapped, as py3langid sees it
+    numbers: bool = False  # both sides have the same numbers
+    duplicates: Literal["keep", "exact", "folded"] = "folded"  # pairs that came before; folded: case, punctuation aside
+    contamination: bool = True  # pairs of which a side stands in a validation or test set, folded
+    contamination_words: int = 6  # words that such a side has at least
+
+    def __post_init__(self) -> None:
+        _require_at_least("data.clean.max_chars", self.max_chars, 1)
+        _require_at_least("data.clean.contamination_words", self.contamination_words, 1)
+        if self.max_length_ratio is not None:
+            _require_at_least("data.clean.max_length_ratio", self.max_length_ratio, 1)
+        for name in ("max_copied", "min_copied", "max_non_letters", "max_wrong_script"):
+            share = getattr(self, name)
+            _require(
+                share is None or 0 <= share <= 1,
+                f"data.clean.{name}",
+                f"expected a share from 0 to 1, or null, got {share}",
+            )
+        if self.max_copied is not None and self.min_copied is not None:
+            _require(
+                self.min_copied <= self.max_copied,
+                "data.clean.min_copied",
+                f"is {self.min_copied}, above data.clean.max_copied ({self.max_copied}): nothing would be left",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Parallel text, and which of it is kept."""
 
@@ -79,15 +145,11 @@ class DataConfig:
     test: dict[str, SourceConfig] = field(default_factory=dict)  # named; each is reported at the end of training
     prepared_dir: str = "data/prepared"  # prepared corpora, one folder for each fingerprint
     max_tokens: int = 256  # tokens on either side, end of sentence included; longer training pairs are removed
-    max_chars: int = 4_000  # characters on either side; longer training pairs are removed before encoding
-    max_length_ratio: float | None = 4.0  # (bytes + 16) of the longer side over (bytes + 16) of the shorter; null: any
+    clean: CleanConfig = CleanConfig()
 
     def __post_init__(self) -> None:
         _require(len(self.train) > 0, "data.train", "is empty: give at least one source of parallel text")
         _require_at_least("data.max_tokens", self.max_tokens, 2)
-        _require_at_least("data.max_chars", self.max_chars, 1)
-        if self.max_length_ratio is not None:
-            _require_at_least("data.max_length_ratio", self.max_length_ratio, 1)
         sources = {f"data.train.{i}": source for i, source in enumerate(self.train)} | {"data.valid": self.valid}
         for key, source in (sources | {f"data.test.{name}": source for name, source in self.test.items()}).items():
             _require(
@@ -101,15 +163,23 @@ class DataConfig:
             )
             _require(name != "valid", "data.test.valid", "is the name of the validation set: choose another")
 
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The different tags of all sources, in their order."""
+        sources = [*self.train, self.valid, *self.test.values()]
+        return tuple(dict.fromkeys(source.tag for source in sources if source.tag is not None))
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
     """One SentencePiece model, joint over both languages, with byte fallback."""
 
+    model: str | None = None  # a SentencePiece model to use as it is; the other settings then mean nothing
     kind: Literal["bpe", "unigram"] = "bpe"
     vocab_size: int = 32_000  # pieces, the special ones and the 256 bytes included
     character_coverage: float = 0.9999  # share of the characters that get a piece of their own; the rest become bytes
-    sample_lines: int = 5_000_000  # lines, both languages together, that the tokenizer is trained on
+    sample_lines: int = 10_000_000  # lines, both languages together, that the tokenizer is trained on, drawn evenly
+    user_symbols: tuple[str, ...] = ()  # pieces that are never cut, such as <name>; tags of sources need not be named
 
     def __post_init__(self) -> None:
         _require_at_least("tokenizer.vocab_size", self.vocab_size, 300)
@@ -119,6 +189,13 @@ class TokenizerConfig:
             "tokenizer.character_coverage",
             f"expected a share from 0.9 to 1.0, got {self.character_coverage}",
         )
+        for symbol in self.user_symbols:
+            _require(
+                SYMBOL.fullmatch(symbol) is not None,
+                "tokenizer.user_symbols",
+                f"expected symbols such as <name>, got {symbol!r}",
+            )
+        _require(len(set(self.user_symbols)) == len(self.user_symbols), "tokenizer.user_symbols", "has a symbol twice")
 
 
 @dataclass(frozen=True, kw_only=True)

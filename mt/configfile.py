@@ -366,7 +366,7 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         mapping = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
         if isinstance(value, SourceConfig):
-            return {name: entry for name, entry in mapping.items() if entry is not None}
+            return {name: entry for name, entry in mapping.items() if entry not in (None, False)}
         return mapping
     if isinstance(value, dict):
         return {name: _plain(entry) for name, entry in value.items()}

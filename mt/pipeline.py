@@ -31,7 +31,8 @@ from mt.decode.translator import Translator
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.evaluate.scores import report_text, scored_test_set
 from mt.runtime import Ranks, choose_device, hardware, joined, source_commit, versions
-from mt.text.corpus import PreparedCorpus, corpus_fingerprint, prepare_corpus
+from mt.text.corpus import PreparedCorpus
+from mt.text.prepare import corpus_fingerprint, prepare_corpus
 from mt.text.sources import SentencePair, read_pairs
 from mt.train.engine import choose_execution
 from mt.train.loop import train

@@ -22,7 +22,7 @@ from mt.data.packing import PlanState
 from mt.errors import ConfigError, DataError
 from mt.model import Transformer
 from mt.runtime import _measured_flops, data_sheet_flops, peak_flops, peak_memory_bytes
-from mt.text.corpus import prepare_corpus
+from mt.text.prepare import prepare_corpus
 from mt.text.tokenizer import EOS_ID, PAD_ID
 from mt.train.engine import Engine, OutOfMemory, Update
 from tests.toys import parallel, random_pairs, small_model, toy_config, write_lines

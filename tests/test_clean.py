@@ -4,15 +4,13 @@ import unicodedata
 
 import pytest
 
-from mt.config import DataConfig, SourceConfig
+from mt.config import CleanConfig
 from mt.text.clean import Cleaner, normalise, removed_text
 from mt.text.sources import SentencePair
 
-FILES = SourceConfig(src="train.en", tgt="train.de")
-
 
 def cleaner(**settings: float) -> Cleaner:
-    return Cleaner(DataConfig(train=(FILES,), valid=FILES, **settings))
+    return Cleaner(CleanConfig(**settings))
 
 
 @pytest.mark.parametrize(

@@ -86,8 +86,8 @@ def test_auto_or_a_number_are_both_read():
 REFUSED = {
     "train: {warmup_step: 3}": "x.yaml: train.warmup_step: unknown key, did you mean warmup_steps?",
     "batch_tokens: 3": "x.yaml: batch_tokens: unknown key, did you mean train.batch_tokens?",
-    "tokenizer: {merges: 3}": "x.yaml: tokenizer.merges: unknown key, the keys of tokenizer are kind, vocab_size, "
-    "character_coverage, sample_lines",
+    "tokenizer: {merges: 3}": "x.yaml: tokenizer.merges: unknown key, the keys of tokenizer are model, kind, vocab_size, "
+    "character_coverage, sample_lines, user_symbols",
     "colour: 3": "x.yaml: colour: unknown key, the keys at the top are name, src_lang, tgt_lang, data, tokenizer, "
     "model, train, decode",
     "train: {max_steps: yes}": "x.yaml: train.max_steps: expected int, got True",
@@ -130,7 +130,10 @@ REPLACED = {
     "{file}, {dataset} and {sacrebleu}",
     ("tgt: train.de}", "tgt: train.de, weight: 0}"): "x.yaml: data.train.0.weight: expected a number above 0 "
     "and up to 1000, got 0.0",
-    ("tgt: train.de}", "tgt: train.de, split: test}"): "x.yaml: data.train.0: config and split go with dataset alone",
+    (
+        "tgt: train.de}",
+        "tgt: train.de, split: test}",
+    ): "x.yaml: data.train.0: config, split and streaming go with dataset alone",
     ("tgt: train.de}", "tgt: train.de, wieght: 2}"): "x.yaml: data.train.0.wieght: unknown key, did you mean weight?",
     ("{src: valid.en, tgt: valid.de}", "valid.en"): "x.yaml: data.valid: expected a mapping (key: value), "
     "got 'valid.en'",

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mt.config import DataConfig, RunConfig, SourceConfig, TokenizerConfig
+from mt.config import CleanConfig, DataConfig, RunConfig, SourceConfig, TokenizerConfig
 from mt.errors import ConfigError, DataError
 from mt.text import corpus as corpus_module
+from mt.text import prepare as prepare_module
 from mt.text.clean import normalise
-from mt.text.corpus import PreparedCorpus, corpus_fingerprint, prepare_corpus
+from mt.text.corpus import PreparedCorpus
+from mt.text.prepare import corpus_fingerprint, prepare_corpus
 from mt.text.tokenizer import EOS_ID, Tokenizer
 
 REAL_DATA = os.environ.get("MT_REAL_DATA")
@@ -58,7 +60,7 @@ def config() -> RunConfig:
         test={"news": write_pair("test", [" raw\ttext "], ["roher  Text\x0b"])},
         prepared_dir="prepared",
         max_tokens=100,
-        max_chars=300,
+        clean=CleanConfig(max_chars=300),
     )
     return RunConfig(name="x", src_lang="en", tgt_lang="de", data=data, tokenizer=TokenizerConfig(vocab_size=500))
 
@@ -194,8 +196,8 @@ def test_the_fingerprint_follows_content_and_settings_and_not_paths(config: RunC
         with_data(config, valid=second),
         with_data(config, test={"other": config.data.test["news"]}),
         with_data(config, max_tokens=101),
-        with_data(config, max_chars=301),
-        with_data(config, max_length_ratio=5.0),
+        with_data(config, clean=CleanConfig(max_chars=301)),
+        with_data(config, clean=CleanConfig(max_chars=300, max_length_ratio=5.0)),
         dataclasses.replace(config, tgt_lang="nl"),
         dataclasses.replace(config, tokenizer=TokenizerConfig(vocab_size=501)),
     ]
@@ -207,11 +209,11 @@ def test_the_tokenizer_is_trained_on_a_seeded_sample(config: RunConfig) -> None:
     corpus, _ = prepare(sampled)
     assert corpus.manifest["tokenizer"]["lines"] == 123
     lines = [str(i) for i in range(1_000)]
-    sample = list(corpus_module._sample(lines, 1_000, 100))
+    sample = list(prepare_module._sample(lines, 1_000, 100))
     assert len(sample) == 100
-    assert sample == list(corpus_module._sample(lines, 1_000, 100)) == sorted(sample, key=int)
+    assert sample == list(prepare_module._sample(lines, 1_000, 100)) == sorted(sample, key=int)
     assert 400 < sum(map(int, sample)) / 100 < 600
-    assert list(corpus_module._sample(lines, 1_000, 1_000)) == lines
+    assert list(prepare_module._sample(lines, 1_000, 1_000)) == lines
 
 
 def test_a_source_of_which_nothing_is_left_counts_zero(config: RunConfig) -> None:
@@ -224,18 +226,18 @@ def test_an_empty_corpus_says_which_rule_removed_how_many(config: RunConfig) -> 
     train = (write_pair("bad", ["", "short", ""], ["x", "y" * 200, ""]),)
     assert error_of(with_data(config, train=train)) == (
         "data.train: nothing is left of 3 pairs, removed: 2 empty, 1 length_ratio; look at the text, or at the "
-        "limits data.max_chars, data.max_length_ratio and data.max_tokens"
+        "limits data.clean and data.max_tokens"
     )
     assert error_of(with_data(config, train=(config.data.train[1],), max_tokens=2)) == (
         "data.train: nothing is left of 50 pairs, removed: 50 too_many_tokens; look at the text, or at the "
-        "limits data.max_chars, data.max_length_ratio and data.max_tokens"
+        "limits data.clean and data.max_tokens"
     )
 
 
 def test_all_sets_are_checked_before_the_tokenizer_is_trained(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus_module, "train_tokenizer", lambda *_, **__: pytest.fail("the tokenizer was trained"))
+    monkeypatch.setattr(prepare_module, "train_tokenizer", lambda *_, **__: pytest.fail("the tokenizer was trained"))
     valid = write_pair("uneven", ["a", "b"], ["c"])
     assert error_of(with_data(config, valid=valid)) == (
         "uneven.en has 2 lines and uneven.de has 1: parallel files need one line for each line"
@@ -262,7 +264,7 @@ def test_an_interrupted_build_leaves_nothing_behind(config: RunConfig, monkeypat
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(corpus_module, "_encode_pairs", interrupt)
+    monkeypatch.setattr(prepare_module, "_encode_pairs", interrupt)
     with pytest.raises(KeyboardInterrupt):
         prepare(config)
     assert list(Path("prepared").iterdir()) == []
@@ -302,12 +304,12 @@ def test_a_damaged_corpus_is_refused(config: RunConfig) -> None:
 
 
 def test_more_than_65535_pieces_take_four_bytes_an_id() -> None:
-    assert np.dtype(corpus_module._ids_dtype(65_535)) == np.uint16
-    assert np.dtype(corpus_module._ids_dtype(65_536)) == np.uint32
+    assert np.dtype(corpus_module.ids_dtype(65_535)) == np.uint16
+    assert np.dtype(corpus_module.ids_dtype(65_536)) == np.uint32
 
 
 def test_long_stages_say_how_far_they_are(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus_module, "_SECONDS_BETWEEN_PROGRESS", 0.0)
+    monkeypatch.setattr(prepare_module, "_SECONDS_BETWEEN_PROGRESS", 0.0)
     _, said = prepare(config)
     assert any(line.startswith("second.en + second.de: reading: 50 pairs, ") for line in said)
     assert any(line.startswith("encoding: 197 pairs, ") for line in said)

@@ -17,7 +17,8 @@ from mt.data.batch import assemble_tiles, assemble_varlen
 from mt.data.packing import PlanState, UpdatePlan, cut_into_slices, slice_budget
 from mt.decode.translator import Translator
 from mt.pipeline import train_run
-from mt.text.corpus import PreparedCorpus, prepare_corpus
+from mt.text.corpus import PreparedCorpus
+from mt.text.prepare import prepare_corpus
 
 REAL = os.environ.get("MT_REAL_DATA")
 pytestmark = pytest.mark.skipif(REAL is None, reason="MT_REAL_DATA does not name a folder of real text")

@@ -19,7 +19,8 @@ from mt.data.batch import PackedBatch, assemble_tiles
 from mt.data.packing import PlanState
 from mt.errors import MTError
 from mt.runtime import ALONE
-from mt.text.corpus import PreparedCorpus, prepare_corpus
+from mt.text.corpus import PreparedCorpus
+from mt.text.prepare import prepare_corpus
 from mt.train.engine import Engine, Outcome, Update, tokens_that_fit
 from mt.train.loop import Trainer, train
 from mt.train.progress import Meter, Progress

@@ -18,7 +18,8 @@ from mt.config import RunConfig, TrainConfig
 from mt.data.packing import PlanState
 from mt.errors import MTError
 from mt.pipeline import average_run, evaluate_model, format_report, train_run
-from mt.text.corpus import PreparedCorpus, prepare_corpus
+from mt.text.corpus import PreparedCorpus
+from mt.text.prepare import prepare_corpus
 from mt.train.engine import Engine, Outcome, Update
 from mt.train.loop import Trainer, train
 from mt.train.optimizer import Optimizer

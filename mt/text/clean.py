@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mt.config import DataConfig
+from mt.config import CleanConfig
 from mt.text.sources import SentencePair
 
 Reason = Literal["empty", "too_long", "length_ratio", "too_many_tokens"]
@@ -58,7 +58,7 @@ class Removal:
 class Cleaner:
     """Normalises the pairs of one source, keeps the good ones, and remembers why the others went."""
 
-    def __init__(self, config: DataConfig) -> None:
+    def __init__(self, config: CleanConfig) -> None:
         self.config = config
         self.n_read = 0
         self.removals: dict[Reason, Removal] = {}

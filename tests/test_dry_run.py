@@ -11,20 +11,21 @@ from typing import Any
 import pytest
 import torch
 
-from mt import doctor
+from mt import dry_run as dry_run_module
 from mt.cli import app
 from mt.config import RunConfig, TrainConfig
-from mt.doctor import dry_run, parameters_by_part, plot_schedule
+from mt.dry_run import dry_run, parameters_by_part, plot_schedule
 from mt.errors import ConfigError, DataError, MTError
 from mt.pipeline import train_run
-from mt.text.corpus import PreparedCorpus, prepare_corpus
+from mt.text.corpus import PreparedCorpus
+from mt.text.prepare import prepare_corpus
 from mt.train.engine import Engine, OutOfMemory, Update
 from tests.toys import small_model, toy_config
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor, "MEASURED_SECONDS", 0.0)
+    monkeypatch.setattr(dry_run_module, "MEASURED_SECONDS", 0.0)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.chdir(tmp_path)
 
@@ -145,7 +146,7 @@ def test_a_disk_that_is_too_small_is_warned_of(tmp_path: Path, monkeypatch: pyte
     usage = namedtuple("usage", ["free"])
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(2 * 2**20))
     config = toy_config(tmp_path / "text", max_steps=100, keep_last=3, average_last=2, keep_best=2, checkpoint_every=1)
-    engine = Engine(config, doctor.random_corpus(380, 64, 100), 380)
+    engine = Engine(config, dry_run_module.random_corpus(380, 64, 100), 380)
     n_bytes = 4 * sum(p.numel() for p in engine.model.parameters())
     *_, checkpoints, disk, warning = section(dry_run(config, Path("runs/toy")), "files")
     assert checkpoints == f"checkpoints  runs/toy/checkpoints, {3 * n_bytes / 2**20:.1f} MiB each, up to 5 at a time"
@@ -214,7 +215,7 @@ def test_memory_is_told_by_what_holds_it(tmp_path: Path) -> None:
     config = toy_config(tmp_path / "text", ema_decay=0.9)
     config = replace(config, model=replace(config.model, d_model=256, d_ff=512))
     lines = section(dry_run(config, Path("runs/toy")), "memory")
-    engine = Engine(config, doctor.random_corpus(380, 64, 100), 380)
+    engine = Engine(config, dry_run_module.random_corpus(380, 64, 100), 380)
     n_mib = 4 * sum(p.numel() for p in engine.model.parameters()) / 2**20
     assert re.fullmatch(r"[\d.]+ GiB of the [\d,.]+ GiB of cpu, validation not counted", lines[0])
     assert lines[1:5] == [
@@ -306,7 +307,7 @@ def test_train_with_dry_run_trains_nothing(
         calls.append((config.name, run_dir))
         return "what would happen"
 
-    monkeypatch.setattr(doctor, "dry_run", told)
+    monkeypatch.setattr(dry_run_module, "dry_run", told)
     with pytest.raises(SystemExit) as caught:
         app(["train", "--config", "base", "--dry-run", "--set", "name=other"], prog_name="mt")
     assert (caught.value.code or 0, *capsys.readouterr()) == (0, "what would happen\n", "")
