@@ -389,6 +389,11 @@ class RunConfig:
         for key in ("src_lang", "tgt_lang"):
             _require(getattr(self, key) != "", key, "is empty: give a language code such as en")
         _require(self.src_lang != self.tgt_lang, "tgt_lang", f"is the same as src_lang: {self.src_lang}")
+        _require(
+            self.tokenizer.model is None or self.train.init_from is None,
+            "tokenizer.model",
+            "train.init_from brings a tokenizer with it: give one of the two",
+        )
         smallest_name, smallest = "train.batch_tokens", self.train.batch_tokens
         if self.train.micro_batch_tokens != "auto" and self.train.micro_batch_tokens < smallest:
             smallest_name, smallest = "train.micro_batch_tokens", self.train.micro_batch_tokens

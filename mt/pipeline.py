@@ -31,7 +31,7 @@ from mt.decode.translator import Translator
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.evaluate.scores import report_text, scored_test_set
 from mt.runtime import Ranks, choose_device, hardware, joined, source_commit, versions
-from mt.text.corpus import PreparedCorpus
+from mt.text.corpus import PreparedCorpus, with_tag
 from mt.text.prepare import corpus_fingerprint, prepare_corpus
 from mt.text.sources import SentencePair, read_pairs
 from mt.train.engine import choose_execution
@@ -177,7 +177,11 @@ def _test_pairs(folder: ModelFolder, names: list[str]) -> dict[str, list[Sentenc
     if prepared.is_dir():
         test_pairs = PreparedCorpus.open(prepared).test_pairs
         return {name: test_pairs[name] for name in names}
-    return {name: list(read_pairs(config.data.test[name], config.src_lang, config.tgt_lang, "test")) for name in names}
+    sources = {name: config.data.test[name] for name in names}
+    return {
+        name: with_tag(read_pairs(source, config.src_lang, config.tgt_lang, "test"), source.tag)
+        for name, source in sources.items()
+    }
 
 
 def _score_set(translator: Translator, pairs: list[SentencePair]) -> tuple[dict[str, Any], list[str]]:

@@ -1,10 +1,11 @@
-"""The prepared corpus: complete or absent, named after its content, its text accounted for to the last pair."""
+"""Preparing: a corpus is complete or absent, named after its content, its text accounted for to the last pair."""
 
 import dataclasses
 import json
 import os
 import random
 import string
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from mt.text import corpus as corpus_module
 from mt.text import prepare as prepare_module
 from mt.text.clean import normalise
 from mt.text.corpus import PreparedCorpus
+from mt.processes import Processes
+from mt.text.shards import Cleaning
 from mt.text.prepare import corpus_fingerprint, prepare_corpus
 from mt.text.tokenizer import EOS_ID, Tokenizer
 
@@ -47,7 +50,7 @@ def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # token at least.
 MANY_WORDS = " ".join("q" * 110)
 FIRST_SRC = ["  two\u00a0words ", "", "short", "x" * 301, MANY_WORDS, *sentences(195, seed=1)]
-FIRST_TGT = ["zwei  Wörter", "leer", "y" * 200, "x" * 301, MANY_WORDS, *sentences(195, seed=2)]
+FIRST_TGT = ["zwei  Wörter", "leer", "y" * 200, "y" * 301, MANY_WORDS.replace("q", "j"), *sentences(195, seed=2)]
 SECOND_SRC, SECOND_TGT = sentences(50, seed=3), sentences(50, seed=4)
 VALID_SRC, VALID_TGT = [" valid\u00a0 text", "", *sentences(8, seed=5)], ["die  Prüfung", "leer", *sentences(8, seed=6)]
 
@@ -63,6 +66,25 @@ def config() -> RunConfig:
         clean=CleanConfig(max_chars=300),
     )
     return RunConfig(name="x", src_lang="en", tgt_lang="de", data=data, tokenizer=TokenizerConfig(vocab_size=500))
+
+
+NOT_OF_THE_MOMENT = (
+    "removed.tsv",
+    "tokenizer.model",
+    "train.lines",
+    *(f"{split}.{side}.{part}" for split in ("train", "valid") for side in ("src", "tgt") for part in ("ids", "offsets")),
+)
+
+
+class InThisProcess(Processes):
+    """Whatever the number of cores: where a test has put something of its own in place of a stage."""
+
+    def __init__(self, n: int, *arguments: Any) -> None:
+        super().__init__(0, *arguments)
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def with_data(config: RunConfig, **changes: Any) -> RunConfig:
@@ -134,11 +156,12 @@ def test_what_was_removed_is_said_and_stands_in_the_manifest_with_examples(confi
     }
     assert removed["empty"]["examples"] == [{"src": "", "tgt": "leer", "line": 2}]
     assert removed["too_many_tokens"]["examples"] == [
-        {"src": MANY_WORDS[:199] + "…", "tgt": MANY_WORDS[:199] + "…", "line": 5}
+        {"src": MANY_WORDS[:199] + "…", "tgt": MANY_WORDS.replace("q", "j")[:199] + "…", "line": 5}
     ]
     assert corpus.manifest["tokenizer"]["vocab_size"] == 500
     assert corpus.manifest["tokenizer"]["lines"] == 494
-    assert set(corpus.manifest["seconds"]) == {"read_and_clean", "train_tokenizer", "encode"}
+    stages = {"held_out", "clean", "duplicates", "count_words", "tokenizer", "encode", "report"}
+    assert set(corpus.manifest["seconds"]) == stages
 
 
 def test_validation_and_test_sets_are_kept_whole_and_their_text_untouched(config: RunConfig) -> None:
@@ -169,6 +192,9 @@ def test_the_same_input_gives_the_same_files(config: RunConfig) -> None:
     assert names == sorted(path.name for path in second.folder.iterdir())
     assert names == [
         "manifest.json",
+        "removed.tsv",
+        "report.html",
+        "report.json",
         "test.news.jsonl",
         "tokenizer.model",
         "train.lines",
@@ -176,7 +202,7 @@ def test_the_same_input_gives_the_same_files(config: RunConfig) -> None:
         "valid.jsonl",
         *(f"valid.{side}.{part}" for side in ("src", "tgt") for part in ("ids", "offsets")),
     ]
-    for name in names[1:]:
+    for name in set(names) - {"manifest.json", "report.html", "report.json"}:  # these hold times
         assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()
 
 
@@ -207,13 +233,11 @@ def test_the_fingerprint_follows_content_and_settings_and_not_paths(config: RunC
 def test_the_tokenizer_is_trained_on_a_seeded_sample(config: RunConfig) -> None:
     sampled = dataclasses.replace(config, tokenizer=TokenizerConfig(vocab_size=400, sample_lines=123))
     corpus, _ = prepare(sampled)
-    assert corpus.manifest["tokenizer"]["lines"] == 123
-    lines = [str(i) for i in range(1_000)]
-    sample = list(prepare_module._sample(lines, 1_000, 100))
-    assert len(sample) == 100
-    assert sample == list(prepare_module._sample(lines, 1_000, 100)) == sorted(sample, key=int)
-    assert 400 < sum(map(int, sample)) / 100 < 600
-    assert list(prepare_module._sample(lines, 1_000, 1_000)) == lines
+    n_lines = corpus.manifest["tokenizer"]["lines"]
+    assert 80 <= n_lines <= 170
+    again, _ = prepare(with_data(sampled, prepared_dir="again"))
+    assert again.manifest["tokenizer"]["lines"] == n_lines
+    assert again.tokenizer_path.read_bytes() == corpus.tokenizer_path.read_bytes()
 
 
 def test_a_source_of_which_nothing_is_left_counts_zero(config: RunConfig) -> None:
@@ -260,14 +284,35 @@ def test_a_vocabulary_that_does_not_fit_is_an_error_of_the_config(config: RunCon
     assert message.startswith("tokenizer.vocab_size: 60,000 is too large for this corpus, which yields at most ")
 
 
-def test_an_interrupted_build_leaves_nothing_behind(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+def test_an_interrupted_preparation_goes_on_with_its_finished_shards(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = prepare(with_data(config, prepared_dir="whole"))
+    cleaned: list[int] = []
+    clean = Cleaning.__call__
 
-    monkeypatch.setattr(prepare_module, "_encode_pairs", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(config)
-    assert list(Path("prepared").iterdir()) == []
+    def counted(self: Cleaning, task: Any) -> int:
+        cleaned.append(task[0].source)
+        return clean(self, task)
+
+    monkeypatch.setattr(Cleaning, "__call__", counted)
+    monkeypatch.setattr(prepare_module, "Processes", InThisProcess)
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(prepare_module, "encode_pairs", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config)
+    assert cleaned == [0, 1]
+    left = [path.name for path in Path("prepared").iterdir()]
+    assert left == [f".building-{corpus_fingerprint(config)}"]
+    corpus, said = prepare(config)
+    assert cleaned == [0, 1]
+    assert said[0] == (
+        f"prepared/.building-{corpus.fingerprint}: a preparation of the same data was interrupted, its finished "
+        "parts are used"
+    )
+    for name in NOT_OF_THE_MOMENT:
+        assert (corpus.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+    assert [path.name for path in Path("prepared").iterdir()] == [corpus.fingerprint]
 
 
 def test_a_place_that_cannot_be_written_is_one_line(config: RunConfig) -> None:
@@ -295,8 +340,8 @@ def test_a_damaged_corpus_is_refused(config: RunConfig) -> None:
     (folder / "train.src.ids").unlink()
     assert message() == f"{folder}: is incomplete, train.src.ids is missing: {advice}"
     manifest = (folder / "manifest.json").read_text()
-    (folder / "manifest.json").write_text(manifest.replace('"format_version": 1', '"format_version": 9'))
-    assert message() == f"{folder}: has format version 9, this mt reads 1: {advice}"
+    (folder / "manifest.json").write_text(manifest.replace('"format_version": 2', '"format_version": 9'))
+    assert message() == f"{folder}: has format version 9, this mt reads 2: {advice}"
     (folder / "manifest.json").write_text(manifest[:100])
     assert message() == f"{folder}: is no prepared corpus, its manifest.json is damaged: {advice}"
     (folder / "manifest.json").unlink()
@@ -341,3 +386,89 @@ def test_an_endless_validation_line_is_refused(config: RunConfig) -> None:
     assert message.startswith("endless.en + endless.de: line 2 has ")
     assert message.endswith(" tokens: validation measures every line whole, up to 4,096 tokens: split or remove it")
     assert not list(Path("prepared").iterdir())
+
+
+def test_duplicates_and_contaminated_pairs_are_removed_and_told(config: RunConfig) -> None:
+    test_line = "six words of a test sentence"
+    src = ["One two, three.", "one two three", "One two, three.", f"{test_line}!", "other", *sentences(60, seed=7)]
+    tgt = ["Eins zwei, drei.", "eins zwei drei", "Eins zwei, drei.", "egal", "anders", *sentences(60, seed=8)]
+    again = write_pair("again", ["other", "new"], ["anders", "neu"])
+    changed = with_data(
+        config,
+        train=(write_pair("doubled", src, tgt), again),
+        test={"news": write_pair("test", [test_line], ["sechs Wörter eines Satzes zum Testen"])},
+    )
+    corpus, said = prepare(dataclasses.replace(changed, tokenizer=TokenizerConfig(vocab_size=400)))
+    first, second = corpus.manifest["train"]["sources"]
+    assert {reason: removal["count"] for reason, removal in first["removed"].items()} == {
+        "contaminated": 1,
+        "duplicate": 1,
+        "folded_duplicate": 1,
+    }
+    assert {reason: removal["count"] for reason, removal in second["removed"].items()} == {"duplicate": 1}
+    assert corpus.train_lines.tolist() == [1, *range(5, 66), 2]
+    assert "duplicates removed: 2 duplicate, 1 folded_duplicate" in said
+    rows = [row.split("\t") for row in (corpus.folder / "removed.tsv").read_text("utf-8").splitlines()]
+    assert rows == [
+        ["source", "line", "reason", "src", "tgt"],
+        ["doubled.en + doubled.de", "4", "contaminated (news)", f"{test_line}!", "egal"],
+        ["doubled.en + doubled.de", "2", "folded_duplicate", "one two three", "eins zwei drei"],
+        ["doubled.en + doubled.de", "3", "duplicate", "One two, three.", "Eins zwei, drei."],
+        ["again.en + again.de", "1", "duplicate", "other", "anders"],
+    ]
+    report = json.loads((corpus.folder / "report.json").read_text("utf-8"))
+    assert report["train"] == corpus.manifest["train"]
+    kept = with_data(changed, clean=CleanConfig(duplicates="keep", contamination=False), prepared_dir="kept")
+    corpus, _ = prepare(dataclasses.replace(kept, tokenizer=TokenizerConfig(vocab_size=400)))
+    assert corpus.manifest["train"]["pairs_kept"] == 67
+
+
+def test_a_tag_is_one_piece_in_front_of_each_segment_of_its_source(config: RunConfig) -> None:
+    tagged = dataclasses.replace(config.data.train[1], tag="<bt>")
+    corpus, _ = prepare(with_data(config, train=(config.data.train[0], tagged)))
+    tokenizer = Tokenizer.load(corpus.tokenizer_path)
+    first, *rest = tokenizer.pieces(corpus.train.src[196].tolist())
+    assert first == "<bt>"
+    assert tokenizer.decode(corpus.train.src[196][1:]).strip() == SECOND_SRC[0]
+    assert "<bt>" not in rest
+    assert "<bt>" not in tokenizer.pieces(corpus.train.src[195].tolist())
+    assert corpus.manifest["train"]["sources"][1]["tag"] == "<bt>"
+    assert corpus_fingerprint(with_data(config, train=(config.data.train[0], tagged))) != corpus_fingerprint(config)
+
+
+def test_shards_in_worker_processes_give_what_one_process_gives(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = prepare(config)
+    monkeypatch.setattr(prepare_module, "PAIRS_PER_SHARD", 37)
+    parts, _ = prepare(with_data(config, prepared_dir="parts"))
+    for name in NOT_OF_THE_MOMENT:
+        assert (parts.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+    for key in ("train", "valid", "test"):
+        assert parts.manifest[key] == whole.manifest[key]
+
+
+def test_two_preparations_of_one_corpus_wait_for_each_other(config: RunConfig) -> None:
+    said: list[list[str]] = [[], []]
+    threads = [threading.Thread(target=prepare_corpus, args=(config, lines.append)) for lines in said]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    folder = Path("prepared") / corpus_fingerprint(config)
+    assert [path for path in Path("prepared").iterdir()] == [folder]
+    waited = next(lines for lines in said if lines[0] == f"{folder}: another process is preparing it, waiting")
+    assert waited[1] == f"prepared corpus {folder}: 246 training pairs, made before with the same data"
+    assert len(waited) == 2
+
+
+def test_a_given_tokenizer_is_used_as_it_is(config: RunConfig) -> None:
+    first, _ = prepare(config)
+    given = first.tokenizer_path.rename("given.model")
+    corpus, said = prepare(dataclasses.replace(config, tokenizer=TokenizerConfig(model=str(given))))
+    assert corpus.tokenizer_path.read_bytes() == given.read_bytes()
+    assert corpus.manifest["tokenizer"]["kind"] == "given"
+    assert not any("training a" in line for line in said)
+    assert error_of(dataclasses.replace(config, tokenizer=TokenizerConfig(model="nowhere.model"))) == (
+        "nowhere.model: the tokenizer cannot be read: No such file or directory"
+    )
