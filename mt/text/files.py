@@ -160,6 +160,20 @@ def read_line_chunks(path: Path, size: int) -> Iterator[list[str]]:
             offset += len(joined)
 
 
+def count_lines(path: Path) -> int:
+    """Lines of a file, the last one too where it has no end.
+
+    Raises:
+        DataError: the file is missing, unreadable or cut off.
+    """
+    n_lines, last = 0, b"\n"
+    with explained(path), open_bytes(path) as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            n_lines += block.count(b"\n")
+            last = block[-1:]
+    return n_lines + (last != b"\n")
+
+
 def _lines(text: str) -> list[str]:
     lines = text.split("\n")
     if text.endswith("\n"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -42,6 +43,18 @@ def read_dataset(
             n_rows += batch.num_rows
 
 
+def count_rows(source: SourceConfig, split: str) -> int | None:
+    """Rows of a split; None where it is streamed.
+
+    Raises:
+        DataError: as `read_dataset`.
+    """
+    assert source.dataset is not None
+    if source.streaming:
+        return None
+    return len(_load_dataset(source.dataset, source.config, split, source.streaming))
+
+
 def dataset_fingerprint(source: SourceConfig) -> str:
     """A name for the content: of a local folder by its files, of a remote set by what the user wrote."""
     assert source.dataset is not None
@@ -65,6 +78,7 @@ def _folder_fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
+@functools.lru_cache(maxsize=16)  # asked for to look, to count and to read
 def _load_dataset(name: str, config: str | None, split: str, streaming: bool) -> Any:
     if streaming and "[" in split:
         raise DataError(

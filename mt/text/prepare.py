@@ -376,9 +376,7 @@ class _Builder:
                 )
         return tokenizer, {**facts, "vocab_size": tokenizer.vocab_size, "symbols": list(symbols)}
 
-    def _train_tokenizer(
-        self, words: Sequence[Counter[str]], n_lines: int, symbols: Sequence[str]
-    ) -> dict[str, Any]:
+    def _train_tokenizer(self, words: Sequence[Counter[str]], n_lines: int, symbols: Sequence[str]) -> dict[str, Any]:
         settings = self.config.tokenizer
         what = f"{settings.kind} tokenizer of {settings.vocab_size:,} pieces"
         done = self.folder / "shards" / "tokenizer.json"
@@ -416,9 +414,7 @@ class _Builder:
         tags = {number: source.tag for number, source in enumerate(self.config.data.train) if source.tag is not None}
         encoding = Encoding(self.folder / "tokenizer.model", self.config.data.max_tokens, tags)
         progress = _Progress(self.say, "encoding", "pairs", sum(sizes))
-        tasks = (
-            task for task in zip(every, _shown(sizes), strict=True) if not task[0].is_finished("encoded")
-        )
+        tasks = (task for task in zip(every, _shown(sizes), strict=True) if not task[0].is_finished("encoded"))
         started_at = time.perf_counter()
         self._run(encoding, tasks, progress)
         self._require_pairs(shards, "encoded")

@@ -98,7 +98,11 @@ class Cleaning:
     def __call__(self, task: tuple[Shard, Chunk]) -> int:
         """Write shard files; pairs that were read."""
         shard, chunk = task
-        cleaner, removed, overlap = Cleaner(self._config, *self._langs), _Removed(shard, "cleaned"), NgramOverlap(self._held_out)
+        cleaner, removed, overlap = (
+            Cleaner(self._config, *self._langs),
+            _Removed(shard, "cleaned"),
+            NgramOverlap(self._held_out),
+        )
         kept, kept_srcs, kept_tgts = [], [], []
         for pair in map(SentencePair, chunk.src, chunk.tgt, chunk.lines):
             cleaned = cleaner.clean(pair)

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from mt.config import SourceConfig
 from mt.errors import DataError
-from mt.text.files import COMPRESSIONS, content_hash, read_line_chunks
-from mt.text.hub import dataset_fingerprint, read_dataset
+from mt.text.files import COMPRESSIONS, content_hash, count_lines, read_line_chunks
+from mt.text.hub import count_rows, dataset_fingerprint, read_dataset
 from mt.text.lengths import first_break
-from mt.text.tables import Columns, Texts, read_parquet
+from mt.text.tables import Columns, Texts, count_parquet_rows, read_parquet
 
 _PAIRS_AT_ONCE = 1_000  # read before the first of them is given out
 _MOST_LINES_COMPARED = 50_000_000  # whose lengths are kept in memory to see where two files part
@@ -71,6 +71,22 @@ def read_pairs(source: SourceConfig, src_lang: str, tgt_lang: str, default_split
     size = _PAIRS_AT_ONCE if all(path.is_file() for path in paths) else 1
     for chunk in read_chunks(source, src_lang, tgt_lang, default_split, size):
         yield from map(SentencePair, *chunk)
+
+
+def count_pairs(source: SourceConfig, src_lang: str, tgt_lang: str, default_split: str) -> int | None:
+    """How many pairs a source has, or lines where some hold none; None where only reading it would tell.
+
+    Raises:
+        DataError: as `read_chunks`.
+    """
+    if source.dataset is not None:
+        return count_rows(source, source.split or default_split)
+    if source.sacrebleu is not None:
+        return count_lines(_sacrebleu_files(source.sacrebleu, src_lang, tgt_lang)[0])
+    path = Path(source.src or source.file or "")
+    if not path.is_file():  # a pipe can be read once only
+        return None
+    return count_parquet_rows(path) if path.suffix == ".parquet" else count_lines(path)
 
 
 def check_source(source: SourceConfig, src_lang: str, tgt_lang: str, default_split: str) -> None:

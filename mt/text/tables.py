@@ -171,3 +171,13 @@ def _damage(path: Path, error: Exception, n_rows: int) -> DataError:
         return DataError(f"{path}: ends too early, it was cut off: copy or download it again")
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return DataError(f"{path}: is damaged after row {n_rows:,} ({reason}): fetch it again")
+
+
+def count_parquet_rows(path: Path) -> int | None:
+    """Rows of a Parquet file as its end tells; None where it is damaged, which reading it explains."""
+    import pyarrow.parquet
+
+    try:
+        return int(pyarrow.parquet.read_metadata(path).num_rows)
+    except (OSError, pyarrow.ArrowException):
+        return None
