@@ -25,6 +25,7 @@ MAX_EXAMPLE_CHARS = 1_000  # of a text that is shown; of longer ones the rest is
 _MAX_BARS = 64  # of a histogram; more would be thinner than a finger or a pointer can hit
 _PLOT_HEIGHT = 180  # pixels
 _N_COLOURS = 6
+_LONG_CELL = 20  # characters of a table cell, above which it gets room to wrap in
 _UNKNOWN = "–"
 
 
@@ -350,7 +351,9 @@ def _cell(cell: Cell, tag: str, attributes: dict[str, str | None]) -> Html:
         return element(tag, attributes | {"class": "n"} | cell.attributes(), str(cell))
     if isinstance(cell, Text):
         return element(tag, attributes | {"lang": cell.lang, "dir": "auto", "class": "text"}, shortened(cell.text))
-    return element(tag, attributes if isinstance(cell, Html) else attributes | {"dir": "auto"}, cell)
+    # Else a column of long text would be squeezed to the width of its longest word, or letter.
+    name = "text" if len(re.sub("<[^>]*>", "", cell)) > _LONG_CELL else None
+    return element(tag, attributes | {"class": name, "dir": None if isinstance(cell, Html) else "auto"}, cell)
 
 
 def examples(pairs: Sequence[Example], src_lang: str | None, tgt_lang: str | None) -> Html:
@@ -466,11 +469,7 @@ def histogram(
             pixels = max(_PLOT_HEIGHT * height / top, 1)
             place = (f"{i * step + step * 0.06:.3f}%", f"{_PLOT_HEIGHT - pixels:.2f}", f"{step * 0.88:.3f}%")
             parts.append(_rect(*place, f"{pixels:.2f}", 1, element("title", {}, tooltip)))
-    every = math.ceil(len(starts) / 6)
-    parts += [
-        _x_tick((i + (0.5 if whole_numbers else 0)) * step, f"{edges[starts[i]]:g}")
-        for i in range(0, len(starts), every)
-    ]
+    parts += _edge_ticks(edges, len(starts) * width, whole_numbers)
     most = max(range(len(heights)), key=heights.__getitem__)
     spoken = f"Histogram: {title}. {len(starts)} bars; the highest is {tooltips[most]}. All numbers are in the table."
     numbers = [
@@ -479,6 +478,17 @@ def histogram(
     ]
     folded_table = folded("Numbers", table([x_label, y_label], numbers))
     return _figure(title, "", _plot(spoken, parts, x_label, y_label), folded_table)
+
+
+def _edge_ticks(edges: Sequence[float], n_bins: int, whole_numbers: bool) -> list[Html]:
+    """At round numbers where bins stand for one whole number each, else at edges."""
+    if whole_numbers and edges[-1] - edges[0] == len(edges) - 1:
+        ticks = [tick for tick in _ticks(edges[0], edges[-2]) if tick == int(tick)] if len(edges) > 2 else [edges[0]]
+        return [_x_tick(100 * (tick - edges[0] + 0.5) / n_bins, f"{tick:g}") for tick in ticks]
+    every = math.ceil(len(edges) / 7)
+    return [
+        _x_tick(100 * i / n_bins, "" if math.isinf(edges[i]) else f"{edges[i]:g}") for i in range(0, len(edges), every)
+    ]
 
 
 def highest_bar(counts: Sequence[int]) -> int:
@@ -651,7 +661,7 @@ def _widened(low: float, high: float, share: float) -> tuple[float, float]:
 
 def _ticks(low: float, high: float) -> list[float]:
     """Round numbers from `low` to `high`, about five."""
-    rough = (high - low) / 4
+    rough = (high - low) / 5
     size = 10.0 ** math.floor(math.log10(rough))
     step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)
@@ -793,22 +803,24 @@ nav a { display: inline-block; padding: .2rem 0 }
 .notice { padding: .6rem .9rem; border-radius: 6px }
 .notice.warning { background: var(--warning) }
 .notice.info { background: var(--info) }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .7rem; margin: 1rem 0 }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); gap: .7rem; margin: 1rem 0 }
 .tiles div { background: var(--panel); border-radius: 8px; padding: .7rem .9rem }
 .tiles dt { font-size: .875rem; color: var(--muted) }
 .tiles dd { margin: 0; font-size: .875rem }
 .tiles .figure { font-size: 1.45rem; font-weight: 600; line-height: 1.3; font-variant-numeric: tabular-nums }
 .wide { overflow-x: auto; margin: .6rem 0; max-width: 100%; position: relative }
-table { border-collapse: collapse; font-size: .9375rem }
+table { border-collapse: separate; border-spacing: 0; font-size: .9375rem }
 th, td { text-align: start; vertical-align: top; padding: .35rem .7rem; border-bottom: 1px solid var(--rule);
-  min-width: 3.5em; max-width: 30em }
+  min-width: 3.5em; max-width: 30em; overflow-wrap: break-word }
 thead th { vertical-align: bottom; font-weight: 600; overflow-wrap: normal }
 tbody th, tfoot th { font-weight: 400; max-width: 20em; position: sticky; left: 0; background: var(--page) }
 thead th:first-child { position: sticky; left: 0; background: var(--page) }
 th:first-child { padding-left: 0 }
 tfoot th, tfoot td { font-weight: 600; border-top: 2px solid var(--rule) }
 .n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
-td.text { min-width: 14em }
+td.text { min-width: 14em; overflow-wrap: anywhere }
+tbody th.text { min-width: 12em; overflow-wrap: anywhere }
+th:not(.n):not(.text) { white-space: nowrap }
 th button { font: inherit; color: inherit; background: none; border: 0; padding: 0; margin: 0; cursor: pointer;
   text-align: inherit }
 th button:hover { text-decoration: underline }
@@ -838,7 +850,7 @@ figure { margin: 1rem 0 1.6rem }
 figcaption { font-weight: 600; margin-bottom: .2rem }
 .legend { font-size: .875rem; margin: .3rem 0 .6rem }
 .axis { font-size: .8125rem; margin: 0 }
-.axis.x { text-align: center; padding-left: 3rem }
+.axis.x { text-align: center; padding-left: 3rem; max-width: none }
 .plot { padding: .6rem .9rem 1.6rem 3rem }
 .plot > svg { display: block; width: 100%; overflow: visible }
 .plot > svg > svg { overflow: visible }
@@ -861,7 +873,7 @@ figcaption { font-weight: 600; margin-bottom: .2rem }
   .tiles .figure { font-size: 1.2rem }
   .example { grid-template-columns: 1fr; gap: .3rem }
   .example p + p:not(.place) { padding-inline-start: .7rem; border-inline-start: 3px solid var(--rule) }
-  tbody th, tfoot th { max-width: 9.5em }
+  tbody th.text { min-width: 8.5em; max-width: 9.5em }
   .bars > div { grid-template-columns: 1fr auto }
   .bars svg { grid-column: 1 / -1; grid-row: 2 }
 }

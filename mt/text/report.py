@@ -155,10 +155,6 @@ def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def _removed_counts(source: Facts) -> dict[str, int]:
-    return {reason: removal["count"] for reason, removal in source["removed"].items() if removal["count"]}
-
-
 def _summary(facts: Facts) -> list[str]:
     train = facts["train"]
     share = Number(_share(train["pairs_kept"], train["pairs_read"]), unit="share")
@@ -177,7 +173,8 @@ def _summary(facts: Facts) -> list[str]:
         figures.append(("Time", Number(float(sum(facts["seconds"].values())), unit="seconds"), ""))
     if "peak_memory_bytes" in facts:
         figures.append(("Most memory", _number(facts, "peak_memory_bytes", unit="bytes"), ""))
-    made = f"Made at {facts['made_at']}; fingerprint "
+    made_at = facts["made_at"].replace("T", " ").replace("+00:00", " UTC")
+    made = f"Made at {made_at}; fingerprint "
     return [
         paragraph(made, element("code", {}, facts["fingerprint"]), ". The same numbers for programs: ", JSON_NAME, "."),
         *(notice(warning, kind="warning") for warning in _warnings(facts)),
@@ -202,11 +199,11 @@ def _warnings(facts: Facts) -> list[str]:
     for source in facts["train"]["sources"]:
         share = _share(source["pairs_kept"], source["pairs_read"])
         if share is not None and share < _LOW_SHARE_KEPT:
-            counts = _removed_counts(source)
-            why = f", most of them by {max(counts, key=counts.__getitem__)}" if counts else ""
+            most = _by_frequency([source])[0]
             lost = Number(1 - share, unit="share")
             found.append(
-                f"{lost} of the pairs of {source['source']} were removed{why}. See below whether that is right."
+                f"{lost} of the pairs of {source['source']} were removed, most of them by {most}. "
+                "See its examples below: is that right?"
             )
     for name, one in _all_sets(facts):
         if one.get("empty"):
@@ -244,7 +241,7 @@ def _sources(facts: Facts) -> Section:
         _number(facts, "train", "pairs_read"),
         _number(facts, "train", "pairs_kept"),
         Number(_share(facts["train"]["pairs_kept"], facts["train"]["pairs_read"]), unit="share"),
-        *(Number(sum(_removed_counts(source).get(reason, 0) for source in sources)) for reason in reasons),
+        *(Number(sum(_count(source["removed"], reason) for source in sources)) for reason in reasons),
     ]
     return section(
         "Sources",
@@ -269,17 +266,13 @@ def _by_frequency(sources: Sequence[Facts], of: str = "removed") -> list[str]:
 def _source_row(facts: Facts, i: int, reasons: Sequence[str], with_weights: bool) -> list[Cell]:
     source = facts["train"]["sources"][i]
     place = ("train", "sources", i)
-    removed = [
-        _number(facts, *place, "removed", reason, "count") if reason in source["removed"] else Number(0)
-        for reason in reasons
-    ]
     return [
         source["source"],
         *([source.get("tag") or "", _number(facts, *place, "weight", digits=2)] if with_weights else []),
         _number(facts, *place, "pairs_read"),
         _number(facts, *place, "pairs_kept"),
         Number(_share(source["pairs_kept"], source["pairs_read"]), unit="share"),
-        *removed,
+        *_counts(facts, i, "removed", reasons),
     ]
 
 
@@ -287,10 +280,9 @@ def _source_bars(sources: Sequence[Facts], reasons: Sequence[str]) -> Html:
     shown, others = reasons[:_N_REASONS_IN_BARS], reasons[_N_REASONS_IN_BARS:]
     rows = []
     for source in sources:
-        counts = _removed_counts(source)
-        numbers = [source["pairs_kept"], *(counts.get(reason, 0) for reason in shown)]
+        numbers = [source["pairs_kept"], *(_count(source["removed"], reason) for reason in shown)]
         if others:
-            numbers.append(sum(counts.get(reason, 0) for reason in others))
+            numbers.append(sum(_count(source["removed"], reason) for reason in others))
         rows.append((source["source"], [Number(number) for number in numbers]))
     return stacked_bars("Pairs kept and removed", ["kept", *shown, *(["other rules"] if others else [])], rows)
 
@@ -302,7 +294,7 @@ def _removed(facts: Facts, rules: Mapping[str, tuple[str, str]]) -> Section | No
         return section("Removed pairs", paragraph("No pair was removed."))
     rows: list[list[Cell]] = []
     for reason in reasons:
-        count = sum(_removed_counts(source).get(reason, 0) for source in sources)
+        count = sum(_count(source["removed"], reason) for source in sources)
         share = _share(count, facts["train"]["pairs_read"])
         rows.append([reason, Number(count), Number(share, unit="share", digits=2), *_rule(reason, rules)])
     return section(
@@ -341,27 +333,33 @@ def _changed(facts: Facts, rules: Mapping[str, tuple[str, str]]) -> Section:
     changes = _by_frequency(sources, "changed")
     if not changes:
         return section("Changed text", paragraph("No text was changed."))
-    several = len(sources) > 1
-    rows: list[list[Cell]] = []
-    for change in changes:
-        counts: list[Cell] = [
-            _number(facts, "train", "sources", i, "changed", change, "count")
-            if change in source["changed"]
-            else Number(0)
-            for i, source in enumerate(sources)
-        ]
-        total = sum(number.value or 0 for number in counts if isinstance(number, Number))
-        rows.append([change, *counts, *([Number(total)] if several else []), *_rule(change, rules)])
-    names = [source["source"] for source in sources] if several else ["Texts changed"]
+    rows: list[list[Cell]] = [
+        [change, Number(sum(_count(source["changed"], change) for source in sources)), *_rule(change, rules)]
+        for change in changes
+    ]
+    by_source: list[list[Cell]] = [
+        [source["source"], *_counts(facts, i, "changed", changes)] for i, source in enumerate(sources)
+    ]
     return section(
         "Changed text",
-        table(["Change", *names, *(["Together"] if several else []), "What it does", "Setting"], rows),
+        table(["Change", "Texts changed", "What it does", "Setting"], rows),
+        table(["Source", *changes], by_source),
         origin(
             "Counted over both sides of all pairs read; a text that is changed in two ways counts under both. The same "
             "changes are made to text that the model translates. What differs is marked in the examples."
         ),
         *(_changed_examples(facts, change) for change in changes),
     )
+
+
+def _count(found: Facts, name: str) -> int:
+    return int(found[name]["count"]) if name in found else 0
+
+
+def _counts(facts: Facts, i: int, of: str, names: Sequence[str]) -> list[Number]:
+    """How often a source has each of some reasons or changes."""
+    found = facts["train"]["sources"][i][of]
+    return [_number(facts, "train", "sources", i, of, name, "count") if name in found else Number(0) for name in names]
 
 
 def _changed_examples(facts: Facts, change: str) -> Html:
@@ -418,7 +416,7 @@ def _lengths(facts: Facts) -> Section | None:
     charts = [
         histogram(
             f"{name} ({facts[f'{side}_lang']})",
-            range(1, longest + 2),
+            range(1, len(tokens[side][:longest]) + 2),
             tokens[side][:longest],
             x_label="tokens",
             y_label="pairs",
