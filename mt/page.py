@@ -225,15 +225,22 @@ def shortened(text: str, n_chars: int = MAX_EXAMPLE_CHARS) -> Html:
     """`visible` text; where it is longer than `n_chars`, how much of it is not shown."""
     if len(text) <= n_chars:
         return visible(text)
-    rest = element("span", {"class": "muted"}, f"… {len(text) - n_chars:,} more characters")
-    return joined([visible(text[:n_chars]), " ", rest])
+    return joined([visible(text[:n_chars]), _more(text, n_chars)])
+
+
+def _more(text: str, n_shown: int = MAX_EXAMPLE_CHARS) -> Html:
+    return element("span", {"class": "muted"}, f" … {len(text) - n_shown:,} more characters")
 
 
 def difference(before: str, after: str) -> tuple[Html, Html, str]:
-    """Two versions of a text with what differs marked, and the first few differences as names of characters."""
+    """Two versions of a text with what differs marked, and the first few differences as names of characters.
+
+    Of long texts the part from the first difference on is shown.
+    """
+    before, after = _from_first_difference(before, after)
     marked: tuple[list[Html], list[Html]] = ([], [])
     described: list[str] = []
-    for same, old, new in _differences(before, after):
+    for same, old, new in _differences(before[:MAX_EXAMPLE_CHARS], after[:MAX_EXAMPLE_CHARS]):
         for parts, text, tag in ((marked[0], old, "del"), (marked[1], new, "ins")):
             if same:
                 parts.append(_visible(text, _INVISIBLE_INSIDE))
@@ -241,13 +248,23 @@ def difference(before: str, after: str) -> tuple[Html, Html, str]:
                 parts.append(element(tag, {}, joined(_sign(c) if _INVISIBLE.match(c) else c for c in text)))
         if not same and max(len(old), len(new)) <= 4:
             described.append(f"{_named(old)} → {_named(new)}")
+    for parts, text in zip(marked, (before, after), strict=True):
+        if len(text) > MAX_EXAMPLE_CHARS:
+            parts.append(_more(text))
     return joined(marked[0]), joined(marked[1]), "; ".join(list(dict.fromkeys(described))[:3])
+
+
+def _from_first_difference(before: str, after: str) -> tuple[str, str]:
+    """As they are where they are short, else with a little of what comes before."""
+    if max(len(before), len(after)) <= MAX_EXAMPLE_CHARS:
+        return before, after
+    first = next((i for i, (old, new) in enumerate(zip(before, after, strict=False)) if old != new), 0)
+    start = max(first - MAX_EXAMPLE_CHARS // 10, 0)
+    return ("…" if start else "") + before[start:], ("…" if start else "") + after[start:]
 
 
 def _differences(before: str, after: str) -> list[tuple[bool, str, str]]:
     """(whether both are the same, part of the one, part of the other), in their order."""
-    if len(before) + len(after) > 4 * MAX_EXAMPLE_CHARS:  # the comparison is quadratic
-        return [(before == after, before, after)]
     # The combining marks stay with their letters.
     old, new = _clusters(before), _clusters(after)
     blocks = SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
@@ -809,8 +826,8 @@ nav a { display: inline-block; padding: .2rem 0 }
 .tiles dd { margin: 0; font-size: .875rem }
 .tiles .figure { font-size: 1.45rem; font-weight: 600; line-height: 1.3; font-variant-numeric: tabular-nums }
 .wide { overflow-x: auto; margin: .6rem 0; max-width: 100%; position: relative }
-table { border-collapse: separate; border-spacing: 0; font-size: .9375rem }
-th, td { text-align: start; vertical-align: top; padding: .35rem .7rem; border-bottom: 1px solid var(--rule);
+table { border-collapse: separate; border-spacing: 0; font-size: 15px; line-height: 22px }
+th, td { text-align: start; vertical-align: top; padding: 6px 11px; border-bottom: 1px solid var(--rule);
   min-width: 3.5em; max-width: 30em; overflow-wrap: break-word }
 thead th { vertical-align: bottom; font-weight: 600; overflow-wrap: normal }
 tbody th, tfoot th { font-weight: 400; max-width: 20em; position: sticky; left: 0; background: var(--page) }

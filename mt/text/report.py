@@ -145,9 +145,9 @@ def _number(facts: Facts, *path: str | int, **how: Any) -> Number:
     """What stands at a place in the facts; a dash where nothing does."""
     value: Any = facts
     for part in path:
-        value = value[part] if isinstance(part, int) else value.get(part)
-        if value is None:
-            break
+        if not isinstance(part, int) and part not in value:
+            return Number(None)
+        value = value[part]
     return Number(value, key_path(*path), **how)
 
 
