@@ -258,7 +258,9 @@ def _from_first_difference(before: str, after: str) -> tuple[str, str]:
     """As they are where they are short, else with a little of what comes before."""
     if max(len(before), len(after)) <= MAX_EXAMPLE_CHARS:
         return before, after
-    first = next((i for i, (old, new) in enumerate(zip(before, after, strict=False)) if old != new), 0)
+    first = next((i for i, (old, new) in enumerate(zip(before, after, strict=False)) if old != new), None)
+    if first is None:  # the one begins with all of the other
+        first = min(len(before), len(after))
     start = max(first - MAX_EXAMPLE_CHARS // 10, 0)
     return ("…" if start else "") + before[start:], ("…" if start else "") + after[start:]
 
@@ -371,6 +373,23 @@ def _cell(cell: Cell, tag: str, attributes: dict[str, str | None]) -> Html:
     # Else a column of long text would be squeezed to the width of its longest word, or letter.
     name = "text" if len(re.sub("<[^>]*>", "", cell)) > _LONG_CELL else None
     return element(tag, attributes | {"class": name, "dir": None if isinstance(cell, Html) else "auto"}, cell)
+
+
+def heat_map(rows: Sequence[str], columns: Sequence[str], weights: Sequence[Sequence[float]]) -> Html:
+    """A table of squares, the stronger in colour the nearer their weight is to 1; the numbers are in tooltips."""
+    head = joined(element("th", {"scope": "col"}, column) for column in columns)
+    lines = [
+        element("tr", {}, element("th", {"scope": "row"}, name), *map(_square, [name] * len(columns), columns, line))
+        for name, line in zip(rows, weights, strict=True)
+    ]
+    corner = element("tr", {}, element("th", {}), head)
+    content = element("table", {"class": "map"}, element("thead", {}, corner), element("tbody", {}, *lines))
+    return element("div", {"class": "wide", "tabindex": "0", "role": "group", "aria-label": "heat map"}, content)
+
+
+def _square(row: str, column: str, weight: float) -> Html:
+    style = f"background:rgba(var(--map),{weight:.2f})"
+    return element("td", {"style": style, "title": f"{row} {column} {weight:.3f}"})
 
 
 def examples(pairs: Sequence[Example], src_lang: str | None, tgt_lang: str | None) -> Html:
@@ -717,7 +736,7 @@ def page(title: str, sections: Sequence[Section], *, lead: Sequence[str] = (), l
     ]
     contents = element("nav", {"aria-label": "Contents"}, element("ul", {}, *links)) if len(links) > 2 else ""
     body = joined(
-        element("section", {"id": anchor}, element("h2", {}, part.heading), *part.parts)
+        element("section", {"id": anchor}, joined([element("h2", {}, part.heading), *part.parts], "\n"))
         for part, anchor in zip(sections, anchors, strict=True)
     )
     header = element("header", {}, element("h1", {"dir": "auto"}, title), *lead, contents)
@@ -793,12 +812,19 @@ DARK = {
 
 
 def _style() -> str:
-    light, dark = (";".join(f"--{name}:{value}" for name, value in colours.items()) for colours in (LIGHT, DARK))
+    light, dark = (
+        ";".join(f"--{name}:{value}" for name, value in {**colours, "map": _rgb(colours["c1"])}.items())
+        for colours in (LIGHT, DARK)
+    )
     series = "\n".join(
         f".f{i} {{ fill: var(--c{i}) }} .s{i} {{ stroke: var(--c{i}) }}" for i in range(1, _N_COLOURS + 1)
     )
     dark_mode = f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"
     return f":root {{ {light} }}\n{dark_mode}\n{_CSS}{series}\n"
+
+
+def _rgb(colour: str) -> str:
+    return ",".join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))
 
 
 _CSS = """
@@ -835,6 +861,10 @@ thead th:first-child { position: sticky; left: 0; background: var(--page) }
 th:first-child { padding-left: 0 }
 tfoot th, tfoot td { font-weight: 600; border-top: 2px solid var(--rule) }
 .n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
+.map th { min-width: 0; padding: 0 6px; white-space: nowrap; text-align: right; border: 0 }
+.map thead th { writing-mode: vertical-rl; transform: rotate(180deg); text-align: left; padding: 6px 0;
+  font-weight: 400; position: static }
+.map td { min-width: 24px; width: 24px; height: 24px; padding: 0; border: 1px solid var(--rule) }
 td.text { min-width: 14em; overflow-wrap: anywhere }
 tbody th.text { min-width: 12em; overflow-wrap: anywhere }
 th:not(.n):not(.text) { white-space: nowrap }

@@ -178,6 +178,17 @@ def test_every_number_of_the_json_is_on_the_page():
     assert missing == []
 
 
+def test_with_one_source_its_numbers_are_on_the_page_too():
+    facts = made_up_facts()
+    facts["train"]["sources"] = facts["train"]["sources"][:1]
+    facts["samples"] = []
+    text = report_page(facts)
+    found = PageReader(text).numbers
+    keys = [key for key in _numbers(facts["train"]["sources"], ("train", "sources")) if not key.endswith(".line")]
+    assert [key for key in keys if key not in found] == ["train.sources.0.weight"]  # it means nothing here
+    assert ">line 40,213</span>" in text  # of the one source there is
+
+
 def test_the_sums_over_sources_add_up():
     text = report_page(made_up_facts(), RULES)
     # 61,240 duplicates in one source and 18,300 in another.

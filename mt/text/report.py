@@ -333,9 +333,12 @@ def _changed(facts: Facts, rules: Mapping[str, tuple[str, str]]) -> Section:
     changes = _by_frequency(sources, "changed")
     if not changes:
         return section("Changed text", paragraph("No text was changed."))
+    several = len(sources) > 1
+    totals = [Number(sum(_count(source["changed"], change) for source in sources)) for change in changes]
+    if not several:
+        totals = _counts(facts, 0, "changed", changes)
     rows: list[list[Cell]] = [
-        [change, Number(sum(_count(source["changed"], change) for source in sources)), *_rule(change, rules)]
-        for change in changes
+        [change, total, *_rule(change, rules)] for change, total in zip(changes, totals, strict=True)
     ]
     by_source: list[list[Cell]] = [
         [source["source"], *_counts(facts, i, "changed", changes)] for i, source in enumerate(sources)
@@ -343,7 +346,7 @@ def _changed(facts: Facts, rules: Mapping[str, tuple[str, str]]) -> Section:
     return section(
         "Changed text",
         table(["Change", "Texts changed", "What it does", "Setting"], rows),
-        table(["Source", *changes], by_source),
+        table(["Source", *changes], by_source) if several else "",
         origin(
             "Counted over both sides of all pairs read; a text that is changed in two ways counts under both. The same "
             "changes are made to text that the model translates. What differs is marked in the examples."
