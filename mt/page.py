@@ -173,6 +173,7 @@ _INVISIBLE_INSIDE = re.compile(
     "| {2,}"
 )
 _INVISIBLE = re.compile(f"{_INVISIBLE_INSIDE.pattern}|^ +| +$")
+_CONTROLS = {"\t": "TAB", "\n": "LINE FEED", "\r": "CARRIAGE RETURN"}  # which Unicode gives no names
 _SIGNS = {" ": "·", "\t": "⇥", "\n": "↵", "\xa0": "⍽"}
 
 
@@ -182,7 +183,8 @@ def _code_point(character: str) -> str:
 
 def character_name(character: str) -> str:
     """Such as `U+00A0 NO-BREAK SPACE`."""
-    return f"{_code_point(character)} {unicodedata.name(character, '')}".rstrip()
+    name = _CONTROLS.get(character) or unicodedata.name(character, "")
+    return f"{_code_point(character)} {name}".rstrip()
 
 
 def markup(content: str) -> Html:

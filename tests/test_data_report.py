@@ -15,9 +15,10 @@ from mt.text.report import report_page, write_report
 from tests.test_page import HOSTILE, PageReader
 
 RULES = {
-    "duplicate": ("pairs that came before, case and punctuation aside", "data.clean.duplicates"),
-    "length_ratio": ("one side is much longer than the other, in bytes", "data.clean.max_length_ratio"),
-    "white_space": ("runs of white space become one space, with none at the ends", "data.clean.white_space"),
+    "duplicate": ("clean.duplicates", "The same pair came before."),
+    "copied": ("clean.max_copied", "The two sides are the same sentence, or nearly: it was not translated."),
+    "length_ratio": ("clean.max_length_ratio", "One side is many times as long as the other, in bytes."),
+    "white_space": ("clean.white_space", "Tabs, runs of spaces and spaces at the ends became single spaces or went."),
 }
 PAIRS = [
     ("The committee adopted the report by 15 votes to 3.", "Der Ausschuss nahm den Bericht mit 15 gegen 3 Stimmen an."),
@@ -251,8 +252,8 @@ def test_half_a_surrogate_pair_and_nan_can_be_written(tmp_path: Path):
 
 def test_a_rule_says_what_it_removes_and_which_setting_it_comes_from():
     text = report_page(made_up_facts(), RULES)
-    assert "pairs that came before, case and punctuation aside" in text
-    assert "<code>data.clean.duplicates</code>" in text
+    assert text.count("The same pair came before.") == 2  # in the table and above the examples
+    assert len(re.findall("<td[^>]*><code>data.clean.duplicates</code></td>", text)) == 1
     assert "line 3 of the same source" in text  # the note of an example
 
 

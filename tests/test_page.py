@@ -187,6 +187,7 @@ def test_text_of_a_table_has_its_language_and_finds_its_direction():
 def test_hidden_characters_are_shown():
     assert shown(visible(" a  b\tc\xa0d\u200be\u202e ")) == "·a··b⇥c⍽dU+200BeU+202E·"
     assert 'title="U+00A0 NO-BREAK SPACE"' in visible("\xa0")
+    assert 'title="U+0009 TAB"' in visible("\t")
     # As text is spelled in Persian, and in emoji.
     assert visible("می\u200cخواهم 👩\u200d🔬 a b") == "می\u200cخواهم 👩\u200d🔬 a b"
 

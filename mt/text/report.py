@@ -119,7 +119,7 @@ def report_page(facts: Facts, rules: Mapping[str, tuple[str, str]] | None = None
     """HTML that stands alone.
 
     Args:
-        rules: what a reason or a change means, and the setting that it comes from.
+        rules: reason or change: the setting that it comes from (below `data`), and a sentence on what it does.
     """
     rules = rules or {}
     parts = [
@@ -299,15 +299,15 @@ def _removed(facts: Facts, rules: Mapping[str, tuple[str, str]]) -> Section | No
         rows.append([reason, Number(count), Number(share, unit="share", digits=2), *_rule(reason, rules)])
     return section(
         "Removed pairs",
-        table(["Rule", "Removed", "Of pairs read", "What it removes", "Setting"], rows),
+        table(["Rule", "Removed", "Of pairs read", "Meaning", "Setting"], rows),
         origin("Sums over the sources. The first examples of each rule follow, as they were when the rule saw them."),
         *(_removed_examples(facts, reason, rules) for reason in reasons),
     )
 
 
 def _rule(name: str, rules: Mapping[str, tuple[str, str]]) -> list[Cell]:
-    meaning, setting = rules.get(name, ("", ""))
-    return [meaning, element("code", {}, setting) if setting else ""]
+    setting, meaning = rules.get(name, ("", ""))
+    return [meaning, _code(f"data.{setting}") if setting else ""]
 
 
 def _removed_examples(facts: Facts, reason: str, rules: Mapping[str, tuple[str, str]]) -> Html:
@@ -319,7 +319,7 @@ def _removed_examples(facts: Facts, reason: str, rules: Mapping[str, tuple[str, 
             place = _place(facts, source["source"], example["line"])
             pairs.append(Example(example["src"], example["tgt"], place, example.get("note") or ""))
     summary = joined([element("strong", {}, reason), f": {_plural(count, 'pair')}, {_plural(len(pairs), 'example')}"])
-    meaning = rules.get(reason, ("", ""))[0]
+    meaning = rules.get(reason, ("", ""))[1]
     return folded(summary, paragraph(meaning) if meaning else "", examples(pairs, facts["src_lang"], facts["tgt_lang"]))
 
 
@@ -345,11 +345,11 @@ def _changed(facts: Facts, rules: Mapping[str, tuple[str, str]]) -> Section:
     ]
     return section(
         "Changed text",
-        table(["Change", "Texts changed", "What it does", "Setting"], rows),
+        table(["Change", "Texts changed", "Meaning", "Setting"], rows),
         table(["Source", *changes], by_source) if several else "",
         origin(
             "Counted over both sides of all pairs read; a text that is changed in two ways counts under both. The same "
-            "changes are made to text that the model translates. What differs is marked in the examples."
+            "changes are made to text that the model translates. Examples show a text before and after all of them."
         ),
         *(_changed_examples(facts, change) for change in changes),
     )
@@ -469,8 +469,9 @@ def _overlap(facts: Facts) -> Section | None:
     return section(
         "Overlap with validation and test sets",
         paragraph(
-            "Runs of eight words of a set that also stand in the training text that was kept. Set phrases give a few; "
-            "many mean that the training text holds parts of the set, and scores on it would be too good."
+            "Runs of eight words of a set (characters, in a language written without spaces) that also stand in the "
+            "training text. Set phrases give a few; many mean that the training text holds parts of the set, and that "
+            "scores on it would be too good."
         ),
         table(["Set", "Language", "8-grams", "In training", "Share", ""], rows),
         origin("Counted over the different 8-grams of each side of a set, case and punctuation aside."),
