@@ -35,13 +35,14 @@ from mt.text.overlap import HeldOut, NgramOverlap
 from mt.text.report import write_report
 from mt.text.shards import PAIRS_PER_SHARD, Cleaning, Counting, Encoding, Repeats, Shard, encode_pairs
 from mt.text.sources import Chunk, SentencePair, check_source, count_pairs, read_chunks, read_pairs, source_fingerprint
-from mt.text.tokenizer import MAX_TRAINING_LINE_BYTES, Tokenizer, adopt_model, n_cores, train_tokenizer
-from mt.text.vocabulary import piece_use, vocabulary_facts
+from mt.text.tokenizer import MAX_WORD_BYTES, Tokenizer, adopt_model, n_cores, train_tokenizer
+from mt.text.vocabulary import joint_vocabulary_facts
 from mt.units import format_duration
 
 N_SAMPLES = 50  # kept pairs that the report shows
 MAX_VALIDATION_TOKENS = 4_096  # memory of a validation grows with the square of its longest line
-LENGTH_RATIOS = (0.0, 0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5, 2.0, 4.0)  # target over source tokens
+# Source tokens for each target token, where the bars of the report begin.
+LENGTH_RATIOS = (0.0, 0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5, 2.0, 4.0)
 _SECONDS_BETWEEN_PROGRESS = 10.0
 _DAYS_KEPT = 7  # finished shards of a preparation that was interrupted
 _HELD_OUT_CHUNK = 10_000  # pairs encoded together
@@ -369,7 +370,7 @@ class _Builder:
             facts = self._train_tokenizer(words, n_lines, symbols)
         tokenizer = Tokenizer.load(path)
         for symbol in symbols:
-            if not tokenizer.has_symbol(symbol):
+            if not _knows(tokenizer, symbol):
                 raise ConfigError(
                     f"{symbol}: the tokenizer of the model that training starts from does not know this symbol: "
                     "leave it out, or train from scratch"
@@ -394,7 +395,7 @@ class _Builder:
         if stats.n_skipped_words:
             skipped = (
                 f"; SentencePiece skipped {stats.n_skipped_words:,} of the words in training "
-                f"(over {MAX_TRAINING_LINE_BYTES:,} bytes each, or with the block character U+2585)"
+                f"(over {MAX_WORD_BYTES:,} bytes each)"
             )
         self.say(f"{what}: trained in {time.perf_counter() - started_at:.0f} s{skipped}")
         facts = {
@@ -439,11 +440,11 @@ class _Builder:
                 lines.write(shard.path("encoded.lines").read_bytes())
                 for total, lengths in zip(counts, of_sides, strict=True):
                     total += np.bincount(lengths, minlength=max_tokens + 1)
-                found = np.searchsorted(LENGTH_RATIOS, of_sides[1] / of_sides[0], side="right") - 1
+                found = np.searchsorted(LENGTH_RATIOS, of_sides[0] / of_sides[1], side="right") - 1
                 ratios += np.bincount(found, minlength=len(LENGTH_RATIOS))
         lengths_facts = {
             "tokens": {"src": counts[0][1:].tolist(), "tgt": counts[1][1:].tolist()},
-            "ratio": {"edges": list(LENGTH_RATIOS), "counts": ratios.tolist()},
+            "ratio": {"edges": [*LENGTH_RATIOS, None], "counts": ratios.tolist()},
         }
         return lengths_facts, writer
 
@@ -484,7 +485,7 @@ class _Builder:
     ) -> dict[str, Any]:
         overlap = NgramOverlap(self._held_out(valid, tests))
         for shard in (shard for of_source in shards for shard in of_source):
-            overlap.add_json(shard.result("cleaned")["overlap"])
+            overlap.merge(shard.result("cleaned")["overlap"])
         return overlap.facts()
 
     def _facts(
@@ -620,13 +621,20 @@ def _held_out_facts(source: SourceConfig, pairs: Sequence[SentencePair]) -> dict
     }
 
 
+def _knows(tokenizer: Tokenizer, symbol: str) -> bool:
+    return len(tokenizer.encode(symbol)) == 1 and tokenizer.decode(tokenizer.encode(symbol)).strip() == symbol
+
+
 def _vocabulary(tokenizer: Tokenizer, words: Sequence[Counter[str]]) -> dict[str, Any]:
-    src, tgt = words
-    return {
-        "src": vocabulary_facts(tokenizer, src),
-        "tgt": vocabulary_facts(tokenizer, tgt),
-        "pieces": piece_use(tokenizer, src, tgt),
+    facts = joint_vocabulary_facts(tokenizer, *words)
+    sides = {
+        side: {
+            **facts[side],
+            "longest_pieces": [{"piece": piece, "count": count} for piece, count in facts[side]["longest_pieces"]],
+        }
+        for side in ("src", "tgt")
     }
+    return {**sides, "pieces": {key: facts["coverage"][key] for key in ("src", "tgt", "both", "neither")}}
 
 
 def _peak_memory_bytes() -> int:

@@ -10,7 +10,7 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from mt.config import CleanConfig
 from mt.text.clean import Cleaner, Reason, Tally, shortened
 from mt.text.corpus import ids_dtype
 from mt.text.duplicates import pair_keys
-from mt.text.overlap import HeldOut, NgramOverlap, folded
+from mt.text.overlap import HeldOut, NgramOverlap, folded_all
 from mt.text.sources import Chunk, SentencePair
-from mt.text.tokenizer import EOS_ID, Tokenizer
+from mt.text.tokenizer import EOS_ID, Tokenizer, count_words
 
 PAIRS_PER_SHARD = 50_000
 _SAMPLE_SEED = 1  # of its own, so that train.seed does not change the corpus
@@ -79,9 +79,9 @@ class _Removed:
         self._rows: list[str] = []
         self._path = shard.path(f"{stage}.removed")
 
-    def add(self, pair: SentencePair, reason: Reason, note: str = "") -> None:
+    def add(self, pair: SentencePair, reason: str) -> None:
         src, tgt = (shortened(side).replace("\t", " ").replace("\n", " ").replace("\r", " ") for side in pair[:2])
-        self._rows.append(f"{pair.line}\t{reason}{note}\t{src}\t{tgt}\n")
+        self._rows.append(f"{pair.line}\t{reason}\t{src}\t{tgt}\n")
 
     def write(self) -> None:
         # What is no text at all, such as half a surrogate pair, must not keep the rest from being written.
@@ -94,38 +94,34 @@ class Cleaning:
 
     def __init__(self, config: CleanConfig, src_lang: str, tgt_lang: str, held_out: HeldOut) -> None:
         self._config, self._langs, self._held_out = config, (src_lang, tgt_lang), held_out
+        self._overlap: NgramOverlap | None = None  # made in the process that cleans
 
     def __call__(self, task: tuple[Shard, Chunk]) -> int:
         """Write shard files; pairs that were read."""
         shard, chunk = task
-        cleaner, removed, overlap = (
-            Cleaner(self._config, *self._langs),
-            _Removed(shard, "cleaned"),
-            NgramOverlap(self._held_out),
-        )
+        cleaner, removed = Cleaner(self._config, *self._langs), _Removed(shard, "cleaned")
+        cleaned = list(cleaner.clean_chunk(chunk, on_removal=removed.add))
+        folded_srcs, folded_tgts = (folded_all([pair[side] for pair in cleaned]) for side in (0, 1))
         kept, kept_srcs, kept_tgts = [], [], []
-        for pair in map(SentencePair, chunk.src, chunk.tgt, chunk.lines):
-            cleaned = cleaner.clean(pair)
-            if cleaned is None:
-                removed.add(pair, cleaner.reason)
-                continue
-            folded_src, folded_tgt = folded(cleaned.src), folded(cleaned.tgt)
+        for pair, folded_src, folded_tgt in zip(cleaned, folded_srcs, folded_tgts, strict=True):
             name = self._held_out.find(folded_src, folded_tgt) if self._config.contamination else None
             if name is not None:
-                cleaner.tally.remove("contaminated", cleaned, note=name)
-                removed.add(cleaned, "contaminated", f" ({name})")
+                cleaner.tally.remove("contaminated", pair, note=name)
+                removed.add(pair, f"contaminated ({name})")
                 continue
-            kept.append(cleaned)
+            kept.append(pair)
             kept_srcs.append(folded_src)
             kept_tgts.append(folded_tgt)
-        overlap.add(kept_srcs, kept_tgts)
+        self._overlap = self._overlap or NgramOverlap(self._held_out)
+        self._overlap.clear()
+        self._overlap.add(kept_srcs, kept_tgts)
         shard.write_pairs("cleaned", kept)
         if self._config.duplicates != "keep":
             pair_keys([pair.src for pair in kept], [pair.tgt for pair in kept]).tofile(shard.path("cleaned.keys"))
         if self._config.duplicates == "folded":
             pair_keys(kept_srcs, kept_tgts).tofile(shard.path("cleaned.folded"))
         removed.write()
-        shard.finish("cleaned", {"tally": cleaner.tally.as_json(), "overlap": overlap.as_json()})
+        shard.finish("cleaned", {"tally": cleaner.tally.as_json(), "overlap": self._overlap.as_json()})
         return len(chunk.src)
 
 
@@ -168,19 +164,12 @@ class Counting:
         shard.remove_pairs("cleaned")
         return n_read
 
-    def _words_of_sample(self, shard: Shard, pairs: Sequence[SentencePair]) -> tuple[int, list[dict[str, int]]]:
+    def _words_of_sample(self, shard: Shard, pairs: Sequence[SentencePair]) -> tuple[int, list[Counter[str]]]:
         """How many lines were counted, and the words of both sides with their counts."""
         if self._sample_share < 1:
             draw = random.Random(f"{_SAMPLE_SEED} {shard.source} {shard.number}").random
             pairs = [pair for pair in pairs if draw() < self._sample_share]
-        return 2 * len(pairs), [_word_counts(pair.src for pair in pairs), _word_counts(pair.tgt for pair in pairs)]
-
-
-def _word_counts(lines: Iterable[str]) -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    for line in lines:
-        counts.update(line.split(" "))
-    return counts
+        return 2 * len(pairs), [count_words(pair[side] for pair in pairs) for side in (0, 1)]
 
 
 class Encoding:
