@@ -15,13 +15,13 @@ import pytest
 
 from mt.config import CleanConfig, DataConfig, RunConfig, SourceConfig, TokenizerConfig
 from mt.errors import ConfigError, DataError
+from mt.processes import Processes
 from mt.text import corpus as corpus_module
 from mt.text import prepare as prepare_module
-from mt.text.clean import normalise
 from mt.text.corpus import PreparedCorpus
-from mt.processes import Processes
-from mt.text.shards import Cleaning
+from mt.text.normalise import normalise
 from mt.text.prepare import corpus_fingerprint, prepare_corpus
+from mt.text.shards import Cleaning
 from mt.text.tokenizer import EOS_ID, Tokenizer
 
 REAL_DATA = os.environ.get("MT_REAL_DATA")
@@ -72,7 +72,12 @@ NOT_OF_THE_MOMENT = (
     "removed.tsv",
     "tokenizer.model",
     "train.lines",
-    *(f"{split}.{side}.{part}" for split in ("train", "valid") for side in ("src", "tgt") for part in ("ids", "offsets")),
+    *(
+        f"{split}.{side}.{part}"
+        for split in ("train", "valid")
+        for side in ("src", "tgt")
+        for part in ("ids", "offsets")
+    ),
 )
 
 
@@ -456,7 +461,7 @@ def test_two_preparations_of_one_corpus_wait_for_each_other(config: RunConfig) -
     for thread in threads:
         thread.join()
     folder = Path("prepared") / corpus_fingerprint(config)
-    assert [path for path in Path("prepared").iterdir()] == [folder]
+    assert list(Path("prepared").iterdir()) == [folder]
     waited = next(lines for lines in said if lines[0] == f"{folder}: another process is preparing it, waiting")
     assert waited[1] == f"prepared corpus {folder}: 246 training pairs, made before with the same data"
     assert len(waited) == 2

@@ -27,7 +27,7 @@ from mt.config import RunConfig, SourceConfig
 from mt.configfile import settings_of
 from mt.errors import ConfigError, DataError
 from mt.processes import Processes, ended_by_sigterm
-from mt.text.clean import Tally, removed_text
+from mt.text.clean import CHANGE_RULES, RULES, Tally, removed_text
 from mt.text.corpus import FORMAT_VERSION, PreparedCorpus, ids_dtype, with_tag
 from mt.text.duplicates import repeated
 from mt.text.normalise import Normalisers
@@ -541,7 +541,9 @@ class _Builder:
             "peak_memory_bytes": _peak_memory_bytes(),
             "hardware": _hardware(),
         }
-        write_report({**identity, **told, **facts, **origin}, self.folder)
+        write_report(
+            {**identity, **told, **facts, **origin}, self.folder, dict(chain(RULES.items(), CHANGE_RULES.items()))
+        )
         made_of = ("report.html", "report.json", "removed.tsv")
         manifest = {
             **identity,

@@ -100,13 +100,15 @@ class Cleaning:
         """Write shard files; pairs that were read."""
         shard, chunk = task
         cleaner, removed = Cleaner(self._config, *self._langs), _Removed(shard, "cleaned")
-        cleaned = list(cleaner.clean_chunk(chunk, on_removal=removed.add))
-        folded_srcs, folded_tgts = (folded_all([pair[side] for pair in cleaned]) for side in (0, 1))
+        cleaned = cleaner.clean_chunk(*chunk, on_removal=removed.add)
+        folded_srcs, folded_tgts = (
+            folded_all(side) for side in ([pair.src for pair in cleaned], [pair.tgt for pair in cleaned])
+        )
         kept, kept_srcs, kept_tgts = [], [], []
         for pair, folded_src, folded_tgt in zip(cleaned, folded_srcs, folded_tgts, strict=True):
             name = self._held_out.find(folded_src, folded_tgt) if self._config.contamination else None
             if name is not None:
-                cleaner.tally.remove("contaminated", pair, note=name)
+                cleaner.tally.remove("contaminated", pair)
                 removed.add(pair, f"contaminated ({name})")
                 continue
             kept.append(pair)
@@ -169,7 +171,7 @@ class Counting:
         if self._sample_share < 1:
             draw = random.Random(f"{_SAMPLE_SEED} {shard.source} {shard.number}").random
             pairs = [pair for pair in pairs if draw() < self._sample_share]
-        return 2 * len(pairs), [count_words(pair[side] for pair in pairs) for side in (0, 1)]
+        return 2 * len(pairs), [count_words(pair.src for pair in pairs), count_words(pair.tgt for pair in pairs)]
 
 
 class Encoding:
