@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import random
+import re
+import shutil
 import string
 import threading
 import time
@@ -51,6 +53,7 @@ def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 MANY_WORDS = " ".join("q" * 110)
 FIRST_SRC = ["  two\u00a0words ", "", "short", "x" * 301, MANY_WORDS, *sentences(195, seed=1)]
 FIRST_TGT = ["zwei  Wörter", "leer", "y" * 200, "y" * 301, MANY_WORDS.replace("q", "j"), *sentences(195, seed=2)]
+KEPT = (0, *range(5, 200))  # indices
 SECOND_SRC, SECOND_TGT = sentences(50, seed=3), sentences(50, seed=4)
 VALID_SRC, VALID_TGT = [" valid\u00a0 text", "", *sentences(8, seed=5)], ["die  Prüfung", "leer", *sentences(8, seed=6)]
 
@@ -112,7 +115,7 @@ def error_of(config: RunConfig) -> str:
 def test_every_kept_pair_is_there_in_order_with_its_line_and_its_end(config: RunConfig) -> None:
     corpus, _ = prepare(config)
     tokenizer = Tokenizer.load(corpus.tokenizer_path)
-    kept = [0, *range(5, 200)]
+    kept = list(KEPT)
     assert corpus.source_sizes == (196, 50)
     assert corpus.train_lines.tolist() == [i + 1 for i in kept] + list(range(1, 51))
     for sentences_, first, second in (
@@ -139,13 +142,13 @@ def test_what_was_removed_is_said_and_stands_in_the_manifest_with_examples(confi
         "valid.en + valid.de: 1 of 10 validation pairs have an empty side, first in line 2; they are kept",
         "first.en + first.de: 200 pairs read, 197 kept; removed: 1 empty, 1 length_ratio, 1 too_long",
         "second.en + second.de: 50 pairs read, 50 kept; removed: none",
-        "training a bpe tokenizer of 500 pieces on 494 lines",
+        "duplicates removed: none",
     ]
+    n_words = len({word for side in (FIRST_SRC, FIRST_TGT) for i in KEPT for word in normalise(side[i]).split()})
+    assert said[4].startswith("training a bpe tokenizer of 500 pieces on 494 lines with ")
+    assert int(said[4].split()[-3]) >= n_words
     src_tokens, tgt_tokens = len(corpus.train.src.ids), len(corpus.train.tgt.ids)
-    assert said[5] == (
-        f"encoded 246 pairs in 0 s: {src_tokens:,} source and {tgt_tokens:,} target tokens, "
-        "ends of sentences included; removed: 1 pairs over 100 tokens"
-    )
+    assert said[6] == "encoded 246 pairs in 0 s; removed: 1 pairs over 100 tokens"
     assert corpus.manifest == json.loads((corpus.folder / "manifest.json").read_text("utf-8"))
     train = corpus.manifest["train"]
     assert (train["pairs_read"], train["pairs_kept"]) == (250, 246)
@@ -361,8 +364,9 @@ def test_more_than_65535_pieces_take_four_bytes_an_id() -> None:
 def test_long_stages_say_how_far_they_are(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare_module, "_SECONDS_BETWEEN_PROGRESS", 0.0)
     _, said = prepare(config)
-    assert any(line.startswith("second.en + second.de: reading: 50 pairs, ") for line in said)
-    assert any(line.startswith("encoding: 197 pairs, ") for line in said)
+    for stage, n_pairs in (("cleaning", 250), ("removing duplicates, counting words", 247), ("encoding", 247)):
+        last = [line for line in said if line.startswith(f"{stage}: ")][-1]
+        assert re.fullmatch(rf"{stage}: {n_pairs} of {n_pairs} pairs, [\d,]+ a second, 0 s left", last)
 
 
 @pytest.mark.skipif(not REAL_DATA, reason="MT_REAL_DATA does not name the folder with data/ and hub/")
@@ -432,11 +436,9 @@ def test_a_tag_is_one_piece_in_front_of_each_segment_of_its_source(config: RunCo
     tagged = dataclasses.replace(config.data.train[1], tag="<bt>")
     corpus, _ = prepare(with_data(config, train=(config.data.train[0], tagged)))
     tokenizer = Tokenizer.load(corpus.tokenizer_path)
-    first, *rest = tokenizer.pieces(corpus.train.src[196].tolist())
-    assert first == "<bt>"
-    assert tokenizer.decode(corpus.train.src[196][1:]).strip() == SECOND_SRC[0]
-    assert "<bt>" not in rest
-    assert "<bt>" not in tokenizer.pieces(corpus.train.src[195].tolist())
+    assert tokenizer.pieces(corpus.train.src[196].tolist())[0] == "▁<bt>"
+    assert corpus.train.src[196][1:].tolist() == [*tokenizer.encode(SECOND_SRC[0]), EOS_ID]
+    assert "▁<bt>" not in tokenizer.pieces(corpus.train.src[195].tolist())
     assert corpus.manifest["train"]["sources"][1]["tag"] == "<bt>"
     assert corpus_fingerprint(with_data(config, train=(config.data.train[0], tagged))) != corpus_fingerprint(config)
 
@@ -470,10 +472,12 @@ def test_two_preparations_of_one_corpus_wait_for_each_other(config: RunConfig) -
 def test_a_given_tokenizer_is_used_as_it_is(config: RunConfig) -> None:
     first, _ = prepare(config)
     given = first.tokenizer_path.rename("given.model")
+    shutil.rmtree("prepared")
     corpus, said = prepare(dataclasses.replace(config, tokenizer=TokenizerConfig(model=str(given))))
     assert corpus.tokenizer_path.read_bytes() == given.read_bytes()
     assert corpus.manifest["tokenizer"]["kind"] == "given"
     assert not any("training a" in line for line in said)
+    shutil.rmtree("prepared")
     assert error_of(dataclasses.replace(config, tokenizer=TokenizerConfig(model="nowhere.model"))) == (
         "nowhere.model: the tokenizer cannot be read: No such file or directory"
     )

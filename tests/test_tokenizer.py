@@ -278,7 +278,7 @@ def test_a_missing_or_damaged_model_is_a_checkpoint_error(tmp_path: Path) -> Non
 
 
 def foreign_model(path: Path, **settings: Any) -> Path:
-    """A model as other programs have it: unk 0, bos 1, eos 2, no pad, no bytes, text changed by SentencePiece's rules."""
+    """A model as other programs have it: unk 0, bos 1, eos 2, no pad, no bytes, text changed by its own rules."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sentences(300)), model_writer=model, minloglevel=2, **{"vocab_size": 350, **settings}
