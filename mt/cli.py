@@ -194,7 +194,9 @@ def examine_data(
     run_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The run folder; runs/NAME by default.", show_default=False)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output, and nothing else.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on standard output, and nothing else.")
+    ] = False,
 ) -> None:
     """Look at a config and a sample of its data, and say what will go wrong.
 

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import math
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,13 @@ from mt.text.checks import (
     check_held_out,
     check_languages,
     check_symbols,
+    rounded,
 )
 from mt.text.corpus import PreparedCorpus, ids_dtype
-from mt.text.prepare import MAX_VALIDATION_TOKENS, corpus_fingerprint
-from mt.text.rehearsal import Rehearsal, rehearse
+from mt.text.prepare import corpus_fingerprint
+from mt.text.rehearsal import Rehearsal, check_cleaning, check_rehearsal, clean_sample, rehearse
 from mt.text.sample import Sample, draw_sample
-from mt.text.tokenizer import n_cores
+from mt.text.tokenizer import Tokenizer, n_cores
 
 SAMPLED_PAIRS = 20_000  # of each training source
 HELD_OUT_PAIRS = 100_000  # of the validation set and of each test set
@@ -87,21 +87,56 @@ def examine(config: RunConfig, run_dir: Path) -> Diagnosis:
     started_at = time.perf_counter()
     findings = [finding for key, source in sources_of(config).items() for finding in check_files(key, source)]
     samples = _samples(config, {finding.key for finding in findings})
-    findings += [_reading_error(sample) for sample in samples if sample.error is not None]
+    findings += [finding for sample in samples for finding in _reading_errors(sample)]
     findings += _text_findings(config, samples)
-    device_findings, device = _device(config)
-    findings += device_findings
     forecast = None
     train = [sample for sample in samples if sample.role == "train" and sample.src]
     if len(train) == len(config.data.train):
-        rehearsal_findings, rehearsal = rehearse(config, samples, _given_tokenizer(config))
+        rehearsal_findings, forecast = _rehearse(config, run_dir, train)
         findings += rehearsal_findings
-        if rehearsal is not None:
-            forecast = _forecast(config, run_dir, rehearsal, device)
-            findings += _setting_findings(config, run_dir, rehearsal, forecast)
-    order = [*sources_of(config), ""]
+    order = list(sources_of(config))
     findings.sort(key=lambda finding: order.index(finding.key) if finding.key in order else len(order))
     return Diagnosis(config, tuple(samples), tuple(findings), forecast, time.perf_counter() - started_at)
+
+
+def _rehearse(config: RunConfig, run_dir: Path, train: Sequence[Sample]) -> tuple[list[Finding], Forecast | None]:
+    """What goes wrong with the whole of the data, and what it takes; no forecast where preparing would fail."""
+    cleaned = [clean_sample(sample, config) for sample in train]
+    findings = [finding for sample in cleaned for finding in check_cleaning(sample)]
+    try:
+        given = _given_tokenizer(config)
+        rehearsal = rehearse(config, cleaned, given)
+    except MTError as error:
+        return [*findings, _as_finding(error, "tokenizer", "tokenizer.vocab_size")], None
+    findings += check_rehearsal(rehearsal, config)
+    device_findings, device = _device(config)
+    prepared_findings, prepared = _prepared(config)
+    forecast = _forecast(config, rehearsal, device, prepared)
+    return [*findings, *device_findings, *prepared_findings, *_setting_findings(config, run_dir, forecast)], forecast
+
+
+def _given_tokenizer(config: RunConfig) -> Tokenizer | None:
+    if config.train.init_from is not None:
+        from mt.pipeline import initial_tokenizer
+
+        path = initial_tokenizer(config)
+        return None if path is None else Tokenizer.load(path)
+    return None if config.tokenizer.model is None else Tokenizer.load(Path(config.tokenizer.model))
+
+
+def _prepared(config: RunConfig) -> tuple[list[Finding], str | None]:
+    """Whether the corpus is prepared, and opens."""
+    prepared_dir = Path(config.data.prepared_dir)
+    if config.train.init_from is not None or not any(prepared_dir.glob("*/manifest.json")):
+        return [], None  # the fingerprint needs all of the text to be read
+    try:
+        folder = prepared_dir / corpus_fingerprint(config)
+        if not folder.is_dir():
+            return [], None
+        PreparedCorpus.open(folder)
+    except DataError as error:
+        return [_as_finding(error, "prepared", "data.prepared_dir")], None
+    return [], str(folder)
 
 
 def sources_of(config: RunConfig) -> dict[str, SourceConfig]:
@@ -129,12 +164,13 @@ def _samples(config: RunConfig, broken: set[str]) -> list[Sample]:
     return samples
 
 
-def _reading_error(sample: Sample) -> Finding:
-    place, _, rest = str(sample.error).partition(": ")
-    problem, colon, fix = rest.rpartition(": ")
-    if not colon:
-        problem, fix = rest, ""
-    return Finding("error", "reading", sample.key, f"{place}: {problem}", fix)
+def _reading_errors(sample: Sample) -> list[Finding]:
+    if sample.error is not None:
+        return [_as_finding(sample.error, "reading", sample.key)]
+    if sample.n_pairs == 0:
+        problem = f"{sample.source.description}: is empty"
+        return [Finding("error", "empty", sample.key, problem, "give at least one pair of sentences")]
+    return []
 
 
 def _text_findings(config: RunConfig, samples: Sequence[Sample]) -> list[Finding]:
@@ -162,8 +198,9 @@ def _device(config: RunConfig) -> tuple[list[Finding], tuple[str, int] | None]:
 
 def _as_finding(error: MTError, check: str, key: str) -> Finding:
     """An error that preparing or training would end with."""
-    problem, _, fix = str(error).removeprefix(f"{key}: ").rpartition(": ")
-    return Finding("error", check, key, problem or fix, fix if problem else "")
+    place, _, rest = str(error).partition(": ")
+    problem, _, fix = rest.rpartition(": ")
+    return Finding("error", check, key, f"{place}: {problem or fix}", fix if problem else "")
 
 
 def count_parameters(model: ModelConfig, vocab_size: int) -> int:
@@ -188,7 +225,9 @@ def checkpoint_disk_bytes(train: TrainConfig, parameters: int) -> int:
     return 4 * parameters * (values * min(n_kept, n_made) + 1)
 
 
-def _forecast(config: RunConfig, rehearsal: Rehearsal, device: tuple[str, int] | None) -> Forecast:
+def _forecast(
+    config: RunConfig, rehearsal: Rehearsal, device: tuple[str, int] | None, prepared: str | None
+) -> Forecast:
     parameters = count_parameters(config.model, rehearsal.vocab_size)
     n_processes = n_cores()
     sources = rehearsal.sources
@@ -197,7 +236,7 @@ def _forecast(config: RunConfig, rehearsal: Rehearsal, device: tuple[str, int] |
     epoch_tokens = sum(s.tgt_tokens * s.sample.source.weight for s in sources)
     id_bytes = 2 if ids_dtype(rehearsal.vocab_size) == "<u2" else 4
     return Forecast(
-        prepared=None,
+        prepared=prepared,
         train_pairs=pairs,
         train_pairs_are_all=all(source.sample.is_read for source in sources),
         src_tokens=src_tokens,
@@ -237,7 +276,7 @@ def _batch_findings(config: RunConfig, forecast: Forecast) -> list[Finding]:
         f"{key}: {config.train.batch_tokens:,} target tokens an update are more than training has "
         f"({_about(epoch_tokens)}): each update would hold pairs more than once"
     )
-    smaller = max(config.data.max_tokens, _rounded(epoch_tokens / 20))
+    smaller = max(config.data.max_tokens, rounded(epoch_tokens / 20))
     return [Finding("warning", "batch", key, problem, f"lower it, to {smaller:,} say, or give more text")]
 
 
@@ -260,13 +299,15 @@ def _schedule_findings(train: TrainConfig, forecast: Forecast) -> list[Finding]:
     if forecast.epochs > MANY_EPOCHS and forecast.train_pairs_are_all and train.patience is None:
         key = "train.max_steps"
         problem = f"{key}: {train.max_steps:,} updates would show every pair about {forecast.epochs:,.0f} times"
-        fewer = _rounded(train.max_steps * 100 / forecast.epochs)
+        fewer = rounded(train.max_steps * 100 / forecast.epochs)
         fix = f"lower it, to {fewer:,} for 100 times, or set train.patience"
         findings.append(Finding("warning", "epochs", key, problem, fix))
     if train.warmup_steps > train.max_steps:
         key = "train.warmup_steps"
         problem = f"{key}: {train.warmup_steps:,} are more than train.max_steps ({train.max_steps:,}): the learning rate never reaches its peak"
-        findings.append(Finding("warning", "warmup", key, problem, f"lower it, to {max(1, train.max_steps // 10):,} say"))
+        findings.append(
+            Finding("warning", "warmup", key, problem, f"lower it, to {max(1, train.max_steps // 10):,} say")
+        )
     return findings
 
 
@@ -280,13 +321,18 @@ def _room_findings(config: RunConfig, run_dir: Path, forecast: Forecast) -> list
         )
         findings.append(Finding("error", "memory", "model", problem, "make the model or the vocabulary smaller"))
     free: dict[int, tuple[Path, int, int]] = {}
-    for folder, n_bytes in ((Path(config.data.prepared_dir), forecast.corpus_bytes), (run_dir, forecast.checkpoint_bytes)):
+    for folder, n_bytes in (
+        (Path(config.data.prepared_dir), forecast.corpus_bytes),
+        (run_dir, forecast.checkpoint_bytes),
+    ):
         existing = existing_folder(folder)
         _, needed, _ = free.get(existing.stat().st_dev, (folder, 0, 0))
         free[existing.stat().st_dev] = (folder, needed + n_bytes, shutil.disk_usage(existing).free)
     for folder, needed, room in free.values():
         if needed > room:
-            problem = f"{folder}: up to {format_bytes(needed)} are needed on its disk, and {format_bytes(room)} are free"
+            problem = (
+                f"{folder}: up to {format_bytes(needed)} are needed on its disk, and {format_bytes(room)} are free"
+            )
             fix = "make room, lower train.keep_last and train.average_last, or choose other folders"
             findings.append(Finding("error", "disk", "data.prepared_dir", problem, fix))
     return findings
@@ -297,14 +343,8 @@ def existing_folder(folder: Path) -> Path:
     return next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
 
 
-def _rounded(n: float) -> int:
-    """To two digits."""
-    digits = max(0, len(str(int(n))) - 2)
-    return int(n) // 10**digits * 10**digits
-
-
 def _about(n: float) -> str:
-    return f"about {_rounded(n):,}"
+    return f"about {rounded(n):,}"
 
 
 # --- Telling ----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import numpy as np
 
 from mt.config import RunConfig, SourceConfig
 from mt.text.sample import Sample
+from mt.text.scripts import expected_scripts, script_shares, wrong_script_share
 
 Level = Literal["error", "warning", "note"]
 
@@ -44,6 +45,12 @@ def quoted(text: str) -> str:
 def percent(share: float) -> str:
     """38%, 2.5% or 0.3%."""
     return f"{share:.0%}" if share >= 0.0995 else f"{share:.1%}"
+
+
+def rounded(n: float) -> int:
+    """To two digits, downwards."""
+    digits = max(0, len(str(int(n))) - 2)
+    return int(n) // 10**digits * 10**digits
 
 
 # ---------------------------------------------------------------------------------------------------- files
@@ -149,7 +156,9 @@ def _unrelated(sample: Sample) -> list[Finding]:
     if correlation >= _LOW_CORRELATION:
         return []
     place = f"{sample.side_name(0)} and {sample.side_name(1)}"
-    problem = f"the lengths of the lines do not go together (correlation {correlation:.2f}; translations have about 0.9)"
+    problem = (
+        f"the lengths of the lines do not go together (correlation {correlation:.2f}; translations have about 0.9)"
+    )
     fix = "see whether line i of the one translates line i of the other: one side may be sorted or shuffled"
     return [Finding("warning", "unrelated", sample.key, f"{place}: {problem}", fix)]
 
@@ -157,9 +166,7 @@ def _unrelated(sample: Sample) -> list[Finding]:
 # ---------------------------------------------------------------------------------------------------- form
 
 _CONTINUATIONS = "\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"  # bytes 0x80 to 0xBF, read as Latin-1 or as Windows-1252
-_MOJIBAKE = re.compile(
-    f"[ÂÃÄÅÎÏÐÑØÙ][{_CONTINUATIONS}]|[à-ï][{_CONTINUATIONS}]{{2}}|[ð-ô][{_CONTINUATIONS}]{{3}}"
-)
+_MOJIBAKE = re.compile(f"[ÂÃÄÅÎÏÐÑØÙ][{_CONTINUATIONS}]|[à-ï][{_CONTINUATIONS}]{{2}}|[ð-ô][{_CONTINUATIONS}]{{3}}")
 _TOKENISED = re.compile(r" [.,](?: |$)|&(?:apos|quot);|@-@")
 _PIECES = re.compile(r"@@(?: |$)|\u2581")
 _SPECIAL = re.compile(r"<(?:s|/s|unk|pad|0x[0-9A-F]{2})>")
@@ -307,3 +314,108 @@ def check_habits(train: Sequence[Sample], others: Sequence[Sample]) -> list[Find
                         Finding("warning", habit.check, other.key, f"{other.side_name(side)}: {problem}", habit.fix)
                     )
     return findings
+
+
+# ---------------------------------------------------------------------------------------------------- held-out sets
+
+SMALLEST_VALIDATION, LARGEST_VALIDATION = 100, 10_000
+_SAME_SET = 0.5  # of the shorter set's segments, from which two sets are the same
+
+
+def check_held_out(samples: Sequence[Sample]) -> list[Finding]:
+    """Sizes and emptiness of validation and test sets, and whether two are the same."""
+    findings = []
+    for sample in samples:
+        if sample.src:
+            findings += _empty_lines(sample)
+    valid = next((sample for sample in samples if sample.role == "valid" and sample.src), None)
+    if valid is None:
+        return findings
+    findings += _validation_size(valid)
+    seen = set(_plain(valid))
+    for sample in samples:
+        if sample is valid or not sample.src:
+            continue
+        here = set(_plain(sample))
+        n_shared = len(seen & here)
+        if n_shared >= _SAME_SET * min(len(seen), len(here)):
+            problem = (
+                f"{n_shared:,} of its {len(valid.src):,} pairs are in {sample.key} ({sample.source.description}), too"
+            )
+            fix = "give other text: what chooses the checkpoint cannot judge it, too"
+            findings.append(
+                Finding("warning", "valid_is_test", valid.key, f"{valid.source.description}: {problem}", fix)
+            )
+    return findings
+
+
+def _plain(sample: Sample) -> list[tuple[str, str]]:
+    return [(src.casefold().strip(), tgt.casefold().strip()) for src, tgt in zip(sample.src, sample.tgt, strict=True)]
+
+
+def _empty_lines(sample: Sample) -> list[Finding]:
+    findings = []
+    for side, texts in enumerate((sample.src, sample.tgt)):
+        empty = [i for i, text in enumerate(texts) if not text.strip()]
+        if empty:
+            problem = f"{len(empty):,} of {len(texts):,} lines are empty, the first is line {sample.lines[empty[0]]:,}"
+            fix = "remove them with their counterparts: they are scored as they stand"
+            findings.append(Finding("warning", "empty_lines", sample.key, f"{sample.side_name(side)}: {problem}", fix))
+    return findings
+
+
+def _validation_size(valid: Sample) -> list[Finding]:
+    place = valid.source.description
+    if valid.n_pairs < SMALLEST_VALIDATION:
+        problem = f"has {valid.n_pairs:,} pairs: scores of so few leave the choice of a checkpoint to chance"
+        return [Finding("warning", "valid_size", valid.key, f"{place}: {problem}", "give 1,000 to 3,000")]
+    if valid.n_pairs > LARGEST_VALIDATION:
+        problem = f"has {valid.n_pairs:,} pairs, which each validation translates: that takes long"
+        return [Finding("warning", "valid_size", valid.key, f"{place}: {problem}", "give 1,000 to 3,000 of them")]
+    return []
+
+
+# ---------------------------------------------------------------------------------------------------- languages
+
+_WRONG_LETTERS = 0.5  # share of a side's letters in scripts of other languages
+_SCRIPT_LINES = 2_000  # that are looked at
+
+
+def check_languages(sample: Sample) -> list[Finding]:
+    """Whether both sides are in their languages, by script and by py3langid."""
+    if len(sample.src) < FEWEST_PAIRS:
+        return []
+    return _wrong_scripts(sample) or _wrong_languages(sample)
+
+
+def _wrong_scripts(sample: Sample) -> list[Finding]:
+    every = max(1, len(sample.src) // _SCRIPT_LINES)
+    src, tgt = (" ".join(texts[::every]) for texts in (sample.src, sample.tgt))
+    wrong = [wrong_script_share(text, lang) for text, lang in zip((src, tgt), sample.langs, strict=True)]
+    if min(wrong) > _WRONG_LETTERS and wrong_script_share(src, sample.langs[1]) < _WRONG_LETTERS:
+        return [_swapped(sample)]
+    findings = []
+    for side, (text, share) in enumerate(zip((src, tgt), wrong, strict=True)):
+        if share > _WRONG_LETTERS:
+            script = next(iter(script_shares(text)))
+            written = " and ".join(sorted(expected_scripts(sample.langs[side]) or ()))
+            lang = sample.langs[side]
+            problem = f"{percent(share)} of its letters are {script}, and {lang} is written in {written}"
+            findings.append(_wrong_language(sample, side, problem))
+    return findings
+
+
+def _swapped(sample: Sample) -> Finding:
+    src_lang, tgt_lang = sample.langs
+    problem = f"{sample.source.description}: the sides are swapped: src is {tgt_lang}, and tgt is {src_lang}"
+    return Finding("warning", "swapped", sample.key, problem, "swap them, or src_lang and tgt_lang")
+
+
+def _wrong_language(sample: Sample, side: int, problem: str) -> Finding:
+    setting = ("src_lang", "tgt_lang")[side]
+    fix = f"give {sample.langs[side]} text, or change {setting}"
+    return Finding("warning", "language", sample.key, f"{sample.side_name(side)}: {problem}", fix)
+
+
+def _wrong_languages(sample: Sample) -> list[Finding]:
+    return []
