@@ -19,15 +19,19 @@ from mt.runtime import choose_device, format_bytes, format_duration, memory_byte
 from mt.text.checks import (
     Finding,
     check_alignment,
+    check_contamination,
+    check_duplicates,
     check_files,
     check_form,
     check_habits,
     check_held_out,
     check_languages,
     check_symbols,
+    language_identifier,
     rounded,
 )
 from mt.text.corpus import PreparedCorpus, ids_dtype
+from mt.text.overlap import folded_all
 from mt.text.prepare import corpus_fingerprint
 from mt.text.rehearsal import Rehearsal, check_cleaning, check_rehearsal, clean_sample, rehearse
 from mt.text.sample import Sample, draw_sample
@@ -174,15 +178,23 @@ def _reading_errors(sample: Sample) -> list[Finding]:
 
 
 def _text_findings(config: RunConfig, samples: Sequence[Sample]) -> list[Finding]:
-    findings = []
+    identifier, findings = language_identifier(config)
     for sample in samples:
         findings += check_alignment(sample)
-        findings += check_languages(sample)
+        findings += check_languages(sample, identifier)
         findings += check_form(sample, config)
         findings += check_symbols(sample, config.data.tags)
     train = [sample for sample in samples if sample.role == "train"]
     held_out = [sample for sample in samples if sample.role != "train"]
-    return [*findings, *check_habits(train, held_out), *check_held_out(held_out)]
+    folds = [[folded_all(side) for side in (sample.src, sample.tgt)] for sample in train]
+    for sample, fold in zip(train, folds, strict=True):
+        findings += check_duplicates(sample, fold, config)
+    return [
+        *findings,
+        *check_contamination(train, folds, held_out, config),
+        *check_habits(train, held_out),
+        *check_held_out(held_out),
+    ]
 
 
 # --- Forecast ---------------------------------------------------------------------------------------------------------
@@ -200,7 +212,9 @@ def _as_finding(error: MTError, check: str, key: str) -> Finding:
     """An error that preparing or training would end with."""
     place, _, rest = str(error).partition(": ")
     problem, _, fix = rest.rpartition(": ")
-    return Finding("error", check, key, f"{place}: {problem or fix}", fix if problem else "")
+    if not problem:
+        problem, fix = fix, f"correct {key}"
+    return Finding("error", check, key, f"{place}: {problem}" if problem else place, fix)
 
 
 def count_parameters(model: ModelConfig, vocab_size: int) -> int:
@@ -304,7 +318,10 @@ def _schedule_findings(train: TrainConfig, forecast: Forecast) -> list[Finding]:
         findings.append(Finding("warning", "epochs", key, problem, fix))
     if train.warmup_steps > train.max_steps:
         key = "train.warmup_steps"
-        problem = f"{key}: {train.warmup_steps:,} are more than train.max_steps ({train.max_steps:,}): the learning rate never reaches its peak"
+        problem = (
+            f"{key}: {train.warmup_steps:,} are more than train.max_steps ({train.max_steps:,}): the learning rate "
+            "never reaches its peak"
+        )
         findings.append(
             Finding("warning", "warmup", key, problem, f"lower it, to {max(1, train.max_steps // 10):,} say")
         )
@@ -403,7 +420,7 @@ def _forecast_lines(diagnosis: Diagnosis, forecast: Forecast, config_name: str) 
     entries["prepare"] = (
         f"prepared already: {forecast.prepared}"
         if forecast.prepared
-        else f"about {format_duration(max(1.0, forecast.prepare_seconds))} on {n_cores()} cores, "
+        else f"about {format_duration(max(1.0, forecast.prepare_seconds))} on {_cores(n_cores())}, "
         f"{format_bytes(forecast.prepare_bytes)} of memory"
     )
     if forecast.device:
@@ -418,6 +435,10 @@ def _forecast_lines(diagnosis: Diagnosis, forecast: Forecast, config_name: str) 
     entries["time"] = f"mt train --config {config_name} --dry-run measures how long training takes"
     width = max(map(len, entries)) + 2
     return ["forecast", *(f"  {name:<{width}}{text}" for name, text in entries.items())]
+
+
+def _cores(n: int) -> str:
+    return "1 core" if n == 1 else f"{n} cores"
 
 
 def diagnosis_json(diagnosis: Diagnosis) -> dict[str, Any]:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from mt.config import RunConfig, SourceConfig
+from mt.errors import ConfigError
+from mt.text.duplicates import pair_keys
+from mt.text.languages import LanguageIdentifier
+from mt.text.overlap import HeldOut
 from mt.text.sample import Sample
 from mt.text.scripts import expected_scripts, script_shares, wrong_script_share
+from mt.text.sources import SentencePair
 
 Level = Literal["error", "warning", "note"]
 
 FEWEST_PAIRS = 50  # of which a share says something
+FEWEST_TEXTS = 20
 
 _EXAMPLE_CHARS = 60
 _BEGINNING_BYTES = 256
@@ -48,9 +56,8 @@ def percent(share: float) -> str:
 
 
 def rounded(n: float) -> int:
-    """To two digits, downwards."""
-    digits = max(0, len(str(int(n))) - 2)
-    return int(n) // 10**digits * 10**digits
+    """To two digits."""
+    return round(int(n), 2 - len(str(int(n))))
 
 
 # ---------------------------------------------------------------------------------------------------- files
@@ -287,12 +294,6 @@ _HABITS = (
         "end in punctuation",
         "give both as they were written",
     ),
-    _Habit(
-        "tokenised_apart",
-        lambda text: _TOKENISED.search(text) is not None,
-        "are tokenised",
-        "give both as raw text",
-    ),
 )
 _RARE, _OFTEN = 0.15, 0.6
 
@@ -379,13 +380,35 @@ def _validation_size(valid: Sample) -> list[Finding]:
 
 _WRONG_LETTERS = 0.5  # share of a side's letters in scripts of other languages
 _SCRIPT_LINES = 2_000  # that are looked at
+_WRONG_TEXTS = 0.15  # share of the texts in another language that is let pass
+_SWAPPED_TEXTS = 0.5
+_N_TEXTS, _TEXT_CHARS = 200, 80  # that py3langid looks at, and how long they are at least
 
 
-def check_languages(sample: Sample) -> list[Finding]:
+def language_identifier(config: RunConfig) -> tuple[LanguageIdentifier | None, list[Finding]]:
+    """What tells languages apart, or a note why there is nothing."""
+    try:
+        return _identifier(config.src_lang, config.tgt_lang), []
+    except ConfigError as error:
+        if "not installed" in str(error):
+            problem = "languages: were looked at by their scripts alone, for py3langid is not installed"
+            return None, [Finding("note", "no_py3langid", "languages", problem, "pip install 'mt-train[language]'")]
+        unknown = str(error).partition(": ")[2].partition(": ")[0]
+        problem = f"languages: were looked at by their scripts alone: {unknown}"
+        return None, [Finding("note", "unknown_language", "languages", problem, "correct the code, if it is wrong")]
+
+
+@cache
+def _identifier(*langs: str) -> LanguageIdentifier:
+    return LanguageIdentifier(langs)
+
+
+def check_languages(sample: Sample, identifier: LanguageIdentifier | None) -> list[Finding]:
     """Whether both sides are in their languages, by script and by py3langid."""
     if len(sample.src) < FEWEST_PAIRS:
         return []
-    return _wrong_scripts(sample) or _wrong_languages(sample)
+    findings = _wrong_scripts(sample)
+    return findings if findings or identifier is None else _wrong_languages(sample, identifier)
 
 
 def _wrong_scripts(sample: Sample) -> list[Finding]:
@@ -417,5 +440,101 @@ def _wrong_language(sample: Sample, side: int, problem: str) -> Finding:
     return Finding("warning", "language", sample.key, f"{sample.side_name(side)}: {problem}", fix)
 
 
-def _wrong_languages(sample: Sample) -> list[Finding]:
-    return []
+def _wrong_languages(sample: Sample, identifier: LanguageIdentifier) -> list[Finding]:
+    texts = [_long_texts(side) for side in (sample.src, sample.tgt)]
+    if min(map(len, texts)) < FEWEST_TEXTS:
+        return []
+    others = [
+        Counter(identifier.other_language(text, lang) for text in side)
+        for side, lang in zip(texts, sample.langs, strict=True)
+    ]
+    swapped = (
+        sum(n for found, n in other.items() if identifier.is_in(found, lang)) / len(side)
+        for side, other, lang in zip(texts, others, reversed(sample.langs), strict=True)
+    )
+    if min(swapped) > _SWAPPED_TEXTS:
+        return [_swapped(sample)]
+    findings = []
+    for side, other in enumerate(others):
+        del other[None]
+        share = sum(other.values()) / len(texts[side])
+        if share > _WRONG_TEXTS:
+            found = other.most_common(1)[0][0]
+            problem = f"{percent(share)} of its text is not {sample.langs[side]}, but mostly {found}"
+            findings.append(_wrong_language(sample, side, problem))
+    return findings
+
+
+def _long_texts(lines: Sequence[str]) -> list[str]:
+    """Texts long enough to tell their language by, of lines that follow each other, drawn evenly."""
+    texts, parts, n_chars = [], list[str](), 0
+    for line in lines:
+        parts.append(line)
+        n_chars += len(line) + 1
+        if n_chars > _TEXT_CHARS:
+            texts.append(" ".join(parts))
+            parts, n_chars = [], 0
+    return texts[:: max(1, len(texts) // _N_TEXTS)]
+
+
+# ---------------------------------------------------------------------------------------------------- repetition
+
+_MANY_DUPLICATES = 0.15
+_CONTAMINATED = 0.01  # of the pairs looked at, or as many as this share of the held-out set
+
+
+def check_duplicates(sample: Sample, folds: Sequence[Sequence[str]], config: RunConfig) -> list[Finding]:
+    """
+    Args:
+        folds: both sides of the sample, folded.
+    """
+    n = len(sample.src)
+    if n < FEWEST_PAIRS:
+        return []
+    exact, folded = (1 - len(np.unique(pair_keys(*sides))) / n for sides in ((sample.src, sample.tgt), folds))
+    if folded <= _MANY_DUPLICATES:
+        return []
+    what = "of the pairs" if sample.is_whole else "of the pairs looked at, and so more of the whole,"
+    problem = (
+        f"{sample.source.description}: {percent(folded)} {what} came before, case and punctuation aside "
+        f"({percent(exact)} to the letter)"
+    )
+    is_kept = config.data.clean.duplicates == "keep"
+    fix = "set data.clean.duplicates: folded" if is_kept else "see that this is no mistake; preparing removes them"
+    return [Finding("warning", "duplicates", sample.key, problem, fix)]
+
+
+def check_contamination(
+    train: Sequence[Sample], folds: Sequence[Sequence[Sequence[str]]], held_out: Sequence[Sample], config: RunConfig
+) -> list[Finding]:
+    """Training pairs of which a side stands in a validation or test set.
+
+    Args:
+        folds: for each training sample, both sides of it, folded.
+    """
+    sets = {
+        sample.key: [SentencePair(*pair) for pair in zip(sample.src, sample.tgt, sample.lines, strict=True)]
+        for sample in held_out
+    }
+    sought = HeldOut(sets, config.data.clean.contamination_words)
+    findings = []
+    for sample, (src, tgt) in zip(train, folds, strict=True):
+        found: dict[str, list[int]] = {}
+        for i, name in enumerate(map(sought.find, src, tgt)):
+            if name is not None:
+                found.setdefault(name, []).append(i)
+        for name, places in found.items():
+            if len(places) > _CONTAMINATED * min(len(sample.src), len(sets[name])):
+                findings.append(_contamination(sample, name, places, config))
+    return findings
+
+
+def _contamination(sample: Sample, name: str, places: Sequence[int], config: RunConfig) -> Finding:
+    problem = (
+        f"{sample.source.description}: {len(places):,} of the {len(sample.src):,} pairs looked at have a side in "
+        f"{name}, such as {_such_as(sample, 0, places[0])}"
+    )
+    fix = "set data.clean.contamination: true, or its scores mean little"
+    if config.data.clean.contamination:
+        fix = "see that this is no mistake; preparing removes them"
+    return Finding("warning", "contamination", sample.key, problem, fix)

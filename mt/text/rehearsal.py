@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 import time
@@ -86,7 +87,7 @@ class Rehearsal:
     @property
     def text_bytes(self) -> float:
         """Of the cleaned text of all sources."""
-        return sum(
+        return math.fsum(
             sum(len(text.encode()) + 1 for side in (s.cleaned.src, s.cleaned.tgt) for text in side) * s.sample.scale
             for s in self.sources
         )
@@ -100,7 +101,7 @@ class Rehearsal:
         growth = sum(len(s.cleaned.src) * s.sample.scale for s in self.sources) / sum(
             max(1, len(s.cleaned.src)) for s in self.sources
         )
-        return reading + (cleaning + encoding) / n_processes + self.tokenizer_seconds * growth**0.5
+        return reading + (cleaning + encoding) / n_processes + self.tokenizer_seconds * math.sqrt(growth)
 
 
 def clean_sample(sample: Sample, config: RunConfig) -> CleanedSample:

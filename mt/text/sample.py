@@ -94,7 +94,7 @@ def draw_sample(
             last = stretch
             if number % every == 0:
                 kept.append((number, stretch))
-            if len(kept) > max_stretches:
+            if len(kept) > 2 * max_stretches:
                 every *= 2
                 kept = [item for item in kept if item[0] % every == 0]
             if time.perf_counter() - started_at > max_seconds or (max_read and n_pairs >= max_read):
@@ -106,8 +106,16 @@ def draw_sample(
     stretches = [stretch for _, stretch in kept]
     if last is not None and stretches[-1] is not last:
         stretches.append(last)
+    stretches = _evenly(stretches, max_stretches)
     seconds = time.perf_counter() - started_at
     return Sample(key, source, langs, tuple(stretches), n_pairs, is_read, seconds, error)
+
+
+def _evenly(stretches: list[Stretch], n: int) -> list[Stretch]:
+    """So many of them, the first and the last among them."""
+    if len(stretches) <= n:
+        return stretches
+    return [stretches[round(i * (len(stretches) - 1) / (n - 1))] for i in range(n)]
 
 
 def _split(key: str) -> str:
