@@ -22,6 +22,7 @@ FLOORS: list[set[str]] = [
         "text.hub",
         "text.lengths",
         "text.sources",
+        "text.tables",
         "text.normalise",
         "text.languages",
         "text.scripts",

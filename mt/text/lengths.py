@@ -1,6 +1,6 @@
 """Where two files stop being parallel, seen from the lengths of their lines alone.
 
-A sentence and its translation are about equally long, so the logarithm of the ratio of their lengths has a small spread.
+A sentence and its translation are about equally long: the logarithm of the ratio of their lengths has a small spread.
 Where a line is missing on one side, the lines that follow are paired with strangers until one side is shifted. The most
 likely shift of each stretch of lines is found by dynamic programming (Viterbi) over windows, its ends line by line.
 """
@@ -10,21 +10,27 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+Lengths = Sequence[int] | NDArray[np.integer[Any]]  # characters of each line
 
 _WINDOW = 32  # lines for which one shift is assumed while stretches are sought
 _NEAR = 3  # shifts about the two ends' that are tried
 _MANY = 12  # shifts of the ends up to which all between them are tried
 _CHANGE_NATS = 25.0  # by which a path with one more change of the shift must explain the lengths better
 _OUTLIERS = 0.05  # share of pairs whose lengths tell nothing
-_MIN_SPREAD = 0.03  # of the log ratio; else numbers and copies would prove too much
+_SPREAD_POWER = -0.3  # of the length, with which the spread of the log ratio falls
+_MIN_SPREAD = 0.1  # of the log ratio in lines of one character; else copies would prove too much
+_NEIGHBOURHOOD = 256  # lines among which a line could have got its place by chance
+_TELLING = 1.5  # spreads of the log ratio that the lengths of a neighbourhood are spread at least
 _SAMPLED_WINDOWS = 1_000  # for the usual ratio and its spread
 _BLOCK_LINES = 1 << 16
 _SEARCHED_LINES = 20_000  # about a change, in which its line is sought
-_SHORTEST_STRETCH = 40  # lines, of those that are told
+_SHORTEST_STRETCH = 40  # lines, of those that are told; of those that no shift mends:
+_SHORTEST_LOST = 200
 _DOUBT = 0.5  # power of each pair's likelihood: neighbours are not independent
 
 _LOST = -1_000_000_000  # no shift: what is there is not parallel
@@ -38,41 +44,32 @@ class Stretch(NamedTuple):
     shift: int | None  # tgt line i + shift translates src line i; None: no shift near by makes them parallel
 
 
-def first_break(src_lengths: Sequence[int], tgt_lengths: Sequence[int]) -> int | None:
+def first_break(src_lengths: Lengths, tgt_lengths: Lengths) -> int | None:
     """How many lines at the beginning are parallel, where the two sides have different numbers of lines.
 
-    Args:
-        src_lengths, tgt_lengths: characters of each line.
     Returns:
         The 0-based line at which something is missing on the shorter side, or is too much on the longer one; the number
         of lines of the shorter side where its end is missing; None where the lengths do not tell.
     """
     lines = _Lines.of(src_lengths, tgt_lengths)
-    if lines is None or lines.n_extra == 0:
+    if lines.n_extra == 0:
         return None
     path = _path(lines)
-    for i, (_, stop, shift) in enumerate(path):
+    for i, (_, _, shift) in enumerate(path):
         after = next((later.shift for later in path[i + 1 :] if later.shift != _LOST), lines.n_extra)
         if shift == 0 and after != 0:
             return _sure_change(lines, path[i], path[i + 1]) if i + 1 < len(path) else None
-        assert stop <= len(lines.short)
     return None
 
 
-def misaligned(src_lengths: Sequence[int], tgt_lengths: Sequence[int]) -> list[Stretch]:
-    """Stretches of lines whose lengths match only if one side is shifted, or do not match at all.
-
-    Args:
-        src_lengths, tgt_lengths: characters of each line.
-    """
+def misaligned(src_lengths: Lengths, tgt_lengths: Lengths) -> list[Stretch]:
+    """Stretches of lines whose lengths match only if one side is shifted, or do not match at all."""
     lines = _Lines.of(src_lengths, tgt_lengths)
-    if lines is None:
-        return []
     sign = 1 if len(tgt_lengths) >= len(src_lengths) else -1
     return [
         Stretch(start, stop, None if shift == _LOST else sign * shift)
         for start, stop, shift in _path(lines)
-        if shift != 0 and stop - start >= _SHORTEST_STRETCH
+        if shift != 0 and stop - start >= (_SHORTEST_LOST if shift == _LOST else _SHORTEST_STRETCH)
     ]
 
 
@@ -86,29 +83,22 @@ class _Run(NamedTuple):
 
 @dataclass(frozen=True)
 class _Lines:
-    """The log lengths of the lines of both sides, and how those of a pair are distributed."""
+    """The log lengths of the lines of both sides, and how they are distributed."""
 
     short: NDArray[np.float32]
     long: NDArray[np.float32]
-    ratio: float  # usual log ratio of a pair
-    spread: float  # its standard deviation where they are parallel
-    chance_ratio: float  # the same where they are not
-    chance_spread: float
+    ratio: float  # usual log ratio of the long side's line to the short side's where they are parallel
+    spread: float  # its standard deviation in lines of one character
+    chance_mean: NDArray[np.float64]  # [neighbourhoods] of the log lengths of the short side
+    chance_spread: NDArray[np.float64]  # [neighbourhoods]
 
     @classmethod
-    def of(cls, src_lengths: Sequence[int], tgt_lengths: Sequence[int]) -> _Lines | None:
-        """None where the lengths can tell nothing."""
+    def of(cls, src_lengths: Lengths, tgt_lengths: Lengths) -> _Lines:
         sides = [np.log1p(np.asarray(lengths, dtype=np.float32)) for lengths in (src_lengths, tgt_lengths)]
         short, long = sorted(sides, key=len)
-        if len(short) < 2:
-            return None
-        chance_spread = math.sqrt(float(short.var(dtype=np.float64)) + float(long.var(dtype=np.float64)))
-        chance_ratio = float(long.mean(dtype=np.float64) - short.mean(dtype=np.float64))
-        ratio, spread = _usual_ratio(short, long, chance_ratio)
-        spread = max(spread, _MIN_SPREAD)
-        if chance_spread <= spread:
-            return None
-        return cls(short, long, ratio, spread, chance_ratio, chance_spread)
+        if len(short) == 0:
+            return cls(short, long, 0.0, 1.0, np.zeros(1), np.zeros(1))
+        return cls(short, long, *_usual_ratio(short, long), *_chance(short))
 
     @property
     def n_extra(self) -> int:
@@ -116,23 +106,39 @@ class _Lines:
         return len(self.long) - len(self.short)
 
     def evidence(self, start: int, stop: int, shift: int) -> NDArray[np.float64]:
-        """[stop - start]: log likelihood in nats of each line's being parallel with this shift, above that of chance."""
+        """[stop - start]: nats by which each line is likelier at this shift than by chance."""
         if shift == _LOST:
             return np.zeros(stop - start)
         evidence = np.full(stop - start, math.log(_OUTLIERS) * _DOUBT)
         first, last = max(start, -shift), min(stop, len(self.long) - shift)
         if first < last:
-            ratios = self.long[first + shift : last + shift] - self.short[first:last]
-            evidence[first - start : last - start] = self._evidence_of(ratios.astype(np.float64))
+            evidence[first - start : last - start] = self._evidence(first, last, shift)
         return evidence
 
-    def _evidence_of(self, ratios: NDArray[np.float64]) -> NDArray[np.float64]:
-        near = -0.5 * ((ratios - self.ratio) / self.spread) ** 2 - math.log(self.spread)
-        chance = -0.5 * ((ratios - self.chance_ratio) / self.chance_spread) ** 2 - math.log(self.chance_spread)
-        log_odds: NDArray[np.float64] = np.logaddexp(
-            near - chance + math.log(1 - _OUTLIERS), math.log(_OUTLIERS)
+    def _evidence(self, start: int, stop: int, shift: int) -> NDArray[np.float64]:
+        lengths = self.short[start:stop].astype(np.float64)
+        expected = self.long[start + shift : stop + shift].astype(np.float64) - self.ratio
+        spread = self.spread * np.exp(_SPREAD_POWER * expected)
+        neighbourhood = np.minimum(np.arange(start, stop) // _NEIGHBOURHOOD, len(self.chance_mean) - 1)
+        chance_mean, chance_spread = self.chance_mean[neighbourhood], self.chance_spread[neighbourhood]
+        parallel = -0.5 * ((lengths - expected) / spread) ** 2 - np.log(spread)
+        chance = -0.5 * ((lengths - chance_mean) / np.maximum(chance_spread, 1e-9)) ** 2 - np.log(
+            np.maximum(chance_spread, 1e-9)
         )
-        return _DOUBT * log_odds
+        odds = np.logaddexp(parallel - chance + math.log(1 - _OUTLIERS), math.log(_OUTLIERS))
+        # Lines that are all of about one length, such as those of a sorted corpus, cannot tell one shift from another.
+        tells = chance_spread >= _TELLING * self.spread * np.exp(_SPREAD_POWER * chance_mean)
+        evidence: NDArray[np.float64] = np.where(tells, _DOUBT * odds, 0.0)
+        return evidence
+
+
+def _chance(lengths: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """[neighbourhoods]: mean and standard deviation in each neighbourhood; a last one that is not full is not one."""
+    starts = np.arange(0, max(1, len(lengths) - _NEIGHBOURHOOD + 1), _NEIGHBOURHOOD)
+    sizes = np.diff(starts, append=len(lengths))
+    mean = np.add.reduceat(lengths.astype(np.float64), starts) / sizes
+    square = np.add.reduceat(lengths.astype(np.float64) ** 2, starts) / sizes
+    return mean, np.sqrt(np.maximum(square - mean**2, 0))
 
 
 def _shifts(n_extra: int) -> list[int]:
@@ -141,21 +147,24 @@ def _shifts(n_extra: int) -> list[int]:
     return sorted({*range(-_NEAR, _NEAR + 1), *between, *range(n_extra - _NEAR, n_extra + _NEAR + 1)})
 
 
-def _usual_ratio(short: NDArray[np.float32], long: NDArray[np.float32], ratio: float) -> tuple[float, float]:
+def _usual_ratio(short: NDArray[np.float32], long: NDArray[np.float32]) -> tuple[float, float]:
     """Median log ratio of parallel lines and its spread: of windows at the shift that suits each of them best."""
     n_windows = max(1, len(short) // _WINDOW)
     chosen = np.unique(np.linspace(0, n_windows - 1, min(n_windows, _SAMPLED_WINDOWS)).astype(np.int64))
     lines = np.minimum(chosen[:, None] * _WINDOW + np.arange(_WINDOW), len(short) - 1)  # [windows, _WINDOW]
     shifts = np.array(_shifts(len(long) - len(short)))[:, None, None]
-    ratios = long[np.clip(lines + shifts, 0, len(long) - 1)] - short[lines]  # [shifts, windows, _WINDOW]
-    spread = 0.0
+    partners = long[np.clip(lines + shifts, 0, len(long) - 1)]  # [shifts, windows, _WINDOW]
+    ratios = partners - short[lines]
+    weights = np.exp(-_SPREAD_POWER * partners)
+    ratio, spread = float(np.median(long) - np.median(short)), 0.0
     for _ in range(3):
-        deviations = np.abs(ratios - ratio)
+        deviations = np.abs(ratios - ratio) * weights
         best = deviations.mean(axis=2).argmin(axis=0)
-        suited = ratios[best, np.arange(len(chosen))]
-        ratio = float(np.median(suited))
-        spread = 1.4826 * float(np.median(np.abs(suited - ratio)))  # of a normal distribution, from the median
-    return ratio, spread
+        suited = best, np.arange(len(chosen))
+        ratio = float(np.median(ratios[suited]))
+        # Of a normal distribution, from the median, which outliers do not move.
+        spread = 1.4826 * float(np.median(np.abs(ratios[suited] - ratio) * weights[suited]))
+    return ratio, max(spread, _MIN_SPREAD)
 
 
 def _path(lines: _Lines) -> list[_Run]:
