@@ -16,8 +16,8 @@ from mt.config import CleanConfig, DataConfig, RunConfig, SourceConfig, Tokenize
 from mt.errors import ConfigError, DataError
 from mt.text import corpus as corpus_module
 from mt.text import prepare as prepare_module
-from mt.text.clean import normalise
 from mt.text.corpus import PreparedCorpus
+from mt.text.normalise import normalise
 from mt.text.prepare import corpus_fingerprint, prepare_corpus
 from mt.text.tokenizer import EOS_ID, Tokenizer
 

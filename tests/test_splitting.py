@@ -6,7 +6,7 @@ import pytest
 
 from mt.config import TokenizerConfig
 from mt.decode.splitting import Part, joined, split_text
-from mt.text.clean import normalise
+from mt.text.normalise import normalise
 from mt.text.tokenizer import Tokenizer, train_tokenizer
 from tests.toys import toy_text
 

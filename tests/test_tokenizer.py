@@ -8,7 +8,7 @@ import pytest
 
 from mt.config import TokenizerConfig
 from mt.errors import CheckpointError, ConfigError, DataError
-from mt.text.clean import normalise
+from mt.text.normalise import normalise
 from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer, train_tokenizer
 
 NASTY = [

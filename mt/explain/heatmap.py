@@ -16,7 +16,6 @@ from mt.data.batch import packed_pairs
 from mt.decode.translator import Translator
 from mt.errors import ConfigError
 from mt.model import Transformer
-from mt.text.clean import normalise
 from mt.text.tokenizer import EOS_ID
 
 LONGEST = 200  # tokens of a side; a page of more could not be read
@@ -46,11 +45,12 @@ def explained_page(model: str | Path, src: str, tgt: str | None, device: str = "
         CheckpointError: there is no complete model of this version there.
         ConfigError: a text is blank or too long; no such device or precision.
     """
-    src, tgt = normalise(src), None if tgt is None else normalise(tgt)
+    translator = Translator.load(model, device=device, precision=precision)
+    normalisers = translator.normalisers
+    src, tgt = normalisers.src(src), None if tgt is None else normalisers.tgt(tgt)
     for key, text in (("src", src), ("tgt", tgt)):
         if text == "":
             raise ConfigError(f"{key}: is blank: give a sentence")
-    translator = Translator.load(model, device=device, precision=precision)
     tokenizer = translator.tokenizer
     source = [*tokenizer.encode(src), EOS_ID]
     _check_length("src", source)

@@ -11,13 +11,14 @@ from typing import Literal, NamedTuple
 
 from mt.config import CleanConfig, RunConfig
 from mt.errors import ConfigError
+from mt.text.scripts import base_language
 
 # Named as the settings in CleanConfig, in the order of the settings.
 Change = Literal["unicode_nfc", "control_characters", "html_entities", "punctuation", "white_space"]
 
 # Control characters, and the invisible U+200B and U+FEFF, which SentencePiece's own NMT rules turn into spaces as well.
 # Tabs and line ends count as white space. U+2581 is how SentencePiece writes a space: it could not be told from one
-# after decoding. The joiners U+200C and U+200D stay, because Persian, the Indic scripts and emoji are spelled with them.
+# after decoding. The joiners U+200C and U+200D stay: Persian, the Indic scripts and emoji are spelled with them.
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u200b\u2581\ufeff]")
 # What no prepared corpus can hold, whatever the settings.
 _IMPOSSIBLE = re.compile(r"[\x00\u2581]")
@@ -119,11 +120,6 @@ class Normalisers(NamedTuple):
         """As the settings are unless changed; the language means nothing then."""
         normaliser = Normaliser(CleanConfig(), "")
         return cls(normaliser, normaliser)
-
-
-def base_language(lang: str) -> str:
-    """A language code without its variant: `pt` of `pt-BR`, `zh` of `zh_Hant`."""
-    return re.split("[-_]", lang, maxsplit=1)[0].lower()
 
 
 def _moses_rules(lang: str) -> list[tuple[re.Pattern[str], str]]:

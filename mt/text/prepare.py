@@ -21,8 +21,9 @@ import numpy as np
 
 from mt.config import DataConfig, RunConfig, SourceConfig
 from mt.errors import DataError
-from mt.text.clean import Cleaner, Reason, normalise, removed_text
+from mt.text.clean import Cleaner, Reason, removed_text
 from mt.text.corpus import FORMAT_VERSION, PreparedCorpus, ids_dtype
+from mt.text.normalise import Normalisers
 from mt.text.sources import SentencePair, check_source, read_pairs, source_fingerprint
 from mt.text.tokenizer import (
     EOS_ID,
@@ -138,6 +139,7 @@ class _Builder:
     def __init__(self, config: RunConfig, folder: Path, say: Say, tokenizer_path: Path | None) -> None:
         self.tokenizer_path = tokenizer_path
         self.config = config
+        self.normalisers = Normalisers.of_run(config)
         self.folder = folder
         self.say = say
 
@@ -150,7 +152,7 @@ class _Builder:
         cleaners = self._clean_sources()
         cleaned_at = clock()
         if self.tokenizer_path is None:
-            tokenizer_facts = self._train_tokenizer(sum(cleaner.n_kept for cleaner in cleaners))
+            tokenizer_facts = self._train_tokenizer(sum(cleaner.tally.n_kept for cleaner in cleaners))
         else:
             shutil.copyfile(self.tokenizer_path, self.folder / "tokenizer.model")
             tokenizer_facts = {"kind": "given"}
@@ -189,7 +191,8 @@ class _Builder:
         pairs = list(read_pairs(source, self.config.src_lang, self.config.tgt_lang, role))
         with path.open("w", encoding="utf-8") as stream:
             stream.writelines(json.dumps(pair) + "\n" for pair in pairs)
-        empty = [pair.line for pair in pairs if not normalise(pair.src) or not normalise(pair.tgt)]
+        normalise_src, normalise_tgt = self.normalisers
+        empty = [pair.line for pair in pairs if not normalise_src(pair.src) or not normalise_tgt(pair.tgt)]
         if len(empty) == len(pairs):
             raise DataError(f"{source.description}: all {len(pairs):,} {role} pairs have an empty side")
         if empty:
@@ -209,12 +212,12 @@ class _Builder:
         """Cleaned text and line numbers of each source to temporary files."""
         cleaners = []
         for number, source in enumerate(self.config.data.train):
-            cleaner = Cleaner(self.config.data.clean)
+            cleaner = Cleaner(self.config.data.clean, self.config.src_lang, self.config.tgt_lang)
             self._clean_source(number, source, cleaner)
             cleaners.append(cleaner)
             self.say(
-                f"{source.description}: {cleaner.n_read:,} pairs read, {cleaner.n_kept:,} kept; "
-                f"removed: {removed_text(cleaner.removals)}"
+                f"{source.description}: {cleaner.tally.n_read:,} pairs read, {cleaner.tally.n_kept:,} kept; "
+                f"removed: {removed_text(cleaner.tally.removed)}"
             )
         _require_pairs(cleaners)
         return cleaners
@@ -285,7 +288,8 @@ class _Builder:
             (self.folder / _TEXT.format(number)).unlink()
             (self.folder / _LINES.format(number)).unlink()
         _require_pairs(cleaners)
-        n_too_long = sum(c.removals["too_many_tokens"].count for c in cleaners if "too_many_tokens" in c.removals)
+        removals = [cleaner.tally.removed for cleaner in cleaners]
+        n_too_long = sum(removed["too_many_tokens"].count for removed in removals if "too_many_tokens" in removed)
         self.say(
             f"encoded {writer.n_pairs:,} pairs in {time.perf_counter() - started_at:.0f} s: "
             f"{writer.n_src_tokens:,} source and {writer.n_tgt_tokens:,} target tokens, ends of sentences included; "
@@ -302,7 +306,7 @@ class _Builder:
         ]
         for pair, fit in zip(chunk, fits, strict=True):
             if not fit:
-                cleaner.remove(pair, "too_many_tokens")
+                cleaner.tally.remove("too_many_tokens", pair)
         writer.write(_where(src_ids, fits), _where(tgt_ids, fits))
         return _where(chunk, fits)
 
@@ -310,7 +314,7 @@ class _Builder:
         with _PairWriter(self.folder, "valid", tokenizer.vocab_size) as writer:
             for start in range(0, len(pairs), _PAIRS_PER_CHUNK):
                 chunk = [
-                    SentencePair(normalise(src), normalise(tgt), line)
+                    SentencePair(self.normalisers.src(src), self.normalisers.tgt(tgt), line)
                     for src, tgt, line in pairs[start : start + _PAIRS_PER_CHUNK]
                 ]
                 src_ids, tgt_ids = _encode_pairs(tokenizer, chunk)
@@ -417,15 +421,15 @@ class _PairWriter:
 
 def _train_facts(data: DataConfig, cleaners: Sequence[Cleaner], writer: _PairWriter) -> dict[str, Any]:
     return {
-        "pairs_read": sum(cleaner.n_read for cleaner in cleaners),
+        "pairs_read": sum(cleaner.tally.n_read for cleaner in cleaners),
         "pairs_kept": writer.n_pairs,
         **writer.facts(),
         "sources": [
             {
                 "source": source.description,
-                "pairs_read": cleaner.n_read,
-                "pairs_kept": cleaner.n_kept,
-                "removed": {reason: removal.as_json() for reason, removal in cleaner.removals.items()},
+                "pairs_read": cleaner.tally.n_read,
+                "pairs_kept": cleaner.tally.n_kept,
+                "removed": {reason: removal.as_json() for reason, removal in cleaner.tally.removed.items()},
             }
             for source, cleaner in zip(data.train, cleaners, strict=True)
         ],
@@ -443,14 +447,14 @@ def _versions() -> dict[str, str]:
 
 
 def _require_pairs(cleaners: Sequence[Cleaner]) -> None:
-    if sum(cleaner.n_kept for cleaner in cleaners):
+    if sum(cleaner.tally.n_kept for cleaner in cleaners):
         return
     total: dict[Reason, int] = {}
     for cleaner in cleaners:
-        for reason, removal in cleaner.removals.items():
+        for reason, removal in cleaner.tally.removed.items():
             total[reason] = total.get(reason, 0) + removal.count
     removed = ", ".join(f"{count:,} {reason}" for reason, count in total.items())
-    n_read = sum(cleaner.n_read for cleaner in cleaners)
+    n_read = sum(cleaner.tally.n_read for cleaner in cleaners)
     raise DataError(
         f"data.train: nothing is left of {n_read:,} pairs, removed: {removed}; look at the text, or at the limits "
         "data.clean and data.max_tokens"

@@ -34,7 +34,7 @@ def n_cores() -> int:
 
 
 class Tokenizer:
-    """Text to ids and back. Text goes through as given: `mt.text.clean.normalise` it first."""
+    """Text to ids and back. Text goes through as given: `mt.text.normalise` it first."""
 
     pad_id, bos_id, eos_id = PAD_ID, BOS_ID, EOS_ID
 

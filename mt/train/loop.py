@@ -33,6 +33,7 @@ from mt.data.packing import PlanState
 from mt.errors import CheckpointError, ConfigError, TrainingError
 from mt.runtime import ALONE, Ranks, give_back_free_memory, hardware, keep_large_blocks, source_commit, versions
 from mt.text.corpus import PreparedCorpus
+from mt.text.normalise import Normalisers
 from mt.text.tokenizer import Tokenizer
 from mt.train.engine import Engine, Outcome, OutOfMemory, Update
 from mt.train.progress import Meter, Progress, Skipped
@@ -340,6 +341,7 @@ class Trainer:
             self.corpus.valid_pairs,
             replace(self.config.decode, beam_size=self.config.train.validation_beam_size),
             self.config.data.max_tokens,
+            Normalisers.of_run(self.config),
         )
 
     # --- checkpoints
