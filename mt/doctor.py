@@ -105,13 +105,13 @@ def examine(config: RunConfig, run_dir: Path) -> Diagnosis:
 
 def _rehearse(config: RunConfig, run_dir: Path, train: Sequence[Sample]) -> tuple[list[Finding], Forecast | None]:
     """What goes wrong with the whole of the data, and what it takes; no forecast where preparing would fail."""
-    cleaned = [clean_sample(sample, config) for sample in train]
-    findings = [finding for sample in cleaned for finding in check_cleaning(sample)]
+    findings: list[Finding] = []
     try:
-        given = _given_tokenizer(config)
-        rehearsal = rehearse(config, cleaned, given)
+        cleaned = [clean_sample(sample, config) for sample in train]
+        findings += [finding for sample in cleaned for finding in check_cleaning(sample)]
+        rehearsal = rehearse(config, cleaned, _given_tokenizer(config))
     except MTError as error:
-        return [*findings, _as_finding(error, "tokenizer", "tokenizer.vocab_size")], None
+        return [*findings, _as_finding(error, "preparing", str(error).partition(":")[0])], None
     findings += check_rehearsal(rehearsal, config)
     device_findings, device = _device(config)
     prepared_findings, prepared = _prepared(config)

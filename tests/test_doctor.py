@@ -1,25 +1,15 @@
 from __future__ import annotations
 
 import gzip
-import json
 import re
-import shutil
-from collections import namedtuple
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from mt import doctor
-from mt.cli import app
-from mt.config import ModelConfig, RunConfig
+from mt.config import RunConfig
 from mt.configfile import parse_config
-from mt.doctor import Diagnosis, count_parameters, diagnosis_text, examine
-from mt.text.prepare import prepare_corpus
-from mt.text.sample import draw_sample
-from mt.model import Transformer
+from mt.doctor import examine
 
 DEMO = Path(__file__).resolve().parent.parent / "data" / "demo"
 N_TRAIN, N_HELD_OUT = 1_500, 300

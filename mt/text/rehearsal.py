@@ -16,7 +16,7 @@ import numpy.typing as npt
 from mt.config import RunConfig
 from mt.errors import ConfigError
 from mt.text.checks import FEWEST_PAIRS, Finding, percent, quoted, rounded
-from mt.text.clean import Cleaner
+from mt.text.clean import RULES, Cleaner, Reason, Removal
 from mt.text.sample import Sample
 from mt.text.sources import SentencePair
 from mt.text.tokenizer import UNK_ID, Tokenizer, train_tokenizer
@@ -33,8 +33,7 @@ class CleanedSample:
     sample: Sample
     src: list[str]
     tgt: list[str]
-    removed: dict[str, int]  # pairs by reason
-    examples: dict[str, str]  # by reason: the first
+    removed: dict[Reason, Removal]
     seconds: float
 
     @property
@@ -105,17 +104,17 @@ class Rehearsal:
 
 
 def clean_sample(sample: Sample, config: RunConfig) -> CleanedSample:
+    """
+    Raises:
+        ConfigError: a rule needs a package that is missing, or does not know a language.
+    """
+    cleaner = Cleaner(config.data.clean, config.src_lang, config.tgt_lang)
     started_at = time.perf_counter()
-    cleaner = Cleaner(config.data.clean)
-    kept = [
-        pair
-        for src, tgt, line in zip(sample.src, sample.tgt, sample.lines, strict=True)
-        if (pair := cleaner.clean(SentencePair(src, tgt, line))) is not None
-    ]
+    kept = [pair for stretch in sample.stretches for pair in cleaner.clean_chunk(*stretch)]
     seconds = time.perf_counter() - started_at
-    removed = {str(reason): removal.count for reason, removal in cleaner.removals.items()}
-    examples = {str(reason): _example(removal.examples[0]) for reason, removal in cleaner.removals.items()}
-    return CleanedSample(sample, [pair.src for pair in kept], [pair.tgt for pair in kept], removed, examples, seconds)
+    return CleanedSample(
+        sample, [pair.src for pair in kept], [pair.tgt for pair in kept], cleaner.tally.removed, seconds
+    )
 
 
 def _example(pair: SentencePair) -> str:
@@ -176,25 +175,22 @@ _MANY_UNKNOWN = 0.005
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 FEWEST_OCCURRENCES = 50  # of a piece in the mean, under which a vocabulary is too large
 
-_SETTINGS = {
-    "too_long": "max_chars",
-    "length_ratio": "max_length_ratio",
-}
-
 
 def check_cleaning(cleaned: CleanedSample) -> list[Finding]:
     """Whether cleaning removes more than good text gives it to remove."""
-    sample, n_removed = cleaned.sample, sum(cleaned.removed.values())
+    sample, n_removed = cleaned.sample, sum(removal.count for removal in cleaned.removed.values())
     if len(sample.src) < FEWEST_PAIRS or n_removed <= _MUCH_REMOVED * len(sample.src):
         return []
-    reason, count = max(cleaned.removed.items(), key=lambda item: item[1])
+    reason, removal = max(cleaned.removed.items(), key=lambda item: item[1].count)
     share = percent(n_removed / len(sample.src))
-    problem = f"cleaning removes {share} of the pairs, {percent(count / len(sample.src))} as {reason}"
-    problem += f", such as {cleaned.examples[reason]}"
-    fix = "look at these lines, and give the text that is missing"
-    if reason in _SETTINGS:
-        fix = f"look at these lines, or change data.clean.{_SETTINGS[reason]} if they are good"
-    return [Finding("warning", "cleaning", sample.key, f"{sample.source.description}: {problem}", fix)]
+    problem = (
+        f"{sample.source.description}: cleaning removes {share} of the pairs, most of them ("
+        f"{percent(removal.count / len(sample.src))} of all) as {reason}, such as {_example(removal.examples[0])}"
+    )
+    fix = f"look at these lines, or change data.{RULES[reason].setting} if they are good"
+    if reason == "empty":
+        fix = "give the text that is missing, or leave out these lines on both sides"
+    return [Finding("warning", "cleaning", sample.key, problem, fix)]
 
 
 def check_rehearsal(rehearsal: Rehearsal, config: RunConfig) -> list[Finding]:

@@ -6,23 +6,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 from mt.config import SourceConfig
 from mt.errors import DataError
-from mt.text.sources import read_pairs
+from mt.text.sources import Chunk, read_chunks
 
 STRETCH_LINES = 200
-
-
-class Stretch(NamedTuple):
-    """Pairs that follow each other in their source."""
-
-    src: list[str]
-    tgt: list[str]
-    lines: list[int]  # 1-based, in the source
+_LINES_AT_ONCE = 10 * STRETCH_LINES
 
 
 @dataclass(frozen=True)
@@ -32,7 +23,7 @@ class Sample:
     key: str  # of the source in the config, such as data.train.0
     source: SourceConfig
     langs: tuple[str, str]
-    stretches: tuple[Stretch, ...]
+    stretches: tuple[Chunk, ...]  # each of pairs that follow each other
     n_pairs: int  # that were read: all there are, where `is_read` is true
     is_read: bool  # to its end; else there was no time for it, or an error
     seconds: float  # that reading took
@@ -75,61 +66,85 @@ def draw_sample(
 ) -> Sample:
     """Read a source and keep at most `max_pairs` of it; the whole source where it is no larger.
 
-    Stretches are drawn evenly, the last one of the source among them, so that what happens near the end is seen. A hub
-    data set that would have to be fetched is streamed instead, and only its beginning is read.
+    Stretches are drawn evenly, the first and the last one of the source among them. A hub data set that would have to
+    be fetched is streamed instead, and only its beginning is read.
 
     Args:
         max_seconds: reading ends after this time.
     """
+    drawn = _Drawn(max_stretches=max(2, max_pairs // STRETCH_LINES))
     started_at = time.perf_counter()
-    chunks = _stretches(source, langs, _split(key))
-    kept: list[tuple[int, Stretch]] = []
-    last: Stretch | None = None
-    n_pairs, every, is_read, error = 0, 1, False, None
-    max_stretches = max(2, max_pairs // STRETCH_LINES)
-    max_read = max_pairs if source.streaming else None
+    is_read, error = False, None
     try:
-        for number, stretch in enumerate(chunks):
-            n_pairs += len(stretch.src)
-            last = stretch
-            if number % every == 0:
-                kept.append((number, stretch))
-            if len(kept) > 2 * max_stretches:
-                every *= 2
-                kept = [item for item in kept if item[0] % every == 0]
-            if time.perf_counter() - started_at > max_seconds or (max_read and n_pairs >= max_read):
+        for stretch in _stretches(source, langs, _SPLITS[key.split(".")[1]]):
+            drawn.add(stretch)
+            is_enough = is_streamed(source) and drawn.n_pairs >= max_pairs
+            if is_enough or time.perf_counter() - started_at > max_seconds:
                 break
         else:
             is_read = True
     except DataError as failure:
         error = failure
-    stretches = [stretch for _, stretch in kept]
-    if last is not None and stretches[-1] is not last:
-        stretches.append(last)
-    stretches = _evenly(stretches, max_stretches)
     seconds = time.perf_counter() - started_at
-    return Sample(key, source, langs, tuple(stretches), n_pairs, is_read, seconds, error)
+    return Sample(key, source, langs, drawn.stretches(), drawn.n_pairs, is_read, seconds, error)
 
 
-def _evenly(stretches: list[Stretch], n: int) -> list[Stretch]:
-    """So many of them, the first and the last among them."""
-    if len(stretches) <= n:
-        return stretches
-    return [stretches[round(i * (len(stretches) - 1) / (n - 1))] for i in range(n)]
+def is_streamed(source: SourceConfig) -> bool:
+    """Whether it is a hub data set that is no local folder, or one that is to be streamed anyway."""
+    return source.dataset is not None and (source.streaming or not Path(source.dataset).is_dir())
 
 
-def _split(key: str) -> str:
-    return {"train": "train", "valid": "validation", "test": "test"}[key.split(".")[1]]
+_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 
 
-def _stretches(source: SourceConfig, langs: tuple[str, str], split: str) -> Iterator[Stretch]:
-    if is_remote(source):
-        source = replace(source, streaming=True)
-    pairs = read_pairs(source, *langs, split)
-    while chunk := list(islice(pairs, STRETCH_LINES)):
-        yield Stretch([p.src for p in chunk], [p.tgt for p in chunk], [p.line for p in chunk])
+class _Drawn:
+    """Stretches drawn evenly from those that have come, however many will come."""
+
+    def __init__(self, max_stretches: int) -> None:
+        self.n_pairs = 0
+        self._max_stretches = max_stretches
+        self._every = 1
+        self._n_seen = 0
+        self._kept: list[tuple[int, Chunk]] = []
+        self._last: Chunk | None = None
+
+    def add(self, stretch: Chunk) -> None:
+        self.n_pairs += len(stretch.src)
+        self._last = stretch
+        if self._n_seen % self._every == 0:
+            self._kept.append((self._n_seen, stretch))
+        self._n_seen += 1
+        if len(self._kept) > 2 * self._max_stretches:
+            self._every *= 2
+            self._kept = [item for item in self._kept if item[0] % self._every == 0]
+
+    def stretches(self) -> tuple[Chunk, ...]:
+        kept, n = [stretch for _, stretch in self._kept], self._max_stretches
+        if self._last is not None and kept[-1] is not self._last:
+            kept.append(self._last)
+        if len(kept) > n:
+            kept = [kept[round(i * (len(kept) - 1) / (n - 1))] for i in range(n)]
+        return tuple(kept)
 
 
-def is_remote(source: SourceConfig) -> bool:
-    """Whether it is a hub data set that is no local folder."""
-    return source.dataset is not None and not Path(source.dataset).is_dir()
+def _stretches(source: SourceConfig, langs: tuple[str, str], split: str) -> Iterator[Chunk]:
+    for chunk in _chunks(source, langs, split):
+        for start in range(0, len(chunk.src), STRETCH_LINES):
+            stop = start + STRETCH_LINES
+            yield Chunk(chunk.src[start:stop], chunk.tgt[start:stop], chunk.lines[start:stop])
+
+
+def _chunks(source: SourceConfig, langs: tuple[str, str], split: str) -> Iterator[Chunk]:
+    if not is_streamed(source) or source.streaming:
+        yield from read_chunks(source, *langs, split, _LINES_AT_ONCE)
+        return
+    n_chunks = 0
+    try:
+        for chunk in read_chunks(replace(source, streaming=True), *langs, split, _LINES_AT_ONCE):
+            n_chunks += 1
+            yield chunk
+    except DataError as error:
+        if n_chunks or "cannot be reached" not in str(error):
+            raise
+        # Without a network nothing can be fetched, and there may be a copy in the cache.
+        yield from read_chunks(source, *langs, split, _LINES_AT_ONCE)
