@@ -25,6 +25,8 @@ from mt.text.tables import Columns, Texts, read_parquet
 _PAIRS_AT_ONCE = 1_000  # read before the first of them is given out
 _MOST_LINES_COMPARED = 50_000_000  # whose lengths are kept in memory to see where two files part
 _FORMATS = (".tsv", ".jsonl", ".parquet")
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+_NOTHING = object()
 
 
 class SentencePair(NamedTuple):
@@ -231,8 +233,8 @@ def _tsv_indices(path: Path, columns: Columns, header: list[str]) -> tuple[int, 
         if isinstance(column, str) and header.count(column) != 1:
             found = "several columns" if column in header else "no column"
             raise DataError(
-                f"{path}: its first line names {found} {column}, it has {', '.join(header)}: give the name of one of them, "
-                "or numbers if that line is no header"
+                f"{path}: its first line names {found} {column}, it has {', '.join(header)}: give one of these "
+                "names, or numbers if that line is no header"
             )
     src, tgt = (column - 1 if isinstance(column, int) else header.index(column) for column in columns)
     return src, tgt
@@ -274,50 +276,53 @@ def _read_jsonl(path: Path, langs: tuple[str, str], columns: Columns | None, siz
             raise DataError(f"{path}: has keys and no columns that can be counted: give the key in place of {column}")
     n_lines = 0
     for lines in read_line_chunks(path, size):
-        numbers = [number for number, line in enumerate(lines, start=n_lines + 1) if line and not line.isspace()]
-        src, tgt = [], []
-        for number in numbers:
-            pair = _json_pair(path, number, lines[number - n_lines - 1], keys, is_language=columns is None)
-            src.append(pair[0])
-            tgt.append(pair[1])
-        yield Chunk(src, tgt, numbers)
+        numbers: list[int] = []
+        chunk = Chunk([], [], numbers)
+        for number, line in enumerate(lines, start=n_lines + 1):
+            if not line or line.isspace():
+                continue
+            try:
+                src, tgt = _json_pair(line, keys, is_language=columns is None)
+            except _LineError as error:
+                raise DataError(f"{path}, line {number:,}: {error}") from None
+            chunk.src.append(src)
+            chunk.tgt.append(tgt)
+            numbers.append(number)
+        yield chunk
         n_lines += len(lines)
 
 
-def _json_pair(path: Path, number: int, line: str, keys: tuple[str, str], is_language: bool) -> tuple[str, str]:
-    where = f"{path}, line {number:,}"
+class _LineError(Exception):
+    """What is wrong with a line, without where."""
+
+
+def _json_pair(line: str, keys: tuple[str, str], is_language: bool) -> tuple[str, str]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: is no JSON: {error}") from None
+        raise _LineError(f"is no JSON: {error}") from None
     if is_language and isinstance(row, dict) and isinstance(row.get("translation"), dict):
         row = row["translation"]
     if not isinstance(row, dict):
-        raise DataError(f"{where}: expected an object with the keys {keys[0]} and {keys[1]}, found {line[:60]}")
-    src, tgt = _json_text(where, row, keys[0]), _json_text(where, row, keys[1])
+        raise _LineError(f"expected an object with the keys {keys[0]} and {keys[1]}, found {line[:60]}")
+    src, tgt = _json_text(row, keys[0]), _json_text(row, keys[1])
     if "\\u" in line and (half := _HALF_PAIR.search(src + tgt)):
-        raise DataError(f"{where}: \\u{ord(half[0]):04x} is half of a character (a surrogate alone): mend the line")
+        raise _LineError(f"\\u{ord(half[0]):04x} is half of a character (a surrogate alone): mend the line")
     return src, tgt
 
 
-_HALF_PAIR = re.compile("[\ud800-\udfff]")
-
-
-def _json_text(where: str, row: dict[str, Any], key: str) -> str:
+def _json_text(row: dict[str, Any], key: str) -> str:
     """The text at a key, or at the end of several with dots between them."""
     text: Any = row.get(key, _NOTHING)
     if text is _NOTHING:
         text = row
         for part in key.split("."):
             if not isinstance(text, dict) or part not in text:
-                raise DataError(f"{where}: has no key {key}, its keys are {', '.join(row) or 'none'}")
+                raise _LineError(f"has no key {key}, its keys are {', '.join(row) or 'none'}")
             text = text[part]
     if not isinstance(text, str):
-        raise DataError(f"{where}: expected text at the key {key}, found {json.dumps(text)[:60]}")
+        raise _LineError(f"expected text at the key {key}, found {json.dumps(text)[:60]}")
     return text
-
-
-_NOTHING = object()
 
 
 # ---------------------------------------------------------------------------------------------------- sacreBLEU
