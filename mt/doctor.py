@@ -33,9 +33,9 @@ from mt.text.checks import (
 from mt.text.corpus import PreparedCorpus, ids_dtype
 from mt.text.overlap import folded_all
 from mt.text.prepare import corpus_fingerprint
-from mt.text.rehearsal import Rehearsal, check_cleaning, check_rehearsal, clean_sample, rehearse
+from mt.text.rehearsal import Rehearsal, check_cleaning, check_rehearsal, clean_sample, rehearse, symbols_of
 from mt.text.sample import Sample, draw_sample
-from mt.text.tokenizer import Tokenizer, n_cores
+from mt.text.tokenizer import Tokenizer, adopt_model, n_cores
 
 SAMPLED_PAIRS = 20_000  # of each training source
 HELD_OUT_PAIRS = 100_000  # of the validation set and of each test set
@@ -125,7 +125,9 @@ def _given_tokenizer(config: RunConfig) -> Tokenizer | None:
 
         path = initial_tokenizer(config)
         return None if path is None else Tokenizer.load(path)
-    return None if config.tokenizer.model is None else Tokenizer.load(Path(config.tokenizer.model))
+    if config.tokenizer.model is None:
+        return None
+    return Tokenizer(adopt_model(Path(config.tokenizer.model), symbols_of(config)))
 
 
 def _prepared(config: RunConfig) -> tuple[list[Finding], str | None]:

@@ -11,7 +11,7 @@ from mt.decode.translator import Translator
 from mt.errors import ConfigError
 from mt.explain.heatmap import attention_maps, explained_page
 from mt.model import Transformer
-from mt.text.tokenizer import EOS_ID, PAD_ID, Tokenizer, train_tokenizer
+from mt.text.tokenizer import EOS_ID, PAD_ID, Tokenizer, count_words, train_tokenizer
 from tests.toys import small_model, tiles, toy_text
 
 
@@ -19,7 +19,7 @@ from tests.toys import small_model, tiles, toy_text
 def translator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Translator:
     """What every model folder holds in here."""
     src, tgt = toy_text(300, 1)
-    train_tokenizer([*src, *tgt, "<&>"], TokenizerConfig(vocab_size=380), tmp_path / "tokenizer.model")
+    train_tokenizer(count_words([*src, *tgt, "<&>"]), TokenizerConfig(vocab_size=380), tmp_path / "tokenizer.model")
     tokenizer = Tokenizer.load(tmp_path / "tokenizer.model")
     torch.manual_seed(0)
     config = ModelConfig(d_model=32, n_heads=2, d_ff=48, n_encoder_layers=1, n_decoder_layers=2)

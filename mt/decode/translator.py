@@ -357,7 +357,7 @@ class Translator:
                 yield whole, ids
             return
         # A part may take a piece or two more than within the line: its first word begins anew.
-        parts = split_text(whole.text, self.tokenizer.piece_ends(ids), max(room - 2, 1))
+        parts = split_text(whole.text, self.tokenizer.piece_ends(whole.text), max(room - 2, 1))
         for part, part_ids in zip(parts, self.tokenizer.encode_batch([part.text for part in parts]), strict=True):
             continues_word = part.continues_word if part is not parts[0] else whole.continues_word
             placed = Part(part.text, whole.n_words_before + part.n_words_before, continues_word)

@@ -27,8 +27,9 @@ from mt.text.normalise import Normalisers
 from mt.text.sources import SentencePair, check_source, read_pairs, source_fingerprint
 from mt.text.tokenizer import (
     EOS_ID,
-    MAX_TRAINING_LINE_BYTES,
+    MAX_WORD_BYTES,
     Tokenizer,
+    count_words,
     train_tokenizer,
 )
 
@@ -252,19 +253,17 @@ class _Builder:
         progress = _Progress(self.say, f"{what}: in training", None)
         lines = (line for number in self._kept_sources() for pair in self._cleaned_pairs(number) for line in pair[:2])
         stats = train_tokenizer(
-            _sample(lines, 2 * n_pairs, n_lines),
+            count_words(_sample(lines, 2 * n_pairs, n_lines)),
             settings,
             self.folder / "tokenizer.model",
+            tuple(dict.fromkeys((*settings.user_symbols, *self.config.data.tags))),
             while_waiting=progress.advance,
         )
         skipped = ""
-        if stats.n_skipped_lines:
-            skipped = (
-                f"; SentencePiece skipped {stats.n_skipped_lines:,} of the lines in training "
-                f"(over {MAX_TRAINING_LINE_BYTES:,} bytes each, or with the block character U+2585)"
-            )
+        if stats.n_skipped_words:
+            skipped = f", without {stats.n_skipped_words:,} words of over {MAX_WORD_BYTES:,} bytes"
         self.say(f"{what}: trained in {time.perf_counter() - started_at:.0f} s{skipped}")
-        return {**asdict(settings), "lines": stats.n_lines, "skipped_lines": stats.n_skipped_lines}
+        return {**asdict(settings), "lines": n_lines, "skipped_words": stats.n_skipped_words}
 
     def _kept_sources(self) -> list[int]:
         """Numbers of the sources of which something is left."""

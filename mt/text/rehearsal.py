@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from mt.text.checks import FEWEST_PAIRS, Finding, percent, quoted, rounded
 from mt.text.clean import RULES, Cleaner, Reason, Removal
 from mt.text.sample import Sample
 from mt.text.sources import SentencePair
-from mt.text.tokenizer import UNK_ID, Tokenizer, train_tokenizer
+from mt.text.tokenizer import UNK_ID, Tokenizer, count_words, train_tokenizer
 
 _ENCODED_PAIRS = 5_000  # of each source
 _SMALLEST_VOCABULARY = 300
@@ -136,16 +135,21 @@ def rehearse(config: RunConfig, cleaned: Sequence[CleanedSample], given: Tokeniz
     return Rehearsal(encoded, tokenizer, vocab_size, tokenizer_seconds)
 
 
+def symbols_of(config: RunConfig) -> tuple[str, ...]:
+    """Pieces that are never cut."""
+    return tuple(dict.fromkeys((*config.tokenizer.user_symbols, *config.data.tags)))
+
+
 def _trained(config: RunConfig, cleaned: Sequence[CleanedSample]) -> Tokenizer:
     """Of the wanted size, or of the largest that the samples yield where they are but a part of the corpus."""
     settings, first_error = config.tokenizer, None
     is_whole = all(sample.sample.is_whole for sample in cleaned)
-    lines = [text for sample in cleaned for side in (sample.src, sample.tgt) for text in side]
+    words = count_words(text for sample in cleaned for side in (sample.src, sample.tgt) for text in side)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokenizer.model"
         while True:
             try:
-                train_tokenizer(lines, settings, path)
+                train_tokenizer(words, settings, path, symbols_of(config))
                 return Tokenizer.load(path)
             except ConfigError as error:
                 first_error = first_error or error
@@ -172,7 +176,6 @@ _MUCH_REMOVED = 0.2
 _MANY_TOO_LONG = 0.05
 _MANY_BYTES = 0.02
 _MANY_UNKNOWN = 0.005
-_BYTE = re.compile("<0x[0-9A-F]{2}>")
 FEWEST_OCCURRENCES = 50  # of a piece in the mean, under which a vocabulary is too large
 
 
@@ -221,7 +224,7 @@ def _too_long(source: EncodedSample, config: RunConfig) -> list[Finding]:
 
 def _bytes_and_unknown(source: EncodedSample, tokenizer: Tokenizer, config: RunConfig) -> list[Finding]:
     findings = []
-    byte_ids = [i for i, piece in enumerate(tokenizer.pieces(range(tokenizer.vocab_size))) if _BYTE.fullmatch(piece)]
+    byte_ids = sorted(tokenizer.byte_ids)
     for side, counts in enumerate(source.piece_counts):
         n_tokens = max(1, int(counts.sum()))
         byte_share = int(counts[byte_ids].sum()) / n_tokens
