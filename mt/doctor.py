@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mt.config import ModelConfig, RunConfig, SourceConfig, TrainConfig
-from mt.errors import DataError, MTError
+from mt.errors import ConfigError, DataError, MTError
 from mt.runtime import choose_device, format_bytes, format_duration, memory_bytes
 from mt.text.checks import (
     Finding,
@@ -109,10 +109,16 @@ def _rehearse(config: RunConfig, run_dir: Path, train: Sequence[Sample]) -> tupl
     try:
         cleaned = [clean_sample(sample, config) for sample in train]
         findings += [finding for sample in cleaned for finding in check_cleaning(sample)]
-        rehearsal = rehearse(config, cleaned, _given_tokenizer(config))
+        given = _given_tokenizer(config)
+        rehearsal = rehearse(config, cleaned, given)
     except MTError as error:
-        return [*findings, _as_finding(error, "preparing", str(error).partition(":")[0])], None
+        key = str(error).partition(":")[0]
+        if Path(key).suffix == ".model":
+            key = "tokenizer.model"
+        return [*findings, _as_finding(error, "preparing", key)], None
     findings += check_rehearsal(rehearsal, config)
+    if any(finding.level == "error" for finding in findings):
+        return findings, None
     device_findings, device = _device(config)
     prepared_findings, prepared = _prepared(config)
     forecast = _forecast(config, rehearsal, device, prepared)
@@ -206,7 +212,7 @@ def _device(config: RunConfig) -> tuple[list[Finding], tuple[str, int] | None]:
     try:
         device = choose_device(config.train.device)
     except MTError as error:
-        return [_as_finding(error, "device", "train.device")], None
+        return [_as_finding(ConfigError(f"train.{error}"), "device", "train.device")], None
     return [], (str(device), memory_bytes(device))
 
 
@@ -304,7 +310,7 @@ def _model_findings(config: RunConfig, forecast: Forecast) -> list[Finding]:
         return []
     key = "model.dropout"
     problem = (
-        f"{key}: is {config.model.dropout:g} in a model of {forecast.parameters / 1e6:,.0f} M parameters for "
+        f"{key}: is {config.model.dropout:g} in a model of {_about(forecast.parameters)} parameters for "
         f"{_about(forecast.tgt_tokens)} target tokens, which it can learn by heart"
     )
     return [Finding("note", "dropout", key, problem, f"raise it to {ADVISED_DROPOUT:g}, and take a smaller model")]
@@ -315,7 +321,7 @@ def _schedule_findings(train: TrainConfig, forecast: Forecast) -> list[Finding]:
     if forecast.epochs > MANY_EPOCHS and forecast.train_pairs_are_all and train.patience is None:
         key = "train.max_steps"
         problem = f"{key}: {train.max_steps:,} updates would show every pair about {forecast.epochs:,.0f} times"
-        fewer = rounded(train.max_steps * 100 / forecast.epochs)
+        fewer = max(1, rounded(train.max_steps * 100 / forecast.epochs))
         fix = f"lower it, to {fewer:,} for 100 times, or set train.patience"
         findings.append(Finding("warning", "epochs", key, problem, fix))
     if train.warmup_steps > train.max_steps:

@@ -90,7 +90,7 @@ _WORD = re.compile(r"\d+|[^\W\d_]{3,}")
 _SHIFTS = (-3, -2, -1, 1, 2, 3)
 _FEWEST_SHARED = 30  # pairs with a word in common by which a shift must explain the text better than none
 _LOW_CORRELATION = 0.3
-_COPIED_WARNING, _COPIED_ERROR = 0.1, 0.95
+_COPIED, _ALL_COPIED = 0.1, 0.95
 
 
 def check_alignment(sample: Sample) -> list[Finding]:
@@ -103,12 +103,12 @@ def check_alignment(sample: Sample) -> list[Finding]:
 def _copied(sample: Sample) -> list[Finding]:
     same = [i for i, (src, tgt) in enumerate(zip(sample.src, sample.tgt, strict=True)) if src == tgt and src.strip()]
     share = len(same) / len(sample.src)
-    if share < _COPIED_WARNING:
+    if share < _COPIED:
         return []
     place = f"{sample.side_name(0)} and {sample.side_name(1)}"
-    if share >= _COPIED_ERROR:
+    if share >= _ALL_COPIED:
         fix = "give the translation as tgt"
-        return [Finding("error", "copied", sample.key, f"{place}: are the same text", fix)]
+        return [Finding("warning", "copied", sample.key, f"{place}: are the same text", fix)]
     problem = f"{percent(share)} of the pairs are the same text on both sides, such as {_such_as(sample, 0, same[0])}"
     fix = "remove them, or data.clean.max_copied will; text that was never translated does not teach to translate"
     return [Finding("warning", "copied", sample.key, f"{place}: {problem}", fix)]
