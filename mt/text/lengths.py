@@ -24,6 +24,7 @@ _CHANGE_NATS = 25.0  # by which a path with one more change of the shift must ex
 _OUTLIERS = 0.05  # share of pairs whose lengths tell nothing
 _SPREAD_POWER = -0.3  # of the length, with which the spread of the log ratio falls
 _MIN_SPREAD = 0.1  # of the log ratio in lines of one character; else copies would prove too much
+_MAX_SPREAD = 1.0  # the same; what is spread more is not parallel
 _NEIGHBOURHOOD = 256  # lines among which a line could have got its place by chance
 _TELLING = 1.5  # spreads of the log ratio that the lengths of a neighbourhood are spread at least
 _SAMPLED_WINDOWS = 1_000  # for the usual ratio and its spread
@@ -31,6 +32,7 @@ _BLOCK_LINES = 1 << 16
 _SEARCHED_LINES = 20_000  # about a change, in which its line is sought
 _SHORTEST_STRETCH = 40  # lines, of those that are told; of those that no shift mends:
 _SHORTEST_LOST = 200
+_FEWEST_LINES = 20  # that can tell anything
 _DOUBT = 0.5  # power of each pair's likelihood: neighbours are not independent
 
 _LOST = -1_000_000_000  # no shift: what is there is not parallel
@@ -52,7 +54,7 @@ def first_break(src_lengths: Lengths, tgt_lengths: Lengths) -> int | None:
         of lines of the shorter side where its end is missing; None where the lengths do not tell.
     """
     lines = _Lines.of(src_lengths, tgt_lengths)
-    if lines.n_extra == 0:
+    if lines.n_extra == 0 or len(lines.short) < _FEWEST_LINES:
         return None
     path = _path(lines)
     for i, (_, _, shift) in enumerate(path):
@@ -65,6 +67,8 @@ def first_break(src_lengths: Lengths, tgt_lengths: Lengths) -> int | None:
 def misaligned(src_lengths: Lengths, tgt_lengths: Lengths) -> list[Stretch]:
     """Stretches of lines whose lengths match only if one side is shifted, or do not match at all."""
     lines = _Lines.of(src_lengths, tgt_lengths)
+    if len(lines.short) < _FEWEST_LINES:
+        return []
     sign = 1 if len(tgt_lengths) >= len(src_lengths) else -1
     return [
         Stretch(start, stop, None if shift == _LOST else sign * shift)
@@ -164,7 +168,7 @@ def _usual_ratio(short: NDArray[np.float32], long: NDArray[np.float32]) -> tuple
         ratio = float(np.median(ratios[suited]))
         # Of a normal distribution, from the median, which outliers do not move.
         spread = 1.4826 * float(np.median(np.abs(ratios[suited] - ratio) * weights[suited]))
-    return ratio, max(spread, _MIN_SPREAD)
+    return ratio, min(max(spread, _MIN_SPREAD), _MAX_SPREAD)
 
 
 def _path(lines: _Lines) -> list[_Run]:

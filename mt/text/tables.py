@@ -62,7 +62,7 @@ class TextColumns:
         try:
             # Many times faster than to_pylist() in older versions.
             texts = cast("list[str]", array.to_numpy(zero_copy_only=False).tolist())
-        except UnicodeDecodeError:
+        except (UnicodeDecodeError, pyarrow.ArrowException):
             rows = f"rows {n_before + 1:,} to {n_before + len(array):,}"
             raise DataError(f"{self.where}: {'.'.join(path)} has text that is not UTF-8 in {rows}: mend it") from None
         return [text or "" for text in texts] if array.null_count else texts
