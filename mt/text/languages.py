@@ -14,8 +14,8 @@ from mt.text.scripts import base_language
 # of them, and each further candidate is a chance to be wrong.
 _BIG_LANGUAGES = frozenset(
     [
-        "ar", "cs", "da", "de", "el", "en", "es", "fa", "fi", "fr", "he", "hi", "hr", "hu", "id", "it", "ja", "ko", "nl",
-        "pl", "pt", "ro", "ru", "sv", "th", "tr", "uk", "vi", "zh",
+        "ar", "cs", "da", "de", "el", "en", "es", "fa", "fi", "fr", "he", "hi", "hr", "hu", "id", "it", "ja", "ko",
+        "nl", "pl", "pt", "ro", "ru", "sv", "th", "tr", "uk", "vi", "zh",
     ]
 )  # fmt: skip
 # Languages that are too near to a big one to be told apart from it in a sentence.

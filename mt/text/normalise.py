@@ -26,8 +26,8 @@ _LINE_ENDS_AND_TABS = re.compile(r"[\t\n\r]")
 _SURROGATES = re.compile(r"[\ud800-\udfff]")
 # Only with a semicolon: `a=1&copy=2` is no copyright sign. More digits than these stand for no character.
 _ENTITIES = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
-# Text without any of this is as the Moses rules leave it.
-_PUNCTUATION = re.compile(r"[^\w ,.-]|  |^ | $")
+# The Moses rules change nothing but spaces in text without any of this.
+_PUNCTUATION = re.compile(r"[^\w ,.-]")
 
 
 class Normaliser:
