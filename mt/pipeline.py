@@ -37,7 +37,7 @@ from mt.text.sources import SentencePair, read_pairs
 from mt.train.engine import choose_execution
 from mt.train.loop import train
 from mt.train.progress import Progress
-from mt.train.tracker import format_count, format_duration
+from mt.units import format_count, format_duration
 
 AVERAGE_TOLERANCE = 1.0  # BLEU on the validation set by which an average may be worse than the best checkpoint
 CONFIG, RECORD, REPORT = "config.yaml", "run.json", "report.json"

@@ -14,7 +14,7 @@ _Keys = npt.NDArray[np.uint64]
 _Flags = npt.NDArray[np.bool_]
 
 _MEMORY_BYTES = 256 << 20
-_BYTES_PER_KEY = 48  # of memory while keys are compared: the keys twice, their order, and what sorting takes
+_BYTES_PER_KEY = 64  # of memory while keys are compared: the keys twice, their order, and what sorting takes
 _MAX_PART_BITS = 16
 
 
@@ -104,17 +104,27 @@ def _repeated_in_part(part: Path, max_keys: int) -> npt.NDArray[np.uint8]:
 
 def _repeated_in(blocks: Iterable[_Keys]) -> Iterator[_Flags]:
     """Of each block, which of its keys came before. Only the different keys of the blocks before are kept."""
-    seen = np.empty(0, dtype=np.uint64)
+    seen = new = np.empty(0, dtype=np.uint64)
     for keys in blocks:
+        if len(new):
+            seen = np.sort(np.concatenate([seen, new]))
         order = np.argsort(keys)
         in_order = keys[order]
         starts = np.flatnonzero(np.concatenate([[True], in_order[1:] != in_order[:-1]])[: len(keys)])
         distinct = in_order[starts]
+        is_known = _is_among(distinct, seen)
+        new = distinct[~is_known]
         flags = np.ones(len(keys), dtype=np.bool_)
         if len(starts):
-            flags[np.minimum.reduceat(order, starts)] = np.isin(distinct, seen, assume_unique=True)
+            flags[np.minimum.reduceat(order, starts)] = is_known
         yield flags
-        seen = np.union1d(seen, distinct)
+
+
+def _is_among(keys: _Keys, in_order: _Keys) -> _Flags:
+    if not len(in_order):
+        return np.zeros(len(keys), dtype=np.bool_)
+    places = np.minimum(np.searchsorted(in_order, keys), len(in_order) - 1)
+    return np.equal(in_order[places], keys)
 
 
 def _flags_of_files(

@@ -39,8 +39,9 @@ from mt.train.engine import Engine, Outcome, OutOfMemory, Update
 from mt.train.progress import Meter, Progress, Skipped
 from mt.train.schedule import learning_rate
 from mt.train.signals import Received, caught_signals
-from mt.train.tracker import SilentTracker, Tracker, format_count, format_duration
+from mt.train.tracker import SilentTracker, Tracker
 from mt.train.validation import ValidationResult, validate
+from mt.units import format_count, format_duration
 
 SKIPPED = "skipped.jsonl"  # in the run folder: the updates that were skipped, with their sentences
 
