@@ -15,7 +15,7 @@ from typing import Any
 
 from mt.config import ModelConfig, RunConfig, SourceConfig, TrainConfig
 from mt.errors import ConfigError, DataError, MTError
-from mt.runtime import choose_device, format_bytes, format_duration, memory_bytes
+from mt.runtime import choose_device, memory_bytes
 from mt.text.checks import (
     Finding,
     check_alignment,
@@ -36,6 +36,7 @@ from mt.text.prepare import corpus_fingerprint
 from mt.text.rehearsal import Rehearsal, check_cleaning, check_rehearsal, clean_sample, rehearse, symbols_of
 from mt.text.sample import Sample, draw_sample
 from mt.text.tokenizer import Tokenizer, adopt_model, n_cores
+from mt.units import format_bytes, format_duration
 
 SAMPLED_PAIRS = 20_000  # of each training source
 HELD_OUT_PAIRS = 100_000  # of the validation set and of each test set

@@ -27,8 +27,8 @@ MAX_WORD_BYTES = 4_192  # longer words, which are no words, are left out of trai
 WORD_START = "▁"  # how SentencePiece writes a space
 # Cuts a word without being counted: the name of a special piece, which the trainer takes out of its text.
 _CUT = "<pad>"
-# The trainer cuts at a tab and at U+2585 itself, but a line with the one is no count, and with the other is skipped.
-_CUTTING_CHARACTERS = re.compile("[\t\n\r\u2585]")
+# In no piece. The trainer itself takes a tab for the end of the word, skips what has U+2585, and stumbles over a zero.
+_CUTTING_CHARACTERS = re.compile("[\0\t\n\r\u2585]")
 _MAX_TRAINER_LINE_BYTES = 1 << 20  # beyond any word, with its rare characters replaced
 _LEAST_COVERAGE = 0.98  # that the trainer takes
 # The trainer sums in the order of its threads, so their number is part of the result: the same on every machine.
