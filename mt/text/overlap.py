@@ -333,7 +333,7 @@ def _piece_hashes(codes: _Codes | _Bytes, starts: npt.NDArray[np.intp], ends: np
 @functools.lru_cache(maxsize=4)
 def _powers(n_bits: int) -> tuple[_Hashes, _Hashes]:
     """The first 2^n_bits powers of _BASE, and of its inverse, mod 2^64."""
-    bases = np.full((2, 1 << n_bits), [[_BASE], [_BASE_INVERSE]], dtype=np.uint64)
-    bases[:, 0] = 1
+    bases = np.ones((2, 1 << n_bits), dtype=np.uint64)
+    bases[:, 1:] = np.array([[_BASE], [_BASE_INVERSE]], dtype=np.uint64)
     of_base, of_inverse = np.cumprod(bases, axis=1, dtype=np.uint64)
     return of_base, of_inverse
