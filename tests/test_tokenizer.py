@@ -17,11 +17,7 @@ import sentencepiece
 
 from mt.config import TokenizerConfig
 from mt.errors import CheckpointError, ConfigError, DataError
-<<<<<<< HEAD
 from mt.text.normalise import normalise
-from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer, train_tokenizer
-=======
-from mt.text.clean import normalise
 from mt.text.tokenizer import (
     BOS_ID,
     EOS_ID,
@@ -32,7 +28,6 @@ from mt.text.tokenizer import (
     count_words,
     train_tokenizer,
 )
->>>>>>> a6e7d387317630bc95e75d9f5cd1d61b3c51594a
 
 NASTY = [
     "",
