@@ -187,6 +187,35 @@ def prepare_data(config: ConfigOption, overrides: SetOption = None) -> None:
         print(_corpus_text(prepare(run_config)))
 
 
+@app.command("doctor")
+def examine_data(
+    config: ConfigOption,
+    overrides: SetOption = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The run folder; runs/NAME by default.", show_default=False)
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on standard output, and nothing else.")
+    ] = False,
+) -> None:
+    """Look at a config and a sample of its data, and say what will go wrong.
+
+    Takes seconds and writes nothing. Exit status 2 where preparing or training would fail. docs/doctor.md has more.
+    """
+    from mt.configfile import load_config
+
+    run_config = load_config(config, overrides or [])
+    from mt.doctor import diagnosis_json, diagnosis_text, examine
+
+    diagnosis = examine(run_config, run_dir or Path("runs") / run_config.name)
+    if as_json:
+        print(json.dumps(diagnosis_json(diagnosis), ensure_ascii=False))
+    else:
+        print(diagnosis_text(diagnosis, config))
+    if diagnosis.has_errors:
+        raise typer.Exit(2)
+
+
 @app.command()
 def translate(
     model: Annotated[str, typer.Option(metavar="DIR", help=MODEL_HELP)],
