@@ -137,7 +137,7 @@ def test_three_shortened_examples_are_kept_for_each_reason() -> None:
     assert too_long.count == 5
     assert [example.line for example in too_long.examples] == [1, 2, 3]
     assert too_long.examples[0].src == "x" * 199 + "…"
-    assert removed_text(clean.tally.removed) == "5 too_long, 1 empty"
+    assert removed_text(clean.tally.removed) == "1 empty, 5 too_long"
     assert removed_text({}) == "none"
 
 

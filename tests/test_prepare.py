@@ -140,7 +140,7 @@ def test_what_was_removed_is_said_and_stands_in_the_manifest_with_examples(confi
     corpus, said = prepare(config)
     assert said[:4] == [
         "valid.en + valid.de: 1 of 10 validation pairs have an empty side, first in line 2; they are kept",
-        "first.en + first.de: 200 pairs read, 197 kept; removed: 1 empty, 1 length_ratio, 1 too_long",
+        "first.en + first.de: 200 pairs read, 197 kept; removed: 1 empty, 1 too_long, 1 length_ratio",
         "second.en + second.de: 50 pairs read, 50 kept; removed: none",
         "duplicates removed: none",
     ]
@@ -148,7 +148,7 @@ def test_what_was_removed_is_said_and_stands_in_the_manifest_with_examples(confi
     assert said[4].startswith("training a bpe tokenizer of 500 pieces on 494 lines with ")
     assert int(said[4].split()[-3]) >= n_words
     src_tokens, tgt_tokens = len(corpus.train.src.ids), len(corpus.train.tgt.ids)
-    assert said[6] == "encoded 246 pairs in 0 s; removed: 1 pairs over 100 tokens"
+    assert re.fullmatch(r"encoded 246 pairs in \d s; removed: 1 pairs over 100 tokens", said[6])
     assert corpus.manifest == json.loads((corpus.folder / "manifest.json").read_text("utf-8"))
     train = corpus.manifest["train"]
     assert (train["pairs_read"], train["pairs_kept"]) == (250, 246)

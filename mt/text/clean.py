@@ -62,7 +62,7 @@ RULES: dict[Reason, Rule] = {
     "wrong_language": Rule("clean.language", "A side is in another language than it should be."),
     "contaminated": Rule("clean.contamination", "A side stands in a validation or test set."),
     "duplicate": Rule("clean.duplicates", "The same pair came before."),
-    "folded_duplicate": Rule("clean.duplicates", "The same pair came before, but for case, punctuation or digits."),
+    "folded_duplicate": Rule("clean.duplicates", "The same pair came before, but for case and punctuation."),
     "too_many_tokens": Rule("max_tokens", "A side has more tokens than allowed."),
 }
 CHANGE_RULES: dict[Change, Rule] = {
@@ -313,7 +313,8 @@ class Cleaner:
 
 def removed_text(removed: Mapping[Reason, Removal]) -> str:
     """Such as `8 empty, 2 length_ratio`."""
-    return ", ".join(f"{removal.count:,} {reason}" for reason, removal in removed.items()) or "none"
+    counts = (f"{removed[reason].count:,} {reason}" for reason in RULES if reason in removed)
+    return ", ".join(counts) or "none"
 
 
 def _is_copied(src: str, tgt: str, most: float) -> bool:

@@ -112,8 +112,9 @@ class Cleaning:
                 removed.add(pair, f"contaminated ({name})")
                 continue
             kept.append(pair)
-            kept_srcs.append(folded_src)
-            kept_tgts.append(folded_tgt)
+            # Folding leaves nothing of symbols alone, and such pairs are not all the same.
+            kept_srcs.append(folded_src or pair.src)
+            kept_tgts.append(folded_tgt or pair.tgt)
         self._overlap = self._overlap or NgramOverlap(self._held_out)
         self._overlap.clear()
         self._overlap.add(kept_srcs, kept_tgts)
