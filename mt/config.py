@@ -101,17 +101,17 @@ class CleanConfig:
     unicode_nfc: bool = True  # characters are composed (Unicode NFC)
     control_characters: bool = True  # control and invisible characters become spaces
     html_entities: bool = True  # &amp; and &#39; become the characters they stand for
-    punctuation: bool = False  # quotes, dashes and spaces as Moses normalises them; needs sacremoses
+    punctuation: bool = False  # quotes and dashes as Moses writes them; needs mt-train[punctuation]
     white_space: bool = True  # runs of white space become one space, with none at the ends
     # What is removed.
     max_chars: int = 4_000  # characters on either side
     max_length_ratio: float | None = 4.0  # (bytes + 16) of the longer side over (bytes + 16) of the shorter; null: any
-    max_copied: float | None = 0.9  # share of the words that both sides have in common; null: any
-    min_copied: float | None = None  # the same, for text that must share names and numbers; null: any
-    max_non_letters: float | None = 0.8  # share of digits, punctuation and symbols on either side; null: any
-    max_wrong_script: float | None = 0.5  # share of a side's letters in a script that its language is not written in
-    language: bool = False  # both sides are in their language, and not swapped, as py3langid sees it
-    numbers: bool = False  # both sides have the same numbers
+    max_copied: float | None = 0.9  # words on both sides over those of the longer, from 6 words; null: any
+    min_copied: float | None = None  # the same with numbers, for text that must share names; null: any
+    max_non_letters: float | None = 0.8  # share of digits, punctuation and symbols on a side, from 8; null: any
+    max_wrong_script: float | None = 0.5  # share of a side's letters, from 10, in a script not of its language; null
+    language: bool = False  # sides in another language, as py3langid sees it; needs mt-train[language]
+    numbers: bool = False  # sides with different numbers
     duplicates: Literal["keep", "exact", "folded"] = "folded"  # pairs that came before; folded: case, punctuation aside
     contamination: bool = True  # pairs of which a side stands in a validation or test set, folded
     contamination_words: int = 6  # words that such a side has at least

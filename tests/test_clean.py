@@ -105,6 +105,7 @@ def test_a_side_in_the_wrong_script_goes() -> None:
         ("12 000 people", "12.000 Leute", None),
         ("in 2019 300 people", "2019 300 Leute", None),
         ("Chapter 05", "Kapitel 5", None),
+        ("at 2:30", "um 2.30 Uhr", None),
         ("٣ books", "3 Bücher", None),
         ("3 books", "4 Bücher", "numbers"),
         ("3 books", "Bücher", "numbers"),
