@@ -109,7 +109,7 @@ class CleanConfig:
     max_copied: float | None = 0.9  # words on both sides over those of the longer, from 6 words; null: any
     min_copied: float | None = None  # the same with numbers, for text that must share names; null: any
     max_non_letters: float | None = 0.8  # share of digits, punctuation and symbols on a side, from 8; null: any
-    max_wrong_script: float | None = 0.5  # share of a side's letters, from 10, in a script not of its language; null
+    max_wrong_script: float | None = 0.5  # share of a side's letters in a script not of its language; null: any
     language: bool = False  # sides in another language, as py3langid sees it; needs mt-train[language]
     numbers: bool = False  # sides with different numbers
     duplicates: Literal["keep", "exact", "folded"] = "folded"  # pairs that came before; folded: case, punctuation aside
