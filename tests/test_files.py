@@ -32,8 +32,9 @@ def test_a_zst_file_is_read_over_all_its_frames_and_a_truncated_one_is_an_error(
 
 
 def test_without_zstandard_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("a.en.zst").write_bytes(b"x")
     monkeypatch.setitem(sys.modules, "zstandard", None)
-    assert error_of(src=write("a.en.zst", b"x"), tgt=write("a.de", "x\n")) == (
+    assert error_of(src="a.en.zst", tgt=write("a.de", "x\n")) == (
         "a.en.zst: reading .zst needs one more package: pip install zstandard"
     )
 

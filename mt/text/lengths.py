@@ -228,23 +228,23 @@ def _best_of_windows(evidence: NDArray[np.float64], first: int, last: int) -> li
 
 def _change(lines: _Lines, before: _Run, after: _Run) -> int:
     """The most likely line of the change between two runs."""
-    start, scores = _change_scores(lines, before, after)
-    return start + int(scores.argmax())
+    start, nats = _change_scores(lines, before, after)
+    return start + int(nats.argmax())
 
 
 def _change_scores(lines: _Lines, before: _Run, after: _Run) -> tuple[int, NDArray[np.float64]]:
-    """The first line at which the change may be, and for it and those after it how likely it is there, in nats."""
+    """The first line at which the change may be; for it and those after it, nats in favour of the change there."""
     start = max(before.start, before.stop - _SEARCHED_LINES)
     stop = min(after.stop, before.stop + _SEARCHED_LINES)
-    gains = lines.evidence(start, stop, before.shift) - lines.evidence(start, stop, after.shift)
-    return start, np.concatenate([[0.0], np.cumsum(gains)])
+    old, new = lines.evidence(start, stop, before.shift), lines.evidence(start, stop, after.shift)
+    return start, new.sum() + np.concatenate([[0.0], np.cumsum(old - new)])
 
 
 def _sure_change(lines: _Lines, before: _Run, after: _Run) -> int | None:
-    """The line of the change, if it is likely to be there or near by."""
-    start, scores = _change_scores(lines, before, after)
-    best = int(scores.argmax())
-    likelihood = np.exp(scores - scores[best])
+    """The line of the change, if there is parallel text about it, and it is likely to be there or near by."""
+    start, nats = _change_scores(lines, before, after)
+    best = int(nats.argmax())
+    likelihood = np.exp(nats - nats[best])
     near = min(100, max(2, len(lines.short) // 20))
-    is_sure = likelihood[max(0, best - near) : best + near + 1].sum() >= 0.9 * likelihood.sum()
-    return start + best if is_sure else None
+    is_near = likelihood[max(0, best - near) : best + near + 1].sum() >= 0.9 * likelihood.sum()
+    return start + best if is_near and nats[best] >= _CHANGE_NATS else None
