@@ -151,14 +151,16 @@ def test_counts_give_the_bpe_model_that_lines_give(tmp_path: Path, coverage: flo
     assert scored_pieces((tmp_path / "model").read_bytes()) == scored_pieces(expected)
 
 
+@pytest.mark.parametrize("coverage", [0.98, 0.985, 0.99])
 def test_a_coverage_that_the_trainer_refuses_is_reckoned_by_us_as_it_would(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, coverage: float
 ) -> None:
     counts = count_words(text_with_rare_characters())
+    config = TokenizerConfig(vocab_size=700, character_coverage=coverage)
     models = []
     for ours_begins_below in (0.98, 1.0):
         monkeypatch.setattr("mt.text.tokenizer._LEAST_COVERAGE", ours_begins_below)
-        train_tokenizer(counts, TokenizerConfig(vocab_size=700, character_coverage=0.985), tmp_path / "model")
+        train_tokenizer(counts, config, tmp_path / "model", ["<bt>"])
         models.append(scored_pieces((tmp_path / "model").read_bytes()))
     assert models[0] == models[1]
 

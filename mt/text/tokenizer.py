@@ -25,10 +25,10 @@ PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
 
 MAX_WORD_BYTES = 4_192  # longer words, which are no words, are left out of training
 WORD_START = "▁"  # how SentencePiece writes a space
-# Cuts a word without being counted: the name of a special piece, which the trainer takes out of its text.
+# Cuts a word: the name of a special piece, which the trainer takes out of its text.
 _CUT = "<pad>"
 # In no piece. The trainer itself takes a tab for the end of the word, skips what has U+2585, and stumbles over a zero.
-_CUTTING_CHARACTERS = re.compile("[\0\t\n\r\u2585]")
+_CUTTING = r"[\0\t\n\r\u2585]|</?s>|<pad>|<unk>|<0x[0-9A-F]{2}>"
 _MAX_TRAINER_LINE_BYTES = 1 << 20  # beyond any word, with its rare characters replaced
 _LEAST_COVERAGE = 0.98  # that the trainer takes
 # The trainer sums in the order of its threads, so their number is part of the result: the same on every machine.
@@ -216,7 +216,7 @@ def train_tokenizer(
         )
     settings = _trainer_settings(config, symbols)
     with tempfile.NamedTemporaryFile(prefix=f".{model_path.name}.words-", dir=model_path.parent) as file:
-        file.writelines(_trainer_lines(counts, config.character_coverage))
+        file.writelines(_trainer_lines(counts, config.character_coverage, symbols))
         file.flush()
         try:
             model = run_apart(_train, file.name, settings, while_waiting=while_waiting)
@@ -264,33 +264,33 @@ def _symbol_pieces(symbol: str) -> tuple[str, str]:
     return WORD_START + symbol, symbol
 
 
-def _trainer_lines(counts: Mapping[str, int], coverage: float) -> Iterator[bytes]:
+def _trainer_lines(counts: Mapping[str, int], coverage: float, symbols: Sequence[str]) -> Iterator[bytes]:
     """`word<TAB>count`, sorted; what cuts words is a special piece in them, and so are rare characters if need be."""
-    cutting = _CUTTING_CHARACTERS
+    pieces = sorted((piece for symbol in symbols for piece in _symbol_pieces(symbol)), key=len, reverse=True)
+    cutting = "|".join([_CUTTING, *map(re.escape, pieces)])
     if coverage < _LEAST_COVERAGE:
-        cutting = re.compile(f"[^{re.escape(''.join(_required_characters(counts, coverage)))}]")
+        required = _required_characters(counts, coverage, re.compile(cutting))
+        cutting += f"|[^{re.escape(''.join(required))}]"
+    pattern = re.compile(cutting)
     for word in sorted(counts):
         if word and not _is_too_long(word):
-            yield f"{cutting.sub(_CUT, word)}\t{counts[word]}\n".encode()
+            yield f"{pattern.sub(_CUT, word)}\t{counts[word]}\n".encode()
 
 
-def _required_characters(counts: Mapping[str, int], coverage: float) -> Iterator[str]:
-    """The most frequent characters, so many that they make up the share of the text, as the trainer chooses them.
-
-    Each word brings the sign for its space, as in the trainer's text.
-    """
+def _required_characters(counts: Mapping[str, int], coverage: float, cutting: re.Pattern[str]) -> Iterator[str]:
+    """The most frequent characters, so many that they make up the share of the text, as the trainer chooses them."""
     characters: Counter[str] = Counter()
     for word, count in counts.items():
-        if not _is_too_long(word):
-            characters[WORD_START] += count
-            for character in _CUTTING_CHARACTERS.sub("", word):
+        if word and not _is_too_long(word):
+            for character in cutting.sub("\t", WORD_START + word):  # the trainer counts a cut as a character
                 characters[character] += count
     total, covered = sum(characters.values()), 0
     for character, count in sorted(characters.items(), key=lambda item: (-item[1], item[0])):
         if covered >= coverage * total:
             return
         covered += count
-        yield character
+        if character != "\t":
+            yield character
 
 
 def _train(words_path: str, settings: Mapping[str, Any]) -> bytes:
