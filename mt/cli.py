@@ -19,7 +19,7 @@ from dataclasses import replace
 from enum import Enum
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn
 
 import typer
 
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from mt.decode.scorer import PairScore, Scorer
     from mt.decode.translator import Aligner, Translator
     from mt.text.corpus import PreparedCorpus
+
+# Exit statuses of a process that a signal ended, as a shell has them.
+INTERRUPTED, TERMINATED = 130, 143
 
 
 class _Commands(typer.core.TyperGroup):
@@ -44,7 +47,7 @@ class _Commands(typer.core.TyperGroup):
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            raise typer.Exit(130) from None
+            raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
             if not _reader_is_gone():
                 raise
@@ -644,7 +647,20 @@ def main() -> None:
     """The entry point of the `mt` script."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
-    app(prog_name="mt")
+    try:
+        app(prog_name="mt")
+    except SystemExit as ended:
+        if ended.code in (INTERRUPTED, TERMINATED):
+            _leave(ended.code)
+        raise
+
+
+def _leave(status: int) -> NoReturn:
+    """End now: Python would wait for threads that are in the middle of a batch."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # whoever read it may be gone
+            stream.flush()
+    os._exit(status)
 
 
 def _corpus_text(corpus: PreparedCorpus) -> str:

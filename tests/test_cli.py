@@ -185,6 +185,22 @@ def test_a_termination_keeps_its_status(run: Run, fakes: types.SimpleNamespace):
     assert run("train", "--config", "demo") == (143, "", "")
 
 
+def test_an_interrupt_does_not_wait_for_threads_in_the_middle_of_a_batch():
+    code = """
+import sys, threading, time
+from mt import cli, configfile
+def interrupted(name, overrides):
+    threading.Thread(target=time.sleep, args=(100,)).start()
+    print("whole lines")
+    raise KeyboardInterrupt
+configfile.load_config = interrupted
+sys.argv = ["mt", "config", "show", "demo"]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "whole lines\n", "")
+
+
 def test_an_error_of_ours_keeps_its_traceback(fakes: types.SimpleNamespace):
     def average_run(run_dir: Path, last: int) -> Path:
         raise ZeroDivisionError

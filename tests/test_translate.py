@@ -174,6 +174,27 @@ def test_a_killed_run_that_is_resumed_writes_the_same_bytes(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out", "whole"]
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_batches_in_the_middle(model: Path, tmp_path: Path, number: int, status: int) -> None:
+    part, record = tmp_path / "out.part", tmp_path / "out.part.json"
+    write_lines(tmp_path / "in", [""] * LINES_AT_A_TIME + toy_text(LINES_AT_A_TIME, 5)[0])
+    endless = ("--batch-sentences", "8", "--min-length", "1000000", "--max-length", "1000001")
+    arguments = command(model, *endless, "--input", tmp_path / "in", "--output", tmp_path / "out", "--no-progress")
+    # Two threads: two processes, as on a machine of two cores.
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, env=environment, start_new_session=True) as process:
+        steps_until(process, record, LINES_AT_A_TIME, 0.3)
+        # Ctrl-C comes to all processes of a terminal.
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        sent_at = time.monotonic()
+        _, errors = process.communicate(timeout=60)
+    # It takes hundredths of a second; on a busy machine more, but no batch comes to its end in so little time.
+    assert time.monotonic() - sent_at < 10
+    told = f"stopped: the first {LINES_AT_A_TIME} lines are in {part}: the same command with --resume goes on\n"
+    assert (process.returncode, errors.decode()) == (status, told)
+    assert part.read_bytes() == b"\n" * LINES_AT_A_TIME
+
+
 def test_shards_joined_are_the_whole(model: Path, tmp_path: Path) -> None:
     write_lines(tmp_path / "in", toy_text(200, 6)[0])
     options = ("--input", tmp_path / "in", "--precision", "fp32", "--beam-size", "1", "--no-retry")

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,6 +101,48 @@ def test_what_happens_in_a_process_is_told() -> None:
         "one of 2 processes that translate was killed, perhaps for want of memory: smaller batches (--batch-tokens) or "
         "fewer threads (OMP_NUM_THREADS) take less"
     )
+
+
+@contextmanager
+def interrupted_after(seconds: float) -> Iterator[None]:
+    """Ctrl-C, as long as this lasts."""
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def test_an_interrupt_ends_processes_in_the_middle_of_their_work() -> None:
+    processes = Processes(2)
+    with pytest.raises(KeyboardInterrupt), interrupted_after(0.3):
+        list(processes.map(time.sleep, [100, 100, 100]))
+    assert not multiprocessing.active_children()
+    assert list(processes.map(_fate, ["a", "b", "c"])) == ["a", "b", "c"]  # in new ones
+
+
+def test_what_is_not_read_to_its_end_leaves_no_process_at_work() -> None:
+    results = Processes(2).map(time.sleep, [0, 100, 100])
+    assert next(results) is None
+    assert len(multiprocessing.active_children()) == 2
+    results.close()
+    assert not multiprocessing.active_children()
+
+
+def test_processes_end_with_what_they_worked_for() -> None:
+    processes = Processes(2)
+    assert list(processes.map(abs, [-1, -2, -3])) == [1, 2, 3]
+    assert len(multiprocessing.active_children()) == 2
+    del processes
+    assert not multiprocessing.active_children()
+
+
+def test_an_interrupt_does_not_wait_for_threads() -> None:
+    may_end = threading.Event()
+    with pytest.raises(KeyboardInterrupt), interrupted_after(0.1):
+        list(side_by_side(may_end.wait, [100, 100], 2))
+    may_end.set()
 
 
 def test_a_failing_batch_ends_those_beside_it() -> None:

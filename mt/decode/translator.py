@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -20,7 +21,7 @@ from mt.decode.parallel import Processes, side_by_side
 from mt.decode.search import LONGER_THAN_SOURCE, SearchResult, length_sorted_batches, search
 from mt.decode.splitting import Part, joined, split_text
 from mt.decode.words import word_alignment
-from mt.errors import CheckpointError, ConfigError, DataError
+from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.model import Transformer
 from mt.runtime import choose_device, choose_dtype, keep_large_blocks
 from mt.text.normalise import Normalisers
@@ -114,8 +115,8 @@ class Backend(ABC):
 
     def search_batches(
         self, batches: Sequence[Batch], decode: DecodeConfig, *, n_best: int, banned_ids: Sequence[int]
-    ) -> Iterator[list[list[SearchResult]]]:
-        """Of each batch, in order."""
+    ) -> Generator[list[list[SearchResult]], None, None]:
+        """Of each batch, in order; closing it ends the work."""
 
         def search_batch(batch: Batch) -> list[list[SearchResult]]:
             return self.search(batch.sentences, decode, n_best=n_best, prefixes=batch.prefixes, banned_ids=banned_ids)
@@ -164,7 +165,7 @@ class OwnBackend(Backend):
 
     def search_batches(
         self, batches: Sequence[Batch], decode: DecodeConfig, *, n_best: int, banned_ids: Sequence[int]
-    ) -> Iterator[list[list[SearchResult]]]:
+    ) -> Generator[list[list[SearchResult]], None, None]:
         if self._processes.n == 1 or len(batches) == 1:
             return super().search_batches(batches, decode, n_best=n_best, banned_ids=banned_ids)
         same = [(id(self), decode, n_best, tuple(banned_ids))] * len(batches)
@@ -397,23 +398,26 @@ class Translator:
             n_best=n_best,
             banned_ids=banned,
         )
-        for batch, results in zip(batches, searched, strict=True):
-            for i, hypotheses in zip(batch, results, strict=True):
-                if not hypotheses and requires_all:
-                    if decode.no_repeat_ngram_size and decode.min_length:
-                        raise ConfigError(
-                            f"decode.min_length: no translation has {decode.min_length} tokens if no "
-                            f"{decode.no_repeat_ngram_size} of them may come twice: lower decode.min_length or raise "
-                            "decode.no_repeat_ngram_size"
-                        )
-                    raise CheckpointError(
-                        f"the model gives no numbers for {self.tokenizer.decode(sentences[i].ids)[:80]!r}: "
-                        "try --precision fp32; if that does not help, its weights are damaged"
-                    )
-                found[i] = _Found(hypotheses)
-                n_tokens_done += lengths[i]
-            on_progress(n_tokens_done / sum(lengths))
+        with closing(searched):  # so that nothing goes on behind an error or a signal
+            for batch, results in zip(batches, searched, strict=True):
+                for i, hypotheses in zip(batch, results, strict=True):
+                    if not hypotheses and requires_all:
+                        raise self._why_nothing_is_found(sentences[i], decode)
+                    found[i] = _Found(hypotheses)
+                    n_tokens_done += lengths[i]
+                on_progress(n_tokens_done / sum(lengths))
         return found
+
+    def _why_nothing_is_found(self, sentence: _Sentence, decode: DecodeConfig) -> MTError:
+        if decode.no_repeat_ngram_size and decode.min_length:
+            return ConfigError(
+                f"decode.min_length: no translation has {decode.min_length} tokens if no {decode.no_repeat_ngram_size} "
+                "of them may come twice: lower decode.min_length or raise decode.no_repeat_ngram_size"
+            )
+        return CheckpointError(
+            f"the model gives no numbers for {self.tokenizer.decode(sentence.ids)[:80]!r}: try --precision fp32; if "
+            "that does not help, its weights are damaged"
+        )
 
     def _search_again(
         self, sentences: Sequence[_Sentence], found: list[_Found], decode: DecodeConfig, n_best: int
