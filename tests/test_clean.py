@@ -59,6 +59,13 @@ def test_the_length_ratio_counts_bytes_with_sixteen_added_to_both_sides() -> Non
         (ENGLISH, ENGLISH, "copied"),
         (ENGLISH, "– THE COMMITTEE will discuss the proposal, next month!", "copied"),
         (ENGLISH, GERMAN, None),
+        ("Click the button", "Click the button", None),  # three words
+        ("Click the small button", "Click the small button", "copied"),
+        (
+            "int, uint, char, long, ulong, float or double",
+            "int, uint, char, long, ulong, float or double",
+            None,
+        ),  # no prose
         ("Windows Azure Active Directory", "Windows Azure Active Directory", None),  # four words
         ("1990 1995 2000 2005 2010 2015", "1990 1995 2000 2005 2010 2015", None),  # no words
         ("one two three four five six seven eight nine ten", "one two three four five six seven eight nine zehn", None),

@@ -35,7 +35,8 @@ TEXT = st.text(
     [
         ("  two   words \n", "two words"),
         ("no\u00a0break\u2028line\u2029paragraph\x85next\tTab", "no break line paragraph next Tab"),
-        ("bell\x07 nul\x00 del\x7f c1\x9b.", "bell nul del c1 ."),
+        ("bell\x07 nul\x00 del\x7f c1\x9d.", "bell nul del c1 ."),
+        ("\x84das\x93 \x96 \x8085", "„das“ – €85"),  # Windows-1252 taken for Latin-1
         ("\ufeffbyte order mark, zero\u200bwidth", "byte order mark, zero width"),
         ("\u2581\u2581piece", "piece"),
         ("u\u0308ber", "über"),

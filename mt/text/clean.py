@@ -36,7 +36,8 @@ Reason = Literal[
 MAX_EXAMPLES = 3  # of each reason and each change
 EXAMPLE_CHARS = 200  # shown of each side
 RATIO_SLACK_BYTES = 16  # added to both sides, so that short sentences may differ by a word or two
-MIN_COPIED_WORDS = 6  # on the longer side; fewer are names and titles, which are rightly the same
+MIN_COPIED_WORDS = 4  # on the longer side; fewer tell nothing
+MIN_PLAIN_WORDS, MIN_PLAIN_SHARE = 3, 0.4  # of a side; text without them is names, titles, code: rightly the same
 MIN_NON_LETTERS_CHARS = 8  # besides spaces; fewer are numbers of lists and dates
 MIN_SCRIPT_LETTERS = 10  # fewer are mostly names
 
@@ -53,7 +54,7 @@ RULES: dict[Reason, Rule] = {
     "empty": Rule("clean", "A side holds no text."),
     "too_long": Rule("clean.max_chars", "A side has more characters than allowed."),
     "length_ratio": Rule("clean.max_length_ratio", "One side is many times as long as the other, in bytes."),
-    "copied": Rule("clean.max_copied", "The two sides are the same sentence, or nearly: it was not translated."),
+    "copied": Rule("clean.max_copied", "The two sides are the same prose, or nearly: it was not translated."),
     "too_little_copied": Rule("clean.min_copied", "The two sides share too few words, names and numbers."),
     "non_letters": Rule("clean.max_non_letters", "A side is mostly digits, punctuation and symbols."),
     "swapped": Rule("clean.language", "Each side is in the language of the other, by its script or its words."),
@@ -331,7 +332,14 @@ def _is_copied(src: str, tgt: str, most: float) -> bool:
     src_words, tgt_words = _words_with_letters(words), _words_with_letters(folded_tgt.split())
     if max(len(src_words), len(tgt_words)) < MIN_COPIED_WORDS:
         return False
-    return _share_in_common(src_words, tgt_words) > most
+    return _share_in_common(src_words, tgt_words) > most and (_is_prose(src) or _is_prose(tgt))
+
+
+def _is_prose(text: str) -> bool:
+    """Whether enough words are of letters alone, none of them a capital, and with no punctuation but an end."""
+    words = text.split()
+    n_plain = sum(word.rstrip(".!?").isalpha() and word == word.lower() for word in words)
+    return n_plain >= MIN_PLAIN_WORDS and n_plain >= MIN_PLAIN_SHARE * len(words)
 
 
 def _words_with_letters(words: Sequence[str]) -> list[str]:

@@ -20,6 +20,12 @@ Change = Literal["unicode_nfc", "control_characters", "html_entities", "punctuat
 # Tabs and line ends count as white space. U+2581 is how SentencePiece writes a space: it could not be told from one
 # after decoding. The joiners U+200C and U+200D stay: Persian, the Indic scripts and emoji are spelled with them.
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u200b\u2581\ufeff]")
+# Bytes of Windows-1252 that somebody took for Latin-1, mostly quotes and dashes; 0x85 is a line end of Unicode, too.
+_MISREAD_WINDOWS_1252 = {
+    byte: character
+    for byte in range(0x80, 0xA0)
+    if byte != 0x85 and (character := bytes([byte]).decode("cp1252", "ignore"))
+}
 # What no prepared corpus can hold, whatever the settings.
 _IMPOSSIBLE = re.compile(r"[\x00\u2581]")
 _LINE_ENDS_AND_TABS = re.compile(r"[\t\n\r]")
@@ -149,7 +155,7 @@ def _character_of(entity: re.Match[str]) -> str:
 
 
 def _without_controls(text: str) -> str:
-    return _SURROGATES.sub("\ufffd", _CONTROLS.sub(" ", text))
+    return _SURROGATES.sub("\ufffd", _CONTROLS.sub(" ", text.translate(_MISREAD_WINDOWS_1252)))
 
 
 def _without_impossible(text: str) -> str:
