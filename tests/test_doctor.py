@@ -497,7 +497,7 @@ def test_the_same_text_on_both_sides(lines: Lines) -> None:
         (
             "warning",
             "data.train.0",
-            "train.en + train.de: cleaning removes 90% of the pairs, most of them (90% of all) as copied, such "
+            "train.en + train.de: cleaning removes 99% of the pairs, most of them (99% of all) as copied, such "
             "as line 1, “In Vienna a famous father cries.” and “In Vienna a famous father cries.”",
             "look at these lines, or change data.clean.max_copied if they are good",
         ),

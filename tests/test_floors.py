@@ -144,9 +144,9 @@ def test_settings_and_text_do_without_torch(module: str):
     assert "torch" not in {name.partition(".")[0] for name in _imports(MODULES[module])}
 
 
-def test_only_sources_imports_datasets_and_only_where_it_is_needed():
+def test_only_hub_imports_datasets_and_only_where_it_is_needed():
     importers = [module for module in MODULES if _imports_datasets(module, anywhere=True)]
-    assert importers in ([], ["mt.text.sources"], ["mt.text.hub"])
+    assert importers == ["mt.text.hub"]
     assert not any(_imports_datasets(module, anywhere=False) for module in MODULES)
 
 

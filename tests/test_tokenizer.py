@@ -130,7 +130,7 @@ def scored_pieces(model: bytes) -> list[tuple[str, float]]:
 
 def text_with_rare_characters() -> list[str]:
     draw = random.Random(5)
-    letters = [*string.ascii_lowercase * 30, *"äöüß€" * 5, *map(chr, range(0x4E00, 0x4E40)), "\t", "▁"]
+    letters = [*string.ascii_lowercase * 30, *"äöüß€" * 5, *map(chr, range(0x4E00, 0x4E40)), "▁"]
     words = ["".join(draw.choices(letters, k=draw.randint(1, 8))) for _ in range(400)]
     words += ["<pad>x", "a<bt>b", "</s>"]
     return [" ".join(draw.choices(words, k=draw.randint(1, 12))) for _ in range(1_000)]
@@ -211,12 +211,12 @@ def test_training_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
 def test_words_too_long_to_be_words_are_left_out_and_counted(tmp_path: Path) -> None:
     # Letters of the skipped words get no piece: that shows that they were skipped.
     longest, too_long = "Y" * 4_192, "É" * 2_097
-    counts = count_words([*sentences(300), longest, f"{too_long} {too_long}", "block ▅Q \x00R"])
+    counts = count_words([*sentences(300), longest, f"{too_long} {too_long}", "block ▅Q \x00R\t"])
     stats = train_tokenizer(counts, TokenizerConfig(vocab_size=400, character_coverage=1.0), tmp_path / "model")
     assert (stats.n_words, stats.n_distinct_words, stats.n_skipped_words) == (sum(counts.values()), len(counts), 2)
     vocabulary = "".join(Tokenizer.load(tmp_path / "model").pieces(range(260, 400)))
     assert {"Y", "Q", "R"} <= set(vocabulary)
-    assert not {"É", "▅", "\x00"} & set(vocabulary)
+    assert not {"É", "▅", "\x00", "\t"} & set(vocabulary)
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
@@ -280,7 +280,7 @@ def test_a_missing_or_damaged_model_is_a_checkpoint_error(tmp_path: Path) -> Non
 
 
 def foreign_model(path: Path, **settings: Any) -> Path:
-    """A model as other programs have it: unk 0, bos 1, eos 2, no pad, no bytes, text changed by its own rules."""
+    """A model as other programs have it: unk 0, bos 1, eos 2, no pad, no bytes, its own rules of text."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sentences(300)), model_writer=model, minloglevel=2, **{"vocab_size": 350, **settings}
@@ -388,7 +388,7 @@ def test_the_ends_of_pieces_are_known_of_an_adopted_model_too(tmp_path: Path, ki
     assert len(ends) == len(pieces)
     assert ends == sorted(ends)
     assert ends[-1] == len(text)
-    assert 4 in [end for piece, end in zip(pieces, ends, strict=True) if piece == "<unk>"] or "漢字" in pieces
+    assert ends[pieces.index("<unk>")] == 4  # one for both characters
 
 
 def test_a_model_of_another_program_is_not_loaded_as_it_is(tmp_path: Path) -> None:
