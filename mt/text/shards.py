@@ -49,10 +49,7 @@ class Shard:
 
     def finish(self, stage: str, result: Any) -> None:
         """Write what the stage found; the files of the stage are whole."""
-        path = self.path(f"{stage}.json")
-        writing = path.with_suffix(".writing")
-        writing.write_text(json.dumps(result, ensure_ascii=True), "utf-8")
-        os.replace(writing, path)
+        write_whole(self.path(f"{stage}.json"), json.dumps(result, ensure_ascii=True))
 
     def write_pairs(self, stage: str, pairs: Sequence[SentencePair]) -> None:
         with self.path(f"{stage}.tsv").open("w", encoding="utf-8", newline="\n") as text:
@@ -68,8 +65,16 @@ class Shard:
                 yield SentencePair(src, tgt, line)
 
     def remove_pairs(self, stage: str) -> None:
-        for kind in ("tsv", "lines", "keys", "folded"):
+        # The keys stay: the duplicates of other shards cannot be found without them.
+        for kind in ("tsv", "lines"):
             self.path(f"{stage}.{kind}").unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is there whole or not at all, whenever this process is killed."""
+    writing = path.with_suffix(".writing")
+    writing.write_text(text, "utf-8")
+    os.replace(writing, path)
 
 
 class _Removed:
