@@ -353,9 +353,8 @@ class _Builder:
         words: list[Counter[str]] = [Counter(), Counter()]
         n_lines = 0
         for shard in every:
-            result = shard.result("kept")
-            n_lines += result["n_lines"]
-            for counts, of_shard in zip(words, result["words"], strict=True):
+            n_lines += shard.result("kept")["n_lines"]
+            for counts, of_shard in zip(words, shard.words(), strict=True):
                 counts.update(of_shard)
         total = _total(shard.result("kept")["tally"] for shard in every)
         duplicates = {reason: total.removed[reason] for reason in _DUPLICATES if reason in total.removed}

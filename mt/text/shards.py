@@ -47,6 +47,11 @@ class Shard:
     def result(self, stage: str) -> Any:
         return json.loads(self.path(f"{stage}.json").read_text("utf-8"))
 
+    def words(self) -> list[dict[str, int]]:
+        """The words of the sample of source and target side, with their counts."""
+        words: list[dict[str, int]] = json.loads(self.path("kept.words").read_text("utf-8"))
+        return words
+
     def finish(self, stage: str, result: Any) -> None:
         """Write what the stage found; the files of the stage are whole."""
         write_whole(self.path(f"{stage}.json"), json.dumps(result, ensure_ascii=True))
@@ -168,7 +173,9 @@ class Counting:
         shard.write_pairs("kept", kept)
         removed.write()
         n_lines, words = self._words_of_sample(shard, kept)
-        shard.finish("kept", {"tally": tally.as_json(), "n_pairs": len(kept), "n_lines": n_lines, "words": words})
+        # Apart from the result, which is read more often.
+        shard.path("kept.words").write_text(json.dumps(words, ensure_ascii=False), "utf-8")
+        shard.finish("kept", {"tally": tally.as_json(), "n_pairs": len(kept), "n_lines": n_lines})
         shard.remove_pairs("cleaned")
         return n_read
 
