@@ -1,6 +1,7 @@
 """Preparing: a corpus is complete or absent, named after its content, its text accounted for to the last pair."""
 
 import dataclasses
+import errno
 import json
 import os
 import random
@@ -323,9 +324,8 @@ def test_an_interrupted_preparation_goes_on_with_its_finished_shards(
     assert [path.name for path in Path("prepared").iterdir()] == [corpus.fingerprint]
 
 
-@pytest.mark.parametrize("n_counted", [1, 3, 6])
 def test_duplicates_are_found_by_a_preparation_that_was_interrupted_while_removing_them(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch, n_counted: int
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     again = write_pair("again", FIRST_SRC[50:120], FIRST_TGT[50:120])
     config = with_data(config, train=(*config.data.train, again))
@@ -337,7 +337,7 @@ def test_duplicates_are_found_by_a_preparation_that_was_interrupted_while_removi
 
     def interrupted_count(self: Counting, task: Any) -> int:
         tasks.append(task)
-        if len(tasks) > n_counted:
+        if len(tasks) > 3:
             interrupt()
         return count(self, task)
 
@@ -388,6 +388,34 @@ def test_a_preparation_that_is_killed_at_its_very_end_is_finished_without_doing_
     ]
     assert len(corpus.train) == 246
     assert not (corpus.folder / "shards").exists()
+
+
+def test_a_preparation_that_is_killed_before_its_manifest_stands_leaves_no_more_files(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = os.replace
+
+    def stopped(path: Path, place: Path) -> None:
+        if place.name == "manifest.json":
+            interrupt()
+        replace(path, place)
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(os, "replace", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config)
+    corpus, _ = prepare(config)
+    names = {path.name for path in corpus.folder.iterdir()}
+    assert names == {*corpus.manifest["file_bytes"], "manifest.json", "removed.tsv", "report.html", "report.json"}
+
+
+def test_lines_that_cannot_be_printed_do_not_stop_the_work(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hung:
+        def write(self, _text: str) -> None:
+            raise OSError(errno.EIO, "Input/output error")  # a terminal that was closed
+
+    monkeypatch.setattr("sys.stderr", Hung())
+    assert len(prepare_corpus(config).train) == 246
 
 
 def test_text_that_changes_while_it_is_prepared_is_refused(config: RunConfig) -> None:

@@ -51,7 +51,12 @@ Say = Callable[[str], None]
 
 
 def _print_to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError:  # a terminal that was closed, or a log on a full disk: the work is not to be lost for it
+        pass
 
 
 def corpus_fingerprint(config: RunConfig, tokenizer_path: Path | None = None) -> str:
@@ -575,7 +580,10 @@ class _Builder:
                 if path.is_file() and path.name not in made_of
             },
         }
-        write_whole(self.folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=True) + "\n")
+        # Not written beside its place: what a kill leaves there would be a file of the corpus.
+        writing = self.folder / "shards" / "manifest.json"
+        writing.write_text(json.dumps(manifest, indent=2, ensure_ascii=True) + "\n", "utf-8")
+        os.replace(writing, self.folder / "manifest.json")
 
     # ---------------------------------------------------------------------------------------------- processes
 
