@@ -493,7 +493,8 @@ def test_a_source_without_pairs(lines: Lines) -> None:
 
 def test_the_same_text_on_both_sides(lines: Lines) -> None:
     lines["train.de"] = list(lines["train.en"])
-    assert found(lines) == [
+    # What follows is that hardly a pair is left.
+    assert found(lines)[:3] == [
         (
             "warning",
             "data.train.0",
