@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from mt.evaluate.metrics import Metric, Score, check_parallel, metric_keys, reference_sets
 
-__all__ = ["Score", "corpus_bleu", "corpus_chrf", "report_text", "score_corpus", "scored_test_set"]
+__all__ = ["Score", "TranslatedSet", "corpus_bleu", "corpus_chrf", "report_text", "score_corpus", "scored_test_set"]
+
+
+@dataclass(frozen=True)
+class TranslatedSet:
+    """A test set with a system's translations of it, line by line."""
+
+    sources: Sequence[str] | None
+    hypotheses: Sequence[str]
+    references: Sequence[Sequence[str]]  # sets of them
+    tgt_lang: str
+
+    @property
+    def n_lines(self) -> int:
+        return len(self.hypotheses)
 
 
 def score_corpus(
