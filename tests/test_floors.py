@@ -58,7 +58,17 @@ FLOORS: list[set[str]] = [
         "decode.translator",
         "decode.words",
     },
-    {"evaluate.scores", "evaluate.report", "explain.attention", "explain.heatmap", "export.ctranslate2"},
+    {
+        "evaluate.metrics",
+        "evaluate.scores",
+        "evaluate.significance",
+        "evaluate.analysis",
+        "evaluate.warnings",
+        "evaluate.report",
+        "explain.attention",
+        "explain.heatmap",
+        "export.ctranslate2",
+    },
     {
         "train.schedule",
         "train.optimizer",
@@ -70,7 +80,7 @@ FLOORS: list[set[str]] = [
         "train.validation",
         "train.loop",
     },
-    {"pipeline", "bench", "doctor", "dry_run", "verify"},
+    {"pipeline", "evaluation", "bench", "doctor", "dry_run", "verify"},
     {"cli", "__main__"},
 ]
 FLOOR_OF = {f"mt.{name}": number for number, names in enumerate(FLOORS) for name in names}
