@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import time
 from dataclasses import fields
 from typing import Any, get_args
 
@@ -44,6 +45,16 @@ def test_the_longest_allowed_side_stays_and_one_more_character_goes() -> None:
     assert reason("x" * 20, "y" * 20, max_chars=20) is None
     assert reason("x" * 21, "y" * 20, max_chars=20) == "too_long"
     assert reason("x" * 20, "y" * 21, max_chars=20) == "too_long"
+
+
+def test_a_side_that_is_far_too_long_goes_before_it_is_normalised() -> None:
+    clean = cleaner(max_chars=100)
+    started_at = time.perf_counter()
+    assert clean.clean(SentencePair("a" + "\u0323\u0301" * 500_000, "kurz", 3)) is None
+    assert time.perf_counter() - started_at < 5  # normalising it would take an hour
+    assert clean.clean(SentencePair("b" + "\u0301" * 500, "kurz", 4)) is None
+    assert clean.tally.as_json()["removed"]["too_long"]["count"] == 2
+    assert clean.tally.n_kept == 0
 
 
 def test_the_length_ratio_counts_bytes_with_sixteen_added_to_both_sides() -> None:

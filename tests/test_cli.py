@@ -255,7 +255,7 @@ def test_prepare_says_what_it_made(run: Run, monkeypatch: pytest.MonkeyPatch):
         "test": {"flickr2016": {"pairs": 1_000, "source": "sacrebleu:x"}},
     }
     corpus = types.SimpleNamespace(folder=Path("data/prepared/0123"), manifest=manifest)
-    monkeypatch.setitem(sys.modules, "mt.text.corpus", types.SimpleNamespace(prepare_corpus=lambda config: corpus))
+    monkeypatch.setitem(sys.modules, "mt.text.prepare", types.SimpleNamespace(prepare_corpus=lambda config: corpus))
     status, stdout, _ = run("prepare", "--config", "demo")
     assert status == 0
     assert stdout == (

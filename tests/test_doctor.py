@@ -507,6 +507,18 @@ def test_files_that_are_something_else(lines: Lines) -> None:
     ]
 
 
+def test_a_pipe(lines: Lines) -> None:
+    write(lines)
+    Path("train.de").unlink()
+    os.mkfifo("train.de")
+    assert (
+        "error",
+        "data.train.0",
+        "train.de: is no file but a pipe or a device, and this text is read several times",
+        "save it as a file",
+    ) in found()
+
+
 def test_a_source_without_pairs(lines: Lines) -> None:
     lines["test.en"], lines["test.de"] = [], []
     assert found(lines) == [
@@ -521,7 +533,8 @@ def test_a_source_without_pairs(lines: Lines) -> None:
 
 def test_the_same_text_on_both_sides(lines: Lines) -> None:
     lines["train.de"] = list(lines["train.en"])
-    assert found(lines) == [
+    # What follows is that hardly a pair is left.
+    assert found(lines)[:3] == [
         (
             "warning",
             "data.train.0",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mt.errors import DataError
-from mt.text.files import read_line_chunks, require_text
+from mt.text.files import content_hash, read_line_chunks, require_text
 from tests.parallel_text import compressed, error_of, read, write
 
 
@@ -156,3 +156,12 @@ def test_an_archive_cut_off_in_its_middle_is_an_error(suffix: str) -> None:
     with pytest.raises(DataError) as caught:
         list(read_line_chunks(Path(name), 10))
     assert str(caught.value) == f"{name}: ends too early, it was cut off: copy or download it again"
+
+
+def test_a_pipe_has_no_name_for_its_content() -> None:
+    os.mkfifo("a.en")
+    with pytest.raises(DataError) as caught:
+        content_hash(Path("a.en"))
+    assert str(caught.value) == (
+        "a.en: is no file but a pipe or a device, and this text is read several times: save it"
+    )

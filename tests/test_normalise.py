@@ -117,6 +117,12 @@ def test_punctuation_is_that_of_moses_until_nothing_changes(lang: str, text: str
     assert "punctuation" in normaliser.changes(text)[1] or "Euro" in text
 
 
+@pytest.mark.parametrize("text", [": foo", "; foo", ") foo", "« foo »", '" foo ,"'])
+def test_a_tag_changes_nothing_behind_it(text: str) -> None:
+    normaliser = Normaliser(CleanConfig(punctuation=True), "en")
+    assert normaliser(f"<bt> <x:y> {text}") == f"<bt> <x:y> {normaliser(text)}"
+
+
 def test_changes_name_what_did_something() -> None:
     normaliser = Normaliser(CleanConfig(punctuation=True), "en")
     assert normaliser.changes("as it was") == ("as it was", [])

@@ -1,6 +1,7 @@
 """Preparing: a corpus is complete or absent, named after its content, its text accounted for to the last pair."""
 
 import dataclasses
+import errno
 import json
 import os
 import random
@@ -23,7 +24,7 @@ from mt.text import prepare as prepare_module
 from mt.text.corpus import PreparedCorpus
 from mt.text.normalise import normalise
 from mt.text.prepare import corpus_fingerprint, prepare_corpus
-from mt.text.shards import Cleaning
+from mt.text.shards import Cleaning, Counting
 from mt.text.tokenizer import EOS_ID, Tokenizer
 
 REAL_DATA = os.environ.get("MT_REAL_DATA")
@@ -321,6 +322,138 @@ def test_an_interrupted_preparation_goes_on_with_its_finished_shards(
     for name in NOT_OF_THE_MOMENT:
         assert (corpus.folder / name).read_bytes() == (whole.folder / name).read_bytes()
     assert [path.name for path in Path("prepared").iterdir()] == [corpus.fingerprint]
+
+
+def test_duplicates_are_found_by_a_preparation_that_was_interrupted_while_removing_them(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = write_pair("again", FIRST_SRC[50:120], FIRST_TGT[50:120])
+    config = with_data(config, train=(*config.data.train, again))
+    monkeypatch.setattr(prepare_module, "PAIRS_PER_SHARD", 37)
+    whole, _ = prepare(with_data(config, prepared_dir="whole"))
+    monkeypatch.setattr(prepare_module, "Processes", InThisProcess)
+    tasks: list[Any] = []
+    count = Counting.__call__
+
+    def interrupted_count(self: Counting, task: Any) -> int:
+        tasks.append(task)
+        if len(tasks) > 3:
+            interrupt()
+        return count(self, task)
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(Counting, "__call__", interrupted_count)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config)
+    corpus, said = prepare(config)
+    assert "duplicates removed: 70 duplicate" in said
+    for name in NOT_OF_THE_MOMENT:
+        assert (corpus.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+
+
+def test_what_the_training_of_a_tokenizer_leaves_when_killed_is_no_part_of_the_corpus(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = prepare(with_data(config, prepared_dir="whole"))
+
+    def killed(_counts: object, _settings: object, path: Path, *_: object, **__: object) -> None:
+        (path.parent / f".{path.name}.words-x").write_text("words")
+        interrupt()
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(prepare_module, "train_tokenizer", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config)
+    corpus, _ = prepare(config)
+    assert sorted(path.name for path in corpus.folder.iterdir()) == sorted(path.name for path in whole.folder.iterdir())
+    assert corpus.manifest["file_bytes"] == whole.manifest["file_bytes"]
+
+
+def test_a_preparation_that_is_killed_at_its_very_end_is_finished_without_doing_anything_again(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half_removed(folder: Path) -> None:
+        for path in sorted(folder.iterdir())[::2]:
+            path.unlink()
+        interrupt()
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(prepare_module.shutil, "rmtree", half_removed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config)
+    corpus, said = prepare(config)
+    assert [line.split(":")[0].split(";")[0] for line in said] == [
+        f"prepared/.building-{corpus.fingerprint}",
+        f"prepared corpus {corpus.folder}",
+    ]
+    assert len(corpus.train) == 246
+    assert not (corpus.folder / "shards").exists()
+
+
+def test_a_preparation_that_is_killed_before_its_manifest_stands_leaves_no_more_files(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = os.replace
+
+    def stopped(path: Path, place: Path) -> None:
+        if place.name == "manifest.json":
+            interrupt()
+        replace(path, place)
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(os, "replace", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config)
+    corpus, _ = prepare(config)
+    names = {path.name for path in corpus.folder.iterdir()}
+    assert names == {*corpus.manifest["file_bytes"], "manifest.json", "removed.tsv", "report.html", "report.json"}
+
+
+def test_lines_that_cannot_be_printed_do_not_stop_the_work(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hung:
+        def write(self, _text: str) -> None:
+            raise OSError(errno.EIO, "Input/output error")  # a terminal that was closed
+
+    monkeypatch.setattr("sys.stderr", Hung())
+    assert len(prepare_corpus(config).train) == 246
+
+
+def test_text_that_changes_while_it_is_prepared_is_refused(config: RunConfig) -> None:
+    def add_a_line(line: str) -> None:
+        if line.startswith("encoded"):
+            for side in ("en", "de"):
+                with Path(f"first.{side}").open("a") as stream:
+                    stream.write("one more\n")
+
+    with pytest.raises(DataError) as caught:
+        prepare_corpus(config, add_a_line)
+    assert str(caught.value) == (
+        "data: a file was changed while the corpus was prepared from it: start again when nothing writes to the text "
+        "of training, validation and test"
+    )
+    assert list(Path("prepared").iterdir()) == []
+
+
+def test_a_preparation_that_gets_no_lock_leaves_the_work_of_others_alone(config: RunConfig) -> None:
+    fingerprint = corpus_fingerprint(config)
+    finished = Path("prepared") / f".building-{fingerprint}" / "shards" / "0.000000.cleaned.json"
+    finished.parent.mkdir(parents=True)
+    finished.write_text("of another process")
+    Path(f"prepared/.{fingerprint}.lock").mkdir()
+    with pytest.raises(DataError, match=r"^prepared/\w{16}: cannot be written: Is a directory$"):
+        prepare(config)
+    assert finished.read_text() == "of another process"
+
+
+def test_parts_are_swept_away_a_week_after_the_last_of_them_was_written(config: RunConfig) -> None:
+    now = time.time()
+    for name, days in (("old", 8), ("at-work", 6)):
+        shards = Path(f"prepared/.building-{name}/shards")
+        shards.mkdir(parents=True)
+        os.utime(shards, (now, now - days * 86_400))
+        os.utime(shards.parent, (now, now - 8 * 86_400))
+    corpus, _ = prepare(config)
+    assert sorted(path.name for path in Path("prepared").iterdir()) == [".building-at-work", corpus.fingerprint]
 
 
 def test_a_place_that_cannot_be_written_is_one_line(config: RunConfig) -> None:

@@ -70,6 +70,10 @@ def check_files(key: str, source: SourceConfig) -> list[Finding]:
     """Files that hold something else than their name says, though they could be opened."""
     findings = []
     for name in filter(None, (source.src, source.tgt, source.file)):
+        if Path(name).exists() and not (Path(name).is_file() or Path(name).is_dir()):
+            problem = "is no file but a pipe or a device, and this text is read several times"
+            findings.append(Finding("error", "pipe", key, f"{name}: {problem}", "save it as a file"))
+            continue
         try:
             with Path(name).open("rb") as stream:
                 beginning = stream.read(_BEGINNING_BYTES)

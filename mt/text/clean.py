@@ -34,6 +34,7 @@ Reason = Literal[
 ]
 
 MAX_EXAMPLES = 3  # of each reason and each change
+NORMALISED_CHARS = 10  # times the characters that a side may have; what is longer goes as it is
 EXAMPLE_CHARS = 200  # shown of each side
 RATIO_SLACK_BYTES = 16  # added to both sides, so that short sentences may differ by a word or two
 MIN_COPIED_WORDS = 4  # on the longer side; fewer tell nothing
@@ -233,8 +234,15 @@ class Cleaner:
     ) -> list[SentencePair]:
         """Those of many pairs that are kept, both sides normalised, in order."""
         src_changes, tgt_changes, why_removed = self._src.changes, self._tgt.changes, self._why_removed
+        # Normalising takes time that grows with the square of what is stacked or nested in a text.
+        most_chars = NORMALISED_CHARS * self.config.max_chars
         kept = []
         for src_text, tgt_text, line in zip(src, tgt, lines, strict=True):
+            if len(src_text) > most_chars or len(tgt_text) > most_chars:
+                pair = SentencePair(" ".join(src_text.split()), " ".join(tgt_text.split()), line)
+                self.tally.remove("too_long", pair)
+                on_removal(pair, "too_long")
+                continue
             src_after, changes_of_src = src_changes(src_text)
             tgt_after, changes_of_tgt = tgt_changes(tgt_text)
             for change in changes_of_src:

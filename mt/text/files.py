@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import io
 import lzma
+import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -211,11 +212,13 @@ def content_hash(path: Path) -> str:
     """Hash of the bytes of a file as they lie on the disk; an unchanged file is read once.
 
     Raises:
-        DataError: the file is missing or unreadable.
+        DataError: the file is missing or unreadable, or is a pipe.
     """
     with explained(path):
-        stat = path.stat()
-        return _hash_of_unchanged_file(path.resolve(), stat.st_size, stat.st_mtime_ns)
+        found = path.stat()
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+            raise DataError(f"{path}: is no file but a pipe or a device, and this text is read several times: save it")
+        return _hash_of_unchanged_file(path.resolve(), found.st_size, found.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=10_000)

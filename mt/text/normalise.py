@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from mt.config import CleanConfig, RunConfig
+from mt.config import SYMBOL, CleanConfig, RunConfig
 from mt.errors import ConfigError
 from mt.text.scripts import base_language
 
@@ -34,6 +34,7 @@ _SURROGATES = re.compile(r"[\ud800-\udfff]")
 _ENTITIES = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 # The Moses rules change nothing but spaces in text without any of this.
 _PUNCTUATION = re.compile(r"[^\w ,.-]")
+_TAGS = re.compile(rf"(?:{SYMBOL.pattern} )*")
 
 
 class Normaliser:
@@ -94,6 +95,10 @@ class Normaliser:
         return text, list(found)
 
     def _with_plain_punctuation(self, text: str) -> str:
+        # Training text gets its tag after it was normalised; a colon behind a tag must not move to it in translation.
+        tags = _TAGS.match(text)
+        if tags is not None and tags.end():
+            return tags[0] + self._with_plain_punctuation(text[tags.end() :])
         # One pass moves a quote past one other: more quotes than characters there are not.
         for _ in range(len(text) + 1):
             if _PUNCTUATION.search(text) is None:

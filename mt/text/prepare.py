@@ -33,7 +33,7 @@ from mt.text.duplicates import repeated
 from mt.text.normalise import Normalisers
 from mt.text.overlap import HeldOut, NgramOverlap
 from mt.text.report import write_report
-from mt.text.shards import PAIRS_PER_SHARD, Cleaning, Counting, Encoding, Repeats, Shard, encode_pairs
+from mt.text.shards import PAIRS_PER_SHARD, Cleaning, Counting, Encoding, Repeats, Shard, encode_pairs, write_whole
 from mt.text.sources import Chunk, SentencePair, check_source, count_pairs, read_chunks, read_pairs, source_fingerprint
 from mt.text.tokenizer import MAX_WORD_BYTES, Tokenizer, adopt_model, n_cores, train_tokenizer
 from mt.text.vocabulary import joint_vocabulary_facts
@@ -51,7 +51,12 @@ Say = Callable[[str], None]
 
 
 def _print_to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError:  # a terminal that was closed, or a log on a full disk: the work is not to be lost for it
+        pass
 
 
 def corpus_fingerprint(config: RunConfig, tokenizer_path: Path | None = None) -> str:
@@ -129,7 +134,6 @@ def prepare_corpus(
     except BrokenPipeError:  # of the terminal, not of the disk
         raise
     except OSError as error:
-        shutil.rmtree(building, ignore_errors=True)
         raise DataError(f"{folder}: cannot be written: {error.strerror or error}") from error
     say(f"prepared corpus {folder}; what was removed and why: {folder / 'report.html'}")
     return PreparedCorpus.open(folder)
@@ -142,16 +146,24 @@ def _standing(folder: Path, say: Say) -> PreparedCorpus:
 
 
 def _build(config: RunConfig, building: Path, say: Say, tokenizer_path: Path | None) -> None:
-    has_begun = (building / "shards").exists()
-    (building / "shards").mkdir(parents=True, exist_ok=True)
-    if has_begun:
-        say(f"{building}: a preparation of the same data was interrupted, its finished parts are used")
+    """Only who holds the lock of the corpus may call this: what fails removes the folder."""
+    shards = building / "shards"
+    has_begun = shards.exists()
     try:
-        _Builder(config, building, say, tokenizer_path).build()
+        shards.mkdir(parents=True, exist_ok=True)
+        os.utime(shards)
+        if has_begun:
+            say(f"{building}: a preparation of the same data was interrupted, its finished parts are used")
+        # The manifest is written last: with it, nothing but the removal of the shards is left to do.
+        if not (building / "manifest.json").exists():
+            _Builder(config, building, say, tokenizer_path).build()
+        shutil.rmtree(shards)
     except (KeyboardInterrupt, SystemExit):
         say(f"interrupted; finished parts are kept for {_DAYS_KEPT} days, the same command goes on with them")
         raise
-    except (DataError, ConfigError):
+    except BrokenPipeError:
+        raise
+    except (DataError, ConfigError, OSError):
         shutil.rmtree(building, ignore_errors=True)
         raise
 
@@ -160,7 +172,9 @@ def _sweep(prepared_dir: Path) -> None:
     """Remove what preparations that nobody went on with have left."""
     for leftover in prepared_dir.glob(".building-*"):
         with suppress(OSError):
-            if time.time() - leftover.stat().st_mtime > _DAYS_KEPT * 86_400:
+            # Shards are written below the folder, whose own time is that of its first minutes.
+            changed_at = max(path.stat().st_mtime for path in (leftover, leftover / "shards") if path.exists())
+            if time.time() - changed_at > _DAYS_KEPT * 86_400:
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
@@ -220,6 +234,7 @@ class _Builder:
         self.folder = folder
         self.say = say
         self.tokenizer_path = tokenizer_path
+        self.fingerprint = folder.name.removeprefix(".building-")
         self.seconds: dict[str, float] = {}
 
     def build(self) -> None:
@@ -247,7 +262,7 @@ class _Builder:
                 "tokenizer": {**tokenizer_facts, **_vocabulary(tokenizer, words)},
             }
             self._join_removed(shards)
-        shutil.rmtree(self.folder / "shards")
+        self._require_unchanged_text()
         self._write_report_and_manifest(facts)
 
     @contextmanager
@@ -346,9 +361,8 @@ class _Builder:
         words: list[Counter[str]] = [Counter(), Counter()]
         n_lines = 0
         for shard in every:
-            result = shard.result("kept")
-            n_lines += result["n_lines"]
-            for counts, of_shard in zip(words, result["words"], strict=True):
+            n_lines += shard.result("kept")["n_lines"]
+            for counts, of_shard in zip(words, shard.words(), strict=True):
                 counts.update(of_shard)
         total = _total(shard.result("kept")["tally"] for shard in every)
         duplicates = {reason: total.removed[reason] for reason in _DUPLICATES if reason in total.removed}
@@ -370,7 +384,9 @@ class _Builder:
             path.write_bytes(adopt_model(Path(settings.model), symbols))
             facts = {"kind": "given", "model": settings.model}
         else:
-            facts = self._train_tokenizer(words, n_lines, symbols)
+            trained = self.folder / "shards" / "tokenizer.model"  # beside it, training leaves files when it is killed
+            facts = self._train_tokenizer(words, n_lines, symbols, trained)
+            shutil.copyfile(trained, path)
         tokenizer = Tokenizer.load(path)
         for symbol in symbols:
             if not _knows(tokenizer, symbol):
@@ -380,10 +396,12 @@ class _Builder:
                 )
         return tokenizer, {**facts, "vocab_size": tokenizer.vocab_size, "symbols": list(symbols)}
 
-    def _train_tokenizer(self, words: Sequence[Counter[str]], n_lines: int, symbols: Sequence[str]) -> dict[str, Any]:
+    def _train_tokenizer(
+        self, words: Sequence[Counter[str]], n_lines: int, symbols: Sequence[str], path: Path
+    ) -> dict[str, Any]:
         settings = self.config.tokenizer
         what = f"{settings.kind} tokenizer of {settings.vocab_size:,} pieces"
-        done = self.folder / "shards" / "tokenizer.json"
+        done = path.with_suffix(".json")
         if done.exists():
             facts: dict[str, Any] = json.loads(done.read_text("utf-8"))
             return facts
@@ -391,9 +409,7 @@ class _Builder:
         self.say(f"training a {what} on {n_lines:,} lines with {len(counts):,} different words")
         started_at = time.perf_counter()
         progress = _Progress(self.say, f"{what}: in training", None)
-        stats = train_tokenizer(
-            counts, settings, self.folder / "tokenizer.model", symbols, while_waiting=progress.advance
-        )
+        stats = train_tokenizer(counts, settings, path, symbols, while_waiting=progress.advance)
         skipped = ""
         if stats.n_skipped_words:
             skipped = (
@@ -407,7 +423,7 @@ class _Builder:
             "lines": n_lines,
             "skipped_words": stats.n_skipped_words,
         }
-        done.write_text(json.dumps(facts), "utf-8")
+        write_whole(done, json.dumps(facts))
         return facts
 
     # ------------------------------------------------------------------------------------------------ encoding
@@ -526,10 +542,17 @@ class _Builder:
                         with shard.path(f"{stage}.removed").open(encoding="utf-8", newline="\n") as rows:
                             joined.writelines(f"{description}\t{row}" for row in rows)
 
+    def _require_unchanged_text(self) -> None:
+        if corpus_fingerprint(self.config, self.tokenizer_path) != self.fingerprint:
+            raise DataError(
+                "data: a file was changed while the corpus was prepared from it: start again when nothing writes to "
+                "the text of training, validation and test"
+            )
+
     def _write_report_and_manifest(self, facts: dict[str, Any]) -> None:
         identity = {
             "format_version": FORMAT_VERSION,
-            "fingerprint": self.folder.name.removeprefix(".building-"),
+            "fingerprint": self.fingerprint,
             "src_lang": self.config.src_lang,
             "tgt_lang": self.config.tgt_lang,
         }
@@ -555,11 +578,15 @@ class _Builder:
             **origin,
             # What people read may be deleted; the rest is the corpus.
             "file_bytes": {
-                path.name: path.stat().st_size for path in sorted(self.folder.iterdir()) if path.name not in made_of
+                path.name: path.stat().st_size
+                for path in sorted(self.folder.iterdir())
+                if path.is_file() and path.name not in made_of
             },
         }
-        text = json.dumps(manifest, indent=2, ensure_ascii=True)
-        (self.folder / "manifest.json").write_text(text + "\n", "utf-8")
+        # Not written beside its place: what a kill leaves there would be a file of the corpus.
+        writing = self.folder / "shards" / "manifest.json"
+        writing.write_text(json.dumps(manifest, indent=2, ensure_ascii=True) + "\n", "utf-8")
+        os.replace(writing, self.folder / "manifest.json")
 
     # ---------------------------------------------------------------------------------------------- processes
 

@@ -47,12 +47,14 @@ class Shard:
     def result(self, stage: str) -> Any:
         return json.loads(self.path(f"{stage}.json").read_text("utf-8"))
 
+    def words(self) -> list[dict[str, int]]:
+        """The words of the sample of source and target side, with their counts."""
+        words: list[dict[str, int]] = json.loads(self.path("kept.words").read_text("utf-8"))
+        return words
+
     def finish(self, stage: str, result: Any) -> None:
         """Write what the stage found; the files of the stage are whole."""
-        path = self.path(f"{stage}.json")
-        writing = path.with_suffix(".writing")
-        writing.write_text(json.dumps(result, ensure_ascii=True), "utf-8")
-        os.replace(writing, path)
+        write_whole(self.path(f"{stage}.json"), json.dumps(result, ensure_ascii=True))
 
     def write_pairs(self, stage: str, pairs: Sequence[SentencePair]) -> None:
         with self.path(f"{stage}.tsv").open("w", encoding="utf-8", newline="\n") as text:
@@ -68,8 +70,16 @@ class Shard:
                 yield SentencePair(src, tgt, line)
 
     def remove_pairs(self, stage: str) -> None:
-        for kind in ("tsv", "lines", "keys", "folded"):
+        # The keys stay: the duplicates of other shards cannot be found without them.
+        for kind in ("tsv", "lines"):
             self.path(f"{stage}.{kind}").unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is there whole or not at all, whenever this process is killed."""
+    writing = path.with_suffix(".writing")
+    writing.write_text(text, "utf-8")
+    os.replace(writing, path)
 
 
 class _Removed:
@@ -163,7 +173,9 @@ class Counting:
         shard.write_pairs("kept", kept)
         removed.write()
         n_lines, words = self._words_of_sample(shard, kept)
-        shard.finish("kept", {"tally": tally.as_json(), "n_pairs": len(kept), "n_lines": n_lines, "words": words})
+        # Apart from the result, which is read more often.
+        shard.path("kept.words").write_text(json.dumps(words, ensure_ascii=False), "utf-8")
+        shard.finish("kept", {"tally": tally.as_json(), "n_pairs": len(kept), "n_lines": n_lines})
         shard.remove_pairs("cleaned")
         return n_read
 
