@@ -67,7 +67,7 @@ class SourceConfig:
         if not 0 < self.weight <= 1000:
             raise ConfigError(f"weight: expected a number above 0 and up to 1000, got {self.weight}")
         if self.tag is not None and not SYMBOL.fullmatch(self.tag):
-            raise ConfigError(f"tag: expected a symbol such as <bt>, got {self.tag!r}")
+            raise ConfigError(f"tag: expected a symbol such as <bt>, but not <s>, <pad> or <unk>, got {self.tag!r}")
 
     def _check_columns(self) -> None:
         if (self.src_column is None) != (self.tgt_column is None):
@@ -106,7 +106,7 @@ class CleanConfig:
     # What is removed.
     max_chars: int = 4_000  # characters on either side
     max_length_ratio: float | None = 4.0  # (bytes + 16) of the longer side over (bytes + 16) of the shorter; null: any
-    max_copied: float | None = 0.9  # words on both sides over those of the longer, from 6 words; null: any
+    max_copied: float | None = 0.9  # words on both sides over those of the longer, from 4 words; null: any
     min_copied: float | None = None  # the same with numbers, for text that must share names; null: any
     max_non_letters: float | None = 0.8  # share of digits, punctuation and symbols on a side, from 8; null: any
     max_wrong_script: float | None = 0.5  # share of a side's letters in a script not of its language; null: any
@@ -193,7 +193,7 @@ class TokenizerConfig:
             _require(
                 SYMBOL.fullmatch(symbol) is not None,
                 "tokenizer.user_symbols",
-                f"expected symbols such as <name>, got {symbol!r}",
+                f"expected symbols such as <name>, but not <s>, <pad> or <unk>, got {symbol!r}",
             )
         _require(len(set(self.user_symbols)) == len(self.user_symbols), "tokenizer.user_symbols", "has a symbol twice")
 

@@ -33,7 +33,16 @@ from mt.text.checks import (
 from mt.text.corpus import PreparedCorpus, ids_dtype
 from mt.text.overlap import folded_all
 from mt.text.prepare import corpus_fingerprint
-from mt.text.rehearsal import Rehearsal, check_cleaning, check_rehearsal, clean_sample, rehearse, symbols_of
+from mt.text.rehearsal import (
+    Rehearsal,
+    check_cleaning,
+    check_rehearsal,
+    clean_sample,
+    held_out_sets,
+    rehearse,
+    symbols_of,
+    without_contaminated,
+)
 from mt.text.sample import Sample, draw_sample
 from mt.text.tokenizer import Tokenizer, adopt_model, n_cores
 from mt.units import format_bytes, format_duration
@@ -97,19 +106,25 @@ def examine(config: RunConfig, run_dir: Path) -> Diagnosis:
     forecast = None
     train = [sample for sample in samples if sample.role == "train" and sample.src]
     if len(train) == len(config.data.train):
-        rehearsal_findings, forecast = _rehearse(config, run_dir, train)
+        held_out = [sample for sample in samples if sample.role != "train"]
+        rehearsal_findings, forecast = _rehearse(config, run_dir, train, held_out)
         findings += rehearsal_findings
     order = list(sources_of(config))
     findings.sort(key=lambda finding: order.index(finding.key) if finding.key in order else len(order))
     return Diagnosis(config, tuple(samples), tuple(findings), forecast, time.perf_counter() - started_at)
 
 
-def _rehearse(config: RunConfig, run_dir: Path, train: Sequence[Sample]) -> tuple[list[Finding], Forecast | None]:
+def _rehearse(
+    config: RunConfig, run_dir: Path, train: Sequence[Sample], held_out: Sequence[Sample]
+) -> tuple[list[Finding], Forecast | None]:
     """What goes wrong with the whole of the data, and what it takes; no forecast where preparing would fail."""
     findings: list[Finding] = []
     try:
         cleaned = [clean_sample(sample, config) for sample in train]
         findings += [finding for sample in cleaned for finding in check_cleaning(sample)]
+        if config.data.clean.contamination:
+            sought = held_out_sets(held_out, config)
+            cleaned = [without_contaminated(sample, sought) for sample in cleaned]
         given = _given_tokenizer(config)
         rehearsal = rehearse(config, cleaned, given)
     except MTError as error:

@@ -20,7 +20,7 @@ from mt.config import ModelConfig, RunConfig, SourceConfig, TokenizerConfig
 from mt.configfile import dump_config, parse_config
 from mt.doctor import count_parameters, diagnosis_text, examine
 from mt.model import Transformer
-from mt.text import checks
+from mt.text import checks, rehearsal
 from mt.text.prepare import prepare_corpus
 from mt.text.sample import draw_sample
 from mt.text.tokenizer import count_words, train_tokenizer
@@ -310,6 +310,46 @@ def test_contamination(lines: Lines) -> None:
             "set data.clean.contamination: true, or its scores mean little",
         ),
     ]
+
+
+def test_the_forecast_leaves_out_what_stands_in_a_test_set(lines: Lines) -> None:
+    def pairs_kept(**clean: bool) -> int:
+        forecast = examine(a_config(data={"clean": clean}), Path("runs/toy")).forecast
+        assert forecast is not None
+        return forecast.train_pairs
+
+    for lang in ("en", "de"):
+        lines[f"train.{lang}"][600:700] = lines[f"test.{lang}"][:100]
+    write(lines)
+    assert pairs_kept(contamination=False) == 1_500
+    assert pairs_kept() == 1_410  # 10 of the 100 have fewer words than data.clean.contamination_words
+
+
+def test_training_text_that_is_the_test_set_is_an_error(lines: Lines) -> None:
+    for lang in ("en", "de"):
+        lines[f"train.{lang}"] = [line for line in lines[f"test.{lang}"] if len(line.split()) > 8]
+    n = min(len(lines["train.en"]), len(lines["train.de"]))
+    for lang in ("en", "de"):
+        lines[f"train.{lang}"] = lines[f"train.{lang}"][:n]
+    problems = [finding[2] for finding in found(lines) if finding[0] == "error"]
+    assert problems == [f"data.train: nothing is left of {n} pairs that were looked at"]
+
+
+def test_the_forecast_is_right_where_long_lines_alternate_with_short_ones(
+    lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for lang in ("en", "de"):
+        texts = lines[f"train.{lang}"]
+        lines[f"train.{lang}"] = [" ".join(texts[i : i + 3]) if i % 2 else texts[i] for i in range(len(texts))]
+    write(lines)
+
+    def tokens(n_encoded: int) -> int:
+        monkeypatch.setattr(rehearsal, "_ENCODED_PAIRS", n_encoded)
+        forecast = examine(a_config(), Path("runs/toy")).forecast
+        assert forecast is not None
+        return forecast.tgt_tokens
+
+    assert tokens(N_TRAIN // 2) == pytest.approx(tokens(N_TRAIN), rel=0.03)
 
 
 def test_a_target_that_is_half_empty(lines: Lines) -> None:

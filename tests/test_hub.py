@@ -178,13 +178,14 @@ def test_columns_are_chosen_by_name_number_or_path() -> None:
     assert read(dataset="set", src_column="source", tgt_column="text.hyp") == [("one", "eins", 1)]
     assert read(dataset="set", src_column=2, tgt_column="id") == [("one", "7", 1)]
     assert error_of(dataset="set", src_column="source", tgt_column="text.ref") == (
-        "data set set: has no column text.ref, its columns are id, source, text.hyp, text.score"
+        "data set set: has no column text.ref, its columns are id, source, text.hyp, text.score: correct src_column "
+        "and tgt_column"
     )
     assert error_of(dataset="set", src_column="source", tgt_column="text.score") == (
         "data set set: expected text in text.score, found int64"
     )
     assert error_of(dataset="set", src_column=1, tgt_column=4) == (
-        "data set set: has no column 4, its columns are id, source, text"
+        "data set set: has no column 4, its columns are id, source, text: correct src_column and tgt_column"
     )
 
 

@@ -149,7 +149,7 @@ def test_what_was_removed_is_said_and_stands_in_the_manifest_with_examples(confi
     assert said[4].startswith("training a bpe tokenizer of 500 pieces on 494 lines with ")
     assert int(said[4].split()[-3]) >= n_words
     src_tokens, tgt_tokens = len(corpus.train.src.ids), len(corpus.train.tgt.ids)
-    assert re.fullmatch(r"encoded 246 pairs in \d s; removed: 1 pairs over 100 tokens", said[6])
+    assert re.fullmatch(r"encoded 246 pairs in \d s; removed: 1 pair over 100 tokens", said[6])
     assert corpus.manifest == json.loads((corpus.folder / "manifest.json").read_text("utf-8"))
     train = corpus.manifest["train"]
     assert (train["pairs_read"], train["pairs_kept"]) == (250, 246)
@@ -612,5 +612,6 @@ def test_a_given_tokenizer_is_used_as_it_is(config: RunConfig) -> None:
     assert not any("training a" in line for line in said)
     shutil.rmtree("prepared")
     assert error_of(dataclasses.replace(config, tokenizer=TokenizerConfig(model="nowhere.model"))) == (
-        "nowhere.model: the tokenizer cannot be read: No such file or directory"
+        "nowhere.model: the tokenizer cannot be read: No such file or directory: correct tokenizer.model, or leave it "
+        "out to have one trained"
     )

@@ -71,7 +71,11 @@ def test_a_jsonl_file_holds_objects_with_the_languages_as_keys() -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ('{"en": "one", "fr": "un"}', "has no key de, its keys are en, fr"),
+        (
+            '{"en": "one", "fr": "un"}',
+            "has no key de, its keys are en, fr: say which hold the text with src_column and tgt_column, or mend the "
+            "line",
+        ),
         ('{"en": "one", "de": 1}', "expected text at the key de, found 1"),
         ('["one", "eins"]', 'expected an object with the keys en and de, found ["one", "eins"]'),
         ('{"en": one}', "is no JSON: Expecting value: line 1 column 8 (char 7)"),
@@ -234,7 +238,7 @@ def test_columns_of_a_tsv_file_are_chosen_by_number_or_by_a_header() -> None:
     ("text", "columns", "problem"),
     [
         ("one\teins\ntwo\n", (), ", line 2: expected source, tab, target, found 1 column: mend or remove the line"),
-        ("a\tb\tc\na\tb\n", (3, 1), ", line 2: has 2 columns, and column 3 is number 3: mend or remove the line"),
+        ("a\tb\tc\na\tb\n", (3, 1), ", line 2: has 2 columns, and no column 3: mend or remove the line"),
         (
             "de\tid\ten\na\tb\n",
             ("en", "de"),
@@ -263,7 +267,8 @@ def test_keys_of_a_jsonl_file_may_be_named_and_nested() -> None:
     write("a.jsonl", json.dumps({"text": {"src": "one"}, "a.b": "eins"}))
     assert read(file="a.jsonl", src_column="text.src", tgt_column="a.b") == [("one", "eins", 1)]
     assert error_of(file="a.jsonl", src_column="text.tgt", tgt_column="a.b") == (
-        "a.jsonl, line 1: has no key text.tgt, its keys are text, a.b"
+        "a.jsonl, line 1: has no key text.tgt, its keys are text, a.b: say which hold the text with src_column and "
+        "tgt_column, or mend the line"
     )
     assert error_of(file="a.jsonl", src_column=1, tgt_column=2) == (
         "a.jsonl: has keys and no columns that can be counted: give the key in place of 1"
@@ -301,7 +306,7 @@ def test_what_is_wrong_with_a_parquet_file_is_said_in_one_line() -> None:
         "a.parquet: has no en: its columns are source, de: say which hold the text with src_column and tgt_column"
     )
     assert error_of(file=name, src_column="src", tgt_column="de") == (
-        "a.parquet: has no column src, its columns are source, de"
+        "a.parquet: has no column src, its columns are source, de: correct src_column and tgt_column"
     )
     assert error_of(file=write_parquet("n.parquet", {"en": [b"one"], "de": ["eins"]})) == (
         "n.parquet: expected text in en, found binary"

@@ -93,7 +93,10 @@ def _tokenizer_fingerprint(config: RunConfig, tokenizer_path: Path | None) -> An
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: the tokenizer cannot be read: {error.strerror}") from None
+        raise DataError(
+            f"{path}: the tokenizer cannot be read: {error.strerror}: correct tokenizer.model, or leave it out to have "
+            "one trained"
+        ) from None
     return [hashlib.blake2b(content).hexdigest(), config.tokenizer.user_symbols]
 
 
@@ -439,7 +442,7 @@ class _Builder:
         n_too_long = total.removed["too_many_tokens"].count if "too_many_tokens" in total.removed else 0
         self.say(
             f"encoded {total.n_kept:,} pairs in {time.perf_counter() - started_at:.0f} s; "
-            f"removed: {n_too_long:,} pairs over {self.config.data.max_tokens} tokens"
+            f"removed: {n_too_long:,} pair{'' if n_too_long == 1 else 's'} over {self.config.data.max_tokens} tokens"
         )
 
     def _join(self, shards: list[list[Shard]], tokenizer: Tokenizer) -> tuple[dict[str, Any], _PairWriter]:

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,14 @@ from mt.config import RunConfig
 from mt.errors import ConfigError
 from mt.text.checks import FEWEST_PAIRS, Finding, percent, quoted, rounded
 from mt.text.clean import RULES, Cleaner, Reason, Removal
+from mt.text.normalise import Normalisers
+from mt.text.overlap import HeldOut, folded_all
 from mt.text.sample import Sample
 from mt.text.sources import SentencePair
 from mt.text.tokenizer import UNK_ID, Tokenizer, count_words, train_tokenizer
 
 _ENCODED_PAIRS = 5_000  # of each source
+_SEED = 1
 _SMALLEST_VOCABULARY = 300
 _SMALLER = 0.7  # vocabulary that is tried next, where the sample alone does not yield the one wanted
 
@@ -116,6 +120,27 @@ def clean_sample(sample: Sample, config: RunConfig) -> CleanedSample:
     )
 
 
+def without_contaminated(cleaned: CleanedSample, held_out: HeldOut) -> CleanedSample:
+    """The pairs of which no side stands in a held-out set, as preparing keeps them."""
+    is_kept = [
+        held_out.find(*pair) is None for pair in zip(folded_all(cleaned.src), folded_all(cleaned.tgt), strict=True)
+    ]
+    return replace(cleaned, src=list(compress(cleaned.src, is_kept)), tgt=list(compress(cleaned.tgt, is_kept)))
+
+
+def held_out_sets(samples: Sequence[Sample], config: RunConfig) -> HeldOut:
+    """Validation and test sets, normalised as preparing does it."""
+    normalisers = Normalisers.of_run(config)
+    sets = {
+        sample.key: [
+            SentencePair(normalisers.src(src), normalisers.tgt(tgt), line)
+            for src, tgt, line in zip(sample.src, sample.tgt, sample.lines, strict=True)
+        ]
+        for sample in samples
+    }
+    return HeldOut(sets, config.data.clean.contamination_words)
+
+
 def _example(pair: SentencePair) -> str:
     return f"line {pair.line:,}, {quoted(pair.src)} and {quoted(pair.tgt)}"
 
@@ -161,8 +186,10 @@ def _trained(config: RunConfig, cleaned: Sequence[CleanedSample]) -> Tokenizer:
 
 def _encoded(cleaned: CleanedSample, tokenizer: Tokenizer, max_tokens: int) -> EncodedSample:
     started_at = time.perf_counter()
-    every = max(1, len(cleaned.src) // _ENCODED_PAIRS)
-    src, tgt = (tokenizer.encode_batch(texts[::every], n_threads=1) for texts in (cleaned.src, cleaned.tgt))
+    # Drawn by chance: every second line of Multi30k is a long one.
+    n_drawn = min(len(cleaned.src), _ENCODED_PAIRS)
+    drawn = np.sort(np.random.default_rng(_SEED).choice(len(cleaned.src), n_drawn, replace=False))
+    src, tgt = (tokenizer.encode_batch([texts[i] for i in drawn], n_threads=1) for texts in (cleaned.src, cleaned.tgt))
     src_lengths, tgt_lengths = (np.array([len(ids) + 1 for ids in side], dtype=np.int64) for side in (src, tgt))
     fits = np.maximum(src_lengths, tgt_lengths) <= max_tokens
     counts = [np.bincount([i for ids in side for i in ids], minlength=tokenizer.vocab_size) for side in (src, tgt)]
@@ -256,4 +283,4 @@ def _vocabulary_size(rehearsal: Rehearsal, config: RunConfig) -> list[Finding]:
         "rarely to be learnt"
     )
     smaller = max(_SMALLEST_VOCABULARY, rounded(n_tokens / (2 * FEWEST_OCCURRENCES)))
-    return [Finding("warning", "vocabulary", key, problem, f"set it to {smaller:,}, or give more text")]
+    return [Finding("warning", "vocabulary", key, problem, f"set it to {smaller}, or give more text")]

@@ -275,10 +275,12 @@ def _require_columns(
     last = max(indices)
     for row, number in zip(rows, numbers, strict=True):
         if len(row) <= last:
-            raise DataError(
-                f"{path}, line {number:,}: has {_n_columns(row)}, and column {columns[indices.index(last)]} is number "
-                f"{last + 1}: mend or remove the line"
-            )
+            column = columns[indices.index(last)]
+            wanted = f"column {column} is number {last + 1}" if isinstance(column, str) else f"no column {column}"
+            what_to_do = "mend or remove the line"
+            if number == 1:
+                what_to_do = f"correct src_column and tgt_column, or {what_to_do}"
+            raise DataError(f"{path}, line {number:,}: has {_n_columns(row)}, and {wanted}: {what_to_do}")
 
 
 def _n_columns(row: list[str]) -> str:
@@ -334,7 +336,10 @@ def _json_text(row: dict[str, Any], key: str) -> str:
         text = row
         for part in key.split("."):
             if not isinstance(text, dict) or part not in text:
-                raise _LineError(f"has no key {key}, its keys are {', '.join(row) or 'none'}")
+                raise _LineError(
+                    f"has no key {key}, its keys are {', '.join(row) or 'none'}: say which hold the text with "
+                    "src_column and tgt_column, or mend the line"
+                )
             text = text[part]
     if not isinstance(text, str):
         raise _LineError(f"expected text at the key {key}, found {json.dumps(text)[:60]}")

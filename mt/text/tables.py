@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -71,12 +71,18 @@ class TextColumns:
 def _named_column(schema: Any, where: str, column: int | str) -> tuple[str, ...]:
     if isinstance(column, int):
         if column > len(schema.names):
-            raise DataError(f"{where}: has no column {column}, its columns are {', '.join(schema.names)}")
+            raise _no_column(where, column, schema.names)
         return (_only(schema, where, schema.names[column - 1]),)
     for path in ((column,), tuple(column.split("."))):
         if _type_of(schema, path) is not None:
             return path
-    raise DataError(f"{where}: has no column {column}, its columns are {', '.join(_all_names(schema))}")
+    raise _no_column(where, column, _all_names(schema))
+
+
+def _no_column(where: str, column: int | str, names: Sequence[str]) -> DataError:
+    return DataError(
+        f"{where}: has no column {column}, its columns are {', '.join(names)}: correct src_column and tgt_column"
+    )
 
 
 def _only(schema: Any, where: str, name: str) -> str:
