@@ -63,6 +63,8 @@ class SourceConfig:
             raise ConfigError("expected exactly one of {src, tgt}, {file}, {dataset} and {sacrebleu}")
         if self.dataset is None and (self.config is not None or self.split is not None or self.streaming):
             raise ConfigError("config, split and streaming go with dataset alone")
+        if self.streaming and "[" in (self.split or ""):
+            raise ConfigError(f"split: {self.split} is a part of a split: give a whole one, or leave streaming out")
         self._check_columns()
         if not 0 < self.weight <= 1000:
             raise ConfigError(f"weight: expected a number above 0 and up to 1000, got {self.weight}")
@@ -403,3 +405,8 @@ class RunConfig:
             f"is {smallest}, smaller than data.max_tokens ({self.data.max_tokens}): "
             "the longest sentence would not fit; raise the one or lower the other",
         )
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """What is one piece of the vocabulary and never cut: the tags of sources, and tokenizer.user_symbols."""
+        return tuple(dict.fromkeys((*self.data.tags, *self.tokenizer.user_symbols)))

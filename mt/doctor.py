@@ -40,7 +40,6 @@ from mt.text.rehearsal import (
     clean_sample,
     held_out_sets,
     rehearse,
-    symbols_of,
     without_contaminated,
 )
 from mt.text.sample import Sample, draw_sample
@@ -149,7 +148,7 @@ def _given_tokenizer(config: RunConfig) -> Tokenizer | None:
         return None if path is None else Tokenizer.load(path)
     if config.tokenizer.model is None:
         return None
-    return Tokenizer(adopt_model(Path(config.tokenizer.model), symbols_of(config)))
+    return Tokenizer(adopt_model(Path(config.tokenizer.model), config.symbols))
 
 
 def _prepared(config: RunConfig) -> tuple[list[Finding], str | None]:

@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from multiprocessing.connection import Connection, Pipe
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, TypeVar
 
 from mt.errors import MTError
@@ -145,21 +145,40 @@ def run_apart(
         return future.result()
 
 
+class Ending:
+    """What shall end this process, once a signal has come."""
+
+    def __init__(self) -> None:
+        self._reason: BaseException | None = None
+
+    def come(self, reason: BaseException) -> None:
+        self._reason = reason
+        raise reason
+
+    def check(self) -> None:
+        """Raise it again: Python drops what is raised while it runs a callback of a weak reference or a finaliser."""
+        if self._reason is not None:
+            raise self._reason
+
+
 @contextlib.contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM becomes SystemExit(143) in here, so that what is open is cleaned up; in the main thread alone."""
+def ended_by_signals() -> Iterator[Ending]:
+    """SIGTERM becomes SystemExit(143) in here, so that what is open is cleaned up, and no Ctrl-C is lost.
+
+    In the main thread alone; call `check` of what this gives now and then.
+    """
+    ending = Ending()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield ending
         return
-
-    def end(_number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(143)
-
-    before = signal.signal(signal.SIGTERM, end)
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: ending.come(SystemExit(143)))}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: ending.come(KeyboardInterrupt()))
     try:
-        yield
+        yield ending
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 class _Task:

@@ -128,6 +128,8 @@ REPLACED = {
     ("  valid: {src: valid.en, tgt: valid.de}\n", ""): "x.yaml: data.valid: missing",
     ("{src: train.en, tgt: train.de}", "{src: train.en}"): "x.yaml: data.train.0: expected exactly one of {src, tgt}, "
     "{file}, {dataset} and {sacrebleu}",
+    ("{src: valid.en, tgt: valid.de}", "{dataset: x, split: 'a[:9%]', streaming: true}"): "x.yaml: data.valid.split: "
+    "a[:9%] is a part of a split: give a whole one, or leave streaming out",
     ("tgt: train.de}", "tgt: train.de, weight: 0}"): "x.yaml: data.train.0.weight: expected a number above 0 "
     "and up to 1000, got 0.0",
     (

@@ -135,11 +135,8 @@ def test_splits_that_cannot_be_understood_are_told() -> None:
 
 
 @pytest.mark.usefixtures("numbers")
-def test_streaming_gives_the_same_pairs_and_refuses_parts_of_splits() -> None:
+def test_streaming_gives_the_same_pairs() -> None:
     assert read(dataset="set", streaming=True) == read(dataset="set")
-    assert error_of(dataset="set", streaming=True, split="train[:10%]") == (
-        "data set set: a part of a split, train[:10%], cannot be streamed: give a whole split, or leave streaming out"
-    )
     assert error_of(dataset="set", streaming=True, split="dev") == (
         "data set set: has no split dev; choose from train, validation"
     )

@@ -440,7 +440,7 @@ def test_a_preparation_that_gets_no_lock_leaves_the_work_of_others_alone(config:
     finished.parent.mkdir(parents=True)
     finished.write_text("of another process")
     Path(f"prepared/.{fingerprint}.lock").mkdir()
-    with pytest.raises(DataError, match=r"^prepared/\w{16}: cannot be written: Is a directory$"):
+    with pytest.raises(DataError, match=r"^prepared/\w{16}: cannot be written: Is a directory: set "):
         prepare(config)
     assert finished.read_text() == "of another process"
 
@@ -461,7 +461,9 @@ def test_a_place_that_cannot_be_written_is_one_line(config: RunConfig) -> None:
     folder = Path("occupied") / corpus_fingerprint(config)
     with pytest.raises(DataError) as caught:
         prepare(with_data(config, prepared_dir="occupied"))
-    assert str(caught.value) == f"{folder}: cannot be written: File exists"
+    assert str(caught.value) == (
+        f"{folder}: cannot be written: File exists: set data.prepared_dir to a folder that has room and can be written"
+    )
 
 
 def test_a_damaged_corpus_is_refused(config: RunConfig) -> None:

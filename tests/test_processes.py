@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mt.errors import DataError, MTError
-from mt.processes import Processes, ended_by_sigterm, run_apart
+from mt.processes import Processes, ended_by_signals, run_apart
 
 ROOT = Path(__file__).resolve().parent.parent
 _given = 0
@@ -201,14 +201,14 @@ def test_running_apart_takes_another_process_and_keeps_the_caller_informed() -> 
 
 def test_sigterm_becomes_an_exit_inside_alone() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as caught, ended_by_sigterm():
+    with pytest.raises(SystemExit) as caught, ended_by_signals():
         signal.raise_signal(signal.SIGTERM)
     assert caught.value.code == 143
     assert signal.getsignal(signal.SIGTERM) == before
     elsewhere: list[object] = []
 
     def look() -> None:
-        with ended_by_sigterm():
+        with ended_by_signals():
             elsewhere.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=look)
@@ -220,9 +220,9 @@ def test_sigterm_becomes_an_exit_inside_alone() -> None:
 # No main guard: were the workers to import it, they would run it.
 SCRIPT = """
 import os, sys, time
-from mt.processes import Processes, ended_by_sigterm
+from mt.processes import Processes, ended_by_signals
 print("start", flush=True)
-with ended_by_sigterm(), Processes(2) as processes:
+with ended_by_signals(), Processes(2) as processes:
     print(*processes.map(abs, [-1, -2], ahead=2), flush=True)
     workers = {processes.submit(os.getpid).result() for _ in range(20)}
     if len(sys.argv) > 1:
@@ -273,3 +273,20 @@ def test_workers_end_with_their_parent(tmp_path: Path, number: signal.Signals, s
         assert process.wait(timeout=5) == status
         assert holds_within(2, lambda: not any(map(is_running, workers)))
         assert process.stderr.read() == ""
+
+
+def test_a_ctrl_c_that_python_drops_is_raised_at_the_next_look() -> None:
+    class Dropping:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+
+    with ended_by_signals() as ending:
+        ending.check()
+        with pytest.MonkeyPatch.context() as quiet:
+            quiet.setattr(sys, "unraisablehook", lambda _: None)
+            dropping = Dropping()
+            del dropping
+        with pytest.raises(KeyboardInterrupt):
+            ending.check()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

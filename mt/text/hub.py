@@ -78,13 +78,7 @@ def _folder_fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-@functools.lru_cache(maxsize=16)  # asked for to look, to count and to read
 def _load_dataset(name: str, config: str | None, split: str, streaming: bool) -> Any:
-    if streaming and "[" in split:
-        raise DataError(
-            f"data set {name}: a part of a split, {split}, cannot be streamed: give a whole split, or leave streaming "
-            "out"
-        )
     if not _is_local(name):
         _require_name_of_hub(name)
         how = (
@@ -92,7 +86,7 @@ def _load_dataset(name: str, config: str | None, split: str, streaming: bool) ->
             if streaming
             else "fetching data set {} from the hub, or from its cache"
         )
-        print(how.format(name), file=sys.stderr, flush=True)
+        _tell_once(how.format(name))
     import datasets
 
     with _quiet_datasets(datasets):
@@ -100,6 +94,11 @@ def _load_dataset(name: str, config: str | None, split: str, streaming: bool) ->
             return datasets.load_dataset(name, config, split=split, streaming=streaming)
         except Exception as error:
             raise _dataset_error(datasets, error, name, config, split) from None
+
+
+@functools.cache
+def _tell_once(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _require_name_of_hub(name: str) -> None:

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from mt.config import RunConfig, SourceConfig
 from mt.configfile import settings_of
 from mt.errors import ConfigError, DataError
-from mt.processes import Processes, ended_by_sigterm
+from mt.processes import Ending, Processes, ended_by_signals
 from mt.text.clean import CHANGE_RULES, RULES, Tally, removed_text
 from mt.text.corpus import FORMAT_VERSION, PreparedCorpus, ids_dtype, with_tag
 from mt.text.duplicates import repeated
@@ -126,15 +126,19 @@ def prepare_corpus(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder.parent)
-        with _held(folder.with_name(f".{fingerprint}.lock"), folder, say), ended_by_sigterm():
+        with _held(folder.with_name(f".{fingerprint}.lock"), folder, say), ended_by_signals() as ending:
             if folder.exists():
                 return _standing(folder, say)
-            _build(config, building, say, tokenizer_path)
+            _build(config, building, say, tokenizer_path, ending)
+            ending.check()
             building.rename(folder)
     except BrokenPipeError:  # of the terminal, not of the disk
         raise
     except OSError as error:
-        raise DataError(f"{folder}: cannot be written: {error.strerror or error}") from error
+        raise DataError(
+            f"{folder}: cannot be written: {error.strerror or error}: set data.prepared_dir to a folder that has room "
+            "and can be written"
+        ) from error
     say(f"prepared corpus {folder}; what was removed and why: {folder / 'report.html'}")
     return PreparedCorpus.open(folder)
 
@@ -145,7 +149,7 @@ def _standing(folder: Path, say: Say) -> PreparedCorpus:
     return corpus
 
 
-def _build(config: RunConfig, building: Path, say: Say, tokenizer_path: Path | None) -> None:
+def _build(config: RunConfig, building: Path, say: Say, tokenizer_path: Path | None, ending: Ending) -> None:
     """Only who holds the lock of the corpus may call this: what fails removes the folder."""
     shards = building / "shards"
     has_begun = shards.exists()
@@ -156,7 +160,7 @@ def _build(config: RunConfig, building: Path, say: Say, tokenizer_path: Path | N
             say(f"{building}: a preparation of the same data was interrupted, its finished parts are used")
         # The manifest is written last: with it, nothing but the removal of the shards is left to do.
         if not (building / "manifest.json").exists():
-            _Builder(config, building, say, tokenizer_path).build()
+            _Builder(config, building, say, tokenizer_path, ending).build()
         shutil.rmtree(shards)
     except (KeyboardInterrupt, SystemExit):
         say(f"interrupted; finished parts are kept for {_DAYS_KEPT} days, the same command goes on with them")
@@ -224,13 +228,16 @@ def _check_sources(config: RunConfig) -> None:
     check_source(config.data.valid, *langs, "validation")
     for source in config.data.test.values():
         check_source(source, *langs, "test")
+    if config.tokenizer.model is not None:
+        adopt_model(Path(config.tokenizer.model), config.symbols)
 
 
 class _Builder:
     """Builds one corpus in a folder of its own. The steps are the lines of `build`, in order."""
 
-    def __init__(self, config: RunConfig, folder: Path, say: Say, tokenizer_path: Path | None) -> None:
+    def __init__(self, config: RunConfig, folder: Path, say: Say, tokenizer_path: Path | None, ending: Ending) -> None:
         self.config = config
+        self.ending = ending
         self.folder = folder
         self.say = say
         self.tokenizer_path = tokenizer_path
@@ -267,6 +274,7 @@ class _Builder:
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
+        self.ending.check()
         started_at = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - started_at
@@ -375,7 +383,7 @@ class _Builder:
     def _make_tokenizer(self, words: Sequence[Counter[str]], n_lines: int) -> tuple[Tokenizer, dict[str, Any]]:
         """The tokenizer in its place, and what the report says of where it comes from."""
         path, settings = self.folder / "tokenizer.model", self.config.tokenizer
-        symbols = tuple(dict.fromkeys((*self.config.data.tags, *settings.user_symbols)))
+        symbols = self.config.symbols
         facts: dict[str, Any]
         if self.tokenizer_path is not None:
             shutil.copyfile(self.tokenizer_path, path)
@@ -599,6 +607,7 @@ class _Builder:
         with Processes(n, _install, (stage,)) as processes:
             for n_pairs in processes.map(_call_stage, chain(first, tasks), ahead=n + 1):
                 progress.advance(n_pairs)
+                self.ending.check()
 
     def _require_pairs(self, shards: list[list[Shard]], stage: str) -> None:
         total = _total(shard.result(stage)["tally"] for of_source in shards for shard in of_source)

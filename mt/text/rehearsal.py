@@ -160,11 +160,6 @@ def rehearse(config: RunConfig, cleaned: Sequence[CleanedSample], given: Tokeniz
     return Rehearsal(encoded, tokenizer, vocab_size, tokenizer_seconds)
 
 
-def symbols_of(config: RunConfig) -> tuple[str, ...]:
-    """Pieces that are never cut."""
-    return tuple(dict.fromkeys((*config.tokenizer.user_symbols, *config.data.tags)))
-
-
 def _trained(config: RunConfig, cleaned: Sequence[CleanedSample]) -> Tokenizer:
     """Of the wanted size, or of the largest that the samples yield where they are but a part of the corpus."""
     settings, first_error = config.tokenizer, None
@@ -174,7 +169,7 @@ def _trained(config: RunConfig, cleaned: Sequence[CleanedSample]) -> Tokenizer:
         path = Path(folder) / "tokenizer.model"
         while True:
             try:
-                train_tokenizer(words, settings, path, symbols_of(config))
+                train_tokenizer(words, settings, path, config.symbols)
                 return Tokenizer.load(path)
             except ConfigError as error:
                 first_error = first_error or error
