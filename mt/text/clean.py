@@ -340,7 +340,7 @@ def _is_copied(src: str, tgt: str, most: float) -> bool:
     src_words, tgt_words = _words_with_letters(words), _words_with_letters(folded_tgt.split())
     if max(len(src_words), len(tgt_words)) < MIN_COPIED_WORDS:
         return False
-    return _share_in_common(src_words, tgt_words) > most and (_is_prose(src) or _is_prose(tgt))
+    return _share_in_common(src_words, tgt_words) > most and _is_prose(src) and _is_prose(tgt)
 
 
 def _is_prose(text: str) -> bool:
