@@ -8,15 +8,18 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -27,6 +30,7 @@ from mt.errors import ConfigError, MTError
 LONGEST_START = timedelta(minutes=30)  # of the processes that train together, until all are there
 LONGEST_PREPARATION = timedelta(days=7)
 RANK_0_SECONDS = 5.0
+LAST_WORDS_SECONDS = 5.0
 GLOO_SECONDS = 0.1
 LONGEST_WAIT = timedelta(hours=2)  # of ranks for rank 0 while it validates and writes
 HUGE_PAGE = 1 << 21  # bytes
@@ -142,7 +146,8 @@ def joined(ranks: Ranks, prepare: Callable[[], str]) -> Iterator[str]:
         torch.distributed.init_process_group(
             backend, store=store, rank=ranks.rank, world_size=ranks.n, timeout=LONGEST_WAIT
         )
-        yield prepared
+        with time_for_last_words():
+            yield prepared
     except RuntimeError as error:
         reason = _why_a_rank_is_lost(error)
         if reason is None:
@@ -156,6 +161,27 @@ def joined(ranks: Ranks, prepare: Callable[[], str]) -> Iterator[str]:
         # one that is ending meanwhile aborts the process.
         time.sleep(GLOO_SECONDS)
     torch.distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def time_for_last_words() -> Iterator[None]:
+    """SIGTERM ends the process in a few seconds only, and after an error in here it still does.
+
+    torchrun sends it when another rank is lost. This one finds that out in the same moment, or in the next exchange,
+    and has to say so.
+    """
+
+    def end_soon(number: int, _frame: FrameType | None) -> None:
+        timer = threading.Timer(LAST_WORDS_SECONDS, os._exit, (128 + number,))
+        timer.daemon = True
+        timer.start()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end_soon)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 def _announced(store: Any, prepare: Callable[[], str]) -> str:
