@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -88,6 +90,11 @@ LOST = (
     r"torchrun's; the same command goes on from the last checkpoint"
 )
 
+STUCK = (
+    "error: rank 0: not at an end [0-9.]+ s after SIGTERM: another rank was lost, or a step or a save takes that long: "
+    "see torchrun's message; the same command goes on from the last checkpoint"
+)
+
 
 def be_terminated_on_the_way_out() -> None:
     """By torchrun, when the loss of another rank is known and not yet told."""
@@ -120,10 +127,11 @@ def test_a_rank_that_dies_ends_the_job_even_where_torchrun_is_first_to_know(tmp_
         while not is_pending(signal.SIGTERM, first):
             time.sleep(0.01)
         os.kill(first, signal.SIGCONT)
-        _, messages = job.communicate(timeout=60)
+        _, messages = job.communicate(timeout=120)
     assert job.returncode != 0
     assert "exitcode  : -9" in messages
-    assert [line for line in messages.splitlines() if re.fullmatch(LOST, line)], messages
+    # An exchange over gloo that a lost rank was part of may, now and then, hang.
+    assert [line for line in messages.splitlines() if re.fullmatch(f"{LOST}|{STUCK}", line)], messages
     assert_whole(run_dir)
 
 
@@ -143,7 +151,7 @@ def test_a_signal_to_every_process_of_a_job_saves_and_ends_all(tmp_path: Path) -
     with torchrun(endless(tmp_path), run_dir) as (job, processes):
         for process in [job.pid, *processes]:
             os.kill(process, signal.SIGTERM)
-        _, messages = job.communicate(timeout=60)
+        _, messages = job.communicate(timeout=120)
     assert job.returncode != 0
     assert_all_is_saved(run_dir, messages)
 
@@ -223,13 +231,48 @@ def test_what_torchrun_ends_has_time_for_last_words_and_no_more(tmp_path: Path) 
 
 def be_terminated(words: str) -> None:
     mt.runtime.LAST_WORDS_SECONDS = 0.2
-    with suppress(RuntimeError), mt.runtime.time_for_last_words():
+    with suppress(RuntimeError), mt.runtime.time_for_last_words(0):
         raise RuntimeError
     os.kill(os.getpid(), signal.SIGTERM)
     if not words:
         time.sleep(100)
     print(words, flush=True)
     raise SystemExit(7)
+
+
+def test_a_rank_that_is_stuck_says_so_before_torchrun_kills_it(tmp_path: Path) -> None:
+    fork = Fork(tmp_path / "log", be_stuck)
+    assert fork.wait(60) == 2
+    assert re.fullmatch(STUCK, (tmp_path / "log").read_text("utf-8").removesuffix("\n"))
+
+
+def be_stuck() -> None:
+    """Where no handler of Python's runs, as in an exchange that does not end."""
+    os.environ["TORCHELASTIC_RUN_ID"] = "any"
+    mt.runtime.STUCK_SECONDS = 0.2
+    with mt.runtime.time_for_last_words(0):
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000_000)
+
+
+def test_what_is_at_its_end_is_not_stuck(tmp_path: Path) -> None:
+    fork = Fork(tmp_path / "log", be_terminated_at_the_end)
+    assert fork.wait(60) == 0
+    assert (tmp_path / "log").read_text("utf-8") == "on\n"
+
+
+def be_terminated_at_the_end() -> None:
+    os.environ["TORCHELASTIC_RUN_ID"] = "any"
+    mt.runtime.STUCK_SECONDS = mt.runtime.LAST_WORDS_SECONDS = 0.3
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with mt.runtime.time_for_last_words(0):
+        signal.signal(signal.SIGTERM, lambda *_: None)  # as in a training, where it is a wish
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    signal.signal(signal.SIGTERM, before)
+    time.sleep(0.5)
+    print("on", flush=True)
 
 
 def test_ranks_are_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
