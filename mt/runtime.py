@@ -31,6 +31,7 @@ LONGEST_START = timedelta(minutes=30)  # of the processes that train together, u
 LONGEST_PREPARATION = timedelta(days=7)
 RANK_0_SECONDS = 5.0
 LAST_WORDS_SECONDS = 5.0
+STUCK_SECONDS = 25.0  # after SIGTERM; torchrun kills what is left 30 s after it
 GLOO_SECONDS = 0.1
 LONGEST_WAIT = timedelta(hours=2)  # of ranks for rank 0 while it validates and writes
 HUGE_PAGE = 1 << 21  # bytes
@@ -146,7 +147,7 @@ def joined(ranks: Ranks, prepare: Callable[[], str]) -> Iterator[str]:
         torch.distributed.init_process_group(
             backend, store=store, rank=ranks.rank, world_size=ranks.n, timeout=LONGEST_WAIT
         )
-        with time_for_last_words():
+        with time_for_last_words(ranks.rank):
             yield prepared
     except RuntimeError as error:
         reason = _why_a_rank_is_lost(error)
@@ -164,11 +165,11 @@ def joined(ranks: Ranks, prepare: Callable[[], str]) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def time_for_last_words() -> Iterator[None]:
+def time_for_last_words(rank: int) -> Iterator[None]:
     """SIGTERM ends the process in a few seconds only, and after an error in here it still does.
 
     torchrun sends it when another rank is lost. This one finds that out in the same moment, or in the next exchange,
-    and has to say so.
+    and has to say so. An exchange may also never end: then it is told what may be the reason, before torchrun kills.
     """
 
     def end_soon(number: int, _frame: FrameType | None) -> None:
@@ -179,9 +180,31 @@ def time_for_last_words() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    is_over = threading.Event()
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    threading.Thread(target=_tell_if_stuck, args=(reading, rank, is_over), daemon=True).start()
     before = signal.signal(signal.SIGTERM, end_soon)
+    # A handler runs between two instructions of Python, and there may be no next one; the pipe gets the number at once.
+    fd_before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     yield
+    signal.set_wakeup_fd(fd_before)
     signal.signal(signal.SIGTERM, before)
+    is_over.set()
+    os.close(writing)
+
+
+def _tell_if_stuck(reading: int, rank: int, is_over: threading.Event) -> None:
+    while number := os.read(reading, 1):
+        if number[0] == signal.SIGTERM and "TORCHELASTIC_RUN_ID" in os.environ and not is_over.wait(STUCK_SECONDS):
+            message = (
+                f"error: rank {rank}: not at an end {STUCK_SECONDS:g} s after SIGTERM: another rank was lost, or a "
+                "step or a save takes that long: see torchrun's message; the same command goes on from the last "
+                "checkpoint\n"
+            )
+            os.write(2, message.encode())
+            os._exit(2)
+    os.close(reading)
 
 
 def _announced(store: Any, prepare: Callable[[], str]) -> str:

@@ -1,18 +1,27 @@
-"""Trainings in forks of one process that has imported torch and done nothing with it: a start costs no imports."""
+"""Processes that are forks of one that has imported torch and done nothing with it: a start costs no imports."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+import torch
+
+from mt.cli import main
+
 _context = multiprocessing.get_context("forkserver")
-# The last two are what training imports only once it runs; torch's optimizers take torch._dynamo.
+# Some are what training and translating import only once they run; torch's optimizers take torch._dynamo.
 _context.set_forkserver_preload(
-    ["mt.pipeline", "mt.verify", "torch._dynamo", "tensorboard.summary.writer.record_writer"]
+    ["mt.pipeline", "mt.verify", "pytest", "tests.toys", "torch._dynamo", "tensorboard.summary.writer.record_writer"]
 )
 
 
@@ -27,16 +36,118 @@ class Fork:
         self._process = _context.Process(target=_with_log, args=(log, function, *arguments))
         self._process.start()
 
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
     def poll(self) -> int | None:
         return self._process.exitcode
 
     def kill(self) -> None:
         self._process.kill()
 
-    def wait(self) -> int:
-        self._process.join()
-        assert self._process.exitcode is not None
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            assert timeout is not None
+            raise subprocess.TimeoutExpired("a fork", timeout)
         return self._process.exitcode
+
+
+class MT(Fork):
+    """The command line of `mt` in a process of its own: that of a shell but for the imports. Killed when left.
+
+    Args:
+        environment: what differs from that of this process; OMP_NUM_THREADS too.
+        before: is called in the process, before the command line; of a module.
+    """
+
+    def __init__(
+        self,
+        *arguments: object,
+        stdin: bytes = b"",
+        environment: Mapping[str, str] | None = None,
+        before: Callable[[], None] | None = None,
+    ) -> None:
+        self._outputs = [tempfile.TemporaryFile(), tempfile.TemporaryFile()]  # noqa: SIM115
+        words = [str(argument) for argument in arguments]
+        reading, writing = os.pipe()
+        handed = [_Handed(descriptor) for descriptor in (reading, *(each.fileno() for each in self._outputs))]
+        target = (handed, {**os.environ, **(environment or {})}, before, words)
+        self._process = _context.Process(target=_run_mt, args=target)
+        self._process.start()
+        os.close(reading)
+        threading.Thread(target=_write, args=(writing, stdin)).start()
+
+    def __enter__(self) -> MT:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+        self.wait()
+        for stream in self._outputs:
+            stream.close()
+
+    def communicate(self, timeout: float | None = None) -> tuple[bytes, bytes]:
+        """Wait for the end; what has been written to standard output and standard error."""
+        self.wait(timeout)
+        written = []
+        for stream in self._outputs:
+            stream.seek(0)
+            written.append(stream.read())
+        return written[0], written[1]
+
+
+def run_mt(*arguments: object, timeout: float = 300, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    """The command line of `mt`, from its start to its end; see `MT`."""
+    with MT(*arguments, **options) as process:
+        out, errors = process.communicate(timeout)
+        assert process.returncode is not None
+        return subprocess.CompletedProcess(arguments, process.returncode, out, errors)
+
+
+class _Handed:
+    """A descriptor that goes to the process that is started."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def __reduce__(self) -> tuple[Callable[..., int], tuple[Any]]:
+        return _detached, (multiprocessing.reduction.DupFd(self._descriptor),)
+
+
+def _detached(handed: Any) -> int:
+    return int(handed.detach())
+
+
+def _write(pipe: int, content: bytes) -> None:
+    with suppress(BrokenPipeError), open(pipe, "wb") as stream:
+        stream.write(content)
+
+
+def _run_mt(
+    streams: list[int], environment: dict[str, str], before: Callable[[], None] | None, words: list[str]
+) -> None:
+    for number, descriptor in enumerate(streams):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
+    os.environ.clear()
+    os.environ.update(environment)
+    if "OMP_NUM_THREADS" in environment:
+        torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    sys.argv = ["mt", *words]
+    os.setpgid(0, 0)  # a group of its own, as in a terminal
+    if before is not None:
+        before()
+    main()
 
 
 def _with_log(log: Path, function: Callable[..., None], *arguments: Any) -> None:

@@ -5,30 +5,33 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from mt.checkpoint import save_model_folder
 from mt.config import TokenizerConfig
+from mt.decode.lines import LineReader
 from mt.model import Transformer
 from mt.text.tokenizer import PAD_ID, Tokenizer, count_words, train_tokenizer
+from tests.forks import MT, run_mt
 from tests.toys import toy_config, toy_text, write_lines
 
 LINES_AT_A_TIME = 64
-# The command line, but with few lines at a time, so that a short text takes many steps.
-CODE = f"""
-from mt.decode.lines import LineReader
-LineReader.batches.__kwdefaults__["max_lines"] = {LINES_AT_A_TIME}
-from mt.cli import main
-main()
-"""
+
+
+def take_few_lines_at_a_time() -> None:
+    """So that a short text takes many steps."""
+    LineReader.batches.__kwdefaults__["max_lines"] = LINES_AT_A_TIME
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +51,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model"
 
 
-def command(model: Path, *options: str | Path) -> list[str]:
-    return [sys.executable, "-c", CODE, "translate", "--model", str(model), *map(str, options)]
+def wait_after(n_steps: int) -> None:
+    """So that there is something to kill, however fast the machine is."""
+    take_few_lines_at_a_time()
+    batches = LineReader.batches
+
+    def waiting(*arguments: Any, **options: Any) -> Iterator[list[bytes]]:
+        yield from islice(batches(*arguments, **options), n_steps)
+        time.sleep(1_000)
+
+    LineReader.batches = waiting  # type: ignore[method-assign]
 
 
-def run(model: Path, *options: str | Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    done = subprocess.run(command(model, *options), input=stdin, capture_output=True, timeout=300)
+def run(
+    model: Path, *options: str | Path, stdin: bytes = b"", before: Callable[[], None] = take_few_lines_at_a_time
+) -> subprocess.CompletedProcess[bytes]:
+    done = run_mt("translate", "--model", model, *options, stdin=stdin, before=before)
     assert b"Traceback" not in done.stderr, done.stderr.decode()
     return done
 
@@ -89,11 +102,15 @@ def odd_lines(seed: int) -> list[bytes]:
     return lines
 
 
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_as_many_lines_come_out_as_go_in_whatever_they_are(model: Path, tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize(
+    ("seed", "longest"), [(1, ["--max-length", "12"]), pytest.param(2, [], marks=pytest.mark.slow)]
+)
+def test_as_many_lines_come_out_as_go_in_whatever_they_are(
+    model: Path, tmp_path: Path, seed: int, longest: list[str]
+) -> None:
     lines = odd_lines(seed)
     (tmp_path / "in").write_bytes(b"\n".join(lines) + b"\n")
-    options = ("--input", tmp_path / "in", "--precision", "fp32", "--beam-size", "2")
+    options = ("--input", tmp_path / "in", "--precision", "fp32", "--beam-size", "2", *longest)
     done = run(model, *options, "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr.decode()
     out = (tmp_path / "out").read_bytes()
@@ -117,7 +134,7 @@ def test_as_many_lines_come_out_as_go_in_whatever_they_are(model: Path, tmp_path
 
 
 def test_a_line_of_a_megabyte_is_translated_in_parts(model: Path) -> None:
-    lines = [b"bar", b"bar dest fin. " * 75_000, b"bar", b"x" * 1_000_000]
+    lines = [b"bar", b"bar dest fin. " * 75_000, b"bar", b"x" * 200_000]
     done = run(model, "--beam-size", "1", "--max-length", "4", stdin=b"\n".join(lines))
     assert done.returncode == 0
     out = done.stdout.split(b"\n")
@@ -126,7 +143,7 @@ def test_a_line_of_a_megabyte_is_translated_in_parts(model: Path) -> None:
     assert b"2 of 4 lines had more than 64 tokens and were translated in parts" in done.stderr
 
 
-def steps_until(process: subprocess.Popen[bytes], record: Path, n_lines: int, seconds: float) -> None:
+def steps_until(process: MT, record: Path, n_lines: int, seconds: float) -> None:
     """Wait until so many lines are done, and some more."""
     while process.poll() is None:
         if record.exists() and json.loads(record.read_bytes())["n_lines"] >= n_lines:
@@ -147,14 +164,17 @@ def steps_until(process: subprocess.Popen[bytes], record: Path, n_lines: int, se
 def test_a_killed_run_that_is_resumed_writes_the_same_bytes(
     model: Path, tmp_path: Path, number: int, precision: str
 ) -> None:
-    write_lines(tmp_path / "in", toy_text(12 * LINES_AT_A_TIME + 7, 5)[0])
-    options = ("--input", tmp_path / "in", "--precision", precision, "--beam-size", "2", "--format", "jsonl")
+    write_lines(tmp_path / "in", toy_text(8 * LINES_AT_A_TIME + 7, 5)[0])
+    options = ("--input", tmp_path / "in", "--precision", precision, "--beam-size", "2", "--max-length", "16")
+    options = (*options, "--format", "jsonl")
     assert run(model, *options, "--output", tmp_path / "whole").returncode == 0
     again = (*options, "--output", tmp_path / "out", "--resume")
     record, part = tmp_path / "out.part.json", tmp_path / "out.part"
     rng = random.Random(number)
-    for n_steps in (0, 3, 8):
-        with subprocess.Popen(command(model, *again), stderr=subprocess.PIPE) as process:
+    n_done = 0
+    for n_steps in (0, 2, 5):
+        n_more = n_steps + 2 - n_done // LINES_AT_A_TIME
+        with MT("translate", "--model", model, *again, before=partial(wait_after, n_more)) as process:
             steps_until(process, record, n_steps * LINES_AT_A_TIME, rng.random() * 0.1)
             os.kill(process.pid, number)
             _, errors = process.communicate(timeout=60)
@@ -179,10 +199,10 @@ def test_a_signal_ends_batches_in_the_middle(model: Path, tmp_path: Path, number
     part, record = tmp_path / "out.part", tmp_path / "out.part.json"
     write_lines(tmp_path / "in", [""] * LINES_AT_A_TIME + toy_text(LINES_AT_A_TIME, 5)[0])
     endless = ("--batch-sentences", "8", "--min-length", "1000000", "--max-length", "1000001")
-    arguments = command(model, *endless, "--input", tmp_path / "in", "--output", tmp_path / "out", "--no-progress")
-    # Two threads: two processes, as on a machine of two cores.
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
-    with subprocess.Popen(arguments, stderr=subprocess.PIPE, env=environment, start_new_session=True) as process:
+    files = ("--input", tmp_path / "in", "--output", tmp_path / "out", "--no-progress")
+    arguments = ("translate", "--model", model, *files, *endless)
+    two_more = {"OMP_NUM_THREADS": "2"}  # processes
+    with MT(*arguments, environment=two_more, before=take_few_lines_at_a_time) as process:
         steps_until(process, record, LINES_AT_A_TIME, 0.3)
         # Ctrl-C comes to all processes of a terminal.
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
@@ -215,19 +235,22 @@ def test_draws_depend_on_the_line_and_the_seed_alone(model: Path) -> None:
     assert len(sampled(model, "--n-best", "3", "--top-k", "5", "--top-p", "0.9", lines=lines)) == 60
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full here")
+def write_little() -> None:
+    take_few_lines_at_a_time()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 10, 8 << 10))
+
+
 def test_a_disk_that_fills_up_behind_a_redirection_keeps_whole_lines(model: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands in for the disk."""
     write_lines(tmp_path / "in", toy_text(400, 8)[0])
     options = ("--input", tmp_path / "in", "--beam-size", "1", "--no-retry")
     whole = run(model, *options).stdout
-    limited = ["bash", "-c", 'ulimit -f 8; "$@" > ' + str(tmp_path / "out"), "mt"]
-    done = subprocess.run([*limited, *command(model, *options)], capture_output=True, timeout=60)
-    assert (done.returncode, done.stderr) == (2, b"error: standard output: cannot be written: File too large\n")
-    out = (tmp_path / "out").read_bytes()
-    assert out
-    assert out.endswith(b"\n")
-    assert whole.startswith(out)
+    done = run(model, *options, before=write_little)
+    error = b"error: standard output: cannot be written: File too large\n"
+    assert (done.returncode, done.stderr) == (2, error)
+    assert done.stdout
+    assert done.stdout.endswith(b"\n")
+    assert whole.startswith(done.stdout)
 
 
 def test_alignments_come_from_the_attention_of_the_model(model: Path, tmp_path: Path) -> None:
