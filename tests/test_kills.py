@@ -66,7 +66,9 @@ def test_a_killed_training_goes_on_to_the_same_result(tmp_path: Path) -> None:
     in_save = kill_at(start(tmp_path / "parts", take_your_time), tmp_path / "parts", step=12, in_save=True, delay=0.0)
     assert in_save is not None
     assert in_save.while_saving
-    after_update = kill_at(start(tmp_path / "parts", take_your_time), tmp_path / "parts", step=31, in_save=False, delay=0.003)
+    after_update = kill_at(
+        start(tmp_path / "parts", take_your_time), tmp_path / "parts", step=31, in_save=False, delay=0.003
+    )
     assert after_update is not None
     assert 31 <= after_update.step < 50
     last = start(tmp_path / "parts")
