@@ -35,7 +35,7 @@ from mt.text.corpus import ParallelIds, Sentences, first_test_pairs
 from mt.text.tokenizer import EOS_ID, Tokenizer
 from mt.train.engine import Engine, OutOfMemory, Update
 from mt.train.schedule import learning_rate
-from mt.train.tracker import format_count
+from mt.units import format_count
 
 # Without a number of updates, as many are timed as take so long, and no fewer than this.
 TIMED_SECONDS = 20.0

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn
 
 import typer
 
-from mt.errors import ConfigError, DataError, MTError
+from mt.errors import ConfigError, MTError
 
 if TYPE_CHECKING:
     from mt.decode.files import Shard
@@ -108,6 +108,11 @@ class Precision(str, Enum):
     fp32 = "fp32"
 
 
+class Significance(str, Enum):
+    randomisation = "randomisation"
+    bootstrap = "bootstrap"
+
+
 class ExportTarget(str, Enum):
     ctranslate2 = "ctranslate2"
 
@@ -188,6 +193,35 @@ def prepare_data(config: ConfigOption, overrides: SetOption = None) -> None:
         from mt.pipeline import prepare
 
         print(_corpus_text(prepare(run_config)))
+
+
+@app.command("doctor")
+def examine_data(
+    config: ConfigOption,
+    overrides: SetOption = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The run folder; runs/NAME by default.", show_default=False)
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on standard output, and nothing else.")
+    ] = False,
+) -> None:
+    """Look at a config and a sample of its data, and say what will go wrong.
+
+    Takes seconds and writes nothing. Exit status 2 where preparing or training would fail. docs/doctor.md has more.
+    """
+    from mt.configfile import load_config
+
+    run_config = load_config(config, overrides or [])
+    from mt.doctor import diagnosis_json, diagnosis_text, examine
+
+    diagnosis = examine(run_config, run_dir or Path("runs") / run_config.name)
+    if as_json:
+        print(json.dumps(diagnosis_json(diagnosis), ensure_ascii=False))
+    else:
+        print(diagnosis_text(diagnosis, config))
+    if diagnosis.has_errors:
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -417,32 +451,73 @@ def evaluate(
     model: Annotated[Path | None, typer.Option(metavar="DIR", help=f"{MODEL_HELP} Scores its test sets.")] = None,
     test: Annotated[str | None, typer.Option(metavar="NAME", help="Only this test set of the model's config.")] = None,
     hyp: Annotated[Path | None, typer.Option(metavar="FILE", help="Translations, one a line.")] = None,
-    ref: Annotated[Path | None, typer.Option(metavar="FILE", help="References, one a line.")] = None,
+    refs: Annotated[
+        list[Path] | None,
+        typer.Option("--ref", metavar="FILE", help="References, one a line; repeatable, for several of each line."),
+    ] = None,
     src: Annotated[Path | None, typer.Option(metavar="FILE", help="Source text of --hyp, one segment a line.")] = None,
+    tgt_lang: Annotated[
+        str | None,
+        typer.Option(metavar="LANG", help="Whose rules bleu-2017 tokenises --hyp by. Default: de.", show_default=False),
+    ] = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            metavar="NAME",
+            help="bleu, chrf, chrf++, bleu-lc, ter, bleu-2017 or all; repeatable. Default: the first four.",
+        ),
+    ] = None,
+    has_confidence: Annotated[
+        bool, typer.Option("--confidence", help="Intervals that hold 95% of bootstrap samples.")
+    ] = False,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE|RUN", help="Other translations of the same text: is the difference chance?"),
+    ] = None,
+    significance: Annotated[
+        Significance | None, typer.Option(help="How --baseline is tested. Default: randomisation.", show_default=False)
+    ] = None,
+    n_samples: Annotated[
+        int | None,
+        typer.Option("--samples", metavar="N", help="Default: 1,000 of the bootstrap, 10,000 of the randomisation."),
+    ] = None,
     device: Annotated[str | None, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N. Default: auto.")] = None,
     precision: Annotated[Precision | None, typer.Option(help="Of matrix products. Default: auto.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with unrounded scores.")] = False,
 ) -> None:
     """Score a model, or a file of translations.
 
-    With sacreBLEU's BLEU and chrF2: give --model, or --hyp and --ref.
+    With sacreBLEU and its signatures: give --model, or --hyp and --ref. docs/eval.md says what the figures mean.
     """
-    if model is not None:
-        for option, value in (("--hyp", hyp), ("--ref", ref), ("--src", src)):
-            if value is not None:
-                raise ConfigError(f"{option}: scores a file and --model scores a model: give one of them")
-        from mt.pipeline import evaluate_model
+    _check_eval_options(
+        model,
+        hyp,
+        refs,
+        {"--src": src, "--tgt-lang": tgt_lang},
+        {"--test": test, "--device": device, "--precision": precision},
+    )
+    if significance is not None and baseline is None:
+        raise ConfigError("--significance: compares with a baseline: give --baseline")
+    if n_samples is not None and baseline is None and not has_confidence:
+        raise ConfigError("--samples: is for --confidence and --baseline: give one of them")
+    from mt.evaluation import Question, evaluate_files, evaluate_model, evaluation_text, warning_lines
 
-        with _named_as_options():
-            report = evaluate_model(model, test, device or "auto", (precision or Precision.auto).value)
-    else:
-        for option, setting in (("--test", test), ("--device", device), ("--precision", precision)):
-            if setting is not None:
-                raise ConfigError(f"{option}: is for scoring a model: give --model")
-        report = _scored_files(hyp, ref, src)
-    from mt.evaluate.scores import report_text
-
-    print(json.dumps(report, ensure_ascii=False) if as_json else report_text(report))
+    test_name = (significance or Significance.randomisation).value
+    with _named_as_options():
+        question = Question(metrics or None, has_confidence, baseline, test_name, n_samples)
+        if model is not None:
+            report = evaluate_model(model, test, device or "auto", (precision or Precision.auto).value, question)
+        else:
+            assert hyp is not None
+            assert refs
+            report = evaluate_files(hyp, refs, src, question, tgt_lang or "de")
+    if as_json:
+        print(json.dumps(report, ensure_ascii=False))
+        return
+    for line in warning_lines(report):
+        print(f"warning: {line}", file=sys.stderr)
+    print(evaluation_text(report))
 
 
 @app.command()
@@ -659,7 +734,7 @@ def _named_as_options() -> Iterator[None]:
         from mt.decode.files import with_options
 
         key, _, problem = str(error).partition(": ")
-        if key in ("n_best", "device", "precision", "src", "tgt"):
+        if key in ("n_best", "device", "precision", "src", "tgt", "metric", "samples", "baseline"):
             raise ConfigError(f"--{key.replace('_', '-')}: {problem}") from None
         raise ConfigError(with_options(str(error))) from None
 
@@ -763,19 +838,24 @@ def _warn_of_long_pairs(scorer: Scorer) -> None:
 # --- mt eval ----------------------------------------------------------------------------------------------------------
 
 
-def _scored_files(hyp: Path | None, ref: Path | None, src: Path | None) -> dict[str, Any]:
-    """Scores of a file of translations, under the name `input`."""
-    if hyp is None and ref is None:
+def _check_eval_options(
+    model: Path | None,
+    hyp: Path | None,
+    refs: list[Path] | None,
+    for_files: dict[str, Any],
+    for_model: dict[str, Any],
+) -> None:
+    """Either a model is scored or a file, each with its own options."""
+    if model is not None:
+        for option, value in {"--hyp": hyp, "--ref": refs or None, **for_files}.items():
+            if value is not None:
+                raise ConfigError(f"{option}: scores a file and --model scores a model: give one of them")
+        return
+    for option, setting in for_model.items():
+        if setting is not None:
+            raise ConfigError(f"{option}: is for scoring a model: give --model")
+    if hyp is None and not refs:
         raise ConfigError("--model: missing: give --model DIR, or --hyp FILE and --ref FILE")
-    if hyp is None or ref is None:
-        missing, given = ("--ref", "--hyp") if ref is None else ("--hyp", "--ref")
+    if hyp is None or not refs:
+        missing, given = ("--hyp", "--ref") if hyp is None else ("--ref", "--hyp")
         raise ConfigError(f"{missing}: missing: {given} needs it")
-    from mt.config import SourceConfig
-    from mt.evaluate.scores import scored_test_set
-    from mt.text.sources import read_pairs
-
-    parallel = [list(read_pairs(SourceConfig(src=str(side), tgt=str(ref)), "", "", "")) for side in (hyp, src) if side]
-    hypotheses, references = [pair.src for pair in parallel[0]], [pair.tgt for pair in parallel[0]]
-    if not references:
-        raise DataError(f"{ref}: has no lines: nothing to score")
-    return {"test_sets": {"input": scored_test_set(hypotheses, references)}}

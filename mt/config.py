@@ -63,11 +63,13 @@ class SourceConfig:
             raise ConfigError("expected exactly one of {src, tgt}, {file}, {dataset} and {sacrebleu}")
         if self.dataset is None and (self.config is not None or self.split is not None or self.streaming):
             raise ConfigError("config, split and streaming go with dataset alone")
+        if self.streaming and "[" in (self.split or ""):
+            raise ConfigError(f"split: {self.split} is a part of a split: give a whole one, or leave streaming out")
         self._check_columns()
         if not 0 < self.weight <= 1000:
             raise ConfigError(f"weight: expected a number above 0 and up to 1000, got {self.weight}")
         if self.tag is not None and not SYMBOL.fullmatch(self.tag):
-            raise ConfigError(f"tag: expected a symbol such as <bt>, got {self.tag!r}")
+            raise ConfigError(f"tag: expected a symbol such as <bt>, but not <s>, <pad> or <unk>, got {self.tag!r}")
 
     def _check_columns(self) -> None:
         if (self.src_column is None) != (self.tgt_column is None):
@@ -101,17 +103,17 @@ class CleanConfig:
     unicode_nfc: bool = True  # characters are composed (Unicode NFC)
     control_characters: bool = True  # control and invisible characters become spaces
     html_entities: bool = True  # &amp; and &#39; become the characters they stand for
-    punctuation: bool = False  # quotes, dashes and spaces as Moses normalises them; needs sacremoses
+    punctuation: bool = False  # quotes and dashes as Moses writes them; needs mt-train[punctuation]
     white_space: bool = True  # runs of white space become one space, with none at the ends
     # What is removed.
     max_chars: int = 4_000  # characters on either side
     max_length_ratio: float | None = 4.0  # (bytes + 16) of the longer side over (bytes + 16) of the shorter; null: any
-    max_copied: float | None = 0.9  # share of the words that both sides have in common; null: any
-    min_copied: float | None = None  # the same, for text that must share names and numbers; null: any
-    max_non_letters: float | None = 0.8  # share of digits, punctuation and symbols on either side; null: any
-    max_wrong_script: float | None = 0.5  # share of a side's letters in a script that its language is not written in
-    language: bool = False  # both sides are in their language, and not swapped, as py3langid sees it
-    numbers: bool = False  # both sides have the same numbers
+    max_copied: float | None = 0.9  # words on both sides over those of the longer, from 4 words; null: any
+    min_copied: float | None = None  # the same with numbers, for text that must share names; null: any
+    max_non_letters: float | None = 0.8  # share of digits, punctuation and symbols on a side, from 8; null: any
+    max_wrong_script: float | None = 0.5  # share of a side's letters in a script not of its language; null: any
+    language: bool = False  # sides in another language, as py3langid sees it; needs mt-train[language]
+    numbers: bool = False  # sides with different numbers
     duplicates: Literal["keep", "exact", "folded"] = "folded"  # pairs that came before; folded: case, punctuation aside
     contamination: bool = True  # pairs of which a side stands in a validation or test set, folded
     contamination_words: int = 6  # words that such a side has at least
@@ -193,7 +195,7 @@ class TokenizerConfig:
             _require(
                 SYMBOL.fullmatch(symbol) is not None,
                 "tokenizer.user_symbols",
-                f"expected symbols such as <name>, got {symbol!r}",
+                f"expected symbols such as <name>, but not <s>, <pad> or <unk>, got {symbol!r}",
             )
         _require(len(set(self.user_symbols)) == len(self.user_symbols), "tokenizer.user_symbols", "has a symbol twice")
 
@@ -389,6 +391,11 @@ class RunConfig:
         for key in ("src_lang", "tgt_lang"):
             _require(getattr(self, key) != "", key, "is empty: give a language code such as en")
         _require(self.src_lang != self.tgt_lang, "tgt_lang", f"is the same as src_lang: {self.src_lang}")
+        _require(
+            self.tokenizer.model is None or self.train.init_from is None,
+            "tokenizer.model",
+            "train.init_from brings a tokenizer with it: give one of the two",
+        )
         smallest_name, smallest = "train.batch_tokens", self.train.batch_tokens
         if self.train.micro_batch_tokens != "auto" and self.train.micro_batch_tokens < smallest:
             smallest_name, smallest = "train.micro_batch_tokens", self.train.micro_batch_tokens
@@ -398,3 +405,8 @@ class RunConfig:
             f"is {smallest}, smaller than data.max_tokens ({self.data.max_tokens}): "
             "the longest sentence would not fit; raise the one or lower the other",
         )
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """What is one piece of the vocabulary and never cut: the tags of sources, and tokenizer.user_symbols."""
+        return tuple(dict.fromkeys((*self.data.tags, *self.tokenizer.user_symbols)))

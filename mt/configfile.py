@@ -57,10 +57,15 @@ def dump_config(config: RunConfig) -> str:
 
 def config_differences(a: RunConfig, b: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Dotted key → (value in a, value in b) for each setting that differs; None where one has no such entry."""
-    flat_a, flat_b = _flat(_plain(a)), _flat(_plain(b))
+    flat_a, flat_b = settings_of(a), settings_of(b)
     keys = [*flat_a, *(key for key in flat_b if key not in flat_a)]
     pairs = {key: (flat_a.get(key), flat_b.get(key)) for key in keys}
     return {key: (value_a, value_b) for key, (value_a, value_b) in pairs.items() if value_a != value_b}
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """Dotted key → value of every setting."""
+    return _flat(_plain(config))
 
 
 def shipped_configs() -> list[Path]:

@@ -20,12 +20,12 @@ from mt.data.packing import PlanState
 from mt.errors import ConfigError, MTError
 from mt.model import Transformer
 from mt.pipeline import corpus_folder, initial_tokenizer
-from mt.runtime import Ranks, format_bytes, hardware, keep_large_blocks, memory_bytes, peak_memory_bytes
+from mt.runtime import Ranks, hardware, keep_large_blocks, memory_bytes, peak_memory_bytes
 from mt.text.corpus import ParallelIds, PreparedCorpus
 from mt.text.tokenizer import Tokenizer
 from mt.train.engine import Engine, OutOfMemory, Update, choose_execution
 from mt.train.schedule import learning_rate
-from mt.train.tracker import format_duration
+from mt.units import format_bytes, format_duration
 
 # Slices that are measured, after some for warm-up: so many, and more while they take less than this together.
 WARM_UP_SLICES, FEWEST_SLICES, MEASURED_SECONDS = 2, 3, 2.0

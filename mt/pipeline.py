@@ -29,15 +29,15 @@ from mt.configfile import config_differences, dump_config, load_config
 from mt.decode.lines import whole_file
 from mt.decode.translator import Translator
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
-from mt.evaluate.scores import report_text, scored_test_set
+from mt.evaluate.scores import TranslatedSet, report_text, scored_test_set
 from mt.runtime import Ranks, choose_device, hardware, joined, source_commit, versions
-from mt.text.corpus import PreparedCorpus
+from mt.text.corpus import PreparedCorpus, with_tag
 from mt.text.prepare import corpus_fingerprint, prepare_corpus
 from mt.text.sources import SentencePair, read_pairs
 from mt.train.engine import choose_execution
 from mt.train.loop import train
 from mt.train.progress import Progress
-from mt.train.tracker import format_count, format_duration
+from mt.units import format_count, format_duration
 
 AVERAGE_TOLERANCE = 1.0  # BLEU on the validation set by which an average may be worse than the best checkpoint
 CONFIG, RECORD, REPORT = "config.yaml", "run.json", "report.json"
@@ -156,8 +156,17 @@ def evaluate_model(
     Raises:
         ConfigError: the model has no test set, or none of that name.
     """
-    folder = ModelFolder.open(find_model_folder(model_path))
-    known = folder.config.data.test
+    translated = translate_test_sets(model_path, names_of_test_sets(model_path, test), device, precision)
+    return {"test_sets": {name: scored_test_set(one.hypotheses, one.references) for name, one in translated.items()}}
+
+
+def names_of_test_sets(model_path: Path, test: str | None = None) -> list[str]:
+    """The names of a model's test sets, or the one named.
+
+    Raises:
+        ConfigError: the model has no test set, or none of that name.
+    """
+    known = ModelFolder.open(find_model_folder(model_path)).config.data.test
     if test is not None and test not in known:
         names = f"it has {', '.join(known)}" if known else "its config names none under data.test"
         raise ConfigError(f"--test {test}: {model_path} has no test set of that name: {names}")
@@ -165,9 +174,22 @@ def evaluate_model(
         raise ConfigError(
             f"{model_path}: its config names no test set under data.test: score files with --hyp and --ref"
         )
-    pairs = _test_pairs(folder, list(known) if test is None else [test])
+    return list(known) if test is None else [test]
+
+
+def translate_test_sets(
+    model_path: Path, names: list[str], device: str = "auto", precision: str = "auto"
+) -> dict[str, TranslatedSet]:
+    """A model's translations of some of its test sets."""
+    folder = ModelFolder.open(find_model_folder(model_path))
+    sets = _test_pairs(folder, names)
     translator = Translator.load(model_path, device, precision, n_processes=None)
-    return {"test_sets": {name: _score_set(translator, pairs[name])[0] for name in pairs}}
+    return {name: _translated(translator, pairs, folder.config.tgt_lang) for name, pairs in sets.items()}
+
+
+def _translated(translator: Translator, pairs: list[SentencePair], tgt_lang: str) -> TranslatedSet:
+    sources = [pair.src for pair in pairs]
+    return TranslatedSet(sources, translator.translate(sources), [[pair.tgt for pair in pairs]], tgt_lang)
 
 
 def _test_pairs(folder: ModelFolder, names: list[str]) -> dict[str, list[SentencePair]]:
@@ -177,7 +199,11 @@ def _test_pairs(folder: ModelFolder, names: list[str]) -> dict[str, list[Sentenc
     if prepared.is_dir():
         test_pairs = PreparedCorpus.open(prepared).test_pairs
         return {name: test_pairs[name] for name in names}
-    return {name: list(read_pairs(config.data.test[name], config.src_lang, config.tgt_lang, "test")) for name in names}
+    sources = {name: config.data.test[name] for name in names}
+    return {
+        name: with_tag(read_pairs(source, config.src_lang, config.tgt_lang, "test"), source.tag)
+        for name, source in sources.items()
+    }
 
 
 def _score_set(translator: Translator, pairs: list[SentencePair]) -> tuple[dict[str, Any], list[str]]:

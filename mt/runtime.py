@@ -306,20 +306,6 @@ def memory_bytes(device: torch.device) -> int:
     return min(limits)
 
 
-def format_bytes(n: float) -> str:
-    """1.5 GiB, or MiB below a tenth of one."""
-    return f"{n / 2**30:,.1f} GiB" if n >= 2**30 / 10 else f"{n / 2**20:,.1f} MiB"
-
-
-def format_duration(seconds: float) -> str:
-    """3 h 07 min, 2 min 05 s or 42 s."""
-    whole = round(seconds)
-    hours, minutes = whole // 3600, whole // 60 % 60
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {whole % 60:02} s" if minutes else f"{whole} s"
-
-
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s that matrix products can reach on a device: of its data sheet if that is known, else measured."""
     return data_sheet_flops(device, dtype) or _measured_flops(device, dtype, torch.get_float32_matmul_precision())

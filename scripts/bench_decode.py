@@ -458,7 +458,7 @@ def main(command: Sequence[str] | None = None) -> None:
     from mt.config import SourceConfig
     from mt.decode.search import length_sorted_batches
     from mt.runtime import hardware, source_commit, versions
-    from mt.text.clean import normalise
+    from mt.text.normalise import normalise
     from mt.text.sources import read_pairs
     from mt.text.tokenizer import EOS_ID
 

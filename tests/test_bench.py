@@ -216,10 +216,11 @@ def test_without_a_number_as_many_updates_are_timed_as_take_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench, "TIMED_SECONDS", 0.5)
+    monkeypatch.setattr(bench, "FEWEST_STEPS", 3)
     corpus = bench.random_corpus(380, 64, n_pairs=200)
     speed = bench.measure_training(toy(tmp_path), corpus, 380)
     assert speed.n_steps > bench.FEWEST_STEPS
-    assert 0.1 < speed.n_steps * speed.step_seconds < 2
+    assert 0.05 < speed.n_steps * speed.step_seconds < 5  # other programs may have the cores now and then
     monkeypatch.setattr(bench, "TIMED_SECONDS", 0.0)
     assert bench.measure_training(toy(tmp_path), corpus, 380).n_steps == bench.FEWEST_STEPS
 

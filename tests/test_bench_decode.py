@@ -15,7 +15,7 @@ from mt.checkpoint import save_model_folder
 from mt.config import DecodeConfig, TokenizerConfig
 from mt.decode.search import search
 from mt.model import Transformer
-from mt.text.tokenizer import EOS_ID, PAD_ID, Tokenizer, train_tokenizer
+from mt.text.tokenizer import EOS_ID, PAD_ID, Tokenizer, count_words, train_tokenizer
 from tests.test_gpu_check import load_script
 from tests.toys import toy_config, toy_text, write_lines
 
@@ -28,7 +28,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("bench")
     config = toy_config(home)
     src, tgt = toy_text(300, 1)
-    train_tokenizer([*src, *tgt], TokenizerConfig(vocab_size=380), home / "tokenizer.model")
+    train_tokenizer(count_words([*src, *tgt]), TokenizerConfig(vocab_size=380), home / "tokenizer.model")
     torch.manual_seed(0)
     model = Transformer(config.model, vocab_size=380, pad_id=PAD_ID)
     with torch.no_grad():

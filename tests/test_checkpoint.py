@@ -30,7 +30,7 @@ from mt.checkpoint import (
 from mt.config import RunConfig, TokenizerConfig
 from mt.errors import CheckpointError
 from mt.model import Transformer
-from mt.text.tokenizer import PAD_ID, train_tokenizer
+from mt.text.tokenizer import PAD_ID, count_words, train_tokenizer
 from tests.toys import files_up_to, toy_config, toy_text
 
 
@@ -38,7 +38,7 @@ from tests.toys import files_up_to, toy_config, toy_text
 def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     src, tgt = toy_text(200, 1)
-    train_tokenizer([*src, *tgt], TokenizerConfig(vocab_size=380), path)
+    train_tokenizer(count_words([*src, *tgt]), TokenizerConfig(vocab_size=380), path)
     return path
 
 
@@ -215,7 +215,7 @@ def test_a_damaged_tokenizer_is_not_handed_on(tmp_path: Path, config: RunConfig,
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, config: RunConfig, tokenizer_path: Path) -> None:
     save(tmp_path / "model", config, tokenizer_path)
     src, tgt = toy_text(300, 7)
-    train_tokenizer([*src, *tgt], TokenizerConfig(vocab_size=370), tmp_path / "other.model")
+    train_tokenizer(count_words([*src, *tgt]), TokenizerConfig(vocab_size=370), tmp_path / "other.model")
     replace_file(tmp_path / "model" / "tokenizer.model", (tmp_path / "other.model").read_bytes())
     with pytest.raises(CheckpointError) as caught:
         ModelFolder.open(tmp_path / "model").load_tokenizer()

@@ -1,54 +1,40 @@
-"""Text is changed once, by one idempotent function; every removed pair has a reason."""
+"""Every removed pair has a reason, and every change of text is counted."""
 
-import unicodedata
+from __future__ import annotations
+
+import json
+import pickle
+import time
+from dataclasses import fields
+from typing import Any, get_args
 
 import pytest
 
-from mt.config import CleanConfig
-from mt.text.clean import Cleaner, normalise, removed_text
+from mt.config import CleanConfig, DataConfig
+from mt.text.clean import CHANGE_RULES, RULES, Cleaner, Reason, Tally, removed_text
+from mt.text.normalise import Change
 from mt.text.sources import SentencePair
 
-
-def cleaner(**settings: float) -> Cleaner:
-    return Cleaner(CleanConfig(**settings))
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("  two   words \n", "two words"),
-        ("no\u00a0break\u2028line\u2029paragraph\x85next\tTab", "no break line paragraph next Tab"),
-        ("bell\x07 nul\x00 del\x7f c1\x9b.", "bell nul del c1 ."),
-        ("\ufeffbyte order mark, zero\u200bwidth", "byte order mark, zero width"),
-        ("\u2581\u2581piece", "piece"),
-        ("u\u0308ber", "über"),
-        ("m² ﬁ ½ ￦", "m² ﬁ ½ ￦"),  # what NFKC would have changed
-        ("می\u200cخواهم 👩\u200d👩", "می\u200cخواهم 👩\u200d👩"),
-        ("half \ud800 a pair", "half \ufffd a pair"),
-        (" \x00\u2003\t", ""),
-        ("", ""),
-    ],
-)
-def test_normalising_is_nfc_with_single_spaces(text: str, expected: str) -> None:
-    assert normalise(text) == expected
+ENGLISH = "The committee will discuss the proposal next month."
+GERMAN = "Der Ausschuss wird den Vorschlag im nächsten Monat erörtern."
 
 
-def test_normalising_twice_changes_nothing_more() -> None:
-    every_character = "".join(map(chr, range(0x30000)))
-    pieces = [every_character[i : i + 7] for i in range(0, len(every_character), 7)]
-    with_marks = [f" {chr(code)}\u0301\u0323{chr(code)}\u200b" for code in range(0x3000)]
-    for text in pieces + with_marks:
-        once = normalise(text)
-        assert normalise(once) == once
-        assert unicodedata.is_normalized("NFC", once)
-        assert not set(once) & set("\t\n\r\u2028")
+def cleaner(src_lang: str = "en", tgt_lang: str = "de", **settings: Any) -> Cleaner:
+    return Cleaner(CleanConfig(**settings), src_lang, tgt_lang)
+
+
+def reason(src: str, tgt: str, src_lang: str = "en", tgt_lang: str = "de", **settings: Any) -> Reason | None:
+    """Why a pair is removed."""
+    clean = cleaner(src_lang, tgt_lang, **settings)
+    kept = clean.clean(SentencePair(src, tgt, 1))
+    assert (kept is None) == bool(clean.tally.removed)
+    return next(iter(clean.tally.removed), None)
 
 
 def test_a_pair_with_an_empty_side_is_removed() -> None:
-    clean = cleaner()
-    assert clean.clean(SentencePair("\u00a0", "Hund", 1)) is None
-    assert clean.clean(SentencePair("dog", "", 2)) is None
-    assert removed_text(clean.removals) == "2 empty"
+    assert reason("\u00a0", "Hund") == "empty"
+    assert reason("dog", "") == "empty"
+    assert reason("dog", " \u00a0 ", white_space=False) == "empty"
 
 
 def test_a_kept_pair_comes_back_normalised_with_its_line() -> None:
@@ -56,19 +42,108 @@ def test_a_kept_pair_comes_back_normalised_with_its_line() -> None:
 
 
 def test_the_longest_allowed_side_stays_and_one_more_character_goes() -> None:
-    clean = cleaner(max_chars=20)
-    assert clean.clean(SentencePair("x" * 20, "y" * 20, 1)) is not None
-    assert clean.clean(SentencePair("x" * 21, "y" * 20, 2)) is None
-    assert clean.clean(SentencePair("x" * 20, "y" * 21, 3)) is None
-    assert removed_text(clean.removals) == "2 too_long"
+    assert reason("x" * 20, "y" * 20, max_chars=20) is None
+    assert reason("x" * 21, "y" * 20, max_chars=20) == "too_long"
+    assert reason("x" * 20, "y" * 21, max_chars=20) == "too_long"
+
+
+def test_a_side_that_is_far_too_long_goes_before_it_is_normalised() -> None:
+    clean = cleaner(max_chars=100)
+    started_at = time.perf_counter()
+    assert clean.clean(SentencePair("a" + "\u0323\u0301" * 500_000, "kurz", 3)) is None
+    assert time.perf_counter() - started_at < 5  # normalising it would take an hour
+    assert clean.clean(SentencePair("b" + "\u0301" * 500, "kurz", 4)) is None
+    assert clean.tally.as_json()["removed"]["too_long"]["count"] == 2
+    assert clean.tally.n_kept == 0
 
 
 def test_the_length_ratio_counts_bytes_with_sixteen_added_to_both_sides() -> None:
-    clean = cleaner(max_length_ratio=4)
-    assert clean.clean(SentencePair("x" * 4, "y" * 64, 1)) is not None  # (64 + 16) / (4 + 16) = 4
-    assert clean.clean(SentencePair("x" * 4, "y" * 65, 2)) is None
-    assert clean.clean(SentencePair("ü" * 33, "xxxx", 3)) is None  # (66 + 16) / 20 > 4
-    assert removed_text(clean.removals) == "2 length_ratio"
+    assert reason("x" * 4, "y" * 64) is None  # (64 + 16) / (4 + 16) = 4
+    assert reason("x" * 4, "y" * 65) == "length_ratio"
+    assert reason("ü" * 33, "xxxx") == "length_ratio"  # (66 + 16) / 20 > 4
+    assert reason("ü" * 33, "xxxx", max_length_ratio=None) is None
+
+
+@pytest.mark.parametrize(
+    ("src", "tgt", "expected"),
+    [
+        (ENGLISH, ENGLISH, "copied"),
+        (ENGLISH, "– THE COMMITTEE will discuss the proposal, next month!", "copied"),
+        (ENGLISH, GERMAN, None),
+        ("Click the button", "Click the button", None),  # three words
+        ("Click the small button", "Click the small button", "copied"),
+        (
+            "int, uint, char, long, ulong, float or double",
+            "int, uint, char, long, ulong, float or double",
+            None,
+        ),  # no prose
+        ("Windows Azure Active Directory", "Windows Azure Active Directory", None),  # four words
+        ("1990 1995 2000 2005 2010 2015", "1990 1995 2000 2005 2010 2015", None),  # no words
+        ("one two three four five six seven eight nine ten", "one two three four five six seven eight nine zehn", None),
+        ("a b c d e f g h i j k", "a b c d e f g h i j zehn", "copied"),  # 10 of 11
+        ("a b c d e f g h i j k", "a b c d e f g h i j zehn elf", None),  # 10 of 12
+        ("b a b a b a", "a b a b a b a b", None),  # 6 of 8: repetitions count
+    ],
+)
+def test_more_than_nine_of_ten_words_in_common_is_a_copy(src: str, tgt: str, expected: Reason | None) -> None:
+    assert reason(src, tgt, max_non_letters=None) == expected
+    assert reason(tgt, src, max_non_letters=None) == expected
+    assert reason(src, tgt, max_non_letters=None, max_copied=None) is None
+
+
+def test_a_least_share_of_common_words_counts_numbers_too() -> None:
+    assert reason("Press F5 in 10 seconds", "Drücken Sie F5 in 10 Sekunden", min_copied=0.5) is None  # 3 of 6
+    assert reason("Press F5 in 10 seconds", "Drücken Sie F5 in 9 Sekunden", min_copied=0.5) == "too_little_copied"
+
+
+def test_a_side_of_digits_and_signs_goes_unless_it_is_short() -> None:
+    assert reason("12345678 ab", "zwei Wörter") is None  # 8 of 10
+    assert reason("123456789 ab", "zwei Wörter") == "non_letters"  # 9 of 11
+    assert reason("zwei Wörter", "★★★★★★★ →") == "non_letters"
+    assert reason("28.8.09", "28. August 2009") is None
+    assert reason("मैं यहाँ हूँ।", "I am here now.", "hi", "en") is None  # vowel signs are no letters to Python
+    assert reason("123456789 ab", "zwei Wörter", max_non_letters=None) is None
+
+
+def test_a_side_in_the_wrong_script_goes() -> None:
+    russian, georgian = "Комитет обсудит это.", "კომიტეტი განიხილავს."
+    assert reason(ENGLISH, russian, "en", "ru") is None
+    assert reason(ENGLISH, georgian, "en", "ru") == "wrong_script"
+    assert reason(russian, ENGLISH, "en", "ru") == "swapped"
+    assert reason(ENGLISH, "Windows 10", "en", "ru") is None  # a name
+    assert reason(ENGLISH, "Комитет Windows Server.", "en", "ru") == "wrong_script"  # 13 of 20
+    assert reason(ENGLISH, "Комитет по Windows.", "en", "ru") is None  # 7 of 16
+    assert reason(russian, ENGLISH, "en", "ru", max_wrong_script=None) is None
+
+
+@pytest.mark.parametrize(
+    ("src", "tgt", "expected"),
+    [
+        ("It costs 1,000.50 in 2019", "Es kostet 2019 1.000,50", None),
+        ("12 000 people", "12.000 Leute", None),
+        ("in 2019 300 people", "2019 300 Leute", None),
+        ("Chapter 05", "Kapitel 5", None),
+        ("at 2:30", "um 2.30 Uhr", None),
+        ("٣ books", "3 Bücher", None),
+        ("3 books", "4 Bücher", "numbers"),
+        ("3 books", "Bücher", "numbers"),
+        ("3 and 3", "3 und", "numbers"),
+        ("no books", "keine Bücher", None),
+    ],
+)
+def test_numbers_are_compared_however_they_are_written(src: str, tgt: str, expected: Reason | None) -> None:
+    assert reason(src, tgt, numbers=True) == expected
+    assert reason(src, tgt) is None
+
+
+def test_languages_are_compared_when_asked_for() -> None:
+    french = "La commission examinera la proposition le mois prochain."
+    clean = cleaner(language=True)
+    pairs = [(ENGLISH, GERMAN), (GERMAN, ENGLISH), (ENGLISH, french), (french, ENGLISH), (ENGLISH, "Azure Backup")]
+    kept = clean.clean_chunk([src for src, _ in pairs], [tgt for _, tgt in pairs], range(1, 6))
+    assert [pair.line for pair in kept] == [1, 5]
+    assert removed_text(clean.tally.removed) == "1 swapped, 2 wrong_language"
+    assert reason(GERMAN, ENGLISH) is None
 
 
 def test_three_shortened_examples_are_kept_for_each_reason() -> None:
@@ -76,10 +151,53 @@ def test_three_shortened_examples_are_kept_for_each_reason() -> None:
     for line in range(1, 6):
         clean.clean(SentencePair("x" * 301, "short", line))
     clean.clean(SentencePair("", "Hund", 6))
-    assert (clean.n_read, clean.n_kept) == (6, 0)
-    too_long = clean.removals["too_long"].as_json()
-    assert too_long["count"] == 5
-    assert [example["line"] for example in too_long["examples"]] == [1, 2, 3]
-    assert too_long["examples"][0]["src"] == "x" * 199 + "…"
-    assert removed_text(clean.removals) == "5 too_long, 1 empty"
+    assert (clean.tally.n_read, clean.tally.n_kept) == (6, 0)
+    too_long = clean.tally.removed["too_long"]
+    assert too_long.count == 5
+    assert [example.line for example in too_long.examples] == [1, 2, 3]
+    assert too_long.examples[0].src == "x" * 199 + "…"
+    assert removed_text(clean.tally.removed) == "1 empty, 5 too_long"
     assert removed_text({}) == "none"
+
+
+def test_changes_are_counted_by_sides_and_shown_where_they_are() -> None:
+    clean = cleaner()
+    clean.clean(SentencePair("R&amp;D ", "as it was", 4))
+    clean.clean(SentencePair("as it was", "w" * 250 + "\ttab", 5))
+    assert {change: examples.count for change, examples in clean.tally.changed.items()} == {
+        "html_entities": 1,
+        "white_space": 2,
+    }
+    first, second = clean.tally.changed["white_space"].examples
+    assert tuple(first) == (4, "src", "R&amp;D ", "R&D")
+    assert tuple(second) == (5, "tgt", "…" + "w" * 100 + "\ttab", "…" + "w" * 100 + " tab")
+
+
+def test_tallies_of_parts_add_up_to_that_of_the_whole() -> None:
+    src = ["", "a &lt; b", "x" * 50, ENGLISH, "", "", "c  d"]
+    tgt = ["leer", "a < b", "y", ENGLISH, "leer", "leer", "c d"]
+    whole, first, second = (cleaner(max_length_ratio=2) for _ in range(3))
+    kept = whole.clean_chunk(src, tgt, range(1, 8))
+    assert kept == first.clean_chunk(src[:3], tgt[:3], range(1, 4)) + second.clean_chunk(src[3:], tgt[3:], range(4, 8))
+    total = Tally()
+    for part in (first.tally, second.tally):
+        total.add(pickle.loads(pickle.dumps(part)))
+    assert total == whole.tally
+    assert (total.n_read, total.n_kept) == (7, 2)
+    assert [pair.line for pair in total.removed["empty"].examples] == [1, 5, 6]
+    assert Tally.from_json(json.loads(json.dumps(total.as_json()))) == total
+
+
+def test_a_cleaner_goes_to_other_processes() -> None:
+    clean = pickle.loads(pickle.dumps(cleaner(language=True, punctuation=True)))
+    assert clean.clean(SentencePair(GERMAN, ENGLISH, 1)) is None
+    assert removed_text(clean.tally.removed) == "1 swapped"
+
+
+def test_every_reason_and_change_is_explained_and_names_a_setting() -> None:
+    assert tuple(RULES) == get_args(Reason)
+    assert tuple(CHANGE_RULES) == get_args(Change)
+    settings = {f"clean.{setting.name}" for setting in fields(CleanConfig)} | {
+        field.name for field in fields(DataConfig)
+    }
+    assert {rule.setting for rule in [*RULES.values(), *CHANGE_RULES.values()]} <= settings

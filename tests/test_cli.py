@@ -22,6 +22,7 @@ from mt.config import DecodeConfig, RunConfig
 from mt.configfile import load_config
 from mt.decode.lines import LineReader
 from mt.errors import CheckpointError, ConfigError, DataError
+from mt.evaluate.scores import TranslatedSet
 from mt.text.sources import SentencePair
 from tests.toys import files_up_to
 
@@ -255,7 +256,7 @@ def test_prepare_says_what_it_made(run: Run, monkeypatch: pytest.MonkeyPatch):
         "test": {"flickr2016": {"pairs": 1_000, "source": "sacrebleu:x"}},
     }
     corpus = types.SimpleNamespace(folder=Path("data/prepared/0123"), manifest=manifest)
-    monkeypatch.setitem(sys.modules, "mt.text.corpus", types.SimpleNamespace(prepare_corpus=lambda config: corpus))
+    monkeypatch.setitem(sys.modules, "mt.text.prepare", types.SimpleNamespace(prepare_corpus=lambda config: corpus))
     status, stdout, _ = run("prepare", "--config", "demo")
     assert status == 0
     assert stdout == (
@@ -987,30 +988,166 @@ def test_explain_writes_the_page(run: Run, monkeypatch: pytest.MonkeyPatch):
 # --- eval -------------------------------------------------------------------------------------------------------------
 
 
+HYPOTHESES = ["Ein Hund läuft im Schnee.", "Zwei Männer spielen Schach."]
+TEXT = ["Ein Hund läuft durch den Schnee.", "Zwei Männer spielen im Park Schach."]
+
+
 def test_files_are_scored_under_the_name_input(run: Run):
-    hyp = write_lines("hyp", ["Ein Hund läuft im Schnee .", "Zwei Männer"])
-    ref = write_lines("ref", ["Ein Hund läuft durch den Schnee .", "Zwei Männer"])
+    hyp, ref = write_lines("hyp", HYPOTHESES), write_lines("ref", TEXT)
     status, stdout, stderr = run("eval", "--hyp", hyp, "--ref", ref, "--src", ref, "--json")
     assert (status, stderr) == (0, "")
-    entry = json.loads(stdout)["test_sets"]["input"]
-    assert entry["n_lines"] == 2
-    assert [score["name"] for score in entry["scores"]] == ["BLEU", "chrF2"]
-    assert all(score["signature"].startswith("nrefs:1|case:mixed|") for score in entry["scores"])
+    report = json.loads(stdout)
+    assert list(report) == ["test_sets"]
+    entry = report["test_sets"]["input"]
+    assert (entry["n_lines"], entry["n_references"]) == (2, 1)
+    assert [score["name"] for score in entry["scores"]] == ["BLEU", "chrF2", "chrF2++", "BLEU-lc"]
+    assert all(list(score) == ["name", "score", "signature"] for score in entry["scores"])
+    assert entry["scores"][0]["signature"].startswith("nrefs:1|case:mixed|")
     status, stdout, _ = run("eval", "--hyp", hyp, "--ref", ref)
     bleu = entry["scores"][0]
-    assert stdout.startswith(f"input (2 lines)\n  BLEU  {bleu['score']:>7.2f}   {bleu['signature']}\n  chrF2 ")
+    assert stdout.startswith(f"input (2 lines)\n  BLEU    {bleu['score']:>7.2f}   {bleu['signature']}\n  chrF2 ")
+    assert len(stdout.splitlines()) == 5
 
 
-def test_a_model_is_scored_by_the_pipeline(run: Run, fakes: types.SimpleNamespace):
-    def evaluate_model(model_dir: Path, test: str | None, device: str, precision: str) -> dict[str, Any]:
+def test_metrics_references_and_intervals_are_those_asked_for(run: Run):
+    hyp, ref, other = write_lines("hyp", HYPOTHESES), write_lines("ref", TEXT), write_lines("other", TEXT[::-1])
+    options = ("--metric", "ter", "--metric", "bleu", "--confidence", "--samples", "100")
+    status, stdout, stderr = run("eval", "--hyp", hyp, "--ref", ref, "--ref", other, *options)
+    assert (status, stderr) == (0, "")
+    assert re.fullmatch(
+        r"input \(2 lines, 2 references\)\n"
+        r"  BLEU  +\d+\.\d\d ± \d+\.\d\d   nrefs:2\|bs:100\|seed:12345\|case:mixed\|\S+\n"
+        r"  TER   +\d+\.\d\d ± \d+\.\d\d   nrefs:2\|bs:100\|seed:12345\|case:lc\|\S+\n",
+        stdout,
+    )
+    entry = json.loads(run("eval", "--hyp", hyp, "--ref", ref, *options, "--json")[1])["test_sets"]["input"]
+    assert entry["scores"][0]["confidence"]["n_samples"] == 100
+
+
+@pytest.mark.parametrize("test", ["randomisation", "bootstrap"])
+def test_a_baseline_is_compared_and_the_verdict_is_a_sentence(run: Run, test: str):
+    lines = [f"Der Hund Nummer {number} läuft durch den hohen Schnee." for number in range(40)]
+    ref, old = write_lines("ref", lines), write_lines("old", [line.replace("läuft", "geht") for line in lines])
+    new = write_lines("new", [*lines[:39], "Nichts."])
+    options = ("--metric", "bleu", "--significance", test, "--samples", "200")
+    status, stdout, stderr = run("eval", "--hyp", new, "--ref", ref, "--baseline", old, *options)
+    assert (status, stderr) == (0, "")
+    kind = {"randomisation": "shuffles", "bootstrap": "bootstrap samples"}[test]
+    _, _, title, scores, verdict = stdout.splitlines()
+    assert title == f"input, against old (paired test, 200 {kind})"
+    assert scores == "  BLEU    97.85 against 65.80   +32.04   p = 0.0050   better"
+    assert verdict == "new is better than old by BLEU."
+    report = json.loads(run("eval", "--hyp", new, "--ref", ref, "--baseline", old, *options, "--json")[1])
+    comparison = report["comparison"]
+    assert (comparison["system"], comparison["baseline"]) == ("new", "old")
+    assert (comparison["test"], comparison["n_samples"]) == (test, 200)
+    entry = comparison["test_sets"]["input"]
+    assert entry["verdict"] == "new is better than old by BLEU"
+    assert entry["scores"][0]["verdict"] == "better"
+    assert entry["scores"][0]["score"] == report["test_sets"]["input"]["scores"][0]["score"]
+
+
+def test_what_is_odd_goes_to_standard_error_or_into_the_object(run: Run):
+    ref = write_lines("ref", TEXT)
+    said = [
+        "the hypotheses are the references, line for line: a score of 100.0 says nothing of a system",
+        "the hypotheses are those of the baseline, line for line: the same file twice?",
+    ]
+    given = ("eval", "--hyp", ref, "--ref", ref, "--baseline", ref, "--metric", "bleu", "--samples", "100")
+    status, stdout, stderr = run(*given)
+    assert (status, stderr) == (0, "".join(f"warning: {line}\n" for line in said))
+    assert stdout.splitlines()[-1] == "ref and ref: no difference at p < 0.05 by BLEU."
+    status, stdout, stderr = run(*given, "--json")
+    assert (status, stderr) == (0, "")
+    assert json.loads(stdout)["warnings"] == {"input": said}
+
+
+def test_the_baseline_of_a_file_may_be_a_run(run: Run):
+    hyp, ref = write_lines("hyp", HYPOTHESES), write_lines("ref", TEXT)
+    folder = Path("runs/old/translations")
+    folder.mkdir(parents=True)
+    given = ("eval", "--hyp", hyp, "--ref", ref, "--metric", "bleu", "--samples", "100", "--baseline", "runs/old")
+    assert run(*given) == (
+        2,
+        "",
+        "error: runs/old: holds no translations/NAME.txt, as a finished run does: give such a run, or a file of "
+        "translations\n",
+    )
+    write_lines("runs/old/translations/valid.txt", ["a"])
+    assert run(*given) == (
+        2,
+        "",
+        "error: runs/old: none of its translations have the 2 lines of --hyp: valid.txt (1): give the file that is "
+        "meant\n",
+    )
+    write_lines("runs/old/translations/wmt.txt", TEXT)
+    assert run(*given)[1].endswith("hyp and runs/old: no difference at p < 0.05 by BLEU.\n")
+    write_lines("runs/old/translations/ted.txt", TEXT)
+    assert run(*given) == (
+        2,
+        "",
+        "error: runs/old: several of its translations have the 2 lines of --hyp: ted.txt (2), wmt.txt (2), valid.txt "
+        "(1): give the file that is meant\n",
+    )
+
+
+@pytest.fixture
+def two_test_sets(fakes: types.SimpleNamespace) -> None:
+    """A model `m` with the test sets wmt and ted, which it translates as HYPOTHESES and as TEXT."""
+
+    def names_of_test_sets(model: Path, test: str | None) -> list[str]:
+        assert model == Path("m")
+        return ["wmt", "ted"] if test is None else [test]
+
+    def translate_test_sets(model: Path, names: list[str], device: str, precision: str) -> dict[str, TranslatedSet]:
         assert (device, precision) == ("auto", "auto")
-        scores = [{"name": "BLEU", "score": 30.123456789, "signature": "nrefs:1"}]
-        return {"test_sets": {f"{model_dir}:{test}": {"n_lines": 1_014, "scores": scores}}}
+        hypotheses = {"wmt": HYPOTHESES, "ted": TEXT}
+        return {name: TranslatedSet(["a", "b"], hypotheses[name], [TEXT], "de") for name in names}
 
-    fakes.evaluate_model = evaluate_model
-    assert run("eval", "--model", "m") == (0, "m:None (1,014 lines)\n  BLEU    30.12   nrefs:1\n", "")
-    _, stdout, _ = run("eval", "--model", "m", "--test", "wmt", "--json")
-    assert json.loads(stdout) == evaluate_model(Path("m"), "wmt", "auto", "auto")
+    fakes.names_of_test_sets, fakes.translate_test_sets = names_of_test_sets, translate_test_sets
+
+
+@pytest.mark.usefixtures("two_test_sets")
+def test_a_model_is_scored_on_its_test_sets(run: Run):
+    status, stdout, stderr = run("eval", "--model", "m", "--metric", "bleu")
+    assert status == 0
+    assert [line.split("  ")[0] for line in stdout.splitlines()] == ["wmt (2 lines)", "", "ted (2 lines)", ""]
+    assert stderr == (
+        "warning: ted: the hypotheses are the references, line for line: a score of 100.0 says nothing of a system\n"
+    )
+    report = json.loads(run("eval", "--model", "m", "--test", "wmt", "--json")[1])
+    assert list(report["test_sets"]) == ["wmt"]
+
+
+@pytest.mark.usefixtures("two_test_sets")
+def test_the_baseline_of_a_model_is_a_run_or_a_file_of_one_test_set(run: Run):
+    Path("old/translations").mkdir(parents=True)
+    write_lines("old/translations/wmt.txt", TEXT)
+    write_lines("three", ["a", "b", "c"])
+    given = ("eval", "--model", "m", "--metric", "bleu", "--samples", "100", "--baseline")
+    assert run(*given, "old") == (
+        2,
+        "",
+        "error: old: has no translations of ted, it has wmt: give another run, or choose a test set with --test\n",
+    )
+    assert run(*given, "old/translations/wmt.txt") == (
+        2,
+        "",
+        "error: --baseline: old/translations/wmt.txt is of one test set and the model has wmt, ted: choose one with "
+        "--test, or give a run\n",
+    )
+    assert run(*given, "three", "--test", "wmt") == (
+        2,
+        "",
+        "error: three has 3 lines and the test set wmt has 2: a baseline translates the same text\n",
+    )
+    for baseline in ("old", "old/translations/wmt.txt"):
+        status, stdout, _ = run(*given, baseline, "--test", "wmt")
+        assert status == 0
+        assert stdout.endswith(f"m and {baseline}: no difference at p < 0.05 by BLEU.\n")
+    write_lines("old/translations/ted.txt", TEXT)
+    report = json.loads(run(*given, "old", "--json")[1])
+    assert list(report["comparison"]["test_sets"]) == ["wmt", "ted"]
 
 
 @pytest.mark.parametrize(
@@ -1024,19 +1161,45 @@ def test_a_model_is_scored_by_the_pipeline(run: Run, fakes: types.SimpleNamespac
         ("--model m --hyp two", "--hyp: scores a file and --model scores a model: give one of them"),
         ("--model m --ref two", "--ref: scores a file and --model scores a model: give one of them"),
         ("--model m --src two", "--src: scores a file and --model scores a model: give one of them"),
+        ("--model m --tgt-lang de", "--tgt-lang: scores a file and --model scores a model: give one of them"),
         (
             "--hyp three --ref two",
+            "three has 3 lines and two has 2: parallel files need one line for each line",
+        ),
+        (
+            "--hyp two --ref two --ref three",
             "three has 3 lines and two has 2: parallel files need one line for each line",
         ),
         (
             "--hyp two --ref two --src three",
             "three has 3 lines and two has 2: parallel files need one line for each line",
         ),
+        (
+            "--hyp three --ref three --baseline two",
+            "three has 3 lines and two has 2: parallel files need one line for each line",
+        ),
         ("--hyp empty --ref empty", "empty: has no lines: nothing to score"),
+        ("--hyp empty --ref two", "empty: has no lines: nothing to score"),
+        ("--hyp two --ref two --baseline empty", "empty: has no lines: nothing to score"),
+        ("--hyp gone --ref two", "gone: no such file (looked for in FOLDER)"),
+        ("--hyp two --ref two --baseline gone", "gone: no such file (looked for in FOLDER)"),
+        ("--hyp two --ref FOLDER", "FOLDER: is a folder, expected a text file"),
+        (
+            "--hyp latin --ref two",
+            "latin, line 2: byte 0xe4 is not UTF-8: mend the line, or convert the file (iconv -f LATIN1 -t UTF-8, if "
+            "that is what it is)",
+        ),
+        ("--hyp two --ref two --metric blue", "--metric: no metric is called blue, did you mean bleu?"),
+        ("--hyp two --ref two --significance bootstrap", "--significance: compares with a baseline: give --baseline"),
+        ("--hyp two --ref two --samples 1000", "--samples: is for --confidence and --baseline: give one of them"),
+        ("--hyp two --ref two --confidence --samples 0", "--samples: expected at least 100, got 0"),
+        ("--model m --metric chr", "--metric: no metric is called chr, did you mean chrf?"),
     ],
 )
-def test_options_of_eval_that_do_not_go_together_are_refused(run: Run, options: str, message: str):
+def test_what_eval_cannot_do_is_one_line(run: Run, options: str, message: str, tmp_path: Path):
     write_lines("two", ["a", "b"])
     write_lines("three", ["a", "b", "c"])
     write_lines("empty", [])
-    assert run("eval", *options.split()) == (2, "", f"error: {message}\n")
+    Path("latin").write_bytes("gut\nspät\n".encode("latin1"))
+    arguments = options.replace("FOLDER", str(tmp_path)).split()
+    assert run("eval", *arguments) == (2, "", f"error: {message.replace('FOLDER', str(tmp_path))}\n")

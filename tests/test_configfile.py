@@ -86,8 +86,8 @@ def test_auto_or_a_number_are_both_read():
 REFUSED = {
     "train: {warmup_step: 3}": "x.yaml: train.warmup_step: unknown key, did you mean warmup_steps?",
     "batch_tokens: 3": "x.yaml: batch_tokens: unknown key, did you mean train.batch_tokens?",
-    "tokenizer: {merges: 3}": "x.yaml: tokenizer.merges: unknown key, the keys of tokenizer are model, kind, vocab_size, "
-    "character_coverage, sample_lines, user_symbols",
+    "tokenizer: {merges: 3}": "x.yaml: tokenizer.merges: unknown key, the keys of tokenizer are model, kind, "
+    "vocab_size, character_coverage, sample_lines, user_symbols",
     "colour: 3": "x.yaml: colour: unknown key, the keys at the top are name, src_lang, tgt_lang, data, tokenizer, "
     "model, train, decode",
     "train: {max_steps: yes}": "x.yaml: train.max_steps: expected int, got True",
@@ -128,6 +128,8 @@ REPLACED = {
     ("  valid: {src: valid.en, tgt: valid.de}\n", ""): "x.yaml: data.valid: missing",
     ("{src: train.en, tgt: train.de}", "{src: train.en}"): "x.yaml: data.train.0: expected exactly one of {src, tgt}, "
     "{file}, {dataset} and {sacrebleu}",
+    ("{src: valid.en, tgt: valid.de}", "{dataset: x, split: 'a[:9%]', streaming: true}"): "x.yaml: data.valid.split: "
+    "a[:9%] is a part of a split: give a whole one, or leave streaming out",
     ("tgt: train.de}", "tgt: train.de, weight: 0}"): "x.yaml: data.train.0.weight: expected a number above 0 "
     "and up to 1000, got 0.0",
     (

@@ -19,7 +19,7 @@ from mt.decode.search import SearchResult, search
 from mt.decode.translator import Translator
 from mt.errors import CheckpointError, ConfigError, MTError
 from mt.model import Transformer
-from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer, train_tokenizer
+from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer, count_words, train_tokenizer
 from tests.toys import files_up_to, tiles, toy_config, toy_text, write_lines
 
 ctranslate2 = pytest.importorskip("ctranslate2")
@@ -94,7 +94,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     shape = ModelConfig(d_model=32, n_heads=2, d_ff=48, n_encoder_layers=2, n_decoder_layers=2, norm=request.param)
     config = replace(config, model=shape)
     src, tgt = toy_text(300, 1)
-    train_tokenizer([*src, *tgt], TokenizerConfig(vocab_size=380), home / "tokenizer.model")
+    train_tokenizer(count_words([*src, *tgt]), TokenizerConfig(vocab_size=380), home / "tokenizer.model")
     tokenizer = Tokenizer.load(home / "tokenizer.model")
     model = capitalising_model(shape, tokenizer)
     save_model_folder(

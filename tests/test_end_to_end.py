@@ -61,7 +61,7 @@ def test_translating_a_file_and_scoring_it_agrees_with_the_report(run_dir: Path,
     assert by_model["test_sets"]["held_out"] == by_file["test_sets"]["input"] == report["test_sets"]["held_out"]
     sacrebleu = shell("-m", "sacrebleu", ref, "-i", folder / "out.de", "-m", "bleu", "chrf", "-w", "10")
     theirs = {score["name"]: score["score"] for score in json.loads(sacrebleu.stdout)}
-    for score in by_file["test_sets"]["input"]["scores"]:
+    for score in by_file["test_sets"]["input"]["scores"][:2]:
         assert round(score["score"], 10) == theirs[score["name"]]
 
 

@@ -17,7 +17,7 @@ from mt.decode.translator import Translator
 from mt.errors import CheckpointError
 from mt.model import Transformer
 from mt.text.sources import SentencePair
-from mt.text.tokenizer import EOS_ID, PAD_ID, Tokenizer, train_tokenizer
+from mt.text.tokenizer import EOS_ID, PAD_ID, Tokenizer, count_words, train_tokenizer
 from tests.toys import random_pairs, small_model, tiles, toy_text
 
 PAIRS = random_pairs(40, longest=30, seed=5) + random_pairs(3, longest=150, seed=6)
@@ -112,7 +112,7 @@ def test_packed_pairs_hold_each_pair_once_and_say_in_which_order() -> None:
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     src, tgt = toy_text(300, 1)
-    train_tokenizer([*src, *tgt], TokenizerConfig(vocab_size=380), path)
+    train_tokenizer(count_words([*src, *tgt]), TokenizerConfig(vocab_size=380), path)
     return Tokenizer.load(path)
 
 

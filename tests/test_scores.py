@@ -6,10 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sacrebleu
 
-from mt.errors import DataError
+from mt.errors import ConfigError, DataError
+from mt.evaluate import metrics
 from mt.evaluate.scores import Score, corpus_bleu, corpus_chrf, report_text, score_corpus, scored_test_set
 
 HYPOTHESES = [
@@ -28,38 +31,159 @@ REFERENCES = [
 ]
 
 
+OTHER_REFERENCES = [
+    "Auf der Matte sitzt die Katze.",
+    "„Das kostet 1.000,50 €“, sagte er und ging.",
+    "",
+    "Durch den Schnee läuft ein Hund.",
+    "Im Park spielen zwei Männer Schach, obwohl es regnet.",
+]
+
+
+def sacrebleu_command(folder: Path, references: list[list[str]], *options: str) -> list[dict[str, Any]]:
+    """What the `sacrebleu` command says of HYPOTHESES, with 14 digits."""
+    names = [f"ref{number}" for number, _ in enumerate(references)]
+    for name, lines in (("hyp", HYPOTHESES), *zip(names, references, strict=True)):
+        (folder / name).write_bytes("".join(f"{line}\n" for line in lines).encode())
+    command = [sys.executable, "-m", "sacrebleu", *names, "-i", "hyp", "--width", "14", "-f", "json", *options]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SACREBLEU_")}
+    finished = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=True, text=True)
+    found = json.loads(finished.stdout)
+    return found if isinstance(found, list) else [found]
+
+
 def test_scores_agree_with_the_sacrebleu_command_to_the_last_digit(tmp_path: Path):
-    for name, lines in (("hyp", HYPOTHESES), ("ref", REFERENCES)):
-        (tmp_path / name).write_bytes("".join(f"{line}\n" for line in lines).encode())
-    command = [
-        sys.executable,
-        "-m",
-        "sacrebleu",
-        "ref",
-        "-i",
-        "hyp",
-        "-m",
-        "bleu",
-        "chrf",
-        "--width",
-        "14",
-        "-f",
-        "json",
-    ]
-    environment = {name: value for name, value in os.environ.items() if name != "SACREBLEU_FORMAT"}
-    finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True, text=True)
-    theirs = json.loads(finished.stdout)
-    ours = score_corpus(HYPOTHESES, REFERENCES)
-    assert [score.name for score in ours] == ["BLEU", "chrF2"] == [entry["name"] for entry in theirs]
+    options = ("-m", "bleu", "chrf", "ter", "--confidence", "--confidence-n", "200")
+    theirs = sacrebleu_command(tmp_path, [REFERENCES], *options)
+    ours = score_corpus(HYPOTHESES, REFERENCES, ["bleu", "chrf", "ter"], n_samples=200)
+    assert [score.name for score in ours] == ["BLEU", "chrF2", "TER"] == [entry["name"] for entry in theirs]
     assert [score.signature for score in ours] == [entry["signature"] for entry in theirs]
+    assert "|bs:200|seed:12345|" in ours[0].signature
     assert [round(score.score, 14) for score in ours] == [entry["score"] for entry in theirs]
+    for score, entry in zip(ours, theirs, strict=True):
+        assert score.confidence is not None
+        assert score.confidence.n_samples == 200
+        assert score.confidence.mean == pytest.approx(entry["confidence_mean"], abs=1e-13)
+        assert score.confidence.half_width == pytest.approx(entry["confidence_var"], abs=1e-13)
+
+
+def test_scores_against_two_references_agree_with_the_command(tmp_path: Path):
+    theirs = sacrebleu_command(
+        tmp_path, [REFERENCES, OTHER_REFERENCES], "-m", "bleu", "chrf", "--lowercase", "--chrf-word-order", "2"
+    )
+    ours = score_corpus(HYPOTHESES, [REFERENCES, OTHER_REFERENCES], ["bleu-lc", "chrf++"])
+    chrf, bleu = ours
+    assert (chrf.name, bleu.name) == ("chrF2++", "BLEU-lc")
+    assert {score.signature for score in ours} == {entry["signature"] for entry in theirs}
+    assert {round(score.score, 14) for score in ours} == {entry["score"] for entry in theirs}
+    assert all(score.signature.startswith("nrefs:2|case:") for score in ours)
+
+
+def test_the_default_scores_are_four_of_which_bleu_and_chrf_come_first():
+    assert [score.name for score in score_corpus(HYPOTHESES, REFERENCES)] == ["BLEU", "chrF2", "chrF2++", "BLEU-lc"]
+
+
+def test_metrics_come_in_one_order_each_once():
+    names = ["ter", "bleu", "chrf", "bleu"]
+    assert [score.name for score in score_corpus(HYPOTHESES, REFERENCES, names)] == ["BLEU", "chrF2", "TER"]
 
 
 def test_a_perfect_translation_scores_100_and_an_unrelated_one_0():
     text = ["Zwei Männer spielen Schach im Park."]
-    assert [score.score for score in score_corpus(text, text)] == pytest.approx([100, 100])
+    assert [score.score for score in score_corpus(text, text)] == pytest.approx([100, 100, 100, 100])
+    assert score_corpus(text, text, ["ter"])[0].score == 0
     assert corpus_bleu([""], text) == 0
     assert corpus_chrf(["qqq"], text) == 0
+
+
+def test_only_the_lower_cased_bleu_forgives_case():
+    text, lower = ["Der Hund schläft im Garten"], ["der hund schläft im garten"]
+    cased, lower_cased = score_corpus(lower, text, ["bleu", "bleu-lc"])
+    assert cased.score < 50
+    assert lower_cased.score == pytest.approx(100)
+    assert "|case:lc|" in lower_cased.signature
+
+
+def test_a_second_reference_can_only_help_bleu():
+    one, two = (
+        score_corpus(HYPOTHESES, references, ["bleu"])[0].score
+        for references in (REFERENCES, [REFERENCES, OTHER_REFERENCES])
+    )
+    assert two > one
+
+
+def test_the_bleu_of_2017_is_that_of_tokens_with_compounds_split():
+    sacremoses = pytest.importorskip("sacremoses")
+    hypothesis, reference = ["Der Ost-West-Konflikt, 3-mal."], ["Der Ost-West-Handel, 3-mal."]
+    score = score_corpus(hypothesis, reference, ["bleu-2017"])[0]
+    assert score.name == "BLEU 2017 (tokenised, compounds split; not comparable with the others)"
+    assert score.signature == (
+        f"nrefs:1|case:mixed|eff:no|tok:none|smooth:exp|version:{sacrebleu.__version__}"
+        f"|before:moses-de,##AT##|sacremoses:{sacremoses.__version__}"
+    )
+    split = [
+        f"Der Ost ##AT##-##AT## West ##AT##-##AT## {word} , 3 ##AT##-##AT## mal ." for word in ("Konflikt", "Handel")
+    ]
+    by_hand = sacrebleu.corpus_bleu([split[0]], [[split[1]]], tokenize="none", force=True).score
+    assert score.score == pytest.approx(by_hand, abs=1e-12)
+    assert score.score > score_corpus(hypothesis, reference, ["bleu"])[0].score
+
+
+def test_all_means_every_metric_that_can_be_computed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(metrics, "_has_sacremoses", lambda: False)
+    assert metrics.metric_keys(["all"]) == ["bleu", "chrf", "chrf++", "bleu-lc", "ter"]
+    with pytest.raises(ConfigError) as caught:
+        metrics.metric_keys(["bleu-2017"])
+    assert str(caught.value) == "metric: bleu-2017 needs one more package: pip install sacremoses"
+    monkeypatch.setattr(metrics, "_has_sacremoses", lambda: True)
+    assert metrics.metric_keys(["all"]) == list(metrics.METRICS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"metrics": ["blue"]}, "metric: no metric is called blue, did you mean bleu?"),
+        ({"metrics": ["CHRF"]}, "metric: no metric is called CHRF, did you mean chrf?"),
+        (
+            {"metrics": ["comet"]},
+            "metric: no metric is called comet, choose from bleu, chrf, chrf++, bleu-lc, ter, bleu-2017, all",
+        ),
+        ({"n_samples": 99}, "samples: expected at least 100, got 99"),
+        ({"n_samples": -1}, "samples: expected at least 100, got -1"),
+        (
+            {"n_samples": 100_000_000},
+            "samples: 100,000,000 of 5 lines take 24 GB of memory: give 35,791,394 or fewer",
+        ),
+    ],
+)
+def test_what_cannot_be_computed_is_refused(arguments: dict[str, Any], message: str):
+    with pytest.raises(ConfigError) as caught:
+        scored_test_set(HYPOTHESES, REFERENCES, **arguments)
+    assert str(caught.value) == message
+
+
+def test_the_interval_does_not_depend_on_the_environment(monkeypatch: pytest.MonkeyPatch):
+    before = score_corpus(HYPOTHESES, REFERENCES, ["bleu"], n_samples=100)
+    monkeypatch.setenv("SACREBLEU_SEED", "7")
+    assert score_corpus(HYPOTHESES, REFERENCES, ["bleu"], n_samples=100) == before
+    assert os.environ["SACREBLEU_SEED"] == "7"
+
+
+def test_nothing_is_printed_of_tokenised_text(capsys: pytest.CaptureFixture[str]):
+    score_corpus(["Ein Hund ."] * 200, ["Ein Hund."] * 200)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_entry_has_a_confidence_only_where_it_was_asked_for():
+    entry = scored_test_set(HYPOTHESES, [REFERENCES, OTHER_REFERENCES], ["bleu"], n_samples=100)
+    assert (entry["n_lines"], entry["n_references"]) == (5, 2)
+    (score,) = entry["scores"]
+    assert list(score) == ["name", "score", "signature", "confidence"]
+    assert list(score["confidence"]) == ["mean", "low", "high", "n_samples"]
+    assert score["confidence"]["low"] < score["confidence"]["mean"] < score["confidence"]["high"]
+    plain = scored_test_set(HYPOTHESES, REFERENCES)
+    assert all(list(score) == ["name", "score", "signature"] for score in plain["scores"])
+    json.dumps(entry)
 
 
 def test_bleu_is_the_one_of_the_paper():
@@ -69,12 +193,8 @@ def test_bleu_is_the_one_of_the_paper():
     assert bleu == pytest.approx(100 * 2.718281828459045 ** (1 - 7 / 6) * matches**0.25)
 
 
-def test_case_counts():
-    assert corpus_bleu(["der Hund schläft im Garten"], ["Der Hund schläft im Garten"]) < 100
-
-
 def test_the_single_scores_are_those_of_the_list():
-    bleu, chrf = score_corpus(HYPOTHESES, REFERENCES)
+    bleu, chrf = score_corpus(HYPOTHESES, REFERENCES)[:2]
     assert corpus_bleu(HYPOTHESES, REFERENCES) == bleu.score
     assert corpus_chrf(HYPOTHESES, REFERENCES) == chrf.score
 
@@ -95,9 +215,32 @@ def test_what_cannot_be_scored_is_refused(scorer):
     assert str(caught.value) == "nothing to score: there are no lines"
 
 
+def test_each_set_of_references_needs_all_lines():
+    with pytest.raises(DataError) as caught:
+        score_corpus(["a", "b"], [["a", "b"], ["a"]])
+    assert str(caught.value) == "2 hypotheses and 1 references in set 2: scoring needs one line for each line"
+
+
 def test_the_report_is_a_line_for_each_score():
     report = {"test_sets": {"flickr2016": scored_test_set(REFERENCES * 300, REFERENCES * 300)}}
     signatures = [score.signature for score in score_corpus(REFERENCES, REFERENCES)]
     assert report_text(report) == (
-        f"flickr2016 (1,500 lines)\n  BLEU   100.00   {signatures[0]}\n  chrF2  100.00   {signatures[1]}"
+        "flickr2016 (1,500 lines)\n"
+        f"  BLEU     100.00   {signatures[0]}\n"
+        f"  chrF2    100.00   {signatures[1]}\n"
+        f"  chrF2++  100.00   {signatures[2]}\n"
+        f"  BLEU-lc  100.00   {signatures[3]}"
+    )
+
+
+def test_the_report_has_intervals_references_and_remarks():
+    confidence = {"mean": 30.2, "low": 29.5, "high": 30.9, "n_samples": 1000}
+    scores = [
+        {"name": "BLEU", "score": 30.123, "signature": "nrefs:2", "confidence": confidence},
+        {"name": "BLEU 2017 (tokenised)", "score": 31.5, "signature": "tok:none", "confidence": confidence},
+    ]
+    assert report_text({"test_sets": {"wmt": {"n_lines": 3_003, "n_references": 2, "scores": scores}}}) == (
+        "wmt (3,003 lines, 2 references)\n"
+        "  BLEU        30.12 ± 0.70   nrefs:2\n"
+        "  BLEU 2017   31.50 ± 0.70   tok:none (tokenised)"
     )

@@ -1,32 +1,23 @@
 """Parallel text is read as it is, in order, and whatever is wrong with it is said in one line."""
 
-import gzip
 import json
-import lzma
 import os
-import sys
+import random
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mt.config import SourceConfig
 from mt.errors import DataError
-from mt.text.sources import SentencePair, check_source, read_pairs, source_fingerprint
+from mt.text.sources import SentencePair, check_source, read_chunks, read_pairs, source_fingerprint
+from tests.parallel_text import error_of, read, write, write_parquet
 
 REAL_DATA = os.environ.get("MT_REAL_DATA")
 needs_real_data = pytest.mark.skipif(not REAL_DATA, reason="MT_REAL_DATA does not name the folder with data/ and hub/")
-
-
-def read(role: str = "train", /, **source: str) -> list[SentencePair]:
-    return list(read_pairs(SourceConfig(**source), "en", "de", role))
-
-
-def error_of(role: str = "train", /, **source: str) -> str:
-    with pytest.raises(DataError) as caught:
-        read(role, **source)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.fixture(autouse=True)
@@ -37,63 +28,13 @@ def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / ".cache")
 
 
-def write(name: str, content: str | bytes) -> str:
-    data = content.encode() if isinstance(content, str) else content
-    compress = {".gz": gzip.compress, ".xz": lzma.compress}.get(Path(name).suffix)
-    Path(name).write_bytes(compress(data) if compress else data)
-    return name
-
-
-def write_parquet(path: str, columns: dict[str, Any]) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    pyarrow.parquet.write_table(pyarrow.table(columns), path)
-
-
 # ---- files
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz", ".xz"])
+@pytest.mark.parametrize("suffix", ["", ".gz", ".xz", ".zst"])
 def test_a_pair_of_files_gives_its_lines_with_their_numbers(suffix: str) -> None:
     src, tgt = write(f"a.en{suffix}", "one\ntwo\n"), write(f"a.de{suffix}", "eins\nzwei\n")
     assert read(src=src, tgt=tgt) == [SentencePair("one", "eins", 1), SentencePair("two", "zwei", 2)]
-
-
-def test_a_zst_file_is_read_over_all_its_frames_and_a_truncated_one_is_an_error() -> None:
-    zstandard = pytest.importorskip("zstandard")
-    compress = zstandard.ZstdCompressor().compress
-    lines = "".join(f"line {i}\n" for i in range(200_000)).encode()
-    Path("a.en.zst").write_bytes(compress(lines[:600_000]) + compress(lines[600_000:]))
-    write("a.de", lines)
-    assert [pair.src for pair in read(src="a.en.zst", tgt="a.de")] == lines.decode().splitlines()
-    Path("a.en.zst").write_bytes(compress(lines)[:-9])
-    assert error_of(src="a.en.zst", tgt="a.de") == (
-        "a.en.zst: ends too early, it was cut off: copy or download it again"
-    )
-    write("a.en.zst", "plain text")
-    assert error_of(src="a.en.zst", tgt="a.de") == "a.en.zst: is no .zst file, or is damaged: fetch it again"
-
-
-def test_without_zstandard_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "zstandard", None)
-    assert error_of(src=write("a.en.zst", b"x"), tgt=write("a.de", "x\n")) == (
-        "a.en.zst: reading .zst needs one more package: pip install zstandard"
-    )
-
-
-def test_lines_end_at_line_feeds_alone() -> None:
-    odd = "a\u2028b\x0bc\x85d\x0ce\x1cf\rg"
-    write("a.en", f"{odd}\r\n\nlast")
-    write("a.de", "1\n2\n3\n")
-    assert [pair.src for pair in read(src="a.en", tgt="a.de")] == [odd, "", "last"]
-
-
-def test_a_byte_order_mark_is_dropped_at_the_start_of_a_file_only() -> None:
-    write("a.en", "\ufeffone\n\ufefftwo\n")
-    write("a.de", "eins\nzwei\n")
-    assert [pair.src for pair in read(src="a.en", tgt="a.de")] == ["one", "\ufefftwo"]
 
 
 def test_empty_files_give_no_pairs_and_checking_them_says_so() -> None:
@@ -113,52 +54,11 @@ def test_different_line_counts_are_counted_exactly(swapped: bool) -> None:
     )
 
 
-def test_invalid_utf8_is_located_by_file_line_and_byte() -> None:
-    src = write("a.en", b"\xef\xbb\xbfone\ntw\xe4\n")  # 3 + 4 + 2 bytes come before
-    assert error_of(src=src, tgt=write("a.de", "1\n2\n")) == (
-        "a.en, line 2: byte 0xe4 at offset 9 is not UTF-8: "
-        "mend the line, or convert the file (iconv -f LATIN1 -t UTF-8, if that is what it is)"
-    )
-
-
-def test_utf16_is_recognised() -> None:
-    assert error_of(src=write("a.en", "one\n".encode("utf-16")), tgt=write("a.de", "1\n")) == (
-        "a.en: is UTF-16, expected UTF-8: convert it with iconv -f UTF-16 -t UTF-8"
-    )
-
-
-def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tgt = write("a.de", "eins\n")
-    assert error_of(src="a.en", tgt=tgt) == f"a.en: no such file (looked for in {tmp_path})"
-    assert error_of(src=str(tmp_path / "a.en"), tgt=tgt) == f"{tmp_path}/a.en: no such file"
-    Path("folder.gz").mkdir()
-    assert error_of(src="folder.gz", tgt=tgt) == "folder.gz: is a folder, expected a text file"
-    Path("no.en.gz").write_bytes(b"plain text")
-    assert error_of(src="no.en.gz", tgt=tgt) == (
-        "no.en.gz: is no .gz file, or is damaged (Not a gzipped file (b'pl')): fetch it again"
-    )
-    write("a.en", "one\n")
-
-    def refuse(*_: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "open", refuse)
-    assert error_of(src="a.en", tgt=tgt) == "a.en: cannot be read: Permission denied"
-
-
-@pytest.mark.parametrize("suffix", [".gz", ".xz"])
-def test_a_truncated_archive_is_an_error_and_not_a_short_corpus(suffix: str) -> None:
-    name = write(f"a.en{suffix}", os.urandom(5_000).hex() + "\n")
-    Path(name).write_bytes(Path(name).read_bytes()[:-20])
-    assert error_of(src=name, tgt=write("a.de", "1\n")) == (
-        f"{name}: ends too early, it was cut off: copy or download it again"
-    )
-
-
 def test_a_tsv_file_holds_source_tab_target() -> None:
     assert read(file=write("a.tsv.gz", "one\teins\ntwo\tzwei\n")) == [("one", "eins", 1), ("two", "zwei", 2)]
     assert error_of(file=write("b.tsv", "one\teins\ntwo\tzwei\tCC BY\n")) == (
-        "b.tsv, line 2: expected source, tab, target, found 3 column(s)"
+        "b.tsv, line 2: expected source, tab, target, found 3 columns: say which to read with src_column and "
+        "tgt_column, or mend the line"
     )
 
 
@@ -171,7 +71,11 @@ def test_a_jsonl_file_holds_objects_with_the_languages_as_keys() -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ('{"en": "one", "fr": "un"}', "has no key de, its keys are en, fr"),
+        (
+            '{"en": "one", "fr": "un"}',
+            "has no key de, its keys are en, fr: say which hold the text with src_column and tgt_column, or mend the "
+            "line",
+        ),
         ('{"en": "one", "de": 1}', "expected text at the key de, found 1"),
         ('["one", "eins"]', 'expected an object with the keys en and de, found ["one", "eins"]'),
         ('{"en": one}', "is no JSON: Expecting value: line 1 column 8 (char 7)"),
@@ -183,73 +87,245 @@ def test_a_wrong_jsonl_line_is_located(line: str, problem: str) -> None:
 
 def test_another_format_of_file_is_refused() -> None:
     assert error_of(file="a.csv.gz") == (
-        "a.csv.gz: expected a name that ends in .tsv or .jsonl, then perhaps in .gz, .xz or .zst"
+        "a.csv.gz: expected a name that ends in .tsv, .jsonl or .parquet, the first two perhaps followed by "
+        ".gz, .xz or .zst"
     )
 
 
-# ---- hub data sets
+# ---- chunks and pairs
 
 
-def test_a_folder_in_the_hubs_layout_is_read_in_order() -> None:
-    n = 25_000  # more than two batches
-    translation = [{"de": f"Satz {i}", "en": f"sentence {i}"} for i in range(n)]
-    write_parquet("set/train-00000-of-00001.parquet", {"translation": translation})
-    pairs = read(dataset="set")
-    assert pairs == [SentencePair(f"sentence {i}", f"Satz {i}", i + 1) for i in range(n)]
+def test_chunks_are_whole_but_for_the_last_one() -> None:
+    src, tgt = write("a.en", "1\n2\n3\n4\n5\n"), write("a.de", "a\nb\nc\nd\ne\n")
+    chunks = list(read_chunks(SourceConfig(src=src, tgt=tgt), "en", "de", "train", size=2))
+    assert [(chunk.src, chunk.tgt, list(chunk.lines)) for chunk in chunks] == [
+        (["1", "2"], ["a", "b"], [1, 2]),
+        (["3", "4"], ["c", "d"], [3, 4]),
+        (["5"], ["e"], [5]),
+    ]
 
 
-def test_one_column_for_each_language_is_read_too_and_a_missing_text_is_empty() -> None:
-    write_parquet("set/validation.parquet", {"en": ["one", None], "de": ["eins", "zwei"], "id": [1, 2]})
-    expected = [("one", "eins", 1), ("", "zwei", 2)]
-    assert read("validation", dataset="set") == expected
-    assert read("train", dataset="set", split="validation") == expected
+@pytest.mark.parametrize("name", ["a.tsv", "a.jsonl", "a.parquet"])
+def test_chunks_are_whole_where_lines_are_passed_over_or_batches_are_not(name: str) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    n = 2_500
+    if name == "a.tsv":
+        columns: dict[str, Any] = {"src_column": "en", "tgt_column": "de"}
+        write(name, "de\ten\n" + "".join(f"d{i}\te{i}\n" for i in range(n)))
+        lines = range(2, n + 2)
+    elif name == "a.jsonl":
+        columns = {}
+        write(name, "".join(json.dumps({"en": f"e{i}", "de": f"d{i}"}) + "\n \n" for i in range(n)))
+        lines = range(1, 2 * n + 1, 2)
+    else:
+        columns = {}
+        table = pyarrow.table({"en": [f"e{i}" for i in range(n)], "de": [f"d{i}" for i in range(n)]})
+        pyarrow.parquet.write_table(table, name, row_group_size=700)
+        lines = range(1, n + 1)
+    chunks = list(read_chunks(SourceConfig(file=name, **columns), "en", "de", "train", size=1_000))
+    assert [len(chunk.src) for chunk in chunks] == [1_000, 1_000, 500]
+    assert [src for chunk in chunks for src in chunk.src] == [f"e{i}" for i in range(n)]
+    assert [tgt for chunk in chunks for tgt in chunk.tgt] == [f"d{i}" for i in range(n)]
+    assert [line for chunk in chunks for line in chunk.lines] == list(lines)
 
 
-def test_a_missing_split_language_config_or_folder_names_what_there_is(tmp_path: Path) -> None:
-    write_parquet("set/train.parquet", {"translation": [{"de": "eins", "fr": "un"}]})
-    write_parquet("set/validation.parquet", {"translation": [{"de": "eins", "fr": "un"}]})
-    assert error_of("test", dataset="set") == "data set set: has no split test; choose from train, validation"
-    assert error_of(dataset="set") == "data set set: has no en: the keys of its column translation are de, fr"
-    assert error_of(dataset="set", config="de-en") == "data set set: has no config de-en; choose from default"
-    assert error_of(dataset="./nowhere") == f"./nowhere: no such folder (looked for in {tmp_path})"
-    assert error_of(dataset=write("a.jsonl", "")) == (
-        "a.jsonl: is a file, expected a data set: give {file: a.jsonl} for a .tsv or .jsonl file"
+def test_pairs_come_from_pipes_one_by_one() -> None:
+    for name in ("a.en", "a.de"):
+        os.mkfifo(name)
+    is_first_read = threading.Event()
+
+    def feed() -> None:
+        with open("a.en", "wb", buffering=0) as src:
+            src.write(b"one\n")
+            tgt = open("a.de", "wb", buffering=0)  # noqa: SIM115
+            tgt.write(b"eins\n")
+            if is_first_read.wait(timeout=10):
+                src.write(b"two\nthree\n")
+                tgt.write(b"zwei\n")
+            tgt.close()
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    pairs = read_pairs(SourceConfig(src="a.en", tgt="a.de"), "en", "de", "train")
+    assert next(pairs) == ("one", "eins", 1)
+    is_first_read.set()
+    assert next(pairs) == ("two", "zwei", 2)
+    with pytest.raises(DataError) as caught:
+        next(pairs)
+    feeder.join()
+    assert str(caught.value) == "a.en has 3 lines and a.de has 2: parallel files need one line for each line"
+
+
+# What a line can hold: anything but its end. One \r before the end belongs to it, and so does a mark at the beginning.
+LINES = st.lists(st.tuples(*[st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"]))] * 2))
+
+
+def as_read(lines: list[str]) -> list[str]:
+    lines = [line.removesuffix("\r") for line in lines]
+    return [line.removeprefix("\ufeff") if i == 0 else line for i, line in enumerate(lines)]
+
+
+@settings(deadline=None, max_examples=50)
+@given(LINES)
+def test_whatever_is_written_comes_back(pairs: list[tuple[str, str]]) -> None:
+    srcs, tgts = [src for src, _ in pairs], [tgt for _, tgt in pairs]
+    expected = [*zip(as_read(srcs), as_read(tgts), range(1, len(pairs) + 1), strict=True)]
+    for suffix in ("", ".gz"):
+        write(f"a.en{suffix}", "".join(f"{line}\n" for line in srcs))
+        write(f"a.de{suffix}", "".join(f"{line}\n" for line in tgts))
+        assert read(src=f"a.en{suffix}", tgt=f"a.de{suffix}") == expected
+    whole = [*zip(srcs, tgts, range(1, len(pairs) + 1), strict=True)]
+    for ascii in (True, False):
+        write("a.jsonl", "".join(json.dumps({"en": s, "de": t}, ensure_ascii=ascii) + "\n" for s, t, _ in whole))
+        assert read(file="a.jsonl") == whole
+    if not any("\t" in line for line in [*srcs, *tgts]):
+        write("a.tsv", "".join(f"{src}\t{tgt}\n" for src, tgt in pairs))
+        lines = [(src, tgt.removesuffix("\r"), line) for src, tgt, line in whole]
+        if lines:
+            lines[0] = (lines[0][0].removeprefix("\ufeff"), *lines[0][1:])
+        assert read(file="a.tsv") == lines
+
+
+# ---- where two files part
+
+
+def lengthy(n: int) -> tuple[list[str], list[str]]:
+    """Lines of random lengths, and such about as long."""
+    rng = random.Random(1)
+    lengths = [rng.randint(5, 200) for _ in range(n)]
+    return ["x" * length for length in lengths], ["y" * round(length * rng.uniform(0.9, 1.2)) for length in lengths]
+
+
+def written(name: str, lines: list[str]) -> str:
+    return write(name, "".join(f"{line}\n" for line in lines))
+
+
+COUNTS = "a.en has 3,000 lines and a.de has {}: parallel files need one line for each line; "
+
+
+def test_where_a_line_is_missing_is_told() -> None:
+    src, tgt = lengthy(3_000)
+    written("a.en", src)
+    written("a.de", tgt[:1_233] + tgt[1_234:])
+    assert error_of(src="a.en", tgt="a.de") == COUNTS.format("2,999") + (
+        "from about line 1,234 on their lengths do not match any more: "
+        "a line is missing from a.de, or one too many in a.en"
     )
-    write_parquet("columns/train.parquet", {"source": ["one"], "de": ["eins"]})
-    assert error_of(dataset="columns") == "data set columns: has no en: its columns are source, de"
-    write_parquet("numbers/train.parquet", {"en": [1], "de": ["eins"]})
-    assert error_of(dataset="numbers") == "data set numbers: expected text in en, found int64"
-
-
-def test_several_configs_ask_for_one() -> None:
-    for config in ("de-en", "fr-en"):
-        write_parquet(f"set/{config}/train.parquet", {"en": ["one"], "de": ["eins"]})
-    card = "---\nconfigs:\n" + "".join(
-        f"- config_name: {config}\n  data_files: {config}/train.parquet\n" for config in ("de-en", "fr-en")
+    written("a.de", tgt[:500] + tgt[503:])
+    assert error_of(src="a.en", tgt="a.de") == COUNTS.format("2,997") + (
+        "from about line 501 on their lengths do not match any more: "
+        "lines are missing from a.de, or some too many in a.en"
     )
-    write("set/README.md", card + "---\n")
-    assert error_of(dataset="set") == ("data set set: has several configs, and none is given; choose from de-en, fr-en")
-    assert read(dataset="set", config="de-en") == [("one", "eins", 1)]
-
-
-def test_no_network_and_an_unknown_name_are_one_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    def raise_(error: Exception) -> Any:
-        def load(*_: object, **__: object) -> None:
-            raise error
-
-        return load
-
-    monkeypatch.setattr(datasets, "load_dataset", raise_(ConnectionError("Couldn't reach\nthe Hub")))
-    assert error_of(dataset="wmt/wmt14", config="de-en") == (
-        "data set wmt/wmt14: the hub cannot be reached, and there is no copy in the cache: "
-        "check the network, or give a local folder that holds the data set"
+    written("a.de", tgt[:2_000])
+    assert error_of(src="a.en", tgt="a.de") == COUNTS.format("2,000") + (
+        "by their lengths those of a.de all match, and its end is missing"
     )
-    monkeypatch.setattr(datasets, "load_dataset", raise_(datasets.exceptions.DatasetNotFoundError("no\nsuch")))
-    assert error_of(dataset="no/such") == (
-        "data set no/such: not found on the hub, or private: check the name at "
-        "https://huggingface.co/datasets/no/such, and log in with `hf auth login` if it is private"
+
+
+# ---- one file
+
+
+def test_columns_of_a_tsv_file_are_chosen_by_number_or_by_a_header() -> None:
+    write("a.tsv", 'id\tde\ten\n1\t"eins\tone\textra\n')
+    assert read(file="a.tsv", src_column="en", tgt_column="de") == [("one", '"eins', 2)]
+    assert read(file="a.tsv", src_column=3, tgt_column=2) == [("en", "de", 1), ("one", '"eins', 2)]
+    assert read(file="a.tsv", src_column="en", tgt_column=1) == [("one", "1", 2)]
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "problem"),
+    [
+        ("one\teins\ntwo\n", (), ", line 2: expected source, tab, target, found 1 column: mend or remove the line"),
+        ("a\tb\tc\na\tb\n", (3, 1), ", line 2: has 2 columns, and no column 3: mend or remove the line"),
+        (
+            "de\tid\ten\na\tb\n",
+            ("en", "de"),
+            ", line 2: has 2 columns, and column en is number 3: mend or remove the line",
+        ),
+        (
+            "de\tsource\n",
+            ("en", "de"),
+            ": its first line names no column en, it has de, source: give one of these names, or numbers if that line "
+            "is no header",
+        ),
+        (
+            "de\tde\ten\n",
+            ("en", "de"),
+            ": its first line names several columns de, it has de, de, en: give one of these names, or numbers if that "
+            "line is no header",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_tsv_file_is_located(text: str, columns: tuple[Any, ...], problem: str) -> None:
+    chosen = dict(zip(("src_column", "tgt_column"), columns, strict=False))
+    assert error_of(file=write("a.tsv", text), **chosen) == f"a.tsv{problem}"
+
+
+def test_keys_of_a_jsonl_file_may_be_named_and_nested() -> None:
+    write("a.jsonl", json.dumps({"text": {"src": "one"}, "a.b": "eins"}))
+    assert read(file="a.jsonl", src_column="text.src", tgt_column="a.b") == [("one", "eins", 1)]
+    assert error_of(file="a.jsonl", src_column="text.tgt", tgt_column="a.b") == (
+        "a.jsonl, line 1: has no key text.tgt, its keys are text, a.b: say which hold the text with src_column and "
+        "tgt_column, or mend the line"
+    )
+    assert error_of(file="a.jsonl", src_column=1, tgt_column=2) == (
+        "a.jsonl: has keys and no columns that can be counted: give the key in place of 1"
+    )
+
+
+def test_half_a_character_in_json_is_an_error_and_a_whole_one_is_not() -> None:
+    write("a.jsonl", '{"en": "\\ud83d\\ude00", "de": "ok"}\n{"en": "\\ud83d", "de": "\\ude00"}\n')
+    assert error_of(file="a.jsonl") == (
+        "a.jsonl, line 2: \\ud83d is half of a character (a surrogate alone): mend the line"
+    )
+
+
+def test_a_parquet_file_is_read_by_language_struct_or_name() -> None:
+    write_parquet("a.parquet", {"en": ["one", None], "de": ["eins", "zwei"], "n": [1, 2]})
+    assert read(file="a.parquet") == [("one", "eins", 1), ("", "zwei", 2)]
+    write_parquet("b.parquet", {"translation": [{"de": "eins", "en": "one"}, None], "x": ["1", "2"]})
+    assert read(file="b.parquet") == [("one", "eins", 1), ("", "", 2)]
+    assert read(file="b.parquet", src_column="x", tgt_column="translation.de") == [("1", "eins", 1), ("2", "", 2)]
+
+
+def test_text_in_a_parquet_dictionary_is_text() -> None:
+    import pyarrow
+
+    column = pyarrow.array(["one", "two", "one"]).dictionary_encode()
+    write_parquet("a.parquet", {"en": column, "de": pyarrow.array(["1", "2", "3"], pyarrow.large_string())})
+    assert read(file="a.parquet") == [("one", "1", 1), ("two", "2", 2), ("one", "3", 3)]
+
+
+def test_what_is_wrong_with_a_parquet_file_is_said_in_one_line() -> None:
+    import pyarrow
+
+    name = write_parquet("a.parquet", {"source": ["one"], "de": ["eins"]})
+    assert error_of(file=name) == (
+        "a.parquet: has no en: its columns are source, de: say which hold the text with src_column and tgt_column"
+    )
+    assert error_of(file=name, src_column="src", tgt_column="de") == (
+        "a.parquet: has no column src, its columns are source, de: correct src_column and tgt_column"
+    )
+    assert error_of(file=write_parquet("n.parquet", {"en": [b"one"], "de": ["eins"]})) == (
+        "n.parquet: expected text in en, found binary"
+    )
+    whole = Path(name).read_bytes()
+    assert error_of(file=write("cut.parquet", whole[:-20])) == (
+        "cut.parquet: ends too early, it was cut off: copy or download it again"
+    )
+    for name, content in (("no.parquet", b"en\tde\n"), ("empty.parquet", b"")):
+        assert error_of(file=write(name, content)) == (
+            f"{name}: is no Parquet file: give a file that is one, or end its name in what it is"
+        )
+    assert error_of(file="a.parquet.gz") == (
+        "a.parquet.gz: Parquet files are compressed inside: unpack it to a.parquet"
+    )
+    assert error_of(file="nowhere.parquet") == f"nowhere.parquet: no such file (looked for in {Path.cwd()})"
+    bad = pyarrow.Array.from_buffers(pyarrow.string(), 1, pyarrow.array([b"\xff"]).buffers())
+    assert error_of(file=write_parquet("bad.parquet", {"en": bad, "de": ["eins"]})) == (
+        "bad.parquet: en has text that is not UTF-8 in rows 1 to 1: mend it"
     )
 
 
@@ -306,7 +382,7 @@ def test_a_sacrebleu_set_that_cannot_be_downloaded_is_one_line(monkeypatch: pyte
 
 
 def test_fingerprints_follow_the_content_and_not_the_path() -> None:
-    def of(**source: str) -> str:
+    def of(**source: Any) -> str:
         return source_fingerprint(SourceConfig(**source))
 
     for name in ("a.en", "elsewhere.txt"):
@@ -327,6 +403,11 @@ def test_fingerprints_follow_the_content_and_not_the_path() -> None:
     write("moved/README.md", "new")
     assert of(dataset="moved") != folder
 
+    write("a.tsv", "a\tb\n")
+    assert (
+        of(file="a.tsv") != of(file="a.tsv", src_column=1, tgt_column=2) != of(file="a.tsv", src_column=2, tgt_column=1)
+    )
+    assert of(file="a.tsv", weight=2.0, tag="<bt>") == of(file="a.tsv")
     assert of(dataset="wmt/wmt14", config="de-en") == 'dataset:wmt/wmt14:["de-en", null]'
     assert of(sacrebleu="wmt14/full") == "sacrebleu:wmt14/full"
     with pytest.raises(DataError) as caught:

@@ -1,15 +1,33 @@
 """The tokenizer: deterministic, lossless on normalised text, clear about what does not fit."""
 
+import gzip
+import io
+import itertools
+import os
+import pickle
 import random
 import string
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sentencepiece
 
 from mt.config import TokenizerConfig
 from mt.errors import CheckpointError, ConfigError, DataError
-from mt.text.clean import normalise
-from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer, train_tokenizer
+from mt.text.normalise import normalise
+from mt.text.tokenizer import (
+    BOS_ID,
+    EOS_ID,
+    PAD_ID,
+    UNK_ID,
+    Tokenizer,
+    adopt_model,
+    count_words,
+    train_tokenizer,
+)
 
 NASTY = [
     "",
@@ -34,7 +52,7 @@ def sentences(n: int) -> list[str]:
 @pytest.fixture(scope="module", params=["bpe", "unigram"])
 def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     path = tmp_path_factory.mktemp(request.param) / "tokenizer.model"
-    train_tokenizer(sentences(400), TokenizerConfig(kind=request.param, vocab_size=500), path)
+    train_tokenizer(count_words(sentences(400)), TokenizerConfig(kind=request.param, vocab_size=500), path)
     return Tokenizer.load(path)
 
 
@@ -80,72 +98,171 @@ def test_the_pieces_that_break_a_line_are_known(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
-def test_the_same_lines_give_the_same_bytes(tmp_path: Path, kind: str) -> None:
-    for name in ("first", "second"):
-        train_tokenizer(iter(sentences(300)), TokenizerConfig(kind=kind, vocab_size=400), tmp_path / name)
-    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
+def test_the_same_counts_give_the_same_bytes_in_whatever_order_they_come(tmp_path: Path, kind: str) -> None:
+    counts = count_words(sentences(300))
+    config = TokenizerConfig(kind=kind, vocab_size=400)
+    shuffled = list(counts.items())
+    random.Random(1).shuffle(shuffled)
+    halves = [(word, part) for word, count in shuffled for part in (count // 2, count - count // 2)]
+    (tmp_path / "elsewhere").mkdir()
+    paths = [tmp_path / "first", tmp_path / "elsewhere" / "second"]
+    for path, given in zip(paths, (counts, iter(halves)), strict=True):
+        train_tokenizer(given, config, path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["elsewhere", "first", "second"]
+
+
+def trained_on_lines(lines: Iterable[str], **settings: Any) -> bytes:
+    """A model of ours as SentencePiece itself makes it of lines."""
+    model = io.BytesIO()
+    ours = {"pad_id": 0, "unk_id": 1, "bos_id": 2, "eos_id": 3, "byte_fallback": True, "num_threads": 16}
+    unchanged = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=model, minloglevel=2, **{**ours, **unchanged, **settings}
+    )
+    return model.getvalue()
+
+
+def scored_pieces(model: bytes) -> list[tuple[str, float]]:
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    return [(processor.id_to_piece(i), processor.get_score(i)) for i in range(processor.get_piece_size())]
+
+
+def text_with_rare_characters() -> list[str]:
+    draw = random.Random(5)
+    letters = [*string.ascii_lowercase * 30, *"äöüß€" * 5, *map(chr, range(0x4E00, 0x4E40)), "▁"]
+    words = ["".join(draw.choices(letters, k=draw.randint(1, 8))) for _ in range(400)]
+    words += ["<pad>x", "a<bt>b", "</s>"]
+    return [" ".join(draw.choices(words, k=draw.randint(1, 12))) for _ in range(1_000)]
+
+
+@pytest.mark.parametrize("coverage", [0.98, 0.99, 0.9999, 1.0])
+def test_counts_give_the_bpe_model_that_lines_give(tmp_path: Path, coverage: float) -> None:
+    lines = text_with_rare_characters()
+    config = TokenizerConfig(vocab_size=700, character_coverage=coverage)
+    train_tokenizer(count_words(lines), config, tmp_path / "model", ["<bt>"])
+    expected = trained_on_lines(
+        lines,
+        model_type="bpe",
+        vocab_size=700,
+        character_coverage=coverage,
+        user_defined_symbols=["▁<bt>", "<bt>"],
+    )
+    assert scored_pieces((tmp_path / "model").read_bytes()) == scored_pieces(expected)
+
+
+@pytest.mark.parametrize("coverage", [0.98, 0.985, 0.99])
+def test_a_coverage_that_the_trainer_refuses_is_reckoned_by_us_as_it_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, coverage: float
+) -> None:
+    counts = count_words(text_with_rare_characters())
+    config = TokenizerConfig(vocab_size=700, character_coverage=coverage)
+    models = []
+    for ours_begins_below in (0.98, 1.0):
+        monkeypatch.setattr("mt.text.tokenizer._LEAST_COVERAGE", ours_begins_below)
+        train_tokenizer(counts, config, tmp_path / "model", ["<bt>"])
+        models.append(scored_pieces((tmp_path / "model").read_bytes()))
+    assert models[0] == models[1]
+
+
+def test_with_a_coverage_of_90_percent_the_rarest_tenth_of_the_characters_becomes_bytes(tmp_path: Path) -> None:
+    lines = sentences(400)
+    uses = Counter("".join("▁" + line.replace(" ", "▁") for line in lines))
+    covered = list(itertools.accumulate(count for _, count in uses.most_common()))
+    n_kept = next(n for n, count in enumerate(covered, start=1) if count >= 0.9 * covered[-1])
+    train_tokenizer(count_words(lines), TokenizerConfig(vocab_size=400, character_coverage=0.9), tmp_path / "model")
+    tokenizer = Tokenizer.load(tmp_path / "model")
+    letters = {piece for piece in tokenizer.pieces(range(260, 400)) if len(piece) == 1}
+    assert letters == {character for character, _ in uses.most_common(n_kept)}
+    rarest = uses.most_common()[-1][0]
+    assert tokenizer.decode(tokenizer.encode(rarest)) == rarest
+
+
+@pytest.mark.skipif("MT_REAL_DATA" not in os.environ, reason="needs real text")
+def test_counts_give_the_bpe_model_that_lines_give_of_real_text(tmp_path: Path) -> None:
+    with gzip.open(Path(os.environ["MT_REAL_DATA"]) / "data/newstest/newstest2013.de.gz", "rt", "utf-8") as file:
+        lines = [normalise(line) for line in file]
+    train_tokenizer(count_words(lines), TokenizerConfig(vocab_size=4_000), tmp_path / "model")
+    expected = trained_on_lines(lines, model_type="bpe", vocab_size=4_000, character_coverage=0.9999)
+    assert scored_pieces((tmp_path / "model").read_bytes()) == scored_pieces(expected)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_symbols_are_one_piece_and_cost_no_piece_for_their_space(tmp_path: Path, kind: str) -> None:
+    counts = count_words([*sentences(300), "<bt> bt <br>"])
+    train_tokenizer(counts, TokenizerConfig(kind=kind, vocab_size=400), tmp_path / "model", ["<bt>", "<name>"])
+    tokenizer = Tokenizer.load(tmp_path / "model")
+    text = "<bt> der <name>, x<name>y <bt><bt> <BT>"
+    pieces = tokenizer.pieces(tokenizer.encode(text))
+    assert [piece for piece in pieces if "bt" in piece or "name" in piece] == [
+        *["▁<bt>", "▁<name>", "<name>"],
+        *["▁<bt>", "<bt>"],
+    ]
+    assert tokenizer.pieces(tokenizer.encode("<bt> der"))[1:] == tokenizer.pieces(tokenizer.encode("der"))
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.vocab_size == 400
 
 
 def test_training_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    train_tokenizer(sentences(300), TokenizerConfig(vocab_size=400), tmp_path / "model")
+    train_tokenizer(count_words(sentences(300)), TokenizerConfig(vocab_size=400), tmp_path / "model")
     assert capfd.readouterr() == ("", "")
 
 
-def test_lines_that_the_trainer_skips_are_counted(tmp_path: Path) -> None:
-    # Letters of the skipped lines get no piece: that shows that they were skipped.
-    longest, too_long = "x" * 4_192, "é" * 2_097
-    lines = [*sentences(300), longest, too_long, "block ▅ Q"]
-    stats = train_tokenizer(lines, TokenizerConfig(vocab_size=400, character_coverage=1.0), tmp_path / "model")
-    assert (stats.n_lines, stats.n_skipped_lines) == (303, 2)
+def test_words_too_long_to_be_words_are_left_out_and_counted(tmp_path: Path) -> None:
+    # Letters of the skipped words get no piece: that shows that they were skipped.
+    longest, too_long = "Y" * 4_192, "É" * 2_097
+    counts = count_words([*sentences(300), longest, f"{too_long} {too_long}", "block ▅Q \x00R\t"])
+    stats = train_tokenizer(counts, TokenizerConfig(vocab_size=400, character_coverage=1.0), tmp_path / "model")
+    assert (stats.n_words, stats.n_distinct_words, stats.n_skipped_words) == (sum(counts.values()), len(counts), 2)
     vocabulary = "".join(Tokenizer.load(tmp_path / "model").pieces(range(260, 400)))
-    assert "x" in vocabulary
-    assert not set("éQ") & set(vocabulary)
+    assert {"Y", "Q", "R"} <= set(vocabulary)
+    assert not {"É", "▅", "\x00", "\t"} & set(vocabulary)
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_a_vocabulary_too_large_for_the_corpus_names_the_largest(tmp_path: Path, kind: str) -> None:
-    lines = sentences(60)
+    counts = count_words(sentences(60))
     with pytest.raises(ConfigError) as caught:
-        train_tokenizer(lines, TokenizerConfig(kind=kind, vocab_size=8_000), tmp_path / "model")
+        train_tokenizer(counts, TokenizerConfig(kind=kind, vocab_size=8_000), tmp_path / "model")
     found = str(caught.value).rsplit("set it to ", 1)[1].split()[0]
     assert str(caught.value) == (
         f"tokenizer.vocab_size: 8,000 is too large for this corpus, which yields at most {int(found):,} pieces: "
         f"set it to {found} or less, or give more text"
     )
     assert list(tmp_path.iterdir()) == []
-    train_tokenizer(lines, TokenizerConfig(kind=kind, vocab_size=int(found)), tmp_path / "model")
+    train_tokenizer(counts, TokenizerConfig(kind=kind, vocab_size=int(found)), tmp_path / "model")
     assert Tokenizer.load(tmp_path / "model").vocab_size == int(found)
 
 
 def test_a_vocabulary_too_small_for_the_characters_names_what_they_take(tmp_path: Path) -> None:
-    lines = ["".join(chr(0x4E00 + 10 * i + j) for j in range(10)) for i in range(30)]
+    words = ["".join(chr(0x4E00 + 10 * i + j) for j in range(10)) for i in range(30)]
     config = TokenizerConfig(vocab_size=400, character_coverage=1.0)
     with pytest.raises(ConfigError) as caught:
-        train_tokenizer(lines, config, tmp_path / "model")
+        train_tokenizer(count_words(words), config, tmp_path / "model")
     # 300 characters, the space sign, 256 bytes, 4 special pieces
     assert str(caught.value) == (
         "tokenizer.vocab_size: 400 is too small for this corpus, whose characters take 561 pieces with the 256 bytes "
-        "and the 4 special ones: set it above 561, or lower tokenizer.character_coverage"
+        "and the special ones: set it above 561, or lower tokenizer.character_coverage"
     )
 
 
-def test_no_text_to_train_on_is_an_error_of_the_data(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("counts", "found"),
+    [({"y" * 5_000: 2}, "2 words were given, of which 2 are"), ({"": 3}, "0 words were given, of which 0 are")],
+)
+def test_no_text_to_train_on_is_an_error_of_the_data(tmp_path: Path, counts: dict[str, int], found: str) -> None:
     with pytest.raises(DataError) as caught:
-        train_tokenizer(["y" * 5_000], TokenizerConfig(), tmp_path / "model")
-    assert str(caught.value) == (
-        "no text to train the tokenizer on: 1 lines were given, of which SentencePiece skips 1 as too long "
-        "(over 4,192 bytes)"
-    )
+        train_tokenizer(counts, TokenizerConfig(), tmp_path / "model")
+    assert str(caught.value) == f"no text to train the tokenizer on: {found} too long (over 4,192 bytes)"
 
 
-def test_an_error_in_the_lines_reaches_the_caller(tmp_path: Path) -> None:
-    def broken():
-        yield "a line"
-        raise DataError("the disk is gone")
+def test_words_are_counted_between_spaces() -> None:
+    assert count_words(["a b a", "", "b,  a"]) == {"a": 3, "b": 1, "b,": 1}
 
-    with pytest.raises(DataError, match=r"^the disk is gone$"):
-        train_tokenizer(broken(), TokenizerConfig(), tmp_path / "model")
+
+def test_a_tokenizer_travels_to_other_processes(tokenizer: Tokenizer) -> None:
+    there = pickle.loads(pickle.dumps(tokenizer))
+    assert there.encode("über den deich") == tokenizer.encode("über den deich")
 
 
 def test_a_missing_or_damaged_model_is_a_checkpoint_error(tmp_path: Path) -> None:
@@ -153,7 +270,7 @@ def test_a_missing_or_damaged_model_is_a_checkpoint_error(tmp_path: Path) -> Non
     with pytest.raises(CheckpointError) as caught:
         Tokenizer.load(path)
     assert str(caught.value) == f"{path}: no such file, the tokenizer is missing"
-    train_tokenizer(sentences(300), TokenizerConfig(vocab_size=400), path)
+    train_tokenizer(count_words(sentences(300)), TokenizerConfig(vocab_size=400), path)
     whole = path.read_bytes()
     for damaged in (b"", b"garbage", whole[: len(whole) // 2]):
         path.write_bytes(damaged)
@@ -162,15 +279,123 @@ def test_a_missing_or_damaged_model_is_a_checkpoint_error(tmp_path: Path) -> Non
         assert str(caught.value) == f"{path}: is no SentencePiece model, or is damaged: put the original file back"
 
 
-def test_a_model_of_another_program_is_refused(tmp_path: Path) -> None:
-    import sentencepiece
-
+def foreign_model(path: Path, **settings: Any) -> Path:
+    """A model as other programs have it: unk 0, bos 1, eos 2, no pad, no bytes, its own rules of text."""
+    model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences(300)), model_prefix=str(tmp_path / "other"), vocab_size=200, minloglevel=2
+        sentence_iterator=iter(sentences(300)), model_writer=model, minloglevel=2, **{"vocab_size": 350, **settings}
     )
-    path = tmp_path / "other.model"
+    path.write_bytes(model.getvalue())
+    return path
+
+
+FOREIGN: dict[str, dict[str, Any]] = {
+    "bpe": {"model_type": "bpe"},
+    "unigram": {"model_type": "unigram", "vocab_size": 200},
+    "bpe with bytes": {"model_type": "bpe", "byte_fallback": True, "vocab_size": 450},
+    "unigram with bytes": {"model_type": "unigram", "byte_fallback": True, "vocab_size": 450},
+    "as T5 has it": {"model_type": "unigram", "vocab_size": 200, "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1},
+    "names of its own": {"pad_id": 3, "pad_piece": "[PAD]", "bos_piece": "[BOS]", "vocab_size": 200},
+    "a symbol of its own": {"user_defined_symbols": "<name>", "self_test_sample_size": 5, "vocab_size": 200},
+}
+
+
+@pytest.mark.parametrize("settings", FOREIGN.values(), ids=FOREIGN)
+def test_an_adopted_model_cuts_text_as_it_did(tmp_path: Path, settings: dict[str, Any]) -> None:
+    path = foreign_model(tmp_path / "foreign.model", **settings)
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    (tmp_path / "adopted.model").write_bytes(adopt_model(path, ["<bt>", "<name>"]))
+    ours = Tokenizer.load(tmp_path / "adopted.model")
+    texts = [*sentences(100), *NASTY[:-1], "Ｆｕｌｌ width  and spaces", "[BOS] [PAD] <pad>"]
+    for text in texts:
+        ids = ours.encode(text)
+        assert ours.pieces(ids) == [theirs.id_to_piece(i) for i in theirs.encode(text)]
+        if UNK_ID not in ids:
+            assert ours.decode(ids) == theirs.decode(theirs.encode(text))
+    assert ours.encode_batch(["漢"]) == [ours.encode("漢")]
+    assert (UNK_ID in ours.encode("漢")) == ("byte_fallback" not in settings)
+    assert len(ours.byte_ids) == (256 if "byte_fallback" in settings else 0)
+    assert len(ours.line_breaking_ids) == (3 if "byte_fallback" in settings else 0)
+    assert ours.pieces(ours.encode("<bt> x<name>y")).count("▁<bt>") == 1
+    assert "<name>" in ours.pieces(ours.encode("<bt> x<name>y"))
+
+
+def test_an_adopted_model_keeps_all_its_pieces_and_gets_what_it_lacks(tmp_path: Path) -> None:
+    path = foreign_model(tmp_path / "foreign.model", vocab_size=200)
+    before = [piece for piece, _ in scored_pieces(path.read_bytes())]
+    assert before[:3] == ["<unk>", "<s>", "</s>"]
+    adopted = adopt_model(path, ["<bt>"])
+    assert [piece for piece, _ in scored_pieces(adopted)] == [
+        *["<pad>", "<unk>", "<s>", "</s>"],
+        *before[3:],
+        *["▁<bt>", "<bt>"],
+    ]
+    assert dict(scored_pieces(adopted)).items() >= dict(scored_pieces(path.read_bytes())).items()
+    (tmp_path / "again.model").write_bytes(adopted)
+    assert adopt_model(tmp_path / "again.model", ["<bt>"]) == adopted
+
+
+def test_a_symbol_that_is_a_common_piece_of_the_model_becomes_one_that_is_never_cut(tmp_path: Path) -> None:
+    path = foreign_model(tmp_path / "foreign.model", vocab_size=200, control_symbols="<de>")
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    assert "<de>" not in theirs.encode("<de> x", out_type=str)
+    (tmp_path / "adopted.model").write_bytes(adopt_model(path, ["<de>"]))
+    ours = Tokenizer.load(tmp_path / "adopted.model")
+    assert ours.pieces(ours.encode("<de> x"))[:2] == ["▁", "<de>"]
+    assert ours.vocab_size == 201  # with pad
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_a_model_of_ours_is_adopted_as_it_is(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "model"
+    train_tokenizer(count_words(sentences(300)), TokenizerConfig(kind=kind, vocab_size=400), path, ["<bt>"])
+    assert adopt_model(path, []) == path.read_bytes()
+    assert adopt_model(path, ["<bt>"]) == path.read_bytes()
+    assert Tokenizer(adopt_model(path, ["<bt>", "<name>"])).vocab_size == 402
+
+
+def test_what_cannot_be_adopted_is_refused_in_a_line(tmp_path: Path) -> None:
+    def refusal(path: Path, symbols: list[str]) -> str:
+        with pytest.raises((ConfigError, DataError)) as caught:
+            adopt_model(path, symbols)
+        return str(caught.value)
+
+    missing, damaged = tmp_path / "missing.model", tmp_path / "damaged.model"
+    assert refusal(missing, []) == f"{missing}: no such file, the tokenizer is missing"
+    assert refusal(tmp_path, []) == f"{tmp_path}: the tokenizer cannot be read: Is a directory"
+    damaged.write_text('{"model": {}}')
+    assert refusal(damaged, []) == (
+        f"{damaged}: is no SentencePiece model, or is damaged: set tokenizer.model to the .model file that "
+        "SentencePiece has written"
+    )
+    path = foreign_model(tmp_path / "foreign.model", vocab_size=200, bos_piece="<begin>")
+    assert (
+        refusal(path, ["<begin>"]) == f"{path}: <begin> is a special piece of this model: choose another symbol or tag"
+    )
+    both = foreign_model(tmp_path / "both.model", vocab_size=200, bos_id=-1, bos_piece="</s>")
+    assert refusal(both, []) == (
+        f"{both}: uses one piece for two purposes (pad <pad>, unk <unk>, bos </s>, eos </s>): "
+        "set tokenizer.model to a model that has a piece for each"
+    )
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_the_ends_of_pieces_are_known_of_an_adopted_model_too(tmp_path: Path, kind: str) -> None:
+    path = foreign_model(tmp_path / "foreign.model", model_type=kind, vocab_size=200)
+    tokenizer = Tokenizer(adopt_model(path, []))
+    text = "xx漢字 ½漢🙂"
+    pieces, ends = tokenizer.pieces(tokenizer.encode(text)), tokenizer.piece_ends(text)
+    assert len(ends) == len(pieces)
+    assert ends == sorted(ends)
+    assert ends[-1] == len(text)
+    assert ends[pieces.index("<unk>")] == 4  # one for both characters
+
+
+def test_a_model_of_another_program_is_not_loaded_as_it_is(tmp_path: Path) -> None:
+    path = foreign_model(tmp_path / "other.model", vocab_size=200)
     with pytest.raises(CheckpointError) as caught:
         Tokenizer.load(path)
     assert str(caught.value) == (
-        f"{path}: was not made by mt: it needs pad, unk, bos and eos as pieces 0 to 3 and byte fallback"
+        f"{path}: was not made by mt: it needs pad, unk, bos and eos as pieces 0 to 3: give it as tokenizer.model when "
+        "the corpus is prepared"
     )

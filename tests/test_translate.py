@@ -22,7 +22,7 @@ from mt.checkpoint import save_model_folder
 from mt.config import TokenizerConfig
 from mt.decode.lines import LineReader
 from mt.model import Transformer
-from mt.text.tokenizer import PAD_ID, Tokenizer, train_tokenizer
+from mt.text.tokenizer import PAD_ID, Tokenizer, count_words, train_tokenizer
 from tests.forks import MT, run_mt
 from tests.toys import toy_config, toy_text, write_lines
 
@@ -39,7 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder with random weights; they are large, so that it is decided."""
     folder = tmp_path_factory.mktemp("translate")
     src, tgt = toy_text(300, 1)
-    train_tokenizer([*src, *tgt], TokenizerConfig(vocab_size=380), folder / "tokenizer.model")
+    train_tokenizer(count_words([*src, *tgt]), TokenizerConfig(vocab_size=380), folder / "tokenizer.model")
     config = toy_config(folder / "text")
     torch.manual_seed(0)
     tokenizer = Tokenizer.load(folder / "tokenizer.model")

@@ -22,7 +22,7 @@ from mt.decode.translator import Backend, Hypothesis, OwnBackend, PrefixError, T
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.model import Transformer
 from mt.runtime import choose_device, choose_dtype
-from mt.text.tokenizer import EOS_ID, PAD_ID, Tokenizer, train_tokenizer
+from mt.text.tokenizer import EOS_ID, PAD_ID, Tokenizer, count_words, train_tokenizer
 from tests.toys import WORDS, toy_text
 
 MAX_SOURCE_TOKENS = 24
@@ -32,7 +32,7 @@ MAX_SOURCE_TOKENS = 24
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     src, tgt = toy_text(300, 1)
-    train_tokenizer([*src, *tgt], TokenizerConfig(vocab_size=380), path)
+    train_tokenizer(count_words([*src, *tgt]), TokenizerConfig(vocab_size=380), path)
     return Tokenizer.load(path)
 
 

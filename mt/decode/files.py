@@ -20,7 +20,7 @@ from mt.decode.meter import Meter
 from mt.decode.outputs import Outputs, Progress, open_outputs
 from mt.decode.words import pharaoh
 from mt.errors import ConfigError, DataError
-from mt.text.sources import explained, open_bytes, require_text
+from mt.text.files import explained, open_bytes, require_text
 
 if TYPE_CHECKING:  # a translator comes with torch, and what is wrong with a file is told before
     from mt.decode.translator import Aligner, Hypothesis, Translator

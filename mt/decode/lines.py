@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mt.errors import DataError
-from mt.text.sources import explained, open_bytes
+from mt.text.files import explained, open_bytes
 
 _BLOCK_BYTES = 1 << 16
 _BLOCKS_AHEAD = 64

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 
+from mt.units import format_duration
+
 # A line in place is renewed so often; where there is no terminal, a line is added so often.
 IN_PLACE_SECONDS = 0.5
 LINE_SECONDS = 30.0
@@ -45,16 +47,12 @@ class Meter:
     def close(self) -> None:
         """The sum of it, if anything was shown before."""
         if self._has_shown:
-            from mt.runtime import format_duration
-
             seconds = time.monotonic() - self._started_at
             n_lines = self._n_done - self._n_before
             text = f"{n_lines:,} lines in {format_duration(seconds)} · {n_lines / seconds:,.1f} lines/s"
             print(f"{_CLEAR}{text}" if self._is_in_place else text, file=sys.stderr, flush=True)
 
     def _text(self, n_lines: float, seconds: float) -> str:
-        from mt.runtime import format_duration
-
         per_second = (n_lines - self._n_before) / seconds
         text = f"{int(n_lines):,} lines" if self._n_lines is None else f"{int(n_lines):,} of {self._n_lines:,} lines"
         text += f" · {per_second:,.1f} lines/s"

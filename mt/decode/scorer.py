@@ -23,7 +23,7 @@ from mt.decode.search import length_penalty
 from mt.errors import CheckpointError
 from mt.model import Transformer
 from mt.runtime import choose_device, choose_dtype, give_back_free_memory, keep_large_blocks
-from mt.text.clean import normalise
+from mt.text.normalise import Normalisers
 from mt.text.sources import SentencePair
 from mt.text.tokenizer import EOS_ID, Tokenizer
 
@@ -103,13 +103,24 @@ class Scorer:
         model: made for inference, see `Transformer.for_inference`.
         decode: length penalty and size of batches; the rest of it is for searching.
         max_tokens: the model has not seen longer sides in training; longer pairs are scored, and counted.
+        normalisers: how the text of the two sides is changed first, as in training; by default as the settings of
+            cleaning are unless changed.
     """
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, decode: DecodeConfig, *, max_tokens: int) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        decode: DecodeConfig,
+        *,
+        max_tokens: int,
+        normalisers: Normalisers | None = None,
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.decode = decode
         self.max_tokens = max_tokens
+        self.normalisers = normalisers or Normalisers.by_default()
         self.longest = max(LONGEST, max_tokens)
         self.n_pairs = 0  # so far
         self.n_long = 0  # pairs so far with a side of more than max_tokens
@@ -121,7 +132,7 @@ class Scorer:
 
         Raises:
             CheckpointError: there is no complete model of this version there.
-            ConfigError: no such device or precision.
+            ConfigError: no such device or precision; a package that the model's text was normalised with is missing.
         """
         keep_large_blocks()
         chosen_device = choose_device(device)
@@ -132,6 +143,7 @@ class Scorer:
             folder.load_tokenizer(),
             folder.config.decode,
             max_tokens=folder.config.data.max_tokens,
+            normalisers=Normalisers.of_run(folder.config),
         )
 
     def score(self, pairs: Iterable[SentencePair], decode: DecodeConfig | None = None) -> Iterator[PairScore]:
@@ -152,7 +164,8 @@ class Scorer:
             give_back_free_memory()  # batches of many sizes leave blocks of many sizes
 
     def _score_chunk(self, pairs: Sequence[SentencePair], decode: DecodeConfig) -> Iterator[PairScore]:
-        ids = self.tokenizer.encode_batch([normalise(pair.src) for pair in pairs] + [normalise(p.tgt) for p in pairs])
+        src_texts = [self.normalisers.src(pair.src) for pair in pairs]
+        ids = self.tokenizer.encode_batch(src_texts + [self.normalisers.tgt(pair.tgt) for pair in pairs])
         sources = [[*sentence, EOS_ID] for sentence in ids[: len(pairs)]]
         targets = ids[len(pairs) :]
         lengths = [max(len(source), len(target) + 1) for source, target in zip(sources, targets, strict=True)]

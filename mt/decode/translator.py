@@ -24,7 +24,7 @@ from mt.decode.words import word_alignment
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.model import Transformer
 from mt.runtime import choose_device, choose_dtype, keep_large_blocks
-from mt.text.clean import normalise
+from mt.text.normalise import Normalisers
 from mt.text.tokenizer import Tokenizer
 
 # Lines that are read before the first is translated, so that sentences of equal length can go together.
@@ -191,6 +191,8 @@ class Translator:
             graphs.
         decode: the settings that `translate` goes by unless told otherwise.
         max_source_tokens: longer lines are translated in parts, for the model has not seen longer ones in training.
+        normalisers: how the text of the two sides is changed first, as in training; by default as the settings of
+            cleaning are unless changed.
         retries: whether what is odd (see `mt.decode.oddities`) is searched again, with repetition blocked. Drawn
             translations never are.
         identity: what output depends on besides settings and text: checksums of the model, device, precision.
@@ -203,6 +205,7 @@ class Translator:
         decode: DecodeConfig,
         *,
         max_source_tokens: int,
+        normalisers: Normalisers | None = None,
         retries: bool = True,
         identity: Mapping[str, str] | None = None,
     ) -> None:
@@ -210,6 +213,7 @@ class Translator:
         self.tokenizer = tokenizer
         self.decode = decode
         self.max_source_tokens = max_source_tokens
+        self.normalisers = normalisers or Normalisers.by_default()
         self.retries = retries
         self.identity = dict(identity or {})
 
@@ -236,7 +240,7 @@ class Translator:
                 For programs that no other thread of theirs computes in.
         Raises:
             CheckpointError: there is no complete model of this version there.
-            ConfigError: no such device or precision.
+            ConfigError: no such device or precision; a package that the model's text was normalised with is missing.
         """
         keep_large_blocks()
         chosen_device = choose_device(device)
@@ -248,6 +252,7 @@ class Translator:
             folder.load_tokenizer(),
             folder.config.decode,
             max_source_tokens=folder.config.data.max_tokens,
+            normalisers=Normalisers.of_run(folder.config),
             retries=retries,
             identity={
                 "model": f"{checksums.get(WEIGHTS)} {checksums.get(TOKENIZER)}",
@@ -330,8 +335,8 @@ class Translator:
         self, lines: Sequence[str], prefixes: Sequence[str], n_lines_before: int, decode: DecodeConfig
     ) -> tuple[list[_Sentence], list[slice]]:
         """What is to be searched for, and which of it makes up each line."""
-        texts = [normalise(line) for line in lines]
-        begun = self.tokenizer.encode_batch([normalise(prefix) for prefix in prefixes])
+        texts = [self.normalisers.src(line) for line in lines]
+        begun = self.tokenizer.encode_batch([self.normalisers.tgt(prefix) for prefix in prefixes])
         sentences: list[_Sentence] = []
         of_line: list[slice] = []
         for number, (text, ids) in enumerate(zip(texts, self.tokenizer.encode_batch(texts), strict=True)):
@@ -353,7 +358,7 @@ class Translator:
                 yield whole, ids
             return
         # A part may take a piece or two more than within the line: its first word begins anew.
-        parts = split_text(whole.text, self.tokenizer.piece_ends(ids), max(room - 2, 1))
+        parts = split_text(whole.text, self.tokenizer.piece_ends(whole.text), max(room - 2, 1))
         for part, part_ids in zip(parts, self.tokenizer.encode_batch([part.text for part in parts]), strict=True):
             continues_word = part.continues_word if part is not parts[0] else whole.continues_word
             placed = Part(part.text, whole.n_words_before + part.n_words_before, continues_word)

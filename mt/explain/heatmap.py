@@ -6,7 +6,6 @@ S source tokens, T target tokens, both with their EOS; L layers of the decoder.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 import torch
@@ -16,24 +15,10 @@ from mt.data.batch import packed_pairs
 from mt.decode.translator import Translator
 from mt.errors import ConfigError
 from mt.model import Transformer
-from mt.text.clean import normalise
+from mt.page import element, heat_map, page, paragraph, section
 from mt.text.tokenizer import EOS_ID
 
 LONGEST = 200  # tokens of a side; a page of more could not be read
-_PAGE = """<!doctype html>
-<html><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 14px sans-serif; margin: 2em }}
-table {{ border-collapse: collapse; margin-bottom: 2em }}
-th {{ font-weight: normal; text-align: right; padding: 0 .4em; white-space: nowrap }}
-thead th {{ writing-mode: vertical-rl; transform: rotate(180deg); text-align: left; padding: .4em 0 }}
-td {{ width: 1.6em; height: 1.6em; border: 1px solid #eee }}
-</style></head><body>
-<p>{src}<br>{tgt}</p>
-<p>Each row is a token of the translation, each column a token of the source; the darker, the more the model looked
-there to choose the token. Averages over {n_heads} heads.</p>
-{maps}
-</body></html>
-"""
 
 
 def explained_page(model: str | Path, src: str, tgt: str | None, device: str = "auto", precision: str = "auto") -> str:
@@ -46,11 +31,12 @@ def explained_page(model: str | Path, src: str, tgt: str | None, device: str = "
         CheckpointError: there is no complete model of this version there.
         ConfigError: a text is blank or too long; no such device or precision.
     """
-    src, tgt = normalise(src), None if tgt is None else normalise(tgt)
+    translator = Translator.load(model, device=device, precision=precision)
+    normalisers = translator.normalisers
+    src, tgt = normalisers.src(src), None if tgt is None else normalisers.tgt(tgt)
     for key, text in (("src", src), ("tgt", tgt)):
         if text == "":
             raise ConfigError(f"{key}: is blank: give a sentence")
-    translator = Translator.load(model, device=device, precision=precision)
     tokenizer = translator.tokenizer
     source = [*tokenizer.encode(src), EOS_ID]
     _check_length("src", source)
@@ -60,12 +46,15 @@ def explained_page(model: str | Path, src: str, tgt: str | None, device: str = "
     _check_length("tgt", target)
     maps = attention_maps(translator.model, source, target)
     src_pieces, tgt_pieces = tokenizer.pieces(source), tokenizer.pieces(target)
-    tables = [
-        f"<h2>Layer {number}</h2>\n{_table(src_pieces, tgt_pieces, weights.tolist())}"
+    layers = [
+        section(f"Layer {number}", heat_map(tgt_pieces, src_pieces, weights.tolist()))
         for number, weights in enumerate(maps, start=1)
     ]
-    n_heads = translator.model.config.n_heads
-    return _PAGE.format(title=escape(src), src=escape(src), tgt=escape(tgt), n_heads=n_heads, maps="\n".join(tables))
+    explanation = paragraph(
+        "Each row is a token of the translation, each column a token of the source; the stronger the colour, the more "
+        f"the model looked there to choose the token. Averages over {translator.model.config.n_heads} heads."
+    )
+    return page(src, layers, lead=[element("p", {"dir": "auto"}, tgt), explanation])
 
 
 @torch.inference_mode()
@@ -88,16 +77,3 @@ def attention_maps(model: Transformer, source: Sequence[int], target: Sequence[i
 def _check_length(key: str, ids: Sequence[int]) -> None:
     if len(ids) > LONGEST:
         raise ConfigError(f"{key}: has {len(ids):,} tokens, and a map can show {LONGEST}: give one sentence")
-
-
-def _table(src_pieces: Sequence[str], tgt_pieces: Sequence[str], weights: Sequence[Sequence[float]]) -> str:
-    columns = "".join(f"<th>{escape(piece)}</th>" for piece in src_pieces)
-    rows = []
-    for tgt_piece, row in zip(tgt_pieces, weights, strict=True):
-        cells = "".join(
-            f'<td style="background:rgba(20,60,140,{weight:.2f})" title="{escape(f"{tgt_piece} {src_piece}")} '
-            f'{weight:.3f}"></td>'
-            for src_piece, weight in zip(src_pieces, row, strict=True)
-        )
-        rows.append(f"<tr><th>{escape(tgt_piece)}</th>{cells}</tr>")
-    return f"<table><thead><tr><th></th>{columns}</tr></thead><tbody>\n" + "\n".join(rows) + "\n</tbody></table>"

@@ -41,8 +41,8 @@ from mt.errors import CheckpointError, ConfigError, MTError
 from mt.evaluate.scores import corpus_bleu, corpus_chrf
 from mt.model import LayerNorm, Transformer, sinusoidal_positions
 from mt.runtime import choose_device, versions
-from mt.text.clean import normalise
 from mt.text.corpus import first_test_pairs
+from mt.text.normalise import Normalisers
 from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
 
 FORMAT, FORMAT_VERSION = "ctranslate2", 1
@@ -288,6 +288,7 @@ def _lines_to_compare(folder: ModelFolder, verify_with: Path | None) -> tuple[st
             lines = [pair.src for pair in pairs]
         except MTError:  # the model was copied here, and its text was not
             description, lines = "English sentences that ship with mt", list(BUILT_IN_LINES)
+    normalise = Normalisers.of_run(folder.config).src
     lines = [line for line in map(normalise, lines) if line][:COMPARED_LINES]
     return f"{len(lines):,} lines of {description}", lines
 
@@ -672,6 +673,7 @@ def load_translator(
         folder.load_tokenizer(),
         folder.config.decode,
         max_source_tokens=folder.config.data.max_tokens,
+        normalisers=Normalisers.of_run(folder.config),
         retries=retries,
         identity={
             "backend": "ctranslate2",

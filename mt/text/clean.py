@@ -1,41 +1,96 @@
-"""Which pairs are kept, and for each reason they are not: a count and a few examples."""
+"""Which pairs are kept, and for each rule that removes or changes some: a count and the first examples."""
 
 from __future__ import annotations
 
 import re
+import string
 import unicodedata
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from mt.config import CleanConfig
+from mt.text.languages import LanguageIdentifier
+from mt.text.normalise import Change, Normaliser
+from mt.text.scripts import expected_scripts, n_letters_and_marks, wrong_script_share
 from mt.text.sources import SentencePair
 
-Reason = Literal["empty", "too_long", "length_ratio", "too_many_tokens"]
+Reason = Literal[
+    "empty",
+    "too_long",
+    "length_ratio",
+    "copied",
+    "too_little_copied",
+    "non_letters",
+    "swapped",
+    "wrong_script",
+    "numbers",
+    "wrong_language",
+    "contaminated",
+    "duplicate",
+    "folded_duplicate",
+    "too_many_tokens",
+]
 
-MAX_EXAMPLES = 3  # of each reason
+MAX_EXAMPLES = 3  # of each reason and each change
+NORMALISED_CHARS = 10  # times the characters that a side may have; what is longer goes as it is
 EXAMPLE_CHARS = 200  # shown of each side
 RATIO_SLACK_BYTES = 16  # added to both sides, so that short sentences may differ by a word or two
-
-# White space, control characters, and the invisible U+200B and U+FEFF, which SentencePiece's own NMT rules turn into
-# spaces as well. U+2581 is how SentencePiece writes a space: it could not be told from one after decoding. The joiners
-# U+200C and U+200D stay, because Persian, the Indic scripts and emoji are spelled with them.
-_SPACES = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200b\u2581\ufeff]+")
-_SURROGATES = re.compile(r"[\ud800-\udfff]")
+MIN_COPIED_WORDS = 4  # on the longer side; fewer tell nothing
+MIN_PLAIN_WORDS, MIN_PLAIN_SHARE = 3, 0.4  # of a side; text without them is names, titles, code: rightly the same
+MIN_NON_LETTERS_CHARS = 8  # besides spaces; fewer are numbers of lists and dates
+MIN_SCRIPT_LETTERS = 10  # fewer are mostly names
 
 
-def normalise(text: str) -> str:
-    """Unicode NFC, with every run of white space and control characters as one space, and none at the ends.
+class Rule(NamedTuple):
+    """What people are told about a reason or a change."""
 
-    The one change that is ever made to text, the same for preparing and for translating; idempotent. Half a surrogate
-    pair, which no UTF-8 can hold, becomes U+FFFD.
-    """
-    if not text.isascii():
-        text = unicodedata.normalize("NFC", _SURROGATES.sub("\ufffd", text))
-    return _SPACES.sub(" ", text).strip(" ")
+    setting: str  # under data
+    text: str  # what it removes or does, after the count of pairs or sides
 
 
-def _shortened(text: str) -> str:
+# In the order in which they are tried: a pair counts for the first that it breaks.
+RULES: dict[Reason, Rule] = {
+    "empty": Rule("clean", "A side holds no text."),
+    "too_long": Rule("clean.max_chars", "A side has more characters than allowed."),
+    "length_ratio": Rule("clean.max_length_ratio", "One side is many times as long as the other, in bytes."),
+    "copied": Rule("clean.max_copied", "The two sides are the same prose, or nearly: it was not translated."),
+    "too_little_copied": Rule("clean.min_copied", "The two sides share too few words, names and numbers."),
+    "non_letters": Rule("clean.max_non_letters", "A side is mostly digits, punctuation and symbols."),
+    "swapped": Rule("clean.language", "Each side is in the language of the other, by its script or its words."),
+    "wrong_script": Rule("clean.max_wrong_script", "A side is in a script that its language is not written in."),
+    "numbers": Rule("clean.numbers", "The two sides hold different numbers."),
+    "wrong_language": Rule("clean.language", "A side is in another language than it should be."),
+    "contaminated": Rule("clean.contamination", "A side stands in a validation or test set."),
+    "duplicate": Rule("clean.duplicates", "The same pair came before."),
+    "folded_duplicate": Rule("clean.duplicates", "The same pair came before, but for case and punctuation."),
+    "too_many_tokens": Rule("max_tokens", "A side has more tokens than allowed."),
+}
+CHANGE_RULES: dict[Change, Rule] = {
+    "unicode_nfc": Rule("clean.unicode_nfc", "Letters and their accents were joined to one character (Unicode NFC)."),
+    "control_characters": Rule("clean.control_characters", "Control and invisible characters became spaces."),
+    "html_entities": Rule("clean.html_entities", "HTML entities such as &amp; became the characters they stand for."),
+    "punctuation": Rule(
+        "clean.punctuation", "Quotes, dashes and the spaces beside them were made alike, as Moses does."
+    ),
+    "white_space": Rule(
+        "clean.white_space", "Tabs, runs of spaces and spaces at the ends became single spaces or went."
+    ),
+}
+
+_PUNCTUATION = string.punctuation + "„“”‘’‚«»‹›–—…¿¡、。，"
+_LETTERS = string.ascii_letters.encode()
+# All bytes of the UTF-8 of U+0000 to U+024F: ASCII and the Latin letters of most of Europe.
+_LATIN_BYTES = bytes(range(0xCA))
+# Digits, with what stands between those of one number: 1,000.5, 1'000,5, 2:30.
+_NUMBERS = re.compile(r"\d+(?:[.,:'’]\d+)*")
+_SPACED_NUMBERS = re.compile(r"(?<![\d.,])\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?!\d)")
+_SPACES = re.compile("[ \u00a0\u202f]")
+
+
+def shortened(text: str) -> str:
+    """The beginning of a text, short enough for an example."""
     return text if len(text) <= EXAMPLE_CHARS else text[: EXAMPLE_CHARS - 1] + "…"
 
 
@@ -49,52 +104,290 @@ class Removal:
     def add(self, pair: SentencePair) -> None:
         self.count += 1
         if len(self.examples) < MAX_EXAMPLES:
-            self.examples.append(SentencePair(_shortened(pair.src), _shortened(pair.tgt), pair.line))
+            self.examples.append(SentencePair(shortened(pair.src), shortened(pair.tgt), pair.line))
+
+    def merge(self, other: Removal) -> None:
+        self.count += other.count
+        self.examples = (self.examples + other.examples)[:MAX_EXAMPLES]
 
     def as_json(self) -> dict[str, Any]:
         return {"count": self.count, "examples": [pair._asdict() for pair in self.examples]}
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Removal:
+        return cls(content["count"], [SentencePair(**example) for example in content["examples"]])
 
-class Cleaner:
-    """Normalises the pairs of one source, keeps the good ones, and remembers why the others went."""
 
-    def __init__(self, config: CleanConfig) -> None:
-        self.config = config
-        self.n_read = 0
-        self.removals: dict[Reason, Removal] = {}
+class ChangedText(NamedTuple):
+    """One side of a pair before and after all changes, from where they first differ."""
+
+    line: int
+    side: Literal["src", "tgt"]
+    before: str
+    after: str
+
+
+@dataclass
+class ChangeExamples:
+    """The sides that a kind of change did something to."""
+
+    count: int = 0
+    examples: list[ChangedText] = field(default_factory=list)
+
+    def add(self, line: int, side: Literal["src", "tgt"], before: str, after: str) -> None:
+        self.count += 1
+        if len(self.examples) < MAX_EXAMPLES:
+            self.examples.append(ChangedText(line, side, *_where_they_differ(before, after)))
+
+    def merge(self, other: ChangeExamples) -> None:
+        self.count += other.count
+        self.examples = (self.examples + other.examples)[:MAX_EXAMPLES]
+
+    def as_json(self) -> dict[str, Any]:
+        return {"count": self.count, "examples": [example._asdict() for example in self.examples]}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> ChangeExamples:
+        return cls(content["count"], [ChangedText(**example) for example in content["examples"]])
+
+
+def _where_they_differ(before: str, after: str) -> tuple[str, str]:
+    """Both texts shortened, beginning shortly before the first difference where that lies far from the beginning."""
+    same = next(
+        (i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after))
+    )
+    start = max(same - EXAMPLE_CHARS // 2, 0) if max(len(before), len(after)) > EXAMPLE_CHARS else 0
+    if start == 0:
+        return shortened(before), shortened(after)
+    return shortened("…" + before[start:]), shortened("…" + after[start:])
+
+
+@dataclass
+class Tally:
+    """What became of the pairs of one source, or of a part of it."""
+
+    n_read: int = 0
+    removed: dict[Reason, Removal] = field(default_factory=dict)
+    changed: dict[Change, ChangeExamples] = field(default_factory=dict)  # of sides, those of removed pairs too
 
     @property
     def n_kept(self) -> int:
-        return self.n_read - sum(removal.count for removal in self.removals.values())
+        return self.n_read - sum(removal.count for removal in self.removed.values())
+
+    def remove(self, reason: Reason, pair: SentencePair) -> None:
+        """Count a pair as removed."""
+        self.removed.setdefault(reason, Removal()).add(pair)
+
+    def add(self, other: Tally) -> None:
+        """Take in what became of a later part of the same source."""
+        self.n_read += other.n_read
+        for reason, removal in other.removed.items():
+            self.removed.setdefault(reason, Removal()).merge(removal)
+        for change, examples in other.changed.items():
+            self.changed.setdefault(change, ChangeExamples()).merge(examples)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "n_read": self.n_read,
+            "removed": {reason: self.removed[reason].as_json() for reason in RULES if reason in self.removed},
+            "changed": {change: self.changed[change].as_json() for change in CHANGE_RULES if change in self.changed},
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Tally:
+        return cls(
+            content["n_read"],
+            {reason: Removal.from_json(removal) for reason, removal in content["removed"].items()},
+            {change: ChangeExamples.from_json(examples) for change, examples in content["changed"].items()},
+        )
+
+
+class Cleaner:
+    """Normalises the pairs of one source, keeps the good ones, and counts in `tally` what became of the others.
+
+    Raises:
+        ConfigError: a rule needs a package that is missing, or does not know a language.
+    """
+
+    def __init__(self, config: CleanConfig, src_lang: str, tgt_lang: str) -> None:
+        self.config = config
+        self.src_lang = src_lang
+        self.tgt_lang = tgt_lang
+        self.tally = Tally()
+        self._src, self._tgt = Normaliser(config, src_lang), Normaliser(config, tgt_lang)
+        src_scripts, tgt_scripts = expected_scripts(src_lang), expected_scripts(tgt_lang)
+        self._src_is_latin = src_scripts is not None and "Latin" in src_scripts
+        self._tgt_is_latin = tgt_scripts is not None and "Latin" in tgt_scripts
+        self._languages = LanguageIdentifier((src_lang, tgt_lang)) if config.language else None
 
     def clean(self, pair: SentencePair) -> SentencePair | None:
         """The pair with both sides normalised, or None where it is to be removed."""
-        self.n_read += 1
-        cleaned = SentencePair(normalise(pair.src), normalise(pair.tgt), pair.line)
-        reason = self._reason_to_remove(cleaned)
-        if reason is None:
-            return cleaned
-        self.remove(cleaned, reason)
-        return None
+        kept = self.clean_chunk((pair.src,), (pair.tgt,), (pair.line,))
+        return kept[0] if kept else None
 
-    def remove(self, pair: SentencePair, reason: Reason) -> None:
-        """Count a pair as removed: for the rules that need more than its text."""
-        self.removals.setdefault(reason, Removal()).add(pair)
+    def clean_chunk(
+        self,
+        src: Sequence[str],
+        tgt: Sequence[str],
+        lines: Sequence[int],
+        on_removal: Callable[[SentencePair, Reason], None] = lambda _pair, _reason: None,
+    ) -> list[SentencePair]:
+        """Those of many pairs that are kept, both sides normalised, in order."""
+        src_changes, tgt_changes, why_removed = self._src.changes, self._tgt.changes, self._why_removed
+        # Normalising takes time that grows with the square of what is stacked or nested in a text.
+        most_chars = NORMALISED_CHARS * self.config.max_chars
+        kept = []
+        for src_text, tgt_text, line in zip(src, tgt, lines, strict=True):
+            if len(src_text) > most_chars or len(tgt_text) > most_chars:
+                pair = SentencePair(" ".join(src_text.split()), " ".join(tgt_text.split()), line)
+                self.tally.remove("too_long", pair)
+                on_removal(pair, "too_long")
+                continue
+            src_after, changes_of_src = src_changes(src_text)
+            tgt_after, changes_of_tgt = tgt_changes(tgt_text)
+            for change in changes_of_src:
+                self.tally.changed.setdefault(change, ChangeExamples()).add(line, "src", src_text, src_after)
+            for change in changes_of_tgt:
+                self.tally.changed.setdefault(change, ChangeExamples()).add(line, "tgt", tgt_text, tgt_after)
+            pair = SentencePair(src_after, tgt_after, line)
+            reason = why_removed(src_after, tgt_after)
+            if reason is None:
+                kept.append(pair)
+            else:
+                self.tally.remove(reason, pair)
+                on_removal(pair, reason)
+        self.tally.n_read += len(src)
+        return kept
 
-    def _reason_to_remove(self, pair: SentencePair) -> Reason | None:
-        src, tgt, _ = pair
-        if not src or not tgt:
+    def _why_removed(self, src: str, tgt: str) -> Reason | None:
+        config = self.config
+        if not src or not tgt or src.isspace() or tgt.isspace():
             return "empty"
-        if len(src) > self.config.max_chars or len(tgt) > self.config.max_chars:
+        n_src, n_tgt = len(src), len(tgt)
+        if n_src > config.max_chars or n_tgt > config.max_chars:
             return "too_long"
+        src_bytes, tgt_bytes = src.encode(), tgt.encode()
         # Bytes, because a Chinese character says about as much as three Latin letters.
-        n_src_bytes, n_tgt_bytes = len(src.encode()) + RATIO_SLACK_BYTES, len(tgt.encode()) + RATIO_SLACK_BYTES
-        ratio = self.config.max_length_ratio
-        if ratio is not None and max(n_src_bytes, n_tgt_bytes) > ratio * min(n_src_bytes, n_tgt_bytes):
+        n_src_bytes, n_tgt_bytes = len(src_bytes) + RATIO_SLACK_BYTES, len(tgt_bytes) + RATIO_SLACK_BYTES
+        ratio = config.max_length_ratio
+        if ratio is not None and (n_src_bytes > ratio * n_tgt_bytes or n_tgt_bytes > ratio * n_src_bytes):
             return "length_ratio"
-        return None
+        if config.max_copied is not None and _is_copied(src, tgt, config.max_copied):
+            return "copied"
+        if config.min_copied is not None and _share_in_common(_words(src), _words(tgt)) < config.min_copied:
+            return "too_little_copied"
+        # What is left without ASCII letters is short, and tells nearly always that there is nothing to look for.
+        src_rest, tgt_rest = src_bytes.translate(None, _LETTERS), tgt_bytes.translate(None, _LETTERS)
+        most = config.max_non_letters
+        if most is not None and (
+            (len(src_rest) > most * n_src and _non_letters_share(src) > most)
+            or (len(tgt_rest) > most * n_tgt and _non_letters_share(tgt) > most)
+        ):
+            return "non_letters"
+        if config.max_wrong_script is not None and not (
+            self._src_is_latin
+            and self._tgt_is_latin
+            and not src_rest.translate(None, _LATIN_BYTES)
+            and not tgt_rest.translate(None, _LATIN_BYTES)
+        ):
+            reason = self._wrong_scripts(src, tgt, config.max_wrong_script)
+            if reason is not None:
+                return reason
+        if config.numbers and not _same_numbers(src, tgt):
+            return "numbers"
+        return None if self._languages is None else self._wrong_languages(self._languages, src, tgt)
+
+    def _wrong_scripts(self, src: str, tgt: str, most: float) -> Reason | None:
+        src_is_wrong = wrong_script_share(src, self.src_lang, MIN_SCRIPT_LETTERS) > most
+        tgt_is_wrong = wrong_script_share(tgt, self.tgt_lang, MIN_SCRIPT_LETTERS) > most
+        if not (src_is_wrong or tgt_is_wrong):
+            return None
+        if (
+            src_is_wrong
+            and tgt_is_wrong
+            and wrong_script_share(src, self.tgt_lang) <= most
+            and wrong_script_share(tgt, self.src_lang) <= most
+        ):
+            return "swapped"
+        return "wrong_script"
+
+    def _wrong_languages(self, languages: LanguageIdentifier, src: str, tgt: str) -> Reason | None:
+        of_src = languages.other_language(src, self.src_lang)
+        of_tgt = languages.other_language(tgt, self.tgt_lang)
+        if of_src is None and of_tgt is None:
+            return None
+        is_swapped = languages.is_in(of_src, self.tgt_lang) and languages.is_in(of_tgt, self.src_lang)
+        return "swapped" if is_swapped else "wrong_language"
 
 
-def removed_text(removals: Mapping[Reason, Removal]) -> str:
+def removed_text(removed: Mapping[Reason, Removal]) -> str:
     """Such as `8 empty, 2 length_ratio`."""
-    return ", ".join(f"{removal.count:,} {reason}" for reason, removal in removals.items()) or "none"
+    counts = (f"{removed[reason].count:,} {reason}" for reason in RULES if reason in removed)
+    return ", ".join(counts) or "none"
+
+
+def _is_copied(src: str, tgt: str, most: float) -> bool:
+    """Whether more than this share of the words of the longer side stand on both."""
+    words = src.casefold().split()
+    folded_tgt = tgt.casefold()
+    # A few words that are missing decide it; most pairs are done with here.
+    room = (1 - most) * len(words)
+    for word in words:
+        if word not in folded_tgt and len(stripped := word.strip(_PUNCTUATION)) > 1 and stripped not in folded_tgt:
+            room -= 1
+            if room < 0:
+                return False
+    src_words, tgt_words = _words_with_letters(words), _words_with_letters(folded_tgt.split())
+    if max(len(src_words), len(tgt_words)) < MIN_COPIED_WORDS:
+        return False
+    return _share_in_common(src_words, tgt_words) > most and _is_prose(src) and _is_prose(tgt)
+
+
+def _is_prose(text: str) -> bool:
+    """Whether enough words are of letters alone, none of them a capital, and with no punctuation but an end."""
+    words = text.split()
+    n_plain = sum(word.rstrip(".!?").isalpha() and word == word.lower() for word in words)
+    return n_plain >= MIN_PLAIN_WORDS and n_plain >= MIN_PLAIN_SHARE * len(words)
+
+
+def _words_with_letters(words: Sequence[str]) -> list[str]:
+    return [stripped for word in words if (stripped := word.strip(_PUNCTUATION)) and any(map(str.isalpha, stripped))]
+
+
+def _words(text: str) -> list[str]:
+    """Words and numbers, casefolded, without the punctuation around them."""
+    return [stripped for word in text.casefold().split() if (stripped := word.strip(_PUNCTUATION))]
+
+
+def _share_in_common(src_words: Sequence[str], tgt_words: Sequence[str]) -> float:
+    """Words that stand on both sides, repetitions counted, over those of the longer side; 1 where there are none."""
+    n_words = max(len(src_words), len(tgt_words))
+    return sum((Counter(src_words) & Counter(tgt_words)).values()) / n_words if n_words else 1.0
+
+
+def _non_letters_share(text: str) -> float:
+    """Of the characters that are no spaces; 0 for a few characters, which are not judged."""
+    n_chars = sum(map(len, text.split()))
+    return 1 - n_letters_and_marks(text) / n_chars if n_chars >= MIN_NON_LETTERS_CHARS else 0.0
+
+
+def _same_numbers(src: str, tgt: str) -> bool:
+    """Whether both sides hold the same numbers, however thousands are grouped and decimals marked."""
+    if _numbers(src) == _numbers(tgt):
+        return True
+    return _numbers(_SPACED_NUMBERS.sub(_joined, src)) == _numbers(_SPACED_NUMBERS.sub(_joined, tgt))
+
+
+def _joined(number: re.Match[str]) -> str:
+    return _SPACES.sub("", number[0])
+
+
+def _numbers(text: str) -> list[str]:
+    """The numbers of a text, sorted: their digits alone, without zeros in front."""
+    numbers = []
+    for number in _NUMBERS.findall(text):
+        digits = "".join(filter(str.isdecimal, number))
+        if not digits.isascii():
+            digits = "".join(str(unicodedata.decimal(digit)) for digit in digits)
+        numbers.append(digits.lstrip("0"))
+    return sorted(numbers)

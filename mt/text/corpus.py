@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from mt.config import RunConfig
 from mt.errors import DataError
 from mt.text.sources import SentencePair, read_pairs
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _LARGEST_UINT16_VOCABULARY = 65_535
 
@@ -132,6 +133,13 @@ def _read_text(path: Path) -> list[SentencePair]:
         return [SentencePair(*json.loads(line)) for line in stream]
 
 
+def with_tag(pairs: Iterable[SentencePair], tag: str | None) -> list[SentencePair]:
+    """The pairs of a source as the model shall see them: the tag of the source, if it has one, before each segment."""
+    if tag is None:
+        return list(pairs)
+    return [SentencePair(f"{tag} {src}", tgt, line) for src, tgt, line in pairs]
+
+
 def first_test_pairs(
     config: RunConfig, fingerprint: str | None, *, may_fetch: bool = True
 ) -> tuple[str, list[SentencePair]]:
@@ -152,4 +160,4 @@ def first_test_pairs(
     if not may_fetch and source.src is None and source.file is None:
         raise DataError(f"{source.description}: is not at hand")
     split = "validation" if name == "valid" else "test"
-    return description, list(read_pairs(source, config.src_lang, config.tgt_lang, split))
+    return description, with_tag(read_pairs(source, config.src_lang, config.tgt_lang, split), source.tag)

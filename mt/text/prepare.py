@@ -1,47 +1,62 @@
-"""From the sources of a config to the prepared corpus."""
+"""From the sources of a config to the prepared corpus: read, clean, find duplicates, tokenize, encode, report."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import random
 import shutil
 import sys
-import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from datetime import datetime, timezone
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
-from mt.config import DataConfig, RunConfig, SourceConfig
-from mt.errors import DataError
-from mt.text.clean import Cleaner, Reason, normalise, removed_text
-from mt.text.corpus import FORMAT_VERSION, PreparedCorpus, ids_dtype
-from mt.text.sources import SentencePair, check_source, read_pairs, source_fingerprint
-from mt.text.tokenizer import (
-    EOS_ID,
-    MAX_TRAINING_LINE_BYTES,
-    Tokenizer,
-    train_tokenizer,
-)
+from mt.config import RunConfig, SourceConfig
+from mt.configfile import settings_of
+from mt.errors import ConfigError, DataError
+from mt.processes import Ending, Processes, ended_by_signals
+from mt.text.clean import CHANGE_RULES, RULES, Tally, removed_text
+from mt.text.corpus import FORMAT_VERSION, PreparedCorpus, ids_dtype, with_tag
+from mt.text.duplicates import repeated
+from mt.text.normalise import Normalisers
+from mt.text.overlap import HeldOut, NgramOverlap
+from mt.text.report import write_report
+from mt.text.shards import PAIRS_PER_SHARD, Cleaning, Counting, Encoding, Repeats, Shard, encode_pairs, write_whole
+from mt.text.sources import Chunk, SentencePair, check_source, count_pairs, read_chunks, read_pairs, source_fingerprint
+from mt.text.tokenizer import MAX_WORD_BYTES, Tokenizer, adopt_model, n_cores, train_tokenizer
+from mt.text.vocabulary import joint_vocabulary_facts
+from mt.units import format_duration
 
-_PAIRS_PER_CHUNK = 50_000  # encoded together
-_SAMPLE_SEED = 1  # of the tokenizer's sample: of its own, so that train.seed does not change the corpus
-_SECONDS_BETWEEN_PROGRESS = 10.0
+N_SAMPLES = 50  # kept pairs that the report shows
 MAX_VALIDATION_TOKENS = 4_096  # memory of a validation grows with the square of its longest line
-_TEXT, _LINES = "clean.{}.tsv", "clean.{}.lines"  # cleaned text of source {}, while building
+# Source tokens for each target token, where the bars of the report begin.
+LENGTH_RATIOS = (0.0, 0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5, 2.0, 4.0)
+_SECONDS_BETWEEN_PROGRESS = 10.0
+_DAYS_KEPT = 7  # finished shards of a preparation that was interrupted
+_HELD_OUT_CHUNK = 10_000  # pairs encoded together
 
 Say = Callable[[str], None]
 
 
 def _print_to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError:  # a terminal that was closed, or a log on a full disk: the work is not to be lost for it
+        pass
 
 
 def corpus_fingerprint(config: RunConfig, tokenizer_path: Path | None = None) -> str:
@@ -49,25 +64,40 @@ def corpus_fingerprint(config: RunConfig, tokenizer_path: Path | None = None) ->
 
     Neither paths nor the weights of sources are in it: a weight shapes the plan of training, not the corpus.
 
+    Args:
+        tokenizer_path: as for `prepare_corpus`.
     Raises:
-        DataError: a local source is missing or unreadable.
+        DataError: a local source, or the tokenizer, is missing or unreadable.
     """
     data = config.data
-    tokenizer: Any = asdict(config.tokenizer)
-    if tokenizer_path is not None:
-        tokenizer = hashlib.blake2b(tokenizer_path.read_bytes()).hexdigest()
     content = {
         "format_version": FORMAT_VERSION,
         "src_lang": config.src_lang,
         "tgt_lang": config.tgt_lang,
-        "train": [source_fingerprint(source) for source in data.train],
-        "valid": source_fingerprint(data.valid),
-        "test": [[name, source_fingerprint(source)] for name, source in data.test.items()],
-        "tokenizer": tokenizer,
+        "train": [[source_fingerprint(source), source.tag] for source in data.train],
+        "valid": [source_fingerprint(data.valid), data.valid.tag],
+        "test": [[name, source_fingerprint(source), source.tag] for name, source in data.test.items()],
+        "tokenizer": _tokenizer_fingerprint(config, tokenizer_path),
         "cleaning": [data.max_tokens, asdict(data.clean)],
     }
     canonical = json.dumps(content, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
+
+
+def _tokenizer_fingerprint(config: RunConfig, tokenizer_path: Path | None) -> Any:
+    path = tokenizer_path or (Path(config.tokenizer.model) if config.tokenizer.model else None)
+    if path is None:
+        settings = asdict(config.tokenizer)
+        del settings["model"]
+        return settings
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{path}: the tokenizer cannot be read: {error.strerror}: correct tokenizer.model, or leave it out to have "
+            "one trained"
+        ) from None
+    return [hashlib.blake2b(content).hexdigest(), config.tokenizer.user_symbols]
 
 
 def prepare_corpus(
@@ -75,52 +105,120 @@ def prepare_corpus(
 ) -> PreparedCorpus:
     """The prepared corpus of a config: opened where it stands, else built.
 
-    The folder is built under another name and renamed at the end, so that it is whole or absent. Memory does not grow
-    with the corpus, but for the sample that the tokenizer is trained on.
+    It is built under another name and renamed at the end, so it is whole or absent. A preparation that was interrupted
+    goes on with the shards that were finished; one that meets bad data or a full disk leaves nothing. Memory does not
+    grow with the corpus, but for its 8-byte keys in parts and the words of the tokenizer's sample.
 
     Args:
         say: gets a few lines for people.
-        tokenizer_path: a tokenizer to use; otherwise one is trained on the corpus.
+        tokenizer_path: the tokenizer of the model that training starts from, used as it is.
     Raises:
         DataError: a source is missing, unreadable, not parallel, or nothing of it is left.
-        ConfigError: the vocabulary does not fit the corpus.
+        ConfigError: the vocabulary does not fit the corpus, or the tokenizer does not know a tag.
+        MTError: a worker process was killed.
     """
     fingerprint = corpus_fingerprint(config, tokenizer_path)
     folder = Path(config.data.prepared_dir) / fingerprint
     if folder.exists():
-        corpus = PreparedCorpus.open(folder)
-        say(f"prepared corpus {folder}: {len(corpus.train):,} training pairs, made before with the same data")
-        return corpus
+        return _standing(folder, say)
     _check_sources(config)
+    building = folder.with_name(f".building-{fingerprint}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder.parent)
-        building = Path(tempfile.mkdtemp(prefix=f".building-{fingerprint}-", dir=folder.parent))
-        try:
-            building.chmod(0o755)  # mkdtemp shuts out everyone else
-            _Builder(config, building, say, tokenizer_path).build(fingerprint)
-            _rename_unless_there(building, folder)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
+        with _held(folder.with_name(f".{fingerprint}.lock"), folder, say), ended_by_signals() as ending:
+            if folder.exists():
+                return _standing(folder, say)
+            _build(config, building, say, tokenizer_path, ending)
+            ending.check()
+            building.rename(folder)
+    except BrokenPipeError:  # of the terminal, not of the disk
+        raise
     except OSError as error:
-        raise DataError(f"{folder}: cannot be written: {error.strerror or error}") from error
-    say(f"prepared corpus {folder}")
+        raise DataError(
+            f"{folder}: cannot be written: {error.strerror or error}: set data.prepared_dir to a folder that has room "
+            "and can be written"
+        ) from error
+    say(f"prepared corpus {folder}; what was removed and why: {folder / 'report.html'}")
     return PreparedCorpus.open(folder)
 
 
-def _sweep(prepared_dir: Path) -> None:
-    """Remove what preparations that were killed have left; a day old, so that none that runs is hit."""
-    for leftover in prepared_dir.glob(".building-*"):
-        if time.time() - leftover.stat().st_mtime > 86_400:
-            shutil.rmtree(leftover, ignore_errors=True)
+def _standing(folder: Path, say: Say) -> PreparedCorpus:
+    corpus = PreparedCorpus.open(folder)
+    say(f"prepared corpus {folder}: {len(corpus.train):,} training pairs, made before with the same data")
+    return corpus
 
 
-def _rename_unless_there(building: Path, folder: Path) -> None:
+def _build(config: RunConfig, building: Path, say: Say, tokenizer_path: Path | None, ending: Ending) -> None:
+    """Only who holds the lock of the corpus may call this: what fails removes the folder."""
+    shards = building / "shards"
+    has_begun = shards.exists()
     try:
-        building.rename(folder)
-    except OSError:
-        if not (folder / "manifest.json").exists():  # else another process was faster, with the same content
-            raise
+        shards.mkdir(parents=True, exist_ok=True)
+        os.utime(shards)
+        if has_begun:
+            say(f"{building}: a preparation of the same data was interrupted, its finished parts are used")
+        # The manifest is written last: with it, nothing but the removal of the shards is left to do.
+        if not (building / "manifest.json").exists():
+            _Builder(config, building, say, tokenizer_path, ending).build()
+        shutil.rmtree(shards)
+    except (KeyboardInterrupt, SystemExit):
+        say(f"interrupted; finished parts are kept for {_DAYS_KEPT} days, the same command goes on with them")
+        raise
+    except BrokenPipeError:
+        raise
+    except (DataError, ConfigError, OSError):
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+
+
+def _sweep(prepared_dir: Path) -> None:
+    """Remove what preparations that nobody went on with have left."""
+    for leftover in prepared_dir.glob(".building-*"):
+        with suppress(OSError):
+            # Shards are written below the folder, whose own time is that of its first minutes.
+            changed_at = max(path.stat().st_mtime for path in (leftover, leftover / "shards") if path.exists())
+            if time.time() - changed_at > _DAYS_KEPT * 86_400:
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextmanager
+def _held(lock: Path, folder: Path, say: Say) -> Iterator[None]:
+    """Let one process at a time prepare a corpus; the others wait for it."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system
+        yield
+        return
+    has_waited = False
+    while True:
+        with lock.open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not has_waited:
+                    say(f"{folder}: another process is preparing it, waiting")
+                has_waited = True
+                time.sleep(0.2)
+                continue
+            except OSError:  # a file system without locks
+                yield
+                return
+            # Whoever held it before has removed the file: what we hold may be no file any more.
+            if not _is_same_file(lock, stream.fileno()):
+                continue
+            try:
+                yield
+                return
+            finally:
+                lock.unlink(missing_ok=True)
+
+
+def _is_same_file(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _check_sources(config: RunConfig) -> None:
@@ -130,66 +228,74 @@ def _check_sources(config: RunConfig) -> None:
     check_source(config.data.valid, *langs, "validation")
     for source in config.data.test.values():
         check_source(source, *langs, "test")
+    if config.tokenizer.model is not None:
+        adopt_model(Path(config.tokenizer.model), config.symbols)
 
 
 class _Builder:
     """Builds one corpus in a folder of its own. The steps are the lines of `build`, in order."""
 
-    def __init__(self, config: RunConfig, folder: Path, say: Say, tokenizer_path: Path | None) -> None:
-        self.tokenizer_path = tokenizer_path
+    def __init__(self, config: RunConfig, folder: Path, say: Say, tokenizer_path: Path | None, ending: Ending) -> None:
         self.config = config
+        self.ending = ending
         self.folder = folder
         self.say = say
+        self.tokenizer_path = tokenizer_path
+        self.fingerprint = folder.name.removeprefix(".building-")
+        self.seconds: dict[str, float] = {}
 
-    def build(self, fingerprint: str) -> None:
-        clock = time.perf_counter
-        started_at = clock()
+    def build(self) -> None:
         # Validation and test sets first: they are small, and what is wrong with them shows at once.
-        valid_pairs = self._read_kept_whole(self.config.data.valid, "validation", self.folder / "valid.jsonl")
-        n_test_pairs = self._read_test_sets()
-        cleaners = self._clean_sources()
-        cleaned_at = clock()
-        if self.tokenizer_path is None:
-            tokenizer_facts = self._train_tokenizer(sum(cleaner.n_kept for cleaner in cleaners))
-        else:
-            shutil.copyfile(self.tokenizer_path, self.folder / "tokenizer.model")
-            tokenizer_facts = {"kind": "given"}
-        tokenizer = Tokenizer.load(self.folder / "tokenizer.model")
-        tokenized_at = clock()
-        sides = self._encode_train(tokenizer, cleaners)
-        valid_sides = self._encode_valid(tokenizer, valid_pairs)
-        encoded_at = clock()
-        seconds = {
-            "read_and_clean": cleaned_at - started_at,
-            "train_tokenizer": tokenized_at - cleaned_at,
-            "encode": encoded_at - tokenized_at,
+        with self._stage("held_out"):
+            valid, tests = self._read_held_out_sets()
+        with self._stage("clean"):
+            shards, n_read = self._clean(valid, tests)
+        with self._stage("duplicates"):
+            repeats = self._find_repeats(shards)
+        with self._stage("count_words"):
+            words, n_lines = self._count_words(shards, repeats)
+        with self._stage("tokenizer"):
+            tokenizer, tokenizer_facts = self._make_tokenizer(words, n_lines)
+        with self._stage("encode"):
+            self._encode(shards, tokenizer)
+            lengths, sides = self._join(shards, tokenizer)
+            valid_sides = self._encode_valid(tokenizer, valid)
+        with self._stage("report"):
+            facts = {
+                **self._facts(shards, n_read, sides, lengths),
+                "valid": {**_held_out_facts(self.config.data.valid, valid), **valid_sides.facts()},
+                "test": {name: _held_out_facts(self.config.data.test[name], pairs) for name, pairs in tests.items()},
+                "overlap": self._overlap(shards, valid, tests),
+                "tokenizer": {**tokenizer_facts, **_vocabulary(tokenizer, words)},
+            }
+            self._join_removed(shards)
+        self._require_unchanged_text()
+        self._write_report_and_manifest(facts)
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        self.ending.check()
+        started_at = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - started_at
+
+    # ------------------------------------------------------------------------------------------- held-out sets
+
+    def _read_held_out_sets(self) -> tuple[list[SentencePair], dict[str, list[SentencePair]]]:
+        """The validation set and the test sets, written as they are, nothing removed."""
+        data = self.config.data
+        valid = self._read_kept_whole(data.valid, "validation", self.folder / "valid.jsonl")
+        tests = {
+            name: self._read_kept_whole(source, "test", self.folder / f"test.{name}.jsonl")
+            for name, source in data.test.items()
         }
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "fingerprint": fingerprint,
-            "src_lang": self.config.src_lang,
-            "tgt_lang": self.config.tgt_lang,
-            "ids_dtype": ids_dtype(tokenizer.vocab_size),
-            "train": _train_facts(self.config.data, cleaners, sides),
-            "valid": {"source": self.config.data.valid.description, "pairs": len(valid_pairs), **valid_sides.facts()},
-            "test": {
-                name: {"source": source.description, "pairs": n_test_pairs[name]}
-                for name, source in self.config.data.test.items()
-            },
-            "tokenizer": {**tokenizer_facts, "vocab_size": tokenizer.vocab_size},
-            "versions": _versions(),
-            "seconds": {stage: round(duration, 3) for stage, duration in seconds.items()},
-            "file_bytes": {path.name: path.stat().st_size for path in sorted(self.folder.iterdir())},
-        }
-        text = json.dumps(manifest, indent=2, ensure_ascii=True)
-        (self.folder / "manifest.json").write_text(text + "\n", "utf-8")
+        return valid, tests
 
     def _read_kept_whole(self, source: SourceConfig, role: str, path: Path) -> list[SentencePair]:
-        """A validation or test set: written as it is, nothing removed."""
         pairs = list(read_pairs(source, self.config.src_lang, self.config.tgt_lang, role))
         with path.open("w", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(pair) + "\n" for pair in pairs)
-        empty = [pair.line for pair in pairs if not normalise(pair.src) or not normalise(pair.tgt)]
+            stream.writelines(json.dumps(pair) + "\n" for pair in with_tag(pairs, source.tag))
+        empty = [pair.line for pair in pairs if not pair.src.strip() or not pair.tgt.strip()]
         if len(empty) == len(pairs):
             raise DataError(f"{source.description}: all {len(pairs):,} {role} pairs have an empty side")
         if empty:
@@ -199,127 +305,191 @@ class _Builder:
             )
         return pairs
 
-    def _read_test_sets(self) -> dict[str, int]:
-        return {
-            name: len(self._read_kept_whole(source, "test", self.folder / f"test.{name}.jsonl"))
-            for name, source in self.config.data.test.items()
+    def _held_out(self, valid: Sequence[SentencePair], tests: dict[str, list[SentencePair]]) -> HeldOut:
+        normalisers = Normalisers.of_run(self.config)
+        sets = {
+            name: [SentencePair(normalisers.src(src), normalisers.tgt(tgt), line) for src, tgt, line in pairs]
+            for name, pairs in {"valid": valid, **tests}.items()
         }
+        return HeldOut(sets, self.config.data.clean.contamination_words)
 
-    def _clean_sources(self) -> list[Cleaner]:
-        """Cleaned text and line numbers of each source to temporary files."""
-        cleaners = []
-        for number, source in enumerate(self.config.data.train):
-            cleaner = Cleaner(self.config.data.clean)
-            self._clean_source(number, source, cleaner)
-            cleaners.append(cleaner)
+    # ------------------------------------------------------------------------------------------------ cleaning
+
+    def _clean(
+        self, valid: Sequence[SentencePair], tests: dict[str, list[SentencePair]]
+    ) -> tuple[list[list[Shard]], list[int]]:
+        """The shards of each source, cleaned, and the pairs that were read of it."""
+        data = self.config.data
+        langs = self.config.src_lang, self.config.tgt_lang
+        cleaning = Cleaning(data.clean, *langs, self._held_out(valid, tests))
+        shards: list[list[Shard]] = [[] for _ in data.train]
+        n_read = [0 for _ in data.train]
+
+        def tasks() -> Iterator[tuple[Shard, Chunk]]:
+            for number, source in enumerate(data.train):
+                for chunk in read_chunks(source, *langs, "train", PAIRS_PER_SHARD):
+                    shard = Shard(self.folder / "shards", number, len(shards[number]))
+                    shards[number].append(shard)
+                    n_read[number] += len(chunk.src)
+                    if not shard.is_finished("cleaned"):
+                        yield shard, chunk
+
+        counts = [count_pairs(source, *langs, "train") for source in data.train]
+        progress = _Progress(self.say, "cleaning", "pairs", _sum_if_known(counts))
+        self._run(cleaning, tasks(), progress)
+        for number, source in enumerate(data.train):
+            tally = _total(shard.result("cleaned")["tally"] for shard in shards[number])
             self.say(
-                f"{source.description}: {cleaner.n_read:,} pairs read, {cleaner.n_kept:,} kept; "
-                f"removed: {removed_text(cleaner.removals)}"
+                f"{source.description}: {tally.n_read:,} pairs read, {tally.n_kept:,} kept; "
+                f"removed: {removed_text(tally.removed)}"
             )
-        _require_pairs(cleaners)
-        return cleaners
+        self._require_pairs(shards, "cleaned")
+        return shards, n_read
 
-    def _clean_source(self, number: int, source: SourceConfig, cleaner: Cleaner) -> None:
-        pairs = read_pairs(source, self.config.src_lang, self.config.tgt_lang, "train")
-        progress = _Progress(self.say, f"{source.description}: reading", "pairs")
-        text_path, lines_path = self.folder / _TEXT.format(number), self.folder / _LINES.format(number)
-        with text_path.open("w", encoding="utf-8", newline="\n") as text, lines_path.open("wb") as lines:
-            while chunk := list(islice(pairs, _PAIRS_PER_CHUNK)):
-                kept = [cleaned for pair in chunk if (cleaned := cleaner.clean(pair)) is not None]
-                text.writelines(f"{src}\t{tgt}\n" for src, tgt, _ in kept)
-                np.array([pair.line for pair in kept], dtype=np.int64).tofile(lines)
-                progress.advance(len(chunk))
+    def _find_repeats(self, shards: list[list[Shard]]) -> Iterable[Repeats]:
+        """For each shard in order: which of its pairs came before."""
+        every = [shard for of_source in shards for shard in of_source]
+        mode = self.config.data.clean.duplicates
+        if mode == "keep" or all(shard.is_finished("kept") for shard in every):
+            return [Repeats(None, None) for _ in every]
+        exact = repeated([shard.path("cleaned.keys") for shard in every])
+        if mode == "exact":
+            return [Repeats(flags, None) for flags in exact]
+        folded = repeated([shard.path("cleaned.folded") for shard in every])
+        return [Repeats(*flags) for flags in zip(exact, folded, strict=True)]
 
-    def _cleaned_pairs(self, number: int) -> Iterator[SentencePair]:
-        """What `_clean_source` has kept of a source."""
-        lines = np.memmap(self.folder / _LINES.format(number), dtype=np.int64, mode="r")
-        # Normalised text holds no tab and no line end.
-        with (self.folder / _TEXT.format(number)).open(encoding="utf-8", newline="\n") as text:
-            for row, line in zip(text, lines, strict=True):
-                src, tgt = row[:-1].split("\t")
-                yield SentencePair(src, tgt, int(line))
+    def _count_words(self, shards: list[list[Shard]], repeats: Iterable[Repeats]) -> tuple[list[Counter[str]], int]:
+        """Duplicates removed; the words of source and target side in a sample, and its lines."""
+        every = [shard for of_source in shards for shard in of_source]
+        n_pairs = sum(_total([shard.result("cleaned")["tally"]]).n_kept for shard in every)
+        progress = _Progress(self.say, "removing duplicates, counting words", "pairs", n_pairs)
+        share = self.config.tokenizer.sample_lines / max(2 * n_pairs, 1)
+        tasks = ((s, r) for s, r in zip(every, repeats, strict=True) if not s.is_finished("kept"))
+        self._run(Counting(share), tasks, progress)
+        words: list[Counter[str]] = [Counter(), Counter()]
+        n_lines = 0
+        for shard in every:
+            n_lines += shard.result("kept")["n_lines"]
+            for counts, of_shard in zip(words, shard.words(), strict=True):
+                counts.update(of_shard)
+        total = _total(shard.result("kept")["tally"] for shard in every)
+        duplicates = {reason: total.removed[reason] for reason in _DUPLICATES if reason in total.removed}
+        if self.config.data.clean.duplicates != "keep":
+            self.say(f"duplicates removed: {removed_text(duplicates)}")
+        return words, n_lines
 
-    def _train_tokenizer(self, n_pairs: int) -> dict[str, Any]:
-        """Train the tokenizer on the cleaned text; what the manifest says of it."""
+    # ----------------------------------------------------------------------------------------------- tokenizer
+
+    def _make_tokenizer(self, words: Sequence[Counter[str]], n_lines: int) -> tuple[Tokenizer, dict[str, Any]]:
+        """The tokenizer in its place, and what the report says of where it comes from."""
+        path, settings = self.folder / "tokenizer.model", self.config.tokenizer
+        symbols = self.config.symbols
+        facts: dict[str, Any]
+        if self.tokenizer_path is not None:
+            shutil.copyfile(self.tokenizer_path, path)
+            facts = {"kind": "given"}
+        elif settings.model is not None:
+            path.write_bytes(adopt_model(Path(settings.model), symbols))
+            facts = {"kind": "given", "model": settings.model}
+        else:
+            trained = self.folder / "shards" / "tokenizer.model"  # beside it, training leaves files when it is killed
+            facts = self._train_tokenizer(words, n_lines, symbols, trained)
+            shutil.copyfile(trained, path)
+        tokenizer = Tokenizer.load(path)
+        for symbol in symbols:
+            if not _knows(tokenizer, symbol):
+                raise ConfigError(
+                    f"{symbol}: the tokenizer of the model that training starts from does not know this symbol: "
+                    "leave it out, or train from scratch"
+                )
+        return tokenizer, {**facts, "vocab_size": tokenizer.vocab_size, "symbols": list(symbols)}
+
+    def _train_tokenizer(
+        self, words: Sequence[Counter[str]], n_lines: int, symbols: Sequence[str], path: Path
+    ) -> dict[str, Any]:
         settings = self.config.tokenizer
-        n_lines = min(2 * n_pairs, settings.sample_lines)
         what = f"{settings.kind} tokenizer of {settings.vocab_size:,} pieces"
-        self.say(f"training a {what} on {n_lines:,} lines")
+        done = path.with_suffix(".json")
+        if done.exists():
+            facts: dict[str, Any] = json.loads(done.read_text("utf-8"))
+            return facts
+        counts = words[0] + words[1]
+        self.say(f"training a {what} on {n_lines:,} lines with {len(counts):,} different words")
         started_at = time.perf_counter()
         progress = _Progress(self.say, f"{what}: in training", None)
-        lines = (line for number in self._kept_sources() for pair in self._cleaned_pairs(number) for line in pair[:2])
-        stats = train_tokenizer(
-            _sample(lines, 2 * n_pairs, n_lines),
-            settings,
-            self.folder / "tokenizer.model",
-            while_waiting=progress.advance,
-        )
+        stats = train_tokenizer(counts, settings, path, symbols, while_waiting=progress.advance)
         skipped = ""
-        if stats.n_skipped_lines:
+        if stats.n_skipped_words:
             skipped = (
-                f"; SentencePiece skipped {stats.n_skipped_lines:,} of the lines in training "
-                f"(over {MAX_TRAINING_LINE_BYTES:,} bytes each, or with the block character U+2585)"
+                f"; SentencePiece skipped {stats.n_skipped_words:,} of the words in training "
+                f"(over {MAX_WORD_BYTES:,} bytes each)"
             )
         self.say(f"{what}: trained in {time.perf_counter() - started_at:.0f} s{skipped}")
-        return {**asdict(settings), "lines": stats.n_lines, "skipped_lines": stats.n_skipped_lines}
+        facts = {
+            "kind": settings.kind,
+            "character_coverage": settings.character_coverage,
+            "lines": n_lines,
+            "skipped_words": stats.n_skipped_words,
+        }
+        write_whole(done, json.dumps(facts))
+        return facts
 
-    def _kept_sources(self) -> list[int]:
-        """Numbers of the sources of which something is left."""
-        n_sources = len(self.config.data.train)
-        return [number for number in range(n_sources) if (self.folder / _LINES.format(number)).stat().st_size]
+    # ------------------------------------------------------------------------------------------------ encoding
 
-    def _encode_train(self, tokenizer: Tokenizer, cleaners: Sequence[Cleaner]) -> _PairWriter:
+    def _encode(self, shards: list[list[Shard]], tokenizer: Tokenizer) -> None:
+        every = [shard for of_source in shards for shard in of_source]
+        sizes = [shard.result("kept")["n_pairs"] for shard in every]
+        tags = {number: source.tag for number, source in enumerate(self.config.data.train) if source.tag is not None}
+        encoding = Encoding(self.folder / "tokenizer.model", self.config.data.max_tokens, tags)
+        progress = _Progress(self.say, "encoding", "pairs", sum(sizes))
+        tasks = (task for task in zip(every, _shown(sizes), strict=True) if not task[0].is_finished("encoded"))
         started_at = time.perf_counter()
-        progress = _Progress(self.say, "encoding", "pairs")
+        self._run(encoding, tasks, progress)
+        self._require_pairs(shards, "encoded")
+        total = _total(shard.result("encoded")["tally"] for shard in every)
+        n_too_long = total.removed["too_many_tokens"].count if "too_many_tokens" in total.removed else 0
+        self.say(
+            f"encoded {total.n_kept:,} pairs in {time.perf_counter() - started_at:.0f} s; "
+            f"removed: {n_too_long:,} pair{'' if n_too_long == 1 else 's'} over {self.config.data.max_tokens} tokens"
+        )
+
+    def _join(self, shards: list[list[Shard]], tokenizer: Tokenizer) -> tuple[dict[str, Any], _PairWriter]:
+        """The files of all shards as one; histograms of lengths, and what the manifest tells about both sides."""
+        max_tokens = self.config.data.max_tokens
+        counts = [np.zeros(max_tokens + 1, dtype=np.int64) for _ in range(2)]
+        ratios = np.zeros(len(LENGTH_RATIOS), dtype=np.int64)
         with (
             _PairWriter(self.folder, "train", tokenizer.vocab_size) as writer,
             (self.folder / "train.lines").open("wb") as lines,
         ):
-            for number in self._kept_sources():
-                pairs = self._cleaned_pairs(number)
-                while chunk := list(islice(pairs, _PAIRS_PER_CHUNK)):
-                    kept = self._encode_chunk(tokenizer, chunk, cleaners[number], writer)
-                    np.array([pair.line for pair in kept], dtype=np.int64).tofile(lines)
-                    progress.advance(len(chunk))
-        for number in range(len(cleaners)):
-            (self.folder / _TEXT.format(number)).unlink()
-            (self.folder / _LINES.format(number)).unlink()
-        _require_pairs(cleaners)
-        n_too_long = sum(c.removals["too_many_tokens"].count for c in cleaners if "too_many_tokens" in c.removals)
-        self.say(
-            f"encoded {writer.n_pairs:,} pairs in {time.perf_counter() - started_at:.0f} s: "
-            f"{writer.n_src_tokens:,} source and {writer.n_tgt_tokens:,} target tokens, ends of sentences included; "
-            f"removed: {n_too_long:,} pairs over {self.config.data.max_tokens} tokens"
-        )
-        return writer
-
-    def _encode_chunk(
-        self, tokenizer: Tokenizer, chunk: Sequence[SentencePair], cleaner: Cleaner, writer: _PairWriter
-    ) -> list[SentencePair]:
-        src_ids, tgt_ids = _encode_pairs(tokenizer, chunk)
-        fits = [
-            max(len(src), len(tgt)) <= self.config.data.max_tokens for src, tgt in zip(src_ids, tgt_ids, strict=True)
-        ]
-        for pair, fit in zip(chunk, fits, strict=True):
-            if not fit:
-                cleaner.remove(pair, "too_many_tokens")
-        writer.write(_where(src_ids, fits), _where(tgt_ids, fits))
-        return _where(chunk, fits)
+            for shard in (shard for of_source in shards for shard in of_source):
+                of_sides = writer.append(shard)
+                lines.write(shard.path("encoded.lines").read_bytes())
+                for total, lengths in zip(counts, of_sides, strict=True):
+                    total += np.bincount(lengths, minlength=max_tokens + 1)
+                found = np.searchsorted(LENGTH_RATIOS, of_sides[0] / of_sides[1], side="right") - 1
+                ratios += np.bincount(found, minlength=len(LENGTH_RATIOS))
+        lengths_facts = {
+            "tokens": {"src": counts[0][1:].tolist(), "tgt": counts[1][1:].tolist()},
+            "ratio": {"edges": [*LENGTH_RATIOS, None], "counts": ratios.tolist()},
+        }
+        return lengths_facts, writer
 
     def _encode_valid(self, tokenizer: Tokenizer, pairs: Sequence[SentencePair]) -> _PairWriter:
+        normalisers, source = Normalisers.of_run(self.config), self.config.data.valid
         with _PairWriter(self.folder, "valid", tokenizer.vocab_size) as writer:
-            for start in range(0, len(pairs), _PAIRS_PER_CHUNK):
+            for start in range(0, len(pairs), _HELD_OUT_CHUNK):
                 chunk = [
-                    SentencePair(normalise(src), normalise(tgt), line)
-                    for src, tgt, line in pairs[start : start + _PAIRS_PER_CHUNK]
+                    SentencePair(normalisers.src(src), normalisers.tgt(tgt), line)
+                    for src, tgt, line in pairs[start : start + _HELD_OUT_CHUNK]
                 ]
-                src_ids, tgt_ids = _encode_pairs(tokenizer, chunk)
+                src_ids, tgt_ids = encode_pairs(tokenizer, chunk, source.tag)
                 self._refuse_endless(chunk, src_ids, tgt_ids)
                 writer.write(src_ids, tgt_ids)
         max_tokens = self.config.data.max_tokens
         if max(writer.longest) > max_tokens:
             self.say(
-                f"{self.config.data.valid.description}: the longest validation sentence has {max(writer.longest):,} "
+                f"{source.description}: the longest validation sentence has {max(writer.longest):,} "
                 f"tokens, data.max_tokens is {max_tokens:,}; it is kept"
             )
         return writer
@@ -335,17 +505,207 @@ class _Builder:
                     f"measures every line whole, up to {MAX_VALIDATION_TOKENS:,} tokens: split or remove it"
                 )
 
+    # ------------------------------------------------------------------------------------------------- telling
 
-def _encode_pairs(tokenizer: Tokenizer, pairs: Sequence[SentencePair]) -> tuple[list[list[int]], list[list[int]]]:
-    """Ids of the two sides, each with its end of sentence."""
-    ids = tokenizer.encode_batch([pair.src for pair in pairs] + [pair.tgt for pair in pairs])
-    for sentence in ids:
-        sentence.append(EOS_ID)
-    return ids[: len(pairs)], ids[len(pairs) :]
+    def _overlap(
+        self, shards: list[list[Shard]], valid: Sequence[SentencePair], tests: dict[str, list[SentencePair]]
+    ) -> dict[str, Any]:
+        overlap = NgramOverlap(self._held_out(valid, tests))
+        for shard in (shard for of_source in shards for shard in of_source):
+            overlap.merge(shard.result("cleaned")["overlap"])
+        return overlap.facts()
+
+    def _facts(
+        self, shards: list[list[Shard]], n_read: Sequence[int], sides: _PairWriter, lengths: dict[str, Any]
+    ) -> dict[str, Any]:
+        results = [[shard.result("encoded") for shard in of_source] for of_source in shards]
+        tallies = [_total(result["tally"] for result in of_source) for of_source in results]
+        assert [tally.n_read for tally in tallies] == list(n_read), "every pair that was read is accounted for"
+        assert sum(tally.n_kept for tally in tallies) == sides.n_pairs, "every pair that was kept is written"
+        sources = [
+            {
+                "source": source.description,
+                "tag": source.tag,
+                "weight": source.weight,
+                "pairs_read": tally.n_read,
+                "pairs_kept": tally.n_kept,
+                **{key: value for key, value in tally.as_json().items() if key in ("removed", "changed")},
+            }
+            for source, tally in zip(self.config.data.train, tallies, strict=True)
+        ]
+        return {
+            "train": {"pairs_read": sum(n_read), "pairs_kept": sides.n_pairs, **sides.facts(), "sources": sources},
+            "lengths": lengths,
+            "samples": [sample for of_source in results for result in of_source for sample in result["samples"]],
+        }
+
+    def _join_removed(self, shards: list[list[Shard]]) -> None:
+        """`removed.tsv`: every removed pair with its place and reason."""
+        with (self.folder / "removed.tsv").open("w", encoding="utf-8", newline="\n") as joined:
+            joined.write("source\tline\treason\tsrc\ttgt\n")
+            for source, of_source in zip(self.config.data.train, shards, strict=True):
+                description = source.description.replace("\t", " ")
+                for shard in of_source:
+                    for stage in ("cleaned", "kept", "encoded"):
+                        with shard.path(f"{stage}.removed").open(encoding="utf-8", newline="\n") as rows:
+                            joined.writelines(f"{description}\t{row}" for row in rows)
+
+    def _require_unchanged_text(self) -> None:
+        if corpus_fingerprint(self.config, self.tokenizer_path) != self.fingerprint:
+            raise DataError(
+                "data: a file was changed while the corpus was prepared from it: start again when nothing writes to "
+                "the text of training, validation and test"
+            )
+
+    def _write_report_and_manifest(self, facts: dict[str, Any]) -> None:
+        identity = {
+            "format_version": FORMAT_VERSION,
+            "fingerprint": self.fingerprint,
+            "src_lang": self.config.src_lang,
+            "tgt_lang": self.config.tgt_lang,
+        }
+        origin = {"versions": _versions(), "seconds": {stage: round(s, 3) for stage, s in self.seconds.items()}}
+        told = {
+            "made_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "settings": {
+                key: value
+                for key, value in settings_of(self.config).items()
+                if key.startswith(("data.clean.", "data.max_tokens", "tokenizer."))
+            },
+            "peak_memory_bytes": _peak_memory_bytes(),
+            "hardware": _hardware(),
+        }
+        write_report(
+            {**identity, **told, **facts, **origin}, self.folder, dict(chain(RULES.items(), CHANGE_RULES.items()))
+        )
+        made_of = ("report.html", "report.json", "removed.tsv")
+        manifest = {
+            **identity,
+            "ids_dtype": ids_dtype(facts["tokenizer"]["vocab_size"]),
+            **{key: facts[key] for key in ("train", "valid", "test", "tokenizer")},
+            **origin,
+            # What people read may be deleted; the rest is the corpus.
+            "file_bytes": {
+                path.name: path.stat().st_size
+                for path in sorted(self.folder.iterdir())
+                if path.is_file() and path.name not in made_of
+            },
+        }
+        # Not written beside its place: what a kill leaves there would be a file of the corpus.
+        writing = self.folder / "shards" / "manifest.json"
+        writing.write_text(json.dumps(manifest, indent=2, ensure_ascii=True) + "\n", "utf-8")
+        os.replace(writing, self.folder / "manifest.json")
+
+    # ---------------------------------------------------------------------------------------------- processes
+
+    def _run(self, stage: Callable[[Any], int], tasks: Iterable[Any], progress: _Progress) -> None:
+        """Let worker processes do the tasks of a stage, which return how many pairs they had."""
+        tasks = iter(tasks)
+        first = list(islice(tasks, 2))
+        # Starting processes takes longer than one shard.
+        n = min(n_cores(), 64) if len(first) > 1 else 0
+        with Processes(n, _install, (stage,)) as processes:
+            for n_pairs in processes.map(_call_stage, chain(first, tasks), ahead=n + 1):
+                progress.advance(n_pairs)
+                self.ending.check()
+
+    def _require_pairs(self, shards: list[list[Shard]], stage: str) -> None:
+        total = _total(shard.result(stage)["tally"] for of_source in shards for shard in of_source)
+        if not total.n_kept:
+            raise DataError(
+                f"data.train: nothing is left of {total.n_read:,} pairs, removed: {removed_text(total.removed)}; "
+                "look at the text, or at the limits data.clean and data.max_tokens"
+            )
 
 
-def _where(items: Sequence[Any], wanted: Sequence[bool]) -> list[Any]:
-    return [item for item, is_wanted in zip(items, wanted, strict=True) if is_wanted]
+_DUPLICATES = ("duplicate", "folded_duplicate")
+_stage: Callable[[Any], int] | None = None  # of this worker process
+
+
+def _install(stage: Callable[[Any], int]) -> None:
+    global _stage
+    _stage = stage
+
+
+def _call_stage(task: Any) -> int:
+    assert _stage is not None, "the initializer of the process has run"
+    return _stage(task)
+
+
+def _total(tallies: Iterable[dict[str, Any]]) -> Tally:
+    total = Tally()
+    for tally in tallies:
+        total.add(Tally.from_json(tally))
+    return total
+
+
+def _sum_if_known(counts: Sequence[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
+
+
+def _shown(sizes: Sequence[int]) -> Iterator[list[int]]:
+    """For each shard the pairs that the report shows: a seeded draw from all shards together."""
+    n_pairs = sum(sizes)
+    drawn = sorted(random.Random(1).sample(range(n_pairs), min(N_SAMPLES, n_pairs)))
+    first = 0
+    for size in sizes:
+        yield [i - first for i in drawn if first <= i < first + size]
+        first += size
+
+
+def _held_out_facts(source: SourceConfig, pairs: Sequence[SentencePair]) -> dict[str, Any]:
+    return {
+        "source": source.description,
+        "pairs": len(pairs),
+        "empty": sum(not pair.src.strip() or not pair.tgt.strip() for pair in pairs),
+    }
+
+
+def _knows(tokenizer: Tokenizer, symbol: str) -> bool:
+    return len(tokenizer.encode(symbol)) == 1 and tokenizer.decode(tokenizer.encode(symbol)).strip() == symbol
+
+
+def _vocabulary(tokenizer: Tokenizer, words: Sequence[Counter[str]]) -> dict[str, Any]:
+    facts = joint_vocabulary_facts(tokenizer, *words)
+    sides = {
+        side: {
+            **facts[side],
+            "longest_pieces": [{"piece": piece, "count": count} for piece, count in facts[side]["longest_pieces"]],
+        }
+        for side in ("src", "tgt")
+    }
+    return {**sides, "pieces": {key: facts["coverage"][key] for key in ("src", "tgt", "both", "neither")}}
+
+
+def _peak_memory_bytes() -> int:
+    """Of this process and of its workers, at most: each as large as the largest was."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    own, largest_worker = (
+        resource.getrusage(who).ru_maxrss * unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return int(own + n_cores() * largest_worker)
+
+
+def _hardware() -> dict[str, Any]:
+    facts: dict[str, Any] = {"machine": platform.machine(), "system": platform.system(), "cores": n_cores()}
+    with suppress(ValueError, OSError, AttributeError):
+        facts["memory_bytes"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return facts
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in ("mt-train", "sentencepiece", "datasets", "sacrebleu", "numpy", "py3langid", "sacremoses"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
 
 
 class _SideWriter:
@@ -360,13 +720,19 @@ class _SideWriter:
         np.zeros(1, dtype=np.int64).tofile(self._offsets)
 
     def write(self, sentences: Sequence[Sequence[int]]) -> None:
-        if not sentences:
-            return
         lengths = np.array([len(ids) for ids in sentences], dtype=np.int64)
-        n_tokens = int(lengths.sum())
-        np.fromiter(chain.from_iterable(sentences), dtype=self._dtype, count=n_tokens).tofile(self._ids)
-        (self.n_tokens + np.cumsum(lengths)).tofile(self._offsets)
-        self.n_tokens += n_tokens
+        ids = np.fromiter(chain.from_iterable(sentences), dtype=self._dtype, count=int(lengths.sum()))
+        self._append(ids.tobytes(), lengths)
+
+    def append(self, ids: Path, lengths: npt.NDArray[np.int64]) -> None:
+        self._append(ids.read_bytes(), lengths)
+
+    def _append(self, ids: bytes, lengths: npt.NDArray[np.int64]) -> None:
+        if not len(lengths):
+            return
+        self._ids.write(ids)
+        self._offsets.write((self.n_tokens + np.cumsum(lengths)).tobytes())
+        self.n_tokens += int(lengths.sum())
         self.longest = max(self.longest, int(lengths.max()))
 
     def close(self) -> None:
@@ -379,100 +745,53 @@ class _PairWriter:
 
     def __init__(self, folder: Path, name: str, vocab_size: int) -> None:
         self.n_pairs = 0
-        self._sides = [_SideWriter(folder, f"{name}.{side}", ids_dtype(vocab_size)) for side in ("src", "tgt")]
+        self._sides = {side: _SideWriter(folder, f"{name}.{side}", ids_dtype(vocab_size)) for side in ("src", "tgt")}
 
     def __enter__(self) -> _PairWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for side in self._sides:
+        for side in self._sides.values():
             side.close()
 
     def write(self, src_ids: Sequence[Sequence[int]], tgt_ids: Sequence[Sequence[int]]) -> None:
-        for side, ids in zip(self._sides, (src_ids, tgt_ids), strict=True):
+        for side, ids in zip(self._sides.values(), (src_ids, tgt_ids), strict=True):
             side.write(ids)
         self.n_pairs += len(src_ids)
 
-    @property
-    def n_src_tokens(self) -> int:
-        return self._sides[0].n_tokens
-
-    @property
-    def n_tgt_tokens(self) -> int:
-        return self._sides[1].n_tokens
+    def append(self, shard: Shard) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Add an encoded shard; the lengths of its two sides."""
+        of_sides = []
+        for name, side in self._sides.items():
+            of_sides.append(np.fromfile(shard.path(f"encoded.{name}.lengths"), dtype=np.int64))
+            side.append(shard.path(f"encoded.{name}.ids"), of_sides[-1])
+        src, tgt = of_sides
+        self.n_pairs += len(src)
+        return src, tgt
 
     @property
     def longest(self) -> tuple[int, int]:
-        return self._sides[0].longest, self._sides[1].longest
+        return self._sides["src"].longest, self._sides["tgt"].longest
 
     def facts(self) -> dict[str, Any]:
+        src, tgt = self._sides["src"], self._sides["tgt"]
         return {
-            "src_tokens": self.n_src_tokens,
-            "tgt_tokens": self.n_tgt_tokens,
-            "src_tokens_per_tgt_token": self.n_src_tokens / self.n_tgt_tokens,
-            "longest_src": self.longest[0],
-            "longest_tgt": self.longest[1],
+            "src_tokens": src.n_tokens,
+            "tgt_tokens": tgt.n_tokens,
+            "src_tokens_per_tgt_token": src.n_tokens / tgt.n_tokens,
+            "longest_src": src.longest,
+            "longest_tgt": tgt.longest,
         }
-
-
-def _train_facts(data: DataConfig, cleaners: Sequence[Cleaner], writer: _PairWriter) -> dict[str, Any]:
-    return {
-        "pairs_read": sum(cleaner.n_read for cleaner in cleaners),
-        "pairs_kept": writer.n_pairs,
-        **writer.facts(),
-        "sources": [
-            {
-                "source": source.description,
-                "pairs_read": cleaner.n_read,
-                "pairs_kept": cleaner.n_kept,
-                "removed": {reason: removal.as_json() for reason, removal in cleaner.removals.items()},
-            }
-            for source, cleaner in zip(data.train, cleaners, strict=True)
-        ],
-    }
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in ("mt-train", "sentencepiece", "datasets", "sacrebleu", "numpy"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
-
-
-def _require_pairs(cleaners: Sequence[Cleaner]) -> None:
-    if sum(cleaner.n_kept for cleaner in cleaners):
-        return
-    total: dict[Reason, int] = {}
-    for cleaner in cleaners:
-        for reason, removal in cleaner.removals.items():
-            total[reason] = total.get(reason, 0) + removal.count
-    removed = ", ".join(f"{count:,} {reason}" for reason, count in total.items())
-    n_read = sum(cleaner.n_read for cleaner in cleaners)
-    raise DataError(
-        f"data.train: nothing is left of {n_read:,} pairs, removed: {removed}; look at the text, or at the limits "
-        "data.clean and data.max_tokens"
-    )
-
-
-def _sample(lines: Iterable[str], n_lines: int, n_wanted: int) -> Iterator[str]:
-    """`n_wanted` of the `n_lines` lines, drawn evenly, in order (Knuth, The Art of Computer Programming, 3.4.2 S)."""
-    draw = random.Random(_SAMPLE_SEED).random
-    for n_left, line in zip(range(n_lines, 0, -1), lines, strict=True):
-        if n_left * draw() < n_wanted:
-            n_wanted -= 1
-            yield line
 
 
 class _Progress:
     """Says now and then how far a long stage has come."""
 
-    def __init__(self, say: Say, what: str, unit: str | None) -> None:
+    def __init__(self, say: Say, what: str, unit: str | None, n_all: int | None = None) -> None:
         self._say = say
         self._what = what
         self._unit = unit
+        self._n_all = n_all
         self._n_done = 0
         self._started_at = self._said_at = time.perf_counter()
 
@@ -482,6 +801,14 @@ class _Progress:
         if now - self._said_at < _SECONDS_BETWEEN_PROGRESS:
             return
         self._said_at = now
-        elapsed_seconds = now - self._started_at
-        done = f"{self._n_done:,} {self._unit}, {self._n_done / elapsed_seconds:,.0f} a second, " if self._unit else ""
-        self._say(f"{self._what}: {done}{elapsed_seconds:.0f} s")
+        self._say(f"{self._what}: {self._so_far(now - self._started_at)}")
+
+    def _so_far(self, elapsed_seconds: float) -> str:
+        if self._unit is None:
+            return format_duration(elapsed_seconds)
+        rate = self._n_done / elapsed_seconds
+        done = f"{self._n_done:,}" if self._n_all is None else f"{self._n_done:,} of {self._n_all:,}"
+        left = ""
+        if self._n_all is not None and self._n_done:
+            left = f", {format_duration((self._n_all - self._n_done) / rate)} left"
+        return f"{done} {self._unit}, {rate:,.0f} a second{left}"

@@ -1,42 +1,32 @@
-"""Parallel text from files (plain, .tsv, .jsonl; .gz, .xz, .zst), hub data sets and sacreBLEU test sets."""
+"""Parallel text from files (plain, .tsv, .jsonl, .parquet), hub data sets and sacreBLEU test sets, in chunks."""
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import functools
-import gzip
-import hashlib
-import io
 import json
 import logging
-import lzma
 import os
-import sys
-import zlib
-from collections.abc import Iterator
-from itertools import zip_longest
+import re
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mt.config import SourceConfig
 from mt.errors import DataError
+from mt.text.files import COMPRESSIONS, content_hash, count_lines, read_line_chunks
+from mt.text.hub import count_rows, dataset_fingerprint, read_dataset
+from mt.text.lengths import first_break
+from mt.text.tables import Columns, Texts, count_parquet_rows, read_parquet
 
-_UTF8_BOM = b"\xef\xbb\xbf"
-_UTF16 = "UTF-16, expected UTF-8: convert it with iconv -f UTF-16 -t UTF-8"
-_PACKED = "compressed, and its name does not say so: unpack it, or end its name in"
-_NO_TEXT = {
-    b"\xff\xfe": _UTF16,
-    b"\xfe\xff": _UTF16,
-    b"\x1f\x8b": f"{_PACKED} .gz",
-    b"\xfd7zXZ\x00": f"{_PACKED} .xz",
-    b"\x28\xb5\x2f\xfd": f"{_PACKED} .zst",
-    b"BZh": "compressed with bzip2: unpack it",
-    b"PK\x03\x04": "a zip archive: unpack it",
-}
-_COMPRESSIONS = (".gz", ".xz", ".zst")
-_ROWS_PER_BATCH = 10_000
-_HASH_BLOCK_BYTES = 1 << 20
+_PAIRS_AT_ONCE = 1_000  # read before the first of them is given out
+_MOST_LINES_COMPARED = 50_000_000  # whose lengths are kept in memory to see where two files part
+_FORMATS = (".tsv", ".jsonl", ".parquet")
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+_NOTHING = object()
 
 
 class SentencePair(NamedTuple):
@@ -47,31 +37,67 @@ class SentencePair(NamedTuple):
     line: int  # 1-based line or row in the source
 
 
-def read_pairs(source: SourceConfig, src_lang: str, tgt_lang: str, default_split: str) -> Iterator[SentencePair]:
-    """All pairs of a source in order, in flat memory.
+class Chunk(NamedTuple):
+    """Consecutive pairs of a source, as they stand in it."""
+
+    src: list[str]
+    tgt: list[str]
+    lines: Sequence[int]  # 1-based line or row of each
+
+
+def read_chunks(
+    source: SourceConfig, src_lang: str, tgt_lang: str, default_split: str, size: int = 50_000
+) -> Iterator[Chunk]:
+    """All pairs of a source in order, `size` at a time; only the last chunk may be smaller. Memory is flat.
 
     Args:
         default_split: split of a hub data set whose config names none: train, validation or test.
     Raises:
         DataError: the source is missing, unreadable or not parallel. Different line counts come out at the end.
     """
+    langs = src_lang, tgt_lang
     if source.src is not None and source.tgt is not None:
-        return _read_line_pairs(Path(source.src), Path(source.tgt))
+        return _read_two_files(Path(source.src), Path(source.tgt), size)
     if source.file is not None:
-        return _read_one_file(Path(source.file), src_lang, tgt_lang)
+        return _rechunked(_read_one_file(Path(source.file), langs, _columns(source), size), size)
     if source.dataset is not None:
-        return _read_dataset(source.dataset, source.config, source.split or default_split, src_lang, tgt_lang)
+        rows = read_dataset(source, source.split or default_split, langs, _columns(source), size)
+        return _rechunked(_numbered(rows), size)
     assert source.sacrebleu is not None, "SourceConfig holds exactly one kind of source"
-    return _read_line_pairs(*_sacrebleu_files(source.sacrebleu, src_lang, tgt_lang))
+    return _read_two_files(*_sacrebleu_files(source.sacrebleu, src_lang, tgt_lang), size)
+
+
+def read_pairs(source: SourceConfig, src_lang: str, tgt_lang: str, default_split: str) -> Iterator[SentencePair]:
+    """All pairs of a source in order, as `read_chunks`; from pipes, each as soon as it has come."""
+    paths = [Path(name) for name in (source.src, source.tgt, source.file) if name is not None]
+    size = _PAIRS_AT_ONCE if all(path.is_file() for path in paths) else 1
+    for chunk in read_chunks(source, src_lang, tgt_lang, default_split, size):
+        yield from map(SentencePair, *chunk)
+
+
+def count_pairs(source: SourceConfig, src_lang: str, tgt_lang: str, default_split: str) -> int | None:
+    """How many pairs a source has, or lines where some hold none; None where only reading it would tell.
+
+    Raises:
+        DataError: as `read_chunks`.
+    """
+    if source.dataset is not None:
+        return count_rows(source, source.split or default_split)
+    if source.sacrebleu is not None:
+        return count_lines(_sacrebleu_files(source.sacrebleu, src_lang, tgt_lang)[0])
+    path = Path(source.src or source.file or "")
+    if not path.is_file():  # a pipe can be read once only
+        return None
+    return count_parquet_rows(path) if path.suffix == ".parquet" else count_lines(path)
 
 
 def check_source(source: SourceConfig, src_lang: str, tgt_lang: str, default_split: str) -> None:
-    """Fetch what must be fetched and read the first pair, so that what is missing shows before hours are spent.
+    """Fetch what must be fetched and read the first pairs, so that what is missing shows before hours are spent.
 
     Raises:
-        DataError: as `read_pairs`, or the source holds no pair at all.
+        DataError: as `read_chunks`, or the source holds no pair at all.
     """
-    for _ in read_pairs(source, src_lang, tgt_lang, default_split):
+    for _ in read_chunks(source, src_lang, tgt_lang, default_split, _PAIRS_AT_ONCE):
         return
     raise DataError(f"{source.description}: is empty, expected at least one pair of sentences")
 
@@ -79,332 +105,245 @@ def check_source(source: SourceConfig, src_lang: str, tgt_lang: str, default_spl
 def source_fingerprint(source: SourceConfig) -> str:
     """A name for the content: local files by their bytes wherever they lie, remote sets by what the user wrote.
 
+    Weight and tag are no part of it.
+
     Raises:
-        DataError: a local file is missing or unreadable, in the words of `read_pairs`.
+        DataError: a local file is missing or unreadable, in the words of `read_chunks`.
     """
+    columns = "" if source.src_column is None else f":{json.dumps(_columns(source))}"
     if source.src is not None and source.tgt is not None:
         return f"lines:{_file_fingerprint(Path(source.src))}:{_file_fingerprint(Path(source.tgt))}"
     if source.file is not None:
-        return _file_fingerprint(Path(source.file))
+        return _file_fingerprint(Path(source.file)) + columns
     if source.dataset is not None:
-        config_and_split = json.dumps([source.config, source.split])
-        if _is_local_dataset(source.dataset):
-            return f"dataset-folder:{_folder_fingerprint(Path(source.dataset))}:{config_and_split}"
-        return f"dataset:{source.dataset}:{config_and_split}"
+        return dataset_fingerprint(source) + columns
     return f"sacrebleu:{source.sacrebleu}"
 
 
-# ---------------------------------------------------------------------------------------------------- files
-
-
-@contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Reading errors of one file as one line each."""
-    try:
-        yield
-    except FileNotFoundError:
-        where = "" if path.is_absolute() else f" (looked for in {Path.cwd()})"
-        raise DataError(f"{path}: no such file{where}") from None
-    except IsADirectoryError:
-        raise DataError(f"{path}: is a folder, expected a text file") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
-        if isinstance(error, EOFError) or "end-of-stream" in str(error):
-            raise DataError(f"{path}: ends too early, it was cut off: copy or download it again") from None
-        raise DataError(f"{path}: is no {path.suffix} file, or is damaged ({error}): fetch it again") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-
-
-def open_bytes(path: Path) -> BinaryIO:
-    """The bytes of a file, those inside where its name ends in .gz, .xz or .zst; read it inside `explained`."""
-    if path.is_dir():
-        raise IsADirectoryError
-    if path.suffix == ".gz":
-        return cast(BinaryIO, io.BufferedReader(gzip.GzipFile(path), _HASH_BLOCK_BYTES))
-    if path.suffix == ".xz":
-        return cast(BinaryIO, io.BufferedReader(lzma.LZMAFile(path), _HASH_BLOCK_BYTES))
-    if path.suffix == ".zst":
-        return cast(BinaryIO, io.BufferedReader(_ZstdFile(path), _HASH_BLOCK_BYTES))
-    return path.open("rb")
-
-
-class _ZstdFile(io.RawIOBase):
-    """A .zst file. Written out because `zstandard`'s own stream reader takes a truncated file for a whole one."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            import zstandard
-        except ImportError:
-            raise DataError(f"{path}: reading .zst needs one more package: pip install zstandard") from None
-        self._new_frame = zstandard.ZstdDecompressor().decompressobj
-        self._zstd_error = zstandard.ZstdError
-        self._frame: Any = None  # the decompressor of the frame being read
-        self._path = path
-        self._file = path.open("rb")
-        self._compressed = self._text = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._text:
-            if not self._compressed:
-                self._compressed = self._file.read(_HASH_BLOCK_BYTES)
-                if not self._compressed:
-                    if self._frame is not None:
-                        raise EOFError
-                    return 0
-            self._frame = self._frame or self._new_frame()
-            try:
-                self._text = self._frame.decompress(self._compressed)
-            except self._zstd_error:
-                raise DataError(f"{self._path}: is no .zst file, or is damaged: fetch it again") from None
-            self._compressed = self._frame.unused_data
-            if self._frame.eof:
-                self._frame = None
-        taken = self._text[: len(buffer)]
-        buffer[: len(taken)] = taken
-        self._text = self._text[len(taken) :]
-        return len(taken)
-
-
-def require_text(beginning: bytes, path: Path) -> None:
-    """Refuse what is no text in UTF-8 but often given for it.
-
-    Raises:
-        DataError: the file begins as UTF-16 or as a compressed file does.
-    """
-    for magic, what in _NO_TEXT.items():
-        if beginning.startswith(magic):
-            raise DataError(f"{path}: is {what}")
-
-
-def _raw_lines(path: Path) -> Iterator[bytes]:
-    """Lines with their ends, split at \\n alone. Reading errors come out explained."""
-    with explained(path), open_bytes(path) as stream:
-        yield from stream
-
-
-def _read_lines(path: Path) -> Iterator[str]:
-    """Decoded lines without their ends. U+2028, \\x0b and \\x85 are ordinary characters inside a line."""
-    offset = 0
-    for number, raw in enumerate(_raw_lines(path), start=1):
-        if number == 1:
-            require_text(raw, path)
-            if raw.startswith(_UTF8_BOM):
-                raw = raw[len(_UTF8_BOM) :]
-                offset = len(_UTF8_BOM)
-        try:
-            text = raw.decode()
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{path}, line {number:,}: byte 0x{raw[error.start]:02x} at offset {offset + error.start:,} is not "
-                "UTF-8: mend the line, or convert the file (iconv -f LATIN1 -t UTF-8, if that is what it is)"
-            ) from None
-        offset += len(raw)
-        yield text.removesuffix("\n").removesuffix("\r")
-
-
-def _read_line_pairs(src_path: Path, tgt_path: Path) -> Iterator[SentencePair]:
-    src_lines, tgt_lines = _read_lines(src_path), _read_lines(tgt_path)
-    for number, (src, tgt) in enumerate(zip_longest(src_lines, tgt_lines), start=1):
-        if src is None or tgt is None:
-            break
-        yield SentencePair(src, tgt, number)
-    else:
-        return
-    counts = {path: sum(1 for _ in _raw_lines(path)) for path in (src_path, tgt_path)}
-    (longer, n_longer), (shorter, n_shorter) = sorted(counts.items(), key=lambda item: -item[1])
-    raise DataError(
-        f"{longer} has {n_longer:,} lines and {shorter} has {n_shorter:,}: parallel files need one line for each line"
-    )
-
-
-def _format(path: Path) -> str:
-    """The suffix that tells the format, without that of a compression."""
-    return (path.with_suffix("") if path.suffix in _COMPRESSIONS else path).suffix
-
-
-def _read_one_file(path: Path, src_lang: str, tgt_lang: str) -> Iterator[SentencePair]:
-    if _format(path) == ".tsv":
-        return _read_tsv(path)
-    if _format(path) == ".jsonl":
-        return _read_jsonl(path, src_lang, tgt_lang)
-    raise DataError(f"{path}: expected a name that ends in .tsv or .jsonl, then perhaps in .gz, .xz or .zst")
-
-
-def _read_tsv(path: Path) -> Iterator[SentencePair]:
-    for number, line in enumerate(_read_lines(path), start=1):
-        columns = line.split("\t")
-        if len(columns) != 2:
-            raise DataError(f"{path}, line {number:,}: expected source, tab, target, found {len(columns)} column(s)")
-        yield SentencePair(columns[0], columns[1], number)
-
-
-def _read_jsonl(path: Path, src_lang: str, tgt_lang: str) -> Iterator[SentencePair]:
-    for number, line in enumerate(_read_lines(path), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number:,}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{where}: is no JSON: {error}") from None
-        if isinstance(row, dict) and isinstance(row.get("translation"), dict):
-            row = row["translation"]
-        if not isinstance(row, dict):
-            raise DataError(f"{where}: expected an object with the keys {src_lang} and {tgt_lang}, found {line[:60]}")
-        for lang in (src_lang, tgt_lang):
-            if lang not in row:
-                raise DataError(f"{where}: has no key {lang}, its keys are {', '.join(row) or 'none'}")
-            if not isinstance(row[lang], str):
-                raise DataError(f"{where}: expected text at the key {lang}, found {json.dumps(row[lang])[:60]}")
-        yield SentencePair(row[src_lang], row[tgt_lang], number)
+def _columns(source: SourceConfig) -> Columns | None:
+    if source.src_column is None or source.tgt_column is None:
+        return None
+    return source.src_column, source.tgt_column
 
 
 def _file_fingerprint(path: Path) -> str:
     """Hash of the content, with the suffixes that say how it is read."""
-    suffixes = _format(path) if _format(path) in (".tsv", ".jsonl") else ""
-    suffixes += path.suffix if path.suffix in _COMPRESSIONS else ""
-    return f"{suffixes}:{_content_hash(path)}"
+    suffixes = _format(path) if _format(path) in _FORMATS else ""
+    suffixes += path.suffix if path.suffix in COMPRESSIONS else ""
+    return f"{suffixes}:{content_hash(path)}"
 
 
-def _content_hash(path: Path) -> str:
-    with explained(path):
-        stat = path.stat()
-        return _hash_of_unchanged_file(path.resolve(), stat.st_size, stat.st_mtime_ns)
+def _format(path: Path) -> str:
+    """The suffix that tells the format, without that of a compression."""
+    return (path.with_suffix("") if path.suffix in COMPRESSIONS else path).suffix
 
 
-@functools.lru_cache(maxsize=10_000)
-def _hash_of_unchanged_file(path: Path, size: int, mtime_ns: int) -> str:
-    """Hash of the bytes; the size and the time are there so that a changed file is read again."""
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as stream:
-        while block := stream.read(_HASH_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+def _numbered(rows: Iterator[Texts]) -> Iterator[Chunk]:
+    n_rows = 0
+    for src, tgt in rows:
+        yield Chunk(src, tgt, range(n_rows + 1, n_rows + len(src) + 1))
+        n_rows += len(src)
 
 
-# ---------------------------------------------------------------------------------------------------- hub data sets
+def _rechunked(chunks: Iterator[Chunk], size: int) -> Iterator[Chunk]:
+    """The same pairs, `size` in each chunk but the last."""
+    rest = Chunk([], [], [])
+    for chunk in chunks:
+        if rest.src:
+            chunk = Chunk(rest.src + chunk.src, rest.tgt + chunk.tgt, [*rest.lines, *chunk.lines])
+        while len(chunk.src) > size:
+            yield Chunk(chunk.src[:size], chunk.tgt[:size], chunk.lines[:size])
+            chunk = Chunk(chunk.src[size:], chunk.tgt[size:], chunk.lines[size:])
+        if len(chunk.src) == size:
+            yield chunk
+            chunk = Chunk([], [], [])
+        rest = chunk
+    if rest.src:
+        yield rest
 
 
-def _is_local_dataset(name: str) -> bool:
-    return Path(name).is_dir()
+# ---------------------------------------------------------------------------------------------------- two files
 
 
-def _folder_fingerprint(folder: Path) -> str:
-    """By the relative names and the contents of all files that are not hidden."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in relative.parts):
-            digest.update(json.dumps([relative.as_posix(), _content_hash(path)]).encode())
-    return digest.hexdigest()
+def _read_two_files(src_path: Path, tgt_path: Path, size: int) -> Iterator[Chunk]:
+    src_chunks, tgt_chunks = read_line_chunks(src_path, size), read_line_chunks(tgt_path, size)
+    n_lines = 0
+    while True:
+        src, tgt = next(src_chunks, []), next(tgt_chunks, [])
+        if len(src) != len(tgt):
+            n_src = n_lines + sum(map(len, chain([src], src_chunks)))
+            n_tgt = n_lines + sum(map(len, chain([tgt], tgt_chunks)))
+            raise _different_counts({src_path: n_src, tgt_path: n_tgt})
+        if not src:
+            return
+        yield Chunk(src, tgt, range(n_lines + 1, n_lines + len(src) + 1))
+        n_lines += len(src)
 
 
-def _read_dataset(name: str, config: str | None, split: str, src_lang: str, tgt_lang: str) -> Iterator[SentencePair]:
-    dataset = _load_dataset(name, config, split)
-    column_of_languages = _column_of_languages(name, dataset, src_lang, tgt_lang)
-    number = 0
-    # Whole batches of Arrow columns: row by row, WMT14 would take many minutes.
-    for table in dataset.with_format("arrow").iter(batch_size=_ROWS_PER_BATCH):
-        for batch in table.to_batches():
-            if column_of_languages:
-                columns = batch.column(batch.schema.get_field_index(column_of_languages))
-                src_texts, tgt_texts = columns.field(src_lang).to_pylist(), columns.field(tgt_lang).to_pylist()
-            else:
-                src_texts, tgt_texts = (
-                    batch.column(batch.schema.get_field_index(lang)).to_pylist() for lang in (src_lang, tgt_lang)
-                )
-            for src, tgt in zip(src_texts, tgt_texts, strict=True):
-                number += 1
-                yield SentencePair(src or "", tgt or "", number)
+def _different_counts(n_lines: dict[Path, int]) -> DataError:
+    (longer, n_longer), (shorter, n_shorter) = sorted(n_lines.items(), key=lambda item: -item[1])
+    problem = (
+        f"{longer} has {n_longer:,} lines and {shorter} has {n_shorter:,}: parallel files need one line for each line"
+    )
+    n_parallel = None
+    if longer.is_file() and shorter.is_file() and n_longer <= _MOST_LINES_COMPARED:
+        n_parallel = first_break(_line_lengths(longer), _line_lengths(shorter))
+    if n_parallel is None:
+        return DataError(problem)
+    if n_parallel == n_shorter:
+        return DataError(f"{problem}; by their lengths those of {shorter} all match, and its end is missing")
+    what = "a line is missing from {}, or one" if n_longer == n_shorter + 1 else "lines are missing from {}, or some"
+    return DataError(
+        f"{problem}; from about line {n_parallel + 1:,} on their lengths do not match any more: "
+        f"{what.format(shorter)} too many in {longer}"
+    )
 
 
-def _load_dataset(name: str, config: str | None, split: str) -> Any:
-    if not _is_local_dataset(name):
-        if Path(name).is_file():
-            raise DataError(f"{name}: is a file, expected a data set: give {{file: {name}}} for a .tsv or .jsonl file")
-        if name.startswith((".", "/", "~")) or name.count("/") > 1:
-            raise DataError(f"{name}: no such folder (looked for in {Path.cwd()})")
-        print(f"fetching data set {name} from the hub, or from its cache", file=sys.stderr, flush=True)
-    import datasets
-
-    with _quiet_datasets(datasets):
-        try:
-            return datasets.load_dataset(name, config, split=split)
-        except Exception as error:
-            raise _dataset_error(datasets, error, name, config, split) from None
+def _line_lengths(path: Path) -> NDArray[np.int32]:
+    """[lines], in characters."""
+    chunks = [np.fromiter(map(len, lines), np.int32, len(lines)) for lines in read_line_chunks(path, 50_000)]
+    return np.concatenate([np.zeros(0, np.int32), *chunks])
 
 
-@contextlib.contextmanager
-def _quiet_datasets(datasets: Any) -> Iterator[None]:
-    """Progress bars only where a person sees them; one line from us instead of a log line for each retry."""
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    loggers = [logging.getLogger(package) for package in ("huggingface_hub", "datasets")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+# ---------------------------------------------------------------------------------------------------- one file
+
+
+def _read_one_file(path: Path, langs: tuple[str, str], columns: Columns | None, size: int) -> Iterator[Chunk]:
+    """Chunks of at most `size` pairs."""
+    if _format(path) == ".tsv":
+        return _read_tsv(path, columns, size)
+    if _format(path) == ".jsonl":
+        return _read_jsonl(path, langs, columns, size)
+    if path.suffix == ".parquet":
+        return _numbered(read_parquet(path, langs, columns, size))
+    if _format(path) == ".parquet":
+        raise DataError(f"{path}: Parquet files are compressed inside: unpack it to {path.with_suffix('')}")
+    raise DataError(
+        f"{path}: expected a name that ends in .tsv, .jsonl or .parquet, the first two perhaps followed by .gz, .xz or "
+        ".zst"
+    )
+
+
+def _read_tsv(path: Path, columns: Columns | None, size: int) -> Iterator[Chunk]:
+    indices = (0, 1)
+    n_lines = 0
+    for lines in read_line_chunks(path, size):
+        rows = [line.split("\t") for line in lines]
+        numbers = range(n_lines + 1, n_lines + len(rows) + 1)
+        if columns is None:
+            _require_two_columns(path, rows, numbers)
+        else:
+            if n_lines == 0:
+                indices = _tsv_indices(path, columns, rows[0])
+                if any(isinstance(column, str) for column in columns):  # the first line is a header
+                    rows, numbers = rows[1:], numbers[1:]
+            _require_columns(path, rows, numbers, columns, indices)
+        n_lines += len(lines)
+        src, tgt = indices
+        yield Chunk([row[src] for row in rows], [row[tgt] for row in rows], numbers)
+
+
+def _tsv_indices(path: Path, columns: Columns, header: list[str]) -> tuple[int, int]:
+    """0-based places of the two columns."""
+    for column in columns:
+        if isinstance(column, str) and header.count(column) != 1:
+            found = "several columns" if column in header else "no column"
+            raise DataError(
+                f"{path}: its first line names {found} {column}, it has {', '.join(header)}: give one of these "
+                "names, or numbers if that line is no header"
+            )
+    src, tgt = (column - 1 if isinstance(column, int) else header.index(column) for column in columns)
+    return src, tgt
+
+
+def _require_two_columns(path: Path, rows: list[list[str]], numbers: range) -> None:
+    for row, number in zip(rows, numbers, strict=True):
+        if len(row) != 2:
+            what_to_do = (
+                "mend or remove the line"
+                if len(row) < 2
+                else "say which to read with src_column and tgt_column, or mend the line"
+            )
+            raise DataError(
+                f"{path}, line {number:,}: expected source, tab, target, found {_n_columns(row)}: {what_to_do}"
+            )
+
+
+def _require_columns(
+    path: Path, rows: list[list[str]], numbers: range, columns: Columns, indices: tuple[int, int]
+) -> None:
+    last = max(indices)
+    for row, number in zip(rows, numbers, strict=True):
+        if len(row) <= last:
+            column = columns[indices.index(last)]
+            wanted = f"column {column} is number {last + 1}" if isinstance(column, str) else f"no column {column}"
+            what_to_do = "mend or remove the line"
+            if number == 1:
+                what_to_do = f"correct src_column and tgt_column, or {what_to_do}"
+            raise DataError(f"{path}, line {number:,}: has {_n_columns(row)}, and {wanted}: {what_to_do}")
+
+
+def _n_columns(row: list[str]) -> str:
+    return f"{len(row)} column{'' if len(row) == 1 else 's'}"
+
+
+def _read_jsonl(path: Path, langs: tuple[str, str], columns: Columns | None, size: int) -> Iterator[Chunk]:
+    keys = langs if columns is None else (str(columns[0]), str(columns[1]))
+    for column in columns or ():
+        if isinstance(column, int):
+            raise DataError(f"{path}: has keys and no columns that can be counted: give the key in place of {column}")
+    n_lines = 0
+    for lines in read_line_chunks(path, size):
+        numbers: list[int] = []
+        chunk = Chunk([], [], numbers)
+        for number, line in enumerate(lines, start=n_lines + 1):
+            if not line or line.isspace():
+                continue
+            try:
+                src, tgt = _json_pair(line, keys, is_language=columns is None)
+            except _LineError as error:
+                raise DataError(f"{path}, line {number:,}: {error}") from None
+            chunk.src.append(src)
+            chunk.tgt.append(tgt)
+            numbers.append(number)
+        yield chunk
+        n_lines += len(lines)
+
+
+class _LineError(Exception):
+    """What is wrong with a line, without where."""
+
+
+def _json_pair(line: str, keys: tuple[str, str], is_language: bool) -> tuple[str, str]:
     try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise _LineError(f"is no JSON: {error}") from None
+    if is_language and isinstance(row, dict) and isinstance(row.get("translation"), dict):
+        row = row["translation"]
+    if not isinstance(row, dict):
+        raise _LineError(f"expected an object with the keys {keys[0]} and {keys[1]}, found {line[:60]}")
+    src, tgt = _json_text(row, keys[0]), _json_text(row, keys[1])
+    if "\\u" in line and (half := _HALF_PAIR.search(src + tgt)):
+        raise _LineError(f"\\u{ord(half[0]):04x} is half of a character (a surrogate alone): mend the line")
+    return src, tgt
 
 
-def _dataset_error(datasets: Any, error: Exception, name: str, config: str | None, split: str) -> DataError:
-    """What went wrong, with the configs or splits to choose from where those can be known."""
-    if isinstance(error, ConnectionError) or "ConnectionError" in type(error).__name__:
-        return DataError(
-            f"data set {name}: the hub cannot be reached, and there is no copy in the cache: "
-            "check the network, or give a local folder that holds the data set"
-        )
-    if isinstance(error, datasets.exceptions.DatasetNotFoundError):
-        return DataError(
-            f"data set {name}: not found on the hub, or private: check the name at "
-            f"https://huggingface.co/datasets/{name}, and log in with `hf auth login` if it is private"
-        )
-    with contextlib.suppress(Exception):
-        configs = datasets.get_dataset_config_names(name)
-        if config not in configs and not (config is None and len(configs) == 1):
-            found = f"has no config {config}" if config else "has several configs, and none is given"
-            return DataError(f"data set {name}: {found}; choose from {', '.join(configs)}")
-        splits = datasets.get_dataset_split_names(name, config)
-        if split.split("[")[0] not in splits:
-            return DataError(f"data set {name}: has no split {split}; choose from {', '.join(splits)}")
-    first_line = (str(error).splitlines() or [""])[0]
-    return DataError(f"data set {name}: cannot be loaded: {first_line or type(error).__name__}")
-
-
-def _column_of_languages(name: str, dataset: Any, src_lang: str, tgt_lang: str) -> str | None:
-    """`translation` where that column holds both languages, None where each language has a column of its own."""
-    schema = dataset.features.arrow_schema
-    langs = {src_lang, tgt_lang}
-    if "translation" in schema.names:
-        struct = schema.field("translation").type
-        found = [struct.field(i).name for i in range(struct.num_fields)]
-        if langs <= set(found):
-            _require_text(name, {lang: struct.field(found.index(lang)).type for lang in langs})
-            return "translation"
-        place = "the keys of its column translation"
-    else:
-        found, place = schema.names, "its columns"
-    if langs <= set(schema.names):
-        _require_text(name, {lang: schema.field(lang).type for lang in langs})
-        return None
-    missing = " and ".join(sorted(langs - set(found)))
-    raise DataError(f"data set {name}: has no {missing}: {place} are {', '.join(found)}")
-
-
-def _require_text(name: str, types: dict[str, Any]) -> None:
-    for lang, type_ in types.items():
-        if str(type_) not in ("string", "large_string", "string_view"):
-            raise DataError(f"data set {name}: expected text in {lang}, found {type_}")
+def _json_text(row: dict[str, Any], key: str) -> str:
+    """The text at a key, or at the end of several with dots between them."""
+    text: Any = row.get(key, _NOTHING)
+    if text is _NOTHING:
+        text = row
+        for part in key.split("."):
+            if not isinstance(text, dict) or part not in text:
+                raise _LineError(
+                    f"has no key {key}, its keys are {', '.join(row) or 'none'}: say which hold the text with "
+                    "src_column and tgt_column, or mend the line"
+                )
+            text = text[part]
+    if not isinstance(text, str):
+        raise _LineError(f"expected text at the key {key}, found {json.dumps(text)[:60]}")
+    return text
 
 
 # ---------------------------------------------------------------------------------------------------- sacreBLEU

@@ -1,29 +1,50 @@
-"""Train, load, encode, decode: one SentencePiece model for both languages. The special ids are fixed here, once."""
+"""Train, adopt, load, encode, decode: one SentencePiece model for both languages. Special ids are fixed here, once."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import re
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
 from mt.config import TokenizerConfig
-from mt.errors import CheckpointError, ConfigError, DataError
+from mt.errors import CheckpointError, ConfigError, DataError, MTError
+from mt.processes import run_apart
 
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
 
-MAX_TRAINING_LINE_BYTES = 4_192  # SentencePiece's trainer skips longer lines
-_TRAINER_RESERVED_CHAR = "\u2585"  # its trainer skips lines that hold this block character, too
+MAX_WORD_BYTES = 4_192  # longer words, which are no words, are left out of training
+WORD_START = "▁"  # how SentencePiece writes a space
+# Cuts a word: the name of a special piece, which the trainer takes out of its text.
+_CUT = "<pad>"
+# In no piece. The trainer itself takes a tab for the end of the word, skips what has U+2585, and stumbles over a zero.
+_CUTTING = r"[\0\t\n\r\u2585]|</?s>|<pad>|<unk>|<0x[0-9A-F]{2}>"
+_MAX_TRAINER_LINE_BYTES = 1 << 20  # beyond any word, with its rare characters replaced
+_LEAST_COVERAGE = 0.98  # that the trainer takes
 # The trainer sums in the order of its threads, so their number is part of the result: the same on every machine.
 _N_TRAINER_THREADS = 16
 _ERRORS_ONLY = 2  # minloglevel
 _SPECIAL_IDS = frozenset({PAD_ID, UNK_ID, BOS_ID, EOS_ID})
+_LINE_BREAKERS = frozenset("\0\n\r")
+
+# The numbers of fields and of types of pieces in SentencePiece's protocol buffers (sentencepiece_model.proto and
+# sentencepiece.proto). Read and written here, because the classes made of them need protobuf in a fitting version.
+_PIECES, _TRAINER_SPEC = 1, 2
+_PIECE_TEXT, _PIECE_SCORE, _PIECE_TYPE = 1, 2, 3
+_VOCAB_SIZE, _USER_DEFINED_SYMBOLS, _UNK_NUMBER, _BOS_NUMBER, _EOS_NUMBER, _PAD_NUMBER = 4, 31, 40, 41, 42, 43
+_BOS_PIECE, _EOS_PIECE, _PAD_PIECE = 46, 47, 48
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
+_TEXT_PIECES, _TEXT_PIECE_ID, _TEXT_PIECE_SURFACE = 2, 2, 3
 
 
 def n_cores() -> int:
@@ -34,7 +55,7 @@ def n_cores() -> int:
 
 
 class Tokenizer:
-    """Text to ids and back. Text goes through as given: `mt.text.clean.normalise` it first."""
+    """Text to ids and back. Text goes through as given: `mt.text.normalise` it first."""
 
     pad_id, bos_id, eos_id = PAD_ID, BOS_ID, EOS_ID
 
@@ -47,39 +68,39 @@ class Tokenizer:
         """Of a model file.
 
         Raises:
-            CheckpointError: the file is missing, damaged, or was not made by `train_tokenizer`.
+            CheckpointError: the file is missing, damaged, or was neither made nor adopted by mt.
         """
-        try:
-            model = Path(path).read_bytes()
-        except FileNotFoundError:
-            raise CheckpointError(f"{path}: no such file, the tokenizer is missing") from None
-        except OSError as error:
-            raise CheckpointError(f"{path}: the tokenizer cannot be read: {error.strerror}") from None
-        damaged = CheckpointError(f"{path}: is no SentencePiece model, or is damaged: put the original file back")
-        if not model:
-            raise damaged
-        try:
-            tokenizer = cls(model)
-        except RuntimeError:
-            raise damaged from None
-        special_ids = [getattr(tokenizer._processor, f"{name}_id")() for name in ("pad", "unk", "bos", "eos")]
-        has_bytes = tokenizer._processor.is_byte(tokenizer._processor.piece_to_id("<0x00>"))
-        if special_ids != [PAD_ID, UNK_ID, BOS_ID, EOS_ID] or not has_bytes:
+        tokenizer = cls(_read_model(path, CheckpointError, "put the original file back"))
+        if not tokenizer._has_our_ids:
             raise CheckpointError(
-                f"{path}: was not made by mt: it needs pad, unk, bos and eos as pieces {PAD_ID} to {EOS_ID} "
-                "and byte fallback"
+                f"{path}: was not made by mt: it needs pad, unk, bos and eos as pieces {PAD_ID} to {EOS_ID}: "
+                "give it as tokenizer.model when the corpus is prepared"
             )
         return tokenizer
+
+    @property
+    def _has_our_ids(self) -> bool:
+        special_ids = [getattr(self._processor, f"{name}_id")() for name in ("pad", "unk", "bos", "eos")]
+        return special_ids == [PAD_ID, UNK_ID, BOS_ID, EOS_ID]
 
     @property
     def vocab_size(self) -> int:
         size: int = self._processor.get_piece_size()
         return size
 
-    @property
+    @functools.cached_property
+    def byte_ids(self) -> frozenset[int]:
+        """Pieces that are bytes. There are none in an adopted model that makes <unk> of characters it does not know."""
+        return frozenset(id_ for id_ in range(self.vocab_size) if self._processor.is_byte(id_))
+
+    @functools.cached_property
     def line_breaking_ids(self) -> frozenset[int]:
-        """Byte pieces that would break a line or end a string: never to be produced by a search."""
-        return frozenset(self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in (0x00, 0x0A, 0x0D))
+        """Pieces that would break a line or end a string: never to be produced by a search."""
+        bytes_ = {f"<0x{ord(character):02X}>" for character in _LINE_BREAKERS}
+        pieces = enumerate(self.pieces(range(self.vocab_size)))
+        return frozenset(
+            id_ for id_, piece in pieces if (piece in bytes_ and id_ in self.byte_ids) or _LINE_BREAKERS & set(piece)
+        )
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone, no special ones."""
@@ -105,125 +126,184 @@ class Tokenizer:
         """The pieces as they stand in the vocabulary, special ones included."""
         return [self._processor.id_to_piece(int(id_)) for id_ in ids]
 
-    def piece_ends(self, ids: Sequence[int]) -> list[int]:
-        """For each piece of an encoded text, how many characters of the text there are up to its end.
+    def piece_ends(self, text: str) -> list[int]:
+        """For each piece of a text, in the order of `encode`, how many characters of it there are up to its end.
 
         The pieces that are the bytes of one character all end with it.
         """
-        ends: list[int] = []
-        n_characters = n_bytes_left = 0
-        for id_, piece in zip(ids, self.pieces(ids), strict=True):
-            if not self._processor.is_byte(int(id_)):
-                n_characters += len(piece)
-            elif n_bytes_left:
-                n_bytes_left -= 1
-            else:
-                n_characters += 1
-                n_bytes_left = _n_bytes_behind(int(piece[3:5], 16))
-            ends.append(n_characters - 1)  # the space in front of the first word is in no text
+        ids: list[int] = []
+        surfaces: list[str] = []
+        for number, piece in _fields(self._processor.encode(text, out_type="serialized_proto")):
+            if number == _TEXT_PIECES:
+                fields = dict(_fields(piece))
+                ids.append(fields.get(_TEXT_PIECE_ID, 0))
+                surfaces.append(fields.get(_TEXT_PIECE_SURFACE, b"").decode())
+        ends = list(accumulate(map(len, surfaces)))
+        # Of the bytes of a character, the last one has it as its surface, and the others have none.
+        for place in range(len(ends) - 2, -1, -1):
+            if not surfaces[place] and ids[place] in self.byte_ids:
+                ends[place] = ends[place + 1]
         return ends
 
 
-def _n_bytes_behind(first_byte: int) -> int:
-    """How many bytes follow the first one of a character in UTF-8."""
-    return 0 if first_byte < 0xC0 else 1 if first_byte < 0xE0 else 2 if first_byte < 0xF0 else 3
+def _read_model(path: Path, kind: type[MTError], advice: str) -> bytes:
+    """A file that SentencePiece can load, or an error of the kind."""
+    try:
+        model = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise kind(f"{path}: no such file, the tokenizer is missing") from None
+    except OSError as error:
+        raise kind(f"{path}: the tokenizer cannot be read: {error.strerror}") from None
+    damaged = kind(f"{path}: is no SentencePiece model, or is damaged: {advice}")
+    if not model:
+        raise damaged
+    try:
+        sentencepiece.SentencePieceProcessor(model_proto=model)
+    except RuntimeError:
+        raise damaged from None
+    return model
 
 
 @dataclass(frozen=True)
 class TokenizerStats:
     """What the training of a tokenizer has seen."""
 
-    n_lines: int  # lines given
-    n_skipped_lines: int  # of these, lines that SentencePiece's trainer skips: over 4,192 bytes, or with U+2585 in them
+    n_words: int  # of running text
+    n_distinct_words: int
+    n_skipped_words: int  # of the running words, those over 4,192 bytes, which are left out
 
 
-class _CountedLines:
-    """Lines on their way to the trainer: counted, and an error on the way kept for the caller."""
-
-    def __init__(self, lines: Iterable[str]) -> None:
-        self._lines = lines
-        self.n_lines = 0
-        self.n_skipped = 0
-        self.error: Exception | None = None
-
-    def __iter__(self) -> Iterator[str]:
-        try:
-            for line in self._lines:
-                self.n_lines += 1
-                self.n_skipped += _is_skipped_by_trainer(line)
-                yield line
-        except Exception as error:
-            self.error = error
-
-
-def _is_skipped_by_trainer(line: str) -> bool:
-    # No character takes more than 4 bytes: most lines need no encoding to be measured.
-    long = 4 * len(line) > MAX_TRAINING_LINE_BYTES and len(line.encode()) > MAX_TRAINING_LINE_BYTES
-    return long or _TRAINER_RESERVED_CHAR in line
+def count_words(lines: Iterable[str]) -> Counter[str]:
+    """How often each word comes; words are what single spaces part, as in normalised text."""
+    counts: Counter[str] = Counter()
+    for line in lines:
+        counts.update(line.split(" "))
+    del counts[""]
+    return counts
 
 
 def train_tokenizer(
-    lines: Iterable[str],
+    word_counts: Mapping[str, int] | Iterable[tuple[str, int]],
     config: TokenizerConfig,
     model_path: Path,
+    symbols: Sequence[str] = (),
     while_waiting: Callable[[], None] = lambda: None,
 ) -> TokenizerStats:
-    """Train a model on normalised lines and write it to `model_path`. The same lines give the same bytes everywhere.
+    """Train a model on counts of words and write it to `model_path`. The same counts give the same bytes everywhere.
+
+    SentencePiece's BPE depends on counts alone: the pieces and their scores are those that the lines would give. Its
+    unigram model begins with the frequent parts of the running text, and here with those of the different words: other
+    pieces in about one case of a hundred, as good, in two thirds of the time.
 
     Args:
-        lines: all of them are used; draw the sample of `config.sample_lines` before.
-        while_waiting: called about once a second.
+        word_counts: of normalised text, as `count_words` counts them, in any order; a word may come more than once.
+        symbols: pieces that are never cut, such as <bt>. Each becomes two: with a space before it, and without.
+        while_waiting: called about once a second. Training runs in a process of its own, whose memory goes with it.
     Raises:
-        ConfigError: the vocabulary is too large or too small for these lines.
-        DataError: there is no line to train on.
+        ConfigError: the vocabulary is too large or too small for these words.
+        DataError: there is no word to train on.
     """
-    counted = _CountedLines(lines)
-    model = io.BytesIO()
-    failures: list[RuntimeError] = []
-
-    def train() -> None:
-        try:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(counted),
-                model_writer=model,
-                model_type=config.kind,
-                vocab_size=config.vocab_size,
-                character_coverage=config.character_coverage,
-                pad_id=PAD_ID,
-                unk_id=UNK_ID,
-                bos_id=BOS_ID,
-                eos_id=EOS_ID,
-                normalization_rule_name="identity",
-                remove_extra_whitespaces=False,
-                byte_fallback=True,
-                input_sentence_size=0,
-                max_sentence_length=MAX_TRAINING_LINE_BYTES,
-                num_threads=_N_TRAINER_THREADS,
-                minloglevel=_ERRORS_ONLY,
-            )
-        except RuntimeError as failure:
-            failures.append(failure)
-
-    # In a thread, because Ctrl-C would otherwise wait for minutes until the C++ code returns.
-    thread = threading.Thread(target=train, name="tokenizer-training", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(timeout=1.0)
-        while_waiting()
-    if counted.error is not None:
-        raise counted.error
-    if failures:
-        raise _explained(failures[0], counted, config) from None
-    _write_whole(model_path, model.getvalue())
-    return TokenizerStats(n_lines=counted.n_lines, n_skipped_lines=counted.n_skipped)
-
-
-def _explained(failure: RuntimeError, counted: _CountedLines, config: TokenizerConfig) -> Exception:
-    if counted.n_lines == counted.n_skipped:
-        return DataError(
-            f"no text to train the tokenizer on: {counted.n_lines:,} lines were given, of which SentencePiece skips "
-            f"{counted.n_skipped:,} as too long (over {MAX_TRAINING_LINE_BYTES:,} bytes)"
+    counts = word_counts if isinstance(word_counts, Mapping) else _summed(word_counts)
+    stats = TokenizerStats(
+        n_words=sum(count for word, count in counts.items() if word),
+        n_distinct_words=len(counts) - ("" in counts),
+        n_skipped_words=sum(count for word, count in counts.items() if _is_too_long(word)),
+    )
+    if stats.n_words == stats.n_skipped_words:
+        raise DataError(
+            f"no text to train the tokenizer on: {stats.n_words:,} words were given, of which "
+            f"{stats.n_skipped_words:,} are too long (over {MAX_WORD_BYTES:,} bytes)"
         )
+    settings = _trainer_settings(config, symbols)
+    with tempfile.NamedTemporaryFile(prefix=f".{model_path.name}.words-", dir=model_path.parent) as file:
+        file.writelines(_trainer_lines(counts, config.character_coverage, symbols))
+        file.flush()
+        try:
+            model = run_apart(_train, file.name, settings, while_waiting=while_waiting)
+        except RuntimeError as failure:
+            raise _explained(failure, config) from None
+    _write_whole(model_path, model)
+    return stats
+
+
+def _summed(pairs: Iterable[tuple[str, int]]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for word, count in pairs:
+        counts[word] += count
+    return counts
+
+
+def _is_too_long(word: str) -> bool:
+    # No character takes more than 4 bytes: most words need no encoding to be measured.
+    return 4 * len(word) > MAX_WORD_BYTES and len(word.encode()) > MAX_WORD_BYTES
+
+
+def _trainer_settings(config: TokenizerConfig, symbols: Sequence[str]) -> dict[str, Any]:
+    return {
+        "model_type": config.kind,
+        "vocab_size": config.vocab_size,
+        "character_coverage": 1.0 if config.character_coverage < _LEAST_COVERAGE else config.character_coverage,
+        "user_defined_symbols": [piece for symbol in symbols for piece in _symbol_pieces(symbol)],
+        "pad_id": PAD_ID,
+        "unk_id": UNK_ID,
+        "bos_id": BOS_ID,
+        "eos_id": EOS_ID,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "byte_fallback": True,
+        "input_format": "tsv",
+        "input_sentence_size": 0,
+        "max_sentence_length": _MAX_TRAINER_LINE_BYTES,
+        "num_threads": _N_TRAINER_THREADS,
+        "minloglevel": _ERRORS_ONLY,
+    }
+
+
+def _symbol_pieces(symbol: str) -> tuple[str, str]:
+    """A symbol behind a space, which else would be a piece in front of it, and one that something else touches."""
+    return WORD_START + symbol, symbol
+
+
+def _trainer_lines(counts: Mapping[str, int], coverage: float, symbols: Sequence[str]) -> Iterator[bytes]:
+    """`word<TAB>count`, sorted; what cuts words is a special piece in them, and so are rare characters if need be."""
+    pieces = sorted((piece for symbol in symbols for piece in _symbol_pieces(symbol)), key=len, reverse=True)
+    cutting = "|".join([_CUTTING, *map(re.escape, pieces)])
+    if coverage < _LEAST_COVERAGE:
+        required = _required_characters(counts, coverage, re.compile(cutting))
+        cutting += f"|[^{re.escape(''.join(required))}]"
+    pattern = re.compile(cutting)
+    for word in sorted(counts):
+        if word and not _is_too_long(word):
+            yield f"{pattern.sub(_CUT, word)}\t{counts[word]}\n".encode()
+
+
+def _required_characters(counts: Mapping[str, int], coverage: float, cutting: re.Pattern[str]) -> Iterator[str]:
+    """The most frequent characters, so many that they make up the share of the text, as the trainer chooses them."""
+    characters: Counter[str] = Counter()
+    for word, count in counts.items():
+        if word and not _is_too_long(word):
+            for character in cutting.sub("\t", WORD_START + word):  # the trainer counts a cut as a character
+                characters[character] += count
+    total, covered = sum(characters.values()), 0
+    for character, count in sorted(characters.items(), key=lambda item: (-item[1], item[0])):
+        if covered >= coverage * total:
+            return
+        covered += count
+        if character != "\t":
+            yield character
+
+
+def _train(words_path: str, settings: Mapping[str, Any]) -> bytes:
+    model = io.BytesIO()
+    with open(words_path, encoding="utf-8", newline="\n") as lines:
+        # Not as a file of its own, whose name would be part of the model.
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=(line[:-1] for line in lines), model_writer=model, **settings
+        )
+    return model.getvalue()
+
+
+def _explained(failure: RuntimeError, config: TokenizerConfig) -> Exception:
     too_large = re.search(r"Vocabulary size too high \(\d+\)\. Please set it to a value <= (\d+)", str(failure))
     if too_large:
         return ConfigError(
@@ -234,7 +314,7 @@ def _explained(failure: RuntimeError, counted: _CountedLines, config: TokenizerC
     if too_small:
         return ConfigError(
             f"tokenizer.vocab_size: {config.vocab_size:,} is too small for this corpus, whose characters take "
-            f"{int(too_small[1]):,} pieces with the 256 bytes and the 4 special ones: set it above {too_small[1]}, "
+            f"{int(too_small[1]):,} pieces with the 256 bytes and the special ones: set it above {too_small[1]}, "
             "or lower tokenizer.character_coverage"
         )
     return failure
@@ -248,3 +328,140 @@ def _write_whole(path: Path, content: bytes) -> None:
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def adopt_model(path: Path, symbols: Sequence[str]) -> bytes:
+    """A given SentencePiece model with the special ids of ours, as it stands if it has them and the symbols.
+
+    Its segmentations stay what they were, but for the symbols, and so does its normalisation of text. What it lacks of
+    pad, bos and eos is added; symbols that it lacks are added as by `train_tokenizer`.
+
+    Raises:
+        DataError: the file is missing, damaged, or uses one piece for two purposes.
+        ConfigError: a symbol is a special piece of the model.
+    """
+    model = _read_model(path, DataError, "set tokenizer.model to the .model file that SentencePiece has written")
+    pieces = [_Piece.parsed(message) for number, message in _fields(model) if number == _PIECES]
+    texts = {piece.text for piece in pieces if piece.type == _USER_DEFINED}
+    if Tokenizer(model)._has_our_ids and texts.issuperset(symbols):
+        return model
+    names = _special_names(path, model, pieces)
+    by_text = {piece.text: piece for piece in pieces}
+    special = [by_text.get(name, _Piece.new(name, _CONTROL)) for name in names]
+    special = [piece if piece.type == _UNKNOWN else piece.of_type(_CONTROL) for piece in special]
+    others = [piece for piece in pieces if piece.text not in names]
+    for symbol in symbols:
+        if symbol in names:
+            raise ConfigError(f"{path}: {symbol} is a special piece of this model: choose another symbol or tag")
+        if symbol not in by_text:
+            others += [_Piece.new(text, _USER_DEFINED) for text in _symbol_pieces(symbol) if text not in by_text]
+    others = [piece.of_type(_USER_DEFINED) if piece.text in symbols else piece for piece in others]
+    return _rewritten(model, [*special, *others], names)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A piece of a vocabulary, with its protocol buffer."""
+
+    text: str
+    type: int
+    message: bytes
+
+    @classmethod
+    def parsed(cls, message: bytes) -> _Piece:
+        fields = dict(_fields(message))
+        return cls(fields[_PIECE_TEXT].decode(), fields.get(_PIECE_TYPE, _NORMAL), message)
+
+    @classmethod
+    def new(cls, text: str, type_: int) -> _Piece:
+        score = _varint(_PIECE_SCORE << 3 | _FIXED32) + bytes(4)
+        return cls(text, type_, _field(_PIECE_TEXT, text.encode()) + score + _field(_PIECE_TYPE, type_))
+
+    def of_type(self, type_: int) -> _Piece:
+        # Of a field that comes twice, the last one counts.
+        return self if type_ == self.type else _Piece(self.text, type_, self.message + _field(_PIECE_TYPE, type_))
+
+
+def _special_names(path: Path, model: bytes, pieces: Sequence[_Piece]) -> tuple[str, str, str, str]:
+    """What the model calls pad, unk, bos and eos."""
+    spec = dict(_fields(b"".join(message for number, message in _fields(model) if number == _TRAINER_SPEC)))
+    unk = next(piece.text for piece in pieces if piece.type == _UNKNOWN)  # SentencePiece loads no model without one
+    pad, bos, eos = (
+        spec.get(number, b"").decode() or name
+        for number, name in ((_PAD_PIECE, "<pad>"), (_BOS_PIECE, "<s>"), (_EOS_PIECE, "</s>"))
+    )
+    if len({pad, unk, bos, eos}) < 4:
+        raise DataError(
+            f"{path}: uses one piece for two purposes (pad {pad}, unk {unk}, bos {bos}, eos {eos}): "
+            "set tokenizer.model to a model that has a piece for each"
+        )
+    return pad, unk, bos, eos
+
+
+def _rewritten(model: bytes, pieces: Sequence[_Piece], names: Sequence[str]) -> bytes:
+    """The model with other pieces, of which the first four are pad, unk, bos and eos."""
+    pad, _unk, bos, eos = (name.encode() for name in names)
+    numbers = {_PAD_NUMBER: PAD_ID, _UNK_NUMBER: UNK_ID, _BOS_NUMBER: BOS_ID, _EOS_NUMBER: EOS_ID}
+    changes: dict[int, int | bytes] = {
+        **numbers,
+        _VOCAB_SIZE: len(pieces),
+        _PAD_PIECE: pad,
+        _BOS_PIECE: bos,
+        _EOS_PIECE: eos,
+    }
+    known = [message for number, message in _fields(model) if number == _TRAINER_SPEC]
+    symbols = {value for spec in known for number, value in _fields(spec) if number == _USER_DEFINED_SYMBOLS}
+    added = (piece.text.encode() for piece in pieces if piece.type == _USER_DEFINED)
+    # Of a field that comes twice, the last one counts; repeated fields and messages are joined.
+    spec = b"".join(_field(number, value) for number, value in changes.items())
+    spec += b"".join(_field(_USER_DEFINED_SYMBOLS, text) for text in added if text not in symbols)
+    others = b"".join(_field(number, message) for number, message in _fields(model) if number != _PIECES)
+    return b"".join(_field(_PIECES, piece.message) for piece in pieces) + others + _field(_TRAINER_SPEC, spec)
+
+
+# The wire format of protocol buffers: https://protobuf.dev/programming-guides/encoding/
+
+_VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
+    """Number and value of each field: an int of a varint, else bytes."""
+    at = 0
+    while at < len(message):
+        key, at = _read_varint(message, at)
+        number, wire_type = key >> 3, key & 7
+        if wire_type == _VARINT:
+            value, at = _read_varint(message, at)
+            yield number, value
+            continue
+        if wire_type == _DELIMITED:
+            size, at = _read_varint(message, at)
+        else:
+            size = {_FIXED64: 8, _FIXED32: 4}[wire_type]
+        yield number, message[at : at + size]
+        at += size
+
+
+def _read_varint(message: bytes, at: int) -> tuple[int, int]:
+    """The number, and where the next thing begins."""
+    value = shift = 0
+    while True:
+        byte = message[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value >= 0x80:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*encoded, value])
+
+
+def _field(number: int, value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        return _varint(number << 3 | _VARINT) + _varint(value)
+    return _varint(number << 3 | _DELIMITED) + _varint(len(value)) + value

@@ -26,7 +26,6 @@ from mt.runtime import (
     Ranks,
     choose_device,
     choose_dtype,
-    format_bytes,
     memory_bytes,
     peak_flops,
     why_not_compile,
@@ -35,6 +34,7 @@ from mt.text.corpus import ParallelIds
 from mt.text.tokenizer import PAD_ID
 from mt.train.ema import MovingAverage
 from mt.train.optimizer import Optimizer
+from mt.units import format_bytes
 
 # What `auto` takes for micro_batch_tokens on a CPU: its caches like small ones.
 CPU_MICRO_BATCH_TOKENS = 4_096

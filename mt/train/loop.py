@@ -33,13 +33,15 @@ from mt.data.packing import PlanState
 from mt.errors import CheckpointError, ConfigError, TrainingError
 from mt.runtime import ALONE, Ranks, give_back_free_memory, hardware, keep_large_blocks, source_commit, versions
 from mt.text.corpus import PreparedCorpus
+from mt.text.normalise import Normalisers
 from mt.text.tokenizer import Tokenizer
 from mt.train.engine import Engine, Outcome, OutOfMemory, Update
 from mt.train.progress import Meter, Progress, Skipped
 from mt.train.schedule import learning_rate
 from mt.train.signals import Received, caught_signals
-from mt.train.tracker import SilentTracker, Tracker, format_count, format_duration
+from mt.train.tracker import SilentTracker, Tracker
 from mt.train.validation import ValidationResult, validate
+from mt.units import format_count, format_duration
 
 SKIPPED = "skipped.jsonl"  # in the run folder: the updates that were skipped, with their sentences
 
@@ -340,6 +342,7 @@ class Trainer:
             self.corpus.valid_pairs,
             replace(self.config.decode, beam_size=self.config.train.validation_beam_size),
             self.config.data.max_tokens,
+            Normalisers.of_run(self.config),
         )
 
     # --- checkpoints

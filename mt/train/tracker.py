@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from mt.checkpoint import cannot_be_written, write_text
-from mt.runtime import format_duration as format_duration
+from mt.units import format_duration
 
 if TYPE_CHECKING:
     from mt.train.validation import ValidationResult
@@ -220,11 +220,6 @@ class _EventFile:
 
     def close(self) -> None:
         self._file.close()
-
-
-def format_count(n: int) -> str:
-    """63.1 M from a million on, else 36,320."""
-    return f"{n / 1e6:.1f} M" if n >= 1_000_000 else f"{n:,}"
 
 
 def _cut_after(path: Path, step: int) -> None:

@@ -16,6 +16,7 @@ from mt.evaluate.scores import corpus_bleu, corpus_chrf
 from mt.loss import linear_label_smoothed_nll
 from mt.model import Transformer
 from mt.text.corpus import ParallelIds
+from mt.text.normalise import Normalisers
 from mt.text.sources import SentencePair
 from mt.text.tokenizer import Tokenizer
 
@@ -43,6 +44,7 @@ def validate(
     pairs: list[SentencePair],
     decode: DecodeConfig,
     max_source_tokens: int,
+    normalisers: Normalisers,
 ) -> ValidationResult:
     """Measure the whole set in fixed order, without dropout.
 
@@ -53,7 +55,9 @@ def validate(
         decode: beam size and the rest.
     """
     # Without second searches: early in training nearly every sentence would need one.
-    translator = Translator(inference, tokenizer, decode, max_source_tokens=max_source_tokens, retries=False)
+    translator = Translator(
+        inference, tokenizer, decode, max_source_tokens=max_source_tokens, normalisers=normalisers, retries=False
+    )
     hypotheses = translator.translate([pair.src for pair in pairs])
     references = [pair.tgt for pair in pairs]
     loss, loss_by_length = validation_loss(inference, corpus)

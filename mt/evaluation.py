@@ -1,0 +1,274 @@
+"""`mt eval`: from files or a model to scores, a comparison with a baseline, and what is odd about the text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mt.errors import ConfigError, DataError
+from mt.evaluate.metrics import check_samples, metric_keys
+from mt.evaluate.scores import TranslatedSet, report_text, scored_test_set
+from mt.evaluate.significance import DEFAULT_SAMPLES, compare, sentence
+from mt.evaluate.warnings import check
+from mt.text.files import explained, open_bytes, require_text
+
+INPUT = "input"  # what a file of translations is called in a report
+DEFAULT_CONFIDENCE_SAMPLES = 1_000
+_UTF8_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to find out about translations."""
+
+    metrics: Sequence[str] | None = None  # None: the default ones
+    has_confidence: bool = False
+    baseline: Path | None = None  # a file of translations, or a run
+    test: str = "randomisation"  # or bootstrap: whether the difference from the baseline may be chance
+    n_samples: int | None = None  # None: the defaults of intervals and tests
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ConfigError: an unknown metric, or too few samples.
+        """
+        metric_keys(self.metrics)
+        if self.n_samples is not None:
+            check_samples(self.n_samples, n_lines=1, bytes_of_a_line=1)
+
+
+def evaluate_files(
+    hyp: Path, refs: Sequence[Path], src: Path | None, question: Question, tgt_lang: str = "de"
+) -> dict[str, Any]:
+    """The report on a file of translations, under the name `input`; see `_report`.
+
+    Raises:
+        DataError: a file is missing, empty, unreadable, or has not as many lines as the first reference.
+        ConfigError: an unknown metric, or too few or too many samples.
+    """
+    first = refs[0]
+    lines = {path: _read_lines(path) for path in (first, hyp, *refs[1:], *([src] if src else []))}
+    for path in lines:
+        _check_as_long(path, lines[path], first, lines[first])
+    translated = TranslatedSet(
+        sources=lines[src] if src else None,
+        hypotheses=lines[hyp],
+        references=[lines[path] for path in refs],
+        tgt_lang=tgt_lang,
+    )
+    baselines = {}
+    if question.baseline is not None:
+        path = _baseline_by_length(question.baseline, translated.n_lines)
+        baselines[INPUT] = _read_lines(path)
+        _check_as_long(path, baselines[INPUT], first, lines[first])
+    return _report({INPUT: translated}, baselines, str(hyp), question)
+
+
+def evaluate_model(model: Path, test: str | None, device: str, precision: str, question: Question) -> dict[str, Any]:
+    """The report on a model's test sets, or the one named; see `_report`.
+
+    Raises:
+        ConfigError: the model has no test set, or none of that name; an unknown metric; a baseline for several sets.
+        DataError: the baseline is missing or of another test set.
+        CheckpointError: there is no model.
+    """
+    from mt.pipeline import names_of_test_sets, translate_test_sets
+
+    # What is wrong with the baseline shows before anything is translated.
+    names = names_of_test_sets(model, test)
+    paths = {} if question.baseline is None else _baseline_files(question.baseline, names)
+    baselines = {name: _read_lines(path) for name, path in paths.items()}
+    translated = translate_test_sets(model, names, device, precision)
+    for name, lines in baselines.items():
+        if len(lines) != translated[name].n_lines:
+            raise DataError(
+                f"{paths[name]} has {len(lines):,} lines and the test set {name} has {translated[name].n_lines:,}: "
+                "a baseline translates the same text"
+            )
+    return _report(translated, baselines, str(model), question)
+
+
+def _report(
+    translated: Mapping[str, TranslatedSet], baselines: Mapping[str, Sequence[str]], system: str, question: Question
+) -> dict[str, Any]:
+    """
+    Returns:
+        {"test_sets": {NAME: {"n_lines", "n_references", "scores"}}}, unrounded. With a baseline, "comparison":
+        {"system", "baseline", "test", "n_samples", "test_sets": {NAME: {"scores", "verdict"}}}. Where something is odd,
+        "warnings": {NAME: [line, …]}.
+    """
+    n_samples = 0
+    if question.has_confidence:
+        n_samples = DEFAULT_CONFIDENCE_SAMPLES if question.n_samples is None else question.n_samples
+    report: dict[str, Any] = {
+        "test_sets": {
+            name: scored_test_set(one.hypotheses, one.references, question.metrics, n_samples, one.tgt_lang)
+            for name, one in translated.items()
+        }
+    }
+    if baselines:
+        report["comparison"] = {
+            "system": system,
+            "baseline": str(question.baseline),
+            "test": question.test,
+            "n_samples": question.n_samples or DEFAULT_SAMPLES[question.test],
+            "test_sets": {
+                name: _compared(translated[name], lines, system, question) for name, lines in baselines.items()
+            },
+        }
+    odd = {
+        name: check(one.hypotheses, one.references, one.sources, baselines.get(name))
+        for name, one in translated.items()
+    }
+    if any(odd.values()):
+        report["warnings"] = {name: lines for name, lines in odd.items() if lines}
+    return report
+
+
+def _compared(translated: TranslatedSet, baseline: Sequence[str], system: str, question: Question) -> dict[str, Any]:
+    comparisons = compare(
+        (str(question.baseline), baseline),
+        {system: translated.hypotheses},
+        translated.references,
+        question.metrics,
+        question.test,
+        question.n_samples or 0,
+        tgt_lang=translated.tgt_lang,
+    )[system]
+    return {
+        "scores": [
+            {key: value for key, value in asdict(comparison).items() if value is not None} for comparison in comparisons
+        ],
+        "verdict": sentence(system, str(question.baseline), comparisons),
+    }
+
+
+def evaluation_text(report: Mapping[str, Any]) -> str:
+    """The scores, and what a comparison found, for a terminal."""
+    lines = [report_text(report)]
+    if comparison := report.get("comparison"):
+        kind = {"randomisation": "shuffles", "bootstrap": "bootstrap samples"}[comparison["test"]]
+        for name, entry in comparison["test_sets"].items():
+            lines.append(f"{name}, against {comparison['baseline']} (paired test, {comparison['n_samples']:,} {kind})")
+            lines += _comparison_lines(entry["scores"])
+            lines.append(f"{entry['verdict']}.")
+    return "\n".join(lines)
+
+
+def _comparison_lines(scores: Sequence[Mapping[str, Any]]) -> list[str]:
+    names = [score["name"].partition(" (")[0] for score in scores]
+    width = max(6, *(len(name) + 1 for name in names))
+    return [
+        f"  {name:<{width}}{score['score']:>7.2f} against {score['baseline_score']:.2f}   "
+        f"{score['score'] - score['baseline_score']:+.2f}   p = {score['p']:.4f}   {score['verdict']}"
+        for name, score in zip(names, scores, strict=True)
+    ]
+
+
+def warning_lines(report: Mapping[str, Any]) -> list[str]:
+    """What is odd, each line with the name of its test set where there are several."""
+    has_several = len(report["test_sets"]) > 1
+    return [
+        f"{name}: {line}" if has_several else line
+        for name, lines in report.get("warnings", {}).items()
+        for line in lines
+    ]
+
+
+# --------------------------------------------------------------------------------------------------- the baseline
+
+
+def _baseline_files(baseline: Path, names: Sequence[str]) -> dict[str, Path]:
+    """The baseline's translations of each test set.
+
+    Raises:
+        ConfigError: one file for several test sets.
+        DataError: a run that has not translated one of them.
+    """
+    if not baseline.is_dir():
+        if len(names) > 1:
+            raise ConfigError(
+                f"baseline: {baseline} is of one test set and the model has {', '.join(names)}: choose one with "
+                "--test, or give a run"
+            )
+        return {names[0]: baseline}
+    translations = _translations(baseline)
+    for name in names:
+        if name not in translations:
+            raise DataError(
+                f"{baseline}: has no translations of {name}, it has {', '.join(translations)}: give another run, or "
+                "choose a test set with --test"
+            )
+    return {name: translations[name] for name in names}
+
+
+def _baseline_by_length(baseline: Path, n_lines: int) -> Path:
+    """The baseline's translations of a test set of which only the number of lines is known.
+
+    Raises:
+        DataError: none of a run's translations has so many lines, or several have.
+    """
+    if not baseline.is_dir():
+        return baseline
+    lengths = {path: len(_read_lines(path)) for path in _translations(baseline).values()}
+    fitting = [path for path, length in lengths.items() if length == n_lines]
+    if len(fitting) == 1:
+        return fitting[0]
+    found = ", ".join(f"{path.name} ({length:,})" for path, length in lengths.items())
+    which = "several" if fitting else "none"
+    raise DataError(
+        f"{baseline}: {which} of its translations have the {n_lines:,} lines of --hyp: {found}: give the file that is "
+        "meant"
+    )
+
+
+def _translations(run_dir: Path) -> dict[str, Path]:
+    """A run's translations by the name of their set, the validation set last."""
+    paths = {path.stem: path for path in sorted((run_dir / "translations").glob("*.txt"))}
+    if not paths:
+        raise DataError(
+            f"{run_dir}: holds no translations/NAME.txt, as a finished run does: give such a run, or a file of "
+            "translations"
+        )
+    return dict(sorted(paths.items(), key=lambda item: item[0] == "valid"))
+
+
+# --------------------------------------------------------------------------------------------------- files
+
+
+def _check_as_long(path: Path, lines: Sequence[str], other: Path, other_lines: Sequence[str]) -> None:
+    if len(lines) == len(other_lines):
+        return
+    (longer, n_longer), (shorter, n_shorter) = sorted(
+        [(path, len(lines)), (other, len(other_lines))], key=lambda item: -item[1]
+    )
+    raise DataError(
+        f"{longer} has {n_longer:,} lines and {shorter} has {n_shorter:,}: parallel files need one line for each line"
+    )
+
+
+def _read_lines(path: Path) -> list[str]:
+    """All lines of a text file, which may be compressed; \\n alone ends one.
+
+    Raises:
+        DataError: it is missing, unreadable, not UTF-8, or holds no line.
+    """
+    with explained(path), open_bytes(path) as stream:
+        content = stream.read()
+    require_text(content[:64], path)
+    raw_lines = content.removeprefix(_UTF8_BOM).removesuffix(b"\n").split(b"\n")
+    if raw_lines == [b""] and not content.endswith(b"\n"):
+        raise DataError(f"{path}: has no lines: nothing to score")
+    return [_decoded(raw, path, number) for number, raw in enumerate(raw_lines, start=1)]
+
+
+def _decoded(raw: bytes, path: Path, number: int) -> str:
+    try:
+        return raw.decode().removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}, line {number:,}: byte 0x{raw[error.start]:02x} is not UTF-8: mend the line, or convert the file "
+            "(iconv -f LATIN1 -t UTF-8, if that is what it is)"
+        ) from None

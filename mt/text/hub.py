@@ -1,0 +1,189 @@
+"""Hub data sets, and local folders in the hub's layout, through `datasets`."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mt.config import SourceConfig
+from mt.errors import DataError
+from mt.text.files import content_hash
+from mt.text.tables import Columns, TextColumns, Texts
+
+
+def read_dataset(
+    source: SourceConfig, split: str, langs: tuple[str, str], columns: Columns | None, size: int
+) -> Iterator[Texts]:
+    """Both sides of a split, at most `size` rows at a time, in flat memory.
+
+    Args:
+        split: its name, a part of it such as train[:10%], or several joined by +.
+    Raises:
+        DataError: the data set, its config, its split or its columns do not exist, or the hub cannot be reached.
+    """
+    assert source.dataset is not None
+    where = f"data set {source.dataset}"
+    dataset = _load_dataset(source.dataset, source.config, split, source.streaming)
+    found = TextColumns.find(dataset.features.arrow_schema, where, langs, columns) if dataset.features else None
+    n_rows = 0
+    # Whole batches of Arrow columns: row by row, WMT14 would take many minutes.
+    tables = iter(dataset.with_format("arrow").iter(batch_size=size))
+    while (table := _next_table(tables, where, n_rows)) is not None:
+        found = found or TextColumns.find(table.schema, where, langs, columns)
+        for batch in table.to_batches():
+            yield found.texts(batch, n_rows)
+            n_rows += batch.num_rows
+
+
+def count_rows(source: SourceConfig, split: str) -> int | None:
+    """Rows of a split; None where it is streamed.
+
+    Raises:
+        DataError: as `read_dataset`.
+    """
+    assert source.dataset is not None
+    if source.streaming:
+        return None
+    return len(_load_dataset(source.dataset, source.config, split, source.streaming))
+
+
+def dataset_fingerprint(source: SourceConfig) -> str:
+    """A name for the content: of a local folder by its files, of a remote set by what the user wrote."""
+    assert source.dataset is not None
+    config_and_split = json.dumps([source.config, source.split])
+    if _is_local(source.dataset):
+        return f"dataset-folder:{_folder_fingerprint(Path(source.dataset))}:{config_and_split}"
+    return f"dataset:{source.dataset}:{config_and_split}"
+
+
+def _is_local(name: str) -> bool:
+    return Path(name).is_dir()
+
+
+def _folder_fingerprint(folder: Path) -> str:
+    """By the relative names and the contents of all files that are not hidden."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in relative.parts):
+            digest.update(json.dumps([relative.as_posix(), content_hash(path)]).encode())
+    return digest.hexdigest()
+
+
+def _load_dataset(name: str, config: str | None, split: str, streaming: bool) -> Any:
+    if not _is_local(name):
+        _require_name_of_hub(name)
+        how = (
+            "streaming data set {} from the hub"
+            if streaming
+            else "fetching data set {} from the hub, or from its cache"
+        )
+        _tell_once(how.format(name))
+    import datasets
+
+    with _quiet_datasets(datasets):
+        try:
+            return datasets.load_dataset(name, config, split=split, streaming=streaming)
+        except Exception as error:
+            raise _dataset_error(datasets, error, name, config, split) from None
+
+
+@functools.cache
+def _tell_once(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _require_name_of_hub(name: str) -> None:
+    if Path(name).is_file():
+        raise DataError(
+            f"{name}: is a file, expected a data set: give {{file: {name}}} for a .tsv, .jsonl or .parquet file"
+        )
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise DataError(f"{name}: no such folder (looked for in {Path.cwd()})")
+
+
+def _next_table(tables: Iterator[Any], where: str, n_rows: int) -> Any:
+    """The next table, None at the end. What is streamed, and is lost in the middle, is said in one line."""
+    import datasets
+
+    with _quiet_datasets(datasets):
+        try:
+            return next(tables, None)
+        except DataError:
+            raise
+        except Exception as error:
+            if _is_without_network(error):
+                raise DataError(
+                    f"{where}: the hub does not answer any more, after row {n_rows:,}: start again; without streaming, "
+                    "what has come is kept"
+                ) from None
+            reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+            raise DataError(f"{where}: cannot be read after row {n_rows:,}: {reason}") from None
+
+
+@contextlib.contextmanager
+def _quiet_datasets(datasets: Any) -> Iterator[None]:
+    """Progress bars only where a person sees them; one line from us instead of a log line for each retry."""
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    loggers = [logging.getLogger(package) for package in ("huggingface_hub", "datasets")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _is_without_network(error: Exception) -> bool:
+    names = [base.__name__ for base in type(error).__mro__]
+    return isinstance(error, (ConnectionError, TimeoutError)) or any(
+        word in name for name in names for word in ("ConnectionError", "ConnectError", "ConnectorError", "Timeout")
+    )
+
+
+def _dataset_error(datasets: Any, error: Exception, name: str, config: str | None, split: str) -> DataError:
+    """What went wrong, with the configs or splits to choose from where those can be known."""
+    if _is_without_network(error):
+        return DataError(
+            f"data set {name}: the hub cannot be reached, and there is no copy in the cache: "
+            "check the network, or give a local folder that holds the data set"
+        )
+    if isinstance(error, datasets.exceptions.DatasetNotFoundError):
+        return _not_found(name, str(error))
+    with contextlib.suppress(Exception):
+        configs = datasets.get_dataset_config_names(name)
+        if config not in configs and not (config is None and len(configs) == 1):
+            found = f"has no config {config}" if config else "has several configs, and none is given"
+            return DataError(f"data set {name}: {found}; choose from {', '.join(configs)}")
+        splits = datasets.get_dataset_split_names(name, config)
+        for part in split.split("+"):
+            if part.split("[")[0].strip() not in splits:
+                return DataError(f"data set {name}: has no split {part.strip()}; choose from {', '.join(splits)}")
+    if "nrecognized instruction format" in str(error):
+        return DataError(
+            f"data set {name}: split {split} cannot be understood: expected a name, a part such as train[:10%], or "
+            "several of them joined by +"
+        )
+    first_line = (str(error).splitlines() or [""])[0]
+    return DataError(f"data set {name}: cannot be loaded: {first_line or type(error).__name__}")
+
+
+def _not_found(name: str, message: str) -> DataError:
+    page = f"https://huggingface.co/datasets/{name}"
+    if re.search(r"\bgated\b", message):
+        return DataError(f"data set {name}: is gated: ask for access at {page}, and log in with `hf auth login`")
+    return DataError(
+        f"data set {name}: not found on the hub, or private: check the name at "
+        f"{page}, and log in with `hf auth login` if it is private"
+    )

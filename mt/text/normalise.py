@@ -1,0 +1,187 @@
+"""What text becomes before anything else is done with it: the same for preparing, translating and scoring."""
+
+from __future__ import annotations
+
+import html
+import html.entities
+import re
+import unicodedata
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from mt.config import SYMBOL, CleanConfig, RunConfig
+from mt.errors import ConfigError
+from mt.text.scripts import base_language
+
+# Named as the settings in CleanConfig, in the order of the settings.
+Change = Literal["unicode_nfc", "control_characters", "html_entities", "punctuation", "white_space"]
+
+# Control characters, and the invisible U+200B and U+FEFF, which SentencePiece's own NMT rules turn into spaces as well.
+# Tabs and line ends count as white space. U+2581 is how SentencePiece writes a space: it could not be told from one
+# after decoding. The joiners U+200C and U+200D stay: Persian, the Indic scripts and emoji are spelled with them.
+_CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u200b\u2581\ufeff]")
+# Bytes of Windows-1252 that somebody took for Latin-1, mostly quotes and dashes; 0x85 is a line end of Unicode, too.
+_MISREAD_WINDOWS_1252 = {
+    byte: character
+    for byte in range(0x80, 0xA0)
+    if byte != 0x85 and (character := bytes([byte]).decode("cp1252", "ignore"))
+}
+# What no prepared corpus can hold, whatever the settings.
+_IMPOSSIBLE = re.compile(r"[\x00\u2581]")
+_LINE_ENDS_AND_TABS = re.compile(r"[\t\n\r]")
+_SURROGATES = re.compile(r"[\ud800-\udfff]")
+# Only with a semicolon: `a=1&copy=2` is no copyright sign. More digits than these stand for no character.
+_ENTITIES = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+# The Moses rules change nothing but spaces in text without any of this.
+_PUNCTUATION = re.compile(r"[^\w ,.-]")
+_TAGS = re.compile(rf"(?:{SYMBOL.pattern} )*")
+
+
+class Normaliser:
+    """Changes the text of one language as the settings say; doing it twice changes nothing more.
+
+    The result never holds a tab, a line end, NUL or U+2581, and half a surrogate pair, which no UTF-8 can hold, becomes
+    U+FFFD: a prepared corpus relies on it, so this much is done whatever the settings.
+
+    Raises:
+        ConfigError: punctuation is to be normalised and sacremoses is missing.
+    """
+
+    def __init__(self, config: CleanConfig, lang: str) -> None:
+        self.config = config
+        self.lang = lang
+        self._moses_rules = _moses_rules(lang) if config.punctuation else []
+        steps: list[tuple[Change, bool, Callable[[str], str]]] = [
+            ("html_entities", config.html_entities, _without_entities),
+            ("control_characters", True, _without_controls if config.control_characters else _without_impossible),
+            ("unicode_nfc", config.unicode_nfc, _composed),
+            ("punctuation", config.punctuation, self._with_plain_punctuation),
+            ("white_space", True, _single_spaced if config.white_space else _on_one_line),
+        ]
+        self._steps = [(change, step) for change, is_on, step in steps if is_on]
+
+    def __call__(self, text: str) -> str:
+        return text if self._is_plain(text) else self._changed(text)[0]
+
+    def changes(self, text: str) -> tuple[str, list[Change]]:
+        """The text as it becomes, and which kinds of change did something.
+
+        What is done whatever the settings counts as white_space (tabs, line ends) or control_characters (the rest).
+        """
+        return (text, []) if self._is_plain(text) else self._changed(text)
+
+    def _is_plain(self, text: str) -> bool:
+        """Whether nothing can have to be changed, whatever the settings; most text is like that."""
+        if not text:
+            return True
+        # Whatever white space is not a plain space, and all that is invisible, counts as not printable.
+        if not text.isprintable() or "  " in text or text[0] == " " or text[-1] == " " or "&" in text:
+            return False
+        if not text.isascii() and ("\u2581" in text or not unicodedata.is_normalized("NFC", text)):
+            return False
+        return not self._moses_rules or _PUNCTUATION.search(text) is None
+
+    def _changed(self, text: str) -> tuple[str, list[Change]]:
+        found: dict[Change, None] = {}
+        is_stable = False
+        # A step may make work for one before it: `&amp\u037e` is an entity after NFC.
+        while not is_stable:
+            is_stable = True
+            for change, step in self._steps:
+                after = step(text)
+                if after != text:
+                    text, is_stable = after, False
+                    found[change] = None
+        return text, list(found)
+
+    def _with_plain_punctuation(self, text: str) -> str:
+        # Training text gets its tag after it was normalised; a colon behind a tag must not move to it in translation.
+        tags = _TAGS.match(text)
+        if tags is not None and tags.end():
+            return tags[0] + self._with_plain_punctuation(text[tags.end() :])
+        # One pass moves a quote past one other: more quotes than characters there are not.
+        for _ in range(len(text) + 1):
+            if _PUNCTUATION.search(text) is None:
+                break
+            before = text
+            for pattern, replacement in self._moses_rules:
+                text = pattern.sub(replacement, text)
+            text = re.sub(" +", " ", text).strip(" ")
+            if text == before:
+                break
+        return text
+
+
+class Normalisers(NamedTuple):
+    """What changes the text of the two sides."""
+
+    src: Normaliser
+    tgt: Normaliser
+
+    @classmethod
+    def of_run(cls, config: RunConfig) -> Normalisers:
+        """
+        Raises:
+            ConfigError: punctuation is to be normalised and sacremoses is missing.
+        """
+        return cls(Normaliser(config.data.clean, config.src_lang), Normaliser(config.data.clean, config.tgt_lang))
+
+    @classmethod
+    def by_default(cls) -> Normalisers:
+        """As the settings are unless changed; the language means nothing then."""
+        normaliser = Normaliser(CleanConfig(), "")
+        return cls(normaliser, normaliser)
+
+
+def _moses_rules(lang: str) -> list[tuple[re.Pattern[str], str]]:
+    try:
+        from sacremoses import MosesPunctNormalizer
+    except ModuleNotFoundError:
+        raise ConfigError(
+            "data.clean.punctuation: needs sacremoses, which is not installed: pip install 'mt-train[punctuation]'"
+        ) from None
+    # Its rule for numbers makes 1,000, which is one in German, of 1 000 written with a no-break space.
+    moses = MosesPunctNormalizer(base_language(lang), norm_numbers=False)
+    return [(re.compile(pattern), replacement) for pattern, replacement in moses.substitutions]
+
+
+def _without_entities(text: str) -> str:
+    """Until none is left: `&amp;lt;` is `<`, which was escaped twice."""
+    while "&" in text and (after := _ENTITIES.sub(_character_of, text)) != text:
+        text = after
+    return text
+
+
+def _character_of(entity: re.Match[str]) -> str:
+    name = entity[0]
+    if name[1] == "#":
+        return html.unescape(name)
+    return html.entities.html5.get(name[1:], name)
+
+
+def _without_controls(text: str) -> str:
+    return _SURROGATES.sub("\ufffd", _CONTROLS.sub(" ", text.translate(_MISREAD_WINDOWS_1252)))
+
+
+def _without_impossible(text: str) -> str:
+    return _SURROGATES.sub("\ufffd", _IMPOSSIBLE.sub(" ", text))
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _single_spaced(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _on_one_line(text: str) -> str:
+    return _LINE_ENDS_AND_TABS.sub(" ", text)
+
+
+_BY_DEFAULT = Normaliser(CleanConfig(), "")
+
+
+def normalise(text: str) -> str:
+    """Text as it becomes with the settings as they are unless changed."""
+    return _BY_DEFAULT(text)

@@ -1,0 +1,343 @@
+"""What training text has in common with validation and test sets: whole segments, and n-grams."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import re
+import unicodedata
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from mt.text.sources import SentencePair
+
+_Codes = npt.NDArray[np.uint32]
+_Bytes = npt.NDArray[np.uint8]
+_Hashes = npt.NDArray[np.uint64]
+
+_SIDES = ("src", "tgt")
+# Text is looked at in blocks, so that their arrays stay in the processor's cache; fewer lines where they are long.
+_LINES_PER_BLOCK = 500
+_CHARACTERS_PER_BLOCK = 1 << 18
+_FILTER_SLOTS_PER_NGRAM = 16
+_BASE = 0x9E3779B97F4A7C15  # of the hashes of n-grams: odd, so that it has an inverse
+_BASE_INVERSE = pow(_BASE, -1, 2**64)
+
+# ---------------------------------------------------------------------------------------------------- folding
+
+# In code and figures these tell one text from another: += and /= are not the same operator.
+_MEANT = frozenset("/\\%&*#@_^")
+# Control and format characters; marks that enclose an emoji, and selectors of its look; accents that stand alone.
+_BLANK_CATEGORIES = {"Cc", "Cf", "Me", "Sk"}
+_VARIATION_SELECTORS = range(0xFE00, 0xFE10)
+_SOFT_HYPHEN = "\xad"  # stands inside words, and leaves no gap
+_N_TABLED = 0x20000  # code points looked up in a table; above are rare ideographs, and nothing with case
+
+
+def folded(text: str) -> str:
+    """The words of a text, case-folded, with a space between two: what stands for punctuation is a space.
+
+    Letters, digits, combining marks and symbols stay, in NFC; format characters go. Idempotent. `folded_all` folds many
+    texts several times as fast.
+    """
+    text = text.replace(_SOFT_HYPHEN, "").casefold().translate(_blanks())
+    return unicodedata.normalize("NFC", " ".join(text.split()))
+
+
+def folded_all(texts: Sequence[str]) -> list[str]:
+    """`folded` of each text."""
+    return [text for block in _blocks(texts) for text in _folded_block(block)]
+
+
+def _blocks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    for first in range(0, len(texts), _LINES_PER_BLOCK):
+        block = texts[first : first + _LINES_PER_BLOCK]
+        n_lines = len(block) // (1 + sum(map(len, block)) // _CHARACTERS_PER_BLOCK) or 1
+        yield from (block[i : i + n_lines] for i in range(0, len(block), n_lines))
+
+
+def _folded_block(texts: Sequence[str]) -> list[str]:
+    joined = "\n".join(["", *texts, ""])
+    is_ascii = joined.isascii()
+    codes = _codes(joined if is_ascii else joined.replace(_SOFT_HYPHEN, "").replace("ß", "ss"))
+    if joined.count("\n") != len(texts) + 1 or codes.max() >= _N_TABLED:
+        return [folded(text) for text in texts]
+    codes = _fold_table()[codes]
+    if not codes.all():  # a character that folds to several, rarer than ß
+        codes = _fold_table()[_codes(joined.replace(_SOFT_HYPHEN, "").casefold())]
+    # Of a run of spaces the last stays, where a word follows.
+    is_kept = codes > ord(" ")
+    is_kept[:-1] |= is_kept[1:]
+    is_kept |= codes == ord("\n")
+    result = _text(codes[is_kept]).replace("\n ", "\n")
+    if not is_ascii:
+        result = unicodedata.normalize("NFC", result)
+    return result.split("\n")[1:-1]
+
+
+def _codes(text: str) -> _Codes:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+
+
+def _utf8(text: str) -> _Bytes:
+    return np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8)
+
+
+def _text(codes: _Codes) -> str:
+    return codes.astype("<u4", copy=False).tobytes().decode("utf-32-le", "surrogatepass")
+
+
+def _is_blank(character: str) -> bool:
+    if character in _MEANT:
+        return False
+    category = unicodedata.category(character)
+    return category[0] in "PZ" or category in _BLANK_CATEGORIES or ord(character) in _VARIATION_SELECTORS
+
+
+@functools.cache
+def _blanks() -> dict[int, str]:
+    """Code point of each character that is not of a word → space."""
+    return {code: " " for code in [*range(_N_TABLED), *range(0xE0000, 0xE0200)] if _is_blank(chr(code))}
+
+
+@functools.cache
+def _fold_table() -> _Codes:
+    """[_N_TABLED] Code point → the code point it folds to; 0 where it folds to several. The line feed stays."""
+    table = np.arange(_N_TABLED, dtype=np.uint32)
+    for code in range(_N_TABLED):
+        fold = chr(code).casefold()
+        table[code] = ord(fold) if len(fold) == 1 else 0
+    table[list(_blanks().keys() & set(range(_N_TABLED)))] = ord(" ")
+    table[ord("\n")] = ord("\n")
+    return table
+
+
+# ---------------------------------------------------------------------------------------------------- words
+
+# Scripts written without spaces between words, and how many characters make about a word of them.
+_HAN_AND_KANA = (
+    (0x3005, 0x3007),
+    (0x3021, 0x3029),
+    (0x3041, 0x30FF),
+    (0x31F0, 0x31FF),
+    (0x3400, 0x4DBF),
+    (0x4E00, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0xFF66, 0xFF9F),
+    (0x20000, 0x3FFFF),
+)
+_THAI_LAO_KHMER_MYANMAR = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0xA9E0, 0xA9FF), (0xAA60, 0xAA7F))
+_HAN_CHARACTERS_PER_WORD = 2
+_THAI_CHARACTERS_PER_WORD = 4
+_N_UNSPACED_TABLED = 0x40000
+
+
+def _characters_of(ranges: Sequence[tuple[int, int]]) -> str:
+    return "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges)
+
+
+_HAN = re.compile(f"[{_characters_of(_HAN_AND_KANA)}]")
+_THAI = re.compile(f"[{_characters_of(_THAI_LAO_KHMER_MYANMAR)}]")
+_UNSPACED = re.compile(f"[{_characters_of(_HAN_AND_KANA)}{_characters_of(_THAI_LAO_KHMER_MYANMAR)}]+")
+
+
+def n_words(folded_text: str) -> int:
+    """Words of a folded text: what stands between spaces.
+
+    In scripts written without spaces, two characters (Chinese, Japanese) or four (Thai, Lao, Khmer, Burmese) are
+    taken for a word.
+    """
+    if folded_text.isascii():
+        return len(folded_text.split())
+    n_quarters = 2 * len(_HAN.findall(folded_text)) + len(_THAI.findall(folded_text))
+    return len(_UNSPACED.sub(" ", folded_text).split()) + n_quarters // _THAI_CHARACTERS_PER_WORD
+
+
+# ---------------------------------------------------------------------------------------------------- segments
+
+
+class HeldOut:
+    """Validation and test sets, folded: what training pairs must not hold. Handed to workers as it is."""
+
+    def __init__(self, sets: Mapping[str, Sequence[SentencePair]], min_words: int, ngram_words: int = 8) -> None:
+        """
+        Args:
+            min_words: words that a side has at least (see `n_words`), so that a pair is taken for one of a set by it.
+            ngram_words: length of the n-grams of `NgramOverlap`.
+        """
+        self.ngram_words = ngram_words
+        self.names = tuple(sets)
+        # Of each set, its folded texts of either side: [set][side][segment].
+        self.texts = [
+            (folded_all([pair.src for pair in pairs]), folded_all([pair.tgt for pair in pairs]))
+            for pairs in sets.values()
+        ]
+        # Folded text of either side → number of the first set that has it.
+        self._set_of: tuple[dict[str, int], dict[str, int]] = ({}, {})
+        for number, sides in enumerate(self.texts):
+            for set_of, texts in zip(self._set_of, sides, strict=True):
+                for text in texts:
+                    if text not in set_of and n_words(text) >= min_words:
+                        set_of[text] = number
+
+    def find(self, folded_src: str, folded_tgt: str) -> str | None:
+        """Name of the first set that has this source among its sources, or this target among its targets."""
+        by_src, by_tgt = self._set_of[0].get(folded_src), self._set_of[1].get(folded_tgt)
+        if by_src is None and by_tgt is None:
+            return None
+        return self.names[min(number for number in (by_src, by_tgt) if number is not None)]
+
+
+# ---------------------------------------------------------------------------------------------------- n-grams
+
+
+class NgramOverlap:
+    """Which n-grams of the held-out sets occur in training text, source in source and target in target.
+
+    An n-gram is so many folded words in a row. Where most of the held-out text of a side is in a script without
+    spaces, characters are counted instead, as many as make so many words (see `n_words`). N-grams are compared by
+    64-bit hashes: that any of 10^9 words of training text passes for one of 10^5 n-grams which it is not has a chance
+    of 10^9 · 10^5 / 2^64, one in 200,000.
+    """
+
+    def __init__(self, held_out: HeldOut) -> None:
+        self._names = held_out.names
+        self._sides = [_SideOverlap([sides[i] for sides in held_out.texts], held_out.ngram_words) for i in range(2)]
+
+    def add(self, folded_srcs: Sequence[str], folded_tgts: Sequence[str]) -> None:
+        """Look for the n-grams in training text."""
+        for side, texts in zip(self._sides, (folded_srcs, folded_tgts), strict=True):
+            side.add(texts)
+
+    def as_json(self) -> dict[str, str]:
+        """What has been found so far, for `merge`; a few KB."""
+        return {name: side.found_as_text() for name, side in zip(_SIDES, self._sides, strict=True)}
+
+    def clear(self) -> None:
+        """Begin again with nothing found: cheaper than another object."""
+        for side in self._sides:
+            side.clear()
+
+    def merge(self, found: Mapping[str, str]) -> None:
+        """Add what another one found with the same held-out sets: its `as_json`."""
+        for name, side in zip(_SIDES, self._sides, strict=True):
+            side.merge(found[name])
+
+    def facts(self) -> dict[str, dict[str, dict[str, int]]]:
+        """Set → src, tgt → `ngrams`: different n-grams of the set, and `found`: those of them in the training text."""
+        return {
+            name: {side_name: side.facts(number) for side_name, side in zip(_SIDES, self._sides, strict=True)}
+            for number, name in enumerate(self._names)
+        }
+
+
+class _SideOverlap:
+    """The different n-grams of one side of all sets, and which of them were found."""
+
+    def __init__(self, texts_of_sets: Sequence[Sequence[str]], ngram_words: int) -> None:
+        characters_per_word = _characters_per_word(texts_of_sets)
+        self._counts_words = characters_per_word == 1
+        self._n_units = ngram_words * characters_per_word
+        hashes_of_sets = [self._distinct_hashes(texts) for texts in texts_of_sets]
+        self._sought = np.unique(np.concatenate([np.empty(0, dtype=np.uint64), *hashes_of_sets]))
+        self._is_found = np.zeros(len(self._sought), dtype=np.bool_)
+        # Of each set, where its n-grams are among those sought.
+        self._places = [np.searchsorted(self._sought, hashes) for hashes in hashes_of_sets]
+        # By the first bits of a hash, whether one sought begins so: for most n-grams of other text none does.
+        n_bits = (_FILTER_SLOTS_PER_NGRAM * len(self._sought) + 1).bit_length()
+        self._filter_shift = np.uint64(64 - n_bits)
+        self._filter = np.zeros(1 << n_bits, dtype=np.bool_)
+        self._filter[self._sought >> self._filter_shift] = True
+
+    def _distinct_hashes(self, texts: Sequence[str]) -> _Hashes:
+        hashes = [self._hashes(block, across_lines=False) for block in _blocks(texts)]
+        return np.unique(np.concatenate([np.empty(0, dtype=np.uint64), *hashes]))
+
+    def _hashes(self, texts: Sequence[str], across_lines: bool) -> _Hashes:
+        """Of each n-gram of the texts, in order."""
+        joined = "\n".join(texts)
+        codes = _utf8(joined) if self._counts_words else _codes(joined)
+        starts, ends = _units(codes, self._counts_words)
+        ends = ends[self._n_units - 1 :]
+        starts = starts[: len(ends)]
+        if not across_lines:
+            line = np.cumsum(codes == ord("\n"))
+            is_in_one = line[starts] == line[ends - 1]
+            starts, ends = starts[is_in_one], ends[is_in_one]
+        return _piece_hashes(codes, starts, ends)
+
+    def add(self, texts: Sequence[str]) -> None:
+        if not len(self._sought):
+            return
+        for block in _blocks(texts):
+            # N-grams with a line feed inside may stay: none of those sought has one.
+            hashes = self._hashes(block, across_lines=True)
+            hashes = hashes[self._filter[hashes >> self._filter_shift]]
+            places = np.minimum(np.searchsorted(self._sought, hashes), len(self._sought) - 1)
+            self._is_found[places[self._sought[places] == hashes]] = True
+
+    def clear(self) -> None:
+        self._is_found[:] = False
+
+    def found_as_text(self) -> str:
+        return base64.b64encode(zlib.compress(np.packbits(self._is_found).tobytes())).decode("ascii")
+
+    def merge(self, found: str) -> None:
+        bits = np.frombuffer(zlib.decompress(base64.b64decode(found)), dtype=np.uint8)
+        assert len(bits) == -(-len(self._is_found) // 8), "found with the same held-out sets"
+        self._is_found |= np.unpackbits(bits, count=len(self._is_found)).astype(np.bool_)
+
+    def facts(self, number: int) -> dict[str, int]:
+        places = self._places[number]
+        return {"ngrams": len(places), "found": int(self._is_found[places].sum())}
+
+
+def _characters_per_word(texts_of_sets: Sequence[Sequence[str]]) -> int:
+    """1 where a side is written with spaces between words: a unit is then a word, and else a character."""
+    joined = "".join(text for texts in texts_of_sets for text in texts).replace(" ", "")
+    n_han, n_thai = len(_HAN.findall(joined)), len(_THAI.findall(joined))
+    if 2 * (n_han + n_thai) <= len(joined):
+        return 1
+    return _HAN_CHARACTERS_PER_WORD if n_han >= n_thai else _THAI_CHARACTERS_PER_WORD
+
+
+def _units(codes: _Codes | _Bytes, counts_words: bool) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Where the units of folded text start and end: its words, or the characters of its scripts without spaces."""
+    is_gap = np.ones(len(codes) + 1, dtype=np.bool_)  # between character i - 1 and i
+    is_letter = codes > ord(" ")
+    if counts_words:
+        is_gap[1:-1] = is_letter[1:] ^ is_letter[:-1]
+    else:
+        is_unspaced = _unspaced_table()[np.minimum(codes, _N_UNSPACED_TABLED - 1)]
+        is_gap[1:-1] = (is_letter[1:] ^ is_letter[:-1]) | is_unspaced[1:] | is_unspaced[:-1]
+    return np.flatnonzero(is_gap[:-1] & is_letter), np.flatnonzero(is_gap[1:] & is_letter) + 1
+
+
+@functools.cache
+def _unspaced_table() -> npt.NDArray[np.bool_]:
+    table = np.zeros(_N_UNSPACED_TABLED, dtype=np.bool_)
+    for first, last in (*_HAN_AND_KANA, *_THAI_LAO_KHMER_MYANMAR):
+        table[first : last + 1] = True
+    return table
+
+
+def _piece_hashes(codes: _Codes | _Bytes, starts: npt.NDArray[np.intp], ends: npt.NDArray[np.intp]) -> _Hashes:
+    """Σ code[start + i] · _BASE^i mod 2^64 of each piece of the text."""
+    # From sums over the text up to each character: what is between two of them, moved to the front of the text.
+    powers, inverse_powers = _powers(len(codes).bit_length())
+    sums = np.zeros(len(codes) + 1, dtype=np.uint64)
+    np.cumsum(codes * powers[: len(codes)], out=sums[1:])
+    hashes: _Hashes = (sums[ends] - sums[starts]) * inverse_powers[starts]
+    return hashes
+
+
+@functools.lru_cache(maxsize=4)
+def _powers(n_bits: int) -> tuple[_Hashes, _Hashes]:
+    """The first 2^n_bits powers of _BASE, and of its inverse, mod 2^64."""
+    bases = np.ones((2, 1 << n_bits), dtype=np.uint64)
+    bases[:, 1:] = np.array([[_BASE], [_BASE_INVERSE]], dtype=np.uint64)
+    of_base, of_inverse = np.cumprod(bases, axis=1, dtype=np.uint64)
+    return of_base, of_inverse

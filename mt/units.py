@@ -1,0 +1,22 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+
+def format_bytes(n: float) -> str:
+    """1.5 GiB, or MiB below a tenth of one."""
+    return f"{n / 2**30:,.1f} GiB" if n >= 2**30 / 10 else f"{n / 2**20:,.1f} MiB"
+
+
+def format_duration(seconds: float) -> str:
+    """3 h 07 min, 2 min 05 s or 42 s."""
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {whole % 60:02} s" if minutes else f"{whole} s"
+
+
+def format_count(n: int) -> str:
+    """63.1 M from a million on, else 36,320."""
+    return f"{n / 1e6:.1f} M" if n >= 1_000_000 else f"{n:,}"

@@ -1,0 +1,46 @@
+"""Files of parallel text, and what reading them gives."""
+
+import gzip
+import lzma
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mt.config import SourceConfig
+from mt.errors import DataError
+from mt.text.sources import SentencePair, read_pairs
+
+
+def read(role: str = "train", /, **source: Any) -> list[SentencePair]:
+    return list(read_pairs(SourceConfig(**source), "en", "de", role))
+
+
+def error_of(role: str = "train", /, **source: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        read(role, **source)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def compressed(name: str, data: bytes) -> bytes:
+    """The bytes as a file of this name holds them."""
+    if name.endswith(".zst"):
+        zstandard = pytest.importorskip("zstandard")
+        return bytes(zstandard.ZstdCompressor().compress(data))
+    compress = {".gz": gzip.compress, ".xz": lzma.compress}.get(Path(name).suffix)
+    return compress(data) if compress else data
+
+
+def write(name: str, content: str | bytes) -> str:
+    Path(name).write_bytes(compressed(name, content.encode() if isinstance(content, str) else content))
+    return name
+
+
+def write_parquet(path: str, columns: dict[str, Any]) -> str:
+    import pyarrow
+    import pyarrow.parquet
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    return path

@@ -1,0 +1,160 @@
+"""Where a system is good and bad: against sacreBLEU on the same lines, and against counting by hand."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sacrebleu
+
+from mt.errors import DataError
+from mt.evaluate.analysis import analyse, count_words
+from mt.evaluate.scores import corpus_bleu, corpus_chrf
+from mt.evaluate.significance import compare
+
+DEMO = Path(__file__).parent.parent / "data/demo"
+SOURCES, REFERENCES = ((DEMO / f"test.{lang}").read_text("utf-8").splitlines()[:100] for lang in ("en", "de"))
+HYPOTHESES = [line.replace("der ", "die ").replace("ist", "war") for line in REFERENCES]
+
+
+def test_scores_by_length_are_those_of_the_lines_alone():
+    sources = [*(" ".join(["word"] * n) for n in (9, 10, 79, 80, 500)), *SOURCES[5:]]
+    buckets = analyse(HYPOTHESES, REFERENCES, sources)["by_length"]
+    short = [number for number, line in enumerate(sources) if len(line.split()) < 10]
+    assert [bucket["bucket"] for bucket in buckets] == ["0–9", "10–19", "20–29", "70–79", "80+"]
+    assert sum(bucket["n_lines"] for bucket in buckets) == 100
+    assert buckets[-1]["n_lines"] == 2
+    first = buckets[0]
+    assert first["n_lines"] == len(short) > 50
+    lines = [[side[number] for number in short] for side in (HYPOTHESES, REFERENCES)]
+    assert first["bleu"] == pytest.approx(corpus_bleu(*lines), abs=1e-9)
+    assert first["chrf"] == pytest.approx(corpus_chrf(*lines), abs=1e-9)
+
+
+def test_a_line_is_in_the_bucket_of_its_rarest_word():
+    counts = {"common": 1_000, "known": 999, "some": 99, "few": 9, "four": 4, "two": 2, "once": 1}
+    sources = ["common", "common known", "some.", "“few” some", "common four", "two four", "once", "new once", "12 %"]
+    buckets = analyse(["a"] * 9, ["a"] * 9, sources, counts)["by_rarest_word"]
+    assert {bucket["bucket"]: bucket["n_lines"] for bucket in buckets} == {
+        "0": 1,
+        "1": 1,
+        "2–4": 2,
+        "5–9": 1,
+        "10–99": 1,
+        "100–999": 1,
+        "1,000+": 1,
+    }
+    assert "by_rarest_word" not in analyse(["a"], ["a"], ["a"])
+
+
+def test_words_are_runs_of_letters():
+    assert count_words(["Der Hund, der Hund (12) läuft.", "E-Mail"]) == {
+        "Der": 1, "Hund": 2, "der": 1, "läuft": 1, "E": 1, "Mail": 1
+    }  # fmt: skip
+
+
+def test_oddities_have_the_numbers_of_their_lines():
+    sources = [
+        "A dog runs.",
+        "Good morning.",
+        "He says no.",
+        "word " * 30,
+        "One two three.",
+        "Berlin",
+        "",
+        "no no no no no no",
+    ]
+    hypotheses = [
+        "",
+        "Good morning.",
+        "nein nein nein nein nein nein",
+        "Wort",
+        "zu " + "lang und breit " * 8,
+        "Berlin",
+        "",
+        "nein nein nein nein nein nein",
+    ]
+    references = [
+        "Ein Hund läuft.",
+        "Guten Morgen.",
+        "Er sagt nein.",
+        "Wort " * 30,
+        "Eins zwei drei.",
+        "Berlin",
+        "",
+        "nein",
+    ]
+    oddities = analyse(hypotheses, references, sources)["oddities"]
+    assert {name: entry["lines"] for name, entry in oddities.items()} == {
+        "empty": [1],
+        "copies": [2],
+        "repetitions": [3, 5],
+        "too_short": [4],
+        "too_long": [5],
+    }
+    assert oddities["repetitions"]["n_lines"] == 2
+
+
+def test_numbers_are_kept_whatever_separates_them():
+    sources = ["It costs 1,337.50 and 20.", "In 1999 or 2000.", "No number.", "7 of 12"]
+    references = ["Es kostet 1.337,50 und 20.", "1999 oder 2000.", "Keine Zahl.", "sieben von 12"]
+    hypotheses = ["Es kostet 1.337,50 und 20.", "1999 oder 2001.", "Keine 5.", "sieben von 12"]
+    # 1337.50, 20, 1999, 2000 and 12 are wanted; the reference does without 7.
+    assert analyse(hypotheses, references, sources)["numbers"] == {"n": 5, "n_kept": 4, "n_lines": 1, "lines": [2]}
+
+
+def test_sentences_are_ranked_by_the_chrf_that_sacrebleu_gives_them():
+    hypotheses = ["Quatsch", *HYPOTHESES[1:]]
+    analysis = analyse(hypotheses, REFERENCES, SOURCES, n_examples=3)
+    worst, best = analysis["worst"], analysis["best"]
+    assert (len(worst), len(best)) == (3, 3)
+    assert worst[0]["line"] == 1
+    assert worst[0]["chrf"] <= worst[1]["chrf"] <= worst[2]["chrf"] < best[0]["chrf"] == pytest.approx(100)
+    entry = worst[1]
+    assert entry["chrf"] == pytest.approx(sacrebleu.sentence_chrf(entry["hypothesis"], [entry["reference"]]).score)
+    assert entry["bleu"] == pytest.approx(sacrebleu.sentence_bleu(entry["hypothesis"], [entry["reference"]]).score)
+    # Of perfect translations the longest come first.
+    assert len(best[0]["source"]) >= len(best[1]["source"])
+
+
+def test_two_systems_are_shown_where_they_differ_most():
+    baseline = [*HYPOTHESES[:7], "Quatsch", *HYPOTHESES[8:9], HYPOTHESES[9] + " Ja.", *HYPOTHESES[10:]]
+    different = analyse(HYPOTHESES, REFERENCES, SOURCES, baseline=baseline)["most_different"]
+    assert [entry["line"] for entry in different] == [8, 10]
+    assert different[0]["baseline"] == "Quatsch"
+    assert different[0]["baseline_chrf"] < 20 < different[0]["chrf"]
+
+
+def test_the_length_ratio_is_that_of_words():
+    assert analyse(["a b c"], ["a b"], ["x"])["length_ratio"] == 1.5
+
+
+def test_what_is_not_parallel_is_refused():
+    with pytest.raises(DataError) as caught:
+        analyse(["a"], ["a"], ["a", "b"])
+    assert str(caught.value) == "1 hypotheses and 2 sources: they are compared line by line"
+
+
+@pytest.mark.skipif("MT_REAL_DATA" not in os.environ, reason="MT_REAL_DATA names no folder of real text")
+def test_a_real_test_set_takes_seconds_and_its_verdicts_are_right():
+    folder = Path(os.environ["MT_REAL_DATA"]) / "data/newstest"
+    sources, references = (
+        gzip.decompress((folder / f"newstest2014.{lang}.gz").read_bytes()).decode().split("\n")[:-1]
+        for lang in ("en", "de")
+    )
+    rng = random.Random(0)
+    dropped = [" ".join(word for word in line.split() if rng.random() > 0.05) for line in references]
+    two_changed = ["Eins.", "Zwei.", *references[2:]]
+    started_at = time.perf_counter()
+    analysis: dict[str, Any] = analyse(dropped, references, sources, count_words(sources), two_changed)
+    assert time.perf_counter() - started_at < 10
+    assert sum(bucket["n_lines"] for bucket in analysis["by_length"]) == 3_003
+    systems = {"dropped": dropped, "two_changed": two_changed}
+    compared = compare(("references", references), systems, references, ["bleu"], n_samples=200)
+    assert compared["dropped"][0].verdict == "worse"
+    assert compared["two_changed"][0].verdict == "no difference at p < 0.05"

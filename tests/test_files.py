@@ -1,0 +1,167 @@
+"""Text files are read line by line as they are, and whatever is wrong with one is said in one line."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from mt.errors import DataError
+from mt.text.files import content_hash, read_line_chunks, require_text
+from tests.parallel_text import compressed, error_of, read, write
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_zst_file_is_read_over_all_its_frames_and_a_truncated_one_is_an_error() -> None:
+    zstandard = pytest.importorskip("zstandard")
+    compress = zstandard.ZstdCompressor().compress
+    lines = "".join(f"line {i}\n" for i in range(200_000)).encode()
+    Path("a.en.zst").write_bytes(compress(lines[:600_000]) + compress(lines[600_000:]))
+    write("a.de", lines)
+    assert [pair.src for pair in read(src="a.en.zst", tgt="a.de")] == lines.decode().splitlines()
+    Path("a.en.zst").write_bytes(compress(lines)[:-9])
+    assert error_of(src="a.en.zst", tgt="a.de") == (
+        "a.en.zst: ends too early, it was cut off: copy or download it again"
+    )
+    Path("a.en.zst").write_bytes(b"plain text")
+    assert error_of(src="a.en.zst", tgt="a.de") == "a.en.zst: is no .zst file, or is damaged: fetch it again"
+
+
+def test_without_zstandard_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("a.en.zst").write_bytes(b"x")
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    assert error_of(src="a.en.zst", tgt=write("a.de", "x\n")) == (
+        "a.en.zst: reading .zst needs one more package: pip install zstandard"
+    )
+
+
+def test_lines_end_at_line_feeds_alone() -> None:
+    odd = "a\u2028b\x0bc\x85d\x0ce\x1cf\rg"
+    write("a.en", f"{odd}\r\n\nlast")
+    write("a.de", "1\n2\n3\n")
+    assert [pair.src for pair in read(src="a.en", tgt="a.de")] == [odd, "", "last"]
+
+
+def test_a_byte_order_mark_is_dropped_at_the_start_of_a_file_only() -> None:
+    write("a.en", "\ufeffone\n\ufefftwo\n")
+    write("a.de", "eins\nzwei\n")
+    assert [pair.src for pair in read(src="a.en", tgt="a.de")] == ["one", "\ufefftwo"]
+
+
+def test_invalid_utf8_is_located_by_file_line_and_byte() -> None:
+    src = write("a.en", b"\xef\xbb\xbfone\ntw\xe4\n")  # 3 + 4 + 2 bytes come before
+    assert error_of(src=src, tgt=write("a.de", "1\n2\n")) == (
+        "a.en, line 2: byte 0xe4 at offset 9 is not UTF-8: "
+        "mend the line, or convert the file (iconv -f LATIN1 -t UTF-8, if that is what it is)"
+    )
+
+
+def test_utf16_is_recognised() -> None:
+    assert error_of(src=write("a.en", "one\n".encode("utf-16")), tgt=write("a.de", "1\n")) == (
+        "a.en: is UTF-16, expected UTF-8: convert it with iconv -f UTF-16 -t UTF-8"
+    )
+
+
+def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tgt = write("a.de", "eins\n")
+    assert error_of(src="a.en", tgt=tgt) == f"a.en: no such file (looked for in {tmp_path})"
+    assert error_of(src=str(tmp_path / "a.en"), tgt=tgt) == f"{tmp_path}/a.en: no such file"
+    Path("folder.gz").mkdir()
+    assert error_of(src="folder.gz", tgt=tgt) == "folder.gz: is a folder, expected a text file"
+    Path("no.en.gz").write_bytes(b"plain text")
+    assert error_of(src="no.en.gz", tgt=tgt) == (
+        "no.en.gz: is no .gz file, or is damaged (Not a gzipped file (b'pl')): fetch it again"
+    )
+    write("a.en", "one\n")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert error_of(src="a.en", tgt=tgt) == "a.en: cannot be read: Permission denied"
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz"])
+def test_a_truncated_archive_is_an_error_and_not_a_short_corpus(suffix: str) -> None:
+    name = write(f"a.en{suffix}", os.urandom(5_000).hex() + "\n")
+    Path(name).write_bytes(Path(name).read_bytes()[:-20])
+    assert error_of(src=name, tgt=write("a.de", "1\n")) == (
+        f"{name}: ends too early, it was cut off: copy or download it again"
+    )
+
+
+def test_chunks_have_the_size_asked_for_but_the_last_one() -> None:
+    write("a.en", "".join(f"{i}\n" for i in range(100_000)))  # several blocks of bytes
+    chunks = list(read_line_chunks(Path("a.en"), 30_000))
+    assert [len(chunk) for chunk in chunks] == [30_000, 30_000, 30_000, 10_000]
+    assert [line for chunk in chunks for line in chunk] == [str(i) for i in range(100_000)]
+
+
+def test_a_line_of_many_blocks_is_one_line() -> None:
+    long = "ä" * 300_000
+    assert list(read_line_chunks(Path(write("a.en", f"{long}\nb\n{long}")), 2)) == [[long, "b"], [long]]
+
+
+def test_invalid_utf8_far_inside_a_file_is_located() -> None:
+    lines = [f"line {i:,}\n".encode() for i in range(1, 50_001)]
+    lines[40_000] = b"\xc3\x28\n"
+    tgt = write("a.de", "x\n" * 50_000)
+    assert error_of(src=write("a.en.gz", b"".join(lines)), tgt=tgt) == (
+        f"a.en.gz, line 40,001: byte 0xc3 at offset {len(b''.join(lines[:40_000])):,} is not UTF-8: "
+        "mend the line, or convert the file (iconv -f LATIN1 -t UTF-8, if that is what it is)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("encoding", "told"),
+    [
+        ("utf-16-le", "UTF-16, expected UTF-8: convert it with iconv -f UTF-16LE -t UTF-8"),
+        ("utf-16-be", "UTF-16, expected UTF-8: convert it with iconv -f UTF-16BE -t UTF-8"),
+        ("utf-32", "UTF-32, expected UTF-8: convert it with iconv -f UTF-32 -t UTF-8"),
+    ],
+)
+def test_wide_characters_are_recognised_without_a_mark_too(encoding: str, told: str) -> None:
+    write("a.en", "One is a number – the „first“.\n".encode(encoding))
+    assert error_of(src="a.en", tgt=write("a.de", "1\n")) == f"a.en: is {told}"
+
+
+def test_nul_bytes_are_characters() -> None:
+    write("a.en", "a\0b\n\0\n")
+    assert [pair.src for pair in read(src="a.en", tgt=write("a.de", "1\n2\n"))] == ["a\0b", "\0"]
+
+
+@pytest.mark.parametrize(
+    ("beginning", "told"),
+    [
+        (b"\x1f\x8b", "compressed, and its name does not say so: unpack it, or end its name in .gz"),
+        (b"PK\x03\x04", "a zip archive: unpack it"),
+        (b"PAR1\x15", "a Parquet file: give it as {file}, and end its name in .parquet"),
+    ],
+)
+def test_files_that_hold_no_text_are_recognised(beginning: bytes, told: str) -> None:
+    with pytest.raises(DataError) as caught:
+        require_text(beginning + b"...", Path("a.en"))
+    assert str(caught.value) == f"a.en: is {told}"
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+def test_an_archive_cut_off_in_its_middle_is_an_error(suffix: str) -> None:
+    name = f"a.en{suffix}"
+    whole = compressed(name, os.urandom(50_000).hex().encode() + b"\n")
+    Path(name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError) as caught:
+        list(read_line_chunks(Path(name), 10))
+    assert str(caught.value) == f"{name}: ends too early, it was cut off: copy or download it again"
+
+
+def test_a_pipe_has_no_name_for_its_content() -> None:
+    os.mkfifo("a.en")
+    with pytest.raises(DataError) as caught:
+        content_hash(Path("a.en"))
+    assert str(caught.value) == (
+        "a.en: is no file but a pipe or a device, and this text is read several times: save it"
+    )

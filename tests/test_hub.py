@@ -1,0 +1,203 @@
+"""Hub data sets are read by split, config and columns; what does not exist is told with what there is."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mt.text.sources import SentencePair
+from tests.parallel_text import error_of, read, write, write_parquet
+
+REAL_DATA = os.environ.get("MT_REAL_DATA")
+needs_real_data = pytest.mark.skipif(not REAL_DATA, reason="MT_REAL_DATA does not name the folder with data/ and hub/")
+NAME_THEM = "say which hold the text with src_column and tgt_column"
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / ".cache")
+
+
+def test_a_folder_in_the_hubs_layout_is_read_in_order() -> None:
+    n = 25_000  # more than two batches
+    translation = [{"de": f"Satz {i}", "en": f"sentence {i}"} for i in range(n)]
+    write_parquet("set/train-00000-of-00001.parquet", {"translation": translation})
+    pairs = read(dataset="set")
+    assert pairs == [SentencePair(f"sentence {i}", f"Satz {i}", i + 1) for i in range(n)]
+
+
+def test_one_column_for_each_language_is_read_too_and_a_missing_text_is_empty() -> None:
+    write_parquet("set/validation.parquet", {"en": ["one", None], "de": ["eins", "zwei"], "id": [1, 2]})
+    expected = [("one", "eins", 1), ("", "zwei", 2)]
+    assert read("validation", dataset="set") == expected
+    assert read("train", dataset="set", split="validation") == expected
+
+
+def test_a_missing_split_language_config_or_folder_names_what_there_is(tmp_path: Path) -> None:
+    write_parquet("set/train.parquet", {"translation": [{"de": "eins", "fr": "un"}]})
+    write_parquet("set/validation.parquet", {"translation": [{"de": "eins", "fr": "un"}]})
+    assert error_of("test", dataset="set") == "data set set: has no split test; choose from train, validation"
+    assert (
+        error_of(dataset="set")
+        == f"data set set: has no en: the keys of its column translation are de, fr: {NAME_THEM}"
+    )
+    assert error_of(dataset="set", config="de-en") == "data set set: has no config de-en; choose from default"
+    assert error_of(dataset="./nowhere") == f"./nowhere: no such folder (looked for in {tmp_path})"
+    assert error_of(dataset=write("a.jsonl", "")) == (
+        "a.jsonl: is a file, expected a data set: give {file: a.jsonl} for a .tsv, .jsonl or .parquet file"
+    )
+    write_parquet("columns/train.parquet", {"source": ["one"], "de": ["eins"]})
+    assert error_of(dataset="columns") == f"data set columns: has no en: its columns are source, de: {NAME_THEM}"
+    write_parquet("numbers/train.parquet", {"en": [1], "de": ["eins"]})
+    assert error_of(dataset="numbers") == "data set numbers: expected text in en, found int64"
+
+
+def test_several_configs_ask_for_one() -> None:
+    for config in ("de-en", "fr-en"):
+        write_parquet(f"set/{config}/train.parquet", {"en": ["one"], "de": ["eins"]})
+    card = "---\nconfigs:\n" + "".join(
+        f"- config_name: {config}\n  data_files: {config}/train.parquet\n" for config in ("de-en", "fr-en")
+    )
+    write("set/README.md", card + "---\n")
+    assert error_of(dataset="set") == ("data set set: has several configs, and none is given; choose from de-en, fr-en")
+    assert read(dataset="set", config="de-en") == [("one", "eins", 1)]
+
+
+def test_no_network_and_an_unknown_name_are_one_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", raising(ConnectionError("Couldn't reach\nthe Hub")))
+    assert error_of(dataset="wmt/wmt14", config="de-en") == (
+        "data set wmt/wmt14: the hub cannot be reached, and there is no copy in the cache: "
+        "check the network, or give a local folder that holds the data set"
+    )
+    monkeypatch.setattr(datasets, "load_dataset", raising(datasets.exceptions.DatasetNotFoundError("no\nsuch")))
+    assert error_of(dataset="no/such") == (
+        "data set no/such: not found on the hub, or private: check the name at "
+        "https://huggingface.co/datasets/no/such, and log in with `hf auth login` if it is private"
+    )
+
+
+def test_a_gated_set_says_how_to_get_access(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    error = datasets.exceptions.DatasetNotFoundError("Dataset 'a/b' is a gated dataset on the Hub.\nVisit its page")
+    monkeypatch.setattr(datasets, "load_dataset", raising(error))
+    assert error_of(dataset="a/b") == (
+        "data set a/b: is gated: ask for access at https://huggingface.co/datasets/a/b, and log in with `hf auth login`"
+    )
+
+
+@pytest.fixture
+def numbers() -> None:
+    """A data set of ten training and two validation pairs."""
+    for split, first, n in (("train", 0, 10), ("validation", 10, 2)):
+        write_parquet(
+            f"set/{split}.parquet",
+            {"en": [f"e{i}" for i in range(first, first + n)], "de": [f"d{i}" for i in range(first, first + n)]},
+        )
+
+
+@pytest.mark.usefixtures("numbers")
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ("train[:20%]", [0, 1]),
+        ("train[-2:]", [8, 9]),
+        ("validation+train[2:4]", [10, 11, 2, 3]),
+    ],
+)
+def test_a_split_may_be_a_part_or_a_sum(split: str, expected: list[int]) -> None:
+    assert read(dataset="set", split=split) == [(f"e{i}", f"d{i}", line) for line, i in enumerate(expected, start=1)]
+
+
+@pytest.mark.usefixtures("numbers")
+def test_splits_that_cannot_be_understood_are_told() -> None:
+    assert error_of(dataset="set", split="train+dev[:3]") == (
+        "data set set: has no split dev[:3]; choose from train, validation"
+    )
+    assert error_of(dataset="set", split="train[") == (
+        "data set set: split train[ cannot be understood: expected a name, a part such as train[:10%], or several of "
+        "them joined by +"
+    )
+
+
+@pytest.mark.usefixtures("numbers")
+def test_streaming_gives_the_same_pairs() -> None:
+    assert read(dataset="set", streaming=True) == read(dataset="set")
+    assert error_of(dataset="set", streaming=True, split="dev") == (
+        "data set set: has no split dev; choose from train, validation"
+    )
+
+
+@pytest.mark.usefixtures("numbers")
+def test_a_stream_that_breaks_off_says_after_which_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    class Broken:
+        features = datasets.Features({"en": datasets.Value("string"), "de": datasets.Value("string")})
+
+        def with_format(self, _: str) -> "Broken":
+            return self
+
+        def iter(self, batch_size: int) -> Any:
+            yield datasets.load_dataset("set", split="train").with_format("arrow")[:3]
+            raise TimeoutError("no\nanswer")
+
+    with monkeypatch.context() as patched:
+        broken = Broken()
+        original = datasets.load_dataset
+        patched.setattr(
+            datasets,
+            "load_dataset",
+            lambda *args, streaming=False, **kw: broken if streaming else original(*args, **kw),
+        )
+        assert error_of(dataset="set", streaming=True) == (
+            "data set set: the hub does not answer any more, after row 3: start again; without streaming, what has "
+            "come is kept"
+        )
+
+
+def test_columns_are_chosen_by_name_number_or_path() -> None:
+    write_parquet("set/train.parquet", {"id": ["7"], "source": ["one"], "text": [{"hyp": "eins", "score": 1}]})
+    assert read(dataset="set", src_column="source", tgt_column="text.hyp") == [("one", "eins", 1)]
+    assert read(dataset="set", src_column=2, tgt_column="id") == [("one", "7", 1)]
+    assert error_of(dataset="set", src_column="source", tgt_column="text.ref") == (
+        "data set set: has no column text.ref, its columns are id, source, text.hyp, text.score: correct src_column "
+        "and tgt_column"
+    )
+    assert error_of(dataset="set", src_column="source", tgt_column="text.score") == (
+        "data set set: expected text in text.score, found int64"
+    )
+    assert error_of(dataset="set", src_column=1, tgt_column=4) == (
+        "data set set: has no column 4, its columns are id, source, text: correct src_column and tgt_column"
+    )
+
+
+def test_a_column_that_is_called_translation_and_holds_text_is_a_column() -> None:
+    write_parquet("set/train.parquet", {"source": ["one"], "translation": ["eins"]})
+    assert (
+        error_of(dataset="set") == f"data set set: has no de and en: its columns are source, translation: {NAME_THEM}"
+    )
+    assert read(dataset="set", src_column="source", tgt_column="translation") == [("one", "eins", 1)]
+
+
+@needs_real_data
+def test_a_part_of_the_real_folder_and_its_stream_hold_the_same_pairs() -> None:
+    folder = str(Path(REAL_DATA or "").resolve() / "hub/wmt14")
+    whole = read("test", dataset=folder, config="de-en", streaming=True)
+    assert len(whole) == 3_003
+    assert read("test", dataset=folder, config="de-en", split="test[:10]") == whole[:10]
+    assert whole[0] == SentencePair(whole[0].src, whole[0].tgt, 1)

@@ -1,0 +1,134 @@
+"""Scripts and languages: text in the wrong one is told from text with foreign names in it."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+
+from mt.errors import ConfigError
+from mt.text.languages import LanguageIdentifier
+from mt.text.scripts import EXPECTED, expected_scripts, script_shares, wrong_script_share
+
+ENGLISH = "The committee will discuss the proposal next month."
+GERMAN = "Der Ausschuss wird den Vorschlag im nächsten Monat erörtern."
+FRENCH = "La commission examinera la proposition le mois prochain."
+
+
+@pytest.fixture(scope="module")
+def english_german() -> LanguageIdentifier:
+    return LanguageIdentifier(("en", "de"))
+
+
+@pytest.mark.parametrize(
+    ("text", "lang", "share"),
+    [
+        ("Größe: 5 m² – „ß“, ½ º", "de", 0.0),
+        ("Größe", "ru", 1.0),
+        ("да da", "ru", 0.5),
+        ("да da", "sr", 0.0),
+        ("東京タワーへ", "ja", 0.0),
+        ("東京タワーへ", "zh_Hant", 0.6),  # ー belongs to no script
+        ("हिन्दी", "hi", 0.0),
+        ("한국어 漢字", "ko-KR", 0.0),
+        ("ქართული", "hy", 1.0),
+        ("𐌰𐌱", "en", 1.0),
+        ("12 + 3", "ru", 0.0),
+        ("", "ru", 0.0),
+        ("anything идёт", "xx", 0.0),
+    ],
+)
+def test_share_of_the_letters_in_a_script_that_the_language_is_not_written_in(
+    text: str, lang: str, share: float
+) -> None:
+    assert wrong_script_share(text, lang) == share
+
+
+def test_text_with_few_letters_is_not_judged() -> None:
+    assert wrong_script_share("Windows", "ru", min_letters=8) == 0.0
+    assert wrong_script_share("Windows!", "ru", min_letters=7) == 1.0
+
+
+def test_languages_have_their_scripts() -> None:
+    assert len(EXPECTED) > 180
+    assert expected_scripts("pt-BR") == {"Latin"}
+    assert expected_scripts("sr_Latn") == {"Cyrillic", "Latin"}
+    assert expected_scripts("ja") == {"Han", "Hiragana", "Katakana"}
+    assert expected_scripts("am") == {"Ethiopic"}
+    assert expected_scripts("xx") is None
+
+
+def test_shares_of_scripts_begin_with_the_largest_and_add_up() -> None:
+    assert script_shares("abc дe 漢 1!") == {"Latin": 4 / 6, "Cyrillic": 1 / 6, "Han": 1 / 6}
+    assert script_shares("ᚠ") == {"Other": 1.0}
+    assert script_shares("12!") == {}
+
+
+def test_the_language_of_a_sentence_is_found(english_german: LanguageIdentifier) -> None:
+    assert [english_german.identify(text)[0] for text in (ENGLISH, GERMAN, FRENCH)] == ["en", "de", "fr"]
+    assert english_german.identify(GERMAN)[1] > 0.9
+    assert english_german.other_language(GERMAN, "en") == "de"
+    assert english_german.other_language(FRENCH, "de") == "fr"
+    assert english_german.other_language(ENGLISH, "en") is None
+
+
+def test_names_and_short_text_pass(english_german: LanguageIdentifier) -> None:
+    for text in (
+        "Was ist das?",
+        "GetThreadOwningMonitorLock-Methode",
+        "Microsoft Azure Active Directory",
+        "",
+        "1234" * 20,
+    ):
+        assert english_german.other_language(text, "en") is None
+        assert english_german.other_language(text, "de") is None
+
+
+def test_neighbours_count_as_the_language() -> None:
+    identifier = LanguageIdentifier(("nb", "sr-Latn"))
+    danish = "Udvalget vil drøfte forslaget i næste måned, sagde formanden."
+    croatian = "Odbor će raspravljati o prijedlogu sljedeći mjesec, rekao je predsjednik."
+    assert (identifier.identify(danish)[0], identifier.identify(croatian)[0]) == ("da", "hr")
+    assert identifier.other_language(danish, "nb") is None
+    assert identifier.other_language(croatian, "sr-Latn") is None
+    assert identifier.other_language(GERMAN, "nb") == "de"
+
+
+def test_an_identifier_goes_to_other_processes(english_german: LanguageIdentifier) -> None:
+    packed = pickle.dumps(english_german)
+    assert len(packed) < 1_000
+    assert pickle.loads(packed).other_language(GERMAN, "en") == "de"
+
+
+def test_an_unknown_language_is_named() -> None:
+    with pytest.raises(ConfigError) as caught:
+        LanguageIdentifier(("en", "tlh"))
+    assert str(caught.value) == (
+        "data.clean.language: py3langid does not know the language 'tlh': correct the code, or set "
+        "data.clean.language=false"
+    )
+
+
+def test_without_py3langid_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "py3langid.langid", None)
+    with pytest.raises(ConfigError) as caught:
+        LanguageIdentifier(("en", "de"))
+    assert str(caught.value) == (
+        "data.clean.language: needs py3langid, which is not installed: pip install 'mt-train[language]'"
+    )
+
+
+@pytest.mark.skipif("MT_REAL_DATA" not in os.environ, reason="MT_REAL_DATA names no folder with real text")
+def test_real_text_passes_and_its_other_side_does_not(english_german: LanguageIdentifier) -> None:
+    folder = Path(os.environ["MT_REAL_DATA"]) / "data" / "newstest"
+    english, german = (
+        gzip.decompress((folder / f"newstest2014.{lang}.gz").read_bytes()).decode().splitlines()[:500]
+        for lang in ("en", "de")
+    )
+    assert sum(english_german.other_language(text, "en") is not None for text in english) <= 2
+    assert sum(english_german.other_language(text, "de") is not None for text in german) <= 2
+    assert sum(english_german.other_language(text, "en") == "de" for text in german) >= 470

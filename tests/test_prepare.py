@@ -1,0 +1,619 @@
+"""Preparing: a corpus is complete or absent, named after its content, its text accounted for to the last pair."""
+
+import dataclasses
+import errno
+import json
+import os
+import random
+import re
+import shutil
+import string
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mt.config import CleanConfig, DataConfig, RunConfig, SourceConfig, TokenizerConfig
+from mt.errors import ConfigError, DataError
+from mt.processes import Processes
+from mt.text import corpus as corpus_module
+from mt.text import prepare as prepare_module
+from mt.text.corpus import PreparedCorpus
+from mt.text.normalise import normalise
+from mt.text.prepare import corpus_fingerprint, prepare_corpus
+from mt.text.shards import Cleaning, Counting
+from mt.text.tokenizer import EOS_ID, Tokenizer
+
+REAL_DATA = os.environ.get("MT_REAL_DATA")
+
+DRAW = random.Random(5)
+WORDS = ["".join(DRAW.choices(string.ascii_lowercase + "äöüß", k=DRAW.randint(2, 8))) for _ in range(400)]
+
+
+def sentences(n: int, seed: int) -> list[str]:
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(WORDS, k=draw.randint(3, 10))) for _ in range(n)]
+
+
+def write_pair(name: str, src: list[str], tgt: list[str]) -> SourceConfig:
+    for side, lines in (("en", src), ("de", tgt)):
+        Path(f"{name}.{side}").write_text("".join(f"{line}\n" for line in lines), "utf-8", newline="\n")
+    return SourceConfig(src=f"{name}.en", tgt=f"{name}.de")
+
+
+@pytest.fixture(autouse=True)
+def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+# Line 1 has something to normalise, 2 is empty, 3 too uneven, 4 has too many characters, 5 too many tokens: a word is a
+# token at least.
+MANY_WORDS = " ".join("q" * 110)
+FIRST_SRC = ["  two\u00a0words ", "", "short", "x" * 301, MANY_WORDS, *sentences(195, seed=1)]
+FIRST_TGT = ["zwei  Wörter", "leer", "y" * 200, "y" * 301, MANY_WORDS.replace("q", "j"), *sentences(195, seed=2)]
+KEPT = (0, *range(5, 200))  # indices
+SECOND_SRC, SECOND_TGT = sentences(50, seed=3), sentences(50, seed=4)
+VALID_SRC, VALID_TGT = [" valid\u00a0 text", "", *sentences(8, seed=5)], ["die  Prüfung", "leer", *sentences(8, seed=6)]
+
+
+@pytest.fixture
+def config() -> RunConfig:
+    data = DataConfig(
+        train=(write_pair("first", FIRST_SRC, FIRST_TGT), write_pair("second", SECOND_SRC, SECOND_TGT)),
+        valid=write_pair("valid", VALID_SRC, VALID_TGT),
+        test={"news": write_pair("test", [" raw\ttext "], ["roher  Text\x0b"])},
+        prepared_dir="prepared",
+        max_tokens=100,
+        clean=CleanConfig(max_chars=300),
+    )
+    return RunConfig(name="x", src_lang="en", tgt_lang="de", data=data, tokenizer=TokenizerConfig(vocab_size=500))
+
+
+NOT_OF_THE_MOMENT = (
+    "removed.tsv",
+    "tokenizer.model",
+    "train.lines",
+    *(
+        f"{split}.{side}.{part}"
+        for split in ("train", "valid")
+        for side in ("src", "tgt")
+        for part in ("ids", "offsets")
+    ),
+)
+
+
+class InThisProcess(Processes):
+    """Whatever the number of cores: where a test has put something of its own in place of a stage."""
+
+    def __init__(self, n: int, *arguments: Any) -> None:
+        super().__init__(0, *arguments)
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def with_data(config: RunConfig, **changes: Any) -> RunConfig:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
+
+
+def prepare(config: RunConfig) -> tuple[PreparedCorpus, list[str]]:
+    said: list[str] = []
+    return prepare_corpus(config, said.append), said
+
+
+def error_of(config: RunConfig) -> str:
+    with pytest.raises((DataError, ConfigError)) as caught:
+        prepare(config)
+    left = list(Path("prepared").iterdir()) if Path("prepared").exists() else []
+    assert left == [], "a failed build leaves nothing behind"
+    return str(caught.value)
+
+
+def test_every_kept_pair_is_there_in_order_with_its_line_and_its_end(config: RunConfig) -> None:
+    corpus, _ = prepare(config)
+    tokenizer = Tokenizer.load(corpus.tokenizer_path)
+    kept = list(KEPT)
+    assert corpus.source_sizes == (196, 50)
+    assert corpus.train_lines.tolist() == [i + 1 for i in kept] + list(range(1, 51))
+    for sentences_, first, second in (
+        (corpus.train.src, FIRST_SRC, SECOND_SRC),
+        (corpus.train.tgt, FIRST_TGT, SECOND_TGT),
+    ):
+        expected = [normalise(line) for line in [first[i] for i in kept] + second]
+        assert len(sentences_) == len(corpus.train) == 246
+        assert [tokenizer.decode(sentences_[i]) for i in range(246)] == expected
+        assert [sentences_[i].tolist() for i in range(246)] == [[*tokenizer.encode(t), EOS_ID] for t in expected]
+        assert sentences_.lengths.tolist() == [len(sentences_[i]) for i in range(246)]
+        assert sentences_.offsets[0] == 0
+        assert sentences_.offsets[-1] == len(sentences_.ids)
+        assert sentences_.ids.dtype == np.uint16
+        assert isinstance(sentences_.ids, np.memmap)
+        assert sentences_[-1].tolist() == sentences_[245].tolist()
+        with pytest.raises(IndexError, match=r"^sentence 246 of 246$"):
+            sentences_[246]
+
+
+def test_what_was_removed_is_said_and_stands_in_the_manifest_with_examples(config: RunConfig) -> None:
+    corpus, said = prepare(config)
+    assert said[:4] == [
+        "valid.en + valid.de: 1 of 10 validation pairs have an empty side, first in line 2; they are kept",
+        "first.en + first.de: 200 pairs read, 197 kept; removed: 1 empty, 1 too_long, 1 length_ratio",
+        "second.en + second.de: 50 pairs read, 50 kept; removed: none",
+        "duplicates removed: none",
+    ]
+    n_words = len({word for side in (FIRST_SRC, FIRST_TGT) for i in KEPT for word in normalise(side[i]).split()})
+    assert said[4].startswith("training a bpe tokenizer of 500 pieces on 494 lines with ")
+    assert int(said[4].split()[-3]) >= n_words
+    src_tokens, tgt_tokens = len(corpus.train.src.ids), len(corpus.train.tgt.ids)
+    assert re.fullmatch(r"encoded 246 pairs in \d s; removed: 1 pair over 100 tokens", said[6])
+    assert corpus.manifest == json.loads((corpus.folder / "manifest.json").read_text("utf-8"))
+    train = corpus.manifest["train"]
+    assert (train["pairs_read"], train["pairs_kept"]) == (250, 246)
+    assert (train["src_tokens"], train["tgt_tokens"]) == (src_tokens, tgt_tokens)
+    assert train["src_tokens_per_tgt_token"] == src_tokens / tgt_tokens
+    assert train["longest_src"] == corpus.train.src.lengths.max()
+    removed = train["sources"][0]["removed"]
+    assert {reason: removal["count"] for reason, removal in removed.items()} == {
+        "empty": 1,
+        "length_ratio": 1,
+        "too_long": 1,
+        "too_many_tokens": 1,
+    }
+    assert removed["empty"]["examples"] == [{"src": "", "tgt": "leer", "line": 2}]
+    assert removed["too_many_tokens"]["examples"] == [
+        {"src": MANY_WORDS[:199] + "…", "tgt": MANY_WORDS.replace("q", "j")[:199] + "…", "line": 5}
+    ]
+    assert corpus.manifest["tokenizer"]["vocab_size"] == 500
+    assert corpus.manifest["tokenizer"]["lines"] == 494
+    stages = {"held_out", "clean", "duplicates", "count_words", "tokenizer", "encode", "report"}
+    assert set(corpus.manifest["seconds"]) == stages
+
+
+def test_validation_and_test_sets_are_kept_whole_and_their_text_untouched(config: RunConfig) -> None:
+    corpus, _ = prepare(config)
+    tokenizer = Tokenizer.load(corpus.tokenizer_path)
+    assert corpus.valid_pairs == list(zip(VALID_SRC, VALID_TGT, range(1, 11), strict=True))
+    assert corpus.test_pairs == {"news": [(" raw\ttext ", "roher  Text\x0b", 1)]}
+    assert len(corpus.valid) == 10
+    assert [tokenizer.decode(corpus.valid.src[i]) for i in range(10)] == [normalise(text) for text in VALID_SRC]
+    assert corpus.valid.src[1].tolist() == [EOS_ID]
+
+
+def test_a_second_run_opens_what_stands(config: RunConfig) -> None:
+    first, _ = prepare(config)
+    made_at = (first.folder / "manifest.json").stat().st_mtime_ns
+    started_at = time.perf_counter()
+    second, said = prepare(config)
+    assert time.perf_counter() - started_at < 1
+    assert second.fingerprint == first.fingerprint == corpus_fingerprint(config) == first.folder.name
+    assert (second.folder / "manifest.json").stat().st_mtime_ns == made_at
+    assert said == [f"prepared corpus {first.folder}: 246 training pairs, made before with the same data"]
+
+
+def test_the_same_input_gives_the_same_files(config: RunConfig) -> None:
+    first, _ = prepare(config)
+    second, _ = prepare(with_data(config, prepared_dir="again"))
+    names = sorted(path.name for path in first.folder.iterdir())
+    assert names == sorted(path.name for path in second.folder.iterdir())
+    assert names == [
+        "manifest.json",
+        "removed.tsv",
+        "report.html",
+        "report.json",
+        "test.news.jsonl",
+        "tokenizer.model",
+        "train.lines",
+        *(f"train.{side}.{part}" for side in ("src", "tgt") for part in ("ids", "offsets")),
+        "valid.jsonl",
+        *(f"valid.{side}.{part}" for side in ("src", "tgt") for part in ("ids", "offsets")),
+    ]
+    for name in set(names) - {"manifest.json", "report.html", "report.json"}:  # these hold times
+        assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()
+
+
+def test_the_fingerprint_follows_content_and_settings_and_not_paths(config: RunConfig) -> None:
+    before = corpus_fingerprint(config)
+    assert len(before) == 16
+    moved = [Path(f"first.{side}").rename(f"moved.{side}") for side in ("en", "de")]
+    first = SourceConfig(src=str(moved[0]), tgt=str(moved[1]))
+    config = with_data(config, train=(first, config.data.train[1]), prepared_dir="elsewhere")
+    assert corpus_fingerprint(config) == before
+    assert corpus_fingerprint(dataclasses.replace(config, name="other")) == before
+    second = config.data.train[1]
+    # A weight shapes the plan of training, not the corpus.
+    assert corpus_fingerprint(with_data(config, train=(first, dataclasses.replace(second, weight=2.0)))) == before
+    changed = [
+        with_data(config, train=(second, first)),
+        with_data(config, valid=second),
+        with_data(config, test={"other": config.data.test["news"]}),
+        with_data(config, max_tokens=101),
+        with_data(config, clean=CleanConfig(max_chars=301)),
+        with_data(config, clean=CleanConfig(max_chars=300, max_length_ratio=5.0)),
+        dataclasses.replace(config, tgt_lang="nl"),
+        dataclasses.replace(config, tokenizer=TokenizerConfig(vocab_size=501)),
+    ]
+    assert len({before, *map(corpus_fingerprint, changed)}) == 9
+
+
+def test_the_tokenizer_is_trained_on_a_seeded_sample(config: RunConfig) -> None:
+    sampled = dataclasses.replace(config, tokenizer=TokenizerConfig(vocab_size=400, sample_lines=123))
+    corpus, _ = prepare(sampled)
+    n_lines = corpus.manifest["tokenizer"]["lines"]
+    assert 80 <= n_lines <= 170
+    again, _ = prepare(with_data(sampled, prepared_dir="again"))
+    assert again.manifest["tokenizer"]["lines"] == n_lines
+    assert again.tokenizer_path.read_bytes() == corpus.tokenizer_path.read_bytes()
+
+
+def test_a_source_of_which_nothing_is_left_counts_zero(config: RunConfig) -> None:
+    nothing = write_pair("nothing", ["", ""], ["x", "y"])
+    corpus, _ = prepare(with_data(config, train=(nothing, *config.data.train)))
+    assert corpus.source_sizes == (0, 196, 50)
+
+
+def test_an_empty_corpus_says_which_rule_removed_how_many(config: RunConfig) -> None:
+    train = (write_pair("bad", ["", "short", ""], ["x", "y" * 200, ""]),)
+    assert error_of(with_data(config, train=train)) == (
+        "data.train: nothing is left of 3 pairs, removed: 2 empty, 1 length_ratio; look at the text, or at the "
+        "limits data.clean and data.max_tokens"
+    )
+    assert error_of(with_data(config, train=(config.data.train[1],), max_tokens=2)) == (
+        "data.train: nothing is left of 50 pairs, removed: 50 too_many_tokens; look at the text, or at the "
+        "limits data.clean and data.max_tokens"
+    )
+
+
+def test_all_sets_are_checked_before_the_tokenizer_is_trained(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare_module, "train_tokenizer", lambda *_, **__: pytest.fail("the tokenizer was trained"))
+    valid = write_pair("uneven", ["a", "b"], ["c"])
+    assert error_of(with_data(config, valid=valid)) == (
+        "uneven.en has 2 lines and uneven.de has 1: parallel files need one line for each line"
+    )
+    assert error_of(with_data(config, test={"news": valid})) == (
+        "uneven.en has 2 lines and uneven.de has 1: parallel files need one line for each line"
+    )
+    empty = write_pair("empty", [], [])
+    assert error_of(with_data(config, valid=empty)) == (
+        "empty.en + empty.de: is empty, expected at least one pair of sentences"
+    )
+    missing = SourceConfig(src="nowhere.en", tgt="nowhere.de")
+    assert error_of(with_data(config, test={"news": missing})) == (
+        f"nowhere.en: no such file (looked for in {Path.cwd()})"
+    )
+
+
+def test_a_vocabulary_that_does_not_fit_is_an_error_of_the_config(config: RunConfig) -> None:
+    message = error_of(dataclasses.replace(config, tokenizer=TokenizerConfig(vocab_size=60_000)))
+    assert message.startswith("tokenizer.vocab_size: 60,000 is too large for this corpus, which yields at most ")
+
+
+def test_an_interrupted_preparation_goes_on_with_its_finished_shards(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = prepare(with_data(config, prepared_dir="whole"))
+    cleaned: list[int] = []
+    clean = Cleaning.__call__
+
+    def counted(self: Cleaning, task: Any) -> int:
+        cleaned.append(task[0].source)
+        return clean(self, task)
+
+    monkeypatch.setattr(Cleaning, "__call__", counted)
+    monkeypatch.setattr(prepare_module, "Processes", InThisProcess)
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(prepare_module, "encode_pairs", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config)
+    assert cleaned == [0, 1]
+    left = [path.name for path in Path("prepared").iterdir()]
+    assert left == [f".building-{corpus_fingerprint(config)}"]
+    corpus, said = prepare(config)
+    assert cleaned == [0, 1]
+    assert said[0] == (
+        f"prepared/.building-{corpus.fingerprint}: a preparation of the same data was interrupted, its finished "
+        "parts are used"
+    )
+    for name in NOT_OF_THE_MOMENT:
+        assert (corpus.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+    assert [path.name for path in Path("prepared").iterdir()] == [corpus.fingerprint]
+
+
+def test_duplicates_are_found_by_a_preparation_that_was_interrupted_while_removing_them(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = write_pair("again", FIRST_SRC[50:120], FIRST_TGT[50:120])
+    config = with_data(config, train=(*config.data.train, again))
+    monkeypatch.setattr(prepare_module, "PAIRS_PER_SHARD", 37)
+    whole, _ = prepare(with_data(config, prepared_dir="whole"))
+    monkeypatch.setattr(prepare_module, "Processes", InThisProcess)
+    tasks: list[Any] = []
+    count = Counting.__call__
+
+    def interrupted_count(self: Counting, task: Any) -> int:
+        tasks.append(task)
+        if len(tasks) > 3:
+            interrupt()
+        return count(self, task)
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(Counting, "__call__", interrupted_count)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config)
+    corpus, said = prepare(config)
+    assert "duplicates removed: 70 duplicate" in said
+    for name in NOT_OF_THE_MOMENT:
+        assert (corpus.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+
+
+def test_what_the_training_of_a_tokenizer_leaves_when_killed_is_no_part_of_the_corpus(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = prepare(with_data(config, prepared_dir="whole"))
+
+    def killed(_counts: object, _settings: object, path: Path, *_: object, **__: object) -> None:
+        (path.parent / f".{path.name}.words-x").write_text("words")
+        interrupt()
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(prepare_module, "train_tokenizer", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config)
+    corpus, _ = prepare(config)
+    assert sorted(path.name for path in corpus.folder.iterdir()) == sorted(path.name for path in whole.folder.iterdir())
+    assert corpus.manifest["file_bytes"] == whole.manifest["file_bytes"]
+
+
+def test_a_preparation_that_is_killed_at_its_very_end_is_finished_without_doing_anything_again(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half_removed(folder: Path) -> None:
+        for path in sorted(folder.iterdir())[::2]:
+            path.unlink()
+        interrupt()
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(prepare_module.shutil, "rmtree", half_removed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config)
+    corpus, said = prepare(config)
+    assert [line.split(":")[0].split(";")[0] for line in said] == [
+        f"prepared/.building-{corpus.fingerprint}",
+        f"prepared corpus {corpus.folder}",
+    ]
+    assert len(corpus.train) == 246
+    assert not (corpus.folder / "shards").exists()
+
+
+def test_a_preparation_that_is_killed_before_its_manifest_stands_leaves_no_more_files(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = os.replace
+
+    def stopped(path: Path, place: Path) -> None:
+        if place.name == "manifest.json":
+            interrupt()
+        replace(path, place)
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(os, "replace", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config)
+    corpus, _ = prepare(config)
+    names = {path.name for path in corpus.folder.iterdir()}
+    assert names == {*corpus.manifest["file_bytes"], "manifest.json", "removed.tsv", "report.html", "report.json"}
+
+
+def test_lines_that_cannot_be_printed_do_not_stop_the_work(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hung:
+        def write(self, _text: str) -> None:
+            raise OSError(errno.EIO, "Input/output error")  # a terminal that was closed
+
+    monkeypatch.setattr("sys.stderr", Hung())
+    assert len(prepare_corpus(config).train) == 246
+
+
+def test_text_that_changes_while_it_is_prepared_is_refused(config: RunConfig) -> None:
+    def add_a_line(line: str) -> None:
+        if line.startswith("encoded"):
+            for side in ("en", "de"):
+                with Path(f"first.{side}").open("a") as stream:
+                    stream.write("one more\n")
+
+    with pytest.raises(DataError) as caught:
+        prepare_corpus(config, add_a_line)
+    assert str(caught.value) == (
+        "data: a file was changed while the corpus was prepared from it: start again when nothing writes to the text "
+        "of training, validation and test"
+    )
+    assert list(Path("prepared").iterdir()) == []
+
+
+def test_a_preparation_that_gets_no_lock_leaves_the_work_of_others_alone(config: RunConfig) -> None:
+    fingerprint = corpus_fingerprint(config)
+    finished = Path("prepared") / f".building-{fingerprint}" / "shards" / "0.000000.cleaned.json"
+    finished.parent.mkdir(parents=True)
+    finished.write_text("of another process")
+    Path(f"prepared/.{fingerprint}.lock").mkdir()
+    with pytest.raises(DataError, match=r"^prepared/\w{16}: cannot be written: Is a directory: set "):
+        prepare(config)
+    assert finished.read_text() == "of another process"
+
+
+def test_parts_are_swept_away_a_week_after_the_last_of_them_was_written(config: RunConfig) -> None:
+    now = time.time()
+    for name, days in (("old", 8), ("at-work", 6)):
+        shards = Path(f"prepared/.building-{name}/shards")
+        shards.mkdir(parents=True)
+        os.utime(shards, (now, now - days * 86_400))
+        os.utime(shards.parent, (now, now - 8 * 86_400))
+    corpus, _ = prepare(config)
+    assert sorted(path.name for path in Path("prepared").iterdir()) == [".building-at-work", corpus.fingerprint]
+
+
+def test_a_place_that_cannot_be_written_is_one_line(config: RunConfig) -> None:
+    Path("occupied").write_text("a file")
+    folder = Path("occupied") / corpus_fingerprint(config)
+    with pytest.raises(DataError) as caught:
+        prepare(with_data(config, prepared_dir="occupied"))
+    assert str(caught.value) == (
+        f"{folder}: cannot be written: File exists: set data.prepared_dir to a folder that has room and can be written"
+    )
+
+
+def test_a_damaged_corpus_is_refused(config: RunConfig) -> None:
+    folder = prepare(config)[0].folder
+
+    def message() -> str:
+        with pytest.raises(DataError) as caught:
+            PreparedCorpus.open(folder)
+        return str(caught.value)
+
+    advice = f"delete {folder} and prepare it again"
+    n_bytes = (folder / "train.src.ids").stat().st_size
+    os.truncate(folder / "train.src.ids", n_bytes - 2)
+    assert message() == (
+        f"{folder}: is damaged, train.src.ids has {n_bytes - 2:,} bytes instead of {n_bytes:,}: {advice}"
+    )
+    (folder / "train.src.ids").unlink()
+    assert message() == f"{folder}: is incomplete, train.src.ids is missing: {advice}"
+    manifest = (folder / "manifest.json").read_text()
+    (folder / "manifest.json").write_text(manifest.replace('"format_version": 2', '"format_version": 9'))
+    assert message() == f"{folder}: has format version 9, this mt reads 2: {advice}"
+    (folder / "manifest.json").write_text(manifest[:100])
+    assert message() == f"{folder}: is no prepared corpus, its manifest.json is damaged: {advice}"
+    (folder / "manifest.json").unlink()
+    assert message() == f"{folder}: is no prepared corpus, it has no manifest.json"
+
+
+def test_more_than_65535_pieces_take_four_bytes_an_id() -> None:
+    assert np.dtype(corpus_module.ids_dtype(65_535)) == np.uint16
+    assert np.dtype(corpus_module.ids_dtype(65_536)) == np.uint32
+
+
+def test_long_stages_say_how_far_they_are(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare_module, "_SECONDS_BETWEEN_PROGRESS", 0.0)
+    _, said = prepare(config)
+    for stage, n_pairs in (("cleaning", 250), ("removing duplicates, counting words", 247), ("encoding", 247)):
+        last = [line for line in said if line.startswith(f"{stage}: ")][-1]
+        assert re.fullmatch(rf"{stage}: {n_pairs} of {n_pairs} pairs, [\d,]+ a second, 0 s left", last)
+
+
+@pytest.mark.skipif(not REAL_DATA, reason="MT_REAL_DATA does not name the folder with data/ and hub/")
+def test_real_captions_come_back_as_they_were() -> None:
+    folder = Path(REAL_DATA or "") / "data/multi30k"
+    folder = folder if folder.is_absolute() else Path(__file__).parents[1] / folder
+
+    def source(name: str) -> SourceConfig:
+        return SourceConfig(src=str(folder / f"{name}.en.gz"), tgt=str(folder / f"{name}.de.gz"))
+
+    data = DataConfig(train=(source("val"),), valid=source("test_2016_flickr"), prepared_dir="prepared")
+    config = RunConfig(name="x", src_lang="en", tgt_lang="de", data=data, tokenizer=TokenizerConfig(vocab_size=2_000))
+    corpus, _ = prepare(config)
+    tokenizer = Tokenizer.load(corpus.tokenizer_path)
+    assert len(corpus.train) == 1_014
+    assert len(corpus.valid) == 1_000
+    for side in ("src", "tgt"):
+        ids = getattr(corpus.valid, side)
+        for i, pair in enumerate(corpus.valid_pairs):
+            assert tokenizer.decode(ids[i]) == normalise(getattr(pair, side))
+
+
+def test_an_endless_validation_line_is_refused(config: RunConfig) -> None:
+    endless = write_pair("endless", ["a short line", "word " * 5_000], ["eine kurze Zeile", "Wort"])
+    message = error_of(with_data(config, valid=endless))
+    assert message.startswith("endless.en + endless.de: line 2 has ")
+    assert message.endswith(" tokens: validation measures every line whole, up to 4,096 tokens: split or remove it")
+    assert not list(Path("prepared").iterdir())
+
+
+def test_duplicates_and_contaminated_pairs_are_removed_and_told(config: RunConfig) -> None:
+    test_line = "six words of a test sentence"
+    src = ["One two, three.", "one two three", "One two, three.", f"{test_line}!", "other", *sentences(60, seed=7)]
+    tgt = ["Eins zwei, drei.", "eins zwei drei", "Eins zwei, drei.", "egal", "anders", *sentences(60, seed=8)]
+    again = write_pair("again", ["other", "new"], ["anders", "neu"])
+    changed = with_data(
+        config,
+        train=(write_pair("doubled", src, tgt), again),
+        test={"news": write_pair("test", [test_line], ["sechs Wörter eines Satzes zum Testen"])},
+    )
+    corpus, said = prepare(dataclasses.replace(changed, tokenizer=TokenizerConfig(vocab_size=400)))
+    first, second = corpus.manifest["train"]["sources"]
+    assert {reason: removal["count"] for reason, removal in first["removed"].items()} == {
+        "contaminated": 1,
+        "duplicate": 1,
+        "folded_duplicate": 1,
+    }
+    assert {reason: removal["count"] for reason, removal in second["removed"].items()} == {"duplicate": 1}
+    assert corpus.train_lines.tolist() == [1, *range(5, 66), 2]
+    assert "duplicates removed: 2 duplicate, 1 folded_duplicate" in said
+    rows = [row.split("\t") for row in (corpus.folder / "removed.tsv").read_text("utf-8").splitlines()]
+    assert rows == [
+        ["source", "line", "reason", "src", "tgt"],
+        ["doubled.en + doubled.de", "4", "contaminated (news)", f"{test_line}!", "egal"],
+        ["doubled.en + doubled.de", "2", "folded_duplicate", "one two three", "eins zwei drei"],
+        ["doubled.en + doubled.de", "3", "duplicate", "One two, three.", "Eins zwei, drei."],
+        ["again.en + again.de", "1", "duplicate", "other", "anders"],
+    ]
+    report = json.loads((corpus.folder / "report.json").read_text("utf-8"))
+    assert report["train"] == corpus.manifest["train"]
+    kept = with_data(changed, clean=CleanConfig(duplicates="keep", contamination=False), prepared_dir="kept")
+    corpus, _ = prepare(dataclasses.replace(kept, tokenizer=TokenizerConfig(vocab_size=400)))
+    assert corpus.manifest["train"]["pairs_kept"] == 67
+
+
+def test_a_tag_is_one_piece_in_front_of_each_segment_of_its_source(config: RunConfig) -> None:
+    tagged = dataclasses.replace(config.data.train[1], tag="<bt>")
+    corpus, _ = prepare(with_data(config, train=(config.data.train[0], tagged)))
+    tokenizer = Tokenizer.load(corpus.tokenizer_path)
+    assert tokenizer.pieces(corpus.train.src[196].tolist())[0] == "▁<bt>"
+    assert corpus.train.src[196][1:].tolist() == [*tokenizer.encode(SECOND_SRC[0]), EOS_ID]
+    assert "▁<bt>" not in tokenizer.pieces(corpus.train.src[195].tolist())
+    assert corpus.manifest["train"]["sources"][1]["tag"] == "<bt>"
+    assert corpus_fingerprint(with_data(config, train=(config.data.train[0], tagged))) != corpus_fingerprint(config)
+
+
+def test_shards_in_worker_processes_give_what_one_process_gives(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = prepare(config)
+    monkeypatch.setattr(prepare_module, "PAIRS_PER_SHARD", 37)
+    parts, _ = prepare(with_data(config, prepared_dir="parts"))
+    for name in NOT_OF_THE_MOMENT:
+        assert (parts.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+    for key in ("train", "valid", "test"):
+        assert parts.manifest[key] == whole.manifest[key]
+
+
+def test_two_preparations_of_one_corpus_wait_for_each_other(config: RunConfig) -> None:
+    said: list[list[str]] = [[], []]
+    threads = [threading.Thread(target=prepare_corpus, args=(config, lines.append)) for lines in said]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    folder = Path("prepared") / corpus_fingerprint(config)
+    assert list(Path("prepared").iterdir()) == [folder]
+    waited = next(lines for lines in said if lines[0] == f"{folder}: another process is preparing it, waiting")
+    assert waited[1] == f"prepared corpus {folder}: 246 training pairs, made before with the same data"
+    assert len(waited) == 2
+
+
+def test_a_given_tokenizer_is_used_as_it_is(config: RunConfig) -> None:
+    first, _ = prepare(config)
+    given = first.tokenizer_path.rename("given.model")
+    shutil.rmtree("prepared")
+    corpus, said = prepare(dataclasses.replace(config, tokenizer=TokenizerConfig(model=str(given))))
+    assert corpus.tokenizer_path.read_bytes() == given.read_bytes()
+    assert corpus.manifest["tokenizer"]["kind"] == "given"
+    assert not any("training a" in line for line in said)
+    shutil.rmtree("prepared")
+    assert error_of(dataclasses.replace(config, tokenizer=TokenizerConfig(model="nowhere.model"))) == (
+        "nowhere.model: the tokenizer cannot be read: No such file or directory: correct tokenizer.model, or leave it "
+        "out to have one trained"
+    )

@@ -1,0 +1,292 @@
+"""Worker processes: order, laziness, errors that come out as they are, and an end that leaves nobody behind."""
+
+from __future__ import annotations
+
+import operator
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mt.errors import DataError, MTError
+from mt.processes import Processes, ended_by_signals, run_apart
+
+ROOT = Path(__file__).resolve().parent.parent
+_given = 0
+
+
+def keep(number: int) -> None:
+    global _given
+    _given = number
+
+
+def what_was_kept(_item: int) -> int:
+    return _given
+
+
+def slow_square(number: int) -> int:
+    time.sleep(0.05 if number % 2 == 0 else 0)
+    return number * number
+
+
+def process_id(_item: object = None) -> int:
+    return os.getpid()
+
+
+def refuse(number: int) -> int:
+    if number == 3:
+        raise DataError("line 3: is no number")
+    return number
+
+
+class OddError(Exception):
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+def raise_odd_error(_item: int) -> None:
+    raise OddError(1, 2)
+
+
+def kill_oneself(number: int) -> int:
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def leave(status: int) -> None:
+    os._exit(status)
+
+
+def interrupt_oneself(number: int) -> int:
+    os.kill(os.getpid(), signal.SIGINT)
+    return number
+
+
+def is_running(process: int) -> bool:
+    """Neither gone nor waiting to be noticed."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def holds_within(seconds: float, condition: Callable[[], bool]) -> bool:
+    ends_at = time.monotonic() + seconds
+    while not (held := condition()) and time.monotonic() < ends_at:
+        time.sleep(0.02)
+    return held
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_results_come_in_the_order_of_the_items(n: int) -> None:
+    with Processes(n) as processes:
+        assert list(processes.map(slow_square, range(7), ahead=4)) == [0, 1, 4, 9, 16, 25, 36]
+        assert list(processes.map(slow_square, [], ahead=4)) == []
+        assert processes.submit(operator.add, 2, 3).result() == 5
+        in_this_process = processes.submit(process_id).result() == os.getpid()
+        assert in_this_process == (n == 0)
+
+
+def test_items_are_drawn_as_results_are_taken() -> None:
+    drawn: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(100):
+            drawn.append(number)
+            yield number
+
+    with Processes(1) as processes:
+        results = processes.map(abs, items(), ahead=3)
+        assert (next(results), len(drawn)) == (0, 3)
+        assert (next(results), len(drawn)) == (1, 4)
+        results.close()
+        assert processes.submit(abs, -5).result() == 5  # the workers go on with something else
+    assert len(drawn) == 4
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_each_worker_is_made_ready_first(n: int) -> None:
+    try:
+        with Processes(n, keep, (7,)) as processes:
+            assert list(processes.map(what_was_kept, range(2), ahead=2)) == [7, 7]
+    finally:
+        keep(0)
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_an_error_comes_out_as_itself_after_the_results_before_it(n: int) -> None:
+    with Processes(n) as processes:
+        results = processes.map(refuse, range(9), ahead=2)
+        assert [next(results), next(results), next(results)] == [0, 1, 2]
+        with pytest.raises(DataError, match=r"^line 3: is no number$"):
+            next(results)
+        assert processes.submit(refuse, 4).result() == 4
+
+
+def test_an_error_says_where_in_the_worker_it_was() -> None:
+    with Processes(1) as processes:
+        with pytest.raises(DataError) as caught:
+            processes.submit(refuse, 3).result()
+        assert 'raise DataError("line 3: is no number")' in str(caught.value.__cause__)
+        with pytest.raises(RuntimeError, match=r"OddError: 1 and 2"):  # pickle cannot make it anew
+            processes.submit(raise_odd_error, 3).result()
+        with pytest.raises(AttributeError, match=r"local object"):
+            processes.submit(lambda: 1).result()
+        assert processes.submit(refuse, 4).result() == 4
+
+
+def test_a_killed_worker_is_told_as_short_memory() -> None:
+    with pytest.raises(MTError) as caught, Processes(1) as processes:
+        list(processes.map(kill_oneself, range(9), ahead=9))
+    assert str(caught.value) == (
+        "a worker process was killed, which mostly means that memory is short: free some, or give this job more"
+    )
+
+
+def test_a_worker_killed_while_it_is_sent_a_large_item_does_not_block_us() -> None:
+    with Processes(1) as processes:
+        worker = processes.submit(process_id).result()
+        os.kill(worker, signal.SIGSTOP)  # so that the pipe to it fills up
+        future = processes.submit(len, bytes(5_000_000))
+        threading.Timer(0.1, os.kill, (worker, signal.SIGKILL)).start()
+        with pytest.raises(MTError, match=r"^a worker process was killed"):
+            future.result(timeout=5)
+
+
+def test_a_worker_that_ends_by_itself_is_told_with_its_status() -> None:
+    with pytest.raises(MTError) as caught, Processes(1) as processes:
+        processes.submit(leave, 5).result()
+    assert str(caught.value) == "a worker process ended before its work was done (exit status 5): start again"
+
+
+def test_leaving_by_an_exception_ends_workers_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    started_at = time.monotonic()
+    workers: list[int] = []
+
+    def be_interrupted() -> None:
+        with Processes(2) as processes:
+            workers.extend({processes.submit(process_id).result() for _ in range(4)})
+            for _ in range(4):
+                processes.submit(time.sleep, 60)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        be_interrupted()
+    assert time.monotonic() - started_at < 5
+    assert workers
+    assert not any(map(is_running, workers))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_workers_leave_ctrl_c_to_their_parent() -> None:
+    with Processes(1) as processes:
+        assert list(processes.map(interrupt_oneself, range(2), ahead=1)) == [0, 1]
+
+
+def test_running_apart_takes_another_process_and_keeps_the_caller_informed() -> None:
+    calls: list[int] = []
+    assert run_apart(process_id) != os.getpid()
+    assert run_apart(time.sleep, 1.05, while_waiting=lambda: calls.append(1)) is None
+    assert calls
+    with pytest.raises(DataError, match=r"^line 3: is no number$"):
+        run_apart(refuse, 3)
+
+
+def test_sigterm_becomes_an_exit_inside_alone() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught, ended_by_signals():
+        signal.raise_signal(signal.SIGTERM)
+    assert caught.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+    elsewhere: list[object] = []
+
+    def look() -> None:
+        with ended_by_signals():
+            elsewhere.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert elsewhere == [before]
+
+
+# No main guard: were the workers to import it, they would run it.
+SCRIPT = """
+import os, sys, time
+from mt.processes import Processes, ended_by_signals
+print("start", flush=True)
+with ended_by_signals(), Processes(2) as processes:
+    print(*processes.map(abs, [-1, -2], ahead=2), flush=True)
+    workers = {processes.submit(os.getpid).result() for _ in range(20)}
+    if len(sys.argv) > 1:
+        print(*workers, flush=True)
+        list(processes.map(time.sleep, [60] * 4, ahead=4))
+"""
+
+
+@pytest.mark.parametrize("how", ["script", "-c", "stdin"])
+def test_a_program_without_a_main_guard_runs_once(tmp_path: Path, how: str) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "pickle.py").write_text("raise SystemExit('a file of the user')")
+    arguments = {"script": [str(tmp_path / "script.py")], "-c": ["-c", SCRIPT], "stdin": ["-"]}[how]
+    if how == "script":
+        (tmp_path / "pickle.py").unlink()  # Python itself looks beside a script first
+    ran = subprocess.run(
+        [sys.executable, *arguments],
+        input=SCRIPT if how == "stdin" else "",
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=ROOT if how != "script" else tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (ran.stdout, ran.stderr, ran.returncode) == ("start\n1 2\n", "", 0)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_workers_end_with_their_parent(tmp_path: Path, number: signal.Signals, status: int) -> None:
+    script = f"try:\n{''.join(f'    {line}{chr(10)}' for line in SCRIPT.splitlines())}"
+    script += "except KeyboardInterrupt:\n    raise SystemExit(130)\n"
+    (tmp_path / "script.py").write_text(script)
+    command = [sys.executable, str(tmp_path / "script.py"), "long"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # In a group of its own, as of a terminal, whose Ctrl-C goes to everyone in it.
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert [process.stdout.readline() for _ in range(2)] == ["start\n", "1 2\n"]
+        workers = [int(worker) for worker in process.stdout.readline().split()]
+        assert workers
+        assert all(map(is_running, workers))
+        if number == signal.SIGKILL:
+            process.kill()
+        else:
+            os.killpg(process.pid, number)
+        assert process.wait(timeout=5) == status
+        assert holds_within(2, lambda: not any(map(is_running, workers)))
+        assert process.stderr.read() == ""
+
+
+def test_a_ctrl_c_that_python_drops_is_raised_at_the_next_look() -> None:
+    class Dropping:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+
+    with ended_by_signals() as ending:
+        ending.check()
+        with pytest.MonkeyPatch.context() as quiet:
+            quiet.setattr(sys, "unraisablehook", lambda _: None)
+            dropping = Dropping()
+            del dropping
+        with pytest.raises(KeyboardInterrupt):
+            ending.check()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,0 +1,133 @@
+"""What is said of files that are scored: nothing of good text, one line for each mistake."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mt.evaluate.warnings import check
+
+DEMO = Path(__file__).parent.parent / "data/demo"
+SOURCES, REFERENCES = ((DEMO / f"test.{lang}").read_text("utf-8").splitlines()[:400] for lang in ("en", "de"))
+GOOD = [" ".join(line.split()[:-1]) + " gut." for line in REFERENCES]
+
+
+def test_nothing_is_said_of_good_text():
+    assert check(GOOD, REFERENCES, SOURCES, [*GOOD[:-1], "Anders."]) == []
+    assert check(GOOD, [REFERENCES, SOURCES]) == []
+    assert check(["Ja."], ["Nein."], ["Yes."]) == []
+
+
+def test_tokenised_references_of_tokenised_hypotheses_are_no_mistake():
+    assert check(["Ein Hund .", "Zwei Hunde ."], ["Ein Mann .", "Zwei Männer ."]) == []
+
+
+def test_the_references_as_hypotheses_are_noticed_in_every_set():
+    said = "the hypotheses are the references, line for line: a score of 100.0 says nothing of a system"
+    assert check(REFERENCES, REFERENCES) == [said]
+    assert check([f" {line} " for line in REFERENCES], [GOOD, REFERENCES]) == [said]
+
+
+def test_untranslated_text_is_noticed():
+    assert check(SOURCES, REFERENCES, SOURCES) == [
+        "the hypotheses are the source text, line for line: nothing was translated"
+    ]
+    assert check([*SOURCES[:40], *GOOD[40:]], REFERENCES, SOURCES) == [
+        "40 of 400 hypotheses are their source text, and their references are not"
+    ]
+    assert check([*SOURCES[:39], *GOOD[39:]], REFERENCES, SOURCES) == []
+    # Names and figures stay as they are.
+    assert (
+        check(
+            ["Jan Novák", "1.5", "Berlin", "Gut"],
+            ["Jan Novák", "1,5", "Berlin", "Fein"],
+            ["Jan Novák", "1.5", "Berlin", "Good"],
+        )
+        == []
+    )
+
+
+def test_a_baseline_that_is_the_system_is_noticed():
+    assert check(GOOD, REFERENCES, SOURCES, GOOD) == [
+        "the hypotheses are those of the baseline, line for line: the same file twice?"
+    ]
+
+
+def test_empty_lines_are_counted():
+    assert check([*GOOD[:6], "", *GOOD[7:]], REFERENCES) == ["hypothesis 7 is empty"]
+    assert check([*GOOD[:6], "", " ", *GOOD[8:]], REFERENCES) == ["2 hypotheses are empty, the first of them in line 7"]
+    assert check([""] * 2, ["a", "b"]) == ["2 hypotheses are empty, the first of them in line 1"]
+    assert check(GOOD, [*REFERENCES[:2], "", *REFERENCES[3:]]) == [
+        "reference 3 is empty: whatever is said there counts as wrong"
+    ]
+    assert check(GOOD, [REFERENCES, [*REFERENCES[:-2], "", ""]]) == [
+        "2 references are empty, the first of them in line 399: whatever is said there counts as wrong"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [
+        (lambda line: line.replace(".", " ."), "spaces before full stops or commas"),
+        (lambda line: line.replace("e", "e @-@ ", 1), "@-@"),
+        (lambda line: line.replace("e", "&apos;", 1), "escapes such as &apos;"),
+        (lambda line: "▁" + line.replace(" ", " ▁"), "▁"),
+        (lambda line: line.replace("e", "e@@ ", 1), "@@"),
+    ],
+)
+def test_a_tokenised_side_is_noticed(spoil: Callable[[str], str], what: str):
+    spoilt = [spoil(line) for line in GOOD]
+    n = sum(line != other for line, other in zip(spoilt, GOOD, strict=True))
+    assert n > 350
+    advice = f"({n} of 400 lines with {what}): give both as plain text, or the scores mean little"
+    assert check(spoilt, REFERENCES) == [f"the hypotheses look tokenised and the references do not {advice}"]
+    assert check(REFERENCES, spoilt) == [f"the references look tokenised and the hypotheses do not {advice}"]
+
+
+def test_lower_cased_hypotheses_are_noticed_where_the_references_have_case():
+    lower = [line.lower() for line in GOOD]
+    assert check(lower, REFERENCES) == [
+        "the hypotheses look lower-cased and the references do not: scores that count case are too low"
+    ]
+    assert check(lower, [line.lower() for line in REFERENCES]) == []
+
+
+def test_another_script_is_noticed():
+    russian = ["Это хороший перевод предложения.", "Собака бежит по снегу."]
+    german = ["Das ist eine gute Übersetzung.", "Der Hund läuft durch den Schnee."]
+    assert check(russian, german) == [
+        "the hypotheses are mostly in Cyrillic script and the references in Latin: another language?"
+    ]
+    assert check(["これはペンです。東京タワーは高い。"] * 2, ["東京タワーの下で、これはいいペンだ。" * 2] * 2) == []
+
+
+def test_one_line_for_many_references_is_noticed():
+    assert check([*["Ich weiß nicht."] * 20, *GOOD[20:]], REFERENCES) == [
+        f"20 hypotheses are the same line, for {len(set(REFERENCES[:20]))} different references: Ich weiß nicht."
+    ]
+    assert check([*["Ich weiß nicht."] * 9, *GOOD[9:]], REFERENCES) == []
+
+
+@pytest.mark.skipif("MT_REAL_DATA" not in os.environ, reason="MT_REAL_DATA names no folder of real text")
+@pytest.mark.parametrize("name", ["newstest/newstest2014", "multi30k/val", "parallel/news2008-2012"])
+@pytest.mark.parametrize("sides", ["en-de", "de-en"])
+def test_real_text_with_words_dropped_raises_no_alarm(name: str, sides: str):
+    folder = Path(os.environ["MT_REAL_DATA"]) / "data"
+    sources, references = (
+        gzip.decompress((folder / f"{name}.{lang}.gz").read_bytes()).decode().split("\n")[:-1]
+        for lang in sides.split("-")
+    )
+    rng = random.Random(0)
+    hypotheses = [
+        " ".join(word for number, word in enumerate(line.split()) if number == 0 or rng.random() > 0.05)
+        for line in references
+    ]
+    assert check(hypotheses, references, sources) == []
+    for start in range(0, len(references), 100):
+        part = slice(start, start + 100)
+        assert check(hypotheses[part], references[part], sources[part]) == []
