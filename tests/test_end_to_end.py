@@ -17,13 +17,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from mt.configfile import dump_config
+from tests.forks import MT, run_mt
 from tests.toys import toy_config, toy_text, write_lines
 
 
-def mt(*arguments: str | Path, text: str | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mt", *map(str, arguments)], input=text, capture_output=True, text=True, timeout=300
-    )
+def shell(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """A process as a shell starts it."""
+    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+
+
+def mt(*arguments: str | Path, text: str = "") -> subprocess.CompletedProcess[str]:
+    """The same, but for the time that imports take."""
+    done = run_mt(*arguments, stdin=text.encode())
+    return subprocess.CompletedProcess(arguments, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_dir(folder: Path) -> Path:
     """A run trained through the command line."""
     (folder / "toy.yaml").write_text(dump_config(toy_config(folder / "text", max_steps=60, peak_lr=5e-3)), "utf-8")
-    done = mt("train", "--config", folder / "toy.yaml", "--run-dir", folder / "run")
+    done = shell("-m", "mt", "train", "--config", folder / "toy.yaml", "--run-dir", folder / "run")
     assert done.returncode == 0, done.stderr
     assert "held_out (20 lines)" in done.stdout
     return folder / "run"
@@ -43,7 +49,8 @@ def run_dir(folder: Path) -> Path:
 
 def test_translating_a_file_and_scoring_it_agrees_with_the_report(run_dir: Path, folder: Path) -> None:
     src, ref = folder / "text" / "test.en", folder / "text" / "test.de"
-    done = mt("translate", "--model", run_dir, "--input", src, "--output", folder / "out.de", "--precision", "fp32")
+    command = ["translate", "--model", run_dir, "--input", src, "--output", folder / "out.de", "--precision", "fp32"]
+    done = shell("-m", "mt", *command)
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr == "" or re.fullmatch(r"\d+ of 20 lines were searched twice, .*\n", done.stderr)
     piped = mt("translate", "--model", run_dir / "model", "--precision", "fp32", text=src.read_text("utf-8"))
@@ -52,12 +59,7 @@ def test_translating_a_file_and_scoring_it_agrees_with_the_report(run_dir: Path,
     by_model = json.loads(mt("eval", "--model", run_dir, "--json", "--precision", "fp32").stdout)
     by_file = json.loads(mt("eval", "--hyp", folder / "out.de", "--ref", ref, "--json").stdout)
     assert by_model["test_sets"]["held_out"] == by_file["test_sets"]["input"] == report["test_sets"]["held_out"]
-    sacrebleu = subprocess.run(
-        [sys.executable, "-m", "sacrebleu", ref, "-i", folder / "out.de", "-m", "bleu", "chrf", "-w", "10"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    sacrebleu = shell("-m", "sacrebleu", ref, "-i", folder / "out.de", "-m", "bleu", "chrf", "-w", "10")
     theirs = {score["name"]: score["score"] for score in json.loads(sacrebleu.stdout)}
     for score in by_file["test_sets"]["input"]["scores"][:2]:
         assert round(score["score"], 10) == theirs[score["name"]]
@@ -86,19 +88,16 @@ def test_ctrl_c_saves_and_says_how_to_go_on(folder: Path) -> None:
     config = toy_config(folder / "text", max_steps=1_000_000, validate_every=1_000_000, checkpoint_every=1_000_000)
     (folder / "endless.yaml").write_text(dump_config(config), "utf-8")
     run_dir = folder / "interrupted"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mt", "train", "--config", folder / "endless.yaml", "--run-dir", run_dir],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while not (run_dir / "metrics.jsonl").exists() or not (run_dir / "metrics.jsonl").read_text("utf-8"):
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    with MT("train", "--config", folder / "endless.yaml", "--run-dir", run_dir) as process:
+        while not (run_dir / "metrics.jsonl").exists() or not (run_dir / "metrics.jsonl").read_text("utf-8"):
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130
     (checkpoint,) = (run_dir / "checkpoints").glob("step-*")
     step = int(checkpoint.name[5:])
-    assert errors.splitlines()[-1] == (
+    assert errors.decode().splitlines()[-1] == (
         f"stopped after step {step:,}, all of it saved in {run_dir}: the same command goes on from there"
     )
 
@@ -139,7 +138,7 @@ def test_a_config_for_wmt14_goes_through_all_stages(folder: Path, hub_folder: Pa
     assert report["test_sets"]["newstest2014"]["n_lines"] == 20
 
 
-def failing(*arguments: str | Path, text: str | None = None) -> str:
+def failing(*arguments: str | Path, text: str = "") -> str:
     """The one line that a command ends with when the user has to act."""
     done = mt(*arguments, text=text)
     assert (done.returncode, done.stdout) == (2, "")
@@ -186,17 +185,15 @@ def test_a_full_disk_is_one_line(run_dir: Path, folder: Path) -> None:
     assert failing("translate", "--model", run_dir, "--input", src, "--output", "/dev/full") == (
         "/dev/full: cannot be written: No space left on device"
     )
-    with open("/dev/full", "wb") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "mt", "translate", "--model", run_dir, "--input", src],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    done = run_mt("translate", "--model", run_dir, "--input", src, before=print_onto_a_full_disk)
     assert (done.returncode, done.stderr) == (
         2,
-        "error: standard output: cannot be written: No space left on device\n",
+        b"error: standard output: cannot be written: No space left on device\n",
     )
+
+
+def print_onto_a_full_disk() -> None:
+    os.dup2(os.open("/dev/full", os.O_WRONLY), sys.stdout.fileno())
 
 
 def test_compressed_input_is_translated_as_the_text_inside(run_dir: Path, folder: Path) -> None:
