@@ -10,6 +10,7 @@ import shutil
 import string
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -617,3 +618,13 @@ def test_a_given_tokenizer_is_used_as_it_is(config: RunConfig) -> None:
         "nowhere.model: the tokenizer cannot be read: No such file or directory: correct tokenizer.model, or leave it "
         "out to have one trained"
     )
+
+
+def test_the_rarest_words_give_way_where_there_are_too_many(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare_module, "MOST_WORDS", 4)
+    words = Counter({"a": 9, "b": 3, "c": 2, "d": 1, "e": 1})
+    assert prepare_module._without_rarest(words) == {"a": 9, "b": 3}
+    monkeypatch.setattr(prepare_module, "MOST_WORDS", 300)
+    corpus, _ = prepare(dataclasses.replace(config, tokenizer=TokenizerConfig(vocab_size=400)))
+    report = json.loads((corpus.folder / "report.json").read_text("utf-8"))
+    assert report["tokenizer"]["src"]["distinct_words"] <= 300

@@ -40,6 +40,7 @@ from mt.text.vocabulary import joint_vocabulary_facts
 from mt.units import format_duration
 
 N_SAMPLES = 50  # kept pairs that the report shows
+MOST_WORDS = 2_000_000  # different ones of a language that are counted at one time; the rarest give way
 MAX_VALIDATION_TOKENS = 4_096  # memory of a validation grows with the square of its longest line
 # Source tokens for each target token, where the bars of the report begin.
 LENGTH_RATIOS = (0.0, 0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5, 2.0, 4.0)
@@ -370,8 +371,10 @@ class _Builder:
         n_lines = 0
         for shard in every:
             n_lines += shard.result("kept")["n_lines"]
-            for counts, of_shard in zip(words, shard.words(), strict=True):
-                counts.update(of_shard)
+            for side, of_shard in enumerate(shard.words()):
+                words[side].update(of_shard)
+                if len(words[side]) > MOST_WORDS:
+                    words[side] = _without_rarest(words[side])
         total = _total(shard.result("kept")["tally"] for shard in every)
         duplicates = {reason: total.removed[reason] for reason in _DUPLICATES if reason in total.removed}
         if self.config.data.clean.duplicates != "keep":
@@ -652,6 +655,15 @@ def _shown(sizes: Sequence[int]) -> Iterator[list[int]]:
     for size in sizes:
         yield [i - first for i in drawn if first <= i < first + size]
         first += size
+
+
+def _without_rarest(words: Counter[str]) -> Counter[str]:
+    """Half of the room free again: those that came once go, then those that came twice, and so on."""
+    n_times = 1
+    while len(words) > MOST_WORDS // 2:
+        words = Counter({word: count for word, count in words.items() if count > n_times})
+        n_times += 1
+    return words
 
 
 def _held_out_facts(source: SourceConfig, pairs: Sequence[SentencePair]) -> dict[str, Any]:
