@@ -97,11 +97,11 @@ def test_captions_are_learned_from_the_first_minute(run_dir: Path) -> None:
 def test_a_line_is_translated_alike_in_any_company(run_dir: Path, corpus: PreparedCorpus) -> None:
     """In fp32, whatever the size of a batch, the order of the lines, and whoever else is there."""
     translator = Translator.load(run_dir, device="cpu", precision="fp32")
-    lines = [pair.src for pair in corpus.test_pairs["flickr2016"]]
-    assert len(lines) == 1_000
+    lines = [pair.src for pair in corpus.test_pairs["flickr2016"]][::4]
+    assert len(lines) == 250
     decode = replace(translator.decode, max_length=24)
     together = translator.translate(lines, decode)
-    assert len(set(together)) > 100
+    assert len(set(together)) > 50
     for n_sentences in (1, 7, 64):
         assert translator.translate(lines, replace(decode, batch_sentences=n_sentences)) == together
     assert translator.translate(lines[::-1], decode) == together[::-1]
