@@ -21,14 +21,6 @@ ROOT = Path(__file__).resolve().parent.parent
 _given = 0
 
 
-@pytest.fixture(autouse=True)
-def _ctrl_c_is_heard() -> Iterator[None]:
-    """Also where the tests run in the background of a script, whose programs ignore SIGINT from their start."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def keep(number: int) -> None:
     global _given
     _given = number
