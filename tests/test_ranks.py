@@ -119,6 +119,7 @@ def test_a_rank_that_dies_ends_the_others_with_a_message(tmp_path: Path, before:
     assert_whole(run_dir)
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_ends_the_job_even_where_torchrun_is_first_to_know(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     with torchrun(endless(tmp_path), run_dir) as (job, (first, second)):
