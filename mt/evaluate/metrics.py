@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
@@ -158,7 +158,7 @@ def metric_keys(names: Sequence[str] | None) -> list[str]:
 def reference_sets(references: Sequence[str] | Sequence[Sequence[str]]) -> list[Sequence[str]]:
     """References as a list of sets, of which each has a line for each line: one set may be given as it is."""
     if not references or isinstance(references[0], str):
-        return [references]  # type: ignore[list-item]
+        return [cast("Sequence[str]", references)]
     return list(references)
 
 
