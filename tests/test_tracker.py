@@ -9,12 +9,14 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mt.errors import CheckpointError
+from mt.train.progress import Progress
 from mt.train.tracker import Tracker
 from mt.train.validation import ValidationResult
 from tests.toys import files_up_to
 
 TRAINED = {"train_loss": 5.5, "learning_rate": 1e-3, "grad_norm": 0.25, "tgt_tokens_per_second": 1_000.0}
 VALIDATED = ValidationResult(5.25, 12.5, 30.0, {"1-10": 4.5, "41-": 6.0}, [("Ein Satz.", "A line.", "A sentence.")])
+AT_TEN = Progress(step=10, n_tgt_tokens=40_000, train_seconds=2.5)
 REMEDY = "File too large: raise the limit on the size of files (ulimit -f), then the same command goes on"
 
 
@@ -31,9 +33,9 @@ def shown_by_tensorboard(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
 def test_tensorboard_shows_what_was_measured_at_once(tmp_path: Path) -> None:
     n_threads = threading.active_count()
     running = tracker(tmp_path)
-    running.log(10, **TRAINED)
-    running.log_validation(10, VALIDATED)
-    running.log(20, **{**TRAINED, "train_loss": math.nan})
+    running.log(AT_TEN, **TRAINED)
+    running.log_validation(AT_TEN, VALIDATED)
+    running.log(Progress(step=20), **{**TRAINED, "train_loss": math.nan})
     shown = shown_by_tensorboard(tmp_path)  # nothing is closed yet
     assert sorted(shown) == [
         "train/grad_norm",
@@ -59,13 +61,15 @@ def test_tensorboard_shows_what_was_measured_at_once(tmp_path: Path) -> None:
         "valid_bleu": 12.5,
         "valid_chrf": 30.0,
         "valid_loss_by_length": {"1-10": 4.5, "41-": 6.0},
+        "n_tgt_tokens": 40_000,
+        "train_seconds": 2.5,
     }
     assert logged[2]["train_loss"] is None  # JSON has no NaN
 
 
 def test_tensorboard_shows_translations_as_text(tmp_path: Path) -> None:
     running = tracker(tmp_path)
-    running.log_validation(10, VALIDATED)
+    running.log_validation(AT_TEN, VALIDATED)
     running.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert events.SummaryMetadata("samples/1").plugin_data.plugin_name == "text"
@@ -76,15 +80,28 @@ def test_tensorboard_shows_translations_as_text(tmp_path: Path) -> None:
     )
 
 
+def test_translations_are_kept_for_programs_as_long_as_their_step_stands(tmp_path: Path) -> None:
+    running = tracker(tmp_path)
+    running.log_validation(AT_TEN, VALIDATED)
+    running.log_validation(Progress(step=20), VALIDATED)
+    running.go_back(10)
+    running.close()
+    (entry,) = map(json.loads, (tmp_path / "samples.jsonl").read_text("utf-8").splitlines())
+    assert entry == {
+        "step": 10,
+        "samples": [{"source": "Ein Satz.", "translation": "A line.", "reference": "A sentence."}],
+    }
+
+
 def test_what_a_longer_start_wrote_is_written_anew(tmp_path: Path) -> None:
     first = tracker(tmp_path)
     for step in (10, 20, 30):
-        first.log(step, **TRAINED)
+        first.log(Progress(step=step), **TRAINED)
     first.close()
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 40, "train_')  # torn by a kill
     second = tracker(tmp_path, first_step=20)
-    second.log(30, **{**TRAINED, "train_loss": 4.5})
+    second.log(Progress(step=30), **{**TRAINED, "train_loss": 4.5})
     second.close()
     lines = (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines()
     assert [(entry["step"], entry["train_loss"]) for entry in map(json.loads, lines)] == [
@@ -97,15 +114,22 @@ def test_what_a_longer_start_wrote_is_written_anew(tmp_path: Path) -> None:
 
 def log_often(running: Tracker) -> None:
     for step in range(1, 99):
-        running.log(step, **TRAINED)
+        running.log(Progress(step=step), **TRAINED)
+        running.log_validation(Progress(step=step), VALIDATED)
 
 
 def test_what_cannot_be_recorded_is_one_error_that_names_the_file(tmp_path: Path) -> None:
-    # The longer of the two files meets the limit first: that of TensorBoard, unless the other begins with much text.
-    first, second = tracker(tmp_path / "first"), tracker(tmp_path / "second")
-    second._metrics.write(b'{"step": 0, "note": "%s"}' % (b"x" * 1_500))
-    (event_file,) = (tmp_path / "first" / "tensorboard").iterdir()
-    for running, path in ((first, event_file), (second, tmp_path / "second" / "metrics.jsonl")):
+    # The longest of the files meets the limit first.
+    first, second, third = (tracker(tmp_path / name) for name in ("first", "second", "third"))
+    first._metrics.write_line({"step": 0, "note": "x" * 1_000})
+    second._events.add_text(0, "note", "x" * 1_000)
+    third._samples.write_line({"step": 0, "note": "x" * 1_900})
+    (event_file,) = (tmp_path / "second" / "tensorboard").iterdir()
+    for running, path in (
+        (first, tmp_path / "first" / "metrics.jsonl"),
+        (second, event_file),
+        (third, tmp_path / "third" / "samples.jsonl"),
+    ):
         with files_up_to(2_000), pytest.raises(CheckpointError) as caught:
             log_often(running)
         assert str(caught.value) == f"{path}: cannot be written: {REMEDY}"

@@ -421,6 +421,7 @@ def test_a_run_leaves_what_the_contract_names_and_a_second_start_does_nothing(
         "config.yaml",
         "run.json",
         "metrics.jsonl",
+        "samples.jsonl",
         "tensorboard",
         "checkpoints",
         "model",
@@ -435,6 +436,8 @@ def test_a_run_leaves_what_the_contract_names_and_a_second_start_does_nothing(
     logged = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text("utf-8").splitlines()]
     assert {key for entry in logged for key in entry} == {
         "step",
+        "n_tgt_tokens",
+        "train_seconds",
         "train_loss",
         "valid_loss",
         "valid_bleu",

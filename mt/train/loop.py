@@ -90,7 +90,7 @@ def train(config: RunConfig, corpus: PreparedCorpus, run_dir: Path, ranks: Ranks
                                 ends = trainer.is_signalled
                                 break  # on from there
                         if is_logged:
-                            tracker.log(update.step, learning_rate=lr, **trainer.meter.read())
+                            tracker.log(progress, learning_rate=lr, **trainer.meter.read())
                         with trainer.meter.paused():
                             if is_validated:
                                 is_saved |= trainer.validate(tracker, received)
@@ -310,7 +310,7 @@ class Trainer:
         if score is None:
             return False
         if result is not None:
-            tracker.log_validation(self.progress.step, result)
+            tracker.log_validation(self.progress, result)
         progress = self.progress
         progress.validated_at = progress.step
         if not math.isfinite(score) or (progress.best_step is not None and score <= progress.best_score):

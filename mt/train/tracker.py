@@ -1,4 +1,4 @@
-"""What a run tells: a live line in a terminal, plain lines elsewhere, TensorBoard, and metrics.jsonl."""
+"""What a run tells: a live line in a terminal, plain lines elsewhere, TensorBoard, metrics.jsonl and samples.jsonl."""
 
 from __future__ import annotations
 
@@ -14,21 +14,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as Bar
 
 from mt.checkpoint import cannot_be_written, write_text
 from mt.units import format_duration
 
 if TYPE_CHECKING:
+    from mt.train.progress import Progress
     from mt.train.validation import ValidationResult
+
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"  # in the run folder
 
 
 class Tracker:
     """Writes measurements of a run where people and programs look for them.
 
     Args:
-        run_dir: holds `metrics.jsonl` and `tensorboard/`. What an earlier, longer start wrote there after
-            `first_step` is cut off, for it will be written again.
+        run_dir: holds `metrics.jsonl`, `samples.jsonl` and `tensorboard/`. What an earlier, longer start wrote there
+            after `first_step` is cut off, for it will be written again.
         first_step: updates that are done already.
         max_steps: updates that will be done.
         seconds_left: until the run's time is up, if it has a limit.
@@ -45,69 +49,79 @@ class Tracker:
         seconds_left: float | None = None,
         stream: TextIO | None = None,
     ) -> None:
-        self._path = run_dir / "metrics.jsonl"
-        _cut_after(self._path, first_step)
-        self._metrics = _GrowingFile(self._path)
+        self._paths = run_dir / METRICS, run_dir / SAMPLES
+        self._metrics, self._samples = self._continued(first_step)
         self._events = _EventFile(run_dir / "tensorboard", first_step)
         self._stream = stream or sys.stderr
         self._max_steps = max_steps
         self._last_bleu = ""
-        self._progress: Progress | None = None
+        self._bar: Bar | None = None
         self._task = TaskID(0)
         self._started_at, self._first_step = time.monotonic(), first_step
         self._ends_at = math.inf if seconds_left is None else self._started_at + seconds_left
         if self._stream.isatty():
             console = Console(file=self._stream)
-            self._progress = Progress(
+            self._bar = Bar(
                 TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
                 BarColumn(bar_width=24),
                 TextColumn("{task.description}"),
                 console=console,
                 transient=True,
             )
-            self._task = self._progress.add_task("starting", total=max_steps, completed=first_step)
-            self._progress.start()
+            self._task = self._bar.add_task("starting", total=max_steps, completed=first_step)
+            self._bar.start()
 
-    def log(self, step: int, **values: float) -> None:
+    def log(self, progress: Progress, **values: float) -> None:
         """Record measurements of updates; the names are those of `metrics.jsonl`."""
-        self._record(step, values)
-        self._events.add_scalars(step, {f"train/{name.removeprefix('train_')}": x for name, x in values.items()})
-        self._show_training(step, values)
+        self._record(progress, values)
+        scalars = {f"train/{name.removeprefix('train_')}": x for name, x in values.items()}
+        self._events.add_scalars(progress.step, scalars)
+        self._show_training(progress.step, values)
 
-    def log_validation(self, step: int, result: ValidationResult) -> None:
+    def log_validation(self, progress: Progress, result: ValidationResult) -> None:
         """Record what the validation set gave."""
+        step = progress.step
         values = {"valid_loss": result.loss, "valid_bleu": result.bleu, "valid_chrf": result.chrf}
-        self._record(step, {**values, "valid_loss_by_length": result.loss_by_length})
+        self._record(progress, {**values, "valid_loss_by_length": result.loss_by_length})
         scalars = {f"valid/{name.removeprefix('valid_')}": value for name, value in values.items()}
         scalars |= {f"valid_loss_by_length/{length}": loss for length, loss in result.loss_by_length.items()}
         self._events.add_scalars(step, scalars)
         for i, (src, hyp, ref) in enumerate(result.samples, start=1):
             # Indented by four, TensorBoard's Markdown shows text as it is.
             self._events.add_text(step, f"samples/{i}", f"    {src}\n    {hyp}\n    {ref}")
+        samples = [{"source": src, "translation": hyp, "reference": ref} for src, hyp, ref in result.samples]
+        self._samples.write_line({"step": step, "samples": samples})
         self._show_validation(step, result)
 
-    def _record(self, step: int, values: dict[str, Any]) -> None:
+    def _record(self, progress: Progress, values: dict[str, Any]) -> None:
         # JSON has no NaN.
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        self._metrics.write((json.dumps({"step": step, **finite}) + "\n").encode())
+        reached = {"n_tgt_tokens": progress.n_tgt_tokens, "train_seconds": progress.train_seconds}
+        self._metrics.write_line({"step": progress.step, **finite, **reached})
+
+    def _continued(self, step: int) -> tuple[_GrowingFile, _GrowingFile]:
+        """Metrics and samples, with what was recorded up to an update."""
+        metrics, samples = self._paths
+        for path in self._paths:
+            _cut_after(path, step)
+        return _GrowingFile(metrics), _GrowingFile(samples)
 
     def go_back(self, step: int) -> None:
         """Forget what was recorded after an update: training goes on from there."""
-        self._metrics.close()
-        self._events.close()
-        _cut_after(self._path, step)
-        self._metrics, self._events = _GrowingFile(self._path), _EventFile(self._events.folder, step)
+        self._close_files()
+        self._metrics, self._samples = self._continued(step)
+        self._events = _EventFile(self._events.folder, step)
 
     def advance(self, step: int) -> None:
         """Move the bar; called after each update, so it must cost nothing."""
-        if self._progress is not None:
-            self._progress.update(self._task, completed=step)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
 
     def say(self, message: str) -> None:
         """One line for people."""
         with suppress(BrokenPipeError):  # `mt train 2>&1 | tee log` and Ctrl-C: tee is gone before us
-            if self._progress is not None:
-                self._progress.console.print(message, markup=False, highlight=False, soft_wrap=True)
+            if self._bar is not None:
+                self._bar.console.print(message, markup=False, highlight=False, soft_wrap=True)
             else:
                 print(message, file=self._stream, flush=True)
 
@@ -116,8 +130,8 @@ class Tracker:
             f"loss {values['train_loss']:.3f} · lr {values['learning_rate']:.2e} · "
             f"{values['tgt_tokens_per_second']:,.0f} tok/s{self._last_bleu} · {self._time_left(step)} left"
         )
-        if self._progress is not None:
-            self._progress.update(self._task, description=text)
+        if self._bar is not None:
+            self._bar.update(self._task, description=text)
         else:
             self.say(f"step {step:,}/{self._max_steps:,} · {text}")
 
@@ -132,19 +146,22 @@ class Tracker:
 
     def close(self) -> None:
         """Close the files; all that was recorded is in them already."""
-        if self._progress is not None:
-            self._progress.stop()
-        self._events.close()
-        self._metrics.close()
+        if self._bar is not None:
+            self._bar.stop()
+        self._close_files()
+
+    def _close_files(self) -> None:
+        for file in (self._events, self._metrics, self._samples):
+            file.close()
 
 
 class SilentTracker:
     """Stands in for a tracker on ranks other than the first."""
 
-    def log(self, step: int, **values: float) -> None:
+    def log(self, progress: Progress, **values: float) -> None:
         """Nothing."""
 
-    def log_validation(self, step: int, result: ValidationResult) -> None:
+    def log_validation(self, progress: Progress, result: ValidationResult) -> None:
         """Nothing."""
 
     def go_back(self, step: int) -> None:
@@ -177,6 +194,10 @@ class _GrowingFile:
                 record = record[self._stream.write(record) :]
         except OSError as error:
             raise cannot_be_written(self._path, error) from error
+
+    def write_line(self, entry: dict[str, Any]) -> None:
+        """One JSON object."""
+        self.write((json.dumps(entry) + "\n").encode())
 
     def close(self) -> None:
         self._stream.close()
@@ -223,7 +244,7 @@ class _EventFile:
 
 
 def _cut_after(path: Path, step: int) -> None:
-    """Keep the lines of metrics up to `step`; a torn last line goes too."""
+    """Keep the lines up to `step`; a torn last line goes too."""
     if not path.exists():
         return
     kept = []
