@@ -484,6 +484,12 @@ def evaluate(
     ] = None,
     device: Annotated[str | None, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N. Default: auto.")] = None,
     precision: Annotated[Precision | None, typer.Option(help="Of matrix products. Default: auto.")] = None,
+    report_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--report", metavar="DIR", help="Write report.html, .json and .md there: where it is good and bad."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with unrounded scores.")] = False,
 ) -> None:
     """Score a model, or a file of translations.
@@ -501,19 +507,28 @@ def evaluate(
         raise ConfigError("--significance: compares with a baseline: give --baseline")
     if n_samples is not None and baseline is None and not has_confidence:
         raise ConfigError("--samples: is for --confidence and --baseline: give one of them")
-    from mt.evaluation import Question, evaluate_files, evaluate_model, evaluation_text, warning_lines
+    from mt.evaluate.findings import Question
+    from mt.evaluation import evaluate_files, evaluate_model, evaluation_text, warning_lines, write_evaluation
 
     test_name = (significance or Significance.randomisation).value
     with _named_as_options():
-        question = Question(metrics or None, has_confidence, baseline, test_name, n_samples)
+        if report_dir is not None:
+            from mt.evaluate.report import check_folder
+
+            check_folder(report_dir)
+        question = Question(metrics or None, has_confidence, baseline, test_name, n_samples, report_dir is not None)
         if model is not None:
             report = evaluate_model(model, test, device or "auto", (precision or Precision.auto).value, question)
         else:
             assert hyp is not None
             assert refs
             report = evaluate_files(hyp, refs, src, question, tgt_lang or "de")
+    if report_dir is not None:
+        write_evaluation(report, str(model or hyp), report_dir)
+        print(f"report: {report_dir / 'report.html'}", file=sys.stderr)
     if as_json:
-        print(json.dumps(report, ensure_ascii=False))
+        shown = ("test_sets", "comparison", "warnings")
+        print(json.dumps({key: report[key] for key in shown if key in report}, ensure_ascii=False))
         return
     for line in warning_lines(report):
         print(f"warning: {line}", file=sys.stderr)

@@ -1,48 +1,24 @@
-"""`mt eval`: from files or a model to scores, a comparison with a baseline, and what is odd about the text."""
+"""`mt eval`: from files or a model to scores, a comparison with a baseline, warnings, and a report."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mt.errors import ConfigError, DataError
-from mt.evaluate.metrics import check_samples, metric_keys
-from mt.evaluate.scores import TranslatedSet, report_text, scored_test_set
-from mt.evaluate.significance import DEFAULT_SAMPLES, compare, sentence
-from mt.evaluate.warnings import check
+from mt.evaluate.findings import Question, findings
+from mt.evaluate.scores import TranslatedSet, report_text
 from mt.text.files import explained, open_bytes, require_text
 
 INPUT = "input"  # what a file of translations is called in a report
-DEFAULT_CONFIDENCE_SAMPLES = 1_000
 _UTF8_BOM = b"\xef\xbb\xbf"
-
-
-@dataclass(frozen=True)
-class Question:
-    """What to find out about translations."""
-
-    metrics: Sequence[str] | None = None  # None: the default ones
-    has_confidence: bool = False
-    baseline: Path | None = None  # a file of translations, or a run
-    test: str = "randomisation"  # or bootstrap: whether the difference from the baseline may be chance
-    n_samples: int | None = None  # None: the defaults of intervals and tests
-
-    def __post_init__(self) -> None:
-        """
-        Raises:
-            ConfigError: an unknown metric, or too few samples.
-        """
-        metric_keys(self.metrics)
-        if self.n_samples is not None:
-            check_samples(self.n_samples, n_lines=1, bytes_of_a_line=1)
 
 
 def evaluate_files(
     hyp: Path, refs: Sequence[Path], src: Path | None, question: Question, tgt_lang: str = "de"
 ) -> dict[str, Any]:
-    """The report on a file of translations, under the name `input`; see `_report`.
+    """What `findings` has on a file of translations, under the name `input`.
 
     Raises:
         DataError: a file is missing, empty, unreadable, or has not as many lines as the first reference.
@@ -63,17 +39,18 @@ def evaluate_files(
         path = _baseline_by_length(question.baseline, translated.n_lines)
         baselines[INPUT] = _read_lines(path)
         _check_as_long(path, baselines[INPUT], first, lines[first])
-    return _report({INPUT: translated}, baselines, str(hyp), question)
+    return findings({INPUT: translated}, baselines, str(hyp), question)
 
 
 def evaluate_model(model: Path, test: str | None, device: str, precision: str, question: Question) -> dict[str, Any]:
-    """The report on a model's test sets, or the one named; see `_report`.
+    """What `findings` has on a model's test sets, or the one named; for a report, what the model stands on, too.
 
     Raises:
         ConfigError: the model has no test set, or none of that name; an unknown metric; a baseline for several sets.
         DataError: the baseline is missing or of another test set.
         CheckpointError: there is no model.
     """
+    from mt.evaluate.runs import KnownModel
     from mt.pipeline import names_of_test_sets, translate_test_sets
 
     # What is wrong with the baseline shows before anything is translated.
@@ -87,62 +64,21 @@ def evaluate_model(model: Path, test: str | None, device: str, precision: str, q
                 f"{paths[name]} has {len(lines):,} lines and the test set {name} has {translated[name].n_lines:,}: "
                 "a baseline translates the same text"
             )
-    return _report(translated, baselines, str(model), question)
+    if not question.has_analysis:
+        return findings(translated, baselines, str(model), question)
+    known = KnownModel.of(model)
+    return findings(translated, baselines, str(model), question, known.count_words_of) | known.facts()
 
 
-def _report(
-    translated: Mapping[str, TranslatedSet], baselines: Mapping[str, Sequence[str]], system: str, question: Question
-) -> dict[str, Any]:
+def write_evaluation(found: Mapping[str, Any], system: str, folder: Path) -> None:
+    """A report of what was found, as report.html, report.json and report.md.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
     """
-    Returns:
-        {"test_sets": {NAME: {"n_lines", "n_references", "scores"}}}, unrounded. With a baseline, "comparison":
-        {"system", "baseline", "test", "n_samples", "test_sets": {NAME: {"scores", "verdict"}}}. Where something is odd,
-        "warnings": {NAME: [line, …]}.
-    """
-    n_samples = 0
-    if question.has_confidence:
-        n_samples = DEFAULT_CONFIDENCE_SAMPLES if question.n_samples is None else question.n_samples
-    report: dict[str, Any] = {
-        "test_sets": {
-            name: scored_test_set(one.hypotheses, one.references, question.metrics, n_samples, one.tgt_lang)
-            for name, one in translated.items()
-        }
-    }
-    if baselines:
-        report["comparison"] = {
-            "system": system,
-            "baseline": str(question.baseline),
-            "test": question.test,
-            "n_samples": question.n_samples or DEFAULT_SAMPLES[question.test],
-            "test_sets": {
-                name: _compared(translated[name], lines, system, question) for name, lines in baselines.items()
-            },
-        }
-    odd = {
-        name: check(one.hypotheses, one.references, one.sources, baselines.get(name))
-        for name, one in translated.items()
-    }
-    if any(odd.values()):
-        report["warnings"] = {name: lines for name, lines in odd.items() if lines}
-    return report
+    from mt.evaluate.report import evaluation_facts, write_report
 
-
-def _compared(translated: TranslatedSet, baseline: Sequence[str], system: str, question: Question) -> dict[str, Any]:
-    comparisons = compare(
-        (str(question.baseline), baseline),
-        {system: translated.hypotheses},
-        translated.references,
-        question.metrics,
-        question.test,
-        question.n_samples or 0,
-        tgt_lang=translated.tgt_lang,
-    )[system]
-    return {
-        "scores": [
-            {key: value for key, value in asdict(comparison).items() if value is not None} for comparison in comparisons
-        ],
-        "verdict": sentence(system, str(question.baseline), comparisons),
-    }
+    write_report(evaluation_facts(system, **found), folder)
 
 
 def evaluation_text(report: Mapping[str, Any]) -> str:

@@ -92,6 +92,13 @@ class Series:
     xs: Sequence[float]
     ys: Sequence[float | None]  # None or NaN: the line has a gap
     key: str | None = None  # of the list of `ys` in the facts
+    field: str | None = None  # in each entry of that list, where it holds more than the number
+
+    def key_of(self, i: int) -> str | None:
+        """Where a y stands in the facts."""
+        if self.key is None:
+            return None
+        return f"{self.key}.{i}" + ("" if self.field is None else f".{key_path(self.field)}")
 
 
 @dataclass(frozen=True)
@@ -163,7 +170,7 @@ def value_at(facts: Any, key: str) -> Any:
 
 # Text and markup.
 
-# What HTML cannot hold, and what would turn the text around it.
+# What HTML and UTF-8 cannot hold, and what would turn the text around it.
 _HARMFUL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff\u202a-\u202e\u2066-\u2069]")
 # What cannot be seen or looks like a space. The joiners U+200C and U+200D are left: words and emoji are spelled with
 # them.
@@ -173,6 +180,7 @@ _INVISIBLE_INSIDE = re.compile(
     "| {2,}"
 )
 _INVISIBLE = re.compile(f"{_INVISIBLE_INSIDE.pattern}|^ +| +$")
+_WORDS = re.compile(r"\s+|\w+|[^\w\s]")
 _CONTROLS = {"\t": "TAB", "\n": "LINE FEED", "\r": "CARRIAGE RETURN"}  # which Unicode gives no names
 _SIGNS = {" ": "·", "\t": "⇥", "\n": "↵", "\xa0": "⍽"}
 
@@ -191,7 +199,12 @@ def markup(content: str) -> Html:
     """Text escaped; markup as it is."""
     if isinstance(content, Html):
         return content
-    return Html(escape(_HARMFUL.sub(lambda match: f"[{_code_point(match[0])}]", content)))
+    return Html(escape(harmless(content)))
+
+
+def harmless(text: str) -> str:
+    """Text with names in place of the characters that cannot be written, or would turn the text around them."""
+    return _HARMFUL.sub(lambda match: f"[{_code_point(match[0])}]", text)
 
 
 def joined(parts: Iterable[str], separator: str = "") -> Html:
@@ -254,6 +267,27 @@ def difference(before: str, after: str) -> tuple[Html, Html, str]:
         if len(text) > MAX_EXAMPLE_CHARS:
             parts.append(_more(text))
     return joined(marked[0]), joined(marked[1]), "; ".join(list(dict.fromkeys(described))[:3])
+
+
+def word_difference(one: str, other: str) -> tuple[Html, Html]:
+    """Two versions of a text with the words marked that the other has not."""
+    sides: list[list[str]] = [_WORDS.findall(text[:MAX_EXAMPLE_CHARS]) for text in (one, other)]
+    marked: tuple[list[Html], list[Html]] = ([], [])
+    for tag, i, j, k, m in SequenceMatcher(None, sides[0], sides[1], autojunk=False).get_opcodes():
+        for parts, words in ((marked[0], sides[0][i:j]), (marked[1], sides[1][k:m])):
+            text = "".join(words)
+            if tag == "equal" or not text.strip():
+                parts.append(_visible(text, _INVISIBLE_INSIDE))
+            elif text:
+                # The space between two words is marked with them, that before or after them is not.
+                inner = text.strip()
+                start = text.index(inner)
+                around = text[:start], text[start + len(inner) :]
+                parts.append(joined([around[0], element("mark", {}, _visible(inner, _INVISIBLE_INSIDE)), around[1]]))
+    for parts, text in zip(marked, (one, other), strict=True):
+        if len(text) > MAX_EXAMPLE_CHARS:
+            parts.append(_more(text))
+    return joined(marked[0]), joined(marked[1])
 
 
 def _from_first_difference(before: str, after: str) -> tuple[str, str]:
@@ -413,6 +447,16 @@ def _example_text(text: str | Html) -> Html:
     if isinstance(text, Html):
         return text
     return shortened(text) if text else element("span", {"class": "muted"}, "(empty)")
+
+
+def labelled_texts(texts: Sequence[tuple[str, str | Html, str | None]], heading: str | Html = "") -> Html:
+    """Texts below each other, such as a sentence and its translations: (label, text, language) each."""
+    rows = [
+        joined([element("dt", {}, label), element("dd", {"lang": lang, "dir": "auto"}, _example_text(text))])
+        for label, text, lang in texts
+    ]
+    head = [element("p", {"class": "place"}, heading)] if heading else []
+    return element("div", {"class": "labelled"}, *head, element("dl", {}, *rows))
 
 
 # Charts. The width of a plot is that of the page, in percent, so that its text keeps its size on a phone.
@@ -628,7 +672,7 @@ def _spoken(line: Series) -> str:
 
 def _line_table(series: Sequence[Series], x_label: str) -> Html:
     cells = [
-        {x: Number(y, None if line.key is None else f"{line.key}.{i}", digits=4) for i, (x, y) in enumerate(points)}
+        {x: Number(y, line.key_of(i), digits=4) for i, (x, y) in enumerate(points)}
         for line, points in ((line, list(zip(line.xs, line.ys, strict=True))) for line in series)
     ]
     xs = sorted({x for line in cells for x in line})
@@ -786,6 +830,7 @@ LIGHT = {
     "info": "#e6f0fd",
     "old": "#ffdfda",
     "new": "#d2f1da",
+    "mark": "#ffe9a8",
     "c1": "#2368b5",
     "c2": "#c4560f",
     "c3": "#1b8060",
@@ -804,6 +849,7 @@ DARK = {
     "info": "#17304e",
     "old": "#5a2620",
     "new": "#1d4a2b",
+    "mark": "#57470f",
     "c1": "#6aaaf0",
     "c2": "#f0935a",
     "c3": "#56c39a",
@@ -889,6 +935,12 @@ summary { cursor: pointer; padding: .25rem 0 }
 .example p { margin: 0; min-width: 0 }
 .example .place { grid-column: 1 / -1; font-size: .875rem; max-width: none }
 .example del, .example ins { text-decoration: none; border-radius: 3px; padding: 0 .1em }
+.labelled { padding: .55rem 0; border-bottom: 1px solid var(--rule) }
+.labelled .place { font-size: .875rem; margin: 0 0 .15rem; max-width: none }
+.labelled dl { display: grid; grid-template-columns: 8.5rem 1fr; gap: .1rem 1rem; margin: 0 }
+.labelled dt { font-size: .875rem; color: var(--muted); line-height: 1.7 }
+.labelled dd { margin: 0; min-width: 0 }
+mark { background: var(--mark); color: inherit; border-radius: 3px; padding: 0 .1em }
 del { background: var(--old) }
 ins { background: var(--new) }
 .sign { font: .75em ui-monospace, Menlo, Consolas, monospace; color: var(--muted); border: 1px solid var(--rule);
@@ -921,6 +973,8 @@ figcaption { font-weight: 600; margin-bottom: .2rem }
   .tiles { grid-template-columns: 1fr 1fr }
   .tiles .figure { font-size: 1.2rem }
   .example { grid-template-columns: 1fr; gap: .3rem }
+  .labelled dl { grid-template-columns: 1fr; gap: 0 }
+  .labelled dd { margin-bottom: .25rem }
   .example p + p:not(.place) { padding-inline-start: .7rem; border-inline-start: 3px solid var(--rule) }
   tbody th.text { min-width: 8.5em; max-width: 9.5em }
   .bars > div { grid-template-columns: 1fr auto }
@@ -933,7 +987,7 @@ figcaption { font-weight: 600; margin-bottom: .2rem }
   nav, .search { display: none }
   .wide { overflow: visible }
   table, th, td { max-width: none }
-  tr, .example, figure, .tiles div { break-inside: avoid }
+  tr, .example, .labelled, figure, .tiles div { break-inside: avoid }
   h2, h3 { break-after: avoid }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact }
 }

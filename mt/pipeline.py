@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -29,6 +29,16 @@ from mt.configfile import config_differences, dump_config, load_config
 from mt.decode.lines import whole_file
 from mt.decode.translator import Translator
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
+from mt.evaluate.findings import Question, findings
+from mt.evaluate.report import (
+    FORMAT_VERSION,
+    HTML_NAME,
+    JSON_NAME,
+    MARKDOWN_NAME,
+    evaluation_facts,
+    write_report,
+)
+from mt.evaluate.runs import KnownModel
 from mt.evaluate.scores import TranslatedSet, report_text, scored_test_set
 from mt.runtime import Ranks, choose_device, hardware, joined, source_commit, versions
 from mt.text.corpus import PreparedCorpus, with_tag
@@ -40,7 +50,7 @@ from mt.train.progress import Progress
 from mt.units import format_count, format_duration
 
 AVERAGE_TOLERANCE = 1.0  # BLEU on the validation set by which an average may be worse than the best checkpoint
-CONFIG, RECORD, REPORT = "config.yaml", "run.json", "report.json"
+CONFIG, RECORD = "config.yaml", "run.json"
 
 # A run that has begun may change these; anything else would make it another run.
 CHANGEABLE = (
@@ -92,6 +102,7 @@ def train_run(config: RunConfig, run_dir: Path) -> None:
         model_dir = _finish_model(config, run_dir)
         report = _evaluate_run(config, corpus, run_dir, model_dir, progress)
     print(format_report(report))
+    print(f"the report, with curves and sentences: {run_dir / HTML_NAME}", file=sys.stderr, flush=True)
 
 
 def _begin_run(config: RunConfig, run_dir: Path) -> str:
@@ -146,20 +157,6 @@ def average_run(run_dir: Path, last: int) -> Path:
         return _write_average(config, run_dir / "averages" / f"last-{last}", folders[-last:])
 
 
-def evaluate_model(
-    model_path: Path, test: str | None = None, device: str = "auto", precision: str = "auto"
-) -> dict[str, Any]:
-    """Translate the model's test sets, or the one named, and score them.
-
-    Returns:
-        {"test_sets": {NAME: {"n_lines": …, "scores": [{"name", "score", "signature"}, …]}}}, unrounded.
-    Raises:
-        ConfigError: the model has no test set, or none of that name.
-    """
-    translated = translate_test_sets(model_path, names_of_test_sets(model_path, test), device, precision)
-    return {"test_sets": {name: scored_test_set(one.hypotheses, one.references) for name, one in translated.items()}}
-
-
 def names_of_test_sets(model_path: Path, test: str | None = None) -> list[str]:
     """The names of a model's test sets, or the one named.
 
@@ -204,11 +201,6 @@ def _test_pairs(folder: ModelFolder, names: list[str]) -> dict[str, list[Sentenc
         name: with_tag(read_pairs(source, config.src_lang, config.tgt_lang, "test"), source.tag)
         for name, source in sources.items()
     }
-
-
-def _score_set(translator: Translator, pairs: list[SentencePair]) -> tuple[dict[str, Any], list[str]]:
-    hypotheses = translator.translate([pair.src for pair in pairs])
-    return scored_test_set(hypotheses, [pair.tgt for pair in pairs]), hypotheses
 
 
 def corpus_folder(config: RunConfig, run_dir: Path) -> Path:
@@ -325,8 +317,9 @@ def _evaluate_run(
     manifest = ModelFolder.open(model_dir).manifest
     basis = {"averaged_steps": manifest["averaged_steps"], "decode": asdict(config.decode)}
     try:
-        report: dict[str, Any] = json.loads((run_dir / REPORT).read_text(encoding="utf-8"))
-        if report["basis"] == basis:
+        report: dict[str, Any] = json.loads((run_dir / JSON_NAME).read_text(encoding="utf-8"))
+        is_whole = all((run_dir / name).is_file() for name in (HTML_NAME, MARKDOWN_NAME))
+        if report["basis"] == basis and report["format_version"] == FORMAT_VERSION and is_whole:
             return report
     except (OSError, ValueError, KeyError):
         pass
@@ -334,34 +327,38 @@ def _evaluate_run(
     score = progress.best_score if config.train.best_by == "bleu" else -progress.best_score
     best = None if progress.best_step is None else {"step": progress.best_step, config.train.best_by: score}
     translator = Translator.load(model_dir, config.train.device, config.train.precision)
-    report = {
-        "name": config.name,
-        "steps": progress.step,
-        "train_seconds": progress.train_seconds,
-        "n_src_tokens": progress.n_src_tokens,
-        "n_tgt_tokens": progress.n_tgt_tokens,
-        "src_fill": progress.n_src_tokens / progress.n_src_positions,
-        "tgt_fill": progress.n_tgt_tokens / progress.n_tgt_positions,
-        "n_parameters": translator.model.n_parameters,
-        "basis": basis,
-        "best": best,
-        "valid": _scored_and_kept(translator, "valid", corpus.valid_pairs, run_dir),
-        "test_sets": {
-            name: _scored_and_kept(translator, name, pairs, run_dir) for name, pairs in corpus.test_pairs.items()
-        },
+    sets = {
+        name: _translated(translator, pairs, config.tgt_lang)
+        for name, pairs in (("valid", corpus.valid_pairs), *corpus.test_pairs.items())
     }
-    write_json(run_dir / REPORT, report)
+    for name, one in sets.items():
+        _keep_translations(run_dir / "translations" / f"{name}.txt", one.hypotheses)
+    valid = sets.pop("valid")
+    known = KnownModel.of(model_dir)
+    report = evaluation_facts(
+        system=config.name,
+        name=config.name,
+        steps=progress.step,
+        train_seconds=progress.train_seconds,
+        n_src_tokens=progress.n_src_tokens,
+        n_tgt_tokens=progress.n_tgt_tokens,
+        src_fill=progress.n_src_tokens / progress.n_src_positions,
+        tgt_fill=progress.n_tgt_tokens / progress.n_tgt_positions,
+        n_parameters=translator.model.n_parameters,
+        basis=basis,
+        best=best,
+        valid=scored_test_set(valid.hypotheses, valid.references),
+        **findings(sets, {}, config.name, Question(has_analysis=True), known.count_words_of),
+        **known.facts(),
+    )
+    write_report(report, run_dir)
     return report
 
 
-def _scored_and_kept(translator: Translator, name: str, pairs: list[SentencePair], run_dir: Path) -> dict[str, Any]:
-    """The scores of a set; its translations are kept in the run folder."""
-    result, hypotheses = _score_set(translator, pairs)
-    path = run_dir / "translations" / f"{name}.txt"
+def _keep_translations(path: Path, hypotheses: Sequence[str]) -> None:
     path.parent.mkdir(exist_ok=True)
     with whole_file(path) as stream:
         stream.write("".join(hypothesis + "\n" for hypothesis in hypotheses).encode())
-    return result
 
 
 def format_report(report: dict[str, Any]) -> str:

@@ -119,15 +119,46 @@ def test_sentences_are_ranked_by_the_chrf_that_sacrebleu_gives_them():
     assert entry["chrf"] == pytest.approx(sacrebleu.sentence_chrf(entry["hypothesis"], [entry["reference"]]).score)
     assert entry["bleu"] == pytest.approx(sacrebleu.sentence_bleu(entry["hypothesis"], [entry["reference"]]).score)
     # Of perfect translations the longest come first.
-    assert len(best[0]["source"]) >= len(best[1]["source"])
+    assert len(best[0]["reference"]) >= len(best[1]["reference"])
 
 
 def test_two_systems_are_shown_where_they_differ_most():
-    baseline = [*HYPOTHESES[:7], "Quatsch", *HYPOTHESES[8:9], HYPOTHESES[9] + " Ja.", *HYPOTHESES[10:]]
-    different = analyse(HYPOTHESES, REFERENCES, SOURCES, baseline=baseline)["most_different"]
-    assert [entry["line"] for entry in different] == [8, 10]
-    assert different[0]["baseline"] == "Quatsch"
-    assert different[0]["baseline_chrf"] < 20 < different[0]["chrf"]
+    hypotheses = [*HYPOTHESES[:20], "Unsinn", *HYPOTHESES[21:]]
+    baseline = [*HYPOTHESES[:7], "Quatsch", HYPOTHESES[8], HYPOTHESES[9] + " Ja.", *HYPOTHESES[10:]]
+    analysis = analyse(hypotheses, REFERENCES, SOURCES, baseline=baseline)
+    gained, lost = analysis["gained"], analysis["lost"]
+    assert ([entry["line"] for entry in gained], [entry["line"] for entry in lost]) == ([8, 10], [21])
+    assert gained[0]["baseline"] == "Quatsch"
+    assert gained[0]["baseline_chrf"] < 20 < gained[0]["chrf"]
+
+
+def test_a_baseline_is_measured_as_the_system_is():
+    baseline = ["", "nein nein nein nein nein nein", *(line.replace("7", "") for line in REFERENCES[2:])]
+    ours, theirs = (analyse(lines, REFERENCES, SOURCES) for lines in (HYPOTHESES, baseline))
+    both = analyse(HYPOTHESES, REFERENCES, SOURCES, baseline=baseline)
+    for one, other in zip(both["by_length"], theirs["by_length"], strict=True):
+        assert (one["baseline_bleu"], one["baseline_chrf"]) == (other["bleu"], other["chrf"])
+    assert {name: entry["baseline_n_lines"] for name, entry in both["oddities"].items()} == {
+        name: entry["n_lines"] for name, entry in theirs["oddities"].items()
+    }
+    assert both["oddities"]["empty"] == {"n_lines": 0, "lines": [], "baseline_n_lines": 1}
+    assert both["numbers"]["baseline_n_kept"] == theirs["numbers"]["n_kept"]
+    assert both["baseline_length_ratio"] == theirs["length_ratio"] < both["length_ratio"] == ours["length_ratio"]
+
+
+def test_without_the_source_the_reference_stands_in():
+    analysis = analyse(["nein nein nein nein nein nein", "7 Hunde"], ["nein", "8 Hunde"])
+    assert analysis["beside"] == "reference"
+    assert analysis["by_length"][0]["n_lines"] == 2
+    assert analysis["oddities"]["repetitions"]["lines"] == [1]
+    assert "copies" not in analysis["oddities"]
+    assert analysis["numbers"] == {"n": 1, "n_kept": 0, "n_lines": 1, "lines": [2]}
+    assert "source" not in analysis["worst"][0]
+
+
+def test_each_sentence_says_what_is_odd_about_it():
+    analysis = analyse(["zu " + "lang und breit " * 8, "gut"], ["Eins zwei.", "gut"], ["One two.", "good"])
+    assert [entry["oddities"] for entry in analysis["sentences"]] == [["repetitions", "too_long"], []]
 
 
 def test_the_length_ratio_is_that_of_words():

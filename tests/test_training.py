@@ -17,7 +17,9 @@ from mt.checkpoint import ModelFolder, checkpoint_path, checkpoints
 from mt.config import RunConfig, TrainConfig
 from mt.data.packing import PlanState
 from mt.errors import MTError
-from mt.pipeline import average_run, evaluate_model, format_report, train_run
+from mt.evaluate.findings import Question
+from mt.evaluation import evaluate_model
+from mt.pipeline import average_run, format_report, train_run
 from mt.text.corpus import PreparedCorpus
 from mt.text.prepare import prepare_corpus
 from mt.train.engine import Engine, Outcome, Update
@@ -425,7 +427,9 @@ def test_a_run_leaves_what_the_contract_names_and_a_second_start_does_nothing(
         "tensorboard",
         "checkpoints",
         "model",
+        "report.html",
         "report.json",
+        "report.md",
         "translations",
     }
     assert list((run_dir / "tensorboard").iterdir())
@@ -455,10 +459,10 @@ def test_a_run_leaves_what_the_contract_names_and_a_second_start_does_nothing(
     assert capsys.readouterr().out == first
     assert (run_dir / "model" / "model.safetensors").stat().st_mtime_ns == written
 
-    evaluated = evaluate_model(run_dir)
-    assert evaluated == {"test_sets": report["test_sets"]}
+    evaluated = evaluate_model(run_dir, None, "auto", "auto", Question())
+    assert evaluated == {key: report[key] for key in ("test_sets", "warnings")}
     with pytest.raises(MTError) as caught:
-        evaluate_model(run_dir, "newstest")
+        evaluate_model(run_dir, "newstest", "auto", "auto", Question())
     assert str(caught.value) == f"--test newstest: {run_dir} has no test set of that name: it has held_out"
 
     assert average_run(run_dir, 2) == run_dir / "averages" / "last-2"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from mt.decode.oddities import fewest_tokens, is_in_a_loop, is_too_long
 from mt.errors import DataError
 from mt.evaluate.metrics import Metric, check_parallel, reference_sets
 
-LENGTHS = (0, 10, 20, 30, 40, 50, 60, 70, 80)  # source words at which a bucket begins; the last has no end
+LENGTHS = (0, 10, 20, 30, 40, 50, 60, 70, 80)  # words at which a bucket begins; the last has no end
 FREQUENCIES = (0, 1, 2, 5, 10, 100, 1_000)  # the same, of how often training has the rarest word of a source
 _WORD = re.compile(r"[^\W\d_]+")
 _NUMBER = re.compile(r"\d+(?:[.,' \u00a0\u202f]\d{3})*(?:[.,]\d+)?")
@@ -23,18 +24,23 @@ _LINES_SHOWN = 20  # of those that are odd in one way
 _SENTENCE_BLEU = BLEU(effective_order=True, force=True)
 
 
+def words_of(line: str) -> list[str]:
+    """Runs of letters, as they are written."""
+    return _WORD.findall(line)
+
+
 def count_words(lines: Iterable[str]) -> Counter[str]:
-    """How often each word occurs: runs of letters, as they are written."""
+    """How often each word occurs."""
     counts: Counter[str] = Counter()
     for line in lines:
-        counts.update(_WORD.findall(line))
+        counts.update(words_of(line))
     return counts
 
 
 def analyse(
     hypotheses: Sequence[str],
     references: Sequence[str] | Sequence[Sequence[str]],
-    sources: Sequence[str],
+    sources: Sequence[str] | None = None,
     word_counts: Mapping[str, int] | None = None,
     baseline: Sequence[str] | None = None,
     n_examples: int = 10,
@@ -42,15 +48,20 @@ def analyse(
     """What can be said of translations without a person who reads them.
 
     Args:
+        references: of several sets all count for scores, and the first one for all else.
+        sources: without them lengths, loops and numbers are held against the references, and copies cannot be seen.
         word_counts: of the source side of the training text, as `count_words` gives them.
         baseline: another system's hypotheses.
-        n_examples: sentences listed as best, worst, and most different from the baseline's.
+        n_examples: sentences listed as best, worst, gained and lost.
     Returns:
-        {"by_length": [{"bucket", "n_lines", "bleu", "chrf"}, …], with `word_counts` "by_rarest_word" the same,
-        "oddities": {NAME: {"n_lines", "lines"}, …} with the numbers of the first lines, "numbers": {"n", "n_kept",
-        "lines"}, "length_ratio", "worst", "best", with a baseline "most_different": [sentence, …]}. A sentence is
-        {"line", "source", "hypothesis", "reference", "chrf", "bleu"}, and in most_different "baseline",
-        "baseline_chrf" and "baseline_bleu". Lines count from 1; scores are 0 to 100, unrounded.
+        {"beside": "source" or "reference", "by_length": [bucket, …], with `word_counts` and `sources`
+        "by_rarest_word": [bucket, …], "oddities": {NAME: {"n_lines", "lines"}, …} with the numbers of the first lines,
+        "numbers": {"n", "n_kept", "n_lines", "lines"}, "length_ratio", "sentences", "worst", "best": [sentence, …]}.
+        A bucket is {"bucket", "begin", "n_lines", "bleu", "chrf"}, a sentence {"line", "source" (if known),
+        "hypothesis", "reference", "chrf", "bleu", "oddities"}. With a baseline the same of it stands beside: in
+        buckets "baseline_bleu" and "baseline_chrf", in sentences these and "baseline", in oddities
+        "baseline_n_lines", in numbers "baseline_n_kept", "baseline_length_ratio"; and "gained" and "lost" are the
+        sentences with the largest differences in chrF. Lines count from 1; scores are 0 to 100, unrounded.
     Raises:
         DataError: different numbers of lines, or none at all.
     """
@@ -59,39 +70,69 @@ def analyse(
     for side, lines in (("sources", sources), ("lines of the baseline", baseline)):
         if lines is not None and len(lines) != len(hypotheses):
             raise DataError(f"{len(hypotheses):,} hypotheses and {len(lines):,} {side}: they are compared line by line")
+    given = sets[0] if sources is None else sources
     metrics = {key: Metric(key, sets) for key in ("bleu", "chrf")}
-    rows = {key: np.array(metric.statistics(hypotheses)) for key, metric in metrics.items()}
-    analysis: dict[str, Any] = {
-        "by_length": _by_bucket([len(line.split()) for line in sources], LENGTHS, metrics, rows)
-    }
-    if word_counts is not None:
-        rarest = [min((word_counts.get(word, 0) for word in _WORD.findall(line)), default=-1) for line in sources]
-        analysis["by_rarest_word"] = _by_bucket(rarest, FREQUENCIES, metrics, rows)
-    analysis["oddities"] = _oddities(hypotheses, sets[0], sources)
-    analysis["numbers"] = _numbers(hypotheses, sets[0], sources)
-    n_reference_words = sum(len(line.split()) for line in sets[0])
-    analysis["length_ratio"] = sum(len(line.split()) for line in hypotheses) / max(1, n_reference_words)
-    sentences = _sentences(hypotheses, sets[0], sources, metrics["chrf"], rows)
-    ranked = sorted(sentences, key=lambda entry: (entry["chrf"], -len(entry["source"]), entry["line"]))
-    analysis["worst"], analysis["best"] = ranked[:n_examples], ranked[::-1][:n_examples]
+    systems = {"": _System.of(hypotheses, metrics)}
     if baseline is not None:
-        theirs = {key: np.array(metric.statistics(baseline)) for key, metric in metrics.items()}
-        others = _sentences(baseline, sets[0], sources, metrics["chrf"], theirs)
-        analysis["most_different"] = _most_different(sentences, others)[:n_examples]
-    return analysis
+        systems["baseline_"] = _System.of(baseline, metrics)
+    analysis: dict[str, Any] = {
+        "beside": "reference" if sources is None else "source",
+        "by_length": _by_bucket([len(line.split()) for line in given], LENGTHS, metrics, systems),
+    }
+    if word_counts is not None and sources is not None:
+        rarest = [min((word_counts.get(word, 0) for word in words_of(line)), default=-1) for line in sources]
+        analysis["by_rarest_word"] = _by_bucket(rarest, FREQUENCIES, metrics, systems)
+    odd = {prefix: _odd_lines(system.lines, sets[0], sources) for prefix, system in systems.items()}
+    analysis["oddities"] = {
+        name: {"n_lines": len(lines), "lines": lines[:_LINES_SHOWN]}
+        | ({"baseline_n_lines": len(odd["baseline_"][name])} if baseline is not None else {})
+        for name, lines in odd[""].items()
+    }
+    analysis["numbers"] = _numbers(systems, sets[0], sources)
+    n_reference_words = sum(len(line.split()) for line in sets[0])
+    for prefix, system in systems.items():
+        n_words = sum(len(line.split()) for line in system.lines)
+        analysis[f"{prefix}length_ratio"] = n_words / max(1, n_reference_words)
+    sentences = _sentences(systems, sets[0], sources, odd[""])
+    return analysis | {"sentences": sentences} | _examples(sentences, n_examples)
+
+
+@dataclass(frozen=True)
+class _System:
+    """A system's lines, with what the metrics count in each."""
+
+    lines: Sequence[str]
+    rows: Mapping[str, npt.NDArray[Any]]  # key of the metric → statistics [lines, …]
+    chrf: Sequence[float]  # of each line
+    bleu: Sequence[float]  # the same, with the orders of n-grams that a line has
+
+    @classmethod
+    def of(cls, lines: Sequence[str], metrics: Mapping[str, Metric]) -> _System:
+        rows = {key: np.array(metric.statistics(lines)) for key, metric in metrics.items()}
+        return cls(
+            lines,
+            rows,
+            [metrics["chrf"].score_of(row) for row in rows["chrf"].tolist()],
+            [float(_SENTENCE_BLEU._compute_score_from_stats(row).score) for row in rows["bleu"].tolist()],
+        )
 
 
 def _by_bucket(
-    values: Sequence[int], begins: Sequence[int], metrics: Mapping[str, Metric], rows: Mapping[str, npt.NDArray[Any]]
+    values: Sequence[int], begins: Sequence[int], metrics: Mapping[str, Metric], systems: Mapping[str, _System]
 ) -> list[dict[str, Any]]:
     """Scores of the lines of each bucket that has some; a line with a value below all begins is in none."""
     buckets = np.searchsorted(begins, np.array(values), side="right") - 1
     found = []
-    for number in range(len(begins)):
+    for number, begin in enumerate(begins):
         inside = buckets == number
         if inside.any():
-            scores = {key: metric.score_of(rows[key][inside].sum(axis=0)) for key, metric in metrics.items()}
-            found.append({"bucket": _bucket_name(begins, number), "n_lines": int(inside.sum()), **scores})
+            scores = {
+                f"{prefix}{key}": metric.score_of(system.rows[key][inside].sum(axis=0))
+                for prefix, system in systems.items()
+                for key, metric in metrics.items()
+            }
+            name = _bucket_name(begins, number)
+            found.append({"bucket": name, "begin": begin, "n_lines": int(inside.sum()), **scores})
     return found
 
 
@@ -103,40 +144,48 @@ def _bucket_name(begins: Sequence[int], number: int) -> str:
     return f"{first}" if first == last else f"{first}–{last}"
 
 
-def _oddities(hypotheses: Sequence[str], references: Sequence[str], sources: Sequence[str]) -> dict[str, Any]:
-    lines: dict[str, list[int]] = {name: [] for name in ("empty", "repetitions", "copies", "too_long", "too_short")}
+def _odd_lines(
+    hypotheses: Sequence[str], references: Sequence[str], sources: Sequence[str] | None
+) -> dict[str, list[int]]:
+    """Kind of oddity → numbers of the lines."""
+    names = ("empty", "repetitions", *(() if sources is None else ("copies",)), "too_long", "too_short")
+    lines: dict[str, list[int]] = {name: [] for name in names}
     ids: dict[str, int] = {}
-    for number, (hypothesis, reference, source) in enumerate(
-        zip(hypotheses, references, sources, strict=True), start=1
+    for number, (hypothesis, reference, given) in enumerate(
+        zip(hypotheses, references, references if sources is None else sources, strict=True), start=1
     ):
-        words, source_words = hypothesis.split(), source.split()
+        words, given_words = hypothesis.split(), given.split()
         if not words:
-            if source_words:
+            if given_words:
                 lines["empty"].append(number)
             continue
-        if is_in_a_loop(*([ids.setdefault(word, len(ids)) for word in side] for side in (words, source_words))):
+        if is_in_a_loop(*([ids.setdefault(word, len(ids)) for word in side] for side in (words, given_words))):
             lines["repetitions"].append(number)
-        if words == source_words != reference.split() and _WORD.search(source):
+        if sources is not None and words == given_words != reference.split() and _WORD.search(given):
             lines["copies"].append(number)
-        if is_too_long(len(source_words), len(words)):
+        if is_too_long(len(given_words), len(words)):
             lines["too_long"].append(number)
-        if len(words) < fewest_tokens(len(source_words)):
+        if len(words) < fewest_tokens(len(given_words)):
             lines["too_short"].append(number)
-    return {name: {"n_lines": len(found), "lines": found[:_LINES_SHOWN]} for name, found in lines.items()}
+    return lines
 
 
-def _numbers(hypotheses: Sequence[str], references: Sequence[str], sources: Sequence[str]) -> dict[str, Any]:
-    """Of the numbers that source and reference share, those that the hypothesis has too; separators do not count."""
-    n = n_kept = 0
-    losing: list[int] = []
-    for number, texts in enumerate(zip(hypotheses, references, sources, strict=True), start=1):
-        hypothesis, reference, source = (_digits(text) for text in texts)
-        wanted = source & reference
-        kept = wanted & hypothesis
-        n, n_kept = n + wanted.total(), n_kept + kept.total()
-        if kept != wanted:
-            losing.append(number)
-    return {"n": n, "n_kept": n_kept, "n_lines": len(losing), "lines": losing[:_LINES_SHOWN]}
+def _numbers(
+    systems: Mapping[str, _System], references: Sequence[str], sources: Sequence[str] | None
+) -> dict[str, Any]:
+    """Of the numbers that source and reference share, those that a hypothesis has too; separators do not count."""
+    wanted = [_digits(line) for line in references]
+    if sources is not None:
+        wanted = [digits & _digits(source) for digits, source in zip(wanted, sources, strict=True)]
+    numbers: dict[str, Any] = {"n": sum(digits.total() for digits in wanted)}
+    for prefix, system in systems.items():
+        kept = [digits & _digits(line) for digits, line in zip(wanted, system.lines, strict=True)]
+        numbers[f"{prefix}n_kept"] = sum(digits.total() for digits in kept)
+        if not prefix:
+            pairs = enumerate(zip(wanted, kept, strict=True), start=1)
+            losing = [number for number, (all_, found) in pairs if all_ != found]
+            numbers |= {"n_lines": len(losing), "lines": losing[:_LINES_SHOWN]}
+    return numbers
 
 
 def _digits(text: str) -> Counter[str]:
@@ -144,32 +193,40 @@ def _digits(text: str) -> Counter[str]:
 
 
 def _sentences(
-    hypotheses: Sequence[str],
+    systems: Mapping[str, _System],
     references: Sequence[str],
-    sources: Sequence[str],
-    chrf: Metric,
-    rows: Mapping[str, npt.NDArray[Any]],
+    sources: Sequence[str] | None,
+    odd: Mapping[str, Sequence[int]],
 ) -> list[dict[str, Any]]:
-    """Each sentence with its scores, BLEU with the orders of n-grams that it has."""
-    texts = zip(hypotheses, references, sources, rows["chrf"].tolist(), rows["bleu"].tolist(), strict=True)
-    return [
-        {
-            "line": number,
-            "source": source,
-            "hypothesis": hypothesis,
-            "reference": reference,
-            "chrf": chrf.score_of(chrf_row),
-            "bleu": float(_SENTENCE_BLEU._compute_score_from_stats(bleu_row).score),
-        }
-        for number, (hypothesis, reference, source, chrf_row, bleu_row) in enumerate(texts, start=1)
-    ]
+    sentences: list[dict[str, Any]] = [{"line": number} for number in range(1, len(references) + 1)]
+    for index, sentence in enumerate(sentences):
+        if sources is not None:
+            sentence["source"] = sources[index]
+        sentence["reference"] = references[index]
+        for prefix, system in systems.items():
+            sentence[prefix.rstrip("_") or "hypothesis"] = system.lines[index]
+            sentence[f"{prefix}chrf"] = system.chrf[index]
+            sentence[f"{prefix}bleu"] = system.bleu[index]
+        sentence["oddities"] = []
+    for name, lines in odd.items():
+        for number in lines:
+            sentences[number - 1]["oddities"].append(name)
+    return sentences
 
 
-def _most_different(sentences: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Sentences in the order of how far chrF of the two systems lies apart; those that are the same are left out."""
-    pairs = [
-        {**ours, "baseline": theirs["hypothesis"], "baseline_chrf": theirs["chrf"], "baseline_bleu": theirs["bleu"]}
-        for ours, theirs in zip(sentences, others, strict=True)
-        if ours["hypothesis"] != theirs["hypothesis"]
-    ]
-    return sorted(pairs, key=lambda entry: (-abs(entry["chrf"] - entry["baseline_chrf"]), entry["line"]))
+def _examples(sentences: list[dict[str, Any]], n: int) -> dict[str, list[dict[str, Any]]]:
+    """The worst and best sentences, of equals the longest first; and those in which two systems differ most."""
+    ranked = sorted(sentences, key=lambda entry: (entry["chrf"], -len(entry["reference"]), entry["line"]))
+    best = sorted(sentences, key=lambda entry: (-entry["chrf"], -len(entry["reference"]), entry["line"]))
+    examples = {"worst": ranked[:n], "best": best[:n]}
+    if sentences and "baseline" in sentences[0]:
+        differences = [
+            (entry["chrf"] - entry["baseline_chrf"], entry)
+            for entry in sentences
+            if entry["hypothesis"] != entry["baseline"]
+        ]
+        for name, sign in (("gained", 1), ("lost", -1)):
+            found = [pair for pair in differences if sign * pair[0] > 0]
+            found.sort(key=lambda pair: (-abs(pair[0]), pair[1]["line"]))
+            examples[name] = [entry for _, entry in found[:n]]
+    return examples

@@ -28,14 +28,11 @@ Of valid, test, lengths, overlap, tokenizer and what comes after it anything may
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
+from mt.facts import Facts, code, facts_json, number_at, shown_value
 from mt.page import (
     Cell,
     Example,
@@ -58,7 +55,6 @@ from mt.page import (
     paragraph,
     section,
     share_bar,
-    shortened,
     side_by_side,
     stacked_bars,
     subheading,
@@ -68,13 +64,10 @@ from mt.page import (
 
 JSON_NAME, HTML_NAME = "report.json", "report.html"
 
-Facts = Mapping[str, Any]
-
 _N_REASONS_IN_BARS = 4  # the most frequent ones; the others share a colour
 _LOW_SHARE_KEPT = 0.5  # of a source, below which the page warns
 _HIGH_OVERLAP = 0.1  # of the 8-grams of a set, above which the page warns
 _HIGH_UNKNOWN = 0.001  # of the tokens, above which the page warns
-_SURROGATES = re.compile("[\ud800-\udfff]")
 
 _FIGURES_OF_A_LANGUAGE = {  # key: (name, unit of the number, meaning)
     "words": ("Words", "count", "separated by spaces"),
@@ -97,22 +90,8 @@ def write_report(facts: Facts, folder: Path, rules: Mapping[str, tuple[str, str]
         OSError: the folder cannot be written.
     """
     # Before the page, so that the facts are safe whatever comes.
-    (folder / JSON_NAME).write_text(_json_text(facts), encoding="utf-8", newline="\n")
+    (folder / JSON_NAME).write_text(facts_json(facts), encoding="utf-8", newline="\n")
     (folder / HTML_NAME).write_text(report_page(facts, rules), encoding="utf-8", newline="\n")
-
-
-def _json_text(facts: Facts) -> str:
-    """NaN and infinity, which JSON has not, become null; half a surrogate pair, which UTF-8 has not, an escape."""
-    text = json.dumps(_finite(facts), indent=1, ensure_ascii=False, allow_nan=False)
-    return _SURROGATES.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(child) for key, child in value.items()}
-    return [_finite(child) for child in value] if isinstance(value, (list, tuple)) else value
 
 
 def report_page(facts: Facts, rules: Mapping[str, tuple[str, str]] | None = None) -> str:
@@ -141,16 +120,6 @@ def report_page(facts: Facts, rules: Mapping[str, tuple[str, str]] | None = None
 # The summary.
 
 
-def _number(facts: Facts, *path: str | int, **how: Any) -> Number:
-    """What stands at a place in the facts; a dash where nothing does."""
-    value: Any = facts
-    for part in path:
-        if not isinstance(part, int) and part not in value:
-            return Number(None)
-        value = value[part]
-    return Number(value, key_path(*path), **how)
-
-
 def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
@@ -160,19 +129,19 @@ def _summary(facts: Facts) -> list[str]:
     share = Number(_share(train["pairs_kept"], train["pairs_read"]), unit="share")
     src, tgt = facts["src_lang"], facts["tgt_lang"]
     figures: list[tuple[str, Number | str, str]] = [
-        ("Pairs read", _number(facts, "train", "pairs_read"), _plural(len(train["sources"]), "source")),
-        ("Pairs kept", _number(facts, "train", "pairs_kept"), joined([share.html(), " of those read"])),
-        (f"Source tokens ({src})", _number(facts, "train", "src_tokens"), _longest(facts, "longest_src")),
-        (f"Target tokens ({tgt})", _number(facts, "train", "tgt_tokens"), _longest(facts, "longest_tgt")),
-        ("Source tokens for each target token", _number(facts, "train", "src_tokens_per_tgt_token", digits=3), ""),
+        ("Pairs read", number_at(facts, "train", "pairs_read"), _plural(len(train["sources"]), "source")),
+        ("Pairs kept", number_at(facts, "train", "pairs_kept"), joined([share.html(), " of those read"])),
+        (f"Source tokens ({src})", number_at(facts, "train", "src_tokens"), _longest(facts, "longest_src")),
+        (f"Target tokens ({tgt})", number_at(facts, "train", "tgt_tokens"), _longest(facts, "longest_tgt")),
+        ("Source tokens for each target token", number_at(facts, "train", "src_tokens_per_tgt_token", digits=3), ""),
     ]
     if "tokenizer" in facts:
         kind = facts["tokenizer"].get("kind") or ""
-        figures.append(("Vocabulary", _number(facts, "tokenizer", "vocab_size"), f"{kind} pieces".strip()))
+        figures.append(("Vocabulary", number_at(facts, "tokenizer", "vocab_size"), f"{kind} pieces".strip()))
     if "seconds" in facts:
         figures.append(("Time", Number(float(sum(facts["seconds"].values())), unit="seconds"), ""))
     if "peak_memory_bytes" in facts:
-        figures.append(("Most memory", _number(facts, "peak_memory_bytes", unit="bytes"), ""))
+        figures.append(("Most memory", number_at(facts, "peak_memory_bytes", unit="bytes"), ""))
     made_at = facts["made_at"].replace("T", " ").replace("+00:00", " UTC")
     made = f"Made at {made_at}; fingerprint "
     return [
@@ -187,7 +156,7 @@ def _summary(facts: Facts) -> list[str]:
 
 
 def _longest(facts: Facts, name: str) -> Html:
-    return joined(["longest ", _number(facts, "train", name).html()])
+    return joined(["longest ", number_at(facts, "train", name).html()])
 
 
 def _plural(count: int, noun: str) -> str:
@@ -238,8 +207,8 @@ def _sources(facts: Facts) -> Section:
     total: list[Cell] = [
         "Together",
         *(["", ""] if with_weights else []),
-        _number(facts, "train", "pairs_read"),
-        _number(facts, "train", "pairs_kept"),
+        number_at(facts, "train", "pairs_read"),
+        number_at(facts, "train", "pairs_kept"),
         Number(_share(facts["train"]["pairs_kept"], facts["train"]["pairs_read"]), unit="share"),
         *(Number(sum(_count(source["removed"], reason) for source in sources)) for reason in reasons),
     ]
@@ -268,9 +237,9 @@ def _source_row(facts: Facts, i: int, reasons: Sequence[str], with_weights: bool
     place = ("train", "sources", i)
     return [
         source["source"],
-        *([source.get("tag") or "", _number(facts, *place, "weight", digits=2)] if with_weights else []),
-        _number(facts, *place, "pairs_read"),
-        _number(facts, *place, "pairs_kept"),
+        *([source.get("tag") or "", number_at(facts, *place, "weight", digits=2)] if with_weights else []),
+        number_at(facts, *place, "pairs_read"),
+        number_at(facts, *place, "pairs_kept"),
         Number(_share(source["pairs_kept"], source["pairs_read"]), unit="share"),
         *_counts(facts, i, "removed", reasons),
     ]
@@ -307,7 +276,7 @@ def _removed(facts: Facts, rules: Mapping[str, tuple[str, str]]) -> Section | No
 
 def _rule(name: str, rules: Mapping[str, tuple[str, str]]) -> list[Cell]:
     setting, meaning = rules.get(name, ("", ""))
-    return [meaning, _code(f"data.{setting}") if setting else ""]
+    return [meaning, code(f"data.{setting}") if setting else ""]
 
 
 def _removed_examples(facts: Facts, reason: str, rules: Mapping[str, tuple[str, str]]) -> Html:
@@ -362,7 +331,9 @@ def _count(found: Facts, name: str) -> int:
 def _counts(facts: Facts, i: int, of: str, names: Sequence[str]) -> list[Number]:
     """How often a source has each of some reasons or changes."""
     found = facts["train"]["sources"][i][of]
-    return [_number(facts, "train", "sources", i, of, name, "count") if name in found else Number(0) for name in names]
+    return [
+        number_at(facts, "train", "sources", i, of, name, "count") if name in found else Number(0) for name in names
+    ]
 
 
 def _changed_examples(facts: Facts, change: str) -> Html:
@@ -396,7 +367,7 @@ def _sets(facts: Facts) -> Section | None:
     sets = dict(zip([name for name, _ in places], [one for _, one in _all_sets(facts)], strict=True))
     columns = {key: header for key, header in columns.items() if any(key in one for one in sets.values())}
     rows: list[list[Cell]] = [
-        [name, sets[name]["source"], *(_number(facts, *path, key) for key in columns)] for name, path in places
+        [name, sets[name]["source"], *(number_at(facts, *path, key) for key in columns)] for name, path in places
     ]
     return section(
         "Validation and test sets",
@@ -460,8 +431,8 @@ def _overlap(facts: Facts) -> Section | None:
                 [
                     name,
                     facts[f"{side}_lang"],
-                    _number(facts, "overlap", name, side, "ngrams"),
-                    _number(facts, "overlap", name, side, "found"),
+                    number_at(facts, "overlap", name, side, "ngrams"),
+                    number_at(facts, "overlap", name, side, "found"),
                     Number(share, unit="share", digits=2),
                     share_bar(share or 0),
                 ]
@@ -489,13 +460,13 @@ def _vocabulary(facts: Facts) -> Section | None:
     rows: list[list[Cell]] = [
         [
             joined([name, element("span", {"class": "muted"}, f", {note}")]) if note else name,
-            *(_number(facts, "tokenizer", side, key, unit=unit) for side in sides),
+            *(number_at(facts, "tokenizer", side, key, unit=unit) for side in sides),
         ]
         for key, (name, unit, note) in _FIGURES_OF_A_LANGUAGE.items()
         if any(key in tokenizer[side] for side in sides)
     ]
     made: list[list[Cell]] = [
-        [name.replace("_", " "), _value(value, key_path("tokenizer", name))]
+        [name.replace("_", " "), shown_value(value, key_path("tokenizer", name))]
         for name, value in tokenizer.items()
         if not isinstance(value, Mapping)
     ]
@@ -514,7 +485,7 @@ def _vocabulary(facts: Facts) -> Section | None:
 def _pieces(facts: Facts) -> Html:
     src, tgt = facts["src_lang"], facts["tgt_lang"]
     names = {"src": f"in {src} alone", "tgt": f"in {tgt} alone", "both": "in both", "neither": "in neither"}
-    rows = [(name, _number(facts, "tokenizer", "pieces", key)) for key, name in names.items()]
+    rows = [(name, number_at(facts, "tokenizer", "pieces", key)) for key, name in names.items()]
     note = origin(
         "Pieces of the vocabulary by the language whose text uses them; those in neither cost room for nothing."
     )
@@ -525,7 +496,7 @@ def _longest_pieces(facts: Facts, side: str) -> Html:
     pieces = facts["tokenizer"][side].get("longest_pieces", [])
     lang = facts[f"{side}_lang"]
     rows: list[list[Cell]] = [
-        [Text(one["piece"], lang), _number(facts, "tokenizer", side, "longest_pieces", i, "count")]
+        [Text(one["piece"], lang), number_at(facts, "tokenizer", side, "longest_pieces", i, "count")]
         for i, one in enumerate(pieces)
     ]
     return table([f"Piece ({lang})", "Times"], rows)
@@ -557,7 +528,7 @@ def _stages(facts: Facts) -> Section | None:
         return None
     total = sum(facts["seconds"].values())
     rows: list[list[Cell]] = [
-        [stage, _number(facts, "seconds", stage, unit="seconds"), Number(_share(seconds, total), unit="share")]
+        [stage, number_at(facts, "seconds", stage, unit="seconds"), Number(_share(seconds, total), unit="share")]
         for stage, seconds in facts["seconds"].items()
     ]
     together: list[Cell] = ["Together", Number(float(total), unit="seconds"), ""]
@@ -581,24 +552,8 @@ def _settings(facts: Facts) -> Section:
     ):
         if facts.get(name):
             rows: list[list[Cell]] = [
-                [_code(key) if name == "settings" else key, _value(value, key_path(name, key))]
+                [code(key) if name == "settings" else key, shown_value(value, key_path(name, key))]
                 for key, value in facts[name].items()
             ]
             parts += [subheading(heading), table([header, "Value"], rows, searchable=name == "settings")]
     return section("Settings and versions", *parts, anchor="settings")
-
-
-def _code(text: str) -> Html:
-    return element("code", {}, text)
-
-
-def _value(value: Any, key: str) -> Html:
-    """As YAML writes it; numbers with all of their digits."""
-    if isinstance(value, bool) or value is None or isinstance(value, (list, tuple, dict)):
-        return _code(json.dumps(value, ensure_ascii=False))
-    if key.endswith("_bytes"):
-        return Number(value, key, "bytes").html()
-    if isinstance(value, (int, float)):
-        digits = len(format(Decimal(repr(value)), "f").partition(".")[2])
-        return Number(value, key, digits=digits).html()
-    return shortened(str(value))

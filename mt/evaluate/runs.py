@@ -1,0 +1,192 @@
+"""What a run folder knows of its training: curves, translations over time, and all that the model stands on."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mt.checkpoint import ModelFolder, find_model_folder
+from mt.config import DecodeConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
+from mt.configfile import config_differences, settings_of
+from mt.errors import DataError
+from mt.evaluate.analysis import words_of
+from mt.text.corpus import PreparedCorpus
+from mt.text.tokenizer import Tokenizer
+
+METRICS, SAMPLES, RECORD = "metrics.jsonl", "samples.jsonl", "run.json"  # in a run folder
+MOST_POINTS = 200  # of a curve; metrics.jsonl has all of them
+MOST_STEPS_OF_SAMPLES = 8
+_SENTENCES_AT_ONCE = 50_000  # decoded together
+
+_X = ("step", "n_tgt_tokens", "train_seconds")
+_CURVES = {
+    "train": ("train_loss", "learning_rate", "grad_norm", "tgt_tokens_per_second"),
+    "valid": ("valid_loss", "valid_bleu", "valid_chrf"),
+}
+
+
+def training_facts(run_dir: Path) -> dict[str, Any]:
+    """The curves of a run, thinned out, and its sample translations at some of the steps, first and last included.
+
+    Returns:
+        {"curves": {"train": {"step", "n_tgt_tokens", "train_seconds", "train_loss", "learning_rate", "grad_norm",
+        "tgt_tokens_per_second"}, "valid": {the first three, "valid_loss", "valid_bleu", "valid_chrf"}}, "samples":
+        [{"source", "reference", "translations": [{"step", "translation"}]}]}; curves are lists of equal length, None
+        where nothing is known. Lines that cannot be read count as not there.
+    """
+    entries = list(_json_lines(run_dir / METRICS))
+    curves = {}
+    for name, measured in _CURVES.items():
+        points = _thinned([entry for entry in entries if measured[0] in entry], MOST_POINTS)
+        curves[name] = {key: [entry.get(key) for entry in points] for key in (*_X, *measured)}
+    return {"curves": curves, "samples": _samples(list(_json_lines(run_dir / SAMPLES)))}
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and "step" in entry:
+            yield entry
+
+
+def _thinned(entries: Sequence[Any], most: int) -> list[Any]:
+    """Every n-th, the last one included."""
+    every = math.ceil(len(entries) / most) or 1
+    return list(entries[::-1][::every][::-1])
+
+
+def _samples(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Early in training translations change from one validation to the next; late they hardly do."""
+    if not entries:
+        return []
+    n = len(entries)
+    most = min(n, MOST_STEPS_OF_SAMPLES)
+    numbers = sorted({round(n ** (i / max(1, most - 1))) - 1 for i in range(most)} | {n - 1})
+    first = entries[0]["samples"]
+    return [
+        {
+            "source": sample["source"],
+            "reference": sample["reference"],
+            "translations": [
+                {"step": entries[number]["step"], "translation": entries[number]["samples"][i]["translation"]}
+                for number in numbers
+                if i < len(entries[number]["samples"])
+            ],
+        }
+        for i, sample in enumerate(first)
+    ]
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A model folder with what is still there of its run and of the corpus that it was trained on."""
+
+    folder: ModelFolder
+    run_dir: Path | None
+    corpus: PreparedCorpus | None
+
+    @classmethod
+    def of(cls, path: Path) -> KnownModel:
+        """
+        Args:
+            path: a run folder, a checkpoint or a model folder.
+        Raises:
+            CheckpointError: there is no model.
+        """
+        folder = ModelFolder.open(find_model_folder(path))
+        places = (folder.path.parent, folder.path.parent.parent)
+        run_dir = next((place for place in places if (place / RECORD).is_file()), None)
+        prepared = Path(folder.config.data.prepared_dir) / str(folder.manifest.get("corpus_fingerprint"))
+        try:
+            corpus = PreparedCorpus.open(prepared)
+        except DataError:
+            corpus = None
+        return cls(folder, run_dir, corpus)
+
+    @property
+    def count_words_of(self) -> Callable[[Collection[str]], Counter[str]] | None:
+        """How often the source text of training has some words; None where it is gone."""
+        corpus = self.corpus
+        return None if corpus is None else lambda words: source_word_counts(corpus, words)
+
+    def facts(self) -> dict[str, Any]:
+        """Of a report: "src_lang", "tgt_lang", "manifest", and of a run "training"."""
+        config = self.folder.config
+        record = None if self.run_dir is None else _record(self.run_dir)
+        facts: dict[str, Any] = {
+            "src_lang": config.src_lang,
+            "tgt_lang": config.tgt_lang,
+            "manifest": _manifest_facts(config, self.folder.manifest, record, self.corpus),
+        }
+        if self.run_dir is not None:
+            facts["training"] = training_facts(self.run_dir)
+        return facts
+
+
+def _record(run_dir: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((run_dir / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _manifest_facts(
+    config: RunConfig, manifest: Mapping[str, Any], record: Mapping[str, Any] | None, corpus: PreparedCorpus | None
+) -> dict[str, Any]:
+    """What a model stands on.
+
+    Args:
+        manifest: of the model folder.
+        record: `run.json`, where the run is known.
+    Returns:
+        {"settings": {key: value}, "changed": [keys that are not the defaults], "model": {…of the manifest},
+        "starts": [{"started_at", "command", "commit", "versions", "hardware"}], "corpus": {"fingerprint", "train",
+        "valid", "test"} with the counts of each source, as far as the corpus is still there}.
+    """
+    defaults = replace(
+        config, tokenizer=TokenizerConfig(), model=ModelConfig(), train=TrainConfig(), decode=DecodeConfig()
+    )
+    known = ("averaged_steps", "step", "commit", "versions", "hardware", "sha256")
+    return {
+        "settings": settings_of(config),
+        "changed": list(config_differences(defaults, config)),
+        "model": {key: manifest[key] for key in known if manifest.get(key) is not None},
+        "starts": [] if record is None else record.get("starts", []),
+        "corpus": {"fingerprint": str(manifest.get("corpus_fingerprint")), **_corpus_facts(corpus)},
+    }
+
+
+def _corpus_facts(corpus: PreparedCorpus | None) -> dict[str, Any]:
+    if corpus is None:
+        return {}
+    manifest = corpus.manifest
+    train = {key: value for key, value in manifest["train"].items() if key != "sources"}
+    counts = ("source", "tag", "weight", "pairs_read", "pairs_kept")
+    sources = [{key: source.get(key) for key in counts} for source in manifest["train"]["sources"]]
+    return {"train": train | {"sources": sources}, "valid": manifest["valid"], "test": manifest["test"]}
+
+
+def source_word_counts(corpus: PreparedCorpus, words: Collection[str]) -> Counter[str]:
+    """How often some words stand in the source text that a model was trained on, each pair counted once."""
+    tokenizer = Tokenizer.load(corpus.tokenizer_path)
+    wanted = frozenset(words)
+    counts: Counter[str] = Counter()
+    src = corpus.train.src
+    for start in range(0, len(src), _SENTENCES_AT_ONCE):
+        stop = min(start + _SENTENCES_AT_ONCE, len(src))
+        for line in tokenizer.decode_batch(src[i].tolist() for i in range(start, stop)):
+            counts.update(word for word in words_of(line) if word in wanted)
+    return counts
