@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -115,6 +115,16 @@ class ModelFolder:
         check_file(self.path / WEIGHTS, self.manifest)
         try:
             return load_file(self.path / WEIGHTS)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{self.path / WEIGHTS}: cannot be read: {error}") from error
+
+    @property
+    def n_parameters(self) -> int:
+        """Counted without reading the weights."""
+        try:
+            with safe_open(self.path / WEIGHTS, framework="pt") as weights:
+                names: list[str] = list(weights.keys())
+                return sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{self.path / WEIGHTS}: cannot be read: {error}") from error
 

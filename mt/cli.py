@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mt.decode.files import Shard
     from mt.decode.scorer import PairScore, Scorer
     from mt.decode.translator import Aligner, Translator
+    from mt.evaluate.findings import Question
     from mt.text.corpus import PreparedCorpus
 
 # Exit statuses of a process that a signal ended, as a shell has them.
@@ -448,6 +449,12 @@ def explain(
 
 @app.command("eval")
 def evaluate(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[RUN]...", help="With --compare: runs, checkpoints or model folders.", show_default=False
+        ),
+    ] = None,
     model: Annotated[Path | None, typer.Option(metavar="DIR", help=f"{MODEL_HELP} Scores its test sets.")] = None,
     test: Annotated[str | None, typer.Option(metavar="NAME", help="Only this test set of the model's config.")] = None,
     hyp: Annotated[Path | None, typer.Option(metavar="FILE", help="Translations, one a line.")] = None,
@@ -475,8 +482,12 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FILE|RUN", help="Other translations of the same text: is the difference chance?"),
     ] = None,
+    is_comparison: Annotated[
+        bool, typer.Option("--compare", help="One table of several RUNs: which of them can be told apart?")
+    ] = False,
     significance: Annotated[
-        Significance | None, typer.Option(help="How --baseline is tested. Default: randomisation.", show_default=False)
+        Significance | None,
+        typer.Option(help="How differences are tested. Default: randomisation.", show_default=False),
     ] = None,
     n_samples: Annotated[
         int | None,
@@ -492,40 +503,67 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with unrounded scores.")] = False,
 ) -> None:
-    """Score a model, or a file of translations.
+    """Score a model, a file of translations, or several runs side by side.
 
-    With sacreBLEU and its signatures: give --model, or --hyp and --ref. docs/eval.md says what the figures mean.
+    With sacreBLEU and its signatures: give --model, or --hyp and --ref, or --compare RUN RUN. docs/eval.md says what
+    the figures mean.
     """
-    _check_eval_options(
-        model,
-        hyp,
-        refs,
-        {"--src": src, "--tgt-lang": tgt_lang},
-        {"--test": test, "--device": device, "--precision": precision},
-    )
-    if significance is not None and baseline is None:
+    if is_comparison:
+        alone: dict[str, Any] = {"--model": model, "--hyp": hyp, "--ref": refs or None, "--src": src}
+        _check_compare_options(runs or [], alone | {"--tgt-lang": tgt_lang, "--baseline": baseline})
+    elif runs:
+        raise ConfigError(f"{runs[0]}: is given alone: give it with --model, or several runs with --compare")
+    else:
+        _check_eval_options(
+            model,
+            hyp,
+            refs,
+            {"--src": src, "--tgt-lang": tgt_lang},
+            {"--test": test, "--device": device, "--precision": precision},
+        )
+    if significance is not None and baseline is None and not is_comparison:
         raise ConfigError("--significance: compares with a baseline: give --baseline")
-    if n_samples is not None and baseline is None and not has_confidence:
+    if n_samples is not None and baseline is None and not has_confidence and not is_comparison:
         raise ConfigError("--samples: is for --confidence and --baseline: give one of them")
     from mt.evaluate.findings import Question
-    from mt.evaluation import evaluate_files, evaluate_model, evaluation_text, warning_lines, write_evaluation
 
     test_name = (significance or Significance.randomisation).value
+    on = (device or "auto", (precision or Precision.auto).value)
     with _named_as_options():
         if report_dir is not None:
             from mt.evaluate.report import check_folder
 
             check_folder(report_dir)
         question = Question(metrics or None, has_confidence, baseline, test_name, n_samples, report_dir is not None)
-        if model is not None:
-            report = evaluate_model(model, test, device or "auto", (precision or Precision.auto).value, question)
+        if is_comparison:
+            _compare(runs or [], test, on, question, report_dir, as_json)
         else:
-            assert hyp is not None
-            assert refs
-            report = evaluate_files(hyp, refs, src, question, tgt_lang or "de")
+            _evaluate(model, test, on, hyp, refs or [], src, tgt_lang or "de", question, report_dir, as_json)
+
+
+def _evaluate(
+    model: Path | None,
+    test: str | None,
+    on: tuple[str, str],
+    hyp: Path | None,
+    refs: list[Path],
+    src: Path | None,
+    tgt_lang: str,
+    question: Question,
+    report_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Score a model or a file, and print what was found."""
+    from mt.evaluation import evaluate_files, evaluate_model, evaluation_text, warning_lines, write_evaluation
+
+    if model is not None:
+        report = evaluate_model(model, test, *on, question)
+    else:
+        assert hyp is not None
+        report = evaluate_files(hyp, refs, src, question, tgt_lang)
     if report_dir is not None:
         write_evaluation(report, str(model or hyp), report_dir)
-        print(f"report: {report_dir / 'report.html'}", file=sys.stderr)
+        _tell_of_report(report_dir)
     if as_json:
         shown = ("test_sets", "comparison", "warnings")
         print(json.dumps({key: report[key] for key in shown if key in report}, ensure_ascii=False))
@@ -533,6 +571,32 @@ def evaluate(
     for line in warning_lines(report):
         print(f"warning: {line}", file=sys.stderr)
     print(evaluation_text(report))
+
+
+def _compare(
+    runs: list[Path],
+    test: str | None,
+    on: tuple[str, str],
+    question: Question,
+    report_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Compare several models, and print what was found."""
+    from mt.evaluate.comparison import comparison_text
+    from mt.evaluation import compare_models, write_comparison
+
+    found = compare_models(runs, test, *on, question)
+    if report_dir is not None:
+        write_comparison(found, report_dir)
+        _tell_of_report(report_dir)
+    if as_json:
+        print(json.dumps({key: value for key, value in found.items() if key != "training"}, ensure_ascii=False))
+    else:
+        print(comparison_text(found))
+
+
+def _tell_of_report(folder: Path) -> None:
+    print(f"report: {folder / 'report.html'}", file=sys.stderr)
 
 
 @app.command()
@@ -851,6 +915,15 @@ def _warn_of_long_pairs(scorer: Scorer) -> None:
 
 
 # --- mt eval ----------------------------------------------------------------------------------------------------------
+
+
+def _check_compare_options(runs: list[Path], alone: dict[str, Any]) -> None:
+    """Several runs are compared, and nothing else is scored."""
+    for option, value in alone.items():
+        if value is not None:
+            raise ConfigError(f"{option}: is for scoring one system, --compare compares runs: give one of them")
+    if len(runs) < 2:
+        raise ConfigError(f"--compare: expected two runs or more, got {len(runs) or 'none'}: mt eval --compare RUN RUN")
 
 
 def _check_eval_options(

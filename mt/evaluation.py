@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mt.errors import ConfigError, DataError
 from mt.evaluate.findings import Question, findings
 from mt.evaluate.scores import TranslatedSet, report_text
 from mt.text.files import explained, open_bytes, require_text
+
+if TYPE_CHECKING:
+    from mt.evaluate.runs import KnownModel
 
 INPUT = "input"  # what a file of translations is called in a report
 _UTF8_BOM = b"\xef\xbb\xbf"
@@ -68,6 +72,95 @@ def evaluate_model(model: Path, test: str | None, device: str, precision: str, q
         return findings(translated, baselines, str(model), question)
     known = KnownModel.of(model)
     return findings(translated, baselines, str(model), question, known.count_words_of) | known.facts()
+
+
+def compare_models(
+    paths: Sequence[Path], test: str | None, device: str, precision: str, question: Question
+) -> dict[str, Any]:
+    """What `comparison_facts` has on several models, by the test sets that all of them have.
+
+    A finished run has translated its test sets; other models do it now.
+
+    Args:
+        paths: of runs, checkpoints or model folders.
+        test: only this test set.
+    Raises:
+        ConfigError: no test set that all have, or none of that name; a metric or samples that cannot be.
+        DataError: a test set is not the same text for all.
+        CheckpointError: there is no model, or it cannot be read.
+    """
+    from mt.evaluate.comparison import SharedSet, System, comparison_facts
+    from mt.evaluate.runs import KnownModel
+    from mt.pipeline import test_pairs
+
+    models = [KnownModel.of(path) for path in paths]
+    names = _shared_names(paths, models, test)
+    pairs = [test_pairs(model.folder, names) for model in models]
+    references = {name: [pair.tgt for pair in found] for name, found in pairs[0].items()}
+    for path, found in zip(paths, pairs, strict=True):
+        for name in names:
+            if [pair.tgt for pair in found[name]] != references[name]:
+                raise DataError(
+                    f"{path}: its test set {name} is not the text that {paths[0]} has under that name: compare models "
+                    "on the same text, or choose a test set with --test"
+                )
+    tgt_lang = models[0].folder.config.tgt_lang
+    return comparison_facts(
+        [
+            System(
+                str(path),
+                _translated_by(path, model, references, device, precision),
+                model.settings,
+                model.figures(),
+                model.training(),
+            )
+            for path, model in zip(paths, models, strict=True)
+        ],
+        {name: SharedSet(lines, tgt_lang) for name, lines in references.items()},
+        question.metrics,
+        question.test,
+        question.n_samples,
+        question.n_confidence_samples,
+    )
+
+
+def _shared_names(paths: Sequence[Path], models: Sequence[KnownModel], test: str | None) -> list[str]:
+    known = [list(model.folder.config.data.test) for model in models]
+    if test is not None:
+        for path, names in zip(paths, known, strict=True):
+            if test not in names:
+                has = f"it has {', '.join(names)}" if names else "its config names none under data.test"
+                raise ConfigError(f"test: {path} has no test set {test}: {has}")
+        return [test]
+    shared = [name for name in known[0] if all(name in names for names in known)]
+    if not shared:
+        each = "; ".join(f"{path} has {', '.join(names) or 'none'}" for path, names in zip(paths, known, strict=True))
+        raise ConfigError(f"compare: these models have no test set in common: {each}")
+    return shared
+
+
+def _translated_by(
+    path: Path, model: KnownModel, references: Mapping[str, Sequence[str]], device: str, precision: str
+) -> Mapping[str, Sequence[str]]:
+    kept = model.kept_translations({name: len(lines) for name, lines in references.items()})
+    if kept is not None:
+        return kept
+    from mt.pipeline import translate_test_sets
+
+    print(f"{path}: translating {', '.join(references)}", file=sys.stderr, flush=True)
+    translated = translate_test_sets(path, list(references), device, precision)
+    return {name: one.hypotheses for name, one in translated.items()}
+
+
+def write_comparison(facts: Mapping[str, Any], folder: Path) -> None:
+    """A report of a comparison, as report.html, report.json and report.md.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    from mt.evaluate.comparison_report import write_report
+
+    write_report(facts, folder)
 
 
 def write_evaluation(found: Mapping[str, Any], system: str, folder: Path) -> None:

@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ from mt.evaluate.report import (
     evaluation_facts,
     write_report,
 )
-from mt.evaluate.runs import KnownModel
+from mt.evaluate.runs import KnownModel, basis_of
 from mt.evaluate.scores import TranslatedSet, report_text, scored_test_set
 from mt.runtime import Ranks, choose_device, hardware, joined, source_commit, versions
 from mt.text.corpus import PreparedCorpus, with_tag
@@ -179,7 +178,7 @@ def translate_test_sets(
 ) -> dict[str, TranslatedSet]:
     """A model's translations of some of its test sets."""
     folder = ModelFolder.open(find_model_folder(model_path))
-    sets = _test_pairs(folder, names)
+    sets = test_pairs(folder, names)
     translator = Translator.load(model_path, device, precision, n_processes=None)
     return {name: _translated(translator, pairs, folder.config.tgt_lang) for name, pairs in sets.items()}
 
@@ -189,13 +188,13 @@ def _translated(translator: Translator, pairs: list[SentencePair], tgt_lang: str
     return TranslatedSet(sources, translator.translate(sources), [[pair.tgt for pair in pairs]], tgt_lang)
 
 
-def _test_pairs(folder: ModelFolder, names: list[str]) -> dict[str, list[SentencePair]]:
+def test_pairs(folder: ModelFolder, names: list[str]) -> dict[str, list[SentencePair]]:
     """Test sets from the corpus that the model was trained on if it stands, or else as the config names them."""
     config = folder.config
     prepared = Path(config.data.prepared_dir) / str(folder.manifest.get("corpus_fingerprint"))
     if prepared.is_dir():
-        test_pairs = PreparedCorpus.open(prepared).test_pairs
-        return {name: test_pairs[name] for name in names}
+        corpus = PreparedCorpus.open(prepared)
+        return {name: corpus.test_pairs[name] for name in names}
     sources = {name: config.data.test[name] for name in names}
     return {
         name: with_tag(read_pairs(source, config.src_lang, config.tgt_lang, "test"), source.tag)
@@ -314,8 +313,7 @@ def _evaluate_run(
     config: RunConfig, corpus: PreparedCorpus, run_dir: Path, model_dir: Path, progress: Progress
 ) -> dict[str, Any]:
     """Translate and score validation and test sets, unless the report of this very model stands."""
-    manifest = ModelFolder.open(model_dir).manifest
-    basis = {"averaged_steps": manifest["averaged_steps"], "decode": asdict(config.decode)}
+    basis = basis_of(ModelFolder.open(model_dir))
     try:
         report: dict[str, Any] = json.loads((run_dir / JSON_NAME).read_text(encoding="utf-8"))
         is_whole = all((run_dir / name).is_file() for name in (HTML_NAME, MARKDOWN_NAME))

@@ -69,6 +69,7 @@ FLOORS: list[set[str]] = [
         "evaluate.runs",
         "evaluate.findings",
         "evaluate.comparison",
+        "evaluate.comparison_report",
         "explain.attention",
         "explain.heatmap",
         "export.ctranslate2",

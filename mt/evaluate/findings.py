@@ -28,6 +28,13 @@ class Question:
     n_samples: int | None = None  # None: the defaults of intervals and tests
     has_analysis: bool = False  # where the system is good and bad, for a report
 
+    @property
+    def n_confidence_samples(self) -> int:
+        """Of the intervals; 0 for none."""
+        if not self.has_confidence:
+            return 0
+        return DEFAULT_CONFIDENCE_SAMPLES if self.n_samples is None else self.n_samples
+
     def __post_init__(self) -> None:
         """
         Raises:
@@ -56,9 +63,7 @@ def findings(
         {"system", "baseline", "test", "n_samples", "test_sets": {NAME: {"scores", "verdict"}}}. Where something is odd,
         "warnings": {NAME: [line, …]}. If asked for, "analysis": {NAME: what `analyse` returns}.
     """
-    n_samples = 0
-    if question.has_confidence:
-        n_samples = DEFAULT_CONFIDENCE_SAMPLES if question.n_samples is None else question.n_samples
+    n_samples = question.n_confidence_samples
     report: dict[str, Any] = {
         "test_sets": {
             name: scored_test_set(one.hypotheses, one.references, question.metrics, n_samples, one.tgt_lang)

@@ -89,7 +89,6 @@ def evaluation_facts(system: str, **facts: Any) -> dict[str, Any]:
     Args:
         facts: by name; the analysis of each test set with its sentences.
     """
-    made_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
     kept = {name: value for name, value in facts.items() if value is not None}
     if "analysis" in kept:
         kept["sentences"] = {name: _evenly(one["sentences"]) for name, one in kept["analysis"].items()}
@@ -97,9 +96,19 @@ def evaluation_facts(system: str, **facts: Any) -> dict[str, Any]:
             name: {key: value for key, value in one.items() if key != "sentences"}
             for name, one in kept["analysis"].items()
         }
-    command = shlex.join(["mt", *sys.argv[1:]])
-    own = {"kind": KIND, "format_version": FORMAT_VERSION, "made_at": made_at, "command": command}
-    return own | {"commit": source_commit(), "versions": versions(), "system": system} | kept
+    return origin_facts(KIND) | {"system": system} | kept
+
+
+def origin_facts(kind: str) -> dict[str, Any]:
+    """What every report says of itself."""
+    return {
+        "kind": kind,
+        "format_version": FORMAT_VERSION,
+        "made_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(["mt", *sys.argv[1:]]),
+        "commit": source_commit(),
+        "versions": versions(),
+    }
 
 
 def _evenly(sentences: Sequence[Any]) -> list[Any]:
@@ -179,7 +188,7 @@ def _languages(facts: Facts) -> tuple[str | None, str | None]:
     return facts.get("src_lang"), facts.get("tgt_lang")
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     """Of a metric, without what stands in brackets."""
     return name.partition(" (")[0]
 
@@ -188,12 +197,11 @@ def _short(name: str) -> str:
 
 
 def _summary(facts: Facts) -> list[str]:
-    made_at = facts["made_at"].replace("T", " ").replace("+00:00", " UTC")
     figures: list[tuple[str, Number | str, str]] = []
     for name, entry in facts["test_sets"].items():
         for i, score in enumerate(entry["scores"][:2]):
             number = number_at(facts, "test_sets", name, "scores", i, "score")
-            figures.append((f"{_short(score['name'])} on {name}", number, _interval(score.get("confidence"))))
+            figures.append((f"{short_name(score['name'])} on {name}", number, _interval(score.get("confidence"))))
     for label, key, unit in (
         ("Updates", "steps", "count"),
         ("Time of training", "train_seconds", "seconds"),
@@ -211,8 +219,14 @@ def _summary(facts: Facts) -> list[str]:
         paragraph(element("strong", {}, f"{name}: " if len(facts["test_sets"]) > 1 else ""), f"{entry['verdict']}.")
         for name, entry in facts.get("comparison", {}).get("test_sets", {}).items()
     ]
+    return [made_at(facts), *warnings, tiles(figures), *verdicts]
+
+
+def made_at(facts: Facts) -> Html:
+    """When, and which files say the same."""
+    when = facts["made_at"].replace("T", " ").replace("+00:00", " UTC")
     files = joined(["The same for programs: ", code(JSON_NAME), "; to quote: ", code(MARKDOWN_NAME), "."])
-    return [paragraph(f"Made at {made_at}. ", files), *warnings, tiles(figures), *verdicts]
+    return paragraph(f"Made at {when}. ", files)
 
 
 def _interval(confidence: Facts | None) -> str:
@@ -278,7 +292,7 @@ def _comparison(facts: Facts) -> Section | None:
         for i, score in enumerate(entry["scores"]):
             rows.append(
                 [
-                    _short(score["name"]),
+                    short_name(score["name"]),
                     number_at(facts, *path, i, "score"),
                     number_at(facts, *path, i, "baseline_score"),
                     Number(score["score"] - score["baseline_score"]),
@@ -594,10 +608,14 @@ def _manifest(facts: Facts) -> Section:
             table(["Setting", "Value"], chosen, sortable=False),
             folded("All settings", table(["Setting", "Value"], settings, searchable=True)),
         ]
-    packages: list[list[Cell]] = [[name, version] for name, version in facts["versions"].items()]
-    packages.append(["commit of mt", code(str(facts["commit"]))])
-    parts += [subheading("Versions of this evaluation"), table(["", "Version"], packages, sortable=False)]
-    return section("What it stands on", *parts)
+    return section("What it stands on", *parts, *packages(facts))
+
+
+def packages(facts: Facts) -> list[str]:
+    """Versions of what made the report."""
+    rows: list[list[Cell]] = [[name, version] for name, version in facts["versions"].items()]
+    rows.append(["commit of mt", code(str(facts["commit"]))])
+    return [subheading("Versions of this evaluation"), table(["", "Version"], rows, sortable=False)]
 
 
 def _names(key: str) -> bool:

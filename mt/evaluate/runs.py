@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,10 +121,55 @@ class KnownModel:
         corpus = self.corpus
         return None if corpus is None else lambda words: source_word_counts(corpus, words)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Dotted key → value."""
+        return settings_of(self.folder.config)
+
+    @property
+    def is_result(self) -> bool:
+        """Whether it is what its run ended with."""
+        return self.run_dir is not None and self.folder.path == self.run_dir / "model"
+
+    def kept_translations(self, n_lines: Mapping[str, int]) -> dict[str, list[str]] | None:
+        """What the run keeps of some test sets, where it is what this model says; None where it has to translate.
+
+        Args:
+            n_lines: of each test set.
+        """
+        if self.run_dir is None or not self.is_result:
+            return None
+        if _json_object(self.run_dir / "report.json").get("basis") != basis_of(self.folder):
+            return None
+        found = {}
+        for name, n in n_lines.items():
+            try:
+                text = (self.run_dir / "translations" / f"{name}.txt").read_text(encoding="utf-8")
+            except (OSError, ValueError):
+                return None
+            found[name] = text.split("\n")[:-1]
+            if len(found[name]) != n:
+                return None
+        return found
+
+    def figures(self) -> dict[str, Any]:
+        """How far training had come: "steps", and as far as known "n_tgt_tokens", "train_seconds", "n_parameters"."""
+        steps = self.folder.manifest.get("averaged_steps") or [self.folder.manifest.get("step")]
+        figures: dict[str, Any] = {"steps": steps[-1], "n_parameters": self.folder.n_parameters}
+        if self.run_dir is not None:
+            logged = [entry for entry in _json_lines(self.run_dir / METRICS) if entry["step"] <= (steps[-1] or 0)]
+            last = logged[-1] if logged else {}
+            figures |= {key: last[key] for key in ("n_tgt_tokens", "train_seconds") if key in last}
+        return {key: value for key, value in figures.items() if value is not None}
+
+    def training(self) -> dict[str, Any] | None:
+        """The curves of its run, if it is known."""
+        return None if self.run_dir is None else training_facts(self.run_dir)
+
     def facts(self) -> dict[str, Any]:
         """Of a report: "src_lang", "tgt_lang", "manifest", and of a run "training"."""
         config = self.folder.config
-        record = None if self.run_dir is None else _record(self.run_dir)
+        record = None if self.run_dir is None else _json_object(self.run_dir / RECORD)
         facts: dict[str, Any] = {
             "src_lang": config.src_lang,
             "tgt_lang": config.tgt_lang,
@@ -135,12 +180,18 @@ class KnownModel:
         return facts
 
 
-def _record(run_dir: Path) -> dict[str, Any]:
+def basis_of(folder: ModelFolder) -> dict[str, Any]:
+    """What the translations of a model depend on, besides the text."""
+    return {"averaged_steps": folder.manifest.get("averaged_steps"), "decode": asdict(folder.config.decode)}
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    """Empty where there is none."""
     try:
-        record = json.loads((run_dir / RECORD).read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return record if isinstance(record, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _manifest_facts(

@@ -1,0 +1,267 @@
+"""Several systems side by side: scores, which of them can be told apart, how their configs differ, what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from string import ascii_lowercase
+from typing import Any
+
+from mt.evaluate.metrics import Metric, metric_keys
+from mt.evaluate.scores import scored_test_set
+from mt.evaluate.significance import BETTER, DEFAULT_SAMPLES, NO_DIFFERENCE, WORSE, compare
+from mt.units import format_duration
+
+COMPARED_METRICS = ("bleu", "chrf")  # unless others are asked for: each takes a test for each pair of systems
+_OPPOSITE = {BETTER: WORSE, WORSE: BETTER, NO_DIFFERENCE: NO_DIFFERENCE}
+FIGURES = {"steps": "updates", "n_tgt_tokens": "target tokens", "train_seconds": "time", "n_parameters": "parameters"}
+
+
+@dataclass(frozen=True)
+class System:
+    """A system that has translated some test sets."""
+
+    name: str
+    hypotheses: Mapping[str, Sequence[str]]  # of each test set
+    settings: Mapping[str, Any] = field(default_factory=dict)  # dotted key → value
+    figures: Mapping[str, Any] = field(default_factory=dict)  # some of FIGURES
+    training: Mapping[str, Any] | None = None  # what training_facts returns
+
+
+@dataclass(frozen=True)
+class SharedSet:
+    """A test set that all systems have translated."""
+
+    references: Sequence[str]
+    tgt_lang: str
+
+
+def comparison_facts(
+    systems: Sequence[System],
+    test_sets: Mapping[str, SharedSet],
+    metrics: Sequence[str] | None = None,
+    test: str = "randomisation",
+    n_samples: int | None = None,
+    n_confidence_samples: int = 0,
+) -> dict[str, Any]:
+    """Each system against each other, on each test set and by each metric.
+
+    Args:
+        metrics: by default COMPARED_METRICS.
+        test: one of mt.evaluate.significance.TESTS.
+        n_samples: of the test; None for its default.
+        n_confidence_samples: of intervals of the scores; 0 for none.
+    Returns:
+        {"systems": [{"name", …figures}], "test", "n_samples", "test_sets": {NAME: {"n_lines", "metrics": [{"name",
+        "signature", "scores": [{"score", "confidence"}], "groups": [["a"], ["a", "b"], …], "ranking", "pairs":
+        [{"first", "second", "p", "verdict"}], "verdict"}]}}, "differences": {key: [value]}, "training": [curves or
+        None]}. Lists are in the order of the systems, but for the ranking: their numbers from 0, best first. `first`
+        and `second` are such numbers, too, and the verdict of a pair is of the first. Systems that share a letter of
+        their groups cannot be told apart, and those that share none can.
+    Raises:
+        DataError: different numbers of lines.
+        ConfigError: an unknown metric; too few or too many samples.
+    """
+    keys = metric_keys(metrics or COMPARED_METRICS)
+    sets = {
+        name: {
+            "n_lines": len(one.references),
+            "metrics": [_compared(systems, name, one, key, test, n_samples or 0, n_confidence_samples) for key in keys],
+        }
+        for name, one in test_sets.items()
+    }
+    return {
+        "systems": [{"name": system.name, **system.figures} for system in systems],
+        "test": test,
+        "n_samples": n_samples or DEFAULT_SAMPLES[test],
+        "test_sets": sets,
+        "differences": setting_differences([system.settings for system in systems]),
+        "training": [system.training for system in systems],
+    }
+
+
+def setting_differences(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Key → its value in each, of those that are not the same everywhere; None where there is no such key."""
+    keys = dict.fromkeys(key for one in settings for key in one)
+    values = {key: [one.get(key) for one in settings] for key in keys}
+    return {key: found for key, found in values.items() if any(value != found[0] for value in found)}
+
+
+def _compared(
+    systems: Sequence[System],
+    test_set: str,
+    shared: SharedSet,
+    key: str,
+    test: str,
+    n_samples: int,
+    n_confidence_samples: int,
+) -> dict[str, Any]:
+    lines = [system.hypotheses[test_set] for system in systems]
+    entries = [
+        scored_test_set(one, shared.references, [key], n_confidence_samples, shared.tgt_lang)["scores"][0]
+        for one in lines
+    ]
+    pairs = _pairs(lines, shared, key, test, n_samples)
+    more_is_better = Metric(key, [shared.references], shared.tgt_lang).more_is_better
+    values = [entry["score"] for entry in entries]
+    same = {(pair["first"], pair["second"]) for pair in pairs if pair["verdict"] == NO_DIFFERENCE}
+    ranking = sorted(range(len(values)), key=lambda i: -values[i] if more_is_better else values[i])
+    entry = {
+        "name": entries[0]["name"],
+        "signature": entries[0]["signature"],
+        "scores": [{name: score[name] for name in ("score", "confidence") if name in score} for score in entries],
+        "groups": letters(ranking, same),
+        "ranking": ranking,
+        "pairs": pairs,
+    }
+    return entry | {"verdict": _verdict(entry, [system.name for system in systems])}
+
+
+def _pairs(
+    lines: Sequence[Sequence[str]], shared: SharedSet, key: str, test: str, n_samples: int
+) -> list[dict[str, Any]]:
+    pairs = []
+    for second in range(1, len(lines)):
+        found = compare(
+            (str(second), lines[second]),
+            {str(first): lines[first] for first in range(second)},
+            shared.references,
+            [key],
+            test,
+            n_samples,
+            tgt_lang=shared.tgt_lang,
+        )
+        for first in range(second):
+            (one,) = found[str(first)]
+            pairs.append({"first": first, "second": second, "p": one.p, "verdict": one.verdict})
+    return pairs
+
+
+def letters(ranking: Sequence[int], same: set[tuple[int, int]]) -> list[list[str]]:
+    """A compact letter display: two systems share a letter if, and only if, they cannot be told apart.
+
+    Args:
+        ranking: the systems, best first; the best one has an a.
+        same: pairs that cannot be told apart, the smaller number first.
+    Source: Piepho 2004, An algorithm for a letter-based representation of all-pairwise comparisons.
+    """
+    neighbours = {i: {j for j in ranking if (min(i, j), max(i, j)) in same} for i in ranking}
+    rank = {system: place for place, system in enumerate(ranking)}
+    groups = sorted(sorted(rank[i] for i in group) for group in _cliques(set(), set(ranking), set(), neighbours))
+    found: list[list[str]] = [[] for _ in ranking]
+    for number, group in enumerate(groups):
+        for place in group:
+            found[ranking[place]].append(_letter(number))
+    return found
+
+
+def _cliques(
+    chosen: set[int], candidates: set[int], seen: set[int], neighbours: Mapping[int, set[int]]
+) -> list[set[int]]:
+    """Largest sets of systems of which each two are neighbours (Bron and Kerbosch 1973)."""
+    if not candidates and not seen:
+        return [chosen]
+    found = []
+    for one in sorted(candidates):
+        found += _cliques(chosen | {one}, candidates & neighbours[one], seen & neighbours[one], neighbours)
+        candidates = candidates - {one}
+        seen = seen | {one}
+    return found
+
+
+def _letter(number: int) -> str:
+    """a to z, and then a2, b2, …"""
+    turn, place = divmod(number, len(ascii_lowercase))
+    return ascii_lowercase[place] + (str(turn + 1) if turn else "")
+
+
+def _verdict(entry: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Such as `runs/b is better than runs/a by BLEU`."""
+    metric, (best, *others) = entry["name"].partition(" (")[0], entry["ranking"]
+    equal = [i for i in others if set(entry["groups"][i]) & set(entry["groups"][best])]
+    if not equal:
+        return f"{names[best]} is better than {'all others' if len(others) > 1 else names[others[0]]} by {metric}"
+    if len(names) == 2:
+        return f"{names[0]} and {names[1]}: {NO_DIFFERENCE} by {metric}"
+    if len(equal) == len(others):
+        return f"{NO_DIFFERENCE} by {metric} between {names[best]}, which has the best score, and any other"
+    return f"{names[best]} has the best {metric}; {NO_DIFFERENCE} from {', '.join(names[i] for i in equal)}"
+
+
+def p_of(entry: Mapping[str, Any], one: int, other: int) -> tuple[int, str] | None:
+    """The number of the pair of two systems, and the verdict of the one; None of a system with itself."""
+    for number, pair in enumerate(entry["pairs"]):
+        if (pair["first"], pair["second"]) == (one, other):
+            return number, pair["verdict"]
+        if (pair["second"], pair["first"]) == (one, other):
+            return number, _OPPOSITE[pair["verdict"]]
+    return None
+
+
+# --------------------------------------------------------------------------------------------------- for a terminal
+
+
+def comparison_text(facts: Mapping[str, Any]) -> str:
+    """A table for each test set, what can be told apart, and how the configs differ."""
+    kind = {"randomisation": "shuffles", "bootstrap": "bootstrap samples"}[facts["test"]]
+    lines = []
+    for name, entry in facts["test_sets"].items():
+        lines.append(f"{name} ({entry['n_lines']:,} lines; paired tests, {facts['n_samples']:,} {kind})")
+        lines += _aligned(_rows(facts, entry))
+        lines += [f"{metric['verdict']}." for metric in entry["metrics"]]
+    if any(
+        len({*map(tuple, metric["groups"])}) > 1 for entry in facts["test_sets"].values() for metric in entry["metrics"]
+    ):
+        lines.append("Systems that share a letter cannot be told apart at p < 0.05.")
+    lines += _difference_lines(facts)
+    return "\n".join(lines)
+
+
+def known_figures(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Of FIGURES those that some system has."""
+    return {key: title for key, title in FIGURES.items() if any(key in system for system in facts["systems"])}
+
+
+def _rows(facts: Mapping[str, Any], entry: Mapping[str, Any]) -> list[list[str]]:
+    figures = known_figures(facts)
+    rows = [["system", *(metric["name"].partition(" (")[0] for metric in entry["metrics"]), *figures.values()]]
+    for i in entry["metrics"][0]["ranking"]:
+        system = facts["systems"][i]
+        scores = [f"{_score(metric['scores'][i])} {''.join(metric['groups'][i]):<2}" for metric in entry["metrics"]]
+        rows.append([system["name"], *scores, *(_figure(key, system.get(key)) for key in figures)])
+    return rows
+
+
+def _score(score: Mapping[str, Any]) -> str:
+    confidence = score.get("confidence")
+    interval = f" ± {(confidence['high'] - confidence['low']) / 2:.2f}" if confidence else ""
+    return f"{score['score']:.2f}{interval}"
+
+
+def _figure(key: str, value: Any) -> str:
+    if value is None:
+        return "–"
+    return format_duration(value) if key == "train_seconds" else f"{value:,}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The first column at the left, the others at the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        f"  {row[0]:<{widths[0]}}  "
+        + "  ".join(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+        for row in rows
+    ]
+
+
+def _difference_lines(facts: Mapping[str, Any]) -> list[str]:
+    if not facts["differences"]:
+        return ["The configs are the same."]
+    names = [system["name"] for system in facts["systems"]]
+    rows = [["setting", *names]]
+    rows += [[key, *(_setting(value) for value in values)] for key, values in facts["differences"].items()]
+    return ["What differs in the configs", *_aligned(rows)]
+
+
+def _setting(value: Any) -> str:
+    return "null" if value is None else str(value)
