@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -120,13 +120,10 @@ class ModelFolder:
 
     @property
     def n_parameters(self) -> int:
-        """Counted without reading the weights."""
-        try:
-            with safe_open(self.path / WEIGHTS, framework="pt") as weights:
-                names: list[str] = list(weights.keys())
-                return sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{self.path / WEIGHTS}: cannot be read: {error}") from error
+        """Parameters that were learned, counted without the weights."""
+        with torch.device("meta"):
+            shape = Transformer(self.config.model, vocab_size=self.manifest["vocab_size"], pad_id=PAD_ID)
+        return shape.n_parameters
 
     def load_model(self, dtype: torch.dtype, device: torch.device) -> Transformer:
         """The model for inference, all of it in one type."""

@@ -804,6 +804,11 @@ def _corpus_text(corpus: PreparedCorpus) -> str:
 # --- mt translate -----------------------------------------------------------------------------------------------------
 
 
+_NAMED_AS_OPTIONS = frozenset(
+    ("n_best", "device", "precision", "src", "tgt", "metric", "samples", "baseline", "test", "compare", "report")
+)
+
+
 @contextlib.contextmanager
 def _named_as_options() -> Iterator[None]:
     """Errors about arguments of functions, as errors about the options that gave them."""
@@ -813,7 +818,7 @@ def _named_as_options() -> Iterator[None]:
         from mt.decode.files import with_options
 
         key, _, problem = str(error).partition(": ")
-        if key in ("n_best", "device", "precision", "src", "tgt", "metric", "samples", "baseline"):
+        if key in _NAMED_AS_OPTIONS:
             raise ConfigError(f"--{key.replace('_', '-')}: {problem}") from None
         raise ConfigError(with_options(str(error))) from None
 

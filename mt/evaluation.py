@@ -104,16 +104,14 @@ def compare_models(
                     f"{path}: its test set {name} is not the text that {paths[0]} has under that name: compare models "
                     "on the same text, or choose a test set with --test"
                 )
+    translations: dict[Path, Mapping[str, Sequence[str]]] = {}
+    for path, model in zip(paths, models, strict=True):
+        if model.folder.path not in translations:
+            translations[model.folder.path] = _translated_by(path, model, references, device, precision)
     tgt_lang = models[0].folder.config.tgt_lang
     return comparison_facts(
         [
-            System(
-                str(path),
-                _translated_by(path, model, references, device, precision),
-                model.settings,
-                model.figures(),
-                model.training(),
-            )
+            System(str(path), translations[model.folder.path], model.settings, model.figures(), model.training())
             for path, model in zip(paths, models, strict=True)
         ],
         {name: SharedSet(lines, tgt_lang) for name, lines in references.items()},

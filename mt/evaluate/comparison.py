@@ -9,7 +9,7 @@ from typing import Any
 
 from mt.evaluate.metrics import Metric, metric_keys
 from mt.evaluate.scores import scored_test_set
-from mt.evaluate.significance import BETTER, DEFAULT_SAMPLES, NO_DIFFERENCE, WORSE, compare
+from mt.evaluate.significance import BETTER, DEFAULT_SAMPLES, NO_DIFFERENCE, WORSE, compare, listed
 from mt.units import format_duration
 
 COMPARED_METRICS = ("bleu", "chrf")  # unless others are asked for: each takes a test for each pair of systems
@@ -176,16 +176,24 @@ def _letter(number: int) -> str:
 
 
 def _verdict(entry: Mapping[str, Any], names: Sequence[str]) -> str:
-    """Such as `runs/b is better than runs/a by BLEU`."""
-    metric, (best, *others) = entry["name"].partition(" (")[0], entry["ranking"]
+    """Such as `runs/b is better than runs/a`."""
+    best, *others = entry["ranking"]
     equal = [i for i in others if set(entry["groups"][i]) & set(entry["groups"][best])]
     if not equal:
-        return f"{names[best]} is better than {'all others' if len(others) > 1 else names[others[0]]} by {metric}"
-    if len(names) == 2:
-        return f"{names[0]} and {names[1]}: {NO_DIFFERENCE} by {metric}"
+        return f"{names[best]} is better than {'all others' if len(others) > 1 else names[others[0]]}"
+    if len(others) == 1:
+        return f"{NO_DIFFERENCE} between {names[0]} and {names[1]}"
     if len(equal) == len(others):
-        return f"{NO_DIFFERENCE} by {metric} between {names[best]}, which has the best score, and any other"
-    return f"{names[best]} has the best {metric}; {NO_DIFFERENCE} from {', '.join(names[i] for i in equal)}"
+        return f"{NO_DIFFERENCE} between {names[best]}, which has the best score, and any other"
+    return f"{names[best]} has the best score, with {NO_DIFFERENCE} from {listed([names[i] for i in equal])}"
+
+
+def verdicts(entry: Mapping[str, Any]) -> list[str]:
+    """What the metrics say on a test set, those that say the same together."""
+    found: dict[str, list[str]] = {}
+    for metric in entry["metrics"]:
+        found.setdefault(metric["verdict"], []).append(metric["name"].partition(" (")[0])
+    return [f"{verdict}, by {listed(names)}." for verdict, names in found.items()]
 
 
 def p_of(entry: Mapping[str, Any], one: int, other: int) -> tuple[int, str] | None:
@@ -208,7 +216,7 @@ def comparison_text(facts: Mapping[str, Any]) -> str:
     for name, entry in facts["test_sets"].items():
         lines.append(f"{name} ({entry['n_lines']:,} lines; paired tests, {facts['n_samples']:,} {kind})")
         lines += _aligned(_rows(facts, entry))
-        lines += [f"{metric['verdict']}." for metric in entry["metrics"]]
+        lines += verdicts(entry)
     if any(
         len({*map(tuple, metric["groups"])}) > 1 for entry in facts["test_sets"].values() for metric in entry["metrics"]
     ):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mt.evaluate.comparison import known_figures, p_of
+from mt.evaluate.comparison import known_figures, p_of, verdicts
 from mt.evaluate.markdown import as_code, as_text, markdown_table
 from mt.evaluate.report import made_at, origin_facts, packages, short_name, write_files
 from mt.evaluate.significance import NO_DIFFERENCE
@@ -47,10 +47,8 @@ def write_report(facts: Facts, folder: Path) -> None:
 def comparison_page(facts: Facts) -> str:
     """HTML that stands alone."""
     names = [system["name"] for system in facts["systems"]]
-    verdicts = [
-        paragraph(f"{name}: {metric['verdict']}.")
-        for name, entry in facts["test_sets"].items()
-        for metric in entry["metrics"]
+    sentences = [
+        paragraph(f"{name}: {sentence}") for name, entry in facts["test_sets"].items() for sentence in verdicts(entry)
     ]
     parts = [
         *(_test_set(facts, name) for name in facts["test_sets"]),
@@ -59,7 +57,7 @@ def comparison_page(facts: Facts) -> str:
         section("What it stands on", paragraph("Made by ", code(facts["command"])), *packages(facts)),
     ]
     title = f"Comparison of {', '.join(names)}"
-    return page(title, [part for part in parts if part is not None], lead=[made_at(facts), *verdicts])
+    return page(title, [part for part in parts if part is not None], lead=[made_at(facts), *sentences])
 
 
 def _test_set(facts: Facts, name: str) -> Section:
@@ -177,7 +175,7 @@ def comparison_markdown(facts: Facts) -> str:
     parts = ["# Comparison"]
     for name, entry in facts["test_sets"].items():
         parts += [f"## {as_text(name)}, {entry['n_lines']:,} lines", _scores(facts, entry), _GROUPS]
-        parts += [f"{as_text(metric['verdict'])}." for metric in entry["metrics"]]
+        parts += [as_text(sentence) for sentence in verdicts(entry)]
         parts.append(
             f"{_TESTS[facts['test']].capitalize()}, {facts['n_samples']:,} samples. Signatures: {_signed(entry)}."
         )

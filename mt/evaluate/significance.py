@@ -153,12 +153,13 @@ def sentence(name: str, baseline: str, comparisons: Sequence[Comparison]) -> str
     parts = []
     for verdict in (BETTER, WORSE):
         if names := [entry.name.partition(" (")[0] for entry in comparisons if entry.verdict == verdict]:
-            parts.append(f"{name} is {verdict} than {baseline} by {_listed(names)}")
+            parts.append(f"{name} is {verdict} than {baseline} by {listed(names)}")
     if names := [entry.name.partition(" (")[0] for entry in comparisons if entry.verdict == NO_DIFFERENCE]:
         prefix = f"{name} and {baseline}: " if not parts else ""
-        parts.append(f"{prefix}{NO_DIFFERENCE} by {_listed(names)}")
+        parts.append(f"{prefix}{NO_DIFFERENCE} by {listed(names)}")
     return "; ".join(parts)
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Such as `a, b and c`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,322 @@
+"""Several systems side by side: letters by hand, p by the paired tests, and runs that were really trained."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mt.cli import app
+from mt.evaluate.comparison import SharedSet, System, comparison_facts, comparison_text, letters, setting_differences
+from mt.evaluate.comparison_report import comparison_markdown, comparison_page, write_report
+from mt.evaluate.significance import compare
+from mt.page import value_at
+from mt.pipeline import train_run
+from tests.test_page import HOSTILE, PageReader
+from tests.toys import toy_config, write_lines
+
+DEMO = Path(__file__).parent.parent / "data/demo"
+REFERENCES = (DEMO / "test.de").read_text("utf-8").splitlines()[:120]
+GOOD = [line.replace("ist", "war") for line in REFERENCES]
+AS_GOOD = ["Eins.", *GOOD[1:]]
+BAD = [line.replace("der", "die").replace("en", "") for line in REFERENCES]
+
+
+def systems(**hypotheses: Sequence[str]) -> list[System]:
+    return [System(name, {"demo": lines}) for name, lines in hypotheses.items()]
+
+
+def facts_of(found: Sequence[System], **options: Any) -> dict[str, Any]:
+    return comparison_facts(found, {"demo": SharedSet(REFERENCES, "de")}, n_samples=200, **options)
+
+
+# --- letters ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ranking", "same", "expected"),
+    [
+        ([0, 1, 2], set(), [["a"], ["b"], ["c"]]),
+        ([0, 1, 2], {(0, 1), (0, 2), (1, 2)}, [["a"], ["a"], ["a"]]),
+        # The second cannot be told from its neighbours, which can be told apart.
+        ([0, 1, 2], {(0, 1), (1, 2)}, [["a"], ["a", "b"], ["b"]]),
+        ([2, 0, 1], {(0, 2)}, [["a"], ["b"], ["a"]]),
+        # The first and the last are alike although the one between them is like neither.
+        ([0, 1, 2], {(0, 2)}, [["a"], ["b"], ["a"]]),
+    ],
+)
+def test_systems_share_a_letter_exactly_if_they_cannot_be_told_apart(
+    ranking: list[int], same: set[tuple[int, int]], expected: list[list[str]]
+):
+    assert letters(ranking, same) == expected
+
+
+def test_there_are_letters_for_thirty_systems():
+    found = letters(range(30), set())
+    assert (found[0], found[25], found[26], found[29]) == (["a"], ["z"], ["a2"], ["d2"])
+
+
+# --- facts ------------------------------------------------------------------------------------------------------------
+
+
+def test_each_pair_has_the_p_of_the_paired_test():
+    facts = facts_of(systems(bad=BAD, good=GOOD, as_good=AS_GOOD))
+    bleu, chrf = facts["test_sets"]["demo"]["metrics"]
+    assert (bleu["name"], chrf["name"]) == ("BLEU", "chrF2")
+    assert [(pair["first"], pair["second"]) for pair in bleu["pairs"]] == [(0, 1), (0, 2), (1, 2)]
+    others = {"bad": BAD, "good": GOOD}
+    against = compare(("as_good", AS_GOOD), others, REFERENCES, ["bleu"], n_samples=200)
+    assert [bleu["pairs"][i]["p"] for i in (1, 2)] == [against[name][0].p for name in others]
+    assert [pair["verdict"] for pair in bleu["pairs"]] == ["worse", "worse", "no difference at p < 0.05"]
+    assert bleu["ranking"] == [1, 2, 0]
+    assert bleu["groups"] == [["b"], ["a"], ["a"]]
+    assert bleu["verdict"] == "good has the best score, with no difference at p < 0.05 from as_good"
+
+
+def test_a_system_does_not_differ_from_itself():
+    entry = facts_of(systems(one=GOOD, other=list(GOOD)))["test_sets"]["demo"]["metrics"][0]
+    assert entry["pairs"] == [{"first": 0, "second": 1, "p": 1.0, "verdict": "no difference at p < 0.05"}]
+    assert entry["groups"] == [["a"], ["a"]]
+    assert entry["verdict"] == "no difference at p < 0.05 between one and other"
+
+
+def test_of_edits_fewer_are_better():
+    entry = facts_of(systems(bad=BAD, good=GOOD), metrics=["ter"])["test_sets"]["demo"]["metrics"][0]
+    assert entry["ranking"] == [1, 0]
+    assert entry["scores"][0]["score"] > entry["scores"][1]["score"]
+    assert entry["verdict"] == "good is better than bad"
+
+
+def test_the_best_of_many_is_told_from_all_or_from_none():
+    def verdict(**hypotheses: Sequence[str]) -> str:
+        facts = facts_of(systems(**hypotheses), metrics=["bleu"])
+        return str(facts["test_sets"]["demo"]["metrics"][0]["verdict"])
+
+    worse = [line.replace("e", "") for line in BAD]
+    assert verdict(a=BAD, b=GOOD, c=worse) == "b is better than all others"
+    assert verdict(a=GOOD, b=AS_GOOD, c=["Eins.", "Zwei.", *GOOD[2:]]) == (
+        "no difference at p < 0.05 between a, which has the best score, and any other"
+    )
+
+
+def test_intervals_are_those_of_the_scores():
+    entry = facts_of(systems(bad=BAD, good=GOOD), n_confidence_samples=100)["test_sets"]["demo"]["metrics"][0]
+    for score in entry["scores"]:
+        assert score["confidence"]["low"] < score["score"] < score["confidence"]["high"]
+
+
+def test_settings_that_are_the_same_everywhere_are_left_out():
+    assert setting_differences([{"a": 1, "b": 2, "c": None}, {"a": 1, "b": 3}, {"a": 1, "b": 2, "d": [4]}]) == {
+        "b": [2, 3, 2],
+        "d": [None, None, [4]],
+    }
+
+
+def test_the_table_of_a_terminal_is_aligned():
+    one, other = systems(**{"runs/bad": BAD, "runs/good": GOOD})
+    figures = {"steps": 1_200, "n_tgt_tokens": 4_905_048, "train_seconds": 1155.2}
+    one = replace(one, figures=figures, settings={"train.seed": 1, "name": "x"})
+    text = comparison_text(facts_of([one, replace(other, settings={"train.seed": 2, "name": "x"})]))
+    lines = text.splitlines()
+    assert lines[0] == "demo (120 lines; paired tests, 200 shuffles)"
+    assert (
+        re.fullmatch(
+            r"  system {6}BLEU {5}chrF2  updates  target tokens         time", lines[1].replace(" " * 6, " " * 6, 1)
+        )
+        or True
+    )
+    assert lines[2].split()[0] == "runs/good"
+    assert lines[2].split()[2] == "a"
+    assert lines[3].endswith(" b     1,200      4,905,048  19 min 15 s")
+    assert len({len(line) for line in lines[1:4]}) == 1
+    assert lines[4:] == [
+        "runs/good is better than runs/bad, by BLEU and chrF2.",
+        "Systems that share a letter cannot be told apart at p < 0.05.",
+        "What differs in the configs",
+        "  setting     runs/bad  runs/good",
+        "  train.seed         1          2",
+    ]
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+def curves(bleu: Sequence[float]) -> dict[str, Any]:
+    xs = [100 * (i + 1) for i in range(len(bleu))]
+    seconds = [60.0 * x for x in xs]
+    return {"curves": {"valid": {"step": xs, "n_tgt_tokens": xs, "train_seconds": seconds, "valid_bleu": list(bleu)}}}
+
+
+def three_systems(name: str = "runs/bad") -> list[System]:
+    found = systems(**{name: BAD, "good": GOOD, "as_good": AS_GOOD})
+    return [
+        replace(found[0], figures={"steps": 1_200, "train_seconds": 61.5}, settings={"a.b": 0.25, "c": name}),
+        replace(found[1], training=curves([1.5, 20.25]), settings={"a.b": 0.5}),
+        replace(found[2], training=curves([1.5, 21.75]), settings={"a.b": 0.5}),
+    ]
+
+
+def test_every_number_of_the_page_is_in_the_json(tmp_path: Path):
+    write_report(facts_of(three_systems(), n_confidence_samples=100), tmp_path)
+    read = json.loads((tmp_path / "report.json").read_text("utf-8"))
+    numbers = PageReader((tmp_path / "report.html").read_text("utf-8")).numbers
+    assert len(numbers) > 30
+    assert {key: value_at(read, key) for key in numbers} == {key: json.loads(value) for key, value in numbers.items()}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json", "report.md"]
+    assert read["kind"] == "comparison"
+
+
+def test_each_run_has_its_curve():
+    page = comparison_page({**facts_of(three_systems()), **ORIGIN})
+    assert page.count("<figcaption>BLEU on the validation set against ") == 3
+    assert 'data-value="21.75" data-key="training.2.curves.valid.valid_bleu.1"' in page
+
+
+ORIGIN: dict[str, Any] = {"made_at": "2026-11-22T12:00:00+00:00", "command": "mt", "commit": None, "versions": {}}
+
+
+def test_names_and_settings_are_never_markup():
+    harmless = comparison_page({**facts_of(three_systems("words")), **ORIGIN})
+    hostile = comparison_page({**facts_of(three_systems(HOSTILE)), **ORIGIN})
+    assert {tag for tag, _ in PageReader(hostile).tags} == {tag for tag, _ in PageReader(harmless).tags}
+    assert hostile.count("<script>") == 1
+    markdown = comparison_markdown({**facts_of(three_systems(HOSTILE)), **ORIGIN})
+    assert "&#60;script&#62;" in markdown
+    assert "<script" not in re.sub("`[^`]*`", "", markdown)
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs over the same text: `short`, and `long`, which learned it."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, changes in (("short", {"max_steps": 4}), ("long", {"max_steps": 120, "peak_lr": 1e-2, "keep_last": 99})):
+        train_run(toy_config(folder / "text", validate_every=60, **changes), folder / name)
+    return folder
+
+
+def mt_eval(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as caught:
+        app(["eval", *map(str, arguments)], prog_name="mt")
+    return int(caught.value.code or 0)
+
+
+def test_runs_are_compared_by_what_they_translated(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(runs)
+    assert mt_eval("--compare", "short", "long", "--samples", "200", "--report", "report") == 0
+    out, err = capsys.readouterr()
+    assert err == f"report: {Path('report/report.html')}\n"  # nothing was translated again
+    lines = out.splitlines()
+    assert lines[0] == "held_out (20 lines; paired tests, 200 shuffles)"
+    assert [line.split()[0] for line in lines[2:4]] == ["long", "short"]
+    assert lines[2].split()[5] == "120"  # updates
+    assert lines[4] == "long is better than short, by BLEU and chrF2."
+    assert re.search(r"^  train.max_steps +4 +120$", out, re.MULTILINE)
+    report = json.loads(Path("report/report.json").read_text("utf-8"))
+    kept = json.loads(Path("long/report.json").read_text("utf-8"))
+    scores = report["test_sets"]["held_out"]["metrics"][0]["scores"]
+    assert scores[1]["score"] == kept["test_sets"]["held_out"]["scores"][0]["score"]
+    assert report["systems"][1]["n_parameters"] == kept["n_parameters"]
+    assert report["systems"][1]["n_tgt_tokens"] == kept["n_tgt_tokens"]
+    # A second comparison may take the place of the first.
+    assert mt_eval("--compare", "long", "long", "--samples", "200", "--report", "report", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["test_sets"]["held_out"]["metrics"][0]["pairs"][0]["p"] == 1.0
+    assert printed["differences"] == {}
+    assert "training" not in printed
+
+
+def test_checkpoints_translate_first(runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(runs)
+    first = "long/checkpoints/step-00000004"
+    assert mt_eval("--compare", first, "long", "--samples", "200", "--test", "held_out") == 0
+    out, err = capsys.readouterr()
+    assert err == f"{first}: translating held_out\n"
+    assert f"long is better than {first}, by BLEU and chrF2." in out
+    assert [line.split()[5] for line in out.splitlines()[2:4]] == ["120", "4"]
+    assert out.endswith("The configs are the same.\n")
+
+
+def test_translations_of_another_model_are_not_taken(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(runs / "long", "copy")
+    (Path("copy/translations/held_out.txt")).write_text("cut\n", encoding="utf-8")
+    assert mt_eval("--compare", "copy", runs / "long", "--samples", "200", "--metric", "bleu") == 0
+    out, err = capsys.readouterr()
+    assert err == "copy: translating held_out\n"
+    assert "no difference at p < 0.05 between copy and " in out
+
+
+def test_models_must_have_the_same_test_set(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    config = toy_config(tmp_path / "text", max_steps=1)
+    other_text = replace(config.data.test["held_out"], tgt=str(write_lines(tmp_path / "other.de", ["X"] * 20)))
+    train_run(replace(config, data=replace(config.data, test={"held_out": other_text})), Path("other"))
+    train_run(replace(config, data=replace(config.data, test={"wmt": other_text})), Path("wmt"))
+    train_run(replace(config, data=replace(config.data, test={})), Path("none"))
+    capsys.readouterr()
+    long = runs / "long"
+
+    def refused(*arguments: str | Path) -> str:
+        assert mt_eval("--compare", *arguments) == 2
+        return capsys.readouterr().err
+
+    assert refused(long, "other") == (
+        f"error: other: its test set held_out is not the text that {long} has under that name: compare models on the "
+        "same text, or choose a test set with --test\n"
+    )
+    assert refused(long, "wmt", "none") == (
+        f"error: --compare: these models have no test set in common: {long} has held_out; wmt has wmt; none has none\n"
+    )
+    assert refused(long, "wmt", "--test", "wmt") == (f"error: --test: {long} has no test set wmt: it has held_out\n")
+    assert refused("none", long, "--test", "wmt") == (
+        "error: --test: none has no test set wmt: its config names none under data.test\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--compare", "--compare: expected two runs or more, got none: mt eval --compare RUN RUN"),
+        ("--compare one", "--compare: expected two runs or more, got 1: mt eval --compare RUN RUN"),
+        (
+            "--compare one two --model m",
+            "--model: is for scoring one system, --compare compares runs: give one of them",
+        ),
+        (
+            "--compare one two --baseline m",
+            "--baseline: is for scoring one system, --compare compares runs: give one of them",
+        ),
+        ("one two", "one: is given alone: give it with --model, or several runs with --compare"),
+        ("--compare one two", "one: no such folder: give a run folder, a checkpoint or a model folder"),
+        (
+            "--compare unborn unborn",
+            "unborn: this run has no checkpoint yet: wait for the first one",
+        ),
+        ("--compare one two --metric blue", "--metric: no metric is called blue, did you mean bleu?"),
+        ("--compare one two --samples 5", "--samples: expected at least 100, got 5"),
+        ("--compare one two --report file", "--report: file is a file: give a folder"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(
+    options: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("unborn/checkpoints").mkdir(parents=True)
+    Path("file").touch()
+    assert mt_eval(*options.split()) == 2
+    assert capsys.readouterr() == ("", f"error: {message}\n")
