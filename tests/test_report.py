@@ -434,6 +434,7 @@ def test_an_empty_hypothesis_is_shown_as_empty(facts: dict[str, Any]):
     assert f'<dt>System</dt><dd lang="de" dir="auto">{empty}</dd><dt>Baseline</dt>' in page
     assert f'<dt>Update 3,000</dt><dd lang="de" dir="auto">{empty}</dd>' in page
     assert facts["analysis"]["first"]["oddities"]["empty"]["lines"] == [5]
+    assert f"| {SOURCES[4]} | {REFERENCES[4]} | *(empty)* |" in report_markdown(facts)
 
 
 def test_differing_words_are_marked_and_texts_have_their_language(facts: dict[str, Any]):

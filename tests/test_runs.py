@@ -208,9 +208,8 @@ def test_the_facts_of_a_run_say_what_it_stands_on(run: Run):
     (source,) = manifest["corpus"]["train"]["sources"]
     assert set(source) == {"source", "tag", "weight", "pairs_read", "pairs_kept"}
     assert source["pairs_read"] == 125
-    assert (
-        source["pairs_kept"] == manifest["corpus"]["train"]["pairs_kept"] == 123
-    )  # not the copy, and not the empty one
+    # Without the pair that came before, and the one with an empty side.
+    assert source["pairs_kept"] == manifest["corpus"]["train"]["pairs_kept"] == 123
     assert manifest["corpus"]["valid"]["pairs"] == manifest["corpus"]["test"]["held_out"]["pairs"] == 20
     json.dumps(facts, allow_nan=False)
 

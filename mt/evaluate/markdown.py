@@ -151,7 +151,10 @@ def _buckets(buckets: Sequence[Facts], header: str) -> str:
 def _examples(sentences: Sequence[Facts]) -> str:
     keys = {"source": "Source", "reference": "Reference", "hypothesis": "Translation", "baseline": "Baseline"}
     keys = {key: title for key, title in keys.items() if key in sentences[0]}
-    rows = [[*(as_text(entry[key]) for key in keys), f"{entry['line']:,}", _chrf(entry)] for entry in sentences]
+    rows = [
+        [*(as_text(entry[key]) or "*(empty)*" for key in keys), f"{entry['line']:,}", _chrf(entry)]
+        for entry in sentences
+    ]
     return markdown_table([*keys.values(), "Line", "chrF2"], rows, len(keys))
 
 
