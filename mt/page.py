@@ -13,6 +13,7 @@ import json
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -22,6 +23,7 @@ from typing import Any, Literal, TypeAlias
 Unit = Literal["count", "share", "seconds", "bytes"]
 
 MAX_EXAMPLE_CHARS = 1_000  # of a text that is shown; of longer ones the rest is counted
+_MOST_MATCHES = 100_000  # pairs of equal parts of two texts, above which aligning them would take many seconds
 _MAX_BARS = 64  # of a histogram; more would be thinner than a finger or a pointer can hit
 _PLOT_HEIGHT = 180  # pixels
 _N_COLOURS = 6
@@ -39,13 +41,13 @@ class Html(str):
 class Number:
     """A number that is shown rounded and can be had unrounded."""
 
-    value: float | None  # None or NaN: not known, shown as a dash
+    value: float | None  # None, NaN or infinity, which JSON has not: shown as a dash
     key: str | None = None  # where the number stands in the facts, as `key_path` writes it; None: it was derived
     unit: Unit = "count"  # of a share the value is from 0 to 1, shown as a percentage
     digits: int | None = None  # after the point; None: what suits the unit
 
     def __str__(self) -> str:
-        if self.value is None or math.isnan(self.value):
+        if self.value is None or not math.isfinite(self.value):
             return _UNKNOWN
         if self.unit == "share":
             return _percentage(self.value, 1 if self.digits is None else self.digits)
@@ -58,7 +60,7 @@ class Number:
         return f"{self.value:,.{2 if self.digits is None else self.digits}f}"
 
     def attributes(self) -> dict[str, str | None]:
-        known = self.value is not None and not math.isnan(self.value)
+        known = self.value is not None and math.isfinite(self.value)
         return {"data-value": json.dumps(self.value if known else None), "data-key": self.key}
 
     def html(self) -> Html:
@@ -271,9 +273,9 @@ def difference(before: str, after: str) -> tuple[Html, Html, str]:
 
 def word_difference(one: str, other: str) -> tuple[Html, Html]:
     """Two versions of a text with the words marked that the other has not."""
-    sides: list[list[str]] = [_WORDS.findall(text[:MAX_EXAMPLE_CHARS]) for text in (one, other)]
+    sides = [_words(text[:MAX_EXAMPLE_CHARS]) for text in (one, other)]
     marked: tuple[list[Html], list[Html]] = ([], [])
-    for tag, i, j, k, m in SequenceMatcher(None, sides[0], sides[1], autojunk=False).get_opcodes():
+    for tag, i, j, k, m in _opcodes(*sides):
         for parts, words in ((marked[0], sides[0][i:j]), (marked[1], sides[1][k:m])):
             text = "".join(words)
             if tag == "equal" or not text.strip():
@@ -288,6 +290,19 @@ def word_difference(one: str, other: str) -> tuple[Html, Html]:
         if len(text) > MAX_EXAMPLE_CHARS:
             parts.append(_more(text))
     return joined(marked[0]), joined(marked[1])
+
+
+def _words(text: str) -> list[str]:
+    """Words, signs, and the space between them; combining marks, which are no letters, stay in their word."""
+    words: list[str] = []
+    for word in _WORDS.findall(text):
+        is_mark = unicodedata.category(word[0])[0] == "M"
+        follows_mark = bool(words) and word[0].isalnum() and unicodedata.category(words[-1][-1])[0] == "M"
+        if words and not words[-1].isspace() and (is_mark or follows_mark):
+            words[-1] += word
+        else:
+            words.append(word)
+    return words
 
 
 def _from_first_difference(before: str, after: str) -> tuple[str, str]:
@@ -305,8 +320,24 @@ def _differences(before: str, after: str) -> list[tuple[bool, str, str]]:
     """(whether both are the same, part of the one, part of the other), in their order."""
     # The combining marks stay with their letters.
     old, new = _clusters(before), _clusters(after)
-    blocks = SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
+    blocks = _opcodes(old, new)
     return [(tag == "equal", "".join(old[i:j]), "".join(new[k:m])) for tag, i, j, k, m in blocks]
+
+
+def _opcodes(old: Sequence[str], new: Sequence[str]) -> list[tuple[str, int, int, int, int]]:
+    """As difflib has them; of texts that say the same again and again, all between their common ends is one change."""
+    n_old, n_new = Counter(old), Counter(new)
+    if sum(n * n_new[part] for part, n in n_old.items()) <= _MOST_MATCHES:
+        return [*SequenceMatcher(None, old, new, autojunk=False).get_opcodes()]
+    shorter = min(len(old), len(new))
+    start = next((i for i in range(shorter) if old[i] != new[i]), shorter)
+    n_end = next((i for i in range(shorter - start) if old[-1 - i] != new[-1 - i]), shorter - start)
+    old_end, new_end = len(old) - n_end, len(new) - n_end
+    return [
+        ("equal", 0, start, 0, start),
+        ("replace", start, old_end, start, new_end),
+        ("equal", old_end, len(old), new_end, len(new)),
+    ]
 
 
 def _clusters(text: str) -> list[str]:
@@ -672,12 +703,18 @@ def _spoken(line: Series) -> str:
 
 def _line_table(series: Sequence[Series], x_label: str) -> Html:
     cells = [
-        {x: Number(y, line.key_of(i), digits=4) for i, (x, y) in enumerate(points)}
+        {x: Number(y, line.key_of(i), digits=_digits(line.ys)) for i, (x, y) in enumerate(points)}
         for line, points in ((line, list(zip(line.xs, line.ys, strict=True))) for line in series)
     ]
     xs = sorted({x for line in cells for x in line})
     rows = [[Number(x, digits=None if isinstance(x, int) else 2), *(line.get(x, "") for line in cells)] for x in xs]
     return table([x_label, *(line.name for line in series)], rows)
+
+
+def _digits(ys: Sequence[float | None]) -> int:
+    """After the point: four, and of small numbers, such as learning rates, as many as show four of the largest one."""
+    largest = max((abs(y) for y in ys if y and math.isfinite(y)), default=1.0)
+    return max(4, 3 - math.floor(math.log10(largest)))
 
 
 def _figure(title: str, *parts: str) -> Html:

@@ -6,6 +6,7 @@ import html
 import json
 import math
 import re
+import time
 from html.parser import HTMLParser
 
 import pytest
@@ -26,6 +27,7 @@ from mt.page import (
     heat_map,
     histogram,
     key_path,
+    labelled_texts,
     line_chart,
     markup,
     notice,
@@ -39,6 +41,7 @@ from mt.page import (
     tiles,
     value_at,
     visible,
+    word_difference,
 )
 
 HOSTILE = '<script>alert("x")</script> &amp; \'=HYPERLINK("a")\' שלום \u202eevil\x00\ud800'
@@ -92,6 +95,8 @@ def _everything(text: str) -> str:
             section(text, histogram(text, [0, 1, 2], [3, 4], x_label=text, y_label=text)),
             section(text, line_chart(text, [Series(text, [1, 2], [3, 4])], x_label=text, y_label=text)),
             section(text, examples([Example(text, text, text, text)], "en", "he")),
+            section(text, labelled_texts([(text, text, text)], text), *word_difference(text, text)),
+            section(text, *word_difference(f"{text} {text}", f"another {text}")),
         ],
         lead=[text],
     )
@@ -156,6 +161,8 @@ def test_headings_have_anchors_of_their_own():
         (Number(512, unit="bytes"), "512 bytes", "512"),
         (Number(None), "–", "null"),
         (Number(math.nan, unit="share"), "–", "null"),
+        (Number(math.inf), "–", "null"),
+        (Number(-math.inf, unit="seconds"), "–", "null"),
     ],
 )
 def test_numbers_are_shown_rounded_and_kept_unrounded(number: Number, text: str, value: str):
@@ -241,6 +248,56 @@ def test_of_texts_that_share_nothing_the_beginning_is_compared():
     assert (shown(old), shown(new)) == tuple(text * 500 + " … 99,000 more characters" for text in ("ab", "ba"))
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "marked"),
+    [
+        # The space between two words is marked with them, that around them is not.
+        ("a b c d", "a x d", ("a <mark>b c</mark> d", "a <mark>x</mark> d")),
+        ("Er kam.", "Er ging!", ("Er <mark>kam.</mark>", "Er <mark>ging!</mark>")),
+        ("a", "a b", ("a", "a <mark>b</mark>")),
+        ("", "a <b>", ("", "<mark>a &lt;b&gt;</mark>")),
+        ("same", "same", ("same", "same")),
+        ("a  b", "a b", ("a··b", "a b")),  # no word differs
+        # Signs that are no letters belong to the word that they stand in.
+        ("हिन्दी भाषा", "हिन्दू भाषा", ("<mark>हिन्दी</mark> भाषा", "<mark>हिन्दू</mark> भाषा")),
+        ("cafe\u0301s", "cafes", ("<mark>cafe\u0301s</mark>", "<mark>cafes</mark>")),
+    ],
+)
+def test_words_that_the_other_text_has_not_are_marked(one: str, other: str, marked: tuple[str, str]):
+    parts = word_difference(one, other)
+    assert tuple(re.sub("</?span[^>]*>", "", part) for part in parts) == marked
+
+
+def test_of_long_texts_the_beginning_is_compared_by_words():
+    one, other = word_difference("word " * 300, "word " * 200 + "end " * 100)
+    assert shown(one).endswith("word word  … 500 more characters")
+    assert shown(other).endswith("word word  … 400 more characters")
+    assert "<mark>" not in one + other  # what differs is not shown
+
+
+def test_translations_in_a_loop_are_compared_at_once():
+    started_at = time.perf_counter()
+    one, other = word_difference("So " + "!" * 900 + " ja", "So " + "!?" * 450 + " ja")
+    assert time.perf_counter() - started_at < 5  # aligning them takes twice that and more
+    # They begin alike and end alike.
+    assert one == f"So !<mark>{'!' * 899}</mark> ja"
+    assert other == f"So !<mark>{'?!' * 449}?</mark> ja"
+    assert difference("!" * 1_000, "!?" * 500)[0] == f"!<del>{'!' * 999}</del>"
+
+
+def test_labelled_texts_have_their_language_and_say_where_nothing_is():
+    part = labelled_texts(
+        [("Source", "שלום <b>", "he"), ("System", "", "de"), ("By us", Html("<i>x</i>"), None)], "line 3"
+    )
+    assert part == (
+        '<div class="labelled"><p class="place">line 3</p><dl>'
+        '<dt>Source</dt><dd lang="he" dir="auto">שלום &lt;b&gt;</dd>'
+        '<dt>System</dt><dd lang="de" dir="auto"><span class="muted">(empty)</span></dd>'
+        '<dt>By us</dt><dd dir="auto"><i>x</i></dd></dl></div>'
+    )
+    assert labelled_texts([("a", "b", None)]).startswith('<div class="labelled"><dl>')
+
+
 def test_a_heat_map_has_a_square_for_each_weight():
     part = heat_map(["<s>", "b"], ["x"], [[0.25], [1.0]])
     assert re.findall("<td .*?</td>", part) == [
@@ -297,6 +354,25 @@ def test_a_line_goes_through_its_points_and_has_gaps_where_nothing_is_known():
     expected = f"M0.000 {high}L25.000 {low}M75.000 {middle}L100.000 {low}"
     assert f'<path d="{expected}"' in part
     assert PageReader(part).numbers == {f"loss.{i}": json.dumps(y) for i, y in enumerate(series.ys)}
+
+
+def test_points_of_a_list_of_entries_have_their_field_in_the_key():
+    series = Series("BLEU", [0, 10], [20.5, 30.25], key_path("by_length", "a.b"), "bleu.2017")
+    part = line_chart("l", [series], x_label="words", y_label="BLEU")
+    assert PageReader(part).numbers == {
+        "by_length.a\\.b.0.bleu\\.2017": "20.5",
+        "by_length.a\\.b.1.bleu\\.2017": "30.25",
+    }
+    assert value_at({"by_length": {"a.b": [{}, {"bleu.2017": 30.25}]}}, series.key_of(1) or "") == 30.25
+    assert Series("BLEU", [0], [1.0], "x").key_of(0) == "x.0"
+    assert Series("BLEU", [0], [1.0], None, "bleu").key_of(0) is None
+
+
+def test_small_numbers_of_a_line_are_shown_with_digits_that_differ():
+    part = line_chart("l", [Series("rate", [1, 2], [0.0007, 0.0000123])], x_label="updates", y_label="rate")
+    assert re.findall(r'<td class="n" data-value="[^"]*">(.*?)</td>', part) == ["0.0007000", "0.0000123"]
+    part = line_chart("l", [Series("loss", [1, 2], [9.25, 0.1])], x_label="updates", y_label="nats")
+    assert re.findall(r'<td class="n" data-value="[^"]*">(.*?)</td>', part) == ["9.2500", "0.1000"]
 
 
 def test_a_logarithmic_axis_has_equal_room_for_equal_factors():

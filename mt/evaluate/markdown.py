@@ -13,7 +13,8 @@ from mt.units import format_count, format_duration
 _MOST_CHARS = 300  # of a text
 _MOST_EXAMPLES = 5  # of each kind
 # What means something to Markdown, to HTML inside of it, or to GitHub, where $…$ is a formula.
-_MEANINGFUL = re.compile(r"[\\`*_\[\]<>#|~$&]|(?<=:)/(?=/)|^[-+=]|^(?<=\d)[.)]")
+_MEANINGFUL = re.compile(r"[\\`*_\[\]<>#|~$&]|(?<=:)/(?=/)|(?<=www)\.|^[-+=]")
+_NUMBERED = re.compile(r"^(\d+)([.)])")  # an entry of a list
 
 
 def as_text(text: str) -> str:
@@ -21,12 +22,13 @@ def as_text(text: str) -> str:
     line = " ".join(harmless(text).split())
     if len(line) > _MOST_CHARS:
         line = f"{line[:_MOST_CHARS]}…"
-    return _MEANINGFUL.sub(lambda match: f"&#{ord(match[0][0])};{match[0][1:]}", line)
+    line = _MEANINGFUL.sub(lambda match: f"&#{ord(match[0])};", line)
+    return _NUMBERED.sub(lambda match: f"{match[1]}&#{ord(match[2])};", line)
 
 
 def as_code(text: str) -> str:
-    """Text in a fixed width; a bar would end the cell of a table, even there."""
-    line = " ".join(harmless(text).split()).replace("|", "\\|")
+    """Text in a fixed width, in one line."""
+    line = " ".join(harmless(text).split())
     if not line:
         return ""
     fence = "`" * (max((len(run) for run in re.findall("`+", line)), default=0) + 1)
@@ -41,7 +43,9 @@ def markdown_table(headers: Sequence[str], rows: Iterable[Sequence[str]], n_text
         n_text_columns: at the left.
     """
     aligned = ["---" if i < n_text_columns else "---:" for i in range(len(headers))]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (headers, aligned, *rows))
+    # A bar would end the cell, even inside of code.
+    lines = ([cell.replace("|", "\\|") for cell in row] for row in (headers, aligned, *rows))
+    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
 
 
 def report_markdown(facts: Facts) -> str:
@@ -147,7 +151,10 @@ def _buckets(buckets: Sequence[Facts], header: str) -> str:
 def _examples(sentences: Sequence[Facts]) -> str:
     keys = {"source": "Source", "reference": "Reference", "hypothesis": "Translation", "baseline": "Baseline"}
     keys = {key: title for key, title in keys.items() if key in sentences[0]}
-    rows = [[*(as_text(entry[key]) for key in keys), f"{entry['line']:,}", _chrf(entry)] for entry in sentences]
+    rows = [
+        [*(as_text(entry[key]) or "*(empty)*" for key in keys), f"{entry['line']:,}", _chrf(entry)]
+        for entry in sentences
+    ]
     return markdown_table([*keys.values(), "Line", "chrF2"], rows, len(keys))
 
 

@@ -124,13 +124,13 @@ def check_folder(folder: Path) -> None:
     Raises:
         ConfigError: it is a file, cannot be written, or has another kind of report, or a run, in it.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"report: {folder} is a file: give a folder")
-    holds = "a run" if (folder / "run.json").exists() else _other_report(folder / JSON_NAME)
-    if holds:
-        raise ConfigError(f"report: {folder} holds {holds}, whose {JSON_NAME} would be lost: give another folder")
     try:
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"report: {folder} is a file: give a folder")
         folder.mkdir(parents=True, exist_ok=True)
+        holds = "a run" if (folder / "run.json").exists() else _other_report(folder / JSON_NAME)
+        if holds:
+            raise ConfigError(f"report: {folder} holds {holds}, whose {JSON_NAME} would be lost: give another folder")
         probe = folder / f".{JSON_NAME}.writing"
         probe.touch()
         probe.unlink()

@@ -44,17 +44,18 @@ def training_facts(run_dir: Path) -> dict[str, Any]:
     for name, measured in _CURVES.items():
         points = _thinned([entry for entry in entries if measured[0] in entry], MOST_POINTS)
         curves[name] = {key: [entry.get(key) for entry in points] for key in (*_X, *measured)}
-    return {"curves": curves, "samples": _samples(list(_json_lines(run_dir / SAMPLES)))}
+    sampled = [entry for entry in _json_lines(run_dir / SAMPLES) if "samples" in entry]
+    return {"curves": curves, "samples": _samples(sampled)}
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):
+        lines = path.read_bytes().splitlines()  # of text, U+2028 inside of a translation would end a line too
+    except OSError:
         return
     for line in lines:
         try:
-            entry = json.loads(line)
+            entry = json.loads(line, parse_constant=lambda name: None)  # NaN and infinity are no JSON
         except ValueError:
             continue
         if isinstance(entry, dict) and "step" in entry:

@@ -1,0 +1,545 @@
+"""The report of an evaluation: its page and its Markdown say what report.json says, whatever the text holds."""
+
+from __future__ import annotations
+
+import copy
+import html
+import json
+import math
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mt.errors import CheckpointError, ConfigError
+from mt.evaluate import report
+from mt.evaluate.analysis import count_words
+from mt.evaluate.findings import Question, findings
+from mt.evaluate.markdown import report_markdown
+from mt.evaluate.report import MOST_SENTENCES, check_folder, evaluation_facts, report_page, write_report
+from mt.evaluate.scores import TranslatedSet
+from mt.page import key_path, value_at
+from tests.test_markdown import TABLE_TAGS, Cells, folded
+from tests.test_page import HOSTILE, PageReader
+from tests.toys import files_up_to
+
+DEMO = Path(__file__).parent.parent / "data/demo"
+N = 60
+SOURCES, REFERENCES = (
+    [*(DEMO / f"test.{lang}").read_text("utf-8").splitlines()[: N - 1], last]
+    for lang, last in (("en", "It has 15 rooms and 3 halls."), ("de", "Es hat 15 Zimmer und 3 Säle."))
+)
+HOSTILE_TEXTS = [
+    HOSTILE,
+    '<img src="https://example.org/x.png" onerror=alert(1)>',
+    '" onmouseover="alert(1)" x="',
+    "' autofocus onfocus='alert(1)",
+    "$\\sqrt{x}$ & $$x_1$$",
+    '=HYPERLINK("https://example.org","click")',
+    "</td></tr></table></section><h1>gone</h1>",
+    "--><!-- ]]> </style><style>@import url(//example.org)",
+    "\u202eevil\u2066 \x00\x08\x1b[31m \x85 \ufffe",
+    "half \ud83d of it",
+    "&lt;b&gt; &amp;amp; &#60;",
+    "| a | `b` | [c](d)",
+]
+CURVES = {
+    "train": {
+        "step": [100, 200, 300],
+        "n_tgt_tokens": [40_000, 80_000, 120_000],
+        "train_seconds": [61.5, 122.25, 183.0],
+        "train_loss": [8.125, None, 5.0625],
+        "learning_rate": [0.0001, 0.0002, 0.0003],
+        "grad_norm": [1.5, None, 0.75],
+        "tgt_tokens_per_second": [650.5, 660.25, 655.125],
+    },
+    "valid": {
+        "step": [150, 300],
+        "n_tgt_tokens": [60_000, 120_000],
+        "train_seconds": [95.5, 190.75],
+        "valid_loss": [6.5, 5.25],
+        "valid_bleu": [3.015625, 11.46875],
+        "valid_chrf": [20.5, 31.25],
+    },
+}
+
+
+def _spoilt(lines: list[str], every: int, by: str = "und so weiter") -> list[str]:
+    """Each n-th line with other words in it."""
+    return [f"{line[: len(line) // 2]} {by}" if i % every == 0 else line for i, line in enumerate(lines)]
+
+
+def _manifest(text: str = "words") -> dict[str, Any]:
+    start = {
+        "started_at": "2026-11-22T12:00:00+00:00",
+        "command": ["mt", "train", text],
+        "commit": text,
+        "versions": {"torch": text},
+        "hardware": {"cpu": text, "cores": 2},
+    }
+    source = {"source": text, "tag": None, "weight": 1.0, "pairs_read": 1_234, "pairs_kept": 1_200}
+    return {
+        "settings": {
+            "src_lang": "en",
+            "tgt_lang": "de",
+            "train.max_steps": 300,
+            "train.learning_rate": 0.0007,
+            "data.prepared_dir": text,
+            "data.tags": [text],
+            "train.save": True,
+        },
+        "changed": ["train.max_steps", "data.prepared_dir"],
+        "model": {
+            "averaged_steps": [100, 200, 300],
+            "commit": text,
+            "sha256": {"model": text},
+            "versions": {"a": text},
+        },
+        "starts": [start],
+        "corpus": {
+            "fingerprint": text,
+            "train": {"pairs_kept": 1_200, "sources": [source]},
+            "valid": {"source": text, "pairs": 300},
+            "test": {"first": {"source": text, "pairs": 400}},
+        },
+    }
+
+
+def _training(text: str = "words") -> dict[str, Any]:
+    translations = [{"step": 1_500, "translation": text}, {"step": 3_000, "translation": ""}]
+    return {"curves": CURVES, "samples": [{"source": text, "reference": text, "translations": translations}]}
+
+
+def _found(
+    sets: dict[str, TranslatedSet], baselines: dict[str, list[str]], system: str = "new", baseline: str = "old"
+) -> dict[str, Any]:
+    question = Question(
+        metrics=["bleu", "chrf"], has_confidence=True, baseline=Path(baseline), n_samples=100, has_analysis=True
+    )
+    counts = count_words(SOURCES[: N // 2])
+    return findings(sets, baselines, system, question, lambda words: counts)
+
+
+@pytest.fixture(scope="module")
+def facts() -> dict[str, Any]:
+    """All that a report may say: two test sets, the one with a baseline and two references, and a run."""
+    hypotheses = _spoilt(REFERENCES, 3)
+    hypotheses[4], hypotheses[5] = "", SOURCES[5]
+    hypotheses[6] = "So " * 60
+    sets = {
+        "first": TranslatedSet(SOURCES, hypotheses, [REFERENCES, _spoilt(REFERENCES, 7)], "de"),
+        "news.2014": TranslatedSet(SOURCES[:20], _spoilt(REFERENCES[:20], 2, "12 Uhr"), [REFERENCES[:20]], "de"),
+    }
+    found = _found(sets, {"first": _spoilt(REFERENCES, 2)})
+    numbers = {"steps": 3_000, "train_seconds": 190.75, "n_src_tokens": 110_000, "n_tgt_tokens": 120_000}
+    return evaluation_facts(
+        "new",
+        name="new",
+        **numbers,
+        n_parameters=1_234_567,
+        src_fill=0.9,
+        tgt_fill=0.8,
+        basis={"averaged_steps": [1_000, 2_000, 3_000], "decode": {}},
+        best={"step": 3_000, "bleu": 11.5},
+        valid=found["test_sets"]["news.2014"],
+        src_lang="en",
+        tgt_lang="de",
+        **found,
+        training=_training(),
+        manifest=_manifest(),
+    )
+
+
+class Figures(HTMLParser):
+    """(data-key, data-value, what is shown) of each number of a page that has a key, or a value at least."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.found: list[tuple[str | None, Any, str]] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        if value := attributes.get("data-value"):
+            self._number = attributes.get("data-key"), json.loads(value)
+
+    def handle_data(self, data: str) -> None:
+        if number := self.__dict__.pop("_number", None):
+            self.found.append((*number, data))
+
+
+def _read(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text("utf-8") for path in sorted(folder.iterdir())}
+
+
+# --------------------------------------------------------------------------------------------------- numbers
+
+
+def test_every_number_of_the_page_is_that_of_the_json(facts: dict[str, Any], tmp_path: Path):
+    write_report(facts, tmp_path)
+    written = json.loads((tmp_path / "report.json").read_text("utf-8"))
+    found = PageReader((tmp_path / "report.html").read_text("utf-8")).numbers
+    assert {key: value_at(written, key) for key in found} == {key: json.loads(value) for key, value in found.items()}
+    assert written == json.loads(json.dumps(facts))
+    # Line, chrF2 and BLEU of 80 sentences, and chrF2 of the baseline of 60 of them, are 300 already.
+    assert len(found) > 500
+    for key in (
+        "steps",
+        "train_seconds",
+        "valid.scores.0.score",
+        "test_sets.news\\.2014.scores.1.confidence.high",
+        "comparison.test_sets.first.scores.0.p",
+        "analysis.first.by_length.0.baseline_chrf",
+        "analysis.news\\.2014.by_rarest_word.0.bleu",
+        "analysis.first.oddities.empty.n_lines",
+        "analysis.first.numbers.n_kept",
+        "analysis.first.gained.0.baseline_chrf",
+        "sentences.first.59.chrf",
+        "training.curves.train.train_loss.2",
+        "training.curves.valid.valid_bleu.1",
+        "manifest.corpus.train.sources.0.pairs_kept",
+        "manifest.settings.train\\.learning_rate",
+    ):
+        assert key in found, key
+
+
+def test_every_sentence_and_every_score_is_on_the_page(facts: dict[str, Any]):
+    found = PageReader(report_page(facts)).numbers
+    for name, sentences in facts["sentences"].items():
+        for i in range(len(sentences)):
+            assert {key_path("sentences", name, i, key) for key in ("line", "chrf", "bleu")} <= found.keys()
+    for kind in ("gained", "lost", "worst", "best"):
+        for i in range(len(facts["analysis"]["first"][kind])):
+            assert f"analysis.first.{kind}.{i}.chrf" in found
+
+
+def test_numbers_are_shown_rounded(facts: dict[str, Any]):
+    page = report_page(facts)
+    n_checked = 0
+    for key, value, shown in Figures(page).found:
+        if value is None:
+            assert shown == "–"
+        elif re.fullmatch(r"-?[\d,]+(\.\d+)?", shown):
+            digits = len(shown.partition(".")[2])
+            assert shown == f"{value:,.{digits}f}", key
+            assert digits >= 1 or isinstance(value, int), key
+            n_checked += 1
+    assert n_checked > 500
+    score = facts["test_sets"]["first"]["scores"][0]["score"]
+    assert f'data-key="test_sets.first.scores.0.score">{score:.2f}<' in page
+    low, high = (facts["test_sets"]["first"]["scores"][0]["confidence"][end] for end in ("low", "high"))
+    assert f"95% between {low:.2f} and {high:.2f}" in page
+    assert 'data-value="190.75" data-key="train_seconds">3 min 11 s<' in page
+
+
+def test_markdown_has_the_same_figures(facts: dict[str, Any]):
+    markdown = report_markdown(facts)
+    rows = Cells(markdown).rows
+    sets = {**facts["test_sets"], "validation set": facts["valid"]}
+    for name, entry in sets.items():
+        for score in entry["scores"]:
+            confidence = score["confidence"]
+            shown = f"{score['score']:.2f} ± {(confidence['high'] - confidence['low']) / 2:.2f}"
+            assert [name, score["name"], score["signature"], str(entry["n_lines"]), shown] in rows
+    for score in facts["comparison"]["test_sets"]["first"]["scores"]:
+        ours, theirs = score["score"], score["baseline_score"]
+        figures = [f"{ours:.2f}", f"{theirs:.2f}", f"{ours - theirs:+.2f}", f"{score['p']:.4f}"]
+        assert ["first", score["name"], score["verdict"], *figures] in rows
+    for bucket in facts["analysis"]["first"]["by_length"]:
+        figures = [f"{bucket[key]:.2f}" for key in ("bleu", "baseline_bleu", "chrf", "baseline_chrf")]
+        assert [bucket["bucket"], str(bucket["n_lines"]), *figures] in rows
+    assert "parameters, 3,000 updates, 120,000 target tokens in 3 min" in markdown
+    assert markdown[-2:] != "\n\n"
+    assert markdown[-1] == "\n"
+
+
+def test_what_is_not_finite_is_shown_as_unknown_and_is_null(facts: dict[str, Any], tmp_path: Path):
+    changed = copy.deepcopy(facts)
+    changed["training"]["curves"]["train"]["train_loss"] = [math.nan, math.inf, 5.0]
+    write_report(changed, tmp_path)
+    written = json.loads((tmp_path / "report.json").read_text("utf-8"))
+    assert written["training"]["curves"]["train"]["train_loss"] == [None, None, 5.0]
+    found = PageReader((tmp_path / "report.html").read_text("utf-8")).numbers
+    assert {key: value_at(written, key) for key in found} == {key: json.loads(value) for key, value in found.items()}
+
+
+# --------------------------------------------------------------------------------------------------- hostile text
+
+
+def _report_of(texts: list[str], name: str) -> dict[str, Any]:
+    """A report in which all text and all names are these."""
+    turned = [[*texts[i:], *texts[:i]] for i in range(4)]
+    one = TranslatedSet(turned[0], turned[1], [turned[2]], "de")
+    two = TranslatedSet(turned[0], turned[0], [turned[3]], "de")
+    found = _found({name: one, f"{name} 2": two}, {name: turned[3]}, system=name, baseline=name)
+    found["warnings"] = {name: [name]}
+    facts = evaluation_facts(
+        name, src_lang=name, tgt_lang=name, **found, training=_training(name), manifest=_manifest(name)
+    )
+    return facts | {"command": name, "versions": {name: name}, "commit": name}
+
+
+@pytest.fixture(scope="module")
+def hostile() -> dict[str, Any]:
+    return _report_of(HOSTILE_TEXTS, HOSTILE)
+
+
+def test_text_of_the_data_is_never_markup(hostile: dict[str, Any]):
+    page = report_page(hostile)
+    harmless = report_page(_report_of([f"ein Wort und {'mehr ' * i}" for i in range(len(HOSTILE_TEXTS))], "words"))
+    found, expected = PageReader(page), PageReader(harmless)
+    # Spans are signs of hidden characters, too, which harmless text has not.
+    assert {tag for tag, _ in found.tags} == {tag for tag, _ in expected.tags}
+    assert [tag for tag, _ in found.tags].count("script") == [tag for tag, _ in expected.tags].count("script") == 1
+    names = [{name for _, attributes in one.tags for name in attributes} for one in (found, expected)]
+    assert names[0] - {"title"} == names[1] - {"title"}
+    assert not {name for name in names[0] if name.startswith("on")}
+    for tag in ("script", "style", "head"):
+        inside = [re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL) for text in (page, harmless)]
+        assert len(inside[0]) == 1
+        if tag != "head":
+            assert inside[0] == inside[1]
+
+
+def test_all_text_of_the_data_is_on_the_page(hostile: dict[str, Any]):
+    shown = "".join(PageReader(report_page(hostile)).texts)
+    for text in HOSTILE_TEXTS:
+        if not re.search("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe]", text):
+            # In the table of sentences, in examples with or without marked words, and as a source.
+            assert shown.count(text) >= 3, text
+    assert "half U+D83D of it" in shown
+    assert "U+202EevilU+2066 U+0000U+0008U+001B[31m U+0085 U+FFFE" in shown
+
+
+def test_what_cannot_be_written_or_turns_text_around_is_in_no_file_of_a_report(hostile: dict[str, Any], tmp_path: Path):
+    write_report(hostile, tmp_path)
+    files = _read(tmp_path)
+    assert list(files) == ["report.html", "report.json", "report.md"]
+    for name in ("report.html", "report.md"):
+        assert not re.search("[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]", files[name])
+    written = json.loads(files["report.json"])
+    assert [one["source"] for one in written["sentences"][HOSTILE]] == HOSTILE_TEXTS
+    assert written["command"] == HOSTILE
+
+
+def test_markdown_of_hostile_text_shows_it(hostile: dict[str, Any]):
+    found = Cells(report_markdown(hostile))
+    assert found.tags == {"h1", "h2", "h3", "p", "strong", "code", *TABLE_TAGS}
+    examples = {row[0] for row in found.rows if len(row) == 6}
+    worst = hostile["analysis"][HOSTILE]["worst"][:5]
+    assert {folded(one["source"]) for one in worst} <= examples
+    assert folded(HOSTILE) in {row[0] for row in found.rows}
+
+
+def test_a_page_fetches_nothing(facts: dict[str, Any], hostile: dict[str, Any]):
+    for one in (facts, hostile):
+        tags = PageReader(report_page(one)).tags
+        assert not {tag for tag, _ in tags} & {
+            "link",
+            "img",
+            "iframe",
+            "object",
+            "embed",
+            "base",
+            "form",
+            "image",
+            "use",
+        }
+        addresses = [attributes[name] for _, attributes in tags for name in ("src", "href") if name in attributes]
+        assert addresses
+        assert all(re.fullmatch("#[a-z0-9-]+", address or "") for address in addresses)
+    page = report_page(facts)
+    assert "://" not in page
+    assert not re.search(r"@import|url\(", page)
+
+
+# --------------------------------------------------------------------------------------------------- little or much
+
+
+def test_a_report_of_scores_alone_has_a_page(tmp_path: Path):
+    found = findings({"input": TranslatedSet(None, REFERENCES, [REFERENCES], "de")}, {}, "hyp.txt", Question())
+    made = evaluation_facts("hyp.txt", test_sets=found["test_sets"], comparison=None, training=None)
+    assert list(made) == ["kind", "format_version", "made_at", "command", "commit", "versions", "system", "test_sets"]
+    write_report(made, tmp_path)
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert re.findall("<h2>(.*?)</h2>", page) == ["Scores", "What it stands on"]
+    found_numbers = PageReader(page).numbers
+    assert found_numbers["test_sets.input.n_lines"] == "60"
+    assert float(found_numbers["test_sets.input.scores.0.score"]) == pytest.approx(100)
+    assert "## Scores" in (tmp_path / "report.md").read_text("utf-8")
+
+
+def test_the_sections_of_a_whole_report(facts: dict[str, Any]):
+    page = report_page(facts)
+    assert [html.unescape(heading) for heading in re.findall("<h2>(.*?)</h2>", page)] == [
+        "Scores",
+        "Against the baseline",
+        "first: Where it is good and bad",
+        "first: The best and the worst",
+        "news.2014: Where it is good and bad",
+        "news.2014: The best and the worst",
+        "Training",
+        "Translations over time",
+        "first: All sentences",
+        "news.2014: All sentences",
+        "What it stands on",
+    ]
+    assert "<strong>Warning: </strong>first: hypothesis 5 is empty</p>" in page
+    assert " lines, 2 references for each</p>" in page
+    assert "The model is the average of 3 checkpoints (1,000, 2,000, 3,000)." in page
+
+
+def test_of_a_large_test_set_some_sentences_are_shown_evenly_and_the_page_says_so(monkeypatch: pytest.MonkeyPatch):
+    assert MOST_SENTENCES == 5_000
+    one = TranslatedSet(SOURCES, _spoilt(REFERENCES, 3), [REFERENCES], "de")
+    found = findings({"input": one}, {}, "s", Question(has_analysis=True))
+    monkeypatch.setattr(report, "MOST_SENTENCES", 7)
+    made = evaluation_facts("s", **found)
+    # Sixty lines in seven parts: the first line of each.
+    assert [entry["line"] for entry in made["sentences"]["input"]] == [1, 9, 18, 26, 35, 43, 52]
+    assert "sentences" not in made["analysis"]["input"]
+    page = report_page(made)
+    assert "7 of 60 sentences, evenly chosen; a click on a header sorts" in page
+    assert "<h2>Sentences</h2>" in page
+    assert len([key for key in PageReader(page).numbers if re.fullmatch(r"sentences\.input\.\d+\.line", key)]) == 7
+    monkeypatch.setattr(report, "MOST_SENTENCES", 60)
+    page = report_page(evaluation_facts("s", **found))
+    assert "60 sentences; a click on a header sorts" in page
+    assert "<h2>All sentences</h2>" in page
+
+
+@pytest.mark.parametrize(
+    ("source", "hypothesis", "reference"),
+    [("A dog.", "Ein Hund.", "Ein Hund."), ("12 %", "", "12 %"), ("", "a", ""), ("x", " ", "")],
+)
+def test_a_report_of_a_single_line(tmp_path: Path, source: str, hypothesis: str, reference: str):
+    one = TranslatedSet([source], [hypothesis], [[reference]], "de")
+    for baselines in ({}, {"input": ["Hund"]}):
+        write_report(evaluation_facts("s", **_found({"input": one}, baselines)), tmp_path)
+        written = json.loads((tmp_path / "report.json").read_text("utf-8"))
+        found = PageReader((tmp_path / "report.html").read_text("utf-8")).numbers
+        assert {key: value_at(written, key) for key in found} == {k: json.loads(value) for k, value in found.items()}
+        assert found["sentences.input.0.line"] == "1"
+        Cells((tmp_path / "report.md").read_text("utf-8"))
+
+
+def test_an_empty_hypothesis_is_shown_as_empty(facts: dict[str, Any]):
+    page = report_page(facts)
+    assert facts["sentences"]["first"][4]["hypothesis"] == ""
+    empty = '<span class="muted">(empty)</span>'
+    assert f'<dt>System</dt><dd lang="de" dir="auto">{empty}</dd><dt>Baseline</dt>' in page
+    assert f'<dt>Update 3,000</dt><dd lang="de" dir="auto">{empty}</dd>' in page
+    assert facts["analysis"]["first"]["oddities"]["empty"]["lines"] == [5]
+    assert f"| {SOURCES[4]} | {REFERENCES[4]} | *(empty)* |" in report_markdown(facts)
+
+
+def test_differing_words_are_marked_and_texts_have_their_language(facts: dict[str, Any]):
+    one = TranslatedSet(["A dog runs."], ["Ein Hund schläft."], [["Ein Hund läuft."]], "de")
+    page = report_page(evaluation_facts("s", src_lang="en", tgt_lang="de", **_found({"input": one}, {})))
+    assert '<dt>Source</dt><dd lang="en" dir="auto">A dog runs.</dd>' in page
+    assert '<dt>Reference</dt><dd lang="de" dir="auto">Ein Hund <mark>läuft</mark>.</dd>' in page
+    assert '<dt>Translation</dt><dd lang="de" dir="auto">Ein Hund <mark>schläft</mark>.</dd>' in page
+
+
+# --------------------------------------------------------------------------------------------------- files
+
+
+def _small(system: str) -> dict[str, Any]:
+    return evaluation_facts(system, test_sets={"input": {"n_lines": 1, "scores": []}})
+
+
+def test_a_report_is_three_files_that_replace_the_last_ones(facts: dict[str, Any], tmp_path: Path):
+    write_report(facts, tmp_path)
+    write_report(_small("second"), tmp_path)
+    files = _read(tmp_path)
+    assert list(files) == ["report.html", "report.json", "report.md"]
+    assert all("second" in text for text in files.values())
+
+
+def test_a_write_that_fails_leaves_the_files_of_the_last_report(facts: dict[str, Any], tmp_path: Path):
+    write_report(_small("first"), tmp_path)
+    before = _read(tmp_path)
+    remedy = "File too large: raise the limit on the size of files (ulimit -f), then the same command goes on"
+    with files_up_to(10_000), pytest.raises(CheckpointError) as caught:
+        write_report(facts, tmp_path)
+    assert str(caught.value) == f"{tmp_path / 'report.json'}: cannot be written: {remedy}"
+    assert _read(tmp_path) == before
+    # Of a small report the page alone is too large: its facts are safe.
+    with files_up_to(10_000), pytest.raises(CheckpointError) as caught:
+        write_report(_small("second"), tmp_path)
+    assert str(caught.value) == f"{tmp_path / 'report.html'}: cannot be written: {remedy}"
+    after = _read(tmp_path)
+    assert list(after) == list(before)
+    assert after["report.html"] == before["report.html"]
+    assert json.loads(after["report.json"])["system"] == "second"
+    assert "second" in after["report.md"]
+
+
+def test_a_page_that_cannot_be_made_leaves_the_files_of_the_last_report(tmp_path: Path):
+    write_report(_small("first"), tmp_path)
+    before = _read(tmp_path)
+    with pytest.raises(KeyError):
+        write_report({"system": "second"}, tmp_path)
+    assert _read(tmp_path) == before
+
+
+def _refusal(folder: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check_folder(folder)
+    return str(caught.value)
+
+
+def test_a_folder_for_a_report_is_made_and_may_hold_an_evaluation(tmp_path: Path):
+    folder = tmp_path / "a/b"
+    check_folder(folder)
+    assert list(folder.iterdir()) == []
+    write_report(_small("first"), folder)
+    before = _read(folder)
+    check_folder(folder)
+    assert _read(folder) == before
+    (folder / "report.json").write_text('{"kind": "comparison"}')
+    check_folder(folder)
+
+
+def test_a_file_is_no_folder_for_a_report(tmp_path: Path):
+    path = tmp_path / "file"
+    path.touch()
+    assert _refusal(path) == f"report: {path} is a file: give a folder"
+    assert _refusal(path / "a") == f"report: {path / 'a'} cannot be written: Not a directory"
+
+
+def test_a_run_keeps_its_report(tmp_path: Path):
+    (tmp_path / "run.json").touch()
+    assert _refusal(tmp_path) == (
+        f"report: {tmp_path} holds a run, whose report.json would be lost: give another folder"
+    )
+
+
+@pytest.mark.parametrize("content", ['{"format_version": 2}', '{"kind": "data"}', "[]", '"x"', "", "\xff"])
+def test_another_report_is_kept(tmp_path: Path, content: str):
+    (tmp_path / "report.json").write_text(content, encoding="latin-1")
+    assert _refusal(tmp_path) == (
+        f"report: {tmp_path} holds another report, whose report.json would be lost: give another folder"
+    )
+    assert (tmp_path / "report.json").read_text(encoding="latin-1") == content
+
+
+def test_a_folder_with_a_name_that_is_too_long_is_an_error_of_one_line(tmp_path: Path):
+    folder = tmp_path / ("x" * 300)
+    assert _refusal(folder) == f"report: {folder} cannot be written: File name too long"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.parametrize("mode", [0o500, 0o000])
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path, mode: int):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    folder.chmod(mode)
+    try:
+        assert _refusal(folder) == f"report: {folder} cannot be written: Permission denied"
+    finally:
+        folder.chmod(0o700)

@@ -1,0 +1,279 @@
+"""What a run folder knows of its training."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mt.checkpoint import checkpoint_path, checkpoints
+from mt.config import RunConfig
+from mt.errors import CheckpointError
+from mt.evaluate.analysis import count_words
+from mt.evaluate.runs import MOST_POINTS, KnownModel, source_word_counts, training_facts
+from mt.pipeline import train_run
+from mt.text.corpus import PreparedCorpus
+from mt.text.normalise import Normalisers
+from tests.toys import toy_config, toy_text, write_lines
+
+NOTHING = {
+    "curves": {
+        "train": {
+            key: []
+            for key in (
+                *("step", "n_tgt_tokens", "train_seconds"),
+                *("train_loss", "learning_rate", "grad_norm", "tgt_tokens_per_second"),
+            )
+        },
+        "valid": {
+            key: [] for key in ("step", "n_tgt_tokens", "train_seconds", "valid_loss", "valid_bleu", "valid_chrf")
+        },
+    },
+    "samples": [],
+}
+
+
+def _write(run_dir: Path, metrics: list[Any], samples: list[Any] | None = None) -> None:
+    for name, entries in (("metrics.jsonl", metrics), ("samples.jsonl", samples or [])):
+        write_lines(run_dir / name, [line if isinstance(line, str) else json.dumps(line) for line in entries])
+
+
+def _trained(step: int, **values: Any) -> dict[str, Any]:
+    return {"step": step, "train_loss": 9.0, "learning_rate": 0.5, "grad_norm": 2.0, "tgt_tokens_per_second": 8.0} | {
+        "n_tgt_tokens": 100 * step,
+        "train_seconds": step / 2,
+        **values,
+    }
+
+
+# --------------------------------------------------------------------------------------------------- curves
+
+
+def test_a_curve_of_many_points_is_thinned_out_evenly_and_ends_where_training_does(tmp_path: Path):
+    _write(tmp_path, [_trained(step, train_loss=1 / step) for step in range(1, 1_002)])
+    curve = training_facts(tmp_path)["curves"]["train"]
+    # 1,001 points are more than five times 200: every sixth, counted from the last.
+    assert curve["step"] == list(range(5, 1_002, 6))
+    assert len(curve["step"]) == 167 <= MOST_POINTS
+    assert curve["train_loss"] == [1 / step for step in curve["step"]]
+    assert curve["n_tgt_tokens"] == [100 * step for step in curve["step"]]
+    assert curve["train_seconds"] == [step / 2 for step in curve["step"]]
+
+
+def test_a_curve_of_few_points_has_all_of_them(tmp_path: Path):
+    _write(tmp_path, [_trained(step) for step in range(1, MOST_POINTS + 1)])
+    assert training_facts(tmp_path)["curves"]["train"]["step"] == list(range(1, 201))
+
+
+def test_training_and_validation_are_curves_of_their_own_with_gaps_where_nothing_is_known(tmp_path: Path):
+    validated = {"step": 20, "valid_loss": None, "valid_bleu": 12.5, "n_tgt_tokens": 2_000, "train_seconds": 10.0}
+    _write(tmp_path, [_trained(10), _trained(20, train_loss=None), validated, {"step": 30, "train_loss": 7.5}])
+    curves = training_facts(tmp_path)["curves"]
+    assert curves["train"] == {
+        "step": [10, 20, 30],
+        "n_tgt_tokens": [1_000, 2_000, None],  # an older version did not record it
+        "train_seconds": [5.0, 10.0, None],
+        "train_loss": [9.0, None, 7.5],
+        "learning_rate": [0.5, 0.5, None],
+        "grad_norm": [2.0, 2.0, None],
+        "tgt_tokens_per_second": [8.0, 8.0, None],
+    }
+    assert curves["valid"] == {
+        "step": [20],
+        "n_tgt_tokens": [2_000],
+        "train_seconds": [10.0],
+        "valid_loss": [None],
+        "valid_bleu": [12.5],
+        "valid_chrf": [None],
+    }
+
+
+def test_lines_that_cannot_be_read_count_as_not_there(tmp_path: Path):
+    torn = json.dumps(_trained(20))[:30]
+    _write(tmp_path, [_trained(10), torn, "", "[1]", "null", '{"train_loss": 3}', _trained(40)], [{"step": 10}])
+    with (tmp_path / "metrics.jsonl").open("ab") as stream:
+        stream.write(b'{"step": 50, "train_loss": 1.0, "note": "\xff"}\n{"step": 60, "tr')
+    facts = training_facts(tmp_path)
+    assert facts["curves"]["train"]["step"] == [10, 40]
+    assert facts["samples"] == []
+
+
+def test_what_is_no_number_is_not_known(tmp_path: Path):
+    _write(
+        tmp_path, [_trained(10), '{"step": 20, "train_loss": NaN, "grad_norm": Infinity, "learning_rate": -Infinity}']
+    )
+    curve = training_facts(tmp_path)["curves"]["train"]
+    assert (curve["train_loss"], curve["grad_norm"], curve["learning_rate"]) == ([9.0, None], [2.0, None], [0.5, None])
+
+
+def test_a_folder_without_files_has_empty_curves_and_no_samples(tmp_path: Path):
+    assert training_facts(tmp_path) == training_facts(tmp_path / "missing") == NOTHING
+
+
+# --------------------------------------------------------------------------------------------------- samples
+
+
+def _sampled(step: int, n: int = 2) -> dict[str, Any]:
+    samples = [{"source": f"s{i}", "reference": f"r{i}", "translation": f"{i} at {step}"} for i in range(n)]
+    return {"step": step, "samples": samples}
+
+
+def test_sample_translations_are_those_of_some_steps_the_first_ones_close_together(tmp_path: Path):
+    _write(tmp_path, [], [_sampled(step) for step in range(100, 10_100, 100)])
+    one, other = training_facts(tmp_path)["samples"]
+    assert (other["source"], other["reference"]) == ("s1", "r1")
+    # Of 100 validations those numbered 100 ** (i / 7): 1, 1.9, 3.7, 7.2, 13.9, 26.8, 51.8, 100.
+    assert one["translations"] == [
+        {"step": step, "translation": f"0 at {step}"} for step in (100, 200, 400, 700, 1_400, 2_700, 5_200, 10_000)
+    ]
+
+
+@pytest.mark.parametrize(("n", "numbers"), [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (9, [1, 2, 3, 4, 5, 7, 9])])
+def test_of_few_validations_the_first_and_the_last_are_among_the_samples(tmp_path: Path, n: int, numbers: list[int]):
+    _write(tmp_path, [], [_sampled(step) for step in range(1, n + 1)])
+    (one, _) = training_facts(tmp_path)["samples"]
+    assert [translation["step"] for translation in one["translations"]] == numbers
+
+
+def test_a_step_with_fewer_samples_is_left_out_where_it_has_none(tmp_path: Path):
+    _write(tmp_path, [], [_sampled(1), _sampled(2, n=1)])
+    steps = [[one["step"] for one in sample["translations"]] for sample in training_facts(tmp_path)["samples"]]
+    assert steps == [[1, 2], [1]]
+
+
+def test_a_sample_may_hold_what_ends_a_line_elsewhere(tmp_path: Path):
+    entry = _sampled(1, n=1)
+    entry["samples"][0]["translation"] = "one\u2028two\x85three"
+    _write(tmp_path, [], [json.dumps(entry, ensure_ascii=False)])
+    ((one,),) = [sample["translations"] for sample in training_facts(tmp_path)["samples"]]
+    assert one == {"step": 1, "translation": "one\u2028two\x85three"}
+
+
+# --------------------------------------------------------------------------------------------------- a trained model
+
+
+@dataclass(frozen=True)
+class Run:
+    config: RunConfig
+    folder: Path
+    src: list[str]  # of the training text, as it stands in the file
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("toy")
+    config = toy_config(folder, n_train=120, max_steps=4, validate_every=2, checkpoint_every=2, log_every=2)
+    src, tgt = toy_text(120, seed=1)
+    # What normalisation changes, what cleaning removes, and a word that capitals make another one.
+    src += ["bar  der\tfin", "cafe\u0301 bar", "Bar bar", src[0], ""]
+    tgt += ["BAR DER FIN", "CAFÉ BAR", "BAR BAR", tgt[0], "NICHTS"]
+    write_lines(folder / "train.en", src)
+    write_lines(folder / "train.de", tgt)
+    train_run(config, folder / "run")
+    return Run(config, folder / "run", src)
+
+
+def test_a_run_a_checkpoint_and_a_model_folder_lead_to_the_same_run_and_corpus(run: Run):
+    last = checkpoints(run.folder)[-1]
+    assert last == checkpoint_path(run.folder, 4)
+    known = {path: KnownModel.of(path) for path in (run.folder, run.folder / "model", last)}
+    assert [one.folder.path for one in known.values()] == [run.folder / "model", run.folder / "model", last]
+    assert {one.run_dir for one in known.values()} == {run.folder}
+    corpora = [one.corpus for one in known.values()]
+    assert {corpus and corpus.folder.parent for corpus in corpora} == {run.folder.parent / "prepared"}
+    facts = [one.facts() for one in known.values()]
+    assert facts[0]["training"] == facts[2]["training"] == training_facts(run.folder)
+    assert facts[0]["training"]["curves"]["train"]["step"] == [2, 4]
+    assert facts[0]["training"]["curves"]["valid"]["step"] == [2, 4]
+    assert [one["step"] for one in facts[0]["training"]["samples"][0]["translations"]] == [2, 4]
+
+
+def test_the_facts_of_a_run_say_what_it_stands_on(run: Run):
+    facts = KnownModel.of(run.folder).facts()
+    assert list(facts) == ["src_lang", "tgt_lang", "manifest", "training"]
+    assert (facts["src_lang"], facts["tgt_lang"]) == ("en", "de")
+    manifest = facts["manifest"]
+    assert manifest["settings"]["train.max_steps"] == 4
+    assert manifest["settings"]["train.label_smoothing"] == 0.1
+    assert "train.max_steps" in manifest["changed"]
+    assert "train.label_smoothing" not in manifest["changed"]  # the default
+    assert manifest["model"]["averaged_steps"][-1] == 4
+    assert set(manifest["model"]) >= {"averaged_steps", "commit", "versions", "hardware", "sha256"}
+    (start,) = manifest["starts"]
+    assert set(start) >= {"started_at", "command", "commit", "versions", "hardware"}
+    (source,) = manifest["corpus"]["train"]["sources"]
+    assert set(source) == {"source", "tag", "weight", "pairs_read", "pairs_kept"}
+    assert source["pairs_read"] == 125
+    # Without the pair that came before, and the one with an empty side.
+    assert source["pairs_kept"] == manifest["corpus"]["train"]["pairs_kept"] == 123
+    assert manifest["corpus"]["valid"]["pairs"] == manifest["corpus"]["test"]["held_out"]["pairs"] == 20
+    json.dumps(facts, allow_nan=False)
+
+
+def test_words_are_counted_in_the_text_that_training_saw(run: Run):
+    known = KnownModel.of(run.folder)
+    assert known.corpus is not None
+    assert known.count_words_of is not None
+    normalise = Normalisers.of_run(run.config).src
+    kept = [normalise(run.src[line - 1]) for line in known.corpus.train_lines]
+    assert len(kept) == 123
+    wanted = count_words(kept)
+    counts = known.count_words_of(wanted.keys() | {"unheard"})
+    assert counts == wanted
+    assert (counts["Bar"], counts["café"], counts["unheard"]) == (1, 1, 0)
+    assert known.count_words_of({"Bar"}) == {"Bar": 1}
+    assert source_word_counts(known.corpus, []) == {}
+
+
+def test_words_are_counted_alike_however_many_sentences_are_decoded_together(run: Run, monkeypatch: pytest.MonkeyPatch):
+    corpus = KnownModel.of(run.folder).corpus
+    assert corpus is not None
+    words = count_words(run.src).keys()
+    whole = source_word_counts(corpus, words)
+    monkeypatch.setattr("mt.evaluate.runs._SENTENCES_AT_ONCE", 7)  # 123 are no multiple of it
+    assert source_word_counts(corpus, words) == whole
+
+
+def test_without_its_corpus_a_model_still_has_facts(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def gone(folder: Path) -> PreparedCorpus:
+        return real(tmp_path / "gone")
+
+    real = PreparedCorpus.open
+    monkeypatch.setattr(PreparedCorpus, "open", gone)
+    known = KnownModel.of(run.folder)
+    assert known.corpus is None
+    assert known.count_words_of is None
+    corpus = known.facts()["manifest"]["corpus"]
+    assert list(corpus) == ["fingerprint"]
+    assert len(corpus["fingerprint"]) >= 8
+
+
+def test_a_model_away_from_its_run_has_facts_of_its_own(run: Run, tmp_path: Path):
+    shutil.copytree(run.folder / "model", tmp_path / "a/b/model")
+    known = KnownModel.of(tmp_path / "a/b/model")
+    assert known.run_dir is None
+    facts = known.facts()
+    assert "training" not in facts
+    assert facts["manifest"]["starts"] == []
+    assert "train" in facts["manifest"]["corpus"]  # the corpus is where the settings say
+
+
+def test_a_damaged_record_of_a_run_counts_as_empty(run: Run, tmp_path: Path):
+    shutil.copytree(run.folder, tmp_path / "run")
+    for damaged in (b"{", b"[]", b"\xff"):
+        (tmp_path / "run/run.json").write_bytes(damaged)
+        known = KnownModel.of(tmp_path / "run")
+        assert known.run_dir == tmp_path / "run"
+        assert known.facts()["manifest"]["starts"] == []
+
+
+def test_a_folder_without_a_model_is_an_error(tmp_path: Path):
+    with pytest.raises(CheckpointError) as caught:
+        KnownModel.of(tmp_path / "missing")
+    assert str(caught.value) == (
+        f"{tmp_path / 'missing'}: no such folder: give a run folder, a checkpoint or a model folder"
+    )
