@@ -554,7 +554,8 @@ def _evaluate(
     as_json: bool,
 ) -> None:
     """Score a model or a file, and print what was found."""
-    from mt.evaluation import evaluate_files, evaluate_model, evaluation_text, warning_lines, write_evaluation
+    from mt.evaluate.findings import warning_lines
+    from mt.evaluation import evaluate_files, evaluate_model, evaluation_text, write_evaluation
 
     if model is not None:
         report = evaluate_model(model, test, *on, question)

@@ -322,7 +322,7 @@ def _file_lines(train: TrainConfig, engine: Engine, data: Data, run_dir: Path, n
         "run folder": f"{run_dir} ({state})",
         "corpus": f"{data.folder} ({'to be prepared' if data.corpus is None else 'prepared'})",
         "model": f"{run_dir / 'model'}, {of_model}",
-        "report": f"{run_dir / 'report.json'}",
+        "report": f"{run_dir / 'report.html'}, {run_dir / 'report.json'}, {run_dir / 'report.md'}",
         "curves": f"{run_dir / 'tensorboard'}, {run_dir / 'metrics.jsonl'}",
         "checkpoints": f"{run_dir / 'checkpoints'}, {format_bytes(checkpoint_bytes)} each, "
         f"up to {min(n_kept, n_made):,} at a time",

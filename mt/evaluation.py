@@ -194,16 +194,6 @@ def _comparison_lines(scores: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def warning_lines(report: Mapping[str, Any]) -> list[str]:
-    """What is odd, each line with the name of its test set where there are several."""
-    has_several = len(report["test_sets"]) > 1
-    return [
-        f"{name}: {line}" if has_several else line
-        for name, lines in report.get("warnings", {}).items()
-        for line in lines
-    ]
-
-
 # --------------------------------------------------------------------------------------------------- the baseline
 
 

@@ -28,7 +28,7 @@ from mt.configfile import config_differences, dump_config, load_config
 from mt.decode.lines import whole_file
 from mt.decode.translator import Translator
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
-from mt.evaluate.findings import Question, findings
+from mt.evaluate.findings import Question, findings, warning_lines
 from mt.evaluate.report import (
     FORMAT_VERSION,
     HTML_NAME,
@@ -101,6 +101,8 @@ def train_run(config: RunConfig, run_dir: Path) -> None:
         model_dir = _finish_model(config, run_dir)
         report = _evaluate_run(config, corpus, run_dir, model_dir, progress)
     print(format_report(report))
+    for line in warning_lines(report):
+        print(f"warning: {line}", file=sys.stderr, flush=True)
     print(f"the report, with curves and sentences: {run_dir / HTML_NAME}", file=sys.stderr, flush=True)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mt.evaluate.warnings import check
+from mt.evaluate.warnings import check, unrelated_baseline
 
 DEMO = Path(__file__).parent.parent / "data/demo"
 SOURCES, REFERENCES = ((DEMO / f"test.{lang}").read_text("utf-8").splitlines()[:400] for lang in ("en", "de"))
@@ -111,6 +111,31 @@ def test_one_line_for_many_references_is_noticed():
         f"20 hypotheses are the same line, for {len(set(REFERENCES[:20]))} different references: Ich weiß nicht."
     ]
     assert check([*["Ich weiß nicht."] * 9, *GOOD[9:]], REFERENCES) == []
+
+
+def test_shifted_lines_are_noticed_in_either_half():
+    def shifted(side: str, half: str) -> list[str]:
+        return [
+            f"in the {half} half of the lines, hypotheses share more words with the {side} reference than with their "
+            "own: is a line missing?"
+        ]
+
+    # A line is missing, and one more stands at the end; so half of the lines are shifted, or all.
+    assert check([*GOOD[:210], *GOOD[211:], "Ende."], REFERENCES) == shifted("next", "second")
+    assert check([*GOOD[1:], "Ende."], REFERENCES) == shifted("next", "first")
+    assert check(["Anfang.", *GOOD[:-1]], REFERENCES) == shifted("previous", "first")
+    assert check([*GOOD[1:30], "Ende."], REFERENCES[:30]) == []  # too little text to tell
+
+
+def test_a_baseline_of_another_text_is_noticed():
+    assert unrelated_baseline(27.1, 0.31) == (
+        "the baseline has 0.3 BLEU and the other system 27.1: a translation of another text?"
+    )
+    assert unrelated_baseline(0.31, 27.1) == (
+        "the hypotheses have 0.3 BLEU and the other system 27.1: a translation of another text?"
+    )
+    assert unrelated_baseline(27.1, 1.2) is None  # early in training
+    assert unrelated_baseline(3.0, 0.4) is None
 
 
 @pytest.mark.skipif("MT_REAL_DATA" not in os.environ, reason="MT_REAL_DATA names no folder of real text")

@@ -12,7 +12,7 @@ from mt.evaluate.analysis import analyse, words_of
 from mt.evaluate.metrics import check_samples, metric_keys
 from mt.evaluate.scores import TranslatedSet, scored_test_set
 from mt.evaluate.significance import DEFAULT_SAMPLES, compare, sentence
-from mt.evaluate.warnings import check
+from mt.evaluate.warnings import check, unrelated_baseline
 
 DEFAULT_CONFIDENCE_SAMPLES = 1_000
 
@@ -84,6 +84,10 @@ def findings(
         name: check(one.hypotheses, one.references, one.sources, baselines.get(name))
         for name, one in translated.items()
     }
+    for name, entry in report.get("comparison", {}).get("test_sets", {}).items():
+        for score in entry["scores"]:
+            if score["name"] == "BLEU" and (line := unrelated_baseline(score["score"], score["baseline_score"])):
+                odd[name].append(line)
     if any(odd.values()):
         report["warnings"] = {name: lines for name, lines in odd.items() if lines}
     if question.has_analysis:
@@ -122,3 +126,13 @@ def _compared(translated: TranslatedSet, baseline: Sequence[str], system: str, q
         ],
         "verdict": sentence(system, str(question.baseline), comparisons),
     }
+
+
+def warning_lines(report: Mapping[str, Any]) -> list[str]:
+    """What is odd, each line with the name of its test set where there are several."""
+    has_several = len(report["test_sets"]) > 1
+    return [
+        f"{name}: {line}" if has_several else line
+        for name, lines in report.get("warnings", {}).items()
+        for line in lines
+    ]

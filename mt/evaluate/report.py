@@ -420,10 +420,8 @@ def _examples(facts: Facts, name: str, prefix: str) -> Section:
     has_baseline = "gained" in analysis
     titles = {"gained": "Better than the baseline", "lost": "Worse than the baseline"} if has_baseline else {}
     titles |= {"worst": "The worst", "best": "The best"}
-    what = "that the other system's translation has not" if has_baseline else "that the reference has not"
-    parts: list[str] = [
-        origin(f"By chrF2 of single sentences. Marked are words {what}{'' if has_baseline else ', or that it lacks'}.")
-    ]
+    differing = "the two systems" if has_baseline else "translation and reference"
+    parts: list[str] = [origin(f"By chrF2 of single sentences. Words in which {differing} differ are marked.")]
     for kind, title in titles.items():
         shown = [_case(facts, ("analysis", name, kind, i), entry) for i, entry in enumerate(analysis[kind])]
         count = f"{title}: {len(shown)} sentences" if len(shown) != 1 else f"{title}: 1 sentence"

@@ -24,6 +24,8 @@ _LESS = 0.25  # marks are the work of a tokenizer where the other side has less 
 _COPIED_SHARE = 0.1  # of the lines, that are the source although the reference is not
 _UPPER_SHARE = 0.1  # of the upper-case letters of the references, that the hypotheses have where they are lower-cased
 _FEWEST_CASED = 20  # letters, below which nothing is said of case or script
+_FEWEST_SHIFTED, _SHIFTED_TIMES = 20, 2.0  # lines of a half, and words that they share; how many times as many
+_UNRELATED_BLEU, _RELATED_BLEU = 1.0, 10.0
 _REPEATED_SHARE, _FEWEST_REPEATED, _FEWEST_REFERENCES = 0.02, 10, 5
 
 
@@ -50,6 +52,7 @@ def check(
         _lower_cased(hypotheses, sets[0]),
         _in_another_script(hypotheses, sets[0]),
         _one_line_for_many(hypotheses, sets[0]),
+        _shifted(hypotheses, sets[0]),
     ]
     return [line for line in found if line]
 
@@ -148,6 +151,38 @@ def _one_line_for_many(hypotheses: Sequence[str], references: Sequence[str]) -> 
         return None
     shown = line if len(line) <= 40 else f"{line[:40]}…"
     return f"{n:,} hypotheses are the same line, for {len(wanted):,} different references: {shown}"
+
+
+def _shifted(hypotheses: Sequence[str], references: Sequence[str]) -> str | None:
+    """Lines that went missing on one side, and came back as others, shift all lines between."""
+    n = len(hypotheses)
+    if n < 2 * _FEWEST_SHIFTED:
+        return None
+    ours, theirs = ([frozenset(line.split()) for line in lines] for lines in (hypotheses, references))
+    for first, last in ((1, n // 2), (n // 2 + 1, n - 1)):
+        inside = range(first, last)
+        straight, *others = (_shared(ours, theirs, inside, shift) for shift in (0, 1, -1))
+        for shared, which in zip(others, ("next", "previous"), strict=True):
+            if shared >= _FEWEST_SHIFTED and shared > _SHIFTED_TIMES * straight:
+                half = "first" if first == 1 else "second"
+                return (
+                    f"in the {half} half of the lines, hypotheses share more words with the {which} reference than "
+                    "with their own: is a line missing?"
+                )
+    return None
+
+
+def _shared(ours: Sequence[frozenset[str]], theirs: Sequence[frozenset[str]], lines: Sequence[int], shift: int) -> int:
+    return sum(len(ours[i] & theirs[i + shift]) for i in lines)
+
+
+def unrelated_baseline(score: float, baseline_score: float) -> str | None:
+    """Of BLEU: whether one of two systems seems to have translated another text."""
+    low, high = sorted([score, baseline_score])
+    if low >= _UNRELATED_BLEU or high < _RELATED_BLEU:
+        return None
+    which = "the baseline has" if baseline_score == low else "the hypotheses have"
+    return f"{which} {low:.1f} BLEU and the other system {high:.1f}: a translation of another text?"
 
 
 # --------------------------------------------------------------------------------------------------- counting
