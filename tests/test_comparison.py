@@ -139,6 +139,13 @@ def test_the_table_of_a_terminal_is_aligned():
     ]
 
 
+def test_long_names_are_numbers_in_the_table_of_settings():
+    long, longer = "runs/" + "a" * 40, "runs/" + "b" * 40
+    one, other = systems(**{long: BAD, longer: GOOD})
+    text = comparison_text(facts_of([replace(one, settings={"a": None}), replace(other, settings={"a": "x"})]))
+    assert text.splitlines()[-4:] == [f"  1: {long}", f"  2: {longer}", "  setting     1  2", "  a        null  x"]
+
+
 # --- the report -------------------------------------------------------------------------------------------------------
 
 

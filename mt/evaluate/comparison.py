@@ -14,6 +14,7 @@ from mt.units import format_duration
 
 COMPARED_METRICS = ("bleu", "chrf")  # unless others are asked for: each takes a test for each pair of systems
 _OPPOSITE = {BETTER: WORSE, WORSE: BETTER, NO_DIFFERENCE: NO_DIFFERENCE}
+_WIDEST_NAMES = 60  # characters of the names of all systems, up to which they head the columns of a terminal
 FIGURES = {"steps": "updates", "n_tgt_tokens": "target tokens", "train_seconds": "time", "n_parameters": "parameters"}
 
 
@@ -263,12 +264,15 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _difference_lines(facts: Mapping[str, Any]) -> list[str]:
+    """The settings that differ; long names of systems are numbers, which a line each explains."""
     if not facts["differences"]:
         return ["The configs are the same."]
     names = [system["name"] for system in facts["systems"]]
-    rows = [["setting", *names]]
+    numbered = [] if sum(map(len, names)) <= _WIDEST_NAMES else list(range(1, len(names) + 1))
+    rows = [["setting", *(map(str, numbered) if numbered else names)]]
     rows += [[key, *(_setting(value) for value in values)] for key, values in facts["differences"].items()]
-    return ["What differs in the configs", *_aligned(rows)]
+    explained = [f"  {number}: {name}" for number, name in zip(numbered, names, strict=False)]
+    return ["What differs in the configs", *explained, *_aligned(rows)]
 
 
 def _setting(value: Any) -> str:
