@@ -16,7 +16,7 @@ import torch
 
 import mt.decode.translator
 from mt.config import DecodeConfig, ModelConfig, TokenizerConfig
-from mt.decode.parallel import Processes, side_by_side
+from mt.decode.parallel import Forks, side_by_side
 from mt.decode.search import SearchResult
 from mt.decode.translator import Backend, Hypothesis, OwnBackend, PrefixError, Translator
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
@@ -91,7 +91,7 @@ def _fate(what: str) -> str:
 
 
 def test_what_happens_in_a_process_is_told() -> None:
-    processes = Processes(2)
+    processes = Forks(2)
     assert list(processes.map(_fate, ["a", "b", "c"])) == ["a", "b", "c"]
     with pytest.raises(DataError, match=r"^what is wrong$"):
         list(processes.map(_fate, ["a", "wrong"]))
@@ -115,7 +115,7 @@ def interrupted_after(seconds: float) -> Iterator[None]:
 
 
 def test_an_interrupt_ends_processes_in_the_middle_of_their_work() -> None:
-    processes = Processes(2)
+    processes = Forks(2)
     with pytest.raises(KeyboardInterrupt), interrupted_after(0.3):
         list(processes.map(time.sleep, [100, 100, 100]))
     assert not multiprocessing.active_children()
@@ -123,7 +123,7 @@ def test_an_interrupt_ends_processes_in_the_middle_of_their_work() -> None:
 
 
 def test_what_is_not_read_to_its_end_leaves_no_process_at_work() -> None:
-    results = Processes(2).map(time.sleep, [0, 100, 100])
+    results = Forks(2).map(time.sleep, [0, 100, 100])
     assert next(results) is None
     assert len(multiprocessing.active_children()) == 2
     results.close()
@@ -131,7 +131,7 @@ def test_what_is_not_read_to_its_end_leaves_no_process_at_work() -> None:
 
 
 def test_processes_end_with_what_they_worked_for() -> None:
-    processes = Processes(2)
+    processes = Forks(2)
     assert list(processes.map(abs, [-1, -2, -3])) == [1, 2, 3]
     assert len(multiprocessing.active_children()) == 2
     del processes

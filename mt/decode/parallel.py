@@ -50,7 +50,7 @@ def side_by_side(
         torch.set_num_threads(n_threads)
 
 
-class Processes:
+class Forks:
     """Processes that have all that this one has had when the first of them was needed, weights included.
 
     They are forked, so nothing is copied or loaded again, and end with this object and this process, however they end.

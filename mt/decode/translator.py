@@ -17,7 +17,7 @@ from mt.checkpoint import CHECKSUMS, TOKENIZER, WEIGHTS, ModelFolder, find_model
 from mt.config import MAX_BEAM_SIZE, DecodeConfig
 from mt.decode.graphs import Graphs
 from mt.decode.oddities import fewest_tokens, is_in_a_loop, is_too_long, repeated_tokens
-from mt.decode.parallel import Processes, side_by_side
+from mt.decode.parallel import Forks, side_by_side
 from mt.decode.search import LONGER_THAN_SOURCE, SearchResult, length_sorted_batches, search
 from mt.decode.splitting import Part, joined, split_text
 from mt.decode.words import word_alignment
@@ -137,12 +137,12 @@ class OwnBackend(Backend):
     def __init__(self, model: Transformer, n_processes: int = 1, *, has_graphs: bool = True) -> None:
         self.model = model
         self._graphs: Graphs | None = None
-        self._processes = Processes(1)
+        self._processes = Forks(1)
         if model.embedding.weight.device.type == "cuda":
             self._graphs = Graphs(model) if has_graphs else None
         else:
             self.n_parallel = torch.get_num_threads()
-            self._processes = Processes(n_processes)
+            self._processes = Forks(n_processes)
             _known[id(self)] = self
 
     def search(
