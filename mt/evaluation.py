@@ -71,7 +71,7 @@ def evaluate_model(model: Path, test: str | None, device: str, precision: str, q
     if not question.has_analysis:
         return findings(translated, baselines, str(model), question)
     known = KnownModel.of(model)
-    return findings(translated, baselines, str(model), question, known.count_words_of) | known.facts()
+    return findings(translated, baselines, str(model), question, known.count_words_of) | known.facts(device, precision)
 
 
 def compare_models(

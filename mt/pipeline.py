@@ -349,7 +349,7 @@ def _evaluate_run(
         best=best,
         valid=scored_test_set(valid.hypotheses, valid.references),
         **findings(sets, {}, config.name, Question(has_analysis=True), known.count_words_of),
-        **known.facts(),
+        **known.facts(config.train.device, config.train.precision),
     )
     write_report(report, run_dir)
     return report

@@ -185,7 +185,7 @@ def test_a_run_a_checkpoint_and_a_model_folder_lead_to_the_same_run_and_corpus(r
     assert {one.run_dir for one in known.values()} == {run.folder}
     corpora = [one.corpus for one in known.values()]
     assert {corpus and corpus.folder.parent for corpus in corpora} == {run.folder.parent / "prepared"}
-    facts = [one.facts() for one in known.values()]
+    facts = [one.facts("cpu", "fp32") for one in known.values()]
     assert facts[0]["training"] == facts[2]["training"] == training_facts(run.folder)
     assert facts[0]["training"]["curves"]["train"]["step"] == [2, 4]
     assert facts[0]["training"]["curves"]["valid"]["step"] == [2, 4]
@@ -193,7 +193,7 @@ def test_a_run_a_checkpoint_and_a_model_folder_lead_to_the_same_run_and_corpus(r
 
 
 def test_the_facts_of_a_run_say_what_it_stands_on(run: Run):
-    facts = KnownModel.of(run.folder).facts()
+    facts = KnownModel.of(run.folder).facts("cpu", "fp32")
     assert list(facts) == ["src_lang", "tgt_lang", "manifest", "training"]
     assert (facts["src_lang"], facts["tgt_lang"]) == ("en", "de")
     manifest = facts["manifest"]
@@ -247,7 +247,7 @@ def test_without_its_corpus_a_model_still_has_facts(run: Run, tmp_path: Path, mo
     known = KnownModel.of(run.folder)
     assert known.corpus is None
     assert known.count_words_of is None
-    corpus = known.facts()["manifest"]["corpus"]
+    corpus = known.facts("cpu", "fp32")["manifest"]["corpus"]
     assert list(corpus) == ["fingerprint"]
     assert len(corpus["fingerprint"]) >= 8
 
@@ -256,7 +256,7 @@ def test_a_model_away_from_its_run_has_facts_of_its_own(run: Run, tmp_path: Path
     shutil.copytree(run.folder / "model", tmp_path / "a/b/model")
     known = KnownModel.of(tmp_path / "a/b/model")
     assert known.run_dir is None
-    facts = known.facts()
+    facts = known.facts("cpu", "fp32")
     assert "training" not in facts
     assert facts["manifest"]["starts"] == []
     assert "train" in facts["manifest"]["corpus"]  # the corpus is where the settings say
@@ -268,7 +268,7 @@ def test_a_damaged_record_of_a_run_counts_as_empty(run: Run, tmp_path: Path):
         (tmp_path / "run/run.json").write_bytes(damaged)
         known = KnownModel.of(tmp_path / "run")
         assert known.run_dir == tmp_path / "run"
-        assert known.facts()["manifest"]["starts"] == []
+        assert known.facts("cpu", "fp32")["manifest"]["starts"] == []
 
 
 def test_a_folder_without_a_model_is_an_error(tmp_path: Path):

@@ -593,6 +593,8 @@ def _manifest(facts: Facts) -> Section:
     if manifest is not None:
         parts += [*_corpus(facts, manifest["corpus"]), *_starts(manifest["starts"])]
         model = {key: value for key, value in manifest["model"].items() if key not in ("versions", "hardware")}
+        translation = manifest.get("translation", {})
+        model |= {f"translated on: {key}": value for key, value in translation.items()}
         rows: list[list[Cell]] = [[key, _plain(value)] for key, value in model.items()]
         parts += [subheading("Model"), table(["", "Value"], rows, sortable=False)]
         changed = [key for key in manifest["changed"] if key in manifest["settings"]]

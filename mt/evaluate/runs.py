@@ -15,6 +15,7 @@ from mt.config import DecodeConfig, ModelConfig, RunConfig, TokenizerConfig, Tra
 from mt.configfile import config_differences, settings_of
 from mt.errors import DataError
 from mt.evaluate.analysis import words_of
+from mt.runtime import choose_device, choose_dtype, hardware
 from mt.text.corpus import PreparedCorpus
 from mt.text.tokenizer import Tokenizer
 
@@ -107,9 +108,10 @@ class KnownModel:
             CheckpointError: there is no model.
         """
         folder = ModelFolder.open(find_model_folder(path))
+        fingerprint = folder.manifest.get("corpus_fingerprint")
         places = (folder.path.parent, folder.path.parent.parent)
-        run_dir = next((place for place in places if (place / RECORD).is_file()), None)
-        prepared = Path(folder.config.data.prepared_dir) / str(folder.manifest.get("corpus_fingerprint"))
+        run_dir = next((place for place in places if _is_run_of(place, fingerprint)), None)
+        prepared = Path(folder.config.data.prepared_dir) / str(fingerprint)
         try:
             corpus = PreparedCorpus.open(prepared)
         except DataError:
@@ -167,14 +169,19 @@ class KnownModel:
         """The curves of its run, if it is known."""
         return None if self.run_dir is None else training_facts(self.run_dir)
 
-    def facts(self) -> dict[str, Any]:
-        """Of a report: "src_lang", "tgt_lang", "manifest", and of a run "training"."""
+    def facts(self, device: str, precision: str) -> dict[str, Any]:
+        """Of a report: "src_lang", "tgt_lang", "manifest", and of a run "training".
+
+        Args:
+            device, precision: what it translated with, as they are asked for.
+        """
         config = self.folder.config
         record = None if self.run_dir is None else _json_object(self.run_dir / RECORD)
         facts: dict[str, Any] = {
             "src_lang": config.src_lang,
             "tgt_lang": config.tgt_lang,
-            "manifest": _manifest_facts(config, self.folder.manifest, record, self.corpus),
+            "manifest": _manifest_facts(config, self.folder.manifest, record, self.corpus)
+            | {"translation": _translation_facts(device, precision)},
         }
         if self.run_dir is not None:
             facts["training"] = training_facts(self.run_dir)
@@ -193,6 +200,13 @@ def _json_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _is_run_of(folder: Path, fingerprint: str | None) -> bool:
+    """Whether a model comes from this run: one that was copied into the folder of another run does not."""
+    if not (folder / RECORD).is_file():
+        return False
+    return _json_object(folder / RECORD).get("corpus_fingerprint", fingerprint) == fingerprint
 
 
 def _manifest_facts(
@@ -219,6 +233,13 @@ def _manifest_facts(
         "starts": [] if record is None else record.get("starts", []),
         "corpus": {"fingerprint": str(manifest.get("corpus_fingerprint")), **_corpus_facts(corpus)},
     }
+
+
+def _translation_facts(device: str, precision: str) -> dict[str, Any]:
+    """What the test sets were translated on."""
+    chosen = choose_device(device)
+    dtype = str(choose_dtype(precision, chosen)).removeprefix("torch.")
+    return {"device": chosen.type, "precision": dtype, "hardware": hardware(chosen)}
 
 
 def _corpus_facts(corpus: PreparedCorpus | None) -> dict[str, Any]:
