@@ -40,6 +40,8 @@ WEIGHTS, CONFIG, TOKENIZER, MANIFEST, TRAINING = (
     "training.pt",
 )
 BEST = "best.json"
+RECORD = "run.json"  # in a run folder
+MADE_AT = "made_at_step"  # key of a run's model: how far training had come
 EXPORTED = "model.bin"  # what CTranslate2 has in place of the weights
 CHECKSUMS = "sha256"  # key of the manifest: file name → 64 hexadecimal digits
 
@@ -483,14 +485,28 @@ def find_model_folder(path: Path) -> Path:
         raise CheckpointError(f"{path}: no such folder: give a run folder, a checkpoint or a model folder")
     if path.is_file():
         raise CheckpointError(f"{path}: is a file: give the folder that it lies in, {path.parent}")
-    if (path / "model").is_dir():
+    if (path / "model").is_dir() and not _has_gone_on(path):
         return path / "model"
-    if (path / "checkpoints").is_dir():
+    if (path / "checkpoints").is_dir() or ((path / RECORD).is_file() and not (path / WEIGHTS).exists()):
         best = best_checkpoint(path) or next(reversed(checkpoints(path)), None)
         if best is None:
             raise CheckpointError(f"{path}: this run has no checkpoint yet: wait for the first one")
         return best
+    if inside := sorted(str(one) for one in path.iterdir() if (one / RECORD).is_file() or (one / WEIGHTS).is_file()):
+        choice = f"{', '.join(inside[:5])}{', …' if len(inside) > 5 else ''}"
+        if not (path / WEIGHTS).exists():
+            raise CheckpointError(f"{path}: is no model, but holds some: give one of {choice}")
     return path
+
+
+def _has_gone_on(run_dir: Path) -> bool:
+    """Whether training has gone on since the run's model was made."""
+    try:
+        manifest = json.loads((run_dir / "model" / MANIFEST).read_text(encoding="utf-8"))
+        made_at = int(manifest[MADE_AT])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return any(checkpoint_step(folder) > made_at for folder in checkpoints(run_dir))
 
 
 def average_weights(folders: Sequence[Path]) -> dict[str, Tensor]:

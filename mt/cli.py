@@ -452,11 +452,13 @@ def evaluate(
     runs: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[RUN]...", help="With --compare: runs, checkpoints or model folders.", show_default=False
+            metavar="[RUN]...", help="With --compare: runs or models; with --ref: files.", show_default=False
         ),
     ] = None,
     model: Annotated[Path | None, typer.Option(metavar="DIR", help=f"{MODEL_HELP} Scores its test sets.")] = None,
-    test: Annotated[str | None, typer.Option(metavar="NAME", help="Only this test set of the model's config.")] = None,
+    tests: Annotated[
+        list[str] | None, typer.Option("--test", metavar="NAME", help="Only this test set of the models; repeatable.")
+    ] = None,
     hyp: Annotated[Path | None, typer.Option(metavar="FILE", help="Translations, one a line.")] = None,
     refs: Annotated[
         list[Path] | None,
@@ -509,8 +511,9 @@ def evaluate(
     the figures mean.
     """
     if is_comparison:
-        alone: dict[str, Any] = {"--model": model, "--hyp": hyp, "--ref": refs or None, "--src": src}
-        _check_compare_options(runs or [], alone | {"--tgt-lang": tgt_lang, "--baseline": baseline})
+        of_models = {"--test": tests or None, "--device": device, "--precision": precision}
+        alone: dict[str, Any] = {"--model": model, "--hyp": hyp, "--src": src, "--baseline": baseline}
+        _check_compare_options(runs or [], bool(refs), alone, of_models if refs else {"--tgt-lang": tgt_lang})
     elif runs:
         raise ConfigError(f"{runs[0]}: is given alone: give it with --model, or several runs with --compare")
     else:
@@ -519,16 +522,16 @@ def evaluate(
             hyp,
             refs,
             {"--src": src, "--tgt-lang": tgt_lang},
-            {"--test": test, "--device": device, "--precision": precision},
+            {"--test": tests or None, "--device": device, "--precision": precision},
         )
     if significance is not None and baseline is None and not is_comparison:
-        raise ConfigError("--significance: compares with a baseline: give --baseline")
+        raise ConfigError("--significance: is for --baseline and --compare: give one of them")
     if n_samples is not None and baseline is None and not has_confidence and not is_comparison:
-        raise ConfigError("--samples: is for --confidence and --baseline: give one of them")
+        raise ConfigError("--samples: is for --confidence, --baseline and --compare: give one of them")
     from mt.evaluate.findings import Question
 
     test_name = (significance or Significance.randomisation).value
-    on = (device or "auto", (precision or Precision.auto).value)
+    on = (device, None if precision is None else precision.value)
     with _named_as_options():
         if report_dir is not None:
             from mt.evaluate.report import check_folder
@@ -536,15 +539,15 @@ def evaluate(
             check_folder(report_dir)
         question = Question(metrics or None, has_confidence, baseline, test_name, n_samples, report_dir is not None)
         if is_comparison:
-            _compare(runs or [], test, on, question, report_dir, as_json)
+            _compare(runs or [], tests or [], on, refs or [], tgt_lang or "de", question, report_dir, as_json)
         else:
-            _evaluate(model, test, on, hyp, refs or [], src, tgt_lang or "de", question, report_dir, as_json)
+            _evaluate(model, tests or [], on, hyp, refs or [], src, tgt_lang or "de", question, report_dir, as_json)
 
 
 def _evaluate(
     model: Path | None,
-    test: str | None,
-    on: tuple[str, str],
+    tests: list[str],
+    on: tuple[str | None, str | None],
     hyp: Path | None,
     refs: list[Path],
     src: Path | None,
@@ -558,42 +561,46 @@ def _evaluate(
     from mt.evaluation import evaluate_files, evaluate_model, evaluation_text, write_evaluation
 
     if model is not None:
-        report = evaluate_model(model, test, *on, question)
+        device, precision = on
+        report = evaluate_model(model, tests, device or "auto", precision or "auto", question)
     else:
         assert hyp is not None
         report = evaluate_files(hyp, refs, src, question, tgt_lang)
-    if report_dir is not None:
-        write_evaluation(report, str(model or hyp), report_dir)
-        _tell_of_report(report_dir)
     if as_json:
         shown = ("test_sets", "comparison", "warnings")
-        print(json.dumps({key: report[key] for key in shown if key in report}, ensure_ascii=False))
-        return
-    for line in warning_lines(report):
-        print(f"warning: {line}", file=sys.stderr)
-    print(evaluation_text(report))
+        print(json.dumps({key: report[key] for key in shown if key in report}, ensure_ascii=False), flush=True)
+    else:
+        for line in warning_lines(report):
+            print(f"warning: {line}", file=sys.stderr)
+        print(evaluation_text(report), flush=True)
+    if report_dir is not None:  # after the scores, which a full disk shall not cost
+        write_evaluation(report, str(model or hyp), report_dir)
+        _tell_of_report(report_dir)
 
 
 def _compare(
     runs: list[Path],
-    test: str | None,
-    on: tuple[str, str],
+    tests: list[str],
+    on: tuple[str | None, str | None],
+    refs: list[Path],
+    tgt_lang: str,
     question: Question,
     report_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Compare several models, and print what was found."""
+    """Compare several models, or files where there are references, and print what was found."""
     from mt.evaluate.comparison import comparison_text
-    from mt.evaluation import compare_models, write_comparison
+    from mt.evaluation import compare_files, compare_models, write_comparison
 
-    found = compare_models(runs, test, *on, question)
+    found = compare_files(runs, refs, question, tgt_lang) if refs else compare_models(runs, tests, *on, question)
+    if as_json:
+        shown = {key: value for key, value in found.items() if key != "training"}
+        print(json.dumps(shown, ensure_ascii=False), flush=True)
+    else:
+        print(comparison_text(found), flush=True)
     if report_dir is not None:
         write_comparison(found, report_dir)
         _tell_of_report(report_dir)
-    if as_json:
-        print(json.dumps({key: value for key, value in found.items() if key != "training"}, ensure_ascii=False))
-    else:
-        print(comparison_text(found))
 
 
 def _tell_of_report(folder: Path) -> None:
@@ -923,13 +930,24 @@ def _warn_of_long_pairs(scorer: Scorer) -> None:
 # --- mt eval ----------------------------------------------------------------------------------------------------------
 
 
-def _check_compare_options(runs: list[Path], alone: dict[str, Any]) -> None:
-    """Several runs are compared, and nothing else is scored."""
+def _check_compare_options(
+    runs: list[Path], has_references: bool, alone: dict[str, Any], of_others: dict[str, Any]
+) -> None:
+    """Several runs are compared, or files with --ref, and nothing else is scored."""
     for option, value in alone.items():
         if value is not None:
-            raise ConfigError(f"{option}: is for scoring one system, --compare compares runs: give one of them")
+            raise ConfigError(f"{option}: is for scoring one system, --compare compares several: give one of them")
+    for option, value in of_others.items():
+        if value is not None:
+            what = "models, and with --ref files are compared" if has_references else "files: give --ref"
+            raise ConfigError(f"{option}: is for {what}")
     if len(runs) < 2:
-        raise ConfigError(f"--compare: expected two runs or more, got {len(runs) or 'none'}: mt eval --compare RUN RUN")
+        n = len(runs) or "none"
+        raise ConfigError(
+            f"--compare: expected two or more, got {n}: mt eval --compare RUN RUN, or --ref REF FILE FILE"
+        )
+    if not has_references and (file := next((run for run in runs if run.is_file()), None)):
+        raise ConfigError(f"--compare: {file} is a file: give --ref to compare files of translations")
 
 
 def _check_eval_options(

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mt.errors import ConfigError, DataError
+from mt.errors import ConfigError, DataError, MTError
 from mt.evaluate.findings import Question, findings
 from mt.evaluate.scores import TranslatedSet, report_text
+from mt.evaluate.significance import SAMPLE_NAMES
 from mt.text.files import explained, open_bytes, require_text
 
 if TYPE_CHECKING:
@@ -40,14 +41,16 @@ def evaluate_files(
     )
     baselines = {}
     if question.baseline is not None:
-        path = _baseline_by_length(question.baseline, translated.n_lines)
+        path = _lines_of(question.baseline, lines[first])
         baselines[INPUT] = _read_lines(path)
         _check_as_long(path, baselines[INPUT], first, lines[first])
     return findings({INPUT: translated}, baselines, str(hyp), question)
 
 
-def evaluate_model(model: Path, test: str | None, device: str, precision: str, question: Question) -> dict[str, Any]:
-    """What `findings` has on a model's test sets, or the one named; for a report, what the model stands on, too.
+def evaluate_model(
+    model: Path, tests: Sequence[str], device: str, precision: str, question: Question
+) -> dict[str, Any]:
+    """What `findings` has on a model's test sets, or those named; for a report, what the model stands on, too.
 
     Raises:
         ConfigError: the model has no test set, or none of that name; an unknown metric; a baseline for several sets.
@@ -58,9 +61,10 @@ def evaluate_model(model: Path, test: str | None, device: str, precision: str, q
     from mt.pipeline import names_of_test_sets, translate_test_sets
 
     # What is wrong with the baseline shows before anything is translated.
-    names = names_of_test_sets(model, test)
-    paths = {} if question.baseline is None else _baseline_files(question.baseline, names)
+    names = names_of_test_sets(model, tests)
+    paths = {} if question.baseline is None else _baseline_files(question.baseline, names, model)
     baselines = {name: _read_lines(path) for name, path in paths.items()}
+    _tell_of_translating(model, names)
     translated = translate_test_sets(model, names, device, precision)
     for name, lines in baselines.items():
         if len(lines) != translated[name].n_lines:
@@ -71,19 +75,21 @@ def evaluate_model(model: Path, test: str | None, device: str, precision: str, q
     if not question.has_analysis:
         return findings(translated, baselines, str(model), question)
     known = KnownModel.of(model)
-    return findings(translated, baselines, str(model), question, known.count_words_of) | known.facts(device, precision)
+    found = findings(translated, baselines, str(model), question, known.count_words_of)
+    return found | known.figures() | known.facts(device, precision)
 
 
 def compare_models(
-    paths: Sequence[Path], test: str | None, device: str, precision: str, question: Question
+    paths: Sequence[Path], tests: Sequence[str], device: str | None, precision: str | None, question: Question
 ) -> dict[str, Any]:
     """What `comparison_facts` has on several models, by the test sets that all of them have.
 
-    A finished run has translated its test sets; other models do it now.
+    A finished run has translated its test sets; other models do it now, and all where device or precision is given.
 
     Args:
         paths: of runs, checkpoints or model folders.
-        test: only this test set.
+        tests: only these test sets.
+        device, precision: None for what suits this machine.
     Raises:
         ConfigError: no test set that all have, or none of that name; a metric or samples that cannot be.
         DataError: a test set is not the same text for all.
@@ -94,16 +100,13 @@ def compare_models(
     from mt.pipeline import test_pairs
 
     models = [KnownModel.of(path) for path in paths]
-    names = _shared_names(paths, models, test)
+    names = _shared_names(paths, models, tests)
     pairs = [test_pairs(model.folder, names) for model in models]
     references = {name: [pair.tgt for pair in found] for name, found in pairs[0].items()}
     for path, found in zip(paths, pairs, strict=True):
         for name in names:
             if [pair.tgt for pair in found[name]] != references[name]:
-                raise DataError(
-                    f"{path}: its test set {name} is not the text that {paths[0]} has under that name: compare models "
-                    "on the same text, or choose a test set with --test"
-                )
+                raise _other_text(path, name, paths[0])
     translations: dict[Path, Mapping[str, Sequence[str]]] = {}
     for path, model in zip(paths, models, strict=True):
         if model.folder.path not in translations:
@@ -122,14 +125,60 @@ def compare_models(
     )
 
 
-def _shared_names(paths: Sequence[Path], models: Sequence[KnownModel], test: str | None) -> list[str]:
+def compare_files(paths: Sequence[Path], refs: Sequence[Path], question: Question, tgt_lang: str) -> dict[str, Any]:
+    """What `comparison_facts` has on several files of translations, under the name `input`.
+
+    Args:
+        paths: files, or runs that have translated the text of the references.
+    Raises:
+        DataError: a file is missing, empty, unreadable, or has not as many lines as the first reference.
+        ConfigError: an unknown metric; samples that cannot be.
+    """
+    from mt.evaluate.comparison import SharedSet, System, comparison_facts
+
+    first = refs[0]
+    references = {path: _read_lines(path) for path in refs}
+    files = {path: _lines_of(path, references[first]) for path in paths}
+    systems = {path: _read_lines(file) for path, file in files.items()}
+    for path, lines in (*references.items(), *systems.items()):
+        _check_as_long(path, lines, first, references[first])
+    return comparison_facts(
+        [System(str(path), {INPUT: systems[path]}) for path in paths],
+        {INPUT: SharedSet([references[path] for path in refs], tgt_lang)},
+        question.metrics,
+        question.test,
+        question.n_samples,
+        question.n_confidence_samples,
+    )
+
+
+def _other_text(path: Path, name: str, other: Path) -> DataError:
+    return DataError(
+        f"{path}: its test set {name} is not the text that {other} has under that name: compare models on the same "
+        "text, or choose a test set with --test"
+    )
+
+
+def _tell_of_translating(path: Path, names: Sequence[str]) -> None:
+    """It takes its time, and not every path says which model it means."""
+    from mt.evaluate.runs import KnownModel
+
+    try:
+        which = f" with {KnownModel.of(path).description}"
+    except MTError:
+        which = ""
+    print(f"{path}: translating {', '.join(names)}{which}", file=sys.stderr, flush=True)
+
+
+def _shared_names(paths: Sequence[Path], models: Sequence[KnownModel], tests: Sequence[str]) -> list[str]:
     known = [list(model.folder.config.data.test) for model in models]
-    if test is not None:
-        for path, names in zip(paths, known, strict=True):
+    for path, names in zip(paths, known, strict=True):
+        for test in tests:
             if test not in names:
                 has = f"it has {', '.join(names)}" if names else "its config names none under data.test"
                 raise ConfigError(f"test: {path} has no test set {test}: {has}")
-        return [test]
+    if tests:
+        return list(dict.fromkeys(tests))
     shared = [name for name in known[0] if all(name in names for names in known)]
     if not shared:
         each = "; ".join(f"{path} has {', '.join(names) or 'none'}" for path, names in zip(paths, known, strict=True))
@@ -138,15 +187,19 @@ def _shared_names(paths: Sequence[Path], models: Sequence[KnownModel], test: str
 
 
 def _translated_by(
-    path: Path, model: KnownModel, references: Mapping[str, Sequence[str]], device: str, precision: str
+    path: Path,
+    model: KnownModel,
+    references: Mapping[str, Sequence[str]],
+    device: str | None,
+    precision: str | None,
 ) -> Mapping[str, Sequence[str]]:
     kept = model.kept_translations({name: len(lines) for name, lines in references.items()})
-    if kept is not None:
+    if kept is not None and device is None and precision is None:
         return kept
     from mt.pipeline import translate_test_sets
 
-    print(f"{path}: translating {', '.join(references)}", file=sys.stderr, flush=True)
-    translated = translate_test_sets(path, list(references), device, precision)
+    _tell_of_translating(path, list(references))
+    translated = translate_test_sets(path, list(references), device or "auto", precision or "auto")
     return {name: one.hypotheses for name, one in translated.items()}
 
 
@@ -176,7 +229,7 @@ def evaluation_text(report: Mapping[str, Any]) -> str:
     """The scores, and what a comparison found, for a terminal."""
     lines = [report_text(report)]
     if comparison := report.get("comparison"):
-        kind = {"randomisation": "shuffles", "bootstrap": "bootstrap samples"}[comparison["test"]]
+        kind = SAMPLE_NAMES[comparison["test"]]
         for name, entry in comparison["test_sets"].items():
             lines.append(f"{name}, against {comparison['baseline']} (paired test, {comparison['n_samples']:,} {kind})")
             lines += _comparison_lines(entry["scores"])
@@ -189,7 +242,7 @@ def _comparison_lines(scores: Sequence[Mapping[str, Any]]) -> list[str]:
     width = max(6, *(len(name) + 1 for name in names))
     return [
         f"  {name:<{width}}{score['score']:>7.2f} against {score['baseline_score']:.2f}   "
-        f"{score['score'] - score['baseline_score']:+.2f}   p = {score['p']:.4f}   {score['verdict']}"
+        f"{score['difference']:+.2f}   p = {score['p']:.4f}   {score['verdict']}"
         for name, score in zip(names, scores, strict=True)
     ]
 
@@ -197,13 +250,15 @@ def _comparison_lines(scores: Sequence[Mapping[str, Any]]) -> list[str]:
 # --------------------------------------------------------------------------------------------------- the baseline
 
 
-def _baseline_files(baseline: Path, names: Sequence[str]) -> dict[str, Path]:
-    """The baseline's translations of each test set.
+def _baseline_files(baseline: Path, names: Sequence[str], model: Path) -> dict[str, Path]:
+    """The baseline's translations of each test set of a model.
 
     Raises:
         ConfigError: one file for several test sets.
-        DataError: a run that has not translated one of them.
+        DataError: a run that has not translated one of them, or other text of that name.
     """
+    if not baseline.exists():
+        raise DataError(f"{baseline}: no such file and no such run (looked for in {Path.cwd()})")
     if not baseline.is_dir():
         if len(names) > 1:
             raise ConfigError(
@@ -218,27 +273,52 @@ def _baseline_files(baseline: Path, names: Sequence[str]) -> dict[str, Path]:
                 f"{baseline}: has no translations of {name}, it has {', '.join(translations)}: give another run, or "
                 "choose a test set with --test"
             )
+        ours, theirs = _references_of(model, name), _references_of(baseline, name)
+        if None not in (ours, theirs) and ours != theirs:
+            raise _other_text(baseline, name, model)
     return {name: translations[name] for name in names}
 
 
-def _baseline_by_length(baseline: Path, n_lines: int) -> Path:
-    """The baseline's translations of a test set of which only the number of lines is known.
+def _lines_of(path: Path, references: Sequence[str]) -> Path:
+    """A file of translations: that file, or what a run says of the test set with these references.
 
     Raises:
-        DataError: none of a run's translations has so many lines, or several have.
+        DataError: there is nothing, no set of the run has as many lines, or several have and their text is gone.
     """
-    if not baseline.is_dir():
-        return baseline
-    lengths = {path: len(_read_lines(path)) for path in _translations(baseline).values()}
-    fitting = [path for path, length in lengths.items() if length == n_lines]
+    if not path.exists():
+        raise DataError(f"{path}: no such file and no such run (looked for in {Path.cwd()})")
+    if not path.is_dir():
+        return path
+    translations = _translations(path)
+    texts = {name: _references_of(path, name) for name in translations}
+    for name, text in texts.items():
+        if text == list(references):
+            return translations[name]
+    lengths = {name: len(_read_lines(file)) for name, file in translations.items()}
+    fitting = [name for name, n in lengths.items() if n == len(references) and texts[name] is None]
     if len(fitting) == 1:
-        return fitting[0]
-    found = ", ".join(f"{path.name} ({length:,})" for path, length in lengths.items())
+        return translations[fitting[0]]
+    found = ", ".join(f"{translations[name].name} ({n:,})" for name, n in lengths.items())
     which = "several" if fitting else "none"
     raise DataError(
-        f"{baseline}: {which} of its translations have the {n_lines:,} lines of --hyp: {found}: give the file that is "
-        "meant"
+        f"{path}: {which} of its translations have the {len(references):,} lines of --ref and no other text: {found}: "
+        "give the file that is meant"
     )
+
+
+def _references_of(path: Path, name: str) -> list[str] | None:
+    """Of a run's test set, or of its validation set, which is called valid; None where they are not known any more."""
+    from mt.evaluate.runs import KnownModel
+
+    try:
+        known = KnownModel.of(path)
+        if name == "valid":
+            return None if known.corpus is None else [pair.tgt for pair in known.corpus.valid_pairs]
+        from mt.pipeline import test_pairs
+
+        return [pair.tgt for pair in test_pairs(known.folder, [name])[name]]
+    except (MTError, KeyError):
+        return None
 
 
 def _translations(run_dir: Path) -> dict[str, Path]:
@@ -246,8 +326,8 @@ def _translations(run_dir: Path) -> dict[str, Path]:
     paths = {path.stem: path for path in sorted((run_dir / "translations").glob("*.txt"))}
     if not paths:
         raise DataError(
-            f"{run_dir}: holds no translations/NAME.txt, as a finished run does: give such a run, or a file of "
-            "translations"
+            f"{run_dir}: has no translations, as a finished run does: let it finish, give a file of translations, or "
+            "compare models with --compare"
         )
     return dict(sorted(paths.items(), key=lambda item: item[0] == "valid"))
 

@@ -20,6 +20,8 @@ from difflib import SequenceMatcher
 from html import escape
 from typing import Any, Literal, TypeAlias
 
+from mt.units import format_duration
+
 Unit = Literal["count", "share", "seconds", "bytes"]
 
 MAX_EXAMPLE_CHARS = 1_000  # of a text that is shown; of longer ones the rest is counted
@@ -95,12 +97,22 @@ class Series:
     ys: Sequence[float | None]  # None or NaN: the line has a gap
     key: str | None = None  # of the list of `ys` in the facts
     field: str | None = None  # in each entry of that list, where it holds more than the number
+    x_key: str | None = None  # the same for `xs`
+    x_field: str | None = None
 
     def key_of(self, i: int) -> str | None:
         """Where a y stands in the facts."""
-        if self.key is None:
-            return None
-        return f"{self.key}.{i}" + ("" if self.field is None else f".{key_path(self.field)}")
+        return _key_of(self.key, i, self.field)
+
+    def x_key_of(self, i: int) -> str | None:
+        """Where an x stands in the facts."""
+        return _key_of(self.x_key, i, self.x_field)
+
+
+def _key_of(key: str | None, i: int, field: str | None) -> str | None:
+    if key is None:
+        return None
+    return f"{key}.{i}" + ("" if field is None else f".{key_path(field)}")
 
 
 @dataclass(frozen=True)
@@ -132,10 +144,7 @@ def _percentage(share: float, digits: int) -> str:
 def _duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60:,} h {minutes % 60} min"
+    return format_duration(seconds)
 
 
 def _n_bytes(n_bytes: float) -> str:
@@ -624,11 +633,14 @@ def _bin_label(start: float, end: float, whole_numbers: bool) -> str:
     return f"{start:g} up to {end:g}"
 
 
-def line_chart(title: str, series: Sequence[Series], *, x_label: str, y_label: str, log_x: bool = False) -> Html:
+def line_chart(
+    title: str, series: Sequence[Series], *, x_label: str, y_label: str, log_x: bool = False, from_zero: bool = False
+) -> Html:
     """Lines with a legend, and all numbers in a table that unfolds.
 
     Args:
         log_x: a logarithmic x axis; points at zero and below are in the table alone.
+        from_zero: the y axis begins at zero, so that small differences look small.
     """
     points = [_points(line, log_x) for line in series]
     known = [point for line in points for point in line if point is not None]
@@ -636,6 +648,8 @@ def line_chart(title: str, series: Sequence[Series], *, x_label: str, y_label: s
         return _figure(title, "", paragraph("There is nothing to show."))
     left, right = _widened(min(x for x, _ in known), max(x for x, _ in known), 0)
     low, high = _widened(min(y for _, y in known), max(y for _, y in known), 0.05)
+    if from_zero:
+        low = min(0.0, low)
     parts = _grid(_ticks(low, high), low, high)
     for x, label in _log_ticks(left, right) if log_x else [(x, _compact(x)) for x in _ticks(left, right)]:
         parts.append(_x_tick(100 * (x - left) / (right - left), label))
@@ -706,8 +720,12 @@ def _line_table(series: Sequence[Series], x_label: str) -> Html:
         {x: Number(y, line.key_of(i), digits=_digits(line.ys)) for i, (x, y) in enumerate(points)}
         for line, points in ((line, list(zip(line.xs, line.ys, strict=True))) for line in series)
     ]
-    xs = sorted({x for line in cells for x in line})
-    rows = [[Number(x, digits=None if isinstance(x, int) else 2), *(line.get(x, "") for line in cells)] for x in xs]
+    # Lines that share an x may have it at several places of the facts; the first of them is as good as any.
+    keys = {x: line.x_key_of(i) for line in reversed(series) for i, x in enumerate(line.xs)}
+    rows = [
+        [Number(x, keys[x], digits=None if isinstance(x, int) else 2), *(line.get(x, "") for line in cells)]
+        for x in sorted(keys)
+    ]
     return table([x_label, *(line.name for line in series)], rows)
 
 

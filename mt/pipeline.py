@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from mt.checkpoint import (
+    MADE_AT,
+    RECORD,
     ModelFolder,
     average_weights,
     best_checkpoint,
     checkpoint_step,
     checkpoints,
+    file_checksum,
     find_model_folder,
     last_due,
     save_model_folder,
@@ -33,11 +36,12 @@ from mt.evaluate.report import (
     FORMAT_VERSION,
     HTML_NAME,
     JSON_NAME,
+    KIND,
     MARKDOWN_NAME,
     evaluation_facts,
     write_report,
 )
-from mt.evaluate.runs import KnownModel, basis_of
+from mt.evaluate.runs import TRANSLATIONS, KnownModel, basis_of, json_object
 from mt.evaluate.scores import TranslatedSet, report_text, scored_test_set
 from mt.runtime import Ranks, choose_device, hardware, joined, source_commit, versions
 from mt.text.corpus import PreparedCorpus, with_tag
@@ -49,7 +53,7 @@ from mt.train.progress import Progress
 from mt.units import format_count, format_duration
 
 AVERAGE_TOLERANCE = 1.0  # BLEU on the validation set by which an average may be worse than the best checkpoint
-CONFIG, RECORD = "config.yaml", "run.json"
+CONFIG = "config.yaml"
 
 # A run that has begun may change these; anything else would make it another run.
 CHANGEABLE = (
@@ -155,24 +159,25 @@ def average_run(run_dir: Path, last: int) -> Path:
         )
     with _only_run_in(run_dir):
         config = ModelFolder.open(folders[-1]).config
-        return _write_average(config, run_dir / "averages" / f"last-{last}", folders[-last:])
+        return _write_average(config, run_dir, run_dir / "averages" / f"last-{last}", folders[-last:])
 
 
-def names_of_test_sets(model_path: Path, test: str | None = None) -> list[str]:
-    """The names of a model's test sets, or the one named.
+def names_of_test_sets(model_path: Path, tests: Sequence[str] = ()) -> list[str]:
+    """The names of a model's test sets, or those that are asked for.
 
     Raises:
-        ConfigError: the model has no test set, or none of that name.
+        ConfigError: the model has no test set, or none of such a name.
     """
     known = ModelFolder.open(find_model_folder(model_path)).config.data.test
-    if test is not None and test not in known:
-        names = f"it has {', '.join(known)}" if known else "its config names none under data.test"
-        raise ConfigError(f"--test {test}: {model_path} has no test set of that name: {names}")
+    for test in tests:
+        if test not in known:
+            names = f"it has {', '.join(known)}" if known else "its config names none under data.test"
+            raise ConfigError(f"--test {test}: {model_path} has no test set of that name: {names}")
     if not known:
         raise ConfigError(
             f"{model_path}: its config names no test set under data.test: score files with --hyp and --ref"
         )
-    return list(known) if test is None else [test]
+    return list(dict.fromkeys(tests)) or list(known)
 
 
 def translate_test_sets(
@@ -182,12 +187,23 @@ def translate_test_sets(
     folder = ModelFolder.open(find_model_folder(model_path))
     sets = test_pairs(folder, names)
     translator = Translator.load(model_path, device, precision, n_processes=None)
-    return {name: _translated(translator, pairs, folder.config.tgt_lang) for name, pairs in sets.items()}
+    config = folder.config
+    return {
+        name: _translated_set(
+            pairs, config.data.test[name].tag, translator.translate([pair.src for pair in pairs]), config.tgt_lang
+        )
+        for name, pairs in sets.items()
+    }
 
 
-def _translated(translator: Translator, pairs: list[SentencePair], tgt_lang: str) -> TranslatedSet:
-    sources = [pair.src for pair in pairs]
-    return TranslatedSet(sources, translator.translate(sources), [[pair.tgt for pair in pairs]], tgt_lang)
+def _translated_set(
+    pairs: Sequence[SentencePair], tag: str | None, hypotheses: Sequence[str], tgt_lang: str
+) -> TranslatedSet:
+    """What is judged; the tag of a source is for the model alone."""
+    prefix = "" if tag is None else f"{tag} "
+    return TranslatedSet(
+        [pair.src.removeprefix(prefix) for pair in pairs], hypotheses, [[pair.tgt for pair in pairs]], tgt_lang
+    )
 
 
 def test_pairs(folder: ModelFolder, names: list[str]) -> dict[str, list[SentencePair]]:
@@ -291,22 +307,25 @@ def _finish_model(config: RunConfig, run_dir: Path) -> Path:
     """`model/`: the average of the last checkpoints, or the best one."""
     n, every = config.train.average_last, config.train.checkpoint_every
     if n > 0:
-        return _write_average(config, run_dir / "model", last_due(run_dir, n, every))
-    return _write_average(config, run_dir / "model", [best_checkpoint(run_dir) or checkpoints(run_dir)[-1]])
+        return _write_average(config, run_dir, run_dir / "model", last_due(run_dir, n, every))
+    best = best_checkpoint(run_dir) or checkpoints(run_dir)[-1]
+    return _write_average(config, run_dir, run_dir / "model", [best])
 
 
-def _write_average(config: RunConfig, model_dir: Path, folders: list[Path]) -> Path:
+def _write_average(config: RunConfig, run_dir: Path, model_dir: Path, folders: list[Path]) -> Path:
     """The mean of some checkpoints as a model folder, unless that stands already."""
+    made_at = checkpoint_step(checkpoints(run_dir)[-1])
     steps = [checkpoint_step(folder) for folder in folders]
     try:
         standing = ModelFolder.open(model_dir)
-        if standing.manifest["averaged_steps"] == steps and standing.config == config:
+        stands = (standing.manifest["averaged_steps"], standing.manifest[MADE_AT]) == (steps, made_at)
+        if stands and standing.config == config:
             return model_dir
     except (CheckpointError, KeyError):
         pass
     newest = ModelFolder.open(folders[-1])
     manifest = {key: value for key, value in newest.manifest.items() if key != "format_version"}
-    manifest["averaged_steps"] = steps
+    manifest |= {"averaged_steps": steps, MADE_AT: made_at}
     save_model_folder(model_dir, average_weights(folders), config, newest.tokenizer_path, manifest)
     return model_dir
 
@@ -314,45 +333,76 @@ def _write_average(config: RunConfig, model_dir: Path, folders: list[Path]) -> P
 def _evaluate_run(
     config: RunConfig, corpus: PreparedCorpus, run_dir: Path, model_dir: Path, progress: Progress
 ) -> dict[str, Any]:
-    """Translate and score validation and test sets, unless the report of this very model stands."""
-    basis = basis_of(ModelFolder.open(model_dir))
-    try:
-        report: dict[str, Any] = json.loads((run_dir / JSON_NAME).read_text(encoding="utf-8"))
-        is_whole = all((run_dir / name).is_file() for name in (HTML_NAME, MARKDOWN_NAME))
-        if report["basis"] == basis and report["format_version"] == FORMAT_VERSION and is_whole:
-            return report
-    except (OSError, ValueError, KeyError):
-        pass
-    # Of scores more is better, so a loss is kept with its sign changed.
-    score = progress.best_score if config.train.best_by == "bleu" else -progress.best_score
-    best = None if progress.best_step is None else {"step": progress.best_step, config.train.best_by: score}
-    translator = Translator.load(model_dir, config.train.device, config.train.precision)
-    sets = {
-        name: _translated(translator, pairs, config.tgt_lang)
-        for name, pairs in (("valid", corpus.valid_pairs), *corpus.test_pairs.items())
-    }
-    for name, one in sets.items():
-        _keep_translations(run_dir / "translations" / f"{name}.txt", one.hypotheses)
-    valid = sets.pop("valid")
+    """Translate and score validation and test sets, unless the report of this very training stands."""
     known = KnownModel.of(model_dir)
+    facts = _facts_of_training(config, known, progress)
+    standing = _standing_report(run_dir)
+    if standing is not None and all(standing[name] == value for name, value in facts.items()):
+        return standing
+    sets = _translated_sets(config, corpus, known, run_dir)
+    checksums = {name: file_checksum(run_dir / TRANSLATIONS / f"{name}.txt") for name in sets}
+    valid = sets.pop("valid")
+    scored = scored_test_set(valid.hypotheses, valid.references)
     report = evaluation_facts(
         system=config.name,
-        name=config.name,
-        steps=progress.step,
-        train_seconds=progress.train_seconds,
-        n_src_tokens=progress.n_src_tokens,
-        n_tgt_tokens=progress.n_tgt_tokens,
-        src_fill=progress.n_src_tokens / progress.n_src_positions,
-        tgt_fill=progress.n_tgt_tokens / progress.n_tgt_positions,
-        n_parameters=translator.model.n_parameters,
-        basis=basis,
-        best=best,
-        valid=scored_test_set(valid.hypotheses, valid.references),
+        **facts,
+        translations=checksums,
+        valid=scored,
+        notes=_notes(facts | {"valid": scored}) or None,
         **findings(sets, {}, config.name, Question(has_analysis=True), known.count_words_of),
         **known.facts(config.train.device, config.train.precision),
     )
     write_report(report, run_dir)
     return report
+
+
+def _facts_of_training(config: RunConfig, known: KnownModel, progress: Progress) -> dict[str, Any]:
+    """What the report says of the training; where all of it is the same, a report stands."""
+    # Of scores more is better, so a loss is kept with its sign changed.
+    score = progress.best_score if config.train.best_by == "bleu" else -progress.best_score
+    return {
+        "name": config.name,
+        "steps": progress.step,
+        "train_seconds": progress.train_seconds,
+        "n_src_tokens": progress.n_src_tokens,
+        "n_tgt_tokens": progress.n_tgt_tokens,
+        "src_fill": progress.n_src_tokens / progress.n_src_positions,
+        "tgt_fill": progress.n_tgt_tokens / progress.n_tgt_positions,
+        "n_parameters": known.folder.n_parameters,
+        "basis": basis_of(known.folder),
+        "best": None if progress.best_step is None else {"step": progress.best_step, config.train.best_by: score},
+    }
+
+
+def _standing_report(run_dir: Path) -> dict[str, Any] | None:
+    """The report of the run, if it is whole and of our version."""
+    report = json_object(run_dir / JSON_NAME)
+    is_ours = (report.get("kind"), report.get("format_version")) == (KIND, FORMAT_VERSION)
+    if not is_ours or not all((run_dir / name).is_file() for name in (HTML_NAME, MARKDOWN_NAME)):
+        return None
+    try:
+        format_report(report)
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError):  # somebody has changed it
+        return None
+    return report
+
+
+def _translated_sets(
+    config: RunConfig, corpus: PreparedCorpus, known: KnownModel, run_dir: Path
+) -> dict[str, TranslatedSet]:
+    """Validation and test sets in this model's translations, which are kept in the run folder."""
+    pairs = {"valid": corpus.valid_pairs, **corpus.test_pairs}
+    tags = {"valid": config.data.valid.tag, **{name: source.tag for name, source in config.data.test.items()}}
+    kept = known.kept_translations({name: len(found) for name, found in pairs.items()})
+    if kept is not None:
+        return {name: _translated_set(found, tags[name], kept[name], config.tgt_lang) for name, found in pairs.items()}
+    translator = Translator.load(known.folder.path, config.train.device, config.train.precision)
+    sets = {}
+    for name, found in pairs.items():
+        hypotheses = translator.translate([pair.src for pair in found])
+        _keep_translations(run_dir / TRANSLATIONS / f"{name}.txt", hypotheses)
+        sets[name] = _translated_set(found, tags[name], hypotheses, config.tgt_lang)
+    return sets
 
 
 def _keep_translations(path: Path, hypotheses: Sequence[str]) -> None:
@@ -370,7 +420,7 @@ def format_report(report: dict[str, Any]) -> str:
             f"{report['n_tgt_tokens']:,} target tokens in {format_duration(report['train_seconds'])}",
             f"model: {'average of steps' if len(steps) > 1 else 'step'} {', '.join(f'{step:,}' for step in steps)}",
             report_text({"test_sets": {"valid": report["valid"], **report["test_sets"]}}),
-            *_notes(report),
+            *(f"note: {note}" for note in _notes(report)),
         ]
     )
 
@@ -383,7 +433,7 @@ def _notes(report: dict[str, Any]) -> list[str]:
     if bleu > best["bleu"] - AVERAGE_TOLERANCE:
         return []
     return [
-        f"note: on the validation set the average ({bleu:.2f} BLEU) is below step {best['step']:,} "
+        f"on the validation set the average ({bleu:.2f} BLEU) is below step {best['step']:,} "
         f"({best['bleu']:.2f} when it was validated): --set train.average_last=0 takes that step instead"
     ]
 

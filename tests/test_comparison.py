@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,12 @@ def facts_of(found: Sequence[System], **options: Any) -> dict[str, Any]:
 def test_systems_share_a_letter_exactly_if_they_cannot_be_told_apart(
     ranking: list[int], same: set[tuple[int, int]], expected: list[list[str]]
 ):
-    assert letters(ranking, same) == expected
+    assert letters(ranking, {frozenset(pair) for pair in same}) == expected
 
 
 def test_there_are_letters_for_thirty_systems():
     found = letters(range(30), set())
+    assert letters(range(30), {frozenset(pair) for pair in combinations(range(30), 2)}) == [["a"]] * 30
     assert (found[0], found[25], found[26], found[29]) == (["a"], ["z"], ["a2"], ["d2"])
 
 
@@ -69,14 +71,24 @@ def test_each_pair_has_the_p_of_the_paired_test():
     facts = facts_of(systems(bad=BAD, good=GOOD, as_good=AS_GOOD))
     bleu, chrf = facts["test_sets"]["demo"]["metrics"]
     assert (bleu["name"], chrf["name"]) == ("BLEU", "chrF2")
-    assert [(pair["first"], pair["second"]) for pair in bleu["pairs"]] == [(0, 1), (0, 2), (1, 2)]
-    others = {"bad": BAD, "good": GOOD}
-    against = compare(("as_good", AS_GOOD), others, REFERENCES, ["bleu"], n_samples=200)
-    assert [bleu["pairs"][i]["p"] for i in (1, 2)] == [against[name][0].p for name in others]
-    assert [pair["verdict"] for pair in bleu["pairs"]] == ["worse", "worse", "no difference at p < 0.05"]
+    # The better first.
+    assert [(pair["first"], pair["second"]) for pair in bleu["pairs"]] == [(1, 2), (1, 0), (2, 0)]
+    others = {"good": GOOD, "as_good": AS_GOOD}
+    against = compare(("bad", BAD), others, REFERENCES, ["bleu"], n_samples=200)
+    assert [pair["p"] for pair in bleu["pairs"][1:]] == [against[name][0].p for name in others]
+    assert bleu["test_signature"] == against["good"][0].signature
+    assert "|ar:200|seed:12345|" in bleu["test_signature"]
+    assert [pair["verdict"] for pair in bleu["pairs"]] == ["no difference at p < 0.05", "better", "better"]
     assert bleu["ranking"] == [1, 2, 0]
     assert bleu["groups"] == [["b"], ["a"], ["a"]]
     assert bleu["verdict"] == "good has the best score, with no difference at p < 0.05 from as_good"
+
+
+def test_the_order_of_the_systems_makes_no_difference():
+    one = facts_of(systems(bad=BAD, good=GOOD, as_good=AS_GOOD))["test_sets"]["demo"]["metrics"][0]
+    other = facts_of(systems(as_good=AS_GOOD, bad=BAD, good=GOOD))["test_sets"]["demo"]["metrics"][0]
+    assert [pair["p"] for pair in one["pairs"]] == [pair["p"] for pair in other["pairs"]]
+    assert (one["groups"], one["verdict"]) == ([*other["groups"][1:], other["groups"][0]], other["verdict"])
 
 
 def test_a_system_does_not_differ_from_itself():
@@ -151,8 +163,7 @@ def test_long_names_are_numbers_in_the_table_of_settings():
 
 def curves(bleu: Sequence[float]) -> dict[str, Any]:
     xs = [100 * (i + 1) for i in range(len(bleu))]
-    seconds = [60.0 * x for x in xs]
-    return {"curves": {"valid": {"step": xs, "n_tgt_tokens": xs, "train_seconds": seconds, "valid_bleu": list(bleu)}}}
+    return {"curves": {"valid": {"step": xs, "n_tgt_tokens": xs, "train_minutes": xs, "valid_bleu": list(bleu)}}}
 
 
 def three_systems(name: str = "runs/bad") -> list[System]:

@@ -50,7 +50,7 @@ CURVES = {
     "train": {
         "step": [100, 200, 300],
         "n_tgt_tokens": [40_000, 80_000, 120_000],
-        "train_seconds": [61.5, 122.25, 183.0],
+        "train_minutes": [1.025, 2.0375, 3.05],
         "train_loss": [8.125, None, 5.0625],
         "learning_rate": [0.0001, 0.0002, 0.0003],
         "grad_norm": [1.5, None, 0.75],
@@ -59,7 +59,7 @@ CURVES = {
     "valid": {
         "step": [150, 300],
         "n_tgt_tokens": [60_000, 120_000],
-        "train_seconds": [95.5, 190.75],
+        "train_minutes": [1.5, 3.25],
         "valid_loss": [6.5, 5.25],
         "valid_bleu": [3.015625, 11.46875],
         "valid_chrf": [20.5, 31.25],

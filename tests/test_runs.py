@@ -25,12 +25,12 @@ NOTHING = {
         "train": {
             key: []
             for key in (
-                *("step", "n_tgt_tokens", "train_seconds"),
+                *("step", "n_tgt_tokens", "train_minutes"),
                 *("train_loss", "learning_rate", "grad_norm", "tgt_tokens_per_second"),
             )
         },
         "valid": {
-            key: [] for key in ("step", "n_tgt_tokens", "train_seconds", "valid_loss", "valid_bleu", "valid_chrf")
+            key: [] for key in ("step", "n_tgt_tokens", "train_minutes", "valid_loss", "valid_bleu", "valid_chrf")
         },
     },
     "samples": [],
@@ -61,7 +61,7 @@ def test_a_curve_of_many_points_is_thinned_out_evenly_and_ends_where_training_do
     assert len(curve["step"]) == 167 <= MOST_POINTS
     assert curve["train_loss"] == [1 / step for step in curve["step"]]
     assert curve["n_tgt_tokens"] == [100 * step for step in curve["step"]]
-    assert curve["train_seconds"] == [step / 2 for step in curve["step"]]
+    assert curve["train_minutes"] == [step / 120 for step in curve["step"]]
 
 
 def test_a_curve_of_few_points_has_all_of_them(tmp_path: Path):
@@ -76,7 +76,7 @@ def test_training_and_validation_are_curves_of_their_own_with_gaps_where_nothing
     assert curves["train"] == {
         "step": [10, 20, 30],
         "n_tgt_tokens": [1_000, 2_000, None],  # an older version did not record it
-        "train_seconds": [5.0, 10.0, None],
+        "train_minutes": [5 / 60, 10 / 60, None],
         "train_loss": [9.0, None, 7.5],
         "learning_rate": [0.5, 0.5, None],
         "grad_norm": [2.0, 2.0, None],
@@ -85,7 +85,7 @@ def test_training_and_validation_are_curves_of_their_own_with_gaps_where_nothing
     assert curves["valid"] == {
         "step": [20],
         "n_tgt_tokens": [2_000],
-        "train_seconds": [10.0],
+        "train_minutes": [10 / 60],
         "valid_loss": [None],
         "valid_bleu": [12.5],
         "valid_chrf": [None],

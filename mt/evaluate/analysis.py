@@ -19,7 +19,8 @@ from mt.evaluate.metrics import Metric, check_parallel, reference_sets
 LENGTHS = (0, 10, 20, 30, 40, 50, 60, 70, 80)  # words at which a bucket begins; the last has no end
 FREQUENCIES = (0, 1, 2, 5, 10, 100, 1_000)  # the same, of how often training has the rarest word of a source
 _WORD = re.compile(r"[^\W\d_]+")
-_NUMBER = re.compile(r"\d+(?:[.,' \u00a0\u202f]\d{3})*(?:[.,]\d+)?")
+# Groups of thousands, where there are some, and decimals; a point or comma before three digits parts thousands.
+_NUMBER = re.compile(r"(?<![\d.,])(\d{1,3}(?:[.,' \u00a0\u202f]\d{3})+|\d+)(?:[.,](\d+))?(?!\d)|\d+")
 _LINES_SHOWN = 20  # of those that are odd in one way
 _SENTENCE_BLEU = BLEU(effective_order=True, force=True)
 
@@ -56,12 +57,14 @@ def analyse(
     Returns:
         {"beside": "source" or "reference", "by_length": [bucket, …], with `word_counts` and `sources`
         "by_rarest_word": [bucket, …], "oddities": {NAME: {"n_lines", "lines"}, …} with the numbers of the first lines,
-        "numbers": {"n", "n_kept", "n_lines", "lines"}, "length_ratio", "sentences", "worst", "best": [sentence, …]}.
+        "numbers": {"n", "n_kept", "kept_share", "n_lines", "lines"}, "length_ratio", "sentences", "worst", "best":
+        [sentence, …]}.
         A bucket is {"bucket", "begin", "n_lines", "bleu", "chrf"}, a sentence {"line", "source" (if known),
         "hypothesis", "reference", "chrf", "bleu", "oddities"}. With a baseline the same of it stands beside: in
-        buckets "baseline_bleu" and "baseline_chrf", in sentences these and "baseline", in oddities
-        "baseline_n_lines", in numbers "baseline_n_kept", "baseline_length_ratio"; and "gained" and "lost" are the
-        sentences with the largest differences in chrF. Lines count from 1; scores are 0 to 100, unrounded.
+        buckets "baseline_bleu" and "baseline_chrf", in sentences these, "baseline" and "chrf_difference", in oddities
+        "baseline_n_lines", in numbers "baseline_n_kept" and "baseline_kept_share", "baseline_length_ratio"; and
+        "gained" and "lost" are the sentences with the largest differences in chrF. Lines count from 1; scores are 0
+        to 100, unrounded.
     Raises:
         DataError: different numbers of lines, or none at all.
     """
@@ -77,7 +80,7 @@ def analyse(
         systems["baseline_"] = _System.of(baseline, metrics)
     analysis: dict[str, Any] = {
         "beside": "reference" if sources is None else "source",
-        "by_length": _by_bucket([len(line.split()) for line in given], LENGTHS, metrics, systems),
+        "by_length": _by_bucket([len(line.split()) or -1 for line in given], LENGTHS, metrics, systems),
     }
     if word_counts is not None and sources is not None:
         rarest = [min((word_counts.get(word, 0) for word in words_of(line)), default=-1) for line in sources]
@@ -174,13 +177,15 @@ def _numbers(
     systems: Mapping[str, _System], references: Sequence[str], sources: Sequence[str] | None
 ) -> dict[str, Any]:
     """Of the numbers that source and reference share, those that a hypothesis has too; separators do not count."""
-    wanted = [_digits(line) for line in references]
+    wanted = [_figures(line) for line in references]
     if sources is not None:
-        wanted = [digits & _digits(source) for digits, source in zip(wanted, sources, strict=True)]
-    numbers: dict[str, Any] = {"n": sum(digits.total() for digits in wanted)}
+        wanted = [figures & _figures(source) for figures, source in zip(wanted, sources, strict=True)]
+    n = sum(figures.total() for figures in wanted)
+    numbers: dict[str, Any] = {"n": n}
     for prefix, system in systems.items():
-        kept = [digits & _digits(line) for digits, line in zip(wanted, system.lines, strict=True)]
-        numbers[f"{prefix}n_kept"] = sum(digits.total() for digits in kept)
+        kept = [figures & _figures(line) for figures, line in zip(wanted, system.lines, strict=True)]
+        n_kept = sum(figures.total() for figures in kept)
+        numbers |= {f"{prefix}n_kept": n_kept, f"{prefix}kept_share": n_kept / n if n else None}
         if not prefix:
             pairs = enumerate(zip(wanted, kept, strict=True), start=1)
             losing = [number for number, (all_, found) in pairs if all_ != found]
@@ -188,8 +193,13 @@ def _numbers(
     return numbers
 
 
-def _digits(text: str) -> Counter[str]:
-    return Counter("".join(filter(str.isdigit, number)) for number in _NUMBER.findall(text))
+def _figures(text: str) -> Counter[str]:
+    """The numbers of a text, written in one way."""
+    figures: Counter[str] = Counter()
+    for match in _NUMBER.finditer(text):
+        whole, decimals = match[1] or match[0], match[2]
+        figures["".join(filter(str.isdigit, whole)) + (f".{decimals}" if decimals else "")] += 1
+    return figures
 
 
 def _sentences(
@@ -207,6 +217,8 @@ def _sentences(
             sentence[prefix.rstrip("_") or "hypothesis"] = system.lines[index]
             sentence[f"{prefix}chrf"] = system.chrf[index]
             sentence[f"{prefix}bleu"] = system.bleu[index]
+        if "baseline_chrf" in sentence:
+            sentence["chrf_difference"] = sentence["chrf"] - sentence["baseline_chrf"]
         sentence["oddities"] = []
     for name, lines in odd.items():
         for number in lines:
@@ -216,14 +228,13 @@ def _sentences(
 
 def _examples(sentences: list[dict[str, Any]], n: int) -> dict[str, list[dict[str, Any]]]:
     """The worst and best sentences, of equals the longest first; and those in which two systems differ most."""
-    ranked = sorted(sentences, key=lambda entry: (entry["chrf"], -len(entry["reference"]), entry["line"]))
-    best = sorted(sentences, key=lambda entry: (-entry["chrf"], -len(entry["reference"]), entry["line"]))
+    told = [entry for entry in sentences if entry["reference"].strip() or entry["hypothesis"].strip()]
+    ranked = sorted(told, key=lambda entry: (entry["chrf"], -len(entry["reference"]), entry["line"]))
+    best = sorted(told, key=lambda entry: (-entry["chrf"], -len(entry["reference"]), entry["line"]))
     examples = {"worst": ranked[:n], "best": best[:n]}
     if sentences and "baseline" in sentences[0]:
         differences = [
-            (entry["chrf"] - entry["baseline_chrf"], entry)
-            for entry in sentences
-            if entry["hypothesis"] != entry["baseline"]
+            (entry["chrf_difference"], entry) for entry in sentences if entry["hypothesis"] != entry["baseline"]
         ]
         for name, sign in (("gained", 1), ("lost", -1)):
             found = [pair for pair in differences if sign * pair[0] > 0]

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from string import ascii_lowercase
 from typing import Any
 
-from mt.evaluate.metrics import Metric, metric_keys
+from mt.evaluate.metrics import Metric, metric_keys, reference_sets
 from mt.evaluate.scores import scored_test_set
-from mt.evaluate.significance import BETTER, DEFAULT_SAMPLES, NO_DIFFERENCE, WORSE, compare, listed
+from mt.evaluate.significance import (
+    BETTER,
+    DEFAULT_SAMPLES,
+    LARGEST_P,
+    NO_DIFFERENCE,
+    SAMPLE_NAMES,
+    WORSE,
+    compare,
+    listed,
+)
 from mt.units import format_duration
 
 COMPARED_METRICS = ("bleu", "chrf")  # unless others are asked for: each takes a test for each pair of systems
@@ -33,8 +42,12 @@ class System:
 class SharedSet:
     """A test set that all systems have translated."""
 
-    references: Sequence[str]
+    references: Sequence[str] | Sequence[Sequence[str]]  # one set, or a list of sets
     tgt_lang: str
+
+    @property
+    def n_lines(self) -> int:
+        return len(reference_sets(self.references)[0])
 
 
 def comparison_facts(
@@ -54,11 +67,11 @@ def comparison_facts(
         n_confidence_samples: of intervals of the scores; 0 for none.
     Returns:
         {"systems": [{"name", …figures}], "test", "n_samples", "test_sets": {NAME: {"n_lines", "metrics": [{"name",
-        "signature", "scores": [{"score", "confidence"}], "groups": [["a"], ["a", "b"], …], "ranking", "pairs":
-        [{"first", "second", "p", "verdict"}], "verdict"}]}}, "differences": {key: [value]}, "training": [curves or
-        None]}. Lists are in the order of the systems, but for the ranking: their numbers from 0, best first. `first`
-        and `second` are such numbers, too, and the verdict of a pair is of the first. Systems that share a letter of
-        their groups cannot be told apart, and those that share none can.
+        "signature", "test_signature", "scores": [{"score", "confidence"}], "groups": [["a"], ["a", "b"], …],
+        "ranking", "pairs": [{"first", "second", "p", "verdict"}], "verdict"}]}}, "differences": {key: [value]},
+        "training": [curves or None]}. Lists are in the order of the systems, but for the ranking: their numbers from
+        0, best first. `first` and `second` are such numbers, too, and the verdict of a pair is of the first. Systems
+        that share a letter of their groups cannot be told apart, and those that share none can.
     Raises:
         DataError: different numbers of lines.
         ConfigError: an unknown metric; too few or too many samples.
@@ -66,7 +79,7 @@ def comparison_facts(
     keys = metric_keys(metrics or COMPARED_METRICS)
     sets = {
         name: {
-            "n_lines": len(one.references),
+            "n_lines": one.n_lines,
             "metrics": [_compared(systems, name, one, key, test, n_samples or 0, n_confidence_samples) for key in keys],
         }
         for name, one in test_sets.items()
@@ -102,14 +115,15 @@ def _compared(
         scored_test_set(one, shared.references, [key], n_confidence_samples, shared.tgt_lang)["scores"][0]
         for one in lines
     ]
-    pairs = _pairs(lines, shared, key, test, n_samples)
-    more_is_better = Metric(key, [shared.references], shared.tgt_lang).more_is_better
+    more_is_better = Metric(key, reference_sets(shared.references), shared.tgt_lang).more_is_better
     values = [entry["score"] for entry in entries]
-    same = {(pair["first"], pair["second"]) for pair in pairs if pair["verdict"] == NO_DIFFERENCE}
     ranking = sorted(range(len(values)), key=lambda i: -values[i] if more_is_better else values[i])
+    pairs, test_signature = _pairs(lines, ranking, shared, key, test, n_samples)
+    same = {frozenset((pair["first"], pair["second"])) for pair in pairs if pair["verdict"] == NO_DIFFERENCE}
     entry = {
         "name": entries[0]["name"],
         "signature": entries[0]["signature"],
+        "test_signature": test_signature,
         "scores": [{name: score[name] for name in ("score", "confidence") if name in score} for score in entries],
         "groups": letters(ranking, same),
         "ranking": ranking,
@@ -119,34 +133,37 @@ def _compared(
 
 
 def _pairs(
-    lines: Sequence[Sequence[str]], shared: SharedSet, key: str, test: str, n_samples: int
-) -> list[dict[str, Any]]:
-    pairs = []
-    for second in range(1, len(lines)):
+    lines: Sequence[Sequence[str]], ranking: Sequence[int], shared: SharedSet, key: str, test: str, n_samples: int
+) -> tuple[list[dict[str, Any]], str]:
+    """Each system against the worse ones, so that it makes no difference in which order they are given; a signature."""
+    pairs, signature = [], ""
+    for place in range(1, len(ranking)):
+        worse = ranking[place]
         found = compare(
-            (str(second), lines[second]),
-            {str(first): lines[first] for first in range(second)},
+            (str(worse), lines[worse]),
+            {str(better): lines[better] for better in ranking[:place]},
             shared.references,
             [key],
             test,
             n_samples,
             tgt_lang=shared.tgt_lang,
         )
-        for first in range(second):
-            (one,) = found[str(first)]
-            pairs.append({"first": first, "second": second, "p": one.p, "verdict": one.verdict})
-    return pairs
+        for better in ranking[:place]:
+            (one,) = found[str(better)]
+            signature = one.signature
+            pairs.append({"first": better, "second": worse, "p": one.p, "verdict": one.verdict})
+    return pairs, signature
 
 
-def letters(ranking: Sequence[int], same: set[tuple[int, int]]) -> list[list[str]]:
+def letters(ranking: Sequence[int], same: Collection[frozenset[int]]) -> list[list[str]]:
     """A compact letter display: two systems share a letter if, and only if, they cannot be told apart.
 
     Args:
         ranking: the systems, best first; the best one has an a.
-        same: pairs that cannot be told apart, the smaller number first.
+        same: pairs that cannot be told apart.
     Source: Piepho 2004, An algorithm for a letter-based representation of all-pairwise comparisons.
     """
-    neighbours = {i: {j for j in ranking if (min(i, j), max(i, j)) in same} for i in ranking}
+    neighbours = {i: {j for j in ranking if frozenset((i, j)) in same} for i in ranking}
     rank = {system: place for place, system in enumerate(ranking)}
     groups = sorted(sorted(rank[i] for i in group) for group in _cliques(set(), set(ranking), set(), neighbours))
     found: list[list[str]] = [[] for _ in ranking]
@@ -159,11 +176,15 @@ def letters(ranking: Sequence[int], same: set[tuple[int, int]]) -> list[list[str
 def _cliques(
     chosen: set[int], candidates: set[int], seen: set[int], neighbours: Mapping[int, set[int]]
 ) -> list[set[int]]:
-    """Largest sets of systems of which each two are neighbours (Bron and Kerbosch 1973)."""
+    """Largest sets of systems of which each two are neighbours.
+
+    Source: Bron and Kerbosch 1973, with the pivot of Tomita et al. 2006.
+    """
     if not candidates and not seen:
         return [chosen]
+    pivot = max(candidates | seen, key=lambda one: len(candidates & neighbours[one]))
     found = []
-    for one in sorted(candidates):
+    for one in sorted(candidates - neighbours[pivot]):
         found += _cliques(chosen | {one}, candidates & neighbours[one], seen & neighbours[one], neighbours)
         candidates = candidates - {one}
         seen = seen | {one}
@@ -183,9 +204,9 @@ def _verdict(entry: Mapping[str, Any], names: Sequence[str]) -> str:
     if not equal:
         return f"{names[best]} is better than {'all others' if len(others) > 1 else names[others[0]]}"
     if len(others) == 1:
-        return f"{NO_DIFFERENCE} between {names[0]} and {names[1]}"
+        return f"{NO_DIFFERENCE.capitalize()} between {names[0]} and {names[1]}"
     if len(equal) == len(others):
-        return f"{NO_DIFFERENCE} between {names[best]}, which has the best score, and any other"
+        return f"{NO_DIFFERENCE.capitalize()} between {names[best]}, which has the best score, and any other"
     return f"{names[best]} has the best score, with {NO_DIFFERENCE} from {listed([names[i] for i in equal])}"
 
 
@@ -212,7 +233,7 @@ def p_of(entry: Mapping[str, Any], one: int, other: int) -> tuple[int, str] | No
 
 def comparison_text(facts: Mapping[str, Any]) -> str:
     """A table for each test set, what can be told apart, and how the configs differ."""
-    kind = {"randomisation": "shuffles", "bootstrap": "bootstrap samples"}[facts["test"]]
+    kind = SAMPLE_NAMES[facts["test"]]
     lines = []
     for name, entry in facts["test_sets"].items():
         lines.append(f"{name} ({entry['n_lines']:,} lines; paired tests, {facts['n_samples']:,} {kind})")
@@ -221,7 +242,7 @@ def comparison_text(facts: Mapping[str, Any]) -> str:
     if any(
         len({*map(tuple, metric["groups"])}) > 1 for entry in facts["test_sets"].values() for metric in entry["metrics"]
     ):
-        lines.append("Systems that share a letter cannot be told apart at p < 0.05.")
+        lines.append(f"Systems that share a letter cannot be told apart at p < {LARGEST_P}.")
     lines += _difference_lines(facts)
     return "\n".join(lines)
 
@@ -236,18 +257,20 @@ def _rows(facts: Mapping[str, Any], entry: Mapping[str, Any]) -> list[list[str]]
     rows = [["system", *(metric["name"].partition(" (")[0] for metric in entry["metrics"]), *figures.values()]]
     for i in entry["metrics"][0]["ranking"]:
         system = facts["systems"][i]
-        scores = [f"{_score(metric['scores'][i])} {''.join(metric['groups'][i]):<2}" for metric in entry["metrics"]]
-        rows.append([system["name"], *scores, *(_figure(key, system.get(key)) for key in figures)])
+        scores = [f"{score_text(metric['scores'][i])} {''.join(metric['groups'][i]):<2}" for metric in entry["metrics"]]
+        rows.append([system["name"], *scores, *(figure_text(key, system.get(key)) for key in figures)])
     return rows
 
 
-def _score(score: Mapping[str, Any]) -> str:
+def score_text(score: Mapping[str, Any]) -> str:
+    """Rounded, with the half width of its interval."""
     confidence = score.get("confidence")
     interval = f" ± {(confidence['high'] - confidence['low']) / 2:.2f}" if confidence else ""
     return f"{score['score']:.2f}{interval}"
 
 
-def _figure(key: str, value: Any) -> str:
+def figure_text(key: str, value: Any) -> str:
+    """One of FIGURES."""
     if value is None:
         return "–"
     return format_duration(value) if key == "train_seconds" else f"{value:,}"

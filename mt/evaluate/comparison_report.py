@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mt.evaluate.comparison import known_figures, p_of, verdicts
-from mt.evaluate.markdown import as_code, as_text, markdown_table
-from mt.evaluate.report import made_at, origin_facts, packages, short_name, write_files
-from mt.evaluate.significance import NO_DIFFERENCE
+from mt.evaluate.comparison import figure_text, known_figures, p_of, score_text, verdicts
+from mt.evaluate.markdown import as_code, as_text, made_by, markdown_table
+from mt.evaluate.report import AXES, made_at, origin_facts, packages, short_name, write_files
+from mt.evaluate.significance import LARGEST_P, NO_DIFFERENCE, TEST_NAMES
 from mt.facts import Facts, code, facts_json, number_at, shown_value
 from mt.page import (
     Cell,
@@ -27,11 +27,9 @@ from mt.page import (
     subheading,
     table,
 )
-from mt.units import format_duration
 
 KIND = "comparison"
-_TESTS = {"randomisation": "paired approximate randomisation", "bootstrap": "paired bootstrap resampling"}
-_GROUPS = "Systems that share a letter cannot be told apart at p < 0.05; those that share none can."
+_GROUPS = f"Systems that share a letter cannot be told apart at p < {LARGEST_P}; those that share none can."
 
 
 def write_report(facts: Facts, folder: Path) -> None:
@@ -83,7 +81,9 @@ def _test_set(facts: Facts, name: str) -> Section:
             for key in figures
         ]
         rows.append(row)
-    signatures: list[list[Cell]] = [[short_name(metric["name"]), code(metric["signature"])] for metric in metrics]
+    signatures: list[list[Cell]] = [
+        [short_name(metric["name"]), code(metric["signature"]), code(metric["test_signature"])] for metric in metrics
+    ]
     return section(
         name,
         paragraph(number_at(facts, "test_sets", name, "n_lines").html(), " lines"),
@@ -91,12 +91,12 @@ def _test_set(facts: Facts, name: str) -> Section:
         origin(_GROUPS),
         *(_pairs(facts, name, m) for m in range(len(metrics))),
         origin(
-            f"By {_TESTS[facts['test']]} with ",
+            f"By {TEST_NAMES[facts['test']]} with ",
             number_at(facts, "n_samples").html(),
             " samples for each pair: p is how often chance alone makes a difference as large. Of twenty pairs of equal "
             "systems, one is called different by chance.",
         ),
-        table(["Metric", "Signature"], signatures, sortable=False),
+        table(["Metric", "Signature", "Of the test"], signatures, sortable=False),
     )
 
 
@@ -125,12 +125,8 @@ def _pairs(facts: Facts, name: str, m: int) -> Html:
 
 def _curves(facts: Facts) -> Section | None:
     charts = []
-    for x, label, divisor in (
-        ("step", "updates", 1.0),
-        ("n_tgt_tokens", "target tokens", 1.0),
-        ("train_seconds", "minutes", 60.0),
-    ):
-        series = _series(facts, x, divisor)
+    for x, label in AXES.items():
+        series = _series(facts, x)
         if series:
             charts.append(
                 line_chart(f"BLEU on the validation set against {label}", series, x_label=label, y_label="BLEU")
@@ -141,7 +137,7 @@ def _curves(facts: Facts) -> Section | None:
     return section("Training", side_by_side(*charts), note)
 
 
-def _series(facts: Facts, x: str, divisor: float) -> list[Series]:
+def _series(facts: Facts, x: str) -> list[Series]:
     """A line for each run that has some; two models of one run have one together."""
     found: list[Series] = []
     for i, training in enumerate(facts["training"]):
@@ -150,9 +146,8 @@ def _series(facts: Facts, x: str, divisor: float) -> list[Series]:
             continue
         if any(curve == facts["training"][j]["curves"]["valid"] for j in range(i) if facts["training"][j]):
             continue
-        xs = [value if divisor == 1 else value / divisor for value in curve[x]]
-        key = key_path("training", i, "curves", "valid", "valid_bleu")
-        found.append(Series(facts["systems"][i]["name"], xs, curve["valid_bleu"], key))
+        y_key, x_key = (key_path("training", i, "curves", "valid", name) for name in ("valid_bleu", x))
+        found.append(Series(facts["systems"][i]["name"], curve[x], curve["valid_bleu"], y_key, x_key=x_key))
     return found
 
 
@@ -172,22 +167,24 @@ def _differences(facts: Facts) -> Section:
 
 def comparison_markdown(facts: Facts) -> str:
     """The tables of a comparison, ending with a line break."""
-    parts = ["# Comparison"]
+    title = ", ".join(as_text(system["name"]) for system in facts["systems"])
+    parts = [f"# Comparison of {title}"]
     for name, entry in facts["test_sets"].items():
         parts += [f"## {as_text(name)}, {entry['n_lines']:,} lines", _scores(facts, entry), _GROUPS]
         parts += [as_text(sentence) for sentence in verdicts(entry)]
         parts.append(
-            f"{_TESTS[facts['test']].capitalize()}, {facts['n_samples']:,} samples. Signatures: {_signed(entry)}."
+            f"{TEST_NAMES[facts['test']].capitalize()}, {facts['n_samples']:,} samples. Signatures: {_signed(entry)}."
         )
     names = [as_text(system["name"]) for system in facts["systems"]]
     rows = [[as_code(key), *(as_code(str(one)) for one in values)] for key, values in facts["differences"].items()]
     parts.append("## Configs")
     parts.append(markdown_table(["Setting", *names], rows, len(names) + 1) if rows else "The configs are the same.")
+    parts.append(made_by(facts))
     return "\n\n".join(parts) + "\n"
 
 
 def _signed(entry: Mapping[str, Any]) -> str:
-    return ", ".join(as_code(metric["signature"]) for metric in entry["metrics"])
+    return ", ".join(as_code(metric["test_signature"]) for metric in entry["metrics"])
 
 
 def _scores(facts: Facts, entry: Mapping[str, Any]) -> str:
@@ -196,12 +193,6 @@ def _scores(facts: Facts, entry: Mapping[str, Any]) -> str:
     rows: list[Sequence[str]] = []
     for i in entry["metrics"][0]["ranking"]:
         system = facts["systems"][i]
-        scores = [f"{metric['scores'][i]['score']:.2f} {' '.join(metric['groups'][i])}" for metric in entry["metrics"]]
-        rows.append([as_text(system["name"]), *scores, *(_figure(key, system.get(key)) for key in figures)])
+        scores = [f"{score_text(metric['scores'][i])} {' '.join(metric['groups'][i])}" for metric in entry["metrics"]]
+        rows.append([as_text(system["name"]), *scores, *(figure_text(key, system.get(key)) for key in figures)])
     return markdown_table([*headers, *(title.capitalize() for title in figures.values())], rows)
-
-
-def _figure(key: str, value: Any) -> str:
-    if value is None:
-        return "–"
-    return format_duration(value) if key == "train_seconds" else f"{value:,}"

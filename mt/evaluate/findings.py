@@ -122,7 +122,9 @@ def _compared(translated: TranslatedSet, baseline: Sequence[str], system: str, q
     )[system]
     return {
         "scores": [
-            {key: value for key, value in asdict(comparison).items() if value is not None} for comparison in comparisons
+            {key: value for key, value in asdict(comparison).items() if value is not None}
+            | {"difference": comparison.score - comparison.baseline_score}
+            for comparison in comparisons
         ],
         "verdict": sentence(system, str(question.baseline), comparisons),
     }

@@ -6,14 +6,17 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from mt.evaluate.significance import TEST_NAMES
 from mt.facts import Facts
 from mt.page import harmless
 from mt.units import format_count, format_duration
 
-_MOST_CHARS = 300  # of a text
-_MOST_EXAMPLES = 5  # of each kind
+_MOST_CHARS = 200  # of a text
+_MOST_EXAMPLES = 3  # of each kind
 # What means something to Markdown, to HTML inside of it, or to GitHub, where $…$ is a formula.
-_MEANINGFUL = re.compile(r"[\\`*_\[\]<>#|~$&]|(?<=:)/(?=/)|(?<=www)\.|^[-+=]")
+_MEANINGFUL = re.compile(r"[\\`*_\[\]<>#~&]|^[-+=]")
+# Where a backslash is not enough: GitHub sees formulas and links before it sees that, and tables split at bars.
+_STUBBORN = re.compile(r"[$|]|(?<=:)/(?=/)|(?<=www)\.")
 _NUMBERED = re.compile(r"^(\d+)([.)])")  # an entry of a list
 
 
@@ -22,8 +25,9 @@ def as_text(text: str) -> str:
     line = " ".join(harmless(text).split())
     if len(line) > _MOST_CHARS:
         line = f"{line[:_MOST_CHARS]}…"
-    line = _MEANINGFUL.sub(lambda match: f"&#{ord(match[0])};", line)
-    return _NUMBERED.sub(lambda match: f"{match[1]}&#{ord(match[2])};", line)
+    line = _MEANINGFUL.sub(r"\\\g<0>", line)
+    line = _STUBBORN.sub(lambda match: f"&#{ord(match[0])};", line)
+    return _NUMBERED.sub(r"\1\\\2", line)
 
 
 def as_code(text: str) -> str:
@@ -64,17 +68,29 @@ def report_markdown(facts: Facts) -> str:
 
 
 def _facts_of_training(facts: Facts) -> str:
-    if "steps" not in facts:
-        return ""
-    return (
-        f"{format_count(facts['n_parameters'])} parameters, {facts['steps']:,} updates, {facts['n_tgt_tokens']:,} "
-        f"target tokens in {format_duration(facts['train_seconds'])}."
-    )
+    """Which model it is, and what it took."""
+    parts = []
+    if facts.get("src_lang"):
+        parts.append(f"{as_text(facts['src_lang'])} → {as_text(facts['tgt_lang'])}")
+    manifest: Any = facts.get("manifest") or {}
+    if "description" in manifest:
+        parts.append(as_text(manifest["description"]))
+        parts.append(f"a beam of {manifest['settings'].get('decode.beam_size')}")
+    if facts.get("n_parameters"):
+        parts.append(f"{format_count(facts['n_parameters'])} parameters")
+    if facts.get("steps"):
+        parts.append(f"{facts['steps']:,} updates")
+    if facts.get("n_tgt_tokens"):
+        parts.append(f"{facts['n_tgt_tokens']:,} target tokens")
+    if facts.get("train_seconds"):
+        parts.append(f"{format_duration(facts['train_seconds'])} of training")
+    return f"{', '.join(parts)}." if parts else ""
 
 
 def _warnings(facts: Facts) -> list[str]:
     lines = [(name, line) for name, lines in facts.get("warnings", {}).items() for line in lines]
-    return [f"**Warning:** {as_text(name)}: {as_text(line)}" for name, line in lines]
+    notes = [f"Note: {as_text(note)}" for note in facts.get("notes", [])]
+    return [*(f"**Warning:** {as_text(name)}: {as_text(line)}" for name, line in lines), *notes]
 
 
 def _scores(facts: Facts) -> list[str]:
@@ -98,7 +114,6 @@ def _comparison(facts: Facts) -> list[str]:
     rows, verdicts = [], []
     for name, entry in comparison["test_sets"].items():
         for score in entry["scores"]:
-            difference = score["score"] - score["baseline_score"]
             rows.append(
                 [
                     as_text(name),
@@ -106,14 +121,13 @@ def _comparison(facts: Facts) -> list[str]:
                     as_text(score["verdict"]),
                     f"{score['score']:.2f}",
                     f"{score['baseline_score']:.2f}",
-                    f"{difference:+.2f}",
+                    f"{score['difference']:+.2f}",
                     f"{score['p']:.4f}",
                 ]
             )
         verdicts.append(f"{as_text(name)}: {as_text(entry['verdict'])}.")
     headers = ["Test set", "Metric", "The system is", "System", "Baseline", "Difference", "p"]
-    kind = {"randomisation": "Paired approximate randomisation", "bootstrap": "Paired bootstrap resampling"}
-    note = f"{kind[comparison['test']]}, {comparison['n_samples']:,} samples; the baseline is "
+    note = f"{TEST_NAMES[comparison['test']].capitalize()}, {comparison['n_samples']:,} samples; the baseline is "
     return [
         "## Against the baseline",
         markdown_table(headers, rows, 3),
@@ -164,7 +178,23 @@ def _chrf(entry: Facts) -> str:
 
 
 def _origin(facts: Facts) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     manifest: Any = facts.get("manifest") or {}
+    changed = [
+        f"{as_code(key)} {as_code(str(manifest['settings'][key]))}"
+        for key in manifest.get("changed", [])
+        if key in manifest["settings"]
+    ]
+    parts = [f"Settings that are not the defaults: {', '.join(changed)}."] if changed else []
+    return "\n\n".join([*parts, made_by(facts)])
+
+
+def made_by(facts: Facts) -> str:
+    """When, by which command, and with which versions."""
+    packages = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    commit = f", commit {as_code(facts['commit'])}" if facts.get("commit") else ""
+    manifest: Any = facts.get("manifest") or {}
+    starts = manifest.get("starts") or []
+    trained = f" Trained by commit {as_code(str(starts[-1].get('commit')))}." if starts else ""
     corpus = f" Data {as_code(manifest['corpus']['fingerprint'])}." if manifest else ""
-    return f"Made at {facts['made_at']} by {as_code(facts['command'])} with {as_text(versions)}.{corpus}"
+    made = f"Made at {facts['made_at']} by {as_code(facts['command'])} with {as_text(packages)}{commit}."
+    return f"{made}{trained}{corpus}"

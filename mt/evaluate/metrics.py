@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib.util
 import logging
 import os
@@ -15,6 +16,7 @@ from typing import Any, cast
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
+from sacrebleu.significance import _bootstrap_resample
 
 from mt.errors import ConfigError, DataError
 
@@ -22,6 +24,7 @@ METRICS = ("bleu", "chrf", "chrf++", "bleu-lc", "ter", "bleu-2017")  # as they a
 DEFAULT_METRICS = ("bleu", "chrf", "chrf++", "bleu-lc")
 SEED = 12_345  # sacreBLEU's own default
 FEWEST_SAMPLES = 100  # with fewer, an interval of 95% leaves out nothing
+_LINES_AT_ONCE = 5_000  # whose n-grams are in memory together
 _MOST_BYTES = 8 << 30  # that sacreBLEU's samples, which it draws all at once, may take
 
 # What a metric is called in tables and reports; sacreBLEU calls three of them BLEU.
@@ -92,7 +95,13 @@ class Metric:
         if key == "bleu-2017":
             self._read, self._signature_suffix = _splitter_of_2017(tgt_lang)
         self.n_lines = len(references[0])
-        self.sacrebleu = _MAKERS[key](references=[self.text(lines) for lines in references])
+        self._references = references
+        self._uncached = _MAKERS[key]()
+
+    @functools.cached_property
+    def sacrebleu(self) -> Any:
+        """sacreBLEU's metric with all that it counts in the references: up to 50 KB a line."""
+        return _MAKERS[self.key](references=[self.text(lines) for lines in self._references])
 
     def text(self, lines: Sequence[str]) -> Sequence[str]:
         """What sacreBLEU is given of hypotheses or references."""
@@ -106,22 +115,31 @@ class Metric:
         """
         if n_samples:
             check_samples(n_samples, self.n_lines, self.bytes_of_a_bootstrapped_line)
+        rows = self.statistics(hypotheses)
         with sacrebleu_quiet(SEED):
-            result = self.sacrebleu.corpus_score(self.text(hypotheses), None, n_bootstrap=n_samples or 1)
+            result = self._uncached._aggregate_and_compute(rows)
+            if n_samples:
+                self._uncached.n_bootstrap = n_samples
+                self._uncached.seed, samples = _bootstrap_resample(rows, self._uncached, n_samples)
+                result.estimate_ci(samples)
         confidence = None
         if n_samples:
             mean, half_width = float(result._mean), float(result._ci)
             confidence = Confidence(mean, mean - half_width, mean + half_width, n_samples)
-        return Score(self.name, float(result.score), self.signature(self.sacrebleu.get_signature()), confidence)
+        return Score(self.name, float(result.score), self.signature(self._uncached.get_signature()), confidence)
 
     def statistics(self, hypotheses: Sequence[str]) -> list[list[float]]:
         """sacreBLEU's counts of each line; a score is computed from their sums over some lines."""
-        rows: list[list[float]] = self.sacrebleu._extract_corpus_statistics(self.text(hypotheses), None)
+        rows: list[list[float]] = []
+        for start in range(0, self.n_lines, _LINES_AT_ONCE):
+            part = slice(start, start + _LINES_AT_ONCE)
+            references = [self.text(lines[part]) for lines in self._references]
+            rows += self._uncached._extract_corpus_statistics(self.text(hypotheses[part]), references)
         return rows
 
     def score_of(self, sums: Sequence[float]) -> float:
         """The figure that sums of statistics give."""
-        return float(self.sacrebleu._compute_score_from_stats(list(sums)).score)
+        return float(self._uncached._compute_score_from_stats(list(sums)).score)
 
     def signature(self, of_sacrebleu: Any) -> str:
         """sacreBLEU's signature, with what was done to the text before sacreBLEU got it."""
@@ -146,6 +164,9 @@ def metric_keys(names: Sequence[str] | None) -> list[str]:
         return list(DEFAULT_METRICS)
     for name in names:
         if name not in (*METRICS, "all"):
+            if "," in name:
+                each = " ".join(f"--metric {part.strip()}" for part in name.split(",") if part.strip())
+                raise ConfigError(f"metric: expected one name, got {name}: give {each}")
             close = difflib.get_close_matches(name.lower(), (*METRICS, "all"), n=1)
             hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(METRICS)}, all"
             raise ConfigError(f"metric: no metric is called {name}, {hint}")
@@ -230,6 +251,9 @@ def _splitter_of_2017(tgt_lang: str) -> tuple[Callable[[str], str], str]:
     _require_sacremoses()
     import sacremoses
 
+    # For languages that it does not know, Moses takes the English rules; the signature shall say so.
+    if tgt_lang not in sacremoses.corpus.NonbreakingPrefixes().available_langs.values():
+        tgt_lang = "en"
     tokenizer = sacremoses.MosesTokenizer(lang=tgt_lang)
 
     def read(line: str) -> str:

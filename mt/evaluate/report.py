@@ -13,15 +13,18 @@ The facts; of those after test_sets anything may be missing:
                  n_samples}}]}}
     valid        the same of the validation set, of a run
     comparison   {system, baseline, test, n_samples, test_sets: {NAME: {scores: [{name, score, baseline_score, p,
-                 verdict, signature, mean, low, high}], verdict}}}
+                 difference, verdict, signature, mean, low, high}], verdict}}}
     warnings     {NAME: [line]}
     analysis     {NAME: what mt.evaluate.analysis.analyse returns, without its sentences}
     sentences    {NAME: [sentence]}: all lines, or MOST_SENTENCES of them, evenly
     training     what mt.evaluate.runs.training_facts returns
-    manifest     what mt.evaluate.runs.manifest_facts returns
+    manifest     what the model stands on: description, settings {key: value}, changed [key], model {averaged_steps,
+                 step, commit, versions, hardware, sha256}, starts [{started_at, command, commit, versions, hardware}],
+                 corpus {fingerprint, train, valid, test}, translation {device, precision, hardware}
 
-The report of a run has besides: name, steps, train_seconds, n_src_tokens, n_tgt_tokens, src_fill, tgt_fill,
-n_parameters, basis {averaged_steps, decode}, best {step, bleu or loss}.
+The report of a model has besides, as far as known: steps, train_seconds, n_tgt_tokens, n_parameters; that of a run:
+name, n_src_tokens, src_fill, tgt_fill, basis {averaged_steps, decode}, best {step, bleu or loss}, notes [line],
+translations {NAME: SHA-256}.
 """
 
 from __future__ import annotations
@@ -29,15 +32,24 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from mt.checkpoint import write_text
+from mt.checkpoint import cannot_be_written, write_text
+from mt.decode.oddities import (
+    FEWEST_COPIES,
+    FEWEST_REPEATED_TOKENS,
+    LONGEST_EXTRA,
+    LONGEST_PERIOD,
+    LONGEST_RATIO,
+    SHORTEST_LESS,
+)
 from mt.errors import ConfigError
 from mt.evaluate.markdown import report_markdown
-from mt.evaluate.significance import NO_DIFFERENCE
+from mt.evaluate.significance import NO_DIFFERENCE, TEST_NAMES
 from mt.facts import Facts, code, facts_json, number_at, shown_value
 from mt.page import (
     Cell,
@@ -68,9 +80,11 @@ from mt.runtime import source_commit, versions
 
 JSON_NAME, HTML_NAME, MARKDOWN_NAME = "report.json", "report.html", "report.md"
 KIND, FORMAT_VERSION = "evaluation", 1
+_OTHERS = {"run.json": "a run", "manifest.json": "a model or a prepared corpus"}  # what lies there, by a file of it
 MOST_SENTENCES = 5_000  # of a test set
 _OPEN_SENTENCES = 1_000  # up to so many in all, tables of sentences are unfolded
 
+AXES = {"step": "updates", "n_tgt_tokens": "target tokens", "train_minutes": "minutes"}  # of curves of training
 ODDITIES = {
     "empty": "Empty",
     "repetitions": "In a loop",
@@ -81,6 +95,15 @@ ODDITIES = {
 
 
 # --------------------------------------------------------------------------------------------------- facts and files
+
+
+_ODDITY_RULES = (
+    f"In a loop: up to {LONGEST_PERIOD} words come {FEWEST_COPIES} times in a row or more often, at least "
+    f"{FEWEST_REPEATED_TOKENS} words are repeated, and more than twice as many as in the {{side}}. Far too long: over "
+    f"{LONGEST_RATIO} words for each of the {{side}}, and {LONGEST_EXTRA} more; far too short: under a third of its "
+    f"words, less {SHORTEST_LESS}. Translations made by people pass. Numbers: those of the reference, if the source "
+    "has them too; it makes no difference how thousands and decimals are written."
+)
 
 
 def evaluation_facts(system: str, **facts: Any) -> dict[str, Any]:
@@ -119,7 +142,7 @@ def _evenly(sentences: Sequence[Any]) -> list[Any]:
 
 
 def check_folder(folder: Path) -> None:
-    """Whether a report may be written there, before hours are spent on what it says.
+    """Whether a report may be written there, before hours are spent on what it says; nothing is made yet.
 
     Raises:
         ConfigError: it is a file, cannot be written, or has another kind of report, or a run, in it.
@@ -127,26 +150,31 @@ def check_folder(folder: Path) -> None:
     try:
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"report: {folder} is a file: give a folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        holds = "a run" if (folder / "run.json").exists() else _other_report(folder / JSON_NAME)
-        if holds:
-            raise ConfigError(f"report: {folder} holds {holds}, whose {JSON_NAME} would be lost: give another folder")
-        probe = folder / f".{JSON_NAME}.writing"
-        probe.touch()
-        probe.unlink()
+        if folder.suffix in (".html", ".json", ".md") and not folder.exists():
+            raise ConfigError(f"report: {folder}: give a folder, where {HTML_NAME} and the others will lie")
+        inside = folder.resolve()
+        for place in (inside, *inside.parents[:2]):
+            for name, what in _OTHERS.items():
+                if (place / name).exists():
+                    raise ConfigError(f"report: {folder} is part of {what} ({place}): give a folder of its own")
+        if _is_other_report(folder / JSON_NAME):
+            raise ConfigError(f"report: {folder} holds another {JSON_NAME}, which would be lost: give another folder")
+        existing = next(place for place in (inside, *inside.parents) if place.exists())
+        with tempfile.TemporaryFile(dir=existing):
+            pass
     except OSError as error:
         raise ConfigError(f"report: {folder} cannot be written: {error.strerror}") from None
 
 
-def _other_report(path: Path) -> str:
-    """What a report.json is, where it is not that of an evaluation."""
+def _is_other_report(path: Path) -> bool:
+    """Whether there is a report.json that is not that of an evaluation."""
     try:
         kind = json.loads(path.read_text(encoding="utf-8"))["kind"]
     except FileNotFoundError:
-        return ""
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another report"
-    return "" if kind in (KIND, "comparison") else "another report"
+        return False
+    except (ValueError, KeyError, TypeError):
+        return True
+    return kind not in (KIND, "comparison")
 
 
 def write_report(facts: Facts, folder: Path) -> None:
@@ -159,11 +187,19 @@ def write_report(facts: Facts, folder: Path) -> None:
 
 
 def write_files(folder: Path, json_text: str, markdown: str, html: str) -> None:
-    """The three files of a report."""
-    # The facts first, so that they are safe whatever comes.
-    write_text(folder / JSON_NAME, json_text)
-    write_text(folder / MARKDOWN_NAME, markdown)
+    """The three files of a report; the folder is made where there is none.
+
+    Raises:
+        CheckpointError: one cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_be_written(folder, error) from error
     write_text(folder / HTML_NAME, html)
+    write_text(folder / MARKDOWN_NAME, markdown)
+    # Last, since it says whether a report stands: after a kill in between, all three are written again.
+    write_text(folder / JSON_NAME, json_text)
 
 
 # --------------------------------------------------------------------------------------------------- the page
@@ -201,7 +237,8 @@ def _summary(facts: Facts) -> list[str]:
     for name, entry in facts["test_sets"].items():
         for i, score in enumerate(entry["scores"][:2]):
             number = number_at(facts, "test_sets", name, "scores", i, "score")
-            figures.append((f"{short_name(score['name'])} on {name}", number, _interval(score.get("confidence"))))
+            interval = _interval(facts, ("test_sets", name, "scores", i, "confidence")) if "confidence" in score else ""
+            figures.append((f"{short_name(score['name'])} on {name}", number, interval))
     for label, key, unit in (
         ("Updates", "steps", "count"),
         ("Time of training", "train_seconds", "seconds"),
@@ -215,11 +252,12 @@ def _summary(facts: Facts) -> list[str]:
         for name, lines in facts.get("warnings", {}).items()
         for line in lines
     ]
+    notes = [notice(note) for note in facts.get("notes", [])]
     verdicts = [
         paragraph(element("strong", {}, f"{name}: " if len(facts["test_sets"]) > 1 else ""), f"{entry['verdict']}.")
         for name, entry in facts.get("comparison", {}).get("test_sets", {}).items()
     ]
-    return [made_at(facts), *warnings, tiles(figures), *verdicts]
+    return [made_at(facts), *warnings, *notes, tiles(figures), *verdicts]
 
 
 def made_at(facts: Facts) -> Html:
@@ -229,10 +267,9 @@ def made_at(facts: Facts) -> Html:
     return paragraph(f"Made at {when}. ", files)
 
 
-def _interval(confidence: Facts | None) -> str:
-    if confidence is None:
-        return ""
-    return f"95% between {confidence['low']:.2f} and {confidence['high']:.2f}"
+def _interval(facts: Facts, path: tuple[str | int, ...]) -> Html:
+    low, high = (number_at(facts, *path, end).html() for end in ("low", "high"))
+    return joined(["95% between ", low, " and ", high])
 
 
 # Scores.
@@ -272,10 +309,8 @@ def _scores(facts: Facts) -> Section:
             table(headers, rows, sortable=False),
         ]
     note = "sacreBLEU's figures: equal to what its command prints. Scores with different signatures are not comparable."
-    if "best" in facts and facts["best"] is not None:
-        steps = facts["basis"]["averaged_steps"]
-        model = f"the average of {len(steps)} checkpoints" if len(steps) > 1 else "one checkpoint"
-        note += f" The model is {model} ({', '.join(f'{step:,}' for step in steps)})."
+    if model := facts.get("manifest", {}).get("description"):
+        note += f" It is {model} that translated."
     return section("Scores", *parts, origin(note))
 
 
@@ -283,7 +318,6 @@ def _comparison(facts: Facts) -> Section | None:
     comparison = facts.get("comparison")
     if comparison is None:
         return None
-    kind = {"randomisation": "paired approximate randomisation", "bootstrap": "paired bootstrap resampling"}
     parts: list[str] = [paragraph("The baseline is ", code(comparison["baseline"]), ".")]
     signatures: dict[str, str] = {}
     for name, entry in comparison["test_sets"].items():
@@ -295,7 +329,7 @@ def _comparison(facts: Facts) -> Section | None:
                     short_name(score["name"]),
                     number_at(facts, *path, i, "score"),
                     number_at(facts, *path, i, "baseline_score"),
-                    Number(score["score"] - score["baseline_score"]),
+                    number_at(facts, *path, i, "difference"),
                     number_at(facts, *path, i, "p", digits=4),
                     score["verdict"],
                 ]
@@ -308,7 +342,7 @@ def _comparison(facts: Facts) -> Section | None:
     samples = number_at(facts, "comparison", "n_samples").html()
     parts.append(
         origin(
-            f"By {kind[comparison['test']]} with ",
+            f"By {TEST_NAMES[comparison['test']]} with ",
             samples,
             f" samples: p is how often chance alone makes a difference as large. “{NO_DIFFERENCE}” does not mean that "
             "the systems are equally good, but that this test set cannot tell.",
@@ -328,6 +362,7 @@ def _where(facts: Facts, name: str, prefix: str) -> Section:
     parts: list[str] = [
         subheading(f"By length of the {side}"),
         *_bucket_parts(facts, name, "by_length", f"Words of the {side}", has_baseline),
+        origin("A score of few lines says little: look at their number."),
     ]
     if "by_rarest_word" in analysis:
         parts += [
@@ -338,7 +373,7 @@ def _where(facts: Facts, name: str, prefix: str) -> Section:
                 "0: a word that it never saw."
             ),
         ]
-    parts += [subheading("Oddities"), _oddities(facts, name, has_baseline)]
+    parts += [subheading("Oddities"), _oddities(facts, name, has_baseline), origin(_ODDITY_RULES.format(side=side))]
     return section(f"{prefix}Where it is good and bad", *parts)
 
 
@@ -359,35 +394,38 @@ def _bucket_parts(facts: Facts, name: str, kind: str, header: str, has_baseline:
     if kind != "by_length":
         bleu = [(bucket["bucket"], number_at(facts, *path, i, "bleu")) for i, bucket in enumerate(buckets)]
         return [shown] if has_baseline else [side_by_side(shown, bars("BLEU", bleu))]
+    systems = {"bleu": facts["system"], "baseline_bleu": facts.get("comparison", {}).get("baseline", "baseline")}
     series = [
         Series(
-            {"bleu": "the system", "baseline_bleu": "the baseline"}[column],
+            systems[column],
             [bucket["begin"] for bucket in buckets],
             [bucket[column] for bucket in buckets],
             key_path(*path),
             column,
+            x_key=key_path(*path),
+            x_field="begin",
         )
         for column in columns
         if column.endswith("bleu")
     ]
-    chart = (
-        [line_chart("BLEU by length", series, x_label=f"{header}, from", y_label="BLEU")] if len(buckets) > 1 else []
-    )
-    return [side_by_side(shown, *chart)]
+    if len(buckets) < 2:
+        return [shown]
+    chart = line_chart("BLEU by length", series, x_label=f"{header}, from", y_label="BLEU", from_zero=True)
+    return [side_by_side(shown, chart)]
 
 
 def _oddities(facts: Facts, name: str, has_baseline: bool) -> Html:
     analysis = facts["analysis"][name]
     path = ("analysis", name)
     rows: list[list[Cell]] = []
-    for kind, entry in analysis["oddities"].items():
+    for kind in analysis["oddities"]:
         place = (*path, "oddities", kind)
         baseline = [number_at(facts, *place, "baseline_n_lines")] if has_baseline else []
-        rows.append([ODDITIES[kind], number_at(facts, *place, "n_lines"), *baseline, _lines(entry)])
+        rows.append([ODDITIES[kind], number_at(facts, *place, "n_lines"), *baseline, _lines(facts, place)])
     numbers = analysis["numbers"]
     if numbers["n"]:
         kept = [
-            Number(numbers[f"{prefix}n_kept"] / numbers["n"], unit="share")
+            number_at(facts, *path, "numbers", f"{prefix}kept_share", unit="share")
             for prefix in ("", *(["baseline_"] if has_baseline else []))
         ]
         note = joined(
@@ -395,7 +433,7 @@ def _oddities(facts: Facts, name: str, has_baseline: bool) -> Html:
                 number_at(facts, *path, "numbers", "n_kept").html(),
                 " of ",
                 number_at(facts, *path, "numbers", "n").html(),
-                f"; lost in lines {_lines(numbers)}" if numbers["n_lines"] else "",
+                *(["; lost in lines ", _lines(facts, (*path, "numbers"))] if numbers["n_lines"] else []),
             ]
         )
         rows.append(["Numbers preserved", *kept, note])
@@ -407,9 +445,13 @@ def _oddities(facts: Facts, name: str, has_baseline: bool) -> Html:
     return table(headers, rows, sortable=False)
 
 
-def _lines(entry: Facts) -> str:
-    shown = ", ".join(f"{line:,}" for line in entry["lines"])
-    return f"{shown}, …" if entry["n_lines"] > len(entry["lines"]) else shown
+def _lines(facts: Facts, path: tuple[str | int, ...]) -> Html:
+    """The numbers of the first lines of some kind."""
+    entry: Any = facts
+    for part in path:
+        entry = entry[part]
+    shown: list[str] = [number_at(facts, *path, "lines", i).html() for i in range(len(entry["lines"]))]
+    return joined([*shown, "…"] if entry["n_lines"] > len(shown) else shown, ", ")
 
 
 # Sentences.
@@ -487,7 +529,7 @@ def _all_sentences(facts: Facts, name: str, prefix: str) -> Section | None:
         row.append(number_at(facts, *path, "bleu", digits=1))
         if has_baseline:
             row.append(number_at(facts, *path, "baseline_chrf", digits=1))
-            row.append(Number(entry["chrf"] - entry["baseline_chrf"], digits=1))
+            row.append(number_at(facts, *path, "chrf_difference", digits=1))
         row.append(", ".join(ODDITIES[oddity].lower() for oddity in entry["oddities"]))
         rows.append(row)
     is_whole = len(sentences) == n_lines
@@ -508,24 +550,21 @@ def _curves(facts: Facts) -> Section | None:
     if not any(curve["step"] for curve in curves.values()):
         return None
     parts: list[str] = []
-    axes = {
-        "step": ("updates", 1.0),
-        "n_tgt_tokens": ("target tokens", 1.0),
-        "train_seconds": ("minutes", 60.0),
-    }
-    for x, (label, divisor) in axes.items():
+    for x, label in AXES.items():
+        if any(None in curve[x] for curve in curves.values()):  # an older run, which did not record it all the time
+            continue
         loss = line_chart(
             f"Loss against {label}",
             [
-                _series(facts, "train", "train_loss", "training, smoothed labels", x, divisor),
-                _series(facts, "valid", "valid_loss", "validation", x, divisor),
+                _series(facts, "train", "train_loss", "training, smoothed labels", x),
+                _series(facts, "valid", "valid_loss", "validation", x),
             ],
             x_label=label,
             y_label="nats per target token",
         )
         bleu = line_chart(
             f"BLEU against {label}",
-            [_series(facts, "valid", "valid_bleu", "validation set", x, divisor)],
+            [_series(facts, "valid", "valid_bleu", "validation set", x)],
             x_label=label,
             y_label="BLEU",
         )
@@ -534,13 +573,13 @@ def _curves(facts: Facts) -> Section | None:
         side_by_side(
             line_chart(
                 "Learning rate",
-                [_series(facts, "train", "learning_rate", "learning rate", "step", 1.0)],
+                [_series(facts, "train", "learning_rate", "learning rate", "step")],
                 x_label="updates",
                 y_label="learning rate",
             ),
             line_chart(
                 "Speed",
-                [_series(facts, "train", "tgt_tokens_per_second", "target tokens a second", "step", 1.0)],
+                [_series(facts, "train", "tgt_tokens_per_second", "target tokens a second", "step")],
                 x_label="updates",
                 y_label="target tokens a second",
             ),
@@ -558,13 +597,10 @@ def _curves(facts: Facts) -> Section | None:
     return section("Training", *parts)
 
 
-def _series(facts: Facts, curve: str, y: str, name: str, x: str, divisor: float) -> Series:
+def _series(facts: Facts, curve: str, y: str, name: str, x: str) -> Series:
     columns = facts["training"]["curves"][curve]
-    points = [i for i, value in enumerate(columns[x]) if value is not None]
-    if len(points) < len(columns[x]):  # of an older run, which did not record it
-        return Series(name, [], [])
-    xs = [value if divisor == 1 else value / divisor for value in columns[x]]
-    return Series(name, xs, columns[y], key_path("training", "curves", curve, y))
+    place = ("training", "curves", curve)
+    return Series(name, columns[x], columns[y], key_path(*place, y), x_key=key_path(*place, x))
 
 
 def _samples(facts: Facts) -> Section | None:

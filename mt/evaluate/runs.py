@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mt.checkpoint import ModelFolder, find_model_folder
+from mt.checkpoint import RECORD, ModelFolder, file_checksum, find_model_folder
 from mt.config import DecodeConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
 from mt.configfile import config_differences, settings_of
 from mt.errors import DataError
 from mt.evaluate.analysis import words_of
+from mt.evaluate.report import JSON_NAME
 from mt.runtime import choose_device, choose_dtype, hardware
 from mt.text.corpus import PreparedCorpus
 from mt.text.tokenizer import Tokenizer
 
-METRICS, SAMPLES, RECORD = "metrics.jsonl", "samples.jsonl", "run.json"  # in a run folder
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"  # in a run folder
+TRANSLATIONS = "translations"  # the folder of what a finished run says of its sets; key of their SHA-256 in its report
 MOST_POINTS = 200  # of a curve; metrics.jsonl has all of them
 MOST_STEPS_OF_SAMPLES = 8
+_MANY_SENTENCES = 1_000_000  # of which more than half a minute is spent
 _SENTENCES_AT_ONCE = 50_000  # decoded together
 
 _X = ("step", "n_tgt_tokens", "train_seconds")
@@ -35,18 +39,35 @@ def training_facts(run_dir: Path) -> dict[str, Any]:
     """The curves of a run, thinned out, and its sample translations at some of the steps, first and last included.
 
     Returns:
-        {"curves": {"train": {"step", "n_tgt_tokens", "train_seconds", "train_loss", "learning_rate", "grad_norm",
+        {"curves": {"train": {"step", "n_tgt_tokens", "train_minutes", "train_loss", "learning_rate", "grad_norm",
         "tgt_tokens_per_second"}, "valid": {the first three, "valid_loss", "valid_bleu", "valid_chrf"}}, "samples":
         [{"source", "reference", "translations": [{"step", "translation"}]}]}; curves are lists of equal length, None
-        where nothing is known. Lines that cannot be read count as not there.
+        where nothing is known. Lines that cannot be read, or hold something else, count as not there.
     """
     entries = list(_json_lines(run_dir / METRICS))
     curves = {}
     for name, measured in _CURVES.items():
         points = _thinned([entry for entry in entries if measured[0] in entry], MOST_POINTS)
-        curves[name] = {key: [entry.get(key) for entry in points] for key in (*_X, *measured)}
-    sampled = [entry for entry in _json_lines(run_dir / SAMPLES) if "samples" in entry]
+        curve = {key: [_number(entry.get(key)) for entry in points] for key in (*_X, *measured)}
+        seconds = curve.pop("train_seconds")
+        curve["train_minutes"] = [None if value is None else value / 60 for value in seconds]
+        curves[name] = curve
+    sampled = [(entry["step"], found) for entry in _json_lines(run_dir / SAMPLES) if (found := _texts(entry))]
     return {"curves": curves, "samples": _samples(sampled)}
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _texts(entry: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The samples of a line of samples.jsonl; none if they are anything else."""
+    keys = ("source", "translation", "reference")
+    samples = entry.get("samples")
+    if not isinstance(samples, list):
+        return []
+    is_sound = all(isinstance(one, dict) and all(isinstance(one.get(key), str) for key in keys) for one in samples)
+    return samples if is_sound else []
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -59,7 +80,7 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
             entry = json.loads(line, parse_constant=lambda name: None)  # NaN and infinity are no JSON
         except ValueError:
             continue
-        if isinstance(entry, dict) and "step" in entry:
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
             yield entry
 
 
@@ -69,22 +90,26 @@ def _thinned(entries: Sequence[Any], most: int) -> list[Any]:
     return list(entries[::-1][::every][::-1])
 
 
-def _samples(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Early in training translations change from one validation to the next; late they hardly do."""
+def _samples(entries: Sequence[tuple[int, list[dict[str, str]]]]) -> list[dict[str, Any]]:
+    """Early in training translations change from one validation to the next; late they hardly do.
+
+    Args:
+        entries: (step, samples) of each validation.
+    """
     if not entries:
         return []
     n = len(entries)
     most = min(n, MOST_STEPS_OF_SAMPLES)
     numbers = sorted({round(n ** (i / max(1, most - 1))) - 1 for i in range(most)} | {n - 1})
-    first = entries[0]["samples"]
+    _, first = entries[0]
     return [
         {
             "source": sample["source"],
             "reference": sample["reference"],
             "translations": [
-                {"step": entries[number]["step"], "translation": entries[number]["samples"][i]["translation"]}
-                for number in numbers
-                if i < len(entries[number]["samples"])
+                {"step": step, "translation": samples[i]["translation"]}
+                for step, samples in (entries[number] for number in numbers)
+                if i < len(samples)
             ],
         }
         for i, sample in enumerate(first)
@@ -109,7 +134,9 @@ class KnownModel:
         """
         folder = ModelFolder.open(find_model_folder(path))
         fingerprint = folder.manifest.get("corpus_fingerprint")
-        places = (folder.path.parent, folder.path.parent.parent)
+        inside = folder.path.resolve()
+        # The places of model/, checkpoints/step-N and averages/last-N in their run.
+        places = [inside.parent] if inside.name == "model" else [inside.parent.parent]
         run_dir = next((place for place in places if _is_run_of(place, fingerprint)), None)
         prepared = Path(folder.config.data.prepared_dir) / str(fingerprint)
         try:
@@ -132,7 +159,7 @@ class KnownModel:
     @property
     def is_result(self) -> bool:
         """Whether it is what its run ended with."""
-        return self.run_dir is not None and self.folder.path == self.run_dir / "model"
+        return self.run_dir is not None and self.folder.path.resolve() == self.run_dir / "model"
 
     def kept_translations(self, n_lines: Mapping[str, int]) -> dict[str, list[str]] | None:
         """What the run keeps of some test sets, where it is what this model says; None where it has to translate.
@@ -142,27 +169,36 @@ class KnownModel:
         """
         if self.run_dir is None or not self.is_result:
             return None
-        if _json_object(self.run_dir / "report.json").get("basis") != basis_of(self.folder):
+        report = json_object(self.run_dir / JSON_NAME)
+        if report.get("basis") != basis_of(self.folder):
             return None
         found = {}
         for name, n in n_lines.items():
+            path = self.run_dir / TRANSLATIONS / f"{name}.txt"
             try:
-                text = (self.run_dir / "translations" / f"{name}.txt").read_text(encoding="utf-8")
-            except (OSError, ValueError):
+                is_what_was_scored = file_checksum(path) == report[TRANSLATIONS][name]
+                found[name] = path.read_text(encoding="utf-8").split("\n")[:-1]
+            except (OSError, ValueError, KeyError, TypeError):
                 return None
-            found[name] = text.split("\n")[:-1]
-            if len(found[name]) != n:
+            if not is_what_was_scored or len(found[name]) != n:
                 return None
         return found
 
+    @property
+    def description(self) -> str:
+        """Which model it is, in words."""
+        steps = self.folder.manifest.get("averaged_steps") or [self.folder.manifest.get("step") or 0]
+        if len(steps) > 1:
+            return f"the average of {len(steps)} checkpoints up to step {steps[-1]:,}"
+        return f"the model of step {steps[-1]:,}"
+
     def figures(self) -> dict[str, Any]:
         """How far training had come: "steps", and as far as known "n_tgt_tokens", "train_seconds", "n_parameters"."""
-        steps = self.folder.manifest.get("averaged_steps") or [self.folder.manifest.get("step")]
-        figures: dict[str, Any] = {"steps": steps[-1], "n_parameters": self.folder.n_parameters}
-        if self.run_dir is not None:
-            logged = [entry for entry in _json_lines(self.run_dir / METRICS) if entry["step"] <= (steps[-1] or 0)]
-            last = logged[-1] if logged else {}
-            figures |= {key: last[key] for key in ("n_tgt_tokens", "train_seconds") if key in last}
+        manifest = self.folder.manifest
+        figures = {"steps": manifest.get("step")} | {
+            key: manifest.get(key) for key in ("n_tgt_tokens", "train_seconds")
+        }
+        figures["n_parameters"] = self.folder.n_parameters
         return {key: value for key, value in figures.items() if value is not None}
 
     def training(self) -> dict[str, Any] | None:
@@ -176,12 +212,12 @@ class KnownModel:
             device, precision: what it translated with, as they are asked for.
         """
         config = self.folder.config
-        record = None if self.run_dir is None else _json_object(self.run_dir / RECORD)
+        record = None if self.run_dir is None else json_object(self.run_dir / RECORD)
         facts: dict[str, Any] = {
             "src_lang": config.src_lang,
             "tgt_lang": config.tgt_lang,
             "manifest": _manifest_facts(config, self.folder.manifest, record, self.corpus)
-            | {"translation": _translation_facts(device, precision)},
+            | {"description": self.description, "translation": _translation_facts(device, precision)},
         }
         if self.run_dir is not None:
             facts["training"] = training_facts(self.run_dir)
@@ -193,8 +229,8 @@ def basis_of(folder: ModelFolder) -> dict[str, Any]:
     return {"averaged_steps": folder.manifest.get("averaged_steps"), "decode": asdict(folder.config.decode)}
 
 
-def _json_object(path: Path) -> dict[str, Any]:
-    """Empty where there is none."""
+def json_object(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; empty where that is no object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -206,7 +242,7 @@ def _is_run_of(folder: Path, fingerprint: str | None) -> bool:
     """Whether a model comes from this run: one that was copied into the folder of another run does not."""
     if not (folder / RECORD).is_file():
         return False
-    return _json_object(folder / RECORD).get("corpus_fingerprint", fingerprint) == fingerprint
+    return json_object(folder / RECORD).get("corpus_fingerprint", fingerprint) == fingerprint
 
 
 def _manifest_facts(
@@ -254,10 +290,14 @@ def _corpus_facts(corpus: PreparedCorpus | None) -> dict[str, Any]:
 
 def source_word_counts(corpus: PreparedCorpus, words: Collection[str]) -> Counter[str]:
     """How often some words stand in the source text that a model was trained on, each pair counted once."""
-    tokenizer = Tokenizer.load(corpus.tokenizer_path)
     wanted = frozenset(words)
     counts: Counter[str] = Counter()
     src = corpus.train.src
+    if not wanted:
+        return counts
+    if len(src) > _MANY_SENTENCES:
+        print(f"counting words in {len(src):,} lines of training text", file=sys.stderr, flush=True)
+    tokenizer = Tokenizer.load(corpus.tokenizer_path)
     for start in range(0, len(src), _SENTENCES_AT_ONCE):
         stop = min(start + _SENTENCES_AT_ONCE, len(src))
         for line in tokenizer.decode_batch(src[i].tolist() for i in range(start, stop)):

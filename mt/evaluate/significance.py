@@ -21,6 +21,8 @@ from mt.evaluate.metrics import (
 )
 
 TESTS = {"randomisation": "ar", "bootstrap": "bs"}  # as they are asked for, and as sacreBLEU has them
+TEST_NAMES = {"randomisation": "paired approximate randomisation", "bootstrap": "paired bootstrap resampling"}
+SAMPLE_NAMES = {"randomisation": "shuffles", "bootstrap": "bootstrap samples"}
 DEFAULT_SAMPLES = {"randomisation": 10_000, "bootstrap": 1_000}  # sacreBLEU's
 LARGEST_P = 0.05  # below it, a difference is called one
 BETTER, WORSE, NO_DIFFERENCE = "better", "worse", f"no difference at p < {LARGEST_P}"

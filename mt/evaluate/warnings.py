@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from itertools import combinations
 
 from mt.evaluate.metrics import reference_sets
 
@@ -17,8 +18,8 @@ _MARKS = {
     "spaces before full stops or commas": (re.compile(r"\S [.,](?= |$)"), 0.05),
     "@-@": (re.compile(r"(?:^| )@[-,.]@(?: |$)"), 0.005),
     "escapes such as &apos;": (re.compile(r"&(?:apos|quot|amp|lt|gt|#\d+);"), 0.005),
-    "▁": (re.compile("▁"), 0.005),
-    "@@": (re.compile(r"@@(?: |$)"), 0.005),
+    "▁": (re.compile("▁"), 0.05),
+    "@@": (re.compile(r"@@(?: |$)"), 0.05),
 }
 _LESS = 0.25  # marks are the work of a tokenizer where the other side has less than this share of them
 _COPIED_SHARE = 0.1  # of the lines, that are the source although the reference is not
@@ -46,6 +47,7 @@ def check(
         _is_a_reference(hypotheses, sets),
         _is_the_source(hypotheses, sets[0], sources),
         _is_the_baseline(hypotheses, baseline),
+        _is_given_twice(sets, sources, baseline),
         _empty_lines(hypotheses),
         _empty_references(sets),
         _tokenised(hypotheses, sets[0]),
@@ -80,6 +82,17 @@ def _is_the_source(hypotheses: Sequence[str], references: Sequence[str], sources
 def _is_the_baseline(hypotheses: Sequence[str], baseline: Sequence[str] | None) -> str | None:
     if baseline is not None and _same(hypotheses, baseline):
         return "the hypotheses are those of the baseline, line for line: the same file twice?"
+    return None
+
+
+def _is_given_twice(
+    sets: Sequence[Sequence[str]], sources: Sequence[str] | None, baseline: Sequence[str] | None
+) -> str | None:
+    for name, lines in (("the baseline is", baseline), ("the source text is", sources)):
+        if lines is not None and any(_same(lines, references) for references in sets):
+            return f"{name} the references, line for line: the same file twice?"
+    if any(_same(one, other) for one, other in combinations(sets, 2)):
+        return "two sets of references are the same, line for line: that is one set"
     return None
 
 

@@ -362,7 +362,12 @@ class Trainer:
             self.engine.weights_for_use,
             self.config,
             self.corpus.tokenizer_path,
-            {**self._manifest, "step": self.progress.step},
+            {
+                **self._manifest,
+                "step": self.progress.step,
+                "n_tgt_tokens": self.progress.n_tgt_tokens,
+                "train_seconds": self.progress.train_seconds,
+            },
             {**self.engine.state_dict(), "progress": asdict(self.progress)},
         )
         if self.progress.n_skipped_in_row:

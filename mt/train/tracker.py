@@ -18,13 +18,12 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
 from mt.checkpoint import cannot_be_written, write_text
+from mt.evaluate.runs import METRICS, SAMPLES
 from mt.units import format_duration
 
 if TYPE_CHECKING:
     from mt.train.progress import Progress
     from mt.train.validation import ValidationResult
-
-METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"  # in the run folder
 
 
 class Tracker:
@@ -248,10 +247,10 @@ def _cut_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().split(b"\n"):
         try:
             if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+                kept.append(line.decode() + "\n")
         except (ValueError, KeyError, TypeError):
             continue
     write_text(path, "".join(kept))
