@@ -943,9 +943,8 @@ def _check_compare_options(
             raise ConfigError(f"{option}: is for {what}")
     if len(runs) < 2:
         n = len(runs) or "none"
-        raise ConfigError(
-            f"--compare: expected two or more, got {n}: mt eval --compare RUN RUN, or --ref REF FILE FILE"
-        )
+        usage = "mt eval --compare A B, or --compare --ref REF A B"
+        raise ConfigError(f"--compare: expected two or more, got {n}: {usage}")
     if not has_references and (file := next((run for run in runs if run.is_file()), None)):
         raise ConfigError(f"--compare: {file} is a file: give --ref to compare files of translations")
 

@@ -64,14 +64,12 @@ def evaluate_model(
     names = names_of_test_sets(model, tests)
     paths = {} if question.baseline is None else _baseline_files(question.baseline, names, model)
     baselines = {name: _read_lines(path) for name, path in paths.items()}
+    for name, lines in baselines.items():
+        _check_translates(paths[name], lines, name, len(_references_of(model, name) or lines))
     _tell_of_translating(model, names)
     translated = translate_test_sets(model, names, device, precision)
     for name, lines in baselines.items():
-        if len(lines) != translated[name].n_lines:
-            raise DataError(
-                f"{paths[name]} has {len(lines):,} lines and the test set {name} has {translated[name].n_lines:,}: "
-                "a baseline translates the same text"
-            )
+        _check_translates(paths[name], lines, name, translated[name].n_lines)
     if not question.has_analysis:
         return findings(translated, baselines, str(model), question)
     known = KnownModel.of(model)
@@ -277,6 +275,14 @@ def _baseline_files(baseline: Path, names: Sequence[str], model: Path) -> dict[s
         if None not in (ours, theirs) and ours != theirs:
             raise _other_text(baseline, name, model)
     return {name: translations[name] for name in names}
+
+
+def _check_translates(path: Path, lines: Sequence[str], test_set: str, n_lines: int) -> None:
+    if len(lines) != n_lines:
+        raise DataError(
+            f"{path} has {len(lines):,} lines and the test set {test_set} has {n_lines:,}: a baseline translates the "
+            "same text"
+        )
 
 
 def _lines_of(path: Path, references: Sequence[str]) -> Path:

@@ -105,7 +105,38 @@ def test_numbers_are_kept_whatever_separates_them():
     references = ["Es kostet 1.337,50 und 20.", "1999 oder 2000.", "Keine Zahl.", "sieben von 12"]
     hypotheses = ["Es kostet 1.337,50 und 20.", "1999 oder 2001.", "Keine 5.", "sieben von 12"]
     # 1337.50, 20, 1999, 2000 and 12 are wanted; the reference does without 7.
-    assert analyse(hypotheses, references, sources)["numbers"] == {"n": 5, "n_kept": 4, "n_lines": 1, "lines": [2]}
+    assert analyse(hypotheses, references, sources)["numbers"] == {
+        "n": 5,
+        "n_kept": 4,
+        "kept_share": 0.8,
+        "n_lines": 1,
+        "lines": [2],
+    }
+
+
+@pytest.mark.parametrize(
+    ("source", "reference", "hypothesis", "n_kept"),
+    [
+        ("1.5 euros", "1,5 Euro", "15 Euro", 0),
+        ("1.5 euros", "1,5 Euro", "1.5 Euro", 1),
+        ("In 2012 100 people", "2012 lebten dort 100", "2012 waren 100", 2),
+        ("10,000 or 1,000,000", "10 000 oder 1 000 000", "10.000 oder 1'000'000", 2),
+        ("at 12:30", "um 12.30", "um 12.30", 0),  # a clock is no decimal: 12 and 30 are not 12.30
+        ("page 7.", "Seite 7.", "Seite 7", 1),
+        ("no", "8", "8", 0),
+    ],
+)
+def test_a_number_is_its_value(source: str, reference: str, hypothesis: str, n_kept: int):
+    assert analyse([hypothesis], [reference], [source])["numbers"]["n_kept"] == n_kept
+
+
+def test_blank_lines_are_neither_the_best_nor_the_worst():
+    hypotheses, references, sources = (["", *side[:3]] for side in (HYPOTHESES, REFERENCES, SOURCES))
+    analysis = analyse(hypotheses, references, sources)
+    for kind in ("worst", "best"):
+        assert sorted(entry["line"] for entry in analysis[kind]) == [2, 3, 4]
+    assert sum(bucket["n_lines"] for bucket in analysis["by_length"]) == 3
+    assert len(analysis["sentences"]) == 4
 
 
 def test_sentences_are_ranked_by_the_chrf_that_sacrebleu_gives_them():
@@ -152,7 +183,7 @@ def test_without_the_source_the_reference_stands_in():
     assert analysis["by_length"][0]["n_lines"] == 2
     assert analysis["oddities"]["repetitions"]["lines"] == [1]
     assert "copies" not in analysis["oddities"]
-    assert analysis["numbers"] == {"n": 1, "n_kept": 0, "n_lines": 1, "lines": [2]}
+    assert analysis["numbers"] == {"n": 1, "n_kept": 0, "kept_share": 0.0, "n_lines": 1, "lines": [2]}
     assert "source" not in analysis["worst"][0]
 
 

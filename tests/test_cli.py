@@ -994,7 +994,7 @@ TEXT = ["Ein Hund läuft durch den Schnee.", "Zwei Männer spielen im Park Schac
 
 def test_files_are_scored_under_the_name_input(run: Run):
     hyp, ref = write_lines("hyp", HYPOTHESES), write_lines("ref", TEXT)
-    status, stdout, stderr = run("eval", "--hyp", hyp, "--ref", ref, "--src", ref, "--json")
+    status, stdout, stderr = run("eval", "--hyp", hyp, "--ref", ref, "--src", write_lines("src", ["a", "b"]), "--json")
     assert (status, stderr) == (0, "")
     report = json.loads(stdout)
     assert list(report) == ["test_sets"]
@@ -1052,6 +1052,7 @@ def test_what_is_odd_goes_to_standard_error_or_into_the_object(run: Run):
     said = [
         "the hypotheses are the references, line for line: a score of 100.0 says nothing of a system",
         "the hypotheses are those of the baseline, line for line: the same file twice?",
+        "the baseline is the references, line for line: the same file twice?",
     ]
     given = ("eval", "--hyp", ref, "--ref", ref, "--baseline", ref, "--metric", "bleu", "--samples", "100")
     status, stdout, stderr = run(*given)
@@ -1070,15 +1071,15 @@ def test_the_baseline_of_a_file_may_be_a_run(run: Run):
     assert run(*given) == (
         2,
         "",
-        "error: runs/old: holds no translations/NAME.txt, as a finished run does: give such a run, or a file of "
-        "translations\n",
+        "error: runs/old: has no translations, as a finished run does: let it finish, give a file of translations, or "
+        "compare models with --compare\n",
     )
     write_lines("runs/old/translations/valid.txt", ["a"])
     assert run(*given) == (
         2,
         "",
-        "error: runs/old: none of its translations have the 2 lines of --hyp: valid.txt (1): give the file that is "
-        "meant\n",
+        "error: runs/old: none of its translations have the 2 lines of --ref and no other text: valid.txt (1): give "
+        "the file that is meant\n",
     )
     write_lines("runs/old/translations/wmt.txt", TEXT)
     assert run(*given)[1].endswith("hyp and runs/old: no difference at p < 0.05 by BLEU.\n")
@@ -1086,8 +1087,8 @@ def test_the_baseline_of_a_file_may_be_a_run(run: Run):
     assert run(*given) == (
         2,
         "",
-        "error: runs/old: several of its translations have the 2 lines of --hyp: ted.txt (2), wmt.txt (2), valid.txt "
-        "(1): give the file that is meant\n",
+        "error: runs/old: several of its translations have the 2 lines of --ref and no other text: ted.txt (2), "
+        "wmt.txt (2), valid.txt (1): give the file that is meant\n",
     )
 
 
@@ -1095,9 +1096,9 @@ def test_the_baseline_of_a_file_may_be_a_run(run: Run):
 def two_test_sets(fakes: types.SimpleNamespace) -> None:
     """A model `m` with the test sets wmt and ted, which it translates as HYPOTHESES and as TEXT."""
 
-    def names_of_test_sets(model: Path, test: str | None) -> list[str]:
+    def names_of_test_sets(model: Path, tests: list[str]) -> list[str]:
         assert model == Path("m")
-        return ["wmt", "ted"] if test is None else [test]
+        return tests or ["wmt", "ted"]
 
     def translate_test_sets(model: Path, names: list[str], device: str, precision: str) -> dict[str, TranslatedSet]:
         assert (device, precision) == ("auto", "auto")
@@ -1113,6 +1114,7 @@ def test_a_model_is_scored_on_its_test_sets(run: Run):
     assert status == 0
     assert [line.split("  ")[0] for line in stdout.splitlines()] == ["wmt (2 lines)", "", "ted (2 lines)", ""]
     assert stderr == (
+        "m: translating wmt, ted\n"
         "warning: ted: the hypotheses are the references, line for line: a score of 100.0 says nothing of a system\n"
     )
     report = json.loads(run("eval", "--model", "m", "--test", "wmt", "--json")[1])
@@ -1139,6 +1141,7 @@ def test_the_baseline_of_a_model_is_a_run_or_a_file_of_one_test_set(run: Run):
     assert run(*given, "three", "--test", "wmt") == (
         2,
         "",
+        "m: translating wmt\n"
         "error: three has 3 lines and the test set wmt has 2: a baseline translates the same text\n",
     )
     for baseline in ("old", "old/translations/wmt.txt"):
@@ -1182,16 +1185,26 @@ def test_the_baseline_of_a_model_is_a_run_or_a_file_of_one_test_set(run: Run):
         ("--hyp empty --ref two", "empty: has no lines: nothing to score"),
         ("--hyp two --ref two --baseline empty", "empty: has no lines: nothing to score"),
         ("--hyp gone --ref two", "gone: no such file (looked for in FOLDER)"),
-        ("--hyp two --ref two --baseline gone", "gone: no such file (looked for in FOLDER)"),
+        ("--hyp two --ref two --baseline gone", "gone: no such file and no such run (looked for in FOLDER)"),
         ("--hyp two --ref FOLDER", "FOLDER: is a folder, expected a text file"),
         (
             "--hyp latin --ref two",
             "latin, line 2: byte 0xe4 is not UTF-8: mend the line, or convert the file (iconv -f LATIN1 -t UTF-8, if "
             "that is what it is)",
         ),
+        (
+            "--hyp two --ref two --metric bleu,chrf",
+            "--metric: expected one name, got bleu,chrf: give --metric bleu --metric chrf",
+        ),
         ("--hyp two --ref two --metric blue", "--metric: no metric is called blue, did you mean bleu?"),
-        ("--hyp two --ref two --significance bootstrap", "--significance: compares with a baseline: give --baseline"),
-        ("--hyp two --ref two --samples 1000", "--samples: is for --confidence and --baseline: give one of them"),
+        (
+            "--hyp two --ref two --significance bootstrap",
+            "--significance: is for --baseline and --compare: give one of them",
+        ),
+        (
+            "--hyp two --ref two --samples 1000",
+            "--samples: is for --confidence, --baseline and --compare: give one of them",
+        ),
         ("--hyp two --ref two --confidence --samples 0", "--samples: expected at least 100, got 0"),
         ("--model m --metric chr", "--metric: no metric is called chr, did you mean chrf?"),
     ],

@@ -95,7 +95,7 @@ def test_a_system_does_not_differ_from_itself():
     entry = facts_of(systems(one=GOOD, other=list(GOOD)))["test_sets"]["demo"]["metrics"][0]
     assert entry["pairs"] == [{"first": 0, "second": 1, "p": 1.0, "verdict": "no difference at p < 0.05"}]
     assert entry["groups"] == [["a"], ["a"]]
-    assert entry["verdict"] == "no difference at p < 0.05 between one and other"
+    assert entry["verdict"] == "No difference at p < 0.05 between one and other"
 
 
 def test_of_edits_fewer_are_better():
@@ -113,7 +113,7 @@ def test_the_best_of_many_is_told_from_all_or_from_none():
     worse = [line.replace("e", "") for line in BAD]
     assert verdict(a=BAD, b=GOOD, c=worse) == "b is better than all others"
     assert verdict(a=GOOD, b=AS_GOOD, c=["Eins.", "Zwei.", *GOOD[2:]]) == (
-        "no difference at p < 0.05 between a, which has the best score, and any other"
+        "No difference at p < 0.05 between a, which has the best score, and any other"
     )
 
 
@@ -200,8 +200,8 @@ def test_names_and_settings_are_never_markup():
     assert {tag for tag, _ in PageReader(hostile).tags} == {tag for tag, _ in PageReader(harmless).tags}
     assert hostile.count("<script>") == 1
     markdown = comparison_markdown({**facts_of(three_systems(HOSTILE)), **ORIGIN})
-    assert "&#60;script&#62;" in markdown
-    assert "<script" not in re.sub("`[^`]*`", "", markdown)
+    assert "\\<script\\>" in markdown
+    assert not re.search(r"(?<!\\)<script", re.sub("`[^`]*`", "", markdown))
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -249,12 +249,33 @@ def test_runs_are_compared_by_what_they_translated(
     assert "training" not in printed
 
 
+def test_files_are_compared_where_there_is_a_reference(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(runs)
+    reference = "text/test.de"
+    options = ("--samples", "200", "--metric", "bleu")
+    assert mt_eval("--compare", "long/translations/held_out.txt", "short", "long", "--ref", reference, *options) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    lines = out.splitlines()
+    assert lines[0] == "input (20 lines; paired tests, 200 shuffles)"
+    assert {line.split()[0]: line.split()[2] for line in lines[2:5]} == {
+        "long/translations/held_out.txt": "a",
+        "long": "a",
+        "short": "b",
+    }
+    # A second reference makes every score higher, or leaves it.
+    assert mt_eval("--compare", "short", "long", "--ref", reference, "--ref", reference, *options, "--json") == 0
+    assert "nrefs:2|" in json.loads(capsys.readouterr().out)["test_sets"]["input"]["metrics"][0]["signature"]
+
+
 def test_checkpoints_translate_first(runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(runs)
     first = "long/checkpoints/step-00000004"
     assert mt_eval("--compare", first, "long", "--samples", "200", "--test", "held_out") == 0
     out, err = capsys.readouterr()
-    assert err == f"{first}: translating held_out\n"
+    assert err == f"{first}: translating held_out with the model of step 4\n"
     assert f"long is better than {first}, by BLEU and chrF2." in out
     assert [line.split()[5] for line in out.splitlines()[2:4]] == ["120", "4"]
     assert out.endswith("The configs are the same.\n")
@@ -265,11 +286,12 @@ def test_translations_of_another_model_are_not_taken(
 ):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(runs / "long", "copy")
-    (Path("copy/translations/held_out.txt")).write_text("cut\n", encoding="utf-8")
+    kept = Path("copy/translations/held_out.txt")
+    kept.write_text("".join(sorted(kept.read_text("utf-8").splitlines(keepends=True))), encoding="utf-8")
     assert mt_eval("--compare", "copy", runs / "long", "--samples", "200", "--metric", "bleu") == 0
     out, err = capsys.readouterr()
-    assert err == "copy: translating held_out\n"
-    assert "no difference at p < 0.05 between copy and " in out
+    assert err == "copy: translating held_out with the average of 5 checkpoints up to step 120\n"
+    assert "No difference at p < 0.05 between copy and " in out
 
 
 def test_models_must_have_the_same_test_set(
@@ -301,19 +323,28 @@ def test_models_must_have_the_same_test_set(
     )
 
 
+USAGE = "mt eval --compare A B, or --compare --ref REF A B"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--compare", "--compare: expected two runs or more, got none: mt eval --compare RUN RUN"),
-        ("--compare one", "--compare: expected two runs or more, got 1: mt eval --compare RUN RUN"),
+        ("--compare", f"--compare: expected two or more, got none: {USAGE}"),
+        ("--compare one", f"--compare: expected two or more, got 1: {USAGE}"),
         (
             "--compare one two --model m",
-            "--model: is for scoring one system, --compare compares runs: give one of them",
+            "--model: is for scoring one system, --compare compares several: give one of them",
         ),
         (
             "--compare one two --baseline m",
-            "--baseline: is for scoring one system, --compare compares runs: give one of them",
+            "--baseline: is for scoring one system, --compare compares several: give one of them",
         ),
+        ("--compare file file", "--compare: file is a file: give --ref to compare files of translations"),
+        ("--compare one two --ref file --test a", "--test: is for models, and with --ref files are compared"),
+        ("--compare one two --tgt-lang de", "--tgt-lang: is for files: give --ref"),
+        ("--compare one file --ref text", "one: no such file and no such run (looked for in HERE)"),
+        ("--compare file text --ref text", "file: has no lines: nothing to score"),
+        ("--compare text two --ref text", "two has 2 lines and text has 1: parallel files need one line for each line"),
         ("one two", "one: is given alone: give it with --model, or several runs with --compare"),
         ("--compare one two", "one: no such folder: give a run folder, a checkpoint or a model folder"),
         (
@@ -331,5 +362,8 @@ def test_what_cannot_be_compared_is_one_line(
     monkeypatch.chdir(tmp_path)
     Path("unborn/checkpoints").mkdir(parents=True)
     Path("file").touch()
+    for name, lines in (("text", ["a"]), ("two", ["a", "b"])):
+        if "--ref" in options:
+            write_lines(Path(name), lines)
     assert mt_eval(*options.split()) == 2
-    assert capsys.readouterr() == ("", f"error: {message}\n")
+    assert capsys.readouterr() == ("", f"error: {message.replace('HERE', str(tmp_path))}\n")

@@ -459,10 +459,10 @@ def test_a_run_leaves_what_the_contract_names_and_a_second_start_does_nothing(
     assert capsys.readouterr().out == first
     assert (run_dir / "model" / "model.safetensors").stat().st_mtime_ns == written
 
-    evaluated = evaluate_model(run_dir, None, "auto", "auto", Question())
+    evaluated = evaluate_model(run_dir, [], "auto", "auto", Question())
     assert evaluated == {key: report[key] for key in ("test_sets", "warnings")}
     with pytest.raises(MTError) as caught:
-        evaluate_model(run_dir, "newstest", "auto", "auto", Question())
+        evaluate_model(run_dir, ["newstest"], "auto", "auto", Question())
     assert str(caught.value) == f"--test newstest: {run_dir} has no test set of that name: it has held_out"
 
     assert average_run(run_dir, 2) == run_dir / "averages" / "last-2"

@@ -1,0 +1,158 @@
+"""Which model of a run is scored, on which text, and when its report is made again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mt.checkpoint import checkpoint_path, find_model_folder
+from mt.config import RunConfig
+from mt.errors import DataError
+from mt.evaluate.findings import Question
+from mt.evaluate.runs import KnownModel
+from mt.evaluation import evaluate_files, evaluate_model
+from mt.pipeline import train_run, translate_test_sets
+from tests.toys import toy_config, write_lines
+
+
+def changed(config: RunConfig, **train: Any) -> RunConfig:
+    return replace(config, train=replace(config.train, **train))
+
+
+def with_test(config: RunConfig, **test: Any) -> RunConfig:
+    source = replace(config.data.test["held_out"], **test)
+    return replace(config, data=replace(config.data, test={"held_out": source}))
+
+
+def report_of(run_dir: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((run_dir / "report.json").read_text("utf-8"))
+    return report
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Path]:
+    folder = tmp_path_factory.mktemp("finished")
+    config = toy_config(folder / "text", max_steps=60, peak_lr=1e-2, validate_every=30, checkpoint_every=20)
+    train_run(config, folder / "run")
+    return config, folder / "run"
+
+
+@pytest.fixture
+def run(finished: tuple[RunConfig, Path], tmp_path: Path) -> tuple[RunConfig, Path]:
+    """A copy of a finished run, to be changed."""
+    config, run_dir = finished
+    shutil.copytree(run_dir, tmp_path / "run")
+    return config, tmp_path / "run"
+
+
+def test_the_model_of_a_run_that_has_gone_on_is_its_best_so_far(run: tuple[RunConfig, Path]):
+    _, run_dir = run
+    assert find_model_folder(run_dir) == run_dir / "model"
+    assert KnownModel.of(run_dir).description == "the average of 3 checkpoints up to step 60"
+    shutil.copytree(checkpoint_path(run_dir, 60), checkpoint_path(run_dir, 80))  # training went on, and was stopped
+    assert find_model_folder(run_dir) == checkpoint_path(run_dir, 60)  # the best one
+    assert KnownModel.of(run_dir).description == "the model of step 60"
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{", '{"kind": "evaluation", "format_version": 1}', ""])
+def test_a_damaged_report_is_made_again(run: tuple[RunConfig, Path], content: str, capsys: pytest.CaptureFixture[str]):
+    config, run_dir = run
+    before = report_of(run_dir)
+    (run_dir / "report.json").write_text(content, encoding="utf-8")
+    train_run(config, run_dir)
+    after = report_of(run_dir)
+    assert {key: after[key] for key in ("test_sets", "valid", "steps", "basis", "translations")} == {
+        key: before[key] for key in ("test_sets", "valid", "steps", "basis", "translations")
+    }
+    assert "held_out (20 lines)" in capsys.readouterr().out
+
+
+def test_a_report_that_stands_is_left_as_it_is(run: tuple[RunConfig, Path]):
+    config, run_dir = run
+    before = (run_dir / "report.json").stat().st_mtime_ns
+    train_run(config, run_dir)
+    assert (run_dir / "report.json").stat().st_mtime_ns == before
+    (run_dir / "report.html").unlink()
+    train_run(config, run_dir)
+    assert (run_dir / "report.html").exists()
+
+
+def test_more_training_and_another_name_are_in_the_report_though_the_model_is_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    # Without learning after the first step, the first checkpoint stays the best.
+    config = toy_config(tmp_path / "text", max_steps=4, average_last=0, validate_every=2, checkpoint_every=2)
+    config = changed(config, peak_lr=1e-9)
+    train_run(config, tmp_path / "run")
+    first = report_of(tmp_path / "run")
+    translated = (tmp_path / "run/translations/held_out.txt").stat().st_mtime_ns
+    capsys.readouterr()
+    train_run(replace(changed(config, max_steps=8), name="other"), tmp_path / "run")
+    second = report_of(tmp_path / "run")
+    assert second["basis"] == first["basis"]
+    assert (first["steps"], second["steps"]) == (4, 8)
+    assert second["training"]["curves"]["valid"]["step"] == [2, 4, 6, 8]
+    assert capsys.readouterr().out.startswith("other: 33,536 parameters, 8 steps")
+    assert (tmp_path / "run/translations/held_out.txt").stat().st_mtime_ns == translated  # not translated again
+
+
+def test_translations_that_somebody_changed_are_not_those_of_the_run(run: tuple[RunConfig, Path]):
+    _, run_dir = run
+    known = KnownModel.of(run_dir)
+    kept = known.kept_translations({"held_out": 20})
+    assert kept is not None
+    assert kept["held_out"] == (run_dir / "translations/held_out.txt").read_text("utf-8").splitlines()
+    assert known.kept_translations({"held_out": 21}) is None
+    write_lines(run_dir / "translations/held_out.txt", kept["held_out"][::-1])
+    assert known.kept_translations({"held_out": 20}) is None
+
+
+def test_a_tag_is_for_the_model_and_not_for_the_judge(finished: tuple[RunConfig, Path], tmp_path: Path):
+    config, _ = finished
+    tagged = with_test(changed(config, max_steps=2), tag="<bt>")
+    tagged = replace(tagged, tokenizer=replace(tagged.tokenizer, user_symbols=("<bt>",)))
+    train_run(tagged, tmp_path / "run")
+    translated = translate_test_sets(tmp_path / "run", ["held_out"])["held_out"]
+    text = Path(str(tagged.data.test["held_out"].src)).read_text("utf-8").splitlines()
+    assert list(translated.sources or ()) == text
+    sentences = report_of(tmp_path / "run")["sentences"]["held_out"]
+    assert [one["source"] for one in sentences] == text
+
+
+def test_the_baseline_of_another_text_is_refused_before_anything_is_translated(
+    run: tuple[RunConfig, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    config, run_dir = run
+    other = with_test(changed(config, max_steps=2), tgt=str(write_lines(tmp_path / "other.de", ["X"] * 20)))
+    train_run(other, tmp_path / "other")
+    capsys.readouterr()
+    question = Question(["bleu"], baseline=tmp_path / "other")
+    with pytest.raises(DataError) as caught:
+        evaluate_model(run_dir, [], "auto", "auto", question)
+    assert str(caught.value) == (
+        f"{tmp_path / 'other'}: its test set held_out is not the text that {run_dir} has under that name: compare "
+        "models on the same text, or choose a test set with --test"
+    )
+    assert capsys.readouterr().err == ""
+    write_lines(tmp_path / "short", ["a"])
+    with pytest.raises(DataError) as caught:
+        evaluate_model(run_dir, [], "auto", "auto", Question(["bleu"], baseline=tmp_path / "short"))
+    assert str(caught.value) == (
+        f"{tmp_path / 'short'} has 1 lines and the test set held_out has 20: a baseline translates the same text"
+    )
+    assert capsys.readouterr().err == ""
+    # For a file, a run is asked for the test set that has the same references.
+    hypotheses, reference = run_dir / "translations/held_out.txt", Path(str(config.data.test["held_out"].tgt))
+    with pytest.raises(DataError) as caught:
+        evaluate_files(hypotheses, [reference], None, question)
+    assert str(caught.value) == (
+        f"{tmp_path / 'other'}: none of its translations have the 20 lines of --ref and no other text: held_out.txt "
+        "(20), valid.txt (20): give the file that is meant"
+    )
+    found = evaluate_files(hypotheses, [reference], None, Question(["bleu"], baseline=run_dir, n_samples=200))
+    assert found["comparison"]["test_sets"]["input"]["scores"][0]["p"] == 1.0
