@@ -138,13 +138,21 @@ def test_it_finds_our_translations_or_less_probable_ones(exported: Exported, bea
     assert len({other.ids for (other,) in theirs}) == len(LINES)
 
 
+def assert_as_good(one: Sequence[Sequence[SearchResult]], other: Sequence[Sequence[SearchResult]]) -> None:
+    """The same search gives the same, to the rounding of CTranslate2, which is not the same every time."""
+    for found, expected in zip(one, other, strict=True):
+        for result, wanted in zip(found, expected, strict=True):
+            assert result.score == pytest.approx(wanted.score, abs=1e-4)
+            assert result.ids == wanted.ids or result.score != wanted.score
+
+
 def test_n_best_are_different_and_in_order_of_their_score(exported: Exported) -> None:
     theirs = exported.theirs(UNPENALISED, n_best=3)
     assert_as_probable_as_claimed(exported, theirs)
     for found in theirs:
         assert len({result.ids for result in found}) == 3
         assert [result.score for result in found] == sorted((result.score for result in found), reverse=True)
-    assert [found[:1] for found in theirs] == exported.theirs(UNPENALISED)
+    assert_as_good([found[:1] for found in theirs], exported.theirs(UNPENALISED))
 
 
 def test_translations_begin_with_their_prefix(exported: Exported) -> None:
@@ -154,8 +162,8 @@ def test_translations_begin_with_their_prefix(exported: Exported) -> None:
     assert_as_probable_as_claimed(exported, theirs)
     for prefix, (result,) in zip(prefixes, theirs, strict=True):
         assert list(result.ids[: len(prefix)]) == prefix
-    assert theirs[1::2] == exported.theirs(UNPENALISED)[1::2]
-    assert exported.theirs(UNPENALISED, prefixes=[[] for _ in LINES]) == exported.theirs(UNPENALISED)
+    assert_as_good(theirs[1::2], exported.theirs(UNPENALISED)[1::2])
+    assert_as_good(exported.theirs(UNPENALISED, prefixes=[[] for _ in LINES]), exported.theirs(UNPENALISED))
 
 
 def test_no_translation_is_longer_or_shorter_than_allowed(exported: Exported) -> None:
