@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mt.evaluate.runs import KnownModel
 
 INPUT = "input"  # what a file of translations is called in a report
+_MANY_SYSTEMS = 5
 _UTF8_BOM = b"\xef\xbb\xbf"
 
 
@@ -110,6 +111,7 @@ def compare_models(
         if model.folder.path not in translations:
             translations[model.folder.path] = _translated_by(path, model, references, device, precision)
     tgt_lang = models[0].folder.config.tgt_lang
+    _tell_of_comparing(len(paths))
     return comparison_facts(
         [
             System(str(path), translations[model.folder.path], model.settings, model.figures(), model.training())
@@ -140,6 +142,7 @@ def compare_files(paths: Sequence[Path], refs: Sequence[Path], question: Questio
     systems = {path: _read_lines(file) for path, file in files.items()}
     for path, lines in (*references.items(), *systems.items()):
         _check_as_long(path, lines, first, references[first])
+    _tell_of_comparing(len(paths))
     return comparison_facts(
         [System(str(path), {INPUT: systems[path]}) for path in paths],
         {INPUT: SharedSet([references[path] for path in refs], tgt_lang)},
@@ -155,6 +158,13 @@ def _other_text(path: Path, name: str, other: Path) -> DataError:
         f"{path}: its test set {name} is not the text that {other} has under that name: compare models on the same "
         "text, or choose a test set with --test"
     )
+
+
+def _tell_of_comparing(n_systems: int) -> None:
+    """Of many systems: each test takes about a second."""
+    if n_systems >= _MANY_SYSTEMS:
+        n_pairs = n_systems * (n_systems - 1) // 2
+        print(f"comparing {n_pairs:,} pairs of systems", file=sys.stderr, flush=True)
 
 
 def _tell_of_translating(path: Path, names: Sequence[str]) -> None:

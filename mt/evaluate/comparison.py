@@ -16,7 +16,7 @@ from mt.evaluate.significance import (
     NO_DIFFERENCE,
     SAMPLE_NAMES,
     WORSE,
-    compare,
+    compare_rows,
     listed,
 )
 from mt.units import format_duration
@@ -76,18 +76,18 @@ def comparison_facts(
         DataError: different numbers of lines.
         ConfigError: an unknown metric; too few or too many samples.
     """
-    keys = metric_keys(metrics or COMPARED_METRICS)
+    keys, n_samples = metric_keys(metrics or COMPARED_METRICS), n_samples or DEFAULT_SAMPLES[test]
     sets = {
         name: {
             "n_lines": one.n_lines,
-            "metrics": [_compared(systems, name, one, key, test, n_samples or 0, n_confidence_samples) for key in keys],
+            "metrics": [_compared(systems, name, one, key, test, n_samples, n_confidence_samples) for key in keys],
         }
         for name, one in test_sets.items()
     }
     return {
         "systems": [{"name": system.name, **system.figures} for system in systems],
         "test": test,
-        "n_samples": n_samples or DEFAULT_SAMPLES[test],
+        "n_samples": n_samples,
         "test_sets": sets,
         "differences": setting_differences([system.settings for system in systems]),
         "training": [system.training for system in systems],
@@ -115,10 +115,10 @@ def _compared(
         scored_test_set(one, shared.references, [key], n_confidence_samples, shared.tgt_lang)["scores"][0]
         for one in lines
     ]
-    more_is_better = Metric(key, reference_sets(shared.references), shared.tgt_lang).more_is_better
+    metric = Metric(key, reference_sets(shared.references), shared.tgt_lang)
     values = [entry["score"] for entry in entries]
-    ranking = sorted(range(len(values)), key=lambda i: -values[i] if more_is_better else values[i])
-    pairs, test_signature = _pairs(lines, ranking, shared, key, test, n_samples)
+    ranking = sorted(range(len(values)), key=lambda i: -values[i] if metric.more_is_better else values[i])
+    pairs, test_signature = _pairs(lines, ranking, metric, test, n_samples)
     same = {frozenset((pair["first"], pair["second"])) for pair in pairs if pair["verdict"] == NO_DIFFERENCE}
     entry = {
         "name": entries[0]["name"],
@@ -133,25 +133,17 @@ def _compared(
 
 
 def _pairs(
-    lines: Sequence[Sequence[str]], ranking: Sequence[int], shared: SharedSet, key: str, test: str, n_samples: int
+    lines: Sequence[Sequence[str]], ranking: Sequence[int], metric: Metric, test: str, n_samples: int
 ) -> tuple[list[dict[str, Any]], str]:
     """Each system against the worse ones, so that it makes no difference in which order they are given; a signature."""
+    rows = [metric.rows(one) for one in lines]
     pairs, signature = [], ""
     for place in range(1, len(ranking)):
-        worse = ranking[place]
-        found = compare(
-            (str(worse), lines[worse]),
-            {str(better): lines[better] for better in ranking[:place]},
-            shared.references,
-            [key],
-            test,
-            n_samples,
-            tgt_lang=shared.tgt_lang,
-        )
-        for better in ranking[:place]:
-            (one,) = found[str(better)]
+        worse, better = ranking[place], ranking[:place]
+        found = compare_rows(metric, rows[worse], [rows[i] for i in better], test, n_samples)
+        for i, one in zip(better, found, strict=True):
             signature = one.signature
-            pairs.append({"first": better, "second": worse, "p": one.p, "verdict": one.verdict})
+            pairs.append({"first": i, "second": worse, "p": one.p, "verdict": one.verdict})
     return pairs, signature
 
 

@@ -13,6 +13,7 @@ from mt.errors import ConfigError
 from mt.evaluate.metrics import (
     SEED,
     Metric,
+    Rows,
     check_parallel,
     check_samples,
     metric_keys,
@@ -84,32 +85,47 @@ def compare(
     # One metric at a time: sacreBLEU tells them apart by names that several share.
     for key in metric_keys(metrics):
         metric = Metric(key, references, tgt_lang)
-        line_bytes = _BYTES_OF_A_SHUFFLED_LINE if test == "randomisation" else metric.bytes_of_a_bootstrapped_line
-        check_samples(n_samples, metric.n_lines, line_bytes)
-        for name, comparison in _compare_by(metric, baseline, systems, test, n_samples, seed).items():
+        base, *others = (metric.rows(lines) for lines in (baseline[1], *systems.values()))
+        compared = compare_rows(metric, base, others, test, n_samples, seed)
+        for name, comparison in zip(systems, compared, strict=True):
             results[name].append(comparison)
     return results
 
 
-def _compare_by(
-    metric: Metric,
-    baseline: tuple[str, Sequence[str]],
-    systems: Mapping[str, Sequence[str]],
-    test: str,
-    n_samples: int,
-    seed: int,
-) -> dict[str, Comparison]:
-    hypotheses = [(name, metric.text(lines)) for name, lines in (baseline, *systems.items())]
+def compare_rows(
+    metric: Metric, base: Rows, others: Sequence[Rows], test: str, n_samples: int, seed: int = SEED
+) -> list[Comparison]:
+    """One metric of each of some systems against that of a baseline; arguments and errors as in `compare`.
+
+    Args:
+        base: what `metric.rows` counts in the baseline's lines.
+        others: the same of each system.
+    """
+    line_bytes = _BYTES_OF_A_SHUFFLED_LINE if test == "randomisation" else metric.bytes_of_a_bootstrapped_line
+    check_samples(n_samples, metric.n_lines, line_bytes)
+    named = [(str(number), rows) for number, rows in enumerate((base, *others))]
     with sacrebleu_quiet(seed):
-        signatures, results = PairedTest(hypotheses, {"": metric.sacrebleu}, None, TESTS[test], n_samples)()
+        counted: Any = _Counted(metric.sacrebleu)
+        signatures, results = PairedTest(named, {"": counted}, None, TESTS[test], n_samples)()  # type: ignore[arg-type]
     ((their_name, signature),) = signatures.items()
-    base, *others = (result for result in results[their_name] if not isinstance(result, str))
-    base_rows = np.array(metric.statistics(baseline[1]))
-    comparisons = {}
-    for (name, lines), result in zip(systems.items(), others, strict=True):
-        p = _exact_p(metric, base_rows, np.array(metric.statistics(lines)))
-        comparisons[name] = _comparison(metric, result, base.score, p, metric.signature(signature))
-    return comparisons
+    base_result, *found = (result for result in results[their_name] if not isinstance(result, str))
+    return [
+        _comparison(metric, result, base_result.score, _exact_p(metric, base, rows), metric.signature(signature))
+        for result, rows in zip(found, others, strict=True)
+    ]
+
+
+class _Counted:
+    """A metric of sacreBLEU whose hypotheses have been counted: a system is counted once, and compared often."""
+
+    def __init__(self, metric: Any) -> None:
+        self._metric = metric
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._metric, name)
+
+    def _extract_corpus_statistics(self, rows: Rows, _references: None) -> Rows:
+        return rows
 
 
 def _comparison(
@@ -128,7 +144,7 @@ def _comparison(
     return Comparison(metric.name, score, float(baseline_score), p, verdict, signature, mean, low, high)
 
 
-def _exact_p(metric: Metric, base: Any, system: Any) -> float | None:
+def _exact_p(metric: Metric, base: Rows, system: Rows) -> float | None:
     """The share of all swaps of lines that make a difference as large as that of the systems; None of many lines.
 
     Args:
