@@ -185,6 +185,18 @@ def test_every_number_of_the_page_is_in_the_json(tmp_path: Path):
     assert read["kind"] == "comparison"
 
 
+def test_many_systems_are_a_number_in_the_title():
+    many = systems(**{f"runs/{name}": GOOD for name in "abcd"})
+    assert '<h1 dir="auto">Comparison of 4 systems</h1>' in comparison_page({**facts_of(many), **ORIGIN})
+    assert "# Comparison of runs/a, runs/b and runs/c\n" in comparison_markdown({**facts_of(many[:3]), **ORIGIN})
+
+
+def test_files_have_no_configs_to_differ():
+    facts = {**facts_of(systems(a=GOOD, b=BAD)), **ORIGIN}
+    assert "config" not in comparison_text(facts).lower()
+    assert "Configs" not in comparison_page(facts) + comparison_markdown(facts)
+
+
 def test_each_run_has_its_curve():
     page = comparison_page({**facts_of(three_systems()), **ORIGIN})
     assert page.count("<figcaption>BLEU on the validation set against ") == 3

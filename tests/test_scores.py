@@ -244,3 +244,11 @@ def test_the_report_has_intervals_references_and_remarks():
         "  BLEU        30.12 ± 0.70   nrefs:2\n"
         "  BLEU 2017   31.50 ± 0.70   tok:none (tokenised)"
     )
+
+
+def test_long_files_are_counted_in_parts_and_score_the_same(monkeypatch: pytest.MonkeyPatch):
+    hypotheses = [line.replace("e", "a") for line in REFERENCES] * 40
+    references = [REFERENCES * 40, hypotheses[::-1]]
+    at_once = score_corpus(hypotheses, references, ["all"], n_samples=100)
+    monkeypatch.setattr("mt.evaluate.metrics._LINES_AT_ONCE", 7)
+    assert score_corpus(hypotheses, references, ["all"], n_samples=100) == at_once

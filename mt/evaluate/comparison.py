@@ -23,6 +23,7 @@ from mt.units import format_duration
 
 COMPARED_METRICS = ("bleu", "chrf")  # unless others are asked for: each takes a test for each pair of systems
 _OPPOSITE = {BETTER: WORSE, WORSE: BETTER, NO_DIFFERENCE: NO_DIFFERENCE}
+_MOST_NAMES = 3  # of systems in a title
 _WIDEST_NAMES = 60  # characters of the names of all systems, up to which they head the columns of a terminal
 FIGURES = {"steps": "updates", "n_tgt_tokens": "target tokens", "train_seconds": "time", "n_parameters": "parameters"}
 
@@ -69,13 +70,15 @@ def comparison_facts(
         {"systems": [{"name", …figures}], "test", "n_samples", "test_sets": {NAME: {"n_lines", "metrics": [{"name",
         "signature", "test_signature", "scores": [{"score", "confidence"}], "groups": [["a"], ["a", "b"], …],
         "ranking", "pairs": [{"first", "second", "p", "verdict"}], "verdict"}]}}, "differences": {key: [value]},
-        "training": [curves or None]}. Lists are in the order of the systems, but for the ranking: their numbers from
-        0, best first. `first` and `second` are such numbers, too, and the verdict of a pair is of the first. Systems
-        that share a letter of their groups cannot be told apart, and those that share none can.
+        "training": [curves or None]}; files of translations have no differences. Lists are in the order of the
+        systems, but for the ranking: their numbers from 0, best first. `first` and `second` are such numbers, too, and
+        the verdict of a pair is of the first. Systems that share a letter of their groups cannot be told apart, and
+        those that share none can.
     Raises:
         DataError: different numbers of lines.
         ConfigError: an unknown metric; too few or too many samples.
     """
+    settings = [system.settings for system in systems]
     keys, n_samples = metric_keys(metrics or COMPARED_METRICS), n_samples or DEFAULT_SAMPLES[test]
     sets = {
         name: {
@@ -89,7 +92,7 @@ def comparison_facts(
         "test": test,
         "n_samples": n_samples,
         "test_sets": sets,
-        "differences": setting_differences([system.settings for system in systems]),
+        **({"differences": setting_differences(settings)} if any(settings) else {}),
         "training": [system.training for system in systems],
     }
 
@@ -220,6 +223,12 @@ def p_of(entry: Mapping[str, Any], one: int, other: int) -> tuple[int, str] | No
     return None
 
 
+def title(facts: Mapping[str, Any]) -> str:
+    """Of a report."""
+    names = [system["name"] for system in facts["systems"]]
+    return f"Comparison of {listed(names) if len(names) <= _MOST_NAMES else f'{len(names)} systems'}"
+
+
 # --------------------------------------------------------------------------------------------------- for a terminal
 
 
@@ -280,6 +289,8 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _difference_lines(facts: Mapping[str, Any]) -> list[str]:
     """The settings that differ; long names of systems are numbers, which a line each explains."""
+    if "differences" not in facts:
+        return []
     if not facts["differences"]:
         return ["The configs are the same."]
     names = [system["name"] for system in facts["systems"]]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mt.evaluate.comparison import figure_text, known_figures, p_of, score_text, verdicts
+from mt.evaluate.comparison import figure_text, known_figures, p_of, score_text, title, verdicts
 from mt.evaluate.markdown import as_code, as_text, made_by, markdown_table
 from mt.evaluate.report import AXES, made_at, origin_facts, packages, short_name, write_files
 from mt.evaluate.significance import LARGEST_P, NO_DIFFERENCE, TEST_NAMES
@@ -44,7 +44,6 @@ def write_report(facts: Facts, folder: Path) -> None:
 
 def comparison_page(facts: Facts) -> str:
     """HTML that stands alone."""
-    names = [system["name"] for system in facts["systems"]]
     sentences = [
         paragraph(f"{name}: {sentence}") for name, entry in facts["test_sets"].items() for sentence in verdicts(entry)
     ]
@@ -54,8 +53,7 @@ def comparison_page(facts: Facts) -> str:
         _differences(facts),
         section("What it stands on", paragraph("Made by ", code(facts["command"])), *packages(facts)),
     ]
-    title = f"Comparison of {', '.join(names)}"
-    return page(title, [part for part in parts if part is not None], lead=[made_at(facts), *sentences])
+    return page(title(facts), [part for part in parts if part is not None], lead=[made_at(facts), *sentences])
 
 
 def _test_set(facts: Facts, name: str) -> Section:
@@ -66,7 +64,7 @@ def _test_set(facts: Facts, name: str) -> Section:
     for metric in metrics:
         has_interval = any("confidence" in score for score in metric["scores"])
         headers += [short_name(metric["name"]), *(["95% low", "95% high"] if has_interval else []), "Group"]
-    headers += [title.capitalize() for title in figures.values()]
+    headers += [name.capitalize() for name in figures.values()]
     rows: list[list[Cell]] = []
     for i in metrics[0]["ranking"]:
         row: list[Cell] = [facts["systems"][i]["name"]]
@@ -119,8 +117,8 @@ def _pairs(facts: Facts, name: str, m: int) -> Html:
             row.append(joined([p.html(), f" {sign}"]))
         rows.append(row)
     headers = ["p", *(f"{place + 1}." for place in range(len(names)))]
-    title = subheading(f"{short_name(metric['name'])}: is the system of the row better than that of the column?")
-    return joined([title, table(headers, rows, sortable=False)])
+    heading = subheading(f"{short_name(metric['name'])}: is the system of the row better than that of the column?")
+    return joined([heading, table(headers, rows, sortable=False)])
 
 
 def _curves(facts: Facts) -> Section | None:
@@ -151,7 +149,9 @@ def _series(facts: Facts, x: str) -> list[Series]:
     return found
 
 
-def _differences(facts: Facts) -> Section:
+def _differences(facts: Facts) -> Section | None:
+    if "differences" not in facts:
+        return None
     if not facts["differences"]:
         return section("Configs", paragraph("The configs are the same."))
     names = [system["name"] for system in facts["systems"]]
@@ -167,18 +167,18 @@ def _differences(facts: Facts) -> Section:
 
 def comparison_markdown(facts: Facts) -> str:
     """The tables of a comparison, ending with a line break."""
-    title = ", ".join(as_text(system["name"]) for system in facts["systems"])
-    parts = [f"# Comparison of {title}"]
+    parts = [f"# {as_text(title(facts))}"]
     for name, entry in facts["test_sets"].items():
         parts += [f"## {as_text(name)}, {entry['n_lines']:,} lines", _scores(facts, entry), _GROUPS]
         parts += [as_text(sentence) for sentence in verdicts(entry)]
         parts.append(
             f"{TEST_NAMES[facts['test']].capitalize()}, {facts['n_samples']:,} samples. Signatures: {_signed(entry)}."
         )
-    names = [as_text(system["name"]) for system in facts["systems"]]
-    rows = [[as_code(key), *(as_code(str(one)) for one in values)] for key, values in facts["differences"].items()]
-    parts.append("## Configs")
-    parts.append(markdown_table(["Setting", *names], rows, len(names) + 1) if rows else "The configs are the same.")
+    if "differences" in facts:
+        names = [as_text(system["name"]) for system in facts["systems"]]
+        rows = [[as_code(key), *(as_code(str(one)) for one in values)] for key, values in facts["differences"].items()]
+        table_of_rows = markdown_table(["Setting", *names], rows, len(names) + 1)
+        parts += ["## Configs", table_of_rows if rows else "The configs are the same."]
     parts.append(made_by(facts))
     return "\n\n".join(parts) + "\n"
 
@@ -195,4 +195,4 @@ def _scores(facts: Facts, entry: Mapping[str, Any]) -> str:
         system = facts["systems"][i]
         scores = [f"{score_text(metric['scores'][i])} {' '.join(metric['groups'][i])}" for metric in entry["metrics"]]
         rows.append([as_text(system["name"]), *scores, *(figure_text(key, system.get(key)) for key in figures)])
-    return markdown_table([*headers, *(title.capitalize() for title in figures.values())], rows)
+    return markdown_table([*headers, *(name.capitalize() for name in figures.values())], rows)
