@@ -969,6 +969,7 @@ tfoot th, tfoot td { font-weight: 600; border-top: 2px solid var(--rule) }
   font-weight: 400; position: static }
 .map td { min-width: 24px; width: 24px; height: 24px; padding: 0; border: 1px solid var(--rule) }
 td.text { min-width: 14em; overflow-wrap: anywhere }
+td:has(> code) { max-width: 46em }
 tbody th.text { min-width: 12em; overflow-wrap: anywhere }
 th:not(.n):not(.text) { white-space: nowrap }
 th button { font: inherit; color: inherit; background: none; border: 0; padding: 0; margin: 0; cursor: pointer;

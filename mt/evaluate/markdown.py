@@ -193,8 +193,8 @@ def made_by(facts: Facts) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     commit = f", commit {as_code(facts['commit'])}" if facts.get("commit") else ""
     manifest: Any = facts.get("manifest") or {}
-    starts = manifest.get("starts") or []
-    trained = f" Trained by commit {as_code(str(starts[-1].get('commit')))}." if starts else ""
+    trained_by = manifest.get("model", {}).get("commit")  # of the last start that trained
+    trained = f" Trained by commit {as_code(str(trained_by))}." if trained_by else ""
     corpus = f" Data {as_code(manifest['corpus']['fingerprint'])}." if manifest else ""
     made = f"Made at {facts['made_at']} by {as_code(facts['command'])} with {as_text(packages)}{commit}."
     return f"{made}{trained}{corpus}"
