@@ -451,9 +451,7 @@ def explain(
 def evaluate(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(
-            metavar="[RUN]...", help="With --compare: runs or models; with --ref: files.", show_default=False
-        ),
+        typer.Argument(metavar="RUN", help="With --compare: runs or models; with --ref: files.", show_default=False),
     ] = None,
     model: Annotated[Path | None, typer.Option(metavar="DIR", help=f"{MODEL_HELP} Scores its test sets.")] = None,
     tests: Annotated[

@@ -450,6 +450,25 @@ def test_a_model_is_found_in_a_run_a_checkpoint_and_a_folder(
     assert str(caught.value) == f"{weights}: is a file: give the folder that it lies in, {weights.parent}"
 
 
+def test_a_folder_of_models_names_them(tmp_path: Path, config: RunConfig, tokenizer_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    with pytest.raises(CheckpointError) as caught:
+        find_model_folder(run)
+    assert str(caught.value) == f"{run}: this run has no checkpoint yet: wait for the first one"
+    for step in (1, 2):
+        save(checkpoint_path(run, step), config, tokenizer_path)
+    for folder, inside in (
+        (tmp_path, [run]),
+        (run / "checkpoints", [checkpoint_path(run, step) for step in (1, 2)]),
+    ):
+        with pytest.raises(CheckpointError) as caught:
+            find_model_folder(folder)
+        choice = ", ".join(map(str, inside))
+        assert str(caught.value) == f"{folder}: is no model, but holds some: give one of {choice}"
+
+
 def test_an_export_in_place_of_a_model_is_told_apart(tmp_path: Path) -> None:
     (tmp_path / "model.bin").touch()
     with pytest.raises(CheckpointError) as caught:
