@@ -58,22 +58,21 @@ def evaluate_model(
         DataError: the baseline is missing or of another test set.
         CheckpointError: there is no model.
     """
-    from mt.evaluate.runs import KnownModel
     from mt.pipeline import names_of_test_sets, translate_test_sets
 
     # What is wrong with the baseline shows before anything is translated.
-    names = names_of_test_sets(model, tests)
-    paths = {} if question.baseline is None else _baseline_files(question.baseline, names, model)
+    names, known = names_of_test_sets(model, tests), _known(model)
+    ours = {} if question.baseline is None else {name: _references_of(known, name) for name in names}
+    paths = {} if question.baseline is None else _baseline_files(question.baseline, ours, model)
     baselines = {name: _read_lines(path) for name, path in paths.items()}
     for name, lines in baselines.items():
-        _check_translates(paths[name], lines, name, len(_references_of(model, name) or lines))
-    _tell_of_translating(model, names)
+        _check_translates(paths[name], lines, name, len(ours[name] or lines))
+    _tell_of_translating(model, names, known)
     translated = translate_test_sets(model, names, device, precision)
     for name, lines in baselines.items():
         _check_translates(paths[name], lines, name, translated[name].n_lines)
-    if not question.has_analysis:
+    if not question.has_analysis or known is None:
         return findings(translated, baselines, str(model), question)
-    known = KnownModel.of(model)
     found = findings(translated, baselines, str(model), question, known.count_words_of)
     return found | known.figures() | known.facts(device, precision)
 
@@ -167,14 +166,9 @@ def _tell_of_comparing(n_systems: int) -> None:
         print(f"comparing {n_pairs:,} pairs of systems", file=sys.stderr, flush=True)
 
 
-def _tell_of_translating(path: Path, names: Sequence[str]) -> None:
+def _tell_of_translating(path: Path, names: Sequence[str], known: KnownModel | None) -> None:
     """It takes its time, and not every path says which model it means."""
-    from mt.evaluate.runs import KnownModel
-
-    try:
-        which = f" with {KnownModel.of(path).description}"
-    except MTError:
-        which = ""
+    which = "" if known is None else f" with {known.description}"
     print(f"{path}: translating {', '.join(names)}{which}", file=sys.stderr, flush=True)
 
 
@@ -206,7 +200,7 @@ def _translated_by(
         return kept
     from mt.pipeline import translate_test_sets
 
-    _tell_of_translating(path, list(references))
+    _tell_of_translating(path, list(references), model)
     translated = translate_test_sets(path, list(references), device or "auto", precision or "auto")
     return {name: one.hypotheses for name, one in translated.items()}
 
@@ -258,9 +252,11 @@ def _comparison_lines(scores: Sequence[Mapping[str, Any]]) -> list[str]:
 # --------------------------------------------------------------------------------------------------- the baseline
 
 
-def _baseline_files(baseline: Path, names: Sequence[str], model: Path) -> dict[str, Path]:
+def _baseline_files(baseline: Path, ours: Mapping[str, list[str] | None], model: Path) -> dict[str, Path]:
     """The baseline's translations of each test set of a model.
 
+    Args:
+        ours: name of the test set → its references, as far as they are known.
     Raises:
         ConfigError: one file for several test sets.
         DataError: a run that has not translated one of them, or other text of that name.
@@ -268,23 +264,23 @@ def _baseline_files(baseline: Path, names: Sequence[str], model: Path) -> dict[s
     if not baseline.exists():
         raise DataError(f"{baseline}: no such file and no such run (looked for in {Path.cwd()})")
     if not baseline.is_dir():
-        if len(names) > 1:
+        if len(ours) > 1:
             raise ConfigError(
-                f"baseline: {baseline} is of one test set and the model has {', '.join(names)}: choose one with "
+                f"baseline: {baseline} is of one test set and the model has {', '.join(ours)}: choose one with "
                 "--test, or give a run"
             )
-        return {names[0]: baseline}
-    translations = _translations(baseline)
-    for name in names:
+        return dict.fromkeys(ours, baseline)
+    translations, known = _translations(baseline), _known(baseline)
+    for name, references in ours.items():
         if name not in translations:
             raise DataError(
                 f"{baseline}: has no translations of {name}, it has {', '.join(translations)}: give another run, or "
                 "choose a test set with --test"
             )
-        ours, theirs = _references_of(model, name), _references_of(baseline, name)
-        if None not in (ours, theirs) and ours != theirs:
+        theirs = _references_of(known, name)
+        if None not in (references, theirs) and references != theirs:
             raise _other_text(baseline, name, model)
-    return {name: translations[name] for name in names}
+    return {name: translations[name] for name in ours}
 
 
 def _check_translates(path: Path, lines: Sequence[str], test_set: str, n_lines: int) -> None:
@@ -305,8 +301,8 @@ def _lines_of(path: Path, references: Sequence[str]) -> Path:
         raise DataError(f"{path}: no such file and no such run (looked for in {Path.cwd()})")
     if not path.is_dir():
         return path
-    translations = _translations(path)
-    texts = {name: _references_of(path, name) for name in translations}
+    translations, known = _translations(path), _known(path)
+    texts = {name: _references_of(known, name) for name in translations}
     for name, text in texts.items():
         if text == list(references):
             return translations[name]
@@ -322,16 +318,25 @@ def _lines_of(path: Path, references: Sequence[str]) -> Path:
     )
 
 
-def _references_of(path: Path, name: str) -> list[str] | None:
-    """Of a run's test set, or of its validation set, which is called valid; None where they are not known any more."""
+def _known(path: Path) -> KnownModel | None:
+    """The model of a run; None where only its translations are left."""
     from mt.evaluate.runs import KnownModel
 
     try:
-        known = KnownModel.of(path)
-        if name == "valid":
-            return None if known.corpus is None else [pair.tgt for pair in known.corpus.valid_pairs]
-        from mt.pipeline import test_pairs
+        return KnownModel.of(path)
+    except MTError:
+        return None
 
+
+def _references_of(known: KnownModel | None, name: str) -> list[str] | None:
+    """Of a model's test set, or of its validation set, which is called valid; None where they are not known now."""
+    if known is None:
+        return None
+    if name == "valid":
+        return None if known.corpus is None else [pair.tgt for pair in known.corpus.valid_pairs]
+    from mt.pipeline import test_pairs
+
+    try:
         return [pair.tgt for pair in test_pairs(known.folder, [name])[name]]
     except (MTError, KeyError):
         return None

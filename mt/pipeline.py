@@ -337,7 +337,7 @@ def _evaluate_run(
     known = KnownModel.of(model_dir)
     facts = _facts_of_training(config, known, progress)
     standing = _standing_report(run_dir)
-    if standing is not None and all(standing[name] == value for name, value in facts.items()):
+    if standing is not None and all(standing.get(name) == value for name, value in facts.items()):
         return standing
     sets = _translated_sets(config, corpus, known, run_dir)
     checksums = {name: file_checksum(run_dir / TRANSLATIONS / f"{name}.txt") for name in sets}

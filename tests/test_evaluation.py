@@ -80,6 +80,11 @@ def test_a_report_that_stands_is_left_as_it_is(run: tuple[RunConfig, Path]):
     (run_dir / "report.html").unlink()
     train_run(config, run_dir)
     assert (run_dir / "report.html").exists()
+    report = report_of(run_dir)
+    del report["src_fill"]
+    (run_dir / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    train_run(config, run_dir)
+    assert "src_fill" in report_of(run_dir)
 
 
 def test_more_training_and_another_name_are_in_the_report_though_the_model_is_the_same(

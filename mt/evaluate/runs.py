@@ -135,9 +135,9 @@ class KnownModel:
         folder = ModelFolder.open(find_model_folder(path))
         fingerprint = folder.manifest.get("corpus_fingerprint")
         inside = folder.path.resolve()
-        # The places of model/, checkpoints/step-N and averages/last-N in their run.
-        places = [inside.parent] if inside.name == "model" else [inside.parent.parent]
-        run_dir = next((place for place in places if _is_run_of(place, fingerprint)), None)
+        # model/, or checkpoints/step-N and averages/last-N.
+        place = inside.parent if inside.name == "model" else inside.parent.parent
+        run_dir = place if _is_run_of(place, fingerprint) else None
         prepared = Path(folder.config.data.prepared_dir) / str(fingerprint)
         try:
             corpus = PreparedCorpus.open(prepared)
@@ -195,10 +195,12 @@ class KnownModel:
     def figures(self) -> dict[str, Any]:
         """How far training had come: "steps", and as far as known "n_tgt_tokens", "train_seconds", "n_parameters"."""
         manifest = self.folder.manifest
-        figures = {"steps": manifest.get("step")} | {
-            key: manifest.get(key) for key in ("n_tgt_tokens", "train_seconds")
+        figures = {
+            "steps": manifest.get("step"),
+            "n_tgt_tokens": manifest.get("n_tgt_tokens"),
+            "train_seconds": manifest.get("train_seconds"),
+            "n_parameters": self.folder.n_parameters,
         }
-        figures["n_parameters"] = self.folder.n_parameters
         return {key: value for key, value in figures.items() if value is not None}
 
     def training(self) -> dict[str, Any] | None:

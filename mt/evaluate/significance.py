@@ -103,10 +103,10 @@ def compare_rows(
     """
     line_bytes = _BYTES_OF_A_SHUFFLED_LINE if test == "randomisation" else metric.bytes_of_a_bootstrapped_line
     check_samples(n_samples, metric.n_lines, line_bytes)
-    named = [(str(number), rows) for number, rows in enumerate((base, *others))]
+    named: Any = [(str(number), rows) for number, rows in enumerate((base, *others))]  # it is typed for lines of text
     with sacrebleu_quiet(seed):
         counted: Any = _Counted(metric.sacrebleu)
-        signatures, results = PairedTest(named, {"": counted}, None, TESTS[test], n_samples)()  # type: ignore[arg-type]
+        signatures, results = PairedTest(named, {"": counted}, None, TESTS[test], n_samples)()
     ((their_name, signature),) = signatures.items()
     base_result, *found = (result for result in results[their_name] if not isinstance(result, str))
     return [
