@@ -318,9 +318,9 @@ def step_in_parts(engine: Engine, update: Update, laps: Laps) -> None:
         laps.end("forward")
         (loss * (engine.optimizer.loss_scale / update.n_tgt_tokens)).backward()  # type: ignore[no-untyped-call]
         laps.end("backward")
-    grad_norm = engine.optimizer.step(_lr(engine, update))
+    engine.optimizer.step(_lr(engine, update))
     if engine.average is not None:
-        engine.average.follow(update.step, torch.isfinite(grad_norm))
+        engine.average.follow(update.step, engine.optimizer.was_skipped)
     laps.end("optimizer")
 
 

@@ -47,7 +47,7 @@ from mt.runtime import Ranks, choose_device, hardware, joined, source_commit, ve
 from mt.text.corpus import PreparedCorpus, with_tag
 from mt.text.prepare import corpus_fingerprint, prepare_corpus
 from mt.text.sources import SentencePair, read_pairs
-from mt.train.engine import choose_execution
+from mt.train.engine import check_memory, choose_execution
 from mt.train.loop import train
 from mt.train.progress import Progress
 from mt.units import format_count, format_duration
@@ -90,7 +90,8 @@ def train_run(config: RunConfig, run_dir: Path) -> None:
         KeyboardInterrupt, SystemExit: stopped by a signal; what was trained has been saved.
     """
     ranks = Ranks.from_environment()
-    choose_execution(config.train, config.model, ranks)  # before hours are spent on the data
+    device = choose_execution(config.train, config.model, ranks).device  # before hours are spent on the data
+    check_memory(config, config.tokenizer.vocab_size, device)
     with ExitStack() as held:
 
         def begin() -> str:

@@ -14,6 +14,7 @@ import sys
 import sysconfig
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -234,27 +235,79 @@ def _why_a_rank_is_lost(error: RuntimeError) -> str | None:
     return str(error).partition("\n")[0] if isinstance(error, torch.distributed.DistError) else None
 
 
-def choose_device(name: str) -> torch.device:
-    """The device for `auto`, `cpu`, `cuda` or `cuda:N`.
+def choose_device(name: str, local_rank: int | None = None) -> torch.device:
+    """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`; a CUDA device always has its index.
 
+    Where `auto` leaves a GPU of this machine alone, a note on standard error says why.
+
+    Args:
+        local_rank: one of several processes on this machine takes the device of this number for `auto` and `cuda`.
     Raises:
-        ConfigError: CUDA is asked for, and there is none, or no device of that number.
+        ConfigError: CUDA is asked for, and this torch cannot use it, or has no device of that number.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cpu":
         return torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type != "cuda":
+    asked = re.fullmatch(r"auto|cuda(?::(\d+))?", name)
+    if asked is None:
         raise ConfigError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
-    if not torch.cuda.is_available():
-        raise ConfigError(f"device: {name} is asked for, but torch {torch.__version__} finds no CUDA device: use cpu")
-    if device.index is not None and device.index >= torch.cuda.device_count():
-        raise ConfigError(f"device: {name} is asked for, but there are {torch.cuda.device_count()} CUDA devices")
-    return device
+    if torch.cuda.is_available():
+        index = int(asked[1]) if asked[1] else _current_device() if local_rank is None else local_rank
+        if index >= (n_devices := torch.cuda.device_count()):
+            raise ConfigError(f"device: cuda:{index} is asked for, but the last CUDA device is cuda:{n_devices - 1}")
+        obstacle = _why_no_code_for(index)
+        if obstacle is None:
+            if torch.version.hip:
+                _note("ROCm is not tested with mt: attention is written out, and nothing is compiled")
+            return torch.device("cuda", index)
+    else:
+        obstacle = _why_no_gpu()
+    if name != "auto":
+        obstacle = obstacle or f"torch {torch.__version__} finds no CUDA device"
+        raise ConfigError(f"device: {name} is asked for, but {obstacle}: use cpu")
+    if obstacle and not local_rank:
+        _note(f"running on the CPU: {obstacle}")
+    return torch.device("cpu")
+
+
+def _why_no_gpu() -> str | None:
+    """Say what keeps torch from the GPU that this machine seems to have; None where it seems to have none."""
+    if torch.backends.mps.is_available():
+        return "mt does not support Apple GPUs (MPS)"
+    if "CUDA_VISIBLE_DEVICES" in os.environ or not (shutil.which("nvidia-smi") or Path("/dev/nvidiactl").exists()):
+        return None
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA (install its CUDA build to use the NVIDIA GPU)"
+    return (
+        f"torch {torch.__version__} cannot use the NVIDIA GPU (it needs a driver for CUDA {torch.version.cuda}; "
+        "nvidia-smi shows which one is installed)"
+    )
+
+
+def _current_device() -> int:
+    with warnings.catch_warnings():  # torch's seven lines on a card that it has no code for: we say it in one
+        warnings.filterwarnings("ignore", "(?s).*compute capability")
+        return torch.cuda.current_device()
+
+
+def _why_no_code_for(index: int) -> str | None:
+    """Say which card this torch has no kernels for; None where it has some, or is not built for CUDA."""
+    capability, architectures = torch.cuda.get_device_capability(index), torch.cuda.get_arch_list()
+    for kind, major, minor in re.findall(r"(sm|compute)_(\d+)(\d)", " ".join(architectures)):
+        # Kernels for 8.6 run on 8.6 and later 8.x, intermediate code (compute_86) on all later cards.
+        built_for = int(major), int(minor)
+        if built_for <= capability and (kind == "compute" or built_for[0] == capability[0]):
+            return None
+    if torch.version.hip:
+        return None
+    return (
+        f"torch {torch.__version__} has no code for {torch.cuda.get_device_name(index)} (compute capability "
+        f"{capability[0]}.{capability[1]}; it has {', '.join(architectures)}; builds for an older CUDA may have more)"
+    )
+
+
+@lru_cache
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr, flush=True)  # once for each text
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -1,6 +1,6 @@
 """The parts of scripts/gpu_check.sh, and the report on them; docs/gpu.md says what they are for.
 
-Each part runs in a process of its own and leaves one JSON file; `report.md` joins them.
+Each part runs in a process of its own and writes one JSON file as its figures come; `report.md` joins them.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import signal
 import statistics
@@ -16,26 +17,26 @@ import sys
 import tempfile
 import time
 import traceback
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-LIMIT_SECONDS = 530
+LIMIT_SECONDS = 530  # of any part
+QUICK_LEAST_SECONDS = 10  # with --quick, a part isn't started with less
+REPORT_SECONDS = 5  # of --minutes, kept back for ending a part and for the report
 NEEDED = ("torch", "numpy", "sentencepiece", "sacrebleu", "safetensors", "tensorboard", "typer", "rich", "yaml")
 # Decoding speed is measured on translations of this many tokens, whatever the random weights would say.
 FORCED_TOKENS = 28
+# A part calls it with its figures each time there are more, so that those it has outlive it if it is killed.
+Keep = Callable[[dict[str, Any]], None]
 
 
 class PartFailed(Exception):
-    """What a part found wrong, and the figures that it has all the same."""
-
-    def __init__(self, message: str, figures: dict[str, Any] | None = None) -> None:
-        super().__init__(message)
-        self.figures = figures or {}
+    """What a part found wrong."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Setting:
     out: Path
     device: str
     quick: bool  # small, to show that the code runs
+    limit_seconds: float = LIMIT_SECONDS  # in a part's process: when it is killed
 
     @property
     def on_cuda(self) -> bool:
@@ -57,42 +59,63 @@ class Part:
     """One thing to prove."""
 
     what: str
-    run: Callable[[Setting], dict[str, Any]]
+    run: Callable[[Setting, Keep], None]
+    seconds: int  # estimate for a GPU
+    least_seconds: int  # it isn't started with less
+    largest_fraction: float = 1.0  # of the time left, while other parts wait
 
 
 # --- The parts --------------------------------------------------------------------------------------------------------
 
 
-def run_tests(setting: Setting) -> dict[str, Any]:
-    """The tests marked `cuda`; without CUDA the same tests as far as they run on a CPU."""
+def run_tests(setting: Setting, keep: Keep) -> None:
+    """Run the tests marked `cuda`; without CUDA the same tests as far as they run on a CPU."""
     if importlib.util.find_spec("pytest") is None:
         raise PartFailed(f"{sys.executable} lacks pytest: install it, or set PYTHON to a Python that has it")
-    with tempfile.TemporaryDirectory() as folder:
-        # Not all of tests/: some files need packages that a machine with a GPU may lack.
-        marked = [str(path) for path in (ROOT / "tests").glob("*.py") if "mark.cuda" in path.read_text("utf-8")]
-        which = ["-m", "cuda", *sorted(marked)] if setting.on_cuda else ["tests/test_cuda.py"]
-        xml = Path(folder) / "tests.xml"
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={xml}", *which]
-        subprocess.run(command, cwd=ROOT, stdout=sys.stderr)
-        if not xml.exists():
-            raise PartFailed("pytest did not get as far as running a test")
-        cases = list(ElementTree.parse(xml).iter("testcase"))
-    failed = {case.get("name"): _first_line(problem) for case in cases for problem in case if problem.tag != "skipped"}
-    n_skipped = sum(child.tag == "skipped" for case in cases for child in case)
-    figures = {"passed": len(cases) - len(failed) - n_skipped, "failed": failed, "skipped": n_skipped}
+    import pytest
+
+    # Not all of tests/: some files need packages that a machine with a GPU may lack.
+    marked = [str(path) for path in (ROOT / "tests").glob("*.py") if "mark.cuda" in path.read_text("utf-8")]
+    which = ["-m", "cuda", *sorted(marked)] if setting.on_cuda else ["tests/test_cuda.py"]
+    os.chdir(ROOT)
+    recorder = Recorder(keep)
+    status = pytest.main(["-p", "no:cacheprovider", *which], plugins=[recorder])
+    keep(recorder.figures | {"running": None})
+    passed, failed, skipped = (recorder.figures[outcome] for outcome in ("passed", "failed", "skipped"))
     if failed:
-        raise PartFailed(f"{len(failed)} of {len(cases)} tests failed: {', '.join(map(str, failed))}", figures)
-    if not figures["passed"]:
-        raise PartFailed("no test was run", figures)
-    return figures
+        raise PartFailed(f"{len(failed)} of {passed + len(failed) + skipped} tests failed: {', '.join(failed)}")
+    if not passed:
+        raise PartFailed("no test was run")
+    if status:
+        raise PartFailed(f"pytest ended with status {int(status)}")
 
 
-def _first_line(problem: ElementTree.Element) -> str:
-    return (problem.get("message") or "").strip().partition("\n")[0][:300]
+class Recorder:
+    """Count the tests as they end, and name the one that was started last. pytest calls the hooks."""
+
+    def __init__(self, keep: Keep) -> None:
+        self.figures: dict[str, Any] = {"passed": 0, "failed": {}, "skipped": 0, "running": None}
+        self._keep = keep
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.figures["running"] = nodeid.rpartition("::")[2]
+        self._keep(self.figures)
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            reason = (crash.message if crash else report.longreprtext).strip().partition("\n")[0]
+            self.figures["failed"][report.nodeid.rpartition("::")[2]] = reason[:300]
+        elif report.skipped:
+            self.figures["skipped"] += 1
+        elif report.when == "call":
+            self.figures["passed"] += 1
+
+    pytest_collectreport = pytest_runtest_logreport
 
 
-def run_attention(setting: Setting) -> dict[str, Any]:
-    """Attention alone at the lengths of sentences, with the heads of the base model."""
+def run_attention(setting: Setting, keep: Keep) -> None:
+    """Time attention alone at the lengths of sentences, with the heads of the base model."""
     import torch
     from attention_candidates import CANDIDATES, lengths_of, make_problem, measure
 
@@ -104,16 +127,16 @@ def run_attention(setting: Setting) -> dict[str, Any]:
         found = figures["lengths"][kind] = {}
         for candidate in CANDIDATES:
             found[candidate.name] = measure(candidate, problem, device, 5 if setting.quick else 20)
+            keep(figures)
             print(
                 f"{kind:<6} {candidate.name:<46} {_attention_cell(found[candidate.name])}", file=sys.stderr, flush=True
             )
     if not any("tokens_per_second" in one for one in figures["lengths"]["equal"].values()):
-        raise PartFailed("no candidate could run", figures)
-    return figures
+        raise PartFailed("no candidate could run")
 
 
-def run_bench(config: str, setting: Setting) -> dict[str, Any]:
-    """`mt bench` on sentences of WMT14's lengths."""
+def run_bench(config: str, setting: Setting, keep: Keep) -> None:
+    """Run `mt bench` on sentences of WMT14's lengths."""
     large = {"base": 131_072, "big": 65_536}[config]
     variants = {
         "25,000 target tokens an update": ["train.batch_tokens=25000"],
@@ -124,7 +147,9 @@ def run_bench(config: str, setting: Setting) -> dict[str, Any]:
     if setting.quick:
         variants = {"512 target tokens an update": ["train.batch_tokens=512"]}
         options += ["--steps", "2"]
-    figures: dict[str, Any] = {}
+    elif setting.limit_seconds < PARTS[f"bench-{config}"].seconds:
+        options += ["--steps", "100"]  # instead of 20 s of them
+    figures: dict[str, Any] = {name: {"error": "not run"} for name in variants}
     problems = []
     for name, overrides in variants.items():
         overrides = [f"train.device={setting.device}", *overrides]
@@ -134,13 +159,13 @@ def run_bench(config: str, setting: Setting) -> dict[str, Any]:
         except PartFailed as problem:
             figures[name] = {"error": str(problem)}
             problems.append(f"{name}: {problem}")
+        keep(figures)
     if problems:
-        raise PartFailed("; ".join(problems), figures)
-    return figures
+        raise PartFailed("; ".join(problems))
 
 
-def run_decode(setting: Setting) -> dict[str, Any]:
-    """Beam search with a base model of random weights, several sentences at a time, every translation equally long."""
+def run_decode(setting: Setting, keep: Keep) -> None:
+    """Time beam search with a base model of random weights, batch by batch, every translation equally long."""
     import torch
 
     from mt.bench import random_corpus
@@ -181,10 +206,11 @@ def run_decode(setting: Setting) -> dict[str, Any]:
             "tgt_tokens_per_second": n_produced / seconds,
             "peak_memory_bytes": peak_memory_bytes(device),
         }
+        figures["why_no_graphs"] = backend.why_no_graphs
+        keep(figures)
         print(f"batch {n_sentences}: {n_produced / seconds:,.0f} tok/s", file=sys.stderr, flush=True)
-    figures["why_no_graphs"] = backend.why_no_graphs
     figures["transformers_at_32"] = _generate_speed(device, dtype, vocab_size, 8 if setting.quick else 32, n_tokens)
-    return figures
+    keep(figures)
 
 
 def _generate_speed(
@@ -221,11 +247,13 @@ def _generate_speed(
     return {"n_sentences": n_sentences, "tgt_tokens_per_second": n_sentences * n_tokens / min(seconds[1:])}
 
 
-def run_training(setting: Setting) -> dict[str, Any]:
-    """`mt train` from text to a report, then the decoding speed of the model it made."""
+def run_training(setting: Setting, keep: Keep) -> None:
+    """Run `mt train` from text to a report, then measure the decoding speed of the model it made."""
     config = "demo" if setting.data is None else "multi30k"
     overrides = [] if setting.data is None else _text_settings(setting.data)
-    overrides += [f"train.device={setting.device}", "train.log_every=20", "train.stop_after=5m"]
+    # The rest is for preparation, averaging, the test sets and the decoding speed.
+    train_seconds = min(300, 0.6 * setting.limit_seconds)
+    overrides += [f"train.device={setting.device}", "train.log_every=20", f"train.stop_after={train_seconds:.0f}s"]
     if setting.quick:
         n_steps = 300 if setting.data is None else 100
         overrides += [f"train.max_steps={n_steps}", "train.warmup_steps=100"]
@@ -238,20 +266,23 @@ def run_training(setting: Setting) -> dict[str, Any]:
         seconds = time.perf_counter() - started_at
         report = json.loads((run_dir / "report.json").read_text("utf-8"))
         lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text("utf-8").splitlines()]
+        speeds = [line["tgt_tokens_per_second"] for line in lines if "tgt_tokens_per_second" in line]
+        valid = [
+            {key: value for key, value in line.items() if value is not None} for line in lines if "valid_loss" in line
+        ]
+        figures = {
+            "config": config,
+            "seconds": seconds,
+            "train_seconds": report["train_seconds"],
+            "steps": report["steps"],
+            "n_parameters": report["n_parameters"],
+            "tgt_tokens_per_second": statistics.median(speeds) if speeds else None,
+            "validations": valid,
+            "test_sets": report["test_sets"],
+        }
+        keep(figures)
         decoding = json.loads(_mt(["bench", "--model", str(run_dir), "--device", setting.device, "--json"]))
-    speeds = [line["tgt_tokens_per_second"] for line in lines if "tgt_tokens_per_second" in line]
-    valid = [{key: value for key, value in line.items() if value is not None} for line in lines if "valid_loss" in line]
-    return {
-        "config": config,
-        "seconds": seconds,
-        "train_seconds": report["train_seconds"],
-        "steps": report["steps"],
-        "n_parameters": report["n_parameters"],
-        "tgt_tokens_per_second": statistics.median(speeds),
-        "validations": valid,
-        "test_sets": report["test_sets"],
-        "decoding": decoding,
-    }
+        keep({**figures, "decoding": decoding})
 
 
 def _text_settings(folder: Path) -> list[str]:
@@ -285,71 +316,139 @@ def _mt(arguments: Sequence[str]) -> str:
     return done.stdout
 
 
+# In the order of their worth to someone whose time on a GPU is short. The seconds were not measured on one yet.
 PARTS = {
-    "tests": Part("the tests marked cuda: attention, compilation, precisions, resume, memory, copies", run_tests),
-    "attention": Part("ways to compute attention, timed at 28-token sentences", run_attention),
-    "bench-base": Part("mt bench of the base model", lambda setting: run_bench("base", setting)),
-    "bench-big": Part("mt bench of the big model", lambda setting: run_bench("big", setting)),
-    "decode": Part("decoding speed of the base model by batch size", run_decode),
-    "train": Part("a real training run to a BLEU", run_training),
+    "tests": Part(
+        "the tests marked cuda: attention, compilation, precisions, resume, memory, copies",
+        run_tests,
+        seconds=150,
+        least_seconds=30,
+        largest_fraction=1 / 3,
+    ),
+    "bench-base": Part("mt bench of the base model", partial(run_bench, "base"), seconds=220, least_seconds=75),
+    "attention": Part(
+        "ways to compute attention, timed at 28-token sentences", run_attention, seconds=60, least_seconds=20
+    ),
+    "decode": Part("decoding speed of the base model by batch size", run_decode, seconds=60, least_seconds=20),
+    "train": Part("a real training run to a BLEU", run_training, seconds=200, least_seconds=100),
+    "bench-big": Part("mt bench of the big model", partial(run_bench, "big"), seconds=280, least_seconds=90),
 }
 
 
 # --- One part after the other -----------------------------------------------------------------------------------------
 
 
-def run_part(name: str, setting: Setting) -> dict[str, Any]:
-    """Run a part in a process of its own, and write down what came of it."""
-    print(f"== {name}: {PARTS[name].what}", file=sys.stderr, flush=True)
-    started_at, started = datetime.now(timezone.utc), time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        result_path = Path(folder) / "result.json"
-        command = [sys.executable, __file__, "--inside", str(result_path), "--device", setting.device]
-        command += ["--out", str(setting.out), "--quick" if setting.quick else "--full", name]
-        if setting.data is not None:
-            command += ["--data", str(setting.data)]
-        process = subprocess.Popen(command, start_new_session=True, stdout=sys.stderr)
-        try:
-            status: int | None = process.wait(LIMIT_SECONDS)
-        except BaseException as interruption:
-            os.killpg(process.pid, signal.SIGKILL)  # with all that it has started
-            process.wait()
-            if not isinstance(interruption, subprocess.TimeoutExpired):
-                raise
-            status = None
-        if result_path.exists():
-            result = json.loads(result_path.read_text("utf-8"))
+def run_parts(names: Sequence[str], setting: Setting, seconds_left: Callable[[], float]) -> list[dict[str, Any]]:
+    """Run the parts that the time left is enough for, and return the record of each part.
+
+    Args:
+        seconds_left: infinite without a budget.
+    """
+    records = []
+    for i, name in enumerate(names):
+        part, left = PARTS[name], max(0.0, seconds_left())
+        limit = min(LIMIT_SECONDS, left if i == len(names) - 1 else left * part.largest_fraction)
+        least = QUICK_LEAST_SECONDS if setting.quick else part.least_seconds
+        if limit < least:
+            records.append(
+                leave_out(name, setting, f"{int(limit)} s were left for it, and it needs at least {least} s")
+            )
         else:
-            ended = f"took longer than {LIMIT_SECONDS} s" if status is None else f"ended with status {status}"
-            result = {"error": ended, "figures": {}}
-    record = {
+            records.append(run_part(name, setting, limit))
+        write_report(setting.out, show=False)
+    return records
+
+
+def leave_out(name: str, setting: Setting, reason: str) -> dict[str, Any]:
+    """Record why a part isn't run, without replacing the result of an earlier run."""
+    if not setting.quick:
+        reason += f" (about {PARTS[name].seconds} s in full)"
+    record = new_record(name, setting) | {"outcome": "left out", "error": f"{reason}: give more --minutes"}
+    if not (path := setting.out / f"{name}.json").exists():
+        write_record(path, record)
+    print(f"== {name}: left out: {record['error']}", file=sys.stderr, flush=True)
+    return record
+
+
+def run_part(name: str, setting: Setting, limit: float = LIMIT_SECONDS) -> dict[str, Any]:
+    """Run a part in a process of its own, and return its record, which is also a file."""
+    print(f"== {name}: {PARTS[name].what}, {limit:.0f} s at most", file=sys.stderr, flush=True)
+    started_at, path = time.perf_counter(), setting.out / f"{name}.json"
+    write_record(path, new_record(name, setting))
+    command = [sys.executable, __file__, "--inside", str(path), "--limit", str(limit)]
+    command += ["--device", "cuda:0" if setting.on_cuda else setting.device]
+    command += ["--quick" if setting.quick else "--full", name]
+    if setting.data is not None:
+        command += ["--data", str(setting.data)]
+    process = subprocess.Popen(command, env=_environment(setting.device), start_new_session=True, stdout=sys.stderr)
+    try:
+        ended = {"outcome": "failed", "error": f"ended with status {process.wait(limit)}"}
+    except BaseException as interruption:
+        os.killpg(process.pid, signal.SIGKILL)  # with all that it has started
+        process.wait()
+        if not isinstance(interruption, subprocess.TimeoutExpired):
+            raise
+        ended = {"outcome": "cut short", "error": f"took longer than {limit:.0f} s"}
+    record = json.loads(path.read_text("utf-8")) | {"seconds": time.perf_counter() - started_at}
+    if record["outcome"] == "cut short":  # it didn't come to entering its own end
+        record |= ended
+    write_record(path, record)
+    print(f"== {name}: {record['error'] or 'done'}, {record['seconds']:.0f} s", file=sys.stderr, flush=True)
+    return record
+
+
+def _environment(device: str) -> dict[str, str]:
+    """Show a part its GPU alone, as cuda:0, for tests and timers use the current device."""
+    if not device.startswith("cuda"):
+        return dict(os.environ)
+    index = int(device.partition(":")[2] or 0)
+    visible = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": visible[index] if visible else str(index)}
+
+
+def run_inside(name: str, setting: Setting, path: Path) -> None:
+    """Run the part itself, in its process, and enter what comes of it into its record."""
+    record = json.loads(path.read_text("utf-8"))
+
+    def keep(figures: dict[str, Any]) -> None:
+        record["figures"] = figures
+        write_record(path, record)
+
+    ended: dict[str, Any] = {"outcome": "failed"}
+    try:
+        PARTS[name].run(setting, keep)
+        ended = {"outcome": "done", "error": None}
+    except PartFailed as problem:
+        ended["error"] = str(problem)
+    except Exception as problem:
+        traceback.print_exc()
+        ended["error"] = f"{type(problem).__name__}: {problem}"[:1_000]
+    write_record(path, record | ended)
+
+
+def new_record(name: str, setting: Setting) -> dict[str, Any]:
+    """Return the record of a part that is about to run."""
+    return {
         "part": name,
         "what": PARTS[name].what,
-        "error": result["error"],
-        "seconds": time.perf_counter() - started,
-        "started_at": started_at.isoformat(timespec="seconds"),
+        "outcome": "cut short",
+        "error": "gpu_check.sh was stopped before this part ended",
+        "seconds": None,
+        "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": sys.argv,
         "device": setting.device,
         "quick": setting.quick,
         "data": "demo corpus" if setting.data is None else setting.data.name,
         **_basis(setting.device),
-        "figures": result["figures"],
+        "figures": {},
     }
-    (setting.out / f"{name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    print(f"== {name}: {result['error'] or 'done'}, {record['seconds']:.0f} s", file=sys.stderr, flush=True)
-    return record
 
 
-def run_inside(name: str, setting: Setting, result_path: Path) -> None:
-    """The part itself, in its process."""
-    try:
-        result = {"error": None, "figures": PARTS[name].run(setting)}
-    except PartFailed as problem:
-        result = {"error": str(problem), "figures": problem.figures}
-    except Exception as problem:
-        traceback.print_exc()
-        result = {"error": f"{type(problem).__name__}: {problem}"[:1_000], "figures": {}}
-    result_path.write_text(json.dumps(result), "utf-8")
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write or replace a record; a process killed meanwhile leaves the one before."""
+    beside = path.with_suffix(".new")
+    beside.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    os.replace(beside, path)
 
 
 def _basis(device: str) -> dict[str, Any]:
@@ -377,12 +476,14 @@ def report(records: Sequence[dict[str, Any]]) -> str:
     }
     lines = [*_basis_lines(records)]
     for record in records:
-        lines += ["", f"### {record['part']}: {record['what']}", ""]
-        if record["error"]:
-            lines += [f"**Failed**: {record['error']}", ""]
-        if record["figures"]:
-            lines += sections[record["part"]](record["figures"])
-        lines += ["", f"{record['seconds']:.0f} s in all{', small sizes' if record['quick'] else ''}."]
+        figures, seconds = record["figures"], record["seconds"]
+        blocks = [
+            [f"### {record['part']}: {record['what']}"],
+            [f"**{record.get('outcome', 'failed').capitalize()}**: {record['error']}"] if record["error"] else [],
+            sections[record["part"]](figures) if figures else [],
+            [] if seconds is None else [f"{seconds:.0f} s in all{', small sizes' if record['quick'] else ''}."],
+        ]
+        lines += [line for block in blocks if block for line in ("", *block)]
     return "\n".join(lines) + "\n"
 
 
@@ -410,7 +511,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def _tests_section(figures: dict[str, Any]) -> list[str]:
     lines = [f"{figures['passed']} passed, {len(figures['failed'])} failed, {figures['skipped']} skipped."]
-    return lines + [f"- `{name}`: {message}" for name, message in figures["failed"].items()]
+    lines += [f"- `{name}`: {message}" for name, message in figures["failed"].items()]
+    return lines + ([f"- `{figures['running']}`: did not end"] if figures.get("running") else [])
 
 
 def _attention_section(figures: dict[str, Any]) -> list[str]:
@@ -490,21 +592,28 @@ def _training_section(figures: dict[str, Any]) -> list[str]:
     for name, one in figures["test_sets"].items():
         told = ", ".join(f"{score['score']:.2f} {score['name']}" for score in one["scores"])
         scores.append(f"{name}: {told}")
-    decoding = figures["decoding"]
-    return [
+    speed = figures["tgt_tokens_per_second"]
+    text = (
         f"{figures['config']}.yaml: {figures['steps']:,} steps in {figures['train_seconds']:.0f} s of training, "
-        f"{figures['tgt_tokens_per_second']:,.0f} tok/s (median of the log), {figures['seconds']:.0f} s from text to "
-        f"report. {'; '.join(scores)}. Decoding: {decoding['sentences_per_second']:,.0f} sentences/s, "
-        f"{decoding['tgt_tokens_per_second']:,.0f} tok/s."
-    ]
+        f"{'too few steps for a speed' if speed is None else f'{speed:,.0f} tok/s (median of the log)'}, "
+        f"{figures['seconds']:.0f} s from text to report. {'; '.join(scores)}."
+    )
+    if decoding := figures.get("decoding"):
+        text += (
+            f" Decoding: {decoding['sentences_per_second']:,.0f} sentences/s, "
+            f"{decoding['tgt_tokens_per_second']:,.0f} tok/s."
+        )
+    return [text]
 
 
 # --- The command ------------------------------------------------------------------------------------------------------
 
 
 def main() -> int:
+    started_at = time.monotonic()
     parser = argparse.ArgumentParser(prog="scripts/gpu_check.sh", description="What only a GPU can prove, in parts.")
-    parser.add_argument("parts", nargs="+", metavar="PART", help=f"{', '.join(PARTS)}; or all, list, report")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; or all, list, report")
+    parser.add_argument("--minutes", metavar="M", help="for everything: parts that no longer fit are left out")
     parser.add_argument("--data", type=Path, metavar="DIR", help="text for the training run: train.en, train.de, val.…")
     parser.add_argument("--out", type=Path, metavar="DIR", default=ROOT / "runs" / "gpu-check", help="for the results")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -512,13 +621,22 @@ def main() -> int:
     size.add_argument("--quick", action="store_true", default=None, help="small sizes, as always on a CPU")
     size.add_argument("--full", action="store_false", dest="quick", help="full sizes, on a CPU too")
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--limit", type=float, default=LIMIT_SECONDS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    try:
+        minutes = math.inf if arguments.minutes is None else float(arguments.minutes)
+    except ValueError:
+        minutes = math.nan
+    if not minutes > 0:
+        return refuse(f"--minutes: expected a number above 0, such as 8, got {arguments.minutes!r}")
+    if not arguments.parts and arguments.minutes is None:
+        parser.error("the following arguments are required: PART or --minutes")
     if arguments.parts == ["list"]:
-        print("\n".join(f"{name:<12}{part.what}" for name, part in PARTS.items()))
+        print("\n".join(f"{name:<12}{part.what} (estimate: {part.seconds} s)" for name, part in PARTS.items()))
         return 0
     if arguments.parts == ["report"]:
         return write_report(arguments.out, show=True)
-    names = list(PARTS) if arguments.parts == ["all"] else arguments.parts
+    names = list(PARTS) if arguments.parts in ([], ["all"]) else arguments.parts
     if unknown := [name for name in names if name not in PARTS]:
         return refuse(f"{unknown[0]}: no such part: there are {', '.join(PARTS)}; or all, list, report alone")
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
@@ -534,21 +652,20 @@ def main() -> int:
         return refuse(f"--{error}")
     quick = device.type == "cpu" if arguments.quick is None else arguments.quick
     data = None if arguments.data is None else arguments.data.resolve()
-    setting = Setting(data, arguments.out.resolve(), str(device), quick)
+    setting = Setting(data, arguments.out.resolve(), str(device), quick, arguments.limit)
     if arguments.inside is not None:
         run_inside(names[0], setting, arguments.inside)
         return 0
     setting.out.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part in progress is ended too
-    failed = []
-    for name in names:
-        if run_part(name, setting)["error"]:
-            failed.append(name)
-        write_report(setting.out, show=False)
+    ends_at = started_at + 60 * minutes - REPORT_SECONDS
+    records = run_parts(names, setting, lambda: ends_at - time.monotonic())
     print((setting.out / "report.md").read_text("utf-8"), end="")
-    if failed:
-        print(f"scripts/gpu_check.sh: failed: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+    for outcome in ("left out", "cut short", "failed"):
+        if found := [record["part"] for record in records if record["outcome"] == outcome]:
+            print(f"scripts/gpu_check.sh: {outcome}: {', '.join(found)}", file=sys.stderr)
+    outcomes = {record["outcome"] for record in records}
+    return 0 if "done" in outcomes and outcomes <= {"done", "left out"} else 1
 
 
 def refuse(problem: str) -> int:

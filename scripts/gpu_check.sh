@@ -3,6 +3,7 @@
 # anything. On a CPU the parts run small, to show that they run.
 #
 #   scripts/gpu_check.sh list
+#   scripts/gpu_check.sh --minutes 8                       the most important parts first, as far as 8 minutes go
 #   scripts/gpu_check.sh all                               the demo corpus for the training run
 #   scripts/gpu_check.sh --data DIR --out DIR tests attention
 #   scripts/gpu_check.sh --out DIR report                  the Markdown of all parts that have run

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -112,11 +115,11 @@ def test_the_list_names_every_part() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert [line.split()[0] for line in done.stdout.splitlines()] == [
         "tests",
-        "attention",
         "bench-base",
-        "bench-big",
+        "attention",
         "decode",
         "train",
+        "bench-big",
     ]
 
 
@@ -125,12 +128,16 @@ def test_the_list_names_every_part() -> None:
     [
         (
             ["speed"],
-            "speed: no such part: there are tests, attention, bench-base, bench-big, decode, train; "
+            "speed: no such part: there are tests, bench-base, attention, decode, train, bench-big; "
             "or all, list, report alone",
         ),
         (["--data", "nowhere", "train"], "--data nowhere: no such folder"),
         (["--device", "gpu", "train"], "--device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
         (["--out", "nothing", "report"], "nothing: has no results: run a part first"),
+        *(
+            (["--minutes", given, "all"], f"--minutes: expected a number above 0, such as 8, got '{given}'")
+            for given in ("0", "-5", "8m", "nan", "")
+        ),
     ],
 )
 def test_what_cannot_be_run_is_said_in_a_line(arguments: list[str], message: str) -> None:
@@ -153,71 +160,216 @@ def test_a_python_without_the_packages_is_named(tmp_path: Path) -> None:
     )
 
 
+# Stands in for the process of a part.
+STAND_IN = """
+import json, os, pathlib, sys, time
+path = pathlib.Path(sys.argv[sys.argv.index("--inside") + 1])
+def enter(**end):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **end}))
+"""
+
+
+def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    (folder / "part.py").write_text(STAND_IN + code)
+    monkeypatch.setattr(gpu_check, "__file__", str(folder / "part.py"))
+
+
 def test_a_part_leaves_its_figures_and_what_it_ran_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The process of the part stands in for the real one.
-    script = tmp_path / "part.py"
-    script.write_text(
-        "import json, sys\n"
-        "result = {'error': None, 'figures': {'passed': 3, 'failed': {}, 'skipped': 1}}\n"
-        "open(sys.argv[sys.argv.index('--inside') + 1], 'w').write(json.dumps(result))\n"
-    )
-    monkeypatch.setattr(gpu_check, "__file__", str(script))
-    record = gpu_check.run_part("tests", setting_for(tmp_path))
+    stand_in(tmp_path, monkeypatch, "enter(outcome='done', error=None, figures={'passed': 3, 'limit': sys.argv[4]})")
+    record = gpu_check.run_part("tests", setting_for(tmp_path), 90)
     assert json.loads((tmp_path / "tests.json").read_text("utf-8")) == record
-    assert (record["part"], record["error"], record["figures"]["passed"]) == ("tests", None, 3)
+    assert (record["part"], record["outcome"], record["error"]) == ("tests", "done", None)
+    assert record["figures"] == {"passed": 3, "limit": "90"}
     assert record["versions"]["torch"] == torch.__version__
     assert record["hardware"]["threads"] == torch.get_num_threads()
 
 
-def test_a_part_that_dies_or_takes_too_long_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = tmp_path / "part.py"
-    monkeypatch.setattr(gpu_check, "__file__", str(script))
-    script.write_text("import os; os._exit(7)")
-    assert gpu_check.run_part("attention", setting_for(tmp_path))["error"] == "ended with status 7"
-    script.write_text("import time; time.sleep(60)")
-    monkeypatch.setattr(gpu_check, "LIMIT_SECONDS", 0.2)
+def test_a_part_that_dies_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(tmp_path, monkeypatch, "enter(figures={'a': 1}); os._exit(7)")
     record = gpu_check.run_part("attention", setting_for(tmp_path))
-    assert record["error"] == "took longer than 0.2 s"
-    assert record["seconds"] < 10
-    assert json.loads((tmp_path / "attention.json").read_text("utf-8"))["figures"] == {}
+    assert (record["outcome"], record["error"], record["figures"]) == ("failed", "ended with status 7", {"a": 1})
+
+
+def test_a_part_whose_time_is_up_keeps_the_figures_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    has_figures = tmp_path / "has_figures"
+
+    class Process(subprocess.Popen[bytes]):
+        """Its time is up when it has figures."""
+
+        def wait(self, timeout: float | None = None) -> int:
+            if timeout is None:
+                return super().wait()
+            while not has_figures.exists():
+                time.sleep(0.01)
+            raise subprocess.TimeoutExpired(self.args, timeout)
+
+    monkeypatch.setattr(gpu_check, "_basis", lambda device: {})
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    code = f"enter(figures={{'a': 1}}); open({str(has_figures)!r}, 'w'); time.sleep(600)"
+    stand_in(tmp_path, monkeypatch, code)
+    record = gpu_check.run_part("attention", setting_for(tmp_path), 158.25)
+    assert (record["outcome"], record["error"]) == ("cut short", "took longer than 158 s")
+    assert json.loads((tmp_path / "attention.json").read_text("utf-8"))["figures"] == {"a": 1}
 
 
 def test_what_a_part_finds_wrong_comes_with_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def half(setting: Any) -> dict[str, Any]:
-        raise gpu_check.PartFailed("one of two failed", {"a": 1})
+    def half(setting: Any, keep: Any) -> None:
+        keep({"a": 1})
+        raise gpu_check.PartFailed("one of two failed")
 
-    def broken(setting: Any) -> dict[str, Any]:
-        return {"a": 1 / 0}
+    def broken(setting: Any, keep: Any) -> None:
+        keep({"a": 1})
+        keep({"a": 1 / 0})
 
-    results = []
-    for run in (half, broken):
-        monkeypatch.setitem(gpu_check.PARTS, "tests", gpu_check.Part("", run))
-        gpu_check.run_inside("tests", setting_for(tmp_path), tmp_path / "result.json")
-        results.append(json.loads((tmp_path / "result.json").read_text("utf-8")))
-    assert results == [
-        {"error": "one of two failed", "figures": {"a": 1}},
-        {"error": "ZeroDivisionError: division by zero", "figures": {}},
+    path = tmp_path / "result.json"
+    for run, error in ((half, "one of two failed"), (broken, "ZeroDivisionError: division by zero")):
+        monkeypatch.setitem(gpu_check.PARTS, "tests", gpu_check.Part("", run, seconds=2, least_seconds=1))
+        path.write_text("{}")
+        gpu_check.run_inside("tests", setting_for(tmp_path), path)
+        assert json.loads(path.read_text("utf-8")) == {"outcome": "failed", "error": error, "figures": {"a": 1}}
+
+
+def test_each_variant_of_a_bench_is_kept_as_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bench(command: list[str]) -> str:
+        assert "--set=train.device=cuda:0" in command
+        assert "--steps" in command  # fewer, for there is little time
+        if "--set=train.compile=false" in command:
+            raise gpu_check.PartFailed("boom")
+        return json.dumps({"number": len(kept)})
+
+    kept: list[str] = []
+    monkeypatch.setattr(gpu_check, "_mt", bench)
+    setting = gpu_check.Setting(None, tmp_path, "cuda:0", False, limit_seconds=100)
+    with pytest.raises(gpu_check.PartFailed, match=r"^25,000, not compiled: boom$"):
+        gpu_check.run_bench("base", setting, lambda figures: kept.append(json.dumps(figures)))
+    not_run = {"error": "not run"}
+    assert [list(json.loads(figures).values()) for figures in kept] == [
+        [{"number": 0}, not_run, not_run],
+        [{"number": 0}, {"number": 1}, not_run],
+        [{"number": 0}, {"number": 1}, {"error": "boom"}],
     ]
 
 
-def test_failing_tests_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "tests").mkdir()
-    (tmp_path / "tests" / "test_cuda.py").write_text(
+def run_own_tests(folder: Path, code: str) -> dict[str, Any]:
+    """The record of the part `tests`, in a copy of the repository that holds these tests alone."""
+    for name in ("scripts", "tests"):
+        (folder / name).mkdir()
+    script = shutil.copy(ROOT / "scripts" / "gpu_check.py", folder / "scripts")
+    (folder / "tests" / "test_cuda.py").write_text(code)
+    (folder / "tests.json").write_text("{}")
+    arguments = ["--inside", folder / "tests.json", "--device", "cpu", "tests"]
+    subprocess.run([sys.executable, script, *arguments], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    return dict(json.loads((folder / "tests.json").read_text("utf-8")))
+
+
+def test_failing_tests_are_named(tmp_path: Path) -> None:
+    code = (
         "import pytest\n"
         "def test_passes(): pass\n"
         "def test_fails(): assert 1 == 2, 'numbers differ'\n"
         "@pytest.mark.skip(reason='no device')\n"
         "def test_skips(): pass\n"
     )
-    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
-    with pytest.raises(gpu_check.PartFailed) as caught:
-        gpu_check.run_tests(setting_for(tmp_path))
-    assert str(caught.value) == "1 of 3 tests failed: test_fails"
-    assert caught.value.figures == {
-        "passed": 1,
-        "failed": {"test_fails": "AssertionError: numbers differ"},
-        "skipped": 1,
+    failed = {"test_fails": "AssertionError: numbers differ"}
+    assert run_own_tests(tmp_path, code) == {
+        "outcome": "failed",
+        "error": "1 of 3 tests failed: test_fails",
+        "figures": {"passed": 1, "failed": failed, "skipped": 1, "running": None},
     }
+
+
+def test_tests_that_cannot_be_imported_are_named(tmp_path: Path) -> None:
+    record = run_own_tests(tmp_path, "1 / 0")
+    assert record["error"] == "1 of 1 tests failed: tests/test_cuda.py"
+    assert record["figures"]["failed"] == {"tests/test_cuda.py": "ZeroDivisionError: division by zero"}
+
+
+def test_a_test_that_kills_the_process_is_named(tmp_path: Path) -> None:
+    record = run_own_tests(tmp_path, "import os\ndef test_passes(): pass\ndef test_dies(): os._exit(7)\n")
+    assert record == {"figures": {"passed": 1, "failed": {}, "skipped": 0, "running": "test_dies"}}
+
+
+# --- A budget ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """The limits of the parts that were started; no process is."""
+    given: dict[str, float] = {}
+
+    def run_part(name: str, setting: Any, limit: float) -> dict[str, Any]:
+        given[name] = limit
+        record = {**gpu_check.new_record(name, setting), "outcome": "done", "error": None}
+        gpu_check.write_record(setting.out / f"{name}.json", record)
+        return record
+
+    monkeypatch.setattr(gpu_check, "run_part", run_part)
+    return given
+
+
+def run_within(folder: Path, names: list[str], seconds_left: list[float], quick: bool = False) -> list[str]:
+    """Outcomes of parts before each of which so many seconds are left."""
+    setting = gpu_check.Setting(None, folder, "cpu", quick)
+    records = gpu_check.run_parts(names, setting, iter(seconds_left).__next__)
+    return [record["outcome"] for record in records]
+
+
+def test_without_a_budget_every_part_gets_the_same_limit(tmp_path: Path, limits: dict[str, float]) -> None:
+    assert run_within(tmp_path, list(gpu_check.PARTS), [math.inf] * 6) == ["done"] * 6
+    assert limits == dict.fromkeys(gpu_check.PARTS, gpu_check.LIMIT_SECONDS)
+
+
+def test_the_most_important_parts_come_first_and_the_tests_leave_time_to_the_others(
+    tmp_path: Path, limits: dict[str, float]
+) -> None:
+    outcomes = run_within(tmp_path, list(gpu_check.PARTS), [468, 330, 110, 12.3, -3, -3])
+    assert outcomes == ["done", "done", "done", "left out", "left out", "left out"]
+    assert limits == {"tests": 156, "bench-base": 330, "attention": 110}
+    report = (tmp_path / "report.md").read_text("utf-8")
+    assert report.endswith(
+        "### decode: decoding speed of the base model by batch size\n\n"
+        "**Left out**: 12 s were left for it, and it needs at least 20 s (about 60 s in full): give more --minutes\n\n"
+        "### train: a real training run to a BLEU\n\n"
+        "**Left out**: 0 s were left for it, and it needs at least 100 s (about 200 s in full): give more --minutes\n\n"
+        "### bench-big: mt bench of the big model\n\n"
+        "**Left out**: 0 s were left for it, and it needs at least 90 s (about 280 s in full): give more --minutes\n"
+    )
+
+
+def test_the_last_part_gets_all_that_is_left_up_to_the_limit(tmp_path: Path, limits: dict[str, float]) -> None:
+    assert run_within(tmp_path, ["decode", "tests"], [900, 120]) == ["done", "done"]
+    assert limits == {"decode": gpu_check.LIMIT_SECONDS, "tests": 120}
+
+
+def test_small_sizes_need_less_time(tmp_path: Path, limits: dict[str, float]) -> None:
+    assert run_within(tmp_path, ["train", "bench-big"], [12, 9], quick=True) == ["done", "left out"]
+
+
+def test_a_part_that_is_left_out_keeps_the_result_of_an_earlier_run(tmp_path: Path, limits: dict[str, float]) -> None:
+    run_within(tmp_path, ["decode"], [100])
+    before = (tmp_path / "decode.json").read_text("utf-8")
+    assert run_within(tmp_path, ["decode"], [5]) == ["left out"]
+    assert (tmp_path / "decode.json").read_text("utf-8") == before
+
+
+def test_a_budget_that_is_enough_for_nothing_fails(tmp_path: Path) -> None:
+    done = check("--minutes", "0.01", "--out", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"scripts/gpu_check.sh: left out: {', '.join(gpu_check.PARTS)}"
+    assert done.stdout == (tmp_path / "report.md").read_text("utf-8")
+    assert done.stdout.count("**Left out**: ") == len(gpu_check.PARTS)
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "expected"),
+    [("cuda:1", "", "1"), ("cuda:1", "4,GPU-5", "GPU-5"), ("cuda", "", "0"), ("cpu", "3", "3")],
+)
+def test_a_part_sees_its_gpu_alone(device: str, visible: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpu_check._environment(device)["CUDA_VISIBLE_DEVICES"] == expected
+
+
+# --- Settings ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_text_of_a_folder_becomes_settings(tmp_path: Path) -> None:
@@ -300,6 +452,16 @@ def test_the_report_is_markdown_of_what_has_run(tmp_path: Path) -> None:
         "2026-11-22: NVIDIA H100 80GB HBM3 (80 GiB, CUDA 13.0), Some CPU, 16 threads; torch 2.11.0, Python 3.12.3; "
         "commit 0123456789ab+changes",
         "",
+        "### bench-base: speed",
+        "",
+        "**Failed**: eager: boom",
+        "",
+        "|  | tok/s | of the peak | input stall | forward, backward, optimizer | fill | memory | warm-up |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| 25,000 | 501,234 | 18.7% of 989 TFLOP/s | 0.20% | 30%, 60%, 10% | 94.5%, 99.1% | 30.0 GiB | 42 s |",
+        "",
+        "61 s in all.",
+        "",
         "### attention: attention alone",
         "",
         "65,536 tokens, 8 heads of 64, bf16. Milliseconds forward, forward and backward; tokens a second through both.",
@@ -310,16 +472,6 @@ def test_the_report_is_markdown_of_what_has_run(tmp_path: Path) -> None:
         "| flex | no kernel | not run |",
         "",
         "30 s in all.",
-        "",
-        "### bench-base: speed",
-        "",
-        "**Failed**: eager: boom",
-        "",
-        "|  | tok/s | of the peak | input stall | forward, backward, optimizer | fill | memory | warm-up |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        "| 25,000 | 501,234 | 18.7% of 989 TFLOP/s | 0.20% | 30%, 60%, 10% | 94.5%, 99.1% | 30.0 GiB | 42 s |",
-        "",
-        "61 s in all.",
     ]
 
 

@@ -76,7 +76,7 @@ class Graphs:
         state = SearchState.begin(
             self.model, padded, decode, n_best, prefixes, banned_ids, width_multiple=SOURCE_WIDTH_MULTIPLE
         )
-        state.beams.rows[len(sentences) :] = _NOBODY
+        state.beams.rows[len(sentences) :] = [_NOBODY] * n_fillers
         state.beams.limits[len(sentences) :] = 1
         # The first steps differ from each other: one beam alone, prefixes, no end yet.
         for _ in range(max([decode.min_length, *(len(prefix) + 1 for prefix in prefixes)])):
@@ -85,14 +85,17 @@ class Graphs:
         results: list[list[SearchResult]] = [[] for _ in sentences]
         while True:
             done = state.beams.done()
-            n_left = len(done) - int(done.sum())
-            if n_left == 0 or rounded_up(n_left) < len(done):
-                state.beams.collect(done, results)
-                state.beams.rows.masked_fill_(done, _NOBODY)
-                if n_left == 0:
-                    return results
+            left = [i for i, is_done in enumerate(done) if not is_done]
+            if not left:
+                state.beams.collect(range(len(done)), results)
+                return results
+            if rounded_up(len(left)) < len(done):
+                gone = [i for i, is_done in enumerate(done) if is_done]
+                state.beams.collect(gone, results)
+                for i in gone:
+                    state.beams.rows[i] = _NOBODY
                 # Those that go on, and of the others as many as make up a shape.
-                state.keep_sentences(done.int().argsort(stable=True)[: rounded_up(n_left)])
+                state.keep_sentences([*left, *gone][: rounded_up(len(left))])
             self._advance(state)
 
     def _advance(self, state: SearchState) -> None:

@@ -92,13 +92,12 @@ def search(
     while True:
         state.step()
         done = state.beams.done()
-        n_done = int(done.sum())
-        if n_done == len(done):
-            state.beams.collect(done, results)
+        if all(done):
+            state.beams.collect(range(len(done)), results)
             return results
-        if n_done >= DONE_SHARE * len(done):
-            state.beams.collect(done, results)
-            state.keep_sentences((~done).nonzero()[:, 0])
+        if sum(done) >= DONE_SHARE * len(done):
+            state.beams.collect([i for i, is_done in enumerate(done) if is_done], results)
+            state.keep_sentences([i for i, is_done in enumerate(done) if not is_done])
 
 
 @dataclass
@@ -146,10 +145,12 @@ class SearchState:
         self.cache.length += 1
         self.beams.length += 1
 
-    def keep_sentences(self, sentences: Tensor) -> None:
-        """Only these sentences [n] go on."""
-        self.cache.keep_sentences(sentences)
-        self.beams.keep_sentences(sentences)
+    def keep_sentences(self, sentences: Sequence[int]) -> None:
+        """Let only these sentences go on, given by their places in the batch."""
+        places = torch.tensor(sentences, device=self.beams.limits.device)
+        self.cache.keep_sentences(places)
+        self.beams.keep_sentences(places)
+        self.beams.rows = [self.beams.rows[i] for i in sentences]
 
 
 @dataclass
@@ -160,10 +161,11 @@ class _Beams:
     n_best: int
     shortest_prefix: int  # none of the sentences has a shorter one
     shortest_limit: int  # nor a smaller limit
+    longest_limit: int  # nor a larger one
     banned: Tensor  # [n] ids that never come
     banned_or_end: Tensor  # [n + 1] and EOS
     banned_blocks: Tensor  # the blocks of the vocabulary that they lie in
-    rows: Tensor  # [B] place of each sentence in the caller's list; negative: in none
+    rows: list[int]  # [B] place of each sentence in the caller's list; negative: in none
     limits: Tensor  # [B] tokens of a translation, EOS included
     prefixes: Tensor  # [B, P], FREE behind the end of each
     keys: Tensor  # [B, K] int64 for the numbers that a draw is made of; of the sentence, the seed and the beam alone
@@ -206,10 +208,11 @@ class _Beams:
             n_best=n_best,
             shortest_prefix=min(len(prefix) for prefix in prefixes),
             shortest_limit=min(limits),
+            longest_limit=max(limits),
             banned=torch.tensor(sorted(banned), device=device),
             banned_or_end=torch.tensor(sorted(banned | {EOS_ID}), device=device),
             banned_blocks=torch.tensor(sorted({i // BLOCK for i in banned | {EOS_ID}}), device=device),
-            rows=torch.arange(len(sentences), device=device),
+            rows=list(range(len(sentences))),
             limits=torch.tensor(limits, device=device),
             prefixes=torch.tensor(padded, dtype=torch.int64, device=device),
             keys=torch.tensor([_draw_keys(sentence, decode.seed, n_beams) for sentence in sentences], device=device),
@@ -330,9 +333,12 @@ class _Beams:
     def _penalty(self, n_tokens: Tensor) -> Tensor:
         return length_penalty(n_tokens, self.decode.length_penalty, self.decode.length_penalty_form)
 
-    def done(self) -> Tensor:
-        """[B]: whether no beam is open any more."""
-        return self.open_log_probs.amax(1) == NEVER
+    def done(self) -> list[bool]:
+        """Return for each sentence whether no beam is open any more: at the longest limit, whatever the device says."""
+        if self.length >= self.longest_limit:
+            return [True] * len(self.rows)
+        done: list[bool] = (self.open_log_probs.amax(1) == NEVER).tolist()
+        return done
 
     def _is_decided(self) -> Tensor:
         """[B]: whether no open beam can reach the n-th best finished score any more.
@@ -345,23 +351,24 @@ class _Beams:
         longest = torch.minimum(self.limits, self.position + LOOK_AHEAD)
         return self.finished_scores[:, self.n_best - 1] >= self.open_log_probs[:, 0] / self._penalty(longest)
 
-    def collect(self, sentences: Tensor, results: list[list[SearchResult]]) -> None:
-        """Write the n best finished hypotheses of these sentences (indices, or a mask) to their places in results."""
-        columns = (self.rows, self.finished_scores, self.finished_log_probs, self.finished_lengths, self.finished_ids)
-        for row, scores, log_probs, lengths, ids in zip(*(x[sentences].tolist() for x in columns), strict=True):
-            if row >= 0:
-                results[row] = [
+    def collect(self, sentences: Sequence[int], results: list[list[SearchResult]]) -> None:
+        """Write the n best finished hypotheses of the sentences at these places in the batch to theirs in results."""
+        places = torch.tensor(sentences, device=self.limits.device)
+        columns = (self.finished_scores, self.finished_log_probs, self.finished_lengths, self.finished_ids)
+        for i, scores, log_probs, lengths, ids in zip(sentences, *(x[places].tolist() for x in columns), strict=True):
+            if self.rows[i] >= 0:
+                results[self.rows[i]] = [
                     SearchResult(tuple(ids[k][: lengths[k] - 1]), log_probs[k], scores[k])
                     for k in range(self.n_best)
                     if scores[k] > NEVER
                 ]
 
-    def keep_sentences(self, sentences: Tensor) -> None:
-        """Only these sentences [n] go on."""
+    def keep_sentences(self, places: Tensor) -> None:
+        """Keep the tensors of the sentences at these places [n] in the batch."""
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Tensor) and field.name not in ("banned", "banned_or_end", "banned_blocks", "position"):
-                setattr(self, field.name, value[sentences])
+                setattr(self, field.name, value[places])
 
 
 def _of_beams(ids: Tensor, beams: Tensor) -> Tensor:

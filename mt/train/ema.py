@@ -20,15 +20,19 @@ class MovingAverage:
     def __init__(self, model: Transformer, decay: float) -> None:
         self._decay = decay
         self._names = [name for name, _ in model.named_parameters()]
-        self._weights = [parameter.detach() for parameter in model.parameters()]
-        self._averages = [weight.clone() for weight in self._weights]
+        self._averages = [parameter.detach().clone() for parameter in model.parameters()]
+        # In a few launches for all weights, without memory of its own: plain gradient descent, whose `maximize` and
+        # weight decay of 1 make each step average += lr · (gradient - average), with the weights in place of gradients.
+        self._descent = torch.optim.SGD(self._averages, lr=0.0, weight_decay=1.0, maximize=True, fused=True)
+        for average, parameter in zip(self._averages, model.parameters(), strict=True):
+            average.grad = parameter.detach()
 
     @torch.no_grad()
-    def follow(self, step: int, was_made: Tensor) -> None:
-        """Take in the weights after an update; with `was_made` False on the device nothing changes."""
-        share = (1 - min(self._decay, (1 + step) / (10 + step))) * was_made.to(self._averages[0].dtype)
-        for average, weight in zip(self._averages, self._weights, strict=True):
-            average.lerp_(weight, share)  # in place: it must not run out of memory once the weights have changed
+    def follow(self, step: int, was_skipped: Tensor) -> None:
+        """Take in the weights after an update; where `was_skipped` is 1.0 on the device nothing changes."""
+        self._descent.param_groups[0]["lr"] = 1 - min(self._decay, (1 + step) / (10 + step))
+        self._descent.found_inf = was_skipped  # type: ignore[attr-defined]
+        self._descent.step()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averaged weights by name, as the model's own."""

@@ -40,8 +40,10 @@ from mt.units import format_bytes
 CPU_MICRO_BATCH_TOKENS = 4_096
 # On CUDA the largest that fits is taken; beyond this nothing is gained.
 MAX_MICRO_BATCH_TOKENS = 131_072
-# Share of the free memory that the measured need may take: kernels ask for more than the model holds.
-MEMORY_SHARE = 0.85
+# Fraction of the free memory that the measured need may take: some kernels need workspaces of another size.
+MEMORY_SHARE = 0.9
+# The one that is computed, those that wait in the queue of `Ahead`, and the one that is being copied.
+UPDATES_ON_DEVICE = 5
 
 
 @dataclass(frozen=True)
@@ -86,32 +88,55 @@ def choose_execution(train: TrainConfig, model: ModelConfig, ranks: Ranks = ALON
     Raises:
         ConfigError: something is asked for that this machine cannot do.
     """
-    device = choose_device(train.device)
-    if ranks.n > 1 and device.type == "cuda":
-        if device.index is not None:
-            raise ConfigError(f"train.device: is {train.device}, but each of {ranks.n} ranks needs its own: use auto")
-        device = choose_device(f"cuda:{ranks.local_rank}")
+    if ranks.n > 1 and ":" in train.device:
+        raise ConfigError(f"train.device: is {train.device}, but each of {ranks.n} ranks needs its own: use auto")
+    device = choose_device(train.device, ranks.local_rank if ranks.n > 1 else None)
     dtype = choose_dtype(train.precision, device)
-    packs_varlen = (
-        device.type == "cuda"
-        and dtype != torch.float32
-        and model.attention_dropout == 0
-        and model.d_model // model.n_heads <= 256
-        and torch.cuda.get_device_capability(device) >= (8, 0)
-    )
-    obstacle = why_not_compile()
-    if not packs_varlen:
-        obstacle = (
-            "it needs flash attention: CUDA of compute capability 8.0, bf16 or fp16, no attention dropout, "
-            "d_model / n_heads up to 256"
-        )
+    flash_obstacle = _why_no_flash(device, dtype, model)
+    obstacle = flash_obstacle or why_not_compile()  # one static shape is needed, and tiles do not have it
     if train.compile is True and obstacle:
         raise ConfigError(f"train.compile: cannot compile here: {obstacle}: set it to auto")
     compiles = train.compile is not False and obstacle is None
     note = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
     if device.type == "cuda":
         note += ", compiled" if compiles else f", not compiled ({obstacle or 'train.compile is false'})"
-    return Execution(device, dtype, packs_varlen, compiles, note)
+    return Execution(device, dtype, flash_obstacle is None, compiles, note)
+
+
+def _why_no_flash(device: torch.device, dtype: torch.dtype, model: ModelConfig) -> str | None:
+    """Say what keeps variable-length flash attention from running; None where nothing does."""
+    if device.type != "cuda":
+        return "the device is a CPU"
+    if torch.version.hip:
+        return "ROCm is not tested"
+    needs = "flash attention needs"
+    if (capability := torch.cuda.get_device_capability(device)) < (8, 0):
+        return f"{needs} compute capability 8.0, this GPU has {capability[0]}.{capability[1]}"
+    if dtype == torch.float32:
+        return f"{needs} bf16 or fp16"
+    if model.attention_dropout > 0:
+        return f"{needs} model.attention_dropout 0"
+    if model.d_model // model.n_heads > 256:
+        return f"{needs} model.d_model / model.n_heads up to 256"
+    return None
+
+
+def check_memory(config: RunConfig, vocab_size: int, device: torch.device) -> None:
+    """Refuse a model whose weights and optimizer alone do not fit the device.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    with torch.device("meta"):  # to count, without memory
+        n_parameters = Transformer(config.model, vocab_size=vocab_size, pad_id=PAD_ID).n_parameters
+    # Weights, gradients and the two moments of Adam in float32, the average if there is one.
+    n_copies = 4 + (config.train.ema_decay is not None)
+    needed, available = 4 * n_copies * n_parameters, memory_bytes(device)
+    if needed > available:
+        raise ConfigError(
+            f"model: {n_parameters:,} parameters take {format_bytes(needed)} to train, {device} has "
+            f"{format_bytes(available)}: make d_model, d_ff or the number of layers smaller"
+        )
 
 
 class Engine:
@@ -142,7 +167,7 @@ class Engine:
         torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        self._check_that_it_fits(vocab_size)
+        check_memory(config, vocab_size, self.device)
         torch.manual_seed(settings.seed)
         self.model = Transformer(
             config.model,
@@ -177,13 +202,13 @@ class Engine:
             Target tokens of a slice, resolved.
         """
         self._loss = self._in_chunks(linear_label_smoothed_nll)
-        resolved = self._resolved_micro_batch(micro_batch_tokens)
-        self.cut(resolved)
         if self.execution.compiles:
             # One static shape. Layers apart from the loss: a short warm-up, and names in the state dict stay.
             for layer in (*self.model.encoder, *self.model.decoder):
                 layer.compile(fullgraph=True, dynamic=False)
             self._loss = self._in_chunks(torch.compile(linear_label_smoothed_nll, fullgraph=True, dynamic=False))
+        resolved = self._resolved_micro_batch(micro_batch_tokens)
+        self.cut(resolved)
         if self.ranks.n > 1:
             joined = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
             self._forward, self._no_sync = joined, joined.no_sync
@@ -265,7 +290,7 @@ class Engine:
                 torch.cuda.empty_cache()
             raise OutOfMemory(reason)
         if self.average is not None:
-            self.average.follow(update.step, torch.isfinite(outcome.grad_norm))
+            self.average.follow(update.step, self.optimizer.was_skipped)
         return outcome
 
     def _pass_over(self, update: Update) -> Tensor:
@@ -342,18 +367,6 @@ class Engine:
             batch = assemble_tiles(self.data, sentences, self.dtype)
         return batch if self.device.type == "cpu" else batch.pinned().to(self.device)
 
-    def _check_that_it_fits(self, vocab_size: int) -> None:
-        with torch.device("meta"):  # to count, without memory
-            n_parameters = Transformer(self.config.model, vocab_size=vocab_size, pad_id=PAD_ID).n_parameters
-        # Weights, gradients and the two moments of Adam in float32, the average if there is one.
-        n_copies = 4 + (self.config.train.ema_decay is not None)
-        needed, available = 4 * n_copies * n_parameters, memory_bytes(self.device)
-        if needed > available:
-            raise ConfigError(
-                f"model: {n_parameters:,} parameters take {format_bytes(needed)} to train, {self.device} has "
-                f"{format_bytes(available)}: make d_model, d_ff or the number of layers smaller"
-            )
-
     def _resolved_micro_batch(self, resolved_before: int) -> int:
         setting = self.config.train.micro_batch_tokens
         if resolved_before:
@@ -365,39 +378,68 @@ class Engine:
         return self.ranks.smallest(self._largest_that_fits())
 
     def _largest_that_fits(self) -> int:
-        """Measure the memory of two small slices on the device, and reckon from them."""
+        """Measure the memory of micro-batches on the device, and extrapolate.
+
+        Eager ones first, which costs no time. Compiled ones take about half, so that one more compilation is worth it
+        where eager ones of the largest size would not fit.
+        """
         largest, longest = min(self.plan.batch_tokens, MAX_MICRO_BATCH_TOKENS), self.config.data.max_tokens
+        torch.cuda.empty_cache()
+        at_rest = torch.cuda.memory_reserved(self.device)
+        free = torch.cuda.mem_get_info(self.device)[0] + at_rest
+
+        def fitting(measured: list[tuple[int, int]], data_bytes: int) -> int:
+            return max(tokens_that_fit(measured, int(free * MEMORY_SHARE) - data_bytes, largest), longest)
+
+        with torch.compiler.set_stance("force_eager"):
+            measured, data_bytes = self._measure_memory(
+                *sorted({max(longest, min(n, largest)) for n in (2_048, 8_192)})
+            )
+        chosen = fitting(measured, data_bytes)
+        if self.execution.compiles and chosen < largest:
+            compiled, data_bytes = self._measure_memory(chosen)
+            if compiled:
+                measured = compiled
+                chosen = fitting([(0, at_rest), *compiled], data_bytes)
+            torch.compiler.reset()  # the shape that was measured counts against the number that may be compiled
+        found = ", ".join(f"{format_bytes(n_bytes)} at {n_tokens:,} tokens" for n_tokens, n_bytes in measured)
+        self.memory_note = f" (measured: {found or 'nothing fits'}; {format_bytes(free)} are there)"
+        return chosen
+
+    def _measure_memory(self, *sizes: int) -> tuple[list[tuple[int, int]], int]:
+        """Make two forward and backward passes of micro-batches of each size.
+
+        Returns:
+            (target tokens, bytes) of each size that fits, with what the allocator loses to fragments; and the bytes of
+            the updates that are on the device at one time.
+        """
         measured: list[tuple[int, int]] = []
-        for n_tokens in sorted({max(longest, min(n, largest)) for n in (2_048, 8_192)}):
+        data_bytes = 0
+        for n_tokens in sizes:
             is_too_large = False
+            self.cut(n_tokens)
+            sentences, _ = self.plan.update_at(PlanState())
+            parts = cut_into_slices(sentences, self.data.src.lengths, self.data.tgt.lengths, self.budget)
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
             try:
-                n_bytes = self._measure_memory(n_tokens)
-                n_rows = self.budget.tgt_tokens  # updates are cut into equal slices, smaller than asked for
-                if not measured or n_rows > measured[-1][0]:
-                    measured.append((n_rows, n_bytes))
+                before = torch.cuda.memory_allocated(self.device)
+                batch = self._assemble(parts[0])
+                data_bytes = (torch.cuda.memory_allocated(self.device) - before) * len(parts) * UPDATES_ON_DEVICE
+                for _ in range(2):  # the second adds to the gradients of the first
+                    self.slice_loss(0, 0, batch).backward()  # type: ignore[no-untyped-call]
             except RuntimeError as error:
                 is_too_large = _is_out_of_memory(error)
                 if not is_too_large:
                     raise
+            self.optimizer.forget_gradients()
             if is_too_large:  # out of the handler, whose traceback holds the tensors
                 torch.cuda.empty_cache()
                 break
-        free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device)
-        found = ", ".join(f"{format_bytes(n_bytes)} at {n_tokens:,} tokens" for n_tokens, n_bytes in measured)
-        self.memory_note = f" (measured: {found or 'nothing fits'}; {format_bytes(free)} are there)"
-        return max(tokens_that_fit(measured, int(free * MEMORY_SHARE), largest), longest)
-
-    def _measure_memory(self, n_tokens: int) -> int:
-        """Peak of the bytes held during the forward and backward pass of a slice, before anything is compiled."""
-        self.cut(n_tokens)
-        sentences, _ = self.plan.update_at(PlanState())
-        parts = cut_into_slices(sentences, self.data.src.lengths, self.data.tgt.lengths, self.budget)
-        torch.cuda.reset_peak_memory_stats(self.device)
-        try:
-            self.slice_loss(0, 0, self._assemble(parts[0])).backward()  # type: ignore[no-untyped-call]
-        finally:
-            self.optimizer.forget_gradients()
-        return torch.cuda.max_memory_allocated(self.device)
+            n_rows = self.budget.tgt_tokens  # updates are cut into equal micro-batches, smaller than asked for
+            if not measured or n_rows > measured[-1][0]:
+                measured.append((n_rows, torch.cuda.max_memory_reserved(self.device)))
+        return measured, data_bytes // self.ranks.n
 
 
 def tokens_that_fit(measured: list[tuple[int, int]], available: int, largest: int) -> int:

@@ -46,6 +46,7 @@ class Optimizer:
         self.scales_loss = dtype == torch.float16
         self.loss_scale = torch.full((), FIRST_LOSS_SCALE if self.scales_loss else 1.0, device=device)
         self._good_updates = torch.zeros((), dtype=torch.int64, device=device)
+        self.was_skipped = torch.zeros((), device=device)  # 1.0 where the last update met non-finite gradients
 
     def step(self, lr: float) -> Tensor:
         """Update the parameters from their gradients, and forget these.
@@ -59,7 +60,7 @@ class Optimizer:
         excess = torch.ones_like(norm) if self._clip_norm is None else (norm / self._clip_norm).clamp(min=1.0)
         # torch reads both from the object; GradScaler sets them the same way.
         self._adam.grad_scale = torch.where(not_finite, torch.ones_like(norm), self.loss_scale * excess)  # type: ignore[attr-defined]
-        self._adam.found_inf = not_finite.float()  # type: ignore[attr-defined]
+        self._adam.found_inf = self.was_skipped = not_finite.float()  # type: ignore[attr-defined]
         for group in self._adam.param_groups:
             group["lr"] = lr
         if self.scales_loss:

@@ -1,0 +1,96 @@
+"""Runs each test marked `null_gpu` in a process of its own, on a null GPU, with limits on time and memory.
+
+`@pytest.mark.null_gpu(capability=75, gib=15.6, n_devices=2, seconds=60)` describes the card and the limit; README.md
+of this folder says what it is.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = "NULL_GPU_FOLDER"  # where scripts/null_gpu.sh has built the libraries
+IS_INSIDE = "NULL_GPU_IS_INSIDE"
+MOST_BYTES = 9 * 2**30  # of a test's processes together; a base model of 6 + 6 layers compiles in 5
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Call a test in another process; inside of that one, let pytest call it."""
+    mark = pyfuncitem.get_closest_marker("null_gpu")
+    if mark is None or IS_INSIDE in os.environ:
+        return None
+    if FOLDER not in os.environ:
+        pytest.skip("run it with scripts/null_gpu.sh")
+    _run(pyfuncitem.nodeid, **mark.kwargs)
+    return True
+
+
+def _run(test: str, *, seconds: float = 120, **card: Any) -> None:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-s", "-m", "null_gpu", "--tb=short", test]
+    with tempfile.TemporaryFile("w+") as output:
+        started_at = time.monotonic()
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment(**card), start_new_session=True, stdout=output, stderr=output
+        )
+        problem = None
+        try:
+            while problem is None and process.poll() is None:
+                time.sleep(0.1)
+                if time.monotonic() - started_at > seconds:
+                    problem = f"took more than {seconds:g} s"
+                elif _resident_bytes(process.pid) > MOST_BYTES:
+                    problem = f"took more than {MOST_BYTES / 2**30:g} GiB of memory"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        output.seek(0)
+        if problem or process.returncode:
+            pytest.fail(
+                f"{problem or f'ended with status {process.returncode}'}\n{output.read()[-6_000:]}", pytrace=False
+            )
+
+
+def environment(
+    *, capability: int = 90, gib: float = 79.1, n_devices: int = 1, name: str = "NVIDIA H100"
+) -> dict[str, str]:
+    """Return the environment variables under which a process finds a null GPU."""
+    folder = os.environ[FOLDER]
+    return {
+        **os.environ,
+        IS_INSIDE: "1",
+        "NULL_GPU_CAPABILITY": str(capability),
+        "NULL_GPU_GIB": str(gib),
+        "NULL_GPU_DEVICES": str(n_devices),
+        "NULL_GPU_NAME": name,
+        "LD_PRELOAD": f"{folder}/libnullgpu.so",
+        "LD_LIBRARY_PATH": folder,
+        "TRITON_LIBCUDA_PATH": folder,
+        "TRITON_CACHE_DIR": f"{folder}/triton",
+        "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor",
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def _resident_bytes(session: int) -> int:
+    """Return the memory of all processes of a session."""
+    n_pages = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()  # the name, in brackets, may hold blanks
+        except OSError:  # it has ended meanwhile
+            continue
+        if int(fields[3]) == session:
+            n_pages += int(fields[21])
+    return n_pages * os.sysconf("SC_PAGE_SIZE")

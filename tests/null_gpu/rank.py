@@ -1,0 +1,37 @@
+"""`mt` as one of several ranks on null GPUs, started by torchrun.
+
+DDP sends two things through the device that the host then needs, and reads zeros here: the shapes of the parameters,
+which the ranks compare, and the buckets of gradients, in the order of the first backward pass. Both are left out.
+"""
+
+from typing import Any
+
+import torch.nn.parallel.distributed as distributed
+
+import mt.train.engine as engine
+from mt.cli import main
+
+
+class Reducer:
+    """DDP's own, with the buckets that it begins with."""
+
+    def __init__(self, reducer: Any) -> None:
+        self._reducer = reducer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reducer, name)
+
+    def _rebuild_buckets(self) -> bool:
+        return False
+
+
+class Joined(distributed.DistributedDataParallel):
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.reducer = Reducer(self.reducer)
+
+
+if __name__ == "__main__":
+    distributed._verify_param_shape_across_processes = lambda *_: True
+    engine.DistributedDataParallel = Joined  # type: ignore[misc]
+    main()

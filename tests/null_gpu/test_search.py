@@ -1,0 +1,74 @@
+"""Captured search on a null GPU. Nothing ends there before the longest length, for the host reads zeros."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from mt.config import DecodeConfig, ModelConfig
+from mt.decode.graphs import LOOK_EVERY, Graphs
+from mt.decode.search import SearchState
+from mt.model import Transformer
+from tests.null_gpu.device import NullGPU, note
+
+SENTENCES = [[5 + i % 7] * (4 + i % 5) + [3] for i in range(60)]
+LONGEST = 60
+
+
+def graphs() -> Graphs:
+    shape = ModelConfig(n_encoder_layers=1, n_decoder_layers=1)
+    return Graphs(Transformer(shape, vocab_size=32_000, pad_id=0).to("cuda:0").for_inference(torch.bfloat16))
+
+
+@pytest.mark.null_gpu
+@pytest.mark.parametrize(
+    ("what", "settings", "n_best"),
+    [
+        ("beam of 4", {}, 1),
+        ("sampling", {"sample": True, "top_k": 9, "top_p": 0.9}, 3),
+        ("blocking", {"no_repeat_ngram_size": 3, "min_length": 2}, 1),
+    ],
+)
+def test_steps_are_captured_once_for_each_shape_and_then_replayed(
+    what: str, settings: dict[str, Any], n_best: int
+) -> None:
+    decode, search = DecodeConfig(max_length=LONGEST, **settings), graphs()
+    found = []
+    for _ in range(3):
+        with NullGPU().counting() as counted:
+            results = search.search(SENTENCES, decode, n_best=n_best)
+        assert [len(one) for one in results] == [n_best] * len(SENTENCES)
+        found.append(counted)
+    assert search.why_not is None
+    assert [one["forbidden"] for one in found] == [0, 0, 0]
+    # The room for tokens grows twice on the way to the longest length, and each room is a shape.
+    assert [one["capture"] for one in found] == [3, 0, 0]
+    assert found[2]["replay"] >= LONGEST - 4
+    # The host looks at the device every few steps alone; the others are of the tensors that a search begins with.
+    assert found[2]["synchronize"] <= LONGEST / LOOK_EVERY + 16
+    note(f"search, {what}, 60 sentences to 60 tokens, 1 + 1 layers", found[2])
+
+
+@pytest.mark.null_gpu
+@pytest.mark.parametrize("fails", ["at its begin", "inside"])
+def test_a_search_goes_on_without_graphs_when_a_capture_fails(
+    fails: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decode, search, step = DecodeConfig(max_length=LONGEST), graphs(), SearchState.step
+
+    def waiting_step(state: SearchState) -> None:
+        step(state)
+        if torch.cuda.is_current_stream_capturing():
+            state.beams.position.item()
+
+    if fails == "inside":
+        monkeypatch.setattr(SearchState, "step", waiting_step)
+    else:
+        monkeypatch.setenv("NULL_GPU_REFUSES_CAPTURE", "1")
+    for _ in range(2):
+        results = search.search(SENTENCES, decode)
+        assert all(results)
+    assert search.why_not is not None
+    assert capsys.readouterr().err.count("warning: decoding without CUDA graphs, which is slower") == 1

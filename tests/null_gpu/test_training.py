@@ -1,0 +1,220 @@
+"""Training updates on a null GPU: launches, waits, graphs, compilations, memory. Values mean nothing there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mt import bench
+from mt.config import RunConfig
+from mt.data.packing import PlanState
+from mt.train.engine import Engine, OutOfMemory
+from tests.null_gpu.device import NullGPU, note, waits
+from tests.toys import toy_config
+
+VOCABULARY, UPDATE = 32_000, 25_000
+CORPUS = bench.random_corpus(VOCABULARY, 256, n_pairs=8_000)
+BASE = {"d_model": 512, "n_heads": 8, "d_ff": 2048, "dropout": 0.1}
+
+
+def config_for(folder: Path, *, n_layers: int = 1, attention_dropout: float = 0.0, **train: Any) -> RunConfig:
+    """The base model, with fewer layers where that shows as much."""
+    config = toy_config(folder, **{"batch_tokens": UPDATE, "device": "auto", "precision": "auto", **train})
+    shape = {**BASE, "n_encoder_layers": n_layers, "n_decoder_layers": n_layers, "attention_dropout": attention_dropout}
+    return replace(config, model=replace(config.model, **shape), data=replace(config.data, max_tokens=256))
+
+
+def begun(config: RunConfig) -> Engine:
+    engine = Engine(config, CORPUS, VOCABULARY)
+    engine.begin()
+    return engine
+
+
+def updates(engine: Engine, n: int) -> Iterator[dict[str, int]]:
+    """Make some updates, and count what happens in each."""
+    with engine.updates_ahead(PlanState(), 1, n) as planned:
+        for update in planned:
+            with NullGPU().counting() as found:
+                engine.step(update, lr=1e-3)
+            assert found["forbidden"] == 0
+            yield found
+
+
+def launches(found: dict[str, int]) -> int:
+    return found["kernel"] + found["triton_kernel"] + found["matmul"]
+
+
+def assert_steady(engine: Engine, what: str, most_launches: int, n_updates: int = 3) -> None:
+    """Assert that updates after the first wait for nothing, take no memory from the driver, and compile nothing.
+
+    Args:
+        most_launches: of a micro-batch, the optimizer's part included.
+    """
+    found: dict[str, int] = {}
+    with torch._dynamo.config.patch(error_on_recompile=True) if engine.execution.compiles else nullcontext():
+        for number, found in enumerate(updates(engine, n_updates)):
+            if number:
+                assert waits(found) == {}
+                assert found["device_malloc"] == 0 or not engine.execution.packs_varlen  # tiles differ in number
+    n = launches(found) / engine.budget.n_slices
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    note(what, found, f"{n:,.0f} launches a micro-batch, peak {peak:.1f} GiB")
+    assert n <= most_launches
+
+
+# --- The device -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.null_gpu
+def test_an_eager_update_waits_for_nothing(tmp_path: Path) -> None:
+    engine = begun(config_for(tmp_path, compile=False))
+    assert engine.device == torch.device("cuda", 0)
+    assert engine.execution.note == "bf16, not compiled (train.compile is false)"
+    assert engine.budget.n_slices == 1
+    assert_steady(engine, "base, 1 + 1 layers, eager", 320)
+
+
+@pytest.mark.null_gpu(seconds=300)
+def test_a_compiled_update_of_base_waits_for_nothing_and_compiles_three_graphs(tmp_path: Path) -> None:
+    engine = begun(config_for(tmp_path, n_layers=6))
+    assert engine.execution.note == "bf16, compiled"
+    torch._dynamo.utils.counters.clear()
+    next(updates(engine, 1))
+    # One for all encoder layers, one for all decoder layers, one for the loss.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert_steady(engine, "base, compiled", 1_100, n_updates=5)
+
+
+@pytest.mark.null_gpu
+def test_several_compiled_micro_batches_compile_once(tmp_path: Path) -> None:
+    engine = begun(config_for(tmp_path, micro_batch_tokens=8_192))
+    assert engine.budget.n_slices == 4
+    torch._dynamo.utils.counters.clear()
+    next(updates(engine, 1))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
+    assert_steady(engine, "base, 1 + 1 layers, compiled, 4 micro-batches", 250)
+
+
+# --- Settings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.null_gpu
+@pytest.mark.parametrize(
+    ("what", "settings", "most_launches"),
+    [
+        ("fp16, clipping, EMA", {"precision": "fp16", "clip_norm": 1.0, "ema_decay": 0.999}, 350),
+        ("fp32", {"precision": "fp32"}, 500),
+        ("activation checkpointing", {"activation_checkpointing": True}, 400),
+        ("4 loss chunks", {"loss_chunks": 4}, 510),
+        ("attention dropout", {"attention_dropout": 0.1}, 600),
+    ],
+)
+def test_an_eager_update_with_other_settings_waits_for_nothing(
+    tmp_path: Path, what: str, settings: dict[str, Any], most_launches: int
+) -> None:
+    engine = begun(config_for(tmp_path, **{"compile": False, **settings}))
+    assert_steady(engine, f"base, 1 + 1 layers, eager, {what}", most_launches)
+
+
+@pytest.mark.null_gpu
+def test_a_compiled_update_with_fp16_clipping_ema_checkpointing_and_loss_chunks_waits_for_nothing(
+    tmp_path: Path,
+) -> None:
+    settings = {"activation_checkpointing": True, "loss_chunks": 4, "clip_norm": 1.0, "ema_decay": 0.999}
+    engine = begun(config_for(tmp_path, precision="fp16", **settings))
+    assert engine.execution.note == "fp16, compiled"
+    assert_steady(engine, "base, 1 + 1 layers, compiled, fp16, all settings", 400)
+
+
+@pytest.mark.null_gpu
+def test_the_moving_average_takes_few_launches_and_no_memory(tmp_path: Path) -> None:
+    engine = begun(config_for(tmp_path, n_layers=6, compile=False, ema_decay=0.999))
+    n_allocations = torch.cuda.memory_stats()["allocation.all.allocated"]
+    with NullGPU().counting() as found:
+        engine.average.follow(1, engine.optimizer.was_skipped)
+    note("moving average of base", found)
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == n_allocations
+    assert waits(found) == {}
+    assert launches(found) <= 10
+
+
+# --- Cards ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.null_gpu(gib=8)
+def test_auto_measures_the_code_that_will_run(tmp_path: Path) -> None:
+    """Eager micro-batches of the whole update would not fit this card; compiled ones do."""
+    eager = begun(config_for(tmp_path, compile=False))
+    assert eager.budget.n_slices > 1
+    del eager
+    torch.cuda.empty_cache()
+    torch._dynamo.utils.counters.clear()
+    engine = begun(config_for(tmp_path))
+    assert engine.budget.n_slices == 1
+    assert_steady(engine, "base, 1 + 1 layers, compiled, 8 GB card", 250)
+    # Those of one measurement, and those of the size that was chosen.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 6
+    assert torch.cuda.max_memory_allocated() < 8 * 2**30
+
+
+@pytest.mark.null_gpu(gib=79.1)
+def test_auto_compiles_once_where_eager_micro_batches_fit(tmp_path: Path) -> None:
+    torch._dynamo.utils.counters.clear()
+    engine = begun(config_for(tmp_path))
+    next(updates(engine, 1))
+    assert engine.budget.n_slices == 1
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.null_gpu(gib=23.5, seconds=600)
+def test_base_trains_in_one_micro_batch_on_24_gb(tmp_path: Path) -> None:
+    engine = begun(config_for(tmp_path, n_layers=6))
+    assert engine.budget.n_slices == 1
+    assert_steady(engine, "base, compiled, 24 GB card", 1_100)
+
+
+@pytest.mark.null_gpu(capability=75, gib=15.6, name="Tesla T4")
+def test_a_turing_card_trains_in_fp16_and_names_the_one_obstacle_to_compiling(tmp_path: Path) -> None:
+    engine = begun(config_for(tmp_path))
+    obstacle = "flash attention needs compute capability 8.0, this GPU has 7.5"
+    assert engine.execution.note == f"fp16, not compiled ({obstacle})"
+    assert_steady(engine, f"base, 1 + 1 layers, sm_75, {engine.budget.n_slices} micro-batches", 700)
+
+
+@pytest.mark.null_gpu(gib=4)
+def test_a_small_card_trains_base_in_small_micro_batches(tmp_path: Path) -> None:
+    engine = begun(config_for(tmp_path, n_layers=6, compile=False))
+    assert engine.budget.n_slices > 4
+    assert len(list(updates(engine, 2))) == 2
+    assert torch.cuda.max_memory_allocated() > 2 * 2**30
+
+
+@pytest.mark.null_gpu(gib=4)
+def test_out_of_memory_leaves_the_weights_alone_and_smaller_micro_batches_make_the_same_update(tmp_path: Path) -> None:
+    engine = begun(config_for(tmp_path, micro_batch_tokens=UPDATE))
+    (update,) = engine.updates(PlanState(), 1, 1)
+    log = tmp_path / "log"
+    with NullGPU().logging(log), pytest.raises(OutOfMemory):
+        engine.step(update, lr=1e-3)
+    assert "kernel" in log.read_text()
+    assert "adam" not in log.read_text().lower()
+    sizes = [engine.budget.tgt_tokens]
+    while True:
+        sizes.append(engine.halve_slices())
+        (smaller,) = engine.updates(PlanState(), 1, 1)
+        try:
+            with NullGPU().logging(log):
+                engine.step(smaller, lr=1e-3)
+            break
+        except OutOfMemory:
+            assert sizes[-1] > 256
+    assert "adam" in log.read_text().lower()
+    assert (smaller.n_tgt_tokens, smaller.next_state) == (update.n_tgt_tokens, update.next_state)
