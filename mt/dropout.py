@@ -27,8 +27,7 @@ def seed_dropout(device: torch.device, seed: int, step: int, slice_index: int) -
     # The generator object itself: torch.manual_seed reseeds all devices and takes a hundred times as long.
     number = int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
     if device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
-        torch.cuda.default_generators[index].manual_seed(number)
+        torch.cuda.default_generators[device.index].manual_seed(number)
     else:
         torch.default_generator.manual_seed(number)
         _cpu_bits = np.random.Generator(np.random.SFC64(sequence))

@@ -91,7 +91,8 @@ def train_run(config: RunConfig, run_dir: Path) -> None:
     """
     ranks = Ranks.from_environment()
     device = choose_execution(config.train, config.model, ranks).device  # before hours are spent on the data
-    check_memory(config, config.tokenizer.vocab_size, device)
+    if config.tokenizer.model is None and config.train.init_from is None:  # else the vocabulary is not known yet
+        check_memory(config, config.tokenizer.vocab_size, device)
     with ExitStack() as held:
 
         def begin() -> str:

@@ -36,6 +36,7 @@ STUCK_SECONDS = 25.0  # after SIGTERM; torchrun kills what is left 30 s after it
 GLOO_SECONDS = 0.1
 LONGEST_WAIT = timedelta(hours=2)  # of ranks for rank 0 while it validates and writes
 HUGE_PAGE = 1 << 21  # bytes
+NVIDIA_DRIVER = Path("/dev/nvidiactl")  # is there where the driver is loaded
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 # Dense matrix products in bf16 or fp16 with sums in fp32, in TFLOP/s, as NVIDIA's data sheets have them; the first
@@ -238,10 +239,10 @@ def _why_a_rank_is_lost(error: RuntimeError) -> str | None:
 def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`; a CUDA device always has its index.
 
-    Where `auto` leaves a GPU of this machine alone, a note on standard error says why.
+    Where `auto` cannot use a GPU of this machine, a note on standard error says why.
 
     Args:
-        local_rank: one of several processes on this machine takes the device of this number for `auto` and `cuda`.
+        local_rank: number of this process on its machine; `auto` and `cuda` take the device of this number.
     Raises:
         ConfigError: CUDA is asked for, and this torch cannot use it, or has no device of that number.
     """
@@ -250,8 +251,12 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     asked = re.fullmatch(r"auto|cuda(?::(\d+))?", name)
     if asked is None:
         raise ConfigError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
-    if torch.cuda.is_available():
-        index = int(asked[1]) if asked[1] else _current_device() if local_rank is None else local_rank
+    has_cuda = torch.cuda.is_available()
+    if has_cuda:
+        with warnings.catch_warnings():  # torch's many lines on a card that it has no code for: we say it in one
+            warnings.filterwarnings("ignore", "(?s).*(compute|CUDA) capability")
+            torch.cuda.init()  # type: ignore[no-untyped-call]
+        index = int(asked[1]) if asked[1] else torch.cuda.current_device() if local_rank is None else local_rank
         if index >= (n_devices := torch.cuda.device_count()):
             raise ConfigError(f"device: cuda:{index} is asked for, but the last CUDA device is cuda:{n_devices - 1}")
         obstacle = _why_no_code_for(index)
@@ -261,7 +266,8 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
             return torch.device("cuda", index)
     else:
         obstacle = _why_no_gpu()
-    if name != "auto":
+    # Ranks must not choose for themselves: the others may have a card that works.
+    if name != "auto" or (has_cuda and local_rank is not None):
         obstacle = obstacle or f"torch {torch.__version__} finds no CUDA device"
         raise ConfigError(f"device: {name} is asked for, but {obstacle}: use cpu")
     if obstacle and not local_rank:
@@ -273,7 +279,8 @@ def _why_no_gpu() -> str | None:
     """Say what keeps torch from the GPU that this machine seems to have; None where it seems to have none."""
     if torch.backends.mps.is_available():
         return "mt does not support Apple GPUs (MPS)"
-    if "CUDA_VISIBLE_DEVICES" in os.environ or not (shutil.which("nvidia-smi") or Path("/dev/nvidiactl").exists()):
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if is_hidden or not (shutil.which("nvidia-smi") or NVIDIA_DRIVER.exists()):
         return None
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA (install its CUDA build to use the NVIDIA GPU)"
@@ -281,12 +288,6 @@ def _why_no_gpu() -> str | None:
         f"torch {torch.__version__} cannot use the NVIDIA GPU (it needs a driver for CUDA {torch.version.cuda}; "
         "nvidia-smi shows which one is installed)"
     )
-
-
-def _current_device() -> int:
-    with warnings.catch_warnings():  # torch's seven lines on a card that it has no code for: we say it in one
-        warnings.filterwarnings("ignore", "(?s).*compute capability")
-        return torch.cuda.current_device()
 
 
 def _why_no_code_for(index: int) -> str | None:
@@ -301,7 +302,7 @@ def _why_no_code_for(index: int) -> str | None:
         return None
     return (
         f"torch {torch.__version__} has no code for {torch.cuda.get_device_name(index)} (compute capability "
-        f"{capability[0]}.{capability[1]}; it has {', '.join(architectures)}; builds for an older CUDA may have more)"
+        f"{capability[0]}.{capability[1]}; it has {', '.join(architectures)}; another build of torch may have it)"
     )
 
 

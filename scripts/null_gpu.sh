@@ -7,40 +7,60 @@
 #   scripts/null_gpu.sh --torch 2.11.0      another version of torch; further arguments go to pytest
 #   scripts/null_gpu.sh --run COMMAND…      one command on the null GPU, such as: python -m mt bench --config demo
 #
-# Exit status 77: the environment cannot be made on this machine. Needs Linux, gcc, and Python 3.11 or later: PYTHON
-# names it, else it is python3.
+# Exit status: 3 where tests failed and nothing else did; 77 where the environment cannot be made on this machine. Needs
+# Linux, gcc, and Python 3.11 or later with its headers: PYTHON names it, else it is python3.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+fail() {
+  local status="$1"
+  shift
+  echo "error: $*" >&2
+  exit "$status"
+}
 
 torch=2.13.0 selection="null_gpu and not slow" run=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --all) selection=null_gpu && shift ;;
-    --torch) torch="$2" && shift 2 ;;
-    --run) shift && run=("$@") && break ;;
+    --torch)
+      [[ "${2:-}" =~ ^[0-9.]+$ ]] || fail 2 "--torch: expected a version such as 2.11.0"
+      torch="$2" && shift 2
+      ;;
+    --run)
+      [ $# -gt 1 ] || fail 2 "--run: expected a command"
+      shift && run=("$@") && break
+      ;;
     *) break ;;
   esac
 done
 
-cannot() {
-  echo "error: no null GPU: $*" >&2
-  exit 77
-}
+# --- What the machine has to have
+
+cannot() { fail 77 "cannot set up the null GPU: $*"; }
 
 base="${PYTHON:-python3}"
-[ "$(uname -s)" = Linux ] || cannot "it needs Linux"
+[ "$(uname -s)" = Linux ] || cannot "Linux is needed"
 command -v gcc >/dev/null || cannot "gcc is not found: install it"
 command -v "$base" >/dev/null || cannot "$base is not found: set PYTHON to a Python"
-folder="${XDG_CACHE_HOME:-$HOME/.cache}/mt/null-gpu/torch-$torch-py$("$base" -c 'import sys; print(*sys.version_info[:2], sep=".")')"
-mkdir -p "$folder" || cannot "$folder cannot be made"
-python="$folder/env/bin/python"
-exec 9>"$folder/lock" && flock 9 # one at a time: two would also slow each other down
+version="$("$base" -c 'import sys; print(*sys.version_info[:2], sep=".")')"
+"$base" -c 'import os, sys, sysconfig; sys.exit(sys.version_info < (3, 11) or not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
+  cannot "$base is Python $version: 3.11 or later with its headers (python3-dev) is needed, set PYTHON to one"
+folder="${XDG_CACHE_HOME:-$HOME/.cache}/mt/null-gpu/torch-$torch-py$version"
+mkdir -p "$folder" && touch "$folder/lock" || cannot "$folder cannot be written"
+exec 9>"$folder/lock"
+flock -n 9 || { # two would share the libraries, and slow each other down
+  echo "waiting for another scripts/null_gpu.sh" >&2
+  flock 9
+}
 
 # --- The environment: what mt needs, and the headers of CUDA that torch does not bring
 
+python="$folder/env/bin/python"
 wanted="$(sha256sum pyproject.toml)"
-if [ "$(cat "$folder/installed" 2>/dev/null)" != "$wanted" ]; then
+if [ "$(cat "$folder/installed" 2>/dev/null)" != "$wanted" ] || ! "$python" -c 'import torch' 2>/dev/null; then
   echo "installing torch $torch with CUDA into $folder (the first time takes minutes)" >&2
+  rm -f "$folder/installed"
   dependencies="$("$base" -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' | grep -v '^torch')"
   # === takes the version as the package index has it, CUDA included, and not a local one such as 2.13.0+cpu.
   { "$base" -m venv "$folder/env" &&
@@ -56,15 +76,18 @@ fi
 headers=() source=tests/null_gpu
 for include in "$folder"/env/lib/python3*/site-packages/nvidia/*/include; do headers+=("-I$include"); done
 build() { gcc -O1 -shared -fPIC -fvisibility=hidden -Wall -Wno-unused-value "${headers[@]}" "$@"; }
-build "$source/runtime.c" "$source/blas.c" "$source/nccl.c" -o "$folder/libnullgpu.so" -ldl -lpthread &&
-  build "$source/driver.c" "$source/driver_rest.c" -Wl,-soname,libcuda.so.1 -o "$folder/libcuda.so.1" -ldl ||
-  cannot "its libraries do not compile against torch $torch, see above"
+build "$source/runtime.c" "$source/blas.c" "$source/nccl.c" -o "$folder/libnullgpu.so" -ldl -lpthread
+build "$source/driver.c" "$source/driver_rest.c" -Wl,-soname,libcuda.so.1 -o "$folder/libcuda.so.1" -ldl
 
 export NULL_GPU_FOLDER="$folder" PYTHONPATH="$PWD" NULL_GPU_TABLE="$folder/table.jsonl"
 if [ ${#run[@]} -gt 0 ]; then
   export PATH="$folder/env/bin:$PATH"
-  exec "$python" -m tests.null_gpu.device "${run[@]}"
+  exec "$python" -m tests.null_gpu.device "${run[@]}" 9>&-
 fi
 rm -f "$NULL_GPU_TABLE"
-"$python" -m pytest tests/null_gpu -m "$selection" "$@"
+status=0
+"$python" -m pytest tests/null_gpu -m "$selection" "$@" || status=$?
 "$python" -m tests.null_gpu.device
+# pytest ends with 1 for failed tests, and with more where it could not run them all.
+if [ "$status" = 1 ]; then exit 3; fi
+exit "$status"

@@ -1,15 +1,19 @@
 #!/usr/bin/env bash
 # The one door, the same here and in CI: format, lint, types, tests. Arguments go to pytest:
 #   scripts/test.sh -k resume        scripts/test.sh -m slow
+# Exit status: 3 where tests failed and nothing else did, 1 for any other failure.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 step() {
-  local name="$1"
+  local name="$1" status
   shift
   echo "== $name" >&2
   "$python" -m "$@" || {
+    status=$?
     echo "scripts/test.sh: $name failed ($python -m $*)" >&2
+    # pytest ends with 1 for failed tests, and with more where it could not run them all.
+    if [ "$name" = pytest ] && [ "$status" = 1 ]; then exit 3; fi
     exit 1
   }
 }

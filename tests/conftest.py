@@ -1,6 +1,14 @@
 """Ctrl-C is heard in all tests, also in the background of a script, whose programs ignore SIGINT from their start."""
 
+import importlib.util
 import signal
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+if importlib.util.find_spec("hypothesis"):  # the tests that need a GPU run without it
+    from hypothesis import HealthCheck, settings
+
+    # Hypothesis fails a test whose examples take long; on a busy machine all of them do.
+    settings.register_profile("untimed", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("untimed")

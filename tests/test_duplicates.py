@@ -43,7 +43,7 @@ FILES = st.lists(st.lists(KEYS, max_size=30), max_size=6)
 
 
 @given(FILES, st.integers(1, 100))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_lists_in_parts_of_any_size_give_what_a_dictionary_gives(
     tmp_path_factory: pytest.TempPathFactory, files: list[list[int]], max_keys: int
 ) -> None:

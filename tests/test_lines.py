@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import io
 import os
+import queue
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from mt.decode import lines as lines_module
 from mt.decode.lines import MAX_BYTES, LineReader, count_lines, decoded, whole_file
 from mt.errors import DataError
+from tests.clock import Clock, comes_true
 
 
 def all_lines(content: bytes) -> list[bytes]:
@@ -76,22 +79,25 @@ def test_what_is_pending_is_given_out_when_the_input_pauses():
         assert list(batches) == []
 
 
-def test_a_trickle_without_a_pause_does_not_hold_lines_back_for_long():
-    class Trickle(io.RawIOBase):
+def test_a_trickle_without_a_pause_does_not_hold_lines_back_for_long(monkeypatch: pytest.MonkeyPatch):
+    clock = Clock()
+    monkeypatch.setattr(lines_module, "time", clock)
+
+    class Trickle(LineReader):
+        """A line every quarter of a second."""
+
         n_left = 100
 
-        def readable(self) -> bool:
-            return True
-
-        def read(self, size: int = -1) -> bytes:
-            time.sleep(0.01)
+        def _next(self, wait_seconds: float | None) -> bytes | None:
+            if wait_seconds is not None and wait_seconds < 0.25:
+                raise queue.Empty
+            clock.now += 0.25
             self.n_left -= 1
-            return b"line\n" if self.n_left >= 0 else b""
+            return b"line" if self.n_left >= 0 else None
 
-    reader = LineReader(Trickle())  # type: ignore[arg-type]
-    batches = list(reader.batches(pause_seconds=0.5, longest_wait_seconds=0.1))
-    assert sum(map(len, batches)) == 100
-    assert len(batches) >= 5
+    batches = list(Trickle(io.BytesIO()).batches(pause_seconds=0.5, longest_wait_seconds=1))
+    # The first line of a batch waits for four more.
+    assert [len(batch) for batch in batches] == [5] * 20
 
 
 def test_only_so_much_is_read_ahead():
@@ -100,11 +106,12 @@ def test_only_so_much_is_read_ahead():
 
         def read(self, size: int = -1) -> bytes:
             self.n_bytes += size
-            return b"x" * (size - 1) + b"\n"
+            return b"x" * (size - 1) + b"\n" if self.n_bytes < 16 << 20 else b""
 
     stream = Endless()
-    LineReader(stream)  # type: ignore[arg-type]
-    time.sleep(0.2)
+    reader = LineReader(stream)  # type: ignore[arg-type]
+    assert comes_true(lambda: reader._blocks.full() or stream.n_bytes > 8 << 20)
+    time.sleep(0.1)  # in which a reader without a limit goes on
     assert 1 << 20 < stream.n_bytes < 8 << 20
 
 

@@ -110,7 +110,7 @@ def test_a_paragraph_a_heading_and_code_show_the_text_of_the_data(text: str):
     assert [line for line in found.rows[0][0].split("\n") if line] == [line for line in expected if line]
 
 
-@settings(max_examples=70, deadline=None)
+@settings(max_examples=70)
 @given(TEXTS, TEXTS, TEXTS)
 def test_whatever_the_text_is_it_stays_in_its_cell(first: str, second: str, third: str):
     found = Cells(markdown_table(["Text", "Code", "Text"], [[as_text(first), as_code(second), as_text(third)]], 3))
@@ -118,7 +118,7 @@ def test_whatever_the_text_is_it_stays_in_its_cell(first: str, second: str, thir
     assert found.tags - {"code"} == TABLE_TAGS
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(TEXTS)
 def test_whatever_the_text_is_a_paragraph_of_it_is_one(text: str):
     rendered = RENDERER.render(as_text(text))

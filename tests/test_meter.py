@@ -6,13 +6,7 @@ import pytest
 
 import mt.decode.meter
 from mt.decode.meter import Meter
-
-
-class Clock:
-    now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
+from tests.clock import Clock
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def test_each_change_can_be_turned_off(text: str, setting: Change, without: str)
     assert setting in Normaliser(CleanConfig(), "en").changes(text)[1]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(TEXT | st.text())
 def test_normalising_twice_changes_nothing_more_whatever_the_settings(text: str) -> None:
     for normaliser in NORMALISERS:

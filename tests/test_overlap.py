@@ -173,7 +173,7 @@ SIDES = st.lists(st.tuples(LINE, LINE), max_size=8).map(
 
 
 @given(SIDES, SIDES, SIDES, SIDES, st.integers(1, 4))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_ngrams_are_found_as_by_sets_of_ngrams_and_shards_merge_to_the_whole(
     valid: tuple[Texts, Texts], test: tuple[Texts, Texts], one: tuple[Texts, Texts], two: tuple[Texts, Texts], n: int
 ) -> None:

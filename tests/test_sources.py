@@ -141,7 +141,7 @@ def test_pairs_come_from_pipes_one_by_one() -> None:
             src.write(b"one\n")
             tgt = open("a.de", "wb", buffering=0)  # noqa: SIM115
             tgt.write(b"eins\n")
-            if is_first_read.wait(timeout=10):
+            if is_first_read.wait(timeout=60):
                 src.write(b"two\nthree\n")
                 tgt.write(b"zwei\n")
             tgt.close()
@@ -167,7 +167,7 @@ def as_read(lines: list[str]) -> list[str]:
     return [line.removeprefix("\ufeff") if i == 0 else line for i, line in enumerate(lines)]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(LINES)
 def test_whatever_is_written_comes_back(pairs: list[tuple[str, str]]) -> None:
     srcs, tgts = [src for src, _ in pairs], [tgt for _, tgt in pairs]

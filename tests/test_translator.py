@@ -23,6 +23,7 @@ from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.model import Transformer
 from mt.runtime import choose_device, choose_dtype
 from mt.text.tokenizer import EOS_ID, PAD_ID, Tokenizer, count_words, train_tokenizer
+from tests.clock import comes_true
 from tests.toys import WORDS, toy_text
 
 MAX_SOURCE_TOKENS = 24
@@ -140,27 +141,39 @@ def test_processes_end_with_what_they_worked_for() -> None:
 
 def test_an_interrupt_does_not_wait_for_threads() -> None:
     may_end = threading.Event()
+    ended: list[float] = []
+
+    def work(seconds: float) -> None:
+        may_end.wait(seconds)
+        ended.append(seconds)
+
     with pytest.raises(KeyboardInterrupt), interrupted_after(0.1):
-        list(side_by_side(may_end.wait, [100, 100], 2))
+        list(side_by_side(work, [100, 100], 2))
+    assert ended == []
     may_end.set()
 
 
 def test_a_failing_batch_ends_those_beside_it() -> None:
     begun: list[int] = []
+    is_told = threading.Event()
 
     def work(item: int) -> int:
         begun.append(item)
         if item == 3:
             raise ValueError(item)
-        time.sleep(0.01)
+        if item > 3:
+            is_told.wait(60)
         return item
 
     n_threads = torch.get_num_threads()
+    n_running = threading.active_count()
     results = side_by_side(work, range(50), 2)
     assert [next(results), next(results), next(results)] == [0, 1, 2]
     with pytest.raises(ValueError, match=r"^3$"):
         next(results)
-    assert len(begun) < 50
+    is_told.set()
+    assert comes_true(lambda: threading.active_count() <= n_running)
+    assert set(begun) <= {0, 1, 2, 3, 4, 5}  # two at a time, and none after those that were begun with it
     assert torch.get_num_threads() == n_threads
 
 

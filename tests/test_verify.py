@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import types
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -380,9 +381,10 @@ def test_a_training_is_not_left_running_when_its_starter_is_interrupted(tmp_path
     assert child.returncode == -signal.SIGKILL
 
 
-def test_a_training_that_ends_before_its_kill_was_not_killed(tmp_path: Path) -> None:
+def test_a_training_that_ends_before_its_kill_was_not_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_lines(tmp_path / "metrics.jsonl", ['{"step": 7}'])
-    with subprocess.Popen(["true"]) as child:
+    with subprocess.Popen(["true"]) as child, monkeypatch.context() as delayed:
+        delayed.setattr(mt.verify, "time", types.SimpleNamespace(sleep=lambda seconds: child.wait()))
         assert kill_at(child, tmp_path, step=7, in_save=False, delay=0.5) is None
     with subprocess.Popen(["sleep", "100"]) as child:
         assert kill_at(child, tmp_path, step=7, in_save=False, delay=0) == Kill(7, while_saving=False)

@@ -22,6 +22,7 @@ from mt.text.corpus import ParallelIds, Sentences
 from mt.text.tokenizer import BOS_ID, PAD_ID
 
 TILE_WIDTH = 64
+AHEAD_DEPTH = 3  # items that wait in the queue of `Ahead`
 # Added to the scores of positions that must not be attended to. Finite, so that a row of padding stays finite too.
 MASKED = -1e4
 _MASKED_BITS = {
@@ -363,7 +364,7 @@ T = TypeVar("T")
 class Ahead(Generic[T]):
     """Runs an iterator in a thread of its own, a few items ahead of whoever takes them."""
 
-    def __init__(self, items: Iterator[T], depth: int = 3) -> None:
+    def __init__(self, items: Iterator[T], depth: int = AHEAD_DEPTH) -> None:
         self._queue: queue.Queue[T | BaseException | None] = queue.Queue(depth)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._produce, args=(items,), name="batches ahead", daemon=True)

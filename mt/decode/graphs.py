@@ -44,6 +44,8 @@ class Graphs:
         self._captured: OrderedDict[Any, _Captured] = OrderedDict()
         self._met: set[Any] = set()  # shapes; one that comes once only is not worth a capture
         self._pool: Any = None
+        if torch.version.hip:
+            self.why_not = "ROCm is not tested"
         if self._device.type != "cuda":
             self.why_not = "no CUDA device"
 

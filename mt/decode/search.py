@@ -146,11 +146,10 @@ class SearchState:
         self.beams.length += 1
 
     def keep_sentences(self, sentences: Sequence[int]) -> None:
-        """Let only these sentences go on, given by their places in the batch."""
+        """Keep only these sentences, given by their places in the batch."""
         places = torch.tensor(sentences, device=self.beams.limits.device)
         self.cache.keep_sentences(places)
-        self.beams.keep_sentences(places)
-        self.beams.rows = [self.beams.rows[i] for i in sentences]
+        self.beams.keep_sentences(sentences, places)
 
 
 @dataclass
@@ -161,7 +160,7 @@ class _Beams:
     n_best: int
     shortest_prefix: int  # none of the sentences has a shorter one
     shortest_limit: int  # nor a smaller limit
-    longest_limit: int  # nor a larger one
+    longest_limit: int  # the largest of all sentences
     banned: Tensor  # [n] ids that never come
     banned_or_end: Tensor  # [n + 1] and EOS
     banned_blocks: Tensor  # the blocks of the vocabulary that they lie in
@@ -334,7 +333,7 @@ class _Beams:
         return length_penalty(n_tokens, self.decode.length_penalty, self.decode.length_penalty_form)
 
     def done(self) -> list[bool]:
-        """Return for each sentence whether no beam is open any more: at the longest limit, whatever the device says."""
+        """Return for each sentence whether it has no open beam. At the longest limit all are done, unasked."""
         if self.length >= self.longest_limit:
             return [True] * len(self.rows)
         done: list[bool] = (self.open_log_probs.amax(1) == NEVER).tolist()
@@ -363,8 +362,9 @@ class _Beams:
                     if scores[k] > NEVER
                 ]
 
-    def keep_sentences(self, places: Tensor) -> None:
-        """Keep the tensors of the sentences at these places [n] in the batch."""
+    def keep_sentences(self, sentences: Sequence[int], places: Tensor) -> None:
+        """Keep only the sentences at these places in the batch, given twice: on the host and [n] on the device."""
+        self.rows = [self.rows[i] for i in sentences]
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Tensor) and field.name not in ("banned", "banned_or_end", "banned_blocks", "position"):

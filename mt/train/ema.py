@@ -27,7 +27,6 @@ class MovingAverage:
         for average, parameter in zip(self._averages, model.parameters(), strict=True):
             average.grad = parameter.detach()
 
-    @torch.no_grad()
     def follow(self, step: int, was_skipped: Tensor) -> None:
         """Take in the weights after an update; where `was_skipped` is 1.0 on the device nothing changes."""
         self._descent.param_groups[0]["lr"] = 1 - min(self._decay, (1 + step) / (10 + step))

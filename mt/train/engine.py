@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mt.checkpoint import load_into
 from mt.config import ModelConfig, RunConfig, TrainConfig
-from mt.data.batch import Ahead, PackedBatch, assemble_tiles, assemble_varlen
+from mt.data.batch import AHEAD_DEPTH, Ahead, PackedBatch, assemble_tiles, assemble_varlen
 from mt.data.packing import Indices, PlanState, SliceBudget, UpdatePlan, cut_into_slices, slice_budget
 from mt.dropout import seed_dropout
 from mt.errors import ConfigError
@@ -40,10 +40,10 @@ from mt.units import format_bytes
 CPU_MICRO_BATCH_TOKENS = 4_096
 # On CUDA the largest that fits is taken; beyond this nothing is gained.
 MAX_MICRO_BATCH_TOKENS = 131_072
-# Fraction of the free memory that the measured need may take: some kernels need workspaces of another size.
+# Fraction of the free memory that the measured need may take: the workspaces of kernels do not grow evenly.
 MEMORY_SHARE = 0.9
 # The one that is computed, those that wait in the queue of `Ahead`, and the one that is being copied.
-UPDATES_ON_DEVICE = 5
+UPDATES_ON_DEVICE = AHEAD_DEPTH + 2
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,9 @@ def _why_no_flash(device: torch.device, dtype: torch.dtype, model: ModelConfig) 
         return "the device is a CPU"
     if torch.version.hip:
         return "ROCm is not tested"
-    needs = "flash attention needs"
+    needs = "it needs flash attention, which needs"
     if (capability := torch.cuda.get_device_capability(device)) < (8, 0):
-        return f"{needs} compute capability 8.0, this GPU has {capability[0]}.{capability[1]}"
+        return f"{needs} compute capability 8.0; this GPU has {capability[0]}.{capability[1]}"
     if dtype == torch.float32:
         return f"{needs} bf16 or fp16"
     if model.attention_dropout > 0:
@@ -383,13 +383,15 @@ class Engine:
         Eager ones first, which costs no time. Compiled ones take about half, so that one more compilation is worth it
         where eager ones of the largest size would not fit.
         """
-        largest, longest = min(self.plan.batch_tokens, MAX_MICRO_BATCH_TOKENS), self.config.data.max_tokens
-        torch.cuda.empty_cache()
-        at_rest = torch.cuda.memory_reserved(self.device)
-        free = torch.cuda.mem_get_info(self.device)[0] + at_rest
+        largest = min(math.ceil(self.plan.batch_tokens / self.ranks.n), MAX_MICRO_BATCH_TOKENS)
+        longest, at_rest = self.config.data.max_tokens, torch.cuda.memory_allocated(self.device)
+
+        def free_bytes() -> int:
+            return torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device)
 
         def fitting(measured: list[tuple[int, int]], data_bytes: int) -> int:
-            return max(tokens_that_fit(measured, int(free * MEMORY_SHARE) - data_bytes, largest), longest)
+            available = int(free_bytes() * MEMORY_SHARE) - data_bytes  # after the passes: libraries take memory, too
+            return max(tokens_that_fit(measured, available, largest), longest)
 
         with torch.compiler.set_stance("force_eager"):
             measured, data_bytes = self._measure_memory(
@@ -400,10 +402,10 @@ class Engine:
             compiled, data_bytes = self._measure_memory(chosen)
             if compiled:
                 measured = compiled
-                chosen = fitting([(0, at_rest), *compiled], data_bytes)
+                chosen = fitting([(0, at_rest), *compiled], data_bytes)  # gradients count as if they grew with tokens
             torch.compiler.reset()  # the shape that was measured counts against the number that may be compiled
         found = ", ".join(f"{format_bytes(n_bytes)} at {n_tokens:,} tokens" for n_tokens, n_bytes in measured)
-        self.memory_note = f" (measured: {found or 'nothing fits'}; {format_bytes(free)} are there)"
+        self.memory_note = f" (measured: {found or 'nothing fits'}; {format_bytes(free_bytes())} are free)"
         return chosen
 
     def _measure_memory(self, *sizes: int) -> tuple[list[tuple[int, int]], int]:
@@ -416,7 +418,7 @@ class Engine:
         measured: list[tuple[int, int]] = []
         data_bytes = 0
         for n_tokens in sizes:
-            is_too_large = False
+            is_too_large, batch = False, None
             self.cut(n_tokens)
             sentences, _ = self.plan.update_at(PlanState())
             parts = cut_into_slices(sentences, self.data.src.lengths, self.data.tgt.lengths, self.budget)

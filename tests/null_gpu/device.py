@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 
 # Calls that make the host wait for the device, or may.
-WAITS = ("synchronize", "synchronous_copy", "pageable_copy", "device_to_host")
+WAITS = ("synchronize", "synchronous_copy", "pageable_copy", "device_to_host", "device_free")
 
 
 class NullGPU:
@@ -34,15 +34,19 @@ class NullGPU:
         """Count what happens in here; the numbers are there at the end, by the names of null_gpu.h."""
         found: dict[str, int] = {}
         self._library.null_gpu_reset()
-        yield found
-        found.update((name, self._library.null_gpu_counter(i)) for i, name in enumerate(self._names))
+        try:
+            yield found
+        finally:
+            found.update((name, self._library.null_gpu_counter(i)) for i, name in enumerate(self._names))
 
     @contextmanager
     def logging(self, path: Path) -> Iterator[None]:
         """Write a line for each launch, copy and wait in here."""
         self._library.null_gpu_log_to(str(path).encode())
-        yield
-        self._library.null_gpu_log_to(None)
+        try:
+            yield
+        finally:
+            self._library.null_gpu_log_to(None)
 
 
 def note(what: str, found: dict[str, int], more: str = "") -> None:
@@ -74,7 +78,8 @@ def _main() -> None:
     if sys.argv[1:]:
         from tests.null_gpu.conftest import environment
 
-        os.execvpe(sys.argv[1], sys.argv[1:], {**environment(), **os.environ})
+        card = {name: value for name, value in os.environ.items() if name.startswith("NULL_GPU_")}
+        os.execvpe(sys.argv[1], sys.argv[1:], {**environment(), **card})
     elif Path(os.environ["NULL_GPU_TABLE"]).exists():
         _print_table(Path(os.environ["NULL_GPU_TABLE"]))
 

@@ -87,7 +87,6 @@ API CUresult cuModuleLoadDataEx(CUmodule *module, const void *image, unsigned n,
   return *module = HANDLE, CUDA_SUCCESS;
 }
 
-
 API CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name) {
   return *function = (CUfunction)strdup(name), CUDA_SUCCESS;
 }
@@ -98,7 +97,6 @@ API CUresult cuFuncGetAttribute(int *value, CUfunction_attribute attribute, CUfu
                                                                   : 0;
   return CUDA_SUCCESS;
 }
-
 
 API CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                             unsigned block_y, unsigned block_z, unsigned shared_memory, CUstream stream,

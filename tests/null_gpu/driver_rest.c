@@ -1,8 +1,11 @@
-// The calls of a driver that succeed without doing anything. Without the headers: their arguments do not matter here.
+// The calls of a driver that succeed without doing anything, and those that nothing of ours should make. Without the
+// headers, for their arguments do not matter here.
 #include "null_gpu.h"
 
 #define SUCCEEDS(name)                                                                                                 \
   API int name(void) { return 0; }
+#define NOT_SUPPORTED(name)                                                                                            \
+  API int name(void) { return 801; }
 
 SUCCEEDS(cuCtxSetCurrent)
 SUCCEEDS(cuCtxPushCurrent_v2)
@@ -10,12 +13,12 @@ SUCCEEDS(cuCtxPopCurrent_v2)
 SUCCEEDS(cuModuleUnload)
 SUCCEEDS(cuFuncSetAttribute)
 SUCCEEDS(cuFuncSetCacheConfig)
-SUCCEEDS(cuStreamSynchronize)
-SUCCEEDS(cuMemcpyHtoD_v2)
-SUCCEEDS(cuMemcpyDtoH_v2)
-SUCCEEDS(cuMemFree_v2)
-SUCCEEDS(cuMemAlloc_v2)
 SUCCEEDS(cuTensorMapEncodeTiled)
 SUCCEEDS(cuTensorMapEncodeIm2col)
 SUCCEEDS(cuCtxGetLimit)
 SUCCEEDS(cuCtxSetLimit)
+NOT_SUPPORTED(cuStreamSynchronize)
+NOT_SUPPORTED(cuMemAlloc_v2)
+NOT_SUPPORTED(cuMemFree_v2)
+NOT_SUPPORTED(cuMemcpyHtoD_v2)
+NOT_SUPPORTED(cuMemcpyDtoH_v2)

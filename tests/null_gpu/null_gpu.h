@@ -22,6 +22,7 @@
   X(synchronize)         /* of a stream, an event or the device: the host waits */                                    \
   X(device_malloc)                                                                                                     \
   X(device_malloc_bytes)                                                                                               \
+  X(device_free)         /* of memory given back to the driver: the host waits */                                     \
   X(pinned_malloc)                                                                                                     \
   X(event_record)                                                                                                      \
   X(event_wait)          /* a stream waits for an event; the host does not */                                         \

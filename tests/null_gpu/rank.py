@@ -4,12 +4,14 @@ DDP sends two things through the device that the host then needs, and reads zero
 which the ranks compare, and the buckets of gradients, in the order of the first backward pass. Both are left out.
 """
 
+import sys
 from typing import Any
 
 import torch.nn.parallel.distributed as distributed
 
 import mt.train.engine as engine
 from mt.cli import main
+from tests.null_gpu.device import NullGPU
 
 
 class Reducer:
@@ -34,4 +36,8 @@ class Joined(distributed.DistributedDataParallel):
 if __name__ == "__main__":
     distributed._verify_param_shape_across_processes = lambda *_: True
     engine.DistributedDataParallel = Joined  # type: ignore[misc]
-    main()
+    try:
+        with NullGPU().counting() as found:
+            main()
+    finally:
+        print(f"collectives: {found['collective']}", file=sys.stderr)

@@ -16,7 +16,8 @@
 #define COUNT(name) null_gpu_count(COUNT_##name, 1)
 #define MAX_DEVICES 8
 #define MIB ((size_t)1 << 20)
-#define GRANULE (2 * MIB)  // what a real driver rounds allocations up to
+#define GRANULE (2 * MIB)    // what a real driver rounds allocations up to
+#define CONTEXT (500 * MIB)  // what a context takes of a card's memory
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -337,10 +338,15 @@ static int device_of(const void *pointer) {
   return -1;
 }
 
+static size_t usable_memory(void) {
+  size_t all = null_gpu_card()->memory;
+  return all > CONTEXT ? all - CONTEXT : 0;
+}
+
 API cudaError_t cudaMalloc(void **pointer, size_t size) {
   if (is_unsafe_here()) return forbidden("cudaMalloc");
   size = (size + GRANULE - 1) / GRANULE * GRANULE;
-  *pointer = take(&devices[current_device], size, null_gpu_card()->memory);
+  *pointer = take(&devices[current_device], size, usable_memory());
   if (!*pointer) return failed(cudaErrorMemoryAllocation);
   COUNT(device_malloc);
   null_gpu_count(COUNT_device_malloc_bytes, (long long)size);
@@ -348,14 +354,15 @@ API cudaError_t cudaMalloc(void **pointer, size_t size) {
 }
 
 API cudaError_t cudaFree(void *pointer) {
-  if (pointer && device_of(pointer) >= 0) give_back(&devices[device_of(pointer)], pointer);
+  if (!pointer || device_of(pointer) < 0) return cudaSuccess;
+  COUNT(device_free);
+  give_back(&devices[device_of(pointer)], pointer);
   return cudaSuccess;
 }
 
 API cudaError_t cudaMemGetInfo(size_t *n_free, size_t *total) {
-  size_t taken = devices[current_device].used + 500 * MIB;  // a context takes some, too
   *total = null_gpu_card()->memory;
-  *n_free = taken < *total ? *total - taken : 0;
+  *n_free = usable_memory() - devices[current_device].used;
   return cudaSuccess;
 }
 

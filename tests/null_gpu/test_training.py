@@ -65,7 +65,7 @@ def assert_steady(engine: Engine, what: str, most_launches: int, n_updates: int 
     n = launches(found) / engine.budget.n_slices
     peak = torch.cuda.max_memory_allocated() / 2**30
     note(what, found, f"{n:,.0f} launches a micro-batch, peak {peak:.1f} GiB")
-    assert n <= most_launches
+    assert 100 < n <= most_launches
 
 
 # --- The device -------------------------------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ def test_an_eager_update_waits_for_nothing(tmp_path: Path) -> None:
     assert_steady(engine, "base, 1 + 1 layers, eager", 320)
 
 
-@pytest.mark.null_gpu(seconds=300)
+@pytest.mark.null_gpu
 def test_a_compiled_update_of_base_waits_for_nothing_and_compiles_three_graphs(tmp_path: Path) -> None:
     engine = begun(config_for(tmp_path, n_layers=6))
     assert engine.execution.note == "bf16, compiled"
@@ -142,13 +142,13 @@ def test_the_moving_average_takes_few_launches_and_no_memory(tmp_path: Path) -> 
     note("moving average of base", found)
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == n_allocations
     assert waits(found) == {}
-    assert launches(found) <= 10
+    assert 0 < launches(found) <= 10
 
 
 # --- Cards ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.null_gpu(gib=8)
+@pytest.mark.null_gpu(gib=12)
 def test_auto_measures_the_code_that_will_run(tmp_path: Path) -> None:
     """Eager micro-batches of the whole update would not fit this card; compiled ones do."""
     eager = begun(config_for(tmp_path, compile=False))
@@ -158,10 +158,10 @@ def test_auto_measures_the_code_that_will_run(tmp_path: Path) -> None:
     torch._dynamo.utils.counters.clear()
     engine = begun(config_for(tmp_path))
     assert engine.budget.n_slices == 1
-    assert_steady(engine, "base, 1 + 1 layers, compiled, 8 GB card", 250)
+    assert_steady(engine, "base, 1 + 1 layers, compiled, 12 GB card", 250)
     # Those of one measurement, and those of the size that was chosen.
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 6
-    assert torch.cuda.max_memory_allocated() < 8 * 2**30
+    assert torch.cuda.max_memory_reserved() < 12 * 2**30
 
 
 @pytest.mark.null_gpu(gib=79.1)
@@ -174,7 +174,7 @@ def test_auto_compiles_once_where_eager_micro_batches_fit(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.null_gpu(gib=23.5, seconds=600)
+@pytest.mark.null_gpu(gib=23.5)
 def test_base_trains_in_one_micro_batch_on_24_gb(tmp_path: Path) -> None:
     engine = begun(config_for(tmp_path, n_layers=6))
     assert engine.budget.n_slices == 1
@@ -184,7 +184,7 @@ def test_base_trains_in_one_micro_batch_on_24_gb(tmp_path: Path) -> None:
 @pytest.mark.null_gpu(capability=75, gib=15.6, name="Tesla T4")
 def test_a_turing_card_trains_in_fp16_and_names_the_one_obstacle_to_compiling(tmp_path: Path) -> None:
     engine = begun(config_for(tmp_path))
-    obstacle = "flash attention needs compute capability 8.0, this GPU has 7.5"
+    obstacle = "it needs flash attention, which needs compute capability 8.0; this GPU has 7.5"
     assert engine.execution.note == f"fp16, not compiled ({obstacle})"
     assert_steady(engine, f"base, 1 + 1 layers, sm_75, {engine.budget.n_slices} micro-batches", 700)
 

@@ -1,0 +1,235 @@
+"""Which device is chosen, and what is said about one that is not. No GPU is needed: the driver alone is patched."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mt import runtime
+from mt.config import ModelConfig, TrainConfig
+from mt.errors import ConfigError
+from mt.runtime import Ranks, choose_device
+from mt.train.engine import choose_execution
+
+
+class Machine:
+    """A machine with some GPUs, as torch's calls of the driver describe it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._patch = monkeypatch
+        self.set_devices: list[int] = []
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        monkeypatch.setattr("torch._C._cuda_setDevice", self.set_devices.append, raising=False)
+        monkeypatch.setattr("torch.cuda.init", lambda: None)
+        monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+        monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+        monkeypatch.setattr("mt.train.engine.why_not_compile", lambda: None)
+        monkeypatch.setattr("torch.version.hip", None)
+        monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+        self.has(n_devices=0)
+        runtime._note.cache_clear()
+
+    def has(self, *, n_devices: int, capability: tuple[int, int] = (9, 0), code: str = "sm_75 sm_80 sm_90") -> None:
+        self._patch.setattr("torch.cuda.is_available", lambda: n_devices > 0)
+        self._patch.setattr("torch.cuda.device_count", lambda: n_devices)
+        self._patch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+        self._patch.setattr("torch.cuda.get_device_name", lambda device: "a card")
+        self._patch.setattr("torch.cuda.get_arch_list", code.split)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(monkeypatch)
+
+
+def refusal(name: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        choose_device(name)
+    return str(caught.value)
+
+
+# --- The index --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "local_rank", "index"), [("auto", None, 0), ("cuda", None, 0), ("cuda:1", None, 1), ("auto", 1, 1)]
+)
+def test_torch_takes_each_chosen_device_as_the_current_one(
+    machine: Machine, name: str, local_rank: int | None, index: int
+) -> None:
+    machine.has(n_devices=2)
+    device = choose_device(name, local_rank)
+    torch.cuda.set_device(device)  # refuses a device without an index
+    assert machine.set_devices == [index]
+    assert device == torch.device("cuda", index)
+
+
+def test_each_rank_has_the_device_of_its_number(machine: Machine) -> None:
+    machine.has(n_devices=2)
+    train = TrainConfig()
+    devices = [choose_execution(train, ModelConfig(), Ranks(rank=k, n=4, local_rank=k % 2)).device for k in range(4)]
+    assert [str(device) for device in devices] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    with pytest.raises(ConfigError) as caught:
+        choose_execution(replace(train, device="cuda:1"), ModelConfig(), Ranks(rank=1, n=4, local_rank=1))
+    assert str(caught.value) == "train.device: is cuda:1, but each of 4 ranks needs its own: use auto"
+
+
+# --- What cannot be used ----------------------------------------------------------------------------------------------
+
+
+def test_a_device_that_is_not_there_is_refused(machine: Machine) -> None:
+    machine.has(n_devices=2)
+    assert refusal("cuda:9") == "device: cuda:9 is asked for, but the last CUDA device is cuda:1"
+    for name in ("gpu", "cuda:", "cuda:x", "mps", ""):
+        assert refusal(name) == f"device: expected auto, cpu, cuda or cuda:N, got {name!r}"
+
+
+def test_a_machine_without_a_gpu_takes_the_cpu_and_says_nothing(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr("mt.runtime.NVIDIA_DRIVER", Path("not/there"))
+    assert choose_device("auto") == torch.device("cpu")
+    assert capsys.readouterr().err == ""
+    expected = f"device: cuda is asked for, but torch {torch.__version__} finds no CUDA device: use cpu"
+    assert refusal("cuda") == expected
+
+
+def without_cuda(machine: Machine, patch: pytest.MonkeyPatch) -> str:
+    patch.setattr("torch.version.cuda", None)
+    return f"torch {torch.__version__} is built without CUDA (install its CUDA build to use the NVIDIA GPU)"
+
+
+def with_an_old_driver(machine: Machine, patch: pytest.MonkeyPatch) -> str:
+    patch.setattr("torch.version.cuda", "13.0")
+    return (
+        f"torch {torch.__version__} cannot use the NVIDIA GPU (it needs a driver for CUDA 13.0; nvidia-smi shows which "
+        "one is installed)"
+    )
+
+
+def no_code(capability: str) -> str:
+    return (
+        f"torch {torch.__version__} has no code for a card (compute capability {capability}; it has sm_75, sm_80, "
+        "sm_90; another build of torch may have it)"
+    )
+
+
+def with_an_old_card(machine: Machine, patch: pytest.MonkeyPatch) -> str:
+    machine.has(n_devices=1, capability=(7, 0))
+    return no_code("7.0")
+
+
+def with_a_new_card(machine: Machine, patch: pytest.MonkeyPatch) -> str:
+    machine.has(n_devices=1, capability=(10, 0))
+    return no_code("10.0")
+
+
+def of_apple(machine: Machine, patch: pytest.MonkeyPatch) -> str:
+    patch.setattr("torch.backends.mps.is_available", lambda: True)
+    return "mt does not support Apple GPUs (MPS)"
+
+
+@pytest.mark.parametrize(
+    "describe",
+    [without_cuda, with_an_old_driver, with_an_old_card, with_a_new_card, of_apple],
+    ids=lambda f: f.__name__,
+)
+def test_a_gpu_that_is_left_alone_is_named_once_with_the_reason(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], describe: Any
+) -> None:
+    reason = describe(machine, monkeypatch)
+    assert [choose_device("auto"), choose_device("auto")] == [torch.device("cpu")] * 2
+    assert capsys.readouterr().err == f"note: running on the CPU: {reason}\n"
+    assert refusal("cuda") == f"device: cuda is asked for, but {reason}: use cpu"
+
+
+@pytest.mark.parametrize(("visible", "is_told"), [("", False), ("-1", False), ("0", True)])
+def test_hidden_gpus_are_not_mentioned(
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    visible: str,
+    is_told: bool,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert choose_device("auto") == torch.device("cpu")
+    assert ("note: running on the CPU" in capsys.readouterr().err) == is_told
+
+
+def test_a_rank_does_not_take_the_cpu_while_others_may_have_a_gpu(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = with_an_old_card(machine, monkeypatch)
+    with pytest.raises(ConfigError) as caught:
+        choose_device("auto", local_rank=0)
+    assert str(caught.value) == f"device: auto is asked for, but {reason}: use cpu"
+    machine.has(n_devices=0)
+    assert choose_device("auto", local_rank=0) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("capability", "code"), [((8, 6), "sm_80"), ((9, 0), "sm_90a"), ((12, 0), "compute_90"), ((12, 1), "sm_80 sm_120")]
+)
+def test_code_for_a_generation_runs_on_its_later_cards_and_intermediate_code_on_all_later_ones(
+    machine: Machine, capability: tuple[int, int], code: str
+) -> None:
+    machine.has(n_devices=1, capability=capability, code=code)
+    assert choose_device("cuda") == torch.device("cuda", 0)
+
+
+def test_rocm_is_used_without_what_was_not_tried_there_and_says_so(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.has(n_devices=1, code="gfx90a gfx942")
+    monkeypatch.setattr("torch.version.hip", "6.4")
+    execution = choose_execution(TrainConfig(), ModelConfig())
+    assert (execution.device, execution.packs_varlen) == (torch.device("cuda", 0), False)
+    assert execution.note == "bf16, not compiled (ROCm is not tested)"
+    note = "note: ROCm is not tested with mt: attention is written out, and nothing is compiled\n"
+    assert capsys.readouterr().err == note
+
+
+# --- What is not compiled ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("capability", "train", "model", "note"),
+    [
+        (
+            (7, 5),
+            {},
+            {},
+            "fp16, not compiled (it needs flash attention, which needs compute capability 8.0; this GPU has 7.5)",
+        ),
+        (
+            (9, 0),
+            {"precision": "fp32"},
+            {},
+            "fp32, not compiled (it needs flash attention, which needs bf16 or fp16)",
+        ),
+        (
+            (9, 0),
+            {},
+            {"attention_dropout": 0.1},
+            "bf16, not compiled (it needs flash attention, which needs model.attention_dropout 0)",
+        ),
+        (
+            (9, 0),
+            {},
+            {"n_heads": 1},
+            "bf16, not compiled (it needs flash attention, which needs model.d_model / model.n_heads up to 256)",
+        ),
+        ((9, 0), {"compile": False}, {}, "bf16, not compiled (train.compile is false)"),
+        ((9, 0), {}, {}, "bf16, compiled"),
+    ],
+)
+def test_the_one_obstacle_to_compiling_is_named(
+    machine: Machine, capability: tuple[int, int], train: dict[str, Any], model: dict[str, Any], note: str
+) -> None:
+    machine.has(n_devices=1, capability=capability)
+    assert choose_execution(TrainConfig(**train), ModelConfig(**model)).note == note
