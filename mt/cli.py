@@ -61,6 +61,12 @@ class _Commands(typer.core.TyperGroup):
             where = error.filename or "standard output"
             print(f"error: {where}: cannot be written: {error.strerror}", file=sys.stderr)
             raise typer.Exit(2) from None
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+                raise
+            problem = str(error).partition(". ")[0]
+            print(f"error: {problem}: lower --batch-tokens, or use --device cpu", file=sys.stderr)
+            raise typer.Exit(2) from None
 
 
 def _drop_output() -> None:

@@ -262,7 +262,7 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
         obstacle = _why_no_code_for(index)
         if obstacle is None:
             if torch.version.hip:
-                _note("ROCm is not tested with mt: attention is written out, and nothing is compiled")
+                note("ROCm is not tested with mt: attention is written out, and nothing is compiled")
             return torch.device("cuda", index)
     else:
         obstacle = _why_no_gpu()
@@ -271,7 +271,7 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
         obstacle = obstacle or f"torch {torch.__version__} finds no CUDA device"
         raise ConfigError(f"device: {name} is asked for, but {obstacle}: use cpu")
     if obstacle and not local_rank:
-        _note(f"running on the CPU: {obstacle}")
+        note(f"running on the CPU: {obstacle}")
     return torch.device("cpu")
 
 
@@ -307,8 +307,9 @@ def _why_no_code_for(index: int) -> str | None:
 
 
 @lru_cache
-def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr, flush=True)  # once for each text
+def note(text: str) -> None:
+    """Tell the user something on standard error, once for each text."""
+    print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:

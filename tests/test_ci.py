@@ -37,7 +37,7 @@ def project(tmp_path: Path) -> Path:
         (tmp_path / script).parent.mkdir()
         shutil.copy(ROOT / script, tmp_path / script)
     (tmp_path / "scripts/setup.sh").write_text("python=./python")
-    null_gpu(tmp_path, "echo 2 passed")
+    null_gpu(tmp_path, "echo 2 passed in 0.10s")
     (tmp_path / "python").write_text(PYTHON)
     (tmp_path / "python").chmod(0o755)
     (tmp_path / "test_good.py").write_text(PASSES)

@@ -31,7 +31,7 @@ class Machine:
         monkeypatch.setattr("torch.version.hip", None)
         monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
         self.has(n_devices=0)
-        runtime._note.cache_clear()
+        runtime.note.cache_clear()
 
     def has(self, *, n_devices: int, capability: tuple[int, int] = (9, 0), code: str = "sm_75 sm_80 sm_90") -> None:
         self._patch.setattr("torch.cuda.is_available", lambda: n_devices > 0)

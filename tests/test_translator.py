@@ -15,13 +15,14 @@ import pytest
 import torch
 
 import mt.decode.translator
+import mt.runtime
 from mt.config import DecodeConfig, ModelConfig, TokenizerConfig
 from mt.decode.parallel import Forks, side_by_side
 from mt.decode.search import SearchResult
 from mt.decode.translator import Backend, Hypothesis, OwnBackend, PrefixError, Translator
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.model import Transformer
-from mt.runtime import choose_device, choose_dtype
+from mt.runtime import choose_dtype
 from mt.text.tokenizer import EOS_ID, PAD_ID, Tokenizer, count_words, train_tokenizer
 from tests.clock import comes_true
 from tests.toys import WORDS, toy_text
@@ -434,10 +435,7 @@ def test_translations_come_before_the_input_ends(translator: Translator, monkeyp
     assert len(list(translated)) == len(LINES) - 1
 
 
-def test_devices_and_precisions_that_do_not_exist_are_refused() -> None:
-    with pytest.raises(ConfigError) as caught:
-        choose_device("gpu")
-    assert str(caught.value) == "device: expected auto, cpu, cuda or cuda:N, got 'gpu'"
+def test_precisions_that_do_not_exist_are_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         choose_dtype("fp16", torch.device("cpu"))
     assert str(caught.value) == "precision: fp16 needs a GPU; on a CPU use bf16, fp32 or auto"
@@ -446,13 +444,27 @@ def test_devices_and_precisions_that_do_not_exist_are_refused() -> None:
     assert str(caught.value) == "precision: expected auto, bf16, fp16 or fp32, got 'int8'"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_without_a_device_is_one_line() -> None:
-    with pytest.raises(ConfigError) as caught:
-        choose_device("cuda")
-    assert str(caught.value) == (
-        f"device: cuda is asked for, but torch {torch.__version__} finds no CUDA device: use cpu"
-    )
+def test_a_batch_without_memory_is_searched_in_halves_and_a_sentence_without_is_one_line(
+    translator: Translator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = translator.translate(LINES)
+    whole, n_fitting = mt.decode.translator.search, 2
+
+    def search(model: Transformer, sentences: Sequence[Sequence[int]], *arguments: Any, **options: Any) -> Any:
+        if len(sentences) > n_fitting:
+            raise torch.OutOfMemoryError("no memory")
+        return whole(model, sentences, *arguments, **options)
+
+    monkeypatch.setattr(mt.decode.translator, "search", search)
+    mt.runtime.note.cache_clear()
+    assert translator.translate(LINES) == expected
+    told = "out of memory on cpu: batches are searched in halves; lower decode.batch_tokens to avoid that"
+    assert capsys.readouterr().err == f"note: {told}\n"
+    n_fitting = 0
+    with pytest.raises(
+        MTError, match=r"^out of memory on cpu with one sentence of \d+ tokens: lower the beam size, or"
+    ):
+        translator.translate(LINES)
 
 
 def test_the_translator_is_at_the_top_of_the_package(tmp_path: Path) -> None:

@@ -137,6 +137,11 @@ class Graphs:
         captured.adopt(state)
         return captured
 
+    def forget(self) -> None:
+        """Give back the memory of all captured steps."""
+        self._captured.clear()
+        self._pool = None
+
     def _forget_oldest(self) -> None:
         limit = MEMORY_SHARE * torch.cuda.get_device_properties(self._device).total_memory
         while len(self._captured) > 1 and sum(captured.n_bytes for captured in self._captured.values()) > limit:

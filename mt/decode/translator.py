@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +24,7 @@ from mt.decode.splitting import Part, joined, split_text
 from mt.decode.words import word_alignment
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.model import Transformer
-from mt.runtime import choose_device, choose_dtype, keep_large_blocks
+from mt.runtime import choose_device, choose_dtype, keep_large_blocks, note
 from mt.text.normalise import Normalisers
 from mt.text.tokenizer import Tokenizer
 
@@ -154,9 +155,28 @@ class OwnBackend(Backend):
         prefixes: Sequence[Sequence[int]] | None,
         banned_ids: Sequence[int],
     ) -> list[list[SearchResult]]:
+        find = partial(search, self.model) if self._graphs is None else self._graphs.search
+        n, device = len(sentences), self.model.embedding.weight.device
+        try:
+            return find(sentences, decode, n_best=n_best, prefixes=prefixes, banned_ids=banned_ids)
+        except torch.OutOfMemoryError:
+            if n == 1:
+                raise MTError(
+                    f"out of memory on {device} with one sentence of {len(sentences[0]):,} tokens: lower the beam "
+                    "size, or use the CPU"
+                ) from None
+        # Out of the handler, whose traceback holds the tensors of the search.
         if self._graphs is not None:
-            return self._graphs.search(sentences, decode, n_best=n_best, prefixes=prefixes, banned_ids=banned_ids)
-        return search(self.model, sentences, decode, n_best=n_best, prefixes=prefixes, banned_ids=banned_ids)
+            self._graphs.forget()
+        torch.cuda.empty_cache()
+        note(f"out of memory on {device}: batches are searched in halves; lower decode.batch_tokens to avoid that")
+        halves = [
+            self.search(
+                sentences[half], decode, n_best=n_best, prefixes=prefixes and prefixes[half], banned_ids=banned_ids
+            )
+            for half in (slice(n // 2), slice(n // 2, n))
+        ]
+        return halves[0] + halves[1]
 
     @property
     def why_no_graphs(self) -> str | None:

@@ -10,6 +10,7 @@ import torch
 from mt.config import DecodeConfig, ModelConfig
 from mt.decode.graphs import LOOK_EVERY, Graphs
 from mt.decode.search import SearchState
+from mt.decode.translator import OwnBackend
 from mt.model import Transformer
 from tests.null_gpu.device import NullGPU, note
 
@@ -72,3 +73,16 @@ def test_a_search_goes_on_without_graphs_when_a_capture_fails(
         assert all(results)
     assert search.why_not is not None
     assert capsys.readouterr().err.count("warning: decoding without CUDA graphs, which is slower") == 1
+
+
+@pytest.mark.null_gpu
+@pytest.mark.parametrize("has_graphs", [True, False])
+def test_a_search_that_runs_out_of_memory_is_made_in_halves(
+    has_graphs: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backend = OwnBackend(graphs().model, has_graphs=has_graphs)
+    device_bytes = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 200 * 2**20) / device_bytes)
+    results = backend.search(SENTENCES * 20, DecodeConfig(max_length=LONGEST), n_best=1, prefixes=None, banned_ids=())
+    assert [len(one) for one in results] == [1] * 20 * len(SENTENCES)
+    assert capsys.readouterr().err.count("note: out of memory on cuda:0: batches are searched in halves") == 1
