@@ -67,7 +67,10 @@ if [ "$(cat "$folder/installed" 2>/dev/null)" != "$wanted" ] || ! "$python" -c '
     "$python" -m pip install --quiet --disable-pip-version-check "torch===$torch" 'pytest>=8' $dependencies &&
     cuda="$("$python" -c 'import torch; print(torch.version.cuda or "")')" && [ -n "$cuda" ] &&
     "$python" -m pip install --quiet --disable-pip-version-check --no-deps "nvidia-cuda-crt==$cuda.*" "nvidia-cuda-cccl==$cuda.*"; } \
-    >"$folder/install.log" 2>&1 || cannot "torch $torch with CUDA cannot be installed: see $folder/install.log"
+    >"$folder/install.log" 2>&1 || {
+    tail -n 3 "$folder/install.log" >&2
+    cannot "torch $torch with CUDA cannot be installed: see $folder/install.log"
+  }
   echo "$wanted" >"$folder/installed"
 fi
 
