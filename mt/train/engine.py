@@ -90,8 +90,11 @@ def choose_execution(train: TrainConfig, model: ModelConfig, ranks: Ranks = ALON
     """
     if ranks.n > 1 and ":" in train.device:
         raise ConfigError(f"train.device: is {train.device}, but each of {ranks.n} ranks needs its own: use auto")
-    device = choose_device(train.device, ranks.local_rank if ranks.n > 1 else None)
-    dtype = choose_dtype(train.precision, device)
+    try:
+        device = choose_device(train.device, ranks.local_rank if ranks.n > 1 else None)
+        dtype = choose_dtype(train.precision, device)
+    except ConfigError as error:
+        raise ConfigError(f"train.{error}") from None
     flash_obstacle = _why_no_flash(device, dtype, model)
     obstacle = flash_obstacle or why_not_compile()  # one static shape is needed, and tiles do not have it
     if train.compile is True and obstacle:
