@@ -65,7 +65,7 @@ class _Commands(typer.core.TyperGroup):
             if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
                 raise
             problem = str(error).partition(". ")[0]
-            print(f"error: {problem}: lower --batch-tokens, or use --device cpu", file=sys.stderr)
+            print(f"error: {problem}: make batches smaller, or use the CPU", file=sys.stderr)
             raise typer.Exit(2) from None
 
 

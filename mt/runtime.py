@@ -255,8 +255,8 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     if has_cuda:
         with warnings.catch_warnings():  # torch's many lines on a card that it has no code for: we say it in one
             warnings.filterwarnings("ignore", "(?s).*(compute|CUDA) capability")
-            torch.cuda.init()  # type: ignore[no-untyped-call]
-        index = int(asked[1]) if asked[1] else torch.cuda.current_device() if local_rank is None else local_rank
+            current = torch.cuda.current_device()
+        index = int(asked[1]) if asked[1] else current if local_rank is None else local_rank
         if index >= (n_devices := torch.cuda.device_count()):
             raise ConfigError(f"device: cuda:{index} is asked for, but the last CUDA device is cuda:{n_devices - 1}")
         obstacle = _why_no_code_for(index)

@@ -1,6 +1,6 @@
 """The parts of scripts/gpu_check.sh, and the report on them; docs/gpu.md says what they are for.
 
-Each part runs in a process of its own and writes one JSON file as its figures come; `report.md` joins them.
+Each part runs in its own process and writes one JSON file as its figures come; `report.md` joins them.
 """
 
 from __future__ import annotations
@@ -371,7 +371,7 @@ def leave_out(name: str, setting: Setting, reason: str) -> dict[str, Any]:
 
 
 def run_part(name: str, setting: Setting, limit: float = LIMIT_SECONDS) -> dict[str, Any]:
-    """Run a part in a process of its own, and return its record, which is also a file."""
+    """Run a part in its own process, and return its record, which is also a file."""
     print(f"== {name}: {PARTS[name].what}, {limit:.0f} s at most", file=sys.stderr, flush=True)
     started_at, path = time.perf_counter(), setting.out / f"{name}.json"
     write_record(path, new_record(name, setting))

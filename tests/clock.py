@@ -10,7 +10,7 @@ import pytest
 
 
 class Clock:
-    """Stand in for the module `time` in a module under test: time passes when the test says so.
+    """Replace the module `time` in a module under test: time passes when the test says so.
 
     With seconds like 0.25, whose sums are exact, a test can compare figures exactly.
     """

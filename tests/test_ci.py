@@ -1,4 +1,4 @@
-""".ci/run and scripts/test.sh: which failures run once more, and what fails the run. In a small project of its own."""
+""".ci/run and scripts/test.sh: which failures run once more, and what fails the run. In a small project."""
 
 from __future__ import annotations
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from mt import runtime
+from mt.cli import app
 from mt.config import ModelConfig, TrainConfig
 from mt.errors import ConfigError
 from mt.runtime import Ranks, choose_device
@@ -233,3 +235,16 @@ def test_the_one_obstacle_to_compiling_is_named(
 ) -> None:
     machine.has(n_devices=1, capability=capability)
     assert choose_execution(TrainConfig(**train), ModelConfig(**model)).note == note
+
+
+# --- Memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_command_that_runs_out_of_memory_says_so_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bench_training(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB. GPU 0 has 1.75 GiB free.")
+
+    monkeypatch.setattr("mt.bench.bench_training", bench_training)
+    result = CliRunner().invoke(app, ["bench", "--config", "demo"])
+    assert result.exit_code == 2
+    assert result.stderr == "error: CUDA out of memory: make batches smaller, or use the CPU\n"

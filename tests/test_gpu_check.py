@@ -308,7 +308,7 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 
 
 def run_within(folder: Path, names: list[str], seconds_left: list[float], quick: bool = False) -> list[str]:
-    """Outcomes of parts before each of which so many seconds are left."""
+    """Outcomes of parts before which these numbers of seconds are left."""
     setting = gpu_check.Setting(None, folder, "cpu", quick)
     records = gpu_check.run_parts(names, setting, iter(seconds_left).__next__)
     return [record["outcome"] for record in records]

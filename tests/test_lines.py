@@ -111,7 +111,7 @@ def test_only_so_much_is_read_ahead():
     stream = Endless()
     reader = LineReader(stream)  # type: ignore[arg-type]
     assert comes_true(lambda: reader._blocks.full() or stream.n_bytes > 8 << 20)
-    time.sleep(0.1)  # in which a reader without a limit goes on
+    time.sleep(0.1)  # in which a reader without a limit continues
     assert 1 << 20 < stream.n_bytes < 8 << 20
 
 

@@ -86,18 +86,16 @@ class Graphs:
         state.make_static()
         results: list[list[SearchResult]] = [[] for _ in sentences]
         while True:
-            done = state.beams.done()
-            left = [i for i, is_done in enumerate(done) if not is_done]
+            left, done = state.beams.left_and_done()
             if not left:
-                state.beams.collect(range(len(done)), results)
+                state.beams.collect(done, results)
                 return results
-            if rounded_up(len(left)) < len(done):
-                gone = [i for i, is_done in enumerate(done) if is_done]
-                state.beams.collect(gone, results)
-                for i in gone:
+            if (n_kept := rounded_up(len(left))) < len(left) + len(done):
+                state.beams.collect(done, results)
+                for i in done:
                     state.beams.rows[i] = _NOBODY
-                # Those that go on, and of the others as many as make up a shape.
-                state.keep_sentences([*left, *gone][: rounded_up(len(left))])
+                # Those that are left, and of the others as many as make up a shape.
+                state.keep_sentences([*left, *done][:n_kept])
             self._advance(state)
 
     def _advance(self, state: SearchState) -> None:

@@ -91,13 +91,13 @@ def search(
     results: list[list[SearchResult]] = [[] for _ in sentences]
     while True:
         state.step()
-        done = state.beams.done()
-        if all(done):
-            state.beams.collect(range(len(done)), results)
+        left, done = state.beams.left_and_done()
+        if not left:
+            state.beams.collect(done, results)
             return results
-        if sum(done) >= DONE_SHARE * len(done):
-            state.beams.collect([i for i, is_done in enumerate(done) if is_done], results)
-            state.keep_sentences([i for i, is_done in enumerate(done) if not is_done])
+        if len(done) >= DONE_SHARE * (len(left) + len(done)):
+            state.beams.collect(done, results)
+            state.keep_sentences(left)
 
 
 @dataclass
@@ -332,12 +332,15 @@ class _Beams:
     def _penalty(self, n_tokens: Tensor) -> Tensor:
         return length_penalty(n_tokens, self.decode.length_penalty, self.decode.length_penalty_form)
 
-    def done(self) -> list[bool]:
-        """Return for each sentence whether it has no open beam. At the longest limit all are done, unasked."""
+    def left_and_done(self) -> tuple[list[int], list[int]]:
+        """Return the places of the sentences that have an open beam, and of those that have none.
+
+        At the longest limit none has, and the device is not asked.
+        """
         if self.length >= self.longest_limit:
-            return [True] * len(self.rows)
-        done: list[bool] = (self.open_log_probs.amax(1) == NEVER).tolist()
-        return done
+            return [], list(range(len(self.rows)))
+        is_done = (self.open_log_probs.amax(1) == NEVER).tolist()
+        return [i for i, done in enumerate(is_done) if not done], [i for i, done in enumerate(is_done) if done]
 
     def _is_decided(self) -> Tensor:
         """[B]: whether no open beam can reach the n-th best finished score any more.

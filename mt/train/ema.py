@@ -21,7 +21,7 @@ class MovingAverage:
         self._decay = decay
         self._names = [name for name, _ in model.named_parameters()]
         self._averages = [parameter.detach().clone() for parameter in model.parameters()]
-        # In a few launches for all weights, without memory of its own: plain gradient descent, whose `maximize` and
+        # In a few launches for all weights, without further memory: plain gradient descent, whose `maximize` and
         # weight decay of 1 make each step average += lr · (gradient - average), with the weights in place of gradients.
         self._descent = torch.optim.SGD(self._averages, lr=0.0, weight_decay=1.0, maximize=True, fused=True)
         for average, parameter in zip(self._averages, model.parameters(), strict=True):
@@ -30,6 +30,7 @@ class MovingAverage:
     def follow(self, step: int, was_skipped: Tensor) -> None:
         """Take in the weights after an update; where `was_skipped` is 1.0 on the device nothing changes."""
         self._descent.param_groups[0]["lr"] = 1 - min(self._decay, (1 + step) / (10 + step))
+        # torch reads it from the object, as it does from Adam.
         self._descent.found_inf = was_skipped  # type: ignore[attr-defined]
         self._descent.step()
 

@@ -1,4 +1,4 @@
-"""Runs each test marked `null_gpu` in a process of its own, on a null GPU, with limits on time and memory.
+"""Runs each test marked `null_gpu` in its own process, on a null GPU, with limits on time and memory.
 
 `@pytest.mark.null_gpu(capability=75, gib=15.6, n_devices=2)` describes the card; README.md here says what it is.
 """

@@ -35,7 +35,7 @@ class Joined(distributed.DistributedDataParallel):
 
 if __name__ == "__main__":
     distributed._verify_param_shape_across_processes = lambda *_: True
-    engine.DistributedDataParallel = Joined  # type: ignore[misc]
+    engine.DistributedDataParallel = Joined
     try:
         with NullGPU().counting() as found:
             main()

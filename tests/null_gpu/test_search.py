@@ -47,7 +47,7 @@ def test_steps_are_captured_once_for_each_shape_and_then_replayed(
     # The room for tokens grows twice on the way to the longest length, and each room is a shape.
     assert [one["capture"] for one in found] == [3, 0, 0]
     assert found[2]["replay"] >= LONGEST - 4
-    # The host looks at the device every few steps alone; the others are of the tensors that a search begins with.
+    # The host looks at the device every few steps alone. The others send the start of a search and read its results.
     assert found[2]["synchronize"] <= LONGEST / LOOK_EVERY + 16
     note(f"search, {what}, 60 sentences to 60 tokens, 1 + 1 layers", found[2])
 
