@@ -211,18 +211,43 @@ class ModelConfig:
     n_decoder_layers: int = 6
     dropout: float = 0.1  # on embeddings and on the output of each sub-layer
     attention_dropout: float = 0.0  # on attention weights; above 0 flash attention cannot be used
-    norm: Literal["post", "pre"] = "post"  # layer norm after the residual sum, or before the sub-layer (Xiong 2020)
+    layer_dropout: float = 0.0  # probability that a layer is passed by in an update (Fan et al. 2020)
+    word_dropout: float = 0.0  # probability that a token has no embedding in an update (Gal and Ghahramani 2016)
+    # After the residual sum, before the sub-layer (Xiong et al. 2020), or after a sum that weighs x (Wang et al. 2022).
+    norm: Literal["post", "pre", "deepnorm"] = "post"
+    norm_kind: Literal["layer", "rms"] = "layer"  # or RMS norm (Zhang and Sennrich 2019)
+    # Of the feed-forward networks; geglu and swiglu are gated and have three matrices of d_ff (Shazeer 2020).
+    activation: Literal["relu", "gelu", "silu", "relu2", "geglu", "swiglu"] = "relu"
+    bias: bool = True  # of projections and layer norms
+    # Added to embeddings (sinusoidal; learned: Gehring et al. 2017), turning queries and keys (rotary: Su et al. 2021),
+    # or added to scores (relative: Raffel et al. 2020; alibi: Press et al. 2022), where flash attention cannot be used.
+    positions: Literal["sinusoidal", "learned", "rotary", "relative", "alibi", "none"] = "sinusoidal"
+    n_positions: int = 1_024  # of learned positions: tokens of the longest sentence, end of sentence included
+    n_kv_heads: int | None = None  # heads of keys and values; null: n_heads, 1: multi-query (Ainslie et al. 2023)
+    qk_norm: bool = False  # RMS norm of the queries and keys of each head (Henry et al. 2020)
+    tied_embeddings: Literal["all", "decoder", "none"] = "all"  # source, target, output: one, two or three matrices
+    ffn_sharing: Literal["none", "wide"] = "none"  # wide: one in all the encoder, none in the decoder (Pires 2023)
+    # Xavier uniform; outputs of sub-layers scaled by the number of residual sums (Radford et al. 2019); all matrices
+    # scaled by the depth of their layer (Zhang et al. 2019).
+    init: Literal["xavier", "scaled", "depth_scaled"] = "xavier"
+    zero_init_out: bool = False  # sub-layers begin as nothing (Zhang et al. 2019, Fixup)
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "n_heads", "d_ff", "n_encoder_layers", "n_decoder_layers"):
+        for name in ("d_model", "n_heads", "d_ff", "n_encoder_layers", "n_decoder_layers", "n_positions"):
             _require_at_least(f"model.{name}", getattr(self, name), 1)
         _require(
             self.d_model % self.n_heads == 0 and (self.d_model // self.n_heads) % 8 == 0,
             "model.d_model",
             f"expected a multiple of 8 × n_heads, got d_model {self.d_model} and n_heads {self.n_heads}",
         )
-        for name in ("dropout", "attention_dropout"):
+        for name in ("dropout", "attention_dropout", "layer_dropout", "word_dropout"):
             _require(0 <= getattr(self, name) < 1, f"model.{name}", f"expected 0 ≤ p < 1, got {getattr(self, name)}")
+        if self.n_kv_heads is not None:
+            _require(
+                self.n_kv_heads >= 1 and self.n_heads % self.n_kv_heads == 0,
+                "model.n_kv_heads",
+                f"expected a divisor of model.n_heads ({self.n_heads}), got {self.n_kv_heads}",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mt.attention import attention, masked_attention
-from mt.data.batch import MASKED, TILE_WIDTH, VarlenLayout, assemble_tiles
+from mt.data.batch import MASKED, TILE_WIDTH, Layout, VarlenLayout, assemble_tiles
+from mt.model.context import rows_of
+from mt.model.kernels import Kernels, masked_attention
 from mt.text.corpus import ParallelIds, Sentences
 
 Lengths = npt.NDArray[np.int64]
@@ -56,6 +57,11 @@ def lengths_of(kind: str, n_tokens: int) -> Lengths:
     return np.clip(np.rint(drawn * 28 / drawn.clip(4, 64).mean()), 4, 64).astype(np.int64)
 
 
+def reference(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+    """Our own attention [T, H, E], of queries, keys and values [T, H, E]."""
+    return Kernels().attend(rows_of(layout, 0.0), q[:, None], k[:, None], v[:, None]).view(q.shape)
+
+
 # --- The candidates ---------------------------------------------------------------------------------------------------
 
 
@@ -68,7 +74,7 @@ def make_varlen(longest: int | None, lengths: Lengths, device: torch.device, dty
     cu = _cumulative(lengths, device)
     longest = longest or int(lengths.max())
     layout = VarlenLayout(cu, cu, longest, longest)
-    return lambda q, k, v: attention(q, k, v, layout, causal=False)
+    return lambda q, k, v: reference(q, k, v, layout)
 
 
 def _corpus(lengths: Lengths) -> ParallelIds:
@@ -79,7 +85,7 @@ def _corpus(lengths: Lengths) -> ParallelIds:
 def make_tiles(lengths: Lengths, device: torch.device, dtype: torch.dtype) -> Attend:
     """Attention written out over tiles of 64 rows that hold whole sentences, as the model uses it on a CPU."""
     batch = assemble_tiles(_corpus(lengths), np.arange(len(lengths)), dtype).to(device)
-    return lambda q, k, v: attention(q, k, v, batch.encoder_layout, causal=False)
+    return lambda q, k, v: reference(q, k, v, batch.encoder_layout)
 
 
 def rows_in_tiles(lengths: Lengths) -> Tensor:

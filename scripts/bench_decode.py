@@ -184,7 +184,7 @@ def marian(model_path: Path) -> Any:
     import torch
     import transformers
 
-    from mt.model import sinusoidal_positions
+    from mt.model.positions import sinusoidal_positions
     from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
     transformers.logging.set_verbosity_error()

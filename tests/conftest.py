@@ -3,6 +3,8 @@
 import importlib.util
 import signal
 
+import pytest
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -12,3 +14,15 @@ if importlib.util.find_spec("hypothesis"):  # the tests that need a GPU run with
     # Hypothesis fails a test whose examples take long; on a busy machine all of them do.
     settings.register_profile("untimed", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("untimed")
+
+
+@pytest.fixture
+def flash_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches without tiles can be computed on a CPU, sentence by sentence."""
+    from mt.model import kernels
+    from tests.toys import one_sentence_at_a_time
+
+    flash = kernels.flash
+    monkeypatch.setattr(
+        kernels, "flash", lambda q, *rest: (one_sentence_at_a_time if q.device.type == "cpu" else flash)(q, *rest)
+    )

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from mt.explain.attention import align
-from mt.model import DecoderLayer, Transformer
+from mt.model import Transformer
+from mt.model.layers import DecoderLayer
 from mt.text.tokenizer import EOS_ID
 from tests.toys import random_pairs, small_model, tiles
 
@@ -29,18 +30,19 @@ def slow_weights(model: Transformer, source: list[int], target: list[int], layer
     assert isinstance(decoder_layer, DecoderLayer)
     module = decoder_layer.cross_attention
     given: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, inputs: given.extend(inputs[:2]))
+    handle = module.register_forward_pre_hook(lambda _, inputs: given.extend((inputs[0], inputs[1].memory)))
     with torch.no_grad():
-        model(tiles([(source[:-1], target)]))
+        model.hidden(tiles([(source[:-1], target)]))
         handle.remove()
         x, memory = given[0][: len(target) + 1], given[1][: len(source)]
         d_model = x.shape[1]
         queries = x @ module.q.weight.T + module.q.bias
         keys = memory @ module.kv.weight[:d_model].T + module.kv.bias[:d_model]
         heads = []
-        for h in range(module.n_heads):
-            part = slice(h * d_model // module.n_heads, (h + 1) * d_model // module.n_heads)
-            scores = queries[:, part] @ keys[:, part].T / (d_model / module.n_heads) ** 0.5
+        n_heads = model.config.n_heads
+        for h in range(n_heads):
+            part = slice(h * d_model // n_heads, (h + 1) * d_model // n_heads)
+            scores = queries[:, part] @ keys[:, part].T / (d_model / n_heads) ** 0.5
             heads.append(scores.exp() / scores.exp().sum(1, keepdim=True))
     return torch.stack(heads)
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from mt.attention import attention
 from mt.data.batch import PackedBatch, TileLayout, assemble_varlen
 from mt.data.packing import SliceBudget
-from tests.toys import parallel, random_pairs, tiles
+from tests.toys import attention, parallel, random_pairs, tiles
 
+pytestmark = pytest.mark.usefixtures("flash_on_cpu")
 PAIRS = random_pairs(30, longest=90, seed=3)
 BUDGET = SliceBudget(n_slices=1, src_tokens=2_000, tgt_tokens=2_000, n_sentences=40)
 

@@ -51,7 +51,7 @@ def capitalising_model(config: ModelConfig, tokenizer: Tokenizer) -> Transformer
         for group in optimizer.param_groups:
             group["lr"] = 4e-3 * min(1, (step + 1) / 40)
         optimizer.zero_grad()
-        cross_entropy(model.logits(model(batch)), batch.tgt_outputs, ignore_index=PAD_ID).backward()
+        cross_entropy(model.logits(model.hidden(batch)), batch.tgt_outputs, ignore_index=PAD_ID).backward()
         optimizer.step()
     return model
 
@@ -81,7 +81,7 @@ class Exported:
         for source, result in zip(sources, translations, strict=True):
             batch = tiles([(source[:-1], result.ids)])
             with torch.no_grad():
-                of_all = self.model.logits(self.model(batch)).log_softmax(-1)
+                of_all = self.model.logits(self.model.hidden(batch)).log_softmax(-1)
             of_tokens = of_all.gather(1, batch.tgt_outputs[:, None])[:, 0]
             log_probs.append(float((of_tokens * batch.tgt_weights).sum()))
         return log_probs

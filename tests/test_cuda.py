@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from mt import bench
-from mt.attention import _flash, attention
 from mt.config import DecodeConfig, RunConfig
 from mt.data.batch import assemble_tiles, assemble_varlen
 from mt.data.packing import PlanState, SliceBudget
 from mt.decode.graphs import Graphs
 from mt.decode.search import search
 from mt.loss import linear_label_smoothed_nll
+from mt.model.cpu import training_kernels
 from mt.runtime import choose_dtype, data_sheet_flops, peak_flops
 from mt.train.engine import Engine, OutOfMemory
-from tests.toys import V, parallel, random_pairs, small_model, toy_config
+from tests.toys import V, attention, parallel, random_pairs, small_model, toy_config
 
 CUDA = (
     pytest.mark.cuda,
@@ -84,6 +84,7 @@ PAIRS = random_pairs(60, longest=50, seed=3)
 BUDGET = SliceBudget(n_slices=1, src_tokens=2_600, tgt_tokens=2_600, n_sentences=80)
 
 
+@pytest.mark.usefixtures("flash_on_cpu")
 @on_each_device
 @pytest.mark.parametrize("kind", ["encoder", "decoder", "cross"])
 def test_variable_length_attention_is_attention_in_tiles_in_values_and_gradients(device: str, kind: str) -> None:
@@ -123,15 +124,17 @@ def _rows_by_sentence(corpus: Any, ids: Tensor, positions: Tensor, side: str) ->
     return torch.cat([torch.arange(starts[i], starts[i] + len(sentences[i])) for i in range(len(sentences))])
 
 
+@pytest.mark.usefixtures("flash_on_cpu")
 @on_each_device
 def test_both_packed_layouts_give_one_loss_and_one_gradient_in_bf16(device: str) -> None:
     corpus, order = parallel(PAIRS), np.arange(len(PAIRS))
     results = []
     for batch in (assemble_varlen(corpus, order, BUDGET, LONGEST), assemble_tiles(corpus, order, torch.bfloat16)):
         model = small_model(dtype=torch.bfloat16, d_model=64).to(device)
+        model.use(training_kernels(torch.device(device)))
         placed = batch.to(torch.device(device))
         loss = linear_label_smoothed_nll(
-            model(placed), model.output_weight, placed.tgt_outputs, placed.tgt_weights, 0.1
+            model.hidden(placed), model.output_weight, placed.tgt_outputs, placed.tgt_weights, 0.1
         )
         loss.backward()
         results.append((loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])))
@@ -156,11 +159,11 @@ def test_training_learns_in_each_precision(tmp_path: Path, device: str, precisio
     assert (float(engine.optimizer.loss_scale) > 1) == (precision == "fp16")
 
 
-def test_what_a_gpu_computes_compiles_into_three_graphs_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_gpu_computes_compiles_into_three_graphs_and_no_more() -> None:
     """On the meta device, which has shapes and no values, the path of a GPU can be traced without one."""
-    monkeypatch.setattr("mt.attention._one_sentence_at_a_time", _flash)
     corpus, meta = parallel(PAIRS), torch.device("meta")
     model = small_model(dropout=0.1, dtype=torch.bfloat16, n_encoder_layers=6, n_decoder_layers=6).to(meta)
+    model.use(training_kernels(meta))
     torch._dynamo.reset()
     for layer in (*model.encoder, *model.decoder):
         layer.compile(fullgraph=True, dynamic=False, backend="aot_eager")
@@ -169,7 +172,7 @@ def test_what_a_gpu_computes_compiles_into_three_graphs_and_no_more(monkeypatch:
     with torch._dynamo.config.patch(error_on_recompile=True):
         for order in (np.arange(30), np.arange(30, 60)):
             batch = assemble_varlen(corpus, order, BUDGET, LONGEST).to(meta)
-            hidden = model(batch)
+            hidden = model.hidden(batch)
             loss = loss_function(hidden, model.output_weight, batch.tgt_outputs, batch.tgt_weights, 0.1)
             loss.backward()
             assert (hidden.dtype, hidden.shape) == (torch.bfloat16, (len(batch.tgt_inputs), 32))

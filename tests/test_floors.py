@@ -39,8 +39,16 @@ FLOORS: list[set[str]] = [
         "text.rehearsal",
     },
     {"runtime", "data.packing", "data.batch"},
-    {"dropout", "attention", "fused", "model"},
-    {"loss"},
+    {"dropout", "loss"},
+    {
+        "model",
+        "model.context",
+        "model.cpu",
+        "model.kernels",
+        "model.layers",
+        "model.positions",
+        "model.transformer",
+    },
     {"checkpoint"},
     {
         "decode.candidates",

@@ -12,7 +12,10 @@ from mt.data.batch import TILE_WIDTH, assemble_sources, assemble_varlen
 from mt.data.packing import SliceBudget
 from mt.dropout import dropout, seed_dropout
 from mt.loss import label_smoothed_nll, linear_label_smoothed_nll
-from mt.model import VOCAB_MULTIPLE, Transformer, sinusoidal_positions
+from mt.model import Transformer
+from mt.model.layers import run, run_again
+from mt.model.positions import sinusoidal_positions
+from mt.model.transformer import VOCAB_MULTIPLE
 from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from tests.toys import V, parallel, random_pairs, small_model, tiles
 
@@ -23,7 +26,7 @@ NORMS = pytest.mark.parametrize("norm", ["post", "pre"])
 def states_by_sentence(model: Transformer, pairs: list[tuple[list[int], list[int]]]) -> list[torch.Tensor]:
     """The decoder's states of each pair, sorted by its target ids."""
     batch = tiles(pairs)
-    hidden = model(batch)
+    hidden = model.hidden(batch)
     assert hidden.shape == (len(batch.tgt_inputs), model.config.d_model)
     found: list[tuple[list[int], torch.Tensor]] = []
     starts = (batch.tgt_inputs == BOS_ID).nonzero()[:, 0].tolist()
@@ -43,13 +46,16 @@ def test_packed_forward_equals_one_sentence_at_a_time(norm: str) -> None:
         torch.testing.assert_close(packed, single, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("flash_on_cpu")
 def test_both_packed_layouts_give_one_loss_and_one_gradient() -> None:
     corpus = parallel(PAIRS)
     budget = SliceBudget(n_slices=1, src_tokens=1_200, tgt_tokens=1_200, n_sentences=40)
     results = []
     for batch in (tiles(PAIRS), assemble_varlen(corpus, np.arange(len(PAIRS)), budget, max_tokens=64)):
         model = small_model()
-        loss = linear_label_smoothed_nll(model(batch), model.output_weight, batch.tgt_outputs, batch.tgt_weights, 0.1)
+        loss = linear_label_smoothed_nll(
+            model.hidden(batch), model.output_weight, batch.tgt_outputs, batch.tgt_weights, 0.1
+        )
         loss.backward()
         results.append((loss.detach(), {name: p.grad for name, p in model.named_parameters()}))
     torch.testing.assert_close(results[0][0], results[1][0])
@@ -62,8 +68,8 @@ def test_a_token_sees_nothing_after_it(norm: str) -> None:
     model = small_model(norm=norm).eval()
     src, tgt = [5, 6, 7], [10, 11, 12, 13, 14]
     with torch.no_grad():
-        before = model(tiles([(src, tgt)]))
-        after = model(tiles([(src, [10, 11, 30, 31, 32])]))
+        before = model.hidden(tiles([(src, tgt)]))
+        after = model.hidden(tiles([(src, [10, 11, 30, 31, 32])]))
     # Inputs are BOS 10 11 12 …: the first three positions have seen 10 and 11 only.
     assert torch.equal(before[:3], after[:3])
     assert (before[3] - after[3]).abs().max() > 1e-3
@@ -72,7 +78,7 @@ def test_a_token_sees_nothing_after_it(norm: str) -> None:
 def test_the_encoder_sees_both_ways_and_positions() -> None:
     model = small_model().eval()
     with torch.no_grad():
-        first, reordered = (model(tiles([(src, [10])]))[0] for src in ([5, 6, 7], [7, 6, 5]))
+        first, reordered = (model.hidden(tiles([(src, [10])]))[0] for src in ([5, 6, 7], [7, 6, 5]))
     assert (first - reordered).abs().max() > 1e-3
 
 
@@ -93,7 +99,7 @@ def test_cached_decoding_equals_full_decoding(norm: str) -> None:
             steps.append(logits[:, :V])
             cache.choose(torch.zeros(6, 1, dtype=torch.int64))
         for i, pair in enumerate(pairs):
-            full = model.logits(model(tiles([pair])))[: len(pair[1]) + 1]
+            full = model.logits(model.hidden(tiles([pair])))[: len(pair[1]) + 1]
             stepped = torch.stack([logits[i] for logits in steps[: len(pair[1]) + 1]])
             torch.testing.assert_close(stepped, full, atol=2e-5, rtol=1e-4)
 
@@ -111,7 +117,7 @@ def test_a_beam_that_changes_its_parent_has_the_history_of_its_parent() -> None:
             histories = [[*history, token] for history, token in zip(histories, step_tokens, strict=True)]
             logits = model.decode_step(torch.tensor(step_tokens), cache)
             for beam, history in enumerate(histories):
-                hidden = model(tiles([(source[0][:-1], history[1:])]))[len(history) - 1]
+                hidden = model.hidden(tiles([(source[0][:-1], history[1:])]))[len(history) - 1]
                 torch.testing.assert_close(logits[beam, :V], model.logits(hidden), atol=2e-5, rtol=1e-4)
             cache.choose(torch.tensor([step_parents]))
             histories = [histories[parent] for parent in step_parents]
@@ -155,19 +161,19 @@ def test_positions_are_sines_and_cosines() -> None:
 def test_a_sentence_longer_than_the_table_of_positions_passes() -> None:
     model = small_model().eval()
     with torch.no_grad():
-        assert torch.isfinite(model(tiles([([5] * 1_500, [6] * 1_500)]))).all()
+        assert torch.isfinite(model.hidden(tiles([([5] * 1_500, [6] * 1_500)]))).all()
 
 
 def test_in_bf16_the_residual_stream_is_bf16_and_parameters_are_not() -> None:
     model = small_model(dtype=torch.bfloat16)
     batch = tiles(PAIRS, torch.bfloat16)
-    hidden = model(batch)
+    hidden = model.hidden(batch)
     assert hidden.dtype == torch.bfloat16
     linear_label_smoothed_nll(hidden, model.output_weight, batch.tgt_outputs, batch.tgt_weights, 0.1).backward()
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
     exact = small_model()
-    exact_hidden = exact(tiles(PAIRS))
+    exact_hidden = exact.hidden(tiles(PAIRS))
     real = batch.tgt_weights > 0
     assert (hidden[real].float() - exact_hidden[real]).abs().mean() < 0.03
 
@@ -179,7 +185,7 @@ def test_two_micro_batches_give_the_gradient_of_one_big_batch() -> None:
         n_tokens = sum(batch.n_tgt_tokens for batch in batches)
         for batch in batches:
             loss = linear_label_smoothed_nll(
-                model(batch), model.output_weight, batch.tgt_outputs, batch.tgt_weights, 0.1
+                model.hidden(batch), model.output_weight, batch.tgt_outputs, batch.tgt_weights, 0.1
             )
             (loss / n_tokens).backward()
         return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -193,7 +199,7 @@ def test_two_micro_batches_give_the_gradient_of_one_big_batch() -> None:
 def test_every_parameter_learns_and_padding_rows_do_not() -> None:
     model = small_model()
     batch = tiles(PAIRS)
-    label_smoothed_nll(model.logits(model(batch)), batch.tgt_outputs, batch.tgt_weights, 0.1).backward()
+    label_smoothed_nll(model.logits(model.hidden(batch)), batch.tgt_outputs, batch.tgt_weights, 0.1).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
@@ -209,13 +215,13 @@ def test_layers_and_loss_compile_into_one_graph_each_without_recompiling() -> No
     batch = tiles([([5] * (TILE_WIDTH - 1), [6] * (TILE_WIDTH - 1))] * 4)
     other = tiles([([7] * (TILE_WIDTH - 1), [8] * (TILE_WIDTH - 1))] * 4)
     assert assemble_varlen(corpus, np.arange(3), budget, 64).n_tgt_tokens > 0
-    eager = model(batch).detach(), model(other).detach()
+    eager = model.hidden(batch).detach(), model.hidden(other).detach()
     torch._dynamo.reset()
     for layer in (*model.encoder, *model.decoder):
         layer.compile(fullgraph=True, dynamic=False, backend="eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
-        torch.testing.assert_close(model(batch).detach(), eager[0])
-        torch.testing.assert_close(model(other).detach(), eager[1])
+        torch.testing.assert_close(model.hidden(batch).detach(), eager[0])
+        torch.testing.assert_close(model.hidden(other).detach(), eager[1])
     assert list(model.state_dict()) == list(small_model().state_dict())
 
 
@@ -234,9 +240,9 @@ def test_an_inference_copy_with_other_weights_is_that_of_another_model() -> None
     other = small_model(seed=5)
     batch = tiles(PAIRS, torch.bfloat16)
     with torch.inference_mode():
-        expected = other.for_inference(torch.bfloat16)(batch)
-        assert torch.equal(small_model().for_inference(torch.bfloat16, other.state_dict())(batch), expected)
-        assert not torch.equal(small_model().for_inference(torch.bfloat16)(batch), expected)
+        expected = other.for_inference(torch.bfloat16).hidden(batch)
+        assert torch.equal(small_model().for_inference(torch.bfloat16, other.state_dict()).hidden(batch), expected)
+        assert not torch.equal(small_model().for_inference(torch.bfloat16).hidden(batch), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -245,7 +251,7 @@ def test_activations_that_are_made_again_give_the_same_gradients(dtype: torch.dt
     found = []
     for activation_checkpointing in (False, True):
         model = small_model(dropout=0.3, dtype=dtype)
-        model.activation_checkpointing = activation_checkpointing
+        model.encoder.run = model.decoder.run = run_again if activation_checkpointing else run
         n_saved = 0
 
         def count(tensor: torch.Tensor) -> torch.Tensor:
@@ -255,7 +261,7 @@ def test_activations_that_are_made_again_give_the_same_gradients(dtype: torch.dt
 
         seed_dropout(torch.device("cpu"), 1, 2, 3)
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            hidden = model(batch)
+            hidden = model.hidden(batch)
         loss = linear_label_smoothed_nll(hidden, model.output_weight, batch.tgt_outputs, batch.tgt_weights, 0.1)
         after_forward = dropout(torch.ones(1_000), 0.5, True)
         loss.backward()

@@ -37,7 +37,7 @@ def full_log_probs(model: Transformer, source: Sequence[int], target: Sequence[i
     """From the log-softmax of all logits of one pair alone."""
     labels = [*target, EOS_ID]
     with torch.no_grad():
-        rows = model.logits(model(tiles([(source[:-1], target)]))).log_softmax(-1)
+        rows = model.logits(model.hidden(tiles([(source[:-1], target)]))).log_softmax(-1)
     return [float(rows[i, label]) for i, label in enumerate(labels)]
 
 

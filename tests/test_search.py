@@ -49,7 +49,7 @@ def log_prob(model: Transformer, source: list[int], target: tuple[int, ...]) -> 
     """Of a target with its EOS, from the full forward pass."""
     batch = tiles([(source[:-1], list(target))])
     with torch.no_grad():
-        log_probs = model.logits(model(batch)).log_softmax(-1)
+        log_probs = model.logits(model.hidden(batch)).log_softmax(-1)
     return float(sum(log_probs[i, token] for i, token in enumerate([*target, EOS_ID])))
 
 
@@ -101,7 +101,7 @@ def plain_beam_search(
         for total, ids in open_beams:
             batch = tiles([(source[:-1], list(ids))])
             with torch.no_grad():
-                log_probs = model.logits(model(batch)[len(ids)]).log_softmax(-1)
+                log_probs = model.logits(model.hidden(batch)[len(ids)]).log_softmax(-1)
             allowed = [token for token in range(EOS_ID, model.vocab_size) if is_allowed(ids, token)]
             candidates += [(total + float(log_probs[token]), ids, token) for token in allowed]
         candidates.sort(key=lambda item: -item[0])
@@ -218,8 +218,8 @@ def test_replayed_steps_find_what_eager_steps_find(
 ) -> None:
     def captured(cls: type, state: SearchState, pool: object) -> Any:
         own = _copy(state)
-        for part, name, tensor in _tensors(own):
-            setattr(part, name, tensor.clone())
+        for held, name, tensor in _tensors(own):
+            held[name] = tensor.clone()
         return cls(Replayed(own), own, torch.empty(0))
 
     monkeypatch.setattr(mt.decode.graphs._Captured, "of", classmethod(captured))

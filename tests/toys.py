@@ -13,8 +13,11 @@ import torch
 
 from mt.config import ModelConfig, RunConfig
 from mt.configfile import parse_config
-from mt.data.batch import PackedBatch, assemble_tiles
+from mt.data.batch import MASKED, Layout, PackedBatch, VarlenLayout, assemble_tiles
 from mt.model import Transformer
+from mt.model.context import rows_of
+from mt.model.cpu import training_kernels
+from mt.model.kernels import Kernels, masked_attention
 from mt.text.corpus import ParallelIds, Sentences
 from mt.text.tokenizer import EOS_ID, PAD_ID
 
@@ -47,7 +50,33 @@ def small_model(
     torch.manual_seed(seed)
     shape = {"d_model": 32, "n_heads": 2, "d_ff": 48, "n_encoder_layers": 2, "n_decoder_layers": 2} | changes
     config = ModelConfig(norm=norm, dropout=dropout, **shape)
-    return Transformer(config, vocab_size=V, pad_id=PAD_ID, dtype=dtype)
+    model = Transformer(config, vocab_size=V, pad_id=PAD_ID, dtype=dtype)
+    return model.use(training_kernels(torch.device("cpu")))
+
+
+def attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout, causal: bool, dropout: float = 0.0
+) -> torch.Tensor:
+    """The reference's attention [Tq, H, E], of queries, keys and values [T, H, E]."""
+    rows = rows_of(layout, dropout, is_causal=causal)
+    return Kernels().attend(rows, q[:, None], k[:, None], v[:, None]).view(q.shape)
+
+
+def one_sentence_at_a_time(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: VarlenLayout, is_causal: bool
+) -> torch.Tensor:
+    """What flash attention computes, the obvious way: it runs on CUDA alone."""
+    out = []
+    q_ends, k_ends = layout.cu_q.tolist(), layout.cu_k.tolist()
+    for i in range(len(q_ends) - 1):
+        queries = q[q_ends[i] : q_ends[i + 1]].transpose(0, 1)  # [H, Wq, E]
+        keys, values = (x[k_ends[i] : k_ends[i + 1]].transpose(0, 1) for x in (k, v))
+        allowed = torch.ones(queries.shape[1], keys.shape[1], dtype=torch.bool)
+        mask = torch.zeros_like(allowed, dtype=q.dtype).masked_fill_(
+            ~(allowed.tril() if is_causal else allowed), MASKED
+        )
+        out.append(masked_attention(queries, keys, values, mask).transpose(0, 1))
+    return torch.cat(out)
 
 
 def tiles(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], dtype: torch.dtype = torch.float32) -> PackedBatch:

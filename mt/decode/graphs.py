@@ -11,8 +11,8 @@ import contextlib
 import copy
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -100,9 +100,10 @@ class Graphs:
 
     def _advance(self, state: SearchState) -> None:
         """Some steps without a look at the device."""
-        if state.cache.length == state.cache.room:
-            state.grow(ROOM - state.cache.room % ROOM)
-        n_steps = min(LOOK_EVERY, state.cache.room - state.cache.length)
+        cache = state.cache
+        if cache.length == cache.capacity:
+            state.grow(ROOM - cache.capacity % ROOM)
+        n_steps = min(LOOK_EVERY, cache.capacity - cache.length)
         captured = self._captured_for(state) if self.why_not is None else None
         for _ in range(n_steps):
             if captured is None:
@@ -152,7 +153,7 @@ class _Captured:
 
     graph: torch.cuda.CUDAGraph
     state: SearchState
-    positions: Tensor  # the table that the graph reads: the model replaces its own when it needs a longer one
+    table: Tensor | None  # of positions, which the graph reads: the model replaces its own when it needs a longer one
 
     @classmethod
     def of(cls, state: SearchState, pool: Any) -> _Captured:
@@ -164,8 +165,8 @@ class _Captured:
             RuntimeError: CUDA cannot capture it.
         """
         own = _copy(state)
-        for part, name, tensor in _tensors(own):
-            setattr(part, name, tensor.clone())
+        for held, name, tensor in _tensors(own):
+            held[name] = tensor.clone()
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -180,14 +181,14 @@ class _Captured:
             for (_, _, before), (_, _, after) in zip(_tensors(own), _tensors(stepped), strict=True):
                 if after is not before:
                     before.copy_(after)
-        return cls(graph, own, own.model._positions)
+        return cls(graph, own, own.model.positions.table)
 
     def adopt(self, state: SearchState) -> None:
         """Copy what a state holds to where the graph works, and let the state hold that."""
-        for (_, _, own), (part, name, tensor) in zip(_tensors(self.state), _tensors(state), strict=True):
+        for (_, _, own), (held, name, tensor) in zip(_tensors(self.state), _tensors(state), strict=True):
             if tensor is not own:
                 own.copy_(tensor)
-                setattr(part, name, own)
+                held[name] = own
 
     @property
     def n_bytes(self) -> int:
@@ -196,17 +197,13 @@ class _Captured:
 
 def _copy(state: SearchState) -> SearchState:
     """Another state over the same tensors."""
-    return SearchState(state.model, copy.copy(state.cache), copy.copy(state.beams))
+    return SearchState(state.model, state.cache.copy(), copy.copy(state.beams))
 
 
-def _tensors(state: SearchState) -> Iterator[tuple[Any, str, Tensor]]:
-    """All tensors of a state: what holds them, under which name, and themselves."""
-    for part in (state.cache, state.beams):
-        for field in fields(part):
-            value = getattr(part, field.name)
-            # The mask of the step in progress is made anew in each, and until then has the shape of the last one.
-            if isinstance(value, Tensor) and field.name != "ancestry_bias":
-                yield part, field.name, value
+def _tensors(state: SearchState) -> list[tuple[dict[str, Any], str, Tensor]]:
+    """Return all tensors of a state: the dictionary that holds each, its key there, and itself."""
+    beams = vars(state.beams)
+    return [*state.cache.tensors(), *((beams, name, x) for name, x in beams.items() if isinstance(x, Tensor))]
 
 
 def rounded_up(n: int) -> int:

@@ -53,7 +53,7 @@ def score_pairs(
     for pairs, batch in packed_pairs(sources, with_ends, batch_tokens, model.dtype):
         is_real = batch.tgt_weights > 0
         labels = batch.tgt_outputs[is_real]
-        hidden = model(batch.to(device))[is_real.to(device)]
+        hidden = model.hidden(batch.to(device))[is_real.to(device)]
         log_probs = token_log_probs(hidden, model.output_weight, labels.to(device)).tolist()
         start = 0
         for i in pairs.tolist():

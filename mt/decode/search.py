@@ -27,7 +27,8 @@ from mt.decode.candidates import (
     log_normaliser_and_maxima,
     uniform_numbers,
 )
-from mt.model import DecoderCache, Transformer
+from mt.model import Transformer
+from mt.model.context import Cache, StaticCache
 from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 
 # Sentences that are done leave the batch once they are this share of it; each departure copies the cache.
@@ -105,7 +106,7 @@ class SearchState:
     """A search between two steps: what the model keeps, and what is kept of hypotheses."""
 
     model: Transformer
-    cache: DecoderCache
+    cache: Cache
     beams: _Beams
 
     @classmethod
@@ -128,17 +129,17 @@ class SearchState:
     def step(self) -> None:
         """Extend every open beam by one token."""
         logits = self.model.decode_step(self.beams.last_tokens[:, : self.beams.n_open].flatten(), self.cache)
-        self.beams.make_room(self.cache.room)
+        self.beams.make_room(self.cache.capacity)
         self.cache.choose(self.beams.advance(logits))
 
     def make_static(self) -> None:
         """From now on a step can be captured: no prefix and no shortest length is left, and there is room for it."""
-        self.cache.is_static = self.beams.is_static = True
+        self.cache, self.beams.is_static = StaticCache(**vars(self.cache)), True
 
     def grow(self, n_positions: int) -> None:
         """Room for some more positions."""
         self.cache.grow(n_positions)
-        self.beams.make_room(self.cache.room)
+        self.beams.make_room(self.cache.capacity)
 
     def count_step(self) -> None:
         """Tell the host of a step that the device took by itself."""

@@ -39,7 +39,9 @@ from mt.decode.search import LONGER_THAN_SOURCE, SearchResult, length_penalty, l
 from mt.decode.translator import Backend, Translator
 from mt.errors import CheckpointError, ConfigError, MTError
 from mt.evaluate.scores import corpus_bleu, corpus_chrf
-from mt.model import LayerNorm, Transformer, sinusoidal_positions
+from mt.model import Transformer
+from mt.model.layers import LayerNorm
+from mt.model.positions import sinusoidal_positions
 from mt.runtime import choose_device, versions
 from mt.text.corpus import first_test_pairs
 from mt.text.normalise import Normalisers

@@ -21,6 +21,9 @@ from mt.dropout import seed_dropout
 from mt.errors import ConfigError
 from mt.loss import Loss, in_chunks, linear_label_smoothed_nll
 from mt.model import Transformer
+from mt.model.cpu import training_kernels
+from mt.model.positions import POSITIONS
+from mt.model.transformer import States
 from mt.runtime import (
     ALONE,
     Ranks,
@@ -119,6 +122,8 @@ def _why_no_flash(device: torch.device, dtype: torch.dtype, model: ModelConfig) 
         return f"{needs} bf16 or fp16"
     if model.attention_dropout > 0:
         return f"{needs} model.attention_dropout 0"
+    if POSITIONS[model.positions].has_bias:
+        return f"{needs} model.positions other than {model.positions}"
     if model.d_model // model.n_heads > 256:
         return f"{needs} model.d_model / model.n_heads up to 256"
     return None
@@ -179,7 +184,7 @@ class Engine:
             dtype=self.dtype,
             activation_checkpointing=settings.activation_checkpointing,
         )
-        self.model.to(self.device)
+        self.model.to(self.device).use(training_kernels(self.device))
         self.optimizer = Optimizer(self.model, settings, self.dtype)
         self.average = None if settings.ema_decay is None else MovingAverage(self.model, settings.ema_decay)
         self.plan = UpdatePlan(
@@ -192,7 +197,7 @@ class Engine:
         )
         self.budget: SliceBudget
         self.memory_note = ""  # how the size of a slice was found, for people
-        self._forward: Callable[[PackedBatch], Tensor] = self.model
+        self._forward: Callable[[PackedBatch], States] = self.model
         self._loss: Loss = linear_label_smoothed_nll
         self._no_sync: Callable[[], Any] = nullcontext
 
@@ -315,10 +320,11 @@ class Engine:
         """The summed loss of a slice, in nats; its dropout depends on the seed, the step and the slice alone."""
         settings = self.config.train
         seed_dropout(self.device, settings.seed, step, number)
-        hidden = self._forward(batch)
-        return self._loss(
+        hidden, more = self._forward(batch)
+        loss = self._loss(
             hidden, self.model.output_weight, batch.tgt_outputs, batch.tgt_weights, settings.label_smoothing
         )
+        return sum(more, loss)
 
     def peak_seconds(self, n_src_tokens: int, n_tgt_tokens: int) -> float:
         """How long so many tokens would take if the device did nothing but matrix products, at its peak."""

@@ -82,7 +82,7 @@ def validation_loss(model: Transformer, corpus: ParallelIds) -> tuple[float, dic
     sums: dict[str, list[float]] = {}  # nats, tokens
     for name, sentences in _by_length(corpus):
         batch: PackedBatch = assemble_tiles(corpus, sentences, model.dtype).to(device)
-        hidden = model(batch)
+        hidden = model.hidden(batch)
         loss = linear_label_smoothed_nll(hidden, model.output_weight, batch.tgt_outputs, batch.tgt_weights, 0.0)
         entry = sums.setdefault(name, [0.0, 0.0])
         entry[0] += loss.item()

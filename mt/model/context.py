@@ -1,0 +1,221 @@
+"""Where attention finds its keys and values: in the rows of a batch, or in what decoding keeps between steps.
+
+A layer has one forward pass; what differs between training, decoding and recording is the context that it is given.
+
+T rows, H heads, G heads of keys and values, E features of a head, L layers; in decoding B sentences, K beams, k of them
+open, t positions that the cache has room for, W source width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mt.data.batch import MASKED, Layout, TileLayout
+from mt.model.kernels import Kernels, Rows, attention_scores, separate, tiles
+from mt.model.positions import Positions, rotated
+
+# What cross-attention makes of the encoder's output [S, D]: keys and values, see `CrossAttention.keys_and_values`.
+KeysAndValues = Callable[[Tensor], tuple[Tensor, ...]]
+GROWTH = 8  # positions that a cache grows by
+
+
+class Context(Protocol):
+    def rotated(self, x: Tensor) -> Tensor:
+        """Return queries or keys [T, n, heads, E], turned where positions turn them."""
+
+    def attend(self, kernels: Kernels, *projections: Tensor) -> Tensor:
+        """Return self-attention [T, H E]; see `Kernels.attend`."""
+
+    def attend_memory(self, kernels: Kernels, q: Tensor, keys_and_values: KeysAndValues) -> Tensor:
+        """Return cross-attention [T, H E] of queries [T, 1, H, E]."""
+
+
+def rows_of(layout: Layout, dropout: float, positions: Positions | None = None, is_causal: bool = False) -> Rows:
+    """Return the rows of a layout, for self-attention where positions are given."""
+    masks = [group.bias for group in layout.groups] if isinstance(layout, TileLayout) else []
+    if positions is not None and positions.has_bias:
+        # Within a tile the distance of rows of a sentence is that of their positions.
+        places = [torch.arange(mask.shape[-1], device=mask.device) for mask in masks]
+        biases = [positions.bias(of_group, of_group, is_causal) for of_group in places]  # [H, W, W]
+        masks = [mask + bias.to(mask.dtype) for mask, bias in zip(masks, biases, strict=True)]
+    return Rows(layout, tuple(masks), is_causal, dropout)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Keys lie in the rows of a batch."""
+
+    own: Rows
+    angles: Tensor | None
+    cross: Rows | None = None  # of the decoder alone, as is the memory
+    memory: Tensor | None = None  # [S, D]
+
+    def rotated(self, x: Tensor) -> Tensor:
+        return rotated(x, self.angles)
+
+    def attend(self, kernels: Kernels, *projections: Tensor) -> Tensor:
+        return kernels.attend(self.own, *projections)
+
+    def attend_memory(self, kernels: Kernels, q: Tensor, keys_and_values: KeysAndValues) -> Tensor:
+        assert self.cross is not None
+        assert self.memory is not None
+        return kernels.attend(self.cross, q, *keys_and_values(self.memory))
+
+
+@dataclass(frozen=True)
+class Recorded(Packed):
+    """Packed in tiles, and the weights of cross-attention are kept."""
+
+    weights: list[Tensor] = field(default_factory=list)  # [n, H, Wq, Wk] float32 for each group of tiles
+
+    def attend_memory(self, kernels: Kernels, q: Tensor, keys_and_values: KeysAndValues) -> Tensor:
+        assert self.cross is not None
+        assert self.memory is not None
+        assert isinstance(self.cross.layout, TileLayout)
+        (queries,), (keys, _) = separate((q,)), separate(keys_and_values(self.memory))
+        for group, mask in zip(self.cross.layout.groups, self.cross.masks, strict=True):
+            of_group = tiles(queries, group.n_tiles, group.q_start, group.q_width)
+            scores = attention_scores(of_group, tiles(keys, group.n_tiles, group.k_start, group.k_width), mask)
+            self.weights.append(functional.softmax(scores, -1, dtype=torch.float32))
+        return super().attend_memory(kernels, q, keys_and_values)
+
+
+@dataclass
+class Cache:
+    """What decoding keeps between steps.
+
+    Slots are written once and stay where they are. After each choice of beams only the ancestry table moves:
+    `ancestors[b, k, i]` is the slot that holds position i of the hypothesis that is now beam k, and K where i is still
+    to come. States are small and move with their beams: what a layer without attention has in place of slots.
+    """
+
+    keys: Tensor  # [L, B, G, t, K, E] slots of the decoder's self-attention
+    values: Tensor
+    memory_keys: Tensor  # [L, B, G, W, E] of the encoder's output, once for each sentence
+    memory_values: Tensor
+    memory_mask: Tensor | None  # [B, 1, 1, W]; None where all sentences are equally long
+    ancestors: Tensor  # [B, K, t] int64
+    mask_of_slot: Tensor  # [K + 1, K]: what masks all slots of a position but one, and in the last row all of them
+    position: Tensor  # [1] int64: positions decoded so far, for the device
+    length: int = 0  # and for the host
+    states: dict[str, Tensor] = field(default_factory=dict)  # [B, K, …] each
+    ancestry_mask: Tensor | None = None  # [B, 1 or H, k, t K], for the step in progress
+    angles: Tensor | None = None  # likewise
+
+    @classmethod
+    def begin(cls, memory_keys: Tensor, memory_values: Tensor, memory_mask: Tensor | None, n_beams: int) -> Cache:
+        """Return a cache without positions; it grows as it is used."""
+        device, n_sentences = memory_keys.device, memory_keys.shape[1]
+        slots = memory_keys.new_zeros((*memory_keys.shape[:3], 0, n_beams, memory_keys.shape[-1]))
+        ancestors = torch.zeros((n_sentences, n_beams, 0), dtype=torch.int64, device=device)
+        mask_of_slot = memory_keys.new_full((n_beams + 1, n_beams), MASKED).fill_diagonal_(0)
+        position = torch.zeros(1, dtype=torch.int64, device=device)
+        return cls(slots, slots, memory_keys, memory_values, memory_mask, ancestors, mask_of_slot, position)
+
+    @property
+    def capacity(self) -> int:
+        """t: positions that there is room for."""
+        return self.ancestors.shape[2]
+
+    def tensors(self) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
+        """Yield what lasts from step to step: the dictionary that holds a tensor, its key there, and the tensor."""
+        for held in (vars(self), self.states):
+            for name, value in held.items():
+                if isinstance(value, Tensor) and name not in ("ancestry_mask", "angles"):
+                    yield held, name, value
+
+    def copy(self) -> Cache:
+        """Return another cache over the same tensors."""
+        return replace(self, states=dict(self.states))
+
+    def begin_step(self, n_open: int, positions: Positions) -> None:
+        """Make room for a position, enter each of k open beams as its own ancestor there, and make the mask."""
+        if self.length == self.capacity:
+            self.grow()
+        n_sentences, n_beams, _ = self.ancestors.shape
+        device = self.ancestors.device
+        self.enter(self.ancestors, torch.arange(n_beams, device=device).expand(n_sentences, -1))
+        mask = functional.embedding(self.ancestors[:, None, :n_open], self.mask_of_slot)  # [B, 1, k, t, K]
+        if positions.has_bias:
+            bias = positions.bias(self.position, torch.arange(self.capacity, device=device), True)  # [H, 1, t]
+            mask = mask + bias[..., None].to(mask.dtype)
+        self.ancestry_mask = mask.flatten(3)
+        self.angles = positions.angles(self.position, self.capacity)
+
+    def end_step(self) -> None:
+        """Count the position in progress."""
+        self.length += 1
+        self.position = self.position + 1
+
+    def enter(self, stored: Tensor, values: Tensor) -> None:
+        """Write values to the position in progress, in the third dimension of stored, which they lack."""
+        stored.select(2, self.length).copy_(values)
+
+    def grow(self, n_positions: int = GROWTH) -> None:
+        """Make room for some more positions."""
+        # A little at a time: products run over the whole of a tensor, since a part of it would be copied for each.
+        self.keys = functional.pad(self.keys, (0, 0, 0, 0, 0, n_positions))
+        self.values = functional.pad(self.values, (0, 0, 0, 0, 0, n_positions))
+        self.ancestors = functional.pad(self.ancestors, (0, n_positions), value=self.ancestors.shape[1])
+
+    def choose(self, parents: Tensor) -> None:
+        """Let beam k of sentence b continue the hypothesis of beam parents[b, k]."""
+        self.ancestors = self.ancestors.gather(1, parents[:, :, None].expand(-1, -1, self.capacity))
+        for name, state in self.states.items():
+            index = parents.view(*parents.shape, *[1] * (state.ndim - 2)).expand(-1, -1, *state.shape[2:])
+            self.states[name] = state.gather(1, index)
+
+    def keep_sentences(self, rows: Tensor) -> None:
+        """Keep only these sentences; rows [n] are their places in the batch."""
+        self.keys, self.values = self.keys.index_select(1, rows), self.values.index_select(1, rows)
+        self.memory_keys = self.memory_keys.index_select(1, rows)
+        self.memory_values = self.memory_values.index_select(1, rows)
+        self.memory_mask = None if self.memory_mask is None else self.memory_mask[rows]
+        self.ancestors = self.ancestors[rows]
+        self.states = {name: state[rows] for name, state in self.states.items()}
+
+
+class StaticCache(Cache):
+    """A cache whose steps can be captured: the device does not depend on what the host knows."""
+
+    def enter(self, stored: Tensor, values: Tensor) -> None:
+        stored.index_copy_(2, self.position, values.unsqueeze(2))
+
+
+@dataclass(frozen=True)
+class Cached:
+    """Keys of one layer lie in a cache; rows are the k open beams of each sentence."""
+
+    cache: Cache
+    layer: int
+
+    def rotated(self, x: Tensor) -> Tensor:
+        return rotated(x, self.cache.angles)
+
+    def attend(self, kernels: Kernels, *projections: Tensor) -> Tensor:
+        cache = self.cache
+        q, k, v = (self._beams(x) for x in separate(projections))
+        keys, values = cache.keys[self.layer], cache.values[self.layer]  # [B, G, t, K, E]
+        cache.enter(keys[:, :, :, : k.shape[2]], k)
+        cache.enter(values[:, :, :, : k.shape[2]], v)
+        # The beams of a sentence are query rows over all its slots; ancestry masks those of others.
+        return _rows(kernels.attend_step(q, keys.flatten(2, 3), values.flatten(2, 3), cache.ancestry_mask))
+
+    def attend_memory(self, kernels: Kernels, q: Tensor, keys_and_values: KeysAndValues) -> Tensor:
+        keys, values = self.cache.memory_keys[self.layer], self.cache.memory_values[self.layer]
+        return _rows(kernels.attend_step(self._beams(q[:, 0]), keys, values, self.cache.memory_mask))
+
+    def _beams(self, x: Tensor) -> Tensor:
+        """[B, heads, k, E], from x [B k, heads, E]."""
+        return x.view(len(self.cache.ancestors), -1, *x.shape[1:]).transpose(1, 2)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[B k, H E], from x [B, H, k, E]."""
+    return x.transpose(1, 2).flatten(2).flatten(0, 1)

@@ -1,0 +1,232 @@
+"""Kernels for a CPU, where each pass over memory costs time: backward passes by hand, weights that stay packed.
+
+They compute what the reference does, to rounding. On CUDA the compiler fuses those passes.
+
+T rows, D features in, F features out or d_ff; H heads, G heads of keys and values, E features of a head, n tiles,
+W tile width; in decoding B sentences, k open beams.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mt.data.batch import TileLayout
+from mt.model.kernels import Activation, Inference, Kernels, NarrowCudaInference, Rows, in_type_of, joined
+
+# oneDNN's product with bias and ReLU in the same pass; private to torch, so it is looked up and can be missing.
+_linear_pointwise = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+_reorder_linear_weight = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
+# It refuses bf16 where the CPU has nothing for it.
+_is_supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+_has_bf16_product = _linear_pointwise is not None and _is_supported is not None and bool(_is_supported())
+PACKED_ROWS = 128  # rows that the layout of a packed weight is chosen for; it takes any number, and is fast with most
+
+
+def training_kernels(device: torch.device) -> Kernels:
+    """Return what a model trains with on a device."""
+    return CpuTraining() if device.type == "cpu" else Kernels()
+
+
+def inference_kernels(device: torch.device, dtype: torch.dtype) -> Kernels:
+    """Return what a model whose parameters are of this type translates with."""
+    if device.type == "cpu":
+        can_pack = _reorder_linear_weight is not None and _has_bf16_product and dtype == torch.bfloat16
+        return PackedInference() if can_pack else CpuInference()
+    return NarrowCudaInference() if device.type == "cuda" and dtype != torch.float32 else Inference()
+
+
+class CpuInference(Inference):
+    """The reference, but for norms, whose parameters may be of another type, and for a step of decoding."""
+
+    def layer_norm(self, x: Tensor, layer: nn.LayerNorm) -> Tensor:
+        return functional.layer_norm(x, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
+
+    def attend_step(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        # For a few queries one call is faster than five. Heads that share keys become rows, here and in the mask.
+        n_heads, n_groups = q.shape[1], k.shape[1]
+        if mask is not None and n_heads > n_groups and mask.shape[1:3] != (1, 1):
+            mask = mask.expand(-1, max(mask.shape[1], n_heads // n_groups), -1, -1)
+            mask = mask.reshape(len(mask), -1, n_heads // n_groups * mask.shape[2], mask.shape[3])
+        grouped = q.reshape(*k.shape[:2], -1, q.shape[-1])  # [B, G, H/G k, E]
+        return functional.scaled_dot_product_attention(grouped, k, v, mask).reshape(q.shape)
+
+
+class PackedInference(CpuInference):
+    """With weights as oneDNN keeps them between products, which saves it a copy in each."""
+
+    def packed(self, weight: Tensor) -> Tensor:
+        return _reorder_linear_weight(weight, PACKED_ROWS)  # type: ignore[no-any-return, misc]
+
+    def linear(self, x: Tensor, layer: nn.Linear) -> Tensor:
+        return _packed_product(x, layer.packed, layer.bias)
+
+    def feed_forward(self, x: Tensor, inner: nn.Linear, activation: Activation, outer: nn.Linear) -> Tensor:
+        hidden = _packed_product(x, inner.packed, inner.bias, activation.epilogue)
+        return self.linear(activation.forward(hidden), outer)
+
+    def logits(self, x: Tensor, output: nn.Embedding) -> Tensor:
+        return _packed_product(x, output.packed, None)
+
+
+class CpuTraining(CpuInference):
+    """With backward passes by hand; gradients of parameters are in their type."""
+
+    scaled_sum = Kernels.scaled_sum
+
+    def linear(self, x: Tensor, layer: nn.Linear) -> Tensor:
+        return _Linear.apply(x, layer.weight, layer.bias)  # type: ignore[no-any-return, no-untyped-call]
+
+    def feed_forward(self, x: Tensor, inner: nn.Linear, activation: Activation, outer: nn.Linear) -> Tensor:
+        return _FeedForward.apply(activation, x, inner.weight, inner.bias, outer.weight, outer.bias)  # type: ignore[no-any-return, no-untyped-call]
+
+    def rms_norm(self, x: Tensor, layer: nn.RMSNorm) -> Tensor:
+        return _RMSNorm.apply(x, layer.weight, layer.eps)  # type: ignore[no-any-return, no-untyped-call]
+
+    def attend(self, rows: Rows, *projections: Tensor) -> Tensor:
+        if isinstance(rows.layout, TileLayout) and rows.dropout == 0:
+            return _TiledAttention.apply(rows.layout, len(rows.masks), *rows.masks, *projections)  # type: ignore[no-any-return, no-untyped-call]
+        return super().attend(rows, *projections)
+
+
+def _packed_product(x: Tensor, packed: Any, bias: Tensor | None, epilogue: str = "none") -> Tensor:
+    return _linear_pointwise(x, packed, bias, epilogue, [], "")  # type: ignore[no-any-return, misc]
+
+
+def _product(x: Tensor, weight: Any, bias: Tensor | None, epilogue: str = "none") -> Tensor:
+    if x.dtype == torch.bfloat16 and _has_bf16_product:
+        return _packed_product(x, weight, bias, epilogue)
+    y = functional.linear(x, weight, bias)
+    return y.relu_() if epilogue == "relu" else y
+
+
+def _parameter_gradients(grad: Tensor, x: Tensor, dtype: torch.dtype, has_bias: bool) -> tuple[Tensor, Tensor | None]:
+    """Of weight and bias in grad [T, F] = d(x Wᵀ + b), with x [T, D]."""
+    return (grad.t() @ x).to(dtype), grad.sum(0).to(dtype) if has_bias else None
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.dtype, ctx.has_bias = weight.dtype, bias is not None
+        weight = weight.to(x.dtype)
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, in_type_of(x, bias))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        return grads[0] @ weight, *_parameter_gradients(grads[0], x, ctx.dtype, ctx.has_bias)
+
+
+class _FeedForward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, activation: Activation, x: Tensor, *parameters: Any) -> Tensor:
+        ctx.activation, ctx.dtype, ctx.has_bias = activation, parameters[0].dtype, parameters[1] is not None
+        weight_1, bias_1, weight_2, bias_2 = (in_type_of(x, parameter) for parameter in parameters)
+        before = _product(x, weight_1, bias_1, activation.epilogue)
+        hidden = activation.forward(before)
+        ctx.save_for_backward(x, before, hidden, weight_1, weight_2)
+        return _product(hidden, weight_2, bias_2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, before, hidden, weight_1, weight_2 = ctx.saved_tensors
+        of_second = _parameter_gradients(grads[0], hidden, ctx.dtype, ctx.has_bias)
+        grad = ctx.activation.backward(grads[0] @ weight_2, before)
+        return None, grad @ weight_1, *_parameter_gradients(grad, x, ctx.dtype, ctx.has_bias), *of_second
+
+
+class _RMSNorm(torch.autograd.Function):
+    """y = x r w, with r = (mean(x²) + eps)^-½; dx = r (g w - x r² mean(g w x))."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        exact = torch.promote_types(x.dtype, torch.float32)
+        squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact).square_()
+        rate = (squares / x.shape[-1] + eps).rsqrt_()
+        ctx.save_for_backward(x, weight, rate)
+        return (x * rate).mul_(weight).to(x.dtype)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, rate = ctx.saved_tensors
+        normed = x * rate  # float32
+        of_weight = (grads[0] * normed).flatten(0, -2).sum(0)
+        grad = grads[0] * weight
+        grad -= normed * (grad * normed).mean(-1, keepdim=True)
+        return grad.mul_(rate).to(x.dtype), of_weight.to(weight.dtype), None
+
+
+class _TiledAttention(torch.autograd.Function):
+    """One copy into heads and one out of them, each way; everything between is a batch of contiguous matrices.
+
+    Heads that share keys become rows of one matrix of queries.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, layout: TileLayout, n_masks: int, *tensors: Tensor) -> Tensor:
+        ctx.layout, ctx.n_masks, saved, out = layout, n_masks, [], []
+        projections = tensors[n_masks:]
+        for group, mask in zip(layout.groups, tensors[:n_masks], strict=True):
+            heads = _heads_of(projections, group)
+            q, k, v = (part for x in heads for part in x)
+            weights = q.new_empty(len(q), group.q_width, group.k_width)
+            weights.view(group.n_tiles, -1, *weights.shape[1:]).copy_(mask)
+            scores = weights.view(len(k), -1, group.k_width)  # [n G, H/G W, W]
+            scores.baddbmm_(_in_groups(q, k), k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
+            torch.softmax(weights, -1, out=weights)
+            out.append(_out_of_heads(torch.bmm(scores, v).view(1, *q.shape), group.n_tiles).flatten(1))
+            saved += [weights, *heads]
+        ctx.save_for_backward(*saved)
+        return joined(out)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        saved = iter(ctx.saved_tensors)
+        n_projections = len(ctx.needs_input_grad) - 2 - ctx.n_masks
+        per_group, of_masks = [], []
+        for group, wants_mask in zip(ctx.layout.groups, ctx.needs_input_grad[2:], strict=False):
+            weights, heads = next(saved), [next(saved) for _ in range(n_projections)]
+            q, k, v = (part for x in heads for part in x)
+            scale, n_heads = q.shape[-1] ** -0.5, len(q) // group.n_tiles
+            by_heads = grads[0].view(len(grads[0]), 1, n_heads, -1)
+            (grad,) = _into_heads(by_heads, group.n_tiles, group.q_start, group.q_width)
+            grad, by_group = _in_groups(grad, k), weights.view(len(k), -1, group.k_width)
+            grad_heads = [torch.empty_like(x) for x in heads]
+            grad_q, grad_k, grad_v = (part for x in grad_heads for part in x)
+            torch.bmm(by_group.transpose(1, 2), grad, out=grad_v)
+            grad = torch.bmm(grad, v.transpose(1, 2))
+            grad = torch._softmax_backward_data(grad, by_group, -1, grad.dtype)
+            of_masks.append(grad.view(group.n_tiles, n_heads, group.q_width, -1) if wants_mask else None)
+            torch.baddbmm(in_groups_q := _in_groups(grad_q, k), grad, k, beta=0, alpha=scale, out=in_groups_q)
+            torch.baddbmm(grad_k, grad.transpose(1, 2), _in_groups(q, k), beta=0, alpha=scale, out=grad_k)
+            per_group.append([_out_of_heads(x, group.n_tiles) for x in grad_heads])
+        return None, None, *of_masks, *(joined(list(parts)) for parts in zip(*per_group, strict=True))
+
+
+def _heads_of(projections: tuple[Tensor, ...], group: Any) -> list[Tensor]:
+    """Return each projection as [k, n heads, W, E]. One projection alone: queries lie where keys do."""
+    q_side, k_side = (group.q_start, group.q_width), (group.k_start, group.k_width)
+    sides = [q_side, *[k_side] * (len(projections) - 1)]
+    return [_into_heads(x, group.n_tiles, *side) for x, side in zip(projections, sides, strict=True)]
+
+
+def _in_groups(x: Tensor, keys: Tensor) -> Tensor:
+    """Return [n G, H/G W, E], a view of x [n H, W, E]."""
+    return x.view(len(keys), -1, x.shape[-1])
+
+
+def _into_heads(x: Tensor, n_tiles: int, start: int, width: int) -> Tensor:
+    """[k, n H, W, E], contiguous, from n tiles of W rows of x [T, k, H, E]."""
+    tiles = x[start : start + n_tiles * width].view(n_tiles, width, *x.shape[1:])
+    return tiles.permute(2, 0, 3, 1, 4).contiguous().flatten(1, 2)
+
+
+def _out_of_heads(x: Tensor, n_tiles: int) -> Tensor:
+    """[n W, k, H, E], contiguous, from [k, n H, W, E]."""
+    tiles = x.view(len(x), n_tiles, -1, *x.shape[2:])  # [k, n, H, W, E]
+    return tiles.permute(1, 3, 0, 2, 4).contiguous().flatten(0, 1)

@@ -1,0 +1,306 @@
+"""Layers and their parts: projections, norms, residual sums, attention, the feed-forward network.
+
+T rows, S rows of the encoder's output, D d_model, F d_ff; H heads, G heads of keys and values, E = D / H.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mt.config import ModelConfig
+from mt.dropout import add_dropped, dropout, replayed
+from mt.model.context import Context
+from mt.model.kernels import ACTIVATIONS, Kernels
+from mt.model.positions import POSITIONS
+
+EPSILON = 1e-5  # of norms
+# What a layer returns: its output, and a loss to be added to that of the batch, in nats summed over tokens, if any.
+Output = tuple[Tensor, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Where a layer lies, which scales its residual sums and its initial weights; N encoder and M decoder layers."""
+
+    config: ModelConfig
+    is_decoder: bool
+    index: int  # from 0
+
+    @property
+    def alpha(self) -> float:
+        """DeepNorm's factor of x in a residual sum. Source: Wang et al. 2022, figure 2."""
+        n, m = self.config.n_encoder_layers, self.config.n_decoder_layers
+        return float((3 * m) ** 0.25 if self.is_decoder else 0.81 * (n**4 * m) ** (1 / 16))
+
+    def gains(self, *names: str) -> list[float]:
+        """Return the factors of initial weights of projections to `query`, `key`, `value`, `inner` and `out`."""
+        config, n, m = self.config, self.config.n_encoder_layers, self.config.n_decoder_layers
+        deepnorm = (12 * m) ** -0.25 if self.is_decoder else 0.87 * (n**4 * m) ** (-1 / 16)
+        value = float(deepnorm) if config.norm == "deepnorm" else 1.0
+        out = 0.0 if config.zero_init_out else value
+        if config.init == "scaled":  # Radford et al. 2019, section 2.3
+            out *= (3 * m if self.is_decoder else 2 * n) ** -0.5
+        by_depth = (self.index + 1) ** -0.5 if config.init == "depth_scaled" else 1.0  # Zhang et al. 2019
+        of = {"query": 1.0, "key": 1.0, "value": value, "inner": value, "out": out}
+        return [by_depth * of[name] for name in names]
+
+
+class Layer(nn.Module):
+    """A module that returns a tensor, and the kernels that it computes with."""
+
+    kernels: Kernels = Kernels()
+
+    if TYPE_CHECKING:
+
+        def __call__(self, *args: Any) -> Tensor: ...
+
+
+class Linear(nn.Linear, Layer):
+    """Projections of one input, side by side; their weights are multiplied in the type of the input.
+
+    Args:
+        parts: features of each projection.
+        gains: of the initial weights of each, over Xavier uniform.
+    """
+
+    packed: Tensor | None = None  # see `Kernels.packed`
+
+    def __init__(self, n_inputs: int, parts: Sequence[int], gains: Sequence[float], bias: bool) -> None:
+        super().__init__(n_inputs, sum(parts), bias)
+        self.parts, self.gains = list(parts), gains
+
+    def initialise(self) -> None:
+        """Draw the weights, those of each projection as a matrix by itself; biases are 0."""
+        for part, gain in zip(torch.split(self.weight, self.parts), self.gains, strict=True):
+            nn.init.xavier_uniform_(part, gain)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.kernels.linear(x, self)
+
+
+class LayerNorm(nn.LayerNorm, Layer):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.kernels.layer_norm(x, self)
+
+
+class RMSNorm(nn.RMSNorm, Layer):
+    """Source: Zhang and Sennrich 2019."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.kernels.rms_norm(x, self)
+
+
+def norm_of(config: ModelConfig) -> LayerNorm | RMSNorm:
+    """Return a norm of D features."""
+    if config.norm_kind == "rms":
+        return RMSNorm(config.d_model, EPSILON)
+    return LayerNorm(config.d_model, EPSILON, bias=config.bias)
+
+
+class PostNorm(Layer):
+    """The norm of x plus what a sub-layer makes of it. Source: Vaswani et al. 2017, section 3.1."""
+
+    def __init__(self, depth: Depth) -> None:
+        super().__init__()
+        self.norm, self.dropout, self.alpha = norm_of(depth.config), depth.config.dropout, depth.alpha
+
+    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        return self.norm(add_dropped(x, sublayer(x), self.dropout, self.training))
+
+
+class PreNorm(PostNorm):
+    """x plus what a sub-layer makes of its norm. Source: Xiong et al. 2020."""
+
+    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        return add_dropped(x, sublayer(self.norm(x)), self.dropout, self.training)
+
+
+class DeepNorm(PostNorm):
+    """The norm of α x plus what a sub-layer makes of x. Source: Wang et al. 2022."""
+
+    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        return self.norm(add_dropped(self.alpha * x, sublayer(x), self.dropout, self.training))
+
+
+class NoSum(Layer):
+    """In the place of the sub-layer that a variant lacks."""
+
+    def forward(self, x: Tensor, sublayer: object) -> Tensor:
+        return x
+
+
+RESIDUALS = {"post": PostNorm, "pre": PreNorm, "deepnorm": DeepNorm}
+
+
+class FeedForward(Layer):
+    """Two products with an activation between them."""
+
+    def __init__(self, depth: Depth) -> None:
+        super().__init__()
+        config, self.activation = depth.config, ACTIVATIONS[depth.config.activation]
+        names = ["inner"] * self.activation.n_inputs
+        self.inner = Linear(config.d_model, [config.d_ff] * len(names), depth.gains(*names), config.bias)
+        self.outer = Linear(config.d_ff, [config.d_model], depth.gains("out"), config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.kernels.feed_forward(x, self.inner, self.activation, self.outer)
+
+
+class Attention(Layer):
+    """Multi-head attention. Source: Vaswani et al. 2017, section 3.2.
+
+    `n_kv_heads`: Shazeer 2019, Ainslie et al. 2023. `qk_norm`: Henry et al. 2020, here an RMS norm.
+    """
+
+    def __init__(self, depth: Depth) -> None:
+        super().__init__()
+        config, self.n_features = depth.config, depth.config.d_model // depth.config.n_heads
+        self.d_keys = (config.n_kv_heads or config.n_heads) * self.n_features
+        norm = (lambda: RMSNorm(self.n_features, EPSILON)) if config.qk_norm else nn.Identity
+        self.q_norm, self.k_norm = norm(), norm()
+
+    def heads(self, x: Tensor, n: int = 1) -> Tensor:
+        """Return n projections x [T, n heads E] as [T, n, heads, E]."""
+        return x.view(*x.shape[:-1], n, -1, self.n_features)
+
+
+class SelfAttention(Attention):
+    """Attention of a sequence to itself; queries, keys and values are one projection, and stay so."""
+
+    def __init__(self, depth: Depth) -> None:
+        super().__init__(depth)
+        d, bias = depth.config.d_model, depth.config.bias
+        self.qkv = Linear(d, [d, self.d_keys, self.d_keys], depth.gains("query", "key", "value"), bias)
+        self.out = Linear(d, [d], depth.gains("out"), bias)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        return self.out(context.attend(self.kernels, self.heads(self.qkv(x), 3)))
+
+
+class SplitSelfAttention(SelfAttention):
+    """The same where queries, keys and values differ: in their number of heads, in norms, in being turned."""
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        q, k, v = (self.heads(part) for part in torch.split(self.qkv(x), self.qkv.parts, -1))
+        q, k = context.rotated(self.q_norm(q)), context.rotated(self.k_norm(k))
+        return self.out(context.attend(self.kernels, q, k, v))
+
+
+def self_attention(depth: Depth) -> SelfAttention:
+    """Return the self-attention of a layer."""
+    config = depth.config
+    is_split = config.qk_norm or POSITIONS[config.positions].rotates or config.n_kv_heads not in (None, config.n_heads)
+    return SplitSelfAttention(depth) if is_split else SelfAttention(depth)
+
+
+class CrossAttention(Attention):
+    """Attention of the target to the encoder's output; keys and values are one projection."""
+
+    def __init__(self, depth: Depth) -> None:
+        super().__init__(depth)
+        d, bias = depth.config.d_model, depth.config.bias
+        self.q = Linear(d, [d], depth.gains("query"), bias)
+        self.kv = Linear(d, [self.d_keys, self.d_keys], depth.gains("key", "value"), bias)
+        self.out = Linear(d, [d], depth.gains("out"), bias)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        return self.out(context.attend_memory(self.kernels, self.q_norm(self.heads(self.q(x))), self.keys_and_values))
+
+    def keys_and_values(self, memory: Tensor) -> tuple[Tensor, ...]:
+        """Return [S, 2, G, E], or keys and values [S, 1, G, E] where they are apart, from memory [S, D]."""
+        return (self.heads(self.kv(memory), 2),)
+
+
+class NormedCrossAttention(CrossAttention):
+    """The same where keys have a norm."""
+
+    def keys_and_values(self, memory: Tensor) -> tuple[Tensor, ...]:
+        k, v = torch.split(self.heads(self.kv(memory), 2), 1, 1)
+        return self.k_norm(k), v
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and a feed-forward network: its own, or one that belongs to the model."""
+
+    def __init__(self, depth: Depth, shared: FeedForward | None) -> None:
+        super().__init__()
+        residual = RESIDUALS[depth.config.norm]
+        self.self_attention = self_attention(depth)
+        self.self_residual = residual(depth)
+        self.feed_forward = FeedForward(depth) if shared is None else None
+        self.network = (self.feed_forward or shared,)  # in a tuple, so that what is shared is not registered here
+        self.feed_forward_residual = residual(depth)
+
+    def forward(self, x: Tensor, context: Context) -> Output:
+        x = self.self_residual(x, lambda y: self.self_attention(y, context))
+        return self.feed_forward_residual(x, self.network[0]), None
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, attention to the encoder's output, and a feed-forward network, which may be missing."""
+
+    def __init__(self, depth: Depth) -> None:
+        super().__init__()
+        residual, has_network = RESIDUALS[depth.config.norm], depth.config.ffn_sharing == "none"
+        self.self_attention = self_attention(depth)
+        self.self_residual = residual(depth)
+        self.cross_attention = NormedCrossAttention(depth) if depth.config.qk_norm else CrossAttention(depth)
+        self.cross_residual = residual(depth)
+        self.feed_forward = FeedForward(depth) if has_network else nn.Identity()
+        self.feed_forward_residual = residual(depth) if has_network else NoSum()
+
+    def forward(self, x: Tensor, context: Context) -> Output:
+        x = self.self_residual(x, lambda y: self.self_attention(y, context))
+        x = self.cross_residual(x, lambda y: self.cross_attention(y, context))
+        return self.feed_forward_residual(x, self.feed_forward), None
+
+
+class Stack(nn.ModuleList):
+    """Layers one after the other. With `recomputes`, only their inputs are kept for the backward pass."""
+
+    def __init__(self, layers: Iterable[nn.Module], recomputes: bool = False, layer_dropout: float = 0.0) -> None:
+        super().__init__(layers)
+        self.layer_dropout, self.run = layer_dropout, run_again if recomputes else run
+
+    def forward(self, x: Tensor, contexts: Iterable[Context]) -> tuple[Tensor, list[Tensor]]:
+        """Return the output of as many layers as there are contexts, and the losses of those that have one."""
+        losses = []
+        for layer, context in zip(self, contexts, strict=False):
+            x, loss = self.through(layer, x, context)
+            losses += [] if loss is None else [loss]
+        return x, losses
+
+    def through(self, layer: nn.Module, x: Tensor, context: Context) -> Output:
+        return self.run(layer, x, context)
+
+
+class DroppingStack(Stack):
+    """In training some layers, drawn for each batch, are passed by. Source: Fan et al. 2020 (LayerDrop)."""
+
+    def through(self, layer: nn.Module, x: Tensor, context: Context) -> Output:
+        is_kept = dropout(x.new_ones(1), self.layer_dropout, self.training) > 0
+        y, loss = super().through(layer, x, context)  # in any case, so that each parameter has a gradient
+        return torch.where(is_kept, y, x), loss
+
+
+def run(layer: Callable[..., Any], *inputs: Any) -> Output:
+    """Return what a layer returns."""
+    return layer(*inputs)  # type: ignore[no-any-return]
+
+
+def run_again(layer: Callable[..., Any], *inputs: Any) -> Output:
+    """Return what a layer returns, and compute it once more in the backward pass."""
+    return checkpoint(layer, *inputs, use_reentrant=False, context_fn=replayed)  # type: ignore[no-any-return]
+
+
+def n_weights(*modules: nn.Module) -> int:
+    """Return how many weights the matrices of some modules have; each is multiplied once for each row."""
+    return sum(part.weight.numel() for module in modules for part in module.modules() if isinstance(part, Linear))

@@ -1,0 +1,155 @@
+"""How a model knows the order of words: a class for each `model.positions`, with three hooks.
+
+`embed` adds to embeddings, `angles` turns queries and keys of self-attention, `bias` adds to its scores. No other code
+asks which scheme it is.
+
+T rows, D d_model, H heads, E features of a head, q and k positions of queries and keys.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mt.config import ModelConfig
+from mt.model.kernels import Kernels
+
+N_BUCKETS, LONGEST_DISTANCE = 32, 128  # of T5
+
+
+class Positions(nn.Module):
+    """No positions: the encoder sees a set. The base of all schemes."""
+
+    rotates: ClassVar[bool] = False
+    has_bias: ClassVar[bool] = False  # whether `bias` is to be asked; flash attention takes none
+    longest: int | None = None  # tokens of a sentence; None: any number
+    table: Tensor | None = None  # made when it is needed, and again when a longer one is
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def embed(self, rows: Tensor, scale: float, positions: Tensor, n_positions: int, kernels: Kernels) -> Tensor:
+        """Return [T, D] float32: rows [T, D] of an embedding times scale, plus what stands for their positions.
+
+        Args:
+            n_positions: no position [T] is as high.
+        """
+        return rows.float() * scale
+
+    def angles(self, positions: Tensor, n_positions: int) -> Tensor | None:
+        """Return [T, E] float32, cosines before sines, for `rotated`; None: nothing is turned."""
+        return None
+
+    def bias(self, q_positions: Tensor, k_positions: Tensor, causal: bool) -> Tensor:
+        """Return [H, q, k], added to the scores of self-attention in the decoder (causal) or the encoder."""
+        raise NotImplementedError
+
+    def rows_of_table(self, positions: Tensor, n_positions: int, n_columns: int) -> Tensor:
+        """Return rows of `sinusoidal_positions` from a table that is long enough and on the device."""
+        table = self.table
+        with torch.inference_mode(False):  # training may read what a search has made
+            if table is None or n_positions > len(table):
+                table = sinusoidal_positions(max(1024, 2 * n_positions), n_columns)
+            if table.device != positions.device:
+                table = table.to(positions.device)
+        self.table = table  # other threads may do the same meanwhile: what this one reads is its own
+        return table[positions]
+
+
+class Sinusoidal(Positions):
+    """Source: Vaswani et al. 2017, section 3.5."""
+
+    def embed(self, rows: Tensor, scale: float, positions: Tensor, n_positions: int, kernels: Kernels) -> Tensor:
+        return kernels.scaled_sum(rows, scale, self.rows_of_table(positions, n_positions, self.config.d_model))
+
+
+class Learned(Positions):
+    """A vector for each position, for sentences up to `model.n_positions`. Source: Gehring et al. 2017."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.longest, self.embedding = config.n_positions, nn.Embedding(config.n_positions, config.d_model)
+
+    def embed(self, rows: Tensor, scale: float, positions: Tensor, n_positions: int, kernels: Kernels) -> Tensor:
+        # Captured decoding takes some steps more than the longest sentence has tokens; nobody reads them.
+        places = positions.clamp(max=self.config.n_positions - 1)
+        return (rows.float() + self.embedding(places).float()) * scale  # type: ignore[no-any-return]
+
+
+class Rotary(Positions):
+    """Pairs of features are turned by an angle that grows with the position. Source: Su et al. 2021."""
+
+    rotates = True
+
+    def angles(self, positions: Tensor, n_positions: int) -> Tensor:
+        rows = self.rows_of_table(positions, n_positions, self.config.d_model // self.config.n_heads)
+        return torch.cat([rows[:, 1::2], rows[:, ::2]], 1)
+
+
+class Relative(Positions):
+    """A learned bias for each head and bucket of distances, one table a side. Source: Raffel et al. 2020 (T5)."""
+
+    has_bias = True
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.encoder, self.decoder = (nn.Embedding(N_BUCKETS, config.n_heads) for _ in range(2))
+
+    def bias(self, q_positions: Tensor, k_positions: Tensor, causal: bool) -> Tensor:
+        buckets = relative_buckets(k_positions - q_positions[:, None], causal)
+        return (self.decoder if causal else self.encoder)(buckets).permute(2, 0, 1)  # type: ignore[no-any-return]
+
+
+class Alibi(Positions):
+    """Scores fall with the distance, in each head at another rate. Source: Press et al. 2022."""
+
+    has_bias = True
+
+    def bias(self, q_positions: Tensor, k_positions: Tensor, causal: bool) -> Tensor:
+        n_heads = self.config.n_heads
+        slopes = 2.0 ** (-8 / n_heads * torch.arange(1, n_heads + 1, device=q_positions.device))
+        return -slopes[:, None, None] * (k_positions - q_positions[:, None]).abs()
+
+
+POSITIONS = {
+    "sinusoidal": Sinusoidal,
+    "learned": Learned,
+    "rotary": Rotary,
+    "relative": Relative,
+    "alibi": Alibi,
+    "none": Positions,
+}
+
+
+def sinusoidal_positions(n_positions: int, d_model: int) -> Tensor:
+    """[n, D] float32: sines in even columns, cosines in odd ones. Source: Vaswani et al. 2017, section 3.5."""
+    rates = torch.exp(torch.arange(0, d_model, 2) * (-math.log(10_000) / d_model))
+    angles = torch.arange(n_positions)[:, None] * rates
+    return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)
+
+
+def rotated(x: Tensor, angles: Tensor | None) -> Tensor:
+    """Return x [T, n, H, E] with features i and i + E/2 turned by angles [T, E]; x itself where there are none."""
+    if angles is None:
+        return x
+    cosines, sines = angles[:, None, None].chunk(2, -1)
+    a, b = x.chunk(2, -1)  # products with angles are float32
+    return torch.cat([a * cosines - b * sines, a * sines + b * cosines], -1).to(x.dtype)
+
+
+def relative_buckets(distances: Tensor, causal: bool) -> Tensor:
+    """Return the bucket of each distance, key minus query: small ones exact, the others on a logarithmic scale.
+
+    Source: Raffel et al. 2020, section 2.1.
+    """
+    n_buckets = N_BUCKETS if causal else N_BUCKETS // 2
+    first = torch.zeros_like(distances) if causal else (distances > 0) * n_buckets
+    distances = (-distances).clamp(min=0) if causal else distances.abs()
+    n_exact = n_buckets // 2
+    ratio = torch.log(distances.clamp(min=1) / n_exact) / math.log(LONGEST_DISTANCE / n_exact)
+    coarse = (n_exact + (ratio * (n_buckets - n_exact)).long()).clamp(max=n_buckets - 1)
+    return first + torch.where(distances < n_exact, distances, coarse)

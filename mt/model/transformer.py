@@ -1,0 +1,250 @@
+"""The encoder-decoder Transformer, top to bottom: packed for training, cached for decoding, from the same weights.
+
+S source rows, T target rows (packed, see data/batch.py), D d_model, H heads, G heads of keys and values, E = D / H,
+V vocabulary; in decoding B sentences, K beams, k of them open, W source width.
+
+Source: Vaswani et al. 2017. The classes of the variants name theirs.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Mapping
+from itertools import repeat
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mt.config import ModelConfig
+from mt.data.batch import Layout, PackedBatch, SourceBatch
+from mt.dropout import dropout
+from mt.model.context import Cache, Cached, Packed, Recorded, rows_of
+from mt.model.cpu import inference_kernels
+from mt.model.kernels import Kernels, separate
+from mt.model.layers import (
+    CrossAttention,
+    DecoderLayer,
+    Depth,
+    DroppingStack,
+    EncoderLayer,
+    FeedForward,
+    Layer,
+    Linear,
+    Stack,
+    n_weights,
+    norm_of,
+    run,
+)
+from mt.model.positions import POSITIONS, Positions
+
+VOCAB_MULTIPLE = 128  # rows of the embedding; matrix units like multiples of it
+
+
+class States(NamedTuple):
+    """What the model makes of a batch."""
+
+    hidden: Tensor  # [T, D], the decoder's last states; `logits` or the loss takes them on
+    losses: list[Tensor]  # scalars of layers that have one, in nats summed over tokens, to be added to the batch's
+
+
+class Transformer(nn.Module):
+    """The model. It knows neither text nor devices; rows of no sentence pass through it and mean nothing.
+
+    It computes with the reference kernels until it is given others.
+
+    Args:
+        config: its shape.
+        vocab_size: V, shared by both languages; the embedding has more rows, see VOCAB_MULTIPLE.
+        pad_id: id of padding.
+        dtype: of matrix products and of the residual stream; parameters are kept in float32.
+        activation_checkpointing: keep the inputs of layers alone for the backward pass, and compute the rest again.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        vocab_size: int,
+        pad_id: int,
+        dtype: torch.dtype = torch.float32,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config, self.vocab_size, self.pad_id, self.dtype = config, vocab_size, pad_id, dtype
+        self.embedding = self._embedding()
+        self.wide_network = FeedForward(Depth(config, False, 0)) if config.ffn_sharing == "wide" else None
+        encoder = (EncoderLayer(Depth(config, False, i), self.wide_network) for i in range(config.n_encoder_layers))
+        decoder = (DecoderLayer(Depth(config, True, i)) for i in range(config.n_decoder_layers))
+        stack = DroppingStack if config.layer_dropout else Stack
+        self.encoder = stack(encoder, activation_checkpointing, config.layer_dropout)
+        self.decoder = stack(decoder, activation_checkpointing, config.layer_dropout)
+        # With the norm before each sub-layer nothing has normalised the last sum.
+        final = (lambda: norm_of(config)) if config.norm == "pre" else nn.Identity
+        self.encoder_norm, self.decoder_norm = final(), final()
+        self.positions: Positions = POSITIONS[config.positions](config)
+        self.src_embedding = None if config.tied_embeddings == "all" else self._embedding()
+        self.output_embedding = self._embedding() if config.tied_embeddings == "none" else None
+        # Of source, target and output, in a tuple: what is tied is registered once.
+        self.embeddings = self.src_embedding or self.embedding, self.embedding, self.output_embedding or self.embedding
+        # Whole rows. Source: Gal and Ghahramani 2016; Sennrich et al. 2016.
+        self.drop_words = nn.Dropout1d(config.word_dropout) if config.word_dropout else nn.Identity()
+        self.kernels = Kernels()
+        self.reset_parameters()
+
+    def _embedding(self) -> nn.Embedding:
+        return nn.Embedding(-(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE, self.config.d_model)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw embeddings from N(0, D^-0.5), so that scaled by D^0.5 they have variance 1, and matrices as they say."""
+        for module in self.modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=self.config.d_model**-0.5)
+            elif isinstance(module, Linear):
+                module.initialise()
+
+    def use(self, kernels: Kernels) -> Transformer:
+        """Compute with these kernels from now on, and return the model."""
+        self.kernels = kernels
+        for module in self.modules():
+            if isinstance(module, Layer):
+                module.kernels = kernels
+            if isinstance(module, Linear) or module is self.embeddings[2]:
+                module.packed = kernels.packed(module.weight)
+        return self
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the longest sentence that the model has positions for; None: of any."""
+        return self.positions.longest
+
+    @property
+    def output_weight(self) -> Tensor:
+        """[V, D]: the rows of the output layer that stand for pieces; by default tied to the embedding."""
+        return self.embeddings[2].weight[: self.vocab_size]
+
+    @property
+    def n_parameters(self) -> int:
+        """Parameters that are learned; rows that pad the vocabulary are not."""
+        n_padding = sum(table.num_embeddings - self.vocab_size for table in set(self.embeddings))
+        return sum(parameter.numel() for parameter in self.parameters()) - n_padding * self.config.d_model
+
+    def training_flops(self, n_src_tokens: int, n_tgt_tokens: int) -> int:
+        """Floating-point operations of a forward and a backward pass over real tokens, by convention.
+
+        Each weight of a matrix is multiplied and added three times for each token that goes through it: for the
+        output, and for the gradients of input and weight. The embedding counts as the output layer alone. Products of
+        queries, keys and values are left out, and so is what is not a matrix product.
+
+        Source of the convention: Kaplan et al. 2020, section 2.1.
+        """
+        networks = [] if self.wide_network is None else [self.wide_network] * len(self.encoder)
+        # Keys and values of the cross-attention are made of the encoder's output.
+        of_memory = n_weights(*(attention.kv for attention in self._cross_attentions))
+        of_source = n_weights(self.encoder, *networks) + of_memory
+        of_target = n_weights(self.decoder) - of_memory + self.vocab_size * self.config.d_model
+        return 6 * (n_src_tokens * of_source + n_tgt_tokens * of_target)
+
+    def forward(self, batch: PackedBatch) -> States:
+        """Return the decoder's last states for all target positions."""
+        memory, losses = self._encoded(batch.src_ids, batch.src_positions, batch.encoder_layout, batch.max_positions)
+        x, more = self._decoded(batch, repeat(self._decoder_context(batch, memory), len(self.decoder)))
+        return States(self.decoder_norm(x), losses + more)
+
+    def hidden(self, batch: PackedBatch) -> Tensor:
+        """Return the decoder's last states [T, D] alone."""
+        return self(batch).hidden  # type: ignore[no-any-return]
+
+    def cross_attention_weights(self, batch: PackedBatch, layer: int) -> list[Tensor]:
+        """Return how much each target row of a batch of tiles attends to each source row, in one layer of the decoder.
+
+        Args:
+            layer: counted from 0.
+        Returns:
+            [n, H, W, W] float32 for each group of tiles in the batch's cross layout, queries before keys.
+        """
+        memory = self.encode(batch.src_ids, batch.src_positions, batch.encoder_layout, batch.max_positions)
+        context = self._decoder_context(batch, memory)
+        recorded = Recorded(**vars(context))
+        self._decoded(batch, [*repeat(context, layer), recorded])
+        return recorded.weights
+
+    def encode(self, ids: Tensor, positions: Tensor, layout: Layout, max_positions: int) -> Tensor:
+        """Return the encoder's output [S, D] for ids [S] and positions [S]; no position reaches max_positions."""
+        return self._encoded(ids, positions, layout, max_positions)[0]
+
+    def _encoded(
+        self, ids: Tensor, positions: Tensor, layout: Layout, max_positions: int
+    ) -> tuple[Tensor, list[Tensor]]:
+        own = rows_of(layout, self._attention_dropout, self.positions)
+        context = Packed(own, self.positions.angles(positions, max_positions))
+        x, losses = self.encoder(self._embed(0, ids, positions, max_positions), repeat(context, len(self.encoder)))
+        return self.encoder_norm(x), losses
+
+    def _decoder_context(self, batch: PackedBatch, memory: Tensor) -> Packed:
+        own = rows_of(batch.decoder_layout, self._attention_dropout, self.positions, is_causal=True)
+        angles = self.positions.angles(batch.tgt_positions, batch.max_positions)
+        return Packed(own, angles, rows_of(batch.cross_layout, self._attention_dropout), memory)
+
+    def _decoded(self, batch: PackedBatch, contexts: Iterable[Packed]) -> tuple[Tensor, list[Tensor]]:
+        x = self._embed(1, batch.tgt_inputs, batch.tgt_positions, batch.max_positions)  # [T, D]
+        return self.decoder(x, contexts)  # type: ignore[no-any-return]
+
+    @property
+    def _attention_dropout(self) -> float:
+        return self.config.attention_dropout * self.training
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return [..., V] in the model's dtype, from hidden [..., D]."""
+        return functional.linear(hidden, self.output_weight.to(hidden.dtype))
+
+    def begin_decoding(self, sources: SourceBatch, n_beams: int) -> Cache:
+        """Encode the sentences and lay out the cache; it grows as it is used."""
+        memory = self.encode(sources.ids, sources.positions, sources.layout, sources.width)  # [B W, D]
+        sides: tuple[list[Tensor], ...] = [], []
+        for attention in self._cross_attentions:
+            for side, part in zip(sides, separate(attention.keys_and_values(memory)), strict=True):
+                side.append(part.view(len(sources.lengths), sources.width, *part.shape[1:]).transpose(1, 2))
+        keys, values = (torch.stack(side).contiguous() for side in sides)  # [L, B, G, W, E]
+        mask = sources.layout.groups[0].bias if sources.has_padding else None
+        return Cache.begin(keys, values, mask, n_beams)
+
+    def decode_step(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """Return logits of what may follow the last tokens [B k] of k open beams; on CUDA in float32.
+
+        They are [B k, rows of the embedding], so that they can be seen as blocks; those of no piece are -inf.
+        """
+        cache.begin_step(len(tokens) // len(cache.ancestors), self.positions)
+        x = self._embed(1, tokens, cache.position, cache.capacity)  # [B k, D]
+        x, _ = self.decoder(x, [Cached(cache, i) for i in range(len(self.decoder))])
+        cache.end_step()
+        logits = self.kernels.logits(self.decoder_norm(x), self.embeddings[2])
+        logits[:, self.vocab_size :] = float("-inf")
+        return logits
+
+    @property
+    def _cross_attentions(self) -> list[CrossAttention]:
+        return [cast(DecoderLayer, layer).cross_attention for layer in self.decoder]
+
+    def for_inference(self, dtype: torch.dtype, weights: Mapping[str, Tensor] | None = None) -> Transformer:
+        """Return a copy that cannot be trained, all of it in one type, so that no step converts weights again.
+
+        Args:
+            weights: of the copy, where they are not the model's own.
+        """
+        model = copy.deepcopy(self)
+        if weights is not None:
+            model.load_state_dict(weights)
+        model = model.to(dtype)
+        model.dtype = dtype
+        model.requires_grad_(False).eval()
+        model.encoder.run = model.decoder.run = run
+        return model.use(inference_kernels(model.embedding.weight.device, dtype))
+
+    def _embed(self, side: int, ids: Tensor, positions: Tensor, max_positions: int) -> Tensor:
+        rows = self.drop_words(self.embeddings[side](ids))
+        x = self.positions.embed(rows, math.sqrt(self.config.d_model), positions, max_positions, self.kernels)
+        return dropout(x.to(self.dtype), self.config.dropout, self.training)

@@ -1,0 +1,218 @@
+"""Every variant of the model against the reference kernels: packed, cached, one sentence at a time.
+
+Rows of settings cover each pair of values of two settings.
+"""
+
+from __future__ import annotations
+
+import itertools
+import typing
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mt.config import ModelConfig
+from mt.data.batch import PackedBatch, assemble_sources
+from mt.dropout import seed_dropout
+from mt.model import Transformer
+from mt.model.cpu import training_kernels
+from mt.model.kernels import Kernels
+from mt.text.tokenizer import BOS_ID, EOS_ID
+from tests.toys import V, random_pairs, tiles
+
+CPU = torch.device("cpu")
+SHAPE = {"d_model": 32, "n_heads": 4, "d_ff": 24, "n_encoder_layers": 2, "n_decoder_layers": 2, "n_positions": 128}
+# Settings whose values no type lists.
+NUMBERS: dict[str, list[Any]] = {
+    "n_kv_heads": [None, 2, 1],
+    "dropout": [0.0, 0.2],
+    "attention_dropout": [0.0, 0.2],
+    "layer_dropout": [0.0, 0.2],
+    "word_dropout": [0.0, 0.2],
+}
+PAIRS = [*random_pairs(9, longest=20, seed=2), ([5] * 80, [6, 7, 8] * 25)]  # and one that needs a wider tile
+
+
+def listed_values() -> dict[str, list[Any]]:
+    """The values of each setting whose type lists them."""
+    found = {}
+    for name, kind in typing.get_type_hints(ModelConfig).items():
+        if kind is bool:
+            found[name] = [True, False]
+        elif typing.get_origin(kind) is typing.Literal:
+            found[name] = list(typing.get_args(kind))
+    return found
+
+
+SETTINGS = listed_values() | NUMBERS
+
+
+def covering_rows() -> list[dict[str, Any]]:
+    """Rows in which each pair of values of two settings stands, made one after the other, each as new as can be."""
+    names = sorted(SETTINGS, key=lambda name: -len(SETTINGS[name]))
+    missing = {
+        frozenset(((a, x), (b, y)))
+        for a, b in itertools.combinations(names, 2)
+        for x in SETTINGS[a]
+        for y in SETTINGS[b]
+    }
+    rows: list[dict[str, Any]] = []
+    while missing:
+        row: dict[str, Any] = dict(min(missing, key=lambda pair: sorted(map(repr, pair))))
+        for name in names:
+            if name not in row:
+                row[name] = max(
+                    SETTINGS[name],
+                    key=lambda value: sum(frozenset(((name, value), item)) in missing for item in row.items()),
+                )
+        missing -= {frozenset(pair) for pair in itertools.combinations(row.items(), 2)}
+        rows.append(row)
+    return rows
+
+
+ROWS = covering_rows()
+on_each_row = pytest.mark.parametrize(
+    "row", ROWS, ids=lambda row: "-".join(str(row[n]) for n in sorted(listed_values()))
+)
+
+
+def test_each_value_of_each_setting_stands_in_a_row() -> None:
+    assert {field.name for field in fields(ModelConfig)} == SETTINGS.keys() | SHAPE.keys()
+    for name, values in SETTINGS.items():
+        assert {row[name] for row in ROWS} == set(values)
+    assert len(ROWS) <= 60
+
+
+def model_of(row: dict[str, Any], dtype: torch.dtype = torch.float64, **changes: Any) -> Transformer:
+    """A model in which no parameter is where it begins: all of them matter."""
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(**SHAPE, **row | changes), vocab_size=V, pad_id=0, dtype=dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.double()
+
+
+def batch_of(pairs: Sequence[tuple[list[int], list[int]]], dtype: torch.dtype = torch.float64) -> PackedBatch:
+    return tiles(pairs, dtype)
+
+
+def values_and_gradients(model: Transformer, batch: PackedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    """The states of real rows, and the gradients of their product with random numbers."""
+    seed_dropout(CPU, 1, 2, 3)
+    hidden = model.hidden(batch)[batch.tgt_weights > 0]
+    logits = model.logits(hidden)
+    model.zero_grad()
+    (
+        logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(4), dtype=logits.dtype)
+    ).sum().backward()
+    return hidden.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_near(found: Tensor, wanted: Tensor, tolerance: float, what: str = "") -> None:
+    assert (found - wanted).detach().abs().max() <= tolerance * max(1.0, float(wanted.detach().abs().max())), what
+
+
+@on_each_row
+def test_training_on_a_cpu_is_training_with_the_reference(row: dict[str, Any]) -> None:
+    """With dropout: its masks are the same."""
+    model, batch = model_of(row), batch_of(PAIRS)
+    wanted, wanted_gradients = values_and_gradients(model.use(Kernels()), batch)
+    found, gradients = values_and_gradients(model.use(training_kernels(CPU)), batch)
+    assert gradients.keys() == wanted_gradients.keys() == dict(model.named_parameters()).keys()
+    assert_near(found, wanted, 1e-9)
+    for name, gradient in gradients.items():
+        assert_near(gradient, wanted_gradients[name], 1e-9, name)
+
+
+@on_each_row
+def test_a_sentence_alone_and_step_by_step_is_what_it_is_among_others(row: dict[str, Any]) -> None:
+    model = model_of(row).eval()
+    together, batch = model.hidden(batch_of(PAIRS)), batch_of(PAIRS)
+    starts = {}
+    for start in (batch.tgt_inputs == BOS_ID).nonzero()[:, 0].tolist():
+        starts[tuple(batch.tgt_outputs[start:].tolist()[: batch.tgt_outputs[start:].tolist().index(EOS_ID)])] = start
+    stepwise = model.for_inference(torch.float64)
+    for src, tgt in PAIRS[:3]:
+        start, n = starts[tuple(tgt)], len(tgt) + 1
+        alone = model.hidden(batch_of([(src, tgt)]))[:n]
+        assert_near(alone, together[start : start + n], 1e-6)
+    with torch.inference_mode():
+        # Two beams: the first follows the target; the second copies it half-way, and then stays behind.
+        sources = assemble_sources([[*src, EOS_ID] for src, _ in PAIRS[:3]], torch.float64)
+        cache = stepwise.begin_decoding(sources, 2)
+        n = min(len(tgt) for _, tgt in PAIRS[:3])
+        inputs = [[BOS_ID, *tgt] for _, tgt in PAIRS[:3]]
+        for t in range(n):
+            tokens = [(ids[t], ids[t] if t > n // 2 else BOS_ID) for ids in inputs]
+            logits = stepwise.decode_step(torch.tensor(tokens).flatten(), cache).view(3, 2, -1)[:, :, :V]
+            cache.choose(torch.tensor([[0, 0 if t == n // 2 else 1]] * 3))
+        for i, (src, tgt) in enumerate(PAIRS[:3]):
+            wanted = model.logits(model.hidden(batch_of([(src, tgt)])))[n - 1]
+            for beam in range(2):
+                assert_near(logits[i, beam], wanted, 1e-5)
+
+
+def mean_error(found: Tensor, exact: Tensor) -> float:
+    return float((found.double() - exact).norm())
+
+
+@on_each_row
+def test_inference_in_bf16_is_as_near_the_exact_values_as_torchs_own(row: dict[str, Any]) -> None:
+    model, batch = model_of(row).eval(), batch_of(PAIRS, torch.bfloat16)
+    real = batch.tgt_weights > 0
+    ours = model.for_inference(torch.bfloat16)
+    exact_model = model_of(row).eval()
+    with torch.no_grad():  # the weights are rounded in both
+        for parameter, rounded in zip(exact_model.parameters(), ours.parameters(), strict=True):
+            parameter.copy_(rounded)
+        exact = exact_model.hidden(batch_of(PAIRS))[real]
+        errors = [mean_error(ours.use(kernels).hidden(batch)[real], exact) for kernels in (ours.kernels, Kernels())]
+    assert errors[0] <= 1.1 * errors[1]
+
+
+def compiled_and_eager(row: dict[str, Any], backend: str) -> None:
+    """Compare layers that are compiled for tiles with those that are not, without dropout."""
+    off = dict.fromkeys(("dropout", "attention_dropout", "layer_dropout", "word_dropout"), 0.0)
+    model, batch = model_of(row, **off), batch_of(PAIRS[:6])
+    wanted, wanted_gradients = values_and_gradients(model, batch)
+    torch._dynamo.reset()
+    for layer in (*model.encoder, *model.decoder):
+        layer.compile(fullgraph=True, dynamic=False, backend=backend)
+    found, gradients = values_and_gradients(model, batch)
+    assert_near(found, wanted, 1e-8)
+    for name, gradient in gradients.items():
+        assert_near(gradient, wanted_gradients[name], 1e-8, name)
+
+
+@on_each_row
+def test_compiled_layers_are_eager_ones(row: dict[str, Any]) -> None:
+    compiled_and_eager(row, "aot_eager")
+
+
+@pytest.mark.slow
+@on_each_row
+def test_really_compiled_layers_are_eager_ones(row: dict[str, Any]) -> None:
+    compiled_and_eager(row, "inductor")
+
+
+@on_each_row
+def test_parameters_are_counted_once_and_flops_by_use(row: dict[str, Any]) -> None:
+    model = model_of(row)
+    with torch.device("meta"):
+        counted = Transformer(ModelConfig(**SHAPE, **row), vocab_size=V, pad_id=0)
+    # 50 pieces in 128 rows.
+    n_tables = {"all": 1, "decoder": 2, "none": 3}[row["tied_embeddings"]]
+    assert counted.n_parameters == sum(p.numel() for p in model.parameters()) - n_tables * 78 * 32
+    config = replace(model.config)
+    assert asdict(config) == asdict(ModelConfig(**SHAPE, **row))
+    d, d_ff = 32, 24 * (3 if row["activation"].endswith("glu") else 2)
+    d_keys = 8 * (row["n_kv_heads"] or 4)
+    attention, network, of_memory = 2 * d * d + 2 * d * d_keys, d * d_ff, 2 * d * d_keys
+    of_target = 2 * (2 * attention - of_memory) + (2 * network if row["ffn_sharing"] == "none" else 0) + V * d
+    assert model.training_flops(10, 0) == 60 * (2 * (attention + network) + 2 * of_memory)
+    assert model.training_flops(0, 10) == 60 * of_target
