@@ -183,11 +183,8 @@ def load_into(model: Transformer, weights: dict[str, Tensor], origin: Path) -> N
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if expected != found:
         differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        name = differing[0]
-        raise CheckpointError(
-            f"{origin}: weights do not fit the model: {name} is {found.get(name, 'missing')}, "
-            f"the config needs {expected.get(name, 'none')}"
-        )
+        told = ", ".join(f"{name} {found.get(name, 'missing')} / {expected.get(name, 'none')}" for name in differing)
+        raise CheckpointError(f"{origin}: weights do not fit the model; shapes in the file / of the config: {told}")
     model.load_state_dict(weights)
 
 

@@ -232,6 +232,12 @@ class ModelConfig:
     init: Literal["xavier", "scaled", "depth_scaled"] = "xavier"
     zero_init_out: bool = False  # sub-layers begin as nothing (Zhang et al. 2019, Fixup)
 
+    @property
+    def shape(self) -> dict[str, object]:
+        """The settings that weights are made for, by key; the others matter in training alone."""
+        of_training = ("dropout", "attention_dropout", "layer_dropout", "word_dropout", "init", "zero_init_out")
+        return {f"model.{key}": value for key, value in vars(self).items() if key not in of_training}
+
     def __post_init__(self) -> None:
         for name in ("d_model", "n_heads", "d_ff", "n_encoder_layers", "n_decoder_layers", "n_positions"):
             _require_at_least(f"model.{name}", getattr(self, name), 1)
@@ -424,6 +430,12 @@ class RunConfig:
         smallest_name, smallest = "train.batch_tokens", self.train.batch_tokens
         if self.train.micro_batch_tokens != "auto" and self.train.micro_batch_tokens < smallest:
             smallest_name, smallest = "train.micro_batch_tokens", self.train.micro_batch_tokens
+        _require(
+            self.model.positions != "learned" or self.model.n_positions >= self.data.max_tokens,
+            "model.n_positions",
+            f"is {self.model.n_positions}, smaller than data.max_tokens ({self.data.max_tokens}): the longest sentence "
+            "would have no positions; raise the one or lower the other",
+        )
         _require(
             smallest >= self.data.max_tokens,
             smallest_name,

@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mt.config import ModelConfig, RunConfig, SourceConfig, TrainConfig
+from mt.config import RunConfig, SourceConfig, TrainConfig
 from mt.errors import ConfigError, DataError, MTError
+from mt.model.transformer import count_parameters
 from mt.runtime import choose_device, memory_bytes
 from mt.text.checks import (
     Finding,
@@ -238,19 +239,6 @@ def _as_finding(error: MTError, check: str, key: str) -> Finding:
     if not problem:
         problem, fix = fix, f"correct {key}"
     return Finding("error", check, key, f"{place}: {problem}" if problem else place, fix)
-
-
-def count_parameters(model: ModelConfig, vocab_size: int) -> int:
-    """Parameters of a model that are learned."""
-    d, d_ff = model.d_model, model.d_ff
-    norm = 2 * d
-    attention = 4 * d * d + 4 * d
-    feed_forward = 2 * d * d_ff + d_ff + d
-    encoder_layer = attention + feed_forward + 2 * norm
-    decoder_layer = 2 * attention + feed_forward + 3 * norm
-    final_norms = 2 * norm if model.norm == "pre" else 0
-    layers = model.n_encoder_layers * encoder_layer + model.n_decoder_layers * decoder_layer
-    return vocab_size * d + layers + final_norms
 
 
 def checkpoint_disk_bytes(train: TrainConfig, parameters: int) -> int:

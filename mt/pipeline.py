@@ -277,12 +277,16 @@ def _check_changes(config: RunConfig, run_dir: Path) -> None:
             "holds a copy), or start anew with another --run-dir"
         )
     began_with = load_config(str(run_dir / CONFIG))
-    for key, (before, now) in config_differences(began_with, config).items():
-        if not any(key == name or (name.endswith(".") and key.startswith(name)) for name in CHANGEABLE):
-            raise ConfigError(
-                f"{key}: this run began with {_as_yaml(before)}, now it is {_as_yaml(now)}: "
-                f"change it back, or start anew with another --run-dir (the run is in {run_dir})"
-            )
+    changed = [
+        f"{key}: this run began with {_as_yaml(before)}, now it is {_as_yaml(now)}"
+        for key, (before, now) in config_differences(began_with, config).items()
+        if not any(key == name or (name.endswith(".") and key.startswith(name)) for name in CHANGEABLE)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{'; '.join(changed)}: change {'it' if len(changed) == 1 else 'them'} back, or start anew with another "
+            f"--run-dir (the run is in {run_dir})"
+        )
 
 
 def _as_yaml(value: Any) -> str:

@@ -20,7 +20,8 @@ from mt.decode.translator import Translator
 from mt.errors import CheckpointError, ConfigError, MTError
 from mt.model import Transformer
 from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer, count_words, train_tokenizer
-from tests.toys import files_up_to, tiles, toy_config, toy_text, write_lines
+from tests.test_variants import ROWS, model_of
+from tests.toys import V, files_up_to, random_pairs, tiles, toy_config, toy_text, write_lines
 
 ctranslate2 = pytest.importorskip("ctranslate2")
 
@@ -255,18 +256,39 @@ def test_settings_that_it_does_not_have_are_refused(
     assert str(caught.value) == message
 
 
-def test_settings_of_a_model_that_the_export_does_not_know_are_refused() -> None:
-    @dataclass(frozen=True, kw_only=True)
-    class LaterConfig(ModelConfig):
-        positions: str = "sinusoidal"
-
-    exporter.refuse_unknown_settings(LaterConfig(dropout=0.3, norm="pre"))
+def test_settings_of_a_model_that_it_cannot_express_are_refused_all_at_once() -> None:
+    exporter.refuse_inexpressible(ModelConfig(dropout=0.3, norm="deepnorm", positions="rotary", zero_init_out=True))
     with pytest.raises(ConfigError) as caught:
-        exporter.refuse_unknown_settings(LaterConfig(positions="rotary"))
+        exporter.refuse_inexpressible(ModelConfig(positions="alibi", activation="relu2", dropout=0.3))
     assert str(caught.value) == (
-        "model.positions: is 'rotary', which cannot be exported to CTranslate2: translate with mt itself, "
-        "or train with 'sinusoidal'"
+        "model.activation is 'relu2', model.positions is 'alibi', which cannot be exported to CTranslate2: translate "
+        "with mt itself, or train with 'relu', 'sinusoidal'"
     )
+
+
+@pytest.mark.parametrize("row", range(len(ROWS)))
+def test_every_variant_is_exported_exactly_or_refused(row: int, tmp_path: Path) -> None:
+    """With weights that are all random, so that each of them matters."""
+    others = {"activation": "gelu", "positions": "rotary", "qk_norm": False, "ffn_sharing": "none"}
+    refused = {name: other for name, other in others.items() if ROWS[row][name] == exporter.INEXPRESSIBLE[name]}
+    model = model_of(ROWS[row] | refused, torch.float32).float().eval()
+    if refused:
+        with pytest.raises(ConfigError):
+            exporter.refuse_inexpressible(ModelConfig(**ROWS[row]))
+    exporter.refuse_inexpressible(model.config)
+    pieces = ["<pad>", "<unk>", "<s>", "</s>", *(f"p{i}" for i in range(4, V))]
+    spec = exporter.transformer_spec(model, pieces, 128)
+    spec.validate()
+    spec.optimize()
+    spec.save(str(tmp_path))
+    pairs = random_pairs(8, longest=30, seed=7)
+    sources, targets = ([[pieces[i] for i in pair[side]] for pair in pairs] for side in (0, 1))
+    scored = ctranslate2.Translator(str(tmp_path)).score_batch([[*src, "</s>"] for src in sources], targets)
+    for (src, tgt), result in zip(pairs, scored, strict=True):
+        with torch.no_grad():
+            log_probs = model.logits(model.hidden(tiles([(src, tgt)]))[: len(tgt) + 1]).log_softmax(-1)
+        wanted = log_probs.gather(1, torch.tensor([*tgt, EOS_ID])[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(result.log_probs), wanted, atol=2e-3, rtol=1e-3)
 
 
 def test_a_precision_or_a_device_that_there_is_not_is_refused(exported: Exported) -> None:

@@ -64,6 +64,16 @@ def length_penalty(n_tokens: Tensor, alpha: float, form: str = "wu") -> Tensor:
     return (n_tokens.float() if form == "plain" else (5 + n_tokens.float()) / 6) ** alpha
 
 
+def longest_translation(n_src_tokens: int, decode: DecodeConfig, n_positions: int | None) -> int:
+    """Return how many tokens a translation may have, ends of sentence included in all numbers.
+
+    Args:
+        n_positions: that the model has; None: any number.
+    """
+    longest = max(decode.max_length or n_src_tokens + LONGER_THAN_SOURCE, decode.min_length + 1)
+    return min(longest, n_positions or longest)
+
+
 @torch.inference_mode()
 def search(
     model: Transformer,
@@ -123,7 +133,8 @@ class SearchState:
         """See `search`; sources are as wide as the next multiple of width_multiple."""
         device = model.embedding.weight.device
         sources = assemble_sources(sentences, model.dtype, width_multiple).to(device)
-        beams = _Beams.begin(sentences, decode, n_best, prefixes, banned_ids, device)
+        limits = [longest_translation(len(sentence), decode, model.n_positions) for sentence in sentences]
+        beams = _Beams.begin(sentences, limits, decode, n_best, prefixes, banned_ids, device)
         return cls(model, model.begin_decoding(sources, beams.n_beams), beams)
 
     def step(self) -> None:
@@ -184,6 +195,7 @@ class _Beams:
     def begin(
         cls,
         sentences: Sequence[Sequence[int]],
+        limits: Sequence[int],
         decode: DecodeConfig,
         n_best: int,
         prefixes: Sequence[Sequence[int]] | None,
@@ -191,8 +203,6 @@ class _Beams:
         device: torch.device,
     ) -> _Beams:
         n_beams = n_best if decode.sample else decode.beam_size
-        limits = [decode.max_length or len(sentence) + LONGER_THAN_SOURCE for sentence in sentences]
-        limits = [max(limit, decode.min_length + 1) for limit in limits]
         prefixes = prefixes or [()] * len(sentences)
         assert all(len(prefix) < limit for prefix, limit in zip(prefixes, limits, strict=True))
         longest_prefix = max(len(prefix) for prefix in prefixes)

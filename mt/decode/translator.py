@@ -19,7 +19,7 @@ from mt.config import MAX_BEAM_SIZE, DecodeConfig
 from mt.decode.graphs import Graphs
 from mt.decode.oddities import fewest_tokens, is_in_a_loop, is_too_long, repeated_tokens
 from mt.decode.parallel import Forks, side_by_side
-from mt.decode.search import LONGER_THAN_SOURCE, SearchResult, length_sorted_batches, search
+from mt.decode.search import SearchResult, length_sorted_batches, longest_translation, search
 from mt.decode.splitting import Part, joined, split_text
 from mt.decode.words import word_alignment
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
@@ -72,6 +72,7 @@ class _Sentence:
     ids: list[int]  # EOS included
     prefix: list[int]
     part: Part
+    n_positions: int | None  # of the model, see `longest_translation`
 
 
 @dataclass
@@ -101,6 +102,7 @@ class Backend(ABC):
     """What finds translations of sentences: our own search, or another program's."""
 
     n_parallel = 1  # batches that are best searched at a time, by as many threads
+    n_positions: int | None = None  # tokens of the longest translation that the model can write; None: any number
 
     @abstractmethod
     def search(
@@ -136,7 +138,7 @@ class OwnBackend(Backend):
     """
 
     def __init__(self, model: Transformer, n_processes: int = 1, *, has_graphs: bool = True) -> None:
-        self.model = model
+        self.model, self.n_positions = model, model.n_positions
         self._graphs: Graphs | None = None
         self._processes = Forks(1)
         if model.embedding.weight.device.type == "cuda":
@@ -363,7 +365,7 @@ class Translator:
             n_before = len(sentences)
             prefix = begun[number]  # a translation begins in its first part
             for part, part_ids in self._parts(Part(text, 0), ids):
-                sentences.append(_Sentence([*part_ids, self.tokenizer.eos_id], prefix, part))
+                sentences.append(_Sentence([*part_ids, self.tokenizer.eos_id], prefix, part, self.backend.n_positions))
                 prefix = []
             of_line.append(slice(n_before, len(sentences)))
             if n_before < len(sentences):
@@ -534,7 +536,7 @@ class Translator:
 
 def _longest_translation(sentence: _Sentence, decode: DecodeConfig) -> int:
     """In tokens, EOS included: as the search has it."""
-    return max(decode.max_length or len(sentence.ids) + LONGER_THAN_SOURCE, decode.min_length + 1)
+    return longest_translation(len(sentence.ids), decode, sentence.n_positions)
 
 
 def _oddities(sentence: _Sentence, result: SearchResult, decode: DecodeConfig) -> tuple[str, ...]:

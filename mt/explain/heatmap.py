@@ -39,11 +39,12 @@ def explained_page(model: str | Path, src: str, tgt: str | None, device: str = "
             raise ConfigError(f"{key}: is blank: give a sentence")
     tokenizer = translator.tokenizer
     source = [*tokenizer.encode(src), EOS_ID]
-    _check_length("src", source)
+    longest = min(LONGEST, translator.model.n_positions or LONGEST)
+    _check_length("src", source, longest)
     if tgt is None:
         (tgt,) = translator.translate([src])
     target = [*tokenizer.encode(tgt), EOS_ID]
-    _check_length("tgt", target)
+    _check_length("tgt", target, longest)
     maps = attention_maps(translator.model, source, target)
     src_pieces, tgt_pieces = tokenizer.pieces(source), tokenizer.pieces(target)
     layers = [
@@ -74,6 +75,6 @@ def attention_maps(model: Transformer, source: Sequence[int], target: Sequence[i
     return torch.stack(layers).cpu()
 
 
-def _check_length(key: str, ids: Sequence[int]) -> None:
-    if len(ids) > LONGEST:
-        raise ConfigError(f"{key}: has {len(ids):,} tokens, and a map can show {LONGEST}: give one sentence")
+def _check_length(key: str, ids: Sequence[int], longest: int) -> None:
+    if len(ids) > longest:
+        raise ConfigError(f"{key}: has {len(ids):,} tokens, and a map can show {longest}: give one sentence")

@@ -11,14 +11,15 @@ import math
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mt.checkpoint import (
     CHECKSUMS,
@@ -35,13 +36,20 @@ from mt.checkpoint import (
 from mt.config import DecodeConfig, ModelConfig, RunConfig
 from mt.configfile import dump_config, load_config
 from mt.decode.lines import lines_of_text
-from mt.decode.search import LONGER_THAN_SOURCE, SearchResult, length_penalty, length_sorted_batches, search
+from mt.decode.search import (
+    LONGER_THAN_SOURCE,
+    SearchResult,
+    length_penalty,
+    length_sorted_batches,
+    longest_translation,
+    search,
+)
 from mt.decode.translator import Backend, Translator
 from mt.errors import CheckpointError, ConfigError, MTError
 from mt.evaluate.scores import corpus_bleu, corpus_chrf
 from mt.model import Transformer
-from mt.model.layers import LayerNorm
-from mt.model.positions import sinusoidal_positions
+from mt.model.layers import EPSILON, DeepNorm, FeedForward, LayerNorm, Linear, PostNorm
+from mt.model.positions import LONGEST_DISTANCE, Learned, Positions, Relative, Sinusoidal, sinusoidal_positions
 from mt.runtime import choose_device, versions
 from mt.text.corpus import first_test_pairs
 from mt.text.normalise import Normalisers
@@ -53,10 +61,15 @@ QUANTIZATIONS = ("float32", "int8", "float16")
 # CTranslate2 has a table of positions: a sentence or a translation cannot be longer. Longer settings make it longer.
 FEWEST_POSITIONS = 1_024
 
-# Settings of the model that the export knows how to write, or that mean nothing to it.
-KNOWN_SETTINGS = frozenset(
-    {"d_model", "n_heads", "d_ff", "n_encoder_layers", "n_decoder_layers", "dropout", "attention_dropout", "norm"}
-)
+# Values of settings that it does not have, or not in an encoder (ALiBi) or in cross-attention (norms of queries).
+INEXPRESSIBLE = {"activation": "relu2", "positions": "alibi", "qk_norm": True, "ffn_sharing": "wide"}
+EXPRESSIBLE_ACTIVATIONS = {  # CTranslate2's name, and whether one half is multiplied by the other
+    "relu": ("RELU", False),
+    "gelu": ("GELU", False),
+    "silu": ("SWISH", False),
+    "geglu": ("GELU", True),
+    "swiglu": ("SWISH", True),
+}
 
 LEAST_LOG_PROB = -1e9  # CTranslate2 gives less to hypotheses that there are not
 SCORED_TOGETHER = 32  # translations, sorted by length
@@ -137,7 +150,7 @@ def export(
     if output_dir.exists():
         raise ConfigError(f"{output_dir}: exists already: delete it, or choose another output folder")
     folder = ModelFolder.open(find_model_folder(model_path))
-    refuse_unknown_settings(folder.config.model)
+    refuse_inexpressible(folder.config.model)
     described, lines = _lines_to_compare(folder, verify_with)
     building = output_dir.with_name(f".{output_dir.name}.writing")
     try:
@@ -153,19 +166,19 @@ def export(
     return Export(output_dir, described, comparisons)
 
 
-def refuse_unknown_settings(config: ModelConfig) -> None:
-    """Refuse by name what the export does not know how to write.
+def refuse_inexpressible(config: ModelConfig) -> None:
+    """Refuse by name what CTranslate2 cannot express.
 
     Raises:
-        ConfigError: a setting that it does not know is not at its default.
+        ConfigError: a setting has a value of this kind.
     """
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if field.name not in KNOWN_SETTINGS and value != field.default:
-            raise ConfigError(
-                f"model.{field.name}: is {value!r}, which cannot be exported to CTranslate2: translate with mt itself, "
-                f"or train with {field.default!r}"
-            )
+    refused = [name for name, value in INEXPRESSIBLE.items() if getattr(config, name) == value]
+    if refused:
+        found = ", ".join(f"model.{name} is {getattr(config, name)!r}" for name in refused)
+        wanted = ", ".join(repr(getattr(ModelConfig(), name)) for name in refused)
+        raise ConfigError(
+            f"{found}, which cannot be exported to CTranslate2: translate with mt itself, or train with {wanted}"
+        )
 
 
 def transformer_spec(model: Transformer, pieces: list[str], n_positions: int) -> Any:
@@ -177,59 +190,113 @@ def transformer_spec(model: Transformer, pieces: list[str], n_positions: int) ->
     """
     specs = _package().specs
     config = model.config
-    spec = specs.TransformerSpec.from_config(
-        (config.n_encoder_layers, config.n_decoder_layers),
-        config.n_heads,
-        pre_norm=config.norm == "pre",
-        activation=specs.Activation.RELU,
+    activation, is_gated = EXPRESSIBLE_ACTIVATIONS[config.activation]
+    options = {
+        "pre_norm": config.norm == "pre",
+        "activation": getattr(specs.Activation, activation),
+        "ffn_glu": is_gated,
+        "rms_norm": config.norm_kind == "rms",
+        "relative_attention_bias": config.positions == "relative",
+        "rotary_dim": config.d_model // config.n_heads if config.positions == "rotary" else None,
+        "rotary_interleave": False,
+        "num_heads_kv": config.n_kv_heads,
+    }
+    spec = specs.TransformerSpec(
+        specs.TransformerEncoderSpec(config.n_encoder_layers, config.n_heads, **options),
+        specs.TransformerDecoderSpec(
+            config.n_decoder_layers, config.n_heads, external_pre_post_encoder_layers=False, **options
+        ),
     )
-    weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    embedding = weights.pop("embedding.weight")[: model.vocab_size].contiguous()
-    positions = sinusoidal_positions(n_positions, config.d_model)
-    for side in ("encoder", "decoder"):
-        stack = getattr(spec, side)
-        stack.scale_embeddings = math.sqrt(config.d_model)
-        stack.position_encodings.encodings = positions
-        for i, layer in enumerate(stack.layer):
-            _fill_layer(layer, weights, f"{side}.{i}.")
-        if config.norm == "pre":
-            _fill_norm(stack.layer_norm, weights, f"{side}_norm")
-    spec.encoder.embeddings[0].weight = spec.decoder.embeddings.weight = embedding
-    spec.decoder.projection.weight = embedding
-    assert not weights, f"not exported: {', '.join(weights)}"
+    writer = _Writer(model.positions, n_positions)
+    writer.side(spec.encoder, model.encoder, model.encoder_norm, is_decoder=False)
+    writer.side(spec.decoder, model.decoder, model.decoder_norm, is_decoder=True)
+    for part, table in zip(
+        (spec.encoder.embeddings[0], spec.decoder.embeddings, spec.decoder.projection), model.embeddings, strict=True
+    ):
+        part.weight = writer.value(table.weight)[: model.vocab_size].contiguous()
+    missing = [name for name, parameter in model.named_parameters() if id(parameter) not in writer.written]
+    assert not missing, f"not exported: {', '.join(missing)}"
     spec.register_source_vocabulary(pieces)
     spec.register_target_vocabulary(pieces)
     spec.config.unk_token, spec.config.bos_token, spec.config.eos_token = (pieces[i] for i in (UNK_ID, BOS_ID, EOS_ID))
     spec.config.decoder_start_token = pieces[BOS_ID]
-    spec.config.layer_norm_epsilon = next(module.eps for module in model.modules() if isinstance(module, LayerNorm))
+    spec.config.layer_norm_epsilon = EPSILON
     return spec
 
 
-def _fill_layer(layer: Any, weights: dict[str, Tensor], prefix: str) -> None:
-    """Move the weights of an encoder or decoder layer. Fused projections are in CTranslate2's order: Q, K, V."""
-    _fill_linear(layer.self_attention.linear[0], weights, f"{prefix}self_attention.qkv")
-    _fill_linear(layer.self_attention.linear[1], weights, f"{prefix}self_attention.out")
-    _fill_norm(layer.self_attention.layer_norm, weights, f"{prefix}self_residual.norm")
-    if prefix.startswith("decoder."):
-        _fill_linear(layer.attention.linear[0], weights, f"{prefix}cross_attention.q")
-        _fill_linear(layer.attention.linear[1], weights, f"{prefix}cross_attention.kv")
-        _fill_linear(layer.attention.linear[2], weights, f"{prefix}cross_attention.out")
-        _fill_norm(layer.attention.layer_norm, weights, f"{prefix}cross_residual.norm")
-    _fill_linear(layer.ffn.linear_0, weights, f"{prefix}feed_forward.inner")
-    _fill_linear(layer.ffn.linear_1, weights, f"{prefix}feed_forward.outer")
-    _fill_norm(layer.ffn.layer_norm, weights, f"{prefix}feed_forward_residual.norm")
+class _Writer:
+    """Copies the weights of modules into specs, and remembers which."""
 
+    def __init__(self, positions: Positions, n_positions: int) -> None:
+        self.scheme, self.n_positions = positions, n_positions
+        self.written: set[int] = set()
 
-def _fill_linear(spec: Any, weights: dict[str, Tensor], name: str) -> None:
-    spec.weight, spec.bias = weights.pop(f"{name}.weight"), weights.pop(f"{name}.bias")
+    def value(self, parameter: Tensor) -> Tensor:
+        self.written.add(id(parameter))
+        return parameter.detach().clone()
 
+    def side(self, spec: Any, layers: Iterable[Any], norm: nn.Module, *, is_decoder: bool) -> None:
+        """Copy the encoder or the decoder; rotary and relative positions are in their layers."""
+        config, scheme = self.scheme.config, self.scheme
+        spec.scale_embeddings = math.sqrt(config.d_model)
+        if hasattr(spec, "position_encodings"):
+            table = torch.zeros(self.n_positions, config.d_model)
+            if isinstance(scheme, Learned):
+                table = self.value(scheme.embedding.weight) * spec.scale_embeddings
+            elif isinstance(scheme, Sinusoidal):
+                table = sinusoidal_positions(self.n_positions, config.d_model)
+            spec.position_encodings.encodings = table
+        for to, layer in zip(spec.layer, layers, strict=True):
+            self.attention(to.self_attention, (layer.self_attention.qkv, layer.self_attention.out), layer.self_residual)
+            if isinstance(scheme, Relative):
+                to.self_attention.relative_attention_bias = self.value(
+                    (scheme.decoder if is_decoder else scheme.encoder).weight
+                )
+                to.self_attention.relative_attention_max_distance = np.int32(LONGEST_DISTANCE)
+            if is_decoder:
+                attention = layer.cross_attention
+                self.attention(to.attention, (attention.q, attention.kv, attention.out), layer.cross_residual)
+            self.feed_forward(to.ffn, layer.feed_forward, layer.feed_forward_residual)
+        if config.norm == "pre":
+            self.norm(spec.layer_norm, norm)
 
-def _fill_norm(spec: Any, weights: dict[str, Tensor], name: str) -> None:
-    spec.gamma, spec.beta = weights.pop(f"{name}.weight"), weights.pop(f"{name}.bias")
+    def attention(self, spec: Any, products: Sequence[Linear], residual: PostNorm) -> None:
+        """Copy the products of an attention, the last of which is its output, and its norm."""
+        for to, product in zip(spec.linear, products, strict=True):
+            self.linear([to], product)
+        self.residual(spec, spec.linear[-1], residual)
+
+    def feed_forward(self, spec: Any, network: FeedForward, residual: PostNorm) -> None:
+        """Copy a feed-forward network and its norm; of a gated one the activated half is the first."""
+        self.linear([spec.linear_0, *([spec.linear_0_noact] if hasattr(spec, "linear_0_noact") else [])], network.inner)
+        self.linear([spec.linear_1], network.outer)
+        self.residual(spec, spec.linear_1, residual)
+
+    def linear(self, to: Sequence[Any], layer: Linear) -> None:
+        """Copy projections, of which CTranslate2 has as many products as are given; all of them, or each."""
+        for name in ("weight", "bias") if layer.bias is not None else ("weight",):
+            for part, value in zip(to, self.value(getattr(layer, name)).chunk(len(to)), strict=True):
+                setattr(part, name, value.contiguous())
+
+    def residual(self, spec: Any, out: Any, residual: PostNorm) -> None:
+        """Copy a norm. The factor of DeepNorm enters the product before it: the norm takes out what scales a sum."""
+        self.norm(spec.layer_norm, residual.norm)
+        if isinstance(residual, DeepNorm):
+            out.weight = out.weight / residual.alpha
+            if out.has_bias():
+                out.bias = out.bias / residual.alpha
+
+    def norm(self, spec: Any, norm: Any) -> None:
+        """Copy a norm; CTranslate2 has no layer norm without bias."""
+        spec.gamma = self.value(norm.weight)
+        if isinstance(norm, LayerNorm):
+            spec.beta = torch.zeros_like(spec.gamma) if norm.bias is None else self.value(norm.bias)
 
 
 def n_positions(config: RunConfig) -> int:
     """Positions that an export has room for: of any source, and of its translation."""
+    if config.model.positions == "learned":
+        return config.model.n_positions
     return max(FEWEST_POSITIONS, config.data.max_tokens + LONGER_THAN_SOURCE, config.decode.max_length or 0)
 
 
@@ -303,10 +370,10 @@ def _written_and_compared(
     room = max(folder.config.data.max_tokens - 1, 1)
     sources = [[*ids[:room], EOS_ID] for ids in tokenizer.encode_batch(lines)]
     ours = [found[0] for found in _in_batches(sources, partial(_search_with_ours, model, tokenizer))]
-    write = partial(_write_model, model, tokenizer, folder.config)
+    write, longest = partial(_write_model, model, tokenizer, folder.config), n_positions(folder.config)
     with tempfile.TemporaryDirectory(dir=building) as float32:
         write(Path(float32), "float32")
-        exact = _compared(Path(float32), tokenizer, "float32", sources, ours)
+        exact = _compared(Path(float32), tokenizer, "float32", longest, sources, ours)
         if exact.n_different > MOST_DIFFERENT_SHARE * exact.n_lines:
             raise MTError(
                 f"{folder.path}: CTranslate2 translates {exact.n_different:,} of {exact.n_lines:,} lines differently "
@@ -318,7 +385,7 @@ def _written_and_compared(
                 shutil.move(path, building)
             return (exact,)
     write(building, quantization)
-    rounded = _compared(building, tokenizer, quantization, sources, ours)
+    rounded = _compared(building, tokenizer, quantization, longest, sources, ours)
     if rounded.n_equal < FEWEST_EQUAL_SHARE * rounded.n_lines and rounded.chrf < LEAST_CHRF:
         raise MTError(
             f"{folder.path}: in {quantization} only {rounded.n_equal:,} of {rounded.n_lines:,} lines are translated as "
@@ -328,9 +395,14 @@ def _written_and_compared(
 
 
 def _compared(
-    folder: Path, tokenizer: Tokenizer, quantization: str, sources: list[list[int]], ours: list[SearchResult]
+    folder: Path,
+    tokenizer: Tokenizer,
+    quantization: str,
+    longest: int,
+    sources: list[list[int]],
+    ours: list[SearchResult],
 ) -> Comparison:
-    longest = max(len(ids) for ids in sources) + LONGER_THAN_SOURCE
+    longest = min(max(len(ids) for ids in sources) + LONGER_THAN_SOURCE, longest)
     backend = CTranslate2Backend(folder, tokenizer, n_positions=longest, quantization=quantization)
     banned = sorted(tokenizer.line_breaking_ids)
 
@@ -485,7 +557,7 @@ class CTranslate2Backend(Backend):
             intra_threads=1,
         )
         self.tokenizer = tokenizer
-        self.n_positions = n_positions
+        self.n_positions: int = n_positions
         self._pieces = tokenizer.pieces(range(tokenizer.vocab_size))
         self._ids = {piece: i for i, piece in enumerate(self._pieces)}
 
@@ -530,8 +602,7 @@ class CTranslate2Backend(Backend):
         """
         self.refuse_inexpressible(decode, n_best)
         assert all(len(sentence) <= self.n_positions for sentence in sentences)
-        limits = [decode.max_length or len(sentence) + LONGER_THAN_SOURCE for sentence in sentences]
-        limits = [min(max(limit, decode.min_length + 1), self.n_positions) for limit in limits]
+        limits = [longest_translation(len(sentence), decode, self.n_positions) for sentence in sentences]
         options = self._options(decode, n_best, banned_ids)
         results: list[list[SearchResult]] = [[] for _ in sentences]
 

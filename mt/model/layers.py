@@ -235,13 +235,15 @@ class EncoderLayer(nn.Module):
         residual = RESIDUALS[depth.config.norm]
         self.self_attention = self_attention(depth)
         self.self_residual = residual(depth)
-        self.feed_forward = FeedForward(depth) if shared is None else None
-        self.network = (self.feed_forward or shared,)  # in a tuple, so that what is shared is not registered here
+        if shared is None:
+            self.feed_forward = FeedForward(depth)
+        else:
+            self.__dict__["feed_forward"] = shared  # past the registration: its parameters belong to the model
         self.feed_forward_residual = residual(depth)
 
     def forward(self, x: Tensor, context: Context) -> Output:
         x = self.self_residual(x, lambda y: self.self_attention(y, context))
-        return self.feed_forward_residual(x, self.network[0]), None
+        return self.feed_forward_residual(x, self.feed_forward), None
 
 
 class DecoderLayer(nn.Module):

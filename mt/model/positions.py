@@ -25,7 +25,7 @@ class Positions(nn.Module):
 
     rotates: ClassVar[bool] = False
     has_bias: ClassVar[bool] = False  # whether `bias` is to be asked; flash attention takes none
-    longest: int | None = None  # tokens of a sentence; None: any number
+    n_positions: int | None = None  # tokens of a sentence; None: any number
     table: Tensor | None = None  # made when it is needed, and again when a longer one is
 
     def __init__(self, config: ModelConfig) -> None:
@@ -72,7 +72,7 @@ class Learned(Positions):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.longest, self.embedding = config.n_positions, nn.Embedding(config.n_positions, config.d_model)
+        self.n_positions, self.embedding = config.n_positions, nn.Embedding(config.n_positions, config.d_model)
 
     def embed(self, rows: Tensor, scale: float, positions: Tensor, n_positions: int, kernels: Kernels) -> Tensor:
         # Captured decoding takes some steps more than the longest sentence has tokens; nobody reads them.

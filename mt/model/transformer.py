@@ -117,9 +117,9 @@ class Transformer(nn.Module):
         return self
 
     @property
-    def longest(self) -> int | None:
-        """Tokens of the longest sentence that the model has positions for; None: of any."""
-        return self.positions.longest
+    def n_positions(self) -> int | None:
+        """Tokens of the longest sentence that the model can read or write; None: there is no longest."""
+        return self.positions.n_positions
 
     @property
     def output_weight(self) -> Tensor:
@@ -248,3 +248,9 @@ class Transformer(nn.Module):
         rows = self.drop_words(self.embeddings[side](ids))
         x = self.positions.embed(rows, math.sqrt(self.config.d_model), positions, max_positions, self.kernels)
         return dropout(x.to(self.dtype), self.config.dropout, self.training)
+
+
+def count_parameters(config: ModelConfig, vocab_size: int) -> int:
+    """Return how many parameters a model learns, without memory for them."""
+    with torch.device("meta"):
+        return Transformer(config, vocab_size=vocab_size, pad_id=0).n_parameters

@@ -23,7 +23,7 @@ from mt.loss import Loss, in_chunks, linear_label_smoothed_nll
 from mt.model import Transformer
 from mt.model.cpu import training_kernels
 from mt.model.positions import POSITIONS
-from mt.model.transformer import States
+from mt.model.transformer import States, count_parameters
 from mt.runtime import (
     ALONE,
     Ranks,
@@ -135,8 +135,7 @@ def check_memory(config: RunConfig, vocab_size: int, device: torch.device) -> No
     Raises:
         ConfigError: they do not.
     """
-    with torch.device("meta"):  # to count, without memory
-        n_parameters = Transformer(config.model, vocab_size=vocab_size, pad_id=PAD_ID).n_parameters
+    n_parameters = count_parameters(config.model, vocab_size)
     # Weights, gradients and the two moments of Adam in float32, the average if there is one.
     n_copies = 4 + (config.train.ema_decay is not None)
     needed, available = 4 * n_copies * n_parameters, memory_bytes(device)

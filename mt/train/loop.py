@@ -435,14 +435,12 @@ class Trainer:
         Raises:
             ConfigError: it is of another shape.
         """
-        theirs, ours = asdict(folder.config.model), asdict(self.config.model)
-        # Dropout is no part of the shape: fine-tuning on little text may want more of it.
-        for key in sorted(theirs.keys() - {"dropout", "attention_dropout"}):
-            if theirs[key] != ours[key]:
-                raise ConfigError(
-                    f"model.{key}: is {ours[key]}, the model of train.init_from ({folder.path}) has {theirs[key]}: "
-                    f"set it to {theirs[key]}"
-                )
+        theirs, ours = folder.config.model.shape, self.config.model.shape
+        if differing := [key for key in ours if ours[key] != theirs[key]]:
+            found = ", ".join(f"{key} is {ours[key]} instead of {theirs[key]}" for key in differing)
+            raise ConfigError(
+                f"{found}: train.init_from ({folder.path}) has a model of another shape: set each to the second value"
+            )
         self.engine.load(folder.load_weights(), None, folder.path)
 
     # --- for people
