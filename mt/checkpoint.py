@@ -183,8 +183,11 @@ def load_into(model: Transformer, weights: dict[str, Tensor], origin: Path) -> N
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if expected != found:
         differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        told = ", ".join(f"{name} {found.get(name, 'missing')} / {expected.get(name, 'none')}" for name in differing)
-        raise CheckpointError(f"{origin}: weights do not fit the model; shapes in the file / of the config: {told}")
+        told = ", ".join(
+            f"{name} is {found.get(name, 'missing')}, the config needs {expected.get(name, 'none')}"
+            for name in differing
+        )
+        raise CheckpointError(f"{origin}: weights do not fit the model: {told}")
     model.load_state_dict(weights)
 
 

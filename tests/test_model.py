@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from mt.data.packing import SliceBudget
 from mt.dropout import dropout, seed_dropout
 from mt.loss import label_smoothed_nll, linear_label_smoothed_nll
 from mt.model import Transformer
-from mt.model.layers import run, run_again
-from mt.model.positions import sinusoidal_positions
+from mt.model.layers import Depth, EncoderLayer, run_again
+from mt.model.positions import Alibi, Rotary, relative_buckets, rotated, sinusoidal_positions
 from mt.model.transformer import VOCAB_MULTIPLE
 from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from tests.toys import V, parallel, random_pairs, small_model, tiles
@@ -158,12 +159,6 @@ def test_positions_are_sines_and_cosines() -> None:
     assert table[7, 5].item() == pytest.approx(math.cos(7 / 10_000 ** (4 / 8)), rel=1e-5)
 
 
-def test_a_sentence_longer_than_the_table_of_positions_passes() -> None:
-    model = small_model().eval()
-    with torch.no_grad():
-        assert torch.isfinite(model.hidden(tiles([([5] * 1_500, [6] * 1_500)]))).all()
-
-
 def test_in_bf16_the_residual_stream_is_bf16_and_parameters_are_not() -> None:
     model = small_model(dtype=torch.bfloat16)
     batch = tiles(PAIRS, torch.bfloat16)
@@ -251,7 +246,7 @@ def test_activations_that_are_made_again_give_the_same_gradients(dtype: torch.dt
     found = []
     for activation_checkpointing in (False, True):
         model = small_model(dropout=0.3, dtype=dtype)
-        model.encoder.run = model.decoder.run = run_again if activation_checkpointing else run
+        model.encoder.run = model.decoder.run = run_again if activation_checkpointing else model.encoder.run
         n_saved = 0
 
         def count(tensor: torch.Tensor) -> torch.Tensor:
@@ -271,3 +266,161 @@ def test_activations_that_are_made_again_give_the_same_gradients(dtype: torch.dt
     # Dropout draws the same masks the second time, and goes on as if there had been none.
     assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
     assert found[1][0] < found[0][0] / 4
+
+
+def reachable_tensors(held: object) -> list[torch.Tensor]:
+    if isinstance(held, torch.Tensor):
+        return [held]
+    parts = held.values() if isinstance(held, dict) else held if isinstance(held, list | tuple) else ()
+    parts = vars(held).values() if hasattr(held, "__dict__") else parts
+    return [tensor for part in parts for tensor in reachable_tensors(part)]
+
+
+def test_a_cache_names_every_tensor_that_lasts_from_step_to_step() -> None:
+    """So that captured graphs miss none: what else it holds is made anew in each step, before it is read."""
+    model = small_model(positions="rotary", dropout=0.0).eval()
+    with torch.no_grad():
+        cache = model.begin_decoding(assemble_sources([[5, 6, EOS_ID], [7, EOS_ID]], torch.float32), 2)
+        cache.states["counts"] = torch.zeros(2, 2, 5)
+        model.decode_step(torch.full((4,), BOS_ID), cache)
+    of_a_step = {id(cache.ancestry_mask), id(cache.angles)}
+    named = [tensor for _, _, tensor in cache.tensors()]
+    assert {id(tensor) for tensor in named} == {id(tensor) for tensor in reachable_tensors(cache)} - of_a_step
+    assert all(held[name] is tensor for held, name, tensor in cache.tensors())
+    copied = cache.copy()
+    copied.states["counts"] = torch.ones(2, 2, 5)
+    assert cache.states["counts"].sum() == 0
+
+
+def test_states_go_with_their_beams_and_their_sentences() -> None:
+    model = small_model().eval()
+    with torch.no_grad():
+        cache = model.begin_decoding(assemble_sources([[5, 6, EOS_ID], [7, EOS_ID], [8, EOS_ID]], torch.float32), 2)
+    cache.states["counts"] = torch.arange(12).view(3, 2, 2)
+    cache.choose(torch.tensor([[1, 0], [1, 1], [0, 0]]))
+    assert cache.states["counts"].tolist() == [[[2, 3], [0, 1]], [[6, 7], [6, 7]], [[8, 9], [8, 9]]]
+    cache.keep_sentences(torch.tensor([2, 0]))
+    assert cache.states["counts"].tolist() == [[[8, 9], [8, 9]], [[2, 3], [0, 1]]]
+
+
+def test_without_positions_the_encoder_sees_a_set() -> None:
+    ids = [5, 6, 7, 8, 9]
+    for positions in ("none", "sinusoidal"):
+        model = small_model(positions=positions).eval()
+        with torch.no_grad():
+            first, turned = (
+                model.encode(sources.ids, sources.positions, sources.layout, sources.width)[0]
+                for sources in (assemble_sources([order], torch.float32) for order in (ids, ids[::-1]))
+            )
+        assert torch.allclose(first, turned.flip(0), atol=1e-5) == (positions == "none")
+
+
+def test_a_layer_adds_its_own_loss_to_that_of_the_batch_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward, batch = EncoderLayer.forward, tiles(PAIRS)
+
+    def with_loss(layer: EncoderLayer, x: torch.Tensor, context: Any) -> Any:
+        x, _ = forward(layer, x, context)
+        return x, x.square().sum() * 1e-3 + x.sum()
+
+    monkeypatch.setattr(EncoderLayer, "forward", with_loss)
+    found = []
+    for run in (torch.nn.Module.__call__, run_again):  # activation checkpointing runs it twice
+        model = small_model()
+        model.encoder.run = run
+        hidden, losses = model(batch)
+        assert [loss.shape for loss in losses] == [(), ()]
+        sum(losses, hidden.sum()).backward()
+        found.append((sum(losses), [parameter.grad for parameter in model.parameters()]))
+    assert torch.equal(found[0][0], found[1][0])
+    assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
+
+
+def test_layers_that_are_dropped_are_passed_by() -> None:
+    model = small_model(layer_dropout=0.5, n_encoder_layers=4)
+    sources = assemble_sources([[5, 6, 7, EOS_ID]], torch.float32)
+    inputs = sources.ids, sources.positions, sources.layout, sources.width
+    outputs = []
+    for step in (1, 1, 2, 3):
+        seed_dropout(torch.device("cpu"), 1, step, 0)
+        outputs.append(model.encode(*inputs)[0].detach())
+    assert torch.equal(outputs[0], outputs[1])
+    assert not all(torch.equal(outputs[0], other) for other in outputs[2:])
+    model.encoder.layer_dropout = 1 - 1e-6  # all of them
+    embedded = model.eval()._embed(0, *inputs[:2], sources.width)
+    model.train()
+    seed_dropout(torch.device("cpu"), 1, 4, 0)
+    assert torch.equal(model.encode(*inputs)[0], embedded)
+    whole = small_model(n_encoder_layers=4).eval()
+    assert torch.equal(model.eval().encode(*inputs)[0], whole.encode(*inputs)[0])
+
+
+def test_deepnorm_has_the_factors_of_its_paper() -> None:
+    depths = [Depth(ModelConfig(norm="deepnorm"), is_decoder, 0) for is_decoder in (False, True)]
+    assert [depth.alpha for depth in depths] == pytest.approx([0.81 * (6**5) ** (1 / 16), 18**0.25])
+    betas = 0.87 * (6**5) ** (-1 / 16), 72**-0.25
+    for depth, beta in zip(depths, betas, strict=True):
+        assert depth.gains("query", "key", "value", "inner", "out") == pytest.approx([1, 1, beta, beta, beta])
+
+
+def test_initial_weights_are_scaled_as_their_settings_say() -> None:
+    config = ModelConfig(n_encoder_layers=2, n_decoder_layers=3)
+    gains = {
+        init: Depth(replace(config, init=init), True, 2).gains("value", "out")
+        for init in ("xavier", "scaled", "depth_scaled")
+    }
+    assert gains["xavier"] == [1, 1]
+    assert gains["scaled"] == pytest.approx([1, 1 / 3])  # nine residual sums
+    assert gains["depth_scaled"] == pytest.approx([3**-0.5, 3**-0.5])  # the third layer
+    assert Depth(replace(config, zero_init_out=True), False, 0).gains("inner", "out") == [1, 0]
+
+
+@pytest.mark.parametrize("norm", ["post", "pre", "deepnorm"])
+def test_with_outputs_that_begin_at_zero_a_model_begins_as_its_norms(norm: str) -> None:
+    model = small_model(norm=norm, zero_init_out=True).eval()
+    batch = tiles(PAIRS)
+    with torch.no_grad():
+        x = model._embed(1, batch.tgt_inputs, batch.tgt_positions, batch.max_positions)
+        normed = torch.nn.functional.layer_norm(x, (32,))
+        torch.testing.assert_close(model.hidden(batch), normed, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("distance", "causal", "bucket"), [(0, True, 0), (-1, True, 1), (-15, True, 15), (3, True, 0)])
+def test_small_distances_have_buckets_of_their_own(distance: int, causal: bool, bucket: int) -> None:
+    assert relative_buckets(torch.tensor(distance), causal).item() == bucket
+
+
+def test_large_distances_share_buckets_as_in_t5() -> None:
+    # By T5's own function (Raffel et al. 2020) with 32 buckets and a largest distance of 128.
+    distances = torch.tensor([-1_000, -128, -127, -64, -16, -8, -7, 7, 8, 16, 64, 127, 128, 1_000])
+    both = [15, 15, 15, 14, 10, 8, 7, 23, 24, 26, 30, 31, 31, 31]
+    assert relative_buckets(distances, causal=False).tolist() == both
+    assert relative_buckets(distances[:7], causal=True).tolist() == [31, 31, 31, 26, 16, 8, 7]
+
+
+def test_alibi_falls_by_half_powers_of_the_head() -> None:
+    scheme = Alibi(ModelConfig(d_model=64, n_heads=8))
+    bias = scheme.bias(torch.tensor([5]), torch.arange(8), causal=True)
+    assert bias[:, 0, 5].tolist() == [0] * 8
+    assert bias[:, 0, 3].tolist() == pytest.approx([-2 * 2.0**-i for i in range(1, 9)])
+
+
+def test_rotary_scores_depend_on_the_distance_alone() -> None:
+    torch.manual_seed(0)
+    scheme, x = Rotary(ModelConfig(d_model=32, n_heads=2)), torch.randn(1, 2, 1, 2, 16)
+    scores = []
+    for first, second in ((0, 3), (10, 13), (500, 503)):
+        q, k = (
+            rotated(part, scheme.angles(torch.tensor([i]), 600)) for part, i in zip(x[0], (first, second), strict=True)
+        )
+        scores.append((q * k).sum(-1))
+    torch.testing.assert_close(scores[0], scores[1])
+    torch.testing.assert_close(scores[0], scores[2], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(scores[0], (x[:, 0] * x[:, 1]).sum(-1))
+
+
+@pytest.mark.parametrize("positions", ["sinusoidal", "rotary", "relative", "alibi", "none"])
+def test_sentences_longer_than_those_of_training_pass(positions: str) -> None:
+    model = small_model(positions=positions).eval()
+    with torch.no_grad():
+        assert torch.isfinite(model.hidden(tiles([([5] * 1_500, [6] * 1_500)]))).all()
+    assert model.positions.n_positions is None

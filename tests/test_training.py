@@ -529,11 +529,12 @@ def test_fine_tuning_starts_from_the_weights_and_the_tokenizer_of_a_model(tmp_pa
 def test_fine_tuning_needs_a_model_of_the_same_shape(tmp_path: Path) -> None:
     config = toy_config(tmp_path, max_steps=2)
     train_run(config, tmp_path / "first")
-    other = replace(config, model=replace(config.model, d_ff=96, dropout=0.3))
+    other = replace(config, model=replace(config.model, d_ff=96, activation="gelu", dropout=0.3, init="scaled"))
     with pytest.raises(MTError) as caught:
         train_run(with_train(other, init_from=str(tmp_path / "first")), tmp_path / "second")
     assert str(caught.value) == (
-        f"model.d_ff: is 96, the model of train.init_from ({tmp_path / 'first' / 'model'}) has 64: set it to 64"
+        f"model.d_ff is 96 (there 64), model.activation is gelu (there relu): the model of train.init_from "
+        f"({tmp_path / 'first' / 'model'}) has another shape: set what is in brackets"
     )
     with pytest.raises(MTError) as caught:
         train_run(with_train(config, init_from=str(tmp_path / "nowhere")), tmp_path / "third")

@@ -121,7 +121,7 @@ class Scorer:
         self.decode = decode
         self.max_tokens = max_tokens
         self.normalisers = normalisers or Normalisers.by_default()
-        self.longest = min(max(LONGEST, max_tokens), model.n_positions or math.inf)
+        self.longest = min(max(LONGEST, max_tokens), model.positions.n_positions or math.inf)
         self.n_pairs = 0  # so far
         self.n_long = 0  # pairs so far with a side of more than max_tokens
         self.n_too_long = 0  # of these, pairs with a side of more than `longest`: not scored

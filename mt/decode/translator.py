@@ -138,7 +138,7 @@ class OwnBackend(Backend):
     """
 
     def __init__(self, model: Transformer, n_processes: int = 1, *, has_graphs: bool = True) -> None:
-        self.model, self.n_positions = model, model.n_positions
+        self.model, self.n_positions = model, model.positions.n_positions
         self._graphs: Graphs | None = None
         self._processes = Forks(1)
         if model.embedding.weight.device.type == "cuda":

@@ -39,7 +39,7 @@ def explained_page(model: str | Path, src: str, tgt: str | None, device: str = "
             raise ConfigError(f"{key}: is blank: give a sentence")
     tokenizer = translator.tokenizer
     source = [*tokenizer.encode(src), EOS_ID]
-    longest = min(LONGEST, translator.model.n_positions or LONGEST)
+    longest = min(LONGEST, translator.model.positions.n_positions or LONGEST)
     _check_length("src", source, longest)
     if tgt is None:
         (tgt,) = translator.translate([src])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,20 +20,8 @@ from mt.data.batch import MASKED, Layout, TileLayout
 from mt.model.kernels import Kernels, Rows, attention_scores, separate, tiles
 from mt.model.positions import Positions, rotated
 
-# What cross-attention makes of the encoder's output [S, D]: keys and values, see `CrossAttention.keys_and_values`.
-KeysAndValues = Callable[[Tensor], tuple[Tensor, ...]]
+KeysAndValues = Callable[[Tensor], tuple[Tensor, ...]]  # see `CrossAttention.keys_and_values`
 GROWTH = 8  # positions that a cache grows by
-
-
-class Context(Protocol):
-    def rotated(self, x: Tensor) -> Tensor:
-        """Return queries or keys [T, n, heads, E], turned where positions turn them."""
-
-    def attend(self, kernels: Kernels, *projections: Tensor) -> Tensor:
-        """Return self-attention [T, H E]; see `Kernels.attend`."""
-
-    def attend_memory(self, kernels: Kernels, q: Tensor, keys_and_values: KeysAndValues) -> Tensor:
-        """Return cross-attention [T, H E] of queries [T, 1, H, E]."""
 
 
 def rows_of(layout: Layout, dropout: float, positions: Positions | None = None, is_causal: bool = False) -> Rows:
@@ -53,32 +41,37 @@ class Packed:
 
     own: Rows
     angles: Tensor | None
-    cross: Rows | None = None  # of the decoder alone, as is the memory
-    memory: Tensor | None = None  # [S, D]
 
     def rotated(self, x: Tensor) -> Tensor:
+        """Return queries or keys [T, n, heads, E], turned where positions turn them."""
         return rotated(x, self.angles)
 
     def attend(self, kernels: Kernels, *projections: Tensor) -> Tensor:
+        """Return self-attention [T, H E]; see `Kernels.attend`."""
         return kernels.attend(self.own, *projections)
 
+
+@dataclass(frozen=True)
+class PackedTarget(Packed):
+    """The same in the decoder."""
+
+    cross: Rows
+    memory: Tensor  # [S, D] the encoder's output
+
     def attend_memory(self, kernels: Kernels, q: Tensor, keys_and_values: KeysAndValues) -> Tensor:
-        assert self.cross is not None
-        assert self.memory is not None
+        """Return cross-attention [T, H E] of queries [T, 1, H, E]."""
         return kernels.attend(self.cross, q, *keys_and_values(self.memory))
 
 
 @dataclass(frozen=True)
-class Recorded(Packed):
+class Recorded(PackedTarget):
     """Packed in tiles, and the weights of cross-attention are kept."""
 
     weights: list[Tensor] = field(default_factory=list)  # [n, H, Wq, Wk] float32 for each group of tiles
 
     def attend_memory(self, kernels: Kernels, q: Tensor, keys_and_values: KeysAndValues) -> Tensor:
-        assert self.cross is not None
-        assert self.memory is not None
         assert isinstance(self.cross.layout, TileLayout)
-        (queries,), (keys, _) = separate((q,)), separate(keys_and_values(self.memory))
+        queries, keys, _ = separate((q, *keys_and_values(self.memory)))
         for group, mask in zip(self.cross.layout.groups, self.cross.masks, strict=True):
             of_group = tiles(queries, group.n_tiles, group.q_start, group.q_width)
             scores = attention_scores(of_group, tiles(keys, group.n_tiles, group.k_start, group.k_width), mask)
@@ -219,3 +212,7 @@ class Cached:
 def _rows(x: Tensor) -> Tensor:
     """[B k, H E], from x [B, H, k, E]."""
     return x.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+Context = Packed | Cached  # what a layer is given beside its input
+TargetContext = PackedTarget | Cached

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mt.config import ModelConfig
 from mt.dropout import add_dropped, dropout, replayed
-from mt.model.context import Context
+from mt.model.context import Context, TargetContext
 from mt.model.kernels import ACTIVATIONS, Kernels
 from mt.model.positions import POSITIONS
 
@@ -42,7 +43,7 @@ class Depth:
         """Return the factors of initial weights of projections to `query`, `key`, `value`, `inner` and `out`."""
         config, n, m = self.config, self.config.n_encoder_layers, self.config.n_decoder_layers
         deepnorm = (12 * m) ** -0.25 if self.is_decoder else 0.87 * (n**4 * m) ** (-1 / 16)
-        value = float(deepnorm) if config.norm == "deepnorm" else 1.0
+        value = deepnorm if config.norm == "deepnorm" else 1.0
         out = 0.0 if config.zero_init_out else value
         if config.init == "scaled":  # Radford et al. 2019, section 2.3
             out *= (3 * m if self.is_decoder else 2 * n) ** -0.5
@@ -211,7 +212,7 @@ class CrossAttention(Attention):
         self.kv = Linear(d, [self.d_keys, self.d_keys], depth.gains("key", "value"), bias)
         self.out = Linear(d, [d], depth.gains("out"), bias)
 
-    def forward(self, x: Tensor, context: Context) -> Tensor:
+    def forward(self, x: Tensor, context: TargetContext) -> Tensor:
         return self.out(context.attend_memory(self.kernels, self.q_norm(self.heads(self.q(x))), self.keys_and_values))
 
     def keys_and_values(self, memory: Tensor) -> tuple[Tensor, ...]:
@@ -259,7 +260,7 @@ class DecoderLayer(nn.Module):
         self.feed_forward = FeedForward(depth) if has_network else nn.Identity()
         self.feed_forward_residual = residual(depth) if has_network else NoSum()
 
-    def forward(self, x: Tensor, context: Context) -> Output:
+    def forward(self, x: Tensor, context: TargetContext) -> Output:
         x = self.self_residual(x, lambda y: self.self_attention(y, context))
         x = self.cross_residual(x, lambda y: self.cross_attention(y, context))
         return self.feed_forward_residual(x, self.feed_forward), None
@@ -268,39 +269,35 @@ class DecoderLayer(nn.Module):
 class Stack(nn.ModuleList):
     """Layers one after the other. With `recomputes`, only their inputs are kept for the backward pass."""
 
-    def __init__(self, layers: Iterable[nn.Module], recomputes: bool = False, layer_dropout: float = 0.0) -> None:
+    def __init__(self, layers: Iterable[nn.Module], recomputes: bool, layer_dropout: float) -> None:
         super().__init__(layers)
-        self.layer_dropout, self.run = layer_dropout, run_again if recomputes else run
+        self.layer_dropout, self.run = layer_dropout, run_again if recomputes else nn.Module.__call__
 
     def forward(self, x: Tensor, contexts: Iterable[Context]) -> tuple[Tensor, list[Tensor]]:
         """Return the output of as many layers as there are contexts, and the losses of those that have one."""
-        losses = []
+        losses: list[Tensor] = []
         for layer, context in zip(self, contexts, strict=False):
-            x, loss = self.through(layer, x, context)
-            losses += [] if loss is None else [loss]
+            y, loss = self.run(layer, x, context)
+            x, losses = self.kept(x, y), losses if loss is None else [*losses, loss]
         return x, losses
 
-    def through(self, layer: nn.Module, x: Tensor, context: Context) -> Output:
-        return self.run(layer, x, context)
+    def kept(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return what goes on of a layer's input x and output y."""
+        return y
 
 
 class DroppingStack(Stack):
-    """In training some layers, drawn for each batch, are passed by. Source: Fan et al. 2020 (LayerDrop)."""
+    """In training some layers, drawn for each batch, are passed by; they are computed, so that all have gradients.
 
-    def through(self, layer: nn.Module, x: Tensor, context: Context) -> Output:
-        is_kept = dropout(x.new_ones(1), self.layer_dropout, self.training) > 0
-        y, loss = super().through(layer, x, context)  # in any case, so that each parameter has a gradient
-        return torch.where(is_kept, y, x), loss
+    Source: Fan et al. 2020 (LayerDrop).
+    """
 
-
-def run(layer: Callable[..., Any], *inputs: Any) -> Output:
-    """Return what a layer returns."""
-    return layer(*inputs)  # type: ignore[no-any-return]
+    def kept(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.where(dropout(x.new_ones(1), self.layer_dropout, self.training) > 0, y, x)
 
 
-def run_again(layer: Callable[..., Any], *inputs: Any) -> Output:
-    """Return what a layer returns, and compute it once more in the backward pass."""
-    return checkpoint(layer, *inputs, use_reentrant=False, context_fn=replayed)  # type: ignore[no-any-return]
+# Runs a layer, keeps its inputs alone, and runs it again in the backward pass.
+run_again = partial(checkpoint, use_reentrant=False, context_fn=replayed)
 
 
 def n_weights(*modules: nn.Module) -> int:

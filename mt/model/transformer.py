@@ -21,23 +21,10 @@ from torch.nn import functional
 from mt.config import ModelConfig
 from mt.data.batch import Layout, PackedBatch, SourceBatch
 from mt.dropout import dropout
-from mt.model.context import Cache, Cached, Packed, Recorded, rows_of
+from mt.model import layers
+from mt.model.context import Cache, Cached, Packed, PackedTarget, Recorded, rows_of
 from mt.model.cpu import inference_kernels
 from mt.model.kernels import Kernels, separate
-from mt.model.layers import (
-    CrossAttention,
-    DecoderLayer,
-    Depth,
-    DroppingStack,
-    EncoderLayer,
-    FeedForward,
-    Layer,
-    Linear,
-    Stack,
-    n_weights,
-    norm_of,
-    run,
-)
 from mt.model.positions import POSITIONS, Positions
 
 VOCAB_MULTIPLE = 128  # rows of the embedding; matrix units like multiples of it
@@ -75,14 +62,17 @@ class Transformer(nn.Module):
         super().__init__()
         self.config, self.vocab_size, self.pad_id, self.dtype = config, vocab_size, pad_id, dtype
         self.embedding = self._embedding()
-        self.wide_network = FeedForward(Depth(config, False, 0)) if config.ffn_sharing == "wide" else None
-        encoder = (EncoderLayer(Depth(config, False, i), self.wide_network) for i in range(config.n_encoder_layers))
-        decoder = (DecoderLayer(Depth(config, True, i)) for i in range(config.n_decoder_layers))
-        stack = DroppingStack if config.layer_dropout else Stack
-        self.encoder = stack(encoder, activation_checkpointing, config.layer_dropout)
-        self.decoder = stack(decoder, activation_checkpointing, config.layer_dropout)
+        encoder, decoder = (
+            [layers.Depth(config, is_decoder, i) for i in range(n)]
+            for is_decoder, n in ((False, config.n_encoder_layers), (True, config.n_decoder_layers))
+        )
+        self.wide_network = layers.FeedForward(encoder[0]) if config.ffn_sharing == "wide" else None
+        stack = layers.DroppingStack if config.layer_dropout else layers.Stack
+        settings = activation_checkpointing, config.layer_dropout
+        self.encoder = stack((layers.EncoderLayer(depth, self.wide_network) for depth in encoder), *settings)
+        self.decoder = stack(map(layers.DecoderLayer, decoder), *settings)
         # With the norm before each sub-layer nothing has normalised the last sum.
-        final = (lambda: norm_of(config)) if config.norm == "pre" else nn.Identity
+        final = (lambda: layers.norm_of(config)) if config.norm == "pre" else nn.Identity
         self.encoder_norm, self.decoder_norm = final(), final()
         self.positions: Positions = POSITIONS[config.positions](config)
         self.src_embedding = None if config.tied_embeddings == "all" else self._embedding()
@@ -103,23 +93,18 @@ class Transformer(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=self.config.d_model**-0.5)
-            elif isinstance(module, Linear):
+            elif isinstance(module, layers.Linear):
                 module.initialise()
 
     def use(self, kernels: Kernels) -> Transformer:
         """Compute with these kernels from now on, and return the model."""
         self.kernels = kernels
         for module in self.modules():
-            if isinstance(module, Layer):
+            if isinstance(module, layers.Layer):
                 module.kernels = kernels
-            if isinstance(module, Linear) or module is self.embeddings[2]:
+            if isinstance(module, layers.Linear) or module is self.embeddings[2]:
                 module.packed = kernels.packed(module.weight)
         return self
-
-    @property
-    def n_positions(self) -> int | None:
-        """Tokens of the longest sentence that the model can read or write; None: there is no longest."""
-        return self.positions.n_positions
 
     @property
     def output_weight(self) -> Tensor:
@@ -143,14 +128,14 @@ class Transformer(nn.Module):
         """
         networks = [] if self.wide_network is None else [self.wide_network] * len(self.encoder)
         # Keys and values of the cross-attention are made of the encoder's output.
-        of_memory = n_weights(*(attention.kv for attention in self._cross_attentions))
-        of_source = n_weights(self.encoder, *networks) + of_memory
-        of_target = n_weights(self.decoder) - of_memory + self.vocab_size * self.config.d_model
+        of_memory = layers.n_weights(*(attention.kv for attention in self._cross_attentions))
+        of_source = layers.n_weights(self.encoder, *networks) + of_memory
+        of_target = layers.n_weights(self.decoder) - of_memory + self.vocab_size * self.config.d_model
         return 6 * (n_src_tokens * of_source + n_tgt_tokens * of_target)
 
     def forward(self, batch: PackedBatch) -> States:
         """Return the decoder's last states for all target positions."""
-        memory, losses = self._encoded(batch.src_ids, batch.src_positions, batch.encoder_layout, batch.max_positions)
+        memory, losses = self.encode(batch.src_ids, batch.src_positions, batch.encoder_layout, batch.max_positions)
         x, more = self._decoded(batch, repeat(self._decoder_context(batch, memory), len(self.decoder)))
         return States(self.decoder_norm(x), losses + more)
 
@@ -166,30 +151,25 @@ class Transformer(nn.Module):
         Returns:
             [n, H, W, W] float32 for each group of tiles in the batch's cross layout, queries before keys.
         """
-        memory = self.encode(batch.src_ids, batch.src_positions, batch.encoder_layout, batch.max_positions)
+        memory, _ = self.encode(batch.src_ids, batch.src_positions, batch.encoder_layout, batch.max_positions)
         context = self._decoder_context(batch, memory)
         recorded = Recorded(**vars(context))
         self._decoded(batch, [*repeat(context, layer), recorded])
         return recorded.weights
 
-    def encode(self, ids: Tensor, positions: Tensor, layout: Layout, max_positions: int) -> Tensor:
-        """Return the encoder's output [S, D] for ids [S] and positions [S]; no position reaches max_positions."""
-        return self._encoded(ids, positions, layout, max_positions)[0]
-
-    def _encoded(
-        self, ids: Tensor, positions: Tensor, layout: Layout, max_positions: int
-    ) -> tuple[Tensor, list[Tensor]]:
+    def encode(self, ids: Tensor, positions: Tensor, layout: Layout, max_positions: int) -> tuple[Tensor, list[Tensor]]:
+        """Return the encoder's output [S, D] for ids and positions [S], below max_positions, and losses of layers."""
         own = rows_of(layout, self._attention_dropout, self.positions)
         context = Packed(own, self.positions.angles(positions, max_positions))
         x, losses = self.encoder(self._embed(0, ids, positions, max_positions), repeat(context, len(self.encoder)))
         return self.encoder_norm(x), losses
 
-    def _decoder_context(self, batch: PackedBatch, memory: Tensor) -> Packed:
+    def _decoder_context(self, batch: PackedBatch, memory: Tensor) -> PackedTarget:
         own = rows_of(batch.decoder_layout, self._attention_dropout, self.positions, is_causal=True)
         angles = self.positions.angles(batch.tgt_positions, batch.max_positions)
-        return Packed(own, angles, rows_of(batch.cross_layout, self._attention_dropout), memory)
+        return PackedTarget(own, angles, rows_of(batch.cross_layout, self._attention_dropout), memory)
 
-    def _decoded(self, batch: PackedBatch, contexts: Iterable[Packed]) -> tuple[Tensor, list[Tensor]]:
+    def _decoded(self, batch: PackedBatch, contexts: Iterable[PackedTarget]) -> tuple[Tensor, list[Tensor]]:
         x = self._embed(1, batch.tgt_inputs, batch.tgt_positions, batch.max_positions)  # [T, D]
         return self.decoder(x, contexts)  # type: ignore[no-any-return]
 
@@ -203,7 +183,7 @@ class Transformer(nn.Module):
 
     def begin_decoding(self, sources: SourceBatch, n_beams: int) -> Cache:
         """Encode the sentences and lay out the cache; it grows as it is used."""
-        memory = self.encode(sources.ids, sources.positions, sources.layout, sources.width)  # [B W, D]
+        memory, _ = self.encode(sources.ids, sources.positions, sources.layout, sources.width)  # [B W, D]
         sides: tuple[list[Tensor], ...] = [], []
         for attention in self._cross_attentions:
             for side, part in zip(sides, separate(attention.keys_and_values(memory)), strict=True):
@@ -226,8 +206,8 @@ class Transformer(nn.Module):
         return logits
 
     @property
-    def _cross_attentions(self) -> list[CrossAttention]:
-        return [cast(DecoderLayer, layer).cross_attention for layer in self.decoder]
+    def _cross_attentions(self) -> list[layers.CrossAttention]:
+        return [cast(layers.DecoderLayer, layer).cross_attention for layer in self.decoder]
 
     def for_inference(self, dtype: torch.dtype, weights: Mapping[str, Tensor] | None = None) -> Transformer:
         """Return a copy that cannot be trained, all of it in one type, so that no step converts weights again.
@@ -241,7 +221,7 @@ class Transformer(nn.Module):
         model = model.to(dtype)
         model.dtype = dtype
         model.requires_grad_(False).eval()
-        model.encoder.run = model.decoder.run = run
+        model.encoder.run = model.decoder.run = nn.Module.__call__
         return model.use(inference_kernels(model.embedding.weight.device, dtype))
 
     def _embed(self, side: int, ids: Tensor, positions: Tensor, max_positions: int) -> Tensor:

@@ -437,9 +437,9 @@ class Trainer:
         """
         theirs, ours = folder.config.model.shape, self.config.model.shape
         if differing := [key for key in ours if ours[key] != theirs[key]]:
-            found = ", ".join(f"{key} is {ours[key]} instead of {theirs[key]}" for key in differing)
+            found = ", ".join(f"{key} is {ours[key]} (there {theirs[key]})" for key in differing)
             raise ConfigError(
-                f"{found}: train.init_from ({folder.path}) has a model of another shape: set each to the second value"
+                f"{found}: the model of train.init_from ({folder.path}) has another shape: set what is in brackets"
             )
         self.engine.load(folder.load_weights(), None, folder.path)
 
