@@ -182,12 +182,10 @@ def load_into(model: Transformer, weights: dict[str, Tensor], origin: Path) -> N
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if expected != found:
-        differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        told = ", ".join(
-            f"{name} is {found.get(name, 'missing')}, the config needs {expected.get(name, 'none')}"
-            for name in differing
-        )
-        raise CheckpointError(f"{origin}: weights do not fit the model: {told}")
+        names = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        told = [f"{n} is {found.get(n, 'missing')}, the config needs {expected.get(n, 'none')}" for n in names[:5]]
+        more = f"; and {len(names) - 5:,} more" if len(names) > 5 else ""
+        raise CheckpointError(f"{origin}: weights do not fit the model: {'; '.join(told)}{more}")
     model.load_state_dict(weights)
 
 

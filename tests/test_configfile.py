@@ -109,6 +109,15 @@ REFUSED = {
     "model: 512": "x.yaml: model: expected a mapping (key: value), got 512",
     "model: [512]": "x.yaml: model: expected a mapping (key: value), got a list",
     "model: {d_model: 100}": "x.yaml: model.d_model: expected a multiple of 8 × n_heads, got d_model 100 and n_heads 8",
+    "model: {n_kv_heads: 3}": "x.yaml: model.n_kv_heads: expected a divisor of model.n_heads (8), got 3",
+    "model: {n_kv_heads: 0}": "x.yaml: model.n_kv_heads: expected a divisor of model.n_heads (8), got 0",
+    "model: {d_model: 72, n_heads: 8, positions: rotary}": "x.yaml: model.d_model: expected a multiple of 8 × n_heads, "
+    "got d_model 72 and n_heads 8",
+    "model: {positions: learned, n_positions: 200}": "x.yaml: model.n_positions: is 200, smaller than data.max_tokens "
+    "(256): the longest sentence would have no positions; raise the one or lower the other",
+    "model: {positions: rope}": "x.yaml: model.positions: expected sinusoidal, learned, rotary, relative, alibi or "
+    "none, got 'rope'",
+    "model: {layer_dropout: 1.0}": "x.yaml: model.layer_dropout: expected 0 ≤ p < 1, got 1.0",
     "model: {3: 4}": "x.yaml: model.3: expected text as a key, got 3 (YAML reads it as a number: write it in quotes)",
     "no: 4": "x.yaml: False: expected text as a key, got False "
     "(YAML reads a bare yes/no/on/off as true/false: write it in quotes)",

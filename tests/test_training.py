@@ -564,6 +564,12 @@ def test_a_changed_setting_is_refused_by_name_unless_it_may_change(tmp_path: Pat
         "model.d_ff: this run began with 64, now it is 72: change it back, or start anew with another --run-dir "
         f"(the run is in {run_dir})"
     )
+    with pytest.raises(MTError) as caught:  # all of them at once
+        train_run(replace(config, model=replace(config.model, d_ff=72, positions="rotary")), run_dir)
+    assert str(caught.value) == (
+        "model.d_ff: this run began with 64, now it is 72; model.positions: this run began with 'sinusoidal', now it "
+        f"is 'rotary': change them back, or start anew with another --run-dir (the run is in {run_dir})"
+    )
     train_run(with_train(config, max_steps=3, validate_every=2), run_dir)
     assert checkpoints(run_dir)[-1] == checkpoint_path(run_dir, 3)
 
