@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from mt.bench import Laps, random_corpus, step_in_parts
 from mt.checkpoint import checkpoint_step, checkpoints
@@ -180,9 +181,12 @@ def _model_lines(model: Transformer) -> list[str]:
 def parameters_by_part(model: Transformer) -> dict[str, int]:
     """Parameters that are learned, by part of the model."""
     rows = f"{model.vocab_size:,} pieces × {model.config.d_model}"
-    parts = {f"embedding, which is the output layer too ({rows})": model.output_weight.numel()}
+    roles: dict[Tensor, list[str]] = {}
+    for role, table in zip(("source", "target", "output"), model.embeddings, strict=True):
+        roles.setdefault(table.weight, []).append(role)
+    parts = {f"embedding of {', '.join(names)} ({rows})": model.output_weight.numel() for names in roles.values()}
     for name, parameter in model.named_parameters():
-        if name == "embedding.weight":
+        if parameter in roles:
             continue
         side, *path = name.split(".")
         inside = next((word for word in path if not word.isdigit()), "norm")

@@ -75,7 +75,7 @@ def test_before_the_data_is_prepared_it_says_what_it_cannot_know(tmp_path: Path)
     assert files[0] == "run folder   runs/toy (new)"
     assert re.fullmatch(rf"corpus       {tmp_path}/text/prepared/[0-9a-f]{{16}} \(to be prepared\)", files[1])
     assert "slices of made-up sentences on cpu (" in section(text, "time")[2]
-    assert "embedding, which is the output layer too (380 pieces × 32)" in section(text, "model")[1]
+    assert "embedding of source, target, output (380 pieces × 32)" in section(text, "model")[1]
 
 
 def test_of_prepared_data_the_figures_are_exact(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_parameters_by_part_are_all_of_them() -> None:
     attention, cross, feed_forward = 4 * (32 * 32 + 32), 4 * (32 * 32 + 32), 2 * 32 * 48 + 48 + 32
     parts = parameters_by_part(model)
     assert parts == {
-        "embedding, which is the output layer too (50 pieces × 32)": 50 * 32,
+        "embedding of source, target, output (50 pieces × 32)": 50 * 32,
         "encoder, self attention": 2 * attention,
         "encoder, feed forward": 2 * feed_forward,
         "encoder, norms": (2 * 2 + 1) * 64,

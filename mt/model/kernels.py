@@ -143,7 +143,8 @@ def in_type_of(x: Tensor, parameter: Tensor | None) -> Tensor | None:
 
 def separate(projections: tuple[Tensor, ...]) -> list[Tensor]:
     """Return what is side by side in [T, n, heads, E] as tensors [T, heads, E]."""
-    return [part for projection in projections for part in projection.unbind(1)]
+    # The gradient of `unbind` is a copy, that of `squeeze` a view.
+    return [part for x in projections for part in (x.unbind(1) if x.shape[1] > 1 else (x.squeeze(1),))]
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:

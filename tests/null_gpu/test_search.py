@@ -18,8 +18,8 @@ SENTENCES = [[5 + i % 7] * (4 + i % 5) + [3] for i in range(60)]
 LONGEST = 60
 
 
-def graphs() -> Graphs:
-    shape = ModelConfig(n_encoder_layers=1, n_decoder_layers=1)
+def graphs(**variant: Any) -> Graphs:
+    shape = ModelConfig(n_encoder_layers=1, n_decoder_layers=1, **variant)
     return Graphs(Transformer(shape, vocab_size=32_000, pad_id=0).to("cuda:0").for_inference(torch.bfloat16))
 
 
@@ -50,6 +50,29 @@ def test_steps_are_captured_once_for_each_shape_and_then_replayed(
     # The host looks at the device every few steps alone. The others send the start of a search and read its results.
     assert found[2]["synchronize"] <= LONGEST / LOOK_EVERY + 16
     note(f"search, {what}, 60 sentences to 60 tokens, 1 + 1 layers", found[2])
+
+
+@pytest.mark.null_gpu
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"positions": "rotary", "n_kv_heads": 2, "qk_norm": True, "norm": "pre", "norm_kind": "rms"},
+        {"positions": "relative", "activation": "swiglu", "n_kv_heads": 1},
+        {"positions": "learned", "tied_embeddings": "none", "bias": False},
+        {"positions": "alibi", "norm": "deepnorm"},
+    ],
+)
+def test_steps_of_variants_are_captured(variant: dict[str, Any]) -> None:
+    decode, search = DecodeConfig(max_length=LONGEST), graphs(**variant)
+    found = []
+    for _ in range(2):
+        with NullGPU().counting() as counted:
+            search.search(SENTENCES, decode)
+        found.append(counted)
+    assert search.why_not is None
+    assert [one["forbidden"] for one in found] == [0, 0]
+    assert [one["capture"] for one in found] == [3, 0]
+    note(f"search, {variant}, 60 sentences to 60 tokens, 1 + 1 layers", found[1])
 
 
 @pytest.mark.null_gpu

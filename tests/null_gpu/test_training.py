@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -20,13 +21,22 @@ from tests.toys import toy_config
 
 VOCABULARY, UPDATE = 32_000, 25_000
 CORPUS = bench.random_corpus(VOCABULARY, 256, n_pairs=8_000)
+WIDE = {"ffn_sharing": "wide", "d_ff": 8_192, "activation": "relu2"}
 BASE = {"d_model": 512, "n_heads": 8, "d_ff": 2048, "dropout": 0.1}
 
 
-def config_for(folder: Path, *, n_layers: int = 1, attention_dropout: float = 0.0, **train: Any) -> RunConfig:
-    """The base model, with fewer layers where that shows as much."""
+def config_for(
+    folder: Path,
+    *,
+    n_layers: int = 1,
+    attention_dropout: float = 0.0,
+    variant: Mapping[str, Any] = MappingProxyType({}),
+    **train: Any,
+) -> RunConfig:
+    """The base model, with fewer layers where that shows as much, or a variant of it."""
     config = toy_config(folder, **{"batch_tokens": UPDATE, "device": "auto", "precision": "auto", **train})
     shape = {**BASE, "n_encoder_layers": n_layers, "n_decoder_layers": n_layers, "attention_dropout": attention_dropout}
+    shape |= variant
     return replace(config, model=replace(config.model, **shape), data=replace(config.data, max_tokens=256))
 
 
@@ -121,6 +131,49 @@ def test_an_eager_update_with_other_settings_waits_for_nothing(
 ) -> None:
     engine = begun(config_for(tmp_path, **{"compile": False, **settings}))
     assert_steady(engine, f"base, 1 + 1 layers, eager, {what}", most_launches)
+
+
+MODERN = {
+    "norm": "pre",
+    "norm_kind": "rms",
+    "activation": "swiglu",
+    "bias": False,
+    "positions": "rotary",
+    "n_kv_heads": 2,
+    "qk_norm": True,
+    "tied_embeddings": "none",
+    "layer_dropout": 0.1,
+    "word_dropout": 0.1,
+    "zero_init_out": True,
+}
+
+
+@pytest.mark.null_gpu
+@pytest.mark.parametrize(
+    ("what", "variant", "most_launches"),
+    [
+        ("modern", MODERN, 600),
+        ("DeepNorm, learned positions, ReLU squared, wide", {**WIDE, "positions": "learned", "norm": "deepnorm"}, 400),
+        ("relative positions", {"positions": "relative", "n_kv_heads": 4}, 800),
+        ("ALiBi", {"positions": "alibi"}, 600),
+    ],
+)
+def test_an_eager_update_of_a_variant_waits_for_nothing(
+    tmp_path: Path, what: str, variant: dict[str, Any], most_launches: int
+) -> None:
+    engine = begun(config_for(tmp_path, compile=False, variant=variant))
+    assert_steady(engine, f"base, 1 + 1 layers, eager, {what}", most_launches)
+
+
+@pytest.mark.null_gpu
+def test_a_compiled_update_of_a_modern_variant_compiles_three_graphs(tmp_path: Path) -> None:
+    engine = begun(config_for(tmp_path, n_layers=2, variant=MODERN))
+    assert engine.execution.note == "bf16, compiled"
+    torch._dynamo.utils.counters.clear()
+    next(updates(engine, 1))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert_steady(engine, "base, 2 + 2 layers, compiled, modern", 600)
 
 
 @pytest.mark.null_gpu
