@@ -183,7 +183,7 @@ def load_into(model: Transformer, weights: dict[str, Tensor], origin: Path) -> N
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if expected != found:
         names = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        told = [f"{n} is {found.get(n, 'missing')}, the config needs {expected.get(n, 'none')}" for n in names[:5]]
+        told = [f"{n} is {found.get(n, 'missing')}, expected {expected.get(n, 'none')}" for n in names[:5]]
         more = f"; and {len(names) - 5:,} more" if len(names) > 5 else ""
         raise CheckpointError(f"{origin}: weights do not fit the model: {'; '.join(told)}{more}")
     model.load_state_dict(weights)

@@ -211,32 +211,35 @@ class ModelConfig:
     n_decoder_layers: int = 6
     dropout: float = 0.1  # on embeddings and on the output of each sub-layer
     attention_dropout: float = 0.0  # on attention weights; above 0 flash attention cannot be used
-    layer_dropout: float = 0.0  # probability that a layer is passed by in an update (Fan et al. 2020)
-    word_dropout: float = 0.0  # probability that a token has no embedding in an update (Gal and Ghahramani 2016)
-    # After the residual sum, before the sub-layer (Xiong et al. 2020), or after a sum that weighs x (Wang et al. 2022).
+    layer_dropout: float = 0.0  # probability that a layer is skipped in a micro-batch (Fan et al. 2020)
+    word_dropout: float = 0.0  # probability that a token's embedding is set to zero (Sennrich et al. 2016)
+    # post: norm after the residual sum; pre: before the sub-layer (Xiong et al. 2020); deepnorm: after a sum in which x
+    # is scaled (Wang et al. 2022)
     norm: Literal["post", "pre", "deepnorm"] = "post"
     norm_kind: Literal["layer", "rms"] = "layer"  # or RMS norm (Zhang and Sennrich 2019)
     # Of the feed-forward networks; geglu and swiglu are gated and have three matrices of d_ff (Shazeer 2020).
     activation: Literal["relu", "gelu", "silu", "relu2", "geglu", "swiglu"] = "relu"
     bias: bool = True  # of projections and layer norms
-    # Added to embeddings (sinusoidal; learned: Gehring et al. 2017), turning queries and keys (rotary: Su et al. 2021),
-    # or added to scores (relative: Raffel et al. 2020; alibi: Press et al. 2022), where flash attention cannot be used.
+    # sinusoidal and learned (Gehring et al. 2017) are added to embeddings; rotary (Su et al. 2021) rotates queries and
+    # keys; relative (Raffel et al. 2020) and alibi (Press et al. 2022) are added to scores, without flash attention
     positions: Literal["sinusoidal", "learned", "rotary", "relative", "alibi", "none"] = "sinusoidal"
     n_positions: int = 1_024  # of learned positions: tokens of the longest sentence, end of sentence included
     n_kv_heads: int | None = None  # heads of keys and values; null: n_heads, 1: multi-query (Ainslie et al. 2023)
     qk_norm: bool = False  # RMS norm of the queries and keys of each head (Henry et al. 2020)
     tied_embeddings: Literal["all", "decoder", "none"] = "all"  # source, target, output: one, two or three matrices
-    ffn_sharing: Literal["none", "wide"] = "none"  # wide: one in all the encoder, none in the decoder (Pires 2023)
-    # Xavier uniform; outputs of sub-layers scaled by the number of residual sums (Radford et al. 2019); all matrices
-    # scaled by the depth of their layer (Zhang et al. 2019).
+    ffn_sharing: Literal["none", "wide"] = "none"  # wide: one for the encoder, none in the decoder (Pires 2023)
+    # xavier: uniform; scaled: output projections of sub-layers over the root of the number of residual sums (Radford et
+    # al. 2019); depth_scaled: all matrices of a layer over the root of its depth (Zhang, Titov and Sennrich 2019)
     init: Literal["xavier", "scaled", "depth_scaled"] = "xavier"
-    zero_init_out: bool = False  # sub-layers begin as nothing (Zhang et al. 2019, Fixup)
+    zero_init_out: bool = False  # output projections of sub-layers start at zero (Zhang, Dauphin and Ma 2019)
 
     @property
     def shape(self) -> dict[str, object]:
         """The settings that weights are made for, by key; the others matter in training alone."""
         of_training = ("dropout", "attention_dropout", "layer_dropout", "word_dropout", "init", "zero_init_out")
-        return {f"model.{key}": value for key, value in vars(self).items() if key not in of_training}
+        values = vars(self) | {"n_kv_heads": self.n_kv_heads or self.n_heads}
+        values["n_positions"] = self.n_positions if self.positions == "learned" else None
+        return {f"model.{key}": value for key, value in values.items() if key not in of_training}
 
     def __post_init__(self) -> None:
         for name in ("d_model", "n_heads", "d_ff", "n_encoder_layers", "n_decoder_layers", "n_positions"):
@@ -434,7 +437,7 @@ class RunConfig:
             self.model.positions != "learned" or self.model.n_positions >= self.data.max_tokens,
             "model.n_positions",
             f"is {self.model.n_positions}, smaller than data.max_tokens ({self.data.max_tokens}): the longest sentence "
-            "would have no positions; raise the one or lower the other",
+            "would have no positions; raise model.n_positions or lower data.max_tokens",
         )
         _require(
             smallest >= self.data.max_tokens,

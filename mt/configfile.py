@@ -63,6 +63,11 @@ def config_differences(a: RunConfig, b: RunConfig) -> dict[str, tuple[Any, Any]]
     return {key: (value_a, value_b) for key, (value_a, value_b) in pairs.items() if value_a != value_b}
 
 
+def as_yaml(value: Any) -> str:
+    """Return a setting's value as it stands in a config."""
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
+
+
 def settings_of(config: RunConfig) -> dict[str, Any]:
     """Dotted key → value of every setting."""
     return _flat(_plain(config))

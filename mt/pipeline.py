@@ -27,7 +27,7 @@ from mt.checkpoint import (
     write_text,
 )
 from mt.config import RunConfig
-from mt.configfile import config_differences, dump_config, load_config
+from mt.configfile import as_yaml, config_differences, dump_config, load_config
 from mt.decode.lines import whole_file
 from mt.decode.translator import Translator
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
@@ -278,7 +278,7 @@ def _check_changes(config: RunConfig, run_dir: Path) -> None:
         )
     began_with = load_config(str(run_dir / CONFIG))
     changed = [
-        f"{key}: this run began with {_as_yaml(before)}, now it is {_as_yaml(now)}"
+        f"{key}: this run began with {as_yaml(before)}, now it is {as_yaml(now)}"
         for key, (before, now) in config_differences(began_with, config).items()
         if not any(key == name or (name.endswith(".") and key.startswith(name)) for name in CHANGEABLE)
     ]
@@ -287,10 +287,6 @@ def _check_changes(config: RunConfig, run_dir: Path) -> None:
             f"{'; '.join(changed)}: change {'it' if len(changed) == 1 else 'them'} back, or start anew with another "
             f"--run-dir (the run is in {run_dir})"
         )
-
-
-def _as_yaml(value: Any) -> str:
-    return "null" if value is None else repr(value)
 
 
 def _record_start(config: RunConfig, corpus: PreparedCorpus, run_dir: Path) -> None:

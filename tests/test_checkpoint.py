@@ -308,7 +308,7 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path, config: RunConfig,
     with pytest.raises(CheckpointError) as caught:
         ModelFolder.open(folder).load_model(torch.float32, torch.device("cpu"))
     assert str(caught.value) == (
-        f"{folder}: weights do not fit the model: embedding.weight is (384, 32), the config needs (1024, 32)"
+        f"{folder}: weights do not fit the model: embedding.weight is (384, 32), expected (1024, 32)"
     )
 
 

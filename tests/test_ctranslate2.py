@@ -259,10 +259,10 @@ def test_settings_that_it_does_not_have_are_refused(
 def test_settings_of_a_model_that_it_cannot_express_are_refused_all_at_once() -> None:
     exporter.refuse_inexpressible(ModelConfig(dropout=0.3, norm="deepnorm", positions="rotary", zero_init_out=True))
     with pytest.raises(ConfigError) as caught:
-        exporter.refuse_inexpressible(ModelConfig(positions="alibi", activation="relu2", dropout=0.3))
+        exporter.refuse_inexpressible(ModelConfig(positions="alibi", activation="relu2", qk_norm=True, dropout=0.3))
     assert str(caught.value) == (
-        "model.activation is 'relu2', model.positions is 'alibi', which cannot be exported to CTranslate2: translate "
-        "with mt itself, or train with 'relu', 'sinusoidal'"
+        "CTranslate2 does not have model.activation: relu2 or model.positions: alibi or model.qk_norm: true: translate "
+        "with mt itself, or train with model.activation: relu, model.positions: sinusoidal, model.qk_norm: false"
     )
 
 
@@ -270,7 +270,11 @@ def test_settings_of_a_model_that_it_cannot_express_are_refused_all_at_once() ->
 def test_every_variant_is_exported_exactly_or_refused(row: int, tmp_path: Path) -> None:
     """With weights that are all random, so that each of them matters."""
     others = {"activation": "gelu", "positions": "rotary", "qk_norm": False, "ffn_sharing": "none"}
-    refused = {name: other for name, other in others.items() if ROWS[row][name] == exporter.INEXPRESSIBLE[name]}
+    refused = {
+        name: other
+        for name, other in others.items()
+        if ROWS[row][name] not in exporter.EXPRESSIBLE.get(name, (getattr(ModelConfig(), name),))
+    }
     model = model_of(ROWS[row] | refused, torch.float32).float().eval()
     if refused:
         with pytest.raises(ConfigError):

@@ -220,7 +220,7 @@ def test_replayed_steps_find_what_eager_steps_find(
         own = _copy(state)
         for held, name, tensor in _tensors(own):
             held[name] = tensor.clone()
-        return cls(Replayed(own), own, torch.empty(0))
+        return cls(Replayed(own), own)
 
     monkeypatch.setattr(mt.decode.graphs._Captured, "of", classmethod(captured))
     monkeypatch.setattr(Graphs, "_forget_oldest", lambda self: None)

@@ -533,8 +533,8 @@ def test_fine_tuning_needs_a_model_of_the_same_shape(tmp_path: Path) -> None:
     with pytest.raises(MTError) as caught:
         train_run(with_train(other, init_from=str(tmp_path / "first")), tmp_path / "second")
     assert str(caught.value) == (
-        f"model.d_ff is 96 (there 64), model.activation is gelu (there relu): the model of train.init_from "
-        f"({tmp_path / 'first' / 'model'}) has another shape: set what is in brackets"
+        f"train.init_from: the model in {tmp_path / 'first' / 'model'} needs model.d_ff: 64 (here 96), "
+        "model.activation: relu (here gelu): change what differs"
     )
     with pytest.raises(MTError) as caught:
         train_run(with_train(config, init_from=str(tmp_path / "nowhere")), tmp_path / "third")
@@ -567,8 +567,8 @@ def test_a_changed_setting_is_refused_by_name_unless_it_may_change(tmp_path: Pat
     with pytest.raises(MTError) as caught:  # all of them at once
         train_run(replace(config, model=replace(config.model, d_ff=72, positions="rotary")), run_dir)
     assert str(caught.value) == (
-        "model.d_ff: this run began with 64, now it is 72; model.positions: this run began with 'sinusoidal', now it "
-        f"is 'rotary': change them back, or start anew with another --run-dir (the run is in {run_dir})"
+        "model.d_ff: this run began with 64, now it is 72; model.positions: this run began with sinusoidal, now it "
+        f"is rotary: change them back, or start anew with another --run-dir (the run is in {run_dir})"
     )
     train_run(with_train(config, max_steps=3, validate_every=2), run_dir)
     assert checkpoints(run_dir)[-1] == checkpoint_path(run_dir, 3)

@@ -52,7 +52,7 @@ def test_a_variant_learns_to_copy_and_to_reverse(name: str, value: Any) -> None:
     optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98))
     for step in range(most_steps):
         for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min(1, (step + 1) / 100) * min(1, 2 * (1 - step / most_steps))
+            group["lr"] = 3e-3 * min(1, (step + 1) / 100) * min(1, 2 * (1 - step / most_steps))
         batch = tiles(drawn_pairs(rng, 64))
         seed_dropout(CPU, 1, step, 0)
         loss = linear_label_smoothed_nll(
@@ -62,6 +62,6 @@ def test_a_variant_learns_to_copy_and_to_reverse(name: str, value: Any) -> None:
         (loss / batch.n_tgt_tokens).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if (step + 1) % 300 == 0 and share_right(model) == 1.0:
+        if (step + 1) % 200 == 0 and share_right(model) == 1.0:
             return
     assert share_right(model) >= 0.98

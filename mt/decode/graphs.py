@@ -153,7 +153,6 @@ class _Captured:
 
     graph: torch.cuda.CUDAGraph
     state: SearchState
-    table: Tensor | None  # of positions, which the graph reads: the model replaces its own when it needs a longer one
 
     @classmethod
     def of(cls, state: SearchState, pool: Any) -> _Captured:
@@ -181,7 +180,7 @@ class _Captured:
             for (_, _, before), (_, _, after) in zip(_tensors(own), _tensors(stepped), strict=True):
                 if after is not before:
                     before.copy_(after)
-        return cls(graph, own, own.model.positions.table)
+        return cls(graph, own)
 
     def adopt(self, state: SearchState) -> None:
         """Copy what a state holds to where the graph works, and let the state hold that."""

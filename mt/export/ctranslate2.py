@@ -34,7 +34,7 @@ from mt.checkpoint import (
     write_json,
 )
 from mt.config import DecodeConfig, ModelConfig, RunConfig
-from mt.configfile import dump_config, load_config
+from mt.configfile import as_yaml, dump_config, load_config
 from mt.decode.lines import lines_of_text
 from mt.decode.search import (
     LONGER_THAN_SOURCE,
@@ -61,8 +61,6 @@ QUANTIZATIONS = ("float32", "int8", "float16")
 # CTranslate2 has a table of positions: a sentence or a translation cannot be longer. Longer settings make it longer.
 FEWEST_POSITIONS = 1_024
 
-# Values of settings that it does not have, or not in an encoder (ALiBi) or in cross-attention (norms of queries).
-INEXPRESSIBLE = {"activation": "relu2", "positions": "alibi", "qk_norm": True, "ffn_sharing": "wide"}
 EXPRESSIBLE_ACTIVATIONS = {  # CTranslate2's name, and whether one half is multiplied by the other
     "relu": ("RELU", False),
     "gelu": ("GELU", False),
@@ -70,6 +68,17 @@ EXPRESSIBLE_ACTIVATIONS = {  # CTranslate2's name, and whether one half is multi
     "geglu": ("GELU", True),
     "swiglu": ("SWISH", True),
 }
+# Values of the other settings that it has; of those that are not named here, the default. It has no ALiBi in an
+# encoder, and no norm of queries in cross-attention.
+EXPRESSIBLE: dict[str, Iterable[Any]] = {
+    "activation": EXPRESSIBLE_ACTIVATIONS,
+    "norm": ("post", "pre", "deepnorm"),
+    "norm_kind": ("layer", "rms"),
+    "bias": (True, False),
+    "positions": ("sinusoidal", "learned", "rotary", "relative", "none"),
+    "tied_embeddings": ("all", "decoder", "none"),
+}
+SIZES = {"d_model", "n_heads", "n_kv_heads", "d_ff", "n_encoder_layers", "n_decoder_layers", "n_positions"}
 
 LEAST_LOG_PROB = -1e9  # CTranslate2 gives less to hypotheses that there are not
 SCORED_TOGETHER = 32  # translations, sorted by length
@@ -172,13 +181,17 @@ def refuse_inexpressible(config: ModelConfig) -> None:
     Raises:
         ConfigError: a setting has a value of this kind.
     """
-    refused = [name for name, value in INEXPRESSIBLE.items() if getattr(config, name) == value]
+    names = (key.removeprefix("model.") for key in config.shape)
+    default = ModelConfig()
+    refused = [
+        name
+        for name in names
+        if name not in SIZES and getattr(config, name) not in EXPRESSIBLE.get(name, (getattr(default, name),))
+    ]
     if refused:
-        found = ", ".join(f"model.{name} is {getattr(config, name)!r}" for name in refused)
-        wanted = ", ".join(repr(getattr(ModelConfig(), name)) for name in refused)
-        raise ConfigError(
-            f"{found}, which cannot be exported to CTranslate2: translate with mt itself, or train with {wanted}"
-        )
+        found = " or ".join(f"model.{name}: {as_yaml(getattr(config, name))}" for name in refused)
+        wanted = ", ".join(f"model.{name}: {as_yaml(getattr(default, name))}" for name in refused)
+        raise ConfigError(f"CTranslate2 does not have {found}: translate with mt itself, or train with {wanted}")
 
 
 def transformer_spec(model: Transformer, pieces: list[str], n_positions: int) -> Any:
@@ -237,14 +250,14 @@ class _Writer:
 
     def side(self, spec: Any, layers: Iterable[Any], norm: nn.Module, *, is_decoder: bool) -> None:
         """Copy the encoder or the decoder; rotary and relative positions are in their layers."""
-        config, scheme = self.scheme.config, self.scheme
-        spec.scale_embeddings = math.sqrt(config.d_model)
+        scheme = self.scheme
+        spec.scale_embeddings = scheme.scale
         if hasattr(spec, "position_encodings"):
-            table = torch.zeros(self.n_positions, config.d_model)
+            table = torch.zeros(self.n_positions, scheme.d_model)
             if isinstance(scheme, Learned):
                 table = self.value(scheme.embedding.weight) * spec.scale_embeddings
             elif isinstance(scheme, Sinusoidal):
-                table = sinusoidal_positions(self.n_positions, config.d_model)
+                table = sinusoidal_positions(self.n_positions, scheme.d_model)
             spec.position_encodings.encodings = table
         for to, layer in zip(spec.layer, layers, strict=True):
             self.attention(to.self_attention, (layer.self_attention.qkv, layer.self_attention.out), layer.self_residual)
@@ -257,7 +270,7 @@ class _Writer:
                 attention = layer.cross_attention
                 self.attention(to.attention, (attention.q, attention.kv, attention.out), layer.cross_residual)
             self.feed_forward(to.ffn, layer.feed_forward, layer.feed_forward_residual)
-        if config.norm == "pre":
+        if hasattr(spec, "layer_norm"):
             self.norm(spec.layer_norm, norm)
 
     def attention(self, spec: Any, products: Sequence[Linear], residual: PostNorm) -> None:

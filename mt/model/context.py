@@ -25,9 +25,9 @@ GROWTH = 8  # positions that a cache grows by
 
 
 def rows_of(layout: Layout, dropout: float, positions: Positions | None = None, is_causal: bool = False) -> Rows:
-    """Return the rows of a layout, for self-attention where positions are given."""
+    """Return the rows of a layout; give positions for self-attention alone."""
     masks = [group.bias for group in layout.groups] if isinstance(layout, TileLayout) else []
-    if positions is not None and positions.has_bias:
+    if positions is not None and positions.adds_to_scores:
         # Within a tile the distance of rows of a sentence is that of their positions.
         places = [torch.arange(mask.shape[-1], device=mask.device) for mask in masks]
         biases = [positions.bias(of_group, of_group, is_causal) for of_group in places]  # [H, W, W]
@@ -85,7 +85,7 @@ class Cache:
 
     Slots are written once and stay where they are. After each choice of beams only the ancestry table moves:
     `ancestors[b, k, i]` is the slot that holds position i of the hypothesis that is now beam k, and K where i is still
-    to come. States are small and move with their beams: what a layer without attention has in place of slots.
+    to come. States are small tensors for layers without attention; they are gathered when beams are chosen.
     """
 
     keys: Tensor  # [L, B, G, t, K, E] slots of the decoder's self-attention
@@ -135,7 +135,7 @@ class Cache:
         device = self.ancestors.device
         self.enter(self.ancestors, torch.arange(n_beams, device=device).expand(n_sentences, -1))
         mask = functional.embedding(self.ancestors[:, None, :n_open], self.mask_of_slot)  # [B, 1, k, t, K]
-        if positions.has_bias:
+        if positions.adds_to_scores:
             bias = positions.bias(self.position, torch.arange(self.capacity, device=device), True)  # [H, 1, t]
             mask = mask + bias[..., None].to(mask.dtype)
         self.ancestry_mask = mask.flatten(3)
@@ -175,7 +175,7 @@ class Cache:
 
 
 class StaticCache(Cache):
-    """A cache whose steps can be captured: the device does not depend on what the host knows."""
+    """A cache whose steps can be captured: no operation on the device depends on a number of the host."""
 
     def enter(self, stored: Tensor, values: Tensor) -> None:
         stored.index_copy_(2, self.position, values.unsqueeze(2))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mt.data.batch import TileLayout
-from mt.model.kernels import Activation, Inference, Kernels, NarrowCudaInference, Rows, in_type_of, joined
+from mt.model.kernels import Activation, Inference, Kernels, NarrowCudaInference, Rows, in_groups, in_type_of, joined
 
 # oneDNN's product with bias and ReLU in the same pass; private to torch, so it is looked up and can be missing.
 _linear_pointwise = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
@@ -40,13 +40,13 @@ def inference_kernels(device: torch.device, dtype: torch.dtype) -> Kernels:
 
 
 class CpuInference(Inference):
-    """The reference, but for norms, whose parameters may be of another type, and for a step of decoding."""
+    """The reference, except layer norm, whose parameters may have another type, and attention of a decoding step."""
 
     def layer_norm(self, x: Tensor, layer: nn.LayerNorm) -> Tensor:
         return functional.layer_norm(x, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
 
     def attend_step(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        # For a few queries one call is faster than five. Heads that share keys become rows, here and in the mask.
+        # For a few queries one call is faster than five. Query heads that share keys become rows of queries.
         n_heads, n_groups = q.shape[1], k.shape[1]
         if mask is not None and n_heads > n_groups and mask.shape[1:3] != (1, 1):
             mask = mask.expand(-1, max(mask.shape[1], n_heads // n_groups), -1, -1)
@@ -73,7 +73,7 @@ class PackedInference(CpuInference):
 
 
 class CpuTraining(CpuInference):
-    """With backward passes by hand; gradients of parameters are in their type."""
+    """Hand-written backward passes; gradients have the type of their parameters."""
 
     scaled_sum = Kernels.scaled_sum
 
@@ -172,12 +172,15 @@ class _TiledAttention(torch.autograd.Function):
         ctx.layout, ctx.n_masks, saved, out = layout, n_masks, [], []
         projections = tensors[n_masks:]
         for group, mask in zip(layout.groups, tensors[:n_masks], strict=True):
-            heads = _heads_of(projections, group)
+            # One projection alone: queries lie where keys do.
+            q_side, k_side = (group.q_start, group.q_width), (group.k_start, group.k_width)
+            sides = q_side, k_side, k_side
+            heads = [_into_heads(x, group.n_tiles, *side) for x, side in zip(projections, sides, strict=False)]
             q, k, v = (part for x in heads for part in x)
             weights = q.new_empty(len(q), group.q_width, group.k_width)
             weights.view(group.n_tiles, -1, *weights.shape[1:]).copy_(mask)
             scores = weights.view(len(k), -1, group.k_width)  # [n G, H/G W, W]
-            scores.baddbmm_(_in_groups(q, k), k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
+            scores.baddbmm_(in_groups(q, k), k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
             torch.softmax(weights, -1, out=weights)
             out.append(_out_of_heads(torch.bmm(scores, v).view(1, *q.shape), group.n_tiles).flatten(1))
             saved += [weights, *heads]
@@ -195,29 +198,18 @@ class _TiledAttention(torch.autograd.Function):
             scale, n_heads = q.shape[-1] ** -0.5, len(q) // group.n_tiles
             by_heads = grads[0].view(len(grads[0]), 1, n_heads, -1)
             (grad,) = _into_heads(by_heads, group.n_tiles, group.q_start, group.q_width)
-            grad, by_group = _in_groups(grad, k), weights.view(len(k), -1, group.k_width)
+            grad, by_group = in_groups(grad, k), weights.view(len(k), -1, group.k_width)
             grad_heads = [torch.empty_like(x) for x in heads]
             grad_q, grad_k, grad_v = (part for x in grad_heads for part in x)
             torch.bmm(by_group.transpose(1, 2), grad, out=grad_v)
             grad = torch.bmm(grad, v.transpose(1, 2))
             grad = torch._softmax_backward_data(grad, by_group, -1, grad.dtype)
             of_masks.append(grad.view(group.n_tiles, n_heads, group.q_width, -1) if wants_mask else None)
-            torch.baddbmm(in_groups_q := _in_groups(grad_q, k), grad, k, beta=0, alpha=scale, out=in_groups_q)
-            torch.baddbmm(grad_k, grad.transpose(1, 2), _in_groups(q, k), beta=0, alpha=scale, out=grad_k)
+            grad_q = in_groups(grad_q, k)
+            torch.baddbmm(grad_q, grad, k, beta=0, alpha=scale, out=grad_q)
+            torch.baddbmm(grad_k, grad.transpose(1, 2), in_groups(q, k), beta=0, alpha=scale, out=grad_k)
             per_group.append([_out_of_heads(x, group.n_tiles) for x in grad_heads])
         return None, None, *of_masks, *(joined(list(parts)) for parts in zip(*per_group, strict=True))
-
-
-def _heads_of(projections: tuple[Tensor, ...], group: Any) -> list[Tensor]:
-    """Return each projection as [k, n heads, W, E]. One projection alone: queries lie where keys do."""
-    q_side, k_side = (group.q_start, group.q_width), (group.k_start, group.k_width)
-    sides = [q_side, *[k_side] * (len(projections) - 1)]
-    return [_into_heads(x, group.n_tiles, *side) for x, side in zip(projections, sides, strict=True)]
-
-
-def _in_groups(x: Tensor, keys: Tensor) -> Tensor:
-    """Return [n G, H/G W, E], a view of x [n H, W, E]."""
-    return x.view(len(keys), -1, x.shape[-1])
 
 
 def _into_heads(x: Tensor, n_tiles: int, start: int, width: int) -> Tensor:

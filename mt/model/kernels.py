@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,43 +21,48 @@ from torch.nn.attention.varlen import varlen_attn
 
 from mt.data.batch import Layout, TileLayout, VarlenLayout
 
-FLASH_TAKES_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch 2.12 and later
+FLASH_TAKES_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters  # not in torch 2.11
 
 
 @dataclass(frozen=True)
 class Activation:
-    """What is between the two products of a feed-forward layer: an epilogue of the first product, then `forward`."""
+    """What is between the two products of a feed-forward network: an epilogue of the first, then `forward`."""
 
+    name: str
     forward: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor, Tensor], Tensor]  # of the gradient and what `forward` was given
     epilogue: str = "none"  # or "relu", which the product of oneDNN does in the same pass
-    n_inputs: int = 1  # 2 in gated forms: one half is activated, the other multiplied
+    n_inputs: int = 1  # 2 in gated forms: the first half is activated, the second multiplied
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return the activation of x, which no epilogue has seen."""
+        """Return the activation of x, which no epilogue has changed."""
         return self.forward(functional.relu(x) if self.epilogue == "relu" else x)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ACTIVATIONS.__getitem__, (self.name,)
 
-def _gated(activation: Callable[[Tensor], Tensor], backward: Callable[[Tensor, Tensor], Tensor]) -> Activation:
+
+def _gated(name: str, of: Activation) -> Activation:
     def forward(x: Tensor) -> Tensor:
         gate, value = x.chunk(2, -1)
-        return activation(gate) * value
+        return of.forward(gate) * value
 
-    def gated_backward(grad: Tensor, x: Tensor) -> Tensor:
+    def backward(grad: Tensor, x: Tensor) -> Tensor:
         gate, value = x.chunk(2, -1)
-        return torch.cat([backward(grad * value, gate), grad * activation(gate)], -1)
+        return torch.cat([of.backward(grad * value, gate), grad * of.forward(gate)], -1)
 
-    return Activation(forward, gated_backward, n_inputs=2)
+    return Activation(name, forward, backward, n_inputs=2)
 
 
-_gelu_backward, _silu_backward = torch.ops.aten.gelu_backward.default, torch.ops.aten.silu_backward.default
+_GELU = Activation("gelu", functional.gelu, torch.ops.aten.gelu_backward.default)  # Hendrycks and Gimpel 2016
+_SILU = Activation("silu", functional.silu, torch.ops.aten.silu_backward.default)  # Elfwing et al. 2017
 ACTIVATIONS = {
-    "relu": Activation(lambda x: x, lambda grad, x: torch.ops.aten.threshold_backward(grad, x, 0), "relu"),
-    "gelu": Activation(functional.gelu, _gelu_backward),  # Hendrycks and Gimpel 2016
-    "silu": Activation(functional.silu, _silu_backward),  # Elfwing et al. 2017
-    "relu2": Activation(torch.square, lambda grad, x: 2 * grad * x, "relu"),  # So et al. 2021 (Primer)
-    "geglu": _gated(functional.gelu, _gelu_backward),  # Shazeer 2020
-    "swiglu": _gated(functional.silu, _silu_backward),
+    "relu": Activation("relu", lambda x: x, lambda grad, x: torch.ops.aten.threshold_backward(grad, x, 0), "relu"),
+    "gelu": _GELU,
+    "silu": _SILU,
+    "relu2": Activation("relu2", torch.square, lambda grad, x: 2 * grad * x, "relu"),  # So et al. 2021 (Primer)
+    "geglu": _gated("geglu", _GELU),  # Shazeer 2020
+    "swiglu": _gated("swiglu", _SILU),
 }
 
 
@@ -100,7 +105,7 @@ class Kernels:
         return functional.linear(x, output.weight)
 
     def packed(self, weight: Tensor) -> Tensor | None:
-        """Return a weight as these kernels want it; None: as it is."""
+        """Return a weight in the layout of these kernels; None: it is used as it is."""
         return None
 
     def attend(self, rows: Rows, *projections: Tensor) -> Tensor:
@@ -122,6 +127,16 @@ class Kernels:
         return masked_attention(q, k, v, mask)
 
 
+class Layer(nn.Module):
+    """A module, and the kernels that it computes with."""
+
+    kernels: Kernels = Kernels()
+
+    if TYPE_CHECKING:
+
+        def __call__(self, *args: Any) -> Tensor: ...
+
+
 class Inference(Kernels):
     """The reference, where there is no backward pass."""
 
@@ -130,7 +145,7 @@ class Inference(Kernels):
 
 
 class NarrowCudaInference(Inference):
-    """Products of a type narrower than float32, with logits in float32: rounded ones tie."""
+    """For types narrower than float32. Logits are float32, since rounded ones tie."""
 
     def logits(self, x: Tensor, output: nn.Embedding) -> Tensor:
         return torch.mm(x, output.weight.t(), out_dtype=torch.float32)
@@ -159,17 +174,17 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropo
     weights = functional.softmax(scores, -1)
     if dropout > 0:
         weights = functional.dropout(weights, dropout)
-    return torch.matmul(_in_groups(weights, k), v).view(q.shape)
+    return torch.matmul(in_groups(weights, k), v).view(q.shape)
 
 
 def attention_scores(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
     """Return [..., H, Wq, Wk]; see `masked_attention`."""
-    scores = torch.matmul(_in_groups(q * q.shape[-1] ** -0.5, k), k.transpose(-1, -2))
+    scores = torch.matmul(in_groups(q * q.shape[-1] ** -0.5, k), k.transpose(-1, -2))
     scores = scores.view(*q.shape[:-1], k.shape[-2])
     return scores if mask is None else scores + mask
 
 
-def _in_groups(x: Tensor, keys: Tensor) -> Tensor:
+def in_groups(x: Tensor, keys: Tensor) -> Tensor:
     """Return [..., G, H/G Wq, E] of x [..., H, Wq, E]: heads that share keys become query rows, keys are not copied."""
     n_groups = keys.shape[-3]
     return x.view(*x.shape[:-3], n_groups, x.shape[-3] // n_groups, *x.shape[-2:]).flatten(-3, -2)

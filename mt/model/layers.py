@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from mt.config import ModelConfig
 from mt.dropout import add_dropped, dropout, replayed
 from mt.model.context import Context, TargetContext
-from mt.model.kernels import ACTIVATIONS, Kernels
+from mt.model.kernels import ACTIVATIONS, Layer
 from mt.model.positions import POSITIONS
 
 EPSILON = 1e-5  # of norms
@@ -27,39 +26,37 @@ Output = tuple[Tensor, Tensor | None]
 
 @dataclass(frozen=True)
 class Depth:
-    """Where a layer lies, which scales its residual sums and its initial weights; N encoder and M decoder layers."""
+    """The place of a layer in its stack; it decides the scale of residual sums and of initial weights."""
 
     config: ModelConfig
     is_decoder: bool
     index: int  # from 0
 
     @property
+    def n_sums(self) -> int:
+        """Residual sums of the stack."""
+        if self.is_decoder:
+            return self.config.n_decoder_layers * (2 if self.config.ffn_sharing == "wide" else 3)
+        return self.config.n_encoder_layers * 2
+
+    @property
     def alpha(self) -> float:
         """DeepNorm's factor of x in a residual sum. Source: Wang et al. 2022, figure 2."""
         n, m = self.config.n_encoder_layers, self.config.n_decoder_layers
-        return float((3 * m) ** 0.25 if self.is_decoder else 0.81 * (n**4 * m) ** (1 / 16))
+        return float(self.n_sums**0.25 if self.is_decoder else 0.81 * (n**4 * m) ** (1 / 16))
 
     def gains(self, *names: str) -> list[float]:
         """Return the factors of initial weights of projections to `query`, `key`, `value`, `inner` and `out`."""
         config, n, m = self.config, self.config.n_encoder_layers, self.config.n_decoder_layers
-        deepnorm = (12 * m) ** -0.25 if self.is_decoder else 0.87 * (n**4 * m) ** (-1 / 16)
-        value = deepnorm if config.norm == "deepnorm" else 1.0
+        beta = (4 * self.n_sums) ** -0.25 if self.is_decoder else 0.87 * (n**4 * m) ** (-1 / 16)
+        value = beta if config.norm == "deepnorm" else 1.0
         out = 0.0 if config.zero_init_out else value
         if config.init == "scaled":  # Radford et al. 2019, section 2.3
-            out *= (3 * m if self.is_decoder else 2 * n) ** -0.5
-        by_depth = (self.index + 1) ** -0.5 if config.init == "depth_scaled" else 1.0  # Zhang et al. 2019
+            out *= self.n_sums**-0.5
+        # Zhang, Titov and Sennrich 2019.
+        by_depth = (self.index + 1) ** -0.5 if config.init == "depth_scaled" else 1.0
         of = {"query": 1.0, "key": 1.0, "value": value, "inner": value, "out": out}
         return [by_depth * of[name] for name in names]
-
-
-class Layer(nn.Module):
-    """A module that returns a tensor, and the kernels that it computes with."""
-
-    kernels: Kernels = Kernels()
-
-    if TYPE_CHECKING:
-
-        def __call__(self, *args: Any) -> Tensor: ...
 
 
 class Linear(nn.Linear, Layer):
@@ -132,7 +129,7 @@ class DeepNorm(PostNorm):
 
 
 class NoSum(Layer):
-    """In the place of the sub-layer that a variant lacks."""
+    """Stands in for the residual sum of a missing sub-layer."""
 
     def forward(self, x: Tensor, sublayer: object) -> Tensor:
         return x
@@ -174,7 +171,7 @@ class Attention(Layer):
 
 
 class SelfAttention(Attention):
-    """Attention of a sequence to itself; queries, keys and values are one projection, and stay so."""
+    """Attention of a sequence to itself; queries, keys and values are one projection, and are not split."""
 
     def __init__(self, depth: Depth) -> None:
         super().__init__(depth)
@@ -187,7 +184,7 @@ class SelfAttention(Attention):
 
 
 class SplitSelfAttention(SelfAttention):
-    """The same where queries, keys and values differ: in their number of heads, in norms, in being turned."""
+    """Self-attention with separate queries, keys and values: for fewer key heads, norms or rotation."""
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         q, k, v = (self.heads(part) for part in torch.split(self.qkv(x), self.qkv.parts, -1))
@@ -221,7 +218,7 @@ class CrossAttention(Attention):
 
 
 class NormedCrossAttention(CrossAttention):
-    """The same where keys have a norm."""
+    """Cross-attention with a norm of its keys."""
 
     def keys_and_values(self, memory: Tensor) -> tuple[Tensor, ...]:
         k, v = torch.split(self.heads(self.kv(memory), 2), 1, 1)
@@ -239,7 +236,7 @@ class EncoderLayer(nn.Module):
         if shared is None:
             self.feed_forward = FeedForward(depth)
         else:
-            self.__dict__["feed_forward"] = shared  # past the registration: its parameters belong to the model
+            self.__dict__["feed_forward"] = shared  # not registered here: it belongs to the model
         self.feed_forward_residual = residual(depth)
 
     def forward(self, x: Tensor, context: Context) -> Output:
@@ -278,28 +275,26 @@ class Stack(nn.ModuleList):
         losses: list[Tensor] = []
         for layer, context in zip(self, contexts, strict=False):
             y, loss = self.run(layer, x, context)
-            x, losses = self.kept(x, y), losses if loss is None else [*losses, loss]
+            x = self.kept(x, y)
+            losses += [] if loss is None else [loss]
         return x, losses
 
     def kept(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return what goes on of a layer's input x and output y."""
+        """Return the next layer's input, from a layer's input x and output y."""
         return y
 
 
 class DroppingStack(Stack):
-    """In training some layers, drawn for each batch, are passed by; they are computed, so that all have gradients.
+    """In training a layer's output is replaced by its input with some probability. Source: Fan et al. 2020 (LayerDrop).
 
-    Source: Fan et al. 2020 (LayerDrop).
+    Dropped layers are still computed, so that every parameter has a gradient, and their losses count.
     """
 
     def kept(self, x: Tensor, y: Tensor) -> Tensor:
-        return torch.where(dropout(x.new_ones(1), self.layer_dropout, self.training) > 0, y, x)
+        if not self.training:
+            return y
+        return torch.where(dropout(x.new_ones(1), self.layer_dropout, True) > 0, y, x)
 
 
-# Runs a layer, keeps its inputs alone, and runs it again in the backward pass.
+# Run a layer, keep only its inputs, and run it again in the backward pass.
 run_again = partial(checkpoint, use_reentrant=False, context_fn=replayed)
-
-
-def n_weights(*modules: nn.Module) -> int:
-    """Return how many weights the matrices of some modules have; each is multiplied once for each row."""
-    return sum(part.weight.numel() for module in modules for part in module.modules() if isinstance(part, Linear))

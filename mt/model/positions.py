@@ -9,36 +9,36 @@ T rows, D d_model, H heads, E features of a head, q and k positions of queries a
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from mt.config import ModelConfig
-from mt.model.kernels import Kernels
+from mt.model.kernels import Layer
 
 N_BUCKETS, LONGEST_DISTANCE = 32, 128  # of T5
 
 
-class Positions(nn.Module):
+class Positions(Layer):
     """No positions: the encoder sees a set. The base of all schemes."""
 
-    rotates: ClassVar[bool] = False
-    has_bias: ClassVar[bool] = False  # whether `bias` is to be asked; flash attention takes none
-    n_positions: int | None = None  # tokens of a sentence; None: any number
-    table: Tensor | None = None  # made when it is needed, and again when a longer one is
+    rotates: ClassVar[bool] = False  # whether `angles` returns any
+    adds_to_scores: ClassVar[bool] = False  # whether `bias` must be called; flash attention takes none
+    n_positions: int | None = None  # tokens of the longest sentence; None: there is no longest
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.config = config
+        self.scale, self.d_model, self.n_heads = math.sqrt(config.d_model), config.d_model, config.n_heads
 
-    def embed(self, rows: Tensor, scale: float, positions: Tensor, n_positions: int, kernels: Kernels) -> Tensor:
-        """Return [T, D] float32: rows [T, D] of an embedding times scale, plus what stands for their positions.
+    def embed(self, rows: Tensor, positions: Tensor, n_positions: int) -> Tensor:
+        """Return [T, D] float32: scaled rows [T, D] of an embedding, plus what stands for their positions.
 
         Args:
-            n_positions: no position [T] is as high.
+            n_positions: all positions [T] are below this.
         """
-        return rows.float() * scale
+        return rows.float() * self.scale
 
     def angles(self, positions: Tensor, n_positions: int) -> Tensor | None:
         """Return [T, E] float32, cosines before sines, for `rotated`; None: nothing is turned."""
@@ -48,23 +48,13 @@ class Positions(nn.Module):
         """Return [H, q, k], added to the scores of self-attention in the decoder (causal) or the encoder."""
         raise NotImplementedError
 
-    def rows_of_table(self, positions: Tensor, n_positions: int, n_columns: int) -> Tensor:
-        """Return rows of `sinusoidal_positions` from a table that is long enough and on the device."""
-        table = self.table
-        with torch.inference_mode(False):  # training may read what a search has made
-            if table is None or n_positions > len(table):
-                table = sinusoidal_positions(max(1024, 2 * n_positions), n_columns)
-            if table.device != positions.device:
-                table = table.to(positions.device)
-        self.table = table  # other threads may do the same meanwhile: what this one reads is its own
-        return table[positions]
-
 
 class Sinusoidal(Positions):
     """Source: Vaswani et al. 2017, section 3.5."""
 
-    def embed(self, rows: Tensor, scale: float, positions: Tensor, n_positions: int, kernels: Kernels) -> Tensor:
-        return kernels.scaled_sum(rows, scale, self.rows_of_table(positions, n_positions, self.config.d_model))
+    def embed(self, rows: Tensor, positions: Tensor, n_positions: int) -> Tensor:
+        table = _table(n_positions, self.d_model, positions.device)
+        return self.kernels.scaled_sum(rows, self.scale, table[positions])
 
 
 class Learned(Positions):
@@ -74,10 +64,10 @@ class Learned(Positions):
         super().__init__(config)
         self.n_positions, self.embedding = config.n_positions, nn.Embedding(config.n_positions, config.d_model)
 
-    def embed(self, rows: Tensor, scale: float, positions: Tensor, n_positions: int, kernels: Kernels) -> Tensor:
-        # Captured decoding takes some steps more than the longest sentence has tokens; nobody reads them.
-        places = positions.clamp(max=self.config.n_positions - 1)
-        return (rows.float() + self.embedding(places).float()) * scale  # type: ignore[no-any-return]
+    def embed(self, rows: Tensor, positions: Tensor, n_positions: int) -> Tensor:
+        # Captured graphs may run a few steps past the longest sentence; that output is discarded.
+        places = positions.clamp(max=self.embedding.num_embeddings - 1)
+        return (rows.float() + self.embedding(places).float()) * self.scale  # type: ignore[no-any-return]
 
 
 class Rotary(Positions):
@@ -86,14 +76,14 @@ class Rotary(Positions):
     rotates = True
 
     def angles(self, positions: Tensor, n_positions: int) -> Tensor:
-        rows = self.rows_of_table(positions, n_positions, self.config.d_model // self.config.n_heads)
+        rows = _table(n_positions, self.d_model // self.n_heads, positions.device)[positions]
         return torch.cat([rows[:, 1::2], rows[:, ::2]], 1)
 
 
 class Relative(Positions):
-    """A learned bias for each head and bucket of distances, one table a side. Source: Raffel et al. 2020 (T5)."""
+    """A learned bias for each head and bucket of distances, on each side. Source: Raffel et al. 2020 (T5)."""
 
-    has_bias = True
+    adds_to_scores = True
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -107,11 +97,10 @@ class Relative(Positions):
 class Alibi(Positions):
     """Scores fall with the distance, in each head at another rate. Source: Press et al. 2022."""
 
-    has_bias = True
+    adds_to_scores = True
 
     def bias(self, q_positions: Tensor, k_positions: Tensor, causal: bool) -> Tensor:
-        n_heads = self.config.n_heads
-        slopes = 2.0 ** (-8 / n_heads * torch.arange(1, n_heads + 1, device=q_positions.device))
+        slopes = 2.0 ** (-8 / self.n_heads * torch.arange(1, self.n_heads + 1, device=q_positions.device))
         return -slopes[:, None, None] * (k_positions - q_positions[:, None]).abs()
 
 
@@ -130,6 +119,15 @@ def sinusoidal_positions(n_positions: int, d_model: int) -> Tensor:
     rates = torch.exp(torch.arange(0, d_model, 2) * (-math.log(10_000) / d_model))
     angles = torch.arange(n_positions)[:, None] * rates
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)
+
+
+@cache
+def _table(n_positions: int, n_columns: int, device: torch.device) -> Tensor:
+    """Return sinusoidal positions on a device, which stay there: captured graphs read them."""
+    if (n_rows := 1 << max(10, (n_positions - 1).bit_length())) > n_positions:
+        return _table(n_rows, n_columns, device)
+    with torch.inference_mode(False):  # training may read what a search has made
+        return sinusoidal_positions(n_rows, n_columns).to(device)
 
 
 def rotated(x: Tensor, angles: Tensor | None) -> Tensor:

@@ -9,8 +9,7 @@ Source: Vaswani et al. 2017. The classes of the variants name theirs.
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import repeat
 from typing import NamedTuple, cast
 
@@ -24,7 +23,7 @@ from mt.dropout import dropout
 from mt.model import layers
 from mt.model.context import Cache, Cached, Packed, PackedTarget, Recorded, rows_of
 from mt.model.cpu import inference_kernels
-from mt.model.kernels import Kernels, separate
+from mt.model.kernels import Kernels, Layer, separate
 from mt.model.positions import POSITIONS, Positions
 
 VOCAB_MULTIPLE = 128  # rows of the embedding; matrix units like multiples of it
@@ -34,7 +33,7 @@ class States(NamedTuple):
     """What the model makes of a batch."""
 
     hidden: Tensor  # [T, D], the decoder's last states; `logits` or the loss takes them on
-    losses: list[Tensor]  # scalars of layers that have one, in nats summed over tokens, to be added to the batch's
+    losses: list[Tensor]  # auxiliary ones of layers: scalars in nats, summed over tokens
 
 
 class Transformer(nn.Module):
@@ -47,7 +46,7 @@ class Transformer(nn.Module):
         vocab_size: V, shared by both languages; the embedding has more rows, see VOCAB_MULTIPLE.
         pad_id: id of padding.
         dtype: of matrix products and of the residual stream; parameters are kept in float32.
-        activation_checkpointing: keep the inputs of layers alone for the backward pass, and compute the rest again.
+        activation_checkpointing: keep only the inputs of layers, and recompute the rest in the backward pass.
     """
 
     def __init__(
@@ -62,10 +61,8 @@ class Transformer(nn.Module):
         super().__init__()
         self.config, self.vocab_size, self.pad_id, self.dtype = config, vocab_size, pad_id, dtype
         self.embedding = self._embedding()
-        encoder, decoder = (
-            [layers.Depth(config, is_decoder, i) for i in range(n)]
-            for is_decoder, n in ((False, config.n_encoder_layers), (True, config.n_decoder_layers))
-        )
+        encoder = [layers.Depth(config, False, i) for i in range(config.n_encoder_layers)]
+        decoder = [layers.Depth(config, True, i) for i in range(config.n_decoder_layers)]
         self.wide_network = layers.FeedForward(encoder[0]) if config.ffn_sharing == "wide" else None
         stack = layers.DroppingStack if config.layer_dropout else layers.Stack
         settings = activation_checkpointing, config.layer_dropout
@@ -77,10 +74,11 @@ class Transformer(nn.Module):
         self.positions: Positions = POSITIONS[config.positions](config)
         self.src_embedding = None if config.tied_embeddings == "all" else self._embedding()
         self.output_embedding = self._embedding() if config.tied_embeddings == "none" else None
-        # Of source, target and output, in a tuple: what is tied is registered once.
+        # Of source, target and output. A tuple, so that tied tables are registered once.
         self.embeddings = self.src_embedding or self.embedding, self.embedding, self.output_embedding or self.embedding
-        # Whole rows. Source: Gal and Ghahramani 2016; Sennrich et al. 2016.
+        # Drops the embeddings of whole tokens. Source: Sennrich, Haddow and Birch 2016 (WMT), section 2.
         self.drop_words = nn.Dropout1d(config.word_dropout) if config.word_dropout else nn.Identity()
+        self.dropout, self.attention_dropout = config.dropout, config.attention_dropout
         self.kernels = Kernels()
         self.reset_parameters()
 
@@ -89,7 +87,7 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw embeddings from N(0, D^-0.5), so that scaled by D^0.5 they have variance 1, and matrices as they say."""
+        """Draw embeddings with deviation D^-0.5, so that scaled by D^0.5 they have 1; linear layers draw theirs."""
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=self.config.d_model**-0.5)
@@ -100,7 +98,7 @@ class Transformer(nn.Module):
         """Compute with these kernels from now on, and return the model."""
         self.kernels = kernels
         for module in self.modules():
-            if isinstance(module, layers.Layer):
+            if isinstance(module, Layer):
                 module.kernels = kernels
             if isinstance(module, layers.Linear) or module is self.embeddings[2]:
                 module.packed = kernels.packed(module.weight)
@@ -126,17 +124,22 @@ class Transformer(nn.Module):
 
         Source of the convention: Kaplan et al. 2020, section 2.1.
         """
+
+        def n_weights(*parts: nn.Module) -> int:
+            linear = (module for part in parts for module in part.modules() if isinstance(module, layers.Linear))
+            return sum(module.weight.numel() for module in linear)
+
         networks = [] if self.wide_network is None else [self.wide_network] * len(self.encoder)
         # Keys and values of the cross-attention are made of the encoder's output.
-        of_memory = layers.n_weights(*(attention.kv for attention in self._cross_attentions))
-        of_source = layers.n_weights(self.encoder, *networks) + of_memory
-        of_target = layers.n_weights(self.decoder) - of_memory + self.vocab_size * self.config.d_model
+        of_memory = n_weights(*(attention.kv for attention in self._cross_attentions))
+        of_source = n_weights(self.encoder, *networks) + of_memory
+        of_target = n_weights(self.decoder) - of_memory + self.vocab_size * self.config.d_model
         return 6 * (n_src_tokens * of_source + n_tgt_tokens * of_target)
 
     def forward(self, batch: PackedBatch) -> States:
         """Return the decoder's last states for all target positions."""
-        memory, losses = self.encode(batch.src_ids, batch.src_positions, batch.encoder_layout, batch.max_positions)
-        x, more = self._decoded(batch, repeat(self._decoder_context(batch, memory), len(self.decoder)))
+        x, context, losses = self._begin_target(batch)
+        x, more = self.decoder(x, repeat(context, len(self.decoder)))
         return States(self.decoder_norm(x), losses + more)
 
     def hidden(self, batch: PackedBatch) -> Tensor:
@@ -151,31 +154,27 @@ class Transformer(nn.Module):
         Returns:
             [n, H, W, W] float32 for each group of tiles in the batch's cross layout, queries before keys.
         """
-        memory, _ = self.encode(batch.src_ids, batch.src_positions, batch.encoder_layout, batch.max_positions)
-        context = self._decoder_context(batch, memory)
+        x, context, _ = self._begin_target(batch)
         recorded = Recorded(**vars(context))
-        self._decoded(batch, [*repeat(context, layer), recorded])
+        self.decoder(x, [*repeat(context, layer), recorded])
         return recorded.weights
 
     def encode(self, ids: Tensor, positions: Tensor, layout: Layout, max_positions: int) -> tuple[Tensor, list[Tensor]]:
         """Return the encoder's output [S, D] for ids and positions [S], below max_positions, and losses of layers."""
-        own = rows_of(layout, self._attention_dropout, self.positions)
+        x = self._embed(0, ids, positions, max_positions)
+        own = rows_of(layout, self.attention_dropout * self.training, self.positions)
         context = Packed(own, self.positions.angles(positions, max_positions))
-        x, losses = self.encoder(self._embed(0, ids, positions, max_positions), repeat(context, len(self.encoder)))
+        x, losses = self.encoder(x, repeat(context, len(self.encoder)))
         return self.encoder_norm(x), losses
 
-    def _decoder_context(self, batch: PackedBatch, memory: Tensor) -> PackedTarget:
-        own = rows_of(batch.decoder_layout, self._attention_dropout, self.positions, is_causal=True)
-        angles = self.positions.angles(batch.tgt_positions, batch.max_positions)
-        return PackedTarget(own, angles, rows_of(batch.cross_layout, self._attention_dropout), memory)
-
-    def _decoded(self, batch: PackedBatch, contexts: Iterable[PackedTarget]) -> tuple[Tensor, list[Tensor]]:
+    def _begin_target(self, batch: PackedBatch) -> tuple[Tensor, PackedTarget, list[Tensor]]:
+        """Return the decoder's input and context, and the losses of the encoder."""
+        memory, losses = self.encode(batch.src_ids, batch.src_positions, batch.encoder_layout, batch.max_positions)
         x = self._embed(1, batch.tgt_inputs, batch.tgt_positions, batch.max_positions)  # [T, D]
-        return self.decoder(x, contexts)  # type: ignore[no-any-return]
-
-    @property
-    def _attention_dropout(self) -> float:
-        return self.config.attention_dropout * self.training
+        p = self.attention_dropout * self.training
+        own, cross = rows_of(batch.decoder_layout, p, self.positions, is_causal=True), rows_of(batch.cross_layout, p)
+        angles = self.positions.angles(batch.tgt_positions, batch.max_positions)
+        return x, PackedTarget(own, angles, cross, memory), losses
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return [..., V] in the model's dtype, from hidden [..., D]."""
@@ -226,8 +225,8 @@ class Transformer(nn.Module):
 
     def _embed(self, side: int, ids: Tensor, positions: Tensor, max_positions: int) -> Tensor:
         rows = self.drop_words(self.embeddings[side](ids))
-        x = self.positions.embed(rows, math.sqrt(self.config.d_model), positions, max_positions, self.kernels)
-        return dropout(x.to(self.dtype), self.config.dropout, self.training)
+        x = self.positions.embed(rows, positions, max_positions)
+        return dropout(x.to(self.dtype), self.dropout, self.training)
 
 
 def count_parameters(config: ModelConfig, vocab_size: int) -> int:

@@ -122,7 +122,7 @@ def _why_no_flash(device: torch.device, dtype: torch.dtype, model: ModelConfig) 
         return f"{needs} bf16 or fp16"
     if model.attention_dropout > 0:
         return f"{needs} model.attention_dropout 0"
-    if POSITIONS[model.positions].has_bias:
+    if POSITIONS[model.positions].adds_to_scores:
         return f"{needs} model.positions other than {model.positions}"
     if model.d_model // model.n_heads > 256:
         return f"{needs} model.d_model / model.n_heads up to 256"

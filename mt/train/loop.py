@@ -29,6 +29,7 @@ from mt.checkpoint import (
     set_aside,
 )
 from mt.config import RunConfig, parse_duration
+from mt.configfile import as_yaml
 from mt.data.packing import PlanState
 from mt.errors import CheckpointError, ConfigError, TrainingError
 from mt.runtime import ALONE, Ranks, give_back_free_memory, hardware, keep_large_blocks, source_commit, versions
@@ -437,10 +438,8 @@ class Trainer:
         """
         theirs, ours = folder.config.model.shape, self.config.model.shape
         if differing := [key for key in ours if ours[key] != theirs[key]]:
-            found = ", ".join(f"{key} is {ours[key]} (there {theirs[key]})" for key in differing)
-            raise ConfigError(
-                f"{found}: the model of train.init_from ({folder.path}) has another shape: set what is in brackets"
-            )
+            wanted = ", ".join(f"{key}: {as_yaml(theirs[key])} (here {as_yaml(ours[key])})" for key in differing)
+            raise ConfigError(f"train.init_from: the model in {folder.path} needs {wanted}: change what differs")
         self.engine.load(folder.load_weights(), None, folder.path)
 
     # --- for people
