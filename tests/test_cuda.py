@@ -126,11 +126,12 @@ def _rows_by_sentence(corpus: Any, ids: Tensor, positions: Tensor, side: str) ->
 
 @pytest.mark.usefixtures("flash_on_cpu")
 @on_each_device
-def test_both_packed_layouts_give_one_loss_and_one_gradient_in_bf16(device: str) -> None:
+@pytest.mark.parametrize("variant", [{}, {"n_kv_heads": 1, "positions": "rotary", "qk_norm": True}])
+def test_both_packed_layouts_give_one_loss_and_one_gradient_in_bf16(device: str, variant: dict[str, Any]) -> None:
     corpus, order = parallel(PAIRS), np.arange(len(PAIRS))
     results = []
     for batch in (assemble_varlen(corpus, order, BUDGET, LONGEST), assemble_tiles(corpus, order, torch.bfloat16)):
-        model = small_model(dtype=torch.bfloat16, d_model=64).to(device)
+        model = small_model(dtype=torch.bfloat16, d_model=64, **variant).to(device)
         model.use(training_kernels(torch.device(device)))
         placed = batch.to(torch.device(device))
         loss = linear_label_smoothed_nll(

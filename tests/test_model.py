@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from mt.config import ModelConfig
+from mt.config import DecodeConfig, ModelConfig
 from mt.data.batch import TILE_WIDTH, assemble_sources, assemble_varlen
 from mt.data.packing import SliceBudget
+from mt.decode.search import search
 from mt.dropout import dropout, seed_dropout
 from mt.loss import label_smoothed_nll, linear_label_smoothed_nll
 from mt.model import Transformer
@@ -48,12 +50,13 @@ def test_packed_forward_equals_one_sentence_at_a_time(norm: str) -> None:
 
 
 @pytest.mark.usefixtures("flash_on_cpu")
-def test_both_packed_layouts_give_one_loss_and_one_gradient() -> None:
+@pytest.mark.parametrize("variant", [{}, {"n_kv_heads": 1, "positions": "rotary", "qk_norm": True}])
+def test_both_packed_layouts_give_one_loss_and_one_gradient(variant: dict[str, Any]) -> None:
     corpus = parallel(PAIRS)
     budget = SliceBudget(n_slices=1, src_tokens=1_200, tgt_tokens=1_200, n_sentences=40)
     results = []
     for batch in (tiles(PAIRS), assemble_varlen(corpus, np.arange(len(PAIRS)), budget, max_tokens=64)):
-        model = small_model()
+        model = small_model(**variant)
         loss = linear_label_smoothed_nll(
             model.hidden(batch), model.output_weight, batch.tgt_outputs, batch.tgt_weights, 0.1
         )
@@ -141,14 +144,38 @@ def test_the_papers_models_have_the_parameters_of_the_formula(
     assert model.embedding.num_embeddings == 37_120
 
 
+def largest(weight: torch.Tensor, n_parts: int) -> list[float]:
+    """Of each part, relative to the bound of Xavier uniform for it."""
+    parts = weight.detach().chunk(n_parts)
+    return [float(part.abs().max() / math.sqrt(6 / sum(part.shape))) for part in parts]
+
+
 def test_weights_start_as_the_paper_needs_them() -> None:
     model = small_model(d_model=128, n_heads=4, d_ff=256)
     assert model.embedding.weight.std().item() == pytest.approx(128**-0.5, rel=0.03)
     layer = model.decoder[0]
-    # Xavier uniform of a square matrix: ±√(6 / 256). Fused, the matrix is not square, its parts are.
-    for weight in (layer.self_attention.qkv.weight, layer.cross_attention.kv.weight, layer.self_attention.out.weight):
-        assert weight.abs().max().item() == pytest.approx(math.sqrt(6 / 256), rel=0.01)
+    # Fused projections are drawn as the square matrices that they are made of.
+    assert largest(layer.self_attention.qkv.weight, 3) == pytest.approx([1, 1, 1], rel=0.01)
+    assert largest(layer.cross_attention.kv.weight, 2) == pytest.approx([1, 1], rel=0.01)
+    assert largest(layer.feed_forward.outer.weight, 1) == pytest.approx([1], rel=0.01)
     assert layer.feed_forward.inner.bias.abs().max() == 0
+
+
+def test_deepnorm_starts_with_smaller_values_and_outputs() -> None:
+    model = small_model(norm="deepnorm", d_model=128, n_heads=4, d_ff=256, n_decoder_layers=3)
+    for layer, beta in ((model.encoder[1], 0.87 * (2**4 * 3) ** (-1 / 16)), (model.decoder[1], 36**-0.25)):
+        assert largest(layer.self_attention.qkv.weight, 3) == pytest.approx([1, 1, beta], rel=0.01)
+        for linear in (layer.self_attention.out, layer.feed_forward.inner, layer.feed_forward.outer):
+            assert largest(linear.weight, 1) == pytest.approx([beta], rel=0.01)
+    assert largest(layer.cross_attention.kv.weight, 2) == pytest.approx([1, beta], rel=0.01)
+
+
+def test_gated_and_grouped_projections_are_drawn_one_by_one() -> None:
+    model = small_model(activation="swiglu", d_model=128, n_heads=4, d_ff=256, n_kv_heads=2, init="depth_scaled")
+    second = model.encoder[1]
+    assert largest(second.feed_forward.inner.weight, 2) == pytest.approx([0.5**0.5] * 2, rel=0.01)
+    q, k, v = torch.split(second.self_attention.qkv.weight, (128, 64, 64))
+    assert [largest(part, 1)[0] for part in (q, k, v)] == pytest.approx([0.5**0.5] * 3, rel=0.02)
 
 
 def test_positions_are_sines_and_cosines() -> None:
@@ -370,6 +397,7 @@ def test_initial_weights_are_scaled_as_their_settings_say() -> None:
     }
     assert gains["xavier"] == [1, 1]
     assert gains["scaled"] == pytest.approx([1, 1 / 3])  # nine residual sums
+    assert Depth(replace(config, init="scaled", ffn_sharing="wide"), True, 2).gains("out") == pytest.approx([6**-0.5])
     assert gains["depth_scaled"] == pytest.approx([3**-0.5, 3**-0.5])  # the third layer
     assert Depth(replace(config, zero_init_out=True), False, 0).gains("inner", "out") == [1, 0]
 
@@ -424,3 +452,19 @@ def test_sentences_longer_than_those_of_training_pass(positions: str) -> None:
     with torch.no_grad():
         assert torch.isfinite(model.hidden(tiles([([5] * 1_500, [6] * 1_500)]))).all()
     assert model.positions.n_positions is None
+
+
+def test_learned_positions_end_where_they_end() -> None:
+    model = small_model(positions="learned", n_positions=12).eval()
+    assert model.positions.n_positions == 12
+    sources = [[5, 6, 7, EOS_ID], [8] * 11 + [EOS_ID]]
+    (first,), (second,) = search(model, sources, DecodeConfig(beam_size=1, length_penalty=0, min_length=30))
+    assert (first.n_tokens, second.n_tokens) == (12, 12)
+    with pytest.raises(AssertionError, match="a source is longer than the positions"):
+        search(model, [[8] * 12 + [EOS_ID]], DecodeConfig())
+
+
+@pytest.mark.parametrize("activation", ["relu", "swiglu"])
+def test_a_model_can_be_pickled(activation: str) -> None:
+    model = small_model(activation=activation)
+    assert torch.equal(pickle.loads(pickle.dumps(model)).hidden(tiles(PAIRS)), model.hidden(tiles(PAIRS)))

@@ -14,7 +14,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +28,7 @@ from mt.errors import MTError
 from mt.runtime import Ranks
 from tests.clock import comes_true
 from tests.forks import MT, Fork
-from tests.toys import toy_config
+from tests.toys import RICH, toy_config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -68,9 +70,13 @@ def losses(run_dir: Path, key: str) -> list[float]:
     return [entry[key] for entry in entries if key in entry]
 
 
-def test_two_ranks_make_the_updates_of_one_and_their_number_may_change_on_the_way(tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", [{}, RICH], ids=["default", "rich"])
+def test_two_ranks_make_the_updates_of_one_and_their_number_may_change_on_the_way(
+    tmp_path: Path, variant: dict[str, Any]
+) -> None:
     # Dropout is on: it depends on the slice, not on the rank that computes it.
     config = toy_config(tmp_path, micro_batch_tokens=64, max_steps=12, log_every=1, validate_every=4)
+    config = replace(config, model=replace(config.model, **variant))
     assert config.model.dropout > 0
     train_with(1, *arguments(config, tmp_path / "one"))
     for n_ranks, max_steps in ((2, 6), (1, 9), (2, 12)):

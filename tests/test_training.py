@@ -32,7 +32,7 @@ from mt.train.signals import caught_signals
 from mt.train.tracker import Tracker
 from mt.train.validation import ValidationResult, validation_loss
 from tests.clock import Clock
-from tests.toys import parallel, small_model, toy_config
+from tests.toys import RICH, parallel, small_model, toy_config
 
 
 def weights_of(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
@@ -47,9 +47,11 @@ def with_train(config: RunConfig, **changes: object) -> RunConfig:
     return replace(config, train=replace(config.train, **changes))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_resume_equals_never_stopped_bit_for_bit(tmp_path: Path, precision: str) -> None:
+@pytest.mark.parametrize(("precision", "variant"), [("fp32", {}), ("bf16", {}), ("bf16", RICH)])
+def test_resume_equals_never_stopped_bit_for_bit(tmp_path: Path, precision: str, variant: dict[str, Any]) -> None:
     config = with_train(toy_config(tmp_path, precision=precision, batch_tokens=200), micro_batch_tokens=100)
+    config = replace(config, model=replace(config.model, **variant))
+    config = with_train(config, activation_checkpointing=bool(variant), ema_decay=0.9 if variant else None)
     corpus = prepared(config)
     train(config, corpus, tmp_path / "whole")
     train(with_train(config, max_steps=8), corpus, tmp_path / "parts")

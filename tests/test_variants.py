@@ -21,6 +21,7 @@ from mt.dropout import seed_dropout
 from mt.model import Transformer
 from mt.model.cpu import training_kernels
 from mt.model.kernels import Kernels
+from mt.model.layers import run_again
 from mt.model.transformer import count_parameters
 from mt.text.tokenizer import BOS_ID, EOS_ID
 from tests.toys import V, random_pairs, tiles
@@ -122,7 +123,7 @@ def assert_near(found: Tensor, wanted: Tensor, tolerance: float, what: str = "")
 
 @on_each_row
 def test_training_on_a_cpu_is_training_with_the_reference(row: dict[str, Any]) -> None:
-    """With dropout: its masks are the same."""
+    """With dropout: its masks are the same, also where activations are computed again."""
     model, batch = model_of(row), batch_of(PAIRS)
     wanted, wanted_gradients = values_and_gradients(model.use(Kernels()), batch)
     found, gradients = values_and_gradients(model.use(training_kernels(CPU)), batch)
@@ -130,6 +131,10 @@ def test_training_on_a_cpu_is_training_with_the_reference(row: dict[str, Any]) -
     assert_near(found, wanted, 1e-9)
     for name, gradient in gradients.items():
         assert_near(gradient, wanted_gradients[name], 1e-9, name)
+    model.encoder.run = model.decoder.run = run_again
+    again, gradients_again = values_and_gradients(model, batch)
+    assert torch.equal(again, found)
+    assert all(torch.equal(gradients_again[name], gradient) for name, gradient in gradients.items())
 
 
 @on_each_row

@@ -22,6 +22,21 @@ from mt.text.corpus import ParallelIds, Sentences
 from mt.text.tokenizer import EOS_ID, PAD_ID
 
 V = 50
+# A model unlike the default in most settings, with all kinds of dropout.
+RICH: dict[str, Any] = {
+    "norm": "pre",
+    "norm_kind": "rms",
+    "activation": "swiglu",
+    "bias": False,
+    "positions": "relative",
+    "n_kv_heads": 1,
+    "qk_norm": True,
+    "tied_embeddings": "decoder",
+    "init": "depth_scaled",
+    "attention_dropout": 0.1,
+    "layer_dropout": 0.2,
+    "word_dropout": 0.1,
+}
 
 
 def sentences(lists: Sequence[Sequence[int]]) -> Sentences:

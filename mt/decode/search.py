@@ -133,6 +133,7 @@ class SearchState:
         """See `search`; sources are as wide as the next multiple of width_multiple."""
         device = model.embedding.weight.device
         sources = assemble_sources(sentences, model.dtype, width_multiple).to(device)
+        assert sources.width <= (model.positions.n_positions or sources.width), "a source is longer than the positions"
         limits = [longest_translation(len(sentence), decode, model.positions.n_positions) for sentence in sentences]
         beams = _Beams.begin(sentences, limits, decode, n_best, prefixes, banned_ids, device)
         return cls(model, model.begin_decoding(sources, beams.n_beams), beams)

@@ -39,7 +39,12 @@ class Activation:
         return self.forward(functional.relu(x) if self.epilogue == "relu" else x)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ACTIVATIONS.__getitem__, (self.name,)
+        return activation, (self.name,)
+
+
+def activation(name: str) -> Activation:
+    """Return the activation of this name."""
+    return ACTIVATIONS[name]
 
 
 def _gated(name: str, of: Activation) -> Activation:

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from mt.config import ModelConfig
 from mt.dropout import add_dropped, dropout, replayed
 from mt.model.context import Context, TargetContext
-from mt.model.kernels import ACTIVATIONS, Layer
+from mt.model.kernels import Layer, activation
 from mt.model.positions import POSITIONS
 
 EPSILON = 1e-5  # of norms
@@ -143,7 +143,7 @@ class FeedForward(Layer):
 
     def __init__(self, depth: Depth) -> None:
         super().__init__()
-        config, self.activation = depth.config, ACTIVATIONS[depth.config.activation]
+        config, self.activation = depth.config, activation(depth.config.activation)
         names = ["inner"] * self.activation.n_inputs
         self.inner = Linear(config.d_model, [config.d_ff] * len(names), depth.gains(*names), config.bias)
         self.outer = Linear(config.d_ff, [config.d_model], depth.gains("out"), config.bias)

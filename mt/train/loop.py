@@ -111,7 +111,7 @@ class Trainer:
     """A training in its run folder: the engine, how far it has come, and what is written.
 
     Raises:
-        ConfigError: the model that training starts from is of another shape.
+        ConfigError: the model that training starts from is of another shape; a sentence for validation is too long.
         CheckpointError: there are checkpoints, but none can be read, or they are of another model.
     """
 
@@ -121,6 +121,13 @@ class Trainer:
         self.engine = Engine(
             config, corpus.train, self.tokenizer.vocab_size, source_sizes=corpus.source_sizes, ranks=ranks
         )
+        n_positions = self.engine.model.positions.n_positions
+        longest = max(int(side.lengths.max(initial=0)) for side in (corpus.valid.src, corpus.valid.tgt))
+        if longest > (n_positions or longest):
+            raise ConfigError(
+                f"model.n_positions: is {n_positions:,}, and a sentence for validation has {longest:,} tokens: raise "
+                "it, or leave that sentence out"
+            )
         self.progress = self._resume()
         setting = config.train.micro_batch_tokens
         is_resolved = self.progress.micro_batch_setting == setting
