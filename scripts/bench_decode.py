@@ -325,8 +325,14 @@ def why_not(engine: str, model: Path) -> str | None:
     remedy = {"ctranslate2": "'mt-train[ctranslate2]'", "transformers": "transformers"}.get(name)
     if remedy is not None and importlib.util.find_spec(name) is None:
         return f"{name} is not installed: pip install {remedy}"
-    if name == "transformers" and open_folder(model).config.model.norm == "pre":
-        return "its MarianMT has the layer norm after each sub-layer, this model before it (model.norm: pre)"
+    if name == "transformers":
+        from mt.config import ModelConfig
+
+        ours, default = open_folder(model).config.model.shape, ModelConfig().shape
+        sizes = {"d_model", "n_heads", "n_kv_heads", "d_ff", "n_encoder_layers", "n_decoder_layers"}
+        keys = [key for key in ours if key.removeprefix("model.") not in sizes and ours[key] != default[key]]
+        if differing := [f"{key}: {ours[key]}" for key in keys]:
+            return f"its MarianMT does not have {', '.join(differing)}"
     return None
 
 
