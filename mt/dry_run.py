@@ -191,7 +191,7 @@ def parameters_by_part(model: Transformer) -> dict[str, int]:
         side, *path = name.split(".")
         inside = next((word for word in path if not word.isdigit()), "norm")
         what = "norms" if "norm" in name else inside.replace("_", " ")
-        part = f"{side.removesuffix('_norm')}, {what}"
+        part = f"{side.removesuffix('_norm').replace('_', ' ')}, {what}"
         parts[part] = parts.get(part, 0) + parameter.numel()
     sides = [part.partition(",")[0] for part in parts]
     return dict(sorted(parts.items(), key=lambda item: (sides.index(item[0].partition(",")[0]), "norms" in item[0])))

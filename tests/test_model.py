@@ -16,7 +16,7 @@ from mt.decode.search import search
 from mt.dropout import dropout, seed_dropout
 from mt.loss import label_smoothed_nll, linear_label_smoothed_nll
 from mt.model import Transformer
-from mt.model.layers import Depth, EncoderLayer, run_again
+from mt.model.layers import RESIDUALS, Depth, EncoderLayer, run_again
 from mt.model.positions import Alibi, Rotary, relative_buckets, rotated, sinusoidal_positions
 from mt.model.transformer import VOCAB_MULTIPLE
 from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID
@@ -379,6 +379,48 @@ def test_layers_that_are_dropped_are_passed_by() -> None:
     assert torch.equal(model.encode(*inputs)[0], embedded)
     whole = small_model(n_encoder_layers=4).eval()
     assert torch.equal(model.eval().encode(*inputs)[0], whole.encode(*inputs)[0])
+
+
+@pytest.mark.parametrize(("tied", "groups"), [("all", (0, 0, 0)), ("decoder", (0, 1, 1)), ("none", (0, 1, 2))])
+def test_embeddings_are_tied_as_the_setting_says(tied: str, groups: tuple[int, ...]) -> None:
+    model, batch = small_model(tied_embeddings=tied).eval(), tiles(PAIRS)
+    tables = list(dict.fromkeys(model.embeddings))
+    assert tuple(tables.index(table) for table in model.embeddings) == groups  # of source, target and output
+
+    def read() -> list[torch.Tensor]:
+        memory, _ = model.encode(batch.src_ids, batch.src_positions, batch.encoder_layout, batch.max_positions)
+        target = model._embed(1, batch.tgt_inputs, batch.tgt_positions, batch.max_positions)
+        return [memory, target, model.logits(torch.ones(32))]
+
+    with torch.no_grad():
+        before = read()
+        for i, table in enumerate(tables):
+            saved = table.weight.clone()
+            table.weight.mul_(1.5)
+            changed = [not torch.equal(a, b) for a, b in zip(before, read(), strict=True)]
+            assert changed == [group == i for group in groups]
+            table.weight.copy_(saved)
+
+
+@pytest.mark.parametrize("kind", RESIDUALS)
+def test_residual_sums_are_those_of_their_papers(kind: str) -> None:
+    torch.manual_seed(0)
+    depth = Depth(ModelConfig(d_model=32, n_heads=2, norm=kind, dropout=0.0), is_decoder=True, index=0)
+    x, residual = torch.randn(5, 32), RESIDUALS[kind](depth)
+
+    def norm(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.layer_norm(x, (32,))
+
+    def sublayer(x: torch.Tensor) -> torch.Tensor:
+        return x.flip(1).square()
+
+    # Six layers of three sums: α is the fourth root of 18.
+    expected = {
+        "post": norm(x + sublayer(x)),
+        "pre": x + sublayer(norm(x)),
+        "deepnorm": norm(18**0.25 * x + sublayer(x)),
+    }
+    torch.testing.assert_close(residual(x, sublayer), expected[kind])
 
 
 def test_deepnorm_has_the_factors_of_its_paper() -> None:
