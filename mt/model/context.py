@@ -134,11 +134,12 @@ class Cache:
         n_sentences, n_beams, _ = self.ancestors.shape
         device = self.ancestors.device
         self.enter(self.ancestors, torch.arange(n_beams, device=device).expand(n_sentences, -1))
-        mask = functional.embedding(self.ancestors[:, None, :n_open], self.mask_of_slot)  # [B, 1, k, t, K]
+        mask = functional.embedding(self.ancestors[:, :n_open], self.mask_of_slot)  # [B, k, t, K]
+        self.ancestry_mask = mask.view(n_sentences, 1, n_open, -1)
         if positions.adds_to_scores:
             bias = positions.bias(self.position, torch.arange(self.capacity, device=device), True)  # [H, 1, t]
-            mask = mask + bias[..., None].to(mask.dtype)
-        self.ancestry_mask = mask.flatten(3)
+            of_slots = bias[..., None].expand(-1, -1, -1, n_beams).flatten(2)  # [H, 1, t K]
+            self.ancestry_mask = self.ancestry_mask + of_slots.to(mask.dtype)
         self.angles = positions.angles(self.position, self.capacity)
 
     def end_step(self) -> None:
@@ -193,7 +194,7 @@ class Cached:
 
     def attend(self, kernels: Kernels, *projections: Tensor) -> Tensor:
         cache = self.cache
-        q, k, v = (self._beams(x) for x in separate(projections))
+        q, k, v = (part for x in projections for part in self._beams(x))
         keys, values = cache.keys[self.layer], cache.values[self.layer]  # [B, G, t, K, E]
         cache.enter(keys[:, :, :, : k.shape[2]], k)
         cache.enter(values[:, :, :, : k.shape[2]], v)
@@ -202,16 +203,16 @@ class Cached:
 
     def attend_memory(self, kernels: Kernels, q: Tensor, keys_and_values: KeysAndValues) -> Tensor:
         keys, values = self.cache.memory_keys[self.layer], self.cache.memory_values[self.layer]
-        return _rows(kernels.attend_step(self._beams(q[:, 0]), keys, values, self.cache.memory_mask))
+        return _rows(kernels.attend_step(self._beams(q)[0], keys, values, self.cache.memory_mask))
 
     def _beams(self, x: Tensor) -> Tensor:
-        """[B, heads, k, E], from x [B k, heads, E]."""
-        return x.view(len(self.cache.ancestors), -1, *x.shape[1:]).transpose(1, 2)
+        """[n, B, heads, k, E], from x [B k, n, heads, E]."""
+        return x.view(len(self.cache.ancestors), -1, *x.shape[1:]).permute(2, 0, 3, 1, 4)
 
 
 def _rows(x: Tensor) -> Tensor:
     """[B k, H E], from x [B, H, k, E]."""
-    return x.transpose(1, 2).flatten(2).flatten(0, 1)
+    return x.transpose(1, 2).reshape(x.shape[0] * x.shape[2], -1)
 
 
 Context = Packed | Cached  # what a layer is given beside its input

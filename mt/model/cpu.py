@@ -46,9 +46,12 @@ class CpuInference(Inference):
         return functional.layer_norm(x, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
 
     def attend_step(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        # For a few queries one call is faster than five. Query heads that share keys become rows of queries.
+        # For a few queries one call is faster than five.
         n_heads, n_groups = q.shape[1], k.shape[1]
-        if mask is not None and n_heads > n_groups and mask.shape[1:3] != (1, 1):
+        if n_heads == n_groups:
+            return functional.scaled_dot_product_attention(q, k, v, mask)
+        # Query heads that share keys become rows of queries.
+        if mask is not None and mask.shape[1:3] != (1, 1):
             mask = mask.expand(-1, max(mask.shape[1], n_heads // n_groups), -1, -1)
             mask = mask.reshape(len(mask), -1, n_heads // n_groups * mask.shape[2], mask.shape[3])
         grouped = q.reshape(*k.shape[:2], -1, q.shape[-1])  # [B, G, H/G k, E]
