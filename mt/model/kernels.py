@@ -191,8 +191,10 @@ def attention_scores(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
 
 def in_groups(x: Tensor, keys: Tensor) -> Tensor:
     """Return [..., G, H/G Wq, E] of x [..., H, Wq, E]: heads that share keys become query rows, keys are not copied."""
-    n_groups = keys.shape[-3]
-    return x.view(*x.shape[:-3], n_groups, x.shape[-3] // n_groups, *x.shape[-2:]).flatten(-3, -2)
+    n_heads, n_groups = x.shape[-3], keys.shape[-3]
+    if n_heads == n_groups:
+        return x
+    return x.view(*x.shape[:-3], n_groups, n_heads // n_groups, *x.shape[-2:]).flatten(-3, -2)
 
 
 def tiles(x: Tensor, n_tiles: int, start: int, width: int) -> Tensor:

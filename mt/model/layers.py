@@ -210,7 +210,11 @@ class CrossAttention(Attention):
         self.out = Linear(d, [d], depth.gains("out"), bias)
 
     def forward(self, x: Tensor, context: TargetContext) -> Tensor:
-        return self.out(context.attend_memory(self.kernels, self.q_norm(self.heads(self.q(x))), self.keys_and_values))
+        return self.out(context.attend_memory(self.kernels, self.queries(x), self.keys_and_values))
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Return [T, 1, H, E], from x [T, D]."""
+        return self.heads(self.q(x))
 
     def keys_and_values(self, memory: Tensor) -> tuple[Tensor, ...]:
         """Return [S, 2, G, E], or keys and values [S, 1, G, E] where they are apart, from memory [S, D]."""
@@ -218,7 +222,10 @@ class CrossAttention(Attention):
 
 
 class NormedCrossAttention(CrossAttention):
-    """Cross-attention with a norm of its keys."""
+    """Cross-attention with norms of queries and keys."""
+
+    def queries(self, x: Tensor) -> Tensor:
+        return self.q_norm(super().queries(x))
 
     def keys_and_values(self, memory: Tensor) -> tuple[Tensor, ...]:
         k, v = torch.split(self.heads(self.kv(memory), 2), 1, 1)
