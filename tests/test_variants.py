@@ -214,15 +214,25 @@ def compiled_and_eager(row: dict[str, Any], backend: str) -> None:
         assert_near(gradient, wanted_gradients[name], 1e-8, name)
 
 
-@on_each_row
-def test_compiled_layers_are_eager_ones(row: dict[str, Any]) -> None:
-    compiled_and_eager(row, "aot_eager")
+def rows_with_each_value() -> list[int]:
+    """Few rows in which each value of each setting stands."""
+    missing, chosen = {item for row in ROWS for item in row.items()}, []
+    while missing:
+        chosen.append(max(range(len(ROWS)), key=lambda i: len(missing & set(ROWS[i].items()))))
+        missing -= set(ROWS[chosen[-1]].items())
+    return chosen
+
+
+@pytest.mark.parametrize("number", rows_with_each_value())
+def test_compiled_layers_are_eager_ones(number: int) -> None:
+    compiled_and_eager(ROWS[number], "aot_eager")
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @on_each_row
-def test_really_compiled_layers_are_eager_ones(row: dict[str, Any]) -> None:
-    compiled_and_eager(row, "inductor")
+def test_compiled_layers_are_eager_ones_in_all_rows(row: dict[str, Any], backend: str) -> None:
+    compiled_and_eager(row, backend)
 
 
 @on_each_row
