@@ -36,6 +36,7 @@ NUMBERS: dict[str, list[Any]] = {
     "layer_dropout": [0.0, 0.2],
     "word_dropout": [0.0, 0.2],
 }
+OWN_PARAMETERS = {"learned": 128 * 32, "relative": 2 * 32 * 4}  # of position schemes, with the shape above
 N_STEPS = 40
 STEPPED = [(src, tgt[:60]) for src, tgt in random_pairs(200, longest=70, seed=8) if len(tgt) >= N_STEPS][:3]
 PAIRS = [*random_pairs(9, longest=20, seed=2), ([5] * 80, [6, 7, 8] * 25)]  # and one that needs a wider tile
@@ -257,6 +258,6 @@ def test_parameters_are_counted_once_and_flops_by_use(row: dict[str, Any]) -> No
         + biases
         + n_norms * of_a_norm
         + (6 * 2 * 8 if row["qk_norm"] else 0)
-        + {"learned": 128 * d, "relative": 2 * 32 * 4}.get(row["positions"], 0)
+        + OWN_PARAMETERS.get(row["positions"], 0)
     )
     assert count_parameters(model.config, V) == expected
