@@ -64,7 +64,7 @@ def config_differences(a: RunConfig, b: RunConfig) -> dict[str, tuple[Any, Any]]
 
 
 def as_yaml(value: Any) -> str:
-    """Return a setting's value as it stands in a config."""
+    """Return a setting's value as it is written in a config."""
     return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
 
 

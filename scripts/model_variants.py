@@ -2,8 +2,8 @@
 
     scripts/model_variants.py --steps 300 CONFIG [--set KEY=VALUE]…
 
-Speed is that of `mt bench`, as a ratio to the default model right before: machines drift. A run that stands in --runs
-is not trained again, so an interrupted table goes on.
+Speed is measured by `mt bench`, as a ratio to the default model measured right before, since machines drift. A run that
+exists in --runs is not trained again, so an interrupted table can be continued.
 """
 
 from __future__ import annotations

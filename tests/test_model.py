@@ -304,7 +304,7 @@ def reachable_tensors(held: object) -> list[torch.Tensor]:
 
 
 def test_a_cache_names_every_tensor_that_lasts_from_step_to_step() -> None:
-    """So that captured graphs miss none: what else it holds is made anew in each step, before it is read."""
+    """So that captured graphs miss none. Everything else that it holds is made in each step before it is read."""
     model = small_model(positions="rotary", dropout=0.0).eval()
     with torch.no_grad():
         cache = model.begin_decoding(assemble_sources([[5, 6, EOS_ID], [7, EOS_ID]], torch.float32), 2)

@@ -57,7 +57,7 @@ SETTINGS = listed_values() | NUMBERS
 
 
 def covering_rows() -> list[dict[str, Any]]:
-    """Rows in which each pair of values of two settings stands, made one after the other, each as new as can be."""
+    """Return rows that contain each pair of values of two settings; each row covers as many new pairs as it can."""
     names = sorted(SETTINGS, key=lambda name: -len(SETTINGS[name]))
     missing = {
         frozenset(((a, x), (b, y)))
@@ -216,7 +216,7 @@ def compiled_and_eager(row: dict[str, Any], backend: str) -> None:
 
 
 def rows_with_each_value() -> list[int]:
-    """Few rows in which each value of each setting stands."""
+    """Return the numbers of a few rows that contain each value of each setting."""
     missing, chosen = {item for row in ROWS for item in row.items()}, []
     while missing:
         chosen.append(max(range(len(ROWS)), key=lambda i: len(missing & set(ROWS[i].items()))))

@@ -74,7 +74,7 @@ class Linear(nn.Linear, Layer):
         self.parts, self.gains = list(parts), gains
 
     def initialise(self) -> None:
-        """Draw the weights, those of each projection as a matrix by itself; biases are 0."""
+        """Draw the weights, each projection as a separate matrix; biases are 0."""
         for part, gain in zip(torch.split(self.weight, self.parts), self.gains, strict=True):
             nn.init.xavier_uniform_(part, gain)
         if self.bias is not None:
@@ -129,7 +129,7 @@ class DeepNorm(PostNorm):
 
 
 class NoSum(Layer):
-    """Stands in for the residual sum of a missing sub-layer."""
+    """Replaces the residual sum of a missing sub-layer."""
 
     def forward(self, x: Tensor, sublayer: object) -> Tensor:
         return x

@@ -33,7 +33,7 @@ class Positions(Layer):
         self.scale, self.d_model, self.n_heads = math.sqrt(config.d_model), config.d_model, config.n_heads
 
     def embed(self, rows: Tensor, positions: Tensor, n_positions: int) -> Tensor:
-        """Return [T, D] float32: scaled rows [T, D] of an embedding, plus what stands for their positions.
+        """Return [T, D] float32: scaled rows [T, D] of an embedding, plus their positions if the scheme adds them.
 
         Args:
             n_positions: all positions [T] are below this.

@@ -106,7 +106,7 @@ class Transformer(nn.Module):
 
     @property
     def output_weight(self) -> Tensor:
-        """[V, D]: the rows of the output layer that stand for pieces; by default tied to the embedding."""
+        """[V, D]: the rows of the output layer that belong to pieces; by default tied to the embedding."""
         return self.embeddings[2].weight[: self.vocab_size]
 
     @property
