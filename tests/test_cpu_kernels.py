@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from mt.data.batch import TileGroup, TileLayout
 from mt.model.context import rows_of
-from mt.model.cpu import _FeedForward, _Linear, _RMSNorm, _TiledAttention
+from mt.model.cpu import _FeedForward, _Linear, _TiledAttention
 from mt.model.kernels import ACTIVATIONS, Kernels
 
 
@@ -94,17 +94,6 @@ def test_activations_are_those_of_their_papers() -> None:
     assert wanted.keys() == ACTIVATIONS.keys()
     for name, expected in wanted.items():
         torch.testing.assert_close(ACTIVATIONS[name](x), expected)
-
-
-def test_an_rms_norm_is_torchs() -> None:
-    torch.manual_seed(0)
-    inputs = [random(3, 4, 6), random(6)]
-
-    def fused(x: Tensor, weight: Tensor) -> Tensor:
-        return _RMSNorm.apply(x, weight, 1e-5)
-
-    require_same(fused, lambda x, weight: functional.rms_norm(x, (6,), weight, 1e-5), inputs)
-    assert torch.autograd.gradcheck(fused, inputs)
 
 
 @pytest.mark.parametrize("n_groups", [4, 2, 1])

@@ -86,9 +86,6 @@ class CpuTraining(CpuInference):
     def feed_forward(self, x: Tensor, inner: nn.Linear, activation: Activation, outer: nn.Linear) -> Tensor:
         return _FeedForward.apply(activation, x, inner.weight, inner.bias, outer.weight, outer.bias)  # type: ignore[no-any-return, no-untyped-call]
 
-    def rms_norm(self, x: Tensor, layer: nn.RMSNorm) -> Tensor:
-        return _RMSNorm.apply(x, layer.weight, layer.eps)  # type: ignore[no-any-return, no-untyped-call]
-
     def attend(self, rows: Rows, *projections: Tensor) -> Tensor:
         if isinstance(rows.layout, TileLayout) and rows.dropout == 0:
             return _TiledAttention.apply(rows.layout, len(rows.masks), *rows.masks, *projections)  # type: ignore[no-any-return, no-untyped-call]
@@ -141,27 +138,6 @@ class _FeedForward(torch.autograd.Function):
         of_second = _parameter_gradients(grads[0], hidden, ctx.dtype, ctx.has_bias)
         grad = ctx.activation.backward(grads[0] @ weight_2, before)
         return None, grad @ weight_1, *_parameter_gradients(grad, x, ctx.dtype, ctx.has_bias), *of_second
-
-
-class _RMSNorm(torch.autograd.Function):
-    """y = x r w, with r = (mean(x²) + eps)^-½; dx = r (g w - x r² mean(g w x))."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        exact = torch.promote_types(x.dtype, torch.float32)
-        squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact).square_()
-        rate = (squares / x.shape[-1] + eps).rsqrt_()
-        ctx.save_for_backward(x, weight, rate)
-        return (x * rate).mul_(weight).to(x.dtype)  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weight, rate = ctx.saved_tensors
-        normed = x * rate  # float32
-        of_weight = (grads[0] * normed).flatten(0, -2).sum(0)
-        grad = grads[0] * weight
-        grad -= normed * (grad * normed).mean(-1, keepdim=True)
-        return grad.mul_(rate).to(x.dtype), of_weight.to(weight.dtype), None
 
 
 class _TiledAttention(torch.autograd.Function):
