@@ -240,7 +240,7 @@ def corpus_folder(config: RunConfig, run_dir: Path) -> Path:
     elif corpus_fingerprint(config, initial_tokenizer(config)) != prepared.name:
         raise DataError(
             f"{run_dir}: its prepared corpus ({prepared}) is gone, and the text it was made from has changed: "
-            "put either back, or start anew with another --run-dir"
+            "put either back, or start over with another --run-dir"
         )
     return prepared
 
@@ -265,7 +265,7 @@ def _read_record(run_dir: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{run_dir / RECORD}: is damaged ({error}): put it back, or start anew with another --run-dir"
+            f"{run_dir / RECORD}: is damaged ({error}): put it back, or start over with another --run-dir"
         ) from error
     return record
 
@@ -274,7 +274,7 @@ def _check_changes(config: RunConfig, run_dir: Path) -> None:
     if not (run_dir / CONFIG).is_file():
         raise CheckpointError(
             f"{run_dir / CONFIG}: is missing, so what this run began with is not known: put it back (each checkpoint "
-            "holds a copy), or start anew with another --run-dir"
+            "holds a copy), or start over with another --run-dir"
         )
     began_with = load_config(str(run_dir / CONFIG))
     changed = [
@@ -284,7 +284,7 @@ def _check_changes(config: RunConfig, run_dir: Path) -> None:
     ]
     if changed:
         raise ConfigError(
-            f"{'; '.join(changed)}: change {'it' if len(changed) == 1 else 'them'} back, or start anew with another "
+            f"{'; '.join(changed)}: change {'it' if len(changed) == 1 else 'them'} back, or start over with another "
             f"--run-dir (the run is in {run_dir})"
         )
 

@@ -99,7 +99,7 @@ def test_when_no_checkpoint_can_be_read_training_does_not_begin_anew(tmp_path: P
         train(config, corpus, tmp_path / "run")
     assert str(caught.value) == (
         f"{tmp_path / 'run'}: no checkpoint to go on from can be read; the last: {folder}: is no complete model "
-        "folder: manifest.json missing: start anew with another --run-dir"
+        "folder: manifest.json missing: start over with another --run-dir"
     )
     assert checkpoints(tmp_path / "run") == [folder]
 
@@ -563,14 +563,14 @@ def test_a_changed_setting_is_refused_by_name_unless_it_may_change(tmp_path: Pat
     with pytest.raises(MTError) as caught:
         train_run(replace(config, model=replace(config.model, d_ff=72)), run_dir)
     assert str(caught.value) == (
-        "model.d_ff: this run began with 64, now it is 72: change it back, or start anew with another --run-dir "
+        "model.d_ff: this run began with 64, now it is 72: change it back, or start over with another --run-dir "
         f"(the run is in {run_dir})"
     )
     with pytest.raises(MTError) as caught:  # all of them at once
         train_run(replace(config, model=replace(config.model, d_ff=72, positions="rotary")), run_dir)
     assert str(caught.value) == (
         "model.d_ff: this run began with 64, now it is 72; model.positions: this run began with sinusoidal, now it "
-        f"is rotary: change them back, or start anew with another --run-dir (the run is in {run_dir})"
+        f"is rotary: change them back, or start over with another --run-dir (the run is in {run_dir})"
     )
     train_run(with_train(config, max_steps=3, validate_every=2), run_dir)
     assert checkpoints(run_dir)[-1] == checkpoint_path(run_dir, 3)
@@ -613,7 +613,7 @@ def test_a_run_keeps_the_corpus_it_began_with(tmp_path: Path, capsys: pytest.Cap
         train_run(with_train(config, max_steps=4), run_dir)
     assert str(caught.value) == (
         f"{run_dir}: its prepared corpus ({tmp_path / 'text' / 'prepared' / fingerprint}) is gone, and the text it was "
-        "made from has changed: put either back, or start anew with another --run-dir"
+        "made from has changed: put either back, or start over with another --run-dir"
     )
 
 
@@ -626,13 +626,13 @@ def test_a_run_whose_record_is_damaged_says_what_to_do(tmp_path: Path) -> None:
         train_run(config, run_dir)
     assert str(caught.value) == (
         f"{run_dir / 'config.yaml'}: is missing, so what this run began with is not known: put it back (each "
-        "checkpoint holds a copy), or start anew with another --run-dir"
+        "checkpoint holds a copy), or start over with another --run-dir"
     )
     (run_dir / "run.json").write_text("", "utf-8")
     with pytest.raises(MTError) as caught:
         train_run(config, run_dir)
     assert str(caught.value) == (
-        f"{run_dir / 'run.json'}: is damaged (Expecting value: line 1 column 1 (char 0)): put it back, or start anew "
+        f"{run_dir / 'run.json'}: is damaged (Expecting value: line 1 column 1 (char 0)): put it back, or start over "
         "with another --run-dir"
     )
 

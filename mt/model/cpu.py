@@ -18,8 +18,8 @@ from mt.data.batch import TileLayout
 from mt.model.kernels import Activation, Inference, Kernels, NarrowCudaInference, Rows, in_groups, in_type_of, joined
 
 # oneDNN's product with bias and ReLU in the same pass; private to torch, so it is looked up and can be missing.
-_linear_pointwise = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-_reorder_linear_weight = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
+_linear_pointwise: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+_reorder_linear_weight: Any = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
 # It refuses bf16 where the CPU has nothing for it.
 _is_supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
 _has_bf16_product = _linear_pointwise is not None and _is_supported is not None and bool(_is_supported())
@@ -62,7 +62,8 @@ class PackedInference(CpuInference):
     """With weights as oneDNN keeps them between products, which saves it a copy in each."""
 
     def packed(self, weight: Tensor) -> Tensor:
-        return _reorder_linear_weight(weight, PACKED_ROWS)  # type: ignore[no-any-return, misc]
+        packed: Tensor = _reorder_linear_weight(weight, PACKED_ROWS)
+        return packed
 
     def linear(self, x: Tensor, layer: nn.Linear) -> Tensor:
         return _packed_product(x, layer.packed, layer.bias)
@@ -93,7 +94,8 @@ class CpuTraining(CpuInference):
 
 
 def _packed_product(x: Tensor, packed: Any, bias: Tensor | None, epilogue: str = "none") -> Tensor:
-    return _linear_pointwise(x, packed, bias, epilogue, [], "")  # type: ignore[no-any-return, misc]
+    y: Tensor = _linear_pointwise(x, packed, bias, epilogue, [], "")
+    return y
 
 
 def _product(x: Tensor, weight: Any, bias: Tensor | None, epilogue: str = "none") -> Tensor:

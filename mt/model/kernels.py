@@ -114,7 +114,7 @@ class Kernels:
         return None
 
     def attend(self, rows: Rows, *projections: Tensor) -> Tensor:
-        """Let each query attend to the keys of its own sentence, and in causal rows to none after it.
+        """Let each query attend to the keys of the same sentence, in causal rows only to those up to its position.
 
         Args:
             projections: [T, n, heads, E]: queries, keys and values, in this order, in one tensor or in several.

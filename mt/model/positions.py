@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mt.config import ModelConfig
 from mt.model.kernels import Layer
@@ -67,7 +68,7 @@ class Learned(Positions):
     def embed(self, rows: Tensor, positions: Tensor, n_positions: int) -> Tensor:
         # Captured graphs may run a few steps past the longest sentence; that output is discarded.
         places = positions.clamp(max=self.embedding.num_embeddings - 1)
-        return (rows.float() + self.embedding(places).float()) * self.scale  # type: ignore[no-any-return]
+        return (rows.float() + functional.embedding(places, self.embedding.weight).float()) * self.scale
 
 
 class Rotary(Positions):
@@ -91,7 +92,8 @@ class Relative(Positions):
 
     def bias(self, q_positions: Tensor, k_positions: Tensor, causal: bool) -> Tensor:
         buckets = relative_buckets(k_positions - q_positions[:, None], causal)
-        return (self.decoder if causal else self.encoder)(buckets).permute(2, 0, 1)  # type: ignore[no-any-return]
+        table = self.decoder if causal else self.encoder
+        return functional.embedding(buckets, table.weight).permute(2, 0, 1)
 
 
 class Alibi(Positions):

@@ -144,7 +144,8 @@ class Transformer(nn.Module):
 
     def hidden(self, batch: PackedBatch) -> Tensor:
         """Return the decoder's last states [T, D] alone."""
-        return self(batch).hidden  # type: ignore[no-any-return]
+        states: States = self(batch)
+        return states.hidden
 
     def cross_attention_weights(self, batch: PackedBatch, layer: int) -> list[Tensor]:
         """Return how much each target row of a batch of tiles attends to each source row, in one layer of the decoder.

@@ -274,7 +274,7 @@ class Trainer:
         if progress.gone_back_to == target.step:
             raise TrainingError(
                 f"{self.run_dir}: {row}, although training had gone back to step {target.step:,} before and left the "
-                f"sentences since then out: go on with --set train.precision=fp32, or start anew with a lower "
+                f"sentences since then out: go on with --set train.precision=fp32, or start over with a lower "
                 f"train.peak_lr or with train.clip_norm; {SKIPPED} there names the sentences"
             )
         if found is None:
@@ -433,7 +433,7 @@ class Trainer:
         if damaged:
             raise CheckpointError(
                 f"{self.run_dir}: no checkpoint to go on from can be read; the last: {damaged[0][1]}: "
-                "start anew with another --run-dir"
+                "start over with another --run-dir"
             )
         return None
 
