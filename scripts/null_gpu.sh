@@ -64,7 +64,7 @@ if [ "$(cat "$folder/installed" 2>/dev/null)" != "$wanted" ] || ! "$python" -c '
   dependencies="$("$base" -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' | grep -v '^torch')"
   # === takes the version as the package index has it, CUDA included, and not a local one such as 2.13.0+cpu.
   { "$base" -m venv "$folder/env" &&
-    "$python" -m pip install --quiet --disable-pip-version-check "torch===$torch" 'pytest>=8' $dependencies &&
+    "$python" -m pip install --quiet --disable-pip-version-check "torch===$torch" 'pytest>=9' 'pytest-timeout>=2.3' $dependencies &&
     cuda="$("$python" -c 'import torch; print(torch.version.cuda or "")')" && [ -n "$cuda" ] &&
     "$python" -m pip install --quiet --disable-pip-version-check --no-deps "nvidia-cuda-crt==$cuda.*" "nvidia-cuda-cccl==$cuda.*"; } \
     >"$folder/install.log" 2>&1 || {

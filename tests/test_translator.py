@@ -24,7 +24,6 @@ from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.model import Transformer
 from mt.runtime import choose_dtype
 from mt.text.tokenizer import EOS_ID, PAD_ID, Tokenizer, count_words, train_tokenizer
-from tests.clock import comes_true
 from tests.toys import WORDS, toy_text
 
 MAX_SOURCE_TOKENS = 24
@@ -140,6 +139,18 @@ def test_processes_end_with_what_they_worked_for() -> None:
     assert not multiprocessing.active_children()
 
 
+def test_threads_stay_so_that_none_ends_during_a_fork() -> None:
+    both = threading.Barrier(2)
+
+    def work(_: int) -> int:
+        both.wait(60)
+        return threading.get_ident()
+
+    threads = set(side_by_side(work, range(2), 2))
+    assert len(threads) == 2
+    assert set(side_by_side(work, range(6), 2)) == threads
+
+
 def test_an_interrupt_does_not_wait_for_threads() -> None:
     may_end = threading.Event()
     ended: list[float] = []
@@ -167,13 +178,12 @@ def test_a_failing_batch_ends_those_beside_it() -> None:
         return item
 
     n_threads = torch.get_num_threads()
-    n_running = threading.active_count()
     results = side_by_side(work, range(50), 2)
     assert [next(results), next(results), next(results)] == [0, 1, 2]
     with pytest.raises(ValueError, match=r"^3$"):
         next(results)
     is_told.set()
-    assert comes_true(lambda: threading.active_count() <= n_running)
+    assert list(side_by_side(abs, [-1, -2], 2)) == [1, 2]  # in the same threads, after what they had to do
     assert set(begun) <= {0, 1, 2, 3, 4, 5}  # two at a time, and none after those that were begun with it
     assert torch.get_num_threads() == n_threads
 

@@ -15,6 +15,7 @@ import traceback
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar, cast
@@ -33,7 +34,7 @@ _OURS = {signal.SIGINT, signal.SIGTERM}  # signals that processes leave to their
 def side_by_side(
     function: Callable[[Item], Result], items: Sequence[Item], n_workers: int
 ) -> Generator[Result, None, None]:
-    """The function of each item, in order; so many at a time, in threads.
+    """Return the function of each item, in order; so many at a time, in threads.
 
     What is interrupted or fails does not wait for them; a thread that is at work comes to the end of its item.
     """
@@ -42,12 +43,20 @@ def side_by_side(
         return
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(n_workers)
     try:
-        yield from pool.map(function, items)
+        yield from _threads(n_workers).map(function, items)
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
         torch.set_num_threads(n_threads)
+
+
+@cache
+def _threads(n: int) -> ThreadPoolExecutor:
+    """Return threads that stay until the program ends.
+
+    A thread that has used MKL takes one of MKL's locks when it ends. In a process that is forked meanwhile this lock is
+    never released, and its next product waits for ever.
+    """
+    return ThreadPoolExecutor(n)
 
 
 class Forks:
