@@ -67,7 +67,8 @@ API long long null_gpu_counter(int counter) { return counters[counter]; }
 
 API void null_gpu_reset(void) { memset(counters, 0, sizeof counters); }
 
-// Write a line for each launch, copy and wait from now on; NULL ends the log.
+// Write a line for each launch, copy and wait from now on, with nanoseconds before it, on the profiler's clock; NULL ends
+// the log.
 API void null_gpu_log_to(const char *path) {
   if (log_file) fclose(log_file);
   log_file = path ? fopen(path, "w") : NULL;
@@ -75,12 +76,14 @@ API void null_gpu_log_to(const char *path) {
 
 void null_gpu_log(const char *format, ...) {
   if (!log_file) return;
+  struct timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);
   char line[512];
   va_list arguments;
   va_start(arguments, format);
   vsnprintf(line, sizeof line, format, arguments);
   va_end(arguments);
-  fprintf(log_file, "%s\n", line);
+  fprintf(log_file, "%lld%09ld %s\n", (long long)now.tv_sec, now.tv_nsec, line);
 }
 
 // --- Errors ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,220 @@
+"""What a training update costs on an H100 by arithmetic: a table by part, made from what the null GPU was told to do.
+
+    scripts/null_gpu.sh --run python -m tests.null_gpu.cost [--config base] [--tokens 25000] [--kernels 40] [--set …]
+
+The formula: a launch takes as long as the longest of
+
+- its arithmetic at 60% of the peak; that of flash attention at 25%, for heads of 64,
+- the bytes of its arguments, each read or written once, at 80% of the bandwidth,
+- 2 µs, the least time between two launches.
+
+The host takes 5 µs for a launch. Where that makes more than the device needs, the host decides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import tempfile
+from bisect import bisect_right
+from collections import Counter
+from dataclasses import dataclass, replace
+from itertools import islice
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch._inductor.runtime.triton_heuristics import CachingAutotuner
+from torch.profiler import ProfilerActivity, profile
+
+from mt import bench
+from mt.configfile import load_config
+from mt.data.packing import PlanState
+from mt.train.engine import Engine, Update
+from tests.null_gpu.device import NullGPU
+
+PEAK, BANDWIDTH = 989e12, 3.35e12  # of an H100 SXM: operations in bf16 and bytes a second, from its data sheet
+SHARE_OF_PEAK, FLASH_SHARE, SHARE_OF_BANDWIDTH = 0.6, 0.25, 0.8
+LAUNCH_SECONDS, HOST_SECONDS = 2e-6, 5e-6
+FLASH_TILE = 128  # queries and keys of a block of flash attention; a shorter sentence takes a whole one
+CHUNK = 65_536  # elements of a block of kernels that go over lists of tensors
+BYTES = {"c10::BFloat16": 2, "c10::Half": 2, "float": 4, "bool": 1, "unsigned char": 1, "int": 4, "long int": 8}
+
+# The first part whose pattern occurs in the names of the kernel and of the operators that launched it.
+PARTS = {
+    "matrix products": r"^matmul",
+    "attention": r"flash|attn|softmax",
+    "loss": r"logsumexp|scatter|select_backward|gather_.*sub|div_exp|Loss",
+    "optimizer": r"adam|foreach|lpnorm|linalg|isfinite|Shape_cu",
+    "embedding": r"[Ee]mbedding|aten::index|masked_scale|fused_dropout",
+    "norms, dropout, residual": r"layer_norm|rms_norm|dropout",
+    "activation and its gradient": r"relu|gelu|silu|threshold",
+    "bias gradients": r"sum",
+    "copies": r"stack|clone|cat|^copy|^memset|zero",
+    "casts": r"_to_copy|copy_",
+    "other": r"",
+}
+# Bytes for each element, of kernels that go over lists of tensors; Adam reads four of float32, and writes three.
+OF_LISTS = {"fused_adam": 28, "ForeachReduce": 4, "ForeachBinaryOp": 12}
+
+
+@dataclass
+class Launch:
+    """What the device was given to do: a kernel, a product, a copy within it, or a memset."""
+
+    kind: str
+    kernel: str  # its name and sizes
+    events: list[Any]  # of the profiler, that it happened in; the innermost last
+    flops: float = 0.0
+    n_bytes: float = 0.0
+
+    @property
+    def part(self) -> str:
+        names = " ".join([self.kind, self.kernel, *(event.name() for event in reversed(self.events))])
+        return next(part for part, pattern in PARTS.items() if re.search(pattern, names))
+
+    @property
+    def seconds(self) -> float:
+        share = FLASH_SHARE if "flash" in self.kernel else SHARE_OF_PEAK
+        return max(self.flops / (share * PEAK), self.n_bytes / (SHARE_OF_BANDWIDTH * BANDWIDTH), LAUNCH_SECONDS)
+
+
+def launches_of(engine: Engine, update: Update) -> list[Launch]:
+    """Make an update, and return what was launched for it."""
+    with tempfile.NamedTemporaryFile("r") as log:
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as done, NullGPU().logging(Path(log.name)):
+            engine.step(update, lr=1e-3)
+        lines = log.read().splitlines()
+    events = sorted(done.profiler.kineto_results.events(), key=lambda event: event.start_ns())  # type: ignore[union-attr]
+    starts = [event.start_ns() for event in events]
+    launches = []
+    for line in lines:
+        at, kind, kernel = line.split(maxsplit=2)
+        if kind in ("kernel", "triton_kernel", "matmul", "memset") or "device to device" in kernel:
+            around = [event for event in events[: bisect_right(starts, int(at))] if event.end_ns() >= int(at)]
+            launches.append(Launch(kind, kernel, around))
+    n_of_event = Counter(id(launch.events[-1]) for launch in launches if launch.kind == "kernel" and launch.events)
+    for launch in launches:
+        _count(launch, n_of_event)
+    _count_flash(launches, engine, update)
+    return launches
+
+
+def _count(launch: Launch, n_of_event: Counter[int]) -> None:
+    """Enter the operations and bytes of a launch."""
+    numbers = [int(number) for number in re.findall(r"\d+", launch.kernel)]
+    event = launch.events[-1] if launch.events else None
+    shapes = [] if event is None else zip(event.shapes(), event.dtypes(), strict=True)
+    sizes = [prod(shape) * BYTES.get(dtype, 0) if shape else 0 for shape, dtype in shapes]
+    if launch.kind == "matmul":
+        m, n, k, batch = numbers
+        launch.flops = 2.0 * m * n * k * batch
+        launch.n_bytes = sum(sizes)
+    elif launch.kind in ("memset", "copy"):
+        launch.n_bytes = numbers[-1] * (2 if launch.kind == "copy" else 1)
+    elif launch.kind == "triton_kernel":
+        assert event is not None
+        launch.n_bytes = sum(sizes) + sum(sizes[i] for i in _WRITTEN_IN_PLACE[event.name()])
+    elif n_bytes := next((n for name, n in OF_LISTS.items() if name in launch.kernel), 0):
+        launch.n_bytes = numbers[0] * CHUNK * n_bytes
+    elif event is not None:  # it reads its inputs, and writes one more; those that fill or add up do not do both
+        has_both = not re.search(r"fill_|sum|norm", event.name())
+        launch.n_bytes = (sum(sizes) + has_both * max(sizes, default=0)) / n_of_event[id(event)]
+
+
+def _count_flash(launches: list[Launch], engine: Engine, update: Update) -> None:
+    """Enter what flash attention computes: all blocks that sentences touch, whether they fill them or not.
+
+    Its backward pass adds gradients of queries up in float32, in as many rows as those blocks have. They are cleared,
+    read and written, and read.
+    """
+    ((number, batch),) = update.slices.items()
+    n_blocks = {
+        len(rows): -(-of_all.lengths[update.sentences[number]] // FLASH_TILE)
+        for rows, of_all in ((batch.src_ids, engine.data.src), (batch.tgt_inputs, engine.data.tgt))
+    }
+    for launch in launches:
+        if "flash" in launch.kernel:
+            is_backward = "bwd" in launch.kernel
+            (n_q, n_heads, n_features), (n_k, *_) = [x for x in launch.events[-1].shapes() if len(x) == 3][
+                is_backward:
+            ][:2]
+            q_blocks, k_blocks = n_blocks[n_q], n_blocks[n_k]
+            if "flash_fwd_kernel" in launch.kernel or "dq_dk_dv" in launch.kernel:
+                n_products = 5 if is_backward else 2
+                launch.flops = 2.0 * n_products * n_heads * n_features * FLASH_TILE**2 * int(np.dot(q_blocks, k_blocks))
+            if is_backward:
+                n_passes = 2 if "dq_dk_dv" in launch.kernel else 1
+                launch.n_bytes += n_passes * 4 * int(q_blocks.sum()) * FLASH_TILE * n_heads * n_features
+
+
+# For each kernel of Triton, which of its arguments are read and written.
+_WRITTEN_IN_PLACE: dict[str, list[int]] = {}
+
+
+def _note_arguments() -> None:
+    """Enter the kernels of Triton into the table above, from now on."""
+    run = CachingAutotuner.run
+
+    def noting(self: Any, *arguments: Any, **options: Any) -> Any:
+        names = self.triton_meta["signature"]
+        _WRITTEN_IN_PLACE[self.inductor_meta["kernel_name"]] = [
+            i for i, name in enumerate(names) if name.startswith("in_out")
+        ]
+        return run(self, *arguments, **options)
+
+    CachingAutotuner.run = noting  # type: ignore[method-assign]
+
+
+def table(launches: list[Launch], n_tokens: int) -> str:
+    """Return the cost by part, in Markdown."""
+    lines = ["| part | launches | GFLOP | GB | ms |", "|---|---|---|---|---|"]
+    groups = [(part, [launch for launch in launches if launch.part == part]) for part in PARTS]
+    for name, group in [*groups, ("all", launches)]:
+        flops, n_bytes = sum(launch.flops for launch in group), sum(launch.n_bytes for launch in group)
+        seconds = sum(launch.seconds for launch in group)
+        lines.append(f"| {name} | {len(group)} | {flops / 1e9:,.0f} | {n_bytes / 1e9:.2f} | {seconds * 1e3:.2f} |")
+    device, host = sum(launch.seconds for launch in launches), len(launches) * HOST_SECONDS
+    speed = n_tokens / max(device, host) / 1e3
+    lines.append(f"\n{n_tokens:,} target tokens: {speed:,.0f} k tok/s; the host needs {host * 1e3:.1f} ms.")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="base")
+    parser.add_argument("--tokens", type=int, default=25_000, help="target tokens of an update")
+    parser.add_argument("--vocabulary", type=int, default=32_000)
+    parser.add_argument("--kernels", type=int, default=0, help="list so many, by the time that they take together")
+    parser.add_argument("--set", action="append", default=[], help="as for mt train")
+    options = parser.parse_args()
+    config = load_config(options.config, options.set)
+    config = replace(config, train=replace(config.train, batch_tokens=options.tokens))
+    corpus = bench.random_corpus(options.vocabulary, config.data.max_tokens, n_pairs=max(8_000, options.tokens // 4))
+    _note_arguments()
+    engine = Engine(config, corpus, options.vocabulary)
+    engine.begin()
+    with engine.updates_ahead(PlanState(), 1, 3) as planned:
+        for update in islice(planned, 2):
+            engine.step(update, lr=1e-3)
+        launches = launches_of(engine, next(iter(planned)))
+    print(f"torch {torch.__version__}, {engine.execution.note}, {engine.budget}\n")
+    print(table(launches, update.n_tgt_tokens))
+    if options.kernels:
+        by_kernel: dict[tuple[str, str, str], list[Launch]] = {}
+        for launch in launches:
+            event = launch.events[-1] if launch.events else None
+            shapes = "" if event is None else str([shape for shape in event.shapes() if shape])
+            name = event.name() if event is not None and launch.kind != "memset" else launch.kernel
+            by_kernel.setdefault((launch.part, f"{launch.kind} {name}", shapes), []).append(launch)
+        rows = sorted(by_kernel.items(), key=lambda item: -sum(launch.seconds for launch in item[1]))
+        print("\n| part | kernel | shapes | launches | GB | ms |\n|---|---|---|---|---|---|")
+        for (part, name, shapes), group in rows[: options.kernels]:
+            n_bytes, seconds = sum(x.n_bytes for x in group) / 1e9, sum(x.seconds for x in group) * 1e3
+            print(f"| {part} | {name[:80]} | {shapes[:120]} | {len(group)} | {n_bytes:.2f} | {seconds:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
