@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 # Of hidden, output weight, targets, weights and smoothing.
@@ -54,7 +53,7 @@ def linear_label_smoothed_nll(
     """
     if hidden.device.type == "cpu":
         return _ChunkedLoss.apply(hidden, output_weight, targets, weights, smoothing)  # type: ignore[no-any-return, no-untyped-call]
-    return _compilable_loss(hidden, output_weight, targets, weights, smoothing)
+    return _Loss.apply(hidden, output_weight, targets, weights, smoothing)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def in_chunks(loss: Loss, n_chunks: int) -> Loss:
@@ -74,11 +73,44 @@ def in_chunks(loss: Loss, n_chunks: int) -> Loss:
     return chunked
 
 
-def _compilable_loss(
-    hidden: Tensor, output_weight: Tensor, targets: Tensor, weights: Tensor, smoothing: float
-) -> Tensor:
-    logits = functional.linear(hidden, output_weight.to(hidden.dtype))
-    return label_smoothed_nll(logits, targets, weights, smoothing)
+class _Loss(torch.autograd.Function):
+    """The loss of all positions at once: logits are read once for the loss and once for their gradient.
+
+    By autograd, the gradient of what is picked at the labels is a zeroed [T, V] of float32, written and read again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, output_weight: Tensor, targets: Tensor, weights: Tensor, smoothing: float
+    ) -> Tensor:
+        weight = output_weight.to(hidden.dtype)
+        logits = hidden @ weight.t()
+        wide = logits.float()
+        normaliser = wide.logsumexp(-1)
+        at_label = torch.where(_is_label(logits, targets), wide, 0).sum(-1)
+        losses = normaliser - (1 - smoothing) * at_label - smoothing * wide.mean(-1)
+        ctx.save_for_backward(hidden, weight, logits, normaliser, targets, weights)
+        ctx.smoothing, ctx.dtype = smoothing, output_weight.dtype
+        return (losses * weights).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        hidden, weight, logits, normaliser, targets, weights = ctx.saved_tensors
+        grad = (logits.float() - normaliser[:, None]).exp() - ctx.smoothing / logits.shape[1]
+        grad = torch.where(_is_label(logits, targets), grad - (1 - ctx.smoothing), grad)
+        grad = (grad * (weights * grads[0])[:, None]).to(logits.dtype)
+        return grad @ weight, weight_gradient(grad, hidden, ctx.dtype), None, None, None
+
+
+def _is_label(logits: Tensor, targets: Tensor) -> Tensor:
+    return torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
+
+
+def weight_gradient(grad: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return gradᵀ x [F, D] in a type, from grad [T, F] and x [T, D]; on CUDA the product itself writes float32."""
+    if grad.is_cuda and grad.dtype != dtype == torch.float32:
+        return torch.mm(grad.t(), x, out_dtype=dtype)
+    return (grad.t() @ x).to(dtype)
 
 
 class _ChunkedLoss(torch.autograd.Function):

@@ -47,6 +47,7 @@ FLOORS: list[set[str]] = [
         "model.kernels",
         "model.layers",
         "model.positions",
+        "model.training",
         "model.transformer",
     },
     {"checkpoint"},

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from mt.dropout import add_dropped, dropout, seed_dropout
-from mt.loss import in_chunks, label_smoothed_nll, linear_label_smoothed_nll
+from mt.loss import Loss, _Loss, in_chunks, label_smoothed_nll, linear_label_smoothed_nll
 
 torch.manual_seed(0)
 HIDDEN, WEIGHT = torch.randn(1_300, 16), torch.randn(70, 16) / 4
@@ -29,22 +30,39 @@ def test_label_smoothed_loss_is_torchs(smoothing: float) -> None:
     torch.testing.assert_close(linear_label_smoothed_nll(HIDDEN, WEIGHT, TARGETS, WEIGHTS, smoothing), expected)
 
 
+def compiled(backend: str) -> Loss:
+    return torch.compile(_Loss.apply, fullgraph=True, dynamic=False, backend=backend)
+
+
+def plain(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, smoothing: float) -> Tensor:
+    return label_smoothed_nll(hidden @ weight.to(hidden.dtype).t(), targets, weights, smoothing)
+
+
+def loss_and_gradients(loss: Loss, hidden: Tensor, weight: Tensor, smoothing: float) -> list[Tensor]:
+    inputs = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    value = loss(*inputs, TARGETS, WEIGHTS, smoothing)
+    return [value.detach(), *torch.autograd.grad(value * 0.25, inputs)]
+
+
 # With large weights logits pass 88, whose exponential float32 cannot hold.
 @pytest.mark.parametrize("scale", [1.0, 40.0])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_the_gradient_made_in_the_forward_pass_is_autograds(smoothing: float, scale: float) -> None:
-    gradients = []
-    for fused in (False, True):
-        hidden, weight = HIDDEN.clone().requires_grad_(), (WEIGHT * scale).requires_grad_()
-        loss = (
-            linear_label_smoothed_nll(hidden, weight, TARGETS, WEIGHTS, smoothing)
-            if fused
-            else label_smoothed_nll(hidden @ weight.t(), TARGETS, WEIGHTS, smoothing)
-        )
-        (loss * 0.25).backward()
-        gradients.append((loss.detach(), hidden.grad, weight.grad))
-    for written_out, fused_gradient in zip(*gradients, strict=True):
-        torch.testing.assert_close(fused_gradient, written_out, atol=1e-5 * scale, rtol=1e-4)
+@pytest.mark.parametrize("loss", [linear_label_smoothed_nll, _Loss.apply], ids=["cpu", "cuda"])
+def test_gradients_made_by_hand_are_autograds(loss: Loss, smoothing: float, scale: float) -> None:
+    wanted = loss_and_gradients(plain, HIDDEN, WEIGHT * scale, smoothing)
+    for by_hand, written_out in zip(loss_and_gradients(loss, HIDDEN, WEIGHT * scale, smoothing), wanted, strict=True):
+        torch.testing.assert_close(by_hand, written_out, atol=1e-5 * scale, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_the_compiled_loss_is_the_eager_one(backend: str, dtype: torch.dtype) -> None:
+    torch._dynamo.reset()
+    wanted = loss_and_gradients(_Loss.apply, HIDDEN.to(dtype), WEIGHT, 0.1)
+    found = loss_and_gradients(compiled(backend), HIDDEN.to(dtype), WEIGHT, 0.1)
+    assert [x.dtype for x in found] == [torch.float32, dtype, torch.float32]
+    for of_compiled, of_eager in zip(found, wanted, strict=True):
+        assert (of_compiled - of_eager).abs().max() <= (1e-5 if dtype == torch.float32 else 4e-3) * of_eager.abs().max()
 
 
 def test_tokens_without_weight_cost_nothing_and_teach_nothing() -> None:
@@ -124,7 +142,7 @@ def test_a_loss_in_chunks_is_the_loss(n_chunks: int) -> None:
     targets, weights = torch.randint(30, (20,)), (torch.rand(20) > 0.2).float()
     largest = 0
 
-    def plain(h: torch.Tensor, w: torch.Tensor, t: torch.Tensor, m: torch.Tensor, smoothing: float) -> torch.Tensor:
+    def plain(h: Tensor, w: Tensor, t: Tensor, m: Tensor, smoothing: float) -> Tensor:
         nonlocal largest
         logits = h @ w.T
         largest = max(largest, len(logits))

@@ -16,8 +16,10 @@ from mt.decode.search import search
 from mt.dropout import dropout, seed_dropout
 from mt.loss import label_smoothed_nll, linear_label_smoothed_nll
 from mt.model import Transformer
+from mt.model.kernels import Kernels
 from mt.model.layers import RESIDUALS, Depth, EncoderLayer, run_again
 from mt.model.positions import Alibi, Rotary, relative_buckets, rotated, sinusoidal_positions
+from mt.model.training import CudaTraining
 from mt.model.transformer import VOCAB_MULTIPLE
 from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from tests.toys import V, parallel, random_pairs, small_model, tiles
@@ -245,6 +247,26 @@ def test_layers_and_loss_compile_into_one_graph_each_without_recompiling() -> No
         torch.testing.assert_close(model.hidden(batch).detach(), eager[0])
         torch.testing.assert_close(model.hidden(other).detach(), eager[1])
     assert list(model.state_dict()) == list(small_model().state_dict())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_narrow_copies_of_weights_are_made_once_for_each_update(bias: bool) -> None:
+    """They change no value of the forward pass, and gradients go to the weights themselves."""
+    model, batch = small_model(dtype=torch.bfloat16, bias=bias), tiles(PAIRS, torch.bfloat16)
+    wanted = model.use(Kernels()).hidden(batch)
+    gradients = torch.autograd.grad(wanted.sum(), list(model.parameters()))
+    found = model.use(CudaTraining(torch.bfloat16)).hidden(batch)
+    assert torch.equal(found, wanted)
+    for ours, reference in zip(torch.autograd.grad(found.sum(), list(model.parameters())), gradients, strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - reference).norm() < 0.02 * reference.norm()
+    with torch.no_grad():
+        model.encoder[0].feed_forward.inner.weight.mul_(1.5)
+    assert torch.equal(model.hidden(batch), wanted)  # still the update before
+    model.kernels.begin_update()
+    changed = model.hidden(batch)
+    assert not torch.equal(changed, wanted)
+    assert torch.equal(changed, model.use(Kernels()).hidden(batch))
 
 
 def test_an_inference_copy_is_of_one_type_and_leaves_the_model_alone() -> None:

@@ -22,6 +22,7 @@ from mt.model import Transformer
 from mt.model.cpu import training_kernels
 from mt.model.kernels import Kernels
 from mt.model.layers import run_again
+from mt.model.training import CudaTraining
 from mt.model.transformer import count_parameters
 from mt.text.tokenizer import BOS_ID, EOS_ID
 from tests.toys import V, random_pairs, tiles
@@ -122,12 +123,13 @@ def assert_near(found: Tensor, wanted: Tensor, tolerance: float, what: str = "")
     assert (found - wanted).detach().abs().max() <= tolerance * max(1.0, float(wanted.detach().abs().max())), what
 
 
+@pytest.mark.parametrize("kernels", [training_kernels(CPU), CudaTraining(torch.float64)], ids=["cpu", "cuda"])
 @on_each_row
-def test_training_on_a_cpu_is_training_with_the_reference(row: dict[str, Any]) -> None:
+def test_backward_passes_by_hand_are_those_of_the_reference(row: dict[str, Any], kernels: Kernels) -> None:
     """With dropout: its masks are the same, also where activations are computed again."""
     model, batch = model_of(row), batch_of(PAIRS)
     wanted, wanted_gradients = values_and_gradients(model.use(Kernels()), batch)
-    found, gradients = values_and_gradients(model.use(training_kernels(CPU)), batch)
+    found, gradients = values_and_gradients(model.use(kernels), batch)
     assert gradients.keys() == wanted_gradients.keys() == dict(model.named_parameters()).keys()
     assert_near(found, wanted, 1e-9)
     for name, gradient in gradients.items():
@@ -200,10 +202,11 @@ def test_inference_in_bf16_is_as_near_the_exact_values_as_torchs_own(row: dict[s
 
 
 def compiled_and_eager(row: dict[str, Any], backend: str) -> None:
-    """Compare layers that are compiled for tiles with those that are not, without dropout."""
+    """Compare layers that are compiled as on CUDA, but for tiles, with the reference, without dropout."""
     off = dict.fromkeys(("dropout", "attention_dropout", "layer_dropout", "word_dropout"), 0.0)
     model, batch = model_of(row, **off), batch_of(PAIRS[:6])
-    wanted, wanted_gradients = values_and_gradients(model, batch)
+    wanted, wanted_gradients = values_and_gradients(model.use(Kernels()), batch)
+    model.use(CudaTraining(torch.float64))
     torch._dynamo.reset()
     for layer in (*model.encoder, *model.decoder):
         layer.compile(fullgraph=True, dynamic=False, backend=backend)

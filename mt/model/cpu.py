@@ -1,8 +1,8 @@
-"""Kernels for a CPU, where each pass over memory costs time: backward passes by hand, weights that stay packed.
+"""Kernels for a CPU, where each pass over memory costs time: attention by hand, weights that stay packed.
 
-They compute what the reference does, to rounding. On CUDA the compiler fuses those passes.
+They compute what the reference does, to rounding.
 
-T rows, D features in, F features out or d_ff; H heads, G heads of keys and values, E features of a head, n tiles,
+T rows; H heads, G heads of keys and values, E features of a head, n tiles,
 W tile width; in decoding B sentences, k open beams.
 """
 
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mt.data.batch import TileLayout
-from mt.model.kernels import Activation, Inference, Kernels, NarrowCudaInference, Rows, in_groups, in_type_of, joined
+from mt.model.kernels import Activation, Inference, Kernels, NarrowCudaInference, Rows, in_groups, joined
+from mt.model.training import CudaTraining, Training
 
 # oneDNN's product with bias and ReLU in the same pass; private to torch, so it is looked up and can be missing.
 _linear_pointwise: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
@@ -26,9 +27,21 @@ _has_bf16_product = _linear_pointwise is not None and _is_supported is not None 
 PACKED_ROWS = 128  # rows that the layout of a packed weight is chosen for; it takes any number, and is fast with most
 
 
-def training_kernels(device: torch.device) -> Kernels:
-    """Return what a model trains with on a device."""
-    return CpuTraining() if device.type == "cpu" else Kernels()
+def _packed_product(x: Tensor, packed: Any, bias: Tensor | None, epilogue: str = "none") -> Tensor:
+    y: Tensor = _linear_pointwise(x, packed, bias, epilogue, [], "")
+    return y
+
+
+def _product(x: Tensor, weight: Any, bias: Tensor | None, epilogue: str = "none") -> Tensor:
+    if x.dtype == torch.bfloat16 and _has_bf16_product:
+        return _packed_product(x, weight, bias, epilogue)
+    y = functional.linear(x, weight, bias)
+    return y.relu_() if epilogue == "relu" else y
+
+
+def training_kernels(device: torch.device, dtype: torch.dtype = torch.float32) -> Kernels:
+    """Return what a model trains with on a device, with products of this type."""
+    return CpuTraining() if device.type == "cpu" else CudaTraining(dtype)
 
 
 def inference_kernels(device: torch.device, dtype: torch.dtype) -> Kernels:
@@ -61,85 +74,30 @@ class CpuInference(Inference):
 class PackedInference(CpuInference):
     """With weights as oneDNN keeps them between products, which saves it a copy in each."""
 
-    def packed(self, weight: Tensor) -> Tensor:
-        packed: Tensor = _reorder_linear_weight(weight, PACKED_ROWS)
-        return packed
+    def packed(self, layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+        return _reorder_linear_weight(layer.weight, PACKED_ROWS), getattr(layer, "bias", None)
 
-    def linear(self, x: Tensor, layer: nn.Linear) -> Tensor:
-        return _packed_product(x, layer.packed, layer.bias)
+    def linear(self, x: Tensor, layer: Any) -> Tensor:
+        return _packed_product(x, *layer.packed)
 
-    def feed_forward(self, x: Tensor, inner: nn.Linear, activation: Activation, outer: nn.Linear) -> Tensor:
-        hidden = _packed_product(x, inner.packed, inner.bias, activation.epilogue)
-        return self.linear(activation.forward(hidden), outer)
+    def feed_forward(self, x: Tensor, inner: Any, activation: Activation, outer: Any) -> Tensor:
+        weight, bias = inner.packed
+        return self.linear(activation.forward(_packed_product(x, weight, bias, activation.epilogue)), outer)
 
-    def logits(self, x: Tensor, output: nn.Embedding) -> Tensor:
-        return _packed_product(x, output.packed, None)
+    def logits(self, x: Tensor, output: Any) -> Tensor:
+        return _packed_product(x, *output.packed)
 
 
-class CpuTraining(CpuInference):
-    """Hand-written backward passes; gradients have the type of their parameters."""
+class CpuTraining(Training, CpuInference):
+    """With attention by hand, too."""
 
+    product = staticmethod(_product)
     scaled_sum = Kernels.scaled_sum
-
-    def linear(self, x: Tensor, layer: nn.Linear) -> Tensor:
-        return _Linear.apply(x, layer.weight, layer.bias)  # type: ignore[no-any-return, no-untyped-call]
-
-    def feed_forward(self, x: Tensor, inner: nn.Linear, activation: Activation, outer: nn.Linear) -> Tensor:
-        return _FeedForward.apply(activation, x, inner.weight, inner.bias, outer.weight, outer.bias)  # type: ignore[no-any-return, no-untyped-call]
 
     def attend(self, rows: Rows, *projections: Tensor) -> Tensor:
         if isinstance(rows.layout, TileLayout) and rows.dropout == 0:
             return _TiledAttention.apply(rows.layout, len(rows.masks), *rows.masks, *projections)  # type: ignore[no-any-return, no-untyped-call]
         return super().attend(rows, *projections)
-
-
-def _packed_product(x: Tensor, packed: Any, bias: Tensor | None, epilogue: str = "none") -> Tensor:
-    y: Tensor = _linear_pointwise(x, packed, bias, epilogue, [], "")
-    return y
-
-
-def _product(x: Tensor, weight: Any, bias: Tensor | None, epilogue: str = "none") -> Tensor:
-    if x.dtype == torch.bfloat16 and _has_bf16_product:
-        return _packed_product(x, weight, bias, epilogue)
-    y = functional.linear(x, weight, bias)
-    return y.relu_() if epilogue == "relu" else y
-
-
-def _parameter_gradients(grad: Tensor, x: Tensor, dtype: torch.dtype, has_bias: bool) -> tuple[Tensor, Tensor | None]:
-    """Of weight and bias in grad [T, F] = d(x Wᵀ + b), with x [T, D]."""
-    return (grad.t() @ x).to(dtype), grad.sum(0).to(dtype) if has_bias else None
-
-
-class _Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.dtype, ctx.has_bias = weight.dtype, bias is not None
-        weight = weight.to(x.dtype)
-        ctx.save_for_backward(x, weight)
-        return _product(x, weight, in_type_of(x, bias))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        return grads[0] @ weight, *_parameter_gradients(grads[0], x, ctx.dtype, ctx.has_bias)
-
-
-class _FeedForward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, activation: Activation, x: Tensor, *parameters: Any) -> Tensor:
-        ctx.activation, ctx.dtype, ctx.has_bias = activation, parameters[0].dtype, parameters[1] is not None
-        weight_1, bias_1, weight_2, bias_2 = (in_type_of(x, parameter) for parameter in parameters)
-        before = _product(x, weight_1, bias_1, activation.epilogue)
-        hidden = activation.forward(before)
-        ctx.save_for_backward(x, before, hidden, weight_1, weight_2)
-        return _product(hidden, weight_2, bias_2)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, before, hidden, weight_1, weight_2 = ctx.saved_tensors
-        of_second = _parameter_gradients(grads[0], hidden, ctx.dtype, ctx.has_bias)
-        grad = ctx.activation.backward(grads[0] @ weight_2, before)
-        return None, grad @ weight_1, *_parameter_gradients(grad, x, ctx.dtype, ctx.has_bias), *of_second
 
 
 class _TiledAttention(torch.autograd.Function):

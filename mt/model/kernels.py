@@ -109,9 +109,12 @@ class Kernels:
         """Return x [T, D] times all rows of the output's embedding [V, D]."""
         return functional.linear(x, output.weight)
 
-    def packed(self, weight: Tensor) -> Tensor | None:
-        """Return a weight in the layout of these kernels; None: it is used as it is."""
+    def packed(self, layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+        """Return what stands for weight and bias of a layer in products; None: they do."""
         return None
+
+    def begin_update(self) -> None:
+        """Take in that the weights have changed."""
 
     def attend(self, rows: Rows, *projections: Tensor) -> Tensor:
         """Let each query attend to the keys of the same sentence, in causal rows only to those up to its position.

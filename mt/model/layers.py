@@ -67,7 +67,7 @@ class Linear(nn.Linear, Layer):
         gains: of the initial weights of each, over Xavier uniform.
     """
 
-    packed: Tensor | None = None  # see `Kernels.packed`
+    packed: tuple[Tensor, Tensor | None] | None = None  # see `Kernels.packed`
 
     def __init__(self, n_inputs: int, parts: Sequence[int], gains: Sequence[float], bias: bool) -> None:
         super().__init__(n_inputs, sum(parts), bias)

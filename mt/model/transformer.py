@@ -101,7 +101,7 @@ class Transformer(nn.Module):
             if isinstance(module, Layer):
                 module.kernels = kernels
             if isinstance(module, layers.Linear) or module is self.embeddings[2]:
-                module.packed = kernels.packed(module.weight)
+                module.packed = kernels.packed(module)
         return self
 
     @property

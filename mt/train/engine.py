@@ -183,7 +183,7 @@ class Engine:
             dtype=self.dtype,
             activation_checkpointing=settings.activation_checkpointing,
         )
-        self.model.to(self.device).use(training_kernels(self.device))
+        self.model.to(self.device).use(training_kernels(self.device, self.dtype))
         self.optimizer = Optimizer(self.model, settings, self.dtype)
         self.average = None if settings.ema_decay is None else MovingAverage(self.model, settings.ema_decay)
         self.plan = UpdatePlan(
@@ -306,6 +306,7 @@ class Engine:
         # DDP takes the mean over the ranks where the sum is wanted.
         share = self.optimizer.loss_scale * (self.ranks.n / update.n_tgt_tokens)
         last = max(update.slices)
+        self.model.kernels.begin_update()
         losses = []
         for number, batch in update.slices.items():
             # Gradients of the ranks are added up once, during the last backward pass.

@@ -1,0 +1,113 @@
+"""Linear and feed-forward layers with backward passes by hand: fewer passes over memory than autograd makes.
+
+T rows, D features in, F features out or d_ff.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mt.loss import weight_gradient
+from mt.model.kernels import Activation, Kernels, in_type_of
+
+# Of x [T, D], weight [F, D], bias and "relu" or "none": x Wᵀ + b, then its ReLU; all in one type.
+Product = Callable[[Tensor, Tensor, Tensor | None, str], Tensor]
+
+
+class Training(Kernels):
+    """Gradients have the type of their parameters."""
+
+    product: Product
+
+    def linear(self, x: Tensor, layer: nn.Linear) -> Tensor:
+        return _Linear.apply(self.product, x, *_parameters(layer))  # type: ignore[no-any-return, no-untyped-call]
+
+    def feed_forward(self, x: Tensor, inner: nn.Linear, activation: Activation, outer: nn.Linear) -> Tensor:
+        return _FeedForward.apply(self.product, activation, x, *_parameters(inner), *_parameters(outer))  # type: ignore[no-any-return, no-untyped-call]
+
+
+class CudaTraining(Training):
+    """With copies of the weights in the type of the products, made once for each update.
+
+    Args:
+        dtype: of products.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._copied: list[Tensor] = []
+        self._copies: list[Tensor] = []
+
+    def packed(self, layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+        if not isinstance(layer, nn.Linear) or layer.weight.dtype == self.dtype:
+            return None
+        parameters = [p.detach() for p in (layer.weight, layer.bias) if p is not None]
+        copies = [p.to(self.dtype) for p in parameters]
+        self._copied += parameters
+        self._copies += copies
+        return copies[0], copies[1] if len(copies) > 1 else None
+
+    def begin_update(self) -> None:
+        if self._copies:
+            torch._foreach_copy_(self._copies, self._copied)
+
+    @staticmethod
+    def product(x: Tensor, weight: Tensor, bias: Tensor | None, epilogue: str) -> Tensor:
+        if epilogue == "relu" and bias is not None:
+            return torch._addmm_activation(bias, x, weight.t())
+        y = functional.linear(x, weight, bias)
+        return functional.relu(y) if epilogue == "relu" else y
+
+
+def _parameters(layer: Any) -> tuple[Tensor | None, ...]:
+    """Return weight and bias, and what stands for them in products, if anything does."""
+    return layer.weight, layer.bias, *(layer.packed or (None, None))
+
+
+def _gradients(grad: Tensor, x: Tensor, dtype: torch.dtype, has_bias: bool) -> tuple[Tensor | None, ...]:
+    """Return those of `_parameters` where d(x Wᵀ + b) = grad [T, F], with x [T, D]."""
+    return weight_gradient(grad, x, dtype), grad.sum(0).to(dtype) if has_bias else None, None, None
+
+
+def _narrow(x: Tensor, weight: Tensor, bias: Tensor | None, *packed: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return weight and bias of `_parameters` in the type of x."""
+    narrow, narrow_bias = (in_type_of(x, p) if n is None else n for n, p in zip(packed, (weight, bias), strict=True))
+    assert narrow is not None
+    return narrow, narrow_bias
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, product: Product, x: Tensor, *parameters: Any) -> Tensor:
+        ctx.dtype, ctx.has_bias = parameters[0].dtype, parameters[1] is not None
+        weight, bias = _narrow(x, *parameters)
+        ctx.save_for_backward(x, weight)
+        return product(x, weight, bias, "none")
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        return None, grads[0] @ weight, *_gradients(grads[0], x, ctx.dtype, ctx.has_bias)
+
+
+class _FeedForward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, product: Product, activation: Activation, x: Tensor, *parameters: Any) -> Tensor:
+        ctx.activation, ctx.dtype, ctx.has_bias = activation, parameters[0].dtype, parameters[1] is not None
+        (w1, b1), (w2, b2) = _narrow(x, *parameters[:4]), _narrow(x, *parameters[4:])
+        before = product(x, w1, b1, activation.epilogue)
+        hidden = activation.forward(before)
+        ctx.save_for_backward(x, before, hidden, w1, w2)
+        return product(hidden, w2, b2, "none")
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, before, hidden, w1, w2 = ctx.saved_tensors
+        of_outer = _gradients(grads[0], hidden, ctx.dtype, ctx.has_bias)
+        grad = ctx.activation.backward(grads[0] @ w2, before)
+        return None, None, grad @ w1, *_gradients(grad, x, ctx.dtype, ctx.has_bias), *of_outer
