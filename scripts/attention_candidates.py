@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mt.data.batch import MASKED, TILE_WIDTH, Layout, VarlenLayout, assemble_tiles
+from mt.data.batch import MASKED, TILE_WIDTH, Layout, assemble_tiles, varlen_layout
 from mt.model.context import rows_of
 from mt.model.kernels import Kernels, masked_attention
 from mt.text.corpus import ParallelIds, Sentences
@@ -73,7 +73,7 @@ def make_varlen(longest: int | None, lengths: Lengths, device: torch.device, dty
     """Flash attention over variable lengths, as the model uses it; its cost grows with the longest it is told of."""
     cu = _cumulative(lengths, device)
     longest = longest or int(lengths.max())
-    layout = VarlenLayout(cu, cu, longest, longest)
+    layout = varlen_layout(cu, cu, longest)
     return lambda q, k, v: reference(q, k, v, layout)
 
 

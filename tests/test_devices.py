@@ -190,7 +190,7 @@ def test_rocm_is_used_without_what_was_not_tried_there_and_says_so(
     machine.has(n_devices=1, code="gfx90a gfx942")
     monkeypatch.setattr("torch.version.hip", "6.4")
     execution = choose_execution(TrainConfig(), ModelConfig())
-    assert (execution.device, execution.packs_varlen) == (torch.device("cuda", 0), False)
+    assert (execution.device, execution.attention) == (torch.device("cuda", 0), "tiles")
     assert execution.note == "bf16, not compiled (ROCm is not tested)"
     note = "note: ROCm is not tested with mt: attention is written out, and nothing is compiled\n"
     assert capsys.readouterr().err == note
@@ -204,28 +204,40 @@ def test_rocm_is_used_without_what_was_not_tried_there_and_says_so(
     [
         (
             (7, 5),
+            {"attention": "flash"},
+            {},
+            "fp16, not compiled (train.attention is flash, and flash attention needs compute capability 8.0; this GPU "
+            "has 7.5)",
+        ),
+        (
+            (7, 0),
             {},
             {},
-            "fp16, not compiled (it needs flash attention, which needs compute capability 8.0; this GPU has 7.5)",
+            "fp16, not compiled (our own attention needs compute capability 7.5, and flash attention needs compute "
+            "capability 8.0; this GPU has 7.0)",
         ),
         (
             (9, 0),
             {"precision": "fp32"},
-            {},
-            "fp32, not compiled (it needs flash attention, which needs bf16 or fp16)",
+            {"n_heads": 4},
+            "fp32, not compiled (our own attention in torch.float32 needs d_model / n_heads of (16, 32, 64), and flash "
+            "attention needs bf16 or fp16)",
         ),
         (
             (9, 0),
             {},
             {"attention_dropout": 0.1},
-            "bf16, not compiled (it needs flash attention, which needs model.attention_dropout 0)",
+            "bf16, not compiled (attention of packed sentences needs model.attention_dropout 0)",
         ),
         (
             (9, 0),
             {},
             {"n_heads": 1},
-            "bf16, not compiled (it needs flash attention, which needs model.d_model / model.n_heads up to 256)",
+            "bf16, not compiled (our own attention in torch.bfloat16 needs d_model / n_heads of (16, 32, 64, 128), and "
+            "flash attention needs model.d_model / model.n_heads up to 256)",
         ),
+        ((7, 5), {}, {}, "fp16, compiled"),
+        ((9, 0), {"precision": "fp32"}, {}, "fp32, compiled"),
         ((9, 0), {"compile": False}, {}, "bf16, not compiled (train.compile is false)"),
         ((9, 0), {}, {}, "bf16, compiled"),
     ],
@@ -233,8 +245,25 @@ def test_rocm_is_used_without_what_was_not_tried_there_and_says_so(
 def test_the_one_obstacle_to_compiling_is_named(
     machine: Machine, capability: tuple[int, int], train: dict[str, Any], model: dict[str, Any], note: str
 ) -> None:
-    machine.has(n_devices=1, capability=capability)
+    machine.has(n_devices=1, capability=capability, code="sm_70 sm_75 sm_80 sm_90")
     assert choose_execution(TrainConfig(**train), ModelConfig(**model)).note == note
+
+
+@pytest.mark.parametrize(
+    ("capability", "train", "model", "attention"),
+    [
+        ((9, 0), {}, {}, "packed"),
+        ((7, 5), {}, {}, "packed"),
+        ((9, 0), {"attention": "flash"}, {}, "flash"),
+        ((9, 0), {}, {"d_model": 320, "n_heads": 8}, "flash"),
+        ((9, 0), {}, {"positions": "alibi"}, "tiles"),
+    ],
+)
+def test_attention_is_that_which_can_run(
+    machine: Machine, capability: tuple[int, int], train: dict[str, Any], model: dict[str, Any], attention: str
+) -> None:
+    machine.has(n_devices=1, capability=capability)
+    assert choose_execution(TrainConfig(**train), ModelConfig(**model)).attention == attention
 
 
 # --- Memory -----------------------------------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ FLOORS: list[set[str]] = [
         "model.cpu",
         "model.kernels",
         "model.layers",
+        "model.packed_attention",
         "model.positions",
         "model.training",
         "model.transformer",

@@ -57,15 +57,24 @@ class TileLayout:
 
 @dataclass(frozen=True)
 class VarlenLayout:
-    """Sentence borders as cumulative lengths, for variable-length flash attention."""
+    """Sentence borders as cumulative lengths, for attention over sentences of any length."""
 
     cu_q: Tensor  # [N + 1] int32; the last one is the number of query rows, always
     cu_k: Tensor  # [N + 1] int32
+    q_sentences: Tensor  # [T] int32: which sentence a row belongs to
+    k_sentences: Tensor  # [S] int32
     max_q: int  # no segment is longer
     max_k: int
 
 
 Layout = TileLayout | VarlenLayout
+
+
+def varlen_layout(cu_q: Tensor, cu_k: Tensor, longest: int) -> VarlenLayout:
+    """Return the layout of cumulative lengths [N + 1] of both sides, of which none is longer."""
+    numbers = torch.arange(len(cu_q) - 1, dtype=torch.int32)
+    q_sentences, k_sentences = (numbers.repeat_interleave(cu.diff().long()) for cu in (cu_q, cu_k))
+    return VarlenLayout(cu_q, cu_k, q_sentences, k_sentences, longest, longest)
 
 
 @dataclass(frozen=True)
@@ -118,10 +127,18 @@ def _max_positions(*layouts: Layout) -> int:
     return longest
 
 
-def _moved(batch: PackedBatch, move: Callable[[Tensor], Tensor]) -> PackedBatch:
+def _moved(batch: PackedBatch, move_one: Callable[[Tensor], Tensor]) -> PackedBatch:
+    done: dict[int, Tensor] = {}  # layouts share tensors
+
+    def move(tensor: Tensor) -> Tensor:
+        if id(tensor) not in done:
+            done[id(tensor)] = move_one(tensor)
+        return done[id(tensor)]
+
     def moved_layout(layout: Layout) -> Layout:
         if isinstance(layout, VarlenLayout):
-            return replace(layout, cu_q=move(layout.cu_q), cu_k=move(layout.cu_k))
+            tensors = {name: move(x) for name, x in vars(layout).items() if isinstance(x, Tensor)}
+            return replace(layout, **tensors)  # type: ignore[arg-type]
         return TileLayout(tuple(replace(group, bias=move(group.bias)) for group in layout.groups))
 
     values: dict[str, Any] = {}
@@ -251,9 +268,9 @@ def assemble_varlen(corpus: ParallelIds, sentences: Indices, budget: SliceBudget
         tgt_outputs=torch.from_numpy(tgt_ids),
         tgt_positions=torch.from_numpy(tgt_positions),
         tgt_weights=torch.from_numpy((segments >= 0).astype(np.float32)),
-        encoder_layout=VarlenLayout(cu_src, cu_src, max_tokens, max_tokens),
-        decoder_layout=VarlenLayout(cu_tgt, cu_tgt, max_tokens, max_tokens),
-        cross_layout=VarlenLayout(cu_tgt, cu_src, max_tokens, max_tokens),
+        encoder_layout=varlen_layout(cu_src, cu_src, max_tokens),
+        decoder_layout=varlen_layout(cu_tgt, cu_tgt, max_tokens),
+        cross_layout=varlen_layout(cu_tgt, cu_src, max_tokens),
         sentences=sentences,
         n_src_tokens=int(src_lengths.sum()),
         n_tgt_tokens=int(tgt_lengths.sum()),

@@ -39,9 +39,21 @@ def _product(x: Tensor, weight: Any, bias: Tensor | None, epilogue: str = "none"
     return y.relu_() if epilogue == "relu" else y
 
 
-def training_kernels(device: torch.device, dtype: torch.dtype = torch.float32) -> Kernels:
-    """Return what a model trains with on a device, with products of this type."""
-    return CpuTraining() if device.type == "cpu" else CudaTraining(dtype)
+def training_kernels(
+    device: torch.device, dtype: torch.dtype = torch.float32, has_packed_attention: bool = False
+) -> Kernels:
+    """Return what a model trains with on a device, with products of this type.
+
+    Args:
+        has_packed_attention: whether attention of packed sentences is our own, which needs Triton.
+    """
+    if device.type == "cpu":
+        return CpuTraining()
+    if not has_packed_attention:
+        return CudaTraining(dtype)
+    from mt.model.packed_attention import attend  # Triton comes with torch's builds for CUDA alone
+
+    return CudaTraining(dtype, attend)
 
 
 def inference_kernels(device: torch.device, dtype: torch.dtype) -> Kernels:

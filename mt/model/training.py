@@ -12,11 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mt.data.batch import VarlenLayout
 from mt.loss import weight_gradient
-from mt.model.kernels import Activation, Kernels, in_type_of
+from mt.model.kernels import Activation, Kernels, Rows, in_type_of
 
 # Of x [T, D], weight [F, D], bias and "relu" or "none": x Wᵀ + b, then its ReLU; all in one type.
 Product = Callable[[Tensor, Tensor, Tensor | None, str], Tensor]
+
+
+def features_of_a_head(dtype: torch.dtype) -> tuple[int, ...]:
+    """Return the sizes of a head that `packed_attention` is written for: blocks have to fit into shared memory."""
+    return tuple(n for n in (16, 32, 64, 128) if n * dtype.itemsize <= 256)
 
 
 class Training(Kernels):
@@ -36,10 +42,11 @@ class CudaTraining(Training):
 
     Args:
         dtype: of products.
+        packed_attention: `mt.model.packed_attention.attend`; None: flash attention.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
+    def __init__(self, dtype: torch.dtype, packed_attention: Callable[..., Tensor] | None = None) -> None:
+        self.dtype, self.packed_attention = dtype, packed_attention
         self._copied: list[Tensor] = []
         self._copies: list[Tensor] = []
 
@@ -55,6 +62,11 @@ class CudaTraining(Training):
     def begin_update(self) -> None:
         if self._copies:
             torch._foreach_copy_(self._copies, self._copied)
+
+    def attend(self, rows: Rows, *projections: Tensor) -> Tensor:
+        if isinstance(rows.layout, VarlenLayout) and self.packed_attention is not None:
+            return self.packed_attention(rows.layout, rows.is_causal, *projections)
+        return super().attend(rows, *projections)
 
     @staticmethod
     def product(x: Tensor, weight: Tensor, bias: Tensor | None, epilogue: str) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from mt.loss import Loss, in_chunks, linear_label_smoothed_nll
 from mt.model import Transformer
 from mt.model.cpu import training_kernels
 from mt.model.positions import POSITIONS
+from mt.model.training import features_of_a_head
 from mt.model.transformer import States, count_parameters
 from mt.runtime import (
     ALONE,
@@ -80,7 +81,7 @@ class Execution:
 
     device: torch.device
     dtype: torch.dtype
-    packs_varlen: bool  # flash attention over variable lengths; else written-out attention over tiles
+    attention: Literal["packed", "flash", "tiles"]  # by kernels of our own, by flash attention, or written out
     compiles: bool
     note: str  # for people
 
@@ -98,35 +99,45 @@ def choose_execution(train: TrainConfig, model: ModelConfig, ranks: Ranks = ALON
         dtype = choose_dtype(train.precision, device)
     except ConfigError as error:
         raise ConfigError(f"train.{error}") from None
-    flash_obstacle = _why_no_flash(device, dtype, model)
-    obstacle = flash_obstacle or why_not_compile()  # one static shape is needed, and tiles do not have it
+    attention, obstacle = _choose_attention(device, dtype, train, model)
+    obstacle = obstacle or why_not_compile()  # one static shape is needed, and tiles do not have it
     if train.compile is True and obstacle:
         raise ConfigError(f"train.compile: cannot compile here: {obstacle}: set it to auto")
     compiles = train.compile is not False and obstacle is None
     note = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
     if device.type == "cuda":
         note += ", compiled" if compiles else f", not compiled ({obstacle or 'train.compile is false'})"
-    return Execution(device, dtype, flash_obstacle is None, compiles, note)
+    return Execution(device, dtype, attention, compiles, note)
 
 
-def _why_no_flash(device: torch.device, dtype: torch.dtype, model: ModelConfig) -> str | None:
-    """Say what keeps variable-length flash attention from running; None where nothing does."""
+def _choose_attention(
+    device: torch.device, dtype: torch.dtype, train: TrainConfig, model: ModelConfig
+) -> tuple[Literal["packed", "flash", "tiles"], str | None]:
+    """Return what computes attention, and what keeps sentences from being packed end to end, if anything does."""
     if device.type != "cuda":
-        return "the device is a CPU"
+        return "tiles", "the device is a CPU"
     if torch.version.hip:
-        return "ROCm is not tested"
-    needs = "it needs flash attention, which needs"
-    if (capability := torch.cuda.get_device_capability(device)) < (8, 0):
-        return f"{needs} compute capability 8.0; this GPU has {capability[0]}.{capability[1]}"
-    if dtype == torch.float32:
-        return f"{needs} bf16 or fp16"
+        return "tiles", "ROCm is not tested"
     if model.attention_dropout > 0:
-        return f"{needs} model.attention_dropout 0"
+        return "tiles", "attention of packed sentences needs model.attention_dropout 0"
     if POSITIONS[model.positions].adds_to_scores:
-        return f"{needs} model.positions other than {model.positions}"
-    if model.d_model // model.n_heads > 256:
-        return f"{needs} model.d_model / model.n_heads up to 256"
-    return None
+        return "tiles", f"attention of packed sentences needs model.positions other than {model.positions}"
+    capability, n_features = torch.cuda.get_device_capability(device), model.d_model // model.n_heads
+    obstacle = "train.attention is flash" if train.attention == "flash" else why_not_compile()
+    if obstacle is None and capability < (7, 5):
+        obstacle = "our own attention needs compute capability 7.5"
+    if obstacle is None and n_features not in features_of_a_head(dtype):
+        obstacle = f"our own attention in {dtype} needs d_model / n_heads of {features_of_a_head(dtype)}"
+    if obstacle is None:
+        return "packed", None
+    if capability < (8, 0):
+        has = ".".join(map(str, capability))
+        return "tiles", f"{obstacle}, and flash attention needs compute capability 8.0; this GPU has {has}"
+    if dtype == torch.float32:
+        return "tiles", f"{obstacle}, and flash attention needs bf16 or fp16"
+    if n_features > 256:
+        return "tiles", f"{obstacle}, and flash attention needs model.d_model / model.n_heads up to 256"
+    return "flash", None
 
 
 def check_memory(config: RunConfig, vocab_size: int, device: torch.device) -> None:
@@ -183,7 +194,7 @@ class Engine:
             dtype=self.dtype,
             activation_checkpointing=settings.activation_checkpointing,
         )
-        self.model.to(self.device).use(training_kernels(self.device, self.dtype))
+        self.model.to(self.device).use(training_kernels(self.device, self.dtype, self.execution.attention == "packed"))
         self.optimizer = Optimizer(self.model, settings, self.dtype)
         self.average = None if settings.ema_decay is None else MovingAverage(self.model, settings.ema_decay)
         self.plan = UpdatePlan(
@@ -369,7 +380,7 @@ class Engine:
         return self.model.for_inference(self.dtype, self.weights_for_use)
 
     def _assemble(self, sentences: Indices) -> PackedBatch:
-        if self.execution.packs_varlen:
+        if self.execution.attention != "tiles":
             longest = -(-self.config.data.max_tokens // 128) * 128
             batch = assemble_varlen(self.data, sentences, self.budget, longest)
         else:

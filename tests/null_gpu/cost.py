@@ -4,7 +4,7 @@
 
 The formula: a launch takes as long as the longest of
 
-- its arithmetic at 60% of the peak; that of flash attention at 25%, for heads of 64,
+- its arithmetic at 60% of the peak; that of attention at 25%, in blocks with heads of 64,
 - the bytes of its arguments, each read or written once, at 80% of the bandwidth,
 - 2 µs, the least time between two launches.
 
@@ -36,7 +36,7 @@ from mt.train.engine import Engine, Update
 from tests.null_gpu.device import NullGPU
 
 PEAK, BANDWIDTH = 989e12, 3.35e12  # of an H100 SXM: operations in bf16 and bytes a second, from its data sheet
-SHARE_OF_PEAK, FLASH_SHARE, SHARE_OF_BANDWIDTH = 0.6, 0.25, 0.8
+SHARE_OF_PEAK, ATTENTION_SHARE, SHARE_OF_BANDWIDTH = 0.6, 0.25, 0.8
 LAUNCH_SECONDS, HOST_SECONDS = 2e-6, 5e-6
 FLASH_TILE = 128  # queries and keys of a block of flash attention; a shorter sentence takes a whole one
 CHUNK = 65_536  # elements of a block of kernels that go over lists of tensors
@@ -45,7 +45,7 @@ BYTES = {"c10::BFloat16": 2, "c10::Half": 2, "float": 4, "bool": 1, "unsigned ch
 # The first part whose pattern occurs in the names of the kernel and of the operators that launched it.
 PARTS = {
     "matrix products": r"^matmul",
-    "attention": r"flash|attn|softmax",
+    "attention": r"flash|attn|attend|softmax",
     "loss": r"logsumexp|scatter|select_backward|gather_.*sub|arange_eq",
     "optimizer": r"adam|foreach|lpnorm|linalg|isfinite|Shape_cu",
     "embedding": r"[Ee]mbedding|aten::index|masked_scale|fused_dropout",
@@ -77,7 +77,7 @@ class Launch:
 
     @property
     def seconds(self) -> float:
-        share = FLASH_SHARE if "flash" in self.kernel else SHARE_OF_PEAK
+        share = ATTENTION_SHARE if self.part == "attention" else SHARE_OF_PEAK
         return max(self.flops / (share * PEAK), self.n_bytes / (SHARE_OF_BANDWIDTH * BANDWIDTH), LAUNCH_SECONDS)
 
 
@@ -98,8 +98,12 @@ def launches_of(engine: Engine, update: Update) -> list[Launch]:
     n_of_event = Counter(id(launch.events[-1]) for launch in launches if launch.kind == "kernel" and launch.events)
     for launch in launches:
         _count(launch, n_of_event)
-    _count_flash(launches, engine, update)
+    _count_attention(launches, engine, update)
     return launches
+
+
+def _is_packed_attention(launch: Launch) -> bool:
+    return bool(launch.events) and launch.events[-1].name().startswith("mt::attend")
 
 
 def _count(launch: Launch, n_of_event: Counter[int]) -> None:
@@ -114,40 +118,61 @@ def _count(launch: Launch, n_of_event: Counter[int]) -> None:
         launch.n_bytes = sum(sizes)
     elif launch.kind in ("memset", "copy"):
         launch.n_bytes = numbers[-1] * (2 if launch.kind == "copy" else 1)
-    elif launch.kind == "triton_kernel":
+    elif launch.kind == "triton_kernel" and not _is_packed_attention(launch):
         assert event is not None
         launch.n_bytes = sum(sizes) + sum(sizes[i] for i in _WRITTEN_IN_PLACE[event.name()])
     elif n_bytes := next((n for name, n in OF_LISTS.items() if name in launch.kernel), 0):
         launch.n_bytes = numbers[0] * CHUNK * n_bytes
-    elif event is not None:  # it reads its inputs, and writes one more; those that fill or add up do not do both
+    elif (
+        event is not None and launch.kind == "kernel"
+    ):  # it reads its inputs, and writes one more; those that fill or add up do not do both
         has_both = not re.search(r"fill_|sum|norm", event.name())
         launch.n_bytes = (sum(sizes) + has_both * max(sizes, default=0)) / n_of_event[id(event)]
 
 
-def _count_flash(launches: list[Launch], engine: Engine, update: Update) -> None:
-    """Enter what flash attention computes: all blocks that sentences touch, whether they fill them or not.
+def _count_attention(launches: list[Launch], engine: Engine, update: Update) -> None:
+    """Enter what attention computes: all blocks that it touches, whether sentences fill them or not.
 
-    Its backward pass adds gradients of queries up in float32, in as many rows as those blocks have. They are cleared,
-    read and written, and read.
+    The backward pass of flash attention adds gradients of queries up in float32, in as many rows as those blocks have.
+    They are cleared, read and written, and read.
     """
     ((number, batch),) = update.slices.items()
-    n_blocks = {
-        len(rows): -(-of_all.lengths[update.sentences[number]] // FLASH_TILE)
+    lengths = {
+        len(rows): of_all.lengths[update.sentences[number]]
         for rows, of_all in ((batch.src_ids, engine.data.src), (batch.tgt_inputs, engine.data.tgt))
     }
+    model = engine.config.model
+    d, d_keys = model.d_model, model.d_model // model.n_heads * (model.n_kv_heads or model.n_heads)
     for launch in launches:
-        if "flash" in launch.kernel:
+        shapes = launch.events[-1].shapes() if launch.events else []
+        if _is_packed_attention(launch):
+            n_q, n_k = (shape[0] for shape in [shape for shape in shapes if len(shape) == 1][-2:])
+            # Products of blocks; tensors of the queries' shape and of the keys' that are read or written.
+            n_products, of_queries, of_keys = {"_forward": (2, 2, 2), "_backward_of_queries": (3, 4, 2)}.get(
+                launch.kernel.split()[-1], (4, 2, 4)
+            )
+            n_blocks = _blocks_of_64(lengths[n_q], lengths[n_k])
+            launch.flops = 2.0 * n_products * 64**2 * d * n_blocks
+            launch.n_bytes = 2 * (of_queries * n_q * d + of_keys * n_k * d_keys)
+        elif "flash" in launch.kernel:
             is_backward = "bwd" in launch.kernel
-            (n_q, n_heads, n_features), (n_k, *_) = [x for x in launch.events[-1].shapes() if len(x) == 3][
-                is_backward:
-            ][:2]
-            q_blocks, k_blocks = n_blocks[n_q], n_blocks[n_k]
+            (n_q, *_), (n_k, *_) = [x for x in shapes if len(x) == 3][is_backward:][:2]
+            q_blocks, k_blocks = (-(-lengths[n] // FLASH_TILE) for n in (n_q, n_k))
             if "flash_fwd_kernel" in launch.kernel or "dq_dk_dv" in launch.kernel:
                 n_products = 5 if is_backward else 2
-                launch.flops = 2.0 * n_products * n_heads * n_features * FLASH_TILE**2 * int(np.dot(q_blocks, k_blocks))
+                launch.flops = 2.0 * n_products * d * FLASH_TILE**2 * int(np.dot(q_blocks, k_blocks))
             if is_backward:
                 n_passes = 2 if "dq_dk_dv" in launch.kernel else 1
-                launch.n_bytes += n_passes * 4 * int(q_blocks.sum()) * FLASH_TILE * n_heads * n_features
+                launch.n_bytes += n_passes * 4 * int(q_blocks.sum()) * FLASH_TILE * d
+
+
+def _blocks_of_64(q_lengths: Any, k_lengths: Any) -> int:
+    """Return how many blocks of 64 × 64 scores are computed: each block of queries sees whole sentences of keys."""
+    q_ends, k_ends = q_lengths.cumsum(), k_lengths.cumsum()
+    first_rows = np.arange(0, q_ends[-1], 64)
+    last_rows = np.minimum(first_rows + 63, q_ends[-1] - 1)
+    first, last = (np.searchsorted(q_ends, rows, "right") for rows in (first_rows, last_rows))
+    return int((-(-(k_ends[last] - (k_ends - k_lengths)[first]) // 64)).sum())
 
 
 # For each kernel of Triton, which of its arguments are read and written.
