@@ -70,11 +70,20 @@ def _cumulative(lengths: Lengths, device: torch.device) -> Tensor:
 
 
 def make_varlen(longest: int | None, lengths: Lengths, device: torch.device, dtype: torch.dtype) -> Attend:
-    """Flash attention over variable lengths, as the model uses it; its cost grows with the longest it is told of."""
+    """Flash attention over variable lengths; its cost grows with the longest it is told of."""
     cu = _cumulative(lengths, device)
     longest = longest or int(lengths.max())
     layout = varlen_layout(cu, cu, longest)
     return lambda q, k, v: reference(q, k, v, layout)
+
+
+def make_packed(lengths: Lengths, device: torch.device, dtype: torch.dtype) -> Attend:
+    """Our own kernels over packed sentences, as the model uses them on CUDA."""
+    from mt.model.packed_attention import attend
+
+    cu = _cumulative(lengths, device)
+    layout = varlen_layout(cu, cu, int(lengths.max()))
+    return lambda q, k, v: attend(layout, False, q[:, None], k[:, None], v[:, None]).view(q.shape)
 
 
 def _corpus(lengths: Lengths) -> ParallelIds:
@@ -202,6 +211,7 @@ def make_flex(lengths: Lengths, device: torch.device, dtype: torch.dtype) -> Att
 
 
 CANDIDATES = (
+    Candidate("our own, blocks of 64 rows", make_packed, on_cpu="needs CUDA"),
     Candidate("varlen flash, longest 256", partial(make_varlen, 256), on_cpu="needs CUDA"),
     Candidate("varlen flash, longest as it is", partial(make_varlen, None), on_cpu="needs CUDA"),
     Candidate("written out, tiles of 64", make_tiles, rows_in_tiles),

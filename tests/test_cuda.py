@@ -29,6 +29,10 @@ CUDA = (
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 )
 on_cuda = pytest.mark.parametrize("device", [pytest.param("cuda", marks=CUDA)])
+# With flash attention, and with our own.
+on_each_attention = pytest.mark.parametrize(
+    ("device", "is_packed"), [("cpu", False), *(pytest.param("cuda", is_own, marks=CUDA) for is_own in (False, True))]
+)
 on_each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
 VOCABULARY, LONGEST = 380, 64
 CORPUS = bench.random_corpus(VOCABULARY, LONGEST, n_pairs=2_000)
@@ -85,9 +89,12 @@ BUDGET = SliceBudget(n_slices=1, src_tokens=2_600, tgt_tokens=2_600, n_sentences
 
 
 @pytest.mark.usefixtures("flash_on_cpu")
-@on_each_device
+@on_each_attention
 @pytest.mark.parametrize("kind", ["encoder", "decoder", "cross"])
-def test_variable_length_attention_is_attention_in_tiles_in_values_and_gradients(device: str, kind: str) -> None:
+def test_variable_length_attention_is_attention_in_tiles_in_values_and_gradients(
+    device: str, is_packed: bool, kind: str
+) -> None:
+    kernels = training_kernels(torch.device(device), torch.bfloat16, is_packed)
     corpus, order = parallel(PAIRS), np.arange(len(PAIRS))
     torch.manual_seed(0)
     sides = ("tgt" if kind != "encoder" else "src", "tgt" if kind == "decoder" else "src")
@@ -104,7 +111,7 @@ def test_variable_length_attention_is_attention_in_tiles_in_values_and_gradients
             x[row] = part
         leaves = [x.to(device, torch.bfloat16).requires_grad_() for x in inputs]
         layout = getattr(batch.to(torch.device(device)), f"{kind}_layout")
-        out = attention(*leaves, layout, causal=kind == "decoder")[rows[0]]
+        out = attention(*leaves, layout, causal=kind == "decoder", kernels=kernels)[rows[0]]
         (out.float() * weight.to(device)).sum().backward()
         gradients = [leaf.grad[row] for leaf, row in zip(leaves, (rows[0], rows[1], rows[1]), strict=True)]
         results.append([out.detach(), *gradients])
@@ -125,14 +132,16 @@ def _rows_by_sentence(corpus: Any, ids: Tensor, positions: Tensor, side: str) ->
 
 
 @pytest.mark.usefixtures("flash_on_cpu")
-@on_each_device
+@on_each_attention
 @pytest.mark.parametrize("variant", [{}, {"n_kv_heads": 1, "positions": "rotary", "qk_norm": True}])
-def test_both_packed_layouts_give_one_loss_and_one_gradient_in_bf16(device: str, variant: dict[str, Any]) -> None:
+def test_both_packed_layouts_give_one_loss_and_one_gradient_in_bf16(
+    device: str, is_packed: bool, variant: dict[str, Any]
+) -> None:
     corpus, order = parallel(PAIRS), np.arange(len(PAIRS))
     results = []
     for batch in (assemble_varlen(corpus, order, BUDGET, LONGEST), assemble_tiles(corpus, order, torch.bfloat16)):
         model = small_model(dtype=torch.bfloat16, d_model=64, **variant).to(device)
-        model.use(training_kernels(torch.device(device)))
+        model.use(training_kernels(torch.device(device), torch.bfloat16, is_packed))
         placed = batch.to(torch.device(device))
         loss = linear_label_smoothed_nll(
             model.hidden(placed), model.output_weight, placed.tgt_outputs, placed.tgt_weights, 0.1

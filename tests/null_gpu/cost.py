@@ -179,7 +179,7 @@ def _blocks_of_64(q_lengths: Any, k_lengths: Any) -> int:
 _WRITTEN_IN_PLACE: dict[str, list[int]] = {}
 
 
-def _note_arguments() -> None:
+def note_arguments() -> None:
     """Enter the kernels of Triton into the table above, from now on."""
     run = CachingAutotuner.run
 
@@ -218,7 +218,7 @@ def main() -> None:
     config = load_config(options.config, options.set)
     config = replace(config, train=replace(config.train, batch_tokens=options.tokens))
     corpus = bench.random_corpus(options.vocabulary, config.data.max_tokens, n_pairs=max(8_000, options.tokens // 4))
-    _note_arguments()
+    note_arguments()
     engine = Engine(config, corpus, options.vocabulary)
     engine.begin()
     with engine.updates_ahead(PlanState(), 1, 3) as planned:
