@@ -169,13 +169,13 @@ def test_training_learns_in_each_precision(tmp_path: Path, device: str, precisio
     assert (float(engine.optimizer.loss_scale) > 1) == (precision == "fp16")
 
 
-def test_what_a_gpu_computes_compiles_into_three_graphs_and_no_more() -> None:
+def test_what_a_gpu_computes_compiles_into_five_graphs_and_no_more() -> None:
     """On the meta device, which has shapes and no values, the path of a GPU can be traced without one."""
     corpus, meta = parallel(PAIRS), torch.device("meta")
     model = small_model(dropout=0.1, dtype=torch.bfloat16, n_encoder_layers=6, n_decoder_layers=6).to(meta)
     model.use(training_kernels(meta))
     torch._dynamo.reset()
-    for layer in (*model.encoder, *model.decoder):
+    for layer in (model.positions, *model.encoder, *model.decoder):
         layer.compile(fullgraph=True, dynamic=False, backend="aot_eager")
     loss_function = torch.compile(linear_label_smoothed_nll, fullgraph=True, dynamic=False, backend="aot_eager")
     torch._dynamo.utils.counters.clear()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mt.config import ModelConfig
+from mt.dropout import dropout
 from mt.model.kernels import Layer
 
 N_BUCKETS, LONGEST_DISTANCE = 32, 128  # of T5
@@ -32,6 +33,10 @@ class Positions(Layer):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.scale, self.d_model, self.n_heads = math.sqrt(config.d_model), config.d_model, config.n_heads
+
+    def forward(self, rows: Tensor, positions: Tensor, n_positions: int, dtype: torch.dtype, p: float) -> Tensor:
+        """Return what `embed` does in a type, after dropout with probability p."""
+        return dropout(self.embed(rows, positions, n_positions).to(dtype), p, self.training)
 
     def embed(self, rows: Tensor, positions: Tensor, n_positions: int) -> Tensor:
         """Return [T, D] float32: scaled rows [T, D] of an embedding, plus their positions if the scheme adds them.
@@ -123,11 +128,13 @@ def sinusoidal_positions(n_positions: int, d_model: int) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 @cache
 def _table(n_positions: int, n_columns: int, device: torch.device) -> Tensor:
     """Return sinusoidal positions on a device, which stay there: captured graphs read them."""
     if (n_rows := 1 << max(10, (n_positions - 1).bit_length())) > n_positions:
-        return _table(n_rows, n_columns, device)
+        table: Tensor = _table(n_rows, n_columns, device)
+        return table
     with torch.inference_mode(False):  # training may read what a search has made
         return sinusoidal_positions(n_rows, n_columns).to(device)
 

@@ -19,7 +19,6 @@ from torch.nn import functional
 
 from mt.config import ModelConfig
 from mt.data.batch import Layout, PackedBatch, SourceBatch
-from mt.dropout import dropout
 from mt.model import layers
 from mt.model.context import Cache, Cached, Packed, PackedTarget, Recorded, rows_of
 from mt.model.cpu import inference_kernels
@@ -226,8 +225,7 @@ class Transformer(nn.Module):
 
     def _embed(self, side: int, ids: Tensor, positions: Tensor, max_positions: int) -> Tensor:
         rows = self.drop_words(self.embeddings[side](ids))
-        x = self.positions.embed(rows, positions, max_positions)
-        return dropout(x.to(self.dtype), self.dropout, self.training)
+        return self.positions(rows, positions, max_positions, self.dtype, self.dropout)
 
 
 def count_parameters(config: ModelConfig, vocab_size: int) -> int:

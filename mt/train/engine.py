@@ -222,7 +222,7 @@ class Engine:
         self._loss = self._in_chunks(linear_label_smoothed_nll)
         if self.execution.compiles:
             # One static shape. Layers apart from the loss: a short warm-up, and names in the state dict stay.
-            for layer in (*self.model.encoder, *self.model.decoder):
+            for layer in (self.model.positions, *self.model.encoder, *self.model.decoder):
                 layer.compile(fullgraph=True, dynamic=False)
             self._loss = self._in_chunks(torch.compile(linear_label_smoothed_nll, fullgraph=True, dynamic=False))
         resolved = self._resolved_micro_batch(micro_batch_tokens)
