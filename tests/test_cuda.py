@@ -169,7 +169,7 @@ def test_training_learns_in_each_precision(tmp_path: Path, device: str, precisio
     assert (float(engine.optimizer.loss_scale) > 1) == (precision == "fp16")
 
 
-def test_what_a_gpu_computes_compiles_into_five_graphs_and_no_more() -> None:
+def test_what_a_gpu_computes_compiles_once() -> None:
     """On the meta device, which has shapes and no values, the path of a GPU can be traced without one."""
     corpus, meta = parallel(PAIRS), torch.device("meta")
     model = small_model(dropout=0.1, dtype=torch.bfloat16, n_encoder_layers=6, n_decoder_layers=6).to(meta)
@@ -188,7 +188,8 @@ def test_what_a_gpu_computes_compiles_into_five_graphs_and_no_more() -> None:
             assert (hidden.dtype, hidden.shape) == (torch.bfloat16, (len(batch.tgt_inputs), 32))
             assert (loss.dtype, loss.shape) == (torch.float32, ())
     # One for all encoder layers, one for all decoder layers, one for the loss.
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
+    # The rows that enter, which have one shape here, all encoder layers, all decoder layers, the loss.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
 
 

@@ -129,12 +129,13 @@ def sinusoidal_positions(n_positions: int, d_model: int) -> Tensor:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-@cache
 def _table(n_positions: int, n_columns: int, device: torch.device) -> Tensor:
     """Return sinusoidal positions on a device, which stay there: captured graphs read them."""
-    if (n_rows := 1 << max(10, (n_positions - 1).bit_length())) > n_positions:
-        table: Tensor = _table(n_rows, n_columns, device)
-        return table
+    return _table_of(1 << max(10, (n_positions - 1).bit_length()), n_columns, device)
+
+
+@cache
+def _table_of(n_rows: int, n_columns: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # training may read what a search has made
         return sinusoidal_positions(n_rows, n_columns).to(device)
 
