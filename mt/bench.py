@@ -310,6 +310,7 @@ def _time_parts(engine: Engine, updates: Iterable[Update]) -> dict[str, float]:
 def step_in_parts(engine: Engine, update: Update, laps: Laps) -> None:
     """`Engine.step`, with the end of each part noted."""
     _let_data_arrive(engine, update)
+    engine.model.kernels.begin_update()
     for number, batch in update.slices.items():
         if update.ready is not None:
             batch.record_stream(torch.cuda.current_stream(engine.device))

@@ -316,17 +316,19 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The type of matrix products: bf16 where the hardware multiplies it natively, unless something else is asked for.
 
     Raises:
-        ConfigError: no such precision, or fp16 on a CPU.
+        ConfigError: no such precision, fp16 on a CPU, or bf16 on a GPU that has to emulate it.
     """
+    has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     if precision != "auto":
         if precision not in DTYPES:
             raise ConfigError(f"precision: expected auto, bf16, fp16 or fp32, got {precision!r}")
         if precision == "fp16" and device.type == "cpu":
             raise ConfigError("precision: fp16 needs a GPU; on a CPU use bf16, fp32 or auto")
+        if precision == "bf16" and device.type == "cuda" and not has_bf16:
+            raise ConfigError("precision: bf16 needs a GPU of compute capability 8.0; use fp16, fp32 or auto")
         return DTYPES[precision]
     if device.type == "cuda":
-        # Emulated bf16 (before compute capability 8.0) is slower than fp16.
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+        return torch.bfloat16 if has_bf16 else torch.float16
     return torch.bfloat16 if _cpu_multiplies_bf16() else torch.float32
 
 

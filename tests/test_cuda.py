@@ -187,7 +187,6 @@ def test_what_a_gpu_computes_compiles_once() -> None:
             loss.backward()
             assert (hidden.dtype, hidden.shape) == (torch.bfloat16, (len(batch.tgt_inputs), 32))
             assert (loss.dtype, loss.shape) == (torch.float32, ())
-    # One for all encoder layers, one for all decoder layers, one for the loss.
     # The rows that enter, which have one shape here, all encoder layers, all decoder layers, the loss.
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())

@@ -220,8 +220,8 @@ def test_rocm_is_used_without_what_was_not_tried_there_and_says_so(
             (9, 0),
             {"precision": "fp32"},
             {"n_heads": 4},
-            "fp32, not compiled (our own attention in torch.float32 needs d_model / n_heads of (16, 32, 64), and flash "
-            "attention needs bf16 or fp16)",
+            "fp32, not compiled (our own attention in fp32 needs model.d_model / model.n_heads of 16, 32, 64, and "
+            "flash attention needs bf16 or fp16)",
         ),
         (
             (9, 0),
@@ -233,11 +233,12 @@ def test_rocm_is_used_without_what_was_not_tried_there_and_says_so(
             (9, 0),
             {},
             {"n_heads": 1},
-            "bf16, not compiled (our own attention in torch.bfloat16 needs d_model / n_heads of (16, 32, 64, 128), and "
+            "bf16, not compiled (our own attention in bf16 needs model.d_model / model.n_heads of 16, 32, 64, 128, and "
             "flash attention needs model.d_model / model.n_heads up to 256)",
         ),
         ((7, 5), {}, {}, "fp16, compiled"),
         ((9, 0), {"precision": "fp32"}, {}, "fp32, compiled"),
+        ((9, 0), {}, {"d_model": 320}, "bf16, flash attention, compiled"),
         ((9, 0), {"compile": False}, {}, "bf16, not compiled (train.compile is false)"),
         ((9, 0), {}, {}, "bf16, compiled"),
     ],
@@ -247,6 +248,13 @@ def test_the_one_obstacle_to_compiling_is_named(
 ) -> None:
     machine.has(n_devices=1, capability=capability, code="sm_70 sm_75 sm_80 sm_90")
     assert choose_execution(TrainConfig(**train), ModelConfig(**model)).note == note
+
+
+def test_bf16_is_refused_where_it_is_emulated(machine: Machine) -> None:
+    machine.has(n_devices=1, capability=(7, 5))
+    with pytest.raises(ConfigError) as caught:
+        choose_execution(TrainConfig(precision="bf16"), ModelConfig())
+    assert str(caught.value) == ("train.precision: bf16 needs a GPU of compute capability 8.0; use fp16, fp32 or auto")
 
 
 @pytest.mark.parametrize(

@@ -72,8 +72,11 @@ Layout = TileLayout | VarlenLayout
 
 def varlen_layout(cu_q: Tensor, cu_k: Tensor, longest: int) -> VarlenLayout:
     """Return the layout of cumulative lengths [N + 1] of both sides, of which none is longer."""
-    numbers = torch.arange(len(cu_q) - 1, dtype=torch.int32, device=cu_q.device)
-    q_sentences, k_sentences = (numbers.repeat_interleave(cu.diff().long()) for cu in (cu_q, cu_k))
+    # By numpy: torch's operators would start a second team of threads in the thread that makes batches.
+    numbers = np.arange(len(cu_q) - 1, dtype=np.int32)
+    q_sentences, k_sentences = (
+        torch.from_numpy(np.repeat(numbers, np.diff(cu.cpu().numpy()))).to(cu.device) for cu in (cu_q, cu_k)
+    )
     return VarlenLayout(cu_q, cu_k, q_sentences, k_sentences, longest, longest)
 
 

@@ -11,6 +11,7 @@ Source: Milakov and Gimelshein 2018 (softmax in blocks); Dao et al. 2022, algori
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,7 +22,6 @@ from torch import Tensor
 from mt.data.batch import VarlenLayout
 from mt.model.kernels import separate
 
-BLOCK = 64
 LN_2 = tl.constexpr(math.log(2))  # exponentials are of base 2, which the device has
 
 
@@ -37,13 +37,15 @@ def _keys_of(SENTENCES, CU_OTHER, block, n_rows, BLOCK: tl.constexpr):
 def _rows_at(X, rows, inside, stride, head, E: tl.constexpr):
     """Return rows of one head [B, E]; those outside are zero."""
     features = tl.arange(0, E)
-    return tl.load(X + rows[:, None] * stride + head * E + features[None, :], mask=inside[:, None], other=0.0)
+    return tl.load(
+        X + rows[:, None].to(tl.int64) * stride + head * E + features[None, :], mask=inside[:, None], other=0.0
+    )
 
 
 @triton.jit
 def _put_rows(X, values, rows, inside, stride, head, E: tl.constexpr):
     features = tl.arange(0, E)
-    places = X + rows[:, None] * stride + head * E + features[None, :]
+    places = X + rows[:, None].to(tl.int64) * stride + head * E + features[None, :]
     tl.store(places, values.to(X.dtype.element_ty), mask=inside[:, None])
 
 
@@ -182,10 +184,12 @@ def _attend(
 ) -> tuple[Tensor, Tensor]:
     q, k, v = separate(tuple(projections))
     out, lse = _outputs(projections)
+    assert all(x.stride()[1:] == (x.shape[2], 1) for x in (q, k, v)), "heads lie side by side"
     if not out.is_meta:
-        _forward[_blocks(q), q.shape[1]](
+        block = _block(q)
+        _forward[-(-len(q) // block), q.shape[1]](
             q, k, v, out, lse, cu_k, q_sentences, k_sentences, len(q), len(k), q.stride(0), k.stride(0), v.stride(0),
-            out.stride(0), _scale(q), q.shape[1] // k.shape[1], causal, q.shape[2], BLOCK,
+            out.stride(0), _scale(q), q.shape[1] // k.shape[1], causal, q.shape[2], block,
         )  # fmt: skip
     return out, lse
 
@@ -199,12 +203,13 @@ def _attend_backward(
     if not out.is_meta:
         grad, delta = grad.contiguous(), torch.empty_like(lse)
         grad_q, grad_k, grad_v = separate(tuple(gradients))
-        constants = q.shape[1] // k.shape[1], causal, q.shape[2], BLOCK
-        _backward_of_queries[_blocks(q), q.shape[1]](
+        block = _block(q)
+        constants = q.shape[1] // k.shape[1], causal, q.shape[2], block
+        _backward_of_queries[-(-len(q) // block), q.shape[1]](
             q, k, v, out, grad, lse, delta, grad_q, cu_k, q_sentences, k_sentences, len(q), len(k), q.stride(0),
             k.stride(0), v.stride(0), out.stride(0), grad_q.stride(0), _scale(q), *constants,
         )  # fmt: skip
-        _backward_of_keys[_blocks(k), k.shape[1]](
+        _backward_of_keys[-(-len(k) // block), k.shape[1]](
             q, k, v, grad, lse, delta, grad_k, grad_v, cu_q, q_sentences, k_sentences, len(q), len(k), q.stride(0),
             k.stride(0), v.stride(0), out.stride(0), grad_k.stride(0), grad_v.stride(0), _scale(q), *constants,
         )  # fmt: skip
@@ -218,8 +223,16 @@ def _outputs(projections: list[Tensor]) -> tuple[Tensor, Tensor]:
     return out, out.new_empty(n_heads, n_rows, dtype=torch.float32)
 
 
-def _blocks(x: Tensor) -> int:
-    return -(-len(x) // BLOCK)
+@cache
+def _has_tensor_cores(device: torch.device) -> bool:
+    """Whether Triton multiplies narrow types on those of this device."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _block(q: Tensor) -> int:
+    """Return the rows of a block: as many as fit into shared memory, and into registers where they multiply."""
+    fits = q.element_size() == 2 and q.shape[2] <= 64 and _has_tensor_cores(q.device)
+    return 64 if fits else 32
 
 
 def _scale(q: Tensor) -> float:
@@ -233,6 +246,7 @@ for _key in ("CUDA", "CPU", "Meta"):  # on a CPU by Triton's interpreter alone
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     projections, *where, ctx.causal = inputs
+    ctx.set_materialize_grads(False)  # the logarithms have no gradient
     ctx.save_for_backward(*output, *where, *projections)
 
 

@@ -21,7 +21,7 @@ Product = Callable[[Tensor, Tensor, Tensor | None, str], Tensor]
 
 
 def features_of_a_head(dtype: torch.dtype) -> tuple[int, ...]:
-    """Return the sizes of a head that `packed_attention` is written for: blocks have to fit into shared memory."""
+    """Return the sizes of a head whose blocks fit into the shared memory of all cards; see `packed_attention`."""
     return tuple(n for n in (16, 32, 64, 128) if n * dtype.itemsize <= 256)
 
 
@@ -42,7 +42,7 @@ class CudaTraining(Training):
 
     Args:
         dtype: of products.
-        packed_attention: `mt.model.packed_attention.attend`; None: flash attention.
+        packed_attention: of packed sentences, `mt.model.packed_attention.attend`; None: flash attention.
     """
 
     def __init__(self, dtype: torch.dtype, packed_attention: Callable[..., Tensor] | None = None) -> None:
@@ -65,6 +65,7 @@ class CudaTraining(Training):
 
     def attend(self, rows: Rows, *projections: Tensor) -> Tensor:
         if isinstance(rows.layout, VarlenLayout) and self.packed_attention is not None:
+            assert rows.dropout == 0, "attention of packed sentences has no dropout: choose a tile layout"
             return self.packed_attention(rows.layout, rows.is_causal, *projections)
         return super().attend(rows, *projections)
 
@@ -83,7 +84,8 @@ def _parameters(layer: Any) -> tuple[Tensor | None, ...]:
 
 def _gradients(grad: Tensor, x: Tensor, dtype: torch.dtype, has_bias: bool) -> tuple[Tensor | None, ...]:
     """Return those of `_parameters` where d(x Wᵀ + b) = grad [T, F], with x [T, D]."""
-    return weight_gradient(grad, x, dtype), grad.sum(0).to(dtype) if has_bias else None, None, None
+    wide = dtype if grad.is_cuda else None  # on a CPU a sum in another type is slow
+    return weight_gradient(grad, x, dtype), grad.sum(0, dtype=wide).to(dtype) if has_bias else None, None, None
 
 
 def _narrow(x: Tensor, weight: Tensor, bias: Tensor | None, *packed: Tensor | None) -> tuple[Tensor, Tensor | None]:

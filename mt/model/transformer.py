@@ -214,7 +214,8 @@ class Transformer(nn.Module):
         Args:
             weights: of the copy, where they are not the model's own.
         """
-        model = copy.deepcopy(self)
+        packed = {id(module.packed): None for module in self.modules() if isinstance(module, layers.Linear)}
+        model = copy.deepcopy(self, {**packed, id(self.kernels): self.kernels})  # all but what kernels hold
         if weights is not None:
             model.load_state_dict(weights)
         model = model.to(dtype)

@@ -40,6 +40,7 @@ from mt.train.ema import MovingAverage
 from mt.train.optimizer import Optimizer
 from mt.units import format_bytes
 
+NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 # What `auto` takes for micro_batch_tokens on a CPU: its caches like small ones.
 CPU_MICRO_BATCH_TOKENS = 4_096
 # On CUDA the largest that fits is taken; beyond this nothing is gained.
@@ -104,7 +105,7 @@ def choose_execution(train: TrainConfig, model: ModelConfig, ranks: Ranks = ALON
     if train.compile is True and obstacle:
         raise ConfigError(f"train.compile: cannot compile here: {obstacle}: set it to auto")
     compiles = train.compile is not False and obstacle is None
-    note = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
+    note = NAMES[dtype] + (", flash attention" if attention == "flash" else "")
     if device.type == "cuda":
         note += ", compiled" if compiles else f", not compiled ({obstacle or 'train.compile is false'})"
     return Execution(device, dtype, attention, compiles, note)
@@ -127,7 +128,8 @@ def _choose_attention(
     if obstacle is None and capability < (7, 5):
         obstacle = "our own attention needs compute capability 7.5"
     if obstacle is None and n_features not in features_of_a_head(dtype):
-        obstacle = f"our own attention in {dtype} needs d_model / n_heads of {features_of_a_head(dtype)}"
+        sizes = ", ".join(map(str, features_of_a_head(dtype)))
+        obstacle = f"our own attention in {NAMES[dtype]} needs model.d_model / model.n_heads of {sizes}"
     if obstacle is None:
         return "packed", None
     if capability < (8, 0):

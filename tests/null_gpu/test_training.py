@@ -68,12 +68,12 @@ def assert_steady(engine: Engine, what: str, most_launches: int, n_updates: int 
     Args:
         most_launches: of a micro-batch, the optimizer's part included.
     """
+    next(updates(engine, 1))
     found: dict[str, int] = {}
     with torch._dynamo.config.patch(error_on_recompile=True) if engine.execution.compiles else nullcontext():
-        for number, found in enumerate(updates(engine, n_updates)):
-            if number:
-                assert waits(found) == {}
-                assert found["device_malloc"] == 0 or engine.execution.attention == "tiles"  # tiles differ in number
+        for found in updates(engine, n_updates - 1):
+            assert waits(found) == {}
+            assert found["device_malloc"] == 0 or engine.execution.attention == "tiles"  # which differ in number
     n = launches(found) / engine.budget.n_slices
     peak = torch.cuda.max_memory_allocated() / 2**30
     note(what, found, f"{n:,.0f} launches a micro-batch, peak {peak:.1f} GiB")
@@ -251,6 +251,22 @@ def test_a_compiled_update_in_fp32_or_with_flash_attention_waits_for_nothing(
     assert engine.execution.compiles
     assert engine.execution.attention == settings.get("attention", "packed")
     assert_steady(engine, f"base, 1 + 1 layers, compiled, {settings}", 250)
+
+
+@pytest.mark.null_gpu(capability=86, gib=24)
+@pytest.mark.parametrize(("precision", "n_heads"), [("fp32", 8), ("bf16", 4), ("fp32", 32)])
+def test_attention_fits_into_the_shared_memory_of_small_cards(tmp_path: Path, precision: str, n_heads: int) -> None:
+    engine = begun(config_for(tmp_path, precision=precision, compile=False, variant={"n_heads": n_heads}))
+    assert engine.execution.attention == "packed"
+    assert len(list(updates(engine, 1))) == 1
+
+
+@pytest.mark.null_gpu(capability=75, gib=15.6)
+@pytest.mark.parametrize(("precision", "n_heads"), [("fp16", 4), ("fp32", 8)])
+def test_attention_fits_into_the_shared_memory_of_turing_cards(tmp_path: Path, precision: str, n_heads: int) -> None:
+    engine = begun(config_for(tmp_path, precision=precision, compile=False, variant={"n_heads": n_heads}))
+    assert engine.execution.attention == "packed"
+    assert len(list(updates(engine, 1))) == 1
 
 
 @pytest.mark.null_gpu(gib=4)
