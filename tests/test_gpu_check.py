@@ -244,9 +244,10 @@ def test_each_variant_of_a_bench_is_kept_as_it_comes(tmp_path: Path, monkeypatch
         gpu_check.run_bench("base", setting, lambda figures: kept.append(json.dumps(figures)))
     not_run = {"error": "not run"}
     assert [list(json.loads(figures).values()) for figures in kept] == [
-        [{"number": 0}, not_run, not_run],
-        [{"number": 0}, {"number": 1}, not_run],
-        [{"number": 0}, {"number": 1}, {"error": "boom"}],
+        [{"number": 0}, not_run, not_run, not_run],
+        [{"number": 0}, {"number": 1}, not_run, not_run],
+        [{"number": 0}, {"number": 1}, {"number": 2}, not_run],
+        [{"number": 0}, {"number": 1}, {"number": 2}, {"error": "boom"}],
     ]
 
 
@@ -332,7 +333,7 @@ def test_the_most_important_parts_come_first_and_the_tests_leave_time_to_the_oth
         "### train: a real training run to a BLEU\n\n"
         "**Left out**: 0 s were left for it, and it needs at least 100 s (about 200 s in full): give more --minutes\n\n"
         "### bench-big: mt bench of the big model\n\n"
-        "**Left out**: 0 s were left for it, and it needs at least 90 s (about 280 s in full): give more --minutes\n"
+        "**Left out**: 0 s were left for it, and it needs at least 90 s (about 370 s in full): give more --minutes\n"
     )
 
 
