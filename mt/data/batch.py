@@ -72,12 +72,15 @@ Layout = TileLayout | VarlenLayout
 
 def varlen_layout(cu_q: Tensor, cu_k: Tensor, longest: int) -> VarlenLayout:
     """Return the layout of cumulative lengths [N + 1] of both sides, of which none is longer."""
-    # By numpy: torch's operators would start a second team of threads in the thread that makes batches.
-    numbers = np.arange(len(cu_q) - 1, dtype=np.int32)
-    q_sentences, k_sentences = (
-        torch.from_numpy(np.repeat(numbers, np.diff(cu.cpu().numpy()))).to(cu.device) for cu in (cu_q, cu_k)
-    )
+    q_sentences = _sentences_of_rows(cu_q)
+    k_sentences = q_sentences if cu_k is cu_q else _sentences_of_rows(cu_k)
     return VarlenLayout(cu_q, cu_k, q_sentences, k_sentences, longest, longest)
+
+
+def _sentences_of_rows(cu: Tensor) -> Tensor:
+    # By numpy: torch's operators would start a second team of threads in the thread that makes batches.
+    numbers = np.repeat(np.arange(len(cu) - 1, dtype=np.int32), np.diff(cu.cpu().numpy()))
+    return torch.from_numpy(numbers).to(cu.device)
 
 
 @dataclass(frozen=True)
@@ -264,6 +267,7 @@ def assemble_varlen(corpus: ParallelIds, sentences: Indices, budget: SliceBudget
         corpus.tgt, sentences, tgt_ends[: len(sentences)].astype(np.int64), n_tgt
     )
     cu_src, cu_tgt = torch.from_numpy(src_ends), torch.from_numpy(tgt_ends)
+    encoder, decoder = (varlen_layout(cu, cu, max_tokens) for cu in (cu_src, cu_tgt))
     return PackedBatch(
         src_ids=torch.from_numpy(src_ids),
         src_positions=torch.from_numpy(src_positions),
@@ -271,9 +275,9 @@ def assemble_varlen(corpus: ParallelIds, sentences: Indices, budget: SliceBudget
         tgt_outputs=torch.from_numpy(tgt_ids),
         tgt_positions=torch.from_numpy(tgt_positions),
         tgt_weights=torch.from_numpy((segments >= 0).astype(np.float32)),
-        encoder_layout=varlen_layout(cu_src, cu_src, max_tokens),
-        decoder_layout=varlen_layout(cu_tgt, cu_tgt, max_tokens),
-        cross_layout=varlen_layout(cu_tgt, cu_src, max_tokens),
+        encoder_layout=encoder,
+        decoder_layout=decoder,
+        cross_layout=replace(decoder, cu_k=encoder.cu_k, k_sentences=encoder.k_sentences),
         sentences=sentences,
         n_src_tokens=int(src_lengths.sum()),
         n_tgt_tokens=int(tgt_lengths.sum()),

@@ -34,7 +34,7 @@ _OURS = {signal.SIGINT, signal.SIGTERM}  # signals that processes leave to their
 def side_by_side(
     function: Callable[[Item], Result], items: Sequence[Item], n_workers: int
 ) -> Generator[Result, None, None]:
-    """Return the function of each item, in order; so many at a time, in threads.
+    """Return the function of each item, in order, computed by n_workers threads.
 
     What is interrupted or fails does not wait for them; a thread that is at work comes to the end of its item.
     """

@@ -1,6 +1,6 @@
 """Attention of packed sentences as kernels of Triton: for sentences shorter than the blocks of flash attention.
 
-Flash attention gives each sentence blocks of its own, of 128 × 128, of which one of 28 tokens fills 5%. Here a block is
+Flash attention gives each sentence separate blocks of 128 × 128, of which one of 28 tokens fills 5%. Here a block is
 64 rows, whatever sentences lie there, and goes over the keys from the first one's start to the last one's end. The
 backward pass adds nothing up by atomic operations: its results do not vary.
 
@@ -26,11 +26,22 @@ LN_2 = tl.constexpr(math.log(2))  # exponentials are of base 2, which the device
 
 
 @triton.jit
-def _keys_of(SENTENCES, CU_OTHER, block, n_rows, BLOCK: tl.constexpr):
+def _rows_of_other(SENTENCES, CU_OTHER, block, n_rows, BLOCK: tl.constexpr):
     """Return the rows of the other side that belong to the sentences of a block of rows: from, to."""
     first = tl.load(SENTENCES + block * BLOCK)
     last = tl.load(SENTENCES + tl.minimum(block * BLOCK + BLOCK, n_rows) - 1)
     return tl.load(CU_OTHER + first), tl.load(CU_OTHER + last + 1)
+
+
+@triton.jit
+def _keys_of(SENTENCES, CU_K, block, n_q, CAUSAL: tl.constexpr, BLOCK: tl.constexpr):
+    """Return the rows of a block of queries, which of them exist, their sentences, and the keys that they see."""
+    rows = block * BLOCK + tl.arange(0, BLOCK)
+    inside = rows < n_q
+    start, end = _rows_of_other(SENTENCES, CU_K, block, n_q, BLOCK)
+    if CAUSAL:
+        end = tl.minimum(end, block * BLOCK + BLOCK)
+    return rows, inside, tl.load(SENTENCES + rows, mask=inside, other=-1), start, end
 
 
 @triton.jit
@@ -60,17 +71,12 @@ def _masked(scores, q_rows, k_rows, q_sentences, k_sentences, CAUSAL: tl.constex
 
 @triton.jit
 def _forward(
-    Q, K, V, OUT, LSE, CU_K, Q_SENTENCES, K_SENTENCES, n_q, n_k, q_stride, k_stride, v_stride, out_stride, scale,
+    Q, K, V, OUT, LSE, CU_K, Q_SENTENCES, K_SENTENCES, n_q, q_stride, k_stride, v_stride, out_stride, scale,
     GROUP: tl.constexpr, CAUSAL: tl.constexpr, E: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Attention of a block of queries, and the logarithms of base 2 of what its softmax divides by."""
     block, head = tl.program_id(0), tl.program_id(1)
-    rows = block * BLOCK + tl.arange(0, BLOCK)
-    inside = rows < n_q
-    sentences = tl.load(Q_SENTENCES + rows, mask=inside, other=-1)
-    start, end = _keys_of(Q_SENTENCES, CU_K, block, n_q, BLOCK)
-    if CAUSAL:
-        end = tl.minimum(end, block * BLOCK + BLOCK)
+    rows, inside, sentences, start, end = _keys_of(Q_SENTENCES, CU_K, block, n_q, CAUSAL, BLOCK)
     q = _rows_at(Q, rows, inside, q_stride, head, E)
     highest = tl.full([BLOCK], -1e30, tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
@@ -96,18 +102,13 @@ def _forward(
 
 @triton.jit
 def _backward_of_queries(
-    Q, K, V, OUT, GRAD, LSE, DELTA, GRAD_Q, CU_K, Q_SENTENCES, K_SENTENCES, n_q, n_k,
+    Q, K, V, OUT, GRAD, LSE, DELTA, GRAD_Q, CU_K, Q_SENTENCES, K_SENTENCES, n_q,
     q_stride, k_stride, v_stride, out_stride, grad_q_stride, scale,
     GROUP: tl.constexpr, CAUSAL: tl.constexpr, E: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The gradient of a block of queries, and for each the product of the output with its gradient."""
     block, head = tl.program_id(0), tl.program_id(1)
-    rows = block * BLOCK + tl.arange(0, BLOCK)
-    inside = rows < n_q
-    sentences = tl.load(Q_SENTENCES + rows, mask=inside, other=-1)
-    start, end = _keys_of(Q_SENTENCES, CU_K, block, n_q, BLOCK)
-    if CAUSAL:
-        end = tl.minimum(end, block * BLOCK + BLOCK)
+    rows, inside, sentences, start, end = _keys_of(Q_SENTENCES, CU_K, block, n_q, CAUSAL, BLOCK)
     q = _rows_at(Q, rows, inside, q_stride, head, E)
     grad = _rows_at(GRAD, rows, inside, out_stride, head, E)
     out = _rows_at(OUT, rows, inside, out_stride, head, E)
@@ -140,7 +141,7 @@ def _backward_of_keys(
     keys = block * BLOCK + tl.arange(0, BLOCK)
     present = keys < n_k
     k_sentences = tl.load(K_SENTENCES + keys, mask=present, other=-2)
-    start, end = _keys_of(K_SENTENCES, CU_Q, block, n_k, BLOCK)
+    start, end = _rows_of_other(K_SENTENCES, CU_Q, block, n_k, BLOCK)
     if CAUSAL:
         start = tl.maximum(start, block * BLOCK)
     k = _rows_at(K, keys, present, k_stride, group, E)
@@ -188,7 +189,7 @@ def _attend(
     if not out.is_meta:
         block = _block(q)
         _forward[-(-len(q) // block), q.shape[1]](
-            q, k, v, out, lse, cu_k, q_sentences, k_sentences, len(q), len(k), q.stride(0), k.stride(0), v.stride(0),
+            q, k, v, out, lse, cu_k, q_sentences, k_sentences, len(q), q.stride(0), k.stride(0), v.stride(0),
             out.stride(0), _scale(q), q.shape[1] // k.shape[1], causal, q.shape[2], block,
         )  # fmt: skip
     return out, lse
@@ -206,7 +207,7 @@ def _attend_backward(
         block = _block(q)
         constants = q.shape[1] // k.shape[1], causal, q.shape[2], block
         _backward_of_queries[-(-len(q) // block), q.shape[1]](
-            q, k, v, out, grad, lse, delta, grad_q, cu_k, q_sentences, k_sentences, len(q), len(k), q.stride(0),
+            q, k, v, out, grad, lse, delta, grad_q, cu_k, q_sentences, k_sentences, len(q), q.stride(0),
             k.stride(0), v.stride(0), out.stride(0), grad_q.stride(0), _scale(q), *constants,
         )  # fmt: skip
         _backward_of_keys[-(-len(k) // block), k.shape[1]](

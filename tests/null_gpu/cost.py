@@ -87,7 +87,7 @@ def launches_of(engine: Engine, update: Update) -> list[Launch]:
         with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as done, NullGPU().logging(Path(log.name)):
             engine.step(update, lr=1e-3)
         lines = log.read().splitlines()
-    events = sorted(done.profiler.kineto_results.events(), key=lambda event: event.start_ns())  # type: ignore[union-attr]
+    events = sorted(done.profiler.kineto_results.events(), key=lambda event: event.start_ns())
     starts = [event.start_ns() for event in events]
     launches = []
     for line in lines:
@@ -190,7 +190,7 @@ def note_arguments() -> None:
         ]
         return run(self, *arguments, **options)
 
-    CachingAutotuner.run = noting  # type: ignore[method-assign]
+    CachingAutotuner.run = noting
 
 
 def table(launches: list[Launch], n_tokens: int) -> str:
@@ -212,7 +212,9 @@ def main() -> None:
     parser.add_argument("--config", default="base")
     parser.add_argument("--tokens", type=int, default=25_000, help="target tokens of an update")
     parser.add_argument("--vocabulary", type=int, default=32_000)
-    parser.add_argument("--kernels", type=int, default=0, help="list so many, by the time that they take together")
+    parser.add_argument(
+        "--kernels", type=int, default=0, help="how many kernels to list, those that take longest first"
+    )
     parser.add_argument("--set", action="append", default=[], help="as for mt train")
     options = parser.parse_args()
     config = load_config(options.config, options.set)
