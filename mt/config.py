@@ -282,6 +282,7 @@ class TrainConfig:
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # of matrix products; weights are kept in fp32
     device: str = "auto"  # auto, cpu, cuda or cuda:N
     compile: bool | Literal["auto"] = "auto"  # torch.compile; auto: on CUDA where a host C compiler is found
+    cuda_graphs: bool = True  # where it is compiled, launch small updates as captured graphs
     # On CUDA: auto is our own attention, made for short sentences, where it can run; flash is torch's, for long ones
     attention: Literal["auto", "flash"] = "auto"
     tf32: bool = False  # fp32 products in TF32 on a GPU: faster, 10 bits of mantissa

@@ -74,10 +74,7 @@ def in_chunks(loss: Loss, n_chunks: int) -> Loss:
 
 
 class _Loss(torch.autograd.Function):
-    """The loss of all positions at once: logits are read once for the loss and once for their gradient.
-
-    By autograd, the gradient of what is picked at the labels is a zeroed [T, V] of float32, written and read again.
-    """
+    """The loss of all positions at once. Their gradient is made in the forward pass, while logits are in the cache."""
 
     @staticmethod
     def forward(
@@ -89,17 +86,18 @@ class _Loss(torch.autograd.Function):
         normaliser = wide.logsumexp(-1)
         at_label = torch.where(_is_label(logits, targets), wide, 0).sum(-1)
         losses = normaliser - (1 - smoothing) * at_label - smoothing * wide.mean(-1)
-        ctx.save_for_backward(hidden, weight, logits, normaliser, targets, weights)
-        ctx.smoothing, ctx.dtype = smoothing, output_weight.dtype
+        if any(ctx.needs_input_grad):
+            grad = (wide - normaliser[:, None]).exp() - smoothing / logits.shape[1]
+            grad = torch.where(_is_label(logits, targets), grad - (1 - smoothing), grad) * weights[:, None]
+            ctx.save_for_backward(hidden, weight, grad.to(logits.dtype))
+            ctx.dtype = output_weight.dtype
         return (losses * weights).sum()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        hidden, weight, logits, normaliser, targets, weights = ctx.saved_tensors
-        grad = (logits.float() - normaliser[:, None]).exp() - ctx.smoothing / logits.shape[1]
-        grad = torch.where(_is_label(logits, targets), grad - (1 - ctx.smoothing), grad)
-        grad = (grad * (weights * grads[0])[:, None]).to(logits.dtype)
-        return grad @ weight, weight_gradient(grad, hidden, ctx.dtype), None, None, None
+        hidden, weight, grad = ctx.saved_tensors
+        scaled = hidden * grads[0].to(hidden.dtype)
+        return grad @ weight * grads[0].to(hidden.dtype), weight_gradient(grad, scaled, ctx.dtype), None, None, None
 
 
 def _is_label(logits: Tensor, targets: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
     scripts/model_variants.py --steps 300 CONFIG [--set KEY=VALUE]…
 
-Speed is measured by `mt bench`, as a ratio to the default model measured right before, since machines drift. A run that
-exists in --runs is not trained again, so an interrupted table can be continued.
+Speed is measured by `mt bench`, as a ratio to the default model measured right before or after, since machines drift:
+the median of three pairs. A run that exists in --runs is not trained again, so an interrupted table can be continued.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 VARIANTS = [
@@ -72,12 +73,21 @@ def trained(variant: str, options: argparse.Namespace) -> dict[str, Any]:
     return {**next(line for line in reversed(lines) if "valid_loss" in line), "test_bleu": bleu}
 
 
-def speed(variant: str, options: argparse.Namespace) -> dict[str, Any]:
+def bench(variant: str, options: argparse.Namespace) -> dict[str, Any]:
     model = [f"model.{setting}" for setting in variant.split()]
     found: dict[str, Any] = json.loads(
         mt("bench", "--config", options.config, "--steps", "15", "--json", *sets(*options.set, *model))
     )
     return found
+
+
+def speed(variant: str, options: argparse.Namespace) -> tuple[float, int]:
+    """Target tokens a second, as a share of those of the default model, and the number of parameters."""
+    ratios = []
+    for i in range(3):
+        of = {name: bench(name, options) for name in (["", variant] if i % 2 else [variant, ""])}
+        ratios.append(of[variant]["tgt_tokens_per_second"] / of[""]["tgt_tokens_per_second"])
+    return median(ratios), of[variant]["n_parameters"]
 
 
 def main() -> None:
@@ -96,9 +106,8 @@ def main() -> None:
         figures = trained(variant, options)
         ratio, parameters = "", ""
         if options.speed:
-            default, own = speed("", options), speed(variant, options)
-            ratio = f"{own['tgt_tokens_per_second'] / default['tgt_tokens_per_second']:.2f}"
-            parameters = f"{own['n_parameters'] / 1e6:.2f} M"
+            share, n_parameters = speed(variant, options)
+            ratio, parameters = f"{share:.2f}", f"{n_parameters / 1e6:.2f} M"
         name = f"`{variant}`" if variant else "default"
         row = (name, parameters, f"{figures['valid_loss']:.3f}", f"{figures['test_bleu']:.1f}", ratio)
         print("|", " | ".join(row), "|", flush=True)

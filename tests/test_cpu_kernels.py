@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from mt.data.batch import TileGroup, TileLayout
 from mt.model.context import rows_of
-from mt.model.cpu import _product, _TiledAttention
+from mt.model.cpu import CpuTraining, _TiledAttention
 from mt.model.kernels import ACTIVATIONS, Kernels
 from mt.model.training import _FeedForward, _Linear
 
@@ -34,12 +34,12 @@ def require_same(
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return _Linear.apply(_product, x, weight, bias, None, None)
+    return _Linear.apply(CpuTraining(), x, weight, bias, None, None)
 
 
 def feed_forward(x: Tensor, *parameters: Tensor | None, activation: str = "relu") -> Tensor:
     w1, b1, w2, b2 = parameters
-    return _FeedForward.apply(_product, ACTIVATIONS[activation], x, w1, b1, None, None, w2, b2, None, None)
+    return _FeedForward.apply(CpuTraining(), ACTIVATIONS[activation], x, w1, b1, None, None, w2, b2, None, None)
 
 
 def plain_feed_forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:

@@ -210,6 +210,19 @@ def test_compiled_training_is_eager_training_and_compiles_once(tmp_path: Path, d
     assert len(search(compiled.inference_model(), sentences, DecodeConfig(beam_size=2, max_length=5))) == 2
 
 
+@on_cuda
+def test_captured_training_is_training(tmp_path: Path, device: str) -> None:
+    found = []
+    for cuda_graphs in (True, False):
+        engine = begun(config_for(tmp_path, device, compile=True, cuda_graphs=cuda_graphs, dropout=0.1))
+        found.append(losses(engine, 1, 6))
+        state = list(engine.updates(PlanState(), 1, 6))[-1].next_state
+        engine.inference_model()  # the captured pass is made again after a validation
+        found[-1] += losses(engine, 7, 9, state)
+        assert engine.why_not_captured == (None if cuda_graphs else "train.cuda_graphs is false")
+    assert found[0] == pytest.approx(found[1], rel=5e-3)
+
+
 @on_each_device
 def test_going_on_from_saved_states_is_going_on_within_the_noise_of_the_device(tmp_path: Path, device: str) -> None:
     config = config_for(tmp_path, device, dropout=0.1, ema_decay=0.9)

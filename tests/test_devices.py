@@ -226,8 +226,20 @@ def test_rocm_is_used_without_what_was_not_tried_there_and_says_so(
         (
             (9, 0),
             {},
+            {"attention_dropout": 0.1, "positions": "relative"},
+            "bf16, compiled",
+        ),
+        (
+            (9, 0),
+            {"attention": "flash"},
             {"attention_dropout": 0.1},
-            "bf16, not compiled (attention of packed sentences needs model.attention_dropout 0)",
+            "bf16, not compiled (train.attention is flash, and flash attention needs model.attention_dropout 0)",
+        ),
+        (
+            (9, 0),
+            {"attention": "flash"},
+            {"positions": "alibi"},
+            "bf16, not compiled (train.attention is flash, and flash attention needs model.positions other than alibi)",
         ),
         (
             (9, 0),
@@ -264,7 +276,8 @@ def test_bf16_is_refused_where_it_is_emulated(machine: Machine) -> None:
         ((7, 5), {}, {}, "packed"),
         ((9, 0), {"attention": "flash"}, {}, "flash"),
         ((9, 0), {}, {"d_model": 320, "n_heads": 8}, "flash"),
-        ((9, 0), {}, {"positions": "alibi"}, "tiles"),
+        ((9, 0), {}, {"positions": "alibi"}, "packed"),
+        ((9, 0), {"attention": "flash"}, {"positions": "alibi"}, "tiles"),
     ],
 )
 def test_attention_is_that_which_can_run(

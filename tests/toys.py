@@ -17,7 +17,7 @@ from mt.data.batch import MASKED, Layout, PackedBatch, VarlenLayout, assemble_ti
 from mt.model import Transformer
 from mt.model.context import rows_of
 from mt.model.cpu import training_kernels
-from mt.model.kernels import Kernels, masked_attention
+from mt.model.kernels import Kernels
 from mt.text.corpus import ParallelIds, Sentences
 from mt.text.tokenizer import EOS_ID, PAD_ID
 
@@ -84,19 +84,34 @@ def attention(
 
 
 def one_sentence_at_a_time(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: VarlenLayout, is_causal: bool
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    layout: VarlenLayout,
+    is_causal: bool,
+    bias: torch.Tensor | None = None,
+    kept: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """What flash attention computes, the obvious way: it runs on CUDA alone."""
+    """What kernels for packed sentences compute, the obvious way.
+
+    Args:
+        bias: [H, 2 longest + 1], of each distance, key minus query.
+        kept: [T, H, longest], what each weight is multiplied with: for each query, by the number of the key.
+    """
     out = []
     q_ends, k_ends = layout.cu_q.tolist(), layout.cu_k.tolist()
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
     for i in range(len(q_ends) - 1):
         queries = q[q_ends[i] : q_ends[i + 1]].transpose(0, 1)  # [H, Wq, E]
         keys, values = (x[k_ends[i] : k_ends[i + 1]].transpose(0, 1) for x in (k, v))
-        allowed = torch.ones(queries.shape[1], keys.shape[1], dtype=torch.bool)
-        mask = torch.zeros_like(allowed, dtype=q.dtype).masked_fill_(
-            ~(allowed.tril() if is_causal else allowed), MASKED
-        )
-        out.append(masked_attention(queries, keys, values, mask).transpose(0, 1))
+        scores = queries @ keys.transpose(1, 2) * q.shape[2] ** -0.5
+        distances = torch.arange(keys.shape[1]) - torch.arange(queries.shape[1])[:, None]
+        if bias is not None:
+            scores = scores + bias[:, layout.max_k + distances]
+        weights = scores.masked_fill(distances > 0, MASKED).softmax(-1) if is_causal else scores.softmax(-1)
+        if kept is not None:
+            weights = weights * kept[q_ends[i] : q_ends[i + 1], :, : keys.shape[1]].transpose(0, 1)
+        out.append((weights @ values).transpose(0, 1))
     return torch.cat(out)
 
 

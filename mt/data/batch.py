@@ -111,12 +111,18 @@ class PackedBatch:
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Keep the memory of the batch until the stream has done what it has been given so far."""
-
-        def record(tensor: Tensor) -> Tensor:
+        for tensor in self.tensors():
             tensor.record_stream(stream)
-            return tensor
 
-        _moved(self, record)
+    def tensors(self) -> list[Tensor]:
+        """All tensors, each once, in the same order for all batches of a kind."""
+        found: list[Tensor] = []
+        _moved(self, lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
+        return found
+
+    def clone(self) -> PackedBatch:
+        """A copy of the batch."""
+        return _moved(self, Tensor.clone)
 
     def pinned(self) -> PackedBatch:
         """The batch in page-locked memory."""

@@ -134,15 +134,14 @@ class OwnBackend(Backend):
 
     Args:
         n_processes: that may work on the CPU, each on a batch; with 1 as many threads do as torch has.
-        has_graphs: whether steps are captured on CUDA, which pays where a model translates for long.
     """
 
-    def __init__(self, model: Transformer, n_processes: int = 1, *, has_graphs: bool = True) -> None:
+    def __init__(self, model: Transformer, n_processes: int = 1) -> None:
         self.model, self.n_positions = model, model.positions.n_positions
         self._graphs: Graphs | None = None
         self._processes = Forks(1)
         if model.embedding.weight.device.type == "cuda":
-            self._graphs = Graphs(model) if has_graphs else None
+            self._graphs = Graphs(model)
         else:
             self.n_parallel = torch.get_num_threads()
             self._processes = Forks(n_processes)
@@ -231,7 +230,7 @@ class Translator:
         retries: bool = True,
         identity: Mapping[str, str] | None = None,
     ) -> None:
-        self.backend = OwnBackend(backend, has_graphs=False) if isinstance(backend, Transformer) else backend
+        self.backend = OwnBackend(backend) if isinstance(backend, Transformer) else backend
         self.tokenizer = tokenizer
         self.decode = decode
         self.max_source_tokens = max_source_tokens

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mt.data.batch import MASKED, Layout, TileLayout
+from mt.data.batch import MASKED, Layout, TileLayout, VarlenLayout
 from mt.model.kernels import Kernels, Rows, attention_scores, separate, tiles
 from mt.model.positions import Positions, rotated
 
@@ -28,10 +28,14 @@ def rows_of(layout: Layout, dropout: float, positions: Positions | None = None, 
     """Return the rows of a layout; give positions for self-attention alone."""
     masks = [group.bias for group in layout.groups] if isinstance(layout, TileLayout) else []
     if positions is not None and positions.adds_to_scores:
-        # Within a tile the distance of rows of a sentence is that of their positions.
-        places = [torch.arange(mask.shape[-1], device=mask.device) for mask in masks]
-        biases = [positions.bias(of_group, of_group, is_causal) for of_group in places]  # [H, W, W]
-        masks = [mask + bias.to(mask.dtype) for mask, bias in zip(masks, biases, strict=True)]
+        # The distance of two rows of a sentence is that of their positions.
+        if isinstance(layout, VarlenLayout):
+            distances = torch.arange(-layout.max_k, layout.max_k + 1, device=layout.cu_k.device)
+            masks = [positions.bias(distances.new_zeros(1), distances, is_causal)[:, 0]]
+        else:
+            places = [torch.arange(mask.shape[-1], device=mask.device) for mask in masks]
+            biases = [positions.bias(of_group, of_group, is_causal) for of_group in places]  # [H, W, W]
+            masks = [mask + bias.to(mask.dtype) for mask, bias in zip(masks, biases, strict=True)]
     return Rows(layout, tuple(masks), is_causal, dropout)
 
 

@@ -39,21 +39,19 @@ def _product(x: Tensor, weight: Any, bias: Tensor | None, epilogue: str = "none"
     return y.relu_() if epilogue == "relu" else y
 
 
-def training_kernels(
-    device: torch.device, dtype: torch.dtype = torch.float32, has_packed_attention: bool = False
-) -> Kernels:
+def training_kernels(device: torch.device, dtype: torch.dtype = torch.float32, has_triton: bool = False) -> Kernels:
     """Return what a model trains with on a device, with products of this type.
 
     Args:
-        has_packed_attention: whether attention of packed sentences is our own, which needs Triton.
+        has_triton: whether kernels of Triton compute, our own attention of packed sentences among them.
     """
     if device.type == "cpu":
         return CpuTraining()
-    if not has_packed_attention:
+    if not has_triton:
         return CudaTraining(dtype)
-    from mt.model.packed_attention import attend  # Triton comes with torch's builds for CUDA alone
+    from mt.model.fused import TritonTraining  # Triton comes with torch's builds for CUDA alone
 
-    return CudaTraining(dtype, attend)
+    return TritonTraining(dtype)
 
 
 def inference_kernels(device: torch.device, dtype: torch.dtype) -> Kernels:

@@ -76,9 +76,11 @@ class Rows:
     """Where the sentences of a batch lie."""
 
     layout: Layout
-    masks: tuple[Tensor, ...]  # [n, 1 or H, Wq or 1, Wk] of each group of tiles, with the bias of positions
+    # [n, 1 or H, Wq or 1, Wk] of each group of tiles, with the bias of positions. Of packed sentences, where positions
+    # have a bias: [H, 2 longest + 1], that of each distance, key minus query.
+    masks: tuple[Tensor, ...]
     is_causal: bool  # tiles have it in their masks
-    dropout: float  # of attention weights; tiles only
+    dropout: float  # of attention weights
 
 
 class Kernels:
@@ -127,7 +129,8 @@ class Kernels:
         q, k, v = separate(projections)
         if isinstance(rows.layout, TileLayout):
             return _tiled(q, k, v, rows, rows.layout).flatten(1)
-        assert rows.dropout == 0, "flash attention has no dropout: choose a tile layout"
+        assert rows.dropout == 0, "flash attention has no dropout"
+        assert not rows.masks, "flash attention takes no biases"
         return flash(q, k, v, rows.layout, rows.is_causal).flatten(1)
 
     def attend_step(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

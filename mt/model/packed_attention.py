@@ -4,7 +4,7 @@ Flash attention gives each sentence separate blocks of 128 × 128, of which one 
 64 rows, whatever sentences lie there, and goes over the keys from the first one's start to the last one's end. The
 backward pass adds nothing up by atomic operations: its results do not vary.
 
-T rows, H heads, G heads of keys and values, E features of a head.
+T rows, H heads, G heads of keys and values, E features of a head, L tokens of the longest sentence.
 Source: Milakov and Gimelshein 2018 (softmax in blocks); Dao et al. 2022, algorithms 1 and 4.
 """
 
@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mt.data.batch import VarlenLayout
-from mt.model.kernels import separate
+from mt.model.kernels import Rows, separate
 
 LN_2 = tl.constexpr(math.log(2))  # exponentials are of base 2, which the device has
 
@@ -61,18 +61,52 @@ def _put_rows(X, values, rows, inside, stride, head, E: tl.constexpr):
 
 
 @triton.jit
-def _masked(scores, q_rows, k_rows, q_sentences, k_sentences, CAUSAL: tl.constexpr):
-    """Return scores [Bq, Bk], far below all others where a query must not see a key."""
+def _scores(
+    q, k, BIAS, q_rows, k_rows, q_sentences, k_sentences, head, scale, CAUSAL: tl.constexpr, LONGEST: tl.constexpr
+):  # fmt: skip
+    """Return scores [Bq, Bk] to the base 2, far below all others where a query must not see a key."""
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    distances = k_rows[None, :] - q_rows[:, None]
     keep = q_sentences[:, None] == k_sentences[None, :]
     if CAUSAL:
-        keep = keep & (k_rows[None, :] <= q_rows[:, None])
+        keep = keep & (distances <= 0)
+    if BIAS is not None:
+        bias = tl.load(BIAS + head * (2 * LONGEST + 1) + LONGEST + distances, mask=keep, other=0.0)
+        scores += bias / LN_2
     return tl.where(keep, scores, -1e30)
 
 
 @triton.jit
+def _dropped(x, SEED, q_rows, k_rows, head, n_heads, DROPOUT: tl.constexpr, LONGEST: tl.constexpr):
+    """Return x [Bq, Bk] after dropout: the same elements for the same seed, whichever kernel asks."""
+    if SEED is not None:
+        # No sentence has more keys than the longest, so each of its pairs has a number of its own.
+        pairs = (q_rows[:, None] * n_heads + head) * LONGEST + k_rows[None, :] % LONGEST
+        x = tl.where(tl.rand(tl.load(SEED), pairs) >= DROPOUT, x / (1 - DROPOUT), 0.0)
+    return x
+
+
+@triton.jit
+def _by_distance(x, BLOCK: tl.constexpr):
+    """Return sums of x [B, B] over all pairs with the same distance, column minus row: from 0, and from -B."""
+    row, distance = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK)[None, :]
+    turned = tl.gather(x, (row + distance) % BLOCK, 1)
+    is_positive = row + distance < BLOCK
+    return tl.sum(tl.where(is_positive, turned, 0.0), 0), tl.sum(tl.where(is_positive, 0.0, turned), 0)
+
+
+@triton.jit
+def _put_distances(GRAD_BIAS, sums, first, block, head, n_heads, LONGEST: tl.constexpr, BLOCK: tl.constexpr):
+    places = LONGEST + first + tl.arange(0, BLOCK)
+    start = (block * n_heads + head).to(tl.int64) * (2 * LONGEST + 1)
+    tl.store(GRAD_BIAS + start + places, sums, mask=(places >= 0) & (places <= 2 * LONGEST))
+
+
+@triton.jit
 def _forward(
-    Q, K, V, OUT, LSE, CU_K, Q_SENTENCES, K_SENTENCES, n_q, q_stride, k_stride, v_stride, out_stride, scale,
+    Q, K, V, BIAS, SEED, OUT, LSE, CU_K, Q_SENTENCES, K_SENTENCES, n_q, q_stride, k_stride, v_stride, out_stride, scale,
     GROUP: tl.constexpr, CAUSAL: tl.constexpr, E: tl.constexpr, BLOCK: tl.constexpr,
+    DROPOUT: tl.constexpr, LONGEST: tl.constexpr,
 ):  # fmt: skip
     """Attention of a block of queries, and the logarithms of base 2 of what its softmax divides by."""
     block, head = tl.program_id(0), tl.program_id(1)
@@ -87,13 +121,13 @@ def _forward(
         k = _rows_at(K, keys, present, k_stride, head // GROUP, E)
         v = _rows_at(V, keys, present, v_stride, head // GROUP, E)
         k_sentences = tl.load(K_SENTENCES + keys, mask=present, other=-2)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        scores = _masked(scores, rows, keys, sentences, k_sentences, CAUSAL)
+        scores = _scores(q, k, BIAS, rows, keys, sentences, k_sentences, head, scale, CAUSAL, LONGEST)
         # A row that has seen no key yet holds what the first one multiplies by zero.
         higher = tl.maximum(highest, tl.max(scores, 1))
         weights = tl.exp2(scores - higher[:, None])
         faded = tl.exp2(highest - higher)
         total = total * faded + tl.sum(weights, 1)
+        weights = _dropped(weights, SEED, rows, keys, head, tl.num_programs(1), DROPOUT, LONGEST)
         out = out * faded[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
         highest = higher
     _put_rows(OUT, out / total[:, None], rows, inside, out_stride, head, E)
@@ -102,12 +136,16 @@ def _forward(
 
 @triton.jit
 def _backward_of_queries(
-    Q, K, V, OUT, GRAD, LSE, DELTA, GRAD_Q, CU_K, Q_SENTENCES, K_SENTENCES, n_q,
+    Q, K, V, BIAS, SEED, OUT, GRAD, LSE, DELTA, GRAD_Q, GRAD_BIAS, CU_K, Q_SENTENCES, K_SENTENCES, n_q,
     q_stride, k_stride, v_stride, out_stride, grad_q_stride, scale,
     GROUP: tl.constexpr, CAUSAL: tl.constexpr, E: tl.constexpr, BLOCK: tl.constexpr,
+    DROPOUT: tl.constexpr, LONGEST: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of a block of queries, and for each the product of the output with its gradient."""
-    block, head = tl.program_id(0), tl.program_id(1)
+    """The gradient of a block of queries, and for each the product of the output with its gradient.
+
+    And that block's part of the gradient of the bias, at all distances that it meets.
+    """
+    block, head, n_heads = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     rows, inside, sentences, start, end = _keys_of(Q_SENTENCES, CU_K, block, n_q, CAUSAL, BLOCK)
     q = _rows_at(Q, rows, inside, q_stride, head, E)
     grad = _rows_at(GRAD, rows, inside, out_stride, head, E)
@@ -116,28 +154,39 @@ def _backward_of_queries(
     delta = tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1)
     tl.store(DELTA + head * n_q + rows, delta, mask=inside)
     grad_q = tl.zeros([BLOCK, E], tl.float32)
+    of_distances = tl.zeros([BLOCK], tl.float32)  # of the block before, which this one adds to
     for at in range(start, end, BLOCK):
         keys = at + tl.arange(0, BLOCK)
         present = keys < end
         k = _rows_at(K, keys, present, k_stride, head // GROUP, E)
         v = _rows_at(V, keys, present, v_stride, head // GROUP, E)
         k_sentences = tl.load(K_SENTENCES + keys, mask=present, other=-2)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        weights = tl.exp2(_masked(scores, rows, keys, sentences, k_sentences, CAUSAL) - lse[:, None])
+        scores = _scores(q, k, BIAS, rows, keys, sentences, k_sentences, head, scale, CAUSAL, LONGEST)
+        weights = tl.exp2(scores - lse[:, None])
         grad_weights = tl.dot(grad, tl.trans(v), input_precision="ieee")
+        grad_weights = _dropped(grad_weights, SEED, rows, keys, head, n_heads, DROPOUT, LONGEST)
         grad_scores = weights * (grad_weights - delta[:, None])
+        if GRAD_BIAS is not None:
+            here, before = _by_distance(grad_scores, BLOCK)
+            first = at - block * BLOCK - BLOCK
+            _put_distances(GRAD_BIAS, of_distances + before, first, block, head, n_heads, LONGEST, BLOCK)
+            of_distances = here
         grad_q += tl.dot(grad_scores.to(k.dtype), k, input_precision="ieee")
     _put_rows(GRAD_Q, grad_q * (scale * LN_2), rows, inside, grad_q_stride, head, E)
+    if GRAD_BIAS is not None:
+        first = tl.cdiv(end - start, BLOCK) * BLOCK + start - block * BLOCK - BLOCK
+        _put_distances(GRAD_BIAS, of_distances, first, block, head, n_heads, LONGEST, BLOCK)
 
 
 @triton.jit
 def _backward_of_keys(
-    Q, K, V, GRAD, LSE, DELTA, GRAD_K, GRAD_V, CU_Q, Q_SENTENCES, K_SENTENCES, n_q, n_k,
+    Q, K, V, BIAS, SEED, GRAD, LSE, DELTA, GRAD_K, GRAD_V, CU_Q, Q_SENTENCES, K_SENTENCES, n_q, n_k,
     q_stride, k_stride, v_stride, out_stride, grad_k_stride, grad_v_stride, scale,
     GROUP: tl.constexpr, CAUSAL: tl.constexpr, E: tl.constexpr, BLOCK: tl.constexpr,
+    DROPOUT: tl.constexpr, LONGEST: tl.constexpr,
 ):  # fmt: skip
     """The gradients of a block of keys and values, of all heads that share them."""
-    block, group = tl.program_id(0), tl.program_id(1)
+    block, group, n_heads = tl.program_id(0), tl.program_id(1), tl.num_programs(1) * GROUP
     keys = block * BLOCK + tl.arange(0, BLOCK)
     present = keys < n_k
     k_sentences = tl.load(K_SENTENCES + keys, mask=present, other=-2)
@@ -157,10 +206,12 @@ def _backward_of_keys(
             grad = _rows_at(GRAD, rows, inside, out_stride, head, E)
             lse = tl.load(LSE + head * n_q + rows, mask=inside, other=0.0)
             delta = tl.load(DELTA + head * n_q + rows, mask=inside, other=0.0)
-            scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-            weights = tl.exp2(_masked(scores, rows, keys, sentences, k_sentences, CAUSAL) - lse[:, None])
-            grad_v += tl.dot(tl.trans(weights.to(grad.dtype)), grad, input_precision="ieee")
+            scores = _scores(q, k, BIAS, rows, keys, sentences, k_sentences, head, scale, CAUSAL, LONGEST)
+            weights = tl.exp2(scores - lse[:, None])
+            dropped = _dropped(weights, SEED, rows, keys, head, n_heads, DROPOUT, LONGEST)
+            grad_v += tl.dot(tl.trans(dropped.to(grad.dtype)), grad, input_precision="ieee")
             grad_weights = tl.dot(grad, tl.trans(v), input_precision="ieee")
+            grad_weights = _dropped(grad_weights, SEED, rows, keys, head, n_heads, DROPOUT, LONGEST)
             grad_scores = weights * (grad_weights - delta[:, None])
             grad_k += tl.dot(tl.trans(grad_scores.to(q.dtype)), q, input_precision="ieee")
     _put_rows(GRAD_K, grad_k * (scale * LN_2), keys, present, grad_k_stride, group, E)
@@ -170,51 +221,56 @@ def _backward_of_keys(
 # Operators, which the compiler takes as they are: their results are written once, and into one tensor where projections
 # are in one.
 _library = torch.library.Library("mt", "DEF")
-_library.define(
-    "attend(Tensor[] projections, Tensor cu_q, Tensor cu_k, Tensor q_sentences, Tensor k_sentences, bool causal) "
-    "-> (Tensor, Tensor)"
+_WHERE = (
+    "Tensor[] projections, Tensor cu_q, Tensor cu_k, Tensor q_sentences, Tensor k_sentences, Tensor? bias, "
+    "Tensor? seed, float dropout, int longest, bool causal"
 )
-_library.define(
-    "attend_backward(Tensor grad, Tensor out, Tensor lse, Tensor[] projections, Tensor cu_q, Tensor cu_k, "
-    "Tensor q_sentences, Tensor k_sentences, bool causal) -> Tensor[]"
-)
+_library.define(f"attend({_WHERE}) -> (Tensor, Tensor)")
+_library.define(f"attend_backward(Tensor grad, Tensor out, Tensor lse, bool with_bias, {_WHERE}) -> Tensor[]")
 
 
 def _attend(
-    projections: list[Tensor], cu_q: Tensor, cu_k: Tensor, q_sentences: Tensor, k_sentences: Tensor, causal: bool
-) -> tuple[Tensor, Tensor]:
+    projections: list[Tensor], cu_q: Tensor, cu_k: Tensor, q_sentences: Tensor, k_sentences: Tensor,
+    bias: Tensor | None, seed: Tensor | None, dropout: float, longest: int, causal: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     q, k, v = separate(tuple(projections))
     out, lse = _outputs(projections)
     assert all(x.stride()[1:] == (x.shape[2], 1) for x in (q, k, v)), "heads lie side by side"
     if not out.is_meta:
         block = _block(q)
         _forward[-(-len(q) // block), q.shape[1]](
-            q, k, v, out, lse, cu_k, q_sentences, k_sentences, len(q), q.stride(0), k.stride(0), v.stride(0),
-            out.stride(0), _scale(q), q.shape[1] // k.shape[1], causal, q.shape[2], block,
+            q, k, v, bias, seed, out, lse, cu_k, q_sentences, k_sentences, len(q), q.stride(0), k.stride(0),
+            v.stride(0), out.stride(0), _scale(q), q.shape[1] // k.shape[1], causal, q.shape[2], block, dropout,
+            longest,
         )  # fmt: skip
     return out, lse
 
 
 def _attend_backward(
-    grad: Tensor, out: Tensor, lse: Tensor, projections: list[Tensor], cu_q: Tensor, cu_k: Tensor,
-    q_sentences: Tensor, k_sentences: Tensor, causal: bool,
+    grad: Tensor, out: Tensor, lse: Tensor, with_bias: bool, projections: list[Tensor], cu_q: Tensor, cu_k: Tensor,
+    q_sentences: Tensor, k_sentences: Tensor, bias: Tensor | None, seed: Tensor | None, dropout: float, longest: int,
+    causal: bool,
 ) -> list[Tensor]:  # fmt: skip
+    """Return the gradients of the projections, and after them that of the bias if it is wanted."""
     q, k, v = separate(tuple(projections))
     gradients = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in projections]
+    block = _block(q)
+    # Of each block of queries; they are added up in one order.
+    of_bias = lse.new_zeros(-(-len(q) // block), q.shape[1], 2 * longest + 1) if with_bias else None
     if not out.is_meta:
         grad, delta = grad.contiguous(), torch.empty_like(lse)
         grad_q, grad_k, grad_v = separate(tuple(gradients))
-        block = _block(q)
-        constants = q.shape[1] // k.shape[1], causal, q.shape[2], block
+        constants = q.shape[1] // k.shape[1], causal, q.shape[2], block, dropout, longest
         _backward_of_queries[-(-len(q) // block), q.shape[1]](
-            q, k, v, out, grad, lse, delta, grad_q, cu_k, q_sentences, k_sentences, len(q), q.stride(0),
-            k.stride(0), v.stride(0), out.stride(0), grad_q.stride(0), _scale(q), *constants,
+            q, k, v, bias, seed, out, grad, lse, delta, grad_q, of_bias, cu_k, q_sentences, k_sentences, len(q),
+            q.stride(0), k.stride(0), v.stride(0), out.stride(0), grad_q.stride(0), _scale(q), *constants,
         )  # fmt: skip
         _backward_of_keys[-(-len(k) // block), k.shape[1]](
-            q, k, v, grad, lse, delta, grad_k, grad_v, cu_q, q_sentences, k_sentences, len(q), len(k), q.stride(0),
-            k.stride(0), v.stride(0), out.stride(0), grad_k.stride(0), grad_v.stride(0), _scale(q), *constants,
+            q, k, v, bias, seed, grad, lse, delta, grad_k, grad_v, cu_q, q_sentences, k_sentences, len(q), len(k),
+            q.stride(0), k.stride(0), v.stride(0), out.stride(0), grad_k.stride(0), grad_v.stride(0), _scale(q),
+            *constants,
         )  # fmt: skip
-    return gradients
+    return gradients if of_bias is None else [*gradients, of_bias.sum(0)]
 
 
 def _outputs(projections: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -246,22 +302,30 @@ for _key in ("CUDA", "CPU", "Meta"):  # on a CPU by Triton's interpreter alone
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    projections, *where, ctx.causal = inputs
+    projections, *where, ctx.dropout, ctx.longest, ctx.causal = inputs
     ctx.set_materialize_grads(False)  # the logarithms have no gradient
     ctx.save_for_backward(*output, *where, *projections)
 
 
 def _gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     out, lse, *rest = ctx.saved_tensors
-    gradients = torch.ops.mt.attend_backward(grad, out, lse, rest[4:], *rest[:4], ctx.causal)
-    return gradients, None, None, None, None, None
+    where, projections, with_bias = rest[:6], rest[6:], ctx.needs_input_grad[5]
+    gradients = torch.ops.mt.attend_backward(
+        grad, out, lse, with_bias, projections, *where, ctx.dropout, ctx.longest, ctx.causal
+    )
+    n = len(projections)
+    return gradients[:n], None, None, None, None, gradients[n] if with_bias else None, None, None, None, None
 
 
 torch.library.register_autograd("mt::attend", _gradients, setup_context=_keep, lib=_library)
 
 
-def attend(layout: VarlenLayout, causal: bool, *projections: Tensor) -> Tensor:
+def attend(rows: Rows, *projections: Tensor) -> Tensor:
     """Return attention [Tq, H E] of packed sentences; see `Kernels.attend`."""
+    layout = rows.layout
+    assert isinstance(layout, VarlenLayout)
     where = layout.cu_q, layout.cu_k, layout.q_sentences, layout.k_sentences
-    out: Tensor = torch.ops.mt.attend(projections, *where, causal)[0]
+    (bias,) = rows.masks or (None,)
+    seed = torch.randint(2**31, (), device=layout.cu_q.device) if rows.dropout else None
+    out: Tensor = torch.ops.mt.attend(projections, *where, bias, seed, rows.dropout, layout.max_k, rows.is_causal)[0]
     return out

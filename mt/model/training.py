@@ -12,17 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mt.data.batch import VarlenLayout
 from mt.loss import weight_gradient
-from mt.model.kernels import Activation, Kernels, Rows, in_type_of
+from mt.model.kernels import Activation, Kernels, in_type_of
 
 # Of x [T, D], weight [F, D], bias and "relu" or "none": x Wᵀ + b, then its ReLU; all in one type.
 Product = Callable[[Tensor, Tensor, Tensor | None, str], Tensor]
-
-
-def features_of_a_head(dtype: torch.dtype) -> tuple[int, ...]:
-    """Return the sizes of a head whose blocks fit into the shared memory of all cards; see `packed_attention`."""
-    return tuple(n for n in (16, 32, 64, 128) if n * dtype.itemsize <= 256)
 
 
 class Training(Kernels):
@@ -31,10 +25,17 @@ class Training(Kernels):
     product: Product
 
     def linear(self, x: Tensor, layer: nn.Linear) -> Tensor:
-        return _Linear.apply(self.product, x, *_parameters(layer))  # type: ignore[no-any-return, no-untyped-call]
+        return _Linear.apply(self, x, *_parameters(layer))  # type: ignore[no-any-return, no-untyped-call]
 
     def feed_forward(self, x: Tensor, inner: nn.Linear, activation: Activation, outer: nn.Linear) -> Tensor:
-        return _FeedForward.apply(self.product, activation, x, *_parameters(inner), *_parameters(outer))  # type: ignore[no-any-return, no-untyped-call]
+        return _FeedForward.apply(self, activation, x, *_parameters(inner), *_parameters(outer))  # type: ignore[no-any-return, no-untyped-call]
+
+    def activation_gradients(
+        self, activation: Activation, grad: Tensor, before: Tensor, dtype: torch.dtype, has_bias: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the gradient of what an activation was given, and that of the bias in it."""
+        grad = activation.backward(grad, before)
+        return grad, _bias_gradient(grad, dtype) if has_bias else None
 
 
 class CudaTraining(Training):
@@ -42,11 +43,10 @@ class CudaTraining(Training):
 
     Args:
         dtype: of products.
-        packed_attention: of packed sentences, `mt.model.packed_attention.attend`; None: flash attention.
     """
 
-    def __init__(self, dtype: torch.dtype, packed_attention: Callable[..., Tensor] | None = None) -> None:
-        self.dtype, self.packed_attention = dtype, packed_attention
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
         self._copied: list[Tensor] = []
         self._copies: list[Tensor] = []
 
@@ -63,11 +63,14 @@ class CudaTraining(Training):
         if self._copies:
             torch._foreach_copy_(self._copies, self._copied)
 
-    def attend(self, rows: Rows, *projections: Tensor) -> Tensor:
-        if isinstance(rows.layout, VarlenLayout) and self.packed_attention is not None:
-            assert rows.dropout == 0, "attention of packed sentences has no dropout: choose a tile layout"
-            return self.packed_attention(rows.layout, rows.is_causal, *projections)
-        return super().attend(rows, *projections)
+    def layer_norm(self, x: Tensor, layer: nn.LayerNorm) -> Tensor:
+        # The compiler makes one pass of it, and parameters are not rounded.
+        wide = x.to(layer.weight.dtype)
+        return functional.layer_norm(wide, layer.normalized_shape, layer.weight, layer.bias, layer.eps).to(x.dtype)
+
+    def rms_norm(self, x: Tensor, layer: nn.RMSNorm) -> Tensor:
+        wide = x.to(layer.weight.dtype)
+        return functional.rms_norm(wide, layer.normalized_shape, layer.weight, layer.eps).to(x.dtype)
 
     @staticmethod
     def product(x: Tensor, weight: Tensor, bias: Tensor | None, epilogue: str) -> Tensor:
@@ -82,10 +85,14 @@ def _parameters(layer: Any) -> tuple[Tensor | None, ...]:
     return layer.weight, layer.bias, *(layer.packed or (None, None))
 
 
+def _bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    wide = dtype if grad.is_cuda else None  # on a CPU a sum in another type is slow
+    return grad.sum(0, dtype=wide).to(dtype)
+
+
 def _gradients(grad: Tensor, x: Tensor, dtype: torch.dtype, has_bias: bool) -> tuple[Tensor | None, ...]:
     """Return those of `_parameters` where d(x Wᵀ + b) = grad [T, F], with x [T, D]."""
-    wide = dtype if grad.is_cuda else None  # on a CPU a sum in another type is slow
-    return weight_gradient(grad, x, dtype), grad.sum(0, dtype=wide).to(dtype) if has_bias else None, None, None
+    return weight_gradient(grad, x, dtype), _bias_gradient(grad, dtype) if has_bias else None, None, None
 
 
 def _narrow(x: Tensor, weight: Tensor, bias: Tensor | None, *packed: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -97,11 +104,11 @@ def _narrow(x: Tensor, weight: Tensor, bias: Tensor | None, *packed: Tensor | No
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, product: Product, x: Tensor, *parameters: Any) -> Tensor:
+    def forward(ctx: Any, kernels: Training, x: Tensor, *parameters: Any) -> Tensor:
         ctx.dtype, ctx.has_bias = parameters[0].dtype, parameters[1] is not None
         weight, bias = _narrow(x, *parameters)
         ctx.save_for_backward(x, weight)
-        return product(x, weight, bias, "none")
+        return kernels.product(x, weight, bias, "none")
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -111,17 +118,18 @@ class _Linear(torch.autograd.Function):
 
 class _FeedForward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, product: Product, activation: Activation, x: Tensor, *parameters: Any) -> Tensor:
-        ctx.activation, ctx.dtype, ctx.has_bias = activation, parameters[0].dtype, parameters[1] is not None
+    def forward(ctx: Any, kernels: Training, activation: Activation, x: Tensor, *parameters: Any) -> Tensor:
+        ctx.kernels, ctx.activation = kernels, activation
+        ctx.dtype, ctx.has_bias = parameters[0].dtype, parameters[1] is not None
         (w1, b1), (w2, b2) = _narrow(x, *parameters[:4]), _narrow(x, *parameters[4:])
-        before = product(x, w1, b1, activation.epilogue)
+        before = kernels.product(x, w1, b1, activation.epilogue)
         hidden = activation.forward(before)
         ctx.save_for_backward(x, before, hidden, w1, w2)
-        return product(hidden, w2, b2, "none")
+        return kernels.product(hidden, w2, b2, "none")
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, before, hidden, w1, w2 = ctx.saved_tensors
         of_outer = _gradients(grads[0], hidden, ctx.dtype, ctx.has_bias)
-        grad = ctx.activation.backward(grads[0] @ w2, before)
-        return None, None, grad @ w1, *_gradients(grad, x, ctx.dtype, ctx.has_bias), *of_outer
+        grad, of_bias = ctx.kernels.activation_gradients(ctx.activation, grads[0] @ w2, before, ctx.dtype, ctx.has_bias)
+        return None, None, grad @ w1, weight_gradient(grad, x, ctx.dtype), of_bias, None, None, *of_outer

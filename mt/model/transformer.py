@@ -106,7 +106,8 @@ class Transformer(nn.Module):
     @property
     def output_weight(self) -> Tensor:
         """[V, D]: the rows of the output layer that belong to pieces; by default tied to the embedding."""
-        return self.embeddings[2].weight[: self.vocab_size]
+        weight = self.embeddings[2].weight
+        return weight if len(weight) == self.vocab_size else weight[: self.vocab_size]  # that has a gradient to copy
 
     @property
     def n_parameters(self) -> int:

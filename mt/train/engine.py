@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -23,7 +24,6 @@ from mt.loss import Loss, in_chunks, linear_label_smoothed_nll
 from mt.model import Transformer
 from mt.model.cpu import training_kernels
 from mt.model.positions import POSITIONS
-from mt.model.training import features_of_a_head
 from mt.model.transformer import States, count_parameters
 from mt.runtime import (
     ALONE,
@@ -36,6 +36,7 @@ from mt.runtime import (
 )
 from mt.text.corpus import ParallelIds
 from mt.text.tokenizer import PAD_ID
+from mt.train.captured import CapturedPass
 from mt.train.ema import MovingAverage
 from mt.train.optimizer import Optimizer
 from mt.units import format_bytes
@@ -45,6 +46,8 @@ NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 CPU_MICRO_BATCH_TOKENS = 4_096
 # On CUDA the largest that fits is taken; beyond this nothing is gained.
 MAX_MICRO_BATCH_TOKENS = 131_072
+# Updates of at most so many target tokens are captured: base takes about as long for them as the host for launching.
+MAX_CAPTURED_TOKENS = 12_288
 # Fraction of the free memory that the measured need may take: the workspaces of kernels do not grow evenly.
 MEMORY_SHARE = 0.9
 # The one that is computed, those that wait in the queue of `Ahead`, and the one that is being copied.
@@ -119,22 +122,23 @@ def _choose_attention(
         return "tiles", "the device is a CPU"
     if torch.version.hip:
         return "tiles", "ROCm is not tested"
-    if model.attention_dropout > 0:
-        return "tiles", "attention of packed sentences needs model.attention_dropout 0"
-    if POSITIONS[model.positions].adds_to_scores:
-        return "tiles", f"attention of packed sentences needs model.positions other than {model.positions}"
     capability, n_features = torch.cuda.get_device_capability(device), model.d_model // model.n_heads
     obstacle = "train.attention is flash" if train.attention == "flash" else why_not_compile()
     if obstacle is None and capability < (7, 5):
         obstacle = "our own attention needs compute capability 7.5"
-    if obstacle is None and n_features not in features_of_a_head(dtype):
-        sizes = ", ".join(map(str, features_of_a_head(dtype)))
-        obstacle = f"our own attention in {NAMES[dtype]} needs model.d_model / model.n_heads of {sizes}"
+    sizes = [n for n in (16, 32, 64, 128) if n * dtype.itemsize <= 256]  # whose blocks fit into all shared memories
+    if obstacle is None and n_features not in sizes:
+        known = ", ".join(map(str, sizes))
+        obstacle = f"our own attention in {NAMES[dtype]} needs model.d_model / model.n_heads of {known}"
     if obstacle is None:
         return "packed", None
     if capability < (8, 0):
         has = ".".join(map(str, capability))
         return "tiles", f"{obstacle}, and flash attention needs compute capability 8.0; this GPU has {has}"
+    if model.attention_dropout > 0:
+        return "tiles", f"{obstacle}, and flash attention needs model.attention_dropout 0"
+    if POSITIONS[model.positions].adds_to_scores:
+        return "tiles", f"{obstacle}, and flash attention needs model.positions other than {model.positions}"
     if dtype == torch.float32:
         return "tiles", f"{obstacle}, and flash attention needs bf16 or fp16"
     if n_features > 256:
@@ -212,6 +216,10 @@ class Engine:
         self._forward: Callable[[PackedBatch], States] = self.model
         self._loss: Loss = linear_label_smoothed_nll
         self._no_sync: Callable[[], Any] = nullcontext
+        self._captured: CapturedPass | None = None
+        self._has_run = False  # a slice of this size
+        self._stream: Any = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self.why_not_captured: str | None = None
 
     def begin(self, micro_batch_tokens: int = 0) -> int:
         """Cut updates into slices, compile, join the other ranks.
@@ -223,9 +231,12 @@ class Engine:
         """
         self._loss = self._in_chunks(linear_label_smoothed_nll)
         if self.execution.compiles:
+            from mt.model.fused import KeepSums  # Triton comes with torch's builds for CUDA alone
+
             # One static shape. Layers apart from the loss: a short warm-up, and names in the state dict stay.
+            options = {"joint_custom_post_pass": KeepSums()}
             for layer in (self.model.positions, *self.model.encoder, *self.model.decoder):
-                layer.compile(fullgraph=True, dynamic=False)
+                layer.compile(fullgraph=True, dynamic=False, options=options)
             self._loss = self._in_chunks(torch.compile(linear_label_smoothed_nll, fullgraph=True, dynamic=False))
         resolved = self._resolved_micro_batch(micro_batch_tokens)
         self.cut(resolved)
@@ -244,6 +255,33 @@ class Engine:
         self.budget = slice_budget(
             self.plan, micro_batch_tokens=micro_batch_tokens, mean_tgt_tokens=mean, n_ranks=self.ranks.n
         )
+        self._has_run, self._captured, self.why_not_captured = False, None, self._why_not_capture()
+
+    def _why_not_capture(self) -> str | None:
+        """Return why passes over slices are not captured as CUDA graphs; None: they are, from the second on."""
+        reasons = {
+            "train.cuda_graphs is false": not self.config.train.cuda_graphs,
+            "nothing is compiled": not self.execution.compiles,
+            "there are several ranks": self.ranks.n > 1,
+            "train.activation_checkpointing is true": self.config.train.activation_checkpointing,
+            f"updates have more than {MAX_CAPTURED_TOKENS:,} target tokens": (
+                self.plan.batch_tokens > MAX_CAPTURED_TOKENS
+            ),
+            "updates have several micro-batches": self.budget.n_slices > 1,
+        }
+        return next((reason for reason, holds in reasons.items() if holds), None)
+
+    @contextmanager
+    def _stream_of_passes(self) -> Iterator[None]:
+        """Where passes may be captured, they run on one stream always: torch binds the gradients of leaves to it."""
+        if self.why_not_captured is not None:
+            yield
+            return
+        outer, own = torch.cuda.current_stream(self.device), self._stream
+        own.wait_stream(outer)
+        with torch.cuda.stream(own):
+            yield
+        outer.wait_stream(own)
 
     def halve_slices(self) -> int:
         """Cut updates into twice as many slices; the target tokens of one, or 0 where slices cannot be smaller."""
@@ -324,19 +362,49 @@ class Engine:
         for number, batch in update.slices.items():
             # Gradients of the ranks are added up once, during the last backward pass.
             with nullcontext() if number == last else self._no_sync():
-                loss = self.slice_loss(update.step, number, batch)
-                (loss * share).backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach())
+                losses.append(self._pass_over_slice(update.step, number, batch, share))
         return torch.stack(losses)
+
+    def _pass_over_slice(self, step: int, number: int, batch: PackedBatch, share: Tensor) -> Tensor:
+        if self._captured is None and self._has_run and self.why_not_captured is None:
+            self._captured = self._capture(batch, share)
+        if self._captured is not None:
+            self._seed_dropout(step, number)
+            return self._captured(batch, share)
+        with self._stream_of_passes():
+            loss = self.slice_loss(step, number, batch)
+            (loss * share).backward()  # type: ignore[no-untyped-call]
+        self._has_run = True
+        return loss.detach()
+
+    def _capture(self, batch: PackedBatch, share: Tensor) -> CapturedPass | None:
+        def run(batch: PackedBatch, share: Tensor) -> Tensor:
+            loss = self._loss_of(batch)
+            (loss * share).backward()  # type: ignore[no-untyped-call]
+            return loss.detach()
+
+        try:
+            return CapturedPass(run, self.optimizer.parameters, batch, share, self._stream)
+        except RuntimeError as error:
+            if _is_out_of_memory(error):
+                raise
+            self.why_not_captured = str(error).partition("\n")[0]
+            self.optimizer.forget_gradients()
+            print(f"warning: training without CUDA graphs, which is slower: {self.why_not_captured}", file=sys.stderr)
+            return None
 
     def slice_loss(self, step: int, number: int, batch: PackedBatch) -> Tensor:
         """The summed loss of a slice, in nats; its dropout depends on the seed, the step and the slice alone."""
-        settings = self.config.train
-        seed_dropout(self.device, settings.seed, step, number)
+        self._seed_dropout(step, number)
+        return self._loss_of(batch)
+
+    def _seed_dropout(self, step: int, number: int) -> None:
+        seed_dropout(self.device, self.config.train.seed, step, number)
+
+    def _loss_of(self, batch: PackedBatch) -> Tensor:
         hidden, more = self._forward(batch)
-        loss = self._loss(
-            hidden, self.model.output_weight, batch.tgt_outputs, batch.tgt_weights, settings.label_smoothing
-        )
+        smoothing = self.config.train.label_smoothing
+        loss = self._loss(hidden, self.model.output_weight, batch.tgt_outputs, batch.tgt_weights, smoothing)
         return sum(more, loss)
 
     def peak_seconds(self, n_src_tokens: int, n_tgt_tokens: int) -> float:
@@ -379,6 +447,7 @@ class Engine:
 
     def inference_model(self) -> Transformer:
         """A copy for validation; with `train.ema_decay` of the averaged weights."""
+        self._captured = None  # validation may need its memory
         return self.model.for_inference(self.dtype, self.weights_for_use)
 
     def _assemble(self, sentences: Indices) -> PackedBatch:
@@ -450,8 +519,9 @@ class Engine:
                 before = torch.cuda.memory_allocated(self.device)
                 batch = self._assemble(parts[0])
                 data_bytes = (torch.cuda.memory_allocated(self.device) - before) * len(parts) * UPDATES_ON_DEVICE
-                for _ in range(2):  # the second adds to the gradients of the first
-                    self.slice_loss(0, 0, batch).backward()  # type: ignore[no-untyped-call]
+                with self._stream_of_passes():
+                    for _ in range(2):  # the second adds to the gradients of the first
+                        self.slice_loss(0, 0, batch).backward()  # type: ignore[no-untyped-call]
             except RuntimeError as error:
                 is_too_large = _is_out_of_memory(error)
                 if not is_too_large:

@@ -56,8 +56,8 @@ PARTS = {
     "casts": r"_to_copy|copy_",
     "other": r"",
 }
-# Bytes for each element, of kernels that go over lists of tensors; Adam reads four of float32, and writes three.
-OF_LISTS = {"fused_adam": 28, "ForeachReduce": 4, "ForeachBinaryOp": 12}
+# Bytes for each element, of operators that go over lists of tensors; Adam reads four of float32, and writes three.
+OF_LISTS = {"aten::_fused_adam_": 28, "aten::_foreach_norm": 4, "aten::_foreach_copy_": 6, "aten::_foreach_mul_": 8}
 
 
 @dataclass
@@ -95,7 +95,8 @@ def launches_of(engine: Engine, update: Update) -> list[Launch]:
         if kind in ("kernel", "triton_kernel", "matmul", "memset") or "device to device" in kernel:
             around = [event for event in events[: bisect_right(starts, int(at))] if event.end_ns() >= int(at)]
             launches.append(Launch(kind, kernel, around))
-    n_of_event = Counter(id(launch.events[-1]) for launch in launches if launch.kind == "kernel" and launch.events)
+    kernels = [launch for launch in launches if "kernel" in launch.kind and launch.events]
+    n_of_event = Counter(id(launch.events[-1]) for launch in kernels)
     for launch in launches:
         _count(launch, n_of_event)
     _count_attention(launches, engine, update)
@@ -110,7 +111,7 @@ def _count(launch: Launch, n_of_event: Counter[int]) -> None:
     """Enter the operations and bytes of a launch."""
     numbers = [int(number) for number in re.findall(r"\d+", launch.kernel)]
     event = launch.events[-1] if launch.events else None
-    shapes = [] if event is None else zip(event.shapes(), event.dtypes(), strict=True)
+    shapes = [] if event is None else list(zip(event.shapes(), event.dtypes(), strict=True))
     sizes = [prod(shape) * BYTES.get(dtype, 0) if shape else 0 for shape, dtype in shapes]
     if launch.kind == "matmul":
         m, n, k, batch = numbers
@@ -118,14 +119,14 @@ def _count(launch: Launch, n_of_event: Counter[int]) -> None:
         launch.n_bytes = sum(sizes)
     elif launch.kind in ("memset", "copy"):
         launch.n_bytes = numbers[-1] * (2 if launch.kind == "copy" else 1)
-    elif launch.kind == "triton_kernel" and not _is_packed_attention(launch):
-        assert event is not None
+    elif event is not None and event.name() in _WRITTEN_IN_PLACE:
         launch.n_bytes = sum(sizes) + sum(sizes[i] for i in _WRITTEN_IN_PLACE[event.name()])
-    elif n_bytes := next((n for name, n in OF_LISTS.items() if name in launch.kernel), 0):
-        launch.n_bytes = numbers[0] * CHUNK * n_bytes
-    elif (
-        event is not None and launch.kind == "kernel"
-    ):  # it reads its inputs, and writes one more; those that fill or add up do not do both
+    elif event is not None and event.name() in OF_LISTS:
+        launch.n_bytes = numbers[0] * CHUNK * OF_LISTS[event.name()]
+    elif event is not None and event.name() == "aten::gather":  # rows of an embedding: read, and written
+        launch.n_bytes = 2 * sizes[0] / shapes[0][0][0] * shapes[2][0][0]
+    elif event is not None and "kernel" in launch.kind:
+        # It reads its inputs, and writes one more; those that fill or add up do not do both.
         has_both = not re.search(r"fill_|sum|norm", event.name())
         launch.n_bytes = (sum(sizes) + has_both * max(sizes, default=0)) / n_of_event[id(event)]
 
@@ -218,7 +219,8 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="as for mt train")
     options = parser.parse_args()
     config = load_config(options.config, options.set)
-    config = replace(config, train=replace(config.train, batch_tokens=options.tokens))
+    # A captured graph is one launch.
+    config = replace(config, train=replace(config.train, batch_tokens=options.tokens, cuda_graphs=False))
     corpus = bench.random_corpus(options.vocabulary, config.data.max_tokens, n_pairs=max(8_000, options.tokens // 4))
     note_arguments()
     engine = Engine(config, corpus, options.vocabulary)

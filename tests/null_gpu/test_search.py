@@ -99,11 +99,12 @@ def test_a_search_goes_on_without_graphs_when_a_capture_fails(
 
 
 @pytest.mark.null_gpu
-@pytest.mark.parametrize("has_graphs", [True, False])
+@pytest.mark.parametrize("refuses_capture", ["0", "1"])
 def test_a_search_that_runs_out_of_memory_is_made_in_halves(
-    has_graphs: bool, capsys: pytest.CaptureFixture[str]
+    refuses_capture: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    backend = OwnBackend(graphs().model, has_graphs=has_graphs)
+    monkeypatch.setenv("NULL_GPU_REFUSES_CAPTURE", refuses_capture)
+    backend = OwnBackend(graphs().model)
     device_bytes = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 200 * 2**20) / device_bytes)
     results = backend.search(SENTENCES * 20, DecodeConfig(max_length=LONGEST), n_best=1, prefixes=None, banned_ids=())

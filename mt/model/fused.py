@@ -1,0 +1,89 @@
+"""Training on CUDA with kernels of Triton, for what the compiler does not make in one pass.
+
+T rows, F features of the hidden layer of a feed-forward network.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+from torch.fx import Graph
+from torch.utils.checkpoint import CheckpointPolicy
+
+from mt.data.batch import VarlenLayout
+from mt.model.kernels import Activation, Rows
+from mt.model.packed_attention import attend
+from mt.model.training import CudaTraining
+
+ROWS, COLUMNS = 64, 128  # of a block
+
+
+class TritonTraining(CudaTraining):
+    """With our own attention of packed sentences, and the gradients of ReLU and of the bias in it in one pass."""
+
+    def attend(self, rows: Rows, *projections: Tensor) -> Tensor:
+        if isinstance(rows.layout, VarlenLayout):
+            return attend(rows, *projections)
+        return super().attend(rows, *projections)
+
+    def activation_gradients(
+        self, activation: Activation, grad: Tensor, before: Tensor, dtype: torch.dtype, has_bias: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        if activation.name == "relu" and has_bias:
+            of_input, sums = torch.ops.mt.relu_backward(grad, before)
+            return of_input, sums.sum(0).to(dtype)
+        return super().activation_gradients(activation, grad, before, dtype, has_bias)
+
+
+class KeepSums(CustomGraphPass):
+    """Lets the compiler keep what layer norms are given for the backward pass.
+
+    By itself it keeps the two parts of a residual sum, as large together as the sum and one of them, and spends a pass
+    over memory to add them up again.
+    """
+
+    def __call__(self, graph: Graph) -> None:
+        for norm in graph.find_nodes(op="call_function", target=torch.ops.aten.var_mean.correction):
+            node = norm.args[0]
+            while node.target == torch.ops.prims.convert_element_type.default:
+                node = node.args[0]
+            node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
+
+    def uuid(self) -> bytes:
+        return get_hash_for_files((__file__,))
+
+
+@triton.jit
+def _relu_backward(GRAD, OUT, OF_INPUT, SUMS, n_rows, n_columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The gradient of a block, and the sums of its columns."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    places = rows[:, None].to(tl.int64) * n_columns + columns[None, :]
+    inside = (rows < n_rows)[:, None] & (columns < n_columns)[None, :]
+    grad = tl.load(GRAD + places, mask=inside, other=0.0)
+    grad = tl.where(tl.load(OUT + places, mask=inside, other=0.0) > 0, grad, 0.0)
+    tl.store(OF_INPUT + places, grad, mask=inside)
+    sums = tl.sum(grad.to(tl.float32), 0)
+    tl.store(SUMS + tl.program_id(0) * n_columns + columns, sums, mask=columns < n_columns)
+
+
+_library = torch.library.Library("mt", "FRAGMENT")
+_library.define("relu_backward(Tensor grad, Tensor out) -> (Tensor, Tensor)")
+
+
+def _relu_gradients(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradient [T, F] of what ReLU was given, and its sums [blocks of rows, F] in float32."""
+    n_rows, n_columns = grad.shape
+    blocks = triton.cdiv(n_rows, ROWS), triton.cdiv(n_columns, COLUMNS)
+    grad, of_input = grad.contiguous(), torch.empty_like(out)
+    sums = grad.new_empty(blocks[0], n_columns, dtype=torch.float32)
+    if not grad.is_meta:
+        _relu_backward[blocks](grad, out, of_input, sums, n_rows, n_columns, ROWS, COLUMNS)
+    return of_input, sums
+
+
+for _key in ("CUDA", "CPU", "Meta"):  # on a CPU by Triton's interpreter alone
+    _library.impl("relu_backward", _relu_gradients, _key)

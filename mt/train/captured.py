@@ -1,0 +1,47 @@
+"""A forward and a backward pass as a CUDA graph, for updates so small that launching takes longer than computing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mt.data.batch import PackedBatch
+
+
+class CapturedPass:
+    """A pass over a slice of one shape, which the host launches in one call. It replaces the gradients.
+
+    Args:
+        run: makes the pass over a slice whose gradients have a share in the update, and returns the slice's loss. It
+            has been run before, on the same stream, so that all of it is compiled.
+        parameters: all of them; none has a gradient.
+    Raises:
+        RuntimeError: CUDA cannot capture it.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[PackedBatch, Tensor], Tensor],
+        parameters: list[nn.Parameter],
+        batch: PackedBatch,
+        share: Tensor,
+        stream: torch.cuda.Stream,
+    ) -> None:
+        self._batch, self._share = batch.clone(), share.clone()
+        self._graph = torch.cuda.CUDAGraph()
+        # Another thread may go on copying updates to the device meanwhile.
+        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+            self._loss = run(self._batch, self._share)
+        self._gradients = [(parameter, parameter.grad) for parameter in parameters]
+
+    def __call__(self, batch: PackedBatch, share: Tensor) -> Tensor:
+        """Return the loss of a slice of the same shape; parameters have their gradients from it alone."""
+        for own, tensor in zip(self._batch.tensors(), batch.tensors(), strict=True):
+            own.copy_(tensor)
+        self._share.copy_(share)
+        self._graph.replay()
+        for parameter, gradient in self._gradients:
+            parameter.grad = gradient
+        return self._loss.clone()
