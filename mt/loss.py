@@ -32,14 +32,32 @@ def label_smoothed_nll(logits: Tensor, targets: Tensor, weights: Tensor, smoothi
     Returns:
         Scalar. Divide by the number of real tokens of the whole update, not of this batch.
     """
-    logits = logits.float()
-    at_target = logits.gather(-1, targets[:, None])[:, 0]
-    losses = logits.logsumexp(-1) - (1 - smoothing) * at_target - smoothing * logits.mean(-1)
-    return (losses * weights).sum()
+    return token_losses(logits, targets, weights, smoothing, False)[0].sum()
+
+
+def token_losses(
+    logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float, with_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """Return weighted losses [T] in float32, and if it is wanted the gradient of their sum [T, V], else the logits."""
+    wide = logits.float()
+    normaliser = wide.logsumexp(-1)
+    at_target = wide.gather(-1, targets[:, None])[:, 0]
+    losses = normaliser - (1 - smoothing) * at_target - smoothing * wide.mean(-1)
+    if not with_gradient:
+        return losses * weights, logits
+    grad = (wide - normaliser[:, None]).exp() - smoothing / logits.shape[1]
+    is_target = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
+    grad = torch.where(is_target, grad - (1 - smoothing), grad) * weights[:, None]
+    return losses * weights, grad.to(logits.dtype)
 
 
 def linear_label_smoothed_nll(
-    hidden: Tensor, output_weight: Tensor, targets: Tensor, weights: Tensor, smoothing: float
+    hidden: Tensor,
+    output_weight: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    smoothing: float,
+    of_tokens: Callable[..., tuple[Tensor, Tensor]] = token_losses,
 ) -> Tensor:
     """The loss of `hidden @ output_weight.T`, without keeping the logits where that pays.
 
@@ -48,12 +66,13 @@ def linear_label_smoothed_nll(
         output_weight: [V, D].
         targets: [T] ids below V.
         weights: [T].
+        of_tokens: what to use in place of `token_losses`.
     Returns:
         Scalar, float32, as `label_smoothed_nll`.
     """
     if hidden.device.type == "cpu":
         return _ChunkedLoss.apply(hidden, output_weight, targets, weights, smoothing)  # type: ignore[no-any-return, no-untyped-call]
-    return _Loss.apply(hidden, output_weight, targets, weights, smoothing)  # type: ignore[no-any-return, no-untyped-call]
+    return _Loss.apply(of_tokens, hidden, output_weight, targets, weights, smoothing)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def in_chunks(loss: Loss, n_chunks: int) -> Loss:
@@ -74,41 +93,30 @@ def in_chunks(loss: Loss, n_chunks: int) -> Loss:
 
 
 class _Loss(torch.autograd.Function):
-    """The loss of all positions at once. Their gradient is made in the forward pass, while logits are in the cache."""
+    """The loss of all positions at once; its gradient is made in the forward pass, by `token_losses` or the like."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, output_weight: Tensor, targets: Tensor, weights: Tensor, smoothing: float
-    ) -> Tensor:
+    def forward(ctx: Any, of_tokens: Any, hidden: Tensor, output_weight: Tensor, *of_rows: Any) -> Tensor:
         weight = output_weight.to(hidden.dtype)
-        logits = hidden @ weight.t()
-        wide = logits.float()
-        normaliser = wide.logsumexp(-1)
-        at_label = torch.where(_is_label(logits, targets), wide, 0).sum(-1)
-        losses = normaliser - (1 - smoothing) * at_label - smoothing * wide.mean(-1)
-        if any(ctx.needs_input_grad):
-            grad = (wide - normaliser[:, None]).exp() - smoothing / logits.shape[1]
-            grad = torch.where(_is_label(logits, targets), grad - (1 - smoothing), grad) * weights[:, None]
-            ctx.save_for_backward(hidden, weight, grad.to(logits.dtype))
-            ctx.dtype = output_weight.dtype
-        return (losses * weights).sum()
+        losses, grad = of_tokens(hidden @ weight.t(), *of_rows, any(ctx.needs_input_grad))
+        ctx.save_for_backward(hidden, weight, grad)
+        ctx.dtype = output_weight.dtype
+        total: Tensor = losses.sum()
+        return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, grad = ctx.saved_tensors
-        scaled = hidden * grads[0].to(hidden.dtype)
-        return grad @ weight * grads[0].to(hidden.dtype), weight_gradient(grad, scaled, ctx.dtype), None, None, None
+        # In one type: the factor, rounded to bfloat16, would be the same error for all parameters.
+        of_hidden, of_weight = (product_in(*x, ctx.dtype) * grads[0] for x in ((grad, weight), (grad.t(), hidden)))
+        return None, of_hidden.to(hidden.dtype), of_weight, None, None, None
 
 
-def _is_label(logits: Tensor, targets: Tensor) -> Tensor:
-    return torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
-
-
-def weight_gradient(grad: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return gradᵀ x [F, D] in a type, from grad [T, F] and x [T, D]; on CUDA the product itself writes float32."""
-    if grad.is_cuda and grad.dtype != dtype == torch.float32:
-        return torch.mm(grad.t(), x, out_dtype=dtype)
-    return (grad.t() @ x).to(dtype)
+def product_in(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a @ b in a type; on CUDA the product itself writes float32."""
+    if a.is_cuda and a.dtype != dtype == torch.float32:
+        return torch.mm(a, b, out_dtype=dtype)
+    return (a @ b).to(dtype)
 
 
 class _ChunkedLoss(torch.autograd.Function):

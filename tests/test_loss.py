@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from mt.dropout import add_dropped, dropout, seed_dropout
-from mt.loss import Loss, _Loss, in_chunks, label_smoothed_nll, linear_label_smoothed_nll
+from mt.loss import Loss, _Loss, in_chunks, label_smoothed_nll, linear_label_smoothed_nll, token_losses
 
 torch.manual_seed(0)
 HIDDEN, WEIGHT = torch.randn(1_300, 16), torch.randn(70, 16) / 4
@@ -31,7 +32,11 @@ def test_label_smoothed_loss_is_torchs(smoothing: float) -> None:
 
 
 def compiled(backend: str) -> Loss:
-    return torch.compile(_Loss.apply, fullgraph=True, dynamic=False, backend=backend)
+    return torch.compile(cuda_loss, fullgraph=True, dynamic=False, backend=backend)
+
+
+def cuda_loss(*arguments: Any) -> Tensor:
+    return _Loss.apply(token_losses, *arguments)
 
 
 def plain(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, smoothing: float) -> Tensor:
@@ -47,7 +52,7 @@ def loss_and_gradients(loss: Loss, hidden: Tensor, weight: Tensor, smoothing: fl
 # With large weights logits pass 88, whose exponential float32 cannot hold.
 @pytest.mark.parametrize("scale", [1.0, 40.0])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("loss", [linear_label_smoothed_nll, _Loss.apply], ids=["cpu", "cuda"])
+@pytest.mark.parametrize("loss", [linear_label_smoothed_nll, cuda_loss], ids=["cpu", "cuda"])
 def test_gradients_made_by_hand_are_autograds(loss: Loss, smoothing: float, scale: float) -> None:
     wanted = loss_and_gradients(plain, HIDDEN, WEIGHT * scale, smoothing)
     for by_hand, written_out in zip(loss_and_gradients(loss, HIDDEN, WEIGHT * scale, smoothing), wanted, strict=True):
@@ -58,7 +63,7 @@ def test_gradients_made_by_hand_are_autograds(loss: Loss, smoothing: float, scal
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_the_compiled_loss_is_the_eager_one(backend: str, dtype: torch.dtype) -> None:
     torch._dynamo.reset()
-    wanted = loss_and_gradients(_Loss.apply, HIDDEN.to(dtype), WEIGHT, 0.1)
+    wanted = loss_and_gradients(cuda_loss, HIDDEN.to(dtype), WEIGHT, 0.1)
     found = loss_and_gradients(compiled(backend), HIDDEN.to(dtype), WEIGHT, 0.1)
     assert [x.dtype for x in found] == [torch.float32, dtype, torch.float32]
     for of_compiled, of_eager in zip(found, wanted, strict=True):

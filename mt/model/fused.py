@@ -1,6 +1,6 @@
 """Training on CUDA with kernels of Triton, for what the compiler does not make in one pass.
 
-T rows, F features of the hidden layer of a feed-forward network.
+T rows, F features of the hidden layer of a feed-forward network, V vocabulary.
 """
 
 from __future__ import annotations
@@ -70,8 +70,56 @@ def _relu_backward(GRAD, OUT, OF_INPUT, SUMS, n_rows, n_columns, ROWS: tl.conste
     tl.store(SUMS + tl.program_id(0) * n_columns + columns, sums, mask=columns < n_columns)
 
 
+@triton.jit
+def _losses(
+    LOGITS, TARGETS, WEIGHTS, LOSSES, n_columns, smoothing, WITH_GRADIENT: tl.constexpr, COLUMNS: tl.constexpr
+):  # fmt: skip
+    """The loss of a row of logits; these then become its gradient, while they are in the cache."""
+    row = tl.program_id(0).to(tl.int64)
+    logits = LOGITS + row * n_columns
+    target, weight = tl.load(TARGETS + row), tl.load(WEIGHTS + row)
+    at_target = tl.load(logits + target).to(tl.float32)  # before another thread writes its gradient there
+    highest, total, sum_of_logits = -float("inf"), 0.0, 0.0
+    for at in range(0, n_columns, COLUMNS):
+        columns = at + tl.arange(0, COLUMNS)
+        inside = columns < n_columns
+        x = tl.load(logits + columns, mask=inside, other=-float("inf")).to(tl.float32)
+        higher = tl.maximum(highest, tl.max(x, 0))
+        total = total * tl.exp(highest - higher) + tl.sum(tl.exp(x - higher), 0)
+        sum_of_logits += tl.sum(tl.where(inside, x, 0.0), 0)
+        highest = higher
+    normaliser = highest + tl.log(total)
+    loss = normaliser - (1 - smoothing) * at_target - smoothing * sum_of_logits / n_columns
+    tl.store(LOSSES + row, loss * weight)
+    if WITH_GRADIENT:
+        for at in range(0, n_columns, COLUMNS):
+            columns = at + tl.arange(0, COLUMNS)
+            inside = columns < n_columns
+            x = tl.load(logits + columns, mask=inside, other=0.0).to(tl.float32)
+            grad = tl.exp(x - normaliser) - smoothing / n_columns
+            grad = tl.where(columns == target, grad - (1 - smoothing), grad) * weight
+            tl.store(logits + columns, grad.to(LOGITS.dtype.element_ty), mask=inside)
+
+
 _library = torch.library.Library("mt", "FRAGMENT")
 _library.define("relu_backward(Tensor grad, Tensor out) -> (Tensor, Tensor)")
+_library.define(
+    "losses_(Tensor(a!) logits, Tensor targets, Tensor weights, float smoothing, bool with_gradient) -> Tensor"
+)
+
+
+def token_losses(
+    logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float, with_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """Do what `mt.loss.token_losses` does; the gradient stands where the logits were."""
+    return torch.ops.mt.losses_(logits, targets, weights, smoothing, with_gradient), logits
+
+
+def _losses_(logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float, with_gradient: bool) -> Tensor:
+    losses, (n_rows, n_columns) = torch.empty_like(weights), logits.shape
+    assert logits.is_contiguous()
+    _losses[n_rows,](logits, targets, weights, losses, n_columns, smoothing, with_gradient, 4_096, num_warps=8)
+    return losses
 
 
 def _relu_gradients(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,3 +135,5 @@ def _relu_gradients(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
 
 for _key in ("CUDA", "CPU", "Meta"):  # on a CPU by Triton's interpreter alone
     _library.impl("relu_backward", _relu_gradients, _key)
+    if _key != "Meta":  # the loss is not compiled
+        _library.impl("losses_", _losses_, _key)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mt.loss import weight_gradient
+from mt.loss import product_in
 from mt.model.kernels import Activation, Kernels, in_type_of
 
 # Of x [T, D], weight [F, D], bias and "relu" or "none": x Wᵀ + b, then its ReLU; all in one type.
@@ -92,7 +92,7 @@ def _bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _gradients(grad: Tensor, x: Tensor, dtype: torch.dtype, has_bias: bool) -> tuple[Tensor | None, ...]:
     """Return those of `_parameters` where d(x Wᵀ + b) = grad [T, F], with x [T, D]."""
-    return weight_gradient(grad, x, dtype), _bias_gradient(grad, dtype) if has_bias else None, None, None
+    return product_in(grad.t(), x, dtype), _bias_gradient(grad, dtype) if has_bias else None, None, None
 
 
 def _narrow(x: Tensor, weight: Tensor, bias: Tensor | None, *packed: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -132,4 +132,4 @@ class _FeedForward(torch.autograd.Function):
         x, before, hidden, w1, w2 = ctx.saved_tensors
         of_outer = _gradients(grads[0], hidden, ctx.dtype, ctx.has_bias)
         grad, of_bias = ctx.kernels.activation_gradients(ctx.activation, grads[0] @ w2, before, ctx.dtype, ctx.has_bias)
-        return None, None, grad @ w1, weight_gradient(grad, x, ctx.dtype), of_bias, None, None, *of_outer
+        return None, None, grad @ w1, product_in(grad.t(), x, ctx.dtype), of_bias, None, None, *of_outer

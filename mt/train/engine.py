@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -229,15 +230,21 @@ class Engine:
         Returns:
             Target tokens of a slice, resolved.
         """
-        self._loss = self._in_chunks(linear_label_smoothed_nll)
-        if self.execution.compiles:
-            from mt.model.fused import KeepSums  # Triton comes with torch's builds for CUDA alone
+        loss: Loss = linear_label_smoothed_nll
+        if self.execution.attention == "packed":
+            from mt.model.fused import token_losses  # Triton comes with torch's builds for CUDA alone
 
-            # One static shape. Layers apart from the loss: a short warm-up, and names in the state dict stay.
+            loss = partial(linear_label_smoothed_nll, of_tokens=token_losses)
+        elif self.execution.compiles:
+            loss = torch.compile(loss, fullgraph=True, dynamic=False)
+        self._loss = self._in_chunks(loss)
+        if self.execution.compiles:
+            from mt.model.fused import KeepSums
+
+            # One static shape. Each layer by itself: a short warm-up, and names in the state dict stay.
             options = {"joint_custom_post_pass": KeepSums()}
             for layer in (self.model.positions, *self.model.encoder, *self.model.decoder):
                 layer.compile(fullgraph=True, dynamic=False, options=options)
-            self._loss = self._in_chunks(torch.compile(linear_label_smoothed_nll, fullgraph=True, dynamic=False))
         resolved = self._resolved_micro_batch(micro_batch_tokens)
         self.cut(resolved)
         if self.ranks.n > 1:

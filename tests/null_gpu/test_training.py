@@ -22,8 +22,8 @@ from tests.toys import toy_config
 
 VOCABULARY, UPDATE = 32_000, 25_000
 CORPUS = bench.random_corpus(VOCABULARY, 256, n_pairs=8_000)
-# For the embedded rows of each side, for all encoder layers, for all decoder layers, and for the loss.
-N_GRAPHS = 5
+# For the embedded rows of each side, for all encoder layers, and for all decoder layers.
+N_GRAPHS = 4
 WIDE = {"ffn_sharing": "wide", "d_ff": 8_192, "activation": "relu2"}
 BASE = {"d_model": 512, "n_heads": 8, "d_ff": 2048, "dropout": 0.1}
 
@@ -96,7 +96,7 @@ def test_an_eager_update_waits_for_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.null_gpu
-def test_a_compiled_update_of_base_waits_for_nothing_and_compiles_five_graphs(tmp_path: Path) -> None:
+def test_a_compiled_update_of_base_waits_for_nothing_and_compiles_four_graphs(tmp_path: Path) -> None:
     engine = begun(config_for(tmp_path, n_layers=6))
     assert engine.execution.note == "bf16, compiled"
     torch._dynamo.utils.counters.clear()
@@ -170,7 +170,7 @@ def test_an_eager_update_of_a_variant_waits_for_nothing(
 
 
 @pytest.mark.null_gpu
-def test_a_compiled_update_of_a_modern_variant_compiles_five_graphs(tmp_path: Path) -> None:
+def test_a_compiled_update_of_a_modern_variant_compiles_four_graphs(tmp_path: Path) -> None:
     engine = begun(config_for(tmp_path, n_layers=2, variant=MODERN))
     assert engine.execution.note == "bf16, compiled"
     torch._dynamo.utils.counters.clear()
@@ -284,7 +284,7 @@ def test_validation_may_use_the_memory_of_a_captured_pass(tmp_path: Path) -> Non
     list(updates(engine, 3))
     before = torch.cuda.memory_allocated()
     engine.inference_model()
-    assert torch.cuda.memory_allocated() < before - 200 * 2**20
+    assert torch.cuda.memory_allocated() < before - 100 * 2**20
     assert [one["capture"] for one in updates(engine, 2)] == [1, 0]
 
 

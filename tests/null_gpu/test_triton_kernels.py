@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mt.data.batch import VarlenLayout, varlen_layout
+from mt.loss import token_losses
 from mt.model.kernels import Rows, activation, separate
 from tests.toys import one_sentence_at_a_time
 
@@ -134,9 +135,23 @@ def check_relu() -> None:
         torch.testing.assert_close(found[1], wanted.sum(0))
 
 
+def check_loss() -> None:
+    from mt.model import fused
+
+    torch.manual_seed(0)
+    for n_rows, n_columns in ((1, 2), (5, 4_096), (3, 9_001)):
+        logits, weights = torch.randn(n_rows, n_columns) * 5, torch.rand(n_rows)
+        targets = torch.randint(n_columns, (n_rows,))
+        for with_gradient in (True, False):
+            arguments = targets, weights, 0.1, with_gradient
+            torch.testing.assert_close(
+                fused.token_losses(logits.clone(), *arguments), token_losses(logits, *arguments), rtol=1e-5, atol=1e-7
+            )
+
+
 @pytest.mark.null_gpu
 @pytest.mark.skipif(torch.__version__ < "2.13", reason="the interpreter of older Tritons does not run with this numpy")
-@pytest.mark.parametrize("check", [check_values, check_biases, check_dropout, check_relu])
+@pytest.mark.parametrize("check", [check_values, check_biases, check_dropout, check_relu, check_loss])
 def test_values_and_gradients_are_those_of_plain_torch(check: Callable[[], None]) -> None:
     variables = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     code = f"from tests.null_gpu.test_triton_kernels import {check.__name__} as check; check()"
