@@ -63,7 +63,7 @@ def launches(found: dict[str, int]) -> int:
     return found["kernel"] + found["triton_kernel"] + found["matmul"]
 
 
-def assert_steady(engine: Engine, what: str, most_launches: int, n_updates: int = 3) -> None:
+def assert_steady(engine: Engine, what: str, most_launches: int, n_updates: int = 4) -> None:
     """Assert that updates after the first wait for nothing, take no memory from the driver, and compile nothing.
 
     Args:
@@ -76,7 +76,8 @@ def assert_steady(engine: Engine, what: str, most_launches: int, n_updates: int 
                 after_the_first.enter_context(torch._dynamo.config.patch(error_on_recompile=engine.execution.compiles))
                 continue
             assert waits(found) == {}
-            assert found["device_malloc"] == 0 or engine.execution.attention == "tiles"  # which differ in number
+            # One more of the updates ahead may find no room in the first ones; tiles differ in number.
+            assert found["device_malloc"] == 0 or number == 1 or engine.execution.attention == "tiles"
     n = launches(found) / engine.budget.n_slices
     peak = torch.cuda.max_memory_allocated() / 2**30
     note(what, found, f"{n:,.0f} launches a micro-batch, peak {peak:.1f} GiB")
@@ -293,17 +294,17 @@ def test_validation_may_use_the_memory_of_a_captured_pass(tmp_path: Path) -> Non
 
 @pytest.mark.null_gpu(gib=12)
 def test_auto_measures_the_code_that_will_run(tmp_path: Path) -> None:
-    """Eager micro-batches of the whole update would not fit this card; compiled ones do."""
-    eager = begun(config_for(tmp_path, compile=False))
+    """Without our own kernels, eager micro-batches of the whole update would not fit this card; compiled ones do."""
+    eager = begun(config_for(tmp_path, attention="flash", compile=False))
     assert eager.budget.n_slices > 1
     del eager
     torch.cuda.empty_cache()
     torch._dynamo.utils.counters.clear()
-    engine = begun(config_for(tmp_path))
+    engine = begun(config_for(tmp_path, attention="flash"))
     assert engine.budget.n_slices == 1
-    assert_steady(engine, "base, 1 + 1 layers, compiled, 12 GB card", 250)
-    # Those of one measurement, and those of the size that was chosen.
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2 * N_GRAPHS
+    assert_steady(engine, "base, 1 + 1 layers, compiled, flash, 12 GB card", 250)
+    # Those of one measurement, and those of the size that was chosen; here the loss is one, too.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2 * (N_GRAPHS + 1)
     assert torch.cuda.max_memory_reserved() < 12 * 2**30
 
 
