@@ -178,7 +178,7 @@ def measure_training(
     flops = engine.model.training_flops(timed.n_src_tokens, timed.n_tgt_tokens)
     return TrainingSpeed(
         device=str(engine.device),
-        execution=engine.execution.note,
+        execution=engine.note,
         n_parameters=engine.model.n_parameters,
         batch_tokens=config.train.batch_tokens,
         micro_batch_tokens=micro_batch_tokens,

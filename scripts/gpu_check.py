@@ -142,6 +142,8 @@ def run_bench(config: str, setting: Setting, keep: Keep) -> None:
         "25,000 target tokens an update": ["train.batch_tokens=25000"],
         "25,000, torch's flash attention": ["train.batch_tokens=25000", "train.attention=flash"],
         f"{large:,} target tokens an update": [f"train.batch_tokens={large}"],
+        "5,000, captured": ["train.batch_tokens=5000"],
+        "5,000, not captured": ["train.batch_tokens=5000", "train.cuda_graphs=false"],
         "25,000, not compiled": ["train.batch_tokens=25000", "train.compile=false"],
     }
     options = ["--random-data", "--json"]

@@ -278,6 +278,11 @@ class Engine:
         }
         return next((reason for reason, holds in reasons.items() if holds), None)
 
+    @property
+    def note(self) -> str:
+        """How it computes, for people."""
+        return self.execution.note + (", captured" if self.why_not_captured is None else "")
+
     @contextmanager
     def _stream_of_passes(self) -> Iterator[None]:
         """Where passes may be captured, they run on one stream always: torch binds the gradients of leaves to it."""

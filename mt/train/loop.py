@@ -154,7 +154,7 @@ class Trainer:
         n_slices, updates_per_epoch = engine.budget.n_slices, engine.plan.updates_per_epoch()
         return (
             f"training {start}: {format_count(engine.model.n_parameters)} parameters on {on} in "
-            f"{engine.execution.note}, {engine.plan.batch_tokens:,} target tokens an update in {n_slices} "
+            f"{engine.note}, {engine.plan.batch_tokens:,} target tokens an update in {n_slices} "
             f"slice{'s' if n_slices > 1 else ''}{engine.memory_note}, {updates_per_epoch:,.0f} updates an epoch"
         )
 

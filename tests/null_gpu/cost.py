@@ -46,7 +46,7 @@ BYTES = {"c10::BFloat16": 2, "c10::Half": 2, "float": 4, "bool": 1, "unsigned ch
 PARTS = {
     "matrix products": r"^matmul",
     "attention": r"flash|attn|attend|softmax",
-    "loss": r"mt::losses|logsumexp|select_backward|arange_eq",
+    "loss": r"mt::losses|logsumexp|scatter|select_backward|gather_.*sub|arange_eq",
     "optimizer": r"adam|foreach|lpnorm|linalg|isfinite|Shape_cu",
     "embedding": r"[Ee]mbedding|aten::index|masked_scale|fused_dropout",
     "norms, dropout, residual": r"layer_norm|rms_norm|dropout",
