@@ -242,12 +242,11 @@ def test_each_variant_of_a_bench_is_kept_as_it_comes(tmp_path: Path, monkeypatch
     setting = gpu_check.Setting(None, tmp_path, "cuda:0", False, limit_seconds=100)
     with pytest.raises(gpu_check.PartFailed, match=r"^25,000, not compiled: boom$"):
         gpu_check.run_bench("base", setting, lambda figures: kept.append(json.dumps(figures)))
-    not_run = {"error": "not run"}
+    results: list[dict[str, Any]] = [{"number": i} for i in range(6)]
+    results[3] = {"error": "boom"}
+    not_run = [{"error": "not run"}] * 6
     assert [list(json.loads(figures).values()) for figures in kept] == [
-        [{"number": 0}, not_run, not_run, not_run],
-        [{"number": 0}, {"number": 1}, not_run, not_run],
-        [{"number": 0}, {"number": 1}, {"number": 2}, not_run],
-        [{"number": 0}, {"number": 1}, {"number": 2}, {"error": "boom"}],
+        results[: i + 1] + not_run[i + 1 :] for i in range(6)
     ]
 
 
