@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mt.config import DecodeConfig
 from mt.decode.search import SearchResult, SearchState
+from mt.dropout import forget_capture
 from mt.model import Transformer
 from mt.text.tokenizer import EOS_ID
 
@@ -127,6 +128,7 @@ class Graphs:
                 captured = _Captured.of(state, self._pool)
             except RuntimeError as error:
                 self._captured.clear()
+                forget_capture(self._device)
                 self.why_not = str(error).partition("\n")[0]
                 print(f"warning: decoding without CUDA graphs, which is slower: {self.why_not}", file=sys.stderr)
                 return None

@@ -19,7 +19,7 @@ from mt.checkpoint import load_into
 from mt.config import ModelConfig, RunConfig, TrainConfig
 from mt.data.batch import AHEAD_DEPTH, Ahead, PackedBatch, assemble_tiles, assemble_varlen
 from mt.data.packing import Indices, PlanState, SliceBudget, UpdatePlan, cut_into_slices, slice_budget
-from mt.dropout import seed_dropout
+from mt.dropout import forget_capture, seed_dropout
 from mt.errors import ConfigError
 from mt.loss import Loss, in_chunks, linear_label_smoothed_nll
 from mt.model import Transformer
@@ -220,7 +220,7 @@ class Engine:
         self._captured: CapturedPass | None = None
         self._has_run = False  # a slice of this size
         self._stream: Any = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self.why_not_captured: str | None = None
+        self.why_not_captured: str | None = "nothing has begun"
 
     def begin(self, micro_batch_tokens: int = 0) -> int:
         """Cut updates into slices, compile, join the other ranks.
@@ -402,6 +402,7 @@ class Engine:
                 raise
             self.why_not_captured = str(error).partition("\n")[0]
             self.optimizer.forget_gradients()
+            forget_capture(self.device)
             print(f"warning: training without CUDA graphs, which is slower: {self.why_not_captured}", file=sys.stderr)
             return None
 

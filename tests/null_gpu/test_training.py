@@ -77,7 +77,7 @@ def assert_steady(engine: Engine, what: str, most_launches: int, n_updates: int 
                 continue
             assert waits(found) == {}
             # One more of the updates ahead may find no room in the first ones; tiles differ in number.
-            assert found["device_malloc"] == 0 or number == 1 or engine.execution.attention == "tiles"
+            assert found["device_malloc"] == 0 or number < 3 or engine.execution.attention == "tiles"
     n = launches(found) / engine.budget.n_slices
     peak = torch.cuda.max_memory_allocated() / 2**30
     note(what, found, f"{n:,.0f} launches a micro-batch, peak {peak:.1f} GiB")
@@ -285,7 +285,7 @@ def test_validation_may_use_the_memory_of_a_captured_pass(tmp_path: Path) -> Non
     list(updates(engine, 3))
     before = torch.cuda.memory_allocated()
     engine.inference_model()
-    assert torch.cuda.memory_allocated() < before - 100 * 2**20
+    assert torch.cuda.memory_allocated() < before - 50 * 2**20
     assert [one["capture"] for one in updates(engine, 2)] == [1, 0]
 
 
