@@ -33,12 +33,6 @@ def seed_dropout(device: torch.device, seed: int, step: int, slice_index: int) -
         _cpu_bits = np.random.Generator(np.random.SFC64(sequence))
 
 
-def forget_capture(device: torch.device) -> None:
-    """Let the device's generator go on after a capture that failed: torch 2.11 leaves it in that of the graph."""
-    fresh = torch.Generator(device).graphsafe_get_state()
-    torch.cuda.default_generators[device.index].graphsafe_set_state(fresh)
-
-
 def replayed() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Two contexts, for torch.utils.checkpoint: the second draws the CPU masks that the first has drawn, again.
 

@@ -108,7 +108,7 @@ class _Loss(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, grad = ctx.saved_tensors
         # In one type: the factor, rounded to bfloat16, would be the same error for all parameters.
-        of_hidden, of_weight = (product_in(*x, ctx.dtype) * grads[0] for x in ((grad, weight), (grad.t(), hidden)))
+        of_hidden, of_weight = (product_in(*x, ctx.dtype).mul_(grads[0]) for x in ((grad, weight), (grad.t(), hidden)))
         return None, of_hidden.to(hidden.dtype), of_weight, None, None, None
 
 

@@ -83,6 +83,8 @@ def bench(variant: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def speed(variant: str, options: argparse.Namespace) -> tuple[float, int]:
     """Target tokens a second, as a share of those of the default model, and the number of parameters."""
+    if not variant:
+        return 1.0, bench("", options)["n_parameters"]
     ratios = []
     for i in range(3):
         of = {name: bench(name, options) for name in (["", variant] if i % 2 else [variant, ""])}

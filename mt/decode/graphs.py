@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mt.capture import capture_stream, capturing
 from mt.config import DecodeConfig
 from mt.decode.search import SearchResult, SearchState
-from mt.dropout import forget_capture
 from mt.model import Transformer
 from mt.text.tokenizer import EOS_ID
 
@@ -128,7 +128,6 @@ class Graphs:
                 captured = _Captured.of(state, self._pool)
             except RuntimeError as error:
                 self._captured.clear()
-                forget_capture(self._device)
                 self.why_not = str(error).partition("\n")[0]
                 print(f"warning: decoding without CUDA graphs, which is slower: {self.why_not}", file=sys.stderr)
                 return None
@@ -168,15 +167,15 @@ class _Captured:
         own = _copy(state)
         for held, name, tensor in _tensors(own):
             held[name] = tensor.clone()
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        device = state.model.embedding.weight.device
+        stream = capture_stream(device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP_STEPS):
                 _copy(own).step()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # Other threads may go on using the device meanwhile.
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+        with capturing(graph, device, pool):
             stepped = _copy(own)
             stepped.step()
             for (_, _, before), (_, _, after) in zip(_tensors(own), _tensors(stepped), strict=True):

@@ -31,7 +31,7 @@ def rows_of(layout: Layout, dropout: float, positions: Positions | None = None, 
         # The distance of two rows of a sentence is that of their positions.
         if isinstance(layout, VarlenLayout):
             distances = torch.arange(-layout.max_k, layout.max_k + 1, device=layout.cu_k.device)
-            masks = [positions.bias(distances.new_zeros(1), distances, is_causal)[:, 0]]
+            masks = [positions.bias(distances.new_zeros(1), distances, is_causal)[:, 0].contiguous()]
         else:
             places = [torch.arange(mask.shape[-1], device=mask.device) for mask in masks]
             biases = [positions.bias(of_group, of_group, is_causal) for of_group in places]  # [H, W, W]

@@ -41,8 +41,8 @@ class TritonTraining(CudaTraining):
 class KeepSums(CustomGraphPass):
     """Lets the compiler keep what layer norms are given for the backward pass.
 
-    By itself it keeps the two parts of a residual sum, as large together as the sum and one of them, and spends a pass
-    over memory to add them up again.
+    By itself it keeps the output of the sub-layer instead of the residual sum, which saves no memory, and adds up once
+    more in the backward pass.
     """
 
     def __call__(self, graph: Graph) -> None:

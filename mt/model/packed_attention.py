@@ -236,6 +236,7 @@ def _attend(
     q, k, v = separate(tuple(projections))
     out, lse = _outputs(projections)
     assert all(x.stride()[1:] == (x.shape[2], 1) for x in (q, k, v)), "heads lie side by side"
+    assert bias is None or bias.is_contiguous()
     if not out.is_meta:
         block = _block(q)
         _forward[-(-len(q) // block), q.shape[1]](

@@ -107,7 +107,9 @@ class Transformer(nn.Module):
     def output_weight(self) -> Tensor:
         """[V, D]: the rows of the output layer that belong to pieces; by default tied to the embedding."""
         weight = self.embeddings[2].weight
-        return weight if len(weight) == self.vocab_size else weight[: self.vocab_size]  # that has a gradient to copy
+        return (
+            weight if len(weight) == self.vocab_size else weight[: self.vocab_size]
+        )  # the gradient of a part is a copy
 
     @property
     def n_parameters(self) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from mt.capture import capturing
 from mt.data.batch import PackedBatch
 
 
@@ -15,7 +16,7 @@ class CapturedPass:
 
     Args:
         run: makes the pass over a slice whose gradients have a share in the update, and returns the slice's loss. It
-            has been run before, on the same stream, so that all of it is compiled.
+            has been run before, on `capture_stream`, so that all of it is compiled.
         parameters: all of them; none has a gradient.
     Raises:
         RuntimeError: CUDA cannot capture it.
@@ -27,12 +28,10 @@ class CapturedPass:
         parameters: list[nn.Parameter],
         batch: PackedBatch,
         share: Tensor,
-        stream: torch.cuda.Stream,
     ) -> None:
         self._batch, self._share = batch.clone(), share.clone()
         self._graph = torch.cuda.CUDAGraph()
-        # Another thread may go on copying updates to the device meanwhile.
-        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+        with capturing(self._graph, share.device, torch.cuda.graph_pool_handle()):
             self._loss = run(self._batch, self._share)
         self._gradients = [(parameter, parameter.grad) for parameter in parameters]
 

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from mt.capture import capture_stream
 from mt.checkpoint import load_into
 from mt.config import ModelConfig, RunConfig, TrainConfig
 from mt.data.batch import AHEAD_DEPTH, Ahead, PackedBatch, assemble_tiles, assemble_varlen
 from mt.data.packing import Indices, PlanState, SliceBudget, UpdatePlan, cut_into_slices, slice_budget
-from mt.dropout import forget_capture, seed_dropout
+from mt.dropout import seed_dropout
 from mt.errors import ConfigError
 from mt.loss import Loss, in_chunks, linear_label_smoothed_nll
 from mt.model import Transformer
@@ -49,6 +50,7 @@ CPU_MICRO_BATCH_TOKENS = 4_096
 MAX_MICRO_BATCH_TOKENS = 131_072
 # Updates of at most so many target tokens are captured: base takes about as long for them as the host for launching.
 MAX_CAPTURED_TOKENS = 12_288
+SEVERAL = "updates have several micro-batches"
 # Fraction of the free memory that the measured need may take: the workspaces of kernels do not grow evenly.
 MEMORY_SHARE = 0.9
 # The one that is computed, those that wait in the queue of `Ahead`, and the one that is being copied.
@@ -218,8 +220,8 @@ class Engine:
         self._loss: Loss = linear_label_smoothed_nll
         self._no_sync: Callable[[], Any] = nullcontext
         self._captured: CapturedPass | None = None
-        self._has_run = False  # a slice of this size
-        self._stream: Any = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._has_run = False  # whether a slice of this size has been computed
+        self._copy_stream: Any = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self.why_not_captured: str | None = "nothing has begun"
 
     def begin(self, micro_batch_tokens: int = 0) -> int:
@@ -274,7 +276,7 @@ class Engine:
             f"updates have more than {MAX_CAPTURED_TOKENS:,} target tokens": (
                 self.plan.batch_tokens > MAX_CAPTURED_TOKENS
             ),
-            "updates have several micro-batches": self.budget.n_slices > 1,
+            SEVERAL: self.budget.n_slices > 1,
         }
         return next((reason for reason, holds in reasons.items() if holds), None)
 
@@ -285,15 +287,17 @@ class Engine:
 
     @contextmanager
     def _stream_of_passes(self) -> Iterator[None]:
-        """Where passes may be captured, they run on one stream always: torch binds the gradients of leaves to it."""
-        if self.why_not_captured is not None:
+        """Where passes may be captured later, they run on that stream always: torch binds the gradients of leaves to it."""
+        if self.why_not_captured not in (None, SEVERAL):
             yield
             return
-        outer, own = torch.cuda.current_stream(self.device), self._stream
+        outer, own = torch.cuda.current_stream(self.device), capture_stream(self.device)
         own.wait_stream(outer)
-        with torch.cuda.stream(own):
-            yield
-        outer.wait_stream(own)
+        try:
+            with torch.cuda.stream(own):
+                yield
+        finally:
+            outer.wait_stream(own)
 
     def halve_slices(self) -> int:
         """Cut updates into twice as many slices; the target tokens of one, or 0 where slices cannot be smaller."""
@@ -332,7 +336,7 @@ class Engine:
             # There the thread would take from the computation what it saves.
             yield updates
             return
-        with closing(Ahead(_on_copy_stream(updates, self.device))) as ahead:
+        with closing(Ahead(_on_stream(updates, self._copy_stream))) as ahead:
             yield ahead
 
     def step(self, update: Update, lr: float) -> Outcome:
@@ -396,13 +400,12 @@ class Engine:
             return loss.detach()
 
         try:
-            return CapturedPass(run, self.optimizer.parameters, batch, share, self._stream)
+            return CapturedPass(run, self.optimizer.parameters, batch, share)
         except RuntimeError as error:
             if _is_out_of_memory(error):
                 raise
             self.why_not_captured = str(error).partition("\n")[0]
             self.optimizer.forget_gradients()
-            forget_capture(self.device)
             print(f"warning: training without CUDA graphs, which is slower: {self.why_not_captured}", file=sys.stderr)
             return None
 
@@ -575,9 +578,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in signs)
 
 
-def _on_copy_stream(updates: Iterator[Update], device: torch.device) -> Iterator[Update]:
+def _on_stream(updates: Iterator[Update], stream: Any) -> Iterator[Update]:
     """Copies run on a stream of their own, beside the kernels of the update before."""
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     while True:
         with torch.cuda.stream(stream):
             update = next(updates, None)

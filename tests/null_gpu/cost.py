@@ -126,7 +126,7 @@ def _count(launch: Launch, n_of_event: Counter[int]) -> None:
     elif event is not None and event.name() == "aten::gather":  # rows of an embedding: read, and written
         launch.n_bytes = 2 * sizes[0] / shapes[0][0][0] * shapes[2][0][0]
     elif event is not None and "kernel" in launch.kind:
-        # It reads its inputs, and writes one more; those that fill or add up do not do both.
+        # It reads its inputs, and writes one more; those that fill only write, and those that add up only read.
         has_both = not re.search(r"fill_|sum|norm", event.name())
         launch.n_bytes = (sum(sizes) + has_both * max(sizes, default=0)) / n_of_event[id(event)]
 

@@ -63,8 +63,8 @@ def launches(found: dict[str, int]) -> int:
     return found["kernel"] + found["triton_kernel"] + found["matmul"]
 
 
-def assert_steady(engine: Engine, what: str, most_launches: int, n_updates: int = 4) -> None:
-    """Assert that updates after the first wait for nothing, take no memory from the driver, and compile nothing.
+def assert_steady(engine: Engine, what: str, most_launches: int, n_updates: int = 6) -> None:
+    """Assert that updates after the first wait for nothing and compile nothing, and later ones take no memory.
 
     Args:
         most_launches: of a micro-batch, the optimizer's part included.
@@ -104,7 +104,7 @@ def test_a_compiled_update_of_base_waits_for_nothing_and_compiles_four_graphs(tm
     next(updates(engine, 1))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == N_GRAPHS
     assert not torch._dynamo.utils.counters["graph_break"]
-    assert_steady(engine, "base, compiled", 750, n_updates=5)
+    assert_steady(engine, "base, compiled", 750)
 
 
 @pytest.mark.null_gpu
@@ -275,6 +275,7 @@ def test_training_goes_on_without_graphs_when_a_capture_fails(
                 engine.step(update, lr=1e-3)
             n_launched.append(launches(found))
     assert engine.why_not_captured
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
     assert n_launched[2] > 100
     assert capsys.readouterr().err.count("warning: training without CUDA graphs, which is slower") == 1
 

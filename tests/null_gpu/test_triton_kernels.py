@@ -12,9 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from mt.config import ModelConfig
 from mt.data.batch import VarlenLayout, varlen_layout
 from mt.loss import token_losses
+from mt.model.context import rows_of
 from mt.model.kernels import Rows, activation, separate
+from mt.model.positions import Relative
 from tests.toys import one_sentence_at_a_time
 
 SOURCE, TARGET = [3, 70, 1, 28, 130, 5, 64, 2], [5, 30, 2, 100, 64, 7, 1, 9]
@@ -89,8 +92,9 @@ def check_biases() -> None:
     ):
         layout = layout_of(SOURCE, SOURCE)
         projections = projections_of(layout, n_heads, n_groups, 16, dtype)
-        bias = torch.randn(n_heads, 2 * layout.max_k + 1, requires_grad=True)
-        compare(Rows(layout, (), causal, 0.0), projections, tolerance, bias)
+        positions = Relative(ModelConfig(positions="relative", n_heads=n_heads))
+        rows = rows_of(layout, 0.0, positions, causal)
+        compare(rows, projections, tolerance, rows.masks[0].detach().requires_grad_())
 
 
 def check_dropout() -> None:

@@ -1,0 +1,41 @@
+"""CUDA graphs: one stream for all captures, and a device that goes on when a capture fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from typing import Any
+
+import torch
+
+
+@cache
+def capture_stream(device: torch.device) -> Any:
+    """Return the stream of all captures. torch has 32 streams, and gives each out again: another might be in use."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def capturing(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> Iterator[None]:
+    """Capture what is launched in here. Other threads may go on using the device.
+
+    Args:
+        pool: of memory; see `torch.cuda.graph_pool_handle`.
+    Raises:
+        RuntimeError: CUDA cannot capture it; streams, random numbers and memory are as before.
+    """
+    try:
+        # The outer context restores the stream, which torch does not where a capture fails.
+        with torch.cuda.stream(torch.cuda.current_stream(device)):
+            stream = capture_stream(device)
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                yield
+    except RuntimeError:
+        # torch 2.11 leaves the generator and the allocator as they are in a capture; later versions do not.
+        fresh = torch.Generator(device).graphsafe_get_state()
+        torch.cuda.default_generators[device.index].graphsafe_set_state(fresh)
+        with suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(device.index, pool)
+            torch._C._cuda_releasePool(device.index, pool)
+        raise
