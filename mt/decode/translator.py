@@ -208,8 +208,7 @@ class Translator:
     """A model with its tokenizer, ready to translate.
 
     Args:
-        backend: what searches; a model for inference (see `Transformer.for_inference`) stands for our own, without
-            graphs.
+        backend: what searches; a model for inference (see `Transformer.for_inference`) stands for our own.
         decode: the settings that `translate` goes by unless told otherwise.
         max_source_tokens: longer lines are translated in parts, for the model has not seen longer ones in training.
         normalisers: how the text of the two sides is changed first, as in training; by default as the settings of

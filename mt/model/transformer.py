@@ -107,9 +107,8 @@ class Transformer(nn.Module):
     def output_weight(self) -> Tensor:
         """[V, D]: the rows of the output layer that belong to pieces; by default tied to the embedding."""
         weight = self.embeddings[2].weight
-        return (
-            weight if len(weight) == self.vocab_size else weight[: self.vocab_size]
-        )  # the gradient of a part is a copy
+        # The gradient of a part is a copy.
+        return weight if len(weight) == self.vocab_size else weight[: self.vocab_size]
 
     @property
     def n_parameters(self) -> int:

@@ -287,7 +287,7 @@ class Engine:
 
     @contextmanager
     def _stream_of_passes(self) -> Iterator[None]:
-        """Where passes may be captured later, they run on that stream always: torch binds the gradients of leaves to it."""
+        """Run passes that may be captured later on the stream of captures: torch binds gradients of leaves to one."""
         if self.why_not_captured not in (None, SEVERAL):
             yield
             return
