@@ -38,12 +38,13 @@ FLOORS: list[set[str]] = [
         "text.checks",
         "text.rehearsal",
     },
-    {"runtime", "data.packing", "data.batch"},
+    {"capture", "runtime", "data.packing", "data.batch"},
     {"dropout", "loss"},
     {
         "model",
         "model.context",
         "model.cpu",
+        "model.fused",
         "model.kernels",
         "model.layers",
         "model.packed_attention",
@@ -84,6 +85,7 @@ FLOORS: list[set[str]] = [
         "export.ctranslate2",
     },
     {
+        "train.captured",
         "train.schedule",
         "train.optimizer",
         "train.ema",

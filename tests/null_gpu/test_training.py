@@ -350,18 +350,28 @@ def test_a_compiled_update_with_other_settings_waits_for_nothing(tmp_path: Path,
     assert_steady(engine, f"base, 1 + 1 layers, compiled, {settings}", 300)
 
 
+RELATIVE = {"positions": "relative", "attention_dropout": 0.1}
+
+
 @pytest.mark.null_gpu(capability=86, gib=24)
-@pytest.mark.parametrize(("precision", "n_heads"), [("fp32", 8), ("bf16", 4), ("fp32", 32)])
-def test_attention_fits_into_the_shared_memory_of_small_cards(tmp_path: Path, precision: str, n_heads: int) -> None:
-    engine = begun(config_for(tmp_path, precision=precision, compile=False, variant={"n_heads": n_heads}))
+@pytest.mark.parametrize(
+    ("precision", "variant"),
+    [("fp32", {}), ("bf16", {"n_heads": 4}), ("fp32", {"n_heads": 32}), ("bf16", RELATIVE), ("fp32", RELATIVE)],
+)
+def test_attention_fits_into_the_shared_memory_of_small_cards(
+    tmp_path: Path, precision: str, variant: dict[str, Any]
+) -> None:
+    engine = begun(config_for(tmp_path, precision=precision, compile=False, variant=variant))
     assert engine.execution.attention == "packed"
     assert len(list(updates(engine, 1))) == 1
 
 
 @pytest.mark.null_gpu(capability=75, gib=15.6)
-@pytest.mark.parametrize(("precision", "n_heads"), [("fp16", 4), ("fp32", 8)])
-def test_attention_fits_into_the_shared_memory_of_turing_cards(tmp_path: Path, precision: str, n_heads: int) -> None:
-    engine = begun(config_for(tmp_path, precision=precision, compile=False, variant={"n_heads": n_heads}))
+@pytest.mark.parametrize(("precision", "variant"), [("fp16", {"n_heads": 4}), ("fp32", {}), ("fp16", RELATIVE)])
+def test_attention_fits_into_the_shared_memory_of_turing_cards(
+    tmp_path: Path, precision: str, variant: dict[str, Any]
+) -> None:
+    engine = begun(config_for(tmp_path, precision=precision, compile=False, variant=variant))
     assert engine.execution.attention == "packed"
     assert len(list(updates(engine, 1))) == 1
 
