@@ -231,9 +231,11 @@ def peak_of_captured(engine: Engine, what: str, n_updates: int = 4) -> int:
     "settings",
     [
         {},
-        {"precision": "fp16", "clip_norm": 1.0, "ema_decay": 0.999, "loss_chunks": 2},
         {"attention_dropout": 0.1, "variant": {"positions": "relative"}},
-        {"variant": MODERN},
+        pytest.param(
+            {"precision": "fp16", "clip_norm": 1.0, "ema_decay": 0.999, "loss_chunks": 2}, marks=pytest.mark.slow
+        ),
+        pytest.param({"variant": MODERN}, marks=pytest.mark.slow),
     ],
 )
 def test_a_small_update_is_captured(tmp_path: Path, settings: dict[str, Any]) -> None:
@@ -340,7 +342,7 @@ def test_a_turing_card_trains_in_fp16_and_compiles(tmp_path: Path) -> None:
         {"precision": "fp32"},
         {"attention": "flash"},
         {"attention_dropout": 0.1, "variant": {"positions": "relative", "n_kv_heads": 4}},
-        {"variant": {"positions": "alibi", "activation": "gelu"}},
+        pytest.param({"variant": {"positions": "alibi", "activation": "gelu"}}, marks=pytest.mark.slow),
     ],
 )
 def test_a_compiled_update_with_other_settings_waits_for_nothing(tmp_path: Path, settings: dict[str, Any]) -> None:
