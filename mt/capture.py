@@ -1,4 +1,4 @@
-"""CUDA graphs: one stream for all captures, and a device that goes on when a capture fails."""
+"""CUDA graphs: one stream for all captures, and recovery of the device when a capture fails."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def capture_stream(device: torch.device) -> Any:
 
 @contextmanager
 def capturing(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> Iterator[None]:
-    """Capture what is launched in here. Other threads may go on using the device.
+    """Capture what is launched in here. Other threads may keep using the device.
 
     Args:
         pool: of memory; see `torch.cuda.graph_pool_handle`.

@@ -117,7 +117,12 @@ class PackedBatch:
     def tensors(self) -> list[Tensor]:
         """All tensors, each once, in the same order for all batches of a kind."""
         found: list[Tensor] = []
-        _moved(self, lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
+
+        def enter(tensor: Tensor) -> Tensor:
+            found.append(tensor)
+            return tensor
+
+        _moved(self, enter)
         return found
 
     def clone(self) -> PackedBatch:

@@ -80,7 +80,7 @@ def _scores(
 def _dropped(x, SEED, q_rows, k_rows, head, n_heads, DROPOUT: tl.constexpr, LONGEST: tl.constexpr):
     """Return x [Bq, Bk] after dropout: the same elements for the same seed, whichever kernel asks."""
     if SEED is not None:
-        # No sentence has more keys than the longest, so each of its pairs has a number of its own.
+        # No sentence has more keys than the longest, so each of its pairs has its own number.
         pairs = (q_rows[:, None] * n_heads + head) * LONGEST + k_rows[None, :] % LONGEST
         x = tl.where(tl.rand(tl.load(SEED), pairs) >= DROPOUT, x / (1 - DROPOUT), 0.0)
     return x

@@ -48,7 +48,7 @@ NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 CPU_MICRO_BATCH_TOKENS = 4_096
 # On CUDA the largest that fits is taken; beyond this nothing is gained.
 MAX_MICRO_BATCH_TOKENS = 131_072
-# Updates of at most so many target tokens are captured: base takes about as long for them as the host for launching.
+# Updates of at most this many target tokens are captured: base computes them in the time the host needs to launch them.
 MAX_CAPTURED_TOKENS = 12_288
 SEVERAL = "updates have several micro-batches"
 # Fraction of the free memory that the measured need may take: the workspaces of kernels do not grow evenly.
@@ -388,16 +388,13 @@ class Engine:
             self._seed_dropout(step, number)
             return self._captured(batch, share)
         with self._stream_of_passes():
-            loss = self.slice_loss(step, number, batch)
-            (loss * share).backward()  # type: ignore[no-untyped-call]
+            loss = _backward(self.slice_loss(step, number, batch), share)
         self._has_run = True
-        return loss.detach()
+        return loss
 
     def _capture(self, batch: PackedBatch, share: Tensor) -> CapturedPass | None:
         def run(batch: PackedBatch, share: Tensor) -> Tensor:
-            loss = self._loss_of(batch)
-            (loss * share).backward()  # type: ignore[no-untyped-call]
-            return loss.detach()
+            return _backward(self._loss_of(batch), share)
 
         try:
             return CapturedPass(run, self.optimizer.parameters, batch, share)
@@ -570,6 +567,12 @@ def tokens_that_fit(measured: list[tuple[int, int]], available: int, largest: in
     if per_token <= 0:
         return largest
     return max(0, min(largest, n_tokens + math.floor((available - n_bytes) / per_token)))
+
+
+def _backward(loss: Tensor, share: Tensor) -> Tensor:
+    """Make the gradients of a loss with its share in the update, and return the loss without its graph."""
+    (loss * share).backward()  # type: ignore[no-untyped-call]
+    return loss.detach()
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
