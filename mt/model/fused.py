@@ -111,7 +111,7 @@ _library.define(
 def token_losses(
     logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float, with_gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    """Do what `mt.loss.token_losses` does; the gradient stands where the logits were."""
+    """Do what `mt.loss.token_losses` does; the gradient replaces the logits, in place."""
     return torch.ops.mt.losses_(logits, targets, weights, smoothing, with_gradient), logits
 
 

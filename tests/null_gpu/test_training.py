@@ -342,7 +342,7 @@ def test_a_turing_card_trains_in_fp16_and_compiles(tmp_path: Path) -> None:
         {"precision": "fp32"},
         {"attention": "flash"},
         {"attention_dropout": 0.1, "variant": {"positions": "relative", "n_kv_heads": 4}},
-        pytest.param({"variant": {"positions": "alibi", "activation": "gelu"}}, marks=pytest.mark.slow),
+        pytest.param({"variant": {"positions": "alibi", "activation": "gelu", "norm": "pre"}}, marks=pytest.mark.slow),
     ],
 )
 def test_a_compiled_update_with_other_settings_waits_for_nothing(tmp_path: Path, settings: dict[str, Any]) -> None:
