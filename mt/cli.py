@@ -16,7 +16,7 @@ import select
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from enum import Enum
+from enum import StrEnum
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn
@@ -93,38 +93,38 @@ config_commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_commands, name="config", help="List and show configs.")
 
 
-class OutputFormat(str, Enum):
+class OutputFormat(StrEnum):
     text = "text"
     jsonl = "jsonl"
 
 
-class Backend(str, Enum):
+class Backend(StrEnum):
     own = "own"
     ctranslate2 = "ctranslate2"
 
 
-class LengthPenaltyForm(str, Enum):
+class LengthPenaltyForm(StrEnum):
     wu = "wu"
     plain = "plain"
 
 
-class Precision(str, Enum):
+class Precision(StrEnum):
     auto = "auto"
     bf16 = "bf16"
     fp16 = "fp16"
     fp32 = "fp32"
 
 
-class Significance(str, Enum):
+class Significance(StrEnum):
     randomisation = "randomisation"
     bootstrap = "bootstrap"
 
 
-class ExportTarget(str, Enum):
+class ExportTarget(StrEnum):
     ctranslate2 = "ctranslate2"
 
 
-class Quantization(str, Enum):
+class Quantization(StrEnum):
     float32 = "float32"
     int8 = "int8"
     float16 = "float16"

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -294,7 +294,7 @@ def _record_start(config: RunConfig, corpus: PreparedCorpus, run_dir: Path) -> N
     record = _read_record(run_dir) or {"name": config.name, "corpus_fingerprint": corpus.fingerprint, "starts": []}
     record["starts"].append(
         {
-            "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": sys.argv,
             "commit": source_commit(),
             "versions": versions(),

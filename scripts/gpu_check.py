@@ -19,7 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -440,7 +440,7 @@ def new_record(name: str, setting: Setting) -> dict[str, Any]:
         "outcome": "cut short",
         "error": "gpu_check.sh was stopped before this part ended",
         "seconds": None,
-        "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
         "device": setting.device,
         "quick": setting.quick,

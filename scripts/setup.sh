@@ -11,9 +11,9 @@ fail() {
 
 make_environment() {
   local base="${PYTHON:-python3}"
-  command -v "$base" >/dev/null || fail "$base: not found: install Python 3.10 or later, or set PYTHON to one"
-  "$base" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-    fail "$base is $("$base" --version 2>&1): mt needs Python 3.10 or later (set PYTHON to one)"
+  command -v "$base" >/dev/null || fail "$base: not found: install Python 3.11 or later, or set PYTHON to one"
+  "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    fail "$base is $("$base" --version 2>&1): mt needs Python 3.11 or later (set PYTHON to one)"
   "$base" -c 'import venv, ensurepip' 2>/dev/null ||
     fail "$base has no venv or no ensurepip: install them (on Debian and Ubuntu the package python3-venv)"
   echo "making .venv with $("$base" --version 2>&1)" >&2

@@ -34,7 +34,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,7 @@ def origin_facts(kind: str) -> dict[str, Any]:
     return {
         "kind": kind,
         "format_version": FORMAT_VERSION,
-        "made_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["mt", *sys.argv[1:]]),
         "commit": source_commit(),
         "versions": versions(),

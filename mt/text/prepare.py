@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -569,7 +569,7 @@ class _Builder:
         }
         origin = {"versions": _versions(), "seconds": {stage: round(s, 3) for stage, s in self.seconds.items()}}
         told = {
-            "made_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "settings": {
                 key: value
                 for key, value in settings_of(self.config).items()
