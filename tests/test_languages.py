@@ -12,7 +12,7 @@ import pytest
 
 from mt.errors import ConfigError
 from mt.text.languages import LanguageIdentifier
-from mt.text.scripts import EXPECTED, expected_scripts, script_shares, wrong_script_share
+from mt.text.scripts import EXPECTED, expected_scripts, script_fractions, wrong_script_fraction
 
 ENGLISH = "The committee will discuss the proposal next month."
 GERMAN = "Der Ausschuss wird den Vorschlag im nächsten Monat erörtern."
@@ -45,12 +45,12 @@ def english_german() -> LanguageIdentifier:
 def test_share_of_the_letters_in_a_script_that_the_language_is_not_written_in(
     text: str, lang: str, share: float
 ) -> None:
-    assert wrong_script_share(text, lang) == share
+    assert wrong_script_fraction(text, lang) == share
 
 
 def test_text_with_few_letters_is_not_judged() -> None:
-    assert wrong_script_share("Windows", "ru", min_letters=8) == 0.0
-    assert wrong_script_share("Windows!", "ru", min_letters=7) == 1.0
+    assert wrong_script_fraction("Windows", "ru", min_letters=8) == 0.0
+    assert wrong_script_fraction("Windows!", "ru", min_letters=7) == 1.0
 
 
 def test_languages_have_their_scripts() -> None:
@@ -63,9 +63,9 @@ def test_languages_have_their_scripts() -> None:
 
 
 def test_shares_of_scripts_begin_with_the_largest_and_add_up() -> None:
-    assert script_shares("abc дe 漢 1!") == {"Latin": 4 / 6, "Cyrillic": 1 / 6, "Han": 1 / 6}
-    assert script_shares("ᚠ") == {"Other": 1.0}
-    assert script_shares("12!") == {}
+    assert script_fractions("abc дe 漢 1!") == {"Latin": 4 / 6, "Cyrillic": 1 / 6, "Han": 1 / 6}
+    assert script_fractions("ᚠ") == {"Other": 1.0}
+    assert script_fractions("12!") == {}
 
 
 def test_the_language_of_a_sentence_is_found(english_german: LanguageIdentifier) -> None:

@@ -18,7 +18,7 @@ from mt.text.duplicates import pair_keys
 from mt.text.languages import LanguageIdentifier
 from mt.text.overlap import HeldOut
 from mt.text.sample import Sample
-from mt.text.scripts import expected_scripts, script_shares, wrong_script_share
+from mt.text.scripts import expected_scripts, script_fractions, wrong_script_fraction
 from mt.text.sources import SentencePair
 
 Level = Literal["error", "warning", "note"]
@@ -418,13 +418,13 @@ def check_languages(sample: Sample, identifier: LanguageIdentifier | None) -> li
 def _wrong_scripts(sample: Sample) -> list[Finding]:
     every = max(1, len(sample.src) // _SCRIPT_LINES)
     src, tgt = (" ".join(texts[::every]) for texts in (sample.src, sample.tgt))
-    wrong = [wrong_script_share(text, lang) for text, lang in zip((src, tgt), sample.langs, strict=True)]
-    if min(wrong) > _WRONG_LETTERS and wrong_script_share(src, sample.langs[1]) < _WRONG_LETTERS:
+    wrong = [wrong_script_fraction(text, lang) for text, lang in zip((src, tgt), sample.langs, strict=True)]
+    if min(wrong) > _WRONG_LETTERS and wrong_script_fraction(src, sample.langs[1]) < _WRONG_LETTERS:
         return [_swapped(sample)]
     findings = []
     for side, (text, share) in enumerate(zip((src, tgt), wrong, strict=True)):
         if share > _WRONG_LETTERS:
-            script = next(iter(script_shares(text)))
+            script = next(iter(script_fractions(text)))
             written = " and ".join(sorted(expected_scripts(sample.langs[side]) or ()))
             lang = sample.langs[side]
             problem = f"{percent(share)} of its letters are {script}, and {lang} is written in {written}"

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from mt.config import CleanConfig
 from mt.text.languages import LanguageIdentifier
 from mt.text.normalise import Change, Normaliser
-from mt.text.scripts import expected_scripts, n_letters_and_marks, wrong_script_share
+from mt.text.scripts import expected_scripts, n_letters_and_marks, wrong_script_fraction
 from mt.text.sources import SentencePair
 
 Reason = Literal[
@@ -298,15 +298,15 @@ class Cleaner:
         return None if self._languages is None else self._wrong_languages(self._languages, src, tgt)
 
     def _wrong_scripts(self, src: str, tgt: str, most: float) -> Reason | None:
-        src_is_wrong = wrong_script_share(src, self.src_lang, MIN_SCRIPT_LETTERS) > most
-        tgt_is_wrong = wrong_script_share(tgt, self.tgt_lang, MIN_SCRIPT_LETTERS) > most
+        src_is_wrong = wrong_script_fraction(src, self.src_lang, MIN_SCRIPT_LETTERS) > most
+        tgt_is_wrong = wrong_script_fraction(tgt, self.tgt_lang, MIN_SCRIPT_LETTERS) > most
         if not (src_is_wrong or tgt_is_wrong):
             return None
         if (
             src_is_wrong
             and tgt_is_wrong
-            and wrong_script_share(src, self.tgt_lang) <= most
-            and wrong_script_share(tgt, self.src_lang) <= most
+            and wrong_script_fraction(src, self.tgt_lang) <= most
+            and wrong_script_fraction(tgt, self.src_lang) <= most
         ):
             return "swapped"
         return "wrong_script"

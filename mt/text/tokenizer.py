@@ -16,12 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
+from sentencepiece import sentencepiece_pb2
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from mt.config import TokenizerConfig
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.processes import run_apart
 
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
+
+Piece = ModelProto.SentencePiece
 
 MAX_WORD_BYTES = 4_192  # longer words, which are no words, are left out of training
 WORD_START = "▁"  # how SentencePiece writes a space
@@ -36,15 +40,6 @@ _N_TRAINER_THREADS = 16
 _ERRORS_ONLY = 2  # minloglevel
 _SPECIAL_IDS = frozenset({PAD_ID, UNK_ID, BOS_ID, EOS_ID})
 _LINE_BREAKERS = frozenset("\0\n\r")
-
-# The numbers of fields and of types of pieces in SentencePiece's protocol buffers (sentencepiece_model.proto and
-# sentencepiece.proto). Read and written here, because the classes made of them need protobuf in a fitting version.
-_PIECES, _TRAINER_SPEC = 1, 2
-_PIECE_TEXT, _PIECE_SCORE, _PIECE_TYPE = 1, 2, 3
-_VOCAB_SIZE, _USER_DEFINED_SYMBOLS, _UNK_NUMBER, _BOS_NUMBER, _EOS_NUMBER, _PAD_NUMBER = 4, 31, 40, 41, 42, 43
-_BOS_PIECE, _EOS_PIECE, _PAD_PIECE = 46, 47, 48
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
-_TEXT_PIECES, _TEXT_PIECE_ID, _TEXT_PIECE_SURFACE = 2, 2, 3
 
 
 def n_cores() -> int:
@@ -131,17 +126,12 @@ class Tokenizer:
 
         The pieces that are the bytes of one character all end with it.
         """
-        ids: list[int] = []
-        surfaces: list[str] = []
-        for number, piece in _fields(self._processor.encode(text, out_type="serialized_proto")):
-            if number == _TEXT_PIECES:
-                fields = dict(_fields(piece))
-                ids.append(fields.get(_TEXT_PIECE_ID, 0))
-                surfaces.append(fields.get(_TEXT_PIECE_SURFACE, b"").decode())
-        ends = list(accumulate(map(len, surfaces)))
+        encoded = self._processor.encode(text, out_type="serialized_proto")
+        pieces = sentencepiece_pb2.SentencePieceText.FromString(encoded).pieces
+        ends = list(accumulate(len(piece.surface) for piece in pieces))
         # Of the bytes of a character, the last one has it as its surface, and the others have none.
         for place in range(len(ends) - 2, -1, -1):
-            if not surfaces[place] and ids[place] in self.byte_ids:
+            if not pieces[place].surface and pieces[place].id in self.byte_ids:
                 ends[place] = ends[place + 1]
         return ends
 
@@ -340,56 +330,37 @@ def adopt_model(path: Path, symbols: Sequence[str]) -> bytes:
         DataError: the file is missing, damaged, or uses one piece for two purposes.
         ConfigError: a symbol is a special piece of the model.
     """
-    model = _read_model(path, DataError, "set tokenizer.model to the .model file that SentencePiece has written")
-    pieces = [_Piece.parsed(message) for number, message in _fields(model) if number == _PIECES]
-    texts = {piece.text for piece in pieces if piece.type == _USER_DEFINED}
-    if Tokenizer(model)._has_our_ids and texts.issuperset(symbols):
-        return model
-    names = _special_names(path, model, pieces)
-    by_text = {piece.text: piece for piece in pieces}
-    special = [by_text.get(name, _Piece.new(name, _CONTROL)) for name in names]
-    special = [piece if piece.type == _UNKNOWN else piece.of_type(_CONTROL) for piece in special]
-    others = [piece for piece in pieces if piece.text not in names]
+    serialized = _read_model(path, DataError, "set tokenizer.model to the .model file that SentencePiece has written")
+    model = ModelProto.FromString(serialized)
+    texts = {piece.piece for piece in model.pieces if piece.type == Piece.USER_DEFINED}
+    if Tokenizer(serialized)._has_our_ids and texts.issuperset(symbols):
+        return serialized
+    names = _special_names(path, model)
+    by_text = {piece.piece: piece for piece in model.pieces}
+    special = [by_text.get(name) or Piece(piece=name, score=0.0) for name in names]
+    for piece in special:
+        if piece.type != Piece.UNKNOWN:
+            piece.type = Piece.CONTROL
+    others = [piece for piece in model.pieces if piece.piece not in names]
     for symbol in symbols:
         if symbol in names:
             raise ConfigError(f"{path}: {symbol} is a special piece of this model: choose another symbol or tag")
-        if symbol not in by_text:
-            others += [_Piece.new(text, _USER_DEFINED) for text in _symbol_pieces(symbol) if text not in by_text]
-    others = [piece.of_type(_USER_DEFINED) if piece.text in symbols else piece for piece in others]
-    return _rewritten(model, [*special, *others], names)
+        if symbol in by_text:
+            by_text[symbol].type = Piece.USER_DEFINED
+        else:
+            added = (text for text in _symbol_pieces(symbol) if text not in by_text)
+            others += [Piece(piece=text, score=0.0, type=Piece.USER_DEFINED) for text in added]
+    _replace_pieces(model, [*special, *others], names)
+    content: bytes = model.SerializeToString()
+    return content
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """A piece of a vocabulary, with its protocol buffer."""
-
-    text: str
-    type: int
-    message: bytes
-
-    @classmethod
-    def parsed(cls, message: bytes) -> _Piece:
-        fields = dict(_fields(message))
-        return cls(fields[_PIECE_TEXT].decode(), fields.get(_PIECE_TYPE, _NORMAL), message)
-
-    @classmethod
-    def new(cls, text: str, type_: int) -> _Piece:
-        score = _varint(_PIECE_SCORE << 3 | _FIXED32) + bytes(4)
-        return cls(text, type_, _field(_PIECE_TEXT, text.encode()) + score + _field(_PIECE_TYPE, type_))
-
-    def of_type(self, type_: int) -> _Piece:
-        # Of a field that comes twice, the last one counts.
-        return self if type_ == self.type else _Piece(self.text, type_, self.message + _field(_PIECE_TYPE, type_))
-
-
-def _special_names(path: Path, model: bytes, pieces: Sequence[_Piece]) -> tuple[str, str, str, str]:
-    """What the model calls pad, unk, bos and eos."""
-    spec = dict(_fields(b"".join(message for number, message in _fields(model) if number == _TRAINER_SPEC)))
-    unk = next(piece.text for piece in pieces if piece.type == _UNKNOWN)  # SentencePiece loads no model without one
-    pad, bos, eos = (
-        spec.get(number, b"").decode() or name
-        for number, name in ((_PAD_PIECE, "<pad>"), (_BOS_PIECE, "<s>"), (_EOS_PIECE, "</s>"))
-    )
+def _special_names(path: Path, model: Any) -> tuple[str, str, str, str]:
+    """Return what the model calls pad, unk, bos and eos."""
+    spec = model.trainer_spec
+    # SentencePiece loads no model without an unknown piece.
+    unk = next(piece.piece for piece in model.pieces if piece.type == Piece.UNKNOWN)
+    pad, bos, eos = spec.pad_piece or "<pad>", spec.bos_piece or "<s>", spec.eos_piece or "</s>"
     if len({pad, unk, bos, eos}) < 4:
         raise DataError(
             f"{path}: uses one piece for two purposes (pad {pad}, unk {unk}, bos {bos}, eos {eos}): "
@@ -398,70 +369,14 @@ def _special_names(path: Path, model: bytes, pieces: Sequence[_Piece]) -> tuple[
     return pad, unk, bos, eos
 
 
-def _rewritten(model: bytes, pieces: Sequence[_Piece], names: Sequence[str]) -> bytes:
-    """The model with other pieces, of which the first four are pad, unk, bos and eos."""
-    pad, _unk, bos, eos = (name.encode() for name in names)
-    numbers = {_PAD_NUMBER: PAD_ID, _UNK_NUMBER: UNK_ID, _BOS_NUMBER: BOS_ID, _EOS_NUMBER: EOS_ID}
-    changes: dict[int, int | bytes] = {
-        **numbers,
-        _VOCAB_SIZE: len(pieces),
-        _PAD_PIECE: pad,
-        _BOS_PIECE: bos,
-        _EOS_PIECE: eos,
-    }
-    known = [message for number, message in _fields(model) if number == _TRAINER_SPEC]
-    symbols = {value for spec in known for number, value in _fields(spec) if number == _USER_DEFINED_SYMBOLS}
-    added = (piece.text.encode() for piece in pieces if piece.type == _USER_DEFINED)
-    # Of a field that comes twice, the last one counts; repeated fields and messages are joined.
-    spec = b"".join(_field(number, value) for number, value in changes.items())
-    spec += b"".join(_field(_USER_DEFINED_SYMBOLS, text) for text in added if text not in symbols)
-    others = b"".join(_field(number, message) for number, message in _fields(model) if number != _PIECES)
-    return b"".join(_field(_PIECES, piece.message) for piece in pieces) + others + _field(_TRAINER_SPEC, spec)
-
-
-# The wire format of protocol buffers: https://protobuf.dev/programming-guides/encoding/
-
-_VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """Number and value of each field: an int of a varint, else bytes."""
-    at = 0
-    while at < len(message):
-        key, at = _read_varint(message, at)
-        number, wire_type = key >> 3, key & 7
-        if wire_type == _VARINT:
-            value, at = _read_varint(message, at)
-            yield number, value
-            continue
-        if wire_type == _DELIMITED:
-            size, at = _read_varint(message, at)
-        else:
-            size = {_FIXED64: 8, _FIXED32: 4}[wire_type]
-        yield number, message[at : at + size]
-        at += size
-
-
-def _read_varint(message: bytes, at: int) -> tuple[int, int]:
-    """The number, and where the next thing begins."""
-    value = shift = 0
-    while True:
-        byte = message[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80:
-            return value, at
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value >= 0x80:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*encoded, value])
-
-
-def _field(number: int, value: int | bytes) -> bytes:
-    if isinstance(value, int):
-        return _varint(number << 3 | _VARINT) + _varint(value)
-    return _varint(number << 3 | _DELIMITED) + _varint(len(value)) + value
+def _replace_pieces(model: Any, pieces: Sequence[Any], names: Sequence[str]) -> None:
+    """Give the model other pieces, of which the first four are pad, unk, bos and eos."""
+    spec = model.trainer_spec
+    spec.pad_id, spec.unk_id, spec.bos_id, spec.eos_id = PAD_ID, UNK_ID, BOS_ID, EOS_ID
+    spec.pad_piece, _, spec.bos_piece, spec.eos_piece = names
+    spec.vocab_size = len(pieces)
+    added = (piece.piece for piece in pieces if piece.type == Piece.USER_DEFINED)
+    spec.user_defined_symbols.extend(text for text in added if text not in spec.user_defined_symbols)
+    copies = [Piece.FromString(piece.SerializeToString()) for piece in pieces]  # those of the model go with it
+    del model.pieces[:]
+    model.pieces.extend(copies)
