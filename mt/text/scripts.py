@@ -7,7 +7,7 @@ from functools import cache
 
 import regex
 
-# Letters that occur in text of any script, though Unicode assigns them to one: ª, º, modifiers, signs such as K (Kelvin).
+# Letters in text of any script, though Unicode assigns them to one: ª, º, modifiers, signs such as K (Kelvin).
 _ANY_SCRIPT = r"\p{Script=Common}ªº\u02b0-\u02ff\u2070-\u214f\ua700-\ua721"
 # Above U+FFFF, `re` tries range by range: those that are closer than this become one.
 _CLOSE_RANGES = 0x1000
