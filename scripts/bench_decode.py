@@ -81,7 +81,8 @@ Translate = Callable[[list[list[Ids]]], list[list[Ids]]]
 
 def load_mt(precision: str, setting: Setting) -> Translate:
     from mt.config import DecodeConfig
-    from mt.decode.translator import Batch, Translator
+    from mt.decode.search import SearchRequest
+    from mt.decode.translator import Translator
 
     translator = Translator.load(setting.model, setting.device, precision, n_processes=setting.threads)
     banned = sorted(translator.tokenizer.line_breaking_ids)
@@ -90,9 +91,8 @@ def load_mt(precision: str, setting: Setting) -> Translate:
     )
 
     def translate(batches: list[list[Ids]]) -> list[list[Ids]]:
-        found = translator.backend.search_batches(
-            [Batch(batch) for batch in batches], decode, n_best=1, banned_ids=banned
-        )
+        requests = [SearchRequest(batch, decode, banned_ids=banned) for batch in batches]
+        found = translator.backend.search_batches(requests)
         return [[list(results[0].ids) for results in batch] for batch in found]
 
     return translate

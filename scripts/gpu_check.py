@@ -176,6 +176,7 @@ def run_decode(setting: Setting, keep: Keep) -> None:
 
     from mt.bench import random_corpus
     from mt.config import DecodeConfig, ModelConfig
+    from mt.decode.search import SearchRequest
     from mt.decode.translator import OwnBackend
     from mt.model import Transformer
     from mt.runtime import choose_dtype, keep_large_blocks, peak_memory_bytes
@@ -201,7 +202,7 @@ def run_decode(setting: Setting, keep: Keep) -> None:
         n_produced, started_at = 0, 0.0
         for batch in [batches[0], *batches]:  # the first for warm-up
             decode = DecodeConfig(max_length=n_tokens, min_length=n_tokens - 1)
-            results = backend.search(batch, decode, n_best=1, prefixes=None, banned_ids=())
+            results = backend.search(SearchRequest(batch, decode))
             if started_at:
                 n_produced += sum(found[0].n_tokens for found in results)
             else:

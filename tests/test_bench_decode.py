@@ -14,7 +14,7 @@ import torch
 
 from mt.checkpoint import save_model_folder
 from mt.config import DecodeConfig, TokenizerConfig
-from mt.decode.search import search
+from mt.decode.search import SearchRequest, search
 from mt.model import Transformer
 from mt.text.tokenizer import EOS_ID, PAD_ID, Tokenizer, count_words, train_tokenizer
 from tests.test_gpu_check import load_script
@@ -68,7 +68,7 @@ def test_transformers_gets_the_same_model(model_folder: Path) -> None:
     sentences = [[*ids, EOS_ID] for ids in tokenizer.encode_batch(toy_text(5, 4)[0])]
     model = bench_decode.open_folder(model_folder).load_model(torch.float32, torch.device("cpu"))
     decode = DecodeConfig(beam_size=1, length_penalty=0.0)
-    ours = search(model, sentences, decode, banned_ids=sorted(tokenizer.line_breaking_ids))
+    ours = search(model, SearchRequest(sentences, decode, banned_ids=sorted(tokenizer.line_breaking_ids)))
     (theirs,) = bench_decode.load_transformers("fp32", setting)([sentences])
     for (one,), other in zip(ours, theirs, strict=True):
         assert list(one.ids)[:20] == other[:20]

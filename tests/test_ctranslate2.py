@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from mt.checkpoint import save_model_folder
 from mt.cli import app
 from mt.config import DecodeConfig, ModelConfig, TokenizerConfig
-from mt.decode.search import SearchResult, search
+from mt.decode.search import SearchRequest, SearchResult, search
 from mt.decode.translator import Translator
 from mt.errors import CheckpointError, ConfigError, MTError
 from mt.model import Transformer
@@ -71,10 +71,10 @@ class Exported:
         return sorted(self.tokenizer.line_breaking_ids)
 
     def ours(self, decode: DecodeConfig, **options: object) -> list[list[SearchResult]]:
-        return search(self.model, self.sources, decode, banned_ids=self.banned, **options)
+        return search(self.model, SearchRequest(self.sources, decode, banned_ids=self.banned, **options))
 
     def theirs(self, decode: DecodeConfig, **options: object) -> list[list[SearchResult]]:
-        return self.backend.search(self.sources, decode, banned_ids=self.banned, **options)
+        return self.backend.search(SearchRequest(self.sources, decode, banned_ids=self.banned, **options))
 
     def our_log_probs(self, translations: Sequence[SearchResult], sources: list[list[int]]) -> list[float]:
         """Of given translations, by the model as it is trained: without a search."""
@@ -177,7 +177,7 @@ def test_no_translation_is_longer_or_shorter_than_allowed(exported: Exported) ->
 
 def test_by_default_each_sentence_has_a_limit_of_its_own(exported: Exported) -> None:
     greedy = replace(UNPENALISED, beam_size=1)
-    never_ends = exported.backend.search(exported.sources, greedy, banned_ids=[*exported.banned, EOS_ID])
+    never_ends = exported.backend.search(SearchRequest(exported.sources, greedy, banned_ids=[*exported.banned, EOS_ID]))
     assert [found[0].n_tokens for found in never_ends] == [len(source) + 50 for source in exported.sources]
 
 

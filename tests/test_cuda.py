@@ -17,7 +17,7 @@ from mt.config import DecodeConfig, RunConfig
 from mt.data.batch import assemble_tiles, assemble_varlen
 from mt.data.packing import PlanState, SliceBudget
 from mt.decode.graphs import Graphs
-from mt.decode.search import search
+from mt.decode.search import SearchRequest, search
 from mt.loss import linear_label_smoothed_nll
 from mt.model.cpu import training_kernels
 from mt.runtime import choose_dtype, data_sheet_flops, peak_flops
@@ -207,7 +207,9 @@ def test_compiled_training_is_eager_training_and_compiles_once(tmp_path: Path, d
     assert list(compiled.model.state_dict()) == list(eager.model.state_dict())
     # Validation and decoding take an uncompiled copy.
     sentences = [[5, 6, 7, 3], [9, 3]]
-    assert len(search(compiled.inference_model(), sentences, DecodeConfig(beam_size=2, max_length=5))) == 2
+    assert (
+        len(search(compiled.inference_model(), SearchRequest(sentences, DecodeConfig(beam_size=2, max_length=5)))) == 2
+    )
 
 
 @on_cuda
@@ -317,7 +319,7 @@ def test_a_gpu_finds_the_hypotheses_of_the_cpu_in_fp32(device: str) -> None:
     found = {}
     for where in ("cpu", device):
         model = small_model(d_model=64).to(where).for_inference(torch.float32)
-        found[where] = search(model, sentences, DecodeConfig(max_length=20))
+        found[where] = search(model, SearchRequest(sentences, DecodeConfig(max_length=20)))
     same = sum(a[0].ids == b[0].ids for a, b in zip(found["cpu"], found[device], strict=True))
     assert same >= 38  # candidates may tie to rounding
     for a, b in zip(found["cpu"], found[device], strict=True):
@@ -341,8 +343,8 @@ def test_captured_steps_find_what_eager_steps_find(
     n_same = n_all = 0
     for n_sentences in (40, 7, 40, 64, 1):  # some shapes a second time, from their graphs
         sentences = [[*rng.integers(4, V, rng.integers(1, 30)).tolist(), 3] for _ in range(n_sentences)]
-        eager = search(model, sentences, decode, n_best=n_best)
-        captured = graphs.search(sentences, decode, n_best=n_best)
+        eager = search(model, SearchRequest(sentences, decode, n_best=n_best))
+        captured = graphs.search(SearchRequest(sentences, decode, n_best=n_best))
         assert graphs.why_not is None
         n_same += sum([x.ids for x in a] == [x.ids for x in b] for a, b in zip(eager, captured, strict=True))
         n_all += n_sentences

@@ -13,7 +13,7 @@ import torch
 from mt.config import DecodeConfig, ModelConfig
 from mt.data.batch import TILE_WIDTH, assemble_sources, assemble_varlen
 from mt.data.packing import SliceBudget
-from mt.decode.search import search
+from mt.decode.search import SearchRequest, search
 from mt.dropout import dropout, seed_dropout
 from mt.loss import label_smoothed_nll, linear_label_smoothed_nll
 from mt.model import Transformer
@@ -526,10 +526,12 @@ def test_learned_positions_end_where_they_end() -> None:
     model = small_model(positions="learned", n_positions=12).eval()
     assert model.positions.n_positions == 12
     sources = [[5, 6, 7, EOS_ID], [8] * 11 + [EOS_ID]]
-    (first,), (second,) = search(model, sources, DecodeConfig(beam_size=1, length_penalty=0, min_length=30))
+    (first,), (second,) = search(
+        model, SearchRequest(sources, DecodeConfig(beam_size=1, length_penalty=0, min_length=30))
+    )
     assert (first.n_tokens, second.n_tokens) == (12, 12)
     with pytest.raises(AssertionError, match="a source is longer than the positions"):
-        search(model, [[8] * 12 + [EOS_ID]], DecodeConfig())
+        search(model, SearchRequest([[8] * 12 + [EOS_ID]], DecodeConfig()))
 
 
 @pytest.mark.parametrize("activation", ["relu", "swiglu"])

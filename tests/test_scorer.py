@@ -12,7 +12,7 @@ import mt.decode.scorer
 from mt.config import DecodeConfig, ModelConfig, TokenizerConfig
 from mt.data.batch import packed_pairs
 from mt.decode.scorer import PairScore, Scorer, score_pairs, token_log_probs
-from mt.decode.search import search
+from mt.decode.search import SearchRequest, search
 from mt.decode.translator import Translator
 from mt.errors import CheckpointError
 from mt.model import Transformer
@@ -74,7 +74,7 @@ def test_scores_do_not_depend_on_the_batch(batch_tokens: int) -> None:
 
 def test_the_score_of_a_translation_is_what_its_search_gave_it() -> None:
     model = sharp_model()
-    found = search(model, SOURCES, DecodeConfig(max_length=20), n_best=4)
+    found = search(model, SearchRequest(SOURCES, DecodeConfig(max_length=20), n_best=4))
     for k in range(4):
         scores = score_pairs(model, SOURCES, [results[k].ids for results in found])
         assert [sum(score) for score in scores] == pytest.approx([results[k].log_prob for results in found], abs=1e-4)
@@ -209,6 +209,5 @@ def test_a_model_that_gives_no_numbers_says_where_and_what_to_try(scorer: Scorer
     with pytest.raises(CheckpointError) as caught:
         list(scorer.score(pairs_of(["ku", "bar"], ["KU", "BAR"])))
     assert str(caught.value) == (
-        "the model gives no numbers for line 1, 'ku': try --precision fp32; "
-        "if that does not help, its weights are damaged"
+        "the model returns NaN for line 1, 'ku': try --precision fp32; if that does not help, its weights are damaged"
     )

@@ -13,7 +13,7 @@ import mt.decode.graphs
 from mt.config import DecodeConfig, ModelConfig
 from mt.decode.candidates import best_tokens, drawn_tokens, log_normaliser, log_normaliser_and_maxima, uniform_numbers
 from mt.decode.graphs import Graphs, _copy, _tensors, rounded_up
-from mt.decode.search import LOOK_AHEAD, SearchResult, SearchState, length_sorted_batches, search
+from mt.decode.search import LOOK_AHEAD, SearchRequest, SearchResult, SearchState, length_sorted_batches, search
 from mt.model import Transformer
 from mt.text.tokenizer import EOS_ID, PAD_ID
 from tests.toys import random_pairs, small_model, tiles
@@ -32,7 +32,7 @@ def beam_search(
     **settings: Any,
 ) -> list[list[SearchResult]]:
     decode = DecodeConfig(length_penalty=alpha, **settings)
-    return search(model, sources, decode, n_best=n_best, prefixes=prefixes, banned_ids=banned_ids)
+    return search(model, SearchRequest(sources, decode, n_best=n_best, prefixes=prefixes, banned_ids=banned_ids))
 
 
 def model_of(vocab_size: int, *, sharpness: float = 4.0) -> Transformer:
@@ -135,7 +135,7 @@ def plain_beam_search(
 def test_batched_search_equals_the_obvious_one(settings: dict[str, Any], n_best: int) -> None:
     model = model_of(50)
     decode = DecodeConfig(**{"max_length": 12, **settings})
-    for source, results in zip(SOURCES, search(model, SOURCES, decode, n_best=n_best), strict=True):
+    for source, results in zip(SOURCES, search(model, SearchRequest(SOURCES, decode, n_best=n_best)), strict=True):
         expected = plain_beam_search(model, source, decode, n_best)
         assert [result.ids for result in results] == [ids for _, ids in expected]
         assert [result.score for result in results] == pytest.approx([score for score, _ in expected], abs=1e-4)
@@ -145,7 +145,7 @@ def test_a_prefix_is_where_translations_begin() -> None:
     model, decode = model_of(50), DecodeConfig(max_length=12)
     prefixes = [[int(i) for i in range(4 + n, 4 + 2 * n)] for n in range(len(SOURCES) - 1)]  # of 0 to 10 tokens
     prefixes.append([7] * 11)  # all that there is room for
-    results = search(model, SOURCES, decode, n_best=2, prefixes=prefixes)
+    results = search(model, SearchRequest(SOURCES, decode, n_best=2, prefixes=prefixes))
     for source, prefix, found in zip(SOURCES, prefixes, results, strict=True):
         expected = plain_beam_search(model, source, decode, 2, prefix)
         assert [result.ids for result in found] == [ids for _, ids in expected]
@@ -158,7 +158,7 @@ def test_a_prefix_is_where_translations_begin() -> None:
 
 def test_a_prefix_may_hold_what_is_banned_and_may_repeat() -> None:
     decode = DecodeConfig(max_length=12, no_repeat_ngram_size=1, min_length=4)
-    (found,) = search(model_of(50), SOURCES[:1], decode, prefixes=[[9, 9]], banned_ids=[9])
+    (found,) = search(model_of(50), SearchRequest(SOURCES[:1], decode, prefixes=[[9, 9]], banned_ids=[9]))
     assert found[0].ids[:2] == (9, 9)
     assert 9 not in found[0].ids[2:]
     assert len(set(found[0].ids[2:])) == len(found[0].ids) - 2 >= 2
@@ -180,8 +180,8 @@ def test_static_steps_find_what_eager_steps_find(settings: dict[str, Any], n_bes
     model, decode = model_of(50), DecodeConfig(**settings)
     for n in (1, 5, len(SOURCES)):
         prefixes = [source[:longest_prefix][:-1] for source in SOURCES[:n]]
-        eager = search(model, SOURCES[:n], decode, n_best=n_best, prefixes=prefixes)
-        static = Graphs(model).search(SOURCES[:n], decode, n_best=n_best, prefixes=prefixes)
+        eager = search(model, SearchRequest(SOURCES[:n], decode, n_best=n_best, prefixes=prefixes))
+        static = Graphs(model).search(SearchRequest(SOURCES[:n], decode, n_best=n_best, prefixes=prefixes))
         assert [[r.ids for r in found] for found in static] == [[r.ids for r in found] for found in eager]
         assert [r.score for found in static for r in found] == pytest.approx(
             [r.score for found in eager for r in found], rel=1e-5
@@ -230,8 +230,8 @@ def test_replayed_steps_find_what_eager_steps_find(
     graphs.why_not = None
     for n in (12, 5, 12, 9, 1, 12, 1):
         prefixes = [source[:longest_prefix][:-1] for source in SOURCES[:n]]
-        eager = search(model, SOURCES[:n], decode, n_best=n_best, prefixes=prefixes)
-        replayed = graphs.search(SOURCES[:n], decode, n_best=n_best, prefixes=prefixes)
+        eager = search(model, SearchRequest(SOURCES[:n], decode, n_best=n_best, prefixes=prefixes))
+        replayed = graphs.search(SearchRequest(SOURCES[:n], decode, n_best=n_best, prefixes=prefixes))
         assert [[r.ids for r in found] for found in replayed] == [[r.ids for r in found] for found in eager]
     assert graphs.why_not is None
     assert graphs._captured  # and not only eager steps
@@ -249,8 +249,8 @@ def test_a_capture_that_fails_is_told_and_the_search_goes_on(
     graphs = Graphs(model)
     graphs.why_not = None
     for _ in range(3):
-        found = graphs.search(SOURCES, decode)
-        assert ids_of(found) == ids_of(search(model, SOURCES, decode))
+        found = graphs.search(SearchRequest(SOURCES, decode))
+        assert ids_of(found) == ids_of(search(model, SearchRequest(SOURCES, decode)))
     problem = "operation not permitted when stream is capturing"
     assert capsys.readouterr().err == f"warning: decoding without CUDA graphs, which is slower: {problem}\n"
 
@@ -258,10 +258,10 @@ def test_a_capture_that_fails_is_told_and_the_search_goes_on(
 def test_what_is_decided_stays_decided_whoever_else_is_in_the_batch() -> None:
     sources = [[*src, EOS_ID] for src, _ in random_pairs(24, longest=15, seed=8)]
     model, decode = model_of(50), DecodeConfig(length_penalty=1.5)
-    together = search(model, sources, decode)
-    alone = [search(model, [source], decode)[0] for source in sources]
+    together = search(model, SearchRequest(sources, decode))
+    alone = [search(model, SearchRequest([source], decode))[0] for source in sources]
     assert ids_of(together) == ids_of(alone)
-    assert ids_of(Graphs(model).search(sources, decode)) == ids_of(alone)
+    assert ids_of(Graphs(model).search(SearchRequest(sources, decode))) == ids_of(alone)
 
 
 def test_shapes_are_rounded_up_to_few() -> None:
@@ -323,7 +323,7 @@ def test_draws_depend_on_the_sentence_and_the_seed_alone() -> None:
     model, decode = model_of(50), DecodeConfig(sample=True, max_length=15)
 
     def drawn(sources: list[list[int]], seed: int = 1) -> list[list[tuple[int, ...]]]:
-        results = search(model, sources, replace(decode, seed=seed), n_best=3)
+        results = search(model, SearchRequest(sources, replace(decode, seed=seed), n_best=3))
         return [[result.ids for result in found] for found in results]
 
     together = drawn(SOURCES)
@@ -335,7 +335,7 @@ def test_draws_depend_on_the_sentence_and_the_seed_alone() -> None:
 def test_draws_are_scored_as_the_model_scores_them_and_come_best_first() -> None:
     model = model_of(50, sharpness=2.0)
     decode = DecodeConfig(sample=True, temperature=2.0, top_k=20, max_length=10, length_penalty=0.6, min_length=2)
-    for source, results in zip(SOURCES, search(model, SOURCES, decode, n_best=5), strict=True):
+    for source, results in zip(SOURCES, search(model, SearchRequest(SOURCES, decode, n_best=5)), strict=True):
         assert len(results) == 5
         assert [result.score for result in results] == sorted((result.score for result in results), reverse=True)
         for result in results:

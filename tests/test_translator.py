@@ -18,7 +18,7 @@ import mt.decode.translator
 import mt.runtime
 from mt.config import DecodeConfig, ModelConfig, TokenizerConfig
 from mt.decode.parallel import Forks, side_by_side
-from mt.decode.search import SearchResult
+from mt.decode.search import SearchRequest, SearchResult
 from mt.decode.translator import Backend, Hypothesis, OwnBackend, PrefixError, Translator
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.model import Transformer
@@ -240,8 +240,7 @@ def test_a_model_that_gives_no_numbers_says_what_to_try(translator: Translator) 
     with pytest.raises(CheckpointError) as caught:
         translator.translate(["bar dest"])
     assert str(caught.value) == (
-        "the model gives no numbers for 'bar dest': try --precision fp32; if that does not help, "
-        "its weights are damaged"
+        "the model returns NaN for 'bar dest': try --precision fp32; if that does not help, its weights are damaged"
     )
 
 
@@ -262,19 +261,11 @@ class Parrot(Backend):
         self.said: dict[tuple[str, bool], str] = {}
         self.calls: list[tuple[list[str], DecodeConfig]] = []
 
-    def search(
-        self,
-        sentences: Sequence[Sequence[int]],
-        decode: DecodeConfig,
-        *,
-        n_best: int,
-        prefixes: Sequence[Sequence[int]] | None,
-        banned_ids: Sequence[int],
-    ) -> list[list[SearchResult]]:
-        texts = [self.tokenizer.decode(ids) for ids in sentences]
-        self.calls.append((texts, decode))
-        said = [self.said.get((text, decode.no_repeat_ngram_size > 0), text.upper()) for text in texts]
-        return [[SearchResult(tuple(self.tokenizer.encode(text)), -2.0, -1.0)] * n_best for text in said]
+    def search(self, request: SearchRequest) -> list[list[SearchResult]]:
+        texts = [self.tokenizer.decode(ids) for ids in request.sentences]
+        self.calls.append((texts, request.decode))
+        said = [self.said.get((text, request.decode.no_repeat_ngram_size > 0), text.upper()) for text in texts]
+        return [[SearchResult(tuple(self.tokenizer.encode(text)), -2.0, -1.0)] * request.n_best for text in said]
 
 
 @pytest.fixture
@@ -460,10 +451,10 @@ def test_a_batch_without_memory_is_searched_in_halves_and_a_sentence_without_is_
     expected = translator.translate(LINES)
     whole, n_fitting = mt.decode.translator.search, 2
 
-    def search(model: Transformer, sentences: Sequence[Sequence[int]], *arguments: Any, **options: Any) -> Any:
-        if len(sentences) > n_fitting:
+    def search(model: Transformer, request: SearchRequest) -> list[list[SearchResult]]:
+        if len(request.sentences) > n_fitting:
             raise torch.OutOfMemoryError("no memory")
-        return whole(model, sentences, *arguments, **options)
+        return whole(model, request)
 
     monkeypatch.setattr(mt.decode.translator, "search", search)
     mt.runtime.note.cache_clear()

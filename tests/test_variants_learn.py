@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mt.config import DecodeConfig, ModelConfig
-from mt.decode.search import search
+from mt.decode.search import SearchRequest, search
 from mt.dropout import seed_dropout
 from mt.loss import linear_label_smoothed_nll
 from mt.model import Transformer
@@ -37,7 +37,10 @@ def drawn_pairs(rng: np.random.Generator, n: int) -> list[tuple[list[int], list[
 
 def share_right(model: Transformer) -> float:
     pairs = drawn_pairs(np.random.default_rng(99), 200)
-    found = search(model.for_inference(torch.float32), [[*src, EOS_ID] for src, _ in pairs], DecodeConfig(beam_size=1))
+    found = search(
+        model.for_inference(torch.float32),
+        SearchRequest([[*src, EOS_ID] for src, _ in pairs], DecodeConfig(beam_size=1)),
+    )
     return float(np.mean([list(results[0].ids) == tgt for results, (_, tgt) in zip(found, pairs, strict=True)]))
 
 

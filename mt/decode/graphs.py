@@ -11,16 +11,14 @@ import contextlib
 import copy
 import sys
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mt.capture import capture_stream, capturing
-from mt.config import DecodeConfig
-from mt.decode.search import SearchResult, SearchState
+from mt.decode.search import SearchRequest, SearchResult, SearchState
 from mt.model import Transformer
 from mt.text.tokenizer import EOS_ID
 
@@ -32,7 +30,7 @@ SOURCE_WIDTH_MULTIPLE = 16
 WARM_UP_STEPS = 2  # before a capture: libraries set themselves up in the first ones
 # Graphs are forgotten, the oldest first, when the tensors that they work on take more of the device's memory.
 MEMORY_SHARE = 0.3
-_NOBODY = -1  # in place of a row of the caller's list
+PADDING_ROW = -1  # in place of a row of the caller's list
 
 
 class Graphs:
@@ -51,41 +49,25 @@ class Graphs:
             self.why_not = "no CUDA device"
 
     @torch.inference_mode()
-    def search(
-        self,
-        sentences: Sequence[Sequence[int]],
-        decode: DecodeConfig,
-        *,
-        n_best: int = 1,
-        prefixes: Sequence[Sequence[int]] | None = None,
-        banned_ids: Sequence[int] = (),
-    ) -> list[list[SearchResult]]:
-        """What `mt.decode.search.search` does."""
+    def search(self, request: SearchRequest) -> list[list[SearchResult]]:
+        """Search as `mt.decode.search.search` does."""
         # Streams and captures are those of the current device.
         with torch.cuda.device(self._device) if self._device.type == "cuda" else contextlib.nullcontext():
-            return self._search(sentences, decode, n_best, prefixes, banned_ids)
+            return self._search(request)
 
-    def _search(
-        self,
-        sentences: Sequence[Sequence[int]],
-        decode: DecodeConfig,
-        n_best: int,
-        prefixes: Sequence[Sequence[int]] | None,
-        banned_ids: Sequence[int],
-    ) -> list[list[SearchResult]]:
-        n_fillers = rounded_up(len(sentences)) - len(sentences)
-        prefixes = [*(prefixes or [()] * len(sentences)), *[()] * n_fillers]
-        padded = [*sentences, *[[EOS_ID]] * n_fillers]
-        state = SearchState.begin(
-            self.model, padded, decode, n_best, prefixes, banned_ids, width_multiple=SOURCE_WIDTH_MULTIPLE
-        )
-        state.beams.rows[len(sentences) :] = [_NOBODY] * n_fillers
-        state.beams.limits[len(sentences) :] = 1
+    def _search(self, request: SearchRequest) -> list[list[SearchResult]]:
+        n = len(request.sentences)
+        n_fillers = rounded_up(n) - n
+        prefixes = [*(request.prefixes or [()] * n), *[()] * n_fillers]
+        padded = replace(request, sentences=[*request.sentences, *[[EOS_ID]] * n_fillers], prefixes=prefixes)
+        state = SearchState.begin(self.model, padded, width_multiple=SOURCE_WIDTH_MULTIPLE)
+        state.beams.rows[n:] = [PADDING_ROW] * n_fillers
+        state.beams.limits[n:] = 1
         # The first steps differ from each other: one beam alone, prefixes, no end yet.
-        for _ in range(max([decode.min_length, *(len(prefix) + 1 for prefix in prefixes)])):
+        for _ in range(max([request.decode.min_length, *(len(prefix) + 1 for prefix in prefixes)])):
             state.step()
         state.make_static()
-        results: list[list[SearchResult]] = [[] for _ in sentences]
+        results: list[list[SearchResult]] = [[] for _ in request.sentences]
         while True:
             left, done = state.beams.left_and_done()
             if not left:
@@ -94,7 +76,7 @@ class Graphs:
             if (n_kept := rounded_up(len(left))) < len(left) + len(done):
                 state.beams.collect(done, results)
                 for i in done:
-                    state.beams.rows[i] = _NOBODY
+                    state.beams.rows[i] = PADDING_ROW
                 # Those that are left, and of the others as many as make up a shape.
                 state.keep_sentences([*left, *done][:n_kept])
             self._advance(state)

@@ -155,7 +155,7 @@ class Scorer:
         Args:
             decode: the model's own settings unless given; `dataclasses.replace(scorer.decode, length_penalty=1.0)`.
         Raises:
-            CheckpointError: the model gives no numbers.
+            CheckpointError: the model returns NaN.
         """
         decode = decode or self.decode
         pairs = iter(pairs)
@@ -191,7 +191,7 @@ class Scorer:
         log_prob = math.fsum(log_probs)
         if math.isnan(log_prob):
             raise CheckpointError(
-                f"the model gives no numbers for line {pair.line:,}, {pair.src[:80]!r}: "
+                f"the model returns NaN for line {pair.line:,}, {pair.src[:80]!r}: "
                 "try --precision fp32; if that does not help, its weights are damaged"
             )
         pieces = tuple(self.tokenizer.pieces([*target, EOS_ID]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -74,32 +74,40 @@ def longest_translation(n_src_tokens: int, decode: DecodeConfig, n_positions: in
     return min(longest, n_positions or longest)
 
 
-@torch.inference_mode()
-def search(
-    model: Transformer,
-    sentences: Sequence[Sequence[int]],
-    decode: DecodeConfig,
-    *,
-    n_best: int = 1,
-    prefixes: Sequence[Sequence[int]] | None = None,
-    banned_ids: Sequence[int] = (),
-) -> list[list[SearchResult]]:
-    """The n_best translations of each sentence, best first; fewer, or none, where the model gives no numbers.
+@dataclass(frozen=True)
+class SearchRequest:
+    """A batch of sentences, and how their translations are searched for."""
 
-    A search goes on until no open beam can overtake the n-th best finished hypothesis within LOOK_AHEAD tokens. At the
+    sentences: Sequence[Sequence[int]]  # source ids, each ending with EOS
+    decode: DecodeConfig  # how to search, or that n_best translations are drawn
+    n_best: int = 1  # translations of each sentence; at most beam_size unless they are drawn
+    prefixes: Sequence[Sequence[int]] | None = None  # ids that translations begin with, shorter than the longest length
+    banned_ids: Sequence[int] = ()  # never produced, except in prefixes
+
+    @property
+    def n_beams(self) -> int:
+        return self.n_best if self.decode.sample else self.decode.beam_size
+
+    def rows(self, rows: slice) -> SearchRequest:
+        """Return the request for some of the sentences."""
+        return replace(self, sentences=self.sentences[rows], prefixes=self.prefixes and self.prefixes[rows])
+
+    def limits(self, n_positions: int | None) -> list[int]:
+        """Return the longest translation of each sentence, in tokens, see `longest_translation`."""
+        return [longest_translation(len(sentence), self.decode, n_positions) for sentence in self.sentences]
+
+
+@torch.inference_mode()
+def search(model: Transformer, request: SearchRequest) -> list[list[SearchResult]]:
+    """Return the n_best translations of each sentence, best first; fewer, or none, where the model returns NaN.
+
+    A search ends when no open beam can overtake the n-th best finished hypothesis within LOOK_AHEAD tokens. At the
     longest length allowed every open beam has to end. What must not come is left out; its probability is not given to
     others.
-
-    Args:
-        sentences: source ids, each ending with EOS.
-        decode: how to search, or that n_best translations are drawn.
-        n_best: at most beam_size unless they are drawn.
-        prefixes: for each sentence the ids that its translations begin with, shorter than the longest length allowed.
-        banned_ids: never produced, but in prefixes.
     """
-    assert 1 <= n_best <= decode.beam_size or decode.sample
-    state = SearchState.begin(model, sentences, decode, n_best, prefixes, banned_ids)
-    results: list[list[SearchResult]] = [[] for _ in sentences]
+    assert 1 <= request.n_best <= request.n_beams
+    state = SearchState.begin(model, request)
+    results: list[list[SearchResult]] = [[] for _ in request.sentences]
     while True:
         state.step()
         left, done = state.beams.left_and_done()
@@ -120,22 +128,12 @@ class SearchState:
     beams: _Beams
 
     @classmethod
-    def begin(
-        cls,
-        model: Transformer,
-        sentences: Sequence[Sequence[int]],
-        decode: DecodeConfig,
-        n_best: int,
-        prefixes: Sequence[Sequence[int]] | None,
-        banned_ids: Sequence[int],
-        width_multiple: int = 1,
-    ) -> SearchState:
+    def begin(cls, model: Transformer, request: SearchRequest, width_multiple: int = 1) -> SearchState:
         """See `search`; sources are as wide as the next multiple of width_multiple."""
-        device = model.embedding.weight.device
-        sources = assemble_sources(sentences, model.dtype, width_multiple).to(device)
-        assert sources.width <= (model.positions.n_positions or sources.width), "a source is longer than the positions"
-        limits = [longest_translation(len(sentence), decode, model.positions.n_positions) for sentence in sentences]
-        beams = _Beams.begin(sentences, limits, decode, n_best, prefixes, banned_ids, device)
+        device, n_positions = model.embedding.weight.device, model.positions.n_positions
+        sources = assemble_sources(request.sentences, model.dtype, width_multiple).to(device)
+        assert sources.width <= (n_positions or sources.width), "a source is longer than the positions"
+        beams = _Beams.begin(request, request.limits(n_positions), device)
         return cls(model, model.begin_decoding(sources, beams.n_beams), beams)
 
     def step(self) -> None:
@@ -193,18 +191,9 @@ class _Beams:
     is_static: bool = False  # the host's knowledge stays out of what the device does, so that a step can be captured
 
     @classmethod
-    def begin(
-        cls,
-        sentences: Sequence[Sequence[int]],
-        limits: Sequence[int],
-        decode: DecodeConfig,
-        n_best: int,
-        prefixes: Sequence[Sequence[int]] | None,
-        banned_ids: Sequence[int],
-        device: torch.device,
-    ) -> _Beams:
-        n_beams = n_best if decode.sample else decode.beam_size
-        prefixes = prefixes or [()] * len(sentences)
+    def begin(cls, request: SearchRequest, limits: Sequence[int], device: torch.device) -> _Beams:
+        sentences, decode, n_beams = request.sentences, request.decode, request.n_beams
+        prefixes = request.prefixes or [()] * len(sentences)
         assert all(len(prefix) < limit for prefix, limit in zip(prefixes, limits, strict=True))
         longest_prefix = max(len(prefix) for prefix in prefixes)
         padded = [[*prefix, *[FREE] * (longest_prefix - len(prefix))] for prefix in prefixes]
@@ -213,10 +202,10 @@ class _Beams:
         if not decode.sample:  # all beams are the same one
             open_log_probs[:, 1:] = NEVER
         ids = torch.zeros((*never.shape, 0), dtype=torch.int64, device=device)
-        banned = {PAD_ID, UNK_ID, BOS_ID, *banned_ids}
+        banned = {PAD_ID, UNK_ID, BOS_ID, *request.banned_ids}
         return cls(
             decode=decode,
-            n_best=n_best,
+            n_best=request.n_best,
             shortest_prefix=min(len(prefix) for prefix in prefixes),
             shortest_limit=min(limits),
             longest_limit=max(limits),
@@ -304,7 +293,7 @@ class _Beams:
             totals = torch.where(is_free, totals, functional.pad(only_totals, missing, value=NEVER))
             tokens = torch.where(is_free, tokens, only[:, None])
             parents = torch.where(is_free, parents, functional.pad(beams, missing))
-        # Where the model gives no numbers there are no candidates.
+        # Where the model returns NaN there are no candidates.
         return totals.nan_to_num_(NEVER, neginf=NEVER), tokens, parents
 
     def _forbid(self, logits: Tensor, maxima: Tensor) -> None:

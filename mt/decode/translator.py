@@ -6,10 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
@@ -19,7 +17,7 @@ from mt.config import MAX_BEAM_SIZE, DecodeConfig
 from mt.decode.graphs import Graphs
 from mt.decode.oddities import fewest_tokens, is_in_a_loop, is_too_long, repeated_tokens
 from mt.decode.parallel import Forks, side_by_side
-from mt.decode.search import SearchResult, length_sorted_batches, longest_translation, search
+from mt.decode.search import SearchRequest, SearchResult, length_sorted_batches, longest_translation, search
 from mt.decode.splitting import Part, joined, split_text
 from mt.decode.words import word_alignment
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
@@ -91,13 +89,6 @@ class PrefixError(DataError):
         self.line = line  # of those given, from 0
 
 
-class Batch(NamedTuple):
-    """Sentences that are searched for together."""
-
-    sentences: Sequence[Sequence[int]]  # source ids, each ending with EOS
-    prefixes: Sequence[Sequence[int]] | None = None  # for each sentence the ids that its translations begin with
-
-
 class Backend(ABC):
     """What finds translations of sentences: our own search, or another program's."""
 
@@ -105,26 +96,12 @@ class Backend(ABC):
     n_positions: int | None = None  # tokens of the longest translation that the model can write; None: any number
 
     @abstractmethod
-    def search(
-        self,
-        sentences: Sequence[Sequence[int]],
-        decode: DecodeConfig,
-        *,
-        n_best: int,
-        prefixes: Sequence[Sequence[int]] | None,
-        banned_ids: Sequence[int],
-    ) -> list[list[SearchResult]]:
-        """Of one batch; see `mt.decode.search.search`."""
+    def search(self, request: SearchRequest) -> list[list[SearchResult]]:
+        """Return the translations of one batch; see `mt.decode.search.search`."""
 
-    def search_batches(
-        self, batches: Sequence[Batch], decode: DecodeConfig, *, n_best: int, banned_ids: Sequence[int]
-    ) -> Generator[list[list[SearchResult]], None, None]:
-        """Of each batch, in order; closing it ends the work."""
-
-        def search_batch(batch: Batch) -> list[list[SearchResult]]:
-            return self.search(batch.sentences, decode, n_best=n_best, prefixes=batch.prefixes, banned_ids=banned_ids)
-
-        return side_by_side(search_batch, batches, self.n_parallel)
+    def search_batches(self, requests: Sequence[SearchRequest]) -> Generator[list[list[SearchResult]], None, None]:
+        """Yield the translations of each batch, in order; closing the generator ends the work."""
+        return side_by_side(self.search, requests, self.n_parallel)
 
 
 class OwnBackend(Backend):
@@ -147,61 +124,40 @@ class OwnBackend(Backend):
             self._processes = Forks(n_processes)
             _known[id(self)] = self
 
-    def search(
-        self,
-        sentences: Sequence[Sequence[int]],
-        decode: DecodeConfig,
-        *,
-        n_best: int,
-        prefixes: Sequence[Sequence[int]] | None,
-        banned_ids: Sequence[int],
-    ) -> list[list[SearchResult]]:
-        find = partial(search, self.model) if self._graphs is None else self._graphs.search
-        n, device = len(sentences), self.model.embedding.weight.device
+    def search(self, request: SearchRequest) -> list[list[SearchResult]]:
+        n, device = len(request.sentences), self.model.embedding.weight.device
         try:
-            return find(sentences, decode, n_best=n_best, prefixes=prefixes, banned_ids=banned_ids)
+            return search(self.model, request) if self._graphs is None else self._graphs.search(request)
         except torch.OutOfMemoryError:
             if n == 1:
                 raise MTError(
-                    f"out of memory on {device} with one sentence of {len(sentences[0]):,} tokens: lower the beam "
-                    "size, or use the CPU"
+                    f"out of memory on {device} with one sentence of {len(request.sentences[0]):,} tokens: lower the "
+                    "beam size, or use the CPU"
                 ) from None
         # Out of the handler, whose traceback holds the tensors of the search.
         if self._graphs is not None:
             self._graphs.forget()
         torch.cuda.empty_cache()
         note(f"out of memory on {device}: batches are searched in halves; lower decode.batch_tokens to avoid that")
-        halves = [
-            self.search(
-                sentences[half], decode, n_best=n_best, prefixes=prefixes and prefixes[half], banned_ids=banned_ids
-            )
-            for half in (slice(n // 2), slice(n // 2, n))
-        ]
-        return halves[0] + halves[1]
+        return self.search(request.rows(slice(n // 2))) + self.search(request.rows(slice(n // 2, n)))
 
     @property
     def why_no_graphs(self) -> str | None:
         """What keeps steps from being captured as CUDA graphs; None where nothing does."""
         return "no CUDA device" if self._graphs is None else self._graphs.why_not
 
-    def search_batches(
-        self, batches: Sequence[Batch], decode: DecodeConfig, *, n_best: int, banned_ids: Sequence[int]
-    ) -> Generator[list[list[SearchResult]], None, None]:
-        if self._processes.n == 1 or len(batches) == 1:
-            return super().search_batches(batches, decode, n_best=n_best, banned_ids=banned_ids)
-        same = [(id(self), decode, n_best, tuple(banned_ids))] * len(batches)
-        return self._processes.map(_search_in_process, same, batches)
+    def search_batches(self, requests: Sequence[SearchRequest]) -> Generator[list[list[SearchResult]], None, None]:
+        if self._processes.n == 1 or len(requests) == 1:
+            return super().search_batches(requests)
+        return self._processes.map(_search_in_process, [id(self)] * len(requests), requests)
 
 
 # A forked process finds the backend here: only ids and settings go through its pipe.
 _known: WeakValueDictionary[int, OwnBackend] = WeakValueDictionary()
 
 
-def _search_in_process(by: tuple[int, DecodeConfig, int, Sequence[int]], batch: Batch) -> list[list[SearchResult]]:
-    backend, decode, n_best, banned_ids = by
-    return _known[backend].search(
-        batch.sentences, decode, n_best=n_best, prefixes=batch.prefixes, banned_ids=banned_ids
-    )
+def _search_in_process(backend: int, request: SearchRequest) -> list[list[SearchResult]]:
+    return _known[backend].search(request)
 
 
 class Translator:
@@ -403,21 +359,23 @@ class Translator:
         requires_all: bool = True,
     ) -> list[_Found]:
         found: list[_Found] = [_Found([]) for _ in sentences]
-        banned = sorted(self.tokenizer.line_breaking_ids)
+        banned = tuple(sorted(self.tokenizer.line_breaking_ids))
         has_prefixes = any(sentence.prefix for sentence in sentences)
         lengths = [len(sentence.ids) for sentence in sentences]
         n_tokens_done = 0
         n_beams = n_best if decode.sample else decode.beam_size
         batches = length_sorted_batches(lengths, decode.batch_tokens, n_beams, decode.batch_sentences)
-        searched = self.backend.search_batches(
-            [
-                Batch([sentences[i].ids for i in which], [sentences[i].prefix for i in which] if has_prefixes else None)
-                for which in batches
-            ],
-            decode,
-            n_best=n_best,
-            banned_ids=banned,
-        )
+        requests = [
+            SearchRequest(
+                [sentences[i].ids for i in which],
+                decode,
+                n_best=n_best,
+                prefixes=[sentences[i].prefix for i in which] if has_prefixes else None,
+                banned_ids=banned,
+            )
+            for which in batches
+        ]
+        searched = self.backend.search_batches(requests)
         with closing(searched):  # so that nothing goes on behind an error or a signal
             for batch, results in zip(batches, searched, strict=True):
                 for i, hypotheses in zip(batch, results, strict=True):
@@ -435,7 +393,7 @@ class Translator:
                 "of them may come twice: lower decode.min_length or raise decode.no_repeat_ngram_size"
             )
         return CheckpointError(
-            f"the model gives no numbers for {self.tokenizer.decode(sentence.ids)[:80]!r}: try --precision fp32; if "
+            f"the model returns NaN for {self.tokenizer.decode(sentence.ids)[:80]!r}: try --precision fp32; if "
             "that does not help, its weights are damaged"
         )
 

@@ -38,10 +38,10 @@ from mt.configfile import as_yaml, dump_config, load_config
 from mt.decode.lines import lines_of_text
 from mt.decode.search import (
     LONGER_THAN_SOURCE,
+    SearchRequest,
     SearchResult,
     length_penalty,
     length_sorted_batches,
-    longest_translation,
     search,
 )
 from mt.decode.translator import Backend, Translator
@@ -382,7 +382,9 @@ def _written_and_compared(
     model, tokenizer = folder.load_model(torch.float32, torch.device("cpu")), folder.load_tokenizer()
     room = max(folder.config.data.max_tokens - 1, 1)
     sources = [[*ids[:room], EOS_ID] for ids in tokenizer.encode_batch(lines)]
-    ours = [found[0] for found in _in_batches(sources, partial(_search_with_ours, model, tokenizer))]
+    ours = _best_of_each(sources, tokenizer, partial(search, model))
+    if any(result.score == -math.inf for result in ours):
+        raise CheckpointError("the model returns NaN for some lines: its weights are damaged")
     write, longest = partial(_write_model, model, tokenizer, folder.config), n_positions(folder.config)
     with tempfile.TemporaryDirectory(dir=building) as float32:
         write(Path(float32), "float32")
@@ -417,11 +419,7 @@ def _compared(
 ) -> Comparison:
     longest = min(max(len(ids) for ids in sources) + LONGER_THAN_SOURCE, longest)
     backend = CTranslate2Backend(folder, tokenizer, n_positions=longest, quantization=quantization)
-    banned = sorted(tokenizer.line_breaking_ids)
-
-    search_with_theirs = partial(backend.search, decode=COMPARED_DECODE, banned_ids=banned)
-    found = _in_batches(sources, search_with_theirs)
-    theirs = [results[0] if results else SearchResult((), -math.inf, -math.inf) for results in found]
+    theirs = _best_of_each(sources, tokenizer, backend.search)
     # By the one scorer, so that it does not matter that CTranslate2's search gives others the probability of what is
     # never produced.
     of_theirs, of_ours = (
@@ -452,21 +450,17 @@ def _compared(
     )
 
 
-def _search_with_ours(model: Transformer, tokenizer: Tokenizer, batch: list[list[int]]) -> list[list[SearchResult]]:
-    found = search(model, batch, COMPARED_DECODE, banned_ids=sorted(tokenizer.line_breaking_ids))
-    if not all(found):
-        raise CheckpointError("the model gives no numbers for some lines: its weights are damaged")
-    return found
-
-
-def _in_batches(
-    sources: list[list[int]], search: Callable[[list[list[int]]], list[list[SearchResult]]]
-) -> list[list[SearchResult]]:
-    results: list[list[SearchResult]] = [[] for _ in sources]
+def _best_of_each(
+    sources: list[list[int]], tokenizer: Tokenizer, search: Callable[[SearchRequest], list[list[SearchResult]]]
+) -> list[SearchResult]:
+    """Return the best translation of each sentence; an empty one of probability 0 where there is none."""
+    banned = sorted(tokenizer.line_breaking_ids)
+    best = [SearchResult((), -math.inf, -math.inf)] * len(sources)
     for batch in length_sorted_batches([len(ids) for ids in sources], 1_024, COMPARED_DECODE.beam_size):
-        for i, found in zip(batch, search([sources[i] for i in batch]), strict=True):
-            results[i] = found
-    return results
+        request = SearchRequest([sources[i] for i in batch], COMPARED_DECODE, banned_ids=banned)
+        for i, results in zip(batch, search(request), strict=True):
+            best[i] = results[0] if results else best[i]
+    return best
 
 
 def format_export(result: Export) -> str:
@@ -599,24 +593,17 @@ class CTranslate2Backend(Backend):
         except (RuntimeError, ValueError) as error:
             raise MTError(f"{folder.path}: CTranslate2 cannot load it: {error}") from error
 
-    def search(
-        self,
-        sentences: Sequence[Sequence[int]],
-        decode: DecodeConfig,
-        *,
-        n_best: int = 1,
-        prefixes: Sequence[Sequence[int]] | None = None,
-        banned_ids: Sequence[int] = (),
-    ) -> list[list[SearchResult]]:
-        """The n_best translations of each sentence, best first, as one batch; see `mt.decode.search.search`.
+    def search(self, request: SearchRequest) -> list[list[SearchResult]]:
+        """Return the n_best translations of each sentence, best first; see `mt.decode.search.search`.
 
         Raises:
             ConfigError: CTranslate2 cannot express a setting.
         """
-        self.refuse_inexpressible(decode, n_best)
+        sentences, decode, prefixes = request.sentences, request.decode, request.prefixes
+        self.refuse_inexpressible(decode, request.n_best)
         assert all(len(sentence) <= self.n_positions for sentence in sentences)
-        limits = [longest_translation(len(sentence), decode, self.n_positions) for sentence in sentences]
-        options = self._options(decode, n_best, banned_ids)
+        limits = request.limits(self.n_positions)
+        options = self._options(request)
         results: list[list[SearchResult]] = [[] for _ in sentences]
 
         def translate(rows: Sequence[int], limit: int) -> None:
@@ -678,8 +665,9 @@ class CTranslate2Backend(Backend):
         )
         return [list(result.log_probs) for result in scored]
 
-    def _options(self, decode: DecodeConfig, n_best: int, banned_ids: Sequence[int]) -> dict[str, Any]:
-        """What `translate_batch` takes besides text and longest length."""
+    def _options(self, request: SearchRequest) -> dict[str, Any]:
+        """Return what `translate_batch` takes besides text and longest length."""
+        decode = request.decode
         drawing = {
             "beam_size": 1,
             "sampling_topk": decode.top_k or 0,
@@ -688,14 +676,14 @@ class CTranslate2Backend(Backend):
         }
         return {
             **(drawing if decode.sample else {"beam_size": decode.beam_size}),
-            "num_hypotheses": n_best,
+            "num_hypotheses": request.n_best,
             "length_penalty": _exponent(decode),
             "min_decoding_length": decode.min_length,
             "no_repeat_ngram_size": decode.no_repeat_ngram_size,
             "max_input_length": 0,
             "return_scores": True,
             "return_end_token": True,  # so that the length penalty counts it, as ours does
-            "suppress_sequences": [[self._pieces[i]] for i in sorted({PAD_ID, UNK_ID, BOS_ID, *banned_ids})],
+            "suppress_sequences": [[self._pieces[i]] for i in sorted({PAD_ID, UNK_ID, BOS_ID, *request.banned_ids})],
         }
 
     def _results(self, sentence: Sequence[int], found: Any, limit: int, decode: DecodeConfig) -> list[SearchResult]:

@@ -9,7 +9,7 @@ import torch
 
 from mt.config import DecodeConfig, ModelConfig
 from mt.decode.graphs import LOOK_EVERY, Graphs
-from mt.decode.search import SearchState
+from mt.decode.search import SearchRequest, SearchState
 from mt.decode.translator import OwnBackend
 from mt.model import Transformer
 from tests.null_gpu.device import NullGPU, note
@@ -39,7 +39,7 @@ def test_steps_are_captured_once_for_each_shape_and_then_replayed(
     found = []
     for _ in range(3):
         with NullGPU().counting() as counted:
-            results = search.search(SENTENCES, decode, n_best=n_best)
+            results = search.search(SearchRequest(SENTENCES, decode, n_best=n_best))
         assert [len(one) for one in results] == [n_best] * len(SENTENCES)
         found.append(counted)
     assert search.why_not is None
@@ -67,7 +67,7 @@ def test_steps_of_variants_are_captured(variant: dict[str, Any]) -> None:
     found = []
     for _ in range(2):
         with NullGPU().counting() as counted:
-            search.search(SENTENCES, decode)
+            search.search(SearchRequest(SENTENCES, decode))
         found.append(counted)
     assert search.why_not is None
     assert [one["forbidden"] for one in found] == [0, 0]
@@ -92,7 +92,7 @@ def test_a_search_goes_on_without_graphs_when_a_capture_fails(
     else:
         monkeypatch.setenv("NULL_GPU_REFUSES_CAPTURE", "1")
     for _ in range(2):
-        results = search.search(SENTENCES, decode)
+        results = search.search(SearchRequest(SENTENCES, decode))
         assert all(results)
     assert search.why_not is not None
     assert capsys.readouterr().err.count("warning: decoding without CUDA graphs, which is slower") == 1
@@ -107,6 +107,11 @@ def test_a_search_that_runs_out_of_memory_is_made_in_halves(
     backend = OwnBackend(graphs().model)
     device_bytes = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 200 * 2**20) / device_bytes)
-    results = backend.search(SENTENCES * 20, DecodeConfig(max_length=LONGEST), n_best=1, prefixes=None, banned_ids=())
+    results = backend.search(
+        SearchRequest(
+            SENTENCES * 20,
+            DecodeConfig(max_length=LONGEST),
+        )
+    )
     assert [len(one) for one in results] == [1] * 20 * len(SENTENCES)
     assert capsys.readouterr().err.count("note: out of memory on cuda:0: batches are searched in halves") == 1
