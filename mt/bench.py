@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from mt.checkpoint import ModelFolder, find_model_folder
+from mt.checkpoint import ModelFolder
 from mt.config import DecodeConfig, RunConfig
 from mt.data.packing import PlanState
 from mt.decode.lines import lines_of_text
 from mt.decode.translator import Translator
 from mt.errors import ConfigError
 from mt.pipeline import prepare
+from mt.run_folder import open_model
 from mt.runtime import (
     data_sheet_flops,
     hardware,
@@ -360,7 +361,7 @@ def bench_decoding(
     Raises:
         MTError: model, text or settings need the user's attention.
     """
-    folder = ModelFolder.open(find_model_folder(model_path))
+    folder = open_model(model_path)
     description, lines = _own_lines(folder) if input_path is None else (str(input_path), lines_of_text(input_path))
     started_at = time.perf_counter()
     translator = Translator.load(folder.path, device, precision, n_processes=None)

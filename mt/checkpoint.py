@@ -1,4 +1,4 @@
-"""Model folders and checkpoints: written whole, read with care, kept as long as they are needed, averaged.
+"""Model folders and checkpoints: written whole, read with care, averaged.
 
 A model folder stands alone: `model.safetensors`, `config.yaml`, `tokenizer.model`, `manifest.json`. A checkpoint is a
 model folder with `training.pt` beside the weights. Neither can run code when it is opened. The manifest holds the
@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -39,9 +38,6 @@ WEIGHTS, CONFIG, TOKENIZER, MANIFEST, TRAINING = (
     "manifest.json",
     "training.pt",
 )
-BEST = "best.json"
-RECORD = "run.json"  # in a run folder
-MADE_AT = "made_at_step"  # key of a run's model: how far training had come
 EXPORTED = "model.bin"  # what CTranslate2 has in place of the weights
 CHECKSUMS = "sha256"  # key of the manifest: file name → 64 hexadecimal digits
 
@@ -346,165 +342,6 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def checkpoint_path(run_dir: Path, step: int) -> Path:
-    """Where the checkpoint of an update lies."""
-    return run_dir / "checkpoints" / f"step-{step:08d}"
-
-
-def checkpoint_step(folder: Path) -> int:
-    """The update after which a checkpoint was written."""
-    return int(folder.name.removeprefix("step-"))
-
-
-def checkpoints(run_dir: Path) -> list[Path]:
-    """All checkpoints of a run, oldest first."""
-    folder = run_dir / "checkpoints"
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if re.fullmatch(r"step-\d{8,}", path.name))
-
-
-@dataclass(frozen=True)
-class Standing:
-    """How the validation score of an update compares with those of the checkpoints that there are."""
-
-    is_best: bool  # better than all of them
-    is_among_best: bool  # one of the best n, so its checkpoint is to be kept
-
-
-def enter_score(run_dir: Path, step: int, score: float, *, by: str, higher_is_better: bool, n_best: int) -> Standing:
-    """Enter a validation score into the ranking of checkpoints, before the checkpoint of that update is written.
-
-    `checkpoints/best.json` ranks the scores of all checkpoints that there are, and this one, best first; of equal ones
-    the earlier is better. One that has no checkpoint in the end, for a kill came between, does not count.
-
-    Args:
-        by: name of the score.
-        n_best: how many checkpoints are kept for their score.
-    Returns:
-        The standing. A score that is not finite is not entered: it has neither.
-    """
-    if not math.isfinite(score):
-        return Standing(is_best=False, is_among_best=False)
-    others = [(s, value) for s, value in _scores(run_dir) if s != step and checkpoint_path(run_dir, s).is_dir()]
-    sign = -1 if higher_is_better else 1
-    ranking = sorted([*others, (step, score)], key=lambda entry: (sign * entry[1], entry[0]))
-    path = run_dir / "checkpoints" / BEST
-    path.parent.mkdir(parents=True, exist_ok=True)
-    entries = [{"step": s, "score": value} for s, value in ranking]
-    write_json(path, {"by": by, "higher_is_better": higher_is_better, "ranking": entries})
-    rank = ranking.index((step, score))
-    return Standing(is_best=rank == 0, is_among_best=rank < n_best)
-
-
-def _scores(run_dir: Path) -> list[tuple[int, float]]:
-    """Step and score, best first."""
-    try:
-        ranking = json.loads((run_dir / "checkpoints" / BEST).read_text(encoding="utf-8"))["ranking"]
-        return [(int(entry["step"]), float(entry["score"])) for entry in ranking]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-
-
-def best_checkpoints(run_dir: Path, n: int) -> list[Path]:
-    """The n checkpoints with the best validation scores, or as many as there are; best first."""
-    folders = [checkpoint_path(run_dir, step) for step, _ in _scores(run_dir)]
-    return [folder for folder in folders if folder.is_dir()][:n]
-
-
-def best_checkpoint(run_dir: Path) -> Path | None:
-    """The checkpoint with the best validation score so far, None before the first validation."""
-    return next(iter(best_checkpoints(run_dir, 1)), None)
-
-
-def last_due(run_dir: Path, n: int, every: int) -> list[Path]:
-    """The last n checkpoints that were due (0: all), oldest first: those of every so many updates, and the last one.
-
-    A checkpoint between them was written because it was the best at its time.
-    """
-    folders = checkpoints(run_dir)
-    return [folder for folder in folders if checkpoint_step(folder) % every == 0 or folder == folders[-1]][-n:]
-
-
-def prune_checkpoints(run_dir: Path, due_every: int, *, keep_last: int, keep_best: int, keep_every: int | None) -> None:
-    """Remove the checkpoints that are not to be kept.
-
-    Args:
-        due_every: updates; see `last_due`.
-        keep_last: of those that were due.
-        keep_best: of those with a validation score.
-        keep_every: updates; all checkpoints of multiples of it are kept.
-    """
-    kept = {*last_due(run_dir, keep_last, due_every), *best_checkpoints(run_dir, keep_best)}
-    for folder in checkpoints(run_dir):
-        if folder not in kept and not (keep_every and checkpoint_step(folder) % keep_every == 0):
-            remove_checkpoint(folder)
-
-
-def remove_checkpoint(folder: Path) -> None:
-    """Remove a checkpoint; renamed first, for a folder half removed must not look like one."""
-    doomed = folder.with_name(f".{folder.name}.removed")
-    folder.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
-def set_aside(folder: Path) -> Path:
-    """Rename a checkpoint that cannot be read, so that it counts no more; its new place."""
-    aside = folder.with_name(f"{folder.name}.damaged")
-    shutil.rmtree(aside, ignore_errors=True)
-    return folder.rename(aside)
-
-
-def sweep(run_dir: Path) -> None:
-    """Remove what writes that were killed have left. Only whoever holds the run folder may do so."""
-    for folder in (run_dir, run_dir / "checkpoints"):
-        # Killed between the two renames that replace a folder: the old one is whole.
-        for replaced in folder.glob(".*.replaced"):
-            place = folder / replaced.name.removeprefix(".").removesuffix(".replaced")
-            if not place.exists():
-                replaced.rename(place)
-        for suffix in ("writing", "replaced", "removed"):
-            for leftover in folder.glob(f".*.{suffix}"):
-                if leftover.is_dir():
-                    shutil.rmtree(leftover, ignore_errors=True)
-                else:
-                    leftover.unlink(missing_ok=True)
-
-
-def find_model_folder(path: Path) -> Path:
-    """The model folder that `--model` means: a model folder, a checkpoint, or of a run its result or best so far.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such folder: give a run folder, a checkpoint or a model folder")
-    if path.is_file():
-        raise CheckpointError(f"{path}: is a file: give the folder that it lies in, {path.parent}")
-    if (path / "model").is_dir() and not _has_gone_on(path):
-        return path / "model"
-    if (path / "checkpoints").is_dir() or ((path / RECORD).is_file() and not (path / WEIGHTS).exists()):
-        best = best_checkpoint(path) or next(reversed(checkpoints(path)), None)
-        if best is None:
-            raise CheckpointError(f"{path}: this run has no checkpoint yet: wait for the first one")
-        return best
-    if inside := sorted(str(one) for one in path.iterdir() if (one / RECORD).is_file() or (one / WEIGHTS).is_file()):
-        choice = f"{', '.join(inside[:5])}{', …' if len(inside) > 5 else ''}"
-        if not (path / WEIGHTS).exists():
-            raise CheckpointError(f"{path}: is no model, but holds some: give one of {choice}")
-    return path
-
-
-def _has_gone_on(run_dir: Path) -> bool:
-    """Whether training has gone on since the run's model was made."""
-    try:
-        manifest = json.loads((run_dir / "model" / MANIFEST).read_text(encoding="utf-8"))
-        made_at = int(manifest[MADE_AT])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return any(checkpoint_step(folder) > made_at for folder in checkpoints(run_dir))
 
 
 def average_weights(folders: Sequence[Path]) -> dict[str, Tensor]:

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from mt.bench import Laps, random_corpus, step_in_parts
-from mt.checkpoint import checkpoint_step, checkpoints
 from mt.config import RunConfig, TrainConfig, parse_duration
 from mt.data.packing import PlanState
 from mt.errors import ConfigError, MTError
 from mt.model import Transformer
 from mt.pipeline import corpus_folder, initial_tokenizer
+from mt.run_folder import RunFolder, checkpoint_step
 from mt.runtime import Ranks, hardware, keep_large_blocks, memory_bytes, peak_memory_bytes
 from mt.text.corpus import ParallelIds, PreparedCorpus
 from mt.text.tokenizer import Tokenizer
@@ -71,7 +71,7 @@ def dry_run(config: RunConfig, run_dir: Path) -> str:
     keep_large_blocks()
     engine = Engine(config, data.train, data.vocab_size, source_sizes=data.source_sizes)
     cost = measure(engine)
-    n_done = max([0, *map(checkpoint_step, checkpoints(run_dir))])
+    n_done = max([0, *map(checkpoint_step, RunFolder(run_dir).checkpoints())])
     width = max(60, shutil.get_terminal_size((80, 24)).columns)
     sections = {
         "model": _model_lines(engine.model),
@@ -100,7 +100,7 @@ def _check_that_it_can_be_written(run_dir: Path) -> None:
 
 
 def _find_data(config: RunConfig, run_dir: Path) -> Data:
-    folder = corpus_folder(config, run_dir)
+    folder = corpus_folder(config, RunFolder(run_dir))
     if folder.is_dir():
         corpus = PreparedCorpus.open(folder)
         vocab_size = Tokenizer.load(corpus.tokenizer_path).vocab_size

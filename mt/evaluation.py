@@ -15,6 +15,7 @@ from mt.text.files import explained, open_bytes, require_text
 
 if TYPE_CHECKING:
     from mt.evaluate.runs import KnownModel
+    from mt.text.sources import SentencePair
 
 INPUT = "input"  # what a file of translations is called in a report
 _MANY_SYSTEMS = 5
@@ -58,20 +59,20 @@ def evaluate_model(
         DataError: the baseline is missing or of another test set.
         CheckpointError: there is no model.
     """
-    from mt.pipeline import names_of_test_sets, translate_test_sets
+    from mt.evaluate.runs import KnownModel
 
+    known = KnownModel.of(model)
+    names = known.test_names(tests)
     # What is wrong with the baseline shows before anything is translated.
-    names, known = names_of_test_sets(model, tests), _known(model)
-    ours = {} if question.baseline is None else {name: _references_of(known, name) for name in names}
+    ours = {} if question.baseline is None else {name: known.test_references(name) for name in names}
     paths = {} if question.baseline is None else _baseline_files(question.baseline, ours, model)
     baselines = {name: _read_lines(path) for name, path in paths.items()}
     for name, lines in baselines.items():
         _check_translates(paths[name], lines, name, len(ours[name] or lines))
-    _tell_of_translating(model, names, known)
-    translated = translate_test_sets(model, names, device, precision)
+    translated = _translated(known, known.test_pairs(names), device, precision)
     for name, lines in baselines.items():
         _check_translates(paths[name], lines, name, translated[name].n_lines)
-    if not question.has_analysis or known is None:
+    if not question.has_analysis:
         return findings(translated, baselines, str(model), question)
     found = findings(translated, baselines, str(model), question, known.count_words_of)
     return found | known.figures() | known.facts(device, precision)
@@ -95,26 +96,25 @@ def compare_models(
     """
     from mt.evaluate.comparison import SharedSet, System, comparison_facts
     from mt.evaluate.runs import KnownModel
-    from mt.pipeline import test_pairs
 
     models = [KnownModel.of(path) for path in paths]
-    names = _shared_names(paths, models, tests)
-    pairs = [test_pairs(model.folder, names) for model in models]
+    names = _shared_names(models, tests)
+    pairs = [model.test_pairs(names) for model in models]
     references = {name: [pair.tgt for pair in found] for name, found in pairs[0].items()}
     for path, found in zip(paths, pairs, strict=True):
         for name in names:
             if [pair.tgt for pair in found[name]] != references[name]:
                 raise _other_text(path, name, paths[0])
     translations: dict[Path, Mapping[str, Sequence[str]]] = {}
-    for path, model in zip(paths, models, strict=True):
+    for model, found in zip(models, pairs, strict=True):
         if model.folder.path not in translations:
-            translations[model.folder.path] = _translated_by(path, model, references, device, precision)
+            translations[model.folder.path] = _hypotheses_of(model, found, device, precision)
     tgt_lang = models[0].folder.config.tgt_lang
     _tell_of_comparing(len(paths))
     return comparison_facts(
         [
-            System(str(path), translations[model.folder.path], model.settings, model.figures(), model.training())
-            for path, model in zip(paths, models, strict=True)
+            System(str(model.path), translations[model.folder.path], model.settings, model.figures(), model.training())
+            for model in models
         ],
         {name: SharedSet(lines, tgt_lang) for name, lines in references.items()},
         question.metrics,
@@ -166,42 +166,39 @@ def _tell_of_comparing(n_systems: int) -> None:
         print(f"comparing {n_pairs:,} pairs of systems", file=sys.stderr, flush=True)
 
 
-def _tell_of_translating(path: Path, names: Sequence[str], known: KnownModel | None) -> None:
-    """It takes its time, and not every path says which model it means."""
-    which = "" if known is None else f" with {known.description}"
-    print(f"{path}: translating {', '.join(names)}{which}", file=sys.stderr, flush=True)
+def _translated(
+    model: KnownModel, sets: Mapping[str, Sequence[SentencePair]], device: str, precision: str
+) -> dict[str, TranslatedSet]:
+    # It takes its time, and not every path says which model it means.
+    print(f"{model.path}: translating {', '.join(sets)} with {model.description}", file=sys.stderr, flush=True)
+    return model.translate(sets, device, precision, n_processes=None)
 
 
-def _shared_names(paths: Sequence[Path], models: Sequence[KnownModel], tests: Sequence[str]) -> list[str]:
+def _shared_names(models: Sequence[KnownModel], tests: Sequence[str]) -> list[str]:
     known = [list(model.folder.config.data.test) for model in models]
-    for path, names in zip(paths, known, strict=True):
+    for model, names in zip(models, known, strict=True):
         for test in tests:
             if test not in names:
                 has = f"it has {', '.join(names)}" if names else "its config names none under data.test"
-                raise ConfigError(f"test: {path} has no test set {test}: {has}")
+                raise ConfigError(f"test: {model.path} has no test set {test}: {has}")
     if tests:
         return list(dict.fromkeys(tests))
     shared = [name for name in known[0] if all(name in names for names in known)]
     if not shared:
-        each = "; ".join(f"{path} has {', '.join(names) or 'none'}" for path, names in zip(paths, known, strict=True))
+        each = "; ".join(
+            f"{model.path} has {', '.join(names) or 'none'}" for model, names in zip(models, known, strict=True)
+        )
         raise ConfigError(f"compare: these models have no test set in common: {each}")
     return shared
 
 
-def _translated_by(
-    path: Path,
-    model: KnownModel,
-    references: Mapping[str, Sequence[str]],
-    device: str | None,
-    precision: str | None,
+def _hypotheses_of(
+    model: KnownModel, sets: Mapping[str, Sequence[SentencePair]], device: str | None, precision: str | None
 ) -> Mapping[str, Sequence[str]]:
-    kept = model.kept_translations({name: len(lines) for name, lines in references.items()})
+    kept = model.kept_translations({name: len(pairs) for name, pairs in sets.items()})
     if kept is not None and device is None and precision is None:
         return kept
-    from mt.pipeline import translate_test_sets
-
-    _tell_of_translating(path, list(references), model)
-    translated = translate_test_sets(path, list(references), device or "auto", precision or "auto")
+    translated = _translated(model, sets, device or "auto", precision or "auto")
     return {name: one.hypotheses for name, one in translated.items()}
 
 
@@ -277,7 +274,7 @@ def _baseline_files(baseline: Path, ours: Mapping[str, list[str] | None], model:
                 f"{baseline}: has no translations of {name}, it has {', '.join(translations)}: give another run, or "
                 "choose a test set with --test"
             )
-        theirs = _references_of(known, name)
+        theirs = None if known is None else known.test_references(name)
         if None not in (references, theirs) and references != theirs:
             raise _other_text(baseline, name, model)
     return {name: translations[name] for name in ours}
@@ -302,7 +299,7 @@ def _lines_of(path: Path, references: Sequence[str]) -> Path:
     if not path.is_dir():
         return path
     translations, known = _translations(path), _known(path)
-    texts = {name: _references_of(known, name) for name in translations}
+    texts = {name: None if known is None else known.test_references(name) for name in translations}
     for name, text in texts.items():
         if text == list(references):
             return translations[name]
@@ -328,23 +325,11 @@ def _known(path: Path) -> KnownModel | None:
         return None
 
 
-def _references_of(known: KnownModel | None, name: str) -> list[str] | None:
-    """Of a model's test set, or of its validation set, which is called valid; None where they are not known now."""
-    if known is None:
-        return None
-    if name == "valid":
-        return None if known.corpus is None else [pair.tgt for pair in known.corpus.valid_pairs]
-    from mt.pipeline import test_pairs
-
-    try:
-        return [pair.tgt for pair in test_pairs(known.folder, [name])[name]]
-    except (MTError, KeyError):
-        return None
-
-
 def _translations(run_dir: Path) -> dict[str, Path]:
     """A run's translations by the name of their set, the validation set last."""
-    paths = {path.stem: path for path in sorted((run_dir / "translations").glob("*.txt"))}
+    from mt.run_folder import RunFolder
+
+    paths = {path.stem: path for path in sorted(RunFolder(run_dir).translations.glob("*.txt"))}
     if not paths:
         raise DataError(
             f"{run_dir}: has no translations, as a finished run does: let it finish, give a file of translations, or "

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from mt.checkpoint import (
-    MADE_AT,
-    RECORD,
     ModelFolder,
     average_weights,
-    best_checkpoint,
-    checkpoint_step,
-    checkpoints,
     file_checksum,
-    find_model_folder,
-    last_due,
     save_model_folder,
-    sweep,
     write_json,
     write_text,
 )
 from mt.config import RunConfig
 from mt.configfile import as_yaml, config_differences, dump_config, load_config
 from mt.decode.lines import whole_file
-from mt.decode.translator import Translator
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.evaluate.findings import Question, findings, warning_lines
 from mt.evaluate.report import (
@@ -41,19 +31,18 @@ from mt.evaluate.report import (
     evaluation_facts,
     write_report,
 )
-from mt.evaluate.runs import TRANSLATIONS, KnownModel, basis_of, json_object
+from mt.evaluate.runs import KnownModel, basis_of, json_object
 from mt.evaluate.scores import TranslatedSet, report_text, scored_test_set
+from mt.run_folder import MADE_AT, RunFolder, checkpoint_step, open_model
 from mt.runtime import Ranks, choose_device, hardware, joined, source_commit, versions
-from mt.text.corpus import PreparedCorpus, with_tag
+from mt.text.corpus import PreparedCorpus
 from mt.text.prepare import corpus_fingerprint, prepare_corpus
-from mt.text.sources import SentencePair, read_pairs
 from mt.train.engine import check_memory, choose_execution
 from mt.train.loop import train
 from mt.train.progress import Progress
 from mt.units import format_count, format_duration
 
 AVERAGE_TOLERANCE = 1.0  # BLEU on the validation set by which an average may be worse than the best checkpoint
-CONFIG = "config.yaml"
 
 # A run that has begun may change these; anything else would make it another run.
 CHANGEABLE = (
@@ -93,32 +82,33 @@ def train_run(config: RunConfig, run_dir: Path) -> None:
     device = choose_execution(config.train, config.model, ranks).device  # before hours are spent on the data
     if config.tokenizer.model is None and config.train.init_from is None:  # else the vocabulary is not known yet
         check_memory(config, config.tokenizer.vocab_size, device)
+    run = RunFolder(run_dir)
     with ExitStack() as held:
 
         def begin() -> str:
-            held.enter_context(_only_run_in(run_dir))
-            return _begin_run(config, run_dir)
+            held.enter_context(_only_run_in(run))
+            return _begin_run(config, run)
 
         with joined(ranks, begin) as folder:
             corpus = _shared_corpus(Path(folder), ranks)
             progress = train(config, corpus, run_dir, ranks)
         if not ranks.is_first:
             return
-        model_dir = _finish_model(config, run_dir)
-        report = _evaluate_run(config, corpus, run_dir, model_dir, progress)
+        _finish_model(config, run)
+        report = _evaluate_run(config, corpus, run, progress)
     print(format_report(report))
     for line in warning_lines(report):
         print(f"warning: {line}", file=sys.stderr, flush=True)
     print(f"the report, with curves and sentences: {run_dir / HTML_NAME}", file=sys.stderr, flush=True)
 
 
-def _begin_run(config: RunConfig, run_dir: Path) -> str:
-    """What rank 0 does before the others may begin; the folder of the prepared corpus."""
-    sweep(run_dir)
-    prepared = corpus_folder(config, run_dir)
-    has_begun = (run_dir / RECORD).exists()
+def _begin_run(config: RunConfig, run: RunFolder) -> str:
+    """Do what rank 0 does before the others may begin; return the folder of the prepared corpus."""
+    run.remove_leftovers()
+    prepared = corpus_folder(config, run)
+    has_begun = run.record.exists()
     corpus = PreparedCorpus.open(prepared) if has_begun and prepared.is_dir() else prepare(config)
-    _record_start(config, corpus, run_dir)
+    _record_start(config, corpus, run)
     return str(corpus.folder)
 
 
@@ -140,106 +130,48 @@ def initial_tokenizer(config: RunConfig) -> Path | None:
     """The tokenizer of the model that training starts from, if there is one."""
     if config.train.init_from is None:
         return None
-    folder = ModelFolder.open(find_model_folder(Path(config.train.init_from)))
+    folder = open_model(config.train.init_from)
     folder.load_tokenizer()  # finds out whether it is the model's
     return folder.tokenizer_path
 
 
 def average_run(run_dir: Path, last: int) -> Path:
-    """Average the last checkpoints of a run into a model folder of their own, `averages/last-N`; that folder.
+    """Average the last checkpoints of a run into the model folder `averages/last-N`, and return that folder.
 
     Raises:
         CheckpointError: no run, no checkpoints, or fewer than asked for.
     """
-    if not checkpoints(run_dir):
+    run = RunFolder(run_dir)
+    if not run.checkpoints():
         raise CheckpointError(f"{run_dir}: has no checkpoints: give the folder of a run that has begun")
-    every = ModelFolder.open(checkpoints(run_dir)[-1]).config.train.checkpoint_every
-    folders = last_due(run_dir, 0, every)
+    config = ModelFolder.open(run.checkpoints()[-1]).config
+    folders = run.scheduled_checkpoints(config.train.checkpoint_every)
     if not 1 <= last <= len(folders):
         raise CheckpointError(
             f"{run_dir}: has {len(folders)} checkpoints to average, so --last takes 1 to {len(folders)}, got {last}"
         )
-    with _only_run_in(run_dir):
-        config = ModelFolder.open(folders[-1]).config
-        return _write_average(config, run_dir, run_dir / "averages" / f"last-{last}", folders[-last:])
+    with _only_run_in(run):
+        return _write_average(config, run, run.average(last), folders[-last:])
 
 
-def names_of_test_sets(model_path: Path, tests: Sequence[str] = ()) -> list[str]:
-    """The names of a model's test sets, or those that are asked for.
-
-    Raises:
-        ConfigError: the model has no test set, or none of such a name.
-    """
-    known = ModelFolder.open(find_model_folder(model_path)).config.data.test
-    for test in tests:
-        if test not in known:
-            names = f"it has {', '.join(known)}" if known else "its config names none under data.test"
-            raise ConfigError(f"--test {test}: {model_path} has no test set of that name: {names}")
-    if not known:
-        raise ConfigError(
-            f"{model_path}: its config names no test set under data.test: score files with --hyp and --ref"
-        )
-    return list(dict.fromkeys(tests)) or list(known)
-
-
-def translate_test_sets(
-    model_path: Path, names: list[str], device: str = "auto", precision: str = "auto"
-) -> dict[str, TranslatedSet]:
-    """A model's translations of some of its test sets."""
-    folder = ModelFolder.open(find_model_folder(model_path))
-    sets = test_pairs(folder, names)
-    translator = Translator.load(model_path, device, precision, n_processes=None)
-    config = folder.config
-    return {
-        name: _translated_set(
-            pairs, config.data.test[name].tag, translator.translate([pair.src for pair in pairs]), config.tgt_lang
-        )
-        for name, pairs in sets.items()
-    }
-
-
-def _translated_set(
-    pairs: Sequence[SentencePair], tag: str | None, hypotheses: Sequence[str], tgt_lang: str
-) -> TranslatedSet:
-    """What is judged; the tag of a source is for the model alone."""
-    prefix = "" if tag is None else f"{tag} "
-    return TranslatedSet(
-        [pair.src.removeprefix(prefix) for pair in pairs], hypotheses, [[pair.tgt for pair in pairs]], tgt_lang
-    )
-
-
-def test_pairs(folder: ModelFolder, names: list[str]) -> dict[str, list[SentencePair]]:
-    """Test sets from the corpus that the model was trained on if it stands, or else as the config names them."""
-    config = folder.config
-    prepared = Path(config.data.prepared_dir) / str(folder.manifest.get("corpus_fingerprint"))
-    if prepared.is_dir():
-        corpus = PreparedCorpus.open(prepared)
-        return {name: corpus.test_pairs[name] for name in names}
-    sources = {name: config.data.test[name] for name in names}
-    return {
-        name: with_tag(read_pairs(source, config.src_lang, config.tgt_lang, "test"), source.tag)
-        for name, source in sources.items()
-    }
-
-
-def corpus_folder(config: RunConfig, run_dir: Path) -> Path:
-    """The folder of the prepared corpus that the run began with, or of that of a new run; it may not be there yet.
+def corpus_folder(config: RunConfig, run: RunFolder) -> Path:
+    """Return the prepared corpus that the run began with, or that of a new run; it may not be there yet.
 
     Raises:
         ConfigError: the config contradicts the run that has begun.
         DataError: text is missing, or text and prepared corpus are not those that the run began with.
     """
-    record = _read_record(run_dir)
+    record = run.read_record()
     prepared_dir = Path(config.data.prepared_dir)
     if record is None:
         return prepared_dir / corpus_fingerprint(config, initial_tokenizer(config))
-    _check_changes(config, run_dir)
+    _check_changes(config, run)
     prepared: Path = prepared_dir / record["corpus_fingerprint"]
     if prepared.is_dir():
         _tell_of_changed_text(config, prepared)
     elif corpus_fingerprint(config, initial_tokenizer(config)) != prepared.name:
         raise DataError(
-            f"{run_dir}: its prepared corpus ({prepared}) is gone, and the text it was made from has changed: "
+            f"{run.path}: its prepared corpus ({prepared}) is gone, and the text it was made from has changed: "
             "put either back, or start over with another --run-dir"
         )
     return prepared
@@ -258,25 +190,13 @@ def _tell_of_changed_text(config: RunConfig, prepared: Path) -> None:
         )
 
 
-def _read_record(run_dir: Path) -> dict[str, Any] | None:
-    try:
-        record: dict[str, Any] = json.loads((run_dir / RECORD).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
+def _check_changes(config: RunConfig, run: RunFolder) -> None:
+    if not run.config.is_file():
         raise CheckpointError(
-            f"{run_dir / RECORD}: is damaged ({error}): put it back, or start over with another --run-dir"
-        ) from error
-    return record
-
-
-def _check_changes(config: RunConfig, run_dir: Path) -> None:
-    if not (run_dir / CONFIG).is_file():
-        raise CheckpointError(
-            f"{run_dir / CONFIG}: is missing, so what this run began with is not known: put it back (each checkpoint "
+            f"{run.config}: is missing, so what this run began with is not known: put it back (each checkpoint "
             "holds a copy), or start over with another --run-dir"
         )
-    began_with = load_config(str(run_dir / CONFIG))
+    began_with = load_config(str(run.config))
     changed = [
         f"{key}: this run began with {as_yaml(before)}, now it is {as_yaml(now)}"
         for key, (before, now) in config_differences(began_with, config).items()
@@ -285,13 +205,13 @@ def _check_changes(config: RunConfig, run_dir: Path) -> None:
     if changed:
         raise ConfigError(
             f"{'; '.join(changed)}: change {'it' if len(changed) == 1 else 'them'} back, or start over with another "
-            f"--run-dir (the run is in {run_dir})"
+            f"--run-dir (the run is in {run.path})"
         )
 
 
-def _record_start(config: RunConfig, corpus: PreparedCorpus, run_dir: Path) -> None:
-    """Write what the run is and what it stands on; each further start is added."""
-    record = _read_record(run_dir) or {"name": config.name, "corpus_fingerprint": corpus.fingerprint, "starts": []}
+def _record_start(config: RunConfig, corpus: PreparedCorpus, run: RunFolder) -> None:
+    """Write what the run is and what it is based on; each further start is added."""
+    record = run.read_record() or {"name": config.name, "corpus_fingerprint": corpus.fingerprint, "starts": []}
     record["starts"].append(
         {
             "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -301,22 +221,22 @@ def _record_start(config: RunConfig, corpus: PreparedCorpus, run_dir: Path) -> N
             "hardware": hardware(choose_device(config.train.device)),
         }
     )
-    write_text(run_dir / CONFIG, dump_config(config))
-    write_json(run_dir / RECORD, record)
+    write_text(run.config, dump_config(config))
+    write_json(run.record, record)
 
 
-def _finish_model(config: RunConfig, run_dir: Path) -> Path:
-    """`model/`: the average of the last checkpoints, or the best one."""
-    n, every = config.train.average_last, config.train.checkpoint_every
-    if n > 0:
-        return _write_average(config, run_dir, run_dir / "model", last_due(run_dir, n, every))
-    best = best_checkpoint(run_dir) or checkpoints(run_dir)[-1]
-    return _write_average(config, run_dir, run_dir / "model", [best])
+def _finish_model(config: RunConfig, run: RunFolder) -> None:
+    """Write `model/`: the average of the last checkpoints, or the best one."""
+    if (n := config.train.average_last) > 0:
+        folders = run.scheduled_checkpoints(config.train.checkpoint_every)[-n:]
+    else:
+        folders = [run.best_checkpoint() or run.checkpoints()[-1]]
+    _write_average(config, run, run.model, folders)
 
 
-def _write_average(config: RunConfig, run_dir: Path, model_dir: Path, folders: list[Path]) -> Path:
-    """The mean of some checkpoints as a model folder, unless that stands already."""
-    made_at = checkpoint_step(checkpoints(run_dir)[-1])
+def _write_average(config: RunConfig, run: RunFolder, model_dir: Path, folders: list[Path]) -> Path:
+    """Write the mean of some checkpoints as a model folder, unless it is there already."""
+    made_at = checkpoint_step(run.checkpoints()[-1])
     steps = [checkpoint_step(folder) for folder in folders]
     try:
         standing = ModelFolder.open(model_dir)
@@ -332,17 +252,15 @@ def _write_average(config: RunConfig, run_dir: Path, model_dir: Path, folders: l
     return model_dir
 
 
-def _evaluate_run(
-    config: RunConfig, corpus: PreparedCorpus, run_dir: Path, model_dir: Path, progress: Progress
-) -> dict[str, Any]:
-    """Translate and score validation and test sets, unless the report of this very training stands."""
-    known = KnownModel.of(model_dir)
+def _evaluate_run(config: RunConfig, corpus: PreparedCorpus, run: RunFolder, progress: Progress) -> dict[str, Any]:
+    """Translate and score validation and test sets, unless there is a report of this very training."""
+    known = KnownModel.of(run.model)
     facts = _facts_of_training(config, known, progress)
-    standing = _standing_report(run_dir)
-    if standing is not None and all(standing.get(name) == value for name, value in facts.items()):
-        return standing
-    sets = _translated_sets(config, corpus, known, run_dir)
-    checksums = {name: file_checksum(run_dir / TRANSLATIONS / f"{name}.txt") for name in sets}
+    existing = _existing_report(run)
+    if existing is not None and all(existing.get(name) == value for name, value in facts.items()):
+        return existing
+    sets = _translated_sets(config, corpus, known, run)
+    checksums = {name: file_checksum(run.translation(name)) for name in sets}
     valid = sets.pop("valid")
     scored = scored_test_set(valid.hypotheses, valid.references)
     report = evaluation_facts(
@@ -354,7 +272,7 @@ def _evaluate_run(
         **findings(sets, {}, config.name, Question(has_analysis=True), known.count_words_of),
         **known.facts(config.train.device, config.train.precision),
     )
-    write_report(report, run_dir)
+    write_report(report, run.path)
     return report
 
 
@@ -376,11 +294,11 @@ def _facts_of_training(config: RunConfig, known: KnownModel, progress: Progress)
     }
 
 
-def _standing_report(run_dir: Path) -> dict[str, Any] | None:
-    """The report of the run, if it is whole and of our version."""
-    report = json_object(run_dir / JSON_NAME)
+def _existing_report(run: RunFolder) -> dict[str, Any] | None:
+    """Read the report of the run, if it is whole and of this version."""
+    report = json_object(run.path / JSON_NAME)
     is_ours = (report.get("kind"), report.get("format_version")) == (KIND, FORMAT_VERSION)
-    if not is_ours or not all((run_dir / name).is_file() for name in (HTML_NAME, MARKDOWN_NAME)):
+    if not is_ours or not all((run.path / name).is_file() for name in (HTML_NAME, MARKDOWN_NAME)):
         return None
     try:
         format_report(report)
@@ -390,27 +308,19 @@ def _standing_report(run_dir: Path) -> dict[str, Any] | None:
 
 
 def _translated_sets(
-    config: RunConfig, corpus: PreparedCorpus, known: KnownModel, run_dir: Path
+    config: RunConfig, corpus: PreparedCorpus, known: KnownModel, run: RunFolder
 ) -> dict[str, TranslatedSet]:
-    """Validation and test sets in this model's translations, which are kept in the run folder."""
+    """Return validation and test sets in this model's translations, which are kept in the run folder."""
     pairs = {"valid": corpus.valid_pairs, **corpus.test_pairs}
-    tags = {"valid": config.data.valid.tag, **{name: source.tag for name, source in config.data.test.items()}}
     kept = known.kept_translations({name: len(found) for name, found in pairs.items()})
     if kept is not None:
-        return {name: _translated_set(found, tags[name], kept[name], config.tgt_lang) for name, found in pairs.items()}
-    translator = Translator.load(known.folder.path, config.train.device, config.train.precision)
-    sets = {}
-    for name, found in pairs.items():
-        hypotheses = translator.translate([pair.src for pair in found])
-        _keep_translations(run_dir / TRANSLATIONS / f"{name}.txt", hypotheses)
-        sets[name] = _translated_set(found, tags[name], hypotheses, config.tgt_lang)
+        return {name: known.translated_set(name, found, kept[name]) for name, found in pairs.items()}
+    sets = known.translate(pairs, config.train.device, config.train.precision, n_processes=1)
+    run.translations.mkdir(exist_ok=True)
+    for name, one in sets.items():
+        with whole_file(run.translation(name)) as stream:
+            stream.write("".join(hypothesis + "\n" for hypothesis in one.hypotheses).encode())
     return sets
-
-
-def _keep_translations(path: Path, hypotheses: Sequence[str]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    with whole_file(path) as stream:
-        stream.write("".join(hypothesis + "\n" for hypothesis in hypotheses).encode())
 
 
 def format_report(report: dict[str, Any]) -> str:
@@ -441,17 +351,17 @@ def _notes(report: dict[str, Any]) -> list[str]:
 
 
 @contextmanager
-def _only_run_in(run_dir: Path) -> Iterator[None]:
+def _only_run_in(run: RunFolder) -> Iterator[None]:
     """Make the run folder, and hold it against a second training.
 
     Raises:
         MTError: it cannot be written, or another process trains there.
     """
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock = (run_dir / ".lock").open("w")
+        run.path.mkdir(parents=True, exist_ok=True)
+        lock = run.lock.open("w")
     except OSError as error:
-        raise MTError(f"{run_dir}: the run folder cannot be written: {error.strerror}") from error
+        raise MTError(f"{run.path}: the run folder cannot be written: {error.strerror}") from error
     with lock:
         try:
             import fcntl
@@ -462,6 +372,6 @@ def _only_run_in(run_dir: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise MTError(
-                f"{run_dir}: another training runs in this folder: wait for it, or use another --run-dir"
+                f"{run.path}: another training runs in this folder: wait for it, or use another --run-dir"
             ) from error
         yield

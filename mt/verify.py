@@ -24,11 +24,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mt.checkpoint import ModelFolder, checkpoint_path, sweep
+from mt.checkpoint import ModelFolder
 from mt.config import RunConfig
 from mt.configfile import dump_config, load_config
 from mt.errors import ConfigError, MTError
 from mt.pipeline import prepare
+from mt.run_folder import RunFolder
 from mt.text.corpus import ParallelIds, PreparedCorpus, Sentences
 from mt.train.loop import train
 
@@ -420,7 +421,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def train_in(run_dir: Path, corpus: Path) -> None:
     """The training alone, as `mt train` does it, on a validation set cut down to a few pairs."""
-    sweep(run_dir)
+    RunFolder(run_dir).remove_leftovers()
     whole = PreparedCorpus.open(corpus)
     pairs = whole.valid_pairs[:N_VALIDATION_PAIRS]
     valid = ParallelIds(*(_first(side, len(pairs)) for side in (whole.valid.src, whole.valid.tgt)))
@@ -436,7 +437,7 @@ def _first(sentences: Sentences, n: int) -> Sentences:
 
 def compare(first_run: Path, second_run: Path, step: int) -> Difference:
     """How the checkpoints of an update, and all that was logged up to it, differ between two runs."""
-    folders = [ModelFolder.open(checkpoint_path(run_dir, step)) for run_dir in (first_run, second_run)]
+    folders = [ModelFolder.open(RunFolder(run_dir).checkpoint(step)) for run_dir in (first_run, second_run)]
     first, second = (folder.load_weights() for folder in folders)
     differing = [name for name in _union(first, second) if not _same(first.get(name), second.get(name))]
     gaps = {name: _gap(first.get(name), second.get(name)) for name in differing}

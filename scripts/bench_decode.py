@@ -174,9 +174,9 @@ def tokenizer_of(model: str) -> Any:
 
 
 def open_folder(model: Path) -> Any:
-    from mt.checkpoint import ModelFolder, find_model_folder
+    from mt.run_folder import open_model
 
-    return ModelFolder.open(find_model_folder(model))
+    return open_model(model)
 
 
 def marian(model_path: Path) -> Any:

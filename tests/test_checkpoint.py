@@ -8,28 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from mt.checkpoint import (
-    ModelFolder,
-    Standing,
-    append_text,
-    average_weights,
-    best_checkpoint,
-    best_checkpoints,
-    checkpoint_path,
-    checkpoint_step,
-    checkpoints,
-    enter_score,
-    find_model_folder,
-    last_due,
-    prune_checkpoints,
-    save_model_folder,
-    set_aside,
-    sweep,
-    write_json,
-)
+from mt.checkpoint import ModelFolder, append_text, average_weights, save_model_folder, write_json
 from mt.config import RunConfig, TokenizerConfig
 from mt.errors import CheckpointError
 from mt.model import Transformer
+from mt.run_folder import RunFolder, checkpoint_step, find_model_folder, quarantine_checkpoint
 from mt.text.tokenizer import PAD_ID, count_words, train_tokenizer
 from tests.toys import files_up_to, toy_config, toy_text
 
@@ -226,14 +209,14 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, config: RunConf
 
 
 def test_what_killed_writes_left_is_swept(tmp_path: Path) -> None:
-    checkpoint_path(tmp_path, 3).mkdir(parents=True)
+    RunFolder(tmp_path).checkpoint(3).mkdir(parents=True)
     (tmp_path / "checkpoints" / ".step-00000004.writing").mkdir()
     (tmp_path / "checkpoints" / ".step-00000001.removed").mkdir()
     (tmp_path / "checkpoints" / ".step-00000003.replaced").mkdir()
     (tmp_path / "checkpoints" / ".step-00000002.replaced").mkdir()  # its successor was never renamed to its place
     (tmp_path / ".run.json.writing").write_text("{")
     (tmp_path / ".lock").write_text("")
-    sweep(tmp_path)
+    RunFolder(tmp_path).remove_leftovers()
     assert sorted(path.name for path in tmp_path.rglob("*")) == [
         ".lock",
         "checkpoints",
@@ -332,20 +315,20 @@ def test_the_average_is_the_mean_of_each_weight(tmp_path: Path, config: RunConfi
 
 def begin_run(run_dir: Path, *steps: int) -> None:
     for step in steps:
-        checkpoint_path(run_dir, step).mkdir(parents=True)
+        RunFolder(run_dir).checkpoint(step).mkdir(parents=True)
 
 
-def enter(run_dir: Path, step: int, score: float, n_best: int = 1, by: str = "bleu") -> Standing:
-    """Enter a score and write the checkpoint, as training does where the standing asks for it."""
-    standing = enter_score(run_dir, step, score, by=by, higher_is_better=by == "bleu", n_best=n_best)
-    if standing.is_among_best:
-        checkpoint_path(run_dir, step).mkdir(parents=True, exist_ok=True)
-    return standing
+def enter(run_dir: Path, step: int, score: float, n_best: int = 1, by: str = "bleu") -> int | None:
+    """Enter a score; write the checkpoint, as training does, where its rank asks for that; return the rank."""
+    rank = RunFolder(run_dir).record_score(step, score, by=by, higher_is_better=by == "bleu")
+    if rank is not None and rank < n_best:
+        RunFolder(run_dir).checkpoint(step).mkdir(parents=True, exist_ok=True)
+    return rank
 
 
 def kept_after_pruning(run_dir: Path, due_every: int, **keep: int | None) -> list[int]:
-    prune_checkpoints(run_dir, due_every, **{"keep_last": 1, "keep_best": 1, "keep_every": None, **keep})
-    return [checkpoint_step(folder) for folder in checkpoints(run_dir)]
+    RunFolder(run_dir).prune_checkpoints(due_every, **{"keep_last": 1, "keep_best": 1, "keep_every": None, **keep})
+    return [checkpoint_step(folder) for folder in RunFolder(run_dir).checkpoints()]
 
 
 def test_the_last_due_the_best_and_multiples_are_kept(tmp_path: Path) -> None:
@@ -361,65 +344,65 @@ def test_the_last_due_the_best_and_multiples_are_kept(tmp_path: Path) -> None:
         for step, score in scores.items():
             enter(tmp_path / name, step, score)
         assert kept_after_pruning(tmp_path / name, 10, **keep) == kept
-        assert best_checkpoint(tmp_path / name) == checkpoint_path(tmp_path / name, 10)
+        assert RunFolder(tmp_path / name).best_checkpoint() == RunFolder(tmp_path / name).checkpoint(10)
         assert (
-            last_due(tmp_path / name, 2, 10)
-            == [checkpoint_path(tmp_path / name, step) for step in kept if step % 10 == 0 or step == 63][-2:]
+            RunFolder(tmp_path / name).scheduled_checkpoints(10)[-2:]
+            == [RunFolder(tmp_path / name).checkpoint(step) for step in kept if step % 10 == 0 or step == 63][-2:]
         )
 
 
-def test_a_score_is_told_its_standing_and_the_ranking_is_written_down(tmp_path: Path) -> None:
-    assert enter(tmp_path, 10, 20.0, n_best=2) == Standing(is_best=True, is_among_best=True)
-    assert enter(tmp_path, 20, 19.0, n_best=2) == Standing(is_best=False, is_among_best=True)
-    assert enter(tmp_path, 30, 18.0, n_best=2) == Standing(is_best=False, is_among_best=False)
-    assert enter(tmp_path, 40, 19.0, n_best=2) == Standing(is_best=False, is_among_best=False)  # the earlier one wins
-    assert enter(tmp_path, 50, 21.5, n_best=2) == Standing(is_best=True, is_among_best=True)
-    assert enter(tmp_path, 60, float("nan"), n_best=2) == Standing(is_best=False, is_among_best=False)
+def test_a_score_has_a_rank_and_the_ranking_is_written_down(tmp_path: Path) -> None:
+    assert enter(tmp_path, 10, 20.0, n_best=2) == 0
+    assert enter(tmp_path, 20, 19.0, n_best=2) == 1
+    assert enter(tmp_path, 30, 18.0, n_best=2) == 2
+    assert enter(tmp_path, 40, 19.0, n_best=2) == 2  # the earlier one wins
+    assert enter(tmp_path, 50, 21.5, n_best=2) == 0
+    assert enter(tmp_path, 60, float("nan"), n_best=2) is None
     assert json.loads((tmp_path / "checkpoints" / "best.json").read_text("utf-8")) == {
         "by": "bleu",
         "higher_is_better": True,
         "ranking": [{"step": 50, "score": 21.5}, {"step": 10, "score": 20.0}, {"step": 20, "score": 19.0}],
     }
-    assert [checkpoint_step(folder) for folder in best_checkpoints(tmp_path, 9)] == [50, 10, 20]
+    assert [checkpoint_step(folder) for folder in RunFolder(tmp_path).best_checkpoints(9)] == [50, 10, 20]
     assert kept_after_pruning(tmp_path, 100, keep_best=2) == [10, 50]
 
 
 def test_the_lowest_loss_is_the_best(tmp_path: Path) -> None:
-    assert enter(tmp_path, 10, 3.5, by="loss").is_best
-    assert not enter(tmp_path, 20, 3.6, by="loss").is_best
-    assert not enter(tmp_path, 30, float("inf"), by="loss").is_best
-    assert enter(tmp_path, 40, 3.4, by="loss").is_best
-    assert best_checkpoint(tmp_path) == checkpoint_path(tmp_path, 40)
+    assert enter(tmp_path, 10, 3.5, by="loss") == 0
+    assert enter(tmp_path, 20, 3.6, by="loss") == 1
+    assert enter(tmp_path, 30, float("inf"), by="loss") is None
+    assert enter(tmp_path, 40, 3.4, by="loss") == 0
+    assert RunFolder(tmp_path).best_checkpoint() == RunFolder(tmp_path).checkpoint(40)
 
 
 def test_a_score_whose_checkpoint_was_never_written_counts_for_nothing(tmp_path: Path) -> None:
     enter(tmp_path, 10, 20.0)
     # Killed between validation and checkpoint: the one before is the best, and stays.
-    enter_score(tmp_path, 20, 30.0, by="bleu", higher_is_better=True, n_best=1)
-    assert best_checkpoint(tmp_path) == checkpoint_path(tmp_path, 10)
+    RunFolder(tmp_path).record_score(20, 30.0, by="bleu", higher_is_better=True)
+    assert RunFolder(tmp_path).best_checkpoint() == RunFolder(tmp_path).checkpoint(10)
     begin_run(tmp_path, 15)
     assert kept_after_pruning(tmp_path, 5) == [10, 15]
     # Gone on from there, and validated elsewhere than before.
-    assert enter(tmp_path, 19, 21.0) == Standing(is_best=True, is_among_best=True)
+    assert enter(tmp_path, 19, 21.0) == 0
     # The same update again replaces its score.
-    assert enter(tmp_path, 19, 20.5) == Standing(is_best=True, is_among_best=True)
-    assert enter(tmp_path, 19, 19.5) == Standing(is_best=False, is_among_best=False)
+    assert enter(tmp_path, 19, 20.5) == 0
+    assert enter(tmp_path, 19, 19.5) == 1
 
 
 def test_a_best_checkpoint_that_is_gone_leaves_its_place_to_the_next(tmp_path: Path) -> None:
     for step, score in ((10, 20.0), (20, 19.0), (30, 18.0)):
         enter(tmp_path, step, score, n_best=3)
-    set_aside(checkpoint_path(tmp_path, 10))
-    assert best_checkpoint(tmp_path) == checkpoint_path(tmp_path, 20)
-    assert enter(tmp_path, 40, 18.5, n_best=2) == Standing(is_best=False, is_among_best=True)
+    quarantine_checkpoint(RunFolder(tmp_path).checkpoint(10))
+    assert RunFolder(tmp_path).best_checkpoint() == RunFolder(tmp_path).checkpoint(20)
+    assert enter(tmp_path, 40, 18.5, n_best=2) == 1
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"step": 25, "bleu": 3.0}', '{"ranking": [{"step": "x"}]}'])
 def test_a_ranking_that_cannot_be_read_is_none(tmp_path: Path, content: str) -> None:
     begin_run(tmp_path, 10)
     (tmp_path / "checkpoints" / "best.json").write_text(content, "utf-8")
-    assert best_checkpoint(tmp_path) is None
-    assert enter(tmp_path, 20, 1.0).is_best
+    assert RunFolder(tmp_path).best_checkpoint() is None
+    assert enter(tmp_path, 20, 1.0) == 0
 
 
 def test_a_model_is_found_in_a_run_a_checkpoint_and_a_folder(
@@ -434,17 +417,17 @@ def test_a_model_is_found_in_a_run_a_checkpoint_and_a_folder(
         find_model_folder(run)
     assert str(caught.value) == f"{run}: this run has no checkpoint yet: wait for the first one"
     for step in (1, 2, 3):
-        save(checkpoint_path(run, step), config, tokenizer_path)
-    assert find_model_folder(run) == checkpoint_path(run, 3)
+        save(RunFolder(run).checkpoint(step), config, tokenizer_path)
+    assert find_model_folder(run) == RunFolder(run).checkpoint(3)
     enter(run, 2, 30.0)
-    assert find_model_folder(run) == checkpoint_path(run, 2)
-    assert find_model_folder(checkpoint_path(run, 1)) == checkpoint_path(run, 1)
+    assert find_model_folder(run) == RunFolder(run).checkpoint(2)
+    assert find_model_folder(RunFolder(run).checkpoint(1)) == RunFolder(run).checkpoint(1)
     save(run / "model", config, tokenizer_path)
     assert find_model_folder(run) == run / "model"
     # A damaged result is an error, not a reason to take another model in silence.
     (run / "model" / "model.safetensors").unlink()
     assert find_model_folder(run) == run / "model"
-    weights = checkpoint_path(run, 1) / "model.safetensors"
+    weights = RunFolder(run).checkpoint(1) / "model.safetensors"
     with pytest.raises(CheckpointError) as caught:
         find_model_folder(weights)
     assert str(caught.value) == f"{weights}: is a file: give the folder that it lies in, {weights.parent}"
@@ -458,10 +441,10 @@ def test_a_folder_of_models_names_them(tmp_path: Path, config: RunConfig, tokeni
         find_model_folder(run)
     assert str(caught.value) == f"{run}: this run has no checkpoint yet: wait for the first one"
     for step in (1, 2):
-        save(checkpoint_path(run, step), config, tokenizer_path)
+        save(RunFolder(run).checkpoint(step), config, tokenizer_path)
     for folder, inside in (
         (tmp_path, [run]),
-        (run / "checkpoints", [checkpoint_path(run, step) for step in (1, 2)]),
+        (run / "checkpoints", [RunFolder(run).checkpoint(step) for step in (1, 2)]),
     ):
         with pytest.raises(CheckpointError) as caught:
             find_model_folder(folder)

@@ -1092,20 +1092,39 @@ def test_the_baseline_of_a_file_may_be_a_run(run: Run):
     )
 
 
-@pytest.fixture
-def two_test_sets(fakes: types.SimpleNamespace) -> None:
+@dataclass(frozen=True)
+class FakeKnownModel:
     """A model `m` with the test sets wmt and ted, which it translates as HYPOTHESES and as TEXT."""
 
-    def names_of_test_sets(model: Path, tests: list[str]) -> list[str]:
-        assert model == Path("m")
-        return tests or ["wmt", "ted"]
+    path: Path
+    description = "the model of step 5"
 
-    def translate_test_sets(model: Path, names: list[str], device: str, precision: str) -> dict[str, TranslatedSet]:
+    @classmethod
+    def of(cls, path: Path) -> FakeKnownModel:
+        if path != Path("m"):
+            raise CheckpointError("no such model folder")
+        return cls(path)
+
+    def test_names(self, wanted: Sequence[str]) -> list[str]:
+        return list(wanted) or ["wmt", "ted"]
+
+    def test_pairs(self, names: Sequence[str]) -> dict[str, list[str]]:
+        return dict.fromkeys(names, TEXT)
+
+    def test_references(self, name: str) -> list[str]:
+        return TEXT
+
+    def translate(
+        self, sets: dict[str, list[str]], device: str, precision: str, *, n_processes: int | None
+    ) -> dict[str, TranslatedSet]:
         assert (device, precision) == ("auto", "auto")
         hypotheses = {"wmt": HYPOTHESES, "ted": TEXT}
-        return {name: TranslatedSet(["a", "b"], hypotheses[name], [TEXT], "de") for name in names}
+        return {name: TranslatedSet(["a", "b"], hypotheses[name], [TEXT], "de") for name in sets}
 
-    fakes.names_of_test_sets, fakes.translate_test_sets = names_of_test_sets, translate_test_sets
+
+@pytest.fixture
+def two_test_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mt.evaluate.runs", types.SimpleNamespace(KnownModel=FakeKnownModel))
 
 
 @pytest.mark.usefixtures("two_test_sets")
@@ -1114,7 +1133,7 @@ def test_a_model_is_scored_on_its_test_sets(run: Run):
     assert status == 0
     assert [line.split("  ")[0] for line in stdout.splitlines()] == ["wmt (2 lines)", "", "ted (2 lines)", ""]
     assert stderr == (
-        "m: translating wmt, ted\n"
+        "m: translating wmt, ted with the model of step 5\n"
         "warning: ted: the hypotheses are the references, line for line: a score of 100.0 says nothing of a system\n"
     )
     report = json.loads(run("eval", "--model", "m", "--test", "wmt", "--json")[1])
@@ -1141,7 +1160,6 @@ def test_the_baseline_of_a_model_is_a_run_or_a_file_of_one_test_set(run: Run):
     assert run(*given, "three", "--test", "wmt") == (
         2,
         "",
-        "m: translating wmt\n"
         "error: three has 3 lines and the test set wmt has 2: a baseline translates the same text\n",
     )
     for baseline in ("old", "old/translations/wmt.txt"):

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from mt.checkpoint import checkpoint_path, find_model_folder
 from mt.config import RunConfig
 from mt.errors import DataError
 from mt.evaluate.findings import Question
 from mt.evaluate.runs import KnownModel
 from mt.evaluation import evaluate_files, evaluate_model
-from mt.pipeline import train_run, translate_test_sets
+from mt.pipeline import train_run
+from mt.run_folder import RunFolder, find_model_folder
 from tests.toys import toy_config, write_lines
 
 
@@ -54,8 +54,10 @@ def test_the_model_of_a_run_that_has_gone_on_is_its_best_so_far(run: tuple[RunCo
     _, run_dir = run
     assert find_model_folder(run_dir) == run_dir / "model"
     assert KnownModel.of(run_dir).description == "the average of 3 checkpoints up to step 60"
-    shutil.copytree(checkpoint_path(run_dir, 60), checkpoint_path(run_dir, 80))  # training went on, and was stopped
-    assert find_model_folder(run_dir) == checkpoint_path(run_dir, 60)  # the best one
+    shutil.copytree(
+        RunFolder(run_dir).checkpoint(60), RunFolder(run_dir).checkpoint(80)
+    )  # training went on, and was stopped
+    assert find_model_folder(run_dir) == RunFolder(run_dir).checkpoint(60)  # the best one
     assert KnownModel.of(run_dir).description == "the model of step 60"
 
 
@@ -122,7 +124,8 @@ def test_a_tag_is_for_the_model_and_not_for_the_judge(finished: tuple[RunConfig,
     tagged = with_test(changed(config, max_steps=2), tag="<bt>")
     tagged = replace(tagged, tokenizer=replace(tagged.tokenizer, user_symbols=("<bt>",)))
     train_run(tagged, tmp_path / "run")
-    translated = translate_test_sets(tmp_path / "run", ["held_out"])["held_out"]
+    known = KnownModel.of(tmp_path / "run")
+    translated = known.translate(known.test_pairs(["held_out"]), "auto", "auto", n_processes=1)["held_out"]
     text = Path(str(tagged.data.test["held_out"].src)).read_text("utf-8").splitlines()
     assert list(translated.sources or ()) == text
     sentences = report_of(tmp_path / "run")["sentences"]["held_out"]

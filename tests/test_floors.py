@@ -52,7 +52,7 @@ FLOORS: list[set[str]] = [
         "model.training",
         "model.transformer",
     },
-    {"checkpoint"},
+    {"checkpoint", "run_folder"},
     {
         "decode.candidates",
         "decode.files",

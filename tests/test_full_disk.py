@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mt.checkpoint import ModelFolder, checkpoint_path, checkpoints
+from mt.checkpoint import ModelFolder
 from mt.config import RunConfig
 from mt.configfile import dump_config
+from mt.run_folder import RunFolder
 from tests.toys import toy_config
 
 REMEDY = "No space left on device: free some space, then the same command goes on"
@@ -61,12 +62,12 @@ def test_a_full_disk_stops_training_whole_and_the_same_command_goes_on(tmp_path:
         {command} 2> {tmp_path}/third.err; cp -a {run_dir} {seen}-third
     """)
     assert done.returncode == 0, done.stderr + (tmp_path / "first.err").read_text("utf-8")
-    *_, last = checkpoints(tmp_path / "seen-first")
+    *_, last = RunFolder(tmp_path / "seen-first").checkpoints()
     step = int(last.name[5:])
     assert 4 <= step < 24
 
     *_, error = (tmp_path / "first.err").read_text("utf-8").splitlines()
-    assert error == f"error: {checkpoint_path(run_dir, step + 4)}: cannot be written: {REMEDY}"
+    assert error == f"error: {RunFolder(run_dir).checkpoint(step + 4)}: cannot be written: {REMEDY}"
     ModelFolder.open(last).load_weights()
     ModelFolder.open(last).load_training_state()
     assert [path.name for path in (tmp_path / "seen-first").rglob(".*")] == [".lock"]
@@ -74,7 +75,7 @@ def test_a_full_disk_stops_training_whole_and_the_same_command_goes_on(tmp_path:
     # Nothing fits any more, not even the record of another start.
     *_, error = (tmp_path / "second.err").read_text("utf-8").splitlines()
     assert error == f"error: {run_dir / 'config.yaml'}: cannot be written: {REMEDY}"
-    assert checkpoints(tmp_path / "seen-second")[-1].name == last.name
+    assert RunFolder(tmp_path / "seen-second").checkpoints()[-1].name == last.name
 
     assert f"training from step {step}" in (tmp_path / "third.err").read_text("utf-8")
     assert ModelFolder.open(tmp_path / "seen-third" / "model").manifest["averaged_steps"] == [24]

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mt.checkpoint import ModelFolder, best_checkpoints, checkpoint_path, checkpoints
+from mt.checkpoint import ModelFolder
 from mt.config import RunConfig
 from mt.configfile import dump_config
 from mt.pipeline import train_run
+from mt.run_folder import RunFolder
 from mt.train.engine import Engine, Outcome, Update
 from mt.verify import Kill, compare, kill_at
 from tests.forks import MT, Fork
@@ -23,7 +24,7 @@ from tests.toys import toy_config
 
 def assert_same_run(whole: Path, parts: Path, n_updates: int) -> None:
     """Checkpoints, measurements and result to the last bit; nothing half written is left, and nothing was ever torn."""
-    for folder in ("model", checkpoint_path(Path(), n_updates)):
+    for folder in ("model", RunFolder(Path()).checkpoint(n_updates)):
         weights, resumed = (ModelFolder.open(run_dir / folder).load_weights() for run_dir in (whole, parts))
         assert weights.keys() == resumed.keys()
         for name, tensor in weights.items():
@@ -31,7 +32,7 @@ def assert_same_run(whole: Path, parts: Path, n_updates: int) -> None:
     assert compare(whole, parts, n_updates).is_none
     steps = [ModelFolder.open(run_dir / "model").manifest["averaged_steps"] for run_dir in (whole, parts)]
     assert steps[0] == steps[1]
-    kept = [[path.name for path in checkpoints(run_dir)] for run_dir in (whole, parts)]
+    kept = [[path.name for path in RunFolder(run_dir).checkpoints()] for run_dir in (whole, parts)]
     assert kept[0] == kept[1]
     for run_dir in (whole, parts):
         assert [path.name for path in run_dir.rglob(".*")] == [".lock"]
@@ -110,8 +111,8 @@ def test_fifty_kills_change_nothing(tmp_path: Path) -> None:
     assert kinds["starting"] == 10
     assert min(kinds["updating"], kinds["saving"]) >= 5  # the rest hit one of these by chance
     assert_same_run(tmp_path / "whole", tmp_path / "parts", N_UPDATES)
-    assert [path.name for path in best_checkpoints(tmp_path / "whole", 2)] == [
-        path.name for path in best_checkpoints(tmp_path / "parts", 2)
+    assert [path.name for path in RunFolder(tmp_path / "whole").best_checkpoints(2)] == [
+        path.name for path in RunFolder(tmp_path / "parts").best_checkpoints(2)
     ]
 
 

@@ -21,10 +21,11 @@ from typing import Any
 import pytest
 
 import mt.runtime
-from mt.checkpoint import ModelFolder, checkpoint_step, checkpoints
+from mt.checkpoint import ModelFolder
 from mt.config import RunConfig
 from mt.configfile import dump_config
 from mt.errors import MTError
+from mt.run_folder import RunFolder, checkpoint_step
 from mt.runtime import Ranks
 from tests.clock import comes_true
 from tests.forks import MT, Fork
@@ -171,17 +172,17 @@ def endless(folder: Path) -> RunConfig:
 def assert_all_is_saved(run_dir: Path, told: str) -> None:
     stopped = re.search(r"^stopped after step ([\d,]+), all of it saved in ", told, re.MULTILINE)
     assert stopped is not None, told
-    assert checkpoint_step(checkpoints(run_dir)[-1]) == int(stopped[1].replace(",", ""))
+    assert checkpoint_step(RunFolder(run_dir).checkpoints()[-1]) == int(stopped[1].replace(",", ""))
     assert_whole(run_dir)
 
 
 def assert_whole(run_dir: Path) -> None:
     assert [path.name for path in run_dir.rglob(".*")] == [".lock"]  # nothing half written
-    ModelFolder.open(checkpoints(run_dir)[-1]).load_training_state()
+    ModelFolder.open(RunFolder(run_dir).checkpoints()[-1]).load_training_state()
 
 
 def wait_for_checkpoints(run_dir: Path, process: MT | subprocess.Popen[str]) -> None:
-    while len(checkpoints(run_dir)) < 2:
+    while len(RunFolder(run_dir).checkpoints()) < 2:
         assert process.poll() is None
         time.sleep(0.05)
 

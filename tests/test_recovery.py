@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mt.checkpoint import ModelFolder, checkpoint_path, checkpoints
+from mt.checkpoint import ModelFolder
 from mt.config import RunConfig
 from mt.data.batch import PackedBatch, assemble_tiles
 from mt.data.packing import PlanState
 from mt.errors import MTError
+from mt.run_folder import RunFolder
 from mt.runtime import ALONE
 from mt.text.corpus import PreparedCorpus
 from mt.text.prepare import prepare_corpus
@@ -34,7 +35,7 @@ def prepared(config: RunConfig) -> PreparedCorpus:
 
 
 def weights_of(run_dir: Path, step: int) -> dict[str, Tensor]:
-    return ModelFolder.open(checkpoint_path(run_dir, step)).load_weights()
+    return ModelFolder.open(RunFolder(run_dir).checkpoint(step)).load_weights()
 
 
 def inject(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[int, int, Tensor], Tensor]) -> None:
@@ -155,7 +156,7 @@ def test_when_going_back_does_not_help_training_stops_and_explains(
         "with a lower train.peak_lr or with train.clip_norm; skipped.jsonl there names the sentences"
     )
     # What was good is kept, and the next start goes on from it.
-    assert checkpoints(tmp_path / "run") == [checkpoint_path(tmp_path / "run", 4)]
+    assert RunFolder(tmp_path / "run").checkpoints() == [RunFolder(tmp_path / "run").checkpoint(4)]
     monkeypatch.undo()
     assert train(config, corpus, tmp_path / "run").step == 30
 
@@ -202,7 +203,7 @@ def test_the_checkpoint_to_go_back_to_is_not_pruned_while_updates_are_skipped(
     inject(monkeypatch, spoil)
     progress = train(config, corpus, tmp_path / "run")
     assert (progress.step, progress.gone_back_to) == (12, 4)
-    assert checkpoints(tmp_path / "run") == [checkpoint_path(tmp_path / "run", 12)]
+    assert RunFolder(tmp_path / "run").checkpoints() == [RunFolder(tmp_path / "run").checkpoint(12)]
     # What was recorded of the steps that are no more is gone.
     entries = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines())
     assert [entry["step"] for entry in entries if "train_loss" in entry] == [4, 8, 12]
@@ -230,7 +231,7 @@ def test_a_kill_after_going_back_does_not_forget_it(tmp_path: Path, monkeypatch:
     plan, state = Engine(config, corpus.train, 380).plan, PlanState()
     for _ in range(7):
         _, state = plan.update_at(state)
-    resumed = Trainer(config, corpus, tmp_path / "run").progress
+    resumed = Trainer(config, corpus, RunFolder(tmp_path / "run")).progress
     assert (resumed.step, resumed.plan_state, resumed.gone_back_to, resumed.n_skipped) == (4, state, 4, 2)
 
 
@@ -373,7 +374,7 @@ def test_the_average_of_the_weights_is_what_is_saved_and_training_goes_on_from_t
         saved = weights_of(tmp_path / "run", 8)[name]
         torch.testing.assert_close(saved.double(), expected, rtol=1e-5, atol=1e-7, msg=name)
     # The weights themselves went their way untouched.
-    state = ModelFolder.open(checkpoint_path(tmp_path / "run", 8)).load_training_state()
+    state = ModelFolder.open(RunFolder(tmp_path / "run").checkpoint(8)).load_training_state()
     for name, tensor in weights_of(tmp_path / "plain", 8).items():
         assert torch.equal(state["weights"][name], tensor), name
 

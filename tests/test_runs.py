@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from mt.checkpoint import checkpoint_path, checkpoints
 from mt.config import RunConfig
 from mt.errors import CheckpointError
 from mt.evaluate.analysis import count_words
 from mt.evaluate.runs import MOST_POINTS, KnownModel, source_word_counts, training_facts
 from mt.pipeline import train_run
+from mt.run_folder import RunFolder
 from mt.text.corpus import PreparedCorpus
 from mt.text.normalise import Normalisers
 from tests.toys import toy_config, toy_text, write_lines
@@ -55,7 +55,7 @@ def _trained(step: int, **values: Any) -> dict[str, Any]:
 
 def test_a_curve_of_many_points_is_thinned_out_evenly_and_ends_where_training_does(tmp_path: Path):
     _write(tmp_path, [_trained(step, train_loss=1 / step) for step in range(1, 1_002)])
-    curve = training_facts(tmp_path)["curves"]["train"]
+    curve = training_facts(RunFolder(tmp_path))["curves"]["train"]
     # 1,001 points are more than five times 200: every sixth, counted from the last.
     assert curve["step"] == list(range(5, 1_002, 6))
     assert len(curve["step"]) == 167 <= MOST_POINTS
@@ -66,13 +66,13 @@ def test_a_curve_of_many_points_is_thinned_out_evenly_and_ends_where_training_do
 
 def test_a_curve_of_few_points_has_all_of_them(tmp_path: Path):
     _write(tmp_path, [_trained(step) for step in range(1, MOST_POINTS + 1)])
-    assert training_facts(tmp_path)["curves"]["train"]["step"] == list(range(1, 201))
+    assert training_facts(RunFolder(tmp_path))["curves"]["train"]["step"] == list(range(1, 201))
 
 
 def test_training_and_validation_are_curves_of_their_own_with_gaps_where_nothing_is_known(tmp_path: Path):
     validated = {"step": 20, "valid_loss": None, "valid_bleu": 12.5, "n_tgt_tokens": 2_000, "train_seconds": 10.0}
     _write(tmp_path, [_trained(10), _trained(20, train_loss=None), validated, {"step": 30, "train_loss": 7.5}])
-    curves = training_facts(tmp_path)["curves"]
+    curves = training_facts(RunFolder(tmp_path))["curves"]
     assert curves["train"] == {
         "step": [10, 20, 30],
         "n_tgt_tokens": [1_000, 2_000, None],  # an older version did not record it
@@ -97,7 +97,7 @@ def test_lines_that_cannot_be_read_count_as_not_there(tmp_path: Path):
     _write(tmp_path, [_trained(10), torn, "", "[1]", "null", '{"train_loss": 3}', _trained(40)], [{"step": 10}])
     with (tmp_path / "metrics.jsonl").open("ab") as stream:
         stream.write(b'{"step": 50, "train_loss": 1.0, "note": "\xff"}\n{"step": 60, "tr')
-    facts = training_facts(tmp_path)
+    facts = training_facts(RunFolder(tmp_path))
     assert facts["curves"]["train"]["step"] == [10, 40]
     assert facts["samples"] == []
 
@@ -106,12 +106,12 @@ def test_what_is_no_number_is_not_known(tmp_path: Path):
     _write(
         tmp_path, [_trained(10), '{"step": 20, "train_loss": NaN, "grad_norm": Infinity, "learning_rate": -Infinity}']
     )
-    curve = training_facts(tmp_path)["curves"]["train"]
+    curve = training_facts(RunFolder(tmp_path))["curves"]["train"]
     assert (curve["train_loss"], curve["grad_norm"], curve["learning_rate"]) == ([9.0, None], [2.0, None], [0.5, None])
 
 
 def test_a_folder_without_files_has_empty_curves_and_no_samples(tmp_path: Path):
-    assert training_facts(tmp_path) == training_facts(tmp_path / "missing") == NOTHING
+    assert training_facts(RunFolder(tmp_path)) == training_facts(RunFolder(tmp_path / "missing")) == NOTHING
 
 
 # --------------------------------------------------------------------------------------------------- samples
@@ -124,7 +124,7 @@ def _sampled(step: int, n: int = 2) -> dict[str, Any]:
 
 def test_sample_translations_are_those_of_some_steps_the_first_ones_close_together(tmp_path: Path):
     _write(tmp_path, [], [_sampled(step) for step in range(100, 10_100, 100)])
-    one, other = training_facts(tmp_path)["samples"]
+    one, other = training_facts(RunFolder(tmp_path))["samples"]
     assert (other["source"], other["reference"]) == ("s1", "r1")
     # Of 100 validations those numbered 100 ** (i / 7): 1, 1.9, 3.7, 7.2, 13.9, 26.8, 51.8, 100.
     assert one["translations"] == [
@@ -135,13 +135,15 @@ def test_sample_translations_are_those_of_some_steps_the_first_ones_close_togeth
 @pytest.mark.parametrize(("n", "numbers"), [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (9, [1, 2, 3, 4, 5, 7, 9])])
 def test_of_few_validations_the_first_and_the_last_are_among_the_samples(tmp_path: Path, n: int, numbers: list[int]):
     _write(tmp_path, [], [_sampled(step) for step in range(1, n + 1)])
-    (one, _) = training_facts(tmp_path)["samples"]
+    (one, _) = training_facts(RunFolder(tmp_path))["samples"]
     assert [translation["step"] for translation in one["translations"]] == numbers
 
 
 def test_a_step_with_fewer_samples_is_left_out_where_it_has_none(tmp_path: Path):
     _write(tmp_path, [], [_sampled(1), _sampled(2, n=1)])
-    steps = [[one["step"] for one in sample["translations"]] for sample in training_facts(tmp_path)["samples"]]
+    steps = [
+        [one["step"] for one in sample["translations"]] for sample in training_facts(RunFolder(tmp_path))["samples"]
+    ]
     assert steps == [[1, 2], [1]]
 
 
@@ -149,7 +151,7 @@ def test_a_sample_may_hold_what_ends_a_line_elsewhere(tmp_path: Path):
     entry = _sampled(1, n=1)
     entry["samples"][0]["translation"] = "one\u2028two\x85three"
     _write(tmp_path, [], [json.dumps(entry, ensure_ascii=False)])
-    ((one,),) = [sample["translations"] for sample in training_facts(tmp_path)["samples"]]
+    ((one,),) = [sample["translations"] for sample in training_facts(RunFolder(tmp_path))["samples"]]
     assert one == {"step": 1, "translation": "one\u2028two\x85three"}
 
 
@@ -178,15 +180,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_a_run_a_checkpoint_and_a_model_folder_lead_to_the_same_run_and_corpus(run: Run):
-    last = checkpoints(run.folder)[-1]
-    assert last == checkpoint_path(run.folder, 4)
+    last = RunFolder(run.folder).checkpoints()[-1]
+    assert last == RunFolder(run.folder).checkpoint(4)
     known = {path: KnownModel.of(path) for path in (run.folder, run.folder / "model", last)}
     assert [one.folder.path for one in known.values()] == [run.folder / "model", run.folder / "model", last]
-    assert {one.run_dir for one in known.values()} == {run.folder}
+    assert {one.run and one.run.path for one in known.values()} == {run.folder}
     corpora = [one.corpus for one in known.values()]
     assert {corpus and corpus.folder.parent for corpus in corpora} == {run.folder.parent / "prepared"}
     facts = [one.facts("cpu", "fp32") for one in known.values()]
-    assert facts[0]["training"] == facts[2]["training"] == training_facts(run.folder)
+    assert facts[0]["training"] == facts[2]["training"] == training_facts(RunFolder(run.folder))
     assert facts[0]["training"]["curves"]["train"]["step"] == [2, 4]
     assert facts[0]["training"]["curves"]["valid"]["step"] == [2, 4]
     assert [one["step"] for one in facts[0]["training"]["samples"][0]["translations"]] == [2, 4]
@@ -255,7 +257,7 @@ def test_without_its_corpus_a_model_still_has_facts(run: Run, tmp_path: Path, mo
 def test_a_model_away_from_its_run_has_facts_of_its_own(run: Run, tmp_path: Path):
     shutil.copytree(run.folder / "model", tmp_path / "a/b/model")
     known = KnownModel.of(tmp_path / "a/b/model")
-    assert known.run_dir is None
+    assert known.run is None
     facts = known.facts("cpu", "fp32")
     assert "training" not in facts
     assert facts["manifest"]["starts"] == []
@@ -267,7 +269,8 @@ def test_a_damaged_record_of_a_run_counts_as_empty(run: Run, tmp_path: Path):
     for damaged in (b"{", b"[]", b"\xff"):
         (tmp_path / "run/run.json").write_bytes(damaged)
         known = KnownModel.of(tmp_path / "run")
-        assert known.run_dir == tmp_path / "run"
+        assert known.run is not None
+        assert known.run.path == tmp_path / "run"
         assert known.facts("cpu", "fp32")["manifest"]["starts"] == []
 
 

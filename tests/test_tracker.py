@@ -9,6 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mt.errors import CheckpointError
+from mt.run_folder import RunFolder
 from mt.train.progress import Progress
 from mt.train.tracker import Tracker
 from mt.train.validation import ValidationResult
@@ -22,7 +23,7 @@ REMEDY = "File too large: raise the limit on the size of files (ulimit -f), then
 
 def tracker(run_dir: Path, first_step: int = 0) -> Tracker:
     run_dir.mkdir(exist_ok=True)
-    return Tracker(run_dir, first_step, 100)
+    return Tracker(RunFolder(run_dir), first_step, 100)
 
 
 def shown_by_tensorboard(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
@@ -84,7 +85,7 @@ def test_translations_are_kept_for_programs_as_long_as_their_step_stands(tmp_pat
     running = tracker(tmp_path)
     running.log_validation(AT_TEN, VALIDATED)
     running.log_validation(Progress(step=20), VALIDATED)
-    running.go_back(10)
+    running.roll_back(10)
     running.close()
     (entry,) = map(json.loads, (tmp_path / "samples.jsonl").read_text("utf-8").splitlines())
     assert entry == {

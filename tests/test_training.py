@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from mt.checkpoint import ModelFolder, checkpoint_path, checkpoints
+from mt.checkpoint import ModelFolder
 from mt.config import RunConfig, TrainConfig
 from mt.data.packing import PlanState
 from mt.errors import MTError
 from mt.evaluate.findings import Question
 from mt.evaluation import evaluate_model
 from mt.pipeline import average_run, format_report, train_run
+from mt.run_folder import RunFolder
 from mt.text.corpus import PreparedCorpus
 from mt.text.prepare import prepare_corpus
 from mt.train import signals
@@ -36,7 +37,7 @@ from tests.toys import RICH, parallel, small_model, toy_config
 
 
 def weights_of(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
-    return ModelFolder.open(checkpoint_path(run_dir, step)).load_weights()
+    return ModelFolder.open(RunFolder(run_dir).checkpoint(step)).load_weights()
 
 
 def prepared(config: RunConfig) -> PreparedCorpus:
@@ -56,9 +57,9 @@ def test_resume_equals_never_stopped_bit_for_bit(tmp_path: Path, precision: str,
     train(config, corpus, tmp_path / "whole")
     train(with_train(config, max_steps=8), corpus, tmp_path / "parts")
     # What a kill leaves behind: nothing but the checkpoint of step 4.
-    shutil.rmtree(checkpoint_path(tmp_path / "parts", 8))
-    shutil.rmtree(checkpoint_path(tmp_path / "parts", 6), ignore_errors=True)
-    assert checkpoints(tmp_path / "parts") == [checkpoint_path(tmp_path / "parts", 4)]
+    shutil.rmtree(RunFolder(tmp_path / "parts").checkpoint(8))
+    shutil.rmtree(RunFolder(tmp_path / "parts").checkpoint(6), ignore_errors=True)
+    assert RunFolder(tmp_path / "parts").checkpoints() == [RunFolder(tmp_path / "parts").checkpoint(4)]
     train(config, corpus, tmp_path / "parts")
     whole, parts = weights_of(tmp_path / "whole", 12), weights_of(tmp_path / "parts", 12)
     assert whole.keys() == parts.keys()
@@ -77,23 +78,23 @@ def test_a_damaged_last_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest
     config = toy_config(tmp_path)
     corpus = prepared(config)
     train(with_train(config, max_steps=8), corpus, tmp_path / "run")
-    (checkpoint_path(tmp_path / "run", 8) / "model.safetensors").write_bytes(b"torn")
-    damaged = checkpoint_path(tmp_path / "run", 8)
-    last_good = checkpoints(tmp_path / "run")[-2]
-    trainer = Trainer(config, corpus, tmp_path / "run")
+    (RunFolder(tmp_path / "run").checkpoint(8) / "model.safetensors").write_bytes(b"torn")
+    damaged = RunFolder(tmp_path / "run").checkpoint(8)
+    last_good = RunFolder(tmp_path / "run").checkpoints()[-2]
+    trainer = Trainer(config, corpus, RunFolder(tmp_path / "run"))
     assert trainer.progress.step == int(last_good.name[5:])
     warning = capsys.readouterr().err.splitlines()[-1]
     assert warning.startswith(f"warning: {damaged / 'model.safetensors'}: is damaged: ")
     assert warning.endswith(f": going back to the checkpoint before; it is now {damaged}.damaged")
     # It must not count as the newest any more.
-    assert checkpoints(tmp_path / "run")[-1] == last_good
+    assert RunFolder(tmp_path / "run").checkpoints()[-1] == last_good
 
 
 def test_when_no_checkpoint_can_be_read_training_does_not_begin_anew(tmp_path: Path) -> None:
     config = toy_config(tmp_path, max_steps=4)
     corpus = prepared(config)
     train(config, corpus, tmp_path / "run")
-    (folder,) = checkpoints(tmp_path / "run")
+    (folder,) = RunFolder(tmp_path / "run").checkpoints()
     (folder / "manifest.json").unlink()
     with pytest.raises(MTError) as caught:
         train(config, corpus, tmp_path / "run")
@@ -101,20 +102,20 @@ def test_when_no_checkpoint_can_be_read_training_does_not_begin_anew(tmp_path: P
         f"{tmp_path / 'run'}: no checkpoint to go on from can be read; the last: {folder}: is no complete model "
         "folder: manifest.json missing: start over with another --run-dir"
     )
-    assert checkpoints(tmp_path / "run") == [folder]
+    assert RunFolder(tmp_path / "run").checkpoints() == [folder]
 
 
 def test_a_validation_that_a_signal_came_before_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = toy_config(tmp_path, max_steps=12, validate_every=6)
     corpus = prepared(config)
-    count = Trainer.count
+    record_update = Trainer.record_update
 
-    def count_and_interrupt(trainer: Trainer, update: Update, outcome: Outcome) -> None:
-        count(trainer, update, outcome)
+    def record_and_interrupt(trainer: Trainer, update: Update, outcome: Outcome) -> None:
+        record_update(trainer, update, outcome)
         if update.step == 6:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(Trainer, "count", count_and_interrupt)
+    monkeypatch.setattr(Trainer, "record_update", record_and_interrupt)
     with pytest.raises(KeyboardInterrupt):
         train(config, corpus, tmp_path / "run")
     assert "valid_loss" not in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8")
@@ -129,8 +130,8 @@ def test_a_signal_during_the_last_save_is_heard(tmp_path: Path, monkeypatch: pyt
     corpus = prepared(config)
     save = Trainer.save_checkpoint
 
-    def save_and_terminate(trainer: Trainer, tracker: Tracker) -> None:
-        save(trainer, tracker)
+    def save_and_terminate(trainer: Trainer) -> None:
+        save(trainer)
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Trainer, "save_checkpoint", save_and_terminate)
@@ -172,7 +173,7 @@ def test_whoever_reads_the_messages_may_go(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "w") as stream:
-        tracker = Tracker(tmp_path, 0, 10, stream=stream)
+        tracker = Tracker(RunFolder(tmp_path), 0, 10, stream=stream)
         tracker.say("nobody is there")
         tracker.close()
         os.dup2(os.open(os.devnull, os.O_WRONLY), writing)  # what is left in its buffer goes nowhere
@@ -197,7 +198,7 @@ def test_a_signal_during_a_validation_does_not_wait_for_its_end(
         train(config, corpus, tmp_path / "run")
     assert caught.value.code == 143
     assert ended == []
-    assert checkpoints(tmp_path / "run")[-1] == checkpoint_path(tmp_path / "run", 6)
+    assert RunFolder(tmp_path / "run").checkpoints()[-1] == RunFolder(tmp_path / "run").checkpoint(6)
     monkeypatch.undo()
     train(config, corpus, tmp_path / "run")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()
@@ -334,7 +335,7 @@ def test_patience_ends_a_training_that_gets_no_better(tmp_path: Path, capsys: py
     progress = train(config, corpus, tmp_path / "run")
     assert (progress.step, progress.best_step) == (9, 3)
     assert "2 validations without a better score than that of step 3" in capsys.readouterr().err
-    assert checkpoints(tmp_path / "run")[-1] == checkpoint_path(tmp_path / "run", 9)
+    assert RunFolder(tmp_path / "run").checkpoints()[-1] == RunFolder(tmp_path / "run").checkpoint(9)
     assert train(config, corpus, tmp_path / "run").step == 9
     assert train(with_train(config, patience=3), corpus, tmp_path / "run").step == 12
 
@@ -361,7 +362,7 @@ def test_a_report_has_the_loss_of_the_best_checkpoint_as_it_is(tmp_path: Path) -
 
 def test_the_validation_loss_of_an_even_guess_is_log_vocab(tmp_path: Path) -> None:
     config = toy_config(tmp_path)
-    trainer = Trainer(config, prepared(config), tmp_path / "run")
+    trainer = Trainer(config, prepared(config), RunFolder(tmp_path / "run"))
     with torch.no_grad():
         trainer.engine.model.embedding.weight.zero_()
     loss, by_length = validation_loss(trainer.engine.inference_model(), trainer.corpus.valid)
@@ -393,7 +394,7 @@ def test_stop_after_a_time_saves_and_is_final(tmp_path: Path, monkeypatch: pytes
     corpus = prepared(config)
     progress = train(config, corpus, tmp_path / "run")
     assert (progress.step, progress.train_seconds) == (8, 2)
-    assert checkpoints(tmp_path / "run")[-1] == checkpoint_path(tmp_path / "run", 8)
+    assert RunFolder(tmp_path / "run").checkpoints()[-1] == RunFolder(tmp_path / "run").checkpoint(8)
     assert train(config, corpus, tmp_path / "run").step == 8
 
 
@@ -437,12 +438,12 @@ def test_a_signal_saves_says_so_and_stops(
     thread.join()
     if isinstance(caught.value, SystemExit):
         assert caught.value.code == 143
-    (folder,) = checkpoints(tmp_path / "run")
+    (folder,) = RunFolder(tmp_path / "run").checkpoints()
     step = int(folder.name[5:])
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"stopped after step {step:,}, all of it saved in {tmp_path / 'run'}: the same command goes on from there"
     )
-    assert Trainer(config, corpus, tmp_path / "run").progress.step == step
+    assert Trainer(config, corpus, RunFolder(tmp_path / "run")).progress.step == step
 
 
 def test_a_run_leaves_what_the_contract_names_and_a_second_start_does_nothing(
@@ -525,7 +526,7 @@ def test_fine_tuning_starts_from_the_weights_and_the_tokenizer_of_a_model(tmp_pa
     # What has begun needs the first run no more.
     shutil.rmtree(tmp_path / "first")
     train_run(with_train(special, max_steps=2), tmp_path / "second")
-    assert checkpoints(tmp_path / "second")[-1] == checkpoint_path(tmp_path / "second", 2)
+    assert RunFolder(tmp_path / "second").checkpoints()[-1] == RunFolder(tmp_path / "second").checkpoint(2)
 
 
 def test_fine_tuning_needs_a_model_of_the_same_shape(tmp_path: Path) -> None:
@@ -573,7 +574,7 @@ def test_a_changed_setting_is_refused_by_name_unless_it_may_change(tmp_path: Pat
         f"is rotary: change them back, or start over with another --run-dir (the run is in {run_dir})"
     )
     train_run(with_train(config, max_steps=3, validate_every=2), run_dir)
-    assert checkpoints(run_dir)[-1] == checkpoint_path(run_dir, 3)
+    assert RunFolder(run_dir).checkpoints()[-1] == RunFolder(run_dir).checkpoint(3)
 
 
 def test_another_beam_gives_another_report_and_the_model_folder_says_so(tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ import pytest
 import torch
 
 import mt.verify
-from mt.checkpoint import ModelFolder, checkpoint_path, save_model_folder
+from mt.checkpoint import ModelFolder, save_model_folder
 from mt.config import RunConfig
 from mt.errors import ConfigError, MTError
+from mt.run_folder import RunFolder
 from mt.train.optimizer import Optimizer
 from mt.verify import Difference, Kill, Verdict, compare, kill_at, short_config, train_in, verify_resume
 from tests.forks import Fork
@@ -111,7 +112,7 @@ def test_a_training_that_goes_on_as_it_should_is_proved(tmp_path: Path, capsys: 
     compared = verdict.resumed
     # 30 updates with three figures each, and two validations with three each.
     assert (compared.n_weights_differing, compared.n_state_differing, compared.n_logged) == (0, 0, 30 * 3 + 2 * 3)
-    weights = ModelFolder.open(checkpoint_path(tmp_path / "runs" / "killed", 30)).load_weights()
+    weights = ModelFolder.open(RunFolder(tmp_path / "runs" / "killed").checkpoint(30)).load_weights()
     assert compared.n_weights == len(weights)
     first, second, third = verdict.kills
     assert str(verdict).splitlines() == [
@@ -138,7 +139,7 @@ def test_a_training_that_forgets_something_is_found_out(tmp_path: Path, train: A
     assert verdict.again.is_none
     found = verdict.resumed
     assert found.n_weights_differing == found.n_weights
-    assert found.largest_in in ModelFolder.open(checkpoint_path(tmp_path / "runs" / "killed", 10)).load_weights()
+    assert found.largest_in in ModelFolder.open(RunFolder(tmp_path / "runs" / "killed").checkpoint(10)).load_weights()
     assert found.largest > 1e-4
     assert 1e-5 < found.relative < 1
     assert found.first_logged_differing is not None
@@ -242,7 +243,7 @@ def write_run(
 ) -> Path:
     tokenizer = run_dir.with_name("tokenizer.model")
     tokenizer.write_bytes(b"pieces")
-    save_model_folder(checkpoint_path(run_dir, 2), weights, config, tokenizer, {"vocab_size": 380}, state)
+    save_model_folder(RunFolder(run_dir).checkpoint(2), weights, config, tokenizer, {"vocab_size": 380}, state)
     write_lines(run_dir / "metrics.jsonl", [json.dumps(entry) for entry in logged])
     return run_dir
 

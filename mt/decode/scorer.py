@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mt.checkpoint import ModelFolder, find_model_folder
 from mt.config import DecodeConfig
 from mt.data.batch import packed_pairs
 from mt.decode.candidates import log_normaliser
 from mt.decode.search import length_penalty
 from mt.errors import CheckpointError
 from mt.model import Transformer
+from mt.run_folder import open_model
 from mt.runtime import choose_device, choose_dtype, give_back_free_memory, keep_large_blocks
 from mt.text.normalise import Normalisers
 from mt.text.sources import SentencePair
@@ -137,7 +137,7 @@ class Scorer:
         keep_large_blocks()
         chosen_device = choose_device(device)
         dtype = choose_dtype(precision, chosen_device)
-        folder = ModelFolder.open(find_model_folder(Path(path)))
+        folder = open_model(path)
         return cls(
             folder.load_model(dtype, chosen_device),
             folder.load_tokenizer(),

@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from mt.checkpoint import CHECKSUMS, TOKENIZER, WEIGHTS, ModelFolder, find_model_folder
+from mt.checkpoint import CHECKSUMS, TOKENIZER, WEIGHTS, ModelFolder
 from mt.config import MAX_BEAM_SIZE, DecodeConfig
 from mt.decode.graphs import Graphs
 from mt.decode.oddities import fewest_tokens, is_in_a_loop, is_too_long, repeated_tokens
@@ -22,6 +22,7 @@ from mt.decode.splitting import Part, joined, split_text
 from mt.decode.words import word_alignment
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.model import Transformer
+from mt.run_folder import open_model
 from mt.runtime import choose_device, choose_dtype, keep_large_blocks, note
 from mt.text.normalise import Normalisers
 from mt.text.tokenizer import Tokenizer
@@ -209,19 +210,36 @@ class Translator:
         retries: bool = True,
         n_processes: int | None = 1,
     ) -> Translator:
-        """The translator in a run folder (while it runs, its best so far), a checkpoint or a model folder.
+        """Load the translator in a run folder (while it runs, its best so far), a checkpoint or a model folder.
+
+        Raises:
+            CheckpointError: there is no complete model of this version there.
+            ConfigError: see `Translator.of`.
+        """
+        return cls.of(open_model(path), device, precision, retries=retries, n_processes=n_processes)
+
+    @classmethod
+    def of(
+        cls,
+        folder: ModelFolder,
+        device: str = "auto",
+        precision: str = "auto",
+        *,
+        retries: bool = True,
+        n_processes: int | None = 1,
+    ) -> Translator:
+        """Load the translator in a model folder.
 
         Args:
             n_processes: that may be forked to translate long texts on the CPU; None: as many as torch has threads.
                 For programs that no other thread of theirs computes in.
         Raises:
-            CheckpointError: there is no complete model of this version there.
+            CheckpointError: a file is damaged.
             ConfigError: no such device or precision; a package that the model's text was normalised with is missing.
         """
         keep_large_blocks()
         chosen_device = choose_device(device)
         dtype = choose_dtype(precision, chosen_device)
-        folder = ModelFolder.open(find_model_folder(Path(path)))
         checksums = folder.manifest[CHECKSUMS]
         return cls(
             OwnBackend(folder.load_model(dtype, chosen_device), n_processes or torch.get_num_threads()),

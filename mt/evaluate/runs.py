@@ -11,18 +11,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mt.checkpoint import RECORD, ModelFolder, file_checksum, find_model_folder
+from mt.checkpoint import ModelFolder, file_checksum
 from mt.config import DecodeConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
 from mt.configfile import config_differences, settings_of
-from mt.errors import DataError
+from mt.decode.translator import Translator
+from mt.errors import ConfigError, DataError, MTError
 from mt.evaluate.analysis import words_of
 from mt.evaluate.report import JSON_NAME
+from mt.evaluate.scores import TranslatedSet
+from mt.run_folder import RunFolder, open_model
 from mt.runtime import choose_device, choose_dtype, hardware
-from mt.text.corpus import PreparedCorpus
+from mt.text.corpus import PreparedCorpus, with_tag
+from mt.text.sources import SentencePair, read_pairs
 from mt.text.tokenizer import Tokenizer
 
-METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"  # in a run folder
-TRANSLATIONS = "translations"  # the folder of what a finished run says of its sets; key of their SHA-256 in its report
 MOST_POINTS = 200  # of a curve; metrics.jsonl has all of them
 MOST_STEPS_OF_SAMPLES = 8
 _MANY_SENTENCES = 1_000_000  # of which more than half a minute is spent
@@ -35,7 +37,7 @@ _CURVES = {
 }
 
 
-def training_facts(run_dir: Path) -> dict[str, Any]:
+def training_facts(run: RunFolder) -> dict[str, Any]:
     """The curves of a run, thinned out, and its sample translations at some of the steps, first and last included.
 
     Returns:
@@ -44,7 +46,7 @@ def training_facts(run_dir: Path) -> dict[str, Any]:
         [{"source", "reference", "translations": [{"step", "translation"}]}]}; curves are lists of equal length, None
         where nothing is known. Lines that cannot be read, or hold something else, count as not there.
     """
-    entries = list(_json_lines(run_dir / METRICS))
+    entries = list(_json_lines(run.metrics))
     curves = {}
     for name, measured in _CURVES.items():
         points = _thinned([entry for entry in entries if measured[0] in entry], MOST_POINTS)
@@ -52,7 +54,7 @@ def training_facts(run_dir: Path) -> dict[str, Any]:
         seconds = curve.pop("train_seconds")
         curve["train_minutes"] = [None if value is None else value / 60 for value in seconds]
         curves[name] = curve
-    sampled = [(entry["step"], found) for entry in _json_lines(run_dir / SAMPLES) if (found := _texts(entry))]
+    sampled = [(entry["step"], found) for entry in _json_lines(run.samples) if (found := _texts(entry))]
     return {"curves": curves, "samples": _samples(sampled)}
 
 
@@ -118,10 +120,11 @@ def _samples(entries: Sequence[tuple[int, list[dict[str, str]]]]) -> list[dict[s
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model folder with what is still there of its run and of the corpus that it was trained on."""
+    """A model folder with what is still there of its run and of the corpus that it was trained on, opened once."""
 
+    path: Path  # as the user gave it
     folder: ModelFolder
-    run_dir: Path | None
+    run: RunFolder | None
     corpus: PreparedCorpus | None
 
     @classmethod
@@ -132,24 +135,82 @@ class KnownModel:
         Raises:
             CheckpointError: there is no model.
         """
-        folder = ModelFolder.open(find_model_folder(path))
+        folder = open_model(path)
         fingerprint = folder.manifest.get("corpus_fingerprint")
         inside = folder.path.resolve()
         # model/, or checkpoints/step-N and averages/last-N.
-        place = inside.parent if inside.name == "model" else inside.parent.parent
-        run_dir = place if _is_run_of(place, fingerprint) else None
+        run = RunFolder(inside.parent if inside.name == "model" else inside.parent.parent)
         prepared = Path(folder.config.data.prepared_dir) / str(fingerprint)
         try:
             corpus = PreparedCorpus.open(prepared)
         except DataError:
             corpus = None
-        return cls(folder, run_dir, corpus)
+        return cls(path, folder, run if _is_run_of(run, fingerprint) else None, corpus)
 
     @property
     def count_words_of(self) -> Callable[[Collection[str]], Counter[str]] | None:
         """How often the source text of training has some words; None where it is gone."""
         corpus = self.corpus
         return None if corpus is None else lambda words: source_word_counts(corpus, words)
+
+    def test_names(self, wanted: Sequence[str] = ()) -> list[str]:
+        """Return the names of all test sets, or those wanted, each once.
+
+        Raises:
+            ConfigError: the model has no test set, or none of a name.
+        """
+        known = self.folder.config.data.test
+        for name in wanted:
+            if name not in known:
+                names = f"it has {', '.join(known)}" if known else "its config names none under data.test"
+                raise ConfigError(f"--test {name}: {self.path} has no test set of that name: {names}")
+        if not known:
+            raise ConfigError(
+                f"{self.path}: its config names no test set under data.test: score files with --hyp and --ref"
+            )
+        return list(dict.fromkeys(wanted)) or list(known)
+
+    def test_pairs(self, names: Sequence[str]) -> dict[str, list[SentencePair]]:
+        """Return test sets from the corpus that the model was trained on, or where it is gone as the config names them.
+
+        Raises:
+            DataError: the text is gone, too.
+        """
+        if self.corpus is not None:
+            return {name: self.corpus.test_pairs[name] for name in names}
+        config = self.folder.config
+        sources = {name: config.data.test[name] for name in names}
+        return {
+            name: with_tag(read_pairs(source, config.src_lang, config.tgt_lang, "test"), source.tag)
+            for name, source in sources.items()
+        }
+
+    def test_references(self, name: str) -> list[str] | None:
+        """Return the references of a test set, or of the validation set, called valid; None where they are gone."""
+        if name == "valid":
+            return None if self.corpus is None else [pair.tgt for pair in self.corpus.valid_pairs]
+        try:
+            return [pair.tgt for pair in self.test_pairs([name])[name]]
+        except (MTError, KeyError):
+            return None
+
+    def translate(
+        self, sets: Mapping[str, Sequence[SentencePair]], device: str, precision: str, *, n_processes: int | None
+    ) -> dict[str, TranslatedSet]:
+        """Translate test sets, or the validation set, called valid."""
+        translator = Translator.of(self.folder, device, precision, n_processes=n_processes)
+        return {
+            name: self.translated_set(name, pairs, translator.translate([pair.src for pair in pairs]))
+            for name, pairs in sets.items()
+        }
+
+    def translated_set(self, name: str, pairs: Sequence[SentencePair], hypotheses: Sequence[str]) -> TranslatedSet:
+        """Return what is scored; the tag of a corpus is for the model alone."""
+        data, tgt_lang = self.folder.config.data, self.folder.config.tgt_lang
+        tag = (data.valid if name == "valid" else data.test[name]).tag
+        prefix = "" if tag is None else f"{tag} "
+        sources = [pair.src.removeprefix(prefix) for pair in pairs]
+        return TranslatedSet(sources, hypotheses, [[pair.tgt for pair in pairs]], tgt_lang)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -159,7 +220,7 @@ class KnownModel:
     @property
     def is_result(self) -> bool:
         """Whether it is what its run ended with."""
-        return self.run_dir is not None and self.folder.path.resolve() == self.run_dir / "model"
+        return self.run is not None and self.folder.path.resolve() == self.run.model
 
     def kept_translations(self, n_lines: Mapping[str, int]) -> dict[str, list[str]] | None:
         """What the run keeps of some test sets, where it is what this model says; None where it has to translate.
@@ -167,16 +228,16 @@ class KnownModel:
         Args:
             n_lines: of each test set.
         """
-        if self.run_dir is None or not self.is_result:
+        if self.run is None or not self.is_result:
             return None
-        report = json_object(self.run_dir / JSON_NAME)
+        report = json_object(self.run.path / JSON_NAME)
         if report.get("basis") != basis_of(self.folder):
             return None
         found = {}
         for name, n in n_lines.items():
-            path = self.run_dir / TRANSLATIONS / f"{name}.txt"
+            path = self.run.translation(name)
             try:
-                is_what_was_scored = file_checksum(path) == report[TRANSLATIONS][name]
+                is_what_was_scored = file_checksum(path) == report["translations"][name]
                 found[name] = path.read_text(encoding="utf-8").split("\n")[:-1]
             except (OSError, ValueError, KeyError, TypeError):
                 return None
@@ -205,7 +266,7 @@ class KnownModel:
 
     def training(self) -> dict[str, Any] | None:
         """The curves of its run, if it is known."""
-        return None if self.run_dir is None else training_facts(self.run_dir)
+        return None if self.run is None else training_facts(self.run)
 
     def facts(self, device: str, precision: str) -> dict[str, Any]:
         """Of a report: "src_lang", "tgt_lang", "manifest", and of a run "training".
@@ -214,15 +275,15 @@ class KnownModel:
             device, precision: what it translated with, as they are asked for.
         """
         config = self.folder.config
-        record = None if self.run_dir is None else json_object(self.run_dir / RECORD)
+        record = None if self.run is None else json_object(self.run.record)
         facts: dict[str, Any] = {
             "src_lang": config.src_lang,
             "tgt_lang": config.tgt_lang,
             "manifest": _manifest_facts(config, self.folder.manifest, record, self.corpus)
             | {"description": self.description, "translation": _translation_facts(device, precision)},
         }
-        if self.run_dir is not None:
-            facts["training"] = training_facts(self.run_dir)
+        if self.run is not None:
+            facts["training"] = training_facts(self.run)
         return facts
 
 
@@ -240,11 +301,11 @@ def json_object(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _is_run_of(folder: Path, fingerprint: str | None) -> bool:
-    """Whether a model comes from this run: one that was copied into the folder of another run does not."""
-    if not (folder / RECORD).is_file():
+def _is_run_of(run: RunFolder, fingerprint: str | None) -> bool:
+    """Return whether a model comes from this run: one that was copied into the folder of another run does not."""
+    if not run.record.is_file():
         return False
-    return json_object(folder / RECORD).get("corpus_fingerprint", fingerprint) == fingerprint
+    return json_object(run.record).get("corpus_fingerprint", fingerprint) == fingerprint
 
 
 def _manifest_facts(

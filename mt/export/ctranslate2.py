@@ -30,7 +30,6 @@ from mt.checkpoint import (
     cannot_be_written,
     check_file,
     file_checksum,
-    find_model_folder,
     write_json,
 )
 from mt.config import DecodeConfig, ModelConfig, RunConfig
@@ -50,6 +49,7 @@ from mt.evaluate.scores import corpus_bleu, corpus_chrf
 from mt.model import Transformer
 from mt.model.layers import EPSILON, DeepNorm, FeedForward, LayerNorm, Linear, PostNorm
 from mt.model.positions import LONGEST_DISTANCE, Learned, Positions, Relative, Sinusoidal, sinusoidal_positions
+from mt.run_folder import open_model
 from mt.runtime import choose_device, versions
 from mt.text.corpus import first_test_pairs
 from mt.text.normalise import Normalisers
@@ -158,7 +158,7 @@ def export(
         raise ConfigError(f"quantization: expected {', '.join(QUANTIZATIONS)}, got {quantization!r}")
     if output_dir.exists():
         raise ConfigError(f"{output_dir}: exists already: delete it, or choose another output folder")
-    folder = ModelFolder.open(find_model_folder(model_path))
+    folder = open_model(model_path)
     refuse_inexpressible(folder.config.model)
     described, lines = _lines_to_compare(folder, verify_with)
     building = output_dir.with_name(f".{output_dir.name}.writing")

@@ -7,8 +7,8 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, closing
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,22 +16,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from mt.checkpoint import (
-    ModelFolder,
-    append_text,
-    checkpoint_path,
-    checkpoints,
-    enter_score,
-    find_model_folder,
-    prune_checkpoints,
-    remove_checkpoint,
-    save_model_folder,
-    set_aside,
-)
+from mt.checkpoint import ModelFolder, append_text, save_model_folder
 from mt.config import RunConfig, parse_duration
 from mt.configfile import as_yaml
 from mt.data.packing import PlanState
 from mt.errors import CheckpointError, ConfigError, TrainingError
+from mt.run_folder import RunFolder, open_model, quarantine_checkpoint, remove_checkpoint
 from mt.runtime import ALONE, Ranks, give_back_free_memory, hardware, keep_large_blocks, source_commit, versions
 from mt.text.corpus import PreparedCorpus
 from mt.text.normalise import Normalisers
@@ -44,67 +34,51 @@ from mt.train.tracker import SilentTracker, Tracker
 from mt.train.validation import ValidationResult, validate
 from mt.units import format_count, format_duration
 
-SKIPPED = "skipped.jsonl"  # in the run folder: the updates that were skipped, with their sentences
-
 # Why training stops before its steps are up: the number of a signal, or this. The larger one counts among ranks.
-GO_ON, TIME_IS_UP = 0, 1
+NO_STOP, TIME_IS_UP = 0, 1
 
-LOOK_EVERY = 50  # updates; whether they were made at all is seen then, if not sooner
+FLUSH_EVERY = 50  # updates; whether they were skipped is seen then, if not sooner
 
 
 def train(config: RunConfig, corpus: PreparedCorpus, run_dir: Path, ranks: Ranks = ALONE) -> Progress:
     """Train until the steps or the time are up, from the last checkpoint if there is one.
 
     Raises:
-        TrainingError: gradients stay non-finite although training went back once.
+        TrainingError: gradients stay non-finite although training was rolled back once.
         KeyboardInterrupt, SystemExit(143): interrupted or terminated; a checkpoint has been written.
     """
     keep_large_blocks()
     run_dir.mkdir(parents=True, exist_ok=True)
-    settings = config.train
-    trainer = Trainer(config, corpus, run_dir, ranks)
-    engine, progress = trainer.engine, trainer.progress
+    trainer = Trainer(config, corpus, RunFolder(run_dir), ranks)
     if trainer.is_finished() and not trainer.validation_is_due():
-        trainer.say_that_it_is_done()
-        return progress
-    with closing(trainer.tracker()) as tracker, caught_signals(ranks.is_first) as received:
-        tracker.say(trainer.description)
-        if trainer.validation_is_due():  # a signal came before it
-            trainer.validate(tracker, received)
-            trainer.save_checkpoint(tracker)
-        ends = trainer.agrees_to_stop(received)
-        while not ends:
-            try:
-                with trainer.updates_left() as updates:
-                    for update in updates:
-                        lr = learning_rate(update.step, settings, config.model.d_model)
-                        trainer.count(update, engine.step(update, lr))
-                        tracker.advance(update.step)
-                        ends = trainer.agrees_to_stop(received)
-                        is_logged = update.step % settings.log_every == 0
-                        is_validated = trainer.validation_is_due() and not trainer.is_signalled
-                        is_saved = ends or update.step % settings.checkpoint_every == 0
-                        if is_logged or is_validated or is_saved or update.step % LOOK_EVERY == 0:
-                            trainer.look(tracker)
-                            if trainer.has_lost_its_way:
-                                trainer.go_back(tracker)
-                                ends = trainer.is_signalled
-                                break  # on from there
-                        if is_logged:
-                            tracker.log(progress, learning_rate=lr, **trainer.meter.read())
-                        with trainer.meter.paused():
-                            if is_validated:
-                                is_saved |= trainer.validate(tracker, received)
-                                ends = trainer.agrees_to_stop(received)
-                            if is_saved or ends:
-                                trainer.save_checkpoint(tracker)
-                        if ends:
-                            break
-            except OutOfMemory as error:
-                trainer.double_slices(error, tracker)  # and the same update once more
-        trainer.agrees_to_stop(received)  # a signal may have come during the last save
-        trainer.say_how_it_ended(tracker)
-    return progress
+        trainer.report_already_done()
+        return trainer.progress
+    with trainer.running(), closing(trainer.updates()) as updates:
+        for lr in updates:
+            due = trainer.due()
+            if due.flush:
+                trainer.flush_metrics()
+                if trainer.must_roll_back:
+                    trainer.roll_back()
+                    continue
+            if due.log:
+                trainer.log(lr)
+            with trainer.meter.paused():
+                is_kept = due.validate and trainer.validate()
+                if due.save or is_kept or trainer.ends:
+                    trainer.save_checkpoint()
+        trainer.report_result()
+    return trainer.progress
+
+
+@dataclass(frozen=True)
+class Due:
+    """What is to be done after an update."""
+
+    log: bool
+    validate: bool
+    save: bool
+    flush: bool  # wait for the device, and see what the updates gave
 
 
 class Trainer:
@@ -115,8 +89,8 @@ class Trainer:
         CheckpointError: there are checkpoints, but none can be read, or they are of another model.
     """
 
-    def __init__(self, config: RunConfig, corpus: PreparedCorpus, run_dir: Path, ranks: Ranks = ALONE) -> None:
-        self.config, self.corpus, self.run_dir, self.ranks = config, corpus, run_dir, ranks
+    def __init__(self, config: RunConfig, corpus: PreparedCorpus, run: RunFolder, ranks: Ranks = ALONE) -> None:
+        self.config, self.corpus, self.run, self.ranks = config, corpus, run, ranks
         self.tokenizer = Tokenizer.load(corpus.tokenizer_path)
         self.engine = Engine(
             config, corpus.train, self.tokenizer.vocab_size, source_sizes=corpus.source_sizes, ranks=ranks
@@ -142,7 +116,45 @@ class Trainer:
             "commit": source_commit(),
         }
         self._began_at = time.monotonic() - self.progress.train_seconds
-        self._stop = TIME_IS_UP if self._seconds_left is not None and self._seconds_left <= 0 else GO_ON
+        self._stop = TIME_IS_UP if self._seconds_left is not None and self._seconds_left <= 0 else NO_STOP
+        self.ends = False  # after this update
+        # Of a training that runs; rank 0 alone tells and writes.
+        self.tracker: Tracker | SilentTracker = SilentTracker()
+        self.signals = Received()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Record measurements, and note signals; first validate what an earlier start had no time for."""
+        progress = self.progress
+        if self.ranks.is_first:
+            self.tracker = Tracker(self.run, progress.step, self.config.train.max_steps, self._seconds_left)
+        with closing(self.tracker), caught_signals(self.ranks.is_first) as self.signals:
+            self.tracker.say(self.description)
+            if self.validation_is_due():
+                self.validate()
+                self.save_checkpoint()
+            self.sync_stop()
+            yield
+
+    def updates(self) -> Generator[float, None, None]:
+        """Make the updates that are left, and yield the learning rate of each.
+
+        An update for which memory is short is made again in smaller micro-batches. After a rollback the updates
+        continue from there.
+        """
+        settings, progress = self.config.train, self.progress
+        while not self.ends:
+            try:
+                with self.engine.updates_ahead(progress.plan_state, progress.step + 1, settings.max_steps) as updates:
+                    for update in updates:
+                        lr = learning_rate(update.step, settings, self.config.model.d_model)
+                        self.record_update(update, self.engine.step(update, lr))
+                        self.sync_stop()
+                        yield lr
+                        if self.ends or progress.step != update.step:
+                            break
+            except OutOfMemory as error:
+                self.halve_micro_batches(error)
 
     @property
     def description(self) -> str:
@@ -158,33 +170,35 @@ class Trainer:
             f"slice{'s' if n_slices > 1 else ''}{engine.memory_note}, {updates_per_epoch:,.0f} updates an epoch"
         )
 
-    def tracker(self) -> Tracker | SilentTracker:
-        """Rank 0 tells; the others are silent."""
-        if not self.ranks.is_first:
-            return SilentTracker()
-        return Tracker(self.run_dir, self.progress.step, self.config.train.max_steps, self._seconds_left)
+    # --- what to do
 
-    def updates_left(self) -> AbstractContextManager[Iterable[Update]]:
-        """All updates that are left, from where the plan stands."""
-        progress = self.progress
-        return self.engine.updates_ahead(progress.plan_state, progress.step + 1, self.config.train.max_steps)
+    def due(self) -> Due:
+        """Return what is to be done after this update."""
+        settings, step = self.config.train, self.progress.step
+        log, save = step % settings.log_every == 0, self.ends or step % settings.checkpoint_every == 0
+        validate = self.validation_is_due() and not self.is_signalled
+        return Due(log, validate, save, flush=log or validate or save or step % FLUSH_EVERY == 0)
+
+    def log(self, lr: float) -> None:
+        """Record loss and speed since the last time."""
+        self.tracker.log(self.progress, learning_rate=lr, **self.meter.read())
 
     # --- when to stop
 
-    def agrees_to_stop(self, received: Received) -> bool:
-        """Whether training ends here: finished, or stopped by a signal. The ranks agree on signals and time."""
-        if self._stop == GO_ON and self._seconds_left is not None and self._seconds_left <= 0:
+    def sync_stop(self) -> None:
+        """Let the ranks agree on whether training ends here: finished, or stopped by a signal to any of them."""
+        if self._stop == NO_STOP and self._seconds_left is not None and self._seconds_left <= 0:
             self._stop = TIME_IS_UP
-        self._stop = self.ranks.largest(max(self._stop, received.number or GO_ON))
-        return self.is_signalled or self.is_finished()
+        self._stop = self.ranks.largest(max(self._stop, self.signals.number or NO_STOP))
+        self.ends = self.is_signalled or self.is_finished()
 
     @property
     def is_signalled(self) -> bool:
-        """Whether a signal to stop has come to any rank."""
+        """Return whether any rank has received a signal to stop."""
         return self._stop > TIME_IS_UP
 
     def is_finished(self) -> bool:
-        """Whether the steps, the time or the patience are up."""
+        """Return whether the steps, the time or the patience are up."""
         settings, progress = self.config.train, self.progress
         out_of_patience = settings.patience is not None and progress.n_without_better >= settings.patience
         return progress.step > 0 and (
@@ -199,7 +213,7 @@ class Trainer:
 
     # --- updates
 
-    def count(self, update: Update, outcome: Outcome) -> None:
+    def record_update(self, update: Update, outcome: Outcome) -> None:
         """Enter an update that has been made."""
         progress, n_ranks = self.progress, self.ranks.n
         progress.step, progress.plan_state = update.step, update.next_state
@@ -210,9 +224,10 @@ class Trainer:
         progress.n_tgt_positions += n_ranks * sum(len(batch.tgt_inputs) for batch in update.slices.values())
         progress.train_seconds = time.monotonic() - self._began_at
         self.meter.add(update, outcome)
+        self.tracker.advance(update.step)
 
-    def double_slices(self, error: OutOfMemory, tracker: Tracker | SilentTracker) -> None:
-        """Cut updates into twice as many slices, for the device has no memory for those of now.
+    def halve_micro_batches(self, error: OutOfMemory) -> None:
+        """Cut updates into twice as many micro-batches, since the device has no memory for the current ones.
 
         Raises:
             ConfigError: slices cannot be smaller, or other ranks wait in the middle of the update.
@@ -228,25 +243,26 @@ class Trainer:
         if self.ranks.n > 1:
             raise ConfigError(f"train.micro_batch_tokens: rank {self.ranks.rank} is {found}: set it to {halved}")
         self.progress.micro_batch_tokens = halved
-        tracker.say(
+        self.tracker.say(
             f"warning: {found}: the update is made again in {self.engine.budget.n_slices} slices of {halved:,}, and so "
             f"are those after it; --set train.micro_batch_tokens={halved} begins with that"
         )
 
-    def look(self, tracker: Tracker | SilentTracker) -> None:
-        """Wait for the device, enter what it has done, and tell of skipped updates."""
+    def flush_metrics(self) -> None:
+        """Wait for the device, enter what it has done, and report skipped updates."""
         skipped = self.meter.settle()
         if not (skipped and self.ranks.is_first):
             return
-        path = self.run_dir / SKIPPED
-        append_text(path, "".join(json.dumps(self._named(each)) + "\n" for each in skipped))
+        append_text(self.run.skipped, "".join(json.dumps(self._named(each)) + "\n" for each in skipped))
         first, last = skipped[0].step, skipped[-1].step
         steps = f"step {first:,} was" if first == last else f"{len(skipped):,} of steps {first:,} to {last:,} were"
-        tracker.say(f"warning: {steps} skipped, for the gradient was not finite: {path} names the sentences")
+        self.tracker.say(
+            f"warning: {steps} skipped, for the gradient was not finite: {self.run.skipped} names the sentences"
+        )
 
     @property
-    def has_lost_its_way(self) -> bool:
-        """Whether too many updates in a row were skipped, the last one among them."""
+    def must_roll_back(self) -> bool:
+        """Return whether too many updates in a row were skipped, the last one among them."""
         return self.progress.n_skipped_in_row >= self.config.train.skips_before_rollback
 
     def _named(self, skipped: Skipped) -> dict[str, Any]:
@@ -261,7 +277,7 @@ class Trainer:
         losses = [loss if math.isfinite(loss) else None for loss in skipped.losses]
         return {"step": skipped.step, "slice_losses": losses, "sentences": sources}
 
-    def go_back(self, tracker: Tracker | SilentTracker) -> None:
+    def roll_back(self) -> None:
         """Load the last checkpoint that has no skipped updates at its end; pass over the sentences since, once.
 
         Raises:
@@ -273,27 +289,30 @@ class Trainer:
         row = f"{progress.n_skipped_in_row:,} updates in a row up to step {progress.step:,} had no finite gradient"
         if progress.gone_back_to == target.step:
             raise TrainingError(
-                f"{self.run_dir}: {row}, although training had gone back to step {target.step:,} before and left the "
+                f"{self.run.path}: {row}, although training had gone back to step {target.step:,} before and left the "
                 f"sentences since then out: go on with --set train.precision=fp32, or start over with a lower "
-                f"train.peak_lr or with train.clip_norm; {SKIPPED} there names the sentences"
+                f"train.peak_lr or with train.clip_norm; {self.run.skipped.name} there names the sentences"
             )
         if found is None:
             self.engine.restart()
             if self.config.train.init_from is not None:
-                self._start_from(ModelFolder.open(find_model_folder(Path(self.config.train.init_from))))
+                self._start_from(open_model(self.config.train.init_from))
         passed = f"steps {target.step + 1:,} to {progress.step:,}"
         if self.ranks.is_first:
-            for folder in checkpoints(self.run_dir):
-                if folder > checkpoint_path(self.run_dir, target.step):
+            for folder in self.run.checkpoints():
+                if folder > self.run.checkpoint(target.step):
                     remove_checkpoint(folder)
         kept = ("plan_state", "train_seconds", "micro_batch_tokens", "micro_batch_setting", "n_skipped")
         vars(progress).update({name: value for name, value in vars(target).items() if name not in kept})
         progress.gone_back_to = target.step
         self.meter.forget()
-        tracker.go_back(target.step)
+        self.tracker.roll_back(target.step)
         if found is not None:
-            self.save_checkpoint(tracker)  # or a kill would forget what was passed over
-        tracker.say(f"warning: {row}: back to step {target.step:,}, and on with the sentences after those of {passed}")
+            self.save_checkpoint()  # or a kill would forget what was passed over
+        self.tracker.say(
+            f"warning: {row}: back to step {target.step:,}, and on with the sentences after those of {passed}"
+        )
+        self.ends = self.is_signalled
 
     # --- validation
 
@@ -303,44 +322,39 @@ class Trainer:
         is_due = step > 0 and (step % self.config.train.validate_every == 0 or self.is_finished())
         return is_due and self.progress.validated_at != step
 
-    def validate(self, tracker: Tracker | SilentTracker, received: Received) -> bool:
-        """Measure the validation set, tell the result, remember it; True where it is among the best that are kept.
+    def validate(self) -> bool:
+        """Measure the validation set and record the result; return whether it is among the best that are kept.
 
         Rank 0 measures; a signal cuts it short, and the next start makes up for it.
         """
         result: ValidationResult | None = None
         if self.ranks.is_first:
-            with received.interrupting():
-                received.interrupt_if_any()
+            with self.signals.interrupting():
+                self.signals.interrupt_if_any()
                 result = self._measured()
             give_back_free_memory()
         score, is_kept = self.ranks.from_first(None if result is None else self._entered(result)) or (None, False)
         if score is None:
+            self.sync_stop()
             return False
         if result is not None:
-            tracker.log_validation(self.progress, result)
+            self.tracker.log_validation(self.progress, result)
         progress = self.progress
         progress.validated_at = progress.step
         if not math.isfinite(score) or (progress.best_step is not None and score <= progress.best_score):
             progress.n_without_better += 1
         else:
             progress.best_step, progress.best_score, progress.n_without_better = progress.step, score, 0
+        self.sync_stop()  # patience may be up, or a signal has come
         return bool(is_kept)
 
     def _entered(self, result: ValidationResult) -> tuple[float, bool]:
-        """The score, more being better, and whether its checkpoint is to be kept."""
+        """Return the score, more being better, and whether its checkpoint is to be kept."""
         settings = self.config.train
         by_bleu = settings.best_by == "bleu"
         score = result.bleu if by_bleu else result.loss
-        standing = enter_score(
-            self.run_dir,
-            self.progress.step,
-            score,
-            by=settings.best_by,
-            higher_is_better=by_bleu,
-            n_best=settings.keep_best,
-        )
-        return score if by_bleu else -score, standing.is_among_best
+        rank = self.run.record_score(self.progress.step, score, by=settings.best_by, higher_is_better=by_bleu)
+        return score if by_bleu else -score, rank is not None and rank < settings.keep_best
 
     def _measured(self) -> ValidationResult:
         return validate(
@@ -355,9 +369,9 @@ class Trainer:
 
     # --- checkpoints
 
-    def save_checkpoint(self, tracker: Tracker | SilentTracker) -> None:
+    def save_checkpoint(self) -> None:
         """Write the checkpoint of this step, and remove those that are not needed."""
-        self.look(tracker)  # what is pending belongs to it
+        self.flush_metrics()  # what is pending belongs to it
         self.progress.train_seconds = time.monotonic() - self._began_at
         if self.ranks.is_first:
             self._write_checkpoint()
@@ -366,7 +380,7 @@ class Trainer:
     def _write_checkpoint(self) -> None:
         settings = self.config.train
         save_model_folder(
-            checkpoint_path(self.run_dir, self.progress.step),
+            self.run.checkpoint(self.progress.step),
             self.engine.weights_for_use,
             self.config,
             self.corpus.tokenizer_path,
@@ -380,8 +394,7 @@ class Trainer:
         )
         if self.progress.n_skipped_in_row:
             return  # the checkpoint to go back to may be an older one
-        prune_checkpoints(
-            self.run_dir,
+        self.run.prune_checkpoints(
             settings.checkpoint_every,
             keep_last=max(settings.keep_last, settings.average_last),
             keep_best=settings.keep_best,
@@ -389,16 +402,16 @@ class Trainer:
         )
 
     def _resume(self) -> Progress:
-        """Go on from the last checkpoint that can be read, or begin."""
+        """Load the last checkpoint that can be read, or the model to start from."""
         found = self._load_last(lambda saved: True)
         if found is None and self.config.train.init_from is not None:
-            self._start_from(ModelFolder.open(find_model_folder(Path(self.config.train.init_from))))
+            self._start_from(open_model(self.config.train.init_from))
         return found or Progress()
 
     def _load_last(self, is_wanted: Callable[[Progress], bool]) -> Progress | None:
         """Load the last checkpoint that can be read and is wanted; None where there is none.
 
-        Rank 0 chooses, and sets those aside that are damaged.
+        Rank 0 chooses, and quarantines those that are damaged.
         """
         progress, step = None, None
         if self.ranks.is_first:
@@ -406,14 +419,14 @@ class Trainer:
             step = None if progress is None else progress.step
         step = self.ranks.from_first(step)
         if step is not None and not self.ranks.is_first:
-            saved = SavedRun.read(checkpoint_path(self.run_dir, step))
-            self.engine.load(saved.weights, saved.state, self.run_dir)
+            saved = SavedRun.read(self.run.checkpoint(step))
+            self.engine.load(saved.weights, saved.state, self.run.path)
             progress = saved.progress
         return progress
 
     def _search(self, is_wanted: Callable[[Progress], bool]) -> Progress | None:
         damaged: list[tuple[Path, CheckpointError]] = []
-        for folder in reversed(checkpoints(self.run_dir)):
+        for folder in reversed(self.run.checkpoints()):
             try:
                 saved = SavedRun.read(folder)
             except CheckpointError as error:
@@ -423,16 +436,16 @@ class Trainer:
                 continue
             self.engine.load(saved.weights, saved.state, folder)
             for damaged_folder, problem in damaged:
-                aside = set_aside(damaged_folder)
+                new_place = quarantine_checkpoint(damaged_folder)
                 print(
-                    f"warning: {problem}: going back to the checkpoint before; it is now {aside}",
+                    f"warning: {problem}: going back to the checkpoint before; it is now {new_place}",
                     file=sys.stderr,
                     flush=True,
                 )
             return saved.progress
         if damaged:
             raise CheckpointError(
-                f"{self.run_dir}: no checkpoint to go on from can be read; the last: {damaged[0][1]}: "
+                f"{self.run.path}: no checkpoint to go on from can be read; the last: {damaged[0][1]}: "
                 "start over with another --run-dir"
             )
         return None
@@ -451,29 +464,30 @@ class Trainer:
 
     # --- for people
 
-    def say_that_it_is_done(self) -> None:
-        """That there is nothing left to train."""
+    def report_already_done(self) -> None:
+        """Tell that there is nothing left to train."""
         max_steps, step = self.config.train.max_steps, self.progress.step
         beyond = f", beyond train.max_steps ({max_steps:,})" if step > max_steps else ""
         if self.ranks.is_first:
             print(f"trained already: {step:,} steps{beyond}", file=sys.stderr, flush=True)
 
-    def say_how_it_ended(self, tracker: Tracker | SilentTracker) -> None:
-        """What was trained, and why no more.
+    def report_result(self) -> None:
+        """Tell what was trained, and why training ended.
 
         Raises:
             KeyboardInterrupt, SystemExit(143): a signal ended it.
         """
+        self.sync_stop()  # a signal may have come during the last save
         progress, patience = self.progress, self.config.train.patience
         if self.is_signalled:
-            saved = f"stopped after step {progress.step:,}, all of it saved in {self.run_dir}"
+            saved = f"stopped after step {progress.step:,}, all of it saved in {self.run.path}"
             saved = saved if progress.step else "stopped before the first step"
-            tracker.say(f"{saved}: the same command goes on from there")
+            self.tracker.say(f"{saved}: the same command goes on from there")
             raise KeyboardInterrupt if self._stop == signal.SIGINT else SystemExit(128 + self._stop)
         if patience is not None and progress.n_without_better >= patience:
             best = "" if progress.best_step is None else f" than that of step {progress.best_step:,}"
-            tracker.say(f"{progress.n_without_better} validations without a better score{best}")
-        tracker.say(
+            self.tracker.say(f"{progress.n_without_better} validations without a better score{best}")
+        self.tracker.say(
             f"trained {progress.step:,} steps, {progress.n_tgt_tokens:,} target tokens, "
             f"in {format_duration(progress.train_seconds)}; {progress.fill}"
         )

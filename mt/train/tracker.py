@@ -18,7 +18,7 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
 from mt.checkpoint import cannot_be_written, write_text
-from mt.evaluate.runs import METRICS, SAMPLES
+from mt.run_folder import RunFolder
 from mt.units import format_duration
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ class Tracker:
     """Writes measurements of a run where people and programs look for them.
 
     Args:
-        run_dir: holds `metrics.jsonl`, `samples.jsonl` and `tensorboard/`. What an earlier, longer start wrote there
-            after `first_step` is cut off, for it will be written again.
+        run: what an earlier, longer start recorded there after `first_step` is cut off, as it will be recorded again.
         first_step: updates that are done already.
         max_steps: updates that will be done.
         seconds_left: until the run's time is up, if it has a limit.
@@ -42,15 +41,15 @@ class Tracker:
 
     def __init__(
         self,
-        run_dir: Path,
+        run: RunFolder,
         first_step: int,
         max_steps: int,
         seconds_left: float | None = None,
         stream: TextIO | None = None,
     ) -> None:
-        self._paths = run_dir / METRICS, run_dir / SAMPLES
+        self._paths = run.metrics, run.samples
         self._metrics, self._samples = self._continued(first_step)
-        self._events = _EventFile(run_dir / "tensorboard", first_step)
+        self._events = _EventFile(run.tensorboard, first_step)
         self._stream = stream or sys.stderr
         self._max_steps = max_steps
         self._last_bleu = ""
@@ -105,8 +104,8 @@ class Tracker:
             _cut_after(path, step)
         return _GrowingFile(metrics), _GrowingFile(samples)
 
-    def go_back(self, step: int) -> None:
-        """Forget what was recorded after an update: training goes on from there."""
+    def roll_back(self, step: int) -> None:
+        """Remove what was recorded after an update: training continues from there."""
         self._close_files()
         self._metrics, self._samples = self._continued(step)
         self._events = _EventFile(self._events.folder, step)
@@ -163,7 +162,7 @@ class SilentTracker:
     def log_validation(self, progress: Progress, result: ValidationResult) -> None:
         """Nothing."""
 
-    def go_back(self, step: int) -> None:
+    def roll_back(self, step: int) -> None:
         """Nothing."""
 
     def advance(self, step: int) -> None:

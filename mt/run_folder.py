@@ -1,0 +1,206 @@
+"""The layout of a run folder, and the checkpoints in it: found, ranked by score, removed when they are not needed."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from mt.checkpoint import MANIFEST, WEIGHTS, ModelFolder, write_json
+from mt.errors import CheckpointError
+
+MADE_AT = "made_at_step"  # key of the manifest of a run's model: how far training had come
+_RECORD = "run.json"
+
+
+class RunFolder:
+    """A run folder, which may not be there yet. Attributes are paths."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"  # all settings, as of the last start
+        self.record = path / _RECORD  # name, prepared corpus, and what each start ran on
+        self.metrics = path / "metrics.jsonl"
+        self.samples = path / "samples.jsonl"  # translations of validation sentences, at each validation
+        self.skipped = path / "skipped.jsonl"  # updates without a finite gradient, with their sentences
+        self.tensorboard = path / "tensorboard"
+        self.all_checkpoints = path / "checkpoints"
+        self.scores = self.all_checkpoints / "best.json"  # validation scores of the checkpoints, best first
+        self.model = path / "model"  # the result
+        self.translations = path / "translations"  # of validation and test sets, by the result
+        self.lock = path / ".lock"
+
+    def checkpoint(self, step: int) -> Path:
+        """Return where the checkpoint of an update is written."""
+        return self.all_checkpoints / f"step-{step:08d}"
+
+    def average(self, n: int) -> Path:
+        """Return where the average of the last n checkpoints is written on request."""
+        return self.path / "averages" / f"last-{n}"
+
+    def translation(self, name: str) -> Path:
+        """Return where the translation of a test set, or of `valid`, is written."""
+        return self.translations / f"{name}.txt"
+
+    def read_record(self) -> dict[str, Any] | None:
+        """Read `run.json`; None where the run has not begun.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        try:
+            record: dict[str, Any] = json.loads(self.record.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.record}: is damaged ({error}): put it back, or start over with another --run-dir"
+            ) from error
+        return record
+
+    # --- checkpoints
+
+    def checkpoints(self) -> list[Path]:
+        """Return all checkpoints, oldest first."""
+        if not self.all_checkpoints.is_dir():
+            return []
+        return sorted(path for path in self.all_checkpoints.iterdir() if re.fullmatch(r"step-\d{8,}", path.name))
+
+    def scheduled_checkpoints(self, every: int) -> list[Path]:
+        """Return the checkpoints that were due every so many updates, and the last one, oldest first.
+
+        A checkpoint between them was written because it was the best at its time.
+        """
+        folders = self.checkpoints()
+        return [folder for folder in folders if checkpoint_step(folder) % every == 0 or folder == folders[-1]]
+
+    def best_checkpoints(self, n: int) -> list[Path]:
+        """Return the n checkpoints with the best validation scores, or as many as there are; best first."""
+        folders = [self.checkpoint(step) for step, _ in self._ranking()]
+        return [folder for folder in folders if folder.is_dir()][:n]
+
+    def best_checkpoint(self) -> Path | None:
+        """Return the checkpoint with the best validation score so far, None before the first validation."""
+        return next(iter(self.best_checkpoints(1)), None)
+
+    def record_score(self, step: int, score: float, *, by: str, higher_is_better: bool) -> int | None:
+        """Enter a validation score into the ranking, before the checkpoint of that update is written.
+
+        Of equal scores the earlier is better. A score without a checkpoint in the end, because of a kill, is ignored.
+
+        Args:
+            by: name of the score.
+        Returns:
+            Its rank among the checkpoints, from 0; None for a score that is not finite, which is not entered.
+        """
+        if not math.isfinite(score):
+            return None
+        others = [(s, value) for s, value in self._ranking() if s != step and self.checkpoint(s).is_dir()]
+        sign = -1 if higher_is_better else 1
+        ranking = sorted([*others, (step, score)], key=lambda entry: (sign * entry[1], entry[0]))
+        self.all_checkpoints.mkdir(parents=True, exist_ok=True)
+        entries = [{"step": s, "score": value} for s, value in ranking]
+        write_json(self.scores, {"by": by, "higher_is_better": higher_is_better, "ranking": entries})
+        return ranking.index((step, score))
+
+    def _ranking(self) -> list[tuple[int, float]]:
+        """Return step and score, best first."""
+        try:
+            ranking = json.loads(self.scores.read_text(encoding="utf-8"))["ranking"]
+            return [(int(entry["step"]), float(entry["score"])) for entry in ranking]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
+
+    def prune_checkpoints(self, every: int, *, keep_last: int, keep_best: int, keep_every: int | None) -> None:
+        """Remove the checkpoints that are not to be kept.
+
+        Args:
+            every: updates; see `scheduled_checkpoints`.
+            keep_last: of the scheduled ones.
+            keep_best: of those with a validation score.
+            keep_every: updates; all checkpoints of multiples of it are kept.
+        """
+        kept = {*self.scheduled_checkpoints(every)[-keep_last:], *self.best_checkpoints(keep_best)}
+        for folder in self.checkpoints():
+            if folder not in kept and not (keep_every and checkpoint_step(folder) % keep_every == 0):
+                remove_checkpoint(folder)
+
+    def remove_leftovers(self) -> None:
+        """Remove what killed writes have left. Only the process that holds the run folder may do so."""
+        for folder in (self.path, self.all_checkpoints):
+            # Killed between the two renames that replace a folder: the old one is whole.
+            for replaced in folder.glob(".*.replaced"):
+                place = folder / replaced.name.removeprefix(".").removesuffix(".replaced")
+                if not place.exists():
+                    replaced.rename(place)
+            for suffix in ("writing", "replaced", "removed"):
+                for leftover in folder.glob(f".*.{suffix}"):
+                    if leftover.is_dir():
+                        shutil.rmtree(leftover, ignore_errors=True)
+                    else:
+                        leftover.unlink(missing_ok=True)
+
+    def model_is_outdated(self) -> bool:
+        """Return whether training has continued since the run's model was made."""
+        try:
+            manifest = json.loads((self.model / MANIFEST).read_text(encoding="utf-8"))
+            made_at = int(manifest[MADE_AT])
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        return any(checkpoint_step(folder) > made_at for folder in self.checkpoints())
+
+
+def checkpoint_step(folder: Path) -> int:
+    """Return the update after which a checkpoint was written."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint; renamed first, for a folder half removed must not look like one."""
+    doomed = folder.with_name(f".{folder.name}.removed")
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def quarantine_checkpoint(folder: Path) -> Path:
+    """Rename a checkpoint that cannot be read, so that it is ignored; return its new place."""
+    new_place = folder.with_name(f"{folder.name}.damaged")
+    shutil.rmtree(new_place, ignore_errors=True)
+    return folder.rename(new_place)
+
+
+def open_model(path: str | Path) -> ModelFolder:
+    """Open what `--model` means: a model folder, a checkpoint, or of a run its result or its best so far.
+
+    Raises:
+        CheckpointError: there is no complete model of this version.
+    """
+    return ModelFolder.open(find_model_folder(Path(path)))
+
+
+def find_model_folder(path: Path) -> Path:
+    """Return the model folder that `open_model` opens.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such folder: give a run folder, a checkpoint or a model folder")
+    if path.is_file():
+        raise CheckpointError(f"{path}: is a file: give the folder that it lies in, {path.parent}")
+    run = RunFolder(path)
+    if run.model.is_dir() and not run.model_is_outdated():
+        return run.model
+    if run.all_checkpoints.is_dir() or (run.record.is_file() and not (path / WEIGHTS).exists()):
+        best = run.best_checkpoint() or next(reversed(run.checkpoints()), None)
+        if best is None:
+            raise CheckpointError(f"{path}: this run has no checkpoint yet: wait for the first one")
+        return best
+    if inside := sorted(str(one) for one in path.iterdir() if (one / _RECORD).is_file() or (one / WEIGHTS).is_file()):
+        choice = f"{', '.join(inside[:5])}{', …' if len(inside) > 5 else ''}"
+        if not (path / WEIGHTS).exists():
+            raise CheckpointError(f"{path}: is no model, but holds some: give one of {choice}")
+    return path
