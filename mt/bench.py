@@ -23,15 +23,9 @@ from mt.decode.translator import Translator
 from mt.errors import ConfigError
 from mt.pipeline import prepare
 from mt.run_folder import open_model
-from mt.runtime import (
-    data_sheet_flops,
-    hardware,
-    keep_large_blocks,
-    peak_flops,
-    peak_memory_bytes,
-    source_commit,
-    versions,
-)
+from mt.system.device import data_sheet_flops, hardware, peak_flops, peak_memory_bytes
+from mt.system.malloc import tune_malloc
+from mt.system.provenance import source_commit, versions
 from mt.text.corpus import ParallelIds, Sentences, first_test_pairs
 from mt.text.tokenizer import EOS_ID, Tokenizer
 from mt.train.engine import Engine, OutOfMemory, Update
@@ -152,7 +146,7 @@ def measure_training(
     Raises:
         ConfigError: the device cannot do what is asked, or runs out of memory.
     """
-    keep_large_blocks()
+    tune_malloc()
     started_at = time.perf_counter()
     engine = Engine(config, data, vocab_size, source_sizes=source_sizes)
     micro_batch_tokens = engine.begin()

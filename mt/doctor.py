@@ -16,7 +16,8 @@ from typing import Any
 from mt.config import RunConfig, SourceConfig, TrainConfig
 from mt.errors import ConfigError, DataError, MTError
 from mt.model.transformer import count_parameters
-from mt.runtime import choose_device, memory_bytes
+from mt.system.device import choose_device, memory_bytes
+from mt.system.provenance import n_cores
 from mt.text.checks import (
     Finding,
     check_alignment,
@@ -44,7 +45,7 @@ from mt.text.rehearsal import (
     without_contaminated,
 )
 from mt.text.sample import Sample, draw_sample
-from mt.text.tokenizer import Tokenizer, adopt_model, n_cores
+from mt.text.tokenizer import Tokenizer, adopt_model
 from mt.units import format_bytes, format_duration
 
 SAMPLED_PAIRS = 20_000  # of each training source

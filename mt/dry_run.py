@@ -21,7 +21,9 @@ from mt.errors import ConfigError, MTError
 from mt.model import Transformer
 from mt.pipeline import corpus_folder, initial_tokenizer
 from mt.run_folder import RunFolder, checkpoint_step
-from mt.runtime import Ranks, hardware, keep_large_blocks, memory_bytes, peak_memory_bytes
+from mt.system.device import hardware, memory_bytes, peak_memory_bytes
+from mt.system.distributed import Ranks
+from mt.system.malloc import tune_malloc
 from mt.text.corpus import ParallelIds, PreparedCorpus
 from mt.text.tokenizer import Tokenizer
 from mt.train.engine import Engine, OutOfMemory, Update, choose_execution
@@ -68,7 +70,7 @@ def dry_run(config: RunConfig, run_dir: Path) -> str:
     choose_execution(config.train, config.model)
     _check_that_it_can_be_written(run_dir)
     data = _find_data(config, run_dir)
-    keep_large_blocks()
+    tune_malloc()
     engine = Engine(config, data.train, data.vocab_size, source_sizes=data.source_sizes)
     cost = measure(engine)
     n_done = max([0, *map(checkpoint_step, RunFolder(run_dir).checkpoints())])

@@ -34,7 +34,9 @@ from mt.evaluate.report import (
 from mt.evaluate.runs import KnownModel, basis_of, json_object
 from mt.evaluate.scores import TranslatedSet, report_text, scored_test_set
 from mt.run_folder import MADE_AT, RunFolder, checkpoint_step, open_model
-from mt.runtime import Ranks, choose_device, hardware, joined, source_commit, versions
+from mt.system.device import choose_device, hardware
+from mt.system.distributed import Ranks, process_group
+from mt.system.provenance import source_commit, versions
 from mt.text.corpus import PreparedCorpus
 from mt.text.prepare import corpus_fingerprint, prepare_corpus
 from mt.train.engine import check_memory, choose_execution
@@ -89,7 +91,7 @@ def train_run(config: RunConfig, run_dir: Path) -> None:
             held.enter_context(_only_run_in(run))
             return _begin_run(config, run)
 
-        with joined(ranks, begin) as folder:
+        with process_group(ranks, begin) as folder:
             corpus = _shared_corpus(Path(folder), ranks)
             progress = train(config, corpus, run_dir, ranks)
         if not ranks.is_first:

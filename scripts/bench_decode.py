@@ -463,7 +463,8 @@ def main(command: Sequence[str] | None = None) -> None:
     arguments = arguments_of(command)
     from mt.config import SourceConfig
     from mt.decode.search import length_sorted_batches
-    from mt.runtime import hardware, source_commit, versions
+    from mt.system.device import hardware
+    from mt.system.provenance import source_commit, versions
     from mt.text.normalise import normalise
     from mt.text.sources import read_pairs
     from mt.text.tokenizer import EOS_ID

@@ -179,9 +179,10 @@ def run_decode(setting: Setting, keep: Keep) -> None:
     from mt.decode.search import SearchRequest
     from mt.decode.translator import OwnBackend
     from mt.model import Transformer
-    from mt.runtime import choose_dtype, keep_large_blocks, peak_memory_bytes
+    from mt.system.device import choose_dtype, peak_memory_bytes
+    from mt.system.malloc import tune_malloc
 
-    keep_large_blocks()
+    tune_malloc()
     device, vocab_size = torch.device(setting.device), 32_000
     dtype = choose_dtype("auto", device)
     torch.manual_seed(1)
@@ -461,7 +462,8 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 def _basis(device: str) -> dict[str, Any]:
     import torch
 
-    from mt.runtime import hardware, source_commit, versions
+    from mt.system.device import hardware
+    from mt.system.provenance import source_commit, versions
 
     return {"hardware": hardware(torch.device(device)), "versions": versions(), "commit": source_commit()}
 
@@ -651,7 +653,7 @@ def main() -> int:
     if arguments.data is not None and not arguments.data.is_dir():
         return refuse(f"--data {arguments.data}: no such folder")
     from mt.errors import ConfigError
-    from mt.runtime import choose_device
+    from mt.system.device import choose_device
 
     try:
         device = choose_device(arguments.device)

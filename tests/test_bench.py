@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from mt import bench, runtime
+from mt import bench
 from mt.checkpoint import ModelFolder, save_model_folder
 from mt.cli import app
 from mt.config import DecodeConfig, ModelConfig, RunConfig
@@ -21,7 +21,8 @@ from mt.data.packing import PlanState
 from mt.decode.translator import Translator
 from mt.errors import ConfigError, DataError
 from mt.model import Transformer
-from mt.runtime import _measured_flops, data_sheet_flops, peak_flops, peak_memory_bytes
+from mt.system import device
+from mt.system.device import _measured_flops, data_sheet_flops, peak_flops, peak_memory_bytes
 from mt.text.prepare import prepare_corpus
 from mt.text.tokenizer import EOS_ID, PAD_ID
 from mt.train.engine import Engine, OutOfMemory, Update
@@ -116,7 +117,7 @@ def test_what_a_cpu_can_do_is_measured_once_with_products_that_take_little_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock, sizes = Clock(), list[int]()
-    monkeypatch.setattr(runtime, "time", clock)
+    monkeypatch.setattr(device, "time", clock)
 
     def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         sizes.append(len(a))

@@ -10,11 +10,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from mt import runtime
 from mt.cli import app
 from mt.config import ModelConfig, TrainConfig
 from mt.errors import ConfigError
-from mt.runtime import Ranks, choose_device
+from mt.system import console
+from mt.system.device import choose_device
+from mt.system.distributed import Ranks
 from mt.train.engine import choose_execution
 
 
@@ -29,11 +30,11 @@ class Machine:
         monkeypatch.setattr("torch.cuda.init", lambda: None)
         monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
         monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
-        monkeypatch.setattr("mt.train.engine.why_not_compile", lambda: None)
+        monkeypatch.setattr("mt.train.engine.compile_blocker", lambda: None)
         monkeypatch.setattr("torch.version.hip", None)
         monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
         self.has(n_devices=0)
-        runtime.note.cache_clear()
+        console.note.cache_clear()
 
     def has(self, *, n_devices: int, capability: tuple[int, int] = (9, 0), code: str = "sm_75 sm_80 sm_90") -> None:
         self._patch.setattr("torch.cuda.is_available", lambda: n_devices > 0)
@@ -94,7 +95,7 @@ def test_a_machine_without_a_gpu_takes_the_cpu_and_says_nothing(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
-    monkeypatch.setattr("mt.runtime.NVIDIA_DRIVER", Path("not/there"))
+    monkeypatch.setattr("mt.system.device.NVIDIA_DRIVER", Path("not/there"))
     assert choose_device("auto") == torch.device("cpu")
     assert capsys.readouterr().err == ""
     expected = f"device: cuda is asked for, but torch {torch.__version__} finds no CUDA device: use cpu"

@@ -20,13 +20,13 @@ from typing import Any
 
 import pytest
 
-import mt.runtime
+import mt.system.distributed
 from mt.checkpoint import ModelFolder
 from mt.config import RunConfig
 from mt.configfile import dump_config
 from mt.errors import MTError
 from mt.run_folder import RunFolder, checkpoint_step
-from mt.runtime import Ranks
+from mt.system.distributed import Ranks
 from tests.clock import comes_true
 from tests.forks import MT, Fork
 from tests.toys import RICH, toy_config
@@ -106,13 +106,13 @@ STUCK = (
 
 def be_terminated_on_the_way_out() -> None:
     """By torchrun, when the loss of another rank is known and not yet told."""
-    why = mt.runtime._why_a_rank_is_lost
+    why = mt.system.distributed._lost_rank_reason
 
     def terminated(error: RuntimeError) -> str | None:
         os.kill(os.getpid(), signal.SIGTERM)
         return why(error)
 
-    mt.runtime._why_a_rank_is_lost = terminated
+    mt.system.distributed._lost_rank_reason = terminated
 
 
 @pytest.mark.parametrize("before", [None, be_terminated_on_the_way_out])
@@ -228,7 +228,7 @@ def test_when_rank_0_cannot_prepare_all_end_and_the_reason_is_told_once(tmp_path
 
 
 def wait_for_rank_0_briefly() -> None:
-    mt.runtime.RANK_0_SECONDS = 0.1
+    mt.system.distributed.RANK_0_EXIT_SECONDS = 0.1
 
 
 def test_what_torchrun_ends_has_time_for_last_words_and_no_more(tmp_path: Path) -> None:
@@ -239,8 +239,8 @@ def test_what_torchrun_ends_has_time_for_last_words_and_no_more(tmp_path: Path) 
 
 
 def be_terminated(words: str) -> None:
-    mt.runtime.LAST_WORDS_SECONDS = 60 if words else 0.2
-    with suppress(RuntimeError), mt.runtime.time_for_last_words(0):
+    mt.system.distributed.SIGTERM_GRACE_SECONDS = 60 if words else 0.2
+    with suppress(RuntimeError), mt.system.distributed.sigterm_grace_period(0):
         raise RuntimeError
     os.kill(os.getpid(), signal.SIGTERM)
     if not words:
@@ -258,8 +258,8 @@ def test_a_rank_that_is_stuck_says_so_before_torchrun_kills_it(tmp_path: Path) -
 def be_stuck() -> None:
     """Where no handler of Python's runs, as in an exchange that does not end."""
     os.environ["TORCHELASTIC_RUN_ID"] = "any"
-    mt.runtime.STUCK_SECONDS = 0.2
-    with mt.runtime.time_for_last_words(0):
+    mt.system.distributed.STUCK_AFTER_SIGTERM_SECONDS = 0.2
+    with mt.system.distributed.sigterm_grace_period(0):
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
         hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000_000)
 
@@ -274,7 +274,7 @@ def be_terminated_at_the_end() -> None:
     os.environ["TORCHELASTIC_RUN_ID"] = "any"
     n_threads, before = threading.active_count(), signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    with mt.runtime.time_for_last_words(0):
+    with mt.system.distributed.sigterm_grace_period(0):
         signal.signal(signal.SIGTERM, lambda *_: None)  # as in a training, where it is a wish
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN

@@ -19,7 +19,7 @@ from mt.data.batch import PackedBatch, assemble_tiles
 from mt.data.packing import PlanState
 from mt.errors import MTError
 from mt.run_folder import RunFolder
-from mt.runtime import ALONE
+from mt.system.distributed import SINGLE_PROCESS
 from mt.text.corpus import PreparedCorpus
 from mt.text.prepare import prepare_corpus
 from mt.train.engine import Engine, Outcome, Update, tokens_that_fit
@@ -402,7 +402,7 @@ def test_a_resumed_run_keeps_the_slices_that_memory_forced_until_the_setting_cha
 
 def test_overflows_of_fp16_are_no_news_until_there_are_too_many() -> None:
     progress = Progress()
-    meter = Meter(ALONE, progress, True, lambda n_src, n_tgt: 0.0)
+    meter = Meter(SINGLE_PROCESS, progress, True, lambda n_src, n_tgt: 0.0)
     sentences = (np.arange(3),)
 
     def add(norm: float) -> int:

@@ -15,14 +15,14 @@ import pytest
 import torch
 
 import mt.decode.translator
-import mt.runtime
+import mt.system.console
 from mt.config import DecodeConfig, ModelConfig, TokenizerConfig
 from mt.decode.parallel import Forks, side_by_side
 from mt.decode.search import SearchRequest, SearchResult
 from mt.decode.translator import Backend, Hypothesis, OwnBackend, PrefixError, Translator
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.model import Transformer
-from mt.runtime import choose_dtype
+from mt.system.device import choose_dtype
 from mt.text.tokenizer import EOS_ID, PAD_ID, Tokenizer, count_words, train_tokenizer
 from tests.toys import WORDS, toy_text
 
@@ -457,7 +457,7 @@ def test_a_batch_without_memory_is_searched_in_halves_and_a_sentence_without_is_
         return whole(model, request)
 
     monkeypatch.setattr(mt.decode.translator, "search", search)
-    mt.runtime.note.cache_clear()
+    mt.system.console.note.cache_clear()
     assert translator.translate(LINES) == expected
     told = "out of memory on cpu: batches are searched in halves; lower decode.batch_tokens to avoid that"
     assert capsys.readouterr().err == f"note: {told}\n"

@@ -22,7 +22,8 @@ from mt.decode.search import length_penalty
 from mt.errors import CheckpointError
 from mt.model import Transformer
 from mt.run_folder import open_model
-from mt.runtime import choose_device, choose_dtype, give_back_free_memory, keep_large_blocks
+from mt.system.device import choose_device, choose_dtype
+from mt.system.malloc import trim_heap, tune_malloc
 from mt.text.normalise import Normalisers
 from mt.text.sources import SentencePair
 from mt.text.tokenizer import EOS_ID, Tokenizer
@@ -134,7 +135,7 @@ class Scorer:
             CheckpointError: there is no complete model of this version there.
             ConfigError: no such device or precision; a package that the model's text was normalised with is missing.
         """
-        keep_large_blocks()
+        tune_malloc()
         chosen_device = choose_device(device)
         dtype = choose_dtype(precision, chosen_device)
         folder = open_model(path)
@@ -161,7 +162,7 @@ class Scorer:
         pairs = iter(pairs)
         while chunk := list(islice(pairs, PAIRS_AT_A_TIME)):
             yield from self._score_chunk(chunk, decode)
-            give_back_free_memory()  # batches of many sizes leave blocks of many sizes
+            trim_heap()  # batches of many sizes leave blocks of many sizes
 
     def _score_chunk(self, pairs: Sequence[SentencePair], decode: DecodeConfig) -> Iterator[PairScore]:
         src_texts = [self.normalisers.src(pair.src) for pair in pairs]

@@ -23,7 +23,9 @@ from mt.decode.words import word_alignment
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.model import Transformer
 from mt.run_folder import open_model
-from mt.runtime import choose_device, choose_dtype, keep_large_blocks, note
+from mt.system.console import note
+from mt.system.device import choose_device, choose_dtype
+from mt.system.malloc import tune_malloc
 from mt.text.normalise import Normalisers
 from mt.text.tokenizer import Tokenizer
 
@@ -237,7 +239,7 @@ class Translator:
             CheckpointError: a file is damaged.
             ConfigError: no such device or precision; a package that the model's text was normalised with is missing.
         """
-        keep_large_blocks()
+        tune_malloc()
         chosen_device = choose_device(device)
         dtype = choose_dtype(precision, chosen_device)
         checksums = folder.manifest[CHECKSUMS]

@@ -76,7 +76,7 @@ from mt.page import (
     tiles,
     word_difference,
 )
-from mt.runtime import source_commit, versions
+from mt.system.provenance import source_commit, versions
 
 JSON_NAME, HTML_NAME, MARKDOWN_NAME = "report.json", "report.html", "report.md"
 KIND, FORMAT_VERSION = "evaluation", 1

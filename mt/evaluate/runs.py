@@ -20,7 +20,7 @@ from mt.evaluate.analysis import words_of
 from mt.evaluate.report import JSON_NAME
 from mt.evaluate.scores import TranslatedSet
 from mt.run_folder import RunFolder, open_model
-from mt.runtime import choose_device, choose_dtype, hardware
+from mt.system.device import choose_device, choose_dtype, hardware
 from mt.text.corpus import PreparedCorpus, with_tag
 from mt.text.sources import SentencePair, read_pairs
 from mt.text.tokenizer import Tokenizer

@@ -50,7 +50,8 @@ from mt.model import Transformer
 from mt.model.layers import EPSILON, DeepNorm, FeedForward, LayerNorm, Linear, PostNorm
 from mt.model.positions import LONGEST_DISTANCE, Learned, Positions, Relative, Sinusoidal, sinusoidal_positions
 from mt.run_folder import open_model
-from mt.runtime import choose_device, versions
+from mt.system.device import choose_device
+from mt.system.provenance import versions
 from mt.text.corpus import first_test_pairs
 from mt.text.normalise import Normalisers
 from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer

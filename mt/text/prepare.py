@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -27,6 +26,7 @@ from mt.config import RunConfig, SourceConfig
 from mt.configfile import settings_of
 from mt.errors import ConfigError, DataError
 from mt.processes import Ending, Processes, ended_by_signals
+from mt.system.provenance import host_memory_bytes, machine, n_cores, package_versions, peak_host_memory_bytes
 from mt.text.clean import CHANGE_RULES, RULES, Tally, removed_text
 from mt.text.corpus import FORMAT_VERSION, PreparedCorpus, ids_dtype, with_tag
 from mt.text.duplicates import repeated
@@ -35,7 +35,7 @@ from mt.text.overlap import HeldOut, NgramOverlap
 from mt.text.report import write_report
 from mt.text.shards import PAIRS_PER_SHARD, Cleaning, Counting, Encoding, Repeats, Shard, encode_pairs, write_whole
 from mt.text.sources import Chunk, SentencePair, check_source, count_pairs, read_chunks, read_pairs, source_fingerprint
-from mt.text.tokenizer import MAX_WORD_BYTES, Tokenizer, adopt_model, n_cores, train_tokenizer
+from mt.text.tokenizer import MAX_WORD_BYTES, Tokenizer, adopt_model, train_tokenizer
 from mt.text.vocabulary import joint_vocabulary_facts
 from mt.units import format_duration
 
@@ -46,6 +46,8 @@ MAX_VALIDATION_TOKENS = 4_096  # memory of a validation grows with the square of
 LENGTH_RATIOS = (0.0, 0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5, 2.0, 4.0)
 _SECONDS_BETWEEN_PROGRESS = 10.0
 _DAYS_KEPT = 7  # finished shards of a preparation that was interrupted
+# Whose versions shape a corpus.
+_PACKAGES = ("mt-train", "sentencepiece", "datasets", "sacrebleu", "numpy", "py3langid", "sacremoses")
 _HELD_OUT_CHUNK = 10_000  # pairs encoded together
 
 Say = Callable[[str], None]
@@ -567,7 +569,10 @@ class _Builder:
             "src_lang": self.config.src_lang,
             "tgt_lang": self.config.tgt_lang,
         }
-        origin = {"versions": _versions(), "seconds": {stage: round(s, 3) for stage, s in self.seconds.items()}}
+        origin = {
+            "versions": {"python": platform.python_version(), **package_versions(*_PACKAGES)},
+            "seconds": {stage: round(s, 3) for stage, s in self.seconds.items()},
+        }
         told = {
             "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "settings": {
@@ -575,8 +580,8 @@ class _Builder:
                 for key, value in settings_of(self.config).items()
                 if key.startswith(("data.clean.", "data.max_tokens", "tokenizer."))
             },
-            "peak_memory_bytes": _peak_memory_bytes(),
-            "hardware": _hardware(),
+            "peak_memory_bytes": peak_host_memory_bytes(n_cores()),
+            "hardware": {**machine(), "cores": n_cores(), "memory_bytes": host_memory_bytes()},
         }
         write_report(
             {**identity, **told, **facts, **origin}, self.folder, dict(chain(RULES.items(), CHANGE_RULES.items()))
@@ -688,36 +693,6 @@ def _vocabulary(tokenizer: Tokenizer, words: Sequence[Counter[str]]) -> dict[str
         for side in ("src", "tgt")
     }
     return {**sides, "pieces": {key: facts["coverage"][key] for key in ("src", "tgt", "both", "neither")}}
-
-
-def _peak_memory_bytes() -> int:
-    """Of this process and of its workers, at most: each as large as the largest was."""
-    try:
-        import resource
-    except ImportError:
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    own, largest_worker = (
-        resource.getrusage(who).ru_maxrss * unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    return int(own + n_cores() * largest_worker)
-
-
-def _hardware() -> dict[str, Any]:
-    facts: dict[str, Any] = {"machine": platform.machine(), "system": platform.system(), "cores": n_cores()}
-    with suppress(ValueError, OSError, AttributeError):
-        facts["memory_bytes"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return facts
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in ("mt-train", "sentencepiece", "datasets", "sacrebleu", "numpy", "py3langid", "sacremoses"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
 
 
 class _SideWriter:

@@ -22,6 +22,7 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from mt.config import TokenizerConfig
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.processes import run_apart
+from mt.system.provenance import n_cores
 
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
 
@@ -40,13 +41,6 @@ _N_TRAINER_THREADS = 16
 _ERRORS_ONLY = 2  # minloglevel
 _SPECIAL_IDS = frozenset({PAD_ID, UNK_ID, BOS_ID, EOS_ID})
 _LINE_BREAKERS = frozenset("\0\n\r")
-
-
-def n_cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class Tokenizer:

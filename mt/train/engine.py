@@ -27,15 +27,8 @@ from mt.model import Transformer
 from mt.model.cpu import training_kernels
 from mt.model.positions import POSITIONS
 from mt.model.transformer import States, count_parameters
-from mt.runtime import (
-    ALONE,
-    Ranks,
-    choose_device,
-    choose_dtype,
-    memory_bytes,
-    peak_flops,
-    why_not_compile,
-)
+from mt.system.device import choose_device, choose_dtype, compile_blocker, memory_bytes, peak_flops
+from mt.system.distributed import SINGLE_PROCESS, Ranks
 from mt.text.corpus import ParallelIds
 from mt.text.tokenizer import PAD_ID
 from mt.train.captured import CapturedPass
@@ -93,7 +86,7 @@ class Execution:
     note: str  # for people
 
 
-def choose_execution(train: TrainConfig, model: ModelConfig, ranks: Ranks = ALONE) -> Execution:
+def choose_execution(train: TrainConfig, model: ModelConfig, ranks: Ranks = SINGLE_PROCESS) -> Execution:
     """Resolve device, precision and compilation.
 
     Raises:
@@ -107,7 +100,7 @@ def choose_execution(train: TrainConfig, model: ModelConfig, ranks: Ranks = ALON
     except ConfigError as error:
         raise ConfigError(f"train.{error}") from None
     attention, obstacle = _choose_attention(device, dtype, train, model)
-    obstacle = obstacle or why_not_compile()  # one static shape is needed, and tiles do not have it
+    obstacle = obstacle or compile_blocker()  # one static shape is needed, and tiles do not have it
     if train.compile is True and obstacle:
         raise ConfigError(f"train.compile: cannot compile here: {obstacle}: set it to auto")
     compiles = train.compile is not False and obstacle is None
@@ -126,7 +119,7 @@ def _choose_attention(
     if torch.version.hip:
         return "tiles", "ROCm is not tested"
     capability, n_features = torch.cuda.get_device_capability(device), model.d_model // model.n_heads
-    obstacle = "train.attention is flash" if train.attention == "flash" else why_not_compile()
+    obstacle = "train.attention is flash" if train.attention == "flash" else compile_blocker()
     if obstacle is None and capability < (7, 5):
         obstacle = "our own attention needs compute capability 7.5"
     sizes = [n for n in (16, 32, 64, 128) if n * dtype.itemsize <= 256]  # whose blocks fit into all shared memories
@@ -185,7 +178,7 @@ class Engine:
         vocab_size: int,
         *,
         source_sizes: tuple[int, ...] | None = None,
-        ranks: Ranks = ALONE,
+        ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
         self.config, self.data, self.ranks = config, data, ranks
         settings = config.train

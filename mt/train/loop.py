@@ -22,7 +22,10 @@ from mt.configfile import as_yaml
 from mt.data.packing import PlanState
 from mt.errors import CheckpointError, ConfigError, TrainingError
 from mt.run_folder import RunFolder, open_model, quarantine_checkpoint, remove_checkpoint
-from mt.runtime import ALONE, Ranks, give_back_free_memory, hardware, keep_large_blocks, source_commit, versions
+from mt.system.device import hardware
+from mt.system.distributed import SINGLE_PROCESS, Ranks
+from mt.system.malloc import trim_heap, tune_malloc
+from mt.system.provenance import source_commit, versions
 from mt.text.corpus import PreparedCorpus
 from mt.text.normalise import Normalisers
 from mt.text.tokenizer import Tokenizer
@@ -40,14 +43,14 @@ NO_STOP, TIME_IS_UP = 0, 1
 FLUSH_EVERY = 50  # updates; whether they were skipped is seen then, if not sooner
 
 
-def train(config: RunConfig, corpus: PreparedCorpus, run_dir: Path, ranks: Ranks = ALONE) -> Progress:
+def train(config: RunConfig, corpus: PreparedCorpus, run_dir: Path, ranks: Ranks = SINGLE_PROCESS) -> Progress:
     """Train until the steps or the time are up, from the last checkpoint if there is one.
 
     Raises:
         TrainingError: gradients stay non-finite although training was rolled back once.
         KeyboardInterrupt, SystemExit(143): interrupted or terminated; a checkpoint has been written.
     """
-    keep_large_blocks()
+    tune_malloc()
     run_dir.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(config, corpus, RunFolder(run_dir), ranks)
     if trainer.is_finished() and not trainer.validation_is_due():
@@ -89,7 +92,9 @@ class Trainer:
         CheckpointError: there are checkpoints, but none can be read, or they are of another model.
     """
 
-    def __init__(self, config: RunConfig, corpus: PreparedCorpus, run: RunFolder, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self, config: RunConfig, corpus: PreparedCorpus, run: RunFolder, ranks: Ranks = SINGLE_PROCESS
+    ) -> None:
         self.config, self.corpus, self.run, self.ranks = config, corpus, run, ranks
         self.tokenizer = Tokenizer.load(corpus.tokenizer_path)
         self.engine = Engine(
@@ -332,7 +337,7 @@ class Trainer:
             with self.signals.interrupting():
                 self.signals.interrupt_if_any()
                 result = self._measured()
-            give_back_free_memory()
+            trim_heap()
         score, is_kept = self.ranks.from_first(None if result is None else self._entered(result)) or (None, False)
         if score is None:
             self.sync_stop()

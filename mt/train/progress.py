@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from mt.data.packing import Indices, PlanState
-from mt.runtime import Ranks
+from mt.system.distributed import Ranks
 from mt.train.engine import Outcome, Update
 
 # Halvings that take the loss scale of fp16 from where it begins to 1, and some more.

@@ -102,7 +102,7 @@ def test_what_the_card_cannot_do_is_one_line(
 @pytest.mark.null_gpu
 @pytest.mark.parametrize("capability", ["61", "70"])  # torch warns of them in two different ways
 def test_auto_takes_the_cpu_beside_a_card_that_torch_has_no_code_for_and_says_so(capability: str) -> None:
-    program = "from mt.runtime import choose_device; print(choose_device('auto'), choose_device('auto'))"
+    program = "from mt.system.device import choose_device; print(choose_device('auto'), choose_device('auto'))"
     told = run("-c", program, NULL_GPU_CAPABILITY=capability)
     assert told.endswith("cpu cpu\n")
     assert told.count("note: running on the CPU: torch") == 1

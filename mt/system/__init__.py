@@ -1,0 +1,1 @@
+"""The machine below: devices, processes, files, signals and the console."""
