@@ -7,11 +7,8 @@ SHA-256 of every other file, and no file is used before it has been found to be 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-import re
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +25,7 @@ from mt.config import RunConfig
 from mt.configfile import dump_config, load_config
 from mt.errors import CheckpointError, MTError
 from mt.model import Transformer
+from mt.system.files import WriteError, sync, whole_folder, write_json
 from mt.text.tokenizer import PAD_ID, Tokenizer
 
 FORMAT_VERSION = 2  # 2: with checksums
@@ -195,24 +193,24 @@ def save_model_folder(
 ) -> None:
     """Write a model folder, with a training state a checkpoint, beside its place, then rename it there.
 
-    A folder that stands there already is replaced.
+    A folder that exists already is replaced.
 
     Args:
         manifest: JSON; must hold `vocab_size`. The format's version and the checksums are added.
     Raises:
-        CheckpointError: it cannot be written; what stood there is as it was, and nothing else is left.
+        WriteError: it cannot be written; what was there is as it was, and nothing else is left.
     """
     weights = {name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}
-    building = folder.with_name(f".{folder.name}.writing")
-    try:
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
+    with whole_folder(folder, may_replace=True) as building:
         with _Finisher() as finisher:
             (building / CONFIG).write_text(dump_config(config), encoding="utf-8")
             finisher.finish(building / CONFIG)
             shutil.copyfile(tokenizer_path, building / TOKENIZER)
             finisher.finish(building / TOKENIZER)
-            save_file(weights, building / WEIGHTS)
+            try:
+                save_file(weights, building / WEIGHTS)
+            except SafetensorError as error:
+                raise WriteError(folder, error) from error
             finisher.finish(building / WEIGHTS)
             if training_state is not None:
                 with (building / TRAINING).open("wb") as stream:  # given a path, torch loses the reason of a failure
@@ -220,20 +218,6 @@ def save_model_folder(
                 finisher.finish(building / TRAINING)
             checksums = finisher.checksums()
         write_json(building / MANIFEST, {**manifest, "format_version": FORMAT_VERSION, CHECKSUMS: checksums})
-        _sync(building)
-        replaced = folder.with_name(f".{folder.name}.replaced")
-        shutil.rmtree(replaced, ignore_errors=True)
-        if folder.exists():
-            folder.rename(replaced)
-        building.rename(folder)
-        _sync(folder.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if _errno(error) is None and not isinstance(error, SafetensorError):
-            raise
-        raise cannot_be_written(folder, error) from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 class _Finisher:
@@ -256,7 +240,7 @@ class _Finisher:
 
     def finish(self, path: Path) -> None:
         """Begin to sync a file that is written, and to read it for its checksum."""
-        self._synced.append(self._pool.submit(_sync, path))
+        self._synced.append(self._pool.submit(sync, path))
         self._checksums[path.name] = self._pool.submit(file_checksum, path)
 
     def checksums(self) -> dict[str, str]:
@@ -264,84 +248,6 @@ class _Finisher:
         for synced in self._synced:
             synced.result()
         return {name: checksum.result() for name, checksum in self._checksums.items()}
-
-
-def cannot_be_written(path: Path, error: BaseException) -> CheckpointError:
-    """The error of a write that failed, with what the system says and what to do.
-
-    Args:
-        error: an OSError, or what a library makes of one.
-    """
-    number = _errno(error)
-    reason = str(error) if number is None else os.strerror(number)
-    remedy = {
-        errno.ENOSPC: "free some space",
-        errno.EDQUOT: "free some space",
-        errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
-    }.get(number or 0)
-    advice = f": {remedy}, then the same command goes on" if remedy else ""
-    return CheckpointError(f"{path}: cannot be written: {reason}{advice}")
-
-
-def _errno(error: BaseException | None) -> int | None:
-    """The system's number of the failure that led to an exception."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno is not None:
-            return error.errno
-        if match := re.search(r"\(os error (\d+)\)", str(error)):  # so does safetensors say it
-            return int(match[1])
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON beside its place, then rename it there.
-
-    Raises:
-        CheckpointError: it cannot be written; what stood there is as it was.
-    """
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file beside its place, then rename it there.
-
-    Raises:
-        CheckpointError: it cannot be written; what stood there is as it was.
-    """
-    beside = path.with_name(f".{path.name}.writing")
-    try:
-        try:
-            beside.write_text(text, encoding="utf-8")
-            _sync(beside)
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise cannot_be_written(path, error) from error
-
-
-def append_text(path: Path, text: str) -> None:
-    """Add whole lines to a file, which is made where there is none.
-
-    Raises:
-        CheckpointError: it cannot be written.
-    """
-    try:
-        with path.open("a", encoding="utf-8") as stream:
-            stream.write(text)
-    except OSError as error:
-        raise cannot_be_written(path, error) from error
-
-
-def _sync(path: Path) -> None:
-    if os.name == "nt":  # there a folder cannot be opened, nor a file that is read only be flushed
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def average_weights(folders: Sequence[Path]) -> dict[str, Tensor]:

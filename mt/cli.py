@@ -445,9 +445,9 @@ def explain(
 
     Writes a page with a map of source and target tokens for each layer of the decoder.
     """
-    from mt.decode.lines import whole_file
+    from mt.system.files import explained_writes, whole_file
 
-    with _named_as_options(), whole_file(output) as page:
+    with _named_as_options(), explained_writes(output), whole_file(output) as page:
         from mt.explain.heatmap import explained_page
 
         page.write(explained_page(model, src, tgt, device, precision.value).encode())
@@ -895,10 +895,15 @@ def _aligner(translator: Translator) -> Aligner:
 # --- mt score ---------------------------------------------------------------------------------------------------------
 
 
-def _output_stream(name: str) -> contextlib.AbstractContextManager[BinaryIO]:
-    from mt.decode.lines import whole_file
+@contextlib.contextmanager
+def _output_stream(name: str) -> Iterator[BinaryIO]:
+    from mt.system.files import explained_writes, whole_file
 
-    return contextlib.nullcontext(sys.stdout.buffer) if name == "-" else whole_file(Path(name))
+    if name == "-":
+        yield sys.stdout.buffer
+        return
+    with explained_writes(Path(name)), whole_file(Path(name)) as stream:
+        yield stream
 
 
 def _score_text(result: PairScore) -> str:

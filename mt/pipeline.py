@@ -7,19 +7,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mt.checkpoint import (
     ModelFolder,
     average_weights,
     file_checksum,
     save_model_folder,
-    write_json,
-    write_text,
 )
 from mt.config import RunConfig
 from mt.configfile import as_yaml, config_differences, dump_config, load_config
-from mt.decode.lines import whole_file
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.evaluate.findings import Question, findings, warning_lines
 from mt.evaluate.report import (
@@ -36,6 +33,8 @@ from mt.evaluate.scores import TranslatedSet, report_text, scored_test_set
 from mt.run_folder import MADE_AT, RunFolder, checkpoint_step, open_model
 from mt.system.device import choose_device, hardware
 from mt.system.distributed import Ranks, process_group
+from mt.system.files import explained_writes, whole_file, write_json, write_text
+from mt.system.locks import locked
 from mt.system.provenance import source_commit, versions
 from mt.text.corpus import PreparedCorpus
 from mt.text.prepare import corpus_fingerprint, prepare_corpus
@@ -320,7 +319,8 @@ def _translated_sets(
     sets = known.translate(pairs, config.train.device, config.train.precision, n_processes=1)
     run.translations.mkdir(exist_ok=True)
     for name, one in sets.items():
-        with whole_file(run.translation(name)) as stream:
+        path = run.translation(name)
+        with explained_writes(path), whole_file(path) as stream:
             stream.write("".join(hypothesis + "\n" for hypothesis in one.hypotheses).encode())
     return sets
 
@@ -359,21 +359,14 @@ def _only_run_in(run: RunFolder) -> Iterator[None]:
     Raises:
         MTError: it cannot be written, or another process trains there.
     """
-    try:
-        run.path.mkdir(parents=True, exist_ok=True)
-        lock = run.lock.open("w")
-    except OSError as error:
-        raise MTError(f"{run.path}: the run folder cannot be written: {error.strerror}") from error
-    with lock:
+
+    def refuse() -> NoReturn:
+        raise MTError(f"{run.path}: another training runs in this folder: wait for it, or use another --run-dir")
+
+    with ExitStack() as held:
         try:
-            import fcntl
-        except ImportError:  # no such locks on this system
-            yield
-            return
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            run.path.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(run.lock, refuse))
         except OSError as error:
-            raise MTError(
-                f"{run.path}: another training runs in this folder: wait for it, or use another --run-dir"
-            ) from error
+            raise MTError(f"{run.path}: the run folder cannot be written: {error.strerror}") from error
         yield

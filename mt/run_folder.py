@@ -9,8 +9,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from mt.checkpoint import MANIFEST, WEIGHTS, ModelFolder, write_json
+from mt.checkpoint import MANIFEST, WEIGHTS, ModelFolder
 from mt.errors import CheckpointError
+from mt.system.files import remove_folder, remove_leftovers, write_json
 
 MADE_AT = "made_at_step"  # key of the manifest of a run's model: how far training had come
 _RECORD = "run.json"
@@ -126,22 +127,12 @@ class RunFolder:
         kept = {*self.scheduled_checkpoints(every)[-keep_last:], *self.best_checkpoints(keep_best)}
         for folder in self.checkpoints():
             if folder not in kept and not (keep_every and checkpoint_step(folder) % keep_every == 0):
-                remove_checkpoint(folder)
+                remove_folder(folder)
 
     def remove_leftovers(self) -> None:
         """Remove what killed writes have left. Only the process that holds the run folder may do so."""
         for folder in (self.path, self.all_checkpoints):
-            # Killed between the two renames that replace a folder: the old one is whole.
-            for replaced in folder.glob(".*.replaced"):
-                place = folder / replaced.name.removeprefix(".").removesuffix(".replaced")
-                if not place.exists():
-                    replaced.rename(place)
-            for suffix in ("writing", "replaced", "removed"):
-                for leftover in folder.glob(f".*.{suffix}"):
-                    if leftover.is_dir():
-                        shutil.rmtree(leftover, ignore_errors=True)
-                    else:
-                        leftover.unlink(missing_ok=True)
+            remove_leftovers(folder)
 
     def model_is_outdated(self) -> bool:
         """Return whether training has continued since the run's model was made."""
@@ -156,13 +147,6 @@ class RunFolder:
 def checkpoint_step(folder: Path) -> int:
     """Return the update after which a checkpoint was written."""
     return int(folder.name.removeprefix("step-"))
-
-
-def remove_checkpoint(folder: Path) -> None:
-    """Remove a checkpoint; renamed first, for a folder half removed must not look like one."""
-    doomed = folder.with_name(f".{folder.name}.removed")
-    folder.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def quarantine_checkpoint(folder: Path) -> Path:

@@ -645,7 +645,7 @@ def test_two_at_once_do_not_write_the_same_file(run: Run):
     with open_outputs(Path("out")):
         message = f"error: {Path.cwd()}/out.part: another mt translate is writing it: wait for it, or stop it\n"
         assert run(*RESUME[:-1]) == (2, "", message)
-        assert names() == {"in", "out.part", "out.part.json"}
+        assert names() == {"in", "out.part", "out.part.json", ".out.part.lock"}
     assert names() == {"in"}
 
 
@@ -655,13 +655,14 @@ def test_a_full_disk_leaves_whole_lines_and_resume_goes_on(run: Run, interrupted
     with files_up_to(12_000):
         status, stdout, stderr = run(*RESUME[:-1])
     assert (status, stdout) == (2, "")
-    remedy = "raise the limit on the size of files (ulimit -f), then the same command with --resume goes on"
+    remedy = "raise the limit on the size of files (ulimit -f), then run the same command with --resume"
     assert stderr == f"error: out: cannot be written: File too large: {remedy}\n"
     assert Path("out.part").stat().st_size == whole + 9_000
     assert run(*RESUME)[0] == 0
     assert Path("out").read_bytes() == Path("in").read_bytes().upper()
     with files_up_to(5_000):
-        message = "error: other: cannot be written: File too large\n"
+        remedy = "raise the limit on the size of files (ulimit -f), then run the same command again"
+        message = f"error: other: cannot be written: File too large: {remedy}\n"
         assert run(*RESUME[:3], "--input", "in", "--output", "other") == (2, "", message)
     assert names() == {"in", "out"}
 

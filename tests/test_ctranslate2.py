@@ -388,11 +388,11 @@ def test_an_export_that_translates_differently_is_not_written(
 
 
 def test_on_a_full_disk_nothing_is_left(exported: Exported, tmp_path: Path) -> None:
-    with files_up_to(10_000), pytest.raises(CheckpointError) as caught:
+    with files_up_to(10_000), pytest.raises(MTError) as caught:
         export(exported.folder, tmp_path / "export", "int8")
     assert str(caught.value) == (
         f"{tmp_path / 'export'}: cannot be written: File too large: raise the limit on the size of files (ulimit -f), "
-        "then the same command goes on"
+        "then run the same command again"
     )
     assert list(tmp_path.iterdir()) == []
 

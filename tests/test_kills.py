@@ -35,7 +35,7 @@ def assert_same_run(whole: Path, parts: Path, n_updates: int) -> None:
     kept = [[path.name for path in RunFolder(run_dir).checkpoints()] for run_dir in (whole, parts)]
     assert kept[0] == kept[1]
     for run_dir in (whole, parts):
-        assert [path.name for path in run_dir.rglob(".*")] == [".lock"]
+        assert [path.name for path in run_dir.rglob(".*")] == []
         assert list(run_dir.rglob("*.damaged")) == []
 
 

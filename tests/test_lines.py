@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mt.decode import lines as lines_module
-from mt.decode.lines import MAX_BYTES, LineReader, count_lines, decoded, whole_file
+from mt.decode.lines import MAX_BYTES, LineReader, count_lines, decoded
 from mt.errors import DataError
 from tests.clock import Clock, comes_true
 
@@ -140,44 +140,6 @@ def test_counting_strictly_names_the_first_bad_byte(tmp_path: Path):
         f"{path}, line 2: byte 0xf6 at offset 3 is not UTF-8: mend the line, or leave --strict out to have such bytes "
         "read as U+FFFD"
     )
-
-
-def test_a_file_appears_when_it_is_whole(tmp_path: Path):
-    path = tmp_path / "out.de"
-    with whole_file(path) as stream:
-        stream.write(b"text\n")
-        assert not path.exists()
-    assert path.read_bytes() == b"text\n"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_file_that_fails_leaves_the_old_one_as_it_was(tmp_path: Path):
-    path = tmp_path / "out.de"
-    path.write_bytes(b"old\n")
-    with pytest.raises(TypeError), whole_file(path) as stream:
-        print(b"half", file=stream)  # type: ignore[arg-type]
-    assert path.read_bytes() == b"old\n"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_link_is_written_through(tmp_path: Path):
-    (tmp_path / "link").symlink_to(tmp_path / "target")
-    with whole_file(tmp_path / "link") as stream:
-        stream.write(b"text\n")
-    assert (tmp_path / "link").is_symlink()
-    assert (tmp_path / "target").read_bytes() == b"text\n"
-
-
-def test_a_device_is_written_directly():
-    with whole_file(Path(os.devnull)) as stream:
-        stream.write(b"text\n")
-    assert not Path(os.devnull).is_file()
-
-
-def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path):
-    with pytest.raises(DataError) as caught, whole_file(tmp_path / "missing" / "out.de"):
-        pass
-    assert str(caught.value) == f"{tmp_path}/missing/out.de: cannot be written: No such file or directory"
 
 
 def test_a_descriptor_that_does_not_block_is_read_to_its_end() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mt.errors import CheckpointError, ConfigError
+from mt.errors import ConfigError, MTError
 from mt.evaluate import report
 from mt.evaluate.analysis import count_words
 from mt.evaluate.findings import Question, findings
@@ -471,8 +471,8 @@ def test_a_report_is_three_files_that_replace_the_last_ones(facts: dict[str, Any
 def test_a_write_that_fails_leaves_the_files_of_the_last_report(facts: dict[str, Any], tmp_path: Path):
     write_report(_small("first"), tmp_path)
     before = _read(tmp_path)
-    remedy = "File too large: raise the limit on the size of files (ulimit -f), then the same command goes on"
-    with files_up_to(10_000), pytest.raises(CheckpointError) as caught:
+    remedy = "File too large: raise the limit on the size of files (ulimit -f), then run the same command again"
+    with files_up_to(10_000), pytest.raises(MTError) as caught:
         write_report(facts, tmp_path)
     assert str(caught.value) == f"{tmp_path / 'report.html'}: cannot be written: {remedy}"
     assert _read(tmp_path) == before

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mt.errors import CheckpointError
 from mt.run_folder import RunFolder
+from mt.system.files import WriteError
 from mt.train.progress import Progress
 from mt.train.tracker import Tracker
 from mt.train.validation import ValidationResult
@@ -18,7 +18,7 @@ from tests.toys import files_up_to
 TRAINED = {"train_loss": 5.5, "learning_rate": 1e-3, "grad_norm": 0.25, "tgt_tokens_per_second": 1_000.0}
 VALIDATED = ValidationResult(5.25, 12.5, 30.0, {"1-10": 4.5, "41-": 6.0}, [("Ein Satz.", "A line.", "A sentence.")])
 AT_TEN = Progress(step=10, n_tgt_tokens=40_000, train_seconds=2.5)
-REMEDY = "File too large: raise the limit on the size of files (ulimit -f), then the same command goes on"
+REMEDY = "File too large: raise the limit on the size of files (ulimit -f), then run the same command again"
 
 
 def tracker(run_dir: Path, first_step: int = 0) -> Tracker:
@@ -131,7 +131,7 @@ def test_what_cannot_be_recorded_is_one_error_that_names_the_file(tmp_path: Path
         (second, event_file),
         (third, tmp_path / "third" / "samples.jsonl"),
     ):
-        with files_up_to(2_000), pytest.raises(CheckpointError) as caught:
+        with files_up_to(2_000), pytest.raises(WriteError) as caught:
             log_often(running)
         assert str(caught.value) == f"{path}: cannot be written: {REMEDY}"
         running.close()  # nothing is left in a buffer that could fail once more
@@ -139,7 +139,7 @@ def test_what_cannot_be_recorded_is_one_error_that_names_the_file(tmp_path: Path
 
 def test_a_run_folder_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "tensorboard").write_text("a file where a folder should be")
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(WriteError) as caught:
         tracker(tmp_path)
     event_file = str(caught.value).partition(":")[0]
     assert event_file.startswith(f"{tmp_path / 'tensorboard'}/events.out.tfevents.")

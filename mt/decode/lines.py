@@ -1,10 +1,9 @@
-"""Lines in and out of `mt translate`: read as they come, written whole or not at all."""
+"""Lines of text, read as they come."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import queue
 import select
 import threading
@@ -190,31 +189,3 @@ def lines_of_text(path: Path) -> list[str]:
     if not any(line.strip() for line in lines):
         raise DataError(f"{path}: has no text: nothing to translate")
     return lines
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name when the block ends, and not at all when the block fails.
-
-    What exists and is no regular file, such as /dev/null or a named pipe, is written to directly.
-
-    Raises:
-        DataError: the file cannot be made or written.
-    """
-    target = Path(os.path.realpath(path))
-    is_direct = target.exists() and not target.is_file()
-    beside = target if is_direct else target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        stream = beside.open("wb")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}") from None
-    try:
-        with stream:
-            yield stream
-        if not is_direct:
-            beside.replace(target)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from None
-    finally:
-        if not is_direct:
-            beside.unlink(missing_ok=True)

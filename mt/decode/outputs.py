@@ -6,18 +6,20 @@ it has come. It is written after each step: what lies behind its figures is cut 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import stat
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from mt.errors import ConfigError, DataError
+from mt.system.files import WriteError, explained_writes, whole_file
+from mt.system.locks import locked
 
 _FORMAT = 1
 _BLOCK_BYTES = 1 << 20
@@ -51,7 +53,7 @@ class DirectFile:
                 os.ftruncate(self._stream.fileno(), start)
             if self._path is None:
                 raise
-            raise _WriteError(self._path, error) from None
+            raise WriteError(self._path, error) from None
 
     def close(self) -> None:
         if self._path is not None:
@@ -66,6 +68,7 @@ class PartFile:
         self._target = Path(os.path.realpath(path))  # a link is written through
         self.part = self._target.with_name(f"{self._target.name}.part")
         self._descriptor: int | None = None
+        self._lock = ExitStack()
         self._n_bytes = 0
         self._digest = hashlib.blake2b(digest_size=16)
 
@@ -80,18 +83,14 @@ class PartFile:
 
     def open(self) -> None:
         """Open the part, which is made if there is none, for this process alone."""
-        try:
+        with explained_writes(self.path):
             self._descriptor = os.open(self.part, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise _WriteError(self.path, error) from None
-        try:
-            import fcntl
+        lock = self.part.with_name(f".{self.part.name}.lock")
+        with explained_writes(self.path):
+            self._lock.enter_context(locked(lock, self._refuse))
 
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"{self.part}: another mt translate is writing it: wait for it, or stop it") from None
-        except (ImportError, OSError):  # no such locks on this system, or this file system
-            pass
+    def _refuse(self) -> NoReturn:
+        raise DataError(f"{self.part}: another mt translate is writing it: wait for it, or stop it")
 
     def go_on(self, recorded: Mapping[str, Any]) -> bool:
         """Go on behind what is recorded; False where that is not what the part begins with."""
@@ -116,23 +115,19 @@ class PartFile:
     def write(self, content: bytes) -> None:
         """Write to the disk, where it counts for nothing before `complete_step`."""
         assert self._descriptor is not None
-        try:
+        with explained_writes(self.path):
             rest = memoryview(content)
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
             os.fsync(self._descriptor)
-        except OSError as error:
-            raise _WriteError(self.path, error) from None
 
     def complete_step(self, content: bytes) -> None:
         self._n_bytes += len(content)
         self._digest.update(content)
 
     def publish(self) -> None:
-        try:
+        with explained_writes(self.path):
             self.part.replace(self._target)
-        except OSError as error:
-            raise _WriteError(self.path, error) from None
 
     def withdraw(self) -> None:
         """Undo `publish`."""
@@ -142,6 +137,7 @@ class PartFile:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+        self._lock.close()
 
 
 class Outputs:
@@ -227,10 +223,10 @@ class Outputs:
                 if isinstance(file, PartFile):
                     file.complete_step(content)
             self._write_record(progress)
-        except _WriteError as error:
-            if not (self.can_go_on and error.remedy):
+        except WriteError as error:
+            if not self.can_go_on:
                 raise
-            raise DataError(f"{error}: {error.remedy}, then the same command with --resume goes on") from None
+            raise WriteError(error.path, error.error, "run the same command with --resume") from None
         self._progress = progress
 
     def finish(self) -> None:
@@ -325,16 +321,8 @@ class Outputs:
             **asdict(progress),
             "files": [file.recorded() for file in self._parts],
         }
-        beside = self._record_path.with_name(f".{self._record_path.name}.writing")
-        try:
-            with beside.open("w", encoding="utf-8") as stream:
-                json.dump(record, stream, ensure_ascii=False, indent=1)
-                stream.flush()
-                os.fsync(stream.fileno())
-            beside.replace(self._record_path)
-        except OSError as error:
-            beside.unlink(missing_ok=True)
-            raise _WriteError(self._record_path, error) from None
+        with explained_writes(self._record_path), whole_file(self._record_path, is_synced=True) as stream:
+            stream.write(json.dumps(record, ensure_ascii=False, indent=1).encode())
 
     def _close(self) -> None:
         for file in self._files:
@@ -366,10 +354,8 @@ def open_outputs(translations: BinaryIO | Path, alignments: Path | None = None, 
 
 
 def _direct(path: Path) -> DirectFile:
-    try:
+    with explained_writes(path):
         return DirectFile(path.open("wb", buffering=0), path)
-    except OSError as error:
-        raise _WriteError(path, error) from None
 
 
 def _place_in_file(stream: BinaryIO) -> int | None:
@@ -392,15 +378,3 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None
             return f"it was begun {'without' if not old else 'with'} {name}"
         return f"it was begun with {name} {old}, not {new}"
     return None
-
-
-class _WriteError(DataError):
-    """A write that failed, with what helps, if that is known."""
-
-    def __init__(self, path: Path, error: OSError) -> None:
-        super().__init__(f"{path}: cannot be written: {error.strerror or error}")
-        self.remedy = {
-            errno.ENOSPC: "free some space",
-            errno.EDQUOT: "free some space",
-            errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
-        }.get(error.errno or 0)

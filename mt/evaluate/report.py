@@ -38,7 +38,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mt.checkpoint import cannot_be_written, write_text
 from mt.decode.oddities import (
     FEWEST_COPIES,
     FEWEST_REPEATED_TOKENS,
@@ -76,6 +75,7 @@ from mt.page import (
     tiles,
     word_difference,
 )
+from mt.system.files import WriteError, write_text
 from mt.system.provenance import source_commit, versions
 
 JSON_NAME, HTML_NAME, MARKDOWN_NAME = "report.json", "report.html", "report.md"
@@ -195,7 +195,7 @@ def write_files(folder: Path, json_text: str, markdown: str, html: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise cannot_be_written(folder, error) from error
+        raise WriteError(folder, error) from error
     write_text(folder / HTML_NAME, html)
     write_text(folder / MARKDOWN_NAME, markdown)
     # Last, since it says whether a report stands: after a kill in between, all three are written again.

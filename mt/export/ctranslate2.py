@@ -27,10 +27,8 @@ from mt.checkpoint import (
     MANIFEST,
     TOKENIZER,
     ModelFolder,
-    cannot_be_written,
     check_file,
     file_checksum,
-    write_json,
 )
 from mt.config import DecodeConfig, ModelConfig, RunConfig
 from mt.configfile import as_yaml, dump_config, load_config
@@ -51,6 +49,7 @@ from mt.model.layers import EPSILON, DeepNorm, FeedForward, LayerNorm, Linear, P
 from mt.model.positions import LONGEST_DISTANCE, Learned, Positions, Relative, Sinusoidal, sinusoidal_positions
 from mt.run_folder import open_model
 from mt.system.device import choose_device
+from mt.system.files import whole_folder, write_json
 from mt.system.provenance import versions
 from mt.text.corpus import first_test_pairs
 from mt.text.normalise import Normalisers
@@ -162,17 +161,9 @@ def export(
     folder = open_model(model_path)
     refuse_inexpressible(folder.config.model)
     described, lines = _lines_to_compare(folder, verify_with)
-    building = output_dir.with_name(f".{output_dir.name}.writing")
-    try:
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
+    with whole_folder(output_dir) as building:
         comparisons = _written_and_compared(folder, lines, building, quantization)
         _write_manifest(folder, building, quantization, Export(output_dir, described, comparisons))
-        building.rename(output_dir)
-    except OSError as error:
-        raise cannot_be_written(output_dir, error) from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return Export(output_dir, described, comparisons)
 
 

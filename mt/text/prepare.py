@@ -26,6 +26,8 @@ from mt.config import RunConfig, SourceConfig
 from mt.configfile import settings_of
 from mt.errors import ConfigError, DataError
 from mt.processes import Ending, Processes, ended_by_signals
+from mt.system.files import whole_file
+from mt.system.locks import locked
 from mt.system.provenance import host_memory_bytes, machine, n_cores, package_versions, peak_host_memory_bytes
 from mt.text.clean import CHANGE_RULES, RULES, Tally, removed_text
 from mt.text.corpus import FORMAT_VERSION, PreparedCorpus, ids_dtype, with_tag
@@ -33,7 +35,7 @@ from mt.text.duplicates import repeated
 from mt.text.normalise import Normalisers
 from mt.text.overlap import HeldOut, NgramOverlap
 from mt.text.report import write_report
-from mt.text.shards import PAIRS_PER_SHARD, Cleaning, Counting, Encoding, Repeats, Shard, encode_pairs, write_whole
+from mt.text.shards import PAIRS_PER_SHARD, Cleaning, Counting, Encoding, Repeats, Shard, encode_pairs
 from mt.text.sources import Chunk, SentencePair, check_source, count_pairs, read_chunks, read_pairs, source_fingerprint
 from mt.text.tokenizer import MAX_WORD_BYTES, Tokenizer, adopt_model, train_tokenizer
 from mt.text.vocabulary import joint_vocabulary_facts
@@ -126,10 +128,14 @@ def prepare_corpus(
         return _standing(folder, say)
     _check_sources(config)
     building = folder.with_name(f".building-{fingerprint}")
+
+    def wait_aloud() -> None:
+        say(f"{folder}: another process is preparing it, waiting")
+
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder.parent)
-        with _held(folder.with_name(f".{fingerprint}.lock"), folder, say), ended_by_signals() as ending:
+        with locked(folder.with_name(f".{fingerprint}.lock"), wait_aloud), ended_by_signals() as ending:
             if folder.exists():
                 return _standing(folder, say)
             _build(config, building, say, tokenizer_path, ending)
@@ -183,45 +189,6 @@ def _sweep(prepared_dir: Path) -> None:
             changed_at = max(path.stat().st_mtime for path in (leftover, leftover / "shards") if path.exists())
             if time.time() - changed_at > _DAYS_KEPT * 86_400:
                 shutil.rmtree(leftover, ignore_errors=True)
-
-
-@contextmanager
-def _held(lock: Path, folder: Path, say: Say) -> Iterator[None]:
-    """Let one process at a time prepare a corpus; the others wait for it."""
-    try:
-        import fcntl
-    except ImportError:  # no such locks on this system
-        yield
-        return
-    has_waited = False
-    while True:
-        with lock.open("w") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not has_waited:
-                    say(f"{folder}: another process is preparing it, waiting")
-                has_waited = True
-                time.sleep(0.2)
-                continue
-            except OSError:  # a file system without locks
-                yield
-                return
-            # Whoever held it before has removed the file: what we hold may be no file any more.
-            if not _is_same_file(lock, stream.fileno()):
-                continue
-            try:
-                yield
-                return
-            finally:
-                lock.unlink(missing_ok=True)
-
-
-def _is_same_file(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
 
 
 def _check_sources(config: RunConfig) -> None:
@@ -436,7 +403,8 @@ class _Builder:
             "lines": n_lines,
             "skipped_words": stats.n_skipped_words,
         }
-        write_whole(done, json.dumps(facts))
+        with whole_file(done) as stream:
+            stream.write(json.dumps(facts).encode())
         return facts
 
     # ------------------------------------------------------------------------------------------------ encoding
@@ -599,10 +567,10 @@ class _Builder:
                 if path.is_file() and path.name not in made_of
             },
         }
-        # Not written beside its place: what a kill leaves there would be a file of the corpus.
-        writing = self.folder / "shards" / "manifest.json"
-        writing.write_text(json.dumps(manifest, indent=2, ensure_ascii=True) + "\n", "utf-8")
-        os.replace(writing, self.folder / "manifest.json")
+        # Written among the shards: what a kill leaves beside its place would be a file of the corpus.
+        written = self.folder / "shards" / "manifest.json"
+        written.write_text(json.dumps(manifest, indent=2, ensure_ascii=True) + "\n", "utf-8")
+        written.replace(self.folder / "manifest.json")
 
     # ---------------------------------------------------------------------------------------------- processes
 

@@ -7,7 +7,6 @@ others are whole, so a preparation that was interrupted goes on with the shards 
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mt.config import CleanConfig
+from mt.system.files import whole_file
 from mt.text.clean import Cleaner, Reason, Tally, shortened
 from mt.text.corpus import ids_dtype
 from mt.text.duplicates import pair_keys
@@ -54,7 +54,8 @@ class Shard:
 
     def finish(self, stage: str, result: Any) -> None:
         """Write what the stage found; the files of the stage are whole."""
-        write_whole(self.path(f"{stage}.json"), json.dumps(result, ensure_ascii=True))
+        with whole_file(self.path(f"{stage}.json")) as stream:
+            stream.write(json.dumps(result).encode())
 
     def write_pairs(self, stage: str, pairs: Sequence[SentencePair]) -> None:
         with self.path(f"{stage}.tsv").open("w", encoding="utf-8", newline="\n") as text:
@@ -73,13 +74,6 @@ class Shard:
         # The keys stay: the duplicates of other shards cannot be found without them.
         for kind in ("tsv", "lines"):
             self.path(f"{stage}.{kind}").unlink(missing_ok=True)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all, whenever this process is killed."""
-    writing = path.with_suffix(".writing")
-    writing.write_text(text, "utf-8")
-    os.replace(writing, path)
 
 
 class _Removed:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
-import os
 import re
 import tempfile
 from collections import Counter
@@ -22,6 +20,7 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from mt.config import TokenizerConfig
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.processes import run_apart
+from mt.system.files import whole_file
 from mt.system.provenance import n_cores
 
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
@@ -206,7 +205,8 @@ def train_tokenizer(
             model = run_apart(_train, file.name, settings, while_waiting=while_waiting)
         except RuntimeError as failure:
             raise _explained(failure, config) from None
-    _write_whole(model_path, model)
+    with whole_file(model_path) as stream:
+        stream.write(model)
     return stats
 
 
@@ -302,16 +302,6 @@ def _explained(failure: RuntimeError, config: TokenizerConfig) -> Exception:
             "or lower tokenizer.character_coverage"
         )
     return failure
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.writing-{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
 
 
 def adopt_model(path: Path, symbols: Sequence[str]) -> bytes:

@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from mt.checkpoint import ModelFolder, append_text, save_model_folder
+from mt.checkpoint import ModelFolder, save_model_folder
 from mt.config import RunConfig, parse_duration
 from mt.configfile import as_yaml
 from mt.data.packing import PlanState
 from mt.errors import CheckpointError, ConfigError, TrainingError
-from mt.run_folder import RunFolder, open_model, quarantine_checkpoint, remove_checkpoint
+from mt.run_folder import RunFolder, open_model, quarantine_checkpoint
 from mt.system.device import hardware
 from mt.system.distributed import SINGLE_PROCESS, Ranks
+from mt.system.files import append_text, remove_folder
 from mt.system.malloc import trim_heap, tune_malloc
 from mt.system.provenance import source_commit, versions
 from mt.text.corpus import PreparedCorpus
@@ -306,7 +307,7 @@ class Trainer:
         if self.ranks.is_first:
             for folder in self.run.checkpoints():
                 if folder > self.run.checkpoint(target.step):
-                    remove_checkpoint(folder)
+                    remove_folder(folder)
         kept = ("plan_state", "train_seconds", "micro_batch_tokens", "micro_batch_setting", "n_skipped")
         vars(progress).update({name: value for name, value in vars(target).items() if name not in kept})
         progress.gone_back_to = target.step

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
-from mt.checkpoint import cannot_be_written, write_text
 from mt.run_folder import RunFolder
+from mt.system.files import explained_writes, write_text
 from mt.units import format_duration
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Tracker:
         seconds_left: until the run's time is up, if it has a limit.
         stream: for people.
     Raises:
-        CheckpointError: here and wherever something is recorded: the disk is full, or the folder cannot be written.
+        WriteError: here and wherever something is recorded: the disk is full, or the folder cannot be written.
     """
 
     def __init__(
@@ -180,18 +180,14 @@ class _GrowingFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        try:
+        with explained_writes(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = path.open("ab", buffering=0)
-        except OSError as error:
-            raise cannot_be_written(path, error) from error
 
     def write(self, record: bytes) -> None:
-        try:
+        with explained_writes(self._path):
             while record:
                 record = record[self._stream.write(record) :]
-        except OSError as error:
-            raise cannot_be_written(self._path, error) from error
 
     def write_line(self, entry: dict[str, Any]) -> None:
         """One JSON object."""
