@@ -19,7 +19,7 @@ import pytest
 
 from mt.config import CleanConfig, DataConfig, RunConfig, SourceConfig, TokenizerConfig
 from mt.errors import ConfigError, DataError
-from mt.processes import Processes
+from mt.system.workers import Workers
 from mt.text import corpus as corpus_module
 from mt.text import prepare as prepare_module
 from mt.text.corpus import PreparedCorpus
@@ -87,7 +87,7 @@ NOT_OF_THE_MOMENT = (
 )
 
 
-class InThisProcess(Processes):
+class InThisProcess(Workers):
     """Whatever the number of cores: where a test has put something of its own in place of a stage."""
 
     def __init__(self, n: int, *arguments: Any) -> None:
@@ -308,7 +308,7 @@ def test_an_interrupted_preparation_goes_on_with_its_finished_shards(
         return clean(self, task)
 
     monkeypatch.setattr(Cleaning, "__call__", counted)
-    monkeypatch.setattr(prepare_module, "Processes", InThisProcess)
+    monkeypatch.setattr(prepare_module, "Workers", InThisProcess)
     with monkeypatch.context() as interrupted:
         interrupted.setattr(prepare_module, "encode_pairs", interrupt)
         with pytest.raises(KeyboardInterrupt):
@@ -334,7 +334,7 @@ def test_duplicates_are_found_by_a_preparation_that_was_interrupted_while_removi
     config = with_data(config, train=(*config.data.train, again))
     monkeypatch.setattr(prepare_module, "PAIRS_PER_SHARD", 37)
     whole, _ = prepare(with_data(config, prepared_dir="whole"))
-    monkeypatch.setattr(prepare_module, "Processes", InThisProcess)
+    monkeypatch.setattr(prepare_module, "Workers", InThisProcess)
     tasks: list[Any] = []
     count = Counting.__call__
 

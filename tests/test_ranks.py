@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 import mt.system.distributed
+import mt.system.signals
 from mt.checkpoint import ModelFolder
 from mt.config import RunConfig
 from mt.configfile import dump_config
@@ -239,8 +240,8 @@ def test_what_torchrun_ends_has_time_for_last_words_and_no_more(tmp_path: Path) 
 
 
 def be_terminated(words: str) -> None:
-    mt.system.distributed.SIGTERM_GRACE_SECONDS = 60 if words else 0.2
-    with suppress(RuntimeError), mt.system.distributed.sigterm_grace_period(0):
+    mt.system.signals.SIGTERM_GRACE_SECONDS = 60 if words else 0.2
+    with suppress(RuntimeError), mt.system.signals.sigterm_grace_period(0):
         raise RuntimeError
     os.kill(os.getpid(), signal.SIGTERM)
     if not words:
@@ -258,8 +259,8 @@ def test_a_rank_that_is_stuck_says_so_before_torchrun_kills_it(tmp_path: Path) -
 def be_stuck() -> None:
     """Where no handler of Python's runs, as in an exchange that does not end."""
     os.environ["TORCHELASTIC_RUN_ID"] = "any"
-    mt.system.distributed.STUCK_AFTER_SIGTERM_SECONDS = 0.2
-    with mt.system.distributed.sigterm_grace_period(0):
+    mt.system.signals.STUCK_AFTER_SIGTERM_SECONDS = 0.2
+    with mt.system.signals.sigterm_grace_period(0):
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
         hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000_000)
 
@@ -274,7 +275,7 @@ def be_terminated_at_the_end() -> None:
     os.environ["TORCHELASTIC_RUN_ID"] = "any"
     n_threads, before = threading.active_count(), signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    with mt.system.distributed.sigterm_grace_period(0):
+    with mt.system.signals.sigterm_grace_period(0):
         signal.signal(signal.SIGTERM, lambda *_: None)  # as in a training, where it is a wish
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN

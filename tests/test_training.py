@@ -21,15 +21,15 @@ from mt.evaluate.findings import Question
 from mt.evaluation import evaluate_model
 from mt.pipeline import average_run, format_report, train_run
 from mt.run_folder import RunFolder
+from mt.system import signals
+from mt.system.signals import caught_signals
 from mt.text.corpus import PreparedCorpus
 from mt.text.prepare import prepare_corpus
-from mt.train import signals
 from mt.train.ema import MovingAverage
 from mt.train.engine import Engine, Outcome, Update
 from mt.train.loop import Trainer, train
 from mt.train.optimizer import Optimizer
 from mt.train.schedule import learning_rate
-from mt.train.signals import caught_signals
 from mt.train.tracker import Tracker
 from mt.train.validation import ValidationResult, validation_loss
 from tests.clock import Clock

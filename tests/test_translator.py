@@ -94,7 +94,7 @@ def _fate(what: str) -> str:
 def test_what_happens_in_a_process_is_told() -> None:
     processes = Forks(2)
     assert list(processes.map(_fate, ["a", "b", "c"])) == ["a", "b", "c"]
-    with pytest.raises(DataError, match=r"^what is wrong$"):
+    with pytest.raises(DataError, match=r"^what is wrong"):
         list(processes.map(_fate, ["a", "wrong"]))
     with pytest.raises(MTError) as caught:
         list(processes.map(_fate, ["a", "killed", "b"]))

@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import signal
 import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from mt.config import DecodeConfig
 from mt.decode.lines import LineReader, count_lines, decoded, require_utf8
@@ -20,6 +18,7 @@ from mt.decode.meter import Meter
 from mt.decode.outputs import Outputs, Progress, open_outputs
 from mt.decode.words import pharaoh
 from mt.errors import ConfigError, DataError
+from mt.system.signals import exit_on_signals
 from mt.text.files import explained, open_bytes, require_text
 
 if TYPE_CHECKING:  # a translator comes with torch, and what is wrong with a file is told before
@@ -377,24 +376,16 @@ def _go_to(n_lines: int, text: _Text, prefixes: _Text | None, done: Progress, ou
 
 @contextlib.contextmanager
 def _told_how_to_go_on(outputs: Outputs) -> Iterator[None]:
-    """SIGTERM ends as Ctrl-C does: with files that end with a whole line, and a word about what became of them."""
-
-    def leave(number: int, _frame: object) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    is_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, leave) if is_main else None
+    """End on SIGTERM as on Ctrl-C: with files that end with a whole line, and a word about what became of them."""
     try:
-        yield
+        with exit_on_signals():
+            yield
     except (KeyboardInterrupt, SystemExit):
         if outputs.can_go_on:
-            with contextlib.suppress(OSError):  # whoever read it may be gone
+            with contextlib.suppress(OSError):  # the reader may be gone
                 done = f"stopped: the first {outputs.n_lines:,} lines are in {outputs.where}"
                 print(f"{done}: the same command with --resume goes on", file=sys.stderr)
         raise
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
 
 
 def _report(counts: Mapping[str, int], translator: Translator) -> None:

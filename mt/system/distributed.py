@@ -5,25 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mt.errors import ConfigError, MTError
+from mt.system.signals import sigterm_grace_period
 
 START_TIMEOUT = timedelta(minutes=30)  # of the processes that train together, until all are there
 PREPARATION_TIMEOUT = timedelta(days=7)
 RANK_0_EXIT_SECONDS = 5.0
-SIGTERM_GRACE_SECONDS = 5.0
-STUCK_AFTER_SIGTERM_SECONDS = 25.0  # after SIGTERM; torchrun kills what is left 30 s after it
 GLOO_CLEANUP_SECONDS = 0.1
 COLLECTIVE_TIMEOUT = timedelta(hours=2)  # of ranks for rank 0 while it validates and writes
 
@@ -131,53 +127,6 @@ def process_group(ranks: Ranks, prepare: Callable[[], str]) -> Iterator[str]:
         # one that is ending meanwhile aborts the process.
         time.sleep(GLOO_CLEANUP_SECONDS)
     torch.distributed.destroy_process_group()
-
-
-@contextlib.contextmanager
-def sigterm_grace_period(rank: int) -> Iterator[None]:
-    """Let SIGTERM end the process only after some seconds, also after an error inside the block.
-
-    torchrun sends it when another rank is lost. This one finds that out in the same moment, or in the next exchange,
-    and has to say so. An exchange may also never end: then a message names the likely reason, before torchrun kills.
-    """
-
-    def end_soon(number: int, _frame: FrameType | None) -> None:
-        timer = threading.Timer(SIGTERM_GRACE_SECONDS, os._exit, (128 + number,))
-        timer.daemon = True
-        timer.start()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    is_over = threading.Event()
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    threading.Thread(target=_exit_if_stuck, args=(reading, rank, is_over), daemon=True).start()
-    before = signal.signal(signal.SIGTERM, end_soon)
-    # A handler runs between two instructions of Python, and there may be no next one; the pipe gets the number at once.
-    fd_before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    yield
-    signal.set_wakeup_fd(fd_before)
-    signal.signal(signal.SIGTERM, before)
-    is_over.set()
-    os.close(writing)
-
-
-def _exit_if_stuck(reading: int, rank: int, is_over: threading.Event) -> None:
-    while number := os.read(reading, 1):
-        if (
-            number[0] == signal.SIGTERM
-            and "TORCHELASTIC_RUN_ID" in os.environ
-            and not is_over.wait(STUCK_AFTER_SIGTERM_SECONDS)
-        ):
-            message = (
-                f"error: rank {rank}: not at an end {STUCK_AFTER_SIGTERM_SECONDS:g} s after SIGTERM: another rank was "
-                "lost, or a step or a save takes that long: see torchrun's message; the same command goes on from the "
-                "last checkpoint\n"
-            )
-            os.write(2, message.encode())
-            os._exit(2)
-    os.close(reading)
 
 
 def _prepare_and_publish(store: Any, prepare: Callable[[], str]) -> str:

@@ -25,10 +25,11 @@ import numpy.typing as npt
 from mt.config import RunConfig, SourceConfig
 from mt.configfile import settings_of
 from mt.errors import ConfigError, DataError
-from mt.processes import Ending, Processes, ended_by_signals
 from mt.system.files import whole_file
 from mt.system.locks import locked
 from mt.system.provenance import host_memory_bytes, machine, n_cores, package_versions, peak_host_memory_bytes
+from mt.system.signals import PendingExit, exit_on_signals
+from mt.system.workers import Workers
 from mt.text.clean import CHANGE_RULES, RULES, Tally, removed_text
 from mt.text.corpus import FORMAT_VERSION, PreparedCorpus, ids_dtype, with_tag
 from mt.text.duplicates import repeated
@@ -135,11 +136,11 @@ def prepare_corpus(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder.parent)
-        with locked(folder.with_name(f".{fingerprint}.lock"), wait_aloud), ended_by_signals() as ending:
+        with locked(folder.with_name(f".{fingerprint}.lock"), wait_aloud), exit_on_signals() as pending_exit:
             if folder.exists():
                 return _standing(folder, say)
-            _build(config, building, say, tokenizer_path, ending)
-            ending.check()
+            _build(config, building, say, tokenizer_path, pending_exit)
+            pending_exit.check()
             building.rename(folder)
     except BrokenPipeError:  # of the terminal, not of the disk
         raise
@@ -158,7 +159,7 @@ def _standing(folder: Path, say: Say) -> PreparedCorpus:
     return corpus
 
 
-def _build(config: RunConfig, building: Path, say: Say, tokenizer_path: Path | None, ending: Ending) -> None:
+def _build(config: RunConfig, building: Path, say: Say, tokenizer_path: Path | None, pending_exit: PendingExit) -> None:
     """Only who holds the lock of the corpus may call this: what fails removes the folder."""
     shards = building / "shards"
     has_begun = shards.exists()
@@ -169,7 +170,7 @@ def _build(config: RunConfig, building: Path, say: Say, tokenizer_path: Path | N
             say(f"{building}: a preparation of the same data was interrupted, its finished parts are used")
         # The manifest is written last: with it, nothing but the removal of the shards is left to do.
         if not (building / "manifest.json").exists():
-            _Builder(config, building, say, tokenizer_path, ending).build()
+            _Builder(config, building, say, tokenizer_path, pending_exit).build()
         shutil.rmtree(shards)
     except (KeyboardInterrupt, SystemExit):
         say(f"interrupted; finished parts are kept for {_DAYS_KEPT} days, the same command goes on with them")
@@ -205,9 +206,11 @@ def _check_sources(config: RunConfig) -> None:
 class _Builder:
     """Builds one corpus in a folder of its own. The steps are the lines of `build`, in order."""
 
-    def __init__(self, config: RunConfig, folder: Path, say: Say, tokenizer_path: Path | None, ending: Ending) -> None:
+    def __init__(
+        self, config: RunConfig, folder: Path, say: Say, tokenizer_path: Path | None, pending_exit: PendingExit
+    ) -> None:
         self.config = config
-        self.ending = ending
+        self.pending_exit = pending_exit
         self.folder = folder
         self.say = say
         self.tokenizer_path = tokenizer_path
@@ -244,7 +247,7 @@ class _Builder:
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
-        self.ending.check()
+        self.pending_exit.check()
         started_at = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - started_at
@@ -580,10 +583,10 @@ class _Builder:
         first = list(islice(tasks, 2))
         # Starting processes takes longer than one shard.
         n = min(n_cores(), 64) if len(first) > 1 else 0
-        with Processes(n, _install, (stage,)) as processes:
-            for n_pairs in processes.map(_call_stage, chain(first, tasks), ahead=n + 1):
+        with Workers(n, _install, (stage,)) as workers:
+            for n_pairs in workers.map(_call_stage, chain(first, tasks), ahead=n + 1):
                 progress.advance(n_pairs)
-                self.ending.check()
+                self.pending_exit.check()
 
     def _require_pairs(self, shards: list[list[Shard]], stage: str) -> None:
         total = _total(shard.result(stage)["tally"] for of_source in shards for shard in of_source)

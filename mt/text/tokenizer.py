@@ -19,9 +19,9 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from mt.config import TokenizerConfig
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
-from mt.processes import run_apart
 from mt.system.files import whole_file
 from mt.system.provenance import n_cores
+from mt.system.workers import run_apart
 
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
 

@@ -27,13 +27,13 @@ from mt.system.distributed import SINGLE_PROCESS, Ranks
 from mt.system.files import append_text, remove_folder
 from mt.system.malloc import trim_heap, tune_malloc
 from mt.system.provenance import source_commit, versions
+from mt.system.signals import Received, caught_signals
 from mt.text.corpus import PreparedCorpus
 from mt.text.normalise import Normalisers
 from mt.text.tokenizer import Tokenizer
 from mt.train.engine import Engine, Outcome, OutOfMemory, Update
 from mt.train.progress import Meter, Progress, Skipped
 from mt.train.schedule import learning_rate
-from mt.train.signals import Received, caught_signals
 from mt.train.tracker import SilentTracker, Tracker
 from mt.train.validation import ValidationResult, validate
 from mt.units import format_count, format_duration

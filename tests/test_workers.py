@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from mt.errors import DataError, MTError
-from mt.processes import Processes, ended_by_signals, run_apart
+from mt.system.signals import exit_on_signals
+from mt.system.workers import Workers, run_apart
 from tests.clock import comes_true
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,11 +86,11 @@ def is_running(process: int) -> bool:
 
 @pytest.mark.parametrize("n", [0, 1, 2])
 def test_results_come_in_the_order_of_the_items(n: int) -> None:
-    with Processes(n) as processes:
-        assert list(processes.map(slow_square, range(7), ahead=4)) == [0, 1, 4, 9, 16, 25, 36]
-        assert list(processes.map(slow_square, [], ahead=4)) == []
-        assert processes.submit(operator.add, 2, 3).result() == 5
-        in_this_process = processes.submit(process_id).result() == os.getpid()
+    with Workers(n) as pool:
+        assert list(pool.map(slow_square, range(7), ahead=4)) == [0, 1, 4, 9, 16, 25, 36]
+        assert list(pool.map(slow_square, [], ahead=4)) == []
+        assert pool.submit(operator.add, 2, 3).result() == 5
+        in_this_process = pool.submit(process_id).result() == os.getpid()
         assert in_this_process == (n == 0)
 
 
@@ -101,67 +102,68 @@ def test_items_are_drawn_as_results_are_taken() -> None:
             drawn.append(number)
             yield number
 
-    with Processes(1) as processes:
-        results = processes.map(abs, items(), ahead=3)
+    with Workers(1) as pool:
+        results = pool.map(abs, items(), ahead=3)
         assert (next(results), len(drawn)) == (0, 3)
         assert (next(results), len(drawn)) == (1, 4)
         results.close()
-        assert processes.submit(abs, -5).result() == 5  # the workers go on with something else
+        assert pool.submit(abs, -5).result() == 5  # the workers go on with something else
     assert len(drawn) == 4
 
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_each_worker_is_made_ready_first(n: int) -> None:
     try:
-        with Processes(n, keep, (7,)) as processes:
-            assert list(processes.map(what_was_kept, range(2), ahead=2)) == [7, 7]
+        with Workers(n, keep, (7,)) as pool:
+            assert list(pool.map(what_was_kept, range(2), ahead=2)) == [7, 7]
     finally:
         keep(0)
 
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_an_error_comes_out_as_itself_after_the_results_before_it(n: int) -> None:
-    with Processes(n) as processes:
-        results = processes.map(refuse, range(9), ahead=2)
+    with Workers(n) as pool:
+        results = pool.map(refuse, range(9), ahead=2)
         assert [next(results), next(results), next(results)] == [0, 1, 2]
-        with pytest.raises(DataError, match=r"^line 3: is no number$"):
+        with pytest.raises(DataError) as caught:
             next(results)
-        assert processes.submit(refuse, 4).result() == 4
+        assert str(caught.value) == "line 3: is no number"
+        assert pool.submit(refuse, 4).result() == 4
 
 
 def test_an_error_says_where_in_the_worker_it_was() -> None:
-    with Processes(1) as processes:
+    with Workers(1) as pool:
         with pytest.raises(DataError) as caught:
-            processes.submit(refuse, 3).result()
-        assert 'raise DataError("line 3: is no number")' in str(caught.value.__cause__)
+            pool.submit(refuse, 3).result()
+        assert 'raise DataError("line 3: is no number")' in "".join(caught.value.__notes__)
         with pytest.raises(RuntimeError, match=r"OddError: 1 and 2"):  # pickle cannot make it anew
-            processes.submit(raise_odd_error, 3).result()
+            pool.submit(raise_odd_error, 3).result()
         with pytest.raises(AttributeError, match=r"local object"):
-            processes.submit(lambda: 1).result()
-        assert processes.submit(refuse, 4).result() == 4
+            pool.submit(lambda: 1).result()
+        assert pool.submit(refuse, 4).result() == 4
 
 
 def test_a_killed_worker_is_told_as_short_memory() -> None:
-    with pytest.raises(MTError) as caught, Processes(1) as processes:
-        list(processes.map(kill_oneself, range(9), ahead=9))
+    with pytest.raises(MTError) as caught, Workers(1) as pool:
+        list(pool.map(kill_oneself, range(9), ahead=9))
     assert str(caught.value) == (
         "a worker process was killed, which mostly means that memory is short: free some, or give this job more"
     )
 
 
 def test_a_worker_killed_while_it_is_sent_a_large_item_does_not_block_us() -> None:
-    with Processes(1) as processes:
-        worker = processes.submit(process_id).result()
+    with Workers(1) as pool:
+        worker = pool.submit(process_id).result()
         os.kill(worker, signal.SIGSTOP)  # so that the pipe to it fills up
-        future = processes.submit(len, bytes(5_000_000))
+        future = pool.submit(len, bytes(5_000_000))
         threading.Timer(0.1, os.kill, (worker, signal.SIGKILL)).start()
         with pytest.raises(MTError, match=r"^a worker process was killed"):
             future.result(timeout=60)
 
 
 def test_a_worker_that_ends_by_itself_is_told_with_its_status() -> None:
-    with pytest.raises(MTError) as caught, Processes(1) as processes:
-        processes.submit(leave, 5).result()
+    with pytest.raises(MTError) as caught, Workers(1) as pool:
+        pool.submit(leave, 5).result()
     assert str(caught.value) == "a worker process ended before its work was done (exit status 5): start again"
 
 
@@ -171,10 +173,10 @@ def test_leaving_by_an_exception_ends_workers_in_the_middle_of_their_work(
     workers: list[int] = []
 
     def be_interrupted() -> None:
-        with Processes(2) as processes:
-            workers.extend({processes.submit(process_id).result() for _ in range(4)})
+        with Workers(2) as pool:
+            workers.extend({pool.submit(process_id).result() for _ in range(4)})
             for _ in range(4):
-                processes.submit(finish_late, tmp_path / "finished")
+                pool.submit(finish_late, tmp_path / "finished")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -186,8 +188,8 @@ def test_leaving_by_an_exception_ends_workers_in_the_middle_of_their_work(
 
 
 def test_workers_leave_ctrl_c_to_their_parent() -> None:
-    with Processes(1) as processes:
-        assert list(processes.map(interrupt_oneself, range(2), ahead=1)) == [0, 1]
+    with Workers(1) as pool:
+        assert list(pool.map(interrupt_oneself, range(2), ahead=1)) == [0, 1]
 
 
 def test_running_apart_takes_another_process_and_keeps_the_caller_informed() -> None:
@@ -195,20 +197,20 @@ def test_running_apart_takes_another_process_and_keeps_the_caller_informed() -> 
     assert run_apart(process_id) != os.getpid()
     assert run_apart(time.sleep, 1.05, while_waiting=lambda: calls.append(1)) is None
     assert calls
-    with pytest.raises(DataError, match=r"^line 3: is no number$"):
+    with pytest.raises(DataError, match=r"^line 3: is no number"):
         run_apart(refuse, 3)
 
 
 def test_sigterm_becomes_an_exit_inside_alone() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as caught, ended_by_signals():
+    with pytest.raises(SystemExit) as caught, exit_on_signals():
         signal.raise_signal(signal.SIGTERM)
     assert caught.value.code == 143
     assert signal.getsignal(signal.SIGTERM) == before
     elsewhere: list[object] = []
 
     def look() -> None:
-        with ended_by_signals():
+        with exit_on_signals():
             elsewhere.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=look)
@@ -220,14 +222,15 @@ def test_sigterm_becomes_an_exit_inside_alone() -> None:
 # No main guard: were the workers to import it, they would run it.
 SCRIPT = """
 import os, sys, time
-from mt.processes import Processes, ended_by_signals
+from mt.system.signals import exit_on_signals
+from mt.system.workers import Workers
 print("start", flush=True)
-with ended_by_signals(), Processes(2) as processes:
-    print(*processes.map(abs, [-1, -2], ahead=2), flush=True)
-    workers = {processes.submit(os.getpid).result() for _ in range(20)}
+with exit_on_signals(), Workers(2) as pool:
+    print(*pool.map(abs, [-1, -2], ahead=2), flush=True)
+    workers = {pool.submit(os.getpid).result() for _ in range(20)}
     if len(sys.argv) > 1:
         print(*workers, flush=True)
-        list(processes.map(time.sleep, [1_000] * 4, ahead=4))
+        list(pool.map(time.sleep, [1_000] * 4, ahead=4))
 """
 
 
@@ -281,12 +284,12 @@ def test_a_ctrl_c_that_python_drops_is_raised_at_the_next_look() -> None:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.01)
 
-    with ended_by_signals() as ending:
-        ending.check()
+    with exit_on_signals() as pending:
+        pending.check()
         with pytest.MonkeyPatch.context() as quiet:
             quiet.setattr(sys, "unraisablehook", lambda _: None)
             dropping = Dropping()
             del dropping
         with pytest.raises(KeyboardInterrupt):
-            ending.check()
+            pending.check()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,14 +1,17 @@
-"""Worker processes: results in order, flat memory, and an end at once where something goes wrong.
+"""Worker processes: results in order, flat memory, and an end at once if something goes wrong.
 
-Not `concurrent.futures.ProcessPoolExecutor`, for two reasons: before Python 3.11.5 it can hang for ever when a worker
-is killed (https://github.com/python/cpython/issues/94777), and its workers import the caller's main script anew, which
-runs it again where it has no main guard.
+Workers are either new interpreters, which import only what they are given, or forks, which share what this process has.
+
+Not `concurrent.futures.ProcessPoolExecutor`: its new interpreters import the caller's main script, which runs it again
+if it has no main guard, and look for Python's modules in the working directory first; it cannot end workers in the
+middle of a task, nor say how a lost one ended; and if this process is killed, `multiprocessing` prints about leaked
+semaphores.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+import multiprocessing
 import os
 import pickle
 import queue
@@ -23,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from multiprocessing.connection import Connection, Pipe
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from mt.errors import MTError
 
@@ -34,39 +37,53 @@ _Result = TypeVar("_Result")
 _BOOTSTRAP = (
     "import sys; sys.path[:] = [path for path in sys.path if path]; "
     "from multiprocessing.connection import Connection; connection = Connection(int(sys.argv[1])); "
-    "sys.path[:] = connection.recv(); from mt.processes import _serve; _serve(connection, int(sys.argv[2]))"
+    "sys.path[:] = connection.recv(); from mt.system.workers import _serve; _serve(connection, int(sys.argv[2]))"
 )
-_SECONDS_BETWEEN_LOOKS = 0.5  # for the parent, where the system does not tell of its end
-_SECONDS_FOR_SIGTERM = 0.5
+_PARENT_POLL_SECONDS = 0.5  # where the system does not tell of the parent's end
+_SIGTERM_SECONDS = 0.5
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
+_PARENTS_SIGNALS = {signal.SIGINT, signal.SIGTERM}  # are handled by the parent, which then ends its workers
 
 
-class Processes:
+class WorkerLost(MTError):
+    """A worker process ended before its work was done."""
+
+
+class Workers:
     """`n` worker processes while inside `with`; leaving it by an exception ends them at once.
 
-    Functions, items and results travel by pickle, so a function has to stand in a module. Workers leave Ctrl-C to this
-    process, and end with it.
+    Functions, arguments and results travel by pickle, so a function has to be one of a module. Workers leave Ctrl-C to
+    this process, and end with it.
 
     Args:
         n: 0 runs everything in this process.
         initializer: called with `initargs` in each worker before anything else.
+        are_forked: share the memory of this process; only on Linux.
     """
 
     def __init__(
-        self, n: int, initializer: Callable[..., object] | None = None, initargs: tuple[Any, ...] = ()
+        self,
+        n: int,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        are_forked: bool = False,
     ) -> None:
         self.n = n
         self._prelude = None if initializer is None else (initializer, initargs)
+        self._are_forked = are_forked
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._workers: list[_Worker] = []
 
-    def __enter__(self) -> Processes:
+    def __enter__(self) -> Workers:
         try:
             for _ in range(self.n):
-                self._workers.append(_Worker(self._tasks, self._prelude))
+                self._workers.append(_Worker(_Fork if self._are_forked else _Interpreter))
         except BaseException:
-            self._kill()
+            self.kill()
             raise
+        for worker in self._workers:  # after the last fork: what is forked has no threads
+            worker.begin(self._tasks, self._prelude)
         if self.n == 0 and self._prelude is not None:
             initializer, initargs = self._prelude
             initializer(*initargs)
@@ -75,8 +92,8 @@ class Processes:
     def __exit__(
         self, kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
-        if kind is not None:
-            self._kill()
+        if kind is not None or self._are_forked:  # a fork holds the pipes of others, which then never end
+            self.kill()
             return
         try:
             for _ in self._workers:
@@ -84,10 +101,11 @@ class Processes:
             for worker in self._workers:
                 worker.join()
         except BaseException:
-            self._kill()
+            self.kill()
             raise
 
-    def _kill(self) -> None:
+    def kill(self) -> None:
+        """End the workers, whatever they are at."""
         for worker in self._workers:
             worker.process.kill()
             self._tasks.put(None)  # so that its thread ends, too
@@ -95,9 +113,9 @@ class Processes:
             worker.process.wait()
 
     def submit(self, function: Callable[..., _Result], *arguments: Any) -> Future[_Result]:
-        """`function(*arguments)`, to be run by the next free worker.
+        """Return the future result of `function(*arguments)`, which the next free worker runs.
 
-        The result raises what the function raises, or an MTError where the worker was killed.
+        The result raises what the function raises, or WorkerLost if the worker ended.
         """
         future: Future[_Result] = Future()
         task = _Task(future, function, arguments)
@@ -108,13 +126,13 @@ class Processes:
         return future
 
     def map(self, function: Callable[[_Item], _Result], items: Iterable[_Item], ahead: int) -> Iterator[_Result]:
-        """The results in the order of the items.
+        """Yield the results in the order of the items.
 
         Args:
             items: drawn only as they are needed.
-            ahead: items in work or done whose results were not yet taken: at most so many, at least 1.
+            ahead: the most items in work or done whose results were not yet taken, at least 1.
         Raises:
-            MTError: a worker was killed.
+            WorkerLost: a worker was killed.
             Exception: what the function raises for an item, once the results before it are taken.
         """
         submitted: deque[Future[_Result]] = deque()
@@ -133,52 +151,16 @@ class Processes:
 def run_apart(
     function: Callable[..., _Result], *arguments: Any, while_waiting: Callable[[], None] = lambda: None
 ) -> _Result:
-    """`function(*arguments)`, run in a process of its own: its memory goes with it, and Ctrl-C does not wait for it.
+    """Return `function(*arguments)`, run by a process that takes its memory along when it ends; Ctrl-C does not wait.
 
     Args:
         while_waiting: called about once a second.
     """
-    with Processes(1) as processes:
-        future = processes.submit(function, *arguments)
+    with Workers(1) as workers:
+        future = workers.submit(function, *arguments)
         while wait([future], timeout=1.0).not_done:
             while_waiting()
         return future.result()
-
-
-class Ending:
-    """What shall end this process, once a signal has come."""
-
-    def __init__(self) -> None:
-        self._reason: BaseException | None = None
-
-    def come(self, reason: BaseException) -> None:
-        self._reason = reason
-        raise reason
-
-    def check(self) -> None:
-        """Raise it again: Python drops what is raised while it runs a callback of a weak reference or a finaliser."""
-        if self._reason is not None:
-            raise self._reason
-
-
-@contextlib.contextmanager
-def ended_by_signals() -> Iterator[Ending]:
-    """SIGTERM becomes SystemExit(143) in here, so that what is open is cleaned up, and no Ctrl-C is lost.
-
-    In the main thread alone; call `check` of what this gives now and then.
-    """
-    ending = Ending()
-    if threading.current_thread() is not threading.main_thread():
-        yield ending
-        return
-    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: ending.come(SystemExit(143)))}
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda *_: ending.come(KeyboardInterrupt()))
-    try:
-        yield ending
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 class _Task:
@@ -194,27 +176,45 @@ class _Task:
             self.future.set_exception(error)
 
 
+class _Process(Protocol):
+    """A process that this one has started."""
+
+    def kill(self) -> None: ...
+
+    def wait(self) -> int:
+        """Wait for the end and return the exit status, negative for a signal."""
+
+
 class _Worker:
     """One process, and the thread that hands it tasks and waits for their results."""
 
-    def __init__(self, tasks: queue.SimpleQueue[_Task | None], prelude: tuple[Any, ...] | None) -> None:
-        self._tasks = tasks
-        self._prelude = prelude
+    def __init__(self, start: Callable[[Connection, Connection], _Process]) -> None:
         self._connection, there = Pipe()
-        with there:
-            self.process = _start(there)
-        self._thread = threading.Thread(target=self._hand_out_tasks, name="worker-process", daemon=True)
+        # A Ctrl-C while Python starts would print a traceback: it is blocked until the worker handles it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_SIGNALS)
+        try:
+            with there:
+                self.process = start(self._connection, there)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self._thread: threading.Thread | None = None
+
+    def begin(self, tasks: queue.SimpleQueue[_Task | None], prelude: tuple[Any, ...] | None) -> None:
+        self._thread = threading.Thread(
+            target=self._hand_out, args=(tasks, prelude), name="worker-process", daemon=True
+        )
         self._thread.start()
 
     def join(self) -> None:
         """Wait for its end, once a None is among the tasks for it."""
+        assert self._thread is not None
         self._thread.join()
         self.process.wait()
 
-    def _hand_out_tasks(self) -> None:
+    def _hand_out(self, tasks: queue.SimpleQueue[_Task | None], prelude: tuple[Any, ...] | None) -> None:
         with self._connection:
-            failure = self._prepared()
-            while (task := self._tasks.get()) is not None:
+            failure = None if prelude is None else self._answer(prelude)[1]
+            while (task := tasks.get()) is not None:
                 if not task.future.set_running_or_notify_cancel():
                     continue
                 result, error = (None, failure) if failure is not None else self._answer(task.call)
@@ -225,16 +225,8 @@ class _Worker:
                 # Nothing of a task outlives it: results are large.
                 del task, result, error
 
-    def _prepared(self) -> BaseException | None:
-        """What goes wrong before the first task."""
-        try:
-            self._connection.send(sys.path)
-        except OSError:
-            return self._lost()
-        return None if self._prelude is None else self._answer(self._prelude)[1]
-
     def _answer(self, call: tuple[Any, ...]) -> tuple[Any, BaseException | None]:
-        """Result and None, or None and what was raised."""
+        """Return the result and None, or None and what was raised."""
         try:
             message = pickle.dumps(call, pickle.HIGHEST_PROTOCOL)
         except Exception as error:
@@ -251,32 +243,47 @@ class _Worker:
     def _lost(self) -> MTError:
         status = self.process.wait()
         if status == -signal.SIGKILL:
-            return MTError(
+            return WorkerLost(
                 "a worker process was killed, which mostly means that memory is short: free some, or give this job more"
             )
         if status == -signal.SIGTERM:
-            # Who ends a whole job sends it to this process as well, which then has its own way to end.
-            time.sleep(_SECONDS_FOR_SIGTERM)
+            # A scheduler that ends a whole job sends it to this process as well, which then has its own way to end.
+            time.sleep(_SIGTERM_SECONDS)
         how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-        return MTError(f"a worker process ended before its work was done ({how}): start again")
+        return WorkerLost(f"a worker process ended before its work was done ({how}): start again")
 
 
-def _start(there: Connection) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", _BOOTSTRAP, str(there.fileno()), str(os.getpid())]
-    # A Ctrl-C while Python starts would print a traceback: it stays blocked until the worker ignores it.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[there.fileno()])
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+class _Interpreter(subprocess.Popen[bytes]):
+    """A new process of Python."""
+
+    def __init__(self, here: Connection, there: Connection) -> None:
+        command = [sys.executable, "-c", _BOOTSTRAP, str(there.fileno()), str(os.getpid())]
+        super().__init__(command, stdin=subprocess.DEVNULL, pass_fds=[there.fileno()])
+        here.send(sys.path)
+
+
+class _Fork:
+    """A copy of this process."""
+
+    def __init__(self, _here: Connection, there: Connection) -> None:
+        fork = multiprocessing.get_context("fork")
+        self._process = fork.Process(target=_serve, args=(there, os.getpid()), daemon=True)
+        self._process.start()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def wait(self) -> int:
+        self._process.join()
+        return self._process.exitcode or 0
 
 
 def _serve(connection: Connection, parent: int) -> None:
-    """What a worker does: answer calls until there are no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """Answer calls in a worker until there are no more."""
     _end_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _PARENTS_SIGNALS)
     while True:
         try:
             message = connection.recv_bytes()
@@ -287,7 +294,7 @@ def _serve(connection: Connection, parent: int) -> None:
             del message
             answer = pickle.dumps((function(*arguments), None), pickle.HIGHEST_PROTOCOL)
         except BaseException as error:
-            answer = _pickled_error(error)
+            answer = _pickled(error)
         try:
             connection.send_bytes(answer)
         except OSError:
@@ -295,38 +302,16 @@ def _serve(connection: Connection, parent: int) -> None:
         del answer
 
 
-def _pickled_error(error: BaseException) -> bytes:
-    """An answer that raises the error itself, with the worker's traceback as its cause, if it can travel."""
-    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+def _pickled(error: BaseException) -> bytes:
+    """Return an answer that raises the error itself, with the worker's traceback as a note, if it can travel."""
+    text = f"in a worker process:\n{''.join(traceback.format_exception(error))}"
     try:
-        answer = pickle.dumps((None, _Remote(error, text)), pickle.HIGHEST_PROTOCOL)
+        error.add_note(text)
+        answer = pickle.dumps((None, error), pickle.HIGHEST_PROTOCOL)
         pickle.loads(answer)
     except Exception:
-        return pickle.dumps((None, RuntimeError(f"in a worker process:\n{text}")))
+        return pickle.dumps((None, RuntimeError(text)))
     return answer
-
-
-class _WorkerTraceback(Exception):
-    """Where in a worker an error came from; the cause of the error."""
-
-    def __str__(self) -> str:
-        return f"\n{self.args[0]}"
-
-
-class _Remote:
-    """An error on its way out of a worker: pickle alone would lose its cause."""
-
-    def __init__(self, error: BaseException, text: str) -> None:
-        self.error = error
-        self.text = text
-
-    def __reduce__(self) -> tuple[Callable[[BaseException, str], BaseException], tuple[BaseException, str]]:
-        return _with_cause, (self.error, self.text)
-
-
-def _with_cause(error: BaseException, text: str) -> BaseException:
-    error.__cause__ = _WorkerTraceback(text)
-    return error
 
 
 def _end_with(parent: int) -> None:
@@ -341,5 +326,5 @@ def _end_with(parent: int) -> None:
 
 def _watch(parent: int) -> None:
     while os.getppid() == parent:
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        time.sleep(_PARENT_POLL_SECONDS)
     os._exit(1)

@@ -1,0 +1,169 @@
+"""What SIGINT and SIGTERM do: end the process cleanly, be noted until nothing is lost, or grant a few last seconds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+# A scheduler signals every process of a job, and torchrun passes on what it gets: that is one wish, not two.
+REPEAT_SECONDS = 1.0
+SIGTERM_GRACE_SECONDS = 5.0
+STUCK_AFTER_SIGTERM_SECONDS = 25.0  # torchrun kills what is left 30 s after SIGTERM
+
+_Handler = Callable[[int, FrameType | None], None]
+
+
+def _in_main_thread() -> bool:
+    """Return whether this thread may set handlers."""
+    return threading.current_thread() is threading.main_thread()
+
+
+@contextmanager
+def _handled(numbers: Iterable[int], handler: _Handler) -> Iterator[None]:
+    """Set the handler of some signals inside the block."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler_before in before.items():
+            signal.signal(number, signal.SIG_DFL if handler_before is None else handler_before)
+
+
+class PendingExit:
+    """The exception by which a signal ends this process, once the signal has come."""
+
+    def __init__(self) -> None:
+        self._reason: BaseException | None = None
+
+    def _exit(self, number: int, _frame: FrameType | None) -> None:
+        self._reason = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
+        raise self._reason
+
+    def check(self) -> None:
+        """Raise it again: Python drops what is raised while it runs a callback of a weak reference or a finaliser."""
+        if self._reason is not None:
+            raise self._reason
+
+
+@contextmanager
+def exit_on_signals() -> Iterator[PendingExit]:
+    """Turn SIGTERM into SystemExit(143), so that what is open is cleaned up, and lose no Ctrl-C.
+
+    Does nothing outside the main thread. A long block calls `check` of the result now and then.
+    """
+    pending = PendingExit()
+    if not _in_main_thread():
+        yield pending
+        return
+    has_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with _handled([signal.SIGTERM, *([signal.SIGINT] if has_default else [])], pending._exit):
+        yield pending
+
+
+class _Interrupted(BaseException):
+    """A signal came while something ran that may be cut short."""
+
+
+class Received:
+    """The signal that came, if one did."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._may_interrupt = False
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Let a signal cut the block short; the block must leave nothing half done."""
+        with suppress(_Interrupted):
+            self._may_interrupt = True
+            try:
+                yield
+            except _Interrupted:
+                pass
+            finally:
+                self._may_interrupt = False
+
+    def interrupt_if_any(self) -> None:
+        """Cut short what `interrupting` surrounds if a signal has come; elsewhere do nothing."""
+        if self._may_interrupt and self.number is not None:
+            raise _Interrupted
+
+
+@contextmanager
+def caught_signals(speaks: bool = True) -> Iterator[Received]:
+    """Note SIGINT and SIGTERM, so that the loop can save and stop between two steps; a second one acts at once."""
+    received = Received()
+    if not _in_main_thread():
+        yield received
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    noted_at = 0.0
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        nonlocal noted_at
+        if received.number is None:
+            received.number, noted_at = number, time.monotonic()
+            name = signal.Signals(number).name
+            if speaks:
+                with suppress(OSError):  # the reader may be gone, by the same Ctrl-C
+                    message = f"{name}: stopping after this step, to save it; a second one stops at once"
+                    print(message, file=sys.stderr, flush=True)
+            received.interrupt_if_any()
+        elif time.monotonic() - noted_at > REPEAT_SECONDS:
+            for each in numbers:
+                signal.signal(each, before[each])
+            os.kill(os.getpid(), number)
+
+    with _handled(numbers, note):
+        yield received
+
+
+@contextmanager
+def sigterm_grace_period(rank: int) -> Iterator[None]:
+    """Let SIGTERM end the process only after some seconds, also after an error inside the block.
+
+    torchrun sends it when another rank is lost. This one finds that out in the same moment, or in the next exchange,
+    and has to say so. An exchange may also never end: then a message names the likely reason, before torchrun kills.
+    """
+
+    def end_soon(number: int, _frame: FrameType | None) -> None:
+        timer = threading.Timer(SIGTERM_GRACE_SECONDS, os._exit, (128 + number,))
+        timer.daemon = True
+        timer.start()
+
+    if not _in_main_thread():
+        yield
+        return
+    is_over = threading.Event()
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    threading.Thread(target=_exit_if_stuck, args=(reading, rank, is_over), daemon=True).start()
+    before = signal.signal(signal.SIGTERM, end_soon)
+    # A handler runs between two instructions of Python, and there may be no next one; the pipe gets the number at once.
+    fd_before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    yield
+    signal.set_wakeup_fd(fd_before)
+    signal.signal(signal.SIGTERM, before)
+    is_over.set()
+    os.close(writing)
+
+
+def _exit_if_stuck(reading: int, rank: int, is_over: threading.Event) -> None:
+    while number := os.read(reading, 1):
+        is_sigterm = number[0] == signal.SIGTERM and "TORCHELASTIC_RUN_ID" in os.environ
+        if is_sigterm and not is_over.wait(STUCK_AFTER_SIGTERM_SECONDS):
+            message = (
+                f"error: rank {rank}: not at an end {STUCK_AFTER_SIGTERM_SECONDS:g} s after SIGTERM: another rank was "
+                "lost, or a step or a save takes that long: see torchrun's message; the same command goes on from the "
+                "last checkpoint\n"
+            )
+            os.write(2, message.encode())
+            os._exit(2)
+    os.close(reading)
