@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from mt.checkpoint import (
     ModelFolder,
@@ -34,7 +33,6 @@ from mt.run_folder import MADE_AT, RunFolder, checkpoint_step, open_model
 from mt.system.device import choose_device, hardware
 from mt.system.distributed import Ranks, process_group
 from mt.system.files import explained_writes, whole_file, write_json, write_text
-from mt.system.locks import locked
 from mt.system.provenance import source_commit, versions
 from mt.text.corpus import PreparedCorpus
 from mt.text.prepare import corpus_fingerprint, prepare_corpus
@@ -87,7 +85,7 @@ def train_run(config: RunConfig, run_dir: Path) -> None:
     with ExitStack() as held:
 
         def begin() -> str:
-            held.enter_context(_only_run_in(run))
+            held.enter_context(run.held())
             return _begin_run(config, run)
 
         with process_group(ranks, begin) as folder:
@@ -151,7 +149,7 @@ def average_run(run_dir: Path, last: int) -> Path:
         raise CheckpointError(
             f"{run_dir}: has {len(folders)} checkpoints to average, so --last takes 1 to {len(folders)}, got {last}"
         )
-    with _only_run_in(run):
+    with run.held():
         return _write_average(config, run, run.average(last), folders[-last:])
 
 
@@ -350,23 +348,3 @@ def _notes(report: dict[str, Any]) -> list[str]:
         f"on the validation set the average ({bleu:.2f} BLEU) is below step {best['step']:,} "
         f"({best['bleu']:.2f} when it was validated): --set train.average_last=0 takes that step instead"
     ]
-
-
-@contextmanager
-def _only_run_in(run: RunFolder) -> Iterator[None]:
-    """Make the run folder, and hold it against a second training.
-
-    Raises:
-        MTError: it cannot be written, or another process trains there.
-    """
-
-    def refuse() -> NoReturn:
-        raise MTError(f"{run.path}: another training runs in this folder: wait for it, or use another --run-dir")
-
-    with ExitStack() as held:
-        try:
-            run.path.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(run.lock, refuse))
-        except OSError as error:
-            raise MTError(f"{run.path}: the run folder cannot be written: {error.strerror}") from error
-        yield

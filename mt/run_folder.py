@@ -6,12 +6,15 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mt.checkpoint import MANIFEST, WEIGHTS, ModelFolder
-from mt.errors import CheckpointError
+from mt.errors import CheckpointError, MTError
 from mt.system.files import remove_folder, remove_leftovers, write_json
+from mt.system.locks import locked
 
 MADE_AT = "made_at_step"  # key of the manifest of a run's model: how far training had come
 _RECORD = "run.json"
@@ -61,6 +64,25 @@ class RunFolder:
                 f"{self.record}: is damaged ({error}): put it back, or start over with another --run-dir"
             ) from error
         return record
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the folder, and hold it against a second training.
+
+        Raises:
+            MTError: it cannot be written, or another process trains there.
+        """
+
+        def refuse() -> NoReturn:
+            raise MTError(f"{self.path}: another training runs in this folder: wait for it, or use another --run-dir")
+
+        with ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(self.lock, refuse))
+            except OSError as error:
+                raise MTError(f"{self.path}: the run folder cannot be written: {error.strerror}") from error
+            yield
 
     # --- checkpoints
 
