@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -57,23 +58,21 @@ class Shard:
         with whole_file(self.path(f"{stage}.json")) as stream:
             stream.write(json.dumps(result).encode())
 
-    def write_pairs(self, stage: str, pairs: Sequence[SentencePair]) -> None:
-        with self.path(f"{stage}.tsv").open("w", encoding="utf-8", newline="\n") as text:
+    def write_cleaned(self, pairs: Sequence[SentencePair]) -> None:
+        with self.path("cleaned.tsv").open("w", encoding="utf-8", newline="\n") as text:
             # Cleaned text holds no tab and no line end.
             text.writelines(f"{src}\t{tgt}\n" for src, tgt, _ in pairs)
-        np.array([pair.line for pair in pairs], dtype=np.int64).tofile(self.path(f"{stage}.lines"))
+        np.array([pair.line for pair in pairs], dtype=np.int64).tofile(self.path("cleaned.lines"))
 
-    def read_pairs(self, stage: str) -> Iterator[SentencePair]:
-        lines = np.fromfile(self.path(f"{stage}.lines"), dtype=np.int64).tolist()
-        with self.path(f"{stage}.tsv").open(encoding="utf-8", newline="\n") as text:
-            for row, line in zip(text, lines, strict=True):
-                src, _, tgt = row[:-1].partition("\t")
-                yield SentencePair(src, tgt, line)
+    def read_cleaned(self) -> list[SentencePair]:
+        lines = np.fromfile(self.path("cleaned.lines"), dtype=np.int64).tolist()
+        with self.path("cleaned.tsv").open(encoding="utf-8", newline="\n") as text:
+            rows = (row[:-1].partition("\t") for row in text)
+            return [SentencePair(src, tgt, line) for (src, _, tgt), line in zip(rows, lines, strict=True)]
 
-    def remove_pairs(self, stage: str) -> None:
-        # The keys stay: the duplicates of other shards cannot be found without them.
-        for kind in ("tsv", "lines"):
-            self.path(f"{stage}.{kind}").unlink(missing_ok=True)
+    def read_kept(self) -> list[SentencePair]:
+        """Read the pairs that are left without the duplicates."""
+        return list(compress(self.read_cleaned(), np.fromfile(self.path("kept.mask"), dtype=np.bool_)))
 
 
 class _Removed:
@@ -122,7 +121,7 @@ class Cleaning:
         self._overlap = self._overlap or NgramOverlap(self._held_out)
         self._overlap.clear()
         self._overlap.add(kept_srcs, kept_tgts)
-        shard.write_pairs("cleaned", kept)
+        shard.write_cleaned(kept)
         if self._config.duplicates != "keep":
             pair_keys([pair.src for pair in kept], [pair.tgt for pair in kept]).tofile(shard.path("cleaned.keys"))
         if self._config.duplicates == "folded":
@@ -139,6 +138,10 @@ class Repeats:
     exact: npt.NDArray[np.bool_] | None
     folded: npt.NDArray[np.bool_] | None
 
+    def any_of(self, n_pairs: int) -> npt.NDArray[np.bool_]:
+        flags = [side for side in (self.exact, self.folded) if side is not None]
+        return np.logical_or.reduce(flags) if flags else np.zeros(n_pairs, dtype=np.bool_)
+
 
 class Counting:
     """Second stage: duplicates removed, the words of a sample counted."""
@@ -150,28 +153,21 @@ class Counting:
         """Write shard files; pairs that were read."""
         shard, repeats = task
         tally, removed = Tally.from_json(shard.result("cleaned")["tally"]), _Removed(shard, "kept")
-        kept = []
-        n_read = 0
-        for number, pair in enumerate(shard.read_pairs("cleaned")):
-            n_read += 1
-            reason: Reason | None = None
-            if repeats.exact is not None and repeats.exact[number]:
-                reason = "duplicate"
-            elif repeats.folded is not None and repeats.folded[number]:
-                reason = "folded_duplicate"
-            if reason is None:
-                kept.append(pair)
-            else:
-                tally.remove(reason, pair)
-                removed.add(pair, reason)
-        shard.write_pairs("kept", kept)
+        pairs = shard.read_cleaned()
+        is_repeated = repeats.any_of(len(pairs))
+        for number in np.flatnonzero(is_repeated).tolist():
+            is_exact = repeats.exact is not None and repeats.exact[number]
+            reason: Reason = "duplicate" if is_exact else "folded_duplicate"
+            tally.remove(reason, pairs[number])
+            removed.add(pairs[number], reason)
+        (~is_repeated).tofile(shard.path("kept.mask"))
+        kept = list(compress(pairs, ~is_repeated))
         removed.write()
         n_lines, words = self._words_of_sample(shard, kept)
         # Apart from the result, which is read more often.
         shard.path("kept.words").write_text(json.dumps(words, ensure_ascii=False), "utf-8")
         shard.finish("kept", {"tally": tally.as_json(), "n_pairs": len(kept), "n_lines": n_lines})
-        shard.remove_pairs("cleaned")
-        return n_read
+        return len(pairs)
 
     def _words_of_sample(self, shard: Shard, pairs: Sequence[SentencePair]) -> tuple[int, list[Counter[str]]]:
         """How many lines were counted, and the words of both sides with their counts."""
@@ -194,7 +190,7 @@ class Encoding:
         shard, shown = task
         self._tokenizer = self._tokenizer or Tokenizer.load(self._tokenizer_path)
         tally, removed = Tally.from_json(shard.result("kept")["tally"]), _Removed(shard, "encoded")
-        pairs = list(shard.read_pairs("kept"))
+        pairs = shard.read_kept()
         sides = encode_pairs(self._tokenizer, pairs, self._tags.get(shard.source), n_threads=1)
         fits = [max(len(src), len(tgt)) <= self._max_tokens for src, tgt in zip(*sides, strict=True)]
         for pair, fit in zip(pairs, fits, strict=True):
