@@ -174,13 +174,13 @@ def run_decode(setting: Setting, keep: Keep) -> None:
     """Time beam search with a base model of random weights, batch by batch, every translation equally long."""
     import torch
 
-    from mt.bench import random_corpus
     from mt.config import DecodeConfig, ModelConfig
     from mt.decode.search import SearchRequest
     from mt.decode.translator import OwnBackend
     from mt.model import Transformer
     from mt.system.device import choose_dtype, peak_memory_bytes
     from mt.system.malloc import tune_malloc
+    from mt.tools.bench import random_corpus
 
     tune_malloc()
     device, vocab_size = torch.device(setting.device), 32_000

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from mt import bench
 from mt.config import DecodeConfig, RunConfig
 from mt.data.batch import assemble_tiles, assemble_varlen
 from mt.data.packing import PlanState, SliceBudget

@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from mt import doctor
 from mt.cli import app
 from mt.config import RunConfig, SourceConfig, TokenizerConfig
 from mt.configfile import dump_config, parse_config
-from mt.doctor import diagnosis_text, examine
 from mt.text import checks, rehearsal
 from mt.text.prepare import prepare_corpus
 from mt.text.sample import draw_sample
 from mt.text.tokenizer import count_words, train_tokenizer
+from mt.tools import doctor
+from mt.tools.doctor import diagnosis_text, examine
 
 DEMO = Path(__file__).resolve().parent.parent / "data" / "demo"
 N_TRAIN, N_HELD_OUT, VOCAB_SIZE = 1_500, 300, 450

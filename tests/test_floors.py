@@ -107,7 +107,7 @@ FLOORS: list[set[str]] = [
         "train.validation",
         "train.loop",
     },
-    {"pipeline", "evaluation", "bench", "doctor", "dry_run", "verify"},
+    {"pipeline", "evaluation", "tools.bench", "tools.doctor", "tools.dry_run", "tools.verify"},
     {"cli", "__main__"},
 ]
 FLOOR_OF = {f"mt.{name}": number for number, names in enumerate(FLOORS) for name in names}

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mt.bench import Laps, random_corpus, step_in_parts
 from mt.config import RunConfig, TrainConfig, parse_duration
 from mt.data.packing import PlanState
 from mt.errors import ConfigError, MTError
@@ -26,6 +25,7 @@ from mt.system.distributed import Ranks
 from mt.system.malloc import tune_malloc
 from mt.text.corpus import ParallelIds, PreparedCorpus
 from mt.text.tokenizer import Tokenizer
+from mt.tools.bench import Laps, random_corpus, step_in_parts
 from mt.train.engine import Engine, OutOfMemory, Update, choose_execution
 from mt.train.schedule import learning_rate
 from mt.units import format_bytes, format_duration
