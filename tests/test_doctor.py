@@ -115,8 +115,8 @@ def test_a_line_missing_here_and_another_there(lines: Lines) -> None:
         (
             "warning",
             "data.train.0",
-            "train.en: from about line 693 on it is 1 line behind train.de",
-            "find the line that is missing or too much there, and mend it",
+            "train.en: from about line 701 on it is 1 line behind train.de",
+            "look for a missing or an extra line there",
         ),
     ]
 
