@@ -102,6 +102,7 @@ FLOORS: list[set[str]] = [
         "train.optimizer",
         "train.ema",
         "train.engine",
+        "train.footprint",
         "train.progress",
         "train.tracker",
         "train.validation",
