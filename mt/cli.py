@@ -177,7 +177,7 @@ def train(
     run_config = load_config(config, overrides or [])
     run_dir = run_dir or Path("runs") / run_config.name
     if is_dry_run:
-        from mt.dry_run import dry_run
+        from mt.tools.dry_run import dry_run
 
         print(dry_run(run_config, run_dir))
         return
@@ -220,7 +220,7 @@ def examine_data(
     from mt.configfile import load_config
 
     run_config = load_config(config, overrides or [])
-    from mt.doctor import diagnosis_json, diagnosis_text, examine
+    from mt.tools.doctor import diagnosis_json, diagnosis_text, examine
 
     diagnosis = examine(run_config, run_dir or Path("runs") / run_config.name)
     if as_json:
@@ -674,7 +674,7 @@ def verify_resume(
     from mt.configfile import load_config
 
     run_config = load_config(config, overrides or [])
-    from mt.verify import verify_resume
+    from mt.tools.verify import verify_resume
 
     verdict = verify_resume(run_config, run_dir, n_updates=updates, n_kills=kills)
     print(json.dumps(verdict.as_json()) if as_json else verdict)
@@ -736,14 +736,14 @@ def bench(
         from mt.configfile import load_config
 
         run_config = load_config(config, overrides or [])
-        from mt.bench import bench_training, format_bench
+        from mt.tools.bench import bench_training, format_bench
 
         figures = bench_training(run_config, steps, random_data)
     else:
         assert model is not None
         changes = {"beam_size": beam_size, "batch_tokens": batch_tokens, "batch_sentences": batch_sentences}
         _check_search_options(changes, n_best=1)
-        from mt.bench import bench_decoding, format_bench
+        from mt.tools.bench import bench_decoding, format_bench
 
         with _named_as_options():
             figures = bench_decoding(

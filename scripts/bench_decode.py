@@ -14,19 +14,22 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import multiprocessing
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from plumbing import CommandFailed, refuse, run_mt, say, table
 
 ENGINES = (
     "mt bf16",
@@ -43,18 +46,29 @@ EXACT = "mt fp32"  # whose translations the others' are compared with
 LATENCY_WARM_UP = 3  # lines
 
 Ids = list[int]
+# From batches of source ids, each sentence with its EOS, to target ids without BOS and EOS.
+Translate = Callable[[list[list[Ids]]], list[list[Ids]]]
 
 
 @dataclass(frozen=True)
 class Setting:
     """What all engines go by."""
 
-    model: str
-    exports: str  # folder of exports, one for each quantisation
+    model: Path
+    exports: Path  # folder of exports, one for each quantisation
     beam_size: int
     length_penalty: float
     threads: int
     device: str
+
+
+@dataclass
+class Measured:
+    """What one engine took, and what it found."""
+
+    seconds: list[float] = field(default_factory=list)  # of each round
+    found: list[list[Ids]] = field(default_factory=list)  # of each batch
+    latencies: list[float] = field(default_factory=list)  # seconds for single sentences
 
 
 @dataclass(frozen=True)
@@ -74,9 +88,6 @@ class Row:
 
 
 # --- The engines, each in a process of its own ------------------------------------------------------------------------
-
-# From batches of source ids, each sentence with its EOS, to target ids without BOS and EOS.
-Translate = Callable[[list[list[Ids]]], list[list[Ids]]]
 
 
 def load_mt(precision: str, setting: Setting) -> Translate:
@@ -102,22 +113,20 @@ def load_ctranslate2(quantization: str, setting: Setting) -> Translate:
     import ctranslate2
 
     from mt.decode.parallel import side_by_side
-    from mt.text.tokenizer import BOS_ID, PAD_ID, UNK_ID
 
     kind, _, index = setting.device.partition(":")
     quantization, _, manner = quantization.partition(" ")
     n_parallel = setting.threads if manner else 1
     translator = ctranslate2.Translator(
-        str(Path(setting.exports) / quantization),
+        str(setting.exports / quantization),
         device=kind,
         device_index=int(index or 0),
         inter_threads=n_parallel,
         intra_threads=setting.threads // n_parallel,
     )
-    tokenizer = tokenizer_of(setting.model)
+    tokenizer = open_folder(setting.model).load_tokenizer()
     pieces = tokenizer.pieces(range(tokenizer.vocab_size))
     ids = {piece: i for i, piece in enumerate(pieces)}
-    never = [[pieces[i]] for i in (PAD_ID, UNK_ID, BOS_ID, *sorted(tokenizer.line_breaking_ids))]
 
     def translate_batch(batch: list[Ids]) -> list[Ids]:
         found = translator.translate_batch(
@@ -126,7 +135,7 @@ def load_ctranslate2(quantization: str, setting: Setting) -> Translate:
             length_penalty=setting.length_penalty,
             max_decoding_length=longest(batch),
             max_input_length=0,
-            suppress_sequences=never,
+            suppress_sequences=[[pieces[i]] for i in never_produced(tokenizer)],
         )
         return [[ids[piece] for piece in result.hypotheses[0]] for result in found]
 
@@ -137,11 +146,12 @@ def load_transformers(precision: str, setting: Setting) -> Translate:
     """MarianMT, which is the paper's model but for its table of positions, with our weights."""
     import torch
 
-    from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+    from mt.text.tokenizer import EOS_ID, PAD_ID
 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
-    model = marian(Path(setting.model)).to(setting.device, dtype).eval()
-    never = [PAD_ID, UNK_ID, BOS_ID, *sorted(tokenizer_of(setting.model).line_breaking_ids)]
+    folder = open_folder(setting.model)
+    model = marian(folder).to(setting.device, dtype).eval()
+    never = never_produced(folder.load_tokenizer())
 
     def translate_batch(batch: list[Ids]) -> list[Ids]:
         width = max(map(len, batch))
@@ -169,8 +179,10 @@ def longest(batch: list[Ids]) -> int:
     return max(map(len, batch)) + 50
 
 
-def tokenizer_of(model: str) -> Any:
-    return open_folder(Path(model)).load_tokenizer()
+def never_produced(tokenizer: Any) -> Ids:
+    from mt.text.tokenizer import BOS_ID, PAD_ID, UNK_ID
+
+    return [PAD_ID, UNK_ID, BOS_ID, *sorted(tokenizer.line_breaking_ids)]
 
 
 def open_folder(model: Path) -> Any:
@@ -179,8 +191,8 @@ def open_folder(model: Path) -> Any:
     return open_model(model)
 
 
-def marian(model_path: Path) -> Any:
-    """A `MarianMTModel` with the weights of a post-norm model of ours."""
+def marian(folder: Any) -> Any:
+    """Return a `MarianMTModel` with the weights of a post-norm model of ours."""
     import torch
     import transformers
 
@@ -188,22 +200,16 @@ def marian(model_path: Path) -> Any:
     from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID
 
     transformers.logging.set_verbosity_error()
-    folder = open_folder(model_path)
     config, n_positions = folder.config.model, max(1_024, folder.config.data.max_tokens + 50)
-    sides = {
-        "encoder": (config.n_encoder_layers, {"self_attn": "self_attention"}),
-        "decoder": (config.n_decoder_layers, {"self_attn": "self_attention", "encoder_attn": "cross_attention"}),
-    }
+    n_layers = {"encoder": config.n_encoder_layers, "decoder": config.n_decoder_layers}
+    shape = {f"{side}_layers": n for side, n in n_layers.items()}
+    shape |= {f"{side}_attention_heads": config.n_heads for side in n_layers}
+    shape |= {f"{side}_ffn_dim": config.d_ff for side in n_layers}
     model = transformers.MarianMTModel(
         transformers.MarianConfig(
+            **shape,
             vocab_size=folder.manifest["vocab_size"],
             d_model=config.d_model,
-            encoder_layers=config.n_encoder_layers,
-            decoder_layers=config.n_decoder_layers,
-            encoder_attention_heads=config.n_heads,
-            decoder_attention_heads=config.n_heads,
-            encoder_ffn_dim=config.d_ff,
-            decoder_ffn_dim=config.d_ff,
             activation_function="relu",
             scale_embedding=True,
             max_position_embeddings=n_positions,
@@ -215,37 +221,31 @@ def marian(model_path: Path) -> Any:
         )
     )
     ours = folder.load_weights()
-    theirs: dict[str, Any] = {}
-
-    def put(name: str, tensors: dict[str, Any]) -> None:
-        theirs.update({f"model.{name}.{kind}": tensor for kind, tensor in tensors.items()})
-
-    def part(name: str, rows: slice = slice(None)) -> dict[str, Any]:
-        return {kind: ours[f"{name}.{kind}"][rows] for kind in ("weight", "bias")}
-
-    def thirds(name: str, which: Sequence[int]) -> list[dict[str, Any]]:
-        return [part(name, slice(i * config.d_model, (i + 1) * config.d_model)) for i in which]
-
-    norms = {"self_attn": "self_residual", "encoder_attn": "cross_residual"}
-    for side, (n_layers, attentions) in sides.items():
-        put(f"{side}.embed_positions", {"weight": sinusoidal_positions(n_positions, config.d_model)})
-        for i in range(n_layers):
-            to, source = f"{side}.layers.{i}", f"{side}.{i}"
-            for theirs_name, our_name in attentions.items():
-                attention = f"{source}.{our_name}"
-                if our_name == "self_attention":
-                    projections = thirds(f"{attention}.qkv", (0, 1, 2))
-                else:
-                    projections = [part(f"{attention}.q"), *thirds(f"{attention}.kv", (0, 1))]
-                for projection, tensors in zip("qkv", projections, strict=True):
-                    put(f"{to}.{theirs_name}.{projection}_proj", tensors)
-                put(f"{to}.{theirs_name}.out_proj", part(f"{attention}.out"))
-                put(f"{to}.{theirs_name}_layer_norm", part(f"{source}.{norms[theirs_name]}.norm"))
-            put(f"{to}.fc1", part(f"{source}.feed_forward.inner"))
-            put(f"{to}.fc2", part(f"{source}.feed_forward.outer"))
-            put(f"{to}.final_layer_norm", part(f"{source}.feed_forward_residual.norm"))
     embedding = ours["embedding.weight"][: folder.manifest["vocab_size"]]
-    put("shared", {"weight": embedding})
+    theirs: dict[str, Any] = {"model.shared.weight": embedding}
+
+    def put(name: str, *sources: str) -> None:
+        """Give the parts of our layers, one after the other, to layers of theirs; a * counts q, k, v."""
+        tensors = {kind: [ours[f"{source}.{kind}"] for source in sources] for kind in ("weight", "bias")}
+        for kind, parts in tensors.items():
+            rows = torch.cat(parts).chunk(3) if "*" in name else parts
+            for letter, tensor in zip("qkv", rows, strict=False):
+                theirs[f"model.{name.replace('*', letter)}.{kind}"] = tensor
+
+    for side, n in n_layers.items():
+        theirs[f"model.{side}.embed_positions.weight"] = sinusoidal_positions(n_positions, config.d_model)
+        for i in range(n):
+            to, source = f"{side}.layers.{i}", f"{side}.{i}"
+            put(f"{to}.self_attn.*_proj", f"{source}.self_attention.qkv")
+            put(f"{to}.self_attn.out_proj", f"{source}.self_attention.out")
+            put(f"{to}.self_attn_layer_norm", f"{source}.self_residual.norm")
+            if side == "decoder":
+                put(f"{to}.encoder_attn.*_proj", f"{source}.cross_attention.q", f"{source}.cross_attention.kv")
+                put(f"{to}.encoder_attn.out_proj", f"{source}.cross_attention.out")
+                put(f"{to}.encoder_attn_layer_norm", f"{source}.cross_residual.norm")
+            put(f"{to}.fc1", f"{source}.feed_forward.inner")
+            put(f"{to}.fc2", f"{source}.feed_forward.outer")
+            put(f"{to}.final_layer_norm", f"{source}.feed_forward_residual.norm")
     missing, unexpected = model.load_state_dict(theirs, strict=False)
     tied = {"model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight"}
     assert not unexpected, unexpected
@@ -254,73 +254,35 @@ def marian(model_path: Path) -> Any:
     return model
 
 
-def serve(engine: str, setting: Setting) -> None:
-    """Load an engine, then answer each line of standard input, a request, with a line of standard output."""
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print must not look like an answer
-    name, _, kind = engine.partition(" ")
+_loaded: list[Translate] = []  # in the process of an engine: what it translates with
+
+
+def load(engine: str, setting: Setting) -> None:
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print must not look like a result
     import torch
 
     torch.set_num_threads(setting.threads)
-    translate = LOADERS[name](kind, setting)
-    for line in sys.stdin:
-        request = json.loads(line)
-        started_at = time.perf_counter()
-        if request["what"] == "text":
-            found = translate(request["batches"])
-            answer = {"seconds": time.perf_counter() - started_at, "found": found}
-        else:
-            answer = {"seconds": [seconds_for(translate, sentence) for sentence in request["sentences"]]}
-        print(json.dumps(answer), file=answers, flush=True)
+    name, _, kind = engine.partition(" ")
+    _loaded.append(LOADERS[name](kind, setting))
 
 
-def seconds_for(translate: Translate, sentence: Ids) -> float:
+def translate_timed(batches: list[list[Ids]]) -> tuple[float, list[list[Ids]]]:
     started_at = time.perf_counter()
-    translate([[sentence]])
-    return time.perf_counter() - started_at
+    found = _loaded[0](batches)
+    return time.perf_counter() - started_at, found
 
 
-class Engine:
-    """The other end of `serve`."""
-
-    def __init__(self, name: str, setting: Setting) -> None:
-        self.name = name
-        command = [sys.executable, str(Path(__file__).resolve()), "--serve", name, json.dumps(asdict(setting))]
-        threads = {"OMP_NUM_THREADS": str(setting.threads)}
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | threads
-        )
-
-    def ask(self, what: str, **content: Any) -> dict[str, Any]:
-        """Send a request, wait for its answer."""
-        requests, answers = self._pipes
-        try:
-            print(json.dumps({"what": what, **content}), file=requests, flush=True)
-            line = answers.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            raise SystemExit(f"error: {self.name}: ended with status {self._process.wait()}, see above")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    @property
-    def _pipes(self) -> tuple[IO[str], IO[str]]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        return self._process.stdin, self._process.stdout
-
-    def end(self) -> None:
-        for pipe in self._pipes:
-            pipe.close()
-        self._process.wait()
+def seconds_alone(sentences: list[Ids]) -> list[float]:
+    """Return the seconds that each sentence takes by itself, after some for warm-up."""
+    warm_up = sentences[:LATENCY_WARM_UP]
+    return [translate_timed([[sentence]])[0] for sentence in [*warm_up, *sentences]][len(warm_up) :]
 
 
 # --- The measurement --------------------------------------------------------------------------------------------------
 
 
 def why_not(engine: str, model: Path) -> str | None:
-    """Why an engine cannot take part, in one line."""
+    """Return why an engine cannot take part, in one line."""
     name = engine.partition(" ")[0]
     remedy = {"ctranslate2": "'mt-train[ctranslate2]'", "transformers": "transformers"}.get(name)
     if remedy is not None and importlib.util.find_spec(name) is None:
@@ -336,65 +298,54 @@ def why_not(engine: str, model: Path) -> str | None:
     return None
 
 
-def export(model: Path, quantization: str, folder: Path) -> None:
-    """In a process of its own, so that no threads of torch stay behind in this one."""
-    command = [sys.executable, "-m", "mt", "export", "--to", "ctranslate2", "--quantization", quantization]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run(
-        [*command, "--model", str(model), "--output", str(folder / quantization)],
-        stdout=sys.stderr,
-        env=environment,
-    )
-    if done.returncode:
-        raise SystemExit(done.returncode)
-
-
 def measure(
-    engines: Sequence[Engine], batches: list[list[Ids]], alone: list[Ids], n_rounds: int
-) -> dict[str, dict[str, Any]]:
-    """Seconds of each engine in each round, its translations, and seconds for single sentences."""
-    measured: dict[str, dict[str, Any]] = {engine.name: {"seconds": []} for engine in engines}
-    for engine in engines:
-        engine.ask("text", batches=batches[:: max(1, len(batches) // 4)])  # warm-up, with long and short ones
-    for number in range(1, n_rounds + 1):
-        for engine in engines:
-            answer = engine.ask("text", batches=batches)
-            measured[engine.name]["seconds"].append(answer["seconds"])
-            measured[engine.name]["found"] = answer["found"]
-            say(f"round {number}: {engine.name}: {answer['seconds']:.2f} s")
-    for engine in engines if alone else ():
-        answer = engine.ask("alone", sentences=[*alone[:LATENCY_WARM_UP], *alone])
-        measured[engine.name]["latencies"] = answer["seconds"][LATENCY_WARM_UP:]
+    names: Sequence[str], setting: Setting, batches: list[list[Ids]], alone: list[Ids], n_rounds: int
+) -> dict[str, Measured]:
+    measured = {name: Measured() for name in names}
+    os.environ["OMP_NUM_THREADS"] = str(setting.threads)  # of the processes
+    context = multiprocessing.get_context("spawn")
+    with ExitStack() as stack:
+        engines = {
+            name: stack.enter_context(ProcessPoolExecutor(1, context, load, (name, setting))).submit for name in names
+        }
+        for number in range(n_rounds + 1):
+            for name, submit in engines.items():
+                if number == 0:  # warm-up, with long and short ones
+                    submit(translate_timed, batches[:: max(1, len(batches) // 4)]).result()
+                    continue
+                seconds, measured[name].found = submit(translate_timed, batches).result()
+                measured[name].seconds.append(seconds)
+                say(f"round {number}: {name}: {seconds:.2f} s")
+        for name, submit in engines.items():
+            measured[name].latencies = submit(seconds_alone, alone).result()
     return measured
 
 
-def rows_of(measured: dict[str, dict[str, Any]], order: list[int], tokenizer: Any, references: list[str]) -> list[Row]:
-    """The table. Batches are lists of the lines in `order`."""
+def rows_of(measured: dict[str, Measured], order: list[int], tokenizer: Any, references: list[str]) -> list[Row]:
+    """Return the table. Batches are lists of the lines in `order`."""
     from mt.evaluate.scores import corpus_bleu
 
     translations = {}
     for name, one in measured.items():
-        found = [ids for batch in one["found"] for ids in batch]
+        found = [ids for batch in one.found for ids in batch]
         translations[name] = [ids for _, ids in sorted(zip(order, found, strict=True))]
+    exact, yardstick = translations.get(EXACT), measured.get(YARDSTICK)
     rows = []
     for name, one in measured.items():
         n_tokens = sum(len(ids) + 1 for ids in translations[name])
-        speeds = [n_tokens / seconds for seconds in one["seconds"]]
-        latencies = sorted(one.get("latencies", []))
-        exact, yardstick = translations.get(EXACT), measured.get(YARDSTICK)
+        speeds = [n_tokens / seconds for seconds in one.seconds]
+        ratios = [theirs / own for theirs, own in zip(yardstick.seconds, one.seconds, strict=True)] if yardstick else []
+        latencies = sorted(one.latencies)
         rows.append(
             Row(
                 engine=name,
                 tgt_tokens_per_second=statistics.median(speeds),
                 slowest_and_fastest=(min(speeds), max(speeds)),
-                sentences_per_second=len(order) / statistics.median(one["seconds"]),
+                sentences_per_second=len(order) / statistics.median(one.seconds),
                 tokens_per_sentence=n_tokens / len(order),
                 bleu=corpus_bleu(tokenizer.decode_batch(translations[name]), references),
                 n_equal=exact and sum(map(list.__eq__, translations[name], exact)),
-                ratio=yardstick
-                and statistics.median(
-                    theirs / seconds for theirs, seconds in zip(yardstick["seconds"], one["seconds"], strict=True)
-                ),
+                ratio=statistics.median(ratios) if ratios else None,
                 latency_p50=latencies[len(latencies) // 2] if latencies else None,
                 latency_p95=latencies[int(0.95 * len(latencies))] if latencies else None,
             )
@@ -402,31 +353,31 @@ def rows_of(measured: dict[str, dict[str, Any]], order: list[int], tokenizer: An
     return rows
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Markdown."""
-    lines = [
-        f"| engine | tok/s (slowest to fastest round) | sentences/s | × {YARDSTICK} | tokens a sentence | BLEU | "
-        f"lines as {EXACT} | one sentence alone, p50 / p95 |",
-        "|---|---|---|---|---|---|---|---|",
+def markdown(rows: Sequence[Row]) -> str:
+    head = [
+        "engine",
+        "tok/s (slowest to fastest round)",
+        "sentences/s",
+        f"× {YARDSTICK}",
+        "tokens a sentence",
+        "BLEU",
+        f"lines as {EXACT}",
+        "one sentence alone, p50 / p95",
     ]
-    for row in rows:
-        low, high = row.slowest_and_fastest
-        cells = [
+    cells = [
+        (
             row.engine,
-            f"{row.tgt_tokens_per_second:,.0f} ({low:,.0f} to {high:,.0f})",
+            "{:,.0f} ({:,.0f} to {:,.0f})".format(row.tgt_tokens_per_second, *row.slowest_and_fastest),
             f"{row.sentences_per_second:,.1f}",
             "" if row.ratio is None else f"{row.ratio:.2f}",
             f"{row.tokens_per_sentence:.1f}",
             f"{row.bleu:.2f}",
             "" if row.n_equal is None else f"{row.n_equal:,}",
             "" if row.latency_p50 is None else f"{1000 * row.latency_p50:.0f} / {1000 * (row.latency_p95 or 0):.0f} ms",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+        )
+        for row in rows
+    ]
+    return "\n".join(table(head, cells))
 
 
 # --- The command ------------------------------------------------------------------------------------------------------
@@ -434,20 +385,19 @@ def say(line: str) -> None:
 
 def arguments_of(command: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--model", type=Path, required=True, metavar="DIR", help="a run, a checkpoint or a model folder"
-    )
-    parser.add_argument("--input", type=Path, required=True, metavar="FILE", help="text, one segment a line")
-    parser.add_argument("--reference", type=Path, required=True, metavar="FILE", help="its translation, for BLEU")
-    parser.add_argument("--batch-sentences", type=int, default=32, metavar="N", help="sentences in a batch")
-    parser.add_argument("--beam-size", type=int, default=4, metavar="N")
-    parser.add_argument("--length-penalty", type=float, default=0.0, metavar="A", help="log-probability over n^A")
-    parser.add_argument("--threads", type=int, default=2, metavar="N", help="of each engine")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="through the whole text")
-    parser.add_argument("--latency-lines", type=int, default=100, metavar="N", help="translated one by one; 0: none")
-    parser.add_argument("--engine", action="append", metavar="E", help=f"repeatable; by default {', '.join(ENGINES)}")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    add = parser.add_argument
+    add("--model", type=Path, required=True, metavar="DIR", help="a run, a checkpoint or a model folder")
+    add("--input", type=Path, required=True, metavar="FILE", help="text, one segment a line")
+    add("--reference", type=Path, required=True, metavar="FILE", help="its translation, for BLEU")
+    add("--batch-sentences", type=int, default=32, metavar="N", help="sentences in a batch")
+    add("--beam-size", type=int, default=4, metavar="N")
+    add("--length-penalty", type=float, default=0.0, metavar="A", help="log-probability over n^A")
+    add("--threads", type=int, default=2, metavar="N", help="of each engine")
+    add("--rounds", type=int, default=3, metavar="N", help="through the whole text")
+    add("--latency-lines", type=int, default=100, metavar="N", help="translated one by one; 0: none")
+    add("--engine", action="append", metavar="E", help=f"repeatable; by default {', '.join(ENGINES)}")
+    add("--device", default="cpu", help="cpu, cuda or cuda:N")
+    add("--json", action="store_true", help="print one JSON object instead of the table")
     arguments = parser.parse_args(command)
     known = {*ENGINES, *ENGINES_ON_CUDA}
     arguments.engine = arguments.engine or list(ENGINES if arguments.device == "cpu" else ENGINES_ON_CUDA)
@@ -461,83 +411,64 @@ def arguments_of(command: Sequence[str] | None) -> argparse.Namespace:
 
 def main(command: Sequence[str] | None = None) -> None:
     arguments = arguments_of(command)
+    import torch
+
     from mt.config import SourceConfig
     from mt.decode.search import length_sorted_batches
-    from mt.system.device import hardware
-    from mt.system.provenance import source_commit, versions
     from mt.text.normalise import normalise
     from mt.text.sources import read_pairs
     from mt.text.tokenizer import EOS_ID
+    from mt.tools.bench import basis
 
     source = SourceConfig(src=str(arguments.input), tgt=str(arguments.reference))
     pairs = [pair for pair in read_pairs(source, "", "", "") if normalise(pair.src)]
     folder = open_folder(arguments.model)
-    tokenizer, room = folder.load_tokenizer(), folder.config.data.max_tokens - 1
-    sentences = [[*ids[:room], EOS_ID] for ids in tokenizer.encode_batch([normalise(pair.src) for pair in pairs])]
-    lengths = [len(ids) for ids in sentences]
-    groups = length_sorted_batches(lengths, sys.maxsize, 1, arguments.batch_sentences)
+    tokenizer, capacity = folder.load_tokenizer(), folder.config.data.max_tokens - 1
+    sentences = [[*ids[:capacity], EOS_ID] for ids in tokenizer.encode_batch([normalise(pair.src) for pair in pairs])]
+    groups = length_sorted_batches([len(ids) for ids in sentences], sys.maxsize, 1, arguments.batch_sentences)
     absent = {name: reason for name in arguments.engine if (reason := why_not(name, arguments.model))}
     names = [name for name in arguments.engine if name not in absent]
     with tempfile.TemporaryDirectory() as exports:
-        for name in names:
-            if name.startswith("ctranslate2 ") and not (Path(exports) / name.split()[1]).exists():
-                export(arguments.model, name.split()[1], Path(exports))
-        search = (arguments.beam_size, arguments.length_penalty)
-        setting = Setting(str(arguments.model), exports, *search, arguments.threads, arguments.device)
-        engines = [Engine(name, setting) for name in names]
-        try:
-            batches = [[sentences[i] for i in group] for group in groups]
-            measured = measure(engines, batches, sentences[: arguments.latency_lines], arguments.rounds)
-        finally:
-            for engine in engines:
-                engine.end()
+        for quantization in {name.split()[1] for name in names if name.startswith("ctranslate2 ")}:
+            options = ["--to", "ctranslate2", "--quantization", quantization, "--model", str(arguments.model)]
+            run_mt("export", *options, "--output", str(Path(exports) / quantization))
+        search = arguments.beam_size, arguments.length_penalty
+        setting = Setting(arguments.model, Path(exports), *search, arguments.threads, arguments.device)
+        batches = [[sentences[i] for i in group] for group in groups]
+        measured = measure(names, setting, batches, sentences[: arguments.latency_lines], arguments.rounds)
     rows = rows_of(measured, [i for group in groups for i in group], tokenizer, [pair.tgt for pair in pairs])
-    import torch
-
-    basis = {
+    facts = {
         "model": str(arguments.model),
         "text": source.description,
         "n_lines": len(pairs),
         **{name: getattr(arguments, name) for name in ("batch_sentences", "beam_size", "length_penalty", "threads")},
         "rounds": arguments.rounds,
         "absent": absent,
-        "hardware": hardware(torch.device(arguments.device)),
-        "versions": versions() | installed_versions("ctranslate2", "transformers"),
-        "commit": source_commit(),
+        **basis(torch.device(arguments.device)),
     }
+    others = [name for name in ("ctranslate2", "transformers") if importlib.util.find_spec(name) is not None]
+    facts["versions"] |= {name: metadata.version(name) for name in others}
     if arguments.json:
-        seconds = {name: one["seconds"] for name, one in measured.items()}
-        print(json.dumps({**basis, "engines": [asdict(row) for row in rows], "seconds": seconds}))
+        seconds = {name: one.seconds for name, one in measured.items()}
+        print(json.dumps({**facts, "engines": [asdict(row) for row in rows], "seconds": seconds}))
         return
-    print(table(rows))
+    print(markdown(rows))
     print(
         f"\n{len(pairs):,} lines of {source.description}; batches of {arguments.batch_sentences}, beam "
         f"{arguments.beam_size}, length penalty {arguments.length_penalty:g}, {arguments.threads} threads, "
-        f"{arguments.rounds} rounds; {basis['hardware']['cpu']}; "
-        + ", ".join(f"{name} {version}" for name, version in basis["versions"].items())
+        f"{arguments.rounds} rounds; {facts['hardware']['cpu']}; "
+        + ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     )
     for name, reason in absent.items():
         print(f"\nWithout {name}: {reason}.")
 
 
-def refuse(problem: str) -> int:
-    print(f"error: {problem}", file=sys.stderr)
-    return 2
-
-
-def installed_versions(*names: str) -> dict[str, str]:
-    from importlib import metadata
-
-    return {name: metadata.version(name) for name in names if importlib.util.find_spec(name) is not None}
-
-
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--serve"]:
-        serve(sys.argv[2], Setting(**json.loads(sys.argv[3])))
-    else:
-        from mt.errors import MTError
+    from mt.errors import MTError
 
-        try:
-            main()
-        except MTError as error:
-            sys.exit(refuse(str(error)))
+    try:
+        main()
+    except (MTError, CommandFailed) as error:
+        sys.exit(refuse(str(error)))
+    except BrokenProcessPool:
+        sys.exit("error: the process of an engine ended, see above")

@@ -11,26 +11,27 @@ import json
 import math
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from plumbing import ROOT, CommandFailed, refuse, run_mt, say, table
+
 LIMIT_SECONDS = 530  # of any part
 QUICK_LEAST_SECONDS = 10  # with --quick, a part isn't started with less
 REPORT_SECONDS = 5  # of --minutes, kept back for ending a part and for the report
 NEEDED = ("torch", "numpy", "sentencepiece", "sacrebleu", "safetensors", "tensorboard", "typer", "rich", "yaml")
 # Decoding speed is measured on translations of this many tokens, whatever the random weights would say.
 FORCED_TOKENS = 28
+TOLERANCE = 0.02  # of attention in bf16 against float32, relative to its size
 # A part calls it with its figures each time there are more, so that those it has outlive it if it is killed.
 Keep = Callable[[dict[str, Any]], None]
 
@@ -60,12 +61,62 @@ class Part:
 
     what: str
     run: Callable[[Setting, Keep], None]
+    section: Callable[[dict[str, Any]], list[str]]  # Markdown of its figures
     seconds: int  # estimate for a GPU
     least_seconds: int  # it isn't started with less
     largest_fraction: float = 1.0  # of the time left, while other parts wait
 
 
-# --- The parts --------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Record:
+    """What came of a part: one JSON file."""
+
+    part: str
+    what: str
+    started_at: str
+    device: str
+    quick: bool
+    data: str
+    command: list[str]
+    hardware: dict[str, Any]
+    versions: dict[str, str]
+    commit: str | None
+    outcome: str = "cut short"
+    error: str | None = "gpu_check.sh was stopped before this part ended"
+    seconds: float | None = None
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def begin(cls, name: str, setting: Setting) -> Record:
+        """Return the record of a part that is about to run."""
+        import torch
+
+        from mt.tools.bench import basis
+
+        return cls(
+            part=name,
+            what=PARTS[name].what,
+            started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            device=setting.device,
+            quick=setting.quick,
+            data="demo corpus" if setting.data is None else setting.data.name,
+            command=sys.argv,
+            **basis(torch.device(setting.device)),
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> Record:
+        return cls(**json.loads(path.read_text("utf-8")))
+
+    def write(self, path: Path) -> Record:
+        """Write or replace the file; a process killed meanwhile leaves the one before."""
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        os.replace(new, path)
+        return self
+
+
+# --- Tests ------------------------------------------------------------------------------------------------------------
 
 
 def run_tests(setting: Setting, keep: Keep) -> None:
@@ -77,7 +128,6 @@ def run_tests(setting: Setting, keep: Keep) -> None:
     # Not all of tests/: some files need packages that a machine with a GPU may lack.
     marked = [str(path) for path in (ROOT / "tests").glob("*.py") if "mark.cuda" in path.read_text("utf-8")]
     which = ["-m", "cuda", *sorted(marked)] if setting.on_cuda else ["tests/test_cuda.py"]
-    os.chdir(ROOT)
     recorder = Recorder(keep)
     status = pytest.main(["-p", "no:cacheprovider", *which], plugins=[recorder])
     keep(recorder.figures | {"running": None})
@@ -114,25 +164,131 @@ class Recorder:
     pytest_collectreport = pytest_runtest_logreport
 
 
+def tests_section(figures: dict[str, Any]) -> list[str]:
+    lines = [f"{figures['passed']} passed, {len(figures['failed'])} failed, {figures['skipped']} skipped."]
+    lines += [f"- `{name}`: {message}" for name, message in figures["failed"].items()]
+    return lines + ([f"- `{figures['running']}`: did not end"] if figures.get("running") else [])
+
+
+# --- Attention --------------------------------------------------------------------------------------------------------
+
+
 def run_attention(setting: Setting, keep: Keep) -> None:
     """Time attention alone at the lengths of sentences, with the heads of the base model."""
+    import numpy as np
     import torch
-    from attention_candidates import CANDIDATES, lengths_of, make_problem, measure
 
-    device = torch.device(setting.device)
-    n_tokens = 2_048 if setting.quick else 65_536
+    from mt.tools.bench import random_corpus
+
+    n_tokens, n_repeats = (2_048, 5) if setting.quick else (65_536, 20)
+    n_sentences = n_tokens // 28
+    mixed = random_corpus(8, 64, n_pairs=n_sentences).tgt.lengths
+    names = "28 tokens each", f"{mixed.min()} to {mixed.max()}, mean {mixed.mean():.0f}"
     figures: dict[str, Any] = {"tokens": n_tokens, "heads": 8, "features": 64, "lengths": {}}
-    for kind in ("equal", "mixed"):
-        problem = make_problem(lengths_of(kind, n_tokens), torch.bfloat16)
-        found = figures["lengths"][kind] = {}
-        for candidate in CANDIDATES:
-            found[candidate.name] = measure(candidate, problem, device, 5 if setting.quick else 20)
+    for name, lengths in zip(names, (np.full(n_sentences, 28), mixed), strict=True):
+        found = figures["lengths"][name] = {}
+        for path, one in time_attention(lengths, torch.device(setting.device), n_repeats):
+            found[path] = one
             keep(figures)
-            print(
-                f"{kind:<6} {candidate.name:<46} {_attention_cell(found[candidate.name])}", file=sys.stderr, flush=True
-            )
-    if not any("tokens_per_second" in one for one in figures["lengths"]["equal"].values()):
-        raise PartFailed("no candidate could run")
+            say(f"{name:<22} {path:<36} {attention_cell(one)}")
+    if all("error" in one for found in figures["lengths"].values() for one in found.values()):
+        raise PartFailed("no way to compute attention could run")
+
+
+def time_attention(lengths: Any, device: Any, n_repeats: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the ways to compute attention in bf16, each with its figures; `error` says why there are none.
+
+    T rows of queries, keys and values [T, H, E], N sentences of W rows at most. Values and gradients are compared with
+    those of padded attention in float32.
+    """
+    import numpy as np
+    import torch
+    from torch import Tensor
+    from torch.nn.functional import scaled_dot_product_attention
+
+    from mt.data.batch import varlen_layout
+    from mt.model.context import rows_of
+    from mt.model.kernels import Kernels
+    from mt.tools.bench import Laps
+
+    is_real = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None]).to(device)  # [N, W]
+    cu = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)).to(device)
+    rows = rows_of(varlen_layout(cu, cu, int(lengths.max())), dropout=0.0)
+
+    def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        from mt.model.packed_attention import attend  # imports Triton, which CUDA builds of torch bring
+
+        return attend(rows, q[:, None], k[:, None], v[:, None]).view(q.shape)
+
+    def of_torch(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return Kernels().attend(rows, q[:, None], k[:, None], v[:, None]).view(q.shape)
+
+    def padded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        padding = torch.zeros(*is_real.shape, *q.shape[1:], dtype=q.dtype, device=device)
+        q, k, v = (padding.index_put((is_real,), x).transpose(1, 2) for x in (q, k, v))  # [N, H, W, E]
+        mask = None if is_real.all() else is_real[:, None, None]
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)[is_real]
+
+    def run(path: Callable[..., Tensor], content: Tensor, laps: Laps) -> list[Tensor]:
+        """Return the output and its gradients."""
+        inputs = [x.requires_grad_() for x in content[:3].clone()]
+        laps.end("other")
+        out = path(*inputs)
+        laps.end("forward")
+        gradients = torch.autograd.grad(out, inputs, content[3])
+        laps.end("backward")
+        return [out.detach(), *gradients]
+
+    def figures_of(path: Callable[..., Tensor]) -> dict[str, Any]:
+        for _ in range(3):  # to warm up
+            found = run(path, content, Laps(device))
+        off = max(float((a.float() - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True))
+        if not off <= TOLERANCE:
+            return {"error": f"its values are off by {off:.2g}", "relative_error": off}
+        laps = Laps(device)
+        for _ in range(n_repeats):
+            run(path, content, laps)
+        forward, backward = (1000 * laps.seconds(part) / n_repeats for part in ("forward", "backward"))
+        speed = 1000 * content.shape[1] / (forward + backward)
+        times = {"forward_ms": forward, "forward_and_backward_ms": forward + backward, "tokens_per_second": speed}
+        return times | {"relative_error": off}
+
+    torch.manual_seed(1)
+    content = torch.randn(4, int(lengths.sum()), 8, 64, device=device).bfloat16()  # q, k, v, gradient of the output
+    expected = run(padded, content.float(), Laps(device))
+    paths = {"our kernels": ours, "torch's varlen_attn": of_torch, "padded scaled_dot_product_attention": padded}
+    for name, path in paths.items():
+        try:
+            needs_cuda = device.type == "cpu" and path is not padded
+            yield name, {"error": "needs CUDA"} if needs_cuda else figures_of(path)
+        except Exception as error:
+            yield name, {"error": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:300]}
+
+
+def attention_section(figures: dict[str, Any]) -> list[str]:
+    about = (
+        f"{figures['tokens']:,} tokens, {figures['heads']} heads of {figures['features']}, bf16. Milliseconds forward, "
+        "forward and backward; tokens a second through both."
+    )
+    columns = figures["lengths"]
+    paths = next(iter(columns.values()))
+    rows = (
+        [path, *(attention_cell(column.get(path, {"error": "not run"})) for column in columns.values())]
+        for path in paths
+    )
+    return [about, "", *table(["", *columns], rows)]
+
+
+def attention_cell(one: dict[str, Any]) -> str:
+    if one.get("error"):
+        return str(one["error"])
+    return (
+        f"{one['forward_ms']:.3g} ms, {one['forward_and_backward_ms']:.3g} ms; "
+        f"{one['tokens_per_second'] / 1e6:.3g} M tok/s"
+    )
+
+
+# --- Speed of training ------------------------------------------------------------------------------------------------
 
 
 def run_bench(config: str, setting: Setting, keep: Keep) -> None:
@@ -157,12 +313,11 @@ def run_bench(config: str, setting: Setting, keep: Keep) -> None:
         options += ["--steps", "100"]  # instead of 20 s of them
     figures: dict[str, Any] = {name: {"error": "not run"} for name in variants}
     problems = []
-    for name, overrides in variants.items():
-        overrides = [f"train.device={setting.device}", *overrides]
+    for name, changes in variants.items():
+        changes = [f"--set={change}" for change in (f"train.device={setting.device}", *changes)]
         try:
-            command = ["bench", "--config", config, *options, *(f"--set={override}" for override in overrides)]
-            figures[name] = json.loads(_mt(command))
-        except PartFailed as problem:
+            figures[name] = json.loads(run_mt("bench", "--config", config, *options, *changes))
+        except CommandFailed as problem:
             figures[name] = {"error": str(problem)}
             problems.append(f"{name}: {problem}")
         keep(figures)
@@ -170,17 +325,31 @@ def run_bench(config: str, setting: Setting, keep: Keep) -> None:
         raise PartFailed("; ".join(problems))
 
 
+def bench_section(figures: dict[str, Any]) -> list[str]:
+    from mt.tools.bench import format_bench
+
+    tables = [[f"{name}:", "", *code(one.get("error") or format_bench(one))] for name, one in figures.items()]
+    return [line for lines in tables for line in (*lines, "")][:-1]
+
+
+def code(text: str) -> list[str]:
+    return ["```", *text.splitlines(), "```"]
+
+
+# --- Speed of decoding ------------------------------------------------------------------------------------------------
+
+
 def run_decode(setting: Setting, keep: Keep) -> None:
     """Time beam search with a base model of random weights, batch by batch, every translation equally long."""
     import torch
 
-    from mt.bench import random_corpus
     from mt.config import DecodeConfig, ModelConfig
     from mt.decode.search import SearchRequest
     from mt.decode.translator import OwnBackend
     from mt.model import Transformer
     from mt.system.device import choose_dtype, peak_memory_bytes
     from mt.system.malloc import tune_malloc
+    from mt.tools.bench import random_corpus
 
     tune_malloc()
     device, vocab_size = torch.device(setting.device), 32_000
@@ -189,25 +358,20 @@ def run_decode(setting: Setting, keep: Keep) -> None:
     model = Transformer(ModelConfig(), vocab_size=vocab_size, pad_id=0).to(device).for_inference(dtype)
     backend = OwnBackend(model)
     n_tokens = 8 if setting.quick else FORCED_TOKENS
+    decode = DecodeConfig(max_length=n_tokens, min_length=n_tokens - 1)
     source = random_corpus(vocab_size, 256, n_pairs=8_192).src
     figures: dict[str, Any] = {"beam_size": 4, "tokens_of_a_translation": n_tokens, "batches": {}}
     for n_sentences in (8, 32) if setting.quick else (32, 128, 256, 512, 1_024):
         n_batches = 1 if setting.quick else 4
-        longest_first = sorted(range(n_batches * n_sentences), key=lambda i: -len(source[i]))
-        batches = [
-            [source[i].tolist() for i in longest_first[start : start + n_sentences]]
-            for start in range(0, len(longest_first), n_sentences)
-        ]
+        sentences = sorted((source[i].tolist() for i in range(n_batches * n_sentences)), key=len, reverse=True)
+        batches = [sentences[start : start + n_sentences] for start in range(0, len(sentences), n_sentences)]
         if setting.on_cuda:
             torch.cuda.reset_peak_memory_stats(device)
         n_produced, started_at = 0, 0.0
-        for batch in [batches[0], *batches]:  # the first for warm-up
-            decode = DecodeConfig(max_length=n_tokens, min_length=n_tokens - 1)
+        for number, batch in enumerate([batches[0], *batches]):  # the first for warm-up
             results = backend.search(SearchRequest(batch, decode))
-            if started_at:
-                n_produced += sum(found[0].n_tokens for found in results)
-            else:
-                started_at = time.perf_counter()
+            n_produced += sum(found[0].n_tokens for found in results) if number else 0
+            started_at = started_at or time.perf_counter()
         seconds = time.perf_counter() - started_at
         figures["batches"][n_sentences] = {
             "sentences_per_second": n_batches * n_sentences / seconds,
@@ -216,85 +380,61 @@ def run_decode(setting: Setting, keep: Keep) -> None:
         }
         figures["why_no_graphs"] = backend.why_no_graphs
         keep(figures)
-        print(f"batch {n_sentences}: {n_produced / seconds:,.0f} tok/s", file=sys.stderr, flush=True)
-    figures["transformers_at_32"] = _generate_speed(device, dtype, vocab_size, 8 if setting.quick else 32, n_tokens)
-    keep(figures)
+        say(f"batch {n_sentences}: {n_produced / seconds:,.0f} tok/s")
 
 
-def _generate_speed(
-    device: Any, dtype: Any, vocab_size: int, n_sentences: int, n_tokens: int
-) -> dict[str, float] | None:
-    """Target tokens a second of `transformers`' generate with a model of the same shape; None where it is missing."""
-    try:
-        import transformers
-    except ImportError:
-        return None
-    import torch
+def decode_section(figures: dict[str, Any]) -> list[str]:
+    rows = [
+        [
+            f"{int(n):,}",
+            f"{one['sentences_per_second']:,.0f}",
+            f"{one['tgt_tokens_per_second']:,.0f}",
+            f"{one['peak_memory_bytes'] / 2**30:.1f} GiB",
+        ]
+        for n, one in figures["batches"].items()
+    ]
+    lines = [
+        f"Base model of random weights, beam of {figures['beam_size']}, translations of "
+        f"{figures['tokens_of_a_translation']} tokens.",
+        "",
+        *table(["sentences together", "sentences/s", "tok/s", "memory"], rows),
+    ]
+    if problem := figures.get("why_no_graphs"):
+        lines += ["", f"Without CUDA graphs: {problem}."]
+    return lines
 
-    shape = {
-        "d_model": 512,
-        "vocab_size": vocab_size,
-        "pad_token_id": 0,
-        "eos_token_id": 3,
-        "forced_eos_token_id": None,
-    }
-    for side in ("encoder", "decoder"):
-        shape |= {f"{side}_layers": 6, f"{side}_attention_heads": 8, f"{side}_ffn_dim": 2_048}
-    model = transformers.MarianMTModel(transformers.MarianConfig(**shape, decoder_start_token_id=0))
-    model = model.to(device=device, dtype=dtype).eval()
-    ids = torch.randint(4, vocab_size, (n_sentences, 28), device=device)
-    wanted = {"num_beams": 4, "do_sample": False, "min_new_tokens": n_tokens, "max_new_tokens": n_tokens}
-    seconds = []
-    for _ in range(3):  # the first for warm-up
-        started_at = time.perf_counter()
-        with torch.inference_mode():
-            model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **wanted)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - started_at)
-    return {"n_sentences": n_sentences, "tgt_tokens_per_second": n_sentences * n_tokens / min(seconds[1:])}
+
+# --- A training run ---------------------------------------------------------------------------------------------------
 
 
 def run_training(setting: Setting, keep: Keep) -> None:
     """Run `mt train` from text to a report, then measure the decoding speed of the model it made."""
     config = "demo" if setting.data is None else "multi30k"
-    overrides = [] if setting.data is None else _text_settings(setting.data)
+    changes = [] if setting.data is None else text_settings(setting.data)
     # The rest is for preparation, averaging, the test sets and the decoding speed.
     train_seconds = min(300, 0.6 * setting.limit_seconds)
-    overrides += [f"train.device={setting.device}", "train.log_every=20", f"train.stop_after={train_seconds:.0f}s"]
+    changes += [f"train.device={setting.device}", "train.log_every=20", f"train.stop_after={train_seconds:.0f}s"]
     if setting.quick:
         n_steps = 300 if setting.data is None else 100
-        overrides += [f"train.max_steps={n_steps}", "train.warmup_steps=100"]
-        overrides += [f"train.validate_every={n_steps}", f"train.checkpoint_every={n_steps // 2}"]
+        changes += [f"train.max_steps={n_steps}", "train.warmup_steps=100"]
+        changes += [f"train.validate_every={n_steps}", f"train.checkpoint_every={n_steps // 2}"]
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
-        overrides.append(f"data.prepared_dir={json.dumps(str(Path(folder) / 'prepared'))}")
+        changes.append(f"data.prepared_dir={json.dumps(str(Path(folder) / 'prepared'))}")
         started_at = time.perf_counter()
-        _mt(["train", "--config", config, "--run-dir", str(run_dir), *(f"--set={override}" for override in overrides)])
-        seconds = time.perf_counter() - started_at
-        report = json.loads((run_dir / "report.json").read_text("utf-8"))
-        lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text("utf-8").splitlines()]
-        speeds = [line["tgt_tokens_per_second"] for line in lines if "tgt_tokens_per_second" in line]
-        valid = [
-            {key: value for key, value in line.items() if value is not None} for line in lines if "valid_loss" in line
-        ]
-        figures = {
-            "config": config,
-            "seconds": seconds,
-            "train_seconds": report["train_seconds"],
-            "steps": report["steps"],
-            "n_parameters": report["n_parameters"],
-            "tgt_tokens_per_second": statistics.median(speeds) if speeds else None,
-            "validations": valid,
-            "test_sets": report["test_sets"],
-        }
+        options = ["--config", config, "--run-dir", str(run_dir), *(f"--set={change}" for change in changes)]
+        figures: dict[str, Any] = {"config": config, "told": run_mt("train", *options)}
+        figures["seconds"] = time.perf_counter() - started_at
+        figures["report"] = json.loads((run_dir / "report.json").read_text("utf-8"))
+        lines = (run_dir / "metrics.jsonl").read_text("utf-8").splitlines()
+        figures["metrics"] = [json.loads(line) for line in lines]
         keep(figures)
-        decoding = json.loads(_mt(["bench", "--model", str(run_dir), "--device", setting.device, "--json"]))
-        keep({**figures, "decoding": decoding})
+        decoding = json.loads(run_mt("bench", "--model", str(run_dir), "--device", setting.device, "--json"))
+        keep(figures | {"decoding": decoding})
 
 
-def _text_settings(folder: Path) -> list[str]:
-    """`--set` values for the text in a folder: train, val or valid, test sets; each X.en and X.de, maybe with .gz."""
+def text_settings(folder: Path) -> list[str]:
+    """Return `--set` values for a folder's text: train, val or valid, test sets; each X.en and X.de, maybe with .gz."""
     sources: dict[str, dict[str, str]] = {}
     for src in sorted(folder.glob("*.en")) + sorted(folder.glob("*.en.gz")):
         name, _, ending = src.name.partition(".en")
@@ -309,19 +449,16 @@ def _text_settings(folder: Path) -> list[str]:
             f"{folder}: expected pairs of files train.en + train.de, val.en + val.de and test.en + test.de "
             "(or test_NAME.en + test_NAME.de), each plain or with .gz behind"
         )
-    # JSON is YAML, whatever stands in a path.
+    # JSON is YAML, whatever a path holds.
     values = {"data.train": [train], "data.valid": valid, "data.test": tests}
     return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
 
-def _mt(arguments: Sequence[str]) -> str:
-    """What an `mt` command prints."""
-    done = subprocess.run([sys.executable, "-m", "mt", *arguments], cwd=ROOT, capture_output=True, text=True)
-    print(done.stderr, file=sys.stderr, flush=True)
-    if done.returncode:
-        told = [line for line in done.stderr.splitlines() if line.strip()] or ["nothing on standard error"]
-        raise PartFailed(f"mt {arguments[0]} ended with status {done.returncode}: {told[-1]}")
-    return done.stdout
+def training_section(figures: dict[str, Any]) -> list[str]:
+    from mt.tools.bench import format_bench
+
+    lines = [f"{figures['config']}.yaml, {figures['seconds']:.0f} s from text to report:", "", *code(figures["told"])]
+    return [*lines, "", *code(format_bench(figures["decoding"]))] if "decoding" in figures else lines
 
 
 # In the order of their worth to someone whose time on a GPU is short. The seconds were not measured on one yet.
@@ -329,24 +466,25 @@ PARTS = {
     "tests": Part(
         "the tests marked cuda: attention, compilation, precisions, resume, memory, copies",
         run_tests,
+        tests_section,
         seconds=150,
         least_seconds=30,
         largest_fraction=1 / 3,
     ),
-    "bench-base": Part("mt bench of the base model", partial(run_bench, "base"), seconds=430, least_seconds=75),
+    "bench-base": Part("mt bench of the base model", partial(run_bench, "base"), bench_section, 430, 75),
     "attention": Part(
-        "ways to compute attention, timed at 28-token sentences", run_attention, seconds=60, least_seconds=20
+        "ways to compute attention, timed at 28-token sentences", run_attention, attention_section, 60, 20
     ),
-    "decode": Part("decoding speed of the base model by batch size", run_decode, seconds=60, least_seconds=20),
-    "train": Part("a real training run to a BLEU", run_training, seconds=200, least_seconds=100),
-    "bench-big": Part("mt bench of the big model", partial(run_bench, "big"), seconds=370, least_seconds=90),
+    "decode": Part("decoding speed of the base model by batch size", run_decode, decode_section, 60, 20),
+    "train": Part("a real training run to a BLEU", run_training, training_section, 200, 100),
+    "bench-big": Part("mt bench of the big model", partial(run_bench, "big"), bench_section, 370, 90),
 }
 
 
 # --- One part after the other -----------------------------------------------------------------------------------------
 
 
-def run_parts(names: Sequence[str], setting: Setting, seconds_left: Callable[[], float]) -> list[dict[str, Any]]:
+def run_parts(names: Sequence[str], setting: Setting, seconds_left: Callable[[], float]) -> list[Record]:
     """Run the parts that the time left is enough for, and return the record of each part.
 
     Args:
@@ -358,37 +496,36 @@ def run_parts(names: Sequence[str], setting: Setting, seconds_left: Callable[[],
         limit = min(LIMIT_SECONDS, left if i == len(names) - 1 else left * part.largest_fraction)
         least = QUICK_LEAST_SECONDS if setting.quick else part.least_seconds
         if limit < least:
-            records.append(
-                leave_out(name, setting, f"{int(limit)} s were left for it, and it needs at least {least} s")
-            )
+            reason = f"{int(limit)} s were left for it, and it needs at least {least} s"
+            records.append(leave_out(name, setting, reason))
         else:
             records.append(run_part(name, setting, limit))
-        write_report(setting.out, show=False)
+        write_report(setting.out)
     return records
 
 
-def leave_out(name: str, setting: Setting, reason: str) -> dict[str, Any]:
+def leave_out(name: str, setting: Setting, reason: str) -> Record:
     """Record why a part isn't run, without replacing the result of an earlier run."""
     if not setting.quick:
         reason += f" (about {PARTS[name].seconds} s in full)"
-    record = new_record(name, setting) | {"outcome": "left out", "error": f"{reason}: give more --minutes"}
+    record = replace(Record.begin(name, setting), outcome="left out", error=f"{reason}: give more --minutes")
     if not (path := setting.out / f"{name}.json").exists():
-        write_record(path, record)
-    print(f"== {name}: left out: {record['error']}", file=sys.stderr, flush=True)
+        record.write(path)
+    say(f"== {name}: left out: {record.error}")
     return record
 
 
-def run_part(name: str, setting: Setting, limit: float = LIMIT_SECONDS) -> dict[str, Any]:
+def run_part(name: str, setting: Setting, limit: float = LIMIT_SECONDS) -> Record:
     """Run a part in its own process, and return its record, which is also a file."""
-    print(f"== {name}: {PARTS[name].what}, {limit:.0f} s at most", file=sys.stderr, flush=True)
+    say(f"== {name}: {PARTS[name].what}, {limit:.0f} s at most")
     started_at, path = time.perf_counter(), setting.out / f"{name}.json"
-    write_record(path, new_record(name, setting))
+    Record.begin(name, setting).write(path)
     command = [sys.executable, __file__, "--inside", str(path), "--limit", str(limit)]
     command += ["--device", "cuda:0" if setting.on_cuda else setting.device]
     command += ["--quick" if setting.quick else "--full", name]
     if setting.data is not None:
         command += ["--data", str(setting.data)]
-    process = subprocess.Popen(command, env=_environment(setting.device), start_new_session=True, stdout=sys.stderr)
+    process = subprocess.Popen(command, env=environment_for(setting.device), start_new_session=True, stdout=sys.stderr)
     try:
         ended = {"outcome": "failed", "error": f"ended with status {process.wait(limit)}"}
     except BaseException as interruption:
@@ -396,16 +533,15 @@ def run_part(name: str, setting: Setting, limit: float = LIMIT_SECONDS) -> dict[
         process.wait()
         if not isinstance(interruption, subprocess.TimeoutExpired):
             raise
-        ended = {"outcome": "cut short", "error": f"took longer than {limit:.0f} s"}
-    record = json.loads(path.read_text("utf-8")) | {"seconds": time.perf_counter() - started_at}
-    if record["outcome"] == "cut short":  # it didn't come to entering its own end
-        record |= ended
-    write_record(path, record)
-    print(f"== {name}: {record['error'] or 'done'}, {record['seconds']:.0f} s", file=sys.stderr, flush=True)
-    return record
+        ended = {"error": f"took longer than {limit:.0f} s"}
+    record = replace(Record.read(path), seconds=time.perf_counter() - started_at)
+    if record.outcome == "cut short":  # it didn't come to entering its own end
+        record = replace(record, **ended)
+    say(f"== {name}: {record.error or 'done'}, {record.seconds:.0f} s")
+    return record.write(path)
 
 
-def _environment(device: str) -> dict[str, str]:
+def environment_for(device: str) -> dict[str, str]:
     """Show a part its GPU alone, as cuda:0, for tests and timers use the current device."""
     if not device.startswith("cuda"):
         return dict(os.environ)
@@ -416,210 +552,66 @@ def _environment(device: str) -> dict[str, str]:
 
 def run_inside(name: str, setting: Setting, path: Path) -> None:
     """Run the part itself, in its process, and enter what comes of it into its record."""
-    record = json.loads(path.read_text("utf-8"))
+    os.chdir(ROOT)  # where the demo corpus is looked for
 
     def keep(figures: dict[str, Any]) -> None:
-        record["figures"] = figures
-        write_record(path, record)
+        replace(Record.read(path), figures=figures).write(path)
 
     ended: dict[str, Any] = {"outcome": "failed"}
     try:
         PARTS[name].run(setting, keep)
         ended = {"outcome": "done", "error": None}
-    except PartFailed as problem:
+    except (PartFailed, CommandFailed) as problem:
         ended["error"] = str(problem)
     except Exception as problem:
         traceback.print_exc()
         ended["error"] = f"{type(problem).__name__}: {problem}"[:1_000]
-    write_record(path, record | ended)
-
-
-def new_record(name: str, setting: Setting) -> dict[str, Any]:
-    """Return the record of a part that is about to run."""
-    return {
-        "part": name,
-        "what": PARTS[name].what,
-        "outcome": "cut short",
-        "error": "gpu_check.sh was stopped before this part ended",
-        "seconds": None,
-        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
-        "device": setting.device,
-        "quick": setting.quick,
-        "data": "demo corpus" if setting.data is None else setting.data.name,
-        **_basis(setting.device),
-        "figures": {},
-    }
-
-
-def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Write or replace a record; a process killed meanwhile leaves the one before."""
-    beside = path.with_suffix(".new")
-    beside.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    os.replace(beside, path)
-
-
-def _basis(device: str) -> dict[str, Any]:
-    import torch
-
-    from mt.system.device import hardware
-    from mt.system.provenance import source_commit, versions
-
-    return {"hardware": hardware(torch.device(device)), "versions": versions(), "commit": source_commit()}
+    replace(Record.read(path), **ended).write(path)
 
 
 # --- The report -------------------------------------------------------------------------------------------------------
 
 
-def report(records: Sequence[dict[str, Any]]) -> str:
-    """Markdown of the parts that have run, in the order of PARTS."""
-    by_name = {record["part"]: record for record in records}
-    records = [by_name[name] for name in PARTS if name in by_name]
-    sections = {
-        "tests": _tests_section,
-        "attention": _attention_section,
-        "bench-base": _bench_section,
-        "bench-big": _bench_section,
-        "decode": _decode_section,
-        "train": _training_section,
-    }
-    lines = [*_basis_lines(records)]
+def report(records: Sequence[Record]) -> str:
+    """Return the Markdown of the parts that have run."""
+    blocks = []
     for record in records:
-        figures, seconds = record["figures"], record["seconds"]
-        blocks = [
-            [f"### {record['part']}: {record['what']}"],
-            [f"**{record.get('outcome', 'failed').capitalize()}**: {record['error']}"] if record["error"] else [],
-            sections[record["part"]](figures) if figures else [],
-            [] if seconds is None else [f"{seconds:.0f} s in all{', small sizes' if record['quick'] else ''}."],
+        blocks += [
+            f"### {record.part}: {record.what}",
+            f"**{record.outcome.capitalize()}**: {record.error}" if record.error else "",
+            "\n".join(PARTS[record.part].section(record.figures) if record.figures else []),
+            f"{record.seconds:.0f} s in all{', small sizes' * record.quick}." if record.seconds is not None else "",
+            f"{record.started_at[:10]}: {basis_of(record)}.",
         ]
-        lines += [line for block in blocks if block for line in ("", *block)]
-    return "\n".join(lines) + "\n"
+    return "\n\n".join(filter(None, blocks)) + "\n"
 
 
-def _basis_lines(records: Sequence[dict[str, Any]]) -> list[str]:
-    """What the parts ran on; parts of several machines get a line each."""
-    found: dict[str, list[str]] = {}
-    for record in records:
-        hardware, versions = record["hardware"], record["versions"]
-        where = f"{hardware['cpu']}, {hardware['threads']} threads"
-        if "gpu" in hardware:
-            where = (
-                f"{hardware['gpu']} ({hardware['gpu_memory_bytes'] / 2**30:.0f} GiB, CUDA {hardware['cuda']}), {where}"
-            )
-        commit = (record["commit"] or "not known")[:12] + ("+changes" if "+" in (record["commit"] or "") else "")
-        basis = f"{where}; torch {versions['torch']}, Python {versions['python']}; commit {commit}"
-        found.setdefault(f"{record['started_at'][:10]}: {basis}", []).append(record["part"])
-    if len(found) == 1:
-        return list(found)
-    return [f"- {', '.join(parts)}: {basis}" for basis, parts in found.items()]
+def basis_of(record: Record) -> str:
+    """Return what a part ran on."""
+    hardware, versions = record.hardware, record.versions
+    where = f"{hardware['cpu']}, {hardware['threads']} threads"
+    if "gpu" in hardware:
+        gib = hardware["gpu_memory_bytes"] / 2**30
+        where = f"{hardware['gpu']} ({gib:.0f} GiB, CUDA {hardware['cuda']}), {where}"
+    commit, plus, changes = (record.commit or "not known").partition("+")
+    return f"{where}; torch {versions['torch']}, Python {versions['python']}; commit {commit[:12]}{plus}{changes}"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
-
-
-def _tests_section(figures: dict[str, Any]) -> list[str]:
-    lines = [f"{figures['passed']} passed, {len(figures['failed'])} failed, {figures['skipped']} skipped."]
-    lines += [f"- `{name}`: {message}" for name, message in figures["failed"].items()]
-    return lines + ([f"- `{figures['running']}`: did not end"] if figures.get("running") else [])
-
-
-def _attention_section(figures: dict[str, Any]) -> list[str]:
-    kinds = figures["lengths"]
-    names = {"equal": "28 tokens each", "mixed": "4 to 64, mean 28"}
-    rows = [
-        [candidate, *(_attention_cell(kinds[kind].get(candidate, {"error": "not run"})) for kind in kinds)]
-        for candidate in kinds["equal"]
-    ]
-    about = (
-        f"{figures['tokens']:,} tokens, {figures['heads']} heads of {figures['features']}, bf16. Milliseconds forward, "
-        "forward and backward; tokens a second through both."
-    )
-    return [about, "", *_table(["", *(names[kind] for kind in kinds)], rows)]
-
-
-def _attention_cell(one: dict[str, Any]) -> str:
-    if one.get("error"):
-        return str(one["error"])
-    return (
-        f"{one['forward_ms']:.3g} ms, {one['forward_and_backward_ms']:.3g} ms; "
-        f"{one['tokens_per_second'] / 1e6:.3g} M tok/s"
-    )
-
-
-def _bench_section(figures: dict[str, Any]) -> list[str]:
-    head = ["", "tok/s", "of the peak", "input stall", "forward, backward, optimizer", "fill", "memory", "warm-up"]
-    return _table(head, [[name, *_bench_cells(one)] for name, one in figures.items()])
-
-
-def _bench_cells(one: dict[str, Any]) -> list[str]:
-    if "error" in one:
-        return [one["error"], *[""] * 6]
-    split = one["split_seconds"]
-    total = sum(split.values())
-    parts = ", ".join(f"{split[part] / total:.0%}" for part in ("forward", "backward", "optimizer"))
-    peak = f"{one['peak_flops_per_second'] / 1e12:.4g} TFLOP/s{' measured' if one['peak_is_measured'] else ''}"
-    return [
-        f"{one['tgt_tokens_per_second']:,.0f}",
-        f"{one['share_of_peak']:.1%} of {peak}",
-        f"{split['input_stall'] / total:.2%}",
-        parts,
-        f"{one['src_fill']:.1%}, {one['tgt_fill']:.1%}",
-        f"{one['peak_memory_bytes'] / 2**30:.1f} GiB",
-        f"{one['warm_up_seconds']:.0f} s",
-    ]
-
-
-def _decode_section(figures: dict[str, Any]) -> list[str]:
-    about = (
-        f"Base model of random weights, beam of {figures['beam_size']}, translations of "
-        f"{figures['tokens_of_a_translation']} tokens."
-    )
-    rows = [
-        [
-            f"{int(n):,}",
-            f"{one['sentences_per_second']:,.0f}",
-            f"{one['tgt_tokens_per_second']:,.0f}",
-            f"{one['peak_memory_bytes'] / 2**30:.1f} GiB",
-        ]
-        for n, one in figures["batches"].items()
-    ]
-    table = _table(["sentences together", "sentences/s", "tok/s", "memory"], rows)
-    if peer := figures.get("transformers_at_32"):
-        speed = f"{peer['tgt_tokens_per_second']:,.0f} tok/s with {peer['n_sentences']} sentences together"
-        table += [
-            "",
-            f"`transformers` generate with a model of the same shape and translations of that length: {speed}.",
-        ]
-    if problem := figures.get("why_no_graphs"):
-        table += ["", f"Without CUDA graphs: {problem}."]
-    return [about, "", *table]
-
-
-def _training_section(figures: dict[str, Any]) -> list[str]:
-    scores = []
-    for name, one in figures["test_sets"].items():
-        told = ", ".join(f"{score['score']:.2f} {score['name']}" for score in one["scores"])
-        scores.append(f"{name}: {told}")
-    speed = figures["tgt_tokens_per_second"]
-    text = (
-        f"{figures['config']}.yaml: {figures['steps']:,} steps in {figures['train_seconds']:.0f} s of training, "
-        f"{'too few steps for a speed' if speed is None else f'{speed:,.0f} tok/s (median of the log)'}, "
-        f"{figures['seconds']:.0f} s from text to report. {'; '.join(scores)}."
-    )
-    if decoding := figures.get("decoding"):
-        text += (
-            f" Decoding: {decoding['sentences_per_second']:,.0f} sentences/s, "
-            f"{decoding['tgt_tokens_per_second']:,.0f} tok/s."
-        )
-    return [text]
+def write_report(out: Path) -> str | None:
+    """Write `report.md` of all parts whose results the folder has, and return it; None where there are none."""
+    paths = [out / f"{name}.json" for name in PARTS]
+    records = [Record.read(path) for path in paths if path.exists()]
+    if not records:
+        return None
+    text = report(records)
+    (out / "report.md").write_text(text, "utf-8")
+    return text
 
 
 # --- The command ------------------------------------------------------------------------------------------------------
 
 
-def main() -> int:
-    started_at = time.monotonic()
+def arguments_of_the_command() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/gpu_check.sh", description="What only a GPU can prove, in parts.")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; or all, list, report")
     parser.add_argument("--minutes", metavar="M", help="for everything: parts that no longer fit are left out")
@@ -632,19 +624,27 @@ def main() -> int:
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--limit", type=float, default=LIMIT_SECONDS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if not arguments.parts and arguments.minutes is None:
+        parser.error("the following arguments are required: PART or --minutes")
+    return arguments
+
+
+def main() -> int:
+    started_at, arguments = time.monotonic(), arguments_of_the_command()
     try:
         minutes = math.inf if arguments.minutes is None else float(arguments.minutes)
     except ValueError:
         minutes = math.nan
     if not minutes > 0:
         return refuse(f"--minutes: expected a number above 0, such as 8, got {arguments.minutes!r}")
-    if not arguments.parts and arguments.minutes is None:
-        parser.error("the following arguments are required: PART or --minutes")
     if arguments.parts == ["list"]:
         print("\n".join(f"{name:<12}{part.what} (estimate: {part.seconds} s)" for name, part in PARTS.items()))
         return 0
     if arguments.parts == ["report"]:
-        return write_report(arguments.out, show=True)
+        if (text := write_report(arguments.out)) is None:
+            return refuse(f"{arguments.out}: has no results: run a part first")
+        print(text, end="")
+        return 0
     names = list(PARTS) if arguments.parts in ([], ["all"]) else arguments.parts
     if unknown := [name for name in names if name not in PARTS]:
         return refuse(f"{unknown[0]}: no such part: there are {', '.join(PARTS)}; or all, list, report alone")
@@ -671,28 +671,10 @@ def main() -> int:
     records = run_parts(names, setting, lambda: ends_at - time.monotonic())
     print((setting.out / "report.md").read_text("utf-8"), end="")
     for outcome in ("left out", "cut short", "failed"):
-        if found := [record["part"] for record in records if record["outcome"] == outcome]:
-            print(f"scripts/gpu_check.sh: {outcome}: {', '.join(found)}", file=sys.stderr)
-    outcomes = {record["outcome"] for record in records}
+        if found := [record.part for record in records if record.outcome == outcome]:
+            say(f"scripts/gpu_check.sh: {outcome}: {', '.join(found)}")
+    outcomes = {record.outcome for record in records}
     return 0 if "done" in outcomes and outcomes <= {"done", "left out"} else 1
-
-
-def refuse(problem: str) -> int:
-    print(f"error: {problem}", file=sys.stderr)
-    return 2
-
-
-def write_report(out: Path, show: bool) -> int:
-    """`report.md` of all parts whose results lie in the folder."""
-    paths = [out / f"{name}.json" for name in PARTS]
-    records = [json.loads(path.read_text("utf-8")) for path in paths if path.exists()]
-    if not records:
-        return refuse(f"{out}: has no results: run a part first")
-    text = report(records)
-    (out / "report.md").write_text(text, "utf-8")
-    if show:
-        print(text, end="")
-    return 0
 
 
 if __name__ == "__main__":

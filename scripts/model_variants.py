@@ -10,63 +10,39 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from plumbing import CommandFailed, refuse, run_mt, table
+
 VARIANTS = [
     "",
-    "norm=pre",
-    "norm=deepnorm",
+    *(f"norm={kind}" for kind in ("pre", "deepnorm")),
     "norm_kind=rms",
-    "activation=gelu",
-    "activation=silu",
-    "activation=relu2",
-    "activation=geglu",
-    "activation=swiglu",
+    *(f"activation={kind}" for kind in ("gelu", "silu", "relu2", "geglu", "swiglu")),
     "bias=false",
-    "positions=learned",
-    "positions=rotary",
-    "positions=relative",
-    "positions=alibi",
-    "positions=none",
+    *(f"positions={kind}" for kind in ("learned", "rotary", "relative", "alibi", "none")),
     "n_kv_heads=2",
     "n_kv_heads=1",
     "qk_norm=true",
-    "tied_embeddings=decoder",
-    "tied_embeddings=none",
+    *(f"tied_embeddings={kind}" for kind in ("decoder", "none")),
     "ffn_sharing=wide d_ff=4096",
     "layer_dropout=0.1",
     "word_dropout=0.1",
-    "init=scaled",
-    "init=depth_scaled",
+    *(f"init={kind}" for kind in ("scaled", "depth_scaled")),
     "zero_init_out=true",
     "norm=pre norm_kind=rms activation=relu2 bias=false positions=rotary qk_norm=true zero_init_out=true",
 ]
 
 
-def mt(*arguments: str) -> str:
-    """Run a command of mt; what it prints."""
-    done = subprocess.run([sys.executable, "-m", "mt", *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"mt {' '.join(arguments)}: {done.stderr.splitlines()[-1]}")
-    return done.stdout
-
-
-def sets(*settings: str) -> list[str]:
-    return [word for setting in settings for word in ("--set", setting)]
-
-
 def trained(variant: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The last line of a run's metrics that has a validation."""
+    """Return the last line of a run's metrics that has a validation, with the BLEU of its test set."""
     run = options.runs / (variant.replace(" ", "-").replace("=", "_") or "default")
-    model = [f"model.{setting}" for setting in variant.split()]
     if not (run / "report.json").exists():
         ends = [f"train.{name}={options.steps}" for name in ("max_steps", "validate_every", "checkpoint_every")]
-        own = sets(*options.set, *ends, *model)
-        mt("train", "--config", options.config, *own, "--run-dir", str(run))
+        run_mt("train", "--config", options.config, "--run-dir", str(run), *settings(variant, options, ends))
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     (test_set,) = json.loads((run / "report.json").read_text())["test_sets"].values()
     bleu = next(score["score"] for score in test_set["scores"] if score["name"] == "BLEU")
@@ -74,15 +50,18 @@ def trained(variant: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def bench(variant: str, options: argparse.Namespace) -> dict[str, Any]:
-    model = [f"model.{setting}" for setting in variant.split()]
-    found: dict[str, Any] = json.loads(
-        mt("bench", "--config", options.config, "--steps", "15", "--json", *sets(*options.set, *model))
-    )
-    return found
+    told = run_mt("bench", "--config", options.config, "--steps", "15", "--json", *settings(variant, options))
+    figures: dict[str, Any] = json.loads(told)
+    return figures
+
+
+def settings(variant: str, options: argparse.Namespace, more: list[str] | None = None) -> list[str]:
+    changes = [*options.set, *(more or []), *(f"model.{setting}" for setting in variant.split())]
+    return [f"--set={change}" for change in changes]
 
 
 def speed(variant: str, options: argparse.Namespace) -> tuple[float, int]:
-    """Target tokens a second, as a share of those of the default model, and the number of parameters."""
+    """Return target tokens a second, as a ratio to those of the default model, and the number of parameters."""
     if not variant:
         return 1.0, bench("", options)["n_parameters"]
     ratios = []
@@ -101,19 +80,23 @@ def main() -> None:
     parser.add_argument("--variants", nargs="*", default=VARIANTS, help="settings of model:, several in one argument")
     parser.add_argument("--speed", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
-    print(
-        "| model | parameters | validation loss | BLEU | tok/s, of the default's |\n|---|---|---|---|---|", flush=True
-    )
+    head = table(["model", "parameters", "validation loss", "BLEU", "tok/s, of the default's"], [])
+    print("\n".join(head), flush=True)
     for variant in options.variants:
         figures = trained(variant, options)
-        ratio, parameters = "", ""
-        if options.speed:
-            share, n_parameters = speed(variant, options)
-            ratio, parameters = f"{share:.2f}", f"{n_parameters / 1e6:.2f} M"
-        name = f"`{variant}`" if variant else "default"
-        row = (name, parameters, f"{figures['valid_loss']:.3f}", f"{figures['test_bleu']:.1f}", ratio)
-        print("|", " | ".join(row), "|", flush=True)
+        ratio, n_parameters = speed(variant, options) if options.speed else (None, None)
+        row = [
+            f"`{variant}`" if variant else "default",
+            "" if n_parameters is None else f"{n_parameters / 1e6:.2f} M",
+            f"{figures['valid_loss']:.3f}",
+            f"{figures['test_bleu']:.1f}",
+            "" if ratio is None else f"{ratio:.2f}",
+        ]
+        print(f"| {' | '.join(row)} |", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except CommandFailed as error:
+        sys.exit(refuse(str(error)))

@@ -21,7 +21,14 @@ from mt.cli import main
 _context = multiprocessing.get_context("forkserver")
 # Some are what training and translating import only once they run; torch's optimizers take torch._dynamo.
 _context.set_forkserver_preload(
-    ["mt.pipeline", "mt.verify", "pytest", "tests.toys", "torch._dynamo", "tensorboard.summary.writer.record_writer"]
+    [
+        "mt.pipeline",
+        "mt.tools.verify",
+        "pytest",
+        "tests.toys",
+        "torch._dynamo",
+        "tensorboard.summary.writer.record_writer",
+    ]
 )
 
 

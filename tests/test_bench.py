@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from mt import bench
 from mt.checkpoint import ModelFolder, save_model_folder
 from mt.cli import app
 from mt.config import DecodeConfig, ModelConfig, RunConfig
@@ -25,6 +24,7 @@ from mt.system import device
 from mt.system.device import _measured_flops, data_sheet_flops, peak_flops, peak_memory_bytes
 from mt.text.prepare import prepare_corpus
 from mt.text.tokenizer import EOS_ID, PAD_ID
+from mt.tools import bench
 from mt.train.engine import Engine, OutOfMemory, Update
 from tests.clock import Clock
 from tests.toys import parallel, random_pairs, small_model, toy_config, write_lines

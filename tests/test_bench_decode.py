@@ -9,19 +9,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bench_decode
 import pytest
 import torch
+from bench_decode import Measured
 
 from mt.checkpoint import save_model_folder
 from mt.config import DecodeConfig, TokenizerConfig
 from mt.decode.search import SearchRequest, search
 from mt.model import Transformer
 from mt.text.tokenizer import EOS_ID, PAD_ID, Tokenizer, count_words, train_tokenizer
-from tests.test_gpu_check import load_script
 from tests.toys import toy_config, toy_text, write_lines
-
-bench_decode = load_script("bench_decode")
-SCRIPT = Path(bench_decode.__file__)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +42,7 @@ def test_ctranslate2_is_measured_beside_our_own_search(model_folder: Path, tmp_p
     files = ["--input", write_lines(tmp_path / "src", src), "--reference", write_lines(tmp_path / "tgt", tgt)]
     engines = ["--engine", "mt fp32", "--engine", "ctranslate2 int8"]
     sizes = ["--batch-sentences", "3", "--beam-size", "1", "--threads", "1", "--rounds", "2", "--latency-lines", "2"]
-    command = [sys.executable, SCRIPT, "--model", model_folder, *files, *engines, *sizes, "--json"]
+    command = [sys.executable, bench_decode.__file__, "--model", model_folder, *files, *engines, *sizes, "--json"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
@@ -63,7 +61,7 @@ def test_ctranslate2_is_measured_beside_our_own_search(model_folder: Path, tmp_p
 
 def test_transformers_gets_the_same_model(model_folder: Path) -> None:
     pytest.importorskip("transformers")
-    setting = bench_decode.Setting(str(model_folder), "", beam_size=1, length_penalty=0.0, threads=1, device="cpu")
+    setting = bench_decode.Setting(model_folder, Path(), beam_size=1, length_penalty=0.0, threads=1, device="cpu")
     tokenizer = Tokenizer.load(model_folder / "tokenizer.model")
     sentences = [[*ids, EOS_ID] for ids in tokenizer.encode_batch(toy_text(5, 4)[0])]
     model = bench_decode.open_folder(model_folder).load_model(torch.float32, torch.device("cpu"))
@@ -79,8 +77,8 @@ def test_each_row_says_what_was_measured(model_folder: Path) -> None:
     bar, dest = tokenizer.encode("BAR"), tokenizer.encode("DEST")
     n_tokens = 2 * (len(bar) + 1) + len(dest) + 1
     measured = {
-        "mt fp32": {"seconds": [1.0, 2.0, 4.0], "found": [[dest], [bar, bar]], "latencies": [0.1, 0.3, 0.2]},
-        "ctranslate2 int8": {"seconds": [2.0, 2.0, 2.0], "found": [[bar], [bar, bar]]},
+        "mt fp32": Measured([1.0, 2.0, 4.0], [[dest], [bar, bar]], [0.1, 0.3, 0.2]),
+        "ctranslate2 int8": Measured([2.0, 2.0, 2.0], [[bar], [bar, bar]]),
     }
     ours, theirs = bench_decode.rows_of(measured, [1, 0, 2], tokenizer, ["BAR", "DEST", "BAR"])
     assert ours.tgt_tokens_per_second == n_tokens / 2
@@ -88,30 +86,22 @@ def test_each_row_says_what_was_measured(model_folder: Path) -> None:
     assert (ours.sentences_per_second, ours.tokens_per_sentence) == (1.5, n_tokens / 3)
     assert (ours.ratio, ours.n_equal, ours.latency_p50, ours.latency_p95) == (1.0, 3, 0.2, 0.3)
     assert (theirs.ratio, theirs.n_equal, theirs.latency_p50) == (1.0, 2, None)
-    assert bench_decode.table([ours, theirs]).splitlines()[2].endswith(" | 3 | 200 / 300 ms |")
+    assert bench_decode.markdown([ours, theirs]).splitlines()[2].endswith(" | 3 | 200 / 300 ms |")
 
 
 def test_what_cannot_take_part_says_why(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert bench_decode.why_not("mt bf16", model_folder) is None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert bench_decode.why_not("ctranslate2 int8", model_folder) == (
-        "ctranslate2 is not installed: pip install 'mt-train[ctranslate2]'"
-    )
-    assert bench_decode.why_not("transformers fp32", model_folder) == (
-        "transformers is not installed: pip install transformers"
-    )
+    for engine, package in (("ctranslate2 int8", "'mt-train[ctranslate2]'"), ("transformers fp32", "transformers")):
+        reason = f"{engine.split()[0]} is not installed: pip install {package}"
+        assert bench_decode.why_not(engine, model_folder) == reason
 
 
 def test_an_engine_that_there_is_not_is_refused(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         bench_decode.main(["--model", str(model_folder), "--input", "x", "--reference", "x", "--engine", "mt int8"])
     assert caught.value.code == 2
-    assert (
-        capsys.readouterr()
-        .err.splitlines()[-1]
-        .endswith(
-            "error: --engine 'mt int8': there are ctranslate2 float16, ctranslate2 float32, ctranslate2 int8, "
-            "ctranslate2 int8 side by side, mt bf16, "
-            "mt fp32, transformers bf16, transformers fp32"
-        )
+    assert capsys.readouterr().err.splitlines()[-1].partition("error: ")[2] == (
+        "--engine 'mt int8': there are ctranslate2 float16, ctranslate2 float32, ctranslate2 int8, "
+        "ctranslate2 int8 side by side, mt bf16, mt fp32, transformers bf16, transformers fp32"
     )

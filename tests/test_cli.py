@@ -293,7 +293,7 @@ def test_verify_resume_prints_the_verdict_and_fails_without_a_proof(run: Run, mo
         calls.append((config, run_dir, n_updates, n_kills))
         return FakeVerdict(is_proved=n_kills == 3)
 
-    monkeypatch.setitem(sys.modules, "mt.verify", types.SimpleNamespace(verify_resume=verify_resume))
+    monkeypatch.setitem(sys.modules, "mt.tools.verify", types.SimpleNamespace(verify_resume=verify_resume))
     proved = ("verify-resume", "--config", "demo")
     assert run(*proved) == (0, "resume changes the result\n  in detail\n", "")
     assert run(*proved, "--json") == (0, '{"proved": true}\n', "")

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from mt import bench
 from mt.config import DecodeConfig, RunConfig
 from mt.data.batch import assemble_tiles, assemble_varlen
 from mt.data.packing import PlanState, SliceBudget
@@ -21,6 +20,7 @@ from mt.decode.search import SearchRequest, search
 from mt.loss import linear_label_smoothed_nll
 from mt.model.cpu import training_kernels
 from mt.system.device import choose_dtype, data_sheet_flops, peak_flops
+from mt.tools import bench
 from mt.train.engine import Engine, OutOfMemory
 from tests.toys import V, attention, parallel, random_pairs, small_model, toy_config
 

@@ -295,7 +295,7 @@ def test_a_command_that_runs_out_of_memory_says_so_in_one_line(monkeypatch: pyte
     def bench_training(*arguments: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB. GPU 0 has 1.75 GiB free.")
 
-    monkeypatch.setattr("mt.bench.bench_training", bench_training)
+    monkeypatch.setattr("mt.tools.bench.bench_training", bench_training)
     result = CliRunner().invoke(app, ["bench", "--config", "demo"])
     assert result.exit_code == 2
     assert result.stderr == "error: CUDA out of memory: make batches smaller, or use the CPU\n"

@@ -8,22 +8,24 @@ import re
 import shutil
 import sys
 from collections import namedtuple
-from itertools import pairwise
+from collections.abc import Callable
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from mt import doctor
 from mt.cli import app
 from mt.config import RunConfig, SourceConfig, TokenizerConfig
 from mt.configfile import dump_config, parse_config
-from mt.doctor import diagnosis_text, examine
 from mt.text import checks, rehearsal
+from mt.text.checks import Finding
 from mt.text.prepare import prepare_corpus
 from mt.text.sample import draw_sample
 from mt.text.tokenizer import count_words, train_tokenizer
+from mt.tools import doctor
+from mt.tools.doctor import diagnosis_text, examine
 
 DEMO = Path(__file__).resolve().parent.parent / "data" / "demo"
 N_TRAIN, N_HELD_OUT, VOCAB_SIZE = 1_500, 300, 450
@@ -84,233 +86,233 @@ def a_config(**changes: Any) -> RunConfig:
     return parse_config(mapping, "test")
 
 
-def found(lines: Lines | None = None, **changes: Any) -> list[tuple[str, ...]]:
-    """What is found in these lines, or in the files as they are: level, place in the config, problem, fix."""
-    if lines is not None:
-        write(lines)
-    findings = examine(a_config(**changes), Path("runs/toy")).findings
-    return [(finding.level, finding.key, finding.problem, finding.fix) for finding in findings]
+def findings_of(**changes: Any) -> tuple[Finding, ...]:
+    """What is found in the files as they are."""
+    return examine(a_config(**changes), Path("runs/toy")).findings
 
 
-def test_good_text_is_silent(lines: Lines) -> None:
-    assert found(lines) == []
+# --- What is found ----------------------------------------------------------------------------------------------------
+
+# What to do to the good text or to its files, settings, and what is found then: level, check and key of each finding.
+# Their messages are in doctor_findings.txt; those of a case that the file lacks are added to it.
+Change = Callable[[Lines], object]
+CASES: dict[str, tuple[Change, dict[str, Any], list[str]]] = {}
+MESSAGES = Path(__file__).with_name("doctor_findings.txt")
 
 
-def test_a_missing_line(lines: Lines) -> None:
+def case(*findings: str, named: str = "", **config: Any) -> Callable[[Change], Change]:
+    def add(change: Change) -> Change:
+        CASES[named or change.__name__.replace("_", " ")] = change, config, list(findings)
+        return change
+
+    return add
+
+
+@case(named="good text")
+@case(
+    "warning language data.train.0",
+    "warning language data.valid",
+    "warning language data.test.demo",
+    named="another language than the config says",
+    src_lang="fr",
+)
+@case(
+    "warning language data.train.0",
+    "warning cleaning data.train.0",
+    "warning language data.valid",
+    "warning language data.test.demo",
+    "error nothing_left data.train",
+    named="another script than the config says",
+    tgt_lang="ru",
+)
+@case(
+    "warning vocabulary tokenizer.vocab_size",
+    named="a vocabulary that is too large for good pieces",
+    tokenizer={"vocab_size": 2_000, "model": None},
+)
+@case(
+    "error preparing tokenizer.vocab_size",
+    named="a vocabulary that is too large to be made",
+    tokenizer={"vocab_size": 30_000, "model": None},
+)
+@case("error preparing tokenizer.model", named="a tokenizer that does not exist", tokenizer={"model": "none.model"})
+@case(
+    "warning max_tokens data.train.0",
+    "warning batch train.batch_tokens",
+    "note dropout model.dropout",
+    named="long segments",
+    data={"max_tokens": 16},
+)
+@case(
+    "warning batch train.batch_tokens",
+    "note dropout model.dropout",
+    "warning epochs train.max_steps",
+    "warning warmup train.warmup_steps",
+    named="settings that do not suit the corpus",
+    train={"batch_tokens": 60_000, "max_steps": 2_000, "warmup_steps": 4_000, "device": "cpu"},
+    model={"d_model": 512, "n_heads": 8, "d_ff": 2048},
+)
+def unchanged(lines: Lines) -> None:
+    pass
+
+
+@case("error reading data.train.0")
+def a_missing_line(lines: Lines) -> None:
     del lines["train.de"][700]
-    assert found(lines) == [
-        (
-            "error",
-            "data.train.0",
-            "train.en has 1,500 lines and train.de has 1,499: parallel files need one line for each line; from "
-            "about line 701 on their lengths do not match any more",
-            "a line is missing from train.de, or one too many in train.en",
-        ),
-    ]
 
 
-def test_a_line_missing_here_and_another_there(lines: Lines) -> None:
+@case("warning shifted data.train.0")
+def a_line_missing_here_and_another_there(lines: Lines) -> None:
     lines["train.de"] = [*lines["train.de"][:700], *lines["train.de"][701:], "Sie weint."]
-    assert found(lines) == [
-        (
-            "warning",
-            "data.train.0",
-            "train.en: from about line 693 on it is 1 line behind train.de",
-            "find the line that is missing or too much there, and mend it",
-        ),
-    ]
 
 
-def test_swapped_sides(lines: Lines) -> None:
+@case("warning swapped data.train.0")
+def swapped_sides(lines: Lines) -> None:
     lines["train.de"], lines["train.en"] = lines["train.en"], lines["train.de"]
-    assert found(lines) == [
-        (
-            "warning",
-            "data.train.0",
-            "train.en + train.de: the sides are swapped: src is de, and tgt is en",
-            "swap them, or src_lang and tgt_lang",
-        ),
-    ]
 
 
-def test_another_language_than_the_config_says(lines: Lines) -> None:
-    assert found(lines, src_lang="fr") == [
-        (
-            "warning",
-            "data.train.0",
-            "train.en: 100% of its text is not fr, but mostly en",
-            "give fr text, or change src_lang",
-        ),
-        (
-            "warning",
-            "data.valid",
-            "valid.en: 100% of its text is not fr, but mostly en",
-            "give fr text, or change src_lang",
-        ),
-        (
-            "warning",
-            "data.test.demo",
-            "test.en: 100% of its text is not fr, but mostly en",
-            "give fr text, or change src_lang",
-        ),
-    ]
+@case("error reading data.train.0")
+def latin_1(lines: Lines) -> None:
+    Path("train.de").write_bytes("".join(f"{line}\n" for line in lines["train.de"]).encode("latin-1"))
 
 
-def test_another_script_than_the_config_says(lines: Lines) -> None:
-    assert found(lines, tgt_lang="ru") == [
-        (
-            "warning",
-            "data.train.0",
-            "train.de: 100% of its letters are Latin, and ru is written in Cyrillic",
-            "give ru text, or change tgt_lang",
-        ),
-        (
-            "warning",
-            "data.train.0",
-            "train.en + train.de: cleaning removes 100% of the pairs, most of them (100% of all) as "
-            "wrong_script, such as line 1, “In Vienna a famous father cries.” and “In Wien weint ein berühmter "
-            "Vater.”",
-            "look at these lines, or change data.clean.max_wrong_script if they are good",
-        ),
-        (
-            "warning",
-            "data.valid",
-            "valid.de: 100% of its letters are Latin, and ru is written in Cyrillic",
-            "give ru text, or change tgt_lang",
-        ),
-        (
-            "warning",
-            "data.test.demo",
-            "test.de: 100% of its letters are Latin, and ru is written in Cyrillic",
-            "give ru text, or change tgt_lang",
-        ),
-        (
-            "error",
-            "data.train",
-            "data.train: nothing is left of 1,500 pairs that were looked at",
-            "see the findings of its sources",
-        ),
-    ]
-
-
-def test_latin_1(lines: Lines) -> None:
-    write(lines)
-    text = "".join(f"{line}\n" for line in lines["train.de"])
-    Path("train.de").write_bytes(text.encode("latin-1"))
-    assert found() == [
-        (
-            "error",
-            "data.train.0",
-            "train.de, line 1: byte 0xfc at offset 21 is not UTF-8",
-            "mend the line, or convert the file (iconv -f LATIN1 -t UTF-8, if that is what it is)",
-        ),
-    ]
-
-
-def test_mojibake(lines: Lines) -> None:
-    lines["train.de"] = [line.encode().decode("cp1252", "replace") for line in lines["train.de"]]
-    assert found(lines) == [
-        (
-            "warning",
-            "data.train.0",
-            "train.de: 55% of the lines hold UTF-8 that was read as Latin-1, such as line 1, “In Wien weint "
-            "ein berÃ¼hmter Vater.”",
-            "get the text from where it was whole, or mend it with ftfy",
-        ),
-        (
-            "warning",
-            "data.train.0",
-            "train.de: 9.8% of its tokens are single bytes, of characters that are no pieces",
-            "take a tokenizer that was trained on text like this",
-        ),
-    ]
-
-
-def test_utf_16(lines: Lines) -> None:
-    write(lines)
+@case("error reading data.valid")
+def utf_16(lines: Lines) -> None:
     Path("valid.de").write_text("\n".join(lines["valid.de"]), "utf-16")
-    assert found() == [
-        (
-            "error",
-            "data.valid",
-            "valid.de: is UTF-16, expected UTF-8",
-            "convert it with iconv -f UTF-16 -t UTF-8",
-        ),
-    ]
 
 
-def test_duplicates(lines: Lines) -> None:
+@case("warning mojibake data.train.0", "warning bytes data.train.0")
+def mojibake(lines: Lines) -> None:
+    lines["train.de"] = [line.encode().decode("cp1252", "replace") for line in lines["train.de"]]
+
+
+@case("warning duplicates data.train.0")
+def duplicates(lines: Lines) -> None:
     for lang in ("en", "de"):
-        lines[f"train.{lang}"] = lines[f"train.{lang}"] + [line.upper() for line in lines[f"train.{lang}"][:500]]
-    assert found(lines) == [
-        (
-            "warning",
-            "data.train.0",
-            "train.en + train.de: 25% of the pairs came before, case and punctuation aside (0.0% to the letter)",
-            "see that this is no mistake; preparing removes them",
-        ),
-    ]
+        lines[f"train.{lang}"] += [line.upper() for line in lines[f"train.{lang}"][:500]]
 
 
-def test_tokenised_text(lines: Lines) -> None:
+@case("warning tokenised data.train.0", "warning tokenised data.train.0")
+def tokenised_text(lines: Lines) -> None:
     for name in ("train.en", "train.de"):
         lines[name] = [re.sub(r"([.,?!])", r" \1", line) for line in lines[name]]
-    assert found(lines) == [
-        (
-            "warning",
-            "data.train.0",
-            "train.en: 85% of the lines are tokenised already, such as line 1, “In Vienna a famous father cries .”",
-            "give raw text, detokenised (sacremoses detokenize); the tokenizer cuts it itself",
-        ),
-        (
-            "warning",
-            "data.train.0",
-            "train.de: 86% of the lines are tokenised already, such as line 1, “In Wien weint ein berühmter Vater .”",
-            "give raw text, detokenised (sacremoses detokenize); the tokenizer cuts it itself",
-        ),
-    ]
 
 
-def test_pieces(lines: Lines) -> None:
+@case("warning pieces data.train.0", "warning bytes data.train.0")
+def pieces(lines: Lines) -> None:
     lines["train.de"] = [re.sub(r"(\w{4})(?=\w)", r"\1@@ ", line) for line in lines["train.de"]]
-    assert found(lines) == [
-        (
-            "warning",
-            "data.train.0",
-            "train.de: 100% of the lines are cut into pieces already, such as line 1, “In Wien wein@@ t ein "
-            "berü@@ hmte@@ r Vate@@ r.”",
-            "give raw text: join the pieces (sed -E 's/@@( |$)//g' for BPE)",
-        ),
-        (
-            "warning",
-            "data.train.0",
-            "train.de: 24% of its tokens are single bytes, of characters that are no pieces",
-            "take a tokenizer that was trained on text like this",
-        ),
-    ]
 
 
-def test_contamination(lines: Lines) -> None:
+@case("warning contamination data.train.0", named="contamination is kept", data={"clean": {"contamination": False}})
+@case("warning contamination data.train.0")
+def contamination(lines: Lines) -> None:
     for lang in ("en", "de"):
         lines[f"train.{lang}"][600:700] = lines[f"test.{lang}"][:100]
-    assert found(lines) == [
-        (
-            "warning",
-            "data.train.0",
-            "train.en + train.de: 90 of the 1,500 pairs looked at have a side in data.test.demo, such as line "
-            "601, “Jan gets up at half past six.”",
-            "see that this is no mistake; preparing removes them",
-        ),
-    ]
-    assert found(lines, data={"clean": {"contamination": False}}) == [
-        (
-            "warning",
-            "data.train.0",
-            "train.en + train.de: 90 of the 1,500 pairs looked at have a side in data.test.demo, such as line "
-            "601, “Jan gets up at half past six.”",
-            "set data.clean.contamination: true, or its scores mean little",
-        ),
-    ]
+
+
+@case("warning contamination data.train.0", "error nothing_left data.train")
+def training_text_that_is_the_test_set(lines: Lines) -> None:
+    pairs = zip(lines["test.en"], lines["test.de"], strict=True)
+    long = [pair for pair in pairs if min(len(side.split()) for side in pair) > 8]
+    lines["train.en"], lines["train.de"] = map(list, zip(*long, strict=True))
+
+
+@case("warning cleaning data.train.0", "warning empty_lines data.test.demo")
+def a_target_that_is_half_empty(lines: Lines) -> None:
+    lines["train.de"] = [line if i % 2 else "" for i, line in enumerate(lines["train.de"])]
+    lines["test.de"][7] = " "
+
+
+@case("warning special_tokens data.train.0", "warning bytes data.train.0")
+def special_tokens_in_the_text(lines: Lines) -> None:
+    lines["train.en"] = [f"<s> {line} </s>" for line in lines["train.en"]]
+
+
+@case("warning tags data.train.0", named="tags of which one is named", tokenizer={"user_symbols": ["<b>"]})
+@case("warning tags data.train.0")
+def tags_in_the_text(lines: Lines) -> None:
+    lines["train.en"] = [f"<b>{line}</b>" if i % 4 == 0 else line for i, line in enumerate(lines["train.en"])]
+
+
+@case("warning tag_in_text data.train.0", data={"train": [{"src": "train.en", "tgt": "train.de", "tag": "<bt>"}]})
+def a_tag_of_a_source_in_its_text(lines: Lines) -> None:
+    lines["train.en"][3] = "<bt> " + lines["train.en"][3]
+
+
+@case("error reading data.train.0", data={"train": [{"src": "train.en", "tgt": "train.de.gz"}]})
+def a_compressed_file_that_is_cut_off(lines: Lines) -> None:
+    packed = gzip.compress(Path("train.de").read_bytes())
+    Path("train.de.gz").write_bytes(packed[: len(packed) // 2])
+
+
+@case("warning valid_is_test data.valid")
+def validation_that_is_the_test(lines: Lines) -> None:
+    lines["test.en"], lines["test.de"] = lines["valid.en"], lines["valid.de"]
+
+
+@case("warning valid_size data.valid")
+def validation_that_is_too_small(lines: Lines) -> None:
+    lines["valid.en"], lines["valid.de"] = lines["valid.en"][:30], lines["valid.de"][:30]
+
+
+@case("error lfs_pointer data.train.0", "error web_page data.valid", "error reading data.test.demo")
+def files_that_are_something_else(lines: Lines) -> None:
+    Path("train.de").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n")
+    Path("valid.en").write_text("<!DOCTYPE html>\n<html>\n")
+    Path("test.de").unlink()
+
+
+@case("error pipe data.train.0")
+def a_pipe(lines: Lines) -> None:
+    Path("train.de").unlink()
+    os.mkfifo("train.de")
+
+
+@case("error empty data.test.demo")
+def a_source_without_pairs(lines: Lines) -> None:
+    lines["test.en"], lines["test.de"] = [], []
+
+
+@case(
+    "warning copied data.train.0",
+    "warning language data.train.0",
+    "warning cleaning data.train.0",
+    "warning batch train.batch_tokens",
+    "note dropout model.dropout",
+    "warning epochs train.max_steps",
+)
+def the_same_text_on_both_sides(lines: Lines) -> None:
+    lines["train.de"] = list(lines["train.en"])
+
+
+@case("warning unrelated data.train.0")
+def shuffled_text(lines: Lines) -> None:
+    lines["train.de"] = sorted(lines["train.de"])
+
+
+@case("warning case data.valid", "warning case data.test.demo")
+def lower_case_in_training_alone(lines: Lines) -> None:
+    lines["train.de"] = [line.lower() for line in lines["train.de"]]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_findings(name: str, lines: Lines, good: Lines) -> None:
+    change, config, expected = CASES[name]
+    write(lines)
+    change(lines)
+    write({name: texts for name, texts in lines.items() if texts != good[name]})
+    findings = findings_of(**config)
+    assert [f"{finding.level} {finding.check} {finding.key}" for finding in findings] == expected
+    told = [line for finding in findings for line in ("  " + finding.problem, "    " + finding.fix)]
+    messages = [line.replace(str(Path.cwd()), "HERE") for line in told]
+    known = MESSAGES.read_text("utf-8")
+    if f"\n{name}\n" not in known:
+        MESSAGES.write_text("\n".join([known, name, *messages, ""]), "utf-8")
+    lines_behind = known.partition(f"\n{name}\n")[2].splitlines()
+    assert list(takewhile(lambda line: line.startswith("  "), lines_behind)) == messages
+
+
+# --- The forecast -----------------------------------------------------------------------------------------------------
 
 
 def test_the_forecast_leaves_out_what_stands_in_a_test_set(lines: Lines) -> None:
@@ -324,16 +326,6 @@ def test_the_forecast_leaves_out_what_stands_in_a_test_set(lines: Lines) -> None
     write(lines)
     assert pairs_kept(contamination=False) == 1_500
     assert pairs_kept() == 1_410  # 10 of the 100 have fewer words than data.clean.contamination_words
-
-
-def test_training_text_that_is_the_test_set_is_an_error(lines: Lines) -> None:
-    for lang in ("en", "de"):
-        lines[f"train.{lang}"] = [line for line in lines[f"test.{lang}"] if len(line.split()) > 8]
-    n = min(len(lines["train.en"]), len(lines["train.de"]))
-    for lang in ("en", "de"):
-        lines[f"train.{lang}"] = lines[f"train.{lang}"][:n]
-    problems = [finding[2] for finding in found(lines) if finding[0] == "error"]
-    assert problems == [f"data.train: nothing is left of {n} pairs that were looked at"]
 
 
 def test_the_forecast_is_right_where_long_lines_alternate_with_short_ones(
@@ -353,299 +345,7 @@ def test_the_forecast_is_right_where_long_lines_alternate_with_short_ones(
     assert tokens(N_TRAIN // 2) == pytest.approx(tokens(N_TRAIN), rel=0.03)
 
 
-def test_a_target_that_is_half_empty(lines: Lines) -> None:
-    lines["train.de"] = [line if i % 2 else "" for i, line in enumerate(lines["train.de"])]
-    lines["test.de"][7] = " "
-    assert found(lines) == [
-        (
-            "warning",
-            "data.train.0",
-            "train.en + train.de: cleaning removes 50% of the pairs, most of them (50% of all) as empty, such "
-            "as line 1, “In Vienna a famous father cries.” and “”",
-            "give the text that is missing, or leave out these lines on both sides",
-        ),
-        (
-            "warning",
-            "data.test.demo",
-            "test.de: 1 of 300 lines are empty, the first is line 8",
-            "remove them with their counterparts: they are scored as they stand",
-        ),
-    ]
-
-
-def test_special_tokens_in_the_text(lines: Lines) -> None:
-    lines["train.en"] = [f"<s> {line} </s>" for line in lines["train.en"]]
-    assert found(lines) == [
-        (
-            "warning",
-            "data.train.0",
-            "train.en: 100% of the lines hold special tokens as text, such as line 1, “<s> In Vienna a famous "
-            "father cries. </s>”",
-            "remove them: mt puts in what sentences begin and end with",
-        ),
-        (
-            "warning",
-            "data.train.0",
-            "train.en: 13% of its tokens are single bytes, of characters that are no pieces",
-            "take a tokenizer that was trained on text like this",
-        ),
-    ]
-
-
-def test_tags_in_the_text(lines: Lines) -> None:
-    lines["train.en"] = [f"<b>{line}</b>" if i % 4 == 0 else line for i, line in enumerate(lines["train.en"])]
-    assert found(lines) == [
-        (
-            "warning",
-            "data.train.0",
-            "train.en: 25% of the lines hold tags, such as line 1, “<b>In Vienna a famous father cries.</b>”",
-            "remove the markup, or name the tags in tokenizer.user_symbols",
-        ),
-    ]
-    assert found(lines, tokenizer={"user_symbols": ["<b>"]}) == [
-        (
-            "warning",
-            "data.train.0",
-            "train.en: 25% of the lines hold tags, such as line 1, “<b>In Vienna a famous father cries.</b>”",
-            "remove the markup, or name the tags in tokenizer.user_symbols",
-        ),
-    ]
-
-
-def test_a_tag_of_a_source_in_its_text(lines: Lines) -> None:
-    lines["train.en"][3] = "<bt> " + lines["train.en"][3]
-    assert found(lines, data={"train": [{"src": "train.en", "tgt": "train.de", "tag": "<bt>"}]}) == [
-        (
-            "warning",
-            "data.train.0",
-            "train.en: holds the tag <bt> as text, such as line 4, “<bt> Is the juice drunk by the happy guest?”",
-            "choose another tag, or remove it from the text: mt puts it in front of the source itself",
-        ),
-    ]
-
-
-def test_a_compressed_file_that_is_cut_off(lines: Lines) -> None:
-    write(lines)
-    packed = gzip.compress(Path("train.de").read_bytes())
-    Path("train.de.gz").write_bytes(packed[: len(packed) // 2])
-    assert found(data={"train": [{"src": "train.en", "tgt": "train.de.gz"}]}) == [
-        (
-            "error",
-            "data.train.0",
-            "train.de.gz: ends too early, it was cut off",
-            "copy or download it again",
-        ),
-    ]
-
-
-def test_validation_that_is_the_test(lines: Lines) -> None:
-    lines["test.en"], lines["test.de"] = lines["valid.en"], lines["valid.de"]
-    assert found(lines) == [
-        (
-            "warning",
-            "data.valid",
-            "valid.en + valid.de: 300 of its 300 pairs are in data.test.demo (test.en + test.de), too",
-            "give other text: what chooses the checkpoint cannot judge it, too",
-        ),
-    ]
-
-
-def test_validation_that_is_too_small(lines: Lines) -> None:
-    lines["valid.en"], lines["valid.de"] = lines["valid.en"][:30], lines["valid.de"][:30]
-    assert found(lines) == [
-        (
-            "warning",
-            "data.valid",
-            "valid.en + valid.de: has 30 pairs: scores of so few leave the choice of a checkpoint to chance",
-            "give 1,000 to 3,000",
-        ),
-    ]
-
-
-def test_a_vocabulary_that_is_too_large(lines: Lines) -> None:
-    assert found(lines, tokenizer={"vocab_size": 2_000, "model": None}) == [
-        (
-            "warning",
-            "tokenizer.vocab_size",
-            "tokenizer.vocab_size: 2,000 pieces stand 22 times each in the corpus, on average: too rarely to be learnt",
-            "set it to 430, or give more text",
-        ),
-    ]
-    assert found(tokenizer={"vocab_size": 30_000, "model": None}) == [
-        (
-            "error",
-            "tokenizer.vocab_size",
-            "tokenizer.vocab_size: 30,000 is too large for this corpus, which yields at most 8,290 pieces",
-            "set it to 8290 or less, or give more text",
-        ),
-    ]
-
-
-def test_files_that_are_something_else(lines: Lines) -> None:
-    write(lines)
-    Path("train.de").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n")
-    Path("valid.en").write_text("<!DOCTYPE html>\n<html>\n")
-    Path("test.de").unlink()
-    assert found() == [
-        (
-            "error",
-            "data.train.0",
-            "train.de: is a Git LFS pointer, not the text itself",
-            "fetch the text with git lfs pull",
-        ),
-        (
-            "error",
-            "data.valid",
-            "valid.en: is a web page, not text",
-            "download the file itself, not the page about it",
-        ),
-        (
-            "error",
-            "data.test.demo",
-            f"test.de: no such file (looked for in {Path.cwd()})",
-            "correct data.test.demo",
-        ),
-    ]
-
-
-def test_a_pipe(lines: Lines) -> None:
-    write(lines)
-    Path("train.de").unlink()
-    os.mkfifo("train.de")
-    assert (
-        "error",
-        "data.train.0",
-        "train.de: is no file but a pipe or a device, and this text is read several times",
-        "save it as a file",
-    ) in found()
-
-
-def test_a_source_without_pairs(lines: Lines) -> None:
-    lines["test.en"], lines["test.de"] = [], []
-    assert found(lines) == [
-        (
-            "error",
-            "data.test.demo",
-            "test.en + test.de: is empty",
-            "give at least one pair of sentences",
-        ),
-    ]
-
-
-def test_the_same_text_on_both_sides(lines: Lines) -> None:
-    lines["train.de"] = list(lines["train.en"])
-    # What follows is that hardly a pair is left.
-    assert found(lines)[:3] == [
-        (
-            "warning",
-            "data.train.0",
-            "train.en and train.de: are the same text",
-            "give the translation as tgt",
-        ),
-        (
-            "warning",
-            "data.train.0",
-            "train.de: 100% of its text is not de, but mostly en",
-            "give de text, or change tgt_lang",
-        ),
-        (
-            "warning",
-            "data.train.0",
-            "train.en + train.de: cleaning removes 99% of the pairs, most of them (99% of all) as copied, such "
-            "as line 1, “In Vienna a famous father cries.” and “In Vienna a famous father cries.”",
-            "look at these lines, or change data.clean.max_copied if they are good",
-        ),
-    ]
-
-
-def test_shuffled_text(lines: Lines) -> None:
-    lines["train.de"] = sorted(lines["train.de"])
-    assert found(lines) == [
-        (
-            "warning",
-            "data.train.0",
-            "train.en and train.de: the lengths of the lines do not go together (correlation -0.00; "
-            "translations have about 0.9)",
-            "see whether line i of the one translates line i of the other: one side may be sorted or shuffled",
-        ),
-    ]
-
-
-def test_lower_case_in_training_alone(lines: Lines) -> None:
-    lines["train.de"] = [line.lower() for line in lines["train.de"]]
-    assert found(lines) == [
-        (
-            "warning",
-            "data.valid",
-            "valid.de: 100% of the lines have capital letters, and 0.0% in training",
-            "write both in true case",
-        ),
-        (
-            "warning",
-            "data.test.demo",
-            "test.de: 100% of the lines have capital letters, and 0.0% in training",
-            "write both in true case",
-        ),
-    ]
-
-
-def test_long_segments(lines: Lines) -> None:
-    assert found(lines, data={"max_tokens": 16}) == [
-        (
-            "warning",
-            "data.train.0",
-            "train.en + train.de: 97% of the pairs have more than 16 tokens on a side and are removed; one in "
-            "a hundred has 67 or more",
-            "raise data.max_tokens, or split the segments at the ends of sentences",
-        ),
-        (
-            "warning",
-            "train.batch_tokens",
-            "train.batch_tokens: 1,024 target tokens an update are more than training has (about 630): each "
-            "update would hold pairs more than once",
-            "lower it, to 31 say, or give more text",
-        ),
-        (
-            "note",
-            "model.dropout",
-            "model.dropout: is 0.1 in a model of about 36,000 parameters for about 630 target tokens, which it "
-            "can learn by heart",
-            "raise it to 0.3, and take a smaller model",
-        ),
-    ]
-
-
-def test_settings_that_do_not_suit_the_corpus(lines: Lines) -> None:
-    train = {"batch_tokens": 60_000, "max_steps": 2_000, "warmup_steps": 4_000, "device": "cpu"}
-    model = {"d_model": 512, "n_heads": 8, "d_ff": 2048}
-    assert found(lines, train=train, model=model) == [
-        (
-            "warning",
-            "train.batch_tokens",
-            "train.batch_tokens: 60,000 target tokens an update are more than training has (about 48,000): "
-            "each update would hold pairs more than once",
-            "lower it, to 2,400 say, or give more text",
-        ),
-        (
-            "note",
-            "model.dropout",
-            "model.dropout: is 0.1 in a model of about 7,600,000 parameters for about 48,000 target tokens, "
-            "which it can learn by heart",
-            "raise it to 0.3, and take a smaller model",
-        ),
-        (
-            "warning",
-            "train.max_steps",
-            "train.max_steps: 2,000 updates would show every pair about 2,498 times",
-            "lower it, to 80 for 100 times, or set train.patience",
-        ),
-        (
-            "warning",
-            "train.warmup_steps",
-            "train.warmup_steps: 4,000 are more than train.max_steps (2,000): the learning rate never reaches its peak",
-            "lower it, to 200 say",
-        ),
-    ]
+# --- The command ------------------------------------------------------------------------------------------------------
 
 
 def test_a_command_that_finds_nothing(lines: Lines) -> None:
@@ -721,40 +421,21 @@ def test_nothing_is_written(lines: Lines, tmp_path: Path) -> None:
 
 
 def test_a_full_disk_and_a_small_device(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(lines)
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: usage(100_000, 0, 100_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(100_000, 0, 100_000))
     monkeypatch.setattr(doctor, "memory_bytes", lambda device: 1 << 18)
-    assert found(lines) == [
-        (
-            "error",
-            "model",
-            "model: training takes at least 0.5 MiB on cpu, which has 0.2 MiB",
-            "make the model or the vocabulary smaller",
-        ),
-        (
-            "error",
-            "data.prepared_dir",
-            "runs/toy: up to 0.9 MiB are needed on its disk, and 0.1 MiB are free",
-            "make room, lower train.keep_last and train.average_last, or choose other folders",
-        ),
-    ]
+    memory, disk = findings_of()
+    assert (memory.level, memory.key, disk.level, disk.key) == ("error", "model", "error", "data.prepared_dir")
+    assert memory.problem == "model: training takes at least 0.6 MiB on cpu, which has 0.2 MiB"
+    assert disk.problem == "runs/toy: up to 0.9 MiB are needed on its disk, and 0.1 MiB are free"
 
 
 def test_a_device_that_is_not_there(lines: Lines) -> None:
-    (finding,) = found(lines, train={"device": "cuda:99"})
-    assert finding[:2] == ("error", "train.device")
-    assert finding[2].startswith("train.device: cuda:99 is asked for, but ")
-
-
-def test_a_tokenizer_that_is_not_there(lines: Lines) -> None:
-    assert found(lines, tokenizer={"model": "none.model"}) == [
-        (
-            "error",
-            "tokenizer.model",
-            "none.model: no such file, the tokenizer is missing",
-            "correct tokenizer.model",
-        ),
-    ]
+    write(lines)
+    (finding,) = findings_of(train={"device": "cuda:99"})
+    assert (finding.level, finding.key) == ("error", "train.device")
+    assert finding.problem.startswith("train.device: cuda:99 is asked for, but ")
 
 
 def test_a_corpus_that_is_prepared(lines: Lines) -> None:
@@ -773,25 +454,18 @@ def test_a_corpus_that_is_prepared(lines: Lines) -> None:
     ids.write_bytes(ids.read_bytes()[:-2])
     (finding,) = examine(config, Path("runs/toy")).findings
     n_bytes = ids.stat().st_size
-    assert (
-        finding.problem
-        == f"{corpus.folder}: is damaged, train.src.ids has {n_bytes:,} bytes instead of {n_bytes + 2:,}"
-    )
+    damage = f"is damaged, train.src.ids has {n_bytes:,} bytes instead of {n_bytes + 2:,}"
+    assert finding.problem == f"{corpus.folder}: {damage}"
     assert finding.fix == f"delete {corpus.folder} and prepare it again"
 
 
 def test_languages_without_py3langid(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(lines)
     monkeypatch.setitem(sys.modules, "py3langid.langid", None)
     checks._identifier.cache_clear()
-    assert found(lines) == [
-        (
-            "note",
-            "languages",
-            "languages: were looked at by their scripts alone, for py3langid is not installed",
-            "pip install 'mt-train[language]'",
-        ),
-    ]
+    (finding,) = findings_of()
     checks._identifier.cache_clear()
+    assert (finding.level, finding.check, finding.key) == ("note", "no_py3langid", "languages")
 
 
 # --- Samples ----------------------------------------------------------------------------------------------------------
@@ -832,10 +506,5 @@ def test_good_real_text_is_silent(name: str, monkeypatch: pytest.MonkeyPatch) ->
     data = Path(os.environ["MT_REAL_DATA"]) / "data"
     sets = [name, "newstest/newstest2013", "newstest/newstest2014"]
     train, valid, test = ({"src": str(data / f"{one}.en.gz"), "tgt": str(data / f"{one}.de.gz")} for one in sets)
-    assert (
-        found(
-            data={"train": [train], "valid": valid, "test": {"newstest2014": test}},
-            tokenizer={"vocab_size": 2_000, "model": None},
-        )
-        == []
-    )
+    config = {"data": {"train": [train], "valid": valid, "test": {"newstest2014": test}}}
+    assert findings_of(**config, tokenizer={"vocab_size": 2_000, "model": None}) == ()

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from mt import bench
-from mt import dry_run as dry_run_module
 from mt.cli import app
 from mt.config import RunConfig, TrainConfig
-from mt.dry_run import dry_run, parameters_by_part, plot_schedule
 from mt.errors import ConfigError, DataError, MTError
 from mt.pipeline import train_run
 from mt.text.corpus import PreparedCorpus
 from mt.text.prepare import prepare_corpus
+from mt.tools import bench
+from mt.tools import dry_run as dry_run_module
+from mt.tools.dry_run import dry_run, parameters_by_part, plot_schedule
 from mt.train.engine import Engine, OutOfMemory, Update
 from tests.clock import Clock
 from tests.toys import small_model, toy_config

@@ -102,12 +102,13 @@ FLOORS: list[set[str]] = [
         "train.optimizer",
         "train.ema",
         "train.engine",
+        "train.footprint",
         "train.progress",
         "train.tracker",
         "train.validation",
         "train.loop",
     },
-    {"pipeline", "evaluation", "bench", "doctor", "dry_run", "verify"},
+    {"pipeline", "evaluation", "tools.bench", "tools.doctor", "tools.dry_run", "tools.verify"},
     {"cli", "__main__"},
 ]
 FLOOR_OF = {f"mt.{name}": number for number, names in enumerate(FLOORS) for name in names}

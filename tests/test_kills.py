@@ -16,8 +16,8 @@ from mt.config import RunConfig
 from mt.configfile import dump_config
 from mt.pipeline import train_run
 from mt.run_folder import RunFolder
+from mt.tools.verify import Kill, compare, kill_at
 from mt.train.engine import Engine, Outcome, Update
-from mt.verify import Kill, compare, kill_at
 from tests.forks import MT, Fork
 from tests.toys import toy_config
 

@@ -8,7 +8,7 @@ from statistics import median
 
 import pytest
 
-from mt.text.lengths import Stretch, first_break, misaligned
+from mt.text.lengths import first_break
 
 REAL_DATA = os.environ.get("MT_REAL_DATA")
 needs_real_data = pytest.mark.skipif(not REAL_DATA, reason="MT_REAL_DATA does not name the folder with data/ and hub/")
@@ -31,57 +31,59 @@ def without(lengths: list[int], start: int, n: int = 1) -> list[int]:
     return lengths[:start] + lengths[start + n :]
 
 
+def line_of(src: list[int], tgt: list[int]) -> int | None:
+    found = first_break(src, tgt)
+    return None if found is None else found.line
+
+
 @pytest.mark.parametrize("n", [1, 3, 400])
 def test_missing_lines_are_found_on_either_side(n: int) -> None:
     src, tgt = demo_lengths()
     for start in (2_000, 9_999, 17_000):
-        assert first_break(src, without(tgt, start, n)) == pytest.approx(start, abs=5)
-        assert first_break(without(src, start, n), tgt) == pytest.approx(start, abs=5)
+        for sides in ((src, without(tgt, start, n)), (without(src, start, n), tgt)):
+            found = first_break(*sides)
+            assert found is not None
+            assert (found.line, found.shift) == (pytest.approx(start, abs=5), n)
 
 
 def test_of_several_missing_lines_the_first_is_told() -> None:
     src, tgt = demo_lengths()
-    assert first_break(src, without(without(tgt, 12_000), 4_000)) == pytest.approx(4_000, abs=5)
+    assert line_of(src, without(without(tgt, 12_000), 4_000)) == pytest.approx(4_000, abs=5)
 
 
 def test_a_line_missing_at_the_beginning_or_the_end_is_found() -> None:
     src, tgt = demo_lengths()
-    assert first_break(src, tgt[1:]) == pytest.approx(0, abs=5)
-    assert first_break(src, tgt[:15_000]) == 15_000  # the whole of the shorter side matches
+    assert line_of(src, tgt[1:]) == pytest.approx(0, abs=5)
+    assert line_of(src, tgt[:15_000]) == 15_000  # the whole of the shorter side matches
 
 
-def test_equally_many_lines_have_no_break() -> None:
-    assert first_break(*demo_lengths()) is None
+def test_a_line_missing_here_and_another_at_the_end_there_shift_the_rest() -> None:
+    src, tgt = demo_lengths()
+    moved = [*without(tgt, 5_000), 40]
+    for sides, shift in (((src, moved), -1), ((moved, src), 1)):
+        found = first_break(*sides)
+        assert found is not None
+        assert (found.line, found.shift) == (pytest.approx(5_000, abs=5), shift)
 
 
 @pytest.mark.parametrize("src", [[], [7], [20] * 3_000, sorted(random.Random(1).choices(range(9, 99), k=3_000))])
 def test_lengths_that_do_not_tell_are_said_nothing_about(src: list[int]) -> None:
     """None at all, all the same, or sorted: a shift changes nothing."""
     assert first_break(src, [*src, 20]) is None
-    assert misaligned(src, src) == []
+    assert first_break(src, src) is None
 
 
 def test_lines_that_never_match_have_no_break() -> None:
     rng = random.Random(1)
     src, tgt = ([rng.randint(5, 300) for _ in range(5_000)] for _ in range(2))
     assert first_break(src, tgt[1:]) is None
-    (lost,) = misaligned(src, tgt)
-    assert lost == Stretch(pytest.approx(0, abs=5), pytest.approx(5_000, abs=5), None)
-
-
-def test_a_missing_line_that_is_made_up_for_later_leaves_a_stretch() -> None:
-    src, tgt = demo_lengths()
-    moved = [*without(tgt, 5_000)[:9_000], 40, *without(tgt, 5_000)[9_000:]]
-    (stretch,) = misaligned(src, moved)
-    assert stretch.shift == -1  # target line 4,999 translates source line 5,000
-    assert (stretch.start, stretch.stop) == (pytest.approx(5_000, abs=5), pytest.approx(9_000, abs=5))
-    (stretch,) = misaligned(moved, src)
-    assert stretch.shift == 1
+    assert first_break(src, tgt) is None
 
 
 @pytest.mark.parametrize("name", ["train", "valid", "test"])
-def test_nothing_is_found_in_the_demo_corpus(name: str) -> None:
-    assert misaligned(*demo_lengths(name)) == []
+def test_parallel_sides_match_to_their_end(name: str) -> None:
+    src, tgt = demo_lengths(name)
+    assert line_of(src, tgt) == len(src)
 
 
 @needs_real_data
@@ -90,10 +92,10 @@ def test_nothing_is_found_in_the_demo_corpus(name: str) -> None:
 )
 def test_nothing_is_found_in_real_corpora_and_lines_missing_from_them_are(name: str) -> None:
     src, tgt = real_lengths(name)
-    assert misaligned(src, tgt) == []
+    assert line_of(src, tgt) in (None, len(src))
     rng = random.Random(2)
     places = [rng.randrange(len(src)) for _ in range(5)]
-    found = [first_break(src, without(tgt, place)) for place in places]
+    found = [line_of(src, without(tgt, place)) for place in places]
     if name == "parallel/tatoeba":  # sorted by length
         assert found == [None] * 5
     else:

@@ -23,7 +23,6 @@ from mt.model.cpu import training_kernels
 from mt.model.kernels import Kernels
 from mt.model.layers import run_again
 from mt.model.training import CudaTraining
-from mt.model.transformer import count_parameters
 from mt.text.tokenizer import BOS_ID, EOS_ID
 from tests.toys import V, random_pairs, tiles
 
@@ -263,4 +262,4 @@ def test_parameters_are_counted_once_and_flops_by_use(row: dict[str, Any]) -> No
         + (6 * 2 * 8 if row["qk_norm"] else 0)
         + OWN_PARAMETERS.get(row["positions"], 0)
     )
-    assert count_parameters(model.config, V) == expected
+    assert model.n_parameters == expected

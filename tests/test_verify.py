@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import torch
 
-import mt.verify
+import mt.tools.verify
 from mt.checkpoint import ModelFolder, save_model_folder
 from mt.config import RunConfig
 from mt.errors import ConfigError, MTError
 from mt.run_folder import RunFolder
+from mt.tools.verify import Difference, Kill, Verdict, compare, kill_at, short_config, train_in, verify_resume
 from mt.train.optimizer import Optimizer
-from mt.verify import Difference, Kill, Verdict, compare, kill_at, short_config, train_in, verify_resume
 from tests.forks import Fork
 from tests.toys import toy_config, write_lines
 
@@ -385,7 +385,7 @@ def test_a_training_is_not_left_running_when_its_starter_is_interrupted(tmp_path
 def test_a_training_that_ends_before_its_kill_was_not_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_lines(tmp_path / "metrics.jsonl", ['{"step": 7}'])
     with subprocess.Popen(["true"]) as child, monkeypatch.context() as delayed:
-        delayed.setattr(mt.verify, "time", types.SimpleNamespace(sleep=lambda seconds: child.wait()))
+        delayed.setattr(mt.tools.verify, "time", types.SimpleNamespace(sleep=lambda seconds: child.wait()))
         assert kill_at(child, tmp_path, step=7, in_save=False, delay=0.5) is None
     with subprocess.Popen(["sleep", "100"]) as child:
         assert kill_at(child, tmp_path, step=7, in_save=False, delay=0) == Kill(7, while_saving=False)
@@ -410,4 +410,4 @@ def test_the_short_training_is_the_same_but_for_its_length(tmp_path: Path) -> No
     assert (short.train.checkpoint_every, short.train.validate_every, short.train.log_every) == (4, 20, 1)
     assert short.model == config.model
     assert short.train.seed == config.train.seed
-    assert mt.verify.N_VALIDATION_PAIRS < 20
+    assert mt.tools.verify.N_VALIDATION_PAIRS < 20

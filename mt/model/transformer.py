@@ -229,9 +229,3 @@ class Transformer(nn.Module):
     def _embed(self, side: int, ids: Tensor, positions: Tensor, max_positions: int) -> Tensor:
         rows = self.drop_words(self.embeddings[side](ids))
         return self.positions(rows, positions, max_positions, self.dtype, self.dropout)
-
-
-def count_parameters(config: ModelConfig, vocab_size: int) -> int:
-    """Return how many parameters a model learns, without memory for them."""
-    with torch.device("meta"):
-        return Transformer(config, vocab_size=vocab_size, pad_id=0).n_parameters

@@ -16,6 +16,7 @@ from mt.config import RunConfig, SourceConfig
 from mt.errors import ConfigError
 from mt.text.duplicates import pair_keys
 from mt.text.languages import LanguageIdentifier
+from mt.text.lengths import first_break
 from mt.text.overlap import HeldOut
 from mt.text.sample import Sample
 from mt.text.scripts import expected_scripts, script_fractions, wrong_script_fraction
@@ -90,9 +91,6 @@ def check_files(key: str, source: SourceConfig) -> list[Finding]:
 
 # ---------------------------------------------------------------------------------------------------- alignment
 
-_WORD = re.compile(r"\d+|[^\W\d_]{3,}")
-_SHIFTS = (-3, -2, -1, 1, 2, 3)
-_FEWEST_SHARED = 30  # pairs with a word in common by which a shift must explain the text better than none
 _LOW_CORRELATION = 0.3
 _COPIED, _ALL_COPIED = 0.1, 0.95
 
@@ -124,39 +122,16 @@ def _such_as(sample: Sample, side: int, i: int) -> str:
 
 
 def _shifted(sample: Sample) -> list[Finding]:
-    """The one shift from some line on that explains the words in common much better than no shift does."""
-    shared = _shared_words(sample)
-    aligned = np.cumsum(shared[0])
-    best_gain, found = _FEWEST_SHARED - 1, None
-    for shift in _SHIFTS:
-        # Of the pairs from i on; a break is where these and those before it together are the most.
-        after = np.cumsum(shared[shift][::-1])[::-1]
-        before = np.concatenate([[0], aligned[:-1]])
-        gains = before + after - aligned[-1]
-        i = int(gains.argmax())
-        n_aligned_after = int(aligned[-1] - before[i])
-        if gains[i] > best_gain and after[i] > 2 * n_aligned_after:
-            best_gain, found = int(gains[i]), (shift, i)
-    if found is None:
+    """The one shift from some line on that explains the lengths of the lines much better than no shift does."""
+    found = first_break(*([len(text) for text in side] for side in (sample.src, sample.tgt)))
+    if found is None or found.line == len(sample.src):
         return []
-    shift, i = found
-    later, earlier = map(sample.side_name, (1, 0) if shift > 0 else (0, 1))
-    lines = "1 line" if abs(shift) == 1 else f"{abs(shift)} lines"
-    about = f"about line {sample.lines[i]:,}" if i >= 100 else "the beginning"
+    later, earlier = map(sample.side_name, (1, 0) if found.shift > 0 else (0, 1))
+    lines = "1 line" if abs(found.shift) == 1 else f"{abs(found.shift)} lines"
+    about = f"about line {sample.lines[found.line]:,}" if found.line >= 100 else "the beginning"
     problem = f"from {about} on it is {lines} behind {earlier}"
-    fix = "find the line that is missing or too much there, and mend it"
+    fix = "look for a missing or an extra line there"
     return [Finding("warning", "shifted", sample.key, f"{later}: {problem}", fix)]
-
-
-def _shared_words(sample: Sample) -> dict[int, np.ndarray[Any, np.dtype[np.int64]]]:
-    """For no shift and for each shift k: whether source line i and target line i + k have a word in common."""
-    columns: dict[int, list[int]] = {shift: [] for shift in (0, *_SHIFTS)}
-    for stretch in sample.stretches:
-        src, tgt = ([set(_WORD.findall(text)) for text in side] for side in (stretch.src, stretch.tgt))
-        for shift, column in columns.items():
-            shifted = [tgt[i + shift] if 0 <= i + shift < len(tgt) else frozenset() for i in range(len(src))]
-            column.extend(not words.isdisjoint(others) for words, others in zip(src, shifted, strict=True))
-    return {shift: np.array(column, dtype=np.int64) for shift, column in columns.items()}
 
 
 def _unrelated(sample: Sample) -> list[Finding]:

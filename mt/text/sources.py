@@ -185,16 +185,16 @@ def _different_counts(n_lines: dict[Path, int]) -> DataError:
     problem = (
         f"{longer} has {n_longer:,} lines and {shorter} has {n_shorter:,}: parallel files need one line for each line"
     )
-    n_parallel = None
+    found = None
     if longer.is_file() and shorter.is_file() and n_longer <= _MOST_LINES_COMPARED:
-        n_parallel = first_break(_line_lengths(longer), _line_lengths(shorter))
-    if n_parallel is None:
+        found = first_break(_line_lengths(longer), _line_lengths(shorter))
+    if found is None:
         return DataError(problem)
-    if n_parallel == n_shorter:
+    if found.line == n_shorter:
         return DataError(f"{problem}; by their lengths those of {shorter} all match, and its end is missing")
     what = "a line is missing from {}, or one" if n_longer == n_shorter + 1 else "lines are missing from {}, or some"
     return DataError(
-        f"{problem}; from about line {n_parallel + 1:,} on their lengths do not match any more: "
+        f"{problem}; from about line {found.line + 1:,} on their lengths do not match any more: "
         f"{what.format(shorter)} too many in {longer}"
     )
 

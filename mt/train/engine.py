@@ -26,13 +26,14 @@ from mt.loss import Loss, in_chunks, linear_label_smoothed_nll
 from mt.model import Transformer
 from mt.model.cpu import training_kernels
 from mt.model.positions import POSITIONS
-from mt.model.transformer import States, count_parameters
+from mt.model.transformer import States
 from mt.system.device import choose_device, choose_dtype, compile_blocker, memory_bytes, peak_flops
 from mt.system.distributed import SINGLE_PROCESS, Ranks
 from mt.text.corpus import ParallelIds
 from mt.text.tokenizer import PAD_ID
 from mt.train.captured import CapturedPass
 from mt.train.ema import MovingAverage
+from mt.train.footprint import Footprint
 from mt.train.optimizer import Optimizer
 from mt.units import format_bytes
 
@@ -148,14 +149,11 @@ def check_memory(config: RunConfig, vocab_size: int, device: torch.device) -> No
     Raises:
         ConfigError: they do not.
     """
-    n_parameters = count_parameters(config.model, vocab_size)
-    # Weights, gradients and the two moments of Adam in float32, the average if there is one.
-    n_copies = 4 + (config.train.ema_decay is not None)
-    needed, available = 4 * n_copies * n_parameters, memory_bytes(device)
-    if needed > available:
+    footprint, available = Footprint.of(config, vocab_size), memory_bytes(device)
+    if footprint.memory_bytes > available:
         raise ConfigError(
-            f"model: {n_parameters:,} parameters take {format_bytes(needed)} to train, {device} has "
-            f"{format_bytes(available)}: make d_model, d_ff or the number of layers smaller"
+            f"model: {footprint.n_parameters:,} parameters take {format_bytes(footprint.memory_bytes)} to train, "
+            f"{device} has {format_bytes(available)}: make d_model, d_ff or the number of layers smaller"
         )
 
 

@@ -29,9 +29,9 @@ import torch
 from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 from torch.profiler import ProfilerActivity, profile
 
-from mt import bench
 from mt.configfile import load_config
 from mt.data.packing import PlanState
+from mt.tools import bench
 from mt.train.engine import Engine, Update
 from tests.null_gpu.device import NullGPU
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from mt import bench
 from mt.config import RunConfig
 from mt.data.batch import PackedBatch
 from mt.data.packing import PlanState
+from mt.tools import bench
 from mt.train.engine import Engine, OutOfMemory
 from tests.null_gpu.device import NullGPU, note, waits
 from tests.toys import toy_config

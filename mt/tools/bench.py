@@ -129,7 +129,13 @@ def bench_training(config: RunConfig, n_steps: int | None = None, random_data: b
         vocab_size = Tokenizer.load(corpus.tokenizer_path).vocab_size
         data, source_sizes, description = corpus.train, corpus.source_sizes, str(corpus.folder)
     speed = measure_training(config, data, vocab_size, source_sizes, n_steps)
-    return {"what": "training", "name": config.name, "data": description, **asdict(speed), **_basis(speed.device)}
+    return {
+        "what": "training",
+        "name": config.name,
+        "data": description,
+        **asdict(speed),
+        **basis(torch.device(speed.device)),
+    }
 
 
 def measure_training(
@@ -362,7 +368,13 @@ def bench_decoding(
     load_seconds = time.perf_counter() - started_at
     decode = replace(translator.decode, **(changes or {}))
     speed = measure_decoding(translator, lines, n_rounds or 1, decode, load_seconds)
-    return {"what": "decoding", "model": str(model_path), "data": description, **asdict(speed), **_basis(speed.device)}
+    return {
+        "what": "decoding",
+        "model": str(model_path),
+        "data": description,
+        **asdict(speed),
+        **basis(torch.device(speed.device)),
+    }
 
 
 def measure_decoding(
@@ -428,8 +440,9 @@ def _own_lines(folder: ModelFolder) -> tuple[str, list[str]]:
 # --- For people -------------------------------------------------------------------------------------------------------
 
 
-def _basis(device: str) -> dict[str, Any]:
-    return {"hardware": hardware(torch.device(device)), "versions": versions(), "commit": source_commit()}
+def basis(device: torch.device) -> dict[str, Any]:
+    """Return what figures depend on besides what was measured: hardware, versions, commit."""
+    return {"hardware": hardware(device), "versions": versions(), "commit": source_commit()}
 
 
 def _say(line: str) -> None:

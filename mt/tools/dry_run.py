@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mt.bench import Laps, random_corpus, step_in_parts
 from mt.config import RunConfig, TrainConfig, parse_duration
 from mt.data.packing import PlanState
 from mt.errors import ConfigError, MTError
@@ -26,7 +25,9 @@ from mt.system.distributed import Ranks
 from mt.system.malloc import tune_malloc
 from mt.text.corpus import ParallelIds, PreparedCorpus
 from mt.text.tokenizer import Tokenizer
+from mt.tools.bench import Laps, random_corpus, step_in_parts
 from mt.train.engine import Engine, OutOfMemory, Update, choose_execution
+from mt.train.footprint import Footprint, existing_folder
 from mt.train.schedule import learning_rate
 from mt.units import format_bytes, format_duration
 
@@ -72,16 +73,16 @@ def dry_run(config: RunConfig, run_dir: Path) -> str:
     data = _find_data(config, run_dir)
     tune_malloc()
     engine = Engine(config, data.train, data.vocab_size, source_sizes=data.source_sizes)
-    cost = measure(engine)
+    cost, footprint = measure(engine), Footprint.of(config, data.vocab_size)
     n_done = max([0, *map(checkpoint_step, RunFolder(run_dir).checkpoints())])
     width = max(60, shutil.get_terminal_size((80, 24)).columns)
     sections = {
         "model": _model_lines(engine.model),
         "data": _data_lines(config, data, engine),
         "time": _time_lines(config.train, engine, cost, n_done, is_made_up=data.corpus is None),
-        "memory": _memory_lines(engine, cost),
+        "memory": _memory_lines(engine, footprint, cost),
         "schedule": _schedule_lines(config.train, config.model.d_model, width - MARGIN),
-        "files": _file_lines(config.train, engine, data, run_dir, n_done),
+        "files": _file_lines(config.train, footprint, data, run_dir, n_done),
     }
     heading = f"{config.name}: what mt train would do. This is a dry run, nothing is written."
     return "\n\n".join([heading, *("\n".join(_beside(name, lines)) for name, lines in sections.items())])
@@ -243,14 +244,10 @@ def _time_lines(train: TrainConfig, engine: Engine, cost: Cost, n_done: int, is_
     return lines
 
 
-def _memory_lines(engine: Engine, cost: Cost) -> list[str]:
-    n_bytes = 4 * sum(parameter.numel() for parameter in engine.model.parameters())
-    states = {"weights": n_bytes, "gradients": n_bytes, "the moments of Adam": 2 * n_bytes}
-    if engine.average is not None:
-        states["the moving average"] = n_bytes
+def _memory_lines(engine: Engine, footprint: Footprint, cost: Cost) -> list[str]:
     on_cpu = engine.device.type == "cpu"
     rest = "activations, data and the program" if on_cpu else "activations and data"
-    states[rest] = max(0, cost.peak_bytes - sum(states.values()))
+    states = {**footprint.memory, rest: max(0, cost.peak_bytes - footprint.memory_bytes)}
     available = memory_bytes(engine.device)
     return [
         f"{format_bytes(cost.peak_bytes)} of the {format_bytes(available)} of {engine.device}"
@@ -309,30 +306,27 @@ def _step_labels(train: TrainConfig, n_columns: int) -> str:
     return line
 
 
-def _file_lines(train: TrainConfig, engine: Engine, data: Data, run_dir: Path, n_done: int) -> list[str]:
+def _file_lines(train: TrainConfig, footprint: Footprint, data: Data, run_dir: Path, n_done: int) -> list[str]:
     state = "new"
     if n_done:
         state = "trained already" if n_done >= train.max_steps else f"goes on from step {n_done:,}"
     of_model = (
         f"the average of the last {train.average_last} checkpoints" if train.average_last else "the best checkpoint"
     )
-    n_bytes = 4 * sum(parameter.numel() for parameter in engine.model.parameters())
-    checkpoint_bytes = n_bytes * (3 if engine.average is None else 4)  # weights, moments, weights beside their average
-    n_made = math.ceil(train.max_steps / train.checkpoint_every)
-    n_kept = max(train.keep_last, train.average_last) + train.keep_best
-    n_kept += 0 if train.keep_every is None else train.max_steps // train.keep_every
-    needed = min(n_kept, n_made) * checkpoint_bytes + n_bytes
-    existing = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(existing_folder(run_dir)).free
     entries = {
         "run folder": f"{run_dir} ({state})",
         "corpus": f"{data.folder} ({'to be prepared' if data.corpus is None else 'prepared'})",
         "model": f"{run_dir / 'model'}, {of_model}",
         "report": f"{run_dir / 'report.html'}, {run_dir / 'report.json'}, {run_dir / 'report.md'}",
         "curves": f"{run_dir / 'tensorboard'}, {run_dir / 'metrics.jsonl'}",
-        "checkpoints": f"{run_dir / 'checkpoints'}, {format_bytes(checkpoint_bytes)} each, "
-        f"up to {min(n_kept, n_made):,} at a time",
-        "disk": f"{format_bytes(needed)} at most, {format_bytes(free)} are free",
+        "checkpoints": f"{run_dir / 'checkpoints'}, {format_bytes(footprint.checkpoint_bytes)} each, "
+        f"up to {footprint.n_checkpoints:,} at a time",
+        "disk": f"{format_bytes(footprint.disk_bytes)} at most, {format_bytes(free)} are free",
     }
     lines = [f"{name:<13}{text}" for name, text in entries.items()]
-    return lines if needed < free else [*lines, "warning: the disk has too little room: keep fewer checkpoints"]
+    return (
+        lines
+        if footprint.disk_bytes < free
+        else [*lines, "warning: the disk has too little room: keep fewer checkpoints"]
+    )

@@ -5,7 +5,6 @@ A sample of each source is read, cleaned, cut into tokens as preparing would, an
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,6 @@ from typing import Any
 
 from mt.config import RunConfig, SourceConfig, TrainConfig
 from mt.errors import ConfigError, DataError, MTError
-from mt.model.transformer import count_parameters
 from mt.system.device import choose_device, memory_bytes
 from mt.system.provenance import n_cores
 from mt.text.checks import (
@@ -46,6 +44,7 @@ from mt.text.rehearsal import (
 )
 from mt.text.sample import Sample, draw_sample
 from mt.text.tokenizer import Tokenizer, adopt_model
+from mt.train.footprint import Footprint, existing_folder
 from mt.units import format_bytes, format_duration
 
 SAMPLED_PAIRS = 20_000  # of each training source
@@ -56,7 +55,6 @@ MANY_EPOCHS = 500
 SMALL_CORPUS_TOKENS = 2_000_000  # target tokens under which a large model needs more dropout
 PARAMETERS_PER_TOKEN = 50  # from which a model is large for its corpus
 LOW_DROPOUT, ADVISED_DROPOUT = 0.2, 0.3
-PARAMETER_BYTES = 16  # of training: weight, gradient and two moments of Adam in fp32
 WORKER_BYTES = 250 * 2**20  # of a process that prepares, its chunk of text included
 LABEL_WIDTH = 10
 
@@ -242,19 +240,10 @@ def _as_finding(error: MTError, check: str, key: str) -> Finding:
     return Finding("error", check, key, f"{place}: {problem}" if problem else place, fix)
 
 
-def checkpoint_disk_bytes(train: TrainConfig, parameters: int) -> int:
-    """Bytes of all checkpoints that are kept at one time, and of the model at the end."""
-    n_made = math.ceil(train.max_steps / train.checkpoint_every)
-    n_kept = max(train.keep_last, train.average_last) + train.keep_best
-    n_kept += 0 if train.keep_every is None else train.max_steps // train.keep_every
-    values = 3 if train.ema_decay is None else 4  # weights and moments, and the weights beside their average
-    return 4 * parameters * (values * min(n_kept, n_made) + 1)
-
-
 def _forecast(
     config: RunConfig, rehearsal: Rehearsal, device: tuple[str, int] | None, prepared: str | None
 ) -> Forecast:
-    parameters = count_parameters(config.model, rehearsal.vocab_size)
+    footprint = Footprint.of(config, rehearsal.vocab_size)
     n_processes = n_cores()
     sources = rehearsal.sources
     pairs = round(sum(source.n_kept for source in sources))
@@ -269,15 +258,15 @@ def _forecast(
         tgt_tokens=tgt_tokens,
         epochs=config.train.max_steps * config.train.batch_tokens / max(1.0, epoch_tokens),
         vocab_size=rehearsal.vocab_size,
-        parameters=parameters,
+        parameters=footprint.n_parameters,
         device="" if device is None else device[0],
         device_bytes=0 if device is None else device[1],
-        training_bytes=parameters * (PARAMETER_BYTES + (4 if config.train.ema_decay else 0)),
+        training_bytes=footprint.memory_bytes,
         prepare_seconds=rehearsal.prepare_seconds(n_processes),
         prepare_bytes=(1 + n_processes) * WORKER_BYTES + 16 * pairs,
         # Ids and offsets of two sides, line numbers; text of the shards until the end.
         corpus_bytes=id_bytes * (src_tokens + tgt_tokens) + 24 * pairs + round(rehearsal.text_bytes),
-        checkpoint_bytes=checkpoint_disk_bytes(config.train, parameters),
+        checkpoint_bytes=footprint.disk_bytes,
     )
 
 
@@ -365,11 +354,6 @@ def _room_findings(config: RunConfig, run_dir: Path, forecast: Forecast) -> list
             fix = "make room, lower train.keep_last and train.average_last, or choose other folders"
             findings.append(Finding("error", "disk", "data.prepared_dir", problem, fix))
     return findings
-
-
-def existing_folder(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
-    return next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
 
 
 def _about(n: float) -> str:

@@ -398,7 +398,7 @@ def start_process(run_dir: Path, corpus: Path) -> Child:
     import mt
 
     # A folder named mt may lie in the current directory: the code that runs here comes first.
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from mt.verify import main; main(sys.argv[2:])"
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from mt.tools.verify import main; main(sys.argv[2:])"
     package = str(Path(mt.__file__).resolve().parent.parent)
     with (run_dir / LOG).open("ab") as log:
         return subprocess.Popen(
