@@ -14,7 +14,17 @@ PACKAGE = Path(__file__).resolve().parent.parent / "mt"
 
 # A module imports its own floor and the floors below. Not all of the house is built yet.
 FLOORS: list[set[str]] = [
-    {"errors", "facts", "page", "processes", "units"},
+    {"errors", "processes", "units"},
+    {
+        "report.charts",
+        "report.comparison",
+        "report.data",
+        "report.evaluation",
+        "report.facts",
+        "report.markdown",
+        "report.page",
+        "report.text",
+    },
     {"config", "configfile"},
     {
         "text.files",
@@ -33,7 +43,6 @@ FLOORS: list[set[str]] = [
         "text.corpus",
         "text.shards",
         "text.prepare",
-        "text.report",
         "text.sample",
         "text.checks",
         "text.rehearsal",
@@ -74,12 +83,10 @@ FLOORS: list[set[str]] = [
         "evaluate.significance",
         "evaluate.analysis",
         "evaluate.warnings",
-        "evaluate.markdown",
-        "evaluate.report",
+        "evaluate.report_files",
         "evaluate.runs",
         "evaluate.findings",
         "evaluate.comparison",
-        "evaluate.comparison_report",
         "explain.attention",
         "explain.heatmap",
         "export.ctranslate2",
@@ -165,7 +172,7 @@ def test_no_imports_go_in_a_circle():
             del unvisited[module]
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if FLOOR_OF.get(module, 9) <= 2])
+@pytest.mark.parametrize("module", [module for module in MODULES if FLOOR_OF.get(module, 9) <= 3])
 def test_settings_and_text_do_without_torch(module: str):
     assert "torch" not in {name.partition(".")[0] for name in _imports(MODULES[module])}
 

@@ -27,12 +27,12 @@ from mt.config import RunConfig, SourceConfig
 from mt.configfile import settings_of
 from mt.errors import ConfigError, DataError
 from mt.processes import Ending, Processes, ended_by_signals
+from mt.report.data import write_data_report
 from mt.text.clean import CHANGE_RULES, RULES, Tally, removed_text
 from mt.text.corpus import FORMAT_VERSION, PreparedCorpus, ids_dtype, with_tag
 from mt.text.duplicates import repeated
 from mt.text.normalise import Normalisers
 from mt.text.overlap import HeldOut, NgramOverlap
-from mt.text.report import write_report
 from mt.text.shards import PAIRS_PER_SHARD, Cleaning, Counting, Encoding, Repeats, Shard, encode_pairs, write_whole
 from mt.text.sources import Chunk, SentencePair, check_source, count_pairs, read_chunks, read_pairs, source_fingerprint
 from mt.text.tokenizer import MAX_WORD_BYTES, Tokenizer, adopt_model, n_cores, train_tokenizer
@@ -578,7 +578,7 @@ class _Builder:
             "peak_memory_bytes": _peak_memory_bytes(),
             "hardware": _hardware(),
         }
-        write_report(
+        write_data_report(
             {**identity, **told, **facts, **origin}, self.folder, dict(chain(RULES.items(), CHANGE_RULES.items()))
         )
         made_of = ("report.html", "report.json", "removed.tsv")
