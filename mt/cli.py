@@ -538,7 +538,7 @@ def evaluate(
     on = (device, None if precision is None else precision.value)
     with _named_as_options():
         if report_dir is not None:
-            from mt.evaluate.report import check_folder
+            from mt.evaluate.report_files import check_folder
 
             check_folder(report_dir)
         question = Question(metrics or None, has_confidence, baseline, test_name, n_samples, report_dir is not None)
@@ -562,7 +562,7 @@ def _evaluate(
 ) -> None:
     """Score a model or a file, and print what was found."""
     from mt.evaluate.findings import warning_lines
-    from mt.evaluation import evaluate_files, evaluate_model, evaluation_text, write_evaluation
+    from mt.evaluation import evaluate_files, evaluate_model, evaluation_text
 
     if model is not None:
         device, precision = on
@@ -578,7 +578,9 @@ def _evaluate(
             print(f"warning: {line}", file=sys.stderr)
         print(evaluation_text(report), flush=True)
     if report_dir is not None:  # after the scores, which a full disk shall not cost
-        write_evaluation(report, str(model or hyp), report_dir)
+        from mt.evaluate.report_files import evaluation_facts, write_evaluation
+
+        write_evaluation(evaluation_facts(str(model or hyp), **report), report_dir)
         _tell_of_report(report_dir)
 
 
@@ -594,7 +596,7 @@ def _compare(
 ) -> None:
     """Compare several models, or files where there are references, and print what was found."""
     from mt.evaluate.comparison import comparison_text
-    from mt.evaluation import compare_files, compare_models, write_comparison
+    from mt.evaluation import compare_files, compare_models
 
     found = compare_files(runs, refs, question, tgt_lang) if refs else compare_models(runs, tests, *on, question)
     if as_json:
@@ -603,6 +605,8 @@ def _compare(
     else:
         print(comparison_text(found), flush=True)
     if report_dir is not None:
+        from mt.evaluate.report_files import write_comparison
+
         write_comparison(found, report_dir)
         _tell_of_report(report_dir)
 

@@ -202,28 +202,6 @@ def _hypotheses_of(
     return {name: one.hypotheses for name, one in translated.items()}
 
 
-def write_comparison(facts: Mapping[str, Any], folder: Path) -> None:
-    """A report of a comparison, as report.html, report.json and report.md.
-
-    Raises:
-        CheckpointError: the folder cannot be written.
-    """
-    from mt.evaluate.comparison_report import write_report
-
-    write_report(facts, folder)
-
-
-def write_evaluation(found: Mapping[str, Any], system: str, folder: Path) -> None:
-    """A report of what was found, as report.html, report.json and report.md.
-
-    Raises:
-        CheckpointError: the folder cannot be written.
-    """
-    from mt.evaluate.report import evaluation_facts, write_report
-
-    write_report(evaluation_facts(system, **found), folder)
-
-
 def evaluation_text(report: Mapping[str, Any]) -> str:
     """The scores, and what a comparison found, for a terminal."""
     lines = [report_text(report)]

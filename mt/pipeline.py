@@ -18,14 +18,14 @@ from mt.config import RunConfig
 from mt.configfile import as_yaml, config_differences, dump_config, load_config
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.evaluate.findings import Question, findings, warning_lines
-from mt.evaluate.report import (
+from mt.evaluate.report_files import (
     FORMAT_VERSION,
     HTML_NAME,
     JSON_NAME,
     KIND,
     MARKDOWN_NAME,
     evaluation_facts,
-    write_report,
+    write_evaluation,
 )
 from mt.evaluate.runs import KnownModel, basis_of, json_object
 from mt.evaluate.scores import TranslatedSet, report_text, scored_test_set
@@ -271,7 +271,7 @@ def _evaluate_run(config: RunConfig, corpus: PreparedCorpus, run: RunFolder, pro
         **findings(sets, {}, config.name, Question(has_analysis=True), known.count_words_of),
         **known.facts(config.train.device, config.train.precision),
     )
-    write_report(report, run.path)
+    write_evaluation(report, run.path)
     return report
 
 

@@ -15,11 +15,13 @@ import pytest
 
 from mt.cli import app
 from mt.evaluate.comparison import SharedSet, System, comparison_facts, comparison_text, letters, setting_differences
-from mt.evaluate.comparison_report import comparison_markdown, comparison_page, write_report
+from mt.evaluate.report_files import write_comparison
 from mt.evaluate.significance import compare
-from mt.page import value_at
 from mt.pipeline import train_run
-from tests.test_page import HOSTILE, PageReader
+from mt.report.comparison import comparison_page
+from mt.report.facts import ComparisonReport
+from mt.report.markdown import markdown
+from tests.test_page import HOSTILE, PageReader, assert_same_structure
 from tests.toys import toy_config, write_lines
 
 DEMO = Path(__file__).parent.parent / "data/demo"
@@ -175,45 +177,49 @@ def three_systems(name: str = "runs/bad") -> list[System]:
     ]
 
 
-def test_every_number_of_the_page_is_in_the_json(tmp_path: Path):
-    write_report(facts_of(three_systems(), n_confidence_samples=100), tmp_path)
-    read = json.loads((tmp_path / "report.json").read_text("utf-8"))
-    numbers = PageReader((tmp_path / "report.html").read_text("utf-8")).numbers
-    assert len(numbers) > 30
-    assert {key: value_at(read, key) for key in numbers} == {key: json.loads(value) for key, value in numbers.items()}
+def _report(found: Sequence[System]) -> tuple[str, str]:
+    """The page and the Markdown of a comparison."""
+    origin = {"made_at": "2026-11-22T12:00:00+00:00", "command": "mt", "commit": None, "versions": {}}
+    facts = ComparisonReport.model_validate(facts_of(found) | origin)
+    return comparison_page(facts), markdown("comparison.md.j2", facts)
+
+
+def test_the_page_has_the_numbers_of_the_json(tmp_path: Path):
+    write_comparison(facts_of(three_systems(), n_confidence_samples=100), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json", "report.md"]
+    read = json.loads((tmp_path / "report.json").read_text("utf-8"))
     assert read["kind"] == "comparison"
+    page = PageReader((tmp_path / "report.html").read_text("utf-8"))
+    assert page.headings == ["demo", "Training", "Configs", "What it stands on"]
+    metrics = read["test_sets"]["demo"]["metrics"]
+    scores = [metric["scores"][0] for metric in metrics]
+    shown = [[one["score"], one["confidence"]["low"], one["confidence"]["high"]] for one in scores]
+    cells = [[*(f"{number:.2f}" for number in numbers), "b"] for numbers in shown]
+    assert ["runs/bad", *cells[0], *cells[1], "1,200", "1 min 02 s"] in page.rows
+    p = [f"{pair['p']:.4f}" for pair in metrics[0]["pairs"] if 0 in (pair["first"], pair["second"])]
+    assert ["3. runs/bad", *(f"{one} worse" for one in p), ""] in page.rows
+    assert ["200", "20.2500", "21.7500"] in page.rows  # each run has its curve
+    assert ["a.b", "0.25", "0.5", "0.5"] in page.rows
+    assert "<figcaption>BLEU on the validation set against minutes" in (tmp_path / "report.html").read_text("utf-8")
 
 
 def test_many_systems_are_a_number_in_the_title():
     many = systems(**{f"runs/{name}": GOOD for name in "abcd"})
-    assert '<h1 dir="auto">Comparison of 4 systems</h1>' in comparison_page({**facts_of(many), **ORIGIN})
-    assert "# Comparison of runs/a, runs/b and runs/c\n" in comparison_markdown({**facts_of(many[:3]), **ORIGIN})
+    assert '<h1 dir="auto">Comparison of 4 systems</h1>' in _report(many)[0]
+    assert "# Comparison of runs/a, runs/b and runs/c\n" in _report(many[:3])[1]
 
 
 def test_files_have_no_configs_to_differ():
-    facts = {**facts_of(systems(a=GOOD, b=BAD)), **ORIGIN}
-    assert "config" not in comparison_text(facts).lower()
-    assert "Configs" not in comparison_page(facts) + comparison_markdown(facts)
-
-
-def test_each_run_has_its_curve():
-    page = comparison_page({**facts_of(three_systems()), **ORIGIN})
-    assert page.count("<figcaption>BLEU on the validation set against ") == 3
-    assert 'data-value="21.75" data-key="training.2.curves.valid.valid_bleu.1"' in page
-
-
-ORIGIN: dict[str, Any] = {"made_at": "2026-11-22T12:00:00+00:00", "command": "mt", "commit": None, "versions": {}}
+    files = systems(a=GOOD, b=BAD)
+    assert "config" not in comparison_text(facts_of(files)).lower()
+    assert "Configs" not in "".join(_report(files))
 
 
 def test_names_and_settings_are_never_markup():
-    harmless = comparison_page({**facts_of(three_systems("words")), **ORIGIN})
-    hostile = comparison_page({**facts_of(three_systems(HOSTILE)), **ORIGIN})
-    assert {tag for tag, _ in PageReader(hostile).tags} == {tag for tag, _ in PageReader(harmless).tags}
-    assert hostile.count("<script>") == 1
-    markdown = comparison_markdown({**facts_of(three_systems(HOSTILE)), **ORIGIN})
-    assert "\\<script\\>" in markdown
-    assert not re.search(r"(?<!\\)<script", re.sub("`[^`]*`", "", markdown))
+    page, text = _report(three_systems(HOSTILE))
+    assert_same_structure(page, _report(three_systems("words"))[0])
+    assert "\\<script\\>" in text
+    assert not re.search(r"(?<!\\)<script", re.sub("`[^`]*`", "", text))
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------

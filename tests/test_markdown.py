@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from mt.evaluate.markdown import as_code, as_text, markdown_table
-from mt.page import harmless
+from mt.report.markdown import as_code, as_text, code_cell
+from mt.report.text import harmless
 
 RENDERER = MarkdownIt("commonmark").enable("table")
 TABLE_TAGS = {"table", "thead", "tbody", "tr", "th", "td"}
@@ -84,16 +84,15 @@ class Cells(HTMLParser):
         self.tags.add("?")
 
 
-def folded(text: str) -> str:
+def one_line(text: str) -> str:
     """What a reader should see: one line, with names in place of what cannot be shown."""
     return " ".join(harmless(text).split())
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_cell_shows_the_text_of_the_data_and_nothing_of_it_is_markup(text: str):
-    table = markdown_table(["Text", "Code", "n"], [[as_text(text), as_code(text), "3"], ["a", "b", "4"]], 2)
-    found = Cells(table)
-    assert found.rows == [["Text", "Code", "n"], [folded(text), folded(text), "3"], ["a", "b", "4"]]
+    found = Cells(f"| Text | Code |\n| --- | --- |\n| {as_text(text)} | {code_cell(text)} |\n| a | b |")
+    assert found.rows == [["Text", "Code"], [one_line(text), one_line(text)], ["a", "b"]]
     assert found.tags - {"code"} == TABLE_TAGS
 
 
@@ -106,15 +105,16 @@ def test_a_paragraph_a_heading_and_code_show_the_text_of_the_data(text: str):
     found.rows, found._is_inside = [[""]], True
     found.feed(rendered)
     found.close()
-    expected = [folded(text), f"{folded(text)} x".strip(), f"By {folded(text)}.", f"{folded(text)}: better."]
+    expected = [one_line(text), f"{one_line(text)} x".strip(), f"By {one_line(text)}.", f"{one_line(text)}: better."]
     assert [line for line in found.rows[0][0].split("\n") if line] == [line for line in expected if line]
 
 
 @settings(max_examples=70)
 @given(TEXTS, TEXTS, TEXTS)
 def test_whatever_the_text_is_it_stays_in_its_cell(first: str, second: str, third: str):
-    found = Cells(markdown_table(["Text", "Code", "Text"], [[as_text(first), as_code(second), as_text(third)]], 3))
-    assert found.rows == [["Text", "Code", "Text"], [folded(first), folded(second), folded(third)]]
+    cells = [as_text(first), code_cell(second), as_text(third)]
+    found = Cells(f"| Text | Code | Text |\n| --- | --- | --- |\n| {' | '.join(cells)} |")
+    assert found.rows == [["Text", "Code", "Text"], [one_line(first), one_line(second), one_line(third)]]
     assert found.tags - {"code"} == TABLE_TAGS
 
 
@@ -122,7 +122,7 @@ def test_whatever_the_text_is_it_stays_in_its_cell(first: str, second: str, thir
 @given(TEXTS)
 def test_whatever_the_text_is_a_paragraph_of_it_is_one(text: str):
     rendered = RENDERER.render(as_text(text))
-    assert re.findall(r"<(\w+)", rendered) == (["p"] if folded(text) else [])
+    assert re.findall(r"<(\w+)", rendered) == (["p"] if one_line(text) else [])
 
 
 def test_text_without_marks_stays_as_readable_as_it_is():
@@ -148,13 +148,6 @@ def test_formulas_are_none():
 
 def test_code_outside_of_a_table_has_no_signs_that_are_not_its_own():
     assert as_code("a | b") == "`a | b`"
-    assert markdown_table(["x"], [[as_code("a | b")]]) == "| x |\n| --- |\n| `a \\| b` |"
+    assert code_cell("a | b") == "`a \\| b`"
     assert as_code("`a``") == "``` `a`` ```"
     assert as_code("") == ""
-
-
-def test_numbers_stand_at_the_right_behind_the_columns_of_text():
-    table = markdown_table(["a", "b", "c"], [["x", "y", "1"]], 2)
-    assert table == "| a | b | c |\n| --- | --- | ---: |\n| x | y | 1 |"
-    rendered = RENDERER.render(table)
-    assert '<td style="text-align:right">1</td>' in rendered

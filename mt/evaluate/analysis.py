@@ -12,7 +12,17 @@ import numpy as np
 import numpy.typing as npt
 from sacrebleu.metrics.bleu import BLEU
 
-from mt.decode.oddities import fewest_tokens, is_in_a_loop, is_too_long
+from mt.decode.oddities import (
+    FEWEST_COPIES,
+    FEWEST_REPEATED_TOKENS,
+    LONGEST_EXTRA,
+    LONGEST_PERIOD,
+    LONGEST_RATIO,
+    SHORTEST_LESS,
+    fewest_tokens,
+    is_in_a_loop,
+    is_too_long,
+)
 from mt.errors import DataError
 from mt.evaluate.metrics import Metric, check_parallel, reference_sets
 
@@ -22,6 +32,14 @@ _WORD = re.compile(r"[^\W\d_]+")
 # Groups of thousands, where there are some, and decimals; a point or comma before three digits parts thousands.
 _NUMBER = re.compile(r"(?<![\d.,])(\d{1,3}(?:[.,' \u00a0\u202f]\d{3})+|\d+)(?:[.,](\d+))?(?!\d)|\d+")
 _LINES_SHOWN = 20  # of those that are odd in one way
+# For the reader of a report.
+ODDITY_RULES = (
+    f"In a loop: up to {LONGEST_PERIOD} words come {FEWEST_COPIES} times in a row or more often, at least "
+    f"{FEWEST_REPEATED_TOKENS} words are repeated, and more than twice as many as in the {{side}}. Far too long: over "
+    f"{LONGEST_RATIO} words for each of the {{side}}, and {LONGEST_EXTRA} more; far too short: under a third of its "
+    f"words, less {SHORTEST_LESS}. Translations made by people pass. Numbers: those of the reference, if the source "
+    "has them too; it makes no difference how thousands and decimals are written."
+)
 _SENTENCE_BLEU = BLEU(effective_order=True, force=True)
 
 

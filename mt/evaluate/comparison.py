@@ -9,23 +9,11 @@ from typing import Any
 
 from mt.evaluate.metrics import Metric, metric_keys, reference_sets
 from mt.evaluate.scores import scored_test_set
-from mt.evaluate.significance import (
-    BETTER,
-    DEFAULT_SAMPLES,
-    LARGEST_P,
-    NO_DIFFERENCE,
-    SAMPLE_NAMES,
-    WORSE,
-    compare_rows,
-    listed,
-)
-from mt.units import format_duration
+from mt.evaluate.significance import DEFAULT_SAMPLES, SAMPLE_NAMES, compare_rows
+from mt.report.facts import LARGEST_P, NO_DIFFERENCE, ComparedSet, Comparison, listed, short_name
 
 COMPARED_METRICS = ("bleu", "chrf")  # unless others are asked for: each takes a test for each pair of systems
-_OPPOSITE = {BETTER: WORSE, WORSE: BETTER, NO_DIFFERENCE: NO_DIFFERENCE}
-_MOST_NAMES = 3  # of systems in a title
 _WIDEST_NAMES = 60  # characters of the names of all systems, up to which they head the columns of a terminal
-FIGURES = {"steps": "updates", "n_tgt_tokens": "target tokens", "train_seconds": "time", "n_parameters": "parameters"}
 
 
 @dataclass(frozen=True)
@@ -35,7 +23,9 @@ class System:
     name: str
     hypotheses: Mapping[str, Sequence[str]]  # of each test set
     settings: Mapping[str, Any] = field(default_factory=dict)  # dotted key → value
-    figures: Mapping[str, Any] = field(default_factory=dict)  # some of FIGURES
+    figures: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # steps, n_tgt_tokens, train_seconds, n_parameters, as far as known
     training: Mapping[str, Any] | None = None  # what training_facts returns
 
 
@@ -67,13 +57,8 @@ def comparison_facts(
         n_samples: of the test; None for its default.
         n_confidence_samples: of intervals of the scores; 0 for none.
     Returns:
-        {"systems": [{"name", …figures}], "test", "n_samples", "test_sets": {NAME: {"n_lines", "metrics": [{"name",
-        "signature", "test_signature", "scores": [{"score", "confidence"}], "groups": [["a"], ["a", "b"], …],
-        "ranking", "pairs": [{"first", "second", "p", "verdict"}], "verdict"}]}}, "differences": {key: [value]},
-        "training": [curves or None]}; files of translations have no differences. Lists are in the order of the
-        systems, but for the ranking: their numbers from 0, best first. `first` and `second` are such numbers, too, and
-        the verdict of a pair is of the first. Systems that share a letter of their groups cannot be told apart, and
-        those that share none can.
+        The values of an mt.report.facts.Comparison. Systems that share a letter of their groups cannot be told apart,
+        and those that share none can. Files of translations have no differences of settings.
     Raises:
         DataError: different numbers of lines.
         ConfigError: an unknown metric; too few or too many samples.
@@ -205,80 +190,34 @@ def _verdict(entry: Mapping[str, Any], names: Sequence[str]) -> str:
     return f"{names[best]} has the best score, with {NO_DIFFERENCE} from {listed([names[i] for i in equal])}"
 
 
-def verdicts(entry: Mapping[str, Any]) -> list[str]:
-    """What the metrics say on a test set, those that say the same together."""
-    found: dict[str, list[str]] = {}
-    for metric in entry["metrics"]:
-        found.setdefault(metric["verdict"], []).append(metric["name"].partition(" (")[0])
-    return [f"{verdict}, by {listed(names)}." for verdict, names in found.items()]
-
-
-def p_of(entry: Mapping[str, Any], one: int, other: int) -> tuple[int, str] | None:
-    """The number of the pair of two systems, and the verdict of the one; None of a system with itself."""
-    for number, pair in enumerate(entry["pairs"]):
-        if (pair["first"], pair["second"]) == (one, other):
-            return number, pair["verdict"]
-        if (pair["second"], pair["first"]) == (one, other):
-            return number, _OPPOSITE[pair["verdict"]]
-    return None
-
-
-def title(facts: Mapping[str, Any]) -> str:
-    """Of a report."""
-    names = [system["name"] for system in facts["systems"]]
-    return f"Comparison of {listed(names) if len(names) <= _MOST_NAMES else f'{len(names)} systems'}"
-
-
 # --------------------------------------------------------------------------------------------------- for a terminal
 
 
-def comparison_text(facts: Mapping[str, Any]) -> str:
-    """A table for each test set, what can be told apart, and how the configs differ."""
-    kind = SAMPLE_NAMES[facts["test"]]
+def comparison_text(found: Mapping[str, Any]) -> str:
+    """Return a table for each test set, what can be told apart, and how the configs differ."""
+    facts = Comparison.model_validate(found)
+    kind = SAMPLE_NAMES[facts.test]
     lines = []
-    for name, entry in facts["test_sets"].items():
-        lines.append(f"{name} ({entry['n_lines']:,} lines; paired tests, {facts['n_samples']:,} {kind})")
-        lines += _aligned(_rows(facts, entry))
-        lines += verdicts(entry)
-    if any(
-        len({*map(tuple, metric["groups"])}) > 1 for entry in facts["test_sets"].values() for metric in entry["metrics"]
-    ):
+    for name, compared in facts.test_sets.items():
+        lines.append(f"{name} ({compared.n_lines:,} lines; paired tests, {facts.n_samples:,} {kind})")
+        lines += [*_aligned(_rows(facts, compared)), *compared.verdicts]
+    metrics = [metric for compared in facts.test_sets.values() for metric in compared.metrics]
+    if any(len({*map(tuple, metric.groups)}) > 1 for metric in metrics):
         lines.append(f"Systems that share a letter cannot be told apart at p < {LARGEST_P}.")
-    lines += _difference_lines(facts)
-    return "\n".join(lines)
+    return "\n".join([*lines, *_difference_lines(facts)])
 
 
-def known_figures(facts: Mapping[str, Any]) -> dict[str, str]:
-    """Of FIGURES those that some system has."""
-    return {key: title for key, title in FIGURES.items() if any(key in system for system in facts["systems"])}
-
-
-def _rows(facts: Mapping[str, Any], entry: Mapping[str, Any]) -> list[list[str]]:
-    figures = known_figures(facts)
-    rows = [["system", *(metric["name"].partition(" (")[0] for metric in entry["metrics"]), *figures.values()]]
-    for i in entry["metrics"][0]["ranking"]:
-        system = facts["systems"][i]
-        scores = [f"{score_text(metric['scores'][i])} {''.join(metric['groups'][i]):<2}" for metric in entry["metrics"]]
-        rows.append([system["name"], *scores, *(figure_text(key, system.get(key)) for key in figures)])
+def _rows(facts: Comparison, compared: ComparedSet) -> list[list[str]]:
+    rows = [["system", *(short_name(metric.name) for metric in compared.metrics), *facts.figures.values()]]
+    for i in compared.ranking:
+        system = facts.systems[i]
+        scores = [f"{metric.scores[i]} {''.join(metric.groups[i]):<2}" for metric in compared.metrics]
+        rows.append([system.name, *scores, *map(system.figure, facts.figures)])
     return rows
 
 
-def score_text(score: Mapping[str, Any]) -> str:
-    """Rounded, with the half width of its interval."""
-    confidence = score.get("confidence")
-    interval = f" ± {(confidence['high'] - confidence['low']) / 2:.2f}" if confidence else ""
-    return f"{score['score']:.2f}{interval}"
-
-
-def figure_text(key: str, value: Any) -> str:
-    """One of FIGURES."""
-    if value is None:
-        return "–"
-    return format_duration(value) if key == "train_seconds" else f"{value:,}"
-
-
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The first column at the left, the others at the right."""
+    """Align the first column at the left, and the others at the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         f"  {row[0]:<{widths[0]}}  "
@@ -287,16 +226,16 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _difference_lines(facts: Mapping[str, Any]) -> list[str]:
-    """The settings that differ; long names of systems are numbers, which a line each explains."""
-    if "differences" not in facts:
+def _difference_lines(facts: Comparison) -> list[str]:
+    """List the settings that differ; long names of systems are numbers, which a line each explains."""
+    if facts.differences is None:
         return []
-    if not facts["differences"]:
+    if not facts.differences:
         return ["The configs are the same."]
-    names = [system["name"] for system in facts["systems"]]
+    names = [system.name for system in facts.systems]
     numbered = [] if sum(map(len, names)) <= _WIDEST_NAMES else list(range(1, len(names) + 1))
     rows = [["setting", *(map(str, numbered) if numbered else names)]]
-    rows += [[key, *(_setting(value) for value in values)] for key, values in facts["differences"].items()]
+    rows += [[key, *(_setting(value) for value in values)] for key, values in facts.differences.items()]
     explained = [f"  {number}: {name}" for number, name in zip(numbered, names, strict=False)]
     return ["What differs in the configs", *explained, *_aligned(rows)]
 

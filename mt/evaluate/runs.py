@@ -17,7 +17,7 @@ from mt.configfile import config_differences, settings_of
 from mt.decode.translator import Translator
 from mt.errors import ConfigError, DataError, MTError
 from mt.evaluate.analysis import words_of
-from mt.evaluate.report import JSON_NAME
+from mt.evaluate.report_files import JSON_NAME
 from mt.evaluate.scores import TranslatedSet
 from mt.run_folder import RunFolder, open_model
 from mt.system.device import choose_device, choose_dtype, hardware

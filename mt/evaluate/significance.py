@@ -20,13 +20,11 @@ from mt.evaluate.metrics import (
     reference_sets,
     sacrebleu_quiet,
 )
+from mt.report.facts import BETTER, LARGEST_P, NO_DIFFERENCE, WORSE, listed
 
 TESTS = {"randomisation": "ar", "bootstrap": "bs"}  # as they are asked for, and as sacreBLEU has them
-TEST_NAMES = {"randomisation": "paired approximate randomisation", "bootstrap": "paired bootstrap resampling"}
 SAMPLE_NAMES = {"randomisation": "shuffles", "bootstrap": "bootstrap samples"}
 DEFAULT_SAMPLES = {"randomisation": 10_000, "bootstrap": 1_000}  # sacreBLEU's
-LARGEST_P = 0.05  # below it, a difference is called one
-BETTER, WORSE, NO_DIFFERENCE = "better", "worse", f"no difference at p < {LARGEST_P}"
 # Systems that differ in so few lines are compared in all ways of swapping these lines. sacreBLEU's count of samples
 # leaves out those that are as large as the difference itself. Of two systems that differ in one line every sample is
 # zero or that, so that the smallest p there is would come out. From a handful of lines on it does not matter.
@@ -176,8 +174,3 @@ def sentence(name: str, baseline: str, comparisons: Sequence[Comparison]) -> str
         prefix = f"{name} and {baseline}: " if not parts else ""
         parts.append(f"{prefix}{NO_DIFFERENCE} by {listed(names)}")
     return "; ".join(parts)
-
-
-def listed(names: Sequence[str]) -> str:
-    """Such as `a, b and c`."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

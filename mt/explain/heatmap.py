@@ -15,7 +15,7 @@ from mt.data.batch import packed_pairs
 from mt.decode.translator import Translator
 from mt.errors import ConfigError
 from mt.model import Transformer
-from mt.page import element, heat_map, page, paragraph, section
+from mt.report.page import page
 from mt.text.tokenizer import EOS_ID
 
 LONGEST = 200  # tokens of a side; a page of more could not be read
@@ -45,17 +45,15 @@ def explained_page(model: str | Path, src: str, tgt: str | None, device: str = "
         (tgt,) = translator.translate([src])
     target = [*tokenizer.encode(tgt), EOS_ID]
     _check_length("tgt", target, longest)
-    maps = attention_maps(translator.model, source, target)
-    src_pieces, tgt_pieces = tokenizer.pieces(source), tokenizer.pieces(target)
-    layers = [
-        section(f"Layer {number}", heat_map(tgt_pieces, src_pieces, weights.tolist()))
-        for number, weights in enumerate(maps, start=1)
-    ]
-    explanation = paragraph(
-        "Each row is a token of the translation, each column a token of the source; the stronger the colour, the more "
-        f"the model looked there to choose the token. Averages over {translator.model.config.n_heads} heads."
+    return page(
+        "attention.html.j2",
+        title=src,
+        tgt=tgt,
+        src_pieces=tokenizer.pieces(source),
+        tgt_pieces=tokenizer.pieces(target),
+        maps=attention_maps(translator.model, source, target).tolist(),
+        n_heads=translator.model.config.n_heads,
     )
-    return page(src, layers, lead=[element("p", {"dir": "auto"}, tgt), explanation])
 
 
 @torch.inference_mode()

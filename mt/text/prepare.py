@@ -25,6 +25,7 @@ import numpy.typing as npt
 from mt.config import RunConfig, SourceConfig
 from mt.configfile import settings_of
 from mt.errors import ConfigError, DataError
+from mt.report.data import write_data_report
 from mt.system.files import whole_file
 from mt.system.locks import locked
 from mt.system.provenance import host_memory_bytes, machine, n_cores, package_versions, peak_host_memory_bytes
@@ -35,7 +36,6 @@ from mt.text.corpus import FORMAT_VERSION, PreparedCorpus, ids_dtype, with_tag
 from mt.text.duplicates import repeated
 from mt.text.normalise import Normalisers
 from mt.text.overlap import HeldOut, NgramOverlap
-from mt.text.report import write_report
 from mt.text.shards import PAIRS_PER_SHARD, Cleaning, Counting, Encoding, Repeats, Shard, encode_pairs
 from mt.text.sources import Chunk, SentencePair, check_source, count_pairs, read_chunks, read_pairs, source_fingerprint
 from mt.text.tokenizer import MAX_WORD_BYTES, Tokenizer, adopt_model, train_tokenizer
@@ -554,7 +554,7 @@ class _Builder:
             "peak_memory_bytes": peak_host_memory_bytes(n_cores()),
             "hardware": {**machine(), "cores": n_cores(), "memory_bytes": host_memory_bytes()},
         }
-        write_report(
+        write_data_report(
             {**identity, **told, **facts, **origin}, self.folder, dict(chain(RULES.items(), CHANGE_RULES.items()))
         )
         made_of = ("report.html", "report.json", "removed.tsv")

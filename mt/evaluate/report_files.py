@@ -1,0 +1,128 @@
+"""The files of a report: report.html for people, report.json for programs, report.md to quote.
+
+All are made of the same facts, whose types are in `mt.report.facts`.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mt.errors import ConfigError
+from mt.evaluate.analysis import ODDITY_RULES
+from mt.report.comparison import comparison_page
+from mt.report.evaluation import evaluation_page
+from mt.report.facts import ComparisonReport, Evaluation, facts_json
+from mt.report.markdown import markdown
+from mt.system.files import WriteError, write_text
+from mt.system.provenance import source_commit, versions
+
+JSON_NAME, HTML_NAME, MARKDOWN_NAME = "report.json", "report.html", "report.md"
+KIND, FORMAT_VERSION = "evaluation", 1
+_OTHERS = {"run.json": "a run", "manifest.json": "a model or a prepared corpus"}  # what a folder holds, by a file of it
+MOST_SENTENCES = 5_000  # of a test set
+
+
+def evaluation_facts(system: str, **facts: Any) -> dict[str, Any]:
+    """The facts of a report, with what every report says of itself; those that are None are left out.
+
+    Args:
+        facts: by name; the analysis of each test set with its sentences.
+    """
+    kept = {name: value for name, value in facts.items() if value is not None}
+    if "analysis" in kept:
+        kept["sentences"] = {name: _evenly(one["sentences"]) for name, one in kept["analysis"].items()}
+        kept["analysis"] = {
+            name: {key: value for key, value in one.items() if key != "sentences"}
+            for name, one in kept["analysis"].items()
+        }
+    return origin_facts(KIND) | {"system": system} | kept
+
+
+def origin_facts(kind: str) -> dict[str, Any]:
+    """What every report says of itself."""
+    return {
+        "kind": kind,
+        "format_version": FORMAT_VERSION,
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["mt", *sys.argv[1:]]),
+        "commit": source_commit(),
+        "versions": versions(),
+    }
+
+
+def _evenly(sentences: Sequence[Any]) -> list[Any]:
+    n = len(sentences)
+    if n <= MOST_SENTENCES:
+        return list(sentences)
+    return [sentences[i * n // MOST_SENTENCES] for i in range(MOST_SENTENCES)]
+
+
+def check_folder(folder: Path) -> None:
+    """Whether a report may be written there, before hours are spent on what it says; nothing is made yet.
+
+    Raises:
+        ConfigError: it is a file, cannot be written, or has another kind of report, or a run, in it.
+    """
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"report: {folder} is a file: give a folder")
+        if folder.suffix in (".html", ".json", ".md") and not folder.exists():
+            raise ConfigError(f"report: {folder}: give a folder, where {HTML_NAME} and the others will lie")
+        inside = folder.resolve()
+        for place in (inside, *inside.parents[:2]):
+            for name, what in _OTHERS.items():
+                if (place / name).exists():
+                    raise ConfigError(f"report: {folder} is part of {what} ({place}): give a folder of its own")
+        if _is_other_report(folder / JSON_NAME):
+            raise ConfigError(f"report: {folder} holds another {JSON_NAME}, which would be lost: give another folder")
+        existing = next(place for place in (inside, *inside.parents) if place.exists())
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise ConfigError(f"report: {folder} cannot be written: {error.strerror}") from None
+
+
+def _is_other_report(path: Path) -> bool:
+    """Whether there is a report.json that is not that of an evaluation."""
+    try:
+        kind = json.loads(path.read_text(encoding="utf-8"))["kind"]
+    except FileNotFoundError:
+        return False
+    except (ValueError, KeyError, TypeError):
+        return True
+    return kind not in (KIND, "comparison")
+
+
+def write_evaluation(facts: Mapping[str, Any], folder: Path) -> None:
+    """Write report.json, report.md and report.html; each is whole or as it was.
+
+    Raises:
+        WriteError: the folder cannot be written.
+    """
+    read = Evaluation.model_validate(facts)
+    _write_files(folder, facts, markdown("evaluation.md.j2", read), evaluation_page(read, ODDITY_RULES))
+
+
+def write_comparison(facts: Mapping[str, Any], folder: Path) -> None:
+    """Write the files of a comparison, like those of an evaluation."""
+    facts = origin_facts("comparison") | dict(facts)
+    read = ComparisonReport.model_validate(facts)
+    _write_files(folder, facts, markdown("comparison.md.j2", read), comparison_page(read))
+
+
+def _write_files(folder: Path, facts: Mapping[str, Any], markdown: str, html: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(folder, error) from error
+    write_text(folder / HTML_NAME, html)
+    write_text(folder / MARKDOWN_NAME, markdown)
+    # Last, since it says that the report is complete: after a kill in between, all three are written again.
+    write_text(folder / JSON_NAME, facts_json(facts))

@@ -1,0 +1,1 @@
+"""Reports: typed facts in, pages out. Plain values only; no torch."""

@@ -1,0 +1,274 @@
+"""Charts as SVG. The width of a plot is that of the page, in percent, so that its text keeps its size on a phone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from mt.report.page import Number, macro, table
+
+_MAX_BARS = 64  # of a histogram; more would be thinner than a finger or a pointer can hit
+_HEIGHT = 180  # of a plot, in pixels
+_N_COLOURS = 6  # of style.css; further ones repeat
+_NOTHING = Markup("<p>There is nothing to show.</p>")
+_RECT = Markup('<rect x="{}" y="{}" width="{}" height="{}" class="f{}"><title>{}</title></rect>')
+_DOT = Markup('<circle cx="{:.3f}%" cy="{:.2f}" r="4" class="dot f{}{}"><title>{}</title></circle>')
+_GRID_LINE = Markup(
+    '<line x1="0" x2="100%" y1="{0:.2f}" y2="{0:.2f}" class="grid"/>'
+    '<text x="-8" y="{0:.2f}" dy="0.35em" text-anchor="end">{1}</text>'
+)
+_X_TICK = Markup('<text x="{:.3f}%" y="{}" text-anchor="middle">{}</text>')
+# In a picture of its own that is stretched, because the points of a line cannot be given in percent.
+_LINE = Markup(
+    '<svg width="100%" height="{0}" viewBox="0 0 100 {0}" preserveAspectRatio="none">'
+    '<path d="{1}" class="line s{2}"/></svg>'
+)
+
+Points = Sequence[tuple[float, float] | None]  # None is a gap
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line of a chart."""
+
+    name: str
+    xs: Sequence[float | None]
+    ys: Sequence[float | None]  # None or NaN: the line has a gap
+
+    @property
+    def points(self) -> Points:
+        return [
+            None if x is None or y is None or not math.isfinite(y) else (x, y)
+            for x, y in zip(self.xs, self.ys, strict=True)
+        ]
+
+    def __str__(self) -> str:
+        """Say in words what the line shows."""
+        known = [point for point in self.points if point is not None]
+        if not known:
+            return f"{self.name}: no points."
+        (first_x, first_y), (last_x, last_y) = known[0], known[-1]
+        return f"{self.name}: from {first_y:,.4g} at {first_x:,g} to {last_y:,.4g} at {last_x:,g}."
+
+
+def bars(title: str, rows: Mapping[str, Number]) -> Markup:
+    """Return horizontal bars from zero, each with its label and its number."""
+    longest = max((number.value or 0 for number in rows.values()), default=0) or 1
+    shown = []
+    for label, number in rows.items():
+        percent = 100 * (number.value or 0) / longest
+        shown.append((label, _segments([(percent, f"{label}: {number}")]), None, number))
+    return macro("bars", title, [], shown)
+
+
+def stacked_bars(title: str, rows: Mapping[str, Mapping[str, int]]) -> Markup:
+    """Return one bar for each row, cut into the fractions of its numbers by their names; past six, colours repeat.
+
+    The numbers are only in tooltips: show them in a table, too.
+    """
+    shown, names = [], []
+    for label, counts in rows.items():
+        total, names = sum(counts.values()), list(counts)
+        tooltips = [f"{name}: {count:,}" for name, count in counts.items()]
+        percents = [100 * count / (total or 1) for count in counts.values()]
+        shown.append((label, _segments(zip(percents, tooltips, strict=True)), "; ".join(tooltips), Number(total)))
+    return macro("bars", title, _legend(names), shown)
+
+
+def _segments(segments: Iterable[tuple[float, str]]) -> Markup:
+    """Return the parts of a bar: (percent, tooltip) each."""
+    rects, left = [], 0.0
+    for number, (percent, tooltip) in enumerate(segments):
+        if percent > 0:
+            rects.append(_RECT.format(f"{left:.3f}%", 0, f"{percent:.3f}%", "100%", _colour(number), tooltip))
+        left += percent
+    return Markup("").join(rects)
+
+
+def fraction_bar(fraction: float | None) -> Markup:
+    """Return a bar for a table cell, from 0 to 1."""
+    text = str(Number(fraction or 0.0, "fraction"))
+    rect = _segments([(100 * min(max(fraction or 0, 0), 1), text)])
+    return Markup('<svg class="fraction" role="img" aria-label="{}">{}</svg>').format(text, rect)
+
+
+def histogram(
+    title: str,
+    edges: Sequence[float],
+    counts: Sequence[int],
+    x_label: str,
+    y_label: str,
+    whole_numbers: bool = False,
+    highest: int | None = None,
+) -> Markup:
+    """Return vertical bars, equally wide, and all numbers in a table that unfolds.
+
+    Args:
+        edges: one more than counts; count i lies from edge i, included, to edge i + 1, excluded.
+        whole_numbers: what is counted has no fractions, so that 5 up to 9 reads as 5–8.
+        highest: end of the y axis, so that several histograms can be compared.
+    """
+    assert len(edges) == len(counts) + 1, f"{len(edges)} edges and {len(counts)} counts"
+    if not any(counts):
+        return macro("figure", title, [], _NOTHING)
+    starts, heights = _merged(counts)
+    width = starts[1] if len(starts) > 1 else 1
+    tooltips = [
+        f"{_bin(edges[start], edges[min(start + width, len(counts))], whole_numbers)} {x_label}: {height:,} {y_label}"
+        for start, height in zip(starts, heights, strict=True)
+    ]
+    top = highest or max(heights)
+    step = 100 / len(starts)
+    parts = _grid([tick for tick in _ticks(0, top) if tick == int(tick)], 0, top)
+    for i, (height, tooltip) in enumerate(zip(heights, tooltips, strict=True)):
+        if height:
+            pixels = max(_HEIGHT * height / top, 1)
+            place = (f"{i * step + step * 0.06:.3f}%", f"{_HEIGHT - pixels:.2f}", f"{step * 0.88:.3f}%")
+            parts.append(_RECT.format(*place, f"{pixels:.2f}", 1, tooltip))
+    parts += _edge_ticks(edges, len(starts) * width, whole_numbers)
+    spoken = f"Histogram: {title}. {len(starts)} bars; the highest is {tooltips[heights.index(max(heights))]}."
+    labels = [_bin(edges[i], edges[i + 1], whole_numbers) for i in range(len(counts))]
+    numbers = table([x_label, y_label], [(label, Number(count)) for label, count in zip(labels, counts, strict=True)])
+    return macro("figure", title, [], macro("plot", spoken, parts, x_label, y_label, _HEIGHT, numbers))
+
+
+def _edge_ticks(edges: Sequence[float], n_bins: int, whole_numbers: bool) -> list[Markup]:
+    """Return ticks at round numbers where each bin is one whole number, else at edges."""
+    if whole_numbers and edges[-1] - edges[0] == len(edges) - 1:
+        ticks = [tick for tick in _ticks(edges[0], edges[-2]) if tick == int(tick)] if len(edges) > 2 else [edges[0]]
+        return [_x_tick(100 * (tick - edges[0] + 0.5) / n_bins, f"{tick:g}") for tick in ticks]
+    every = math.ceil(len(edges) / 7)
+    finite = [i for i in range(0, len(edges), every) if not math.isinf(edges[i])]
+    return [_x_tick(100 * i / n_bins, f"{edges[i]:g}") for i in finite]
+
+
+def highest_bar(counts: Sequence[int]) -> int:
+    """Return the highest bar of a histogram, for the `highest` of several histograms with equally many counts."""
+    return max(_merged(counts)[1], default=0)
+
+
+def _merged(counts: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Return the index of the first count of each bar, and the sum of its counts."""
+    width = math.ceil(len(counts) / _MAX_BARS) or 1
+    starts = list(range(0, len(counts), width))
+    return starts, [sum(counts[start : start + width]) for start in starts]
+
+
+def _bin(start: float, end: float, whole_numbers: bool) -> str:
+    if math.isinf(end):
+        return f"{start:g} and above"
+    if whole_numbers:
+        return f"{start:g}" if end - start == 1 else f"{start:g}–{end - 1:g}"
+    return f"{start:g} up to {end:g}"
+
+
+def line_chart(title: str, series: Sequence[Series], x_label: str, y_label: str, from_zero: bool = False) -> Markup:
+    """Return lines with a legend, and all numbers in a table that unfolds.
+
+    Args:
+        from_zero: the y axis begins at zero, so that small differences look small.
+    """
+    known = [point for line in series for point in line.points if point is not None]
+    if not known:
+        return macro("figure", title, [], _NOTHING)
+    left, right = _widened([x for x, _ in known], 0)
+    low, high = _widened([y for _, y in known], 0.05)
+    low = min(0.0, low) if from_zero else low
+    parts = _grid(_ticks(low, high), low, high)
+    parts += [_x_tick(100 * (x - left) / (right - left), _compact(x)) for x in _ticks(left, right)]
+    for number, line in enumerate(series):
+        placed = [
+            None if point is None else (100 * (point[0] - left) / (right - left), _y(point[1], low, high))
+            for point in line.points
+        ]
+        parts += [_LINE.format(_HEIGHT, _path(placed), _colour(number)), *_dots(line, placed, _colour(number))]
+    spoken = f"Line chart: {title}. {' '.join(map(str, series))}"
+    plot = macro("plot", spoken, parts, x_label, y_label, _HEIGHT, _line_table(series, x_label))
+    return macro("figure", title, _legend([line.name for line in series]), plot, True)
+
+
+def _path(placed: Points) -> str:
+    commands, pen_is_down = [], False
+    for place in placed:
+        if place is not None:
+            commands.append(f"{'L' if pen_is_down else 'M'}{place[0]:.3f} {place[1]:.2f}")
+        pen_is_down = place is not None
+    return "".join(commands)
+
+
+def _dots(line: Series, placed: Points, colour: int) -> list[Markup]:
+    """Return dots with tooltips; they are visible where they are few, or a point has no neighbour."""
+    dots = []
+    for i, (point, place) in enumerate(zip(line.points, placed, strict=True)):
+        if point is not None and place is not None:
+            is_alone = (i == 0 or placed[i - 1] is None) and (i == len(placed) - 1 or placed[i + 1] is None)
+            faint = "" if len(placed) <= 30 or is_alone else " faint"
+            tooltip = f"{line.name}: {point[1]:,.4g} at {point[0]:,g}"
+            dots.append(_DOT.format(*place, colour, faint, tooltip))
+    return dots
+
+
+def _line_table(series: Sequence[Series], x_label: str) -> Markup:
+    columns = [
+        {x: Number(y, digits=_digits(line.ys)) for x, y in zip(line.xs, line.ys, strict=True) if x is not None}
+        for line in series
+    ]
+    rows = [
+        [Number(x, digits=None if isinstance(x, int) else 2), *(column.get(x, "") for column in columns)]
+        for x in sorted({x for column in columns for x in column})
+    ]
+    return table([x_label, *(line.name for line in series)], rows)
+
+
+def _digits(ys: Sequence[float | None]) -> int:
+    """Return four digits after the point, and for small numbers, such as learning rates, as many as show four."""
+    largest = max((abs(y) for y in ys if y and math.isfinite(y)), default=1.0)
+    return max(4, 3 - math.floor(math.log10(largest)))
+
+
+def _legend(names: Sequence[str]) -> list[tuple[int, str]]:
+    return [(_colour(number), name) for number, name in enumerate(names)]
+
+
+def _colour(number: int) -> int:
+    return number % _N_COLOURS + 1
+
+
+def _y(value: float, low: float, high: float) -> float:
+    return _HEIGHT * (high - value) / (high - low)
+
+
+def _grid(ticks: Sequence[float], low: float, high: float) -> list[Markup]:
+    return [_GRID_LINE.format(_y(tick, low, high), _compact(tick)) for tick in ticks]
+
+
+def _x_tick(percent: float, label: str) -> Markup:
+    return _X_TICK.format(percent, _HEIGHT + 18, label)
+
+
+def _compact(value: float) -> str:
+    """Return a number for an axis: 1,500 as 1.5k."""
+    for suffix, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.4g}{suffix}"
+    return f"{value:.4g}"
+
+
+def _widened(values: Sequence[float], margin: float) -> tuple[float, float]:
+    """Return the range of values with a margin, which is a fraction of it."""
+    low, high = min(values), max(values)
+    if low == high:
+        return low - 0.5, high + 0.5
+    return low - margin * (high - low), high + margin * (high - low)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Return about five round numbers from `low` to `high`."""
+    rough = (high - low) / 5
+    size = 10.0 ** math.floor(math.log10(rough))
+    step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]

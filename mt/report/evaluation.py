@@ -1,0 +1,190 @@
+"""The page of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from mt.report.charts import Series, bars, line_chart
+from mt.report.facts import (
+    Analysis,
+    Bucket,
+    CorpusOfModel,
+    Evaluation,
+    ModelManifest,
+    PairedSet,
+    ScoredSet,
+    Sentence,
+    Training,
+    short_name,
+)
+from mt.report.page import Number, Text, code, page, plain_value, table
+from mt.report.text import shortened, word_differences
+
+_OPEN_SENTENCES = 1_000  # up to that many in all, tables of sentences are unfolded
+AXES = {"step": "updates", "n_tgt_tokens": "target tokens", "train_minutes": "minutes"}  # of curves of training
+ODDITIES = {
+    "empty": "Empty",
+    "repetitions": "In a loop",
+    "copies": "Left as the source",
+    "too_long": "Far too long",
+    "too_short": "Far too short",
+}
+
+
+def evaluation_page(facts: Evaluation, oddity_rules: str) -> str:
+    """Return the page of an evaluation.
+
+    Args:
+        oddity_rules: which translations count as odd, with {side} for the text that they are compared with.
+    """
+    title = f"Evaluation of {facts.system}"
+    return page("evaluation.html.j2", title, facts=facts, view=_View(facts), oddity_rules=oddity_rules)
+
+
+@dataclass(frozen=True)
+class _View:
+    """Tables, charts and texts of the page."""
+
+    facts: Evaluation
+
+    def scores(self, scored: ScoredSet) -> Markup:
+        has_intervals = any(one.confidence for one in scored.scores)
+        ends = [[one.confidence.low, one.confidence.high] if one.confidence else ["", ""] for one in scored.scores]
+        rows = [
+            [one.name, one.score, *(interval if has_intervals else []), code(one.signature)]
+            for one, interval in zip(scored.scores, ends, strict=True)
+        ]
+        return table(["Metric", "Score", *(["95% low", "95% high"] if has_intervals else []), "Signature"], rows)
+
+    def paired_scores(self, paired: PairedSet) -> Markup:
+        rows = [
+            [short_name(one.name), one.score, one.baseline_score, one.difference, Number(one.p, digits=4), one.verdict]
+            for one in paired.scores
+        ]
+        return table(["Metric", "System", "Baseline", "Difference", "p", "The system is"], rows)
+
+    def test_signatures(self, sets: Mapping[str, PairedSet]) -> Markup:
+        found = {one.name: one.signature for paired in sets.values() for one in paired.scores}
+        return table(["Metric", "Signature"], [[name, code(signature)] for name, signature in found.items()])
+
+    def buckets(self, buckets: Sequence[Bucket], header: str, has_baseline: bool) -> Markup:
+        columns = {"bleu": "BLEU", "baseline_bleu": "baseline", "chrf": "chrF2", "baseline_chrf": "baseline"}
+        keys = [key for key in columns if has_baseline or not key.startswith("baseline")]
+        rows = [[one.bucket, one.n_lines, *(Number(getattr(one, key)) for key in keys)] for one in buckets]
+        return table([header, "Lines", *(columns[key] for key in keys)], rows)
+
+    def length_chart(self, analysis: Analysis) -> Markup:
+        begins = [one.begin for one in analysis.by_length]
+        series = [Series(self.facts.system, begins, [one.bleu for one in analysis.by_length])]
+        if analysis.has_baseline:
+            baseline = self.facts.comparison.baseline if self.facts.comparison else "baseline"
+            series.append(Series(baseline, begins, [one.baseline_bleu for one in analysis.by_length]))
+        return line_chart("BLEU by length", series, f"Words of the {analysis.beside}, from", "BLEU", from_zero=True)
+
+    def rarity_bars(self, buckets: Sequence[Bucket]) -> Markup:
+        return bars("BLEU", {one.bucket: Number(one.bleu) for one in buckets})
+
+    def oddities(self, analysis: Analysis) -> Markup:
+        numbers, n = analysis.numbers, 2 if analysis.has_baseline else 1
+        rows: list[list[object]] = [
+            [ODDITIES[name], *[Number(one.n_lines), Number(one.baseline_n_lines)][:n], _listed(one.lines, one.n_lines)]
+            for name, one in analysis.oddities.items()
+        ]
+        if numbers.n:
+            fractions = [Number(one, "fraction") for one in (numbers.kept_share, numbers.baseline_kept_share)]
+            lost = f"; lost in lines {_listed(numbers.lines, numbers.n_lines)}" if numbers.n_lines else ""
+            rows.append(["Numbers preserved", *fractions[:n], f"{numbers.n_kept:,} of {numbers.n:,}{lost}"])
+        ratios = [Number(one, digits=3) for one in (analysis.length_ratio, analysis.baseline_length_ratio)]
+        rows.append(["Words for each word of the reference", *ratios[:n], ""])
+        return table(["", *["System", "Baseline"][:n], "Lines"], rows)
+
+    def texts(self, one: Sentence) -> list[tuple[str, str, str | None]]:
+        """Return (label, text, language) of a sentence and its translations; words that differ are marked."""
+        source = [] if one.source is None else [("Source", one.source, self.facts.src_lang)]
+        if one.baseline is None:
+            hypothesis, reference = word_differences(one.hypothesis, one.reference)
+            texts = {"Reference": reference, "Translation": hypothesis}
+        else:
+            hypothesis, baseline = word_differences(one.hypothesis, one.baseline)
+            texts = {"Reference": shortened(one.reference), "System": hypothesis, "Baseline": baseline}
+        return [*source, *((label, text, self.facts.tgt_lang) for label, text in texts.items())]
+
+    def heading(self, one: Sentence) -> str:
+        chrf, bleu = f"chrF2 {one.chrf:.2f}", f"BLEU {one.bleu:.2f}"
+        if one.baseline is not None:
+            chrf, bleu = f"{chrf} against {one.baseline_chrf:.2f}", f"{bleu} against {one.baseline_bleu:.2f}"
+        return " · ".join([f"line {one.line:,}", chrf, bleu, *(ODDITIES[name].lower() for name in one.oddities)])
+
+    def sentences(self, sentences: Sequence[Sentence]) -> Markup:
+        tgt_lang = self.facts.tgt_lang
+        has_source, has_baseline = sentences[0].source is not None, sentences[0].baseline is not None
+        columns = {"Line": lambda one: one.line, "Source": lambda one: Text(one.source, self.facts.src_lang)} | {
+            "Translation": lambda one: Text(one.hypothesis, tgt_lang),
+            "Baseline": lambda one: Text(one.baseline, tgt_lang),
+            "Reference": lambda one: Text(one.reference, tgt_lang),
+            "chrF2": lambda one: Number(one.chrf, digits=1),
+            "BLEU": lambda one: Number(one.bleu, digits=1),
+            "chrF2 of the baseline": lambda one: Number(one.baseline_chrf, digits=1),
+            "Difference": lambda one: Number(one.chrf_difference, digits=1),
+            "Oddities": lambda one: ", ".join(ODDITIES[name].lower() for name in one.oddities),
+        }
+        missing = {*(() if has_source else ("Source",))}
+        missing |= {*(() if has_baseline else ("Baseline", "chrF2 of the baseline", "Difference"))}
+        shown = {name: cell for name, cell in columns.items() if name not in missing}
+        return table(list(shown), [[cell(one) for cell in shown.values()] for one in sentences], searchable=True)
+
+    def has_open_sentences(self) -> bool:
+        return sum(map(len, (self.facts.sentences or {}).values())) <= _OPEN_SENTENCES
+
+    def curves(self, training: Training) -> list[tuple[Markup, Markup]]:
+        """Return charts, two and two."""
+
+        def line(curve: str, y: str, name: str, x: str = "step") -> Series:
+            return Series(name, training.curves[curve][x], training.curves[curve][y])
+
+        charts = []
+        for x, label in AXES.items():
+            if training.has(x):
+                loss = [line("train", "train_loss", "training, smoothed labels", x)]
+                loss.append(line("valid", "valid_loss", "validation", x))
+                bleu = [line("valid", "valid_bleu", "validation set", x)]
+                loss_chart = line_chart(f"Loss against {label}", loss, label, "nats per target token")
+                charts.append((loss_chart, line_chart(f"BLEU against {label}", bleu, label, "BLEU")))
+        rate = [line("train", "learning_rate", "learning rate")]
+        speed = [line("train", "tgt_tokens_per_second", "target tokens a second")]
+        rate_chart = line_chart("Learning rate", rate, "updates", "learning rate")
+        return [*charts, (rate_chart, line_chart("Speed", speed, "updates", "target tokens a second"))]
+
+    def corpus(self, corpus: CorpusOfModel) -> Markup:
+        """Return what the model was trained, validated and tested on."""
+        read = (corpus.train or {})["sources"]
+        rows = [["training", one["source"], one["pairs_read"], one["pairs_kept"]] for one in read]
+        sets = {"validation": corpus.valid, **{f"test: {name}": one for name, one in (corpus.test or {}).items()}}
+        rows += [[name, one.source, one.pairs, ""] for name, one in sets.items() if one is not None]
+        return table(["Use", "Source", "Pairs read", "Pairs kept"], rows)
+
+    def starts(self, starts: Sequence[Mapping[str, Any]]) -> Markup:
+        rows = [
+            [
+                one.get("started_at", ""),
+                code(" ".join(one.get("command", []))),
+                code(str(one.get("commit"))),
+                *(plain_value(one.get(key, {})) for key in ("versions", "hardware")),
+            ]
+            for one in starts
+        ]
+        return table(["Started at", "Command", "Commit", "Versions", "Hardware"], rows)
+
+    def model(self, manifest: ModelManifest) -> Markup:
+        values = {key: value for key, value in manifest.model.items() if key not in ("versions", "hardware")}
+        values |= {f"translated on: {key}": value for key, value in (manifest.translation or {}).items()}
+        return table(["", "Value"], [[key, plain_value(value)] for key, value in values.items()])
+
+
+def _listed(lines: Sequence[int], n_lines: int) -> str:
+    """Return the numbers of the first lines of a kind."""
+    return ", ".join([*(f"{line:,}" for line in lines), *(["…"] if n_lines > len(lines) else [])])

@@ -1,0 +1,443 @@
+"""What the reports say: the typed form of report.json. Scores, shares and times are unrounded.
+
+Fields are named like the keys of report.json. Keys that no page shows have no field here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Generic, TypeAlias, TypeVar
+
+from pydantic import BaseModel, ConfigDict, SkipValidation
+
+from mt.units import format_duration
+
+LARGEST_P = 0.05  # below it, a difference is called significant
+BETTER, WORSE, NO_DIFFERENCE = "better", "worse", f"no difference at p < {LARGEST_P}"
+TEST_NAMES = {"randomisation": "paired approximate randomisation", "bootstrap": "paired bootstrap resampling"}
+# Figures of systems that are compared: key → its name.
+FIGURES = {"steps": "updates", "n_tgt_tokens": "target tokens", "train_seconds": "time", "n_parameters": "parameters"}
+
+# Text of data sets and names of files may hold half a surrogate pair, which pydantic's check of strings refuses.
+Line: TypeAlias = Annotated[str, SkipValidation]
+T = TypeVar("T")
+Values: TypeAlias = dict[Line, Any]  # settings, versions and other values that a page lists as they are
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+class Facts(BaseModel):
+    """Values of report.json; `model_validate` makes them of nested dicts and lists, and ignores other keys."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+def facts_json(facts: Mapping[str, Any]) -> str:
+    """Write facts as JSON: NaN and infinity become null, and half a surrogate pair an escape."""
+    text = json.dumps(_finite(facts), indent=1, ensure_ascii=False, allow_nan=False)
+    return _SURROGATES.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(child) for key, child in value.items()}
+    return [_finite(child) for child in value] if isinstance(value, (list, tuple)) else value
+
+
+def short_name(metric: str) -> str:
+    """Return the metric's name without the part in brackets."""
+    return metric.partition(" (")[0]
+
+
+def listed(names: list[str]) -> str:
+    """Return names as `a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+# --------------------------------------------------------------------------------------------------- a prepared corpus
+
+
+class Pair(Facts):
+    src: Line
+    tgt: Line
+    line: int
+    source: int = 0  # index among the sources
+    note: Line | None = None
+
+
+class ChangedText(Facts):
+    side: str  # src or tgt
+    line: int
+    before: Line
+    after: Line
+
+
+class Counted(Facts, Generic[T]):
+    count: int
+    examples: list[T]
+
+
+class TrainingText(Facts):
+    source: Line  # its description
+    tag: Line | None = None
+    weight: float = 1.0
+    pairs_read: int
+    pairs_kept: int
+    removed: dict[Line, Counted[Pair]]  # by rule
+    changed: dict[Line, Counted[ChangedText]]  # by kind of change
+
+
+class TrainingCounts(Facts):
+    pairs_read: int
+    pairs_kept: int
+    src_tokens: int
+    tgt_tokens: int
+    src_tokens_per_tgt_token: float | None
+    longest_src: int  # tokens
+    longest_tgt: int
+    sources: list[TrainingText]
+
+
+class HeldOutSet(Facts):
+    """A validation or test set."""
+
+    source: Line
+    pairs: int
+    empty: int | None = None  # pairs with an empty side
+    src_tokens: int | None = None
+    tgt_tokens: int | None = None
+
+
+class Histogram(Facts):
+    edges: list[float | None]  # one more than counts; null at the end: no limit
+    counts: list[int]
+
+
+class Lengths(Facts):
+    tokens: dict[str, list[int]]  # src, tgt: pairs with 1, 2, 3, … tokens
+    ratio: Histogram  # source tokens for each target token
+
+
+class PreparedData(Facts):
+    fingerprint: Line
+    made_at: str  # ISO 8601
+    src_lang: Line
+    tgt_lang: Line
+    command: Line | None = None
+    train: TrainingCounts
+    valid: HeldOutSet | None = None
+    test: dict[Line, HeldOutSet] | None = None
+    lengths: Lengths | None = None
+    overlap: dict[Line, dict[str, dict[str, int]]] | None = None  # set → side → n-grams: how many, how many found
+    # kind, vocab_size and how it was made; pieces: {src, tgt, both, neither}; src, tgt: figures and longest_pieces
+    tokenizer: Values | None = None
+    samples: list[Pair] | None = None  # of the pairs that were kept
+    seconds: dict[Line, float] | None = None  # of each stage
+    peak_memory_bytes: int | None = None
+    settings: Values | None = None
+    versions: Values | None = None
+    hardware: Values | None = None
+
+    @property
+    def tokenizer_values(self) -> Values:
+        """What is known of the tokenizer besides figures of its text."""
+        values = (self.tokenizer or {}).items()
+        return {key.replace("_", " "): value for key, value in values if not isinstance(value, dict)}
+
+    @property
+    def sides(self) -> dict[str, Values]:
+        """Side → figures of its text in tokens."""
+        return (
+            {side: self.tokenizer[side] for side in ("src", "tgt") if side in self.tokenizer} if self.tokenizer else {}
+        )
+
+    def lang(self, side: str) -> str:
+        return {"src": self.src_lang, "tgt": self.tgt_lang}[side]
+
+
+# --------------------------------------------------------------------------------------------------- an evaluation
+
+
+class Origin(Facts):
+    """Where a report comes from."""
+
+    made_at: str  # ISO 8601
+    command: Line
+    commit: Line | None  # of mt
+    versions: Values
+
+
+class Confidence(Facts):
+    low: float
+    high: float
+
+    @property
+    def half_width(self) -> float:
+        return (self.high - self.low) / 2
+
+
+class SystemScore(Facts):
+    score: float
+    confidence: Confidence | None = None
+
+    def __str__(self) -> str:
+        """Return it rounded, with the half width of its interval."""
+        return f"{self.score:.2f}" + (f" ± {self.confidence.half_width:.2f}" if self.confidence else "")
+
+
+class MetricScore(SystemScore):
+    name: Line
+    signature: Line
+
+
+class ScoredSet(Facts):
+    n_lines: int
+    n_references: int = 1
+    scores: list[MetricScore]
+
+
+class PairedScore(Facts):
+    name: Line
+    score: float
+    baseline_score: float
+    difference: float
+    p: float
+    verdict: str
+    signature: Line
+
+
+class PairedSet(Facts):
+    scores: list[PairedScore]
+    verdict: Line
+
+
+class BaselineTest(Facts):
+    baseline: Line
+    test: str  # a key of TEST_NAMES
+    n_samples: int
+    test_sets: dict[Line, PairedSet]
+
+
+class Bucket(Facts):
+    """Lines of similar length, or with similarly rare words."""
+
+    bucket: str
+    begin: int
+    n_lines: int
+    bleu: float
+    chrf: float
+    baseline_bleu: float | None = None
+    baseline_chrf: float | None = None
+
+
+class OddLines(Facts):
+    n_lines: int
+    lines: list[int]  # the first of them
+    baseline_n_lines: int | None = None
+
+
+class NumbersKept(Facts):
+    n: int
+    n_kept: int
+    kept_share: float | None
+    baseline_kept_share: float | None = None
+    n_lines: int  # with a number that was lost
+    lines: list[int]  # the first of them
+
+
+class Sentence(Facts):
+    line: int
+    source: Line | None = None
+    reference: Line
+    hypothesis: Line
+    chrf: float
+    bleu: float
+    baseline: Line | None = None
+    baseline_chrf: float | None = None
+    baseline_bleu: float | None = None
+    chrf_difference: float | None = None
+    oddities: list[str]
+
+
+class Analysis(Facts):
+    beside: str  # source or reference: what lengths are compared with
+    by_length: list[Bucket]
+    by_rarest_word: list[Bucket] | None = None
+    oddities: dict[str, OddLines]
+    numbers: NumbersKept
+    length_ratio: float
+    baseline_length_ratio: float | None = None
+    worst: list[Sentence]
+    best: list[Sentence]
+    gained: list[Sentence] | None = None  # against the baseline
+    lost: list[Sentence] | None = None
+
+    @property
+    def has_baseline(self) -> bool:
+        return self.baseline_length_ratio is not None
+
+
+Curve: TypeAlias = dict[str, list[int | float | None]]  # name of a column → its values, one for each step
+
+
+class Training(Facts):
+    curves: dict[str, Curve]  # train, valid
+    samples: list[Values] | None = None  # source, reference, translations: [{step, translation}]
+
+    @property
+    def has_steps(self) -> bool:
+        return any(curve["step"] for curve in self.curves.values())
+
+    def has(self, x: str) -> bool:
+        """Whether all curves have a column without gaps; older runs did not record all of them."""
+        return all(None not in curve[x] for curve in self.curves.values())
+
+
+class CorpusOfModel(Facts):
+    fingerprint: Line
+    train: Values | None = None  # None: the prepared corpus is gone; sources: [{source, pairs_read, pairs_kept, …}]
+    valid: HeldOutSet | None = None
+    test: dict[Line, HeldOutSet] | None = None
+
+
+class ModelManifest(Facts):
+    description: Line | None = None
+    settings: Values
+    changed: list[Line]  # settings that are not the defaults
+    model: Values
+    starts: list[Values]  # started_at, command, commit, versions, hardware, as far as known
+    corpus: CorpusOfModel
+    translation: Values | None = None
+
+    @property
+    def changed_settings(self) -> Values:
+        return {key: self.settings[key] for key in self.changed if key in self.settings}
+
+    @property
+    def chosen_settings(self) -> Values:
+        """Those that are not the defaults, and the languages, in their order."""
+        chosen = {*self.changed, "src_lang", "tgt_lang"}
+        return {key: value for key, value in self.settings.items() if key in chosen}
+
+
+class Evaluation(Origin):
+    system: Line
+    src_lang: Line | None = None
+    tgt_lang: Line | None = None
+    test_sets: dict[Line, ScoredSet]
+    valid: ScoredSet | None = None
+    comparison: BaselineTest | None = None
+    warnings: dict[Line, list[Line]] | None = None
+    notes: list[Line] | None = None
+    analysis: dict[Line, Analysis] | None = None
+    sentences: dict[Line, list[Sentence]] | None = None
+    training: Training | None = None
+    manifest: ModelManifest | None = None
+    steps: int | None = None
+    train_seconds: float | None = None
+    n_tgt_tokens: int | None = None
+    n_parameters: int | None = None
+
+    @property
+    def scored_sets(self) -> dict[str, ScoredSet]:
+        return self.test_sets | ({"validation set": self.valid} if self.valid else {})
+
+
+# --------------------------------------------------------------------------------------------------- a comparison
+
+
+class SystemFigures(Facts):
+    name: Line
+    steps: int | None = None
+    n_tgt_tokens: int | None = None
+    train_seconds: float | None = None
+    n_parameters: int | None = None
+
+    def figure(self, key: str) -> str:
+        """Return one of FIGURES, rounded."""
+        value = getattr(self, key)
+        if value is None:
+            return "–"
+        return format_duration(value) if key == "train_seconds" else f"{value:,}"
+
+
+class PairedSystems(Facts):
+    first: int
+    second: int
+    p: float
+    verdict: str  # of the first
+
+
+class ComparedMetric(Facts):
+    """Lists are in the order of the systems; systems in ranking and pairs are indices."""
+
+    name: Line
+    signature: Line
+    test_signature: Line
+    scores: list[SystemScore]
+    groups: list[list[str]]  # letters; two systems share one if they cannot be told apart
+    ranking: list[int]  # best first
+    pairs: list[PairedSystems]
+    verdict: Line
+
+    def of_pair(self, one: int, other: int) -> tuple[float, str] | None:
+        """Return p of two systems and the verdict of the first; None for a system with itself."""
+        opposite = {BETTER: WORSE, WORSE: BETTER, NO_DIFFERENCE: NO_DIFFERENCE}
+        for pair in self.pairs:
+            if (pair.first, pair.second) == (one, other):
+                return pair.p, pair.verdict
+            if (pair.second, pair.first) == (one, other):
+                return pair.p, opposite[pair.verdict]
+        return None
+
+
+class ComparedSet(Facts):
+    n_lines: int
+    metrics: list[ComparedMetric]
+
+    @property
+    def ranking(self) -> list[int]:
+        """The systems by the first metric, best first."""
+        return self.metrics[0].ranking
+
+    @property
+    def verdicts(self) -> list[str]:
+        """What the metrics say, those that say the same together."""
+        found: dict[str, list[str]] = {}
+        for metric in self.metrics:
+            found.setdefault(metric.verdict, []).append(short_name(metric.name))
+        return [f"{verdict}, by {listed(names)}." for verdict, names in found.items()]
+
+
+class Comparison(Facts):
+    systems: list[SystemFigures]
+    test: str  # a key of TEST_NAMES
+    n_samples: int
+    test_sets: dict[Line, ComparedSet]
+    differences: dict[Line, list[Any]] | None = None  # setting → its value in each system
+    training: list[Training | None]
+
+    @property
+    def figures(self) -> dict[str, str]:
+        """Those of FIGURES that some system has."""
+        return {
+            key: name for key, name in FIGURES.items() if any(getattr(one, key) is not None for one in self.systems)
+        }
+
+    @property
+    def explained_groups(self) -> str:
+        return f"Systems that share a letter cannot be told apart at p < {LARGEST_P}; those that share none can."
+
+    @property
+    def title(self) -> str:
+        names = [system.name for system in self.systems]
+        return f"Comparison of {listed(names) if len(names) <= 3 else f'{len(names)} systems'}"
+
+
+class ComparisonReport(Comparison, Origin):
+    """A comparison with where it comes from."""

@@ -1,0 +1,213 @@
+"""HTML pages that stand alone: one file, no network, readable without JavaScript and in print.
+
+Pages are Jinja2 templates that escape every string; only `Markup` is taken as it is.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from mt.report.facts import LARGEST_P, NO_DIFFERENCE, TEST_NAMES, short_name
+from mt.report.text import harmless, shortened
+from mt.units import format_duration
+
+Unit = Literal["count", "fraction", "seconds", "bytes"]
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number that is shown rounded; the cells of tables have it unrounded in `data-value`, by which they sort."""
+
+    value: float | None  # None, NaN and infinity are shown as a dash
+    unit: Unit = "count"  # a fraction, from 0 to 1, is shown as a percentage
+    digits: int | None = None  # after the point; None: what suits the unit
+
+    @property
+    def known(self) -> float | None:
+        return None if self.value is None or not math.isfinite(self.value) else self.value
+
+    @property
+    def json(self) -> str:
+        return json.dumps(self.known)
+
+    def __str__(self) -> str:
+        value = self.known
+        if value is None:
+            return "–"
+        if self.unit == "fraction":
+            return _percentage(value, 1 if self.digits is None else self.digits)
+        if self.unit == "seconds":
+            return f"{value:.{2 if value < 10 else 1}f} s" if value < 60 else format_duration(value)
+        if self.unit == "bytes":
+            return _n_bytes(value)
+        if isinstance(value, int) and not self.digits:
+            return f"{value:,}"
+        return f"{value:,.{2 if self.digits is None else self.digits}f}"
+
+
+@dataclass(frozen=True)
+class Text:
+    """Text of a data set in a cell, in its own language and direction."""
+
+    text: str
+    lang: str | None = None
+
+
+def _percentage(fraction: float, digits: int) -> str:
+    """Return neither 0% nor 100% unless it is exactly that."""
+    smallest = 10.0**-digits
+    percent = 100 * fraction
+    if 0 < percent < smallest / 2:
+        return f"<{smallest:.{digits}f}%"
+    if 100 - smallest / 2 <= percent < 100:
+        return f">{100 - smallest:.{digits}f}%"
+    return f"{percent:.{0 if percent in (0, 100) else digits}f}%"
+
+
+def _n_bytes(n_bytes: float) -> str:
+    for name, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:,.1f} {name}"
+    return f"{n_bytes:,.0f} bytes"
+
+
+def code(text: str) -> Markup:
+    return Markup("<code>{}</code>").format(text)
+
+
+def setting_value(value: Any, key: str = "") -> Markup:
+    """Show a value as YAML writes it, and a number with all of its digits."""
+    if isinstance(value, bool) or value is None or isinstance(value, (list, tuple, dict)):
+        return code(json.dumps(value, ensure_ascii=False))
+    if key.endswith("_bytes"):
+        return Markup(Number(value, "bytes"))
+    if isinstance(value, (int, float)):
+        return Markup(Number(value, digits=len(format(Decimal(repr(value)), "f").partition(".")[2])))
+    return shortened(str(value))
+
+
+def setting_rows(values: dict[str, Any], as_code: bool = True) -> list[list[str]]:
+    return [[code(key) if as_code else key, setting_value(value, key)] for key, value in values.items()]
+
+
+def plain_value(value: Any) -> str:
+    """Show a value of a manifest as text."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {one}" for key, one in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def fraction(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def date(iso: str) -> str:
+    return iso.replace("T", " ").replace("+00:00", " UTC")
+
+
+@cache
+def environment() -> Environment:
+    found = Environment(
+        loader=PackageLoader("mt.report"),
+        autoescape=select_autoescape(["html.j2"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters |= {"code": code, "date": date, "number": Number, "plural": plural, "short": short_name}
+    found.filters |= {"shortened": shortened, "rows": setting_rows}
+    found.globals |= {"fraction": fraction, "table": table, "test_names": TEST_NAMES}
+    found.globals |= {"no_difference": NO_DIFFERENCE, "largest_p": LARGEST_P}
+    found.tests |= {"a_number": lambda cell: isinstance(cell, Number), "a_text": lambda cell: isinstance(cell, Text)}
+    return found
+
+
+def macro(name: str, *arguments: Any) -> Markup:
+    """Call a macro of parts.html.j2."""
+    found: Markup = getattr(environment().get_template("parts.html.j2").module, name)(*arguments)
+    return found
+
+
+def table(
+    headers: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    total: Sequence[object] | None = None,
+    sortable: bool = False,
+    searchable: bool = False,
+) -> Markup:
+    """Return a table, numbers at the right; one that is too wide scrolls in its box.
+
+    Args:
+        rows: cells, which are strings, numbers, `Number`s or `Text`s; the first of each row is its header.
+        total: a last row, which sorting and searching leave where it is.
+        sortable: by a click on a header, where there is JavaScript; `searchable` adds a search field.
+    """
+    shown, last = (
+        [[Number(cell) if isinstance(cell, (int, float)) else cell for cell in row] for row in part]
+        for part in (rows, [] if total is None else [total])
+    )
+    columns = zip(*shown, *last, strict=True)
+    numeric = [any(isinstance(cell, Number) for cell in column) for column in columns] or [False] * len(headers)
+    wanted = {"sortable": sortable or searchable, "searchable": searchable} if len(shown) > 1 else {}
+    names = [name for name in wanted if wanted[name]]
+    return macro("table_of", zip(headers, numeric, strict=True), shown, last, names)
+
+
+def page(template: str, title: str, **values: Any) -> str:
+    """Return a whole HTML file: a template, whose sections are listed at the top."""
+    lead, section, sections = environment().get_template(template).render(values).partition("<section>")
+    body, contents = _with_anchors(section + sections)
+    style, script = (files("mt.report").joinpath(f"templates/{name}").read_text("utf-8") for name in _FILES)
+    html = (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            title=title,
+            lead=Markup(lead),
+            body=Markup(body),
+            contents=contents,
+            style=Markup(style),
+            script=Markup(script) if '<table class="sortable' in lead + body else None,
+            # The browser runs this script alone and fetches nothing, whatever the text holds.
+            digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        )
+    )
+    return harmless(html)
+
+
+_FILES = ("style.css", "script.js")
+
+
+def _with_anchors(body: str) -> tuple[str, dict[str, str]]:
+    """Give each section an id of its own; return the body, and the headings by their ids."""
+    headings: dict[str, str] = {}
+
+    def anchored(match: re.Match[str]) -> str:
+        heading = Markup(match[1]).unescape()
+        wanted = re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-") or "section"
+        anchor, number = wanted, 1
+        while anchor in headings:
+            number += 1
+            anchor = f"{wanted}-{number}"
+        headings[anchor] = heading
+        return f'<section id="{anchor}">\n<h2>{match[1]}</h2>'
+
+    # Only templates write tags, so this cannot match in the text of data.
+    return re.sub(r"<section>\s*<h2>(.*?)</h2>", anchored, body, flags=re.DOTALL), headings

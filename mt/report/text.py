@@ -1,0 +1,146 @@
+"""Text of data sets as a page shows it: nothing hidden, nothing harmful, and what differs marked.
+
+Text may hold anything: tags, quotes, control characters, bidirectional overrides.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+
+import regex
+from markupsafe import Markup, escape
+
+MAX_EXAMPLE_CHARS = 1_000  # of a text that is shown; of a longer one the page says how much is left out
+_MOST_MATCHES = 100_000  # pairs of equal parts of two texts, above which aligning them would take many seconds
+
+# What HTML and UTF-8 cannot hold, and what would turn the direction of the text around it.
+_HARMFUL = regex.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff\u202a-\u202e\u2066-\u2069]")
+# What cannot be seen or looks like a space. The joiners U+200C and U+200D are left: words and emoji are spelled with
+# them.
+_INVISIBLE_INSIDE = regex.compile(
+    "[\x00-\x1f\x7f-\xa0\xad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5\u180e\u2000-\u200b\u200e\u200f\u2028-\u202f"
+    "\u205f-\u206f\u3000\u3164\ud800-\udfff\ufeff\uffa0\ufff9-\ufffb\ufffe\uffff\U000e0000-\U000e007f]"
+    "| {2,}"
+)
+_INVISIBLE = regex.compile(f"{_INVISIBLE_INSIDE.pattern}|^ +| +$")
+_WORDS = regex.compile(r"\s+|[\w\p{M}]+|[^\w\s]\p{M}*")
+_CONTROLS = {"\t": "TAB", "\n": "LINE FEED", "\r": "CARRIAGE RETURN"}  # which Unicode gives no names
+_SIGNS = {" ": "·", "\t": "⇥", "\n": "↵", "\xa0": "⍽"}
+
+
+def harmless(text: str) -> str:
+    """Replace the characters that cannot be written, or would turn the text around them, by their numbers."""
+    return str(_HARMFUL.sub(lambda match: f"[{_code_point(match[0])}]", text))
+
+
+def _code_point(character: str) -> str:
+    return f"U+{ord(character):04X}"
+
+
+def character_name(character: str) -> str:
+    """Return a name such as `U+00A0 NO-BREAK SPACE`."""
+    name = _CONTROLS.get(character) or unicodedata.name(character, "")
+    return f"{_code_point(character)} {name}".rstrip()
+
+
+def _sign(character: str) -> Markup:
+    sign = _SIGNS.get(character, _code_point(character))
+    return Markup('<span class="sign" title="{}">{}</span>').format(character_name(character), sign)
+
+
+def visible(text: str, invisible: regex.Pattern[str] = _INVISIBLE) -> Markup:
+    """Show spaces at the ends, double spaces and invisible characters as signs."""
+    parts, end = [], 0
+    for match in invisible.finditer(text):
+        parts += [escape(text[end : match.start()]), *map(_sign, match[0])]
+        end = match.end()
+    return Markup("").join([*parts, text[end:]])
+
+
+def shortened(text: str) -> Markup:
+    """Return `visible` text; where it is long, its beginning and how much is not shown."""
+    return visible(text[:MAX_EXAMPLE_CHARS]) + _more(text)
+
+
+def _more(text: str) -> Markup:
+    if len(text) <= MAX_EXAMPLE_CHARS:
+        return Markup()
+    return Markup('<span class="muted"> … {:,} more characters</span>').format(len(text) - MAX_EXAMPLE_CHARS)
+
+
+# --------------------------------------------------------------------------------------------------- differences
+
+
+def character_differences(before: str, after: str) -> tuple[Markup, Markup, str]:
+    """Return two versions of a text with their differences marked, and the first few as names of characters.
+
+    Of long texts the part from the first difference on is shown.
+    """
+    before, after = _from_first_difference(before, after)
+    # Combining marks stay with their letters.
+    old, new = (regex.findall(r"\X", text[:MAX_EXAMPLE_CHARS]) for text in (before, after))
+    marked: tuple[list[Markup], list[Markup]] = ([], [])
+    described: list[str] = []
+    for tag, i, j, k, m in _opcodes(old, new):
+        removed, added = "".join(old[i:j]), "".join(new[k:m])
+        for parts, text, name in ((marked[0], removed, "del"), (marked[1], added, "ins")):
+            if tag == "equal":
+                parts.append(visible(text, _INVISIBLE_INSIDE))
+            elif text:
+                signs = Markup("").join(_sign(c) if _INVISIBLE.match(c) else c for c in text)
+                parts.append(Markup("<{0}>{1}</{0}>").format(Markup(name), signs))
+        if tag != "equal" and max(len(removed), len(added)) <= 4:
+            described.append(f"{_named(removed)} → {_named(added)}")
+    shown = [Markup("").join([*parts, _more(text)]) for parts, text in zip(marked, (before, after), strict=True)]
+    return shown[0], shown[1], "; ".join(list(dict.fromkeys(described))[:3])
+
+
+def word_differences(one: str, other: str) -> tuple[Markup, Markup]:
+    """Return two versions of a text with the words marked that the other does not have."""
+    words = [_WORDS.findall(text[:MAX_EXAMPLE_CHARS]) for text in (one, other)]
+    marked: tuple[list[Markup], list[Markup]] = ([], [])
+    for tag, i, j, k, m in _opcodes(*words):
+        for parts, text in ((marked[0], "".join(words[0][i:j])), (marked[1], "".join(words[1][k:m]))):
+            inner = text.strip()
+            if tag == "equal" or not inner:
+                parts.append(visible(text, _INVISIBLE_INSIDE))
+            else:
+                # The space between two words is marked with them, that before or after them is not.
+                start, _, end = text.partition(inner)
+                parts.append(Markup("{}<mark>{}</mark>{}").format(start, visible(inner, _INVISIBLE_INSIDE), end))
+    shown = [Markup("").join([*parts, _more(text)]) for parts, text in zip(marked, (one, other), strict=True)]
+    return shown[0], shown[1]
+
+
+def _from_first_difference(before: str, after: str) -> tuple[str, str]:
+    """Return short texts as they are, and of long ones what follows a little before the first difference."""
+    if max(len(before), len(after)) <= MAX_EXAMPLE_CHARS:
+        return before, after
+    first = next((i for i, (old, new) in enumerate(zip(before, after, strict=False)) if old != new), None)
+    if first is None:  # one begins with all of the other
+        first = min(len(before), len(after))
+    start = max(first - MAX_EXAMPLE_CHARS // 10, 0)
+    return ("…" if start else "") + before[start:], ("…" if start else "") + after[start:]
+
+
+def _opcodes(old: Sequence[str], new: Sequence[str]) -> list[tuple[str, int, int, int, int]]:
+    """Return difflib's opcodes; of repetitive texts, everything between their common ends is one change."""
+    n_old, n_new = Counter(old), Counter(new)
+    if sum(n * n_new[part] for part, n in n_old.items()) <= _MOST_MATCHES:
+        return [*SequenceMatcher(None, old, new, autojunk=False).get_opcodes()]
+    shorter = min(len(old), len(new))
+    start = next((i for i in range(shorter) if old[i] != new[i]), shorter)
+    n_end = next((i for i in range(shorter - start) if old[-1 - i] != new[-1 - i]), shorter - start)
+    old_end, new_end = len(old) - n_end, len(new) - n_end
+    return [
+        ("equal", 0, start, 0, start),
+        ("replace", start, old_end, start, new_end),
+        ("equal", old_end, len(old), new_end, len(new)),
+    ]
+
+
+def _named(text: str) -> str:
+    return " + ".join(map(character_name, text)) or "nothing"
