@@ -287,7 +287,7 @@ class TrainConfig:
     attention: Literal["auto", "flash"] = "auto"
     tf32: bool = False  # fp32 products in TF32 on a GPU: faster, 10 bits of mantissa
     activation_checkpointing: bool = False  # keep the inputs of layers alone and compute the rest again: less memory
-    loss_chunks: int = 1  # parts of a slice whose logits exist at one time on a GPU; on a CPU they are always small
+    loss_chunks: int = 1  # parts of a micro-batch whose logits exist at one time on a GPU; on a CPU always small
     seed: int = 1
     init_from: str | None = None  # run or model folder whose weights and tokenizer training starts from (fine-tuning)
     validate_every: int = 1_500  # updates

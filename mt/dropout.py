@@ -1,6 +1,6 @@
-"""Dropout whose masks depend on the seed, the step and the slice alone.
+"""Dropout whose masks depend on the seed, the step and the micro-batch alone.
 
-On CUDA the masks come from the device's own generator, seeded before each slice, so that compiled code can make them.
+On CUDA the masks come from the device's generator, seeded before each micro-batch, so that compiled code can make them.
 On the CPU torch's generator makes one number at a time; here masks are windows of a pool that is made once, and one
 numpy stream says where they begin.
 """
@@ -20,10 +20,10 @@ from torch.nn import functional
 _cpu_bits = np.random.Generator(np.random.SFC64(0))
 
 
-def seed_dropout(device: torch.device, seed: int, step: int, slice_index: int) -> None:
-    """Fix all masks that the next forward pass draws. Call it outside compiled code, before each slice."""
+def seed_dropout(device: torch.device, seed: int, step: int, micro_batch_index: int) -> None:
+    """Fix all masks that the next forward pass draws. Call it outside compiled code, before each micro-batch."""
     global _cpu_bits
-    sequence = np.random.SeedSequence([seed, step, slice_index])
+    sequence = np.random.SeedSequence([seed, step, micro_batch_index])
     # The generator object itself: torch.manual_seed reseeds all devices and takes a hundred times as long.
     number = int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
     if device.type == "cuda":
@@ -33,7 +33,7 @@ def seed_dropout(device: torch.device, seed: int, step: int, slice_index: int) -
         _cpu_bits = np.random.Generator(np.random.SFC64(sequence))
 
 
-def replayed() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+def checkpoint_rng_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Two contexts, for torch.utils.checkpoint: the second draws the CPU masks that the first has drawn, again.
 
     torch itself looks after the masks of its own generators.

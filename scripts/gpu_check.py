@@ -378,7 +378,7 @@ def run_decode(setting: Setting, keep: Keep) -> None:
             "tgt_tokens_per_second": n_produced / seconds,
             "peak_memory_bytes": peak_memory_bytes(device),
         }
-        figures["why_no_graphs"] = backend.why_no_graphs
+        figures["capture_error"] = backend.capture_error
         keep(figures)
         say(f"batch {n_sentences}: {n_produced / seconds:,.0f} tok/s")
 
@@ -399,7 +399,7 @@ def decode_section(figures: dict[str, Any]) -> list[str]:
         "",
         *table(["sentences together", "sentences/s", "tok/s", "memory"], rows),
     ]
-    if problem := figures.get("why_no_graphs"):
+    if problem := figures.get("capture_error"):
         lines += ["", f"Without CUDA graphs: {problem}."]
     return lines
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from mt.data.batch import PackedBatch, TileLayout, assemble_varlen
-from mt.data.packing import SliceBudget
+from mt.data.packing import MicroBatchBudget
 from tests.toys import attention, parallel, random_pairs, tiles
 
 pytestmark = pytest.mark.usefixtures("flash_on_cpu")
 PAIRS = random_pairs(30, longest=90, seed=3)
-BUDGET = SliceBudget(n_slices=1, src_tokens=2_000, tgt_tokens=2_000, n_sentences=40)
+BUDGET = MicroBatchBudget(n_micro_batches=1, src_tokens=2_000, tgt_tokens=2_000, n_sentences=40)
 
 
 def batches() -> tuple[PackedBatch, PackedBatch]:

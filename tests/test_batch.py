@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from mt.data.batch import Ahead, TileLayout, VarlenLayout, assemble_sources, assemble_tiles, assemble_varlen
-from mt.data.packing import SliceBudget
+from mt.data.batch import Prefetcher, TileLayout, VarlenLayout, assemble_sources, assemble_tiles, assemble_varlen
+from mt.data.packing import MicroBatchBudget
 from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from tests.toys import parallel, random_pairs
 
 PAIRS = random_pairs(40)
-BUDGET = SliceBudget(n_slices=1, src_tokens=700, tgt_tokens=800, n_sentences=60)
+BUDGET = MicroBatchBudget(n_micro_batches=1, src_tokens=700, tgt_tokens=800, n_sentences=60)
 
 
 def unpacked(ids: torch.Tensor, positions: torch.Tensor, real: torch.Tensor) -> list[tuple[int, ...]]:
@@ -68,14 +68,14 @@ def test_every_varlen_batch_has_one_shape_and_covers_all_its_rows() -> None:
 
 def test_a_full_varlen_batch_fits() -> None:
     corpus = parallel([([5] * 63, [6] * 63)] * 12)
-    full = SliceBudget(n_slices=1, src_tokens=64 * 12, tgt_tokens=64 * 12, n_sentences=12)
+    full = MicroBatchBudget(n_micro_batches=1, src_tokens=64 * 12, tgt_tokens=64 * 12, n_sentences=12)
     batch = assemble_varlen(corpus, np.arange(12), full, max_tokens=64)
     assert batch.n_tgt_tokens == 768
     assert isinstance(batch.cross_layout, VarlenLayout)
     assert batch.cross_layout.cu_q[-1] == len(batch.tgt_inputs)
 
 
-def test_an_empty_slice_weighs_nothing() -> None:
+def test_an_empty_micro_batch_weighs_nothing() -> None:
     batch = assemble_tiles(parallel(PAIRS), np.arange(0), torch.float32)
     assert batch.n_tgt_tokens == 0
     assert batch.tgt_weights.sum() == 0
@@ -101,13 +101,13 @@ def test_sources_for_decoding_are_padded_and_masked() -> None:
 
 
 def test_batches_made_ahead_come_in_order_and_errors_come_through() -> None:
-    assert list(Ahead(iter(range(20)))) == list(range(20))
+    assert list(Prefetcher(iter(range(20)))) == list(range(20))
 
     def failing() -> Iterator[int]:
         yield 1
         raise ValueError("the disk is on fire")
 
-    items = iter(Ahead(failing()))
+    items = iter(Prefetcher(failing()))
     assert next(items) == 1
     with pytest.raises(ValueError, match="the disk is on fire"):
         next(items)
@@ -118,7 +118,7 @@ def test_whoever_stops_early_stops_the_thread() -> None:
         while True:
             yield 1
 
-    ahead = Ahead(endless())
+    ahead = Prefetcher(endless())
     assert next(iter(ahead)) == 1
     ahead.close()
     assert not ahead._thread.is_alive()

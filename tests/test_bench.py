@@ -185,7 +185,7 @@ def test_the_parts_of_a_step_are_what_they_take_and_add_up_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     clock.slow(monkeypatch, Engine, "_assemble", 0.5)
-    clock.slow(monkeypatch, Engine, "slice_loss", 1)
+    clock.slow(monkeypatch, Engine, "micro_batch_loss", 1)
     clock.slow(monkeypatch, torch.Tensor, "backward", 2)
     clock.slow(monkeypatch, torch.optim.Adam, "step", 4)
     corpus = bench.random_corpus(380, 64, n_pairs=200)
@@ -209,14 +209,14 @@ def test_the_figures_are_those_of_the_timed_updates(
     engine = engine_of(config)
     timed = list(engine.updates(PlanState(), 1, speed.warm_up_steps + 4))[speed.warm_up_steps :]
     n_src, n_tgt = sum(u.n_src_tokens for u in timed), sum(u.n_tgt_tokens for u in timed)
-    assert (speed.n_steps, speed.n_slices, speed.step_seconds) == (4, 2, 0.25)
+    assert (speed.n_steps, speed.n_micro_batches, speed.step_seconds) == (4, 2, 0.25)
     # Four updates take a second.
     assert (speed.tgt_tokens_per_second, speed.src_tokens_per_second) == (n_tgt, n_src)
-    positions = sum(len(batch.tgt_inputs) for update in timed for batch in update.slices.values())
+    positions = sum(len(batch.tgt_inputs) for update in timed for batch in update.micro_batches.values())
     assert speed.tgt_fill == pytest.approx(n_tgt / positions)
     flops = engine.model.training_flops(n_src, n_tgt)
     assert speed.flops_per_tgt_token == pytest.approx(flops / n_tgt)
-    assert (speed.flops_per_second, speed.share_of_peak) == (flops, flops / 1e9)
+    assert (speed.flops_per_second, speed.mfu) == (flops, flops / 1e9)
     assert (speed.device, speed.execution, speed.peak_is_measured) == ("cpu", "fp32", True)
 
 
@@ -240,8 +240,8 @@ def test_too_little_memory_names_the_setting(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ConfigError) as caught:
         bench.measure_training(toy(tmp_path, micro_batch_tokens=100), parallel(random_pairs(50)), 380)
     assert str(caught.value) == (
-        "train.micro_batch_tokens: slices of 100 target tokens do not fit the memory of cpu (CUDA out of memory. "
-        "Tried to allocate 2.00 GiB.): set it to 50"
+        "train.micro_batch_tokens: micro-batches of 100 target tokens do not fit the memory of cpu (CUDA out of memory."
+        " Tried to allocate 2.00 GiB.): set it to 50"
     )
 
 
@@ -391,7 +391,7 @@ def test_the_table_says_what_was_measured() -> None:
         "execution": "bf16, compiled",
         "n_parameters": 63_081_472,
         "batch_tokens": 25_000,
-        "n_slices": 1,
+        "n_micro_batches": 1,
         "warm_up_steps": 3,
         "warm_up_seconds": 42.25,
         "n_steps": 400,
@@ -407,7 +407,7 @@ def test_the_table_says_what_was_measured() -> None:
         "flops_per_second": 187.4e12,
         "peak_flops_per_second": 989e12,
         "peak_is_measured": False,
-        "share_of_peak": 0.1895,
+        "mfu": 0.1895,
         "hardware": {"gpu": "NVIDIA H100 80GB HBM3"},
     }
     assert bench.format_bench(figures).splitlines() == [
@@ -415,12 +415,12 @@ def test_the_table_says_what_was_measured() -> None:
         "device        cuda:0 (NVIDIA H100 80GB HBM3) in bf16, compiled",
         "data          made-up sentences of WMT14's lengths",
         "speed         504,123 target tokens/s, 480,001 source",
-        "update        48.8 ms for up to 25,000 target tokens in 1 slice; mean of 400",
+        "update        48.8 ms for up to 25,000 target tokens in 1 micro-batch; mean of 400",
         "  input stall       0.1 ms    0.2%",
         "  forward          14.9 ms   29.8%",
         "  backward         30.0 ms   60.0%",
         "  optimizer         5.0 ms   10.0%",
-        "fill          94.5% of source and 99.1% of target positions",
+        "packing       94.5% of source and 99.1% of target positions",
         "work          0.372 GFLOP a target token: 187.4 TFLOP/s, 18.9% of the device's 989 TFLOP/s (data sheet)",
         "memory        30.00 GiB at the peak, 31.00 GiB reserved",
         "warm-up       42.2 s, 3 updates",

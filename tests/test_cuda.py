@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mt.config import DecodeConfig, RunConfig
 from mt.data.batch import assemble_tiles, assemble_varlen
-from mt.data.packing import PlanState, SliceBudget
+from mt.data.packing import MicroBatchBudget, PlanState
 from mt.decode.graphs import Graphs
 from mt.decode.search import SearchRequest, search
 from mt.loss import linear_label_smoothed_nll
@@ -61,7 +61,7 @@ def begun(config: RunConfig, corpus: Any = CORPUS) -> Engine:
 def losses(engine: Engine, first_step: int, last_step: int, state: PlanState | None = None) -> list[float]:
     """Nats per token of each update that is made."""
     found = []
-    with engine.updates_ahead(state or PlanState(), first_step, last_step) as updates:
+    with engine.prefetched_updates(state or PlanState(), first_step, last_step) as updates:
         for update in updates:
             outcome = engine.step(update, lr=2e-3)
             found.append((outcome.losses.sum() / update.n_tgt_tokens).item())
@@ -85,7 +85,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 # --- Attention --------------------------------------------------------------------------------------------------------
 
 PAIRS = random_pairs(60, longest=50, seed=3)
-BUDGET = SliceBudget(n_slices=1, src_tokens=2_600, tgt_tokens=2_600, n_sentences=80)
+BUDGET = MicroBatchBudget(n_micro_batches=1, src_tokens=2_600, tgt_tokens=2_600, n_sentences=80)
 
 
 @pytest.mark.usefixtures("flash_on_cpu")
@@ -262,8 +262,8 @@ def test_batches_copied_ahead_are_the_batches(tmp_path: Path, device: str) -> No
 
 
 @on_cuda
-def test_without_memory_an_update_is_undone_and_made_of_smaller_slices(tmp_path: Path, device: str) -> None:
-    # Wide enough that a large slice takes hundreds of megabytes and a small one does not.
+def test_without_memory_an_update_is_undone_and_made_of_smaller_micro_batches(tmp_path: Path, device: str) -> None:
+    # Wide enough that a large micro-batch takes hundreds of megabytes and a small one does not.
     config = config_for(tmp_path, device, batch_tokens=65_536, micro_batch_tokens=65_536)
     config = replace(config, model=replace(config.model, d_model=256, n_heads=4, d_ff=1024))
     engine, spared = begun(config), begun(config)
@@ -288,7 +288,7 @@ def test_without_memory_an_update_is_undone_and_made_of_smaller_slices(tmp_path:
 
 @on_cuda
 @pytest.mark.parametrize("precision", ["auto", "fp32"])  # packed end to end, and in tiles
-def test_the_slices_that_auto_chooses_fit(
+def test_the_micro_batches_that_auto_chooses_fit(
     tmp_path: Path, device: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     n_bytes, total = 4 * 2**30, torch.cuda.get_device_properties(0).total_memory
@@ -345,7 +345,7 @@ def test_captured_steps_find_what_eager_steps_find(
         sentences = [[*rng.integers(4, V, rng.integers(1, 30)).tolist(), 3] for _ in range(n_sentences)]
         eager = search(model, SearchRequest(sentences, decode, n_best=n_best))
         captured = graphs.search(SearchRequest(sentences, decode, n_best=n_best))
-        assert graphs.why_not is None
+        assert graphs.capture_error is None
         n_same += sum([x.ids for x in a] == [x.ids for x in b] for a, b in zip(eager, captured, strict=True))
         n_all += n_sentences
     # Another shape rounds in another way, and candidates may tie: often in bf16.

@@ -74,7 +74,7 @@ def test_before_the_data_is_prepared_it_says_what_it_cannot_know(tmp_path: Path)
     files = section(text, "files")
     assert files[0] == "run folder   runs/toy (new)"
     assert re.fullmatch(rf"corpus       {tmp_path}/text/prepared/[0-9a-f]{{16}} \(to be prepared\)", files[1])
-    assert "slices of made-up sentences on cpu (" in section(text, "time")[2]
+    assert "micro-batches of made-up sentences on cpu (" in section(text, "time")[2]
     assert "embedding of source, target, output (380 pieces × 32)" in section(text, "model")[1]
 
 
@@ -158,35 +158,37 @@ def test_a_disk_that_is_too_small_is_warned_of(tmp_path: Path, monkeypatch: pyte
 # --- Time and memory --------------------------------------------------------------------------------------------------
 
 
-def test_the_forecast_is_what_slices_take_times_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_forecast_is_what_micro_batches_take_times_their_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     slow_computation(monkeypatch)
     config = toy_config(tmp_path / "text", micro_batch_tokens=86, max_steps=1_000)
     prepared(config)
     lines = section(dry_run(config, Path("runs/toy")), "time")
-    # Three slices and the optimizer: 3 * (0.125 + 0.25) + 0.125 s.
+    # Three micro-batches and the optimizer: 3 * (0.125 + 0.25) + 0.125 s.
     assert lines[0] == "20 min 50 s for 1,000 updates, 1.25 s each"
-    found = re.fullmatch(r"(\d+) target tokens/s: (\d+) an update, in 3 slices of up to 88", lines[1])
+    found = re.fullmatch(r"(\d+) target tokens/s: (\d+) an update, in 3 micro-batches of up to 88", lines[1])
     assert found is not None
     assert int(found[1]) == pytest.approx(int(found[2]) / 1.25, abs=1)
-    assert lines[2].startswith("measured over 3 slices on cpu (")
+    assert lines[2].startswith("measured over 3 micro-batches on cpu (")
 
 
-def test_slices_are_measured_until_there_are_enough_and_some_time_has_passed(
+def test_micro_batches_are_measured_until_there_are_enough_and_some_time_has_passed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow_computation(monkeypatch)
     monkeypatch.setattr(dry_run_module, "MEASURED_SECONDS", 2.0)
     lines = section(dry_run(toy_config(tmp_path / "text"), Path("runs/toy")), "time")
-    assert lines[2].startswith("measured over 4 slices of made-up sentences on cpu (")  # 0.5 s each
+    assert lines[2].startswith("measured over 4 micro-batches of made-up sentences on cpu (")  # 0.5 s each
 
 
 def slow_computation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slice takes an eighth of a second to make and a quarter to compute, the optimizer takes an eighth."""
+    """A micro-batch takes an eighth of a second to make and a quarter to compute, the optimizer takes an eighth."""
     clock = Clock()
     for module in (bench, dry_run_module):
         monkeypatch.setattr(module, "time", clock)
     clock.slow(monkeypatch, Engine, "_assemble", 0.125)
-    clock.slow(monkeypatch, Engine, "slice_loss", 0.25)
+    clock.slow(monkeypatch, Engine, "micro_batch_loss", 0.25)
     clock.slow(monkeypatch, torch.optim.Adam, "step", 0.125)
 
 
@@ -199,7 +201,9 @@ def test_a_limit_of_time_that_comes_first_is_said(tmp_path: Path, monkeypatch: p
     assert lines[-1] == "preparing, validation, checkpoints and the evaluation at the end come on top"
 
 
-def test_without_memory_slices_are_halved_as_training_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_memory_micro_batches_are_halved_as_training_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     step = Engine.step
 
     def step_of_little(engine: Engine, update: Update, lr: float) -> Any:
@@ -210,7 +214,7 @@ def test_without_memory_slices_are_halved_as_training_does(tmp_path: Path, monke
     monkeypatch.setattr(Engine, "step", step_of_little)
     config = toy_config(tmp_path / "text", micro_batch_tokens=256)
     prepared(config)
-    assert section(dry_run(config, Path("runs/toy")), "time")[1].endswith(" slices of up to 66")
+    assert section(dry_run(config, Path("runs/toy")), "time")[1].endswith(" micro-batches of up to 66")
 
     def never(engine: Engine, update: Update, lr: float) -> Any:
         raise OutOfMemory("CUDA out of memory.")
@@ -219,7 +223,7 @@ def test_without_memory_slices_are_halved_as_training_does(tmp_path: Path, monke
     with pytest.raises(ConfigError) as caught:
         dry_run(config, Path("runs/toy"))
     assert str(caught.value) == (
-        "train.micro_batch_tokens: out of memory on cpu with slices that hold the longest sentence alone "
+        "train.micro_batch_tokens: out of memory on cpu with micro-batches that hold the longest sentence alone "
         "(CUDA out of memory.): lower data.max_tokens, or make the model smaller"
     )
 

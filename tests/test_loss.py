@@ -99,7 +99,7 @@ def test_dropout_zeroes_its_share_and_keeps_the_expectation(dtype: torch.dtype, 
     assert len(dropped.unique()) == 2
 
 
-def test_masks_depend_on_seed_step_and_slice_alone() -> None:
+def test_masks_depend_on_seed_step_and_micro_batch_alone() -> None:
     def mask(*numbers: int) -> torch.Tensor:
         seed_dropout(CPU, *numbers)
         return dropout(torch.ones(100), 0.5, training=True)

@@ -12,7 +12,7 @@ import torch
 
 from mt.config import DecodeConfig, ModelConfig
 from mt.data.batch import TILE_WIDTH, assemble_sources, assemble_varlen
-from mt.data.packing import SliceBudget
+from mt.data.packing import MicroBatchBudget
 from mt.decode.search import SearchRequest, search
 from mt.dropout import dropout, seed_dropout
 from mt.loss import label_smoothed_nll, linear_label_smoothed_nll
@@ -56,7 +56,7 @@ def test_packed_forward_equals_one_sentence_at_a_time(norm: str) -> None:
 @pytest.mark.parametrize("variant", [{}, {"n_kv_heads": 1, "positions": "rotary", "qk_norm": True}])
 def test_both_packed_layouts_give_one_loss_and_one_gradient(variant: dict[str, Any]) -> None:
     corpus = parallel(PAIRS)
-    budget = SliceBudget(n_slices=1, src_tokens=1_200, tgt_tokens=1_200, n_sentences=40)
+    budget = MicroBatchBudget(n_micro_batches=1, src_tokens=1_200, tgt_tokens=1_200, n_sentences=40)
     results = []
     for batch in (tiles(PAIRS), assemble_varlen(corpus, np.arange(len(PAIRS)), budget, max_tokens=64)):
         model = small_model(**variant)
@@ -96,7 +96,7 @@ def test_cached_decoding_equals_full_decoding(norm: str) -> None:
     longest = max(len(tgt) for _, tgt in pairs) + 1
     with torch.no_grad():
         sources = assemble_sources([[*src, EOS_ID] for src, _ in pairs], torch.float32)
-        cache = model.begin_decoding(sources, 1)
+        cache = model.init_cache(sources, 1)
         inputs = [[BOS_ID, *tgt] + [PAD_ID] * longest for _, tgt in pairs]
         steps = []
         for t in range(longest):
@@ -119,7 +119,7 @@ def test_a_beam_that_changes_its_parent_has_the_history_of_its_parent() -> None:
     parents = [[0, 0], [1, 1], [0, 1], [1, 0], [0, 1]]
     histories: list[list[int]] = [[], []]
     with torch.no_grad():
-        cache = model.begin_decoding(assemble_sources(source, torch.float32), 2)
+        cache = model.init_cache(assemble_sources(source, torch.float32), 2)
         for step_tokens, step_parents in zip(tokens, parents, strict=True):
             histories = [[*history, token] for history, token in zip(histories, step_tokens, strict=True)]
             logits = model.decode_step(torch.tensor(step_tokens), cache)
@@ -235,7 +235,7 @@ def test_every_parameter_learns_and_padding_rows_do_not() -> None:
 def test_layers_and_loss_compile_into_one_graph_each_without_recompiling() -> None:
     model = small_model()
     corpus = parallel(PAIRS)
-    budget = SliceBudget(n_slices=1, src_tokens=1_200, tgt_tokens=1_200, n_sentences=40)
+    budget = MicroBatchBudget(n_micro_batches=1, src_tokens=1_200, tgt_tokens=1_200, n_sentences=40)
     # The CPU has no flash attention; the written-out one over the static shape of tiles compiles in its place.
     batch = tiles([([5] * (TILE_WIDTH - 1), [6] * (TILE_WIDTH - 1))] * 4)
     other = tiles([([7] * (TILE_WIDTH - 1), [8] * (TILE_WIDTH - 1))] * 4)
@@ -333,7 +333,7 @@ def test_a_cache_names_every_tensor_that_lasts_from_step_to_step() -> None:
     """So that captured graphs miss none. Everything else that it holds is made in each step before it is read."""
     model = small_model(positions="rotary", dropout=0.0).eval()
     with torch.no_grad():
-        cache = model.begin_decoding(assemble_sources([[5, 6, EOS_ID], [7, EOS_ID]], torch.float32), 2)
+        cache = model.init_cache(assemble_sources([[5, 6, EOS_ID], [7, EOS_ID]], torch.float32), 2)
         cache.states["counts"] = torch.zeros(2, 2, 5)
         model.decode_step(torch.full((4,), BOS_ID), cache)
     of_a_step = {id(cache.ancestry_mask), id(cache.angles)}
@@ -348,7 +348,7 @@ def test_a_cache_names_every_tensor_that_lasts_from_step_to_step() -> None:
 def test_states_go_with_their_beams_and_their_sentences() -> None:
     model = small_model().eval()
     with torch.no_grad():
-        cache = model.begin_decoding(assemble_sources([[5, 6, EOS_ID], [7, EOS_ID], [8, EOS_ID]], torch.float32), 2)
+        cache = model.init_cache(assemble_sources([[5, 6, EOS_ID], [7, EOS_ID], [8, EOS_ID]], torch.float32), 2)
     cache.states["counts"] = torch.arange(12).view(3, 2, 2)
     cache.choose(torch.tensor([[1, 0], [1, 1], [0, 0]]))
     assert cache.states["counts"].tolist() == [[[2, 3], [0, 1]], [[6, 7], [6, 7]], [[8, 9], [8, 9]]]

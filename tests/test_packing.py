@@ -5,7 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mt.data.packing import PlanState, SliceBudget, UpdatePlan, cut_into_slices, fit_into_tiles, slice_budget
+from mt.data.packing import (
+    MicroBatchBudget,
+    PlanState,
+    UpdatePlan,
+    cut_into_micro_batches,
+    fit_into_tiles,
+    micro_batch_budget,
+)
 
 RNG = np.random.default_rng(5)
 SRC = RNG.integers(2, 40, 3_000)
@@ -100,24 +107,24 @@ def test_a_weight_is_so_many_copies_and_a_draw_for_the_fraction() -> None:
 
 
 @pytest.mark.parametrize("n_ranks", [1, 2, 8])
-def test_what_an_update_holds_does_not_depend_on_slices_or_ranks(n_ranks: int) -> None:
+def test_what_an_update_holds_does_not_depend_on_micro_batches_or_ranks(n_ranks: int) -> None:
     the_plan = plan(batch_tokens=2_000)
-    budget = slice_budget(the_plan, micro_batch_tokens=300, mean_tgt_tokens=TGT.mean(), n_ranks=n_ranks)
-    assert budget.n_slices % n_ranks == 0
+    budget = micro_batch_budget(the_plan, micro_batch_tokens=300, mean_tgt_tokens=TGT.mean(), n_ranks=n_ranks)
+    assert budget.n_micro_batches % n_ranks == 0
     for sentences in first_updates(the_plan, 30):
-        slices = cut_into_slices(sentences, SRC, TGT, budget, n_ranks)
-        assert len(slices) % n_ranks == 0
-        assert sorted(np.concatenate(slices)) == sorted(sentences)
+        micro_batches = cut_into_micro_batches(sentences, SRC, TGT, budget, n_ranks)
+        assert len(micro_batches) % n_ranks == 0
+        assert sorted(np.concatenate(micro_batches)) == sorted(sentences)
 
 
-def test_cutting_needs_no_more_slices_than_planned() -> None:
+def test_cutting_needs_no_more_micro_batches_than_planned() -> None:
     the_plan = plan(batch_tokens=6_000)
-    budget = slice_budget(the_plan, micro_batch_tokens=1_000, mean_tgt_tokens=TGT.mean())
-    assert budget.n_slices == 6
+    budget = micro_batch_budget(the_plan, micro_batch_tokens=1_000, mean_tgt_tokens=TGT.mean())
+    assert budget.n_micro_batches == 6
     for sentences in first_updates(the_plan, 30):
-        slices = cut_into_slices(sentences, SRC, TGT, budget)
-        assert len(slices) == 6
-        for part in slices:
+        micro_batches = cut_into_micro_batches(sentences, SRC, TGT, budget)
+        assert len(micro_batches) == 6
+        for part in micro_batches:
             assert TGT[part].sum() <= budget.tgt_tokens <= 1_031
             assert SRC[part].sum() <= budget.src_tokens
             assert len(part) <= budget.n_sentences
@@ -125,11 +132,11 @@ def test_cutting_needs_no_more_slices_than_planned() -> None:
 
 def test_what_does_not_fit_opens_one_more_round_for_all_ranks() -> None:
     lengths = np.array([60, 60, 60])
-    budget = SliceBudget(n_slices=2, src_tokens=100, tgt_tokens=100, n_sentences=10)
-    slices = cut_into_slices(np.arange(3), lengths, lengths, budget, n_ranks=2)
-    assert [len(part) for part in slices] == [1, 1, 1, 0]
-    few = SliceBudget(n_slices=1, src_tokens=1_000, tgt_tokens=1_000, n_sentences=2)
-    assert [len(part) for part in cut_into_slices(np.arange(3), lengths, lengths, few)] == [2, 1]
+    budget = MicroBatchBudget(n_micro_batches=2, src_tokens=100, tgt_tokens=100, n_sentences=10)
+    micro_batches = cut_into_micro_batches(np.arange(3), lengths, lengths, budget, n_ranks=2)
+    assert [len(part) for part in micro_batches] == [1, 1, 1, 0]
+    few = MicroBatchBudget(n_micro_batches=1, src_tokens=1_000, tgt_tokens=1_000, n_sentences=2)
+    assert [len(part) for part in cut_into_micro_batches(np.arange(3), lengths, lengths, few)] == [2, 1]
 
 
 def test_tiles_hold_whole_pairs_and_little_else() -> None:

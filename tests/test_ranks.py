@@ -76,14 +76,14 @@ def losses(run_dir: Path, key: str) -> list[float]:
 def test_two_ranks_make_the_updates_of_one_and_their_number_may_change_on_the_way(
     tmp_path: Path, variant: dict[str, Any]
 ) -> None:
-    # Dropout is on: it depends on the slice, not on the rank that computes it.
+    # Dropout is on: it depends on the micro-batch, not on the rank that computes it.
     config = toy_config(tmp_path, micro_batch_tokens=64, max_steps=12, log_every=1, validate_every=4)
     config = replace(config, model=replace(config.model, **variant))
     assert config.model.dropout > 0
     train_with(1, *arguments(config, tmp_path / "one"))
     for n_ranks, max_steps in ((2, 6), (1, 9), (2, 12)):
         out, told = train_with(n_ranks, *arguments(config, tmp_path / "changing", f"train.max_steps={max_steps}"))
-    assert "on 2 ranks (cpu) in fp32, 256 target tokens an update in 4 slices" in told
+    assert "on 2 ranks (cpu) in fp32, 256 target tokens an update in 4 micro-batches" in told
     # What is said is said once, and so is the report.
     assert told.count("training from step 9") == out.count("held_out (20 lines)") == 1
     assert len(losses(tmp_path / "one", "train_loss")) == 12

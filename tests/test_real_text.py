@@ -14,7 +14,7 @@ import torch
 from mt.config import RunConfig
 from mt.configfile import load_config
 from mt.data.batch import assemble_tiles, assemble_varlen
-from mt.data.packing import PlanState, UpdatePlan, cut_into_slices, slice_budget
+from mt.data.packing import PlanState, UpdatePlan, cut_into_micro_batches, micro_batch_budget
 from mt.decode.translator import Translator
 from mt.pipeline import train_run
 from mt.text.corpus import PreparedCorpus
@@ -53,16 +53,16 @@ def test_packed_captions_leave_little_room(corpus: PreparedCorpus, batch_tokens:
     src, tgt = corpus.train.src.lengths, corpus.train.tgt.lengths
     plan = UpdatePlan(src, tgt, batch_tokens=batch_tokens, seed=1)
     mean = float(tgt.mean())
-    on_cpu = slice_budget(plan, micro_batch_tokens=4_096, mean_tgt_tokens=mean)
-    on_cuda = slice_budget(plan, micro_batch_tokens=batch_tokens, mean_tgt_tokens=mean)
+    on_cpu = micro_batch_budget(plan, micro_batch_tokens=4_096, mean_tgt_tokens=mean)
+    on_cuda = micro_batch_budget(plan, micro_batch_tokens=batch_tokens, mean_tgt_tokens=mean)
     filled = {"tiles": np.zeros(4), "varlen": np.zeros(4)}
     state = PlanState()
     for _ in range(5):
         sentences, state = plan.update_at(state)
-        slices = cut_into_slices(sentences, src, tgt, on_cpu)
-        assert len(slices) == on_cpu.n_slices
-        batches = [("tiles", assemble_tiles(corpus.train, part, torch.bfloat16)) for part in slices]
-        (part,) = cut_into_slices(sentences, src, tgt, on_cuda)
+        micro_batches = cut_into_micro_batches(sentences, src, tgt, on_cpu)
+        assert len(micro_batches) == on_cpu.n_micro_batches
+        batches = [("tiles", assemble_tiles(corpus.train, part, torch.bfloat16)) for part in micro_batches]
+        (part,) = cut_into_micro_batches(sentences, src, tgt, on_cuda)
         batches.append(("varlen", assemble_varlen(corpus.train, part, on_cuda, max_tokens=256)))
         for kind, batch in batches:
             filled[kind] += [batch.n_src_tokens, len(batch.src_ids), batch.n_tgt_tokens, len(batch.tgt_inputs)]

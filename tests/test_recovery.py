@@ -22,12 +22,12 @@ from mt.run_folder import RunFolder
 from mt.system.distributed import SINGLE_PROCESS
 from mt.text.corpus import PreparedCorpus
 from mt.text.prepare import prepare_corpus
-from mt.train.engine import Engine, Outcome, Update, tokens_that_fit
+from mt.train.engine import Engine, StepResult, Update, tokens_that_fit
 from mt.train.loop import Trainer, train
 from mt.train.progress import Meter, Progress
 from tests.toys import toy_config
 
-SliceLoss = Callable[[Engine, int, int, PackedBatch], Tensor]
+MicroBatchLoss = Callable[[Engine, int, int, PackedBatch], Tensor]
 
 
 def prepared(config: RunConfig) -> PreparedCorpus:
@@ -39,13 +39,13 @@ def weights_of(run_dir: Path, step: int) -> dict[str, Tensor]:
 
 
 def inject(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[int, int, Tensor], Tensor]) -> None:
-    """Put something between the loss of each slice (step, number, loss) and its backward pass."""
-    slice_loss: SliceLoss = Engine.slice_loss
+    """Put something between the loss of each micro-batch (step, number, loss) and its backward pass."""
+    micro_batch_loss: MicroBatchLoss = Engine.micro_batch_loss
 
     def spoiled(engine: Engine, step: int, number: int, batch: PackedBatch) -> Tensor:
-        return spoil(step, number, slice_loss(engine, step, number, batch))
+        return spoil(step, number, micro_batch_loss(engine, step, number, batch))
 
-    monkeypatch.setattr(Engine, "slice_loss", spoiled)
+    monkeypatch.setattr(Engine, "micro_batch_loss", spoiled)
 
 
 def skipped_lines(run_dir: Path) -> list[dict[str, object]]:
@@ -81,7 +81,7 @@ def test_a_skipped_update_is_told_with_its_sentences_and_leaves_the_weights_alon
     engine.begin(progress.micro_batch_tokens)
     update = list(engine.updates(PlanState(), 1, 2))[1]
     assert record["step"] == 2
-    assert record["slice_losses"] == [pytest.approx(600, rel=0.5), None]
+    assert record["micro_batch_losses"] == [pytest.approx(600, rel=0.5), None]
     assert record["sentences"] == [
         {
             "source": f"{tmp_path / 'train.en'} + {tmp_path / 'train.de'}",
@@ -238,7 +238,7 @@ def test_a_kill_after_going_back_does_not_forget_it(tmp_path: Path, monkeypatch:
 # --- memory
 
 
-def test_out_of_memory_doubles_the_slices_and_makes_the_same_update_again(
+def test_out_of_memory_doubles_the_micro_batches_and_makes_the_same_update_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = toy_config(tmp_path, max_steps=4, log_every=1, micro_batch_tokens=128)
@@ -258,15 +258,17 @@ def test_out_of_memory_doubles_the_slices_and_makes_the_same_update_again(
     assert (progress.step, progress.plan_state, progress.n_tgt_tokens) == (4, calm.plan_state, calm.n_tgt_tokens)
     assert (calm.micro_batch_tokens, progress.micro_batch_tokens) == (128, 64)
     assert (
-        "warning: out of memory on cpu with slices of 132 target tokens (CUDA out of memory. Tried to allocate "
-        "2.00 GiB.): the update is made again in 4 slices of 64, and so are those after it; "
+        "warning: out of memory on cpu with micro-batches of 132 target tokens (CUDA out of memory. Tried to allocate "
+        "2.00 GiB.): the update is made again in 4 micro-batches of 64, and so are those after it; "
         "--set train.micro_batch_tokens=64 begins with that\n"
     ) in capsys.readouterr().err
     # Equal updates, to rounding: nothing of the first attempt has stayed.
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "calm"), rel=1e-4)
 
 
-def test_slices_of_one_sentence_that_do_not_fit_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_micro_batches_of_one_sentence_that_do_not_fit_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = toy_config(tmp_path, max_steps=2)
     corpus = prepared(config)
 
@@ -278,13 +280,13 @@ def test_slices_of_one_sentence_that_do_not_fit_are_an_error(tmp_path: Path, mon
         train(config, corpus, tmp_path / "run")
     longest = int(corpus.train.tgt.lengths.max())
     assert str(caught.value) == (
-        f"train.micro_batch_tokens: out of memory on cpu with slices of {longest} target tokens (no memory at all), "
-        "which hold the longest sentence alone: set train.activation_checkpointing, lower data.max_tokens, or make "
-        "the model smaller"
+        f"train.micro_batch_tokens: out of memory on cpu with micro-batches of {longest} target tokens (no memory at "
+        "all), which hold the longest sentence alone: set train.activation_checkpointing, lower data.max_tokens, or "
+        "make the model smaller"
     )
 
 
-def test_out_of_memory_while_a_batch_is_made_doubles_the_slices_too(
+def test_out_of_memory_while_a_batch_is_made_doubles_the_micro_batches_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = toy_config(tmp_path, max_steps=4, micro_batch_tokens=256)
@@ -332,7 +334,7 @@ def test_a_real_failure_to_allocate_is_out_of_memory() -> None:
     assert not _is_out_of_memory(RuntimeError("shapes do not match"))
 
 
-def test_the_size_of_a_slice_follows_the_line_through_what_was_measured() -> None:
+def test_the_size_of_a_micro_batch_follows_the_line_through_what_was_measured() -> None:
     # 1 GB and 1 MB a token.
     measured = [(2_048, 3_048_000_000), (8_192, 9_192_000_000)]
     assert tokens_that_fit(measured, 21_000_000_000, 131_072) == 20_000
@@ -380,7 +382,7 @@ def test_the_average_of_the_weights_is_what_is_saved_and_training_goes_on_from_t
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_a_resumed_run_keeps_the_slices_that_memory_forced_until_the_setting_changes(
+def test_a_resumed_run_keeps_the_micro_batches_that_memory_forced_until_the_setting_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     config = toy_config(tmp_path, max_steps=4, micro_batch_tokens=256)
@@ -407,7 +409,7 @@ def test_overflows_of_fp16_are_no_news_until_there_are_too_many() -> None:
 
     def add(norm: float) -> int:
         update = Update(1, sentences, {0: None}, 5, 6, PlanState())  # type: ignore[dict-item]
-        meter.add(update, Outcome(torch.tensor([7.0]), torch.tensor(norm)))
+        meter.add(update, StepResult(torch.tensor([7.0]), torch.tensor(norm)))
         return len(meter.settle())
 
     assert [add(math.inf) for _ in range(15)] == [0] * 15

@@ -223,17 +223,17 @@ def test_replayed_steps_find_what_eager_steps_find(
         return cls(Replayed(own), own)
 
     monkeypatch.setattr(mt.decode.graphs._Captured, "of", classmethod(captured))
-    monkeypatch.setattr(Graphs, "_forget_oldest", lambda self: None)
+    monkeypatch.setattr(Graphs, "_evict_oldest", lambda self: None)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     model, decode = model_of(50), DecodeConfig(**settings)
     graphs = Graphs(model)
-    graphs.why_not = None
+    graphs.capture_error = None
     for n in (12, 5, 12, 9, 1, 12, 1):
         prefixes = [source[:longest_prefix][:-1] for source in SOURCES[:n]]
         eager = search(model, SearchRequest(SOURCES[:n], decode, n_best=n_best, prefixes=prefixes))
         replayed = graphs.search(SearchRequest(SOURCES[:n], decode, n_best=n_best, prefixes=prefixes))
         assert [[r.ids for r in found] for found in replayed] == [[r.ids for r in found] for found in eager]
-    assert graphs.why_not is None
+    assert graphs.capture_error is None
     assert graphs._captured  # and not only eager steps
 
 
@@ -247,7 +247,7 @@ def test_a_capture_that_fails_is_told_and_the_search_goes_on(
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     model, decode = model_of(50), DecodeConfig()
     graphs = Graphs(model)
-    graphs.why_not = None
+    graphs.capture_error = None
     for _ in range(3):
         found = graphs.search(SearchRequest(SOURCES, decode))
         assert ids_of(found) == ids_of(search(model, SearchRequest(SOURCES, decode)))

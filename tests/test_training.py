@@ -26,7 +26,7 @@ from mt.system.signals import caught_signals
 from mt.text.corpus import PreparedCorpus
 from mt.text.prepare import prepare_corpus
 from mt.train.ema import MovingAverage
-from mt.train.engine import Engine, Outcome, Update
+from mt.train.engine import Engine, StepResult, Update
 from mt.train.loop import Trainer, train
 from mt.train.optimizer import Optimizer
 from mt.train.schedule import learning_rate
@@ -110,7 +110,7 @@ def test_a_validation_that_a_signal_came_before_is_made_up_for(tmp_path: Path, m
     corpus = prepared(config)
     record_update = Trainer.record_update
 
-    def record_and_interrupt(trainer: Trainer, update: Update, outcome: Outcome) -> None:
+    def record_and_interrupt(trainer: Trainer, update: Update, outcome: StepResult) -> None:
         record_update(trainer, update, outcome)
         if update.step == 6:
             os.kill(os.getpid(), signal.SIGINT)
@@ -205,7 +205,7 @@ def test_a_signal_during_a_validation_does_not_wait_for_its_end(
     assert [entry["step"] for entry in map(json.loads, lines) if "valid_loss" in entry] == [6, 12]
 
 
-def test_slices_change_the_update_by_rounding_only(tmp_path: Path) -> None:
+def test_micro_batches_change_the_update_by_rounding_only(tmp_path: Path) -> None:
     results = []
     for micro_batch_tokens in (256, 64):
         config = with_train(
@@ -215,12 +215,12 @@ def test_slices_change_the_update_by_rounding_only(tmp_path: Path) -> None:
         corpus = prepared(config)
         engine = Engine(config, corpus.train, corpus.manifest["tokenizer"]["vocab_size"])
         engine.begin()
-        values, n_slices = [], 0
+        values, n_micro_batches = [], 0
         for update in engine.updates(PlanState(), 1, 5):
             outcome = engine.step(update, 1e-3)
             values += [outcome.losses.sum().item() / update.n_tgt_tokens, outcome.grad_norm.item()]
-            n_slices = len(update.slices)
-        results.append((values, n_slices))
+            n_micro_batches = len(update.micro_batches)
+        results.append((values, n_micro_batches))
     assert [n for _, n in results] == [1, 4]
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-4)
 
@@ -415,7 +415,7 @@ def test_the_speed_that_is_logged_leaves_validations_and_checkpoints_out(
     n_first, n_second = first["n_tgt_tokens"], second["n_tgt_tokens"] - first["n_tgt_tokens"]
     for entry, n_tgt_tokens in ((first, n_first), (second, n_second)):
         assert entry["tgt_tokens_per_second"] == 2 * n_tgt_tokens  # two updates take half a second
-        assert entry["share_of_peak"] == 2 * n_tgt_tokens / 4_096
+        assert entry["mfu"] == 2 * n_tgt_tokens / 4_096
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
@@ -485,7 +485,7 @@ def test_a_run_leaves_what_the_contract_names_and_a_second_start_does_nothing(
         "learning_rate",
         "grad_norm",
         "tgt_tokens_per_second",
-        "share_of_peak",
+        "mfu",
     }
     assert [entry["step"] for entry in logged if "valid_bleu" in entry] == [6, 12]
     written = (run_dir / "model" / "model.safetensors").stat().st_mtime_ns

@@ -156,7 +156,7 @@ def stepped(model: Transformer, dtype: torch.dtype) -> Tensor:
     """[t, B, 2, V]: logits of targets step by step. The second beam begins elsewhere, and half-way copies the first."""
     with torch.inference_mode():
         sources = assemble_sources([[*src, EOS_ID] for src, _ in STEPPED], dtype)
-        cache = model.begin_decoding(sources, 2)
+        cache = model.init_cache(sources, 2)
         found = []
         for t in range(N_STEPS):
             tokens = [([BOS_ID, *tgt][t], [BOS_ID, *tgt][t] if t > N_STEPS // 2 else 9) for _, tgt in STEPPED]

@@ -17,12 +17,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mt.data.packing import Indices, SliceBudget, fit_into_tiles
+from mt.data.packing import Indices, MicroBatchBudget, fit_into_tiles
 from mt.text.corpus import ParallelIds, Sentences
 from mt.text.tokenizer import BOS_ID, PAD_ID
 
 TILE_WIDTH = 64
-AHEAD_DEPTH = 3  # items that wait in the queue of `Ahead`
+PREFETCH_DEPTH = 3  # items that wait in the queue of `Prefetcher`
 # Added to the scores of positions that must not be attended to. Finite, so that a row of padding stays finite too.
 MASKED = -1e4
 _MASKED_BITS = {
@@ -85,7 +85,7 @@ def _sentences_of_rows(cu: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """One slice of an update. Positions that belong to no sentence hold padding and weigh nothing."""
+    """One micro-batch of an update. Positions that belong to no sentence hold padding and weigh nothing."""
 
     src_ids: Tensor  # [S] int64
     src_positions: Tensor  # [S] int64, from 0 in each sentence
@@ -252,7 +252,7 @@ def _tiles_in_order(corpus: ParallelIds, pairs: Indices, dtype: torch.dtype) -> 
     return pairs[np.argsort(tile_of, kind="stable")], assemble_tiles(corpus, pairs, dtype)
 
 
-def assemble_varlen(corpus: ParallelIds, sentences: Indices, budget: SliceBudget, max_tokens: int) -> PackedBatch:
+def assemble_varlen(corpus: ParallelIds, sentences: Indices, budget: MicroBatchBudget, max_tokens: int) -> PackedBatch:
     """Pack pairs end to end into one static shape; the tail is cut into segments that belong to no sentence.
 
     Each side has rows for its budget and for one row in each tail segment at least, so that no segment that has
@@ -396,10 +396,10 @@ def _cumulative(lengths: npt.NDArray[np.int64], tail: int, n_tails: int, n_segme
 T = TypeVar("T")
 
 
-class Ahead(Generic[T]):
+class Prefetcher(Generic[T]):
     """Runs an iterator in a thread of its own, a few items ahead of whoever takes them."""
 
-    def __init__(self, items: Iterator[T], depth: int = AHEAD_DEPTH) -> None:
+    def __init__(self, items: Iterator[T], depth: int = PREFETCH_DEPTH) -> None:
         self._queue: queue.Queue[T | BaseException | None] = queue.Queue(depth)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._produce, args=(items,), name="batches ahead", daemon=True)

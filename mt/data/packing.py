@@ -1,8 +1,9 @@
-"""Which sentences form which update, and which slice of it: a plan that can be resumed and is the same everywhere.
+"""Which sentences form which update and micro-batch: a plan that can be resumed and is the same everywhere.
 
 The stream of sentences is a seeded permutation for each epoch, epochs joined end to end. An update is the next
-sentences while they stay within its tokens; it is then cut into slices, one for each forward and backward pass. What
-an update holds depends on the data, the seed and `batch_tokens` alone: not on the device, the ranks or the slices.
+sentences while they stay within its tokens; it is then cut into micro-batches, one for each forward and backward pass.
+What an update holds depends on the data, the seed and `batch_tokens` alone: not on the device, the ranks or the
+micro-batches.
 
 All lengths count the end of sentence.
 """
@@ -21,8 +22,8 @@ Indices = npt.NDArray[np.int64]
 
 # The source side of an update may be this much longer than the corpus's ratio makes it on average.
 SOURCE_SLACK = 1.05
-# A slice may be this much larger than an equal share of the update.
-SLICE_SLACK = 1.03
+# A micro-batch may be this much larger than an equal share of the update.
+MICRO_BATCH_SLACK = 1.03
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,10 @@ class PlanState:
 
 
 @dataclass(frozen=True)
-class SliceBudget:
-    """What one slice may hold at most; the static shape of a compiled step."""
+class MicroBatchBudget:
+    """What one micro-batch may hold at most; the static shape of a compiled step."""
 
-    n_slices: int
+    n_micro_batches: int
     src_tokens: int
     tgt_tokens: int
     n_sentences: int
@@ -131,40 +132,42 @@ def _copies(sizes: Sequence[int], weights: Sequence[float], rng: np.random.Gener
     return items if len(items) else np.arange(start, dtype=np.int64)
 
 
-def slice_budget(plan: UpdatePlan, *, micro_batch_tokens: int, mean_tgt_tokens: float, n_ranks: int = 1) -> SliceBudget:
-    """How many slices an update is cut into, and what each may hold.
+def micro_batch_budget(
+    plan: UpdatePlan, *, micro_batch_tokens: int, mean_tgt_tokens: float, n_ranks: int = 1
+) -> MicroBatchBudget:
+    """How many micro-batches an update is cut into, and what each may hold.
 
     Args:
         micro_batch_tokens: target tokens that one forward and backward pass should hold.
         mean_tgt_tokens: target tokens of an average sentence; bounds the number of sentences.
-        n_ranks: processes that share the slices; the number of slices is a multiple of it.
+        n_ranks: processes that share the micro-batches; the number of micro-batches is a multiple of it.
     """
-    n_slices = math.ceil(math.ceil(plan.batch_tokens / micro_batch_tokens) / n_ranks) * n_ranks
-    slack = 1.0 if n_slices == 1 else SLICE_SLACK
-    # The greedy cut leaves slices apart by less than the longest sentence, however few they hold.
+    n_micro_batches = math.ceil(math.ceil(plan.batch_tokens / micro_batch_tokens) / n_ranks) * n_ranks
+    slack = 1.0 if n_micro_batches == 1 else MICRO_BATCH_SLACK
+    # The greedy cut leaves micro-batches apart by less than the longest sentence, however few they hold.
     longest_src, longest_tgt = int(plan._src_lengths.max()), int(plan._tgt_lengths.max())
-    src_tokens = max(math.ceil(plan.max_src_tokens / n_slices * slack), longest_src)
-    tgt_tokens = max(math.ceil(plan.batch_tokens / n_slices * slack), longest_tgt)
+    src_tokens = max(math.ceil(plan.max_src_tokens / n_micro_batches * slack), longest_src)
+    tgt_tokens = max(math.ceil(plan.batch_tokens / n_micro_batches * slack), longest_tgt)
     n_sentences = math.ceil(tgt_tokens / mean_tgt_tokens * 1.25) + 16
-    return SliceBudget(n_slices, src_tokens, tgt_tokens, n_sentences)
+    return MicroBatchBudget(n_micro_batches, src_tokens, tgt_tokens, n_sentences)
 
 
-def cut_into_slices(
+def cut_into_micro_batches(
     sentences: Indices,
     src_lengths: npt.NDArray[np.int64],
     tgt_lengths: npt.NDArray[np.int64],
-    budget: SliceBudget,
+    budget: MicroBatchBudget,
     n_ranks: int = 1,
 ) -> list[Indices]:
-    """Deal the sentences of an update to slices of about equal size, none above the budget.
+    """Deal the sentences of an update to micro-batches of about equal size, none above the budget.
 
-    The longest come first, each to the slice that is least full. What does not fit opens another round of `n_ranks`
-    slices, so every rank runs equally many; slices may be empty.
+    The longest come first, each to the micro-batch that is least full. What does not fit opens another round of n_ranks
+    micro-batches, so every rank runs equally many; micro-batches may be empty.
     """
-    # The slots of a heap: (fullness, slice). Fullness is the share of the fuller side.
-    slices: list[list[int]] = [[] for _ in range(budget.n_slices)]
-    filled = [[0, 0] for _ in slices]
-    heap = [(0.0, i) for i in range(len(slices))]
+    # The slots of a heap: (fullness, micro-batch). Fullness is the share of the fuller side.
+    micro_batches: list[list[int]] = [[] for _ in range(budget.n_micro_batches)]
+    filled = [[0, 0] for _ in micro_batches]
+    heap = [(0.0, i) for i in range(len(micro_batches))]
     src, tgt = src_lengths[sentences], tgt_lengths[sentences]
     longest_first = np.argsort(-np.maximum(src / budget.src_tokens, tgt / budget.tgt_tokens), kind="stable")
     for k in longest_first.tolist():
@@ -173,23 +176,23 @@ def cut_into_slices(
         while heap:
             fullness, i = heapq.heappop(heap)
             fits = filled[i][0] + n_src <= budget.src_tokens and filled[i][1] + n_tgt <= budget.tgt_tokens
-            if fits and len(slices[i]) < budget.n_sentences:
+            if fits and len(micro_batches[i]) < budget.n_sentences:
                 break
             passed.append((fullness, i))
         else:
-            i = len(slices)
+            i = len(micro_batches)
             for new in range(i, i + n_ranks):
-                slices.append([])
+                micro_batches.append([])
                 filled.append([0, 0])
                 if new != i:
                     heapq.heappush(heap, (0.0, new))
-        slices[i].append(int(sentences[k]))
+        micro_batches[i].append(int(sentences[k]))
         filled[i][0] += n_src
         filled[i][1] += n_tgt
         heapq.heappush(heap, (max(filled[i][0] / budget.src_tokens, filled[i][1] / budget.tgt_tokens), i))
         for item in passed:
             heapq.heappush(heap, item)
-    return [np.array(one, dtype=np.int64) for one in slices]
+    return [np.array(one, dtype=np.int64) for one in micro_batches]
 
 
 def fit_into_tiles(

@@ -11,11 +11,11 @@ from torch.nn import functional
 
 from mt.text.tokenizer import PAD_ID
 
-NEVER = float("-inf")
+NEG_INF = float("-inf")
 # Tokens of a block: the best are looked for among the maxima of blocks first. The rows of an embedding are a multiple.
 BLOCK = 64
 CACHED_ELEMENTS = 1 << 18  # in float32, with room to spare in the second-level cache of a core
-FREE = -1  # in place of the one token that a row has to take
+UNCONSTRAINED = -1  # in place of the one token that a row has to take
 _LOWEST_53_BITS = (1 << 53) - 1
 
 
@@ -59,7 +59,7 @@ def forbid_repetition(scores: Tensor, ids: Tensor, position: Tensor, size: int) 
     last = ids.index_select(1, (position + offsets).clamp_(min=0))  # [N, size - 1]
     is_repeated = (sequences[:, :, :-1] == last[:, None]).all(-1) & (position >= size - 1)
     # PAD, which is never produced, stands for no token.
-    scores.scatter_(1, sequences[:, :, -1].masked_fill(~is_repeated, PAD_ID), NEVER)
+    scores.scatter_(1, sequences[:, :, -1].masked_fill(~is_repeated, PAD_ID), NEG_INF)
 
 
 def best_tokens(logits: Tensor, maxima: Tensor, offsets: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,19 +95,19 @@ def drawn_tokens(
     """One token of each row, drawn: its score [N, 1], and its id.
 
     Args:
-        scores: [N, V] float32, NEVER where a token must not come.
+        scores: [N, V] float32, NEG_INF where a token must not come.
         uniform: [N] float64 from 0 to 1, 1 excluded; the draw is a function of it.
     Source of top-k: Fan et al. 2018, section 5.1; of top-p: Holtzman et al. 2020, section 3.1.
     """
     sharpened = scores / temperature
     if top_k is not None and top_k < scores.shape[1]:
         lowest = sharpened.topk(top_k, dim=-1).values[:, -1:]
-        sharpened = sharpened.masked_fill(sharpened < lowest, NEVER)
+        sharpened = sharpened.masked_fill(sharpened < lowest, NEG_INF)
     if top_p is not None and top_p < 1:
         ordered, ids = sharpened.sort(dim=-1, descending=True, stable=True)
         probs = functional.softmax(ordered, -1)
         is_cut = probs.cumsum(-1) - probs >= top_p
-        sharpened = sharpened.scatter(1, ids, ordered.masked_fill(is_cut, NEVER))
+        sharpened = sharpened.scatter(1, ids, ordered.masked_fill(is_cut, NEG_INF))
     cumulative = functional.softmax(sharpened, -1).double().cumsum(-1)
     threshold = uniform[:, None] * cumulative[:, -1:]
     # The first token beyond the threshold: one that has a probability.

@@ -23,13 +23,13 @@ from mt.model import Transformer
 from mt.text.tokenizer import EOS_ID
 
 # Steps between two looks of the host at the device.
-LOOK_EVERY = 4
+SYNC_EVERY = 4
 # Positions that a cache grows by, so that few shapes are met; a multiple of the steps between two looks.
-ROOM = 32
+CACHE_GROWTH = 32
 SOURCE_WIDTH_MULTIPLE = 16
 WARM_UP_STEPS = 2  # before a capture: libraries set themselves up in the first ones
 # Graphs are forgotten, the oldest first, when the tensors that they work on take more of the device's memory.
-MEMORY_SHARE = 0.3
+MEMORY_FRACTION = 0.3
 PADDING_ROW = -1  # in place of a row of the caller's list
 
 
@@ -38,15 +38,15 @@ class Graphs:
 
     def __init__(self, model: Transformer) -> None:
         self.model = model
-        self.why_not: str | None = None  # what went wrong when a step was captured; since then none is
+        self.capture_error: str | None = None  # what went wrong when a step was captured; since then none is
         self._device = model.embedding.weight.device
         self._captured: OrderedDict[Any, _Captured] = OrderedDict()
         self._met: set[Any] = set()  # shapes; one that comes once only is not worth a capture
         self._pool: Any = None
         if torch.version.hip:
-            self.why_not = "ROCm is not tested"
+            self.capture_error = "ROCm is not tested"
         if self._device.type != "cuda":
-            self.why_not = "no CUDA device"
+            self.capture_error = "no CUDA device"
 
     @torch.inference_mode()
     def search(self, request: SearchRequest) -> list[list[SearchResult]]:
@@ -85,9 +85,9 @@ class Graphs:
         """Some steps without a look at the device."""
         cache = state.cache
         if cache.length == cache.capacity:
-            state.grow(ROOM - cache.capacity % ROOM)
-        n_steps = min(LOOK_EVERY, cache.capacity - cache.length)
-        captured = self._captured_for(state) if self.why_not is None else None
+            state.grow(CACHE_GROWTH - cache.capacity % CACHE_GROWTH)
+        n_steps = min(SYNC_EVERY, cache.capacity - cache.length)
+        captured = self._captured_for(state) if self.capture_error is None else None
         for _ in range(n_steps):
             if captured is None:
                 state.step()
@@ -110,22 +110,22 @@ class Graphs:
                 captured = _Captured.of(state, self._pool)
             except RuntimeError as error:
                 self._captured.clear()
-                self.why_not = str(error).partition("\n")[0]
-                print(f"warning: decoding without CUDA graphs, which is slower: {self.why_not}", file=sys.stderr)
+                self.capture_error = str(error).partition("\n")[0]
+                print(f"warning: decoding without CUDA graphs, which is slower: {self.capture_error}", file=sys.stderr)
                 return None
             self._captured[key] = captured
-            self._forget_oldest()
+            self._evict_oldest()
         self._captured.move_to_end(key)
         captured.adopt(state)
         return captured
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Give back the memory of all captured steps."""
         self._captured.clear()
         self._pool = None
 
-    def _forget_oldest(self) -> None:
-        limit = MEMORY_SHARE * torch.cuda.get_device_properties(self._device).total_memory
+    def _evict_oldest(self) -> None:
+        limit = MEMORY_FRACTION * torch.cuda.get_device_properties(self._device).total_memory
         while len(self._captured) > 1 and sum(captured.n_bytes for captured in self._captured.values()) > limit:
             self._captured.popitem(last=False)
 

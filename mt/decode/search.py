@@ -19,8 +19,8 @@ from mt.config import DecodeConfig
 from mt.data.batch import assemble_sources
 from mt.decode.candidates import (
     BLOCK,
-    FREE,
-    NEVER,
+    NEG_INF,
+    UNCONSTRAINED,
     best_tokens,
     drawn_tokens,
     forbid_repetition,
@@ -32,7 +32,7 @@ from mt.model.context import Cache, StaticCache
 from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 
 # Sentences that are done leave the batch once they are this share of it; each departure copies the cache.
-DONE_SHARE = 0.25
+DONE_FRACTION = 0.25
 SHORTEST = 16
 USUAL_BEAM = 4
 # An open beam that lies behind what is finished is given so many tokens to catch up. With no end to that a search takes
@@ -114,7 +114,7 @@ def search(model: Transformer, request: SearchRequest) -> list[list[SearchResult
         if not left:
             state.beams.collect(done, results)
             return results
-        if len(done) >= DONE_SHARE * (len(left) + len(done)):
+        if len(done) >= DONE_FRACTION * (len(left) + len(done)):
             state.beams.collect(done, results)
             state.keep_sentences(left)
 
@@ -134,12 +134,12 @@ class SearchState:
         sources = assemble_sources(request.sentences, model.dtype, width_multiple).to(device)
         assert sources.width <= (n_positions or sources.width), "a source is longer than the positions"
         beams = _Beams.begin(request, request.limits(n_positions), device)
-        return cls(model, model.begin_decoding(sources, beams.n_beams), beams)
+        return cls(model, model.init_cache(sources, beams.n_beams), beams)
 
     def step(self) -> None:
         """Extend every open beam by one token."""
         logits = self.model.decode_step(self.beams.last_tokens[:, : self.beams.n_open].flatten(), self.cache)
-        self.beams.make_room(self.cache.capacity)
+        self.beams.reserve(self.cache.capacity)
         self.cache.choose(self.beams.advance(logits))
 
     def make_static(self) -> None:
@@ -149,7 +149,7 @@ class SearchState:
     def grow(self, n_positions: int) -> None:
         """Room for some more positions."""
         self.cache.grow(n_positions)
-        self.beams.make_room(self.cache.capacity)
+        self.beams.reserve(self.cache.capacity)
 
     def count_step(self) -> None:
         """Tell the host of a step that the device took by itself."""
@@ -177,12 +177,12 @@ class _Beams:
     banned_blocks: Tensor  # the blocks of the vocabulary that they lie in
     rows: list[int]  # [B] place of each sentence in the caller's list; negative: in none
     limits: Tensor  # [B] tokens of a translation, EOS included
-    prefixes: Tensor  # [B, P], FREE behind the end of each
+    prefixes: Tensor  # [B, P], UNCONSTRAINED behind the end of each
     keys: Tensor  # [B, K] int64 for the numbers that a draw is made of; of the sentence, the seed and the beam alone
     last_tokens: Tensor  # [B, K] what each beam ends with
-    open_log_probs: Tensor  # [B, K], best first; NEVER where there is no such beam
+    open_log_probs: Tensor  # [B, K], best first; NEG_INF where there is no such beam
     open_ids: Tensor  # [B, K, t], PAD behind the end
-    finished_scores: Tensor  # [B, K], best first; NEVER where there is none yet
+    finished_scores: Tensor  # [B, K], best first; NEG_INF where there is none yet
     finished_log_probs: Tensor  # [B, K]
     finished_lengths: Tensor  # [B, K], EOS included
     finished_ids: Tensor  # [B, K, t]
@@ -196,11 +196,11 @@ class _Beams:
         prefixes = request.prefixes or [()] * len(sentences)
         assert all(len(prefix) < limit for prefix, limit in zip(prefixes, limits, strict=True))
         longest_prefix = max(len(prefix) for prefix in prefixes)
-        padded = [[*prefix, *[FREE] * (longest_prefix - len(prefix))] for prefix in prefixes]
-        never = torch.full((len(sentences), n_beams), NEVER, device=device)
+        padded = [[*prefix, *[UNCONSTRAINED] * (longest_prefix - len(prefix))] for prefix in prefixes]
+        never = torch.full((len(sentences), n_beams), NEG_INF, device=device)
         open_log_probs = torch.zeros_like(never)
         if not decode.sample:  # all beams are the same one
-            open_log_probs[:, 1:] = NEVER
+            open_log_probs[:, 1:] = NEG_INF
         ids = torch.zeros((*never.shape, 0), dtype=torch.int64, device=device)
         banned = {PAD_ID, UNK_ID, BOS_ID, *request.banned_ids}
         return cls(
@@ -235,7 +235,7 @@ class _Beams:
         """k: beams to go on with. While nothing has been chosen, all beams of a search are the same one."""
         return 1 if self.length <= self.shortest_prefix and not self.decode.sample else self.n_beams
 
-    def make_room(self, n_tokens: int) -> None:
+    def reserve(self, n_tokens: int) -> None:
         """Room for so many tokens at least."""
         missing = n_tokens - self.open_ids.shape[2]
         if missing > 0:
@@ -254,8 +254,8 @@ class _Beams:
         ends = tokens == EOS_ID
         # An end counts among the best K, where a token would go on: so that a beam of one is greedy.
         first = slice(self.n_beams)
-        self._finish(totals[:, first].masked_fill(~ends[:, first], NEVER), parents[:, first])
-        totals = totals.masked_fill(ends, NEVER)
+        self._finish(totals[:, first].masked_fill(~ends[:, first], NEG_INF), parents[:, first])
+        totals = totals.masked_fill(ends, NEG_INF)
         if not self.decode.sample:
             # Of 2K candidates at most K end a hypothesis, so K go on at least.
             totals, chosen = totals.topk(self.n_beams, dim=1)  # [B, K]
@@ -266,7 +266,7 @@ class _Beams:
         self.position = self.position + 1
         self.length += 1
         # For good: whether there is a later step, in which more may come within reach, depends on other sentences.
-        self.open_log_probs = totals.masked_fill(self._is_decided()[:, None], NEVER)
+        self.open_log_probs = totals.masked_fill(self._is_decided()[:, None], NEG_INF)
         return parents
 
     def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -288,18 +288,18 @@ class _Beams:
         else:
             totals, tokens, parents = best_tokens(logits, maxima, offsets, 2 * self.n_beams)
         if only is not None and only_totals is not None:
-            is_free = (only == FREE)[:, None]
+            is_free = (only == UNCONSTRAINED)[:, None]
             missing = (0, totals.shape[1] - self.n_open)
-            totals = torch.where(is_free, totals, functional.pad(only_totals, missing, value=NEVER))
+            totals = torch.where(is_free, totals, functional.pad(only_totals, missing, value=NEG_INF))
             tokens = torch.where(is_free, tokens, only[:, None])
             parents = torch.where(is_free, parents, functional.pad(beams, missing))
         # Where the model returns NaN there are no candidates.
-        return totals.nan_to_num_(NEVER, neginf=NEVER), tokens, parents
+        return totals.nan_to_num_(NEG_INF, neginf=NEG_INF), tokens, parents
 
     def _forbid(self, logits: Tensor, maxima: Tensor) -> None:
         """Make what must not come impossible, in the logits and in the maxima of their blocks."""
         forbidden = self.banned if self.length >= self.decode.min_length else self.banned_or_end
-        logits.index_fill_(1, forbidden, NEVER)
+        logits.index_fill_(1, forbidden, NEG_INF)
         blocks = logits.view(len(logits), -1, BLOCK)
         if self.decode.no_repeat_ngram_size:
             ids = self.open_ids[:, : self.n_open].flatten(0, 1)
@@ -309,19 +309,20 @@ class _Beams:
             maxima[:, self.banned_blocks] = blocks[:, self.banned_blocks].amax(-1).float()
 
     def _only_tokens(self) -> Tensor | None:
-        """[B]: the one token that may follow the beams of a sentence, or FREE: EOS at the longest length, else the
-        prefix's. None where all are free.
+        """Return [B]: the one token that may follow the beams of a sentence, or UNCONSTRAINED; None where all are free.
+
+        It is EOS at the longest length, else the prefix's.
         """
         if self.length >= self.prefixes.shape[1] and self.length + 1 < self.shortest_limit and not self.is_static:
             return None
-        only = self.limits.new_full((len(self.limits),), FREE)
+        only = self.limits.new_full((len(self.limits),), UNCONSTRAINED)
         if self.length < self.prefixes.shape[1]:
             only = self.prefixes[:, self.length]
         return only.masked_fill(self.limits <= self.position + 1, EOS_ID)
 
     def _finish(self, log_probs: Tensor, parents: Tensor) -> None:
-        """Merge candidates that end, [B, K] with NEVER for the others, with what is finished; keep the best K."""
-        if not self.is_static and not bool((log_probs > NEVER).any()):
+        """Merge candidates that end, [B, K] with NEG_INF for the others, with what is finished; keep the best K."""
+        if not self.is_static and not bool((log_probs > NEG_INF).any()):
             return
         n_tokens = (self.position + 1).expand(parents.shape)
         scores = torch.cat([self.finished_scores, log_probs / self._penalty(n_tokens)], 1)
@@ -340,7 +341,7 @@ class _Beams:
         """
         if self.length >= self.longest_limit:
             return [], list(range(len(self.rows)))
-        is_done = (self.open_log_probs.amax(1) == NEVER).tolist()
+        is_done = (self.open_log_probs.amax(1) == NEG_INF).tolist()
         return [i for i, done in enumerate(is_done) if not done], [i for i, done in enumerate(is_done) if done]
 
     def _is_decided(self) -> Tensor:
@@ -363,7 +364,7 @@ class _Beams:
                 results[self.rows[i]] = [
                     SearchResult(tuple(ids[k][: lengths[k] - 1]), log_probs[k], scores[k])
                     for k in range(self.n_best)
-                    if scores[k] > NEVER
+                    if scores[k] > NEG_INF
                 ]
 
     def keep_sentences(self, sentences: Sequence[int], places: Tensor) -> None:
@@ -381,7 +382,7 @@ def _of_beams(ids: Tensor, beams: Tensor) -> Tensor:
 
 
 def _of_rows(logits: Tensor, ids: Tensor) -> Tensor:
-    """[B, k] in float32: of logits [B k, V] those of one id for each sentence, ids [B], FREE standing for any."""
+    """Return [B, k] float32: of logits [B k, V] those of an id for each sentence, ids [B], or any if UNCONSTRAINED."""
     rows = logits.view(len(ids), -1, logits.shape[1])  # [B, k, V]
     index = ids.clamp(min=0)[:, None, None].expand(-1, rows.shape[1], -1)
     return rows.gather(2, index)[:, :, 0].float()

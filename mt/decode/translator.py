@@ -139,15 +139,15 @@ class OwnBackend(Backend):
                 ) from None
         # Out of the handler, whose traceback holds the tensors of the search.
         if self._graphs is not None:
-            self._graphs.forget()
+            self._graphs.clear()
         torch.cuda.empty_cache()
         note(f"out of memory on {device}: batches are searched in halves; lower decode.batch_tokens to avoid that")
         return self.search(request.rows(slice(n // 2))) + self.search(request.rows(slice(n // 2, n)))
 
     @property
-    def why_no_graphs(self) -> str | None:
+    def capture_error(self) -> str | None:
         """What keeps steps from being captured as CUDA graphs; None where nothing does."""
-        return "no CUDA device" if self._graphs is None else self._graphs.why_not
+        return "no CUDA device" if self._graphs is None else self._graphs.capture_error
 
     def search_batches(self, requests: Sequence[SearchRequest]) -> Generator[list[list[SearchResult]], None, None]:
         if self._processes.n == 1 or len(requests) == 1:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mt.config import ModelConfig
-from mt.dropout import add_dropped, dropout, replayed
+from mt.dropout import add_dropped, checkpoint_rng_contexts, dropout
 from mt.model.context import Context, TargetContext
 from mt.model.kernels import Layer, activation
 from mt.model.positions import POSITIONS
@@ -304,4 +304,4 @@ class DroppingStack(Stack):
 
 
 # Run a layer, keep only its inputs, and run it again in the backward pass.
-run_again = partial(checkpoint, use_reentrant=False, context_fn=replayed)
+run_again = partial(checkpoint, use_reentrant=False, context_fn=checkpoint_rng_contexts)

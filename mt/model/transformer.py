@@ -182,7 +182,7 @@ class Transformer(nn.Module):
         """Return [..., V] in the model's dtype, from hidden [..., D]."""
         return functional.linear(hidden, self.output_weight.to(hidden.dtype))
 
-    def begin_decoding(self, sources: SourceBatch, n_beams: int) -> Cache:
+    def init_cache(self, sources: SourceBatch, n_beams: int) -> Cache:
         """Encode the sentences and lay out the cache; it grows as it is used."""
         memory, _ = self.encode(sources.ids, sources.positions, sources.layout, sources.width)  # [B W, D]
         sides: tuple[list[Tensor], ...] = [], []

@@ -74,9 +74,9 @@ class TrainingSpeed:
     n_parameters: int
     batch_tokens: int
     micro_batch_tokens: int
-    n_slices: int
+    n_micro_batches: int
     warm_up_steps: int
-    warm_up_seconds: float  # from nothing until the steps are steady: model, slices that fit, compilation
+    warm_up_seconds: float  # from nothing until the steps are steady: model, micro-batches that fit, compilation
     n_steps: int  # timed
     step_seconds: float
     tgt_tokens_per_second: float
@@ -90,7 +90,7 @@ class TrainingSpeed:
     flops_per_second: float
     peak_flops_per_second: float
     peak_is_measured: bool  # else it is that of a data sheet
-    share_of_peak: float
+    mfu: float
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def measure_training(
     if engine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(engine.device)
     try:
-        with engine.updates_ahead(PlanState(), 1, sys.maxsize) as updates:
+        with engine.prefetched_updates(PlanState(), 1, sys.maxsize) as updates:
             endless = iter(updates)
             warm_up = _warm_up(engine, endless)
             warm_up_seconds = time.perf_counter() - started_at
@@ -170,7 +170,7 @@ def measure_training(
             parts = _time_parts(engine, islice(endless, min(20, max(1, n_steps // 5))))
     except OutOfMemory as error:
         raise ConfigError(
-            f"train.micro_batch_tokens: slices of {micro_batch_tokens:,} target tokens do not fit the memory of "
+            f"train.micro_batch_tokens: micro-batches of {micro_batch_tokens:,} target tokens do not fit the memory of "
             f"{engine.device} ({error}): set it to {micro_batch_tokens // 2}"
         ) from None
     peak_memory = peak_memory_bytes(engine.device)
@@ -183,7 +183,7 @@ def measure_training(
         n_parameters=engine.model.n_parameters,
         batch_tokens=config.train.batch_tokens,
         micro_batch_tokens=micro_batch_tokens,
-        n_slices=engine.budget.n_slices,
+        n_micro_batches=engine.budget.n_micro_batches,
         warm_up_steps=len(warm_up),
         warm_up_seconds=warm_up_seconds,
         n_steps=n_steps,
@@ -199,7 +199,7 @@ def measure_training(
         flops_per_second=flops / timed.seconds,
         peak_flops_per_second=peak,
         peak_is_measured=data_sheet_flops(engine.device, engine.dtype) is None,
-        share_of_peak=flops / timed.seconds / peak,
+        mfu=flops / timed.seconds / peak,
     )
 
 
@@ -234,8 +234,8 @@ class _Timed:
     def count(self, update: Update) -> None:
         self.n_src_tokens += update.n_src_tokens
         self.n_tgt_tokens += update.n_tgt_tokens
-        self.n_src_positions += sum(len(batch.src_ids) for batch in update.slices.values())
-        self.n_tgt_positions += sum(len(batch.tgt_inputs) for batch in update.slices.values())
+        self.n_src_positions += sum(len(batch.src_ids) for batch in update.micro_batches.values())
+        self.n_tgt_positions += sum(len(batch.tgt_inputs) for batch in update.micro_batches.values())
 
 
 class Laps:
@@ -312,11 +312,11 @@ def step_in_parts(engine: Engine, update: Update, laps: Laps) -> None:
     """`Engine.step`, with the end of each part noted."""
     _let_data_arrive(engine, update)
     engine.model.kernels.begin_update()
-    for number, batch in update.slices.items():
+    for number, batch in update.micro_batches.items():
         if update.ready is not None:
             batch.record_stream(torch.cuda.current_stream(engine.device))
         laps.end("other")
-        loss = engine.slice_loss(update.step, number, batch)
+        loss = engine.micro_batch_loss(update.step, number, batch)
         laps.end("forward")
         (loss * (engine.optimizer.loss_scale / update.n_tgt_tokens)).backward()  # type: ignore[no-untyped-call]
         laps.end("backward")
@@ -457,7 +457,7 @@ def format_bench(figures: dict[str, Any]) -> str:
 
 def _training_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
     split = StepSplit(**figures["split_seconds"])
-    n_slices, step_seconds = figures["n_slices"], figures["step_seconds"]
+    n_micro_batches, step_seconds = figures["n_micro_batches"], figures["step_seconds"]
     known = "measured" if figures["peak_is_measured"] else "data sheet"
     return [
         ("model", f"{figures['name']}, {format_count(figures['n_parameters'])} parameters"),
@@ -469,18 +469,18 @@ def _training_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         (
             "update",
-            f"{1000 * step_seconds:,.1f} ms for up to {figures['batch_tokens']:,} target tokens in {n_slices} "
-            f"slice{'s' if n_slices > 1 else ''}; mean of {figures['n_steps']:,}",
+            f"{1000 * step_seconds:,.1f} ms for up to {figures['batch_tokens']:,} target tokens in {n_micro_batches} "
+            f"micro-batch{'es' if n_micro_batches > 1 else ''}; mean of {figures['n_steps']:,}",
         ),
         *(
             (f"  {name.replace('_', ' ')}", f"{1000 * seconds:>9,.1f} ms  {split.shares[name]:>6.1%}")
             for name, seconds in asdict(split).items()
         ),
-        ("fill", f"{figures['src_fill']:.1%} of source and {figures['tgt_fill']:.1%} of target positions"),
+        ("packing", f"{figures['src_fill']:.1%} of source and {figures['tgt_fill']:.1%} of target positions"),
         (
             "work",
             f"{figures['flops_per_tgt_token'] / 1e9:.3g} GFLOP a target token: "
-            f"{_flops_text(figures['flops_per_second'])}, {figures['share_of_peak']:.1%} of the device's "
+            f"{_flops_text(figures['flops_per_second'])}, {figures['mfu']:.1%} of the device's "
             f"{_flops_text(figures['peak_flops_per_second'])} ({known})",
         ),
         ("memory", _memory_text(figures)),

@@ -31,8 +31,8 @@ from mt.train.footprint import Footprint, existing_folder
 from mt.train.schedule import learning_rate
 from mt.units import format_bytes, format_duration
 
-# Slices that are measured, after some for warm-up: so many, and more while they take less than this together.
-WARM_UP_SLICES, FEWEST_SLICES, MEASURED_SECONDS = 2, 3, 2.0
+# Micro-batches that are measured, after some for warm-up: so many, and more while they take less than this together.
+WARM_UP_MICRO_BATCHES, FEWEST_MICRO_BATCHES, MEASURED_SECONDS = 2, 3, 2.0
 MARGIN = 10  # columns for the names of sections
 PLOT_ROWS, AXIS = 8, 10  # AXIS columns hold the labels of the vertical axis
 EIGHTHS = " ▁▂▃▄▅▆▇█"
@@ -53,8 +53,8 @@ class Data:
 class Cost:
     """What updates were measured to cost on this machine."""
 
-    n_measured: int  # slices
-    n_slices: float  # of an update; this and the next in the mean of those that were measured
+    n_measured: int  # micro-batches
+    n_micro_batches: float  # of an update; this and the next in the mean of those that were measured
     n_tgt_tokens: float  # of an update
     update_seconds: float
     peak_bytes: int
@@ -117,10 +117,10 @@ def _find_data(config: RunConfig, run_dir: Path) -> Data:
 
 
 def measure(engine: Engine) -> Cost:
-    """Make updates of one slice each, and reckon from them; the engine must not have begun.
+    """Make updates of one micro-batch each, and reckon from them; the engine must not have begun.
 
     Raises:
-        ConfigError: there is no memory for the smallest slices.
+        ConfigError: there is no memory for the smallest micro-batches.
     """
     engine.begin()
     if engine.device.type == "cuda":
@@ -128,44 +128,45 @@ def measure(engine: Engine) -> Cost:
     _warm_up(engine)
     updates = engine.updates(PlanState(), 1, sys.maxsize)
     laps, measured, started_at = Laps(engine.device), list[Update](), time.perf_counter()
-    while len(measured) < FEWEST_SLICES or time.perf_counter() - started_at < MEASURED_SECONDS:
+    while len(measured) < FEWEST_MICRO_BATCHES or time.perf_counter() - started_at < MEASURED_SECONDS:
         update = next(updates)
         laps.end("data")
-        step_in_parts(engine, _one_slice(update, len(measured)), laps)
+        step_in_parts(engine, _one_micro_batch(update, len(measured)), laps)
         measured.append(update)
     n_measured = len(measured)
-    n_slices = sum(len(update.sentences) for update in measured) / n_measured
+    n_micro_batches = sum(len(update.sentences) for update in measured) / n_measured
     seconds = {part: laps.seconds(part) / n_measured for part in ("data", "forward", "backward", "optimizer")}
     # Beside a GPU the data is made by a thread of its own.
     data_seconds = seconds["data"] if engine.device.type == "cpu" else 0.0
+    pass_seconds = seconds["forward"] + seconds["backward"]
     return Cost(
         n_measured=n_measured,
-        n_slices=n_slices,
+        n_micro_batches=n_micro_batches,
         n_tgt_tokens=sum(update.n_tgt_tokens for update in measured) / n_measured,
-        update_seconds=data_seconds + n_slices * (seconds["forward"] + seconds["backward"]) + seconds["optimizer"],
+        update_seconds=data_seconds + n_micro_batches * pass_seconds + seconds["optimizer"],
         peak_bytes=peak_memory_bytes(engine.device),
     )
 
 
 def _warm_up(engine: Engine) -> None:
-    """Let everything be made that lasts; cut updates into more slices until one fits, as training does."""
+    """Let everything be made that lasts; cut updates into more micro-batches until one fits, as training does."""
     while True:
         try:
-            for update in engine.updates(PlanState(), 1, WARM_UP_SLICES):
-                engine.step(_one_slice(update, 0), lr=1e-9)
+            for update in engine.updates(PlanState(), 1, WARM_UP_MICRO_BATCHES):
+                engine.step(_one_micro_batch(update, 0), lr=1e-9)
             return
         except OutOfMemory as error:
-            if not engine.halve_slices():
+            if not engine.halve_micro_batches():
                 raise ConfigError(
-                    f"train.micro_batch_tokens: out of memory on {engine.device} with slices that hold the longest "
-                    f"sentence alone ({error}): lower data.max_tokens, or make the model smaller"
+                    f"train.micro_batch_tokens: out of memory on {engine.device} with micro-batches that hold the "
+                    f"longest sentence alone ({error}): lower data.max_tokens, or make the model smaller"
                 ) from None
 
 
-def _one_slice(update: Update, number: int) -> Update:
-    """As if the update were one of its slices."""
-    number %= len(update.slices)
-    return replace(update, slices={number: update.slices[number]})
+def _one_micro_batch(update: Update, number: int) -> Update:
+    """As if the update were one of its micro-batches."""
+    number %= len(update.micro_batches)
+    return replace(update, micro_batches={number: update.micro_batches[number]})
 
 
 # --- Telling ----------------------------------------------------------------------------------------------------------
@@ -225,7 +226,7 @@ def _data_lines(config: RunConfig, data: Data, engine: Engine) -> list[str]:
 
 def _time_lines(train: TrainConfig, engine: Engine, cost: Cost, n_done: int, is_made_up: bool) -> list[str]:
     n_left = max(0, train.max_steps - n_done)
-    slices = "1 slice" if cost.n_slices == 1 else f"{cost.n_slices:.3g} slices"
+    micro_batches = "1 micro-batch" if cost.n_micro_batches == 1 else f"{cost.n_micro_batches:.3g} micro-batches"
     facts = hardware(engine.device)
     device = facts.get("gpu") or f"{facts['cpu']}, {facts['threads']} threads"
     on = " of made-up sentences" if is_made_up else ""
@@ -233,8 +234,8 @@ def _time_lines(train: TrainConfig, engine: Engine, cost: Cost, n_done: int, is_
         f"{format_duration(n_left * cost.update_seconds)} for {n_left:,} updates"
         f"{f' after the {n_done:,} that are done' if n_done else ''}, {cost.update_seconds:.3g} s each",
         f"{cost.n_tgt_tokens / cost.update_seconds:,.0f} target tokens/s: {cost.n_tgt_tokens:,.0f} an update, in "
-        f"{slices} of up to {engine.budget.tgt_tokens:,}",
-        f"measured over {cost.n_measured} slices{on} on {engine.device} ({device}) in {engine.execution.note};",
+        f"{micro_batches} of up to {engine.budget.tgt_tokens:,}",
+        f"measured over {cost.n_measured} micro-batches{on} on {engine.device} ({device}) in {engine.execution.note};",
         "preparing, validation, checkpoints and the evaluation at the end come on top",
     ]
     if train.stop_after is not None:

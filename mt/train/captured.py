@@ -12,10 +12,10 @@ from mt.data.batch import PackedBatch
 
 
 class CapturedPass:
-    """A pass over a slice of one shape, which the host launches in one call. It replaces the gradients.
+    """A pass over a micro-batch of one shape, which the host launches in one call. It replaces the gradients.
 
     Args:
-        run: makes the pass over a slice whose gradients have a share in the update, and returns the slice's loss. It
+        run: makes the pass over a micro-batch whose gradients have a share in the update, and returns its loss. It
             has been run before, on `capture_stream`, so that all of it is compiled.
         parameters: all of them; none has a gradient.
     Raises:
@@ -36,7 +36,7 @@ class CapturedPass:
         self._gradients = [(parameter, parameter.grad) for parameter in parameters]
 
     def __call__(self, batch: PackedBatch, share: Tensor) -> Tensor:
-        """Return the loss of a slice of the same shape; parameters have their gradients from it alone."""
+        """Return the loss of a micro-batch of the same shape; parameters have their gradients from it alone."""
         for own, tensor in zip(self._batch.tensors(), batch.tensors(), strict=True):
             own.copy_(tensor)
         self._share.copy_(share)

@@ -18,8 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from mt.capture import capture_stream
 from mt.checkpoint import load_into
 from mt.config import ModelConfig, RunConfig, TrainConfig
-from mt.data.batch import AHEAD_DEPTH, Ahead, PackedBatch, assemble_tiles, assemble_varlen
-from mt.data.packing import Indices, PlanState, SliceBudget, UpdatePlan, cut_into_slices, slice_budget
+from mt.data.batch import PREFETCH_DEPTH, PackedBatch, Prefetcher, assemble_tiles, assemble_varlen
+from mt.data.packing import Indices, MicroBatchBudget, PlanState, UpdatePlan, cut_into_micro_batches, micro_batch_budget
 from mt.dropout import seed_dropout
 from mt.errors import ConfigError
 from mt.loss import Loss, in_chunks, linear_label_smoothed_nll
@@ -46,34 +46,34 @@ MAX_MICRO_BATCH_TOKENS = 131_072
 MAX_CAPTURED_TOKENS = 12_288
 SEVERAL = "updates have several micro-batches"
 # Fraction of the free memory that the measured need may take: the workspaces of kernels do not grow evenly.
-MEMORY_SHARE = 0.9
-# The one that is computed, those that wait in the queue of `Ahead`, and the one that is being copied.
-UPDATES_ON_DEVICE = AHEAD_DEPTH + 2
+MEMORY_FRACTION = 0.9
+# The one that is computed, those that wait in the queue of `Prefetcher`, and the one that is being copied.
+UPDATES_ON_DEVICE = PREFETCH_DEPTH + 2
 
 
 @dataclass(frozen=True)
 class Update:
-    """One update's data: all of its slices as the plan cuts them, and those of this rank, assembled."""
+    """One update's data: all of its micro-batches as the plan cuts them, and those of this rank, assembled."""
 
     step: int
-    sentences: tuple[Indices, ...]  # of every slice
-    slices: dict[int, PackedBatch]  # those of this rank, by number
-    n_src_tokens: int  # real ones of all slices
+    sentences: tuple[Indices, ...]  # of every micro-batch
+    micro_batches: dict[int, PackedBatch]  # those of this rank, by number
+    n_src_tokens: int  # real ones of all micro-batches
     n_tgt_tokens: int  # what the update's loss is divided by
     next_state: PlanState  # where the plan stands after it
     ready: Any = None  # CUDA event after which its copies on the device are complete
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepResult:
     """What an update gave; on the device, so that nothing waits."""
 
-    losses: Tensor  # [slices of this rank] nats, summed over the tokens of each
+    losses: Tensor  # [micro-batches of this rank] nats, summed over the tokens of each
     grad_norm: Tensor  # of the gradient per target token; not finite where the update was skipped
 
 
 class OutOfMemory(Exception):
-    """The device has no memory for a slice of this size."""
+    """The device has no memory for a micro-batch of this size."""
 
 
 @dataclass(frozen=True)
@@ -205,23 +205,23 @@ class Engine:
             source_sizes=source_sizes,
             source_weights=None if source_sizes is None else [source.weight for source in config.data.train],
         )
-        self.budget: SliceBudget
-        self.memory_note = ""  # how the size of a slice was found, for people
+        self.budget: MicroBatchBudget
+        self.memory_note = ""  # how the size of a micro-batch was found, for people
         self._forward: Callable[[PackedBatch], States] = self.model
         self._loss: Loss = linear_label_smoothed_nll
         self._no_sync: Callable[[], Any] = nullcontext
         self._captured: CapturedPass | None = None
-        self._has_run = False  # whether a slice of this size has been computed
+        self._has_run = False  # whether a micro-batch of this size has been computed
         self._copy_stream: Any = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self.why_not_captured: str | None = "nothing has begun"
 
     def begin(self, micro_batch_tokens: int = 0) -> int:
-        """Cut updates into slices, compile, join the other ranks.
+        """Cut updates into micro-batches, compile, join the other ranks.
 
         Args:
             micro_batch_tokens: as an earlier start resolved it; 0: resolve it now.
         Returns:
-            Target tokens of a slice, resolved.
+            Target tokens of a micro-batch, resolved.
         """
         loss: Loss = linear_label_smoothed_nll
         if self.execution.attention == "packed":
@@ -250,15 +250,15 @@ class Engine:
         return in_chunks(loss, n_chunks) if n_chunks > 1 else loss
 
     def cut(self, micro_batch_tokens: int) -> None:
-        """From now on, slices of about so many target tokens."""
+        """From now on, micro-batches of about so many target tokens."""
         mean = float(self.data.tgt.lengths.mean())
-        self.budget = slice_budget(
+        self.budget = micro_batch_budget(
             self.plan, micro_batch_tokens=micro_batch_tokens, mean_tgt_tokens=mean, n_ranks=self.ranks.n
         )
         self._has_run, self._captured, self.why_not_captured = False, None, self._why_not_capture()
 
     def _why_not_capture(self) -> str | None:
-        """Return why passes over slices are not captured as CUDA graphs; None: they are, from the second on."""
+        """Return why passes over micro-batches are not captured as CUDA graphs; None: they are, from the second on."""
         reasons = {
             "train.cuda_graphs is false": not self.config.train.cuda_graphs,
             "nothing is compiled": not self.execution.compiles,
@@ -267,7 +267,7 @@ class Engine:
             f"updates have more than {MAX_CAPTURED_TOKENS:,} target tokens": (
                 self.plan.batch_tokens > MAX_CAPTURED_TOKENS
             ),
-            SEVERAL: self.budget.n_slices > 1,
+            SEVERAL: self.budget.n_micro_batches > 1,
         }
         return next((reason for reason, holds in reasons.items() if holds), None)
 
@@ -290,9 +290,9 @@ class Engine:
         finally:
             outer.wait_stream(own)
 
-    def halve_slices(self) -> int:
-        """Cut updates into twice as many slices; the target tokens of one, or 0 where slices cannot be smaller."""
-        halved, before = math.ceil(self.plan.batch_tokens / (2 * self.budget.n_slices)), self.budget
+    def halve_micro_batches(self) -> int:
+        """Cut updates into twice as many micro-batches; return the tokens of one, or 0 if they cannot be smaller."""
+        halved, before = math.ceil(self.plan.batch_tokens / (2 * self.budget.n_micro_batches)), self.budget
         self.cut(halved)
         if self.execution.compiles:
             torch.compiler.reset()  # the shapes of before count against the number that may be compiled
@@ -300,7 +300,7 @@ class Engine:
         return halved if is_smaller else 0
 
     def updates(self, state: PlanState, first_step: int, last_step: int) -> Iterator[Update]:
-        """The updates from a place in the plan on, with the slices of this rank assembled on its device.
+        """The updates from a place in the plan on, with the micro-batches of this rank assembled on its device.
 
         Raises:
             OutOfMemory: one does not fit beside what the device holds.
@@ -308,30 +308,30 @@ class Engine:
         src, tgt = self.data.src.lengths, self.data.tgt.lengths
         for step in range(first_step, last_step + 1):
             sentences, state = self.plan.update_at(state)
-            parts = cut_into_slices(sentences, src, tgt, self.budget, self.ranks.n)
+            parts = cut_into_micro_batches(sentences, src, tgt, self.budget, self.ranks.n)
             mine = range(self.ranks.rank, len(parts), self.ranks.n)
             try:
-                slices = {number: self._assemble(parts[number]) for number in mine}
+                micro_batches = {number: self._assemble(parts[number]) for number in mine}
             except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error):
                     raise
                 raise OutOfMemory(str(error).partition("\n")[0]) from None
             n_src, n_tgt = int(src[sentences].sum()), int(tgt[sentences].sum())
-            yield Update(step, tuple(parts), slices, n_src, n_tgt, state)
+            yield Update(step, tuple(parts), micro_batches, n_src, n_tgt, state)
 
     @contextmanager
-    def updates_ahead(self, state: PlanState, first_step: int, last_step: int) -> Iterator[Iterable[Update]]:
+    def prefetched_updates(self, state: PlanState, first_step: int, last_step: int) -> Iterator[Iterable[Update]]:
         """The same, made ahead of a GPU by a thread of its own."""
         updates = self.updates(state, first_step, last_step)
         if self.device.type == "cpu":
             # There the thread would take from the computation what it saves.
             yield updates
             return
-        with closing(Ahead(_on_stream(updates, self._copy_stream))) as ahead:
+        with closing(Prefetcher(_on_stream(updates, self._copy_stream))) as ahead:
             yield ahead
 
-    def step(self, update: Update, lr: float) -> Outcome:
-        """One update: a forward and a backward pass for each slice, then the optimizer. Nothing waits for the device.
+    def step(self, update: Update, lr: float) -> StepResult:
+        """Make an update: a pass forward and back for each micro-batch, then the optimizer. Nothing waits for the GPU.
 
         Raises:
             OutOfMemory: weights and optimizer are as they were.
@@ -339,47 +339,47 @@ class Engine:
         if update.ready is not None:
             stream = torch.cuda.current_stream(self.device)
             stream.wait_event(update.ready)
-            for batch in update.slices.values():
+            for batch in update.micro_batches.values():
                 batch.record_stream(stream)
         reason = None
         try:
             losses = self._pass_over(update)
-            outcome = Outcome(losses, self.optimizer.step(lr))
+            result = StepResult(losses, self.optimizer.step(lr))
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0]
         if reason is not None:  # out of the handler, whose traceback holds the tensors of the step
-            self.optimizer.forget_gradients()
+            self.optimizer.zero_grad()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             raise OutOfMemory(reason)
         if self.average is not None:
             self.average.follow(update.step, self.optimizer.was_skipped)
-        return outcome
+        return result
 
     def _pass_over(self, update: Update) -> Tensor:
-        """Forward and backward pass of each slice of this rank; their summed losses, in nats."""
-        # Divide by the tokens of the whole update: dividing per slice lets a short one weigh as much as a long one.
+        """Forward and backward pass of each micro-batch of this rank; their summed losses, in nats."""
+        # Divide by the tokens of the whole update: per micro-batch, a short one would weigh as much as a long one.
         # DDP takes the mean over the ranks where the sum is wanted.
         share = self.optimizer.loss_scale * (self.ranks.n / update.n_tgt_tokens)
-        last = max(update.slices)
+        last = max(update.micro_batches)
         self.model.kernels.begin_update()
         losses = []
-        for number, batch in update.slices.items():
+        for number, batch in update.micro_batches.items():
             # Gradients of the ranks are added up once, during the last backward pass.
             with nullcontext() if number == last else self._no_sync():
-                losses.append(self._pass_over_slice(update.step, number, batch, share))
+                losses.append(self._pass_over_micro_batch(update.step, number, batch, share))
         return torch.stack(losses)
 
-    def _pass_over_slice(self, step: int, number: int, batch: PackedBatch, share: Tensor) -> Tensor:
+    def _pass_over_micro_batch(self, step: int, number: int, batch: PackedBatch, share: Tensor) -> Tensor:
         if self._captured is None and self._has_run and self.why_not_captured is None:
             self._captured = self._capture(batch, share)
         if self._captured is not None:
             self._seed_dropout(step, number)
             return self._captured(batch, share)
         with self._stream_of_passes():
-            loss = _backward(self.slice_loss(step, number, batch), share)
+            loss = _backward(self.micro_batch_loss(step, number, batch), share)
         self._has_run = True
         return loss
 
@@ -393,12 +393,12 @@ class Engine:
             if _is_out_of_memory(error):
                 raise
             self.why_not_captured = str(error).partition("\n")[0]
-            self.optimizer.forget_gradients()
+            self.optimizer.zero_grad()
             print(f"warning: training without CUDA graphs, which is slower: {self.why_not_captured}", file=sys.stderr)
             return None
 
-    def slice_loss(self, step: int, number: int, batch: PackedBatch) -> Tensor:
-        """The summed loss of a slice, in nats; its dropout depends on the seed, the step and the slice alone."""
+    def micro_batch_loss(self, step: int, number: int, batch: PackedBatch) -> Tensor:
+        """Return the summed loss of a micro-batch, in nats; its dropout depends on seed, step and micro-batch alone."""
         self._seed_dropout(step, number)
         return self._loss_of(batch)
 
@@ -423,19 +423,19 @@ class Engine:
         return state
 
     @property
-    def weights_for_use(self) -> dict[str, Tensor]:
+    def eval_weights(self) -> dict[str, Tensor]:
         """What is validated, saved and translated with: the weights, or with `train.ema_decay` their average."""
         return self.model.state_dict() if self.average is None else self.average.state_dict()
 
-    def load(self, weights_for_use: dict[str, Tensor], state: dict[str, Any] | None, origin: Path) -> None:
+    def load(self, eval_weights: dict[str, Tensor], state: dict[str, Any] | None, origin: Path) -> None:
         """Go on from a checkpoint, or begin with the weights of another model where there is no state.
 
         Raises:
             CheckpointError: the weights are of another shape.
         """
-        load_into(self.model, weights_for_use, origin)
+        load_into(self.model, eval_weights, origin)
         if self.average is not None:
-            self.average.load_state_dict(weights_for_use)
+            self.average.load_state_dict(eval_weights)
             if state is not None:
                 load_into(self.model, state["weights"], origin)
         if state is not None:
@@ -452,7 +452,7 @@ class Engine:
     def inference_model(self) -> Transformer:
         """A copy for validation; with `train.ema_decay` of the averaged weights."""
         self._captured = None  # validation may need its memory
-        return self.model.for_inference(self.dtype, self.weights_for_use)
+        return self.model.for_inference(self.dtype, self.eval_weights)
 
     def _assemble(self, sentences: Indices) -> PackedBatch:
         if self.execution.attention != "tiles":
@@ -485,7 +485,7 @@ class Engine:
             return torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device)
 
         def fitting(measured: list[tuple[int, int]], data_bytes: int) -> int:
-            available = int(free_bytes() * MEMORY_SHARE) - data_bytes  # after the passes: libraries take memory, too
+            available = int(free_bytes() * MEMORY_FRACTION) - data_bytes  # after the passes: libraries take memory, too
             return max(tokens_that_fit(measured, available, largest), longest)
 
         with torch.compiler.set_stance("force_eager"):
@@ -516,7 +516,7 @@ class Engine:
             is_too_large, batch = False, None
             self.cut(n_tokens)
             sentences, _ = self.plan.update_at(PlanState())
-            parts = cut_into_slices(sentences, self.data.src.lengths, self.data.tgt.lengths, self.budget)
+            parts = cut_into_micro_batches(sentences, self.data.src.lengths, self.data.tgt.lengths, self.budget)
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
             try:
@@ -525,12 +525,12 @@ class Engine:
                 data_bytes = (torch.cuda.memory_allocated(self.device) - before) * len(parts) * UPDATES_ON_DEVICE
                 with self._stream_of_passes():
                     for _ in range(2):  # the second adds to the gradients of the first
-                        self.slice_loss(0, 0, batch).backward()  # type: ignore[no-untyped-call]
+                        self.micro_batch_loss(0, 0, batch).backward()  # type: ignore[no-untyped-call]
             except RuntimeError as error:
                 is_too_large = _is_out_of_memory(error)
                 if not is_too_large:
                     raise
-            self.optimizer.forget_gradients()
+            self.optimizer.zero_grad()
             if is_too_large:  # out of the handler, whose traceback holds the tensors
                 torch.cuda.empty_cache()
                 break
@@ -541,7 +541,7 @@ class Engine:
 
 
 def tokens_that_fit(measured: list[tuple[int, int]], available: int, largest: int) -> int:
-    """The most target tokens of a slice for which the line through the measured points stays within the memory.
+    """The most target tokens of a micro-batch for which the line through the measured points stays within the memory.
 
     Args:
         measured: (tokens, bytes at the peak), smallest first; with one point all of its bytes count as per token.

@@ -31,8 +31,8 @@ from mt.system.signals import Received, caught_signals
 from mt.text.corpus import PreparedCorpus
 from mt.text.normalise import Normalisers
 from mt.text.tokenizer import Tokenizer
-from mt.train.engine import Engine, Outcome, OutOfMemory, Update
-from mt.train.progress import Meter, Progress, Skipped
+from mt.train.engine import Engine, OutOfMemory, StepResult, Update
+from mt.train.progress import Meter, Progress, SkippedUpdate
 from mt.train.schedule import learning_rate
 from mt.train.tracker import SilentTracker, Tracker
 from mt.train.validation import ValidationResult, validate
@@ -151,7 +151,9 @@ class Trainer:
         settings, progress = self.config.train, self.progress
         while not self.ends:
             try:
-                with self.engine.updates_ahead(progress.plan_state, progress.step + 1, settings.max_steps) as updates:
+                with self.engine.prefetched_updates(
+                    progress.plan_state, progress.step + 1, settings.max_steps
+                ) as updates:
                     for update in updates:
                         lr = learning_rate(update.step, settings, self.config.model.d_model)
                         self.record_update(update, self.engine.step(update, lr))
@@ -169,11 +171,11 @@ class Trainer:
         start = f"from {self.config.train.init_from}" if self.config.train.init_from else "from scratch"
         start = f"from step {progress.step:,}" if progress.step else start
         on = f"{engine.device}" if self.ranks.n == 1 else f"{self.ranks.n} ranks ({engine.device.type})"
-        n_slices, updates_per_epoch = engine.budget.n_slices, engine.plan.updates_per_epoch()
+        n, updates_per_epoch = engine.budget.n_micro_batches, engine.plan.updates_per_epoch()
         return (
             f"training {start}: {format_count(engine.model.n_parameters)} parameters on {on} in "
-            f"{engine.note}, {engine.plan.batch_tokens:,} target tokens an update in {n_slices} "
-            f"slice{'s' if n_slices > 1 else ''}{engine.memory_note}, {updates_per_epoch:,.0f} updates an epoch"
+            f"{engine.note}, {engine.plan.batch_tokens:,} target tokens an update in {n} "
+            f"micro-batch{'es' if n > 1 else ''}{engine.memory_note}, {updates_per_epoch:,.0f} updates an epoch"
         )
 
     # --- what to do
@@ -219,28 +221,28 @@ class Trainer:
 
     # --- updates
 
-    def record_update(self, update: Update, outcome: Outcome) -> None:
+    def record_update(self, update: Update, result: StepResult) -> None:
         """Enter an update that has been made."""
         progress, n_ranks = self.progress, self.ranks.n
         progress.step, progress.plan_state = update.step, update.next_state
         progress.n_src_tokens += update.n_src_tokens
         progress.n_tgt_tokens += update.n_tgt_tokens
-        # Each rank has as many slices, of about the same shape.
-        progress.n_src_positions += n_ranks * sum(len(batch.src_ids) for batch in update.slices.values())
-        progress.n_tgt_positions += n_ranks * sum(len(batch.tgt_inputs) for batch in update.slices.values())
+        # Each rank has as many micro-batches, of about the same shape.
+        progress.n_src_positions += n_ranks * sum(len(batch.src_ids) for batch in update.micro_batches.values())
+        progress.n_tgt_positions += n_ranks * sum(len(batch.tgt_inputs) for batch in update.micro_batches.values())
         progress.train_seconds = time.monotonic() - self._began_at
-        self.meter.add(update, outcome)
+        self.meter.add(update, result)
         self.tracker.advance(update.step)
 
     def halve_micro_batches(self, error: OutOfMemory) -> None:
         """Cut updates into twice as many micro-batches, since the device has no memory for the current ones.
 
         Raises:
-            ConfigError: slices cannot be smaller, or other ranks wait in the middle of the update.
+            ConfigError: micro-batches cannot be smaller, or other ranks wait in the middle of the update.
         """
-        before = self.engine.budget
-        halved = self.engine.halve_slices()
-        found = f"out of memory on {self.engine.device} with slices of {before.tgt_tokens:,} target tokens ({error})"
+        size_before = self.engine.budget.tgt_tokens
+        halved = self.engine.halve_micro_batches()
+        found = f"out of memory on {self.engine.device} with micro-batches of {size_before:,} target tokens ({error})"
         if not halved:
             raise ConfigError(
                 f"train.micro_batch_tokens: {found}, which hold the longest sentence alone: set "
@@ -250,8 +252,8 @@ class Trainer:
             raise ConfigError(f"train.micro_batch_tokens: rank {self.ranks.rank} is {found}: set it to {halved}")
         self.progress.micro_batch_tokens = halved
         self.tracker.say(
-            f"warning: {found}: the update is made again in {self.engine.budget.n_slices} slices of {halved:,}, and so "
-            f"are those after it; --set train.micro_batch_tokens={halved} begins with that"
+            f"warning: {found}: the update is made again in {self.engine.budget.n_micro_batches} micro-batches of "
+            f"{halved:,}, and so are those after it; --set train.micro_batch_tokens={halved} begins with that"
         )
 
     def flush_metrics(self) -> None:
@@ -271,7 +273,7 @@ class Trainer:
         """Return whether too many updates in a row were skipped, the last one among them."""
         return self.progress.n_skipped_in_row >= self.config.train.skips_before_rollback
 
-    def _named(self, skipped: Skipped) -> dict[str, Any]:
+    def _named(self, skipped: SkippedUpdate) -> dict[str, Any]:
         """A line of `skipped.jsonl`: the sentences by source and line, as the user knows them."""
         starts = np.cumsum([0, *self.corpus.source_sizes])
         lines = self.corpus.train_lines
@@ -281,7 +283,7 @@ class Trainer:
             if (is_inside := (skipped.suspects >= start) & (skipped.suspects < stop)).any()
         ]
         losses = [loss if math.isfinite(loss) else None for loss in skipped.losses]
-        return {"step": skipped.step, "slice_losses": losses, "sentences": sources}
+        return {"step": skipped.step, "micro_batch_losses": losses, "sentences": sources}
 
     def roll_back(self) -> None:
         """Load the last checkpoint that has no skipped updates at its end; pass over the sentences since, once.
@@ -311,7 +313,7 @@ class Trainer:
         kept = ("plan_state", "train_seconds", "micro_batch_tokens", "micro_batch_setting", "n_skipped")
         vars(progress).update({name: value for name, value in vars(target).items() if name not in kept})
         progress.gone_back_to = target.step
-        self.meter.forget()
+        self.meter.reset()
         self.tracker.roll_back(target.step)
         if found is not None:
             self.save_checkpoint()  # or a kill would forget what was passed over
@@ -387,7 +389,7 @@ class Trainer:
         settings = self.config.train
         save_model_folder(
             self.run.checkpoint(self.progress.step),
-            self.engine.weights_for_use,
+            self.engine.eval_weights,
             self.config,
             self.corpus.tokenizer_path,
             {
@@ -495,7 +497,7 @@ class Trainer:
             self.tracker.say(f"{progress.n_without_better} validations without a better score{best}")
         self.tracker.say(
             f"trained {progress.step:,} steps, {progress.n_tgt_tokens:,} target tokens, "
-            f"in {format_duration(progress.train_seconds)}; {progress.fill}"
+            f"in {format_duration(progress.train_seconds)}; {progress.packing_efficiency}"
         )
 
 

@@ -66,10 +66,10 @@ class Optimizer:
         if self.scales_loss:
             self._adapt_loss_scale(not_finite)
         self._adam.step()  # the last thing that can fail, and nothing has changed if it does
-        self.forget_gradients()
+        self.zero_grad()
         return norm
 
-    def forget_gradients(self) -> None:
+    def zero_grad(self) -> None:
         """Begin the next update, or this one anew."""
         self._adam.zero_grad(set_to_none=True)
 

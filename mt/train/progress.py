@@ -14,7 +14,7 @@ import torch
 
 from mt.data.packing import Indices, PlanState
 from mt.system.distributed import Ranks
-from mt.train.engine import Outcome, Update
+from mt.train.engine import StepResult, Update
 
 # Halvings that take the loss scale of fp16 from where it begins to 1, and some more.
 MOST_OVERFLOWS = 20
@@ -45,30 +45,30 @@ class Progress:
     gone_back_to: int | None = None  # step of the checkpoint that training went back to after such a row
 
     @property
-    def fill(self) -> str:
-        """How much of the computation went into real tokens."""
+    def packing_efficiency(self) -> str:
+        """How much of the computation went into real tokens, for people."""
         src, tgt = self.n_src_tokens / self.n_src_positions, self.n_tgt_tokens / self.n_tgt_positions
-        return f"fill {src:.1%} of source and {tgt:.1%} of target positions"
+        return f"packing efficiency {src:.1%} of source and {tgt:.1%} of target positions"
 
 
 @dataclass(frozen=True)
-class Skipped:
+class SkippedUpdate:
     """An update that was not made, since its gradient was not finite, and where that may have come from."""
 
     step: int
-    losses: tuple[float, ...]  # nats, of each slice
-    suspects: Indices  # pairs of the slices whose loss is not finite, or of all where the gradient alone is not
+    losses: tuple[float, ...]  # nats, of each micro-batch
+    suspects: Indices  # pairs of the micro-batches whose loss is not finite, or of all where the gradient alone is not
 
 
 @dataclass(frozen=True)
-class _Pending:
+class _PendingResult:
     """What naming an update's sentences later takes, without its memory on the device."""
 
     step: int
     sentences: tuple[Indices, ...]
     n_tgt_tokens: int
-    numbers: tuple[int, ...]  # of the slices of this rank
-    outcome: Outcome
+    numbers: tuple[int, ...]  # of the micro-batches of this rank
+    result: StepResult
 
 
 class Meter:
@@ -85,18 +85,18 @@ class Meter:
     ) -> None:
         self._ranks, self._progress, self._scales_loss = ranks, progress, scales_loss
         self._peak_seconds = peak_seconds
-        self._pending: list[_Pending] = []
+        self._pending: list[_PendingResult] = []
         self.grad_norm = math.nan  # of the last update that was read
         self._begin_to_time()
 
-    def add(self, update: Update, outcome: Outcome) -> None:
+    def add(self, update: Update, result: StepResult) -> None:
         """Enter an update; nothing waits for it."""
-        numbers = tuple(update.slices)
-        self._pending.append(_Pending(update.step, update.sentences, update.n_tgt_tokens, numbers, outcome))
+        numbers = tuple(update.micro_batches)
+        self._pending.append(_PendingResult(update.step, update.sentences, update.n_tgt_tokens, numbers, result))
         self._n_src_timed += update.n_src_tokens
         self._n_tgt_timed += update.n_tgt_tokens
 
-    def settle(self) -> list[Skipped]:
+    def settle(self) -> list[SkippedUpdate]:
         """Wait for the device and enter into the progress what the updates gave. All ranks call it after the same one.
 
         Returns:
@@ -108,8 +108,8 @@ class Meter:
         skipped = []
         progress = self._progress
         for update, row, norm in zip(self._pending, losses, norms, strict=True):
-            slice_losses = row[: len(update.sentences)]  # another update may have had more
-            loss = float(slice_losses.sum())
+            micro_batch_losses = row[: len(update.sentences)]  # another update may have had more
+            loss = float(micro_batch_losses.sum())
             if math.isfinite(loss):
                 progress.loss_since_log += loss
                 progress.tokens_since_log += update.n_tgt_tokens
@@ -120,19 +120,21 @@ class Meter:
             else:
                 progress.n_skipped += 1
                 progress.n_skipped_in_row += 1
-                not_finite = np.flatnonzero(~np.isfinite(slice_losses))
+                not_finite = np.flatnonzero(~np.isfinite(micro_batch_losses))
                 parts = [update.sentences[i] for i in not_finite] or list(update.sentences)
-                skipped.append(Skipped(update.step, tuple(slice_losses.tolist()), np.sort(np.concatenate(parts))))
+                skipped.append(
+                    SkippedUpdate(update.step, tuple(micro_batch_losses.tolist()), np.sort(np.concatenate(parts)))
+                )
         self.grad_norm = norms[-1]
         self._pending.clear()
         return skipped
 
     def _read(self) -> tuple[npt.NDArray[np.float64], list[float]]:
-        """Losses [updates, slices] of all ranks, and norms [updates]; one copy from the device."""
-        outcomes = [update.outcome for update in self._pending]
-        together = torch.cat([*(outcome.losses for outcome in outcomes), *(o.grad_norm[None] for o in outcomes)])
+        """Losses [updates, micro-batches] of all ranks, and norms [updates]; one copy from the device."""
+        results = [update.result for update in self._pending]
+        together = torch.cat([*(result.losses for result in results), *(o.grad_norm[None] for o in results)])
         numbers = together.double().cpu()
-        table = torch.zeros(len(outcomes), max(len(update.sentences) for update in self._pending)).double()
+        table = torch.zeros(len(results), max(len(update.sentences) for update in self._pending)).double()
         start = 0
         for row, update in zip(table, self._pending, strict=True):
             row[list(update.numbers)] = numbers[start : start + len(update.numbers)]
@@ -148,13 +150,13 @@ class Meter:
             else math.nan,
             "grad_norm": self.grad_norm,
             "tgt_tokens_per_second": self._n_tgt_timed / seconds,
-            "share_of_peak": self._peak_seconds(self._n_src_timed, self._n_tgt_timed) / self._ranks.n / seconds,
+            "mfu": self._peak_seconds(self._n_src_timed, self._n_tgt_timed) / self._ranks.n / seconds,
         }
         progress.loss_since_log, progress.tokens_since_log = 0.0, 0
         self._begin_to_time()
         return values
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Drop what is pending: training goes on from elsewhere."""
         self._pending.clear()
         self._begin_to_time()

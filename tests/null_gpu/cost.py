@@ -137,7 +137,7 @@ def _count_attention(launches: list[Launch], engine: Engine, update: Update) -> 
     The backward pass of flash attention adds gradients of queries up in float32, in as many rows as those blocks have.
     They are cleared, read and written, and read.
     """
-    ((number, batch),) = update.slices.items()
+    ((number, batch),) = update.micro_batches.items()
     lengths = {
         len(rows): of_all.lengths[update.sentences[number]]
         for rows, of_all in ((batch.src_ids, engine.data.src), (batch.tgt_inputs, engine.data.tgt))
@@ -225,7 +225,7 @@ def main() -> None:
     note_arguments()
     engine = Engine(config, corpus, options.vocabulary)
     engine.begin()
-    with engine.updates_ahead(PlanState(), 1, 3) as planned:
+    with engine.prefetched_updates(PlanState(), 1, 3) as planned:
         for update in islice(planned, 2):
             engine.step(update, lr=1e-3)
         launches = launches_of(engine, next(iter(planned)))

@@ -20,7 +20,7 @@ def test_the_cost_of_an_update_is_that_of_its_parts(tmp_path: Path) -> None:
         engine.step(update, lr=1e-3)
     launches = cost.launches_of(engine, updates[2])
     by_part = {part: [launch for launch in launches if launch.part == part] for part in cost.PARTS}
-    (batch,) = updates[2].slices.values()
+    (batch,) = updates[2].micro_batches.values()
     n_rows = len(batch.src_ids), len(batch.tgt_inputs)
     assert sum(launch.flops for launch in by_part["matrix products"]) == engine.model.training_flops(*n_rows)
     # Forward, gradient of queries, gradient of keys and values; in the encoder, the decoder, and between them.

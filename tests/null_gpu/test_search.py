@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mt.config import DecodeConfig, ModelConfig
-from mt.decode.graphs import LOOK_EVERY, Graphs
+from mt.decode.graphs import SYNC_EVERY, Graphs
 from mt.decode.search import SearchRequest, SearchState
 from mt.decode.translator import OwnBackend
 from mt.model import Transformer
@@ -42,13 +42,13 @@ def test_steps_are_captured_once_for_each_shape_and_then_replayed(
             results = search.search(SearchRequest(SENTENCES, decode, n_best=n_best))
         assert [len(one) for one in results] == [n_best] * len(SENTENCES)
         found.append(counted)
-    assert search.why_not is None
+    assert search.capture_error is None
     assert [one["forbidden"] for one in found] == [0, 0, 0]
     # The room for tokens grows twice on the way to the longest length, and each room is a shape.
     assert [one["capture"] for one in found] == [3, 0, 0]
     assert found[2]["replay"] >= LONGEST - 4
     # The host looks at the device every few steps alone. The others send the start of a search and read its results.
-    assert found[2]["synchronize"] <= LONGEST / LOOK_EVERY + 16
+    assert found[2]["synchronize"] <= LONGEST / SYNC_EVERY + 16
     note(f"search, {what}, 60 sentences to 60 tokens, 1 + 1 layers", found[2])
 
 
@@ -69,7 +69,7 @@ def test_steps_of_variants_are_captured(variant: dict[str, Any]) -> None:
         with NullGPU().counting() as counted:
             search.search(SearchRequest(SENTENCES, decode))
         found.append(counted)
-    assert search.why_not is None
+    assert search.capture_error is None
     assert [one["forbidden"] for one in found] == [0, 0]
     assert [one["capture"] for one in found] == [3, 0]
     note(f"search, {variant}, 60 sentences to 60 tokens, 1 + 1 layers", found[1])
@@ -94,7 +94,7 @@ def test_a_search_goes_on_without_graphs_when_a_capture_fails(
     for _ in range(2):
         results = search.search(SearchRequest(SENTENCES, decode))
         assert all(results)
-    assert search.why_not is not None
+    assert search.capture_error is not None
     assert capsys.readouterr().err.count("warning: decoding without CUDA graphs, which is slower") == 1
 
 

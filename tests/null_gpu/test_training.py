@@ -51,7 +51,7 @@ def begun(config: RunConfig) -> Engine:
 
 def updates(engine: Engine, n: int) -> Iterator[dict[str, int]]:
     """Make some updates, and count what happens in each."""
-    with engine.updates_ahead(PlanState(), 1, n) as planned:
+    with engine.prefetched_updates(PlanState(), 1, n) as planned:
         for update in planned:
             with NullGPU().counting() as found:
                 engine.step(update, lr=1e-3)
@@ -78,7 +78,7 @@ def assert_steady(engine: Engine, what: str, most_launches: int, n_updates: int 
             assert waits(found) == {}
             # One more of the updates ahead may find no room in the first ones; tiles differ in number.
             assert found["device_malloc"] == 0 or number < 3 or engine.execution.attention == "tiles"
-    n = launches(found) / engine.budget.n_slices
+    n = launches(found) / engine.budget.n_micro_batches
     peak = torch.cuda.max_memory_allocated() / 2**30
     note(what, found, f"{n:,.0f} launches a micro-batch, peak {peak:.1f} GiB")
     assert 100 < n <= most_launches
@@ -92,7 +92,7 @@ def test_an_eager_update_waits_for_nothing(tmp_path: Path) -> None:
     engine = begun(config_for(tmp_path, compile=False))
     assert engine.device == torch.device("cuda", 0)
     assert engine.execution.note == "bf16, not compiled (train.compile is false)"
-    assert engine.budget.n_slices == 1
+    assert engine.budget.n_micro_batches == 1
     assert_steady(engine, "base, 1 + 1 layers, eager", 320)
 
 
@@ -110,7 +110,7 @@ def test_a_compiled_update_of_base_waits_for_nothing_and_compiles_four_graphs(tm
 @pytest.mark.null_gpu
 def test_several_compiled_micro_batches_compile_once(tmp_path: Path) -> None:
     engine = begun(config_for(tmp_path, micro_batch_tokens=8_192))
-    assert engine.budget.n_slices == 4
+    assert engine.budget.n_micro_batches == 4
     torch._dynamo.utils.counters.clear()
     next(updates(engine, 1))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == N_GRAPHS
@@ -270,7 +270,7 @@ def test_training_goes_on_without_graphs_when_a_capture_fails(
         monkeypatch.setattr(Engine, "_loss_of", waiting_loss)
     else:
         monkeypatch.setenv("NULL_GPU_REFUSES_CAPTURE", "1")
-    with engine.updates_ahead(PlanState(), 1, 3) as planned:
+    with engine.prefetched_updates(PlanState(), 1, 3) as planned:
         n_launched = []
         for update in planned:
             with NullGPU().counting() as found:
@@ -299,12 +299,12 @@ def test_validation_may_use_the_memory_of_a_captured_pass(tmp_path: Path) -> Non
 def test_auto_measures_the_code_that_will_run(tmp_path: Path) -> None:
     """Without our own kernels, eager micro-batches of the whole update would not fit this card; compiled ones do."""
     eager = begun(config_for(tmp_path, attention="flash", compile=False))
-    assert eager.budget.n_slices > 1
+    assert eager.budget.n_micro_batches > 1
     del eager
     torch.cuda.empty_cache()
     torch._dynamo.utils.counters.clear()
     engine = begun(config_for(tmp_path, attention="flash"))
-    assert engine.budget.n_slices == 1
+    assert engine.budget.n_micro_batches == 1
     assert_steady(engine, "base, 1 + 1 layers, compiled, flash, 12 GB card", 250)
     # Those of one measurement, and those of the size that was chosen; here the loss is one, too.
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2 * (N_GRAPHS + 1)
@@ -316,7 +316,7 @@ def test_auto_compiles_once_where_eager_micro_batches_fit(tmp_path: Path) -> Non
     torch._dynamo.utils.counters.clear()
     engine = begun(config_for(tmp_path))
     next(updates(engine, 1))
-    assert engine.budget.n_slices == 1
+    assert engine.budget.n_micro_batches == 1
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == N_GRAPHS
 
 
@@ -324,7 +324,7 @@ def test_auto_compiles_once_where_eager_micro_batches_fit(tmp_path: Path) -> Non
 @pytest.mark.null_gpu(gib=23.5)
 def test_base_trains_in_one_micro_batch_on_24_gb(tmp_path: Path) -> None:
     engine = begun(config_for(tmp_path, n_layers=6))
-    assert engine.budget.n_slices == 1
+    assert engine.budget.n_micro_batches == 1
     assert_steady(engine, "base, compiled, 24 GB card", 1_100)
 
 
@@ -332,7 +332,7 @@ def test_base_trains_in_one_micro_batch_on_24_gb(tmp_path: Path) -> None:
 def test_a_turing_card_trains_in_fp16_and_compiles(tmp_path: Path) -> None:
     engine = begun(config_for(tmp_path))
     assert engine.execution.note == "fp16, compiled"
-    assert_steady(engine, f"base, 1 + 1 layers, sm_75, {engine.budget.n_slices} micro-batches", 250)
+    assert_steady(engine, f"base, 1 + 1 layers, sm_75, {engine.budget.n_micro_batches} micro-batches", 250)
 
 
 @pytest.mark.null_gpu
@@ -381,7 +381,7 @@ def test_attention_fits_into_the_shared_memory_of_turing_cards(
 @pytest.mark.null_gpu(gib=4)
 def test_a_small_card_trains_base_in_small_micro_batches(tmp_path: Path) -> None:
     engine = begun(config_for(tmp_path, n_layers=6, compile=False))
-    assert engine.budget.n_slices > 4
+    assert engine.budget.n_micro_batches > 4
     assert len(list(updates(engine, 2))) == 2
     assert torch.cuda.max_memory_allocated() > 2 * 2**30
 
@@ -397,7 +397,7 @@ def test_out_of_memory_leaves_the_weights_alone_and_smaller_micro_batches_make_t
     assert "adam" not in log.read_text().lower()
     sizes = [engine.budget.tgt_tokens]
     while True:
-        sizes.append(engine.halve_slices())
+        sizes.append(engine.halve_micro_batches())
         (smaller,) = engine.updates(PlanState(), 1, 1)
         try:
             with NullGPU().logging(log):
