@@ -14,9 +14,9 @@ MAX_BEAM_SIZE = 64
 SYMBOL = re.compile(r"<(?!(?:s|pad|unk|0x[0-9A-F]{2})>)[^\W_][\w.:+-]*>")
 
 
-def _require(condition: bool, key: str, problem: str) -> None:
+def _require(condition: bool, key: str, problem: str, others: tuple[str, ...] = ()) -> None:
     if not condition:
-        raise ConfigError(f"{key}: {problem}")
+        raise ConfigError(key, problem, others=others)
 
 
 def _require_at_least(key: str, value: float, minimum: float) -> None:
@@ -31,11 +31,11 @@ def parse_duration(text: str) -> float:
     """
     match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
     if match is None or not any(match.groups()):
-        raise ConfigError(f"train.stop_after: expected a duration such as 90s, 30m or 1h30m, got {text!r}")
+        raise ConfigError("train.stop_after", f"expected a duration such as 90s, 30m or 1h30m, got {text!r}")
     hours, minutes, seconds = (float(group or 0) for group in match.groups())
     duration = hours * 3600 + minutes * 60 + seconds
     if duration <= 0:
-        raise ConfigError(f"train.stop_after: expected a duration above 0, got {text!r}")
+        raise ConfigError("train.stop_after", f"expected a duration above 0, got {text!r}")
     return duration
 
 
@@ -64,16 +64,16 @@ class SourceConfig:
         if self.dataset is None and (self.config is not None or self.split is not None or self.streaming):
             raise ConfigError("config, split and streaming go with dataset alone")
         if self.streaming and "[" in (self.split or ""):
-            raise ConfigError(f"split: {self.split} is a part of a split: give a whole one, or leave streaming out")
+            raise ConfigError("split", f"{self.split} is a part of a split", "give a whole one, or leave streaming out")
         self._check_columns()
         if not 0 < self.weight <= 1000:
-            raise ConfigError(f"weight: expected a number above 0 and up to 1000, got {self.weight}")
+            raise ConfigError("weight", f"expected a number above 0 and up to 1000, got {self.weight}")
         if self.tag is not None and not SYMBOL.fullmatch(self.tag):
-            raise ConfigError(f"tag: expected a symbol such as <bt>, but not <s>, <pad> or <unk>, got {self.tag!r}")
+            raise ConfigError("tag", f"expected a symbol such as <bt>, but not <s>, <pad> or <unk>, got {self.tag!r}")
 
     def _check_columns(self) -> None:
         if (self.src_column is None) != (self.tgt_column is None):
-            raise ConfigError("src_column and tgt_column go together: give both or none")
+            raise ConfigError("", "src_column and tgt_column go together", "give both or none")
         if self.src_column is None:
             return
         if self.file is None and self.dataset is None:
@@ -83,7 +83,7 @@ class SourceConfig:
         for name in ("src_column", "tgt_column"):
             column = getattr(self, name)
             if isinstance(column, int) and column < 1:
-                raise ConfigError(f"{name}: columns are counted from 1, got {column}")
+                raise ConfigError(name, f"columns are counted from 1, got {column}")
 
     @property
     def description(self) -> str:
@@ -387,6 +387,7 @@ class DecodeConfig:
                 "decode.min_length",
                 f"is {self.min_length}, and decode.max_length ({self.max_length}) leaves room for "
                 f"{self.max_length - 1} tokens and the end of sentence",
+                ("decode.max_length",),
             )
         _require_at_least("decode.no_repeat_ngram_size", self.no_repeat_ngram_size, 0)
         self._check_sampling()
@@ -403,7 +404,8 @@ class DecodeConfig:
         if not self.sample:
             for name, default in (("temperature", 1.0), ("top_k", None), ("top_p", None)):
                 value = getattr(self, name)
-                _require(value == default, f"decode.{name}", f"is {value}, but is for sampling: set decode.sample")
+                problem = f"is {value}, but is for sampling: set decode.sample"
+                _require(value == default, f"decode.{name}", problem, ("decode.sample",))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,7 @@ def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         return _section(tree, RunConfig, key="")
     except ConfigError as error:
-        raise ConfigError(_blame(str(error), where, parsed)) from None
+        raise _blamed(error, where, parsed) from None
 
 
 def parse_config(mapping: Mapping[str, Any], where: str) -> RunConfig:
@@ -47,7 +47,7 @@ def parse_config(mapping: Mapping[str, Any], where: str) -> RunConfig:
     try:
         return _section(mapping, RunConfig, key="")
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
+        raise error.within(where) from None
 
 
 def dump_config(config: RunConfig) -> str:
@@ -88,10 +88,10 @@ def find_config(name: str) -> Path:
     if (found := shipped.get(name.removesuffix(".yaml"))) is not None:
         return found
     if path.is_dir():
-        raise ConfigError(f"{name}: is a folder: give the config file")
+        raise ConfigError(name, "is a folder", "give the config file")
     close = difflib.get_close_matches(path.stem, shipped, n=1)
     hint = f"did you mean {close[0]}.yaml?" if close else f"these ship with mt: {', '.join(shipped)}"
-    raise ConfigError(f"{name}: no such file, and no config of that name ships with mt; {hint}")
+    raise ConfigError(name, f"no such file, and no config of that name ships with mt; {hint}")
 
 
 # --- YAML to plain values ---------------------------------------------------------------------------------------------
@@ -124,17 +124,17 @@ def _read_mapping(path: Path, where: str) -> dict[Any, Any]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"{where}: cannot be read: {error.strerror}") from None
+        raise ConfigError(where, f"cannot be read: {error.strerror}") from None
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{where}:{line}: is not UTF-8 text: save the file as UTF-8") from None
+        raise ConfigError(f"{where}:{line}", "is not UTF-8 text", "save the file as UTF-8") from None
     tree = _read_yaml(text, where, with_position=True)
     if tree is None:
-        raise ConfigError(f"{where}: is empty: a config needs at least name, src_lang, tgt_lang and data")
+        raise ConfigError(where, "is empty", "a config needs at least name, src_lang, tgt_lang and data")
     if not isinstance(tree, dict):
-        raise ConfigError(f"{where}: expected a mapping (key: value), got {_described(tree)}")
+        raise ConfigError(where, f"expected a mapping (key: value), got {_described(tree)}")
     return tree
 
 
@@ -153,7 +153,7 @@ def _read_yaml(text: str, where: str, with_position: bool) -> Any:
         position, problem = "", "nested too deep"
     except ValueError as error:  # such as a number of thousands of digits
         position, problem = "", str(error)
-    raise ConfigError(f"{where}{position}: not valid YAML: {' '.join(problem.split())}")
+    raise ConfigError(f"{where}{position}", f"not valid YAML: {' '.join(problem.split())}")
 
 
 # --- Plain values to dataclasses --------------------------------------------------------------------------------------
@@ -170,16 +170,16 @@ def _section(value: Any, section: type[Section], key: str) -> Section:
     hints = _hints(section)
     for name in mapping:
         if name not in hints:
-            raise ConfigError(f"{_join(key, name)}: {_unknown_key(name, section, key)}")
+            raise ConfigError(_join(key, name), _unknown_key(name, section, key))
     for field in dataclasses.fields(section):  # type: ignore[arg-type]
         has_default = not (field.default is field.default_factory is dataclasses.MISSING)
         if field.name not in mapping and not has_default:
-            raise ConfigError(f"{_join(key, field.name)}: missing")
+            raise ConfigError(_join(key, field.name), "missing")
     arguments = {name: _converted(mapping[name], hints[name], _join(key, name)) for name in mapping}
     try:
         return section(**arguments)
     except ConfigError as error:
-        raise ConfigError(_located(str(error), section, key)) from None
+        raise _located(error, key) from None
 
 
 def _converted(value: Any, hint: Any, key: str) -> Any:
@@ -190,7 +190,7 @@ def _converted(value: Any, hint: Any, key: str) -> Any:
     if get_origin(hint) is tuple:
         entries = [] if value is None else value
         if not isinstance(entries, list):
-            raise ConfigError(f"{key}: expected a list, got {_described(value)}")
+            raise ConfigError(key, f"expected a list, got {_described(value)}")
         return tuple(_converted(entry, get_args(hint)[0], f"{key}.{i}") for i, entry in enumerate(entries))
     if get_origin(hint) is dict:
         mapping = _mapping({} if value is None else value, key)
@@ -199,7 +199,7 @@ def _converted(value: Any, hint: Any, key: str) -> Any:
         scalar = _scalar(value, alternative)
         if scalar is not _NO_MATCH:
             return scalar
-    raise ConfigError(f"{key}: {_mismatch(value, hint)}")
+    raise ConfigError(key, _mismatch(value, hint))
 
 
 def _alternatives(hint: Any) -> list[Any]:
@@ -231,10 +231,10 @@ def _scalar(value: Any, alternative: Any) -> Any:
 
 def _mapping(value: Any, key: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{key}: expected a mapping (key: value), got {_described(value)}")
+        raise ConfigError(key, f"expected a mapping (key: value), got {_described(value)}")
     for name in value:
         if not isinstance(name, str):
-            raise ConfigError(f"{_join(key, name)}: expected text as a key, got {_described(name)}{_quote_hint(name)}")
+            raise ConfigError(_join(key, name), f"expected text as a key, got {_described(name)}{_quote_hint(name)}")
     return dict(value)
 
 
@@ -255,7 +255,7 @@ class _Override:
 def _parse_override(text: str) -> _Override:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"--set {text}: expected KEY=VALUE, such as train.max_steps=100")
+        raise ConfigError(f"--set {text}", "expected KEY=VALUE, such as train.max_steps=100")
     return _Override(text, key.strip(), _read_yaml(value, f"--set {text}", with_position=False))
 
 
@@ -264,7 +264,7 @@ def _apply(override: _Override, tree: dict[Any, Any]) -> None:
     try:
         _place(tree, RunConfig, override.key.split("."), override.value, key="")
     except ConfigError as error:
-        raise ConfigError(f"{override.where}: {error}") from None
+        raise error.within(override.where) from None
 
 
 def _place(container: Any, hint: Any, path: list[str], value: Any, key: str) -> None:
@@ -274,19 +274,19 @@ def _place(container: Any, hint: Any, path: list[str], value: Any, key: str) -> 
     if dataclasses.is_dataclass(hint):
         assert isinstance(hint, type)
         if step not in _hints(hint):
-            raise ConfigError(f"{here}: {_unknown_key(step, hint, key)}")
+            raise ConfigError(here, _unknown_key(step, hint, key))
         inner = _hints(hint)[step]
     elif get_origin(hint) is dict:
         inner = get_args(hint)[1]
     elif get_origin(hint) is tuple:
         if not isinstance(container, list):
-            raise ConfigError(f"{key}: expected a list, got {_described(container)}")
+            raise ConfigError(key, f"expected a list, got {_described(container)}")
         step, inner = _list_index(path[0], container, key), get_args(hint)[0]
         container.extend([None] * (step + 1 - len(container)))
     else:
-        raise ConfigError(f"{here}: unknown key, {key} is a single value")
+        raise ConfigError(here, f"unknown key, {key} is a single value")
     if get_origin(hint) is not tuple and not isinstance(container, dict):
-        raise ConfigError(f"{key}: expected a mapping (key: value), got {_described(container)}")
+        raise ConfigError(key, f"expected a mapping (key: value), got {_described(container)}")
     if len(path) == 1:
         container[step] = value
         return
@@ -300,19 +300,23 @@ def _place(container: Any, hint: Any, path: list[str], value: Any, key: str) -> 
 def _list_index(text: str, entries: list[Any], key: str) -> int:
     """The index of an entry; one past the last appends."""
     if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) > len(entries):
-        raise ConfigError(f"{key}.{text}: expected the index of an entry, 0 to {len(entries)} ({len(entries)} appends)")
+        raise ConfigError(
+            f"{key}.{text}", f"expected the index of an entry, 0 to {len(entries)} ({len(entries)} appends)"
+        )
     return int(text)
 
 
-def _blame(problem: str, where: str, overrides: Sequence[_Override]) -> str:
-    """The problem with its place in front: the last override that set the key or a part of it, else the file."""
-    key = problem.partition(":")[0]
+def _blamed(error: ConfigError, where: str, overrides: Sequence[_Override]) -> ConfigError:
+    """Return the error with its place in front: the last override that set the key or a part of it, else the file."""
+    key = error.place
     for override in reversed(overrides):
-        if key == override.key or key.startswith(override.key + "."):
-            return f"{override.where}: {problem}"
-        if override.key.startswith(key + "."):
-            return f"{override.where}: {problem}; to replace the whole value, write --set '{key}={{…}}'"
-    return f"{where}: {problem}"
+        if f"{key}.".startswith(f"{override.key}."):
+            return error.within(override.where)
+        if override.key.startswith(f"{key}."):
+            problem = ": ".join(part for part in (error.problem, error.fix) if part)
+            hint = f"to replace the whole value, write --set '{key}={{…}}'"
+            return ConfigError(f"{override.where}: {key}", f"{problem}; {hint}")
+    return error.within(where)
 
 
 # --- Words for messages, and plain values of a config -----------------------------------------------------------------
@@ -322,12 +326,9 @@ def _join(key: str, name: Any) -> str:
     return f"{key}.{name}" if key else str(name)
 
 
-def _located(problem: str, section: type, key: str) -> str:
-    """A message of `__post_init__` with its key in front; a section that exists once names its keys in full itself."""
-    if not key or problem.startswith(f"{key}."):
-        return problem
-    starts_with_field = problem.partition(":")[0] in _hints(section)
-    return f"{key}.{problem}" if starts_with_field else f"{key}: {problem}"
+def _located(error: ConfigError, key: str) -> ConfigError:
+    """Return an error of `__post_init__` with its key in full, as a section that exists once gives it itself."""
+    return error if not key or error.place.startswith(f"{key}.") else error.under(key)
 
 
 def _unknown_key(name: str, section: type, key: str) -> str:

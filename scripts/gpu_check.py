@@ -658,7 +658,7 @@ def main() -> int:
     try:
         device = choose_device(arguments.device)
     except ConfigError as error:
-        return refuse(f"--{error}")
+        return refuse(str(error.renamed(lambda key: f"--{key}")))
     quick = device.type == "cpu" if arguments.quick is None else arguments.quick
     data = None if arguments.data is None else arguments.data.resolve()
     setting = Setting(data, arguments.out.resolve(), str(device), quick, arguments.limit)

@@ -58,7 +58,7 @@ def test_a_tsv_file_holds_source_tab_target() -> None:
     assert read(file=write("a.tsv.gz", "one\teins\ntwo\tzwei\n")) == [("one", "eins", 1), ("two", "zwei", 2)]
     assert error_of(file=write("b.tsv", "one\teins\ntwo\tzwei\tCC BY\n")) == (
         "b.tsv, line 2: expected source, tab, target, found 3 columns: say which to read with src_column and "
-        "tgt_column, or mend the line"
+        "tgt_column, or fix the line"
     )
 
 
@@ -73,7 +73,7 @@ def test_a_jsonl_file_holds_objects_with_the_languages_as_keys() -> None:
     [
         (
             '{"en": "one", "fr": "un"}',
-            "has no key de, its keys are en, fr: say which hold the text with src_column and tgt_column, or mend the "
+            "has no key de, its keys are en, fr: say which hold the text with src_column and tgt_column, or fix the "
             "line",
         ),
         ('{"en": "one", "de": 1}', "expected text at the key de, found 1"),
@@ -237,12 +237,12 @@ def test_columns_of_a_tsv_file_are_chosen_by_number_or_by_a_header() -> None:
 @pytest.mark.parametrize(
     ("text", "columns", "problem"),
     [
-        ("one\teins\ntwo\n", (), ", line 2: expected source, tab, target, found 1 column: mend or remove the line"),
-        ("a\tb\tc\na\tb\n", (3, 1), ", line 2: has 2 columns, and no column 3: mend or remove the line"),
+        ("one\teins\ntwo\n", (), ", line 2: expected source, tab, target, found 1 column: fix or remove the line"),
+        ("a\tb\tc\na\tb\n", (3, 1), ", line 2: has 2 columns, and no column 3: fix or remove the line"),
         (
             "de\tid\ten\na\tb\n",
             ("en", "de"),
-            ", line 2: has 2 columns, and column en is number 3: mend or remove the line",
+            ", line 2: has 2 columns, and column en is number 3: fix or remove the line",
         ),
         (
             "de\tsource\n",
@@ -268,7 +268,7 @@ def test_keys_of_a_jsonl_file_may_be_named_and_nested() -> None:
     assert read(file="a.jsonl", src_column="text.src", tgt_column="a.b") == [("one", "eins", 1)]
     assert error_of(file="a.jsonl", src_column="text.tgt", tgt_column="a.b") == (
         "a.jsonl, line 1: has no key text.tgt, its keys are text, a.b: say which hold the text with src_column and "
-        "tgt_column, or mend the line"
+        "tgt_column, or fix the line"
     )
     assert error_of(file="a.jsonl", src_column=1, tgt_column=2) == (
         "a.jsonl: has keys and no columns that can be counted: give the key in place of 1"
@@ -278,7 +278,7 @@ def test_keys_of_a_jsonl_file_may_be_named_and_nested() -> None:
 def test_half_a_character_in_json_is_an_error_and_a_whole_one_is_not() -> None:
     write("a.jsonl", '{"en": "\\ud83d\\ude00", "de": "ok"}\n{"en": "\\ud83d", "de": "\\ude00"}\n')
     assert error_of(file="a.jsonl") == (
-        "a.jsonl, line 2: \\ud83d is half of a character (a surrogate alone): mend the line"
+        "a.jsonl, line 2: \\ud83d is half of a character (a surrogate alone): fix the line"
     )
 
 
@@ -325,7 +325,7 @@ def test_what_is_wrong_with_a_parquet_file_is_said_in_one_line() -> None:
     assert error_of(file="nowhere.parquet") == f"nowhere.parquet: no such file (looked for in {Path.cwd()})"
     bad = pyarrow.Array.from_buffers(pyarrow.string(), 1, pyarrow.array([b"\xff"]).buffers())
     assert error_of(file=write_parquet("bad.parquet", {"en": bad, "de": ["eins"]})) == (
-        "bad.parquet: en has text that is not UTF-8 in rows 1 to 1: mend it"
+        "bad.parquet: en has text that is not UTF-8 in rows 1 to 1: fix it"
     )
 
 

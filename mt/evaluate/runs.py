@@ -163,10 +163,10 @@ class KnownModel:
         for name in wanted:
             if name not in known:
                 names = f"it has {', '.join(known)}" if known else "its config names none under data.test"
-                raise ConfigError(f"--test {name}: {self.path} has no test set of that name: {names}")
+                raise ConfigError(f"--test {name}", f"{self.path} has no test set of that name", names)
         if not known:
             raise ConfigError(
-                f"{self.path}: its config names no test set under data.test: score files with --hyp and --ref"
+                self.path, "its config names no test set under data.test", "score files with --hyp and --ref"
             )
         return list(dict.fromkeys(wanted)) or list(known)
 

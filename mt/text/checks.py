@@ -13,9 +13,9 @@ from typing import Any, Literal
 import numpy as np
 
 from mt.config import RunConfig, SourceConfig
-from mt.errors import ConfigError
+from mt.errors import ConfigError, MTError
 from mt.text.duplicates import pair_keys
-from mt.text.languages import LanguageIdentifier
+from mt.text.languages import LanguageIdentifier, NotInstalledError
 from mt.text.lengths import first_break
 from mt.text.overlap import HeldOut
 from mt.text.sample import Sample
@@ -40,6 +40,12 @@ class Finding:
     key: str  # of the source or setting in the config
     problem: str  # where and what
     fix: str  # what to do
+
+    @classmethod
+    def of(cls, error: MTError, check: str, key: str) -> Finding:
+        """Return the finding for an error that preparing or training would end with."""
+        problem = f"{error.place}: {error.problem}" if error.place else error.problem
+        return cls("error", check, key, problem, error.fix or f"correct {key}")
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -177,7 +183,7 @@ _TRACES = (
         _MOJIBAKE,
         0.002,
         "hold UTF-8 that was read as Latin-1",
-        "get the text from where it was whole, or mend it with ftfy",
+        "get the text from where it was whole, or fix it with ftfy",
     ),
     _Trace("replaced", re.compile("\ufffd"), 0.01, "hold U+FFFD for lost characters", "decode the original text anew"),
     _Trace(
@@ -368,12 +374,11 @@ def language_identifier(config: RunConfig) -> tuple[LanguageIdentifier | None, l
     """What tells languages apart, or a note why there is nothing."""
     try:
         return _identifier(config.src_lang, config.tgt_lang), []
+    except NotInstalledError as error:
+        problem = "languages: were looked at by their scripts alone, for py3langid is not installed"
+        return None, [Finding("note", "no_py3langid", "languages", problem, error.fix)]
     except ConfigError as error:
-        if "not installed" in str(error):
-            problem = "languages: were looked at by their scripts alone, for py3langid is not installed"
-            return None, [Finding("note", "no_py3langid", "languages", problem, "pip install 'mt-train[language]'")]
-        unknown = str(error).partition(": ")[2].partition(": ")[0]
-        problem = f"languages: were looked at by their scripts alone: {unknown}"
+        problem = f"languages: were looked at by their scripts alone: {error.problem}"
         return None, [Finding("note", "unknown_language", "languages", problem, "correct the code, if it is wrong")]
 
 

@@ -19,6 +19,10 @@ from mt.text.files import content_hash
 from mt.text.tables import Columns, TextColumns, Texts
 
 
+class UnreachableError(DataError):
+    """The hub does not answer, and there is no copy of the data set in the cache."""
+
+
 def read_dataset(
     source: SourceConfig, split: str, langs: tuple[str, str], columns: Columns | None, size: int
 ) -> Iterator[Texts]:
@@ -104,10 +108,10 @@ def _tell_once(line: str) -> None:
 def _require_name_of_hub(name: str) -> None:
     if Path(name).is_file():
         raise DataError(
-            f"{name}: is a file, expected a data set: give {{file: {name}}} for a .tsv, .jsonl or .parquet file"
+            name, "is a file, expected a data set", f"give {{file: {name}}} for a .tsv, .jsonl or .parquet file"
         )
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise DataError(f"{name}: no such folder (looked for in {Path.cwd()})")
+        raise DataError(name, f"no such folder (looked for in {Path.cwd()})")
 
 
 def _next_table(tables: Iterator[Any], where: str, n_rows: int) -> Any:
@@ -122,11 +126,12 @@ def _next_table(tables: Iterator[Any], where: str, n_rows: int) -> Any:
         except Exception as error:
             if _is_without_network(error):
                 raise DataError(
-                    f"{where}: the hub does not answer any more, after row {n_rows:,}: start again; without streaming, "
-                    "what has come is kept"
+                    where,
+                    f"the hub does not answer any more, after row {n_rows:,}",
+                    "start again; without streaming, what has come is kept",
                 ) from None
             reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-            raise DataError(f"{where}: cannot be read after row {n_rows:,}: {reason}") from None
+            raise DataError(where, f"cannot be read after row {n_rows:,}: {reason}") from None
 
 
 @contextlib.contextmanager
@@ -155,9 +160,10 @@ def _is_without_network(error: Exception) -> bool:
 def _dataset_error(datasets: Any, error: Exception, name: str, config: str | None, split: str) -> DataError:
     """What went wrong, with the configs or splits to choose from where those can be known."""
     if _is_without_network(error):
-        return DataError(
-            f"data set {name}: the hub cannot be reached, and there is no copy in the cache: "
-            "check the network, or give a local folder that holds the data set"
+        return UnreachableError(
+            f"data set {name}",
+            "the hub cannot be reached, and there is no copy in the cache",
+            "check the network, or give a local folder that holds the data set",
         )
     if isinstance(error, datasets.exceptions.DatasetNotFoundError):
         return _not_found(name, str(error))
@@ -165,25 +171,27 @@ def _dataset_error(datasets: Any, error: Exception, name: str, config: str | Non
         configs = datasets.get_dataset_config_names(name)
         if config not in configs and not (config is None and len(configs) == 1):
             found = f"has no config {config}" if config else "has several configs, and none is given"
-            return DataError(f"data set {name}: {found}; choose from {', '.join(configs)}")
+            return DataError(f"data set {name}", f"{found}; choose from {', '.join(configs)}")
         splits = datasets.get_dataset_split_names(name, config)
         for part in split.split("+"):
             if part.split("[")[0].strip() not in splits:
-                return DataError(f"data set {name}: has no split {part.strip()}; choose from {', '.join(splits)}")
+                return DataError(f"data set {name}", f"has no split {part.strip()}; choose from {', '.join(splits)}")
     if "nrecognized instruction format" in str(error):
         return DataError(
-            f"data set {name}: split {split} cannot be understood: expected a name, a part such as train[:10%], or "
-            "several of them joined by +"
+            f"data set {name}",
+            f"split {split} cannot be understood",
+            "expected a name, a part such as train[:10%], or several of them joined by +",
         )
     first_line = (str(error).splitlines() or [""])[0]
-    return DataError(f"data set {name}: cannot be loaded: {first_line or type(error).__name__}")
+    return DataError(f"data set {name}", f"cannot be loaded: {first_line or type(error).__name__}")
 
 
 def _not_found(name: str, message: str) -> DataError:
     page = f"https://huggingface.co/datasets/{name}"
     if re.search(r"\bgated\b", message):
-        return DataError(f"data set {name}: is gated: ask for access at {page}, and log in with `hf auth login`")
+        return DataError(f"data set {name}", "is gated", f"ask for access at {page}, and log in with `hf auth login`")
     return DataError(
-        f"data set {name}: not found on the hub, or private: check the name at "
-        f"{page}, and log in with `hf auth login` if it is private"
+        f"data set {name}",
+        "not found on the hub, or private",
+        f"check the name at {page}, and log in with `hf auth login` if it is private",
     )

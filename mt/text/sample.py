@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mt.config import SourceConfig
 from mt.errors import DataError
+from mt.text.hub import UnreachableError
 from mt.text.sources import Chunk, read_chunks
 
 STRETCH_LINES = 200
@@ -143,8 +144,8 @@ def _chunks(source: SourceConfig, langs: tuple[str, str], split: str) -> Iterato
         for chunk in read_chunks(replace(source, streaming=True), *langs, split, _LINES_AT_ONCE):
             n_chunks += 1
             yield chunk
-    except DataError as error:
-        if n_chunks or "cannot be reached" not in str(error):
+    except UnreachableError:
+        if n_chunks:
             raise
         # Without a network nothing can be fetched, and there may be a copy in the cache.
         yield from read_chunks(source, *langs, split, _LINES_AT_ONCE)

@@ -99,7 +99,7 @@ def check_source(source: SourceConfig, src_lang: str, tgt_lang: str, default_spl
     """
     for _ in read_chunks(source, src_lang, tgt_lang, default_split, _PAIRS_AT_ONCE):
         return
-    raise DataError(f"{source.description}: is empty, expected at least one pair of sentences")
+    raise DataError(source.description, "is empty, expected at least one pair of sentences")
 
 
 def source_fingerprint(source: SourceConfig) -> str:
@@ -194,8 +194,9 @@ def _different_counts(n_lines: dict[Path, int]) -> DataError:
         return DataError(f"{problem}; by their lengths those of {shorter} all match, and its end is missing")
     what = "a line is missing from {}, or one" if n_longer == n_shorter + 1 else "lines are missing from {}, or some"
     return DataError(
-        f"{problem}; from about line {found.line + 1:,} on their lengths do not match any more: "
-        f"{what.format(shorter)} too many in {longer}"
+        "",
+        f"{problem}; from about line {found.line + 1:,} on their lengths do not match any more",
+        f"{what.format(shorter)} too many in {longer}",
     )
 
 
@@ -217,10 +218,10 @@ def _read_one_file(path: Path, langs: tuple[str, str], columns: Columns | None, 
     if path.suffix == ".parquet":
         return _numbered(read_parquet(path, langs, columns, size))
     if _format(path) == ".parquet":
-        raise DataError(f"{path}: Parquet files are compressed inside: unpack it to {path.with_suffix('')}")
+        raise DataError(path, "Parquet files are compressed inside", f"unpack it to {path.with_suffix('')}")
     raise DataError(
-        f"{path}: expected a name that ends in .tsv, .jsonl or .parquet, the first two perhaps followed by .gz, .xz or "
-        ".zst"
+        path,
+        "expected a name that ends in .tsv, .jsonl or .parquet, the first two perhaps followed by .gz, .xz or .zst",
     )
 
 
@@ -249,8 +250,9 @@ def _tsv_indices(path: Path, columns: Columns, header: list[str]) -> tuple[int, 
         if isinstance(column, str) and header.count(column) != 1:
             found = "several columns" if column in header else "no column"
             raise DataError(
-                f"{path}: its first line names {found} {column}, it has {', '.join(header)}: give one of these "
-                "names, or numbers if that line is no header"
+                path,
+                f"its first line names {found} {column}, it has {', '.join(header)}",
+                "give one of these names, or numbers if that line is no header",
             )
     src, tgt = (column - 1 if isinstance(column, int) else header.index(column) for column in columns)
     return src, tgt
@@ -260,12 +262,12 @@ def _require_two_columns(path: Path, rows: list[list[str]], numbers: range) -> N
     for row, number in zip(rows, numbers, strict=True):
         if len(row) != 2:
             what_to_do = (
-                "mend or remove the line"
+                "fix or remove the line"
                 if len(row) < 2
-                else "say which to read with src_column and tgt_column, or mend the line"
+                else "say which to read with src_column and tgt_column, or fix the line"
             )
             raise DataError(
-                f"{path}, line {number:,}: expected source, tab, target, found {_n_columns(row)}: {what_to_do}"
+                f"{path}, line {number:,}", f"expected source, tab, target, found {_n_columns(row)}", what_to_do
             )
 
 
@@ -277,10 +279,10 @@ def _require_columns(
         if len(row) <= last:
             column = columns[indices.index(last)]
             wanted = f"column {column} is number {last + 1}" if isinstance(column, str) else f"no column {column}"
-            what_to_do = "mend or remove the line"
+            what_to_do = "fix or remove the line"
             if number == 1:
                 what_to_do = f"correct src_column and tgt_column, or {what_to_do}"
-            raise DataError(f"{path}, line {number:,}: has {_n_columns(row)}, and {wanted}: {what_to_do}")
+            raise DataError(f"{path}, line {number:,}", f"has {_n_columns(row)}, and {wanted}", what_to_do)
 
 
 def _n_columns(row: list[str]) -> str:
@@ -291,7 +293,7 @@ def _read_jsonl(path: Path, langs: tuple[str, str], columns: Columns | None, siz
     keys = langs if columns is None else (str(columns[0]), str(columns[1]))
     for column in columns or ():
         if isinstance(column, int):
-            raise DataError(f"{path}: has keys and no columns that can be counted: give the key in place of {column}")
+            raise DataError(path, "has keys and no columns that can be counted", f"give the key in place of {column}")
     n_lines = 0
     for lines in read_line_chunks(path, size):
         numbers: list[int] = []
@@ -301,8 +303,8 @@ def _read_jsonl(path: Path, langs: tuple[str, str], columns: Columns | None, siz
                 continue
             try:
                 src, tgt = _json_pair(line, keys, is_language=columns is None)
-            except _LineError as error:
-                raise DataError(f"{path}, line {number:,}: {error}") from None
+            except DataError as error:
+                raise error.within(f"{path}, line {number:,}") from None
             chunk.src.append(src)
             chunk.tgt.append(tgt)
             numbers.append(number)
@@ -310,22 +312,19 @@ def _read_jsonl(path: Path, langs: tuple[str, str], columns: Columns | None, siz
         n_lines += len(lines)
 
 
-class _LineError(Exception):
-    """What is wrong with a line, without where."""
-
-
 def _json_pair(line: str, keys: tuple[str, str], is_language: bool) -> tuple[str, str]:
+    """Return both sides of a line; errors do not say where the line is."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise _LineError(f"is no JSON: {error}") from None
+        raise DataError(f"is no JSON: {error}") from None
     if is_language and isinstance(row, dict) and isinstance(row.get("translation"), dict):
         row = row["translation"]
     if not isinstance(row, dict):
-        raise _LineError(f"expected an object with the keys {keys[0]} and {keys[1]}, found {line[:60]}")
+        raise DataError(f"expected an object with the keys {keys[0]} and {keys[1]}, found {line[:60]}")
     src, tgt = _json_text(row, keys[0]), _json_text(row, keys[1])
     if "\\u" in line and (half := _HALF_PAIR.search(src + tgt)):
-        raise _LineError(f"\\u{ord(half[0]):04x} is half of a character (a surrogate alone): mend the line")
+        raise DataError("", f"\\u{ord(half[0]):04x} is half of a character (a surrogate alone)", "fix the line")
     return src, tgt
 
 
@@ -336,13 +335,14 @@ def _json_text(row: dict[str, Any], key: str) -> str:
         text = row
         for part in key.split("."):
             if not isinstance(text, dict) or part not in text:
-                raise _LineError(
-                    f"has no key {key}, its keys are {', '.join(row) or 'none'}: say which hold the text with "
-                    "src_column and tgt_column, or mend the line"
+                raise DataError(
+                    "",
+                    f"has no key {key}, its keys are {', '.join(row) or 'none'}",
+                    "say which hold the text with src_column and tgt_column, or fix the line",
                 )
             text = text[part]
     if not isinstance(text, str):
-        raise _LineError(f"expected text at the key {key}, found {json.dumps(text)[:60]}")
+        raise DataError(f"expected text at the key {key}, found {json.dumps(text)[:60]}")
     return text
 
 
@@ -358,15 +358,16 @@ def _sacrebleu_files(name: str, src_lang: str, tgt_lang: str) -> tuple[Path, Pat
     if name not in DATASETS:
         close = difflib.get_close_matches(name, DATASETS, n=1)
         hint = f"did you mean {close[0]}?" if close else "`sacrebleu --list` shows those there are"
-        raise DataError(f"sacreBLEU test set {name}: is not known, {hint}")
+        raise DataError(f"sacreBLEU test set {name}", f"is not known, {hint}")
     langpairs = sorted(DATASETS[name].langpairs)
     if langpair not in langpairs:
         if f"{tgt_lang}-{src_lang}" in langpairs:
             raise DataError(
-                f"sacreBLEU test set {name}: exists for {tgt_lang}-{src_lang} only, not for {langpair}: "
-                "choose another one, or give its files as {src, tgt} if the other direction is what you want"
+                f"sacreBLEU test set {name}",
+                f"exists for {tgt_lang}-{src_lang} only, not for {langpair}",
+                "choose another one, or give its files as {src, tgt} if the other direction is what you want",
             )
-        raise DataError(f"sacreBLEU test set {name}: has no {langpair}; choose from {', '.join(langpairs)}")
+        raise DataError(f"sacreBLEU test set {name}", f"has no {langpair}; choose from {', '.join(langpairs)}")
     logging.getLogger("sacrebleu").setLevel(logging.CRITICAL)
     try:
         return Path(get_source_file(name, langpair)), Path(get_reference_files(name, langpair)[0])
@@ -374,6 +375,8 @@ def _sacrebleu_files(name: str, src_lang: str, tgt_lang: str) -> tuple[Path, Pat
     except (Exception, SystemExit) as error:
         reason = "its checksum is wrong" if isinstance(error, SystemExit) else str(getattr(error, "reason", error))
         raise DataError(
-            f"sacreBLEU test set {name}: cannot be downloaded ({reason}): check the network, "
-            f"delete {os.path.join(SACREBLEU_DIR, name)} if it holds half a download, or give its files as {{src, tgt}}"
+            f"sacreBLEU test set {name}",
+            f"cannot be downloaded ({reason})",
+            f"check the network, delete {os.path.join(SACREBLEU_DIR, name)} if it holds half a "
+            f"download, or give its files as {{src, tgt}}",
         ) from None

@@ -127,10 +127,8 @@ def _rehearse(
         given = _given_tokenizer(config)
         rehearsal = rehearse(config, cleaned, given)
     except MTError as error:
-        key = str(error).partition(":")[0]
-        if Path(key).suffix == ".model":
-            key = "tokenizer.model"
-        return [*findings, _as_finding(error, "preparing", key)], None
+        key = "tokenizer.model" if Path(error.place).suffix == ".model" else error.place or "data"
+        return [*findings, Finding.of(error, "preparing", key)], None
     findings += check_rehearsal(rehearsal, config)
     if any(finding.level == "error" for finding in findings):
         return findings, None
@@ -162,7 +160,7 @@ def _prepared(config: RunConfig) -> tuple[list[Finding], str | None]:
             return [], None
         PreparedCorpus.open(folder)
     except DataError as error:
-        return [_as_finding(error, "prepared", "data.prepared_dir")], None
+        return [Finding.of(error, "prepared", "data.prepared_dir")], None
     return [], str(folder)
 
 
@@ -193,7 +191,7 @@ def _samples(config: RunConfig, broken: set[str]) -> list[Sample]:
 
 def _reading_errors(sample: Sample) -> list[Finding]:
     if sample.error is not None:
-        return [_as_finding(sample.error, "reading", sample.key)]
+        return [Finding.of(sample.error, "reading", sample.key)]
     if sample.n_pairs == 0:
         problem = f"{sample.source.description}: is empty"
         return [Finding("error", "empty", sample.key, problem, "give at least one pair of sentences")]
@@ -226,18 +224,9 @@ def _text_findings(config: RunConfig, samples: Sequence[Sample]) -> list[Finding
 def _device(config: RunConfig) -> tuple[list[Finding], tuple[str, int] | None]:
     try:
         device = choose_device(config.train.device)
-    except MTError as error:
-        return [_as_finding(ConfigError(f"train.{error}"), "device", "train.device")], None
+    except ConfigError as error:
+        return [Finding.of(error.under("train"), "device", "train.device")], None
     return [], (str(device), memory_bytes(device))
-
-
-def _as_finding(error: MTError, check: str, key: str) -> Finding:
-    """An error that preparing or training would end with."""
-    place, _, rest = str(error).partition(": ")
-    problem, _, fix = rest.rpartition(": ")
-    if not problem:
-        problem, fix = fix, f"correct {key}"
-    return Finding("error", check, key, f"{place}: {problem}" if problem else place, fix)
 
 
 def _forecast(
