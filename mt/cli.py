@@ -172,7 +172,7 @@ def train(
 
     Runs the stages that are missing: prepare, train, average, evaluate. Goes on where it stopped.
     """
-    from mt.configfile import load_config
+    from mt.config.loading import load_config
 
     run_config = load_config(config, overrides or [])
     run_dir = run_dir or Path("runs") / run_config.name
@@ -189,7 +189,7 @@ def train(
 @app.command("prepare")
 def prepare_data(config: ConfigOption, overrides: SetOption = None) -> None:
     """Prepare the data only: fetch, clean, encode."""
-    from mt.configfile import load_config
+    from mt.config.loading import load_config
 
     run_config = load_config(config, overrides or [])
     if run_config.train.init_from is None:
@@ -217,7 +217,7 @@ def examine_data(
 
     Takes seconds and writes nothing. Exit status 2 where preparing or training would fail. docs/doctor.md has more.
     """
-    from mt.configfile import load_config
+    from mt.config.loading import load_config
 
     run_config = load_config(config, overrides or [])
     from mt.tools.doctor import diagnosis_json, diagnosis_text, examine
@@ -415,10 +415,10 @@ def score(
     """
     changes = {"length_penalty": length_penalty, "batch_tokens": batch_tokens}
     _check_search_options({"beam_size": None, **changes}, n_best=1)
-    from mt.config import SourceConfig
-    from mt.text.sources import read_pairs
+    from mt.config.settings import TextFiles
+    from mt.text.corpora import reader_of
 
-    pairs = read_pairs(SourceConfig(src=str(src), tgt=str(tgt)), "", "", "")
+    pairs = reader_of(TextFiles(src=str(src), tgt=str(tgt)), ("", ""), "").pairs()
     first = list(islice(pairs, 1))  # what cannot be read shows before the model is loaded
     with _named_as_options(), _output_stream(output_file) as target:
         from mt.decode.scorer import Scorer
@@ -675,7 +675,7 @@ def verify_resume(
 
     Trains in one go and with kills, and compares all weights, the training state and the logged losses bit for bit.
     """
-    from mt.configfile import load_config
+    from mt.config.loading import load_config
 
     run_config = load_config(config, overrides or [])
     from mt.tools.verify import verify_resume
@@ -737,7 +737,7 @@ def bench(
             what, needed = ("training", "--config") if config is None else ("decoding", "--model")
             raise ConfigError(option, f"is for measuring {what}", f"it goes with {needed}")
     if config is not None:
-        from mt.configfile import load_config
+        from mt.config.loading import load_config
 
         run_config = load_config(config, overrides or [])
         from mt.tools.bench import bench_training, format_bench
@@ -764,7 +764,7 @@ def bench(
 @config_commands.command("list")
 def config_list() -> None:
     """Print the name of each config that ships with mt, and what it is for."""
-    from mt.configfile import shipped_configs
+    from mt.config.loading import shipped_configs
 
     for path in shipped_configs():
         purpose = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
@@ -779,9 +779,17 @@ def config_show(
     overrides: SetOption = None,
 ) -> None:
     """Print every setting of a config as YAML, the defaults included."""
-    from mt.configfile import dump_config, load_config
+    from mt.config.loading import dump_config, load_config
 
     print(dump_config(load_config(config, overrides or [])), end="")
+
+
+@config_commands.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of configs, by which an editor completes and checks them."""
+    from mt.config.loading import config_schema as schema
+
+    print(json.dumps(schema(), ensure_ascii=False, indent=1))
 
 
 def main() -> None:
@@ -837,7 +845,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 def _check_search_options(search: dict[str, Any], n_best: int) -> None:
     """The limits are those of the settings in `decode`; the messages name the options."""
-    from mt.config import DecodeConfig
+    from mt.config.settings import DecodeConfig
     from mt.decode.files import search_settings
 
     search_settings(DecodeConfig(), _given(search))

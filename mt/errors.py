@@ -44,7 +44,8 @@ class ConfigError(MTError):
 
     def under(self, key: str) -> ConfigError:
         """Return the same error about the setting of this name inside `key`."""
-        return ConfigError(f"{key}.{self.place}" if self.place else key, self.problem, self.fix)
+        inside = ".".join(part for part in (key, self.place) if part)
+        return ConfigError(inside, self.problem, self.fix, others=self.others)
 
     def renamed(self, name_of: Callable[[str], str]) -> ConfigError:
         """Return the same error with settings by other names, such as those of the options that give them.

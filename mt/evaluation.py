@@ -15,7 +15,7 @@ from mt.text.files import explained, open_bytes, require_text
 
 if TYPE_CHECKING:
     from mt.evaluate.runs import KnownModel
-    from mt.text.sources import SentencePair
+    from mt.text.corpora import SentencePair
 
 INPUT = "input"  # what a file of translations is called in a report
 _MANY_SYSTEMS = 5

@@ -343,7 +343,7 @@ def run_decode(setting: Setting, keep: Keep) -> None:
     """Time beam search with a base model of random weights, batch by batch, every translation equally long."""
     import torch
 
-    from mt.config import DecodeConfig, ModelConfig
+    from mt.config.settings import DecodeConfig, ModelConfig
     from mt.decode.search import SearchRequest
     from mt.decode.translator import OwnBackend
     from mt.model import Transformer

@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 
 from mt.cli import app
-from mt.config import DecodeConfig, RunConfig
-from mt.configfile import load_config
+from mt.config.loading import load_config
+from mt.config.settings import DecodeConfig, RunConfig
 from mt.decode.lines import LineReader
 from mt.errors import CheckpointError, ConfigError, DataError
 from mt.evaluate.scores import TranslatedSet
-from mt.text.sources import SentencePair
+from mt.text.corpora import SentencePair
 from tests.toys import files_up_to
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -189,12 +189,13 @@ def test_a_termination_keeps_its_status(run: Run, fakes: types.SimpleNamespace):
 def test_an_interrupt_does_not_wait_for_threads_in_the_middle_of_a_batch():
     code = """
 import sys, threading, time
-from mt import cli, configfile
+from mt import cli
+from mt.config import loading
 def interrupted(name, overrides):
     threading.Thread(target=time.sleep, args=(100,)).start()
     print("whole lines")
     raise KeyboardInterrupt
-configfile.load_config = interrupted
+loading.load_config = interrupted
 sys.argv = ["mt", "config", "show", "demo"]
 cli.main()
 """
@@ -212,7 +213,7 @@ def test_an_error_of_ours_keeps_its_traceback(fakes: types.SimpleNamespace):
 
 
 def test_an_error_of_ours_is_status_1_from_the_shell():
-    code = "import mt.cli, mt.configfile; mt.configfile.dump_config = lambda config: 1 / 0; mt.cli.main()"
+    code = "import mt.cli, mt.config.loading; mt.config.loading.dump_config = lambda config: 1 / 0; mt.cli.main()"
     command = [sys.executable, "-c", code, "config", "show", "demo"]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert finished.returncode == 1

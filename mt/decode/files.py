@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
-from mt.config import DecodeConfig
+from mt.config.settings import DecodeConfig
 from mt.decode.lines import LineReader, count_lines, decoded, require_utf8
 from mt.decode.meter import Meter
 from mt.decode.outputs import Outputs, Progress, open_outputs

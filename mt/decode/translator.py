@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from mt.checkpoint import CHECKSUMS, TOKENIZER, WEIGHTS, ModelFolder
-from mt.config import MAX_BEAM_SIZE, DecodeConfig
+from mt.config.settings import MAX_BEAM_SIZE, DecodeConfig
 from mt.decode.graphs import Graphs
 from mt.decode.oddities import fewest_tokens, is_in_a_loop, is_too_long, repeated_tokens
 from mt.decode.parallel import Forks, side_by_side

@@ -30,8 +30,8 @@ from mt.checkpoint import (
     check_file,
     file_checksum,
 )
-from mt.config import DecodeConfig, ModelConfig, RunConfig
-from mt.configfile import as_yaml, dump_config, load_config
+from mt.config.loading import as_yaml, dump_config, load_config
+from mt.config.settings import DecodeConfig, ModelConfig, RunConfig
 from mt.decode.lines import lines_of_text
 from mt.decode.search import (
     LONGER_THAN_SOURCE,

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mt.config import RunConfig
+from mt.config.settings import RunConfig
 from mt.errors import DataError
-from mt.text.sources import SentencePair, read_pairs
+from mt.text.corpora import SentencePair, readers_of
 
 FORMAT_VERSION = 2
 
@@ -151,13 +151,13 @@ def first_test_pairs(
     Raises:
         DataError: the text is missing or unreadable, or would have to be fetched and may not.
     """
-    name, source = next(iter(config.data.test.items()), ("valid", config.data.valid))
-    description = f"{name}: {source.description}"
+    name = next(iter(config.data.test), "valid")
+    reader = readers_of(config)[f"data.test.{name}" if config.data.test else "data.valid"]
+    description = f"{name}: {reader.corpus.description}"
     prepared = Path(config.data.prepared_dir) / str(fingerprint)
     if prepared.is_dir():
         corpus = PreparedCorpus.open(prepared)
         return description, {"valid": corpus.valid_pairs, **corpus.test_pairs}[name]
-    if not may_fetch and source.src is None and source.file is None:
-        raise DataError(source.description, "is not at hand")
-    split = "validation" if name == "valid" else "test"
-    return description, with_tag(read_pairs(source, config.src_lang, config.tgt_lang, split), source.tag)
+    if not may_fetch and not reader.corpus.files:
+        raise DataError(reader.corpus.description, "is not available without fetching it")
+    return description, with_tag(reader.pairs(), reader.corpus.tag)

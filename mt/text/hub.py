@@ -13,19 +13,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mt.config import SourceConfig
+from mt.config.settings import HubDataset
 from mt.errors import DataError
 from mt.text.files import content_hash
-from mt.text.tables import Columns, TextColumns, Texts
+from mt.text.tables import TextColumns, Texts
 
 
 class UnreachableError(DataError):
     """The hub does not answer, and there is no copy of the data set in the cache."""
 
 
-def read_dataset(
-    source: SourceConfig, split: str, langs: tuple[str, str], columns: Columns | None, size: int
-) -> Iterator[Texts]:
+def read_dataset(corpus: HubDataset, split: str, langs: tuple[str, str], size: int) -> Iterator[Texts]:
     """Both sides of a split, at most `size` rows at a time, in flat memory.
 
     Args:
@@ -33,42 +31,40 @@ def read_dataset(
     Raises:
         DataError: the data set, its config, its split or its columns do not exist, or the hub cannot be reached.
     """
-    assert source.dataset is not None
-    where = f"data set {source.dataset}"
-    dataset = _load_dataset(source.dataset, source.config, split, source.streaming)
-    found = TextColumns.find(dataset.features.arrow_schema, where, langs, columns) if dataset.features else None
+    where = f"data set {corpus.dataset}"
+    dataset = _load_dataset(corpus.dataset, corpus.config, split, corpus.streaming)
+    found = TextColumns.find(dataset.features.arrow_schema, where, langs, corpus.columns) if dataset.features else None
     n_rows = 0
     # Whole batches of Arrow columns: row by row, WMT14 would take many minutes.
     tables = iter(dataset.with_format("arrow").iter(batch_size=size))
     while (table := _next_table(tables, where, n_rows)) is not None:
-        found = found or TextColumns.find(table.schema, where, langs, columns)
+        found = found or TextColumns.find(table.schema, where, langs, corpus.columns)
         for batch in table.to_batches():
             yield found.texts(batch, n_rows)
             n_rows += batch.num_rows
 
 
-def count_rows(source: SourceConfig, split: str) -> int | None:
+def count_rows(corpus: HubDataset, split: str) -> int | None:
     """Rows of a split; None where it is streamed.
 
     Raises:
         DataError: as `read_dataset`.
     """
-    assert source.dataset is not None
-    if source.streaming:
+    if corpus.streaming:
         return None
-    return len(_load_dataset(source.dataset, source.config, split, source.streaming))
+    return len(_load_dataset(corpus.dataset, corpus.config, split, corpus.streaming))
 
 
-def dataset_fingerprint(source: SourceConfig) -> str:
+def dataset_fingerprint(corpus: HubDataset) -> str:
     """A name for the content: of a local folder by its files, of a remote set by what the user wrote."""
-    assert source.dataset is not None
-    config_and_split = json.dumps([source.config, source.split])
-    if _is_local(source.dataset):
-        return f"dataset-folder:{_folder_fingerprint(Path(source.dataset))}:{config_and_split}"
-    return f"dataset:{source.dataset}:{config_and_split}"
+    config_and_split = json.dumps([corpus.config, corpus.split])
+    if is_local(corpus.dataset):
+        return f"dataset-folder:{_folder_fingerprint(Path(corpus.dataset))}:{config_and_split}"
+    return f"dataset:{corpus.dataset}:{config_and_split}"
 
 
-def _is_local(name: str) -> bool:
+def is_local(name: str) -> bool:
+    """Return whether a data set is a folder in the hub's layout."""
     return Path(name).is_dir()
 
 
@@ -83,7 +79,7 @@ def _folder_fingerprint(folder: Path) -> str:
 
 
 def _load_dataset(name: str, config: str | None, split: str, streaming: bool) -> Any:
-    if not _is_local(name):
+    if not is_local(name):
         _require_name_of_hub(name)
         how = (
             "streaming data set {} from the hub"

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from mt.config import SYMBOL, CleanConfig, RunConfig
+from mt.config.settings import SYMBOL, CleanConfig, RunConfig
 from mt.errors import ConfigError
 from mt.text.scripts import base_language
 

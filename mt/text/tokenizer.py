@@ -17,7 +17,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_pb2
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-from mt.config import TokenizerConfig
+from mt.config.settings import TokenizerConfig
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.system.files import whole_file
 from mt.system.provenance import n_cores

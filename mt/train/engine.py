@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mt.capture import capture_stream
 from mt.checkpoint import load_into
-from mt.config import ModelConfig, RunConfig, TrainConfig
+from mt.config.settings import ModelConfig, RunConfig, TrainConfig
 from mt.data.batch import AHEAD_DEPTH, Ahead, PackedBatch, assemble_tiles, assemble_varlen
 from mt.data.packing import Indices, PlanState, SliceBudget, UpdatePlan, cut_into_slices, slice_budget
 from mt.dropout import seed_dropout
