@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mt.config import RunConfig
-from mt.configfile import dump_config, load_config
+from mt.config.loading import dump_config, load_config
+from mt.config.settings import RunConfig
 from mt.errors import CheckpointError, MTError
 from mt.model import Transformer
 from mt.system.files import WriteError, sync, whole_folder, write_json

@@ -172,7 +172,7 @@ def train(
 
     Runs the stages that are missing: prepare, train, average, evaluate. Goes on where it stopped.
     """
-    from mt.configfile import load_config
+    from mt.config.loading import load_config
 
     run_config = load_config(config, overrides or [])
     run_dir = run_dir or Path("runs") / run_config.name
@@ -189,7 +189,7 @@ def train(
 @app.command("prepare")
 def prepare_data(config: ConfigOption, overrides: SetOption = None) -> None:
     """Prepare the data only: fetch, clean, encode."""
-    from mt.configfile import load_config
+    from mt.config.loading import load_config
 
     run_config = load_config(config, overrides or [])
     if run_config.train.init_from is None:
@@ -217,7 +217,7 @@ def examine_data(
 
     Takes seconds and writes nothing. Exit status 2 where preparing or training would fail. docs/doctor.md has more.
     """
-    from mt.configfile import load_config
+    from mt.config.loading import load_config
 
     run_config = load_config(config, overrides or [])
     from mt.tools.doctor import diagnosis_json, diagnosis_text, examine
@@ -354,9 +354,9 @@ def translate(
     )
     if backend is Backend.ctranslate2 and (align or alignments):
         option = "--align" if align else "--alignments"
-        raise ConfigError(f"{option}: CTranslate2 gives no alignments: take --backend own and the model itself")
+        raise ConfigError(option, "CTranslate2 gives no alignments", "take --backend own and the model itself")
     if is_resumed and output_file == "-":
-        raise ConfigError("--resume: goes on with an output file: give --output FILE")
+        raise ConfigError("--resume", "goes on with an output file", "give --output FILE")
     from mt.decode.files import Job, translate_files
 
     job = Job(
@@ -415,10 +415,10 @@ def score(
     """
     changes = {"length_penalty": length_penalty, "batch_tokens": batch_tokens}
     _check_search_options({"beam_size": None, **changes}, n_best=1)
-    from mt.config import SourceConfig
-    from mt.text.sources import read_pairs
+    from mt.config.settings import TextFiles
+    from mt.text.corpora import reader_of
 
-    pairs = read_pairs(SourceConfig(src=str(src), tgt=str(tgt)), "", "", "")
+    pairs = reader_of(TextFiles(src=str(src), tgt=str(tgt)), ("", ""), "").pairs()
     first = list(islice(pairs, 1))  # what cannot be read shows before the model is loaded
     with _named_as_options(), _output_stream(output_file) as target:
         from mt.decode.scorer import Scorer
@@ -519,7 +519,7 @@ def evaluate(
         alone: dict[str, Any] = {"--model": model, "--hyp": hyp, "--src": src, "--baseline": baseline}
         _check_compare_options(runs or [], bool(refs), alone, of_models if refs else {"--tgt-lang": tgt_lang})
     elif runs:
-        raise ConfigError(f"{runs[0]}: is given alone: give it with --model, or several runs with --compare")
+        raise ConfigError(runs[0], "is given alone", "give it with --model, or several runs with --compare")
     else:
         _check_eval_options(
             model,
@@ -529,9 +529,9 @@ def evaluate(
             {"--test": tests or None, "--device": device, "--precision": precision},
         )
     if significance is not None and baseline is None and not is_comparison:
-        raise ConfigError("--significance: is for --baseline and --compare: give one of them")
+        raise ConfigError("--significance", "is for --baseline and --compare", "give one of them")
     if n_samples is not None and baseline is None and not has_confidence and not is_comparison:
-        raise ConfigError("--samples: is for --confidence, --baseline and --compare: give one of them")
+        raise ConfigError("--samples", "is for --confidence, --baseline and --compare", "give one of them")
     from mt.evaluate.findings import Question
 
     test_name = (significance or Significance.randomisation).value
@@ -625,7 +625,7 @@ def average(
     Makes a model folder of them and prints its path.
     """
     if last < 1:
-        raise ConfigError(f"--last: expected at least 1, got {last}")
+        raise ConfigError("--last", f"expected at least 1, got {last}")
     from mt.pipeline import average_run
 
     print(average_run(run_dir, last))
@@ -675,7 +675,7 @@ def verify_resume(
 
     Trains in one go and with kills, and compares all weights, the training state and the logged losses bit for bit.
     """
-    from mt.configfile import load_config
+    from mt.config.loading import load_config
 
     run_config = load_config(config, overrides or [])
     from mt.tools.verify import verify_resume
@@ -720,7 +720,7 @@ def bench(
     decoding how long a line alone takes.
     """
     if steps is not None and steps < 1:
-        raise ConfigError(f"--steps: expected at least 1, got {steps}")
+        raise ConfigError("--steps", f"expected at least 1, got {steps}")
     for_model = {
         "--input": input_file,
         "--beam-size": beam_size,
@@ -731,13 +731,13 @@ def bench(
     }
     for_config = {"--set": overrides or None, "--random-data": random_data or None}
     if (config is None) == (model is None):
-        raise ConfigError("--config: measures training and --model measures decoding: give one of them")
+        raise ConfigError("--config", "measures training and --model measures decoding", "give one of them")
     for option, value in (for_config if config is None else for_model).items():
         if value is not None:
             what, needed = ("training", "--config") if config is None else ("decoding", "--model")
-            raise ConfigError(f"{option}: is for measuring {what}: it goes with {needed}")
+            raise ConfigError(option, f"is for measuring {what}", f"it goes with {needed}")
     if config is not None:
-        from mt.configfile import load_config
+        from mt.config.loading import load_config
 
         run_config = load_config(config, overrides or [])
         from mt.tools.bench import bench_training, format_bench
@@ -764,7 +764,7 @@ def bench(
 @config_commands.command("list")
 def config_list() -> None:
     """Print the name of each config that ships with mt, and what it is for."""
-    from mt.configfile import shipped_configs
+    from mt.config.loading import shipped_configs
 
     for path in shipped_configs():
         purpose = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
@@ -779,9 +779,17 @@ def config_show(
     overrides: SetOption = None,
 ) -> None:
     """Print every setting of a config as YAML, the defaults included."""
-    from mt.configfile import dump_config, load_config
+    from mt.config.loading import dump_config, load_config
 
     print(dump_config(load_config(config, overrides or [])), end="")
+
+
+@config_commands.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of configs, by which an editor completes and checks them."""
+    from mt.config.loading import config_schema as schema
+
+    print(json.dumps(schema(), ensure_ascii=False, indent=1))
 
 
 def main() -> None:
@@ -820,23 +828,15 @@ def _corpus_text(corpus: PreparedCorpus) -> str:
 # --- mt translate -----------------------------------------------------------------------------------------------------
 
 
-_NAMED_AS_OPTIONS = frozenset(
-    ("n_best", "device", "precision", "src", "tgt", "metric", "samples", "baseline", "test", "compare", "report")
-)
-
-
 @contextlib.contextmanager
 def _named_as_options() -> Iterator[None]:
-    """Errors about arguments of functions, as errors about the options that gave them."""
+    """Raise errors about settings and arguments of functions as errors about the options that gave them."""
     try:
         yield
     except ConfigError as error:
-        from mt.decode.files import with_options
+        from mt.decode.files import option_of
 
-        key, _, problem = str(error).partition(": ")
-        if key in _NAMED_AS_OPTIONS:
-            raise ConfigError(f"--{key.replace('_', '-')}: {problem}") from None
-        raise ConfigError(with_options(str(error))) from None
+        raise error.renamed(option_of) from None
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
@@ -845,14 +845,14 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 def _check_search_options(search: dict[str, Any], n_best: int) -> None:
     """The limits are those of the settings in `decode`; the messages name the options."""
-    from mt.config import DecodeConfig
+    from mt.config.settings import DecodeConfig
     from mt.decode.files import search_settings
 
     search_settings(DecodeConfig(), _given(search))
     if n_best < 1:
-        raise ConfigError(f"--n-best: expected at least 1, got {n_best}")
+        raise ConfigError("--n-best", f"expected at least 1, got {n_best}")
     if search["beam_size"] is not None and n_best > search["beam_size"]:
-        raise ConfigError(f"--n-best: is {n_best}, more than --beam-size ({search['beam_size']}) can give")
+        raise ConfigError("--n-best", f"is {n_best}, more than --beam-size ({search['beam_size']}) can give")
 
 
 def _check_sampling_options(search: dict[str, Any]) -> None:
@@ -860,11 +860,11 @@ def _check_sampling_options(search: dict[str, Any]) -> None:
 
     if search["sample"]:
         if search["beam_size"] is not None:
-            raise ConfigError("--beam-size: is for searching, and --sample draws: give one of them")
+            raise ConfigError("--beam-size", "is for searching, and --sample draws", "give one of them")
         return
     for setting in ("temperature", "top_k", "top_p", "seed"):
         if search[setting] is not None:
-            raise ConfigError(f"{option_of(setting)}: is for drawing: add --sample")
+            raise ConfigError(option_of(setting), "is for drawing", "add --sample")
 
 
 def _check_file_options(
@@ -872,11 +872,11 @@ def _check_file_options(
 ) -> None:
     for option, path in (("--prefix", prefix), ("--alignments", alignments)):
         if path == Path("-"):
-            raise ConfigError(f"{option}: expected a file, got -")
+            raise ConfigError(option, "expected a file, got -")
     if align and not is_jsonl:
-        raise ConfigError("--align: is for --format jsonl: give that, or --alignments FILE for a file of their own")
+        raise ConfigError("--align", "is for --format jsonl", "give that, or --alignments FILE for a file of their own")
     if alignments is not None and output != "-" and os.path.realpath(alignments) == os.path.realpath(output):
-        raise ConfigError(f"--alignments: {alignments} is the --output: give two files")
+        raise ConfigError("--alignments", f"{alignments} is the --output", "give two files")
 
 
 def _shard(text: str) -> Shard:
@@ -884,7 +884,7 @@ def _shard(text: str) -> Shard:
 
     number, slash, n_shards = text.partition("/")
     if not (slash and number.isdecimal() and n_shards.isdecimal() and 1 <= int(number) <= int(n_shards)):
-        raise ConfigError(f"--shard: expected I/N, such as 3/8, with I from 1 to N, got {text}")
+        raise ConfigError("--shard", f"expected I/N, such as 3/8, with I from 1 to N, got {text}")
     return Shard(int(number), int(n_shards))
 
 
@@ -949,17 +949,17 @@ def _check_compare_options(
     """Several runs are compared, or files with --ref, and nothing else is scored."""
     for option, value in alone.items():
         if value is not None:
-            raise ConfigError(f"{option}: is for scoring one system, --compare compares several: give one of them")
+            raise ConfigError(option, "is for scoring one system, --compare compares several", "give one of them")
     for option, value in of_others.items():
         if value is not None:
             what = "models, and with --ref files are compared" if has_references else "files: give --ref"
-            raise ConfigError(f"{option}: is for {what}")
+            raise ConfigError(option, f"is for {what}")
     if len(runs) < 2:
         n = len(runs) or "none"
         usage = "mt eval --compare A B, or --compare --ref REF A B"
-        raise ConfigError(f"--compare: expected two or more, got {n}: {usage}")
+        raise ConfigError("--compare", f"expected two or more, got {n}", usage)
     if not has_references and (file := next((run for run in runs if run.is_file()), None)):
-        raise ConfigError(f"--compare: {file} is a file: give --ref to compare files of translations")
+        raise ConfigError("--compare", f"{file} is a file", "give --ref to compare files of translations")
 
 
 def _check_eval_options(
@@ -973,13 +973,13 @@ def _check_eval_options(
     if model is not None:
         for option, value in {"--hyp": hyp, "--ref": refs or None, **for_files}.items():
             if value is not None:
-                raise ConfigError(f"{option}: scores a file and --model scores a model: give one of them")
+                raise ConfigError(option, "scores a file and --model scores a model", "give one of them")
         return
     for option, setting in for_model.items():
         if setting is not None:
-            raise ConfigError(f"{option}: is for scoring a model: give --model")
+            raise ConfigError(option, "is for scoring a model", "give --model")
     if hyp is None and not refs:
-        raise ConfigError("--model: missing: give --model DIR, or --hyp FILE and --ref FILE")
+        raise ConfigError("--model", "missing", "give --model DIR, or --hyp FILE and --ref FILE")
     if hyp is None or not refs:
         missing, given = ("--hyp", "--ref") if hyp is None else ("--ref", "--hyp")
-        raise ConfigError(f"{missing}: missing: {given} needs it")
+        raise ConfigError(missing, "missing", f"{given} needs it")

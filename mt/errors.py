@@ -1,14 +1,61 @@
-"""Errors that the user can mend. Each prints as one line: where, what was found, what to do."""
+"""Errors that the user can fix. Each prints as one line: where, what was found, what to do."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Self
+
 
 class MTError(Exception):
-    """Base of all errors meant for users; the command line prints it without a traceback and exits with status 2."""
+    """Base of all errors meant for users; the command line prints it without a traceback and exits with status 2.
+
+    It prints as one line, `place: problem: fix`.
+
+    Args:
+        place: the file, setting or option that is wrong. One text alone is the problem of an error without a place.
+        fix: what to do.
+    """
+
+    def __init__(self, place: str | Path, problem: str = "", fix: str = "") -> None:
+        super().__init__(place, problem, fix)
+        self.place, self.problem = (str(place), problem) if problem else ("", str(place))
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.place, self.problem, self.fix) if part)
+
+    def within(self, where: str) -> Self:
+        """Return the same error with `where`, such as the file that a setting is in, in front of its place."""
+        return type(self)(f"{where}: {self.place}" if self.place else where, self.problem, self.fix)
 
 
 class ConfigError(MTError):
-    """A setting is unknown, of the wrong type, or contradicts another one."""
+    """A setting is unknown, of the wrong type, or contradicts another one.
+
+    Args:
+        key: dotted key of the setting, an option, or the name of a function's argument.
+        others: keys of other settings that the text names.
+    """
+
+    def __init__(self, key: str | Path, problem: str = "", fix: str = "", *, others: Sequence[str] = ()) -> None:
+        super().__init__(key, problem, fix)
+        self.others = others
+
+    def under(self, key: str) -> ConfigError:
+        """Return the same error about the setting of this name inside `key`."""
+        inside = ".".join(part for part in (key, self.place) if part)
+        return ConfigError(inside, self.problem, self.fix, others=self.others)
+
+    def renamed(self, name_of: Callable[[str], str]) -> ConfigError:
+        """Return the same error with settings by other names, such as those of the options that give them.
+
+        A path that is wrong keeps its name.
+        """
+        problem, fix = self.problem, self.fix
+        for other in self.others:
+            problem, fix = problem.replace(other, name_of(other)), fix.replace(other, name_of(other))
+        return ConfigError(self.place if isinstance(self.args[0], Path) else name_of(self.place), problem, fix)
 
 
 class DataError(MTError):
@@ -20,4 +67,4 @@ class CheckpointError(MTError):
 
 
 class TrainingError(MTError):
-    """Training does not get on, and going on by itself would not help."""
+    """Training does not progress, and continuing by itself would not help."""

@@ -15,7 +15,7 @@ from mt.text.files import explained, open_bytes, require_text
 
 if TYPE_CHECKING:
     from mt.evaluate.runs import KnownModel
-    from mt.text.sources import SentencePair
+    from mt.text.corpora import SentencePair
 
 INPUT = "input"  # what a file of translations is called in a report
 _MANY_SYSTEMS = 5
@@ -180,7 +180,7 @@ def _shared_names(models: Sequence[KnownModel], tests: Sequence[str]) -> list[st
         for test in tests:
             if test not in names:
                 has = f"it has {', '.join(names)}" if names else "its config names none under data.test"
-                raise ConfigError(f"test: {model.path} has no test set {test}: {has}")
+                raise ConfigError("test", f"{model.path} has no test set {test}", has)
     if tests:
         return list(dict.fromkeys(tests))
     shared = [name for name in known[0] if all(name in names for names in known)]
@@ -188,7 +188,7 @@ def _shared_names(models: Sequence[KnownModel], tests: Sequence[str]) -> list[st
         each = "; ".join(
             f"{model.path} has {', '.join(names) or 'none'}" for model, names in zip(models, known, strict=True)
         )
-        raise ConfigError(f"compare: these models have no test set in common: {each}")
+        raise ConfigError("compare", "these models have no test set in common", each)
     return shared
 
 
@@ -241,8 +241,9 @@ def _baseline_files(baseline: Path, ours: Mapping[str, list[str] | None], model:
     if not baseline.is_dir():
         if len(ours) > 1:
             raise ConfigError(
-                f"baseline: {baseline} is of one test set and the model has {', '.join(ours)}: choose one with "
-                "--test, or give a run"
+                "baseline",
+                f"{baseline} is of one test set and the model has {', '.join(ours)}",
+                "choose one with --test, or give a run",
             )
         return dict.fromkeys(ours, baseline)
     translations, known = _translations(baseline), _known(baseline)
@@ -350,6 +351,6 @@ def _decoded(raw: bytes, path: Path, number: int) -> str:
         return raw.decode().removesuffix("\r")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path}, line {number:,}: byte 0x{raw[error.start]:02x} is not UTF-8: mend the line, or convert the file "
+            f"{path}, line {number:,}: byte 0x{raw[error.start]:02x} is not UTF-8: fix the line, or convert the file "
             "(iconv -f LATIN1 -t UTF-8, if that is what it is)"
         ) from None

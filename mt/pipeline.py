@@ -14,8 +14,8 @@ from mt.checkpoint import (
     file_checksum,
     save_model_folder,
 )
-from mt.config import RunConfig
-from mt.configfile import as_yaml, config_differences, dump_config, load_config
+from mt.config.loading import as_yaml, config_differences, dump_config, load_config
+from mt.config.settings import RunConfig
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.evaluate.findings import Question, findings, warning_lines
 from mt.evaluate.report_files import (

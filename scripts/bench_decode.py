@@ -91,7 +91,7 @@ class Row:
 
 
 def load_mt(precision: str, setting: Setting) -> Translate:
-    from mt.config import DecodeConfig
+    from mt.config.settings import DecodeConfig
     from mt.decode.search import SearchRequest
     from mt.decode.translator import Translator
 
@@ -288,7 +288,7 @@ def why_not(engine: str, model: Path) -> str | None:
     if remedy is not None and importlib.util.find_spec(name) is None:
         return f"{name} is not installed: pip install {remedy}"
     if name == "transformers":
-        from mt.config import ModelConfig
+        from mt.config.settings import ModelConfig
 
         ours, default = open_folder(model).config.model.shape, ModelConfig().shape
         sizes = {"d_model", "n_heads", "n_kv_heads", "d_ff", "n_encoder_layers", "n_decoder_layers"}
@@ -413,15 +413,15 @@ def main(command: Sequence[str] | None = None) -> None:
     arguments = arguments_of(command)
     import torch
 
-    from mt.config import SourceConfig
+    from mt.config.settings import TextFiles
     from mt.decode.search import length_sorted_batches
+    from mt.text.corpora import reader_of
     from mt.text.normalise import normalise
-    from mt.text.sources import read_pairs
     from mt.text.tokenizer import EOS_ID
     from mt.tools.bench import basis
 
-    source = SourceConfig(src=str(arguments.input), tgt=str(arguments.reference))
-    pairs = [pair for pair in read_pairs(source, "", "", "") if normalise(pair.src)]
+    reader = reader_of(TextFiles(src=str(arguments.input), tgt=str(arguments.reference)), ("", ""), "")
+    pairs = [pair for pair in reader.pairs() if normalise(pair.src)]
     folder = open_folder(arguments.model)
     tokenizer, capacity = folder.load_tokenizer(), folder.config.data.max_tokens - 1
     sentences = [[*ids[:capacity], EOS_ID] for ids in tokenizer.encode_batch([normalise(pair.src) for pair in pairs])]
@@ -439,7 +439,7 @@ def main(command: Sequence[str] | None = None) -> None:
     rows = rows_of(measured, [i for group in groups for i in group], tokenizer, [pair.tgt for pair in pairs])
     facts = {
         "model": str(arguments.model),
-        "text": source.description,
+        "text": reader.corpus.description,
         "n_lines": len(pairs),
         **{name: getattr(arguments, name) for name in ("batch_sentences", "beam_size", "length_penalty", "threads")},
         "rounds": arguments.rounds,
@@ -454,7 +454,7 @@ def main(command: Sequence[str] | None = None) -> None:
         return
     print(markdown(rows))
     print(
-        f"\n{len(pairs):,} lines of {source.description}; batches of {arguments.batch_sentences}, beam "
+        f"\n{len(pairs):,} lines of {reader.corpus.description}; batches of {arguments.batch_sentences}, beam "
         f"{arguments.beam_size}, length penalty {arguments.length_penalty:g}, {arguments.threads} threads, "
         f"{arguments.rounds} rounds; {facts['hardware']['cpu']}; "
         + ", ".join(f"{name} {version}" for name, version in facts["versions"].items())

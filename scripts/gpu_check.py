@@ -343,7 +343,7 @@ def run_decode(setting: Setting, keep: Keep) -> None:
     """Time beam search with a base model of random weights, batch by batch, every translation equally long."""
     import torch
 
-    from mt.config import DecodeConfig, ModelConfig
+    from mt.config.settings import DecodeConfig, ModelConfig
     from mt.decode.search import SearchRequest
     from mt.decode.translator import OwnBackend
     from mt.model import Transformer
@@ -658,7 +658,7 @@ def main() -> int:
     try:
         device = choose_device(arguments.device)
     except ConfigError as error:
-        return refuse(f"--{error}")
+        return refuse(str(error.renamed(lambda key: f"--{key}")))
     quick = device.type == "cpu" if arguments.quick is None else arguments.quick
     data = None if arguments.data is None else arguments.data.resolve()
     setting = Setting(data, arguments.out.resolve(), str(device), quick, arguments.limit)

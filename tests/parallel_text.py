@@ -6,19 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
-from mt.config import SourceConfig
+from mt.config.settings import AnyCorpus
 from mt.errors import DataError
-from mt.text.sources import SentencePair, read_pairs
+from mt.text.corpora import CorpusReader, SentencePair, reader_of
 
 
-def read(role: str = "train", /, **source: Any) -> list[SentencePair]:
-    return list(read_pairs(SourceConfig(**source), "en", "de", role))
+def reader(role: str = "train", /, **corpus: Any) -> CorpusReader:
+    return reader_of(TypeAdapter(AnyCorpus).validate_python(corpus), ("en", "de"), role)
 
 
-def error_of(role: str = "train", /, **source: Any) -> str:
+def read(role: str = "train", /, **corpus: Any) -> list[SentencePair]:
+    return list(reader(role, **corpus).pairs())
+
+
+def error_of(role: str = "train", /, **corpus: Any) -> str:
     with pytest.raises(DataError) as caught:
-        read(role, **source)
+        read(role, **corpus)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 

@@ -14,8 +14,8 @@ import torch
 
 from mt.checkpoint import ModelFolder, save_model_folder
 from mt.cli import app
-from mt.config import DecodeConfig, ModelConfig, RunConfig
-from mt.configfile import dump_config
+from mt.config.loading import dump_config
+from mt.config.settings import DecodeConfig, ModelConfig, RunConfig
 from mt.data.packing import PlanState
 from mt.decode.translator import Translator
 from mt.errors import ConfigError, DataError

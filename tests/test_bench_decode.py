@@ -15,7 +15,7 @@ import torch
 from bench_decode import Measured
 
 from mt.checkpoint import save_model_folder
-from mt.config import DecodeConfig, TokenizerConfig
+from mt.config.settings import DecodeConfig, TokenizerConfig
 from mt.decode.search import SearchRequest, search
 from mt.model import Transformer
 from mt.text.tokenizer import EOS_ID, PAD_ID, Tokenizer, count_words, train_tokenizer

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mt.checkpoint import ModelFolder, average_weights, save_model_folder
-from mt.config import RunConfig, TokenizerConfig
+from mt.config.settings import RunConfig, TokenizerConfig
 from mt.errors import CheckpointError
 from mt.model import Transformer
 from mt.run_folder import RunFolder, checkpoint_step, find_model_folder, quarantine_checkpoint

@@ -9,10 +9,10 @@ from typing import Any, get_args
 
 import pytest
 
-from mt.config import CleanConfig, DataConfig
+from mt.config.settings import CleanConfig, DataConfig
 from mt.text.clean import CHANGE_RULES, RULES, Cleaner, Reason, Tally, removed_text
+from mt.text.corpora import SentencePair
 from mt.text.normalise import Change, Normaliser
-from mt.text.sources import SentencePair
 
 ENGLISH = "The committee will discuss the proposal next month."
 GERMAN = "Der Ausschuss wird den Vorschlag im nächsten Monat erörtern."

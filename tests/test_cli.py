@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 
 from mt.cli import app
-from mt.config import DecodeConfig, RunConfig
-from mt.configfile import load_config
+from mt.config.loading import load_config
+from mt.config.settings import DecodeConfig, RunConfig
 from mt.decode.lines import LineReader
 from mt.errors import CheckpointError, ConfigError, DataError
 from mt.evaluate.scores import TranslatedSet
-from mt.text.sources import SentencePair
+from mt.text.corpora import SentencePair
 from tests.toys import files_up_to
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -189,12 +189,13 @@ def test_a_termination_keeps_its_status(run: Run, fakes: types.SimpleNamespace):
 def test_an_interrupt_does_not_wait_for_threads_in_the_middle_of_a_batch():
     code = """
 import sys, threading, time
-from mt import cli, configfile
+from mt import cli
+from mt.config import loading
 def interrupted(name, overrides):
     threading.Thread(target=time.sleep, args=(100,)).start()
     print("whole lines")
     raise KeyboardInterrupt
-configfile.load_config = interrupted
+loading.load_config = interrupted
 sys.argv = ["mt", "config", "show", "demo"]
 cli.main()
 """
@@ -212,7 +213,7 @@ def test_an_error_of_ours_keeps_its_traceback(fakes: types.SimpleNamespace):
 
 
 def test_an_error_of_ours_is_status_1_from_the_shell():
-    code = "import mt.cli, mt.configfile; mt.configfile.dump_config = lambda config: 1 / 0; mt.cli.main()"
+    code = "import mt.cli, mt.config.loading; mt.config.loading.dump_config = lambda config: 1 / 0; mt.cli.main()"
     command = [sys.executable, "-c", code, "config", "show", "demo"]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert finished.returncode == 1
@@ -418,7 +419,7 @@ def test_prefixes_that_do_not_fit_their_lines_are_refused(run: Run):
     advice = "give a prefix for each line, an empty one where there is none"
     assert run(*from_file, "two")[2] == f"error: two has 2 lines and in has 3: {advice}\n"
     assert FakeTranslator.calls == []
-    assert run(*from_file, "latin") == (2, "", "error: latin, line 2: is not valid UTF-8: mend the line\n")
+    assert run(*from_file, "latin") == (2, "", "error: latin, line 2: is not valid UTF-8: fix the line\n")
     assert run(*from_file, "long") == (2, "", "error: long, line 3: the prefix is long\n")
     from_pipe = ("translate", "--model", "m", "--prefix")
     status, _, stderr = run(*from_pipe, "two", stdin=b"a\nb\nc\n")
@@ -444,7 +445,7 @@ def test_shards_are_blocks_that_cat_joins(run: Run):
 
 def test_strict_refuses_what_is_no_utf8_before_the_model_is_loaded(run: Run):
     Path("in").write_bytes(b"a\nb\xff\n")
-    advice = "mend the line, or leave --strict out to have such bytes read as U+FFFD"
+    advice = "fix the line, or leave --strict out to have such bytes read as U+FFFD"
     message = f"error: in, line 2: byte 0xff at offset 1 is not UTF-8: {advice}\n"
     assert run("translate", "--model", "m", "--input", "in", "--strict") == (2, "", message)
     assert FakeTranslator.calls == []
@@ -972,7 +973,7 @@ def test_a_model_to_score_with_that_is_missing_leaves_no_output_file(score: Run)
 def test_explain_writes_the_page(run: Run, monkeypatch: pytest.MonkeyPatch):
     def explained_page(*arguments: str | None) -> str:
         if arguments[1] == "":
-            raise ConfigError("src: is blank: give a sentence")
+            raise ConfigError("src", "is blank", "give a sentence")
         return f"<p>{arguments}</p>\n"
 
     monkeypatch.setitem(sys.modules, "mt.explain.heatmap", types.SimpleNamespace(explained_page=explained_page))
@@ -1208,7 +1209,7 @@ def test_the_baseline_of_a_model_is_a_run_or_a_file_of_one_test_set(run: Run):
         ("--hyp two --ref FOLDER", "FOLDER: is a folder, expected a text file"),
         (
             "--hyp latin --ref two",
-            "latin, line 2: byte 0xe4 is not UTF-8: mend the line, or convert the file (iconv -f LATIN1 -t UTF-8, if "
+            "latin, line 2: byte 0xe4 is not UTF-8: fix the line, or convert the file (iconv -f LATIN1 -t UTF-8, if "
             "that is what it is)",
         ),
         (

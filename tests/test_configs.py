@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-from mt.config import DecodeConfig, ModelConfig, RunConfig, SourceConfig, TrainConfig
-from mt.configfile import dump_config, load_config, parse_config, shipped_configs
+from mt.config.loading import dump_config, load_config, parse_config, shipped_configs
+from mt.config.settings import DecodeConfig, HubDataset, ModelConfig, RunConfig, TrainConfig
 
 NAMES = ["base", "big", "demo", "multi30k"]
-WMT14 = SourceConfig(dataset="wmt/wmt14", config="de-en")
+WMT14 = HubDataset(dataset="wmt/wmt14", config="de-en")
 
 
 def test_the_shipped_configs_are_these():

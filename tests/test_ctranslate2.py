@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from mt.checkpoint import save_model_folder
 from mt.cli import app
-from mt.config import DecodeConfig, ModelConfig, TokenizerConfig
+from mt.config.settings import DecodeConfig, ModelConfig, TokenizerConfig
 from mt.decode.search import SearchRequest, SearchResult, search
 from mt.decode.translator import Translator
 from mt.errors import CheckpointError, ConfigError, MTError

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mt.config import DecodeConfig, RunConfig
+from mt.config.settings import DecodeConfig, RunConfig
 from mt.data.batch import assemble_tiles, assemble_varlen
 from mt.data.packing import MicroBatchBudget, PlanState
 from mt.decode.graphs import Graphs

@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from mt.cli import app
-from mt.config import ModelConfig, TrainConfig
+from mt.config.settings import ModelConfig, TrainConfig
 from mt.errors import ConfigError
 from mt.system import console
 from mt.system.device import choose_device

@@ -17,10 +17,11 @@ import pytest
 from typer.testing import CliRunner
 
 from mt.cli import app
-from mt.config import RunConfig, SourceConfig, TokenizerConfig
-from mt.configfile import dump_config, parse_config
+from mt.config.loading import dump_config, parse_config
+from mt.config.settings import RunConfig, TextFiles, TokenizerConfig
 from mt.text import checks, rehearsal
 from mt.text.checks import Finding
+from mt.text.corpora import CorpusReader, reader_of
 from mt.text.prepare import prepare_corpus
 from mt.text.sample import draw_sample
 from mt.text.tokenizer import count_words, train_tokenizer
@@ -471,15 +472,15 @@ def test_languages_without_py3langid(lines: Lines, monkeypatch: pytest.MonkeyPat
 # --- Samples ----------------------------------------------------------------------------------------------------------
 
 
-def numbered(n: int, folder: Path) -> SourceConfig:
+def numbered(n: int, folder: Path) -> CorpusReader:
     for lang in ("en", "de"):
         (folder / f"n.{lang}").write_text("".join(f"{lang} {i}\n" for i in range(1, n + 1)), "utf-8")
-    return SourceConfig(src=str(folder / "n.en"), tgt=str(folder / "n.de"))
+    return reader_of(TextFiles(src=str(folder / "n.en"), tgt=str(folder / "n.de")), ("en", "de"), "train")
 
 
 @pytest.mark.parametrize("n", [0, 1, 199, 1_000, 1_001, 10_000, 123_456])
 def test_a_sample_is_drawn_evenly(n: int, tmp_path: Path) -> None:
-    sample = draw_sample("data.train.0", numbered(n, tmp_path), ("en", "de"), max_pairs=1_000, max_seconds=math.inf)
+    sample = draw_sample("data.train.0", numbered(n, tmp_path), max_pairs=1_000, max_seconds=math.inf)
     assert (sample.n_pairs, sample.is_read, sample.error) == (n, True, None)
     assert len(sample.src) == n if n <= 1_000 else 800 < len(sample.src) <= 1_000
     assert sample.is_whole == (n <= 1_000)
@@ -492,7 +493,7 @@ def test_a_sample_is_drawn_evenly(n: int, tmp_path: Path) -> None:
 
 
 def test_reading_ends_in_time(tmp_path: Path) -> None:
-    sample = draw_sample("data.train.0", numbered(10_000, tmp_path), ("en", "de"), max_pairs=1_000, max_seconds=0)
+    sample = draw_sample("data.train.0", numbered(10_000, tmp_path), max_pairs=1_000, max_seconds=0)
     assert (sample.n_pairs, sample.is_read) == (200, False)
 
 

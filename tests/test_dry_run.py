@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mt.cli import app
-from mt.config import RunConfig, TrainConfig
+from mt.config.settings import RunConfig, TrainConfig
 from mt.errors import ConfigError, DataError, MTError
 from mt.pipeline import train_run
 from mt.text.corpus import PreparedCorpus

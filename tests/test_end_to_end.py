@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mt.configfile import dump_config
+from mt.config.loading import dump_config
 from tests.forks import MT, run_mt
 from tests.toys import toy_config, toy_text, write_lines
 

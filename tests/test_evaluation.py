@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mt.config import RunConfig
+from mt.config.settings import RunConfig
 from mt.errors import DataError
 from mt.evaluate.findings import Question
 from mt.evaluate.runs import KnownModel

@@ -56,7 +56,7 @@ def test_invalid_utf8_is_located_by_file_line_and_byte() -> None:
     src = write("a.en", b"\xef\xbb\xbfone\ntw\xe4\n")  # 3 + 4 + 2 bytes come before
     assert error_of(src=src, tgt=write("a.de", "1\n2\n")) == (
         "a.en, line 2: byte 0xe4 at offset 9 is not UTF-8: "
-        "mend the line, or convert the file (iconv -f LATIN1 -t UTF-8, if that is what it is)"
+        "fix the line, or convert the file (iconv -f LATIN1 -t UTF-8, if that is what it is)"
     )
 
 
@@ -112,7 +112,7 @@ def test_invalid_utf8_far_inside_a_file_is_located() -> None:
     tgt = write("a.de", "x\n" * 50_000)
     assert error_of(src=write("a.en.gz", b"".join(lines)), tgt=tgt) == (
         f"a.en.gz, line 40,001: byte 0xc3 at offset {len(b''.join(lines[:40_000])):,} is not UTF-8: "
-        "mend the line, or convert the file (iconv -f LATIN1 -t UTF-8, if that is what it is)"
+        "fix the line, or convert the file (iconv -f LATIN1 -t UTF-8, if that is what it is)"
     )
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from mt.checkpoint import ModelFolder
-from mt.config import RunConfig
-from mt.configfile import dump_config
+from mt.config.loading import dump_config
+from mt.config.settings import RunConfig
 from mt.run_folder import RunFolder
 from tests.toys import toy_config
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mt.config import DecodeConfig, ModelConfig, TokenizerConfig
+from mt.config.settings import DecodeConfig, ModelConfig, TokenizerConfig
 from mt.decode.translator import Translator
 from mt.errors import ConfigError
 from mt.explain.heatmap import attention_maps, explained_page

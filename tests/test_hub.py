@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mt.text.sources import SentencePair
+from mt.text.corpora import SentencePair
 from tests.parallel_text import error_of, read, write, write_parquet
 
 REAL_DATA = os.environ.get("MT_REAL_DATA")

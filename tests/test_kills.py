@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from mt.checkpoint import ModelFolder
-from mt.config import RunConfig
-from mt.configfile import dump_config
+from mt.config.loading import dump_config
+from mt.config.settings import RunConfig
 from mt.pipeline import train_run
 from mt.run_folder import RunFolder
 from mt.tools.verify import Kill, compare, kill_at

@@ -137,7 +137,7 @@ def test_counting_strictly_names_the_first_bad_byte(tmp_path: Path):
     with pytest.raises(DataError) as caught:
         count_lines(path, is_strict=True)
     assert str(caught.value) == (
-        f"{path}, line 2: byte 0xf6 at offset 3 is not UTF-8: mend the line, or leave --strict out to have such bytes "
+        f"{path}, line 2: byte 0xf6 at offset 3 is not UTF-8: fix the line, or leave --strict out to have such bytes "
         "read as U+FFFD"
     )
 

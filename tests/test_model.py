@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mt.config import DecodeConfig, ModelConfig
+from mt.config.settings import DecodeConfig, ModelConfig
 from mt.data.batch import TILE_WIDTH, assemble_sources, assemble_varlen
 from mt.data.packing import MicroBatchBudget
 from mt.decode.search import SearchRequest, search

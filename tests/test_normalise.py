@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mt.config import CleanConfig, DataConfig, RunConfig, SourceConfig
+from mt.config.settings import CleanConfig, DataConfig, RunConfig, TextFiles
 from mt.errors import ConfigError
 from mt.text.normalise import Change, Normaliser, Normalisers, normalise
 from mt.text.scripts import base_language
@@ -132,7 +132,7 @@ def test_changes_name_what_did_something() -> None:
 
 
 def test_the_sides_of_a_run_are_changed_by_the_rules_of_their_languages() -> None:
-    source = SourceConfig(src="a", tgt="b")
+    source = TextFiles(src="a", tgt="b")
     data = DataConfig(train=(source,), valid=source, clean=CleanConfig(punctuation=True, white_space=False))
     sides = Normalisers.of_run(RunConfig(name="x", src_lang="de", tgt_lang="en", data=data))
     assert (sides.src('"a", b'), sides.tgt('"a", b')) == ('"a", b', '"a," b')

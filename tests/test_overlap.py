@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mt.config import SourceConfig
+from mt.config.settings import TextFiles
+from mt.text.corpora import SentencePair, reader_of
 from mt.text.overlap import HeldOut, NgramOverlap, folded, folded_all, n_words
-from mt.text.sources import SentencePair, read_pairs
 
 REAL_DATA = os.environ.get("MT_REAL_DATA")
 
@@ -232,8 +232,8 @@ def test_random_lines_of_many_words_give_what_sets_give() -> None:
 @pytest.mark.skipif(not REAL_DATA, reason="MT_REAL_DATA does not name the folder with data/ and hub/")
 def test_five_words_of_news_in_other_news() -> None:
     def sides(path: str) -> tuple[Texts, Texts]:
-        source = SourceConfig(src=f"{REAL_DATA}/data/{path}.en.gz", tgt=f"{REAL_DATA}/data/{path}.de.gz")
-        pairs = list(read_pairs(source, "en", "de", "train"))
+        source = TextFiles(src=f"{REAL_DATA}/data/{path}.en.gz", tgt=f"{REAL_DATA}/data/{path}.de.gz")
+        pairs = list(reader_of(source, ("en", "de"), "train").pairs())
         return [pair.src for pair in pairs], [pair.tgt for pair in pairs]
 
     news, test = sides("parallel/news2008-2012"), sides("newstest/newstest2013")

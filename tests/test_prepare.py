@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mt.config import CleanConfig, DataConfig, RunConfig, SourceConfig, TokenizerConfig
+from mt.config.settings import CleanConfig, DataConfig, RunConfig, TextFiles, TokenizerConfig
 from mt.errors import ConfigError, DataError
 from mt.system.workers import Workers
 from mt.text import corpus as corpus_module
@@ -40,10 +40,10 @@ def sentences(n: int, seed: int) -> list[str]:
     return [" ".join(draw.choices(WORDS, k=draw.randint(3, 10))) for _ in range(n)]
 
 
-def write_pair(name: str, src: list[str], tgt: list[str]) -> SourceConfig:
+def write_pair(name: str, src: list[str], tgt: list[str]) -> TextFiles:
     for side, lines in (("en", src), ("de", tgt)):
         Path(f"{name}.{side}").write_text("".join(f"{line}\n" for line in lines), "utf-8", newline="\n")
-    return SourceConfig(src=f"{name}.en", tgt=f"{name}.de")
+    return TextFiles(src=f"{name}.en", tgt=f"{name}.de")
 
 
 @pytest.fixture(autouse=True)
@@ -222,7 +222,7 @@ def test_the_fingerprint_follows_content_and_settings_and_not_paths(config: RunC
     before = corpus_fingerprint(config)
     assert len(before) == 16
     moved = [Path(f"first.{side}").rename(f"moved.{side}") for side in ("en", "de")]
-    first = SourceConfig(src=str(moved[0]), tgt=str(moved[1]))
+    first = TextFiles(src=str(moved[0]), tgt=str(moved[1]))
     config = with_data(config, train=(first, config.data.train[1]), prepared_dir="elsewhere")
     assert corpus_fingerprint(config) == before
     assert corpus_fingerprint(dataclasses.replace(config, name="other")) == before
@@ -285,7 +285,7 @@ def test_all_sets_are_checked_before_the_tokenizer_is_trained(
     assert error_of(with_data(config, valid=empty)) == (
         "empty.en + empty.de: is empty, expected at least one pair of sentences"
     )
-    missing = SourceConfig(src="nowhere.en", tgt="nowhere.de")
+    missing = TextFiles(src="nowhere.en", tgt="nowhere.de")
     assert error_of(with_data(config, test={"news": missing})) == (
         f"nowhere.en: no such file (looked for in {Path.cwd()})"
     )
@@ -512,8 +512,8 @@ def test_real_captions_come_back_as_they_were() -> None:
     folder = Path(REAL_DATA or "") / "data/multi30k"
     folder = folder if folder.is_absolute() else Path(__file__).parents[1] / folder
 
-    def source(name: str) -> SourceConfig:
-        return SourceConfig(src=str(folder / f"{name}.en.gz"), tgt=str(folder / f"{name}.de.gz"))
+    def source(name: str) -> TextFiles:
+        return TextFiles(src=str(folder / f"{name}.en.gz"), tgt=str(folder / f"{name}.de.gz"))
 
     data = DataConfig(train=(source("val"),), valid=source("test_2016_flickr"), prepared_dir="prepared")
     config = RunConfig(name="x", src_lang="en", tgt_lang="de", data=data, tokenizer=TokenizerConfig(vocab_size=2_000))

@@ -23,8 +23,8 @@ import pytest
 import mt.system.distributed
 import mt.system.signals
 from mt.checkpoint import ModelFolder
-from mt.config import RunConfig
-from mt.configfile import dump_config
+from mt.config.loading import dump_config
+from mt.config.settings import RunConfig
 from mt.errors import MTError
 from mt.run_folder import RunFolder, checkpoint_step
 from mt.system.distributed import Ranks

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from mt.config import RunConfig
-from mt.configfile import load_config
+from mt.config.loading import load_config
+from mt.config.settings import RunConfig
 from mt.data.batch import assemble_tiles, assemble_varlen
 from mt.data.packing import PlanState, UpdatePlan, cut_into_micro_batches, micro_batch_budget
 from mt.decode.translator import Translator

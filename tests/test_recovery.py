@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mt.checkpoint import ModelFolder
-from mt.config import RunConfig
+from mt.config.settings import RunConfig
 from mt.data.batch import PackedBatch, assemble_tiles
 from mt.data.packing import PlanState
 from mt.errors import MTError

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mt.config import RunConfig
+from mt.config.settings import RunConfig
 from mt.errors import CheckpointError
 from mt.evaluate.analysis import count_words
 from mt.evaluate.runs import MOST_POINTS, KnownModel, source_word_counts, training_facts

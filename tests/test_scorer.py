@@ -9,14 +9,14 @@ import torch
 
 import mt.decode.candidates
 import mt.decode.scorer
-from mt.config import DecodeConfig, ModelConfig, TokenizerConfig
+from mt.config.settings import DecodeConfig, ModelConfig, TokenizerConfig
 from mt.data.batch import packed_pairs
 from mt.decode.scorer import PairScore, Scorer, score_pairs, token_log_probs
 from mt.decode.search import SearchRequest, search
 from mt.decode.translator import Translator
 from mt.errors import CheckpointError
 from mt.model import Transformer
-from mt.text.sources import SentencePair
+from mt.text.corpora import SentencePair
 from mt.text.tokenizer import EOS_ID, PAD_ID, Tokenizer, count_words, train_tokenizer
 from tests.toys import random_pairs, small_model, tiles, toy_text
 

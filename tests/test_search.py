@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import mt.decode.graphs
-from mt.config import DecodeConfig, ModelConfig
+from mt.config.settings import DecodeConfig, ModelConfig
 from mt.decode.candidates import best_tokens, drawn_tokens, log_normaliser, log_normaliser_and_maxima, uniform_numbers
 from mt.decode.graphs import Graphs, _copy, _tensors, rounded_up
 from mt.decode.search import LOOK_AHEAD, SearchRequest, SearchResult, SearchState, length_sorted_batches, search

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from mt.config import TokenizerConfig
+from mt.config.settings import TokenizerConfig
 from mt.decode.splitting import Part, joined, split_text
 from mt.text.normalise import normalise
 from mt.text.tokenizer import Tokenizer, count_words, train_tokenizer

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import sentencepiece
 
-from mt.config import TokenizerConfig
+from mt.config.settings import TokenizerConfig
 from mt.errors import CheckpointError, ConfigError, DataError
 from mt.text.normalise import normalise
 from mt.text.tokenizer import (

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mt.checkpoint import ModelFolder
-from mt.config import RunConfig, TrainConfig
+from mt.config.settings import RunConfig, TrainConfig
 from mt.data.packing import PlanState
 from mt.errors import MTError
 from mt.evaluate.findings import Question

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from mt.checkpoint import save_model_folder
-from mt.config import TokenizerConfig
+from mt.config.settings import TokenizerConfig
 from mt.decode.lines import LineReader
 from mt.model import Transformer
 from mt.text.tokenizer import PAD_ID, Tokenizer, count_words, train_tokenizer

@@ -16,7 +16,7 @@ import torch
 
 import mt.decode.translator
 import mt.system.console
-from mt.config import DecodeConfig, ModelConfig, TokenizerConfig
+from mt.config.settings import DecodeConfig, ModelConfig, TokenizerConfig
 from mt.decode.parallel import Forks, side_by_side
 from mt.decode.search import SearchRequest, SearchResult
 from mt.decode.translator import Backend, Hypothesis, OwnBackend, PrefixError, Translator

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mt.config import ModelConfig
+from mt.config.settings import ModelConfig
 from mt.data.batch import PackedBatch, assemble_sources
 from mt.dropout import seed_dropout
 from mt.model import Transformer

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mt.config import DecodeConfig, ModelConfig
+from mt.config.settings import DecodeConfig, ModelConfig
 from mt.decode.search import SearchRequest, search
 from mt.dropout import seed_dropout
 from mt.loss import linear_label_smoothed_nll

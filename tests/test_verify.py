@@ -17,7 +17,7 @@ import torch
 
 import mt.tools.verify
 from mt.checkpoint import ModelFolder, save_model_folder
-from mt.config import RunConfig
+from mt.config.settings import RunConfig
 from mt.errors import ConfigError, MTError
 from mt.run_folder import RunFolder
 from mt.tools.verify import Difference, Kill, Verdict, compare, kill_at, short_config, train_in, verify_resume

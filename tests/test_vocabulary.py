@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from mt.config import TokenizerConfig
+from mt.config.settings import TokenizerConfig
 from mt.text.tokenizer import EOS_ID, Tokenizer, count_words, train_tokenizer
 from mt.text.vocabulary import joint_vocabulary_facts, vocabulary_facts
 from tests.toys import toy_text

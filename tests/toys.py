@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mt.config import ModelConfig, RunConfig
-from mt.configfile import parse_config
+from mt.config.loading import parse_config
+from mt.config.settings import ModelConfig, RunConfig
 from mt.data.batch import MASKED, Layout, PackedBatch, VarlenLayout, assemble_tiles
 from mt.model import Transformer
 from mt.model.context import rows_of

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
-from mt.config import DecodeConfig
+from mt.config.settings import DecodeConfig
 from mt.decode.lines import LineReader, count_lines, decoded, require_utf8
 from mt.decode.meter import Meter
 from mt.decode.outputs import Outputs, Progress, open_outputs
@@ -35,7 +34,7 @@ _REPORTS = {
     "too_short": "have a translation that is far too short",
     "max_length": "have a translation that had to end at --max-length",
 }
-_OPTIONS = {"no_repeat_ngram_size": "--no-repeat-ngram"}
+_OPTIONS = {"no_repeat_ngram_size": "--no-repeat-ngram"}  # that are not named as their setting
 
 
 class Shard(NamedTuple):
@@ -96,8 +95,9 @@ class _Text:
 
 
 def option_of(setting: str) -> str:
-    """The option of `mt translate` that gives a setting of `DecodeConfig`."""
-    return _OPTIONS.get(setting, f"--{setting.replace('_', '-')}")
+    """Return the option that gives a setting of `decode`, or an argument of a function; any other key as it is."""
+    name = setting.removeprefix("decode.")
+    return _OPTIONS.get(name, f"--{name.replace('_', '-')}") if name.isidentifier() else setting
 
 
 def search_settings(base: DecodeConfig, changes: Mapping[str, Any]) -> DecodeConfig:
@@ -111,12 +111,7 @@ def search_settings(base: DecodeConfig, changes: Mapping[str, Any]) -> DecodeCon
     try:
         return replace(base, **changes)
     except ConfigError as error:
-        raise ConfigError(with_options(str(error))) from None
-
-
-def with_options(message: str) -> str:
-    """A message about settings of `decode`, as one about the options that give them."""
-    return re.sub(r"\bdecode\.(\w+)", lambda match: option_of(match[1]), message)
+        raise error.renamed(option_of) from None
 
 
 def translate_files(
@@ -223,7 +218,7 @@ class _Work:
         texts, are_valid = zip(*map(decoded, taken), strict=True)
         if not all(are_valid):
             number = self.prefixes.reader.n_lines - n_lines + are_valid.index(False) + 1
-            raise DataError(f"{self.prefixes.name}, line {number:,}: is not valid UTF-8: mend the line")
+            raise DataError(f"{self.prefixes.name}, line {number:,}: is not valid UTF-8: fix the line")
         return list(texts)
 
     def _contents(self, entries: Sequence[_Entry]) -> list[bytes]:

@@ -162,7 +162,7 @@ def require_utf8(line: bytes, path: Path, number: int) -> None:
         line.decode()
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path}, line {number:,}: byte 0x{line[error.start]:02x} at offset {error.start:,} is not UTF-8: mend "
+            f"{path}, line {number:,}: byte 0x{line[error.start]:02x} at offset {error.start:,} is not UTF-8: fix "
             "the line, or leave --strict out to have such bytes read as U+FFFD"
         ) from None
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mt.config import DecodeConfig
+from mt.config.settings import DecodeConfig
 from mt.data.batch import packed_pairs
 from mt.decode.candidates import log_normaliser
 from mt.decode.search import length_penalty
@@ -24,8 +24,8 @@ from mt.model import Transformer
 from mt.run_folder import open_model
 from mt.system.device import choose_device, choose_dtype
 from mt.system.malloc import trim_heap, tune_malloc
+from mt.text.corpora import SentencePair
 from mt.text.normalise import Normalisers
-from mt.text.sources import SentencePair
 from mt.text.tokenizer import EOS_ID, Tokenizer
 
 # Pairs that are read before the first is scored, so that those of equal length can go together.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mt.config import DecodeConfig
+from mt.config.settings import DecodeConfig
 from mt.data.batch import assemble_sources
 from mt.decode.candidates import (
     BLOCK,

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from mt.checkpoint import CHECKSUMS, TOKENIZER, WEIGHTS, ModelFolder
-from mt.config import MAX_BEAM_SIZE, DecodeConfig
+from mt.config.settings import MAX_BEAM_SIZE, DecodeConfig
 from mt.decode.graphs import Graphs
 from mt.decode.oddities import fewest_tokens, is_in_a_loop, is_too_long, repeated_tokens
 from mt.decode.parallel import Forks, side_by_side
@@ -300,7 +300,7 @@ class Translator:
                     f"the beam size ({most})",
                     f"raise the beam size (up to {MAX_BEAM_SIZE}) or ask for fewer",
                 )
-            raise ConfigError(f"n_best: expected 1 to {limit}, got {n_best}: {remedy}")
+            raise ConfigError("n_best", f"expected 1 to {limit}, got {n_best}", remedy)
         begun = None if prefixes is None else iter(prefixes)
         return self._translate_lines(iter(lines), decode, n_best, begun, aligner, on_progress or (lambda _: None))
 
@@ -409,8 +409,11 @@ class Translator:
     def _why_nothing_is_found(self, sentence: _Sentence, decode: DecodeConfig) -> MTError:
         if decode.no_repeat_ngram_size and decode.min_length:
             return ConfigError(
-                f"decode.min_length: no translation has {decode.min_length} tokens if no {decode.no_repeat_ngram_size} "
-                "of them may come twice: lower decode.min_length or raise decode.no_repeat_ngram_size"
+                "decode.min_length",
+                f"no translation has {decode.min_length} tokens if no {decode.no_repeat_ngram_size} "
+                "of them may come twice",
+                "lower decode.min_length or raise decode.no_repeat_ngram_size",
+                others=("decode.min_length", "decode.no_repeat_ngram_size"),
             )
         return CheckpointError(
             f"the model returns NaN for {self.tokenizer.decode(sentence.ids)[:80]!r}: try --precision fp32; if "

@@ -174,10 +174,10 @@ def metric_keys(names: Sequence[str] | None) -> list[str]:
         if name not in (*METRICS, "all"):
             if "," in name:
                 each = " ".join(f"--metric {part.strip()}" for part in name.split(",") if part.strip())
-                raise ConfigError(f"metric: expected one name, got {name}: give {each}")
+                raise ConfigError("metric", f"expected one name, got {name}", f"give {each}")
             close = difflib.get_close_matches(name.lower(), (*METRICS, "all"), n=1)
             hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(METRICS)}, all"
-            raise ConfigError(f"metric: no metric is called {name}, {hint}")
+            raise ConfigError("metric", f"no metric is called {name}, {hint}")
     if "bleu-2017" in names:
         _require_sacremoses()
     every = [key for key in METRICS if key != "bleu-2017" or _has_sacremoses()]
@@ -213,12 +213,14 @@ def check_samples(n_samples: int, n_lines: int, bytes_of_a_line: int) -> None:
         ConfigError: samples that are too few, or too many for the memory.
     """
     if n_samples < FEWEST_SAMPLES:
-        raise ConfigError(f"samples: expected at least {FEWEST_SAMPLES}, got {n_samples}")
+        raise ConfigError("samples", f"expected at least {FEWEST_SAMPLES}, got {n_samples}")
     n_bytes = n_samples * n_lines * bytes_of_a_line
     if n_bytes > _MOST_BYTES:
         most = _MOST_BYTES // (n_lines * bytes_of_a_line)
         raise ConfigError(
-            f"samples: {n_samples:,} of {n_lines:,} lines take {n_bytes / 1e9:.0f} GB of memory: give {most:,} or fewer"
+            "samples",
+            f"{n_samples:,} of {n_lines:,} lines take {n_bytes / 1e9:.0f} GB of memory",
+            f"give {most:,} or fewer",
         )
 
 
@@ -248,7 +250,7 @@ def _has_sacremoses() -> bool:
 
 def _require_sacremoses() -> None:
     if not _has_sacremoses():
-        raise ConfigError("metric: bleu-2017 needs one more package: pip install sacremoses")
+        raise ConfigError("metric", "bleu-2017 needs one more package", "pip install sacremoses")
 
 
 def _splitter_of_2017(tgt_lang: str) -> tuple[Callable[[str], str], str]:

@@ -72,21 +72,23 @@ def check_folder(folder: Path) -> None:
     """
     try:
         if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"report: {folder} is a file: give a folder")
+            raise ConfigError("report", f"{folder} is a file", "give a folder")
         if folder.suffix in (".html", ".json", ".md") and not folder.exists():
-            raise ConfigError(f"report: {folder}: give a folder, where {HTML_NAME} and the others will lie")
+            raise ConfigError("report", str(folder), f"give a folder, where {HTML_NAME} and the others will lie")
         inside = folder.resolve()
         for place in (inside, *inside.parents[:2]):
             for name, what in _OTHERS.items():
                 if (place / name).exists():
-                    raise ConfigError(f"report: {folder} is part of {what} ({place}): give a folder of its own")
+                    raise ConfigError("report", f"{folder} is part of {what} ({place})", "give a folder of its own")
         if _is_other_report(folder / JSON_NAME):
-            raise ConfigError(f"report: {folder} holds another {JSON_NAME}, which would be lost: give another folder")
+            raise ConfigError(
+                "report", f"{folder} holds another {JSON_NAME}, which would be lost", "give another folder"
+            )
         existing = next(place for place in (inside, *inside.parents) if place.exists())
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        raise ConfigError(f"report: {folder} cannot be written: {error.strerror}") from None
+        raise ConfigError("report", f"{folder} cannot be written: {error.strerror}") from None
 
 
 def _is_other_report(path: Path) -> bool:

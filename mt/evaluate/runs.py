@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mt.checkpoint import ModelFolder, file_checksum
-from mt.config import DecodeConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
-from mt.configfile import config_differences, settings_of
+from mt.config.loading import config_differences, settings_of
+from mt.config.settings import DecodeConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
 from mt.decode.translator import Translator
 from mt.errors import ConfigError, DataError, MTError
 from mt.evaluate.analysis import words_of
@@ -21,8 +21,8 @@ from mt.evaluate.report_files import JSON_NAME
 from mt.evaluate.scores import TranslatedSet
 from mt.run_folder import RunFolder, open_model
 from mt.system.device import choose_device, choose_dtype, hardware
+from mt.text.corpora import SentencePair, readers_of
 from mt.text.corpus import PreparedCorpus, with_tag
-from mt.text.sources import SentencePair, read_pairs
 from mt.text.tokenizer import Tokenizer
 
 MOST_POINTS = 200  # of a curve; metrics.jsonl has all of them
@@ -163,10 +163,10 @@ class KnownModel:
         for name in wanted:
             if name not in known:
                 names = f"it has {', '.join(known)}" if known else "its config names none under data.test"
-                raise ConfigError(f"--test {name}: {self.path} has no test set of that name: {names}")
+                raise ConfigError(f"--test {name}", f"{self.path} has no test set of that name", names)
         if not known:
             raise ConfigError(
-                f"{self.path}: its config names no test set under data.test: score files with --hyp and --ref"
+                self.path, "its config names no test set under data.test", "score files with --hyp and --ref"
             )
         return list(dict.fromkeys(wanted)) or list(known)
 
@@ -178,12 +178,9 @@ class KnownModel:
         """
         if self.corpus is not None:
             return {name: self.corpus.test_pairs[name] for name in names}
-        config = self.folder.config
-        sources = {name: config.data.test[name] for name in names}
-        return {
-            name: with_tag(read_pairs(source, config.src_lang, config.tgt_lang, "test"), source.tag)
-            for name, source in sources.items()
-        }
+        readers = readers_of(self.folder.config)
+        wanted = {name: readers[f"data.test.{name}"] for name in names}
+        return {name: with_tag(reader.pairs(), reader.corpus.tag) for name, reader in wanted.items()}
 
     def test_references(self, name: str) -> list[str] | None:
         """Return the references of a test set, or of the validation set, called valid; None where they are gone."""

@@ -74,7 +74,7 @@ def compare(
     """
     assert seed, "sacreBLEU takes 0 for no seed"
     if test not in TESTS:
-        raise ConfigError(f"significance: expected {' or '.join(TESTS)}, got {test}")
+        raise ConfigError("significance", f"expected {' or '.join(TESTS)}, got {test}")
     references = reference_sets(references)
     for hypotheses in (baseline[1], *systems.values()):
         check_parallel(hypotheses, references)

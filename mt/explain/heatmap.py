@@ -36,7 +36,7 @@ def explained_page(model: str | Path, src: str, tgt: str | None, device: str = "
     src, tgt = normalisers.src(src), None if tgt is None else normalisers.tgt(tgt)
     for key, text in (("src", src), ("tgt", tgt)):
         if text == "":
-            raise ConfigError(f"{key}: is blank: give a sentence")
+            raise ConfigError(key, "is blank", "give a sentence")
     tokenizer = translator.tokenizer
     source = [*tokenizer.encode(src), EOS_ID]
     longest = min(LONGEST, translator.model.positions.n_positions or LONGEST)
@@ -75,4 +75,4 @@ def attention_maps(model: Transformer, source: Sequence[int], target: Sequence[i
 
 def _check_length(key: str, ids: Sequence[int], longest: int) -> None:
     if len(ids) > longest:
-        raise ConfigError(f"{key}: has {len(ids):,} tokens, and a map can show {longest}: give one sentence")
+        raise ConfigError(key, f"has {len(ids):,} tokens, and a map can show {longest}", "give one sentence")

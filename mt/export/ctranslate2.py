@@ -30,8 +30,8 @@ from mt.checkpoint import (
     check_file,
     file_checksum,
 )
-from mt.config import DecodeConfig, ModelConfig, RunConfig
-from mt.configfile import as_yaml, dump_config, load_config
+from mt.config.loading import as_yaml, dump_config, load_config
+from mt.config.settings import DecodeConfig, ModelConfig, RunConfig
 from mt.decode.lines import lines_of_text
 from mt.decode.search import (
     LONGER_THAN_SOURCE,
@@ -155,9 +155,9 @@ def export(
     """
     _package()
     if quantization not in QUANTIZATIONS:
-        raise ConfigError(f"quantization: expected {', '.join(QUANTIZATIONS)}, got {quantization!r}")
+        raise ConfigError("quantization", f"expected {', '.join(QUANTIZATIONS)}, got {quantization!r}")
     if output_dir.exists():
-        raise ConfigError(f"{output_dir}: exists already: delete it, or choose another output folder")
+        raise ConfigError(output_dir, "exists already", "delete it, or choose another output folder")
     folder = open_model(model_path)
     refuse_inexpressible(folder.config.model)
     described, lines = _lines_to_compare(folder, verify_with)
@@ -183,7 +183,7 @@ def refuse_inexpressible(config: ModelConfig) -> None:
     if refused:
         found = " or ".join(f"model.{name}: {as_yaml(getattr(config, name))}" for name in refused)
         wanted = ", ".join(f"model.{name}: {as_yaml(getattr(default, name))}" for name in refused)
-        raise ConfigError(f"CTranslate2 does not have {found}: translate with mt itself, or train with {wanted}")
+        raise ConfigError("", f"CTranslate2 does not have {found}", f"translate with mt itself, or train with {wanted}")
 
 
 def transformer_spec(model: Transformer, pieces: list[str], n_positions: int) -> Any:
@@ -571,8 +571,9 @@ class CTranslate2Backend(Backend):
         quantization = folder.manifest["quantization"]
         if precision != "auto":
             raise ConfigError(
-                f"precision: CTranslate2 computes as its model was exported, here {quantization}: leave it at auto, "
-                "or export the model in another quantization"
+                "precision",
+                f"CTranslate2 computes as its model was exported, here {quantization}",
+                "leave it at auto, or export the model in another quantization",
             )
         try:
             return cls(
@@ -628,23 +629,26 @@ class CTranslate2Backend(Backend):
         """
         if decode.length_penalty != 0 and decode.length_penalty_form != "plain" and not decode.sample:
             raise ConfigError(
-                f"decode.length_penalty_form: is {decode.length_penalty_form}, which CTranslate2 does not have: "
-                "set it to plain, or decode.length_penalty to 0"
+                "decode.length_penalty_form",
+                f"is {decode.length_penalty_form}, which CTranslate2 does not have",
+                "set it to plain, or decode.length_penalty to 0",
+                others=["decode.length_penalty"],
             )
         longest = max(decode.max_length or 0, decode.min_length + 1)
         if longest > self.n_positions:
             key, value = ("max_length", decode.max_length) if decode.max_length else ("min_length", decode.min_length)
             raise ConfigError(
-                f"decode.{key}: is {value:,}, and this export has room for {self.n_positions:,} tokens: lower it, or "
-                "set decode.max_length in the model's config and export it again"
+                f"decode.{key}",
+                f"is {value:,}, and this export has room for {self.n_positions:,} tokens",
+                "lower it, or set decode.max_length in the model's config and export it again",
             )
         if decode.sample and decode.seed != DecodeConfig().seed:
             raise ConfigError(
-                f"decode.seed: is {decode.seed}, but CTranslate2 draws other translations each time: leave it out"
+                "decode.seed", f"is {decode.seed}, but CTranslate2 draws other translations each time", "leave it out"
             )
         if decode.sample and decode.top_k == 1 and n_best > 1:
             raise ConfigError(
-                "decode.top_k: is 1, from which CTranslate2 draws one translation only: raise it, or ask for one"
+                "decode.top_k", "is 1, from which CTranslate2 draws one translation only", "raise it, or ask for one"
             )
 
     def log_probs(self, sentences: Sequence[Sequence[int]], translations: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -755,5 +759,5 @@ def _device(name: str) -> str:
     if device.type == "cuda" and _package().get_cuda_device_count() == 0:
         if name == "auto":
             return "cpu"
-        raise ConfigError(f"device: {name} is asked for, but CTranslate2 finds no CUDA device: use cpu")
+        raise ConfigError("device", f"{name} is asked for, but CTranslate2 finds no CUDA device", "use cpu")
     return str(device)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mt.config import ModelConfig
+from mt.config.settings import ModelConfig
 from mt.dropout import add_dropped, checkpoint_rng_contexts, dropout
 from mt.model.context import Context, TargetContext
 from mt.model.kernels import Layer, activation

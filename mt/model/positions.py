@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mt.config import ModelConfig
+from mt.config.settings import ModelConfig
 from mt.dropout import dropout
 from mt.model.kernels import Layer
 

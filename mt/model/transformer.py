@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mt.config import ModelConfig
+from mt.config.settings import ModelConfig
 from mt.data.batch import Layout, PackedBatch, SourceBatch
 from mt.model import layers
 from mt.model.context import Cache, Cached, Packed, PackedTarget, Recorded, rows_of

@@ -57,7 +57,7 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
         return torch.device("cpu")
     asked = re.fullmatch(r"auto|cuda(?::(\d+))?", name)
     if asked is None:
-        raise ConfigError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
+        raise ConfigError("device", f"expected auto, cpu, cuda or cuda:N, got {name!r}")
     has_cuda = torch.cuda.is_available()
     if has_cuda:
         with warnings.catch_warnings():  # torch's many lines on a card that it has no code for: we say it in one
@@ -65,7 +65,7 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
             current = torch.cuda.current_device()
         index = int(asked[1]) if asked[1] else current if local_rank is None else local_rank
         if index >= (n_devices := torch.cuda.device_count()):
-            raise ConfigError(f"device: cuda:{index} is asked for, but the last CUDA device is cuda:{n_devices - 1}")
+            raise ConfigError("device", f"cuda:{index} is asked for, but the last CUDA device is cuda:{n_devices - 1}")
         obstacle = _why_no_code_for(index)
         if obstacle is None:
             if torch.version.hip:
@@ -76,7 +76,7 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     # Ranks must not choose for themselves: the others may have a card that works.
     if name != "auto" or (has_cuda and local_rank is not None):
         obstacle = obstacle or f"torch {torch.__version__} finds no CUDA device"
-        raise ConfigError(f"device: {name} is asked for, but {obstacle}: use cpu")
+        raise ConfigError("device", f"{name} is asked for, but {obstacle}", "use cpu")
     if obstacle and not local_rank:
         note(f"running on the CPU: {obstacle}")
     return torch.device("cpu")
@@ -122,11 +122,11 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     if precision != "auto":
         if precision not in DTYPES:
-            raise ConfigError(f"precision: expected auto, bf16, fp16 or fp32, got {precision!r}")
+            raise ConfigError("precision", f"expected auto, bf16, fp16 or fp32, got {precision!r}")
         if precision == "fp16" and device.type == "cpu":
-            raise ConfigError("precision: fp16 needs a GPU; on a CPU use bf16, fp32 or auto")
+            raise ConfigError("precision", "fp16 needs a GPU; on a CPU use bf16, fp32 or auto")
         if precision == "bf16" and device.type == "cuda" and not has_bf16:
-            raise ConfigError("precision: bf16 needs a GPU of compute capability 8.0; use fp16, fp32 or auto")
+            raise ConfigError("precision", "bf16 needs a GPU of compute capability 8.0; use fp16, fp32 or auto")
         return DTYPES[precision]
     if device.type == "cuda":
         return torch.bfloat16 if has_bf16 else torch.float16

@@ -30,15 +30,12 @@ class WriteError(MTError):
             error: an OSError, or what a library makes of one.
             then: what to do once there is space again.
         """
-        super().__init__(path, error, then)
-        self.path, self.error = path, error
         number = _errno(error)
         reason = str(error) if number is None else os.strerror(number)
         remedy = _REMEDIES.get(number or 0)
-        self._text = f"{path}: cannot be written: {reason}" + (f": {remedy}, then {then}" if remedy else "")
-
-    def __str__(self) -> str:
-        return self._text
+        super().__init__(path, f"cannot be written: {reason}", f"{remedy}, then {then}" if remedy else "")
+        self.args = path, error, then  # that pickle makes it of
+        self.path, self.error = path, error
 
 
 @contextmanager

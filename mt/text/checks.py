@@ -12,15 +12,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mt.config import RunConfig, SourceConfig
-from mt.errors import ConfigError
+from mt.config.settings import Corpus, RunConfig
+from mt.errors import ConfigError, MTError
+from mt.text.corpora import SentencePair
 from mt.text.duplicates import pair_keys
-from mt.text.languages import LanguageIdentifier
+from mt.text.languages import LanguageIdentifier, NotInstalledError
 from mt.text.lengths import first_break
 from mt.text.overlap import HeldOut
 from mt.text.sample import Sample
 from mt.text.scripts import expected_scripts, script_fractions, wrong_script_fraction
-from mt.text.sources import SentencePair
 
 Level = Literal["error", "warning", "note"]
 
@@ -40,6 +40,12 @@ class Finding:
     key: str  # of the source or setting in the config
     problem: str  # where and what
     fix: str  # what to do
+
+    @classmethod
+    def of(cls, error: MTError, check: str, key: str) -> Finding:
+        """Return the finding for an error that preparing or training would end with."""
+        problem = f"{error.place}: {error.problem}" if error.place else error.problem
+        return cls("error", check, key, problem, error.fix or f"correct {key}")
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -67,10 +73,10 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 _HTML = re.compile(rb"\s*(<!doctype html|<html|<\?xml)", re.IGNORECASE)
 
 
-def check_files(key: str, source: SourceConfig) -> list[Finding]:
+def check_files(key: str, corpus: Corpus) -> list[Finding]:
     """Files that hold something else than their name says, though they could be opened."""
     findings = []
-    for name in filter(None, (source.src, source.tgt, source.file)):
+    for name in corpus.files:
         if Path(name).exists() and not (Path(name).is_file() or Path(name).is_dir()):
             problem = "is no file but a pipe or a device, and this text is read several times"
             findings.append(Finding("error", "pipe", key, f"{name}: {problem}", "save it as a file"))
@@ -79,7 +85,7 @@ def check_files(key: str, source: SourceConfig) -> list[Finding]:
             with Path(name).open("rb") as stream:
                 beginning = stream.read(_BEGINNING_BYTES)
         except OSError:
-            continue  # reading the source says why
+            continue  # reading the corpus says why
         if beginning.startswith(_LFS):
             problem, fix = "is a Git LFS pointer, not the text itself", "fetch the text with git lfs pull"
             findings.append(Finding("error", "lfs_pointer", key, f"{name}: {problem}", fix))
@@ -177,7 +183,7 @@ _TRACES = (
         _MOJIBAKE,
         0.002,
         "hold UTF-8 that was read as Latin-1",
-        "get the text from where it was whole, or mend it with ftfy",
+        "get the text from where it was whole, or fix it with ftfy",
     ),
     _Trace("replaced", re.compile("\ufffd"), 0.01, "hold U+FFFD for lost characters", "decode the original text anew"),
     _Trace(
@@ -320,11 +326,11 @@ def check_held_out(samples: Sequence[Sample]) -> list[Finding]:
         n_shared = len(seen & here)
         if n_shared >= _SAME_SET * min(len(seen), len(here)):
             problem = (
-                f"{n_shared:,} of its {len(valid.src):,} pairs are in {sample.key} ({sample.source.description}), too"
+                f"{n_shared:,} of its {len(valid.src):,} pairs are in {sample.key} ({sample.corpus.description}), too"
             )
             fix = "give other text: what chooses the checkpoint cannot judge it, too"
             findings.append(
-                Finding("warning", "valid_is_test", valid.key, f"{valid.source.description}: {problem}", fix)
+                Finding("warning", "valid_is_test", valid.key, f"{valid.corpus.description}: {problem}", fix)
             )
     return findings
 
@@ -345,7 +351,7 @@ def _empty_lines(sample: Sample) -> list[Finding]:
 
 
 def _validation_size(valid: Sample) -> list[Finding]:
-    place = valid.source.description
+    place = valid.corpus.description
     if valid.n_pairs < SMALLEST_VALIDATION:
         problem = f"has {valid.n_pairs:,} pairs: scores of so few leave the choice of a checkpoint to chance"
         return [Finding("warning", "valid_size", valid.key, f"{place}: {problem}", "give 1,000 to 3,000")]
@@ -368,12 +374,11 @@ def language_identifier(config: RunConfig) -> tuple[LanguageIdentifier | None, l
     """What tells languages apart, or a note why there is nothing."""
     try:
         return _identifier(config.src_lang, config.tgt_lang), []
+    except NotInstalledError as error:
+        problem = "languages: were looked at by their scripts alone, for py3langid is not installed"
+        return None, [Finding("note", "no_py3langid", "languages", problem, error.fix)]
     except ConfigError as error:
-        if "not installed" in str(error):
-            problem = "languages: were looked at by their scripts alone, for py3langid is not installed"
-            return None, [Finding("note", "no_py3langid", "languages", problem, "pip install 'mt-train[language]'")]
-        unknown = str(error).partition(": ")[2].partition(": ")[0]
-        problem = f"languages: were looked at by their scripts alone: {unknown}"
+        problem = f"languages: were looked at by their scripts alone: {error.problem}"
         return None, [Finding("note", "unknown_language", "languages", problem, "correct the code, if it is wrong")]
 
 
@@ -409,7 +414,7 @@ def _wrong_scripts(sample: Sample) -> list[Finding]:
 
 def _swapped(sample: Sample) -> Finding:
     src_lang, tgt_lang = sample.langs
-    problem = f"{sample.source.description}: the sides are swapped: src is {tgt_lang}, and tgt is {src_lang}"
+    problem = f"{sample.corpus.description}: the sides are swapped: src is {tgt_lang}, and tgt is {src_lang}"
     return Finding("warning", "swapped", sample.key, problem, "swap them, or src_lang and tgt_lang")
 
 
@@ -475,7 +480,7 @@ def check_duplicates(sample: Sample, folds: Sequence[Sequence[str]], config: Run
         return []
     what = "of the pairs" if sample.is_whole else "of the pairs looked at, and so more of the whole,"
     problem = (
-        f"{sample.source.description}: {percent(folded)} {what} came before, case and punctuation aside "
+        f"{sample.corpus.description}: {percent(folded)} {what} came before, case and punctuation aside "
         f"({percent(exact)} to the letter)"
     )
     is_kept = config.data.clean.duplicates == "keep"
@@ -510,7 +515,7 @@ def check_contamination(
 
 def _contamination(sample: Sample, name: str, places: Sequence[int], config: RunConfig) -> Finding:
     problem = (
-        f"{sample.source.description}: {len(places):,} of the {len(sample.src):,} pairs looked at have a side in "
+        f"{sample.corpus.description}: {len(places):,} of the {len(sample.src):,} pairs looked at have a side in "
         f"{name}, such as {_such_as(sample, 0, places[0])}"
     )
     fix = "set data.clean.contamination: true, or its scores mean little"

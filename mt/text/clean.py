@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from mt.config import CleanConfig
+from mt.config.settings import CleanConfig
+from mt.text.corpora import SentencePair
 from mt.text.languages import LanguageIdentifier
 from mt.text.normalise import Change, Normaliser
 from mt.text.scripts import expected_scripts, n_letters_and_marks, wrong_script_fraction
-from mt.text.sources import SentencePair
 
 Reason = Literal[
     "empty",

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mt.config import RunConfig
+from mt.config.settings import RunConfig
 from mt.errors import DataError
-from mt.text.sources import SentencePair, read_pairs
+from mt.text.corpora import SentencePair, readers_of
 
 FORMAT_VERSION = 2
 
@@ -112,18 +112,18 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text("utf-8"))
         version, sizes = manifest["format_version"], manifest["file_bytes"]
     except FileNotFoundError:
-        raise DataError(f"{folder}: is no prepared corpus, it has no manifest.json") from None
+        raise DataError(folder, "is no prepared corpus, it has no manifest.json") from None
     except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(f"{folder}: is no prepared corpus, its manifest.json is damaged: {advice}") from None
+        raise DataError(folder, "is no prepared corpus, its manifest.json is damaged", advice) from None
     if version != FORMAT_VERSION:
-        raise DataError(f"{folder}: has format version {version}, this mt reads {FORMAT_VERSION}: {advice}")
+        raise DataError(folder, f"has format version {version}, this mt reads {FORMAT_VERSION}", advice)
     for name, n_bytes in sizes.items():
         path = folder / name
         if not path.is_file():
-            raise DataError(f"{folder}: is incomplete, {name} is missing: {advice}")
+            raise DataError(folder, f"is incomplete, {name} is missing", advice)
         if path.stat().st_size != n_bytes:
             raise DataError(
-                f"{folder}: is damaged, {name} has {path.stat().st_size:,} bytes instead of {n_bytes:,}: {advice}"
+                folder, f"is damaged, {name} has {path.stat().st_size:,} bytes instead of {n_bytes:,}", advice
             )
     return manifest
 
@@ -151,13 +151,13 @@ def first_test_pairs(
     Raises:
         DataError: the text is missing or unreadable, or would have to be fetched and may not.
     """
-    name, source = next(iter(config.data.test.items()), ("valid", config.data.valid))
-    description = f"{name}: {source.description}"
+    name = next(iter(config.data.test), "valid")
+    reader = readers_of(config)[f"data.test.{name}" if config.data.test else "data.valid"]
+    description = f"{name}: {reader.corpus.description}"
     prepared = Path(config.data.prepared_dir) / str(fingerprint)
     if prepared.is_dir():
         corpus = PreparedCorpus.open(prepared)
         return description, {"valid": corpus.valid_pairs, **corpus.test_pairs}[name]
-    if not may_fetch and source.src is None and source.file is None:
-        raise DataError(f"{source.description}: is not at hand")
-    split = "validation" if name == "valid" else "test"
-    return description, with_tag(read_pairs(source, config.src_lang, config.tgt_lang, split), source.tag)
+    if not may_fetch and not reader.corpus.files:
+        raise DataError(reader.corpus.description, "is not available without fetching it")
+    return description, with_tag(reader.pairs(), reader.corpus.tag)

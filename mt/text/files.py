@@ -19,17 +19,18 @@ from mt.errors import DataError
 COMPRESSIONS = (".gz", ".xz", ".zst")
 
 _UTF8_BOM = b"\xef\xbb\xbf"
-_PACKED = "compressed, and its name does not say so: unpack it, or end its name in"
-_NO_TEXT = {
-    b"\xff\xfe\x00\x00": "UTF-32, expected UTF-8: convert it with iconv -f UTF-32 -t UTF-8",
-    b"\xff\xfe": "UTF-16, expected UTF-8: convert it with iconv -f UTF-16 -t UTF-8",
-    b"\xfe\xff": "UTF-16, expected UTF-8: convert it with iconv -f UTF-16 -t UTF-8",
-    b"\x1f\x8b": f"{_PACKED} .gz",
-    b"\xfd7zXZ\x00": f"{_PACKED} .xz",
-    b"\x28\xb5\x2f\xfd": f"{_PACKED} .zst",
-    b"BZh": "compressed with bzip2: unpack it",
-    b"PK\x03\x04": "a zip archive: unpack it",
-    b"PAR1\x15": "a Parquet file: give it as {file}, and end its name in .parquet",
+_PACKED = "is compressed, and its name does not say so"
+# What a file begins with → what it is, and what to do.
+_NO_TEXT: dict[bytes, tuple[str, str]] = {
+    b"\xff\xfe\x00\x00": ("is UTF-32, expected UTF-8", "convert it with iconv -f UTF-32 -t UTF-8"),
+    b"\xff\xfe": ("is UTF-16, expected UTF-8", "convert it with iconv -f UTF-16 -t UTF-8"),
+    b"\xfe\xff": ("is UTF-16, expected UTF-8", "convert it with iconv -f UTF-16 -t UTF-8"),
+    b"\x1f\x8b": (_PACKED, "unpack it, or end its name in .gz"),
+    b"\xfd7zXZ\x00": (_PACKED, "unpack it, or end its name in .xz"),
+    b"\x28\xb5\x2f\xfd": (_PACKED, "unpack it, or end its name in .zst"),
+    b"BZh": ("is compressed with bzip2", "unpack it"),
+    b"PK\x03\x04": ("is a zip archive", "unpack it"),
+    b"PAR1\x15": ("is a Parquet file", "give it as {file}, and end its name in .parquet"),
 }
 _BEGINNING_BYTES = 64  # that tell UTF-16 without a mark
 _BLOCK_BYTES = 1 << 20
@@ -43,15 +44,15 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         where = "" if path.is_absolute() else f" (looked for in {Path.cwd()})"
-        raise DataError(f"{path}: no such file{where}") from None
+        raise DataError(path, f"no such file{where}") from None
     except IsADirectoryError:
-        raise DataError(f"{path}: is a folder, expected a text file") from None
+        raise DataError(path, "is a folder, expected a text file") from None
     except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
         if isinstance(error, EOFError) or "end-of-stream" in str(error):
-            raise DataError(f"{path}: ends too early, it was cut off: copy or download it again") from None
-        raise DataError(f"{path}: is no {path.suffix} file, or is damaged ({error}): fetch it again") from None
+            raise DataError(path, "ends too early, it was cut off", "copy or download it again") from None
+        raise DataError(path, f"is no {path.suffix} file, or is damaged ({error})", "fetch it again") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise DataError(path, f"cannot be read: {error.strerror or error}") from None
 
 
 def open_bytes(path: Path) -> BinaryIO:
@@ -74,7 +75,7 @@ class _ZstdFile(io.RawIOBase):
         try:
             import zstandard
         except ImportError:
-            raise DataError(f"{path}: reading .zst needs one more package: pip install zstandard") from None
+            raise DataError(path, "reading .zst needs one more package", "pip install zstandard") from None
         self._new_frame = zstandard.ZstdDecompressor().decompressobj
         self._zstd_error = zstandard.ZstdError
         self._frame: Any = None  # the decompressor of the frame being read
@@ -101,7 +102,7 @@ class _ZstdFile(io.RawIOBase):
             try:
                 self._text = self._frame.decompress(self._compressed)
             except self._zstd_error:
-                raise DataError(f"{self._path}: is no .zst file, or is damaged: fetch it again") from None
+                raise DataError(self._path, "is no .zst file, or is damaged", "fetch it again") from None
             self._compressed = self._frame.unused_data
             if self._frame.eof:
                 self._frame = None
@@ -119,11 +120,11 @@ def require_text(beginning: bytes, path: Path) -> None:
     Raises:
         DataError: the file begins as UTF-16 or as a compressed file does.
     """
-    for magic, what in _NO_TEXT.items():
+    for magic, (problem, fix) in _NO_TEXT.items():
         if beginning.startswith(magic):
-            raise DataError(f"{path}: is {what}")
+            raise DataError(path, problem, fix)
     if encoding := _utf16_without_mark(beginning[:_BEGINNING_BYTES]):
-        raise DataError(f"{path}: is UTF-16, expected UTF-8: convert it with iconv -f {encoding} -t UTF-8")
+        raise DataError(path, "is UTF-16, expected UTF-8", f"convert it with iconv -f {encoding} -t UTF-8")
 
 
 def _utf16_without_mark(beginning: bytes) -> str | None:
@@ -169,8 +170,9 @@ def _read_lines(path: Path) -> Iterator[list[str]]:
         except UnicodeDecodeError as error:
             number = n_lines + raw.count(b"\n", 0, error.start) + 1
             raise DataError(
-                f"{path}, line {number:,}: byte 0x{raw[error.start]:02x} at offset {offset + error.start:,} is not "
-                "UTF-8: mend the line, or convert the file (iconv -f LATIN1 -t UTF-8, if that is what it is)"
+                f"{path}, line {number:,}",
+                f"byte 0x{raw[error.start]:02x} at offset {offset + error.start:,} is not UTF-8",
+                "fix the line, or convert the file (iconv -f LATIN1 -t UTF-8, if that is what it is)",
             ) from None
         lines = text.split("\n")
         if not lines[-1]:
@@ -217,7 +219,7 @@ def content_hash(path: Path) -> str:
     with explained(path):
         found = path.stat()
         if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
-            raise DataError(f"{path}: is no file but a pipe or a device, and this text is read several times: save it")
+            raise DataError(path, "is no file but a pipe or a device, and this text is read several times", "save it")
         return _hash_of_unchanged_file(path.resolve(), found.st_size, found.st_mtime_ns)
 
 

@@ -13,15 +13,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mt.config import SourceConfig
+from mt.config.settings import HubDataset
 from mt.errors import DataError
 from mt.text.files import content_hash
-from mt.text.tables import Columns, TextColumns, Texts
+from mt.text.tables import TextColumns, Texts
 
 
-def read_dataset(
-    source: SourceConfig, split: str, langs: tuple[str, str], columns: Columns | None, size: int
-) -> Iterator[Texts]:
+class UnreachableError(DataError):
+    """The hub does not answer, and there is no copy of the data set in the cache."""
+
+
+def read_dataset(corpus: HubDataset, split: str, langs: tuple[str, str], size: int) -> Iterator[Texts]:
     """Both sides of a split, at most `size` rows at a time, in flat memory.
 
     Args:
@@ -29,42 +31,40 @@ def read_dataset(
     Raises:
         DataError: the data set, its config, its split or its columns do not exist, or the hub cannot be reached.
     """
-    assert source.dataset is not None
-    where = f"data set {source.dataset}"
-    dataset = _load_dataset(source.dataset, source.config, split, source.streaming)
-    found = TextColumns.find(dataset.features.arrow_schema, where, langs, columns) if dataset.features else None
+    where = f"data set {corpus.dataset}"
+    dataset = _load_dataset(corpus.dataset, corpus.config, split, corpus.streaming)
+    found = TextColumns.find(dataset.features.arrow_schema, where, langs, corpus.columns) if dataset.features else None
     n_rows = 0
     # Whole batches of Arrow columns: row by row, WMT14 would take many minutes.
     tables = iter(dataset.with_format("arrow").iter(batch_size=size))
     while (table := _next_table(tables, where, n_rows)) is not None:
-        found = found or TextColumns.find(table.schema, where, langs, columns)
+        found = found or TextColumns.find(table.schema, where, langs, corpus.columns)
         for batch in table.to_batches():
             yield found.texts(batch, n_rows)
             n_rows += batch.num_rows
 
 
-def count_rows(source: SourceConfig, split: str) -> int | None:
+def count_rows(corpus: HubDataset, split: str) -> int | None:
     """Rows of a split; None where it is streamed.
 
     Raises:
         DataError: as `read_dataset`.
     """
-    assert source.dataset is not None
-    if source.streaming:
+    if corpus.streaming:
         return None
-    return len(_load_dataset(source.dataset, source.config, split, source.streaming))
+    return len(_load_dataset(corpus.dataset, corpus.config, split, corpus.streaming))
 
 
-def dataset_fingerprint(source: SourceConfig) -> str:
+def dataset_fingerprint(corpus: HubDataset) -> str:
     """A name for the content: of a local folder by its files, of a remote set by what the user wrote."""
-    assert source.dataset is not None
-    config_and_split = json.dumps([source.config, source.split])
-    if _is_local(source.dataset):
-        return f"dataset-folder:{_folder_fingerprint(Path(source.dataset))}:{config_and_split}"
-    return f"dataset:{source.dataset}:{config_and_split}"
+    config_and_split = json.dumps([corpus.config, corpus.split])
+    if is_local(corpus.dataset):
+        return f"dataset-folder:{_folder_fingerprint(Path(corpus.dataset))}:{config_and_split}"
+    return f"dataset:{corpus.dataset}:{config_and_split}"
 
 
-def _is_local(name: str) -> bool:
+def is_local(name: str) -> bool:
+    """Return whether a data set is a folder in the hub's layout."""
     return Path(name).is_dir()
 
 
@@ -79,7 +79,7 @@ def _folder_fingerprint(folder: Path) -> str:
 
 
 def _load_dataset(name: str, config: str | None, split: str, streaming: bool) -> Any:
-    if not _is_local(name):
+    if not is_local(name):
         _require_name_of_hub(name)
         how = (
             "streaming data set {} from the hub"
@@ -104,10 +104,10 @@ def _tell_once(line: str) -> None:
 def _require_name_of_hub(name: str) -> None:
     if Path(name).is_file():
         raise DataError(
-            f"{name}: is a file, expected a data set: give {{file: {name}}} for a .tsv, .jsonl or .parquet file"
+            name, "is a file, expected a data set", f"give {{file: {name}}} for a .tsv, .jsonl or .parquet file"
         )
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise DataError(f"{name}: no such folder (looked for in {Path.cwd()})")
+        raise DataError(name, f"no such folder (looked for in {Path.cwd()})")
 
 
 def _next_table(tables: Iterator[Any], where: str, n_rows: int) -> Any:
@@ -122,11 +122,12 @@ def _next_table(tables: Iterator[Any], where: str, n_rows: int) -> Any:
         except Exception as error:
             if _is_without_network(error):
                 raise DataError(
-                    f"{where}: the hub does not answer any more, after row {n_rows:,}: start again; without streaming, "
-                    "what has come is kept"
+                    where,
+                    f"the hub does not answer any more, after row {n_rows:,}",
+                    "start again; without streaming, what has come is kept",
                 ) from None
             reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-            raise DataError(f"{where}: cannot be read after row {n_rows:,}: {reason}") from None
+            raise DataError(where, f"cannot be read after row {n_rows:,}: {reason}") from None
 
 
 @contextlib.contextmanager
@@ -155,9 +156,10 @@ def _is_without_network(error: Exception) -> bool:
 def _dataset_error(datasets: Any, error: Exception, name: str, config: str | None, split: str) -> DataError:
     """What went wrong, with the configs or splits to choose from where those can be known."""
     if _is_without_network(error):
-        return DataError(
-            f"data set {name}: the hub cannot be reached, and there is no copy in the cache: "
-            "check the network, or give a local folder that holds the data set"
+        return UnreachableError(
+            f"data set {name}",
+            "the hub cannot be reached, and there is no copy in the cache",
+            "check the network, or give a local folder that holds the data set",
         )
     if isinstance(error, datasets.exceptions.DatasetNotFoundError):
         return _not_found(name, str(error))
@@ -165,25 +167,27 @@ def _dataset_error(datasets: Any, error: Exception, name: str, config: str | Non
         configs = datasets.get_dataset_config_names(name)
         if config not in configs and not (config is None and len(configs) == 1):
             found = f"has no config {config}" if config else "has several configs, and none is given"
-            return DataError(f"data set {name}: {found}; choose from {', '.join(configs)}")
+            return DataError(f"data set {name}", f"{found}; choose from {', '.join(configs)}")
         splits = datasets.get_dataset_split_names(name, config)
         for part in split.split("+"):
             if part.split("[")[0].strip() not in splits:
-                return DataError(f"data set {name}: has no split {part.strip()}; choose from {', '.join(splits)}")
+                return DataError(f"data set {name}", f"has no split {part.strip()}; choose from {', '.join(splits)}")
     if "nrecognized instruction format" in str(error):
         return DataError(
-            f"data set {name}: split {split} cannot be understood: expected a name, a part such as train[:10%], or "
-            "several of them joined by +"
+            f"data set {name}",
+            f"split {split} cannot be understood",
+            "expected a name, a part such as train[:10%], or several of them joined by +",
         )
     first_line = (str(error).splitlines() or [""])[0]
-    return DataError(f"data set {name}: cannot be loaded: {first_line or type(error).__name__}")
+    return DataError(f"data set {name}", f"cannot be loaded: {first_line or type(error).__name__}")
 
 
 def _not_found(name: str, message: str) -> DataError:
     page = f"https://huggingface.co/datasets/{name}"
     if re.search(r"\bgated\b", message):
-        return DataError(f"data set {name}: is gated: ask for access at {page}, and log in with `hf auth login`")
+        return DataError(f"data set {name}", "is gated", f"ask for access at {page}, and log in with `hf auth login`")
     return DataError(
-        f"data set {name}: not found on the hub, or private: check the name at "
-        f"{page}, and log in with `hf auth login` if it is private"
+        f"data set {name}",
+        "not found on the hub, or private",
+        f"check the name at {page}, and log in with `hf auth login` if it is private",
     )

@@ -36,13 +36,18 @@ _GLANCE_PROBABILITY = 0.5
 _MIN_MARGIN = 0.6  # between the probabilities of another language and of the expected one
 
 
+class NotInstalledError(ConfigError):
+    """A setting needs a package that is not installed."""
+
+
 class LanguageIdentifier:
     """Tells whether text is in the language that it should be in.
 
     Args:
         langs: codes, variants such as `pt-BR` among them.
     Raises:
-        ConfigError: py3langid is missing, or does not know a language.
+        NotInstalledError: py3langid is missing.
+        ConfigError: it does not know a language.
     """
 
     def __init__(self, langs: Iterable[str]) -> None:
@@ -53,8 +58,9 @@ class LanguageIdentifier:
         for lang, code in codes.items():
             if code not in known:
                 raise ConfigError(
-                    f"data.clean.language: py3langid does not know the language {lang!r}: correct the code, or set "
-                    "data.clean.language=false"
+                    "data.clean.language",
+                    f"py3langid does not know the language {lang!r}",
+                    "correct the code, or set data.clean.language=false",
                 )
         self._accepted = {lang: _accepted(code) for lang, code in codes.items()}
         self._identifier.set_languages((_BIG_LANGUAGES | set(codes.values())) & known)
@@ -111,7 +117,7 @@ def _load() -> Any:
         from py3langid.langid import MODEL_FILE
         from py3langid.langid import LanguageIdentifier as Identifier
     except ModuleNotFoundError:
-        raise ConfigError(
-            "data.clean.language: needs py3langid, which is not installed: pip install 'mt-train[language]'"
+        raise NotInstalledError(
+            "data.clean.language", "needs py3langid, which is not installed", "pip install 'mt-train[language]'"
         ) from None
     return Identifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from mt.config import SYMBOL, CleanConfig, RunConfig
+from mt.config.settings import SYMBOL, CleanConfig, RunConfig
 from mt.errors import ConfigError
 from mt.text.scripts import base_language
 
@@ -138,7 +138,7 @@ def _moses_rules(lang: str) -> list[tuple[re.Pattern[str], str]]:
         from sacremoses import MosesPunctNormalizer
     except ModuleNotFoundError:
         raise ConfigError(
-            "data.clean.punctuation: needs sacremoses, which is not installed: pip install 'mt-train[punctuation]'"
+            "data.clean.punctuation", "needs sacremoses, which is not installed", "pip install 'mt-train[punctuation]'"
         ) from None
     # Its rule for numbers makes 1,000, which is one in German, of 1 000 written with a no-break space.
     moses = MosesPunctNormalizer(base_language(lang), norm_numbers=False)

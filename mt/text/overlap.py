@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from mt.text.sources import SentencePair
+from mt.text.corpora import SentencePair
 
 _Codes = npt.NDArray[np.uint32]
 _Bytes = npt.NDArray[np.uint8]

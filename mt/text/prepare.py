@@ -22,8 +22,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from mt.config import RunConfig, SourceConfig
-from mt.configfile import settings_of
+from mt.config.loading import settings_of
+from mt.config.settings import Corpus, RunConfig
 from mt.errors import ConfigError, DataError
 from mt.report.data import write_data_report
 from mt.system.files import whole_file
@@ -32,12 +32,12 @@ from mt.system.provenance import host_memory_bytes, machine, n_cores, package_ve
 from mt.system.signals import PendingExit, exit_on_signals
 from mt.system.workers import Workers
 from mt.text.clean import CHANGE_RULES, RULES, Tally, removed_text
+from mt.text.corpora import Chunk, CorpusReader, SentencePair, readers_of
 from mt.text.corpus import FORMAT_VERSION, PreparedCorpus, ids_dtype, with_tag
 from mt.text.duplicates import repeated
 from mt.text.normalise import Normalisers
 from mt.text.overlap import HeldOut, NgramOverlap
 from mt.text.shards import PAIRS_PER_SHARD, Cleaning, Counting, Encoding, Repeats, Shard, encode_pairs
-from mt.text.sources import Chunk, SentencePair, check_source, count_pairs, read_chunks, read_pairs, source_fingerprint
 from mt.text.tokenizer import MAX_WORD_BYTES, Tokenizer, adopt_model, train_tokenizer
 from mt.text.vocabulary import joint_vocabulary_facts
 from mt.units import format_duration
@@ -66,23 +66,27 @@ def _print_to_stderr(line: str) -> None:
 
 
 def corpus_fingerprint(config: RunConfig, tokenizer_path: Path | None = None) -> str:
-    """16 hexadecimal digits for the content of all sources and the settings that shape the corpus.
+    """Return 16 hexadecimal digits for the content of all corpora and the settings that shape the prepared one.
 
-    Neither paths nor the weights of sources are in it: a weight shapes the plan of training, not the corpus.
+    Neither paths nor the weights of corpora are in it: a weight shapes the plan of training, not the corpus.
 
     Args:
         tokenizer_path: as for `prepare_corpus`.
     Raises:
-        DataError: a local source, or the tokenizer, is missing or unreadable.
+        DataError: a local corpus, or the tokenizer, is missing or unreadable.
     """
-    data = config.data
+    data, readers = config.data, readers_of(config)
+
+    def entry(key: str) -> list[str | None]:
+        return [readers[key].fingerprint(), readers[key].corpus.tag]
+
     content = {
         "format_version": FORMAT_VERSION,
         "src_lang": config.src_lang,
         "tgt_lang": config.tgt_lang,
-        "train": [[source_fingerprint(source), source.tag] for source in data.train],
-        "valid": [source_fingerprint(data.valid), data.valid.tag],
-        "test": [[name, source_fingerprint(source), source.tag] for name, source in data.test.items()],
+        "train": [entry(f"data.train.{number}") for number in range(len(data.train))],
+        "valid": entry("data.valid"),
+        "test": [[name, *entry(f"data.test.{name}")] for name in data.test],
         "tokenizer": _tokenizer_fingerprint(config, tokenizer_path),
         "cleaning": [data.max_tokens, asdict(data.clean)],
     }
@@ -127,7 +131,7 @@ def prepare_corpus(
     folder = Path(config.data.prepared_dir) / fingerprint
     if folder.exists():
         return _standing(folder, say)
-    _check_sources(config)
+    _check_corpora(config)
     building = folder.with_name(f".building-{fingerprint}")
 
     def wait_aloud() -> None:
@@ -192,13 +196,9 @@ def _sweep(prepared_dir: Path) -> None:
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _check_sources(config: RunConfig) -> None:
-    langs = config.src_lang, config.tgt_lang
-    for source in config.data.train:
-        check_source(source, *langs, "train")
-    check_source(config.data.valid, *langs, "validation")
-    for source in config.data.test.values():
-        check_source(source, *langs, "test")
+def _check_corpora(config: RunConfig) -> None:
+    for reader in readers_of(config).values():
+        reader.check()
     if config.tokenizer.model is not None:
         adopt_model(Path(config.tokenizer.model), config.symbols)
 
@@ -210,6 +210,7 @@ class _Builder:
         self, config: RunConfig, folder: Path, say: Say, tokenizer_path: Path | None, pending_exit: PendingExit
     ) -> None:
         self.config = config
+        self.readers = readers_of(config)
         self.pending_exit = pending_exit
         self.folder = folder
         self.say = say
@@ -256,24 +257,23 @@ class _Builder:
 
     def _read_held_out_sets(self) -> tuple[list[SentencePair], dict[str, list[SentencePair]]]:
         """The validation set and the test sets, written as they are, nothing removed."""
-        data = self.config.data
-        valid = self._read_kept_whole(data.valid, "validation", self.folder / "valid.jsonl")
+        valid = self._read_kept_whole(self.readers["data.valid"], self.folder / "valid.jsonl")
         tests = {
-            name: self._read_kept_whole(source, "test", self.folder / f"test.{name}.jsonl")
-            for name, source in data.test.items()
+            name: self._read_kept_whole(self.readers[f"data.test.{name}"], self.folder / f"test.{name}.jsonl")
+            for name in self.config.data.test
         }
         return valid, tests
 
-    def _read_kept_whole(self, source: SourceConfig, role: str, path: Path) -> list[SentencePair]:
-        pairs = list(read_pairs(source, self.config.src_lang, self.config.tgt_lang, role))
+    def _read_kept_whole(self, reader: CorpusReader, path: Path) -> list[SentencePair]:
+        corpus, role, pairs = reader.corpus, reader.split, list(reader.pairs())
         with path.open("w", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(pair) + "\n" for pair in with_tag(pairs, source.tag))
+            stream.writelines(json.dumps(pair) + "\n" for pair in with_tag(pairs, corpus.tag))
         empty = [pair.line for pair in pairs if not pair.src.strip() or not pair.tgt.strip()]
         if len(empty) == len(pairs):
-            raise DataError(f"{source.description}: all {len(pairs):,} {role} pairs have an empty side")
+            raise DataError(corpus.description, f"all {len(pairs):,} {role} pairs have an empty side")
         if empty:
             self.say(
-                f"{source.description}: {len(empty):,} of {len(pairs):,} {role} pairs have an empty side, "
+                f"{corpus.description}: {len(empty):,} of {len(pairs):,} {role} pairs have an empty side, "
                 f"first in line {empty[0]:,}; they are kept"
             )
         return pairs
@@ -293,27 +293,26 @@ class _Builder:
     ) -> tuple[list[list[Shard]], list[int]]:
         """The shards of each source, cleaned, and the pairs that were read of it."""
         data = self.config.data
-        langs = self.config.src_lang, self.config.tgt_lang
-        cleaning = Cleaning(data.clean, *langs, self._held_out(valid, tests))
+        readers = [self.readers[f"data.train.{number}"] for number in range(len(data.train))]
+        cleaning = Cleaning(data.clean, self.config.src_lang, self.config.tgt_lang, self._held_out(valid, tests))
         shards: list[list[Shard]] = [[] for _ in data.train]
         n_read = [0 for _ in data.train]
 
         def tasks() -> Iterator[tuple[Shard, Chunk]]:
-            for number, source in enumerate(data.train):
-                for chunk in read_chunks(source, *langs, "train", PAIRS_PER_SHARD):
+            for number, reader in enumerate(readers):
+                for chunk in reader.chunks(PAIRS_PER_SHARD):
                     shard = Shard(self.folder / "shards", number, len(shards[number]))
                     shards[number].append(shard)
                     n_read[number] += len(chunk.src)
                     if not shard.is_finished("cleaned"):
                         yield shard, chunk
 
-        counts = [count_pairs(source, *langs, "train") for source in data.train]
-        progress = _Progress(self.say, "cleaning", "pairs", _sum_if_known(counts))
+        progress = _Progress(self.say, "cleaning", "pairs", _sum_if_known([reader.count() for reader in readers]))
         self._run(cleaning, tasks(), progress)
-        for number, source in enumerate(data.train):
+        for number, corpus in enumerate(data.train):
             tally = _total(shard.result("cleaned")["tally"] for shard in shards[number])
             self.say(
-                f"{source.description}: {tally.n_read:,} pairs read, {tally.n_kept:,} kept; "
+                f"{corpus.description}: {tally.n_read:,} pairs read, {tally.n_kept:,} kept; "
                 f"removed: {removed_text(tally.removed)}"
             )
         self._require_pairs(shards, "cleaned")
@@ -642,9 +641,9 @@ def _without_rarest(words: Counter[str]) -> Counter[str]:
     return words
 
 
-def _held_out_facts(source: SourceConfig, pairs: Sequence[SentencePair]) -> dict[str, Any]:
+def _held_out_facts(corpus: Corpus, pairs: Sequence[SentencePair]) -> dict[str, Any]:
     return {
-        "source": source.description,
+        "source": corpus.description,
         "pairs": len(pairs),
         "empty": sum(not pair.src.strip() or not pair.tgt.strip() for pair in pairs),
     }

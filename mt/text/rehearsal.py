@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mt.config import RunConfig
+from mt.config.settings import RunConfig
 from mt.errors import ConfigError
 from mt.text.checks import FEWEST_PAIRS, Finding, percent, quoted, rounded
 from mt.text.clean import RULES, Cleaner, Reason, Removal
+from mt.text.corpora import SentencePair
 from mt.text.normalise import Normalisers
 from mt.text.overlap import HeldOut, folded_all
 from mt.text.sample import Sample
-from mt.text.sources import SentencePair
 from mt.text.tokenizer import UNK_ID, Tokenizer, count_words, train_tokenizer
 
 _ENCODED_PAIRS = 5_000  # of each source
@@ -209,7 +209,7 @@ def check_cleaning(cleaned: CleanedSample) -> list[Finding]:
     reason, removal = max(cleaned.removed.items(), key=lambda item: item[1].count)
     share = percent(n_removed / len(sample.src))
     problem = (
-        f"{sample.source.description}: cleaning removes {share} of the pairs, most of them ("
+        f"{sample.corpus.description}: cleaning removes {share} of the pairs, most of them ("
         f"{percent(removal.count / len(sample.src))} of all) as {reason}, such as {_example(removal.examples[0])}"
     )
     fix = f"look at these lines, or change data.{RULES[reason].setting} if they are good"
@@ -237,7 +237,7 @@ def _too_long(source: EncodedSample, config: RunConfig) -> list[Finding]:
         return []
     longest = int(np.percentile(np.maximum(source.src_lengths, source.tgt_lengths), 99))
     problem = (
-        f"{source.sample.source.description}: {percent(share)} of the pairs have more than {config.data.max_tokens:,} "
+        f"{source.sample.corpus.description}: {percent(share)} of the pairs have more than {config.data.max_tokens:,} "
         f"tokens on a side and are removed; one in a hundred has {longest:,} or more"
     )
     fix = "raise data.max_tokens, or split the segments at the ends of sentences"

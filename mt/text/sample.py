@@ -1,16 +1,16 @@
-"""A sample of a source: stretches of lines that follow each other, drawn evenly from the whole of it."""
+"""A sample of a corpus: stretches of lines that follow each other, drawn evenly from the whole of it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
-from mt.config import SourceConfig
+from mt.config.settings import Corpus
 from mt.errors import DataError
-from mt.text.sources import Chunk, read_chunks
+from mt.text.corpora import Chunk, CorpusReader
+from mt.text.hub import UnreachableError
 
 STRETCH_LINES = 200
 _LINES_AT_ONCE = 10 * STRETCH_LINES
@@ -18,10 +18,10 @@ _LINES_AT_ONCE = 10 * STRETCH_LINES
 
 @dataclass(frozen=True)
 class Sample:
-    """What was drawn from a source, and what became known on the way."""
+    """What was drawn from a corpus, and what became known on the way."""
 
-    key: str  # of the source in the config, such as data.train.0
-    source: SourceConfig
+    key: str  # of the corpus in the config, such as data.train.0
+    corpus: Corpus
     langs: tuple[str, str]
     stretches: tuple[Chunk, ...]  # each of pairs that follow each other
     n_pairs: int  # that were read: all there are, where `is_read` is true
@@ -47,7 +47,7 @@ class Sample:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every pair of the source is in it."""
+        """Whether every pair of the corpus is in it."""
         return self.is_read and len(self.src) == self.n_pairs
 
     @property
@@ -56,17 +56,14 @@ class Sample:
         return self.n_pairs / len(self.src) if self.src else 0.0
 
     def side_name(self, side: int) -> str:
-        """Of the source side (0) or the target side (1): its file, or the source and the language."""
-        path = (self.source.src, self.source.tgt)[side]
-        return path or f"{self.source.description} ({self.langs[side]})"
+        """Return what the source side (0) or the target side (1) is called."""
+        return self.corpus.side(side, self.langs[side])
 
 
-def draw_sample(
-    key: str, source: SourceConfig, langs: tuple[str, str], *, max_pairs: int, max_seconds: float
-) -> Sample:
-    """Read a source and keep at most `max_pairs` of it; the whole source where it is no larger.
+def draw_sample(key: str, reader: CorpusReader, *, max_pairs: int, max_seconds: float) -> Sample:
+    """Read a corpus and keep at most `max_pairs` of it; the whole corpus where it is no larger.
 
-    Stretches are drawn evenly, the first and the last one of the source among them. A hub data set that would have to
+    Stretches are drawn evenly, the first and the last one of the corpus among them. A hub data set that would have to
     be fetched is streamed instead, and only its beginning is read.
 
     Args:
@@ -76,9 +73,9 @@ def draw_sample(
     started_at = time.perf_counter()
     is_read, error = False, None
     try:
-        for stretch in _stretches(source, langs, _SPLITS[key.split(".")[1]]):
+        for stretch in _stretches(reader):
             drawn.add(stretch)
-            is_enough = is_streamed(source) and drawn.n_pairs >= max_pairs
+            is_enough = reader.is_streamed and drawn.n_pairs >= max_pairs
             if is_enough or time.perf_counter() - started_at > max_seconds:
                 break
         else:
@@ -86,15 +83,7 @@ def draw_sample(
     except DataError as failure:
         error = failure
     seconds = time.perf_counter() - started_at
-    return Sample(key, source, langs, drawn.stretches(), drawn.n_pairs, is_read, seconds, error)
-
-
-def is_streamed(source: SourceConfig) -> bool:
-    """Whether it is a hub data set that is no local folder, or one that is to be streamed anyway."""
-    return source.dataset is not None and (source.streaming or not Path(source.dataset).is_dir())
-
-
-_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
+    return Sample(key, reader.corpus, reader.langs, drawn.stretches(), drawn.n_pairs, is_read, seconds, error)
 
 
 class _Drawn:
@@ -127,24 +116,21 @@ class _Drawn:
         return tuple(kept)
 
 
-def _stretches(source: SourceConfig, langs: tuple[str, str], split: str) -> Iterator[Chunk]:
-    for chunk in _chunks(source, langs, split):
+def _stretches(reader: CorpusReader) -> Iterator[Chunk]:
+    for chunk in _chunks(reader):
         for start in range(0, len(chunk.src), STRETCH_LINES):
             stop = start + STRETCH_LINES
             yield Chunk(chunk.src[start:stop], chunk.tgt[start:stop], chunk.lines[start:stop])
 
 
-def _chunks(source: SourceConfig, langs: tuple[str, str], split: str) -> Iterator[Chunk]:
-    if not is_streamed(source) or source.streaming:
-        yield from read_chunks(source, *langs, split, _LINES_AT_ONCE)
-        return
+def _chunks(reader: CorpusReader) -> Iterator[Chunk]:
     n_chunks = 0
     try:
-        for chunk in read_chunks(replace(source, streaming=True), *langs, split, _LINES_AT_ONCE):
+        for chunk in reader.streamed().chunks(_LINES_AT_ONCE):
             n_chunks += 1
             yield chunk
-    except DataError as error:
-        if n_chunks or "cannot be reached" not in str(error):
+    except UnreachableError:
+        if n_chunks or reader.streamed() == reader:
             raise
         # Without a network nothing can be fetched, and there may be a copy in the cache.
-        yield from read_chunks(source, *langs, split, _LINES_AT_ONCE)
+        yield from reader.chunks(_LINES_AT_ONCE)

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mt.config import CleanConfig
+from mt.config.settings import CleanConfig
 from mt.system.files import whole_file
 from mt.text.clean import Cleaner, Reason, Tally, shortened
+from mt.text.corpora import Chunk, SentencePair
 from mt.text.corpus import ids_dtype
 from mt.text.duplicates import pair_keys
 from mt.text.overlap import HeldOut, NgramOverlap, folded_all
-from mt.text.sources import Chunk, SentencePair
 from mt.text.tokenizer import EOS_ID, Tokenizer, count_words
 
 PAIRS_PER_SHARD = 50_000

@@ -64,7 +64,7 @@ class TextColumns:
             texts = cast("list[str]", array.to_numpy(zero_copy_only=False).tolist())
         except (UnicodeDecodeError, pyarrow.ArrowException):
             rows = f"rows {n_before + 1:,} to {n_before + len(array):,}"
-            raise DataError(f"{self.where}: {'.'.join(path)} has text that is not UTF-8 in {rows}: mend it") from None
+            raise DataError(self.where, f"{'.'.join(path)} has text that is not UTF-8 in {rows}", "fix it") from None
         return [text or "" for text in texts] if array.null_count else texts
 
 
@@ -81,13 +81,13 @@ def _named_column(schema: Any, where: str, column: int | str) -> tuple[str, ...]
 
 def _no_column(where: str, column: int | str, names: Sequence[str]) -> DataError:
     return DataError(
-        f"{where}: has no column {column}, its columns are {', '.join(names)}: correct src_column and tgt_column"
+        where, f"has no column {column}, its columns are {', '.join(names)}", "correct src_column and tgt_column"
     )
 
 
 def _only(schema: Any, where: str, name: str) -> str:
     if schema.names.count(name) > 1:
-        raise DataError(f"{where}: has several columns {name}: give them different names")
+        raise DataError(where, f"has several columns {name}", "give them different names")
     return name
 
 
@@ -129,8 +129,9 @@ def _columns_of_languages(schema: Any, where: str, langs: tuple[str, str]) -> tu
         return (langs[0],), (langs[1],)
     missing = " and ".join(sorted(set(langs) - set(found)))
     raise DataError(
-        f"{where}: has no {missing}: {place} are {', '.join(found)}: say which hold the text with src_column and "
-        "tgt_column"
+        where,
+        f"has no {missing}: {place} are {', '.join(found)}",
+        "say which hold the text with src_column and tgt_column",
     )
 
 
@@ -139,7 +140,7 @@ def _require_text(where: str, name: str, type_: Any) -> None:
 
     value_type = type_.value_type if pyarrow.types.is_dictionary(type_) else type_
     if str(value_type) not in ("string", "large_string", "string_view", "null"):
-        raise DataError(f"{where}: expected text in {name}, found {type_}")
+        raise DataError(where, f"expected text in {name}, found {type_}")
 
 
 def read_parquet(path: Path, langs: tuple[str, str], columns: Columns | None, size: int) -> Iterator[Texts]:
@@ -153,7 +154,7 @@ def read_parquet(path: Path, langs: tuple[str, str], columns: Columns | None, si
     n_rows = 0
     with explained(path), path.open("rb") as stream:
         if not stream.seekable():
-            raise DataError(f"{path}: is a pipe, and a Parquet file is not read from its beginning on: give a file")
+            raise DataError(path, "is a pipe, and a Parquet file is not read from its beginning on", "give a file")
         try:
             file = pyarrow.parquet.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
             found = TextColumns.find(file.schema_arrow, str(path), langs, columns)
@@ -172,11 +173,11 @@ def _damage(path: Path, error: Exception, n_rows: int) -> DataError:
         stream.seek(-min(path.stat().st_size, len(_PARQUET_MAGIC)), 2)
         end = stream.read()
     if beginning != _PARQUET_MAGIC:
-        return DataError(f"{path}: is no Parquet file: give a file that is one, or end its name in what it is")
+        return DataError(path, "is no Parquet file", "give a file that is one, or end its name in what it is")
     if end != _PARQUET_MAGIC:
-        return DataError(f"{path}: ends too early, it was cut off: copy or download it again")
+        return DataError(path, "ends too early, it was cut off", "copy or download it again")
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return DataError(f"{path}: is damaged after row {n_rows:,} ({reason}): fetch it again")
+    return DataError(path, f"is damaged after row {n_rows:,} ({reason})", "fetch it again")
 
 
 def count_parquet_rows(path: Path) -> int | None:

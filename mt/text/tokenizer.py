@@ -17,7 +17,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_pb2
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-from mt.config import TokenizerConfig
+from mt.config.settings import TokenizerConfig
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.system.files import whole_file
 from mt.system.provenance import n_cores
@@ -134,10 +134,10 @@ def _read_model(path: Path, kind: type[MTError], advice: str) -> bytes:
     try:
         model = Path(path).read_bytes()
     except FileNotFoundError:
-        raise kind(f"{path}: no such file, the tokenizer is missing") from None
+        raise kind(path, "no such file, the tokenizer is missing") from None
     except OSError as error:
-        raise kind(f"{path}: the tokenizer cannot be read: {error.strerror}") from None
-    damaged = kind(f"{path}: is no SentencePiece model, or is damaged: {advice}")
+        raise kind(path, f"the tokenizer cannot be read: {error.strerror}") from None
+    damaged = kind(path, "is no SentencePiece model, or is damaged", advice)
     if not model:
         raise damaged
     try:
@@ -194,8 +194,9 @@ def train_tokenizer(
     )
     if stats.n_words == stats.n_skipped_words:
         raise DataError(
-            f"no text to train the tokenizer on: {stats.n_words:,} words were given, of which "
-            f"{stats.n_skipped_words:,} are too long (over {MAX_WORD_BYTES:,} bytes)"
+            "no text to train the tokenizer on: "
+            f"{stats.n_words:,} words were given, of which {stats.n_skipped_words:,} are too long "
+            f"(over {MAX_WORD_BYTES:,} bytes)",
         )
     settings = _trainer_settings(config, symbols)
     with tempfile.NamedTemporaryFile(prefix=f".{model_path.name}.words-", dir=model_path.parent) as file:
@@ -291,15 +292,17 @@ def _explained(failure: RuntimeError, config: TokenizerConfig) -> Exception:
     too_large = re.search(r"Vocabulary size too high \(\d+\)\. Please set it to a value <= (\d+)", str(failure))
     if too_large:
         return ConfigError(
-            f"tokenizer.vocab_size: {config.vocab_size:,} is too large for this corpus, which yields at most "
-            f"{int(too_large[1]):,} pieces: set it to {too_large[1]} or less, or give more text"
+            "tokenizer.vocab_size",
+            f"{config.vocab_size:,} is too large for this corpus, which yields at most {int(too_large[1]):,} pieces",
+            f"set it to {too_large[1]} or less, or give more text",
         )
     too_small = re.search(r"Vocabulary size is smaller than required_chars\. \d+ vs (\d+)", str(failure))
     if too_small:
         return ConfigError(
-            f"tokenizer.vocab_size: {config.vocab_size:,} is too small for this corpus, whose characters take "
-            f"{int(too_small[1]):,} pieces with the 256 bytes and the special ones: set it above {too_small[1]}, "
-            "or lower tokenizer.character_coverage"
+            "tokenizer.vocab_size",
+            f"{config.vocab_size:,} is too small for this corpus, whose characters take "
+            f"{int(too_small[1]):,} pieces with the 256 bytes and the special ones",
+            f"set it above {too_small[1]}, or lower tokenizer.character_coverage",
         )
     return failure
 
@@ -328,7 +331,7 @@ def adopt_model(path: Path, symbols: Sequence[str]) -> bytes:
     others = [piece for piece in model.pieces if piece.piece not in names]
     for symbol in symbols:
         if symbol in names:
-            raise ConfigError(f"{path}: {symbol} is a special piece of this model: choose another symbol or tag")
+            raise ConfigError(path, f"{symbol} is a special piece of this model", "choose another symbol or tag")
         if symbol in by_text:
             by_text[symbol].type = Piece.USER_DEFINED
         else:
@@ -347,8 +350,9 @@ def _special_names(path: Path, model: Any) -> tuple[str, str, str, str]:
     pad, bos, eos = spec.pad_piece or "<pad>", spec.bos_piece or "<s>", spec.eos_piece or "</s>"
     if len({pad, unk, bos, eos}) < 4:
         raise DataError(
-            f"{path}: uses one piece for two purposes (pad {pad}, unk {unk}, bos {bos}, eos {eos}): "
-            "set tokenizer.model to a model that has a piece for each"
+            path,
+            f"uses one piece for two purposes (pad {pad}, unk {unk}, bos {bos}, eos {eos})",
+            "set tokenizer.model to a model that has a piece for each",
         )
     return pad, unk, bos, eos
 

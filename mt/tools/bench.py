@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from mt.checkpoint import ModelFolder
-from mt.config import DecodeConfig, RunConfig
+from mt.config.settings import DecodeConfig, RunConfig
 from mt.data.packing import PlanState
 from mt.decode.lines import lines_of_text
 from mt.decode.translator import Translator

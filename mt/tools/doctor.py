@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mt.config import RunConfig, SourceConfig, TrainConfig
+from mt.config.settings import Corpus, RunConfig, TrainConfig
 from mt.errors import ConfigError, DataError, MTError
 from mt.system.device import choose_device, memory_bytes
 from mt.system.provenance import n_cores
@@ -30,6 +30,7 @@ from mt.text.checks import (
     language_identifier,
     rounded,
 )
+from mt.text.corpora import readers_of
 from mt.text.corpus import PreparedCorpus, ids_dtype
 from mt.text.overlap import folded_all
 from mt.text.prepare import corpus_fingerprint
@@ -98,7 +99,7 @@ class Diagnosis:
 def examine(config: RunConfig, run_dir: Path) -> Diagnosis:
     """Read a sample of every source and find what will go wrong; nothing is written."""
     started_at = time.perf_counter()
-    findings = [finding for key, source in sources_of(config).items() for finding in check_files(key, source)]
+    findings = [finding for key, corpus in config.data.corpora.items() for finding in check_files(key, corpus)]
     samples = _samples(config, {finding.key for finding in findings})
     findings += [finding for sample in samples for finding in _reading_errors(sample)]
     findings += _text_findings(config, samples)
@@ -108,7 +109,7 @@ def examine(config: RunConfig, run_dir: Path) -> Diagnosis:
         held_out = [sample for sample in samples if sample.role != "train"]
         rehearsal_findings, forecast = _rehearse(config, run_dir, train, held_out)
         findings += rehearsal_findings
-    order = list(sources_of(config))
+    order = list(config.data.corpora)
     findings.sort(key=lambda finding: order.index(finding.key) if finding.key in order else len(order))
     return Diagnosis(config, tuple(samples), tuple(findings), forecast, time.perf_counter() - started_at)
 
@@ -127,10 +128,8 @@ def _rehearse(
         given = _given_tokenizer(config)
         rehearsal = rehearse(config, cleaned, given)
     except MTError as error:
-        key = str(error).partition(":")[0]
-        if Path(key).suffix == ".model":
-            key = "tokenizer.model"
-        return [*findings, _as_finding(error, "preparing", key)], None
+        key = "tokenizer.model" if Path(error.place).suffix == ".model" else error.place or "data"
+        return [*findings, Finding.of(error, "preparing", key)], None
     findings += check_rehearsal(rehearsal, config)
     if any(finding.level == "error" for finding in findings):
         return findings, None
@@ -162,28 +161,20 @@ def _prepared(config: RunConfig) -> tuple[list[Finding], str | None]:
             return [], None
         PreparedCorpus.open(folder)
     except DataError as error:
-        return [_as_finding(error, "prepared", "data.prepared_dir")], None
+        return [Finding.of(error, "prepared", "data.prepared_dir")], None
     return [], str(folder)
 
 
-def sources_of(config: RunConfig) -> dict[str, SourceConfig]:
-    """All sources by their keys in the config."""
-    train = {f"data.train.{i}": source for i, source in enumerate(config.data.train)}
-    test = {f"data.test.{name}": source for name, source in config.data.test.items()}
-    return {**train, "data.valid": config.data.valid, **test}
-
-
 def _samples(config: RunConfig, broken: set[str]) -> list[Sample]:
-    """Of every source that may be one, validation and test sets whole where they are not huge."""
-    sources = {key: source for key, source in sources_of(config).items() if key not in broken}
+    """Return a sample of every corpus that can be read, of validation and test sets the whole where it is not huge."""
+    readers = {key: reader for key, reader in readers_of(config).items() if key not in broken}
     samples, ends_at = [], time.perf_counter() + READING_SECONDS
-    for i, (key, source) in enumerate(sources.items()):
-        n_left = len(sources) - i
+    for i, (key, reader) in enumerate(readers.items()):
+        n_left = len(readers) - i
         samples.append(
             draw_sample(
                 key,
-                source,
-                (config.src_lang, config.tgt_lang),
+                reader,
                 max_pairs=SAMPLED_PAIRS if key.startswith("data.train.") else HELD_OUT_PAIRS,
                 max_seconds=max(1.0, (ends_at - time.perf_counter()) / n_left),
             )
@@ -193,9 +184,9 @@ def _samples(config: RunConfig, broken: set[str]) -> list[Sample]:
 
 def _reading_errors(sample: Sample) -> list[Finding]:
     if sample.error is not None:
-        return [_as_finding(sample.error, "reading", sample.key)]
+        return [Finding.of(sample.error, "reading", sample.key)]
     if sample.n_pairs == 0:
-        problem = f"{sample.source.description}: is empty"
+        problem = f"{sample.corpus.description}: is empty"
         return [Finding("error", "empty", sample.key, problem, "give at least one pair of sentences")]
     return []
 
@@ -226,18 +217,9 @@ def _text_findings(config: RunConfig, samples: Sequence[Sample]) -> list[Finding
 def _device(config: RunConfig) -> tuple[list[Finding], tuple[str, int] | None]:
     try:
         device = choose_device(config.train.device)
-    except MTError as error:
-        return [_as_finding(ConfigError(f"train.{error}"), "device", "train.device")], None
+    except ConfigError as error:
+        return [Finding.of(error.under("train"), "device", "train.device")], None
     return [], (str(device), memory_bytes(device))
-
-
-def _as_finding(error: MTError, check: str, key: str) -> Finding:
-    """An error that preparing or training would end with."""
-    place, _, rest = str(error).partition(": ")
-    problem, _, fix = rest.rpartition(": ")
-    if not problem:
-        problem, fix = fix, f"correct {key}"
-    return Finding("error", check, key, f"{place}: {problem}" if problem else place, fix)
 
 
 def _forecast(
@@ -248,7 +230,7 @@ def _forecast(
     sources = rehearsal.sources
     pairs = round(sum(source.n_kept for source in sources))
     src_tokens, tgt_tokens = (round(sum(getattr(s, f"{side}_tokens") for s in sources)) for side in ("src", "tgt"))
-    epoch_tokens = sum(s.tgt_tokens * s.sample.source.weight for s in sources)
+    epoch_tokens = sum(s.tgt_tokens * s.sample.corpus.weight for s in sources)
     id_bytes = 2 if ids_dtype(rehearsal.vocab_size) == "<u2" else 4
     return Forecast(
         prepared=prepared,
@@ -367,11 +349,11 @@ def diagnosis_text(diagnosis: Diagnosis, config_name: str) -> str:
     """For a terminal: findings by source, then what is to be expected."""
     sections = [f"{diagnosis.config.name}: {_summary(diagnosis.findings)}"]
     samples = {sample.key: sample for sample in diagnosis.samples}
-    sources = sources_of(diagnosis.config)
-    for key, source in sources.items():
+    corpora = diagnosis.config.data.corpora
+    for key, corpus in corpora.items():
         if findings := [finding for finding in diagnosis.findings if finding.key == key]:
-            sections.append("\n".join([_heading(key, source, samples.get(key)), *_finding_lines(findings)]))
-    if rest := [finding for finding in diagnosis.findings if finding.key not in sources]:
+            sections.append("\n".join([_heading(key, corpus, samples.get(key)), *_finding_lines(findings)]))
+    if rest := [finding for finding in diagnosis.findings if finding.key not in corpora]:
         sections.append("\n".join(["settings", *_finding_lines(rest)]))
     if diagnosis.forecast is not None:
         sections.append("\n".join(_forecast_lines(diagnosis, diagnosis.forecast, config_name)))
@@ -384,10 +366,10 @@ def _summary(findings: Sequence[Finding]) -> str:
     return ", ".join(told) or "no findings"
 
 
-def _heading(key: str, source: SourceConfig, sample: Sample | None) -> str:
+def _heading(key: str, corpus: Corpus, sample: Sample | None) -> str:
     if sample is None or not sample.src:
-        return f"{key}  {source.description}"
-    return f"{key}  {source.description}, {_looked_at(sample)}"
+        return f"{key}  {corpus.description}"
+    return f"{key}  {corpus.description}, {_looked_at(sample)}"
 
 
 def _looked_at(sample: Sample) -> str:
@@ -405,7 +387,7 @@ def _finding_lines(findings: Sequence[Finding]) -> Iterator[str]:
 
 def _forecast_lines(diagnosis: Diagnosis, forecast: Forecast, config_name: str) -> list[str]:
     config = diagnosis.config
-    entries = {sample.key: f"{sample.source.description}, {_looked_at(sample)}" for sample in diagnosis.samples}
+    entries = {sample.key: f"{sample.corpus.description}, {_looked_at(sample)}" for sample in diagnosis.samples}
     least = "" if forecast.train_pairs_are_all else "at least "
     entries["training"] = (
         f"{least}{_about(forecast.train_pairs)} pairs are kept, with {_about(forecast.src_tokens)} source and "
@@ -448,7 +430,7 @@ def diagnosis_json(diagnosis: Diagnosis) -> dict[str, Any]:
         "sources": [
             {
                 "key": sample.key,
-                "source": sample.source.description,
+                "source": sample.corpus.description,
                 "pairs": sample.n_pairs,
                 "pairs_are_all": sample.is_read,
                 "pairs_looked_at": len(sample.src),

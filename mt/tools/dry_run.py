@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mt.config import RunConfig, TrainConfig, parse_duration
+from mt.config.settings import RunConfig, TrainConfig, parse_duration
 from mt.data.packing import PlanState
 from mt.errors import ConfigError, MTError
 from mt.model import Transformer

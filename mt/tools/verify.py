@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from mt.checkpoint import ModelFolder
-from mt.config import RunConfig
-from mt.configfile import dump_config, load_config
+from mt.config.loading import dump_config, load_config
+from mt.config.settings import RunConfig
 from mt.errors import ConfigError, MTError
 from mt.pipeline import prepare
 from mt.run_folder import RunFolder

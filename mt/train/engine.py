@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mt.capture import capture_stream
 from mt.checkpoint import load_into
-from mt.config import ModelConfig, RunConfig, TrainConfig
+from mt.config.settings import ModelConfig, RunConfig, TrainConfig
 from mt.data.batch import PREFETCH_DEPTH, PackedBatch, Prefetcher, assemble_tiles, assemble_varlen
 from mt.data.packing import Indices, MicroBatchBudget, PlanState, UpdatePlan, cut_into_micro_batches, micro_batch_budget
 from mt.dropout import seed_dropout
@@ -94,16 +94,16 @@ def choose_execution(train: TrainConfig, model: ModelConfig, ranks: Ranks = SING
         ConfigError: something is asked for that this machine cannot do.
     """
     if ranks.n > 1 and ":" in train.device:
-        raise ConfigError(f"train.device: is {train.device}, but each of {ranks.n} ranks needs its own: use auto")
+        raise ConfigError("train.device", f"is {train.device}, but each of {ranks.n} ranks needs its own", "use auto")
     try:
         device = choose_device(train.device, ranks.local_rank if ranks.n > 1 else None)
         dtype = choose_dtype(train.precision, device)
     except ConfigError as error:
-        raise ConfigError(f"train.{error}") from None
+        raise error.under("train") from None
     attention, obstacle = _choose_attention(device, dtype, train, model)
     obstacle = obstacle or compile_blocker()  # one static shape is needed, and tiles do not have it
     if train.compile is True and obstacle:
-        raise ConfigError(f"train.compile: cannot compile here: {obstacle}: set it to auto")
+        raise ConfigError("train.compile", f"cannot compile here: {obstacle}", "set it to auto")
     compiles = train.compile is not False and obstacle is None
     note = NAMES[dtype] + (", flash attention" if attention == "flash" else "")
     if device.type == "cuda":
@@ -152,8 +152,10 @@ def check_memory(config: RunConfig, vocab_size: int, device: torch.device) -> No
     footprint, available = Footprint.of(config, vocab_size), memory_bytes(device)
     if footprint.memory_bytes > available:
         raise ConfigError(
-            f"model: {footprint.n_parameters:,} parameters take {format_bytes(footprint.memory_bytes)} to train, "
-            f"{device} has {format_bytes(available)}: make d_model, d_ff or the number of layers smaller"
+            "model",
+            f"{footprint.n_parameters:,} parameters take {format_bytes(footprint.memory_bytes)} "
+            f"to train, {device} has {format_bytes(available)}",
+            "make d_model, d_ff or the number of layers smaller",
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from mt.config import RunConfig
+from mt.config.settings import RunConfig
 from mt.model import Transformer
 from mt.text.tokenizer import PAD_ID
 

@@ -17,8 +17,8 @@ import numpy as np
 from torch import Tensor
 
 from mt.checkpoint import ModelFolder, save_model_folder
-from mt.config import RunConfig, parse_duration
-from mt.configfile import as_yaml
+from mt.config.loading import as_yaml
+from mt.config.settings import RunConfig, parse_duration
 from mt.data.packing import PlanState
 from mt.errors import CheckpointError, ConfigError, TrainingError
 from mt.run_folder import RunFolder, open_model, quarantine_checkpoint

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mt.config import TrainConfig
+from mt.config.settings import TrainConfig
 from mt.model import Transformer
 
 # fp16 alone: the scale starts here, halves at an overflow, and doubles after so many good updates in a row.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from mt.config import TrainConfig
+from mt.config.settings import TrainConfig
 
 
 def peak_learning_rate(train: TrainConfig, d_model: int) -> float:

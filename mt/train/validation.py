@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mt.config import DecodeConfig
+from mt.config.settings import DecodeConfig
 from mt.data.batch import PackedBatch, assemble_tiles
 from mt.data.packing import Indices
 from mt.decode.translator import Translator
 from mt.evaluate.scores import corpus_bleu, corpus_chrf
 from mt.loss import linear_label_smoothed_nll
 from mt.model import Transformer
+from mt.text.corpora import SentencePair
 from mt.text.corpus import ParallelIds
 from mt.text.normalise import Normalisers
-from mt.text.sources import SentencePair
 from mt.text.tokenizer import Tokenizer
 
 # Target tokens of one forward pass; small, for its logits are kept.

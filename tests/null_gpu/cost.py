@@ -29,7 +29,7 @@ import torch
 from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 from torch.profiler import ProfilerActivity, profile
 
-from mt.configfile import load_config
+from mt.config.loading import load_config
 from mt.data.packing import PlanState
 from mt.tools import bench
 from mt.train.engine import Engine, Update

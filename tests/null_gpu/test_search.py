@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from mt.config import DecodeConfig, ModelConfig
+from mt.config.settings import DecodeConfig, ModelConfig
 from mt.decode.graphs import SYNC_EVERY, Graphs
 from mt.decode.search import SearchRequest, SearchState
 from mt.decode.translator import OwnBackend

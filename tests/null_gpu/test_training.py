@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from mt.config import RunConfig
+from mt.config.settings import RunConfig
 from mt.data.batch import PackedBatch
 from mt.data.packing import PlanState
 from mt.tools import bench

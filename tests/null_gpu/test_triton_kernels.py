@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mt.config import ModelConfig
+from mt.config.settings import ModelConfig
 from mt.data.batch import VarlenLayout, varlen_layout
 from mt.loss import token_losses
 from mt.model.context import rows_of

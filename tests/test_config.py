@@ -6,8 +6,16 @@ from typing import Any
 
 import pytest
 
-from mt.config import ModelConfig, RunConfig, SourceConfig
-from mt.configfile import config_differences, dump_config, find_config, load_config, parse_config, shipped_configs
+from mt.config.loading import (
+    config_differences,
+    config_schema,
+    dump_config,
+    find_config,
+    load_config,
+    parse_config,
+    shipped_configs,
+)
+from mt.config.settings import HubDataset, ModelConfig, RunConfig, Table, TextFiles
 from mt.errors import ConfigError
 
 MINIMAL = """\
@@ -43,7 +51,7 @@ def message_of(text: str | bytes, *overrides: str) -> str:
 def test_a_file_holds_only_what_differs_from_the_defaults():
     config = load(MINIMAL + "model: {d_model: 256, n_heads: 4}\n")
     assert config.model == ModelConfig(d_model=256, n_heads=4)
-    assert config.data.train == (SourceConfig(src="train.en", tgt="train.de"),)
+    assert config.data.train == (TextFiles(src="train.en", tgt="train.de"),)
     assert config.train.max_steps == 100_000
 
 
@@ -117,7 +125,7 @@ REFUSED = {
     "(256): the longest sentence would have no positions; raise model.n_positions or lower data.max_tokens",
     "model: {positions: rope}": "x.yaml: model.positions: expected sinusoidal, learned, rotary, relative, alibi or "
     "none, got 'rope'",
-    "model: {layer_dropout: 1.0}": "x.yaml: model.layer_dropout: expected 0 ≤ p < 1, got 1.0",
+    "model: {layer_dropout: 1.0}": "x.yaml: model.layer_dropout: expected 0 ≤ x < 1, got 1.0",
     "model: {3: 4}": "x.yaml: model.3: expected text as a key, got 3 (YAML reads it as a number: write it in quotes)",
     "no: 4": "x.yaml: False: expected text as a key, got False "
     "(YAML reads a bare yes/no/on/off as true/false: write it in quotes)",
@@ -140,17 +148,16 @@ REPLACED = {
     ("{src: valid.en, tgt: valid.de}", "{dataset: x, split: 'a[:9%]', streaming: true}"): "x.yaml: data.valid.split: "
     "a[:9%] is a part of a split: give a whole one, or leave streaming out",
     ("tgt: train.de}", "tgt: train.de, weight: 0}"): "x.yaml: data.train.0.weight: expected a number above 0 "
-    "and up to 1000, got 0.0",
+    "and up to 1000, got 0",
     (
         "tgt: train.de}",
         "tgt: train.de, split: test}",
-    ): "x.yaml: data.train.0: config, split and streaming go with dataset alone",
+    ): "x.yaml: data.train.0.split: goes with dataset alone",
     ("tgt: train.de}", "tgt: train.de, wieght: 2}"): "x.yaml: data.train.0.wieght: unknown key, did you mean weight?",
     ("{src: valid.en, tgt: valid.de}", "valid.en"): "x.yaml: data.valid: expected a mapping (key: value), "
     "got 'valid.en'",
     ("    - {src: train.en, tgt: train.de}", "    src: train.en"): "x.yaml: data.train: expected a list, got a mapping",
-    ("    - {src: train.en, tgt: train.de}", "    []"): "x.yaml: data.train: is empty: "
-    "give at least one source of parallel text",
+    ("    - {src: train.en, tgt: train.de}", "    []"): "x.yaml: data.train: is empty: give at least one corpus",
     ("  valid:", "  test: {2016: {file: a.tsv}}\n  valid:"): "x.yaml: data.test.2016: expected text as a key, got 2016 "
     "(YAML reads it as a number: write it in quotes)",
 }
@@ -208,23 +215,23 @@ def test_overrides_are_applied_in_order():
 def test_an_override_of_a_list_entry_replaces_one_key():
     text = MINIMAL.replace("{src: train.en, tgt: train.de}", "{dataset: wmt/wmt14, config: de-en}")
     config = load(text, "data.train.0.dataset=../hub/wmt14")
-    assert config.data.train == (SourceConfig(dataset="../hub/wmt14", config="de-en"),)
+    assert config.data.train == (HubDataset(dataset="../hub/wmt14", config="de-en"),)
 
 
 def test_the_index_after_the_last_appends():
     config = load(MINIMAL, "data.train.1.dataset=a/b", "data.train.1.weight=0.5", "data.train.2={file: c.tsv}")
-    assert config.data.train[1:] == (SourceConfig(dataset="a/b", weight=0.5), SourceConfig(file="c.tsv"))
+    assert config.data.train[1:] == (HubDataset(dataset="a/b", weight=0.5), Table(file="c.tsv"))
 
 
 def test_a_whole_value_replaces_and_does_not_merge():
     config = load(MINIMAL, "data.valid={file: valid.tsv}", "data.train=[{file: train.tsv}]")
-    assert config.data.valid == SourceConfig(file="valid.tsv")
-    assert config.data.train == (SourceConfig(file="train.tsv"),)
+    assert config.data.valid == Table(file="valid.tsv")
+    assert config.data.train == (Table(file="train.tsv"),)
 
 
 def test_an_override_makes_the_sections_that_are_not_there():
     config = load(MINIMAL, "data.test.flickr2016.src=a.en", "data.test.flickr2016.tgt=a.de", "model.d_ff=64")
-    assert config.data.test == {"flickr2016": SourceConfig(src="a.en", tgt="a.de")}
+    assert config.data.test == {"flickr2016": TextFiles(src="a.en", tgt="a.de")}
     assert config.model.d_ff == 64
 
 
@@ -385,3 +392,26 @@ def test_the_same_file_on_both_sides_is_refused() -> None:
     assert str(caught.value) == (
         "--set data.valid={src: a.txt, tgt: a.txt}: data.valid: src and tgt are the same file, a.txt"
     )
+
+
+def test_the_schema_knows_sections_limits_and_kinds_of_corpora() -> None:
+    schema = config_schema()
+    sections = {name: entry.get("$ref", "").rpartition("/")[2] for name, entry in schema["properties"].items()}
+    assert sections["train"] == "TrainConfig"
+    assert schema["$defs"]["TrainConfig"]["properties"]["max_steps"]["minimum"] == 1
+    kinds = schema["$defs"]["DataConfig"]["properties"]["valid"]["oneOf"]
+    assert [kind["$ref"].rpartition("/")[2] for kind in kinds] == ["TextFiles", "Table", "HubDataset", "SacrebleuSet"]
+
+
+def test_settings_made_in_python_are_refused_by_their_key() -> None:
+    with pytest.raises(ConfigError) as caught:
+        ModelConfig(d_model=0)
+    assert str(caught.value) == "model.d_model: expected at least 1, got 0"
+    with pytest.raises(ConfigError) as caught:
+        dataclasses.replace(ModelConfig(), n_kv_heads=3)
+    assert str(caught.value) == "model.n_kv_heads: expected a divisor of model.n_heads (8), got 3"
+
+
+def test_what_a_kind_of_corpus_does_not_have_may_be_null() -> None:
+    config = load(MINIMAL, "data.valid.file=null", "data.valid.streaming=false", "data.valid.config=null")
+    assert config.data.valid == TextFiles(src="valid.en", tgt="valid.de")

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mt.config import SourceConfig
+from mt.config.settings import SacrebleuSet
 from mt.errors import DataError
-from mt.text.sources import SentencePair, check_source, read_chunks, read_pairs, source_fingerprint
-from tests.parallel_text import error_of, read, write, write_parquet
+from mt.text.corpora import SentencePair, reader_of
+from tests.parallel_text import error_of, read, reader, write, write_parquet
 
 REAL_DATA = os.environ.get("MT_REAL_DATA")
 needs_real_data = pytest.mark.skipif(not REAL_DATA, reason="MT_REAL_DATA does not name the folder with data/ and hub/")
@@ -38,10 +38,10 @@ def test_a_pair_of_files_gives_its_lines_with_their_numbers(suffix: str) -> None
 
 
 def test_empty_files_give_no_pairs_and_checking_them_says_so() -> None:
-    source = SourceConfig(src=write("a.en", ""), tgt=write("a.de", ""))
-    assert list(read_pairs(source, "en", "de", "train")) == []
+    corpus = reader(src=write("a.en", ""), tgt=write("a.de", ""))
+    assert list(corpus.pairs()) == []
     with pytest.raises(DataError) as caught:
-        check_source(source, "en", "de", "train")
+        corpus.check()
     assert str(caught.value) == "a.en + a.de: is empty, expected at least one pair of sentences"
 
 
@@ -58,7 +58,7 @@ def test_a_tsv_file_holds_source_tab_target() -> None:
     assert read(file=write("a.tsv.gz", "one\teins\ntwo\tzwei\n")) == [("one", "eins", 1), ("two", "zwei", 2)]
     assert error_of(file=write("b.tsv", "one\teins\ntwo\tzwei\tCC BY\n")) == (
         "b.tsv, line 2: expected source, tab, target, found 3 columns: say which to read with src_column and "
-        "tgt_column, or mend the line"
+        "tgt_column, or fix the line"
     )
 
 
@@ -73,7 +73,7 @@ def test_a_jsonl_file_holds_objects_with_the_languages_as_keys() -> None:
     [
         (
             '{"en": "one", "fr": "un"}',
-            "has no key de, its keys are en, fr: say which hold the text with src_column and tgt_column, or mend the "
+            "has no key de, its keys are en, fr: say which hold the text with src_column and tgt_column, or fix the "
             "line",
         ),
         ('{"en": "one", "de": 1}', "expected text at the key de, found 1"),
@@ -97,7 +97,7 @@ def test_another_format_of_file_is_refused() -> None:
 
 def test_chunks_are_whole_but_for_the_last_one() -> None:
     src, tgt = write("a.en", "1\n2\n3\n4\n5\n"), write("a.de", "a\nb\nc\nd\ne\n")
-    chunks = list(read_chunks(SourceConfig(src=src, tgt=tgt), "en", "de", "train", size=2))
+    chunks = list(reader(src=src, tgt=tgt).chunks(size=2))
     assert [(chunk.src, chunk.tgt, list(chunk.lines)) for chunk in chunks] == [
         (["1", "2"], ["a", "b"], [1, 2]),
         (["3", "4"], ["c", "d"], [3, 4]),
@@ -124,7 +124,7 @@ def test_chunks_are_whole_where_lines_are_passed_over_or_batches_are_not(name: s
         table = pyarrow.table({"en": [f"e{i}" for i in range(n)], "de": [f"d{i}" for i in range(n)]})
         pyarrow.parquet.write_table(table, name, row_group_size=700)
         lines = range(1, n + 1)
-    chunks = list(read_chunks(SourceConfig(file=name, **columns), "en", "de", "train", size=1_000))
+    chunks = list(reader(file=name, **columns).chunks(size=1_000))
     assert [len(chunk.src) for chunk in chunks] == [1_000, 1_000, 500]
     assert [src for chunk in chunks for src in chunk.src] == [f"e{i}" for i in range(n)]
     assert [tgt for chunk in chunks for tgt in chunk.tgt] == [f"d{i}" for i in range(n)]
@@ -148,7 +148,7 @@ def test_pairs_come_from_pipes_one_by_one() -> None:
 
     feeder = threading.Thread(target=feed)
     feeder.start()
-    pairs = read_pairs(SourceConfig(src="a.en", tgt="a.de"), "en", "de", "train")
+    pairs = reader(src="a.en", tgt="a.de").pairs()
     assert next(pairs) == ("one", "eins", 1)
     is_first_read.set()
     assert next(pairs) == ("two", "zwei", 2)
@@ -237,12 +237,12 @@ def test_columns_of_a_tsv_file_are_chosen_by_number_or_by_a_header() -> None:
 @pytest.mark.parametrize(
     ("text", "columns", "problem"),
     [
-        ("one\teins\ntwo\n", (), ", line 2: expected source, tab, target, found 1 column: mend or remove the line"),
-        ("a\tb\tc\na\tb\n", (3, 1), ", line 2: has 2 columns, and no column 3: mend or remove the line"),
+        ("one\teins\ntwo\n", (), ", line 2: expected source, tab, target, found 1 column: fix or remove the line"),
+        ("a\tb\tc\na\tb\n", (3, 1), ", line 2: has 2 columns, and no column 3: fix or remove the line"),
         (
             "de\tid\ten\na\tb\n",
             ("en", "de"),
-            ", line 2: has 2 columns, and column en is number 3: mend or remove the line",
+            ", line 2: has 2 columns, and column en is number 3: fix or remove the line",
         ),
         (
             "de\tsource\n",
@@ -268,7 +268,7 @@ def test_keys_of_a_jsonl_file_may_be_named_and_nested() -> None:
     assert read(file="a.jsonl", src_column="text.src", tgt_column="a.b") == [("one", "eins", 1)]
     assert error_of(file="a.jsonl", src_column="text.tgt", tgt_column="a.b") == (
         "a.jsonl, line 1: has no key text.tgt, its keys are text, a.b: say which hold the text with src_column and "
-        "tgt_column, or mend the line"
+        "tgt_column, or fix the line"
     )
     assert error_of(file="a.jsonl", src_column=1, tgt_column=2) == (
         "a.jsonl: has keys and no columns that can be counted: give the key in place of 1"
@@ -278,7 +278,7 @@ def test_keys_of_a_jsonl_file_may_be_named_and_nested() -> None:
 def test_half_a_character_in_json_is_an_error_and_a_whole_one_is_not() -> None:
     write("a.jsonl", '{"en": "\\ud83d\\ude00", "de": "ok"}\n{"en": "\\ud83d", "de": "\\ude00"}\n')
     assert error_of(file="a.jsonl") == (
-        "a.jsonl, line 2: \\ud83d is half of a character (a surrogate alone): mend the line"
+        "a.jsonl, line 2: \\ud83d is half of a character (a surrogate alone): fix the line"
     )
 
 
@@ -325,7 +325,7 @@ def test_what_is_wrong_with_a_parquet_file_is_said_in_one_line() -> None:
     assert error_of(file="nowhere.parquet") == f"nowhere.parquet: no such file (looked for in {Path.cwd()})"
     bad = pyarrow.Array.from_buffers(pyarrow.string(), 1, pyarrow.array([b"\xff"]).buffers())
     assert error_of(file=write_parquet("bad.parquet", {"en": bad, "de": ["eins"]})) == (
-        "bad.parquet: en has text that is not UTF-8 in rows 1 to 1: mend it"
+        "bad.parquet: en has text that is not UTF-8 in rows 1 to 1: fix it"
     )
 
 
@@ -345,10 +345,10 @@ def test_an_unknown_sacrebleu_set_or_direction_is_explained() -> None:
     assert error_of(sacrebleu="wmt14/ful") == "sacreBLEU test set wmt14/ful: is not known, did you mean wmt14/full?"
     assert error_of(sacrebleu="?") == "sacreBLEU test set ?: is not known, `sacrebleu --list` shows those there are"
     with pytest.raises(DataError) as caught:
-        list(read_pairs(SourceConfig(sacrebleu="wmt22"), "en", "xx", "test"))
+        list(reader_of(SacrebleuSet(sacrebleu="wmt22"), ("en", "xx"), "test").pairs())
     assert str(caught.value).startswith("sacreBLEU test set wmt22: has no en-xx; choose from cs-en, cs-uk, ")
     with pytest.raises(DataError) as caught:
-        list(read_pairs(SourceConfig(sacrebleu="wmt22"), "fr", "xx", "test"))
+        list(reader_of(SacrebleuSet(sacrebleu="wmt22"), ("fr", "xx"), "test").pairs())
     assert "has no fr-xx" in str(caught.value)
 
 
@@ -382,8 +382,8 @@ def test_a_sacrebleu_set_that_cannot_be_downloaded_is_one_line(monkeypatch: pyte
 
 
 def test_fingerprints_follow_the_content_and_not_the_path() -> None:
-    def of(**source: Any) -> str:
-        return source_fingerprint(SourceConfig(**source))
+    def of(**corpus: Any) -> str:
+        return reader(**corpus).fingerprint()
 
     for name in ("a.en", "elsewhere.txt"):
         write(name, "one\n")

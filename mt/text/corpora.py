@@ -7,7 +7,9 @@ import json
 import logging
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mt.config import SourceConfig
+from mt.config.settings import Corpus, HubDataset, RunConfig, SacrebleuSet, Table, TextFiles
 from mt.errors import DataError
 from mt.text.files import COMPRESSIONS, content_hash, count_lines, read_line_chunks
-from mt.text.hub import count_rows, dataset_fingerprint, read_dataset
+from mt.text.hub import count_rows, dataset_fingerprint, is_local, read_dataset
 from mt.text.lengths import first_break
 from mt.text.tables import Columns, Texts, count_parquet_rows, read_parquet
 
@@ -30,100 +32,85 @@ _NOTHING = object()
 
 
 class SentencePair(NamedTuple):
-    """A segment and its translation, as they stand in their source."""
+    """A segment and its translation, as the corpus has them."""
 
     src: str
     tgt: str
-    line: int  # 1-based line or row in the source
+    line: int  # 1-based line or row in the corpus
 
 
 class Chunk(NamedTuple):
-    """Consecutive pairs of a source, as they stand in it."""
+    """Consecutive pairs of a corpus, as it has them."""
 
     src: list[str]
     tgt: list[str]
     lines: Sequence[int]  # 1-based line or row of each
 
 
-def read_chunks(
-    source: SourceConfig, src_lang: str, tgt_lang: str, default_split: str, size: int = 50_000
-) -> Iterator[Chunk]:
-    """All pairs of a source in order, `size` at a time; only the last chunk may be smaller. Memory is flat.
+@dataclass(frozen=True)
+class CorpusReader(ABC):
+    """Reads the text of one corpus; there is a subclass for each kind.
 
-    Args:
-        default_split: split of a hub data set whose config names none: train, validation or test.
-    Raises:
-        DataError: the source is missing, unreadable or not parallel. Different line counts come out at the end.
+    What is missing, unreadable or not parallel is a DataError, in one line.
     """
-    langs = src_lang, tgt_lang
-    if source.src is not None and source.tgt is not None:
-        return _read_two_files(Path(source.src), Path(source.tgt), size)
-    if source.file is not None:
-        return _rechunked(_read_one_file(Path(source.file), langs, _columns(source), size), size)
-    if source.dataset is not None:
-        rows = read_dataset(source, source.split or default_split, langs, _columns(source), size)
-        return _rechunked(_numbered(rows), size)
-    assert source.sacrebleu is not None, "SourceConfig holds exactly one kind of source"
-    return _read_two_files(*_sacrebleu_files(source.sacrebleu, src_lang, tgt_lang), size)
+
+    corpus: Corpus
+    langs: tuple[str, str]
+    split: str  # of a hub data set whose config names none: train, validation or test
+
+    @abstractmethod
+    def chunks(self, size: int = 50_000) -> Iterator[Chunk]:
+        """Return all pairs in order, `size` at a time; only the last chunk may be smaller. Memory is flat.
+
+        Different line counts come out at the end.
+        """
+
+    @abstractmethod
+    def count(self) -> int | None:
+        """Return the number of pairs, or of lines where some hold none; None where only reading it would tell."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Return a name for the content: of local files by their bytes, of remote sets by what the user wrote.
+
+        Weight and tag are no part of it.
+        """
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the text comes from the hub, or would have to be fetched from there."""
+        return False
+
+    def streamed(self) -> CorpusReader:
+        """Return what reads the same text without a copy on the disk, where it would have to be fetched."""
+        return self
+
+    def pairs(self) -> Iterator[SentencePair]:
+        """Return all pairs in order; from pipes, each as soon as it has come."""
+        size = _PAIRS_AT_ONCE if all(Path(name).is_file() for name in self.corpus.files) else 1
+        for chunk in self.chunks(size):
+            yield from map(SentencePair, *chunk)
+
+    def check(self) -> None:
+        """Fetch what must be fetched and read the first pairs, so that what is missing shows before hours are spent.
+
+        Raises:
+            DataError: the corpus cannot be read, or holds no pair at all.
+        """
+        if next(self.chunks(_PAIRS_AT_ONCE), None) is None:
+            raise DataError(self.corpus.description, "is empty, expected at least one pair of sentences")
 
 
-def read_pairs(source: SourceConfig, src_lang: str, tgt_lang: str, default_split: str) -> Iterator[SentencePair]:
-    """All pairs of a source in order, as `read_chunks`; from pipes, each as soon as it has come."""
-    paths = [Path(name) for name in (source.src, source.tgt, source.file) if name is not None]
-    size = _PAIRS_AT_ONCE if all(path.is_file() for path in paths) else 1
-    for chunk in read_chunks(source, src_lang, tgt_lang, default_split, size):
-        yield from map(SentencePair, *chunk)
+def reader_of(corpus: Corpus, langs: tuple[str, str], split: str) -> CorpusReader:
+    """Return what reads a corpus; languages and split are as of CorpusReader."""
+    reader: CorpusReader = _READERS[type(corpus)](corpus, langs, split)
+    return reader
 
 
-def count_pairs(source: SourceConfig, src_lang: str, tgt_lang: str, default_split: str) -> int | None:
-    """How many pairs a source has, or lines where some hold none; None where only reading it would tell.
-
-    Raises:
-        DataError: as `read_chunks`.
-    """
-    if source.dataset is not None:
-        return count_rows(source, source.split or default_split)
-    if source.sacrebleu is not None:
-        return count_lines(_sacrebleu_files(source.sacrebleu, src_lang, tgt_lang)[0])
-    path = Path(source.src or source.file or "")
-    if not path.is_file():  # a pipe can be read once only
-        return None
-    return count_parquet_rows(path) if path.suffix == ".parquet" else count_lines(path)
-
-
-def check_source(source: SourceConfig, src_lang: str, tgt_lang: str, default_split: str) -> None:
-    """Fetch what must be fetched and read the first pairs, so that what is missing shows before hours are spent.
-
-    Raises:
-        DataError: as `read_chunks`, or the source holds no pair at all.
-    """
-    for _ in read_chunks(source, src_lang, tgt_lang, default_split, _PAIRS_AT_ONCE):
-        return
-    raise DataError(f"{source.description}: is empty, expected at least one pair of sentences")
-
-
-def source_fingerprint(source: SourceConfig) -> str:
-    """A name for the content: local files by their bytes wherever they lie, remote sets by what the user wrote.
-
-    Weight and tag are no part of it.
-
-    Raises:
-        DataError: a local file is missing or unreadable, in the words of `read_chunks`.
-    """
-    columns = "" if source.src_column is None else f":{json.dumps(_columns(source))}"
-    if source.src is not None and source.tgt is not None:
-        return f"lines:{_file_fingerprint(Path(source.src))}:{_file_fingerprint(Path(source.tgt))}"
-    if source.file is not None:
-        return _file_fingerprint(Path(source.file)) + columns
-    if source.dataset is not None:
-        return dataset_fingerprint(source) + columns
-    return f"sacrebleu:{source.sacrebleu}"
-
-
-def _columns(source: SourceConfig) -> Columns | None:
-    if source.src_column is None or source.tgt_column is None:
-        return None
-    return source.src_column, source.tgt_column
+def readers_of(config: RunConfig) -> dict[str, CorpusReader]:
+    """Return what reads each corpus of a run, by its key in the config."""
+    langs, splits = (config.src_lang, config.tgt_lang), {"train": "train", "valid": "validation", "test": "test"}
+    return {key: reader_of(corpus, langs, splits[key.split(".")[1]]) for key, corpus in config.data.corpora.items()}
 
 
 def _file_fingerprint(path: Path) -> str:
@@ -136,6 +123,10 @@ def _file_fingerprint(path: Path) -> str:
 def _format(path: Path) -> str:
     """The suffix that tells the format, without that of a compression."""
     return (path.with_suffix("") if path.suffix in COMPRESSIONS else path).suffix
+
+
+def _columns_fingerprint(columns: Columns | None) -> str:
+    return "" if columns is None else f":{json.dumps(columns)}"
 
 
 def _numbered(rows: Iterator[Texts]) -> Iterator[Chunk]:
@@ -163,6 +154,21 @@ def _rechunked(chunks: Iterator[Chunk], size: int) -> Iterator[Chunk]:
 
 
 # ---------------------------------------------------------------------------------------------------- two files
+
+
+@dataclass(frozen=True)
+class _TextFilesReader(CorpusReader):
+    corpus: TextFiles
+
+    def chunks(self, size: int = 50_000) -> Iterator[Chunk]:
+        return _read_two_files(Path(self.corpus.src), Path(self.corpus.tgt), size)
+
+    def count(self) -> int | None:
+        path = Path(self.corpus.src)
+        return count_lines(path) if path.is_file() else None  # a pipe can be read once only
+
+    def fingerprint(self) -> str:
+        return ":".join(["lines", *(_file_fingerprint(Path(name)) for name in self.corpus.files)])
 
 
 def _read_two_files(src_path: Path, tgt_path: Path, size: int) -> Iterator[Chunk]:
@@ -194,8 +200,9 @@ def _different_counts(n_lines: dict[Path, int]) -> DataError:
         return DataError(f"{problem}; by their lengths those of {shorter} all match, and its end is missing")
     what = "a line is missing from {}, or one" if n_longer == n_shorter + 1 else "lines are missing from {}, or some"
     return DataError(
-        f"{problem}; from about line {found.line + 1:,} on their lengths do not match any more: "
-        f"{what.format(shorter)} too many in {longer}"
+        "",
+        f"{problem}; from about line {found.line + 1:,} on their lengths do not match any more",
+        f"{what.format(shorter)} too many in {longer}",
     )
 
 
@@ -208,6 +215,23 @@ def _line_lengths(path: Path) -> NDArray[np.int32]:
 # ---------------------------------------------------------------------------------------------------- one file
 
 
+@dataclass(frozen=True)
+class _TableReader(CorpusReader):
+    corpus: Table
+
+    def chunks(self, size: int = 50_000) -> Iterator[Chunk]:
+        return _rechunked(_read_one_file(Path(self.corpus.file), self.langs, self.corpus.columns, size), size)
+
+    def count(self) -> int | None:
+        path = Path(self.corpus.file)
+        if not path.is_file():  # a pipe can be read once only
+            return None
+        return count_parquet_rows(path) if path.suffix == ".parquet" else count_lines(path)
+
+    def fingerprint(self) -> str:
+        return _file_fingerprint(Path(self.corpus.file)) + _columns_fingerprint(self.corpus.columns)
+
+
 def _read_one_file(path: Path, langs: tuple[str, str], columns: Columns | None, size: int) -> Iterator[Chunk]:
     """Chunks of at most `size` pairs."""
     if _format(path) == ".tsv":
@@ -217,10 +241,10 @@ def _read_one_file(path: Path, langs: tuple[str, str], columns: Columns | None, 
     if path.suffix == ".parquet":
         return _numbered(read_parquet(path, langs, columns, size))
     if _format(path) == ".parquet":
-        raise DataError(f"{path}: Parquet files are compressed inside: unpack it to {path.with_suffix('')}")
+        raise DataError(path, "Parquet files are compressed inside", f"unpack it to {path.with_suffix('')}")
     raise DataError(
-        f"{path}: expected a name that ends in .tsv, .jsonl or .parquet, the first two perhaps followed by .gz, .xz or "
-        ".zst"
+        path,
+        "expected a name that ends in .tsv, .jsonl or .parquet, the first two perhaps followed by .gz, .xz or .zst",
     )
 
 
@@ -249,8 +273,9 @@ def _tsv_indices(path: Path, columns: Columns, header: list[str]) -> tuple[int, 
         if isinstance(column, str) and header.count(column) != 1:
             found = "several columns" if column in header else "no column"
             raise DataError(
-                f"{path}: its first line names {found} {column}, it has {', '.join(header)}: give one of these "
-                "names, or numbers if that line is no header"
+                path,
+                f"its first line names {found} {column}, it has {', '.join(header)}",
+                "give one of these names, or numbers if that line is no header",
             )
     src, tgt = (column - 1 if isinstance(column, int) else header.index(column) for column in columns)
     return src, tgt
@@ -260,12 +285,12 @@ def _require_two_columns(path: Path, rows: list[list[str]], numbers: range) -> N
     for row, number in zip(rows, numbers, strict=True):
         if len(row) != 2:
             what_to_do = (
-                "mend or remove the line"
+                "fix or remove the line"
                 if len(row) < 2
-                else "say which to read with src_column and tgt_column, or mend the line"
+                else "say which to read with src_column and tgt_column, or fix the line"
             )
             raise DataError(
-                f"{path}, line {number:,}: expected source, tab, target, found {_n_columns(row)}: {what_to_do}"
+                f"{path}, line {number:,}", f"expected source, tab, target, found {_n_columns(row)}", what_to_do
             )
 
 
@@ -277,10 +302,10 @@ def _require_columns(
         if len(row) <= last:
             column = columns[indices.index(last)]
             wanted = f"column {column} is number {last + 1}" if isinstance(column, str) else f"no column {column}"
-            what_to_do = "mend or remove the line"
+            what_to_do = "fix or remove the line"
             if number == 1:
                 what_to_do = f"correct src_column and tgt_column, or {what_to_do}"
-            raise DataError(f"{path}, line {number:,}: has {_n_columns(row)}, and {wanted}: {what_to_do}")
+            raise DataError(f"{path}, line {number:,}", f"has {_n_columns(row)}, and {wanted}", what_to_do)
 
 
 def _n_columns(row: list[str]) -> str:
@@ -291,7 +316,7 @@ def _read_jsonl(path: Path, langs: tuple[str, str], columns: Columns | None, siz
     keys = langs if columns is None else (str(columns[0]), str(columns[1]))
     for column in columns or ():
         if isinstance(column, int):
-            raise DataError(f"{path}: has keys and no columns that can be counted: give the key in place of {column}")
+            raise DataError(path, "has keys and no columns that can be counted", f"give the key in place of {column}")
     n_lines = 0
     for lines in read_line_chunks(path, size):
         numbers: list[int] = []
@@ -301,8 +326,8 @@ def _read_jsonl(path: Path, langs: tuple[str, str], columns: Columns | None, siz
                 continue
             try:
                 src, tgt = _json_pair(line, keys, is_language=columns is None)
-            except _LineError as error:
-                raise DataError(f"{path}, line {number:,}: {error}") from None
+            except DataError as error:
+                raise error.within(f"{path}, line {number:,}") from None
             chunk.src.append(src)
             chunk.tgt.append(tgt)
             numbers.append(number)
@@ -310,22 +335,19 @@ def _read_jsonl(path: Path, langs: tuple[str, str], columns: Columns | None, siz
         n_lines += len(lines)
 
 
-class _LineError(Exception):
-    """What is wrong with a line, without where."""
-
-
 def _json_pair(line: str, keys: tuple[str, str], is_language: bool) -> tuple[str, str]:
+    """Return both sides of a line; errors do not say where the line is."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise _LineError(f"is no JSON: {error}") from None
+        raise DataError(f"is no JSON: {error}") from None
     if is_language and isinstance(row, dict) and isinstance(row.get("translation"), dict):
         row = row["translation"]
     if not isinstance(row, dict):
-        raise _LineError(f"expected an object with the keys {keys[0]} and {keys[1]}, found {line[:60]}")
+        raise DataError(f"expected an object with the keys {keys[0]} and {keys[1]}, found {line[:60]}")
     src, tgt = _json_text(row, keys[0]), _json_text(row, keys[1])
     if "\\u" in line and (half := _HALF_PAIR.search(src + tgt)):
-        raise _LineError(f"\\u{ord(half[0]):04x} is half of a character (a surrogate alone): mend the line")
+        raise DataError("", f"\\u{ord(half[0]):04x} is half of a character (a surrogate alone)", "fix the line")
     return src, tgt
 
 
@@ -336,17 +358,60 @@ def _json_text(row: dict[str, Any], key: str) -> str:
         text = row
         for part in key.split("."):
             if not isinstance(text, dict) or part not in text:
-                raise _LineError(
-                    f"has no key {key}, its keys are {', '.join(row) or 'none'}: say which hold the text with "
-                    "src_column and tgt_column, or mend the line"
+                raise DataError(
+                    "",
+                    f"has no key {key}, its keys are {', '.join(row) or 'none'}",
+                    "say which hold the text with src_column and tgt_column, or fix the line",
                 )
             text = text[part]
     if not isinstance(text, str):
-        raise _LineError(f"expected text at the key {key}, found {json.dumps(text)[:60]}")
+        raise DataError(f"expected text at the key {key}, found {json.dumps(text)[:60]}")
     return text
 
 
+# ---------------------------------------------------------------------------------------------------- the hub
+
+
+@dataclass(frozen=True)
+class _HubReader(CorpusReader):
+    corpus: HubDataset
+
+    def chunks(self, size: int = 50_000) -> Iterator[Chunk]:
+        return _rechunked(_numbered(read_dataset(self.corpus, self._split, self.langs, size)), size)
+
+    def count(self) -> int | None:
+        return count_rows(self.corpus, self._split)
+
+    def fingerprint(self) -> str:
+        return dataset_fingerprint(self.corpus) + _columns_fingerprint(self.corpus.columns)
+
+    @property
+    def is_streamed(self) -> bool:
+        return self.corpus.streaming or not (is_local(self.corpus.dataset) or "[" in self._split)
+
+    def streamed(self) -> CorpusReader:
+        return replace(self, corpus=replace(self.corpus, streaming=self.is_streamed))
+
+    @property
+    def _split(self) -> str:
+        return self.corpus.split or self.split
+
+
 # ---------------------------------------------------------------------------------------------------- sacreBLEU
+
+
+@dataclass(frozen=True)
+class _SacrebleuReader(CorpusReader):
+    corpus: SacrebleuSet
+
+    def chunks(self, size: int = 50_000) -> Iterator[Chunk]:
+        return _read_two_files(*_sacrebleu_files(self.corpus.sacrebleu, *self.langs), size)
+
+    def count(self) -> int | None:
+        return count_lines(_sacrebleu_files(self.corpus.sacrebleu, *self.langs)[0])
+
+    def fingerprint(self) -> str:
+        return f"sacrebleu:{self.corpus.sacrebleu}"
 
 
 def _sacrebleu_files(name: str, src_lang: str, tgt_lang: str) -> tuple[Path, Path]:
@@ -358,15 +423,16 @@ def _sacrebleu_files(name: str, src_lang: str, tgt_lang: str) -> tuple[Path, Pat
     if name not in DATASETS:
         close = difflib.get_close_matches(name, DATASETS, n=1)
         hint = f"did you mean {close[0]}?" if close else "`sacrebleu --list` shows those there are"
-        raise DataError(f"sacreBLEU test set {name}: is not known, {hint}")
+        raise DataError(f"sacreBLEU test set {name}", f"is not known, {hint}")
     langpairs = sorted(DATASETS[name].langpairs)
     if langpair not in langpairs:
         if f"{tgt_lang}-{src_lang}" in langpairs:
             raise DataError(
-                f"sacreBLEU test set {name}: exists for {tgt_lang}-{src_lang} only, not for {langpair}: "
-                "choose another one, or give its files as {src, tgt} if the other direction is what you want"
+                f"sacreBLEU test set {name}",
+                f"exists for {tgt_lang}-{src_lang} only, not for {langpair}",
+                "choose another one, or give its files as {src, tgt} if the other direction is what you want",
             )
-        raise DataError(f"sacreBLEU test set {name}: has no {langpair}; choose from {', '.join(langpairs)}")
+        raise DataError(f"sacreBLEU test set {name}", f"has no {langpair}; choose from {', '.join(langpairs)}")
     logging.getLogger("sacrebleu").setLevel(logging.CRITICAL)
     try:
         return Path(get_source_file(name, langpair)), Path(get_reference_files(name, langpair)[0])
@@ -374,6 +440,16 @@ def _sacrebleu_files(name: str, src_lang: str, tgt_lang: str) -> tuple[Path, Pat
     except (Exception, SystemExit) as error:
         reason = "its checksum is wrong" if isinstance(error, SystemExit) else str(getattr(error, "reason", error))
         raise DataError(
-            f"sacreBLEU test set {name}: cannot be downloaded ({reason}): check the network, "
-            f"delete {os.path.join(SACREBLEU_DIR, name)} if it holds half a download, or give its files as {{src, tgt}}"
+            f"sacreBLEU test set {name}",
+            f"cannot be downloaded ({reason})",
+            f"check the network, delete {os.path.join(SACREBLEU_DIR, name)} if it holds half a "
+            f"download, or give its files as {{src, tgt}}",
         ) from None
+
+
+_READERS: dict[type[Corpus], Any] = {
+    TextFiles: _TextFilesReader,
+    Table: _TableReader,
+    HubDataset: _HubReader,
+    SacrebleuSet: _SacrebleuReader,
+}

@@ -1,0 +1,275 @@
+"""YAML and `--set KEY=VALUE` to a `RunConfig`, and back; errors say where and what to do."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_origin
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from mt.config.settings import Corpus, RunConfig
+from mt.config.validation import (
+    MAPPING,
+    config_error,
+    described,
+    entry_of,
+    fields_of,
+    joined,
+    unknown_key,
+    unwrapped,
+)
+from mt.errors import ConfigError
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Return the config of a file, or of one that ships with mt, with each `KEY=VALUE` of `overrides` applied in order.
+
+    Raises:
+        ConfigError: one line that begins with the file, or with the override that is to blame.
+    """
+    path = find_config(path_or_name)
+    where = path_or_name if path == Path(path_or_name) else path.name
+    tree = _read_mapping(path, where)
+    parsed = [_parse_override(text) for text in overrides]
+    for override in parsed:
+        override.apply(tree)
+    try:
+        return _validated(tree)
+    except ConfigError as error:
+        raise _blamed(error, where, parsed) from None
+
+
+def parse_config(mapping: Mapping[str, Any], where: str) -> RunConfig:
+    """Return the config of a mapping as YAML gives it; `where` is in front of every error."""
+    try:
+        return _validated(mapping)
+    except ConfigError as error:
+        raise error.within(where) from None
+
+
+def _validated(tree: Mapping[str, Any]) -> RunConfig:
+    try:
+        return TypeAdapter(RunConfig).validate_python(tree)
+    except ValidationError as error:
+        raise config_error(error, RunConfig, is_yaml=True) from None
+
+
+def config_schema() -> dict[str, Any]:
+    """Return the JSON schema of a config, by which editors complete and check the YAML."""
+    return TypeAdapter(RunConfig).json_schema()
+
+
+def dump_config(config: RunConfig) -> str:
+    """Return the full set of settings as YAML; `parse_config` makes the same config of it."""
+    return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True, width=120)
+
+
+def config_differences(a: RunConfig, b: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Dotted key → (value in a, value in b) for each setting that differs; None where one has no such entry."""
+    flat_a, flat_b = settings_of(a), settings_of(b)
+    keys = [*flat_a, *(key for key in flat_b if key not in flat_a)]
+    pairs = {key: (flat_a.get(key), flat_b.get(key)) for key in keys}
+    return {key: (value_a, value_b) for key, (value_a, value_b) in pairs.items() if value_a != value_b}
+
+
+def as_yaml(value: Any) -> str:
+    """Return a setting's value as it is written in a config."""
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """Dotted key → value of every setting."""
+    return _flat(_plain(config))
+
+
+def shipped_configs() -> list[Path]:
+    """The configs that ship with mt, by name."""
+    inside = _PACKAGE / "configs"
+    return sorted((inside if inside.is_dir() else _PACKAGE.parent / "configs").glob("*.yaml"))
+
+
+def find_config(name: str) -> Path:
+    """The file of that path; else the shipped config of that name, with or without `.yaml`."""
+    path = Path(name)
+    if path.exists() and not path.is_dir():
+        return path
+    shipped = {config.stem: config for config in shipped_configs()}
+    if (found := shipped.get(name.removesuffix(".yaml"))) is not None:
+        return found
+    if path.is_dir():
+        raise ConfigError(name, "is a folder", "give the config file")
+    close = difflib.get_close_matches(path.stem, shipped, n=1)
+    hint = f"did you mean {close[0]}.yaml?" if close else f"these ship with mt: {', '.join(shipped)}"
+    raise ConfigError(name, f"no such file, and no config of that name ships with mt; {hint}")
+
+
+# --- YAML to plain values ---------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice and reads dates as text."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        first_lines: dict[tuple[str, str], int] = {}
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue
+            name = (key_node.tag, key_node.value)
+            if name in first_lines:
+                problem = f"{key_node.value} is given twice, first on line {first_lines[name]}"
+                raise yaml.composer.ComposerError(None, None, problem, key_node.start_mark)
+            first_lines[name] = key_node.start_mark.line + 1
+        return node
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _read_mapping(path: Path, where: str) -> dict[Any, Any]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(where, f"cannot be read: {error.strerror}") from None
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{where}:{line}", "is not UTF-8 text", "save the file as UTF-8") from None
+    tree = _read_yaml(text, where, with_position=True)
+    if tree is None:
+        raise ConfigError(where, "is empty", "a config needs at least name, src_lang, tgt_lang and data")
+    if not isinstance(tree, dict):
+        raise ConfigError(where, f"expected {MAPPING}, got {described(tree)}")
+    return tree
+
+
+def _read_yaml(text: str, where: str, with_position: bool) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        position = f":{mark.line + 1}:{mark.column + 1}" if mark is not None and with_position else ""
+        context = f" ({error.context})" if error.context else ""
+        problem = f"{error.problem}{context}"
+    except yaml.reader.ReaderError as error:
+        position = f":{text.count(chr(10), 0, error.position) + 1}" if with_position else ""
+        problem = f"the character {chr(error.character)!r} is not allowed"
+    except RecursionError:
+        position, problem = "", "nested too deep"
+    except ValueError as error:  # such as a number of thousands of digits
+        position, problem = "", str(error)
+    raise ConfigError(f"{where}{position}", f"not valid YAML: {' '.join(problem.split())}")
+
+
+# --- `--set KEY=VALUE` ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Override:
+    text: str  # as the user wrote it, without --set
+    key: str
+    value: Any
+
+    @property
+    def where(self) -> str:
+        return f"--set {self.text}"
+
+    def apply(self, tree: dict[Any, Any]) -> None:
+        """Put the value into the tree of plain values, in place, making the sections on the way that are missing."""
+        try:
+            _place(tree, RunConfig, self.key.split("."), self.value, key="")
+        except ConfigError as error:
+            raise error.within(self.where) from None
+
+
+def _parse_override(text: str) -> _Override:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {text}", "expected KEY=VALUE, such as train.max_steps=100")
+    return _Override(text, key.strip(), _read_yaml(value, f"--set {text}", with_position=False))
+
+
+def _place(container: Any, hint: Any, path: list[str], value: Any, key: str) -> None:
+    """Set container[path[0]][path[1]]… to `value`; `hint` is the type of the container, `key` its name."""
+    here = joined(key, path[0])
+    step: Any = path[0]
+    inner = entry_of(hint)
+    if get_origin(unwrapped(hint)) is tuple:
+        if not isinstance(container, list):
+            raise ConfigError(key, f"expected a list, got {described(container)}")
+        step = _list_index(path[0], container, key)
+        container.extend([None] * (step + 1 - len(container)))
+    else:
+        if inner is None and not (fields := fields_of(hint)):
+            raise ConfigError(here, f"unknown key, {key} is a single value")
+        if inner is None and (inner := fields.get(step)) is None:
+            raise ConfigError(here, unknown_key(here, hint, RunConfig))
+        if not isinstance(container, dict):
+            raise ConfigError(key, f"expected {MAPPING}, got {described(container)}")
+    if len(path) == 1:
+        container[step] = value
+        return
+    existing = container[step] if isinstance(container, list) else container.get(step)
+    if existing is None:
+        existing = [] if get_origin(unwrapped(inner)) is tuple else {}
+    container[step] = copy.copy(existing)  # a YAML alias shares one value between several keys
+    _place(container[step], inner, path[1:], value, here)
+
+
+def _list_index(text: str, entries: list[Any], key: str) -> int:
+    """The index of an entry; one past the last appends."""
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) > len(entries):
+        raise ConfigError(
+            f"{key}.{text}", f"expected the index of an entry, 0 to {len(entries)} ({len(entries)} appends)"
+        )
+    return int(text)
+
+
+def _blamed(error: ConfigError, where: str, overrides: Sequence[_Override]) -> ConfigError:
+    """Return the error with its place in front: the last override that set the key or a part of it, else the file."""
+    key = error.place
+    for override in reversed(overrides):
+        if f"{key}.".startswith(f"{override.key}."):
+            return error.within(override.where)
+        if override.key.startswith(f"{key}."):
+            problem = ": ".join(part for part in (error.problem, error.fix) if part)
+            hint = f"to replace the whole value, write --set '{key}={{…}}'"
+            return ConfigError(f"{override.where}: {key}", f"{problem}; {hint}")
+    return error.within(where)
+
+
+# --- Plain values of a config -----------------------------------------------------------------------------------------
+
+
+def _plain(value: Any) -> Any:
+    """Return sections as mappings and tuples as lists; of a corpus, only the keys that are given, its own first."""
+    if dataclasses.is_dataclass(value):
+        mapping = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        if isinstance(value, Corpus):
+            shared = {field.name: mapping.pop(field.name) for field in dataclasses.fields(Corpus)}
+            return {name: entry for name, entry in (mapping | shared).items() if entry not in (None, False)}
+        return mapping
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, tuple) else value
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Return dotted key → scalar."""
+    if not isinstance(value, (dict, list)):
+        return {key: value}
+    entries = value.items() if isinstance(value, dict) else enumerate(value)
+    return {name: leaf for part, entry in entries for name, leaf in _flat(entry, joined(key, part)).items()}
