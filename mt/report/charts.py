@@ -21,7 +21,7 @@ _GRID_LINE = Markup(
     '<text x="-8" y="{0:.2f}" dy="0.35em" text-anchor="end">{1}</text>'
 )
 _X_TICK = Markup('<text x="{:.3f}%" y="{}" text-anchor="middle">{}</text>')
-# In a picture of its own that is stretched, because the points of a line cannot be given in percent.
+# In its own picture, which is stretched, because the points of a line cannot be given in percent.
 _LINE = Markup(
     '<svg width="100%" height="{0}" viewBox="0 0 100 {0}" preserveAspectRatio="none">'
     '<path d="{1}" class="line s{2}"/></svg>'

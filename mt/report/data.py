@@ -101,8 +101,8 @@ class _View:
             for one in train.sources
         ]
         weights = ["", ""] if has_weights else []
-        total = ["Together", *weights, *_kept(train.pairs_read, train.pairs_kept), *rules.values()]
-        headers = ["Source", *(["Tag", "Weight"] if has_weights else []), "Read", "Kept", "Share kept", *rules]
+        total = ["Total", *weights, *_kept(train.pairs_read, train.pairs_kept), *rules.values()]
+        headers = ["Source", *(["Tag", "Weight"] if has_weights else []), "Read", "Kept", "Fraction kept", *rules]
         return table(headers, rows, total if len(rows) > 1 else None, sortable=True)
 
     def removed(self) -> Markup:
@@ -160,7 +160,7 @@ class _View:
 
     def overlap(self) -> Markup:
         rows = [[*counts, Number(part, "fraction", 2), fraction_bar(part)] for *counts, part in self._overlaps()]
-        return table(["Set", "Language", "8-grams", "In training", "Share", ""], rows, sortable=True)
+        return table(["Set", "Language", "8-grams", "In training", "Fraction", ""], rows, sortable=True)
 
     def length_charts(self) -> list[Markup]:
         assert self.facts.lengths is not None
@@ -207,8 +207,8 @@ class _View:
         seconds = {name: Number(value, "seconds") for name, value in self.facts.seconds.items()}
         total = sum(self.facts.seconds.values())
         rows = [[name, one, Number(fraction(one.value or 0, total), "fraction")] for name, one in seconds.items()]
-        together = ["Together", Number(total, "seconds"), ""]
-        return bars("Time of each stage", seconds) + table(["Stage", "Time", "Share"], rows, together, sortable=True)
+        together = ["Total", Number(total, "seconds"), ""]
+        return bars("Time of each stage", seconds) + table(["Stage", "Time", "Fraction"], rows, together, sortable=True)
 
     def warnings(self) -> Iterator[str]:
         for source in self.facts.train.sources:
@@ -225,8 +225,8 @@ class _View:
         for name, lang, _, _, found in self._overlaps():
             if found is not None and found > _HIGH_OVERLAP:
                 yield (
-                    f"{Number(found, 'fraction')} of the 8-grams of {name} ({lang}) stand in the training text, too: "
-                    "scores on it may be too good."
+                    f"{Number(found, 'fraction')} of the 8-grams of {name} ({lang}) occur in the training text: "
+                    "scores on it may be too high."
                 )
         for side, figures in self.facts.sides.items():
             unknown = figures.get("unknown_share")

@@ -196,7 +196,7 @@ _FILES = ("style.css", "script.js")
 
 
 def _with_anchors(body: str) -> tuple[str, dict[str, str]]:
-    """Give each section an id of its own; return the body, and the headings by their ids."""
+    """Give each section its own id; return the body, and the headings by their ids."""
     headings: dict[str, str] = {}
 
     def anchored(match: re.Match[str]) -> str:
