@@ -57,10 +57,10 @@ class Series:
 def bars(title: str, rows: Mapping[str, Number]) -> Markup:
     """Return horizontal bars from zero, each with its label and its number."""
     longest = max((number.value or 0 for number in rows.values()), default=0) or 1
-    shown = []
-    for label, number in rows.items():
-        percent = 100 * (number.value or 0) / longest
-        shown.append((label, _segments([(percent, f"{label}: {number}")]), None, number))
+    percents = {label: 100 * (number.value or 0) / longest for label, number in rows.items()}
+    shown = [
+        (label, _segments([(percents[label], f"{label}: {number}")]), None, number) for label, number in rows.items()
+    ]
     return macro("bars", title, [], shown)
 
 

@@ -141,7 +141,7 @@ class _View:
         """Yield (name in a table, name in a sentence, set)."""
         if self.facts.valid:
             yield "Validation", "validation set", self.facts.valid
-        for name, one in (self.facts.test or {}).items():
+        for name, one in self.facts.test.items():
             yield f"Test: {name}", f"test set {name}", one
 
     def held_out_sets(self) -> Markup | None:
@@ -154,7 +154,7 @@ class _View:
 
     def _overlaps(self) -> Iterator[tuple[str, str, int, int, float | None]]:
         """Yield (set, language, n-grams, those that training text has, their fraction)."""
-        for name, sides in (self.facts.overlap or {}).items():
+        for name, sides in self.facts.overlap.items():
             for side, one in sides.items():
                 yield name, self.facts.lang(side), one["ngrams"], one["found"], fraction(one["found"], one["ngrams"])
 
@@ -203,7 +203,6 @@ class _View:
         return tables if any(rows.values()) else []
 
     def stages(self) -> Markup:
-        assert self.facts.seconds is not None
         seconds = {name: Number(value, "seconds") for name, value in self.facts.seconds.items()}
         total = sum(self.facts.seconds.values())
         rows = [[name, one, Number(fraction(one.value or 0, total), "fraction")] for name, one in seconds.items()]
