@@ -190,7 +190,7 @@ def test_the_page_has_the_numbers_of_the_json(tmp_path: Path):
     read = json.loads((tmp_path / "report.json").read_text("utf-8"))
     assert read["kind"] == "comparison"
     page = PageReader((tmp_path / "report.html").read_text("utf-8"))
-    assert page.headings == ["demo", "Training", "Configs", "What it stands on"]
+    assert page.headings == ["demo", "Training", "Configs", "Provenance"]
     metrics = read["test_sets"]["demo"]["metrics"]
     scores = [metric["scores"][0] for metric in metrics]
     shown = [[one["score"], one["confidence"]["low"], one["confidence"]["high"]] for one in scores]

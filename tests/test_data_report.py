@@ -142,11 +142,11 @@ def test_the_page_has_the_numbers_of_the_json(tmp_path: Path):
         "Time",
         "Settings and versions",
     ]
-    for text in ("Pairs read657,722", "85.0% of those read", "longest 243", "Most memory804.1 MiB", "in en alone"):
+    for text in ("Pairs read657,722", "85.0% of those read", "longest 243", "Peak memory804.1 MiB", "in en alone"):
         assert text in page.text
     counts = ["duplicate", "copied", "non_letters", "length_ratio", "language", "empty", "contamination"]
     for row in (
-        ["Source", "Tag", "Weight", "Read", "Kept", "Share kept", *counts],
+        ["Source", "Tag", "Weight", "Read", "Kept", "Fraction kept", *counts],
         ["mono/back-translated.tsv.zst", "<bt>", "0.50", "75,768", "75,766", ">99.9%", *"00000", "2", "0"],
         ["duplicate", "79,540", "12.09%", "The same pair came before.", "data.clean.duplicates"],
         ["white_space", "41,033", RULES["white_space"][1], "data.clean.white_space"],
@@ -160,7 +160,7 @@ def test_the_page_has_the_numbers_of_the_json(tmp_path: Path):
         ["Words that are cut, into more than one token", "18.7%", "18.7%"],
         ["▁Wirtschaftswachstum", "13"],
         ["tokenizer", "12.2 s", "14.1%"],
-        ["Together", "1 min 27 s", ""],
+        ["Total", "1 min 27 s", ""],
         ["data.clean.min_copied", "null"],
         ["tokenizer.user_symbols", '["<bt>"]'],
         ["memory_bytes", "15.6 GiB"],
@@ -228,7 +228,7 @@ def test_what_a_user_should_look_at_is_said_at_the_top():
     facts = made_up_facts()
     assert _warnings(facts) == [
         "1 of 3,003 pairs of the test set newstest2014.full have an empty side.",
-        "12.2% of the 8-grams of newstest2014.full (en) stand in the training text, too: scores on it may be too good.",
+        "12.2% of the 8-grams of newstest2014.full (en) occur in the training text: scores on it may be too high.",
     ]
     facts["test"], facts["overlap"] = {}, {}
     assert _warnings(facts) == []

@@ -132,7 +132,7 @@ def test_a_page_fetches_nothing_and_runs_its_own_script_alone():
     assert not re.search(r"\b(?:src|href)=\"[^#]|@import|url\(", text)
 
 
-def test_headings_have_anchors_of_their_own():
+def test_each_heading_has_its_own_anchor():
     from mt.report.page import _with_anchors
 
     sections = "".join(f"<section>\n<h2>{heading}</h2></section>" for heading in ("Loss &amp; BLEU", "Loss, BLEU", "→"))

@@ -186,7 +186,7 @@ def test_the_page_has_the_numbers_of_the_json(facts: dict[str, Any], tmp_path: P
         "Translations over time",
         "first: All sentences",
         "news.2014: All sentences",
-        "What it stands on",
+        "Provenance",
     ]
     for entry in (*facts["test_sets"].values(), facts["valid"]):
         for score in entry["scores"]:
@@ -215,10 +215,10 @@ def test_the_page_has_the_numbers_of_the_json(facts: dict[str, Any], tmp_path: P
     low, high = (facts["test_sets"]["first"]["scores"][0]["confidence"][end] for end in ("low", "high"))
     for text in (
         f"95% between {low:.2f} and {high:.2f}",
-        "Time of training3 min 11 s",
+        "Training time3 min 11 s",
         "60 lines, 2 references for each",
         "Warning: first: hypothesis 5 is empty",
-        "It is the average of 3 checkpoints up to step 3,000 that translated.",
+        "Translated by the average of 3 checkpoints up to step 3,000.",
         f"Better than the baseline: {len(facts['analysis']['first']['gained'])} sentences",
     ):
         assert text in page.text, text
@@ -323,7 +323,7 @@ def test_a_report_of_scores_alone_has_a_page(tmp_path: Path):
     assert list(made) == ["kind", "format_version", "made_at", "command", "commit", "versions", "system", "test_sets"]
     write_evaluation(made, tmp_path)
     page = (tmp_path / "report.html").read_text("utf-8")
-    assert re.findall("<h2>(.*?)</h2>", page) == ["Scores", "What it stands on"]
+    assert re.findall("<h2>(.*?)</h2>", page) == ["Scores", "Provenance"]
     assert re.search(r"<td[^>]*>100.00</td>", page)
     assert "## Scores" in (tmp_path / "report.md").read_text("utf-8")
 

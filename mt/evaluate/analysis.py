@@ -73,16 +73,9 @@ def analyse(
         baseline: another system's hypotheses.
         n_examples: sentences listed as best, worst, gained and lost.
     Returns:
-        {"beside": "source" or "reference", "by_length": [bucket, …], with `word_counts` and `sources`
-        "by_rarest_word": [bucket, …], "oddities": {NAME: {"n_lines", "lines"}, …} with the numbers of the first lines,
-        "numbers": {"n", "n_kept", "kept_share", "n_lines", "lines"}, "length_ratio", "sentences", "worst", "best":
-        [sentence, …]}.
-        A bucket is {"bucket", "begin", "n_lines", "bleu", "chrf"}, a sentence {"line", "source" (if known),
-        "hypothesis", "reference", "chrf", "bleu", "oddities"}. With a baseline the same of it stands beside: in
-        buckets "baseline_bleu" and "baseline_chrf", in sentences these, "baseline" and "chrf_difference", in oddities
-        "baseline_n_lines", in numbers "baseline_n_kept" and "baseline_kept_share", "baseline_length_ratio"; and
-        "gained" and "lost" are the sentences with the largest differences in chrF. Lines count from 1; scores are 0
-        to 100, unrounded.
+        The values of an mt.report.facts.Analysis, and "sentences": [mt.report.facts.Sentence]. Without `word_counts`
+        and `sources` there is no "by_rarest_word"; without a baseline no "gained" and "lost", which are the sentences
+        with the largest differences in chrF. Lines count from 1; scores are from 0 to 100, unrounded.
     Raises:
         DataError: different numbers of lines, or none at all.
     """

@@ -21,7 +21,7 @@ _GRID_LINE = Markup(
     '<text x="-8" y="{0:.2f}" dy="0.35em" text-anchor="end">{1}</text>'
 )
 _X_TICK = Markup('<text x="{:.3f}%" y="{}" text-anchor="middle">{}</text>')
-# In a picture of its own that is stretched, because the points of a line cannot be given in percent.
+# In its own picture, which is stretched, because the points of a line cannot be given in percent.
 _LINE = Markup(
     '<svg width="100%" height="{0}" viewBox="0 0 100 {0}" preserveAspectRatio="none">'
     '<path d="{1}" class="line s{2}"/></svg>'
@@ -57,10 +57,10 @@ class Series:
 def bars(title: str, rows: Mapping[str, Number]) -> Markup:
     """Return horizontal bars from zero, each with its label and its number."""
     longest = max((number.value or 0 for number in rows.values()), default=0) or 1
-    shown = []
-    for label, number in rows.items():
-        percent = 100 * (number.value or 0) / longest
-        shown.append((label, _segments([(percent, f"{label}: {number}")]), None, number))
+    percents = {label: 100 * (number.value or 0) / longest for label, number in rows.items()}
+    shown = [
+        (label, _segments([(percents[label], f"{label}: {number}")]), None, number) for label, number in rows.items()
+    ]
     return macro("bars", title, [], shown)
 
 

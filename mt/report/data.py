@@ -101,8 +101,8 @@ class _View:
             for one in train.sources
         ]
         weights = ["", ""] if has_weights else []
-        total = ["Together", *weights, *_kept(train.pairs_read, train.pairs_kept), *rules.values()]
-        headers = ["Source", *(["Tag", "Weight"] if has_weights else []), "Read", "Kept", "Share kept", *rules]
+        total = ["Total", *weights, *_kept(train.pairs_read, train.pairs_kept), *rules.values()]
+        headers = ["Source", *(["Tag", "Weight"] if has_weights else []), "Read", "Kept", "Fraction kept", *rules]
         return table(headers, rows, total if len(rows) > 1 else None, sortable=True)
 
     def removed(self) -> Markup:
@@ -141,7 +141,7 @@ class _View:
         """Yield (name in a table, name in a sentence, set)."""
         if self.facts.valid:
             yield "Validation", "validation set", self.facts.valid
-        for name, one in (self.facts.test or {}).items():
+        for name, one in self.facts.test.items():
             yield f"Test: {name}", f"test set {name}", one
 
     def held_out_sets(self) -> Markup | None:
@@ -154,13 +154,13 @@ class _View:
 
     def _overlaps(self) -> Iterator[tuple[str, str, int, int, float | None]]:
         """Yield (set, language, n-grams, those that training text has, their fraction)."""
-        for name, sides in (self.facts.overlap or {}).items():
+        for name, sides in self.facts.overlap.items():
             for side, one in sides.items():
                 yield name, self.facts.lang(side), one["ngrams"], one["found"], fraction(one["found"], one["ngrams"])
 
     def overlap(self) -> Markup:
         rows = [[*counts, Number(part, "fraction", 2), fraction_bar(part)] for *counts, part in self._overlaps()]
-        return table(["Set", "Language", "8-grams", "In training", "Share", ""], rows, sortable=True)
+        return table(["Set", "Language", "8-grams", "In training", "Fraction", ""], rows, sortable=True)
 
     def length_charts(self) -> list[Markup]:
         assert self.facts.lengths is not None
@@ -203,12 +203,11 @@ class _View:
         return tables if any(rows.values()) else []
 
     def stages(self) -> Markup:
-        assert self.facts.seconds is not None
         seconds = {name: Number(value, "seconds") for name, value in self.facts.seconds.items()}
         total = sum(self.facts.seconds.values())
         rows = [[name, one, Number(fraction(one.value or 0, total), "fraction")] for name, one in seconds.items()]
-        together = ["Together", Number(total, "seconds"), ""]
-        return bars("Time of each stage", seconds) + table(["Stage", "Time", "Share"], rows, together, sortable=True)
+        together = ["Total", Number(total, "seconds"), ""]
+        return bars("Time of each stage", seconds) + table(["Stage", "Time", "Fraction"], rows, together, sortable=True)
 
     def warnings(self) -> Iterator[str]:
         for source in self.facts.train.sources:
@@ -225,8 +224,8 @@ class _View:
         for name, lang, _, _, found in self._overlaps():
             if found is not None and found > _HIGH_OVERLAP:
                 yield (
-                    f"{Number(found, 'fraction')} of the 8-grams of {name} ({lang}) stand in the training text, too: "
-                    "scores on it may be too good."
+                    f"{Number(found, 'fraction')} of the 8-grams of {name} ({lang}) occur in the training text: "
+                    "scores on it may be too high."
                 )
         for side, figures in self.facts.sides.items():
             unknown = figures.get("unknown_share")

@@ -12,7 +12,6 @@ from mt.report.charts import Series, bars, line_chart
 from mt.report.facts import (
     Analysis,
     Bucket,
-    CorpusOfModel,
     Evaluation,
     ModelManifest,
     PairedSet,
@@ -138,7 +137,7 @@ class _View:
         return table(list(shown), [[cell(one) for cell in shown.values()] for one in sentences], searchable=True)
 
     def has_open_sentences(self) -> bool:
-        return sum(map(len, (self.facts.sentences or {}).values())) <= _OPEN_SENTENCES
+        return sum(map(len, self.facts.sentences.values())) <= _OPEN_SENTENCES
 
     def curves(self, training: Training) -> list[tuple[Markup, Markup]]:
         """Return charts, two and two."""
@@ -159,12 +158,12 @@ class _View:
         rate_chart = line_chart("Learning rate", rate, "updates", "learning rate")
         return [*charts, (rate_chart, line_chart("Speed", speed, "updates", "target tokens a second"))]
 
-    def corpus(self, corpus: CorpusOfModel) -> Markup:
+    def corpus(self, corpus: Mapping[str, Any]) -> Markup:
         """Return what the model was trained, validated and tested on."""
-        read = (corpus.train or {})["sources"]
+        read = corpus["train"]["sources"]
         rows = [["training", one["source"], one["pairs_read"], one["pairs_kept"]] for one in read]
-        sets = {"validation": corpus.valid, **{f"test: {name}": one for name, one in (corpus.test or {}).items()}}
-        rows += [[name, one.source, one.pairs, ""] for name, one in sets.items() if one is not None]
+        sets = {"validation": corpus["valid"], **{f"test: {name}": one for name, one in corpus["test"].items()}}
+        rows += [[name, one["source"], one["pairs"], ""] for name, one in sets.items()]
         return table(["Use", "Source", "Pairs read", "Pairs kept"], rows)
 
     def starts(self, starts: Sequence[Mapping[str, Any]]) -> Markup:
@@ -181,7 +180,7 @@ class _View:
 
     def model(self, manifest: ModelManifest) -> Markup:
         values = {key: value for key, value in manifest.model.items() if key not in ("versions", "hardware")}
-        values |= {f"translated on: {key}": value for key, value in (manifest.translation or {}).items()}
+        values |= {f"translated on: {key}": value for key, value in manifest.translation.items()}
         return table(["", "Value"], [[key, plain_value(value)] for key, value in values.items()])
 
 

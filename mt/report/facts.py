@@ -131,30 +131,28 @@ class PreparedData(Facts):
     command: Line | None = None
     train: TrainingCounts
     valid: HeldOutSet | None = None
-    test: dict[Line, HeldOutSet] | None = None
+    test: dict[Line, HeldOutSet] = {}
     lengths: Lengths | None = None
-    overlap: dict[Line, dict[str, dict[str, int]]] | None = None  # set → side → n-grams: how many, how many found
+    overlap: dict[Line, dict[str, dict[str, int]]] = {}  # set → side → n-grams: how many, how many found
     # kind, vocab_size and how it was made; pieces: {src, tgt, both, neither}; src, tgt: figures and longest_pieces
-    tokenizer: Values | None = None
-    samples: list[Pair] | None = None  # of the pairs that were kept
-    seconds: dict[Line, float] | None = None  # of each stage
+    tokenizer: Values = {}
+    samples: list[Pair] = []  # of the pairs that were kept
+    seconds: dict[Line, float] = {}  # of each stage
     peak_memory_bytes: int | None = None
-    settings: Values | None = None
-    versions: Values | None = None
-    hardware: Values | None = None
+    settings: Values = {}
+    versions: Values = {}
+    hardware: Values = {}
 
     @property
     def tokenizer_values(self) -> Values:
         """What is known of the tokenizer besides figures of its text."""
-        values = (self.tokenizer or {}).items()
+        values = self.tokenizer.items()
         return {key.replace("_", " "): value for key, value in values if not isinstance(value, dict)}
 
     @property
     def sides(self) -> dict[str, Values]:
         """Side → figures of its text in tokens."""
-        return (
-            {side: self.tokenizer[side] for side in ("src", "tgt") if side in self.tokenizer} if self.tokenizer else {}
-        )
+        return {side: self.tokenizer[side] for side in ("src", "tgt") if side in self.tokenizer}
 
     def lang(self, side: str) -> str:
         return {"src": self.src_lang, "tgt": self.tgt_lang}[side]
@@ -176,10 +174,6 @@ class Confidence(Facts):
     low: float
     high: float
 
-    @property
-    def half_width(self) -> float:
-        return (self.high - self.low) / 2
-
 
 class SystemScore(Facts):
     score: float
@@ -187,7 +181,8 @@ class SystemScore(Facts):
 
     def __str__(self) -> str:
         """Return it rounded, with the half width of its interval."""
-        return f"{self.score:.2f}" + (f" ± {self.confidence.half_width:.2f}" if self.confidence else "")
+        interval = f" ± {(self.confidence.high - self.confidence.low) / 2:.2f}" if self.confidence else ""
+        return f"{self.score:.2f}{interval}"
 
 
 class MetricScore(SystemScore):
@@ -287,7 +282,7 @@ Curve: TypeAlias = dict[str, list[int | float | None]]  # name of a column → i
 
 class Training(Facts):
     curves: dict[str, Curve]  # train, valid
-    samples: list[Values] | None = None  # source, reference, translations: [{step, translation}]
+    samples: list[Values] = []  # source, reference, translations: [{step, translation}]
 
     @property
     def has_steps(self) -> bool:
@@ -298,21 +293,14 @@ class Training(Facts):
         return all(None not in curve[x] for curve in self.curves.values())
 
 
-class CorpusOfModel(Facts):
-    fingerprint: Line
-    train: Values | None = None  # None: the prepared corpus is gone; sources: [{source, pairs_read, pairs_kept, …}]
-    valid: HeldOutSet | None = None
-    test: dict[Line, HeldOutSet] | None = None
-
-
 class ModelManifest(Facts):
     description: Line | None = None
     settings: Values
     changed: list[Line]  # settings that are not the defaults
     model: Values
     starts: list[Values]  # started_at, command, commit, versions, hardware, as far as known
-    corpus: CorpusOfModel
-    translation: Values | None = None
+    corpus: Values  # fingerprint; while it is there, train: {sources}, valid and test as in PreparedData
+    translation: Values = {}
 
     @property
     def changed_settings(self) -> Values:
@@ -332,10 +320,10 @@ class Evaluation(Origin):
     test_sets: dict[Line, ScoredSet]
     valid: ScoredSet | None = None
     comparison: BaselineTest | None = None
-    warnings: dict[Line, list[Line]] | None = None
-    notes: list[Line] | None = None
-    analysis: dict[Line, Analysis] | None = None
-    sentences: dict[Line, list[Sentence]] | None = None
+    warnings: dict[Line, list[Line]] = {}
+    notes: list[Line] = []
+    analysis: dict[Line, Analysis] = {}
+    sentences: dict[Line, list[Sentence]] = {}
     training: Training | None = None
     manifest: ModelManifest | None = None
     steps: int | None = None

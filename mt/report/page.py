@@ -114,14 +114,6 @@ def fraction(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-def plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
-
-
-def date(iso: str) -> str:
-    return iso.replace("T", " ").replace("+00:00", " UTC")
-
-
 @cache
 def environment() -> Environment:
     found = Environment(
@@ -131,10 +123,11 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"code": code, "date": date, "number": Number, "plural": plural, "short": short_name}
-    found.filters |= {"shortened": shortened, "rows": setting_rows}
-    found.globals |= {"fraction": fraction, "table": table, "test_names": TEST_NAMES}
-    found.globals |= {"no_difference": NO_DIFFERENCE, "largest_p": LARGEST_P}
+    found.filters |= {"code": code, "number": Number, "rows": setting_rows, "short": short_name, "shortened": shortened}
+    found.filters["plural"] = lambda count, noun: f"{count:,} {noun}{'' if count == 1 else 's'}"
+    found.filters["date"] = lambda iso: iso.replace("T", " ").replace("+00:00", " UTC")
+    found.globals |= {"fraction": fraction, "table": table, "largest_p": LARGEST_P, "no_difference": NO_DIFFERENCE}
+    found.globals["test_names"] = TEST_NAMES
     found.tests |= {"a_number": lambda cell: isinstance(cell, Number), "a_text": lambda cell: isinstance(cell, Text)}
     return found
 
@@ -196,7 +189,7 @@ _FILES = ("style.css", "script.js")
 
 
 def _with_anchors(body: str) -> tuple[str, dict[str, str]]:
-    """Give each section an id of its own; return the body, and the headings by their ids."""
+    """Give each section its own id; return the body, and the headings by their ids."""
     headings: dict[str, str] = {}
 
     def anchored(match: re.Match[str]) -> str:
