@@ -18,6 +18,8 @@ from mt.errors import DataError
 from mt.text.files import content_hash
 from mt.text.tables import Columns, TextColumns, Texts
 
+_log = logging.getLogger(__name__)
+
 
 def read_dataset(
     source: SourceConfig, split: str, langs: tuple[str, str], columns: Columns | None, size: int
@@ -98,7 +100,7 @@ def _load_dataset(name: str, config: str | None, split: str, streaming: bool) ->
 
 @functools.cache
 def _tell_once(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    _log.info(line)
 
 
 def _require_name_of_hub(name: str) -> None:
