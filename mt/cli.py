@@ -10,6 +10,7 @@ import contextlib
 import errno
 import io
 import json
+import logging
 import math
 import os
 import select
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from mt.evaluate.findings import Question
     from mt.text.corpus import PreparedCorpus
 
+_log = logging.getLogger(__name__)
+
 # Exit statuses of a process that a signal ended, as a shell has them.
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -40,6 +43,9 @@ class _Commands(typer.core.TyperGroup):
     """The commands, with the one place where exceptions become exit statuses."""
 
     def invoke(self, ctx: Any) -> Any:
+        from mt.system.console import show_messages
+
+        show_messages()
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()  # here, so that a reader that has gone is noticed here
@@ -575,7 +581,7 @@ def _evaluate(
         print(json.dumps({key: report[key] for key in shown if key in report}, ensure_ascii=False), flush=True)
     else:
         for line in warning_lines(report):
-            print(f"warning: {line}", file=sys.stderr)
+            _log.warning(line)
         print(evaluation_text(report), flush=True)
     if report_dir is not None:  # after the scores, which a full disk shall not cost
         from mt.evaluate.report_files import evaluation_facts, write_evaluation
@@ -612,7 +618,7 @@ def _compare(
 
 
 def _tell_of_report(folder: Path) -> None:
-    print(f"report: {folder / 'report.html'}", file=sys.stderr)
+    _log.info(f"report: {folder / 'report.html'}")
 
 
 @app.command()
@@ -934,10 +940,10 @@ def _score_json(result: PairScore) -> str:
 def _warn_of_long_pairs(scorer: Scorer) -> None:
     if n_scored := scorer.n_long - scorer.n_too_long:
         problem = f"had more than {scorer.max_tokens:,} tokens on a side, which the model has not learnt from"
-        print(f"warning: {n_scored:,} of {scorer.n_pairs:,} pairs {problem}: trust their scores less", file=sys.stderr)
+        _log.warning(f"{n_scored:,} of {scorer.n_pairs:,} pairs {problem}: trust their scores less")
     if scorer.n_too_long:
         problem = f"had more than {scorer.longest:,} tokens on a side and were not scored: -inf, or null in jsonl"
-        print(f"warning: {scorer.n_too_long:,} of {scorer.n_pairs:,} pairs {problem}", file=sys.stderr)
+        _log.warning(f"{scorer.n_too_long:,} of {scorer.n_pairs:,} pairs {problem}")
 
 
 # --- mt eval ----------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,8 @@ from mt.text.files import explained, open_bytes, require_text
 if TYPE_CHECKING:
     from mt.evaluate.runs import KnownModel
     from mt.text.corpora import SentencePair
+
+_log = logging.getLogger(__name__)
 
 INPUT = "input"  # what a file of translations is called in a report
 _MANY_SYSTEMS = 5
@@ -163,14 +165,14 @@ def _tell_of_comparing(n_systems: int) -> None:
     """Of many systems: each test takes about a second."""
     if n_systems >= _MANY_SYSTEMS:
         n_pairs = n_systems * (n_systems - 1) // 2
-        print(f"comparing {n_pairs:,} pairs of systems", file=sys.stderr, flush=True)
+        _log.info(f"comparing {n_pairs:,} pairs of systems")
 
 
 def _translated(
     model: KnownModel, sets: Mapping[str, Sequence[SentencePair]], device: str, precision: str
 ) -> dict[str, TranslatedSet]:
     # It takes its time, and not every path says which model it means.
-    print(f"{model.path}: translating {', '.join(sets)} with {model.description}", file=sys.stderr, flush=True)
+    _log.info(f"{model.path}: translating {', '.join(sets)} with {model.description}")
     return model.translate(sets, device, precision, n_processes=None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ from mt.evaluate.report_files import (
 from mt.evaluate.runs import KnownModel, basis_of, json_object
 from mt.evaluate.scores import TranslatedSet, report_text, scored_test_set
 from mt.run_folder import MADE_AT, RunFolder, checkpoint_step, open_model
+from mt.system.console import note
 from mt.system.device import choose_device, hardware
 from mt.system.distributed import Ranks, process_group
 from mt.system.files import explained_writes, whole_file, write_json, write_text
@@ -40,6 +42,8 @@ from mt.train.engine import check_memory, choose_execution
 from mt.train.loop import train
 from mt.train.progress import Progress
 from mt.units import format_count, format_duration
+
+_log = logging.getLogger(__name__)
 
 AVERAGE_TOLERANCE = 1.0  # BLEU on the validation set by which an average may be worse than the best checkpoint
 
@@ -97,8 +101,8 @@ def train_run(config: RunConfig, run_dir: Path) -> None:
         report = _evaluate_run(config, corpus, run, progress)
     print(format_report(report))
     for line in warning_lines(report):
-        print(f"warning: {line}", file=sys.stderr, flush=True)
-    print(f"the report, with curves and sentences: {run_dir / HTML_NAME}", file=sys.stderr, flush=True)
+        _log.warning(line)
+    _log.info(f"the report, with curves and sentences: {run_dir / HTML_NAME}")
 
 
 def _begin_run(config: RunConfig, run: RunFolder) -> str:
@@ -182,10 +186,8 @@ def _tell_of_changed_text(config: RunConfig, prepared: Path) -> None:
     except MTError:  # text or model are gone: the run needs them no more
         return
     if fingerprint != prepared.name:
-        print(
-            f"note: the text has changed since this run began; it goes on with what was prepared then ({prepared})",
-            file=sys.stderr,
-            flush=True,
+        note(
+            f"the text has changed since this run began; it goes on with what was prepared then ({prepared})",
         )
 
 

@@ -1,9 +1,13 @@
-"""Ctrl-C is heard in all tests, also in the background of a script, whose programs ignore SIGINT from their start."""
+"""Messages are shown, and Ctrl-C is heard, also if a script runs the tests in its background, which ignores SIGINT."""
 
 import importlib.util
 import signal
 
 import pytest
+
+from mt.system.console import show_messages
+
+show_messages()
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -261,7 +261,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench")
     config = toy_config(folder / "text")
     config = replace(config, decode=replace(config.decode, max_length=6))
-    corpus = prepare_corpus(config, say=lambda line: None)
+    corpus = prepare_corpus(config)
     vocab_size = corpus.manifest["tokenizer"]["vocab_size"]
     model = Transformer(config.model, vocab_size=vocab_size, pad_id=PAD_ID)
     manifest = {"vocab_size": vocab_size, "corpus_fingerprint": corpus.fingerprint}

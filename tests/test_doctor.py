@@ -443,7 +443,7 @@ def test_a_corpus_that_is_prepared(lines: Lines) -> None:
     write(lines)
     config = a_config(tokenizer={"model": None, "vocab_size": VOCAB_SIZE})
     assert examine(config, Path("runs/toy")).forecast.prepared is None
-    corpus = prepare_corpus(config, say=lambda line: None)
+    corpus = prepare_corpus(config)
     diagnosis = examine(config, Path("runs/toy"))
     assert diagnosis.findings == ()
     assert diagnosis.forecast.prepared == str(corpus.folder)

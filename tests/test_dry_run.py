@@ -32,7 +32,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def prepared(config: RunConfig) -> PreparedCorpus:
-    return prepare_corpus(config, say=lambda line: None)
+    return prepare_corpus(config)
 
 
 def with_train(config: RunConfig, **changes: object) -> RunConfig:

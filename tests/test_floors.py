@@ -77,7 +77,6 @@ FLOORS: list[set[str]] = [
         "decode.files",
         "decode.graphs",
         "decode.lines",
-        "decode.meter",
         "decode.oddities",
         "decode.outputs",
         "decode.scorer",

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import logging
 import os
 import random
 import re
@@ -10,7 +11,9 @@ import shutil
 import string
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +105,23 @@ def with_data(config: RunConfig, **changes: Any) -> RunConfig:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
 
 
+@contextmanager
+def told_to(hear: Callable[[str], object]) -> Iterator[None]:
+    """Give what is told inside the block to a function."""
+    handler = logging.Handler()
+    handler.emit = lambda record: hear(record.getMessage())  # type: ignore[assignment, return-value]
+    logger = logging.getLogger("mt")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
 def prepare(config: RunConfig) -> tuple[PreparedCorpus, list[str]]:
     said: list[str] = []
-    return prepare_corpus(config, said.append), said
+    with told_to(said.append):
+        return prepare_corpus(config), said
 
 
 def error_of(config: RunConfig) -> str:
@@ -417,6 +434,9 @@ def test_lines_that_cannot_be_printed_do_not_stop_the_work(config: RunConfig, mo
         def write(self, _text: str) -> None:
             raise OSError(errno.EIO, "Input/output error")  # a terminal that was closed
 
+        def isatty(self) -> bool:
+            return False
+
     monkeypatch.setattr("sys.stderr", Hung())
     assert len(prepare_corpus(config).train) == 246
 
@@ -428,8 +448,8 @@ def test_text_that_changes_while_it_is_prepared_is_refused(config: RunConfig) ->
                 with Path(f"first.{side}").open("a") as stream:
                     stream.write("one more\n")
 
-    with pytest.raises(DataError) as caught:
-        prepare_corpus(config, add_a_line)
+    with pytest.raises(DataError) as caught, told_to(add_a_line):
+        prepare_corpus(config)
     assert str(caught.value) == (
         "data: a file was changed while the corpus was prepared from it: start again when nothing writes to the text "
         "of training, validation and test"
@@ -500,11 +520,11 @@ def test_more_than_65535_pieces_take_four_bytes_an_id() -> None:
 
 
 def test_long_stages_say_how_far_they_are(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare_module, "_SECONDS_BETWEEN_PROGRESS", 0.0)
+    monkeypatch.setattr("mt.system.console.LINE_SECONDS", 0.0)
     _, said = prepare(config)
     for stage, n_pairs in (("cleaning", 250), ("removing duplicates, counting words", 247), ("encoding", 247)):
         last = [line for line in said if line.startswith(f"{stage}: ")][-1]
-        assert re.fullmatch(rf"{stage}: {n_pairs} of {n_pairs} pairs, [\d,]+ a second, 0 s left", last)
+        assert re.fullmatch(rf"{stage}: {n_pairs} of {n_pairs} pairs · [\d,.]+ pairs/s · 0 s left", last)
 
 
 @pytest.mark.skipif(not REAL_DATA, reason="MT_REAL_DATA does not name the folder with data/ and hub/")
@@ -594,15 +614,16 @@ def test_shards_in_worker_processes_give_what_one_process_gives(
 
 
 def test_two_preparations_of_one_corpus_wait_for_each_other(config: RunConfig) -> None:
-    said: list[list[str]] = [[], []]
-    threads = [threading.Thread(target=prepare_corpus, args=(config, lines.append)) for lines in said]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    said: dict[int, list[str]] = defaultdict(list)
+    threads = [threading.Thread(target=prepare_corpus, args=(config,)) for _ in range(2)]
+    with told_to(lambda line: said[threading.get_ident()].append(line)):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     folder = Path("prepared") / corpus_fingerprint(config)
     assert list(Path("prepared").iterdir()) == [folder]
-    waited = next(lines for lines in said if lines[0] == f"{folder}: another process is preparing it, waiting")
+    waited = next(lines for lines in said.values() if lines[0] == f"{folder}: another process is preparing it, waiting")
     assert waited[1] == f"prepared corpus {folder}: 246 training pairs, made before with the same data"
     assert len(waited) == 2
 

@@ -45,7 +45,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def corpus(config: RunConfig) -> PreparedCorpus:
-    return prepare_corpus(config, say=lambda line: None)
+    return prepare_corpus(config)
 
 
 @pytest.mark.parametrize("batch_tokens", [4_096, 25_000])

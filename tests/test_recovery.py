@@ -31,7 +31,7 @@ MicroBatchLoss = Callable[[Engine, int, int, PackedBatch], Tensor]
 
 
 def prepared(config: RunConfig) -> PreparedCorpus:
-    return prepare_corpus(config, say=lambda line: None)
+    return prepare_corpus(config)
 
 
 def weights_of(run_dir: Path, step: int) -> dict[str, Tensor]:

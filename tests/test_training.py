@@ -41,7 +41,7 @@ def weights_of(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
 
 
 def prepared(config: RunConfig) -> PreparedCorpus:
-    return prepare_corpus(config, say=lambda line: None)
+    return prepare_corpus(config)
 
 
 def with_train(config: RunConfig, **changes: object) -> RunConfig:
@@ -169,11 +169,12 @@ def test_an_error_in_what_may_be_cut_short_leaves_no_trap_behind() -> None:
         assert received.number == signal.SIGTERM
 
 
-def test_whoever_reads_the_messages_may_go(tmp_path: Path) -> None:
+def test_whoever_reads_the_messages_may_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "w") as stream:
-        tracker = Tracker(RunFolder(tmp_path), 0, 10, stream=stream)
+        monkeypatch.setattr("sys.stderr", stream)
+        tracker = Tracker(RunFolder(tmp_path), 0, 10)
         tracker.say("nobody is there")
         tracker.close()
         os.dup2(os.open(os.devnull, os.O_WRONLY), writing)  # what is left in its buffer goes nowhere

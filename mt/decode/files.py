@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,17 +14,20 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from mt.config.settings import DecodeConfig
 from mt.decode.lines import LineReader, count_lines, decoded, require_utf8
-from mt.decode.meter import Meter
 from mt.decode.outputs import Outputs, Progress, open_outputs
 from mt.decode.words import pharaoh
 from mt.errors import ConfigError, DataError
+from mt.system.console import Meter
 from mt.system.signals import exit_on_signals
 from mt.text.files import explained, open_bytes, require_text
 
 if TYPE_CHECKING:  # a translator comes with torch, and what is wrong with a file is told before
     from mt.decode.translator import Aligner, Hypothesis, Translator
 
+_log = logging.getLogger(__name__)
+
 PAUSE_SECONDS = 0.2
+LINE_SECONDS = 30.0  # between two messages on the progress, if there is no terminal
 INVALID_UTF8 = "invalid_utf8"  # a flag of a line: bad bytes were read as U+FFFD
 # What is told at the end about lines with a flag.
 _REPORTS = {
@@ -162,19 +166,25 @@ class _Work:
         """Translate what is left of the lines, or all there are; returns the number of lines with each flag."""
         counts = Counter(done.counts)
         n_done, n_before = done.n_lines, lines.start if lines else 0
-        meter = Meter(len(lines) if lines else None, n_before=n_done, is_shown=self.job.has_progress)
         n_left = None if lines is None else len(lines) - n_done
-        for batch in self.text.batches(n_left, self._pause_seconds):
-            entries = self._translated(batch, n_before + n_done, _shown_by(meter, n_done, len(batch)))
-            counts.update(flag for entry in entries for flag in entry.flags)
-            counts["lines"] += len(batch)
-            n_done += len(batch)
-            self.outputs.add(self._contents(entries), Progress(n_done, self._digests(), dict(counts)))
+        with Meter(
+            "lines",
+            len(lines) if lines else None,
+            before=n_done,
+            line_seconds=LINE_SECONDS,
+            is_shown=self.job.has_progress,
+            has_summary=True,
+        ) as meter:
+            for batch in self.text.batches(n_left, self._pause_seconds):
+                entries = self._translated(batch, n_before + n_done, _shown_by(meter, n_done, len(batch)))
+                counts.update(flag for entry in entries for flag in entry.flags)
+                counts["lines"] += len(batch)
+                n_done += len(batch)
+                self.outputs.add(self._contents(entries), Progress(n_done, self._digests(), dict(counts)))
         if lines is not None and n_done < len(lines):
             raise DataError(f"{self.text.name}: ended early: it was changed while it was read")
         if self.job.shard is None and self.prefixes is not None and self.prefixes.take(1):
             raise DataError(f"{self.prefixes.name}: has more lines than {self.text.name}: give a prefix for each line")
-        meter.close()
         return counts
 
     @property
@@ -291,7 +301,7 @@ def _opened(name: str, is_strict: bool = False) -> Iterator[_Text]:
     """Text to read; a regular file is read once to its end before, so that what is wrong with it shows at once."""
     if name == "-":
         if sys.stdin.isatty():
-            print("reading from the terminal: one line each, end with Ctrl-D", file=sys.stderr)
+            _log.info("reading from the terminal: one line each, end with Ctrl-D")
         stdin = cast(BinaryIO, getattr(sys.stdin.buffer, "raw", sys.stdin.buffer))
         yield _Text("standard input", LineReader(stdin), None)
         return
@@ -377,9 +387,8 @@ def _told_how_to_go_on(outputs: Outputs) -> Iterator[None]:
             yield
     except (KeyboardInterrupt, SystemExit):
         if outputs.can_go_on:
-            with contextlib.suppress(OSError):  # the reader may be gone
-                done = f"stopped: the first {outputs.n_lines:,} lines are in {outputs.where}"
-                print(f"{done}: the same command with --resume goes on", file=sys.stderr)
+            done = f"stopped: the first {outputs.n_lines:,} lines are in {outputs.where}"
+            _log.info(f"{done}: the same command with --resume goes on")
         raise
 
 
@@ -388,7 +397,7 @@ def _report(counts: Mapping[str, int], translator: Translator) -> None:
     for flag, problem in _REPORTS.items():
         if counts.get(flag):
             told = problem.format(max_source_tokens=translator.max_source_tokens)
-            print(f"warning: {counts[flag]:,} of {counts['lines']:,} lines {told}", file=sys.stderr)
+            _log.warning(f"{counts[flag]:,} of {counts['lines']:,} lines {told}")
     if counts.get("retried"):
         told = "were searched twice, the second time with repetition blocked: their first translation was odd"
-        print(f"{counts['retried']:,} of {counts['lines']:,} lines {told}", file=sys.stderr)
+        _log.info(f"{counts['retried']:,} of {counts['lines']:,} lines {told}")

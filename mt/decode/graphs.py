@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import sys
+import logging
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +21,8 @@ from mt.capture import capture_stream, capturing
 from mt.decode.search import SearchRequest, SearchResult, SearchState
 from mt.model import Transformer
 from mt.text.tokenizer import EOS_ID
+
+_log = logging.getLogger(__name__)
 
 # Steps between two looks of the host at the device.
 SYNC_EVERY = 4
@@ -111,7 +113,7 @@ class Graphs:
             except RuntimeError as error:
                 self._captured.clear()
                 self.capture_error = str(error).partition("\n")[0]
-                print(f"warning: decoding without CUDA graphs, which is slower: {self.capture_error}", file=sys.stderr)
+                _log.warning(f"decoding without CUDA graphs, which is slower: {self.capture_error}")
                 return None
             self._captured[key] = captured
             self._evict_oldest()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
-import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +24,8 @@ from mt.system.device import choose_device, choose_dtype, hardware
 from mt.text.corpora import SentencePair, readers_of
 from mt.text.corpus import PreparedCorpus, with_tag
 from mt.text.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 MOST_POINTS = 200  # of a curve; metrics.jsonl has all of them
 MOST_STEPS_OF_SAMPLES = 8
@@ -356,7 +358,7 @@ def source_word_counts(corpus: PreparedCorpus, words: Collection[str]) -> Counte
     if not wanted:
         return counts
     if len(src) > _MANY_SENTENCES:
-        print(f"counting words in {len(src):,} lines of training text", file=sys.stderr, flush=True)
+        _log.info(f"counting words in {len(src):,} lines of training text")
     tokenizer = Tokenizer.load(corpus.tokenizer_path)
     for start in range(0, len(src), _SENTENCES_AT_ONCE):
         stop = min(start + _SENTENCES_AT_ONCE, len(src))

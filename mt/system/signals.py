@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+
+_log = logging.getLogger(__name__)
 
 # A scheduler signals every process of a job, and torchrun passes on what it gets: that is one wish, not two.
 REPEAT_SECONDS = 1.0
@@ -112,9 +114,7 @@ def caught_signals(speaks: bool = True) -> Iterator[Received]:
             received.number, noted_at = number, time.monotonic()
             name = signal.Signals(number).name
             if speaks:
-                with suppress(OSError):  # the reader may be gone, by the same Ctrl-C
-                    message = f"{name}: stopping after this step, to save it; a second one stops at once"
-                    print(message, file=sys.stderr, flush=True)
+                _log.info(f"{name}: stopping after this step, to save it; a second one stops at once")
             received.interrupt_if_any()
         elif time.monotonic() - noted_at > REPEAT_SECONDS:
             for each in numbers:

@@ -18,6 +18,8 @@ from mt.errors import DataError
 from mt.text.files import content_hash
 from mt.text.tables import TextColumns, Texts
 
+_log = logging.getLogger(__name__)
+
 
 class UnreachableError(DataError):
     """The hub does not answer, and there is no copy of the data set in the cache."""
@@ -98,7 +100,7 @@ def _load_dataset(name: str, config: str | None, split: str, streaming: bool) ->
 
 @functools.cache
 def _tell_once(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    _log.info(line)
 
 
 def _require_name_of_hub(name: str) -> None:

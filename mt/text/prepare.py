@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import random
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,6 +26,7 @@ from mt.config.loading import settings_of
 from mt.config.settings import Corpus, RunConfig
 from mt.errors import ConfigError, DataError
 from mt.report.data import write_data_report
+from mt.system.console import Meter
 from mt.system.files import whole_file
 from mt.system.locks import locked
 from mt.system.provenance import host_memory_bytes, machine, n_cores, package_versions, peak_host_memory_bytes
@@ -40,29 +41,18 @@ from mt.text.overlap import HeldOut, NgramOverlap
 from mt.text.shards import PAIRS_PER_SHARD, Cleaning, Counting, Encoding, Repeats, Shard, encode_pairs
 from mt.text.tokenizer import MAX_WORD_BYTES, Tokenizer, adopt_model, train_tokenizer
 from mt.text.vocabulary import joint_vocabulary_facts
-from mt.units import format_duration
 
 N_SAMPLES = 50  # kept pairs that the report shows
 MOST_WORDS = 2_000_000  # different ones of a language that are counted at one time; the rarest give way
 MAX_VALIDATION_TOKENS = 4_096  # memory of a validation grows with the square of its longest line
 # Source tokens for each target token, where the bars of the report begin.
 LENGTH_RATIOS = (0.0, 0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5, 2.0, 4.0)
-_SECONDS_BETWEEN_PROGRESS = 10.0
 _DAYS_KEPT = 7  # finished shards of a preparation that was interrupted
 # Whose versions shape a corpus.
 _PACKAGES = ("mt-train", "sentencepiece", "datasets", "sacrebleu", "numpy", "py3langid", "sacremoses")
 _HELD_OUT_CHUNK = 10_000  # pairs encoded together
 
-Say = Callable[[str], None]
-
-
-def _print_to_stderr(line: str) -> None:
-    try:
-        print(line, file=sys.stderr, flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError:  # a terminal that was closed, or a log on a full disk: the work is not to be lost for it
-        pass
+_log = logging.getLogger(__name__)
 
 
 def corpus_fingerprint(config: RunConfig, tokenizer_path: Path | None = None) -> str:
@@ -110,9 +100,7 @@ def _tokenizer_fingerprint(config: RunConfig, tokenizer_path: Path | None) -> An
     return [hashlib.blake2b(content).hexdigest(), config.tokenizer.user_symbols]
 
 
-def prepare_corpus(
-    config: RunConfig, say: Say = _print_to_stderr, tokenizer_path: Path | None = None
-) -> PreparedCorpus:
+def prepare_corpus(config: RunConfig, tokenizer_path: Path | None = None) -> PreparedCorpus:
     """The prepared corpus of a config: opened where it stands, else built.
 
     It is built under another name and renamed at the end, so it is whole or absent. A preparation that was interrupted
@@ -120,7 +108,6 @@ def prepare_corpus(
     grow with the corpus, but for its 8-byte keys in parts and the words of the tokenizer's sample.
 
     Args:
-        say: gets a few lines for people.
         tokenizer_path: the tokenizer of the model that training starts from, used as it is.
     Raises:
         DataError: a source is missing, unreadable, not parallel, or nothing of it is left.
@@ -130,40 +117,38 @@ def prepare_corpus(
     fingerprint = corpus_fingerprint(config, tokenizer_path)
     folder = Path(config.data.prepared_dir) / fingerprint
     if folder.exists():
-        return _standing(folder, say)
+        return _standing(folder)
     _check_corpora(config)
     building = folder.with_name(f".building-{fingerprint}")
 
     def wait_aloud() -> None:
-        say(f"{folder}: another process is preparing it, waiting")
+        _log.info(f"{folder}: another process is preparing it, waiting")
 
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder.parent)
         with locked(folder.with_name(f".{fingerprint}.lock"), wait_aloud), exit_on_signals() as pending_exit:
             if folder.exists():
-                return _standing(folder, say)
-            _build(config, building, say, tokenizer_path, pending_exit)
+                return _standing(folder)
+            _build(config, building, tokenizer_path, pending_exit)
             pending_exit.check()
             building.rename(folder)
-    except BrokenPipeError:  # of the terminal, not of the disk
-        raise
     except OSError as error:
         raise DataError(
             f"{folder}: cannot be written: {error.strerror or error}: set data.prepared_dir to a folder that has room "
             "and can be written"
         ) from error
-    say(f"prepared corpus {folder}; what was removed and why: {folder / 'report.html'}")
+    _log.info(f"prepared corpus {folder}; what was removed and why: {folder / 'report.html'}")
     return PreparedCorpus.open(folder)
 
 
-def _standing(folder: Path, say: Say) -> PreparedCorpus:
+def _standing(folder: Path) -> PreparedCorpus:
     corpus = PreparedCorpus.open(folder)
-    say(f"prepared corpus {folder}: {len(corpus.train):,} training pairs, made before with the same data")
+    _log.info(f"prepared corpus {folder}: {len(corpus.train):,} training pairs, made before with the same data")
     return corpus
 
 
-def _build(config: RunConfig, building: Path, say: Say, tokenizer_path: Path | None, pending_exit: PendingExit) -> None:
+def _build(config: RunConfig, building: Path, tokenizer_path: Path | None, pending_exit: PendingExit) -> None:
     """Only who holds the lock of the corpus may call this: what fails removes the folder."""
     shards = building / "shards"
     has_begun = shards.exists()
@@ -171,15 +156,13 @@ def _build(config: RunConfig, building: Path, say: Say, tokenizer_path: Path | N
         shards.mkdir(parents=True, exist_ok=True)
         os.utime(shards)
         if has_begun:
-            say(f"{building}: a preparation of the same data was interrupted, its finished parts are used")
+            _log.info(f"{building}: a preparation of the same data was interrupted, its finished parts are used")
         # The manifest is written last: with it, nothing but the removal of the shards is left to do.
         if not (building / "manifest.json").exists():
-            _Builder(config, building, say, tokenizer_path, pending_exit).build()
+            _Builder(config, building, tokenizer_path, pending_exit).build()
         shutil.rmtree(shards)
     except (KeyboardInterrupt, SystemExit):
-        say(f"interrupted; finished parts are kept for {_DAYS_KEPT} days, the same command goes on with them")
-        raise
-    except BrokenPipeError:
+        _log.info(f"interrupted; finished parts are kept for {_DAYS_KEPT} days, the same command goes on with them")
         raise
     except (DataError, ConfigError, OSError):
         shutil.rmtree(building, ignore_errors=True)
@@ -206,14 +189,11 @@ def _check_corpora(config: RunConfig) -> None:
 class _Builder:
     """Builds one corpus in a folder of its own. The steps are the lines of `build`, in order."""
 
-    def __init__(
-        self, config: RunConfig, folder: Path, say: Say, tokenizer_path: Path | None, pending_exit: PendingExit
-    ) -> None:
+    def __init__(self, config: RunConfig, folder: Path, tokenizer_path: Path | None, pending_exit: PendingExit) -> None:
         self.config = config
         self.readers = readers_of(config)
         self.pending_exit = pending_exit
         self.folder = folder
-        self.say = say
         self.tokenizer_path = tokenizer_path
         self.fingerprint = folder.name.removeprefix(".building-")
         self.seconds: dict[str, float] = {}
@@ -272,7 +252,7 @@ class _Builder:
         if len(empty) == len(pairs):
             raise DataError(corpus.description, f"all {len(pairs):,} {role} pairs have an empty side")
         if empty:
-            self.say(
+            _log.info(
                 f"{corpus.description}: {len(empty):,} of {len(pairs):,} {role} pairs have an empty side, "
                 f"first in line {empty[0]:,}; they are kept"
             )
@@ -307,11 +287,11 @@ class _Builder:
                     if not shard.is_finished("cleaned"):
                         yield shard, chunk
 
-        progress = _Progress(self.say, "cleaning", "pairs", _sum_if_known([reader.count() for reader in readers]))
-        self._run(cleaning, tasks(), progress)
+        n_pairs = _sum_if_known([reader.count() for reader in readers])
+        self._run(cleaning, tasks(), Meter("pairs", n_pairs, what="cleaning"))
         for number, corpus in enumerate(data.train):
             tally = _total(shard.result("cleaned")["tally"] for shard in shards[number])
-            self.say(
+            _log.info(
                 f"{corpus.description}: {tally.n_read:,} pairs read, {tally.n_kept:,} kept; "
                 f"removed: {removed_text(tally.removed)}"
             )
@@ -334,10 +314,10 @@ class _Builder:
         """Duplicates removed; the words of source and target side in a sample, and its lines."""
         every = [shard for of_source in shards for shard in of_source]
         n_pairs = sum(_total([shard.result("cleaned")["tally"]]).n_kept for shard in every)
-        progress = _Progress(self.say, "removing duplicates, counting words", "pairs", n_pairs)
+        meter = Meter("pairs", n_pairs, what="removing duplicates, counting words")
         share = self.config.tokenizer.sample_lines / max(2 * n_pairs, 1)
         tasks = ((s, r) for s, r in zip(every, repeats, strict=True) if not s.is_finished("kept"))
-        self._run(Counting(share), tasks, progress)
+        self._run(Counting(share), tasks, meter)
         words: list[Counter[str]] = [Counter(), Counter()]
         n_lines = 0
         for shard in every:
@@ -349,7 +329,7 @@ class _Builder:
         total = _total(shard.result("kept")["tally"] for shard in every)
         duplicates = {reason: total.removed[reason] for reason in _DUPLICATES if reason in total.removed}
         if self.config.data.clean.duplicates != "keep":
-            self.say(f"duplicates removed: {removed_text(duplicates)}")
+            _log.info(f"duplicates removed: {removed_text(duplicates)}")
         return words, n_lines
 
     # ----------------------------------------------------------------------------------------------- tokenizer
@@ -388,17 +368,17 @@ class _Builder:
             facts: dict[str, Any] = json.loads(done.read_text("utf-8"))
             return facts
         counts = words[0] + words[1]
-        self.say(f"training a {what} on {n_lines:,} lines with {len(counts):,} different words")
+        _log.info(f"training a {what} on {n_lines:,} lines with {len(counts):,} different words")
         started_at = time.perf_counter()
-        progress = _Progress(self.say, f"{what}: in training", None)
-        stats = train_tokenizer(counts, settings, path, symbols, while_waiting=progress.advance)
+        with Meter(None, what=f"{what}: in training") as meter:
+            stats = train_tokenizer(counts, settings, path, symbols, while_waiting=meter.advance)
         skipped = ""
         if stats.n_skipped_words:
             skipped = (
                 f"; SentencePiece skipped {stats.n_skipped_words:,} of the words in training "
                 f"(over {MAX_WORD_BYTES:,} bytes each)"
             )
-        self.say(f"{what}: trained in {time.perf_counter() - started_at:.0f} s{skipped}")
+        _log.info(f"{what}: trained in {time.perf_counter() - started_at:.0f} s{skipped}")
         facts = {
             "kind": settings.kind,
             "character_coverage": settings.character_coverage,
@@ -416,14 +396,14 @@ class _Builder:
         sizes = [shard.result("kept")["n_pairs"] for shard in every]
         tags = {number: source.tag for number, source in enumerate(self.config.data.train) if source.tag is not None}
         encoding = Encoding(self.folder / "tokenizer.model", self.config.data.max_tokens, tags)
-        progress = _Progress(self.say, "encoding", "pairs", sum(sizes))
+        meter = Meter("pairs", sum(sizes), what="encoding")
         tasks = (task for task in zip(every, _shown(sizes), strict=True) if not task[0].is_finished("encoded"))
         started_at = time.perf_counter()
-        self._run(encoding, tasks, progress)
+        self._run(encoding, tasks, meter)
         self._require_pairs(shards, "encoded")
         total = _total(shard.result("encoded")["tally"] for shard in every)
         n_too_long = total.removed["too_many_tokens"].count if "too_many_tokens" in total.removed else 0
-        self.say(
+        _log.info(
             f"encoded {total.n_kept:,} pairs in {time.perf_counter() - started_at:.0f} s; "
             f"removed: {n_too_long:,} pair{'' if n_too_long == 1 else 's'} over {self.config.data.max_tokens} tokens"
         )
@@ -463,7 +443,7 @@ class _Builder:
                 writer.write(src_ids, tgt_ids)
         max_tokens = self.config.data.max_tokens
         if max(writer.longest) > max_tokens:
-            self.say(
+            _log.info(
                 f"{source.description}: the longest validation sentence has {max(writer.longest):,} "
                 f"tokens, data.max_tokens is {max_tokens:,}; it is kept"
             )
@@ -576,15 +556,15 @@ class _Builder:
 
     # ---------------------------------------------------------------------------------------------- processes
 
-    def _run(self, stage: Callable[[Any], int], tasks: Iterable[Any], progress: _Progress) -> None:
+    def _run(self, stage: Callable[[Any], int], tasks: Iterable[Any], meter: Meter) -> None:
         """Let worker processes do the tasks of a stage, which return how many pairs they had."""
         tasks = iter(tasks)
         first = list(islice(tasks, 2))
         # Starting processes takes longer than one shard.
         n = min(n_cores(), 64) if len(first) > 1 else 0
-        with Workers(n, _install, (stage,)) as workers:
+        with meter, Workers(n, _install, (stage,)) as workers:
             for n_pairs in workers.map(_call_stage, chain(first, tasks), ahead=n + 1):
-                progress.advance(n_pairs)
+                meter.advance(n_pairs)
                 self.pending_exit.check()
 
     def _require_pairs(self, shards: list[list[Shard]], stage: str) -> None:
@@ -739,33 +719,3 @@ class _PairWriter:
             "longest_src": src.longest,
             "longest_tgt": tgt.longest,
         }
-
-
-class _Progress:
-    """Says now and then how far a long stage has come."""
-
-    def __init__(self, say: Say, what: str, unit: str | None, n_all: int | None = None) -> None:
-        self._say = say
-        self._what = what
-        self._unit = unit
-        self._n_all = n_all
-        self._n_done = 0
-        self._started_at = self._said_at = time.perf_counter()
-
-    def advance(self, n: int = 0) -> None:
-        self._n_done += n
-        now = time.perf_counter()
-        if now - self._said_at < _SECONDS_BETWEEN_PROGRESS:
-            return
-        self._said_at = now
-        self._say(f"{self._what}: {self._so_far(now - self._started_at)}")
-
-    def _so_far(self, elapsed_seconds: float) -> str:
-        if self._unit is None:
-            return format_duration(elapsed_seconds)
-        rate = self._n_done / elapsed_seconds
-        done = f"{self._n_done:,}" if self._n_all is None else f"{self._n_done:,} of {self._n_all:,}"
-        left = ""
-        if self._n_all is not None and self._n_done:
-            left = f", {format_duration((self._n_all - self._n_done) / rate)} left"
-        return f"{done} {self._unit}, {rate:,.0f} a second{left}"

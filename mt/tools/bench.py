@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
@@ -31,6 +32,8 @@ from mt.text.tokenizer import EOS_ID, Tokenizer
 from mt.train.engine import Engine, OutOfMemory, Update
 from mt.train.schedule import learning_rate
 from mt.units import format_count
+
+_log = logging.getLogger(__name__)
 
 # Without a number of updates, as many are timed as take so long, and no fewer than this.
 TIMED_SECONDS = 20.0
@@ -163,9 +166,9 @@ def measure_training(
             endless = iter(updates)
             warm_up = _warm_up(engine, endless)
             warm_up_seconds = time.perf_counter() - started_at
-            _say(f"warmed up in {warm_up_seconds:.1f} s, {len(warm_up)} updates")
+            _log.info(f"warmed up in {warm_up_seconds:.1f} s, {len(warm_up)} updates")
             n_steps = n_steps or max(FEWEST_STEPS, math.ceil(TIMED_SECONDS / warm_up[-1]))
-            _say(f"timing {n_steps:,} updates, about {n_steps * warm_up[-1]:.0f} s")
+            _log.info(f"timing {n_steps:,} updates, about {n_steps * warm_up[-1]:.0f} s")
             timed = _time_steps(engine, islice(endless, n_steps))
             parts = _time_parts(engine, islice(endless, min(20, max(1, n_steps // 5))))
     except OutOfMemory as error:
@@ -443,10 +446,6 @@ def _own_lines(folder: ModelFolder) -> tuple[str, list[str]]:
 def basis(device: torch.device) -> dict[str, Any]:
     """Return what figures depend on besides what was measured: hardware, versions, commit."""
     return {"hardware": hardware(device), "versions": versions(), "commit": source_commit()}
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def format_bench(figures: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ another that goes on. Then every weight, all that training remembers, and what w
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import random
@@ -30,8 +31,11 @@ from mt.config.settings import RunConfig
 from mt.errors import ConfigError, MTError
 from mt.pipeline import prepare
 from mt.run_folder import RunFolder
+from mt.system.console import show_messages
 from mt.text.corpus import ParallelIds, PreparedCorpus, Sentences
 from mt.train.loop import train
+
+_log = logging.getLogger(__name__)
 
 # How many times further apart than two runs in one go a resumed run may be, where these are not identical themselves.
 # Rounding alone makes a factor of 2 or 3; what a resume forgets shows in the losses, and there it makes thousands.
@@ -185,10 +189,6 @@ def _difference_lines(difference: Difference) -> list[str]:
 # ------------------------------------------------------------------------------------------------------ the procedure
 
 
-def _print_to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def verify_resume(
     config: RunConfig,
     run_dir: Path | None = None,
@@ -196,7 +196,7 @@ def verify_resume(
     n_updates: int = 30,
     n_kills: int = 3,
     start: Start | None = None,
-    say: Say = _print_to_stderr,
+    say: Say = _log.info,
 ) -> Verdict:
     """Find out whether a training that is killed and goes on ends with the same bits as one that is not.
 
@@ -411,6 +411,7 @@ def start_process(run_dir: Path, corpus: Path) -> Child:
 
 def main(arguments: Sequence[str]) -> None:
     """Train, or go on, in a run folder that holds a config; an error of the user is one line and status 2."""
+    show_messages()
     run_dir, corpus = map(Path, arguments)
     try:
         train_in(run_dir, corpus)

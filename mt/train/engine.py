@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -36,6 +36,8 @@ from mt.train.ema import MovingAverage
 from mt.train.footprint import Footprint
 from mt.train.optimizer import Optimizer
 from mt.units import format_bytes
+
+_log = logging.getLogger(__name__)
 
 NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 # What `auto` takes for micro_batch_tokens on a CPU: its caches like small ones.
@@ -396,7 +398,7 @@ class Engine:
                 raise
             self.why_not_captured = str(error).partition("\n")[0]
             self.optimizer.zero_grad()
-            print(f"warning: training without CUDA graphs, which is slower: {self.why_not_captured}", file=sys.stderr)
+            _log.warning(f"training without CUDA graphs, which is slower: {self.why_not_captured}")
             return None
 
     def micro_batch_loss(self, step: int, number: int, batch: PackedBatch) -> Tensor:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import signal
-import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
@@ -37,6 +37,8 @@ from mt.train.schedule import learning_rate
 from mt.train.tracker import SilentTracker, Tracker
 from mt.train.validation import ValidationResult, validate
 from mt.units import format_count, format_duration
+
+_log = logging.getLogger(__name__)
 
 # Why training stops before its steps are up: the number of a signal, or this. The larger one counts among ranks.
 NO_STOP, TIME_IS_UP = 0, 1
@@ -445,11 +447,7 @@ class Trainer:
             self.engine.load(saved.weights, saved.state, folder)
             for damaged_folder, problem in damaged:
                 new_place = quarantine_checkpoint(damaged_folder)
-                print(
-                    f"warning: {problem}: going back to the checkpoint before; it is now {new_place}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                _log.warning(f"{problem}: going back to the checkpoint before; it is now {new_place}")
             return saved.progress
         if damaged:
             raise CheckpointError(
@@ -477,7 +475,7 @@ class Trainer:
         max_steps, step = self.config.train.max_steps, self.progress.step
         beyond = f", beyond train.max_steps ({max_steps:,})" if step > max_steps else ""
         if self.ranks.is_first:
-            print(f"trained already: {step:,} steps{beyond}", file=sys.stderr, flush=True)
+            _log.info(f"trained already: {step:,} steps{beyond}")
 
     def report_result(self) -> None:
         """Tell what was trained, and why training ended.

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import math
 import os
 import socket
-import sys
 import time
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
-
-from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn
-from rich.progress import Progress as Bar
+from typing import TYPE_CHECKING, Any
 
 from mt.run_folder import RunFolder
+from mt.system.console import Line, is_terminal
 from mt.system.files import explained_writes, write_text
 from mt.units import format_duration
 
 if TYPE_CHECKING:
     from mt.train.progress import Progress
     from mt.train.validation import ValidationResult
+
+_log = logging.getLogger(__name__)
 
 
 class Tracker:
@@ -34,7 +32,6 @@ class Tracker:
         first_step: updates that are done already.
         max_steps: updates that will be done.
         seconds_left: until the run's time is up, if it has a limit.
-        stream: for people.
     Raises:
         WriteError: here and wherever something is recorded: the disk is full, or the folder cannot be written.
     """
@@ -45,29 +42,20 @@ class Tracker:
         first_step: int,
         max_steps: int,
         seconds_left: float | None = None,
-        stream: TextIO | None = None,
     ) -> None:
         self._paths = run.metrics, run.samples
         self._metrics, self._samples = self._continued(first_step)
         self._events = _EventFile(run.tensorboard, first_step)
-        self._stream = stream or sys.stderr
         self._max_steps = max_steps
         self._last_bleu = ""
-        self._bar: Bar | None = None
-        self._task = TaskID(0)
         self._started_at, self._first_step = time.monotonic(), first_step
         self._ends_at = math.inf if seconds_left is None else self._started_at + seconds_left
-        if self._stream.isatty():
-            console = Console(file=self._stream)
-            self._bar = Bar(
-                TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.description}"),
-                console=console,
-                transient=True,
-            )
-            self._task = self._bar.add_task("starting", total=max_steps, completed=first_step)
-            self._bar.start()
+        self._line: Line | None = None
+        if is_terminal():
+            self._line = Line(self._count(first_step), "starting", first_step, max_steps, redraws=True)
+
+    def _count(self, step: int) -> str:
+        return f"{step:,}/{self._max_steps:,}"
 
     def log(self, progress: Progress, **values: float) -> None:
         """Record measurements of updates; the names are those of `metrics.jsonl`."""
@@ -112,26 +100,22 @@ class Tracker:
 
     def advance(self, step: int) -> None:
         """Move the bar; called after each update, so it must cost nothing."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step)
+        if self._line is not None:
+            self._line.show(self._count(step), step)
 
     def say(self, message: str) -> None:
-        """One line for people."""
-        with suppress(BrokenPipeError):  # `mt train 2>&1 | tee log` and Ctrl-C: tee is gone before us
-            if self._bar is not None:
-                self._bar.console.print(message, markup=False, highlight=False, soft_wrap=True)
-            else:
-                print(message, file=self._stream, flush=True)
+        """Tell people one line."""
+        _log.info(message)
 
     def _show_training(self, step: int, values: dict[str, float]) -> None:
         text = (
             f"loss {values['train_loss']:.3f} · lr {values['learning_rate']:.2e} · "
             f"{values['tgt_tokens_per_second']:,.0f} tok/s{self._last_bleu} · {self._time_left(step)} left"
         )
-        if self._bar is not None:
-            self._bar.update(self._task, description=text)
+        if self._line is not None:
+            self._line.show(self._count(step), step, text)
         else:
-            self.say(f"step {step:,}/{self._max_steps:,} · {text}")
+            self.say(f"step {self._count(step)} · {text}")
 
     def _show_validation(self, step: int, result: ValidationResult) -> None:
         self._last_bleu = f" · BLEU {result.bleu:.2f}"
@@ -144,8 +128,8 @@ class Tracker:
 
     def close(self) -> None:
         """Close the files; all that was recorded is in them already."""
-        if self._bar is not None:
-            self._bar.stop()
+        if self._line is not None:
+            self._line.close()
         self._close_files()
 
     def _close_files(self) -> None:

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+import mt.system.console
+from mt.system.console import Line, Meter, note
+from tests.clock import Clock
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(mt.system.console, "time", clock)
+    return clock
+
+
+def test_speed_and_the_time_left_leave_out_what_an_earlier_run_did(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Meter("lines", 10_000, before=4_000, line_seconds=30, has_summary=True) as meter:
+        clock.now += 20
+        meter.show(4_500)  # too early for a line
+        clock.now += 20
+        meter.show(5_000)
+        clock.now += 20
+        meter.show(10_000)
+    assert capsys.readouterr().err == (
+        "5,000 of 10,000 lines · 25.0 lines/s · 3 min 20 s left\n6,000 lines in 1 min 00 s · 100.0 lines/s\n"
+    )
+
+
+def test_a_short_run_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Meter("lines", has_summary=True) as meter:
+        clock.now += 3
+        meter.show(10)
+    assert capsys.readouterr().err == ""
+
+
+def test_what_cannot_be_counted_is_timed(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Meter(None, what="training") as meter:
+        clock.now += 70
+        meter.advance()
+    assert capsys.readouterr().err == "training: 1 min 10 s\n"
+
+
+def pretend_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+
+
+def drawn(written: str) -> list[str]:
+    """Return what a terminal has shown in a line, without colours, as often as it changed."""
+    plain = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", written)
+    texts = [line.strip() for line in re.split(r"[\r\n]+", plain) if line.strip()]
+    return [text for text, before in zip(texts, [None, *texts], strict=False) if text != before]
+
+
+def test_a_terminal_has_one_line_in_place_and_messages_above_it(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretend_a_terminal(monkeypatch)
+    message = "a message that is longer than the terminal is wide, with a [bracket], and is not broken in two lines"
+    with Meter("lines", has_summary=True) as meter:
+        for n_lines in (10, 20):
+            clock.now += 1
+            meter.show(n_lines)
+        note(message)
+    out, err = capsys.readouterr()
+    assert out == ""
+    shown = drawn(err)
+    assert shown[:2] == ["10 lines 10.0 lines/s", "20 lines 10.0 lines/s"]
+    assert f"note: {message}" in shown
+    assert shown[-1] == "20 lines in 2 s · 10.0 lines/s"
+    assert err.count("20 lines in") == 1
+
+
+def test_what_is_left_has_a_bar(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretend_a_terminal(monkeypatch)
+    with Meter("pairs", 40, what="cleaning") as meter:
+        clock.now += 1
+        meter.advance(10)
+    (first, *_) = drawn(capsys.readouterr().err)
+    assert re.fullmatch(r"cleaning: 10 of 40 pairs ━+╸?[ ━╺]* 10\.0 pairs/s · 3 s left", first)
+
+
+def test_standard_output_stays_the_result_while_a_line_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretend_a_terminal(monkeypatch)
+    line = Line("1/2", "at work", 1, 2, redraws=True)
+    print("a translation")
+    line.close()
+    assert capsys.readouterr().out == "a translation\n"
+
+
+def test_a_program_that_uses_the_package_sees_nothing_unless_it_asks() -> None:
+    code = "from mt.system.console import note, show_messages; note('one'); {}note('two')"
+    for change, shown in (("", ""), ("show_messages(); ", "note: two\n")):
+        command = [sys.executable, "-c", code.format(change)]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stderr == shown
