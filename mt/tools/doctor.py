@@ -5,6 +5,7 @@ A sample of each source is read, cleaned, cut into tokens as preparing would, an
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -46,6 +47,8 @@ from mt.text.sample import Sample, draw_sample
 from mt.text.tokenizer import Tokenizer, adopt_model
 from mt.train.footprint import Footprint, existing_folder
 from mt.units import format_bytes, format_duration
+
+_log = logging.getLogger(__name__)
 
 SAMPLED_PAIRS = 20_000  # of each training source
 HELD_OUT_PAIRS = 100_000  # of the validation set and of each test set
@@ -101,11 +104,13 @@ def examine(config: RunConfig, run_dir: Path) -> Diagnosis:
     findings = [finding for key, source in sources_of(config).items() for finding in check_files(key, source)]
     samples = _samples(config, {finding.key for finding in findings})
     findings += [finding for sample in samples for finding in _reading_errors(sample)]
+    _log.info("checking alignment, languages, form and repetition")
     findings += _text_findings(config, samples)
     forecast = None
     train = [sample for sample in samples if sample.role == "train" and sample.src]
     if len(train) == len(config.data.train):
         held_out = [sample for sample in samples if sample.role != "train"]
+        _log.info("trying out cleaning, the tokenizer and encoding")
         rehearsal_findings, forecast = _rehearse(config, run_dir, train, held_out)
         findings += rehearsal_findings
     order = list(sources_of(config))
@@ -178,6 +183,7 @@ def _samples(config: RunConfig, broken: set[str]) -> list[Sample]:
     sources = {key: source for key, source in sources_of(config).items() if key not in broken}
     samples, ends_at = [], time.perf_counter() + READING_SECONDS
     for i, (key, source) in enumerate(sources.items()):
+        _log.info(f"reading {key} ({source.description})")
         n_left = len(sources) - i
         samples.append(
             draw_sample(
