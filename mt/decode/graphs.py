@@ -11,6 +11,7 @@ import contextlib
 import copy
 import sys
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from mt.capture import capture_stream, capturing
 from mt.decode.search import SearchRequest, SearchResult, SearchState
 from mt.model import Transformer
+from mt.system.device import memory_bytes
 from mt.text.tokenizer import EOS_ID
 
 # Steps between two looks of the host at the device.
@@ -34,10 +36,15 @@ PADDING_ROW = -1  # in place of a row of the caller's list
 
 
 class Graphs:
-    """Captured steps of one model, kept from batch to batch."""
+    """Captured steps of one model, kept from batch to batch.
 
-    def __init__(self, model: Transformer) -> None:
+    Args:
+        capture: makes a graph of a step, given a state and a pool of memory; CUDA's by default.
+    """
+
+    def __init__(self, model: Transformer, capture: Callable[[SearchState, Any], _Captured] | None = None) -> None:
         self.model = model
+        self._capture = capture or _Captured.of
         self.why_not: str | None = None  # what went wrong when a step was captured; since then none is
         self._device = model.embedding.weight.device
         self._captured: OrderedDict[Any, _Captured] = OrderedDict()
@@ -45,7 +52,7 @@ class Graphs:
         self._pool: Any = None
         if torch.version.hip:
             self.why_not = "ROCm is not tested"
-        if self._device.type != "cuda":
+        if self._device.type != "cuda" and capture is None:
             self.why_not = "no CUDA device"
 
     @torch.inference_mode()
@@ -105,9 +112,9 @@ class Graphs:
                 self._met.add(key)
                 return None
             try:
-                if self._pool is None:
+                if self._pool is None and self._device.type == "cuda":
                     self._pool = torch.cuda.graph_pool_handle()
-                captured = _Captured.of(state, self._pool)
+                captured = self._capture(state, self._pool)
             except RuntimeError as error:
                 self._captured.clear()
                 self.why_not = str(error).partition("\n")[0]
@@ -125,7 +132,7 @@ class Graphs:
         self._pool = None
 
     def _forget_oldest(self) -> None:
-        limit = MEMORY_SHARE * torch.cuda.get_device_properties(self._device).total_memory
+        limit = MEMORY_SHARE * memory_bytes(self._device)
         while len(self._captured) > 1 and sum(captured.n_bytes for captured in self._captured.values()) > limit:
             self._captured.popitem(last=False)
 
