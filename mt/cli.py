@@ -87,6 +87,8 @@ def _reader_is_gone() -> bool:
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
+_log = logging.getLogger(__name__)
+
 app = typer.Typer(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -183,6 +185,8 @@ def train(
     run_config = load_config(config, overrides or [])
     run_dir = run_dir or Path("runs") / run_config.name
     if is_dry_run:
+        # Said before anything is imported that takes seconds.
+        _log.info(f"{run_config.name}: a dry run, the model is built and some of its updates are measured")
         from mt.tools.dry_run import dry_run
 
         print(dry_run(run_config, run_dir))
@@ -226,6 +230,7 @@ def examine_data(
     from mt.config.loading import load_config
 
     run_config = load_config(config, overrides or [])
+    _log.info(f"{run_config.name}: looking at a sample of each corpus")
     from mt.tools.doctor import diagnosis_json, diagnosis_text, examine
 
     diagnosis = examine(run_config, run_dir or Path("runs") / run_config.name)

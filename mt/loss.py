@@ -22,23 +22,18 @@ POSITIONS, EXP_ROWS = 1024, 128
 SAFE_LOGIT = 70.0
 
 
-def label_smoothed_nll(logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float) -> Tensor:
-    """Label-smoothed cross-entropy of each token, weighted and summed.
-
-    Args:
-        logits: [T, V], any float type; the sum is taken in float32.
-        targets: [T] ids.
-        weights: [T]: 1 for real tokens, 0 for padding.
-    Returns:
-        Scalar. Divide by the number of real tokens of the whole update, not of this batch.
-    """
-    return token_losses(logits, targets, weights, smoothing, False)[0].sum()
-
-
 def token_losses(
     logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float, with_gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return weighted losses [T] in float32, and if it is wanted the gradient of their sum [T, V], else the logits."""
+    """Return the label-smoothed cross-entropy of each token, weighted.
+
+    Args:
+        logits: [T, V], any float type; sums are taken in float32.
+        targets: [T] ids.
+        weights: [T]: 1 for real tokens, 0 for padding.
+    Returns:
+        Losses [T] in float32, and if it is wanted the gradient of their sum [T, V], else the logits.
+    """
     wide = logits.float()
     normaliser = wide.logsumexp(-1)
     at_target = wide.gather(-1, targets[:, None])[:, 0]
@@ -68,7 +63,7 @@ def linear_label_smoothed_nll(
         weights: [T].
         of_tokens: what to use in place of `token_losses`.
     Returns:
-        Scalar, float32, as `label_smoothed_nll`.
+        Scalar, float32. Divide by the number of real tokens of the whole update, not of this batch.
     """
     if hidden.device.type == "cpu":
         return _ChunkedLoss.apply(hidden, output_weight, targets, weights, smoothing)  # type: ignore[no-any-return, no-untyped-call]

@@ -63,17 +63,15 @@ def test_weights_are_the_softmax_of_queries_and_keys(norm: str) -> None:
         assert float(weights[0, :, :n_tgt, n_src:].abs().max()) == 0  # nothing of padding
 
 
-@pytest.mark.parametrize("shifted", [False, True])
-def test_each_target_token_is_aligned_to_what_the_slow_way_finds(shifted: bool) -> None:
+def test_each_target_token_is_aligned_to_what_the_slow_way_finds() -> None:
     model = sharp_model()
-    found = align(model, SOURCES, TARGETS, layer=1, shifted=shifted)
+    found = align(model, SOURCES, TARGETS, layer=1)
     for source, target, pairs in zip(SOURCES, TARGETS, found, strict=True):
         weights = slow_weights(model, source, target, 1).mean(0)[:, :-1]  # no EOS of the source
-        rows = weights[1:] if shifted else weights[:-1]
-        assert pairs == [(int(row.argmax()), t) for t, row in enumerate(rows)]
+        assert pairs == [(int(row.argmax()), t) for t, row in enumerate(weights[:-1])]
 
 
-def test_a_token_is_read_where_it_is_predicted_or_where_it_is_the_input(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_is_read_where_it_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
     #         source: a    b    EOS
     rows = [
         [0.2, 0.7, 0.1],  # predicts x
@@ -84,8 +82,7 @@ def test_a_token_is_read_where_it_is_predicted_or_where_it_is_the_input(monkeypa
     two_heads[0, 0, :3, :3] = 2 * torch.tensor(rows)  # and nothing in the other head: the average is as above
     monkeypatch.setattr(Transformer, "cross_attention_weights", lambda self, batch, layer: [two_heads.clone()])
     model = sharp_model()
-    assert align(model, [[10, 11, EOS_ID]], [[20, 21]], shifted=False) == [[(1, 0), (0, 1)]]
-    assert align(model, [[10, 11, EOS_ID]], [[20, 21]], shifted=True) == [[(0, 0), (1, 1)]]
+    assert align(model, [[10, 11, EOS_ID]], [[20, 21]]) == [[(1, 0), (0, 1)]]
 
 
 @pytest.mark.parametrize(("n_layers", "expected"), [(1, 0), (2, 1), (3, 2), (6, 2)])

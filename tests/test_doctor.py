@@ -27,6 +27,7 @@ from mt.text.sample import draw_sample
 from mt.text.tokenizer import count_words, train_tokenizer
 from mt.tools import doctor
 from mt.tools.doctor import diagnosis_text, examine
+from tests.toys import messages
 
 DEMO = Path(__file__).resolve().parent.parent / "data" / "demo"
 N_TRAIN, N_HELD_OUT, VOCAB_SIZE = 1_500, 300, 450
@@ -409,6 +410,19 @@ def test_one_object_for_programs(lines: Lines) -> None:
         "pairs_looked_at": 1500,
     }
     assert told["forecast"]["train_pairs"] == 1500
+
+
+def test_it_says_which_stage_it_is_in(lines: Lines) -> None:
+    write(lines)
+    with messages() as said:
+        findings_of()
+    assert said == [
+        "reading data.train.0 (train.en + train.de)",
+        "reading data.valid (valid.en + valid.de)",
+        "reading data.test.demo (test.en + test.de)",
+        "checking alignment, languages, form and repetition",
+        "trying out cleaning, the tokenizer and encoding",
+    ]
 
 
 def test_nothing_is_written(lines: Lines, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from mt.tools import dry_run as dry_run_module
 from mt.tools.dry_run import dry_run, parameters_by_part, plot_schedule
 from mt.train.engine import Engine, OutOfMemory, Update
 from tests.clock import Clock
-from tests.toys import small_model, toy_config
+from tests.toys import messages, small_model, toy_config
 
 
 @pytest.fixture(autouse=True)
@@ -327,6 +328,22 @@ def test_train_with_dry_run_trains_nothing(
     monkeypatch.setattr(dry_run_module, "dry_run", told)
     with pytest.raises(SystemExit) as caught:
         app(["train", "--config", "base", "--dry-run", "--set", "name=other"], prog_name="mt")
-    assert (caught.value.code or 0, *capsys.readouterr()) == (0, "what would happen\n", "")
+    assert (caught.value.code or 0, capsys.readouterr().out) == (0, "what would happen\n")
     assert calls == [("other", Path("runs/other"))]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("command", "module"), [("train --dry-run", "dry_run"), ("doctor", "doctor")])
+def test_a_command_says_what_it_does_before_it_imports_torch(
+    monkeypatch: pytest.MonkeyPatch, command: str, module: str
+) -> None:
+    monkeypatch.setitem(sys.modules, f"mt.tools.{module}", None)  # importing it fails
+    with messages() as said, pytest.raises(ImportError):
+        app([*command.split(), "--config", "base"], prog_name="mt", standalone_mode=False)
+    assert len(said) == 1
+
+
+def test_it_says_which_stage_it_is_in(tmp_path: Path) -> None:
+    with messages() as said:
+        dry_run(toy_config(tmp_path / "text"), Path("runs/toy"))
+    assert said == ["looking for the corpus", "building the model", "measuring updates on cpu"]

@@ -69,8 +69,6 @@ def test_shares_of_scripts_begin_with_the_largest_and_add_up() -> None:
 
 
 def test_the_language_of_a_sentence_is_found(english_german: LanguageIdentifier) -> None:
-    assert [english_german.identify(text)[0] for text in (ENGLISH, GERMAN, FRENCH)] == ["en", "de", "fr"]
-    assert english_german.identify(GERMAN)[1] > 0.9
     assert english_german.other_language(GERMAN, "en") == "de"
     assert english_german.other_language(FRENCH, "de") == "fr"
     assert english_german.other_language(ENGLISH, "en") is None
@@ -92,7 +90,6 @@ def test_neighbours_count_as_the_language() -> None:
     identifier = LanguageIdentifier(("nb", "sr-Latn"))
     danish = "Udvalget vil drøfte forslaget i næste måned, sagde formanden."
     croatian = "Odbor će raspravljati o prijedlogu sljedeći mjesec, rekao je predsjednik."
-    assert (identifier.identify(danish)[0], identifier.identify(croatian)[0]) == ("da", "hr")
     assert identifier.other_language(danish, "nb") is None
     assert identifier.other_language(croatian, "sr-Latn") is None
     assert identifier.other_language(GERMAN, "nb") == "de"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,11 +12,11 @@ import pytest
 import torch
 
 from mt.config.settings import DecodeConfig, ModelConfig
-from mt.data.batch import TILE_WIDTH, assemble_sources, assemble_varlen
+from mt.data.batch import TILE_WIDTH, PackedBatch, assemble_sources, assemble_varlen
 from mt.data.packing import MicroBatchBudget
 from mt.decode.search import SearchRequest, search
 from mt.dropout import dropout, seed_dropout
-from mt.loss import label_smoothed_nll, linear_label_smoothed_nll
+from mt.loss import linear_label_smoothed_nll, token_losses
 from mt.model import Transformer
 from mt.model.kernels import Kernels
 from mt.model.layers import RESIDUALS, Depth, EncoderLayer, run_again
@@ -224,7 +225,8 @@ def test_two_micro_batches_give_the_gradient_of_one_big_batch() -> None:
 def test_every_parameter_learns_and_padding_rows_do_not() -> None:
     model = small_model()
     batch = tiles(PAIRS)
-    label_smoothed_nll(model.logits(model.hidden(batch)), batch.tgt_outputs, batch.tgt_weights, 0.1).backward()
+    hidden = model.hidden(batch)
+    linear_label_smoothed_nll(hidden, model.output_weight, batch.tgt_outputs, batch.tgt_weights, 0.1).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
@@ -232,21 +234,23 @@ def test_every_parameter_learns_and_padding_rows_do_not() -> None:
     assert model.embedding.weight.grad[V:].abs().max() == 0
 
 
-def test_layers_and_loss_compile_into_one_graph_each_without_recompiling() -> None:
+def test_layers_and_the_loss_of_cuda_are_one_graph_each_without_recompiling() -> None:
+    """The CPU has no flash attention; the written-out one over the static shape of tiles takes its place."""
     model = small_model()
-    corpus = parallel(PAIRS)
-    budget = MicroBatchBudget(n_micro_batches=1, src_tokens=1_200, tgt_tokens=1_200, n_sentences=40)
-    # The CPU has no flash attention; the written-out one over the static shape of tiles compiles in its place.
-    batch = tiles([([5] * (TILE_WIDTH - 1), [6] * (TILE_WIDTH - 1))] * 4)
-    other = tiles([([7] * (TILE_WIDTH - 1), [8] * (TILE_WIDTH - 1))] * 4)
-    assert assemble_varlen(corpus, np.arange(3), budget, 64).n_tgt_tokens > 0
-    eager = model.hidden(batch).detach(), model.hidden(other).detach()
+    batches = [tiles([([i] * (TILE_WIDTH - 1), [i + 1] * (TILE_WIDTH - 1))] * 4) for i in (5, 7)]
+
+    def loss_of(batch: PackedBatch, of_tokens: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+        logits = model.logits(model.hidden(batch))
+        return of_tokens(logits, batch.tgt_outputs, batch.tgt_weights, 0.1, True)[0].sum().detach()
+
+    eager = [loss_of(batch, token_losses) for batch in batches]
     torch._dynamo.reset()
     for layer in (*model.encoder, *model.decoder):
         layer.compile(fullgraph=True, dynamic=False, backend="eager")
+    compiled = torch.compile(token_losses, fullgraph=True, dynamic=False, backend="eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
-        torch.testing.assert_close(model.hidden(batch).detach(), eager[0])
-        torch.testing.assert_close(model.hidden(other).detach(), eager[1])
+        for batch, loss in zip(batches, eager, strict=True):
+            torch.testing.assert_close(loss_of(batch, compiled), loss)
     assert list(model.state_dict()) == list(small_model().state_dict())
 
 

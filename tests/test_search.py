@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-import mt.decode.graphs
 from mt.config.settings import DecodeConfig, ModelConfig
 from mt.decode.candidates import best_tokens, drawn_tokens, log_normaliser, log_normaliser_and_maxima, uniform_numbers
-from mt.decode.graphs import Graphs, _copy, _tensors, rounded_up
+from mt.decode.graphs import Graphs, _Captured, _copy, _tensors, rounded_up
 from mt.decode.search import LOOK_AHEAD, SearchRequest, SearchResult, SearchState, length_sorted_batches, search
 from mt.model import Transformer
 from mt.text.tokenizer import EOS_ID, PAD_ID
@@ -193,8 +192,10 @@ class Replayed:
 
     def __init__(self, state: SearchState) -> None:
         self.state = state
+        self.n_replays = 0
 
     def replay(self) -> None:
+        self.n_replays += 1
         stepped = _copy(self.state)
         stepped.step()
         for (_, _, before), (_, _, after) in zip(_tensors(self.state), _tensors(stepped), strict=True):
@@ -213,41 +214,33 @@ class Replayed:
     ],
 )
 @pytest.mark.parametrize("longest_prefix", [0, 4])
-def test_replayed_steps_find_what_eager_steps_find(
-    settings: dict[str, Any], n_best: int, longest_prefix: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def captured(cls: type, state: SearchState, pool: object) -> Any:
+def test_replayed_steps_find_what_eager_steps_find(settings: dict[str, Any], n_best: int, longest_prefix: int) -> None:
+    captures: list[Replayed] = []
+
+    def capture(state: SearchState, pool: object) -> _Captured:
         own = _copy(state)
         for held, name, tensor in _tensors(own):
             held[name] = tensor.clone()
-        return cls(Replayed(own), own)
+        captures.append(Replayed(own))
+        return _Captured(captures[-1], own)
 
-    monkeypatch.setattr(mt.decode.graphs._Captured, "of", classmethod(captured))
-    monkeypatch.setattr(Graphs, "_evict_oldest", lambda self: None)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     model, decode = model_of(50), DecodeConfig(**settings)
-    graphs = Graphs(model)
-    graphs.capture_error = None
+    graphs = Graphs(model, capture)
     for n in (12, 5, 12, 9, 1, 12, 1):
         prefixes = [source[:longest_prefix][:-1] for source in SOURCES[:n]]
         eager = search(model, SearchRequest(SOURCES[:n], decode, n_best=n_best, prefixes=prefixes))
         replayed = graphs.search(SearchRequest(SOURCES[:n], decode, n_best=n_best, prefixes=prefixes))
         assert [[r.ids for r in found] for found in replayed] == [[r.ids for r in found] for found in eager]
     assert graphs.capture_error is None
-    assert graphs._captured  # and not only eager steps
+    assert sum(replayed.n_replays for replayed in captures) > len(captures) > 0  # and not only eager steps
 
 
-def test_a_capture_that_fails_is_told_and_the_search_goes_on(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def failing(cls: type, state: SearchState, pool: object) -> Any:
+def test_a_capture_that_fails_is_told_and_the_search_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    def failing(state: SearchState, pool: object) -> Any:
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
-    monkeypatch.setattr(mt.decode.graphs._Captured, "of", classmethod(failing))
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     model, decode = model_of(50), DecodeConfig()
-    graphs = Graphs(model)
-    graphs.capture_error = None
+    graphs = Graphs(model, failing)
     for _ in range(3):
         found = graphs.search(SearchRequest(SOURCES, decode))
         assert ids_of(found) == ids_of(search(model, SearchRequest(SOURCES, decode)))

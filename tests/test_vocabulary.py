@@ -8,7 +8,7 @@ import pytest
 
 from mt.config.settings import TokenizerConfig
 from mt.text.tokenizer import EOS_ID, Tokenizer, count_words, train_tokenizer
-from mt.text.vocabulary import joint_vocabulary_facts, vocabulary_facts
+from mt.text.vocabulary import joint_vocabulary_facts
 from tests.toys import toy_text
 
 # Sixteen letters, so that words of "bar" and "dest" are pieces and others fall into letters and bytes.
@@ -27,7 +27,7 @@ def test_the_facts_of_a_few_words_are_those_of_hand_arithmetic(tokenizer: Tokeni
         ["▁bar"],
         ["▁", "<0xE6>", "<0xBC>", "<0xA2>"],
     ]
-    assert vocabulary_facts(tokenizer, {"bar": 6, "漢": 2}) == {
+    assert joint_vocabulary_facts(tokenizer, {"bar": 6, "漢": 2}, {})["src"] == {
         "words": 8,
         "distinct_words": 2,
         "tokens": 14,  # 6 × 1 + 2 × 4
@@ -42,7 +42,7 @@ def test_the_facts_of_a_few_words_are_those_of_hand_arithmetic(tokenizer: Tokeni
 
 def test_facts_from_counts_are_those_of_the_running_lines(tokenizer: Tokenizer) -> None:
     lines = [*toy_text(200, 5)[0], *LINES, "<bt> bar<bt>x unbarred."]
-    facts = vocabulary_facts(tokenizer, count_words(lines))
+    facts = joint_vocabulary_facts(tokenizer, {}, count_words(lines))["tgt"]
     tokens = [id_ for line in lines for id_ in tokenizer.encode(line)]
     uses = Counter(tokenizer.pieces(tokens))
     assert facts["tokens"] == len(tokens)
@@ -56,7 +56,7 @@ def test_facts_from_counts_are_those_of_the_running_lines(tokenizer: Tokenizer) 
 
 
 def test_a_text_without_words_has_facts_all_the_same(tokenizer: Tokenizer) -> None:
-    facts = vocabulary_facts(tokenizer, {"": 3})
+    facts = joint_vocabulary_facts(tokenizer, {"": 3}, {})["src"]
     assert (facts["words"], facts["tokens"], facts["fertility"], facts["longest_pieces"]) == (0, 0, 0.0, [])
 
 
@@ -77,5 +77,3 @@ def test_every_piece_is_used_by_one_side_or_both_or_neither(tokenizer: Tokenizer
         for id_, piece in enumerate(tokenizer.pieces(range(340)))
         if id_ > EOS_ID and id_ not in tokenizer.byte_ids and piece not in used
     ]
-    assert facts["src"] == vocabulary_facts(tokenizer, {"bar": 1, "漢": 1})
-    assert facts["tgt"] == vocabulary_facts(tokenizer, {"bar": 2, "dest": 1})

@@ -11,6 +11,7 @@ import contextlib
 import copy
 import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from mt.capture import capture_stream, capturing
 from mt.decode.search import SearchRequest, SearchResult, SearchState
 from mt.model import Transformer
+from mt.system.device import memory_bytes
 from mt.text.tokenizer import EOS_ID
 
 _log = logging.getLogger(__name__)
@@ -36,10 +38,15 @@ PADDING_ROW = -1  # in place of a row of the caller's list
 
 
 class Graphs:
-    """Captured steps of one model, kept from batch to batch."""
+    """Captured steps of one model, kept from batch to batch.
 
-    def __init__(self, model: Transformer) -> None:
+    Args:
+        capture: makes a graph of a step, given a state and a pool of memory; CUDA's by default.
+    """
+
+    def __init__(self, model: Transformer, capture: Callable[[SearchState, Any], _Captured] | None = None) -> None:
         self.model = model
+        self._capture = capture or _Captured.of
         self.capture_error: str | None = None  # what went wrong when a step was captured; since then none is
         self._device = model.embedding.weight.device
         self._captured: OrderedDict[Any, _Captured] = OrderedDict()
@@ -47,7 +54,7 @@ class Graphs:
         self._pool: Any = None
         if torch.version.hip:
             self.capture_error = "ROCm is not tested"
-        if self._device.type != "cuda":
+        if self._device.type != "cuda" and capture is None:
             self.capture_error = "no CUDA device"
 
     @torch.inference_mode()
@@ -107,9 +114,9 @@ class Graphs:
                 self._met.add(key)
                 return None
             try:
-                if self._pool is None:
+                if self._pool is None and self._device.type == "cuda":
                     self._pool = torch.cuda.graph_pool_handle()
-                captured = _Captured.of(state, self._pool)
+                captured = self._capture(state, self._pool)
             except RuntimeError as error:
                 self._captured.clear()
                 self.capture_error = str(error).partition("\n")[0]
@@ -127,7 +134,7 @@ class Graphs:
         self._pool = None
 
     def _evict_oldest(self) -> None:
-        limit = MEMORY_FRACTION * torch.cuda.get_device_properties(self._device).total_memory
+        limit = MEMORY_FRACTION * memory_bytes(self._device)
         while len(self._captured) > 1 and sum(captured.n_bytes for captured in self._captured.values()) > limit:
             self._captured.popitem(last=False)
 

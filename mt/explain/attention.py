@@ -24,7 +24,6 @@ def align(
     targets: Sequence[Sequence[int]],
     *,
     layer: int | None = None,
-    shifted: bool = False,
     batch_tokens: int = 4_096,
 ) -> list[list[tuple[int, int]]]:
     """For each target token of each pair the source token that it is aligned to: the most attended one.
@@ -37,12 +36,10 @@ def align(
         sources: ids, each ending with EOS.
         targets: ids without BOS and EOS, as `search` gives them.
         layer: of the decoder, counted from 0; the third unless given, or the last of fewer (docs/experiments.md).
-        shifted: read the alignment of a token where it is the decoder's input, one step after it was predicted.
         batch_tokens: source tokens, and target tokens, of one pass.
     Returns:
         (source position, target position), one for each target token, in their order.
-    Source: Garg et al. 2019, "Jointly Learning to Align and Translate with Transformer Models"; shifted, Chen et al.
-    2020, "Accurate Word Alignment Induction from Neural Machine Translation".
+    Source: Garg et al. 2019, "Jointly Learning to Align and Translate with Transformer Models".
     """
     assert not model.training
     layer = min(ALIGNING_LAYER, len(model.decoder) - 1) if layer is None else layer
@@ -54,8 +51,7 @@ def align(
         for i in pairs.tolist():
             n_tokens = len(targets[i])
             if len(sources[i]) > 1:
-                first = start + shifted
-                alignments[i] = [(aligned[first + t], t) for t in range(n_tokens)]
+                alignments[i] = [(aligned[start + t], t) for t in range(n_tokens)]
             start += n_tokens + 1
     return alignments
 

@@ -70,14 +70,6 @@ class LanguageIdentifier:
     def __reduce__(self) -> tuple[Any, ...]:
         return LanguageIdentifier, (self.langs,)
 
-    def identify(self, text: str) -> tuple[str, float]:
-        """The most probable language of the beginning of a text, of the big ones and those given, and its probability.
-
-        py3langid makes the probability small for short text.
-        """
-        lang, probability = self._identifier.classify(text[:_MAX_CHARS])
-        return lang, probability
-
     def other_language(self, text: str, lang: str) -> str | None:
         """The language that a text is in where it is surely not in `lang`; None for text too short to tell.
 

@@ -20,28 +20,19 @@ N_LONGEST = 10  # pieces shown
 _WORDS_PER_BATCH = 50_000  # encoded together
 
 
-def vocabulary_facts(tokenizer: Tokenizer, word_counts: Mapping[str, int]) -> dict[str, Any]:
-    """What the vocabulary does to the text of one language.
-
-    Args:
-        word_counts: as `count_words` counts them.
-    Returns:
-        `words`, `distinct_words`, `tokens`; `fertility`, tokens a word; `split_word_share` of the running words;
-        `byte_share` and `unknown_share` of the tokens; `characters_a_token`, spaces not counted; `longest_pieces`, the
-        ten longest in use, each with its count. Ratios of a text without words are 0.
-    """
-    return _facts(tokenizer, _usage(tokenizer, word_counts))
-
-
 def joint_vocabulary_facts(
     tokenizer: Tokenizer, src_counts: Mapping[str, int], tgt_counts: Mapping[str, int]
 ) -> dict[str, Any]:
-    """`vocabulary_facts` of `src` and `tgt`, and how the two share the vocabulary.
+    """Return what the vocabulary does to the text of each side, and how the two share it.
 
+    Args:
+        src_counts: words, as `count_words` counts them.
     Returns:
-        `src`, `tgt`; `coverage`, how many pieces are used by `src` alone, `tgt` alone, `both` and `neither`, and how
-        many `pieces` that makes, special ones and bytes not counted; `unused_pieces`, those of neither, as they stand
-        in the vocabulary.
+        `src` and `tgt`, each with `words`, `distinct_words`, `tokens`; `fertility`, tokens a word; `split_word_share`
+        of the running words; `byte_share` and `unknown_share` of the tokens; `characters_a_token`, spaces not counted;
+        `longest_pieces`, the ten longest in use, each with its count. Ratios of a text without words are 0.
+        `coverage`, how many pieces are used by `src` alone, `tgt` alone, `both` and `neither`, and how many `pieces`
+        that makes, special ones and bytes not counted; `unused_pieces`, those of neither, as the vocabulary has them.
     """
     src, tgt = _usage(tokenizer, src_counts), _usage(tokenizer, tgt_counts)
     is_piece = np.ones(tokenizer.vocab_size, dtype=bool)

@@ -206,9 +206,9 @@ def measure_training(
     )
 
 
-def random_corpus(vocab_size: int, max_tokens: int, n_pairs: int = RANDOM_PAIRS, seed: int = 1) -> ParallelIds:
+def random_corpus(vocab_size: int, max_tokens: int, n_pairs: int = RANDOM_PAIRS) -> ParallelIds:
     """Pairs of made-up ids with the lengths of real ones; rank r of the vocabulary comes in proportion to 1 / r."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(1)
     mean_log = math.log(MEAN_TGT_TOKENS) - LOG_LENGTH_DEVIATION**2 / 2
     tgt_lengths = rng.lognormal(mean_log, LOG_LENGTH_DEVIATION, n_pairs)
     mean_log_ratio = math.log(SRC_TOKENS_PER_TGT_TOKEN) - LOG_RATIO_DEVIATION**2 / 2

@@ -5,6 +5,7 @@ A sample of each source is read, cleaned, cut into tokens as preparing would, an
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -47,6 +48,8 @@ from mt.text.sample import Sample, draw_sample
 from mt.text.tokenizer import Tokenizer, adopt_model
 from mt.train.footprint import Footprint, existing_folder
 from mt.units import format_bytes, format_duration
+
+_log = logging.getLogger(__name__)
 
 SAMPLED_PAIRS = 20_000  # of each training source
 HELD_OUT_PAIRS = 100_000  # of the validation set and of each test set
@@ -102,11 +105,13 @@ def examine(config: RunConfig, run_dir: Path) -> Diagnosis:
     findings = [finding for key, corpus in config.data.corpora.items() for finding in check_files(key, corpus)]
     samples = _samples(config, {finding.key for finding in findings})
     findings += [finding for sample in samples for finding in _reading_errors(sample)]
+    _log.info("checking alignment, languages, form and repetition")
     findings += _text_findings(config, samples)
     forecast = None
     train = [sample for sample in samples if sample.role == "train" and sample.src]
     if len(train) == len(config.data.train):
         held_out = [sample for sample in samples if sample.role != "train"]
+        _log.info("trying out cleaning, the tokenizer and encoding")
         rehearsal_findings, forecast = _rehearse(config, run_dir, train, held_out)
         findings += rehearsal_findings
     order = list(config.data.corpora)
@@ -170,6 +175,7 @@ def _samples(config: RunConfig, broken: set[str]) -> list[Sample]:
     readers = {key: reader for key, reader in readers_of(config).items() if key not in broken}
     samples, ends_at = [], time.perf_counter() + READING_SECONDS
     for i, (key, reader) in enumerate(readers.items()):
+        _log.info(f"reading {key} ({reader.corpus.description})")
         n_left = len(readers) - i
         samples.append(
             draw_sample(

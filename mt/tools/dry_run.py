@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shutil
@@ -30,6 +31,8 @@ from mt.train.engine import Engine, OutOfMemory, Update, choose_execution
 from mt.train.footprint import Footprint, existing_folder
 from mt.train.schedule import learning_rate
 from mt.units import format_bytes, format_duration
+
+_log = logging.getLogger(__name__)
 
 # Micro-batches that are measured, after some for warm-up: so many, and more while they take less than this together.
 WARM_UP_MICRO_BATCHES, FEWEST_MICRO_BATCHES, MEASURED_SECONDS = 2, 3, 2.0
@@ -70,9 +73,12 @@ def dry_run(config: RunConfig, run_dir: Path) -> str:
         raise ConfigError("WORLD_SIZE: a dry run looks at one process: leave torchrun out")
     choose_execution(config.train, config.model)
     _check_that_it_can_be_written(run_dir)
+    _log.info("looking for the corpus")
     data = _find_data(config, run_dir)
+    _log.info("building the model")
     tune_malloc()
     engine = Engine(config, data.train, data.vocab_size, source_sizes=data.source_sizes)
+    _log.info(f"measuring updates on {engine.device}")
     cost, footprint = measure(engine), Footprint.of(config, data.vocab_size)
     n_done = max([0, *map(checkpoint_step, RunFolder(run_dir).checkpoints())])
     width = max(60, shutil.get_terminal_size((80, 24)).columns)
