@@ -15,12 +15,11 @@ import math
 import os
 import select
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from enum import StrEnum
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, NoReturn
 
 import typer
 
@@ -30,10 +29,7 @@ if TYPE_CHECKING:
     from mt.decode.files import Shard
     from mt.decode.scorer import PairScore, Scorer
     from mt.decode.translator import Aligner, Translator
-    from mt.evaluate.findings import Question
     from mt.text.corpus import PreparedCorpus
-
-_log = logging.getLogger(__name__)
 
 # Exit statuses of a process that a signal ended, as a shell has them.
 INTERRUPTED, TERMINATED = 130, 143
@@ -101,51 +97,54 @@ config_commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_commands, name="config", help="List and show configs.")
 
 
-class OutputFormat(StrEnum):
-    text = "text"
-    jsonl = "jsonl"
+OF_MODEL = "Default: the model's config."
 
 
-class Backend(StrEnum):
-    own = "own"
-    ctranslate2 = "ctranslate2"
+def _option(metavar: str | None, help_text: str, *names: str) -> Any:
+    return typer.Option(*names, metavar=metavar, help=help_text)
 
 
-class LengthPenaltyForm(StrEnum):
-    wu = "wu"
-    plain = "plain"
-
-
-class Precision(StrEnum):
-    auto = "auto"
-    bf16 = "bf16"
-    fp16 = "fp16"
-    fp32 = "fp32"
-
-
-class Significance(StrEnum):
-    randomisation = "randomisation"
-    bootstrap = "bootstrap"
-
-
-class ExportTarget(StrEnum):
-    ctranslate2 = "ctranslate2"
-
-
-class Quantization(StrEnum):
-    float32 = "float32"
-    int8 = "int8"
-    float16 = "float16"
-
-
-ConfigOption = Annotated[
-    str, typer.Option("--config", metavar="FILE", help="A config file, or the name of one that ships with mt.")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as train.max_steps=100; repeatable."),
-]
+CONFIG_HELP = "A config file, or the name of one that ships with mt."
 MODEL_HELP = "A run folder, a checkpoint or a model folder."
+ConfigOption = Annotated[str, _option("FILE", CONFIG_HELP, "--config")]
+SetOption = Annotated[
+    list[str] | None, _option("KEY=VALUE", "Override a setting, such as train.max_steps=100; repeatable.", "--set")
+]
+RunDir = Annotated[Path | None, _option("DIR", "The run folder; runs/NAME by default.")]
+Model = Annotated[str, _option("DIR", MODEL_HELP)]
+Device = Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")]
+Precision = Annotated[Literal["auto", "bf16", "fp16", "fp32"], typer.Option(help="Of matrix products.")]
+GivenDevice = Annotated[str | None, _option("D", "auto, cpu, cuda or cuda:N. Default: auto.")]
+GivenPrecision = Annotated[
+    Literal["auto", "bf16", "fp16", "fp32"] | None, typer.Option(help="Of matrix products. Default: auto.")
+]
+BeamSize = Annotated[int | None, _option("N", f"Hypotheses kept open; 1 is greedy. {OF_MODEL}")]
+LengthPenalty = Annotated[float | None, _option("A", f"Exponent of the length penalty; 0: none. {OF_MODEL}")]
+BatchTokens = Annotated[int | None, _option("N", f"Source tokens translated together. {OF_MODEL}")]
+BatchSentences = Annotated[int | None, _option("N", "Sentences translated together at most. Default: no such limit.")]
+Json = Annotated[bool, _option(None, "Print one JSON object on standard output, and nothing else.", "--json")]
+Report = Annotated[
+    Path | None, _option("DIR", "Write report.html, .json and .md there: where it is good and bad.", "--report")
+]
+Tests = Annotated[list[str] | None, _option("NAME", "Only this test set of the models; repeatable.", "--test")]
+References = Annotated[
+    list[Path] | None, _option("FILE", "References, one a line; repeatable, for several of each line.", "--ref")
+]
+TgtLang = Annotated[str | None, _option("LANG", "Whose rules bleu-2017 tokenises files by. Default: de.")]
+Metrics = Annotated[
+    list[str] | None,
+    _option(
+        "NAME", "bleu, chrf, chrf++, bleu-lc, ter, bleu-2017 or all; repeatable. Default: the first 4.", "--metric"
+    ),
+]
+Confidence = Annotated[bool, _option(None, "Intervals that hold 95% of bootstrap samples.", "--confidence")]
+Significance = Annotated[
+    Literal["randomisation", "bootstrap"] | None,
+    typer.Option(help="How differences are tested. Default: randomisation.", show_default=False),
+]
+Samples = Annotated[
+    int | None, _option("N", "Default: 1,000 of the bootstrap, 10,000 of the randomisation.", "--samples")
+]
 
 
 def _print_version(is_asked: bool) -> None:
@@ -169,16 +168,14 @@ def _mt(
 def train(
     config: ConfigOption,
     overrides: SetOption = None,
-    run_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The run folder; runs/NAME by default.", show_default=False)
-    ] = None,
+    run_dir: RunDir = None,
     is_dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would happen, how long and in how much memory; write nothing.")
+        bool, _option(None, "Print what would happen, how long and in how much memory; write nothing.", "--dry-run")
     ] = False,
 ) -> None:
     """Train a model, from raw text to a report.
 
-    Runs the stages that are missing: prepare, train, average, evaluate. Goes on where it stopped.
+    Runs the stages that are missing: prepare, train, average, evaluate. Continues where it stopped.
     """
     from mt.config.loading import load_config
 
@@ -214,14 +211,7 @@ def prepare_data(config: ConfigOption, overrides: SetOption = None) -> None:
 
 @app.command("doctor")
 def examine_data(
-    config: ConfigOption,
-    overrides: SetOption = None,
-    run_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The run folder; runs/NAME by default.", show_default=False)
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on standard output, and nothing else.")
-    ] = False,
+    config: ConfigOption, overrides: SetOption = None, run_dir: RunDir = None, as_json: Json = False
 ) -> None:
     """Look at a config and a sample of its data, and say what will go wrong.
 
@@ -244,130 +234,96 @@ def examine_data(
 
 @app.command()
 def translate(
-    model: Annotated[str, typer.Option(metavar="DIR", help=MODEL_HELP)],
-    input_file: Annotated[
-        str, typer.Option("--input", metavar="FILE|-", help="Text, one segment a line; - is standard input.")
-    ] = "-",
+    model: Model,
+    input_file: Annotated[str, _option("FILE|-", "Text, one segment a line; - is standard input.", "--input")] = "-",
     output_file: Annotated[
-        str,
-        typer.Option(
-            "--output", metavar="FILE|-", help="Grows as FILE.part, appears when whole; - is standard output."
-        ),
+        str, _option("FILE|-", "Grows as FILE.part, appears when whole; - is standard output.", "--output")
     ] = "-",
-    beam_size: Annotated[
-        int | None, typer.Option(metavar="N", help="Hypotheses kept open; 1 is greedy. Default: the model's config.")
-    ] = None,
-    length_penalty: Annotated[
-        float | None,
-        typer.Option(metavar="A", help="Exponent of the length penalty; 0: none. Default: the model's config."),
-    ] = None,
+    beam_size: BeamSize = None,
+    length_penalty: LengthPenalty = None,
     length_penalty_form: Annotated[
-        LengthPenaltyForm | None,
-        typer.Option(help="wu: ((5 + n) / 6)^A; plain: n^A, n being tokens. Default: the model's config."),
+        Literal["wu", "plain"] | None, _option(None, f"wu: ((5 + n) / 6)^A; plain: n^A, n being tokens. {OF_MODEL}")
     ] = None,
-    min_length: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Tokens that a translation has at least. Default: the model's config."),
-    ] = None,
+    min_length: Annotated[int | None, _option("N", f"Tokens that a translation has at least. {OF_MODEL}")] = None,
     max_length: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="Tokens that it has at most, with its end. Default: the model's config, or 50 over its source.",
-        ),
+        _option("N", "Tokens that it has at most, with its end. Default: the model's config, or 50 over its source."),
     ] = None,
     no_repeat_ngram: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="No N tokens come twice in the same order; 0: they may. Default: the model's config."
-        ),
+        int | None, _option("N", f"No N tokens come twice in the same order; 0: they may. {OF_MODEL}")
     ] = None,
-    n_best: Annotated[int, typer.Option(metavar="N", help="Translations given for each line, best first.")] = 1,
-    sample: Annotated[
-        bool, typer.Option("--sample", help="Draw translations instead of searching for the best.")
-    ] = False,
-    temperature: Annotated[
-        float | None, typer.Option(metavar="T", help="With --sample: below 1 sharper, above 1 flatter.")
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option(metavar="K", help="With --sample: among the K most probable tokens.")
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option(metavar="P", help="With --sample: among the fewest tokens that hold P together.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="With --sample: another seed, other draws.")] = None,
+    n_best: Annotated[int, _option("N", "Translations given for each line, best first.")] = 1,
+    sample: Annotated[bool, _option(None, "Draw translations instead of searching for the best.", "--sample")] = False,
+    temperature: Annotated[float | None, _option("T", "With --sample: below 1 sharper, above 1 flatter.")] = None,
+    top_k: Annotated[int | None, _option("K", "With --sample: among the K most probable tokens.")] = None,
+    top_p: Annotated[float | None, _option("P", "With --sample: among the fewest tokens that hold P together.")] = None,
+    seed: Annotated[int | None, _option("N", "With --sample: another seed, other draws.")] = None,
     prefix: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="For each line what its translations begin with; may be empty."),
+        Path | None, _option("FILE", "For each line what its translations begin with; may be empty.")
     ] = None,
     output_format: Annotated[
-        OutputFormat, typer.Option("--format", help="jsonl: one object a line, with scores, tokens and flags.")
-    ] = OutputFormat.text,
-    align: Annotated[bool, typer.Option("--align", help="With --format jsonl: alignments of words.")] = False,
+        Literal["text", "jsonl"], _option(None, "jsonl: one object a line, with scores, tokens and flags.", "--format")
+    ] = "text",
+    align: Annotated[bool, _option(None, "With --format jsonl: alignments of words.", "--align")] = False,
     alignments: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write alignments of words, as 0-0 1-2, one line for each line of text."),
+        Path | None, _option("FILE", "Write alignments of words, as 0-0 1-2, one line for each line of text.")
     ] = None,
     shard: Annotated[
-        str | None,
-        typer.Option(metavar="I/N", help="Only the I-th of N blocks of the lines of a file; cat joins their outputs."),
+        str | None, _option("I/N", "Only the I-th of N blocks of the lines of a file; cat joins their outputs.")
     ] = None,
     is_resumed: Annotated[
-        bool, typer.Option("--resume", help="Go on with what an interrupted run left in OUTPUT.part.")
+        bool, _option(None, "Continue what an interrupted run left in OUTPUT.part.", "--resume")
     ] = False,
     is_strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse text that is not UTF-8, instead of reading bad bytes as U+FFFD.")
+        bool, _option(None, "Refuse text that is not UTF-8, instead of reading bad bytes as U+FFFD.", "--strict")
     ] = False,
     retries: Annotated[
-        bool,
-        typer.Option("--retry/--no-retry", help="Search again for what repeats itself, or is far too long or short."),
+        bool, _option(None, "Search again for what repeats itself, or is far too long or short.", "--retry/--no-retry")
     ] = True,
     has_progress: Annotated[
-        bool, typer.Option("--progress/--no-progress", help="Lines done, speed and time left, on standard error.")
+        bool, _option(None, "Lines done, speed and time left, on standard error.", "--progress/--no-progress")
     ] = True,
     backend: Annotated[
-        Backend, typer.Option(help="What searches; ctranslate2 takes a folder from mt export --to ctranslate2.")
-    ] = Backend.own,
-    device: Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[Precision, typer.Option(help="Of matrix products.")] = Precision.auto,
-    batch_tokens: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Source tokens translated together. Default: the model's config."),
-    ] = None,
-    batch_sentences: Annotated[
-        int | None, typer.Option(metavar="N", help="Sentences translated together at most. Default: no such limit.")
-    ] = None,
+        Literal["own", "ctranslate2"],
+        _option(None, "What searches; ctranslate2 takes a folder from mt export --to ctranslate2."),
+    ] = "own",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_tokens: BatchTokens = None,
+    batch_sentences: BatchSentences = None,
 ) -> None:
     """Translate text, one line for each line.
 
-    The order is kept, an empty line stays empty, and writing starts before the input ends. A line stands alone: but for
-    rounding, its translation does not depend on the others. docs/translate.md has more.
+    The order is kept, an empty line stays empty, and writing starts before the input ends. Lines are independent: apart
+    from rounding, a translation does not depend on the other lines. docs/translate.md has more.
     """
-    search = {
-        "beam_size": beam_size,
-        "length_penalty": length_penalty,
-        "length_penalty_form": length_penalty_form and length_penalty_form.value,
-        "min_length": min_length,
-        "max_length": max_length,
-        "no_repeat_ngram_size": no_repeat_ngram,
-        "sample": sample or None,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "seed": seed,
-        "batch_tokens": batch_tokens,
-        "batch_sentences": batch_sentences,
-    }
-    _check_sampling_options(search)
-    _check_search_options(search, n_best)
-    _check_file_options(
-        input_file, output_file, prefix, alignments, is_jsonl=output_format is OutputFormat.jsonl, align=align
+    search = _given(
+        beam_size=beam_size,
+        length_penalty=length_penalty,
+        length_penalty_form=length_penalty_form,
+        min_length=min_length,
+        max_length=max_length,
+        no_repeat_ngram_size=no_repeat_ngram,
+        sample=sample or None,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        batch_tokens=batch_tokens,
+        batch_sentences=batch_sentences,
     )
-    if backend is Backend.ctranslate2 and (align or alignments):
-        option = "--align" if align else "--alignments"
-        raise ConfigError(option, "CTranslate2 gives no alignments", "take --backend own and the model itself")
+    if sample:
+        _refuse({"--beam-size": beam_size}, "is for searching, and --sample draws", "give one of them")
+    else:
+        drawing = {"--temperature": temperature, "--top-k": top_k, "--top-p": top_p, "--seed": seed}
+        _refuse(drawing, "is for drawing", "add --sample")
+    _check_search_options(search, n_best)
+    _check_file_options(output_file, prefix, alignments, is_jsonl=output_format == "jsonl", align=align)
+    if backend == "ctranslate2":
+        needed = "take --backend own and the model itself"
+        _refuse({"--align": align, "--alignments": alignments}, "CTranslate2 gives no alignments", needed)
     if is_resumed and output_file == "-":
-        raise ConfigError("--resume", "goes on with an output file", "give --output FILE")
+        raise ConfigError("--resume", "continues an output file", "give --output FILE")
     from mt.decode.files import Job, translate_files
 
     job = Job(
@@ -375,7 +331,7 @@ def translate(
         output=output_file,
         prefixes=prefix,
         alignments=alignments,
-        is_jsonl=output_format is OutputFormat.jsonl,
+        is_jsonl=output_format == "jsonl",
         is_aligned=align,
         n_best=n_best,
         shard=None if shard is None else _shard(shard),
@@ -385,47 +341,39 @@ def translate(
     )
 
     def load() -> Translator:
-        if backend is Backend.ctranslate2:
+        if backend == "ctranslate2":
             from mt.export.ctranslate2 import load_translator
 
-            return load_translator(model, device=device, precision=precision.value, retries=retries)
+            return load_translator(model, device=device, precision=precision, retries=retries)
         from mt.decode.translator import Translator
 
-        return Translator.load(model, device=device, precision=precision.value, retries=retries, n_processes=None)
+        return Translator.load(model, device=device, precision=precision, retries=retries, n_processes=None)
 
     with _named_as_options():
-        translate_files(job, load, _given(search), _aligner if align or alignments else None)
+        translate_files(job, load, search, _aligner if align or alignments else None)
 
 
 @app.command()
 def score(
-    model: Annotated[str, typer.Option(metavar="DIR", help=MODEL_HELP)],
-    src: Annotated[Path, typer.Option(metavar="FILE", help="Text, one segment a line.")],
-    tgt: Annotated[Path, typer.Option(metavar="FILE", help="Its translations, line by line.")],
-    output_file: Annotated[
-        str, typer.Option("--output", metavar="FILE|-", help="Appears when it is whole; - is standard output.")
-    ] = "-",
-    length_penalty: Annotated[
-        float | None,
-        typer.Option(metavar="A", help="Exponent of the length penalty; 0: none. Default: the model's config."),
-    ] = None,
+    model: Model,
+    src: Annotated[Path, _option("FILE", "Text, one segment a line.")],
+    tgt: Annotated[Path, _option("FILE", "Its translations, line by line.")],
+    output_file: Annotated[str, _option("FILE|-", "Appears when it is whole; - is standard output.", "--output")] = "-",
+    length_penalty: LengthPenalty = None,
     output_format: Annotated[
-        OutputFormat, typer.Option("--format", help="jsonl: one object a line, with a figure for each token.")
-    ] = OutputFormat.text,
-    device: Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[Precision, typer.Option(help="Of matrix products.")] = Precision.auto,
-    batch_tokens: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Tokens of a side that are scored together. Default: the model's config."),
-    ] = None,
+        Literal["text", "jsonl"], _option(None, "jsonl: one object a line, with a figure for each token.", "--format")
+    ] = "text",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_tokens: Annotated[int | None, _option("N", f"Tokens of a side that are scored together. {OF_MODEL}")] = None,
 ) -> None:
     """Score given translations, one line for each pair of lines.
 
     Gives log-probability, the same per token, the score that a search ranks by, and the number of tokens, with tabs
     between them. Natural logarithms; the end of sentence counts as a token.
     """
-    changes = {"length_penalty": length_penalty, "batch_tokens": batch_tokens}
-    _check_search_options({"beam_size": None, **changes}, n_best=1)
+    changes = _given(length_penalty=length_penalty, batch_tokens=batch_tokens)
+    _check_search_options(changes)
     from mt.config.settings import TextFiles
     from mt.text.corpora import reader_of
 
@@ -434,202 +382,152 @@ def score(
     with _named_as_options(), _output_stream(output_file) as target:
         from mt.decode.scorer import Scorer
 
-        scorer = Scorer.load(model, device=device, precision=precision.value)
-        for result in scorer.score(chain(first, pairs), replace(scorer.decode, **_given(changes))):
-            line = _score_json(result) if output_format is OutputFormat.jsonl else _score_text(result)
-            target.write(line.encode())
+        scorer = Scorer.load(model, device=device, precision=precision)
+        for result in scorer.score(chain(first, pairs), replace(scorer.decode, **changes)):
+            target.write((_score_json(result) if output_format == "jsonl" else _score_text(result)).encode())
     _warn_of_long_pairs(scorer)
 
 
 @app.command()
 def explain(
-    model: Annotated[str, typer.Option(metavar="DIR", help=MODEL_HELP)],
-    src: Annotated[str, typer.Option(metavar="TEXT", help="A sentence.")],
-    output: Annotated[Path, typer.Option(metavar="FILE", help="The page, HTML that stands alone.")],
-    tgt: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Its translation. Default: the model's own.", show_default=False)
-    ] = None,
-    device: Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[Precision, typer.Option(help="Of matrix products.")] = Precision.auto,
+    model: Model,
+    src: Annotated[str, _option("TEXT", "A sentence.")],
+    output: Annotated[Path, _option("FILE", "The page, one HTML file.")],
+    tgt: Annotated[str | None, _option("TEXT", "Its translation. Default: the model's own.")] = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
 ) -> None:
     """Show where a model looks when it translates a sentence.
 
     Writes a page with a map of source and target tokens for each layer of the decoder.
     """
-    from mt.system.files import explained_writes, whole_file
-
-    with _named_as_options(), explained_writes(output), whole_file(output) as page:
+    with _named_as_options(), _output_stream(str(output)) as page:
         from mt.explain.heatmap import explained_page
 
-        page.write(explained_page(model, src, tgt, device, precision.value).encode())
+        page.write(explained_page(model, src, tgt, device, precision).encode())
 
 
 @app.command("eval")
 def evaluate(
-    runs: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="RUN", help="With --compare: runs or models; with --ref: files.", show_default=False),
-    ] = None,
-    model: Annotated[Path | None, typer.Option(metavar="DIR", help=f"{MODEL_HELP} Scores its test sets.")] = None,
-    tests: Annotated[
-        list[str] | None, typer.Option("--test", metavar="NAME", help="Only this test set of the models; repeatable.")
-    ] = None,
-    hyp: Annotated[Path | None, typer.Option(metavar="FILE", help="Translations, one a line.")] = None,
-    refs: Annotated[
-        list[Path] | None,
-        typer.Option("--ref", metavar="FILE", help="References, one a line; repeatable, for several of each line."),
-    ] = None,
-    src: Annotated[Path | None, typer.Option(metavar="FILE", help="Source text of --hyp, one segment a line.")] = None,
-    tgt_lang: Annotated[
-        str | None,
-        typer.Option(metavar="LANG", help="Whose rules bleu-2017 tokenises --hyp by. Default: de.", show_default=False),
-    ] = None,
-    metrics: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--metric",
-            metavar="NAME",
-            help="bleu, chrf, chrf++, bleu-lc, ter, bleu-2017 or all; repeatable. Default: the first four.",
-        ),
-    ] = None,
-    has_confidence: Annotated[
-        bool, typer.Option("--confidence", help="Intervals that hold 95% of bootstrap samples.")
-    ] = False,
+    model: Annotated[Path | None, _option("DIR", f"{MODEL_HELP} Scores its test sets.")] = None,
+    tests: Tests = None,
+    hyp: Annotated[Path | None, _option("FILE", "Translations, one a line.")] = None,
+    refs: References = None,
+    src: Annotated[Path | None, _option("FILE", "Source text of --hyp, one segment a line.")] = None,
+    tgt_lang: TgtLang = None,
+    metrics: Metrics = None,
+    has_confidence: Confidence = False,
     baseline: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE|RUN", help="Other translations of the same text: is the difference chance?"),
+        Path | None, _option("FILE|RUN", "Other translations of the same text: is the difference chance?")
     ] = None,
-    is_comparison: Annotated[
-        bool, typer.Option("--compare", help="One table of several RUNs: which of them can be told apart?")
-    ] = False,
-    significance: Annotated[
-        Significance | None,
-        typer.Option(help="How differences are tested. Default: randomisation.", show_default=False),
-    ] = None,
-    n_samples: Annotated[
-        int | None,
-        typer.Option("--samples", metavar="N", help="Default: 1,000 of the bootstrap, 10,000 of the randomisation."),
-    ] = None,
-    device: Annotated[str | None, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N. Default: auto.")] = None,
-    precision: Annotated[Precision | None, typer.Option(help="Of matrix products. Default: auto.")] = None,
-    report_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--report", metavar="DIR", help="Write report.html, .json and .md there: where it is good and bad."
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with unrounded scores.")] = False,
+    significance: Significance = None,
+    n_samples: Samples = None,
+    device: GivenDevice = None,
+    precision: GivenPrecision = None,
+    report_dir: Report = None,
+    as_json: Json = False,
 ) -> None:
-    """Score a model, a file of translations, or several runs side by side.
+    """Score a model, or a file of translations.
 
-    With sacreBLEU and its signatures: give --model, or --hyp and --ref, or --compare RUN RUN. docs/eval.md says what
-    the figures mean.
+    With sacreBLEU and its signatures: give --model, or --hyp and --ref. docs/eval.md says what the figures mean.
     """
-    if is_comparison:
-        of_models = {"--test": tests or None, "--device": device, "--precision": precision}
-        alone: dict[str, Any] = {"--model": model, "--hyp": hyp, "--src": src, "--baseline": baseline}
-        _check_compare_options(runs or [], bool(refs), alone, of_models if refs else {"--tgt-lang": tgt_lang})
-    elif runs:
-        raise ConfigError(runs[0], "is given alone", "give it with --model, or several runs with --compare")
-    else:
-        _check_eval_options(
-            model,
-            hyp,
-            refs,
-            {"--src": src, "--tgt-lang": tgt_lang},
-            {"--test": tests or None, "--device": device, "--precision": precision},
-        )
-    if significance is not None and baseline is None and not is_comparison:
-        raise ConfigError("--significance", "is for --baseline and --compare", "give one of them")
-    if n_samples is not None and baseline is None and not has_confidence and not is_comparison:
-        raise ConfigError("--samples", "is for --confidence, --baseline and --compare", "give one of them")
-    from mt.evaluate.findings import Question
-
-    test_name = (significance or Significance.randomisation).value
-    on = (device, None if precision is None else precision.value)
-    with _named_as_options():
-        if report_dir is not None:
-            from mt.evaluate.report_files import check_folder
-
-            check_folder(report_dir)
-        question = Question(metrics or None, has_confidence, baseline, test_name, n_samples, report_dir is not None)
-        if is_comparison:
-            _compare(runs or [], tests or [], on, refs or [], tgt_lang or "de", question, report_dir, as_json)
-        else:
-            _evaluate(model, tests or [], on, hyp, refs or [], src, tgt_lang or "de", question, report_dir, as_json)
-
-
-def _evaluate(
-    model: Path | None,
-    tests: list[str],
-    on: tuple[str | None, str | None],
-    hyp: Path | None,
-    refs: list[Path],
-    src: Path | None,
-    tgt_lang: str,
-    question: Question,
-    report_dir: Path | None,
-    as_json: bool,
-) -> None:
-    """Score a model or a file, and print what was found."""
-    from mt.evaluate.findings import warning_lines
-    from mt.evaluation import evaluate_files, evaluate_model, evaluation_text
-
     if model is not None:
-        device, precision = on
-        report = evaluate_model(model, tests, device or "auto", precision or "auto", question)
+        for_files = {"--hyp": hyp, "--ref": refs, "--src": src, "--tgt-lang": tgt_lang}
+        _refuse(for_files, "scores a file and --model scores a model", "give one of them")
     else:
-        assert hyp is not None
-        report = evaluate_files(hyp, refs, src, question, tgt_lang)
-    if as_json:
-        shown = ("test_sets", "comparison", "warnings")
-        print(json.dumps({key: report[key] for key in shown if key in report}, ensure_ascii=False), flush=True)
-    else:
-        for line in warning_lines(report):
-            _log.warning(line)
-        print(evaluation_text(report), flush=True)
+        for_model = {"--test": tests, "--device": device, "--precision": precision}
+        _refuse(for_model, "is for scoring a model", "give --model")
+        if hyp is None and not refs:
+            raise ConfigError("--model", "missing", "give --model DIR, or --hyp FILE and --ref FILE")
+        if hyp is None or not refs:
+            missing, given = ("--hyp", "--ref") if hyp is None else ("--ref", "--hyp")
+            raise ConfigError(missing, "missing", f"{given} needs it")
+    if baseline is None:
+        _refuse({"--significance": significance}, "is for --baseline and mt compare", "give --baseline")
+        if not has_confidence:
+            _refuse({"--samples": n_samples}, "is for --confidence and --baseline", "give one of them")
+    with _named_as_options():
+        from mt.evaluate.findings import Question, warning_lines
+
+        test_name = significance or "randomisation"
+        question = Question(metrics or None, has_confidence, baseline, test_name, n_samples, report_dir is not None)
+        _check_report_folder(report_dir)
+        from mt.evaluation import evaluate_files, evaluate_model, evaluation_text
+
+        if model is not None:
+            report = evaluate_model(model, tests or [], device or "auto", precision or "auto", question)
+        else:
+            assert hyp is not None
+            report = evaluate_files(hyp, refs or [], src, question, tgt_lang or "de")
+    for line in [] if as_json else warning_lines(report):
+        _log.warning(line)
+    shown = {key: report[key] for key in ("test_sets", "comparison", "warnings") if key in report}
+    print(json.dumps(shown, ensure_ascii=False) if as_json else evaluation_text(report), flush=True)
     if report_dir is not None:  # after the scores, which a full disk shall not cost
         from mt.evaluate.report_files import evaluation_facts, write_evaluation
 
         write_evaluation(evaluation_facts(str(model or hyp), **report), report_dir)
-        _tell_of_report(report_dir)
+        _log.info(f"report: {report_dir / 'report.html'}")
 
 
-def _compare(
-    runs: list[Path],
-    tests: list[str],
-    on: tuple[str | None, str | None],
-    refs: list[Path],
-    tgt_lang: str,
-    question: Question,
-    report_dir: Path | None,
-    as_json: bool,
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="RUN...", help="Runs or models; with --ref: files of translations.")
+    ] = None,
+    tests: Tests = None,
+    refs: References = None,
+    tgt_lang: TgtLang = None,
+    metrics: Metrics = None,
+    has_confidence: Confidence = False,
+    significance: Significance = None,
+    n_samples: Samples = None,
+    device: GivenDevice = None,
+    precision: GivenPrecision = None,
+    report_dir: Report = None,
+    as_json: Json = False,
 ) -> None:
-    """Compare several models, or files where there are references, and print what was found."""
-    from mt.evaluate.comparison import comparison_text
-    from mt.evaluation import compare_files, compare_models
+    """Compare several systems in one table, and say which of them can be told apart.
 
-    found = compare_files(runs, refs, question, tgt_lang) if refs else compare_models(runs, tests, *on, question)
-    if as_json:
-        shown = {key: value for key, value in found.items() if key != "training"}
-        print(json.dumps(shown, ensure_ascii=False), flush=True)
+    Runs and models by the test sets that all of them have, or files of translations with --ref. docs/eval.md has more.
+    """
+    runs = runs or []
+    if refs:
+        for_models = {"--test": tests, "--device": device, "--precision": precision}
+        _refuse(for_models, "is for models, and with --ref files are compared", "leave it out")
     else:
-        print(comparison_text(found), flush=True)
+        _refuse({"--tgt-lang": tgt_lang}, "is for files", "give --ref")
+    if len(runs) < 2:
+        usage = "mt compare A B, or mt compare --ref REF A B"
+        raise ConfigError("RUN", f"expected two or more, got {len(runs) or 'none'}", usage)
+    if not refs and (file := next((run for run in runs if run.is_file()), None)):
+        raise ConfigError(file, "is a file", "give --ref to compare files of translations")
+    with _named_as_options():
+        from mt.evaluate.findings import Question
+
+        test_name = significance or "randomisation"
+        question = Question(metrics or None, has_confidence, None, test_name, n_samples, report_dir is not None)
+        _check_report_folder(report_dir)
+        from mt.evaluate.comparison import comparison_text
+        from mt.evaluation import compare_files, compare_models
+
+        if refs:
+            found = compare_files(runs, refs, question, tgt_lang or "de")
+        else:
+            found = compare_models(runs, tests or [], device, precision, question)
+    shown = {key: value for key, value in found.items() if key != "training"}
+    print(json.dumps(shown, ensure_ascii=False) if as_json else comparison_text(found), flush=True)
     if report_dir is not None:
         from mt.evaluate.report_files import write_comparison
 
         write_comparison(found, report_dir)
-        _tell_of_report(report_dir)
-
-
-def _tell_of_report(folder: Path) -> None:
-    _log.info(f"report: {folder / 'report.html'}")
+        _log.info(f"report: {report_dir / 'report.html'}")
 
 
 @app.command()
 def average(
-    run_dir: Annotated[Path, typer.Option(metavar="DIR", help="The run folder.")],
-    last: Annotated[int, typer.Option(metavar="N", help="How many of the last checkpoints.")],
+    run_dir: Annotated[Path, _option("DIR", "The run folder.")],
+    last: Annotated[int, _option("N", "How many of the last checkpoints.")],
 ) -> None:
     """Average the last checkpoints of a run.
 
@@ -644,18 +542,15 @@ def average(
 
 @app.command("export")
 def export_model(
-    model: Annotated[Path, typer.Option(metavar="DIR", help=MODEL_HELP)],
-    to: Annotated[ExportTarget, typer.Option(help="The engine that will run it.")],
-    output: Annotated[Path, typer.Option(metavar="DIR", help="The new folder; appears when it is whole and checked.")],
+    model: Annotated[Path, _option("DIR", MODEL_HELP)],
+    to: Annotated[Literal["ctranslate2"], _option(None, "The engine that will run it.")],
+    output: Annotated[Path, _option("DIR", "The new folder; appears when it is whole and checked.")],
     quantization: Annotated[
-        Quantization, typer.Option(help="How weights are stored; int8 is the fastest on a CPU.")
-    ] = Quantization.float32,
+        Literal["float32", "int8", "float16"], _option(None, "How weights are stored; int8 is the fastest on a CPU.")
+    ] = "float32",
     verify_with: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Source text to translate for the check. Default: the model's own test set, if at hand.",
-        ),
+        _option("FILE", "Source text to translate for the check. Default: the model's own test set, if available."),
     ] = None,
 ) -> None:
     """Write a model for another engine.
@@ -665,7 +560,7 @@ def export_model(
     from mt.export.ctranslate2 import export, format_export
 
     with _named_as_options():
-        print(format_export(export(model, output, quantization.value, verify_with)))
+        print(format_export(export(model, output, quantization, verify_with)))
 
 
 @app.command("verify-resume")
@@ -673,16 +568,13 @@ def verify_resume(
     config: ConfigOption,
     overrides: SetOption = None,
     run_dir: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Keep the runs in this new folder; a temporary one by default.", show_default=False
-        ),
+        Path | None, _option("DIR", "Keep the runs in this new folder; a temporary one by default.")
     ] = None,
-    updates: Annotated[int, typer.Option(metavar="N", help="Updates of each run.")] = 30,
-    kills: Annotated[int, typer.Option(metavar="N", help="How often the second run is killed.")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    updates: Annotated[int, _option("N", "Updates of each run.")] = 30,
+    kills: Annotated[int, _option("N", "How often the second run is killed.")] = 3,
+    as_json: Json = False,
 ) -> None:
-    """Prove that a killed training goes on as if nothing had happened.
+    """Prove that a killed training continues as if nothing had happened.
 
     Trains in one go and with kills, and compares all weights, the training state and the logged losses bit for bit.
     """
@@ -699,76 +591,62 @@ def verify_resume(
 
 @app.command()
 def bench(
-    config: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A config file or name: measures its training.")
-    ] = None,
+    config: Annotated[str | None, _option("FILE", "A config file or name: measures its training.")] = None,
     overrides: SetOption = None,
-    model: Annotated[Path | None, typer.Option(metavar="DIR", help=f"{MODEL_HELP} Measures its decoding.")] = None,
+    model: Annotated[Path | None, _option("DIR", f"{MODEL_HELP} Measures its decoding.")] = None,
     steps: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Updates timed, or rounds through the text. Default: 20 s; one round."),
+        int | None, _option("N", "Updates timed, or rounds through the text. Default: 20 s; one round.")
     ] = None,
     random_data: Annotated[
-        bool, typer.Option("--random-data", help="Train on made-up sentences of WMT14's lengths instead of text.")
+        bool, _option(None, "Train on made-up sentences of WMT14's lengths instead of text.", "--random-data")
     ] = False,
     input_file: Annotated[
-        Path | None, typer.Option("--input", metavar="FILE", help="Translate this text, not the model's own test set.")
+        Path | None, _option("FILE", "Translate this text, not the model's own test set.", "--input")
     ] = None,
-    beam_size: Annotated[int | None, typer.Option(metavar="N", help="Default: the model's config.")] = None,
-    batch_tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="Source tokens translated together. Default: the model's config.")
-    ] = None,
-    batch_sentences: Annotated[
-        int | None, typer.Option(metavar="N", help="Sentences translated together at most. Default: no such limit.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N. Default: auto.")] = None,
-    precision: Annotated[Precision | None, typer.Option(help="Of matrix products. Default: auto.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with unrounded figures.")] = False,
+    beam_size: BeamSize = None,
+    batch_tokens: BatchTokens = None,
+    batch_sentences: BatchSentences = None,
+    device: GivenDevice = None,
+    precision: GivenPrecision = None,
+    as_json: Json = False,
 ) -> None:
     """Measure speed: of training with --config, of decoding with --model.
 
-    Tokens a second and memory; of training where the time of a step goes and the share of what the device can do, of
+    Tokens a second and memory; of training where the time of a step goes and the fraction of the device's peak, of
     decoding how long a line alone takes.
     """
     if steps is not None and steps < 1:
         raise ConfigError("--steps", f"expected at least 1, got {steps}")
-    for_model = {
-        "--input": input_file,
-        "--beam-size": beam_size,
-        "--batch-tokens": batch_tokens,
-        "--batch-sentences": batch_sentences,
-        "--device": device,
-        "--precision": precision,
-    }
-    for_config = {"--set": overrides or None, "--random-data": random_data or None}
     if (config is None) == (model is None):
         raise ConfigError("--config", "measures training and --model measures decoding", "give one of them")
-    for option, value in (for_config if config is None else for_model).items():
-        if value is not None:
-            what, needed = ("training", "--config") if config is None else ("decoding", "--model")
-            raise ConfigError(option, f"is for measuring {what}", f"it goes with {needed}")
-    if config is not None:
+    changes = _given(beam_size=beam_size, batch_tokens=batch_tokens, batch_sentences=batch_sentences)
+    if model is None:
+        for_model = {
+            "--input": input_file,
+            "--beam-size": beam_size,
+            "--batch-tokens": batch_tokens,
+            "--batch-sentences": batch_sentences,
+            "--device": device,
+            "--precision": precision,
+        }
+        _refuse(for_model, "is for measuring decoding", "it goes with --model")
         from mt.config.loading import load_config
 
+        assert config is not None
         run_config = load_config(config, overrides or [])
         from mt.tools.bench import bench_training, format_bench
 
         figures = bench_training(run_config, steps, random_data)
     else:
-        assert model is not None
-        changes = {"beam_size": beam_size, "batch_tokens": batch_tokens, "batch_sentences": batch_sentences}
-        _check_search_options(changes, n_best=1)
+        _refuse(
+            {"--set": overrides, "--random-data": random_data}, "is for measuring training", "it goes with --config"
+        )
+        _check_search_options(changes)
         from mt.tools.bench import bench_decoding, format_bench
 
+        on = {"device": device or "auto", "precision": precision or "auto"}
         with _named_as_options():
-            figures = bench_decoding(
-                model,
-                input_file,
-                n_rounds=steps,
-                changes=_given(changes),
-                device=device or "auto",
-                precision=(precision or Precision.auto).value,
-            )
+            figures = bench_decoding(model, input_file, n_rounds=steps, changes=changes, **on)
     print(json.dumps(figures, ensure_ascii=False) if as_json else format_bench(figures))
 
 
@@ -784,9 +662,7 @@ def config_list() -> None:
 
 @config_commands.command("show")
 def config_show(
-    config: Annotated[
-        str, typer.Argument(metavar="FILE", help="A config file, or the name of one that ships with mt.")
-    ],
+    config: Annotated[str, typer.Argument(metavar="FILE", help=CONFIG_HELP)],
     overrides: SetOption = None,
 ) -> None:
     """Print every setting of a config as YAML, the defaults included."""
@@ -850,42 +726,37 @@ def _named_as_options() -> Iterator[None]:
         raise error.renamed(option_of) from None
 
 
-def _given(options: dict[str, Any]) -> dict[str, Any]:
+def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _check_search_options(search: dict[str, Any], n_best: int) -> None:
-    """The limits are those of the settings in `decode`; the messages name the options."""
+def _refuse(options: Mapping[str, Any], problem: str, fix: str) -> None:
+    """Raise a ConfigError about the first of the options that is given."""
+    for option, value in options.items():
+        if value not in (None, False, []):
+            raise ConfigError(option, problem, fix)
+
+
+def _check_search_options(search: dict[str, Any], n_best: int = 1) -> None:
+    """Raise a ConfigError that names the option for what `decode` does not allow."""
     from mt.config.settings import DecodeConfig
     from mt.decode.files import search_settings
 
-    search_settings(DecodeConfig(), _given(search))
+    search_settings(DecodeConfig(), search)
     if n_best < 1:
         raise ConfigError("--n-best", f"expected at least 1, got {n_best}")
-    if search["beam_size"] is not None and n_best > search["beam_size"]:
+    if n_best > search.get("beam_size", n_best):
         raise ConfigError("--n-best", f"is {n_best}, more than --beam-size ({search['beam_size']}) can give")
 
 
-def _check_sampling_options(search: dict[str, Any]) -> None:
-    from mt.decode.files import option_of
-
-    if search["sample"]:
-        if search["beam_size"] is not None:
-            raise ConfigError("--beam-size", "is for searching, and --sample draws", "give one of them")
-        return
-    for setting in ("temperature", "top_k", "top_p", "seed"):
-        if search[setting] is not None:
-            raise ConfigError(option_of(setting), "is for drawing", "add --sample")
-
-
 def _check_file_options(
-    source: str, output: str, prefix: Path | None, alignments: Path | None, *, is_jsonl: bool, align: bool
+    output: str, prefix: Path | None, alignments: Path | None, *, is_jsonl: bool, align: bool
 ) -> None:
     for option, path in (("--prefix", prefix), ("--alignments", alignments)):
         if path == Path("-"):
             raise ConfigError(option, "expected a file, got -")
     if align and not is_jsonl:
-        raise ConfigError("--align", "is for --format jsonl", "give that, or --alignments FILE for a file of their own")
+        raise ConfigError("--align", "is for --format jsonl", "give that, or --alignments FILE for a separate file")
     if alignments is not None and output != "-" and os.path.realpath(alignments) == os.path.realpath(output):
         raise ConfigError("--alignments", f"{alignments} is the --output", "give two files")
 
@@ -951,46 +822,11 @@ def _warn_of_long_pairs(scorer: Scorer) -> None:
         _log.warning(f"{scorer.n_too_long:,} of {scorer.n_pairs:,} pairs {problem}")
 
 
-# --- mt eval ----------------------------------------------------------------------------------------------------------
+# --- mt eval, mt compare ----------------------------------------------------------------------------------------------
 
 
-def _check_compare_options(
-    runs: list[Path], has_references: bool, alone: dict[str, Any], of_others: dict[str, Any]
-) -> None:
-    """Several runs are compared, or files with --ref, and nothing else is scored."""
-    for option, value in alone.items():
-        if value is not None:
-            raise ConfigError(option, "is for scoring one system, --compare compares several", "give one of them")
-    for option, value in of_others.items():
-        if value is not None:
-            what = "models, and with --ref files are compared" if has_references else "files: give --ref"
-            raise ConfigError(option, f"is for {what}")
-    if len(runs) < 2:
-        n = len(runs) or "none"
-        usage = "mt eval --compare A B, or --compare --ref REF A B"
-        raise ConfigError("--compare", f"expected two or more, got {n}", usage)
-    if not has_references and (file := next((run for run in runs if run.is_file()), None)):
-        raise ConfigError("--compare", f"{file} is a file", "give --ref to compare files of translations")
+def _check_report_folder(folder: Path | None) -> None:
+    if folder is not None:
+        from mt.evaluate.report_files import check_folder
 
-
-def _check_eval_options(
-    model: Path | None,
-    hyp: Path | None,
-    refs: list[Path] | None,
-    for_files: dict[str, Any],
-    for_model: dict[str, Any],
-) -> None:
-    """Either a model is scored or a file, each with its own options."""
-    if model is not None:
-        for option, value in {"--hyp": hyp, "--ref": refs or None, **for_files}.items():
-            if value is not None:
-                raise ConfigError(option, "scores a file and --model scores a model", "give one of them")
-        return
-    for option, setting in for_model.items():
-        if setting is not None:
-            raise ConfigError(option, "is for scoring a model", "give --model")
-    if hyp is None and not refs:
-        raise ConfigError("--model", "missing", "give --model DIR, or --hyp FILE and --ref FILE")
-    if hyp is None or not refs:
-        missing, given = ("--hyp", "--ref") if hyp is None else ("--ref", "--hyp")
-        raise ConfigError(missing, "missing", f"{given} needs it")
+        check_folder(folder)

@@ -190,7 +190,7 @@ def _shared_names(models: Sequence[KnownModel], tests: Sequence[str]) -> list[st
         each = "; ".join(
             f"{model.path} has {', '.join(names) or 'none'}" for model, names in zip(models, known, strict=True)
         )
-        raise ConfigError("compare", "these models have no test set in common", each)
+        raise ConfigError("", "these models have no test set in common", each)
     return shared
 
 
@@ -314,7 +314,7 @@ def _translations(run_dir: Path) -> dict[str, Path]:
     if not paths:
         raise DataError(
             f"{run_dir}: has no translations, as a finished run does: let it finish, give a file of translations, or "
-            "compare models with --compare"
+            "compare models with mt compare"
         )
     return dict(sorted(paths.items(), key=lambda item: item[0] == "valid"))
 

@@ -753,7 +753,7 @@ def test_what_contradicts_the_config_of_the_model_is_named_too(run: Run, monkeyp
         (["--alignments", "missing/x"], "missing/x: cannot be written: No such file or directory"),
         (
             ["--align"],
-            "--align: is for --format jsonl: give that, or --alignments FILE for a file of their own",
+            "--align: is for --format jsonl: give that, or --alignments FILE for a separate file",
         ),
         (["--shard", "3"], "--shard: expected I/N, such as 3/8, with I from 1 to N, got 3"),
         (["--shard", "0/8"], "--shard: expected I/N, such as 3/8, with I from 1 to N, got 0/8"),
@@ -762,7 +762,7 @@ def test_what_contradicts_the_config_of_the_model_is_named_too(run: Run, monkeyp
             ["--shard", "1/8"],
             "--shard: needs to count lines, and standard input can be read once only: give a file to --input",
         ),
-        (["--resume"], "--resume: goes on with an output file: give --output FILE"),
+        (["--resume"], "--resume: continues an output file: give --output FILE"),
         (
             ["--resume", "--output", "/dev/null"],
             "--resume: goes on with regular files alone: give --output, and --alignments if any, such",
@@ -1072,7 +1072,7 @@ def test_the_baseline_of_a_file_may_be_a_run(run: Run):
         2,
         "",
         "error: runs/old: has no translations, as a finished run does: let it finish, give a file of translations, or "
-        "compare models with --compare\n",
+        "compare models with mt compare\n",
     )
     write_lines("runs/old/translations/valid.txt", ["a"])
     assert run(*given) == (
@@ -1217,11 +1217,11 @@ def test_the_baseline_of_a_model_is_a_run_or_a_file_of_one_test_set(run: Run):
         ("--hyp two --ref two --metric blue", "--metric: no metric is called blue, did you mean bleu?"),
         (
             "--hyp two --ref two --significance bootstrap",
-            "--significance: is for --baseline and --compare: give one of them",
+            "--significance: is for --baseline and mt compare: give --baseline",
         ),
         (
             "--hyp two --ref two --samples 1000",
-            "--samples: is for --confidence, --baseline and --compare: give one of them",
+            "--samples: is for --confidence and --baseline: give one of them",
         ),
         ("--hyp two --ref two --confidence --samples 0", "--samples: expected at least 100, got 0"),
         ("--model m --metric chr", "--metric: no metric is called chr, did you mean chrf?"),

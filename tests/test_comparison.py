@@ -234,9 +234,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def mt_eval(*arguments: str | Path) -> int:
+def mt_compare(*arguments: str | Path) -> int:
     with pytest.raises(SystemExit) as caught:
-        app(["eval", *map(str, arguments)], prog_name="mt")
+        app(["compare", *map(str, arguments)], prog_name="mt")
     return int(caught.value.code or 0)
 
 
@@ -244,7 +244,7 @@ def test_runs_are_compared_by_what_they_translated(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(runs)
-    assert mt_eval("--compare", "short", "long", "--samples", "200", "--report", "report") == 0
+    assert mt_compare("short", "long", "--samples", "200", "--report", "report") == 0
     out, err = capsys.readouterr()
     assert err == f"report: {Path('report/report.html')}\n"  # nothing was translated again
     lines = out.splitlines()
@@ -260,7 +260,7 @@ def test_runs_are_compared_by_what_they_translated(
     assert report["systems"][1]["n_parameters"] == kept["n_parameters"]
     assert report["systems"][1]["n_tgt_tokens"] == kept["n_tgt_tokens"]
     # A second comparison may take the place of the first.
-    assert mt_eval("--compare", "long", "long", "--samples", "200", "--report", "report", "--json") == 0
+    assert mt_compare("long", "long", "--samples", "200", "--report", "report", "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["test_sets"]["held_out"]["metrics"][0]["pairs"][0]["p"] == 1.0
     assert printed["differences"] == {}
@@ -273,7 +273,7 @@ def test_files_are_compared_where_there_is_a_reference(
     monkeypatch.chdir(runs)
     reference = "text/test.de"
     options = ("--samples", "200", "--metric", "bleu")
-    assert mt_eval("--compare", "long/translations/held_out.txt", "short", "long", "--ref", reference, *options) == 0
+    assert mt_compare("long/translations/held_out.txt", "short", "long", "--ref", reference, *options) == 0
     out, err = capsys.readouterr()
     assert err == ""
     lines = out.splitlines()
@@ -284,14 +284,14 @@ def test_files_are_compared_where_there_is_a_reference(
         "short": "b",
     }
     # A second reference makes every score higher, or leaves it.
-    assert mt_eval("--compare", "short", "long", "--ref", reference, "--ref", reference, *options, "--json") == 0
+    assert mt_compare("short", "long", "--ref", reference, "--ref", reference, *options, "--json") == 0
     assert "nrefs:2|" in json.loads(capsys.readouterr().out)["test_sets"]["input"]["metrics"][0]["signature"]
 
 
 def test_checkpoints_translate_first(runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(runs)
     first = "long/checkpoints/step-00000004"
-    assert mt_eval("--compare", first, "long", "--samples", "200", "--test", "held_out") == 0
+    assert mt_compare(first, "long", "--samples", "200", "--test", "held_out") == 0
     out, err = capsys.readouterr()
     assert err == f"{first}: translating held_out with the model of step 4\n"
     assert f"long is better than {first}, by BLEU and chrF2." in out
@@ -306,7 +306,7 @@ def test_translations_of_another_model_are_not_taken(
     shutil.copytree(runs / "long", "copy")
     kept = Path("copy/translations/held_out.txt")
     kept.write_text("".join(sorted(kept.read_text("utf-8").splitlines(keepends=True))), encoding="utf-8")
-    assert mt_eval("--compare", "copy", runs / "long", "--samples", "200", "--metric", "bleu") == 0
+    assert mt_compare("copy", runs / "long", "--samples", "200", "--metric", "bleu") == 0
     out, err = capsys.readouterr()
     assert err == "copy: translating held_out with the average of 5 checkpoints up to step 120\n"
     assert "No difference at p < 0.05 between copy and " in out
@@ -325,7 +325,7 @@ def test_models_must_have_the_same_test_set(
     long = runs / "long"
 
     def refused(*arguments: str | Path) -> str:
-        assert mt_eval("--compare", *arguments) == 2
+        assert mt_compare(*arguments) == 2
         return capsys.readouterr().err
 
     assert refused(long, "other") == (
@@ -333,7 +333,7 @@ def test_models_must_have_the_same_test_set(
         "same text, or choose a test set with --test\n"
     )
     assert refused(long, "wmt", "none") == (
-        f"error: --compare: these models have no test set in common: {long} has held_out; wmt has wmt; none has none\n"
+        f"error: these models have no test set in common: {long} has held_out; wmt has wmt; none has none\n"
     )
     assert refused(long, "wmt", "--test", "wmt") == (f"error: --test: {long} has no test set wmt: it has held_out\n")
     assert refused("none", long, "--test", "wmt") == (
@@ -341,37 +341,28 @@ def test_models_must_have_the_same_test_set(
     )
 
 
-USAGE = "mt eval --compare A B, or --compare --ref REF A B"
+USAGE = "mt compare A B, or mt compare --ref REF A B"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--compare", f"--compare: expected two or more, got none: {USAGE}"),
-        ("--compare one", f"--compare: expected two or more, got 1: {USAGE}"),
+        ("", f"RUN: expected two or more, got none: {USAGE}"),
+        ("one", f"RUN: expected two or more, got 1: {USAGE}"),
+        ("file file", "file: is a file: give --ref to compare files of translations"),
+        ("one two --ref file --test a", "--test: is for models, and with --ref files are compared: leave it out"),
+        ("one two --tgt-lang de", "--tgt-lang: is for files: give --ref"),
+        ("one file --ref text", "one: no such file and no such run (looked for in HERE)"),
+        ("file text --ref text", "file: has no lines: nothing to score"),
+        ("text two --ref text", "two has 2 lines and text has 1: parallel files need one line for each line"),
+        ("one two", "one: no such folder: give a run folder, a checkpoint or a model folder"),
         (
-            "--compare one two --model m",
-            "--model: is for scoring one system, --compare compares several: give one of them",
-        ),
-        (
-            "--compare one two --baseline m",
-            "--baseline: is for scoring one system, --compare compares several: give one of them",
-        ),
-        ("--compare file file", "--compare: file is a file: give --ref to compare files of translations"),
-        ("--compare one two --ref file --test a", "--test: is for models, and with --ref files are compared"),
-        ("--compare one two --tgt-lang de", "--tgt-lang: is for files: give --ref"),
-        ("--compare one file --ref text", "one: no such file and no such run (looked for in HERE)"),
-        ("--compare file text --ref text", "file: has no lines: nothing to score"),
-        ("--compare text two --ref text", "two has 2 lines and text has 1: parallel files need one line for each line"),
-        ("one two", "one: is given alone: give it with --model, or several runs with --compare"),
-        ("--compare one two", "one: no such folder: give a run folder, a checkpoint or a model folder"),
-        (
-            "--compare unborn unborn",
+            "unborn unborn",
             "unborn: this run has no checkpoint yet: wait for the first one",
         ),
-        ("--compare one two --metric blue", "--metric: no metric is called blue, did you mean bleu?"),
-        ("--compare one two --samples 5", "--samples: expected at least 100, got 5"),
-        ("--compare one two --report file", "--report: file is a file: give a folder"),
+        ("one two --metric blue", "--metric: no metric is called blue, did you mean bleu?"),
+        ("one two --samples 5", "--samples: expected at least 100, got 5"),
+        ("one two --report file", "--report: file is a file: give a folder"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(
@@ -383,5 +374,5 @@ def test_what_cannot_be_compared_is_one_line(
     for name, lines in (("text", ["a"]), ("two", ["a", "b"])):
         if "--ref" in options:
             write_lines(Path(name), lines)
-    assert mt_eval(*options.split()) == 2
+    assert mt_compare(*options.split()) == 2
     assert capsys.readouterr() == ("", f"error: {message.replace('HERE', str(tmp_path))}\n")
