@@ -94,13 +94,13 @@ def test_another_seed_gives_another_order_and_each_epoch_its_own() -> None:
 
 
 def test_a_weight_is_so_many_copies_and_a_draw_for_the_fraction() -> None:
-    weighted = plan(source_sizes=[1_000, 2_000], source_weights=[2.0, 0.25])
+    weighted = plan(corpus_sizes=[1_000, 2_000], corpus_weights=[2.0, 0.25])
     counts = np.bincount(weighted.epoch_order(0), minlength=3_000)
     assert (counts[:1_000] == 2).all()
     assert set(counts[1_000:]) == {0, 1}
     assert counts[1_000:].sum() == pytest.approx(500, abs=80)
     assert (
-        weighted.epoch_order(0) == plan(source_sizes=[1_000, 2_000], source_weights=[2.0, 0.25]).epoch_order(0)
+        weighted.epoch_order(0) == plan(corpus_sizes=[1_000, 2_000], corpus_weights=[2.0, 0.25]).epoch_order(0)
     ).all()
     drawn_again = np.bincount(weighted.epoch_order(1), minlength=3_000)
     assert (counts != drawn_again).any()

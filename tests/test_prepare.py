@@ -136,7 +136,7 @@ def test_every_kept_pair_is_there_in_order_with_its_line_and_its_end(config: Run
     corpus, _ = prepare(config)
     tokenizer = Tokenizer.load(corpus.tokenizer_path)
     kept = list(KEPT)
-    assert corpus.source_sizes == (196, 50)
+    assert corpus.corpus_sizes == (196, 50)
     assert corpus.train_lines.tolist() == [i + 1 for i in kept] + list(range(1, 51))
     for sentences_, first, second in (
         (corpus.train.src, FIRST_SRC, SECOND_SRC),
@@ -272,7 +272,7 @@ def test_the_tokenizer_is_trained_on_a_seeded_sample(config: RunConfig) -> None:
 def test_a_source_of_which_nothing_is_left_counts_zero(config: RunConfig) -> None:
     nothing = write_pair("nothing", ["", ""], ["x", "y"])
     corpus, _ = prepare(with_data(config, train=(nothing, *config.data.train)))
-    assert corpus.source_sizes == (0, 196, 50)
+    assert corpus.corpus_sizes == (0, 196, 50)
 
 
 def test_an_empty_corpus_says_which_rule_removed_how_many(config: RunConfig) -> None:
@@ -321,7 +321,7 @@ def test_an_interrupted_preparation_goes_on_with_its_finished_shards(
     clean = Cleaning.__call__
 
     def counted(self: Cleaning, task: Any) -> int:
-        cleaned.append(task[0].source)
+        cleaned.append(task[0].corpus)
         return clean(self, task)
 
     monkeypatch.setattr(Cleaning, "__call__", counted)

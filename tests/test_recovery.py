@@ -77,7 +77,7 @@ def test_a_skipped_update_is_told_with_its_sentences_and_leaves_the_weights_alon
     ) in capsys.readouterr().err
 
     (record,) = skipped_lines(tmp_path / "run")
-    engine = Engine(config, corpus.train, 380, source_sizes=corpus.source_sizes)
+    engine = Engine(config, corpus.train, 380, corpus_sizes=corpus.corpus_sizes)
     engine.begin(progress.micro_batch_tokens)
     update = list(engine.updates(PlanState(), 1, 2))[1]
     assert record["step"] == 2
@@ -172,7 +172,7 @@ def test_before_the_first_checkpoint_going_back_is_to_the_beginning(
     assert (progress.step, progress.gone_back_to, progress.n_skipped) == (4, 0, 3)
     # The weights of step 0 were drawn from the seed once more: four updates from there, on the sentences that follow.
     monkeypatch.undo()
-    engine = Engine(config, corpus.train, 380, source_sizes=corpus.source_sizes)
+    engine = Engine(config, corpus.train, 380, corpus_sizes=corpus.corpus_sizes)
     engine.begin()
     state = PlanState()
     for _ in range(3):

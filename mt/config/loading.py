@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -256,12 +257,11 @@ def _blamed(error: ConfigError, where: str, overrides: Sequence[_Override]) -> C
 
 def _plain(value: Any) -> Any:
     """Return sections as mappings and tuples as lists; of a corpus, only the keys that are given, its own first."""
+    if isinstance(value, Corpus):
+        names = [name for kind in type(value).__mro__ for name in inspect.get_annotations(kind)]
+        return {name: entry for name in names if (entry := getattr(value, name)) not in (None, False)}
     if dataclasses.is_dataclass(value):
-        mapping = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        if isinstance(value, Corpus):
-            shared = {field.name: mapping.pop(field.name) for field in dataclasses.fields(Corpus)}
-            return {name: entry for name, entry in (mapping | shared).items() if entry not in (None, False)}
-        return mapping
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
         return {name: _plain(entry) for name, entry in value.items()}
     return [_plain(entry) for entry in value] if isinstance(value, tuple) else value

@@ -281,8 +281,8 @@ class DataConfig:
         if "valid" in self.test:
             raise Contradiction("test.valid", "is the name of the validation set", "choose another")
         for key, corpus in self.corpora.items():
-            if isinstance(corpus, TextFiles) and corpus.src == corpus.tgt:
-                raise Contradiction(key.removeprefix("data."), f"src and tgt are the same file, {corpus.src}")
+            if len(set(corpus.files)) < len(corpus.files):
+                raise Contradiction(key.removeprefix("data."), f"src and tgt are the same file, {corpus.files[0]}")
 
     @property
     def corpora(self) -> dict[str, Corpus]:

@@ -52,8 +52,8 @@ class UpdatePlan:
         tgt_lengths: tokens of each pair's target side.
         batch_tokens: target tokens of an update.
         seed: of the permutations, and of the draw that a fractional weight needs.
-        source_sizes: number of pairs of each source of text; they lie one after the other.
-        source_weights: copies of each pair of that source in an epoch; the fraction is drawn by chance.
+        corpus_sizes: number of pairs of each corpus; they lie one after the other.
+        corpus_weights: copies of each pair of that corpus in an epoch; the fraction is drawn by chance.
     """
 
     def __init__(
@@ -63,14 +63,14 @@ class UpdatePlan:
         *,
         batch_tokens: int,
         seed: int,
-        source_sizes: Sequence[int] | None = None,
-        source_weights: Sequence[float] | None = None,
+        corpus_sizes: Sequence[int] | None = None,
+        corpus_weights: Sequence[float] | None = None,
     ) -> None:
         self._src_lengths, self._tgt_lengths = src_lengths, tgt_lengths
         self._seed = seed
-        self._source_sizes = list(source_sizes) if source_sizes is not None else [len(src_lengths)]
-        self._source_weights = list(source_weights) if source_weights is not None else [1.0] * len(self._source_sizes)
-        assert sum(self._source_sizes) == len(src_lengths) == len(tgt_lengths) > 0
+        self._corpus_sizes = list(corpus_sizes) if corpus_sizes is not None else [len(src_lengths)]
+        self._corpus_weights = list(corpus_weights) if corpus_weights is not None else [1.0] * len(self._corpus_sizes)
+        assert sum(self._corpus_sizes) == len(src_lengths) == len(tgt_lengths) > 0
         self.batch_tokens = batch_tokens
         ratio = float(src_lengths.sum() / tgt_lengths.sum())
         self.max_src_tokens = max(int(batch_tokens * ratio * SOURCE_SLACK), int(src_lengths.max()))
@@ -102,17 +102,17 @@ class UpdatePlan:
         """All sentences of an epoch, copies included, in the order in which they are used."""
         if epoch != self._cached_epoch:
             rng = np.random.Generator(np.random.PCG64([self._seed, epoch]))
-            items = _copies(self._source_sizes, self._source_weights, rng)
+            items = _copies(self._corpus_sizes, self._corpus_weights, rng)
             self._cached_epoch, self._cached_order = epoch, rng.permutation(items)
         return self._cached_order
 
     def updates_per_epoch(self) -> float:
         """About how many updates one epoch makes."""
-        bounds = np.cumsum([0, *self._source_sizes])
+        bounds = np.cumsum([0, *self._corpus_sizes])
         tokens = [
             weight * float(lengths[start:stop].sum())
             for lengths in (self._src_lengths, self._tgt_lengths)
-            for weight, start, stop in zip(self._source_weights, bounds[:-1], bounds[1:], strict=True)
+            for weight, start, stop in zip(self._corpus_weights, bounds[:-1], bounds[1:], strict=True)
         ]
         half = len(tokens) // 2
         return max(sum(tokens[:half]) / self.max_src_tokens, sum(tokens[half:]) / self.batch_tokens)

@@ -318,7 +318,7 @@ def _manifest_facts(
     Returns:
         {"settings": {key: value}, "changed": [keys that are not the defaults], "model": {…of the manifest},
         "starts": [{"started_at", "command", "commit", "versions", "hardware"}], "corpus": {"fingerprint", "train",
-        "valid", "test"} with the counts of each source, as far as the corpus is still there}.
+        "valid", "test"} with the counts of each corpus, as far as the corpus is still there}.
     """
     defaults = replace(
         config, tokenizer=TokenizerConfig(), model=ModelConfig(), train=TrainConfig(), decode=DecodeConfig()

@@ -17,7 +17,7 @@ from mt.report.page import Number, Text, Unit, code, fraction, page, table
 from mt.report.text import character_differences
 
 _N_RULES_IN_BARS = 4  # the most frequent ones; the others share a colour
-_LOW_FRACTION_KEPT = 0.5  # of a source, below which the page warns
+_LOW_FRACTION_KEPT = 0.5  # of a corpus, below which the page warns
 _HIGH_OVERLAP = 0.1  # of the 8-grams of a set, above which the page warns
 _HIGH_UNKNOWN = 0.001  # of the tokens, above which the page warns
 

@@ -242,7 +242,7 @@ _SPECIAL_TAGS = {"<s>", "</s>"}
 
 
 def check_symbols(sample: Sample, symbols: Iterable[str]) -> list[Finding]:
-    """Tags of sources that stand in the text of it, too."""
+    """Tags of corpora that stand in the text of it, too."""
     findings = []
     for symbol in symbols:
         for side, texts in enumerate((sample.src, sample.tgt)):

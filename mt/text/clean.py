@@ -164,7 +164,7 @@ def _where_they_differ(before: str, after: str) -> tuple[str, str]:
 
 @dataclass
 class Tally:
-    """What became of the pairs of one source, or of a part of it."""
+    """What became of the pairs of one corpus, or of a part of it."""
 
     n_read: int = 0
     removed: dict[Reason, Removal] = field(default_factory=dict)
@@ -179,7 +179,7 @@ class Tally:
         self.removed.setdefault(reason, Removal()).add(pair)
 
     def add(self, other: Tally) -> None:
-        """Take in what became of a later part of the same source."""
+        """Take in what became of a later part of the same corpus."""
         self.n_read += other.n_read
         for reason, removal in other.removed.items():
             self.removed.setdefault(reason, Removal()).merge(removal)
@@ -203,7 +203,7 @@ class Tally:
 
 
 class Cleaner:
-    """Normalises the pairs of one source, keeps the good ones, and counts in `tally` what became of the others.
+    """Normalises the pairs of one corpus, keeps the good ones, and counts in `tally` what became of the others.
 
     Raises:
         ConfigError: a rule needs a package that is missing, or does not know a language.

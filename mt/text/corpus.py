@@ -76,12 +76,12 @@ class PreparedCorpus:
     fingerprint: str
     manifest: dict[str, Any]
     tokenizer_path: Path
-    train: ParallelIds  # pairs of the first source, then of the second, …
-    source_sizes: tuple[int, ...]  # pairs kept of each source of train
-    train_lines: npt.NDArray[np.int64]  # 1-based line of each pair of train in its source
+    train: ParallelIds  # pairs of the first corpus, then of the second, …
+    corpus_sizes: tuple[int, ...]  # pairs kept of each corpus of train
+    train_lines: npt.NDArray[np.int64]  # 1-based line of each pair of train in its corpus
     valid: ParallelIds
-    valid_pairs: list[SentencePair]  # text as it stands in the source
-    test_pairs: dict[str, list[SentencePair]]  # text as it stands in the source
+    valid_pairs: list[SentencePair]  # text as the corpus has it
+    test_pairs: dict[str, list[SentencePair]]  # text as the corpus has it
 
     @classmethod
     def open(cls, folder: Path) -> PreparedCorpus:
@@ -98,7 +98,7 @@ class PreparedCorpus:
             manifest=manifest,
             tokenizer_path=folder / "tokenizer.model",
             train=ParallelIds.open(folder, "train", dtype),
-            source_sizes=tuple(source["pairs_kept"] for source in manifest["train"]["sources"]),
+            corpus_sizes=tuple(entry["pairs_kept"] for entry in manifest["train"]["sources"]),
             train_lines=np.fromfile(folder / "train.lines", dtype=np.int64),
             valid=ParallelIds.open(folder, "valid", dtype),
             valid_pairs=_read_text(folder / "valid.jsonl"),
@@ -134,7 +134,7 @@ def _read_text(path: Path) -> list[SentencePair]:
 
 
 def with_tag(pairs: Iterable[SentencePair], tag: str | None) -> list[SentencePair]:
-    """The pairs of a source as the model shall see them: the tag of the source, if it has one, before each segment."""
+    """Return pairs as the model shall see them: the tag of their corpus, if it has one, before each source segment."""
     if tag is None:
         return list(pairs)
     return [SentencePair(f"{tag} {src}", tgt, line) for src, tgt, line in pairs]

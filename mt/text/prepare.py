@@ -1,4 +1,4 @@
-"""From the sources of a config to the prepared corpus: read, clean, find duplicates, tokenize, encode, report."""
+"""From the corpora of a config to the prepared corpus: read, clean, find duplicates, tokenize, encode, report."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def prepare_corpus(config: RunConfig, tokenizer_path: Path | None = None) -> Pre
     Args:
         tokenizer_path: the tokenizer of the model that training starts from, used as it is.
     Raises:
-        DataError: a source is missing, unreadable, not parallel, or nothing of it is left.
+        DataError: a corpus is missing, unreadable, not parallel, or nothing of it is left.
         ConfigError: the vocabulary does not fit the corpus, or the tokenizer does not know a tag.
         MTError: a worker process was killed.
     """
@@ -271,7 +271,7 @@ class _Builder:
     def _clean(
         self, valid: Sequence[SentencePair], tests: dict[str, list[SentencePair]]
     ) -> tuple[list[list[Shard]], list[int]]:
-        """The shards of each source, cleaned, and the pairs that were read of it."""
+        """The shards of each corpus, cleaned, and the pairs that were read of it."""
         data = self.config.data
         readers = [self.readers[f"data.train.{number}"] for number in range(len(data.train))]
         cleaning = Cleaning(data.clean, self.config.src_lang, self.config.tgt_lang, self._held_out(valid, tests))
@@ -300,7 +300,7 @@ class _Builder:
 
     def _find_repeats(self, shards: list[list[Shard]]) -> Iterable[Repeats]:
         """For each shard in order: which of its pairs came before."""
-        every = [shard for of_source in shards for shard in of_source]
+        every = [shard for of_corpus in shards for shard in of_corpus]
         mode = self.config.data.clean.duplicates
         if mode == "keep" or all(shard.is_finished("kept") for shard in every):
             return [Repeats(None, None) for _ in every]
@@ -312,7 +312,7 @@ class _Builder:
 
     def _count_words(self, shards: list[list[Shard]], repeats: Iterable[Repeats]) -> tuple[list[Counter[str]], int]:
         """Duplicates removed; the words of source and target side in a sample, and its lines."""
-        every = [shard for of_source in shards for shard in of_source]
+        every = [shard for of_corpus in shards for shard in of_corpus]
         n_pairs = sum(_total([shard.result("cleaned")["tally"]]).n_kept for shard in every)
         meter = Meter("pairs", n_pairs, what="removing duplicates, counting words")
         share = self.config.tokenizer.sample_lines / max(2 * n_pairs, 1)
@@ -392,7 +392,7 @@ class _Builder:
     # ------------------------------------------------------------------------------------------------ encoding
 
     def _encode(self, shards: list[list[Shard]], tokenizer: Tokenizer) -> None:
-        every = [shard for of_source in shards for shard in of_source]
+        every = [shard for of_corpus in shards for shard in of_corpus]
         sizes = [shard.result("kept")["n_pairs"] for shard in every]
         tags = {number: source.tag for number, source in enumerate(self.config.data.train) if source.tag is not None}
         encoding = Encoding(self.folder / "tokenizer.model", self.config.data.max_tokens, tags)
@@ -417,7 +417,7 @@ class _Builder:
             _PairWriter(self.folder, "train", tokenizer.vocab_size) as writer,
             (self.folder / "train.lines").open("wb") as lines,
         ):
-            for shard in (shard for of_source in shards for shard in of_source):
+            for shard in (shard for of_corpus in shards for shard in of_corpus):
                 of_sides = writer.append(shard)
                 lines.write(shard.path("encoded.lines").read_bytes())
                 for total, lengths in zip(counts, of_sides, strict=True):
@@ -466,15 +466,15 @@ class _Builder:
         self, shards: list[list[Shard]], valid: Sequence[SentencePair], tests: dict[str, list[SentencePair]]
     ) -> dict[str, Any]:
         overlap = NgramOverlap(self._held_out(valid, tests))
-        for shard in (shard for of_source in shards for shard in of_source):
+        for shard in (shard for of_corpus in shards for shard in of_corpus):
             overlap.merge(shard.result("cleaned")["overlap"])
         return overlap.facts()
 
     def _facts(
         self, shards: list[list[Shard]], n_read: Sequence[int], sides: _PairWriter, lengths: dict[str, Any]
     ) -> dict[str, Any]:
-        results = [[shard.result("encoded") for shard in of_source] for of_source in shards]
-        tallies = [_total(result["tally"] for result in of_source) for of_source in results]
+        results = [[shard.result("encoded") for shard in of_corpus] for of_corpus in shards]
+        tallies = [_total(result["tally"] for result in of_corpus) for of_corpus in results]
         assert [tally.n_read for tally in tallies] == list(n_read), "every pair that was read is accounted for"
         assert sum(tally.n_kept for tally in tallies) == sides.n_pairs, "every pair that was kept is written"
         sources = [
@@ -491,16 +491,16 @@ class _Builder:
         return {
             "train": {"pairs_read": sum(n_read), "pairs_kept": sides.n_pairs, **sides.facts(), "sources": sources},
             "lengths": lengths,
-            "samples": [sample for of_source in results for result in of_source for sample in result["samples"]],
+            "samples": [sample for of_corpus in results for result in of_corpus for sample in result["samples"]],
         }
 
     def _join_removed(self, shards: list[list[Shard]]) -> None:
         """`removed.tsv`: every removed pair with its place and reason."""
         with (self.folder / "removed.tsv").open("w", encoding="utf-8", newline="\n") as joined:
             joined.write("source\tline\treason\tsrc\ttgt\n")
-            for source, of_source in zip(self.config.data.train, shards, strict=True):
+            for source, of_corpus in zip(self.config.data.train, shards, strict=True):
                 description = source.description.replace("\t", " ")
-                for shard in of_source:
+                for shard in of_corpus:
                     for stage in ("cleaned", "kept", "encoded"):
                         with shard.path(f"{stage}.removed").open(encoding="utf-8", newline="\n") as rows:
                             joined.writelines(f"{description}\t{row}" for row in rows)
@@ -568,7 +568,7 @@ class _Builder:
                 self.pending_exit.check()
 
     def _require_pairs(self, shards: list[list[Shard]], stage: str) -> None:
-        total = _total(shard.result(stage)["tally"] for of_source in shards for shard in of_source)
+        total = _total(shard.result(stage)["tally"] for of_corpus in shards for shard in of_corpus)
         if not total.n_kept:
             raise DataError(
                 f"data.train: nothing is left of {total.n_read:,} pairs, removed: {removed_text(total.removed)}; "

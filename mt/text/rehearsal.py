@@ -23,7 +23,7 @@ from mt.text.overlap import HeldOut, folded_all
 from mt.text.sample import Sample
 from mt.text.tokenizer import UNK_ID, Tokenizer, count_words, train_tokenizer
 
-_ENCODED_PAIRS = 5_000  # of each source
+_ENCODED_PAIRS = 5_000  # of each corpus
 _SEED = 1
 _SMALLEST_VOCABULARY = 300
 _SMALLER = 0.7  # vocabulary that is tried next, where the sample alone does not yield the one wanted
@@ -61,7 +61,7 @@ class EncodedSample:
 
     @property
     def n_kept(self) -> float:
-        """Pairs of the whole source that are likely to be kept."""
+        """Pairs of the whole corpus that are likely to be kept."""
         share = float(self.fits.mean()) if len(self.fits) else 0.0
         return len(self.cleaned.src) * self.sample.scale * share
 
@@ -79,7 +79,7 @@ class EncodedSample:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """All training sources, cleaned and in tokens."""
+    """All training corpora, cleaned and in tokens."""
 
     sources: tuple[EncodedSample, ...]
     tokenizer: Tokenizer  # with fewer pieces than wanted where the samples yield no more
@@ -88,7 +88,7 @@ class Rehearsal:
 
     @property
     def text_bytes(self) -> float:
-        """Of the cleaned text of all sources."""
+        """Of the cleaned text of all corpora."""
         return math.fsum(
             sum(len(text.encode()) + 1 for side in (s.cleaned.src, s.cleaned.tgt) for text in side) * s.sample.scale
             for s in self.sources
@@ -219,7 +219,7 @@ def check_cleaning(cleaned: CleanedSample) -> list[Finding]:
 
 
 def check_rehearsal(rehearsal: Rehearsal, config: RunConfig) -> list[Finding]:
-    """Lengths in tokens, and what the vocabulary is like for each source."""
+    """Lengths in tokens, and what the vocabulary is like for each corpus."""
     findings = []
     if not sum(source.n_kept for source in rehearsal.sources):
         n_read = sum(len(source.sample.src) for source in rehearsal.sources)

@@ -1,4 +1,4 @@
-"""What worker processes make of a stretch of a source: cleaned text, counts of words, ids.
+"""What worker processes make of a stretch of a corpus: cleaned text, counts of words, ids.
 
 Each result is a few files in the folder where the corpus is built; the last of them is renamed into its place when the
 others are whole, so a preparation that was interrupted goes on with the shards that are finished.
@@ -33,14 +33,14 @@ _SAMPLE_SEED = 1  # of its own, so that train.seed does not change the corpus
 
 @dataclass(frozen=True)
 class Shard:
-    """A stretch of one source of the training text."""
+    """A stretch of one corpus of the training text."""
 
     folder: Path
-    source: int  # index in data.train
-    number: int  # among the shards of the source
+    corpus: int  # index in data.train
+    number: int  # among the shards of the corpus
 
     def path(self, kind: str) -> Path:
-        return self.folder / f"{self.source}.{self.number:06}.{kind}"
+        return self.folder / f"{self.corpus}.{self.number:06}.{kind}"
 
     def is_finished(self, stage: str) -> bool:
         return self.path(f"{stage}.json").exists()
@@ -172,7 +172,7 @@ class Counting:
     def _words_of_sample(self, shard: Shard, pairs: Sequence[SentencePair]) -> tuple[int, list[Counter[str]]]:
         """How many lines were counted, and the words of both sides with their counts."""
         if self._sample_share < 1:
-            draw = random.Random(f"{_SAMPLE_SEED} {shard.source} {shard.number}").random
+            draw = random.Random(f"{_SAMPLE_SEED} {shard.corpus} {shard.number}").random
             pairs = [pair for pair in pairs if draw() < self._sample_share]
         return 2 * len(pairs), [count_words(pair.src for pair in pairs), count_words(pair.tgt for pair in pairs)]
 
@@ -181,7 +181,7 @@ class Encoding:
     """Third stage: ids, long pairs removed."""
 
     def __init__(self, tokenizer_path: Path, max_tokens: int, tags: Mapping[int, str]) -> None:
-        """`tags`: of the sources that have one, by index."""
+        """`tags`: of the corpora that have one, by index."""
         self._tokenizer_path, self._max_tokens, self._tags = tokenizer_path, max_tokens, tags
         self._tokenizer: Tokenizer | None = None  # loaded in the process that encodes
 
@@ -191,7 +191,7 @@ class Encoding:
         self._tokenizer = self._tokenizer or Tokenizer.load(self._tokenizer_path)
         tally, removed = Tally.from_json(shard.result("kept")["tally"]), _Removed(shard, "encoded")
         pairs = shard.read_kept()
-        sides = encode_pairs(self._tokenizer, pairs, self._tags.get(shard.source), n_threads=1)
+        sides = encode_pairs(self._tokenizer, pairs, self._tags.get(shard.corpus), n_threads=1)
         fits = [max(len(src), len(tgt)) <= self._max_tokens for src, tgt in zip(*sides, strict=True)]
         for pair, fit in zip(pairs, fits, strict=True):
             if not fit:
@@ -208,7 +208,7 @@ class Encoding:
         kept_lines.tofile(shard.path("encoded.lines"))
         removed.write()
         samples = [
-            {"source": shard.source, "line": pairs[i].line, "src": pairs[i].src, "tgt": pairs[i].tgt}
+            {"source": shard.corpus, "line": pairs[i].line, "src": pairs[i].src, "tgt": pairs[i].tgt}
             for i in shown
             if fits[i]
         ]

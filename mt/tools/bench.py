@@ -125,13 +125,13 @@ def bench_training(config: RunConfig, n_steps: int | None = None, random_data: b
         raise ConfigError("WORLD_SIZE: one device is measured: start one process, without torchrun")
     if random_data:
         vocab_size = config.tokenizer.vocab_size
-        data, source_sizes = random_corpus(vocab_size, config.data.max_tokens), None
+        data, corpus_sizes = random_corpus(vocab_size, config.data.max_tokens), None
         description = "made-up sentences of WMT14's lengths"
     else:
         corpus = prepare(config)
         vocab_size = Tokenizer.load(corpus.tokenizer_path).vocab_size
-        data, source_sizes, description = corpus.train, corpus.source_sizes, str(corpus.folder)
-    speed = measure_training(config, data, vocab_size, source_sizes, n_steps)
+        data, corpus_sizes, description = corpus.train, corpus.corpus_sizes, str(corpus.folder)
+    speed = measure_training(config, data, vocab_size, corpus_sizes, n_steps)
     return {
         "what": "training",
         "name": config.name,
@@ -145,7 +145,7 @@ def measure_training(
     config: RunConfig,
     data: ParallelIds,
     vocab_size: int,
-    source_sizes: tuple[int, ...] | None = None,
+    corpus_sizes: tuple[int, ...] | None = None,
     n_steps: int | None = None,
 ) -> TrainingSpeed:
     """Warm up, time some updates without waiting for the device in between, then look into a few more.
@@ -157,7 +157,7 @@ def measure_training(
     """
     tune_malloc()
     started_at = time.perf_counter()
-    engine = Engine(config, data, vocab_size, source_sizes=source_sizes)
+    engine = Engine(config, data, vocab_size, corpus_sizes=corpus_sizes)
     micro_batch_tokens = engine.begin()
     if engine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(engine.device)

@@ -1,6 +1,6 @@
 """Looking at a config and its data before anything is spent: `mt doctor`.
 
-A sample of each source is read, cleaned, cut into tokens as preparing would, and looked at for what will go wrong.
+A sample of each corpus is read, cleaned, cut into tokens as preparing would, and looked at for what will go wrong.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ from mt.units import format_bytes, format_duration
 
 _log = logging.getLogger(__name__)
 
-SAMPLED_PAIRS = 20_000  # of each training source
+SAMPLED_PAIRS = 20_000  # of each training corpus
 HELD_OUT_PAIRS = 100_000  # of the validation set and of each test set
-READING_SECONDS = 40.0  # for all sources together; what is larger is read in part
+READING_SECONDS = 40.0  # for all corpora together; what is larger is read in part
 
 MANY_EPOCHS = 500
 SMALL_CORPUS_TOKENS = 2_000_000  # target tokens under which a large model needs more dropout
@@ -69,9 +69,9 @@ class Forecast:
 
     prepared: str | None  # folder of the corpus, where it is prepared already
     train_pairs: int  # that are kept
-    train_pairs_are_all: bool  # else there was no time to read every source to its end
+    train_pairs_are_all: bool  # else there was no time to read every corpus to its end
     src_tokens: int
-    tgt_tokens: int  # of an epoch, weights of sources included
+    tgt_tokens: int  # of an epoch, weights of corpora included
     epochs: float
     vocab_size: int
     parameters: int
@@ -100,7 +100,7 @@ class Diagnosis:
 
 
 def examine(config: RunConfig, run_dir: Path) -> Diagnosis:
-    """Read a sample of every source and find what will go wrong; nothing is written."""
+    """Read a sample of every corpus and find what will go wrong; nothing is written."""
     started_at = time.perf_counter()
     findings = [finding for key, corpus in config.data.corpora.items() for finding in check_files(key, corpus)]
     samples = _samples(config, {finding.key for finding in findings})

@@ -48,7 +48,7 @@ class Data:
     folder: Path
     corpus: PreparedCorpus | None
     train: ParallelIds
-    source_sizes: tuple[int, ...] | None
+    corpus_sizes: tuple[int, ...] | None
     vocab_size: int
 
 
@@ -77,7 +77,7 @@ def dry_run(config: RunConfig, run_dir: Path) -> str:
     data = _find_data(config, run_dir)
     _log.info("building the model")
     tune_malloc()
-    engine = Engine(config, data.train, data.vocab_size, source_sizes=data.source_sizes)
+    engine = Engine(config, data.train, data.vocab_size, corpus_sizes=data.corpus_sizes)
     _log.info(f"measuring updates on {engine.device}")
     cost, footprint = measure(engine), Footprint.of(config, data.vocab_size)
     n_done = max([0, *map(checkpoint_step, RunFolder(run_dir).checkpoints())])
@@ -113,7 +113,7 @@ def _find_data(config: RunConfig, run_dir: Path) -> Data:
     if folder.is_dir():
         corpus = PreparedCorpus.open(folder)
         vocab_size = Tokenizer.load(corpus.tokenizer_path).vocab_size
-        return Data(folder, corpus, corpus.train, corpus.source_sizes, vocab_size)
+        return Data(folder, corpus, corpus.train, corpus.corpus_sizes, vocab_size)
     tokenizer = initial_tokenizer(config)
     vocab_size = config.tokenizer.vocab_size if tokenizer is None else Tokenizer.load(tokenizer).vocab_size
     return Data(folder, None, random_corpus(vocab_size, config.data.max_tokens), None, vocab_size)
@@ -220,7 +220,7 @@ def _data_lines(config: RunConfig, data: Data, engine: Engine) -> list[str]:
     train = data.corpus.manifest["train"]
     per_epoch = engine.plan.updates_per_epoch()
     n_epochs = config.train.max_steps / per_epoch
-    kept = (f"{n:>13,} pairs  {source}" for n, source in zip(data.corpus.source_sizes, sources, strict=True))
+    kept = (f"{n:>13,} pairs  {source}" for n, source in zip(data.corpus.corpus_sizes, sources, strict=True))
     tests = "".join(f", {len(pairs):,} for {name}" for name, pairs in data.corpus.test_pairs.items())
     return [
         f"{len(data.train):>13,} pairs, {train['src_tokens']:,} source and {train['tgt_tokens']:,} target tokens",

@@ -167,7 +167,7 @@ class Engine:
     Args:
         data: training pairs, encoded.
         vocab_size: V.
-        source_sizes: pairs of each source in `config.data.train`; None: the pairs are one source of weight 1.
+        corpus_sizes: pairs of each corpus in `config.data.train`; None: the pairs are one corpus of weight 1.
         ranks: the processes that share each update.
     Raises:
         ConfigError: the device cannot do what is asked, or has no room for the model.
@@ -179,7 +179,7 @@ class Engine:
         data: ParallelIds,
         vocab_size: int,
         *,
-        source_sizes: tuple[int, ...] | None = None,
+        corpus_sizes: tuple[int, ...] | None = None,
         ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
         self.config, self.data, self.ranks = config, data, ranks
@@ -206,8 +206,8 @@ class Engine:
             data.tgt.lengths,
             batch_tokens=settings.batch_tokens,
             seed=settings.seed,
-            source_sizes=source_sizes,
-            source_weights=None if source_sizes is None else [source.weight for source in config.data.train],
+            corpus_sizes=corpus_sizes,
+            corpus_weights=None if corpus_sizes is None else [one.weight for one in config.data.train],
         )
         self.budget: MicroBatchBudget
         self.memory_note = ""  # how the size of a micro-batch was found, for people

@@ -101,7 +101,7 @@ class Trainer:
         self.config, self.corpus, self.run, self.ranks = config, corpus, run, ranks
         self.tokenizer = Tokenizer.load(corpus.tokenizer_path)
         self.engine = Engine(
-            config, corpus.train, self.tokenizer.vocab_size, source_sizes=corpus.source_sizes, ranks=ranks
+            config, corpus.train, self.tokenizer.vocab_size, corpus_sizes=corpus.corpus_sizes, ranks=ranks
         )
         n_positions = self.engine.model.positions.n_positions
         longest = max(int(side.lengths.max(initial=0)) for side in (corpus.valid.src, corpus.valid.tgt))
@@ -277,7 +277,7 @@ class Trainer:
 
     def _named(self, skipped: SkippedUpdate) -> dict[str, Any]:
         """A line of `skipped.jsonl`: the sentences by source and line, as the user knows them."""
-        starts = np.cumsum([0, *self.corpus.source_sizes])
+        starts = np.cumsum([0, *self.corpus.corpus_sizes])
         lines = self.corpus.train_lines
         sources = [
             {"source": source.description, "lines": sorted(lines[skipped.suspects[is_inside]].tolist())}
