@@ -354,16 +354,8 @@ def rows_of(measured: dict[str, Measured], order: list[int], tokenizer: Any, ref
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    head = [
-        "engine",
-        "tok/s (slowest to fastest round)",
-        "sentences/s",
-        f"× {YARDSTICK}",
-        "tokens a sentence",
-        "BLEU",
-        f"lines as {EXACT}",
-        "one sentence alone, p50 / p95",
-    ]
+    measures = ["tok/s (slowest to fastest round)", "sentences/s", f"× {YARDSTICK}", "tokens a sentence", "BLEU"]
+    head = ["engine", *measures, f"lines as {EXACT}", "one sentence alone, p50 / p95"]
     cells = [
         (
             row.engine,
@@ -395,14 +387,12 @@ def arguments_of(command: Sequence[str] | None) -> argparse.Namespace:
     add("--threads", type=int, default=2, metavar="N", help="of each engine")
     add("--rounds", type=int, default=3, metavar="N", help="through the whole text")
     add("--latency-lines", type=int, default=100, metavar="N", help="translated one by one; 0: none")
-    add("--engine", action="append", metavar="E", help=f"repeatable; by default {', '.join(ENGINES)}")
+    engines = sorted({*ENGINES, *ENGINES_ON_CUDA})
+    add("--engine", action="append", choices=engines, metavar="E", help=f"repeatable; one of {', '.join(engines)}")
     add("--device", default="cpu", help="cpu, cuda or cuda:N")
     add("--json", action="store_true", help="print one JSON object instead of the table")
     arguments = parser.parse_args(command)
-    known = {*ENGINES, *ENGINES_ON_CUDA}
     arguments.engine = arguments.engine or list(ENGINES if arguments.device == "cpu" else ENGINES_ON_CUDA)
-    if unknown := [name for name in arguments.engine if name not in known]:
-        parser.error(f"--engine {unknown[0]!r}: there are {', '.join(sorted(known))}")
     for name in ("batch_sentences", "beam_size", "threads", "rounds"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(arguments, name)}")

@@ -46,13 +46,9 @@ class Setting:
 
     data: Path | None  # folder of text for the training run; None: the demo corpus
     out: Path
-    device: str
+    device: str  # cpu or cuda:N
     quick: bool  # small, to show that the code runs
     limit_seconds: float = LIMIT_SECONDS  # in a part's process: when it is killed
-
-    @property
-    def on_cuda(self) -> bool:
-        return self.device.startswith("cuda")
 
 
 @dataclass(frozen=True)
@@ -72,11 +68,8 @@ class Record:
     """What came of a part: one JSON file."""
 
     part: str
-    what: str
     started_at: str
-    device: str
     quick: bool
-    data: str
     command: list[str]
     hardware: dict[str, Any]
     versions: dict[str, str]
@@ -95,11 +88,8 @@ class Record:
 
         return cls(
             part=name,
-            what=PARTS[name].what,
             started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            device=setting.device,
             quick=setting.quick,
-            data="demo corpus" if setting.data is None else setting.data.name,
             command=sys.argv,
             **basis(torch.device(setting.device)),
         )
@@ -127,17 +117,15 @@ def run_tests(setting: Setting, keep: Keep) -> None:
 
     # Not all of tests/: some files need packages that a machine with a GPU may lack.
     marked = [str(path) for path in (ROOT / "tests").glob("*.py") if "mark.cuda" in path.read_text("utf-8")]
-    which = ["-m", "cuda", *sorted(marked)] if setting.on_cuda else ["tests/test_cuda.py"]
+    which = ["-m", "cuda", *sorted(marked)] if setting.device != "cpu" else ["tests/test_cuda.py"]
     recorder = Recorder(keep)
     status = pytest.main(["-p", "no:cacheprovider", *which], plugins=[recorder])
     keep(recorder.figures | {"running": None})
     passed, failed, skipped = (recorder.figures[outcome] for outcome in ("passed", "failed", "skipped"))
     if failed:
         raise PartFailed(f"{len(failed)} of {passed + len(failed) + skipped} tests failed: {', '.join(failed)}")
-    if not passed:
-        raise PartFailed("no test was run")
-    if status:
-        raise PartFailed(f"pytest ended with status {int(status)}")
+    if status or not passed:
+        raise PartFailed(f"pytest ended with status {int(status)}, {passed} tests passed")
 
 
 class Recorder:
@@ -199,7 +187,7 @@ def time_attention(lengths: Any, device: Any, n_repeats: int) -> Iterator[tuple[
     """Yield the ways to compute attention in bf16, each with its figures; `error` says why there are none.
 
     T rows of queries, keys and values [T, H, E], N sentences of W rows at most. Values and gradients are compared with
-    those of padded attention in float32.
+    those of padded attention in float32 on the CPU.
     """
     import numpy as np
     import torch
@@ -211,7 +199,6 @@ def time_attention(lengths: Any, device: Any, n_repeats: int) -> Iterator[tuple[
     from mt.model.kernels import Kernels
     from mt.tools.bench import Laps
 
-    is_real = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None]).to(device)  # [N, W]
     cu = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)).to(device)
     rows = rows_of(varlen_layout(cu, cu, int(lengths.max())), dropout=0.0)
 
@@ -223,11 +210,16 @@ def time_attention(lengths: Any, device: Any, n_repeats: int) -> Iterator[tuple[
     def of_torch(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return Kernels().attend(rows, q[:, None], k[:, None], v[:, None]).view(q.shape)
 
-    def padded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        padding = torch.zeros(*is_real.shape, *q.shape[1:], dtype=q.dtype, device=device)
-        q, k, v = (padding.index_put((is_real,), x).transpose(1, 2) for x in (q, k, v))  # [N, H, W, E]
+    def padded_on(device: torch.device) -> Callable[..., Tensor]:
+        is_real = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None]).to(device)  # [N, W]
         mask = None if is_real.all() else is_real[:, None, None]
-        return scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)[is_real]
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            padding = torch.zeros(*is_real.shape, *q.shape[1:], dtype=q.dtype, device=device)
+            q, k, v = (padding.index_put((is_real,), x).transpose(1, 2) for x in (q, k, v))  # [N, H, W, E]
+            return scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)[is_real]
+
+        return attend
 
     def run(path: Callable[..., Tensor], content: Tensor, laps: Laps) -> list[Tensor]:
         """Return the output and its gradients."""
@@ -242,7 +234,7 @@ def time_attention(lengths: Any, device: Any, n_repeats: int) -> Iterator[tuple[
     def figures_of(path: Callable[..., Tensor]) -> dict[str, Any]:
         for _ in range(3):  # to warm up
             found = run(path, content, Laps(device))
-        off = max(float((a.float() - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True))
+        off = max(float((a.cpu().float() - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True))
         if not off <= TOLERANCE:
             return {"error": f"its values are off by {off:.2g}", "relative_error": off}
         laps = Laps(device)
@@ -254,8 +246,10 @@ def time_attention(lengths: Any, device: Any, n_repeats: int) -> Iterator[tuple[
         return times | {"relative_error": off}
 
     torch.manual_seed(1)
-    content = torch.randn(4, int(lengths.sum()), 8, 64, device=device).bfloat16()  # q, k, v, gradient of the output
-    expected = run(padded, content.float(), Laps(device))
+    content = torch.randn(4, int(lengths.sum()), 8, 64).bfloat16()  # q, k, v, gradient of the output
+    expected = run(padded_on(content.device), content.float(), Laps(content.device))
+    content = content.to(device)
+    padded = padded_on(device)
     paths = {"our kernels": ours, "torch's varlen_attn": of_torch, "padded scaled_dot_product_attention": padded}
     for name, path in paths.items():
         try:
@@ -312,24 +306,21 @@ def run_bench(config: str, setting: Setting, keep: Keep) -> None:
     elif setting.limit_seconds < PARTS[f"bench-{config}"].seconds:
         options += ["--steps", "100"]  # instead of 20 s of them
     figures: dict[str, Any] = {name: {"error": "not run"} for name in variants}
-    problems = []
     for name, changes in variants.items():
         changes = [f"--set={change}" for change in (f"train.device={setting.device}", *changes)]
         try:
             figures[name] = json.loads(run_mt("bench", "--config", config, *options, *changes))
         except CommandFailed as problem:
             figures[name] = {"error": str(problem)}
-            problems.append(f"{name}: {problem}")
         keep(figures)
-    if problems:
+    if problems := [f"{name}: {one['error']}" for name, one in figures.items() if "error" in one]:
         raise PartFailed("; ".join(problems))
 
 
 def bench_section(figures: dict[str, Any]) -> list[str]:
     from mt.tools.bench import format_bench
 
-    tables = [[f"{name}:", "", *code(one.get("error") or format_bench(one))] for name, one in figures.items()]
-    return [line for lines in tables for line in (*lines, "")][:-1]
+    return code("\n\n".join(f"{name}\n{one.get('error') or format_bench(one)}" for name, one in figures.items()))
 
 
 def code(text: str) -> list[str]:
@@ -365,13 +356,12 @@ def run_decode(setting: Setting, keep: Keep) -> None:
         n_batches = 1 if setting.quick else 4
         sentences = sorted((source[i].tolist() for i in range(n_batches * n_sentences)), key=len, reverse=True)
         batches = [sentences[start : start + n_sentences] for start in range(0, len(sentences), n_sentences)]
-        if setting.on_cuda:
+        if setting.device != "cpu":
             torch.cuda.reset_peak_memory_stats(device)
-        n_produced, started_at = 0, 0.0
-        for number, batch in enumerate([batches[0], *batches]):  # the first for warm-up
-            results = backend.search(SearchRequest(batch, decode))
-            n_produced += sum(found[0].n_tokens for found in results) if number else 0
-            started_at = started_at or time.perf_counter()
+        requests = [SearchRequest(batch, decode) for batch in batches]
+        backend.search(requests[0])  # to warm up
+        started_at = time.perf_counter()
+        n_produced = sum(found[0].n_tokens for request in requests for found in backend.search(request))
         seconds = time.perf_counter() - started_at
         figures["batches"][n_sentences] = {
             "sentences_per_second": n_batches * n_sentences / seconds,
@@ -495,20 +485,19 @@ def run_parts(names: Sequence[str], setting: Setting, seconds_left: Callable[[],
         part, left = PARTS[name], max(0.0, seconds_left())
         limit = min(LIMIT_SECONDS, left if i == len(names) - 1 else left * part.largest_fraction)
         least = QUICK_LEAST_SECONDS if setting.quick else part.least_seconds
-        if limit < least:
-            reason = f"{int(limit)} s were left for it, and it needs at least {least} s"
-            records.append(leave_out(name, setting, reason))
-        else:
+        if limit >= least:
             records.append(run_part(name, setting, limit))
+        else:
+            in_full = "" if setting.quick else f" (about {part.seconds} s in full)"
+            reason = f"{int(limit)} s were left for it, and it needs at least {least} s{in_full}: give more --minutes"
+            records.append(leave_out(name, setting, reason))
         write_report(setting.out)
     return records
 
 
 def leave_out(name: str, setting: Setting, reason: str) -> Record:
     """Record why a part isn't run, without replacing the result of an earlier run."""
-    if not setting.quick:
-        reason += f" (about {PARTS[name].seconds} s in full)"
-    record = replace(Record.begin(name, setting), outcome="left out", error=f"{reason}: give more --minutes")
+    record = replace(Record.begin(name, setting), outcome="left out", error=reason)
     if not (path := setting.out / f"{name}.json").exists():
         record.write(path)
     say(f"== {name}: left out: {record.error}")
@@ -521,7 +510,7 @@ def run_part(name: str, setting: Setting, limit: float = LIMIT_SECONDS) -> Recor
     started_at, path = time.perf_counter(), setting.out / f"{name}.json"
     Record.begin(name, setting).write(path)
     command = [sys.executable, __file__, "--inside", str(path), "--limit", str(limit)]
-    command += ["--device", "cuda:0" if setting.on_cuda else setting.device]
+    command += ["--device", "cuda:0" if setting.device != "cpu" else setting.device]
     command += ["--quick" if setting.quick else "--full", name]
     if setting.data is not None:
         command += ["--data", str(setting.data)]
@@ -543,7 +532,7 @@ def run_part(name: str, setting: Setting, limit: float = LIMIT_SECONDS) -> Recor
 
 def environment_for(device: str) -> dict[str, str]:
     """Show a part its GPU alone, as cuda:0, for tests and timers use the current device."""
-    if not device.startswith("cuda"):
+    if device == "cpu":
         return dict(os.environ)
     index = int(device.partition(":")[2] or 0)
     visible = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
@@ -577,7 +566,7 @@ def report(records: Sequence[Record]) -> str:
     blocks = []
     for record in records:
         blocks += [
-            f"### {record.part}: {record.what}",
+            f"### {record.part}: {PARTS[record.part].what}",
             f"**{record.outcome.capitalize()}**: {record.error}" if record.error else "",
             "\n".join(PARTS[record.part].section(record.figures) if record.figures else []),
             f"{record.seconds:.0f} s in all{', small sizes' * record.quick}." if record.seconds is not None else "",
@@ -614,29 +603,30 @@ def write_report(out: Path) -> str | None:
 def arguments_of_the_command() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/gpu_check.sh", description="What only a GPU can prove, in parts.")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; or all, list, report")
-    parser.add_argument("--minutes", metavar="M", help="for everything: parts that no longer fit are left out")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=math.inf,
+        metavar="M",
+        help="for everything: parts that no longer fit are left out",
+    )
     parser.add_argument("--data", type=Path, metavar="DIR", help="text for the training run: train.en, train.de, val.…")
     parser.add_argument("--out", type=Path, metavar="DIR", default=ROOT / "runs" / "gpu-check", help="for the results")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", default=None, help="small sizes, as always on a CPU")
-    size.add_argument("--full", action="store_false", dest="quick", help="full sizes, on a CPU too")
+    parser.add_argument("--quick", action="store_true", default=None, help="small sizes, as always on a CPU")
+    parser.add_argument("--full", action="store_false", dest="quick", help="full sizes, on a CPU too")
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--limit", type=float, default=LIMIT_SECONDS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if not arguments.parts and arguments.minutes is None:
+    if not arguments.parts and arguments.minutes == math.inf:
         parser.error("the following arguments are required: PART or --minutes")
     return arguments
 
 
 def main() -> int:
     started_at, arguments = time.monotonic(), arguments_of_the_command()
-    try:
-        minutes = math.inf if arguments.minutes is None else float(arguments.minutes)
-    except ValueError:
-        minutes = math.nan
-    if not minutes > 0:
-        return refuse(f"--minutes: expected a number above 0, such as 8, got {arguments.minutes!r}")
+    if not arguments.minutes > 0:
+        return refuse(f"--minutes: expected a number above 0, such as 8, got {arguments.minutes:g}")
     if arguments.parts == ["list"]:
         print("\n".join(f"{name:<12}{part.what} (estimate: {part.seconds} s)" for name, part in PARTS.items()))
         return 0
@@ -667,7 +657,7 @@ def main() -> int:
         return 0
     setting.out.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part in progress is ended too
-    ends_at = started_at + 60 * minutes - REPORT_SECONDS
+    ends_at = started_at + 60 * arguments.minutes - REPORT_SECONDS
     records = run_parts(names, setting, lambda: ends_at - time.monotonic())
     print((setting.out / "report.md").read_text("utf-8"), end="")
     for outcome in ("left out", "cut short", "failed"):

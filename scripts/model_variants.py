@@ -49,10 +49,10 @@ def trained(variant: str, options: argparse.Namespace) -> dict[str, Any]:
     return {**next(line for line in reversed(lines) if "valid_loss" in line), "test_bleu": bleu}
 
 
-def bench(variant: str, options: argparse.Namespace) -> dict[str, Any]:
-    told = run_mt("bench", "--config", options.config, "--steps", "15", "--json", *settings(variant, options))
-    figures: dict[str, Any] = json.loads(told)
-    return figures
+def bench(variant: str, options: argparse.Namespace) -> Any:
+    return json.loads(
+        run_mt("bench", "--config", options.config, "--steps", "15", "--json", *settings(variant, options))
+    )
 
 
 def settings(variant: str, options: argparse.Namespace, more: list[str] | None = None) -> list[str]:
@@ -80,18 +80,15 @@ def main() -> None:
     parser.add_argument("--variants", nargs="*", default=VARIANTS, help="settings of model:, several in one argument")
     parser.add_argument("--speed", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
-    head = table(["model", "parameters", "validation loss", "BLEU", "tok/s, of the default's"], [])
+    speeds = ["tok/s, of the default's", "parameters"] if options.speed else []
+    head = table(["model", "validation loss", "BLEU", *speeds], [])
     print("\n".join(head), flush=True)
     for variant in options.variants:
         figures = trained(variant, options)
-        ratio, n_parameters = speed(variant, options) if options.speed else (None, None)
-        row = [
-            f"`{variant}`" if variant else "default",
-            "" if n_parameters is None else f"{n_parameters / 1e6:.2f} M",
-            f"{figures['valid_loss']:.3f}",
-            f"{figures['test_bleu']:.1f}",
-            "" if ratio is None else f"{ratio:.2f}",
-        ]
+        row = [f"`{variant}`" if variant else "default", f"{figures['valid_loss']:.3f}", f"{figures['test_bleu']:.1f}"]
+        if options.speed:
+            ratio, n_parameters = speed(variant, options)
+            row += [f"{ratio:.2f}", f"{n_parameters / 1e6:.2f} M"]
         print(f"| {' | '.join(row)} |", flush=True)
 
 

@@ -101,7 +101,4 @@ def test_an_engine_that_there_is_not_is_refused(model_folder: Path, capsys: pyte
     with pytest.raises(SystemExit) as caught:
         bench_decode.main(["--model", str(model_folder), "--input", "x", "--reference", "x", "--engine", "mt int8"])
     assert caught.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1].partition("error: ")[2] == (
-        "--engine 'mt int8': there are ctranslate2 float16, ctranslate2 float32, ctranslate2 int8, "
-        "ctranslate2 int8 side by side, mt bf16, mt fp32, transformers bf16, transformers fp32"
-    )
+    assert "argument --engine: invalid choice: 'mt int8' (choose from " in capsys.readouterr().err
