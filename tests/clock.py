@@ -20,7 +20,7 @@ class Clock:
     def perf_counter(self) -> float:
         return self.now
 
-    monotonic = perf_counter
+    monotonic = time = perf_counter
 
     def slow(
         self, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, seconds: float | Callable[..., float]

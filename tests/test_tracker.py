@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import mt.train.tracker
 from mt.run_folder import RunFolder
 from mt.system.files import WriteError
 from mt.train.progress import Progress
 from mt.train.tracker import Tracker
 from mt.train.validation import ValidationResult
+from tests.clock import Clock
 from tests.toys import files_up_to
 
 TRAINED = {"train_loss": 5.5, "learning_rate": 1e-3, "grad_norm": 0.25, "tgt_tokens_per_second": 1_000.0}
@@ -23,7 +25,32 @@ REMEDY = "File too large: raise the limit on the size of files (ulimit -f), then
 
 def tracker(run_dir: Path, first_step: int = 0) -> Tracker:
     run_dir.mkdir(exist_ok=True)
-    return Tracker(RunFolder(run_dir), first_step, 100)
+    return Tracker(RunFolder(run_dir), first_step, 100, updates_per_epoch=40)
+
+
+def test_people_see_where_training_is_and_a_time_left_that_moves_with_the_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(mt.train.tracker, "time", clock)
+    running = Tracker(RunFolder(tmp_path), 20, 100, updates_per_epoch=40, train_seconds=60)
+    assert running._times() == "1 min 00 s elapsed"
+    clock.now += 1
+    running.advance(21)
+    running.show(Progress(step=21), **TRAINED)
+    clock.now += 9
+    running.advance(30)
+    running.log(Progress(step=30), **TRAINED)
+    clock.now += 5  # nothing has happened since
+    assert running._times() == "1 min 15 s elapsed · 1 min 05 s left"
+    running.close()
+    values = "loss 5.500 · lr 1.00e-03 · 1,000 tok/s"
+    assert capsys.readouterr().err.splitlines() == [
+        f"step 21/100 (21.0%) · epoch 0.5 · {values} · 1 min 01 s elapsed · 1 min 19 s left",
+        f"step 30/100 (30.0%) · epoch 0.8 · {values} · 1 min 10 s elapsed · 1 min 10 s left",
+    ]
+    (line,) = (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines()  # what is only shown is not recorded
+    assert json.loads(line)["step"] == 30
 
 
 def shown_by_tensorboard(run_dir: Path) -> dict[str, list[tuple[int, float]]]:

@@ -174,7 +174,7 @@ def test_whoever_reads_the_messages_may_go(tmp_path: Path, monkeypatch: pytest.M
     os.close(reading)
     with open(writing, "w") as stream:
         monkeypatch.setattr("sys.stderr", stream)
-        tracker = Tracker(RunFolder(tmp_path), 0, 10)
+        tracker = Tracker(RunFolder(tmp_path), 0, 10, updates_per_epoch=40)
         tracker.say("nobody is there")
         tracker.close()
         os.dup2(os.open(os.devnull, os.O_WRONLY), writing)  # what is left in its buffer goes nowhere

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -60,29 +61,37 @@ def is_terminal() -> bool:
 
 
 class Line:
-    """A line in place: a count, a bar if the end is known, and a text.
+    """A line in place: a count, a bar if the end is known, a text, and what a clock says.
 
     Args:
-        redraws: by itself, several times a second; else when `show` is called.
+        clock: gives the last text, several times a second; without one, the line changes when `show` is called.
     """
 
-    def __init__(self, count: str, text: str, done: float, total: float | None, *, redraws: bool) -> None:
+    def __init__(
+        self, count: str, text: str, done: float, total: float | None, *, clock: Callable[[], str] | None = None
+    ) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+        from rich.text import Text
+
+        class Clock(ProgressColumn):
+            def render(self, task: Task) -> Text:
+                return Text(clock() if clock else "")
 
         bar = [] if total is None else [BarColumn(bar_width=24)]
         self._progress = Progress(
             TextColumn("{task.fields[count]}"),
             *bar,
             TextColumn("{task.description}"),
+            *([Clock()] if clock else []),
             console=Console(stderr=True, force_terminal=True),
-            auto_refresh=redraws,
+            auto_refresh=clock is not None,
             transient=True,
             redirect_stdout=False,  # it is the result, and not shown here
         )
         self._task = self._progress.add_task(text, total=total, count=count)
         self._progress.update(self._task, completed=done)
-        self._redraws = redraws
+        self._redraws = clock is not None
         self._progress.start()
         _shown.append(self._progress)
 
@@ -142,7 +151,7 @@ class Meter:
         if not self._is_in_place:
             _log.info(self._what + " · ".join(filter(None, (count, speed))))
         elif self._line is None:
-            self._line = Line(self._what + count, speed, done, self._total, redraws=False)
+            self._line = Line(self._what + count, speed, done, self._total)
         else:
             self._line.show(self._what + count, done, speed)
 

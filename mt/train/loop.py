@@ -67,8 +67,8 @@ def train(config: RunConfig, corpus: PreparedCorpus, run_dir: Path, ranks: Ranks
                 if trainer.must_roll_back:
                     trainer.roll_back()
                     continue
-            if due.log:
-                trainer.log(lr)
+            if due.log or due.show:
+                trainer.log(lr, is_recorded=due.log)
             with trainer.meter.paused():
                 is_kept = due.validate and trainer.validate()
                 if due.save or is_kept or trainer.ends:
@@ -82,6 +82,7 @@ class Due:
     """What is to be done after an update."""
 
     log: bool
+    show: bool  # what would be logged, for people alone
     validate: bool
     save: bool
     flush: bool  # wait for the device, and see what the updates gave
@@ -125,6 +126,7 @@ class Trainer:
         }
         self._began_at = time.monotonic() - self.progress.train_seconds
         self._stop = TIME_IS_UP if self._seconds_left is not None and self._seconds_left <= 0 else NO_STOP
+        self._first_step = self.progress.step + 1
         self.ends = False  # after this update
         # Of a training that runs; rank 0 alone tells and writes.
         self.tracker: Tracker | SilentTracker = SilentTracker()
@@ -135,7 +137,14 @@ class Trainer:
         """Record measurements, and note signals; first validate what an earlier start had no time for."""
         progress = self.progress
         if self.ranks.is_first:
-            self.tracker = Tracker(self.run, progress.step, self.config.train.max_steps, self._seconds_left)
+            self.tracker = Tracker(
+                self.run,
+                progress.step,
+                self.config.train.max_steps,
+                updates_per_epoch=self.engine.plan.updates_per_epoch(),
+                train_seconds=progress.train_seconds,
+                seconds_left=self._seconds_left,
+            )
         with closing(self.tracker), caught_signals(self.ranks.is_first) as self.signals:
             self.tracker.say(self.description)
             if self.validation_is_due():
@@ -186,12 +195,16 @@ class Trainer:
         """Return what is to be done after this update."""
         settings, step = self.config.train, self.progress.step
         log, save = step % settings.log_every == 0, self.ends or step % settings.checkpoint_every == 0
+        show = step == self._first_step
         validate = self.validation_is_due() and not self.is_signalled
-        return Due(log, validate, save, flush=log or validate or save or step % FLUSH_EVERY == 0)
+        return Due(log, show, validate, save, flush=log or show or validate or save or step % FLUSH_EVERY == 0)
 
-    def log(self, lr: float) -> None:
-        """Record loss and speed since the last time."""
-        self.tracker.log(self.progress, learning_rate=lr, **self.meter.read())
+    def log(self, lr: float, *, is_recorded: bool) -> None:
+        """Show loss and speed since the last time; if they are recorded, the next time counts from here."""
+        if is_recorded:
+            self.tracker.log(self.progress, learning_rate=lr, **self.meter.read())
+        else:
+            self.tracker.show(self.progress, learning_rate=lr, **self.meter.peek())
 
     # --- when to stop
 

@@ -141,18 +141,21 @@ class Meter:
             start += len(update.numbers)
         return self._ranks.summed(table).numpy(), numbers[start:].tolist()
 
-    def read(self) -> dict[str, float]:
-        """Loss, gradient norm and speed of what has settled, as `metrics.jsonl` names them; and begin anew."""
+    def peek(self) -> dict[str, float]:
+        """Return loss, gradient norm and speed of what has settled, as `metrics.jsonl` names them."""
         progress, seconds = self._progress, time.monotonic() - self._timed_from
-        values = {
-            "train_loss": progress.loss_since_log / progress.tokens_since_log
-            if progress.tokens_since_log
-            else math.nan,
+        n_tokens = progress.tokens_since_log
+        return {
+            "train_loss": progress.loss_since_log / n_tokens if n_tokens else math.nan,
             "grad_norm": self.grad_norm,
             "tgt_tokens_per_second": self._n_tgt_timed / seconds,
             "mfu": self._peak_seconds(self._n_src_timed, self._n_tgt_timed) / self._ranks.n / seconds,
         }
-        progress.loss_since_log, progress.tokens_since_log = 0.0, 0
+
+    def read(self) -> dict[str, float]:
+        """Return the same, and count from here on."""
+        values = self.peek()
+        self._progress.loss_since_log, self._progress.tokens_since_log = 0.0, 0
         self._begin_to_time()
         return values
 

@@ -31,6 +31,8 @@ class Tracker:
         run: what an earlier, longer start recorded there after `first_step` is cut off, as it will be recorded again.
         first_step: updates that are done already.
         max_steps: updates that will be done.
+        updates_per_epoch: about.
+        train_seconds: of earlier starts.
         seconds_left: until the run's time is up, if it has a limit.
     Raises:
         WriteError: here and wherever something is recorded: the disk is full, or the folder cannot be written.
@@ -41,28 +43,33 @@ class Tracker:
         run: RunFolder,
         first_step: int,
         max_steps: int,
+        *,
+        updates_per_epoch: float,
+        train_seconds: float = 0.0,
         seconds_left: float | None = None,
     ) -> None:
         self._paths = run.metrics, run.samples
         self._metrics, self._samples = self._continued(first_step)
         self._events = _EventFile(run.tensorboard, first_step)
-        self._max_steps = max_steps
+        self._max_steps, self._updates_per_epoch = max_steps, updates_per_epoch
         self._last_bleu = ""
         self._started_at, self._first_step = time.monotonic(), first_step
+        self._earlier_seconds = train_seconds
+        self._step, self._step_at = first_step, self._started_at  # the last update, and when it was made
         self._ends_at = math.inf if seconds_left is None else self._started_at + seconds_left
         self._line: Line | None = None
         if is_terminal():
-            self._line = Line(self._count(first_step), "starting", first_step, max_steps, redraws=True)
+            self._line = Line(self._count(), "starting", first_step, max_steps, clock=self._times)
 
-    def _count(self, step: int) -> str:
-        return f"{step:,}/{self._max_steps:,}"
+    def _count(self) -> str:
+        return f"{self._step:,}/{self._max_steps:,} ({self._step / self._max_steps:.1%})"
 
     def log(self, progress: Progress, **values: float) -> None:
         """Record measurements of updates; the names are those of `metrics.jsonl`."""
         self._record(progress, values)
         scalars = {f"train/{name.removeprefix('train_')}": x for name, x in values.items()}
         self._events.add_scalars(progress.step, scalars)
-        self._show_training(progress.step, values)
+        self.show(progress, **values)
 
     def log_validation(self, progress: Progress, result: ValidationResult) -> None:
         """Record what the validation set gave."""
@@ -100,31 +107,39 @@ class Tracker:
 
     def advance(self, step: int) -> None:
         """Move the bar; called after each update, so it must cost nothing."""
+        self._step, self._step_at = step, time.monotonic()
         if self._line is not None:
-            self._line.show(self._count(step), step)
+            self._line.show(self._count(), step)
 
     def say(self, message: str) -> None:
         """Tell people one line."""
         _log.info(message)
 
-    def _show_training(self, step: int, values: dict[str, float]) -> None:
+    def show(self, progress: Progress, **values: float) -> None:
+        """Show measurements as `log` does, and record nothing."""
+        self._step = progress.step
         text = (
-            f"loss {values['train_loss']:.3f} · lr {values['learning_rate']:.2e} · "
-            f"{values['tgt_tokens_per_second']:,.0f} tok/s{self._last_bleu} · {self._time_left(step)} left"
+            f"epoch {self._step / self._updates_per_epoch:.1f} · loss {values['train_loss']:.3f} · "
+            f"lr {values['learning_rate']:.2e} · {values['tgt_tokens_per_second']:,.0f} tok/s{self._last_bleu} ·"
         )
         if self._line is not None:
-            self._line.show(self._count(step), step, text)
+            self._line.show(self._count(), self._step, text)
         else:
-            self.say(f"step {self._count(step)} · {text}")
+            self.say(f"step {self._count()} · {text} {self._times()}")
 
     def _show_validation(self, step: int, result: ValidationResult) -> None:
         self._last_bleu = f" · BLEU {result.bleu:.2f}"
         self.say(f"step {step:,}: validation loss {result.loss:.4f}, BLEU {result.bleu:.2f}, chrF2 {result.chrf:.2f}")
 
-    def _time_left(self, step: int) -> str:
+    def _times(self) -> str:
+        """Time in training and time left, which move with the clock between two updates."""
         now = time.monotonic()
-        per_step = (now - self._started_at) / max(step - self._first_step, 1)
-        return format_duration(max(0.0, min(per_step * (self._max_steps - step), self._ends_at - now)))
+        elapsed = f"{format_duration(self._earlier_seconds + now - self._started_at)} elapsed"
+        if self._step == self._first_step:
+            return elapsed
+        seconds_per_step = (self._step_at - self._started_at) / (self._step - self._first_step)
+        ends_at = min(self._step_at + seconds_per_step * (self._max_steps - self._step), self._ends_at)
+        return f"{elapsed} · {format_duration(max(0.0, ends_at - now))} left"
 
     def close(self) -> None:
         """Close the files; all that was recorded is in them already."""
@@ -139,6 +154,9 @@ class Tracker:
 
 class SilentTracker:
     """Stands in for a tracker on ranks other than the first."""
+
+    def show(self, progress: Progress, **values: float) -> None:
+        """Nothing."""
 
     def log(self, progress: Progress, **values: float) -> None:
         """Nothing."""
