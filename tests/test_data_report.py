@@ -30,10 +30,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = toy_config(folder, n_train=200)
     again = [(folder / f"train.{lang}").read_text("utf-8").splitlines()[0] for lang in ("en", "de")]
     pairs = [again, ["", "KU"], ["bar  ku", "BAR KU"], ["bar so", "BAR\xa0SO"], ["Mu\u0308he bar", "BAR"]]
-    table = write_lines(folder / "more.tsv", ["\t".join(pair) for pair in pairs])
-    more = replace(config.data.train[0], src=None, tgt=None, file=str(table), weight=0.5)
+    files = {
+        side: str(write_lines(folder / f"more.{side}", lines))
+        for side, lines in zip(("src", "tgt"), zip(*pairs, strict=True), strict=True)
+    }
+    more = replace(config.data.train[0], weight=0.5, **files)
     config = replace(config, data=replace(config.data, train=(*config.data.train, more)))
-    return prepare_corpus(config, lambda line: None).folder
+    return prepare_corpus(config).folder
 
 
 @pytest.fixture

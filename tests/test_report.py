@@ -438,13 +438,13 @@ def test_a_file_is_no_folder_for_a_report(tmp_path: Path):
 def test_there_is_no_report_among_the_files_of_a_run_or_a_model(tmp_path: Path, name: str, what: str):
     (tmp_path / name).touch()
     for folder in (tmp_path, tmp_path / "translations", tmp_path / "checkpoints/step-1"):
-        assert _refusal(folder) == f"report: {folder} is part of {what} ({tmp_path}): give a folder of its own"
+        assert _refusal(folder) == f"report: {folder} is part of {what} ({tmp_path}): give a separate folder"
     check_folder(tmp_path / "a/b/c")
 
 
 def test_a_report_is_a_folder(tmp_path: Path):
     path = tmp_path / "page.html"
-    assert _refusal(path) == f"report: {path}: give a folder, where report.html and the others will lie"
+    assert _refusal(path) == f"report: {path}: give a folder, to which report.html and the others are written"
 
 
 @pytest.mark.parametrize("content", ['{"format_version": 2}', '{"kind": "data"}', "[]", '"x"', "", "\xff"])

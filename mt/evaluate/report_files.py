@@ -30,7 +30,7 @@ MOST_SENTENCES = 5_000  # of a test set
 
 
 def evaluation_facts(system: str, **facts: Any) -> dict[str, Any]:
-    """The facts of a report, with what every report says of itself; those that are None are left out.
+    """Return the facts of a report, without those that are None, and where the report comes from.
 
     Args:
         facts: by name; the analysis of each test set with its sentences.
@@ -42,11 +42,11 @@ def evaluation_facts(system: str, **facts: Any) -> dict[str, Any]:
             name: {key: value for key, value in one.items() if key != "sentences"}
             for name, one in kept["analysis"].items()
         }
-    return origin_facts(KIND) | {"system": system} | kept
+    return _origin(KIND) | {"system": system} | kept
 
 
-def origin_facts(kind: str) -> dict[str, Any]:
-    """What every report says of itself."""
+def _origin(kind: str) -> dict[str, Any]:
+    """Return where a report comes from: when, by which command, with which versions."""
     return {
         "kind": kind,
         "format_version": FORMAT_VERSION,
@@ -65,21 +65,21 @@ def _evenly(sentences: Sequence[Any]) -> list[Any]:
 
 
 def check_folder(folder: Path) -> None:
-    """Whether a report may be written there, before hours are spent on what it says; nothing is made yet.
+    """Check that a report can be written to a folder, before hours are spent on its content; create nothing.
 
     Raises:
-        ConfigError: it is a file, cannot be written, or has another kind of report, or a run, in it.
+        ConfigError: it is a file, cannot be written, or contains another kind of report, or a run.
     """
     try:
         if folder.exists() and not folder.is_dir():
             raise ConfigError("report", f"{folder} is a file", "give a folder")
         if folder.suffix in (".html", ".json", ".md") and not folder.exists():
-            raise ConfigError("report", str(folder), f"give a folder, where {HTML_NAME} and the others will lie")
+            raise ConfigError("report", str(folder), f"give a folder, to which {HTML_NAME} and the others are written")
         inside = folder.resolve()
         for place in (inside, *inside.parents[:2]):
             for name, what in _OTHERS.items():
                 if (place / name).exists():
-                    raise ConfigError("report", f"{folder} is part of {what} ({place})", "give a folder of its own")
+                    raise ConfigError("report", f"{folder} is part of {what} ({place})", "give a separate folder")
         if _is_other_report(folder / JSON_NAME):
             raise ConfigError(
                 "report", f"{folder} holds another {JSON_NAME}, which would be lost", "give another folder"
@@ -92,7 +92,7 @@ def check_folder(folder: Path) -> None:
 
 
 def _is_other_report(path: Path) -> bool:
-    """Whether there is a report.json that is not that of an evaluation."""
+    """Return whether there is a report.json of something else."""
     try:
         kind = json.loads(path.read_text(encoding="utf-8"))["kind"]
     except FileNotFoundError:
@@ -114,7 +114,7 @@ def write_evaluation(facts: Mapping[str, Any], folder: Path) -> None:
 
 def write_comparison(facts: Mapping[str, Any], folder: Path) -> None:
     """Write the files of a comparison, like those of an evaluation."""
-    facts = origin_facts("comparison") | dict(facts)
+    facts = _origin("comparison") | dict(facts)
     read = ComparisonReport.model_validate(facts)
     _write_files(folder, facts, markdown("comparison.md.j2", read), comparison_page(read))
 
