@@ -398,7 +398,9 @@ def test_the_schema_knows_sections_limits_and_kinds_of_corpora() -> None:
     schema = config_schema()
     sections = {name: entry.get("$ref", "").rpartition("/")[2] for name, entry in schema["properties"].items()}
     assert sections["train"] == "TrainConfig"
-    assert schema["$defs"]["TrainConfig"]["properties"]["max_steps"]["minimum"] == 1
+    max_steps = schema["$defs"]["TrainConfig"]["properties"]["max_steps"]
+    assert (max_steps["minimum"], max_steps["description"]) == (1, "updates")
+    assert "drawn by chance" in schema["$defs"]["TextFiles"]["properties"]["weight"]["description"]
     kinds = schema["$defs"]["DataConfig"]["properties"]["valid"]["oneOf"]
     assert [kind["$ref"].rpartition("/")[2] for kind in kinds] == ["TextFiles", "Table", "HubDataset", "SacrebleuSet"]
 

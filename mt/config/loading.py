@@ -15,6 +15,7 @@ from typing import Any, get_origin
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from mt.config import settings
 from mt.config.settings import Corpus, RunConfig
 from mt.config.validation import (
     MAPPING,
@@ -65,8 +66,14 @@ def _validated(tree: Mapping[str, Any]) -> RunConfig:
 
 
 def config_schema() -> dict[str, Any]:
-    """Return the JSON schema of a config, by which editors complete and check the YAML."""
-    return TypeAdapter(RunConfig).json_schema()
+    """Return the JSON schema of a config, with the comments of settings, by which editors complete the YAML."""
+    schema = TypeAdapter(RunConfig).json_schema()
+    for section in (schema, *schema["$defs"].values()):
+        kinds = [kind for kind in getattr(settings, section["title"]).__mro__ if kind is not object]
+        comments = re.findall(r"^    (\w+): .*  # (.+)$", "\n".join(map(inspect.getsource, kinds)), re.MULTILINE)
+        for name, comment in comments:
+            section["properties"][name]["description"] = comment
+    return schema
 
 
 def dump_config(config: RunConfig) -> str:
