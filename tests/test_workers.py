@@ -252,6 +252,11 @@ def test_a_program_without_a_main_guard_runs_once(tmp_path: Path, how: str) -> N
     assert (ran.stdout, ran.stderr, ran.returncode) == ("start\n1 2\n", "", 0)
 
 
+def test_a_program_does_not_wait_at_its_end_for_results_that_nobody_takes() -> None:
+    code = "import time; from mt.system.workers import Workers; Workers(1).__enter__().submit(time.sleep, 1_000)"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, timeout=120)
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_workers_end_with_their_parent(tmp_path: Path, number: signal.Signals, status: int) -> None:
     script = f"try:\n{''.join(f'    {line}{chr(10)}' for line in SCRIPT.splitlines())}"

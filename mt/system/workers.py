@@ -200,6 +200,7 @@ class _Worker:
         self._thread: threading.Thread | None = None
 
     def begin(self, tasks: queue.SimpleQueue[_Task | None], prelude: tuple[Any, ...] | None) -> None:
+        # Not of a ThreadPoolExecutor: Python would wait at its end for results that nobody takes any more.
         self._thread = threading.Thread(
             target=self._hand_out, args=(tasks, prelude), name="worker-process", daemon=True
         )
