@@ -138,6 +138,8 @@ def test_an_error_says_where_in_the_worker_it_was() -> None:
         assert 'raise DataError("line 3: is no number")' in "".join(caught.value.__notes__)
         with pytest.raises(RuntimeError, match=r"OddError: 1 and 2"):  # pickle cannot make it anew
             pool.submit(raise_odd_error, 3).result()
+        with pytest.raises(SystemExit, match=r"^3"):
+            pool.submit(sys.exit, 3).result()
         with pytest.raises(AttributeError, match=r"local object"):
             pool.submit(lambda: 1).result()
         assert pool.submit(refuse, 4).result() == 4
