@@ -7,7 +7,6 @@ away, 143 terminated, 1 our error (with traceback). Imports that cost time go in
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import json
 import logging
@@ -57,11 +56,12 @@ class _Commands(typer.core.TyperGroup):
             _drop_output()
             raise typer.Exit(141) from None
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            from mt.system.files import REMEDIES, WriteError
+
+            if error.errno not in REMEDIES:
                 raise
             _drop_output()
-            where = error.filename or "standard output"
-            print(f"error: {where}: cannot be written: {error.strerror}", file=sys.stderr)
+            print(f"error: {WriteError(error.filename or 'standard output', error)}", file=sys.stderr)
             raise typer.Exit(2) from None
         except RuntimeError as error:
             if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here

@@ -183,12 +183,13 @@ def test_a_model_folder_that_is_incomplete_is_one_line(run_dir: Path, folder: Pa
 def test_a_full_disk_is_one_line(run_dir: Path, folder: Path) -> None:
     src = folder / "text" / "test.en"
     assert failing("translate", "--model", run_dir, "--input", src, "--output", "/dev/full") == (
-        "/dev/full: cannot be written: No space left on device"
+        "/dev/full: cannot be written: No space left on device: free some space, then run the same command again"
     )
     done = run_mt("translate", "--model", run_dir, "--input", src, before=print_onto_a_full_disk)
     assert (done.returncode, done.stderr) == (
         2,
-        b"error: standard output: cannot be written: No space left on device\n",
+        b"error: standard output: cannot be written: No space left on device: free some space, then run the same "
+        b"command again\n",
     )
 
 

@@ -138,6 +138,8 @@ def test_an_error_says_where_in_the_worker_it_was() -> None:
         assert 'raise DataError("line 3: is no number")' in "".join(caught.value.__notes__)
         with pytest.raises(RuntimeError, match=r"OddError: 1 and 2"):  # pickle cannot make it anew
             pool.submit(raise_odd_error, 3).result()
+        with pytest.raises(SystemExit, match=r"^3"):
+            pool.submit(sys.exit, 3).result()
         with pytest.raises(AttributeError, match=r"local object"):
             pool.submit(lambda: 1).result()
         assert pool.submit(refuse, 4).result() == 4
@@ -250,6 +252,11 @@ def test_a_program_without_a_main_guard_runs_once(tmp_path: Path, how: str) -> N
         text=True,
     )
     assert (ran.stdout, ran.stderr, ran.returncode) == ("start\n1 2\n", "", 0)
+
+
+def test_a_program_does_not_wait_at_its_end_for_results_that_nobody_takes() -> None:
+    code = "import time; from mt.system.workers import Workers; Workers(1).__enter__().submit(time.sleep, 1_000)"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, timeout=120)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -14,7 +14,8 @@ from typing import Any, BinaryIO
 
 from mt.errors import MTError
 
-_REMEDIES = {
+# What helps when a write fails, by the number of the system's error.
+REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
@@ -24,7 +25,7 @@ _REMEDIES = {
 class WriteError(MTError):
     """A file cannot be written; the message has what the system says and, if it is known, what helps."""
 
-    def __init__(self, path: Path, error: BaseException, then: str = "run the same command again") -> None:
+    def __init__(self, path: Path | str, error: BaseException, then: str = "run the same command again") -> None:
         """
         Args:
             error: an OSError, or what a library makes of one.
@@ -32,7 +33,7 @@ class WriteError(MTError):
         """
         number = _errno(error)
         reason = str(error) if number is None else os.strerror(number)
-        remedy = _REMEDIES.get(number or 0)
+        remedy = REMEDIES.get(number or 0)
         super().__init__(path, f"cannot be written: {reason}", f"{remedy}, then {then}" if remedy else "")
         self.args = path, error, then  # that pickle makes it of
         self.path, self.error = path, error

@@ -32,6 +32,8 @@ from mt.errors import MTError
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+_Call = tuple[Callable[..., Any], tuple[Any, ...]]
+_Tasks = queue.SimpleQueue[tuple[Future[Any], _Call] | None]
 
 # A module of the working directory must not stand in for one of Python's: the search path comes from the parent.
 _BOOTSTRAP = (
@@ -72,7 +74,7 @@ class Workers:
         self.n = n
         self._prelude = None if initializer is None else (initializer, initargs)
         self._are_forked = are_forked
-        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._tasks: _Tasks = queue.SimpleQueue()
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> Workers:
@@ -118,11 +120,10 @@ class Workers:
         The result raises what the function raises, or WorkerLost if the worker ended.
         """
         future: Future[_Result] = Future()
-        task = _Task(future, function, arguments)
         if self.n == 0:
-            task.run_here()
+            _fulfil(future, function, *arguments)
         else:
-            self._tasks.put(task)
+            self._tasks.put((future, (function, arguments)))
         return future
 
     def map(self, function: Callable[[_Item], _Result], items: Iterable[_Item], ahead: int) -> Iterator[_Result]:
@@ -163,17 +164,16 @@ def run_apart(
         return future.result()
 
 
-class _Task:
-    def __init__(self, future: Future[Any], function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        self.future = future
-        self.call = (function, arguments)
-
-    def run_here(self) -> None:
-        function, arguments = self.call
-        try:
-            self.future.set_result(function(*arguments))
-        except Exception as error:
-            self.future.set_exception(error)
+def _fulfil(
+    future: Future[Any],
+    function: Callable[..., Any],
+    *arguments: Any,
+    errors: type[BaseException] = Exception,
+) -> None:
+    try:
+        future.set_result(function(*arguments))
+    except errors as error:
+        future.set_exception(error)
 
 
 class _Process(Protocol):
@@ -198,8 +198,10 @@ class _Worker:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._thread: threading.Thread | None = None
+        self._is_ready = False
 
-    def begin(self, tasks: queue.SimpleQueue[_Task | None], prelude: tuple[Any, ...] | None) -> None:
+    def begin(self, tasks: _Tasks, prelude: _Call | None) -> None:
+        # Not of a ThreadPoolExecutor: Python would wait at its end for results that nobody takes any more.
         self._thread = threading.Thread(
             target=self._hand_out, args=(tasks, prelude), name="worker-process", daemon=True
         )
@@ -211,34 +213,32 @@ class _Worker:
         self._thread.join()
         self.process.wait()
 
-    def _hand_out(self, tasks: queue.SimpleQueue[_Task | None], prelude: tuple[Any, ...] | None) -> None:
+    def _hand_out(self, tasks: _Tasks, prelude: _Call | None) -> None:
         with self._connection:
-            failure = None if prelude is None else self._answer(prelude)[1]
             while (task := tasks.get()) is not None:
-                if not task.future.set_running_or_notify_cancel():
-                    continue
-                result, error = (None, failure) if failure is not None else self._answer(task.call)
-                if error is None:
-                    task.future.set_result(result)
-                else:
-                    task.future.set_exception(error)
+                future, call = task
+                if future.set_running_or_notify_cancel():
+                    _fulfil(future, self._run, prelude, call, errors=BaseException)
                 # Nothing of a task outlives it: results are large.
-                del task, result, error
+                del task, future, call
 
-    def _answer(self, call: tuple[Any, ...]) -> tuple[Any, BaseException | None]:
-        """Return the result and None, or None and what was raised."""
-        try:
-            message = pickle.dumps(call, pickle.HIGHEST_PROTOCOL)
-        except Exception as error:
-            return None, error
+    def _run(self, prelude: _Call | None, call: _Call) -> Any:
+        if prelude is not None and not self._is_ready:
+            self._exchange(prelude)
+        self._is_ready = True
+        return self._exchange(call)
+
+    def _exchange(self, call: _Call) -> Any:
+        """Return the result of a call by the worker, or raise what it raises."""
+        message = pickle.dumps(call, pickle.HIGHEST_PROTOCOL)
         try:
             self._connection.send_bytes(message)
-            answer: tuple[Any, BaseException | None] = self._connection.recv()
+            result, error = self._connection.recv()
         except (EOFError, OSError):
-            return None, self._lost()
-        except Exception as error:
-            return None, error
-        return answer
+            raise self._lost() from None
+        if error is not None:
+            raise error
+        return result
 
     def _lost(self) -> MTError:
         status = self.process.wait()
