@@ -200,24 +200,26 @@ def time_attention(lengths: Any, device: Any, n_repeats: int) -> Iterator[tuple[
     from mt.tools.bench import Laps
 
     cu = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)).to(device)
-    rows = rows_of(varlen_layout(cu, cu, int(lengths.max())), dropout=0.0)
+    packed_rows = rows_of(varlen_layout(cu, cu, int(lengths.max())), dropout=0.0)
 
     def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         from mt.model.packed_attention import attend  # imports Triton, which CUDA builds of torch bring
 
-        return attend(rows, q[:, None], k[:, None], v[:, None]).view(q.shape)
+        return attend(packed_rows, q[:, None], k[:, None], v[:, None]).view(q.shape)
 
     def of_torch(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return Kernels().attend(rows, q[:, None], k[:, None], v[:, None]).view(q.shape)
+        return Kernels().attend(packed_rows, q[:, None], k[:, None], v[:, None]).view(q.shape)
 
     def padded_on(device: torch.device) -> Callable[..., Tensor]:
-        is_real = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None]).to(device)  # [N, W]
-        mask = None if is_real.all() else is_real[:, None, None]
+        is_real = np.arange(lengths.max()) < lengths[:, None]  # [N, W]
+        rows = torch.from_numpy(np.flatnonzero(is_real)).to(device)
+        mask = None if is_real.all() else torch.from_numpy(is_real).to(device)[:, None, None]
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            padding = torch.zeros(*is_real.shape, *q.shape[1:], dtype=q.dtype, device=device)
-            q, k, v = (padding.index_put((is_real,), x).transpose(1, 2) for x in (q, k, v))  # [N, H, W, E]
-            return scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)[is_real]
+            empty = torch.zeros(is_real.size, *q.shape[1:], dtype=q.dtype, device=device)
+            padded = (empty.index_copy(0, rows, x).unflatten(0, is_real.shape).transpose(1, 2) for x in (q, k, v))
+            out = scaled_dot_product_attention(*padded, attn_mask=mask)  # [N, H, W, E]
+            return out.transpose(1, 2).flatten(0, 1).index_select(0, rows)
 
         return attend
 
