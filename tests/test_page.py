@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from mt.report.charts import Series, bars, histogram, line_chart, stacked_bars
 from mt.report.page import Number, Text, macro, page, setting_value, table
-from mt.report.text import character_differences, harmless, shortened, visible, word_differences
+from mt.report.text import character_differences, harmless, truncated, visible, word_differences
 
 HOSTILE = '<script>alert("x")</script> &amp; \'=HYPERLINK("a")\' שלום \u202eevil\x00\ud800'
 
@@ -204,8 +204,8 @@ def test_hidden_characters_are_shown():
 
 
 def test_long_text_says_how_much_is_not_shown():
-    assert shown(shortened("x" * 1_500)) == "x" * 1_000 + " … 500 more characters"
-    assert shortened("x" * 1_000) == "x" * 1_000
+    assert shown(truncated("x" * 1_500)) == "x" * 1_000 + " … 500 more characters"
+    assert truncated("x" * 1_000) == "x" * 1_000
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 from mt.evaluate.metrics import Metric, metric_keys, reference_sets
 from mt.evaluate.scores import scored_test_set
 from mt.evaluate.significance import DEFAULT_SAMPLES, SAMPLE_NAMES, compare_rows
-from mt.report.facts import LARGEST_P, NO_DIFFERENCE, ComparedSet, Comparison, listed, short_name
+from mt.report.facts import LARGEST_P, NO_DIFFERENCE, ComparedSet, SystemComparison, listed, short_name
 
 COMPARED_METRICS = ("bleu", "chrf")  # unless others are asked for: each takes a test for each pair of systems
 _WIDEST_NAMES = 60  # characters of the names of all systems, up to which they head the columns of a terminal
@@ -57,8 +57,8 @@ def comparison_facts(
         n_samples: of the test; None for its default.
         n_confidence_samples: of intervals of the scores; 0 for none.
     Returns:
-        The values of an mt.report.facts.Comparison. Systems that share a letter of their groups cannot be told apart,
-        and those that share none can. Files of translations have no differences of settings.
+        The values of an mt.report.facts.SystemComparison. Systems that share a letter of their groups cannot be told
+        apart, and those that share none can. Files of translations have no differences of settings.
     Raises:
         DataError: different numbers of lines.
         ConfigError: an unknown metric; too few or too many samples.
@@ -195,7 +195,7 @@ def _verdict(entry: Mapping[str, Any], names: Sequence[str]) -> str:
 
 def comparison_text(found: Mapping[str, Any]) -> str:
     """Return a table for each test set, what can be told apart, and how the configs differ."""
-    facts = Comparison.model_validate(found)
+    facts = SystemComparison.model_validate(found)
     kind = SAMPLE_NAMES[facts.test]
     lines = []
     for name, compared in facts.test_sets.items():
@@ -207,7 +207,7 @@ def comparison_text(found: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *_difference_lines(facts)])
 
 
-def _rows(facts: Comparison, compared: ComparedSet) -> list[list[str]]:
+def _rows(facts: SystemComparison, compared: ComparedSet) -> list[list[str]]:
     rows = [["system", *(short_name(metric.name) for metric in compared.metrics), *facts.figures.values()]]
     for i in compared.ranking:
         system = facts.systems[i]
@@ -226,7 +226,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _difference_lines(facts: Comparison) -> list[str]:
+def _difference_lines(facts: SystemComparison) -> list[str]:
     """List the settings that differ; long names of systems are numbers, which a line each explains."""
     if facts.differences is None:
         return []

@@ -13,7 +13,7 @@ from mt.report.page import Number, macro, table
 _MAX_BARS = 64  # of a histogram; more would be thinner than a finger or a pointer can hit
 _HEIGHT = 180  # of a plot, in pixels
 _N_COLOURS = 6  # of style.css; further ones repeat
-_NOTHING = Markup("<p>There is nothing to show.</p>")
+_NO_DATA = Markup("<p>There is nothing to show.</p>")
 _RECT = Markup('<rect x="{}" y="{}" width="{}" height="{}" class="f{}"><title>{}</title></rect>')
 _DOT = Markup('<circle cx="{:.3f}%" cy="{:.2f}" r="4" class="dot f{}{}"><title>{}</title></circle>')
 _GRID_LINE = Markup(
@@ -113,7 +113,7 @@ def histogram(
     """
     assert len(edges) == len(counts) + 1, f"{len(edges)} edges and {len(counts)} counts"
     if not any(counts):
-        return macro("figure", title, [], _NOTHING)
+        return macro("figure", title, [], _NO_DATA)
     starts, heights = _merged(counts)
     width = starts[1] if len(starts) > 1 else 1
     tooltips = [
@@ -173,7 +173,7 @@ def line_chart(title: str, series: Sequence[Series], x_label: str, y_label: str,
     """
     known = [point for line in series for point in line.points if point is not None]
     if not known:
-        return macro("figure", title, [], _NOTHING)
+        return macro("figure", title, [], _NO_DATA)
     left, right = _widened([x for x, _ in known], 0)
     low, high = _widened([y for _, y in known], 0.05)
     low = min(0.0, low) if from_zero else low

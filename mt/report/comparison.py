@@ -15,11 +15,11 @@ from mt.report.page import Number, code, page, setting_value, table
 
 
 def comparison_page(facts: ComparisonReport) -> str:
-    return page("comparison.html.j2", facts.title, facts=facts, view=_View(facts))
+    return page("comparison.html.j2", facts.title, facts=facts, view=_ComparisonView(facts))
 
 
 @dataclass(frozen=True)
-class _View:
+class _ComparisonView:
     """Tables and charts of the page."""
 
     facts: ComparisonReport

@@ -51,11 +51,11 @@ def write_data_report(facts: Mapping[str, Any], folder: Path, rules: Rules) -> N
 def data_page(facts: PreparedData, rules: Rules) -> str:
     """Return the page of a prepared corpus."""
     title = f"Prepared corpus {facts.src_lang} → {facts.tgt_lang}"
-    return page("data.html.j2", title, facts=facts, view=_View(facts, rules))
+    return page("data.html.j2", title, facts=facts, view=_DataView(facts, rules))
 
 
 @dataclass(frozen=True)
-class _View:
+class _DataView:
     """Tables, charts and sentences of the page."""
 
     facts: PreparedData
@@ -169,7 +169,7 @@ class _View:
         longest = max((i + 1 for counts in tokens.values() for i, count in enumerate(counts) if count), default=0)
         shown = {side: counts[:longest] for side, counts in tokens.items()}
         highest = max(map(highest_bar, shown.values()))
-        titles = {side: f"Length of the {name} ({self.facts.lang(side)})" for side, name in _SIDES.items()}
+        titles = {side: f"Length of the {name} ({self.facts.lang(side)})" for side, name in _SIDE_NAMES.items()}
         return [
             histogram(title, range(1, len(shown[side]) + 2), shown[side], "tokens", "pairs", True, highest)
             for side, title in titles.items()
@@ -191,7 +191,7 @@ class _View:
         return table(["", *map(self.facts.lang, sides)], rows) if rows else None
 
     def piece_bars(self, pieces: Mapping[str, int]) -> Markup:
-        names = {side: f"in {self.facts.lang(side)} alone" for side in _SIDES}
+        names = {side: f"in {self.facts.lang(side)} alone" for side in _SIDE_NAMES}
         names |= {"both": "in both", "neither": "in neither"}
         rows = {name: Number(pieces[key]) for key, name in names.items()}
         return bars("Pieces of the vocabulary, by where they occur", rows)
@@ -234,7 +234,7 @@ class _View:
                 yield f"{shown} of the tokens of {self.facts.lang(side)} are unknown to the vocabulary."
 
 
-_SIDES = {"src": "source", "tgt": "target"}
+_SIDE_NAMES = {"src": "source", "tgt": "target"}
 
 
 def _count(found: Mapping[str, Any], name: str) -> int:

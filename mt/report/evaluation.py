@@ -17,11 +17,11 @@ from mt.report.facts import (
     PairedSet,
     ScoredSet,
     Sentence,
-    Training,
+    TrainingCurves,
     short_name,
 )
 from mt.report.page import Number, Text, code, page, plain_value, table
-from mt.report.text import shortened, word_differences
+from mt.report.text import truncated, word_differences
 
 _OPEN_SENTENCES = 1_000  # up to that many in all, tables of sentences are unfolded
 AXES = {"step": "updates", "n_tgt_tokens": "target tokens", "train_minutes": "minutes"}  # of curves of training
@@ -41,11 +41,11 @@ def evaluation_page(facts: Evaluation, oddity_rules: str) -> str:
         oddity_rules: which translations count as odd, with {side} for the text that they are compared with.
     """
     title = f"Evaluation of {facts.system}"
-    return page("evaluation.html.j2", title, facts=facts, view=_View(facts), oddity_rules=oddity_rules)
+    return page("evaluation.html.j2", title, facts=facts, view=_EvaluationView(facts), oddity_rules=oddity_rules)
 
 
 @dataclass(frozen=True)
-class _View:
+class _EvaluationView:
     """Tables, charts and texts of the page."""
 
     facts: Evaluation
@@ -90,12 +90,16 @@ class _View:
     def oddities(self, analysis: Analysis) -> Markup:
         numbers, n = analysis.numbers, 2 if analysis.has_baseline else 1
         rows: list[list[object]] = [
-            [ODDITIES[name], *[Number(one.n_lines), Number(one.baseline_n_lines)][:n], _listed(one.lines, one.n_lines)]
+            [
+                ODDITIES[name],
+                *[Number(one.n_lines), Number(one.baseline_n_lines)][:n],
+                _line_numbers(one.lines, one.n_lines),
+            ]
             for name, one in analysis.oddities.items()
         ]
         if numbers.n:
             fractions = [Number(one, "fraction") for one in (numbers.kept_share, numbers.baseline_kept_share)]
-            lost = f"; lost in lines {_listed(numbers.lines, numbers.n_lines)}" if numbers.n_lines else ""
+            lost = f"; lost in lines {_line_numbers(numbers.lines, numbers.n_lines)}" if numbers.n_lines else ""
             rows.append(["Numbers preserved", *fractions[:n], f"{numbers.n_kept:,} of {numbers.n:,}{lost}"])
         ratios = [Number(one, digits=3) for one in (analysis.length_ratio, analysis.baseline_length_ratio)]
         rows.append(["Words for each word of the reference", *ratios[:n], ""])
@@ -109,7 +113,7 @@ class _View:
             texts = {"Reference": reference, "Translation": hypothesis}
         else:
             hypothesis, baseline = word_differences(one.hypothesis, one.baseline)
-            texts = {"Reference": shortened(one.reference), "System": hypothesis, "Baseline": baseline}
+            texts = {"Reference": truncated(one.reference), "System": hypothesis, "Baseline": baseline}
         return [*source, *((label, text, self.facts.tgt_lang) for label, text in texts.items())]
 
     def heading(self, one: Sentence) -> str:
@@ -139,7 +143,7 @@ class _View:
     def has_open_sentences(self) -> bool:
         return sum(map(len, self.facts.sentences.values())) <= _OPEN_SENTENCES
 
-    def curves(self, training: Training) -> list[tuple[Markup, Markup]]:
+    def curves(self, training: TrainingCurves) -> list[tuple[Markup, Markup]]:
         """Return charts, two and two."""
 
         def line(curve: str, y: str, name: str, x: str = "step") -> Series:
@@ -184,6 +188,6 @@ class _View:
         return table(["", "Value"], [[key, plain_value(value)] for key, value in values.items()])
 
 
-def _listed(lines: Sequence[int], n_lines: int) -> str:
+def _line_numbers(lines: Sequence[int], n_lines: int) -> str:
     """Return the numbers of the first lines of a kind."""
     return ", ".join([*(f"{line:,}" for line in lines), *(["…"] if n_lines > len(lines) else [])])

@@ -23,10 +23,10 @@ FIGURES = {"steps": "updates", "n_tgt_tokens": "target tokens", "train_seconds":
 
 # Text of data sets and names of files may hold half a surrogate pair, which pydantic's check of strings refuses.
 Line: TypeAlias = Annotated[str, SkipValidation]
-T = TypeVar("T")
+Example = TypeVar("Example")
 Values: TypeAlias = dict[Line, Any]  # settings, versions and other values that a page lists as they are
 
-_SURROGATES = re.compile("[\ud800-\udfff]")
+_HALF_PAIRS = re.compile("[\ud800-\udfff]")
 
 
 class Facts(BaseModel):
@@ -37,16 +37,16 @@ class Facts(BaseModel):
 
 def facts_json(facts: Mapping[str, Any]) -> str:
     """Write facts as JSON: NaN and infinity become null, and half a surrogate pair an escape."""
-    text = json.dumps(_finite(facts), indent=1, ensure_ascii=False, allow_nan=False)
-    return _SURROGATES.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"
+    text = json.dumps(_without_nan(facts), indent=1, ensure_ascii=False, allow_nan=False)
+    return _HALF_PAIRS.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"
 
 
-def _finite(value: Any) -> Any:
+def _without_nan(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {str(key): _finite(child) for key, child in value.items()}
-    return [_finite(child) for child in value] if isinstance(value, (list, tuple)) else value
+        return {str(key): _without_nan(child) for key, child in value.items()}
+    return [_without_nan(child) for child in value] if isinstance(value, (list, tuple)) else value
 
 
 def short_name(metric: str) -> str:
@@ -70,16 +70,16 @@ class Pair(Facts):
     note: Line | None = None
 
 
-class ChangedText(Facts):
+class ChangeExample(Facts):
     side: str  # src or tgt
     line: int
     before: Line
     after: Line
 
 
-class Counted(Facts, Generic[T]):
+class Counted(Facts, Generic[Example]):
     count: int
-    examples: list[T]
+    examples: list[Example]
 
 
 class TrainingText(Facts):
@@ -89,7 +89,7 @@ class TrainingText(Facts):
     pairs_read: int
     pairs_kept: int
     removed: dict[Line, Counted[Pair]]  # by rule
-    changed: dict[Line, Counted[ChangedText]]  # by kind of change
+    changed: dict[Line, Counted[ChangeExample]]  # by kind of change
 
 
 class TrainingCounts(Facts):
@@ -118,7 +118,7 @@ class Histogram(Facts):
     counts: list[int]
 
 
-class Lengths(Facts):
+class LengthCounts(Facts):
     tokens: dict[str, list[int]]  # src, tgt: pairs with 1, 2, 3, … tokens
     ratio: Histogram  # source tokens for each target token
 
@@ -132,7 +132,7 @@ class PreparedData(Facts):
     train: TrainingCounts
     valid: HeldOutSet | None = None
     test: dict[Line, HeldOutSet] = {}
-    lengths: Lengths | None = None
+    lengths: LengthCounts | None = None
     overlap: dict[Line, dict[str, dict[str, int]]] = {}  # set → side → n-grams: how many, how many found
     # kind, vocab_size and how it was made; pieces: {src, tgt, both, neither}; src, tgt: figures and longest_pieces
     tokenizer: Values = {}
@@ -170,14 +170,14 @@ class Origin(Facts):
     versions: Values
 
 
-class Confidence(Facts):
+class Interval(Facts):
     low: float
     high: float
 
 
 class SystemScore(Facts):
     score: float
-    confidence: Confidence | None = None
+    confidence: Interval | None = None
 
     def __str__(self) -> str:
         """Return it rounded, with the half width of its interval."""
@@ -280,7 +280,7 @@ class Analysis(Facts):
 Curve: TypeAlias = dict[str, list[int | float | None]]  # name of a column → its values, one for each step
 
 
-class Training(Facts):
+class TrainingCurves(Facts):
     curves: dict[str, Curve]  # train, valid
     samples: list[Values] = []  # source, reference, translations: [{step, translation}]
 
@@ -324,7 +324,7 @@ class Evaluation(Origin):
     notes: list[Line] = []
     analysis: dict[Line, Analysis] = {}
     sentences: dict[Line, list[Sentence]] = {}
-    training: Training | None = None
+    training: TrainingCurves | None = None
     manifest: ModelManifest | None = None
     steps: int | None = None
     train_seconds: float | None = None
@@ -402,13 +402,13 @@ class ComparedSet(Facts):
         return [f"{verdict}, by {listed(names)}." for verdict, names in found.items()]
 
 
-class Comparison(Facts):
+class SystemComparison(Facts):
     systems: list[SystemFigures]
     test: str  # a key of TEST_NAMES
     n_samples: int
     test_sets: dict[Line, ComparedSet]
     differences: dict[Line, list[Any]] | None = None  # setting → its value in each system
-    training: list[Training | None]
+    training: list[TrainingCurves | None]
 
     @property
     def figures(self) -> dict[str, str]:
@@ -427,5 +427,5 @@ class Comparison(Facts):
         return f"Comparison of {listed(names) if len(names) <= 3 else f'{len(names)} systems'}"
 
 
-class ComparisonReport(Comparison, Origin):
+class ComparisonReport(SystemComparison, Origin):
     """A comparison with where it comes from."""

@@ -21,7 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from mt.report.facts import LARGEST_P, NO_DIFFERENCE, TEST_NAMES, short_name
-from mt.report.text import harmless, shortened
+from mt.report.text import harmless, truncated
 from mt.units import format_duration
 
 Unit = Literal["count", "fraction", "seconds", "bytes"]
@@ -96,7 +96,7 @@ def setting_value(value: Any, key: str = "") -> Markup:
         return Markup(Number(value, "bytes"))
     if isinstance(value, (int, float)):
         return Markup(Number(value, digits=len(format(Decimal(repr(value)), "f").partition(".")[2])))
-    return shortened(str(value))
+    return truncated(str(value))
 
 
 def setting_rows(values: dict[str, Any], as_code: bool = True) -> list[list[str]]:
@@ -123,7 +123,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"code": code, "number": Number, "rows": setting_rows, "short": short_name, "shortened": shortened}
+    found.filters |= {"code": code, "number": Number, "rows": setting_rows, "short": short_name, "truncated": truncated}
     found.filters["plural"] = lambda count, noun: f"{count:,} {noun}{'' if count == 1 else 's'}"
     found.filters["date"] = lambda iso: iso.replace("T", " ").replace("+00:00", " UTC")
     found.globals |= {"fraction": fraction, "table": table, "largest_p": LARGEST_P, "no_difference": NO_DIFFERENCE}

@@ -27,7 +27,7 @@ _INVISIBLE_INSIDE = regex.compile(
 )
 _INVISIBLE = regex.compile(f"{_INVISIBLE_INSIDE.pattern}|^ +| +$")
 _WORDS = regex.compile(r"\s+|[\w\p{M}]+|[^\w\s]\p{M}*")
-_CONTROLS = {"\t": "TAB", "\n": "LINE FEED", "\r": "CARRIAGE RETURN"}  # which Unicode gives no names
+_CONTROL_NAMES = {"\t": "TAB", "\n": "LINE FEED", "\r": "CARRIAGE RETURN"}  # which Unicode gives no names
 _SIGNS = {" ": "·", "\t": "⇥", "\n": "↵", "\xa0": "⍽"}
 
 
@@ -42,7 +42,7 @@ def _code_point(character: str) -> str:
 
 def character_name(character: str) -> str:
     """Return a name such as `U+00A0 NO-BREAK SPACE`."""
-    name = _CONTROLS.get(character) or unicodedata.name(character, "")
+    name = _CONTROL_NAMES.get(character) or unicodedata.name(character, "")
     return f"{_code_point(character)} {name}".rstrip()
 
 
@@ -60,7 +60,7 @@ def visible(text: str, invisible: regex.Pattern[str] = _INVISIBLE) -> Markup:
     return Markup("").join([*parts, text[end:]])
 
 
-def shortened(text: str) -> Markup:
+def truncated(text: str) -> Markup:
     """Return `visible` text; where it is long, its beginning and how much is not shown."""
     return visible(text[:MAX_EXAMPLE_CHARS]) + _more(text)
 
