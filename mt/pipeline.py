@@ -205,8 +205,10 @@ def _check_changes(config: RunConfig, run: RunFolder) -> None:
     ]
     if changed:
         raise ConfigError(
-            f"{'; '.join(changed)}: change {'it' if len(changed) == 1 else 'them'} back, or start over with another "
-            f"--run-dir (the run is in {run.path})"
+            "",
+            "; ".join(changed),
+            f"change {'it' if len(changed) == 1 else 'them'} back, or start over with another "
+            f"--run-dir (the run is in {run.path})",
         )
 
 

@@ -101,7 +101,7 @@ class _Text:
 def option_of(setting: str) -> str:
     """Return the option that gives a setting of `decode`, or an argument of a function; any other key as it is."""
     name = setting.removeprefix("decode.")
-    return _OPTIONS.get(name, f"--{name.replace('_', '-')}") if name.isidentifier() else setting
+    return _OPTIONS.get(name, f"--{name.replace('_', '-')}") if name.isidentifier() and name.islower() else setting
 
 
 def search_settings(base: DecodeConfig, changes: Mapping[str, Any]) -> DecodeConfig:
@@ -336,7 +336,7 @@ def _lines_of_shard(job: Job, text: _Text) -> range | None:
         return None if text.n_lines is None else range(text.n_lines)
     if text.n_lines is None:
         raise ConfigError(
-            f"--shard: needs to count lines, and {text.name} can be read once only: give a file to --input"
+            "--shard", f"needs to count lines, and {text.name} can be read once only", "give a file to --input"
         )
     return job.shard.lines(text.n_lines)
 

@@ -347,9 +347,13 @@ def open_outputs(translations: BinaryIO | Path, alignments: Path | None = None, 
         else:
             files.append(PartFile(where))
     if is_resumed and not all(isinstance(file, PartFile) for file in files):
-        raise ConfigError("--resume: goes on with regular files alone: give --output, and --alignments if any, such")
+        raise ConfigError(
+            "--resume", "goes on with regular files alone", "give --output, and --alignments if any, such"
+        )
     if isinstance(files[0], PartFile) and isinstance(files[-1], DirectFile):
-        raise ConfigError(f"--alignments: {alignments} is no regular file, and --output is: give two files, or none")
+        raise ConfigError(
+            "--alignments", f"{alignments} is no regular file, and --output is", "give two files, or none"
+        )
     return Outputs(files, is_resumed=is_resumed)
 
 

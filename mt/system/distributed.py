@@ -46,8 +46,9 @@ class Ranks:
             return cls(int(os.environ["RANK"]), n, int(os.environ["LOCAL_RANK"]))
         except (KeyError, ValueError) as error:
             raise ConfigError(
-                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but RANK or LOCAL_RANK is missing or no number ({error}): "
-                "start several processes with torchrun, or unset WORLD_SIZE"
+                "",
+                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but RANK or LOCAL_RANK is missing or no number ({error})",
+                "start several processes with torchrun, or unset WORLD_SIZE",
             ) from error
 
     @property

@@ -353,8 +353,9 @@ class _Builder:
         for symbol in symbols:
             if not _knows(tokenizer, symbol):
                 raise ConfigError(
-                    f"{symbol}: the tokenizer of the model that training starts from does not know this symbol: "
-                    "leave it out, or train from scratch"
+                    symbol,
+                    "the tokenizer of the model that training starts from does not know this symbol",
+                    "leave it out, or train from scratch",
                 )
         return tokenizer, {**facts, "vocab_size": tokenizer.vocab_size, "symbols": list(symbols)}
 

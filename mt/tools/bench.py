@@ -122,7 +122,7 @@ def bench_training(config: RunConfig, n_steps: int | None = None, random_data: b
         MTError: data, settings or device need the user's attention.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("WORLD_SIZE: one device is measured: start one process, without torchrun")
+        raise ConfigError("WORLD_SIZE", "one device is measured", "start one process, without torchrun")
     if random_data:
         vocab_size = config.tokenizer.vocab_size
         data, corpus_sizes = random_corpus(vocab_size, config.data.max_tokens), None
@@ -173,8 +173,9 @@ def measure_training(
             parts = _time_parts(engine, islice(endless, min(20, max(1, n_steps // 5))))
     except OutOfMemory as error:
         raise ConfigError(
-            f"train.micro_batch_tokens: micro-batches of {micro_batch_tokens:,} target tokens do not fit the memory of "
-            f"{engine.device} ({error}): set it to {micro_batch_tokens // 2}"
+            "train.micro_batch_tokens",
+            f"micro-batches of {micro_batch_tokens:,} target tokens do not fit the memory of {engine.device} ({error})",
+            f"set it to {micro_batch_tokens // 2}",
         ) from None
     peak_memory = peak_memory_bytes(engine.device)
     reserved = torch.cuda.max_memory_reserved(engine.device) if engine.device.type == "cuda" else None

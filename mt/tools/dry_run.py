@@ -70,7 +70,7 @@ def dry_run(config: RunConfig, run_dir: Path) -> str:
         MTError: what would keep training from beginning, as far as it can be known before the data is prepared.
     """
     if Ranks.from_environment().n > 1:
-        raise ConfigError("WORLD_SIZE: a dry run looks at one process: leave torchrun out")
+        raise ConfigError("WORLD_SIZE", "a dry run looks at one process", "leave torchrun out")
     choose_execution(config.train, config.model)
     _check_that_it_can_be_written(run_dir)
     _log.info("looking for the corpus")
@@ -164,8 +164,10 @@ def _warm_up(engine: Engine) -> None:
         except OutOfMemory as error:
             if not engine.halve_micro_batches():
                 raise ConfigError(
-                    f"train.micro_batch_tokens: out of memory on {engine.device} with micro-batches that hold the "
-                    f"longest sentence alone ({error}): lower data.max_tokens, or make the model smaller"
+                    "train.micro_batch_tokens",
+                    f"out of memory on {engine.device} with micro-batches that hold the longest sentence "
+                    f"alone ({error})",
+                    "lower data.max_tokens, or make the model smaller",
                 ) from None
 
 

@@ -211,11 +211,11 @@ def verify_resume(
         MTError: the training itself ends with an error.
     """
     if n_updates < 2:
-        raise ConfigError(f"--updates: expected at least 2, got {n_updates}")
+        raise ConfigError("--updates", f"expected at least 2, got {n_updates}")
     if not 1 <= n_kills < n_updates:
-        raise ConfigError(f"--kills: expected 1 to {n_updates - 1}, fewer than --updates, got {n_kills}")
+        raise ConfigError("--kills", f"expected 1 to {n_updates - 1}, fewer than --updates, got {n_kills}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("WORLD_SIZE: resume is verified in one process: start it without torchrun")
+        raise ConfigError("WORLD_SIZE", "resume is verified in one process", "start it without torchrun")
     corpus = prepare(config).folder
     with ExitStack() as stack:
         folder = run_dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mt-verify-")))
@@ -313,7 +313,7 @@ class _Runs:
             with _ended(self.start(run_dir, self.corpus)) as child:
                 _require_success(child.wait(), run_dir)
         if not kills:
-            raise ConfigError(f"--updates: {n_updates} were made before a kill could come: give more")
+            raise ConfigError("--updates", f"{n_updates} were made before a kill could come", "give more")
         self.say("went on to the end")
         return kills
 
@@ -323,7 +323,7 @@ class _Runs:
             run_dir.mkdir(parents=True)
             (run_dir / CONFIG).write_text(dump_config(self.config), encoding="utf-8")
         except FileExistsError:
-            raise ConfigError(f"--run-dir: {run_dir} is there already: give a new folder") from None
+            raise ConfigError("--run-dir", f"{run_dir} is there already", "give a new folder") from None
         except OSError as error:
             raise MTError(f"{run_dir}: cannot be written: {error.strerror}") from error
         return run_dir

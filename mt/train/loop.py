@@ -108,8 +108,9 @@ class Trainer:
         longest = max(int(side.lengths.max(initial=0)) for side in (corpus.valid.src, corpus.valid.tgt))
         if longest > (n_positions or longest):
             raise ConfigError(
-                f"model.n_positions: is {n_positions:,}, and a sentence for validation has {longest:,} tokens: raise "
-                "it, or leave that sentence out"
+                "model.n_positions",
+                f"is {n_positions:,}, and a sentence for validation has {longest:,} tokens",
+                "raise it, or leave that sentence out",
             )
         self.progress = self._resume()
         setting = config.train.micro_batch_tokens
@@ -260,11 +261,12 @@ class Trainer:
         found = f"out of memory on {self.engine.device} with micro-batches of {size_before:,} target tokens ({error})"
         if not halved:
             raise ConfigError(
-                f"train.micro_batch_tokens: {found}, which hold the longest sentence alone: set "
-                "train.activation_checkpointing, lower data.max_tokens, or make the model smaller"
+                "train.micro_batch_tokens",
+                f"{found}, which hold the longest sentence alone",
+                "set train.activation_checkpointing, lower data.max_tokens, or make the model smaller",
             )
         if self.ranks.n > 1:
-            raise ConfigError(f"train.micro_batch_tokens: rank {self.ranks.rank} is {found}: set it to {halved}")
+            raise ConfigError("train.micro_batch_tokens", f"rank {self.ranks.rank} is {found}", f"set it to {halved}")
         self.progress.micro_batch_tokens = halved
         self.tracker.say(
             f"warning: {found}: the update is made again in {self.engine.budget.n_micro_batches} micro-batches of "
@@ -478,7 +480,7 @@ class Trainer:
         theirs, ours = folder.config.model.shape, self.config.model.shape
         if differing := [key for key in ours if ours[key] != theirs[key]]:
             wanted = ", ".join(f"{key}: {as_yaml(theirs[key])} (here {as_yaml(ours[key])})" for key in differing)
-            raise ConfigError(f"train.init_from: the model in {folder.path} needs {wanted}: change what differs")
+            raise ConfigError("train.init_from", f"the model in {folder.path} needs {wanted}", "change what differs")
         self.engine.load(folder.load_weights(), None, folder.path)
 
     # --- for people
