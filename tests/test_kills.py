@@ -17,7 +17,7 @@ from mt.config.settings import RunConfig
 from mt.pipeline import train_run
 from mt.run_folder import RunFolder
 from mt.tools.verify import Kill, compare, kill_at
-from mt.train.engine import Engine, Outcome, Update
+from mt.train.engine import Engine, StepResult, Update
 from tests.forks import MT, Fork
 from tests.toys import toy_config
 
@@ -55,7 +55,7 @@ def make_step_33_without_end() -> None:
     """So that the kill comes before the save of step 35, however late it is."""
     step = Engine.step
 
-    def endless(engine: Engine, update: Update, lr: float) -> Outcome:
+    def endless(engine: Engine, update: Update, lr: float) -> StepResult:
         if update.step == 33:
             time.sleep(1_000)
         return step(engine, update, lr)
