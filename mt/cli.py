@@ -10,7 +10,6 @@ import contextlib
 import io
 import json
 import logging
-import math
 import os
 import select
 import sys
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, NoReturn
 import typer
 
 from mt.errors import ConfigError, MTError
+from mt.units import finite
 
 if TYPE_CHECKING:
     from mt.decode.files import Shard
@@ -799,13 +799,13 @@ def _score_text(result: PairScore) -> str:
 
 
 def _score_json(result: PairScore) -> str:
-    """JSON has no infinity: the figures of a pair that was not scored are null."""
+    """Return the figures of a pair; those of a pair that was not scored are null."""
     figures = {"log_prob": result.log_prob, "mean_log_prob": result.mean_log_prob, "score": result.score}
     entry = {
         "line": result.pair.line,
         "src": result.pair.src,
         "tgt": result.pair.tgt,
-        **{name: figure if math.isfinite(figure) else None for name, figure in figures.items()},
+        **finite(figures),
         "n_tokens": result.n_tokens,
         "pieces": result.pieces,
         "token_log_probs": [round(log_prob, 6) for log_prob in result.token_log_probs],

@@ -1,6 +1,10 @@
-"""Numbers as people read them."""
+"""Numbers as people read them, and as JSON can hold them."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
 
 
 def format_bytes(n: float) -> str:
@@ -20,3 +24,12 @@ def format_duration(seconds: float) -> str:
 def format_count(n: int) -> str:
     """63.1 M from a million on, else 36,320."""
     return f"{n / 1e6:.1f} M" if n >= 1_000_000 else f"{n:,}"
+
+
+def finite(value: Any) -> Any:
+    """Return a value of dicts and lists with None for NaN and infinity, which JSON does not have."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): finite(child) for key, child in value.items()}
+    return [finite(child) for child in value] if isinstance(value, (list, tuple)) else value

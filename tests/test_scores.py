@@ -64,7 +64,7 @@ def test_scores_agree_with_the_sacrebleu_command_to_the_last_digit(tmp_path: Pat
         assert score.confidence is not None
         assert score.confidence.n_samples == 200
         assert score.confidence.mean == pytest.approx(entry["confidence_mean"], abs=1e-13)
-        assert score.confidence.half_width == pytest.approx(entry["confidence_var"], abs=1e-13)
+        assert (score.confidence.high - score.confidence.low) / 2 == pytest.approx(entry["confidence_var"], abs=1e-13)
 
 
 def test_scores_against_two_references_agree_with_the_command(tmp_path: Path):

@@ -64,10 +64,6 @@ class Confidence:
     high: float
     n_samples: int
 
-    @property
-    def half_width(self) -> float:
-        return (self.high - self.low) / 2
-
 
 @dataclass(frozen=True)
 class Score:

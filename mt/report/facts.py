@@ -6,14 +6,13 @@ Fields are named like the keys of report.json. Keys that no page shows have no f
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Generic, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, SkipValidation
 
-from mt.units import format_duration
+from mt.units import finite, format_duration
 
 LARGEST_P = 0.05  # below it, a difference is called significant
 BETTER, WORSE, NO_DIFFERENCE = "better", "worse", f"no difference at p < {LARGEST_P}"
@@ -37,16 +36,8 @@ class Facts(BaseModel):
 
 def facts_json(facts: Mapping[str, Any]) -> str:
     """Write facts as JSON: NaN and infinity become null, and half a surrogate pair an escape."""
-    text = json.dumps(_without_nan(facts), indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(finite(facts), indent=1, ensure_ascii=False, allow_nan=False)
     return _HALF_PAIRS.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _without_nan(child) for key, child in value.items()}
-    return [_without_nan(child) for child in value] if isinstance(value, (list, tuple)) else value
 
 
 def short_name(metric: str) -> str:

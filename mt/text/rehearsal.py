@@ -39,10 +39,6 @@ class CleanedSample:
     removed: dict[Reason, Removal]
     seconds: float
 
-    @property
-    def kept_share(self) -> float:
-        return len(self.src) / len(self.sample.src)
-
 
 @dataclass(frozen=True)
 class EncodedSample:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ from mt.run_folder import RunFolder
 from mt.system.console import show_messages
 from mt.text.corpus import ParallelIds, PreparedCorpus, Sentences
 from mt.train.loop import train
+from mt.units import finite
 
 _log = logging.getLogger(__name__)
 
@@ -47,21 +48,8 @@ CONFIG, LOG = "config.yaml", "training.log"
 _SECONDS_BETWEEN_LOOKS = 0.0005
 
 
-class Child(Protocol):
-    """A training in a process of its own."""
-
-    def poll(self) -> int | None:
-        """Its exit status once it has ended, a negative signal where one ended it."""
-
-    def kill(self) -> None:
-        """SIGKILL."""
-
-    def wait(self) -> int:
-        """Its exit status."""
-
-
+Child = subprocess.Popen[bytes]  # a training in its own process
 Start = Callable[[Path, Path], Child]  # of a run folder that holds the config, and of a prepared corpus
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -159,17 +147,13 @@ class Verdict:
             "bit_identical": self.is_bit_identical,
             "n_updates": self.n_updates,
             "kills": [asdict(kill) for kill in self.kills],
-            "resumed": _finite(asdict(self.resumed)),
-            "again": None if self.again is None else _finite(asdict(self.again)),
+            "resumed": finite(asdict(self.resumed)),
+            "again": None if self.again is None else finite(asdict(self.again)),
         }
 
 
 def _times(n: int) -> str:
     return "once" if n == 1 else f"{n} times"
-
-
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
 def _difference_lines(difference: Difference) -> list[str]:
@@ -196,7 +180,6 @@ def verify_resume(
     n_updates: int = 30,
     n_kills: int = 3,
     start: Start | None = None,
-    say: Say = _log.info,
 ) -> Verdict:
     """Find out whether a training that is killed and goes on ends with the same bits as one that is not.
 
@@ -205,7 +188,6 @@ def verify_resume(
         n_updates: of each run.
         n_kills: how often the second run is killed, at moments drawn with `train.seed`; the first one in a save.
         start: starts a training; another process of this Python by default.
-        say: gets a line for people now and then.
     Raises:
         ConfigError: too many kills for the updates, or none of them came in time.
         MTError: the training itself ends with an error.
@@ -219,13 +201,13 @@ def verify_resume(
     corpus = prepare(config).folder
     with ExitStack() as stack:
         folder = run_dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mt-verify-")))
-        runs = _Runs(short_config(config, n_updates), folder, corpus, start or start_process, say)
+        runs = _Runs(short_config(config, n_updates), folder, corpus, start or start_process)
         pace = runs.in_one_go("one-go")
         kills = runs.killed("killed", n_kills, pace)
         resumed = compare(folder / "one-go", folder / "killed", n_updates)
         again = None
         if not resumed.is_none:
-            say("they differ: once more in one go, to see whether that differs too")
+            _log.info("they differ: once more in one go, to see whether that differs too")
             runs.in_one_go("one-go-again")
             again = compare(folder / "one-go", folder / "one-go-again", n_updates)
         return Verdict(n_updates, tuple(kills), resumed, again)
@@ -266,12 +248,11 @@ class _Runs:
     folder: Path
     corpus: Path
     start: Start
-    say: Say
 
     def in_one_go(self, name: str) -> Pace:
         """Train without a kill."""
         run_dir, n_updates = self._begin(name), self.config.train.max_steps
-        self.say(f"{n_updates} updates in one go")
+        _log.info(f"{n_updates} updates in one go")
         updating_from = saving_from = None
         saves = [0.0]
         with _ended(self.start(run_dir, self.corpus)) as child:
@@ -292,7 +273,7 @@ class _Runs:
     def killed(self, name: str, n_kills: int, pace: Pace) -> list[Kill]:
         """Train with kills, each followed by another start."""
         run_dir, n_updates = self._begin(name), self.config.train.max_steps
-        self.say(f"{n_updates} updates, killed {_times(n_kills)}")
+        _log.info(f"{n_updates} updates, killed {_times(n_kills)}")
         chance = random.Random(self.config.train.seed)
         kills: list[Kill] = []
         for i in range(n_kills):
@@ -308,13 +289,13 @@ class _Runs:
                 _require_success(child.wait(), run_dir)
                 break
             kills.append(kill)
-            self.say(f"killed {kill} ({len(kills)} of {n_kills})")
+            _log.info(f"killed {kill} ({len(kills)} of {n_kills})")
         else:
             with _ended(self.start(run_dir, self.corpus)) as child:
                 _require_success(child.wait(), run_dir)
         if not kills:
             raise ConfigError("--updates", f"{n_updates} were made before a kill could come", "give more")
-        self.say("went on to the end")
+        _log.info("went on to the end")
         return kills
 
     def _begin(self, name: str) -> Path:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mt.run_folder import RunFolder
 from mt.system.console import Line, is_terminal
 from mt.system.files import explained_writes, write_text
-from mt.units import format_duration
+from mt.units import finite, format_duration
 
 if TYPE_CHECKING:
     from mt.train.progress import Progress
@@ -87,10 +87,8 @@ class Tracker:
         self._show_validation(step, result)
 
     def _record(self, progress: Progress, values: dict[str, Any]) -> None:
-        # JSON has no NaN.
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         reached = {"n_tgt_tokens": progress.n_tgt_tokens, "train_seconds": progress.train_seconds}
-        self._metrics.write_line({"step": progress.step, **finite, **reached})
+        self._metrics.write_line({"step": progress.step, **finite(values), **reached})
 
     def _continued(self, step: int) -> tuple[_GrowingFile, _GrowingFile]:
         """Metrics and samples, with what was recorded up to an update."""
