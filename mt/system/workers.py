@@ -269,13 +269,16 @@ class _Fork:
         fork = multiprocessing.get_context("fork")
         self._process = fork.Process(target=_serve, args=(there, os.getpid()), daemon=True)
         self._process.start()
+        # Two threads may wait; the one that the system does not tell must not look before the other knows.
+        self._is_waiting = threading.Lock()
 
     def kill(self) -> None:
         self._process.kill()
 
     def wait(self) -> int:
-        self._process.join()
-        return self._process.exitcode or 0
+        with self._is_waiting:
+            self._process.join()
+            return self._process.exitcode or 0
 
 
 def _serve(connection: Connection, parent: int) -> None:
