@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from safetensors import SafetensorError
@@ -41,54 +41,52 @@ CHECKSUMS = "sha256"  # key of the manifest: file name → 64 hexadecimal digits
 
 
 @dataclass(frozen=True)
-class ModelFolder:
-    """A model folder that has all its files and is of our version."""
+class CheckedFolder:
+    """A folder that has all its files and is of our version, whose manifest tells whether they are undamaged."""
 
     path: Path
     config: RunConfig
     manifest: dict[str, Any]
 
+    KIND: ClassVar[str]  # what it is called
+    FILES: ClassVar[tuple[str, ...]]
+    FORMAT: ClassVar[dict[str, Any]]  # entries of the manifest
+    KEYS: ClassVar[dict[str, type]]  # the types of others
+    HOW_TO_REPAIR: ClassVar[str]
+    HOW_TO_READ: ClassVar[str]  # if it is of another version
+
     @classmethod
-    def open(cls, path: Path) -> ModelFolder:
-        """Read the small files of a model folder.
+    def open(cls, path: Path) -> Self:
+        """Read the small files of a folder.
 
         Raises:
             CheckpointError: something is missing, damaged, or of another version.
         """
-        if not path.is_dir():
-            raise CheckpointError(f"{path}: no such model folder")
-        missing = [name for name in (WEIGHTS, CONFIG, TOKENIZER, MANIFEST) if not (path / name).is_file()]
-        if missing and (path / EXPORTED).is_file():
-            raise CheckpointError(
-                f"{path}: is an export for CTranslate2: mt translate takes it with --backend ctranslate2; all else "
-                "takes the model that it was made of"
-            )
+        missing = [name for name in cls.FILES if not (path / name).is_file()]
         if missing:
-            raise CheckpointError(f"{path}: is no complete model folder: {', '.join(missing)} missing")
+            raise CheckpointError(path, f"is not a complete {cls.KIND}: {', '.join(missing)} missing")
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-            version = manifest["format_version"]
-            if version == FORMAT_VERSION and not isinstance(manifest["vocab_size"], int):
-                raise TypeError(f"vocab_size is {manifest['vocab_size']!r}")
-            if version == FORMAT_VERSION and not isinstance(manifest[CHECKSUMS], dict):
-                raise TypeError(f"{CHECKSUMS} is {manifest[CHECKSUMS]!r}")
+            found = {key: manifest[key] for key in cls.FORMAT}
+            for key, kind in cls.KEYS.items() if found == cls.FORMAT else ():
+                if not isinstance(manifest[key], kind):
+                    raise TypeError(f"{key} is {manifest[key]!r}")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path / MANIFEST}: is damaged: {error!r}: {_ADVICE}") from error
-        if version != FORMAT_VERSION:
-            raise CheckpointError(
-                f"{path}: was written in format {version}, this version of mt reads format {FORMAT_VERSION}: "
-                "use the version of mt that its manifest.json names"
-            )
+            raise CheckpointError(path / MANIFEST, f"is damaged: {error!r}", cls.HOW_TO_REPAIR) from error
+        if found != cls.FORMAT:
+            theirs, ours = (" ".join(map(str, each.values())) for each in (found, cls.FORMAT))
+            problem = f"was written in format {theirs}, this version of mt reads format {ours}"
+            raise CheckpointError(path, problem, cls.HOW_TO_READ)
         check_file(path / CONFIG, manifest)
         try:
             config = load_config(str(path / CONFIG))
         except MTError as error:
-            raise CheckpointError(f"{path}: its {CONFIG} does not load: {error}") from error
+            raise CheckpointError(path, f"its {CONFIG} does not load: {error}") from error
         return cls(path, config, manifest)
 
     @property
     def tokenizer_path(self) -> Path:
-        """The file of the tokenizer, found to be the one that was saved.
+        """Return the file of the tokenizer, found to be the one that was saved.
 
         Raises:
             CheckpointError: it is damaged.
@@ -97,7 +95,7 @@ class ModelFolder:
         return self.path / TOKENIZER
 
     def load_tokenizer(self) -> Tokenizer:
-        """The tokenizer that the model was trained with."""
+        """Load the tokenizer that the model was trained with."""
         tokenizer = Tokenizer.load(self.tokenizer_path)
         if tokenizer.vocab_size != self.manifest["vocab_size"]:
             raise CheckpointError(
@@ -105,6 +103,29 @@ class ModelFolder:
                 f"{self.manifest['vocab_size']:,}: put the original file back"
             )
         return tokenizer
+
+
+class ModelFolder(CheckedFolder):
+    """A model folder, or a checkpoint."""
+
+    KIND = "model folder"
+    FILES = (WEIGHTS, CONFIG, TOKENIZER, MANIFEST)
+    FORMAT: ClassVar = {"format_version": FORMAT_VERSION}
+    KEYS: ClassVar = {"vocab_size": int, CHECKSUMS: dict}
+    HOW_TO_REPAIR = "put the original file back, or delete the folder"
+    HOW_TO_READ = f"use the version of mt that its {MANIFEST} names"
+
+    @classmethod
+    def open(cls, path: Path) -> ModelFolder:
+        """Read the small files of a model folder; see `CheckedFolder.open`."""
+        if not path.is_dir():
+            raise CheckpointError(path, "no such model folder")
+        if (path / EXPORTED).is_file() and not (path / WEIGHTS).is_file():
+            raise CheckpointError(
+                f"{path}: is an export for CTranslate2: mt translate takes it with --backend ctranslate2; all else "
+                "takes the model that it was made of"
+            )
+        return super().open(path)
 
     def load_weights(self) -> dict[str, Tensor]:
         """All parameters by name, float32."""
@@ -141,30 +162,21 @@ class ModelFolder:
         return state
 
 
-_ADVICE = "put the original file back, or delete the folder"
-
-
 def check_file(path: Path, manifest: dict[str, Any]) -> None:
-    """Whether a file is the one that was saved.
-
-    Raises:
-        CheckpointError: it is not, or it cannot be read.
-    """
+    """Raise a CheckpointError unless a file is the one that was saved."""
     try:
         checksum = file_checksum(path)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
     if checksum != manifest[CHECKSUMS].get(path.name):
-        raise CheckpointError(f"{path}: is damaged: its checksum is not the one in {MANIFEST}: {_ADVICE}")
+        problem = f"is damaged: its checksum is not the one in {MANIFEST}"
+        raise CheckpointError(path, problem, ModelFolder.HOW_TO_REPAIR)
 
 
 def file_checksum(path: Path) -> str:
-    """The checksum that `sha256sum` prints."""
-    checksum, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
+    """Return the checksum that `sha256sum` prints."""
     with path.open("rb", buffering=0) as stream:
-        while n_bytes := stream.readinto(buffer):
-            checksum.update(buffer[:n_bytes])
-    return checksum.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def load_into(model: Transformer, weights: dict[str, Tensor], origin: Path) -> None:

@@ -324,9 +324,9 @@ def translate(
         _refuse({"--align": align, "--alignments": alignments}, "CTranslate2 gives no alignments", needed)
     if is_resumed and output_file == "-":
         raise ConfigError("--resume", "continues an output file", "give --output FILE")
-    from mt.decode.files import Job, translate_files
+    from mt.decode.files import TranslateOptions, translate_files
 
-    job = Job(
+    options = TranslateOptions(
         source=input_file,
         output=output_file,
         prefixes=prefix,
@@ -350,7 +350,7 @@ def translate(
         return Translator.load(model, device=device, precision=precision, retries=retries, n_processes=None)
 
     with _named_as_options():
-        translate_files(job, load, search, _aligner if align or alignments else None)
+        translate_files(options, load, search, _aligner if align or alignments else None)
 
 
 @app.command()

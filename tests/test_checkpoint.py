@@ -217,7 +217,7 @@ def test_an_incomplete_folder_is_named_with_what_it_lacks(
     (folder / "manifest.json").unlink()
     with pytest.raises(CheckpointError) as caught:
         ModelFolder.open(folder)
-    assert str(caught.value) == f"{folder}: is no complete model folder: tokenizer.model, manifest.json missing"
+    assert str(caught.value) == f"{folder}: is not a complete model folder: tokenizer.model, manifest.json missing"
 
 
 def test_a_folder_of_another_version_is_refused(tmp_path: Path, config: RunConfig, tokenizer_path: Path) -> None:

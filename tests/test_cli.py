@@ -484,7 +484,7 @@ def names() -> set[str]:
 def test_what_was_interrupted_goes_on_with_resume(
     run: Run, interrupted: Callable[..., Any], error: BaseException, status: int
 ):
-    stopped = "stopped: the first 6 lines are in {}/out.part: the same command with --resume goes on\n"
+    stopped = "stopped: the first 6 lines are in {}/out.part: the same command with --resume continues\n"
     assert interrupted(error) == (status, "", stopped.format(Path.cwd()))
     assert names() == {"in", "out.part", "out.part.json"}
     assert Path("out.part").read_text("utf-8") == "".join(f"LINE {i}\n" for i in range(6))
@@ -501,7 +501,7 @@ def test_standard_input_can_be_resumed_if_it_is_given_again(run: Run, interrupte
     text = Path("in").read_bytes()
     status, _, stderr = run(*again, stdin=text.replace(b"line 3", b"line three"))
     assert (status, stderr.count("\n")) == (2, 1)
-    assert "was made from others than those in standard input" in stderr
+    assert "its 6 lines were translated from other lines than those in standard input" in stderr
     assert run(*again, stdin=text) == (0, "", "")
     assert Path("out").read_text("utf-8") == "".join(f"LINE {i}\n" for i in range(10))
 
@@ -518,9 +518,8 @@ def test_resume_begins_anew_where_there_is_nothing_to_go_on_with(run: Run):
     write_lines("in", ["a", "b"])
     assert run(*RESUME) == (0, "", "")
     assert Path("out").read_text("utf-8") == "A\nB\n"
-    message = (
-        "error: out: is there, and no out.part to go on with: delete it, or leave --resume out, to translate anew\n"
-    )
+    fix = "delete it, or leave --resume out, to translate again"
+    message = f"error: out: exists already, and there is no out.part to continue: {fix}\n"
     assert run(*RESUME) == (2, "", message)
     assert Path("out").read_text("utf-8") == "A\nB\n"
 
@@ -544,7 +543,7 @@ def test_all_files_go_on_together(run: Run, interrupted: Callable[..., Any], mon
         )
         assert run(*RESUME, *options)[0] == 130
     assert names() == {"in", "out.part", "out.part.json", "al.part"}
-    message = f"error: {Path.cwd()}/al.part: is missing: delete {Path.cwd()}/out.part too, to begin anew\n"
+    message = f"error: {Path.cwd()}/al.part: is missing: delete {Path.cwd()}/out.part too, to start over\n"
     Path("al.part").rename("elsewhere")
     assert run(*RESUME, *options) == (2, "", message)
     Path("elsewhere").rename("al.part")
@@ -559,7 +558,7 @@ def test_all_files_go_on_together(run: Run, interrupted: Callable[..., Any], mon
 
 def test_an_interrupted_translation_is_not_begun_anew_by_mistake(run: Run, interrupted: Callable[..., Any]):
     interrupted(KeyboardInterrupt())
-    message = "is an interrupted translation of 6 lines: add --resume to go on with it, or delete it to begin anew"
+    message = "is an interrupted translation of 6 lines: add --resume to continue it, or delete it to start over"
     assert run(*RESUME[:-1]) == (2, "", f"error: {Path.cwd()}/out.part: {message}\n")
     Path("out.part").unlink()
     assert run(*RESUME[:-1]) == (0, "", "")
@@ -570,8 +569,8 @@ def test_a_file_that_is_only_named_like_a_part_is_left_alone(run: Run):
     write_lines("in", ["a"])
     write_lines("out.part", ["something else"])
     message = (
-        f"error: {Path.cwd()}/out.part: is in the way, and there is no {Path.cwd()}/out.part.json that says what it is "
-        "the beginning of: move it away\n"
+        f"error: {Path.cwd()}/out.part: is in the way, and no {Path.cwd()}/out.part.json says which translation it "
+        "belongs to: move it away\n"
     )
     for options in (RESUME, RESUME[:-1]):
         assert run(*options) == (2, "", message)
@@ -579,52 +578,47 @@ def test_a_file_that_is_only_named_like_a_part_is_left_alone(run: Run):
 
 
 @pytest.mark.parametrize(
-    ("change", "problem"),
+    ("change", "message"),
     [
-        (["--beam-size", "5"], "it was begun with --beam-size 4, not 5"),
-        (["--sample"], "it was begun without --sample"),
-        (["--format", "jsonl"], "it was begun with --format text, not jsonl"),
-        (["--shard", "1/2"], "it was begun without --shard"),
-        (["--no-repeat-ngram", "3"], "it was begun with --no-repeat-ngram 0, not 3"),
-        (["--no-retry"], "it was begun with --retry"),
-        (["--prefix", "in"], "it was begun without --prefix"),
-        ("identity", "it was begun with another model"),
-        ("part", "out.part is not what was written then"),
-        ("text", "what it has of 6 lines was made from others than those in in"),
-        ("fewer", "what it has of 6 lines was made from others than those in in"),
+        (["--beam-size", "5"], "was started with --beam-size 4, not 5: rerun with --beam-size 4"),
+        (["--sample"], "was started without --sample: rerun without --sample"),
+        (["--format", "jsonl"], "was started with --format text, not jsonl: rerun with --format text"),
+        (["--shard", "1/2"], "was started without --shard: rerun without --shard"),
+        (["--no-repeat-ngram", "3"], "was started with --no-repeat-ngram 0, not 3: rerun with --no-repeat-ngram 0"),
+        (["--no-retry"], "was started with --retry: rerun with --retry"),
+        (["--prefix", "in"], "was started without --prefix: rerun without --prefix"),
+        ("identity", "was started with another model: give that model"),
+        ("part", "is shorter than what was written to it: delete it to start over"),
+        ("text", "its 6 lines were translated from other lines than those in in: give the same text"),
+        ("fewer", "its 6 lines were translated from other lines than those in in: give the same text"),
     ],
 )
-def test_a_part_that_is_no_beginning_of_the_output_is_refused(
-    run: Run, interrupted: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, change: Any, problem: str
+def test_a_part_that_another_command_started_is_refused(
+    run: Run, interrupted: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, change: Any, message: str
 ):
     interrupted(KeyboardInterrupt())
+    part = Path("out.part")
     options: list[str] = []
     if change == "identity":
         monkeypatch.setattr(FakeTranslator, "identity", {**FakeTranslator.identity, "model": "4567"})
     elif change == "part":
-        content = Path("out.part").read_bytes()
-        Path("out.part").write_bytes(content.replace(b"LINE 2", b"line 2"))
+        part.write_bytes(part.read_bytes()[:-1])
     elif change == "text":
         write_lines("in", [f"line {i + (i == 5)}" for i in range(10)])
     elif change == "fewer":
         write_lines("in", [f"line {i}" for i in range(5)])
     else:
         options = change
-    part = Path("out.part").read_bytes()
-    status, stdout, stderr = run(*RESUME, *options)
-    assert (status, stdout) == (2, "")
-    assert stderr.startswith(
-        f"error: {Path.cwd()}/out.part: is no beginning of what this command writes: {problem}: give the "
-    )
-    assert stderr.endswith(", or delete it to begin anew\n")
-    assert stderr.count("\n") == 1
-    assert Path("out.part").read_bytes() == part
+    content = part.read_bytes()
+    start_over = "" if change == "part" else ", or delete it to start over"
+    assert run(*RESUME, *options) == (2, "", f"error: {Path.cwd()}/out.part: {message}{start_over}\n")
+    assert part.read_bytes() == content
 
 
 def test_a_record_that_is_damaged_is_refused(run: Run, interrupted: Callable[..., Any]):
     interrupted(KeyboardInterrupt())
     Path("out.part.json").write_text('{"format": 1', "utf-8")
-    message = f"is damaged, or of another version of mt: delete it and {Path.cwd()}/out.part to begin anew"
+    message = f"is damaged, or was written by another version of mt: delete it and {Path.cwd()}/out.part to start over"
     assert run(*RESUME) == (2, "", f"error: {Path.cwd()}/out.part.json: {message}\n")
 
 
@@ -765,11 +759,11 @@ def test_what_contradicts_the_config_of_the_model_is_named_too(run: Run, monkeyp
         (["--resume"], "--resume: continues an output file: give --output FILE"),
         (
             ["--resume", "--output", "/dev/null"],
-            "--resume: goes on with regular files alone: give --output, and --alignments if any, such",
+            "--resume: can only continue regular files: give regular files to --output and --alignments",
         ),
         (
             ["--output", "out", "--alignments", "/dev/null"],
-            "--alignments: /dev/null is no regular file, and --output is: give two files, or none",
+            "--alignments: /dev/null is not a regular file, but --output is: give two regular files, or none",
         ),
         (["--input", "missing.en"], "missing.en: no such file (looked for in {cwd})"),
         (["--input", "."], ".: is a folder, expected a text file"),

@@ -26,7 +26,7 @@ from tests.toys import V, files_up_to, random_pairs, tiles, toy_config, toy_text
 ctranslate2 = pytest.importorskip("ctranslate2")
 
 from mt.export import ctranslate2 as exporter  # noqa: E402
-from mt.export.ctranslate2 import CTranslate2Backend, ExportFolder, export, load_translator  # noqa: E402
+from mt.export.ctranslate2 import CTranslate2Backend, export, load_translator  # noqa: E402
 
 LINES = toy_text(40, 9)[0]
 UNPENALISED = DecodeConfig(beam_size=4, length_penalty=0.0)
@@ -107,7 +107,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         export=home / "export",
         model=model.for_inference(torch.float32),
         tokenizer=tokenizer,
-        backend=CTranslate2Backend.load(ExportFolder.open(home / "export")),
+        backend=load_translator(home / "export").backend,
         sources=[[*ids, EOS_ID] for ids in tokenizer.encode_batch(LINES)],
     )
 
@@ -422,10 +422,12 @@ def test_a_folder_that_is_no_whole_export_is_refused(exported: Exported, tmp_pat
 
     how = "make one with mt export --to ctranslate2"
     assert problem(tmp_path / "no") == f"{tmp_path / 'no'}: no such folder: give an export, {how}"
-    assert problem(exported.folder) == f"{exported.folder}: is no export for CTranslate2, model.bin is missing: {how}"
+    assert (
+        problem(exported.folder) == f"{exported.folder}: is not an export for CTranslate2, model.bin is missing: {how}"
+    )
     folder = copied(exported.export, tmp_path / "export")
     (folder / "config.json").unlink()
-    assert problem(folder) == f"{folder}: is no complete export: config.json missing"
+    assert problem(folder) == f"{folder}: is not a complete export: config.json missing"
     (folder / "config.json").write_text("{}")
     assert problem(folder) == (
         f"{folder / 'config.json'}: is damaged: its checksum is not the one in manifest.json: "
@@ -438,7 +440,8 @@ def test_a_folder_that_is_no_whole_export_is_refused(exported: Exported, tmp_pat
     manifest = json.loads((exported.export / "manifest.json").read_text("utf-8")) | {"format_version": 9}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert problem(folder) == (
-        f"{folder}: was written in format ctranslate2 9, this version of mt reads ctranslate2 1: export the model again"
+        f"{folder}: was written in format ctranslate2 9, this version of mt reads format ctranslate2 1: export the "
+        "model again"
     )
 
 

@@ -77,7 +77,7 @@ FLOORS: list[set[str]] = [
         "decode.files",
         "decode.graphs",
         "decode.lines",
-        "decode.oddities",
+        "decode.quality_flags",
         "decode.outputs",
         "decode.scorer",
         "decode.parallel",

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from mt.config.settings import TokenizerConfig
-from mt.decode.splitting import Part, joined, split_text
+from mt.decode.splitting import Part, join_parts, split_text
 from mt.text.normalise import normalise
 from mt.text.tokenizer import Tokenizer, count_words, train_tokenizer
 from tests.toys import toy_text
@@ -95,9 +95,9 @@ def test_nothing_but_spaces_at_cuts_is_lost(tokenizer: Tokenizer):
 
 
 def test_translations_are_joined_as_their_script_has_it():
-    assert joined("Er kam.", "Er sah.", False) == "Er kam. Er sah."
-    assert joined("Donau", "dampf", True) == "Donaudampf"
-    assert joined("他来了。", "他看见了。", False) == "他来了。他看见了。"
-    assert joined("他来了。", "OK.", False) == "他来了。 OK."
-    assert joined("", "Er sah.", False) == "Er sah."
-    assert joined("Er kam.", "", False) == "Er kam."
+    assert join_parts("Er kam.", "Er sah.", False) == "Er kam. Er sah."
+    assert join_parts("Donau", "dampf", True) == "Donaudampf"
+    assert join_parts("他来了。", "他看见了。", False) == "他来了。他看见了。"
+    assert join_parts("他来了。", "OK.", False) == "他来了。 OK."
+    assert join_parts("", "Er sah.", False) == "Er sah."
+    assert join_parts("Er kam.", "", False) == "Er kam."

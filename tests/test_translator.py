@@ -215,7 +215,7 @@ def test_a_line_that_is_too_long_is_translated_in_parts_and_flagged(translator: 
 
 
 def parts_of(translator: Translator, line: str) -> list[str]:
-    sentences, _ = translator._sentences([line], [""], 0, translator.decode)
+    (sentences,) = translator._sentences([line], [""], 0, translator.decode)
     for sentence in sentences:
         assert len(sentence.ids) <= MAX_SOURCE_TOKENS
         assert sentence.ids == [*translator.tokenizer.encode(sentence.part.text), translator.tokenizer.eos_id]

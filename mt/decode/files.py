@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from mt.config.settings import DecodeConfig
-from mt.decode.lines import LineReader, count_lines, decoded, require_utf8
-from mt.decode.outputs import Outputs, Progress, open_outputs
+from mt.decode.lines import LineReader, decoded, open_lines, require_utf8
+from mt.decode.outputs import Outputs, open_outputs
 from mt.decode.words import pharaoh
 from mt.errors import ConfigError, DataError
 from mt.system.console import Meter
 from mt.system.signals import exit_on_signals
-from mt.text.files import explained, open_bytes, require_text
 
 if TYPE_CHECKING:  # a translator comes with torch, and what is wrong with a file is told before
     from mt.decode.translator import Aligner, Hypothesis, Translator
@@ -38,7 +37,10 @@ _REPORTS = {
     "too_short": "have a translation that is far too short",
     "max_length": "have a translation that had to end at --max-length",
 }
+_RETRIED = "were searched twice, the second time with repetition blocked: their first translation was odd"
 _OPTIONS = {"no_repeat_ngram_size": "--no-repeat-ngram"}  # that are not named as their setting
+_JSON_FIELDS = ("text", "score", "log_prob", "log_prob_per_token", "n_tokens", "tokens", "alignment", "flags")
+_ESCAPES = {ord(char): f"\\u{ord(char):04x}" for char in "\x7f\x85\u2028\u2029"}  # some readers end a line there
 
 
 class Shard(NamedTuple):
@@ -51,12 +53,12 @@ class Shard(NamedTuple):
         return f"{self.number}/{self.n_shards}"
 
     def lines(self, n_lines: int) -> range:
-        """Its lines, from 0. Blocks differ by one line at most."""
+        """Return its lines, from 0. Blocks differ by one line at most."""
         return range(n_lines * (self.number - 1) // self.n_shards, n_lines * self.number // self.n_shards)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class TranslateOptions:
     """What is to be translated, and how it is to be written."""
 
     source: str  # a path, or - for standard input
@@ -72,32 +74,6 @@ class Job:
     has_progress: bool = True
 
 
-@dataclass(frozen=True)
-class _Text:
-    """Lines to read."""
-
-    name: str
-    reader: LineReader
-    n_lines: int | None  # None: a pipe, whose lines cannot be counted
-
-    def batches(self, n_lines: int | None, pause_seconds: float | None) -> Iterator[list[bytes]]:
-        batches = self.reader.batches(n_lines, pause_seconds=pause_seconds)
-        while True:
-            with explained(Path(self.name)):  # the reading alone: what goes wrong in between is not this file's fault
-                batch = next(batches, None)
-            if batch is None:
-                return
-            yield batch
-
-    def take(self, n_lines: int) -> list[bytes]:
-        with explained(Path(self.name)):
-            return self.reader.take(n_lines)
-
-    def skip(self, n_lines: int) -> None:
-        with explained(Path(self.name)):
-            self.reader.skip(n_lines)
-
-
 def option_of(setting: str) -> str:
     """Return the option that gives a setting of `decode`, or an argument of a function; any other key as it is."""
     name = setting.removeprefix("decode.")
@@ -105,7 +81,7 @@ def option_of(setting: str) -> str:
 
 
 def search_settings(base: DecodeConfig, changes: Mapping[str, Any]) -> DecodeConfig:
-    """The settings with what the options change.
+    """Return the settings with what the options change.
 
     Raises:
         ConfigError: they contradict each other; the message names the options.
@@ -119,86 +95,131 @@ def search_settings(base: DecodeConfig, changes: Mapping[str, Any]) -> DecodeCon
 
 
 def translate_files(
-    job: Job,
+    options: TranslateOptions,
     load: Callable[[], Translator],
     changes: Mapping[str, Any],
     aligner_of: Callable[[Translator], Aligner] | None = None,
 ) -> None:
-    """Translate what the job says, from where an interrupted run stopped if it is resumed.
+    """Translate a file or a stream, from where an interrupted run stopped if that is resumed.
 
     Args:
-        load: gives the translator; called when all files have been found to be in order.
+        load: returns the translator; called once all files have been found to be in order.
         changes: settings of the search that differ from the model's own.
-        aligner_of: gives what finds alignments, where there are to be any.
+        aligner_of: returns what finds alignments, if there are to be any.
     Raises:
         MTError: the files, the options or the model need the user's attention.
     """
     with contextlib.ExitStack() as files:
-        text = files.enter_context(_opened(job.source, job.is_strict))
-        prefixes = None if job.prefixes is None else files.enter_context(_opened_prefixes(job.prefixes, text))
-        lines = _lines_of_shard(job, text)
-        translations = cast(BinaryIO, sys.stdout.buffer) if job.output == "-" else Path(job.output)
-        outputs = files.enter_context(open_outputs(translations, job.alignments, is_resumed=job.is_resumed))
+        text = files.enter_context(open_lines(options.source, is_strict=options.is_strict))
+        prefixes = None
+        if options.prefixes is not None:
+            prefixes = files.enter_context(open_lines(str(options.prefixes)))
+            _check_number_of_prefixes(prefixes, text)
+        lines = _lines_of_shard(options.shard, text)
+        translations = cast(BinaryIO, sys.stdout.buffer) if options.output == "-" else Path(options.output)
+        outputs = files.enter_context(open_outputs(translations, options.alignments, is_resumed=options.is_resumed))
         translator = load()
         decode = search_settings(translator.decode, changes)
-        done = outputs.begin(_made_by(job, translator, decode))
-        _go_to(lines.start + done.n_lines if lines else done.n_lines, text, prefixes, done, outputs)
-        work = _Work(job, translator, decode, aligner_of and aligner_of(translator), text, prefixes, outputs)
-        with _told_how_to_go_on(outputs):
-            counts = work.do(done, lines)
+        outputs.begin(resume_key(options, translator, decode))
+        run = _TranslationRun(
+            options, translator, decode, aligner_of and aligner_of(translator), text, prefixes, lines, outputs
+        )
+        run.skip_done()
+        with _resume_hint(outputs):
+            run.translate()
             outputs.finish()
-    _report(counts, translator)
+    _report(outputs.record.counts, translator.max_source_tokens)
+
+
+def resume_key(options: TranslateOptions, translator: Translator, decode: DecodeConfig) -> dict[str, Any]:
+    """Return all that the output depends on but the text. Names are those of options, if there is one."""
+    from mt import __version__
+
+    return {
+        "mt": __version__,
+        **{f"--{name}": value for name, value in translator.identity.items()},
+        "--retry": translator.retries,
+        "data.max_tokens": translator.max_source_tokens,
+        "--format": "jsonl" if options.is_jsonl else "text",
+        "--n-best": options.n_best,
+        "--prefix": options.prefixes is not None,
+        "--align": options.is_aligned,
+        "--alignments": options.alignments is not None,
+        "--shard": options.shard and str(options.shard),
+        **{option_of(name): value for name, value in asdict(decode).items()},
+    }
 
 
 @dataclass(frozen=True)
-class _Work:
-    """A translation under way."""
+class _TranslationRun:
+    """A translation in progress."""
 
-    job: Job
+    options: TranslateOptions
     translator: Translator
     decode: DecodeConfig
     aligner: Aligner | None
-    text: _Text
-    prefixes: _Text | None
+    text: LineReader
+    prefixes: LineReader | None
+    lines: range | None  # to be translated, from 0; None: all that come
     outputs: Outputs
 
-    def do(self, done: Progress, lines: range | None) -> Counter[str]:
-        """Translate what is left of the lines, or all there are; returns the number of lines with each flag."""
-        counts = Counter(done.counts)
-        n_done, n_before = done.n_lines, lines.start if lines else 0
-        n_left = None if lines is None else len(lines) - n_done
+    def skip_done(self) -> None:
+        """Pass over the lines before the first to be translated.
+
+        Raises:
+            DataError: they are not those that the run to be resumed has translated.
+        """
+        record = self.outputs.record
+        for reader in filter(None, (self.text, self.prefixes)):
+            reader.skip((self.lines.start if self.lines else 0) + record.n_lines)
+        now = self._digests
+        for which, name in (("lines", self.text.name), ("prefixes", str(self.options.prefixes))):
+            if record.n_lines and now.get(which) != record.digests.get(which):
+                problem = f"its {record.n_lines:,} lines were translated from other {which} than those in {name}"
+                raise DataError(self.outputs.where, problem, "give the same text, or delete it to start over")
+
+    def translate(self) -> None:
+        """Translate the lines that are left, step by step."""
+        record, lines = self.outputs.record, self.lines
+        counts, n_done, total = Counter(record.counts), record.n_lines, None if lines is None else len(lines)
         with Meter(
             "lines",
-            len(lines) if lines else None,
+            total or None,
             before=n_done,
             line_seconds=LINE_SECONDS,
-            is_shown=self.job.has_progress,
+            is_shown=self.options.has_progress,
             has_summary=True,
         ) as meter:
-            for batch in self.text.batches(n_left, self._pause_seconds):
-                entries = self._translated(batch, n_before + n_done, _shown_by(meter, n_done, len(batch)))
+            n_left = None if total is None else total - n_done
+            # Someone may wait for the translations of lines that come one by one.
+            pause_seconds = PAUSE_SECONDS if self.outputs.are_seen_at_once and self.text.total is None else None
+            for batch in self.text.batches(n_left, pause_seconds=pause_seconds):
+                n_before = (lines.start if lines else 0) + n_done
+
+                def show(fraction: float, n_done: int = n_done, n_lines: int = len(batch)) -> None:
+                    meter.show(n_done + fraction * n_lines)
+
+                entries = self._entries(batch, n_before, show)
                 counts.update(flag for entry in entries for flag in entry.flags)
                 counts["lines"] += len(batch)
                 n_done += len(batch)
-                self.outputs.add(self._contents(entries), Progress(n_done, self._digests(), dict(counts)))
-        if lines is not None and n_done < len(lines):
-            raise DataError(f"{self.text.name}: ended early: it was changed while it was read")
-        if self.job.shard is None and self.prefixes is not None and self.prefixes.take(1):
-            raise DataError(f"{self.prefixes.name}: has more lines than {self.text.name}: give a prefix for each line")
-        return counts
+                self.outputs.add(self._contents(entries), n_done, self._digests, dict(counts))
+        if total is not None and n_done < total:
+            raise DataError(self.text.name, "ended early", "it was changed while it was read")
+        if self.options.shard is None and self.prefixes is not None and self.prefixes.take(1):
+            problem = f"has more lines than {self.text.name}"
+            raise DataError(self.prefixes.name, problem, "give a prefix for each line")
 
     @property
-    def _pause_seconds(self) -> float | None:
-        """How long to wait for a list of lines to become long, where somebody may wait for their translations."""
-        return PAUSE_SECONDS if self.outputs.are_seen_at_once and self.text.n_lines is None else None
-
     def _digests(self) -> dict[str, str]:
-        return _digests(self.text, self.prefixes)
+        readers = {"lines": self.text, "prefixes": self.prefixes}
+        return {name: reader.digest for name, reader in readers.items() if reader is not None}
 
-    def _translated(self, batch: Sequence[bytes], n_before: int, on_progress: Callable[[float], None]) -> list[_Entry]:
-        if self.job.is_strict:
+    def _entries(self, batch: Sequence[bytes], n_before: int, on_progress: Callable[[float], None]) -> list[_Entry]:
+        """Translate some lines, before which the text has `n_before` others."""
+        if self.options.is_strict:
             for number, line in enumerate(batch, start=n_before + 1):
-                require_utf8(line, Path(self.text.name), number)
+                require_utf8(line, self.text.name, number)
         texts, are_valid = zip(*map(decoded, batch), strict=True)
         from mt.decode.translator import PrefixError
 
@@ -207,39 +228,37 @@ class _Work:
                 self.translator.translate_lines(
                     texts,
                     self.decode,
-                    n_best=self.job.n_best,
-                    prefixes=self._prefixes(len(batch)),
+                    n_best=self.options.n_best,
+                    prefixes=self._next_prefixes(len(batch)),
                     aligner=self.aligner,
                     on_progress=on_progress,
                 )
             )
         except PrefixError as error:
-            raise DataError(f"{self.job.prefixes}, line {n_before + error.line + 1:,}: {error}") from None
-        numbered = enumerate(zip(texts, are_valid, translated, strict=True), start=n_before + 1)
-        return [_Entry(number, text, is_valid, found) for number, (text, is_valid, found) in numbered]
+            raise DataError(f"{self.options.prefixes}, line {n_before + error.line + 1:,}: {error}") from None
+        numbers = range(n_before + 1, n_before + len(batch) + 1)
+        return [_Entry(*entry) for entry in zip(numbers, texts, are_valid, translated, strict=True)]
 
-    def _prefixes(self, n_lines: int) -> list[str] | None:
+    def _next_prefixes(self, n_lines: int) -> list[str] | None:
         if self.prefixes is None:
             return None
-        taken = self.prefixes.take(n_lines)
+        name, taken = self.prefixes.name, self.prefixes.take(n_lines)
         if len(taken) < n_lines:
-            name, n_taken = self.prefixes.name, self.prefixes.reader.n_lines
-            raise DataError(f"{name}: has {n_taken:,} lines and {self.text.name} has more: give a prefix for each line")
-        texts, are_valid = zip(*map(decoded, taken), strict=True)
-        if not all(are_valid):
-            number = self.prefixes.reader.n_lines - n_lines + are_valid.index(False) + 1
-            raise DataError(f"{self.prefixes.name}, line {number:,}: is not valid UTF-8: fix the line")
-        return list(texts)
+            problem = f"has {self.prefixes.n_read:,} lines and {self.text.name} has more"
+            raise DataError(name, problem, "give a prefix for each line")
+        for number, line in enumerate(taken, start=self.prefixes.n_read - n_lines + 1):
+            if not decoded(line)[1]:
+                raise DataError(f"{name}, line {number:,}", "is not valid UTF-8", "fix the line")
+        return [decoded(line)[0] for line in taken]
 
     def _contents(self, entries: Sequence[_Entry]) -> list[bytes]:
-        """What is added to each of the outputs."""
-        n_best = self.job.n_best
-        if self.job.is_jsonl:
-            translations = [entry.json_line(self.aligner is not None) for entry in entries]
+        """Return what is added to each of the outputs."""
+        n_best = self.options.n_best
+        if self.options.is_jsonl:
+            contents = [[entry.json_line(self.aligner is not None) for entry in entries]]
         else:
-            translations = [line for entry in entries for line in entry.texts(n_best)]
-        contents = [translations]
-        if self.job.alignments is not None:
+            contents = [[line for entry in entries for line in entry.texts(n_best)]]
+        if self.options.alignments is not None:
             contents.append([line for entry in entries for line in entry.alignments(n_best)])
         return ["".join(f"{line}\n" for line in lines).encode() for lines in contents]
 
@@ -255,149 +274,61 @@ class _Entry:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """Of the line and of its best translation."""
+        """Return the flags of the line and of its best translation."""
         return (*self.hypotheses[0].flags, *(() if self.is_valid else (INVALID_UTF8,)))
 
     def texts(self, n_best: int) -> list[str]:
-        """Exactly `n_best` lines, empty ones where the search found fewer, so that line numbers can be reckoned."""
+        """Return exactly `n_best` lines, empty ones if the search found fewer, so that line numbers can be computed."""
         return _filled([hypothesis.text for hypothesis in self.hypotheses], n_best)
 
     def alignments(self, n_best: int) -> list[str]:
         return _filled([pharaoh(hypothesis.alignment or ()) for hypothesis in self.hypotheses], n_best)
 
     def json_line(self, is_aligned: bool) -> str:
-        hypotheses = [
-            {
-                "text": hypothesis.text,
-                "score": hypothesis.score,
-                "log_prob": hypothesis.log_prob,
-                "log_prob_per_token": hypothesis.log_prob_per_token,
-                "n_tokens": hypothesis.n_tokens,
-                "tokens": hypothesis.tokens,
-                "alignment": pharaoh(hypothesis.alignment or ()) if is_aligned else None,
-                "flags": hypothesis.flags,
-            }
-            for hypothesis in self.hypotheses
-        ]
+        hypotheses = [{name: getattr(hypothesis, name) for name in _JSON_FIELDS} for hypothesis in self.hypotheses]
+        for hypothesis in hypotheses:
+            hypothesis["alignment"] = pharaoh(hypothesis["alignment"] or ()) if is_aligned else None
         line = {"line": self.number, "src": self.text, "flags": self.flags, "hypotheses": hypotheses}
-        # Some readers take these for ends of lines.
         return json.dumps(line, ensure_ascii=False).translate(_ESCAPES)
-
-
-_ESCAPES = {ord(char): f"\\u{ord(char):04x}" for char in "\x7f\x85\u2028\u2029"}
-
-
-def _shown_by(meter: Meter, n_done: int, n_lines: int) -> Callable[[float], None]:
-    """Shows how much of the next `n_lines` is done."""
-    return lambda share: meter.show(n_done + share * n_lines)
 
 
 def _filled(lines: list[str], n: int) -> list[str]:
     return lines + [""] * (n - len(lines))
 
 
-@contextlib.contextmanager
-def _opened(name: str, is_strict: bool = False) -> Iterator[_Text]:
-    """Text to read; a regular file is read once to its end before, so that what is wrong with it shows at once."""
-    if name == "-":
-        if sys.stdin.isatty():
-            _log.info("reading from the terminal: one line each, end with Ctrl-D")
-        stdin = cast(BinaryIO, getattr(sys.stdin.buffer, "raw", sys.stdin.buffer))
-        yield _Text("standard input", LineReader(stdin), None)
-        return
-    path = Path(name)
-    n_lines = None
-    with explained(path):
-        if path.is_file():
-            with open_bytes(path) as beginning:
-                require_text(beginning.read(8), path)
-            n_lines = count_lines(path, is_strict=is_strict)
-            stream = open_bytes(path)
-        else:  # a pipe, which cannot be read twice; where it pauses, a buffered stream could not be closed
-            stream = cast(BinaryIO, open(path, "rb", buffering=0))  # noqa: SIM115
-    with stream:
-        yield _Text(name, LineReader(stream), n_lines)
-
-
-@contextlib.contextmanager
-def _opened_prefixes(path: Path, text: _Text) -> Iterator[_Text]:
-    with _opened(str(path)) as prefixes:
-        if None not in (prefixes.n_lines, text.n_lines) and prefixes.n_lines != text.n_lines:
-            raise DataError(
-                f"{path} has {prefixes.n_lines:,} lines and {text.name} has {text.n_lines:,}: give a prefix for each "
-                "line, an empty one where there is none"
-            )
-        yield prefixes
-
-
-def _lines_of_shard(job: Job, text: _Text) -> range | None:
-    """The lines to be translated, from 0; None for all that come."""
-    if job.shard is None:
-        return None if text.n_lines is None else range(text.n_lines)
-    if text.n_lines is None:
-        raise ConfigError(
-            "--shard", f"needs to count lines, and {text.name} can be read once only", "give a file to --input"
+def _check_number_of_prefixes(prefixes: LineReader, text: LineReader) -> None:
+    if None not in (prefixes.total, text.total) and prefixes.total != text.total:
+        raise DataError(
+            f"{prefixes.name} has {prefixes.total:,} lines and {text.name} has {text.total:,}",
+            "give a prefix for each line, an empty one where there is none",
         )
-    return job.shard.lines(text.n_lines)
 
 
-def _made_by(job: Job, translator: Translator, decode: DecodeConfig) -> dict[str, Any]:
-    """All that the output depends on but the text. Names are those of options where there is one."""
-    from mt import __version__
-
-    return {
-        "mt": __version__,
-        **{f"--{name}": value for name, value in translator.identity.items()},
-        "--retry": translator.retries,
-        "data.max_tokens": translator.max_source_tokens,
-        "--format": "jsonl" if job.is_jsonl else "text",
-        "--n-best": job.n_best,
-        "--prefix": job.prefixes is not None,
-        "--align": job.is_aligned,
-        "--alignments": job.alignments is not None,
-        "--shard": None if job.shard is None else str(job.shard),
-        **{option_of(name): value for name, value in asdict(decode).items()},
-    }
-
-
-def _digests(text: _Text, prefixes: _Text | None) -> dict[str, str]:
-    return {"lines": text.reader.digest} | ({} if prefixes is None else {"prefixes": prefixes.reader.digest})
-
-
-def _go_to(n_lines: int, text: _Text, prefixes: _Text | None, done: Progress, outputs: Outputs) -> None:
-    """Pass over the lines before the first to be translated; those that are done have to be the same as then."""
-    for each in (text, *([] if prefixes is None else [prefixes])):
-        each.skip(n_lines)
-    if not done.n_lines:
-        return
-    now = _digests(text, prefixes)
-    for which, name in (("lines", text.name), ("prefixes", prefixes.name if prefixes else "")):
-        if now.get(which) != done.digests.get(which):
-            raise DataError(
-                f"{outputs.where}: is no beginning of what this command writes: what it has of {done.n_lines:,} lines "
-                f"was made from others than those in {name}: give the same text, or delete it to begin anew"
-            )
+def _lines_of_shard(shard: Shard | None, text: LineReader) -> range | None:
+    """Return the lines to be translated, from 0; None for all that come."""
+    if shard is not None and text.total is None:
+        problem = f"needs to count lines, and {text.name} can be read once only"
+        raise ConfigError("--shard", problem, "give a file to --input")
+    return None if text.total is None else (shard or Shard(1, 1)).lines(text.total)
 
 
 @contextlib.contextmanager
-def _told_how_to_go_on(outputs: Outputs) -> Iterator[None]:
+def _resume_hint(outputs: Outputs) -> Iterator[None]:
     """End on SIGTERM as on Ctrl-C: with files that end with a whole line, and a word about what became of them."""
     try:
         with exit_on_signals():
             yield
     except (KeyboardInterrupt, SystemExit):
-        if outputs.can_go_on:
-            done = f"stopped: the first {outputs.n_lines:,} lines are in {outputs.where}"
-            _log.info(f"{done}: the same command with --resume goes on")
+        if outputs.can_be_resumed:
+            done = f"stopped: the first {outputs.record.n_lines:,} lines are in {outputs.where}"
+            _log.info(f"{done}: the same command with --resume continues")
         raise
 
 
-def _report(counts: Mapping[str, int], translator: Translator) -> None:
-    """Which lines were not translated as they are, or not well."""
-    for flag, problem in _REPORTS.items():
+def _report(counts: Mapping[str, int], max_source_tokens: int) -> None:
+    """Say which lines were not translated as they are, or not well."""
+    reports = [*((flag, logging.WARNING, text) for flag, text in _REPORTS.items()), ("retried", logging.INFO, _RETRIED)]
+    for flag, level, problem in reports:
         if counts.get(flag):
-            told = problem.format(max_source_tokens=translator.max_source_tokens)
-            _log.warning(f"{counts[flag]:,} of {counts['lines']:,} lines {told}")
-    if counts.get("retried"):
-        told = "were searched twice, the second time with repetition blocked: their first translation was odd"
-        _log.info(f"{counts['retried']:,} of {counts['lines']:,} lines {told}")
+            told = problem.format(max_source_tokens=max_source_tokens)
+            _log.log(level, f"{counts[flag]:,} of {counts['lines']:,} lines {told}")

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import queue
 import select
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from mt.errors import DataError
-from mt.text.files import explained, open_bytes
+from mt.text.files import explained, open_bytes, require_text
+
+_log = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 1 << 16
 _BLOCKS_AHEAD = 64
-# What a list of lines may hold, that memory stays flat where lines are long.
+# What a list of lines may hold, so that memory stays flat if lines are long.
 MAX_LINES, MAX_BYTES = 4_096, 8 << 20
 
 
@@ -28,25 +32,30 @@ class LineReader:
     Lines end in a line feed alone; a last line without one is a line.
 
     The thread may still wait for input when the program ends. A buffered stream would then be locked, which Python
-    takes for a fatal error: give the raw one where input may pause.
+    takes for a fatal error: give the raw one if input may pause.
+
+    Args:
+        name: of the file, for errors.
+        total: number of lines; None for a pipe, whose lines cannot be counted.
     """
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, name: str = "standard input", total: int | None = None) -> None:
+        self.name, self.total = name, total
         self._blocks: queue.Queue[bytes | Exception] = queue.Queue(maxsize=_BLOCKS_AHEAD)
         self._lines: deque[bytes] = deque()
         self._unfinished: list[bytes] = []  # pieces of a line: joined once, however long it is
         self._is_at_end = False
         self._digest = hashlib.blake2b(digest_size=16)
-        self.n_lines = 0  # given out or skipped
+        self.n_read = 0  # lines given out or skipped
         threading.Thread(target=_read_ahead, args=(stream, self._blocks), daemon=True).start()
 
     @property
     def digest(self) -> str:
-        """Hash of all lines given out or skipped."""
+        """Return the hash of all lines given out or skipped."""
         return self._digest.hexdigest()
 
     def take(self, max_lines: int) -> list[bytes]:
-        """The next lines, fewer only at the end."""
+        """Return the next lines, fewer only at the end."""
         lines: list[bytes] = []
         while len(lines) < max_lines and (line := self._next(None)) is not None:
             lines.append(line)
@@ -65,10 +74,10 @@ class LineReader:
         pause_seconds: float | None = None,
         longest_wait_seconds: float = 1.0,
     ) -> Iterator[list[bytes]]:
-        """The lines that are left, or `n_lines` of them, in lists that are long enough to sort.
+        """Yield the lines that are left, or `n_lines` of them, in lists that are long enough to sort.
 
         Where a list ends depends on the lines alone: after `max_lines`, or when it holds MAX_BYTES. With
-        `pause_seconds` it may end earlier: when no line came for so long, or when its first line has waited for
+        `pause_seconds` it may end earlier: when no line came for that long, or when its first line has waited for
         `longest_wait_seconds`.
         """
         while n_lines is None or n_lines > 0:
@@ -93,18 +102,19 @@ class LineReader:
             yield self._given_out(batch)
 
     def _given_out(self, lines: list[bytes]) -> list[bytes]:
-        self.n_lines += len(lines)
+        self.n_read += len(lines)
         for line in lines:
             self._digest.update(line)
             self._digest.update(b"\n")
         return lines
 
     def _next(self, wait_seconds: float | None) -> bytes | None:
-        """The next line, None at the end; `queue.Empty` if it does not come in time."""
+        """Return the next line, None at the end; raise `queue.Empty` if it does not come in time."""
         while not self._lines and not self._is_at_end:
             block = self._blocks.get(timeout=wait_seconds)
             if isinstance(block, Exception):
-                raise block
+                with explained(Path(self.name)):
+                    raise block
             self._split(block)
         return self._lines.popleft() if self._lines else None
 
@@ -134,14 +144,40 @@ def _read_ahead(stream: BinaryIO, blocks: queue.Queue[bytes | Exception]) -> Non
     blocks.put(b"")
 
 
+@contextlib.contextmanager
+def open_lines(name: str, *, is_strict: bool = False) -> Iterator[LineReader]:
+    """Yield a reader of a file, or of standard input for `-`.
+
+    A regular file is read once to its end before, so that what is wrong with it shows at once.
+
+    Raises:
+        DataError: it cannot be read, or contains no text; see `count_lines`.
+    """
+    if name == "-":
+        if sys.stdin.isatty():
+            _log.info("reading from the terminal: one line each, end with Ctrl-D")
+        yield LineReader(cast(BinaryIO, getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)))
+        return
+    path, n_lines = Path(name), None
+    with explained(path):
+        if path.is_file():
+            with open_bytes(path) as beginning:
+                require_text(beginning.read(8), path)
+            n_lines = count_lines(path, is_strict=is_strict)
+            stream = open_bytes(path)
+        else:  # a pipe, which cannot be read twice; if it pauses, a buffered stream could not be closed
+            stream = cast(BinaryIO, open(path, "rb", buffering=0))  # noqa: SIM115
+    with stream:
+        yield LineReader(stream, name, n_lines)
+
+
 def count_lines(path: Path, *, is_strict: bool = False) -> int:
-    """Lines of a text file, which may be compressed.
+    """Count the lines of a text file, which may be compressed.
 
     Raises:
         DataError: it cannot be read to its end; or it is to be UTF-8, strictly, and is not.
     """
-    n_lines = 0
-    last = b"\n"
+    n_lines, last = 0, b"\n"
     with explained(path), open_bytes(path) as stream:
         if is_strict:
             for n_lines, line in enumerate(stream, start=1):
@@ -153,22 +189,18 @@ def count_lines(path: Path, *, is_strict: bool = False) -> int:
     return n_lines + (last != b"\n")
 
 
-def require_utf8(line: bytes, path: Path, number: int) -> None:
-    """
-    Raises:
-        DataError: the line has a byte that is no UTF-8.
-    """
+def require_utf8(line: bytes, path: str | Path, number: int) -> None:
+    """Raise a DataError about the first byte of a line that is not UTF-8."""
     try:
         line.decode()
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}, line {number:,}: byte 0x{line[error.start]:02x} at offset {error.start:,} is not UTF-8: fix "
-            "the line, or leave --strict out to have such bytes read as U+FFFD"
-        ) from None
+        problem = f"byte 0x{line[error.start]:02x} at offset {error.start:,} is not UTF-8"
+        fix = "fix the line, or leave --strict out to have such bytes read as U+FFFD"
+        raise DataError(f"{path}, line {number:,}", problem, fix) from None
 
 
 def decoded(line: bytes) -> tuple[str, bool]:
-    """The text of a line without its carriage return, and whether it was valid UTF-8; bad bytes become U+FFFD."""
+    """Return a line's text without its carriage return, and whether it was valid UTF-8; bad bytes become U+FFFD."""
     line = line.removesuffix(b"\r")
     try:
         return line.decode(), True
@@ -177,15 +209,15 @@ def decoded(line: bytes) -> tuple[str, bool]:
 
 
 def lines_of_text(path: Path) -> list[str]:
-    """All lines of a text file, which may be compressed.
+    """Return all lines of a text file, which may be compressed.
 
     Raises:
-        DataError: it is missing, unreadable, or holds no text.
+        DataError: it is missing, unreadable, or has no text.
     """
     with explained(path), open_bytes(path) as stream:
         lines = [decoded(line)[0] for line in stream.read().split(b"\n")]
     if lines[-1] == "":
         lines.pop()
     if not any(line.strip() for line in lines):
-        raise DataError(f"{path}: has no text: nothing to translate")
+        raise DataError(path, "has no text", "nothing to translate")
     return lines

@@ -1,20 +1,19 @@
-"""What `mt translate` writes: whole lines, step by step, so that a run that was cut short can go on.
+"""What `mt translate` writes: whole lines, step by step, so that an interrupted run can be resumed.
 
 An output file grows as OUTPUT.part and gets its name when it is whole. OUTPUT.part.json says how it is made and how far
-it has come. It is written after each step: what lies behind its figures is cut off by the run that goes on.
+it has come. It is written after each step; a run that resumes cuts off what was written behind that step.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from io import FileIO
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, NoReturn
 
 from mt.errors import ConfigError, DataError
@@ -22,151 +21,113 @@ from mt.system.files import WriteError, explained_writes, whole_file
 from mt.system.locks import locked
 
 _FORMAT = 1
-_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a translation has come."""
+class OutputRecord:
+    """How far a translation has come, and what it was made with."""
 
+    made_by: Mapping[str, Any] = field(default_factory=dict)  # all that the output depends on but the text
     n_lines: int = 0  # of the input
     digests: Mapping[str, str] = field(default_factory=dict)  # of what was read so far, by name
     counts: Mapping[str, int] = field(default_factory=dict)  # of lines with something to report
+    n_bytes: tuple[int, ...] = ()  # of each output file
+
+    @classmethod
+    def read(cls, path: Path, part: Path) -> OutputRecord | None:
+        """Read the record of an earlier run; None if there is none."""
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found.pop("format") == _FORMAT:
+                n_bytes = tuple(file["bytes"] for file in found.pop("files"))
+                return cls(n_bytes=n_bytes, **found)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass
+        fix = f"delete it and {part} to start over"
+        raise DataError(path, "is damaged, or was written by another version of mt", fix)
+
+    def write(self, path: Path) -> None:
+        facts = dict(vars(self))
+        files = [{"bytes": n_bytes} for n_bytes in facts.pop("n_bytes")]
+        with explained_writes(path), whole_file(path, is_synced=True) as stream:
+            stream.write(
+                json.dumps({"format": _FORMAT, **facts, "files": files}, ensure_ascii=False, indent=1).encode()
+            )
 
 
 class DirectFile:
-    """Standard output, a pipe or a device: what is written cannot be taken back."""
+    """Standard output, a pipe or a device: what is written cannot be taken back.
 
-    def __init__(self, stream: BinaryIO, path: Path | None) -> None:
-        self._stream = stream
-        self._path = path  # None: standard output
+    Args:
+        path: None for standard output.
+    """
+
+    def __init__(self, path: Path | None, stream: BinaryIO | FileIO) -> None:
+        self.path, self._stream = path, stream
 
     def write(self, content: bytes) -> None:
         start = _place_in_file(self._stream)
         try:
-            rest = memoryview(content)
-            while rest:
-                rest = rest[self._stream.write(rest) :]
+            _write_all(self._stream, content)
             self._stream.flush()
         except OSError as error:
             if start is not None:  # redirected to a file, which shall end with a whole line
                 os.ftruncate(self._stream.fileno(), start)
-            if self._path is None:
+            if self.path is None:
                 raise
-            raise WriteError(self._path, error) from None
-
-    def close(self) -> None:
-        if self._path is not None:
-            self._stream.close()
+            raise WriteError(self.path, error) from None
 
 
 class PartFile:
-    """A file that is written as `path.part` and gets its name when it is whole."""
+    """A file that is written as `path.part`, by this process alone, and gets its name when it is whole."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._target = Path(os.path.realpath(path))  # a link is written through
-        self.part = self._target.with_name(f"{self._target.name}.part")
-        self._descriptor: int | None = None
-        self._lock = ExitStack()
-        self._n_bytes = 0
-        self._digest = hashlib.blake2b(digest_size=16)
-
-    @property
-    def size(self) -> int | None:
-        """In bytes; None where there is no such file."""
-        return self.part.stat().st_size if self.part.is_file() else None
-
-    @property
-    def is_published(self) -> bool:
-        return self._target.exists()
+    def __init__(self, path: Path, files: ExitStack) -> None:
+        self.path, self._files = path, files
+        self.target = Path(os.path.realpath(path))  # a link is written through
+        self.part = self.target.with_name(f"{self.target.name}.part")
 
     def open(self) -> None:
-        """Open the part, which is made if there is none, for this process alone."""
         with explained_writes(self.path):
-            self._descriptor = os.open(self.part, os.O_RDWR | os.O_CREAT, 0o666)
-        lock = self.part.with_name(f".{self.part.name}.lock")
-        with explained_writes(self.path):
-            self._lock.enter_context(locked(lock, self._refuse))
+            self._stream = self._files.enter_context(self.part.open("ab", buffering=0))
+            self._files.enter_context(locked(self.part.with_name(f".{self.part.name}.lock"), self._refuse))
 
     def _refuse(self) -> NoReturn:
-        raise DataError(f"{self.part}: another mt translate is writing it: wait for it, or stop it")
-
-    def go_on(self, recorded: Mapping[str, Any]) -> bool:
-        """Go on behind what is recorded; False where that is not what the part begins with."""
-        assert self._descriptor is not None
-        n_left = recorded["bytes"]
-        os.lseek(self._descriptor, 0, os.SEEK_SET)
-        while n_left and (block := os.read(self._descriptor, min(n_left, _BLOCK_BYTES))):
-            self._digest.update(block)
-            n_left -= len(block)
-        self._n_bytes = recorded["bytes"] - n_left
-        return self.recorded() == recorded
-
-    def recorded(self) -> dict[str, Any]:
-        return {"bytes": self._n_bytes, "blake2b": self._digest.hexdigest()}
-
-    def cut(self) -> None:
-        """Cut off what lies behind the steps that were completed."""
-        assert self._descriptor is not None
-        os.ftruncate(self._descriptor, self._n_bytes)
-        os.lseek(self._descriptor, self._n_bytes, os.SEEK_SET)
+        raise DataError(self.part, "another mt translate is writing it", "wait for it, or stop it")
 
     def write(self, content: bytes) -> None:
-        """Write to the disk, where it counts for nothing before `complete_step`."""
-        assert self._descriptor is not None
         with explained_writes(self.path):
-            rest = memoryview(content)
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
-            os.fsync(self._descriptor)
+            _write_all(self._stream, content)
+            os.fsync(self._stream.fileno())
 
-    def complete_step(self, content: bytes) -> None:
-        self._n_bytes += len(content)
-        self._digest.update(content)
+    def cut(self, n_bytes: int) -> None:
+        self._stream.truncate(n_bytes)
 
     def publish(self) -> None:
         with explained_writes(self.path):
-            self.part.replace(self._target)
+            self.part.replace(self.target)
 
-    def withdraw(self) -> None:
-        """Undo `publish`."""
-        self._target.replace(self.part)
-
-    def close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-        self._lock.close()
+    def unpublish(self, n_bytes: int) -> None:
+        """Undo `publish`, if the run was killed between that and its end."""
+        if not self.part.is_file() and self.target.is_file() and self.target.stat().st_size == n_bytes:
+            self.target.replace(self.part)
 
 
 class Outputs:
-    """The files that a translation writes side by side; the first is that of the translations.
+    """The files that a translation writes in step; the first is that of the translations."""
 
-    Raises:
-        DataError: a file cannot be written, or what is there from an earlier run is in the way or does not fit.
-    """
-
-    def __init__(self, files: Sequence[DirectFile | PartFile], *, is_resumed: bool = False) -> None:
-        self._files = files
+    def __init__(self, files: Sequence[DirectFile | PartFile], *, is_resumed: bool) -> None:
+        self._files, self._is_resumed = files, is_resumed
         self._parts = [file for file in files if isinstance(file, PartFile)]
         first = files[0]
-        # Where the translations themselves cannot be taken up again, nothing is kept.
+        # If the translations themselves cannot be resumed, nothing is kept.
         self._record_path = first.part.with_name(f"{first.part.name}.json") if isinstance(first, PartFile) else None
-        self._is_resumed = is_resumed
-        self._record: dict[str, Any] | None = None  # of the run that this one continues
-        self._made_by: Mapping[str, Any] = {}
-        self._progress = Progress()
-        self._is_ours = self._is_finished = False
+        self.record = OutputRecord(n_bytes=(0,) * len(files))
 
     @property
-    def n_lines(self) -> int:
-        """Lines of the input whose translations will last."""
-        return self._progress.n_lines
-
-    @property
-    def where(self) -> str:
-        return str(self._parts[0].part)
+    def where(self) -> Path:
+        return self._parts[0].part
 
     @property
     def are_seen_at_once(self) -> bool:
@@ -174,196 +135,152 @@ class Outputs:
         return self._record_path is None
 
     @property
-    def can_go_on(self) -> bool:
-        """Whether what was written stays for a run that goes on."""
-        return self._record_path is not None and self.n_lines > 0
+    def can_be_resumed(self) -> bool:
+        return self._record_path is not None and self.record.n_lines > 0
 
-    def __enter__(self) -> Outputs:
-        try:
-            self._open()
-        except BaseException:
-            self._close()
-            raise
-        return self
+    def open(self) -> None:
+        """Open the files, and find how far the run has come that is resumed."""
+        if self._record_path is not None:
+            self.record = self._earlier_record(self._record_path) or self.record
+        for file in self._parts:
+            file.open()
+        self._write_record()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._is_ours and not self._is_finished:
-            for file in self._parts:
-                if self.can_go_on:
-                    file.cut()
-                else:
-                    file.part.unlink(missing_ok=True)
-            if self._record_path is not None and not self.can_go_on:
-                self._record_path.unlink(missing_ok=True)
-        self._close()
-
-    def begin(self, made_by: Mapping[str, Any]) -> Progress:
-        """Where to begin.
+    def begin(self, made_by: Mapping[str, Any]) -> None:
+        """Make ready to append what comes after the lines that `record` counts.
 
         Args:
-            made_by: all that the output depends on but the text: name → value, for JSON.
+            made_by: all that the output depends on but the text, for JSON. Names are those of options, if there is one.
+        Raises:
+            DataError: the run that is resumed was started with something else.
         """
-        self._made_by = made_by
-        if self._record is not None:
-            self._check(self._record, made_by)
-            for file in self._parts:
-                file.cut()
-            self._progress = Progress(*(self._record[key] for key in ("n_lines", "digests", "counts")))
-            self._is_ours = True
-        return self._progress
+        made_by = json.loads(json.dumps(made_by))
+        if self.can_be_resumed and (difference := _difference(self.record.made_by, made_by)):
+            raise DataError(self.where, f"was started {difference[0]}", f"{difference[1]}, or delete it to start over")
+        self.record = replace(self.record, made_by=made_by)
+        self._cut()
 
-    def add(self, contents: Sequence[bytes], progress: Progress) -> None:
-        """One step: what is added to each file, and how far the translation has come with it."""
+    def add(
+        self, contents: Sequence[bytes], n_lines: int, digests: Mapping[str, str], counts: Mapping[str, int]
+    ) -> None:
+        """Take one step: append to each file, and record how far the translation has come; see OutputRecord."""
+        before = self.record
         try:
             for file, content in zip(self._files, contents, strict=True):
                 file.write(content)
-            for file, content in zip(self._files, contents, strict=True):
-                if isinstance(file, PartFile):
-                    file.complete_step(content)
-            self._write_record(progress)
+            n_bytes = tuple(n + len(content) for n, content in zip(before.n_bytes, contents, strict=True))
+            self.record = OutputRecord(before.made_by, n_lines, digests, counts, n_bytes)
+            self._write_record()
         except WriteError as error:
-            if not self.can_go_on:
+            self.record = before
+            if not self.can_be_resumed:
                 raise
             raise WriteError(error.path, error.error, "run the same command with --resume") from None
-        self._progress = progress
 
     def finish(self) -> None:
         """Give the files their names."""
-        # The translations last: whoever waits for them finds the others.
+        # The translations last: anyone who waits for them finds the others.
         for file in reversed(self._parts):
             file.publish()
-        self._is_finished = True
         if self._record_path is not None:
             self._record_path.unlink(missing_ok=True)
 
-    def _open(self) -> None:
-        if self._record_path is not None:
-            self._record = self._read_record(self._record_path)
-            if self._record is None:
-                self._check_nothing_is_there()
-            elif self._record["n_lines"] == 0 or not self._find_parts(self._record):
-                self._record = None  # it stopped before its first step, or its part was deleted
-        for file in self._parts:
-            file.open()
-        if self._record is None:
-            self._is_ours = True
-            for file in self._parts:
-                file.cut()
-            self._write_record(self._progress)
-
-    def _check_nothing_is_there(self) -> None:
-        for file in self._parts:
-            if file.size:
-                raise DataError(
-                    f"{file.part}: is in the way, and there is no {self._record_path} that says what it is the "
-                    "beginning of: move it away"
-                )
-            if self._is_resumed and file.is_published:
-                raise DataError(
-                    f"{file.path}: is there, and no {file.part.name} to go on with: delete it, or leave --resume out, "
-                    "to translate anew"
-                )
-
-    def _find_parts(self, record: Mapping[str, Any]) -> bool:
-        """Whether the parts of an interrupted run are there; they may have been given their names already."""
-        there = [file for file in self._parts if file.size is not None]
-        if there and not self._is_resumed:
-            raise DataError(
-                f"{there[0].part}: is an interrupted translation of {record['n_lines']:,} lines: add --resume to go "
-                "on with it, or delete it to begin anew"
-            )
-        if not self._is_resumed:
-            return False
-        for file, recorded in zip(self._parts, record["files"], strict=False):
-            if file.size is None and file.is_published and file._target.stat().st_size == recorded["bytes"]:
-                file.withdraw()
-                there.append(file)
-        if there and len(there) < len(self._parts):
-            (missing, *_) = (file for file in self._parts if file not in there)
-            raise DataError(f"{missing.part}: is missing: delete {there[0].part} too, to begin anew")
-        if not there:
-            self._check_nothing_is_there()
-        return bool(there)
-
-    def _check(self, record: Mapping[str, Any], made_by: Mapping[str, Any]) -> None:
-        problem = _difference(record["made_by"], json.loads(json.dumps(made_by)))
-        if problem is None:
-            if len(record["files"]) != len(self._parts):
-                problem = "it was begun with another number of files"
-            for file, recorded in zip(self._parts, record["files"], strict=False):
-                if not file.go_on(recorded):
-                    problem = f"{file.part.name} is not what was written then"
-        if problem is not None:
-            raise DataError(
-                f"{self.where}: is no beginning of what this command writes: {problem}: give the command that it was "
-                "begun with, or delete it to begin anew"
-            )
-
-    def _read_record(self, path: Path) -> dict[str, Any] | None:
-        try:
-            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if record["format"] == _FORMAT and {"made_by", "n_lines", "digests", "counts", "files"} <= record.keys():
-                return record
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        raise DataError(f"{path}: is damaged, or of another version of mt: delete it and {self.where} to begin anew")
-
-    def _write_record(self, progress: Progress) -> None:
-        if self._record_path is None:
+    def leave(self) -> None:
+        """Keep the completed steps of a translation that was interrupted; leave nothing of one that has none."""
+        if self.can_be_resumed:
+            self._cut()
             return
-        record = {
-            "format": _FORMAT,
-            "made_by": self._made_by,
-            **asdict(progress),
-            "files": [file.recorded() for file in self._parts],
-        }
-        with explained_writes(self._record_path), whole_file(self._record_path, is_synced=True) as stream:
-            stream.write(json.dumps(record, ensure_ascii=False, indent=1).encode())
+        for path in (*(file.part for file in self._parts), *filter(None, [self._record_path])):
+            path.unlink(missing_ok=True)
 
-    def _close(self) -> None:
-        for file in self._files:
-            file.close()
+    def _earlier_record(self, path: Path) -> OutputRecord | None:
+        """Return the record of the run to be resumed, whose files are there; None if the work starts over."""
+        record = OutputRecord.read(path, self.where)
+        if record is None:
+            self._refuse_to_overwrite(path)
+        if record is None or record.n_lines == 0:  # a run that stopped before its first step was complete
+            return None
+        if self._is_resumed:
+            for file, n_bytes in zip(self._parts, record.n_bytes, strict=False):
+                file.unpublish(n_bytes)
+        missing = [file.part for file in self._parts if not file.part.is_file()]
+        if len(missing) == len(self._parts):
+            if self._is_resumed:
+                self._refuse_to_overwrite(path)
+            return None
+        if not self._is_resumed:
+            problem = f"is an interrupted translation of {record.n_lines:,} lines"
+            raise DataError(self.where, problem, "add --resume to continue it, or delete it to start over")
+        if missing:
+            (there, *_) = (file.part for file in self._parts if file.part not in missing)
+            raise DataError(missing[0], "is missing", f"delete {there} too, to start over")
+        for file, n_bytes in zip(self._parts, record.n_bytes, strict=False):
+            if file.part.stat().st_size < n_bytes:
+                raise DataError(file.part, "is shorter than what was written to it", "delete it to start over")
+        return record
+
+    def _refuse_to_overwrite(self, record_path: Path) -> None:
+        for file in self._parts:
+            if file.part.is_file() and file.part.stat().st_size:
+                problem = f"is in the way, and no {record_path} says which translation it belongs to"
+                raise DataError(file.part, problem, "move it away")
+            if self._is_resumed and file.target.exists():
+                fix = "delete it, or leave --resume out, to translate again"
+                raise DataError(file.path, f"exists already, and there is no {file.part.name} to continue", fix)
+
+    def _cut(self) -> None:
+        """Cut off what was written after the last step that was completed."""
+        for file, n_bytes in zip(self._parts, self.record.n_bytes, strict=False):
+            file.cut(n_bytes)
+
+    def _write_record(self) -> None:
+        if self._record_path is not None:
+            self.record.write(self._record_path)
 
 
-def open_outputs(translations: BinaryIO | Path, alignments: Path | None = None, *, is_resumed: bool = False) -> Outputs:
-    """The outputs of a translation, to be entered as a context.
+@contextmanager
+def open_outputs(
+    translations: BinaryIO | Path, alignments: Path | None = None, *, is_resumed: bool = False
+) -> Iterator[Outputs]:
+    """Yield the outputs of a translation.
 
     Args:
         translations: standard output, or a path.
     Raises:
-        ConfigError: a run cannot go on with what is no regular file.
-        DataError: see `Outputs`.
+        ConfigError: an output that is not a regular file is to be resumed.
+        DataError: a file cannot be written, or what an earlier run left is in the way or does not fit.
     """
-    files: list[DirectFile | PartFile] = []
-    for where in (translations, *([] if alignments is None else [alignments])):
-        if not isinstance(where, Path):
-            files.append(DirectFile(where, None))
-        elif where.exists() and not where.is_file():  # a device or a named pipe is written to directly
-            files.append(_direct(where))
-        else:
-            files.append(PartFile(where))
-    if is_resumed and not all(isinstance(file, PartFile) for file in files):
-        raise ConfigError(
-            "--resume", "goes on with regular files alone", "give --output, and --alignments if any, such"
-        )
-    if isinstance(files[0], PartFile) and isinstance(files[-1], DirectFile):
-        raise ConfigError(
-            "--alignments", f"{alignments} is no regular file, and --output is", "give two files, or none"
-        )
-    return Outputs(files, is_resumed=is_resumed)
+    with ExitStack() as stack:
+        files = [_output_file(where, stack) for where in (translations, alignments) if where is not None]
+        if is_resumed and not all(isinstance(file, PartFile) for file in files):
+            fix = "give regular files to --output and --alignments"
+            raise ConfigError("--resume", "can only continue regular files", fix)
+        if isinstance(files[0], PartFile) and isinstance(files[-1], DirectFile):
+            problem = f"{alignments} is not a regular file, but --output is"
+            raise ConfigError("--alignments", problem, "give two regular files, or none")
+        outputs = Outputs(files, is_resumed=is_resumed)
+        outputs.open()
+        stack.callback(outputs.leave)
+        yield outputs
 
 
-def _direct(path: Path) -> DirectFile:
-    with explained_writes(path):
-        return DirectFile(path.open("wb", buffering=0), path)
+def _output_file(where: BinaryIO | Path, stack: ExitStack) -> DirectFile | PartFile:
+    if not isinstance(where, Path):
+        return DirectFile(None, where)
+    if where.is_file() or not where.exists():
+        return PartFile(where, stack)
+    with explained_writes(where):  # a device or a named pipe
+        return DirectFile(where, stack.enter_context(where.open("wb", buffering=0)))
 
 
-def _place_in_file(stream: BinaryIO) -> int | None:
-    """Where a stream that is a regular file is going to be written; None for all others."""
+def _write_all(stream: BinaryIO | FileIO, content: bytes) -> None:
+    rest = memoryview(content)
+    while rest:
+        rest = rest[stream.write(rest) :]
+
+
+def _place_in_file(stream: BinaryIO | FileIO) -> int | None:
+    """Return where a stream that is a regular file is going to be written; None for all others."""
     try:
         descriptor = stream.fileno()
         return os.lseek(descriptor, 0, os.SEEK_CUR) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
@@ -371,14 +288,17 @@ def _place_in_file(stream: BinaryIO) -> int | None:
         return None
 
 
-def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return how an earlier run was started, if not like this one, and what to do."""
     for name in {**before, **now}:
         old, new = before.get(name), now.get(name)
         if old == new:
             continue
         if name == "--model":
-            return "it was begun with another model"
-        if old is None or new is None or isinstance(new, bool):
-            return f"it was begun {'without' if not old else 'with'} {name}"
-        return f"it was begun with {name} {old}, not {new}"
+            return "with another model", "give that model"
+        if old is None or old is False:
+            return f"without {name}", f"rerun without {name}"
+        if old is True:
+            return f"with {name}", f"rerun with {name}"
+        return f"with {name} {old}{'' if new is None else f', not {new}'}", f"rerun with {name} {old}"
     return None

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -25,9 +25,9 @@ Result = TypeVar("Result")
 def side_by_side(
     function: Callable[[Item], Result], items: Sequence[Item], n_workers: int
 ) -> Generator[Result, None, None]:
-    """Return the function of each item, in order, computed by n_workers threads.
+    """Yield the function of each item, in order, computed by n_workers threads.
 
-    What is interrupted or fails does not wait for them; a thread that is at work comes to the end of its item.
+    An interrupt or an error does not wait for them; a thread that is at work finishes its item.
     """
     if n_workers == 1 or len(items) == 1:
         yield from map(function, items)
@@ -51,46 +51,35 @@ def _threads(n: int) -> ThreadPoolExecutor:
 
 
 class Forks:
-    """Processes that have all that this one has had when the first of them was needed, weights included.
+    """Processes that share all that this one had in memory when the first of them was needed, weights included.
 
     They are forked, so nothing is copied or loaded again, and end with this object and this process, however they end.
-    A call that is interrupted or fails ends them at once, whatever they are at; the next call forks new ones.
+    A call that is interrupted or fails ends them at once, whatever they do; the next call forks new ones.
     """
 
     def __init__(self, n: int) -> None:
-        self.n = n if sys.platform == "linux" else 1  # elsewhere what is forked may not compute
+        self.n = n if sys.platform == "linux" else 1  # on other systems a fork may not compute
         self._pools: list[Workers] = []  # one, once there was work
-        self._is_at_work = False
         weakref.finalize(self, _end, self._pools)
 
-    def map(self, function: Callable[..., Result], *arguments: Sequence[Any]) -> Generator[Result, None, None]:
-        """Yield the function of the arguments, in order; the function is one of a module, as all goes through pipes.
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Generator[Result, None, None]:
+        """Yield the function of each item, in order; it is a function of a module, as all goes through pipes.
 
         Raises:
             MTError: a process was killed.
         """
-        assert not self._is_at_work, "one after the other"
-        self._is_at_work = True
         try:
             if not self._pools:
                 self._pools.append(Workers(self.n, torch.set_num_threads, (1,), are_forked=True).__enter__())
-            calls = [(function, each) for each in zip(*arguments, strict=True)]
-            yield from self._pools[0].map(_called, calls, ahead=len(calls))
-            self._is_at_work = False
-        except WorkerLost:
-            raise MTError(
-                f"one of {self.n} processes that translate was killed, perhaps for want of memory: smaller batches "
-                "(--batch-tokens) or fewer threads (OMP_NUM_THREADS) take less"
-            ) from None
-        finally:
-            if self._is_at_work:
-                _end(self._pools)
-                self._is_at_work = False
-
-
-def _called(call: tuple[Callable[..., Result], tuple[Any, ...]]) -> Result:
-    function, arguments = call
-    return function(*arguments)
+            yield from self._pools[0].map(function, items, ahead=len(items))
+        except BaseException as error:
+            _end(self._pools)
+            if isinstance(error, WorkerLost):
+                raise MTError(
+                    f"one of {self.n} processes that translate was killed, perhaps for want of memory: smaller batches "
+                    "(--batch-tokens) or fewer threads (OMP_NUM_THREADS) take less"
+                ) from None
+            raise
 
 
 def _end(pools: list[Workers]) -> None:

@@ -30,7 +30,7 @@ from mt.text.tokenizer import EOS_ID, Tokenizer
 
 # Pairs that are read before the first is scored, so that those of equal length can go together.
 PAIRS_AT_A_TIME = 4_096
-# Attention takes memory with the square of the length; longer pairs are not scored, unless the model learnt from such.
+# Attention takes memory with the square of the length; longer pairs are not scored unless the model learnt from some.
 LONGEST = 1_024
 ROWS = 512  # whose logits exist at a time
 
@@ -39,13 +39,13 @@ ROWS = 512  # whose logits exist at a time
 def score_pairs(
     model: Transformer, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], *, batch_tokens: int = 4_096
 ) -> list[list[float]]:
-    """The log-probabilities of the tokens of each target and of the EOS behind them, in nats.
+    """Return the log-probabilities of the tokens of each target and of the EOS behind them, in nats.
 
     Args:
         model: in evaluation mode.
         sources: ids, each ending with EOS.
         targets: ids without BOS and EOS, as `search` gives them.
-        batch_tokens: source tokens, and target tokens, of one pass; what a score is does not depend on it.
+        batch_tokens: source tokens, and target tokens, of one pass; scores do not depend on it.
     """
     assert not model.training
     device = model.embedding.weight.device
@@ -55,16 +55,14 @@ def score_pairs(
         is_real = batch.tgt_weights > 0
         labels = batch.tgt_outputs[is_real]
         hidden = model.hidden(batch.to(device))[is_real.to(device)]
-        log_probs = token_log_probs(hidden, model.output_weight, labels.to(device)).tolist()
-        start = 0
+        log_probs = iter(token_log_probs(hidden, model.output_weight, labels.to(device)).tolist())
         for i in pairs.tolist():
-            results[i] = log_probs[start : start + len(with_ends[i])]
-            start += len(with_ends[i])
+            results[i] = list(islice(log_probs, len(with_ends[i])))
     return results
 
 
 def token_log_probs(hidden: Tensor, output_weight: Tensor, labels: Tensor) -> Tensor:
-    """[T] float32: log-probability of each label under the softmax of its row of `hidden @ output_weight.T`.
+    """Return [T] float32: log-probability of each label under the softmax of its row of `hidden @ output_weight.T`.
 
     Args:
         hidden: [T, D], in the type of the matrix products.
@@ -75,8 +73,7 @@ def token_log_probs(hidden: Tensor, output_weight: Tensor, labels: Tensor) -> Te
     parts = []
     for rows, row_labels in zip(torch.split(hidden, ROWS), torch.split(labels, ROWS), strict=True):
         logits = functional.linear(rows, weight)  # [R, V]
-        normaliser = log_normaliser(logits)
-        parts.append((logits.gather(1, row_labels[:, None]).float() - normaliser)[:, 0])
+        parts.append((logits.gather(1, row_labels[:, None]).float() - log_normaliser(logits))[:, 0])
     return torch.cat(parts)
 
 
@@ -93,7 +90,7 @@ class PairScore:
 
     @property
     def mean_log_prob(self) -> float:
-        """Nats per token."""
+        """Return nats per token."""
         return self.log_prob / max(self.n_tokens, 1)
 
 
@@ -129,7 +126,7 @@ class Scorer:
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto", precision: str = "auto") -> Scorer:
-        """The scorer in a run folder (while it runs, its best so far), a checkpoint or a model folder.
+        """Load the scorer in a run folder (while it runs, its best so far), a checkpoint or a model folder.
 
         Raises:
             CheckpointError: there is no complete model of this version there.
@@ -148,10 +145,10 @@ class Scorer:
         )
 
     def score(self, pairs: Iterable[SentencePair], decode: DecodeConfig | None = None) -> Iterator[PairScore]:
-        """The score of each pair, in order; the pairs are read some thousands at a time.
+        """Yield the score of each pair, in order; the pairs are read some thousands at a time.
 
-        The two lines are normalised as for training. Two blank lines have nothing to say and score 0; a blank
-        translation of a line has the probability of ending at once, and a blank source is an empty sentence.
+        The two lines are normalised as for training. Two blank lines score 0; a blank translation of a line has the
+        probability of ending at once, and a blank source is an empty sentence.
 
         Args:
             decode: the model's own settings unless given; `dataclasses.replace(scorer.decode, length_penalty=1.0)`.
@@ -174,19 +171,20 @@ class Scorer:
         self.n_long += sum(length > self.max_tokens for length in lengths)
         self.n_too_long += sum(length > self.longest for length in lengths)
         chosen = [i for i, length in enumerate(lengths) if 1 < length <= self.longest]
-        log_probs = score_pairs(
-            self.model, [sources[i] for i in chosen], [targets[i] for i in chosen], batch_tokens=decode.batch_tokens
+        log_probs = iter(
+            score_pairs(
+                self.model, [sources[i] for i in chosen], [targets[i] for i in chosen], batch_tokens=decode.batch_tokens
+            )
         )
         n_tokens = torch.tensor([len(target) + 1 for target in targets])
         penalties = length_penalty(n_tokens, decode.length_penalty, decode.length_penalty_form).tolist()
-        log_probs_of = dict(zip(chosen, log_probs, strict=True))
-        for i, pair in enumerate(pairs):
-            if lengths[i] == 1:
+        for pair, target, length, penalty in zip(pairs, targets, lengths, penalties, strict=True):
+            if length == 1:
                 yield PairScore(pair, 0.0, 0.0, 0, (), ())  # two blank lines
-            elif lengths[i] > self.longest:
-                yield PairScore(pair, -math.inf, -math.inf, len(targets[i]) + 1, (), ())
+            elif length > self.longest:
+                yield PairScore(pair, -math.inf, -math.inf, len(target) + 1, (), ())
             else:
-                yield self._pair_score(pair, targets[i], log_probs_of[i], penalties[i])
+                yield self._pair_score(pair, target, next(log_probs), penalty)
 
     def _pair_score(self, pair: SentencePair, target: list[int], log_probs: list[float], penalty: float) -> PairScore:
         log_prob = math.fsum(log_probs)

@@ -24,7 +24,7 @@ _CLAUSE_ENDS = re.compile(
 _SPACES = re.compile("(?= )")
 _CJK_CHAR = re.compile(f"[{_CJK}]")
 
-# The least share of a full part that lies before a cut: a short part gives the model little to go by.
+# The least fraction of a full part that lies before a cut: a short part gives the model little context.
 _CUTS = ((_SENTENCE_ENDS, 0.25), (_CLAUSE_ENDS, 0.5), (_SPACES, 0.5))
 
 
@@ -33,15 +33,15 @@ class Part:
     """A part of a line."""
 
     text: str
-    n_words_before: int  # words of the line that begin before it, or the number of the word that it goes on with
+    n_words_before: int  # words of the line that begin before it, or the number of the word that it continues
     continues_word: bool = False  # there is no space and no end of a clause between the part before and this one
 
 
-def split_text(text: str, piece_ends: Sequence[int], room: int) -> list[Part]:
-    """Cut a normalised line into parts of about `room` pieces at most.
+def split_text(text: str, piece_ends: Sequence[int], max_pieces: int) -> list[Part]:
+    """Cut a normalised line into parts of about `max_pieces` pieces at most.
 
-    Behind the last sentence that fits, or else the last clause, the last word, the last character. Nothing but the
-    space at a cut is lost.
+    Cuts are made after the last sentence that fits, or else the last clause, the last word, the last character.
+    Nothing but the space at a cut is lost.
 
     Args:
         piece_ends: for each piece of the line the number of characters up to its end. Pieces that share a character
@@ -51,7 +51,7 @@ def split_text(text: str, piece_ends: Sequence[int], room: int) -> list[Part]:
     start = n_words = 0
     continues_word = False
     while start < len(text):
-        stop, is_inside_word = _cut(text, piece_ends, start, room)
+        stop, is_inside_word = _cut(text, piece_ends, start, max_pieces)
         parts.append(Part(text[start:stop], n_words, continues_word))
         n_words += text.count(" ", start, stop)
         start, continues_word = stop, is_inside_word
@@ -61,39 +61,30 @@ def split_text(text: str, piece_ends: Sequence[int], room: int) -> list[Part]:
     return parts
 
 
-def _cut(text: str, piece_ends: Sequence[int], start: int, room: int) -> tuple[int, bool]:
-    """Where the part that begins at `start` ends, and whether that is within a word."""
+def _cut(text: str, piece_ends: Sequence[int], start: int, max_pieces: int) -> tuple[int, bool]:
+    """Return where the part that begins at `start` ends, and whether that is within a word."""
     first = bisect_right(piece_ends, start)  # pieces before the part
-    if len(piece_ends) - first <= room:
+    if len(piece_ends) - first <= max_pieces:
         return len(text), False
-    farthest = max(_last_whole_character(piece_ends, first, room), start + 1)
-    for pattern, share in _CUTS:
-        nearest = piece_ends[first + max(int(share * room) - 1, 0)]
+    last = first + max_pieces - 1
+    while last > first and piece_ends[last] == piece_ends[last + 1]:  # pieces that share a character
+        last -= 1
+    farthest = max(piece_ends[last], start + 1)
+    for pattern, fraction in _CUTS:
+        nearest = piece_ends[first + max(int(fraction * max_pieces) - 1, 0)]
         # What follows a cut decides whether it is one: the pattern sees two characters more.
         ends = [match.end() for match in pattern.finditer(text, start + 1, farthest + 2)]
-        fitting = [end for end in ends if nearest <= end <= farthest and not _goes_on(pattern, text, end)]
-        if fitting:
+        if pattern is _SENTENCE_ENDS:  # before a small letter it may be an abbreviation
+            ends = [end for end in ends if not text[end + 1 : end + 2].islower()]
+        if fitting := [end for end in ends if nearest <= end <= farthest]:
             return fitting[-1], False
     if text[farthest - 1] == " ":
         return farthest - 1, False
     return farthest, not text.startswith(" ", farthest)
 
 
-def _last_whole_character(piece_ends: Sequence[int], first: int, room: int) -> int:
-    """Up to where `room` pieces reach without parting those that share a character."""
-    last = first + room - 1
-    while last > first and piece_ends[last] == piece_ends[last + 1]:
-        last -= 1
-    return piece_ends[last]
-
-
-def _goes_on(pattern: re.Pattern[str], text: str, end: int) -> bool:
-    """Whether what looks like the end of a sentence may be an abbreviation: a small letter follows."""
-    return pattern is _SENTENCE_ENDS and text[end + 1 : end + 2].islower()
-
-
-def joined(left: str, right: str, continues_word: bool) -> str:
-    """The translations of two neighbouring parts as one text."""
+def join_parts(left: str, right: str, continues_word: bool) -> str:
+    """Return the translations of two neighbouring parts as one text."""
     if not left or not right or continues_word or (_CJK_CHAR.match(left[-1]) and _CJK_CHAR.match(right[0])):
         return left + right
     return f"{left} {right}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -15,10 +17,10 @@ import torch
 from mt.checkpoint import CHECKSUMS, TOKENIZER, WEIGHTS, ModelFolder
 from mt.config.settings import MAX_BEAM_SIZE, DecodeConfig
 from mt.decode.graphs import Graphs
-from mt.decode.oddities import fewest_tokens, is_in_a_loop, is_too_long, repeated_tokens
 from mt.decode.parallel import Forks, side_by_side
+from mt.decode.quality_flags import has_repetition_loop, is_too_long, min_plausible_length, repeated_tokens
 from mt.decode.search import SearchRequest, SearchResult, length_sorted_batches, longest_translation, search
-from mt.decode.splitting import Part, joined, split_text
+from mt.decode.splitting import Part, join_parts, split_text
 from mt.decode.words import word_alignment
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.model import Transformer
@@ -66,22 +68,46 @@ class Hypothesis:
 EMPTY = Hypothesis("", 0.0, 0.0, 0)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Sentence:
-    """What is searched for in one go: a line, or a part of one."""
+    """What is searched for in one go, a line or a part of one, and what was found."""
 
     ids: list[int]  # EOS included
     prefix: list[int]
     part: Part
-    n_positions: int | None  # of the model, see `longest_translation`
-
-
-@dataclass
-class _Found:
-    """What was found for a sentence, best first."""
-
-    results: list[SearchResult]
+    longest: int  # tokens of a translation, EOS included
+    results: list[SearchResult] = field(default_factory=list)  # best first
     is_retried: bool = False
+    alignments: list[list[tuple[int, int]]] = field(default_factory=list)  # of tokens, for each result
+
+    def quality_flags(self, result: SearchResult, decode: DecodeConfig) -> tuple[str, ...]:
+        """Return what makes a translation implausible. What the settings make it do is not a reason."""
+        source, n_tokens = self.ids[:-1], len(result.ids)
+        has_to_end = result.n_tokens >= self.longest
+        is_wanted = n_tokens <= max(len(self.prefix), decode.min_length)
+        flags = {
+            REPETITION: has_repetition_loop(result.ids, source, self.prefix),
+            TOO_LONG: not is_wanted
+            and (is_too_long(len(source), n_tokens) or (has_to_end and decode.max_length is None)),
+            TOO_SHORT: n_tokens < min_plausible_length(len(source)) and not has_to_end,
+        }
+        return tuple(flag for flag, is_raised in flags.items() if is_raised)
+
+    def badness(self, result: SearchResult, decode: DecodeConfig) -> tuple[int, int]:
+        """Return what is less for the better one of two translations."""
+        return len(self.quality_flags(result, decode)), repeated_tokens(result.ids)
+
+    def retry_settings(self, decode: DecodeConfig) -> DecodeConfig:
+        """Return settings that block what makes the best translation implausible; the same if there is nothing."""
+        flags = self.quality_flags(self.results[0], decode)
+        if not flags:
+            return decode
+        shortest = min(min_plausible_length(len(self.ids) - 1), self.longest - 1) if TOO_SHORT in flags else 0
+        return replace(
+            decode,
+            no_repeat_ngram_size=decode.no_repeat_ngram_size or RETRY_NGRAM_SIZE,
+            min_length=max(decode.min_length, shortest),
+        )
 
 
 class PrefixError(DataError):
@@ -146,13 +172,13 @@ class OwnBackend(Backend):
 
     @property
     def capture_error(self) -> str | None:
-        """What keeps steps from being captured as CUDA graphs; None where nothing does."""
+        """Return what keeps steps from being captured as CUDA graphs; None if nothing does."""
         return "no CUDA device" if self._graphs is None else self._graphs.capture_error
 
     def search_batches(self, requests: Sequence[SearchRequest]) -> Generator[list[list[SearchResult]], None, None]:
         if self._processes.n == 1 or len(requests) == 1:
             return super().search_batches(requests)
-        return self._processes.map(_search_in_process, [id(self)] * len(requests), requests)
+        return self._processes.map(partial(_search_in_process, id(self)), requests)
 
 
 # A forked process finds the backend here: only ids and settings go through its pipe.
@@ -172,7 +198,7 @@ class Translator:
         max_source_tokens: longer lines are translated in parts, for the model has not seen longer ones in training.
         normalisers: how the text of the two sides is changed first, as in training; by default as the settings of
             cleaning are unless changed.
-        retries: whether what is odd (see `mt.decode.oddities`) is searched again, with repetition blocked. Drawn
+        retries: whether what is odd (see `mt.decode.quality_flags`) is searched again, with repetition blocked. Drawn
             translations never are.
         identity: what output depends on besides settings and text: checksums of the model, device, precision.
     """
@@ -205,7 +231,7 @@ class Translator:
     @classmethod
     def load(
         cls,
-        path: str | Path,
+        model: str | Path | ModelFolder,
         device: str = "auto",
         precision: str = "auto",
         *,
@@ -214,34 +240,17 @@ class Translator:
     ) -> Translator:
         """Load the translator in a run folder (while it runs, its best so far), a checkpoint or a model folder.
 
-        Raises:
-            CheckpointError: there is no complete model of this version there.
-            ConfigError: see `Translator.of`.
-        """
-        return cls.of(open_model(path), device, precision, retries=retries, n_processes=n_processes)
-
-    @classmethod
-    def of(
-        cls,
-        folder: ModelFolder,
-        device: str = "auto",
-        precision: str = "auto",
-        *,
-        retries: bool = True,
-        n_processes: int | None = 1,
-    ) -> Translator:
-        """Load the translator in a model folder.
-
         Args:
             n_processes: that may be forked to translate long texts on the CPU; None: as many as torch has threads.
-                For programs that no other thread of theirs computes in.
+                For programs in which no other thread computes.
         Raises:
-            CheckpointError: a file is damaged.
+            CheckpointError: there is no complete model of this version there.
             ConfigError: no such device or precision; a package that the model's text was normalised with is missing.
         """
         tune_malloc()
         chosen_device = choose_device(device)
         dtype = choose_dtype(precision, chosen_device)
+        folder = model if isinstance(model, ModelFolder) else open_model(model)
         checksums = folder.manifest[CHECKSUMS]
         return cls(
             OwnBackend(folder.load_model(dtype, chosen_device), n_processes or torch.get_num_threads()),
@@ -260,7 +269,7 @@ class Translator:
     def translate(
         self, lines: Iterable[str], decode: DecodeConfig | None = None, *, prefixes: Iterable[str] | None = None
     ) -> list[str]:
-        """The best translation of each line; a blank line gives an empty one. See `translate_lines`.
+        """Return the best translation of each line; a blank line gives an empty one. See `translate_lines`.
 
         Raises:
             TypeError: a bare string is given instead of a list of them.
@@ -277,14 +286,14 @@ class Translator:
         aligner: Aligner | None = None,
         on_progress: Callable[[float], None] | None = None,
     ) -> Iterator[list[Hypothesis]]:
-        """The n best translations of each line, best first, as they are made and in the order of the lines.
+        """Yield the n best translations of each line, best first, as they are made and in the order of the lines.
 
         Args:
             decode: the model's own settings unless given; `dataclasses.replace(translator.decode, beam_size=1)`.
             n_best: up to the beam size, or any number of draws.
             prefixes: for each line the text that its translations begin with; may be empty. A blank line has none.
             aligner: what finds the alignments, if there are to be any.
-            on_progress: told the share of the lines taken in, up to LINES_AT_A_TIME, that has been searched for.
+            on_progress: told the fraction of the lines taken in, up to LINES_AT_A_TIME, that has been searched for.
         Raises:
             ConfigError: n_best is larger than the beam size.
             PrefixError: a prefix is too long for the longest translation.
@@ -294,13 +303,10 @@ class Translator:
         decode = decode or self.decode
         most = MAX_BEAM_SIZE if decode.sample else decode.beam_size
         if not 1 <= n_best <= most:
-            limit, remedy = str(most), "ask for fewer"
-            if not decode.sample:
-                limit, remedy = (
-                    f"the beam size ({most})",
-                    f"raise the beam size (up to {MAX_BEAM_SIZE}) or ask for fewer",
-                )
-            raise ConfigError("n_best", f"expected 1 to {limit}, got {n_best}", remedy)
+            limit, fix = f"the beam size ({most})", f"raise the beam size (up to {MAX_BEAM_SIZE}) or ask for fewer"
+            if decode.sample:
+                limit, fix = str(most), "ask for fewer"
+            raise ConfigError("n_best", f"expected 1 to {limit}, got {n_best}", fix)
         begun = None if prefixes is None else iter(prefixes)
         return self._translate_lines(iter(lines), decode, n_best, begun, aligner, on_progress or (lambda _: None))
 
@@ -317,57 +323,53 @@ class Translator:
         while chunk := list(islice(lines, LINES_AT_A_TIME)):
             begun = [""] * len(chunk) if prefixes is None else list(islice(prefixes, len(chunk)))
             assert len(begun) == len(chunk), "fewer prefixes than lines"
-            sentences, of_line = self._sentences(chunk, begun, n_lines, decode)
-            found = self._search(sentences, decode, n_best, on_progress)
+            of_lines = self._sentences(chunk, begun, n_lines, decode)
+            sentences = list(chain.from_iterable(of_lines))
+            self._search(sentences, decode, n_best, on_progress)
             if self.retries and not decode.sample:
-                self._search_again(sentences, found, decode, n_best)
-            alignments = None if aligner is None else self._alignments(sentences, found, decode, aligner)
+                self._search_again(sentences, decode, n_best)
+            if aligner is not None:
+                _align(sentences, decode, aligner)
             n_lines += len(chunk)
-            for which in of_line:
-                aligned = None if alignments is None else alignments[which]
-                yield self._line_hypotheses(sentences[which], found[which], decode, aligned)
+            yield from (self._line_hypotheses(of_line, decode, is_aligned=aligner is not None) for of_line in of_lines)
 
     def _sentences(
         self, lines: Sequence[str], prefixes: Sequence[str], n_lines_before: int, decode: DecodeConfig
-    ) -> tuple[list[_Sentence], list[slice]]:
-        """What is to be searched for, and which of it makes up each line."""
+    ) -> list[list[_Sentence]]:
+        """Return what is to be searched for, for each line."""
         texts = [self.normalisers.src(line) for line in lines]
         begun = self.tokenizer.encode_batch([self.normalisers.tgt(prefix) for prefix in prefixes])
-        sentences: list[_Sentence] = []
-        of_line: list[slice] = []
-        for number, (text, ids) in enumerate(zip(texts, self.tokenizer.encode_batch(texts), strict=True)):
-            n_before = len(sentences)
-            prefix = begun[number]  # a translation begins in its first part
+        of_lines: list[list[_Sentence]] = []
+        for text, ids, prefix in zip(texts, self.tokenizer.encode_batch(texts), begun, strict=True):
+            sentences: list[_Sentence] = []
             for part, part_ids in self._parts(Part(text, 0), ids):
-                sentences.append(_Sentence([*part_ids, self.tokenizer.eos_id], prefix, part, self.backend.n_positions))
-                prefix = []
-            of_line.append(slice(n_before, len(sentences)))
-            if n_before < len(sentences):
-                self._check_prefix(sentences[n_before], n_lines_before + number, decode)
-        return sentences, of_line
+                longest = longest_translation(len(part_ids) + 1, decode, self.backend.n_positions)
+                # A translation begins in its first part.
+                sentences.append(
+                    _Sentence([*part_ids, self.tokenizer.eos_id], [] if sentences else prefix, part, longest)
+                )
+            if sentences and len(prefix) >= sentences[0].longest:
+                raise PrefixError(
+                    n_lines_before + len(of_lines),
+                    f"the prefix {self.tokenizer.decode(prefix)[:80]!r} has {len(prefix):,} tokens, and a translation "
+                    f"may have {sentences[0].longest:,} with its end: shorten it",
+                )
+            of_lines.append(sentences)
+        return of_lines
 
     def _parts(self, whole: Part, ids: list[int]) -> Iterator[tuple[Part, list[int]]]:
-        """A line and its ids, or where it is too long its parts and theirs; nothing for an empty line."""
+        """Yield a line and its ids, or if it is too long its parts and theirs; nothing for an empty line."""
         room = max(self.max_source_tokens - 1, 1)  # EOS takes one
         if len(ids) <= room or len(whole.text) == 1:
             if ids:
                 yield whole, ids
             return
-        # A part may take a piece or two more than within the line: its first word begins anew.
+        # A part may take a piece or two more than within the line: its first word starts again.
         parts = split_text(whole.text, self.tokenizer.piece_ends(whole.text), max(room - 2, 1))
         for part, part_ids in zip(parts, self.tokenizer.encode_batch([part.text for part in parts]), strict=True):
             continues_word = part.continues_word if part is not parts[0] else whole.continues_word
             placed = Part(part.text, whole.n_words_before + part.n_words_before, continues_word)
             yield from self._parts(placed, part_ids)
-
-    def _check_prefix(self, sentence: _Sentence, line: int, decode: DecodeConfig) -> None:
-        longest = _longest_translation(sentence, decode)
-        if len(sentence.prefix) >= longest:
-            raise PrefixError(
-                line,
-                f"the prefix {self.tokenizer.decode(sentence.prefix)[:80]!r} has {len(sentence.prefix):,} tokens, and "
-                f"a translation may have {longest:,} with its end: shorten it",
-            )
 
     def _search(
         self,
@@ -375,36 +377,34 @@ class Translator:
         decode: DecodeConfig,
         n_best: int,
         on_progress: Callable[[float], None] = lambda _: None,
-        *,
-        requires_all: bool = True,
-    ) -> list[_Found]:
-        found: list[_Found] = [_Found([]) for _ in sentences]
+    ) -> None:
+        """Search for the translations of sentences. Those that have some already may be left without others."""
         banned = tuple(sorted(self.tokenizer.line_breaking_ids))
         has_prefixes = any(sentence.prefix for sentence in sentences)
         lengths = [len(sentence.ids) for sentence in sentences]
         n_tokens_done = 0
         n_beams = n_best if decode.sample else decode.beam_size
-        batches = length_sorted_batches(lengths, decode.batch_tokens, n_beams, decode.batch_sentences)
+        indices = length_sorted_batches(lengths, decode.batch_tokens, n_beams, decode.batch_sentences)
+        batches = [[sentences[i] for i in which] for which in indices]
         requests = [
             SearchRequest(
-                [sentences[i].ids for i in which],
+                [sentence.ids for sentence in batch],
                 decode,
                 n_best=n_best,
-                prefixes=[sentences[i].prefix for i in which] if has_prefixes else None,
+                prefixes=[sentence.prefix for sentence in batch] if has_prefixes else None,
                 banned_ids=banned,
             )
-            for which in batches
+            for batch in batches
         ]
         searched = self.backend.search_batches(requests)
-        with closing(searched):  # so that nothing goes on behind an error or a signal
-            for batch, results in zip(batches, searched, strict=True):
-                for i, hypotheses in zip(batch, results, strict=True):
-                    if not hypotheses and requires_all:
-                        raise self._why_nothing_is_found(sentences[i], decode)
-                    found[i] = _Found(hypotheses)
-                    n_tokens_done += lengths[i]
+        with closing(searched):  # so that nothing continues after an error or a signal
+            for batch, found in zip(batches, searched, strict=True):
+                for sentence, results in zip(batch, found, strict=True):
+                    if not results and not sentence.results:
+                        raise self._why_nothing_is_found(sentence, decode)
+                    sentence.results = results
+                    n_tokens_done += len(sentence.ids)
                 on_progress(n_tokens_done / sum(lengths))
-        return found
 
     def _why_nothing_is_found(self, sentence: _Sentence, decode: DecodeConfig) -> MTError:
         if decode.no_repeat_ngram_size and decode.min_length:
@@ -420,144 +420,75 @@ class Translator:
             "that does not help, its weights are damaged"
         )
 
-    def _search_again(
-        self, sentences: Sequence[_Sentence], found: list[_Found], decode: DecodeConfig, n_best: int
-    ) -> None:
-        """Where the best translation is odd, search with repetition blocked and keep what is less odd."""
-        again: dict[DecodeConfig, list[int]] = {}
-        for i, (sentence, outcome) in enumerate(zip(sentences, found, strict=True)):
-            odd = _oddities(sentence, outcome.results[0], decode)
-            if odd and (changed := _retry_settings(sentence, odd, decode)) != decode:
-                again.setdefault(changed, []).append(i)
-        for changed, which in again.items():
-            seconds = self._search([sentences[i] for i in which], changed, n_best, requires_all=False)
-            for i, second in zip(which, seconds, strict=True):
-                first = found[i].results
-                is_better = second.results and (
-                    _oddness(sentences[i], second.results[0], decode) < _oddness(sentences[i], first[0], decode)
-                )
-                found[i] = _Found(second.results if is_better else first, is_retried=True)
-
-    def _alignments(
-        self, sentences: Sequence[_Sentence], found: Sequence[_Found], decode: DecodeConfig, aligner: Aligner
-    ) -> list[list[list[tuple[int, int]]]]:
-        """For each sentence and each of its hypotheses the pairs of tokens."""
-        flat = [(i, result.ids) for i, outcome in enumerate(found) for result in outcome.results]
-        lengths = [max(len(sentences[i].ids), len(ids) + 1) for i, ids in flat]
-        pairs: list[list[tuple[int, int]]] = [[] for _ in flat]
-        for batch in length_sorted_batches(lengths, decode.batch_tokens, 1, decode.batch_sentences):
-            aligned = aligner([sentences[flat[k][0]].ids for k in batch], [flat[k][1] for k in batch])
-            for k, token_pairs in zip(batch, aligned, strict=True):
-                pairs[k] = token_pairs
-        in_order = iter(pairs)
-        return [list(islice(in_order, len(outcome.results))) for outcome in found]
+    def _search_again(self, sentences: Sequence[_Sentence], decode: DecodeConfig, n_best: int) -> None:
+        """Search with repetition blocked if the best translation is implausible, and keep the better one."""
+        by_settings: dict[DecodeConfig, list[_Sentence]] = defaultdict(list)
+        for sentence in sentences:
+            by_settings[sentence.retry_settings(decode)].append(sentence)
+        by_settings.pop(decode, None)
+        for settings, retried in by_settings.items():
+            firsts = [sentence.results for sentence in retried]
+            self._search(retried, settings, n_best)
+            for sentence, first in zip(retried, firsts, strict=True):
+                second, sentence.is_retried = sentence.results, True
+                if not second or sentence.badness(second[0], decode) >= sentence.badness(first[0], decode):
+                    sentence.results = first
 
     def _line_hypotheses(
-        self,
-        sentences: Sequence[_Sentence],
-        found: Sequence[_Found],
-        decode: DecodeConfig,
-        alignments: Sequence[Sequence[Sequence[tuple[int, int]]]] | None,
+        self, sentences: Sequence[_Sentence], decode: DecodeConfig, *, is_aligned: bool
     ) -> list[Hypothesis]:
-        """The translations of a line from those of its parts."""
+        """Return the translations of a line from those of its parts."""
         if not sentences:
-            return [EMPTY if alignments is None else replace(EMPTY, alignment=())]
-        n_hypotheses = min(len(outcome.results) for outcome in found)
-        return [
-            self._hypothesis(
-                sentences,
-                [outcome.results[k] for outcome in found],
-                _flags(sentences, found, k, decode),
-                None if alignments is None else [of_part[k] for of_part in alignments],
-            )
-            for k in range(n_hypotheses)
-        ]
+            return [replace(EMPTY, alignment=()) if is_aligned else EMPTY]
+        n_hypotheses = min(len(sentence.results) for sentence in sentences)
+        return [self._hypothesis(sentences, k, decode, is_aligned=is_aligned) for k in range(n_hypotheses)]
 
     def _hypothesis(
-        self,
-        sentences: Sequence[_Sentence],
-        results: Sequence[SearchResult],
-        flags: tuple[str, ...],
-        alignments: Sequence[Sequence[tuple[int, int]]] | None,
+        self, sentences: Sequence[_Sentence], k: int, decode: DecodeConfig, *, is_aligned: bool
     ) -> Hypothesis:
         text = ""
         tokens: list[str] = []
-        alignment: list[tuple[int, int]] = []
-        for k, (sentence, result) in enumerate(zip(sentences, results, strict=True)):
+        alignment: set[tuple[int, int]] = set()
+        results = [sentence.results[k] for sentence in sentences]
+        for sentence, result in zip(sentences, results, strict=True):
             pieces = self.tokenizer.pieces(result.ids)
             tokens += pieces
             part_text = self.tokenizer.decode(result.ids)
-            whole = joined(text, part_text, sentence.part.continues_word)
-            if alignments is not None:
-                n_words_before = len(whole.split()) - len(part_text.split())
-                alignment += self._word_alignment(sentence, pieces, n_words_before, alignments[k])
-            text = whole
+            text = join_parts(text, part_text, sentence.part.continues_word)
+            if is_aligned:
+                n_before = sentence.part.n_words_before, len(text.split()) - len(part_text.split())
+                pairs = word_alignment(self.tokenizer.pieces(sentence.ids[:-1]), pieces, sentence.alignments[k])
+                alignment |= {(i + n_before[0], j + n_before[1]) for i, j in pairs}
         return Hypothesis(
             text=text,
             score=sum(result.score for result in results),
             log_prob=sum(result.log_prob for result in results),
             n_tokens=sum(result.n_tokens for result in results),
             tokens=tuple(tokens),
-            flags=flags,
-            alignment=None if alignments is None else tuple(sorted(set(alignment))),
+            flags=_flags(sentences, results, decode),
+            alignment=tuple(sorted(alignment)) if is_aligned else None,
         )
 
-    def _word_alignment(
-        self,
-        sentence: _Sentence,
-        tgt_pieces: Sequence[str],
-        n_tgt_words_before: int,
-        token_pairs: Sequence[tuple[int, int]],
-    ) -> list[tuple[int, int]]:
-        pairs = word_alignment(self.tokenizer.pieces(sentence.ids[:-1]), tgt_pieces, token_pairs)
-        return [(i + sentence.part.n_words_before, j + n_tgt_words_before) for i, j in pairs]
+
+def _align(sentences: Sequence[_Sentence], decode: DecodeConfig, aligner: Aligner) -> None:
+    """Find the alignments of tokens of all translations of the sentences."""
+    flat = [(sentence, result.ids) for sentence in sentences for result in sentence.results]
+    lengths = [max(len(sentence.ids), len(ids) + 1) for sentence, ids in flat]
+    pairs: dict[int, list[tuple[int, int]]] = {}
+    for batch in length_sorted_batches(lengths, decode.batch_tokens, 1, decode.batch_sentences):
+        aligned = aligner([flat[i][0].ids for i in batch], [flat[i][1] for i in batch])
+        pairs.update(zip(batch, aligned, strict=True))
+    for i, (sentence, _) in enumerate(flat):
+        sentence.alignments.append(pairs[i])
 
 
-def _longest_translation(sentence: _Sentence, decode: DecodeConfig) -> int:
-    """In tokens, EOS included: as the search has it."""
-    return longest_translation(len(sentence.ids), decode, sentence.n_positions)
-
-
-def _oddities(sentence: _Sentence, result: SearchResult, decode: DecodeConfig) -> tuple[str, ...]:
-    """Which of the oddities a translation has. What the settings make it do is not odd."""
-    source, n_tokens = sentence.ids[:-1], len(result.ids)
-    has_to_end = result.n_tokens >= _longest_translation(sentence, decode)
-    is_wanted = n_tokens <= max(len(sentence.prefix), decode.min_length)
-    odd = []
-    if is_in_a_loop(result.ids, source, sentence.prefix):
-        odd.append(REPETITION)
-    if not is_wanted and (is_too_long(len(source), n_tokens) or (has_to_end and decode.max_length is None)):
-        odd.append(TOO_LONG)
-    if n_tokens < fewest_tokens(len(source)) and not has_to_end:
-        odd.append(TOO_SHORT)
-    return tuple(odd)
-
-
-def _retry_settings(sentence: _Sentence, odd: Sequence[str], decode: DecodeConfig) -> DecodeConfig:
-    """Repetition blocked, if it is not already; and no translation that is too short if the first one was."""
-    shortest = decode.min_length
-    if TOO_SHORT in odd:
-        shortest = min(fewest_tokens(len(sentence.ids) - 1), _longest_translation(sentence, decode) - 1)
-    return replace(
-        decode,
-        no_repeat_ngram_size=decode.no_repeat_ngram_size or RETRY_NGRAM_SIZE,
-        min_length=max(decode.min_length, shortest),
-    )
-
-
-def _oddness(sentence: _Sentence, result: SearchResult, decode: DecodeConfig) -> tuple[int, int]:
-    """Of two searches for the same sentence the one with less of it is better; the first if they have the same."""
-    return len(_oddities(sentence, result, decode)), repeated_tokens(result.ids)
-
-
-def _flags(sentences: Sequence[_Sentence], found: Sequence[_Found], k: int, decode: DecodeConfig) -> tuple[str, ...]:
-    """Of the k-th hypothesis of a line."""
+def _flags(sentences: Sequence[_Sentence], results: Sequence[SearchResult], decode: DecodeConfig) -> tuple[str, ...]:
     flags: list[str] = []
-    for sentence, outcome in zip(sentences, found, strict=True):
-        flags += _oddities(sentence, outcome.results[k], decode)
-        if decode.max_length is not None and outcome.results[k].n_tokens >= _longest_translation(sentence, decode):
+    for sentence, result in zip(sentences, results, strict=True):
+        flags += sentence.quality_flags(result, decode)
+        if decode.max_length is not None and result.n_tokens >= sentence.longest:
             flags.append(MAX_LENGTH)
-        if outcome.is_retried:
+        if sentence.is_retried:
             flags.append(RETRIED)
     if len(sentences) > 1:
         flags.append(IN_PARTS)

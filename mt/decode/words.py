@@ -9,9 +9,9 @@ _SPACE_BYTES = ("<0x09>", "<0x20>")
 
 
 def word_numbers(pieces: Iterable[str]) -> list[int]:
-    """For each piece the number of its word, from 0; words are what spaces part.
+    """Return for each piece the number of its word, from 0; words are what spaces separate.
 
-    A space that is a piece of its own goes with the word behind it.
+    A space that is a piece by itself belongs to the word behind it.
     """
     numbers = []
     word, is_new = -1, True
@@ -27,10 +27,10 @@ def word_numbers(pieces: Iterable[str]) -> list[int]:
 def word_alignment(
     src_pieces: Sequence[str], tgt_pieces: Sequence[str], token_pairs: Iterable[tuple[int, int]]
 ) -> list[tuple[int, int]]:
-    """Alignments of tokens as alignments of the words that they are parts of, without repetition and in order.
+    """Turn alignments of tokens into alignments of their words, without repetition and in order.
 
     Args:
-        src_pieces: as they stand in the vocabulary, without the end of sentence, which is in no word.
+        src_pieces: as in the vocabulary, without the end of sentence, which is in no word.
         tgt_pieces: likewise.
         token_pairs: (place in src_pieces, place in tgt_pieces).
     """
@@ -40,5 +40,5 @@ def word_alignment(
 
 
 def pharaoh(pairs: Iterable[tuple[int, int]]) -> str:
-    """Pairs of words as text, `0-0 1-2`: source before target."""
+    """Write pairs of words as text, `0-0 1-2`: source before target."""
     return " ".join(f"{i}-{j}" for i, j in pairs)

@@ -12,16 +12,16 @@ import numpy as np
 import numpy.typing as npt
 from sacrebleu.metrics.bleu import BLEU
 
-from mt.decode.oddities import (
+from mt.decode.quality_flags import (
     FEWEST_COPIES,
     FEWEST_REPEATED_TOKENS,
     LONGEST_EXTRA,
     LONGEST_PERIOD,
     LONGEST_RATIO,
     SHORTEST_LESS,
-    fewest_tokens,
-    is_in_a_loop,
+    has_repetition_loop,
     is_too_long,
+    min_plausible_length,
 )
 from mt.errors import DataError
 from mt.evaluate.metrics import Metric, check_parallel, reference_sets
@@ -173,13 +173,13 @@ def _odd_lines(
             if given_words:
                 lines["empty"].append(number)
             continue
-        if is_in_a_loop(*([ids.setdefault(word, len(ids)) for word in side] for side in (words, given_words))):
+        if has_repetition_loop(*([ids.setdefault(word, len(ids)) for word in side] for side in (words, given_words))):
             lines["repetitions"].append(number)
         if sources is not None and words == given_words != reference.split() and _WORD.search(given):
             lines["copies"].append(number)
         if is_too_long(len(given_words), len(words)):
             lines["too_long"].append(number)
-        if len(words) < fewest_tokens(len(given_words)):
+        if len(words) < min_plausible_length(len(given_words)):
             lines["too_short"].append(number)
     return lines
 

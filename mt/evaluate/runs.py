@@ -197,7 +197,7 @@ class KnownModel:
         self, sets: Mapping[str, Sequence[SentencePair]], device: str, precision: str, *, n_processes: int | None
     ) -> dict[str, TranslatedSet]:
         """Translate test sets, or the validation set, called valid."""
-        translator = Translator.of(self.folder, device, precision, n_processes=n_processes)
+        translator = Translator.load(self.folder, device, precision, n_processes=n_processes)
         return {
             name: self.translated_set(name, pairs, translator.translate([pair.src for pair in pairs]))
             for name, pairs in sets.items()

@@ -6,6 +6,7 @@ W tile width, n tiles, T target rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -26,10 +27,10 @@ def align(
     layer: int | None = None,
     batch_tokens: int = 4_096,
 ) -> list[list[tuple[int, int]]]:
-    """For each target token of each pair the source token that it is aligned to: the most attended one.
+    """Return for each target token of each pair the source token that it is aligned to: the most attended one.
 
-    One pass over both sides, in which one layer's attention weights are averaged over its heads. The end of a source is
-    never aligned to; a source that is nothing else has no alignment.
+    It takes one pass over both sides, in which one layer's attention weights are averaged over its heads. The end of a
+    source is never aligned to; a source that is nothing else has no alignment.
 
     Args:
         model: in evaluation mode.
@@ -46,18 +47,17 @@ def align(
     with_ends = [[*target, EOS_ID] for target in targets]
     alignments: list[list[tuple[int, int]]] = [[] for _ in targets]
     for pairs, batch in packed_pairs(sources, with_ends, batch_tokens, model.dtype):
-        aligned = most_attended(model, batch.to(model.embedding.weight.device), layer)[batch.tgt_weights > 0].tolist()
-        start = 0
+        aligned = most_attended(model, batch.to(model.embedding.weight.device), layer)[batch.tgt_weights > 0]
+        positions = iter(aligned.tolist())
         for i in pairs.tolist():
-            n_tokens = len(targets[i])
+            *of_target, _ = islice(positions, len(with_ends[i]))
             if len(sources[i]) > 1:
-                alignments[i] = [(aligned[start + t], t) for t in range(n_tokens)]
-            start += n_tokens + 1
+                alignments[i] = [(position, t) for t, position in enumerate(of_target)]
     return alignments
 
 
 def most_attended(model: Transformer, batch: PackedBatch, layer: int) -> Tensor:
-    """[T] int64 on the CPU: the position in its sentence of the source token that each target row attends to most.
+    """Return [T] int64 on the CPU: the position of the source token that each target row attends to most.
 
     EOS is not considered. Rows of padding, and of sources that are nothing but EOS, mean nothing.
     """

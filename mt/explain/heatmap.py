@@ -22,7 +22,7 @@ LONGEST = 200  # tokens of a side; a page of more could not be read
 
 
 def explained_page(model: str | Path, src: str, tgt: str | None, device: str = "auto", precision: str = "auto") -> str:
-    """HTML that stands alone: the maps of a sentence and its translation.
+    """Return an HTML page in one file: the maps of a sentence and its translation.
 
     Args:
         model: a run folder, a checkpoint or a model folder.
@@ -32,19 +32,23 @@ def explained_page(model: str | Path, src: str, tgt: str | None, device: str = "
         ConfigError: a text is blank or too long; no such device or precision.
     """
     translator = Translator.load(model, device=device, precision=precision)
-    normalisers = translator.normalisers
+    normalisers, tokenizer = translator.normalisers, translator.tokenizer
+    longest = min(LONGEST, translator.model.positions.n_positions or LONGEST)
+
+    def ids_of(key: str, text: str) -> list[int]:
+        ids = [*tokenizer.encode(text), EOS_ID]
+        if len(ids) > longest:
+            raise ConfigError(key, f"has {len(ids):,} tokens, and a map can show {longest}", "give one sentence")
+        return ids
+
     src, tgt = normalisers.src(src), None if tgt is None else normalisers.tgt(tgt)
     for key, text in (("src", src), ("tgt", tgt)):
         if text == "":
             raise ConfigError(key, "is blank", "give a sentence")
-    tokenizer = translator.tokenizer
-    source = [*tokenizer.encode(src), EOS_ID]
-    longest = min(LONGEST, translator.model.positions.n_positions or LONGEST)
-    _check_length("src", source, longest)
+    source = ids_of("src", src)
     if tgt is None:
         (tgt,) = translator.translate([src])
-    target = [*tokenizer.encode(tgt), EOS_ID]
-    _check_length("tgt", target, longest)
+    target = ids_of("tgt", tgt)
     return page(
         "attention.html.j2",
         title=src,
@@ -58,7 +62,7 @@ def explained_page(model: str | Path, src: str, tgt: str | None, device: str = "
 
 @torch.inference_mode()
 def attention_maps(model: Transformer, source: Sequence[int], target: Sequence[int]) -> Tensor:
-    """[L, T, S] on the CPU: how much each target token's prediction attends to each source token.
+    """Return [L, T, S] on the CPU: how much each target token's prediction attends to each source token.
 
     Args:
         source: ids, ending with EOS.
@@ -71,8 +75,3 @@ def attention_maps(model: Transformer, source: Sequence[int], target: Sequence[i
         (weights,) = model.cross_attention_weights(batch, layer)  # [1, H, W, W]: one pair, one tile
         layers.append(weights[0, :, : len(target), : len(source)].mean(0))
     return torch.stack(layers).cpu()
-
-
-def _check_length(key: str, ids: Sequence[int], longest: int) -> None:
-    if len(ids) > longest:
-        raise ConfigError(key, f"has {len(ids):,} tokens, and a map can show {longest}", "give one sentence")

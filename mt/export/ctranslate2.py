@@ -6,16 +6,14 @@ An export folder stands alone: what CTranslate2 reads (`model.bin`, `config.json
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
-import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,13 +22,15 @@ from torch import Tensor, nn
 from mt.checkpoint import (
     CHECKSUMS,
     CONFIG,
+    EXPORTED,
     MANIFEST,
     TOKENIZER,
+    CheckedFolder,
     ModelFolder,
     check_file,
     file_checksum,
 )
-from mt.config.loading import as_yaml, dump_config, load_config
+from mt.config.loading import as_yaml, dump_config
 from mt.config.settings import DecodeConfig, ModelConfig, RunConfig
 from mt.decode.lines import lines_of_text
 from mt.decode.search import (
@@ -55,8 +55,7 @@ from mt.text.corpus import first_test_pairs
 from mt.text.normalise import Normalisers
 from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
 
-FORMAT, FORMAT_VERSION = "ctranslate2", 1
-MODEL, MODEL_CONFIG, VOCABULARY = "model.bin", "config.json", "shared_vocabulary.json"
+MODEL_CONFIG, VOCABULARY = "config.json", "shared_vocabulary.json"
 QUANTIZATIONS = ("float32", "int8", "float16")
 # CTranslate2 has a table of positions: a sentence or a translation cannot be longer. Longer settings make it longer.
 FEWEST_POSITIONS = 1_024
@@ -87,9 +86,9 @@ SCORED_TOGETHER = 32  # translations, sorted by length
 COMPARED_LINES = 200
 COMPARED_DECODE = DecodeConfig(beam_size=4, length_penalty=0.0)
 TIE = 1e-3  # nats between translations that rounding may exchange
-MOST_DIFFERENT_SHARE = 0.01  # of the lines, in float32
-FEWEST_EQUAL_SHARE, LEAST_CHRF = 0.5, 70.0  # below both, the weights do not survive the quantisation
-# For a model whose text is not at hand.
+MOST_DIFFERENT_FRACTION = 0.01  # of the lines, in float32
+FEWEST_EQUAL_FRACTION, LEAST_CHRF = 0.5, 70.0  # below both, the weights do not survive the quantisation
+# For a model whose text is not available.
 BUILT_IN_LINES = (
     "A man is reading a newspaper.",
     "Two dogs play in the snow.",
@@ -134,9 +133,8 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Export:
-    """What was written, and what it was found to be worth."""
+    """How an export was found to translate."""
 
-    folder: Path
     compared: str  # which lines were translated
     comparisons: tuple[Comparison, ...]  # in float32, then as it is quantised
 
@@ -149,7 +147,7 @@ def export(
     Args:
         model_path: a run folder, a checkpoint or a model folder.
         quantization: one of QUANTIZATIONS.
-        verify_with: text to translate for the comparison; the model's own test set by default, if it is at hand.
+        verify_with: text to translate for the comparison; the model's own test set by default, if it is available.
     Raises:
         MTError: it cannot be read, written or expressed, or the export translates differently; there is no new folder.
     """
@@ -162,24 +160,16 @@ def export(
     refuse_inexpressible(folder.config.model)
     described, lines = _lines_to_compare(folder, verify_with)
     with whole_folder(output_dir) as building:
-        comparisons = _written_and_compared(folder, lines, building, quantization)
-        _write_manifest(folder, building, quantization, Export(output_dir, described, comparisons))
-    return Export(output_dir, described, comparisons)
+        result = Export(described, _write_and_compare(folder, lines, building, quantization))
+        _write_manifest(folder, building, quantization, result)
+    return result
 
 
 def refuse_inexpressible(config: ModelConfig) -> None:
-    """Refuse by name what CTranslate2 cannot express.
-
-    Raises:
-        ConfigError: a setting has a value of this kind.
-    """
-    names = (key.removeprefix("model.") for key in config.shape)
+    """Raise a ConfigError about all settings whose values CTranslate2 cannot express."""
     default = ModelConfig()
-    refused = [
-        name
-        for name in names
-        if name not in SIZES and getattr(config, name) not in EXPRESSIBLE.get(name, (getattr(default, name),))
-    ]
+    names = [key.removeprefix("model.") for key in config.shape if key.removeprefix("model.") not in SIZES]
+    refused = [name for name in names if getattr(config, name) not in EXPRESSIBLE.get(name, (getattr(default, name),))]
     if refused:
         found = " or ".join(f"model.{name}: {as_yaml(getattr(config, name))}" for name in refused)
         wanted = ", ".join(f"model.{name}: {as_yaml(getattr(default, name))}" for name in refused)
@@ -187,7 +177,7 @@ def refuse_inexpressible(config: ModelConfig) -> None:
 
 
 def transformer_spec(model: Transformer, pieces: list[str], n_positions: int) -> Any:
-    """A `ctranslate2.specs.TransformerSpec` with a model's weights and vocabulary.
+    """Return a `ctranslate2.specs.TransformerSpec` with a model's weights and vocabulary.
 
     Args:
         pieces: of the vocabulary, by id.
@@ -299,34 +289,25 @@ class _Writer:
 
 
 def n_positions(config: RunConfig) -> int:
-    """Positions that an export has room for: of any source, and of its translation."""
+    """Return how many positions an export has: for any source, and for its translation."""
     if config.model.positions == "learned":
         return config.model.n_positions
     return max(FEWEST_POSITIONS, config.data.max_tokens + LONGER_THAN_SOURCE, config.decode.max_length or 0)
 
 
-def _write_model(model: Transformer, tokenizer: Tokenizer, config: RunConfig, folder: Path, quantization: str) -> None:
-    """The files that CTranslate2 reads."""
-    spec = transformer_spec(model, tokenizer.pieces(range(tokenizer.vocab_size)), n_positions(config))
-    spec.validate()
-    spec.optimize(quantization=quantization)
-    spec.save(str(folder))
-
-
 def _write_manifest(folder: ModelFolder, building: Path, quantization: str, result: Export) -> None:
-    """Our own files: the tokenizer, the config, and what this is."""
+    """Write our own files: the tokenizer, the config, and what this is."""
     (building / CONFIG).write_text(dump_config(folder.config), encoding="utf-8")
     shutil.copyfile(folder.tokenizer_path, building / TOKENIZER)
     names = sorted(path.name for path in building.iterdir())
     manifest = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        **ExportFolder.FORMAT,
         "quantization": quantization,
         "vocab_size": folder.manifest["vocab_size"],
         "n_positions": n_positions(folder.config),
         "versions": {**versions(), "ctranslate2": _package().__version__},
         "compared": result.compared,
-        "comparisons": [asdict(comparison) for comparison in result.comparisons],
+        "comparisons": [vars(comparison) for comparison in result.comparisons],
         "model": {key: value for key, value in folder.manifest.items() if key not in (CHECKSUMS, "format_version")},
         CHECKSUMS: {name: file_checksum(building / name) for name in names},
     }
@@ -334,11 +315,7 @@ def _write_manifest(folder: ModelFolder, building: Path, quantization: str, resu
 
 
 def _package() -> Any:
-    """CTranslate2, which is an extra.
-
-    Raises:
-        MTError: it is not installed.
-    """
+    """Return CTranslate2, which is an extra; raise an MTError if it is not installed."""
     try:
         import ctranslate2
         import ctranslate2.specs
@@ -351,14 +328,13 @@ def _package() -> Any:
 
 
 def _lines_to_compare(folder: ModelFolder, verify_with: Path | None) -> tuple[str, list[str]]:
-    """Lines that hold text, and where they are from."""
+    """Return lines of text, and where they are from."""
     if verify_with is not None:
         description, lines = str(verify_with), lines_of_text(verify_with)
     else:
+        fingerprint = folder.manifest.get("corpus_fingerprint")
         try:
-            description, pairs = first_test_pairs(
-                folder.config, folder.manifest.get("corpus_fingerprint"), may_fetch=False
-            )
+            description, pairs = first_test_pairs(folder.config, fingerprint, may_fetch=False)
             lines = [pair.src for pair in pairs]
         except MTError:  # the model was copied here, and its text was not
             description, lines = "English sentences that ship with mt", list(BUILT_IN_LINES)
@@ -367,79 +343,85 @@ def _lines_to_compare(folder: ModelFolder, verify_with: Path | None) -> tuple[st
     return f"{len(lines):,} lines of {description}", lines
 
 
-def _written_and_compared(
+@dataclass(frozen=True)
+class _Exporter:
+    """A model to export, and our own translations of some sentences."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    n_positions: int
+    sources: list[list[int]]
+    ours: list[SearchResult]
+
+    @classmethod
+    def of(cls, folder: ModelFolder, lines: Sequence[str]) -> _Exporter:
+        model, tokenizer = folder.load_model(torch.float32, torch.device("cpu")), folder.load_tokenizer()
+        longest = max(folder.config.data.max_tokens - 1, 1)
+        sources = [[*ids[:longest], EOS_ID] for ids in tokenizer.encode_batch(lines)]
+        ours = _best_of_each(sources, tokenizer, partial(search, model))
+        if any(result.score == -math.inf for result in ours):
+            raise CheckpointError("the model returns NaN for some lines: its weights are damaged")
+        return cls(model, tokenizer, n_positions(folder.config), sources, ours)
+
+    def write(self, folder: Path, quantization: str) -> Comparison:
+        """Write the files that CTranslate2 reads, and compare its translations with our own."""
+        spec = transformer_spec(self.model, self.tokenizer.pieces(range(self.tokenizer.vocab_size)), self.n_positions)
+        spec.validate()
+        spec.optimize(quantization=quantization)
+        spec.save(str(folder))
+        longest = min(max(map(len, self.sources)) + LONGER_THAN_SOURCE, self.n_positions)
+        backend = CTranslate2Backend(folder, self.tokenizer, n_positions=longest, quantization=quantization)
+        theirs = _best_of_each(self.sources, self.tokenizer, backend.search)
+        # By the one scorer, so that it does not matter that CTranslate2's search gives others the probability of what
+        # is never produced.
+        of_theirs, of_ours = (
+            [sum(log_probs) for log_probs in backend.log_probs(self.sources, [result.ids for result in results])]
+            for results in (theirs, self.ours)
+        )
+        counts = Counter(map(_verdict, self.ours, theirs, of_ours, of_theirs))
+        texts = [[self.tokenizer.decode(result.ids) for result in results] for results in (theirs, self.ours)]
+        return Comparison(
+            quantization=quantization,
+            n_lines=len(self.sources),
+            **{name: counts[name] for name in ("n_equal", "n_tied", "n_missed", "n_different")},
+            largest_gap=max(abs(our.log_prob - log_prob) for our, log_prob in zip(self.ours, of_ours, strict=True)),
+            bleu=corpus_bleu(*texts),
+            chrf=corpus_chrf(*texts),
+        )
+
+
+def _verdict(ours: SearchResult, theirs: SearchResult, of_ours: float, of_theirs: float) -> str:
+    """Return which count of a Comparison a line belongs to, by what CTranslate2 gives the two translations."""
+    if ours.ids == theirs.ids:
+        return "n_equal"
+    if abs(ours.log_prob - of_theirs) <= TIE:
+        return "n_tied"
+    if abs(ours.log_prob - of_ours) <= TIE and of_theirs < ours.log_prob:
+        return "n_missed"
+    return "n_different"
+
+
+def _write_and_compare(
     folder: ModelFolder, lines: list[str], building: Path, quantization: str
 ) -> tuple[Comparison, ...]:
-    """Write CTranslate2's files, and compare: first in float32, where nothing but rounding may differ."""
-    model, tokenizer = folder.load_model(torch.float32, torch.device("cpu")), folder.load_tokenizer()
-    room = max(folder.config.data.max_tokens - 1, 1)
-    sources = [[*ids[:room], EOS_ID] for ids in tokenizer.encode_batch(lines)]
-    ours = _best_of_each(sources, tokenizer, partial(search, model))
-    if any(result.score == -math.inf for result in ours):
-        raise CheckpointError("the model returns NaN for some lines: its weights are damaged")
-    write, longest = partial(_write_model, model, tokenizer, folder.config), n_positions(folder.config)
-    with tempfile.TemporaryDirectory(dir=building) as float32:
-        write(Path(float32), "float32")
-        exact = _compared(Path(float32), tokenizer, "float32", longest, sources, ours)
-        if exact.n_different > MOST_DIFFERENT_SHARE * exact.n_lines:
-            raise MTError(
-                f"{folder.path}: CTranslate2 translates {exact.n_different:,} of {exact.n_lines:,} lines differently "
-                f"in float32, with log-probabilities up to {exact.largest_gap:.2g} nats apart: nothing was written; "
-                "this is an error of the export or of this version of CTranslate2: report it, or try another version"
-            )
-        if quantization == "float32":
-            for path in Path(float32).iterdir():
-                shutil.move(path, building)
-            return (exact,)
-    write(building, quantization)
-    rounded = _compared(building, tokenizer, quantization, longest, sources, ours)
-    if rounded.n_equal < FEWEST_EQUAL_SHARE * rounded.n_lines and rounded.chrf < LEAST_CHRF:
+    """Write CTranslate2's files, and compare: first in float32, in which only rounding may differ."""
+    exporter = _Exporter.of(folder, lines)
+    exact = exporter.write(building, "float32")
+    if exact.n_different > MOST_DIFFERENT_FRACTION * exact.n_lines:
+        raise MTError(
+            f"{folder.path}: CTranslate2 translates {exact.n_different:,} of {exact.n_lines:,} lines differently "
+            f"in float32, with log-probabilities up to {exact.largest_gap:.2g} nats apart: nothing was written; "
+            "this is an error of the export or of this version of CTranslate2: report it, or try another version"
+        )
+    if quantization == "float32":
+        return (exact,)
+    rounded = exporter.write(building, quantization)
+    if rounded.n_equal < FEWEST_EQUAL_FRACTION * rounded.n_lines and rounded.chrf < LEAST_CHRF:
         raise MTError(
             f"{folder.path}: in {quantization} only {rounded.n_equal:,} of {rounded.n_lines:,} lines are translated as "
             f"in float32 (chrF2 {rounded.chrf:.1f} between them): nothing was written; export it in float32"
         )
     return exact, rounded
-
-
-def _compared(
-    folder: Path,
-    tokenizer: Tokenizer,
-    quantization: str,
-    longest: int,
-    sources: list[list[int]],
-    ours: list[SearchResult],
-) -> Comparison:
-    longest = min(max(len(ids) for ids in sources) + LONGER_THAN_SOURCE, longest)
-    backend = CTranslate2Backend(folder, tokenizer, n_positions=longest, quantization=quantization)
-    theirs = _best_of_each(sources, tokenizer, backend.search)
-    # By the one scorer, so that it does not matter that CTranslate2's search gives others the probability of what is
-    # never produced.
-    of_theirs, of_ours = (
-        [sum(log_probs) for log_probs in backend.log_probs(sources, [result.ids for result in results])]
-        for results in (theirs, ours)
-    )
-    counts: dict[str, int] = defaultdict(int)
-    for our, their, their_log_prob, our_log_prob in zip(ours, theirs, of_theirs, of_ours, strict=True):
-        if our.ids == their.ids:
-            counts["equal"] += 1
-        elif abs(our.log_prob - their_log_prob) <= TIE:
-            counts["tied"] += 1
-        elif abs(our.log_prob - our_log_prob) <= TIE and their_log_prob < our.log_prob:
-            counts["missed"] += 1
-        else:
-            counts["different"] += 1
-    texts = [[tokenizer.decode(result.ids) for result in results] for results in (theirs, ours)]
-    return Comparison(
-        quantization=quantization,
-        n_lines=len(sources),
-        n_equal=counts["equal"],
-        n_tied=counts["tied"],
-        n_missed=counts["missed"],
-        n_different=counts["different"],
-        largest_gap=max(abs(our.log_prob - log_prob) for our, log_prob in zip(ours, of_ours, strict=True)),
-        bleu=corpus_bleu(*texts),
-        chrf=corpus_chrf(*texts),
-    )
 
 
 def _best_of_each(
@@ -456,74 +438,44 @@ def _best_of_each(
 
 
 def format_export(result: Export) -> str:
-    """For a terminal."""
-    return "\n".join([f"compared with our own translations of {result.compared}:", *map(_row, result.comparisons)])
-
-
-def _row(comparison: Comparison) -> str:
-    c = comparison
-    text = f"  {c.quantization:<8} {c.n_equal:,} of {c.n_lines:,} equal"
-    if c.quantization == "float32":
+    """Format the result of an export for a terminal."""
+    rows = [f"compared with our own translations of {result.compared}:"]
+    for c in result.comparisons:
         others = ((c.n_tied, "tied"), (c.n_missed, "less probable"), (c.n_different, "different"))
-        text += "".join(f", {n:,} {what}" for n, what in others if n)
-        return f"{text}; log-probabilities within {c.largest_gap:.1g}"
-    return f"{text}; BLEU {c.bleu:.1f}, chrF2 {c.chrf:.1f} between them"
+        more = "".join(f", {n:,} {what}" for n, what in others if n)
+        more += f"; log-probabilities within {c.largest_gap:.1g}"
+        if c.quantization != "float32":
+            more = f"; BLEU {c.bleu:.1f}, chrF2 {c.chrf:.1f} between them"
+        rows.append(f"  {c.quantization:<8} {c.n_equal:,} of {c.n_lines:,} equal{more}")
+    return "\n".join(rows)
 
 
 # --- Running ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class ExportFolder:
+_HOW_TO_EXPORT = "make one with mt export --to ctranslate2"
+
+
+class ExportFolder(CheckedFolder):
     """An export that has all its files, undamaged."""
 
-    path: Path
-    config: RunConfig
-    manifest: dict[str, Any]
+    KIND = "export"
+    FILES = (EXPORTED, MODEL_CONFIG, VOCABULARY, CONFIG, TOKENIZER, MANIFEST)
+    FORMAT: ClassVar = {"format": "ctranslate2", "format_version": 1}
+    KEYS: ClassVar = {"quantization": str, "vocab_size": int, "n_positions": int, CHECKSUMS: dict}
+    HOW_TO_REPAIR = HOW_TO_READ = "export the model again"
 
     @classmethod
     def open(cls, path: Path) -> ExportFolder:
-        """Read the small files, check all.
-
-        Raises:
-            CheckpointError: something is missing, damaged, or of another version.
-        """
-        how = "make one with mt export --to ctranslate2"
+        """Read the small files and check all; see `CheckedFolder.open`."""
         if not path.is_dir():
-            raise CheckpointError(f"{path}: no such folder: give an export, {how}")
-        missing = [
-            name
-            for name in (MODEL, MODEL_CONFIG, VOCABULARY, CONFIG, TOKENIZER, MANIFEST)
-            if not (path / name).is_file()
-        ]
-        if MODEL in missing:
-            raise CheckpointError(f"{path}: is no export for CTranslate2, {MODEL} is missing: {how}")
-        if missing:
-            raise CheckpointError(f"{path}: is no complete export: {', '.join(missing)} missing")
-        again = "export the model again"
-        try:
-            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-            written_as = (manifest["format"], manifest["format_version"])
-            _ = manifest[CHECKSUMS].items(), manifest["vocab_size"] + 0, manifest["n_positions"] + 0
-            quantization = manifest["quantization"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path / MANIFEST}: is damaged: {error!r}: {again}") from error
-        if written_as != (FORMAT, FORMAT_VERSION) or quantization not in QUANTIZATIONS:
-            raise CheckpointError(
-                f"{path}: was written in format {' '.join(map(str, written_as))}, this version of mt reads "
-                f"{FORMAT} {FORMAT_VERSION}: {again}"
-            )
-        for name in (MODEL, MODEL_CONFIG, VOCABULARY, CONFIG, TOKENIZER):
-            check_file(path / name, manifest)
-        try:
-            config = load_config(str(path / CONFIG))
-        except MTError as error:
-            raise CheckpointError(f"{path}: its {CONFIG} does not load: {error}") from error
-        return cls(path, config, manifest)
-
-    def load_tokenizer(self) -> Tokenizer:
-        """The tokenizer that the model was trained with."""
-        return Tokenizer.load(self.path / TOKENIZER)
+            raise CheckpointError(path, "no such folder", f"give an export, {_HOW_TO_EXPORT}")
+        if not (path / EXPORTED).is_file():
+            raise CheckpointError(path, f"is not an export for CTranslate2, {EXPORTED} is missing", _HOW_TO_EXPORT)
+        folder = super().open(path)
+        for name in (EXPORTED, MODEL_CONFIG, VOCABULARY, TOKENIZER):
+            check_file(path / name, folder.manifest)
+        return folder
 
 
 class CTranslate2Backend(Backend):
@@ -560,32 +512,6 @@ class CTranslate2Backend(Backend):
         self._pieces = tokenizer.pieces(range(tokenizer.vocab_size))
         self._ids = {piece: i for i, piece in enumerate(self._pieces)}
 
-    @classmethod
-    def load(cls, folder: ExportFolder, device: str = "auto", precision: str = "auto") -> CTranslate2Backend:
-        """Of an export.
-
-        Raises:
-            ConfigError: no such device, or a precision is asked for.
-            MTError: CTranslate2 is not installed, or cannot read the export.
-        """
-        quantization = folder.manifest["quantization"]
-        if precision != "auto":
-            raise ConfigError(
-                "precision",
-                f"CTranslate2 computes as its model was exported, here {quantization}",
-                "leave it at auto, or export the model in another quantization",
-            )
-        try:
-            return cls(
-                folder.path,
-                folder.load_tokenizer(),
-                n_positions=folder.manifest["n_positions"],
-                quantization=quantization,
-                device=_device(device),
-            )
-        except (RuntimeError, ValueError) as error:
-            raise MTError(f"{folder.path}: CTranslate2 cannot load it: {error}") from error
-
     def search(self, request: SearchRequest) -> list[list[SearchResult]]:
         """Return the n_best translations of each sentence, best first; see `mt.decode.search.search`.
 
@@ -595,8 +521,7 @@ class CTranslate2Backend(Backend):
         sentences, decode, prefixes = request.sentences, request.decode, request.prefixes
         self.refuse_inexpressible(decode, request.n_best)
         assert all(len(sentence) <= self.n_positions for sentence in sentences)
-        limits = request.limits(self.n_positions)
-        options = self._options(request)
+        limits, options = request.limits(self.n_positions), self._options(request)
         results: list[list[SearchResult]] = [[] for _ in sentences]
 
         def translate(rows: Sequence[int], limit: int) -> None:
@@ -617,16 +542,17 @@ class CTranslate2Backend(Backend):
                 again[limit].append(row)
         for limit, rows in again.items():
             translate(rows, limit)
-        if prefixes is not None:
-            self._count_prefixes(sentences, prefixes, results, decode)
+        rows = [row for row, prefix in enumerate(prefixes or ()) if prefix]
+        if prefixes and rows:  # CTranslate2 counts nothing for the probability of a prefix
+            scored = self.log_probs([sentences[row] for row in rows], [prefixes[row] for row in rows])
+            for row, log_probs in zip(rows, scored, strict=True):
+                of_prefix = sum(log_probs[: len(prefixes[row])])
+                counted = [_result(result.ids, result.log_prob + of_prefix, decode) for result in results[row]]
+                results[row] = sorted(counted, key=_by_score)
         return results
 
     def refuse_inexpressible(self, decode: DecodeConfig, n_best: int = 1) -> None:
-        """Refuse by name the settings that CTranslate2 has nothing for.
-
-        Raises:
-            ConfigError: there is one.
-        """
+        """Raise a ConfigError about the first setting that CTranslate2 does not have."""
         if decode.length_penalty != 0 and decode.length_penalty_form != "plain" and not decode.sample:
             raise ConfigError(
                 "decode.length_penalty_form",
@@ -652,7 +578,7 @@ class CTranslate2Backend(Backend):
             )
 
     def log_probs(self, sentences: Sequence[Sequence[int]], translations: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Of each token of given translations, EOS included; ids as in `search`."""
+        """Return those of the tokens of given translations, EOS included; ids as in `search`."""
         scored = self._translator.score_batch(
             [self._to_pieces(sentence) for sentence in sentences],
             [self._to_pieces(translation) for translation in translations],
@@ -694,29 +620,18 @@ class CTranslate2Backend(Backend):
             else:  # cut at the limit: ended there, as our search would
                 ended = ids[: limit - 1]
                 results.append(_result(ended, sum(self.log_probs([sentence], [ended])[0]), decode))
-        return sorted(results, key=lambda result: -result.score)
-
-    def _count_prefixes(
-        self,
-        sentences: Sequence[Sequence[int]],
-        prefixes: Sequence[Sequence[int]],
-        results: list[list[SearchResult]],
-        decode: DecodeConfig,
-    ) -> None:
-        """Add the log-probabilities of prefixes, for which CTranslate2 counts nothing."""
-        rows = [row for row, prefix in enumerate(prefixes) if prefix]
-        scored = self.log_probs([sentences[row] for row in rows], [prefixes[row] for row in rows]) if rows else []
-        for row, log_probs in zip(rows, scored, strict=True):
-            of_prefix = sum(log_probs[: len(prefixes[row])])
-            counted = [_result(result.ids, result.log_prob + of_prefix, decode) for result in results[row]]
-            results[row] = sorted(counted, key=lambda result: -result.score)
+        return sorted(results, key=_by_score)
 
     def _to_pieces(self, ids: Sequence[int]) -> list[str]:
         return [self._pieces[i] for i in ids]
 
 
+def _by_score(result: SearchResult) -> float:
+    return -result.score
+
+
 def _exponent(decode: DecodeConfig) -> float:
-    """Of the length penalty that CTranslate2 is given; draws of another form need none."""
+    """Return the exponent of the length penalty that CTranslate2 is given; draws of another form need none."""
     return decode.length_penalty if decode.length_penalty_form == "plain" else 0.0
 
 
@@ -729,7 +644,7 @@ def _result(ids: tuple[int, ...], log_prob: float, decode: DecodeConfig) -> Sear
 def load_translator(
     path: str | Path, device: str = "auto", precision: str = "auto", *, retries: bool = True
 ) -> Translator:
-    """The translator in an export folder, as `Translator.load` is that of a model folder.
+    """Load the translator in an export folder, as `Translator.load` does that of a model folder.
 
     Raises:
         CheckpointError: there is no complete export of this version there.
@@ -737,24 +652,38 @@ def load_translator(
         MTError: CTranslate2 is not installed, or cannot read the export.
     """
     folder = ExportFolder.open(Path(path))
-    checksums = folder.manifest[CHECKSUMS]
+    quantization, checksums = folder.manifest["quantization"], folder.manifest[CHECKSUMS]
+    if precision != "auto":
+        problem = f"CTranslate2 computes as its model was exported, here {quantization}"
+        raise ConfigError("precision", problem, "leave it at auto, or export the model in another quantization")
+    tokenizer, device = folder.load_tokenizer(), _device(device)
+    try:
+        backend = CTranslate2Backend(
+            folder.path,
+            tokenizer,
+            n_positions=folder.manifest["n_positions"],
+            quantization=quantization,
+            device=device,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise MTError(folder.path, f"CTranslate2 cannot load it: {error}") from error
     return Translator(
-        CTranslate2Backend.load(folder, device, precision),
-        folder.load_tokenizer(),
+        backend,
+        tokenizer,
         folder.config.decode,
         max_source_tokens=folder.config.data.max_tokens,
         normalisers=Normalisers.of_run(folder.config),
         retries=retries,
         identity={
             "backend": "ctranslate2",
-            "model": f"{checksums.get(MODEL)} {checksums.get(TOKENIZER)}",
-            "device": _device(device).partition(":")[0],
+            "model": f"{checksums.get(EXPORTED)} {checksums.get(TOKENIZER)}",
+            "device": device.partition(":")[0],
         },
     )
 
 
 def _device(name: str) -> str:
-    """Of `auto`, `cpu`, `cuda` or `cuda:N`, the device that CTranslate2 can use."""
+    """Return the device that CTranslate2 can use, of `auto`, `cpu`, `cuda` or `cuda:N`."""
     device = choose_device(name)
     if device.type == "cuda" and _package().get_cuda_device_count() == 0:
         if name == "auto":

@@ -1,4 +1,4 @@
-"""Translations that cannot be right, whatever they say: in a loop, or far too long or short for their source.
+"""Flags of translations that cannot be right, whatever they say: in a loop, or far too long or short.
 
 The thresholds let translations made by people pass. Of 307,771 pairs of captions, everyday sentences, news,
 documentation and Bible verses, English and German with a joint vocabulary of 37,000 pieces, taken in either direction,
@@ -12,17 +12,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# A loop: a sequence of up to so many tokens, three times in a row or more, that repeats so many tokens in all.
-LONGEST_PERIOD = 32
-FEWEST_COPIES = 3
-FEWEST_REPEATED_TOKENS = 4
+# A loop: a sequence of up to 32 tokens, three times in a row or more, that repeats 4 tokens in all or more.
+LONGEST_PERIOD, FEWEST_COPIES, FEWEST_REPEATED_TOKENS = 32, 3, 4
 # Tokens of a translation, as a function of those of its source.
 LONGEST_RATIO, LONGEST_EXTRA = 2, 15
 SHORTEST_RATIO, SHORTEST_LESS = 1 / 3, 3
 
 
 def repeated_tokens(ids: Sequence[int]) -> int:
-    """Tokens that repeat, in the longest loop, the ones right before them; 0 where there is no loop."""
+    """Count the tokens of the longest loop that repeat the ones right before them; 0 if there is no loop."""
     # Each of them occurs earlier, so there cannot be more than there are tokens beyond the different ones.
     if len(ids) - len(set(ids)) < FEWEST_REPEATED_TOKENS:
         return 0
@@ -36,8 +34,8 @@ def repeated_tokens(ids: Sequence[int]) -> int:
     return most if most >= FEWEST_REPEATED_TOKENS else 0
 
 
-def is_in_a_loop(translation: Sequence[int], *given: Sequence[int]) -> bool:
-    """Whether a translation has a loop for which nothing that was given, source or prefix, accounts."""
+def has_repetition_loop(translation: Sequence[int], *given: Sequence[int]) -> bool:
+    """Return whether a translation has a loop for which nothing that was given, source or prefix, accounts."""
     n_repeated = repeated_tokens(translation)
     return n_repeated > 0 and n_repeated > 2 * max(repeated_tokens(ids) for ids in given)
 
@@ -46,6 +44,6 @@ def is_too_long(n_source: int, n_translation: int) -> bool:
     return n_translation > LONGEST_RATIO * n_source + LONGEST_EXTRA
 
 
-def fewest_tokens(n_source: int) -> int:
-    """Of a translation that is not too short."""
+def min_plausible_length(n_source: int) -> int:
+    """Return the fewest tokens of a translation that is not too short."""
     return max(1, math.ceil(SHORTEST_RATIO * n_source - SHORTEST_LESS))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mt.decode.oddities import fewest_tokens, is_in_a_loop, is_too_long, repeated_tokens
+from mt.decode.quality_flags import has_repetition_loop, is_too_long, min_plausible_length, repeated_tokens
 
 
 @pytest.mark.parametrize(
@@ -27,12 +27,12 @@ def test_a_loop_is_three_copies_in_a_row(ids: list[int], n_repeated: int):
 
 def test_a_loop_that_was_given_is_none_of_the_translation():
     loop = [5, 6] * 5
-    assert is_in_a_loop(loop, [1, 2, 3])
-    assert not is_in_a_loop(loop, [7, 8] * 5)
-    assert not is_in_a_loop(loop, [1, 2, 3], [7, 8] * 5)
-    assert is_in_a_loop([5, 6] * 20, [7, 8] * 5)
+    assert has_repetition_loop(loop, [1, 2, 3])
+    assert not has_repetition_loop(loop, [7, 8] * 5)
+    assert not has_repetition_loop(loop, [1, 2, 3], [7, 8] * 5)
+    assert has_repetition_loop([5, 6] * 20, [7, 8] * 5)
 
 
 def test_lengths_that_are_far_out():
     assert [is_too_long(10, n) for n in (35, 36)] == [False, True]
-    assert [fewest_tokens(n) for n in (1, 9, 12, 13, 30)] == [1, 1, 1, 2, 7]
+    assert [min_plausible_length(n) for n in (1, 9, 12, 13, 30)] == [1, 1, 1, 2, 7]
