@@ -13,8 +13,8 @@ import logging
 import os
 import select
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, NoReturn
@@ -22,11 +22,9 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, NoReturn
 import typer
 
 from mt.errors import ConfigError, MTError
-from mt.units import finite
 
 if TYPE_CHECKING:
     from mt.decode.files import Shard
-    from mt.decode.scorer import PairScore, Scorer
     from mt.decode.translator import Aligner, Translator
     from mt.text.corpus import PreparedCorpus
 
@@ -234,6 +232,7 @@ def examine_data(
 
 @app.command()
 def translate(
+    context: typer.Context,
     model: Model,
     input_file: Annotated[str, _option("FILE|-", "Text, one segment a line; - is standard input.", "--input")] = "-",
     output_file: Annotated[
@@ -297,31 +296,25 @@ def translate(
     The order is kept, an empty line stays empty, and writing starts before the input ends. Lines are independent: apart
     from rounding, a translation does not depend on the other lines. docs/translate.md has more.
     """
-    search = _given(
-        beam_size=beam_size,
-        length_penalty=length_penalty,
-        length_penalty_form=length_penalty_form,
-        min_length=min_length,
-        max_length=max_length,
-        no_repeat_ngram_size=no_repeat_ngram,
-        sample=sample or None,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        batch_tokens=batch_tokens,
-        batch_sentences=batch_sentences,
-    )
     if sample:
-        _refuse({"--beam-size": beam_size}, "is for searching, and --sample draws", "give one of them")
+        _refuse(context, ["--beam-size"], "is for searching, and --sample draws", "give one of them")
     else:
-        drawing = {"--temperature": temperature, "--top-k": top_k, "--top-p": top_p, "--seed": seed}
-        _refuse(drawing, "is for drawing", "add --sample")
-    _check_search_options(search, n_best)
-    _check_file_options(output_file, prefix, alignments, is_jsonl=output_format == "jsonl", align=align)
+        _refuse(context, ["--temperature", "--top-k", "--top-p", "--seed"], "is for drawing", "add --sample")
+    search = _search_changes(context)
+    if n_best < 1:
+        raise ConfigError("--n-best", f"expected at least 1, got {n_best}")
+    if n_best > search.get("beam_size", n_best):
+        raise ConfigError("--n-best", f"is {n_best}, more than --beam-size ({beam_size}) can give")
+    for option, path in (("--prefix", prefix), ("--alignments", alignments)):
+        if path == Path("-"):
+            raise ConfigError(option, "expected a file, got -")
+    if align and output_format != "jsonl":
+        raise ConfigError("--align", "is for --format jsonl", "give that, or --alignments FILE for a separate file")
+    if alignments is not None and output_file != "-" and os.path.realpath(alignments) == os.path.realpath(output_file):
+        raise ConfigError("--alignments", f"{alignments} is the --output", "give two files")
     if backend == "ctranslate2":
-        needed = "take --backend own and the model itself"
-        _refuse({"--align": align, "--alignments": alignments}, "CTranslate2 gives no alignments", needed)
+        problem = "CTranslate2 gives no alignments"
+        _refuse(context, ["--align", "--alignments"], problem, "take --backend own and the model itself")
     if is_resumed and output_file == "-":
         raise ConfigError("--resume", "continues an output file", "give --output FILE")
     from mt.decode.files import TranslateOptions, translate_files
@@ -355,6 +348,7 @@ def translate(
 
 @app.command()
 def score(
+    context: typer.Context,
     model: Model,
     src: Annotated[Path, _option("FILE", "Text, one segment a line.")],
     tgt: Annotated[Path, _option("FILE", "Its translations, line by line.")],
@@ -372,8 +366,7 @@ def score(
     Gives log-probability, the same per token, the score that a search ranks by, and the number of tokens, with tabs
     between them. Natural logarithms; the end of sentence counts as a token.
     """
-    changes = _given(length_penalty=length_penalty, batch_tokens=batch_tokens)
-    _check_search_options(changes)
+    changes = _search_changes(context)
     from mt.config.settings import TextFiles
     from mt.text.corpora import reader_of
 
@@ -384,8 +377,9 @@ def score(
 
         scorer = Scorer.load(model, device=device, precision=precision)
         for result in scorer.score(chain(first, pairs), replace(scorer.decode, **changes)):
-            target.write((_score_json(result) if output_format == "jsonl" else _score_text(result)).encode())
-    _warn_of_long_pairs(scorer)
+            target.write(f"{result.json_line() if output_format == 'jsonl' else result.text_line()}\n".encode())
+    for warning in scorer.warnings():
+        _log.warning(warning)
 
 
 @app.command()
@@ -409,6 +403,7 @@ def explain(
 
 @app.command("eval")
 def evaluate(
+    context: typer.Context,
     model: Annotated[Path | None, _option("DIR", f"{MODEL_HELP} Scores its test sets.")] = None,
     tests: Tests = None,
     hyp: Annotated[Path | None, _option("FILE", "Translations, one a line.")] = None,
@@ -432,20 +427,19 @@ def evaluate(
     With sacreBLEU and its signatures: give --model, or --hyp and --ref. docs/eval.md says what the figures mean.
     """
     if model is not None:
-        for_files = {"--hyp": hyp, "--ref": refs, "--src": src, "--tgt-lang": tgt_lang}
-        _refuse(for_files, "scores a file and --model scores a model", "give one of them")
+        for_files = ["--hyp", "--ref", "--src", "--tgt-lang"]
+        _refuse(context, for_files, "scores a file and --model scores a model", "give one of them")
     else:
-        for_model = {"--test": tests, "--device": device, "--precision": precision}
-        _refuse(for_model, "is for scoring a model", "give --model")
+        _refuse(context, ["--test", "--device", "--precision"], "is for scoring a model", "give --model")
         if hyp is None and not refs:
             raise ConfigError("--model", "missing", "give --model DIR, or --hyp FILE and --ref FILE")
         if hyp is None or not refs:
             missing, given = ("--hyp", "--ref") if hyp is None else ("--ref", "--hyp")
             raise ConfigError(missing, "missing", f"{given} needs it")
     if baseline is None:
-        _refuse({"--significance": significance}, "is for --baseline and mt compare", "give --baseline")
+        _refuse(context, ["--significance"], "is for --baseline and mt compare", "give --baseline")
         if not has_confidence:
-            _refuse({"--samples": n_samples}, "is for --confidence and --baseline", "give one of them")
+            _refuse(context, ["--samples"], "is for --confidence and --baseline", "give one of them")
     with _named_as_options():
         from mt.evaluate.findings import Question, warning_lines
 
@@ -472,6 +466,7 @@ def evaluate(
 
 @app.command()
 def compare(
+    context: typer.Context,
     runs: Annotated[
         list[Path] | None, typer.Argument(metavar="RUN...", help="Runs or models; with --ref: files of translations.")
     ] = None,
@@ -493,10 +488,10 @@ def compare(
     """
     runs = runs or []
     if refs:
-        for_models = {"--test": tests, "--device": device, "--precision": precision}
-        _refuse(for_models, "is for models, and with --ref files are compared", "leave it out")
+        for_models = ["--test", "--device", "--precision"]
+        _refuse(context, for_models, "is for models, and with --ref files are compared", "leave it out")
     else:
-        _refuse({"--tgt-lang": tgt_lang}, "is for files", "give --ref")
+        _refuse(context, ["--tgt-lang"], "is for files", "give --ref")
     if len(runs) < 2:
         usage = "mt compare A B, or mt compare --ref REF A B"
         raise ConfigError("RUN", f"expected two or more, got {len(runs) or 'none'}", usage)
@@ -591,6 +586,7 @@ def verify_resume(
 
 @app.command()
 def bench(
+    context: typer.Context,
     config: Annotated[str | None, _option("FILE", "A config file or name: measures its training.")] = None,
     overrides: SetOption = None,
     model: Annotated[Path | None, _option("DIR", f"{MODEL_HELP} Measures its decoding.")] = None,
@@ -619,17 +615,10 @@ def bench(
         raise ConfigError("--steps", f"expected at least 1, got {steps}")
     if (config is None) == (model is None):
         raise ConfigError("--config", "measures training and --model measures decoding", "give one of them")
-    changes = _given(beam_size=beam_size, batch_tokens=batch_tokens, batch_sentences=batch_sentences)
     if model is None:
-        for_model = {
-            "--input": input_file,
-            "--beam-size": beam_size,
-            "--batch-tokens": batch_tokens,
-            "--batch-sentences": batch_sentences,
-            "--device": device,
-            "--precision": precision,
-        }
-        _refuse(for_model, "is for measuring decoding", "it goes with --model")
+        of_search = ["--beam-size", "--batch-tokens", "--batch-sentences"]
+        for_model = ["--input", *of_search, "--device", "--precision"]
+        _refuse(context, for_model, "is for measuring decoding", "it goes with --model")
         from mt.config.loading import load_config
 
         assert config is not None
@@ -638,10 +627,8 @@ def bench(
 
         figures = bench_training(run_config, steps, random_data)
     else:
-        _refuse(
-            {"--set": overrides, "--random-data": random_data}, "is for measuring training", "it goes with --config"
-        )
-        _check_search_options(changes)
+        _refuse(context, ["--set", "--random-data"], "is for measuring training", "it goes with --config")
+        changes = _search_changes(context)
         from mt.tools.bench import bench_decoding, format_bench
 
         on = {"device": device or "auto", "precision": precision or "auto"}
@@ -726,39 +713,36 @@ def _named_as_options() -> Iterator[None]:
         raise error.renamed(option_of) from None
 
 
-def _given(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
+def _given_options(context: typer.Context) -> dict[str, Any]:
+    """Return option → value of what the user of a command gave."""
+    names = {parameter.opts[0]: parameter.name or "" for parameter in context.command.params}
+    sources = {option: context.get_parameter_source(name) for option, name in names.items()}
+    given = [option for option, source in sources.items() if source is not None and source.name != "DEFAULT"]
+    return {option: context.params[names[option]] for option in given}
 
 
-def _refuse(options: Mapping[str, Any], problem: str, fix: str) -> None:
+def _refuse(context: typer.Context, options: Sequence[str], problem: str, fix: str) -> None:
     """Raise a ConfigError about the first of the options that is given."""
-    for option, value in options.items():
-        if value not in (None, False, []):
+    given = _given_options(context)
+    for option in options:
+        if option in given:
             raise ConfigError(option, problem, fix)
 
 
-def _check_search_options(search: dict[str, Any], n_best: int = 1) -> None:
-    """Raise a ConfigError that names the option for what `decode` does not allow."""
+def _search_changes(context: typer.Context) -> dict[str, Any]:
+    """Return the settings of `decode` that options of this command give, by name.
+
+    Raises:
+        ConfigError: `decode` does not allow them; names the option.
+    """
     from mt.config.settings import DecodeConfig
-    from mt.decode.files import search_settings
+    from mt.decode.files import option_of, search_settings
 
-    search_settings(DecodeConfig(), search)
-    if n_best < 1:
-        raise ConfigError("--n-best", f"expected at least 1, got {n_best}")
-    if n_best > search.get("beam_size", n_best):
-        raise ConfigError("--n-best", f"is {n_best}, more than --beam-size ({search['beam_size']}) can give")
-
-
-def _check_file_options(
-    output: str, prefix: Path | None, alignments: Path | None, *, is_jsonl: bool, align: bool
-) -> None:
-    for option, path in (("--prefix", prefix), ("--alignments", alignments)):
-        if path == Path("-"):
-            raise ConfigError(option, "expected a file, got -")
-    if align and not is_jsonl:
-        raise ConfigError("--align", "is for --format jsonl", "give that, or --alignments FILE for a separate file")
-    if alignments is not None and output != "-" and os.path.realpath(alignments) == os.path.realpath(output):
-        raise ConfigError("--alignments", f"{alignments} is the --output", "give two files")
+    given = _given_options(context)
+    names = {field.name: option_of(field.name) for field in fields(DecodeConfig)}
+    changes = {name: given[option] for name, option in names.items() if option in given}
+    search_settings(DecodeConfig(), changes)
+    return changes
 
 
 def _shard(text: str) -> Shard:
@@ -790,36 +774,6 @@ def _output_stream(name: str) -> Iterator[BinaryIO]:
         return
     with explained_writes(Path(name)), whole_file(Path(name)) as stream:
         yield stream
-
-
-def _score_text(result: PairScore) -> str:
-    figures = (result.log_prob, result.mean_log_prob, result.score)
-    # Adding zero makes nothing of the sign of a zero.
-    return "".join(f"{round(figure, 4) + 0.0:.4f}\t" for figure in figures) + f"{result.n_tokens}\n"
-
-
-def _score_json(result: PairScore) -> str:
-    """Return the figures of a pair; those of a pair that was not scored are null."""
-    figures = {"log_prob": result.log_prob, "mean_log_prob": result.mean_log_prob, "score": result.score}
-    entry = {
-        "line": result.pair.line,
-        "src": result.pair.src,
-        "tgt": result.pair.tgt,
-        **finite(figures),
-        "n_tokens": result.n_tokens,
-        "pieces": result.pieces,
-        "token_log_probs": [round(log_prob, 6) for log_prob in result.token_log_probs],
-    }
-    return json.dumps(entry, ensure_ascii=False) + "\n"
-
-
-def _warn_of_long_pairs(scorer: Scorer) -> None:
-    if n_scored := scorer.n_long - scorer.n_too_long:
-        problem = f"had more than {scorer.max_tokens:,} tokens on a side, which the model has not learnt from"
-        _log.warning(f"{n_scored:,} of {scorer.n_pairs:,} pairs {problem}: trust their scores less")
-    if scorer.n_too_long:
-        problem = f"had more than {scorer.longest:,} tokens on a side and were not scored: -inf, or null in jsonl"
-        _log.warning(f"{scorer.n_too_long:,} of {scorer.n_pairs:,} pairs {problem}")
 
 
 # --- mt eval, mt compare ----------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,50 +21,34 @@ from mt.cli import app
 from mt.config.loading import load_config
 from mt.config.settings import DecodeConfig, RunConfig
 from mt.decode.lines import LineReader
+from mt.decode.scorer import PairScore, Scorer
+from mt.decode.translator import Hypothesis, PrefixError, Translator
 from mt.errors import CheckpointError, ConfigError, DataError
 from mt.evaluate.scores import TranslatedSet
 from mt.text.corpora import SentencePair
+from mt.tools.verify import Difference, Kill, Verdict
 from tests.toys import files_up_to
 
 ROOT = Path(__file__).resolve().parent.parent
 Run = Callable[..., tuple[int, str, str]]
 
 
-@dataclass(frozen=True)
-class FakeHypothesis:
-    text: str
-    score: float = -0.5
-    log_prob: float = -1.5
-    log_prob_per_token: float = -0.5
-    n_tokens: int = 3
-    tokens: tuple[str, ...] = ("▁t", "o")
-    flags: tuple[str, ...] = ()
-    alignment: tuple[tuple[int, int], ...] | None = None
-
-
-class FakePrefixError(DataError):
-    def __init__(self, line: int) -> None:
-        super().__init__("the prefix is long")
-        self.line = line
-
-
-class FakeTranslator:
+class FakeTranslator(Translator):
     """Translates to upper case; the second best is the line twice, and there is no third."""
 
     calls: list[dict[str, Any]] = []  # noqa: RUF012
-    max_source_tokens = 1_024
-    retries = True
     identity = {"model": "0123", "device": "cpu", "precision": "float32"}  # noqa: RUF012
     decode = DecodeConfig()
+
+    def __init__(self, retries: bool) -> None:
+        self.max_source_tokens, self.retries = 1_024, retries
 
     @classmethod
     def load(cls, path: str, device: str, precision: str, *, retries: bool, n_processes: int | None) -> FakeTranslator:
         if path == "missing":
             raise CheckpointError("missing: no such model folder")
         cls.calls.append({"path": path, "device": device, "precision": precision, "retries": retries})
-        translator = cls()
-        translator.retries = retries
-        return translator
+        return cls(retries)
 
     def translate_lines(
         self,
@@ -75,37 +59,25 @@ class FakeTranslator:
         prefixes: Sequence[str] | None,
         aligner: Callable[..., Any] | None,
         on_progress: Callable[[float], None],
-    ) -> Iterator[list[FakeHypothesis]]:
+    ) -> Iterator[list[Hypothesis]]:
         self.calls.append({"decode": decode, "n_best": n_best, "prefixes": prefixes})
         for number, line in enumerate(lines):
             begin = prefixes[number] if prefixes else ""
             if len(begin) > 20:
-                raise FakePrefixError(number)
+                raise PrefixError(number, "the prefix is long")
             texts = [begin + line.upper(), f"{line} {line}"] if line else [""]
-            flags = (
-                ("in_parts",)
-                if len(line) > self.max_source_tokens
-                else ("repetition", "retried")
-                if line == "?"
-                else ()
-            )
+            flags = ("in_parts",) if len(line) > self.max_source_tokens else ()
+            flags = ("repetition", "retried") if line == "?" else flags
             alignment = None if aligner is None else ((0, 0), (1, 1)) if line else ()
-            yield [FakeHypothesis(text, flags=flags, alignment=alignment) for text in texts[:n_best]]
+            yield [Hypothesis(text, -0.5, -1.5, 3, ("▁t", "o"), flags, alignment) for text in texts[:n_best]]
         on_progress(1.0)
 
 
-FAKE_MODULE = types.SimpleNamespace(Translator=FakeTranslator, PrefixError=FakePrefixError)
-
-
 @pytest.fixture(autouse=True)
-def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
-    """Stand-ins for what costs time; `pipeline` may be given other functions by a test."""
-    pipeline = types.SimpleNamespace()
-    monkeypatch.setitem(sys.modules, "mt.pipeline", pipeline)
-    monkeypatch.setitem(sys.modules, "mt.decode.translator", FAKE_MODULE)
+def _no_real_translator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mt.decode.translator.Translator", FakeTranslator)
     monkeypatch.setattr(FakeTranslator, "calls", [])
     monkeypatch.chdir(tmp_path)
-    return pipeline
 
 
 @pytest.fixture
@@ -132,19 +104,8 @@ def write_lines(name: str, lines: Sequence[str]) -> str:
 def test_help_lists_every_command(run: Run):
     status, stdout, _ = run("--help")
     assert status == 0
-    for command in (
-        "train",
-        "prepare",
-        "translate",
-        "score",
-        "explain",
-        "export",
-        "eval",
-        "average",
-        "bench",
-        "config",
-        "verify-resume",
-    ):
+    commands = "train prepare translate score explain export eval average bench config verify-resume"
+    for command in commands.split():
         assert f"\n  {command} " in stdout
 
 
@@ -155,12 +116,26 @@ def test_the_version_is_one_line(run: Run):
     assert stdout.count("\n") == 1
 
 
-def test_an_error_of_the_user_is_one_line_and_status_2(run: Run, fakes: types.SimpleNamespace):
-    def average_run(run_dir: Path, last: int) -> Path:
-        raise DataError("two\nlines")
+def raising(error: BaseException) -> Callable[..., None]:
+    def function(*arguments: object) -> None:
+        raise error
 
-    fakes.average_run = average_run
-    assert run("average", "--run-dir", "r", "--last", "3") == (2, "", "error: two lines\n")
+    return function
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "stderr"),
+    [
+        (DataError("two\nlines"), 2, "error: two lines\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (SystemExit(143), 143, ""),
+    ],
+)
+def test_what_ends_a_command_is_its_status(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: int, stderr: str
+):
+    monkeypatch.setattr("mt.pipeline.average_run", raising(error))
+    assert run("average", "--run-dir", "r", "--last", "3") == (status, "", stderr)
 
 
 def test_a_wrong_option_is_status_2(run: Run):
@@ -168,22 +143,6 @@ def test_a_wrong_option_is_status_2(run: Run):
     assert (status, stdout) == (2, "")
     assert "No such option" in stderr
     assert "--confog" in stderr
-
-
-def test_an_interrupt_is_status_130(run: Run, fakes: types.SimpleNamespace):
-    def train_run(config: RunConfig, run_dir: Path) -> None:
-        raise KeyboardInterrupt
-
-    fakes.train_run = train_run
-    assert run("train", "--config", "demo")[0] == 130
-
-
-def test_a_termination_keeps_its_status(run: Run, fakes: types.SimpleNamespace):
-    def train_run(config: RunConfig, run_dir: Path) -> None:
-        raise SystemExit(143)
-
-    fakes.train_run = train_run
-    assert run("train", "--config", "demo") == (143, "", "")
 
 
 def test_an_interrupt_does_not_wait_for_threads_in_the_middle_of_a_batch():
@@ -201,15 +160,6 @@ cli.main()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (130, "whole lines\n", "")
-
-
-def test_an_error_of_ours_keeps_its_traceback(fakes: types.SimpleNamespace):
-    def average_run(run_dir: Path, last: int) -> Path:
-        raise ZeroDivisionError
-
-    fakes.average_run = average_run
-    with pytest.raises(ZeroDivisionError):
-        app(["average", "--run-dir", "r", "--last", "3"])
 
 
 def test_an_error_of_ours_is_status_1_from_the_shell():
@@ -235,9 +185,9 @@ def test_a_reader_that_goes_away_is_no_reason_for_a_traceback(unbuffered: str):
 # --- train, prepare, average, config ----------------------------------------------------------------------------------
 
 
-def test_train_hands_over_the_config_and_the_run_folder(run: Run, fakes: types.SimpleNamespace):
+def test_train_hands_over_the_config_and_the_run_folder(run: Run, monkeypatch: pytest.MonkeyPatch):
     calls: list[tuple[RunConfig, Path]] = []
-    fakes.train_run = lambda config, run_dir: calls.append((config, run_dir))
+    monkeypatch.setattr("mt.pipeline.train_run", lambda config, run_dir: calls.append((config, run_dir)))
     assert run("train", "--config", "demo", "--set", "name=other", "--set", "train.seed=7") == (0, "", "")
     assert run("train", "--config", "demo.yaml", "--run-dir", "elsewhere/x") == (0, "", "")
     expected = load_config("demo", ["name=other", "train.seed=7"])
@@ -257,7 +207,7 @@ def test_prepare_says_what_it_made(run: Run, monkeypatch: pytest.MonkeyPatch):
         "test": {"flickr2016": {"pairs": 1_000, "source": "sacrebleu:x"}},
     }
     corpus = types.SimpleNamespace(folder=Path("data/prepared/0123"), manifest=manifest)
-    monkeypatch.setitem(sys.modules, "mt.text.prepare", types.SimpleNamespace(prepare_corpus=lambda config: corpus))
+    monkeypatch.setattr("mt.text.prepare.prepare_corpus", lambda config: corpus)
     status, stdout, _ = run("prepare", "--config", "demo")
     assert status == 0
     assert stdout == (
@@ -269,39 +219,34 @@ def test_prepare_says_what_it_made(run: Run, monkeypatch: pytest.MonkeyPatch):
     )
 
 
-def test_average_prints_the_model_folder(run: Run, fakes: types.SimpleNamespace):
-    fakes.average_run = lambda run_dir, last: run_dir / f"average-{last}"
+def test_average_prints_the_model_folder(run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mt.pipeline.average_run", lambda run_dir, last: run_dir / f"average-{last}")
     assert run("average", "--run-dir", "runs/a", "--last", "3") == (0, "runs/a/average-3\n", "")
     message = "error: --last: expected at least 1, got 0\n"
     assert run("average", "--run-dir", "runs/a", "--last", "0") == (2, "", message)
 
 
 def test_verify_resume_prints_the_verdict_and_fails_without_a_proof(run: Run, monkeypatch: pytest.MonkeyPatch):
-    @dataclass(frozen=True)
-    class FakeVerdict:
-        is_proved: bool
-        summary: str = "resume changes the result"
-
-        def __str__(self) -> str:
-            return f"{self.summary}\n  in detail"
-
-        def as_json(self) -> dict[str, Any]:
-            return {"proved": self.is_proved}
-
     calls: list[Any] = []
+    same = Difference(1, 0, 0.0, None, 0.0, 1, 0, None, 1, 0, 0.0, None)
 
-    def verify_resume(config: RunConfig, run_dir: Path | None, *, n_updates: int, n_kills: int) -> FakeVerdict:
+    def verify_resume(config: RunConfig, run_dir: Path | None, *, n_updates: int, n_kills: int) -> Verdict:
         calls.append((config, run_dir, n_updates, n_kills))
-        return FakeVerdict(is_proved=n_kills == 3)
+        resumed = same if n_kills == 3 else replace(same, n_weights_differing=1)
+        return Verdict(n_updates, (Kill(1, True),), resumed, None)
 
-    monkeypatch.setitem(sys.modules, "mt.tools.verify", types.SimpleNamespace(verify_resume=verify_resume))
+    monkeypatch.setattr("mt.tools.verify.verify_resume", verify_resume)
     proved = ("verify-resume", "--config", "demo")
-    assert run(*proved) == (0, "resume changes the result\n  in detail\n", "")
-    assert run(*proved, "--json") == (0, '{"proved": true}\n', "")
+    status, stdout, stderr = run(*proved)
+    assert (status, stdout.splitlines()[0], stderr) == (0, "resume is bit-identical", "")
+    status, stdout, stderr = run(*proved, "--json")
+    assert (status, json.loads(stdout)["proved"], stderr) == (0, True, "")
     options = ("--set", "train.seed=7", "--run-dir", "r", "--updates", "9", "--kills", "2")
     error = "error: resume changes the result\n"
-    assert run(*proved, *options) == (2, "resume changes the result\n  in detail\n", error)
-    assert run(*proved, *options, "--json") == (2, '{"proved": false}\n', error)
+    status, stdout, stderr = run(*proved, *options)
+    assert (status, stdout.splitlines()[0], stderr) == (2, "resume changes the result", error)
+    status, stdout, stderr = run(*proved, *options, "--json")
+    assert (status, json.loads(stdout)["proved"], stderr) == (2, False, error)
     demo, changed = load_config("demo"), load_config("demo", ["train.seed=7"])
     assert calls == [(demo, None, 30, 3)] * 2 + [(changed, Path("r"), 9, 2)] * 2
 
@@ -323,25 +268,23 @@ def test_config_show_prints_a_config_that_can_be_read_back(run: Run):
 # --- translate --------------------------------------------------------------------------------------------------------
 
 
-def test_one_line_comes_out_for_each_line_that_goes_in(run: Run):
-    status, stdout, stderr = run("translate", "--model", "m", stdin="ein hund\r\n\nzwei\u2028drei".encode())
-    assert (status, stdout, stderr) == (0, "EIN HUND\n\nZWEI\u2028DREI\n", "")
-
-
-def test_no_input_gives_no_output(run: Run):
-    assert run("translate", "--model", "m") == (0, "", "")
-
-
-def test_bad_bytes_are_replaced_and_counted(run: Run):
-    status, stdout, stderr = run("translate", "--model", "m", stdin=b"a\nb\xff\nc\n")
-    assert (status, stdout) == (0, "A\nB\ufffd\nC\n")
-    assert stderr == "warning: 1 of 3 lines were not valid UTF-8: their bad bytes were read as U+FFFD\n"
-
-
-def test_lines_translated_in_parts_are_counted(run: Run):
-    status, stdout, stderr = run("translate", "--model", "m", stdin=b"a\n" + b"b" * 100_000)
-    assert (status, stdout) == (0, "A\n" + "B" * 100_000 + "\n")
-    assert stderr == "warning: 1 of 2 lines had more than 1,024 tokens and were translated in parts\n"
+@pytest.mark.parametrize(
+    ("stdin", "stdout", "warning"),
+    [
+        ("ein hund\r\n\nzwei\u2028drei".encode(), "EIN HUND\n\nZWEI\u2028DREI\n", ""),
+        (b"", "", ""),
+        (b"a\nb\xff\nc\n", "A\nB\ufffd\nC\n", "3 lines were not valid UTF-8: their bad bytes were read as U+FFFD"),
+        (
+            b"a\n" + b"b" * 100_000,
+            "A\n" + "B" * 100_000 + "\n",
+            "2 lines had more than 1,024 tokens and were translated in parts",
+        ),
+    ],
+    ids=["lines", "nothing", "bad bytes", "a long line"],
+)
+def test_one_line_comes_out_for_each_line_that_goes_in(run: Run, stdin: bytes, stdout: str, warning: str):
+    stderr = f"warning: 1 of {warning}\n" if warning else ""
+    assert run("translate", "--model", "m", stdin=stdin) == (0, stdout, stderr)
 
 
 def test_files_are_read_and_written(run: Run):
@@ -382,8 +325,6 @@ def test_flags_of_lines_are_in_the_json_and_counted(run: Run):
 
 
 def test_alignments_go_into_a_file_of_their_own_or_into_the_json(run: Run, monkeypatch: pytest.MonkeyPatch):
-    explain = types.SimpleNamespace(align=lambda model, sources, targets: [])
-    monkeypatch.setitem(sys.modules, "mt.explain.attention", explain)
     monkeypatch.setattr(FakeTranslator, "model", "its model", raising=False)
     text = b"a b\n\nc d\n"
     status, stdout, _ = run("translate", "--model", "m", "--alignments", "al", "--n-best", "2", stdin=text)
@@ -525,22 +466,19 @@ def test_resume_begins_anew_where_there_is_nothing_to_go_on_with(run: Run):
 
 
 def test_all_files_go_on_together(run: Run, interrupted: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
-    explain = types.SimpleNamespace(align=lambda model, sources, targets: [])
-    monkeypatch.setitem(sys.modules, "mt.explain.attention", explain)
     monkeypatch.setattr(FakeTranslator, "model", "its model", raising=False)
     options = ("--alignments", "al", "--shard", "1/2", "--format", "jsonl", "--prefix", "in")
     write_lines("in", [f"{i}" for i in range(20)])
 
-    def until(lines: Sequence[str]) -> Any:
-        raise KeyboardInterrupt
-
     translate_lines = FakeTranslator.translate_lines
+
+    def until_6(self: FakeTranslator, lines: Sequence[str], *arguments: Any, **options: Any) -> Any:
+        if "6" in lines:
+            raise KeyboardInterrupt
+        return translate_lines(self, lines, *arguments, **options)
+
     with monkeypatch.context() as patch:
-        patch.setattr(
-            FakeTranslator,
-            "translate_lines",
-            lambda self, lines, *a, **k: until(lines) if "6" in lines else translate_lines(self, lines, *a, **k),
-        )
+        patch.setattr(FakeTranslator, "translate_lines", until_6)
         assert run(*RESUME, *options)[0] == 130
     assert names() == {"in", "out.part", "out.part.json", "al.part"}
     message = f"error: {Path.cwd()}/al.part: is missing: delete {Path.cwd()}/out.part too, to start over\n"
@@ -675,38 +613,36 @@ def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(run: Run, mo
 
 
 def test_options_reach_the_translator(run: Run):
-    options = ["--beam-size", "6", "--length-penalty", "0", "--batch-tokens", "99", "--n-best", "2"]
-    run("translate", "--model", "m", "--device", "cpu", "--precision", "fp32", *options, stdin=b"a\n")
+    run("translate", "--model", "m", "--device", "cpu", "--precision", "fp32", "--n-best", "2", stdin=b"a\n")
     assert FakeTranslator.calls == [
         {"path": "m", "device": "cpu", "precision": "fp32", "retries": True},
-        {"decode": DecodeConfig(beam_size=6, length_penalty=0.0, batch_tokens=99), "n_best": 2, "prefixes": None},
+        {"decode": DecodeConfig(), "n_best": 2, "prefixes": None},
     ]
 
 
+DRAWING = DecodeConfig(sample=True, temperature=0.7, top_k=10, top_p=0.9, seed=0)
+
+
 @pytest.mark.parametrize(
-    ("options", "decode"),
+    ("options", "of_model", "decode"),
     [
-        (
-            "--length-penalty-form plain --length-penalty 1",
-            DecodeConfig(length_penalty_form="plain", length_penalty=1.0),
-        ),
-        ("--min-length 3 --max-length 9", DecodeConfig(min_length=3, max_length=9)),
-        ("--no-repeat-ngram 3 --batch-sentences 7", DecodeConfig(no_repeat_ngram_size=3, batch_sentences=7)),
-        (
-            "--sample --temperature 0.7 --top-k 10 --top-p 0.9 --seed 0",
-            DecodeConfig(sample=True, temperature=0.7, top_k=10, top_p=0.9, seed=0),
-        ),
+        ("--beam-size 6 --batch-tokens 99", DecodeConfig(), DecodeConfig(beam_size=6, batch_tokens=99)),
+        ("--length-penalty 0", DecodeConfig(), DecodeConfig(length_penalty=0.0)),
+        ("--length-penalty-form plain", DecodeConfig(), DecodeConfig(length_penalty_form="plain")),
+        ("--min-length 3 --max-length 9", DecodeConfig(), DecodeConfig(min_length=3, max_length=9)),
+        ("--no-repeat-ngram 3", DecodeConfig(), DecodeConfig(no_repeat_ngram_size=3)),
+        ("--batch-sentences 7", DecodeConfig(), DecodeConfig(batch_sentences=7)),
+        ("--sample --temperature 0.7 --top-k 10 --top-p 0.9 --seed 0", DecodeConfig(), DRAWING),
+        ("", DRAWING, DRAWING),
+        ("--beam-size 6", replace(DRAWING, seed=1), DecodeConfig(beam_size=6)),
     ],
 )
-def test_every_setting_of_the_search_has_an_option(run: Run, options: str, decode: DecodeConfig):
+def test_options_change_the_search_that_the_config_of_the_model_asks_for(
+    run: Run, monkeypatch: pytest.MonkeyPatch, options: str, of_model: DecodeConfig, decode: DecodeConfig
+):
+    monkeypatch.setattr(FakeTranslator, "decode", of_model)
     assert run("translate", "--model", "m", *options.split(), stdin=b"a\n")[0] == 0
     assert FakeTranslator.calls[-1]["decode"] == decode
-
-
-def test_a_beam_is_asked_of_a_model_whose_config_draws(run: Run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(FakeTranslator, "decode", DecodeConfig(sample=True, temperature=0.7, top_k=10))
-    run("translate", "--model", "m", "--beam-size", "6", stdin=b"a\n")
-    assert FakeTranslator.calls[-1]["decode"] == DecodeConfig(beam_size=6)
 
 
 def test_what_contradicts_the_config_of_the_model_is_named_too(run: Run, monkeypatch: pytest.MonkeyPatch):
@@ -718,61 +654,58 @@ def test_what_contradicts_the_config_of_the_model_is_named_too(run: Run, monkeyp
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--beam-size", "0"], "--beam-size: expected 1 to 64, got 0"),
-        (["--beam-size", "65"], "--beam-size: expected 1 to 64, got 65"),
-        (["--length-penalty", "-1"], "--length-penalty: expected 0 to 10, got -1.0"),
-        (["--batch-tokens", "0"], "--batch-tokens: expected at least 1, got 0"),
-        (["--n-best", "0"], "--n-best: expected at least 1, got 0"),
-        (["--n-best", "5", "--beam-size", "4"], "--n-best: is 5, more than --beam-size (4) can give"),
-        (["--min-length", "-1"], "--min-length: expected at least 0, got -1"),
-        (["--max-length", "0"], "--max-length: expected at least 1, got 0"),
+        ("--beam-size 0", "--beam-size: expected 1 to 64, got 0"),
+        ("--beam-size 65", "--beam-size: expected 1 to 64, got 65"),
+        ("--length-penalty -1", "--length-penalty: expected 0 to 10, got -1.0"),
+        ("--batch-tokens 0", "--batch-tokens: expected at least 1, got 0"),
+        ("--n-best 0", "--n-best: expected at least 1, got 0"),
+        ("--n-best 5 --beam-size 4", "--n-best: is 5, more than --beam-size (4) can give"),
+        ("--min-length -1", "--min-length: expected at least 0, got -1"),
+        ("--max-length 0", "--max-length: expected at least 1, got 0"),
         (
-            ["--min-length", "9", "--max-length", "9"],
+            "--min-length 9 --max-length 9",
             "--min-length: is 9, and --max-length (9) leaves room for 8 tokens and the end of sentence",
         ),
-        (["--no-repeat-ngram", "-1"], "--no-repeat-ngram: expected at least 0, got -1"),
-        (["--batch-sentences", "0"], "--batch-sentences: expected at least 1, got 0"),
-        (["--temperature", "0.5"], "--temperature: is for drawing: add --sample"),
-        (["--top-k", "5"], "--top-k: is for drawing: add --sample"),
-        (["--top-p", "0.5"], "--top-p: is for drawing: add --sample"),
-        (["--seed", "5"], "--seed: is for drawing: add --sample"),
-        (["--sample", "--beam-size", "5"], "--beam-size: is for searching, and --sample draws: give one of them"),
-        (["--sample", "--temperature", "0"], "--temperature: expected 0.01 to 100, got 0.0"),
-        (["--sample", "--top-k", "0"], "--top-k: expected at least 1, got 0"),
-        (["--sample", "--top-p", "1.5"], "--top-p: expected a number above 0 and up to 1, got 1.5"),
-        (["--prefix", "-"], "--prefix: expected a file, got -"),
-        (["--prefix", "missing"], "missing: no such file (looked for in {cwd})"),
-        (["--alignments", "-"], "--alignments: expected a file, got -"),
-        (["--alignments", "x", "--output", "./x"], "--alignments: x is the --output: give two files"),
-        (["--alignments", "missing/x"], "missing/x: cannot be written: No such file or directory"),
+        ("--no-repeat-ngram -1", "--no-repeat-ngram: expected at least 0, got -1"),
+        ("--batch-sentences 0", "--batch-sentences: expected at least 1, got 0"),
+        ("--temperature 0.5", "--temperature: is for drawing: add --sample"),
+        ("--top-k 5", "--top-k: is for drawing: add --sample"),
+        ("--top-p 0.5", "--top-p: is for drawing: add --sample"),
+        ("--seed 0", "--seed: is for drawing: add --sample"),
+        ("--sample --beam-size 5", "--beam-size: is for searching, and --sample draws: give one of them"),
+        ("--sample --temperature 0", "--temperature: expected 0.01 to 100, got 0.0"),
+        ("--sample --top-k 0", "--top-k: expected at least 1, got 0"),
+        ("--sample --top-p 1.5", "--top-p: expected a number above 0 and up to 1, got 1.5"),
+        ("--prefix -", "--prefix: expected a file, got -"),
+        ("--prefix missing", "missing: no such file (looked for in {cwd})"),
+        ("--alignments -", "--alignments: expected a file, got -"),
+        ("--alignments x --output ./x", "--alignments: x is the --output: give two files"),
+        ("--alignments missing/x", "missing/x: cannot be written: No such file or directory"),
+        ("--align", "--align: is for --format jsonl: give that, or --alignments FILE for a separate file"),
+        ("--shard 3", "--shard: expected I/N, such as 3/8, with I from 1 to N, got 3"),
+        ("--shard 0/8", "--shard: expected I/N, such as 3/8, with I from 1 to N, got 0/8"),
+        ("--shard 9/8", "--shard: expected I/N, such as 3/8, with I from 1 to N, got 9/8"),
         (
-            ["--align"],
-            "--align: is for --format jsonl: give that, or --alignments FILE for a separate file",
-        ),
-        (["--shard", "3"], "--shard: expected I/N, such as 3/8, with I from 1 to N, got 3"),
-        (["--shard", "0/8"], "--shard: expected I/N, such as 3/8, with I from 1 to N, got 0/8"),
-        (["--shard", "9/8"], "--shard: expected I/N, such as 3/8, with I from 1 to N, got 9/8"),
-        (
-            ["--shard", "1/8"],
+            "--shard 1/8",
             "--shard: needs to count lines, and standard input can be read once only: give a file to --input",
         ),
-        (["--resume"], "--resume: continues an output file: give --output FILE"),
+        ("--resume", "--resume: continues an output file: give --output FILE"),
         (
-            ["--resume", "--output", "/dev/null"],
+            "--resume --output /dev/null",
             "--resume: can only continue regular files: give regular files to --output and --alignments",
         ),
         (
-            ["--output", "out", "--alignments", "/dev/null"],
+            "--output out --alignments /dev/null",
             "--alignments: /dev/null is not a regular file, but --output is: give two regular files, or none",
         ),
-        (["--input", "missing.en"], "missing.en: no such file (looked for in {cwd})"),
-        (["--input", "."], ".: is a folder, expected a text file"),
-        (["--output", "missing/out.de"], "missing/out.de: cannot be written: No such file or directory"),
+        ("--input missing.en", "missing.en: no such file (looked for in {cwd})"),
+        ("--input .", ".: is a folder, expected a text file"),
+        ("--output missing/out.de", "missing/out.de: cannot be written: No such file or directory"),
     ],
 )
-def test_wrong_options_are_refused_before_the_model_is_loaded(run: Run, options: list[str], message: str):
+def test_wrong_options_are_refused_before_the_model_is_loaded(run: Run, options: str, message: str):
     message = message.replace("{cwd}", str(Path.cwd()))
-    assert run("translate", "--model", "m", *options) == (2, "", f"error: {message}\n")
+    assert run("translate", "--model", "m", *options.split()) == (2, "", f"error: {message}\n")
     assert FakeTranslator.calls == []
 
 
@@ -784,11 +717,10 @@ def test_a_model_that_is_missing_leaves_no_output_file(run: Run):
 
 def test_output_begins_before_the_input_ends():
     code = (
-        "import sys, types\n"
-        "sys.path.insert(0, 'tests')\n"
-        "import test_cli\n"
-        "sys.modules['mt.decode.translator'] = test_cli.FAKE_MODULE\n"
-        "test_cli.app(['translate', '--model', 'm'])\n"
+        "import mt.decode.translator\n"
+        "from tests.test_cli import FakeTranslator, app\n"
+        "mt.decode.translator.Translator = FakeTranslator\n"
+        "app(['translate', '--model', 'm'])\n"
     )
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -806,42 +738,16 @@ def test_output_begins_before_the_input_ends():
 # --- score ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class FakePairScore:
-    """Two nats for each letter of the translation; of one with a question mark, nothing is known."""
+class FakeScorer(Scorer):
+    """Finds two nats in each letter of a translation; one with a question mark is too long, with another one long."""
 
-    pair: SentencePair
-
-    @property
-    def n_tokens(self) -> int:
-        return len(self.pair.tgt)
-
-    @property
-    def pieces(self) -> tuple[str, ...]:
-        return tuple(self.pair.tgt)
-
-    @property
-    def token_log_probs(self) -> tuple[float, ...]:
-        return (-2 - 1e-9,) * self.n_tokens
-
-    @property
-    def log_prob(self) -> float:
-        return -math.inf if "?" in self.pair.tgt else -2.0 * self.n_tokens
-
-    @property
-    def mean_log_prob(self) -> float:
-        return self.log_prob / max(self.n_tokens, 1)
-
-    @property
-    def score(self) -> float:
-        return self.log_prob / 3
-
-
-class FakeScorer:
     calls: list[dict[str, Any]] = []  # noqa: RUF012
     decode = DecodeConfig()
     max_tokens, longest = 256, 1_024
     n_pairs = n_long = n_too_long = 0
+
+    def __init__(self) -> None:
+        pass
 
     @classmethod
     def load(cls, path: str, device: str, precision: str) -> FakeScorer:
@@ -850,19 +756,20 @@ class FakeScorer:
         cls.calls.append({"path": path, "device": device, "precision": precision})
         return cls()
 
-    def score(self, pairs: Iterable[SentencePair], decode: DecodeConfig) -> Iterator[FakePairScore]:
+    def score(self, pairs: Iterable[SentencePair], decode: DecodeConfig) -> Iterator[PairScore]:
         self.calls.append({"decode": decode})
         for pair in pairs:
             self.n_pairs += 1
             self.n_long += "!" in pair.tgt or "?" in pair.tgt
             self.n_too_long += "?" in pair.tgt
-            yield FakePairScore(pair)
+            n, log_prob = len(pair.tgt), -math.inf if "?" in pair.tgt else -2.0 * len(pair.tgt)
+            yield PairScore(pair, log_prob, log_prob / 3, n, tuple(pair.tgt), (-2 - 1e-9,) * n)
 
 
 @pytest.fixture
 def score(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
     """Run `mt score` on two.src and two.tgt."""
-    monkeypatch.setitem(sys.modules, "mt.decode.scorer", types.SimpleNamespace(Scorer=FakeScorer))
+    monkeypatch.setattr("mt.decode.scorer.Scorer", FakeScorer)
     monkeypatch.setattr(FakeScorer, "calls", [])
     write_lines("two.src", ["ä", ""])
     write_lines("two.tgt", ["bcd", ""])
@@ -968,7 +875,7 @@ def test_explain_writes_the_page(run: Run, monkeypatch: pytest.MonkeyPatch):
             raise ConfigError("src", "is blank", "give a sentence")
         return f"<p>{arguments}</p>\n"
 
-    monkeypatch.setitem(sys.modules, "mt.explain.heatmap", types.SimpleNamespace(explained_page=explained_page))
+    monkeypatch.setattr("mt.explain.heatmap.explained_page", explained_page)
     given = ("explain", "--model", "m", "--output", "page.html")
     assert run(*given, "--src", "ä", "--tgt", "b", "--device", "cpu", "--precision", "fp32") == (0, "", "")
     assert Path("page.html").read_text(encoding="utf-8") == "<p>('m', 'ä', 'b', 'cpu', 'fp32')</p>\n"
@@ -1118,7 +1025,7 @@ class FakeKnownModel:
 
 @pytest.fixture
 def two_test_sets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "mt.evaluate.runs", types.SimpleNamespace(KnownModel=FakeKnownModel))
+    monkeypatch.setattr("mt.evaluate.runs.KnownModel", FakeKnownModel)
 
 
 @pytest.mark.usefixtures("two_test_sets")

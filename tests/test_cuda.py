@@ -358,10 +358,10 @@ def test_a_measured_training_has_each_part_of_a_step_and_its_memory(tmp_path: Pa
     config = config_for(tmp_path, device, batch_tokens=size)
     config = replace(config, model=replace(config.model, d_model=64))
     speed = bench.measure_training(config, CORPUS, VOCABULARY, n_steps=10)
-    split = speed.split_seconds
-    assert min(split.forward, split.backward, split.optimizer) > 0 <= split.input_stall
-    assert speed.peak_memory_bytes > 4 * 3 * speed.n_parameters
-    assert (speed.reserved_memory_bytes is None) == (device == "cpu")
+    split = speed["split_seconds"]
+    assert min(split["forward"], split["backward"], split["optimizer"]) > 0 <= split["input_stall"]
+    assert speed["peak_memory_bytes"] > 4 * 3 * speed["n_parameters"]
+    assert (speed["reserved_memory_bytes"] is None) == (device == "cpu")
 
 
 @on_cuda

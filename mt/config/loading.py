@@ -96,7 +96,7 @@ def as_yaml(value: Any) -> str:
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
     """Dotted key → value of every setting."""
-    return _flat(_plain(config))
+    return flattened(_plain(config))
 
 
 def shipped_configs() -> list[Path]:
@@ -274,9 +274,9 @@ def _plain(value: Any) -> Any:
     return [_plain(entry) for entry in value] if isinstance(value, tuple) else value
 
 
-def _flat(value: Any, key: str = "") -> dict[str, Any]:
-    """Return dotted key → scalar."""
-    if not isinstance(value, (dict, list)):
+def flattened(value: Any, key: str = "") -> dict[str, Any]:
+    """Return dotted key → scalar of nested mappings and lists."""
+    if not isinstance(value, (dict, list, tuple)):
         return {key: value}
     entries = value.items() if isinstance(value, dict) else enumerate(value)
-    return {name: leaf for part, entry in entries for name, leaf in _flat(entry, joined(key, part)).items()}
+    return {name: leaf for part, entry in entries for name, leaf in flattened(entry, joined(key, part)).items()}

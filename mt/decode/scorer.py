@@ -5,6 +5,7 @@ T target rows, R rows of a chunk, D d_model, V vocabulary.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from mt.system.malloc import trim_heap, tune_malloc
 from mt.text.corpora import SentencePair
 from mt.text.normalise import Normalisers
 from mt.text.tokenizer import EOS_ID, Tokenizer
+from mt.units import finite
 
 # Pairs that are read before the first is scored, so that those of equal length can go together.
 PAIRS_AT_A_TIME = 4_096
@@ -92,6 +94,26 @@ class PairScore:
     def mean_log_prob(self) -> float:
         """Return nats per token."""
         return self.log_prob / max(self.n_tokens, 1)
+
+    def text_line(self) -> str:
+        """Return log-probability, its mean, score and number of tokens, with tabs between them."""
+        # Adding zero makes nothing of the sign of a zero.
+        figures = [f"{round(f, 4) + 0.0:.4f}" for f in (self.log_prob, self.mean_log_prob, self.score)]
+        return "\t".join([*figures, str(self.n_tokens)])
+
+    def json_line(self) -> str:
+        """Return all of it as JSON, which has no infinity: the figures of a pair that was not scored are null."""
+        figures = {"log_prob": self.log_prob, "mean_log_prob": self.mean_log_prob, "score": self.score}
+        entry = {
+            "line": self.pair.line,
+            "src": self.pair.src,
+            "tgt": self.pair.tgt,
+            **finite(figures),
+            "n_tokens": self.n_tokens,
+            "pieces": self.pieces,
+            "token_log_probs": [round(log_prob, 6) for log_prob in self.token_log_probs],
+        }
+        return json.dumps(entry, ensure_ascii=False)
 
 
 class Scorer:
@@ -160,6 +182,15 @@ class Scorer:
         while chunk := list(islice(pairs, PAIRS_AT_A_TIME)):
             yield from self._score_chunk(chunk, decode)
             trim_heap()  # batches of many sizes leave blocks of many sizes
+
+    def warnings(self) -> Iterator[str]:
+        """Yield what is to be known of the pairs scored so far, a line each."""
+        if n_scored := self.n_long - self.n_too_long:
+            problem = f"had more than {self.max_tokens:,} tokens on a side, which the model has not learnt from"
+            yield f"{n_scored:,} of {self.n_pairs:,} pairs {problem}: trust their scores less"
+        if self.n_too_long:
+            problem = f"had more than {self.longest:,} tokens on a side and were not scored: -inf, or null in jsonl"
+            yield f"{self.n_too_long:,} of {self.n_pairs:,} pairs {problem}"
 
     def _score_chunk(self, pairs: Sequence[SentencePair], decode: DecodeConfig) -> Iterator[PairScore]:
         src_texts = [self.normalisers.src(pair.src) for pair in pairs]

@@ -7,8 +7,9 @@ import math
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -52,71 +53,8 @@ LATENCY_LINES, LATENCY_SECONDS = 100, 20.0
 WARM_UP_LINES = 64
 
 
-@dataclass(frozen=True)
-class StepSplit:
-    """Seconds of an update in each of its parts."""
-
-    input_stall: float  # the device, or on a CPU the computation, waits for data; from the timed updates
-    forward: float  # the loss included; this and what follows from further updates with a clock between the parts
-    backward: float
-    optimizer: float
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """Of the sum, by name."""
-        total = sum(asdict(self).values())
-        return {name: seconds / total for name, seconds in asdict(self).items()}
-
-
-@dataclass(frozen=True)
-class TrainingSpeed:
-    """What training one model on one device was measured to cost. Tokens are real ones, ends of sentences included."""
-
-    device: str
-    execution: str  # precision, and whether it was compiled
-    n_parameters: int
-    batch_tokens: int
-    micro_batch_tokens: int
-    n_micro_batches: int
-    warm_up_steps: int
-    warm_up_seconds: float  # from nothing until the steps are steady: model, micro-batches that fit, compilation
-    n_steps: int  # timed
-    step_seconds: float
-    tgt_tokens_per_second: float
-    src_tokens_per_second: float
-    split_seconds: StepSplit
-    src_fill: float  # share of the positions that hold real tokens
-    tgt_fill: float
-    peak_memory_bytes: int
-    reserved_memory_bytes: int | None  # by the allocator, on CUDA
-    flops_per_tgt_token: float  # see Transformer.training_flops
-    flops_per_second: float
-    peak_flops_per_second: float
-    peak_is_measured: bool  # else it is that of a data sheet
-    mfu: float
-
-
-@dataclass(frozen=True)
-class DecodingSpeed:
-    """What translating some lines with one model was measured to cost."""
-
-    device: str
-    execution: str
-    n_parameters: int
-    beam_size: int
-    batch_tokens: int
-    n_lines: int  # of all rounds
-    n_tgt_tokens: int  # of the best hypotheses
-    load_seconds: float
-    seconds: float  # from text to text
-    sentences_per_second: float
-    tgt_tokens_per_second: float
-    latency_seconds: dict[str, float]  # of one line translated alone: p50 and p95 of some, and how many these were (n)
-    peak_memory_bytes: int
-
-
 def bench_training(config: RunConfig, n_steps: int | None = None, random_data: bool = False) -> dict[str, Any]:
-    """The figures of a config on its own corpus, prepared if need be, or on made-up sentences.
+    """Return the figures of a config on its own corpus, prepared if need be, or on made-up sentences.
 
     Raises:
         MTError: data, settings or device need the user's attention.
@@ -131,14 +69,9 @@ def bench_training(config: RunConfig, n_steps: int | None = None, random_data: b
         corpus = prepare(config)
         vocab_size = Tokenizer.load(corpus.tokenizer_path).vocab_size
         data, corpus_sizes, description = corpus.train, corpus.corpus_sizes, str(corpus.folder)
-    speed = measure_training(config, data, vocab_size, corpus_sizes, n_steps)
-    return {
-        "what": "training",
-        "name": config.name,
-        "data": description,
-        **asdict(speed),
-        **basis(torch.device(speed.device)),
-    }
+    figures = measure_training(config, data, vocab_size, corpus_sizes, n_steps)
+    about = {"what": "training", "name": config.name, "data": description}
+    return {**about, **figures, **basis(torch.device(figures["device"]))}
 
 
 def measure_training(
@@ -147,20 +80,22 @@ def measure_training(
     vocab_size: int,
     corpus_sizes: tuple[int, ...] | None = None,
     n_steps: int | None = None,
-) -> TrainingSpeed:
+) -> dict[str, Any]:
     """Warm up, time some updates without waiting for the device in between, then look into a few more.
 
     Args:
         n_steps: updates to time; None: about TIMED_SECONDS of them.
+    Returns:
+        The figures. Tokens are real ones, ends of sentences included.
     Raises:
         ConfigError: the device cannot do what is asked, or runs out of memory.
     """
     tune_malloc()
     started_at = time.perf_counter()
     engine = Engine(config, data, vocab_size, corpus_sizes=corpus_sizes)
-    micro_batch_tokens = engine.begin()
-    if engine.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(engine.device)
+    device, micro_batch_tokens = engine.device, engine.begin()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     try:
         with engine.prefetched_updates(PlanState(), 1, sys.maxsize) as updates:
             endless = iter(updates)
@@ -169,46 +104,46 @@ def measure_training(
             _log.info(f"warmed up in {warm_up_seconds:.1f} s, {len(warm_up)} updates")
             n_steps = n_steps or max(FEWEST_STEPS, math.ceil(TIMED_SECONDS / warm_up[-1]))
             _log.info(f"timing {n_steps:,} updates, about {n_steps * warm_up[-1]:.0f} s")
-            timed = _time_steps(engine, islice(endless, n_steps))
+            seconds, stall_seconds, n = _time_steps(engine, islice(endless, n_steps))
             parts = _time_parts(engine, islice(endless, min(20, max(1, n_steps // 5))))
     except OutOfMemory as error:
         raise ConfigError(
             "train.micro_batch_tokens",
-            f"micro-batches of {micro_batch_tokens:,} target tokens do not fit the memory of {engine.device} ({error})",
+            f"micro-batches of {micro_batch_tokens:,} target tokens do not fit the memory of {device} ({error})",
             f"set it to {micro_batch_tokens // 2}",
         ) from None
-    peak_memory = peak_memory_bytes(engine.device)
-    reserved = torch.cuda.max_memory_reserved(engine.device) if engine.device.type == "cuda" else None
-    peak = peak_flops(engine.device, engine.dtype)
-    flops = engine.model.training_flops(timed.n_src_tokens, timed.n_tgt_tokens)
-    return TrainingSpeed(
-        device=str(engine.device),
-        execution=engine.note,
-        n_parameters=engine.model.n_parameters,
-        batch_tokens=config.train.batch_tokens,
-        micro_batch_tokens=micro_batch_tokens,
-        n_micro_batches=engine.budget.n_micro_batches,
-        warm_up_steps=len(warm_up),
-        warm_up_seconds=warm_up_seconds,
-        n_steps=n_steps,
-        step_seconds=timed.seconds / n_steps,
-        tgt_tokens_per_second=timed.n_tgt_tokens / timed.seconds,
-        src_tokens_per_second=timed.n_src_tokens / timed.seconds,
-        split_seconds=StepSplit(timed.stall_seconds / n_steps, **parts),
-        src_fill=timed.n_src_tokens / timed.n_src_positions,
-        tgt_fill=timed.n_tgt_tokens / timed.n_tgt_positions,
-        peak_memory_bytes=peak_memory,
-        reserved_memory_bytes=reserved,
-        flops_per_tgt_token=flops / timed.n_tgt_tokens,
-        flops_per_second=flops / timed.seconds,
-        peak_flops_per_second=peak,
-        peak_is_measured=data_sheet_flops(engine.device, engine.dtype) is None,
-        mfu=flops / timed.seconds / peak,
-    )
+    flops, peak = engine.model.training_flops(n["src_tokens"], n["tgt_tokens"]), peak_flops(device, engine.dtype)
+    return {
+        "device": str(device),
+        "execution": engine.note,  # precision, and whether it was compiled
+        "n_parameters": engine.model.n_parameters,
+        "batch_tokens": config.train.batch_tokens,
+        "micro_batch_tokens": micro_batch_tokens,
+        "n_micro_batches": engine.budget.n_micro_batches,
+        "warm_up_steps": len(warm_up),
+        # From nothing until the steps are steady: model, micro-batches that fit, compilation.
+        "warm_up_seconds": warm_up_seconds,
+        "n_steps": n_steps,
+        "step_seconds": seconds / n_steps,
+        "tgt_tokens_per_second": n["tgt_tokens"] / seconds,
+        "src_tokens_per_second": n["src_tokens"] / seconds,
+        # The device, or on a CPU the computation, waits for data in the timed updates. The other parts are those of
+        # further updates with a clock between them; forward includes the loss.
+        "split_seconds": {"input_stall": stall_seconds / n_steps, **parts},
+        "src_fill": n["src_tokens"] / n["src_positions"],  # fraction of the positions that hold real tokens
+        "tgt_fill": n["tgt_tokens"] / n["tgt_positions"],
+        "peak_memory_bytes": peak_memory_bytes(device),
+        "reserved_memory_bytes": torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None,
+        "flops_per_tgt_token": flops / n["tgt_tokens"],  # see Transformer.training_flops
+        "flops_per_second": flops / seconds,
+        "peak_flops_per_second": peak,
+        "peak_is_measured": data_sheet_flops(device, engine.dtype) is None,  # else it is that of a data sheet
+        "mfu": flops / seconds / peak,
+    }
 
 
 def random_corpus(vocab_size: int, max_tokens: int, n_pairs: int = RANDOM_PAIRS) -> ParallelIds:
-    """Pairs of made-up ids with the lengths of real ones; rank r of the vocabulary comes in proportion to 1 / r."""
+    """Make pairs of ids with the lengths of real ones; rank r of the vocabulary comes in proportion to 1 / r."""
     rng = np.random.default_rng(1)
     mean_log = math.log(MEAN_TGT_TOKENS) - LOG_LENGTH_DEVIATION**2 / 2
     tgt_lengths = rng.lognormal(mean_log, LOG_LENGTH_DEVIATION, n_pairs)
@@ -224,26 +159,8 @@ def random_corpus(vocab_size: int, max_tokens: int, n_pairs: int = RANDOM_PAIRS)
     return ParallelIds(side(src_lengths), side(tgt_lengths))
 
 
-@dataclass
-class _Timed:
-    """What some updates held, and how long they took."""
-
-    seconds: float = 0.0
-    stall_seconds: float = 0.0
-    n_src_tokens: int = 0
-    n_tgt_tokens: int = 0
-    n_src_positions: int = 0
-    n_tgt_positions: int = 0
-
-    def count(self, update: Update) -> None:
-        self.n_src_tokens += update.n_src_tokens
-        self.n_tgt_tokens += update.n_tgt_tokens
-        self.n_src_positions += sum(len(batch.src_ids) for batch in update.micro_batches.values())
-        self.n_tgt_positions += sum(len(batch.tgt_inputs) for batch in update.micro_batches.values())
-
-
 class Laps:
-    """A clock in the stream of the device: the host notes what ends, and waits for no one until it asks."""
+    """A clock in the stream of the device: the host notes what ends, and does not wait until it asks."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -257,11 +174,11 @@ class Laps:
         return event
 
     def end(self, part: str) -> None:
-        """What was done since the last call was this part."""
+        """Note that what was done since the last call was this part."""
         self._moments.append((part, self._now()))
 
     def seconds(self, part: str) -> float:
-        """Of all laps of a part."""
+        """Return the sum of all laps of a part."""
         _wait(self._device)
         laps = zip(self._moments[:-1], self._moments[1:], strict=True)
         return sum(self._between(before, now) for (_, before), (name, now) in laps if name == part)
@@ -272,7 +189,7 @@ class Laps:
 
 
 def _warm_up(engine: Engine, updates: Iterator[Update]) -> list[float]:
-    """Seconds of each of the updates that were made until the steps got no faster."""
+    """Make updates until they get no faster; return the seconds of each."""
     seconds: list[float] = []
     for update in islice(updates, MOST_WARM_UP_STEPS):
         started_at = time.perf_counter()
@@ -284,9 +201,9 @@ def _warm_up(engine: Engine, updates: Iterator[Update]) -> list[float]:
     return seconds
 
 
-def _time_steps(engine: Engine, updates: Iterable[Update]) -> _Timed:
-    """Updates one after the other, as training makes them."""
-    timed = _Timed()
+def _time_steps(engine: Engine, updates: Iterable[Update]) -> tuple[float, float, Counter[str]]:
+    """Make updates one after the other, as training does; return the seconds, those of waiting for data, and sizes."""
+    n: Counter[str] = Counter()
     _wait(engine.device)
     laps = Laps(engine.device)
     started_at = time.perf_counter()
@@ -295,25 +212,24 @@ def _time_steps(engine: Engine, updates: Iterable[Update]) -> _Timed:
         laps.end("input_stall")
         engine.step(update, _lr(engine, update))
         laps.end("step")
-        timed.count(update)
+        n["src_tokens"] += update.n_src_tokens
+        n["tgt_tokens"] += update.n_tgt_tokens
+        n["src_positions"] += sum(len(batch.src_ids) for batch in update.micro_batches.values())
+        n["tgt_positions"] += sum(len(batch.tgt_inputs) for batch in update.micro_batches.values())
     _wait(engine.device)
-    timed.seconds = time.perf_counter() - started_at
-    timed.stall_seconds = laps.seconds("input_stall")
-    return timed
+    return time.perf_counter() - started_at, laps.seconds("input_stall"), n
 
 
 def _time_parts(engine: Engine, updates: Iterable[Update]) -> dict[str, float]:
-    """Seconds of the parts of an update, in the mean of some."""
+    """Return the mean seconds of each part of an update."""
     laps = Laps(engine.device)
-    n_updates = 0
-    for update in updates:
+    for n_updates, update in enumerate(updates, start=1):  # noqa: B007
         step_in_parts(engine, update, laps)
-        n_updates += 1
     return {part: laps.seconds(part) / n_updates for part in ("forward", "backward", "optimizer")}
 
 
 def step_in_parts(engine: Engine, update: Update, laps: Laps) -> None:
-    """`Engine.step`, with the end of each part noted."""
+    """Do what `Engine.step` does, and note the end of each part."""
     _let_data_arrive(engine, update)
     engine.model.kernels.begin_update()
     for number, batch in update.micro_batches.items():
@@ -331,7 +247,7 @@ def step_in_parts(engine: Engine, update: Update, laps: Laps) -> None:
 
 
 def _let_data_arrive(engine: Engine, update: Update) -> None:
-    """The device goes on when the data of an update has been copied."""
+    """Let the device continue when the data of an update has been copied."""
     if update.ready is not None:
         torch.cuda.current_stream(engine.device).wait_event(update.ready)
 
@@ -357,10 +273,10 @@ def bench_decoding(
     device: str = "auto",
     precision: str = "auto",
 ) -> dict[str, Any]:
-    """The figures of a model on the lines of a file, or on its own first test set or validation set.
+    """Return the figures of a model on the lines of a file, or on its own first test set or validation set.
 
     Args:
-        n_rounds: times that the whole text is translated; once by default.
+        n_rounds: times that the whole text is translated, after a few lines for warm-up; once by default.
         changes: settings of `DecodeConfig` that differ from the model's own.
     Raises:
         MTError: model, text or settings need the user's attention.
@@ -370,58 +286,40 @@ def bench_decoding(
     started_at = time.perf_counter()
     translator = Translator.load(folder.path, device, precision, n_processes=None)
     load_seconds = time.perf_counter() - started_at
-    decode = replace(translator.decode, **(changes or {}))
-    speed = measure_decoding(translator, lines, n_rounds or 1, decode, load_seconds)
+    decode, on = replace(translator.decode, **(changes or {})), translator.model.embedding.weight.device
+    translator.translate(lines[:WARM_UP_LINES], decode)
+    if on.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(on)
+    _wait(on)
+    started_at = time.perf_counter()
+    rounds = [translator.translate_lines(lines, decode) for _ in range(n_rounds or 1)]
+    n_tgt_tokens = sum(hypotheses[0].n_tokens for translated in rounds for hypotheses in translated)
+    _wait(on)
+    seconds = time.perf_counter() - started_at
+    n_lines = len(rounds) * len(lines)
     return {
         "what": "decoding",
         "model": str(model_path),
         "data": description,
-        **asdict(speed),
-        **basis(torch.device(speed.device)),
+        "device": str(on),
+        "execution": {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[translator.model.dtype],
+        "n_parameters": translator.model.n_parameters,
+        "beam_size": decode.beam_size,
+        "batch_tokens": decode.batch_tokens,
+        "n_lines": n_lines,  # of all rounds
+        "n_tgt_tokens": n_tgt_tokens,  # of the best hypotheses
+        "load_seconds": load_seconds,
+        "seconds": seconds,  # from text to text
+        "sentences_per_second": n_lines / seconds,
+        "tgt_tokens_per_second": n_tgt_tokens / seconds,
+        "latency_seconds": _latency(translator, lines, decode),
+        "peak_memory_bytes": peak_memory_bytes(on),
+        **basis(on),
     }
 
 
-def measure_decoding(
-    translator: Translator,
-    lines: Sequence[str],
-    n_rounds: int,
-    decode: DecodeConfig,
-    load_seconds: float,
-) -> DecodingSpeed:
-    """Translate the lines some times, after a few of them for warm-up."""
-    device = translator.model.embedding.weight.device
-    translator.translate(lines[:WARM_UP_LINES], decode)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    _wait(device)
-    started_at = time.perf_counter()
-    n_tgt_tokens = 0
-    for _ in range(n_rounds):
-        for hypotheses in translator.translate_lines(lines, decode):
-            n_tgt_tokens += hypotheses[0].n_tokens
-    _wait(device)
-    seconds = time.perf_counter() - started_at
-    n_lines = n_rounds * len(lines)
-    latency = _latency(translator, lines, decode)
-    return DecodingSpeed(
-        device=str(device),
-        execution={torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[translator.model.dtype],
-        n_parameters=translator.model.n_parameters,
-        beam_size=decode.beam_size,
-        batch_tokens=decode.batch_tokens,
-        n_lines=n_lines,
-        n_tgt_tokens=n_tgt_tokens,
-        load_seconds=load_seconds,
-        seconds=seconds,
-        sentences_per_second=n_lines / seconds,
-        tgt_tokens_per_second=n_tgt_tokens / seconds,
-        latency_seconds=latency,
-        peak_memory_bytes=peak_memory_bytes(device),
-    )
-
-
 def _latency(translator: Translator, lines: Sequence[str], decode: DecodeConfig) -> dict[str, float]:
-    """Percentiles of the seconds that single lines take, one after the other."""
+    """Return percentiles of the seconds that single lines take, one after the other, and how many lines they are of."""
     some = lines[:: max(1, len(lines) // LATENCY_LINES)][:LATENCY_LINES]
     seconds: list[float] = []
     began_at = time.perf_counter()
@@ -436,7 +334,7 @@ def _latency(translator: Translator, lines: Sequence[str], decode: DecodeConfig)
 
 
 def _own_lines(folder: ModelFolder) -> tuple[str, list[str]]:
-    """The source side of the model's first test set, or of its validation set, and which that is."""
+    """Return the source side of the model's first test set, or of its validation set, and which that is."""
     description, pairs = first_test_pairs(folder.config, folder.manifest.get("corpus_fingerprint"))
     return description, [pair.src for pair in pairs]
 
@@ -450,79 +348,53 @@ def basis(device: torch.device) -> dict[str, Any]:
 
 
 def format_bench(figures: dict[str, Any]) -> str:
-    """The figures of `bench_training` or `bench_decoding`, for a terminal."""
-    rows = _training_rows(figures) if figures["what"] == "training" else _decoding_rows(figures)
-    return "\n".join(f"{name:<14}{value}" for name, value in rows)
-
-
-def _training_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
-    split = StepSplit(**figures["split_seconds"])
-    n_micro_batches, step_seconds = figures["n_micro_batches"], figures["step_seconds"]
-    known = "measured" if figures["peak_is_measured"] else "data sheet"
-    return [
-        ("model", f"{figures['name']}, {format_count(figures['n_parameters'])} parameters"),
-        ("device", _device_text(figures)),
-        ("data", figures["data"]),
-        (
-            "speed",
-            f"{figures['tgt_tokens_per_second']:,.0f} target tokens/s, {figures['src_tokens_per_second']:,.0f} source",
-        ),
-        (
-            "update",
-            f"{1000 * step_seconds:,.1f} ms for up to {figures['batch_tokens']:,} target tokens in {n_micro_batches} "
-            f"micro-batch{'es' if n_micro_batches > 1 else ''}; mean of {figures['n_steps']:,}",
-        ),
-        *(
-            (f"  {name.replace('_', ' ')}", f"{1000 * seconds:>9,.1f} ms  {split.shares[name]:>6.1%}")
-            for name, seconds in asdict(split).items()
-        ),
-        ("packing", f"{figures['src_fill']:.1%} of source and {figures['tgt_fill']:.1%} of target positions"),
-        (
-            "work",
-            f"{figures['flops_per_tgt_token'] / 1e9:.3g} GFLOP a target token: "
-            f"{_flops_text(figures['flops_per_second'])}, {figures['mfu']:.1%} of the device's "
-            f"{_flops_text(figures['peak_flops_per_second'])} ({known})",
-        ),
-        ("memory", _memory_text(figures)),
-        ("warm-up", f"{figures['warm_up_seconds']:,.1f} s, {figures['warm_up_steps']} updates"),
-    ]
-
-
-def _decoding_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
-    return [
-        ("model", f"{figures['model']}, {format_count(figures['n_parameters'])} parameters"),
-        ("device", _device_text(figures)),
-        ("data", figures["data"]),
-        (
-            "speed",
-            f"{figures['sentences_per_second']:,.1f} sentences/s, "
-            f"{figures['tgt_tokens_per_second']:,.0f} target tokens/s",
-        ),
-        ("search", f"beam of {figures['beam_size']}, {figures['batch_tokens']:,} source tokens together"),
-        (
-            "text",
-            f"{figures['n_lines']:,} lines, {figures['n_tgt_tokens']:,} target tokens, {figures['seconds']:,.1f} s",
-        ),
-        (
-            "latency",
-            f"{1000 * figures['latency_seconds']['p50']:,.1f} ms for a line alone, 95% of "
-            f"{figures['latency_seconds']['n']} take up to {1000 * figures['latency_seconds']['p95']:,.1f} ms",
-        ),
-        ("memory", _memory_text(figures)),
-        ("load", f"{figures['load_seconds']:,.1f} s"),
-    ]
-
-
-def _device_text(figures: dict[str, Any]) -> str:
-    name = figures["hardware"].get("gpu") or f"{figures['hardware']['cpu']}, {figures['hardware']['threads']} threads"
-    return f"{figures['device']} ({name}) in {figures['execution']}"
-
-
-def _memory_text(figures: dict[str, Any]) -> str:
-    text = f"{figures['peak_memory_bytes'] / 2**30:,.2f} GiB at the peak"
+    """Return the figures of `bench_training` or `bench_decoding` as a table for a terminal."""
+    machine = figures["hardware"]
+    device = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
+    memory = f"{figures['peak_memory_bytes'] / 2**30:,.2f} GiB at the peak"
     if reserved := figures.get("reserved_memory_bytes"):
-        text += f", {reserved / 2**30:,.2f} GiB reserved"
-    return text if figures["device"] != "cpu" else f"{text} of the process"
+        memory += f", {reserved / 2**30:,.2f} GiB reserved"
+    is_training = figures["what"] == "training"
+    rows = {
+        "model": f"{figures['name' if is_training else 'model']}, {format_count(figures['n_parameters'])} parameters",
+        "device": f"{figures['device']} ({device}) in {figures['execution']}",
+        "data": figures["data"],
+        **(_training_rows(figures) if is_training else _decoding_rows(figures)),
+        "memory": f"{memory} of the process" if figures["device"] == "cpu" else memory,
+    }
+    if is_training:
+        rows["warm-up"] = f"{figures['warm_up_seconds']:,.1f} s, {figures['warm_up_steps']} updates"
+    else:
+        rows["load"] = f"{figures['load_seconds']:,.1f} s"
+    return "\n".join(f"{name:<14}{value}" for name, value in rows.items())
+
+
+def _training_rows(f: dict[str, Any]) -> dict[str, str]:
+    parts, n_micro_batches = f["split_seconds"], f["n_micro_batches"]
+    micro_batches = f"{n_micro_batches} micro-batch{'es' if n_micro_batches > 1 else ''}"
+    update = f"{1000 * f['step_seconds']:,.1f} ms for up to {f['batch_tokens']:,} target tokens in {micro_batches}"
+    peak = f"{_flops_text(f['peak_flops_per_second'])} ({'measured' if f['peak_is_measured'] else 'data sheet'})"
+    return {
+        "speed": f"{f['tgt_tokens_per_second']:,.0f} target tokens/s, {f['src_tokens_per_second']:,.0f} source",
+        "update": f"{update}; mean of {f['n_steps']:,}",
+        **{
+            f"  {name.replace('_', ' ')}": f"{1000 * seconds:>9,.1f} ms  {seconds / sum(parts.values()):>6.1%}"
+            for name, seconds in parts.items()
+        },
+        "packing": f"{f['src_fill']:.1%} of source and {f['tgt_fill']:.1%} of target positions",
+        "work": f"{f['flops_per_tgt_token'] / 1e9:.3g} GFLOP a target token: {_flops_text(f['flops_per_second'])}, "
+        f"{f['mfu']:.1%} of the device's {peak}",
+    }
+
+
+def _decoding_rows(f: dict[str, Any]) -> dict[str, str]:
+    p50, p95 = (f"{1000 * f['latency_seconds'][percentile]:,.1f} ms" for percentile in ("p50", "p95"))
+    return {
+        "speed": f"{f['sentences_per_second']:,.1f} sentences/s, {f['tgt_tokens_per_second']:,.0f} target tokens/s",
+        "search": f"beam of {f['beam_size']}, {f['batch_tokens']:,} source tokens together",
+        "text": f"{f['n_lines']:,} lines, {f['n_tgt_tokens']:,} target tokens, {f['seconds']:,.1f} s",
+        "latency": f"{p50} for a line alone, 95% of {f['latency_seconds']['n']} take up to {p95}",
+    }
 
 
 def _flops_text(flops_per_second: float) -> str:

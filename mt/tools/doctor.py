@@ -1,4 +1,4 @@
-"""Looking at a config and its data before anything is spent: `mt doctor`.
+"""Look at a config and its data before anything is spent: `mt doctor`.
 
 A sample of each corpus is read, cleaned, cut into tokens as preparing would, and looked at for what will go wrong.
 """
@@ -10,15 +10,19 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mt.config.settings import Corpus, RunConfig, TrainConfig
+import torch
+
+from mt.config.settings import RunConfig
 from mt.errors import ConfigError, DataError, MTError
 from mt.system.device import choose_device, memory_bytes
 from mt.system.provenance import n_cores
 from mt.text.checks import (
     Finding,
+    Level,
     check_alignment,
     check_contamination,
     check_duplicates,
@@ -102,46 +106,52 @@ class Diagnosis:
 def examine(config: RunConfig, run_dir: Path) -> Diagnosis:
     """Read a sample of every corpus and find what will go wrong; nothing is written."""
     started_at = time.perf_counter()
-    findings = [finding for key, corpus in config.data.corpora.items() for finding in check_files(key, corpus)]
+    corpora = config.data.corpora
+    findings = [finding for key, corpus in corpora.items() for finding in check_files(key, corpus)]
     samples = _samples(config, {finding.key for finding in findings})
-    findings += [finding for sample in samples for finding in _reading_errors(sample)]
+    findings += chain.from_iterable(map(_reading_errors, samples))
     _log.info("checking alignment, languages, form and repetition")
-    findings += _text_findings(config, samples)
+    train, held_out = ([sample for sample in samples if (sample.role == "train") == is_train] for is_train in (1, 0))
+    findings += _text_findings(config, train, held_out)
     forecast = None
-    train = [sample for sample in samples if sample.role == "train" and sample.src]
-    if len(train) == len(config.data.train):
-        held_out = [sample for sample in samples if sample.role != "train"]
+    if all(sample.src for sample in train) and len(train) == len(config.data.train):
         _log.info("trying out cleaning, the tokenizer and encoding")
-        rehearsal_findings, forecast = _rehearse(config, run_dir, train, held_out)
-        findings += rehearsal_findings
-    order = list(config.data.corpora)
-    findings.sort(key=lambda finding: order.index(finding.key) if finding.key in order else len(order))
+        forecast = _rehearse(config, run_dir, train, held_out, findings)
+    findings.sort(key=lambda finding: [*corpora, finding.key].index(finding.key))
     return Diagnosis(config, tuple(samples), tuple(findings), forecast, time.perf_counter() - started_at)
 
 
 def _rehearse(
-    config: RunConfig, run_dir: Path, train: Sequence[Sample], held_out: Sequence[Sample]
-) -> tuple[list[Finding], Forecast | None]:
-    """What goes wrong with the whole of the data, and what it takes; no forecast where preparing would fail."""
-    findings: list[Finding] = []
+    config: RunConfig, run_dir: Path, train: Sequence[Sample], held_out: Sequence[Sample], findings: list[Finding]
+) -> Forecast | None:
+    """Add what goes wrong with the whole of the data; return what it takes, None where preparing would fail."""
     try:
         cleaned = [clean_sample(sample, config) for sample in train]
-        findings += [finding for sample in cleaned for finding in check_cleaning(sample)]
+        findings += chain.from_iterable(map(check_cleaning, cleaned))
         if config.data.clean.contamination:
             sought = held_out_sets(held_out, config)
             cleaned = [without_contaminated(sample, sought) for sample in cleaned]
-        given = _given_tokenizer(config)
-        rehearsal = rehearse(config, cleaned, given)
+        rehearsal = rehearse(config, cleaned, _given_tokenizer(config))
     except MTError as error:
         key = "tokenizer.model" if Path(error.place).suffix == ".model" else error.place or "data"
-        return [*findings, Finding.of(error, "preparing", key)], None
-    findings += check_rehearsal(rehearsal, config)
-    if any(finding.level == "error" for finding in findings):
-        return findings, None
-    device_findings, device = _device(config)
-    prepared_findings, prepared = _prepared(config)
+        findings.append(Finding.of(error, "preparing", key))
+        return None
+    rehearsal_findings = check_rehearsal(rehearsal, config)
+    findings += rehearsal_findings
+    if any(finding.level == "error" for finding in rehearsal_findings):
+        return None
+    device = prepared = None
+    try:
+        device = choose_device(config.train.device)
+    except ConfigError as error:
+        findings.append(Finding.of(error.under("train"), "device", "train.device"))
+    try:
+        prepared = _prepared_folder(config)
+    except DataError as error:
+        findings.append(Finding.of(error, "prepared", "data.prepared_dir"))
     forecast = _forecast(config, rehearsal, device, prepared)
-    return [*findings, *device_findings, *prepared_findings, *_setting_findings(config, run_dir, forecast)], forecast
+    findings += [*_setting_findings(config, forecast), *_capacity_findings(config, run_dir, forecast)]
+    return forecast
 
 
 def _given_tokenizer(config: RunConfig) -> Tokenizer | None:
@@ -155,36 +165,28 @@ def _given_tokenizer(config: RunConfig) -> Tokenizer | None:
     return Tokenizer(adopt_model(Path(config.tokenizer.model), config.symbols))
 
 
-def _prepared(config: RunConfig) -> tuple[list[Finding], str | None]:
-    """Whether the corpus is prepared, and opens."""
+def _prepared_folder(config: RunConfig) -> str | None:
+    """Return the folder of the corpus where it is prepared already.
+
+    Raises:
+        DataError: it does not open.
+    """
     prepared_dir = Path(config.data.prepared_dir)
     if config.train.init_from is not None or not any(prepared_dir.glob("*/manifest.json")):
-        return [], None  # the fingerprint needs all of the text to be read
-    try:
-        folder = prepared_dir / corpus_fingerprint(config)
-        if not folder.is_dir():
-            return [], None
-        PreparedCorpus.open(folder)
-    except DataError as error:
-        return [Finding.of(error, "prepared", "data.prepared_dir")], None
-    return [], str(folder)
+        return None  # the fingerprint needs all of the text to be read
+    folder = prepared_dir / corpus_fingerprint(config)
+    return str(PreparedCorpus.open(folder).folder) if folder.is_dir() else None
 
 
 def _samples(config: RunConfig, broken: set[str]) -> list[Sample]:
     """Return a sample of every corpus that can be read, of validation and test sets the whole where it is not huge."""
     readers = {key: reader for key, reader in readers_of(config).items() if key not in broken}
     samples, ends_at = [], time.perf_counter() + READING_SECONDS
-    for i, (key, reader) in enumerate(readers.items()):
+    for n_left, (key, reader) in zip(range(len(readers), 0, -1), readers.items(), strict=True):
         _log.info(f"reading {key} ({reader.corpus.description})")
-        n_left = len(readers) - i
-        samples.append(
-            draw_sample(
-                key,
-                reader,
-                max_pairs=SAMPLED_PAIRS if key.startswith("data.train.") else HELD_OUT_PAIRS,
-                max_seconds=max(1.0, (ends_at - time.perf_counter()) / n_left),
-            )
-        )
+        most = SAMPLED_PAIRS if key.startswith("data.train.") else HELD_OUT_PAIRS
+        seconds = max(1.0, (ends_at - time.perf_counter()) / n_left)
+        samples.append(draw_sample(key, reader, max_pairs=most, max_seconds=seconds))
     return samples
 
 
@@ -197,46 +199,29 @@ def _reading_errors(sample: Sample) -> list[Finding]:
     return []
 
 
-def _text_findings(config: RunConfig, samples: Sequence[Sample]) -> list[Finding]:
+def _text_findings(config: RunConfig, train: Sequence[Sample], held_out: Sequence[Sample]) -> list[Finding]:
     identifier, findings = language_identifier(config)
-    for sample in samples:
+    for sample in (*train, *held_out):
         findings += check_alignment(sample)
         findings += check_languages(sample, identifier)
         findings += check_form(sample, config)
         findings += check_symbols(sample, config.data.tags)
-    train = [sample for sample in samples if sample.role == "train"]
-    held_out = [sample for sample in samples if sample.role != "train"]
     folds = [[folded_all(side) for side in (sample.src, sample.tgt)] for sample in train]
     for sample, fold in zip(train, folds, strict=True):
         findings += check_duplicates(sample, fold, config)
-    return [
-        *findings,
-        *check_contamination(train, folds, held_out, config),
-        *check_habits(train, held_out),
-        *check_held_out(held_out),
-    ]
+    contamination = check_contamination(train, folds, held_out, config)
+    return [*findings, *contamination, *check_habits(train, held_out), *check_held_out(held_out)]
 
 
 # --- Forecast ---------------------------------------------------------------------------------------------------------
 
 
-def _device(config: RunConfig) -> tuple[list[Finding], tuple[str, int] | None]:
-    try:
-        device = choose_device(config.train.device)
-    except ConfigError as error:
-        return [Finding.of(error.under("train"), "device", "train.device")], None
-    return [], (str(device), memory_bytes(device))
-
-
-def _forecast(
-    config: RunConfig, rehearsal: Rehearsal, device: tuple[str, int] | None, prepared: str | None
-) -> Forecast:
-    footprint = Footprint.of(config, rehearsal.vocab_size)
-    n_processes = n_cores()
-    sources = rehearsal.sources
-    pairs = round(sum(source.n_kept for source in sources))
-    src_tokens, tgt_tokens = (round(sum(getattr(s, f"{side}_tokens") for s in sources)) for side in ("src", "tgt"))
-    epoch_tokens = sum(s.tgt_tokens * s.sample.corpus.weight for s in sources)
+def _forecast(config: RunConfig, rehearsal: Rehearsal, device: torch.device | None, prepared: str | None) -> Forecast:
+    footprint, sources, n_processes = Footprint.of(config, rehearsal.vocab_size), rehearsal.sources, n_cores()
+    pairs, src_tokens, tgt_tokens = (
+        round(sum(getattr(source, name) for source in sources)) for name in ("n_kept", "src_tokens", "tgt_tokens")
+    )
+    epoch_tokens = sum(source.tgt_tokens * source.sample.corpus.weight for source in sources)
     id_bytes = 2 if ids_dtype(rehearsal.vocab_size) == "<u2" else 4
     return Forecast(
         prepared=prepared,
@@ -247,8 +232,8 @@ def _forecast(
         epochs=config.train.max_steps * config.train.batch_tokens / max(1.0, epoch_tokens),
         vocab_size=rehearsal.vocab_size,
         parameters=footprint.n_parameters,
-        device="" if device is None else device[0],
-        device_bytes=0 if device is None else device[1],
+        device="" if device is None else str(device),
+        device_bytes=0 if device is None else memory_bytes(device),
         training_bytes=footprint.memory_bytes,
         prepare_seconds=rehearsal.prepare_seconds(n_processes),
         prepare_bytes=(1 + n_processes) * WORKER_BYTES + 16 * pairs,
@@ -261,87 +246,63 @@ def _forecast(
 # --- Settings against data --------------------------------------------------------------------------------------------
 
 
-def _setting_findings(config: RunConfig, run_dir: Path, forecast: Forecast) -> list[Finding]:
-    return [
-        *_batch_findings(config, forecast),
-        *_model_findings(config, forecast),
-        *_schedule_findings(config.train, forecast),
-        *_room_findings(config, run_dir, forecast),
-    ]
+def _setting_findings(config: RunConfig, forecast: Forecast) -> Iterator[Finding]:
+    train, dropout = config.train, config.model.dropout
 
+    def finding(level: Level, check: str, key: str, problem: str, fix: str) -> Finding:
+        return Finding(level, check, key, f"{key}: {problem}", fix)
 
-def _batch_findings(config: RunConfig, forecast: Forecast) -> list[Finding]:
-    epoch_tokens = config.train.max_steps * config.train.batch_tokens / forecast.epochs
-    if config.train.batch_tokens <= epoch_tokens:
-        return []
-    key = "train.batch_tokens"
-    problem = (
-        f"{key}: {config.train.batch_tokens:,} target tokens an update are more than training has "
-        f"({_about(epoch_tokens)}): each update would hold pairs more than once"
-    )
-    smaller = max(config.data.max_tokens, rounded(epoch_tokens / 20))
-    return [Finding("warning", "batch", key, problem, f"lower it, to {smaller:,} say, or give more text")]
+    epoch_tokens = train.max_steps * train.batch_tokens / forecast.epochs
+    if train.batch_tokens > epoch_tokens:
+        problem = (
+            f"{train.batch_tokens:,} target tokens an update are more than training has ({_about(epoch_tokens)}): "
+            "each update would hold pairs more than once"
+        )
+        smaller = max(config.data.max_tokens, rounded(epoch_tokens / 20))
+        fix = f"lower it, to {smaller:,} say, or give more text"
+        yield finding("warning", "batch", "train.batch_tokens", problem, fix)
 
-
-def _model_findings(config: RunConfig, forecast: Forecast) -> list[Finding]:
-    """Source: Sennrich and Zhang 2019, Revisiting Low-Resource Neural Machine Translation, section 4."""
+    # Source: Sennrich and Zhang 2019, Revisiting Low-Resource Neural Machine Translation, section 4.
     is_small = forecast.tgt_tokens < SMALL_CORPUS_TOKENS and forecast.train_pairs_are_all
     is_large = forecast.parameters > PARAMETERS_PER_TOKEN * forecast.tgt_tokens
-    if not (is_small and is_large and config.model.dropout < LOW_DROPOUT) or config.train.init_from is not None:
-        return []
-    key = "model.dropout"
-    problem = (
-        f"{key}: is {config.model.dropout:g} in a model of {_about(forecast.parameters)} parameters for "
-        f"{_about(forecast.tgt_tokens)} target tokens, which it can learn by heart"
-    )
-    return [Finding("note", "dropout", key, problem, f"raise it to {ADVISED_DROPOUT:g}, and take a smaller model")]
+    if is_small and is_large and dropout < LOW_DROPOUT and train.init_from is None:
+        problem = (
+            f"is {dropout:g} in a model of {_about(forecast.parameters)} parameters for "
+            f"{_about(forecast.tgt_tokens)} target tokens, which it can learn by heart"
+        )
+        fix = f"raise it to {ADVISED_DROPOUT:g}, and take a smaller model"
+        yield finding("note", "dropout", "model.dropout", problem, fix)
 
-
-def _schedule_findings(train: TrainConfig, forecast: Forecast) -> list[Finding]:
-    findings = []
     if forecast.epochs > MANY_EPOCHS and forecast.train_pairs_are_all and train.patience is None:
-        key = "train.max_steps"
-        problem = f"{key}: {train.max_steps:,} updates would show every pair about {forecast.epochs:,.0f} times"
+        problem = f"{train.max_steps:,} updates would show every pair about {forecast.epochs:,.0f} times"
         fewer = max(1, rounded(train.max_steps * 100 / forecast.epochs))
         fix = f"lower it, to {fewer:,} for 100 times, or set train.patience"
-        findings.append(Finding("warning", "epochs", key, problem, fix))
+        yield finding("warning", "epochs", "train.max_steps", problem, fix)
     if train.warmup_steps > train.max_steps:
-        key = "train.warmup_steps"
-        problem = (
-            f"{key}: {train.warmup_steps:,} are more than train.max_steps ({train.max_steps:,}): the learning rate "
-            "never reaches its peak"
-        )
-        findings.append(
-            Finding("warning", "warmup", key, problem, f"lower it, to {max(1, train.max_steps // 10):,} say")
-        )
-    return findings
+        more = f"{train.warmup_steps:,} are more than train.max_steps ({train.max_steps:,})"
+        problem = f"{more}: the learning rate never reaches its peak"
+        fix = f"lower it, to {max(1, train.max_steps // 10):,} say"
+        yield finding("warning", "warmup", "train.warmup_steps", problem, fix)
 
 
-def _room_findings(config: RunConfig, run_dir: Path, forecast: Forecast) -> list[Finding]:
-    """Memory and disks that are too small."""
-    findings = []
+def _capacity_findings(config: RunConfig, run_dir: Path, forecast: Forecast) -> Iterator[Finding]:
+    """Yield memory and disks that are too small."""
     if forecast.device and forecast.training_bytes > forecast.device_bytes:
         problem = (
             f"model: training takes at least {format_bytes(forecast.training_bytes)} on {forecast.device}, which has "
             f"{format_bytes(forecast.device_bytes)}"
         )
-        findings.append(Finding("error", "memory", "model", problem, "make the model or the vocabulary smaller"))
-    free: dict[int, tuple[Path, int, int]] = {}
-    for folder, n_bytes in (
-        (Path(config.data.prepared_dir), forecast.corpus_bytes),
-        (run_dir, forecast.checkpoint_bytes),
-    ):
-        existing = existing_folder(folder)
-        _, needed, _ = free.get(existing.stat().st_dev, (folder, 0, 0))
-        free[existing.stat().st_dev] = (folder, needed + n_bytes, shutil.disk_usage(existing).free)
-    for folder, needed, room in free.values():
-        if needed > room:
-            problem = (
-                f"{folder}: up to {format_bytes(needed)} are needed on its disk, and {format_bytes(room)} are free"
-            )
+        yield Finding("error", "memory", "model", problem, "make the model or the vocabulary smaller")
+    needs = {Path(config.data.prepared_dir): forecast.corpus_bytes, run_dir: forecast.checkpoint_bytes}
+    disks: dict[int, list[Path]] = {}
+    for folder in needs:
+        disks.setdefault(existing_folder(folder).stat().st_dev, []).append(folder)
+    for folders in disks.values():
+        needed, free = sum(map(needs.__getitem__, folders)), shutil.disk_usage(existing_folder(folders[-1])).free
+        if needed > free:
+            sizes = f"up to {format_bytes(needed)} are needed on its disk, and {format_bytes(free)} are free"
             fix = "make room, lower train.keep_last and train.average_last, or choose other folders"
-            findings.append(Finding("error", "disk", "data.prepared_dir", problem, fix))
-    return findings
+            yield Finding("error", "disk", "data.prepared_dir", f"{folders[-1]}: {sizes}", fix)
 
 
 def _about(n: float) -> str:
@@ -352,18 +313,20 @@ def _about(n: float) -> str:
 
 
 def diagnosis_text(diagnosis: Diagnosis, config_name: str) -> str:
-    """For a terminal: findings by source, then what is to be expected."""
-    sections = [f"{diagnosis.config.name}: {_summary(diagnosis.findings)}"]
-    samples = {sample.key: sample for sample in diagnosis.samples}
-    corpora = diagnosis.config.data.corpora
-    for key, corpus in corpora.items():
-        if findings := [finding for finding in diagnosis.findings if finding.key == key]:
-            sections.append("\n".join([_heading(key, corpus, samples.get(key)), *_finding_lines(findings)]))
-    if rest := [finding for finding in diagnosis.findings if finding.key not in corpora]:
-        sections.append("\n".join(["settings", *_finding_lines(rest)]))
+    """Return what a terminal shows: findings by corpus, then what is to be expected."""
+    headings = {key: f"{key}  {corpus.description}" for key, corpus in diagnosis.config.data.corpora.items()}
+    headings |= {sample.key: f"{sample.key}  {_looked_at(sample)}" for sample in diagnosis.samples if sample.src}
+    findings: dict[str, list[str]] = {heading: [] for heading in (*headings.values(), "settings")}
+    for finding in diagnosis.findings:
+        lines = findings[headings.get(finding.key, "settings")]
+        lines.append(f"  {finding.level:<{LABEL_WIDTH}}{finding.problem}")
+        if finding.fix:
+            lines.append(f"  {'':<{LABEL_WIDTH}}{finding.fix}")
+    sections = [[f"{diagnosis.config.name}: {_summary(diagnosis.findings)}"]]
+    sections += [[heading, *lines] for heading, lines in findings.items() if lines]
     if diagnosis.forecast is not None:
-        sections.append("\n".join(_forecast_lines(diagnosis, diagnosis.forecast, config_name)))
-    return "\n\n".join(sections)
+        sections.append(_forecast_lines(diagnosis, diagnosis.forecast, config_name))
+    return "\n\n".join(map("\n".join, sections))
 
 
 def _summary(findings: Sequence[Finding]) -> str:
@@ -372,41 +335,28 @@ def _summary(findings: Sequence[Finding]) -> str:
     return ", ".join(told) or "no findings"
 
 
-def _heading(key: str, corpus: Corpus, sample: Sample | None) -> str:
-    if sample is None or not sample.src:
-        return f"{key}  {corpus.description}"
-    return f"{key}  {corpus.description}, {_looked_at(sample)}"
-
-
 def _looked_at(sample: Sample) -> str:
-    if sample.is_whole:
-        return f"{sample.n_pairs:,} pairs"
-    return f"{len(sample.src):,} of {'' if sample.is_read else 'at least '}{sample.n_pairs:,} pairs looked at"
-
-
-def _finding_lines(findings: Sequence[Finding]) -> Iterator[str]:
-    for finding in findings:
-        yield f"  {finding.level:<{LABEL_WIDTH}}{finding.problem}"
-        if finding.fix:
-            yield f"  {'':<{LABEL_WIDTH}}{finding.fix}"
+    pairs = f"{sample.n_pairs:,} pairs"
+    if not sample.is_whole:
+        pairs = f"{len(sample.src):,} of {'' if sample.is_read else 'at least '}{pairs} looked at"
+    return f"{sample.corpus.description}, {pairs}"
 
 
 def _forecast_lines(diagnosis: Diagnosis, forecast: Forecast, config_name: str) -> list[str]:
-    config = diagnosis.config
-    entries = {sample.key: f"{sample.corpus.description}, {_looked_at(sample)}" for sample in diagnosis.samples}
-    least = "" if forecast.train_pairs_are_all else "at least "
+    max_steps = diagnosis.config.train.max_steps
+    entries = {sample.key: _looked_at(sample) for sample in diagnosis.samples}
+    least, most = ("", "") if forecast.train_pairs_are_all else ("at least ", "at most ")
     entries["training"] = (
         f"{least}{_about(forecast.train_pairs)} pairs are kept, with {_about(forecast.src_tokens)} source and "
-        f"{_about(forecast.tgt_tokens)} target tokens; {config.train.max_steps:,} updates are "
-        f"{'at most ' if least else ''}about {forecast.epochs:,.3g} epochs"
+        f"{_about(forecast.tgt_tokens)} target tokens; {max_steps:,} updates are {most}about {forecast.epochs:,.3g} "
+        "epochs"
     )
     entries["model"] = f"{forecast.parameters:,} parameters with {forecast.vocab_size:,} pieces"
-    entries["prepare"] = (
-        f"prepared already: {forecast.prepared}"
-        if forecast.prepared
-        else f"about {format_duration(max(1.0, forecast.prepare_seconds))} on {_cores(n_cores())}, "
-        f"{format_bytes(forecast.prepare_bytes)} of memory"
-    )
+    n, seconds = n_cores(), format_duration(max(1.0, forecast.prepare_seconds))
+    cores = "1 core" if n == 1 else f"{n} cores"
+    entries["prepare"] = f"about {seconds} on {cores}, {format_bytes(forecast.prepare_bytes)} of memory"
+    if forecast.prepared:
+        entries["prepare"] = f"prepared already: {forecast.prepared}"
     if forecast.device:
         entries["memory"] = (
             f"at least {format_bytes(forecast.training_bytes)} of the {format_bytes(forecast.device_bytes)} of "
@@ -421,12 +371,8 @@ def _forecast_lines(diagnosis: Diagnosis, forecast: Forecast, config_name: str) 
     return ["forecast", *(f"  {name:<{width}}{text}" for name, text in entries.items())]
 
 
-def _cores(n: int) -> str:
-    return "1 core" if n == 1 else f"{n} cores"
-
-
 def diagnosis_json(diagnosis: Diagnosis) -> dict[str, Any]:
-    """The same for a program."""
+    """Return the same for a program."""
     levels = [finding.level for finding in diagnosis.findings]
     return {
         "name": diagnosis.config.name,
