@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import itertools
+import threading
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 
-from mt.data.batch import Prefetcher, TileLayout, VarlenLayout, assemble_sources, assemble_tiles, assemble_varlen
+from mt.data.batch import TileLayout, VarlenLayout, assemble_sources, assemble_tiles, assemble_varlen, prefetched
 from mt.data.packing import MicroBatchBudget
 from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from tests.toys import parallel, random_pairs
@@ -101,24 +103,22 @@ def test_sources_for_decoding_are_padded_and_masked() -> None:
 
 
 def test_batches_made_ahead_come_in_order_and_errors_come_through() -> None:
-    assert list(Prefetcher(iter(range(20)))) == list(range(20))
+    assert list(prefetched(iter(range(20)))) == list(range(20))
 
     def failing() -> Iterator[int]:
         yield 1
         raise ValueError("the disk is on fire")
 
-    items = iter(Prefetcher(failing()))
+    items = prefetched(failing())
     assert next(items) == 1
     with pytest.raises(ValueError, match="the disk is on fire"):
         next(items)
 
 
-def test_whoever_stops_early_stops_the_thread() -> None:
-    def endless() -> Iterator[int]:
-        while True:
-            yield 1
-
-    ahead = Prefetcher(endless())
-    assert next(iter(ahead)) == 1
+def test_closing_early_stops_the_thread() -> None:
+    before = threading.active_count()
+    ahead = prefetched(itertools.count(1))
+    assert next(ahead) == 1
+    assert threading.active_count() == before + 1
     ahead.close()
-    assert not ahead._thread.is_alive()
+    assert threading.active_count() == before

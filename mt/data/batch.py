@@ -5,12 +5,12 @@ S source positions, T target positions, N segments, W tile width, n tiles.
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import chain
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,18 +22,18 @@ from mt.text.corpus import ParallelIds, Sentences
 from mt.text.tokenizer import BOS_ID, PAD_ID
 
 TILE_WIDTH = 64
-PREFETCH_DEPTH = 3  # items that wait in the queue of `Prefetcher`
+N_PREFETCHED = 4  # items that `prefetched` makes or keeps ahead
 # Added to the scores of positions that must not be attended to. Finite, so that a row of padding stays finite too.
 MASKED = -1e4
-_MASKED_BITS = {
-    dtype: torch.full((1,), MASKED, dtype=dtype).view(integer).numpy()
-    for dtype, integer in (
-        (torch.bfloat16, torch.int16),
-        (torch.float16, torch.int16),
-        (torch.float32, torch.int32),
-        (torch.float64, torch.int64),
-    )
+_BITS = {
+    torch.bfloat16: torch.int16,
+    torch.float16: torch.int16,
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
 }
+_MASKED_BITS = {dtype: torch.full((1,), MASKED, dtype=dtype).view(bits).numpy() for dtype, bits in _BITS.items()}
+_Ids = npt.NDArray[np.int64]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,11 @@ class TileLayout:
 
     groups: tuple[TileGroup, ...]
 
+    @property
+    def longest(self) -> int:
+        """Return the width of the widest tile."""
+        return max(max(group.q_width, group.k_width) for group in self.groups)
+
 
 @dataclass(frozen=True)
 class VarlenLayout:
@@ -65,6 +70,11 @@ class VarlenLayout:
     k_sentences: Tensor  # [S] int32
     max_q: int  # no segment is longer
     max_k: int
+
+    @property
+    def longest(self) -> int:
+        """Return a length that no segment of either side exceeds."""
+        return max(self.max_q, self.max_k)
 
 
 Layout = TileLayout | VarlenLayout
@@ -102,11 +112,11 @@ class PackedBatch:
 
     @property
     def max_positions(self) -> int:
-        """No position in the batch is as high as this."""
-        return _max_positions(self.encoder_layout, self.cross_layout)
+        """Return a number that all positions in the batch are below."""
+        return max(self.encoder_layout.longest, self.cross_layout.longest)
 
     def to(self, device: torch.device) -> PackedBatch:
-        """The batch on the device; from pinned memory the host does not wait for the copies."""
+        """Return the batch on the device; from pinned memory the host does not wait for the copies."""
         return _moved(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
@@ -115,57 +125,37 @@ class PackedBatch:
             tensor.record_stream(stream)
 
     def tensors(self) -> list[Tensor]:
-        """All tensors, each once, in the same order for all batches of a kind."""
+        """Return all tensors, each once, in the same order for all batches of a kind."""
         found: list[Tensor] = []
-
-        def enter(tensor: Tensor) -> Tensor:
-            found.append(tensor)
-            return tensor
-
-        _moved(self, enter)
+        _moved(self, lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
         return found
 
     def clone(self) -> PackedBatch:
-        """A copy of the batch."""
+        """Return a copy of the batch."""
         return _moved(self, Tensor.clone)
 
     def pinned(self) -> PackedBatch:
-        """The batch in page-locked memory."""
+        """Return the batch in page-locked memory."""
         return _moved(self, Tensor.pin_memory)
 
 
-def _max_positions(*layouts: Layout) -> int:
-    longest = 0
-    for layout in layouts:
-        if isinstance(layout, VarlenLayout):
-            longest = max(longest, layout.max_q, layout.max_k)
-        else:
-            longest = max([longest, *(max(group.q_width, group.k_width) for group in layout.groups)])
-    return longest
+def _moved(batch: _T, move: Callable[[Tensor], Tensor]) -> _T:
+    """Return a batch, or a part of one, in which `move` replaces each tensor; layouts share some, which stay shared."""
+    done: dict[int, Tensor] = {}
 
-
-def _moved(batch: PackedBatch, move_one: Callable[[Tensor], Tensor]) -> PackedBatch:
-    done: dict[int, Tensor] = {}  # layouts share tensors
-
-    def move(tensor: Tensor) -> Tensor:
-        if id(tensor) not in done:
-            done[id(tensor)] = move_one(tensor)
-        return done[id(tensor)]
-
-    def moved_layout(layout: Layout) -> Layout:
-        if isinstance(layout, VarlenLayout):
-            tensors = {name: move(x) for name, x in vars(layout).items() if isinstance(x, Tensor)}
-            return replace(layout, **tensors)  # type: ignore[arg-type]
-        return TileLayout(tuple(replace(group, bias=move(group.bias)) for group in layout.groups))
-
-    values: dict[str, Any] = {}
-    for field in fields(batch):
-        value = getattr(batch, field.name)
+    def moved(value: Any) -> Any:
         if isinstance(value, Tensor):
-            values[field.name] = move(value)
-        elif isinstance(value, TileLayout | VarlenLayout):
-            values[field.name] = moved_layout(value)
-    return replace(batch, **values)
+            if id(value) not in done:
+                done[id(value)] = move(value)
+            return done[id(value)]
+        if isinstance(value, tuple):
+            return tuple(map(moved, value))
+        if is_dataclass(value) and not isinstance(value, type):
+            return replace(value, **{field.name: moved(getattr(value, field.name)) for field in fields(value)})
+        return value
+
+    result: _T = moved(batch)
+    return result
 
 
 def assemble_tiles(corpus: ParallelIds, sentences: Indices, dtype: torch.dtype) -> PackedBatch:
@@ -182,39 +172,23 @@ def assemble_tiles(corpus: ParallelIds, sentences: Indices, dtype: torch.dtype) 
     n_rows = int(tile_starts[-1])
     src_starts = tile_starts[tile_of] + _offsets_within(tile_of, src_lengths)
     tgt_starts = tile_starts[tile_of] + _offsets_within(tile_of, tgt_lengths)
-
-    src_ids, src_positions, src_segments = _lay_out(corpus.src, sentences, src_starts, n_rows)
-    tgt_ids, tgt_positions, tgt_segments = _lay_out(corpus.tgt, sentences, tgt_starts, n_rows)
-    encoder: list[TileGroup] = []
-    decoder: list[TileGroup] = []
-    cross: list[TileGroup] = []
+    rows, src_segments, tgt_segments = _lay_out_pairs(corpus, sentences, (src_starts, tgt_starts), (n_rows, n_rows))
+    groups: dict[str, list[TileGroup]] = {"encoder": [], "decoder": [], "cross": []}
     start = 0
     for width in sorted(set(widths), reverse=True):
         n_tiles = widths.count(width)
-        rows = slice(start, start + n_tiles * width)
-        src, tgt = (segments[rows].reshape(n_tiles, width) for segments in (src_segments, tgt_segments))
+        stop = start + n_tiles * width
+        src, tgt = (segments[start:stop].reshape(n_tiles, width) for segments in (src_segments, tgt_segments))
         causal = np.tri(width, dtype=np.bool_)
-        for groups, allowed in (
-            (encoder, src[:, :, None] == src[:, None, :]),
-            (decoder, (tgt[:, :, None] == tgt[:, None, :]) & causal),
-            (cross, tgt[:, :, None] == src[:, None, :]),
+        for layout, allowed in (
+            ("encoder", src[:, :, None] == src[:, None, :]),
+            ("decoder", (tgt[:, :, None] == tgt[:, None, :]) & causal),
+            ("cross", tgt[:, :, None] == src[:, None, :]),
         ):
-            groups.append(TileGroup(n_tiles, start, width, start, width, _bias(allowed, dtype)))
-        start += n_tiles * width
-    return PackedBatch(
-        src_ids=torch.from_numpy(src_ids),
-        src_positions=torch.from_numpy(src_positions),
-        tgt_inputs=torch.from_numpy(_shifted_right(tgt_ids, tgt_positions, tgt_segments)),
-        tgt_outputs=torch.from_numpy(tgt_ids),
-        tgt_positions=torch.from_numpy(tgt_positions),
-        tgt_weights=torch.from_numpy((tgt_segments >= 0).astype(np.float32)),
-        encoder_layout=TileLayout(tuple(encoder)),
-        decoder_layout=TileLayout(tuple(decoder)),
-        cross_layout=TileLayout(tuple(cross)),
-        sentences=sentences,
-        n_src_tokens=int(src_lengths.sum()),
-        n_tgt_tokens=int(tgt_lengths.sum()),
-    )
+            groups[layout].append(TileGroup(n_tiles, start, width, start, width, _bias(allowed, dtype)))
+        start = stop
+    rows |= {f"{layout}_layout": TileLayout(tuple(tiles)) for layout, tiles in groups.items()}
+    return PackedBatch(**rows)
 
 
 def packed_pairs(
@@ -272,27 +246,11 @@ def assemble_varlen(corpus: ParallelIds, sentences: Indices, budget: MicroBatchB
     n_segments = budget.n_sentences + max(n_src, n_tgt) // max_tokens + 2
     src_ends = _cumulative(src_lengths, src_tail, n_tails, n_segments)
     tgt_ends = _cumulative(tgt_lengths, tgt_tail, n_tails, n_segments)
-
-    src_ids, src_positions, _ = _lay_out(corpus.src, sentences, src_ends[: len(sentences)].astype(np.int64), n_src)
-    tgt_ids, tgt_positions, segments = _lay_out(
-        corpus.tgt, sentences, tgt_ends[: len(sentences)].astype(np.int64), n_tgt
-    )
-    cu_src, cu_tgt = torch.from_numpy(src_ends), torch.from_numpy(tgt_ends)
-    encoder, decoder = (varlen_layout(cu, cu, max_tokens) for cu in (cu_src, cu_tgt))
-    return PackedBatch(
-        src_ids=torch.from_numpy(src_ids),
-        src_positions=torch.from_numpy(src_positions),
-        tgt_inputs=torch.from_numpy(_shifted_right(tgt_ids, tgt_positions, segments)),
-        tgt_outputs=torch.from_numpy(tgt_ids),
-        tgt_positions=torch.from_numpy(tgt_positions),
-        tgt_weights=torch.from_numpy((segments >= 0).astype(np.float32)),
-        encoder_layout=encoder,
-        decoder_layout=decoder,
-        cross_layout=replace(decoder, cu_k=encoder.cu_k, k_sentences=encoder.k_sentences),
-        sentences=sentences,
-        n_src_tokens=int(src_lengths.sum()),
-        n_tgt_tokens=int(tgt_lengths.sum()),
-    )
+    starts = (src_ends[: len(sentences)].astype(np.int64), tgt_ends[: len(sentences)].astype(np.int64))
+    rows, _, _ = _lay_out_pairs(corpus, sentences, starts, (n_src, n_tgt))
+    encoder, decoder = (varlen_layout(cu, cu, max_tokens) for cu in map(torch.from_numpy, (src_ends, tgt_ends)))
+    cross = replace(decoder, cu_k=encoder.cu_k, k_sentences=encoder.k_sentences)
+    return PackedBatch(**rows, encoder_layout=encoder, decoder_layout=decoder, cross_layout=cross)
 
 
 @dataclass(frozen=True)
@@ -307,16 +265,8 @@ class SourceBatch:
     has_padding: bool  # whether a sentence is shorter than that
 
     def to(self, device: torch.device) -> SourceBatch:
-        """The batch on the device."""
-        groups = tuple(replace(group, bias=group.bias.to(device)) for group in self.layout.groups)
-        return SourceBatch(
-            self.ids.to(device),
-            self.positions.to(device),
-            TileLayout(groups),
-            self.lengths.to(device),
-            self.width,
-            self.has_padding,
-        )
+        """Return the batch on the device."""
+        return _moved(self, lambda tensor: tensor.to(device))
 
 
 def assemble_sources(sentences: Sequence[Sequence[int]], dtype: torch.dtype, width_multiple: int = 1) -> SourceBatch:
@@ -349,22 +299,41 @@ def _bias(allowed: npt.NDArray[np.bool_], dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(np.where(allowed[:, None], bits.dtype.type(0), bits)).view(dtype)  # [n, 1, W, W]
 
 
-def _offsets_within(group: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Where each item begins if the items of each group are laid end to end in their order."""
+def _offsets_within(group: _Ids, lengths: _Ids) -> _Ids:
+    """Return where each item begins if the items of each group are laid end to end in their order."""
     order = np.argsort(group, kind="stable")
     before = np.cumsum(lengths[order]) - lengths[order]
-    sorted_group = group[order]
-    first = np.concatenate([[True], sorted_group[1:] != sorted_group[:-1]]) if len(group) else np.zeros(0, np.bool_)
-    group_base = np.repeat(before[first], np.diff(np.append(np.flatnonzero(first), len(group))))
+    _, first, sizes = np.unique(group[order], return_index=True, return_counts=True)
     offsets = np.empty(len(group), np.int64)
-    offsets[order] = before - group_base
+    offsets[order] = before - np.repeat(before[first], sizes)
     return offsets
 
 
-def _lay_out(
-    side: Sentences, sentences: Indices, starts: npt.NDArray[np.int64], n_rows: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Ids, positions and segment numbers (-1 for padding) of n_rows rows, each sentence at its start."""
+def _lay_out_pairs(
+    corpus: ParallelIds, sentences: Indices, starts: tuple[_Ids, _Ids], n_rows: tuple[int, int]
+) -> tuple[dict[str, Any], _Ids, _Ids]:
+    """Return all of a batch but its layouts, by field, and the segment numbers of the rows of both sides."""
+    src_ids, src_positions, src_segments = _lay_out(corpus.src, sentences, starts[0], n_rows[0])
+    tgt_ids, tgt_positions, tgt_segments = _lay_out(corpus.tgt, sentences, starts[1], n_rows[1])
+    inputs = np.roll(tgt_ids, 1)
+    inputs[tgt_positions == 0] = BOS_ID
+    inputs[tgt_segments < 0] = PAD_ID
+    rows = {
+        "src_ids": torch.from_numpy(src_ids),
+        "src_positions": torch.from_numpy(src_positions),
+        "tgt_inputs": torch.from_numpy(inputs),
+        "tgt_outputs": torch.from_numpy(tgt_ids),
+        "tgt_positions": torch.from_numpy(tgt_positions),
+        "tgt_weights": torch.from_numpy((tgt_segments >= 0).astype(np.float32)),
+        "sentences": sentences,
+        "n_src_tokens": int(corpus.src.lengths[sentences].sum()),
+        "n_tgt_tokens": int(corpus.tgt.lengths[sentences].sum()),
+    }
+    return rows, src_segments, tgt_segments
+
+
+def _lay_out(side: Sentences, sentences: Indices, starts: _Ids, n_rows: int) -> tuple[_Ids, _Ids, _Ids]:
+    """Return ids, positions and segment numbers (-1 for padding) of n_rows rows, each sentence at its start."""
     ids, positions = np.full(n_rows, PAD_ID, np.int64), np.zeros(n_rows, np.int64)
     segments = np.full(n_rows, -1, np.int64)
     lengths = side.lengths[sentences]
@@ -376,64 +345,20 @@ def _lay_out(
     return ids, positions, segments
 
 
-def _shifted_right(
-    outputs: npt.NDArray[np.int64], positions: npt.NDArray[np.int64], segments: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
-    inputs = np.roll(outputs, 1)
-    inputs[positions == 0] = BOS_ID
-    inputs[segments < 0] = PAD_ID
-    return inputs
-
-
-def _cumulative(lengths: npt.NDArray[np.int64], tail: int, n_tails: int, n_segments: int) -> npt.NDArray[np.int32]:
-    """[n_segments + 1]: the sentences, the tail in near-equal parts, and empty segments up to the fixed number."""
-    tails = np.full(n_tails, tail // n_tails, np.int64) if n_tails else np.zeros(0, np.int64)
-    tails[: tail - int(tails.sum())] += 1
+def _cumulative(lengths: _Ids, tail: int, n_tails: int, n_segments: int) -> npt.NDArray[np.int32]:
+    """Return [n_segments + 1]: the sentences, the tail in near-equal parts, and empty segments."""
+    tails = (tail + np.arange(n_tails)[::-1]) // n_tails
     empty = np.zeros(n_segments - len(lengths) - n_tails, np.int64)
     return np.concatenate([[0], np.cumsum(np.concatenate([lengths, tails, empty]))]).astype(np.int32)
 
 
-T = TypeVar("T")
-
-
-class Prefetcher(Generic[T]):
-    """Runs an iterator in a thread of its own, a few items ahead of whoever takes them."""
-
-    def __init__(self, items: Iterator[T], depth: int = PREFETCH_DEPTH) -> None:
-        self._queue: queue.Queue[T | BaseException | None] = queue.Queue(depth)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._produce, args=(items,), name="batches ahead", daemon=True)
-        self._thread.start()
-
-    def _produce(self, items: Iterator[T]) -> None:
-        last: BaseException | None = None
-        try:
-            for item in items:
-                if not self._put(item):
-                    return
-        except BaseException as error:
-            last = error
-        self._put(last)
-
-    def _put(self, item: T | BaseException | None) -> bool:
-        while not self._stopped.is_set():
-            try:
-                self._queue.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def __iter__(self) -> Iterator[T]:
-        while True:
-            item = self._queue.get()
-            if item is None:
-                return
-            if isinstance(item, BaseException):
-                raise item
+def prefetched(items: Iterator[_T]) -> Generator[_T]:
+    """Yield the items of an iterator, none of them None; a thread runs it some items ahead until this is closed."""
+    thread = ThreadPoolExecutor(1, "batches ahead")
+    try:
+        ahead = deque(thread.submit(next, items, None) for _ in range(N_PREFETCHED))
+        while (item := ahead.popleft().result()) is not None:
+            ahead.append(thread.submit(next, items, None))
             yield item
-
-    def close(self) -> None:
-        """Stop the thread and wait for it."""
-        self._stopped.set()
-        self._thread.join()
+    finally:
+        thread.shutdown(cancel_futures=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mt.capture import capture_stream
 from mt.checkpoint import load_into
 from mt.config.settings import ModelConfig, RunConfig, TrainConfig
-from mt.data.batch import PREFETCH_DEPTH, PackedBatch, Prefetcher, assemble_tiles, assemble_varlen
+from mt.data.batch import N_PREFETCHED, PackedBatch, assemble_tiles, assemble_varlen, prefetched
 from mt.data.packing import Indices, MicroBatchBudget, PlanState, UpdatePlan, cut_into_micro_batches, micro_batch_budget
 from mt.dropout import seed_dropout
 from mt.errors import ConfigError
@@ -49,8 +49,7 @@ MAX_CAPTURED_TOKENS = 12_288
 SEVERAL = "updates have several micro-batches"
 # Fraction of the free memory that the measured need may take: the workspaces of kernels do not grow evenly.
 MEMORY_FRACTION = 0.9
-# The one that is computed, those that wait in the queue of `Prefetcher`, and the one that is being copied.
-UPDATES_ON_DEVICE = PREFETCH_DEPTH + 2
+UPDATES_ON_DEVICE = 1 + N_PREFETCHED  # the one that is computed, and those that wait or are being copied
 
 
 @dataclass(frozen=True)
@@ -122,27 +121,31 @@ def _choose_attention(
     if torch.version.hip:
         return "tiles", "ROCm is not tested"
     capability, n_features = torch.cuda.get_device_capability(device), model.d_model // model.n_heads
-    obstacle = "train.attention is flash" if train.attention == "flash" else compile_blocker()
-    if obstacle is None and capability < (7, 5):
-        obstacle = "our own attention needs compute capability 7.5"
     sizes = [n for n in (16, 32, 64, 128) if n * dtype.itemsize <= 256]  # whose blocks fit into all shared memories
-    if obstacle is None and n_features not in sizes:
-        known = ", ".join(map(str, sizes))
-        obstacle = f"our own attention in {NAMES[dtype]} needs model.d_model / model.n_heads of {known}"
+    known, blocker = ", ".join(map(str, sizes)), compile_blocker()
+    against_packed = {
+        "train.attention is flash": train.attention == "flash",
+        str(blocker): blocker is not None,
+        "our own attention needs compute capability 7.5": capability < (7, 5),
+        f"our own attention in {NAMES[dtype]} needs model.d_model / model.n_heads of {known}": n_features not in sizes,
+    }
+    obstacle = _first_that_holds(against_packed)
     if obstacle is None:
         return "packed", None
-    if capability < (8, 0):
-        has = ".".join(map(str, capability))
-        return "tiles", f"{obstacle}, and flash attention needs compute capability 8.0; this GPU has {has}"
-    if model.attention_dropout > 0:
-        return "tiles", f"{obstacle}, and flash attention needs model.attention_dropout 0"
-    if POSITIONS[model.positions].adds_to_scores:
-        return "tiles", f"{obstacle}, and flash attention needs model.positions other than {model.positions}"
-    if dtype == torch.float32:
-        return "tiles", f"{obstacle}, and flash attention needs bf16 or fp16"
-    if n_features > 256:
-        return "tiles", f"{obstacle}, and flash attention needs model.d_model / model.n_heads up to 256"
-    return "flash", None
+    has = ".".join(map(str, capability))
+    against_flash = {
+        f"compute capability 8.0; this GPU has {has}": capability < (8, 0),
+        "model.attention_dropout 0": model.attention_dropout > 0,
+        f"model.positions other than {model.positions}": POSITIONS[model.positions].adds_to_scores,
+        "bf16 or fp16": dtype == torch.float32,
+        "model.d_model / model.n_heads up to 256": n_features > 256,
+    }
+    need = _first_that_holds(against_flash)
+    return ("flash", None) if need is None else ("tiles", f"{obstacle}, and flash attention needs {need}")
+
+
+def _first_that_holds(reasons: dict[str, bool]) -> str | None:
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def check_memory(config: RunConfig, vocab_size: int, device: torch.device) -> None:
@@ -273,7 +276,7 @@ class Engine:
             ),
             SEVERAL: self.budget.n_micro_batches > 1,
         }
-        return next((reason for reason, holds in reasons.items() if holds), None)
+        return _first_that_holds(reasons)
 
     @property
     def note(self) -> str:
@@ -303,8 +306,8 @@ class Engine:
         is_smaller = self.budget.tgt_tokens < before.tgt_tokens or self.budget.src_tokens < before.src_tokens
         return halved if is_smaller else 0
 
-    def updates(self, state: PlanState, first_step: int, last_step: int) -> Iterator[Update]:
-        """The updates from a place in the plan on, with the micro-batches of this rank assembled on its device.
+    def updates(self, state: PlanState, first_step: int, last_step: int) -> Generator[Update]:
+        """Yield the updates from a place in the plan on, with the micro-batches of this rank assembled on its device.
 
         Raises:
             OutOfMemory: one does not fit beside what the device holds.
@@ -323,16 +326,11 @@ class Engine:
             n_src, n_tgt = int(src[sentences].sum()), int(tgt[sentences].sum())
             yield Update(step, tuple(parts), micro_batches, n_src, n_tgt, state)
 
-    @contextmanager
-    def prefetched_updates(self, state: PlanState, first_step: int, last_step: int) -> Iterator[Iterable[Update]]:
-        """The same, made ahead of a GPU by a thread of its own."""
+    def prefetched_updates(self, state: PlanState, first_step: int, last_step: int) -> closing[Generator[Update]]:
+        """Return the same as a context; for a GPU a thread makes them ahead."""
         updates = self.updates(state, first_step, last_step)
-        if self.device.type == "cpu":
-            # There the thread would take from the computation what it saves.
-            yield updates
-            return
-        with closing(Prefetcher(_on_stream(updates, self._copy_stream))) as ahead:
-            yield ahead
+        # On a CPU the thread would take from the computation what it saves.
+        return closing(updates if self.device.type == "cpu" else prefetched(_on_stream(updates, self._copy_stream)))
 
     def step(self, update: Update, lr: float) -> StepResult:
         """Make an update: a pass forward and back for each micro-batch, then the optimizer. Nothing waits for the GPU.

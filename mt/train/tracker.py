@@ -9,6 +9,7 @@ import math
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,9 +49,8 @@ class Tracker:
         train_seconds: float = 0.0,
         seconds_left: float | None = None,
     ) -> None:
-        self._paths = run.metrics, run.samples
-        self._metrics, self._samples = self._continued(first_step)
-        self._events = _EventFile(run.tensorboard, first_step)
+        self._run = run
+        self._open_files(first_step)
         self._max_steps, self._updates_per_epoch = max_steps, updates_per_epoch
         self._last_bleu = ""
         self._started_at, self._first_step = time.monotonic(), first_step
@@ -84,24 +84,24 @@ class Tracker:
             self._events.add_text(step, f"samples/{i}", f"    {src}\n    {hyp}\n    {ref}")
         samples = [{"source": src, "translation": hyp, "reference": ref} for src, hyp, ref in result.samples]
         self._samples.write_line({"step": step, "samples": samples})
-        self._show_validation(step, result)
+        self._last_bleu = f" · BLEU {result.bleu:.2f}"
+        self.say(f"step {step:,}: validation loss {result.loss:.4f}, BLEU {result.bleu:.2f}, chrF2 {result.chrf:.2f}")
 
     def _record(self, progress: Progress, values: dict[str, Any]) -> None:
         reached = {"n_tgt_tokens": progress.n_tgt_tokens, "train_seconds": progress.train_seconds}
         self._metrics.write_line({"step": progress.step, **finite(values), **reached})
 
-    def _continued(self, step: int) -> tuple[_GrowingFile, _GrowingFile]:
-        """Metrics and samples, with what was recorded up to an update."""
-        metrics, samples = self._paths
-        for path in self._paths:
+    def _open_files(self, step: int) -> None:
+        """Open the files, with what was recorded up to an update."""
+        for path in (self._run.metrics, self._run.samples):
             _cut_after(path, step)
-        return _GrowingFile(metrics), _GrowingFile(samples)
+        self._metrics, self._samples = _GrowingFile(self._run.metrics), _GrowingFile(self._run.samples)
+        self._events = _EventFile(self._run.tensorboard, step)
 
     def roll_back(self, step: int) -> None:
         """Remove what was recorded after an update: training continues from there."""
         self._close_files()
-        self._metrics, self._samples = self._continued(step)
-        self._events = _EventFile(self._events.folder, step)
+        self._open_files(step)
 
     def advance(self, step: int) -> None:
         """Move the bar; called after each update, so it must cost nothing."""
@@ -125,10 +125,6 @@ class Tracker:
         else:
             self.say(f"step {self._count()} · {text} {self._times()}")
 
-    def _show_validation(self, step: int, result: ValidationResult) -> None:
-        self._last_bleu = f" · BLEU {result.bleu:.2f}"
-        self.say(f"step {step:,}: validation loss {result.loss:.4f}, BLEU {result.bleu:.2f}, chrF2 {result.chrf:.2f}")
-
     def _times(self) -> str:
         """Time in training and time left, which move with the clock between two updates."""
         now = time.monotonic()
@@ -151,28 +147,10 @@ class Tracker:
 
 
 class SilentTracker:
-    """Stands in for a tracker on ranks other than the first."""
+    """Takes the place of a tracker on ranks other than the first; all of its methods do nothing."""
 
-    def show(self, progress: Progress, **values: float) -> None:
-        """Nothing."""
-
-    def log(self, progress: Progress, **values: float) -> None:
-        """Nothing."""
-
-    def log_validation(self, progress: Progress, result: ValidationResult) -> None:
-        """Nothing."""
-
-    def roll_back(self, step: int) -> None:
-        """Nothing."""
-
-    def advance(self, step: int) -> None:
-        """Nothing."""
-
-    def say(self, message: str) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
+    def __getattr__(self, _method: str) -> Callable[..., None]:
+        return lambda *_arguments, **_values: None
 
 
 class _GrowingFile:
@@ -207,14 +185,10 @@ class _EventFile:
 
     def __init__(self, folder: Path, first_step: int) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-        from tensorboard.compat.proto.tensor_pb2 import TensorProto
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self._event, self._summary = Event, Summary
-        self._summary_metadata, self._tensor = SummaryMetadata, TensorProto
+        self._event = Event
         name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(self._numbers)}"
-        self.folder = folder
         self._file = _GrowingFile(folder / name)
         self._records = RecordWriter(self._file)
         self._add(file_version="brain.Event:2")
@@ -222,13 +196,13 @@ class _EventFile:
             self._add(step=first_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def add_scalars(self, step: int, scalars: dict[str, float]) -> None:
-        values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-        self._add(step=step, summary=self._summary(value=values))
+        values = [{"tag": tag, "simple_value": value} for tag, value in scalars.items()]
+        self._add(step=step, summary={"value": values})
 
     def add_text(self, step: int, tag: str, text: str) -> None:
-        kind = self._summary_metadata(plugin_data={"plugin_name": "text"})
-        tensor = self._tensor(dtype="DT_STRING", string_val=[text.encode()], tensor_shape={"dim": [{"size": 1}]})
-        self._add(step=step, summary=self._summary(value=[{"tag": tag, "metadata": kind, "tensor": tensor}]))
+        kind = {"plugin_data": {"plugin_name": "text"}}
+        tensor = {"dtype": "DT_STRING", "string_val": [text.encode()], "tensor_shape": {"dim": [{"size": 1}]}}
+        self._add(step=step, summary={"value": [{"tag": tag, "metadata": kind, "tensor": tensor}]})
 
     def _add(self, **content: Any) -> None:
         self._records.write(self._event(wall_time=time.time(), **content).SerializeToString())
