@@ -26,6 +26,7 @@ from mt.errors import ConfigError, MTError
 if TYPE_CHECKING:
     from mt.decode.files import Shard
     from mt.decode.translator import Aligner, Translator
+    from mt.report.facts import Evaluation, SystemComparison
     from mt.text.corpus import PreparedCorpus
 
 # Exit statuses of a process that a signal ended, as a shell has them.
@@ -441,27 +442,24 @@ def evaluate(
         if not has_confidence:
             _refuse(context, ["--samples"], "is for --confidence and --baseline", "give one of them")
     with _named_as_options():
-        from mt.evaluate.findings import Question, warning_lines
+        from mt.evaluate.findings import EvalOptions
 
         test_name = significance or "randomisation"
-        question = Question(metrics or None, has_confidence, baseline, test_name, n_samples, report_dir is not None)
+        options = EvalOptions(metrics or None, has_confidence, baseline, test_name, n_samples, report_dir is not None)
         _check_report_folder(report_dir)
-        from mt.evaluation import evaluate_files, evaluate_model, evaluation_text
+        from mt.evaluate.command import evaluate_files, evaluate_model
+        from mt.report.terminal import evaluation_text
 
         if model is not None:
-            report = evaluate_model(model, tests or [], device or "auto", precision or "auto", question)
+            report = evaluate_model(model, tests or [], device or "auto", precision or "auto", options)
         else:
             assert hyp is not None
-            report = evaluate_files(hyp, refs or [], src, question, tgt_lang or "de")
-    for line in [] if as_json else warning_lines(report):
+            report = evaluate_files(hyp, refs or [], src, options, tgt_lang or "de")
+    for line in [] if as_json else report.warning_lines:
         _log.warning(line)
-    shown = {key: report[key] for key in ("test_sets", "comparison", "warnings") if key in report}
+    shown = report.written(include={"test_sets", "comparison", "warnings"})
     print(json.dumps(shown, ensure_ascii=False) if as_json else evaluation_text(report), flush=True)
-    if report_dir is not None:  # after the scores, which a full disk shall not cost
-        from mt.evaluate.report_files import evaluation_facts, write_evaluation
-
-        write_evaluation(evaluation_facts(str(model or hyp), **report), report_dir)
-        _log.info(f"report: {report_dir / 'report.html'}")
+    _write_report(report, report_dir)  # after the scores, which a full disk shall not cost
 
 
 @app.command()
@@ -498,25 +496,21 @@ def compare(
     if not refs and (file := next((run for run in runs if run.is_file()), None)):
         raise ConfigError(file, "is a file", "give --ref to compare files of translations")
     with _named_as_options():
-        from mt.evaluate.findings import Question
+        from mt.evaluate.findings import EvalOptions
 
         test_name = significance or "randomisation"
-        question = Question(metrics or None, has_confidence, None, test_name, n_samples, report_dir is not None)
+        options = EvalOptions(metrics or None, has_confidence, None, test_name, n_samples, report_dir is not None)
         _check_report_folder(report_dir)
-        from mt.evaluate.comparison import comparison_text
-        from mt.evaluation import compare_files, compare_models
+        from mt.evaluate.command import compare_files, compare_models
+        from mt.report.terminal import comparison_text
 
         if refs:
-            found = compare_files(runs, refs, question, tgt_lang or "de")
+            found = compare_files(runs, refs, options, tgt_lang or "de")
         else:
-            found = compare_models(runs, tests or [], device, precision, question)
-    shown = {key: value for key, value in found.items() if key != "training"}
-    print(json.dumps(shown, ensure_ascii=False) if as_json else comparison_text(found), flush=True)
-    if report_dir is not None:
-        from mt.evaluate.report_files import write_comparison
-
-        write_comparison(found, report_dir)
-        _log.info(f"report: {report_dir / 'report.html'}")
+            found = compare_models(runs, tests or [], device, precision, options)
+    shown = json.dumps(found.written(exclude={"training"}), ensure_ascii=False)
+    print(shown if as_json else comparison_text(found), flush=True)
+    _write_report(found, report_dir)
 
 
 @app.command()
@@ -784,3 +778,11 @@ def _check_report_folder(folder: Path | None) -> None:
         from mt.evaluate.report_files import check_folder
 
         check_folder(folder)
+
+
+def _write_report(facts: Evaluation | SystemComparison, folder: Path | None) -> None:
+    if folder is not None:
+        from mt.evaluate.report_files import write_report
+
+        write_report(facts, folder)
+        _log.info(f"report: {folder / 'report.html'}")

@@ -9,27 +9,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mt.checkpoint import (
-    ModelFolder,
-    average_weights,
-    file_checksum,
-    save_model_folder,
-)
+from pydantic import ValidationError
+
+from mt.checkpoint import ModelFolder, average_weights, file_checksum, save_model_folder
 from mt.config.loading import as_yaml, config_differences, dump_config, load_config
 from mt.config.settings import RunConfig
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
-from mt.evaluate.findings import Question, findings, warning_lines
-from mt.evaluate.report_files import (
-    FORMAT_VERSION,
-    HTML_NAME,
-    JSON_NAME,
-    KIND,
-    MARKDOWN_NAME,
-    evaluation_facts,
-    write_evaluation,
-)
-from mt.evaluate.runs import KnownModel, basis_of, json_object
-from mt.evaluate.scores import TranslatedSet, report_text, scored_test_set
+from mt.evaluate.findings import EvalOptions, evaluate
+from mt.evaluate.report_files import FORMAT_VERSION, HTML_NAME, JSON_NAME, KIND, MARKDOWN_NAME, write_report
+from mt.evaluate.runs import RunArtifacts, basis_of, json_object
+from mt.evaluate.scores import TranslatedSet, score_corpus
+from mt.report.facts import Evaluation, EvaluationReport
+from mt.report.terminal import scores_text
 from mt.run_folder import MADE_AT, RunFolder, checkpoint_step, open_model
 from mt.system.console import note
 from mt.system.device import choose_device, hardware
@@ -100,7 +91,7 @@ def train_run(config: RunConfig, run_dir: Path) -> None:
         _finish_model(config, run)
         report = _evaluate_run(config, corpus, run, progress)
     print(format_report(report))
-    for line in warning_lines(report):
+    for line in report.warning_lines:
         _log.warning(line)
     _log.info(f"the report, with curves and sentences: {run_dir / HTML_NAME}")
 
@@ -255,32 +246,27 @@ def _write_average(config: RunConfig, run: RunFolder, model_dir: Path, folders: 
     return model_dir
 
 
-def _evaluate_run(config: RunConfig, corpus: PreparedCorpus, run: RunFolder, progress: Progress) -> dict[str, Any]:
+def _evaluate_run(config: RunConfig, corpus: PreparedCorpus, run: RunFolder, progress: Progress) -> Evaluation:
     """Translate and score validation and test sets, unless there is a report of this very training."""
-    known = KnownModel.of(run.model)
-    facts = _facts_of_training(config, known, progress)
+    artifacts = RunArtifacts.of(run.model)
+    facts = _facts_of_training(config, artifacts, progress)
     existing = _existing_report(run)
-    if existing is not None and all(existing.get(name) == value for name, value in facts.items()):
+    if existing is not None and all(getattr(existing, name) == value for name, value in facts.items()):
         return existing
-    sets = _translated_sets(config, corpus, known, run)
+    sets = _translated_sets(config, corpus, artifacts, run)
     checksums = {name: file_checksum(run.translation(name)) for name in sets}
     valid = sets.pop("valid")
-    scored = scored_test_set(valid.hypotheses, valid.references)
-    report = evaluation_facts(
-        system=config.name,
-        **facts,
-        translations=checksums,
-        valid=scored,
-        notes=_notes(facts | {"valid": scored}) or None,
-        **findings(sets, {}, config.name, Question(has_analysis=True), known.count_words_of),
-        **known.facts(config.train.device, config.train.precision),
-    )
-    write_evaluation(report, run.path)
+    found = evaluate(sets, {}, config.name, EvalOptions(has_analysis=True), artifacts.count_words)
+    facts |= artifacts.facts(config.train.device, config.train.precision)
+    facts |= {"translations": checksums, "valid": score_corpus(valid.hypotheses, valid.references)}
+    report = found.model_copy(update=facts)
+    report = report.model_copy(update={"notes": _notes(report)})
+    write_report(report, run.path)
     return report
 
 
-def _facts_of_training(config: RunConfig, known: KnownModel, progress: Progress) -> dict[str, Any]:
-    """What the report says of the training; where all of it is the same, a report stands."""
+def _facts_of_training(config: RunConfig, artifacts: RunArtifacts, progress: Progress) -> dict[str, Any]:
+    """Return what the report says of the training; where all of it is the same, a report is kept."""
     # Of scores more is better, so a loss is kept with its sign changed.
     score = progress.best_score if config.train.best_by == "bleu" else -progress.best_score
     return {
@@ -291,34 +277,33 @@ def _facts_of_training(config: RunConfig, known: KnownModel, progress: Progress)
         "n_tgt_tokens": progress.n_tgt_tokens,
         "src_fill": progress.n_src_tokens / progress.n_src_positions,
         "tgt_fill": progress.n_tgt_tokens / progress.n_tgt_positions,
-        "n_parameters": known.folder.n_parameters,
-        "basis": basis_of(known.folder),
+        "n_parameters": artifacts.folder.n_parameters,
+        "basis": basis_of(artifacts.folder),
         "best": None if progress.best_step is None else {"step": progress.best_step, config.train.best_by: score},
     }
 
 
-def _existing_report(run: RunFolder) -> dict[str, Any] | None:
+def _existing_report(run: RunFolder) -> Evaluation | None:
     """Read the report of the run, if it is whole and of this version."""
     report = json_object(run.path / JSON_NAME)
     is_ours = (report.get("kind"), report.get("format_version")) == (KIND, FORMAT_VERSION)
     if not is_ours or not all((run.path / name).is_file() for name in (HTML_NAME, MARKDOWN_NAME)):
         return None
     try:
-        format_report(report)
-    except (KeyError, TypeError, IndexError, ValueError, AttributeError):  # somebody has changed it
+        return EvaluationReport.model_validate(report)
+    except ValidationError:  # somebody has changed it
         return None
-    return report
 
 
 def _translated_sets(
-    config: RunConfig, corpus: PreparedCorpus, known: KnownModel, run: RunFolder
+    config: RunConfig, corpus: PreparedCorpus, artifacts: RunArtifacts, run: RunFolder
 ) -> dict[str, TranslatedSet]:
     """Return validation and test sets in this model's translations, which are kept in the run folder."""
     pairs = {"valid": corpus.valid_pairs, **corpus.test_pairs}
-    kept = known.kept_translations({name: len(found) for name, found in pairs.items()})
+    kept = artifacts.kept_translations({name: len(found) for name, found in pairs.items()})
     if kept is not None:
-        return {name: known.translated_set(name, found, kept[name]) for name, found in pairs.items()}
-    sets = known.translate(pairs, config.train.device, config.train.precision, n_processes=1)
+        return {name: artifacts.translated_set(name, found, kept[name]) for name, found in pairs.items()}
+    sets = artifacts.translate(pairs, config.train.device, config.train.precision, n_processes=1)
     run.translations.mkdir(exist_ok=True)
     for name, one in sets.items():
         path = run.translation(name)
@@ -327,25 +312,26 @@ def _translated_sets(
     return sets
 
 
-def format_report(report: dict[str, Any]) -> str:
-    """The report of a run, for a terminal."""
-    steps = report["basis"]["averaged_steps"]
+def format_report(report: Evaluation) -> str:
+    """Return the report of a run as text for a terminal."""
+    steps = (report.basis or {})["averaged_steps"]
     return "\n".join(
         [
-            f"{report['name']}: {format_count(report['n_parameters'])} parameters, {report['steps']:,} steps, "
-            f"{report['n_tgt_tokens']:,} target tokens in {format_duration(report['train_seconds'])}",
+            f"{report.name}: {format_count(report.n_parameters or 0)} parameters, {report.steps:,} steps, "
+            f"{report.n_tgt_tokens:,} target tokens in {format_duration(report.train_seconds or 0)}",
             f"model: {'average of steps' if len(steps) > 1 else 'step'} {', '.join(f'{step:,}' for step in steps)}",
-            report_text({"test_sets": {"valid": report["valid"], **report["test_sets"]}}),
+            scores_text(({"valid": report.valid} if report.valid else {}) | report.test_sets),
             *(f"note: {note}" for note in _notes(report)),
         ]
     )
 
 
-def _notes(report: dict[str, Any]) -> list[str]:
-    """What the reader should not miss: an average that is worse than one of its checkpoints."""
-    best, bleu = report["best"], report["valid"]["scores"][0]["score"]
-    if not best or "bleu" not in best or len(report["basis"]["averaged_steps"]) < 2:
+def _notes(report: Evaluation) -> list[str]:
+    """Return what the reader should not miss: an average that is worse than one of its checkpoints."""
+    best, steps = report.best or {}, (report.basis or {})["averaged_steps"]
+    if report.valid is None or "bleu" not in best or len(steps) < 2:
         return []
+    bleu = report.valid.scores[0].score
     if bleu > best["bleu"] - AVERAGE_TOLERANCE:
         return []
     return [

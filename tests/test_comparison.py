@@ -14,13 +14,15 @@ from typing import Any
 import pytest
 
 from mt.cli import app
-from mt.evaluate.comparison import SharedSet, System, comparison_facts, comparison_text, letters, setting_differences
-from mt.evaluate.report_files import write_comparison
+from mt.evaluate.comparison import System, compare_systems, letters, setting_differences
+from mt.evaluate.findings import EvalOptions
+from mt.evaluate.report_files import write_report
 from mt.evaluate.significance import compare
 from mt.pipeline import train_run
 from mt.report.comparison import comparison_page
-from mt.report.facts import ComparisonReport
+from mt.report.facts import ComparedMetric, ComparisonReport, PairedSystems, SystemComparison, TrainingCurves
 from mt.report.markdown import markdown
+from mt.report.terminal import comparison_text
 from tests.test_page import HOSTILE, PageReader, assert_same_structure
 from tests.toys import toy_config, write_lines
 
@@ -35,8 +37,12 @@ def systems(**hypotheses: Sequence[str]) -> list[System]:
     return [System(name, {"demo": lines}) for name, lines in hypotheses.items()]
 
 
-def facts_of(found: Sequence[System], **options: Any) -> dict[str, Any]:
-    return comparison_facts(found, {"demo": SharedSet(REFERENCES, "de")}, n_samples=200, **options)
+def facts_of(found: Sequence[System], **options: Any) -> SystemComparison:
+    return compare_systems(found, {"demo": [REFERENCES]}, EvalOptions(**({"n_samples": 200} | options)))
+
+
+def metrics_of(**hypotheses: Sequence[str]) -> list[ComparedMetric]:
+    return facts_of(systems(**hypotheses)).test_sets["demo"].metrics
 
 
 # --- letters ----------------------------------------------------------------------------------------------------------
@@ -70,47 +76,44 @@ def test_there_are_letters_for_thirty_systems():
 
 
 def test_each_pair_has_the_p_of_the_paired_test():
-    facts = facts_of(systems(bad=BAD, good=GOOD, as_good=AS_GOOD))
-    bleu, chrf = facts["test_sets"]["demo"]["metrics"]
-    assert (bleu["name"], chrf["name"]) == ("BLEU", "chrF2")
+    bleu, chrf = metrics_of(bad=BAD, good=GOOD, as_good=AS_GOOD)
+    assert (bleu.name, chrf.name) == ("BLEU", "chrF2")
     # The better first.
-    assert [(pair["first"], pair["second"]) for pair in bleu["pairs"]] == [(1, 2), (1, 0), (2, 0)]
-    others = {"good": GOOD, "as_good": AS_GOOD}
-    against = compare(("bad", BAD), others, REFERENCES, ["bleu"], n_samples=200)
-    assert [pair["p"] for pair in bleu["pairs"][1:]] == [against[name][0].p for name in others]
-    assert bleu["test_signature"] == against["good"][0].signature
-    assert "|ar:200|seed:12345|" in bleu["test_signature"]
-    assert [pair["verdict"] for pair in bleu["pairs"]] == ["no difference at p < 0.05", "better", "better"]
-    assert bleu["ranking"] == [1, 2, 0]
-    assert bleu["groups"] == [["b"], ["a"], ["a"]]
-    assert bleu["verdict"] == "good has the best score, with no difference at p < 0.05 from as_good"
+    assert [(pair.first, pair.second) for pair in bleu.pairs] == [(1, 2), (1, 0), (2, 0)]
+    against = [compare(lines, BAD, REFERENCES, ["bleu"], n_samples=200)[0] for lines in (GOOD, AS_GOOD)]
+    assert [pair.p for pair in bleu.pairs[1:]] == [one.p for one in against]
+    assert bleu.test_signature == against[0].signature
+    assert "|ar:200|seed:12345|" in bleu.test_signature
+    assert [pair.verdict for pair in bleu.pairs] == ["no difference at p < 0.05", "better", "better"]
+    assert bleu.ranking == [1, 2, 0]
+    assert bleu.groups == [["b"], ["a"], ["a"]]
+    assert bleu.verdict == "good has the best score, with no difference at p < 0.05 from as_good"
 
 
 def test_the_order_of_the_systems_makes_no_difference():
-    one = facts_of(systems(bad=BAD, good=GOOD, as_good=AS_GOOD))["test_sets"]["demo"]["metrics"][0]
-    other = facts_of(systems(as_good=AS_GOOD, bad=BAD, good=GOOD))["test_sets"]["demo"]["metrics"][0]
-    assert [pair["p"] for pair in one["pairs"]] == [pair["p"] for pair in other["pairs"]]
-    assert (one["groups"], one["verdict"]) == ([*other["groups"][1:], other["groups"][0]], other["verdict"])
+    one, _ = metrics_of(bad=BAD, good=GOOD, as_good=AS_GOOD)
+    other, _ = metrics_of(as_good=AS_GOOD, bad=BAD, good=GOOD)
+    assert [pair.p for pair in one.pairs] == [pair.p for pair in other.pairs]
+    assert (one.groups, one.verdict) == ([*other.groups[1:], other.groups[0]], other.verdict)
 
 
 def test_a_system_does_not_differ_from_itself():
-    entry = facts_of(systems(one=GOOD, other=list(GOOD)))["test_sets"]["demo"]["metrics"][0]
-    assert entry["pairs"] == [{"first": 0, "second": 1, "p": 1.0, "verdict": "no difference at p < 0.05"}]
-    assert entry["groups"] == [["a"], ["a"]]
-    assert entry["verdict"] == "No difference at p < 0.05 between one and other"
+    bleu, _ = metrics_of(one=GOOD, other=list(GOOD))
+    assert bleu.pairs == [PairedSystems(first=0, second=1, p=1.0, verdict="no difference at p < 0.05")]
+    assert bleu.groups == [["a"], ["a"]]
+    assert bleu.verdict == "No difference at p < 0.05 between one and other"
 
 
 def test_of_edits_fewer_are_better():
-    entry = facts_of(systems(bad=BAD, good=GOOD), metrics=["ter"])["test_sets"]["demo"]["metrics"][0]
-    assert entry["ranking"] == [1, 0]
-    assert entry["scores"][0]["score"] > entry["scores"][1]["score"]
-    assert entry["verdict"] == "good is better than bad"
+    (ter,) = facts_of(systems(bad=BAD, good=GOOD), metrics=["ter"]).test_sets["demo"].metrics
+    assert ter.ranking == [1, 0]
+    assert ter.scores[0].score > ter.scores[1].score
+    assert ter.verdict == "good is better than bad"
 
 
 def test_the_best_of_many_is_told_from_all_or_from_none():
     def verdict(**hypotheses: Sequence[str]) -> str:
-        facts = facts_of(systems(**hypotheses), metrics=["bleu"])
-        return str(facts["test_sets"]["demo"]["metrics"][0]["verdict"])
+        return metrics_of(**hypotheses)[0].verdict
 
     worse = [line.replace("e", "") for line in BAD]
     assert verdict(a=BAD, b=GOOD, c=worse) == "b is better than all others"
@@ -120,9 +123,10 @@ def test_the_best_of_many_is_told_from_all_or_from_none():
 
 
 def test_intervals_are_those_of_the_scores():
-    entry = facts_of(systems(bad=BAD, good=GOOD), n_confidence_samples=100)["test_sets"]["demo"]["metrics"][0]
-    for score in entry["scores"]:
-        assert score["confidence"]["low"] < score["score"] < score["confidence"]["high"]
+    facts = facts_of(systems(bad=BAD, good=GOOD), has_confidence=True, n_samples=100)
+    for score in facts.test_sets["demo"].metrics[0].scores:
+        assert score.confidence is not None
+        assert score.confidence.low < score.score < score.confidence.high
 
 
 def test_settings_that_are_the_same_everywhere_are_left_out():
@@ -163,29 +167,30 @@ def test_long_names_are_numbers_in_the_table_of_settings():
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
-def curves(bleu: Sequence[float]) -> dict[str, Any]:
-    xs = [100 * (i + 1) for i in range(len(bleu))]
-    return {"curves": {"valid": {"step": xs, "n_tgt_tokens": xs, "train_minutes": xs, "valid_bleu": list(bleu)}}}
+def curves(*bleu: float) -> TrainingCurves:
+    xs: list[int | float | None] = [100 * (i + 1) for i in range(len(bleu))]
+    curve = {"step": xs, "n_tgt_tokens": xs, "train_minutes": xs, "valid_bleu": [*bleu]}
+    return TrainingCurves(curves={"valid": curve}, samples=[])
 
 
 def three_systems(name: str = "runs/bad") -> list[System]:
     found = systems(**{name: BAD, "good": GOOD, "as_good": AS_GOOD})
     return [
         replace(found[0], figures={"steps": 1_200, "train_seconds": 61.5}, settings={"a.b": 0.25, "c": name}),
-        replace(found[1], training=curves([1.5, 20.25]), settings={"a.b": 0.5}),
-        replace(found[2], training=curves([1.5, 21.75]), settings={"a.b": 0.5}),
+        replace(found[1], training=curves(1.5, 20.25), settings={"a.b": 0.5}),
+        replace(found[2], training=curves(1.5, 21.75), settings={"a.b": 0.5}),
     ]
 
 
 def _report(found: Sequence[System]) -> tuple[str, str]:
     """The page and the Markdown of a comparison."""
-    origin = {"made_at": "2026-11-22T12:00:00+00:00", "command": "mt", "commit": None, "versions": {}}
-    facts = ComparisonReport.model_validate(facts_of(found) | origin)
+    origin = {"kind": "comparison", "format_version": 1, "made_at": "2026-11-22T12:00:00+00:00", "command": "mt"}
+    facts = ComparisonReport.model_validate(dict(facts_of(found)) | origin | {"commit": None, "versions": {}})
     return comparison_page(facts), markdown("comparison.md.j2", facts)
 
 
 def test_the_page_has_the_numbers_of_the_json(tmp_path: Path):
-    write_comparison(facts_of(three_systems(), n_confidence_samples=100), tmp_path)
+    write_report(facts_of(three_systems(), has_confidence=True), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json", "report.md"]
     read = json.loads((tmp_path / "report.json").read_text("utf-8"))
     assert read["kind"] == "comparison"

@@ -175,7 +175,7 @@ def test_a_model_folder_that_is_incomplete_is_one_line(run_dir: Path, folder: Pa
         f"{incomplete}: is not a complete model folder: model.safetensors, tokenizer.model, manifest.json missing"
     )
     assert failing("eval", "--model", run_dir, "--test", "newstest2014") == (
-        f"--test newstest2014: {run_dir} has no test set of that name: it has held_out"
+        f"--test: {run_dir} has no test set newstest2014: it has held_out"
     )
 
 

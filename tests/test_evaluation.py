@@ -12,9 +12,9 @@ import pytest
 
 from mt.config.settings import RunConfig
 from mt.errors import DataError
-from mt.evaluate.findings import Question
-from mt.evaluate.runs import KnownModel
-from mt.evaluation import evaluate_files, evaluate_model
+from mt.evaluate.command import evaluate_files, evaluate_model
+from mt.evaluate.findings import EvalOptions
+from mt.evaluate.runs import RunArtifacts
 from mt.pipeline import train_run
 from mt.run_folder import RunFolder, find_model_folder
 from tests.toys import toy_config, write_lines
@@ -53,12 +53,12 @@ def run(finished: tuple[RunConfig, Path], tmp_path: Path) -> tuple[RunConfig, Pa
 def test_the_model_of_a_run_that_has_gone_on_is_its_best_so_far(run: tuple[RunConfig, Path]):
     _, run_dir = run
     assert find_model_folder(run_dir) == run_dir / "model"
-    assert KnownModel.of(run_dir).description == "the average of 3 checkpoints up to step 60"
+    assert RunArtifacts.of(run_dir).description == "the average of 3 checkpoints up to step 60"
     shutil.copytree(
         RunFolder(run_dir).checkpoint(60), RunFolder(run_dir).checkpoint(80)
     )  # training went on, and was stopped
     assert find_model_folder(run_dir) == RunFolder(run_dir).checkpoint(60)  # the best one
-    assert KnownModel.of(run_dir).description == "the model of step 60"
+    assert RunArtifacts.of(run_dir).description == "the model of step 60"
 
 
 @pytest.mark.parametrize("content", ["[]", "null", "{", '{"kind": "evaluation", "format_version": 1}', ""])
@@ -110,13 +110,13 @@ def test_more_training_and_another_name_are_in_the_report_though_the_model_is_th
 
 def test_translations_that_somebody_changed_are_not_those_of_the_run(run: tuple[RunConfig, Path]):
     _, run_dir = run
-    known = KnownModel.of(run_dir)
-    kept = known.kept_translations({"held_out": 20})
+    artifacts = RunArtifacts.of(run_dir)
+    kept = artifacts.kept_translations({"held_out": 20})
     assert kept is not None
     assert kept["held_out"] == (run_dir / "translations/held_out.txt").read_text("utf-8").splitlines()
-    assert known.kept_translations({"held_out": 21}) is None
+    assert artifacts.kept_translations({"held_out": 21}) is None
     write_lines(run_dir / "translations/held_out.txt", kept["held_out"][::-1])
-    assert known.kept_translations({"held_out": 20}) is None
+    assert artifacts.kept_translations({"held_out": 20}) is None
 
 
 def test_a_tag_is_for_the_model_and_not_for_the_judge(finished: tuple[RunConfig, Path], tmp_path: Path):
@@ -124,8 +124,8 @@ def test_a_tag_is_for_the_model_and_not_for_the_judge(finished: tuple[RunConfig,
     tagged = with_test(changed(config, max_steps=2), tag="<bt>")
     tagged = replace(tagged, tokenizer=replace(tagged.tokenizer, user_symbols=("<bt>",)))
     train_run(tagged, tmp_path / "run")
-    known = KnownModel.of(tmp_path / "run")
-    translated = known.translate(known.test_pairs(["held_out"]), "auto", "auto", n_processes=1)["held_out"]
+    artifacts = RunArtifacts.of(tmp_path / "run")
+    translated = artifacts.translate(artifacts.test_pairs(["held_out"]), "auto", "auto", n_processes=1)["held_out"]
     text = Path(str(tagged.data.test["held_out"].src)).read_text("utf-8").splitlines()
     assert list(translated.sources or ()) == text
     sentences = report_of(tmp_path / "run")["sentences"]["held_out"]
@@ -139,9 +139,9 @@ def test_the_baseline_of_another_text_is_refused_before_anything_is_translated(
     other = with_test(changed(config, max_steps=2), tgt=str(write_lines(tmp_path / "other.de", ["X"] * 20)))
     train_run(other, tmp_path / "other")
     capsys.readouterr()
-    question = Question(["bleu"], baseline=tmp_path / "other")
+    options = EvalOptions(["bleu"], baseline=tmp_path / "other")
     with pytest.raises(DataError) as caught:
-        evaluate_model(run_dir, [], "auto", "auto", question)
+        evaluate_model(run_dir, [], "auto", "auto", options)
     assert str(caught.value) == (
         f"{tmp_path / 'other'}: its test set held_out is not the text that {run_dir} has under that name: compare "
         "models on the same text, or choose a test set with --test"
@@ -149,7 +149,7 @@ def test_the_baseline_of_another_text_is_refused_before_anything_is_translated(
     assert capsys.readouterr().err == ""
     write_lines(tmp_path / "short", ["a"])
     with pytest.raises(DataError) as caught:
-        evaluate_model(run_dir, [], "auto", "auto", Question(["bleu"], baseline=tmp_path / "short"))
+        evaluate_model(run_dir, [], "auto", "auto", EvalOptions(["bleu"], baseline=tmp_path / "short"))
     assert str(caught.value) == (
         f"{tmp_path / 'short'} has 1 lines and the test set held_out has 20: a baseline translates the same text"
     )
@@ -157,10 +157,11 @@ def test_the_baseline_of_another_text_is_refused_before_anything_is_translated(
     # For a file, a run is asked for the test set that has the same references.
     hypotheses, reference = run_dir / "translations/held_out.txt", Path(str(config.data.test["held_out"].tgt))
     with pytest.raises(DataError) as caught:
-        evaluate_files(hypotheses, [reference], None, question)
+        evaluate_files(hypotheses, [reference], None, options)
     assert str(caught.value) == (
         f"{tmp_path / 'other'}: none of its translations have the 20 lines of --ref and no other text: held_out.txt "
         "(20), valid.txt (20): give the file that is meant"
     )
-    found = evaluate_files(hypotheses, [reference], None, Question(["bleu"], baseline=run_dir, n_samples=200))
-    assert found["comparison"]["test_sets"]["input"]["scores"][0]["p"] == 1.0
+    found = evaluate_files(hypotheses, [reference], None, EvalOptions(["bleu"], baseline=run_dir, n_samples=200))
+    assert found.comparison is not None
+    assert found.comparison.test_sets["input"].scores[0].p == 1.0

@@ -33,6 +33,7 @@ FLOORS: list[set[str]] = [
         "report.facts",
         "report.markdown",
         "report.page",
+        "report.terminal",
         "report.text",
     },
     {"config.validation", "config.settings", "config.loading"},
@@ -95,6 +96,7 @@ FLOORS: list[set[str]] = [
         "evaluate.report_files",
         "evaluate.runs",
         "evaluate.findings",
+        "evaluate.command",
         "evaluate.comparison",
         "explain.attention",
         "explain.heatmap",
@@ -112,7 +114,7 @@ FLOORS: list[set[str]] = [
         "train.validation",
         "train.loop",
     },
-    {"pipeline", "evaluation", "tools.bench", "tools.doctor", "tools.dry_run", "tools.verify"},
+    {"pipeline", "tools.bench", "tools.doctor", "tools.dry_run", "tools.verify"},
     {"cli", "__main__"},
 ]
 FLOOR_OF = {f"mt.{name}": number for number, names in enumerate(FLOORS) for name in names}

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from jinja2 import UndefinedError
 
 from mt.errors import ConfigError, MTError
-from mt.evaluate import report_files
+from mt.evaluate import findings
 from mt.evaluate.analysis import ODDITY_RULES, count_words
-from mt.evaluate.findings import Question, findings
-from mt.evaluate.report_files import MOST_SENTENCES, check_folder, evaluation_facts, write_evaluation
+from mt.evaluate.findings import MOST_SENTENCES, EvalOptions, evaluate
+from mt.evaluate.report_files import check_folder, write_report
 from mt.evaluate.scores import TranslatedSet
 from mt.report.evaluation import evaluation_page
-from mt.report.facts import Evaluation
+from mt.report.facts import Evaluation, EvaluationReport, ModelManifest, ScoredSet, TrainingCurves
 from mt.report.markdown import markdown
 from tests.test_markdown import TABLE_TAGS, Cells, one_line
 from tests.test_page import HOSTILE, PageReader, assert_same_structure
@@ -72,7 +72,7 @@ def _spoilt(lines: list[str], every: int, by: str = "und so weiter") -> list[str
     return [f"{line[: len(line) // 2]} {by}" if i % every == 0 else line for i, line in enumerate(lines)]
 
 
-def _manifest(text: str = "words") -> dict[str, Any]:
+def _manifest(text: str = "words") -> ModelManifest:
     start = {
         "started_at": "2026-11-22T12:00:00+00:00",
         "command": ["mt", "train", text],
@@ -81,7 +81,7 @@ def _manifest(text: str = "words") -> dict[str, Any]:
         "hardware": {"cpu": text, "cores": 2},
     }
     source = {"source": text, "tag": None, "weight": 1.0, "pairs_read": 1_234, "pairs_kept": 1_200}
-    return {
+    values = {
         "settings": {
             "src_lang": "en",
             "tgt_lang": "de",
@@ -109,25 +109,27 @@ def _manifest(text: str = "words") -> dict[str, Any]:
             "test": {"first": {"source": text, "pairs": 400}},
         },
     }
+    return ModelManifest.model_validate(values)
 
 
-def _training(text: str = "words") -> dict[str, Any]:
+def _training(text: str = "words") -> TrainingCurves:
     translations = [{"step": 1_500, "translation": text}, {"step": 3_000, "translation": ""}]
-    return {"curves": CURVES, "samples": [{"source": text, "reference": text, "translations": translations}]}
+    samples = [{"source": text, "reference": text, "translations": translations}]
+    return TrainingCurves.model_validate({"curves": CURVES, "samples": samples})
 
 
 def _found(
     sets: dict[str, TranslatedSet], baselines: dict[str, list[str]], system: str = "new", baseline: str = "old"
-) -> dict[str, Any]:
-    question = Question(
+) -> Evaluation:
+    options = EvalOptions(
         metrics=["bleu", "chrf"], has_confidence=True, baseline=Path(baseline), n_samples=100, has_analysis=True
     )
     counts = count_words(SOURCES[: N // 2])
-    return findings(sets, baselines, system, question, lambda words: counts)
+    return evaluate(sets, baselines, system, options, lambda words: counts)
 
 
 @pytest.fixture(scope="module")
-def facts() -> dict[str, Any]:
+def found() -> Evaluation:
     """All that a report may say: two test sets, the one with a baseline and two references, and a run."""
     hypotheses = _spoilt(REFERENCES, 3)
     hypotheses[4], hypotheses[5] = "", SOURCES[5]
@@ -137,31 +139,29 @@ def facts() -> dict[str, Any]:
         "news.2014": TranslatedSet(SOURCES[:20], _spoilt(REFERENCES[:20], 2, "12 Uhr"), [REFERENCES[:20]], "de"),
     }
     found = _found(sets, {"first": _spoilt(REFERENCES, 2)})
-    numbers = {"steps": 3_000, "train_seconds": 190.75, "n_src_tokens": 110_000, "n_tgt_tokens": 120_000}
-    return evaluation_facts(
-        "new",
-        name="new",
-        **numbers,
-        n_parameters=1_234_567,
-        src_fill=0.9,
-        tgt_fill=0.8,
-        basis={"averaged_steps": [1_000, 2_000, 3_000], "decode": {}},
-        best={"step": 3_000, "bleu": 11.5},
-        valid=found["test_sets"]["news.2014"],
-        src_lang="en",
-        tgt_lang="de",
-        **found,
-        training=_training(),
-        manifest=_manifest(),
-    )
+    values = {"steps": 3_000, "train_seconds": 190.75, "n_tgt_tokens": 120_000, "n_parameters": 1_234_567}
+    values |= {"src_lang": "en", "tgt_lang": "de", "training": _training(), "manifest": _manifest()}
+    return found.model_copy(update=values | {"valid": found.test_sets["news.2014"]})
 
 
-def _page(facts: dict[str, Any]) -> str:
-    return evaluation_page(Evaluation.model_validate(facts), ODDITY_RULES)
+@pytest.fixture(scope="module")
+def facts(found: Evaluation) -> dict[str, Any]:
+    """The same as report.json has it."""
+    return found.written()
 
 
-def _markdown(facts: dict[str, Any]) -> str:
-    return markdown("evaluation.md.j2", Evaluation.model_validate(facts))
+def _report(found: Evaluation, name: str = "words") -> EvaluationReport:
+    origin = {"kind": "evaluation", "format_version": 1, "made_at": "2026-11-22T12:00:00+00:00"}
+    origin |= {"command": name, "commit": name, "versions": {name: name}}
+    return EvaluationReport.model_validate(origin | dict(found))
+
+
+def _page(found: Evaluation, name: str = "words") -> str:
+    return evaluation_page(_report(found, name), ODDITY_RULES)
+
+
+def _markdown(found: Evaluation, name: str = "words") -> str:
+    return markdown("evaluation.md.j2", _report(found, name))
 
 
 def _read(folder: Path) -> dict[str, str]:
@@ -171,9 +171,11 @@ def _read(folder: Path) -> dict[str, str]:
 # --------------------------------------------------------------------------------------------------- numbers
 
 
-def test_the_page_has_the_numbers_of_the_json(facts: dict[str, Any], tmp_path: Path):
-    write_evaluation(facts, tmp_path)
-    assert json.loads((tmp_path / "report.json").read_text("utf-8")) == json.loads(json.dumps(facts))
+def test_the_page_has_the_numbers_of_the_json(found: Evaluation, tmp_path: Path):
+    write_report(found, tmp_path)
+    facts = json.loads((tmp_path / "report.json").read_text("utf-8"))
+    origin = ["kind", "format_version", "made_at", "command", "commit", "versions"]
+    assert list(facts) == [*origin, *found.written()]
     page = PageReader((tmp_path / "report.html").read_text("utf-8"))
     assert page.headings == [
         "Scores",
@@ -224,8 +226,8 @@ def test_the_page_has_the_numbers_of_the_json(facts: dict[str, Any], tmp_path: P
         assert text in page.text, text
 
 
-def test_markdown_has_the_same_figures(facts: dict[str, Any]):
-    text = _markdown(facts)
+def test_markdown_has_the_same_figures(found: Evaluation, facts: dict[str, Any]):
+    text = _markdown(found)
     rows = Cells(text).rows
     sets = {**facts["test_sets"], "validation set": facts["valid"]}
     for name, entry in sets.items():
@@ -248,10 +250,10 @@ def test_markdown_has_the_same_figures(facts: dict[str, Any]):
     assert text[-2] != "\n"
 
 
-def test_what_is_not_finite_is_shown_as_unknown_and_is_null(facts: dict[str, Any], tmp_path: Path):
-    changed = copy.deepcopy(facts)
-    changed["training"]["curves"]["train"]["train_loss"] = [math.nan, math.inf, 5.0]
-    write_evaluation(changed, tmp_path)
+def test_what_is_not_finite_is_shown_as_unknown_and_is_null(found: Evaluation, tmp_path: Path):
+    train: dict[str, Any] = CURVES["train"] | {"train_loss": [math.nan, math.inf, 5.0]}
+    training = TrainingCurves(curves={"train": train, "valid": CURVES["valid"]}, samples=[])
+    write_report(found.model_copy(update={"training": training}), tmp_path)
     written = json.loads((tmp_path / "report.json").read_text("utf-8"))
     assert written["training"]["curves"]["train"]["train_loss"] == [None, None, 5.0]
     assert ["100", "–", ""] in PageReader((tmp_path / "report.html").read_text("utf-8")).rows
@@ -260,32 +262,29 @@ def test_what_is_not_finite_is_shown_as_unknown_and_is_null(facts: dict[str, Any
 # --------------------------------------------------------------------------------------------------- hostile text
 
 
-def _report_of(texts: list[str], name: str) -> dict[str, Any]:
-    """A report in which all text and all names are these."""
+def _found_in(texts: list[str], name: str) -> Evaluation:
+    """An evaluation in which all text and all names are these."""
     turned = [[*texts[i:], *texts[:i]] for i in range(4)]
     one = TranslatedSet(turned[0], turned[1], [turned[2]], "de")
     two = TranslatedSet(turned[0], turned[0], [turned[3]], "de")
     found = _found({name: one, f"{name} 2": two}, {name: turned[3]}, system=name, baseline=name)
-    found["warnings"] = {name: [name]}
-    facts = evaluation_facts(
-        name, src_lang=name, tgt_lang=name, **found, training=_training(name), manifest=_manifest(name)
-    )
-    return facts | {"command": name, "versions": {name: name}, "commit": name}
+    values = {"src_lang": name, "tgt_lang": name, "training": _training(name), "manifest": _manifest(name)}
+    return found.model_copy(update=values | {"warnings": {name: [name]}})
 
 
 @pytest.fixture(scope="module")
-def hostile() -> dict[str, Any]:
-    return _report_of(HOSTILE_TEXTS, HOSTILE)
+def hostile() -> Evaluation:
+    return _found_in(HOSTILE_TEXTS, HOSTILE)
 
 
-def test_text_of_the_data_is_never_markup(hostile: dict[str, Any]):
-    words = _report_of([f"ein Wort und {'mehr ' * i}" for i in range(len(HOSTILE_TEXTS))], "words")
+def test_text_of_the_data_is_never_markup(hostile: Evaluation):
+    words = _found_in([f"ein Wort und {'mehr ' * i}" for i in range(len(HOSTILE_TEXTS))], "words")
     # Buckets, warnings and oddities depend on the text.
-    assert_same_structure(_page(hostile), _page(words), in_order=False)
+    assert_same_structure(_page(hostile, HOSTILE), _page(words), in_order=False)
 
 
-def test_all_text_of_the_data_is_on_the_page(hostile: dict[str, Any]):
-    shown = "".join(PageReader(_page(hostile)).texts)
+def test_all_text_of_the_data_is_on_the_page(hostile: Evaluation):
+    shown = "".join(PageReader(_page(hostile, HOSTILE)).texts)
     for text in HOSTILE_TEXTS:
         if not re.search("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe]", text):
             # In the table of sentences, in examples with or without marked words, and as a source.
@@ -294,23 +293,26 @@ def test_all_text_of_the_data_is_on_the_page(hostile: dict[str, Any]):
     assert "U+202EevilU+2066 U+0000U+0008U+001B[31m U+0085 U+FFFE" in shown
 
 
-def test_what_cannot_be_written_or_turns_text_around_is_in_no_file_of_a_report(hostile: dict[str, Any], tmp_path: Path):
-    write_evaluation(hostile, tmp_path)
+def test_what_cannot_be_written_or_turns_text_around_is_in_no_file_of_a_report(
+    hostile: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sys.argv", ["mt", HOSTILE])
+    write_report(hostile, tmp_path)
     files = _read(tmp_path)
     assert list(files) == ["report.html", "report.json", "report.md"]
     for name in ("report.html", "report.md"):
         assert not re.search("[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]", files[name])
     written = json.loads(files["report.json"])
     assert [one["source"] for one in written["sentences"][HOSTILE]] == HOSTILE_TEXTS
-    assert written["command"] == HOSTILE
+    assert written["command"] == shlex.join(["mt", HOSTILE])
 
 
-def test_markdown_of_hostile_text_shows_it(hostile: dict[str, Any]):
-    found = Cells(_markdown(hostile))
+def test_markdown_of_hostile_text_shows_it(hostile: Evaluation):
+    found = Cells(_markdown(hostile, HOSTILE))
     assert found.tags == {"h1", "h2", "h3", "p", "strong", "code", *TABLE_TAGS}
     examples = {row[0] for row in found.rows if len(row) == 6}
-    worst = hostile["analysis"][HOSTILE]["worst"][:3]
-    assert {one_line(one["source"]) for one in worst} <= examples
+    worst = hostile.analysis[HOSTILE].worst[:3]
+    assert {one_line(str(one.source)) for one in worst} <= examples
     assert one_line(HOSTILE) in {row[0] for row in found.rows}
 
 
@@ -318,10 +320,9 @@ def test_markdown_of_hostile_text_shows_it(hostile: dict[str, Any]):
 
 
 def test_a_report_of_scores_alone_has_a_page(tmp_path: Path):
-    found = findings({"input": TranslatedSet(None, REFERENCES, [REFERENCES], "de")}, {}, "hyp.txt", Question())
-    made = evaluation_facts("hyp.txt", test_sets=found["test_sets"], comparison=None, training=None)
-    assert list(made) == ["kind", "format_version", "made_at", "command", "commit", "versions", "system", "test_sets"]
-    write_evaluation(made, tmp_path)
+    found = evaluate({"input": TranslatedSet(None, REFERENCES, [REFERENCES], "de")}, {}, "hyp.txt", EvalOptions())
+    assert list(found.written()) == ["system", "test_sets", "warnings"]
+    write_report(found, tmp_path)
     page = (tmp_path / "report.html").read_text("utf-8")
     assert re.findall("<h2>(.*?)</h2>", page) == ["Scores", "Provenance"]
     assert re.search(r"<td[^>]*>100.00</td>", page)
@@ -331,17 +332,15 @@ def test_a_report_of_scores_alone_has_a_page(tmp_path: Path):
 def test_of_a_large_test_set_some_sentences_are_shown_evenly_and_the_page_says_so(monkeypatch: pytest.MonkeyPatch):
     assert MOST_SENTENCES == 5_000
     one = TranslatedSet(SOURCES, _spoilt(REFERENCES, 3), [REFERENCES], "de")
-    found = findings({"input": one}, {}, "s", Question(has_analysis=True))
-    monkeypatch.setattr(report_files, "MOST_SENTENCES", 7)
-    made = evaluation_facts("s", **found)
+    monkeypatch.setattr(findings, "MOST_SENTENCES", 7)
+    found = evaluate({"input": one}, {}, "s", EvalOptions(has_analysis=True))
     # Sixty lines in seven parts: the first line of each.
-    assert [entry["line"] for entry in made["sentences"]["input"]] == [1, 9, 18, 26, 35, 43, 52]
-    assert "sentences" not in made["analysis"]["input"]
-    page = _page(made)
+    assert [entry.line for entry in found.sentences["input"]] == [1, 9, 18, 26, 35, 43, 52]
+    page = _page(found)
     assert "7 of 60 sentences, evenly chosen; a click on a header sorts" in page
     assert "<h2>Sentences</h2>" in page
-    monkeypatch.setattr(report_files, "MOST_SENTENCES", 60)
-    page = _page(evaluation_facts("s", **found))
+    monkeypatch.setattr(findings, "MOST_SENTENCES", 60)
+    page = _page(evaluate({"input": one}, {}, "s", EvalOptions(has_analysis=True)))
     assert "60 sentences; a click on a header sorts" in page
     assert "<h2>All sentences</h2>" in page
 
@@ -353,24 +352,24 @@ def test_of_a_large_test_set_some_sentences_are_shown_evenly_and_the_page_says_s
 def test_a_report_of_a_single_line(tmp_path: Path, source: str, hypothesis: str, reference: str):
     one = TranslatedSet([source], [hypothesis], [[reference]], "de")
     for baselines in ({}, {"input": ["Hund"]}):
-        write_evaluation(evaluation_facts("s", **_found({"input": one}, baselines)), tmp_path)
+        write_report(_found({"input": one}, baselines), tmp_path)
         assert any(row[0] == "1" for row in PageReader((tmp_path / "report.html").read_text("utf-8")).rows)
         Cells((tmp_path / "report.md").read_text("utf-8"))
 
 
-def test_an_empty_hypothesis_is_shown_as_empty(facts: dict[str, Any]):
-    page = _page(facts)
-    assert facts["sentences"]["first"][4]["hypothesis"] == ""
+def test_an_empty_hypothesis_is_shown_as_empty(found: Evaluation):
+    page = _page(found)
+    assert found.sentences["first"][4].hypothesis == ""
     empty = '<span class="muted">(empty)</span>'
     assert f'<dt>System</dt><dd lang="de" dir="auto">{empty}</dd>\n<dt>Baseline</dt>' in page
     assert f'<dt>Update 3,000</dt><dd lang="de" dir="auto">{empty}</dd>' in page
-    assert facts["analysis"]["first"]["oddities"]["empty"]["lines"] == [5]
-    assert f"| {SOURCES[4]} | {REFERENCES[4]} | *(empty)* |" in _markdown(facts)
+    assert found.analysis["first"].oddities["empty"].lines == [5]
+    assert f"| {SOURCES[4]} | {REFERENCES[4]} | *(empty)* |" in _markdown(found)
 
 
-def test_differing_words_are_marked_and_texts_have_their_language(facts: dict[str, Any]):
+def test_differing_words_are_marked_and_texts_have_their_language():
     one = TranslatedSet(["A dog runs."], ["Ein Hund schläft."], [["Ein Hund läuft."]], "de")
-    page = _page(evaluation_facts("s", src_lang="en", tgt_lang="de", **_found({"input": one}, {})))
+    page = _page(_found({"input": one}, {}).model_copy(update={"src_lang": "en", "tgt_lang": "de"}))
     assert '<dt>Source</dt><dd lang="en" dir="auto">A dog runs.</dd>' in page
     assert '<dt>Reference</dt><dd lang="de" dir="auto">Ein Hund <mark>läuft</mark>.</dd>' in page
     assert '<dt>Translation</dt><dd lang="de" dir="auto">Ein Hund <mark>schläft</mark>.</dd>' in page
@@ -379,33 +378,33 @@ def test_differing_words_are_marked_and_texts_have_their_language(facts: dict[st
 # --------------------------------------------------------------------------------------------------- files
 
 
-def _small(system: str) -> dict[str, Any]:
-    return evaluation_facts(system, test_sets={"input": {"n_lines": 1, "scores": []}})
+def _small(system: str) -> Evaluation:
+    return Evaluation(system=system, test_sets={"input": ScoredSet(n_lines=1, n_references=1, scores=[])})
 
 
-def test_a_report_is_three_files_that_replace_the_last_ones(facts: dict[str, Any], tmp_path: Path):
-    write_evaluation(facts, tmp_path)
-    write_evaluation(_small("second"), tmp_path)
+def test_a_report_is_three_files_that_replace_the_last_ones(found: Evaluation, tmp_path: Path):
+    write_report(found, tmp_path)
+    write_report(_small("second"), tmp_path)
     files = _read(tmp_path)
     assert list(files) == ["report.html", "report.json", "report.md"]
     assert all("second" in text for text in files.values())
 
 
-def test_a_write_that_fails_leaves_the_files_of_the_last_report(facts: dict[str, Any], tmp_path: Path):
-    write_evaluation(_small("first"), tmp_path)
+def test_a_write_that_fails_leaves_the_files_of_the_last_report(found: Evaluation, tmp_path: Path):
+    write_report(_small("first"), tmp_path)
     before = _read(tmp_path)
     remedy = "File too large: raise the limit on the size of files (ulimit -f), then run the same command again"
     with files_up_to(10_000), pytest.raises(MTError) as caught:
-        write_evaluation(facts, tmp_path)
+        write_report(found, tmp_path)
     assert str(caught.value) == f"{tmp_path / 'report.html'}: cannot be written: {remedy}"
     assert _read(tmp_path) == before
 
 
 def test_a_page_that_cannot_be_made_leaves_the_files_of_the_last_report(tmp_path: Path):
-    write_evaluation(_small("first"), tmp_path)
+    write_report(_small("first"), tmp_path)
     before = _read(tmp_path)
-    with pytest.raises(ValidationError):
-        write_evaluation({"system": "second"}, tmp_path)
+    with pytest.raises(UndefinedError):
+        write_report(_small("second").model_copy(update={"sentences": {"gone": []}}), tmp_path)
     assert _read(tmp_path) == before
 
 
@@ -419,7 +418,7 @@ def test_a_folder_for_a_report_is_made_and_may_hold_an_evaluation(tmp_path: Path
     folder = tmp_path / "a/b"
     check_folder(folder)
     assert not folder.parent.exists()  # what comes first may be refused yet
-    write_evaluation(_small("first"), folder)
+    write_report(_small("first"), folder)
     before = _read(folder)
     check_folder(folder)
     assert _read(folder) == before

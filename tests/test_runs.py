@@ -13,28 +13,12 @@ import pytest
 from mt.config.settings import RunConfig
 from mt.errors import CheckpointError
 from mt.evaluate.analysis import count_words
-from mt.evaluate.runs import MOST_POINTS, KnownModel, source_word_counts, training_facts
+from mt.evaluate.runs import MOST_POINTS, RunArtifacts, read_training, source_word_counts
 from mt.pipeline import train_run
 from mt.run_folder import RunFolder
 from mt.text.corpus import PreparedCorpus
 from mt.text.normalise import Normalisers
 from tests.toys import toy_config, toy_text, write_lines
-
-NOTHING = {
-    "curves": {
-        "train": {
-            key: []
-            for key in (
-                *("step", "n_tgt_tokens", "train_minutes"),
-                *("train_loss", "learning_rate", "grad_norm", "tgt_tokens_per_second"),
-            )
-        },
-        "valid": {
-            key: [] for key in ("step", "n_tgt_tokens", "train_minutes", "valid_loss", "valid_bleu", "valid_chrf")
-        },
-    },
-    "samples": [],
-}
 
 
 def _write(run_dir: Path, metrics: list[Any], samples: list[Any] | None = None) -> None:
@@ -55,7 +39,7 @@ def _trained(step: int, **values: Any) -> dict[str, Any]:
 
 def test_a_curve_of_many_points_is_thinned_out_evenly_and_ends_where_training_does(tmp_path: Path):
     _write(tmp_path, [_trained(step, train_loss=1 / step) for step in range(1, 1_002)])
-    curve = training_facts(RunFolder(tmp_path))["curves"]["train"]
+    curve = read_training(RunFolder(tmp_path)).curves["train"]
     # 1,001 points are more than five times 200: every sixth, counted from the last.
     assert curve["step"] == list(range(5, 1_002, 6))
     assert len(curve["step"]) == 167 <= MOST_POINTS
@@ -66,13 +50,13 @@ def test_a_curve_of_many_points_is_thinned_out_evenly_and_ends_where_training_do
 
 def test_a_curve_of_few_points_has_all_of_them(tmp_path: Path):
     _write(tmp_path, [_trained(step) for step in range(1, MOST_POINTS + 1)])
-    assert training_facts(RunFolder(tmp_path))["curves"]["train"]["step"] == list(range(1, 201))
+    assert read_training(RunFolder(tmp_path)).curves["train"]["step"] == list(range(1, 201))
 
 
 def test_training_and_validation_are_curves_of_their_own_with_gaps_where_nothing_is_known(tmp_path: Path):
     validated = {"step": 20, "valid_loss": None, "valid_bleu": 12.5, "n_tgt_tokens": 2_000, "train_seconds": 10.0}
     _write(tmp_path, [_trained(10), _trained(20, train_loss=None), validated, {"step": 30, "train_loss": 7.5}])
-    curves = training_facts(RunFolder(tmp_path))["curves"]
+    curves = read_training(RunFolder(tmp_path)).curves
     assert curves["train"] == {
         "step": [10, 20, 30],
         "n_tgt_tokens": [1_000, 2_000, None],  # an older version did not record it
@@ -97,21 +81,25 @@ def test_lines_that_cannot_be_read_count_as_not_there(tmp_path: Path):
     _write(tmp_path, [_trained(10), torn, "", "[1]", "null", '{"train_loss": 3}', _trained(40)], [{"step": 10}])
     with (tmp_path / "metrics.jsonl").open("ab") as stream:
         stream.write(b'{"step": 50, "train_loss": 1.0, "note": "\xff"}\n{"step": 60, "tr')
-    facts = training_facts(RunFolder(tmp_path))
-    assert facts["curves"]["train"]["step"] == [10, 40]
-    assert facts["samples"] == []
+    training = read_training(RunFolder(tmp_path))
+    assert training.curves["train"]["step"] == [10, 40]
+    assert training.samples == []
 
 
 def test_what_is_no_number_is_not_known(tmp_path: Path):
     _write(
         tmp_path, [_trained(10), '{"step": 20, "train_loss": NaN, "grad_norm": Infinity, "learning_rate": -Infinity}']
     )
-    curve = training_facts(RunFolder(tmp_path))["curves"]["train"]
+    curve = read_training(RunFolder(tmp_path)).curves["train"]
     assert (curve["train_loss"], curve["grad_norm"], curve["learning_rate"]) == ([9.0, None], [2.0, None], [0.5, None])
 
 
 def test_a_folder_without_files_has_empty_curves_and_no_samples(tmp_path: Path):
-    assert training_facts(RunFolder(tmp_path)) == training_facts(RunFolder(tmp_path / "missing")) == NOTHING
+    for folder in (tmp_path, tmp_path / "missing"):
+        training = read_training(RunFolder(folder))
+        assert {key for curve in training.curves.values() for key in curve} >= {"step", "train_loss", "valid_bleu"}
+        assert not any(values for curve in training.curves.values() for values in curve.values())
+        assert training.samples == []
 
 
 # --------------------------------------------------------------------------------------------------- samples
@@ -124,7 +112,7 @@ def _sampled(step: int, n: int = 2) -> dict[str, Any]:
 
 def test_sample_translations_are_those_of_some_steps_the_first_ones_close_together(tmp_path: Path):
     _write(tmp_path, [], [_sampled(step) for step in range(100, 10_100, 100)])
-    one, other = training_facts(RunFolder(tmp_path))["samples"]
+    one, other = read_training(RunFolder(tmp_path)).samples
     assert (other["source"], other["reference"]) == ("s1", "r1")
     # Of 100 validations those numbered 100 ** (i / 7): 1, 1.9, 3.7, 7.2, 13.9, 26.8, 51.8, 100.
     assert one["translations"] == [
@@ -135,15 +123,13 @@ def test_sample_translations_are_those_of_some_steps_the_first_ones_close_togeth
 @pytest.mark.parametrize(("n", "numbers"), [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (9, [1, 2, 3, 4, 5, 7, 9])])
 def test_of_few_validations_the_first_and_the_last_are_among_the_samples(tmp_path: Path, n: int, numbers: list[int]):
     _write(tmp_path, [], [_sampled(step) for step in range(1, n + 1)])
-    (one, _) = training_facts(RunFolder(tmp_path))["samples"]
+    (one, _) = read_training(RunFolder(tmp_path)).samples
     assert [translation["step"] for translation in one["translations"]] == numbers
 
 
 def test_a_step_with_fewer_samples_is_left_out_where_it_has_none(tmp_path: Path):
     _write(tmp_path, [], [_sampled(1), _sampled(2, n=1)])
-    steps = [
-        [one["step"] for one in sample["translations"]] for sample in training_facts(RunFolder(tmp_path))["samples"]
-    ]
+    steps = [[one["step"] for one in sample["translations"]] for sample in read_training(RunFolder(tmp_path)).samples]
     assert steps == [[1, 2], [1]]
 
 
@@ -151,7 +137,7 @@ def test_a_sample_may_hold_what_ends_a_line_elsewhere(tmp_path: Path):
     entry = _sampled(1, n=1)
     entry["samples"][0]["translation"] = "one\u2028two\x85three"
     _write(tmp_path, [], [json.dumps(entry, ensure_ascii=False)])
-    ((one,),) = [sample["translations"] for sample in training_facts(RunFolder(tmp_path))["samples"]]
+    ((one,),) = [sample["translations"] for sample in read_training(RunFolder(tmp_path)).samples]
     assert one == {"step": 1, "translation": "one\u2028two\x85three"}
 
 
@@ -182,23 +168,21 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_a_run_a_checkpoint_and_a_model_folder_lead_to_the_same_run_and_corpus(run: Run):
     last = RunFolder(run.folder).checkpoints()[-1]
     assert last == RunFolder(run.folder).checkpoint(4)
-    known = {path: KnownModel.of(path) for path in (run.folder, run.folder / "model", last)}
+    known = {path: RunArtifacts.of(path) for path in (run.folder, run.folder / "model", last)}
     assert [one.folder.path for one in known.values()] == [run.folder / "model", run.folder / "model", last]
     assert {one.run and one.run.path for one in known.values()} == {run.folder}
     corpora = [one.corpus for one in known.values()]
     assert {corpus and corpus.folder.parent for corpus in corpora} == {run.folder.parent / "prepared"}
-    facts = [one.facts("cpu", "fp32") for one in known.values()]
-    assert facts[0]["training"] == facts[2]["training"] == training_facts(RunFolder(run.folder))
-    assert facts[0]["training"]["curves"]["train"]["step"] == [2, 4]
-    assert facts[0]["training"]["curves"]["valid"]["step"] == [2, 4]
-    assert [one["step"] for one in facts[0]["training"]["samples"][0]["translations"]] == [2, 4]
+    training, _, of_checkpoint = (one.facts("cpu", "fp32")["training"] for one in known.values())
+    assert training == of_checkpoint == read_training(RunFolder(run.folder))
+    assert training.curves["train"]["step"] == training.curves["valid"]["step"] == [2, 4]
+    assert [one["step"] for one in training.samples[0]["translations"]] == [2, 4]
 
 
 def test_the_facts_of_a_run_say_what_it_stands_on(run: Run):
-    facts = KnownModel.of(run.folder).facts("cpu", "fp32")
-    assert list(facts) == ["src_lang", "tgt_lang", "manifest", "training"]
+    facts = RunArtifacts.of(run.folder).facts("cpu", "fp32")
     assert (facts["src_lang"], facts["tgt_lang"]) == ("en", "de")
-    manifest = facts["manifest"]
+    manifest = facts["manifest"].written()
     assert manifest["settings"]["train.max_steps"] == 4
     assert manifest["settings"]["train.label_smoothing"] == 0.1
     assert "train.max_steps" in manifest["changed"]
@@ -213,26 +197,26 @@ def test_the_facts_of_a_run_say_what_it_stands_on(run: Run):
     # Without the pair that came before, and the one with an empty side.
     assert source["pairs_kept"] == manifest["corpus"]["train"]["pairs_kept"] == 123
     assert manifest["corpus"]["valid"]["pairs"] == manifest["corpus"]["test"]["held_out"]["pairs"] == 20
-    json.dumps(facts, allow_nan=False)
+    json.dumps(manifest, allow_nan=False)
 
 
 def test_words_are_counted_in_the_text_that_training_saw(run: Run):
-    known = KnownModel.of(run.folder)
+    known = RunArtifacts.of(run.folder)
     assert known.corpus is not None
-    assert known.count_words_of is not None
     normalise = Normalisers.of_run(run.config).src
     kept = [normalise(run.src[line - 1]) for line in known.corpus.train_lines]
     assert len(kept) == 123
     wanted = count_words(kept)
-    counts = known.count_words_of(wanted.keys() | {"unheard"})
+    counts = known.count_words(wanted.keys() | {"unheard"})
+    assert counts is not None
     assert counts == wanted
     assert (counts["Bar"], counts["café"], counts["unheard"]) == (1, 1, 0)
-    assert known.count_words_of({"Bar"}) == {"Bar": 1}
+    assert known.count_words({"Bar"}) == {"Bar": 1}
     assert source_word_counts(known.corpus, []) == {}
 
 
 def test_words_are_counted_alike_however_many_sentences_are_decoded_together(run: Run, monkeypatch: pytest.MonkeyPatch):
-    corpus = KnownModel.of(run.folder).corpus
+    corpus = RunArtifacts.of(run.folder).corpus
     assert corpus is not None
     words = count_words(run.src).keys()
     whole = source_word_counts(corpus, words)
@@ -246,37 +230,37 @@ def test_without_its_corpus_a_model_still_has_facts(run: Run, tmp_path: Path, mo
 
     real = PreparedCorpus.open
     monkeypatch.setattr(PreparedCorpus, "open", gone)
-    known = KnownModel.of(run.folder)
+    known = RunArtifacts.of(run.folder)
     assert known.corpus is None
-    assert known.count_words_of is None
-    corpus = known.facts("cpu", "fp32")["manifest"]["corpus"]
+    assert known.count_words({"Bar"}) is None
+    corpus = known.facts("cpu", "fp32")["manifest"].corpus
     assert list(corpus) == ["fingerprint"]
     assert len(corpus["fingerprint"]) >= 8
 
 
 def test_a_model_away_from_its_run_has_facts_of_its_own(run: Run, tmp_path: Path):
     shutil.copytree(run.folder / "model", tmp_path / "a/b/model")
-    known = KnownModel.of(tmp_path / "a/b/model")
+    known = RunArtifacts.of(tmp_path / "a/b/model")
     assert known.run is None
     facts = known.facts("cpu", "fp32")
-    assert "training" not in facts
-    assert facts["manifest"]["starts"] == []
-    assert "train" in facts["manifest"]["corpus"]  # the corpus is where the settings say
+    assert facts["training"] is None
+    assert facts["manifest"].starts == []
+    assert "train" in facts["manifest"].corpus  # the corpus is where the settings say
 
 
 def test_a_damaged_record_of_a_run_counts_as_empty(run: Run, tmp_path: Path):
     shutil.copytree(run.folder, tmp_path / "run")
     for damaged in (b"{", b"[]", b"\xff"):
         (tmp_path / "run/run.json").write_bytes(damaged)
-        known = KnownModel.of(tmp_path / "run")
+        known = RunArtifacts.of(tmp_path / "run")
         assert known.run is not None
         assert known.run.path == tmp_path / "run"
-        assert known.facts("cpu", "fp32")["manifest"]["starts"] == []
+        assert known.facts("cpu", "fp32")["manifest"].starts == []
 
 
 def test_a_folder_without_a_model_is_an_error(tmp_path: Path):
     with pytest.raises(CheckpointError) as caught:
-        KnownModel.of(tmp_path / "missing")
+        RunArtifacts.of(tmp_path / "missing")
     assert str(caught.value) == (
         f"{tmp_path / 'missing'}: no such folder: give a run folder, a checkpoint or a model folder"
     )

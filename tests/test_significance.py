@@ -16,7 +16,8 @@ from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.significance import PairedTest
 
 from mt.errors import ConfigError, DataError
-from mt.evaluate.significance import BETTER, NO_DIFFERENCE, WORSE, Comparison, compare, sentence
+from mt.evaluate.significance import compare, verdict_text
+from mt.report.facts import BETTER, NO_DIFFERENCE, WORSE, PairedScore
 
 REFERENCES = (Path(__file__).parent.parent / "data/demo/test.de").read_text("utf-8").splitlines()[:300]
 
@@ -36,8 +37,7 @@ def with_lines_spoilt(n: int, text: str = "Quatsch.") -> list[str]:
 
 
 def verdicts(system: Sequence[str], baseline: Sequence[str], **options: Any) -> list[str]:
-    compared = compare(("old", baseline), {"new": system}, REFERENCES, n_samples=200, **options)
-    return [entry.verdict for entry in compared["new"]]
+    return [one.verdict for one in compare(system, baseline, REFERENCES, n_samples=200, **options)]
 
 
 def sacrebleu_command(folder: Path, *options: str) -> list[dict[str, Any]]:
@@ -66,10 +66,11 @@ def test_figures_are_those_of_the_sacrebleu_command(
     monkeypatch.setenv("SACREBLEU_SEED", "7")
     base, *theirs = sacrebleu_command(tmp_path, *options)
     systems = {"new": FEW_DROPPED, "newer": AS_FEW_DROPPED}
-    ours = compare(("old", MORE_DROPPED), systems, REFERENCES, metrics, test, n_samples=150)
-    assert list(ours) == ["new", "newer"] == [entry["system"] for entry in theirs]
+    name = {"randomisation": "ar", "bootstrap": "bs"}[test]
+    assert list(systems) == [entry["system"] for entry in theirs]
     for entry in theirs:
-        for comparison in ours[entry["system"]]:
+        for comparison in compare(systems[entry["system"]], MORE_DROPPED, REFERENCES, metrics, test, n_samples=150):
+            assert f"nrefs:1|{name}:150|seed:12345|" in comparison.signature
             figures = entry[comparison.name]
             assert comparison.score == figures["score"]
             assert comparison.baseline_score == base[comparison.name]["score"]
@@ -78,19 +79,17 @@ def test_figures_are_those_of_the_sacrebleu_command(
             if figures["mean"] is not None:
                 assert comparison.low == figures["mean"] - figures["ci"]
                 assert comparison.high == figures["mean"] + figures["ci"]
-    name = {"randomisation": "ar", "bootstrap": "bs"}[test]
-    assert f"nrefs:1|{name}:150|seed:12345|" in ours["new"][0].signature
 
 
 def test_the_seed_is_the_one_given_and_the_figures_those_of_the_class(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SACREBLEU_SEED", "99")
     _, theirs = PairedTest([("old", AS_FEW_DROPPED), ("new", FEW_DROPPED)], {"": CHRF()}, [REFERENCES], "bs", 150)()
-    ours = compare(("old", AS_FEW_DROPPED), {"new": FEW_DROPPED}, REFERENCES, ["chrf"], "bootstrap", 150, seed=99)
-    other = compare(("old", AS_FEW_DROPPED), {"new": FEW_DROPPED}, REFERENCES, ["chrf"], "bootstrap", 150)
+    (ours,) = compare(FEW_DROPPED, AS_FEW_DROPPED, REFERENCES, ["chrf"], "bootstrap", 150, seed=99)
+    (other,) = compare(FEW_DROPPED, AS_FEW_DROPPED, REFERENCES, ["chrf"], "bootstrap", 150)
     result = theirs["chrF2"][1]
     assert not isinstance(result, str)
-    assert (ours["new"][0].p, ours["new"][0].mean) == (result.p_value, result.mean)
-    assert other["new"][0].mean != ours["new"][0].mean
+    assert (ours.p, ours.mean) == (result.p_value, result.mean)
+    assert other.mean != ours.mean
     assert os.environ["SACREBLEU_SEED"] == "99"
 
 
@@ -104,7 +103,7 @@ def test_the_verdict_goes_with_the_direction_of_the_metric(test: str):
 
 @pytest.mark.parametrize("test", ["randomisation", "bootstrap"])
 def test_a_system_does_not_differ_from_itself(test: str):
-    (comparison,) = compare(("old", FEW_DROPPED), {"new": FEW_DROPPED}, REFERENCES, ["bleu"], test, 200)["new"]
+    (comparison,) = compare(FEW_DROPPED, FEW_DROPPED, REFERENCES, ["bleu"], test, 200)
     assert comparison.verdict == NO_DIFFERENCE == "no difference at p < 0.05"
     assert comparison.p == 1
     assert comparison.score == comparison.baseline_score
@@ -119,9 +118,7 @@ def test_case_makes_no_difference_where_it_is_not_counted():
 def test_n_spoilt_lines_come_by_chance_once_in_2_to_the_n_less_1(test: str):
     # All of them for the worse: of the 2 ** n ways to swap them, two make a difference as large.
     for n, p in ((1, 1.0), (2, 0.5), (5, 1 / 16), (6, 1 / 32)):
-        (comparison,) = compare(("old", REFERENCES), {"new": with_lines_spoilt(n)}, REFERENCES, ["bleu"], test, 200)[
-            "new"
-        ]
+        (comparison,) = compare(with_lines_spoilt(n), REFERENCES, REFERENCES, ["bleu"], test, 200)
         assert comparison.p == p
         assert comparison.verdict == (WORSE if n == 6 else NO_DIFFERENCE)
 
@@ -129,7 +126,7 @@ def test_n_spoilt_lines_come_by_chance_once_in_2_to_the_n_less_1(test: str):
 def test_lines_that_are_better_and_lines_that_are_worse_outweigh_each_other():
     baseline = with_lines_spoilt(4)
     system = [*REFERENCES[:4], *["Quatsch."] * 4, *REFERENCES[8:]]
-    (comparison,) = compare(("old", baseline), {"new": system}, REFERENCES, ["chrf"], n_samples=200)["new"]
+    (comparison,) = compare(system, baseline, REFERENCES, ["chrf"], n_samples=200)
     assert comparison.p > 0.2
     assert comparison.verdict == NO_DIFFERENCE
 
@@ -138,15 +135,13 @@ def test_where_swaps_are_counted_and_where_they_are_drawn_p_is_alike():
     def spoilt(n: int) -> float:
         system = [*REFERENCES[:3], *["Quatsch."] * (n - 3), *REFERENCES[n:]]
         baseline = [*["Quatsch."] * 3, *REFERENCES[3:]]
-        return compare(("old", baseline), {"new": system}, REFERENCES, ["bleu"], n_samples=2_000)["new"][0].p
+        return compare(system, baseline, REFERENCES, ["bleu"], n_samples=2_000)[0].p
 
     assert spoilt(13) == pytest.approx(spoilt(12), abs=0.1)
 
 
 def test_two_references_are_those_of_the_scores():
-    (comparison,) = compare(
-        ("old", MORE_DROPPED), {"new": FEW_DROPPED}, [REFERENCES, MORE_DROPPED], ["bleu"], n_samples=100
-    )["new"]
+    (comparison,) = compare(FEW_DROPPED, MORE_DROPPED, [REFERENCES, MORE_DROPPED], ["bleu"], n_samples=100)
     assert comparison.baseline_score == pytest.approx(100)
     assert comparison.verdict == WORSE
     assert comparison.signature.startswith("nrefs:2|ar:100|seed:12345|")
@@ -154,31 +149,34 @@ def test_two_references_are_those_of_the_scores():
 
 def test_nothing_is_printed(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture):
     with caplog.at_level("DEBUG"):
-        compare(("old", FEW_DROPPED), {"new": MORE_DROPPED}, REFERENCES, ["bleu"], n_samples=100)
+        compare(MORE_DROPPED, FEW_DROPPED, REFERENCES, ["bleu"], n_samples=100)
     assert capsys.readouterr() == ("", "")
     assert [record for record in caplog.records if record.name == "sacrebleu"] == []
 
 
 def test_what_cannot_be_compared_is_refused():
     with pytest.raises(DataError) as caught:
-        compare(("old", ["a"]), {"new": ["a", "b"]}, ["a", "b"])
+        compare(["a", "b"], ["a"], ["a", "b"])
     assert str(caught.value) == "1 hypotheses and 2 references: scoring needs one line for each line"
     with pytest.raises(ConfigError) as refused:
-        compare(("old", ["a"]), {"new": ["b"]}, ["a"], test="t")
+        compare(["b"], ["a"], ["a"], test="t")
     assert str(refused.value) == "significance: expected randomisation or bootstrap, got t"
     with pytest.raises(ConfigError) as refused:
-        compare(("old", ["a"]), {"new": ["b"]}, ["a"], n_samples=10)
+        compare(["b"], ["a"], ["a"], n_samples=10)
     assert str(refused.value) == "samples: expected at least 100, got 10"
 
 
 def test_the_verdict_is_a_sentence():
-    def entry(name: str, verdict: str) -> Comparison:
-        return Comparison(name, 1.0, 2.0, 0.01, verdict, "nrefs:1")
+    def entry(name: str, verdict: str) -> PairedScore:
+        given = {"score": 1.0, "baseline_score": 2.0, "difference": -1.0, "p": 0.01, "signature": "nrefs:1"}
+        return PairedScore.model_validate(given | {"name": name, "verdict": verdict})
 
     three = [entry("BLEU", BETTER), entry("chrF2", BETTER), entry("chrF2++", BETTER)]
-    assert sentence("new", "old", three) == "new is better than old by BLEU, chrF2 and chrF2++"
+    assert verdict_text("new", "old", three) == "new is better than old by BLEU, chrF2 and chrF2++"
     mixed = [entry("BLEU", WORSE), entry("chrF2", NO_DIFFERENCE), entry("BLEU 2017 (tokenised)", NO_DIFFERENCE)]
-    assert sentence("new", "old", mixed) == (
+    assert verdict_text("new", "old", mixed) == (
         "new is worse than old by BLEU; no difference at p < 0.05 by chrF2 and BLEU 2017"
     )
-    assert sentence("new", "old", [entry("BLEU", NO_DIFFERENCE)]) == "new and old: no difference at p < 0.05 by BLEU"
+    assert (
+        verdict_text("new", "old", [entry("BLEU", NO_DIFFERENCE)]) == "new and old: no difference at p < 0.05 by BLEU"
+    )

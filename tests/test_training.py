@@ -17,9 +17,10 @@ from mt.checkpoint import ModelFolder
 from mt.config.settings import RunConfig, TrainConfig
 from mt.data.packing import PlanState
 from mt.errors import MTError
-from mt.evaluate.findings import Question
-from mt.evaluation import evaluate_model
+from mt.evaluate.command import evaluate_model
+from mt.evaluate.findings import EvalOptions
 from mt.pipeline import average_run, format_report, train_run
+from mt.report.facts import Evaluation, MetricScore, ScoredSet
 from mt.run_folder import RunFolder
 from mt.system import signals
 from mt.system.signals import caught_signals
@@ -494,11 +495,11 @@ def test_a_run_leaves_what_the_contract_names_and_a_second_start_does_nothing(
     assert capsys.readouterr().out == first
     assert (run_dir / "model" / "model.safetensors").stat().st_mtime_ns == written
 
-    evaluated = evaluate_model(run_dir, [], "auto", "auto", Question())
-    assert evaluated == {key: report[key] for key in ("test_sets", "warnings")}
+    evaluated = evaluate_model(run_dir, [], "auto", "auto", EvalOptions())
+    assert evaluated.written() == {"system": str(run_dir)} | {key: report[key] for key in ("test_sets", "warnings")}
     with pytest.raises(MTError) as caught:
-        evaluate_model(run_dir, ["newstest"], "auto", "auto", Question())
-    assert str(caught.value) == f"--test newstest: {run_dir} has no test set of that name: it has held_out"
+        evaluate_model(run_dir, ["newstest"], "auto", "auto", EvalOptions())
+    assert str(caught.value) == f"test: {run_dir} has no test set newstest: it has held_out"
 
     assert average_run(run_dir, 2) == run_dir / "averages" / "last-2"
     assert ModelFolder.open(run_dir / "averages" / "last-2").manifest["averaged_steps"] == [8, 12]
@@ -640,17 +641,19 @@ def test_a_run_whose_record_is_damaged_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_a_report_notes_an_average_that_is_worse_than_a_checkpoint() -> None:
-    report = {
-        "name": "x",
-        "n_parameters": 33_536,
-        "steps": 1_200,
-        "n_tgt_tokens": 5_000,
-        "train_seconds": 65.0,
-        "basis": {"averaged_steps": [1_000, 1_200]},
-        "best": {"step": 800, "bleu": 31.5},
-        "valid": {"n_lines": 3, "scores": [{"name": "BLEU", "score": 30.0, "signature": "sig"}]},
-        "test_sets": {},
-    }
+    bleu = MetricScore(name="BLEU", score=30.0, signature="sig")
+    report = Evaluation(
+        system="x",
+        name="x",
+        n_parameters=33_536,
+        steps=1_200,
+        n_tgt_tokens=5_000,
+        train_seconds=65.0,
+        basis={"averaged_steps": [1_000, 1_200]},
+        best={"step": 800, "bleu": 31.5},
+        valid=ScoredSet(n_lines=3, n_references=1, scores=[bleu]),
+        test_sets={},
+    )
     assert format_report(report).splitlines() == [
         "x: 33,536 parameters, 1,200 steps, 5,000 target tokens in 1 min 05 s",
         "model: average of steps 1,000, 1,200",
@@ -659,8 +662,8 @@ def test_a_report_notes_an_average_that_is_worse_than_a_checkpoint() -> None:
         "note: on the validation set the average (30.00 BLEU) is below step 800 (31.50 when it was validated): "
         "--set train.average_last=0 takes that step instead",
     ]
-    better = {**report, "best": {"step": 800, "bleu": 30.9}}
-    assert "note:" not in format_report(better)
+    for best in ({"step": 800, "bleu": 30.9}, None):
+        assert "note:" not in format_report(report.model_copy(update={"best": best}))
 
 
 def test_training_on_what_is_trained_already_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

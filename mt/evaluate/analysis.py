@@ -6,11 +6,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from sacrebleu.metrics.bleu import BLEU
 
 from mt.decode.quality_flags import (
     FEWEST_COPIES,
@@ -24,7 +23,8 @@ from mt.decode.quality_flags import (
     min_plausible_length,
 )
 from mt.errors import DataError
-from mt.evaluate.metrics import Metric, check_parallel, reference_sets
+from mt.evaluate.metrics import Metric, Rows, check_parallel, reference_sets, sentence_bleu
+from mt.report.facts import Analysis, Bucket, NumbersKept, OddLines, Sentence
 
 LENGTHS = (0, 10, 20, 30, 40, 50, 60, 70, 80)  # words at which a bucket begins; the last has no end
 FREQUENCIES = (0, 1, 2, 5, 10, 100, 1_000)  # the same, of how often training has the rarest word of a source
@@ -32,7 +32,7 @@ _WORD = re.compile(r"[^\W\d_]+")
 # Groups of thousands, where there are some, and decimals; a point or comma before three digits parts thousands.
 _NUMBER = re.compile(r"(?<![\d.,])(\d{1,3}(?:[.,' \u00a0\u202f]\d{3})+|\d+)(?:[.,](\d+))?(?!\d)|\d+")
 _LINES_SHOWN = 20  # of those that are odd in one way
-# For the reader of a report.
+# For the reader of a report. {side} is the text that translations are compared with.
 ODDITY_RULES = (
     f"In a loop: up to {LONGEST_PERIOD} words come {FEWEST_COPIES} times in a row or more often, at least "
     f"{FEWEST_REPEATED_TOKENS} words are repeated, and more than twice as many as in the {{side}}. Far too long: over "
@@ -40,20 +40,16 @@ ODDITY_RULES = (
     f"words, less {SHORTEST_LESS}. Translations made by people pass. Numbers: those of the reference, if the source "
     "has them too; it makes no difference how thousands and decimals are written."
 )
-_SENTENCE_BLEU = BLEU(effective_order=True, force=True)
 
 
 def words_of(line: str) -> list[str]:
-    """Runs of letters, as they are written."""
+    """Return runs of letters, as they are written."""
     return _WORD.findall(line)
 
 
 def count_words(lines: Iterable[str]) -> Counter[str]:
-    """How often each word occurs."""
-    counts: Counter[str] = Counter()
-    for line in lines:
-        counts.update(words_of(line))
-    return counts
+    """Count how often each word occurs."""
+    return Counter(word for line in lines for word in words_of(line))
 
 
 def analyse(
@@ -63,19 +59,18 @@ def analyse(
     word_counts: Mapping[str, int] | None = None,
     baseline: Sequence[str] | None = None,
     n_examples: int = 10,
-) -> dict[str, Any]:
-    """What can be said of translations without a person who reads them.
+) -> tuple[Analysis, list[Sentence]]:
+    """Find what can be said of translations without a person who reads them.
 
     Args:
         references: of several sets all count for scores, and the first one for all else.
-        sources: without them lengths, loops and numbers are held against the references, and copies cannot be seen.
+        sources: without them lengths, loops and numbers are compared with the references, and copies cannot be seen.
         word_counts: of the source side of the training text, as `count_words` gives them.
         baseline: another system's hypotheses.
         n_examples: sentences listed as best, worst, gained and lost.
     Returns:
-        The values of an mt.report.facts.Analysis, and "sentences": [mt.report.facts.Sentence]. Without `word_counts`
-        and `sources` there is no "by_rarest_word"; without a baseline no "gained" and "lost", which are the sentences
-        with the largest differences in chrF. Lines count from 1; scores are from 0 to 100, unrounded.
+        The analysis, and all sentences. Without `word_counts` and `sources` there is no `by_rarest_word`; without a
+        baseline no `gained` and `lost`, which are the sentences with the largest differences in chrF.
     Raises:
         DataError: different numbers of lines, or none at all.
     """
@@ -86,58 +81,59 @@ def analyse(
             raise DataError(f"{len(hypotheses):,} hypotheses and {len(lines):,} {side}: they are compared line by line")
     given = sets[0] if sources is None else sources
     metrics = {key: Metric(key, sets) for key in ("bleu", "chrf")}
-    systems = {"": _System.of(hypotheses, metrics)}
-    if baseline is not None:
-        systems["baseline_"] = _System.of(baseline, metrics)
-    analysis: dict[str, Any] = {
-        "beside": "reference" if sources is None else "source",
-        "by_length": _by_bucket([len(line.split()) or -1 for line in given], LENGTHS, metrics, systems),
-    }
+    compared = {"": hypotheses} | ({} if baseline is None else {"baseline_": baseline})
+    systems = {prefix: _System.of(lines, sets[0], sources, metrics) for prefix, lines in compared.items()}
+    bucketed = partial(_by_bucket, metrics=metrics, systems=systems)
+    by_rarest_word = None
     if word_counts is not None and sources is not None:
         rarest = [min((word_counts.get(word, 0) for word in words_of(line)), default=-1) for line in sources]
-        analysis["by_rarest_word"] = _by_bucket(rarest, FREQUENCIES, metrics, systems)
-    odd = {prefix: _odd_lines(system.lines, sets[0], sources) for prefix, system in systems.items()}
-    analysis["oddities"] = {
-        name: {"n_lines": len(lines), "lines": lines[:_LINES_SHOWN]}
-        | ({"baseline_n_lines": len(odd["baseline_"][name])} if baseline is not None else {})
-        for name, lines in odd[""].items()
-    }
-    analysis["numbers"] = _numbers(systems, sets[0], sources)
+        by_rarest_word = bucketed(rarest, FREQUENCIES)
     n_reference_words = sum(len(line.split()) for line in sets[0])
-    for prefix, system in systems.items():
-        n_words = sum(len(line.split()) for line in system.lines)
-        analysis[f"{prefix}length_ratio"] = n_words / max(1, n_reference_words)
-    sentences = _sentences(systems, sets[0], sources, odd[""])
-    return analysis | {"sentences": sentences} | _examples(sentences, n_examples)
+    n_words = {prefix: sum(len(line.split()) for line in system.lines) for prefix, system in systems.items()}
+    ratios: dict[str, Any] = {f"{prefix}length_ratio": n / max(1, n_reference_words) for prefix, n in n_words.items()}
+    sentences = _sentences(systems, sets[0], sources)
+    analysis = Analysis(
+        beside="reference" if sources is None else "source",
+        by_length=bucketed([len(line.split()) or -1 for line in given], LENGTHS),
+        by_rarest_word=by_rarest_word,
+        oddities=_oddities(systems),
+        numbers=_numbers(systems, sets[0], sources),
+        **ratios,
+        **_examples(sentences, n_examples),
+    )
+    return analysis, sentences
 
 
 @dataclass(frozen=True)
 class _System:
-    """A system's lines, with what the metrics count in each."""
+    """A system's lines, with what the metrics count in each and what is odd about them."""
 
     lines: Sequence[str]
-    rows: Mapping[str, npt.NDArray[Any]]  # key of the metric → statistics [lines, …]
+    rows: Mapping[str, Rows]  # by the key of the metric
     chrf: Sequence[float]  # of each line
     bleu: Sequence[float]  # the same, with the orders of n-grams that a line has
+    odd: Mapping[str, list[int]]  # kind of oddity → numbers of the lines
 
     @classmethod
-    def of(cls, lines: Sequence[str], metrics: Mapping[str, Metric]) -> _System:
-        rows = {key: np.array(metric.statistics(lines)) for key, metric in metrics.items()}
-        return cls(
-            lines,
-            rows,
-            [metrics["chrf"].score_of(row) for row in rows["chrf"].tolist()],
-            [float(_SENTENCE_BLEU._compute_score_from_stats(row).score) for row in rows["bleu"].tolist()],
-        )
+    def of(
+        cls,
+        lines: Sequence[str],
+        references: Sequence[str],
+        sources: Sequence[str] | None,
+        metrics: Mapping[str, Metric],
+    ) -> _System:
+        rows = {key: metric.rows(lines) for key, metric in metrics.items()}
+        chrf = [metrics["chrf"].score_of(row) for row in rows["chrf"]]
+        return cls(lines, rows, chrf, sentence_bleu(rows["bleu"]), _odd_lines(lines, references, sources))
 
 
 def _by_bucket(
     values: Sequence[int], begins: Sequence[int], metrics: Mapping[str, Metric], systems: Mapping[str, _System]
-) -> list[dict[str, Any]]:
-    """Scores of the lines of each bucket that has some; a line with a value below all begins is in none."""
+) -> list[Bucket]:
+    """Score the lines of each bucket that has some; a line with a value below all begins is in none."""
     buckets = np.searchsorted(begins, np.array(values), side="right") - 1
     found = []
-    for number, begin in enumerate(begins):
+    for number, (begin, end) in enumerate(zip(begins, (*begins[1:], None), strict=True)):
         inside = buckets == number
         if inside.any():
             scores = {
@@ -145,23 +141,15 @@ def _by_bucket(
                 for prefix, system in systems.items()
                 for key, metric in metrics.items()
             }
-            name = _bucket_name(begins, number)
-            found.append({"bucket": name, "begin": begin, "n_lines": int(inside.sum()), **scores})
+            name = f"{begin:,}+" if end is None else f"{begin}" if end == begin + 1 else f"{begin}–{end - 1}"
+            found.append(Bucket(bucket=name, begin=begin, n_lines=int(inside.sum()), **scores))
     return found
-
-
-def _bucket_name(begins: Sequence[int], number: int) -> str:
-    first = begins[number]
-    if number == len(begins) - 1:
-        return f"{first:,}+"
-    last = begins[number + 1] - 1
-    return f"{first}" if first == last else f"{first}–{last}"
 
 
 def _odd_lines(
     hypotheses: Sequence[str], references: Sequence[str], sources: Sequence[str] | None
 ) -> dict[str, list[int]]:
-    """Kind of oddity → numbers of the lines."""
+    """Return kind of oddity → numbers of the lines."""
     names = ("empty", "repetitions", *(() if sources is None else ("copies",)), "too_long", "too_short")
     lines: dict[str, list[int]] = {name: [] for name in names}
     ids: dict[str, int] = {}
@@ -184,71 +172,74 @@ def _odd_lines(
     return lines
 
 
-def _numbers(
-    systems: Mapping[str, _System], references: Sequence[str], sources: Sequence[str] | None
-) -> dict[str, Any]:
-    """Of the numbers that source and reference share, those that a hypothesis has too; separators do not count."""
+def _oddities(systems: Mapping[str, _System]) -> dict[str, OddLines]:
+    ours, theirs = systems[""].odd, systems["baseline_"].odd if "baseline_" in systems else None
+    return {
+        name: OddLines(
+            n_lines=len(lines),
+            lines=lines[:_LINES_SHOWN],
+            baseline_n_lines=None if theirs is None else len(theirs[name]),
+        )
+        for name, lines in ours.items()
+    }
+
+
+def _numbers(systems: Mapping[str, _System], references: Sequence[str], sources: Sequence[str] | None) -> NumbersKept:
+    """Count the numbers of source and reference that a hypothesis has too; separators do not count."""
     wanted = [_figures(line) for line in references]
     if sources is not None:
         wanted = [figures & _figures(source) for figures, source in zip(wanted, sources, strict=True)]
     n = sum(figures.total() for figures in wanted)
-    numbers: dict[str, Any] = {"n": n}
+    counts: dict[str, Any] = {}
+    losing: list[int] = []
     for prefix, system in systems.items():
         kept = [figures & _figures(line) for figures, line in zip(wanted, system.lines, strict=True)]
         n_kept = sum(figures.total() for figures in kept)
-        numbers |= {f"{prefix}n_kept": n_kept, f"{prefix}kept_share": n_kept / n if n else None}
+        counts |= {f"{prefix}n_kept": n_kept, f"{prefix}kept_share": n_kept / n if n else None}
         if not prefix:
-            pairs = enumerate(zip(wanted, kept, strict=True), start=1)
-            losing = [number for number, (all_, found) in pairs if all_ != found]
-            numbers |= {"n_lines": len(losing), "lines": losing[:_LINES_SHOWN]}
-    return numbers
+            losing = [i + 1 for i, (all_, found) in enumerate(zip(wanted, kept, strict=True)) if all_ != found]
+    return NumbersKept(n=n, n_lines=len(losing), lines=losing[:_LINES_SHOWN], **counts)
 
 
 def _figures(text: str) -> Counter[str]:
-    """The numbers of a text, written in one way."""
-    figures: Counter[str] = Counter()
-    for match in _NUMBER.finditer(text):
-        whole, decimals = match[1] or match[0], match[2]
-        figures["".join(filter(str.isdigit, whole)) + (f".{decimals}" if decimals else "")] += 1
-    return figures
+    """Count the numbers of a text, each written in one way."""
+    found = ((match[1] or match[0], match[2]) for match in _NUMBER.finditer(text))
+    return Counter(
+        "".join(filter(str.isdigit, whole)) + (f".{decimals}" if decimals else "") for whole, decimals in found
+    )
 
 
 def _sentences(
-    systems: Mapping[str, _System],
-    references: Sequence[str],
-    sources: Sequence[str] | None,
-    odd: Mapping[str, Sequence[int]],
-) -> list[dict[str, Any]]:
-    sentences: list[dict[str, Any]] = [{"line": number} for number in range(1, len(references) + 1)]
-    for index, sentence in enumerate(sentences):
-        if sources is not None:
-            sentence["source"] = sources[index]
-        sentence["reference"] = references[index]
-        for prefix, system in systems.items():
-            sentence[prefix.rstrip("_") or "hypothesis"] = system.lines[index]
-            sentence[f"{prefix}chrf"] = system.chrf[index]
-            sentence[f"{prefix}bleu"] = system.bleu[index]
-        if "baseline_chrf" in sentence:
-            sentence["chrf_difference"] = sentence["chrf"] - sentence["baseline_chrf"]
-        sentence["oddities"] = []
-    for name, lines in odd.items():
+    systems: Mapping[str, _System], references: Sequence[str], sources: Sequence[str] | None
+) -> list[Sentence]:
+    oddities: list[list[str]] = [[] for _ in references]
+    for name, lines in systems[""].odd.items():
         for number in lines:
-            sentences[number - 1]["oddities"].append(name)
+            oddities[number - 1].append(name)
+    sentences = []
+    for i, reference in enumerate(references):
+        values: dict[str, Any] = {}
+        for prefix, system in systems.items():
+            values[prefix.rstrip("_") or "hypothesis"] = system.lines[i]
+            values |= {f"{prefix}chrf": system.chrf[i], f"{prefix}bleu": system.bleu[i]}
+        if "baseline" in values:
+            values["chrf_difference"] = values["chrf"] - values["baseline_chrf"]
+        source = None if sources is None else sources[i]
+        sentences.append(Sentence(line=i + 1, source=source, reference=reference, oddities=oddities[i], **values))
     return sentences
 
 
-def _examples(sentences: list[dict[str, Any]], n: int) -> dict[str, list[dict[str, Any]]]:
-    """The worst and best sentences, of equals the longest first; and those in which two systems differ most."""
-    told = [entry for entry in sentences if entry["reference"].strip() or entry["hypothesis"].strip()]
-    ranked = sorted(told, key=lambda entry: (entry["chrf"], -len(entry["reference"]), entry["line"]))
-    best = sorted(told, key=lambda entry: (-entry["chrf"], -len(entry["reference"]), entry["line"]))
-    examples = {"worst": ranked[:n], "best": best[:n]}
-    if sentences and "baseline" in sentences[0]:
-        differences = [
-            (entry["chrf_difference"], entry) for entry in sentences if entry["hypothesis"] != entry["baseline"]
-        ]
+def _examples(sentences: Sequence[Sentence], n: int) -> dict[str, Any]:
+    """Return the worst and best sentences, of equals the longest first; and those in which two systems differ most."""
+    told = sorted(
+        (one for one in sentences if one.reference.strip() or one.hypothesis.strip()),
+        key=lambda one: (-len(one.reference), one.line),
+    )
+    worst, best = (sorted(told, key=lambda one: sign * one.chrf)[:n] for sign in (1, -1))
+    examples = {"worst": worst, "best": best}
+    if sentences[0].baseline is not None:
+        differing = [(one.chrf_difference or 0.0, one) for one in sentences if one.hypothesis != one.baseline]
         for name, sign in (("gained", 1), ("lost", -1)):
-            found = [pair for pair in differences if sign * pair[0] > 0]
-            found.sort(key=lambda pair: (-abs(pair[0]), pair[1]["line"]))
-            examples[name] = [entry for _, entry in found[:n]]
+            found = sorted((pair for pair in differing if sign * pair[0] > 0), key=lambda pair: -sign * pair[0])
+            examples[name] = [one for _, one in found[:n]]
     return examples

@@ -1,16 +1,20 @@
-"""The metrics that translations are scored by: sacreBLEU's, with its signatures, and the BLEU of the papers of 2017."""
+"""The metrics that translations are scored by: sacreBLEU's, with its signatures, and the BLEU of the papers of 2017.
+
+This is the only module that calls private functions of sacreBLEU: they compute scores and tests from counts of lines.
+"""
 
 from __future__ import annotations
 
 import difflib
-import functools
 import importlib.util
 import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -18,65 +22,50 @@ import numpy.typing as npt
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
-from sacrebleu.significance import _bootstrap_resample
+from sacrebleu.significance import PairedTest, _bootstrap_resample
 
 from mt.errors import ConfigError, DataError
+from mt.report.facts import Interval, MetricScore
 
-Rows: TypeAlias = "npt.NDArray[np.float64]"  # sacreBLEU's counts: [lines, counts of the metric]
+Rows: TypeAlias = "npt.NDArray[np.float64]"  # sacreBLEU's counts, exact up to 2^53: [lines, counts of the metric]
 
-METRICS = ("bleu", "chrf", "chrf++", "bleu-lc", "ter", "bleu-2017")  # as they are asked for, and in the order given
+
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of metric."""
+
+    name: str  # in tables and reports; sacreBLEU calls three of them BLEU
+    make: Callable[[], Any]
+    n_counts: int  # of a line
+
+
+# `force` keeps sacreBLEU from complaining on standard error; warnings.py does, and not of BLEU alone.
+_KINDS = {
+    "bleu": _Kind("BLEU", partial(BLEU, force=True), 10),
+    "chrf": _Kind("chrF2", CHRF, 18),
+    "chrf++": _Kind("chrF2++", partial(CHRF, word_order=2), 24),
+    "bleu-lc": _Kind("BLEU-lc", partial(BLEU, lowercase=True, force=True), 10),
+    "ter": _Kind("TER", TER, 2),
+    "bleu-2017": _Kind(
+        "BLEU 2017 (tokenised, compounds split; not comparable with the others)",
+        partial(BLEU, tokenize="none", force=True),
+        10,
+    ),
+}
+METRICS = tuple(_KINDS)  # as they are asked for, and in the order given
 DEFAULT_METRICS = ("bleu", "chrf", "chrf++", "bleu-lc")
+TESTS = {"randomisation": "ar", "bootstrap": "bs"}  # as they are asked for, and as sacreBLEU has them
 SEED = 12_345  # sacreBLEU's own default
-FEWEST_SAMPLES = 100  # with fewer, an interval of 95% leaves out nothing
+_FEWEST_SAMPLES = 100  # with fewer, an interval of 95% leaves out nothing
 _LINES_AT_ONCE = 5_000  # whose n-grams are in memory together
 _MOST_BYTES = 8 << 30  # that sacreBLEU's samples, which it draws all at once, may take
-
-# What a metric is called in tables and reports; sacreBLEU calls three of them BLEU.
-_NAMES = {
-    "bleu": "BLEU",
-    "chrf": "chrF2",
-    "chrf++": "chrF2++",
-    "bleu-lc": "BLEU-lc",
-    "ter": "TER",
-    "bleu-2017": "BLEU 2017 (tokenised, compounds split; not comparable with the others)",
-}
-_MAKERS: dict[str, Callable[..., Any]] = {
-    # `force` keeps sacreBLEU from complaining on standard error; warnings.py does, and not of BLEU alone.
-    "bleu": lambda **given: BLEU(force=True, **given),
-    "chrf": lambda **given: CHRF(**given),
-    "chrf++": lambda **given: CHRF(word_order=2, **given),
-    "bleu-lc": lambda **given: BLEU(lowercase=True, force=True, **given),
-    "ter": lambda **given: TER(**given),
-    "bleu-2017": lambda **given: BLEU(tokenize="none", force=True, **given),
-}
+_BYTES_OF_A_SHUFFLED_LINE = 10  # two choices, and one of them as a number of 8 bytes
 _COMPOUND = re.compile(r"(\S)-(\S)")
-
-
-@dataclass(frozen=True)
-class Confidence:
-    """What bootstrap resampling says of a score: its mean, and an interval that holds 95% of the samples.
-
-    sacreBLEU writes it as mean ± half width.
-    """
-
-    mean: float
-    low: float
-    high: float
-    n_samples: int
-
-
-@dataclass(frozen=True)
-class Score:
-    """One figure for a whole test set."""
-
-    name: str  # sacreBLEU's where that tells metrics apart: BLEU, chrF2, chrF2++, BLEU-lc, TER, BLEU 2017 (…)
-    score: float  # 0 to 100, unrounded; TER may be above 100
-    signature: str  # sacreBLEU's: everything that the figure depends on, besides the text
-    confidence: Confidence | None = None
+_SENTENCE_BLEU = BLEU(effective_order=True, force=True)
 
 
 class Metric:
-    """A metric on one test set. What it needs of the references is counted once."""
+    """A metric on one test set."""
 
     def __init__(self, key: str, references: Sequence[Sequence[str]], tgt_lang: str = "de") -> None:
         """
@@ -87,79 +76,87 @@ class Metric:
         Raises:
             ConfigError: bleu-2017 without sacremoses.
         """
-        self.key = key
-        self.name = _NAMES[key]
+        self.name = _KINDS[key].name
         self.more_is_better = key != "ter"
-        self._signature_suffix = ""
+        # Memory for a line of a bootstrap sample: a number of 8 bytes, and its counts in float32.
+        self._bytes_of_a_bootstrapped_line = 8 + 4 * _KINDS[key].n_counts
         self._read: Callable[[str], str] | None = None
+        self._signature_suffix = ""
         if key == "bleu-2017":
-            self._read, self._signature_suffix = _splitter_of_2017(tgt_lang)
-        self.n_lines = len(references[0])
+            self._read, self._signature_suffix = _reading_of_2017(tgt_lang)
         self._references = references
-        self._uncached = _MAKERS[key]()
+        self._sacrebleu = _KINDS[key].make()
 
-    @functools.cached_property
-    def sacrebleu(self) -> Any:
-        """sacreBLEU's metric with all that it counts in the references: up to 50 KB a line."""
-        return _MAKERS[self.key](references=[self.text(lines) for lines in self._references])
+    def rows(self, hypotheses: Sequence[str]) -> Rows:
+        """Count each line; a score is computed from the sums over some lines."""
+        rows: list[list[float]] = []
+        for start in range(0, len(hypotheses), _LINES_AT_ONCE):
+            sides = [lines[start : start + _LINES_AT_ONCE] for lines in (hypotheses, *self._references)]
+            ours, *theirs = sides if self._read is None else [list(map(self._read, lines)) for lines in sides]
+            rows += self._sacrebleu._extract_corpus_statistics(ours, theirs)
+        return np.array(rows, dtype=np.float64)
 
-    def text(self, lines: Sequence[str]) -> Sequence[str]:
-        """What sacreBLEU is given of hypotheses or references."""
-        return lines if self._read is None else [self._read(line) for line in lines]
-
-    def score(self, hypotheses: Sequence[str], n_samples: int = 0) -> Score:
-        """The figure for the whole set, with a confidence interval from so many bootstrap samples, if any.
+    def score(self, rows: Rows, n_samples: int = 0) -> MetricScore:
+        """Score the whole set, with a confidence interval from bootstrap samples if there are to be some.
 
         Raises:
             ConfigError: samples that are too few, or too many for the memory.
         """
+        confidence, signature = None, self._sacrebleu.get_signature()
         if n_samples:
-            check_samples(n_samples, self.n_lines, self.bytes_of_a_bootstrapped_line)
-        rows = self.statistics(hypotheses)
-        with sacrebleu_quiet(SEED):
-            result = self._uncached._aggregate_and_compute(rows)
-            if n_samples:
-                self._uncached.n_bootstrap = n_samples
-                self._uncached.seed, samples = _bootstrap_resample(rows, self._uncached, n_samples)
-                result.estimate_ci(samples)
-        confidence = None
-        if n_samples:
+            check_samples(n_samples, len(rows), self._bytes_of_a_bootstrapped_line)
+            with _seeded(SEED):
+                seed, samples = _bootstrap_resample(cast("Any", rows), self._sacrebleu, n_samples)
+            result = samples[0]
+            result.estimate_ci(samples)
             mean, half_width = float(result._mean), float(result._ci)
-            confidence = Confidence(mean, mean - half_width, mean + half_width, n_samples)
-        return Score(self.name, float(result.score), self.signature(self._uncached.get_signature()), confidence)
+            confidence = Interval(mean=mean, low=mean - half_width, high=mean + half_width, n_samples=n_samples)
+            signature.update("bs", n_samples)
+            signature.update("seed", seed)
+        return MetricScore(
+            name=self.name,
+            score=self.score_of(rows.sum(axis=0)),
+            signature=f"{signature}{self._signature_suffix}",
+            confidence=confidence,
+        )
 
-    def statistics(self, hypotheses: Sequence[str]) -> list[list[float]]:
-        """sacreBLEU's counts of each line; a score is computed from their sums over some lines."""
-        rows: list[list[float]] = []
-        for start in range(0, self.n_lines, _LINES_AT_ONCE):
-            part = slice(start, start + _LINES_AT_ONCE)
-            references = [self.text(lines[part]) for lines in self._references]
-            rows += self._uncached._extract_corpus_statistics(self.text(hypotheses[part]), references)
-        return rows
+    def score_of(self, sums: npt.NDArray[Any]) -> float:
+        """Score sums of counts."""
+        return float(self._sacrebleu._compute_score_from_stats(sums.tolist()).score)
 
-    def rows(self, hypotheses: Sequence[str]) -> Rows:
-        """The same as numbers that are quickly added, and exact up to 2^53."""
-        return np.array(self.statistics(hypotheses), dtype=np.float64)
+    def paired_test(
+        self, base: Rows, others: Sequence[Rows], test: str, n_samples: int, seed: int
+    ) -> tuple[str, list[Any]]:
+        """Test systems against a baseline; return sacreBLEU's signature, and its result for each, the baseline first.
 
-    def score_of(self, sums: Sequence[float]) -> float:
-        """The figure that sums of statistics give."""
-        return float(self._uncached._compute_score_from_stats(list(sums)).score)
+        Raises:
+            ConfigError: samples that are too few, or too many for the memory.
+        """
+        is_bootstrap = test == "bootstrap"
+        line_bytes = self._bytes_of_a_bootstrapped_line if is_bootstrap else _BYTES_OF_A_SHUFFLED_LINE
+        check_samples(n_samples, len(base), line_bytes)
+        named: Any = [(str(number), rows) for number, rows in enumerate((base, *others))]  # typed for lines of text
+        counted = copy(self._sacrebleu)  # its hypotheses are counted: each system once, although it is compared often
+        counted._extract_corpus_statistics = lambda rows, _references: rows
+        with _seeded(seed):
+            signatures, results = PairedTest(named, {"": counted}, None, TESTS[test], n_samples)()
+        ((their_name, signature),) = signatures.items()
+        return f"{signature}{self._signature_suffix}", results[their_name]
 
-    def signature(self, of_sacrebleu: Any) -> str:
-        """sacreBLEU's signature, with what was done to the text before sacreBLEU got it."""
-        return f"{of_sacrebleu}{self._signature_suffix}"
 
-    @property
-    def bytes_of_a_bootstrapped_line(self) -> int:
-        """Memory for a line of a sample: a number of 8 bytes, and its statistics in float32."""
-        n_statistics = {"bleu": 10, "chrf": 18, "chrf++": 24, "bleu-lc": 10, "ter": 2, "bleu-2017": 10}
-        return 8 + 4 * n_statistics[self.key]
+def sentence_bleu(rows: Rows) -> list[float]:
+    """Score each line by the orders of n-grams that it has.
+
+    Args:
+        rows: counts of the metric `bleu`.
+    """
+    return [float(_SENTENCE_BLEU._compute_score_from_stats(row).score) for row in rows.tolist()]
 
 
 def metric_keys(names: Sequence[str] | None) -> list[str]:
-    """The metrics asked for, each once, in the order of METRICS; the default ones for None.
+    """Return the metrics asked for, each once, in the order of METRICS; the default ones for None.
 
-    `all` stands for every metric that can be computed here.
+    `all` means every metric that can be computed here.
 
     Raises:
         ConfigError: a name is not known, or names a metric that needs a package which is not installed.
@@ -176,12 +173,11 @@ def metric_keys(names: Sequence[str] | None) -> list[str]:
             raise ConfigError("metric", f"no metric is called {name}, {hint}")
     if "bleu-2017" in names:
         _require_sacremoses()
-    every = [key for key in METRICS if key != "bleu-2017" or _has_sacremoses()]
-    return [key for key in METRICS if key in names or ("all" in names and key in every)]
+    return [key for key in METRICS if key in names or ("all" in names and (key != "bleu-2017" or _has_sacremoses()))]
 
 
 def reference_sets(references: Sequence[str] | Sequence[Sequence[str]]) -> list[Sequence[str]]:
-    """References as a list of sets, of which each has a line for each line: one set may be given as it is."""
+    """Return references as a list of sets, of which each has a line for each line: one set may be given as it is."""
     if not references or isinstance(references[0], str):
         return [cast("Sequence[str]", references)]
     return list(references)
@@ -195,10 +191,8 @@ def check_parallel(hypotheses: Sequence[str], references: Sequence[Sequence[str]
     for number, lines in enumerate(references, start=1):
         if len(hypotheses) != len(lines):
             which = f" in set {number}" if len(references) > 1 else ""
-            raise DataError(
-                f"{len(hypotheses):,} hypotheses and {len(lines):,} references{which}: scoring needs one line for each "
-                "line"
-            )
+            found = f"{len(hypotheses):,} hypotheses and {len(lines):,} references{which}"
+            raise DataError(f"{found}: scoring needs one line for each line")
     if not hypotheses:
         raise DataError("nothing to score: there are no lines")
 
@@ -208,21 +202,17 @@ def check_samples(n_samples: int, n_lines: int, bytes_of_a_line: int) -> None:
     Raises:
         ConfigError: samples that are too few, or too many for the memory.
     """
-    if n_samples < FEWEST_SAMPLES:
-        raise ConfigError("samples", f"expected at least {FEWEST_SAMPLES}, got {n_samples}")
-    n_bytes = n_samples * n_lines * bytes_of_a_line
-    if n_bytes > _MOST_BYTES:
-        most = _MOST_BYTES // (n_lines * bytes_of_a_line)
-        raise ConfigError(
-            "samples",
-            f"{n_samples:,} of {n_lines:,} lines take {n_bytes / 1e9:.0f} GB of memory",
-            f"give {most:,} or fewer",
-        )
+    if n_samples < _FEWEST_SAMPLES:
+        raise ConfigError("samples", f"expected at least {_FEWEST_SAMPLES}, got {n_samples}")
+    bytes_of_a_sample = n_lines * bytes_of_a_line
+    if n_samples * bytes_of_a_sample > _MOST_BYTES:
+        problem = f"{n_samples:,} of {n_lines:,} lines take {n_samples * bytes_of_a_sample / 1e9:.0f} GB of memory"
+        raise ConfigError("samples", problem, f"give {_MOST_BYTES // bytes_of_a_sample:,} or fewer")
 
 
 @contextmanager
-def sacrebleu_quiet(seed: int) -> Iterator[None]:
-    """sacreBLEU without its log, and with this seed, which it takes from the environment."""
+def _seeded(seed: int) -> Iterator[None]:
+    """Run sacreBLEU without its log, and with this seed, which it takes from the environment."""
     logger = logging.getLogger("sacrebleu")
     level, before = logger.level, os.environ.get("SACREBLEU_SEED")
     logger.setLevel(logging.CRITICAL)
@@ -237,7 +227,7 @@ def sacrebleu_quiet(seed: int) -> Iterator[None]:
             os.environ["SACREBLEU_SEED"] = before
 
 
-# --------------------------------------------------------------------------------------------- the BLEU of 2017
+# --- The BLEU of 2017 -------------------------------------------------------------------------------------------------
 
 
 def _has_sacremoses() -> bool:
@@ -249,8 +239,8 @@ def _require_sacremoses() -> None:
         raise ConfigError("metric", "bleu-2017 needs one more package", "pip install sacremoses")
 
 
-def _splitter_of_2017(tgt_lang: str) -> tuple[Callable[[str], str], str]:
-    """What the papers of 2017 did to text before they counted, and its part of the signature.
+def _reading_of_2017(tgt_lang: str) -> tuple[Callable[[str], str], str]:
+    """Return what the papers of 2017 did to text before they counted, and its part of the signature.
 
     Source: get_ende_bleu.sh of tensor2tensor.
     """

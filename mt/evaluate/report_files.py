@@ -1,7 +1,4 @@
-"""The files of a report: report.html for people, report.json for programs, report.md to quote.
-
-All are made of the same facts, whose types are in `mt.report.facts`.
-"""
+"""The files of a report: report.html for people, report.json for programs, report.md to quote."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import json
 import shlex
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +14,7 @@ from mt.errors import ConfigError
 from mt.evaluate.analysis import ODDITY_RULES
 from mt.report.comparison import comparison_page
 from mt.report.evaluation import evaluation_page
-from mt.report.facts import ComparisonReport, Evaluation, facts_json
+from mt.report.facts import ComparisonReport, Evaluation, EvaluationReport, SystemComparison, facts_json
 from mt.report.markdown import markdown
 from mt.system.files import WriteError, write_text
 from mt.system.provenance import source_commit, versions
@@ -26,42 +22,6 @@ from mt.system.provenance import source_commit, versions
 JSON_NAME, HTML_NAME, MARKDOWN_NAME = "report.json", "report.html", "report.md"
 KIND, FORMAT_VERSION = "evaluation", 1
 _OTHERS = {"run.json": "a run", "manifest.json": "a model or a prepared corpus"}  # what a folder holds, by a file of it
-MOST_SENTENCES = 5_000  # of a test set
-
-
-def evaluation_facts(system: str, **facts: Any) -> dict[str, Any]:
-    """Return the facts of a report, without those that are None, and where the report comes from.
-
-    Args:
-        facts: by name; the analysis of each test set with its sentences.
-    """
-    kept = {name: value for name, value in facts.items() if value is not None}
-    if "analysis" in kept:
-        kept["sentences"] = {name: _evenly(one["sentences"]) for name, one in kept["analysis"].items()}
-        kept["analysis"] = {
-            name: {key: value for key, value in one.items() if key != "sentences"}
-            for name, one in kept["analysis"].items()
-        }
-    return _origin(KIND) | {"system": system} | kept
-
-
-def _origin(kind: str) -> dict[str, Any]:
-    """Return where a report comes from: when, by which command, with which versions."""
-    return {
-        "kind": kind,
-        "format_version": FORMAT_VERSION,
-        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["mt", *sys.argv[1:]]),
-        "commit": source_commit(),
-        "versions": versions(),
-    }
-
-
-def _evenly(sentences: Sequence[Any]) -> list[Any]:
-    n = len(sentences)
-    if n <= MOST_SENTENCES:
-        return list(sentences)
-    return [sentences[i * n // MOST_SENTENCES] for i in range(MOST_SENTENCES)]
 
 
 def check_folder(folder: Path) -> None:
@@ -102,29 +62,31 @@ def _is_other_report(path: Path) -> bool:
     return kind not in (KIND, "comparison")
 
 
-def write_evaluation(facts: Mapping[str, Any], folder: Path) -> None:
+def write_report(facts: Evaluation | SystemComparison, folder: Path) -> None:
     """Write report.json, report.md and report.html; each is whole or as it was.
 
     Raises:
         WriteError: the folder cannot be written.
     """
-    read = Evaluation.model_validate(facts)
-    _write_files(folder, facts, markdown("evaluation.md.j2", read), evaluation_page(read, ODDITY_RULES))
-
-
-def write_comparison(facts: Mapping[str, Any], folder: Path) -> None:
-    """Write the files of a comparison, like those of an evaluation."""
-    facts = _origin("comparison") | dict(facts)
-    read = ComparisonReport.model_validate(facts)
-    _write_files(folder, facts, markdown("comparison.md.j2", read), comparison_page(read))
-
-
-def _write_files(folder: Path, facts: Mapping[str, Any], markdown: str, html: str) -> None:
+    origin: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["mt", *sys.argv[1:]]),
+        "commit": source_commit(),
+        "versions": versions(),
+    }
+    report: EvaluationReport | ComparisonReport
+    if isinstance(facts, Evaluation):
+        report = EvaluationReport(kind=KIND, **origin, **dict(facts))
+        html, text = evaluation_page(report, ODDITY_RULES), markdown("evaluation.md.j2", report)
+    else:
+        report = ComparisonReport(kind="comparison", **origin, **dict(facts))
+        html, text = comparison_page(report), markdown("comparison.md.j2", report)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WriteError(folder, error) from error
     write_text(folder / HTML_NAME, html)
-    write_text(folder / MARKDOWN_NAME, markdown)
+    write_text(folder / MARKDOWN_NAME, text)
     # Last, since it says that the report is complete: after a kill in between, all three are written again.
-    write_text(folder / JSON_NAME, facts_json(facts))
+    write_text(folder / JSON_NAME, facts_json(report.written()))

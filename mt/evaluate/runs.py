@@ -1,4 +1,4 @@
-"""What a run folder knows of its training: curves, translations over time, and all that the model stands on."""
+"""What a run folder knows of its training: curves, translations over time, and all that the model is based on."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mt.checkpoint import ModelFolder, file_checksum
 from mt.config.loading import config_differences, settings_of
-from mt.config.settings import DecodeConfig, ModelConfig, RunConfig, TokenizerConfig, TrainConfig
+from mt.config.settings import DecodeConfig, ModelConfig, TokenizerConfig, TrainConfig
 from mt.decode.translator import Translator
 from mt.errors import ConfigError, DataError, MTError
 from mt.evaluate.analysis import words_of
 from mt.evaluate.report_files import JSON_NAME
 from mt.evaluate.scores import TranslatedSet
+from mt.report.facts import Curve, ModelManifest, TrainingCurves, Values
 from mt.run_folder import RunFolder, open_model
 from mt.system.device import choose_device, choose_dtype, hardware
 from mt.text.corpora import SentencePair, readers_of
@@ -28,50 +29,28 @@ from mt.text.tokenizer import Tokenizer
 _log = logging.getLogger(__name__)
 
 MOST_POINTS = 200  # of a curve; metrics.jsonl has all of them
-MOST_STEPS_OF_SAMPLES = 8
+_MOST_STEPS_OF_SAMPLES = 8
 _MANY_SENTENCES = 1_000_000  # of which more than half a minute is spent
 _SENTENCES_AT_ONCE = 50_000  # decoded together
-
-_X = ("step", "n_tgt_tokens", "train_seconds")
 _CURVES = {
     "train": ("train_loss", "learning_rate", "grad_norm", "tgt_tokens_per_second"),
     "valid": ("valid_loss", "valid_bleu", "valid_chrf"),
 }
 
 
-def training_facts(run: RunFolder) -> dict[str, Any]:
-    """The curves of a run, thinned out, and its sample translations at some of the steps, first and last included.
+# --- Curves and samples -----------------------------------------------------------------------------------------------
 
-    Returns:
-        {"curves": {"train": {"step", "n_tgt_tokens", "train_minutes", "train_loss", "learning_rate", "grad_norm",
-        "tgt_tokens_per_second"}, "valid": {the first three, "valid_loss", "valid_bleu", "valid_chrf"}}, "samples":
-        [{"source", "reference", "translations": [{"step", "translation"}]}]}; curves are lists of equal length, None
-        where nothing is known. Lines that cannot be read, or hold something else, count as not there.
+
+def read_training(run: RunFolder) -> TrainingCurves:
+    """Read the curves of a run, thinned out, and its sample translations at some steps, first and last included.
+
+    Values are None where they are not known. Lines that cannot be read, or hold something else, count as missing.
     """
     entries = list(_json_lines(run.metrics))
-    curves = {}
-    for name, measured in _CURVES.items():
-        points = _thinned([entry for entry in entries if measured[0] in entry], MOST_POINTS)
-        curve = {key: [_number(entry.get(key)) for entry in points] for key in (*_X, *measured)}
-        seconds = curve.pop("train_seconds")
-        curve["train_minutes"] = [None if value is None else value / 60 for value in seconds]
-        curves[name] = curve
-    sampled = [(entry["step"], found) for entry in _json_lines(run.samples) if (found := _texts(entry))]
-    return {"curves": curves, "samples": _samples(sampled)}
-
-
-def _number(value: Any) -> float | None:
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-
-
-def _texts(entry: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The samples of a line of samples.jsonl; none if they are anything else."""
-    keys = ("source", "translation", "reference")
-    samples = entry.get("samples")
-    if not isinstance(samples, list):
-        return []
-    is_sound = all(isinstance(one, dict) and all(isinstance(one.get(key), str) for key in keys) for one in samples)
-    return samples if is_sound else []
+    curves = {name: _curve([one for one in entries if keys[0] in one], keys) for name, keys in _CURVES.items()}
+    return TrainingCurves(
+        curves=curves, samples=_samples([one for one in _json_lines(run.samples) if _has_samples(one)])
+    )
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -81,47 +60,58 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
         return
     for line in lines:
         try:
-            entry = json.loads(line, parse_constant=lambda name: None)  # NaN and infinity are no JSON
+            entry = json.loads(line, parse_constant=lambda name: None)  # NaN and infinity are not JSON
         except ValueError:
             continue
         if isinstance(entry, dict) and isinstance(entry.get("step"), int):
             yield entry
 
 
-def _thinned(entries: Sequence[Any], most: int) -> list[Any]:
-    """Every n-th, the last one included."""
-    every = math.ceil(len(entries) / most) or 1
-    return list(entries[::-1][::every][::-1])
+def _curve(points: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Curve:
+    every = math.ceil(len(points) / MOST_POINTS) or 1
+    shown = points[(len(points) - 1) % every :: every]  # the last one included
+    curve = {key: [_number(one.get(key)) for one in shown] for key in ("step", "n_tgt_tokens", "train_seconds", *keys)}
+    minutes = [None if seconds is None else seconds / 60 for seconds in curve.pop("train_seconds")]
+    return curve | {"train_minutes": minutes}
 
 
-def _samples(entries: Sequence[tuple[int, list[dict[str, str]]]]) -> list[dict[str, Any]]:
-    """Early in training translations change from one validation to the next; late they hardly do.
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
-    Args:
-        entries: (step, samples) of each validation.
-    """
+
+def _has_samples(entry: Mapping[str, Any]) -> bool:
+    samples = entry.get("samples")
+    return isinstance(samples, list) and all(
+        isinstance(one, dict) and all(isinstance(one.get(key), str) for key in ("source", "translation", "reference"))
+        for one in samples
+    )
+
+
+def _samples(entries: Sequence[Mapping[str, Any]]) -> list[Values]:
+    """Early in training translations change from one validation to the next; late they hardly do."""
     if not entries:
         return []
     n = len(entries)
-    most = min(n, MOST_STEPS_OF_SAMPLES)
+    most = min(n, _MOST_STEPS_OF_SAMPLES)
     numbers = sorted({round(n ** (i / max(1, most - 1))) - 1 for i in range(most)} | {n - 1})
-    _, first = entries[0]
+    shown = [(entries[number]["step"], entries[number]["samples"]) for number in numbers]
     return [
         {
-            "source": sample["source"],
-            "reference": sample["reference"],
+            "source": first["source"],
+            "reference": first["reference"],
             "translations": [
-                {"step": step, "translation": samples[i]["translation"]}
-                for step, samples in (entries[number] for number in numbers)
-                if i < len(samples)
+                {"step": step, "translation": samples[i]["translation"]} for step, samples in shown if i < len(samples)
             ],
         }
-        for i, sample in enumerate(first)
+        for i, first in enumerate(entries[0]["samples"])
     ]
 
 
+# --- A model and its run ----------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
-class KnownModel:
+class RunArtifacts:
     """A model folder with what is still there of its run and of the corpus that it was trained on, opened once."""
 
     path: Path  # as the user gave it
@@ -130,7 +120,7 @@ class KnownModel:
     corpus: PreparedCorpus | None
 
     @classmethod
-    def of(cls, path: Path) -> KnownModel:
+    def of(cls, path: Path) -> RunArtifacts:
         """
         Args:
             path: a run folder, a checkpoint or a model folder.
@@ -149,11 +139,9 @@ class KnownModel:
             corpus = None
         return cls(path, folder, run if _is_run_of(run, fingerprint) else None, corpus)
 
-    @property
-    def count_words_of(self) -> Callable[[Collection[str]], Counter[str]] | None:
-        """How often the source text of training has some words; None where it is gone."""
-        corpus = self.corpus
-        return None if corpus is None else lambda words: source_word_counts(corpus, words)
+    def count_words(self, words: Collection[str]) -> Counter[str] | None:
+        """Count how often the source text of training has some words; None where it is gone."""
+        return None if self.corpus is None else source_word_counts(self.corpus, words)
 
     def test_names(self, wanted: Sequence[str] = ()) -> list[str]:
         """Return the names of all test sets, or those wanted, each once.
@@ -165,11 +153,10 @@ class KnownModel:
         for name in wanted:
             if name not in known:
                 names = f"it has {', '.join(known)}" if known else "its config names none under data.test"
-                raise ConfigError(f"--test {name}", f"{self.path} has no test set of that name", names)
+                raise ConfigError("test", f"{self.path} has no test set {name}", names)
         if not known:
-            raise ConfigError(
-                self.path, "its config names no test set under data.test", "score files with --hyp and --ref"
-            )
+            problem = "its config names no test set under data.test"
+            raise ConfigError(self.path, problem, "score files with --hyp and --ref")
         return list(dict.fromkeys(wanted)) or list(known)
 
     def test_pairs(self, names: Sequence[str]) -> dict[str, list[SentencePair]]:
@@ -211,23 +198,13 @@ class KnownModel:
         sources = [pair.src.removeprefix(prefix) for pair in pairs]
         return TranslatedSet(sources, hypotheses, [[pair.tgt for pair in pairs]], tgt_lang)
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Dotted key → value."""
-        return settings_of(self.folder.config)
-
-    @property
-    def is_result(self) -> bool:
-        """Whether it is what its run ended with."""
-        return self.run is not None and self.folder.path.resolve() == self.run.model
-
     def kept_translations(self, n_lines: Mapping[str, int]) -> dict[str, list[str]] | None:
-        """What the run keeps of some test sets, where it is what this model says; None where it has to translate.
+        """Return what the run keeps of some test sets if this model has translated them; None if it has to translate.
 
         Args:
             n_lines: of each test set.
         """
-        if self.run is None or not self.is_result:
+        if self.run is None or self.folder.path.resolve() != self.run.model:  # not what its run ended with
             return None
         report = json_object(self.run.path / JSON_NAME)
         if report.get("basis") != basis_of(self.folder):
@@ -246,53 +223,60 @@ class KnownModel:
 
     @property
     def description(self) -> str:
-        """Which model it is, in words."""
+        """Say which model it is."""
         steps = self.folder.manifest.get("averaged_steps") or [self.folder.manifest.get("step") or 0]
         if len(steps) > 1:
             return f"the average of {len(steps)} checkpoints up to step {steps[-1]:,}"
         return f"the model of step {steps[-1]:,}"
 
     def figures(self) -> dict[str, Any]:
-        """How far training had come: "steps", and as far as known "n_tgt_tokens", "train_seconds", "n_parameters"."""
-        manifest = self.folder.manifest
-        figures = {
-            "steps": manifest.get("step"),
-            "n_tgt_tokens": manifest.get("n_tgt_tokens"),
-            "train_seconds": manifest.get("train_seconds"),
-            "n_parameters": self.folder.n_parameters,
-        }
-        return {key: value for key, value in figures.items() if value is not None}
+        """Return how far training had come, as far as known: figures of an Evaluation or of SystemFigures."""
+        manifest, n_parameters = self.folder.manifest, self.folder.n_parameters
+        known = {key: manifest.get(key) for key in ("n_tgt_tokens", "train_seconds")}
+        return {"steps": manifest.get("step"), **known, "n_parameters": n_parameters}
 
-    def training(self) -> dict[str, Any] | None:
-        """The curves of its run, if it is known."""
-        return None if self.run is None else training_facts(self.run)
+    def training(self) -> TrainingCurves | None:
+        """Read the curves of its run, if it is known."""
+        return None if self.run is None else read_training(self.run)
 
     def facts(self, device: str, precision: str) -> dict[str, Any]:
-        """Of a report: "src_lang", "tgt_lang", "manifest", and of a run "training".
+        """Return what a report says of the model: values of an Evaluation.
 
         Args:
             device, precision: what it translated with, as they are asked for.
         """
         config = self.folder.config
-        record = None if self.run is None else json_object(self.run.record)
-        facts: dict[str, Any] = {
-            "src_lang": config.src_lang,
-            "tgt_lang": config.tgt_lang,
-            "manifest": _manifest_facts(config, self.folder.manifest, record, self.corpus)
-            | {"description": self.description, "translation": _translation_facts(device, precision)},
-        }
-        if self.run is not None:
-            facts["training"] = training_facts(self.run)
-        return facts
+        manifest = self._manifest(device, precision)
+        values = {"src_lang": config.src_lang, "tgt_lang": config.tgt_lang, "manifest": manifest}
+        return {**values, "training": self.training()}
+
+    def _manifest(self, device: str, precision: str) -> ModelManifest:
+        config, manifest = self.folder.config, self.folder.manifest
+        record = {} if self.run is None else json_object(self.run.record)
+        defaults = replace(
+            config, tokenizer=TokenizerConfig(), model=ModelConfig(), train=TrainConfig(), decode=DecodeConfig()
+        )
+        known = ("averaged_steps", "step", "commit", "versions", "hardware", "sha256")
+        chosen = choose_device(device)
+        dtype = str(choose_dtype(precision, chosen)).removeprefix("torch.")
+        return ModelManifest(
+            description=self.description,
+            settings=settings_of(config),
+            changed=list(config_differences(defaults, config)),
+            model={key: manifest[key] for key in known if manifest.get(key) is not None},
+            starts=record.get("starts", []),
+            corpus={"fingerprint": str(manifest.get("corpus_fingerprint")), **_corpus_counts(self.corpus)},
+            translation={"device": chosen.type, "precision": dtype, "hardware": hardware(chosen)},
+        )
 
 
 def basis_of(folder: ModelFolder) -> dict[str, Any]:
-    """What the translations of a model depend on, besides the text."""
+    """Return what the translations of a model depend on, besides the text."""
     return {"averaged_steps": folder.manifest.get("averaged_steps"), "decode": asdict(folder.config.decode)}
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; empty where that is no object."""
+    """Read a JSON file; return an empty dict where it does not hold an object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -307,51 +291,17 @@ def _is_run_of(run: RunFolder, fingerprint: str | None) -> bool:
     return json_object(run.record).get("corpus_fingerprint", fingerprint) == fingerprint
 
 
-def _manifest_facts(
-    config: RunConfig, manifest: Mapping[str, Any], record: Mapping[str, Any] | None, corpus: PreparedCorpus | None
-) -> dict[str, Any]:
-    """What a model stands on.
-
-    Args:
-        manifest: of the model folder.
-        record: `run.json`, where the run is known.
-    Returns:
-        {"settings": {key: value}, "changed": [keys that are not the defaults], "model": {…of the manifest},
-        "starts": [{"started_at", "command", "commit", "versions", "hardware"}], "corpus": {"fingerprint", "train",
-        "valid", "test"} with the counts of each corpus, as far as the corpus is still there}.
-    """
-    defaults = replace(
-        config, tokenizer=TokenizerConfig(), model=ModelConfig(), train=TrainConfig(), decode=DecodeConfig()
-    )
-    known = ("averaged_steps", "step", "commit", "versions", "hardware", "sha256")
-    return {
-        "settings": settings_of(config),
-        "changed": list(config_differences(defaults, config)),
-        "model": {key: manifest[key] for key in known if manifest.get(key) is not None},
-        "starts": [] if record is None else record.get("starts", []),
-        "corpus": {"fingerprint": str(manifest.get("corpus_fingerprint")), **_corpus_facts(corpus)},
-    }
-
-
-def _translation_facts(device: str, precision: str) -> dict[str, Any]:
-    """What the test sets were translated on."""
-    chosen = choose_device(device)
-    dtype = str(choose_dtype(precision, chosen)).removeprefix("torch.")
-    return {"device": chosen.type, "precision": dtype, "hardware": hardware(chosen)}
-
-
-def _corpus_facts(corpus: PreparedCorpus | None) -> dict[str, Any]:
+def _corpus_counts(corpus: PreparedCorpus | None) -> dict[str, Any]:
     if corpus is None:
         return {}
-    manifest = corpus.manifest
-    train = {key: value for key, value in manifest["train"].items() if key != "sources"}
+    train = corpus.manifest["train"]
     counts = ("source", "tag", "weight", "pairs_read", "pairs_kept")
-    sources = [{key: source.get(key) for key in counts} for source in manifest["train"]["sources"]]
-    return {"train": train | {"sources": sources}, "valid": manifest["valid"], "test": manifest["test"]}
+    sources = [{key: source.get(key) for key in counts} for source in train["sources"]]
+    return {"train": train | {"sources": sources}, **{key: corpus.manifest[key] for key in ("valid", "test")}}
 
 
 def source_word_counts(corpus: PreparedCorpus, words: Collection[str]) -> Counter[str]:
-    """How often some words stand in the source text that a model was trained on, each pair counted once."""
+    """Count how often some words occur in the source text that a model was trained on, each pair counted once."""
     wanted = frozenset(words)
     counts: Counter[str] = Counter()
     src = corpus.train.src

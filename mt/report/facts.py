@@ -1,6 +1,6 @@
 """What the reports say: the typed form of report.json. Scores, shares and times are unrounded.
 
-Fields are named like the keys of report.json. Keys that no page shows have no field here.
+Fields are named like the keys of report.json. One that has its default is not written.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from mt.units import finite, format_duration
 LARGEST_P = 0.05  # below it, a difference is called significant
 BETTER, WORSE, NO_DIFFERENCE = "better", "worse", f"no difference at p < {LARGEST_P}"
 TEST_NAMES = {"randomisation": "paired approximate randomisation", "bootstrap": "paired bootstrap resampling"}
+SAMPLE_NAMES = {"randomisation": "shuffles", "bootstrap": "bootstrap samples"}
 # Figures of systems that are compared: key → its name.
 FIGURES = {"steps": "updates", "n_tgt_tokens": "target tokens", "train_seconds": "time", "n_parameters": "parameters"}
 
@@ -32,6 +33,14 @@ class Facts(BaseModel):
     """Values of report.json; `model_validate` makes them of nested dicts and lists, and ignores other keys."""
 
     model_config = ConfigDict(frozen=True)
+
+    def written(self, **options: Any) -> dict[str, Any]:
+        """Return them as report.json has them.
+
+        Args:
+            options: of `model_dump`, such as `include`.
+        """
+        return self.model_dump(exclude_defaults=True, **options)
 
 
 def facts_json(facts: Mapping[str, Any]) -> str:
@@ -155,6 +164,8 @@ class PreparedData(Facts):
 class Origin(Facts):
     """Where a report comes from."""
 
+    kind: str
+    format_version: int
     made_at: str  # ISO 8601
     command: Line
     commit: Line | None  # of mt
@@ -162,12 +173,16 @@ class Origin(Facts):
 
 
 class Interval(Facts):
+    """What bootstrap resampling says of a score: its mean, and an interval that holds 95% of the samples."""
+
+    mean: float
     low: float
     high: float
+    n_samples: int
 
 
 class SystemScore(Facts):
-    score: float
+    score: float  # 0 to 100; TER may be above 100
     confidence: Interval | None = None
 
     def __str__(self) -> str:
@@ -177,24 +192,29 @@ class SystemScore(Facts):
 
 
 class MetricScore(SystemScore):
-    name: Line
-    signature: Line
+    name: Line  # sacreBLEU's where that tells metrics apart: BLEU, chrF2, chrF2++, BLEU-lc, TER, BLEU 2017 (…)
+    signature: Line  # sacreBLEU's: everything that the score depends on, besides the text
 
 
 class ScoredSet(Facts):
     n_lines: int
-    n_references: int = 1
+    n_references: int
     scores: list[MetricScore]
 
 
 class PairedScore(Facts):
+    """One metric of a system, compared with that of a baseline."""
+
     name: Line
     score: float
     baseline_score: float
     difference: float
-    p: float
-    verdict: str
-    signature: Line
+    p: float  # how often chance alone makes a difference as large as this one
+    verdict: str  # of the system: BETTER, WORSE or NO_DIFFERENCE
+    signature: Line  # sacreBLEU's, with the test, its samples and the seed
+    mean: float | None = None  # of the bootstrap's samples of the system, and what holds 95% of them
+    low: float | None = None
+    high: float | None = None
 
 
 class PairedSet(Facts):
@@ -203,6 +223,7 @@ class PairedSet(Facts):
 
 
 class BaselineTest(Facts):
+    system: Line
     baseline: Line
     test: str  # a key of TEST_NAMES
     n_samples: int
@@ -231,6 +252,7 @@ class NumbersKept(Facts):
     n: int
     n_kept: int
     kept_share: float | None
+    baseline_n_kept: int | None = None
     baseline_kept_share: float | None = None
     n_lines: int  # with a number that was lost
     lines: list[int]  # the first of them
@@ -273,7 +295,7 @@ Curve: TypeAlias = dict[str, list[int | float | None]]  # name of a column → i
 
 class TrainingCurves(Facts):
     curves: dict[str, Curve]  # train, valid
-    samples: list[Values] = []  # source, reference, translations: [{step, translation}]
+    samples: list[Values]  # source, reference, translations: [{step, translation}]
 
     @property
     def has_steps(self) -> bool:
@@ -304,10 +326,21 @@ class ModelManifest(Facts):
         return {key: value for key, value in self.settings.items() if key in chosen}
 
 
-class Evaluation(Origin):
+class Evaluation(Facts):
     system: Line
+    name: Line | None = None  # of the run
     src_lang: Line | None = None
     tgt_lang: Line | None = None
+    steps: int | None = None
+    train_seconds: float | None = None
+    n_src_tokens: int | None = None  # of training
+    n_tgt_tokens: int | None = None
+    src_fill: float | None = None  # fraction of the positions that held a token
+    tgt_fill: float | None = None
+    n_parameters: int | None = None
+    basis: Values | None = None  # what translations depend on, besides the text: averaged_steps, decode
+    best: Values | None = None  # step, and the score by which it was the best: bleu or loss
+    translations: dict[Line, str] | None = None  # set → checksum of the file in the run folder
     test_sets: dict[Line, ScoredSet]
     valid: ScoredSet | None = None
     comparison: BaselineTest | None = None
@@ -317,14 +350,20 @@ class Evaluation(Origin):
     sentences: dict[Line, list[Sentence]] = {}
     training: TrainingCurves | None = None
     manifest: ModelManifest | None = None
-    steps: int | None = None
-    train_seconds: float | None = None
-    n_tgt_tokens: int | None = None
-    n_parameters: int | None = None
 
     @property
     def scored_sets(self) -> dict[str, ScoredSet]:
         return self.test_sets | ({"validation set": self.valid} if self.valid else {})
+
+    @property
+    def warning_lines(self) -> list[str]:
+        """What is odd, each line with the name of its test set where there are several."""
+        prefixes = {name: f"{name}: " if len(self.test_sets) > 1 else "" for name in self.warnings}
+        return [f"{prefixes[name]}{line}" for name, lines in self.warnings.items() for line in lines]
+
+
+class EvaluationReport(Evaluation, Origin):
+    """An evaluation with where it comes from."""
 
 
 # --------------------------------------------------------------------------------------------------- a comparison
