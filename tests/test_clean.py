@@ -161,8 +161,8 @@ def test_three_shortened_examples_are_kept_for_each_reason() -> None:
     assert (clean.tally.n_read, clean.tally.n_kept) == (6, 0)
     too_long = clean.tally.removed["too_long"]
     assert too_long.count == 5
-    assert [example.line for example in too_long.examples] == [1, 2, 3]
-    assert too_long.examples[0].src == "x" * 199 + "…"
+    assert [example["line"] for example in too_long.examples] == [1, 2, 3]
+    assert too_long.examples[0]["src"] == "x" * 199 + "…"
     assert removed_text(clean.tally.removed) == "1 empty, 5 too_long"
     assert removed_text({}) == "none"
 
@@ -176,8 +176,8 @@ def test_changes_are_counted_by_sides_and_shown_where_they_are() -> None:
         "white_space": 2,
     }
     first, second = clean.tally.changed["white_space"].examples
-    assert tuple(first) == (4, "src", "R&amp;D ", "R&D")
-    assert tuple(second) == (5, "tgt", "…" + "w" * 100 + "\ttab", "…" + "w" * 100 + " tab")
+    assert tuple(first.values()) == (4, "src", "R&amp;D ", "R&D")
+    assert tuple(second.values()) == (5, "tgt", "…" + "w" * 100 + "\ttab", "…" + "w" * 100 + " tab")
 
 
 def test_tallies_of_parts_add_up_to_that_of_the_whole() -> None:
@@ -191,7 +191,7 @@ def test_tallies_of_parts_add_up_to_that_of_the_whole() -> None:
         total.add(pickle.loads(pickle.dumps(part)))
     assert total == whole.tally
     assert (total.n_read, total.n_kept) == (7, 2)
-    assert [pair.line for pair in total.removed["empty"].examples] == [1, 5, 6]
+    assert [pair["line"] for pair in total.removed["empty"].examples] == [1, 5, 6]
     assert Tally.from_json(json.loads(json.dumps(total.as_json()))) == total
 
 

@@ -496,12 +496,11 @@ def numbered(n: int, folder: Path) -> CorpusReader:
 def test_a_sample_is_drawn_evenly(n: int, tmp_path: Path) -> None:
     sample = draw_sample("data.train.0", numbered(n, tmp_path), max_pairs=1_000, max_seconds=math.inf)
     assert (sample.n_pairs, sample.is_read, sample.error) == (n, True, None)
-    assert len(sample.src) == n if n <= 1_000 else 800 < len(sample.src) <= 1_000
+    assert len(sample.pairs) == n if n <= 1_000 else 800 < len(sample.pairs) <= 1_000
     assert sample.is_whole == (n <= 1_000)
-    assert sample.src == [f"en {line}" for line in sample.lines]
-    assert sample.tgt == [f"de {line}" for line in sample.lines]
+    assert all((src, tgt) == (f"en {line}", f"de {line}") for src, tgt, line in sample.pairs)
     if n:
-        assert (sample.lines[0], sample.lines[-1]) == (1, n)
+        assert (sample.pairs[0].line, sample.pairs[-1].line) == (1, n)
     gaps = [later.lines[0] - earlier.lines[0] for earlier, later in pairwise(sample.stretches)]
     assert max(gaps, default=0) <= max(200, 2 * n / 5)
 

@@ -28,7 +28,7 @@ from mt.text import prepare as prepare_module
 from mt.text.corpus import PreparedCorpus
 from mt.text.normalise import normalise
 from mt.text.prepare import corpus_fingerprint, prepare_corpus
-from mt.text.shards import Cleaning, Counting
+from mt.text.shards import Cleaning, Counting, Shard
 from mt.text.tokenizer import EOS_ID, Tokenizer
 from tests.clock import Clock
 
@@ -320,9 +320,9 @@ def test_an_interrupted_preparation_goes_on_with_its_finished_shards(
     cleaned: list[int] = []
     clean = Cleaning.__call__
 
-    def counted(self: Cleaning, task: Any) -> int:
-        cleaned.append(task[0].corpus)
-        return clean(self, task)
+    def counted(self: Cleaning, shard: Shard, chunk: Any) -> int:
+        cleaned.append(shard.corpus)
+        return clean(self, shard, chunk)
 
     monkeypatch.setattr(Cleaning, "__call__", counted)
     monkeypatch.setattr(prepare_module, "Workers", InThisProcess)
@@ -352,14 +352,14 @@ def test_duplicates_are_found_by_a_preparation_that_was_interrupted_while_removi
     monkeypatch.setattr(prepare_module, "PAIRS_PER_SHARD", 37)
     whole, _ = prepare(with_data(config, prepared_dir="whole"))
     monkeypatch.setattr(prepare_module, "Workers", InThisProcess)
-    tasks: list[Any] = []
+    shards: list[Shard] = []
     count = Counting.__call__
 
-    def interrupted_count(self: Counting, task: Any) -> int:
-        tasks.append(task)
-        if len(tasks) > 3:
+    def interrupted_count(self: Counting, shard: Shard, repeats: Any) -> int:
+        shards.append(shard)
+        if len(shards) > 3:
             interrupt()
-        return count(self, task)
+        return count(self, shard, repeats)
 
     with monkeypatch.context() as interrupted:
         interrupted.setattr(Counting, "__call__", interrupted_count)

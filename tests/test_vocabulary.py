@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 
 from mt.config.settings import TokenizerConfig
-from mt.text.tokenizer import EOS_ID, Tokenizer, count_words, train_tokenizer
-from mt.text.vocabulary import joint_vocabulary_facts
+from mt.text.tokenizer import Tokenizer, count_words, train_tokenizer
+from mt.text.vocabulary import vocabulary_facts
 from tests.toys import toy_text
 
 # Sixteen letters, so that words of "bar" and "dest" are pieces and others fall into letters and bytes.
@@ -27,7 +27,7 @@ def test_the_facts_of_a_few_words_are_those_of_hand_arithmetic(tokenizer: Tokeni
         ["▁bar"],
         ["▁", "<0xE6>", "<0xBC>", "<0xA2>"],
     ]
-    assert joint_vocabulary_facts(tokenizer, {"bar": 6, "漢": 2}, {})["src"] == {
+    assert vocabulary_facts(tokenizer, {"bar": 6, "漢": 2}, {})["src"] == {
         "words": 8,
         "distinct_words": 2,
         "tokens": 14,  # 6 × 1 + 2 × 4
@@ -36,44 +36,37 @@ def test_the_facts_of_a_few_words_are_those_of_hand_arithmetic(tokenizer: Tokeni
         "byte_share": 6 / 14,
         "unknown_share": 0.0,
         "characters_a_token": (6 * 3 + 2 * 1) / 14,
-        "longest_pieces": [("▁bar", 6), ("▁", 2)],
+        "longest_pieces": [{"piece": "▁bar", "count": 6}, {"piece": "▁", "count": 2}],
     }
 
 
 def test_facts_from_counts_are_those_of_the_running_lines(tokenizer: Tokenizer) -> None:
     lines = [*toy_text(200, 5)[0], *LINES, "<bt> bar<bt>x unbarred."]
-    facts = joint_vocabulary_facts(tokenizer, {}, count_words(lines))["tgt"]
+    facts = vocabulary_facts(tokenizer, {}, count_words(lines))["tgt"]
     tokens = [id_ for line in lines for id_ in tokenizer.encode(line)]
     uses = Counter(tokenizer.pieces(tokens))
     assert facts["tokens"] == len(tokens)
     assert facts["words"] == sum(len(line.split(" ")) for line in lines)
     assert facts["byte_share"] == sum(id_ in tokenizer.byte_ids for id_ in tokens) / len(tokens)
     assert len(facts["longest_pieces"]) == 10
-    assert all(uses[piece] == count for piece, count in facts["longest_pieces"])
-    lengths = [len(piece.removeprefix("▁")) for piece, _ in facts["longest_pieces"]]
+    assert all(uses[longest["piece"]] == longest["count"] for longest in facts["longest_pieces"])
+    lengths = [len(longest["piece"].removeprefix("▁")) for longest in facts["longest_pieces"]]
     assert lengths == sorted(lengths, reverse=True)
     assert lengths[0] == max(len(piece.removeprefix("▁")) for piece in uses if not piece.startswith("<0x"))
 
 
 def test_a_text_without_words_has_facts_all_the_same(tokenizer: Tokenizer) -> None:
-    facts = joint_vocabulary_facts(tokenizer, {"": 3}, {})["src"]
+    facts = vocabulary_facts(tokenizer, {"": 3}, {})["src"]
     assert (facts["words"], facts["tokens"], facts["fertility"], facts["longest_pieces"]) == (0, 0, 0.0, [])
 
 
 def test_every_piece_is_used_by_one_side_or_both_or_neither(tokenizer: Tokenizer) -> None:
-    facts = joint_vocabulary_facts(tokenizer, {"bar": 1, "漢": 1}, {"bar": 2, "dest": 1})
+    facts = vocabulary_facts(tokenizer, {"bar": 1, "漢": 1}, {"bar": 2, "dest": 1})
     n_dest = len(set(tokenizer.encode("dest")) - set(tokenizer.encode("bar")))
     n_pieces = 340 - 4 - 256
-    assert facts["coverage"] == {
-        "pieces": n_pieces,
+    assert facts["pieces"] == {
         "src": 1,  # the space before 漢
         "tgt": n_dest,
         "both": 1,
         "neither": n_pieces - 2 - n_dest,
     }
-    used = {"▁", *tokenizer.pieces(tokenizer.encode("bar dest"))}
-    assert facts["unused_pieces"] == [
-        piece
-        for id_, piece in enumerate(tokenizer.pieces(range(340)))
-        if id_ > EOS_ID and id_ not in tokenizer.byte_ids and piece not in used
-    ]

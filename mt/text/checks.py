@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,6 @@ import numpy as np
 
 from mt.config.settings import Corpus, RunConfig
 from mt.errors import ConfigError, MTError
-from mt.text.corpora import SentencePair
 from mt.text.duplicates import pair_keys
 from mt.text.languages import LanguageIdentifier, NotInstalledError
 from mt.text.lengths import first_break
@@ -52,18 +51,18 @@ class Finding:
 
 
 def quoted(text: str) -> str:
-    """As an example in a finding."""
+    """Return a text as an example in a finding."""
     text = " ".join(text.split())
     return f"“{text if len(text) <= _EXAMPLE_CHARS else text[: _EXAMPLE_CHARS - 1] + '…'}”"
 
 
 def percent(share: float) -> str:
-    """38%, 2.5% or 0.3%."""
+    """Return 38%, 2.5% or 0.3%."""
     return f"{share:.0%}" if share >= 0.0995 else f"{share:.1%}"
 
 
 def rounded(n: float) -> int:
-    """To two digits."""
+    """Return a number with two digits that are not 0."""
     return round(int(n), 2 - len(str(int(n))))
 
 
@@ -73,13 +72,12 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 _HTML = re.compile(rb"\s*(<!doctype html|<html|<\?xml)", re.IGNORECASE)
 
 
-def check_files(key: str, corpus: Corpus) -> list[Finding]:
-    """Files that hold something else than their name says, though they could be opened."""
-    findings = []
+def check_files(key: str, corpus: Corpus) -> Iterator[Finding]:
+    """Find files that hold something else than their name says, though they could be opened."""
     for name in corpus.files:
         if Path(name).exists() and not (Path(name).is_file() or Path(name).is_dir()):
             problem = "is no file but a pipe or a device, and this text is read several times"
-            findings.append(Finding("error", "pipe", key, f"{name}: {problem}", "save it as a file"))
+            yield Finding("error", "pipe", key, f"{name}: {problem}", "save it as a file")
             continue
         try:
             with Path(name).open("rb") as stream:
@@ -88,11 +86,20 @@ def check_files(key: str, corpus: Corpus) -> list[Finding]:
             continue  # reading the corpus says why
         if beginning.startswith(_LFS):
             problem, fix = "is a Git LFS pointer, not the text itself", "fetch the text with git lfs pull"
-            findings.append(Finding("error", "lfs_pointer", key, f"{name}: {problem}", fix))
+            yield Finding("error", "lfs_pointer", key, f"{name}: {problem}", fix)
         elif _HTML.match(beginning):
             problem, fix = "is a web page, not text", "download the file itself, not the page about it"
-            findings.append(Finding("error", "web_page", key, f"{name}: {problem}", fix))
-    return findings
+            yield Finding("error", "web_page", key, f"{name}: {problem}", fix)
+
+
+def warning(check: str, sample: Sample, side: int | None, problem: str, fix: str) -> Finding:
+    """`side`: source side (0) or target side (1), if only one is wrong."""
+    place = sample.corpus.description if side is None else sample.side_name(side)
+    return Finding("warning", check, sample.key, f"{place}: {problem}", fix)
+
+
+def _such_as(sample: Sample, side: int, i: int) -> str:
+    return f"such as line {sample.pairs[i].line:,}, {quoted(sample.sides[side][i])}"
 
 
 # ---------------------------------------------------------------------------------------------------- alignment
@@ -101,69 +108,58 @@ _LOW_CORRELATION = 0.3
 _COPIED, _ALL_COPIED = 0.1, 0.95
 
 
-def check_alignment(sample: Sample) -> list[Finding]:
-    """Whether line i of the one side goes with line i of the other, by lengths and by words that both have."""
-    if len(sample.src) < FEWEST_PAIRS:
-        return []
-    return _copied(sample) or _shifted(sample) or _unrelated(sample)
+def check_alignment(sample: Sample) -> Iterator[Finding]:
+    """Check whether line i of one side goes with line i of the other, by lengths and by words that both have."""
+    if len(sample.pairs) >= FEWEST_PAIRS and (found := _copied(sample) or _shifted(sample) or _unrelated(sample)):
+        yield found
 
 
-def _copied(sample: Sample) -> list[Finding]:
-    same = [i for i, (src, tgt) in enumerate(zip(sample.src, sample.tgt, strict=True)) if src == tgt and src.strip()]
-    share = len(same) / len(sample.src)
+def _copied(sample: Sample) -> Finding | None:
+    same = [i for i, (src, tgt, _) in enumerate(sample.pairs) if src == tgt and src.strip()]
+    share = len(same) / len(sample.pairs)
     if share < _COPIED:
-        return []
-    place = f"{sample.side_name(0)} and {sample.side_name(1)}"
-    if share >= _ALL_COPIED:
-        fix = "give the translation as tgt"
-        return [Finding("warning", "copied", sample.key, f"{place}: are the same text", fix)]
-    problem = f"{percent(share)} of the pairs are the same text on both sides, such as {_such_as(sample, 0, same[0])}"
-    fix = "remove them, or data.clean.max_copied will; text that was never translated does not teach to translate"
-    return [Finding("warning", "copied", sample.key, f"{place}: {problem}", fix)]
+        return None
+    problem, fix = "are the same text", "give the translation as tgt"
+    if share < _ALL_COPIED:
+        problem = f"{percent(share)} of the pairs are the same text on both sides, {_such_as(sample, 0, same[0])}"
+        fix = "remove them, or data.clean.max_copied will; text that was never translated does not teach to translate"
+    return Finding("warning", "copied", sample.key, f"{_both_sides(sample)}: {problem}", fix)
 
 
-def _such_as(sample: Sample, side: int, i: int) -> str:
-    text = (sample.src, sample.tgt)[side][i]
-    return f"line {sample.lines[i]:,}, {quoted(text)}"
+def _both_sides(sample: Sample) -> str:
+    return f"{sample.side_name(0)} and {sample.side_name(1)}"
 
 
-def _shifted(sample: Sample) -> list[Finding]:
-    """The one shift from some line on that explains the lengths of the lines much better than no shift does."""
-    found = first_break(*([len(text) for text in side] for side in (sample.src, sample.tgt)))
-    if found is None or found.line == len(sample.src):
-        return []
-    later, earlier = map(sample.side_name, (1, 0) if found.shift > 0 else (0, 1))
+def _shifted(sample: Sample) -> Finding | None:
+    """Find the one shift from some line on that explains the lengths of the lines much better than no shift does."""
+    found = first_break(*([len(text) for text in side] for side in sample.sides))
+    if found is None or found.line == len(sample.pairs):
+        return None
+    later, earlier = (1, 0) if found.shift > 0 else (0, 1)
     lines = "1 line" if abs(found.shift) == 1 else f"{abs(found.shift)} lines"
-    about = f"about line {sample.lines[found.line]:,}" if found.line >= 100 else "the beginning"
-    problem = f"from {about} on it is {lines} behind {earlier}"
-    fix = "look for a missing or an extra line there"
-    return [Finding("warning", "shifted", sample.key, f"{later}: {problem}", fix)]
+    about = f"about line {sample.pairs[found.line].line:,}" if found.line >= 100 else "the beginning"
+    problem = f"from {about} on it is {lines} behind {sample.side_name(earlier)}"
+    return warning("shifted", sample, later, problem, "look for a missing or an extra line there")
 
 
-def _unrelated(sample: Sample) -> list[Finding]:
-    lengths = np.log1p([[len(src), len(tgt)] for src, tgt in zip(sample.src, sample.tgt, strict=True) if src and tgt])
+def _unrelated(sample: Sample) -> Finding | None:
+    lengths = np.log1p([[len(src), len(tgt)] for src, tgt, _ in sample.pairs if src and tgt])
     if len(lengths) < FEWEST_PAIRS or lengths.std(axis=0).min() < 0.1:
-        return []
+        return None
     correlation = float(np.corrcoef(lengths.T)[0, 1])
     if correlation >= _LOW_CORRELATION:
-        return []
-    place = f"{sample.side_name(0)} and {sample.side_name(1)}"
+        return None
     problem = (
         f"the lengths of the lines do not go together (correlation {correlation:.2f}; translations have about 0.9)"
     )
     fix = "see whether line i of the one translates line i of the other: one side may be sorted or shuffled"
-    return [Finding("warning", "unrelated", sample.key, f"{place}: {problem}", fix)]
+    return Finding("warning", "unrelated", sample.key, f"{_both_sides(sample)}: {problem}", fix)
 
 
 # ---------------------------------------------------------------------------------------------------- form
 
 _CONTINUATIONS = "\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"  # bytes 0x80 to 0xBF, read as Latin-1 or as Windows-1252
 _MOJIBAKE = re.compile(f"[ÂÃÄÅÎÏÐÑØÙ][{_CONTINUATIONS}]|[à-ï][{_CONTINUATIONS}]{{2}}|[ð-ô][{_CONTINUATIONS}]{{3}}")
-_TOKENISED = re.compile(r" [.,](?: |$)|&(?:apos|quot);|@-@")
-_PIECES = re.compile(r"@@(?: |$)|\u2581")
-_SPECIAL = re.compile(r"<(?:s|/s|unk|pad|0x[0-9A-F]{2})>")
-_TAG = re.compile(r"</?[A-Za-z][A-Za-z0-9]*(?:\s[^<>]*)?/?>")
-_ENTITY = re.compile(r"&(?:#\d+|#x[0-9a-fA-F]+|[A-Za-z]{2,8});")
 
 
 @dataclass(frozen=True)
@@ -185,75 +181,71 @@ _TRACES = (
         "hold UTF-8 that was read as Latin-1",
         "get the text from where it was whole, or fix it with ftfy",
     ),
-    _Trace("replaced", re.compile("\ufffd"), 0.01, "hold U+FFFD for lost characters", "decode the original text anew"),
+    _Trace("replaced", re.compile("\ufffd"), 0.01, "hold U+FFFD for lost characters", "decode the original text again"),
     _Trace(
         "tokenised",
-        _TOKENISED,
+        re.compile(r" [.,](?: |$)|&(?:apos|quot);|@-@"),
         0.1,
         "are tokenised already",
         "give raw text, detokenised (sacremoses detokenize); the tokenizer cuts it itself",
     ),
     _Trace(
         "pieces",
-        _PIECES,
+        re.compile(r"@@(?: |$)|\u2581"),
         0.01,
         "are cut into pieces already",
         "give raw text: join the pieces (sed -E 's/@@( |$)//g' for BPE)",
     ),
     _Trace(
         "special_tokens",
-        _SPECIAL,
+        re.compile(r"<(?:s|/s|unk|pad|0x[0-9A-F]{2})>"),
         0.001,
         "hold special tokens as text",
         "remove them: mt puts in what sentences begin and end with",
     ),
 )
-_TAGS = _Trace("tags", _TAG, 0.05, "hold tags", "remove the markup, or name the tags in tokenizer.user_symbols")
-_ENTITIES = _Trace("entities", _ENTITY, 0.01, "hold HTML entities", "set data.clean.html_entities: true")
+_TAGS = _Trace(
+    "tags",
+    re.compile(r"</?[A-Za-z][A-Za-z0-9]*(?:\s[^<>]*)?/?>"),
+    0.05,
+    "hold tags",
+    "remove the markup, or name the tags in tokenizer.user_symbols",
+)
+_ENTITIES = _Trace(
+    "entities",
+    re.compile(r"&(?:#\d+|#x[0-9a-fA-F]+|[A-Za-z]{2,8});"),
+    0.01,
+    "hold HTML entities",
+    "set data.clean.html_entities: true",
+)
 
 
-def check_form(sample: Sample, config: RunConfig) -> list[Finding]:
-    """Traces of earlier processing, and of wrong decoding."""
-    if len(sample.src) < FEWEST_PAIRS:
-        return []
-    symbols = {*config.tokenizer.user_symbols, *config.data.tags}
+def check_form(sample: Sample, config: RunConfig) -> Iterator[Finding]:
+    """Find traces of earlier processing, and of wrong decoding."""
+    if len(sample.pairs) < FEWEST_PAIRS:
+        return
+    known_tags = {"<s>", "</s>", *config.tokenizer.user_symbols, *config.data.tags}
     traces = [*_TRACES, _TAGS] if config.data.clean.html_entities else [*_TRACES, _TAGS, _ENTITIES]
-    findings = []
-    for side, texts in enumerate((sample.src, sample.tgt)):
+    for side, texts in enumerate(sample.sides):
         for trace in traces:
-            found = _lines_with(trace, texts, symbols)
+            found = [i for i, text in enumerate(texts) if trace.pattern.search(text)]
+            if trace is _TAGS:
+                found = [i for i in found if set(trace.pattern.findall(texts[i])) - known_tags]
             if len(found) > max(2, trace.max_share * len(texts)):
                 share = percent(len(found) / len(texts))
-                problem = f"{share} of the lines {trace.what}, such as {_such_as(sample, side, found[0])}"
-                findings.append(
-                    Finding("warning", trace.check, sample.key, f"{sample.side_name(side)}: {problem}", trace.fix)
-                )
-    return findings
+                problem = f"{share} of the lines {trace.what}, {_such_as(sample, side, found[0])}"
+                yield warning(trace.check, sample, side, problem, trace.fix)
 
 
-def _lines_with(trace: _Trace, texts: Sequence[str], symbols: set[str]) -> list[int]:
-    found = [i for i, text in enumerate(texts) if trace.pattern.search(text)]
-    if trace is _TAGS:
-        found = [i for i in found if set(trace.pattern.findall(texts[i])) - symbols - _SPECIAL_TAGS]
-    return found
-
-
-_SPECIAL_TAGS = {"<s>", "</s>"}
-
-
-def check_symbols(sample: Sample, symbols: Iterable[str]) -> list[Finding]:
-    """Tags of corpora that stand in the text of it, too."""
-    findings = []
+def check_symbols(sample: Sample, symbols: Iterable[str]) -> Iterator[Finding]:
+    """Find tags of corpora that are in the text itself, too."""
     for symbol in symbols:
-        for side, texts in enumerate((sample.src, sample.tgt)):
-            found = [i for i, text in enumerate(texts) if symbol in text]
-            if found:
-                problem = f"holds the tag {symbol} as text, such as {_such_as(sample, side, found[0])}"
+        for side, texts in enumerate(sample.sides):
+            found = next((i for i, text in enumerate(texts) if symbol in text), None)
+            if found is not None:
+                problem = f"holds the tag {symbol} as text, {_such_as(sample, side, found)}"
                 fix = "choose another tag, or remove it from the text: mt puts it in front of the source itself"
-                findings.append(
-                    Finding("warning", "tag_in_text", sample.key, f"{sample.side_name(side)}: {problem}", fix)
-                )
-    return findings
+                yield warning("tag_in_text", sample, side, problem, fix)
 
 
 @dataclass(frozen=True)
@@ -267,12 +259,7 @@ class _Habit:
 
 
 _HABITS = (
-    _Habit(
-        "case",
-        lambda text: text != text.lower(),
-        "have capital letters",
-        "write both in true case",
-    ),
+    _Habit("case", lambda text: text != text.lower(), "have capital letters", "write both in true case"),
     _Habit(
         "final_punctuation",
         lambda text: not text.rstrip("\"'”’»)] ")[-1:].isalnum(),
@@ -283,23 +270,19 @@ _HABITS = (
 _RARE, _OFTEN = 0.15, 0.6
 
 
-def check_habits(train: Sequence[Sample], others: Sequence[Sample]) -> list[Finding]:
-    """Validation and test text that is written in another way than the training text."""
-    findings = []
+def check_habits(train: Sequence[Sample], others: Sequence[Sample]) -> Iterator[Finding]:
+    """Find validation and test text that is written in another way than the training text."""
     for side in (0, 1):
-        trained = [text for sample in train for text in (sample.src, sample.tgt)[side] if text.strip()]
+        trained = [text for sample in train for text in sample.sides[side] if text.strip()]
         for other in others:
-            texts = [text for text in (other.src, other.tgt)[side] if text.strip()]
+            texts = [text for text in other.sides[side] if text.strip()]
             if min(len(trained), len(texts)) < FEWEST_PAIRS:
                 continue
             for habit in _HABITS:
                 in_train, here = (sum(map(habit.holds, lines)) / len(lines) for lines in (trained, texts))
                 if min(in_train, here) <= _RARE and max(in_train, here) >= _OFTEN:
                     problem = f"{percent(here)} of the lines {habit.usual}, and {percent(in_train)} in training"
-                    findings.append(
-                        Finding("warning", habit.check, other.key, f"{other.side_name(side)}: {problem}", habit.fix)
-                    )
-    return findings
+                    yield warning(habit.check, other, side, problem, habit.fix)
 
 
 # ---------------------------------------------------------------------------------------------------- held-out sets
@@ -308,57 +291,47 @@ SMALLEST_VALIDATION, LARGEST_VALIDATION = 100, 10_000
 _SAME_SET = 0.5  # of the shorter set's segments, from which two sets are the same
 
 
-def check_held_out(samples: Sequence[Sample]) -> list[Finding]:
-    """Sizes and emptiness of validation and test sets, and whether two are the same."""
-    findings = []
+def check_held_out(samples: Sequence[Sample]) -> Iterator[Finding]:
+    """Check sizes and emptiness of validation and test sets, and whether two are the same."""
+    samples = [sample for sample in samples if sample.pairs]
     for sample in samples:
-        if sample.src:
-            findings += _empty_lines(sample)
-    valid = next((sample for sample in samples if sample.role == "valid" and sample.src), None)
-    if valid is None:
-        return findings
-    findings += _validation_size(valid)
-    seen = set(_plain(valid))
-    for sample in samples:
-        if sample is valid or not sample.src:
-            continue
-        here = set(_plain(sample))
-        n_shared = len(seen & here)
-        if n_shared >= _SAME_SET * min(len(seen), len(here)):
-            problem = (
-                f"{n_shared:,} of its {len(valid.src):,} pairs are in {sample.key} ({sample.corpus.description}), too"
-            )
-            fix = "give other text: what chooses the checkpoint cannot judge it, too"
-            findings.append(
-                Finding("warning", "valid_is_test", valid.key, f"{valid.corpus.description}: {problem}", fix)
-            )
-    return findings
+        yield from _empty_lines(sample)
+    for valid in samples:
+        if valid.role == "valid":
+            yield from _validation_size(valid)
+            yield from _same_sets(valid, [sample for sample in samples if sample is not valid])
 
 
-def _plain(sample: Sample) -> list[tuple[str, str]]:
-    return [(src.casefold().strip(), tgt.casefold().strip()) for src, tgt in zip(sample.src, sample.tgt, strict=True)]
-
-
-def _empty_lines(sample: Sample) -> list[Finding]:
-    findings = []
-    for side, texts in enumerate((sample.src, sample.tgt)):
+def _empty_lines(sample: Sample) -> Iterator[Finding]:
+    for side, texts in enumerate(sample.sides):
         empty = [i for i, text in enumerate(texts) if not text.strip()]
         if empty:
-            problem = f"{len(empty):,} of {len(texts):,} lines are empty, the first is line {sample.lines[empty[0]]:,}"
-            fix = "remove them with their counterparts: they are scored as they stand"
-            findings.append(Finding("warning", "empty_lines", sample.key, f"{sample.side_name(side)}: {problem}", fix))
-    return findings
+            first = sample.pairs[empty[0]].line
+            problem = f"{len(empty):,} of {len(texts):,} lines are empty, the first is line {first:,}"
+            fix = "remove them with their counterparts: they are scored as they are"
+            yield warning("empty_lines", sample, side, problem, fix)
 
 
-def _validation_size(valid: Sample) -> list[Finding]:
-    place = valid.corpus.description
+def _validation_size(valid: Sample) -> Iterator[Finding]:
     if valid.n_pairs < SMALLEST_VALIDATION:
         problem = f"has {valid.n_pairs:,} pairs: scores of so few leave the choice of a checkpoint to chance"
-        return [Finding("warning", "valid_size", valid.key, f"{place}: {problem}", "give 1,000 to 3,000")]
+        yield warning("valid_size", valid, None, problem, "give 1,000 to 3,000")
     if valid.n_pairs > LARGEST_VALIDATION:
         problem = f"has {valid.n_pairs:,} pairs, which each validation translates: that takes long"
-        return [Finding("warning", "valid_size", valid.key, f"{place}: {problem}", "give 1,000 to 3,000 of them")]
-    return []
+        yield warning("valid_size", valid, None, problem, "give 1,000 to 3,000 of them")
+
+
+def _same_sets(valid: Sample, tests: Sequence[Sample]) -> Iterator[Finding]:
+    seen, *others = (
+        {(src.casefold().strip(), tgt.casefold().strip()) for src, tgt, _ in s.pairs} for s in [valid, *tests]
+    )
+    for sample, here in zip(tests, others, strict=True):
+        n_shared = len(seen & here)
+        if n_shared >= _SAME_SET * min(len(seen), len(here)):
+            description = f"{sample.key} ({sample.corpus.description})"
+            problem = f"{n_shared:,} of its {len(valid.pairs):,} pairs are in {description}, too"
+            fix = "give other text: what chooses the checkpoint cannot judge it, too"
+            yield warning("valid_is_test", valid, None, problem, fix)
 
 
 # ---------------------------------------------------------------------------------------------------- languages
@@ -371,7 +344,7 @@ _N_TEXTS, _TEXT_CHARS = 200, 80  # that py3langid looks at, and how long they ar
 
 
 def language_identifier(config: RunConfig) -> tuple[LanguageIdentifier | None, list[Finding]]:
-    """What tells languages apart, or a note why there is nothing."""
+    """Return what tells languages apart, or a note why there is nothing."""
     try:
         return _identifier(config.src_lang, config.tgt_lang), []
     except NotInstalledError as error:
@@ -388,69 +361,63 @@ def _identifier(*langs: str) -> LanguageIdentifier:
 
 
 def check_languages(sample: Sample, identifier: LanguageIdentifier | None) -> list[Finding]:
-    """Whether both sides are in their languages, by script and by py3langid."""
-    if len(sample.src) < FEWEST_PAIRS:
+    """Check whether both sides are in their languages, by script and by py3langid."""
+    if len(sample.pairs) < FEWEST_PAIRS:
         return []
-    findings = _wrong_scripts(sample)
-    return findings if findings or identifier is None else _wrong_languages(sample, identifier)
+    return list(_wrong_scripts(sample)) or list(_wrong_languages(sample, identifier) if identifier else ())
 
 
-def _wrong_scripts(sample: Sample) -> list[Finding]:
-    every = max(1, len(sample.src) // _SCRIPT_LINES)
-    src, tgt = (" ".join(texts[::every]) for texts in (sample.src, sample.tgt))
-    wrong = [wrong_script_fraction(text, lang) for text, lang in zip((src, tgt), sample.langs, strict=True)]
-    if min(wrong) > _WRONG_LETTERS and wrong_script_fraction(src, sample.langs[1]) < _WRONG_LETTERS:
-        return [_swapped(sample)]
-    findings = []
-    for side, (text, share) in enumerate(zip((src, tgt), wrong, strict=True)):
+def _wrong_scripts(sample: Sample) -> Iterator[Finding]:
+    every = max(1, len(sample.pairs) // _SCRIPT_LINES)
+    sides = [" ".join(texts[::every]) for texts in sample.sides]
+    wrong = [wrong_script_fraction(text, lang) for text, lang in zip(sides, sample.langs, strict=True)]
+    if min(wrong) > _WRONG_LETTERS and wrong_script_fraction(sides[0], sample.langs[1]) < _WRONG_LETTERS:
+        yield _swapped(sample)
+        return
+    for side, (text, share, lang) in enumerate(zip(sides, wrong, sample.langs, strict=True)):
         if share > _WRONG_LETTERS:
             script = next(iter(script_fractions(text)))
-            written = " and ".join(sorted(expected_scripts(sample.langs[side]) or ()))
-            lang = sample.langs[side]
+            written = " and ".join(sorted(expected_scripts(lang) or ()))
             problem = f"{percent(share)} of its letters are {script}, and {lang} is written in {written}"
-            findings.append(_wrong_language(sample, side, problem))
-    return findings
+            yield _wrong_language(sample, side, problem)
 
 
 def _swapped(sample: Sample) -> Finding:
     src_lang, tgt_lang = sample.langs
-    problem = f"{sample.corpus.description}: the sides are swapped: src is {tgt_lang}, and tgt is {src_lang}"
-    return Finding("warning", "swapped", sample.key, problem, "swap them, or src_lang and tgt_lang")
+    problem = f"the sides are swapped: src is {tgt_lang}, and tgt is {src_lang}"
+    return warning("swapped", sample, None, problem, "swap them, or src_lang and tgt_lang")
 
 
 def _wrong_language(sample: Sample, side: int, problem: str) -> Finding:
     setting = ("src_lang", "tgt_lang")[side]
-    fix = f"give {sample.langs[side]} text, or change {setting}"
-    return Finding("warning", "language", sample.key, f"{sample.side_name(side)}: {problem}", fix)
+    return warning("language", sample, side, problem, f"give {sample.langs[side]} text, or change {setting}")
 
 
-def _wrong_languages(sample: Sample, identifier: LanguageIdentifier) -> list[Finding]:
-    texts = [_long_texts(side) for side in (sample.src, sample.tgt)]
-    if min(map(len, texts)) < FEWEST_TEXTS:
-        return []
+def _wrong_languages(sample: Sample, identifier: LanguageIdentifier) -> Iterator[Finding]:
+    sides = [_long_texts(side) for side in sample.sides]
+    if min(map(len, sides)) < FEWEST_TEXTS:
+        return
     others = [
-        Counter(identifier.other_language(text, lang) for text in side)
-        for side, lang in zip(texts, sample.langs, strict=True)
+        Counter(identifier.other_language(text, lang) for text in texts)
+        for texts, lang in zip(sides, sample.langs, strict=True)
     ]
     swapped = (
-        sum(n for found, n in other.items() if identifier.is_in(found, lang)) / len(side)
-        for side, other, lang in zip(texts, others, reversed(sample.langs), strict=True)
+        sum(n for found, n in other.items() if identifier.is_in(found, lang)) / other.total()
+        for other, lang in zip(others, reversed(sample.langs), strict=True)
     )
     if min(swapped) > _SWAPPED_TEXTS:
-        return [_swapped(sample)]
-    findings = []
+        yield _swapped(sample)
+        return
     for side, other in enumerate(others):
-        del other[None]
-        share = sum(other.values()) / len(texts[side])
+        share = 1 - other.pop(None, 0) / len(sides[side])
         if share > _WRONG_TEXTS:
             found = other.most_common(1)[0][0]
             problem = f"{percent(share)} of its text is not {sample.langs[side]}, but mostly {found}"
-            findings.append(_wrong_language(sample, side, problem))
-    return findings
+            yield _wrong_language(sample, side, problem)
 
 
 def _long_texts(lines: Sequence[str]) -> list[str]:
-    """Texts long enough to tell their language by, of lines that follow each other, drawn evenly."""
+    """Return texts long enough to tell their language by, of lines that follow each other, drawn evenly."""
     texts, parts, n_chars = [], list[str](), 0
     for line in lines:
         parts.append(line)
@@ -467,58 +434,46 @@ _MANY_DUPLICATES = 0.15
 _CONTAMINATED = 0.01  # of the pairs looked at, or as many as this share of the held-out set
 
 
-def check_duplicates(sample: Sample, folds: Sequence[Sequence[str]], config: RunConfig) -> list[Finding]:
-    """
+def check_duplicates(sample: Sample, folds: Sequence[Sequence[str]], config: RunConfig) -> Iterator[Finding]:
+    """Find text of which much comes several times.
+
     Args:
         folds: both sides of the sample, folded.
     """
-    n = len(sample.src)
+    n = len(sample.pairs)
     if n < FEWEST_PAIRS:
-        return []
-    exact, folded = (1 - len(np.unique(pair_keys(*sides))) / n for sides in ((sample.src, sample.tgt), folds))
-    if folded <= _MANY_DUPLICATES:
-        return []
-    what = "of the pairs" if sample.is_whole else "of the pairs looked at, and so more of the whole,"
-    problem = (
-        f"{sample.corpus.description}: {percent(folded)} {what} came before, case and punctuation aside "
-        f"({percent(exact)} to the letter)"
-    )
-    is_kept = config.data.clean.duplicates == "keep"
-    fix = "set data.clean.duplicates: folded" if is_kept else "see that this is no mistake; preparing removes them"
-    return [Finding("warning", "duplicates", sample.key, problem, fix)]
+        return
+    exact, folded = (1 - len(np.unique(pair_keys(*sides))) / n for sides in (sample.sides, folds))
+    if folded > _MANY_DUPLICATES:
+        what = "of the pairs" if sample.is_whole else "of the pairs looked at, and so more of the whole,"
+        problem = f"{percent(folded)} {what} came before, case and punctuation aside ({percent(exact)} to the letter)"
+        is_kept = config.data.clean.duplicates == "keep"
+        fix = "set data.clean.duplicates: folded" if is_kept else "see that this is no mistake; preparing removes them"
+        yield warning("duplicates", sample, None, problem, fix)
 
 
 def check_contamination(
     train: Sequence[Sample], folds: Sequence[Sequence[Sequence[str]]], held_out: Sequence[Sample], config: RunConfig
-) -> list[Finding]:
-    """Training pairs of which a side stands in a validation or test set.
+) -> Iterator[Finding]:
+    """Find training pairs of which a side is in a validation or test set.
 
     Args:
         folds: for each training sample, both sides of it, folded.
     """
-    sets = {
-        sample.key: [SentencePair(*pair) for pair in zip(sample.src, sample.tgt, sample.lines, strict=True)]
-        for sample in held_out
-    }
+    sets = {sample.key: sample.pairs for sample in held_out}
     sought = HeldOut(sets, config.data.clean.contamination_words)
-    findings = []
-    for sample, (src, tgt) in zip(train, folds, strict=True):
-        found: dict[str, list[int]] = {}
-        for i, name in enumerate(map(sought.find, src, tgt)):
-            if name is not None:
-                found.setdefault(name, []).append(i)
-        for name, places in found.items():
-            if len(places) > _CONTAMINATED * min(len(sample.src), len(sets[name])):
-                findings.append(_contamination(sample, name, places, config))
-    return findings
-
-
-def _contamination(sample: Sample, name: str, places: Sequence[int], config: RunConfig) -> Finding:
-    problem = (
-        f"{sample.corpus.description}: {len(places):,} of the {len(sample.src):,} pairs looked at have a side in "
-        f"{name}, such as {_such_as(sample, 0, places[0])}"
-    )
     fix = "set data.clean.contamination: true, or its scores mean little"
     if config.data.clean.contamination:
         fix = "see that this is no mistake; preparing removes them"
-    return Finding("warning", "contamination", sample.key, problem, fix)
+    for sample, sides in zip(train, folds, strict=True):
+        found: dict[str, list[int]] = {}
+        for i, name in enumerate(map(sought.find, *sides)):
+            if name is not None:
+                found.setdefault(name, []).append(i)
+        for name, places in found.items():
+            if len(places) > _CONTAMINATED * min(len(sample.pairs), len(sets[name])):
+                problem = (
+                    f"{len(places):,} of the {len(sample.pairs):,} pairs looked at have a side in {name}, "
+                    f"{_such_as(sample, 0, places[0])}"
+                )
+                yield warning("contamination", sample, None, problem, fix)

@@ -6,8 +6,9 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from typing import Any, Literal, NamedTuple
 
 from mt.config.settings import CleanConfig
@@ -94,72 +95,30 @@ def shortened(text: str) -> str:
     return text if len(text) <= EXAMPLE_CHARS else text[: EXAMPLE_CHARS - 1] + "…"
 
 
-@dataclass
-class Removal:
-    """The pairs that were removed for one reason."""
-
-    count: int = 0
-    examples: list[SentencePair] = field(default_factory=list)  # the first few, shortened
-
-    def add(self, pair: SentencePair) -> None:
-        self.count += 1
-        if len(self.examples) < MAX_EXAMPLES:
-            self.examples.append(SentencePair(shortened(pair.src), shortened(pair.tgt), pair.line))
-
-    def merge(self, other: Removal) -> None:
-        self.count += other.count
-        self.examples = (self.examples + other.examples)[:MAX_EXAMPLES]
-
-    def as_json(self) -> dict[str, Any]:
-        return {"count": self.count, "examples": [pair._asdict() for pair in self.examples]}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Removal:
-        return cls(content["count"], [SentencePair(**example) for example in content["examples"]])
-
-
-class ChangedText(NamedTuple):
-    """One side of a pair before and after all changes, from where they first differ."""
-
-    line: int
-    side: Literal["src", "tgt"]
-    before: str
-    after: str
-
-
-@dataclass
-class ChangeExamples:
-    """The sides that a kind of change did something to."""
-
-    count: int = 0
-    examples: list[ChangedText] = field(default_factory=list)
-
-    def add(self, line: int, side: Literal["src", "tgt"], before: str, after: str) -> None:
-        self.count += 1
-        if len(self.examples) < MAX_EXAMPLES:
-            self.examples.append(ChangedText(line, side, *_where_they_differ(before, after)))
-
-    def merge(self, other: ChangeExamples) -> None:
-        self.count += other.count
-        self.examples = (self.examples + other.examples)[:MAX_EXAMPLES]
-
-    def as_json(self) -> dict[str, Any]:
-        return {"count": self.count, "examples": [example._asdict() for example in self.examples]}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> ChangeExamples:
-        return cls(content["count"], [ChangedText(**example) for example in content["examples"]])
-
-
 def _where_they_differ(before: str, after: str) -> tuple[str, str]:
-    """Both texts shortened, beginning shortly before the first difference where that lies far from the beginning."""
-    same = next(
-        (i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after))
-    )
-    start = max(same - EXAMPLE_CHARS // 2, 0) if max(len(before), len(after)) > EXAMPLE_CHARS else 0
-    if start == 0:
+    """Return both texts shortened, from shortly before their first difference if that is far from the beginning."""
+    n_same = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(before, after, strict=False)))
+    start = max(n_same - EXAMPLE_CHARS // 2, 0)
+    if start == 0 or max(len(before), len(after)) <= EXAMPLE_CHARS:
         return shortened(before), shortened(after)
     return shortened("…" + before[start:]), shortened("…" + after[start:])
+
+
+@dataclass
+class Counted:
+    """How often something was found, with the first examples as the report shows them."""
+
+    count: int = 0
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, example: Callable[[], dict[str, Any]]) -> None:
+        self.count += 1
+        if len(self.examples) < MAX_EXAMPLES:
+            self.examples.append(example())
+
+    def merge(self, other: Counted) -> None:
+        self.count += other.count
+        self.examples = (self.examples + other.examples)[:MAX_EXAMPLES]
 
 
 @dataclass
@@ -167,8 +126,8 @@ class Tally:
     """What became of the pairs of one corpus, or of a part of it."""
 
     n_read: int = 0
-    removed: dict[Reason, Removal] = field(default_factory=dict)
-    changed: dict[Change, ChangeExamples] = field(default_factory=dict)  # of sides, those of removed pairs too
+    removed: dict[Reason, Counted] = field(default_factory=dict)
+    changed: dict[Change, Counted] = field(default_factory=dict)  # of sides, those of removed pairs too
 
     @property
     def n_kept(self) -> int:
@@ -176,30 +135,42 @@ class Tally:
 
     def remove(self, reason: Reason, pair: SentencePair) -> None:
         """Count a pair as removed."""
-        self.removed.setdefault(reason, Removal()).add(pair)
+        removal = self.removed.setdefault(reason, Counted())
+        removal.add(lambda: {"src": shortened(pair.src), "tgt": shortened(pair.tgt), "line": pair.line})
+
+    def change(
+        self, changes: Iterable[Change], line: int, side: Literal["src", "tgt"], before: str, after: str
+    ) -> None:
+        """Count a side as changed."""
+
+        def example() -> dict[str, Any]:
+            shown = _where_they_differ(before, after)
+            return {"line": line, "side": side, "before": shown[0], "after": shown[1]}
+
+        for change in changes:
+            self.changed.setdefault(change, Counted()).add(example)
 
     def add(self, other: Tally) -> None:
         """Take in what became of a later part of the same corpus."""
         self.n_read += other.n_read
-        for reason, removal in other.removed.items():
-            self.removed.setdefault(reason, Removal()).merge(removal)
-        for change, examples in other.changed.items():
-            self.changed.setdefault(change, ChangeExamples()).merge(examples)
+        for reason, found in other.removed.items():
+            self.removed.setdefault(reason, Counted()).merge(found)
+        for change, found in other.changed.items():
+            self.changed.setdefault(change, Counted()).merge(found)
 
     def as_json(self) -> dict[str, Any]:
         return {
             "n_read": self.n_read,
-            "removed": {reason: self.removed[reason].as_json() for reason in RULES if reason in self.removed},
-            "changed": {change: self.changed[change].as_json() for change in CHANGE_RULES if change in self.changed},
+            "removed": {reason: asdict(self.removed[reason]) for reason in RULES if reason in self.removed},
+            "changed": {change: asdict(self.changed[change]) for change in CHANGE_RULES if change in self.changed},
         }
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Tally:
-        return cls(
-            content["n_read"],
-            {reason: Removal.from_json(removal) for reason, removal in content["removed"].items()},
-            {change: ChangeExamples.from_json(examples) for change, examples in content["changed"].items()},
-        )
+        def counted(key: str) -> dict[Any, Counted]:
+            return {kind: Counted(**found) for kind, found in content[key].items()}
+
+        return cls(content["n_read"], counted("removed"), counted("changed"))
 
 
 class Cleaner:
@@ -245,10 +216,9 @@ class Cleaner:
                 continue
             src_after, changes_of_src = src_changes(src_text)
             tgt_after, changes_of_tgt = tgt_changes(tgt_text)
-            for change in changes_of_src:
-                self.tally.changed.setdefault(change, ChangeExamples()).add(line, "src", src_text, src_after)
-            for change in changes_of_tgt:
-                self.tally.changed.setdefault(change, ChangeExamples()).add(line, "tgt", tgt_text, tgt_after)
+            if changes_of_src or changes_of_tgt:
+                self.tally.change(changes_of_src, line, "src", src_text, src_after)
+                self.tally.change(changes_of_tgt, line, "tgt", tgt_text, tgt_after)
             pair = SentencePair(src_after, tgt_after, line)
             reason = why_removed(src_after, tgt_after)
             if reason is None:
@@ -320,7 +290,7 @@ class Cleaner:
         return "swapped" if is_swapped else "wrong_language"
 
 
-def removed_text(removed: Mapping[Reason, Removal]) -> str:
+def removed_text(removed: Mapping[Reason, Counted]) -> str:
     """Such as `8 empty, 2 length_ratio`."""
     counts = (f"{removed[reason].count:,} {reason}" for reason in RULES if reason in removed)
     return ", ".join(counts) or "none"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +18,24 @@ from mt.errors import DataError
 from mt.text.corpora import SentencePair, readers_of
 
 FORMAT_VERSION = 2
+SIDES = ("src", "tgt")
 
 _LARGEST_UINT16_VOCABULARY = 65_535
 
 
 def ids_dtype(vocab_size: int) -> str:
-    """numpy's name of the type that ids are stored in."""
+    """Return numpy's name of the type that ids are stored in."""
     return "<u2" if vocab_size <= _LARGEST_UINT16_VOCABULARY else "<u4"
 
 
-# ---------------------------------------------------------------------------------------------------- reading
-
-
 class Sentences:
-    """Ids of many sentences, end to end in one memory-mapped file. Each ends with EOS_ID; none begins with BOS_ID."""
+    """Ids of many sentences, end to end in one memory-mapped file. Each ends with EOS_ID; none begins with BOS_ID.
+
+    Args:
+        offsets: [n + 1]; sentence i is ids[offsets[i]:offsets[i + 1]].
+    """
 
     def __init__(self, ids: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> None:
-        """Of all ids, and n + 1 offsets: sentence i is ids[offsets[i]:offsets[i + 1]]."""
         self.ids = ids
         self.offsets = offsets
         self.lengths: npt.NDArray[np.int64] = np.diff(offsets)  # tokens, end of sentence included
@@ -62,10 +65,47 @@ class ParallelIds:
 
     @classmethod
     def open(cls, folder: Path, name: str, dtype: str) -> ParallelIds:
-        return cls(*(Sentences.open(folder, f"{name}.{side}", dtype) for side in ("src", "tgt")))
+        return cls(*(Sentences.open(folder, f"{name}.{side}", dtype) for side in SIDES))
 
     def __len__(self) -> int:
         return len(self.src)
+
+
+FlatIds = tuple[npt.NDArray[Any], npt.NDArray[np.int64]]  # ids of some sentences, end to end, and the lengths of these
+
+
+def flat_ids(sentences: Sequence[Sequence[int]], dtype: str) -> FlatIds:
+    lengths = np.array([len(ids) for ids in sentences], dtype=np.int64)
+    return np.fromiter(chain.from_iterable(sentences), dtype, count=int(lengths.sum())), lengths
+
+
+def write_parallel_ids(folder: Path, name: str, parts: Iterable[Sequence[FlatIds]]) -> dict[str, Any]:
+    """Write what `ParallelIds` reads, and return what the manifest tells about it.
+
+    Args:
+        parts: source and target side of some pairs each, end of sentence included.
+    """
+    n_tokens, longest = [0, 0], [0, 0]
+    with ExitStack() as stack:
+        files = [
+            [stack.enter_context((folder / f"{name}.{side}.{part}").open("wb")) for part in ("ids", "offsets")]
+            for side in SIDES
+        ]
+        for _, offsets_file in files:
+            np.zeros(1, dtype=np.int64).tofile(offsets_file)
+        for part in parts:
+            for i, (ids, lengths) in enumerate(part):
+                ids.tofile(files[i][0])
+                (n_tokens[i] + np.cumsum(lengths)).tofile(files[i][1])
+                n_tokens[i] += len(ids)
+                longest[i] = max(longest[i], int(lengths.max(initial=0)))
+    return {
+        "src_tokens": n_tokens[0],
+        "tgt_tokens": n_tokens[1],
+        "src_tokens_per_tgt_token": n_tokens[0] / n_tokens[1],
+        "longest_src": longest[0],
+        "longest_tgt": longest[1],
+    }
 
 
 @dataclass(frozen=True)

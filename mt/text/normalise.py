@@ -6,11 +6,12 @@ import html
 import html.entities
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
 
 from mt.config.settings import SYMBOL, CleanConfig, RunConfig
 from mt.errors import ConfigError
+from mt.text.corpora import SentencePair
 from mt.text.scripts import base_language
 
 # Named as the settings in CleanConfig, in the order of the settings.
@@ -125,6 +126,9 @@ class Normalisers(NamedTuple):
             ConfigError: punctuation is to be normalised and sacremoses is missing.
         """
         return cls(Normaliser(config.data.clean, config.src_lang), Normaliser(config.data.clean, config.tgt_lang))
+
+    def pairs(self, pairs: Iterable[SentencePair]) -> list[SentencePair]:
+        return [SentencePair(self.src(src), self.tgt(tgt), line) for src, tgt, line in pairs]
 
     @classmethod
     def by_default(cls) -> Normalisers:

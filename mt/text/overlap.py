@@ -12,7 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from mt.config.settings import RunConfig
 from mt.text.corpora import SentencePair
+from mt.text.normalise import Normalisers
 
 _Codes = npt.NDArray[np.uint32]
 _Bytes = npt.NDArray[np.uint8]
@@ -182,6 +184,14 @@ class HeldOut:
                 for text in texts:
                     if text not in set_of and n_words(text) >= min_words:
                         set_of[text] = number
+
+    @classmethod
+    def of_run(cls, config: RunConfig, sets: Mapping[str, Sequence[SentencePair]]) -> HeldOut:
+        """Return the sets of a run, normalised as its training text is."""
+        normalisers = Normalisers.of_run(config)
+        return cls(
+            {name: normalisers.pairs(pairs) for name, pairs in sets.items()}, config.data.clean.contamination_words
+        )
 
     def find(self, folded_src: str, folded_tgt: str) -> str | None:
         """Name of the first set that has this source among its sources, or this target among its targets."""

@@ -11,19 +11,19 @@ import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mt.config.loading import settings_of
-from mt.config.settings import Corpus, RunConfig
+from mt.config.settings import RunConfig
 from mt.errors import ConfigError, DataError
 from mt.report.data import write_data_report
 from mt.system.console import Meter
@@ -34,13 +34,21 @@ from mt.system.signals import PendingExit, exit_on_signals
 from mt.system.workers import Workers
 from mt.text.clean import CHANGE_RULES, RULES, Tally, removed_text
 from mt.text.corpora import Chunk, CorpusReader, SentencePair, readers_of
-from mt.text.corpus import FORMAT_VERSION, PreparedCorpus, ids_dtype, with_tag
+from mt.text.corpus import (
+    FORMAT_VERSION,
+    FlatIds,
+    PreparedCorpus,
+    flat_ids,
+    ids_dtype,
+    with_tag,
+    write_parallel_ids,
+)
 from mt.text.duplicates import repeated
 from mt.text.normalise import Normalisers
 from mt.text.overlap import HeldOut, NgramOverlap
-from mt.text.shards import PAIRS_PER_SHARD, Cleaning, Counting, Encoding, Repeats, Shard, encode_pairs
+from mt.text.shards import DUPLICATES, PAIRS_PER_SHARD, Cleaning, Counting, Encoding, Shard, Stage, encode_pairs
 from mt.text.tokenizer import MAX_WORD_BYTES, Tokenizer, adopt_model, train_tokenizer
-from mt.text.vocabulary import joint_vocabulary_facts
+from mt.text.vocabulary import vocabulary_facts
 
 N_SAMPLES = 50  # kept pairs that the report shows
 MOST_WORDS = 2_000_000  # different ones of a language that are counted at one time; the rarest give way
@@ -187,7 +195,7 @@ def _check_corpora(config: RunConfig) -> None:
 
 
 class _Builder:
-    """Builds one corpus in a folder of its own. The steps are the lines of `build`, in order."""
+    """Builds one corpus in its own folder. The steps are the lines of `build`, in order."""
 
     def __init__(self, config: RunConfig, folder: Path, tokenizer_path: Path | None, pending_exit: PendingExit) -> None:
         self.config = config
@@ -197,161 +205,177 @@ class _Builder:
         self.tokenizer_path = tokenizer_path
         self.fingerprint = folder.name.removeprefix(".building-")
         self.seconds: dict[str, float] = {}
+        self.shards: list[Shard] = []  # of all corpora, in order
 
     def build(self) -> None:
         # Validation and test sets first: they are small, and what is wrong with them shows at once.
-        with self._stage("held_out"):
-            valid, tests = self._read_held_out_sets()
-        with self._stage("clean"):
-            shards, n_read = self._clean(valid, tests)
-        with self._stage("duplicates"):
-            repeats = self._find_repeats(shards)
-        with self._stage("count_words"):
-            words, n_lines = self._count_words(shards, repeats)
-        with self._stage("tokenizer"):
+        with self._timed("held_out"):
+            sets = self._copy_held_out_sets()
+            held_out = HeldOut.of_run(self.config, sets)
+        with self._timed("clean"):
+            n_read = self._clean(held_out)
+        with self._timed("duplicates"):
+            repeats = self._find_repeats()
+        with self._timed("count_words"):
+            words, n_lines = self._count_words(repeats)
+        with self._timed("tokenizer"):
             tokenizer, tokenizer_facts = self._make_tokenizer(words, n_lines)
-        with self._stage("encode"):
-            self._encode(shards, tokenizer)
-            lengths, sides = self._join(shards, tokenizer)
-            valid_sides = self._encode_valid(tokenizer, valid)
-        with self._stage("report"):
-            facts = {
-                **self._facts(shards, n_read, sides, lengths),
-                "valid": {**_held_out_facts(self.config.data.valid, valid), **valid_sides.facts()},
-                "test": {name: _held_out_facts(self.config.data.test[name], pairs) for name, pairs in tests.items()},
-                "overlap": self._overlap(shards, valid, tests),
-                "tokenizer": {**tokenizer_facts, **_vocabulary(tokenizer, words)},
+        with self._timed("encode"):
+            self._encode()
+            train_facts, lengths = self._join(ids_dtype(tokenizer.vocab_size))
+            valid_facts = self._encode_valid(tokenizer, sets["valid"])
+        with self._timed("report"):
+            corpora = self.config.data.corpora
+            described = {
+                name: {
+                    "source": corpora["data.valid" if name == "valid" else f"data.test.{name}"].description,
+                    "pairs": len(pairs),
+                    "empty": len(_empty(pairs)),
+                }
+                for name, pairs in sets.items()
             }
-            self._join_removed(shards)
+            facts = {
+                **self._train_facts(n_read, train_facts, lengths),
+                "valid": {**described.pop("valid"), **valid_facts},
+                "test": described,
+                "overlap": self._overlap(held_out),
+                "tokenizer": {**tokenizer_facts, **vocabulary_facts(tokenizer, *words)},
+            }
+            self._join_removed()
         self._require_unchanged_text()
         self._write_report_and_manifest(facts)
 
     @contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
+    def _timed(self, stage: str) -> Iterator[None]:
         self.pending_exit.check()
         started_at = time.perf_counter()
         yield
-        self.seconds[name] = time.perf_counter() - started_at
+        self.seconds[stage] = time.perf_counter() - started_at
 
-    # ------------------------------------------------------------------------------------------- held-out sets
+    def _run(self, stage: Stage, tasks: Iterable[tuple[Shard, Any]], n_pairs: int | None) -> None:
+        """Let worker processes take a stage with all shards that it has not finished yet."""
+        tasks = (task for task in tasks if not task[0].is_finished(stage.name))
+        first = list(islice(tasks, 2))
+        # Starting processes takes longer than one shard.
+        n = min(n_cores(), 64) if len(first) > 1 else 0
+        with Meter("pairs", n_pairs, what=stage.what) as meter, Workers(n, _install, (stage,)) as workers:
+            for n_done in workers.map(_call_stage, chain(first, tasks), ahead=n + 1):
+                meter.advance(n_done)
+                self.pending_exit.check()
 
-    def _read_held_out_sets(self) -> tuple[list[SentencePair], dict[str, list[SentencePair]]]:
-        """The validation set and the test sets, written as they are, nothing removed."""
-        valid = self._read_kept_whole(self.readers["data.valid"], self.folder / "valid.jsonl")
-        tests = {
-            name: self._read_kept_whole(self.readers[f"data.test.{name}"], self.folder / f"test.{name}.jsonl")
-            for name in self.config.data.test
-        }
-        return valid, tests
+    def _tally(self, stage: str, corpus: int | None = None) -> Tally:
+        """Return what became of the pairs of one corpus, or of all, up to a stage."""
+        total = Tally()
+        for shard in self.shards:
+            if corpus in (None, shard.corpus):
+                total.add(Tally.from_json(shard.result(stage)["tally"]))
+        return total
 
-    def _read_kept_whole(self, reader: CorpusReader, path: Path) -> list[SentencePair]:
+    def _require_pairs(self, stage: str) -> Tally:
+        total = self._tally(stage)
+        if not total.n_kept:
+            raise DataError(
+                f"data.train: nothing is left of {total.n_read:,} pairs, removed: {removed_text(total.removed)}; "
+                "look at the text, or at the limits data.clean and data.max_tokens"
+            )
+        return total
+
+    # ------------------------------------------------------------------------------------------- stages, in order
+
+    def _copy_held_out_sets(self) -> dict[str, list[SentencePair]]:
+        """Write the validation set and the test sets as they are, nothing removed."""
+        sets = {"valid": self._copied(self.readers["data.valid"], "valid.jsonl")}
+        for name in self.config.data.test:
+            sets[name] = self._copied(self.readers[f"data.test.{name}"], f"test.{name}.jsonl")
+        return sets
+
+    def _copied(self, reader: CorpusReader, file_name: str) -> list[SentencePair]:
         corpus, role, pairs = reader.corpus, reader.split, list(reader.pairs())
-        with path.open("w", encoding="utf-8") as stream:
+        with (self.folder / file_name).open("w", encoding="utf-8") as stream:
             stream.writelines(json.dumps(pair) + "\n" for pair in with_tag(pairs, corpus.tag))
-        empty = [pair.line for pair in pairs if not pair.src.strip() or not pair.tgt.strip()]
+        empty = _empty(pairs)
         if len(empty) == len(pairs):
             raise DataError(corpus.description, f"all {len(pairs):,} {role} pairs have an empty side")
         if empty:
             _log.info(
                 f"{corpus.description}: {len(empty):,} of {len(pairs):,} {role} pairs have an empty side, "
-                f"first in line {empty[0]:,}; they are kept"
+                f"first in line {empty[0].line:,}; they are kept"
             )
         return pairs
 
-    def _held_out(self, valid: Sequence[SentencePair], tests: dict[str, list[SentencePair]]) -> HeldOut:
-        normalisers = Normalisers.of_run(self.config)
-        sets = {
-            name: [SentencePair(normalisers.src(src), normalisers.tgt(tgt), line) for src, tgt, line in pairs]
-            for name, pairs in {"valid": valid, **tests}.items()
-        }
-        return HeldOut(sets, self.config.data.clean.contamination_words)
-
-    # ------------------------------------------------------------------------------------------------ cleaning
-
-    def _clean(
-        self, valid: Sequence[SentencePair], tests: dict[str, list[SentencePair]]
-    ) -> tuple[list[list[Shard]], list[int]]:
-        """The shards of each corpus, cleaned, and the pairs that were read of it."""
+    def _clean(self, held_out: HeldOut) -> list[int]:
+        """Return the pairs that were read of each corpus."""
         data = self.config.data
         readers = [self.readers[f"data.train.{number}"] for number in range(len(data.train))]
-        cleaning = Cleaning(data.clean, self.config.src_lang, self.config.tgt_lang, self._held_out(valid, tests))
-        shards: list[list[Shard]] = [[] for _ in data.train]
-        n_read = [0 for _ in data.train]
+        n_read = [0 for _ in readers]
 
         def tasks() -> Iterator[tuple[Shard, Chunk]]:
-            for number, reader in enumerate(readers):
-                for chunk in reader.chunks(PAIRS_PER_SHARD):
-                    shard = Shard(self.folder / "shards", number, len(shards[number]))
-                    shards[number].append(shard)
-                    n_read[number] += len(chunk.src)
-                    if not shard.is_finished("cleaned"):
-                        yield shard, chunk
+            for corpus, reader in enumerate(readers):
+                for number, chunk in enumerate(reader.chunks(PAIRS_PER_SHARD)):
+                    self.shards.append(Shard(self.folder / "shards", corpus, number))
+                    n_read[corpus] += len(chunk.src)
+                    yield self.shards[-1], chunk
 
-        n_pairs = _sum_if_known([reader.count() for reader in readers])
-        self._run(cleaning, tasks(), Meter("pairs", n_pairs, what="cleaning"))
+        counts = [reader.count() for reader in readers]
+        n_pairs = None if None in counts else sum(filter(None, counts))
+        self._run(Cleaning(data.clean, (self.config.src_lang, self.config.tgt_lang), held_out), tasks(), n_pairs)
         for number, corpus in enumerate(data.train):
-            tally = _total(shard.result("cleaned")["tally"] for shard in shards[number])
+            tally = self._tally("cleaned", number)
             _log.info(
                 f"{corpus.description}: {tally.n_read:,} pairs read, {tally.n_kept:,} kept; "
                 f"removed: {removed_text(tally.removed)}"
             )
-        self._require_pairs(shards, "cleaned")
-        return shards, n_read
+        self._require_pairs("cleaned")
+        return n_read
 
-    def _find_repeats(self, shards: list[list[Shard]]) -> Iterable[Repeats]:
-        """For each shard in order: which of its pairs came before."""
-        every = [shard for of_corpus in shards for shard in of_corpus]
+    def _find_repeats(self) -> list[npt.NDArray[np.uint8]]:
+        """Return for each shard which of its pairs came before, as `Counting` takes it."""
         mode = self.config.data.clean.duplicates
-        if mode == "keep" or all(shard.is_finished("kept") for shard in every):
-            return [Repeats(None, None) for _ in every]
-        exact = repeated([shard.path("cleaned.keys") for shard in every])
+        if mode == "keep" or all(shard.is_finished("kept") for shard in self.shards):
+            return [np.zeros(shard.path("cleaned.lines").stat().st_size // 8, dtype=np.uint8) for shard in self.shards]
+        exact = repeated([shard.path("cleaned.keys") for shard in self.shards])
         if mode == "exact":
-            return [Repeats(flags, None) for flags in exact]
-        folded = repeated([shard.path("cleaned.folded") for shard in every])
-        return [Repeats(*flags) for flags in zip(exact, folded, strict=True)]
+            return [flags.astype(np.uint8) for flags in exact]
+        folded = repeated([shard.path("cleaned.folded") for shard in self.shards])
+        return [np.select(flags, (1, 2)).astype(np.uint8) for flags in zip(exact, folded, strict=True)]
 
-    def _count_words(self, shards: list[list[Shard]], repeats: Iterable[Repeats]) -> tuple[list[Counter[str]], int]:
-        """Duplicates removed; the words of source and target side in a sample, and its lines."""
-        every = [shard for of_corpus in shards for shard in of_corpus]
-        n_pairs = sum(_total([shard.result("cleaned")["tally"]]).n_kept for shard in every)
-        meter = Meter("pairs", n_pairs, what="removing duplicates, counting words")
+    def _count_words(self, repeats: Sequence[npt.NDArray[np.uint8]]) -> tuple[list[Counter[str]], int]:
+        """Remove duplicates; return the words of source and target side in a sample, and its lines."""
+        n_pairs = self._tally("cleaned").n_kept
         share = self.config.tokenizer.sample_lines / max(2 * n_pairs, 1)
-        tasks = ((s, r) for s, r in zip(every, repeats, strict=True) if not s.is_finished("kept"))
-        self._run(Counting(share), tasks, meter)
+        self._run(Counting(share), zip(self.shards, repeats, strict=True), n_pairs)
         words: list[Counter[str]] = [Counter(), Counter()]
         n_lines = 0
-        for shard in every:
+        for shard in self.shards:
             n_lines += shard.result("kept")["n_lines"]
             for side, of_shard in enumerate(shard.words()):
                 words[side].update(of_shard)
                 if len(words[side]) > MOST_WORDS:
                     words[side] = _without_rarest(words[side])
-        total = _total(shard.result("kept")["tally"] for shard in every)
-        duplicates = {reason: total.removed[reason] for reason in _DUPLICATES if reason in total.removed}
         if self.config.data.clean.duplicates != "keep":
-            _log.info(f"duplicates removed: {removed_text(duplicates)}")
+            removed = self._tally("kept").removed
+            _log.info(
+                f"duplicates removed: {removed_text({key: removed[key] for key in DUPLICATES if key in removed})}"
+            )
         return words, n_lines
 
-    # ----------------------------------------------------------------------------------------------- tokenizer
-
     def _make_tokenizer(self, words: Sequence[Counter[str]], n_lines: int) -> tuple[Tokenizer, dict[str, Any]]:
-        """The tokenizer in its place, and what the report says of where it comes from."""
-        path, settings = self.folder / "tokenizer.model", self.config.tokenizer
-        symbols = self.config.symbols
-        facts: dict[str, Any]
+        """Return the tokenizer, which is put in its place, and what the report says of where it comes from."""
+        path, settings, symbols = self.folder / "tokenizer.model", self.config.tokenizer, self.config.symbols
+        facts: dict[str, Any] = {"kind": "given"}
         if self.tokenizer_path is not None:
             shutil.copyfile(self.tokenizer_path, path)
-            facts = {"kind": "given"}
         elif settings.model is not None:
             path.write_bytes(adopt_model(Path(settings.model), symbols))
-            facts = {"kind": "given", "model": settings.model}
+            facts["model"] = settings.model
         else:
             trained = self.folder / "shards" / "tokenizer.model"  # beside it, training leaves files when it is killed
-            facts = self._train_tokenizer(words, n_lines, symbols, trained)
+            facts = self._train_tokenizer(words[0] + words[1], n_lines, trained)
             shutil.copyfile(trained, path)
         tokenizer = Tokenizer.load(path)
         for symbol in symbols:
-            if not _knows(tokenizer, symbol):
+            ids = tokenizer.encode(symbol)
+            if len(ids) != 1 or tokenizer.decode(ids).strip() != symbol:
                 raise ConfigError(
                     symbol,
                     "the tokenizer of the model that training starts from does not know this symbol",
@@ -359,20 +383,17 @@ class _Builder:
                 )
         return tokenizer, {**facts, "vocab_size": tokenizer.vocab_size, "symbols": list(symbols)}
 
-    def _train_tokenizer(
-        self, words: Sequence[Counter[str]], n_lines: int, symbols: Sequence[str], path: Path
-    ) -> dict[str, Any]:
+    def _train_tokenizer(self, words: Counter[str], n_lines: int, path: Path) -> dict[str, Any]:
         settings = self.config.tokenizer
         what = f"{settings.kind} tokenizer of {settings.vocab_size:,} pieces"
         done = path.with_suffix(".json")
         if done.exists():
             facts: dict[str, Any] = json.loads(done.read_text("utf-8"))
             return facts
-        counts = words[0] + words[1]
-        _log.info(f"training a {what} on {n_lines:,} lines with {len(counts):,} different words")
+        _log.info(f"training a {what} on {n_lines:,} lines with {len(words):,} different words")
         started_at = time.perf_counter()
         with Meter(None, what=f"{what}: in training") as meter:
-            stats = train_tokenizer(counts, settings, path, symbols, while_waiting=meter.advance)
+            stats = train_tokenizer(words, settings, path, self.config.symbols, while_waiting=meter.advance)
         skipped = ""
         if stats.n_skipped_words:
             skipped = (
@@ -390,121 +411,108 @@ class _Builder:
             stream.write(json.dumps(facts).encode())
         return facts
 
-    # ------------------------------------------------------------------------------------------------ encoding
-
-    def _encode(self, shards: list[list[Shard]], tokenizer: Tokenizer) -> None:
-        every = [shard for of_corpus in shards for shard in of_corpus]
-        sizes = [shard.result("kept")["n_pairs"] for shard in every]
-        tags = {number: source.tag for number, source in enumerate(self.config.data.train) if source.tag is not None}
-        encoding = Encoding(self.folder / "tokenizer.model", self.config.data.max_tokens, tags)
-        meter = Meter("pairs", sum(sizes), what="encoding")
-        tasks = (task for task in zip(every, _shown(sizes), strict=True) if not task[0].is_finished("encoded"))
+    def _encode(self) -> None:
+        max_tokens, tags = self.config.data.max_tokens, [corpus.tag for corpus in self.config.data.train]
+        sizes = [shard.result("kept")["n_pairs"] for shard in self.shards]
         started_at = time.perf_counter()
-        self._run(encoding, tasks, meter)
-        self._require_pairs(shards, "encoded")
-        total = _total(shard.result("encoded")["tally"] for shard in every)
+        encoding = Encoding(self.folder / "tokenizer.model", max_tokens, tags)
+        self._run(encoding, zip(self.shards, _shown(sizes), strict=True), sum(sizes))
+        total = self._require_pairs("encoded")
         n_too_long = total.removed["too_many_tokens"].count if "too_many_tokens" in total.removed else 0
         _log.info(
             f"encoded {total.n_kept:,} pairs in {time.perf_counter() - started_at:.0f} s; "
-            f"removed: {n_too_long:,} pair{'' if n_too_long == 1 else 's'} over {self.config.data.max_tokens} tokens"
+            f"removed: {n_too_long:,} pair{'' if n_too_long == 1 else 's'} over {max_tokens} tokens"
         )
 
-    def _join(self, shards: list[list[Shard]], tokenizer: Tokenizer) -> tuple[dict[str, Any], _PairWriter]:
-        """The files of all shards as one; histograms of lengths, and what the manifest tells about both sides."""
-        max_tokens = self.config.data.max_tokens
-        counts = [np.zeros(max_tokens + 1, dtype=np.int64) for _ in range(2)]
+    def _join(self, dtype: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Join the files of all shards; return what the manifest tells about the ids, and histograms of lengths."""
+        n_bins = self.config.data.max_tokens + 1
+        counts = np.zeros((2, n_bins), dtype=np.int64)
         ratios = np.zeros(len(LENGTH_RATIOS), dtype=np.int64)
-        with (
-            _PairWriter(self.folder, "train", tokenizer.vocab_size) as writer,
-            (self.folder / "train.lines").open("wb") as lines,
-        ):
-            for shard in (shard for of_corpus in shards for shard in of_corpus):
-                of_sides = writer.append(shard)
-                lines.write(shard.path("encoded.lines").read_bytes())
-                for total, lengths in zip(counts, of_sides, strict=True):
-                    total += np.bincount(lengths, minlength=max_tokens + 1)
-                found = np.searchsorted(LENGTH_RATIOS, of_sides[0] / of_sides[1], side="right") - 1
-                ratios += np.bincount(found, minlength=len(LENGTH_RATIOS))
-        lengths_facts = {
-            "tokens": {"src": counts[0][1:].tolist(), "tgt": counts[1][1:].tolist()},
+
+        def parts() -> Iterator[list[FlatIds]]:
+            with (self.folder / "train.lines").open("wb") as lines:
+                for shard in self.shards:
+                    lines.write(shard.path("encoded.lines").read_bytes())
+                    sides = shard.read_encoded(dtype)
+                    src, tgt = (lengths for _, lengths in sides)
+                    counts[:] += [np.bincount(lengths, minlength=n_bins) for lengths in (src, tgt)]
+                    found = np.searchsorted(LENGTH_RATIOS, src / tgt, side="right") - 1
+                    ratios[:] += np.bincount(found, minlength=len(LENGTH_RATIOS))
+                    yield sides
+
+        facts = write_parallel_ids(self.folder, "train", parts())
+        return facts, {
+            "tokens": {"src": counts[0, 1:].tolist(), "tgt": counts[1, 1:].tolist()},
             "ratio": {"edges": [*LENGTH_RATIOS, None], "counts": ratios.tolist()},
         }
-        return lengths_facts, writer
 
-    def _encode_valid(self, tokenizer: Tokenizer, pairs: Sequence[SentencePair]) -> _PairWriter:
-        normalisers, source = Normalisers.of_run(self.config), self.config.data.valid
-        with _PairWriter(self.folder, "valid", tokenizer.vocab_size) as writer:
+    def _encode_valid(self, tokenizer: Tokenizer, pairs: Sequence[SentencePair]) -> dict[str, Any]:
+        corpus, max_tokens = self.config.data.valid, self.config.data.max_tokens
+        normalisers, dtype = Normalisers.of_run(self.config), ids_dtype(tokenizer.vocab_size)
+
+        def parts() -> Iterator[list[FlatIds]]:
             for start in range(0, len(pairs), _HELD_OUT_CHUNK):
-                chunk = [
-                    SentencePair(normalisers.src(src), normalisers.tgt(tgt), line)
-                    for src, tgt, line in pairs[start : start + _HELD_OUT_CHUNK]
-                ]
-                src_ids, tgt_ids = encode_pairs(tokenizer, chunk, source.tag)
-                self._refuse_endless(chunk, src_ids, tgt_ids)
-                writer.write(src_ids, tgt_ids)
-        max_tokens = self.config.data.max_tokens
-        if max(writer.longest) > max_tokens:
+                chunk = normalisers.pairs(pairs[start : start + _HELD_OUT_CHUNK])
+                sides = encode_pairs(tokenizer, chunk, corpus.tag)
+                for pair, *ids in zip(chunk, *sides, strict=True):
+                    longest = max(map(len, ids))
+                    if longest > MAX_VALIDATION_TOKENS:
+                        raise DataError(
+                            f"{corpus.description}: line {pair.line:,} has {longest:,} tokens: validation measures "
+                            f"every line whole, up to {MAX_VALIDATION_TOKENS:,} tokens: split or remove it"
+                        )
+                yield [flat_ids(side, dtype) for side in sides]
+
+        facts = write_parallel_ids(self.folder, "valid", parts())
+        longest = max(facts["longest_src"], facts["longest_tgt"])
+        if longest > max_tokens:
             _log.info(
-                f"{source.description}: the longest validation sentence has {max(writer.longest):,} "
+                f"{corpus.description}: the longest validation sentence has {longest:,} "
                 f"tokens, data.max_tokens is {max_tokens:,}; it is kept"
             )
-        return writer
-
-    def _refuse_endless(
-        self, pairs: Sequence[SentencePair], src_ids: Sequence[Sequence[int]], tgt_ids: Sequence[Sequence[int]]
-    ) -> None:
-        for pair, src, tgt in zip(pairs, src_ids, tgt_ids, strict=True):
-            longest = max(len(src), len(tgt))
-            if longest > MAX_VALIDATION_TOKENS:
-                raise DataError(
-                    f"{self.config.data.valid.description}: line {pair.line:,} has {longest:,} tokens: validation "
-                    f"measures every line whole, up to {MAX_VALIDATION_TOKENS:,} tokens: split or remove it"
-                )
+        return facts
 
     # ------------------------------------------------------------------------------------------------- telling
 
-    def _overlap(
-        self, shards: list[list[Shard]], valid: Sequence[SentencePair], tests: dict[str, list[SentencePair]]
-    ) -> dict[str, Any]:
-        overlap = NgramOverlap(self._held_out(valid, tests))
-        for shard in (shard for of_corpus in shards for shard in of_corpus):
+    def _overlap(self, held_out: HeldOut) -> dict[str, Any]:
+        overlap = NgramOverlap(held_out)
+        for shard in self.shards:
             overlap.merge(shard.result("cleaned")["overlap"])
         return overlap.facts()
 
-    def _facts(
-        self, shards: list[list[Shard]], n_read: Sequence[int], sides: _PairWriter, lengths: dict[str, Any]
-    ) -> dict[str, Any]:
-        results = [[shard.result("encoded") for shard in of_corpus] for of_corpus in shards]
-        tallies = [_total(result["tally"] for result in of_corpus) for of_corpus in results]
-        assert [tally.n_read for tally in tallies] == list(n_read), "every pair that was read is accounted for"
-        assert sum(tally.n_kept for tally in tallies) == sides.n_pairs, "every pair that was kept is written"
+    def _train_facts(self, n_read: Sequence[int], facts: dict[str, Any], lengths: dict[str, Any]) -> dict[str, Any]:
+        corpora = self.config.data.train
+        tallies = [self._tally("encoded", number) for number in range(len(corpora))]
+        n_kept = sum(tally.n_kept for tally in tallies)
+        assert [tally.n_read for tally in tallies] == n_read, "every pair that was read is accounted for"
+        assert n_kept == sum(lengths["tokens"]["src"]), "every pair that was kept is written"
         sources = [
             {
-                "source": source.description,
-                "tag": source.tag,
-                "weight": source.weight,
+                "source": corpus.description,
+                "tag": corpus.tag,
+                "weight": corpus.weight,
                 "pairs_read": tally.n_read,
                 "pairs_kept": tally.n_kept,
-                **{key: value for key, value in tally.as_json().items() if key in ("removed", "changed")},
+                **{key: value for key, value in tally.as_json().items() if key != "n_read"},
             }
-            for source, tally in zip(self.config.data.train, tallies, strict=True)
+            for corpus, tally in zip(corpora, tallies, strict=True)
         ]
         return {
-            "train": {"pairs_read": sum(n_read), "pairs_kept": sides.n_pairs, **sides.facts(), "sources": sources},
+            "train": {"pairs_read": sum(n_read), "pairs_kept": n_kept, **facts, "sources": sources},
             "lengths": lengths,
-            "samples": [sample for of_corpus in results for result in of_corpus for sample in result["samples"]],
+            "samples": [sample for shard in self.shards for sample in shard.result("encoded")["samples"]],
         }
 
-    def _join_removed(self, shards: list[list[Shard]]) -> None:
-        """`removed.tsv`: every removed pair with its place and reason."""
+    def _join_removed(self) -> None:
+        """Write `removed.tsv`: every removed pair with its place and reason."""
         with (self.folder / "removed.tsv").open("w", encoding="utf-8", newline="\n") as joined:
             joined.write("source\tline\treason\tsrc\ttgt\n")
-            for source, of_corpus in zip(self.config.data.train, shards, strict=True):
-                description = source.description.replace("\t", " ")
-                for shard in of_corpus:
-                    for stage in ("cleaned", "kept", "encoded"):
-                        with shard.path(f"{stage}.removed").open(encoding="utf-8", newline="\n") as rows:
-                            joined.writelines(f"{description}\t{row}" for row in rows)
+            for shard in self.shards:
+                description = self.config.data.train[shard.corpus].description.replace("\t", " ")
+                for stage in (Cleaning, Counting, Encoding):
+                    with shard.path(f"{stage.name}.removed").open(encoding="utf-8", newline="\n") as rows:
+                        joined.writelines(f"{description}\t{row}" for row in rows)
 
     def _require_unchanged_text(self) -> None:
         if corpus_fingerprint(self.config, self.tokenizer_path) != self.fingerprint:
@@ -522,7 +530,7 @@ class _Builder:
         }
         origin = {
             "versions": {"python": platform.python_version(), **package_versions(*_PACKAGES)},
-            "seconds": {stage: round(s, 3) for stage, s in self.seconds.items()},
+            "seconds": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
         }
         told = {
             "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -555,56 +563,26 @@ class _Builder:
         written.write_text(json.dumps(manifest, indent=2, ensure_ascii=True) + "\n", "utf-8")
         written.replace(self.folder / "manifest.json")
 
-    # ---------------------------------------------------------------------------------------------- processes
 
-    def _run(self, stage: Callable[[Any], int], tasks: Iterable[Any], meter: Meter) -> None:
-        """Let worker processes do the tasks of a stage, which return how many pairs they had."""
-        tasks = iter(tasks)
-        first = list(islice(tasks, 2))
-        # Starting processes takes longer than one shard.
-        n = min(n_cores(), 64) if len(first) > 1 else 0
-        with meter, Workers(n, _install, (stage,)) as workers:
-            for n_pairs in workers.map(_call_stage, chain(first, tasks), ahead=n + 1):
-                meter.advance(n_pairs)
-                self.pending_exit.check()
-
-    def _require_pairs(self, shards: list[list[Shard]], stage: str) -> None:
-        total = _total(shard.result(stage)["tally"] for of_corpus in shards for shard in of_corpus)
-        if not total.n_kept:
-            raise DataError(
-                f"data.train: nothing is left of {total.n_read:,} pairs, removed: {removed_text(total.removed)}; "
-                "look at the text, or at the limits data.clean and data.max_tokens"
-            )
+_stage: Stage | None = None  # of this worker process
 
 
-_DUPLICATES = ("duplicate", "folded_duplicate")
-_stage: Callable[[Any], int] | None = None  # of this worker process
-
-
-def _install(stage: Callable[[Any], int]) -> None:
+def _install(stage: Stage) -> None:
     global _stage
     _stage = stage
 
 
-def _call_stage(task: Any) -> int:
+def _call_stage(task: tuple[Shard, Any]) -> int:
     assert _stage is not None, "the initializer of the process has run"
-    return _stage(task)
+    return _stage(*task)
 
 
-def _total(tallies: Iterable[dict[str, Any]]) -> Tally:
-    total = Tally()
-    for tally in tallies:
-        total.add(Tally.from_json(tally))
-    return total
-
-
-def _sum_if_known(counts: Sequence[int | None]) -> int | None:
-    known = [count for count in counts if count is not None]
-    return sum(known) if len(known) == len(counts) else None
+def _empty(pairs: Iterable[SentencePair]) -> list[SentencePair]:
+    return [pair for pair in pairs if not pair.src.strip() or not pair.tgt.strip()]
 
 
 def _shown(sizes: Sequence[int]) -> Iterator[list[int]]:
-    """For each shard the pairs that the report shows: a seeded draw from all shards together."""
+    """Yield for each shard the pairs that the report shows: a seeded draw from all shards together."""
     n_pairs = sum(sizes)
     drawn = sorted(random.Random(1).sample(range(n_pairs), min(N_SAMPLES, n_pairs)))
     first = 0
@@ -614,109 +592,9 @@ def _shown(sizes: Sequence[int]) -> Iterator[list[int]]:
 
 
 def _without_rarest(words: Counter[str]) -> Counter[str]:
-    """Half of the room free again: those that came once go, then those that came twice, and so on."""
+    """Return at most half of MOST_WORDS: those that came once go, then those that came twice, and so on."""
     n_times = 1
     while len(words) > MOST_WORDS // 2:
         words = Counter({word: count for word, count in words.items() if count > n_times})
         n_times += 1
     return words
-
-
-def _held_out_facts(corpus: Corpus, pairs: Sequence[SentencePair]) -> dict[str, Any]:
-    return {
-        "source": corpus.description,
-        "pairs": len(pairs),
-        "empty": sum(not pair.src.strip() or not pair.tgt.strip() for pair in pairs),
-    }
-
-
-def _knows(tokenizer: Tokenizer, symbol: str) -> bool:
-    return len(tokenizer.encode(symbol)) == 1 and tokenizer.decode(tokenizer.encode(symbol)).strip() == symbol
-
-
-def _vocabulary(tokenizer: Tokenizer, words: Sequence[Counter[str]]) -> dict[str, Any]:
-    facts = joint_vocabulary_facts(tokenizer, *words)
-    sides = {
-        side: {
-            **facts[side],
-            "longest_pieces": [{"piece": piece, "count": count} for piece, count in facts[side]["longest_pieces"]],
-        }
-        for side in ("src", "tgt")
-    }
-    return {**sides, "pieces": {key: facts["coverage"][key] for key in ("src", "tgt", "both", "neither")}}
-
-
-class _SideWriter:
-    """One side of the pairs: ids and offsets, appended to two files."""
-
-    def __init__(self, folder: Path, name: str, dtype: str) -> None:
-        self.n_tokens = 0
-        self.longest = 0
-        self._dtype = dtype
-        self._ids: BinaryIO = (folder / f"{name}.ids").open("wb")
-        self._offsets: BinaryIO = (folder / f"{name}.offsets").open("wb")
-        np.zeros(1, dtype=np.int64).tofile(self._offsets)
-
-    def write(self, sentences: Sequence[Sequence[int]]) -> None:
-        lengths = np.array([len(ids) for ids in sentences], dtype=np.int64)
-        ids = np.fromiter(chain.from_iterable(sentences), dtype=self._dtype, count=int(lengths.sum()))
-        self._append(ids.tobytes(), lengths)
-
-    def append(self, ids: Path, lengths: npt.NDArray[np.int64]) -> None:
-        self._append(ids.read_bytes(), lengths)
-
-    def _append(self, ids: bytes, lengths: npt.NDArray[np.int64]) -> None:
-        if not len(lengths):
-            return
-        self._ids.write(ids)
-        self._offsets.write((self.n_tokens + np.cumsum(lengths)).tobytes())
-        self.n_tokens += int(lengths.sum())
-        self.longest = max(self.longest, int(lengths.max()))
-
-    def close(self) -> None:
-        self._ids.close()
-        self._offsets.close()
-
-
-class _PairWriter:
-    """Both sides, and what the manifest tells about them."""
-
-    def __init__(self, folder: Path, name: str, vocab_size: int) -> None:
-        self.n_pairs = 0
-        self._sides = {side: _SideWriter(folder, f"{name}.{side}", ids_dtype(vocab_size)) for side in ("src", "tgt")}
-
-    def __enter__(self) -> _PairWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for side in self._sides.values():
-            side.close()
-
-    def write(self, src_ids: Sequence[Sequence[int]], tgt_ids: Sequence[Sequence[int]]) -> None:
-        for side, ids in zip(self._sides.values(), (src_ids, tgt_ids), strict=True):
-            side.write(ids)
-        self.n_pairs += len(src_ids)
-
-    def append(self, shard: Shard) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Add an encoded shard; the lengths of its two sides."""
-        of_sides = []
-        for name, side in self._sides.items():
-            of_sides.append(np.fromfile(shard.path(f"encoded.{name}.lengths"), dtype=np.int64))
-            side.append(shard.path(f"encoded.{name}.ids"), of_sides[-1])
-        src, tgt = of_sides
-        self.n_pairs += len(src)
-        return src, tgt
-
-    @property
-    def longest(self) -> tuple[int, int]:
-        return self._sides["src"].longest, self._sides["tgt"].longest
-
-    def facts(self) -> dict[str, Any]:
-        src, tgt = self._sides["src"], self._sides["tgt"]
-        return {
-            "src_tokens": src.n_tokens,
-            "tgt_tokens": tgt.n_tokens,
-            "src_tokens_per_tgt_token": src.n_tokens / tgt.n_tokens,
-            "longest_src": src.longest,
-            "longest_tgt": tgt.longest,
-        }

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +14,13 @@ import numpy.typing as npt
 
 from mt.config.settings import RunConfig
 from mt.errors import ConfigError
-from mt.text.checks import FEWEST_PAIRS, Finding, percent, quoted, rounded
-from mt.text.clean import RULES, Cleaner, Reason, Removal
+from mt.text.checks import FEWEST_PAIRS, Finding, percent, quoted, rounded, warning
+from mt.text.clean import RULES, Cleaner, Counted, Reason
 from mt.text.corpora import SentencePair
-from mt.text.normalise import Normalisers
+from mt.text.corpus import SIDES
 from mt.text.overlap import HeldOut, folded_all
 from mt.text.sample import Sample
+from mt.text.shards import encode_pairs
 from mt.text.tokenizer import UNK_ID, Tokenizer, count_words, train_tokenizer
 
 _ENCODED_PAIRS = 5_000  # of each corpus
@@ -34,10 +34,14 @@ class CleanedSample:
     """What cleaning leaves of a sample."""
 
     sample: Sample
-    src: list[str]
-    tgt: list[str]
-    removed: dict[Reason, Removal]
+    pairs: list[SentencePair]
+    removed: dict[Reason, Counted]
     seconds: float
+
+    @property
+    def n_kept(self) -> float:
+        """Pairs of the whole corpus that cleaning is likely to keep."""
+        return len(self.pairs) * self.sample.scale
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,9 @@ class EncodedSample:
     """A cleaned sample, or a part of it, in tokens."""
 
     cleaned: CleanedSample
-    src_lengths: npt.NDArray[np.int64]  # tokens, end of sentence included
-    tgt_lengths: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]  # [2, pairs] tokens of source and target side, end of sentence included
     fits: npt.NDArray[np.bool_]  # data.max_tokens
-    piece_counts: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]  # [V] of either side
+    piece_counts: tuple[npt.NDArray[np.int64], ...]  # [V] of either side
     seconds: float
 
     @property
@@ -56,21 +59,24 @@ class EncodedSample:
         return self.cleaned.sample
 
     @property
+    def too_long_share(self) -> float:
+        return 1 - float(self.fits.mean()) if len(self.fits) else 0.0
+
+    @property
     def n_kept(self) -> float:
         """Pairs of the whole corpus that are likely to be kept."""
-        share = float(self.fits.mean()) if len(self.fits) else 0.0
-        return len(self.cleaned.src) * self.sample.scale * share
+        return self.cleaned.n_kept * float(self.fits.mean()) if len(self.fits) else 0.0
 
     @property
     def src_tokens(self) -> float:
-        return self._tokens(self.src_lengths)
+        return self._tokens(0)
 
     @property
     def tgt_tokens(self) -> float:
-        return self._tokens(self.tgt_lengths)
+        return self._tokens(1)
 
-    def _tokens(self, lengths: npt.NDArray[np.int64]) -> float:
-        return float(lengths[self.fits].mean()) * self.n_kept if self.fits.any() else 0.0
+    def _tokens(self, side: int) -> float:
+        return float(self.lengths[side][self.fits].mean()) * self.n_kept if self.fits.any() else 0.0
 
 
 @dataclass(frozen=True)
@@ -84,65 +90,44 @@ class Rehearsal:
 
     @property
     def text_bytes(self) -> float:
-        """Of the cleaned text of all corpora."""
+        """Return the bytes of the cleaned text of all corpora."""
         return math.fsum(
-            sum(len(text.encode()) + 1 for side in (s.cleaned.src, s.cleaned.tgt) for text in side) * s.sample.scale
-            for s in self.sources
+            sum(len(f"{src}{tgt}".encode()) + 2 for src, tgt, _ in source.cleaned.pairs) * source.sample.scale
+            for source in self.sources
         )
 
     def prepare_seconds(self, n_processes: int) -> float:
-        """That preparing is likely to take: reading alone, cleaning and encoding in so many processes."""
+        """Return what preparing is likely to take: one process reads, `n_processes` clean and encode."""
         reading = sum(s.sample.seconds for s in self.sources)
         cleaning = sum(s.cleaned.seconds * s.sample.scale for s in self.sources)
-        encoding = sum(s.seconds / max(1, len(s.fits)) * len(s.cleaned.src) * s.sample.scale for s in self.sources)
-        # A text so many times as long has about the square root of that as many different words (Heaps' law).
-        growth = sum(len(s.cleaned.src) * s.sample.scale for s in self.sources) / sum(
-            max(1, len(s.cleaned.src)) for s in self.sources
-        )
+        encoding = sum(s.seconds / max(1, len(s.fits)) * s.cleaned.n_kept for s in self.sources)
+        # A text n times as long has about the square root of n times as many different words (Heaps' law).
+        n_sampled = sum(max(1, len(s.cleaned.pairs)) for s in self.sources)
+        growth = sum(s.cleaned.n_kept for s in self.sources) / n_sampled
         return reading + (cleaning + encoding) / n_processes + self.tokenizer_seconds * math.sqrt(growth)
 
 
-def clean_sample(sample: Sample, config: RunConfig) -> CleanedSample:
-    """
+def clean_sample(sample: Sample, config: RunConfig, held_out: HeldOut | None = None) -> CleanedSample:
+    """Clean a sample as preparing does.
+
+    Args:
+        held_out: validation and test sets; pairs of which one has a side are left out, and are not among `removed`.
     Raises:
         ConfigError: a rule needs a package that is missing, or does not know a language.
     """
     cleaner = Cleaner(config.data.clean, config.src_lang, config.tgt_lang)
     started_at = time.perf_counter()
-    kept = [pair for stretch in sample.stretches for pair in cleaner.clean_chunk(*stretch)]
+    pairs = [pair for stretch in sample.stretches for pair in cleaner.clean_chunk(*stretch)]
     seconds = time.perf_counter() - started_at
-    return CleanedSample(
-        sample, [pair.src for pair in kept], [pair.tgt for pair in kept], cleaner.tally.removed, seconds
-    )
-
-
-def without_contaminated(cleaned: CleanedSample, held_out: HeldOut) -> CleanedSample:
-    """The pairs of which no side stands in a held-out set, as preparing keeps them."""
-    is_kept = [
-        held_out.find(*pair) is None for pair in zip(folded_all(cleaned.src), folded_all(cleaned.tgt), strict=True)
-    ]
-    return replace(cleaned, src=list(compress(cleaned.src, is_kept)), tgt=list(compress(cleaned.tgt, is_kept)))
-
-
-def held_out_sets(samples: Sequence[Sample], config: RunConfig) -> HeldOut:
-    """Validation and test sets, normalised as preparing does it."""
-    normalisers = Normalisers.of_run(config)
-    sets = {
-        sample.key: [
-            SentencePair(normalisers.src(src), normalisers.tgt(tgt), line)
-            for src, tgt, line in zip(sample.src, sample.tgt, sample.lines, strict=True)
-        ]
-        for sample in samples
-    }
-    return HeldOut(sets, config.data.clean.contamination_words)
-
-
-def _example(pair: SentencePair) -> str:
-    return f"line {pair.line:,}, {quoted(pair.src)} and {quoted(pair.tgt)}"
+    if held_out is not None:
+        sides = (folded_all([getattr(pair, side) for pair in pairs]) for side in SIDES)
+        pairs = [pair for pair, *folds in zip(pairs, *sides, strict=True) if held_out.find(*folds) is None]
+    return CleanedSample(sample, pairs, cleaner.tally.removed, seconds)
 
 
 def rehearse(config: RunConfig, cleaned: Sequence[CleanedSample], given: Tokenizer | None) -> Rehearsal:
-    """
+    """Encode a part of each cleaned sample.
+
     Args:
         given: a tokenizer to use; otherwise one is trained on the samples.
     Raises:
@@ -157,10 +142,10 @@ def rehearse(config: RunConfig, cleaned: Sequence[CleanedSample], given: Tokeniz
 
 
 def _trained(config: RunConfig, cleaned: Sequence[CleanedSample]) -> Tokenizer:
-    """Of the wanted size, or of the largest that the samples yield where they are but a part of the corpus."""
+    """Train one of the wanted size, or of the largest that the samples yield if they are only a part of the corpus."""
     settings, first_error = config.tokenizer, None
     is_whole = all(sample.sample.is_whole for sample in cleaned)
-    words = count_words(text for sample in cleaned for side in (sample.src, sample.tgt) for text in side)
+    words = count_words(text for sample in cleaned for pair in sample.pairs for text in pair[:2])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokenizer.model"
         while True:
@@ -178,14 +163,13 @@ def _trained(config: RunConfig, cleaned: Sequence[CleanedSample]) -> Tokenizer:
 def _encoded(cleaned: CleanedSample, tokenizer: Tokenizer, max_tokens: int) -> EncodedSample:
     started_at = time.perf_counter()
     # Drawn by chance: every second line of Multi30k is a long one.
-    n_drawn = min(len(cleaned.src), _ENCODED_PAIRS)
-    drawn = np.sort(np.random.default_rng(_SEED).choice(len(cleaned.src), n_drawn, replace=False))
-    src, tgt = (tokenizer.encode_batch([texts[i] for i in drawn], n_threads=1) for texts in (cleaned.src, cleaned.tgt))
-    src_lengths, tgt_lengths = (np.array([len(ids) + 1 for ids in side], dtype=np.int64) for side in (src, tgt))
-    fits = np.maximum(src_lengths, tgt_lengths) <= max_tokens
-    counts = [np.bincount([i for ids in side for i in ids], minlength=tokenizer.vocab_size) for side in (src, tgt)]
+    n_drawn = min(len(cleaned.pairs), _ENCODED_PAIRS)
+    drawn = np.sort(np.random.default_rng(_SEED).choice(len(cleaned.pairs), n_drawn, replace=False))
+    sides = encode_pairs(tokenizer, [cleaned.pairs[i] for i in drawn], n_threads=1)
+    lengths = np.array([[len(ids) for ids in side] for side in sides], dtype=np.int64)
+    counts = tuple(np.bincount([i for ids in side for i in ids[:-1]], minlength=tokenizer.vocab_size) for side in sides)
     seconds = time.perf_counter() - started_at
-    return EncodedSample(cleaned, src_lengths, tgt_lengths, fits, (counts[0], counts[1]), seconds)
+    return EncodedSample(cleaned, lengths, lengths.max(axis=0) <= max_tokens, counts, seconds)
 
 
 # ---------------------------------------------------------------------------------------------------- findings
@@ -197,81 +181,74 @@ _MANY_UNKNOWN = 0.005
 FEWEST_OCCURRENCES = 50  # of a piece in the mean, under which a vocabulary is too large
 
 
-def check_cleaning(cleaned: CleanedSample) -> list[Finding]:
-    """Whether cleaning removes more than good text gives it to remove."""
+def check_cleaning(cleaned: CleanedSample) -> Iterator[Finding]:
+    """Check whether cleaning removes more than good text gives it to remove."""
     sample, n_removed = cleaned.sample, sum(removal.count for removal in cleaned.removed.values())
-    if len(sample.src) < FEWEST_PAIRS or n_removed <= _MUCH_REMOVED * len(sample.src):
-        return []
+    n = len(sample.pairs)
+    if n < FEWEST_PAIRS or n_removed <= _MUCH_REMOVED * n:
+        return
     reason, removal = max(cleaned.removed.items(), key=lambda item: item[1].count)
-    share = percent(n_removed / len(sample.src))
+    example = removal.examples[0]
     problem = (
-        f"{sample.corpus.description}: cleaning removes {share} of the pairs, most of them ("
-        f"{percent(removal.count / len(sample.src))} of all) as {reason}, such as {_example(removal.examples[0])}"
+        f"cleaning removes {percent(n_removed / n)} of the pairs, most of them ({percent(removal.count / n)} of all) "
+        f"as {reason}, such as line {example['line']:,}, {quoted(example['src'])} and {quoted(example['tgt'])}"
     )
     fix = f"look at these lines, or change data.{RULES[reason].setting} if they are good"
     if reason == "empty":
         fix = "give the text that is missing, or leave out these lines on both sides"
-    return [Finding("warning", "cleaning", sample.key, problem, fix)]
+    yield warning("cleaning", sample, None, problem, fix)
 
 
-def check_rehearsal(rehearsal: Rehearsal, config: RunConfig) -> list[Finding]:
-    """Lengths in tokens, and what the vocabulary is like for each corpus."""
-    findings = []
+def check_rehearsal(rehearsal: Rehearsal, config: RunConfig) -> Iterator[Finding]:
+    """Check lengths in tokens, and what the vocabulary is like for each corpus."""
     if not sum(source.n_kept for source in rehearsal.sources):
-        n_read = sum(len(source.sample.src) for source in rehearsal.sources)
+        n_read = sum(len(source.sample.pairs) for source in rehearsal.sources)
         problem = f"data.train: nothing is left of {n_read:,} pairs that were looked at"
-        findings.append(Finding("error", "nothing_left", "data.train", problem, "see the findings of its sources"))
+        yield Finding("error", "nothing_left", "data.train", problem, "see the findings of its sources")
     for source in rehearsal.sources:
-        findings += _too_long(source, config)
-        findings += _bytes_and_unknown(source, rehearsal.tokenizer, config)
-    return [*findings, *_vocabulary_size(rehearsal, config)]
+        yield from _too_long(source, config.data.max_tokens)
+        yield from _bytes_and_unknown(source, rehearsal.tokenizer, config)
+    yield from _vocabulary_size(rehearsal, config)
 
 
-def _too_long(source: EncodedSample, config: RunConfig) -> list[Finding]:
-    share = 1 - float(source.fits.mean()) if len(source.fits) else 0.0
-    if share <= _MANY_TOO_LONG:
-        return []
-    longest = int(np.percentile(np.maximum(source.src_lengths, source.tgt_lengths), 99))
-    problem = (
-        f"{source.sample.corpus.description}: {percent(share)} of the pairs have more than {config.data.max_tokens:,} "
-        f"tokens on a side and are removed; one in a hundred has {longest:,} or more"
-    )
-    fix = "raise data.max_tokens, or split the segments at the ends of sentences"
-    return [Finding("warning", "max_tokens", source.sample.key, problem, fix)]
+def _too_long(source: EncodedSample, max_tokens: int) -> Iterator[Finding]:
+    if source.too_long_share > _MANY_TOO_LONG:
+        longest = int(np.percentile(source.lengths.max(axis=0), 99))
+        problem = (
+            f"{percent(source.too_long_share)} of the pairs have more than {max_tokens:,} tokens on a side and are "
+            f"removed; one in a hundred has {longest:,} or more"
+        )
+        fix = "raise data.max_tokens, or split the segments at the ends of sentences"
+        yield warning("max_tokens", source.sample, None, problem, fix)
 
 
-def _bytes_and_unknown(source: EncodedSample, tokenizer: Tokenizer, config: RunConfig) -> list[Finding]:
-    findings = []
-    byte_ids = sorted(tokenizer.byte_ids)
+def _bytes_and_unknown(source: EncodedSample, tokenizer: Tokenizer, config: RunConfig) -> Iterator[Finding]:
+    fix = "raise tokenizer.character_coverage or tokenizer.vocab_size"
+    if config.tokenizer.model is not None or config.train.init_from is not None:
+        fix = "take a tokenizer that was trained on text like this"
     for side, counts in enumerate(source.piece_counts):
         n_tokens = max(1, int(counts.sum()))
-        byte_share = int(counts[byte_ids].sum()) / n_tokens
         unknown_share = int(counts[UNK_ID]) / n_tokens
-        fix = "raise tokenizer.character_coverage or tokenizer.vocab_size"
-        if config.tokenizer.model is not None or config.train.init_from is not None:
-            fix = "take a tokenizer that was trained on text like this"
-        place = source.sample.side_name(side)
         if unknown_share > _MANY_UNKNOWN:
-            problem = f"{place}: {percent(unknown_share)} of its tokens are unknown to the tokenizer"
-            findings.append(Finding("warning", "unknown", source.sample.key, problem, fix))
+            problem = f"{percent(unknown_share)} of its tokens are unknown to the tokenizer"
+            yield warning("unknown", source.sample, side, problem, fix)
+        byte_share = int(counts[sorted(tokenizer.byte_ids)].sum()) / n_tokens
         if byte_share > _MANY_BYTES:
-            problem = f"{place}: {percent(byte_share)} of its tokens are single bytes, of characters that are no pieces"
-            findings.append(Finding("warning", "bytes", source.sample.key, problem, fix))
-    return findings
+            problem = f"{percent(byte_share)} of its tokens are single bytes, of characters that are no pieces"
+            yield warning("bytes", source.sample, side, problem, fix)
 
 
-def _vocabulary_size(rehearsal: Rehearsal, config: RunConfig) -> list[Finding]:
+def _vocabulary_size(rehearsal: Rehearsal, config: RunConfig) -> Iterator[Finding]:
     """Source: Gowda and May 2020, Finding the Optimal Vocabulary Size for Neural Machine Translation."""
-    if not all(source.sample.is_read for source in rehearsal.sources) or config.tokenizer.model is not None:
-        return []
+    is_given = config.tokenizer.model is not None or config.train.init_from is not None
     n_tokens = sum(source.src_tokens + source.tgt_tokens for source in rehearsal.sources)
     occurrences = n_tokens / rehearsal.vocab_size
-    if occurrences >= FEWEST_OCCURRENCES or config.train.init_from is not None:
-        return []
+    if is_given or occurrences >= FEWEST_OCCURRENCES or not all(source.sample.is_read for source in rehearsal.sources):
+        return
     key = "tokenizer.vocab_size"
     problem = (
-        f"{key}: {rehearsal.vocab_size:,} pieces stand {occurrences:.0f} times each in the corpus, on average: too "
+        f"{key}: {rehearsal.vocab_size:,} pieces occur {occurrences:.0f} times each in the corpus, on average: too "
         "rarely to be learnt"
     )
     smaller = max(_SMALLEST_VOCABULARY, rounded(n_tokens / (2 * FEWEST_OCCURRENCES)))
-    return [Finding("warning", "vocabulary", key, problem, f"set it to {smaller}, or give more text")]
+    yield Finding("warning", "vocabulary", key, problem, f"set it to {smaller}, or give more text")

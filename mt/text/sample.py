@@ -9,7 +9,7 @@ from functools import cached_property
 
 from mt.config.settings import Corpus
 from mt.errors import DataError
-from mt.text.corpora import Chunk, CorpusReader
+from mt.text.corpora import Chunk, CorpusReader, SentencePair
 from mt.text.hub import UnreachableError
 
 STRETCH_LINES = 200
@@ -34,26 +34,22 @@ class Sample:
         return self.key.split(".")[1]
 
     @cached_property
-    def src(self) -> list[str]:
-        return [text for stretch in self.stretches for text in stretch.src]
+    def pairs(self) -> list[SentencePair]:
+        return [pair for stretch in self.stretches for pair in map(SentencePair, *stretch)]
 
     @cached_property
-    def tgt(self) -> list[str]:
-        return [text for stretch in self.stretches for text in stretch.tgt]
-
-    @cached_property
-    def lines(self) -> list[int]:
-        return [line for stretch in self.stretches for line in stretch.lines]
+    def sides(self) -> tuple[list[str], list[str]]:
+        return [pair.src for pair in self.pairs], [pair.tgt for pair in self.pairs]
 
     @property
     def is_whole(self) -> bool:
-        """Whether every pair of the corpus is in it."""
-        return self.is_read and len(self.src) == self.n_pairs
+        """Return whether every pair of the corpus is in it."""
+        return self.is_read and len(self.pairs) == self.n_pairs
 
     @property
     def scale(self) -> float:
-        """By which counts in the sample must be multiplied for the pairs that were read."""
-        return self.n_pairs / len(self.src) if self.src else 0.0
+        """Return the number by which counts in the sample must be multiplied for the pairs that were read."""
+        return self.n_pairs / len(self.pairs) if self.pairs else 0.0
 
     def side_name(self, side: int) -> str:
         """Return what the source side (0) or the target side (1) is called."""
@@ -69,51 +65,29 @@ def draw_sample(key: str, reader: CorpusReader, *, max_pairs: int, max_seconds: 
     Args:
         max_seconds: reading ends after this time.
     """
-    drawn = _Drawn(max_stretches=max(2, max_pairs // STRETCH_LINES))
+    n_wanted, every, n_pairs = max(2, max_pairs // STRETCH_LINES), 1, 0
+    kept: list[Chunk] = []  # every so many of those that have come
+    stretch, is_read, error = None, False, None
     started_at = time.perf_counter()
-    is_read, error = False, None
     try:
-        for stretch in _stretches(reader):
-            drawn.add(stretch)
-            is_enough = reader.is_streamed and drawn.n_pairs >= max_pairs
-            if is_enough or time.perf_counter() - started_at > max_seconds:
+        for number, stretch in enumerate(_stretches(reader)):
+            n_pairs += len(stretch.src)
+            if number % every == 0:
+                kept.append(stretch)
+            if len(kept) > 2 * n_wanted:
+                kept, every = kept[::2], 2 * every
+            if (reader.is_streamed and n_pairs >= max_pairs) or time.perf_counter() - started_at > max_seconds:
                 break
         else:
             is_read = True
     except DataError as failure:
         error = failure
+    if stretch is not None and kept[-1] is not stretch:
+        kept.append(stretch)
+    if len(kept) > n_wanted:
+        kept = [kept[round(i * (len(kept) - 1) / (n_wanted - 1))] for i in range(n_wanted)]
     seconds = time.perf_counter() - started_at
-    return Sample(key, reader.corpus, reader.langs, drawn.stretches(), drawn.n_pairs, is_read, seconds, error)
-
-
-class _Drawn:
-    """Stretches drawn evenly from those that have come, however many will come."""
-
-    def __init__(self, max_stretches: int) -> None:
-        self.n_pairs = 0
-        self._max_stretches = max_stretches
-        self._every = 1
-        self._n_seen = 0
-        self._kept: list[tuple[int, Chunk]] = []
-        self._last: Chunk | None = None
-
-    def add(self, stretch: Chunk) -> None:
-        self.n_pairs += len(stretch.src)
-        self._last = stretch
-        if self._n_seen % self._every == 0:
-            self._kept.append((self._n_seen, stretch))
-        self._n_seen += 1
-        if len(self._kept) > 2 * self._max_stretches:
-            self._every *= 2
-            self._kept = [item for item in self._kept if item[0] % self._every == 0]
-
-    def stretches(self) -> tuple[Chunk, ...]:
-        kept, n = [stretch for _, stretch in self._kept], self._max_stretches
-        if self._last is not None and kept[-1] is not self._last:
-            kept.append(self._last)
-        if len(kept) > n:
-            kept = [kept[round(i * (len(kept) - 1) / (n - 1))] for i in range(n)]
-        return tuple(kept)
+    return Sample(key, reader.corpus, reader.langs, tuple(kept), n_pairs, is_read, seconds, error)
 
 
 def _stretches(reader: CorpusReader) -> Iterator[Chunk]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,13 +22,15 @@ from mt.config.settings import CleanConfig
 from mt.system.files import whole_file
 from mt.text.clean import Cleaner, Reason, Tally, shortened
 from mt.text.corpora import Chunk, SentencePair
-from mt.text.corpus import ids_dtype
+from mt.text.corpus import SIDES, FlatIds, flat_ids, ids_dtype
 from mt.text.duplicates import pair_keys
 from mt.text.overlap import HeldOut, NgramOverlap, folded_all
 from mt.text.tokenizer import EOS_ID, Tokenizer, count_words
 
 PAIRS_PER_SHARD = 50_000
+DUPLICATES: tuple[Reason, ...] = ("duplicate", "folded_duplicate")
 _SAMPLE_SEED = 1  # of its own, so that train.seed does not change the corpus
+_TABS_AND_LINE_ENDS = str.maketrans("\t\n\r", "   ")
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,6 @@ class Shard:
         words: list[dict[str, int]] = json.loads(self.path("kept.words").read_text("utf-8"))
         return words
 
-    def finish(self, stage: str, result: Any) -> None:
-        """Write what the stage found; the files of the stage are whole."""
-        with whole_file(self.path(f"{stage}.json")) as stream:
-            stream.write(json.dumps(result).encode())
-
     def write_cleaned(self, pairs: Sequence[SentencePair]) -> None:
         with self.path("cleaned.tsv").open("w", encoding="utf-8", newline="\n") as text:
             # Cleaned text holds no tab and no line end.
@@ -70,49 +67,73 @@ class Shard:
             rows = (row[:-1].partition("\t") for row in text)
             return [SentencePair(src, tgt, line) for (src, _, tgt), line in zip(rows, lines, strict=True)]
 
+    def read_encoded(self, dtype: str) -> list[FlatIds]:
+        """Read both sides."""
+        paths = [(self.path(f"encoded.{side}.ids"), self.path(f"encoded.{side}.lengths")) for side in SIDES]
+        return [(np.fromfile(ids, dtype), np.fromfile(lengths, np.int64)) for ids, lengths in paths]
+
     def read_kept(self) -> list[SentencePair]:
         """Read the pairs that are left without the duplicates."""
         return list(compress(self.read_cleaned(), np.fromfile(self.path("kept.mask"), dtype=np.bool_)))
 
 
-class _Removed:
-    """The list of a shard's pairs that a stage removes, for people to look through."""
+class _Account:
+    """What a stage removes from a shard: the tally, and the list for people to look through."""
 
-    def __init__(self, shard: Shard, stage: str) -> None:
+    def __init__(self, shard: Shard, stage: str, tally: Tally) -> None:
+        self._shard, self._stage, self._tally = shard, stage, tally
         self._rows: list[str] = []
-        self._path = shard.path(f"{stage}.removed")
 
-    def add(self, pair: SentencePair, reason: str) -> None:
-        src, tgt = (shortened(side).replace("\t", " ").replace("\n", " ").replace("\r", " ") for side in pair[:2])
+    def list(self, pair: SentencePair, reason: str) -> None:
+        src, tgt = (shortened(side).translate(_TABS_AND_LINE_ENDS) for side in pair[:2])
         self._rows.append(f"{pair.line}\t{reason}\t{src}\t{tgt}\n")
 
-    def write(self) -> None:
+    def remove(self, pair: SentencePair, reason: Reason, note: str = "") -> None:
+        self._tally.remove(reason, pair)
+        self.list(pair, reason + note)
+
+    def finish(self, **result: Any) -> None:
+        """Write the list and what the stage found; its other files are whole."""
         # What is no text at all, such as half a surrogate pair, must not keep the rest from being written.
-        with self._path.open("w", encoding="utf-8", errors="replace", newline="\n") as stream:
+        path = self._shard.path(f"{self._stage}.removed")
+        with path.open("w", encoding="utf-8", errors="replace", newline="\n") as stream:
             stream.writelines(self._rows)
+        with whole_file(self._shard.path(f"{self._stage}.json")) as stream:
+            stream.write(json.dumps({"tally": self._tally.as_json(), **result}).encode())
 
 
-class Cleaning:
+class Stage(ABC):
+    """One of the steps that worker processes take with each shard.
+
+    Called with a shard and what it needs besides, it writes its files and returns the number of pairs that it read.
+    """
+
+    name: ClassVar[str]  # begins the kinds of its files
+    what: ClassVar[str]  # for the progress
+
+    @abstractmethod
+    def __call__(self, shard: Shard, task: Any) -> int: ...
+
+
+class Cleaning(Stage):
     """First stage: text normalised, bad pairs removed, keys for finding duplicates."""
 
-    def __init__(self, config: CleanConfig, src_lang: str, tgt_lang: str, held_out: HeldOut) -> None:
-        self._config, self._langs, self._held_out = config, (src_lang, tgt_lang), held_out
+    name, what = "cleaned", "cleaning"
+
+    def __init__(self, config: CleanConfig, langs: tuple[str, str], held_out: HeldOut) -> None:
+        self._config, self._langs, self._held_out = config, langs, held_out
         self._overlap: NgramOverlap | None = None  # made in the process that cleans
 
-    def __call__(self, task: tuple[Shard, Chunk]) -> int:
-        """Write shard files; pairs that were read."""
-        shard, chunk = task
-        cleaner, removed = Cleaner(self._config, *self._langs), _Removed(shard, "cleaned")
-        cleaned = cleaner.clean_chunk(*chunk, on_removal=removed.add)
-        folded_srcs, folded_tgts = (
-            folded_all(side) for side in ([pair.src for pair in cleaned], [pair.tgt for pair in cleaned])
-        )
+    def __call__(self, shard: Shard, chunk: Chunk) -> int:
+        cleaner = Cleaner(self._config, *self._langs)
+        account = _Account(shard, self.name, cleaner.tally)
+        cleaned = cleaner.clean_chunk(*chunk, on_removal=account.list)
+        folded_sides = [folded_all([getattr(pair, side) for pair in cleaned]) for side in SIDES]
         kept, kept_srcs, kept_tgts = [], [], []
-        for pair, folded_src, folded_tgt in zip(cleaned, folded_srcs, folded_tgts, strict=True):
+        for pair, folded_src, folded_tgt in zip(cleaned, *folded_sides, strict=True):
             name = self._held_out.find(folded_src, folded_tgt) if self._config.contamination else None
             if name is not None:
-                cleaner.tally.remove("contaminated", pair)
-                removed.add(pair, f"contaminated ({name})")
+                account.remove(pair, "contaminated", f" ({name})")
                 continue
             kept.append(pair)
             # Folding leaves nothing of symbols alone, and such pairs are not all the same.
@@ -126,100 +147,75 @@ class Cleaning:
             pair_keys([pair.src for pair in kept], [pair.tgt for pair in kept]).tofile(shard.path("cleaned.keys"))
         if self._config.duplicates == "folded":
             pair_keys(kept_srcs, kept_tgts).tofile(shard.path("cleaned.folded"))
-        removed.write()
-        shard.finish("cleaned", {"tally": cleaner.tally.as_json(), "overlap": self._overlap.as_json()})
+        account.finish(overlap=self._overlap.as_json())
         return len(chunk.src)
 
 
-@dataclass(frozen=True)
-class Repeats:
-    """Which pairs of a cleaned shard came before, exactly and folded."""
-
-    exact: npt.NDArray[np.bool_] | None
-    folded: npt.NDArray[np.bool_] | None
-
-    def any_of(self, n_pairs: int) -> npt.NDArray[np.bool_]:
-        flags = [side for side in (self.exact, self.folded) if side is not None]
-        return np.logical_or.reduce(flags) if flags else np.zeros(n_pairs, dtype=np.bool_)
-
-
-class Counting:
+class Counting(Stage):
     """Second stage: duplicates removed, the words of a sample counted."""
+
+    name, what = "kept", "removing duplicates, counting words"
 
     def __init__(self, sample_share: float) -> None:
         self._sample_share = sample_share  # of the pairs
 
-    def __call__(self, task: tuple[Shard, Repeats]) -> int:
-        """Write shard files; pairs that were read."""
-        shard, repeats = task
-        tally, removed = Tally.from_json(shard.result("cleaned")["tally"]), _Removed(shard, "kept")
+    def __call__(self, shard: Shard, repeats: npt.NDArray[np.uint8]) -> int:
+        """`repeats`: for each pair 0, or 1 + the place of its reason in DUPLICATES."""
+        account = _Account(shard, self.name, Tally.from_json(shard.result("cleaned")["tally"]))
         pairs = shard.read_cleaned()
-        is_repeated = repeats.any_of(len(pairs))
-        for number in np.flatnonzero(is_repeated).tolist():
-            is_exact = repeats.exact is not None and repeats.exact[number]
-            reason: Reason = "duplicate" if is_exact else "folded_duplicate"
-            tally.remove(reason, pairs[number])
-            removed.add(pairs[number], reason)
-        (~is_repeated).tofile(shard.path("kept.mask"))
-        kept = list(compress(pairs, ~is_repeated))
-        removed.write()
-        n_lines, words = self._words_of_sample(shard, kept)
-        # Apart from the result, which is read more often.
-        shard.path("kept.words").write_text(json.dumps(words, ensure_ascii=False), "utf-8")
-        shard.finish("kept", {"tally": tally.as_json(), "n_pairs": len(kept), "n_lines": n_lines})
-        return len(pairs)
-
-    def _words_of_sample(self, shard: Shard, pairs: Sequence[SentencePair]) -> tuple[int, list[Counter[str]]]:
-        """How many lines were counted, and the words of both sides with their counts."""
+        for number in np.flatnonzero(repeats).tolist():
+            account.remove(pairs[number], DUPLICATES[repeats[number] - 1])
+        (repeats == 0).tofile(shard.path("kept.mask"))
+        kept = list(compress(pairs, repeats == 0))
+        sample = kept
         if self._sample_share < 1:
             draw = random.Random(f"{_SAMPLE_SEED} {shard.corpus} {shard.number}").random
-            pairs = [pair for pair in pairs if draw() < self._sample_share]
-        return 2 * len(pairs), [count_words(pair.src for pair in pairs), count_words(pair.tgt for pair in pairs)]
+            sample = [pair for pair in kept if draw() < self._sample_share]
+        words = [count_words(getattr(pair, side) for pair in sample) for side in SIDES]
+        # Apart from the result, which is read more often.
+        shard.path("kept.words").write_text(json.dumps(words, ensure_ascii=False), "utf-8")
+        account.finish(n_pairs=len(kept), n_lines=2 * len(sample))
+        return len(pairs)
 
 
-class Encoding:
+class Encoding(Stage):
     """Third stage: ids, long pairs removed."""
 
-    def __init__(self, tokenizer_path: Path, max_tokens: int, tags: Mapping[int, str]) -> None:
-        """`tags`: of the corpora that have one, by index."""
+    name, what = "encoded", "encoding"
+
+    def __init__(self, tokenizer_path: Path, max_tokens: int, tags: Sequence[str | None]) -> None:
+        """`tags`: of the corpora."""
         self._tokenizer_path, self._max_tokens, self._tags = tokenizer_path, max_tokens, tags
         self._tokenizer: Tokenizer | None = None  # loaded in the process that encodes
 
-    def __call__(self, task: tuple[Shard, Sequence[int]]) -> int:
-        """Write shard files; pairs that were read. The task names the pairs that shall be shown as samples."""
-        shard, shown = task
+    def __call__(self, shard: Shard, shown: Sequence[int]) -> int:
+        """`shown`: the pairs that shall be shown as samples."""
         self._tokenizer = self._tokenizer or Tokenizer.load(self._tokenizer_path)
-        tally, removed = Tally.from_json(shard.result("kept")["tally"]), _Removed(shard, "encoded")
+        account = _Account(shard, self.name, Tally.from_json(shard.result("kept")["tally"]))
         pairs = shard.read_kept()
-        sides = encode_pairs(self._tokenizer, pairs, self._tags.get(shard.corpus), n_threads=1)
+        sides = encode_pairs(self._tokenizer, pairs, self._tags[shard.corpus], n_threads=1)
         fits = [max(len(src), len(tgt)) <= self._max_tokens for src, tgt in zip(*sides, strict=True)]
         for pair, fit in zip(pairs, fits, strict=True):
             if not fit:
-                tally.remove("too_many_tokens", pair)
-                removed.add(pair, "too_many_tokens")
-        dtype = ids_dtype(self._tokenizer.vocab_size)
-        for name, side in zip(("src", "tgt"), sides, strict=True):
-            sentences = [ids for ids, fit in zip(side, fits, strict=True) if fit]
-            lengths = np.array([len(ids) for ids in sentences], dtype=np.int64)
+                account.remove(pair, "too_many_tokens")
+        for name, side in zip(SIDES, sides, strict=True):
+            ids, lengths = flat_ids(list(compress(side, fits)), ids_dtype(self._tokenizer.vocab_size))
+            ids.tofile(shard.path(f"encoded.{name}.ids"))
             lengths.tofile(shard.path(f"encoded.{name}.lengths"))
-            flat = (id_ for ids in sentences for id_ in ids)
-            np.fromiter(flat, dtype=dtype, count=int(lengths.sum())).tofile(shard.path(f"encoded.{name}.ids"))
-        kept_lines = np.array([pair.line for pair, fit in zip(pairs, fits, strict=True) if fit], dtype=np.int64)
-        kept_lines.tofile(shard.path("encoded.lines"))
-        removed.write()
+        np.array([pair.line for pair in compress(pairs, fits)], dtype=np.int64).tofile(shard.path("encoded.lines"))
         samples = [
             {"source": shard.corpus, "line": pairs[i].line, "src": pairs[i].src, "tgt": pairs[i].tgt}
             for i in shown
             if fits[i]
         ]
-        shard.finish("encoded", {"tally": tally.as_json(), "n_pairs": sum(fits), "samples": samples})
+        account.finish(n_pairs=sum(fits), samples=samples)
         return len(pairs)
 
 
 def encode_pairs(
     tokenizer: Tokenizer, pairs: Sequence[SentencePair], tag: str | None = None, n_threads: int | None = None
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Ids of the two sides, each with its end of sentence."""
+    """Return the ids of both sides, each with its end of sentence."""
     prefix = "" if tag is None else f"{tag} "
     texts = [f"{prefix}{pair.src}" for pair in pairs] + [pair.tgt for pair in pairs]
     ids = tokenizer.encode_batch(texts, n_threads)

@@ -37,16 +37,14 @@ from mt.text.checks import (
 )
 from mt.text.corpora import readers_of
 from mt.text.corpus import PreparedCorpus, ids_dtype
-from mt.text.overlap import folded_all
+from mt.text.overlap import HeldOut, folded_all
 from mt.text.prepare import corpus_fingerprint
 from mt.text.rehearsal import (
     Rehearsal,
     check_cleaning,
     check_rehearsal,
     clean_sample,
-    held_out_sets,
     rehearse,
-    without_contaminated,
 )
 from mt.text.sample import Sample, draw_sample
 from mt.text.tokenizer import Tokenizer, adopt_model
@@ -114,7 +112,7 @@ def examine(config: RunConfig, run_dir: Path) -> Diagnosis:
     train, held_out = ([sample for sample in samples if (sample.role == "train") == is_train] for is_train in (1, 0))
     findings += _text_findings(config, train, held_out)
     forecast = None
-    if all(sample.src for sample in train) and len(train) == len(config.data.train):
+    if all(sample.pairs for sample in train) and len(train) == len(config.data.train):
         _log.info("trying out cleaning, the tokenizer and encoding")
         forecast = _rehearse(config, run_dir, train, held_out, findings)
     findings.sort(key=lambda finding: [*corpora, finding.key].index(finding.key))
@@ -126,17 +124,16 @@ def _rehearse(
 ) -> Forecast | None:
     """Add what goes wrong with the whole of the data; return what it takes, None where preparing would fail."""
     try:
-        cleaned = [clean_sample(sample, config) for sample in train]
+        sets = {sample.key: sample.pairs for sample in held_out}
+        sought = HeldOut.of_run(config, sets) if config.data.clean.contamination else None
+        cleaned = [clean_sample(sample, config, sought) for sample in train]
         findings += chain.from_iterable(map(check_cleaning, cleaned))
-        if config.data.clean.contamination:
-            sought = held_out_sets(held_out, config)
-            cleaned = [without_contaminated(sample, sought) for sample in cleaned]
         rehearsal = rehearse(config, cleaned, _given_tokenizer(config))
     except MTError as error:
         key = "tokenizer.model" if Path(error.place).suffix == ".model" else error.place or "data"
         findings.append(Finding.of(error, "preparing", key))
         return None
-    rehearsal_findings = check_rehearsal(rehearsal, config)
+    rehearsal_findings = list(check_rehearsal(rehearsal, config))
     findings += rehearsal_findings
     if any(finding.level == "error" for finding in rehearsal_findings):
         return None
@@ -206,7 +203,7 @@ def _text_findings(config: RunConfig, train: Sequence[Sample], held_out: Sequenc
         findings += check_languages(sample, identifier)
         findings += check_form(sample, config)
         findings += check_symbols(sample, config.data.tags)
-    folds = [[folded_all(side) for side in (sample.src, sample.tgt)] for sample in train]
+    folds = [[folded_all(side) for side in sample.sides] for sample in train]
     for sample, fold in zip(train, folds, strict=True):
         findings += check_duplicates(sample, fold, config)
     contamination = check_contamination(train, folds, held_out, config)
@@ -315,7 +312,7 @@ def _about(n: float) -> str:
 def diagnosis_text(diagnosis: Diagnosis, config_name: str) -> str:
     """Return what a terminal shows: findings by corpus, then what is to be expected."""
     headings = {key: f"{key}  {corpus.description}" for key, corpus in diagnosis.config.data.corpora.items()}
-    headings |= {sample.key: f"{sample.key}  {_looked_at(sample)}" for sample in diagnosis.samples if sample.src}
+    headings |= {sample.key: f"{sample.key}  {_looked_at(sample)}" for sample in diagnosis.samples if sample.pairs}
     findings: dict[str, list[str]] = {heading: [] for heading in (*headings.values(), "settings")}
     for finding in diagnosis.findings:
         lines = findings[headings.get(finding.key, "settings")]
@@ -338,7 +335,7 @@ def _summary(findings: Sequence[Finding]) -> str:
 def _looked_at(sample: Sample) -> str:
     pairs = f"{sample.n_pairs:,} pairs"
     if not sample.is_whole:
-        pairs = f"{len(sample.src):,} of {'' if sample.is_read else 'at least '}{pairs} looked at"
+        pairs = f"{len(sample.pairs):,} of {'' if sample.is_read else 'at least '}{pairs} looked at"
     return f"{sample.corpus.description}, {pairs}"
 
 
@@ -385,7 +382,7 @@ def diagnosis_json(diagnosis: Diagnosis) -> dict[str, Any]:
                 "source": sample.corpus.description,
                 "pairs": sample.n_pairs,
                 "pairs_are_all": sample.is_read,
-                "pairs_looked_at": len(sample.src),
+                "pairs_looked_at": len(sample.pairs),
             }
             for sample in diagnosis.samples
         ],
