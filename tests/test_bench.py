@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from mt.checkpoint import ModelFolder, save_model_folder
-from mt.cli import app
 from mt.config.loading import dump_config
 from mt.config.settings import DecodeConfig, ModelConfig, RunConfig
 from mt.data.packing import PlanState
@@ -27,6 +26,7 @@ from mt.text.tokenizer import EOS_ID, PAD_ID
 from mt.tools import bench
 from mt.train.engine import Engine, OutOfMemory, Update
 from tests.clock import Clock
+from tests.conftest import Run
 from tests.toys import parallel, random_pairs, small_model, toy_config, write_lines
 
 CPU = torch.device("cpu")
@@ -243,13 +243,6 @@ def test_too_little_memory_names_the_setting(tmp_path: Path, monkeypatch: pytest
     )
 
 
-def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError) as caught:
-        bench.bench_training(toy(tmp_path))
-    assert str(caught.value) == "WORLD_SIZE: one device is measured: start one process, without torchrun"
-
-
 # --- Decoding ---------------------------------------------------------------------------------------------------------
 
 
@@ -331,19 +324,6 @@ def test_json_is_all_that_stands_on_standard_output(tmp_path: Path) -> None:
     assert (figures["what"], figures["name"], figures["n_steps"]) == ("training", "toy", 2)
     assert figures["data"].startswith(str(tmp_path / "prepared"))
     assert "timing 2 updates" in done.stderr
-
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def run_mt(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            app(list(arguments), prog_name="mt")
-        return caught.value.code or 0, *capsys.readouterr()
-
-    return run_mt
 
 
 def test_options_reach_what_measures(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

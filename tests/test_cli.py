@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -17,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from mt.cli import app
 from mt.config.loading import load_config
 from mt.config.settings import DecodeConfig, RunConfig
 from mt.decode.lines import LineReader
@@ -27,10 +25,10 @@ from mt.errors import CheckpointError, ConfigError, DataError
 from mt.evaluate.scores import TranslatedSet
 from mt.text.corpora import SentencePair
 from mt.tools.verify import Difference, Kill, Verdict
+from tests.conftest import Run
 from tests.toys import files_up_to
 
 ROOT = Path(__file__).resolve().parent.parent
-Run = Callable[..., tuple[int, str, str]]
 
 
 class FakeTranslator(Translator):
@@ -78,19 +76,6 @@ def _no_real_translator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("mt.decode.translator.Translator", FakeTranslator)
     monkeypatch.setattr(FakeTranslator, "calls", [])
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run `mt` with arguments and standard input: exit status, standard output, standard error."""
-
-    def run_mt(*arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        with pytest.raises(SystemExit) as caught:
-            app(list(arguments), prog_name="mt")
-        return caught.value.code or 0, *capsys.readouterr()
-
-    return run_mt
 
 
 def write_lines(name: str, lines: Sequence[str]) -> str:
@@ -249,6 +234,26 @@ def test_verify_resume_prints_the_verdict_and_fails_without_a_proof(run: Run, mo
     assert (status, json.loads(stdout)["proved"], stderr) == (2, False, error)
     demo, changed = load_config("demo"), load_config("demo", ["train.seed=7"])
     assert calls == [(demo, None, 30, 3)] * 2 + [(changed, Path("r"), 9, 2)] * 2
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("verify-resume --updates 1", "--updates: expected at least 2, got 1"),
+        ("verify-resume --kills 0", "--kills: expected 1 to 29, fewer than --updates, got 0"),
+        ("verify-resume --updates 5 --kills 5", "--kills: expected 1 to 4, fewer than --updates, got 5"),
+        ("verify-resume", "WORLD_SIZE: resume is verified in one process: start it without torchrun"),
+        ("bench", "WORLD_SIZE: one device is measured: start one process, without torchrun"),
+        ("train --dry-run", "WORLD_SIZE: a dry run looks at one process: leave torchrun out"),
+    ],
+)
+def test_what_cannot_be_proved_or_measured_is_refused(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: str, message: str
+):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    status, stdout, stderr = run(*command.split(), "--config", "demo")
+    assert (status, stdout, stderr.splitlines()[-1]) == (2, "", f"error: {message}")
 
 
 def test_config_list_names_what_ships_and_what_it_is_for(run: Run):
@@ -717,10 +722,9 @@ def test_a_model_that_is_missing_leaves_no_output_file(run: Run):
 
 def test_output_begins_before_the_input_ends():
     code = (
-        "import mt.decode.translator\n"
-        "from tests.test_cli import FakeTranslator, app\n"
-        "mt.decode.translator.Translator = FakeTranslator\n"
-        "app(['translate', '--model', 'm'])\n"
+        "import mt.cli, mt.decode.translator, tests.test_cli\n"
+        "mt.decode.translator.Translator = tests.test_cli.FakeTranslator\n"
+        "mt.cli.app(['translate', '--model', 'm'])\n"
     )
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from mt.cli import app
 from mt.config.loading import dump_config, parse_config
 from mt.config.settings import RunConfig, TextFiles, TokenizerConfig
 from mt.text import checks, rehearsal
@@ -27,6 +25,7 @@ from mt.text.sample import draw_sample
 from mt.text.tokenizer import count_words, train_tokenizer
 from mt.tools import doctor
 from mt.tools.doctor import diagnosis_text, examine
+from tests.conftest import Run
 from tests.toys import messages
 
 DEMO = Path(__file__).resolve().parent.parent / "data" / "demo"
@@ -350,12 +349,12 @@ def test_the_forecast_is_right_where_long_lines_alternate_with_short_ones(
 # --- The command ------------------------------------------------------------------------------------------------------
 
 
-def test_a_command_that_finds_nothing(lines: Lines) -> None:
+def test_a_command_that_finds_nothing(run: Run, lines: Lines) -> None:
     write(lines)
     Path("toy.yaml").write_text(dump_config(a_config()), "utf-8")
-    result = CliRunner().invoke(app, ["doctor", "--config", "toy.yaml"])
-    assert result.exit_code == 0
-    told = result.stdout.splitlines()
+    status, stdout, _ = run("doctor", "--config", "toy.yaml")
+    assert status == 0
+    told = stdout.splitlines()
     assert told[:3] == ["toy: no findings", "", "forecast"]
     assert [line.split("  ")[1] for line in told[3:]] == [
         "data.train.0",
@@ -372,15 +371,15 @@ def test_a_command_that_finds_nothing(lines: Lines) -> None:
     assert told[-1] == "  time            mt train --config toy.yaml --dry-run measures how long training takes"
 
 
-def test_findings_by_source(lines: Lines) -> None:
+def test_findings_by_source(run: Run, lines: Lines) -> None:
     lines["train.de"][3] = "<bt> " + lines["train.de"][3]
     write(lines)
     Path("valid.en").unlink()
     config = a_config(data={"train": [{"src": "train.en", "tgt": "train.de", "tag": "<bt>"}]})
     Path("toy.yaml").write_text(dump_config(config), "utf-8")
-    result = CliRunner().invoke(app, ["doctor", "--config", "toy.yaml"])
-    assert result.exit_code == 2
-    assert result.stdout.partition("\n\nforecast\n")[0].splitlines() == [
+    status, stdout, _ = run("doctor", "--config", "toy.yaml")
+    assert status == 2
+    assert stdout.partition("\n\nforecast\n")[0].splitlines() == [
         "toy: 1 error, 1 warning",
         "",
         "data.train.0  train.en + train.de, 1,500 pairs",
@@ -393,12 +392,12 @@ def test_findings_by_source(lines: Lines) -> None:
     ]
 
 
-def test_one_object_for_programs(lines: Lines) -> None:
+def test_one_object_for_programs(run: Run, lines: Lines) -> None:
     write({**lines, "test.de": lines["test.de"][:-1]})
     Path("toy.yaml").write_text(dump_config(a_config()), "utf-8")
-    result = CliRunner().invoke(app, ["doctor", "--config", "toy.yaml", "--json"])
-    assert result.exit_code == 2
-    told = json.loads(result.stdout)
+    status, stdout, _ = run("doctor", "--config", "toy.yaml", "--json")
+    assert status == 2
+    told = json.loads(stdout)
     assert (told["name"], told["n_errors"], told["n_warnings"]) == ("toy", 1, 0)
     (finding,) = told["findings"]
     assert (finding["level"], finding["check"], finding["key"]) == ("error", "reading", "data.test.demo")

@@ -15,13 +15,13 @@ from mt.cli import app
 from mt.config.settings import RunConfig, TrainConfig
 from mt.errors import ConfigError, DataError, MTError
 from mt.pipeline import train_run
-from mt.text.corpus import PreparedCorpus
 from mt.text.prepare import prepare_corpus
 from mt.tools import bench
 from mt.tools import dry_run as dry_run_module
 from mt.tools.dry_run import dry_run, parameters_by_part, plot_schedule
 from mt.train.engine import Engine, OutOfMemory, Update
 from tests.clock import Clock
+from tests.conftest import Run
 from tests.toys import messages, small_model, toy_config
 
 
@@ -30,10 +30,6 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(dry_run_module, "MEASURED_SECONDS", 0.0)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.chdir(tmp_path)
-
-
-def prepared(config: RunConfig) -> PreparedCorpus:
-    return prepare_corpus(config)
 
 
 def with_train(config: RunConfig, **changes: object) -> RunConfig:
@@ -81,7 +77,7 @@ def test_before_the_data_is_prepared_it_says_what_it_cannot_know(tmp_path: Path)
 
 def test_of_prepared_data_the_figures_are_exact(tmp_path: Path) -> None:
     config = with_train(toy_config(tmp_path / "text"), max_steps=70)
-    corpus = prepared(config)
+    corpus = prepare_corpus(config)
     text = dry_run(config, Path("runs/toy"))
     n_pairs, n_src, n_tgt = len(corpus.train), corpus.train.src.lengths.sum(), corpus.train.tgt.lengths.sum()
     # Updates hold up to 256 target tokens; the source side has room for 5% more than it needs on average.
@@ -136,14 +132,6 @@ def test_a_run_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     assert str(caught.value) == f"runs/toy: the run folder cannot be written: {tmp_path / 'runs'} is no folder"
 
 
-def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError) as caught:
-        dry_run(toy_config(tmp_path / "text"), Path("runs/toy"))
-    assert str(caught.value) == "WORLD_SIZE: a dry run looks at one process: leave torchrun out"
-
-
 def test_a_disk_that_is_too_small_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", ["free"])
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(2 * 2**20))
@@ -164,7 +152,7 @@ def test_the_forecast_is_what_micro_batches_take_times_their_number(
 ) -> None:
     slow_computation(monkeypatch)
     config = toy_config(tmp_path / "text", micro_batch_tokens=86, max_steps=1_000)
-    prepared(config)
+    prepare_corpus(config)
     lines = section(dry_run(config, Path("runs/toy")), "time")
     # Three micro-batches and the optimizer: 3 * (0.125 + 0.25) + 0.125 s.
     assert lines[0] == "20 min 50 s for 1,000 updates, 1.25 s each"
@@ -214,7 +202,7 @@ def test_without_memory_micro_batches_are_halved_as_training_does(
 
     monkeypatch.setattr(Engine, "step", step_of_little)
     config = toy_config(tmp_path / "text", micro_batch_tokens=256)
-    prepared(config)
+    prepare_corpus(config)
     assert section(dry_run(config, Path("runs/toy")), "time")[1].endswith(" micro-batches of up to 66")
 
     def never(engine: Engine, update: Update, lr: float) -> Any:
@@ -316,20 +304,10 @@ def test_the_plot_is_as_wide_as_the_terminal(tmp_path: Path, monkeypatch: pytest
 # --- The command ------------------------------------------------------------------------------------------------------
 
 
-def test_train_with_dry_run_trains_nothing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    calls: list[tuple[str, Path]] = []
-
-    def told(config: RunConfig, run_dir: Path) -> str:
-        calls.append((config.name, run_dir))
-        return "what would happen"
-
-    monkeypatch.setattr(dry_run_module, "dry_run", told)
-    with pytest.raises(SystemExit) as caught:
-        app(["train", "--config", "base", "--dry-run", "--set", "name=other"], prog_name="mt")
-    assert (caught.value.code or 0, capsys.readouterr().out) == (0, "what would happen\n")
-    assert calls == [("other", Path("runs/other"))]
+def test_train_with_dry_run_trains_nothing(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(dry_run_module, "dry_run", lambda config, run_dir: f"{config.name} in {run_dir}")
+    status, stdout, _ = run("train", "--config", "base", "--dry-run", "--set", "name=other")
+    assert (status, stdout) == (0, "other in runs/other\n")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -307,28 +307,6 @@ def test_the_relative_difference_is_one_of_norms(tmp_path: Path) -> None:
 # --- Errors -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"n_updates": 1}, "--updates: expected at least 2, got 1"),
-        ({"n_kills": 0}, "--kills: expected 1 to 29, fewer than --updates, got 0"),
-        ({"n_updates": 5, "n_kills": 5}, "--kills: expected 1 to 4, fewer than --updates, got 5"),
-    ],
-)
-def test_numbers_that_prove_nothing_are_refused(tmp_path: Path, options: dict[str, int], message: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        verify_resume(toy_config(tmp_path), **options)
-    assert str(caught.value) == message
-    assert not (tmp_path / "prepared").exists()
-
-
-def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError) as caught:
-        verify_resume(toy_config(tmp_path))
-    assert str(caught.value) == "WORLD_SIZE: resume is verified in one process: start it without torchrun"
-
-
 def shell(command: str) -> Any:
     """A training that is one command of the shell."""
 

@@ -347,17 +347,20 @@ def basis(device: torch.device) -> dict[str, Any]:
     return {"hardware": hardware(device), "versions": versions(), "commit": source_commit()}
 
 
+def device_name(hardware: dict[str, Any]) -> str:
+    """Return what a device is called, of what `hardware` says about it."""
+    return hardware.get("gpu") or f"{hardware['cpu']}, {hardware['threads']} threads"
+
+
 def format_bench(figures: dict[str, Any]) -> str:
     """Return the figures of `bench_training` or `bench_decoding` as a table for a terminal."""
-    machine = figures["hardware"]
-    device = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
     memory = f"{figures['peak_memory_bytes'] / 2**30:,.2f} GiB at the peak"
     if reserved := figures.get("reserved_memory_bytes"):
         memory += f", {reserved / 2**30:,.2f} GiB reserved"
     is_training = figures["what"] == "training"
     rows = {
         "model": f"{figures['name' if is_training else 'model']}, {format_count(figures['n_parameters'])} parameters",
-        "device": f"{figures['device']} ({device}) in {figures['execution']}",
+        "device": f"{figures['device']} ({device_name(figures['hardware'])}) in {figures['execution']}",
         "data": figures["data"],
         **(_training_rows(figures) if is_training else _decoding_rows(figures)),
         "memory": f"{memory} of the process" if figures["device"] == "cpu" else memory,

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,9 +24,9 @@ from mt.run_folder import RunFolder, checkpoint_step
 from mt.system.device import hardware, memory_bytes, peak_memory_bytes
 from mt.system.distributed import Ranks
 from mt.system.malloc import tune_malloc
-from mt.text.corpus import ParallelIds, PreparedCorpus
+from mt.text.corpus import PreparedCorpus
 from mt.text.tokenizer import Tokenizer
-from mt.tools.bench import Laps, random_corpus, step_in_parts
+from mt.tools.bench import Laps, device_name, random_corpus, step_in_parts
 from mt.train.engine import Engine, OutOfMemory, Update, choose_execution
 from mt.train.footprint import Footprint, existing_folder
 from mt.train.schedule import learning_rate
@@ -42,17 +42,6 @@ EIGHTHS = " ▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True)
-class Data:
-    """What training would read: the prepared corpus, or made-up sentences where there is none yet."""
-
-    folder: Path
-    corpus: PreparedCorpus | None
-    train: ParallelIds
-    corpus_sizes: tuple[int, ...] | None
-    vocab_size: int
-
-
-@dataclass(frozen=True)
 class Cost:
     """What updates were measured to cost on this machine."""
 
@@ -64,7 +53,7 @@ class Cost:
 
 
 def dry_run(config: RunConfig, run_dir: Path) -> str:
-    """What `mt train` would do, for a terminal.
+    """Return what `mt train` would do, for a terminal.
 
     Raises:
         MTError: what would keep training from beginning, as far as it can be known before the data is prepared.
@@ -74,30 +63,34 @@ def dry_run(config: RunConfig, run_dir: Path) -> str:
     choose_execution(config.train, config.model)
     _check_that_it_can_be_written(run_dir)
     _log.info("looking for the corpus")
-    data = _find_data(config, run_dir)
+    folder = corpus_folder(config, RunFolder(run_dir))
+    corpus = PreparedCorpus.open(folder) if folder.is_dir() else None
+    tokenizer = initial_tokenizer(config) if corpus is None else corpus.tokenizer_path
+    vocab_size = config.tokenizer.vocab_size if tokenizer is None else Tokenizer.load(tokenizer).vocab_size
+    train = random_corpus(vocab_size, config.data.max_tokens) if corpus is None else corpus.train
     _log.info("building the model")
     tune_malloc()
-    engine = Engine(config, data.train, data.vocab_size, corpus_sizes=data.corpus_sizes)
+    engine = Engine(config, train, vocab_size, corpus_sizes=None if corpus is None else corpus.corpus_sizes)
     _log.info(f"measuring updates on {engine.device}")
-    cost, footprint = measure(engine), Footprint.of(config, data.vocab_size)
+    cost, footprint = measure(engine), Footprint.of(config, vocab_size)
+    corpus_place = f"{folder} ({'to be prepared' if corpus is None else 'prepared'})"
     n_done = max([0, *map(checkpoint_step, RunFolder(run_dir).checkpoints())])
     width = max(60, shutil.get_terminal_size((80, 24)).columns)
     sections = {
         "model": _model_lines(engine.model),
-        "data": _data_lines(config, data, engine),
-        "time": _time_lines(config.train, engine, cost, n_done, is_made_up=data.corpus is None),
+        "data": _data_lines(config, corpus, engine),
+        "time": _time_lines(config.train, engine, cost, n_done, is_made_up=corpus is None),
         "memory": _memory_lines(engine, footprint, cost),
         "schedule": _schedule_lines(config.train, config.model.d_model, width - MARGIN),
-        "files": _file_lines(config.train, footprint, data, run_dir, n_done),
+        "files": _file_lines(config.train, footprint, corpus_place, run_dir, n_done),
     }
     heading = f"{config.name}: what mt train would do. This is a dry run, nothing is written."
-    return "\n\n".join([heading, *("\n".join(_beside(name, lines)) for name, lines in sections.items())])
+    return "\n\n".join([heading, *(_section(name, lines) for name, lines in sections.items())])
 
 
-def _beside(name: str, lines: Iterable[str]) -> Iterator[str]:
-    """The lines of a section, with its name in the margin."""
-    for i, line in enumerate(lines):
-        yield f"{'' if i else name:<{MARGIN}}{line}".rstrip()
+def _section(name: str, lines: Sequence[str]) -> str:
+    """Return the lines with the name in the margin."""
+    return "\n".join(f"{'' if i else name:<{MARGIN}}{line}".rstrip() for i, line in enumerate(lines))
 
 
 def _check_that_it_can_be_written(run_dir: Path) -> None:
@@ -106,17 +99,6 @@ def _check_that_it_can_be_written(run_dir: Path) -> None:
         raise MTError(f"{run_dir}: the run folder cannot be written: {existing} is no folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise MTError(f"{run_dir}: the run folder cannot be written: {existing} does not allow it")
-
-
-def _find_data(config: RunConfig, run_dir: Path) -> Data:
-    folder = corpus_folder(config, RunFolder(run_dir))
-    if folder.is_dir():
-        corpus = PreparedCorpus.open(folder)
-        vocab_size = Tokenizer.load(corpus.tokenizer_path).vocab_size
-        return Data(folder, corpus, corpus.train, corpus.corpus_sizes, vocab_size)
-    tokenizer = initial_tokenizer(config)
-    vocab_size = config.tokenizer.vocab_size if tokenizer is None else Tokenizer.load(tokenizer).vocab_size
-    return Data(folder, None, random_corpus(vocab_size, config.data.max_tokens), None, vocab_size)
 
 
 # --- Measuring --------------------------------------------------------------------------------------------------------
@@ -172,7 +154,7 @@ def _warm_up(engine: Engine) -> None:
 
 
 def _one_micro_batch(update: Update, number: int) -> Update:
-    """As if the update were one of its micro-batches."""
+    """Return the update with one of its micro-batches alone."""
     number %= len(update.micro_batches)
     return replace(update, micro_batches={number: update.micro_batches[number]})
 
@@ -191,7 +173,7 @@ def _model_lines(model: Transformer) -> list[str]:
 
 
 def parameters_by_part(model: Transformer) -> dict[str, int]:
-    """Parameters that are learned, by part of the model."""
+    """Return the parameters that are learned, by part of the model."""
     rows = f"{model.vocab_size:,} pieces × {model.config.d_model}"
     roles: dict[Tensor, list[str]] = {}
     for role, table in zip(("source", "target", "output"), model.embeddings, strict=True):
@@ -209,45 +191,41 @@ def parameters_by_part(model: Transformer) -> dict[str, int]:
     return dict(sorted(parts.items(), key=lambda item: (sides.index(item[0].partition(",")[0]), "norms" in item[0])))
 
 
-def _data_lines(config: RunConfig, data: Data, engine: Engine) -> list[str]:
+def _data_lines(config: RunConfig, corpus: PreparedCorpus | None, engine: Engine) -> list[str]:
     sources = [
         source.description + (f", weight {source.weight:g}" if source.weight != 1 else "")
         for source in config.data.train
     ]
-    if data.corpus is None:
-        return [
-            "not prepared yet: pairs, tokens, updates an epoch and epochs are not known until mt prepare",
-            *sources,
-        ]
-    train = data.corpus.manifest["train"]
-    per_epoch = engine.plan.updates_per_epoch()
-    n_epochs = config.train.max_steps / per_epoch
-    kept = (f"{n:>13,} pairs  {source}" for n, source in zip(data.corpus.corpus_sizes, sources, strict=True))
-    tests = "".join(f", {len(pairs):,} for {name}" for name, pairs in data.corpus.test_pairs.items())
+    if corpus is None:
+        unknown = "pairs, tokens, updates an epoch and epochs are not known until mt prepare"
+        return [f"not prepared yet: {unknown}", *sources]
+    train, per_epoch = corpus.manifest["train"], engine.plan.updates_per_epoch()
+    kept = (f"{n:>13,} pairs  {source}" for n, source in zip(corpus.corpus_sizes, sources, strict=True))
+    tests = "".join(f", {len(pairs):,} for {name}" for name, pairs in corpus.test_pairs.items())
+    max_steps = config.train.max_steps
     return [
-        f"{len(data.train):>13,} pairs, {train['src_tokens']:,} source and {train['tgt_tokens']:,} target tokens",
+        f"{len(corpus.train):>13,} pairs, {train['src_tokens']:,} source and {train['tgt_tokens']:,} target tokens",
         *(kept if len(sources) > 1 else ()),
-        f"{len(data.corpus.valid):>13,} pairs for validation{tests}",
-        f"{per_epoch:>13,.1f} updates an epoch; {config.train.max_steps:,} updates are {n_epochs:,.1f} epochs",
+        f"{len(corpus.valid):>13,} pairs for validation{tests}",
+        f"{per_epoch:>13,.1f} updates an epoch; {max_steps:,} updates are {max_steps / per_epoch:,.1f} epochs",
     ]
 
 
 def _time_lines(train: TrainConfig, engine: Engine, cost: Cost, n_done: int, is_made_up: bool) -> list[str]:
-    n_left = max(0, train.max_steps - n_done)
+    n_left, seconds = max(0, train.max_steps - n_done), cost.update_seconds
     micro_batches = "1 micro-batch" if cost.n_micro_batches == 1 else f"{cost.n_micro_batches:.3g} micro-batches"
-    facts = hardware(engine.device)
-    device = facts.get("gpu") or f"{facts['cpu']}, {facts['threads']} threads"
-    on = " of made-up sentences" if is_made_up else ""
+    made_up = " of made-up sentences" if is_made_up else ""
+    done = f" after the {n_done:,} that are done" if n_done else ""
+    device = f"{engine.device} ({device_name(hardware(engine.device))})"
     lines = [
-        f"{format_duration(n_left * cost.update_seconds)} for {n_left:,} updates"
-        f"{f' after the {n_done:,} that are done' if n_done else ''}, {cost.update_seconds:.3g} s each",
-        f"{cost.n_tgt_tokens / cost.update_seconds:,.0f} target tokens/s: {cost.n_tgt_tokens:,.0f} an update, in "
+        f"{format_duration(n_left * seconds)} for {n_left:,} updates{done}, {seconds:.3g} s each",
+        f"{cost.n_tgt_tokens / seconds:,.0f} target tokens/s: {cost.n_tgt_tokens:,.0f} an update, in "
         f"{micro_batches} of up to {engine.budget.tgt_tokens:,}",
-        f"measured over {cost.n_measured} micro-batches{on} on {engine.device} ({device}) in {engine.execution.note};",
+        f"measured over {cost.n_measured} micro-batches{made_up} on {device} in {engine.execution.note};",
         "preparing, validation, checkpoints and the evaluation at the end come on top",
     ]
     if train.stop_after is not None:
-        n_until = math.floor(parse_duration(train.stop_after) / cost.update_seconds)
+        n_until = math.floor(parse_duration(train.stop_after) / seconds)
         if n_until < train.max_steps:
             lines.append(f"train.stop_after ({train.stop_after}) ends it sooner, after {n_until:,} updates at most")
     return lines
@@ -288,7 +266,7 @@ def _schedule_lines(train: TrainConfig, d_model: int, width: int) -> list[str]:
 
 
 def plot_schedule(train: TrainConfig, d_model: int, width: int) -> list[str]:
-    """The learning rate over all updates, in so many columns."""
+    """Draw the learning rate over all updates, `width` columns wide."""
     n_columns = width - AXIS
     steps = [1 + round(i * (train.max_steps - 1) / (n_columns - 1)) for i in range(n_columns)]
     rates = [learning_rate(step, train, d_model) for step in steps]
@@ -305,7 +283,7 @@ def plot_schedule(train: TrainConfig, d_model: int, width: int) -> list[str]:
 
 
 def _step_labels(train: TrainConfig, n_columns: int) -> str:
-    """Step 1 at the left, the last one at the right, the end of the warm-up where there is room for it."""
+    """Return step 1 at the left, the last one at the right, the end of the warm-up where it fits."""
     last = f"step {train.max_steps:,}"
     line = "1".ljust(n_columns - len(last)) + last
     place = round((train.warmup_steps - 1) / max(train.max_steps - 1, 1) * (n_columns - 1))
@@ -315,18 +293,16 @@ def _step_labels(train: TrainConfig, n_columns: int) -> str:
     return line
 
 
-def _file_lines(train: TrainConfig, footprint: Footprint, data: Data, run_dir: Path, n_done: int) -> list[str]:
+def _file_lines(train: TrainConfig, footprint: Footprint, corpus: str, run_dir: Path, n_done: int) -> list[str]:
     state = "new"
     if n_done:
         state = "trained already" if n_done >= train.max_steps else f"goes on from step {n_done:,}"
-    of_model = (
-        f"the average of the last {train.average_last} checkpoints" if train.average_last else "the best checkpoint"
-    )
+    model = f"the average of the last {train.average_last} checkpoints" if train.average_last else "the best checkpoint"
     free = shutil.disk_usage(existing_folder(run_dir)).free
     entries = {
         "run folder": f"{run_dir} ({state})",
-        "corpus": f"{data.folder} ({'to be prepared' if data.corpus is None else 'prepared'})",
-        "model": f"{run_dir / 'model'}, {of_model}",
+        "corpus": corpus,
+        "model": f"{run_dir / 'model'}, {model}",
         "report": f"{run_dir / 'report.html'}, {run_dir / 'report.json'}, {run_dir / 'report.md'}",
         "curves": f"{run_dir / 'tensorboard'}, {run_dir / 'metrics.jsonl'}",
         "checkpoints": f"{run_dir / 'checkpoints'}, {format_bytes(footprint.checkpoint_bytes)} each, "
@@ -334,8 +310,6 @@ def _file_lines(train: TrainConfig, footprint: Footprint, data: Data, run_dir: P
         "disk": f"{format_bytes(footprint.disk_bytes)} at most, {format_bytes(free)} are free",
     }
     lines = [f"{name:<13}{text}" for name, text in entries.items()]
-    return (
-        lines
-        if footprint.disk_bytes < free
-        else [*lines, "warning: the disk has too little room: keep fewer checkpoints"]
-    )
+    if footprint.disk_bytes >= free:
+        lines.append("warning: the disk has too little room: keep fewer checkpoints")
+    return lines
