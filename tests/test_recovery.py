@@ -409,7 +409,7 @@ def test_overflows_of_fp16_are_no_news_until_there_are_too_many() -> None:
 
     def add(norm: float) -> int:
         update = Update(1, sentences, {0: None}, 5, 6, PlanState())  # type: ignore[dict-item]
-        meter.add(update, StepResult(torch.tensor([7.0]), torch.tensor(norm)))
+        meter.add(update, StepResult(1, sentences, 6, (0,), torch.tensor([7.0]), torch.tensor(norm)))
         return len(meter.settle())
 
     assert [add(math.inf) for _ in range(15)] == [0] * 15

@@ -163,9 +163,8 @@ class Trainer:
         settings, progress = self.config.train, self.progress
         while not self.ends:
             try:
-                with self.engine.prefetched_updates(
-                    progress.plan_state, progress.step + 1, settings.max_steps
-                ) as updates:
+                start = progress.plan_state, progress.step + 1, settings.max_steps
+                with self.engine.prefetched_updates(*start) as updates:
                     for update in updates:
                         lr = learning_rate(update.step, settings, self.config.model.d_model)
                         self.record_update(update, self.engine.step(update, lr))
@@ -178,7 +177,7 @@ class Trainer:
 
     @property
     def description(self) -> str:
-        """What is about to run, in one line."""
+        """Say what is about to run, in one line."""
         engine, progress = self.engine, self.progress
         start = f"from {self.config.train.init_from}" if self.config.train.init_from else "from scratch"
         start = f"from step {progress.step:,}" if progress.step else start
@@ -291,7 +290,7 @@ class Trainer:
         return self.progress.n_skipped_in_row >= self.config.train.skips_before_rollback
 
     def _named(self, skipped: SkippedUpdate) -> dict[str, Any]:
-        """A line of `skipped.jsonl`: the sentences by source and line, as the user knows them."""
+        """Return a line of `skipped.jsonl`: the sentences by corpus and line, as the user knows them."""
         starts = np.cumsum([0, *self.corpus.corpus_sizes])
         lines = self.corpus.train_lines
         sources = [
@@ -342,7 +341,7 @@ class Trainer:
     # --- validation
 
     def validation_is_due(self) -> bool:
-        """Whether the validation set is to be measured after this update, and has not been."""
+        """Return whether the validation set is to be measured after this update, and has not been."""
         step = self.progress.step
         is_due = step > 0 and (step % self.config.train.validate_every == 0 or self.is_finished())
         return is_due and self.progress.validated_at != step
@@ -356,7 +355,15 @@ class Trainer:
         if self.ranks.is_first:
             with self.signals.interrupting():
                 self.signals.interrupt_if_any()
-                result = self._measured()
+                result = validate(
+                    self.engine.inference_model(),
+                    self.tokenizer,
+                    self.corpus.valid,
+                    self.corpus.valid_pairs,
+                    replace(self.config.decode, beam_size=self.config.train.validation_beam_size),
+                    self.config.data.max_tokens,
+                    Normalisers.of_run(self.config),
+                )
             trim_heap()
         score, is_kept = self.ranks.from_first(None if result is None else self._entered(result)) or (None, False)
         if score is None:
@@ -380,17 +387,6 @@ class Trainer:
         score = result.bleu if by_bleu else result.loss
         rank = self.run.record_score(self.progress.step, score, by=settings.best_by, higher_is_better=by_bleu)
         return score if by_bleu else -score, rank is not None and rank < settings.keep_best
-
-    def _measured(self) -> ValidationResult:
-        return validate(
-            self.engine.inference_model(),
-            self.tokenizer,
-            self.corpus.valid,
-            self.corpus.valid_pairs,
-            replace(self.config.decode, beam_size=self.config.train.validation_beam_size),
-            self.config.data.max_tokens,
-            Normalisers.of_run(self.config),
-        )
 
     # --- checkpoints
 
@@ -444,26 +440,25 @@ class Trainer:
             step = None if progress is None else progress.step
         step = self.ranks.from_first(step)
         if step is not None and not self.ranks.is_first:
-            saved = SavedRun.read(self.run.checkpoint(step))
-            self.engine.load(saved.weights, saved.state, self.run.path)
-            progress = saved.progress
+            weights, state, progress = _read_checkpoint(self.run.checkpoint(step))
+            self.engine.load(weights, state, self.run.path)
         return progress
 
     def _search(self, is_wanted: Callable[[Progress], bool]) -> Progress | None:
         damaged: list[tuple[Path, CheckpointError]] = []
         for folder in reversed(self.run.checkpoints()):
             try:
-                saved = SavedRun.read(folder)
+                weights, state, progress = _read_checkpoint(folder)
             except CheckpointError as error:
                 damaged.append((folder, error))
                 continue
-            if not is_wanted(saved.progress):
+            if not is_wanted(progress):
                 continue
-            self.engine.load(saved.weights, saved.state, folder)
+            self.engine.load(weights, state, folder)
             for damaged_folder, problem in damaged:
                 new_place = quarantine_checkpoint(damaged_folder)
                 _log.warning(f"{problem}: going back to the checkpoint before; it is now {new_place}")
-            return saved.progress
+            return progress
         if damaged:
             raise CheckpointError(
                 f"{self.run.path}: no checkpoint to go on from can be read; the last: {damaged[0][1]}: "
@@ -472,7 +467,7 @@ class Trainer:
         return None
 
     def _start_from(self, folder: ModelFolder) -> None:
-        """Take the weights of another model; optimizer and plan begin anew.
+        """Take the weights of another model; optimizer and plan start over.
 
         Raises:
             ConfigError: it is of another shape.
@@ -514,22 +509,13 @@ class Trainer:
         )
 
 
-@dataclass(frozen=True)
-class SavedRun:
-    """What a checkpoint holds of a run."""
+def _read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], Progress]:
+    """Return weights, training state and progress, from files that are whole.
 
-    weights: dict[str, Tensor]
-    state: dict[str, Any]
-    progress: Progress
-
-    @classmethod
-    def read(cls, folder: Path) -> SavedRun:
-        """All of it, from files that are whole.
-
-        Raises:
-            CheckpointError: something is missing or damaged.
-        """
-        opened = ModelFolder.open(folder)
-        weights, state = opened.load_weights(), opened.load_training_state()
-        saved = dict(state["progress"])
-        return cls(weights, state, Progress(**{**saved, "plan_state": PlanState(**saved["plan_state"])}))
+    Raises:
+        CheckpointError: something is missing or damaged.
+    """
+    opened = ModelFolder.open(folder)
+    weights, state = opened.load_weights(), opened.load_training_state()
+    saved = state["progress"]
+    return weights, state, Progress(**{**saved, "plan_state": PlanState(**saved["plan_state"])})
