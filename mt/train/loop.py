@@ -291,13 +291,10 @@ class Trainer:
 
     def _named(self, skipped: SkippedUpdate) -> dict[str, Any]:
         """Return a line of `skipped.jsonl`: the sentences by corpus and line, as the user knows them."""
-        starts = np.cumsum([0, *self.corpus.corpus_sizes])
+        borders = np.searchsorted(skipped.suspects, np.cumsum(self.corpus.corpus_sizes)[:-1])
+        parts = zip(self.config.data.train, np.split(skipped.suspects, borders), strict=True)
         lines = self.corpus.train_lines
-        sources = [
-            {"source": source.description, "lines": sorted(lines[skipped.suspects[is_inside]].tolist())}
-            for source, start, stop in zip(self.config.data.train, starts[:-1], starts[1:], strict=True)
-            if (is_inside := (skipped.suspects >= start) & (skipped.suspects < stop)).any()
-        ]
+        sources = [{"source": one.description, "lines": sorted(lines[i].tolist())} for one, i in parts if len(i)]
         losses = [loss if math.isfinite(loss) else None for loss in skipped.losses]
         return {"step": skipped.step, "micro_batch_losses": losses, "sentences": sources}
 

@@ -57,7 +57,8 @@ class SkippedUpdate:
 
     step: int
     losses: tuple[float, ...]  # nats, of each micro-batch
-    suspects: Indices  # pairs of the micro-batches whose loss is not finite, or of all where the gradient alone is not
+    # Pairs of the micro-batches whose loss is not finite, or of all where the gradient alone is not; ascending.
+    suspects: Indices
 
 
 class Meter:
