@@ -43,6 +43,8 @@ _log = logging.getLogger(__name__)
 # Why training stops before its steps are up: the number of a signal, or this. The larger one counts among ranks.
 NO_STOP, TIME_IS_UP = 0, 1
 
+Saved = tuple[dict[str, Tensor], dict[str, Any], Progress]  # weights, training state and progress of a checkpoint
+
 FLUSH_EVERY = 50  # updates; whether they were skipped is seen then, if not sooner
 
 
@@ -316,8 +318,7 @@ class Trainer:
             )
         if found is None:
             self.engine.restart()
-            if self.config.train.init_from is not None:
-                self._start_from(open_model(self.config.train.init_from))
+            self._take_first_weights()
         passed = f"steps {target.step + 1:,} to {progress.step:,}"
         if self.ranks.is_first:
             for folder in self.run.checkpoints():
@@ -422,8 +423,8 @@ class Trainer:
     def _resume(self) -> Progress:
         """Load the last checkpoint that can be read, or the model to start from."""
         found = self._load_last(lambda saved: True)
-        if found is None and self.config.train.init_from is not None:
-            self._start_from(open_model(self.config.train.init_from))
+        if found is None:
+            self._take_first_weights()
         return found or Progress()
 
     def _load_last(self, is_wanted: Callable[[Progress], bool]) -> Progress | None:
@@ -431,31 +432,27 @@ class Trainer:
 
         Rank 0 chooses, and quarantines those that are damaged.
         """
-        progress, step = None, None
-        if self.ranks.is_first:
-            progress = self._search(is_wanted)
-            step = None if progress is None else progress.step
-        step = self.ranks.from_first(step)
-        if step is not None and not self.ranks.is_first:
-            weights, state, progress = _read_checkpoint(self.run.checkpoint(step))
-            self.engine.load(weights, state, self.run.path)
+        found = self._newest(is_wanted) if self.ranks.is_first else None
+        step = self.ranks.from_first(found and found[2].step)
+        if step is None:
+            return None
+        weights, state, progress = found or _read_checkpoint(self.run.checkpoint(step))
+        self.engine.load(weights, state, self.run.checkpoint(step))
         return progress
 
-    def _search(self, is_wanted: Callable[[Progress], bool]) -> Progress | None:
+    def _newest(self, is_wanted: Callable[[Progress], bool]) -> Saved | None:
         damaged: list[tuple[Path, CheckpointError]] = []
         for folder in reversed(self.run.checkpoints()):
             try:
-                weights, state, progress = _read_checkpoint(folder)
+                saved = _read_checkpoint(folder)
             except CheckpointError as error:
                 damaged.append((folder, error))
                 continue
-            if not is_wanted(progress):
-                continue
-            self.engine.load(weights, state, folder)
-            for damaged_folder, problem in damaged:
-                new_place = quarantine_checkpoint(damaged_folder)
-                _log.warning(f"{problem}: going back to the checkpoint before; it is now {new_place}")
-            return progress
+            if is_wanted(saved[2]):
+                for damaged_folder, problem in damaged:
+                    new_place = quarantine_checkpoint(damaged_folder)
+                    _log.warning(f"{problem}: going back to the checkpoint before; it is now {new_place}")
+                return saved
         if damaged:
             raise CheckpointError(
                 f"{self.run.path}: no checkpoint to go on from can be read; the last: {damaged[0][1]}: "
@@ -463,12 +460,15 @@ class Trainer:
             )
         return None
 
-    def _start_from(self, folder: ModelFolder) -> None:
-        """Take the weights of another model; optimizer and plan start over.
+    def _take_first_weights(self) -> None:
+        """Take the weights of the model in `train.init_from`, if there is one.
 
         Raises:
             ConfigError: it is of another shape.
         """
+        if self.config.train.init_from is None:
+            return
+        folder = open_model(self.config.train.init_from)
         theirs, ours = folder.config.model.shape, self.config.model.shape
         if differing := [key for key in ours if ours[key] != theirs[key]]:
             wanted = ", ".join(f"{key}: {as_yaml(theirs[key])} (here {as_yaml(ours[key])})" for key in differing)
@@ -506,8 +506,8 @@ class Trainer:
         )
 
 
-def _read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], Progress]:
-    """Return weights, training state and progress, from files that are whole.
+def _read_checkpoint(folder: Path) -> Saved:
+    """Return what a checkpoint holds, from files that are whole.
 
     Raises:
         CheckpointError: something is missing or damaged.
