@@ -128,7 +128,7 @@ class ModelFolder(CheckedFolder):
         return super().open(path)
 
     def load_weights(self) -> dict[str, Tensor]:
-        """All parameters by name, float32."""
+        """Return all parameters by name, float32."""
         check_file(self.path / WEIGHTS, self.manifest)
         try:
             return load_file(self.path / WEIGHTS)
@@ -137,13 +137,13 @@ class ModelFolder(CheckedFolder):
 
     @property
     def n_parameters(self) -> int:
-        """Parameters that were learned, counted without the weights."""
+        """Return the number of parameters that were learned, counted without the weights."""
         with torch.device("meta"):
             shape = Transformer(self.config.model, vocab_size=self.manifest["vocab_size"], pad_id=PAD_ID)
         return shape.n_parameters
 
     def load_model(self, dtype: torch.dtype, device: torch.device) -> Transformer:
-        """The model for inference, all of it in one type."""
+        """Return the model for inference, all of it in one type."""
         model = Transformer(
             self.config.model, vocab_size=self.manifest["vocab_size"], pad_id=PAD_ID, dtype=torch.float32
         )
@@ -151,7 +151,7 @@ class ModelFolder(CheckedFolder):
         return model.to(device).for_inference(dtype)
 
     def load_training_state(self) -> dict[str, Any]:
-        """What training needs besides the weights, tensors on the CPU."""
+        """Return what training needs besides the weights, tensors on the CPU."""
         if not (self.path / TRAINING).is_file():
             raise CheckpointError(f"{self.path / TRAINING}: is missing: training cannot go on from this folder")
         check_file(self.path / TRAINING, self.manifest)
@@ -213,57 +213,36 @@ def save_model_folder(
         WriteError: it cannot be written; what was there is as it was, and nothing else is left.
     """
     weights = {name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}
-    with whole_folder(folder, may_replace=True) as building:
-        with _Finisher() as finisher:
-            (building / CONFIG).write_text(dump_config(config), encoding="utf-8")
-            finisher.finish(building / CONFIG)
-            shutil.copyfile(tokenizer_path, building / TOKENIZER)
-            finisher.finish(building / TOKENIZER)
-            try:
-                save_file(weights, building / WEIGHTS)
-            except SafetensorError as error:
-                raise WriteError(folder, error) from error
-            finisher.finish(building / WEIGHTS)
-            if training_state is not None:
-                with (building / TRAINING).open("wb") as stream:  # given a path, torch loses the reason of a failure
-                    torch.save(training_state, stream)
-                finisher.finish(building / TRAINING)
-            checksums = finisher.checksums()
+    # A sync waits for the disk, a checksum takes a core: both run beside the writing of the next file, so that
+    # checksums make a save hardly longer.
+    with whole_folder(folder, may_replace=True) as building, ThreadPoolExecutor() as pool:
+        pending: dict[str, tuple[Future[None], Future[str]]] = {}
+
+        def finish(name: str) -> None:
+            pending[name] = pool.submit(sync, building / name), pool.submit(file_checksum, building / name)
+
+        (building / CONFIG).write_text(dump_config(config), encoding="utf-8")
+        finish(CONFIG)
+        shutil.copyfile(tokenizer_path, building / TOKENIZER)
+        finish(TOKENIZER)
+        try:
+            save_file(weights, building / WEIGHTS)
+        except SafetensorError as error:
+            raise WriteError(folder, error) from error
+        finish(WEIGHTS)
+        if training_state is not None:
+            with (building / TRAINING).open("wb") as stream:  # given a path, torch loses the reason of a failure
+                torch.save(training_state, stream)
+            finish(TRAINING)
+        checksums = {}
+        for name, (synced, checksum) in pending.items():
+            synced.result()
+            checksums[name] = checksum.result()
         write_json(building / MANIFEST, {**manifest, "format_version": FORMAT_VERSION, CHECKSUMS: checksums})
 
 
-class _Finisher:
-    """Files on their way to the disk, and their checksums.
-
-    The one waits for the disk, the other takes a core: both go on at the same time, beside the writing of the next
-    file, so that checksums make a save hardly longer.
-    """
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor()
-        self._synced: list[Future[None]] = []
-        self._checksums: dict[str, Future[str]] = {}
-
-    def __enter__(self) -> _Finisher:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def finish(self, path: Path) -> None:
-        """Begin to sync a file that is written, and to read it for its checksum."""
-        self._synced.append(self._pool.submit(sync, path))
-        self._checksums[path.name] = self._pool.submit(file_checksum, path)
-
-    def checksums(self) -> dict[str, str]:
-        """By file name, once all files are on the disk."""
-        for synced in self._synced:
-            synced.result()
-        return {name: checksum.result() for name, checksum in self._checksums.items()}
-
-
 def average_weights(folders: Sequence[Path]) -> dict[str, Tensor]:
-    """The mean of the weights of several model folders, summed in float64."""
+    """Return the mean of the weights of several model folders, summed in float64."""
     assert folders
     sums: dict[str, Tensor] = {}
     for folder in folders:

@@ -201,66 +201,63 @@ def test_rocm_is_used_without_what_was_not_tried_there_and_says_so(
 
 
 @pytest.mark.parametrize(
-    ("capability", "train", "model", "note"),
+    ("capability", "train", "model", "attention", "note"),
     [
-        (
-            (7, 5),
-            {"attention": "flash"},
-            {},
-            "fp16, not compiled (train.attention is flash, and flash attention needs compute capability 8.0; this GPU "
-            "has 7.5)",
-        ),
-        (
-            (7, 0),
-            {},
-            {},
-            "fp16, not compiled (our own attention needs compute capability 7.5, and flash attention needs compute "
-            "capability 8.0; this GPU has 7.0)",
-        ),
-        (
-            (9, 0),
-            {"precision": "fp32"},
-            {"n_heads": 4},
-            "fp32, not compiled (our own attention in fp32 needs model.d_model / model.n_heads of 16, 32, 64, and "
-            "flash attention needs bf16 or fp16)",
-        ),
-        (
-            (9, 0),
-            {},
-            {"attention_dropout": 0.1, "positions": "relative"},
-            "bf16, compiled",
-        ),
-        (
-            (9, 0),
-            {"attention": "flash"},
-            {"attention_dropout": 0.1},
-            "bf16, not compiled (train.attention is flash, and flash attention needs model.attention_dropout 0)",
-        ),
-        (
-            (9, 0),
-            {"attention": "flash"},
-            {"positions": "alibi"},
-            "bf16, not compiled (train.attention is flash, and flash attention needs model.positions other than alibi)",
-        ),
+        ((7, 5), {}, {}, "packed", "fp16, compiled"),
+        ((9, 0), {}, {}, "packed", "bf16, compiled"),
+        ((9, 0), {"precision": "fp32"}, {}, "packed", "fp32, compiled"),
+        ((9, 0), {}, {"attention_dropout": 0.1, "positions": "alibi"}, "packed", "bf16, compiled"),
+        ((9, 0), {"compile": False}, {}, "packed", "bf16, not compiled (train.compile is false)"),
+        ((9, 0), {"attention": "flash"}, {}, "flash", "bf16, flash attention, compiled"),
+        ((9, 0), {}, {"d_model": 320}, "flash", "bf16, flash attention, compiled"),
+    ],
+)
+def test_attention_is_that_which_can_run(
+    machine: Machine,
+    capability: tuple[int, int],
+    train: dict[str, Any],
+    model: dict[str, Any],
+    attention: str,
+    note: str,
+) -> None:
+    machine.has(n_devices=1, capability=capability)
+    execution = choose_execution(TrainConfig(**train), ModelConfig(**model))
+    assert (execution.attention, execution.note) == (attention, note)
+
+
+FLASH = {"attention": "flash"}
+FEATURES = "needs model.d_model / model.n_heads of 16, 32, 64"
+
+
+@pytest.mark.parametrize(
+    ("capability", "train", "model", "obstacle", "need"),
+    [
+        ((7, 5), FLASH, {}, "train.attention is flash", "compute capability 8.0; this GPU has 7.5"),
+        ((7, 0), {}, {}, "our own attention needs compute capability 7.5", "compute capability 8.0; this GPU has 7.0"),
+        ((9, 0), {"precision": "fp32"}, {"n_heads": 4}, f"our own attention in fp32 {FEATURES}", "bf16 or fp16"),
+        ((9, 0), FLASH, {"attention_dropout": 0.1}, "train.attention is flash", "model.attention_dropout 0"),
+        ((9, 0), FLASH, {"positions": "alibi"}, "train.attention is flash", "model.positions other than alibi"),
         (
             (9, 0),
             {},
             {"n_heads": 1},
-            "bf16, not compiled (our own attention in bf16 needs model.d_model / model.n_heads of 16, 32, 64, 128, and "
-            "flash attention needs model.d_model / model.n_heads up to 256)",
+            f"our own attention in bf16 {FEATURES}, 128",
+            "model.d_model / model.n_heads up to 256",
         ),
-        ((7, 5), {}, {}, "fp16, compiled"),
-        ((9, 0), {"precision": "fp32"}, {}, "fp32, compiled"),
-        ((9, 0), {}, {"d_model": 320}, "bf16, flash attention, compiled"),
-        ((9, 0), {"compile": False}, {}, "bf16, not compiled (train.compile is false)"),
-        ((9, 0), {}, {}, "bf16, compiled"),
     ],
 )
-def test_the_one_obstacle_to_compiling_is_named(
-    machine: Machine, capability: tuple[int, int], train: dict[str, Any], model: dict[str, Any], note: str
+def test_what_keeps_each_attention_from_being_used_is_named(
+    machine: Machine,
+    capability: tuple[int, int],
+    train: dict[str, Any],
+    model: dict[str, Any],
+    obstacle: str,
+    need: str,
 ) -> None:
     machine.has(n_devices=1, capability=capability, code="sm_70 sm_75 sm_80 sm_90")
-    assert choose_execution(TrainConfig(**train), ModelConfig(**model)).note == note
+    execution = choose_execution(TrainConfig(**train), ModelConfig(**model))
+    assert execution.attention == "tiles"
+    assert execution.note.endswith(f", not compiled ({obstacle}, and flash attention needs {need})")
 
 
 def test_bf16_is_refused_where_it_is_emulated(machine: Machine) -> None:
@@ -268,24 +265,6 @@ def test_bf16_is_refused_where_it_is_emulated(machine: Machine) -> None:
     with pytest.raises(ConfigError) as caught:
         choose_execution(TrainConfig(precision="bf16"), ModelConfig())
     assert str(caught.value) == ("train.precision: bf16 needs a GPU of compute capability 8.0; use fp16, fp32 or auto")
-
-
-@pytest.mark.parametrize(
-    ("capability", "train", "model", "attention"),
-    [
-        ((9, 0), {}, {}, "packed"),
-        ((7, 5), {}, {}, "packed"),
-        ((9, 0), {"attention": "flash"}, {}, "flash"),
-        ((9, 0), {}, {"d_model": 320, "n_heads": 8}, "flash"),
-        ((9, 0), {}, {"positions": "alibi"}, "packed"),
-        ((9, 0), {"attention": "flash"}, {"positions": "alibi"}, "tiles"),
-    ],
-)
-def test_attention_is_that_which_can_run(
-    machine: Machine, capability: tuple[int, int], train: dict[str, Any], model: dict[str, Any], attention: str
-) -> None:
-    machine.has(n_devices=1, capability=capability)
-    assert choose_execution(TrainConfig(**train), ModelConfig(**model)).attention == attention
 
 
 # --- Memory -----------------------------------------------------------------------------------------------------------

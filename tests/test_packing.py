@@ -11,7 +11,6 @@ from mt.data.packing import (
     UpdatePlan,
     cut_into_micro_batches,
     fit_into_tiles,
-    micro_batch_budget,
 )
 
 RNG = np.random.default_rng(5)
@@ -109,7 +108,7 @@ def test_a_weight_is_so_many_copies_and_a_draw_for_the_fraction() -> None:
 @pytest.mark.parametrize("n_ranks", [1, 2, 8])
 def test_what_an_update_holds_does_not_depend_on_micro_batches_or_ranks(n_ranks: int) -> None:
     the_plan = plan(batch_tokens=2_000)
-    budget = micro_batch_budget(the_plan, micro_batch_tokens=300, mean_tgt_tokens=TGT.mean(), n_ranks=n_ranks)
+    budget = the_plan.micro_batch_budget(300, n_ranks=n_ranks)
     assert budget.n_micro_batches % n_ranks == 0
     for sentences in first_updates(the_plan, 30):
         micro_batches = cut_into_micro_batches(sentences, SRC, TGT, budget, n_ranks)
@@ -119,7 +118,7 @@ def test_what_an_update_holds_does_not_depend_on_micro_batches_or_ranks(n_ranks:
 
 def test_cutting_needs_no_more_micro_batches_than_planned() -> None:
     the_plan = plan(batch_tokens=6_000)
-    budget = micro_batch_budget(the_plan, micro_batch_tokens=1_000, mean_tgt_tokens=TGT.mean())
+    budget = the_plan.micro_batch_budget(1_000)
     assert budget.n_micro_batches == 6
     for sentences in first_updates(the_plan, 30):
         micro_batches = cut_into_micro_batches(sentences, SRC, TGT, budget)

@@ -30,7 +30,7 @@ from mt.run_folder import RunFolder, checkpoint_step
 from mt.system.distributed import Ranks
 from tests.clock import comes_true
 from tests.forks import MT, Fork
-from tests.toys import RICH, toy_config
+from tests.toys import RICH, measured, toy_config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -67,11 +67,6 @@ def train_with(n_ranks: int, *words: object) -> tuple[str, str]:
     return b"".join(out for out, _ in said).decode(), b"".join(errors for _, errors in said).decode()
 
 
-def losses(run_dir: Path, key: str) -> list[float]:
-    entries = map(json.loads, (run_dir / "metrics.jsonl").read_text("utf-8").splitlines())
-    return [entry[key] for entry in entries if key in entry]
-
-
 @pytest.mark.parametrize("variant", [{}, RICH], ids=["default", "rich"])
 def test_two_ranks_make_the_updates_of_one_and_their_number_may_change_on_the_way(
     tmp_path: Path, variant: dict[str, Any]
@@ -86,9 +81,10 @@ def test_two_ranks_make_the_updates_of_one_and_their_number_may_change_on_the_wa
     assert "on 2 ranks (cpu) in fp32, 256 target tokens an update in 4 micro-batches" in told
     # What is said is said once, and so is the report.
     assert told.count("training from step 9") == out.count("held_out (20 lines)") == 1
-    assert len(losses(tmp_path / "one", "train_loss")) == 12
+    assert len(measured(tmp_path / "one", "train_loss")) == 12
     for key in ("train_loss", "grad_norm"):
-        assert losses(tmp_path / "changing", key) == pytest.approx(losses(tmp_path / "one", key), rel=1e-5), key
+        changing, one = (dict(measured(tmp_path / run, key)) for run in ("changing", "one"))
+        assert changing == pytest.approx(one, rel=1e-5), key
     reports = [json.loads((tmp_path / run / "report.json").read_text("utf-8")) for run in ("one", "changing")]
     for key in ("steps", "n_src_tokens", "n_tgt_tokens"):
         assert reports[0][key] == reports[1][key], key

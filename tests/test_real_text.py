@@ -14,7 +14,7 @@ import torch
 from mt.config.loading import load_config
 from mt.config.settings import RunConfig
 from mt.data.batch import assemble_tiles, assemble_varlen
-from mt.data.packing import PlanState, UpdatePlan, cut_into_micro_batches, micro_batch_budget
+from mt.data.packing import PlanState, UpdatePlan, cut_into_micro_batches
 from mt.decode.translator import Translator
 from mt.pipeline import train_run
 from mt.text.corpus import PreparedCorpus
@@ -52,9 +52,8 @@ def corpus(config: RunConfig) -> PreparedCorpus:
 def test_packed_captions_leave_little_room(corpus: PreparedCorpus, batch_tokens: int) -> None:
     src, tgt = corpus.train.src.lengths, corpus.train.tgt.lengths
     plan = UpdatePlan(src, tgt, batch_tokens=batch_tokens, seed=1)
-    mean = float(tgt.mean())
-    on_cpu = micro_batch_budget(plan, micro_batch_tokens=4_096, mean_tgt_tokens=mean)
-    on_cuda = micro_batch_budget(plan, micro_batch_tokens=batch_tokens, mean_tgt_tokens=mean)
+    on_cpu = plan.micro_batch_budget(4_096)
+    on_cuda = plan.micro_batch_budget(batch_tokens)
     filled = {"tiles": np.zeros(4), "varlen": np.zeros(4)}
     state = PlanState()
     for _ in range(5):

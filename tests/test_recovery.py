@@ -14,28 +14,18 @@ import torch
 from torch import Tensor
 
 from mt.checkpoint import ModelFolder
-from mt.config.settings import RunConfig
 from mt.data.batch import PackedBatch, assemble_tiles
 from mt.data.packing import PlanState
 from mt.errors import MTError
 from mt.run_folder import RunFolder
 from mt.system.distributed import SINGLE_PROCESS
-from mt.text.corpus import PreparedCorpus
 from mt.text.prepare import prepare_corpus
 from mt.train.engine import Engine, StepResult, Update, tokens_that_fit
 from mt.train.loop import Trainer, train
 from mt.train.progress import Meter, Progress
-from tests.toys import toy_config
+from tests.toys import measured, toy_config, weights_of
 
 MicroBatchLoss = Callable[[Engine, int, int, PackedBatch], Tensor]
-
-
-def prepared(config: RunConfig) -> PreparedCorpus:
-    return prepare_corpus(config)
-
-
-def weights_of(run_dir: Path, step: int) -> dict[str, Tensor]:
-    return ModelFolder.open(RunFolder(run_dir).checkpoint(step)).load_weights()
 
 
 def inject(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[int, int, Tensor], Tensor]) -> None:
@@ -53,8 +43,7 @@ def skipped_lines(run_dir: Path) -> list[dict[str, object]]:
 
 
 def losses(run_dir: Path) -> list[float]:
-    entries = map(json.loads, (run_dir / "metrics.jsonl").read_text("utf-8").splitlines())
-    return [entry["train_loss"] for entry in entries if "train_loss" in entry]
+    return [loss for _, loss in measured(run_dir, "train_loss")]
 
 
 # --- non-finite values
@@ -64,7 +53,7 @@ def test_a_skipped_update_is_told_with_its_sentences_and_leaves_the_weights_alon
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = toy_config(tmp_path, max_steps=4, log_every=4, checkpoint_every=1, micro_batch_tokens=128)
-    corpus = prepared(config)
+    corpus = prepare_corpus(config)
     inject(monkeypatch, lambda step, number, loss: loss * math.inf if (step, number) == (2, 1) else loss)
     progress = train(config, corpus, tmp_path / "run")
     assert (progress.step, progress.n_skipped, progress.n_skipped_in_row) == (4, 1, 0)
@@ -99,7 +88,7 @@ def test_lines_are_those_of_the_users_file_and_not_of_what_was_kept(
     for side in ("en", "de"):  # two lines that cleaning removes
         path = tmp_path / f"train.{side}"
         path.write_text("\n\n" + path.read_text("utf-8"), "utf-8")
-    corpus = prepared(config)
+    corpus = prepare_corpus(config)
     inject(monkeypatch, lambda step, number, loss: loss * math.nan)
     train(config, corpus, tmp_path / "run")
     (record,) = skipped_lines(tmp_path / "run")
@@ -112,7 +101,7 @@ def test_after_several_skips_training_goes_back_and_passes_over_the_span(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = toy_config(tmp_path, n_train=2_000, max_steps=12, log_every=2, skips_before_rollback=3, validate_every=100)
-    corpus = prepared(config)
+    corpus = prepare_corpus(config)
     poisoned: set[int] = set()
     made: list[tuple[int, tuple[int, ...]]] = []
     step_of = Engine.step
@@ -146,7 +135,7 @@ def test_when_going_back_does_not_help_training_stops_and_explains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = toy_config(tmp_path, max_steps=30, log_every=2, skips_before_rollback=3, validate_every=100)
-    corpus = prepared(config)
+    corpus = prepare_corpus(config)
     inject(monkeypatch, lambda step, number, loss: loss * math.nan if step > 5 else loss)
     with pytest.raises(MTError) as caught:
         train(config, corpus, tmp_path / "run")
@@ -165,7 +154,7 @@ def test_before_the_first_checkpoint_going_back_is_to_the_beginning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = toy_config(tmp_path, max_steps=4, log_every=3, skips_before_rollback=2, validate_every=100)
-    corpus = prepared(config)
+    corpus = prepare_corpus(config)
     spoiled = iter([True, True, True])
     inject(monkeypatch, lambda step, number, loss: loss * math.nan if next(spoiled, False) else loss)
     progress = train(config, corpus, tmp_path / "run")
@@ -191,7 +180,7 @@ def test_the_checkpoint_to_go_back_to_is_not_pruned_while_updates_are_skipped(
 ) -> None:
     settings = {"keep_last": 1, "average_last": 1, "checkpoint_every": 2, "skips_before_rollback": 3}
     config = toy_config(tmp_path, n_train=2_000, max_steps=12, log_every=4, validate_every=100, **settings)
-    corpus = prepared(config)
+    corpus = prepare_corpus(config)
     spoiled = {5, 6, 7, 8}  # a checkpoint is due in the middle of the row, at step 6
 
     def spoil(step: int, number: int, loss: Tensor) -> Tensor:
@@ -205,13 +194,12 @@ def test_the_checkpoint_to_go_back_to_is_not_pruned_while_updates_are_skipped(
     assert (progress.step, progress.gone_back_to) == (12, 4)
     assert RunFolder(tmp_path / "run").checkpoints() == [RunFolder(tmp_path / "run").checkpoint(12)]
     # What was recorded of the steps that are no more is gone.
-    entries = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines())
-    assert [entry["step"] for entry in entries if "train_loss" in entry] == [4, 8, 12]
+    assert [step for step, _ in measured(tmp_path / "run", "train_loss")] == [4, 8, 12]
 
 
 def test_a_kill_after_going_back_does_not_forget_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = toy_config(tmp_path, n_train=2_000, max_steps=12, log_every=1, skips_before_rollback=2, validate_every=100)
-    corpus = prepared(config)
+    corpus = prepare_corpus(config)
 
     class Killed(BaseException):
         pass
@@ -243,7 +231,7 @@ def test_out_of_memory_doubles_the_micro_batches_and_makes_the_same_update_again
 ) -> None:
     config = toy_config(tmp_path, max_steps=4, log_every=1, micro_batch_tokens=128)
     config = replace(config, model=replace(config.model, dropout=0.0))
-    corpus = prepared(config)
+    corpus = prepare_corpus(config)
     calm = train(config, corpus, tmp_path / "calm")
 
     full = iter([False] * 5 + [True])  # in the middle of the third update, when gradients are there already
@@ -270,7 +258,7 @@ def test_micro_batches_of_one_sentence_that_do_not_fit_are_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = toy_config(tmp_path, max_steps=2)
-    corpus = prepared(config)
+    corpus = prepare_corpus(config)
 
     def spoil(step: int, number: int, loss: Tensor) -> Tensor:
         raise torch.OutOfMemoryError("no memory at all")
@@ -290,7 +278,7 @@ def test_out_of_memory_while_a_batch_is_made_doubles_the_micro_batches_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = toy_config(tmp_path, max_steps=4, micro_batch_tokens=256)
-    corpus = prepared(config)
+    corpus = prepare_corpus(config)
     full = iter([False, True])
 
     def assemble(*arguments: object) -> PackedBatch:
@@ -308,7 +296,7 @@ def test_out_of_memory_in_the_first_step_of_the_optimizer_leaves_it_whole(
 ) -> None:
     config = toy_config(tmp_path, max_steps=4, micro_batch_tokens=128)
     config = replace(config, model=replace(config.model, dropout=0.0))
-    corpus = prepared(config)
+    corpus = prepare_corpus(config)
     train(config, corpus, tmp_path / "calm")
     step, full = torch.optim.Adam.step, iter([True])
 
@@ -347,7 +335,7 @@ def test_the_size_of_a_micro_batch_follows_the_line_through_what_was_measured() 
 
 def test_a_model_that_cannot_fit_is_refused_before_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = toy_config(tmp_path)
-    corpus = prepared(config)
+    corpus = prepare_corpus(config)
     monkeypatch.setattr("mt.train.engine.memory_bytes", lambda device: 400_000)
     with pytest.raises(MTError) as caught:
         Engine(config, corpus.train, 380)
@@ -363,7 +351,7 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_made(tmp_path: Path, mo
 def test_the_average_of_the_weights_is_what_is_saved_and_training_goes_on_from_the_weights(tmp_path: Path) -> None:
     config = toy_config(tmp_path, ema_decay=0.7, max_steps=8, checkpoint_every=1, keep_last=8)
     plain = replace(config, train=replace(config.train, ema_decay=None))
-    corpus = prepared(config)
+    corpus = prepare_corpus(config)
     train(plain, corpus, tmp_path / "plain")
     train(replace(config, train=replace(config.train, max_steps=5)), corpus, tmp_path / "run")
     train(config, corpus, tmp_path / "run")  # resumed
@@ -386,7 +374,7 @@ def test_a_resumed_run_keeps_the_micro_batches_that_memory_forced_until_the_sett
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     config = toy_config(tmp_path, max_steps=4, micro_batch_tokens=256)
-    corpus = prepared(config)
+    corpus = prepare_corpus(config)
     full = iter([False] * (number - 1) + [True])
 
     def spoil(step: int, number: int, loss: Tensor) -> Tensor:
@@ -409,7 +397,7 @@ def test_overflows_of_fp16_are_no_news_until_there_are_too_many() -> None:
 
     def add(norm: float) -> int:
         update = Update(1, sentences, {0: None}, 5, 6, PlanState())  # type: ignore[dict-item]
-        meter.add(update, StepResult(torch.tensor([7.0]), torch.tensor(norm)))
+        meter.add(update, StepResult(1, sentences, 6, (0,), torch.tensor([7.0]), torch.tensor(norm)))
         return len(meter.settle())
 
     assert [add(math.inf) for _ in range(15)] == [0] * 15

@@ -15,7 +15,7 @@ from mt.train.progress import Progress
 from mt.train.tracker import Tracker
 from mt.train.validation import ValidationResult
 from tests.clock import Clock
-from tests.toys import files_up_to
+from tests.toys import files_up_to, measured
 
 TRAINED = {"train_loss": 5.5, "learning_rate": 1e-3, "grad_norm": 0.25, "tgt_tokens_per_second": 1_000.0}
 VALIDATED = ValidationResult(5.25, 12.5, 30.0, {"1-10": 4.5, "41-": 6.0}, [("Ein Satz.", "A line.", "A sentence.")])
@@ -131,13 +131,8 @@ def test_what_a_longer_start_wrote_is_written_anew(tmp_path: Path) -> None:
     second = tracker(tmp_path, first_step=20)
     second.log(Progress(step=30), **{**TRAINED, "train_loss": 4.5})
     second.close()
-    lines = (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines()
-    assert [(entry["step"], entry["train_loss"]) for entry in map(json.loads, lines)] == [
-        (10, 5.5),
-        (20, 5.5),
-        (30, 4.5),
-    ]
-    assert shown_by_tensorboard(tmp_path)["train/loss"] == [(10, 5.5), (20, 5.5), (30, 4.5)]
+    losses = measured(tmp_path, "train_loss")
+    assert losses == shown_by_tensorboard(tmp_path)["train/loss"] == [(10, 5.5), (20, 5.5), (30, 4.5)]
 
 
 def log_often(running: Tracker) -> None:

@@ -24,7 +24,6 @@ from mt.report.facts import Evaluation, MetricScore, ScoredSet
 from mt.run_folder import RunFolder
 from mt.system import signals
 from mt.system.signals import caught_signals
-from mt.text.corpus import PreparedCorpus
 from mt.text.prepare import prepare_corpus
 from mt.train.ema import MovingAverage
 from mt.train.engine import Engine, StepResult, Update
@@ -34,15 +33,7 @@ from mt.train.schedule import learning_rate
 from mt.train.tracker import Tracker
 from mt.train.validation import ValidationResult, validation_loss
 from tests.clock import Clock
-from tests.toys import RICH, parallel, small_model, toy_config
-
-
-def weights_of(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
-    return ModelFolder.open(RunFolder(run_dir).checkpoint(step)).load_weights()
-
-
-def prepared(config: RunConfig) -> PreparedCorpus:
-    return prepare_corpus(config)
+from tests.toys import RICH, measured, parallel, small_model, toy_config, weights_of
 
 
 def with_train(config: RunConfig, **changes: object) -> RunConfig:
@@ -54,7 +45,7 @@ def test_resume_equals_never_stopped_bit_for_bit(tmp_path: Path, precision: str,
     config = with_train(toy_config(tmp_path, precision=precision, batch_tokens=200), micro_batch_tokens=100)
     config = replace(config, model=replace(config.model, **variant))
     config = with_train(config, activation_checkpointing=bool(variant), ema_decay=0.9 if variant else None)
-    corpus = prepared(config)
+    corpus = prepare_corpus(config)
     train(config, corpus, tmp_path / "whole")
     train(with_train(config, max_steps=8), corpus, tmp_path / "parts")
     # What a kill leaves behind: nothing but the checkpoint of step 4.
@@ -66,18 +57,13 @@ def test_resume_equals_never_stopped_bit_for_bit(tmp_path: Path, precision: str,
     assert whole.keys() == parts.keys()
     for name in whole:
         assert torch.equal(whole[name], parts[name]), name
-
-    def metrics(run: str) -> list[tuple[int, float]]:
-        lines = (tmp_path / run / "metrics.jsonl").read_text("utf-8").splitlines()
-        return [(e["step"], e["train_loss"]) for e in map(json.loads, lines) if "train_loss" in e]
-
-    assert metrics("whole") == metrics("parts")
-    assert [step for step, _ in metrics("whole")] == [2, 4, 6, 8, 10, 12]
+    assert measured(tmp_path / "whole", "train_loss") == measured(tmp_path / "parts", "train_loss")
+    assert [step for step, _ in measured(tmp_path / "whole", "train_loss")] == [2, 4, 6, 8, 10, 12]
 
 
 def test_a_damaged_last_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = toy_config(tmp_path)
-    corpus = prepared(config)
+    corpus = prepare_corpus(config)
     train(with_train(config, max_steps=8), corpus, tmp_path / "run")
     (RunFolder(tmp_path / "run").checkpoint(8) / "model.safetensors").write_bytes(b"torn")
     damaged = RunFolder(tmp_path / "run").checkpoint(8)
@@ -93,14 +79,14 @@ def test_a_damaged_last_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest
 
 def test_when_no_checkpoint_can_be_read_training_does_not_begin_anew(tmp_path: Path) -> None:
     config = toy_config(tmp_path, max_steps=4)
-    corpus = prepared(config)
+    corpus = prepare_corpus(config)
     train(config, corpus, tmp_path / "run")
     (folder,) = RunFolder(tmp_path / "run").checkpoints()
     (folder / "manifest.json").unlink()
     with pytest.raises(MTError) as caught:
         train(config, corpus, tmp_path / "run")
     assert str(caught.value) == (
-        f"{tmp_path / 'run'}: no checkpoint to go on from can be read; the last: {folder}: is no complete model "
+        f"{tmp_path / 'run'}: no checkpoint to go on from can be read; the last: {folder}: is not a complete model "
         "folder: manifest.json missing: start over with another --run-dir"
     )
     assert RunFolder(tmp_path / "run").checkpoints() == [folder]
@@ -108,7 +94,7 @@ def test_when_no_checkpoint_can_be_read_training_does_not_begin_anew(tmp_path: P
 
 def test_a_validation_that_a_signal_came_before_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = toy_config(tmp_path, max_steps=12, validate_every=6)
-    corpus = prepared(config)
+    corpus = prepare_corpus(config)
     record_update = Trainer.record_update
 
     def record_and_interrupt(trainer: Trainer, update: Update, outcome: StepResult) -> None:
@@ -119,16 +105,15 @@ def test_a_validation_that_a_signal_came_before_is_made_up_for(tmp_path: Path, m
     monkeypatch.setattr(Trainer, "record_update", record_and_interrupt)
     with pytest.raises(KeyboardInterrupt):
         train(config, corpus, tmp_path / "run")
-    assert "valid_loss" not in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8")
+    assert measured(tmp_path / "run", "valid_loss") == []
     monkeypatch.undo()
     train(config, corpus, tmp_path / "run")
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()
-    assert [entry["step"] for entry in map(json.loads, lines) if "valid_loss" in entry] == [6, 12]
+    assert [step for step, _ in measured(tmp_path / "run", "valid_loss")] == [6, 12]
 
 
 def test_a_signal_during_the_last_save_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = toy_config(tmp_path, max_steps=4)
-    corpus = prepared(config)
+    corpus = prepare_corpus(config)
     save = Trainer.save_checkpoint
 
     def save_and_terminate(trainer: Trainer) -> None:
@@ -185,7 +170,7 @@ def test_a_signal_during_a_validation_does_not_wait_for_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = toy_config(tmp_path, max_steps=12, validate_every=6)
-    corpus = prepared(config)
+    corpus = prepare_corpus(config)
     ended = []
 
     def endless(*_: object) -> None:
@@ -203,8 +188,7 @@ def test_a_signal_during_a_validation_does_not_wait_for_its_end(
     assert RunFolder(tmp_path / "run").checkpoints()[-1] == RunFolder(tmp_path / "run").checkpoint(6)
     monkeypatch.undo()
     train(config, corpus, tmp_path / "run")
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()
-    assert [entry["step"] for entry in map(json.loads, lines) if "valid_loss" in entry] == [6, 12]
+    assert [step for step, _ in measured(tmp_path / "run", "valid_loss")] == [6, 12]
 
 
 def test_micro_batches_change_the_update_by_rounding_only(tmp_path: Path) -> None:
@@ -214,7 +198,7 @@ def test_micro_batches_change_the_update_by_rounding_only(tmp_path: Path) -> Non
             toy_config(tmp_path), micro_batch_tokens=micro_batch_tokens, max_steps=5, label_smoothing=0.1
         )
         config = replace(config, model=replace(config.model, dropout=0.0))
-        corpus = prepared(config)
+        corpus = prepare_corpus(config)
         engine = Engine(config, corpus.train, corpus.manifest["tokenizer"]["vocab_size"])
         engine.begin()
         values, n_micro_batches = [], 0
@@ -333,7 +317,7 @@ def test_weight_decay_is_adamws_and_draws_matrices_alone() -> None:
 def test_patience_ends_a_training_that_gets_no_better(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # Nothing is learned at such a rate, so no validation is better than the first.
     config = toy_config(tmp_path, max_steps=50, validate_every=3, patience=2, peak_lr=1e-30, best_by="loss")
-    corpus = prepared(config)
+    corpus = prepare_corpus(config)
     progress = train(config, corpus, tmp_path / "run")
     assert (progress.step, progress.best_step) == (9, 3)
     assert "2 validations without a better score than that of step 3" in capsys.readouterr().err
@@ -348,15 +332,14 @@ def test_patience_ends_a_training_whose_validations_give_no_number(
     nothing = ValidationResult(float("nan"), 0.0, 0.0, {}, [])
     monkeypatch.setattr("mt.train.loop.validate", lambda *_: nothing)
     config = toy_config(tmp_path, max_steps=50, validate_every=3, patience=2, best_by="loss")
-    assert train(config, prepared(config), tmp_path / "run").step == 6
+    assert train(config, prepare_corpus(config), tmp_path / "run").step == 6
     assert "\n2 validations without a better score\n" in capsys.readouterr().err
 
 
 def test_a_report_has_the_loss_of_the_best_checkpoint_as_it_is(tmp_path: Path) -> None:
     config = toy_config(tmp_path, max_steps=4, validate_every=4, best_by="loss")
     train_run(config, tmp_path / "run")
-    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
-    (loss,) = [entry["valid_loss"] for entry in logged if "valid_loss" in entry]
+    ((_, loss),) = measured(tmp_path / "run", "valid_loss")
     report = json.loads((tmp_path / "run" / "report.json").read_text("utf-8"))
     assert report["best"] == {"step": 4, "loss": loss}
     assert loss > 0
@@ -364,7 +347,7 @@ def test_a_report_has_the_loss_of_the_best_checkpoint_as_it_is(tmp_path: Path) -
 
 def test_the_validation_loss_of_an_even_guess_is_log_vocab(tmp_path: Path) -> None:
     config = toy_config(tmp_path)
-    trainer = Trainer(config, prepared(config), RunFolder(tmp_path / "run"))
+    trainer = Trainer(config, prepare_corpus(config), RunFolder(tmp_path / "run"))
     with torch.no_grad():
         trainer.engine.model.embedding.weight.zero_()
     loss, by_length = validation_loss(trainer.engine.inference_model(), trainer.corpus.valid)
@@ -393,7 +376,7 @@ def test_stop_after_a_time_saves_and_is_final(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("mt.train.loop.time", clock)
     clock.slow(monkeypatch, Engine, "step", 0.25)
     config = toy_config(tmp_path, max_steps=100_000, stop_after="2s", validate_every=100_000)
-    corpus = prepared(config)
+    corpus = prepare_corpus(config)
     progress = train(config, corpus, tmp_path / "run")
     assert (progress.step, progress.train_seconds) == (8, 2)
     assert RunFolder(tmp_path / "run").checkpoints()[-1] == RunFolder(tmp_path / "run").checkpoint(8)
@@ -411,7 +394,7 @@ def test_the_speed_that_is_logged_leaves_validations_and_checkpoints_out(
     # At its peak the device takes a second for 4,096 target tokens.
     monkeypatch.setattr(Engine, "peak_seconds", lambda engine, n_src_tokens, n_tgt_tokens: n_tgt_tokens / 4_096)
     config = toy_config(tmp_path, max_steps=4, log_every=2, checkpoint_every=1, validate_every=3)
-    train(config, prepared(config), tmp_path / "run")
+    train(config, prepare_corpus(config), tmp_path / "run")
     entries = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines())
     first, second = (entry for entry in entries if "train_loss" in entry)
     n_first, n_second = first["n_tgt_tokens"], second["n_tgt_tokens"] - first["n_tgt_tokens"]
@@ -425,7 +408,7 @@ def test_a_signal_saves_says_so_and_stops(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int, status: type[BaseException]
 ) -> None:
     config = toy_config(tmp_path, max_steps=100_000, validate_every=100_000, checkpoint_every=100_000)
-    corpus = prepared(config)
+    corpus = prepare_corpus(config)
 
     def send_when_training() -> None:
         path = tmp_path / "run" / "metrics.jsonl"
@@ -455,41 +438,21 @@ def test_a_run_leaves_what_the_contract_names_and_a_second_start_does_nothing(
     run_dir = tmp_path / "run"
     train_run(config, run_dir)
     first = capsys.readouterr().out
-    names = {path.name for path in run_dir.iterdir() if not path.name.startswith(".")}
-    assert names == {
-        "config.yaml",
-        "run.json",
-        "metrics.jsonl",
-        "samples.jsonl",
-        "tensorboard",
-        "checkpoints",
-        "model",
-        "report.html",
-        "report.json",
-        "report.md",
-        "translations",
-    }
+    names = sorted(path.name for path in run_dir.iterdir() if not path.name.startswith("."))
+    folders = ["checkpoints", "model", "tensorboard", "translations"]
+    records = ["config.yaml", "metrics.jsonl", "run.json", "samples.jsonl"]
+    assert names == sorted([*folders, *records, "report.html", "report.json", "report.md"])
     assert list((run_dir / "tensorboard").iterdir())
     report = json.loads((run_dir / "report.json").read_text("utf-8"))
     assert report["steps"] == 12
     assert report["basis"]["averaged_steps"] == [4, 8, 12]
     assert report["test_sets"]["held_out"]["n_lines"] == 20
     logged = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text("utf-8").splitlines()]
-    assert {key for entry in logged for key in entry} == {
-        "step",
-        "n_tgt_tokens",
-        "train_seconds",
-        "train_loss",
-        "valid_loss",
-        "valid_bleu",
-        "valid_chrf",
-        "valid_loss_by_length",
-        "learning_rate",
-        "grad_norm",
-        "tgt_tokens_per_second",
-        "mfu",
-    }
-    assert [entry["step"] for entry in logged if "valid_bleu" in entry] == [6, 12]
+    reached, validated = {"step", "n_tgt_tokens", "train_seconds"}, {"valid_loss", "valid_bleu", "valid_chrf"}
+    trained = {"train_loss", "learning_rate", "grad_norm", "tgt_tokens_per_second", "mfu"}
+    keys = {key for entry in logged for key in entry}
+    assert keys == {*reached, *trained, *validated, "valid_loss_by_length"}
+    assert [step for step, _ in measured(run_dir, "valid_bleu")] == [6, 12]
     written = (run_dir / "model" / "model.safetensors").stat().st_mtime_ns
     train_run(config, run_dir)
     assert capsys.readouterr().out == first
@@ -668,7 +631,7 @@ def test_a_report_notes_an_average_that_is_worse_than_a_checkpoint() -> None:
 
 def test_training_on_what_is_trained_already_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = toy_config(tmp_path, max_steps=6)
-    corpus = prepared(config)
+    corpus = prepare_corpus(config)
     train(config, corpus, tmp_path / "run")
     capsys.readouterr()
     train(with_train(config, max_steps=5), corpus, tmp_path / "run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import resource
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mt.checkpoint import ModelFolder
 from mt.config.loading import parse_config
 from mt.config.settings import ModelConfig, RunConfig
 from mt.data.batch import MASKED, Layout, PackedBatch, VarlenLayout, assemble_tiles
@@ -19,6 +21,7 @@ from mt.model import Transformer
 from mt.model.context import rows_of
 from mt.model.cpu import training_kernels
 from mt.model.kernels import Kernels
+from mt.run_folder import RunFolder
 from mt.text.corpus import ParallelIds, Sentences
 from mt.text.tokenizer import EOS_ID, PAD_ID
 
@@ -195,3 +198,14 @@ def messages() -> Iterator[list[str]]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+def weights_of(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
+    """Return the weights of a checkpoint."""
+    return ModelFolder.open(RunFolder(run_dir).checkpoint(step)).load_weights()
+
+
+def measured(run_dir: Path, key: str) -> list[tuple[int, Any]]:
+    """Return the steps at which a measurement was recorded, and its values."""
+    entries = map(json.loads, RunFolder(run_dir).metrics.read_text("utf-8").splitlines())
+    return [(entry["step"], entry[key]) for entry in entries if key in entry]

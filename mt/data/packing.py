@@ -79,7 +79,7 @@ class UpdatePlan:
         self._cached_order: Indices = np.zeros(0, np.int64)
 
     def update_at(self, state: PlanState) -> tuple[Indices, PlanState]:
-        """The sentences of the update that begins at `state`, in stream order, and where the next one begins."""
+        """Return the sentences of the update that begins at `state`, in stream order, and where the next one begins."""
         taken: list[Indices] = []
         src_room, tgt_room = self.max_src_tokens, self.batch_tokens
         epoch, position = state.epoch, state.position
@@ -99,7 +99,7 @@ class UpdatePlan:
             epoch, position = epoch + 1, 0
 
     def epoch_order(self, epoch: int) -> Indices:
-        """All sentences of an epoch, copies included, in the order in which they are used."""
+        """Return all sentences of an epoch, copies included, in the order in which they are used."""
         if epoch != self._cached_epoch:
             rng = np.random.Generator(np.random.PCG64([self._seed, epoch]))
             items = _copies(self._corpus_sizes, self._corpus_weights, rng)
@@ -107,15 +107,28 @@ class UpdatePlan:
         return self._cached_order
 
     def updates_per_epoch(self) -> float:
-        """About how many updates one epoch makes."""
-        bounds = np.cumsum([0, *self._corpus_sizes])
-        tokens = [
-            weight * float(lengths[start:stop].sum())
-            for lengths in (self._src_lengths, self._tgt_lengths)
-            for weight, start, stop in zip(self._corpus_weights, bounds[:-1], bounds[1:], strict=True)
-        ]
-        half = len(tokens) // 2
-        return max(sum(tokens[:half]) / self.max_src_tokens, sum(tokens[half:]) / self.batch_tokens)
+        """Return about how many updates one epoch makes."""
+        starts = np.cumsum(self._corpus_sizes)[:-1]
+        src, tgt = (
+            sum(weight * float(part.sum()) for weight, part in zip(self._corpus_weights, parts, strict=True))
+            for parts in (np.split(self._src_lengths, starts), np.split(self._tgt_lengths, starts))
+        )
+        return max(src / self.max_src_tokens, tgt / self.batch_tokens)
+
+    def micro_batch_budget(self, micro_batch_tokens: int, n_ranks: int = 1) -> MicroBatchBudget:
+        """Return how many micro-batches an update is cut into, and what each may hold.
+
+        Args:
+            micro_batch_tokens: target tokens that one forward and backward pass should hold.
+            n_ranks: processes that share the micro-batches; the number of micro-batches is a multiple of it.
+        """
+        n_micro_batches = math.ceil(math.ceil(self.batch_tokens / micro_batch_tokens) / n_ranks) * n_ranks
+        slack = 1.0 if n_micro_batches == 1 else MICRO_BATCH_SLACK
+        # The greedy cut leaves micro-batches apart by less than the longest sentence, however few they hold.
+        src_tokens = max(math.ceil(self.max_src_tokens / n_micro_batches * slack), int(self._src_lengths.max()))
+        tgt_tokens = max(math.ceil(self.batch_tokens / n_micro_batches * slack), int(self._tgt_lengths.max()))
+        n_sentences = math.ceil(tgt_tokens / float(self._tgt_lengths.mean()) * 1.25) + 16
+        return MicroBatchBudget(n_micro_batches, src_tokens, tgt_tokens, n_sentences)
 
 
 def _copies(sizes: Sequence[int], weights: Sequence[float], rng: np.random.Generator) -> Indices:
@@ -130,26 +143,6 @@ def _copies(sizes: Sequence[int], weights: Sequence[float], rng: np.random.Gener
     items = np.concatenate(parts)
     # Small weights on small data may draw nothing at all; an epoch must hold something.
     return items if len(items) else np.arange(start, dtype=np.int64)
-
-
-def micro_batch_budget(
-    plan: UpdatePlan, *, micro_batch_tokens: int, mean_tgt_tokens: float, n_ranks: int = 1
-) -> MicroBatchBudget:
-    """How many micro-batches an update is cut into, and what each may hold.
-
-    Args:
-        micro_batch_tokens: target tokens that one forward and backward pass should hold.
-        mean_tgt_tokens: target tokens of an average sentence; bounds the number of sentences.
-        n_ranks: processes that share the micro-batches; the number of micro-batches is a multiple of it.
-    """
-    n_micro_batches = math.ceil(math.ceil(plan.batch_tokens / micro_batch_tokens) / n_ranks) * n_ranks
-    slack = 1.0 if n_micro_batches == 1 else MICRO_BATCH_SLACK
-    # The greedy cut leaves micro-batches apart by less than the longest sentence, however few they hold.
-    longest_src, longest_tgt = int(plan._src_lengths.max()), int(plan._tgt_lengths.max())
-    src_tokens = max(math.ceil(plan.max_src_tokens / n_micro_batches * slack), longest_src)
-    tgt_tokens = max(math.ceil(plan.batch_tokens / n_micro_batches * slack), longest_tgt)
-    n_sentences = math.ceil(tgt_tokens / mean_tgt_tokens * 1.25) + 16
-    return MicroBatchBudget(n_micro_batches, src_tokens, tgt_tokens, n_sentences)
 
 
 def cut_into_micro_batches(

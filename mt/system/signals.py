@@ -28,8 +28,8 @@ def _in_main_thread() -> bool:
 
 @contextmanager
 def _handled(numbers: Iterable[int], handler: _Handler) -> Iterator[None]:
-    """Set the handler of some signals inside the block."""
-    before = {number: signal.signal(number, handler) for number in numbers}
+    """Set the handler of some signals inside the block; outside the main thread do nothing."""
+    before = {number: signal.signal(number, handler) for number in numbers if _in_main_thread()}
     try:
         yield
     finally:
@@ -60,9 +60,6 @@ def exit_on_signals() -> Iterator[PendingExit]:
     Does nothing outside the main thread. A long block calls `check` of the result now and then.
     """
     pending = PendingExit()
-    if not _in_main_thread():
-        yield pending
-        return
     has_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     with _handled([signal.SIGTERM, *([signal.SIGINT] if has_default else [])], pending._exit):
         yield pending
@@ -101,9 +98,6 @@ class Received:
 def caught_signals(speaks: bool = True) -> Iterator[Received]:
     """Note SIGINT and SIGTERM, so that the loop can save and stop between two steps; a second one acts at once."""
     received = Received()
-    if not _in_main_thread():
-        yield received
-        return
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}
     noted_at = 0.0

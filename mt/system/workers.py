@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from multiprocessing.connection import Connection, Pipe
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from mt.errors import MTError
 
@@ -176,25 +176,16 @@ def _fulfil(
         future.set_exception(error)
 
 
-class _Process(Protocol):
-    """A process that this one has started."""
-
-    def kill(self) -> None: ...
-
-    def wait(self) -> int:
-        """Wait for the end and return the exit status, negative for a signal."""
-
-
 class _Worker:
     """One process, and the thread that hands it tasks and waits for their results."""
 
-    def __init__(self, start: Callable[[Connection, Connection], _Process]) -> None:
+    def __init__(self, start: type[_Interpreter] | type[_Fork]) -> None:
         self._connection, there = Pipe()
         # A Ctrl-C while Python starts would print a traceback: it is blocked until the worker handles it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_SIGNALS)
         try:
             with there:
-                self.process = start(self._connection, there)
+                self.process: _Interpreter | _Fork = start(self._connection, there)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._thread: threading.Thread | None = None

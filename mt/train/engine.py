@@ -19,7 +19,7 @@ from mt.capture import capture_stream
 from mt.checkpoint import load_into
 from mt.config.settings import ModelConfig, RunConfig, TrainConfig
 from mt.data.batch import N_PREFETCHED, PackedBatch, assemble_tiles, assemble_varlen, prefetched
-from mt.data.packing import Indices, MicroBatchBudget, PlanState, UpdatePlan, cut_into_micro_batches, micro_batch_budget
+from mt.data.packing import Indices, MicroBatchBudget, PlanState, UpdatePlan, cut_into_micro_batches
 from mt.dropout import seed_dropout
 from mt.errors import ConfigError
 from mt.loss import Loss, in_chunks, linear_label_smoothed_nll
@@ -67,8 +67,12 @@ class Update:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What an update gave; on the device, so that nothing waits."""
+    """What an update gave, without its data; the tensors stay on the device, so that nothing waits."""
 
+    step: int
+    sentences: tuple[Indices, ...]  # of every micro-batch
+    n_tgt_tokens: int
+    numbers: tuple[int, ...]  # of the micro-batches of this rank
     losses: Tensor  # [micro-batches of this rank] nats, summed over the tokens of each
     grad_norm: Tensor  # of the gradient per target token; not finite where the update was skipped
 
@@ -237,7 +241,8 @@ class Engine:
             loss = partial(linear_label_smoothed_nll, of_tokens=token_losses)
         elif self.execution.compiles:
             loss = torch.compile(loss, fullgraph=True, dynamic=False)
-        self._loss = self._in_chunks(loss)
+        n_chunks = self.config.train.loss_chunks if self.device.type == "cuda" else 1
+        self._loss = in_chunks(loss, n_chunks) if n_chunks > 1 else loss
         if self.execution.compiles:
             from mt.model.fused import KeepSums
 
@@ -252,16 +257,9 @@ class Engine:
             self._forward, self._no_sync = joined, joined.no_sync
         return resolved
 
-    def _in_chunks(self, loss: Loss) -> Loss:
-        n_chunks = self.config.train.loss_chunks if self.device.type == "cuda" else 1
-        return in_chunks(loss, n_chunks) if n_chunks > 1 else loss
-
     def cut(self, micro_batch_tokens: int) -> None:
-        """From now on, micro-batches of about so many target tokens."""
-        mean = float(self.data.tgt.lengths.mean())
-        self.budget = micro_batch_budget(
-            self.plan, micro_batch_tokens=micro_batch_tokens, mean_tgt_tokens=mean, n_ranks=self.ranks.n
-        )
+        """Cut updates into micro-batches of about this many target tokens from now on."""
+        self.budget = self.plan.micro_batch_budget(micro_batch_tokens, self.ranks.n)
         self._has_run, self._captured, self.why_not_captured = False, None, self._why_not_capture()
 
     def _why_not_capture(self) -> str | None:
@@ -280,7 +278,7 @@ class Engine:
 
     @property
     def note(self) -> str:
-        """How it computes, for people."""
+        """Say how it computes, for people."""
         return self.execution.note + (", captured" if self.why_not_captured is None else "")
 
     @contextmanager
@@ -345,8 +343,9 @@ class Engine:
                 batch.record_stream(stream)
         reason = None
         try:
-            losses = self._pass_over(update)
-            result = StepResult(losses, self.optimizer.step(lr))
+            losses, numbers = self._pass_over(update), tuple(update.micro_batches)
+            norm = self.optimizer.step(lr)
+            result = StepResult(update.step, update.sentences, update.n_tgt_tokens, numbers, losses, norm)
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -361,7 +360,7 @@ class Engine:
         return result
 
     def _pass_over(self, update: Update) -> Tensor:
-        """Forward and backward pass of each micro-batch of this rank; their summed losses, in nats."""
+        """Make the passes over each micro-batch of this rank; return their summed losses, in nats."""
         # Divide by the tokens of the whole update: per micro-batch, a short one would weigh as much as a long one.
         # DDP takes the mean over the ranks where the sum is wanted.
         share = self.optimizer.loss_scale * (self.ranks.n / update.n_tgt_tokens)
@@ -414,11 +413,11 @@ class Engine:
         return sum(more, loss)
 
     def peak_seconds(self, n_src_tokens: int, n_tgt_tokens: int) -> float:
-        """How long so many tokens would take if the device did nothing but matrix products, at its peak."""
+        """Return how long the tokens would take if the device did nothing but matrix products, at its peak."""
         return self.model.training_flops(n_src_tokens, n_tgt_tokens) / peak_flops(self.device, self.dtype)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next update depends on besides the weights for use and the plan."""
+        """Return all that the next update depends on besides the weights for use and the plan."""
         state = {"optimizer": self.optimizer.state_dict()}
         if self.average is not None:
             state["weights"] = self.model.state_dict()
@@ -426,11 +425,11 @@ class Engine:
 
     @property
     def eval_weights(self) -> dict[str, Tensor]:
-        """What is validated, saved and translated with: the weights, or with `train.ema_decay` their average."""
+        """Return the weights to validate, save and translate with; with `train.ema_decay` their average."""
         return self.model.state_dict() if self.average is None else self.average.state_dict()
 
     def load(self, eval_weights: dict[str, Tensor], state: dict[str, Any] | None, origin: Path) -> None:
-        """Go on from a checkpoint, or begin with the weights of another model where there is no state.
+        """Continue from a checkpoint, or start with the weights of another model where there is no state.
 
         Raises:
             CheckpointError: the weights are of another shape.
@@ -444,7 +443,7 @@ class Engine:
             self.optimizer.load_state_dict(state["optimizer"])
 
     def restart(self) -> None:
-        """Back to the weights of the first step."""
+        """Go back to the weights of the first step."""
         torch.manual_seed(self.config.train.seed)
         model = self.model
         fresh = Transformer(self.config.model, vocab_size=model.vocab_size, pad_id=PAD_ID, dtype=self.dtype)
@@ -452,7 +451,7 @@ class Engine:
         self.load(fresh.state_dict(), None, Path())
 
     def inference_model(self) -> Transformer:
-        """A copy for validation; with `train.ema_decay` of the averaged weights."""
+        """Return a copy for validation; with `train.ema_decay` of the averaged weights."""
         self._captured = None  # validation may need its memory
         return self.model.for_inference(self.dtype, self.eval_weights)
 
@@ -543,7 +542,7 @@ class Engine:
 
 
 def tokens_that_fit(measured: list[tuple[int, int]], available: int, largest: int) -> int:
-    """The most target tokens of a micro-batch for which the line through the measured points stays within the memory.
+    """Return how many target tokens of a micro-batch the line through the measured points keeps within the memory.
 
     Args:
         measured: (tokens, bytes at the peak), smallest first; with one point all of its bytes count as per token.

@@ -43,6 +43,8 @@ _log = logging.getLogger(__name__)
 # Why training stops before its steps are up: the number of a signal, or this. The larger one counts among ranks.
 NO_STOP, TIME_IS_UP = 0, 1
 
+Saved = tuple[dict[str, Tensor], dict[str, Any], Progress]  # weights, training state and progress of a checkpoint
+
 FLUSH_EVERY = 50  # updates; whether they were skipped is seen then, if not sooner
 
 
@@ -163,9 +165,8 @@ class Trainer:
         settings, progress = self.config.train, self.progress
         while not self.ends:
             try:
-                with self.engine.prefetched_updates(
-                    progress.plan_state, progress.step + 1, settings.max_steps
-                ) as updates:
+                start = progress.plan_state, progress.step + 1, settings.max_steps
+                with self.engine.prefetched_updates(*start) as updates:
                     for update in updates:
                         lr = learning_rate(update.step, settings, self.config.model.d_model)
                         self.record_update(update, self.engine.step(update, lr))
@@ -178,7 +179,7 @@ class Trainer:
 
     @property
     def description(self) -> str:
-        """What is about to run, in one line."""
+        """Say what is about to run, in one line."""
         engine, progress = self.engine, self.progress
         start = f"from {self.config.train.init_from}" if self.config.train.init_from else "from scratch"
         start = f"from step {progress.step:,}" if progress.step else start
@@ -291,14 +292,11 @@ class Trainer:
         return self.progress.n_skipped_in_row >= self.config.train.skips_before_rollback
 
     def _named(self, skipped: SkippedUpdate) -> dict[str, Any]:
-        """A line of `skipped.jsonl`: the sentences by source and line, as the user knows them."""
-        starts = np.cumsum([0, *self.corpus.corpus_sizes])
+        """Return a line of `skipped.jsonl`: the sentences by corpus and line, as the user knows them."""
+        borders = np.searchsorted(skipped.suspects, np.cumsum(self.corpus.corpus_sizes)[:-1])
+        parts = zip(self.config.data.train, np.split(skipped.suspects, borders), strict=True)
         lines = self.corpus.train_lines
-        sources = [
-            {"source": source.description, "lines": sorted(lines[skipped.suspects[is_inside]].tolist())}
-            for source, start, stop in zip(self.config.data.train, starts[:-1], starts[1:], strict=True)
-            if (is_inside := (skipped.suspects >= start) & (skipped.suspects < stop)).any()
-        ]
+        sources = [{"source": one.description, "lines": sorted(lines[i].tolist())} for one, i in parts if len(i)]
         losses = [loss if math.isfinite(loss) else None for loss in skipped.losses]
         return {"step": skipped.step, "micro_batch_losses": losses, "sentences": sources}
 
@@ -320,8 +318,7 @@ class Trainer:
             )
         if found is None:
             self.engine.restart()
-            if self.config.train.init_from is not None:
-                self._start_from(open_model(self.config.train.init_from))
+            self._take_first_weights()
         passed = f"steps {target.step + 1:,} to {progress.step:,}"
         if self.ranks.is_first:
             for folder in self.run.checkpoints():
@@ -342,7 +339,7 @@ class Trainer:
     # --- validation
 
     def validation_is_due(self) -> bool:
-        """Whether the validation set is to be measured after this update, and has not been."""
+        """Return whether the validation set is to be measured after this update, and has not been."""
         step = self.progress.step
         is_due = step > 0 and (step % self.config.train.validate_every == 0 or self.is_finished())
         return is_due and self.progress.validated_at != step
@@ -356,7 +353,15 @@ class Trainer:
         if self.ranks.is_first:
             with self.signals.interrupting():
                 self.signals.interrupt_if_any()
-                result = self._measured()
+                result = validate(
+                    self.engine.inference_model(),
+                    self.tokenizer,
+                    self.corpus.valid,
+                    self.corpus.valid_pairs,
+                    replace(self.config.decode, beam_size=self.config.train.validation_beam_size),
+                    self.config.data.max_tokens,
+                    Normalisers.of_run(self.config),
+                )
             trim_heap()
         score, is_kept = self.ranks.from_first(None if result is None else self._entered(result)) or (None, False)
         if score is None:
@@ -380,17 +385,6 @@ class Trainer:
         score = result.bleu if by_bleu else result.loss
         rank = self.run.record_score(self.progress.step, score, by=settings.best_by, higher_is_better=by_bleu)
         return score if by_bleu else -score, rank is not None and rank < settings.keep_best
-
-    def _measured(self) -> ValidationResult:
-        return validate(
-            self.engine.inference_model(),
-            self.tokenizer,
-            self.corpus.valid,
-            self.corpus.valid_pairs,
-            replace(self.config.decode, beam_size=self.config.train.validation_beam_size),
-            self.config.data.max_tokens,
-            Normalisers.of_run(self.config),
-        )
 
     # --- checkpoints
 
@@ -429,8 +423,8 @@ class Trainer:
     def _resume(self) -> Progress:
         """Load the last checkpoint that can be read, or the model to start from."""
         found = self._load_last(lambda saved: True)
-        if found is None and self.config.train.init_from is not None:
-            self._start_from(open_model(self.config.train.init_from))
+        if found is None:
+            self._take_first_weights()
         return found or Progress()
 
     def _load_last(self, is_wanted: Callable[[Progress], bool]) -> Progress | None:
@@ -438,32 +432,27 @@ class Trainer:
 
         Rank 0 chooses, and quarantines those that are damaged.
         """
-        progress, step = None, None
-        if self.ranks.is_first:
-            progress = self._search(is_wanted)
-            step = None if progress is None else progress.step
-        step = self.ranks.from_first(step)
-        if step is not None and not self.ranks.is_first:
-            saved = SavedRun.read(self.run.checkpoint(step))
-            self.engine.load(saved.weights, saved.state, self.run.path)
-            progress = saved.progress
+        found = self._newest(is_wanted) if self.ranks.is_first else None
+        step = self.ranks.from_first(found and found[2].step)
+        if step is None:
+            return None
+        weights, state, progress = found or _read_checkpoint(self.run.checkpoint(step))
+        self.engine.load(weights, state, self.run.checkpoint(step))
         return progress
 
-    def _search(self, is_wanted: Callable[[Progress], bool]) -> Progress | None:
+    def _newest(self, is_wanted: Callable[[Progress], bool]) -> Saved | None:
         damaged: list[tuple[Path, CheckpointError]] = []
         for folder in reversed(self.run.checkpoints()):
             try:
-                saved = SavedRun.read(folder)
+                saved = _read_checkpoint(folder)
             except CheckpointError as error:
                 damaged.append((folder, error))
                 continue
-            if not is_wanted(saved.progress):
-                continue
-            self.engine.load(saved.weights, saved.state, folder)
-            for damaged_folder, problem in damaged:
-                new_place = quarantine_checkpoint(damaged_folder)
-                _log.warning(f"{problem}: going back to the checkpoint before; it is now {new_place}")
-            return saved.progress
+            if is_wanted(saved[2]):
+                for damaged_folder, problem in damaged:
+                    new_place = quarantine_checkpoint(damaged_folder)
+                    _log.warning(f"{problem}: going back to the checkpoint before; it is now {new_place}")
+                return saved
         if damaged:
             raise CheckpointError(
                 f"{self.run.path}: no checkpoint to go on from can be read; the last: {damaged[0][1]}: "
@@ -471,12 +460,15 @@ class Trainer:
             )
         return None
 
-    def _start_from(self, folder: ModelFolder) -> None:
-        """Take the weights of another model; optimizer and plan begin anew.
+    def _take_first_weights(self) -> None:
+        """Take the weights of the model in `train.init_from`, if there is one.
 
         Raises:
             ConfigError: it is of another shape.
         """
+        if self.config.train.init_from is None:
+            return
+        folder = open_model(self.config.train.init_from)
         theirs, ours = folder.config.model.shape, self.config.model.shape
         if differing := [key for key in ours if ours[key] != theirs[key]]:
             wanted = ", ".join(f"{key}: {as_yaml(theirs[key])} (here {as_yaml(ours[key])})" for key in differing)
@@ -514,22 +506,13 @@ class Trainer:
         )
 
 
-@dataclass(frozen=True)
-class SavedRun:
-    """What a checkpoint holds of a run."""
+def _read_checkpoint(folder: Path) -> Saved:
+    """Return what a checkpoint holds, from files that are whole.
 
-    weights: dict[str, Tensor]
-    state: dict[str, Any]
-    progress: Progress
-
-    @classmethod
-    def read(cls, folder: Path) -> SavedRun:
-        """All of it, from files that are whole.
-
-        Raises:
-            CheckpointError: something is missing or damaged.
-        """
-        opened = ModelFolder.open(folder)
-        weights, state = opened.load_weights(), opened.load_training_state()
-        saved = dict(state["progress"])
-        return cls(weights, state, Progress(**{**saved, "plan_state": PlanState(**saved["plan_state"])}))
+    Raises:
+        CheckpointError: something is missing or damaged.
+    """
+    opened = ModelFolder.open(folder)
+    weights, state = opened.load_weights(), opened.load_training_state()
+    saved = state["progress"]
+    return weights, state, Progress(**{**saved, "plan_state": PlanState(**saved["plan_state"])})

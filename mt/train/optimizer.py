@@ -29,7 +29,11 @@ class Optimizer:
         device = self.parameters[0].device
         adam = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
         self._adam = adam(
-            _parameter_groups(self.parameters, train.weight_decay),
+            # Biases and norms do not decay: nothing is gained by drawing them to zero.
+            [
+                {"params": [p for p in self.parameters if p.ndim >= 2], "weight_decay": train.weight_decay},
+                {"params": [p for p in self.parameters if p.ndim < 2], "weight_decay": 0.0},
+            ],
             lr=0.0,
             betas=(train.adam_beta1, train.adam_beta2),
             eps=train.adam_eps,
@@ -49,7 +53,7 @@ class Optimizer:
         self.was_skipped = torch.zeros((), device=device)  # 1.0 where the last update met non-finite gradients
 
     def step(self, lr: float) -> Tensor:
-        """Update the parameters from their gradients, and forget these.
+        """Update the parameters from their gradients, and drop these.
 
         Returns:
             The norm of the gradients before clipping, a scalar on the device; non-finite where the update was skipped.
@@ -70,7 +74,7 @@ class Optimizer:
         return norm
 
     def zero_grad(self) -> None:
-        """Begin the next update, or this one anew."""
+        """Begin the next update, or this one again."""
         self._adam.zero_grad(set_to_none=True)
 
     def _adapt_loss_scale(self, overflowed: Tensor) -> None:
@@ -81,7 +85,7 @@ class Optimizer:
         self._good_updates = torch.where(grows, torch.zeros_like(self._good_updates), self._good_updates)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the next update depends on."""
+        """Return everything that the next update depends on."""
         return {
             "adam": self._adam.state_dict(),
             "scales_loss": self.scales_loss,
@@ -90,18 +94,10 @@ class Optimizer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`."""
+        """Continue from a `state_dict`."""
         self._adam.load_state_dict(state["adam"])
         device = self.loss_scale.device
-        # A run may go on in another precision; then the scale that it begins with is the right one.
+        # A run may continue in another precision; then the scale that it begins with is the right one.
         if self.scales_loss and state["scales_loss"]:
             self.loss_scale = state["loss_scale"].to(device)
             self._good_updates = state["good_updates"].to(device)
-
-
-def _parameter_groups(parameters: list[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Biases and norms do not decay: nothing is gained by drawing them to zero."""
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]

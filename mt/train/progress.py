@@ -46,7 +46,7 @@ class Progress:
 
     @property
     def packing_efficiency(self) -> str:
-        """How much of the computation went into real tokens, for people."""
+        """Say how much of the computation went into real tokens, for people."""
         src, tgt = self.n_src_tokens / self.n_src_positions, self.n_tgt_tokens / self.n_tgt_positions
         return f"packing efficiency {src:.1%} of source and {tgt:.1%} of target positions"
 
@@ -57,18 +57,8 @@ class SkippedUpdate:
 
     step: int
     losses: tuple[float, ...]  # nats, of each micro-batch
-    suspects: Indices  # pairs of the micro-batches whose loss is not finite, or of all where the gradient alone is not
-
-
-@dataclass(frozen=True)
-class _PendingResult:
-    """What naming an update's sentences later takes, without its memory on the device."""
-
-    step: int
-    sentences: tuple[Indices, ...]
-    n_tgt_tokens: int
-    numbers: tuple[int, ...]  # of the micro-batches of this rank
-    result: StepResult
+    # Pairs of the micro-batches whose loss is not finite, or of all where the gradient alone is not; ascending.
+    suspects: Indices
 
 
 class Meter:
@@ -85,14 +75,13 @@ class Meter:
     ) -> None:
         self._ranks, self._progress, self._scales_loss = ranks, progress, scales_loss
         self._peak_seconds = peak_seconds
-        self._pending: list[_PendingResult] = []
+        self._pending: list[StepResult] = []
         self.grad_norm = math.nan  # of the last update that was read
         self._begin_to_time()
 
     def add(self, update: Update, result: StepResult) -> None:
         """Enter an update; nothing waits for it."""
-        numbers = tuple(update.micro_batches)
-        self._pending.append(_PendingResult(update.step, update.sentences, update.n_tgt_tokens, numbers, result))
+        self._pending.append(result)
         self._n_src_timed += update.n_src_tokens
         self._n_tgt_timed += update.n_tgt_tokens
 
@@ -130,16 +119,15 @@ class Meter:
         return skipped
 
     def _read(self) -> tuple[npt.NDArray[np.float64], list[float]]:
-        """Losses [updates, micro-batches] of all ranks, and norms [updates]; one copy from the device."""
-        results = [update.result for update in self._pending]
-        together = torch.cat([*(result.losses for result in results), *(o.grad_norm[None] for o in results)])
-        numbers = together.double().cpu()
-        table = torch.zeros(len(results), max(len(update.sentences) for update in self._pending)).double()
-        start = 0
-        for row, update in zip(table, self._pending, strict=True):
-            row[list(update.numbers)] = numbers[start : start + len(update.numbers)]
-            start += len(update.numbers)
-        return self._ranks.summed(table).numpy(), numbers[start:].tolist()
+        """Return losses [updates, micro-batches] of all ranks, and norms [updates]; one copy from the device."""
+        results = self._pending
+        together = torch.cat([*(result.losses for result in results), *(result.grad_norm[None] for result in results)])
+        ends = np.cumsum([len(result.losses) for result in results])
+        *losses, norms = np.split(together.double().cpu().numpy(), ends)
+        table = np.zeros((len(results), max(len(result.sentences) for result in results)))
+        for row, result, values in zip(table, results, losses, strict=True):
+            row[list(result.numbers)] = values
+        return self._ranks.summed(torch.from_numpy(table)).numpy(), norms.tolist()
 
     def peek(self) -> dict[str, float]:
         """Return loss, gradient norm and speed of what has settled, as `metrics.jsonl` names them."""
@@ -160,7 +148,7 @@ class Meter:
         return values
 
     def reset(self) -> None:
-        """Drop what is pending: training goes on from elsewhere."""
+        """Drop what is pending: training continues from elsewhere."""
         self._pending.clear()
         self._begin_to_time()
 
@@ -171,7 +159,7 @@ class Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Validation and checkpoints are not training: their time does not count."""
+        """Leave out the time of the block: validation and checkpoints are not training."""
         paused_at = time.monotonic()
         yield
         self._timed_from += time.monotonic() - paused_at
