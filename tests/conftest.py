@@ -1,14 +1,22 @@
 """Messages are shown, and Ctrl-C is heard, also if a script runs the tests in its background, which ignores SIGINT."""
 
+from __future__ import annotations
+
 import importlib.util
 import io
 import signal
 import sys
 from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from mt.system.console import show_messages
+
+if TYPE_CHECKING:  # tests of what needs no torch do not wait for it
+    from mt.text.tokenizer import Tokenizer
 
 show_messages()
 
@@ -50,3 +58,36 @@ def flash_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         kernels, "flash", lambda q, *rest: (one_sentence_at_a_time if q.device.type == "cpu" else flash)(q, *rest)
     )
+
+
+@pytest.fixture(scope="session")
+def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The vocabulary of toy text and its translations: 380 pieces."""
+    from mt.config.settings import TokenizerConfig
+    from mt.text.tokenizer import count_words, train_tokenizer
+    from tests.toys import toy_text
+
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    train_tokenizer(count_words(chain(*toy_text(300, 1))), TokenizerConfig(vocab_size=380), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_path: Path) -> Tokenizer:
+    from mt.text.tokenizer import Tokenizer
+
+    return Tokenizer.load(tokenizer_path)
+
+
+@pytest.fixture(scope="session")
+def toy_model(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Path) -> Path:
+    """A model folder with random weights; they are large, so that rounding does not decide."""
+    from mt.checkpoint import save_model_folder
+    from tests.toys import sharp_model, toy_config
+
+    folder = tmp_path_factory.mktemp("toy")
+    model = sharp_model(vocab_size=380, d_ff=64, n_encoder_layers=1, n_decoder_layers=1)
+    save_model_folder(
+        folder / "model", model.state_dict(), toy_config(folder / "text"), tokenizer_path, {"vocab_size": 380}
+    )
+    return folder / "model"

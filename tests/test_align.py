@@ -10,18 +10,11 @@ from mt.explain.attention import align
 from mt.model import Transformer
 from mt.model.layers import DecoderLayer
 from mt.text.tokenizer import EOS_ID
-from tests.toys import random_pairs, small_model, tiles
+from tests.toys import random_pairs, sharp_model, tiles
 
 PAIRS = random_pairs(40, longest=30, seed=5) + random_pairs(3, longest=150, seed=6)
 SOURCES = [[*src, EOS_ID] for src, _ in PAIRS]
 TARGETS = [tgt for _, tgt in PAIRS]
-
-
-def sharp_model(norm: str = "post", **changes: Any) -> Transformer:
-    model = small_model(norm=norm, **changes).eval()
-    with torch.no_grad():
-        model.embedding.weight.mul_(4)
-    return model
 
 
 def slow_weights(model: Transformer, source: list[int], target: list[int], layer: int) -> Tensor:
@@ -49,7 +42,7 @@ def slow_weights(model: Transformer, source: list[int], target: list[int], layer
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
 def test_weights_are_the_softmax_of_queries_and_keys(norm: str) -> None:
-    model = sharp_model(norm)
+    model = sharp_model(norm=norm)
     source, target = SOURCES[0], TARGETS[0]
     n_src, n_tgt = len(source), len(target) + 1
     batch = tiles([(source[:-1], target)])

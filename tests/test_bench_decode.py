@@ -14,26 +14,15 @@ import pytest
 import torch
 from bench_decode import Measured
 
-from mt.checkpoint import save_model_folder
-from mt.config.settings import DecodeConfig, TokenizerConfig
+from mt.config.settings import DecodeConfig
 from mt.decode.search import SearchRequest, search
-from mt.model import Transformer
-from mt.text.tokenizer import EOS_ID, PAD_ID, Tokenizer, count_words, train_tokenizer
-from tests.toys import toy_config, toy_text, write_lines
+from mt.text.tokenizer import EOS_ID, Tokenizer
+from tests.toys import toy_text, write_lines
 
 
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("bench")
-    config = toy_config(home)
-    src, tgt = toy_text(300, 1)
-    train_tokenizer(count_words([*src, *tgt]), TokenizerConfig(vocab_size=380), home / "tokenizer.model")
-    torch.manual_seed(0)
-    model = Transformer(config.model, vocab_size=380, pad_id=PAD_ID)
-    with torch.no_grad():
-        model.embedding.weight.mul_(4)  # decided, so that rounding does not decide
-    save_model_folder(home / "model", model.state_dict(), config, home / "tokenizer.model", {"vocab_size": 380})
-    return home / "model"
+@pytest.fixture
+def model_folder(toy_model: Path) -> Path:
+    return toy_model
 
 
 def test_ctranslate2_is_measured_beside_our_own_search(model_folder: Path, tmp_path: Path) -> None:

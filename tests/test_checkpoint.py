@@ -18,14 +18,6 @@ from mt.text.tokenizer import PAD_ID, count_words, train_tokenizer
 from tests.toys import files_up_to, toy_config, toy_text
 
 
-@pytest.fixture(scope="module")
-def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
-    src, tgt = toy_text(200, 1)
-    train_tokenizer(count_words([*src, *tgt]), TokenizerConfig(vocab_size=380), path)
-    return path
-
-
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
     return toy_config(tmp_path / "text")

@@ -14,12 +14,12 @@ from torch.nn.functional import cross_entropy
 
 from mt.checkpoint import save_model_folder
 from mt.cli import app
-from mt.config.settings import DecodeConfig, ModelConfig, TokenizerConfig
+from mt.config.settings import DecodeConfig, ModelConfig
 from mt.decode.search import SearchRequest, SearchResult, search
 from mt.decode.translator import Translator
 from mt.errors import CheckpointError, ConfigError, MTError
 from mt.model import Transformer
-from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer, count_words, train_tokenizer
+from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
 from tests.test_variants import ROWS, model_of
 from tests.toys import V, files_up_to, random_pairs, tiles, toy_config, toy_text, write_lines
 
@@ -89,18 +89,18 @@ class Exported:
 
 
 @pytest.fixture(scope="module", params=["post", "pre"])
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def exported(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    tokenizer_path: Path,
+    tokenizer: Tokenizer,
+) -> Exported:
     home = tmp_path_factory.mktemp(request.param)
     config = toy_config(home)
     shape = ModelConfig(d_model=32, n_heads=2, d_ff=48, n_encoder_layers=2, n_decoder_layers=2, norm=request.param)
     config = replace(config, model=shape)
-    src, tgt = toy_text(300, 1)
-    train_tokenizer(count_words([*src, *tgt]), TokenizerConfig(vocab_size=380), home / "tokenizer.model")
-    tokenizer = Tokenizer.load(home / "tokenizer.model")
     model = capitalising_model(shape, tokenizer)
-    save_model_folder(
-        home / "model", model.state_dict(), config, home / "tokenizer.model", {"vocab_size": tokenizer.vocab_size}
-    )
+    save_model_folder(home / "model", model.state_dict(), config, tokenizer_path, {"vocab_size": tokenizer.vocab_size})
     export(home / "model", home / "export")
     return Exported(
         folder=home / "model",

@@ -1,29 +1,22 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 
-from mt.config.settings import DecodeConfig, ModelConfig, TokenizerConfig
+from mt.config.settings import DecodeConfig
 from mt.decode.translator import Translator
 from mt.errors import ConfigError
 from mt.explain.heatmap import attention_maps, explained_page
-from mt.model import Transformer
-from mt.text.tokenizer import EOS_ID, PAD_ID, Tokenizer, count_words, train_tokenizer
-from tests.toys import small_model, tiles, toy_text
+from mt.text.tokenizer import EOS_ID, Tokenizer
+from tests.toys import small_model, tiles
 
 
 @pytest.fixture
-def translator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Translator:
+def translator(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Translator:
     """What every model folder holds in here."""
-    src, tgt = toy_text(300, 1)
-    train_tokenizer(count_words([*src, *tgt, "<&>"]), TokenizerConfig(vocab_size=380), tmp_path / "tokenizer.model")
-    tokenizer = Tokenizer.load(tmp_path / "tokenizer.model")
-    torch.manual_seed(0)
-    config = ModelConfig(d_model=32, n_heads=2, d_ff=48, n_encoder_layers=1, n_decoder_layers=2)
-    model = Transformer(config, vocab_size=tokenizer.vocab_size, pad_id=PAD_ID).for_inference(torch.float32)
+    model = small_model(n_encoder_layers=1, vocab_size=tokenizer.vocab_size).for_inference(torch.float32)
     translator = Translator(model, tokenizer, DecodeConfig(beam_size=1, max_length=5), max_source_tokens=64)
     monkeypatch.setattr(Translator, "load", classmethod(lambda cls, path, device, precision: translator))
     return translator

@@ -9,7 +9,7 @@ import torch
 
 import mt.decode.candidates
 import mt.decode.scorer
-from mt.config.settings import DecodeConfig, ModelConfig, TokenizerConfig
+from mt.config.settings import DecodeConfig
 from mt.data.batch import packed_pairs
 from mt.decode.scorer import PairScore, Scorer, score_pairs, token_log_probs
 from mt.decode.search import SearchRequest, search
@@ -17,20 +17,13 @@ from mt.decode.translator import Translator
 from mt.errors import CheckpointError
 from mt.model import Transformer
 from mt.text.corpora import SentencePair
-from mt.text.tokenizer import EOS_ID, PAD_ID, Tokenizer, count_words, train_tokenizer
-from tests.toys import random_pairs, small_model, tiles, toy_text
+from mt.text.tokenizer import EOS_ID, PAD_ID, Tokenizer
+from tests.toys import random_pairs, sharp_model, tiles, toy_text
 
 PAIRS = random_pairs(40, longest=30, seed=5) + random_pairs(3, longest=150, seed=6)
 SOURCES = [[*src, EOS_ID] for src, _ in PAIRS]
 TARGETS = [tgt for _, tgt in PAIRS]
 MAX_TOKENS = 24
-
-
-def sharp_model(norm: str = "post") -> Transformer:
-    model = small_model(norm=norm, n_encoder_layers=1).eval()
-    with torch.no_grad():
-        model.embedding.weight.mul_(4)
-    return model
 
 
 def full_log_probs(model: Transformer, source: Sequence[int], target: Sequence[int]) -> list[float]:
@@ -58,14 +51,14 @@ def test_chunks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
 def test_scores_are_those_of_the_full_log_softmax(norm: str) -> None:
-    model = sharp_model(norm)
+    model = sharp_model(norm=norm, n_encoder_layers=1)
     for source, target, found in zip(SOURCES, TARGETS, score_pairs(model, SOURCES, TARGETS), strict=True):
         assert found == pytest.approx(full_log_probs(model, source, target), abs=1e-4)
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 100, 10_000])
 def test_scores_do_not_depend_on_the_batch(batch_tokens: int) -> None:
-    model = sharp_model()
+    model = sharp_model(n_encoder_layers=1)
     alone = [score_pairs(model, [src], [tgt])[0] for src, tgt in zip(SOURCES, TARGETS, strict=True)]
     together = score_pairs(model, SOURCES, TARGETS, batch_tokens=batch_tokens)
     for one, other in zip(alone, together, strict=True):
@@ -73,7 +66,7 @@ def test_scores_do_not_depend_on_the_batch(batch_tokens: int) -> None:
 
 
 def test_the_score_of_a_translation_is_what_its_search_gave_it() -> None:
-    model = sharp_model()
+    model = sharp_model(n_encoder_layers=1)
     found = search(model, SearchRequest(SOURCES, DecodeConfig(max_length=20), n_best=4))
     for k in range(4):
         scores = score_pairs(model, SOURCES, [results[k].ids for results in found])
@@ -81,14 +74,14 @@ def test_the_score_of_a_translation_is_what_its_search_gave_it() -> None:
 
 
 def test_an_empty_target_has_the_probability_of_ending_at_once() -> None:
-    model = sharp_model()
+    model = sharp_model(n_encoder_layers=1)
     (score,) = score_pairs(model, SOURCES[:1], [[]])
     assert score == pytest.approx(full_log_probs(model, SOURCES[0], []))
     assert len(score) == 1
 
 
 def test_no_pairs_have_no_scores() -> None:
-    assert score_pairs(sharp_model(), [], []) == []
+    assert score_pairs(sharp_model(n_encoder_layers=1), [], []) == []
 
 
 def test_packed_pairs_hold_each_pair_once_and_say_in_which_order() -> None:
@@ -108,21 +101,9 @@ def test_packed_pairs_hold_each_pair_once_and_say_in_which_order() -> None:
 # --- Text -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
-    src, tgt = toy_text(300, 1)
-    train_tokenizer(count_words([*src, *tgt]), TokenizerConfig(vocab_size=380), path)
-    return Tokenizer.load(path)
-
-
 @pytest.fixture
 def scorer(tokenizer: Tokenizer) -> Scorer:
-    torch.manual_seed(0)
-    config = ModelConfig(d_model=32, n_heads=2, d_ff=48, n_encoder_layers=1, n_decoder_layers=2)
-    model = Transformer(config, vocab_size=tokenizer.vocab_size, pad_id=PAD_ID)
-    with torch.no_grad():
-        model.embedding.weight.mul_(4)
+    model = sharp_model(n_encoder_layers=1, vocab_size=tokenizer.vocab_size)
     decode = DecodeConfig(beam_size=2, length_penalty=0.6, max_length=10)
     return Scorer(model.for_inference(torch.float32), tokenizer, decode, max_tokens=MAX_TOKENS)
 

@@ -4,11 +4,9 @@ import random
 
 import pytest
 
-from mt.config.settings import TokenizerConfig
 from mt.decode.splitting import Part, join_parts, split_text
 from mt.text.normalise import normalise
-from mt.text.tokenizer import Tokenizer, count_words, train_tokenizer
-from tests.toys import toy_text
+from mt.text.tokenizer import Tokenizer
 
 
 def split(text: str, room: int) -> list[str]:
@@ -59,13 +57,6 @@ def test_pieces_that_share_a_character_stay_together():
     # Three characters of four bytes each, behind the space that begins a word.
     assert [part.text for part in split_text("🙂🙃🙂", [0, *[1] * 4, *[2] * 4, *[3] * 4], 6)] == ["🙂", "🙃", "🙂"]
     assert [part.text for part in split_text("🙂🙃", [1] * 4 + [2] * 4, 2)] == ["🙂", "🙃"]  # no room, and yet no loss
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
-    train_tokenizer(count_words(toy_text(300, 1)[0]), TokenizerConfig(vocab_size=340), path)
-    return Tokenizer.load(path)
 
 
 def test_the_ends_of_pieces_are_counted_in_characters(tokenizer: Tokenizer):

@@ -16,34 +16,22 @@ import torch
 
 import mt.decode.translator
 import mt.system.console
-from mt.config.settings import DecodeConfig, ModelConfig, TokenizerConfig
+from mt.config.settings import DecodeConfig
 from mt.decode.parallel import Forks, side_by_side
 from mt.decode.search import SearchRequest, SearchResult
 from mt.decode.translator import Backend, Hypothesis, OwnBackend, PrefixError, Translator
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.model import Transformer
 from mt.system.device import choose_dtype
-from mt.text.tokenizer import EOS_ID, PAD_ID, Tokenizer, count_words, train_tokenizer
-from tests.toys import WORDS, toy_text
+from mt.text.tokenizer import EOS_ID, Tokenizer
+from tests.toys import WORDS, sharp_model, toy_text
 
 MAX_SOURCE_TOKENS = 24
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
-    src, tgt = toy_text(300, 1)
-    train_tokenizer(count_words([*src, *tgt]), TokenizerConfig(vocab_size=380), path)
-    return Tokenizer.load(path)
-
-
 @pytest.fixture
 def translator(tokenizer: Tokenizer) -> Translator:
-    torch.manual_seed(0)
-    config = ModelConfig(d_model=32, n_heads=2, d_ff=48, n_encoder_layers=1, n_decoder_layers=2)
-    model = Transformer(config, vocab_size=tokenizer.vocab_size, pad_id=PAD_ID)
-    with torch.no_grad():
-        model.embedding.weight.mul_(4)  # decided, so that rounding does not decide
+    model = sharp_model(n_encoder_layers=1, vocab_size=tokenizer.vocab_size)
     decode = DecodeConfig(beam_size=2, max_length=10)
     return Translator(model.for_inference(torch.float32), tokenizer, decode, max_source_tokens=MAX_SOURCE_TOKENS)
 

@@ -64,13 +64,27 @@ def random_pairs(n: int, *, longest: int = 30, seed: int = 0) -> list[tuple[list
 
 
 def small_model(
-    *, norm: Any = "post", dropout: float = 0.0, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any
+    *,
+    norm: Any = "post",
+    dropout: float = 0.0,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    vocab_size: int = V,
+    **changes: Any,
 ) -> Transformer:
     torch.manual_seed(seed)
     shape = {"d_model": 32, "n_heads": 2, "d_ff": 48, "n_encoder_layers": 2, "n_decoder_layers": 2} | changes
     config = ModelConfig(norm=norm, dropout=dropout, **shape)
-    model = Transformer(config, vocab_size=V, pad_id=PAD_ID, dtype=dtype)
+    model = Transformer(config, vocab_size=vocab_size, pad_id=PAD_ID, dtype=dtype)
     return model.use(training_kernels(torch.device("cpu")))
+
+
+def sharp_model(**changes: Any) -> Transformer:
+    """A small model with large embeddings, so that it is decided and rounding does not decide."""
+    model = small_model(**changes).eval()
+    with torch.no_grad():
+        model.embedding.weight.mul_(4)
+    return model
 
 
 def attention(

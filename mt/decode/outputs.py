@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from mt.errors import ConfigError, DataError
-from mt.system.files import WriteError, explained_writes, whole_file
+from mt.system.files import WriteError, explained_writes, write_json
 from mt.system.locks import locked
 
 _FORMAT = 1
@@ -51,18 +51,18 @@ class OutputRecord:
     def write(self, path: Path) -> None:
         facts = dict(vars(self))
         files = [{"bytes": n_bytes} for n_bytes in facts.pop("n_bytes")]
-        with explained_writes(path), whole_file(path, is_synced=True) as stream:
-            stream.write(
-                json.dumps({"format": _FORMAT, **facts, "files": files}, ensure_ascii=False, indent=1).encode()
-            )
+        write_json(path, {"format": _FORMAT, **facts, "files": files})
 
 
-class DirectFile:
-    """Standard output, a pipe or a device: what is written cannot be taken back.
+class OutputStream:
+    """What translations are written to: standard output, a pipe or a device, which cannot be resumed.
 
     Args:
         path: None for standard output.
     """
+
+    _is_synced = False
+    _stream: BinaryIO | FileIO
 
     def __init__(self, path: Path | None, stream: BinaryIO | FileIO) -> None:
         self.path, self._stream = path, stream
@@ -70,36 +70,38 @@ class DirectFile:
     def write(self, content: bytes) -> None:
         start = _place_in_file(self._stream)
         try:
-            _write_all(self._stream, content)
+            rest = memoryview(content)
+            while rest:
+                rest = rest[self._stream.write(rest) :]
             self._stream.flush()
+            if self._is_synced:
+                os.fsync(self._stream.fileno())
         except OSError as error:
-            if start is not None:  # redirected to a file, which shall end with a whole line
+            if start is not None:  # a file, if only by redirection, shall end with a whole line
                 os.ftruncate(self._stream.fileno(), start)
             if self.path is None:
                 raise
             raise WriteError(self.path, error) from None
 
 
-class PartFile:
+class PartFile(OutputStream):
     """A file that is written as `path.part`, by this process alone, and gets its name when it is whole."""
 
-    def __init__(self, path: Path, files: ExitStack) -> None:
-        self.path, self._files = path, files
+    _is_synced = True
+    path: Path
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.target = Path(os.path.realpath(path))  # a link is written through
         self.part = self.target.with_name(f"{self.target.name}.part")
 
-    def open(self) -> None:
-        with explained_writes(self.path):
-            self._stream = self._files.enter_context(self.part.open("ab", buffering=0))
-            self._files.enter_context(locked(self.part.with_name(f".{self.part.name}.lock"), self._refuse))
+    def open(self, stack: ExitStack) -> None:
+        def refuse() -> NoReturn:
+            raise DataError(self.part, "another mt translate is writing it", "wait for it, or stop it")
 
-    def _refuse(self) -> NoReturn:
-        raise DataError(self.part, "another mt translate is writing it", "wait for it, or stop it")
-
-    def write(self, content: bytes) -> None:
         with explained_writes(self.path):
-            _write_all(self._stream, content)
-            os.fsync(self._stream.fileno())
+            self._stream = stack.enter_context(self.part.open("ab", buffering=0))
+            stack.enter_context(locked(self.part.with_name(f".{self.part.name}.lock"), refuse))
 
     def cut(self, n_bytes: int) -> None:
         self._stream.truncate(n_bytes)
@@ -117,7 +119,7 @@ class PartFile:
 class Outputs:
     """The files that a translation writes in step; the first is that of the translations."""
 
-    def __init__(self, files: Sequence[DirectFile | PartFile], *, is_resumed: bool) -> None:
+    def __init__(self, files: Sequence[OutputStream], *, is_resumed: bool) -> None:
         self._files, self._is_resumed = files, is_resumed
         self._parts = [file for file in files if isinstance(file, PartFile)]
         first = files[0]
@@ -138,13 +140,14 @@ class Outputs:
     def can_be_resumed(self) -> bool:
         return self._record_path is not None and self.record.n_lines > 0
 
-    def open(self) -> None:
-        """Open the files, and find how far the run has come that is resumed."""
+    def open(self, stack: ExitStack) -> None:
+        """Open the files until the stack closes, and find how far the run has come that is resumed."""
         if self._record_path is not None:
             self.record = self._earlier_record(self._record_path) or self.record
         for file in self._parts:
-            file.open()
+            file.open(stack)
         self._write_record()
+        stack.callback(self._leave)
 
     def begin(self, made_by: Mapping[str, Any]) -> None:
         """Make ready to append what comes after the lines that `record` counts.
@@ -185,7 +188,7 @@ class Outputs:
         if self._record_path is not None:
             self._record_path.unlink(missing_ok=True)
 
-    def leave(self) -> None:
+    def _leave(self) -> None:
         """Keep the completed steps of a translation that was interrupted; leave nothing of one that has none."""
         if self.can_be_resumed:
             self._cut()
@@ -255,28 +258,21 @@ def open_outputs(
         if is_resumed and not all(isinstance(file, PartFile) for file in files):
             fix = "give regular files to --output and --alignments"
             raise ConfigError("--resume", "can only continue regular files", fix)
-        if isinstance(files[0], PartFile) and isinstance(files[-1], DirectFile):
+        if isinstance(files[0], PartFile) and not isinstance(files[-1], PartFile):
             problem = f"{alignments} is not a regular file, but --output is"
             raise ConfigError("--alignments", problem, "give two regular files, or none")
         outputs = Outputs(files, is_resumed=is_resumed)
-        outputs.open()
-        stack.callback(outputs.leave)
+        outputs.open(stack)
         yield outputs
 
 
-def _output_file(where: BinaryIO | Path, stack: ExitStack) -> DirectFile | PartFile:
+def _output_file(where: BinaryIO | Path, stack: ExitStack) -> OutputStream:
     if not isinstance(where, Path):
-        return DirectFile(None, where)
+        return OutputStream(None, where)
     if where.is_file() or not where.exists():
-        return PartFile(where, stack)
+        return PartFile(where)
     with explained_writes(where):  # a device or a named pipe
-        return DirectFile(where, stack.enter_context(where.open("wb", buffering=0)))
-
-
-def _write_all(stream: BinaryIO | FileIO, content: bytes) -> None:
-    rest = memoryview(content)
-    while rest:
-        rest = rest[stream.write(rest) :]
+        return OutputStream(where, stack.enter_context(where.open("wb", buffering=0)))
 
 
 def _place_in_file(stream: BinaryIO | FileIO) -> int | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -116,6 +116,7 @@ class PairScore:
         return json.dumps(entry, ensure_ascii=False)
 
 
+@dataclass
 class Scorer:
     """A model with its tokenizer, ready to score translations that are given.
 
@@ -127,24 +128,19 @@ class Scorer:
             cleaning are unless changed.
     """
 
-    def __init__(
-        self,
-        model: Transformer,
-        tokenizer: Tokenizer,
-        decode: DecodeConfig,
-        *,
-        max_tokens: int,
-        normalisers: Normalisers | None = None,
-    ) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.decode = decode
-        self.max_tokens = max_tokens
-        self.normalisers = normalisers or Normalisers.by_default()
-        self.longest = min(max(LONGEST, max_tokens), model.positions.n_positions or math.inf)
-        self.n_pairs = 0  # so far
-        self.n_long = 0  # pairs so far with a side of more than max_tokens
-        self.n_too_long = 0  # of these, pairs with a side of more than `longest`: not scored
+    model: Transformer
+    tokenizer: Tokenizer
+    decode: DecodeConfig
+    max_tokens: int
+    normalisers: Normalisers = field(default_factory=Normalisers.by_default)
+    n_pairs: int = 0  # so far
+    n_long: int = 0  # pairs so far with a side of more than max_tokens
+    n_too_long: int = 0  # of these, pairs with a side of more than `longest`: not scored
+
+    @property
+    def longest(self) -> float:
+        """Return how many tokens a side may have to be scored."""
+        return min(max(LONGEST, self.max_tokens), self.model.positions.n_positions or math.inf)
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto", precision: str = "auto") -> Scorer:
@@ -215,14 +211,12 @@ class Scorer:
             elif length > self.longest:
                 yield PairScore(pair, -math.inf, -math.inf, len(target) + 1, (), ())
             else:
-                yield self._pair_score(pair, target, next(log_probs), penalty)
+                yield self._pair_score(pair, [*target, EOS_ID], next(log_probs), penalty)
 
-    def _pair_score(self, pair: SentencePair, target: list[int], log_probs: list[float], penalty: float) -> PairScore:
+    def _pair_score(self, pair: SentencePair, tokens: list[int], log_probs: list[float], penalty: float) -> PairScore:
         log_prob = math.fsum(log_probs)
         if math.isnan(log_prob):
-            raise CheckpointError(
-                f"the model returns NaN for line {pair.line:,}, {pair.src[:80]!r}: "
-                "try --precision fp32; if that does not help, its weights are damaged"
-            )
-        pieces = tuple(self.tokenizer.pieces([*target, EOS_ID]))
+            problem = f"the model returns NaN for line {pair.line:,}, {pair.src[:80]!r}"
+            raise CheckpointError(f"{problem}: try --precision fp32; if that does not help, its weights are damaged")
+        pieces = tuple(self.tokenizer.pieces(tokens))
         return PairScore(pair, log_prob, log_prob / penalty, len(log_probs), pieces, tuple(log_probs))

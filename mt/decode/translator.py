@@ -231,7 +231,7 @@ class Translator:
     @classmethod
     def load(
         cls,
-        model: str | Path | ModelFolder,
+        path: str | Path | ModelFolder,
         device: str = "auto",
         precision: str = "auto",
         *,
@@ -250,7 +250,7 @@ class Translator:
         tune_malloc()
         chosen_device = choose_device(device)
         dtype = choose_dtype(precision, chosen_device)
-        folder = model if isinstance(model, ModelFolder) else open_model(model)
+        folder = path if isinstance(path, ModelFolder) else open_model(path)
         checksums = folder.manifest[CHECKSUMS]
         return cls(
             OwnBackend(folder.load_model(dtype, chosen_device), n_processes or torch.get_num_threads()),

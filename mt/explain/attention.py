@@ -47,7 +47,7 @@ def align(
     with_ends = [[*target, EOS_ID] for target in targets]
     alignments: list[list[tuple[int, int]]] = [[] for _ in targets]
     for pairs, batch in packed_pairs(sources, with_ends, batch_tokens, model.dtype):
-        aligned = most_attended(model, batch.to(model.embedding.weight.device), layer)[batch.tgt_weights > 0]
+        aligned = _most_attended(model, batch.to(model.embedding.weight.device), layer)[batch.tgt_weights > 0]
         positions = iter(aligned.tolist())
         for i in pairs.tolist():
             *of_target, _ = islice(positions, len(with_ends[i]))
@@ -56,10 +56,10 @@ def align(
     return alignments
 
 
-def most_attended(model: Transformer, batch: PackedBatch, layer: int) -> Tensor:
-    """Return [T] int64 on the CPU: the position of the source token that each target row attends to most.
+def _most_attended(model: Transformer, batch: PackedBatch, layer: int) -> Tensor:
+    """Return [T] int64 on the CPU: the position of the source token that each target row attends to most, EOS apart.
 
-    EOS is not considered. Rows of padding, and of sources that are nothing but EOS, mean nothing.
+    Rows of padding, and of sources that are nothing but EOS, mean nothing.
     """
     assert isinstance(batch.cross_layout, TileLayout)
     best = []
