@@ -1,8 +1,8 @@
 """Model folders and checkpoints: written whole, read with care, averaged.
 
-A model folder stands alone: `model.safetensors`, `config.yaml`, `tokenizer.model`, `manifest.json`. A checkpoint is a
-model folder with `training.pt` beside the weights. Neither can run code when it is opened. The manifest holds the
-SHA-256 of every other file, and no file is used before it has been found to be the one that was saved.
+A model folder is complete in itself: `model.safetensors`, `config.yaml`, `tokenizer.model`, `manifest.json`. A
+checkpoint is a model folder with `training.pt` beside the weights. Neither can run code when it is opened. The manifest
+holds the SHA-256 of every other file, and no file is used before it has been found to be the one that was saved.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class ModelFolder(CheckedFolder):
     def load_training_state(self) -> dict[str, Any]:
         """Return what training needs besides the weights, tensors on the CPU."""
         if not (self.path / TRAINING).is_file():
-            raise CheckpointError(f"{self.path / TRAINING}: is missing: training cannot go on from this folder")
+            raise CheckpointError(f"{self.path / TRAINING}: is missing: training cannot continue from this folder")
         check_file(self.path / TRAINING, self.manifest)
         try:
             state: dict[str, Any] = torch.load(self.path / TRAINING, map_location="cpu", weights_only=True)

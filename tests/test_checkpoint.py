@@ -256,7 +256,7 @@ def test_a_model_folder_without_training_state_says_so(tmp_path: Path, config: R
     ModelFolder.open(folder).load_weights()
     with pytest.raises(CheckpointError) as caught:
         ModelFolder.open(folder).load_training_state()
-    assert str(caught.value) == f"{folder / 'training.pt'}: is missing: training cannot go on from this folder"
+    assert str(caught.value) == f"{folder / 'training.pt'}: is missing: training cannot continue from this folder"
 
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path, config: RunConfig, tokenizer_path: Path) -> None:

@@ -389,7 +389,7 @@ def test_shards_are_blocks_that_cat_joins(run: Run):
     assert outputs == ["", "", "A\n"]
 
 
-def test_strict_refuses_what_is_no_utf8_before_the_model_is_loaded(run: Run):
+def test_strict_refuses_what_is_not_utf8_before_the_model_is_loaded(run: Run):
     Path("in").write_bytes(b"a\nb\xff\n")
     advice = "fix the line, or leave --strict out to have such bytes read as U+FFFD"
     message = f"error: in, line 2: byte 0xff at offset 1 is not UTF-8: {advice}\n"
@@ -427,7 +427,7 @@ def names() -> set[str]:
 
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
-def test_what_was_interrupted_goes_on_with_resume(
+def test_what_was_interrupted_continues_with_resume(
     run: Run, interrupted: Callable[..., Any], error: BaseException, status: int
 ):
     stopped = "stopped: the first 6 lines are in {}/out.part: the same command with --resume continues\n"
@@ -460,7 +460,7 @@ def test_a_torn_line_and_what_lies_behind_the_last_step_are_made_again(run: Run,
     assert Path("out").read_text("utf-8") == "".join(f"LINE {i}\n" for i in range(10))
 
 
-def test_resume_begins_anew_where_there_is_nothing_to_go_on_with(run: Run):
+def test_resume_starts_over_if_there_is_nothing_to_continue(run: Run):
     write_lines("in", ["a", "b"])
     assert run(*RESUME) == (0, "", "")
     assert Path("out").read_text("utf-8") == "A\nB\n"
@@ -470,7 +470,7 @@ def test_resume_begins_anew_where_there_is_nothing_to_go_on_with(run: Run):
     assert Path("out").read_text("utf-8") == "A\nB\n"
 
 
-def test_all_files_go_on_together(run: Run, interrupted: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
+def test_all_files_continue_together(run: Run, interrupted: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(FakeTranslator, "model", "its model", raising=False)
     options = ("--alignments", "al", "--shard", "1/2", "--format", "jsonl", "--prefix", "in")
     write_lines("in", [f"{i}" for i in range(20)])
@@ -499,7 +499,7 @@ def test_all_files_go_on_together(run: Run, interrupted: Callable[..., Any], mon
     assert names() == {"in", "out", "al"}
 
 
-def test_an_interrupted_translation_is_not_begun_anew_by_mistake(run: Run, interrupted: Callable[..., Any]):
+def test_an_interrupted_translation_is_not_started_over_by_mistake(run: Run, interrupted: Callable[..., Any]):
     interrupted(KeyboardInterrupt())
     message = "is an interrupted translation of 6 lines: add --resume to continue it, or delete it to start over"
     assert run(*RESUME[:-1]) == (2, "", f"error: {Path.cwd()}/out.part: {message}\n")
@@ -587,7 +587,7 @@ def test_two_at_once_do_not_write_the_same_file(run: Run):
     assert names() == {"in"}
 
 
-def test_a_full_disk_leaves_whole_lines_and_resume_goes_on(run: Run, interrupted: Callable[..., Any]):
+def test_a_full_disk_leaves_whole_lines_and_resume_continues(run: Run, interrupted: Callable[..., Any]):
     whole = 3 * len("LINE 0\n")
     write_lines("in", [f"line {i}" + "x" * 3_000 for i in range(10)])
     with files_up_to(12_000):

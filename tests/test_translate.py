@@ -195,13 +195,6 @@ def test_a_signal_ends_batches_in_the_middle(model: Path, tmp_path: Path, number
     assert part.read_bytes() == b"\n" * LINES_AT_A_TIME
 
 
-def test_shards_joined_are_the_whole(model: Path, tmp_path: Path) -> None:
-    write_lines(tmp_path / "in", toy_text(200, 6)[0])
-    options = ("--input", tmp_path / "in", "--precision", "fp32", "--beam-size", "1", "--no-retry")
-    parts = [run(model, *options, "--shard", f"{number}/3").stdout for number in (1, 2, 3)]
-    assert b"".join(parts) == run(model, *options).stdout
-
-
 def sampled(model: Path, *options: str, lines: Sequence[str]) -> list[str]:
     text = "".join(line + "\n" for line in lines).encode()
     return run(model, "--sample", "--precision", "fp32", *options, stdin=text).stdout.decode().split("\n")[:-1]

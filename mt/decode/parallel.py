@@ -1,7 +1,7 @@
 """Batches side by side on the cores of a CPU, each on one of them.
 
 The operators of a search are small. Cores that share one wait for each other most of the time, and threads that each
-have a batch of their own wait for Python's interpreter; processes do neither.
+have their own batch wait for Python's interpreter; processes do neither.
 """
 
 from __future__ import annotations

@@ -33,10 +33,10 @@ from mt.text.tokenizer import Tokenizer
 
 # Lines that are read before the first is translated, so that sentences of equal length can go together.
 LINES_AT_A_TIME = 4_096
-# No sequence of so many tokens comes twice in the second search for a sentence whose translation was odd.
+# No sequence of 3 tokens comes twice in the second search for a sentence whose translation was implausible.
 RETRY_NGRAM_SIZE = 3
 
-# Flags of a hypothesis. The first three are oddities: reasons to search again.
+# Flags of a hypothesis. The first three are reasons to search again.
 REPETITION = "repetition"  # it is in a loop that its source is not in
 TOO_LONG = "too_long"  # for its source, or it had to end at the longest length there is by default
 TOO_SHORT = "too_short"  # for its source
@@ -193,13 +193,13 @@ class Translator:
     """A model with its tokenizer, ready to translate.
 
     Args:
-        backend: what searches; a model for inference (see `Transformer.for_inference`) stands for our own.
+        backend: what searches; a model for inference (see `Transformer.for_inference`) makes it our own.
         decode: the settings that `translate` goes by unless told otherwise.
         max_source_tokens: longer lines are translated in parts, for the model has not seen longer ones in training.
         normalisers: how the text of the two sides is changed first, as in training; by default as the settings of
             cleaning are unless changed.
-        retries: whether what is odd (see `mt.decode.quality_flags`) is searched again, with repetition blocked. Drawn
-            translations never are.
+        retries: whether what is implausible (see `mt.decode.quality_flags`) is searched again, with repetition
+            blocked. Drawn translations never are.
         identity: what output depends on besides settings and text: checksums of the model, device, precision.
     """
 

@@ -1,7 +1,7 @@
 """Models for CTranslate2: written, compared with our own translations before they appear, and run.
 
-An export folder stands alone: what CTranslate2 reads (`model.bin`, `config.json`, `shared_vocabulary.json`), and our
-`tokenizer.model`, `config.yaml` and `manifest.json` with a checksum of every file.
+An export folder is complete in itself: what CTranslate2 reads (`model.bin`, `config.json`, `shared_vocabulary.json`),
+and our `tokenizer.model`, `config.yaml` and `manifest.json` with a checksum of every file.
 """
 
 from __future__ import annotations
