@@ -286,9 +286,8 @@ def _translated_sets(
 ) -> dict[str, TranslatedSet]:
     """Return validation and test sets in this model's translations, which are kept in the run folder."""
     pairs = {"valid": corpus.valid_pairs, **corpus.test_pairs}
-    kept = artifacts.kept_translations({name: len(found) for name, found in pairs.items()})
-    if kept is not None:
-        return {name: artifacts.translated_set(name, found, kept[name]) for name, found in pairs.items()}
+    if (kept := artifacts.kept_translations(pairs)) is not None:
+        return kept
     sets = artifacts.translate(pairs, config.train.device, config.train.precision, n_processes=1)
     run.translations.mkdir(exist_ok=True)
     for name, one in sets.items():

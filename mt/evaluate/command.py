@@ -105,16 +105,16 @@ def compare_models(
         for name in names:
             if [pair.tgt for pair in found[name]] != references[name]:
                 raise _other_text(path, name, paths[0])
-    translations: dict[Path, Mapping[str, Sequence[str]]] = {}
+    translations: dict[Path, dict[str, Sequence[str]]] = {}
+    systems = []
     for model, found in zip(models, pairs, strict=True):
-        if model.folder.path not in translations:
-            translations[model.folder.path] = _hypotheses_of(model, found, device, precision)
-    systems = [
-        System(
-            str(one.path), translations[one.folder.path], settings_of(one.folder.config), one.figures(), one.training()
-        )
-        for one in models
-    ]
+        folder = model.folder
+        if folder.path not in translations:
+            kept = model.kept_translations(found) if device is None and precision is None else None
+            translated = kept or _translated(model, found, device or "auto", precision or "auto")
+            translations[folder.path] = {name: one.hypotheses for name, one in translated.items()}
+        known = (settings_of(folder.config), model.figures(), model.training())
+        systems.append(System(str(model.path), translations[folder.path], *known))
     sets = {name: [lines] for name, lines in references.items()}
     return _compared(systems, sets, options, models[0].folder.config.tgt_lang)
 
@@ -168,16 +168,6 @@ def _shared_names(models: Sequence[RunArtifacts], tests: Sequence[str]) -> list[
         each = "; ".join(f"{path} has {', '.join(names) or 'none'}" for path, names in known.items())
         raise ConfigError("", "these models have no test set in common", each)
     return shared
-
-
-def _hypotheses_of(
-    model: RunArtifacts, sets: Mapping[str, Sequence[SentencePair]], device: str | None, precision: str | None
-) -> Mapping[str, Sequence[str]]:
-    kept = model.kept_translations({name: len(pairs) for name, pairs in sets.items()})
-    if kept is not None and device is None and precision is None:
-        return kept
-    translated = _translated(model, sets, device or "auto", precision or "auto")
-    return {name: one.hypotheses for name, one in translated.items()}
 
 
 # --- The baseline -----------------------------------------------------------------------------------------------------
