@@ -1,4 +1,4 @@
-"""The stages in order: prepare, train, average, evaluate. Each is skipped when its result stands."""
+"""The stages in order: prepare, train, average, evaluate. Each is skipped when its result is there."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ CHANGEABLE = (
 
 
 def train_run(config: RunConfig, run_dir: Path) -> None:
-    """From raw text to a report, by way of whatever stands already; prints the report.
+    """Run all stages from raw text to a report, except those that are done already, and print the report.
 
     Raises:
         MTError: data, settings or checkpoints need the user's attention.
@@ -108,20 +108,18 @@ def _begin_run(config: RunConfig, run: RunFolder) -> str:
 
 def _shared_corpus(folder: Path, ranks: Ranks) -> PreparedCorpus:
     if not folder.is_dir():
-        raise DataError(
-            f"rank {ranks.rank}: does not find {folder}, which rank 0 has prepared: set data.prepared_dir to a folder "
-            "that all machines share"
-        )
+        problem = f"does not find {folder}, which rank 0 has prepared"
+        raise DataError(f"rank {ranks.rank}", problem, "set data.prepared_dir to a folder that all machines share")
     return PreparedCorpus.open(folder)
 
 
 def prepare(config: RunConfig) -> PreparedCorpus:
-    """The prepared corpus of a config, with the tokenizer of the model that training starts from, if there is one."""
+    """Prepare the corpus of a config, with the tokenizer of the model that training starts from, if there is one."""
     return prepare_corpus(config, tokenizer_path=initial_tokenizer(config))
 
 
 def initial_tokenizer(config: RunConfig) -> Path | None:
-    """The tokenizer of the model that training starts from, if there is one."""
+    """Return the tokenizer of the model that training starts from, if there is one."""
     if config.train.init_from is None:
         return None
     folder = open_model(config.train.init_from)
@@ -137,13 +135,12 @@ def average_run(run_dir: Path, last: int) -> Path:
     """
     run = RunFolder(run_dir)
     if not run.checkpoints():
-        raise CheckpointError(f"{run_dir}: has no checkpoints: give the folder of a run that has begun")
+        raise CheckpointError(run_dir, "has no checkpoints", "give the folder of a run that has begun")
     config = ModelFolder.open(run.checkpoints()[-1]).config
     folders = run.scheduled_checkpoints(config.train.checkpoint_every)
     if not 1 <= last <= len(folders):
-        raise CheckpointError(
-            f"{run_dir}: has {len(folders)} checkpoints to average, so --last takes 1 to {len(folders)}, got {last}"
-        )
+        n = len(folders)
+        raise CheckpointError(run_dir, f"has {n} checkpoints to average, so --last takes 1 to {n}, got {last}")
     with run.held():
         return _write_average(config, run, run.average(last), folders[-last:])
 
@@ -164,10 +161,8 @@ def corpus_folder(config: RunConfig, run: RunFolder) -> Path:
     if prepared.is_dir():
         _tell_of_changed_text(config, prepared)
     elif corpus_fingerprint(config, initial_tokenizer(config)) != prepared.name:
-        raise DataError(
-            f"{run.path}: its prepared corpus ({prepared}) is gone, and the text it was made from has changed: "
-            "put either back, or start over with another --run-dir"
-        )
+        problem = f"its prepared corpus ({prepared}) is gone, and the text it was made from has changed"
+        raise DataError(run.path, problem, "put either back, or start over with another --run-dir")
     return prepared
 
 
@@ -177,17 +172,13 @@ def _tell_of_changed_text(config: RunConfig, prepared: Path) -> None:
     except MTError:  # text or model are gone: the run needs them no more
         return
     if fingerprint != prepared.name:
-        note(
-            f"the text has changed since this run began; it goes on with what was prepared then ({prepared})",
-        )
+        note(f"the text has changed since this run began; it continues with what was prepared then ({prepared})")
 
 
 def _check_changes(config: RunConfig, run: RunFolder) -> None:
     if not run.config.is_file():
-        raise CheckpointError(
-            f"{run.config}: is missing, so what this run began with is not known: put it back (each checkpoint "
-            "holds a copy), or start over with another --run-dir"
-        )
+        fix = "put it back (each checkpoint holds a copy), or start over with another --run-dir"
+        raise CheckpointError(run.config, "is missing, so what this run began with is not known", fix)
     began_with = load_config(str(run.config))
     changed = [
         f"{key}: this run began with {as_yaml(before)}, now it is {as_yaml(now)}"
@@ -195,26 +186,21 @@ def _check_changes(config: RunConfig, run: RunFolder) -> None:
         if not any(key == name or (name.endswith(".") and key.startswith(name)) for name in CHANGEABLE)
     ]
     if changed:
-        raise ConfigError(
-            "",
-            "; ".join(changed),
-            f"change {'it' if len(changed) == 1 else 'them'} back, or start over with another "
-            f"--run-dir (the run is in {run.path})",
-        )
+        fix = f"change {'it' if len(changed) == 1 else 'them'} back, or start over with another --run-dir"
+        raise ConfigError("", "; ".join(changed), f"{fix} (the run is in {run.path})")
 
 
 def _record_start(config: RunConfig, corpus: PreparedCorpus, run: RunFolder) -> None:
     """Write what the run is and what it is based on; each further start is added."""
     record = run.read_record() or {"name": config.name, "corpus_fingerprint": corpus.fingerprint, "starts": []}
-    record["starts"].append(
-        {
-            "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": sys.argv,
-            "commit": source_commit(),
-            "versions": versions(),
-            "hardware": hardware(choose_device(config.train.device)),
-        }
-    )
+    start = {
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "commit": source_commit(),
+        "versions": versions(),
+        "hardware": hardware(choose_device(config.train.device)),
+    }
+    record["starts"].append(start)
     write_text(run.config, dump_config(config))
     write_json(run.record, record)
 
@@ -233,9 +219,9 @@ def _write_average(config: RunConfig, run: RunFolder, model_dir: Path, folders: 
     made_at = checkpoint_step(run.checkpoints()[-1])
     steps = [checkpoint_step(folder) for folder in folders]
     try:
-        standing = ModelFolder.open(model_dir)
-        stands = (standing.manifest["averaged_steps"], standing.manifest[MADE_AT]) == (steps, made_at)
-        if stands and standing.config == config:
+        present = ModelFolder.open(model_dir)
+        origin = (present.manifest["averaged_steps"], present.manifest[MADE_AT], present.config)
+        if origin == (steps, made_at, config):
             return model_dir
     except (CheckpointError, KeyError):
         pass
@@ -300,9 +286,8 @@ def _translated_sets(
 ) -> dict[str, TranslatedSet]:
     """Return validation and test sets in this model's translations, which are kept in the run folder."""
     pairs = {"valid": corpus.valid_pairs, **corpus.test_pairs}
-    kept = artifacts.kept_translations({name: len(found) for name, found in pairs.items()})
-    if kept is not None:
-        return {name: artifacts.translated_set(name, found, kept[name]) for name, found in pairs.items()}
+    if (kept := artifacts.kept_translations(pairs)) is not None:
+        return kept
     sets = artifacts.translate(pairs, config.train.device, config.train.precision, n_processes=1)
     run.translations.mkdir(exist_ok=True)
     for name, one in sets.items():

@@ -111,12 +111,14 @@ def test_more_training_and_another_name_are_in_the_report_though_the_model_is_th
 def test_translations_that_somebody_changed_are_not_those_of_the_run(run: tuple[RunConfig, Path]):
     _, run_dir = run
     artifacts = RunArtifacts.of(run_dir)
-    kept = artifacts.kept_translations({"held_out": 20})
+    pairs = artifacts.test_pairs(["held_out"])
+    kept = artifacts.kept_translations(pairs)
     assert kept is not None
-    assert kept["held_out"] == (run_dir / "translations/held_out.txt").read_text("utf-8").splitlines()
-    assert artifacts.kept_translations({"held_out": 21}) is None
-    write_lines(run_dir / "translations/held_out.txt", kept["held_out"][::-1])
-    assert artifacts.kept_translations({"held_out": 20}) is None
+    hypotheses = kept["held_out"].hypotheses
+    assert hypotheses == (run_dir / "translations/held_out.txt").read_text("utf-8").splitlines()
+    assert artifacts.kept_translations({"held_out": pairs["held_out"][1:]}) is None
+    write_lines(run_dir / "translations/held_out.txt", hypotheses[::-1])
+    assert artifacts.kept_translations(pairs) is None
 
 
 def test_a_tag_is_for_the_model_and_not_for_the_judge(finished: tuple[RunConfig, Path], tmp_path: Path):

@@ -57,6 +57,12 @@ class PageReader(HTMLParser):
         elif "h2" in self.open:
             self.headings[-1] += data
 
+    def handle_comment(self, data: str) -> None:
+        self.tags.append(("!--", {}))
+
+    def handle_pi(self, data: str) -> None:
+        self.tags.append(("?", {}))
+
     @property
     def text(self) -> str:
         return " ".join("".join(self.texts).split())

@@ -22,7 +22,7 @@ from mt.evaluate.scores import TranslatedSet
 from mt.report.evaluation import evaluation_page
 from mt.report.facts import Evaluation, EvaluationReport, ModelManifest, ScoredSet, TrainingCurves
 from mt.report.markdown import markdown
-from tests.test_markdown import TABLE_TAGS, Cells, one_line
+from tests.test_markdown import TABLE_TAGS, one_line, rendered, tags_of
 from tests.test_page import HOSTILE, PageReader, assert_same_structure
 from tests.toys import files_up_to
 
@@ -228,7 +228,7 @@ def test_the_page_has_the_numbers_of_the_json(found: Evaluation, tmp_path: Path)
 
 def test_markdown_has_the_same_figures(found: Evaluation, facts: dict[str, Any]):
     text = _markdown(found)
-    rows = Cells(text).rows
+    rows = rendered(text).rows
     sets = {**facts["test_sets"], "validation set": facts["valid"]}
     for name, entry in sets.items():
         for score in entry["scores"]:
@@ -308,8 +308,8 @@ def test_what_cannot_be_written_or_turns_text_around_is_in_no_file_of_a_report(
 
 
 def test_markdown_of_hostile_text_shows_it(hostile: Evaluation):
-    found = Cells(_markdown(hostile, HOSTILE))
-    assert found.tags == {"h1", "h2", "h3", "p", "strong", "code", *TABLE_TAGS}
+    found = rendered(_markdown(hostile, HOSTILE))
+    assert tags_of(found) == {"h1", "h2", "h3", "p", "strong", "code", *TABLE_TAGS}
     examples = {row[0] for row in found.rows if len(row) == 6}
     worst = hostile.analysis[HOSTILE].worst[:3]
     assert {one_line(str(one.source)) for one in worst} <= examples
@@ -354,7 +354,7 @@ def test_a_report_of_a_single_line(tmp_path: Path, source: str, hypothesis: str,
     for baselines in ({}, {"input": ["Hund"]}):
         write_report(_found({"input": one}, baselines), tmp_path)
         assert any(row[0] == "1" for row in PageReader((tmp_path / "report.html").read_text("utf-8")).rows)
-        Cells((tmp_path / "report.md").read_text("utf-8"))
+        rendered((tmp_path / "report.md").read_text("utf-8"))
 
 
 def test_an_empty_hypothesis_is_shown_as_empty(found: Evaluation):

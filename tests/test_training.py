@@ -570,7 +570,7 @@ def test_a_run_keeps_the_corpus_it_began_with(tmp_path: Path, capsys: pytest.Cap
     train_run(with_train(config, max_steps=3), run_dir)
     (prepared_dir,) = (tmp_path / "text" / "prepared").iterdir()
     assert (
-        "note: the text has changed since this run began; it goes on with what was prepared then "
+        "note: the text has changed since this run began; it continues with what was prepared then "
         f"({prepared_dir})\n" in capsys.readouterr().err
     )
     fingerprint = json.loads((run_dir / "run.json").read_text("utf-8"))["corpus_fingerprint"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from mt.evaluate.comparison import System, compare_systems
 from mt.evaluate.findings import EvalOptions, evaluate
 from mt.evaluate.scores import TranslatedSet
 from mt.report.facts import Evaluation, SystemComparison
-from mt.text.files import explained, open_bytes, require_text
+from mt.text.files import read_line_chunks
 
 if TYPE_CHECKING:  # scoring files does without torch
     from mt.evaluate.runs import RunArtifacts
@@ -23,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 INPUT = "input"  # name of the test set where files are scored
 _MANY_SYSTEMS = 5
-_UTF8_BOM = b"\xef\xbb\xbf"
+_LINES_AT_ONCE = 10_000
 
 
 def evaluate_files(
@@ -104,16 +105,16 @@ def compare_models(
         for name in names:
             if [pair.tgt for pair in found[name]] != references[name]:
                 raise _other_text(path, name, paths[0])
-    translations: dict[Path, Mapping[str, Sequence[str]]] = {}
+    translations: dict[Path, dict[str, Sequence[str]]] = {}
+    systems = []
     for model, found in zip(models, pairs, strict=True):
-        if model.folder.path not in translations:
-            translations[model.folder.path] = _hypotheses_of(model, found, device, precision)
-    systems = [
-        System(
-            str(one.path), translations[one.folder.path], settings_of(one.folder.config), one.figures(), one.training()
-        )
-        for one in models
-    ]
+        folder = model.folder
+        if folder.path not in translations:
+            kept = model.kept_translations(found) if device is None and precision is None else None
+            translated = kept or _translated(model, found, device or "auto", precision or "auto")
+            translations[folder.path] = {name: one.hypotheses for name, one in translated.items()}
+        known = (settings_of(folder.config), model.figures(), model.training())
+        systems.append(System(str(model.path), translations[folder.path], *known))
     sets = {name: [lines] for name, lines in references.items()}
     return _compared(systems, sets, options, models[0].folder.config.tgt_lang)
 
@@ -145,10 +146,8 @@ def _compared(
 
 
 def _other_text(path: Path, name: str, other: Path) -> DataError:
-    return DataError(
-        f"{path}: its test set {name} is not the text that {other} has under that name: compare models on the same "
-        "text, or choose a test set with --test"
-    )
+    problem = f"its test set {name} is not the text that {other} has under that name"
+    return DataError(path, problem, "compare models on the same text, or choose a test set with --test")
 
 
 def _translated(
@@ -171,16 +170,6 @@ def _shared_names(models: Sequence[RunArtifacts], tests: Sequence[str]) -> list[
     return shared
 
 
-def _hypotheses_of(
-    model: RunArtifacts, sets: Mapping[str, Sequence[SentencePair]], device: str | None, precision: str | None
-) -> Mapping[str, Sequence[str]]:
-    kept = model.kept_translations({name: len(pairs) for name, pairs in sets.items()})
-    if kept is not None and device is None and precision is None:
-        return kept
-    translated = _translated(model, sets, device or "auto", precision or "auto")
-    return {name: one.hypotheses for name, one in translated.items()}
-
-
 # --- The baseline -----------------------------------------------------------------------------------------------------
 
 
@@ -195,20 +184,15 @@ def _baseline_files(baseline: Path, ours: Mapping[str, list[str] | None], model:
     """
     if not _is_run(baseline):
         if len(ours) > 1:
-            raise ConfigError(
-                "baseline",
-                f"{baseline} is of one test set and the model has {', '.join(ours)}",
-                "choose one with --test, or give a run",
-            )
+            problem = f"{baseline} is of one test set and the model has {', '.join(ours)}"
+            raise ConfigError("baseline", problem, "choose one with --test, or give a run")
         return dict.fromkeys(ours, baseline)
     translations = _translations(baseline)
     theirs = _references_of(baseline, ours)
     for name, references in ours.items():
         if name not in translations:
-            raise DataError(
-                f"{baseline}: has no translations of {name}, it has {', '.join(translations)}: give another run, or "
-                "choose a test set with --test"
-            )
+            problem = f"has no translations of {name}, it has {', '.join(translations)}"
+            raise DataError(baseline, problem, "give another run, or choose a test set with --test")
         if None not in (references, theirs[name]) and references != theirs[name]:
             raise _other_text(baseline, name, model)
     return {name: translations[name] for name in ours}
@@ -232,16 +216,14 @@ def _lines_of(path: Path, references: Sequence[str]) -> Path:
     if len(fitting) == 1:
         return translations[fitting[0]]
     found = ", ".join(f"{translations[name].name} ({n:,})" for name, n in lengths.items())
-    which = "several" if fitting else "none"
-    raise DataError(
-        f"{path}: {which} of its translations have the {len(references):,} lines of --ref and no other text: {found}: "
-        "give the file that is meant"
-    )
+    which = f"{'several' if fitting else 'none'} of its translations have"
+    problem = f"{which} the {len(references):,} lines of --ref and no other text: {found}"
+    raise DataError(path, problem, "give the file that is meant")
 
 
 def _is_run(path: Path) -> bool:
     if not path.exists():
-        raise DataError(f"{path}: no such file and no such run (looked for in {Path.cwd()})")
+        raise DataError(path, f"no such file and no such run (looked for in {Path.cwd()})")
     return path.is_dir()
 
 
@@ -262,10 +244,8 @@ def _translations(run_dir: Path) -> dict[str, Path]:
 
     paths = {path.stem: path for path in sorted(RunFolder(run_dir).translations.glob("*.txt"))}
     if not paths:
-        raise DataError(
-            f"{run_dir}: has no translations, as a finished run does: let it finish, give a file of translations, or "
-            "compare models with mt compare"
-        )
+        fix = "let it finish, give a file of translations, or compare models with mt compare"
+        raise DataError(run_dir, "has no translations, as a finished run does", fix)
     return dict(sorted(paths.items(), key=lambda item: item[0] == "valid"))
 
 
@@ -273,14 +253,10 @@ def _translations(run_dir: Path) -> dict[str, Path]:
 
 
 def _check_as_long(path: Path, lines: Sequence[str], other: Path, other_lines: Sequence[str]) -> None:
-    if len(lines) == len(other_lines):
-        return
-    (longer, n_longer), (shorter, n_shorter) = sorted(
-        [(path, len(lines)), (other, len(other_lines))], key=lambda item: -item[1]
-    )
-    raise DataError(
-        f"{longer} has {n_longer:,} lines and {shorter} has {n_shorter:,}: parallel files need one line for each line"
-    )
+    if len(lines) != len(other_lines):
+        (n_shorter, shorter), (n_longer, longer) = sorted([(len(lines), path), (len(other_lines), other)])
+        counts = f"{longer} has {n_longer:,} lines and {shorter} has {n_shorter:,}"
+        raise DataError(f"{counts}: parallel files need one line for each line")
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -289,20 +265,7 @@ def _read_lines(path: Path) -> list[str]:
     Raises:
         DataError: it is missing, unreadable, not UTF-8, or holds no line.
     """
-    with explained(path), open_bytes(path) as stream:
-        content = stream.read()
-    require_text(content[:64], path)
-    raw_lines = content.removeprefix(_UTF8_BOM).removesuffix(b"\n").split(b"\n")
-    if raw_lines == [b""] and not content.endswith(b"\n"):
-        raise DataError(f"{path}: has no lines: nothing to score")
-    return [_decoded(raw, path, number) for number, raw in enumerate(raw_lines, start=1)]
-
-
-def _decoded(raw: bytes, path: Path, number: int) -> str:
-    try:
-        return raw.decode().removesuffix("\r")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}, line {number:,}: byte 0x{raw[error.start]:02x} is not UTF-8: fix the line, or convert the file "
-            "(iconv -f LATIN1 -t UTF-8, if that is what it is)"
-        ) from None
+    lines = [*chain.from_iterable(read_line_chunks(path, _LINES_AT_ONCE))]
+    if not lines:
+        raise DataError(path, "has no lines", "nothing to score")
+    return lines

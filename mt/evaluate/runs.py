@@ -186,11 +186,11 @@ class RunArtifacts:
         """Translate test sets, or the validation set, called valid."""
         translator = Translator.load(self.folder, device, precision, n_processes=n_processes)
         return {
-            name: self.translated_set(name, pairs, translator.translate([pair.src for pair in pairs]))
+            name: self._translated_set(name, pairs, translator.translate([pair.src for pair in pairs]))
             for name, pairs in sets.items()
         }
 
-    def translated_set(self, name: str, pairs: Sequence[SentencePair], hypotheses: Sequence[str]) -> TranslatedSet:
+    def _translated_set(self, name: str, pairs: Sequence[SentencePair], hypotheses: Sequence[str]) -> TranslatedSet:
         """Return what is scored; the tag of a corpus is for the model alone."""
         data, tgt_lang = self.folder.config.data, self.folder.config.tgt_lang
         tag = (data.valid if name == "valid" else data.test[name]).tag
@@ -198,28 +198,25 @@ class RunArtifacts:
         sources = [pair.src.removeprefix(prefix) for pair in pairs]
         return TranslatedSet(sources, hypotheses, [[pair.tgt for pair in pairs]], tgt_lang)
 
-    def kept_translations(self, n_lines: Mapping[str, int]) -> dict[str, list[str]] | None:
-        """Return what the run keeps of some test sets if this model has translated them; None if it has to translate.
-
-        Args:
-            n_lines: of each test set.
-        """
+    def kept_translations(self, sets: Mapping[str, Sequence[SentencePair]]) -> dict[str, TranslatedSet] | None:
+        """Return sets as the run keeps them if this model has translated them; None if it has to translate."""
         if self.run is None or self.folder.path.resolve() != self.run.model:  # not what its run ended with
             return None
         report = json_object(self.run.path / JSON_NAME)
         if report.get("basis") != basis_of(self.folder):
             return None
-        found = {}
-        for name, n in n_lines.items():
+        kept = {}
+        for name, pairs in sets.items():
             path = self.run.translation(name)
             try:
                 is_what_was_scored = file_checksum(path) == report["translations"][name]
-                found[name] = path.read_text(encoding="utf-8").split("\n")[:-1]
+                hypotheses = path.read_text(encoding="utf-8").split("\n")[:-1]
             except (OSError, ValueError, KeyError, TypeError):
                 return None
-            if not is_what_was_scored or len(found[name]) != n:
+            if not is_what_was_scored or len(hypotheses) != len(pairs):
                 return None
-        return found
+            kept[name] = self._translated_set(name, pairs, hypotheses)
+        return kept
 
     @property
     def description(self) -> str:

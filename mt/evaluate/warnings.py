@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 from mt.evaluate.metrics import reference_sets
@@ -36,161 +36,118 @@ def check(
     sources: Sequence[str] | None = None,
     baseline: Sequence[str] | None = None,
 ) -> list[str]:
-    """Lines for the reader of a score, none where all seems well.
+    """Return lines for the reader of a score, none where all seems well.
 
     Args:
         hypotheses: as many lines as each set of references, the sources and the baseline have.
         references: one set, or a list of sets.
     """
     sets = reference_sets(references)
-    found = [
-        _is_a_reference(hypotheses, sets),
-        _is_the_source(hypotheses, sets[0], sources),
-        _is_the_baseline(hypotheses, baseline),
-        _is_given_twice(sets, sources, baseline),
-        _empty_lines(hypotheses),
-        _empty_references(sets),
-        _tokenised(hypotheses, sets[0]),
-        _lower_cased(hypotheses, sets[0]),
-        _in_another_script(hypotheses, sets[0]),
-        _one_line_for_many(hypotheses, sets[0]),
-        _shifted(hypotheses, sets[0]),
+    return [
+        *_equal_files(hypotheses, sets, sources, baseline),
+        *_empty_lines(hypotheses, sets),
+        *_tokenised(hypotheses, sets[0]),
+        *_lower_cased(hypotheses, sets[0]),
+        *_in_another_script(hypotheses, sets[0]),
+        *_one_line_for_many(hypotheses, sets[0]),
+        *_shifted(hypotheses, sets[0]),
     ]
-    return [line for line in found if line]
 
 
-def _is_a_reference(hypotheses: Sequence[str], sets: Sequence[Sequence[str]]) -> str | None:
+def _equal_files(
+    hypotheses: Sequence[str],
+    sets: Sequence[Sequence[str]],
+    sources: Sequence[str] | None,
+    baseline: Sequence[str] | None,
+) -> Iterator[str]:
     if any(_same(hypotheses, lines) for lines in sets):
-        return "the hypotheses are the references, line for line: a score of 100.0 says nothing of a system"
-    return None
-
-
-def _is_the_source(hypotheses: Sequence[str], references: Sequence[str], sources: Sequence[str] | None) -> str | None:
-    if sources is None:
-        return None
-    if _same(hypotheses, sources):
-        return "the hypotheses are the source text, line for line: nothing was translated"
-    n_copies = sum(
-        source.strip() == hypothesis.strip() != reference.strip() and any(map(str.isalpha, source))
-        for source, hypothesis, reference in zip(sources, hypotheses, references, strict=True)
-    )
-    if n_copies >= 2 and n_copies >= _COPIED_SHARE * len(hypotheses):
-        return f"{n_copies:,} of {len(hypotheses):,} hypotheses are their source text, and their references are not"
-    return None
-
-
-def _is_the_baseline(hypotheses: Sequence[str], baseline: Sequence[str] | None) -> str | None:
+        yield "the hypotheses are the references, line for line: a score of 100.0 says nothing of a system"
+    if sources is not None:
+        n_copies = sum(
+            source.strip() == hypothesis.strip() != reference.strip() and any(map(str.isalpha, source))
+            for source, hypothesis, reference in zip(sources, hypotheses, sets[0], strict=True)
+        )
+        if _same(hypotheses, sources):
+            yield "the hypotheses are the source text, line for line: nothing was translated"
+        elif n_copies >= max(2, _COPIED_SHARE * len(hypotheses)):
+            yield f"{n_copies:,} of {len(hypotheses):,} hypotheses are their source text, and their references are not"
     if baseline is not None and _same(hypotheses, baseline):
-        return "the hypotheses are those of the baseline, line for line: the same file twice?"
-    return None
-
-
-def _is_given_twice(
-    sets: Sequence[Sequence[str]], sources: Sequence[str] | None, baseline: Sequence[str] | None
-) -> str | None:
+        yield "the hypotheses are those of the baseline, line for line: the same file twice?"
     for name, lines in (("the baseline is", baseline), ("the source text is", sources)):
         if lines is not None and any(_same(lines, references) for references in sets):
-            return f"{name} the references, line for line: the same file twice?"
+            yield f"{name} the references, line for line: the same file twice?"
+            return
     if any(_same(one, other) for one, other in combinations(sets, 2)):
-        return "two sets of references are the same, line for line: that is one set"
-    return None
+        yield "two sets of references are the same, line for line: that is one set"
 
 
-def _empty_lines(hypotheses: Sequence[str]) -> str | None:
-    empty = [number for number, line in enumerate(hypotheses, start=1) if not line.strip()]
-    if not empty:
-        return None
-    if len(empty) == 1:
-        return f"hypothesis {empty[0]:,} is empty"
-    return f"{len(empty):,} hypotheses are empty, the first of them in line {empty[0]:,}"
+def _empty_lines(hypotheses: Sequence[str], sets: Sequence[Sequence[str]]) -> Iterator[str]:
+    wrong = ": whatever is said there counts as wrong"
+    for one, many, files, effect in (
+        ("hypothesis", "hypotheses", [hypotheses], ""),
+        ("reference", "references", sets, wrong),
+    ):
+        empty = [number for lines in files for number, line in enumerate(lines, start=1) if not line.strip()]
+        if len(empty) == 1:
+            yield f"{one} {empty[0]:,} is empty{effect}"
+        elif empty:
+            yield f"{len(empty):,} {many} are empty, the first of them in line {min(empty):,}{effect}"
 
 
-def _empty_references(sets: Sequence[Sequence[str]]) -> str | None:
-    empty = [number for lines in sets for number, line in enumerate(lines, start=1) if not line.strip()]
-    if not empty:
-        return None
-    if len(empty) == 1:
-        return f"reference {empty[0]:,} is empty: whatever is said there counts as wrong"
-    n, first = len(empty), min(empty)
-    return f"{n:,} references are empty, the first of them in line {first:,}: whatever is said there counts as wrong"
-
-
-def _tokenised(hypotheses: Sequence[str], references: Sequence[str]) -> str | None:
+def _tokenised(hypotheses: Sequence[str], references: Sequence[str]) -> Iterator[str]:
+    n_lines = len(hypotheses)
     for name, (pattern, least) in _MARKS.items():
         ours, theirs = (sum(bool(pattern.search(line)) for line in lines) for lines in (hypotheses, references))
         (n, side), (n_other, other_side) = sorted([(ours, "hypotheses"), (theirs, "references")], reverse=True)
-        n_lines = len(hypotheses)
         if n >= max(least * n_lines, min(2, n_lines)) and n_other < _LESS * n:
-            return (
-                f"the {side} look tokenised and the {other_side} do not ({n:,} of {n_lines:,} lines with {name}): "
-                "give both as plain text, or the scores mean little"
-            )
-    return None
+            found = f"the {side} look tokenised and the {other_side} do not ({n:,} of {n_lines:,} lines with {name})"
+            yield f"{found}: give both as plain text, or the scores mean little"
+            return
 
 
-def _lower_cased(hypotheses: Sequence[str], references: Sequence[str]) -> str | None:
+def _lower_cased(hypotheses: Sequence[str], references: Sequence[str]) -> Iterator[str]:
     in_hypotheses, in_references = (_upper_share(lines) for lines in (hypotheses, references))
     if in_hypotheses is None or in_references is None or in_references < 0.01:
-        return None
+        return
     if in_hypotheses < _UPPER_SHARE * in_references:
-        return "the hypotheses look lower-cased and the references do not: scores that count case are too low"
-    return None
+        yield "the hypotheses look lower-cased and the references do not: scores that count case are too low"
 
 
-def _in_another_script(hypotheses: Sequence[str], references: Sequence[str]) -> str | None:
+def _in_another_script(hypotheses: Sequence[str], references: Sequence[str]) -> Iterator[str]:
     ours, theirs = _scripts(hypotheses), _scripts(references)
-    n_ours, n_theirs = sum(ours.values()), sum(theirs.values())
-    if min(n_ours, n_theirs) < _FEWEST_CASED:
-        return None
-    shared = sum(n for script, n in ours.items() if theirs[script] >= 0.01 * n_theirs)
-    if shared >= 0.5 * n_ours:
-        return None
-    (our_script, _), (their_script, _) = ours.most_common(1)[0], theirs.most_common(1)[0]
-    return (
-        f"the hypotheses are mostly in {our_script.title()} script and the references in {their_script.title()}: "
-        "another language?"
-    )
+    shared = sum(n for script, n in ours.items() if theirs[script] >= 0.01 * theirs.total())
+    if min(ours.total(), theirs.total()) >= _FEWEST_CASED and shared < 0.5 * ours.total():
+        our_script, their_script = (scripts.most_common(1)[0][0].title() for scripts in (ours, theirs))
+        found = f"the hypotheses are mostly in {our_script} script and the references in {their_script}"
+        yield f"{found}: another language?"
 
 
-def _one_line_for_many(hypotheses: Sequence[str], references: Sequence[str]) -> str | None:
-    lines = Counter(line.strip() for line in hypotheses if line.strip())
-    line, n = lines.most_common(1)[0] if lines else ("", 0)
-    if n < max(_FEWEST_REPEATED, _REPEATED_SHARE * len(hypotheses)):
-        return None
-    wanted = {
-        reference for hypothesis, reference in zip(hypotheses, references, strict=True) if hypothesis.strip() == line
-    }
-    if len(wanted) < _FEWEST_REFERENCES:
-        return None
-    shown = line if len(line) <= 40 else f"{line[:40]}…"
-    return f"{n:,} hypotheses are the same line, for {len(wanted):,} different references: {shown}"
+def _one_line_for_many(hypotheses: Sequence[str], references: Sequence[str]) -> Iterator[str]:
+    stripped = [line.strip() for line in hypotheses]
+    for line, n in Counter(filter(None, stripped)).most_common(1):
+        wanted = {reference for ours, reference in zip(stripped, references, strict=True) if ours == line}
+        if n >= max(_FEWEST_REPEATED, _REPEATED_SHARE * len(hypotheses)) and len(wanted) >= _FEWEST_REFERENCES:
+            shown = line if len(line) <= 40 else f"{line[:40]}…"
+            yield f"{n:,} hypotheses are the same line, for {len(wanted):,} different references: {shown}"
 
 
-def _shifted(hypotheses: Sequence[str], references: Sequence[str]) -> str | None:
+def _shifted(hypotheses: Sequence[str], references: Sequence[str]) -> Iterator[str]:
     """Lines that went missing on one side, and came back as others, shift all lines between."""
     n = len(hypotheses)
     if n < 2 * _FEWEST_SHIFTED:
-        return None
+        return
     ours, theirs = ([frozenset(line.split()) for line in lines] for lines in (hypotheses, references))
-    for first, last in ((1, n // 2), (n // 2 + 1, n - 1)):
-        inside = range(first, last)
-        straight, *others = (_shared(ours, theirs, inside, shift) for shift in (0, 1, -1))
+    for half, lines in (("first", range(1, n // 2)), ("second", range(n // 2 + 1, n - 1))):
+        straight, *others = (sum(len(ours[i] & theirs[i + shift]) for i in lines) for shift in (0, 1, -1))
         for shared, which in zip(others, ("next", "previous"), strict=True):
             if shared >= _FEWEST_SHIFTED and shared > _SHIFTED_TIMES * straight:
-                half = "first" if first == 1 else "second"
-                return (
-                    f"in the {half} half of the lines, hypotheses share more words with the {which} reference than "
-                    "with their own: is a line missing?"
-                )
-    return None
-
-
-def _shared(ours: Sequence[frozenset[str]], theirs: Sequence[frozenset[str]], lines: Sequence[int], shift: int) -> int:
-    return sum(len(ours[i] & theirs[i + shift]) for i in lines)
+                found = f"in the {half} half of the lines, hypotheses share more words with the {which} reference"
+                yield f"{found} than with their own: is a line missing?"
+                return
 
 
 def unrelated_baseline(score: float, baseline_score: float) -> str | None:
-    """Of BLEU: whether one of two systems seems to have translated another text."""
+    """Return a line if the BLEU of two systems looks as if one of them had translated another text."""
     low, high = sorted([score, baseline_score])
     if low >= _UNRELATED_BLEU or high < _RELATED_BLEU:
         return None
@@ -206,7 +163,7 @@ def _same(lines: Sequence[str], others: Sequence[str]) -> bool:
 
 
 def _upper_share(lines: Sequence[str]) -> float | None:
-    """Of the letters that have case; None where there are hardly any."""
+    """Return the fraction of upper-case letters among those with case; None where there are hardly any."""
     letters = Counter("".join(lines))
     n_upper = sum(n for letter, n in letters.items() if letter.isupper())
     n_lower = sum(n for letter, n in letters.items() if letter.islower())
@@ -214,7 +171,7 @@ def _upper_share(lines: Sequence[str]) -> float | None:
 
 
 def _scripts(lines: Sequence[str]) -> Counter[str]:
-    """Letters by script, which is the first word of a letter's Unicode name."""
+    """Count letters by script, which is the first word of a letter's Unicode name."""
     scripts: Counter[str] = Counter()
     for letter, n in Counter("".join(lines)).items():
         if letter.isalpha():

@@ -326,18 +326,23 @@ class ModelManifest(Facts):
         return {key: value for key, value in self.settings.items() if key in chosen}
 
 
-class Evaluation(Facts):
+class TrainingFigures(Facts):
+    """How far training had come, as far as known."""
+
+    steps: int | None = None
+    n_tgt_tokens: int | None = None
+    train_seconds: float | None = None
+    n_parameters: int | None = None
+
+
+class Evaluation(TrainingFigures):
     system: Line
     name: Line | None = None  # of the run
     src_lang: Line | None = None
     tgt_lang: Line | None = None
-    steps: int | None = None
-    train_seconds: float | None = None
     n_src_tokens: int | None = None  # of training
-    n_tgt_tokens: int | None = None
     src_fill: float | None = None  # fraction of the positions that held a token
     tgt_fill: float | None = None
-    n_parameters: int | None = None
     basis: Values | None = None  # what translations depend on, besides the text: averaged_steps, decode
     best: Values | None = None  # step, and the score by which it was the best: bleu or loss
     translations: dict[Line, str] | None = None  # set → checksum of the file in the run folder
@@ -369,12 +374,8 @@ class EvaluationReport(Evaluation, Origin):
 # --------------------------------------------------------------------------------------------------- a comparison
 
 
-class SystemFigures(Facts):
+class SystemFigures(TrainingFigures):
     name: Line
-    steps: int | None = None
-    n_tgt_tokens: int | None = None
-    train_seconds: float | None = None
-    n_parameters: int | None = None
 
     def figure(self, key: str) -> str:
         """Return one of FIGURES, rounded."""
