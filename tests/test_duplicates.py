@@ -67,18 +67,6 @@ def test_the_first_of_equal_keys_stays(tmp_path: Path) -> None:
     ]
 
 
-def test_one_key_repeated_more_often_than_fits(tmp_path: Path) -> None:
-    assert flags(tmp_path, [[3] * 50, [3] * 50 + [4]], keys_per_part=10) == [
-        [False] + [True] * 49,
-        [True] * 50 + [False],
-    ]
-
-
-def test_no_files_and_empty_files(tmp_path: Path) -> None:
-    assert flags(tmp_path, [], keys_per_part=1) == []
-    assert flags(tmp_path, [[], []], keys_per_part=1) == [[], []]
-
-
 def test_equal_pairs_have_equal_keys_and_others_have_others() -> None:
     pairs = [("a b", "c"), ("a", "b c"), ("a b", "c"), ("c", "a b"), ("a bc", ""), ("", "a bc"), ("", ""), ("1", "a")]
     keys = pair_keys(*zip(*pairs, strict=True))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mt.errors import DataError
-from mt.text.files import content_hash, read_line_chunks, require_text
+from mt.text.files import content_hash, read_line_chunks
 from tests.parallel_text import compressed, error_of, read, write
 
 
@@ -39,8 +39,8 @@ def test_without_zstandard_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -
     )
 
 
-def test_lines_end_at_line_feeds_alone() -> None:
-    odd = "a\u2028b\x0bc\x85d\x0ce\x1cf\rg"
+def test_lines_end_at_line_feeds_alone_and_hold_any_other_character() -> None:
+    odd = "a\u2028b\0\x0bc\x85d\x0ce\x1cf\rg"
     write("a.en", f"{odd}\r\n\nlast")
     write("a.de", "1\n2\n3\n")
     assert [pair.src for pair in read(src="a.en", tgt="a.de")] == [odd, "", "last"]
@@ -50,20 +50,6 @@ def test_a_byte_order_mark_is_dropped_at_the_start_of_a_file_only() -> None:
     write("a.en", "\ufeffone\n\ufefftwo\n")
     write("a.de", "eins\nzwei\n")
     assert [pair.src for pair in read(src="a.en", tgt="a.de")] == ["one", "\ufefftwo"]
-
-
-def test_invalid_utf8_is_located_by_file_line_and_byte() -> None:
-    src = write("a.en", b"\xef\xbb\xbfone\ntw\xe4\n")  # 3 + 4 + 2 bytes come before
-    assert error_of(src=src, tgt=write("a.de", "1\n2\n")) == (
-        "a.en, line 2: byte 0xe4 at offset 9 is not UTF-8: "
-        "fix the line, or convert the file (iconv -f LATIN1 -t UTF-8, if that is what it is)"
-    )
-
-
-def test_utf16_is_recognised() -> None:
-    assert error_of(src=write("a.en", "one\n".encode("utf-16")), tgt=write("a.de", "1\n")) == (
-        "a.en: is UTF-16, expected UTF-8: convert it with iconv -f UTF-16 -t UTF-8"
-    )
 
 
 def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,15 +71,6 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path, monkeypatch: py
     assert error_of(src="a.en", tgt=tgt) == "a.en: cannot be read: Permission denied"
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".xz"])
-def test_a_truncated_archive_is_an_error_and_not_a_short_corpus(suffix: str) -> None:
-    name = write(f"a.en{suffix}", os.urandom(5_000).hex() + "\n")
-    Path(name).write_bytes(Path(name).read_bytes()[:-20])
-    assert error_of(src=name, tgt=write("a.de", "1\n")) == (
-        f"{name}: ends too early, it was cut off: copy or download it again"
-    )
-
-
 def test_chunks_have_the_size_asked_for_but_the_last_one() -> None:
     write("a.en", "".join(f"{i}\n" for i in range(100_000)))  # several blocks of bytes
     chunks = list(read_line_chunks(Path("a.en"), 30_000))
@@ -106,8 +83,9 @@ def test_a_line_of_many_blocks_is_one_line() -> None:
     assert list(read_line_chunks(Path(write("a.en", f"{long}\nb\n{long}")), 2)) == [[long, "b"], [long]]
 
 
-def test_invalid_utf8_far_inside_a_file_is_located() -> None:
+def test_invalid_utf8_is_located_by_file_line_and_byte() -> None:
     lines = [f"line {i:,}\n".encode() for i in range(1, 50_001)]
+    lines[0] = b"\xef\xbb\xbf" + lines[0]
     lines[40_000] = b"\xc3\x28\n"
     tgt = write("a.de", "x\n" * 50_000)
     assert error_of(src=write("a.en.gz", b"".join(lines)), tgt=tgt) == (
@@ -116,46 +94,33 @@ def test_invalid_utf8_far_inside_a_file_is_located() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("encoding", "told"),
-    [
-        ("utf-16-le", "UTF-16, expected UTF-8: convert it with iconv -f UTF-16LE -t UTF-8"),
-        ("utf-16-be", "UTF-16, expected UTF-8: convert it with iconv -f UTF-16BE -t UTF-8"),
-        ("utf-32", "UTF-32, expected UTF-8: convert it with iconv -f UTF-32 -t UTF-8"),
-    ],
-)
-def test_wide_characters_are_recognised_without_a_mark_too(encoding: str, told: str) -> None:
-    write("a.en", "One is a number – the „first“.\n".encode(encoding))
-    assert error_of(src="a.en", tgt=write("a.de", "1\n")) == f"a.en: is {told}"
-
-
-def test_nul_bytes_are_characters() -> None:
-    write("a.en", "a\0b\n\0\n")
-    assert [pair.src for pair in read(src="a.en", tgt=write("a.de", "1\n2\n"))] == ["a\0b", "\0"]
+WIDE = "One is a number – the „first“.\n"
 
 
 @pytest.mark.parametrize(
-    ("beginning", "told"),
+    ("content", "told"),
     [
-        (b"\x1f\x8b", "compressed, and its name does not say so: unpack it, or end its name in .gz"),
-        (b"PK\x03\x04", "a zip archive: unpack it"),
-        (b"PAR1\x15", "a Parquet file: give it as {file}, and end its name in .parquet"),
+        (WIDE.encode("utf-16"), "UTF-16, expected UTF-8: convert it with iconv -f UTF-16 -t UTF-8"),
+        (WIDE.encode("utf-16-le"), "UTF-16, expected UTF-8: convert it with iconv -f UTF-16LE -t UTF-8"),
+        (WIDE.encode("utf-16-be"), "UTF-16, expected UTF-8: convert it with iconv -f UTF-16BE -t UTF-8"),
+        (WIDE.encode("utf-32"), "UTF-32, expected UTF-8: convert it with iconv -f UTF-32 -t UTF-8"),
+        (b"\x1f\x8b...", "compressed, and its name does not say so: unpack it, or end its name in .gz"),
+        (b"PK\x03\x04...", "a zip archive: unpack it"),
+        (b"PAR1\x15...", "a Parquet file: give it as {file}, and end its name in .parquet"),
     ],
 )
-def test_files_that_hold_no_text_are_recognised(beginning: bytes, told: str) -> None:
-    with pytest.raises(DataError) as caught:
-        require_text(beginning + b"...", Path("a.en"))
-    assert str(caught.value) == f"a.en: is {told}"
+def test_files_that_hold_no_utf8_are_recognised(content: bytes, told: str) -> None:
+    assert error_of(src=write("a.en", content), tgt=write("a.de", "1\n")) == f"a.en: is {told}"
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
-def test_an_archive_cut_off_in_its_middle_is_an_error(suffix: str) -> None:
+@pytest.mark.parametrize("n_bytes", [25_000, -20])
+def test_an_archive_that_is_cut_off_is_an_error_and_not_a_short_corpus(suffix: str, n_bytes: int) -> None:
     name = f"a.en{suffix}"
-    whole = compressed(name, os.urandom(50_000).hex().encode() + b"\n")
-    Path(name).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError) as caught:
-        list(read_line_chunks(Path(name), 10))
-    assert str(caught.value) == f"{name}: ends too early, it was cut off: copy or download it again"
+    Path(name).write_bytes(compressed(name, os.urandom(50_000).hex().encode() + b"\n")[:n_bytes])
+    assert error_of(src=name, tgt=write("a.de", "1\n")) == (
+        f"{name}: ends too early, it was cut off: copy or download it again"
+    )
 
 
 def test_a_pipe_has_no_name_for_its_content() -> None:

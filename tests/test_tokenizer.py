@@ -103,10 +103,9 @@ def test_the_same_counts_give_the_same_bytes_in_whatever_order_they_come(tmp_pat
     config = TokenizerConfig(kind=kind, vocab_size=400)
     shuffled = list(counts.items())
     random.Random(1).shuffle(shuffled)
-    halves = [(word, part) for word, count in shuffled for part in (count // 2, count - count // 2)]
     (tmp_path / "elsewhere").mkdir()
     paths = [tmp_path / "first", tmp_path / "elsewhere" / "second"]
-    for path, given in zip(paths, (counts, iter(halves)), strict=True):
+    for path, given in zip(paths, (counts, dict(shuffled)), strict=True):
         train_tokenizer(given, config, path)
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["elsewhere", "first", "second"]
@@ -212,8 +211,7 @@ def test_words_too_long_to_be_words_are_left_out_and_counted(tmp_path: Path) -> 
     # Letters of the skipped words get no piece: that shows that they were skipped.
     longest, too_long = "Y" * 4_192, "É" * 2_097
     counts = count_words([*sentences(300), longest, f"{too_long} {too_long}", "block ▅Q \x00R\t"])
-    stats = train_tokenizer(counts, TokenizerConfig(vocab_size=400, character_coverage=1.0), tmp_path / "model")
-    assert (stats.n_words, stats.n_distinct_words, stats.n_skipped_words) == (sum(counts.values()), len(counts), 2)
+    assert train_tokenizer(counts, TokenizerConfig(vocab_size=400, character_coverage=1.0), tmp_path / "model") == 2
     vocabulary = "".join(Tokenizer.load(tmp_path / "model").pieces(range(260, 400)))
     assert {"Y", "Q", "R"} <= set(vocabulary)
     assert not {"É", "▅", "\x00", "\t"} & set(vocabulary)

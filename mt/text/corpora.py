@@ -249,21 +249,19 @@ def _read_one_file(path: Path, langs: tuple[str, str], columns: Columns | None, 
 
 
 def _read_tsv(path: Path, columns: Columns | None, size: int) -> Iterator[Chunk]:
-    indices = (0, 1)
+    src, tgt = 0, 1
     n_lines = 0
     for lines in read_line_chunks(path, size):
         rows = [line.split("\t") for line in lines]
         numbers = range(n_lines + 1, n_lines + len(rows) + 1)
-        if columns is None:
-            _require_two_columns(path, rows, numbers)
-        else:
-            if n_lines == 0:
-                indices = _tsv_indices(path, columns, rows[0])
-                if any(isinstance(column, str) for column in columns):  # the first line is a header
-                    rows, numbers = rows[1:], numbers[1:]
-            _require_columns(path, rows, numbers, columns, indices)
+        if columns is not None and n_lines == 0:
+            src, tgt = _tsv_indices(path, columns, rows[0])
+            if any(isinstance(column, str) for column in columns):  # the first line is a header
+                rows, numbers = rows[1:], numbers[1:]
         n_lines += len(lines)
-        src, tgt = indices
+        for row, number in zip(rows, numbers, strict=True):
+            if len(row) <= max(src, tgt) or (columns is None and len(row) != 2):
+                raise _wrong_row(f"{path}, line {number:,}", row, columns, (src, tgt), is_first=number == 1)
         yield Chunk([row[src] for row in rows], [row[tgt] for row in rows], numbers)
 
 
@@ -281,35 +279,21 @@ def _tsv_indices(path: Path, columns: Columns, header: list[str]) -> tuple[int, 
     return src, tgt
 
 
-def _require_two_columns(path: Path, rows: list[list[str]], numbers: range) -> None:
-    for row, number in zip(rows, numbers, strict=True):
-        if len(row) != 2:
-            what_to_do = (
-                "fix or remove the line"
-                if len(row) < 2
-                else "say which to read with src_column and tgt_column, or fix the line"
-            )
-            raise DataError(
-                f"{path}, line {number:,}", f"expected source, tab, target, found {_n_columns(row)}", what_to_do
-            )
-
-
-def _require_columns(
-    path: Path, rows: list[list[str]], numbers: range, columns: Columns, indices: tuple[int, int]
-) -> None:
+def _wrong_row(
+    where: str, row: list[str], columns: Columns | None, indices: tuple[int, int], is_first: bool
+) -> DataError:
+    found = f"{len(row)} column{'' if len(row) == 1 else 's'}"
+    fix = "fix or remove the line"
+    if columns is None:
+        if len(row) > 2:
+            fix = "say which to read with src_column and tgt_column, or fix the line"
+        return DataError(where, f"expected source, tab, target, found {found}", fix)
     last = max(indices)
-    for row, number in zip(rows, numbers, strict=True):
-        if len(row) <= last:
-            column = columns[indices.index(last)]
-            wanted = f"column {column} is number {last + 1}" if isinstance(column, str) else f"no column {column}"
-            what_to_do = "fix or remove the line"
-            if number == 1:
-                what_to_do = f"correct src_column and tgt_column, or {what_to_do}"
-            raise DataError(f"{path}, line {number:,}", f"has {_n_columns(row)}, and {wanted}", what_to_do)
-
-
-def _n_columns(row: list[str]) -> str:
-    return f"{len(row)} column{'' if len(row) == 1 else 's'}"
+    column = columns[indices.index(last)]
+    wanted = f"column {column} is number {last + 1}" if isinstance(column, str) else f"no column {column}"
+    if is_first:
+        fix = f"correct src_column and tgt_column, or {fix}"
+    return DataError(where, f"has {found}, and {wanted}", fix)
 
 
 def _read_jsonl(path: Path, langs: tuple[str, str], columns: Columns | None, size: int) -> Iterator[Chunk]:

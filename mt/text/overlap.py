@@ -14,13 +14,13 @@ import numpy.typing as npt
 
 from mt.config.settings import RunConfig
 from mt.text.corpora import SentencePair
+from mt.text.corpus import SIDES
 from mt.text.normalise import Normalisers
 
 _Codes = npt.NDArray[np.uint32]
 _Bytes = npt.NDArray[np.uint8]
 _Hashes = npt.NDArray[np.uint64]
 
-_SIDES = ("src", "tgt")
 # Text is looked at in blocks, so that their arrays stay in the processor's cache; fewer lines where they are long.
 _LINES_PER_BLOCK = 500
 _CHARACTERS_PER_BLOCK = 1 << 18
@@ -224,7 +224,7 @@ class NgramOverlap:
 
     def as_json(self) -> dict[str, str]:
         """What has been found so far, for `merge`; a few KB."""
-        return {name: side.found_as_text() for name, side in zip(_SIDES, self._sides, strict=True)}
+        return {name: side.found_as_text() for name, side in zip(SIDES, self._sides, strict=True)}
 
     def clear(self) -> None:
         """Begin again with nothing found: cheaper than another object."""
@@ -233,13 +233,13 @@ class NgramOverlap:
 
     def merge(self, found: Mapping[str, str]) -> None:
         """Add what another one found with the same held-out sets: its `as_json`."""
-        for name, side in zip(_SIDES, self._sides, strict=True):
+        for name, side in zip(SIDES, self._sides, strict=True):
             side.merge(found[name])
 
     def facts(self) -> dict[str, dict[str, dict[str, int]]]:
         """Set → src, tgt → `ngrams`: different n-grams of the set, and `found`: those of them in the training text."""
         return {
-            name: {side_name: side.facts(number) for side_name, side in zip(_SIDES, self._sides, strict=True)}
+            name: {side_name: side.facts(number) for side_name, side in zip(SIDES, self._sides, strict=True)}
             for number, name in enumerate(self._names)
         }
 

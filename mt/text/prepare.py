@@ -393,19 +393,18 @@ class _Builder:
         _log.info(f"training a {what} on {n_lines:,} lines with {len(words):,} different words")
         started_at = time.perf_counter()
         with Meter(None, what=f"{what}: in training") as meter:
-            stats = train_tokenizer(words, settings, path, self.config.symbols, while_waiting=meter.advance)
+            n_skipped = train_tokenizer(words, settings, path, self.config.symbols, while_waiting=meter.advance)
         skipped = ""
-        if stats.n_skipped_words:
+        if n_skipped:
             skipped = (
-                f"; SentencePiece skipped {stats.n_skipped_words:,} of the words in training "
-                f"(over {MAX_WORD_BYTES:,} bytes each)"
+                f"; SentencePiece skipped {n_skipped:,} of the words in training (over {MAX_WORD_BYTES:,} bytes each)"
             )
         _log.info(f"{what}: trained in {time.perf_counter() - started_at:.0f} s{skipped}")
         facts = {
             "kind": settings.kind,
             "character_coverage": settings.character_coverage,
             "lines": n_lines,
-            "skipped_words": stats.n_skipped_words,
+            "skipped_words": n_skipped,
         }
         with whole_file(done) as stream:
             stream.write(json.dumps(facts).encode())

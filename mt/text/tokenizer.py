@@ -8,7 +8,6 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -147,17 +146,8 @@ def _read_model(path: Path, kind: type[MTError], advice: str) -> bytes:
     return model
 
 
-@dataclass(frozen=True)
-class TokenizerStats:
-    """What the training of a tokenizer has seen."""
-
-    n_words: int  # of running text
-    n_distinct_words: int
-    n_skipped_words: int  # of the running words, those over 4,192 bytes, which are left out
-
-
 def count_words(lines: Iterable[str]) -> Counter[str]:
-    """How often each word comes; words are what single spaces part, as in normalised text."""
+    """Count how often each word comes; words are what single spaces part, as in normalised text."""
     counts: Counter[str] = Counter()
     for line in lines:
         counts.update(line.split(" "))
@@ -166,12 +156,12 @@ def count_words(lines: Iterable[str]) -> Counter[str]:
 
 
 def train_tokenizer(
-    word_counts: Mapping[str, int] | Iterable[tuple[str, int]],
+    word_counts: Mapping[str, int],
     config: TokenizerConfig,
     model_path: Path,
     symbols: Sequence[str] = (),
     while_waiting: Callable[[], None] = lambda: None,
-) -> TokenizerStats:
+) -> int:
     """Train a model on counts of words and write it to `model_path`. The same counts give the same bytes everywhere.
 
     SentencePiece's BPE depends on counts alone: the pieces and their scores are those that the lines would give. Its
@@ -179,28 +169,25 @@ def train_tokenizer(
     pieces in about one case of a hundred, as good, in two thirds of the time.
 
     Args:
-        word_counts: of normalised text, as `count_words` counts them, in any order; a word may come more than once.
+        word_counts: of normalised text, as `count_words` counts them, in any order.
         symbols: pieces that are never cut, such as <bt>. Each becomes two: with a space before it, and without.
         while_waiting: called about once a second. Training runs in a process of its own, whose memory goes with it.
+    Returns:
+        How many of the running words were left out, as they have more than MAX_WORD_BYTES.
     Raises:
         ConfigError: the vocabulary is too large or too small for these words.
         DataError: there is no word to train on.
     """
-    counts = word_counts if isinstance(word_counts, Mapping) else _summed(word_counts)
-    stats = TokenizerStats(
-        n_words=sum(count for word, count in counts.items() if word),
-        n_distinct_words=len(counts) - ("" in counts),
-        n_skipped_words=sum(count for word, count in counts.items() if _is_too_long(word)),
-    )
-    if stats.n_words == stats.n_skipped_words:
+    n_words = sum(count for word, count in word_counts.items() if word)
+    n_skipped = sum(count for word, count in word_counts.items() if _is_too_long(word))
+    if n_words == n_skipped:
         raise DataError(
-            "no text to train the tokenizer on: "
-            f"{stats.n_words:,} words were given, of which {stats.n_skipped_words:,} are too long "
-            f"(over {MAX_WORD_BYTES:,} bytes)",
+            f"no text to train the tokenizer on: {n_words:,} words were given, of which {n_skipped:,} are too long "
+            f"(over {MAX_WORD_BYTES:,} bytes)"
         )
     settings = _trainer_settings(config, symbols)
     with tempfile.NamedTemporaryFile(prefix=f".{model_path.name}.words-", dir=model_path.parent) as file:
-        file.writelines(_trainer_lines(counts, config.character_coverage, symbols))
+        file.writelines(_trainer_lines(word_counts, config.character_coverage, symbols))
         file.flush()
         try:
             model = run_apart(_train, file.name, settings, while_waiting=while_waiting)
@@ -208,14 +195,7 @@ def train_tokenizer(
             raise _explained(failure, config) from None
     with whole_file(model_path) as stream:
         stream.write(model)
-    return stats
-
-
-def _summed(pairs: Iterable[tuple[str, int]]) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for word, count in pairs:
-        counts[word] += count
-    return counts
+    return n_skipped
 
 
 def _is_too_long(word: str) -> bool:
