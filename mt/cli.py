@@ -681,7 +681,7 @@ def _corpus_text(corpus: PreparedCorpus) -> str:
     return "\n".join(lines)
 
 
-# --- mt translate -----------------------------------------------------------------------------------------------------
+# --- Options ----------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -731,6 +731,9 @@ def _search_changes(context: typer.Context) -> dict[str, Any]:
     changes = {name: given[option] for name, option in names.items() if option in given}
     search_settings(DecodeConfig(), changes)
     return changes
+
+
+# --- mt translate -----------------------------------------------------------------------------------------------------
 
 
 def _shard(text: str) -> Shard:

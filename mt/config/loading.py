@@ -84,8 +84,7 @@ def dump_config(config: RunConfig) -> str:
 def config_differences(a: RunConfig, b: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Return dotted key → (value in a, value in b) of each setting that differs; None where one lacks the entry."""
     flat_a, flat_b = settings_of(a), settings_of(b)
-    keys = [*flat_a, *(key for key in flat_b if key not in flat_a)]
-    pairs = {key: (flat_a.get(key), flat_b.get(key)) for key in keys}
+    pairs = {key: (flat_a.get(key), flat_b.get(key)) for key in {**flat_a, **flat_b}}
     return {key: (value_a, value_b) for key, (value_a, value_b) in pairs.items() if value_a != value_b}
 
 

@@ -112,6 +112,8 @@ def measure_training(
             f"micro-batches of {micro_batch_tokens:,} target tokens do not fit the memory of {device} ({error})",
             f"set it to {micro_batch_tokens // 2}",
         ) from None
+    memory = peak_memory_bytes(device)  # before the peak of speed is measured, which takes memory too
+    reserved_memory = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
     flops, peak = engine.model.training_flops(n["src_tokens"], n["tgt_tokens"]), peak_flops(device, engine.dtype)
     return {
         "device": str(device),
@@ -132,8 +134,8 @@ def measure_training(
         "split_seconds": {"input_stall": stall_seconds / n_steps, **parts},
         "src_fill": n["src_tokens"] / n["src_positions"],  # fraction of the positions that hold real tokens
         "tgt_fill": n["tgt_tokens"] / n["tgt_positions"],
-        "peak_memory_bytes": peak_memory_bytes(device),
-        "reserved_memory_bytes": torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None,
+        "peak_memory_bytes": memory,
+        "reserved_memory_bytes": reserved_memory,
         "flops_per_tgt_token": flops / n["tgt_tokens"],  # see Transformer.training_flops
         "flops_per_second": flops / seconds,
         "peak_flops_per_second": peak,
