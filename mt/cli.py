@@ -24,6 +24,7 @@ import typer
 from mt.errors import ConfigError, MTError
 
 if TYPE_CHECKING:
+    from mt.config.settings import RunConfig
     from mt.decode.files import Shard
     from mt.decode.translator import Aligner, Translator
     from mt.report.facts import Evaluation, SystemComparison
@@ -71,12 +72,12 @@ class _Commands(typer.core.TyperGroup):
 
 
 def _drop_output() -> None:
-    """What is still buffered goes nowhere, or Python complains at exit."""
+    """Discard what is still buffered, or Python complains at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _reader_is_gone() -> bool:
-    """Whether it is standard output that broke, and not another pipe."""
+    """Return whether it is standard output that broke, and not another pipe."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
@@ -129,7 +130,7 @@ Tests = Annotated[list[str] | None, _option("NAME", "Only this test set of the m
 References = Annotated[
     list[Path] | None, _option("FILE", "References, one a line; repeatable, for several of each line.", "--ref")
 ]
-TgtLang = Annotated[str | None, _option("LANG", "Whose rules bleu-2017 tokenises files by. Default: de.")]
+TgtLang = Annotated[str, _option("LANG", "Whose rules bleu-2017 tokenises files by.")]
 Metrics = Annotated[
     list[str] | None,
     _option(
@@ -137,10 +138,7 @@ Metrics = Annotated[
     ),
 ]
 Confidence = Annotated[bool, _option(None, "Intervals that hold 95% of bootstrap samples.", "--confidence")]
-Significance = Annotated[
-    Literal["randomisation", "bootstrap"] | None,
-    typer.Option(help="How differences are tested. Default: randomisation.", show_default=False),
-]
+Significance = Annotated[Literal["randomisation", "bootstrap"], typer.Option(help="How differences are tested.")]
 Samples = Annotated[
     int | None, _option("N", "Default: 1,000 of the bootstrap, 10,000 of the randomisation.", "--samples")
 ]
@@ -176,9 +174,7 @@ def train(
 
     Runs the stages that are missing: prepare, train, average, evaluate. Continues where it stopped.
     """
-    from mt.config.loading import load_config
-
-    run_config = load_config(config, overrides or [])
+    run_config = _config(config, overrides)
     run_dir = run_dir or Path("runs") / run_config.name
     if is_dry_run:
         # Said before anything is imported that takes seconds.
@@ -195,9 +191,7 @@ def train(
 @app.command("prepare")
 def prepare_data(config: ConfigOption, overrides: SetOption = None) -> None:
     """Prepare the data only: fetch, clean, encode."""
-    from mt.config.loading import load_config
-
-    run_config = load_config(config, overrides or [])
+    run_config = _config(config, overrides)
     if run_config.train.init_from is None:
         from mt.text.prepare import prepare_corpus
 
@@ -216,9 +210,7 @@ def examine_data(
 
     Takes seconds and writes nothing. Exit status 2 where preparing or training would fail. docs/doctor.md has more.
     """
-    from mt.config.loading import load_config
-
-    run_config = load_config(config, overrides or [])
+    run_config = _config(config, overrides)
     _log.info(f"{run_config.name}: looking at a sample of each corpus")
     from mt.tools.doctor import diagnosis_json, diagnosis_text, examine
 
@@ -410,16 +402,16 @@ def evaluate(
     hyp: Annotated[Path | None, _option("FILE", "Translations, one a line.")] = None,
     refs: References = None,
     src: Annotated[Path | None, _option("FILE", "Source text of --hyp, one segment a line.")] = None,
-    tgt_lang: TgtLang = None,
+    tgt_lang: TgtLang = "de",
     metrics: Metrics = None,
     has_confidence: Confidence = False,
     baseline: Annotated[
         Path | None, _option("FILE|RUN", "Other translations of the same text: is the difference chance?")
     ] = None,
-    significance: Significance = None,
+    significance: Significance = "randomisation",
     n_samples: Samples = None,
-    device: GivenDevice = None,
-    precision: GivenPrecision = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
     report_dir: Report = None,
     as_json: Json = False,
 ) -> None:
@@ -444,17 +436,18 @@ def evaluate(
     with _named_as_options():
         from mt.evaluate.findings import EvalOptions
 
-        test_name = significance or "randomisation"
-        options = EvalOptions(metrics or None, has_confidence, baseline, test_name, n_samples, report_dir is not None)
+        options = EvalOptions(
+            metrics or None, has_confidence, baseline, significance, n_samples, report_dir is not None
+        )
         _check_report_folder(report_dir)
         from mt.evaluate.command import evaluate_files, evaluate_model
         from mt.report.terminal import evaluation_text
 
         if model is not None:
-            report = evaluate_model(model, tests or [], device or "auto", precision or "auto", options)
+            report = evaluate_model(model, tests or [], device, precision, options)
         else:
             assert hyp is not None
-            report = evaluate_files(hyp, refs or [], src, options, tgt_lang or "de")
+            report = evaluate_files(hyp, refs or [], src, options, tgt_lang)
     for line in [] if as_json else report.warning_lines:
         _log.warning(line)
     shown = report.written(include={"test_sets", "comparison", "warnings"})
@@ -470,10 +463,10 @@ def compare(
     ] = None,
     tests: Tests = None,
     refs: References = None,
-    tgt_lang: TgtLang = None,
+    tgt_lang: TgtLang = "de",
     metrics: Metrics = None,
     has_confidence: Confidence = False,
-    significance: Significance = None,
+    significance: Significance = "randomisation",
     n_samples: Samples = None,
     device: GivenDevice = None,
     precision: GivenPrecision = None,
@@ -498,14 +491,13 @@ def compare(
     with _named_as_options():
         from mt.evaluate.findings import EvalOptions
 
-        test_name = significance or "randomisation"
-        options = EvalOptions(metrics or None, has_confidence, None, test_name, n_samples, report_dir is not None)
+        options = EvalOptions(metrics or None, has_confidence, None, significance, n_samples, report_dir is not None)
         _check_report_folder(report_dir)
         from mt.evaluate.command import compare_files, compare_models
         from mt.report.terminal import comparison_text
 
         if refs:
-            found = compare_files(runs, refs, options, tgt_lang or "de")
+            found = compare_files(runs, refs, options, tgt_lang)
         else:
             found = compare_models(runs, tests or [], device, precision, options)
     shown = json.dumps(found.written(exclude={"training"}), ensure_ascii=False)
@@ -567,9 +559,7 @@ def verify_resume(
 
     Trains in one go and with kills, and compares all weights, the training state and the logged losses bit for bit.
     """
-    from mt.config.loading import load_config
-
-    run_config = load_config(config, overrides or [])
+    run_config = _config(config, overrides)
     from mt.tools.verify import verify_resume
 
     verdict = verify_resume(run_config, run_dir, n_updates=updates, n_kills=kills)
@@ -596,8 +586,8 @@ def bench(
     beam_size: BeamSize = None,
     batch_tokens: BatchTokens = None,
     batch_sentences: BatchSentences = None,
-    device: GivenDevice = None,
-    precision: GivenPrecision = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:
     """Measure speed: of training with --config, of decoding with --model.
@@ -613,10 +603,8 @@ def bench(
         of_search = ["--beam-size", "--batch-tokens", "--batch-sentences"]
         for_model = ["--input", *of_search, "--device", "--precision"]
         _refuse(context, for_model, "is for measuring decoding", "it goes with --model")
-        from mt.config.loading import load_config
-
         assert config is not None
-        run_config = load_config(config, overrides or [])
+        run_config = _config(config, overrides)
         from mt.tools.bench import bench_training, format_bench
 
         figures = bench_training(run_config, steps, random_data)
@@ -625,7 +613,7 @@ def bench(
         changes = _search_changes(context)
         from mt.tools.bench import bench_decoding, format_bench
 
-        on = {"device": device or "auto", "precision": precision or "auto"}
+        on = {"device": device, "precision": precision}
         with _named_as_options():
             figures = bench_decoding(model, input_file, n_rounds=steps, changes=changes, **on)
     print(json.dumps(figures, ensure_ascii=False) if as_json else format_bench(figures))
@@ -647,9 +635,9 @@ def config_show(
     overrides: SetOption = None,
 ) -> None:
     """Print every setting of a config as YAML, the defaults included."""
-    from mt.config.loading import dump_config, load_config
+    from mt.config.loading import dump_config
 
-    print(dump_config(load_config(config, overrides or [])), end="")
+    print(dump_config(_config(config, overrides)), end="")
 
 
 @config_commands.command("schema")
@@ -675,7 +663,7 @@ def main() -> None:
 def _leave(status: int) -> NoReturn:
     """End now: Python would wait for threads that are in the middle of a batch."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # whoever read it may be gone
+        with contextlib.suppress(OSError, ValueError):  # its reader may be gone
             stream.flush()
     os._exit(status)
 
@@ -693,7 +681,7 @@ def _corpus_text(corpus: PreparedCorpus) -> str:
     return "\n".join(lines)
 
 
-# --- mt translate -----------------------------------------------------------------------------------------------------
+# --- Options ----------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -705,6 +693,12 @@ def _named_as_options() -> Iterator[None]:
         from mt.decode.files import option_of
 
         raise error.renamed(option_of) from None
+
+
+def _config(path_or_name: str, overrides: list[str] | None) -> RunConfig:
+    from mt.config.loading import load_config
+
+    return load_config(path_or_name, overrides or [])
 
 
 def _given_options(context: typer.Context) -> dict[str, Any]:
@@ -739,6 +733,9 @@ def _search_changes(context: typer.Context) -> dict[str, Any]:
     return changes
 
 
+# --- mt translate -----------------------------------------------------------------------------------------------------
+
+
 def _shard(text: str) -> Shard:
     from mt.decode.files import Shard
 
@@ -749,7 +746,7 @@ def _shard(text: str) -> Shard:
 
 
 def _aligner(translator: Translator) -> Aligner:
-    """What finds alignments in the attention of the translator's own model."""
+    """Return what finds alignments in the attention of the translator's own model."""
     from mt.explain.attention import align
 
     model = translator.model

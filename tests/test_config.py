@@ -13,6 +13,7 @@ from mt.config.loading import (
     find_config,
     load_config,
     parse_config,
+    settings_of,
     shipped_configs,
 )
 from mt.config.settings import HubDataset, ModelConfig, RunConfig, Table, TextFiles
@@ -55,25 +56,23 @@ def test_a_file_holds_only_what_differs_from_the_defaults():
     assert config.train.max_steps == 100_000
 
 
-@pytest.mark.parametrize("text", ["3e-4", "3E-4", "3.0e-4", "0.3e-3", "'3e-4'"])
-def test_an_exponent_is_a_number_although_yaml_reads_text(text: str):
-    assert load(MINIMAL + f"train: {{peak_lr: {text}}}\n").train.peak_lr == 3e-4
+NUMBERS: list[tuple[str, list[str], float | str]] = [
+    ("train.peak_lr", ["3e-4", "3E-4", "3.0e-4", "0.3e-3", "'3e-4'"], 3e-4),  # YAML reads most of them as text
+    ("train.peak_lr", ["1"], 1.0),
+    ("train.max_steps", ["1e6", "1000000", "1_000_000", "1.0e+6", "1000000.0"], 1_000_000),
+    ("train.micro_batch_tokens", ["4e3"], 4_000),
+    ("train.micro_batch_tokens", ["auto"], "auto"),
+    ("name", ["1e6"], "1e6"),
+    ("name", ["2026-11-22"], "2026-11-22"),
+]
 
 
-@pytest.mark.parametrize("text", ["1e6", "1000000", "1_000_000", "1.0e+6", "1000000.0"])
-def test_a_whole_number_may_be_written_with_an_exponent(text: str):
-    max_steps = load(MINIMAL + f"train: {{max_steps: {text}}}\n").train.max_steps
-    assert (max_steps, type(max_steps)) == (1_000_000, int)
-
-
-def test_an_integer_is_a_float_where_a_float_is_asked_for():
-    peak_lr = load(MINIMAL + "train: {peak_lr: 1}\n").train.peak_lr
-    assert (peak_lr, type(peak_lr)) == (1.0, float)
-
-
-def test_a_name_that_looks_like_a_number_or_a_date_stays_text():
-    assert load(MINIMAL.replace("captions", "1e6")).name == "1e6"
-    assert load(MINIMAL.replace("captions", "2026-11-22")).name == "2026-11-22"
+@pytest.mark.parametrize(("key", "text", "value"), [(key, text, value) for key, ts, value in NUMBERS for text in ts])
+def test_numbers_are_read_however_they_are_written_and_names_stay_text(key: str, text: str, value: float | str):
+    section, _, name = key.rpartition(".")
+    written = f"{MINIMAL}{section}: {{{name}: {text}}}\n" if section else MINIMAL.replace("captions", text)
+    found = settings_of(load(written))[key]
+    assert (found, type(found)) == (value, type(value))
 
 
 def test_an_empty_section_is_its_defaults():
@@ -82,11 +81,6 @@ def test_an_empty_section_is_its_defaults():
 
 def test_a_byte_order_mark_is_no_part_of_the_first_key():
     assert load(b"\xef\xbb\xbf" + MINIMAL.encode()) == load(MINIMAL)
-
-
-def test_auto_or_a_number_are_both_read():
-    assert load(MINIMAL + "train: {micro_batch_tokens: auto}\n").train.micro_batch_tokens == "auto"
-    assert load(MINIMAL + "train: {micro_batch_tokens: 4e3}\n").train.micro_batch_tokens == 4_000
 
 
 # --- What is refused --------------------------------------------------------------------------------------------------
@@ -318,26 +312,22 @@ def test_errors_in_a_shipped_config_name_it_shortly():
     )
 
 
-def test_a_file_that_is_not_there_is_an_error_with_a_suggestion():
-    message = (
-        "configs/multi31k.yaml: no such file, and no config of that name ships with mt; did you mean multi30k.yaml?"
-    )
-    with pytest.raises(ConfigError) as caught:
-        find_config("configs/multi31k.yaml")
-    assert str(caught.value) == message
-    with pytest.raises(ConfigError) as caught:
-        find_config("zzz")
-    names = ", ".join(path.stem for path in shipped_configs())
-    assert (
-        str(caught.value) == f"zzz: no such file, and no config of that name ships with mt; these ship with mt: {names}"
-    )
+NOWHERE = "no such file, and no config of that name ships with mt"
 
 
-def test_a_folder_is_no_config():
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("configs/multi31k.yaml", f"{NOWHERE}; did you mean multi30k.yaml?"),
+        ("zzz", f"{NOWHERE}; these ship with mt: {', '.join(path.stem for path in shipped_configs())}"),
+        ("runs", "is a folder: give the config file"),
+    ],
+)
+def test_what_is_not_a_config_file_is_refused_with_a_suggestion(name: str, problem: str):
     Path("runs").mkdir()
     with pytest.raises(ConfigError) as caught:
-        load_config("runs")
-    assert str(caught.value) == "runs: is a folder: give the config file"
+        load_config(name)
+    assert str(caught.value) == f"{name}: {problem}"
 
 
 # --- Back to YAML, and differences ------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ def test_a_run_that_has_begun_goes_on(tmp_path: Path) -> None:
     config = toy_config(tmp_path / "text")
     train_run(with_train(config, max_steps=8), Path("runs/toy"))
     text = dry_run(config, Path("runs/toy"))
-    assert section(text, "files")[0] == "run folder   runs/toy (goes on from step 8)"
+    assert section(text, "files")[0] == "run folder   runs/toy (continues from step 8)"
     assert " for 4 updates after the 8 that are done, " in section(text, "time")[0]
     text = dry_run(with_train(config, max_steps=8), Path("runs/toy"))
     assert section(text, "files")[0] == "run folder   runs/toy (trained already)"
@@ -129,7 +129,7 @@ def test_a_run_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(MTError) as caught:
         dry_run(toy_config(tmp_path / "text"), Path("runs/toy"))
-    assert str(caught.value) == f"runs/toy: the run folder cannot be written: {tmp_path / 'runs'} is no folder"
+    assert str(caught.value) == f"runs/toy: the run folder cannot be written: {tmp_path / 'runs'} is not a folder"
 
 
 def test_a_disk_that_is_too_small_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

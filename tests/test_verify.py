@@ -127,7 +127,7 @@ def test_a_training_that_goes_on_as_it_should_is_proved(tmp_path: Path, capsys: 
         f"killed {first} (1 of 3)",
         f"killed {second} (2 of 3)",
         f"killed {third} (3 of 3)",
-        "went on to the end",
+        "continued to the end",
     ]
 
 

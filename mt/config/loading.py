@@ -82,10 +82,9 @@ def dump_config(config: RunConfig) -> str:
 
 
 def config_differences(a: RunConfig, b: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Dotted key → (value in a, value in b) for each setting that differs; None where one has no such entry."""
+    """Return dotted key → (value in a, value in b) of each setting that differs; None where one lacks the entry."""
     flat_a, flat_b = settings_of(a), settings_of(b)
-    keys = [*flat_a, *(key for key in flat_b if key not in flat_a)]
-    pairs = {key: (flat_a.get(key), flat_b.get(key)) for key in keys}
+    pairs = {key: (flat_a.get(key), flat_b.get(key)) for key in {**flat_a, **flat_b}}
     return {key: (value_a, value_b) for key, (value_a, value_b) in pairs.items() if value_a != value_b}
 
 
@@ -95,18 +94,18 @@ def as_yaml(value: Any) -> str:
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
-    """Dotted key → value of every setting."""
+    """Return dotted key → value of every setting."""
     return flattened(_plain(config))
 
 
 def shipped_configs() -> list[Path]:
-    """The configs that ship with mt, by name."""
+    """Return the configs that ship with mt, by name."""
     inside = _PACKAGE / "configs"
     return sorted((inside if inside.is_dir() else _PACKAGE.parent / "configs").glob("*.yaml"))
 
 
 def find_config(name: str) -> Path:
-    """The file of that path; else the shipped config of that name, with or without `.yaml`."""
+    """Return the file of that path; else the shipped config of that name, with or without `.yaml`."""
     path = Path(name)
     if path.exists() and not path.is_dir():
         return path
@@ -238,7 +237,7 @@ def _place(container: Any, hint: Any, path: list[str], value: Any, key: str) -> 
 
 
 def _list_index(text: str, entries: list[Any], key: str) -> int:
-    """The index of an entry; one past the last appends."""
+    """Return the index of an entry; one past the last appends."""
     if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) > len(entries):
         raise ConfigError(
             f"{key}.{text}", f"expected the index of an entry, 0 to {len(entries)} ({len(entries)} appends)"

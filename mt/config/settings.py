@@ -61,7 +61,7 @@ def _matching(pattern: str, expectation: str) -> AfterValidator:
 
 
 _AS_INT, _AS_FLOAT = BeforeValidator(_as_int), BeforeValidator(_as_float)
-# What is no number in YAML is none here, such as true and "3"; the descriptions are for messages, after "expected".
+# true and "3" are not numbers here, as in YAML; the descriptions are for messages, after "expected".
 Flag = Annotated[bool, Strict()]
 Int = Annotated[int, Strict(), _AS_INT]
 Natural = Annotated[int, Strict(), Field(ge=0, description="at least 0"), _AS_INT]
@@ -242,7 +242,7 @@ class CleanConfig:
     # What is changed.
     unicode_nfc: Flag = True  # characters are composed (Unicode NFC)
     control_characters: Flag = True  # control and invisible characters become spaces
-    html_entities: Flag = True  # &amp; and &#39; become the characters they stand for
+    html_entities: Flag = True  # &amp; and &#39; become the characters that they mean
     punctuation: Flag = False  # quotes and dashes as Moses writes them; needs mt-train[punctuation]
     white_space: Flag = True  # runs of white space become one space, with none at the ends
     # What is removed.
@@ -250,13 +250,13 @@ class CleanConfig:
     max_length_ratio: LengthRatio | None = 4.0  # of (bytes + 16) of the longer side to those of the shorter; null: any
     max_copied: Fraction | None = 0.9  # words on both sides over those of the longer, from 4 words; null: any
     min_copied: Fraction | None = None  # the same with numbers, for text that must share names; null: any
-    max_non_letters: Fraction | None = 0.8  # share of digits, punctuation and symbols on a side, from 8; null: any
-    max_wrong_script: Fraction | None = 0.5  # share of a side's letters in a script not of its language; null: any
+    max_non_letters: Fraction | None = 0.8  # fraction of digits, punctuation and symbols on a side, from 8; null: any
+    max_wrong_script: Fraction | None = 0.5  # fraction of a side's letters in a script not of its language; null: any
     language: Flag = False  # sides in another language, as py3langid sees it; needs mt-train[language]
     numbers: Flag = False  # sides with different numbers
     duplicates: Literal["keep", "exact", "folded"] = "folded"  # pairs that came before; folded: case, punctuation aside
-    contamination: Flag = True  # pairs of which a side stands in a validation or test set, folded
-    contamination_words: Positive = 6  # words that such a side has at least
+    contamination: Flag = True  # pairs of which a side is in a validation or test set, folded
+    contamination_words: Positive = 6  # words that this side has at least
 
     def __post_init__(self) -> None:
         if self.max_copied is not None and self.min_copied is not None and self.min_copied > self.max_copied:
@@ -381,7 +381,7 @@ class TrainConfig:
     adam_beta2: Probability = 0.98
     adam_eps: PositiveFloat = 1e-9
     clip_norm: PositiveFloat | None = None  # largest global norm of the gradients; null: no clipping
-    label_smoothing: Probability = 0.1  # share of the probability spread evenly over the vocabulary
+    label_smoothing: Probability = 0.1  # fraction of the probability spread evenly over the vocabulary
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # of matrix products; weights are kept in fp32
     device: Device = "auto"  # auto, cpu, cuda or cuda:N
     compile: Flag | Literal["auto"] = "auto"  # torch.compile; auto: on CUDA where a host C compiler is found
@@ -390,7 +390,7 @@ class TrainConfig:
     attention: Literal["auto", "flash"] = "auto"
     tf32: Flag = False  # fp32 products in TF32 on a GPU: faster, 10 bits of mantissa
     activation_checkpointing: Flag = False  # keep the inputs of layers alone and compute the rest again: less memory
-    loss_chunks: Positive = 1  # parts of a slice whose logits exist at one time on a GPU; on a CPU they are small
+    loss_chunks: Positive = 1  # parts of a micro-batch whose logits exist at one time on a GPU; on a CPU they are small
     seed: Natural = 1
     init_from: str | None = None  # run or model folder whose weights and tokenizer training starts from (fine-tuning)
     validate_every: Positive = 1_500  # updates
@@ -403,7 +403,7 @@ class TrainConfig:
     ema_decay: Decay | None = None  # of a moving average of the weights, which is then what is validated and saved
     best_by: Literal["bleu", "loss"] = "bleu"
     patience: Positive | None = None  # validations without a better score after which training ends; null: never
-    skips_before_rollback: Positive = 5  # updates in a row without finite gradients before training goes back
+    skips_before_rollback: Positive = 5  # updates in a row without finite gradients before training rolls back
     log_every: Positive = 50  # updates
 
     def __post_init__(self) -> None:
@@ -424,15 +424,13 @@ class DecodeConfig:
     length_penalty_form: Literal["wu", "plain"] = "wu"  # ((5 + n) / 6)^α (Wu et al. 2016), or n^α
     min_length: Natural = 0  # tokens of a translation, end of sentence not counted
     max_length: Positive | None = None  # tokens of a translation, end of sentence included; null: source length + 50
-    no_repeat_ngram_size: Natural = 0  # no sequence of so many tokens comes twice in a translation; 0: repeat freely
+    no_repeat_ngram_size: Natural = 0  # no sequence of N tokens comes twice in a translation; 0: repeat freely
     sample: Flag = False  # draw translations from the model's distribution; beam_size means nothing then
     temperature: Temperature = 1.0  # of sampling: logits are divided by it; below 1 sharper, above 1 flatter
     top_k: Positive | None = None  # of sampling: only among the k most probable tokens
     top_p: TopP | None = None  # of sampling: only among the fewest tokens that hold this probability together
     seed: Int = 1  # of sampling; the same line with the same seed gives the same draw, wherever it is
-    batch_tokens: Positive = (
-        4_096  # source tokens, padding included, translated together; fewer if beams are wider than 4
-    )
+    batch_tokens: Positive = 4_096  # source tokens with padding, translated together; fewer if beams are wider than 4
     batch_sentences: Positive | None = None  # sentences translated together; null: as many as batch_tokens allows
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Measuring speed: of training on the engine, of decoding with a translator. Nothing is written."""
+"""Measure speed: of training on the engine, of decoding with a translator. Nothing is written."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ from mt.units import format_count
 
 _log = logging.getLogger(__name__)
 
-# Without a number of updates, as many are timed as take so long, and no fewer than this.
+# Without a number of updates, as many are timed as take this time, and no fewer than this.
 TIMED_SECONDS = 20.0
 FEWEST_STEPS = 10
-# A step of the warm-up that takes more than this share of the time of the one before ends it.
+# A step of the warm-up that takes more than this fraction of the time of the one before ends it.
 STEADY_SHARE = 0.8
 MOST_WARM_UP_STEPS = 10
 # Made-up sentences: target lengths are lognormal with the mean of WMT14's English-German training text in pieces, the
@@ -47,7 +47,7 @@ MOST_WARM_UP_STEPS = 10
 RANDOM_PAIRS = 100_000
 MEAN_TGT_TOKENS, LOG_LENGTH_DEVIATION = 28.0, 0.6
 SRC_TOKENS_PER_TGT_TOKEN, LOG_RATIO_DEVIATION = 0.95, 0.17
-# Latency is that of so many lines, spread over the text, or of as many as take so long.
+# Latency is that of this number of lines, spread over the text, or of as many as take this time.
 LATENCY_LINES, LATENCY_SECONDS = 100, 20.0
 # Lines that are translated before the clock starts.
 WARM_UP_LINES = 64
@@ -112,6 +112,8 @@ def measure_training(
             f"micro-batches of {micro_batch_tokens:,} target tokens do not fit the memory of {device} ({error})",
             f"set it to {micro_batch_tokens // 2}",
         ) from None
+    memory = peak_memory_bytes(device)  # before the peak of speed is measured, which takes memory too
+    reserved_memory = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
     flops, peak = engine.model.training_flops(n["src_tokens"], n["tgt_tokens"]), peak_flops(device, engine.dtype)
     return {
         "device": str(device),
@@ -132,8 +134,8 @@ def measure_training(
         "split_seconds": {"input_stall": stall_seconds / n_steps, **parts},
         "src_fill": n["src_tokens"] / n["src_positions"],  # fraction of the positions that hold real tokens
         "tgt_fill": n["tgt_tokens"] / n["tgt_positions"],
-        "peak_memory_bytes": peak_memory_bytes(device),
-        "reserved_memory_bytes": torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None,
+        "peak_memory_bytes": memory,
+        "reserved_memory_bytes": reserved_memory,
         "flops_per_tgt_token": flops / n["tgt_tokens"],  # see Transformer.training_flops
         "flops_per_second": flops / seconds,
         "peak_flops_per_second": peak,

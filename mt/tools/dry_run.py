@@ -1,4 +1,4 @@
-"""What a training would do, before anything is spent: `mt train --dry-run`. Nothing is written."""
+"""Say what a training would do, before anything is spent: `mt train --dry-run`. Nothing is written."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from mt.units import format_bytes, format_duration
 
 _log = logging.getLogger(__name__)
 
-# Micro-batches that are measured, after some for warm-up: so many, and more while they take less than this together.
+# Micro-batches that are measured after the warm-up: at least this number, and more until they take this time.
 WARM_UP_MICRO_BATCHES, FEWEST_MICRO_BATCHES, MEASURED_SECONDS = 2, 3, 2.0
 MARGIN = 10  # columns for the names of sections
 PLOT_ROWS, AXIS = 8, 10  # AXIS columns hold the labels of the vertical axis
@@ -96,7 +96,7 @@ def _section(name: str, lines: Sequence[str]) -> str:
 def _check_that_it_can_be_written(run_dir: Path) -> None:
     existing = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
     if not existing.is_dir():
-        raise MTError(f"{run_dir}: the run folder cannot be written: {existing} is no folder")
+        raise MTError(f"{run_dir}: the run folder cannot be written: {existing} is not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise MTError(f"{run_dir}: the run folder cannot be written: {existing} does not allow it")
 
@@ -124,7 +124,7 @@ def measure(engine: Engine) -> Cost:
     n_measured = len(measured)
     n_micro_batches = sum(len(update.sentences) for update in measured) / n_measured
     seconds = {part: laps.seconds(part) / n_measured for part in ("data", "forward", "backward", "optimizer")}
-    # Beside a GPU the data is made by a thread of its own.
+    # Beside a GPU, another thread makes the data.
     data_seconds = seconds["data"] if engine.device.type == "cpu" else 0.0
     pass_seconds = seconds["forward"] + seconds["backward"]
     return Cost(
@@ -296,7 +296,7 @@ def _step_labels(train: TrainConfig, n_columns: int) -> str:
 def _file_lines(train: TrainConfig, footprint: Footprint, corpus: str, run_dir: Path, n_done: int) -> list[str]:
     state = "new"
     if n_done:
-        state = "trained already" if n_done >= train.max_steps else f"goes on from step {n_done:,}"
+        state = "trained already" if n_done >= train.max_steps else f"continues from step {n_done:,}"
     model = f"the average of the last {train.average_last} checkpoints" if train.average_last else "the best checkpoint"
     free = shutil.disk_usage(existing_folder(run_dir)).free
     entries = {

@@ -1,4 +1,4 @@
-"""A proof, on the user's own machine, that a killed training continues as if nothing had happened.
+"""Prove, on the user's own machine, that a killed training continues as if nothing had happened.
 
 The same updates are made in one go, and again in processes that are killed at random moments, each followed by
 another that continues. Then every weight, the training state, and what was logged are compared bit for bit.
@@ -316,7 +316,7 @@ class _Runs:
                 _require_success(child.wait(), run_dir)
         if not kills:
             raise ConfigError("--updates", f"{n_updates} were made before a kill could come", "give more")
-        _log.info("went on to the end")
+        _log.info("continued to the end")
         return kills
 
     def _begin(self, name: str) -> Path:
