@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -150,8 +150,8 @@ def _moved(batch: _T, move: Callable[[Tensor], Tensor]) -> _T:
             return done[id(value)]
         if isinstance(value, tuple):
             return tuple(map(moved, value))
-        if is_dataclass(value) and not isinstance(value, type):
-            return replace(value, **{field.name: moved(getattr(value, field.name)) for field in fields(value)})
+        if isinstance(value, PackedBatch | SourceBatch | Layout | TileGroup):
+            return type(value)(**{name: moved(part) for name, part in vars(value).items()})
         return value
 
     result: _T = moved(batch)
