@@ -1,8 +1,8 @@
 """Model folders and checkpoints: written whole, read with care, averaged.
 
-A model folder stands alone: `model.safetensors`, `config.yaml`, `tokenizer.model`, `manifest.json`. A checkpoint is a
-model folder with `training.pt` beside the weights. Neither can run code when it is opened. The manifest holds the
-SHA-256 of every other file, and no file is used before it has been found to be the one that was saved.
+A model folder is complete by itself: `model.safetensors`, `config.yaml`, `tokenizer.model`, `manifest.json`. A
+checkpoint is a model folder with `training.pt` beside the weights. Neither can run code when it is opened. The manifest
+holds the SHA-256 of every other file, and no file is used before it has been found to be the one that was saved.
 """
 
 from __future__ import annotations
