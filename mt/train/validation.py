@@ -92,7 +92,7 @@ def validation_loss(model: Transformer, corpus: ParallelIds) -> tuple[float, dic
 
 
 def _by_length(corpus: ParallelIds) -> Iterator[tuple[str, Indices]]:
-    """Yield the sentences, shortest target first: those of like length, cut where a batch holds enough target tokens."""
+    """Yield sentences, shortest target first: those of like length, cut where a batch holds enough target tokens."""
     order = np.argsort(corpus.tgt.lengths, kind="stable")
     lengths = corpus.tgt.lengths[order]
     shortest = 1
