@@ -34,7 +34,7 @@ def seed_dropout(device: torch.device, seed: int, step: int, micro_batch_index: 
 
 
 def checkpoint_rng_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Two contexts, for torch.utils.checkpoint: the second draws the CPU masks that the first has drawn, again.
+    """Return two contexts for torch.utils.checkpoint: the second draws the CPU masks that the first has drawn, again.
 
     torch itself looks after the masks of its own generators.
     """
@@ -58,7 +58,7 @@ def checkpoint_rng_contexts() -> tuple[AbstractContextManager[None], AbstractCon
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """x with each element zeroed with probability p and the others scaled so that the expectation stays."""
+    """Return x with each element zeroed with probability p and the others scaled so that the expectation stays."""
     if not training or p == 0:
         return x
     if x.device.type != "cpu":
@@ -67,7 +67,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
 
 
 def add_dropped(residual: Tensor, x: Tensor, p: float, training: bool) -> Tensor:
-    """residual + dropout(x)."""
+    """Return residual + dropout(x)."""
     if not training or p == 0:
         return residual + x
     if x.device.type != "cpu":

@@ -54,7 +54,7 @@ def linear_label_smoothed_nll(
     smoothing: float,
     of_tokens: Callable[..., tuple[Tensor, Tensor]] = token_losses,
 ) -> Tensor:
-    """The loss of `hidden @ output_weight.T`, without keeping the logits where that pays.
+    """Return the loss of `hidden @ output_weight.T`, without keeping the logits where that pays.
 
     Args:
         hidden: [T, D], in the type of the matrix products.
@@ -71,7 +71,7 @@ def linear_label_smoothed_nll(
 
 
 def in_chunks(loss: Loss, n_chunks: int) -> Loss:
-    """The same loss, of so many parts of the rows one after the other: the logits of one part exist at a time.
+    """Return the same loss, which takes n_chunks parts of the rows in turn: the logits of one part exist at a time.
 
     They are made once more in the backward pass.
     """
@@ -117,7 +117,7 @@ def product_in(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
 class _ChunkedLoss(torch.autograd.Function):
     """The loss on a CPU: some positions at a time, their gradient made in the forward pass, while the logits are warm.
 
-    Logits stand transposed, [V, R]: no product then has to turn a large operand round first, which takes as long as the
+    Logits are transposed, [V, R]: no product then has to turn a large operand round first, which takes as long as the
     product. In place they become exponentials, and these stay without their normaliser: what it would divide scales
     the narrow side of the products instead. The smoothing's part of the gradient has a closed form and never touches
     [V, R] either.

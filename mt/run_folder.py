@@ -93,7 +93,7 @@ class RunFolder:
         return sorted(path for path in self.all_checkpoints.iterdir() if re.fullmatch(r"step-\d{8,}", path.name))
 
     def scheduled_checkpoints(self, every: int) -> list[Path]:
-        """Return the checkpoints that were due every so many updates, and the last one, oldest first.
+        """Return the checkpoints that were due every `every` updates, and the last one, oldest first.
 
         A checkpoint between them was written because it was the best at its time.
         """

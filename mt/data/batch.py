@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -150,8 +150,8 @@ def _moved(batch: _T, move: Callable[[Tensor], Tensor]) -> _T:
             return done[id(value)]
         if isinstance(value, tuple):
             return tuple(map(moved, value))
-        if is_dataclass(value) and not isinstance(value, type):
-            return replace(value, **{field.name: moved(getattr(value, field.name)) for field in fields(value)})
+        if isinstance(value, PackedBatch | SourceBatch | Layout | TileGroup):
+            return type(value)(**{name: moved(part) for name, part in vars(value).items()})
         return value
 
     result: _T = moved(batch)
@@ -162,7 +162,7 @@ def assemble_tiles(corpus: ParallelIds, sentences: Indices, dtype: torch.dtype) 
     """Pack pairs into tiles: source and target of a pair lie in the same tile.
 
     Args:
-        sentences: indices of the pairs; may be empty, then one tile of padding stands for them.
+        sentences: indices of the pairs; may be empty, then there is one tile of padding.
         dtype: of the masks; that of the matrix products.
     """
     src_lengths, tgt_lengths = corpus.src.lengths[sentences], corpus.tgt.lengths[sentences]
@@ -194,12 +194,12 @@ def assemble_tiles(corpus: ParallelIds, sentences: Indices, dtype: torch.dtype) 
 def packed_pairs(
     sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], batch_tokens: int, dtype: torch.dtype
 ) -> Iterator[tuple[Indices, PackedBatch]]:
-    """Given pairs in batches of tiles, the longest first.
+    """Yield given pairs in batches of tiles, the longest first.
 
     Args:
         sources: ids, each ending with EOS.
         targets: ids, each ending with EOS.
-        batch_tokens: a batch holds so many source and so many target tokens at most, or one pair.
+        batch_tokens: the most source tokens and the most target tokens of a batch, which holds one pair at least.
     Yields:
         The places of the pairs in the lists, in the order in which their rows follow each other, and the batch.
     """
@@ -270,7 +270,7 @@ class SourceBatch:
 
 
 def assemble_sources(sentences: Sequence[Sequence[int]], dtype: torch.dtype, width_multiple: int = 1) -> SourceBatch:
-    """Source sentences for the decoder, each ending with EOS; as wide as the next multiple of width_multiple."""
+    """Assemble source sentences for the decoder, each ending with EOS; a multiple of width_multiple wide."""
     lengths = np.array([len(sentence) for sentence in sentences], dtype=np.int64)
     assert lengths.min() > 0
     width = _round_up(int(lengths.max()), width_multiple)

@@ -78,14 +78,15 @@ class Workers:
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> Workers:
+        kind = _Fork if self._are_forked else _Interpreter
         try:
             for _ in range(self.n):
-                self._workers.append(_Worker(_Fork if self._are_forked else _Interpreter))
+                self._workers.append(_Worker(kind, self._tasks, self._prelude))
         except BaseException:
             self.kill()
             raise
         for worker in self._workers:  # after the last fork: what is forked has no threads
-            worker.begin(self._tasks, self._prelude)
+            worker.thread.start()
         if self.n == 0 and self._prelude is not None:
             initializer, initargs = self._prelude
             initializer(*initargs)
@@ -179,7 +180,7 @@ def _fulfil(
 class _Worker:
     """One process, and the thread that hands it tasks and waits for their results."""
 
-    def __init__(self, start: type[_Interpreter] | type[_Fork]) -> None:
+    def __init__(self, start: type[_Interpreter] | type[_Fork], tasks: _Tasks, prelude: _Call | None) -> None:
         self._connection, there = Pipe()
         # A Ctrl-C while Python starts would print a traceback: it is blocked until the worker handles it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_SIGNALS)
@@ -188,35 +189,28 @@ class _Worker:
                 self.process: _Interpreter | _Fork = start(self._connection, there)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        self._thread: threading.Thread | None = None
-        self._is_ready = False
-
-    def begin(self, tasks: _Tasks, prelude: _Call | None) -> None:
+        self._prelude = prelude  # None once the worker has answered it
         # Not of a ThreadPoolExecutor: Python would wait at its end for results that nobody takes any more.
-        self._thread = threading.Thread(
-            target=self._hand_out, args=(tasks, prelude), name="worker-process", daemon=True
-        )
-        self._thread.start()
+        self.thread = threading.Thread(target=self._hand_out, args=(tasks,), name="worker-process", daemon=True)
 
     def join(self) -> None:
         """Wait for its end, once a None is among the tasks for it."""
-        assert self._thread is not None
-        self._thread.join()
+        self.thread.join()
         self.process.wait()
 
-    def _hand_out(self, tasks: _Tasks, prelude: _Call | None) -> None:
+    def _hand_out(self, tasks: _Tasks) -> None:
         with self._connection:
             while (task := tasks.get()) is not None:
                 future, call = task
                 if future.set_running_or_notify_cancel():
-                    _fulfil(future, self._run, prelude, call, errors=BaseException)
+                    _fulfil(future, self._run, call, errors=BaseException)
                 # Nothing of a task outlives it: results are large.
                 del task, future, call
 
-    def _run(self, prelude: _Call | None, call: _Call) -> Any:
-        if prelude is not None and not self._is_ready:
-            self._exchange(prelude)
-        self._is_ready = True
+    def _run(self, call: _Call) -> Any:
+        if self._prelude is not None:
+            self._exchange(self._prelude)
+            self._prelude = None
         return self._exchange(call)
 
     def _exchange(self, call: _Call) -> Any:

@@ -29,15 +29,16 @@ class CapturedPass:
         batch: PackedBatch,
         share: Tensor,
     ) -> None:
-        self._batch, self._share = batch.clone(), share.clone()
+        own, self._share = batch.clone(), share.clone()
+        self._inputs = own.tensors()
         self._graph = torch.cuda.CUDAGraph()
         with capturing(self._graph, share.device, torch.cuda.graph_pool_handle()):
-            self._loss = run(self._batch, self._share)
+            self._loss = run(own, self._share)
         self._gradients = [(parameter, parameter.grad) for parameter in parameters]
 
     def __call__(self, batch: PackedBatch, share: Tensor) -> Tensor:
         """Return the loss of a micro-batch of the same shape; parameters have their gradients from it alone."""
-        for own, tensor in zip(self._batch.tensors(), batch.tensors(), strict=True):
+        for own, tensor in zip(self._inputs, batch.tensors(), strict=True):
             own.copy_(tensor)
         self._share.copy_(share)
         self._graph.replay()

@@ -35,11 +35,11 @@ class MovingAverage:
         self._descent.step()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averaged weights by name, as the model's own."""
+        """Return the averaged weights by name, as the model does its own."""
         return dict(zip(self._names, self._averages, strict=True))
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from a `state_dict`."""
+        """Continue from a `state_dict`."""
         for name, average in zip(self._names, self._averages, strict=True):
             average.copy_(state[name])

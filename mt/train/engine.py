@@ -61,7 +61,7 @@ class Update:
     micro_batches: dict[int, PackedBatch]  # those of this rank, by number
     n_src_tokens: int  # real ones of all micro-batches
     n_tgt_tokens: int  # what the update's loss is divided by
-    next_state: PlanState  # where the plan stands after it
+    next_state: PlanState  # where the plan is after it
     ready: Any = None  # CUDA event after which its copies on the device are complete
 
 
@@ -177,7 +177,7 @@ class Engine:
         corpus_sizes: pairs of each corpus in `config.data.train`; None: the pairs are one corpus of weight 1.
         ranks: the processes that share each update.
     Raises:
-        ConfigError: the device cannot do what is asked, or has no room for the model.
+        ConfigError: the device cannot do what is asked, or has no memory for the model.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What training a model takes, whatever its batches: memory of the device, and room on the disk."""
+"""What training a model takes, whatever its batches: memory of the device, and space on the disk."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Footprint:
 
     @property
     def disk_bytes(self) -> int:
-        """Of all checkpoints that are kept at one time, and of the model at the end."""
+        """Return the bytes of all checkpoints that are kept at one time, and of the model at the end."""
         return self.n_checkpoints * self.checkpoint_bytes + self.model_bytes
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from mt.config.settings import TrainConfig
 from mt.model import Transformer
 
-# fp16 alone: the scale starts here, halves at an overflow, and doubles after so many good updates in a row.
+# fp16 alone: the scale starts here, halves at an overflow, and doubles after GROWTH_INTERVAL good updates in a row.
 FIRST_LOSS_SCALE = 2.0**15
 GROWTH_INTERVAL = 2_000
 

@@ -36,7 +36,7 @@ class Progress:
     n_without_better: int = 0  # validations since the best one
     validated_at: int = 0  # update after which the validation set was measured last
     micro_batch_tokens: int = 0  # as resolved when the run began, or as memory has forced since; 0: not yet
-    micro_batch_setting: int | str = 0  # what it was resolved from; another setting resolves it anew
+    micro_batch_setting: int | str = 0  # what it was resolved from; another setting resolves it again
     loss_since_log: float = 0.0  # nats
     tokens_since_log: int = 0
     n_skipped: int = 0  # updates whose gradients were not finite
@@ -62,12 +62,12 @@ class SkippedUpdate:
 
 
 class Meter:
-    """Losses, gradient norms and speed since the last look. They stay on the device until they are read.
+    """Losses, gradient norms and speed since the last time. They stay on the device until they are read.
 
     Args:
         progress: what is read is entered here.
         scales_loss: fp16 with a loss scale, where gradients overflow now and then until the scale fits.
-        peak_seconds: of a device at its peak for so many source and target tokens.
+        peak_seconds: of a device at its peak for a number of source and of target tokens.
     """
 
     def __init__(

@@ -8,12 +8,12 @@ from mt.config.settings import TrainConfig
 
 
 def peak_learning_rate(train: TrainConfig, d_model: int) -> float:
-    """`peak_lr`, or the paper's (d_model · warmup_steps)^-0.5. Source: Vaswani et al. 2017, section 5.3."""
+    """Return `peak_lr`, or the paper's (d_model · warmup_steps)^-0.5. Source: Vaswani et al. 2017, section 5.3."""
     return 1 / math.sqrt(d_model * train.warmup_steps) if train.peak_lr is None else train.peak_lr
 
 
 def learning_rate(step: int, train: TrainConfig, d_model: int) -> float:
-    """The learning rate of update `step`, counted from 1: linear up to `warmup_steps`, then by `schedule`.
+    """Return the learning rate of update `step`, counted from 1: linear up to `warmup_steps`, then by `schedule`.
 
     - inverse_sqrt: in proportion to step^-0.5; with the default peak this is the paper's
       d_model^-0.5 · min(step^-0.5, step · warmup_steps^-1.5) (Vaswani et al. 2017, section 5.3).

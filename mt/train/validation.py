@@ -33,7 +33,7 @@ class ValidationResult:
     loss: float  # unsmoothed cross-entropy, nats per target token, end of sentence included
     bleu: float
     chrf: float
-    loss_by_length: dict[str, float]  # the same for sentences of so many target tokens, such as "11-20"
+    loss_by_length: dict[str, float]  # the same by range of target tokens, such as "11-20"
     samples: list[tuple[str, str, str]]  # source, translation and reference of the first few lines
 
 
@@ -73,7 +73,7 @@ def validate(
 
 @torch.inference_mode()
 def validation_loss(model: Transformer, corpus: ParallelIds) -> tuple[float, dict[str, float]]:
-    """Unsmoothed cross-entropy in nats per target token, of all sentences and of those of like length.
+    """Return the unsmoothed cross-entropy in nats per target token, of all sentences and of those of like length.
 
     The model must be in evaluation mode.
     """
@@ -92,7 +92,7 @@ def validation_loss(model: Transformer, corpus: ParallelIds) -> tuple[float, dic
 
 
 def _by_length(corpus: ParallelIds) -> Iterator[tuple[str, Indices]]:
-    """All sentences, shortest target first: those of like length, cut where a batch holds enough target tokens."""
+    """Yield sentences, shortest target first: those of like length, cut where a batch holds enough target tokens."""
     order = np.argsort(corpus.tgt.lengths, kind="stable")
     lengths = corpus.tgt.lengths[order]
     shortest = 1
