@@ -123,22 +123,24 @@ class _EvaluationView:
         return " · ".join([f"line {one.line:,}", chrf, bleu, *(ODDITIES[name].lower() for name in one.oddities)])
 
     def sentences(self, sentences: Sequence[Sentence]) -> Markup:
-        tgt_lang = self.facts.tgt_lang
-        has_source, has_baseline = sentences[0].source is not None, sentences[0].baseline is not None
-        columns = {"Line": lambda one: one.line, "Source": lambda one: Text(one.source, self.facts.src_lang)} | {
-            "Translation": lambda one: Text(one.hypothesis, tgt_lang),
-            "Baseline": lambda one: Text(one.baseline, tgt_lang),
-            "Reference": lambda one: Text(one.reference, tgt_lang),
-            "chrF2": lambda one: Number(one.chrf, digits=1),
-            "BLEU": lambda one: Number(one.bleu, digits=1),
-            "chrF2 of the baseline": lambda one: Number(one.baseline_chrf, digits=1),
-            "Difference": lambda one: Number(one.chrf_difference, digits=1),
-            "Oddities": lambda one: ", ".join(ODDITIES[name].lower() for name in one.oddities),
-        }
-        missing = {*(() if has_source else ("Source",))}
-        missing |= {*(() if has_baseline else ("Baseline", "chrF2 of the baseline", "Difference"))}
-        shown = {name: cell for name, cell in columns.items() if name not in missing}
-        return table(list(shown), [[cell(one) for cell in shown.values()] for one in sentences], searchable=True)
+        texts = {"source": "Source", "hypothesis": "Translation", "baseline": "Baseline", "reference": "Reference"}
+        numbers = {"chrf": "chrF2", "bleu": "BLEU", "baseline_chrf": "chrF2 of the baseline"}
+        columns = texts | numbers | {"chrf_difference": "Difference"}
+        shown = {key: name for key, name in columns.items() if getattr(sentences[0], key) is not None}
+
+        def cell(value: Any, key: str) -> Text | Number:
+            lang = self.facts.src_lang if key == "source" else self.facts.tgt_lang
+            return Text(value, lang) if key in texts else Number(value, digits=1)
+
+        rows = [
+            [
+                one.line,
+                *(cell(getattr(one, key), key) for key in shown),
+                ", ".join(ODDITIES[name].lower() for name in one.oddities),
+            ]
+            for one in sentences
+        ]
+        return table(["Line", *shown.values(), "Oddities"], rows, searchable=True)
 
     def has_open_sentences(self) -> bool:
         return sum(map(len, self.facts.sentences.values())) <= _OPEN_SENTENCES
