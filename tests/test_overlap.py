@@ -180,28 +180,25 @@ def test_ngrams_are_found_as_by_sets_of_ngrams_and_shards_merge_to_the_whole(
     held_out = HeldOut({"valid": pairs_of(*valid), "test": pairs_of(*test)}, min_words=3, ngram_words=n)
     srcs, tgts = one[0] + two[0], one[1] + two[1]
     whole, parts = NgramOverlap(held_out), NgramOverlap(pickle.loads(pickle.dumps(held_out)))
-    whole.add(srcs, tgts)
+    whole.merge(whole.found_in(srcs, tgts))
     assert whole.facts() == slow_facts({"valid": valid, "test": test}, srcs, tgts, n)
 
     worker = NgramOverlap(held_out)
     for shard in (one, two):
-        worker.clear()
-        worker.add(*shard)
-        parts.merge(json.loads(json.dumps(worker.as_json())))
+        parts.merge(json.loads(json.dumps(worker.found_in(*shard))))
     assert parts.facts() == whole.facts()
-    assert parts.as_json() == whole.as_json()
 
 
 def test_an_ngram_counts_once_however_often_it_stands_there() -> None:
     line = "the cat sat on the mat and it slept"  # 9 words: two n-grams of 8
     overlap = NgramOverlap(HeldOut({"test": pairs_of([line, line], ["x", "y"])}, min_words=6))
-    overlap.add(["Well the cat sat on the mat and it".lower()] * 3, ["x"] * 3)
+    overlap.merge(overlap.found_in(["Well the cat sat on the mat and it".lower()] * 3, ["x"] * 3))
     assert overlap.facts() == {"test": {"src": {"ngrams": 2, "found": 1}, "tgt": {"ngrams": 0, "found": 0}}}
 
 
 def test_ngrams_do_not_go_on_in_the_next_line() -> None:
     overlap = NgramOverlap(HeldOut({"test": pairs_of(["a b c d", "e f g h"], ["", ""])}, min_words=6, ngram_words=4))
-    overlap.add(["a b", "c d", "", "e f g", "h"], [""] * 5)
+    overlap.merge(overlap.found_in(["a b", "c d", "", "e f g", "h"], [""] * 5))
     assert overlap.facts()["test"]["src"] == {"ngrams": 2, "found": 0}
 
 
@@ -209,8 +206,8 @@ def test_an_ngram_of_eight_words_is_sixteen_characters_of_chinese() -> None:
     line = "一二三四五六七八九十百千万亿兆京"
     overlap = NgramOverlap(HeldOut({"test": pairs_of(["hello"], [f"{line}甲 ok"])}, min_words=6))
     assert overlap.facts()["test"]["tgt"] == {"ngrams": 3, "found": 0}  # 18 units: 17 characters and a word
-    overlap.add(["x"], [f"前{line}後"])
-    overlap.add(["x"], ["二三四五六七八九十百千万亿兆京甲 後"])
+    overlap.merge(overlap.found_in(["x"], [f"前{line}後"]))
+    overlap.merge(overlap.found_in(["x"], ["二三四五六七八九十百千万亿兆京甲 後"]))
     assert overlap.facts()["test"]["tgt"] == {"ngrams": 3, "found": 2}
 
 
@@ -223,7 +220,7 @@ def test_random_lines_of_many_words_give_what_sets_give() -> None:
 
     test, srcs, tgts = (lines(100), lines(100)), lines(3_000), lines(3_000)
     overlap = NgramOverlap(HeldOut({"test": pairs_of(*test)}, min_words=6, ngram_words=4))
-    overlap.add(srcs, tgts)
+    overlap.merge(overlap.found_in(srcs, tgts))
     facts = overlap.facts()
     assert facts == slow_facts({"test": test}, srcs, tgts, 4)
     assert facts["test"]["src"]["found"] > 100
@@ -241,8 +238,9 @@ def test_five_words_of_news_in_other_news() -> None:
     overlap = NgramOverlap(held_out)
     srcs, tgts = folded_all(news[0]), folded_all(news[1])
     assert srcs[:500] == [folded(text) for text in news[0][:500]]
-    overlap.add(srcs, tgts)
+    found = overlap.found_in(srcs, tgts)
+    overlap.merge(found)
     facts = overlap.facts()
     assert facts == slow_facts({"newstest2013": (folded_all(test[0]), folded_all(test[1]))}, srcs, tgts, 5)
     assert facts["newstest2013"]["src"]["found"] > 0
-    assert sum(map(len, overlap.as_json().values())) < 5_000
+    assert sum(map(len, found.values())) < 5_000

@@ -37,6 +37,11 @@ _BLOCK_BYTES = 1 << 20
 _DECODED_BYTES = 1 << 16  # at once; such a text stays in the processor's cache
 
 
+def first_line(error: Exception) -> str:
+    """Return the beginning of what a library says, or what kind of error it is."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
     """Reading errors of one file as one line each."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from mt.config.settings import HubDataset
 from mt.errors import DataError
-from mt.text.files import content_hash
+from mt.text.files import content_hash, first_line
 from mt.text.tables import TextColumns, Texts
 
 _log = logging.getLogger(__name__)
@@ -83,12 +83,8 @@ def _folder_fingerprint(folder: Path) -> str:
 def _load_dataset(name: str, config: str | None, split: str, streaming: bool) -> Any:
     if not is_local(name):
         _require_name_of_hub(name)
-        how = (
-            "streaming data set {} from the hub"
-            if streaming
-            else "fetching data set {} from the hub, or from its cache"
-        )
-        _tell_once(how.format(name))
+        how = ("fetching", ", or from its cache") if not streaming else ("streaming", "")
+        _tell_once(f"{how[0]} data set {name} from the hub{how[1]}")
     import datasets
 
     with _quiet_datasets(datasets):
@@ -123,13 +119,9 @@ def _next_table(tables: Iterator[Any], where: str, n_rows: int) -> Any:
             raise
         except Exception as error:
             if _is_without_network(error):
-                raise DataError(
-                    where,
-                    f"the hub does not answer any more, after row {n_rows:,}",
-                    "start again; without streaming, what has come is kept",
-                ) from None
-            reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-            raise DataError(where, f"cannot be read after row {n_rows:,}: {reason}") from None
+                problem = f"the hub does not answer any more, after row {n_rows:,}"
+                raise DataError(where, problem, "start again; without streaming, what has come is kept") from None
+            raise DataError(where, f"cannot be read after row {n_rows:,}: {first_line(error)}") from None
 
 
 @contextlib.contextmanager
@@ -156,40 +148,31 @@ def _is_without_network(error: Exception) -> bool:
 
 
 def _dataset_error(datasets: Any, error: Exception, name: str, config: str | None, split: str) -> DataError:
-    """What went wrong, with the configs or splits to choose from where those can be known."""
+    """Return what went wrong, with the configs or splits to choose from where those can be known."""
+    where = f"data set {name}"
     if _is_without_network(error):
-        return UnreachableError(
-            f"data set {name}",
-            "the hub cannot be reached, and there is no copy in the cache",
-            "check the network, or give a local folder that holds the data set",
-        )
+        problem = "the hub cannot be reached, and there is no copy in the cache"
+        return UnreachableError(where, problem, "check the network, or give a local folder that holds the data set")
     if isinstance(error, datasets.exceptions.DatasetNotFoundError):
-        return _not_found(name, str(error))
+        return _not_found(where, name, str(error))
     with contextlib.suppress(Exception):
         configs = datasets.get_dataset_config_names(name)
         if config not in configs and not (config is None and len(configs) == 1):
             found = f"has no config {config}" if config else "has several configs, and none is given"
-            return DataError(f"data set {name}", f"{found}; choose from {', '.join(configs)}")
+            return DataError(where, f"{found}; choose from {', '.join(configs)}")
         splits = datasets.get_dataset_split_names(name, config)
         for part in split.split("+"):
             if part.split("[")[0].strip() not in splits:
-                return DataError(f"data set {name}", f"has no split {part.strip()}; choose from {', '.join(splits)}")
+                return DataError(where, f"has no split {part.strip()}; choose from {', '.join(splits)}")
     if "nrecognized instruction format" in str(error):
-        return DataError(
-            f"data set {name}",
-            f"split {split} cannot be understood",
-            "expected a name, a part such as train[:10%], or several of them joined by +",
-        )
-    first_line = (str(error).splitlines() or [""])[0]
-    return DataError(f"data set {name}", f"cannot be loaded: {first_line or type(error).__name__}")
+        fix = "expected a name, a part such as train[:10%], or several of them joined by +"
+        return DataError(where, f"split {split} cannot be understood", fix)
+    return DataError(where, f"cannot be loaded: {first_line(error)}")
 
 
-def _not_found(name: str, message: str) -> DataError:
+def _not_found(where: str, name: str, message: str) -> DataError:
     page = f"https://huggingface.co/datasets/{name}"
     if re.search(r"\bgated\b", message):
-        return DataError(f"data set {name}", "is gated", f"ask for access at {page}, and log in with `hf auth login`")
-    return DataError(
-        f"data set {name}",
-        "not found on the hub, or private",
-        f"check the name at {page}, and log in with `hf auth login` if it is private",
-    )
+        return DataError(where, "is gated", f"ask for access at {page}, and log in with `hf auth login`")
+    fix = f"check the name at {page}, and log in with `hf auth login` if it is private"
+    return DataError(where, "not found on the hub, or private", fix)

@@ -40,7 +40,7 @@ _N_TABLED = 0x20000  # code points looked up in a table; above are rare ideograp
 
 
 def folded(text: str) -> str:
-    """The words of a text, case-folded, with a space between two: what stands for punctuation is a space.
+    """Return the words of a text, case-folded, with a space between two: punctuation becomes space.
 
     Letters, digits, combining marks and symbols stay, in NFC; format characters go. Idempotent. `folded_all` folds many
     texts several times as fast.
@@ -50,7 +50,7 @@ def folded(text: str) -> str:
 
 
 def folded_all(texts: Sequence[str]) -> list[str]:
-    """`folded` of each text."""
+    """Return `folded` of each text."""
     return [text for block in _blocks(texts) for text in _folded_block(block)]
 
 
@@ -147,7 +147,7 @@ _UNSPACED = re.compile(f"[{_characters_of(_HAN_AND_KANA)}{_characters_of(_THAI_L
 
 
 def n_words(folded_text: str) -> int:
-    """Words of a folded text: what stands between spaces.
+    """Count the words of a folded text: what is between spaces.
 
     In scripts written without spaces, two characters (Chinese, Japanese) or four (Thai, Lao, Khmer, Burmese) are
     taken for a word.
@@ -217,22 +217,13 @@ class NgramOverlap:
         self._names = held_out.names
         self._sides = [_SideOverlap([sides[i] for sides in held_out.texts], held_out.ngram_words) for i in range(2)]
 
-    def add(self, folded_srcs: Sequence[str], folded_tgts: Sequence[str]) -> None:
-        """Look for the n-grams in training text."""
-        for side, texts in zip(self._sides, (folded_srcs, folded_tgts), strict=True):
-            side.add(texts)
-
-    def as_json(self) -> dict[str, str]:
-        """What has been found so far, for `merge`; a few KB."""
-        return {name: side.found_as_text() for name, side in zip(SIDES, self._sides, strict=True)}
-
-    def clear(self) -> None:
-        """Begin again with nothing found: cheaper than another object."""
-        for side in self._sides:
-            side.clear()
+    def found_in(self, folded_srcs: Sequence[str], folded_tgts: Sequence[str]) -> dict[str, str]:
+        """Look for the n-grams in training text; return what is found for `merge`, a few KB."""
+        texts = (folded_srcs, folded_tgts)
+        return {name: side.found_in(of_side) for name, side, of_side in zip(SIDES, self._sides, texts, strict=True)}
 
     def merge(self, found: Mapping[str, str]) -> None:
-        """Add what another one found with the same held-out sets: its `as_json`."""
+        """Add what `found_in` returned, here or in another process with the same held-out sets."""
         for name, side in zip(SIDES, self._sides, strict=True):
             side.merge(found[name])
 
@@ -279,21 +270,15 @@ class _SideOverlap:
             starts, ends = starts[is_in_one], ends[is_in_one]
         return _piece_hashes(codes, starts, ends)
 
-    def add(self, texts: Sequence[str]) -> None:
-        if not len(self._sought):
-            return
-        for block in _blocks(texts):
+    def found_in(self, texts: Sequence[str]) -> str:
+        is_found = np.zeros(len(self._sought), dtype=np.bool_)
+        for block in _blocks(texts) if len(self._sought) else ():
             # N-grams with a line feed inside may stay: none of those sought has one.
             hashes = self._hashes(block, across_lines=True)
             hashes = hashes[self._filter[hashes >> self._filter_shift]]
             places = np.minimum(np.searchsorted(self._sought, hashes), len(self._sought) - 1)
-            self._is_found[places[self._sought[places] == hashes]] = True
-
-    def clear(self) -> None:
-        self._is_found[:] = False
-
-    def found_as_text(self) -> str:
-        return base64.b64encode(zlib.compress(np.packbits(self._is_found).tobytes())).decode("ascii")
+            is_found[places[self._sought[places] == hashes]] = True
+        return base64.b64encode(zlib.compress(np.packbits(is_found).tobytes())).decode("ascii")
 
     def merge(self, found: str) -> None:
         bits = np.frombuffer(zlib.decompress(base64.b64decode(found)), dtype=np.uint8)

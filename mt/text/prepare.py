@@ -109,11 +109,11 @@ def _tokenizer_fingerprint(config: RunConfig, tokenizer_path: Path | None) -> An
 
 
 def prepare_corpus(config: RunConfig, tokenizer_path: Path | None = None) -> PreparedCorpus:
-    """The prepared corpus of a config: opened where it stands, else built.
+    """Return the prepared corpus of a config: opened if it exists, else built.
 
     It is built under another name and renamed at the end, so it is whole or absent. A preparation that was interrupted
-    goes on with the shards that were finished; one that meets bad data or a full disk leaves nothing. Memory does not
-    grow with the corpus, but for its 8-byte keys in parts and the words of the tokenizer's sample.
+    continues with the shards that were finished; one that meets bad data or a full disk leaves nothing. Memory does not
+    grow with the corpus, but for two bytes a pair and the words of the tokenizer's sample.
 
     Args:
         tokenizer_path: the tokenizer of the model that training starts from, used as it is.
@@ -125,7 +125,7 @@ def prepare_corpus(config: RunConfig, tokenizer_path: Path | None = None) -> Pre
     fingerprint = corpus_fingerprint(config, tokenizer_path)
     folder = Path(config.data.prepared_dir) / fingerprint
     if folder.exists():
-        return _standing(folder)
+        return _opened(folder)
     _check_corpora(config)
     building = folder.with_name(f".building-{fingerprint}")
 
@@ -137,7 +137,7 @@ def prepare_corpus(config: RunConfig, tokenizer_path: Path | None = None) -> Pre
         _sweep(folder.parent)
         with locked(folder.with_name(f".{fingerprint}.lock"), wait_aloud), exit_on_signals() as pending_exit:
             if folder.exists():
-                return _standing(folder)
+                return _opened(folder)
             _build(config, building, tokenizer_path, pending_exit)
             pending_exit.check()
             building.rename(folder)
@@ -150,14 +150,14 @@ def prepare_corpus(config: RunConfig, tokenizer_path: Path | None = None) -> Pre
     return PreparedCorpus.open(folder)
 
 
-def _standing(folder: Path) -> PreparedCorpus:
+def _opened(folder: Path) -> PreparedCorpus:
     corpus = PreparedCorpus.open(folder)
     _log.info(f"prepared corpus {folder}: {len(corpus.train):,} training pairs, made before with the same data")
     return corpus
 
 
 def _build(config: RunConfig, building: Path, tokenizer_path: Path | None, pending_exit: PendingExit) -> None:
-    """Only who holds the lock of the corpus may call this: what fails removes the folder."""
+    """Build the corpus. Only the process that holds its lock may call this: what fails removes the folder."""
     shards = building / "shards"
     has_begun = shards.exists()
     try:
@@ -178,7 +178,7 @@ def _build(config: RunConfig, building: Path, tokenizer_path: Path | None, pendi
 
 
 def _sweep(prepared_dir: Path) -> None:
-    """Remove what preparations that nobody went on with have left."""
+    """Remove what preparations that nobody continued have left."""
     for leftover in prepared_dir.glob(".building-*"):
         with suppress(OSError):
             # Shards are written below the folder, whose own time is that of its first minutes.

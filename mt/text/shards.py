@@ -140,14 +140,12 @@ class Cleaning(Stage):
             kept_srcs.append(folded_src or pair.src)
             kept_tgts.append(folded_tgt or pair.tgt)
         self._overlap = self._overlap or NgramOverlap(self._held_out)
-        self._overlap.clear()
-        self._overlap.add(kept_srcs, kept_tgts)
         shard.write_cleaned(kept)
         if self._config.duplicates != "keep":
             pair_keys([pair.src for pair in kept], [pair.tgt for pair in kept]).tofile(shard.path("cleaned.keys"))
         if self._config.duplicates == "folded":
             pair_keys(kept_srcs, kept_tgts).tofile(shard.path("cleaned.folded"))
-        account.finish(overlap=self._overlap.as_json())
+        account.finish(overlap=self._overlap.found_in(kept_srcs, kept_tgts))
         return len(chunk.src)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mt.errors import DataError
-from mt.text.files import explained
+from mt.text.files import explained, first_line
 
 Texts = tuple[list[str], list[str]]  # of the two sides, equally many
 Columns = tuple[int | str, int | str]  # of the two sides: 1-based numbers or names, dotted where they are nested
@@ -167,7 +167,7 @@ def read_parquet(path: Path, langs: tuple[str, str], columns: Columns | None, si
 
 
 def _damage(path: Path, error: Exception, n_rows: int) -> DataError:
-    """What is wrong with a Parquet file, whose list of contents stands at its end."""
+    """Return what is wrong with a Parquet file, which ends in its list of contents."""
     with path.open("rb") as stream:
         beginning = stream.read(len(_PARQUET_MAGIC))
         stream.seek(-min(path.stat().st_size, len(_PARQUET_MAGIC)), 2)
@@ -176,8 +176,7 @@ def _damage(path: Path, error: Exception, n_rows: int) -> DataError:
         return DataError(path, "is no Parquet file", "give a file that is one, or end its name in what it is")
     if end != _PARQUET_MAGIC:
         return DataError(path, "ends too early, it was cut off", "copy or download it again")
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return DataError(path, f"is damaged after row {n_rows:,} ({reason})", "fetch it again")
+    return DataError(path, f"is damaged after row {n_rows:,} ({first_line(error)})", "fetch it again")
 
 
 def count_parquet_rows(path: Path) -> int | None:
