@@ -98,7 +98,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(folder: Path) -> None:
     (checkpoint,) = (run_dir / "checkpoints").glob("step-*")
     step = int(checkpoint.name[5:])
     assert errors.decode().splitlines()[-1] == (
-        f"stopped after step {step:,}, all of it saved in {run_dir}: the same command goes on from there"
+        f"stopped after step {step:,}, all of it saved in {run_dir}: the same command continues from there"
     )
 
 

@@ -92,12 +92,12 @@ def test_two_ranks_make_the_updates_of_one_and_their_number_may_change_on_the_wa
 
 LOST = (
     r"error: rank 0: lost another rank \((connection (closed|reset) by peer|broken pipe)\): see that rank's message or "
-    r"torchrun's; the same command goes on from the last checkpoint"
+    r"torchrun's; the same command continues from the last checkpoint"
 )
 
 STUCK = (
     "error: rank 0: not at an end [0-9.]+ s after SIGTERM: another rank was lost, or a step or a save takes that long: "
-    "see torchrun's message; the same command goes on from the last checkpoint"
+    "see torchrun's message; the same command continues from the last checkpoint"
 )
 
 

@@ -86,7 +86,7 @@ def test_when_no_checkpoint_can_be_read_training_does_not_begin_anew(tmp_path: P
     with pytest.raises(MTError) as caught:
         train(config, corpus, tmp_path / "run")
     assert str(caught.value) == (
-        f"{tmp_path / 'run'}: no checkpoint to go on from can be read; the last: {folder}: is not a complete model "
+        f"{tmp_path / 'run'}: no checkpoint to continue from can be read; the last: {folder}: is not a complete model "
         "folder: manifest.json missing: start over with another --run-dir"
     )
     assert RunFolder(tmp_path / "run").checkpoints() == [folder]
@@ -426,7 +426,7 @@ def test_a_signal_saves_says_so_and_stops(
     (folder,) = RunFolder(tmp_path / "run").checkpoints()
     step = int(folder.name[5:])
     assert capsys.readouterr().err.splitlines()[-1] == (
-        f"stopped after step {step:,}, all of it saved in {tmp_path / 'run'}: the same command goes on from there"
+        f"stopped after step {step:,}, all of it saved in {tmp_path / 'run'}: the same command continues from there"
     )
     assert Trainer(config, corpus, RunFolder(tmp_path / "run")).progress.step == step
 

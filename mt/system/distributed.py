@@ -121,7 +121,7 @@ def process_group(ranks: Ranks, prepare: Callable[[], str]) -> Iterator[str]:
             raise
         raise MTError(
             f"rank {ranks.rank}: lost another rank ({reason}): see that rank's message or torchrun's; the same command "
-            "goes on from the last checkpoint"
+            "continues from the last checkpoint"
         ) from error
     finally:
         # gloo's threads let go of the last collective's tensors a moment after it, and need the interpreter for that:

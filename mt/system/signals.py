@@ -154,9 +154,9 @@ def _exit_if_stuck(reading: int, rank: int, is_over: threading.Event) -> None:
         is_sigterm = number[0] == signal.SIGTERM and "TORCHELASTIC_RUN_ID" in os.environ
         if is_sigterm and not is_over.wait(STUCK_AFTER_SIGTERM_SECONDS):
             message = (
-                f"error: rank {rank}: not at an end {STUCK_AFTER_SIGTERM_SECONDS:g} s after SIGTERM: another rank was "
-                "lost, or a step or a save takes that long: see torchrun's message; the same command goes on from the "
-                "last checkpoint\n"
+                f"error: rank {rank}: still running {STUCK_AFTER_SIGTERM_SECONDS:g} s after SIGTERM: another rank was "
+                "lost, or a step or a save takes that long: see torchrun's message; the same command continues from "
+                "the last checkpoint\n"
             )
             os.write(2, message.encode())
             os._exit(2)

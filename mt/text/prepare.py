@@ -170,7 +170,7 @@ def _build(config: RunConfig, building: Path, tokenizer_path: Path | None, pendi
             _Builder(config, building, tokenizer_path, pending_exit).build()
         shutil.rmtree(shards)
     except (KeyboardInterrupt, SystemExit):
-        _log.info(f"interrupted; finished parts are kept for {_DAYS_KEPT} days, the same command goes on with them")
+        _log.info(f"interrupted; finished parts are kept for {_DAYS_KEPT} days, the same command continues with them")
         raise
     except (DataError, ConfigError, OSError):
         shutil.rmtree(building, ignore_errors=True)

@@ -1,7 +1,7 @@
 """What worker processes make of a stretch of a corpus: cleaned text, counts of words, ids.
 
 Each result is a few files in the folder where the corpus is built; the last of them is renamed into its place when the
-others are whole, so a preparation that was interrupted goes on with the shards that are finished.
+others are whole, so a preparation that was interrupted continues with the shards that are finished.
 """
 
 from __future__ import annotations

@@ -455,7 +455,7 @@ class Trainer:
                 return saved
         if damaged:
             raise CheckpointError(
-                f"{self.run.path}: no checkpoint to go on from can be read; the last: {damaged[0][1]}: "
+                f"{self.run.path}: no checkpoint to continue from can be read; the last: {damaged[0][1]}: "
                 "start over with another --run-dir"
             )
         return None
@@ -495,7 +495,7 @@ class Trainer:
         if self.is_signalled:
             saved = f"stopped after step {progress.step:,}, all of it saved in {self.run.path}"
             saved = saved if progress.step else "stopped before the first step"
-            self.tracker.say(f"{saved}: the same command goes on from there")
+            self.tracker.say(f"{saved}: the same command continues from there")
             raise KeyboardInterrupt if self._stop == signal.SIGINT else SystemExit(128 + self._stop)
         if patience is not None and progress.n_without_better >= patience:
             best = "" if progress.best_step is None else f" than that of step {progress.best_step:,}"
