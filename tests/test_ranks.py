@@ -96,7 +96,7 @@ LOST = (
 )
 
 STUCK = (
-    "error: rank 0: not at an end [0-9.]+ s after SIGTERM: another rank was lost, or a step or a save takes that long: "
+    "error: rank 0: still running [0-9.]+ s after SIGTERM: another rank was lost, or a step or a save takes that long: "
     "see torchrun's message; the same command continues from the last checkpoint"
 )
 
