@@ -1,7 +1,7 @@
 """What worker processes make of a stretch of a corpus: cleaned text, counts of words, ids.
 
 Each result is a few files in the folder where the corpus is built; the last of them is renamed into its place when the
-others are whole, so a preparation that was interrupted goes on with the shards that are finished.
+others are whole, so a preparation that was interrupted continues with the shards that are finished.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mt.text.tokenizer import EOS_ID, Tokenizer, count_words
 
 PAIRS_PER_SHARD = 50_000
 DUPLICATES: tuple[Reason, ...] = ("duplicate", "folded_duplicate")
-_SAMPLE_SEED = 1  # of its own, so that train.seed does not change the corpus
+_SAMPLE_SEED = 1  # apart from train.seed, so that this does not change the corpus
 _TABS_AND_LINE_ENDS = str.maketrans("\t\n\r", "   ")
 
 
