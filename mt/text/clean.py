@@ -84,7 +84,7 @@ _PUNCTUATION = string.punctuation + "„“”‘’‚«»‹›–—…¿¡�
 _LETTERS = string.ascii_letters.encode()
 # All bytes of the UTF-8 of U+0000 to U+024F: ASCII and the Latin letters of most of Europe.
 _LATIN_BYTES = bytes(range(0xCA))
-# Digits, with what stands between those of one number: 1,000.5, 1'000,5, 2:30.
+# Digits, with what is between those of one number: 1,000.5, 1'000,5, 2:30.
 _NUMBERS = re.compile(r"\d+(?:[.,:'’]\d+)*")
 _SPACED_NUMBERS = re.compile(r"(?<![\d.,])\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?!\d)")
 _SPACES = re.compile("[ \u00a0\u202f]")

@@ -186,7 +186,7 @@ def first_test_pairs(
     """The pairs of a run's first test set, or of its validation set where it has none, and which that is.
 
     Args:
-        fingerprint: of the run's prepared corpus, which is used where it stands.
+        fingerprint: of the run's prepared corpus, which is used if it exists.
         may_fetch: read text that is no file and may have to be fetched.
     Raises:
         DataError: the text is missing or unreadable, or would have to be fetched and may not.

@@ -121,7 +121,7 @@ def require_text(beginning: bytes, path: Path) -> None:
     """Refuse what is no text in UTF-8 but often given for it.
 
     Args:
-        beginning: the first bytes of the file, at least 8 where there are so many.
+        beginning: the first bytes of the file, at least 8 unless it has fewer.
     Raises:
         DataError: the file begins as UTF-16 or as a compressed file does.
     """

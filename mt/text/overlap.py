@@ -35,7 +35,7 @@ _MEANT = frozenset("/\\%&*#@_^")
 # Control and format characters; marks that enclose an emoji, and selectors of its look; accents that stand alone.
 _BLANK_CATEGORIES = {"Cc", "Cf", "Me", "Sk"}
 _VARIATION_SELECTORS = range(0xFE00, 0xFE10)
-_SOFT_HYPHEN = "\xad"  # stands inside words, and leaves no gap
+_SOFT_HYPHEN = "\xad"  # inside words, where it leaves no gap
 _N_TABLED = 0x20000  # code points looked up in a table; above are rare ideographs, and nothing with case
 
 
@@ -207,8 +207,8 @@ class HeldOut:
 class NgramOverlap:
     """Which n-grams of the held-out sets occur in training text, source in source and target in target.
 
-    An n-gram is so many folded words in a row. Where most of the held-out text of a side is in a script without
-    spaces, characters are counted instead, as many as make so many words (see `n_words`). N-grams are compared by
+    An n-gram is a number of folded words in a row. Where most of the held-out text of a side is in a script without
+    spaces, characters are counted instead, as many as make up these words (see `n_words`). N-grams are compared by
     64-bit hashes: that any of 10^9 words of training text passes for one of 10^5 n-grams which it is not has a chance
     of 10^9 · 10^5 / 2^64, one in 200,000.
     """

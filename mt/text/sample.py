@@ -66,7 +66,7 @@ def draw_sample(key: str, reader: CorpusReader, *, max_pairs: int, max_seconds: 
         max_seconds: reading ends after this time.
     """
     n_wanted, every, n_pairs = max(2, max_pairs // STRETCH_LINES), 1, 0
-    kept: list[Chunk] = []  # every so many of those that have come
+    kept: list[Chunk] = []  # every `every`th of those that have come
     stretch, is_read, error = None, False, None
     started_at = time.perf_counter()
     try:

@@ -29,7 +29,7 @@ from mt.text.tokenizer import EOS_ID, Tokenizer, count_words
 
 PAIRS_PER_SHARD = 50_000
 DUPLICATES: tuple[Reason, ...] = ("duplicate", "folded_duplicate")
-_SAMPLE_SEED = 1  # of its own, so that train.seed does not change the corpus
+_SAMPLE_SEED = 1  # apart from train.seed, so that this does not change the corpus
 _TABS_AND_LINE_ENDS = str.maketrans("\t\n\r", "   ")
 
 

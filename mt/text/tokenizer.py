@@ -171,7 +171,7 @@ def train_tokenizer(
     Args:
         word_counts: of normalised text, as `count_words` counts them, in any order.
         symbols: pieces that are never cut, such as <bt>. Each becomes two: with a space before it, and without.
-        while_waiting: called about once a second. Training runs in a process of its own, whose memory goes with it.
+        while_waiting: called about once a second. Training runs in its own process, whose memory ends with it.
     Returns:
         How many of the running words were left out, as they have more than MAX_WORD_BYTES.
     Raises:
@@ -243,7 +243,7 @@ def _trainer_lines(counts: Mapping[str, int], coverage: float, symbols: Sequence
 
 
 def _required_characters(counts: Mapping[str, int], coverage: float, cutting: re.Pattern[str]) -> Iterator[str]:
-    """The most frequent characters, so many that they make up the share of the text, as the trainer chooses them."""
+    """Yield the most frequent characters, which make up the share of the text, as the trainer chooses them."""
     characters: Counter[str] = Counter()
     for word, count in counts.items():
         if word and not _is_too_long(word):
@@ -261,7 +261,7 @@ def _required_characters(counts: Mapping[str, int], coverage: float, cutting: re
 def _train(words_path: str, settings: Mapping[str, Any]) -> bytes:
     model = io.BytesIO()
     with open(words_path, encoding="utf-8", newline="\n") as lines:
-        # Not as a file of its own, whose name would be part of the model.
+        # Not as a file, whose name would be part of the model.
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=(line[:-1] for line in lines), model_writer=model, **settings
         )
@@ -288,7 +288,7 @@ def _explained(failure: RuntimeError, config: TokenizerConfig) -> Exception:
 
 
 def adopt_model(path: Path, symbols: Sequence[str]) -> bytes:
-    """A given SentencePiece model with the special ids of ours, as it stands if it has them and the symbols.
+    """Return a given SentencePiece model with our special ids, unchanged if it has them and the symbols.
 
     Its segmentations stay what they were, but for the symbols, and so does its normalisation of text. What it lacks of
     pad, bos and eos is added; symbols that it lacks are added as by `train_tokenizer`.
