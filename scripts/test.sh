@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The one door, the same here and in CI: format, lint, types, tests. Arguments go to pytest:
-#   scripts/test.sh -k resume        scripts/test.sh -m slow
+# The one door, the same here and in CI: format, lint, types, tests. Arguments go to pytest, which runs one process a
+# core, with one thread each; -n 0 runs all in one:
+#   scripts/test.sh -k resume        scripts/test.sh -m slow        scripts/test.sh -n 0 --pdb
 # Exit status: 3 where tests failed and nothing else did, 1 for any other failure.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -21,5 +22,7 @@ step() {
 step "ruff format" ruff format --check --quiet .
 step "ruff check" ruff check --quiet .
 step "mypy" mypy --strict mt
-step "pytest" pytest "$@"
+workers="${OMP_NUM_THREADS:-auto}"
+export OMP_NUM_THREADS=1
+step "pytest" pytest -n "$workers" --maxprocesses 8 --dist worksteal "$@"
 echo "scripts/test.sh: all passed" >&2
