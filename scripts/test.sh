@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# The one door, the same here and in CI: format, lint, types, tests. Arguments go to pytest, which runs one process a
-# core, with one thread each; -n 0 runs all in one:
+# The one door, the same here and in CI: format, lint, types, tests in a process for each core. Arguments go to pytest:
 #   scripts/test.sh -k resume        scripts/test.sh -m slow        scripts/test.sh -n 0 --pdb
 # Exit status: 3 where tests failed and nothing else did, 1 for any other failure.
 set -euo pipefail
@@ -22,7 +21,5 @@ step() {
 step "ruff format" ruff format --check --quiet .
 step "ruff check" ruff check --quiet .
 step "mypy" mypy --strict mt
-workers="${OMP_NUM_THREADS:-auto}"
-export OMP_NUM_THREADS=1
-step "pytest" pytest -n "$workers" --maxprocesses 8 --dist worksteal "$@"
+OMP_NUM_THREADS=1 step "pytest" pytest -n "${OMP_NUM_THREADS:-auto}" --maxprocesses 8 --dist worksteal "$@"
 echo "scripts/test.sh: all passed" >&2
