@@ -53,7 +53,8 @@ class Run:
     """A run of .ci/run, without a standard input and from another folder."""
 
     def __init__(self, project: Path) -> None:
-        command, environment = project / ".ci/run", {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        plugins = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "xdist.plugin"}
+        command, environment = project / ".ci/run", {**os.environ, **plugins}
         done = subprocess.run(
             command, cwd="/", env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
         )
@@ -93,9 +94,15 @@ def test_a_test_that_fails_again_fails_the_run(project: Path) -> None:
 
 
 @pytest.mark.parametrize("cause", ["import of_nothing\n", "import os\ndef test_crashes(): os.abort()\n"])
-def test_what_keeps_pytest_from_running_all_tests_fails_the_run(project: Path, cause: str) -> None:
+def test_a_module_that_cannot_be_read_and_a_crash_fail_the_run_like_a_test(project: Path, cause: str) -> None:
     (project / "test_flaky.py").write_text(FLAKY)
     (project / "test_worse.py").write_text(cause)
+    run = Run(project)
+    assert (run.status, run.flaky, run.last_line) == (3, [FLAKY_LINE], "2 passed, 1 failed")
+
+
+def test_what_keeps_pytest_from_running_any_test_fails_the_run_at_once(project: Path) -> None:
+    (project / "conftest.py").write_text("import of_nothing\n")
     run = Run(project)
     assert (run.status, run.flaky, run.steps) == (1, [], [*CHECKS, "pytest"])
     assert not run.last_line.endswith(" 0 failed")
