@@ -85,7 +85,7 @@ def test_two_ranks_train_on_two_devices(tmp_path: Path) -> None:
             {"NULL_GPU_CAPABILITY": "70", "NULL_GPU_NAME": "Tesla V100"},
             "no code for Tesla V100 (compute capability 7.0; it has sm_75",
         ),
-        ([], {"NULL_GPU_GIB": "0.01"}, "parameters take 18.0 MiB to train, cuda:0 has 10.0 MiB: make"),
+        ([], {"NULL_GPU_GIB": "0.01"}, "parameters take 18.1 MiB to train, cuda:0 has 10.0 MiB: make"),
     ],
     ids=["cuda:9", "too old", "too small"],
 )
@@ -102,7 +102,10 @@ def test_what_the_card_cannot_do_is_one_line(
 @pytest.mark.null_gpu
 @pytest.mark.parametrize("capability", ["61", "70"])  # torch warns of them in two different ways
 def test_auto_takes_the_cpu_beside_a_card_that_torch_has_no_code_for_and_says_so(capability: str) -> None:
-    program = "from mt.system.device import choose_device; print(choose_device('auto'), choose_device('auto'))"
+    program = (
+        "from mt.system.console import show_messages; from mt.system.device import choose_device; show_messages(); "
+        "print(choose_device('auto'), choose_device('auto'))"
+    )
     told = run("-c", program, NULL_GPU_CAPABILITY=capability)
     assert told.endswith("cpu cpu\n")
     assert told.count("note: running on the CPU: torch") == 1
