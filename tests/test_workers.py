@@ -107,7 +107,7 @@ def test_items_are_drawn_as_results_are_taken() -> None:
         assert (next(results), len(drawn)) == (0, 3)
         assert (next(results), len(drawn)) == (1, 4)
         results.close()
-        assert pool.submit(abs, -5).result() == 5  # the workers go on with something else
+        assert pool.submit(abs, -5).result() == 5  # the workers continue with something else
     assert len(drawn) == 4
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import field, fields
 from typing import Annotated, Any, Literal, TypeVar
@@ -95,16 +96,16 @@ TopP = Annotated[float, Strict(), Field(gt=0, le=1, description="a number above 
 
 
 @section()
-class Corpus:
+class Corpus(ABC):
     """Parallel text of any kind."""
 
     weight: Weight = 1.0  # copies of each pair in a training epoch; the fraction is drawn by chance
     tag: Symbol | None = None  # symbol in front of each source segment, such as <bt> for back-translations
 
     @property
+    @abstractmethod
     def description(self) -> str:
         """What the user wrote, in a few words."""
-        raise NotImplementedError
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -201,7 +202,7 @@ class SacrebleuSet(Corpus):
         return f"sacrebleu:{self.sacrebleu}"
 
 
-_KINDS = {"src, tgt": TextFiles, "file": Table, "dataset": HubDataset, "sacrebleu": SacrebleuSet}
+_KINDS: dict[str, Any] = {"src, tgt": TextFiles, "file": Table, "dataset": HubDataset, "sacrebleu": SacrebleuSet}
 
 
 def _kind(value: Any) -> str | None:

@@ -7,7 +7,18 @@ import difflib
 import functools
 import types
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    cast,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from pydantic import ConfigDict, Tag, ValidationError
 from pydantic.dataclasses import dataclass
@@ -56,7 +67,7 @@ def section(key: str = "") -> Callable[[type[T]], type[T]]:
                 raise config_error(error, cls, is_yaml=False).under(key) from None
 
         settings.__init__ = __init__
-        return settings  # type: ignore[no-any-return]
+        return cast("type[T]", settings)
 
     return made
 
