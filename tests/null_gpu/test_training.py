@@ -52,9 +52,10 @@ def begun(config: RunConfig) -> Engine:
 def updates(engine: Engine, n: int) -> Iterator[dict[str, int]]:
     """Make some updates, and count what happens in each."""
     with engine.prefetched_updates(PlanState(), 1, n) as planned:
-        for update in planned:
+        while update := next(planned, None):
             with NullGPU().counting() as found:
                 engine.step(update, lr=1e-3)
+            del update  # before the thread assembles another one: how many exist at a time is not left to chance
             assert found["forbidden"] == 0
             yield found
 
@@ -76,8 +77,8 @@ def assert_steady(engine: Engine, what: str, most_launches: int, n_updates: int 
                 after_the_first.enter_context(torch._dynamo.config.patch(error_on_recompile=engine.execution.compiles))
                 continue
             assert waits(found) == {}
-            # One more of the updates ahead may find no room in the first ones, on a busy machine later; tiles differ.
-            assert found["device_malloc"] == 0 or number < 4 or engine.execution.attention == "tiles"
+            # The updates ahead may find no room in the first ones; the sizes of tiles differ.
+            assert found["device_malloc"] == 0 or number < 3 or engine.execution.attention == "tiles"
     n = launches(found) / engine.budget.n_micro_batches
     peak = torch.cuda.max_memory_allocated() / 2**30
     note(what, found, f"{n:,.0f} launches a micro-batch, peak {peak:.1f} GiB")
