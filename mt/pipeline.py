@@ -242,9 +242,9 @@ def _evaluate_run(config: RunConfig, corpus: PreparedCorpus, run: RunFolder, pro
     sets = _translated_sets(config, corpus, artifacts, run)
     checksums = {name: file_checksum(run.translation(name)) for name in sets}
     valid = sets.pop("valid")
-    found = evaluate(sets, {}, config.name, EvalOptions(has_analysis=True), artifacts.count_words)
+    found = evaluate(sets, config.name, EvalOptions(has_analysis=True), artifacts.count_words)
     facts |= artifacts.facts(config.train.device, config.train.precision)
-    facts |= {"translations": checksums, "valid": score_corpus(valid.hypotheses, valid.references)}
+    facts |= {"translations": checksums, "valid": score_corpus(valid)}
     report = found.model_copy(update=facts)
     report = report.model_copy(update={"notes": _notes(report)})
     write_report(report, run.path)

@@ -17,6 +17,7 @@ from mt.cli import app
 from mt.evaluate.comparison import System, compare_systems, letters, setting_differences
 from mt.evaluate.findings import EvalOptions
 from mt.evaluate.report_files import write_report
+from mt.evaluate.scores import TranslatedSet
 from mt.evaluate.significance import compare
 from mt.pipeline import train_run
 from mt.report.comparison import comparison_page
@@ -80,7 +81,8 @@ def test_each_pair_has_the_p_of_the_paired_test():
     assert (bleu.name, chrf.name) == ("BLEU", "chrF2")
     # The better first.
     assert [(pair.first, pair.second) for pair in bleu.pairs] == [(1, 2), (1, 0), (2, 0)]
-    against = [compare(lines, BAD, REFERENCES, ["bleu"], n_samples=200)[0] for lines in (GOOD, AS_GOOD)]
+    sets = [TranslatedSet(None, lines, [REFERENCES], baseline=BAD) for lines in (GOOD, AS_GOOD)]
+    against = [compare(one, ["bleu"], "randomisation", 200)[0] for one in sets]
     assert [pair.p for pair in bleu.pairs[1:]] == [one.p for one in against]
     assert bleu.test_signature == against[0].signature
     assert "|ar:200|seed:12345|" in bleu.test_signature

@@ -118,14 +118,12 @@ def _training(text: str = "words") -> TrainingCurves:
     return TrainingCurves.model_validate({"curves": CURVES, "samples": samples})
 
 
-def _found(
-    sets: dict[str, TranslatedSet], baselines: dict[str, list[str]], system: str = "new", baseline: str = "old"
-) -> Evaluation:
+def _found(sets: dict[str, TranslatedSet], system: str = "new", baseline: str = "old") -> Evaluation:
     options = EvalOptions(
         metrics=["bleu", "chrf"], has_confidence=True, baseline=Path(baseline), n_samples=100, has_analysis=True
     )
     counts = count_words(SOURCES[: N // 2])
-    return evaluate(sets, baselines, system, options, lambda words: counts)
+    return evaluate(sets, system, options, lambda words: counts)
 
 
 @pytest.fixture(scope="module")
@@ -135,10 +133,10 @@ def found() -> Evaluation:
     hypotheses[4], hypotheses[5] = "", SOURCES[5]
     hypotheses[6] = "So " * 60
     sets = {
-        "first": TranslatedSet(SOURCES, hypotheses, [REFERENCES, _spoilt(REFERENCES, 7)], "de"),
+        "first": TranslatedSet(SOURCES, hypotheses, [REFERENCES, _spoilt(REFERENCES, 7)], "de", _spoilt(REFERENCES, 2)),
         "news.2014": TranslatedSet(SOURCES[:20], _spoilt(REFERENCES[:20], 2, "12 Uhr"), [REFERENCES[:20]], "de"),
     }
-    found = _found(sets, {"first": _spoilt(REFERENCES, 2)})
+    found = _found(sets)
     values = {"steps": 3_000, "train_seconds": 190.75, "n_tgt_tokens": 120_000, "n_parameters": 1_234_567}
     values |= {"src_lang": "en", "tgt_lang": "de", "training": _training(), "manifest": _manifest()}
     return found.model_copy(update=values | {"valid": found.test_sets["news.2014"]})
@@ -265,9 +263,9 @@ def test_what_is_not_finite_is_shown_as_unknown_and_is_null(found: Evaluation, t
 def _found_in(texts: list[str], name: str) -> Evaluation:
     """An evaluation in which all text and all names are these."""
     turned = [[*texts[i:], *texts[:i]] for i in range(4)]
-    one = TranslatedSet(turned[0], turned[1], [turned[2]], "de")
+    one = TranslatedSet(turned[0], turned[1], [turned[2]], "de", turned[3])
     two = TranslatedSet(turned[0], turned[0], [turned[3]], "de")
-    found = _found({name: one, f"{name} 2": two}, {name: turned[3]}, system=name, baseline=name)
+    found = _found({name: one, f"{name} 2": two}, system=name, baseline=name)
     values = {"src_lang": name, "tgt_lang": name, "training": _training(name), "manifest": _manifest(name)}
     return found.model_copy(update=values | {"warnings": {name: [name]}})
 
@@ -320,7 +318,7 @@ def test_markdown_of_hostile_text_shows_it(hostile: Evaluation):
 
 
 def test_a_report_of_scores_alone_has_a_page(tmp_path: Path):
-    found = evaluate({"input": TranslatedSet(None, REFERENCES, [REFERENCES], "de")}, {}, "hyp.txt", EvalOptions())
+    found = evaluate({"input": TranslatedSet(None, REFERENCES, [REFERENCES], "de")}, "hyp.txt", EvalOptions())
     assert list(found.written()) == ["system", "test_sets", "warnings"]
     write_report(found, tmp_path)
     page = (tmp_path / "report.html").read_text("utf-8")
@@ -333,14 +331,14 @@ def test_of_a_large_test_set_some_sentences_are_shown_evenly_and_the_page_says_s
     assert MOST_SENTENCES == 5_000
     one = TranslatedSet(SOURCES, _spoilt(REFERENCES, 3), [REFERENCES], "de")
     monkeypatch.setattr(findings, "MOST_SENTENCES", 7)
-    found = evaluate({"input": one}, {}, "s", EvalOptions(has_analysis=True))
+    found = evaluate({"input": one}, "s", EvalOptions(has_analysis=True))
     # Sixty lines in seven parts: the first line of each.
     assert [entry.line for entry in found.sentences["input"]] == [1, 9, 18, 26, 35, 43, 52]
     page = _page(found)
     assert "7 of 60 sentences, evenly chosen; a click on a header sorts" in page
     assert "<h2>Sentences</h2>" in page
     monkeypatch.setattr(findings, "MOST_SENTENCES", 60)
-    page = _page(evaluate({"input": one}, {}, "s", EvalOptions(has_analysis=True)))
+    page = _page(evaluate({"input": one}, "s", EvalOptions(has_analysis=True)))
     assert "60 sentences; a click on a header sorts" in page
     assert "<h2>All sentences</h2>" in page
 
@@ -350,9 +348,9 @@ def test_of_a_large_test_set_some_sentences_are_shown_evenly_and_the_page_says_s
     [("A dog.", "Ein Hund.", "Ein Hund."), ("12 %", "", "12 %"), ("", "a", ""), ("x", " ", "")],
 )
 def test_a_report_of_a_single_line(tmp_path: Path, source: str, hypothesis: str, reference: str):
-    one = TranslatedSet([source], [hypothesis], [[reference]], "de")
-    for baselines in ({}, {"input": ["Hund"]}):
-        write_report(_found({"input": one}, baselines), tmp_path)
+    for baseline in (None, ["Hund"]):
+        one = TranslatedSet([source], [hypothesis], [[reference]], "de", baseline)
+        write_report(_found({"input": one}), tmp_path)
         assert any(row[0] == "1" for row in PageReader((tmp_path / "report.html").read_text("utf-8")).rows)
         rendered((tmp_path / "report.md").read_text("utf-8"))
 
@@ -369,7 +367,7 @@ def test_an_empty_hypothesis_is_shown_as_empty(found: Evaluation):
 
 def test_differing_words_are_marked_and_texts_have_their_language():
     one = TranslatedSet(["A dog runs."], ["Ein Hund schläft."], [["Ein Hund läuft."]], "de")
-    page = _page(_found({"input": one}, {}).model_copy(update={"src_lang": "en", "tgt_lang": "de"}))
+    page = _page(_found({"input": one}).model_copy(update={"src_lang": "en", "tgt_lang": "de"}))
     assert '<dt>Source</dt><dd lang="en" dir="auto">A dog runs.</dd>' in page
     assert '<dt>Reference</dt><dd lang="de" dir="auto">Ein Hund <mark>läuft</mark>.</dd>' in page
     assert '<dt>Translation</dt><dd lang="de" dir="auto">Ein Hund <mark>schläft</mark>.</dd>' in page

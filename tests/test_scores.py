@@ -12,7 +12,7 @@ import sacrebleu
 
 from mt.errors import ConfigError, DataError
 from mt.evaluate import metrics
-from mt.evaluate.scores import corpus_bleu, corpus_chrf, score_corpus
+from mt.evaluate.scores import TranslatedSet, corpus_bleu, corpus_chrf, score_corpus
 from mt.report.facts import Interval, MetricScore, ScoredSet
 from mt.report.terminal import scores_text
 
@@ -41,8 +41,14 @@ OTHER_REFERENCES = [
 ]
 
 
-def scores_of(*arguments: Any, **options: Any) -> list[MetricScore]:
-    return score_corpus(*arguments, **options).scores
+def scores_of(
+    hypotheses: list[str], references: list[str], metrics: list[str] | None = None, n_samples: int = 0
+) -> list[MetricScore]:
+    return score_corpus(TranslatedSet(None, hypotheses, [references]), metrics, n_samples).scores
+
+
+def scores_of_two(metrics: list[str], n_samples: int = 0) -> ScoredSet:
+    return score_corpus(TranslatedSet(None, HYPOTHESES, [REFERENCES, OTHER_REFERENCES]), metrics, n_samples)
 
 
 def sacrebleu_command(folder: Path, references: list[list[str]], *options: str) -> list[dict[str, Any]]:
@@ -76,7 +82,7 @@ def test_scores_against_two_references_agree_with_the_command(tmp_path: Path):
     theirs = sacrebleu_command(
         tmp_path, [REFERENCES, OTHER_REFERENCES], "-m", "bleu", "chrf", "--lowercase", "--chrf-word-order", "2"
     )
-    ours = scores_of(HYPOTHESES, [REFERENCES, OTHER_REFERENCES], ["bleu-lc", "chrf++"])
+    ours = scores_of_two(["bleu-lc", "chrf++"]).scores
     chrf, bleu = ours
     assert (chrf.name, bleu.name) == ("chrF2++", "BLEU-lc")
     assert {score.signature for score in ours} == {entry["signature"] for entry in theirs}
@@ -110,11 +116,7 @@ def test_only_the_lower_cased_bleu_forgives_case():
 
 
 def test_a_second_reference_can_only_help_bleu():
-    one, two = (
-        scores_of(HYPOTHESES, references, ["bleu"])[0].score
-        for references in (REFERENCES, [REFERENCES, OTHER_REFERENCES])
-    )
-    assert two > one
+    assert scores_of_two(["bleu"]).scores[0].score > corpus_bleu(HYPOTHESES, REFERENCES)
 
 
 def test_the_bleu_of_2017_is_that_of_tokens_with_compounds_split():
@@ -180,7 +182,7 @@ def test_nothing_is_printed_of_tokenised_text(capsys: pytest.CaptureFixture[str]
 
 
 def test_a_score_has_a_confidence_only_where_it_was_asked_for():
-    entry = score_corpus(HYPOTHESES, [REFERENCES, OTHER_REFERENCES], ["bleu"], n_samples=100)
+    entry = scores_of_two(["bleu"], n_samples=100)
     assert (entry.n_lines, entry.n_references) == (5, 2)
     (score,) = entry.scores
     assert score.confidence is not None
@@ -202,25 +204,31 @@ def test_the_single_scores_are_those_of_the_list():
     assert corpus_chrf(HYPOTHESES, REFERENCES) == chrf.score
 
 
-@pytest.mark.parametrize("scorer", [score_corpus, corpus_bleu, corpus_chrf])
-def test_what_cannot_be_scored_is_refused(scorer):
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ((None, ["a"] * 1014, [["a"] * 1000]), "1,014 hypotheses and 1,000 references"),
+        ((None, ["a", "b"], [["a", "b"], ["a"]]), "2 hypotheses and 1 references"),
+        ((["a", "b"], ["a"], [["a"]]), "1 hypotheses and 2 sources"),
+        ((None, ["a"], [["a"]], "de", []), "1 hypotheses and 0 lines of the baseline"),
+    ],
+)
+def test_what_is_not_parallel_is_refused(lines: Any, message: str):
     with pytest.raises(DataError) as caught:
-        scorer(["a"] * 1014, ["a"] * 1000)
-    assert str(caught.value) == "1,014 hypotheses and 1,000 references: scoring needs one line for each line"
+        TranslatedSet(*lines)
+    assert str(caught.value) == f"{message}: scoring needs one line for each line"
+
+
+def test_without_lines_there_is_nothing_to_score():
     with pytest.raises(DataError) as caught:
-        scorer([], [])
+        corpus_bleu([], [])
     assert str(caught.value) == "nothing to score: there are no lines"
-
-
-def test_each_set_of_references_needs_all_lines():
-    with pytest.raises(DataError) as caught:
-        scores_of(["a", "b"], [["a", "b"], ["a"]])
-    assert str(caught.value) == "2 hypotheses and 1 references in set 2: scoring needs one line for each line"
 
 
 def test_the_report_is_a_line_for_each_score():
     signatures = [score.signature for score in scores_of(REFERENCES, REFERENCES)]
-    assert scores_text({"flickr2016": score_corpus(REFERENCES * 300, REFERENCES * 300)}) == (
+    long = score_corpus(TranslatedSet(None, REFERENCES * 300, [REFERENCES * 300]))
+    assert scores_text({"flickr2016": long}) == (
         "flickr2016 (1,500 lines)\n"
         f"  BLEU     100.00   {signatures[0]}\n"
         f"  chrF2    100.00   {signatures[1]}\n"
@@ -244,7 +252,7 @@ def test_the_report_has_intervals_references_and_remarks():
 
 def test_long_files_are_counted_in_parts_and_score_the_same(monkeypatch: pytest.MonkeyPatch):
     hypotheses = [line.replace("e", "a") for line in REFERENCES] * 40
-    references = [REFERENCES * 40, hypotheses[::-1]]
-    at_once = scores_of(hypotheses, references, ["all"], n_samples=100)
+    long = TranslatedSet(None, hypotheses, [REFERENCES * 40, hypotheses[::-1]])
+    at_once = score_corpus(long, ["all"], n_samples=100)
     monkeypatch.setattr("mt.evaluate.metrics._LINES_AT_ONCE", 7)
-    assert scores_of(hypotheses, references, ["all"], n_samples=100) == at_once
+    assert score_corpus(long, ["all"], n_samples=100) == at_once

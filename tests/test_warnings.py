@@ -10,11 +10,23 @@ from pathlib import Path
 
 import pytest
 
-from mt.evaluate.warnings import check, unrelated_baseline
+from mt.evaluate import warnings
+from mt.evaluate.scores import TranslatedSet
+from mt.evaluate.warnings import unrelated_baseline
 
 DEMO = Path(__file__).parent.parent / "data/demo"
 SOURCES, REFERENCES = ((DEMO / f"test.{lang}").read_text("utf-8").splitlines()[:400] for lang in ("en", "de"))
 GOOD = [" ".join(line.split()[:-1]) + " gut." for line in REFERENCES]
+
+
+def check(
+    hypotheses: list[str],
+    references: list[str] | list[list[str]],
+    sources: list[str] | None = None,
+    baseline: list[str] | None = None,
+) -> list[str]:
+    sets = [references] if isinstance(references[0], str) else references
+    return warnings.check(TranslatedSet(sources, hypotheses, sets, baseline=baseline))
 
 
 def test_nothing_is_said_of_good_text():

@@ -22,8 +22,8 @@ from mt.decode.quality_flags import (
     is_too_long,
     min_plausible_length,
 )
-from mt.errors import DataError
-from mt.evaluate.metrics import Metric, Rows, check_parallel, reference_sets, sentence_bleu
+from mt.evaluate.metrics import Metric, Rows, sentence_bleu
+from mt.evaluate.scores import TranslatedSet
 from mt.report.facts import Analysis, Bucket, NumbersKept, OddLines, Sentence
 
 LENGTHS = (0, 10, 20, 30, 40, 50, 60, 70, 80)  # words at which a bucket begins; the last has no end
@@ -53,51 +53,40 @@ def count_words(lines: Iterable[str]) -> Counter[str]:
 
 
 def analyse(
-    hypotheses: Sequence[str],
-    references: Sequence[str] | Sequence[Sequence[str]],
-    sources: Sequence[str] | None = None,
-    word_counts: Mapping[str, int] | None = None,
-    baseline: Sequence[str] | None = None,
-    n_examples: int = 10,
+    translated: TranslatedSet, word_counts: Mapping[str, int] | None = None, n_examples: int = 10
 ) -> tuple[Analysis, list[Sentence]]:
     """Find what can be said of translations without a person who reads them.
 
+    Of several sets of references all count for scores, and the first one for all else. Without sources lengths, loops
+    and numbers are compared with the references, and copies cannot be seen.
+
     Args:
-        references: of several sets all count for scores, and the first one for all else.
-        sources: without them lengths, loops and numbers are compared with the references, and copies cannot be seen.
         word_counts: of the source side of the training text, as `count_words` gives them.
-        baseline: another system's hypotheses.
         n_examples: sentences listed as best, worst, gained and lost.
     Returns:
-        The analysis, and all sentences. Without `word_counts` and `sources` there is no `by_rarest_word`; without a
+        The analysis, and all sentences. Without `word_counts` and sources there is no `by_rarest_word`; without a
         baseline no `gained` and `lost`, which are the sentences with the largest differences in chrF.
-    Raises:
-        DataError: different numbers of lines, or none at all.
     """
-    sets = reference_sets(references)
-    check_parallel(hypotheses, sets)
-    for side, lines in (("sources", sources), ("lines of the baseline", baseline)):
-        if lines is not None and len(lines) != len(hypotheses):
-            raise DataError(f"{len(hypotheses):,} hypotheses and {len(lines):,} {side}: they are compared line by line")
-    given = sets[0] if sources is None else sources
-    metrics = {key: Metric(key, sets) for key in ("bleu", "chrf")}
-    compared = {"": hypotheses} | ({} if baseline is None else {"baseline_": baseline})
-    systems = {prefix: _System.of(lines, sets[0], sources, metrics) for prefix, lines in compared.items()}
+    sources, references, baseline = translated.sources, translated.references[0], translated.baseline
+    given = references if sources is None else sources
+    metrics = {key: Metric(key, translated.references) for key in ("bleu", "chrf")}
+    compared = {"": translated.hypotheses} | ({} if baseline is None else {"baseline_": baseline})
+    systems = {prefix: _System.of(lines, references, sources, metrics) for prefix, lines in compared.items()}
     bucketed = partial(_by_bucket, metrics=metrics, systems=systems)
     by_rarest_word = None
     if word_counts is not None and sources is not None:
         rarest = [min((word_counts.get(word, 0) for word in words_of(line)), default=-1) for line in sources]
         by_rarest_word = bucketed(rarest, FREQUENCIES)
-    n_reference_words = sum(len(line.split()) for line in sets[0])
+    n_reference_words = sum(len(line.split()) for line in references)
     n_words = {prefix: sum(len(line.split()) for line in system.lines) for prefix, system in systems.items()}
     ratios: dict[str, Any] = {f"{prefix}length_ratio": n / max(1, n_reference_words) for prefix, n in n_words.items()}
-    sentences = _sentences(systems, sets[0], sources)
+    sentences = _sentences(systems, references, sources)
     analysis = Analysis(
         beside="reference" if sources is None else "source",
         by_length=bucketed([len(line.split()) or -1 for line in given], LENGTHS),
         by_rarest_word=by_rarest_word,
         oddities=_oddities(systems),
-        numbers=_numbers(systems, sets[0], sources),
+        numbers=_numbers(systems, references, sources),
         **ratios,
         **_examples(sentences, n_examples),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,9 +44,9 @@ def evaluate_files(
         lines[baseline] = _read_lines(baseline)
     for path in lines:
         _check_as_long(path, lines[path], first, lines[first])
-    translated = TranslatedSet(lines[src] if src else None, lines[hyp], [lines[path] for path in refs], tgt_lang)
-    baselines = {} if baseline is None else {INPUT: lines[baseline]}
-    return evaluate({INPUT: translated}, baselines, str(hyp), options)
+    sources, theirs = (None if path is None else lines[path] for path in (src, baseline))
+    translated = TranslatedSet(sources, lines[hyp], [lines[path] for path in refs], tgt_lang, theirs)
+    return evaluate({INPUT: translated}, str(hyp), options)
 
 
 def evaluate_model(model: Path, tests: Sequence[str], device: str, precision: str, options: EvalOptions) -> Evaluation:
@@ -72,8 +73,11 @@ def evaluate_model(model: Path, tests: Sequence[str], device: str, precision: st
                 f"{paths[name]} has {len(lines):,} lines and the test set {name} has {len(pairs[name]):,}: a baseline "
                 "translates the same text"
             )
-    translated = _translated(artifacts, pairs, device, precision)
-    found = evaluate(translated, baselines, str(model), options, artifacts.count_words)
+    translated = {
+        name: replace(one, baseline=baselines.get(name))
+        for name, one in _translated(artifacts, pairs, device, precision).items()
+    }
+    found = evaluate(translated, str(model), options, artifacts.count_words)
     if not options.has_analysis:
         return found
     return found.model_copy(update=artifacts.figures() | artifacts.facts(device, precision))

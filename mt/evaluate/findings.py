@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,6 @@ class EvalOptions:
 
 def evaluate(
     translated: Mapping[str, TranslatedSet],
-    baselines: Mapping[str, Sequence[str]],
     system: str,
     options: EvalOptions,
     count_words: Callable[[Collection[str]], Mapping[str, int] | None] | None = None,
@@ -57,23 +57,20 @@ def evaluate(
     """Find what there is to say of some test sets.
 
     Args:
-        baselines: name of the test set → the other system's hypotheses.
         system: its name.
         count_words: counts how often the source side of the training text has some words.
     """
-    n_samples = options.n_confidence_samples
-    test_sets = {
-        name: score_corpus(one.hypotheses, one.references, options.metrics, n_samples, one.tgt_lang)
-        for name, one in translated.items()
-    }
-    compared = {name: _compared(translated[name], lines, system, options) for name, lines in baselines.items()}
-    warnings = {
-        name: check(one.hypotheses, one.references, one.sources, baselines.get(name))
-        for name, one in translated.items()
-    }
-    for name, paired in compared.items():
-        bleu = (one for one in paired.scores if one.name == "BLEU")
-        warnings[name] += filter(None, (unrelated_baseline(one.score, one.baseline_score) for one in bleu))
+    sets = translated.items()
+    test_sets = {name: score_corpus(one, options.metrics, options.n_confidence_samples) for name, one in sets}
+    warnings = {name: check(one) for name, one in sets}
+    compared = {}
+    for name, one in sets:
+        if one.baseline is not None:
+            scores = compare(one, options.metrics, options.test, options.n_test_samples)
+            verdict = verdict_text(system, str(options.baseline), scores)
+            compared[name] = PairedSet(scores=scores, verdict=verdict)
+            bleu = [(score.score, score.baseline_score) for score in scores if score.name == "BLEU"]
+            warnings[name] += filter(None, itertools.starmap(unrelated_baseline, bleu))
     comparison = BaselineTest(
         system=system,
         baseline=str(options.baseline),
@@ -85,10 +82,7 @@ def evaluate(
     if options.has_analysis:
         words = {word for one in translated.values() for line in one.sources or () for word in words_of(line)}
         counts = None if count_words is None else count_words(words)
-        analyses = {
-            name: analyse(one.hypotheses, one.references, one.sources, counts, baselines.get(name))
-            for name, one in translated.items()
-        }
+        analyses = {name: analyse(one, counts) for name, one in sets}
     return Evaluation(
         system=system,
         test_sets=test_sets,
@@ -97,19 +91,6 @@ def evaluate(
         analysis={name: analysis for name, (analysis, _) in analyses.items()},
         sentences={name: _evenly(sentences) for name, (_, sentences) in analyses.items()},
     )
-
-
-def _compared(translated: TranslatedSet, baseline: Sequence[str], system: str, options: EvalOptions) -> PairedSet:
-    scores = compare(
-        translated.hypotheses,
-        baseline,
-        translated.references,
-        options.metrics,
-        options.test,
-        options.n_samples,
-        tgt_lang=translated.tgt_lang,
-    )
-    return PairedSet(scores=scores, verdict=verdict_text(system, str(options.baseline), scores))
 
 
 def _evenly(sentences: Sequence[Sentence]) -> list[Sentence]:

@@ -24,7 +24,7 @@ from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 from sacrebleu.significance import PairedTest, _bootstrap_resample
 
-from mt.errors import ConfigError, DataError
+from mt.errors import ConfigError
 from mt.report.facts import Interval, MetricScore
 
 Rows: TypeAlias = "npt.NDArray[np.float64]"  # sacreBLEU's counts, exact up to 2^53: [lines, counts of the metric]
@@ -55,7 +55,7 @@ _KINDS = {
 METRICS = tuple(_KINDS)  # as they are asked for, and in the order given
 DEFAULT_METRICS = ("bleu", "chrf", "chrf++", "bleu-lc")
 TESTS = {"randomisation": "ar", "bootstrap": "bs"}  # as they are asked for, and as sacreBLEU has them
-SEED = 12_345  # sacreBLEU's own default
+_SEED = "12345"  # sacreBLEU's default; it reads it from the environment
 _FEWEST_SAMPLES = 100  # with fewer, an interval of 95% leaves out nothing
 _LINES_AT_ONCE = 5_000  # whose n-grams are in memory together
 _MOST_BYTES = 8 << 30  # that sacreBLEU's samples, which it draws all at once, may take
@@ -105,7 +105,7 @@ class Metric:
         confidence, signature = None, self._sacrebleu.get_signature()
         if n_samples:
             check_samples(n_samples, len(rows), self._bytes_of_a_bootstrapped_line)
-            with _seeded(SEED):
+            with _seeded():
                 seed, samples = _bootstrap_resample(cast("Any", rows), self._sacrebleu, n_samples)
             result = samples[0]
             result.estimate_ci(samples)
@@ -124,9 +124,7 @@ class Metric:
         """Score sums of counts."""
         return float(self._sacrebleu._compute_score_from_stats(sums.tolist()).score)
 
-    def paired_test(
-        self, base: Rows, others: Sequence[Rows], test: str, n_samples: int, seed: int
-    ) -> tuple[str, list[Any]]:
+    def paired_test(self, base: Rows, others: Sequence[Rows], test: str, n_samples: int) -> tuple[str, list[Any]]:
         """Test systems against a baseline; return sacreBLEU's signature, and its result for each, the baseline first.
 
         Raises:
@@ -138,7 +136,7 @@ class Metric:
         named: Any = [(str(number), rows) for number, rows in enumerate((base, *others))]  # typed for lines of text
         counted = copy(self._sacrebleu)  # its hypotheses are counted: each system once, although it is compared often
         counted._extract_corpus_statistics = lambda rows, _references: rows
-        with _seeded(seed):
+        with _seeded():
             signatures, results = PairedTest(named, {"": counted}, None, TESTS[test], n_samples)()
         ((their_name, signature),) = signatures.items()
         return f"{signature}{self._signature_suffix}", results[their_name]
@@ -176,27 +174,6 @@ def metric_keys(names: Sequence[str] | None) -> list[str]:
     return [key for key in METRICS if key in names or ("all" in names and (key != "bleu-2017" or _has_sacremoses()))]
 
 
-def reference_sets(references: Sequence[str] | Sequence[Sequence[str]]) -> list[Sequence[str]]:
-    """Return references as a list of sets, of which each has a line for each line: one set may be given as it is."""
-    if not references or isinstance(references[0], str):
-        return [cast("Sequence[str]", references)]
-    return list(references)
-
-
-def check_parallel(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-    """
-    Raises:
-        DataError: different numbers of lines, or none at all.
-    """
-    for number, lines in enumerate(references, start=1):
-        if len(hypotheses) != len(lines):
-            which = f" in set {number}" if len(references) > 1 else ""
-            found = f"{len(hypotheses):,} hypotheses and {len(lines):,} references{which}"
-            raise DataError(f"{found}: scoring needs one line for each line")
-    if not hypotheses:
-        raise DataError("nothing to score: there are no lines")
-
-
 def check_samples(n_samples: int, n_lines: int, bytes_of_a_line: int) -> None:
     """
     Raises:
@@ -211,12 +188,12 @@ def check_samples(n_samples: int, n_lines: int, bytes_of_a_line: int) -> None:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Run sacreBLEU without its log, and with this seed, which it takes from the environment."""
+def _seeded() -> Iterator[None]:
+    """Run sacreBLEU without its log, and with its default seed, whatever the environment has for one."""
     logger = logging.getLogger("sacrebleu")
     level, before = logger.level, os.environ.get("SACREBLEU_SEED")
     logger.setLevel(logging.CRITICAL)
-    os.environ["SACREBLEU_SEED"] = str(seed)
+    os.environ["SACREBLEU_SEED"] = _SEED
     try:
         yield
     finally:

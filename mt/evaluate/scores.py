@@ -5,49 +5,54 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mt.evaluate.metrics import Metric, check_parallel, metric_keys, reference_sets
+from mt.errors import DataError
+from mt.evaluate.metrics import Metric, metric_keys
 from mt.report.facts import ScoredSet
 
 
 @dataclass(frozen=True)
 class TranslatedSet:
-    """A test set with a system's translations of it, line by line."""
+    """A test set with a system's translations of it, line by line.
+
+    Raises:
+        DataError: different numbers of lines, or none at all.
+    """
 
     sources: Sequence[str] | None
     hypotheses: Sequence[str]
     references: Sequence[Sequence[str]]  # sets of them
-    tgt_lang: str
+    tgt_lang: str = "de"
+    baseline: Sequence[str] | None = None  # another system's hypotheses
+
+    def __post_init__(self) -> None:
+        references = [("references", lines) for lines in self.references]
+        for what, lines in (*references, ("sources", self.sources), ("lines of the baseline", self.baseline)):
+            if lines is not None and len(lines) != len(self.hypotheses):
+                found = f"{len(self.hypotheses):,} hypotheses and {len(lines):,} {what}"
+                raise DataError(f"{found}: scoring needs one line for each line")
+        if not self.hypotheses:
+            raise DataError("nothing to score: there are no lines")
 
 
-def score_corpus(
-    hypotheses: Sequence[str],
-    references: Sequence[str] | Sequence[Sequence[str]],
-    metrics: Sequence[str] | None = None,
-    n_samples: int = 0,
-    tgt_lang: str = "de",
-) -> ScoredSet:
-    """Score hypothesis i against reference i, or against the i-th of each set of references.
+def score_corpus(translated: TranslatedSet, metrics: Sequence[str] | None = None, n_samples: int = 0) -> ScoredSet:
+    """Score hypothesis i against the i-th of each set of references.
 
     Args:
         metrics: of mt.evaluate.metrics.METRICS, or `all`; by default BLEU, chrF2, chrF2++ and lower-cased BLEU.
         n_samples: of the bootstrap that gives confidence intervals; 0 for none.
-        tgt_lang: whose rules bleu-2017 tokenises by.
     Raises:
-        DataError: different numbers of lines, or none at all.
         ConfigError: an unknown metric; too few or too many samples.
     """
-    keys, sets = metric_keys(metrics), reference_sets(references)
-    check_parallel(hypotheses, sets)
-    computed = [Metric(key, sets, tgt_lang) for key in keys]
-    scores = [metric.score(metric.rows(hypotheses), n_samples) for metric in computed]
-    return ScoredSet(n_lines=len(hypotheses), n_references=len(sets), scores=scores)
+    computed = [Metric(key, translated.references, translated.tgt_lang) for key in metric_keys(metrics)]
+    scores = [metric.score(metric.rows(translated.hypotheses), n_samples) for metric in computed]
+    return ScoredSet(n_lines=len(translated.hypotheses), n_references=len(translated.references), scores=scores)
 
 
 def corpus_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """Return BLEU alone; errors as in `score_corpus`."""
-    return score_corpus(hypotheses, references, ["bleu"]).scores[0].score
+    """Return BLEU alone."""
+    return score_corpus(TranslatedSet(None, hypotheses, [references]), ["bleu"]).scores[0].score
 
 
 def corpus_chrf(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """Return chrF2 alone; errors as in `score_corpus`."""
-    return score_corpus(hypotheses, references, ["chrf"]).scores[0].score
+    """Return chrF2 alone."""
+    return score_corpus(TranslatedSet(None, hypotheses, [references]), ["chrf"]).scores[0].score

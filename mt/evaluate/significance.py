@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from mt.errors import ConfigError
-from mt.evaluate.metrics import SEED, TESTS, Metric, Rows, check_parallel, metric_keys, reference_sets
+from mt.evaluate.metrics import Metric, Rows, metric_keys
+from mt.evaluate.scores import TranslatedSet
 from mt.report.facts import BETTER, LARGEST_P, NO_DIFFERENCE, WORSE, PairedScore, listed, short_name
 
 DEFAULT_SAMPLES = {"randomisation": 10_000, "bootstrap": 1_000}  # sacreBLEU's
@@ -18,54 +18,36 @@ DEFAULT_SAMPLES = {"randomisation": 10_000, "bootstrap": 1_000}  # sacreBLEU's
 _EXACT_LINES = 12
 
 
-def compare(
-    hypotheses: Sequence[str],
-    baseline: Sequence[str],
-    references: Sequence[str] | Sequence[Sequence[str]],
-    metrics: Sequence[str] | None = None,
-    test: str = "randomisation",
-    n_samples: int | None = None,
-    seed: int = SEED,
-    tgt_lang: str = "de",
-) -> list[PairedScore]:
-    """Compare a system with a baseline by a paired test, in the order of the metrics.
+def compare(translated: TranslatedSet, metrics: Sequence[str] | None, test: str, n_samples: int) -> list[PairedScore]:
+    """Compare a system with its baseline by a paired test, in the order of the metrics.
 
     The figures are those of `sacrebleu --paired-ar` and `--paired-bs`, except that systems which differ in very few
     lines get an exact p, see _EXACT_LINES. sacreBLEU gives intervals with the bootstrap alone.
 
     Args:
         test: one of TESTS.
-        n_samples: shuffles or bootstrap samples; None for the default of the test.
-        seed: not 0, which sacreBLEU takes for none.
+        n_samples: shuffles or bootstrap samples.
     Raises:
-        DataError: different numbers of lines, or none at all.
-        ConfigError: an unknown metric or test; too few or too many samples.
+        ConfigError: an unknown metric; too few or too many samples.
     """
-    assert seed, "sacreBLEU takes 0 for no seed"
-    if test not in TESTS:
-        raise ConfigError("significance", f"expected {' or '.join(TESTS)}, got {test}")
-    sets = reference_sets(references)
-    for lines in (baseline, hypotheses):
-        check_parallel(lines, sets)
+    assert translated.baseline is not None
     found = []
     # One metric at a time: sacreBLEU tells them apart by names that several share.
     for key in metric_keys(metrics):
-        metric = Metric(key, sets, tgt_lang)
-        base, ours = metric.rows(baseline), metric.rows(hypotheses)
-        found += compare_rows(metric, base, [ours], test, n_samples or DEFAULT_SAMPLES[test], seed)
+        metric = Metric(key, translated.references, translated.tgt_lang)
+        base, ours = metric.rows(translated.baseline), metric.rows(translated.hypotheses)
+        found += compare_rows(metric, base, [ours], test, n_samples)
     return found
 
 
-def compare_rows(
-    metric: Metric, base: Rows, others: Sequence[Rows], test: str, n_samples: int, seed: int = SEED
-) -> list[PairedScore]:
+def compare_rows(metric: Metric, base: Rows, others: Sequence[Rows], test: str, n_samples: int) -> list[PairedScore]:
     """Compare one metric of each of some systems with that of a baseline; arguments and errors as in `compare`.
 
     Args:
         base: what `metric.rows` counts in the baseline's lines.
         others: the same of each system.
     """
-    signature, (base_result, *results) = metric.paired_test(base, others, test, n_samples, seed)
+    signature, (base_result, *results) = metric.paired_test(base, others, test, n_samples)
     return [
         _paired_score(metric, base_result.score, result, _exact_p(metric, base, rows), signature)
         for result, rows in zip(results, others, strict=True)

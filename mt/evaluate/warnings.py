@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
-from mt.evaluate.metrics import reference_sets
+from mt.evaluate.scores import TranslatedSet
 
 # Marks that a tokenizer leaves, and how much text they are looked for in: at least this share of the lines.
 _MARKS = {
@@ -30,36 +30,18 @@ _UNRELATED_BLEU, _RELATED_BLEU = 1.0, 10.0
 _REPEATED_SHARE, _FEWEST_REPEATED, _FEWEST_REFERENCES = 0.02, 10, 5
 
 
-def check(
-    hypotheses: Sequence[str],
-    references: Sequence[str] | Sequence[Sequence[str]],
-    sources: Sequence[str] | None = None,
-    baseline: Sequence[str] | None = None,
-) -> list[str]:
-    """Return lines for the reader of a score, none where all seems well.
-
-    Args:
-        hypotheses: as many lines as each set of references, the sources and the baseline have.
-        references: one set, or a list of sets.
-    """
-    sets = reference_sets(references)
-    return [
-        *_equal_files(hypotheses, sets, sources, baseline),
-        *_empty_lines(hypotheses, sets),
-        *_tokenised(hypotheses, sets[0]),
-        *_lower_cased(hypotheses, sets[0]),
-        *_in_another_script(hypotheses, sets[0]),
-        *_one_line_for_many(hypotheses, sets[0]),
-        *_shifted(hypotheses, sets[0]),
-    ]
+def check(translated: TranslatedSet) -> list[str]:
+    """Return lines for the reader of a score, none where all seems well."""
+    hypotheses, sets = translated.hypotheses, translated.references
+    found = [*_equal_files(translated), *_empty_lines(hypotheses, sets)]
+    for sign_of_a_mistake in (_tokenised, _lower_cased, _in_another_script, _one_line_for_many, _shifted):
+        found += sign_of_a_mistake(hypotheses, sets[0])
+    return found
 
 
-def _equal_files(
-    hypotheses: Sequence[str],
-    sets: Sequence[Sequence[str]],
-    sources: Sequence[str] | None,
-    baseline: Sequence[str] | None,
-) -> Iterator[str]:
+def _equal_files(translated: TranslatedSet) -> Iterator[str]:
+    hypotheses, sets = translated.hypotheses, translated.references
+    sources, baseline = translated.sources, translated.baseline
     if any(_same(hypotheses, lines) for lines in sets):
         yield "the hypotheses are the references, line for line: a score of 100.0 says nothing of a system"
     if sources is not None:
