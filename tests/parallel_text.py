@@ -2,9 +2,12 @@
 
 import gzip
 import lzma
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from pydantic import TypeAdapter
 
@@ -30,10 +33,8 @@ def error_of(role: str = "train", /, **corpus: Any) -> str:
 
 def compressed(name: str, data: bytes) -> bytes:
     """The bytes as a file of this name holds them."""
-    if name.endswith(".zst"):
-        zstandard = pytest.importorskip("zstandard")
-        return bytes(zstandard.ZstdCompressor().compress(data))
-    compress = {".gz": gzip.compress, ".xz": lzma.compress}.get(Path(name).suffix)
+    zst = partial(pyarrow.compress, codec="zstd", asbytes=True)
+    compress = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": zst}.get(Path(name).suffix)
     return compress(data) if compress else data
 
 
@@ -43,9 +44,6 @@ def write(name: str, content: str | bytes) -> str:
 
 
 def write_parquet(path: str, columns: dict[str, Any]) -> str:
-    import pyarrow
-    import pyarrow.parquet
-
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
     return path

@@ -8,9 +8,10 @@ import gzip
 import hashlib
 import io
 import lzma
+import re
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -44,7 +45,7 @@ def first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Reading errors of one file as one line each."""
+    """Raise what goes wrong with reading a file as a DataError of one line."""
     try:
         yield
     except FileNotFoundError:
@@ -52,73 +53,33 @@ def explained(path: Path) -> Iterator[None]:
         raise DataError(path, f"no such file{where}") from None
     except IsADirectoryError:
         raise DataError(path, "is a folder, expected a text file") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
-        if isinstance(error, EOFError) or "end-of-stream" in str(error):
+    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        reason = getattr(error, "strerror", None)
+        if reason or path.suffix not in COMPRESSIONS:
+            raise DataError(path, f"cannot be read: {reason or error}") from None
+        if isinstance(error, EOFError) or re.search("end-of-stream|Truncated", str(error)):
             raise DataError(path, "ends too early, it was cut off", "copy or download it again") from None
         raise DataError(path, f"is no {path.suffix} file, or is damaged ({error})", "fetch it again") from None
-    except OSError as error:
-        raise DataError(path, f"cannot be read: {error.strerror or error}") from None
 
 
 def open_bytes(path: Path) -> BinaryIO:
-    """The bytes of a file, those inside where its name ends in .gz, .xz or .zst; read it inside `explained`."""
+    """Return the bytes of a file, those inside where its name ends in .gz, .xz or .zst; read it inside `explained`."""
     if path.is_dir():
         raise IsADirectoryError
-    if path.suffix == ".gz":
-        return cast(BinaryIO, io.BufferedReader(gzip.GzipFile(path), _BLOCK_BYTES))
-    if path.suffix == ".xz":
-        return cast(BinaryIO, io.BufferedReader(lzma.LZMAFile(path), _BLOCK_BYTES))
-    if path.suffix == ".zst":
-        return cast(BinaryIO, io.BufferedReader(_ZstdFile(path), _BLOCK_BYTES))
-    return path.open("rb")
+    if path.suffix not in COMPRESSIONS:
+        return path.open("rb")
+    unpacked: dict[str, Callable[[Path], Any]] = {".gz": gzip.GzipFile, ".xz": lzma.LZMAFile, ".zst": _zst_file}
+    return cast(BinaryIO, io.BufferedReader(unpacked[path.suffix](path), _BLOCK_BYTES))
 
 
-class _ZstdFile(io.RawIOBase):
-    """A .zst file. Written out because `zstandard`'s own stream reader takes a truncated file for a whole one."""
+def _zst_file(path: Path) -> Any:
+    import pyarrow  # its reader knows a truncated file from a whole one, that of `zstandard` does not
 
-    def __init__(self, path: Path) -> None:
-        try:
-            import zstandard
-        except ImportError:
-            raise DataError(path, "reading .zst needs one more package", "pip install zstandard") from None
-        self._new_frame = zstandard.ZstdDecompressor().decompressobj
-        self._zstd_error = zstandard.ZstdError
-        self._frame: Any = None  # the decompressor of the frame being read
-        self._path = path
-        self._file = path.open("rb")
-        self._compressed = self._text = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._text:
-            if not self._compressed:
-                self._compressed = self._file.read(_BLOCK_BYTES)
-                if not self._compressed:
-                    if self._frame is not None:
-                        raise EOFError
-                    return 0
-            self._frame = self._frame or self._new_frame()
-            try:
-                self._text = self._frame.decompress(self._compressed)
-            except self._zstd_error:
-                raise DataError(self._path, "is no .zst file, or is damaged", "fetch it again") from None
-            self._compressed = self._frame.unused_data
-            if self._frame.eof:
-                self._frame = None
-        taken = self._text[: len(buffer)]
-        buffer[: len(taken)] = taken
-        self._text = self._text[len(taken) :]
-        return len(taken)
+    return pyarrow.CompressedInputStream(path.open("rb"), "zstd")
 
 
 def require_text(beginning: bytes, path: Path) -> None:
-    """Refuse what is no text in UTF-8 but often given for it.
+    """Refuse what is not text in UTF-8 but often given for it.
 
     Args:
         beginning: the first bytes of the file, at least 8 unless it has fewer.
@@ -133,7 +94,7 @@ def require_text(beginning: bytes, path: Path) -> None:
 
 
 def _utf16_without_mark(beginning: bytes) -> str | None:
-    """Every second byte of UTF-16 is 0 in scripts that begin with ASCII; such text would pass for UTF-8."""
+    """Name the encoding: every second byte of UTF-16 is 0 in scripts that begin with ASCII, which passes for UTF-8."""
     first, second = beginning[0::2], beginning[1::2]
     for encoding, high, low in (("UTF-16LE", second, first), ("UTF-16BE", first, second)):
         if len(high) >= 4 and all(low) and high.count(0) >= 0.75 * len(high):
@@ -142,13 +103,13 @@ def _utf16_without_mark(beginning: bytes) -> str | None:
 
 
 def read_line_chunks(path: Path, size: int) -> Iterator[list[str]]:
-    """Decoded lines without their ends, `size` at a time; only the last chunk may be shorter.
+    """Yield decoded lines without their ends, `size` at a time; only the last chunk may be shorter.
 
     Lines end in \\n alone, and \\r before it is dropped: U+2028, \\x0b and \\x85 are ordinary characters. So is NUL.
     From a pipe, a chunk is given out as soon as its last line has come.
 
     Raises:
-        DataError: the file is missing, unreadable, cut off, or no UTF-8.
+        DataError: the file is missing, unreadable, cut off, or not UTF-8.
     """
     waiting: list[str] = []
     for lines in _read_lines(path):
@@ -162,7 +123,7 @@ def read_line_chunks(path: Path, size: int) -> Iterator[list[str]]:
 
 
 def _read_lines(path: Path) -> Iterator[list[str]]:
-    """Lines in lists as they come. Decoding each line by itself would take twice the time."""
+    """Yield lines in lists as they come. Decoding each line by itself would take twice the time."""
     n_lines = offset = 0
     for raw in _read_whole_lines(path):
         if offset == 0:
@@ -188,7 +149,7 @@ def _read_lines(path: Path) -> Iterator[list[str]]:
 
 
 def _read_whole_lines(path: Path) -> Iterator[bytes]:
-    """Bytes up to the end of a line, some lines at a time; a last line need not have an end."""
+    """Yield the bytes of some whole lines at a time; a last line need not have an end."""
     unfinished: list[bytes] = []  # pieces of a line: joined once, however long it is
     with explained(path), open_bytes(path) as stream:
         while block := cast(io.BufferedReader, stream).read1(_DECODED_BYTES):
@@ -202,7 +163,7 @@ def _read_whole_lines(path: Path) -> Iterator[bytes]:
 
 
 def count_lines(path: Path) -> int:
-    """Lines of a file, the last one too where it has no end.
+    """Return the number of lines of a file, of which the last need not have an end.
 
     Raises:
         DataError: the file is missing, unreadable or cut off.
@@ -216,7 +177,7 @@ def count_lines(path: Path) -> int:
 
 
 def content_hash(path: Path) -> str:
-    """Hash of the bytes of a file as they lie on the disk; an unchanged file is read once.
+    """Return the hash of the bytes of a file as they are on the disk; an unchanged file is read once.
 
     Raises:
         DataError: the file is missing or unreadable, or is a pipe.
@@ -229,10 +190,7 @@ def content_hash(path: Path) -> str:
 
 
 @functools.lru_cache(maxsize=10_000)
-def _hash_of_unchanged_file(path: Path, size: int, mtime_ns: int) -> str:
-    """Hash of the bytes; the size and the time are there so that a changed file is read again."""
-    digest = hashlib.blake2b(digest_size=16)
+def _hash_of_unchanged_file(path: Path, _size: int, _mtime_ns: int) -> str:
+    """Return the hash of the bytes; the size and the time make a changed file be read again."""
     with path.open("rb") as stream:
-        while block := stream.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, functools.partial(hashlib.blake2b, digest_size=16)).hexdigest()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +12,7 @@ from mt.text.files import explained, first_line
 
 Texts = tuple[list[str], list[str]]  # of the two sides, equally many
 Columns = tuple[int | str, int | str]  # of the two sides: 1-based numbers or names, dotted where they are nested
+_Path = tuple[str, ...]  # names that lead to a column, or to a field inside one
 
 _BUFFER_BYTES = 1 << 20
 _PARQUET_MAGIC = b"PAR1"
@@ -22,41 +23,49 @@ class TextColumns:
     """The columns of the two sides, each as the names that lead to it."""
 
     where: str  # the file or the data set, for messages
-    src: tuple[str, ...]
-    tgt: tuple[str, ...]
+    paths: tuple[_Path, _Path]
 
     @classmethod
     def find(cls, schema: Any, where: str, langs: tuple[str, str], columns: Columns | None) -> TextColumns:
-        """The named columns; else the languages, inside a column `translation` or as columns of their own.
+        """Return the named columns; else those of the languages, inside a column `translation` or beside others.
 
         Args:
             schema: an Arrow schema.
         Raises:
             DataError: there are no such columns, or no text is in them.
         """
-        if columns is not None:
-            src, tgt = (_named_column(schema, where, column) for column in columns)
+        import pyarrow
+
+        types = _types(schema)
+        if columns is None:
+            src, tgt = _columns_of_languages(types, schema.names, where, langs)
         else:
-            src, tgt = _columns_of_languages(schema, where, langs)
+            src, tgt = (_named_column(types, schema.names, where, column) for column in columns)
         for path, name in zip((src, tgt), columns or langs, strict=True):
-            _require_text(where, str(name), _type_of(schema, path))
-        return cls(where, src, tgt)
+            if schema.names.count(path[0]) > 1:
+                raise DataError(where, f"has several columns {path[0]}", "give them different names")
+            type_ = types[path]
+            value_type = type_.value_type if pyarrow.types.is_dictionary(type_) else type_
+            if str(value_type) not in ("string", "large_string", "string_view", "null"):
+                raise DataError(where, f"expected text in {name}, found {type_}")
+        return cls(where, (src, tgt))
 
     def texts(self, batch: Any, n_before: int) -> Texts:
-        """Both sides of a record batch; what is missing is empty.
+        """Return both sides of a record batch, empty text where there is none.
 
         Raises:
-            DataError: a text is no UTF-8.
+            DataError: a text is not UTF-8.
         """
-        return self._texts(batch, self.src, n_before), self._texts(batch, self.tgt, n_before)
+        src, tgt = (self._texts(batch, path, n_before) for path in self.paths)
+        return src, tgt
 
-    def _texts(self, batch: Any, path: tuple[str, ...], n_before: int) -> list[str]:
+    def _texts(self, batch: Any, path: _Path, n_before: int) -> list[str]:
         import pyarrow
         import pyarrow.compute
 
-        array = batch.column(batch.schema.get_field_index(path[0]))
-        for name in path[1:]:  # unlike the field itself, this knows that nothing is in a struct that is missing
-            array = pyarrow.compute.struct_field(array, [array.type.get_field_index(name)])
+        array = batch.column(path[0])
+        if len(path) > 1:  # unlike the field itself, this knows that nothing is in a struct that is missing
+            array = pyarrow.compute.struct_field(array, path[1:])
         if str(array.type) not in ("string", "large_string"):
             array = array.cast(pyarrow.large_string())
         try:
@@ -68,83 +77,52 @@ class TextColumns:
         return [text or "" for text in texts] if array.null_count else texts
 
 
-def _named_column(schema: Any, where: str, column: int | str) -> tuple[str, ...]:
-    if isinstance(column, int):
-        if column > len(schema.names):
-            raise _no_column(where, column, schema.names)
-        return (_only(schema, where, schema.names[column - 1]),)
-    for path in ((column,), tuple(column.split("."))):
-        if _type_of(schema, path) is not None:
-            return path
-    raise _no_column(where, column, _all_names(schema))
+def _types(fields: Iterable[Any], parent: _Path = ()) -> dict[_Path, Any]:
+    """Return the Arrow types of columns and of the fields inside them, by the names that lead to them."""
+    types: dict[_Path, Any] = {}
+    for field in fields:
+        path = (*parent, field.name)
+        types[path] = field.type
+        if _is_struct(field.type):
+            types |= _types(field.type, path)
+    return types
 
 
-def _no_column(where: str, column: int | str, names: Sequence[str]) -> DataError:
-    return DataError(
-        where, f"has no column {column}, its columns are {', '.join(names)}", "correct src_column and tgt_column"
-    )
-
-
-def _only(schema: Any, where: str, name: str) -> str:
-    if schema.names.count(name) > 1:
-        raise DataError(where, f"has several columns {name}", "give them different names")
-    return name
-
-
-def _type_of(schema: Any, path: tuple[str, ...]) -> Any:
-    """The Arrow type at the end of the names, None where there is none."""
-    fields, type_ = schema, None
-    for name in path:
-        index = fields.get_field_index(name) if hasattr(fields, "get_field_index") else -1
-        if index < 0:
-            return None
-        type_ = fields.field(index).type
-        fields = type_
-    return type_
-
-
-def _all_names(schema: Any) -> list[str]:
-    """Names of the columns, those inside structs as `translation.en`."""
-    names = []
-    for field in schema:
-        inside = _names_inside(field.type)
-        names += [f"{field.name}.{name}" for name in inside] or [field.name]
-    return names
-
-
-def _names_inside(type_: Any) -> list[str]:
-    """Names of the fields of a struct; none of any other type."""
+def _is_struct(type_: Any) -> bool:
     import pyarrow
 
-    return [type_.field(i).name for i in range(type_.num_fields)] if pyarrow.types.is_struct(type_) else []
+    return bool(pyarrow.types.is_struct(type_))
 
 
-def _columns_of_languages(schema: Any, where: str, langs: tuple[str, str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    found, place = schema.names, "its columns"
-    if "translation" in found and (inside := _names_inside(schema.field("translation").type)):
-        if set(langs) <= set(inside):
-            return ("translation", langs[0]), ("translation", langs[1])
-        found, place = inside, "the keys of its column translation"
-    if set(langs) <= set(schema.names):
-        return (langs[0],), (langs[1],)
-    missing = " and ".join(sorted(set(langs) - set(found)))
-    raise DataError(
-        where,
-        f"has no {missing}: {place} are {', '.join(found)}",
-        "say which hold the text with src_column and tgt_column",
-    )
+def _named_column(types: Mapping[_Path, Any], names: Sequence[str], where: str, column: int | str) -> _Path:
+    if isinstance(column, str):
+        names = [".".join(path) for path, type_ in types.items() if not _is_struct(type_)]
+        found = [path for path in ((column,), tuple(column.split("."))) if path in types]
+    else:
+        found = [(name,) for name in names[column - 1 : column]]
+    if not found:
+        problem = f"has no column {column}, its columns are {', '.join(names)}"
+        raise DataError(where, problem, "correct src_column and tgt_column")
+    return found[0]
 
 
-def _require_text(where: str, name: str, type_: Any) -> None:
-    import pyarrow
-
-    value_type = type_.value_type if pyarrow.types.is_dictionary(type_) else type_
-    if str(value_type) not in ("string", "large_string", "string_view", "null"):
-        raise DataError(where, f"expected text in {name}, found {type_}")
+def _columns_of_languages(
+    types: Mapping[_Path, Any], names: Sequence[str], where: str, langs: tuple[str, str]
+) -> tuple[_Path, _Path]:
+    for parent in (("translation",), ()):
+        src, tgt = ((*parent, lang) for lang in langs)
+        if src in types and tgt in types:
+            return src, tgt
+    found, place = [path[1] for path in types if path[0] == "translation" and len(path) == 2], "its columns"
+    if found:
+        place = "the keys of its column translation"
+    missing = " and ".join(sorted(set(langs) - set(found or names)))
+    problem = f"has no {missing}: {place} are {', '.join(found or names)}"
+    raise DataError(where, problem, "say which hold the text with src_column and tgt_column")
 
 
 def read_parquet(path: Path, langs: tuple[str, str], columns: Columns | None, size: int) -> Iterator[Texts]:
-    """Both sides of a Parquet file, at most `size` rows at a time, in flat memory.
+    """Yield both sides of a Parquet file, at most `size` rows at a time, in flat memory.
 
     Raises:
         DataError: it is missing, damaged, cut off, or has no such columns.
@@ -158,7 +136,7 @@ def read_parquet(path: Path, langs: tuple[str, str], columns: Columns | None, si
         try:
             file = pyarrow.parquet.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
             found = TextColumns.find(file.schema_arrow, str(path), langs, columns)
-            wanted = sorted({found.src[0], found.tgt[0]})
+            wanted = sorted({path[0] for path in found.paths})
             for batch in file.iter_batches(batch_size=size, columns=wanted, use_threads=False):
                 yield found.texts(batch, n_rows)
                 n_rows += batch.num_rows
@@ -180,7 +158,7 @@ def _damage(path: Path, error: Exception, n_rows: int) -> DataError:
 
 
 def count_parquet_rows(path: Path) -> int | None:
-    """Rows of a Parquet file as its end tells; None where it is damaged, which reading it explains."""
+    """Return the rows of a Parquet file as its end tells; None where it is damaged, which reading it explains."""
     import pyarrow.parquet
 
     try:
