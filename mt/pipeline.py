@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mt.checkpoint import ModelFolder, average_weights, file_checksum, save_model_folder
-from mt.config.loading import as_yaml, config_differences, dump_config, load_config
+from mt.config.loading import as_yaml, config_differences, dump_config, is_changeable, load_config
 from mt.config.settings import RunConfig
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.evaluate.findings import EvalOptions, evaluate
@@ -37,32 +37,6 @@ from mt.units import format_count, format_duration
 _log = logging.getLogger(__name__)
 
 AVERAGE_TOLERANCE = 1.0  # BLEU on the validation set by which an average may be worse than the best checkpoint
-
-# A run that has begun may change these; anything else would make it another run.
-CHANGEABLE = (
-    "name",
-    "decode.",
-    "data.prepared_dir",
-    "train.max_steps",
-    "train.stop_after",
-    "train.patience",
-    "train.validate_every",
-    "train.validation_beam_size",
-    "train.checkpoint_every",
-    "train.keep_last",
-    "train.keep_best",
-    "train.keep_every",
-    "train.average_last",
-    "train.log_every",
-    "train.device",
-    "train.compile",
-    "train.tf32",
-    "train.activation_checkpointing",
-    "train.loss_chunks",
-    "train.skips_before_rollback",
-    "train.precision",
-    "train.micro_batch_tokens",
-)
 
 
 def train_run(config: RunConfig, run_dir: Path) -> None:
@@ -183,7 +157,7 @@ def _check_changes(config: RunConfig, run: RunFolder) -> None:
     changed = [
         f"{key}: this run began with {as_yaml(before)}, now it is {as_yaml(now)}"
         for key, (before, now) in config_differences(began_with, config).items()
-        if not any(key == name or (name.endswith(".") and key.startswith(name)) for name in CHANGEABLE)
+        if not is_changeable(key)
     ]
     if changed:
         fix = f"change {'it' if len(changed) == 1 else 'them'} back, or start over with another --run-dir"

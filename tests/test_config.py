@@ -12,7 +12,6 @@ from mt.config.loading import (
     dump_config,
     find_config,
     load_config,
-    parse_config,
     settings_of,
     shipped_configs,
 )
@@ -191,12 +190,6 @@ UNREADABLE = {
 @pytest.mark.parametrize(("content", "message"), UNREADABLE.items(), ids=range(len(UNREADABLE)))
 def test_a_file_that_is_no_config_is_refused_in_one_line(content: bytes, message: str):
     assert message_of(content) == message
-
-
-def test_a_mapping_is_parsed_with_its_place_in_front():
-    with pytest.raises(ConfigError) as caught:
-        parse_config({"name": "a"}, "runs/a/config.yaml")
-    assert str(caught.value) == "runs/a/config.yaml: src_lang: missing"
 
 
 # --- --set ------------------------------------------------------------------------------------------------------------

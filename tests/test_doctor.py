@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from mt.config.loading import dump_config, parse_config
+from mt.config.loading import dump_config
 from mt.config.settings import RunConfig, TextFiles, TokenizerConfig
 from mt.text import checks, rehearsal
 from mt.text.checks import Finding
@@ -84,7 +84,7 @@ def a_config(**changes: Any) -> RunConfig:
     }
     for section, values in changes.items():
         mapping[section] = {**mapping[section], **values} if isinstance(values, dict) else values
-    return parse_config(mapping, "test")
+    return RunConfig(**mapping)
 
 
 def findings_of(**changes: Any) -> tuple[Finding, ...]:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from mt.checkpoint import ModelFolder
-from mt.config.loading import parse_config
 from mt.config.settings import ModelConfig, RunConfig
 from mt.data.batch import MASKED, Layout, PackedBatch, VarlenLayout, assemble_tiles
 from mt.model import Transformer
@@ -167,23 +166,20 @@ def toy_config(folder: Path, *, n_train: int = 400, reverse: bool = False, **tra
         return {"src": str(folder / f"{name}.en"), "tgt": str(folder / f"{name}.de")}
 
     settings = {"batch_tokens": 256, "max_steps": 12, "warmup_steps": 10, "validate_every": 6, "checkpoint_every": 4}
-    return parse_config(
-        {
-            "name": "toy",
-            "src_lang": "en",
-            "tgt_lang": "de",
-            "data": {
-                "train": [source("train")],
-                "valid": source("valid"),
-                "test": {"held_out": source("test")},
-                "prepared_dir": str(folder / "prepared"),
-                "max_tokens": 64,
-            },
-            "tokenizer": {"vocab_size": 380},
-            "model": {"d_model": 32, "n_heads": 2, "d_ff": 64, "n_encoder_layers": 1, "n_decoder_layers": 1},
-            "train": {**settings, "log_every": 2, "device": "cpu", "precision": "fp32", **train},
+    return RunConfig(
+        name="toy",
+        src_lang="en",
+        tgt_lang="de",
+        data={
+            "train": [source("train")],
+            "valid": source("valid"),
+            "test": {"held_out": source("test")},
+            "prepared_dir": str(folder / "prepared"),
+            "max_tokens": 64,
         },
-        "toy",
+        tokenizer={"vocab_size": 380},
+        model={"d_model": 32, "n_heads": 2, "d_ff": 64, "n_encoder_layers": 1, "n_decoder_layers": 1},
+        train={**settings, "log_every": 2, "device": "cpu", "precision": "fp32", **train},
     )
 
 

@@ -7,26 +7,16 @@ import dataclasses
 import difflib
 import inspect
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from mt.config import settings
 from mt.config.settings import Corpus, RunConfig
-from mt.config.validation import (
-    MAPPING,
-    config_error,
-    described,
-    entry_of,
-    fields_of,
-    joined,
-    unknown_key,
-    unwrapped,
-)
+from mt.config.validation import MAPPING, config_error, described, inner_of, is_list, joined, metadata_of, unknown_key
 from mt.errors import ConfigError
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -41,28 +31,12 @@ def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> RunConfig:
     path = find_config(path_or_name)
     where = path_or_name if path == Path(path_or_name) else path.name
     tree = _read_mapping(path, where)
-    parsed = [_parse_override(text) for text in overrides]
-    for override in parsed:
-        override.apply(tree)
-    try:
-        return _validated(tree)
-    except ConfigError as error:
-        raise _blamed(error, where, parsed) from None
-
-
-def parse_config(mapping: Mapping[str, Any], where: str) -> RunConfig:
-    """Return the config of a mapping as YAML gives it; `where` is in front of every error."""
-    try:
-        return _validated(mapping)
-    except ConfigError as error:
-        raise error.within(where) from None
-
-
-def _validated(tree: Mapping[str, Any]) -> RunConfig:
+    keys = [_override(tree, text) for text in overrides]
     try:
         return TypeAdapter(RunConfig).validate_python(tree)
     except ValidationError as error:
-        raise config_error(error, RunConfig, is_yaml=True) from None
+        found = config_error(error, RunConfig, is_yaml=True)
+        raise _blamed(found, where, [*zip(keys, overrides, strict=True)]) from None
 
 
 def config_schema() -> dict[str, Any]:
@@ -77,7 +51,7 @@ def config_schema() -> dict[str, Any]:
 
 
 def dump_config(config: RunConfig) -> str:
-    """Return the full set of settings as YAML; `parse_config` makes the same config of it."""
+    """Return the full set of settings as YAML; `load_config` makes the same config of it."""
     return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -86,6 +60,16 @@ def config_differences(a: RunConfig, b: RunConfig) -> dict[str, tuple[Any, Any]]
     flat_a, flat_b = settings_of(a), settings_of(b)
     pairs = {key: (flat_a.get(key), flat_b.get(key)) for key in {**flat_a, **flat_b}}
     return {key: (value_a, value_b) for key, (value_a, value_b) in pairs.items() if value_a != value_b}
+
+
+def is_changeable(key: str) -> bool:
+    """Return whether a run that has begun may change the setting of this dotted key."""
+    hint: Any = RunConfig
+    for name in key.split("."):
+        hint = inner_of(hint, name)
+        if settings.CHANGEABLE in metadata_of(hint):
+            return True
+    return False
 
 
 def as_yaml(value: Any) -> str:
@@ -184,77 +168,58 @@ def _read_yaml(text: str, where: str, with_position: bool) -> Any:
 # --- `--set KEY=VALUE` ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Override:
-    text: str  # as the user wrote it, without --set
-    key: str
-    value: Any
-
-    @property
-    def where(self) -> str:
-        return f"--set {self.text}"
-
-    def apply(self, tree: dict[Any, Any]) -> None:
-        """Put the value into the tree of plain values, in place, making the sections on the way that are missing."""
-        try:
-            _place(tree, RunConfig, self.key.split("."), self.value, key="")
-        except ConfigError as error:
-            raise error.within(self.where) from None
-
-
-def _parse_override(text: str) -> _Override:
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"--set {text}", "expected KEY=VALUE, such as train.max_steps=100")
-    return _Override(text, key.strip(), _read_yaml(value, f"--set {text}", with_position=False))
+def _override(tree: dict[Any, Any], text: str) -> str:
+    """Put a value into the tree of plain values, in place; return its key."""
+    where = f"--set {text}"
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not key:
+        raise ConfigError(where, "expected KEY=VALUE, such as train.max_steps=100")
+    parsed = _read_yaml(value, where, with_position=False)
+    try:
+        _place(tree, RunConfig, key.split("."), parsed, key="")
+    except ConfigError as error:
+        raise error.within(where) from None
+    return key
 
 
 def _place(container: Any, hint: Any, path: list[str], value: Any, key: str) -> None:
-    """Set container[path[0]][path[1]]… to `value`; `hint` is the type of the container, `key` its name."""
-    here = joined(key, path[0])
-    step: Any = path[0]
-    inner = entry_of(hint)
-    if get_origin(unwrapped(hint)) is tuple:
-        if not isinstance(container, list):
-            raise ConfigError(key, f"expected a list, got {described(container)}")
-        step = _list_index(path[0], container, key)
-        container.extend([None] * (step + 1 - len(container)))
-    else:
-        if inner is None and not (fields := fields_of(hint)):
-            raise ConfigError(here, f"unknown key, {key} is a single value")
-        if inner is None and (inner := fields.get(step)) is None:
-            raise ConfigError(here, unknown_key(here, hint, RunConfig))
-        if not isinstance(container, dict):
-            raise ConfigError(key, f"expected {MAPPING}, got {described(container)}")
-    if len(path) == 1:
-        container[step] = value
-        return
-    existing = container[step] if isinstance(container, list) else container.get(step)
-    if existing is None:
-        existing = [] if get_origin(unwrapped(inner)) is tuple else {}
-    container[step] = copy.copy(existing)  # a YAML alias shares one value between several keys
-    _place(container[step], inner, path[1:], value, here)
+    """Set container[path[0]][path[1]]… to `value`, making the sections on the way that are missing.
+
+    Args:
+        hint: type of the container.
+        key: name of the container.
+    """
+    name, *rest = path
+    here, inner = joined(key, name), inner_of(hint, name)
+    if inner is None:
+        raise ConfigError(here, unknown_key(here, hint, RunConfig))
+    kind, expected = (list, "a list") if is_list(hint) else (dict, MAPPING)
+    if not isinstance(container, kind):
+        raise ConfigError(key, f"expected {expected}, got {described(container)}")
+    step: Any = name
+    if isinstance(container, list):
+        n = len(container)
+        if not re.fullmatch(r"[0-9]{1,9}", name) or int(name) > n:
+            raise ConfigError(here, f"expected the index of an entry, 0 to {n} ({n} appends)")
+        step = int(name)
+        container.extend([None] * (step + 1 - n))
+    if rest:
+        existing = container[step] if isinstance(container, list) else container.get(step)
+        below = ([] if is_list(inner) else {}) if existing is None else copy.copy(existing)  # aliases share a value
+        _place(below, inner, rest, value, here)
+        value = below
+    container[step] = value
 
 
-def _list_index(text: str, entries: list[Any], key: str) -> int:
-    """Return the index of an entry; one past the last appends."""
-    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) > len(entries):
-        raise ConfigError(
-            f"{key}.{text}", f"expected the index of an entry, 0 to {len(entries)} ({len(entries)} appends)"
-        )
-    return int(text)
-
-
-def _blamed(error: ConfigError, where: str, overrides: Sequence[_Override]) -> ConfigError:
+def _blamed(error: ConfigError, where: str, overrides: Sequence[tuple[str, str]]) -> ConfigError:
     """Return the error with its place in front: the last override that set the key or a part of it, else the file."""
-    key = error.place
-    for override in reversed(overrides):
-        if f"{key}.".startswith(f"{override.key}."):
-            return error.within(override.where)
-        if override.key.startswith(f"{key}."):
-            problem = ": ".join(part for part in (error.problem, error.fix) if part)
-            hint = f"to replace the whole value, write --set '{key}={{…}}'"
-            return ConfigError(f"{override.where}: {key}", f"{problem}; {hint}")
+    for key, text in reversed(overrides):
+        if f"{error.place}.".startswith(f"{key}."):
+            return error.within(f"--set {text}")
+        if key.startswith(f"{error.place}."):
+            problem = ": ".join(filter(None, (error.problem, error.fix)))
+            hint = f"to replace the whole value, write --set '{error.place}={{…}}'"
+            return ConfigError(f"--set {text}: {error.place}", f"{problem}; {hint}")
     return error.within(where)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import field, fields
+from dataclasses import field
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Strict, Tag
 
-from mt.config.validation import Contradiction, section
+from mt.config.validation import Contradiction, fields_of, kinds_of, section
 
 T = TypeVar("T")
 MAX_BEAM_SIZE = 64
@@ -70,6 +70,9 @@ Positive = Annotated[int, Strict(), Field(ge=1, description="at least 1"), _AS_I
 PositiveFloat = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False, description="a number above 0"), _AS_FLOAT]
 Fraction = Annotated[float, Strict(), Field(ge=0, le=1, description="0 to 1"), _AS_FLOAT]
 Probability = Annotated[float, Strict(), Field(ge=0, lt=1, description="0 ≤ x < 1"), _AS_FLOAT]
+# A run that has begun may change these settings; anything else would make it another run.
+CHANGEABLE = "may change"
+Changeable = Annotated[T, CHANGEABLE]
 # A section, a list or named entries without content are the same as empty ones.
 Section = Annotated[T, BeforeValidator(lambda value: {} if value is None else value)]
 Entries = Annotated[tuple[T, ...], BeforeValidator(lambda value: [] if value is None else value)]
@@ -202,24 +205,21 @@ class SacrebleuSet(Corpus):
         return f"sacrebleu:{self.sacrebleu}"
 
 
-_KINDS: dict[str, Any] = {"src, tgt": TextFiles, "file": Table, "dataset": HubDataset, "sacrebleu": SacrebleuSet}
-
-
 def _kind(value: Any) -> str | None:
     """Return the tag of the one kind whose own keys, and no others', are given."""
+    kinds = kinds_of(AnyCorpus)
     if not isinstance(value, Mapping):
-        return next((tag for tag, kind in _KINDS.items() if isinstance(value, kind)), None)
-    given = [key for key in ("src", "tgt", "file", "dataset", "sacrebleu") if key in value]
-    tag = ", ".join(given)
-    return tag if tag in _KINDS else None
+        return next((tag for tag, kind in kinds.items() if isinstance(value, kind)), None)
+    tag = ", ".join(key for key in ", ".join(kinds).split(", ") if key in value)
+    return tag if tag in kinds else None
 
 
 def _without_nulls(value: Any) -> Any:
     """Return a corpus without the keys that say nothing, some of which its kind may not have."""
     if not isinstance(value, Mapping):
         return value
-    keys = {field.name for kind in _KINDS.values() for field in fields(kind)} - {"weight"}
-    nothing = {key for key in keys & value.keys() if value[key] is None or (key == "streaming" and value[key] is False)}
+    keys = fields_of(AnyCorpus).keys() & value.keys() - {"weight"}
+    nothing = {key for key in keys if value[key] is None or (key == "streaming" and value[key] is False)}
     return {key: entry for key, entry in value.items() if key not in nothing}
 
 
@@ -274,7 +274,7 @@ class DataConfig:
     train: Annotated[Entries[AnyCorpus], Field(min_length=1, description="give at least one corpus")]  # joined in order
     valid: AnyCorpus  # measured while training; chooses the best checkpoint
     test: Section[dict[TestName, AnyCorpus]] = field(default_factory=dict)  # named; reported at the end of training
-    prepared_dir: str = "data/prepared"  # prepared corpora, one folder for each fingerprint
+    prepared_dir: Changeable[str] = "data/prepared"  # prepared corpora, one folder for each fingerprint
     max_tokens: MaxTokens = 256  # tokens on either side, end of sentence included; longer training pairs are removed
     clean: Section[CleanConfig] = CleanConfig()
 
@@ -368,9 +368,9 @@ class TrainConfig:
     """The training procedure."""
 
     batch_tokens: Positive = 25_000  # target tokens of one update, end of sentence included
-    micro_batch_tokens: Positive | Literal["auto"] = "auto"  # target tokens of one forward and backward pass
-    max_steps: Positive = 100_000  # updates
-    stop_after: Duration | None = None  # wall time such as 30m; then save, average and evaluate as at the end
+    micro_batch_tokens: Changeable[Positive | Literal["auto"]] = "auto"  # target tokens of a forward and backward pass
+    max_steps: Changeable[Positive] = 100_000  # updates
+    stop_after: Changeable[Duration | None] = None  # wall time such as 30m; then save, average, evaluate as at the end
     schedule: Literal["inverse_sqrt", "cosine", "linear", "warmup_stable_decay", "constant"] = "inverse_sqrt"
     peak_lr: PositiveFloat | None = None  # at the end of the warm-up; null: (d_model * warmup_steps)^-0.5
     warmup_steps: Positive = 4_000  # updates from zero to peak_lr
@@ -383,29 +383,29 @@ class TrainConfig:
     adam_eps: PositiveFloat = 1e-9
     clip_norm: PositiveFloat | None = None  # largest global norm of the gradients; null: no clipping
     label_smoothing: Probability = 0.1  # fraction of the probability spread evenly over the vocabulary
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # of matrix products; weights are kept in fp32
-    device: Device = "auto"  # auto, cpu, cuda or cuda:N
-    compile: Flag | Literal["auto"] = "auto"  # torch.compile; auto: on CUDA where a host C compiler is found
+    precision: Changeable[Literal["auto", "bf16", "fp16", "fp32"]] = "auto"  # of matrix products; weights are in fp32
+    device: Changeable[Device] = "auto"  # auto, cpu, cuda or cuda:N
+    compile: Changeable[Flag | Literal["auto"]] = "auto"  # torch.compile; auto: on CUDA where there is a C compiler
     cuda_graphs: Flag = True  # where it is compiled, launch small updates as captured graphs
     # On CUDA: auto is our own attention, made for short sentences, where it can run; flash is torch's, for long ones
     attention: Literal["auto", "flash"] = "auto"
-    tf32: Flag = False  # fp32 products in TF32 on a GPU: faster, 10 bits of mantissa
-    activation_checkpointing: Flag = False  # keep the inputs of layers alone and compute the rest again: less memory
-    loss_chunks: Positive = 1  # parts of a micro-batch whose logits exist at one time on a GPU; on a CPU they are small
+    tf32: Changeable[Flag] = False  # fp32 products in TF32 on a GPU: faster, 10 bits of mantissa
+    activation_checkpointing: Changeable[Flag] = False  # keep inputs of layers, compute the rest again: less memory
+    loss_chunks: Changeable[Positive] = 1  # parts of a micro-batch whose logits exist together on a GPU; small on a CPU
     seed: Natural = 1
     init_from: str | None = None  # run or model folder whose weights and tokenizer training starts from (fine-tuning)
-    validate_every: Positive = 1_500  # updates
-    validation_beam_size: BeamSize = 1  # 1 is greedy search
-    checkpoint_every: Positive = 1_500  # updates
-    keep_last: Positive = 5  # checkpoints, besides the best ones; at least average_last are kept
-    keep_best: Positive = 1  # checkpoints with the best validation scores
-    keep_every: Int | None = None  # updates; checkpoints of its multiples are kept for good; null: none
-    average_last: Natural = 5  # checkpoints averaged into the final model; 0: the best by best_by
+    validate_every: Changeable[Positive] = 1_500  # updates
+    validation_beam_size: Changeable[BeamSize] = 1  # 1 is greedy search
+    checkpoint_every: Changeable[Positive] = 1_500  # updates
+    keep_last: Changeable[Positive] = 5  # checkpoints, besides the best ones; at least average_last are kept
+    keep_best: Changeable[Positive] = 1  # checkpoints with the best validation scores
+    keep_every: Changeable[Int | None] = None  # updates; checkpoints of its multiples are kept for good; null: none
+    average_last: Changeable[Natural] = 5  # checkpoints averaged into the final model; 0: the best by best_by
     ema_decay: Decay | None = None  # of a moving average of the weights, which is then what is validated and saved
     best_by: Literal["bleu", "loss"] = "bleu"
-    patience: Positive | None = None  # validations without a better score after which training ends; null: never
-    skips_before_rollback: Positive = 5  # updates in a row without finite gradients before training rolls back
-    log_every: Positive = 50  # updates
+    patience: Changeable[Positive | None] = None  # validations without a better score that end training; null: never
+    skips_before_rollback: Changeable[Positive] = 5  # updates in a row without finite gradients until it rolls back
+    log_every: Changeable[Positive] = 50  # updates
 
     def __post_init__(self) -> None:
         if self.weight_decay and self.optimizer != "adamw":
@@ -453,14 +453,14 @@ class DecodeConfig:
 class RunConfig:
     """Everything that one run needs to know."""
 
-    name: RunName  # the run folder is runs/NAME
+    name: Changeable[RunName]  # the run folder is runs/NAME
     src_lang: Lang  # code of the source language, such as en
     tgt_lang: Lang  # code of the target language, such as de
     data: Section[DataConfig]
     tokenizer: Section[TokenizerConfig] = TokenizerConfig()
     model: Section[ModelConfig] = ModelConfig()
     train: Section[TrainConfig] = TrainConfig()
-    decode: Section[DecodeConfig] = DecodeConfig()
+    decode: Changeable[Section[DecodeConfig]] = DecodeConfig()
 
     def __post_init__(self) -> None:
         if self.src_lang == self.tgt_lang:

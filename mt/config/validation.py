@@ -7,18 +7,7 @@ import difflib
 import functools
 import types
 from collections.abc import Callable, Sequence
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    TypeVar,
-    Union,
-    cast,
-    dataclass_transform,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, Tag, ValidationError
 from pydantic.dataclasses import dataclass
@@ -29,17 +18,11 @@ from mt.errors import ConfigError
 T = TypeVar("T")
 
 
-class Contradiction(ValueError):
-    """Settings of one section that do not go together.
+class Contradiction(ConfigError, ValueError):
+    """Settings of one section contradict each other; the key is a name inside the section, "" for the section itself.
 
-    Args:
-        name: the setting that is told, inside the section; "" for the section itself.
-        others: as of ConfigError.
+    pydantic locates it, as any ValueError that a section raises in `__post_init__`.
     """
-
-    def __init__(self, name: str, problem: str, fix: str = "", *, others: Sequence[str] = ()) -> None:
-        super().__init__(name, problem, fix)
-        self.error = ConfigError(name, problem, fix, others=others)
 
 
 # --- Sections ---------------------------------------------------------------------------------------------------------
@@ -55,7 +38,7 @@ def section(key: str = "") -> Callable[[type[T]], type[T]]:
         ConfigError: a setting is unknown or missing, has a wrong value, or contradicts another one.
     """
 
-    def made(cls: type[T]) -> type[T]:
+    def made(cls: Any) -> Any:
         settings: Any = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))(cls)
         validate = settings.__init__
 
@@ -67,7 +50,7 @@ def section(key: str = "") -> Callable[[type[T]], type[T]]:
                 raise config_error(error, cls, is_yaml=False).under(key) from None
 
         settings.__init__ = __init__
-        return cast("type[T]", settings)
+        return settings
 
     return made
 
@@ -80,7 +63,7 @@ def unwrapped(hint: Any) -> Any:
 def kinds_of(hint: Any) -> dict[str, Any]:
     """Return the sections that a type chooses from, by their tags; none where there is no choice."""
     parts = get_args(unwrapped(hint))
-    return {tag.tag: unwrapped(part) for part in parts for tag in _metadata(part) if isinstance(tag, Tag)}
+    return {tag.tag: unwrapped(part) for part in parts for tag in metadata_of(part) if isinstance(tag, Tag)}
 
 
 @functools.cache
@@ -93,20 +76,23 @@ def fields_of(hint: Any) -> dict[str, Any]:
     return {name: inner for kind in kinds_of(hint).values() for name, inner in fields_of(kind).items()}
 
 
-def entry_of(hint: Any) -> Any:
-    """Return the type of the entries of a list or of a mapping with names, None for any other type."""
+def is_list(hint: Any) -> bool:
+    return get_origin(unwrapped(hint)) is tuple
+
+
+def inner_of(hint: Any, name: Any) -> Any:
+    """Return the type of what is called `name` in a section, a list or a mapping with names; None: there is none."""
     hint = unwrapped(hint)
-    return get_args(hint)[0 if get_origin(hint) is tuple else 1] if get_origin(hint) in (tuple, dict) else None
+    if get_origin(hint) in (tuple, dict):
+        return get_args(hint)[0 if is_list(hint) else 1]
+    return fields_of(hint).get(str(name))
 
 
 def keys_of(hint: Any, key: str = "") -> list[str]:
     """Return the dotted keys of all sections, lists and named entries left out."""
-    keys = []
-    for name, inner in fields_of(hint).items():
-        keys.append(joined(key, name))
-        if dataclasses.is_dataclass(unwrapped(inner)):
-            keys += keys_of(inner, joined(key, name))
-    return keys
+    inner = {joined(key, name): inner for name, inner in fields_of(hint).items()}
+    sections = {name: hint for name, hint in inner.items() if dataclasses.is_dataclass(unwrapped(hint))}
+    return [*inner, *(below for name, hint in sections.items() for below in keys_of(hint, name))]
 
 
 def joined(key: str, name: Any) -> str:
@@ -114,7 +100,7 @@ def joined(key: str, name: Any) -> str:
     return f"{key}.{name}" if key else str(name)
 
 
-def _metadata(hint: Any) -> tuple[Any, ...]:
+def metadata_of(hint: Any) -> tuple[Any, ...]:
     return getattr(hint, "__metadata__", ())
 
 
@@ -146,8 +132,8 @@ def config_error(error: ValidationError, root: Any, *, is_yaml: bool) -> ConfigE
     # A value has a problem with each type that it may be of: a limit says more than that it is of another type.
     first = next((one for one in found if one["type"] in _LIMITS and _place(one["loc"], root)[0] == key), first)
     kind, value, reason = first["type"], first["input"], first.get("ctx", {}).get("error")
-    if isinstance(reason, Contradiction):
-        return reason.error.under(key)
+    if isinstance(reason, ConfigError):
+        return reason.under(key)
     if reason is not None:
         return ConfigError(key, str(reason))
     if kind == "union_tag_not_found":
@@ -175,8 +161,8 @@ def _place(loc: Sequence[int | str], root: Any) -> tuple[str, Any, Any]:
     """Return the key of what pydantic found a problem in, its type, and that of the section which it is in."""
     key, hint, owner, choice = "", root, root, None
     for step in loc:
-        fields, inner = fields_of(hint), entry_of(hint) or fields_of(hint).get(str(step))
-        if step == "[key]" or (inner is None and not fields):  # the alternative that the value does not fit
+        inner = inner_of(hint, step)
+        if step == "[key]" or (inner is None and not fields_of(hint)):  # the alternative that the value does not fit
             break
         if kinds := kinds_of(hint):
             choice, hint = hint, kinds[str(step)]
@@ -188,6 +174,8 @@ def _place(loc: Sequence[int | str], root: Any) -> tuple[str, Any, Any]:
 def unknown_key(key: str, owner: Any, root: Any) -> str:
     """Return what to say about a key that the section `owner` does not have."""
     place, _, name = key.rpartition(".")
+    if not fields_of(owner):
+        return f"unknown key, {place} is a single value"
     if kinds := [kind for kind, section in kinds_of(owner).items() if name in fields_of(section)]:
         return f"goes with {_listed(kinds, 'and')} alone"
     if close := difflib.get_close_matches(name, fields_of(owner), n=1):
@@ -209,8 +197,8 @@ def _alternatives(hint: Any) -> list[Any]:
 
 def _description(hint: Any) -> str:
     """Return what the type of a setting, or of one of its alternatives, says about its values."""
-    parts = [hint, *get_args(unwrapped(hint))]
-    return next((str(one.description) for part in parts for one in _metadata(part) if isinstance(one, FieldInfo)), "")
+    told = [one for part in (hint, *get_args(unwrapped(hint))) for one in metadata_of(part)]
+    return next((str(one.description) for one in told if isinstance(one, FieldInfo)), "")
 
 
 def _listed(names: Sequence[str], word: str) -> str:

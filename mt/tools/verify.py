@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import dropwhile
 from pathlib import Path
@@ -87,15 +87,16 @@ class Difference:
         return not (self.n_weights_differing or self.n_state_differing or self.n_logged_differing)
 
     def lines(self) -> list[str]:
-        where = f", by up to {self.largest:.1e} ({self.largest_in}), {self.relative:.1e} of their norm"
-        logged = f", train_loss by up to {self.largest_loss:.1e}: first {self.first_logged_differing}"
-        return [
-            f"    {self.n_weights_differing:,} of {self.n_weights:,} weights differ{where if self.largest_in else ''}",
-            f"    {self.n_state_differing:,} of {self.n_state:,} entries of the training state differ"
-            + (f": {self.first_state_differing}" if self.first_state_differing else ""),
-            f"    {self.n_logged_differing:,} of {self.n_logged:,} logged figures differ"
-            + (logged if self.n_logged_differing else ""),
-        ]
+        weights = f"{self.n_weights_differing:,} of {self.n_weights:,} weights differ"
+        if self.largest_in:
+            weights += f", by up to {self.largest:.1e} ({self.largest_in}), {self.relative:.1e} of their norm"
+        state = f"{self.n_state_differing:,} of {self.n_state:,} entries of the training state differ"
+        if self.first_state_differing:
+            state += f": {self.first_state_differing}"
+        logged = f"{self.n_logged_differing:,} of {self.n_logged:,} logged figures differ"
+        if self.first_logged_differing:
+            logged += f", train_loss by up to {self.largest_loss:.1e}: first {self.first_logged_differing}"
+        return [f"    {line}" for line in (weights, state, logged)]
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,6 @@ class Verdict:
 
     @property
     def summary(self) -> str:
-        """One line."""
         if self.is_bit_identical:
             return "resume is bit-identical"
         if self.is_proved:
@@ -131,9 +131,8 @@ class Verdict:
         return "resume changes the result"
 
     def __str__(self) -> str:
-        compared, kills = self.resumed, ", ".join(map(str, self.kills))
-        told = f"  {self.n_updates} updates in one go, and again, killed {_times(len(self.kills))}: {kills}"
-        lines = [self.summary, told]
+        compared, kills = self.resumed, f"killed {_times(len(self.kills))}: {', '.join(map(str, self.kills))}"
+        lines = [self.summary, f"  {self.n_updates} updates in one go, and again, {kills}"]
         if not any(kill.while_saving for kill in self.kills):
             lines.append("  none of the kills came in a save: saves are too short here")
         if self.is_bit_identical:
@@ -149,14 +148,7 @@ class Verdict:
         return "\n".join(lines)
 
     def as_json(self) -> dict[str, Any]:
-        return {
-            "proved": self.is_proved,
-            "bit_identical": self.is_bit_identical,
-            "n_updates": self.n_updates,
-            "kills": [asdict(kill) for kill in self.kills],
-            "resumed": finite(asdict(self.resumed)),
-            "again": None if self.again is None else finite(asdict(self.again)),
-        }
+        return {"proved": self.is_proved, "bit_identical": self.is_bit_identical, **finite(asdict(self))}
 
 
 def _times(n: int) -> str:
@@ -231,7 +223,7 @@ def verify_resume(
     corpus = prepare(config).folder
     with ExitStack() as stack:
         folder = run_dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mt-verify-")))
-        runs = _Runs(short_config(config, n_updates), folder, corpus, start)
+        runs = _Runs(short_config(config, n_updates), folder, corpus, start, stack)
         update_seconds, save_seconds = runs.in_one_go("one-go")
         kills = runs.killed("killed", n_kills, update_seconds, save_seconds)
         resumed = compare(folder / "one-go", folder / "killed", n_updates)
@@ -270,6 +262,7 @@ class _Runs:
     folder: Path
     corpus: Path
     start: Start
+    stack: ExitStack  # at its end, no process is left
 
     def in_one_go(self, name: str) -> tuple[float, float]:
         """Train without a kill; return the seconds of an update and of a save, as seen from outside."""
@@ -277,17 +270,17 @@ class _Runs:
         _log.info(f"{n_updates} updates in one go")
         updating_from = saving_from = None
         saves = [0.0]
-        with self._child(run_dir) as child:
-            for step, is_saving in _looks(child, run_dir):
-                now = time.monotonic()
-                if step and updating_from is None:
-                    updating_from = now
-                if is_saving:
-                    saving_from = saving_from or now
-                elif saving_from is not None:
-                    saves.append(now - saving_from)
-                    saving_from = None
-            _require_success(child.wait(), run_dir)
+        child = self._child(run_dir)
+        for step, is_saving in _looks(child, run_dir):
+            now = time.monotonic()
+            if step and updating_from is None:
+                updating_from = now
+            if is_saving:
+                saving_from = saving_from or now
+            elif saving_from is not None:
+                saves.append(now - saving_from)
+                saving_from = None
+        _require_success(child.wait(), run_dir)
         now = time.monotonic()
         return (now - (updating_from or now)) / n_updates, statistics.median(saves)
 
@@ -304,16 +297,15 @@ class _Runs:
             # The first kill comes in a save; if the save was over too soon, so do the next ones, at once.
             in_save = not any(kill.while_saving for kill in kills)
             longest_delay = (0.0 if kills else 0.7 * save_seconds) if in_save else update_seconds
-            with self._child(run_dir) as child:
-                kill = kill_at(child, run_dir, step, in_save, chance.uniform(0, longest_delay))
+            child = self._child(run_dir)
+            kill = kill_at(child, run_dir, step, in_save, chance.uniform(0, longest_delay))
             if kill is None:
-                _require_success(child.wait(), run_dir)
                 break
             kills.append(kill)
             _log.info(f"killed {kill} ({len(kills)} of {n_kills})")
         else:
-            with self._child(run_dir) as child:
-                _require_success(child.wait(), run_dir)
+            child = self._child(run_dir)
+        _require_success(child.wait(), run_dir)
         if not kills:
             raise ConfigError("--updates", f"{n_updates} were made before a kill could come", "give more")
         _log.info("continued to the end")
@@ -330,15 +322,11 @@ class _Runs:
             raise MTError(f"{run.path}: cannot be written: {error.strerror}") from error
         return run.path
 
-    @contextmanager
-    def _child(self, run_dir: Path) -> Iterator[Child]:
-        """Start a training that has ended when this is left, killed if by an exception."""
+    def _child(self, run_dir: Path) -> Child:
         child = self.start(run_dir, self.corpus)
-        try:
-            yield child
-        finally:
-            child.kill()  # does nothing where it has ended
-            child.wait()
+        self.stack.callback(child.wait)
+        self.stack.callback(child.kill)  # does nothing where it has ended
+        return child
 
 
 def kill_at(child: Child, run_dir: Path, step: int, in_save: bool, delay: float) -> Kill | None:
@@ -379,7 +367,7 @@ def _look(run_dir: Path) -> tuple[int, bool]:
 def _require_success(status: int, run_dir: Path) -> None:
     if status == 0:
         return
-    log = (run_dir / LOG).read_text(encoding="utf-8", errors="replace") if (run_dir / LOG).exists() else ""
+    log = (run_dir / LOG).read_text(encoding="utf-8", errors="replace")
     last = (log.splitlines() or [""])[-1]
     if status == 2:
         raise MTError(last.removeprefix("error: "))
@@ -433,7 +421,8 @@ def _differing(first: Mapping[K, Any], second: Mapping[K, Any]) -> tuple[int, di
 def _same(a: Any, b: Any) -> bool:
     """Return whether two entries are the same to the last bit: 0.0 and -0.0 are not, two equal NaNs are."""
     if _are_tensors(a, b):
-        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(_bits(a), _bits(b))
+        bits = (tensor.reshape(-1).view(torch.uint8) for tensor in (a, b))
+        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(*bits)
     if isinstance(a, float) and isinstance(b, float):
         return a.hex() == b.hex()
     return type(a) is type(b) and bool(a == b)
@@ -441,10 +430,6 @@ def _same(a: Any, b: Any) -> bool:
 
 def _are_tensors(*values: Any) -> bool:
     return all(isinstance(value, Tensor) for value in values)
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
 def _gap(a: Tensor | None, b: Tensor | None) -> tuple[float, float]:
