@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mt.config.settings import DecodeConfig
-from mt.decode.translator import Translator
+from mt.decode.translator import OwnBackend, Translator
 from mt.errors import ConfigError
 from mt.explain.heatmap import attention_maps, explained_page
 from mt.text.tokenizer import EOS_ID, Tokenizer
@@ -17,7 +17,7 @@ from tests.toys import small_model, tiles
 def translator(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Translator:
     """What every model folder holds in here."""
     model = small_model(n_encoder_layers=1, vocab_size=tokenizer.vocab_size).for_inference(torch.float32)
-    translator = Translator(model, tokenizer, DecodeConfig(beam_size=1, max_length=5), max_source_tokens=64)
+    translator = Translator(OwnBackend(model), tokenizer, DecodeConfig(beam_size=1, max_length=5), 64)
     monkeypatch.setattr(Translator, "load", classmethod(lambda cls, path, device, precision: translator))
     return translator
 

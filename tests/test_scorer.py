@@ -13,7 +13,7 @@ from mt.config.settings import DecodeConfig
 from mt.data.batch import packed_pairs
 from mt.decode.scorer import PairScore, Scorer, score_pairs, token_log_probs
 from mt.decode.search import SearchRequest, search
-from mt.decode.translator import Translator
+from mt.decode.translator import OwnBackend, Translator
 from mt.errors import CheckpointError
 from mt.model import Transformer
 from mt.text.corpora import SentencePair
@@ -101,7 +101,7 @@ def test_packed_pairs_hold_each_pair_once_and_say_in_which_order() -> None:
 def scorer(tokenizer: Tokenizer) -> Scorer:
     model = sharp_model(n_encoder_layers=1, vocab_size=tokenizer.vocab_size)
     decode = DecodeConfig(beam_size=2, length_penalty=0.6, max_length=10)
-    return Scorer(model.for_inference(torch.float32), tokenizer, decode, max_tokens=MAX_TOKENS)
+    return Scorer(Translator(OwnBackend(model.for_inference(torch.float32)), tokenizer, decode, MAX_TOKENS))
 
 
 def pairs_of(sources: Sequence[str], targets: Sequence[str]) -> list[SentencePair]:
@@ -125,8 +125,8 @@ def test_lines_are_scored_in_order_and_alike_in_any_company(scorer: Scorer, monk
 
 def test_figures_of_a_line_belong_together(scorer: Scorer) -> None:
     (score,) = scorer.score(pairs_of(["bar  ku"], ["BAR KU"]))
-    ids = scorer.tokenizer.encode("BAR KU")
-    assert score.pieces == (*scorer.tokenizer.pieces(ids), "</s>")
+    ids = scorer.translator.tokenizer.encode("BAR KU")
+    assert score.pieces == (*scorer.translator.tokenizer.pieces(ids), "</s>")
     assert score.n_tokens == len(score.token_log_probs) == len(ids) + 1
     assert score.log_prob == pytest.approx(sum(score.token_log_probs))
     assert score.mean_log_prob == pytest.approx(score.log_prob / (len(ids) + 1))
@@ -137,8 +137,7 @@ def test_figures_of_a_line_belong_together(scorer: Scorer) -> None:
 
 
 def test_translations_have_the_scores_that_the_translator_gave_them(scorer: Scorer) -> None:
-    translator = Translator(scorer.model, scorer.tokenizer, scorer.decode, max_source_tokens=MAX_TOKENS)
-    best = [hypotheses[0] for hypotheses in translator.translate_lines(SRC)]
+    best = [hypotheses[0] for hypotheses in scorer.translator.translate_lines(SRC)]
     same = 0
     for score, hypothesis in zip(scorer.score(pairs_of(SRC, [one.text for one in best])), best, strict=True):
         if score.n_tokens == hypothesis.n_tokens:  # a text can be cut into other pieces than the search joined
@@ -155,10 +154,10 @@ def test_blank_lines_are_scored_for_what_they_are(scorer: Scorer) -> None:
     assert both.mean_log_prob == 0
     assert (no_target.n_tokens, no_target.pieces) == (1, ("</s>",))
     assert no_target.log_prob == pytest.approx(
-        full_log_probs(scorer.model, [*scorer.tokenizer.encode("bar"), EOS_ID], [])[0], abs=1e-5
+        full_log_probs(scorer.translator.model, [*scorer.translator.tokenizer.encode("bar"), EOS_ID], [])[0], abs=1e-5
     )
     assert no_source.log_prob == pytest.approx(
-        sum(full_log_probs(scorer.model, [EOS_ID], scorer.tokenizer.encode("BAR"))), abs=1e-4
+        sum(full_log_probs(scorer.translator.model, [EOS_ID], scorer.translator.tokenizer.encode("BAR"))), abs=1e-4
     )
     assert neither.log_prob == pytest.approx(next(iter(scorer.score(pairs[3:]))).log_prob, abs=1e-4)
 
@@ -168,9 +167,11 @@ def test_long_pairs_are_scored_and_counted_and_longer_ones_are_not_scored(scorer
     pairs = pairs_of([SRC[0], "bar", too_long, "bar"], [TGT[0], long, "BAR", too_long])
     scores = list(scorer.score(pairs))
     assert [math.isfinite(score.log_prob) for score in scores] == [True, True, False, False]
-    n_too_long = len(scorer.tokenizer.encode(too_long.strip())) + 1
+    n_too_long = len(scorer.translator.tokenizer.encode(too_long.strip())) + 1
     assert n_too_long > scorer.longest
-    assert scores[2] == PairScore(pairs[2], -math.inf, -math.inf, len(scorer.tokenizer.encode("BAR")) + 1, (), ())
+    assert scores[2] == PairScore(
+        pairs[2], -math.inf, -math.inf, len(scorer.translator.tokenizer.encode("BAR")) + 1, (), ()
+    )
     assert scores[3] == PairScore(pairs[3], -math.inf, -math.inf, n_too_long, (), ())
     assert scores[3].mean_log_prob == -math.inf
     assert (scorer.n_pairs, scorer.n_long, scorer.n_too_long) == (4, 3, 2)
@@ -178,11 +179,12 @@ def test_long_pairs_are_scored_and_counted_and_longer_ones_are_not_scored(scorer
 
 def test_a_model_trained_on_long_pairs_scores_them(scorer: Scorer) -> None:
     assert scorer.longest == 1_024
-    assert Scorer(scorer.model, scorer.tokenizer, scorer.decode, max_tokens=3_000).longest == 3_000
+    scorer.translator.max_source_tokens = 3_000
+    assert scorer.longest == 3_000
 
 
 def test_a_model_that_gives_no_numbers_says_where_and_what_to_try(scorer: Scorer) -> None:
-    scorer.model.embedding.weight[scorer.tokenizer.encode("bar")[0]] = math.nan
+    scorer.translator.model.embedding.weight[scorer.translator.tokenizer.encode("bar")[0]] = math.nan
     with pytest.raises(CheckpointError) as caught:
         list(scorer.score(pairs_of(["ku", "bar"], ["KU", "BAR"])))
     assert str(caught.value) == (

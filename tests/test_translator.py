@@ -33,7 +33,7 @@ MAX_SOURCE_TOKENS = 24
 def translator(tokenizer: Tokenizer) -> Translator:
     model = sharp_model(n_encoder_layers=1, vocab_size=tokenizer.vocab_size)
     decode = DecodeConfig(beam_size=2, max_length=10)
-    return Translator(model.for_inference(torch.float32), tokenizer, decode, max_source_tokens=MAX_SOURCE_TOKENS)
+    return Translator(OwnBackend(model.for_inference(torch.float32)), tokenizer, decode, MAX_SOURCE_TOKENS)
 
 
 LINES = toy_text(40, 9)[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -20,14 +20,11 @@ from mt.config.settings import DecodeConfig
 from mt.data.batch import packed_pairs
 from mt.decode.candidates import log_normaliser
 from mt.decode.search import length_penalty
-from mt.errors import CheckpointError
+from mt.decode.translator import Translator, nan_error
 from mt.model import Transformer
-from mt.run_folder import open_model
-from mt.system.device import choose_device, choose_dtype
-from mt.system.malloc import trim_heap, tune_malloc
+from mt.system.malloc import trim_heap
 from mt.text.corpora import SentencePair
-from mt.text.normalise import Normalisers
-from mt.text.tokenizer import EOS_ID, Tokenizer
+from mt.text.tokenizer import EOS_ID
 from mt.units import finite
 
 # Pairs that are read before the first is scored, so that those of equal length can go together.
@@ -118,49 +115,34 @@ class PairScore:
 
 @dataclass
 class Scorer:
-    """A model with its tokenizer, ready to score translations that are given.
+    """Scores translations that are given, with the model of a translator.
 
-    Args:
-        model: made for inference, see `Transformer.for_inference`.
-        decode: length penalty and size of batches; the rest of it is for searching.
-        max_tokens: the model has not seen longer sides in training; longer pairs are scored, and counted.
-        normalisers: how the text of the two sides is changed first, as in training; by default as the settings of
-            cleaning are unless changed.
+    Of its settings, the length penalty and the size of batches matter.
     """
 
-    model: Transformer
-    tokenizer: Tokenizer
-    decode: DecodeConfig
-    max_tokens: int
-    normalisers: Normalisers = field(default_factory=Normalisers.by_default)
+    translator: Translator
     n_pairs: int = 0  # so far
     n_long: int = 0  # pairs so far with a side of more than max_tokens
     n_too_long: int = 0  # of these, pairs with a side of more than `longest`: not scored
 
+    @classmethod
+    def load(cls, path: str | Path, device: str = "auto", precision: str = "auto") -> Scorer:
+        """Load what scores with the model in a folder; see `Translator.load`."""
+        return cls(Translator.load(path, device, precision))
+
+    @property
+    def decode(self) -> DecodeConfig:
+        return self.translator.decode
+
+    @property
+    def max_tokens(self) -> int:
+        """Return how many tokens a side had in training; longer pairs are scored, and counted."""
+        return self.translator.max_source_tokens
+
     @property
     def longest(self) -> float:
         """Return how many tokens a side may have to be scored."""
-        return min(max(LONGEST, self.max_tokens), self.model.positions.n_positions or math.inf)
-
-    @classmethod
-    def load(cls, path: str | Path, device: str = "auto", precision: str = "auto") -> Scorer:
-        """Load the scorer in a run folder (while it runs, its best so far), a checkpoint or a model folder.
-
-        Raises:
-            CheckpointError: there is no complete model of this version there.
-            ConfigError: no such device or precision; a package that the model's text was normalised with is missing.
-        """
-        tune_malloc()
-        chosen_device = choose_device(device)
-        dtype = choose_dtype(precision, chosen_device)
-        folder = open_model(path)
-        return cls(
-            folder.load_model(dtype, chosen_device),
-            folder.load_tokenizer(),
-            folder.config.decode,
-            max_tokens=folder.config.data.max_tokens,
-            normalisers=Normalisers.of_run(folder.config),
-        )
+        return min(max(LONGEST, self.max_tokens), self.translator.model.positions.n_positions or math.inf)
 
     def score(self, pairs: Iterable[SentencePair], decode: DecodeConfig | None = None) -> Iterator[PairScore]:
         """Yield the score of each pair, in order; the pairs are read some thousands at a time.
@@ -189,20 +171,16 @@ class Scorer:
             yield f"{self.n_too_long:,} of {self.n_pairs:,} pairs {problem}"
 
     def _score_chunk(self, pairs: Sequence[SentencePair], decode: DecodeConfig) -> Iterator[PairScore]:
-        src_texts = [self.normalisers.src(pair.src) for pair in pairs]
-        ids = self.tokenizer.encode_batch(src_texts + [self.normalisers.tgt(pair.tgt) for pair in pairs])
-        sources = [[*sentence, EOS_ID] for sentence in ids[: len(pairs)]]
-        targets = ids[len(pairs) :]
+        tokenizer, normalised = self.translator.tokenizer, self.translator.normalisers.pairs(pairs)
+        sources = [[*ids, EOS_ID] for ids in tokenizer.encode_batch([pair.src for pair in normalised])]
+        targets = tokenizer.encode_batch([pair.tgt for pair in normalised])
         lengths = [max(len(source), len(target) + 1) for source, target in zip(sources, targets, strict=True)]
         self.n_pairs += len(pairs)
         self.n_long += sum(length > self.max_tokens for length in lengths)
         self.n_too_long += sum(length > self.longest for length in lengths)
         chosen = [i for i, length in enumerate(lengths) if 1 < length <= self.longest]
-        log_probs = iter(
-            score_pairs(
-                self.model, [sources[i] for i in chosen], [targets[i] for i in chosen], batch_tokens=decode.batch_tokens
-            )
-        )
+        of_chosen = [sources[i] for i in chosen], [targets[i] for i in chosen]
+        log_probs = iter(score_pairs(self.translator.model, *of_chosen, batch_tokens=decode.batch_tokens))
         n_tokens = torch.tensor([len(target) + 1 for target in targets])
         penalties = length_penalty(n_tokens, decode.length_penalty, decode.length_penalty_form).tolist()
         for pair, target, length, penalty in zip(pairs, targets, lengths, penalties, strict=True):
@@ -216,7 +194,6 @@ class Scorer:
     def _pair_score(self, pair: SentencePair, tokens: list[int], log_probs: list[float], penalty: float) -> PairScore:
         log_prob = math.fsum(log_probs)
         if math.isnan(log_prob):
-            problem = f"the model returns NaN for line {pair.line:,}, {pair.src[:80]!r}"
-            raise CheckpointError(f"{problem}: try --precision fp32; if that does not help, its weights are damaged")
-        pieces = tuple(self.tokenizer.pieces(tokens))
+            raise nan_error(f"line {pair.line:,}, {pair.src[:80]!r}")
+        pieces = tuple(self.translator.tokenizer.pieces(tokens))
         return PairScore(pair, log_prob, log_prob / penalty, len(log_probs), pieces, tuple(log_probs))

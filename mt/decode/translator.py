@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -36,13 +36,14 @@ LINES_AT_A_TIME = 4_096
 # No sequence of 3 tokens comes twice in the second search for a sentence whose translation was implausible.
 RETRY_NGRAM_SIZE = 3
 
-# Flags of a hypothesis. The first three are reasons to search again.
+# Flags of a hypothesis.
 REPETITION = "repetition"  # it is in a loop that its source is not in
 TOO_LONG = "too_long"  # for its source, or it had to end at the longest length there is by default
 TOO_SHORT = "too_short"  # for its source
 MAX_LENGTH = "max_length"  # it had to end at DecodeConfig.max_length
 RETRIED = "retried"  # it, or a part of it, was searched for a second time, whichever of the two this is
 IN_PARTS = "in_parts"  # the line was longer than the model can take
+IMPLAUSIBLE = frozenset({REPETITION, TOO_LONG, TOO_SHORT})  # reasons to search again
 
 # Source ids and target ids of sentences, each source ending with EOS and no target, to pairs of places in the two.
 Aligner = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], list[list[tuple[int, int]]]]
@@ -75,38 +76,40 @@ class _Sentence:
     ids: list[int]  # EOS included
     prefix: list[int]
     part: Part
+    decode: DecodeConfig
     longest: int  # tokens of a translation, EOS included
     results: list[SearchResult] = field(default_factory=list)  # best first
     is_retried: bool = False
     alignments: list[list[tuple[int, int]]] = field(default_factory=list)  # of tokens, for each result
 
-    def quality_flags(self, result: SearchResult, decode: DecodeConfig) -> tuple[str, ...]:
-        """Return what makes a translation implausible. What the settings make it do is not a reason."""
+    def flags(self, result: SearchResult) -> list[str]:
+        """Return the flags of a translation; what the settings make it do does not make it implausible."""
         source, n_tokens = self.ids[:-1], len(result.ids)
-        has_to_end = result.n_tokens >= self.longest
-        is_wanted = n_tokens <= max(len(self.prefix), decode.min_length)
+        has_to_end, has_limit = result.n_tokens >= self.longest, self.decode.max_length is not None
+        is_wanted = n_tokens <= max(len(self.prefix), self.decode.min_length)
         flags = {
             REPETITION: has_repetition_loop(result.ids, source, self.prefix),
-            TOO_LONG: not is_wanted
-            and (is_too_long(len(source), n_tokens) or (has_to_end and decode.max_length is None)),
+            TOO_LONG: not is_wanted and (is_too_long(len(source), n_tokens) or (has_to_end and not has_limit)),
             TOO_SHORT: n_tokens < min_plausible_length(len(source)) and not has_to_end,
+            MAX_LENGTH: has_to_end and has_limit,
+            RETRIED: self.is_retried,
         }
-        return tuple(flag for flag, is_raised in flags.items() if is_raised)
+        return [flag for flag, is_raised in flags.items() if is_raised]
 
-    def badness(self, result: SearchResult, decode: DecodeConfig) -> tuple[int, int]:
+    def badness(self, result: SearchResult) -> tuple[int, int]:
         """Return what is less for the better one of two translations."""
-        return len(self.quality_flags(result, decode)), repeated_tokens(result.ids)
+        return len(IMPLAUSIBLE.intersection(self.flags(result))), repeated_tokens(result.ids)
 
-    def retry_settings(self, decode: DecodeConfig) -> DecodeConfig:
+    def retry_settings(self) -> DecodeConfig:
         """Return settings that block what makes the best translation implausible; the same if there is nothing."""
-        flags = self.quality_flags(self.results[0], decode)
+        flags = IMPLAUSIBLE.intersection(self.flags(self.results[0]))
         if not flags:
-            return decode
+            return self.decode
         shortest = min(min_plausible_length(len(self.ids) - 1), self.longest - 1) if TOO_SHORT in flags else 0
         return replace(
-            decode,
-            no_repeat_ngram_size=decode.no_repeat_ngram_size or RETRY_NGRAM_SIZE,
-            min_length=max(decode.min_length, shortest),
+            self.decode,
+            no_repeat_ngram_size=self.decode.no_repeat_ngram_size or RETRY_NGRAM_SIZE,
+            min_length=max(self.decode.min_length, shortest),
         )
 
 
@@ -189,38 +192,19 @@ def _search_in_process(backend: int, request: SearchRequest) -> list[list[Search
     return _known[backend].search(request)
 
 
+@dataclass
 class Translator:
-    """A model with its tokenizer, ready to translate.
+    """A model with its tokenizer, ready to translate."""
 
-    Args:
-        backend: what searches; a model for inference (see `Transformer.for_inference`) makes it our own.
-        decode: the settings that `translate` goes by unless told otherwise.
-        max_source_tokens: longer lines are translated in parts, for the model has not seen longer ones in training.
-        normalisers: how the text of the two sides is changed first, as in training; by default as the settings of
-            cleaning are unless changed.
-        retries: whether what is implausible (see `mt.decode.quality_flags`) is searched again, with repetition
-            blocked. Drawn translations never are.
-        identity: what output depends on besides settings and text: checksums of the model, device, precision.
-    """
-
-    def __init__(
-        self,
-        backend: Backend | Transformer,
-        tokenizer: Tokenizer,
-        decode: DecodeConfig,
-        *,
-        max_source_tokens: int,
-        normalisers: Normalisers | None = None,
-        retries: bool = True,
-        identity: Mapping[str, str] | None = None,
-    ) -> None:
-        self.backend = OwnBackend(backend) if isinstance(backend, Transformer) else backend
-        self.tokenizer = tokenizer
-        self.decode = decode
-        self.max_source_tokens = max_source_tokens
-        self.normalisers = normalisers or Normalisers.by_default()
-        self.retries = retries
-        self.identity = dict(identity or {})
+    backend: Backend  # what searches
+    tokenizer: Tokenizer
+    decode: DecodeConfig  # the settings that `translate` goes by unless told otherwise
+    max_source_tokens: int  # longer lines are translated in parts: the model has not seen longer ones in training
+    normalisers: Normalisers = field(default_factory=Normalisers.by_default)  # of the text of the two sides
+    # Whether what is implausible is searched again, with repetition blocked. Drawn translations never are.
+    retries: bool = True
+    # What output depends on besides settings and text: checksums of the model, device, precision.
+    identity: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def model(self) -> Transformer:
@@ -284,7 +268,7 @@ class Translator:
         n_best: int = 1,
         prefixes: Iterable[str] | None = None,
         aligner: Aligner | None = None,
-        on_progress: Callable[[float], None] | None = None,
+        on_progress: Callable[[float], None] = lambda _: None,
     ) -> Iterator[list[Hypothesis]]:
         """Yield the n best translations of each line, best first, as they are made and in the order of the lines.
 
@@ -307,31 +291,31 @@ class Translator:
             if decode.sample:
                 limit, fix = str(most), "ask for fewer"
             raise ConfigError("n_best", f"expected 1 to {limit}, got {n_best}", fix)
-        begun = None if prefixes is None else iter(prefixes)
-        return self._translate_lines(iter(lines), decode, n_best, begun, aligner, on_progress or (lambda _: None))
+        begun = repeat("") if prefixes is None else iter(prefixes)
+        return self._translate_lines(iter(lines), decode, n_best, begun, aligner, on_progress)
 
     def _translate_lines(
         self,
         lines: Iterator[str],
         decode: DecodeConfig,
         n_best: int,
-        prefixes: Iterator[str] | None,
+        prefixes: Iterator[str],
         aligner: Aligner | None,
         on_progress: Callable[[float], None],
     ) -> Iterator[list[Hypothesis]]:
         n_lines = 0
         while chunk := list(islice(lines, LINES_AT_A_TIME)):
-            begun = [""] * len(chunk) if prefixes is None else list(islice(prefixes, len(chunk)))
+            begun = list(islice(prefixes, len(chunk)))
             assert len(begun) == len(chunk), "fewer prefixes than lines"
             of_lines = self._sentences(chunk, begun, n_lines, decode)
             sentences = list(chain.from_iterable(of_lines))
             self._search(sentences, decode, n_best, on_progress)
             if self.retries and not decode.sample:
-                self._search_again(sentences, decode, n_best)
+                self._search_again(sentences, n_best)
             if aligner is not None:
                 _align(sentences, decode, aligner)
             n_lines += len(chunk)
-            yield from (self._line_hypotheses(of_line, decode, is_aligned=aligner is not None) for of_line in of_lines)
+            yield from (self._line_hypotheses(of_line, is_aligned=aligner is not None) for of_line in of_lines)
 
     def _sentences(
         self, lines: Sequence[str], prefixes: Sequence[str], n_lines_before: int, decode: DecodeConfig
@@ -344,10 +328,8 @@ class Translator:
             sentences: list[_Sentence] = []
             for part, part_ids in self._parts(Part(text, 0), ids):
                 longest = longest_translation(len(part_ids) + 1, decode, self.backend.n_positions)
-                # A translation begins in its first part.
-                sentences.append(
-                    _Sentence([*part_ids, self.tokenizer.eos_id], [] if sentences else prefix, part, longest)
-                )
+                begin = [] if sentences else prefix  # a translation begins in its first part
+                sentences.append(_Sentence([*part_ids, self.tokenizer.eos_id], begin, part, decode, longest))
             if sentences and len(prefix) >= sentences[0].longest:
                 raise PrefixError(
                     n_lines_before + len(of_lines),
@@ -380,20 +362,13 @@ class Translator:
     ) -> None:
         """Search for the translations of sentences. Those that have some already may be left without others."""
         banned = tuple(sorted(self.tokenizer.line_breaking_ids))
-        has_prefixes = any(sentence.prefix for sentence in sentences)
         lengths = [len(sentence.ids) for sentence in sentences]
         n_tokens_done = 0
         n_beams = n_best if decode.sample else decode.beam_size
         indices = length_sorted_batches(lengths, decode.batch_tokens, n_beams, decode.batch_sentences)
         batches = [[sentences[i] for i in which] for which in indices]
         requests = [
-            SearchRequest(
-                [sentence.ids for sentence in batch],
-                decode,
-                n_best=n_best,
-                prefixes=[sentence.prefix for sentence in batch] if has_prefixes else None,
-                banned_ids=banned,
-            )
+            SearchRequest([one.ids for one in batch], decode, n_best, [one.prefix for one in batch], banned)
             for batch in batches
         ]
         searched = self.backend.search_batches(requests)
@@ -401,12 +376,13 @@ class Translator:
             for batch, found in zip(batches, searched, strict=True):
                 for sentence, results in zip(batch, found, strict=True):
                     if not results and not sentence.results:
-                        raise self._why_nothing_is_found(sentence, decode)
+                        raise self._why_nothing_is_found(sentence)
                     sentence.results = results
                     n_tokens_done += len(sentence.ids)
                 on_progress(n_tokens_done / sum(lengths))
 
-    def _why_nothing_is_found(self, sentence: _Sentence, decode: DecodeConfig) -> MTError:
+    def _why_nothing_is_found(self, sentence: _Sentence) -> MTError:
+        decode = sentence.decode
         if decode.no_repeat_ngram_size and decode.min_length:
             return ConfigError(
                 "decode.min_length",
@@ -415,44 +391,39 @@ class Translator:
                 "lower decode.min_length or raise decode.no_repeat_ngram_size",
                 others=("decode.min_length", "decode.no_repeat_ngram_size"),
             )
-        return CheckpointError(
-            f"the model returns NaN for {self.tokenizer.decode(sentence.ids)[:80]!r}: try --precision fp32; if "
-            "that does not help, its weights are damaged"
-        )
+        return nan_error(repr(self.tokenizer.decode(sentence.ids)[:80]))
 
-    def _search_again(self, sentences: Sequence[_Sentence], decode: DecodeConfig, n_best: int) -> None:
+    def _search_again(self, sentences: Sequence[_Sentence], n_best: int) -> None:
         """Search with repetition blocked if the best translation is implausible, and keep the better one."""
         by_settings: dict[DecodeConfig, list[_Sentence]] = defaultdict(list)
         for sentence in sentences:
-            by_settings[sentence.retry_settings(decode)].append(sentence)
-        by_settings.pop(decode, None)
+            if (settings := sentence.retry_settings()) != sentence.decode:
+                by_settings[settings].append(sentence)
         for settings, retried in by_settings.items():
             firsts = [sentence.results for sentence in retried]
             self._search(retried, settings, n_best)
             for sentence, first in zip(retried, firsts, strict=True):
                 second, sentence.is_retried = sentence.results, True
-                if not second or sentence.badness(second[0], decode) >= sentence.badness(first[0], decode):
+                if not second or sentence.badness(second[0]) >= sentence.badness(first[0]):
                     sentence.results = first
 
-    def _line_hypotheses(
-        self, sentences: Sequence[_Sentence], decode: DecodeConfig, *, is_aligned: bool
-    ) -> list[Hypothesis]:
+    def _line_hypotheses(self, sentences: Sequence[_Sentence], *, is_aligned: bool) -> list[Hypothesis]:
         """Return the translations of a line from those of its parts."""
         if not sentences:
             return [replace(EMPTY, alignment=()) if is_aligned else EMPTY]
         n_hypotheses = min(len(sentence.results) for sentence in sentences)
-        return [self._hypothesis(sentences, k, decode, is_aligned=is_aligned) for k in range(n_hypotheses)]
+        return [self._hypothesis(sentences, k, is_aligned=is_aligned) for k in range(n_hypotheses)]
 
-    def _hypothesis(
-        self, sentences: Sequence[_Sentence], k: int, decode: DecodeConfig, *, is_aligned: bool
-    ) -> Hypothesis:
+    def _hypothesis(self, sentences: Sequence[_Sentence], k: int, *, is_aligned: bool) -> Hypothesis:
         text = ""
         tokens: list[str] = []
+        flags: list[str] = []
         alignment: set[tuple[int, int]] = set()
         results = [sentence.results[k] for sentence in sentences]
         for sentence, result in zip(sentences, results, strict=True):
             pieces = self.tokenizer.pieces(result.ids)
             tokens += pieces
+            flags += sentence.flags(result)
             part_text = self.tokenizer.decode(result.ids)
             text = join_parts(text, part_text, sentence.part.continues_word)
             if is_aligned:
@@ -465,7 +436,7 @@ class Translator:
             log_prob=sum(result.log_prob for result in results),
             n_tokens=sum(result.n_tokens for result in results),
             tokens=tuple(tokens),
-            flags=_flags(sentences, results, decode),
+            flags=tuple(dict.fromkeys([*flags, *([IN_PARTS] if len(sentences) > 1 else [])])),
             alignment=tuple(sorted(alignment)) if is_aligned else None,
         )
 
@@ -482,14 +453,7 @@ def _align(sentences: Sequence[_Sentence], decode: DecodeConfig, aligner: Aligne
         sentence.alignments.append(pairs[i])
 
 
-def _flags(sentences: Sequence[_Sentence], results: Sequence[SearchResult], decode: DecodeConfig) -> tuple[str, ...]:
-    flags: list[str] = []
-    for sentence, result in zip(sentences, results, strict=True):
-        flags += sentence.quality_flags(result, decode)
-        if decode.max_length is not None and result.n_tokens >= sentence.longest:
-            flags.append(MAX_LENGTH)
-        if sentence.is_retried:
-            flags.append(RETRIED)
-    if len(sentences) > 1:
-        flags.append(IN_PARTS)
-    return tuple(dict.fromkeys(flags))
+def nan_error(text: str) -> CheckpointError:
+    """Return what is told of a text for which the model returns NaN."""
+    problem = f"the model returns NaN for {text}"
+    return CheckpointError(f"{problem}: try --precision fp32; if that does not help, its weights are damaged")

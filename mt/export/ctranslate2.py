@@ -519,6 +519,7 @@ class CTranslate2Backend(Backend):
             ConfigError: CTranslate2 cannot express a setting.
         """
         sentences, decode, prefixes = request.sentences, request.decode, request.prefixes
+        prefixes = prefixes if any(prefixes or ()) else None
         self.refuse_inexpressible(decode, request.n_best)
         assert all(len(sentence) <= self.n_positions for sentence in sentences)
         limits, options = request.limits(self.n_positions), self._options(request)
@@ -527,7 +528,7 @@ class CTranslate2Backend(Backend):
         def translate(rows: Sequence[int], limit: int) -> None:
             found = self._translator.translate_batch(
                 [self._to_pieces(sentences[row]) for row in rows],
-                target_prefix=None if prefixes is None else [self._to_pieces(prefixes[row]) for row in rows],
+                target_prefix=[self._to_pieces(prefixes[row]) for row in rows] if prefixes else None,
                 max_decoding_length=limit,
                 **options,
             )

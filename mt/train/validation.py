@@ -11,7 +11,7 @@ import torch
 from mt.config.settings import DecodeConfig
 from mt.data.batch import PackedBatch, assemble_tiles
 from mt.data.packing import Indices
-from mt.decode.translator import Translator
+from mt.decode.translator import OwnBackend, Translator
 from mt.evaluate.scores import corpus_bleu, corpus_chrf
 from mt.loss import linear_label_smoothed_nll
 from mt.model import Transformer
@@ -55,9 +55,7 @@ def validate(
         decode: beam size and the rest.
     """
     # Without second searches: early in training nearly every sentence would need one.
-    translator = Translator(
-        inference, tokenizer, decode, max_source_tokens=max_source_tokens, normalisers=normalisers, retries=False
-    )
+    translator = Translator(OwnBackend(inference), tokenizer, decode, max_source_tokens, normalisers, retries=False)
     hypotheses = translator.translate([pair.src for pair in pairs])
     references = [pair.tgt for pair in pairs]
     loss, loss_by_length = validation_loss(inference, corpus)
