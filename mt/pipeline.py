@@ -19,7 +19,7 @@ from mt.evaluate.findings import EvalOptions, evaluate
 from mt.evaluate.report_files import FORMAT_VERSION, HTML_NAME, JSON_NAME, KIND, MARKDOWN_NAME, write_report
 from mt.evaluate.runs import RunArtifacts, basis_of, json_object
 from mt.evaluate.scores import TranslatedSet, score_corpus
-from mt.report.facts import Evaluation, EvaluationReport
+from mt.report.facts import Evaluation
 from mt.report.terminal import scores_text
 from mt.run_folder import MADE_AT, RunFolder, checkpoint_step, open_model
 from mt.system.console import note
@@ -250,7 +250,7 @@ def _existing_report(run: RunFolder) -> Evaluation | None:
     if not is_ours or not all((run.path / name).is_file() for name in (HTML_NAME, MARKDOWN_NAME)):
         return None
     try:
-        return EvaluationReport.model_validate(report)
+        return Evaluation.model_validate(report)
     except ValidationError:  # somebody has changed it
         return None
 

@@ -1013,14 +1013,11 @@ class FakeArtifacts:
     def test_names(self, wanted: Sequence[str]) -> list[str]:
         return list(wanted) or ["wmt", "ted"]
 
-    def test_pairs(self, names: Sequence[str]) -> dict[str, list[str]]:
-        return dict.fromkeys(names, TEXT)
-
-    def test_references(self, name: str) -> list[str]:
-        return TEXT
+    def test_pairs(self, names: Sequence[str]) -> dict[str, list[SentencePair]]:
+        return {name: [SentencePair("", line, 1) for line in TEXT] for name in names}
 
     def translate(
-        self, sets: dict[str, list[str]], device: str, precision: str, *, n_processes: int | None
+        self, sets: dict[str, list[SentencePair]], device: str, precision: str, *, n_processes: int | None
     ) -> dict[str, TranslatedSet]:
         assert (device, precision) == ("auto", "auto")
         hypotheses = {"wmt": HYPOTHESES, "ted": TEXT}

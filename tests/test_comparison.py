@@ -21,7 +21,7 @@ from mt.evaluate.scores import TranslatedSet
 from mt.evaluate.significance import compare
 from mt.pipeline import train_run
 from mt.report.comparison import comparison_page
-from mt.report.facts import ComparedMetric, ComparisonReport, PairedSystems, SystemComparison, TrainingCurves
+from mt.report.facts import ComparedMetric, PairedSystems, SystemComparison, TrainingCurves
 from mt.report.markdown import markdown
 from mt.report.terminal import comparison_text
 from tests.test_page import HOSTILE, PageReader, assert_same_structure
@@ -187,7 +187,7 @@ def three_systems(name: str = "runs/bad") -> list[System]:
 def _report(found: Sequence[System]) -> tuple[str, str]:
     """The page and the Markdown of a comparison."""
     origin = {"kind": "comparison", "format_version": 1, "made_at": "2026-11-22T12:00:00+00:00", "command": "mt"}
-    facts = ComparisonReport.model_validate(dict(facts_of(found)) | origin | {"commit": None, "versions": {}})
+    facts = SystemComparison.model_validate(dict(facts_of(found)) | origin | {"commit": None, "versions": {}})
     return comparison_page(facts), markdown("comparison.md.j2", facts)
 
 

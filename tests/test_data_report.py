@@ -76,7 +76,7 @@ def test_the_page_has_the_numbers_of_the_json(folder: Path, facts: dict[str, Any
         ["empty", "1", "0.49%", ALL_RULES["empty"][1], "data.clean"],
         ["white_space", "2", ALL_RULES["white_space"][1], "data.clean.white_space"],
         [name, "2", "1"],
-        ["Test: held_out", facts["test"]["held_out"]["source"], "20", "0", "–", "–"],
+        ["test set held_out", facts["test"]["held_out"]["source"], "20", "0", "–", "–"],
         ["3", str(n_pairs[0])],
         [f"{facts['lengths']['ratio']['edges'][-2]:g} and above", str(n_pairs[1])],
         ["vocab size", "380"],

@@ -96,7 +96,7 @@ def shown(part: str) -> str:
 def _everything(text: str) -> str:
     parts = [
         table([text, "n"], [[text, 3], [Text(text, text), Number(2.5)]], [text, 4], searchable=True),
-        bars(text, {text: Number(3)}),
+        bars(text, {text: 3}),
         stacked_bars(text, {text: {text: 3}}),
         histogram(text, [0, 1, 2], [3, 4], text, text),
         line_chart(text, [Series(text, [1, 2], [3, 4])], text, text),

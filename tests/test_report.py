@@ -20,7 +20,7 @@ from mt.evaluate.findings import MOST_SENTENCES, EvalOptions, evaluate
 from mt.evaluate.report_files import check_folder, write_report
 from mt.evaluate.scores import TranslatedSet
 from mt.report.evaluation import evaluation_page
-from mt.report.facts import Evaluation, EvaluationReport, ModelManifest, ScoredSet, TrainingCurves
+from mt.report.facts import Evaluation, ModelManifest, ScoredSet, TrainingCurves
 from mt.report.markdown import markdown
 from tests.test_markdown import TABLE_TAGS, one_line, rendered, tags_of
 from tests.test_page import HOSTILE, PageReader, assert_same_structure
@@ -148,10 +148,10 @@ def facts(found: Evaluation) -> dict[str, Any]:
     return found.written()
 
 
-def _report(found: Evaluation, name: str = "words") -> EvaluationReport:
+def _report(found: Evaluation, name: str = "words") -> Evaluation:
     origin = {"kind": "evaluation", "format_version": 1, "made_at": "2026-11-22T12:00:00+00:00"}
     origin |= {"command": name, "commit": name, "versions": {name: name}}
-    return EvaluationReport.model_validate(origin | dict(found))
+    return Evaluation.model_validate(origin | dict(found))
 
 
 def _page(found: Evaluation, name: str = "words") -> str:

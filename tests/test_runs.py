@@ -13,7 +13,7 @@ import pytest
 from mt.config.settings import RunConfig
 from mt.errors import CheckpointError
 from mt.evaluate.analysis import count_words
-from mt.evaluate.runs import MOST_POINTS, RunArtifacts, read_training, source_word_counts
+from mt.evaluate.runs import MOST_POINTS, RunArtifacts, read_training
 from mt.pipeline import train_run
 from mt.run_folder import RunFolder
 from mt.text.corpus import PreparedCorpus
@@ -212,16 +212,14 @@ def test_words_are_counted_in_the_text_that_training_saw(run: Run):
     assert counts == wanted
     assert (counts["Bar"], counts["café"], counts["unheard"]) == (1, 1, 0)
     assert known.count_words({"Bar"}) == {"Bar": 1}
-    assert source_word_counts(known.corpus, []) == {}
+    assert known.count_words([]) == {}
 
 
 def test_words_are_counted_alike_however_many_sentences_are_decoded_together(run: Run, monkeypatch: pytest.MonkeyPatch):
-    corpus = RunArtifacts.of(run.folder).corpus
-    assert corpus is not None
-    words = count_words(run.src).keys()
-    whole = source_word_counts(corpus, words)
+    known, words = RunArtifacts.of(run.folder), count_words(run.src).keys()
+    whole = known.count_words(words)
     monkeypatch.setattr("mt.evaluate.runs._SENTENCES_AT_ONCE", 7)  # 123 are no multiple of it
-    assert source_word_counts(corpus, words) == whole
+    assert known.count_words(words) == whole
 
 
 def test_without_its_corpus_a_model_still_has_facts(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,6 @@ if TYPE_CHECKING:  # scoring files does without torch
 _log = logging.getLogger(__name__)
 
 INPUT = "input"  # name of the test set where files are scored
-_MANY_SYSTEMS = 5
 _LINES_AT_ONCE = 10_000
 
 
@@ -37,15 +37,11 @@ def evaluate_files(
         DataError: a file is missing, empty, unreadable, or has not as many lines as the first reference.
         ConfigError: an unknown metric, or too few or too many samples.
     """
-    first = refs[0]
-    lines = {path: _read_lines(path) for path in (first, hyp, *refs[1:], *([src] if src else []))}
-    baseline = None if options.baseline is None else _lines_of(options.baseline, lines[first])
-    if baseline is not None:
-        lines[baseline] = _read_lines(baseline)
-    for path in lines:
-        _check_as_long(path, lines[path], first, lines[first])
-    sources, theirs = (None if path is None else lines[path] for path in (src, baseline))
-    translated = TranslatedSet(sources, lines[hyp], [lines[path] for path in refs], tgt_lang, theirs)
+    reference = _read_lines(refs[0])
+    read = partial(_read_lines, parallel_to=(refs[0], reference))
+    baseline = None if options.baseline is None else read(_lines_of(options.baseline, reference))
+    sources = None if src is None else read(src)
+    translated = TranslatedSet(sources, read(hyp), [reference, *map(read, refs[1:])], tgt_lang, baseline)
     return evaluate({INPUT: translated}, str(hyp), options)
 
 
@@ -60,23 +56,11 @@ def evaluate_model(model: Path, tests: Sequence[str], device: str, precision: st
     from mt.evaluate.runs import RunArtifacts
 
     artifacts = RunArtifacts.of(model)
-    names = artifacts.test_names(tests)
-    baselines: dict[str, list[str]] = {}
-    if options.baseline is not None:  # what is wrong with it shows before anything is translated
-        ours = {name: artifacts.test_references(name) for name in names}
-        paths = _baseline_files(options.baseline, ours, model)
-        baselines = {name: _read_lines(path) for name, path in paths.items()}
-    pairs = artifacts.test_pairs(names)
-    for name, lines in baselines.items():
-        if len(lines) != len(pairs[name]):
-            raise DataError(
-                f"{paths[name]} has {len(lines):,} lines and the test set {name} has {len(pairs[name]):,}: a baseline "
-                "translates the same text"
-            )
-    translated = {
-        name: replace(one, baseline=baselines.get(name))
-        for name, one in _translated(artifacts, pairs, device, precision).items()
-    }
+    pairs = artifacts.test_pairs(artifacts.test_names(tests))
+    # What is wrong with a baseline shows before anything is translated.
+    baselines = {} if options.baseline is None else _baselines(options.baseline, pairs, model)
+    translated = _translated(artifacts, pairs, device, precision)
+    translated = {name: replace(one, baseline=baselines.get(name)) for name, one in translated.items()}
     found = evaluate(translated, str(model), options, artifacts.count_words)
     if not options.has_analysis:
         return found
@@ -109,18 +93,15 @@ def compare_models(
         for name in names:
             if [pair.tgt for pair in found[name]] != references[name]:
                 raise _other_text(path, name, paths[0])
-    translations: dict[Path, dict[str, Sequence[str]]] = {}
     systems = []
     for model, found in zip(models, pairs, strict=True):
-        folder = model.folder
-        if folder.path not in translations:
-            kept = model.kept_translations(found) if device is None and precision is None else None
-            translated = kept or _translated(model, found, device or "auto", precision or "auto")
-            translations[folder.path] = {name: one.hypotheses for name, one in translated.items()}
-        known = (settings_of(folder.config), model.figures(), model.training())
-        systems.append(System(str(model.path), translations[folder.path], *known))
+        kept = model.kept_translations(found) if device is None and precision is None else None
+        translated = kept or _translated(model, found, device or "auto", precision or "auto")
+        hypotheses = {name: one.hypotheses for name, one in translated.items()}
+        known = (settings_of(model.folder.config), model.figures(), model.training())
+        systems.append(System(str(model.path), hypotheses, *known))
     sets = {name: [lines] for name, lines in references.items()}
-    return _compared(systems, sets, options, models[0].folder.config.tgt_lang)
+    return compare_systems(systems, sets, options, models[0].folder.config.tgt_lang)
 
 
 def compare_files(paths: Sequence[Path], refs: Sequence[Path], options: EvalOptions, tgt_lang: str) -> SystemComparison:
@@ -132,21 +113,11 @@ def compare_files(paths: Sequence[Path], refs: Sequence[Path], options: EvalOpti
         DataError: a file is missing, empty, unreadable, or has not as many lines as the first reference.
         ConfigError: an unknown metric; samples that cannot be.
     """
-    references = {path: _read_lines(path) for path in refs}
-    first = references[refs[0]]
-    systems = {path: _read_lines(_lines_of(path, first)) for path in paths}
-    for path, lines in (*references.items(), *systems.items()):
-        _check_as_long(path, lines, refs[0], first)
-    named = [System(str(path), {INPUT: systems[path]}) for path in paths]
-    return _compared(named, {INPUT: [references[path] for path in refs]}, options, tgt_lang)
-
-
-def _compared(
-    systems: Sequence[System], test_sets: Mapping[str, Sequence[Sequence[str]]], options: EvalOptions, tgt_lang: str
-) -> SystemComparison:
-    if (n := len(systems)) >= _MANY_SYSTEMS:  # each test takes about a second
-        _log.info(f"comparing {n * (n - 1) // 2:,} pairs of systems")
-    return compare_systems(systems, test_sets, options, tgt_lang)
+    reference = _read_lines(refs[0])
+    read = partial(_read_lines, parallel_to=(refs[0], reference))
+    sets = [reference, *map(read, refs[1:])]
+    systems = [System(str(path), {INPUT: read(_lines_of(path, reference))}) for path in paths]
+    return compare_systems(systems, {INPUT: sets}, options, tgt_lang)
 
 
 def _other_text(path: Path, name: str, other: Path) -> DataError:
@@ -174,35 +145,37 @@ def _shared_names(models: Sequence[RunArtifacts], tests: Sequence[str]) -> list[
     return shared
 
 
-# --- The baseline -----------------------------------------------------------------------------------------------------
+# --- Translations of other systems ------------------------------------------------------------------------------------
 
 
-def _baseline_files(baseline: Path, ours: Mapping[str, list[str] | None], model: Path) -> dict[str, Path]:
+def _baselines(baseline: Path, sets: Mapping[str, Sequence[SentencePair]], model: Path) -> dict[str, list[str]]:
     """Return the baseline's translations of each test set of a model.
 
-    Args:
-        ours: name of the test set → its references, as far as they are known.
     Raises:
         ConfigError: one file for several test sets.
         DataError: a run that has not translated one of them, or other text of that name.
     """
-    if not _is_run(baseline):
-        if len(ours) > 1:
-            problem = f"{baseline} is of one test set and the model has {', '.join(ours)}"
-            raise ConfigError("baseline", problem, "choose one with --test, or give a run")
-        return dict.fromkeys(ours, baseline)
-    translations = _translations(baseline)
-    theirs = _references_of(baseline, ours)
-    for name, references in ours.items():
-        if name not in translations:
-            problem = f"has no translations of {name}, it has {', '.join(translations)}"
-            raise DataError(baseline, problem, "give another run, or choose a test set with --test")
-        if None not in (references, theirs[name]) and references != theirs[name]:
-            raise _other_text(baseline, name, model)
-    return {name: translations[name] for name in ours}
+    paths = dict.fromkeys(sets, baseline)
+    if _is_run(baseline):
+        paths, theirs = _translations(baseline), _references_of(baseline, sets)
+        for name, pairs in sets.items():
+            if name not in paths:
+                problem = f"has no translations of {name}, it has {', '.join(paths)}"
+                raise DataError(baseline, problem, "give another run, or choose a test set with --test")
+            if theirs[name] not in (None, [pair.tgt for pair in pairs]):
+                raise _other_text(baseline, name, model)
+    elif len(sets) > 1:
+        problem = f"{baseline} is of one test set and the model has {', '.join(sets)}"
+        raise ConfigError("baseline", problem, "choose one with --test, or give a run")
+    lines = {name: _read_lines(paths[name]) for name in sets}
+    for name, pairs in sets.items():
+        if len(lines[name]) != len(pairs):
+            counts = f"{paths[name]} has {len(lines[name]):,} lines and the test set {name} has {len(pairs):,}"
+            raise DataError(f"{counts}: a baseline translates the same text")
+    return lines
 
 
-def _lines_of(path: Path, references: Sequence[str]) -> Path:
+def _lines_of(path: Path, references: list[str]) -> Path:
     """Return a file of translations: that file, or what a run has translated of the test set with these references.
 
     Raises:
@@ -212,9 +185,8 @@ def _lines_of(path: Path, references: Sequence[str]) -> Path:
         return path
     translations = _translations(path)
     texts = _references_of(path, translations)
-    for name, text in texts.items():
-        if text == list(references):
-            return translations[name]
+    if same := [name for name, text in texts.items() if text == references]:
+        return translations[same[0]]
     lengths = {name: len(_read_lines(file)) for name, file in translations.items()}
     fitting = [name for name, n in lengths.items() if n == len(references) and texts[name] is None]
     if len(fitting) == 1:
@@ -246,30 +218,25 @@ def _translations(run_dir: Path) -> dict[str, Path]:
     """Return a run's translations by the name of their set, the validation set last."""
     from mt.run_folder import RunFolder
 
-    paths = {path.stem: path for path in sorted(RunFolder(run_dir).translations.glob("*.txt"))}
+    paths = sorted(RunFolder(run_dir).translations.glob("*.txt"), key=lambda path: (path.stem == "valid", path))
     if not paths:
         fix = "let it finish, give a file of translations, or compare models with mt compare"
         raise DataError(run_dir, "has no translations, as a finished run does", fix)
-    return dict(sorted(paths.items(), key=lambda item: item[0] == "valid"))
+    return {path.stem: path for path in paths}
 
 
-# --- Files ------------------------------------------------------------------------------------------------------------
-
-
-def _check_as_long(path: Path, lines: Sequence[str], other: Path, other_lines: Sequence[str]) -> None:
-    if len(lines) != len(other_lines):
-        (n_shorter, shorter), (n_longer, longer) = sorted([(len(lines), path), (len(other_lines), other)])
-        counts = f"{longer} has {n_longer:,} lines and {shorter} has {n_shorter:,}"
-        raise DataError(f"{counts}: parallel files need one line for each line")
-
-
-def _read_lines(path: Path) -> list[str]:
+def _read_lines(path: Path, parallel_to: tuple[Path, Sequence[str]] | None = None) -> list[str]:
     """Read all lines of a text file, which may be compressed; only \\n ends a line.
 
     Raises:
-        DataError: it is missing, unreadable, not UTF-8, or holds no line.
+        DataError: it is missing, unreadable, not UTF-8, holds no line, or not as many as the file it is parallel to.
     """
     lines = [*chain.from_iterable(read_line_chunks(path, _LINES_AT_ONCE))]
     if not lines:
         raise DataError(path, "has no lines", "nothing to score")
+    other, n_other = (path, len(lines)) if parallel_to is None else (parallel_to[0], len(parallel_to[1]))
+    if len(lines) != n_other:
+        (n_shorter, shorter), (n_longer, longer) = sorted([(len(lines), path), (n_other, other)])
+        counts = f"{longer} has {n_longer:,} lines and {shorter} has {n_shorter:,}"
+        raise DataError(f"{counts}: parallel files need one line for each line")
     return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -15,14 +16,17 @@ from mt.report.facts import (
     NO_DIFFERENCE,
     ComparedMetric,
     ComparedSet,
+    MetricScore,
     PairedSystems,
     SystemComparison,
     SystemFigures,
-    SystemScore,
     TrainingCurves,
     listed,
 )
 
+_log = logging.getLogger(__name__)
+
+_MANY_SYSTEMS = 5
 COMPARED_METRICS = ("bleu", "chrf")  # unless others are asked for: each takes a test for each pair of systems
 
 
@@ -50,6 +54,8 @@ def compare_systems(
     Raises:
         ConfigError: too many samples for the memory.
     """
+    if (n := len(systems)) >= _MANY_SYSTEMS:  # each test takes about a second
+        _log.info(f"comparing {n * (n - 1) // 2:,} pairs of systems")
     keys = metric_keys(options.metrics or COMPARED_METRICS)
     compared = {}
     for name, references in test_sets.items():
@@ -93,7 +99,7 @@ def _compared(systems: Sequence[System], test_set: str, metric: Metric, options:
         name=metric.name,
         signature=scores[0].signature,
         test_signature=test_signature,
-        scores=[SystemScore(score=one.score, confidence=one.confidence) for one in scores],
+        scores=[MetricScore(score=one.score, confidence=one.confidence) for one in scores],
         groups=groups,
         ranking=ranking,
         pairs=pairs,

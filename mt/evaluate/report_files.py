@@ -8,13 +8,12 @@ import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from mt.errors import ConfigError
 from mt.evaluate.analysis import ODDITY_RULES
 from mt.report.comparison import comparison_page
 from mt.report.evaluation import evaluation_page
-from mt.report.facts import ComparisonReport, Evaluation, EvaluationReport, SystemComparison, facts_json
+from mt.report.facts import Evaluation, SystemComparison, facts_json
 from mt.report.markdown import markdown
 from mt.system.files import WriteError, write_text
 from mt.system.provenance import source_commit, versions
@@ -68,20 +67,19 @@ def write_report(facts: Evaluation | SystemComparison, folder: Path) -> None:
     Raises:
         WriteError: the folder cannot be written.
     """
-    origin: dict[str, Any] = {
+    origin = {
         "format_version": FORMAT_VERSION,
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["mt", *sys.argv[1:]]),
         "commit": source_commit(),
         "versions": versions(),
     }
-    report: EvaluationReport | ComparisonReport
     if isinstance(facts, Evaluation):
-        report = EvaluationReport(kind=KIND, **origin, **dict(facts))
-        html, text = evaluation_page(report, ODDITY_RULES), markdown("evaluation.md.j2", report)
+        facts = facts.model_copy(update={"kind": KIND, **origin})
+        html, text = evaluation_page(facts, ODDITY_RULES), markdown("evaluation.md.j2", facts)
     else:
-        report = ComparisonReport(kind="comparison", **origin, **dict(facts))
-        html, text = comparison_page(report), markdown("comparison.md.j2", report)
+        facts = facts.model_copy(update={"kind": "comparison", **origin})
+        html, text = comparison_page(facts), markdown("comparison.md.j2", facts)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -89,4 +87,4 @@ def write_report(facts: Evaluation | SystemComparison, folder: Path) -> None:
     write_text(folder / HTML_NAME, html)
     write_text(folder / MARKDOWN_NAME, text)
     # Last, since it says that the report is complete: after a kill in between, all three are written again.
-    write_text(folder / JSON_NAME, facts_json(report.written()))
+    write_text(folder / JSON_NAME, facts_json(facts.written()))

@@ -137,11 +137,26 @@ class RunArtifacts:
             corpus = PreparedCorpus.open(prepared)
         except DataError:
             corpus = None
-        return cls(path, folder, run if _is_run_of(run, fingerprint) else None, corpus)
+        # A model that was copied into the folder of another run does not come from that run.
+        is_its_run = run.record.is_file() and (
+            json_object(run.record).get("corpus_fingerprint", fingerprint) == fingerprint
+        )
+        return cls(path, folder, run if is_its_run else None, corpus)
 
     def count_words(self, words: Collection[str]) -> Counter[str] | None:
-        """Count how often the source text of training has some words; None where it is gone."""
-        return None if self.corpus is None else source_word_counts(self.corpus, words)
+        """Count how often the source text of training, each pair once, has some words; None where it is gone."""
+        if self.corpus is None:
+            return None
+        wanted, src = frozenset(words), self.corpus.train.src
+        counts: Counter[str] = Counter()
+        if wanted and len(src) > _MANY_SENTENCES:
+            _log.info(f"counting words in {len(src):,} lines of training text")
+        tokenizer = Tokenizer.load(self.corpus.tokenizer_path)
+        for start in range(0, len(src) if wanted else 0, _SENTENCES_AT_ONCE):
+            stop = min(start + _SENTENCES_AT_ONCE, len(src))
+            for line in tokenizer.decode_batch(src[i].tolist() for i in range(start, stop)):
+                counts.update(word for word in words_of(line) if word in wanted)
+        return counts
 
     def test_names(self, wanted: Sequence[str] = ()) -> list[str]:
         """Return the names of all test sets, or those wanted, each once.
@@ -242,12 +257,6 @@ class RunArtifacts:
         Args:
             device, precision: what it translated with, as they are asked for.
         """
-        config = self.folder.config
-        manifest = self._manifest(device, precision)
-        values = {"src_lang": config.src_lang, "tgt_lang": config.tgt_lang, "manifest": manifest}
-        return {**values, "training": self.training()}
-
-    def _manifest(self, device: str, precision: str) -> ModelManifest:
         config, manifest = self.folder.config, self.folder.manifest
         record = {} if self.run is None else json_object(self.run.record)
         defaults = replace(
@@ -256,15 +265,25 @@ class RunArtifacts:
         known = ("averaged_steps", "step", "commit", "versions", "hardware", "sha256")
         chosen = choose_device(device)
         dtype = str(choose_dtype(precision, chosen)).removeprefix("torch.")
-        return ModelManifest(
+        facts = ModelManifest(
             description=self.description,
             settings=settings_of(config),
             changed=list(config_differences(defaults, config)),
             model={key: manifest[key] for key in known if manifest.get(key) is not None},
             starts=record.get("starts", []),
-            corpus={"fingerprint": str(manifest.get("corpus_fingerprint")), **_corpus_counts(self.corpus)},
+            corpus={"fingerprint": str(manifest.get("corpus_fingerprint")), **self._corpus_counts()},
             translation={"device": chosen.type, "precision": dtype, "hardware": hardware(chosen)},
         )
+        languages = {"src_lang": config.src_lang, "tgt_lang": config.tgt_lang}
+        return {**languages, "manifest": facts, "training": self.training()}
+
+    def _corpus_counts(self) -> dict[str, Any]:
+        if self.corpus is None:
+            return {}
+        train = self.corpus.manifest["train"]
+        counts = ("source", "tag", "weight", "pairs_read", "pairs_kept")
+        sources = [{key: source.get(key) for key in counts} for source in train["sources"]]
+        return {"train": train | {"sources": sources}, **{key: self.corpus.manifest[key] for key in ("valid", "test")}}
 
 
 def basis_of(folder: ModelFolder) -> dict[str, Any]:
@@ -279,36 +298,3 @@ def json_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _is_run_of(run: RunFolder, fingerprint: str | None) -> bool:
-    """Return whether a model comes from this run: one that was copied into the folder of another run does not."""
-    if not run.record.is_file():
-        return False
-    return json_object(run.record).get("corpus_fingerprint", fingerprint) == fingerprint
-
-
-def _corpus_counts(corpus: PreparedCorpus | None) -> dict[str, Any]:
-    if corpus is None:
-        return {}
-    train = corpus.manifest["train"]
-    counts = ("source", "tag", "weight", "pairs_read", "pairs_kept")
-    sources = [{key: source.get(key) for key in counts} for source in train["sources"]]
-    return {"train": train | {"sources": sources}, **{key: corpus.manifest[key] for key in ("valid", "test")}}
-
-
-def source_word_counts(corpus: PreparedCorpus, words: Collection[str]) -> Counter[str]:
-    """Count how often some words occur in the source text that a model was trained on, each pair counted once."""
-    wanted = frozenset(words)
-    counts: Counter[str] = Counter()
-    src = corpus.train.src
-    if not wanted:
-        return counts
-    if len(src) > _MANY_SENTENCES:
-        _log.info(f"counting words in {len(src):,} lines of training text")
-    tokenizer = Tokenizer.load(corpus.tokenizer_path)
-    for start in range(0, len(src), _SENTENCES_AT_ONCE):
-        stop = min(start + _SENTENCES_AT_ONCE, len(src))
-        for line in tokenizer.decode_batch(src[i].tolist() for i in range(start, stop)):
-            counts.update(word for word in words_of(line) if word in wanted)
-    return counts

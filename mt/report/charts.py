@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from mt.report.page import Number, macro, table
+from mt.report.page import Number, Unit, macro, table
 
 _MAX_BARS = 64  # of a histogram; more would be thinner than a finger or a pointer can hit
 _HEIGHT = 180  # of a plot, in pixels
@@ -54,14 +54,12 @@ class Series:
         return f"{self.name}: from {first_y:,.4g} at {first_x:,g} to {last_y:,.4g} at {last_x:,g}."
 
 
-def bars(title: str, rows: Mapping[str, Number]) -> Markup:
+def bars(title: str, rows: Mapping[str, float], unit: Unit = "count") -> Markup:
     """Return horizontal bars from zero, each with its label and its number."""
-    longest = max((number.value or 0 for number in rows.values()), default=0) or 1
-    percents = {label: 100 * (number.value or 0) / longest for label, number in rows.items()}
-    shown = [
-        (label, _segments([(percents[label], f"{label}: {number}")]), None, number) for label, number in rows.items()
-    ]
-    return macro("bars", title, [], shown)
+    longest = max(rows.values(), default=0) or 1
+    numbers = {label: Number(value, unit) for label, value in rows.items()}
+    parts = {label: _segments([(100 * rows[label] / longest, f"{label}: {numbers[label]}")]) for label in rows}
+    return macro("bars", title, [], [(label, parts[label], None, numbers[label]) for label in rows])
 
 
 def stacked_bars(title: str, rows: Mapping[str, Mapping[str, int]]) -> Markup:

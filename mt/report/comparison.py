@@ -10,11 +10,11 @@ from markupsafe import Markup
 
 from mt.report.charts import Series, line_chart
 from mt.report.evaluation import AXES
-from mt.report.facts import NO_DIFFERENCE, ComparedMetric, ComparedSet, ComparisonReport, short_name
+from mt.report.facts import NO_DIFFERENCE, ComparedMetric, ComparedSet, SystemComparison, short_name
 from mt.report.page import Number, code, page, setting_value, table
 
 
-def comparison_page(facts: ComparisonReport) -> str:
+def comparison_page(facts: SystemComparison) -> str:
     return page("comparison.html.j2", facts.title, facts=facts, view=_ComparisonView(facts))
 
 
@@ -22,7 +22,7 @@ def comparison_page(facts: ComparisonReport) -> str:
 class _ComparisonView:
     """Tables and charts of the page."""
 
-    facts: ComparisonReport
+    facts: SystemComparison
 
     def scores(self, compared: ComparedSet) -> Markup:
         headers = ["System"]
@@ -52,10 +52,6 @@ class _ComparisonView:
             ]
             rows.append([f"{place}. {self.facts.systems[i].name}", *cells])
         return table(["p", *(f"{place}." for place in range(1, len(rows) + 1))], rows)
-
-    def signatures(self, compared: ComparedSet) -> Markup:
-        rows = [[short_name(one.name), code(one.signature), code(one.test_signature)] for one in compared.metrics]
-        return table(["Metric", "Signature", "Of the test"], rows)
 
     def curves(self) -> list[Markup]:
         found = {label: self._series(x) for x, label in AXES.items()}

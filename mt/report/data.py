@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from mt.report.charts import bars, fraction_bar, highest_bar, histogram, stacked_bars
-from mt.report.facts import HeldOutSet, PreparedData, facts_json
+from mt.report.facts import ChangeExample, Pair, PreparedData, facts_json
 from mt.report.page import Number, Text, Unit, code, fraction, page, table
 from mt.report.text import character_differences
 
@@ -20,6 +20,7 @@ _N_RULES_IN_BARS = 4  # the most frequent ones; the others share a colour
 _LOW_FRACTION_KEPT = 0.5  # of a corpus, below which the page warns
 _HIGH_OVERLAP = 0.1  # of the 8-grams of a set, above which the page warns
 _HIGH_UNKNOWN = 0.001  # of the tokens, above which the page warns
+_SIDE_NAMES = {"src": "source", "tgt": "target"}
 
 _FIGURES_OF_A_LANGUAGE: dict[str, tuple[str, Unit, str]] = {  # key: (name, unit, meaning)
     "words": ("Words", "count", "separated by spaces"),
@@ -51,7 +52,19 @@ def write_data_report(facts: Mapping[str, Any], folder: Path, rules: Rules) -> N
 def data_page(facts: PreparedData, rules: Rules) -> str:
     """Return the page of a prepared corpus."""
     title = f"Prepared corpus {facts.src_lang} → {facts.tgt_lang}"
-    return page("data.html.j2", title, facts=facts, view=_DataView(facts, rules))
+    charts = {"bars": bars, "fraction_bar": fraction_bar}
+    return page("data.html.j2", title, facts=facts, view=_DataView(facts, rules), **charts)
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """A rule that removed pairs, or a change that was made to texts."""
+
+    name: str
+    count: int  # in all sources
+    meaning: str
+    setting: Markup | str
+    examples: list[tuple[object, ...]]
 
 
 @dataclass(frozen=True)
@@ -61,26 +74,31 @@ class _DataView:
     facts: PreparedData
     rules: Rules
 
-    def rules_that_removed(self) -> dict[str, int]:
-        """Return how many pairs each rule removed, the most frequent first."""
-        return _by_frequency([source.removed for source in self.facts.train.sources])
+    def counted(self, kind: str) -> list[_Rule]:
+        """Return the rules that `removed` pairs, or the changes of `changed` texts, the most frequent first."""
+        sources = [getattr(source, kind) for source in self.facts.train.sources]
+        found = []
+        for name, count in _by_frequency(sources):
+            setting, meaning = self.rules.get(name, ("", ""))
+            in_sources = [
+                (i, one) for i, counts in enumerate(sources) if name in counts for one in counts[name].examples
+            ]
+            examples = [self.example(i, one) for i, one in in_sources]
+            found.append(_Rule(name, count, meaning, code(f"data.{setting}") if setting else "", examples))
+        return found
 
-    def changes(self) -> dict[str, int]:
-        """Return how many texts each change was made to, the most frequent first."""
-        return _by_frequency([source.changed for source in self.facts.train.sources])
-
-    def rule(self, name: str) -> tuple[str, str]:
-        """Return what a rule does, and its setting."""
-        setting, meaning = self.rules.get(name, ("", ""))
-        return meaning, code(f"data.{setting}") if setting else ""
-
-    def place(self, index: int, line: int) -> str:
-        """Name the line of a pair, and its source where there are several."""
-        sources = self.facts.train.sources
-        return f"line {line:,}" if len(sources) == 1 else f"{sources[index].source}, line {line:,}"
+    def example(self, source: int, one: Pair | ChangeExample) -> tuple[object, ...]:
+        """Return the arguments of the macro `example`: a pair, or one side before and after a change."""
+        name = f"{self.facts.train.sources[source].source}, " if len(self.facts.train.sources) > 1 else ""
+        place = f"{name}line {one.line:,}"
+        if isinstance(one, Pair):
+            return one.src, one.tgt, self.facts.src_lang, self.facts.tgt_lang, place, one.note
+        before, after, described = character_differences(one.before, one.after)
+        lang = self.facts.lang(one.side)
+        return before, after, lang, lang, f"{place}, {lang}", described
 
     def source_bars(self) -> Markup:
-        names = list(self.rules_that_removed())
+        names = [rule.name for rule in self.counted("removed")]
         rows = {}
         for source in self.facts.train.sources:
             counts = {name: _count(source.removed, name) for name in names}
@@ -89,7 +107,7 @@ class _DataView:
         return stacked_bars("Pairs kept and removed", rows)
 
     def sources(self) -> Markup:
-        train, rules = self.facts.train, self.rules_that_removed()
+        train, rules = self.facts.train, {rule.name: rule.count for rule in self.counted("removed")}
         has_weights = any(source.weight != 1 or source.tag for source in train.sources)
         rows = [
             [
@@ -105,62 +123,18 @@ class _DataView:
         headers = ["Source", *(["Tag", "Weight"] if has_weights else []), "Read", "Kept", "Fraction kept", *rules]
         return table(headers, rows, total if len(rows) > 1 else None, sortable=True)
 
-    def removed(self) -> Markup:
-        n_read, rules = self.facts.train.pairs_read, self.rules_that_removed()
-        rows = [[one, n, Number(fraction(n, n_read), "fraction", 2), *self.rule(one)] for one, n in rules.items()]
-        return table(["Rule", "Removed", "Of pairs read", "Meaning", "Setting"], rows, sortable=True)
-
-    def changed(self) -> Markup:
-        rows = [[name, count, *self.rule(name)] for name, count in self.changes().items()]
-        return table(["Change", "Texts changed", "Meaning", "Setting"], rows, sortable=True)
-
     def changed_by_source(self) -> Markup:
-        names = list(self.changes())
+        names = [change.name for change in self.counted("changed")]
         rows = [[one.source, *(_count(one.changed, name) for name in names)] for one in self.facts.train.sources]
         return table(["Source", *names], rows, sortable=True)
 
-    def removed_examples(self, rule: str) -> list[tuple[str, str, str, str, str, str | None]]:
-        """Return the arguments of the macro `example`."""
+    def overlaps(self) -> list[dict[str, Any]]:
+        """Return set, language, number of n-grams and how much of them training text has."""
         return [
-            (one.src, one.tgt, self.facts.src_lang, self.facts.tgt_lang, self.place(i, one.line), one.note)
-            for i, source in enumerate(self.facts.train.sources)
-            for one in (source.removed[rule].examples if rule in source.removed else [])
+            {"set": name, "lang": self.facts.lang(side), **one, "fraction": fraction(one["found"], one["ngrams"])}
+            for name, sides in self.facts.overlap.items()
+            for side, one in sides.items()
         ]
-
-    def changed_examples(self, change: str) -> list[tuple[str, str, str, str, str, str]]:
-        """Return the arguments of the macro `example`: one side before and after the change, in its language."""
-        found: list[tuple[str, str, str, str, str, str]] = []
-        for i, source in enumerate(self.facts.train.sources):
-            for one in source.changed[change].examples if change in source.changed else []:
-                before, after, described = character_differences(one.before, one.after)
-                lang = self.facts.lang(one.side)
-                found.append((before, after, lang, lang, f"{self.place(i, one.line)}, {lang}", described))
-        return found
-
-    def _held_out(self) -> Iterator[tuple[str, str, HeldOutSet]]:
-        """Yield (name in a table, name in a sentence, set)."""
-        if self.facts.valid:
-            yield "Validation", "validation set", self.facts.valid
-        for name, one in self.facts.test.items():
-            yield f"Test: {name}", f"test set {name}", one
-
-    def held_out_sets(self) -> Markup | None:
-        sets = {name: one for name, _, one in self._held_out()}
-        titles = {"pairs": "Pairs", "empty": "With an empty side"}
-        titles |= {"src_tokens": "Source tokens", "tgt_tokens": "Target tokens"}
-        keys = [key for key in titles if any(getattr(one, key) is not None for one in sets.values())]
-        rows = [[name, one.source, *(Number(getattr(one, key)) for key in keys)] for name, one in sets.items()]
-        return table(["Set", "Source", *(titles[key] for key in keys)], rows, sortable=True) if rows else None
-
-    def _overlaps(self) -> Iterator[tuple[str, str, int, int, float | None]]:
-        """Yield (set, language, n-grams, those that training text has, their fraction)."""
-        for name, sides in self.facts.overlap.items():
-            for side, one in sides.items():
-                yield name, self.facts.lang(side), one["ngrams"], one["found"], fraction(one["found"], one["ngrams"])
-
-    def overlap(self) -> Markup:
-        rows = [[*counts, Number(part, "fraction", 2), fraction_bar(part)] for *counts, part in self._overlaps()]
-        return table(["Set", "Language", "8-grams", "In training", "Fraction", ""], rows, sortable=True)
 
     def length_charts(self) -> list[Markup]:
         assert self.facts.lengths is not None
@@ -190,62 +164,46 @@ class _DataView:
                 rows.append([head, *(Number(one.get(key), unit) for one in sides.values())])
         return table(["", *map(self.facts.lang, sides)], rows) if rows else None
 
-    def piece_bars(self, pieces: Mapping[str, int]) -> Markup:
-        names = {side: f"in {self.facts.lang(side)} alone" for side in _SIDE_NAMES}
-        names |= {"both": "in both", "neither": "in neither"}
-        rows = {name: Number(pieces[key]) for key, name in names.items()}
-        return bars("Pieces of the vocabulary, by where they occur", rows)
-
     def longest_pieces(self) -> list[Markup]:
         found = {self.facts.lang(side): one.get("longest_pieces", []) for side, one in self.facts.sides.items()}
         rows = {lang: [[Text(one["piece"], lang), one["count"]] for one in pieces] for lang, pieces in found.items()}
         tables = [table([f"Piece ({lang})", "Times"], one, sortable=True) for lang, one in rows.items()]
         return tables if any(rows.values()) else []
 
-    def stages(self) -> Markup:
-        seconds = {name: Number(value, "seconds") for name, value in self.facts.seconds.items()}
-        total = sum(self.facts.seconds.values())
-        rows = [[name, one, Number(fraction(one.value or 0, total), "fraction")] for name, one in seconds.items()]
-        together = ["Total", Number(total, "seconds"), ""]
-        return bars("Time of each stage", seconds) + table(["Stage", "Time", "Fraction"], rows, together, sortable=True)
-
     def warnings(self) -> Iterator[str]:
         for source in self.facts.train.sources:
             kept = fraction(source.pairs_kept, source.pairs_read)
             if kept is not None and kept < _LOW_FRACTION_KEPT:
-                most = next(iter(_by_frequency([source.removed])))
+                most, _ = _by_frequency([source.removed])[0]
                 yield (
                     f"{Number(1 - kept, 'fraction')} of the pairs of {source.source} were removed, most of them by "
                     f"{most}. See its examples below: is that right?"
                 )
-        for _, name, one in self._held_out():
+        for name, one in self.facts.held_out.items():
             if one.empty:
                 yield f"{one.empty:,} of {one.pairs:,} pairs of the {name} have an empty side."
-        for name, lang, _, _, found in self._overlaps():
-            if found is not None and found > _HIGH_OVERLAP:
+        for found in self.overlaps():
+            if (found["fraction"] or 0) > _HIGH_OVERLAP:
                 yield (
-                    f"{Number(found, 'fraction')} of the 8-grams of {name} ({lang}) occur in the training text: "
-                    "scores on it may be too high."
+                    f"{Number(found['fraction'], 'fraction')} of the 8-grams of {found['set']} ({found['lang']}) occur "
+                    "in the training text: scores on it may be too high."
                 )
         for side, figures in self.facts.sides.items():
-            unknown = figures.get("unknown_share")
-            if unknown is not None and unknown > _HIGH_UNKNOWN:
+            unknown = figures.get("unknown_share") or 0
+            if unknown > _HIGH_UNKNOWN:
                 shown = Number(unknown, "fraction", 2)
                 yield f"{shown} of the tokens of {self.facts.lang(side)} are unknown to the vocabulary."
-
-
-_SIDE_NAMES = {"src": "source", "tgt": "target"}
 
 
 def _count(found: Mapping[str, Any], name: str) -> int:
     return found[name].count if name in found else 0
 
 
-def _by_frequency(sources: list[Mapping[str, Any]]) -> dict[str, int]:
+def _by_frequency(sources: list[Mapping[str, Any]]) -> list[tuple[str, int]]:
     counts: Counter[str] = Counter()
     for found in sources:
         counts.update({name: one.count for name, one in found.items() if one.count})
-    return dict(counts.most_common())
+    return counts.most_common()
 
 
 def _kept(n_read: int, n_kept: int) -> list[object]:

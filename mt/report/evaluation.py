@@ -14,13 +14,10 @@ from mt.report.facts import (
     Bucket,
     Evaluation,
     ModelManifest,
-    PairedSet,
-    ScoredSet,
     Sentence,
     TrainingCurves,
-    short_name,
 )
-from mt.report.page import Number, Text, code, page, plain_value, table
+from mt.report.page import Number, page, plain_value, table
 from mt.report.text import truncated, word_differences
 
 _OPEN_SENTENCES = 1_000  # up to that many in all, tables of sentences are unfolded
@@ -50,32 +47,6 @@ class _EvaluationView:
 
     facts: Evaluation
 
-    def scores(self, scored: ScoredSet) -> Markup:
-        has_intervals = any(one.confidence for one in scored.scores)
-        ends = [[one.confidence.low, one.confidence.high] if one.confidence else ["", ""] for one in scored.scores]
-        rows = [
-            [one.name, one.score, *(interval if has_intervals else []), code(one.signature)]
-            for one, interval in zip(scored.scores, ends, strict=True)
-        ]
-        return table(["Metric", "Score", *(["95% low", "95% high"] if has_intervals else []), "Signature"], rows)
-
-    def paired_scores(self, paired: PairedSet) -> Markup:
-        rows = [
-            [short_name(one.name), one.score, one.baseline_score, one.difference, Number(one.p, digits=4), one.verdict]
-            for one in paired.scores
-        ]
-        return table(["Metric", "System", "Baseline", "Difference", "p", "The system is"], rows)
-
-    def test_signatures(self, sets: Mapping[str, PairedSet]) -> Markup:
-        found = {one.name: one.signature for paired in sets.values() for one in paired.scores}
-        return table(["Metric", "Signature"], [[name, code(signature)] for name, signature in found.items()])
-
-    def buckets(self, buckets: Sequence[Bucket], header: str, has_baseline: bool) -> Markup:
-        columns = {"bleu": "BLEU", "baseline_bleu": "baseline", "chrf": "chrF2", "baseline_chrf": "baseline"}
-        keys = [key for key in columns if has_baseline or not key.startswith("baseline")]
-        rows = [[one.bucket, one.n_lines, *(Number(getattr(one, key)) for key in keys)] for one in buckets]
-        return table([header, "Lines", *(columns[key] for key in keys)], rows)
-
     def length_chart(self, analysis: Analysis) -> Markup:
         begins = [one.begin for one in analysis.by_length]
         series = [Series(self.facts.system, begins, [one.bleu for one in analysis.by_length])]
@@ -85,7 +56,7 @@ class _EvaluationView:
         return line_chart("BLEU by length", series, f"Words of the {analysis.beside}, from", "BLEU", from_zero=True)
 
     def rarity_bars(self, buckets: Sequence[Bucket]) -> Markup:
-        return bars("BLEU", {one.bucket: Number(one.bleu) for one in buckets})
+        return bars("BLEU", {one.bucket: one.bleu for one in buckets})
 
     def oddities(self, analysis: Analysis) -> Markup:
         numbers, n = analysis.numbers, 2 if analysis.has_baseline else 1
@@ -120,27 +91,10 @@ class _EvaluationView:
         chrf, bleu = f"chrF2 {one.chrf:.2f}", f"BLEU {one.bleu:.2f}"
         if one.baseline is not None:
             chrf, bleu = f"{chrf} against {one.baseline_chrf:.2f}", f"{bleu} against {one.baseline_bleu:.2f}"
-        return " · ".join([f"line {one.line:,}", chrf, bleu, *(ODDITIES[name].lower() for name in one.oddities)])
+        return " · ".join([f"line {one.line:,}", chrf, bleu, *self.oddities_of(one)])
 
-    def sentences(self, sentences: Sequence[Sentence]) -> Markup:
-        texts = {"source": "Source", "hypothesis": "Translation", "baseline": "Baseline", "reference": "Reference"}
-        numbers = {"chrf": "chrF2", "bleu": "BLEU", "baseline_chrf": "chrF2 of the baseline"}
-        columns = texts | numbers | {"chrf_difference": "Difference"}
-        shown = {key: name for key, name in columns.items() if getattr(sentences[0], key) is not None}
-
-        def cell(value: Any, key: str) -> Text | Number:
-            lang = self.facts.src_lang if key == "source" else self.facts.tgt_lang
-            return Text(value, lang) if key in texts else Number(value, digits=1)
-
-        rows = [
-            [
-                one.line,
-                *(cell(getattr(one, key), key) for key in shown),
-                ", ".join(ODDITIES[name].lower() for name in one.oddities),
-            ]
-            for one in sentences
-        ]
-        return table(["Line", *shown.values(), "Oddities"], rows, searchable=True)
+    def oddities_of(self, one: Sentence) -> list[str]:
+        return [ODDITIES[name].lower() for name in one.oddities]
 
     def has_open_sentences(self) -> bool:
         return sum(map(len, self.facts.sentences.values())) <= _OPEN_SENTENCES
@@ -171,18 +125,6 @@ class _EvaluationView:
         sets = {"validation": corpus["valid"], **{f"test: {name}": one for name, one in corpus["test"].items()}}
         rows += [[name, one["source"], one["pairs"], ""] for name, one in sets.items()]
         return table(["Use", "Source", "Pairs read", "Pairs kept"], rows)
-
-    def starts(self, starts: Sequence[Mapping[str, Any]]) -> Markup:
-        rows = [
-            [
-                one.get("started_at", ""),
-                code(" ".join(one.get("command", []))),
-                code(str(one.get("commit"))),
-                *(plain_value(one.get(key, {})) for key in ("versions", "hardware")),
-            ]
-            for one in starts
-        ]
-        return table(["Started at", "Command", "Commit", "Versions", "Hardware"], rows)
 
     def model(self, manifest: ModelManifest) -> Markup:
         values = {key: value for key, value in manifest.model.items() if key not in ("versions", "hardware")}

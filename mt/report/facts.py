@@ -144,6 +144,11 @@ class PreparedData(Facts):
     hardware: Values = {}
 
     @property
+    def held_out(self) -> dict[str, HeldOutSet]:
+        valid = {} if self.valid is None else {"validation set": self.valid}
+        return valid | {f"test set {name}": one for name, one in self.test.items()}
+
+    @property
     def tokenizer_values(self) -> Values:
         """What is known of the tokenizer besides figures of its text."""
         values = self.tokenizer.items()
@@ -162,14 +167,14 @@ class PreparedData(Facts):
 
 
 class Origin(Facts):
-    """Where a report comes from."""
+    """Where a report comes from; added when it is written."""
 
-    kind: str
-    format_version: int
-    made_at: str  # ISO 8601
-    command: Line
-    commit: Line | None  # of mt
-    versions: Values
+    kind: str = ""
+    format_version: int = 0
+    made_at: str = ""  # ISO 8601
+    command: Line = ""
+    commit: Line | None = ""  # of mt
+    versions: Values = {}
 
 
 class Interval(Facts):
@@ -181,19 +186,18 @@ class Interval(Facts):
     n_samples: int
 
 
-class SystemScore(Facts):
+class MetricScore(Facts):
+    """A score; in a list of systems its name and signature are those of the list."""
+
+    name: Line = ""  # sacreBLEU's where that tells metrics apart: BLEU, chrF2, chrF2++, BLEU-lc, TER, BLEU 2017 (…)
     score: float  # 0 to 100; TER may be above 100
     confidence: Interval | None = None
+    signature: Line = ""  # sacreBLEU's: everything that the score depends on, besides the text
 
     def __str__(self) -> str:
         """Return it rounded, with the half width of its interval."""
         interval = f" ± {(self.confidence.high - self.confidence.low) / 2:.2f}" if self.confidence else ""
         return f"{self.score:.2f}{interval}"
-
-
-class MetricScore(SystemScore):
-    name: Line  # sacreBLEU's where that tells metrics apart: BLEU, chrF2, chrF2++, BLEU-lc, TER, BLEU 2017 (…)
-    signature: Line  # sacreBLEU's: everything that the score depends on, besides the text
 
 
 class ScoredSet(Facts):
@@ -335,7 +339,7 @@ class TrainingFigures(Facts):
     n_parameters: int | None = None
 
 
-class Evaluation(TrainingFigures):
+class Evaluation(TrainingFigures, Origin):
     system: Line
     name: Line | None = None  # of the run
     src_lang: Line | None = None
@@ -367,10 +371,6 @@ class Evaluation(TrainingFigures):
         return [f"{prefixes[name]}{line}" for name, lines in self.warnings.items() for line in lines]
 
 
-class EvaluationReport(Evaluation, Origin):
-    """An evaluation with where it comes from."""
-
-
 # --------------------------------------------------------------------------------------------------- a comparison
 
 
@@ -398,7 +398,7 @@ class ComparedMetric(Facts):
     name: Line
     signature: Line
     test_signature: Line
-    scores: list[SystemScore]
+    scores: list[MetricScore]
     groups: list[list[str]]  # letters; two systems share one if they cannot be told apart
     ranking: list[int]  # best first
     pairs: list[PairedSystems]
@@ -433,7 +433,7 @@ class ComparedSet(Facts):
         return [f"{verdict}, by {listed(names)}." for verdict, names in found.items()]
 
 
-class SystemComparison(Facts):
+class SystemComparison(Origin):
     systems: list[SystemFigures]
     test: str  # a key of TEST_NAMES
     n_samples: int
@@ -456,7 +456,3 @@ class SystemComparison(Facts):
     def title(self) -> str:
         names = [system.name for system in self.systems]
         return f"Comparison of {listed(names) if len(names) <= 3 else f'{len(names)} systems'}"
-
-
-class ComparisonReport(SystemComparison, Origin):
-    """A comparison with where it comes from."""

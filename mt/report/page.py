@@ -10,14 +10,15 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined, pass_context, select_autoescape
+from jinja2.runtime import Context
 from markupsafe import Markup
 
 from mt.report.facts import LARGEST_P, NO_DIFFERENCE, TEST_NAMES, short_name
@@ -124,9 +125,16 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     found.filters |= {"code": code, "number": Number, "rows": setting_rows, "short": short_name, "truncated": truncated}
+    found.filters |= {"plain": plain_value, "text": lambda text, lang: None if text is None else Text(text, lang)}
     found.filters["plural"] = lambda count, noun: f"{count:,} {noun}{'' if count == 1 else 's'}"
     found.filters["date"] = lambda iso: iso.replace("T", " ").replace("+00:00", " UTC")
-    found.globals |= {"fraction": fraction, "table": table, "largest_p": LARGEST_P, "no_difference": NO_DIFFERENCE}
+    found.globals |= {
+        "fraction": fraction,
+        "listing": listing,
+        "table": table,
+        "largest_p": LARGEST_P,
+        "no_difference": NO_DIFFERENCE,
+    }
     found.globals["test_names"] = TEST_NAMES
     found.tests |= {"a_number": lambda cell: isinstance(cell, Number), "a_text": lambda cell: isinstance(cell, Text)}
     return found
@@ -153,7 +161,7 @@ def table(
         sortable: by a click on a header, where there is JavaScript; `searchable` adds a search field.
     """
     shown, last = (
-        [[Number(cell) if isinstance(cell, (int, float)) else cell for cell in row] for row in part]
+        [[Number(cell) if cell is None or isinstance(cell, (int, float)) else cell for cell in row] for row in part]
         for part in (rows, [] if total is None else [total])
     )
     columns = zip(*shown, *last, strict=True)
@@ -161,6 +169,26 @@ def table(
     wanted = {"sortable": sortable or searchable, "searchable": searchable} if len(shown) > 1 else {}
     names = [name for name in wanted if wanted[name]]
     return macro("table_of", zip(headers, numeric, strict=True), shown, last, names)
+
+
+@pass_context
+def listing(context: Context, items: Iterable[object], columns: Mapping[str, str], **options: Any) -> Markup:
+    """Return a table of items, one in each row; columns in which nothing is known are left out.
+
+    Args:
+        columns: header → an expression of Jinja in which the item is called `one`.
+        options: of `table`.
+    """
+    row = environment().compile_expression(f"[{', '.join(columns.values())}]", undefined_to_none=False)
+    known = context.get_all()
+    rows: list[Any] = [row(known, one=item) for item in items]
+    found = {header: [cells[i] for cells in rows] for i, header in enumerate(columns)}
+    shown = {header: cells for header, cells in found.items() if not rows or any(map(_is_known, cells))}
+    return table([*shown], zip(*shown.values(), strict=True), **options)
+
+
+def _is_known(cell: object) -> bool:
+    return cell is not None and not (isinstance(cell, Number) and cell.value is None)
 
 
 def page(template: str, title: str, **values: Any) -> str:
