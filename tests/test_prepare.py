@@ -28,7 +28,7 @@ from mt.text import prepare as prepare_module
 from mt.text.corpus import PreparedCorpus
 from mt.text.normalise import normalise
 from mt.text.prepare import corpus_fingerprint, prepare_corpus
-from mt.text.shards import Cleaning, Counting, Shard
+from mt.text.shards import Cleaning, Counting, Encoding, Shard, Stage
 from mt.text.tokenizer import EOS_ID, Tokenizer
 from tests.clock import Clock
 
@@ -313,38 +313,7 @@ def test_a_vocabulary_that_does_not_fit_is_an_error_of_the_config(config: RunCon
     assert message.startswith("tokenizer.vocab_size: 60,000 is too large for this corpus, which yields at most ")
 
 
-def test_an_interrupted_preparation_goes_on_with_its_finished_shards(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole, _ = prepare(with_data(config, prepared_dir="whole"))
-    cleaned: list[int] = []
-    clean = Cleaning.__call__
-
-    def counted(self: Cleaning, shard: Shard, chunk: Any) -> int:
-        cleaned.append(shard.corpus)
-        return clean(self, shard, chunk)
-
-    monkeypatch.setattr(Cleaning, "__call__", counted)
-    monkeypatch.setattr(prepare_module, "Workers", InThisProcess)
-    with monkeypatch.context() as interrupted:
-        interrupted.setattr(prepare_module, "encode_pairs", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            prepare(config)
-    assert cleaned == [0, 1]
-    left = [path.name for path in Path("prepared").iterdir()]
-    assert left == [f".building-{corpus_fingerprint(config)}"]
-    corpus, said = prepare(config)
-    assert cleaned == [0, 1]
-    assert said[0] == (
-        f"prepared/.building-{corpus.fingerprint}: a preparation of the same data was interrupted, its finished "
-        "parts are used"
-    )
-    for name in NOT_OF_THE_MOMENT:
-        assert (corpus.folder / name).read_bytes() == (whole.folder / name).read_bytes()
-    assert [path.name for path in Path("prepared").iterdir()] == [corpus.fingerprint]
-
-
-def test_duplicates_are_found_by_a_preparation_that_was_interrupted_while_removing_them(
+def test_a_preparation_that_is_interrupted_again_and_again_ends_as_one_that_is_not(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     again = write_pair("again", FIRST_SRC[50:120], FIRST_TGT[50:120])
@@ -352,81 +321,58 @@ def test_duplicates_are_found_by_a_preparation_that_was_interrupted_while_removi
     monkeypatch.setattr(prepare_module, "PAIRS_PER_SHARD", 37)
     whole, _ = prepare(with_data(config, prepared_dir="whole"))
     monkeypatch.setattr(prepare_module, "Workers", InThisProcess)
-    shards: list[Shard] = []
-    count = Counting.__call__
+    calls: list[str] = []
 
-    def interrupted_count(self: Counting, shard: Shard, repeats: Any) -> int:
-        shards.append(shard)
-        if len(shards) > 3:
+    def run(stage: Stage, shard: Shard, task: Any) -> int:
+        calls.append(f"{stage.name} {shard.corpus}.{shard.number}")
+        if calls.count(calls[-1]) == 1 and calls[-1].endswith("0.1"):
             interrupt()
-        return count(self, shard, repeats)
+        return original[type(stage)](stage, shard, task)
 
-    with monkeypatch.context() as interrupted:
-        interrupted.setattr(Counting, "__call__", interrupted_count)
-        with pytest.raises(KeyboardInterrupt):
-            prepare(config)
-    corpus, said = prepare(config)
-    assert "duplicates removed: 70 duplicate" in said
-    for name in NOT_OF_THE_MOMENT:
-        assert (corpus.folder / name).read_bytes() == (whole.folder / name).read_bytes()
-
-
-def test_what_the_training_of_a_tokenizer_leaves_when_killed_is_no_part_of_the_corpus(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole, _ = prepare(with_data(config, prepared_dir="whole"))
-
-    def killed(_counts: object, _settings: object, path: Path, *_: object, **__: object) -> None:
+    def killed_training(_counts: object, _settings: object, path: Path, *_: object, **__: object) -> None:
         (path.parent / f".{path.name}.words-x").write_text("words")
         interrupt()
 
-    with monkeypatch.context() as interrupted:
-        interrupted.setattr(prepare_module, "train_tokenizer", killed)
-        with pytest.raises(KeyboardInterrupt):
-            prepare(config)
-    corpus, _ = prepare(config)
-    assert sorted(path.name for path in corpus.folder.iterdir()) == sorted(path.name for path in whole.folder.iterdir())
-    assert corpus.manifest["file_bytes"] == whole.manifest["file_bytes"]
+    def killed_before_the_manifest(path: Path, place: Path) -> None:
+        if place.name == "manifest.json":
+            interrupt()
+        os.replace(path, place)
 
-
-def test_a_preparation_that_is_killed_at_its_very_end_is_finished_without_doing_anything_again(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def half_removed(folder: Path) -> None:
+    def killed_at_the_very_end(folder: Path) -> None:
         for path in sorted(folder.iterdir())[::2]:
             path.unlink()
         interrupt()
 
-    with monkeypatch.context() as interrupted:
-        interrupted.setattr(prepare_module.shutil, "rmtree", half_removed)
-        with pytest.raises(KeyboardInterrupt):
-            prepare(config)
+    original: dict[type[Stage], Any] = {stage: stage.__call__ for stage in (Cleaning, Counting, Encoding)}
+    for stage in original:
+        monkeypatch.setattr(stage, "__call__", run)
+    building = Path("prepared") / f".building-{corpus_fingerprint(config)}"
+    for interruption in (
+        None,  # the first stage is interrupted
+        None,  # the second
+        (prepare_module, "train_tokenizer", killed_training),
+        None,  # the third
+        (Path, "replace", killed_before_the_manifest),
+        (shutil, "rmtree", killed_at_the_very_end),
+    ):
+        with monkeypatch.context() as patched:
+            if interruption is not None:
+                patched.setattr(*interruption)
+            with pytest.raises(KeyboardInterrupt):
+                prepare(config)
+        assert list(Path("prepared").iterdir()) == [building]
     corpus, said = prepare(config)
-    assert [line.split(":")[0].split(";")[0] for line in said] == [
-        f"prepared/.building-{corpus.fingerprint}",
-        f"prepared corpus {corpus.folder}",
-    ]
-    assert len(corpus.train) == 246
-    assert not (corpus.folder / "shards").exists()
-
-
-def test_a_preparation_that_is_killed_before_its_manifest_stands_leaves_no_more_files(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    replace = os.replace
-
-    def stopped(path: Path, place: Path) -> None:
-        if place.name == "manifest.json":
-            interrupt()
-        replace(path, place)
-
-    with monkeypatch.context() as interrupted:
-        interrupted.setattr(os, "replace", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            prepare(config)
-    corpus, _ = prepare(config)
-    names = {path.name for path in corpus.folder.iterdir()}
-    assert names == {*corpus.manifest["file_bytes"], "manifest.json", "removed.tsv", "report.html", "report.json"}
+    assert [line.split(": ")[0].split(";")[0] for line in said] == [str(building), f"prepared corpus {corpus.folder}"]
+    assert said[0].endswith(": a preparation of the same data was interrupted, its finished parts are used")
+    assert set(Counter(call for call in calls if not call.endswith("0.1")).values()) == {1}
+    assert list(Path("prepared").iterdir()) == [corpus.folder]
+    for name in NOT_OF_THE_MOMENT:
+        assert (corpus.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+    names = {path.name for path in whole.folder.iterdir()}
+    assert {path.name for path in corpus.folder.iterdir()} == names
+    assert {*corpus.manifest["file_bytes"], "manifest.json", "removed.tsv", "report.html", "report.json"} == names
+    assert corpus.manifest["train"] == whole.manifest["train"]
+    assert corpus.manifest["train"]["sources"][2]["removed"]["duplicate"]["count"] == 70
 
 
 def test_lines_that_cannot_be_printed_do_not_stop_the_work(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:

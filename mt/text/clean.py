@@ -12,27 +12,10 @@ from itertools import takewhile
 from typing import Any, Literal, NamedTuple
 
 from mt.config.settings import CleanConfig
-from mt.text.corpora import SentencePair
+from mt.text.corpora import Chunk, SentencePair
 from mt.text.languages import LanguageIdentifier
-from mt.text.normalise import Change, Normaliser
+from mt.text.normalise import Normaliser
 from mt.text.scripts import expected_scripts, n_letters_and_marks, wrong_script_fraction
-
-Reason = Literal[
-    "empty",
-    "too_long",
-    "length_ratio",
-    "copied",
-    "too_little_copied",
-    "non_letters",
-    "swapped",
-    "wrong_script",
-    "numbers",
-    "wrong_language",
-    "contaminated",
-    "duplicate",
-    "folded_duplicate",
-    "too_many_tokens",
-]
 
 MAX_EXAMPLES = 3  # of each reason and each change
 NORMALISED_CHARS = 10  # times the characters that a side may have; what is longer goes as it is
@@ -52,7 +35,7 @@ class Rule(NamedTuple):
 
 
 # In the order in which they are tried: a pair counts for the first that it breaks.
-RULES: dict[Reason, Rule] = {
+RULES: dict[str, Rule] = {
     "empty": Rule("clean", "A side holds no text."),
     "too_long": Rule("clean.max_chars", "A side has more characters than allowed."),
     "length_ratio": Rule("clean.max_length_ratio", "One side is many times as long as the other, in bytes."),
@@ -68,7 +51,7 @@ RULES: dict[Reason, Rule] = {
     "folded_duplicate": Rule("clean.duplicates", "The same pair came before, but for case and punctuation."),
     "too_many_tokens": Rule("max_tokens", "A side has more tokens than allowed."),
 }
-CHANGE_RULES: dict[Change, Rule] = {
+CHANGE_RULES: dict[str, Rule] = {
     "unicode_nfc": Rule("clean.unicode_nfc", "Letters and their accents were joined to one character (Unicode NFC)."),
     "control_characters": Rule("clean.control_characters", "Control and invisible characters became spaces."),
     "html_entities": Rule("clean.html_entities", "HTML entities such as &amp; became the characters they stand for."),
@@ -91,7 +74,7 @@ _SPACES = re.compile("[ \u00a0\u202f]")
 
 
 def shortened(text: str) -> str:
-    """The beginning of a text, short enough for an example."""
+    """Return the beginning of a text, short enough for an example."""
     return text if len(text) <= EXAMPLE_CHARS else text[: EXAMPLE_CHARS - 1] + "…"
 
 
@@ -116,31 +99,25 @@ class Counted:
         if len(self.examples) < MAX_EXAMPLES:
             self.examples.append(example())
 
-    def merge(self, other: Counted) -> None:
-        self.count += other.count
-        self.examples = (self.examples + other.examples)[:MAX_EXAMPLES]
-
 
 @dataclass
 class Tally:
     """What became of the pairs of one corpus, or of a part of it."""
 
     n_read: int = 0
-    removed: dict[Reason, Counted] = field(default_factory=dict)
-    changed: dict[Change, Counted] = field(default_factory=dict)  # of sides, those of removed pairs too
+    removed: dict[str, Counted] = field(default_factory=lambda: {rule: Counted() for rule in RULES})
+    # Sides, those of removed pairs too.
+    changed: dict[str, Counted] = field(default_factory=lambda: {change: Counted() for change in CHANGE_RULES})
 
     @property
     def n_kept(self) -> int:
         return self.n_read - sum(removal.count for removal in self.removed.values())
 
-    def remove(self, reason: Reason, pair: SentencePair) -> None:
+    def remove(self, rule: str, pair: SentencePair, _note: str = "") -> None:
         """Count a pair as removed."""
-        removal = self.removed.setdefault(reason, Counted())
-        removal.add(lambda: {"src": shortened(pair.src), "tgt": shortened(pair.tgt), "line": pair.line})
+        self.removed[rule].add(lambda: {"src": shortened(pair.src), "tgt": shortened(pair.tgt), "line": pair.line})
 
-    def change(
-        self, changes: Iterable[Change], line: int, side: Literal["src", "tgt"], before: str, after: str
-    ) -> None:
+    def change(self, changes: Iterable[str], line: int, side: Literal["src", "tgt"], before: str, after: str) -> None:
         """Count a side as changed."""
 
         def example() -> dict[str, Any]:
@@ -148,71 +125,50 @@ class Tally:
             return {"line": line, "side": side, "before": shown[0], "after": shown[1]}
 
         for change in changes:
-            self.changed.setdefault(change, Counted()).add(example)
+            self.changed[change].add(example)
 
-    def add(self, other: Tally) -> None:
-        """Take in what became of a later part of the same corpus."""
-        self.n_read += other.n_read
-        for reason, found in other.removed.items():
-            self.removed.setdefault(reason, Counted()).merge(found)
-        for change, found in other.changed.items():
-            self.changed.setdefault(change, Counted()).merge(found)
+    def add(self, part: Mapping[str, Any]) -> None:
+        """Add what became of a later part of the same corpus, from its `as_json`."""
+        self.n_read += part["n_read"]
+        for counts, later in ((self.removed, part["removed"]), (self.changed, part["changed"])):
+            for kind, found in later.items():
+                counts[kind].count += found["count"]
+                counts[kind].examples = (counts[kind].examples + found["examples"])[:MAX_EXAMPLES]
 
     def as_json(self) -> dict[str, Any]:
-        return {
-            "n_read": self.n_read,
-            "removed": {reason: asdict(self.removed[reason]) for reason in RULES if reason in self.removed},
-            "changed": {change: asdict(self.changed[change]) for change in CHANGE_RULES if change in self.changed},
-        }
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Tally:
-        def counted(key: str) -> dict[Any, Counted]:
-            return {kind: Counted(**found) for kind, found in content[key].items()}
-
-        return cls(content["n_read"], counted("removed"), counted("changed"))
+        removed, changed = (
+            {kind: asdict(found) for kind, found in counts.items() if found.count}
+            for counts in (self.removed, self.changed)
+        )
+        return {"n_read": self.n_read, "removed": removed, "changed": changed}
 
 
 class Cleaner:
-    """Normalises the pairs of one corpus, keeps the good ones, and counts in `tally` what became of the others.
+    """Normalises the pairs of one corpus, keeps the good ones, and counts in a tally what became of the others.
 
     Raises:
         ConfigError: a rule needs a package that is missing, or does not know a language.
     """
 
-    def __init__(self, config: CleanConfig, src_lang: str, tgt_lang: str) -> None:
+    def __init__(self, config: CleanConfig, src_lang: str, tgt_lang: str, tally: Tally) -> None:
         self.config = config
         self.src_lang = src_lang
         self.tgt_lang = tgt_lang
-        self.tally = Tally()
+        self.tally = tally
         self._src, self._tgt = Normaliser(config, src_lang), Normaliser(config, tgt_lang)
-        src_scripts, tgt_scripts = expected_scripts(src_lang), expected_scripts(tgt_lang)
-        self._src_is_latin = src_scripts is not None and "Latin" in src_scripts
-        self._tgt_is_latin = tgt_scripts is not None and "Latin" in tgt_scripts
+        self._are_latin = all("Latin" in (expected_scripts(lang) or ()) for lang in (src_lang, tgt_lang))
         self._languages = LanguageIdentifier((src_lang, tgt_lang)) if config.language else None
 
-    def clean(self, pair: SentencePair) -> SentencePair | None:
-        """The pair with both sides normalised, or None where it is to be removed."""
-        kept = self.clean_chunk((pair.src,), (pair.tgt,), (pair.line,))
-        return kept[0] if kept else None
-
-    def clean_chunk(
-        self,
-        src: Sequence[str],
-        tgt: Sequence[str],
-        lines: Sequence[int],
-        on_removal: Callable[[SentencePair, Reason], None] = lambda _pair, _reason: None,
-    ) -> list[SentencePair]:
-        """Those of many pairs that are kept, both sides normalised, in order."""
+    def clean(self, chunk: Chunk) -> list[SentencePair]:
+        """Return the pairs that are kept, both sides normalised, in order."""
         src_changes, tgt_changes, why_removed = self._src.changes, self._tgt.changes, self._why_removed
         # Normalising takes time that grows with the square of what is stacked or nested in a text.
         most_chars = NORMALISED_CHARS * self.config.max_chars
         kept = []
-        for src_text, tgt_text, line in zip(src, tgt, lines, strict=True):
+        for src_text, tgt_text, line in zip(*chunk, strict=True):
             if len(src_text) > most_chars or len(tgt_text) > most_chars:
                 pair = SentencePair(" ".join(src_text.split()), " ".join(tgt_text.split()), line)
                 self.tally.remove("too_long", pair)
-                on_removal(pair, "too_long")
                 continue
             src_after, changes_of_src = src_changes(src_text)
             tgt_after, changes_of_tgt = tgt_changes(tgt_text)
@@ -220,16 +176,15 @@ class Cleaner:
                 self.tally.change(changes_of_src, line, "src", src_text, src_after)
                 self.tally.change(changes_of_tgt, line, "tgt", tgt_text, tgt_after)
             pair = SentencePair(src_after, tgt_after, line)
-            reason = why_removed(src_after, tgt_after)
-            if reason is None:
+            rule = why_removed(src_after, tgt_after)
+            if rule is None:
                 kept.append(pair)
             else:
-                self.tally.remove(reason, pair)
-                on_removal(pair, reason)
-        self.tally.n_read += len(src)
+                self.tally.remove(rule, pair)
+        self.tally.n_read += len(chunk.src)
         return kept
 
-    def _why_removed(self, src: str, tgt: str) -> Reason | None:
+    def _why_removed(self, src: str, tgt: str) -> str | None:
         config = self.config
         if not src or not tgt or src.isspace() or tgt.isspace():
             return "empty"
@@ -244,44 +199,37 @@ class Cleaner:
             return "length_ratio"
         if config.max_copied is not None and _is_copied(src, tgt, config.max_copied):
             return "copied"
-        if config.min_copied is not None and _share_in_common(_words(src), _words(tgt)) < config.min_copied:
+        if config.min_copied is not None and _common_fraction(_words(src), _words(tgt)) < config.min_copied:
             return "too_little_copied"
         # What is left without ASCII letters is short, and tells nearly always that there is nothing to look for.
         src_rest, tgt_rest = src_bytes.translate(None, _LETTERS), tgt_bytes.translate(None, _LETTERS)
         most = config.max_non_letters
         if most is not None and (
-            (len(src_rest) > most * n_src and _non_letters_share(src) > most)
-            or (len(tgt_rest) > most * n_tgt and _non_letters_share(tgt) > most)
+            (len(src_rest) > most * n_src and _non_letters_fraction(src) > most)
+            or (len(tgt_rest) > most * n_tgt and _non_letters_fraction(tgt) > most)
         ):
             return "non_letters"
         if config.max_wrong_script is not None and not (
-            self._src_is_latin
-            and self._tgt_is_latin
+            self._are_latin
             and not src_rest.translate(None, _LATIN_BYTES)
             and not tgt_rest.translate(None, _LATIN_BYTES)
         ):
-            reason = self._wrong_scripts(src, tgt, config.max_wrong_script)
-            if reason is not None:
-                return reason
+            rule = self._wrong_scripts(src, tgt, config.max_wrong_script)
+            if rule is not None:
+                return rule
         if config.numbers and not _same_numbers(src, tgt):
             return "numbers"
         return None if self._languages is None else self._wrong_languages(self._languages, src, tgt)
 
-    def _wrong_scripts(self, src: str, tgt: str, most: float) -> Reason | None:
+    def _wrong_scripts(self, src: str, tgt: str, most: float) -> str | None:
         src_is_wrong = wrong_script_fraction(src, self.src_lang, MIN_SCRIPT_LETTERS) > most
         tgt_is_wrong = wrong_script_fraction(tgt, self.tgt_lang, MIN_SCRIPT_LETTERS) > most
         if not (src_is_wrong or tgt_is_wrong):
             return None
-        if (
-            src_is_wrong
-            and tgt_is_wrong
-            and wrong_script_fraction(src, self.tgt_lang) <= most
-            and wrong_script_fraction(tgt, self.src_lang) <= most
-        ):
-            return "swapped"
-        return "wrong_script"
+        swapped = (wrong_script_fraction(src, self.tgt_lang), wrong_script_fraction(tgt, self.src_lang))
+        return "swapped" if src_is_wrong and tgt_is_wrong and max(swapped) <= most else "wrong_script"
 
-    def _wrong_languages(self, languages: LanguageIdentifier, src: str, tgt: str) -> Reason | None:
+    def _wrong_languages(self, languages: LanguageIdentifier, src: str, tgt: str) -> str | None:
         of_src = languages.other_language(src, self.src_lang)
         of_tgt = languages.other_language(tgt, self.tgt_lang)
         if of_src is None and of_tgt is None:
@@ -290,31 +238,30 @@ class Cleaner:
         return "swapped" if is_swapped else "wrong_language"
 
 
-def removed_text(removed: Mapping[Reason, Counted]) -> str:
-    """Such as `8 empty, 2 length_ratio`."""
-    counts = (f"{removed[reason].count:,} {reason}" for reason in RULES if reason in removed)
-    return ", ".join(counts) or "none"
+def removed_text(removed: Mapping[str, Counted]) -> str:
+    """Return a text such as `8 empty, 2 length_ratio`."""
+    return ", ".join(f"{found.count:,} {rule}" for rule, found in removed.items() if found.count) or "none"
 
 
 def _is_copied(src: str, tgt: str, most: float) -> bool:
-    """Whether more than this share of the words of the longer side stand on both."""
+    """Return whether more than this fraction of the words of the longer side are on both."""
     words = src.casefold().split()
     folded_tgt = tgt.casefold()
     # A few words that are missing decide it; most pairs are done with here.
-    room = (1 - most) * len(words)
+    n_may_miss = (1 - most) * len(words)
     for word in words:
         if word not in folded_tgt and len(stripped := word.strip(_PUNCTUATION)) > 1 and stripped not in folded_tgt:
-            room -= 1
-            if room < 0:
+            n_may_miss -= 1
+            if n_may_miss < 0:
                 return False
     src_words, tgt_words = _words_with_letters(words), _words_with_letters(folded_tgt.split())
     if max(len(src_words), len(tgt_words)) < MIN_COPIED_WORDS:
         return False
-    return _share_in_common(src_words, tgt_words) > most and _is_prose(src) and _is_prose(tgt)
+    return _common_fraction(src_words, tgt_words) > most and _is_prose(src) and _is_prose(tgt)
 
 
 def _is_prose(text: str) -> bool:
-    """Whether enough words are of letters alone, none of them a capital, and with no punctuation but an end."""
+    """Return whether enough words are of letters alone, none of them a capital, and with no punctuation but an end."""
     words = text.split()
     n_plain = sum(word.rstrip(".!?").isalpha() and word == word.lower() for word in words)
     return n_plain >= MIN_PLAIN_WORDS and n_plain >= MIN_PLAIN_SHARE * len(words)
@@ -325,24 +272,24 @@ def _words_with_letters(words: Sequence[str]) -> list[str]:
 
 
 def _words(text: str) -> list[str]:
-    """Words and numbers, casefolded, without the punctuation around them."""
+    """Return words and numbers, casefolded, without the punctuation around them."""
     return [stripped for word in text.casefold().split() if (stripped := word.strip(_PUNCTUATION))]
 
 
-def _share_in_common(src_words: Sequence[str], tgt_words: Sequence[str]) -> float:
-    """Words that stand on both sides, repetitions counted, over those of the longer side; 1 where there are none."""
+def _common_fraction(src_words: Sequence[str], tgt_words: Sequence[str]) -> float:
+    """Return the words on both sides, repetitions counted, over those of the longer side; 1 where there are none."""
     n_words = max(len(src_words), len(tgt_words))
     return sum((Counter(src_words) & Counter(tgt_words)).values()) / n_words if n_words else 1.0
 
 
-def _non_letters_share(text: str) -> float:
-    """Of the characters that are no spaces; 0 for a few characters, which are not judged."""
+def _non_letters_fraction(text: str) -> float:
+    """Return the fraction of the characters besides spaces; 0 for a few characters, which are not judged."""
     n_chars = sum(map(len, text.split()))
     return 1 - n_letters_and_marks(text) / n_chars if n_chars >= MIN_NON_LETTERS_CHARS else 0.0
 
 
 def _same_numbers(src: str, tgt: str) -> bool:
-    """Whether both sides hold the same numbers, however thousands are grouped and decimals marked."""
+    """Return whether both sides hold the same numbers, however thousands are grouped and decimals marked."""
     if _numbers(src) == _numbers(tgt):
         return True
     return _numbers(_SPACED_NUMBERS.sub(_joined, src)) == _numbers(_SPACED_NUMBERS.sub(_joined, tgt))
@@ -353,7 +300,7 @@ def _joined(number: re.Match[str]) -> str:
 
 
 def _numbers(text: str) -> list[str]:
-    """The numbers of a text, sorted: their digits alone, without zeros in front."""
+    """Return the numbers of a text, sorted: their digits alone, without zeros in front."""
     numbers = []
     for number in _NUMBERS.findall(text):
         digits = "".join(filter(str.isdecimal, number))

@@ -27,7 +27,6 @@ from mt.config.settings import RunConfig
 from mt.errors import ConfigError, DataError
 from mt.report.data import write_data_report
 from mt.system.console import Meter
-from mt.system.files import whole_file
 from mt.system.locks import locked
 from mt.system.provenance import host_memory_bytes, machine, n_cores, package_versions, peak_host_memory_bytes
 from mt.system.signals import PendingExit, exit_on_signals
@@ -36,6 +35,7 @@ from mt.text.clean import CHANGE_RULES, RULES, Tally, removed_text
 from mt.text.corpora import Chunk, CorpusReader, SentencePair, readers_of
 from mt.text.corpus import (
     FORMAT_VERSION,
+    SIDES,
     FlatIds,
     PreparedCorpus,
     flat_ids,
@@ -47,7 +47,7 @@ from mt.text.duplicates import repeated
 from mt.text.normalise import Normalisers
 from mt.text.overlap import HeldOut, NgramOverlap
 from mt.text.shards import DUPLICATES, PAIRS_PER_SHARD, Cleaning, Counting, Encoding, Shard, Stage, encode_pairs
-from mt.text.tokenizer import MAX_WORD_BYTES, Tokenizer, adopt_model, train_tokenizer
+from mt.text.tokenizer import MAX_WORD_BYTES, Tokenizer, adopt_model, n_skipped_words, train_tokenizer
 from mt.text.vocabulary import vocabulary_facts
 
 N_SAMPLES = 50  # kept pairs that the report shows
@@ -73,18 +73,15 @@ def corpus_fingerprint(config: RunConfig, tokenizer_path: Path | None = None) ->
     Raises:
         DataError: a local corpus, or the tokenizer, is missing or unreadable.
     """
-    data, readers = config.data, readers_of(config)
-
-    def entry(key: str) -> list[str | None]:
-        return [readers[key].fingerprint(), readers[key].corpus.tag]
-
+    data = config.data
+    entries = {key: [reader.fingerprint(), reader.corpus.tag] for key, reader in readers_of(config).items()}
     content = {
         "format_version": FORMAT_VERSION,
         "src_lang": config.src_lang,
         "tgt_lang": config.tgt_lang,
-        "train": [entry(f"data.train.{number}") for number in range(len(data.train))],
-        "valid": entry("data.valid"),
-        "test": [[name, *entry(f"data.test.{name}")] for name in data.test],
+        "train": [entry for key, entry in entries.items() if key.startswith("data.train.")],
+        "valid": entries["data.valid"],
+        "test": [[name, *entries[f"data.test.{name}"]] for name in data.test],
         "tokenizer": _tokenizer_fingerprint(config, tokenizer_path),
         "cleaning": [data.max_tokens, asdict(data.clean)],
     }
@@ -101,10 +98,8 @@ def _tokenizer_fingerprint(config: RunConfig, tokenizer_path: Path | None) -> An
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(
-            f"{path}: the tokenizer cannot be read: {error.strerror}: correct tokenizer.model, or leave it out to have "
-            "one trained"
-        ) from None
+        fix = "correct tokenizer.model, or leave it out to have one trained"
+        raise DataError(path, f"the tokenizer cannot be read: {error.strerror}", fix) from None
     return [hashlib.blake2b(content).hexdigest(), config.tokenizer.user_symbols]
 
 
@@ -126,16 +121,17 @@ def prepare_corpus(config: RunConfig, tokenizer_path: Path | None = None) -> Pre
     folder = Path(config.data.prepared_dir) / fingerprint
     if folder.exists():
         return _opened(folder)
-    _check_corpora(config)
+    for reader in readers_of(config).values():
+        reader.check()
+    if config.tokenizer.model is not None:
+        adopt_model(Path(config.tokenizer.model), config.symbols)
     building = folder.with_name(f".building-{fingerprint}")
-
-    def wait_aloud() -> None:
-        _log.info(f"{folder}: another process is preparing it, waiting")
-
+    waiting = f"{folder}: another process is preparing it, waiting"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder.parent)
-        with locked(folder.with_name(f".{fingerprint}.lock"), wait_aloud), exit_on_signals() as pending_exit:
+        lock = locked(folder.with_name(f".{fingerprint}.lock"), lambda: _log.info(waiting))
+        with lock, exit_on_signals() as pending_exit:
             if folder.exists():
                 return _opened(folder)
             _build(config, building, tokenizer_path, pending_exit)
@@ -187,19 +183,15 @@ def _sweep(prepared_dir: Path) -> None:
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _check_corpora(config: RunConfig) -> None:
-    for reader in readers_of(config).values():
-        reader.check()
-    if config.tokenizer.model is not None:
-        adopt_model(Path(config.tokenizer.model), config.symbols)
-
-
 class _Builder:
     """Builds one corpus in its own folder. The steps are the lines of `build`, in order."""
 
     def __init__(self, config: RunConfig, folder: Path, tokenizer_path: Path | None, pending_exit: PendingExit) -> None:
         self.config = config
-        self.readers = readers_of(config)
+        readers = readers_of(config)
+        self.train_readers = [reader for key, reader in readers.items() if key.startswith("data.train.")]
+        tests = {name: readers[f"data.test.{name}"] for name in config.data.test}
+        self.held_out_readers = {"valid": readers["data.valid"], **tests}
         self.pending_exit = pending_exit
         self.folder = folder
         self.tokenizer_path = tokenizer_path
@@ -210,10 +202,10 @@ class _Builder:
     def build(self) -> None:
         # Validation and test sets first: they are small, and what is wrong with them shows at once.
         with self._timed("held_out"):
-            sets = self._copy_held_out_sets()
+            sets = {name: self._copied(reader, name) for name, reader in self.held_out_readers.items()}
             held_out = HeldOut.of_run(self.config, sets)
         with self._timed("clean"):
-            n_read = self._clean(held_out)
+            self._clean(held_out)
         with self._timed("duplicates"):
             repeats = self._find_repeats()
         with self._timed("count_words"):
@@ -222,23 +214,21 @@ class _Builder:
             tokenizer, tokenizer_facts = self._make_tokenizer(words, n_lines)
         with self._timed("encode"):
             self._encode()
-            train_facts, lengths = self._join(ids_dtype(tokenizer.vocab_size))
+            train_facts = self._join(ids_dtype(tokenizer.vocab_size))
             valid_facts = self._encode_valid(tokenizer, sets["valid"])
         with self._timed("report"):
-            corpora = self.config.data.corpora
-            described = {
-                name: {
-                    "source": corpora["data.valid" if name == "valid" else f"data.test.{name}"].description,
-                    "pairs": len(pairs),
-                    "empty": len(_empty(pairs)),
-                }
-                for name, pairs in sets.items()
+            overlap = NgramOverlap(held_out)
+            for shard in self.shards:
+                overlap.merge(shard.result("cleaned")["overlap"])
+            described: dict[str, Any] = {
+                name: {"source": reader.corpus.description, "pairs": len(sets[name]), "empty": len(_empty(sets[name]))}
+                for name, reader in self.held_out_readers.items()
             }
             facts = {
-                **self._train_facts(n_read, train_facts, lengths),
-                "valid": {**described.pop("valid"), **valid_facts},
+                **train_facts,
+                "valid": described.pop("valid") | valid_facts,
                 "test": described,
-                "overlap": self._overlap(held_out),
+                "overlap": overlap.facts(),
                 "tokenizer": {**tokenizer_facts, **vocabulary_facts(tokenizer, *words)},
             }
             self._join_removed()
@@ -268,7 +258,7 @@ class _Builder:
         total = Tally()
         for shard in self.shards:
             if corpus in (None, shard.corpus):
-                total.add(Tally.from_json(shard.result(stage)["tally"]))
+                total.add(shard.result(stage)["tally"])
         return total
 
     def _require_pairs(self, stage: str) -> Tally:
@@ -282,15 +272,10 @@ class _Builder:
 
     # ------------------------------------------------------------------------------------------- stages, in order
 
-    def _copy_held_out_sets(self) -> dict[str, list[SentencePair]]:
-        """Write the validation set and the test sets as they are, nothing removed."""
-        sets = {"valid": self._copied(self.readers["data.valid"], "valid.jsonl")}
-        for name in self.config.data.test:
-            sets[name] = self._copied(self.readers[f"data.test.{name}"], f"test.{name}.jsonl")
-        return sets
-
-    def _copied(self, reader: CorpusReader, file_name: str) -> list[SentencePair]:
+    def _copied(self, reader: CorpusReader, name: str) -> list[SentencePair]:
+        """Write a validation or test set as it is, nothing removed."""
         corpus, role, pairs = reader.corpus, reader.split, list(reader.pairs())
+        file_name = "valid.jsonl" if name == "valid" else f"test.{name}.jsonl"
         with (self.folder / file_name).open("w", encoding="utf-8") as stream:
             stream.writelines(json.dumps(pair) + "\n" for pair in with_tag(pairs, corpus.tag))
         empty = _empty(pairs)
@@ -303,30 +288,24 @@ class _Builder:
             )
         return pairs
 
-    def _clean(self, held_out: HeldOut) -> list[int]:
-        """Return the pairs that were read of each corpus."""
-        data = self.config.data
-        readers = [self.readers[f"data.train.{number}"] for number in range(len(data.train))]
-        n_read = [0 for _ in readers]
-
+    def _clean(self, held_out: HeldOut) -> None:
         def tasks() -> Iterator[tuple[Shard, Chunk]]:
-            for corpus, reader in enumerate(readers):
+            for corpus, reader in enumerate(self.train_readers):
                 for number, chunk in enumerate(reader.chunks(PAIRS_PER_SHARD)):
-                    self.shards.append(Shard(self.folder / "shards", corpus, number))
-                    n_read[corpus] += len(chunk.src)
+                    self.shards.append(Shard(self.folder / "shards", corpus, number, len(chunk.src)))
                     yield self.shards[-1], chunk
 
-        counts = [reader.count() for reader in readers]
+        counts = [reader.count() for reader in self.train_readers]
         n_pairs = None if None in counts else sum(filter(None, counts))
-        self._run(Cleaning(data.clean, (self.config.src_lang, self.config.tgt_lang), held_out), tasks(), n_pairs)
-        for number, corpus in enumerate(data.train):
+        langs = self.config.src_lang, self.config.tgt_lang
+        self._run(Cleaning(self.config.data.clean, langs, held_out), tasks(), n_pairs)
+        for number, corpus in enumerate(self.config.data.train):
             tally = self._tally("cleaned", number)
             _log.info(
                 f"{corpus.description}: {tally.n_read:,} pairs read, {tally.n_kept:,} kept; "
                 f"removed: {removed_text(tally.removed)}"
             )
         self._require_pairs("cleaned")
-        return n_read
 
     def _find_repeats(self) -> list[npt.NDArray[np.uint8]]:
         """Return for each shard which of its pairs came before, as `Counting` takes it."""
@@ -348,15 +327,13 @@ class _Builder:
         n_lines = 0
         for shard in self.shards:
             n_lines += shard.result("kept")["n_lines"]
-            for side, of_shard in enumerate(shard.words()):
+            for side, of_shard in enumerate(json.loads(shard.path("kept.words").read_text("utf-8"))):
                 words[side].update(of_shard)
                 if len(words[side]) > MOST_WORDS:
                     words[side] = _without_rarest(words[side])
         if self.config.data.clean.duplicates != "keep":
             removed = self._tally("kept").removed
-            _log.info(
-                f"duplicates removed: {removed_text({key: removed[key] for key in DUPLICATES if key in removed})}"
-            )
+            _log.info(f"duplicates removed: {removed_text({rule: removed[rule] for rule in DUPLICATES})}")
         return words, n_lines
 
     def _make_tokenizer(self, words: Sequence[Counter[str]], n_lines: int) -> tuple[Tokenizer, dict[str, Any]]:
@@ -370,45 +347,29 @@ class _Builder:
             facts["model"] = settings.model
         else:
             trained = self.folder / "shards" / "tokenizer.model"  # beside it, training leaves files when it is killed
-            facts = self._train_tokenizer(words[0] + words[1], n_lines, trained)
+            both = words[0] + words[1]
+            if not trained.exists():
+                self._train_tokenizer(both, n_lines, trained)
             shutil.copyfile(trained, path)
+            facts = {"kind": settings.kind, "character_coverage": settings.character_coverage}
+            facts |= {"lines": n_lines, "skipped_words": n_skipped_words(both)}
         tokenizer = Tokenizer.load(path)
         for symbol in symbols:
             ids = tokenizer.encode(symbol)
             if len(ids) != 1 or tokenizer.decode(ids).strip() != symbol:
-                raise ConfigError(
-                    symbol,
-                    "the tokenizer of the model that training starts from does not know this symbol",
-                    "leave it out, or train from scratch",
-                )
+                problem = "the tokenizer of the model that training starts from does not know this symbol"
+                raise ConfigError(symbol, problem, "leave it out, or train from scratch")
         return tokenizer, {**facts, "vocab_size": tokenizer.vocab_size, "symbols": list(symbols)}
 
-    def _train_tokenizer(self, words: Counter[str], n_lines: int, path: Path) -> dict[str, Any]:
-        settings = self.config.tokenizer
+    def _train_tokenizer(self, words: Counter[str], n_lines: int, path: Path) -> None:
+        settings, n_skipped = self.config.tokenizer, n_skipped_words(words)
         what = f"{settings.kind} tokenizer of {settings.vocab_size:,} pieces"
-        done = path.with_suffix(".json")
-        if done.exists():
-            facts: dict[str, Any] = json.loads(done.read_text("utf-8"))
-            return facts
         _log.info(f"training a {what} on {n_lines:,} lines with {len(words):,} different words")
         started_at = time.perf_counter()
         with Meter(None, what=f"{what}: in training") as meter:
-            n_skipped = train_tokenizer(words, settings, path, self.config.symbols, while_waiting=meter.advance)
-        skipped = ""
-        if n_skipped:
-            skipped = (
-                f"; SentencePiece skipped {n_skipped:,} of the words in training (over {MAX_WORD_BYTES:,} bytes each)"
-            )
-        _log.info(f"{what}: trained in {time.perf_counter() - started_at:.0f} s{skipped}")
-        facts = {
-            "kind": settings.kind,
-            "character_coverage": settings.character_coverage,
-            "lines": n_lines,
-            "skipped_words": n_skipped,
-        }
-        with whole_file(done) as stream:
-            stream.write(json.dumps(facts).encode())
-        return facts
+            train_tokenizer(words, settings, path, self.config.symbols, while_waiting=meter.advance)
+        skipped = f"; SentencePiece skipped {n_skipped:,} of the words in training (over {MAX_WORD_BYTES:,} bytes each)"
+        _log.info(f"{what}: trained in {time.perf_counter() - started_at:.0f} s{skipped if n_skipped else ''}")
 
     def _encode(self) -> None:
         max_tokens, tags = self.config.data.max_tokens, [corpus.tag for corpus in self.config.data.train]
@@ -417,14 +378,14 @@ class _Builder:
         encoding = Encoding(self.folder / "tokenizer.model", max_tokens, tags)
         self._run(encoding, zip(self.shards, _shown(sizes), strict=True), sum(sizes))
         total = self._require_pairs("encoded")
-        n_too_long = total.removed["too_many_tokens"].count if "too_many_tokens" in total.removed else 0
+        n_too_long = total.removed["too_many_tokens"].count
         _log.info(
             f"encoded {total.n_kept:,} pairs in {time.perf_counter() - started_at:.0f} s; "
             f"removed: {n_too_long:,} pair{'' if n_too_long == 1 else 's'} over {max_tokens} tokens"
         )
 
-    def _join(self, dtype: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Join the files of all shards; return what the manifest tells about the ids, and histograms of lengths."""
+    def _join(self, dtype: str) -> dict[str, Any]:
+        """Join the files of all shards; return what the report tells about the training text."""
         n_bins = self.config.data.max_tokens + 1
         counts = np.zeros((2, n_bins), dtype=np.int64)
         ratios = np.zeros(len(LENGTH_RATIOS), dtype=np.int64)
@@ -433,7 +394,8 @@ class _Builder:
             with (self.folder / "train.lines").open("wb") as lines:
                 for shard in self.shards:
                     lines.write(shard.path("encoded.lines").read_bytes())
-                    sides = shard.read_encoded(dtype)
+                    paths = [[shard.path(f"encoded.{side}.{part}") for part in ("ids", "lengths")] for side in SIDES]
+                    sides = [(np.fromfile(ids, dtype), np.fromfile(lengths, np.int64)) for ids, lengths in paths]
                     src, tgt = (lengths for _, lengths in sides)
                     counts[:] += [np.bincount(lengths, minlength=n_bins) for lengths in (src, tgt)]
                     found = np.searchsorted(LENGTH_RATIOS, src / tgt, side="right") - 1
@@ -441,9 +403,24 @@ class _Builder:
                     yield sides
 
         facts = write_parallel_ids(self.folder, "train", parts())
-        return facts, {
-            "tokens": {"src": counts[0, 1:].tolist(), "tgt": counts[1, 1:].tolist()},
-            "ratio": {"edges": [*LENGTH_RATIOS, None], "counts": ratios.tolist()},
+        sources = []
+        for number, corpus in enumerate(self.config.data.train):
+            tally = self._tally("encoded", number)
+            n_read = sum(shard.n_pairs for shard in self.shards if shard.corpus == number)
+            assert tally.n_read == n_read, "every pair that was read is accounted for"
+            told = {"source": corpus.description, "tag": corpus.tag, "weight": corpus.weight}
+            found = tally.as_json()
+            told |= {"pairs_read": found.pop("n_read"), "pairs_kept": tally.n_kept}
+            sources.append(told | found)
+        n_read, n_kept = (sum(source[key] for source in sources) for key in ("pairs_read", "pairs_kept"))
+        assert n_kept == counts[0].sum(), "every pair that was kept is written"
+        return {
+            "train": {"pairs_read": n_read, "pairs_kept": n_kept, **facts, "sources": sources},
+            "lengths": {
+                "tokens": {side: n[1:].tolist() for side, n in zip(SIDES, counts, strict=True)},
+                "ratio": {"edges": [*LENGTH_RATIOS, None], "counts": ratios.tolist()},
+            },
+            "samples": [sample for shard in self.shards for sample in shard.result("encoded")["samples"]],
         }
 
     def _encode_valid(self, tokenizer: Tokenizer, pairs: Sequence[SentencePair]) -> dict[str, Any]:
@@ -472,37 +449,6 @@ class _Builder:
             )
         return facts
 
-    # ------------------------------------------------------------------------------------------------- telling
-
-    def _overlap(self, held_out: HeldOut) -> dict[str, Any]:
-        overlap = NgramOverlap(held_out)
-        for shard in self.shards:
-            overlap.merge(shard.result("cleaned")["overlap"])
-        return overlap.facts()
-
-    def _train_facts(self, n_read: Sequence[int], facts: dict[str, Any], lengths: dict[str, Any]) -> dict[str, Any]:
-        corpora = self.config.data.train
-        tallies = [self._tally("encoded", number) for number in range(len(corpora))]
-        n_kept = sum(tally.n_kept for tally in tallies)
-        assert [tally.n_read for tally in tallies] == n_read, "every pair that was read is accounted for"
-        assert n_kept == sum(lengths["tokens"]["src"]), "every pair that was kept is written"
-        sources = [
-            {
-                "source": corpus.description,
-                "tag": corpus.tag,
-                "weight": corpus.weight,
-                "pairs_read": tally.n_read,
-                "pairs_kept": tally.n_kept,
-                **{key: value for key, value in tally.as_json().items() if key != "n_read"},
-            }
-            for corpus, tally in zip(corpora, tallies, strict=True)
-        ]
-        return {
-            "train": {"pairs_read": sum(n_read), "pairs_kept": n_kept, **facts, "sources": sources},
-            "lengths": lengths,
-            "samples": [sample for shard in self.shards for sample in shard.result("encoded")["samples"]],
-        }
-
     def _join_removed(self) -> None:
         """Write `removed.tsv`: every removed pair with its place and reason."""
         with (self.folder / "removed.tsv").open("w", encoding="utf-8", newline="\n") as joined:
@@ -521,41 +467,30 @@ class _Builder:
             )
 
     def _write_report_and_manifest(self, facts: dict[str, Any]) -> None:
-        identity = {
-            "format_version": FORMAT_VERSION,
-            "fingerprint": self.fingerprint,
-            "src_lang": self.config.src_lang,
-            "tgt_lang": self.config.tgt_lang,
-        }
+        config = self.config
+        identity = {"format_version": FORMAT_VERSION, "fingerprint": self.fingerprint}
+        identity |= {"src_lang": config.src_lang, "tgt_lang": config.tgt_lang}
         origin = {
             "versions": {"python": platform.python_version(), **package_versions(*_PACKAGES)},
             "seconds": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
         }
+        shaping = ("data.clean.", "data.max_tokens", "tokenizer.")
         told = {
             "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "settings": {
-                key: value
-                for key, value in settings_of(self.config).items()
-                if key.startswith(("data.clean.", "data.max_tokens", "tokenizer."))
-            },
+            "settings": {key: value for key, value in settings_of(config).items() if key.startswith(shaping)},
             "peak_memory_bytes": peak_host_memory_bytes(n_cores()),
             "hardware": {**machine(), "cores": n_cores(), "memory_bytes": host_memory_bytes()},
         }
-        write_data_report(
-            {**identity, **told, **facts, **origin}, self.folder, dict(chain(RULES.items(), CHANGE_RULES.items()))
-        )
-        made_of = ("report.html", "report.json", "removed.tsv")
+        write_data_report({**identity, **told, **facts, **origin}, self.folder, {**RULES, **CHANGE_RULES})
+        # What people read may be deleted; the rest is the corpus.
+        for_people = ("report.html", "report.json", "removed.tsv")
+        files = [path for path in sorted(self.folder.iterdir()) if path.is_file() and path.name not in for_people]
         manifest = {
             **identity,
             "ids_dtype": ids_dtype(facts["tokenizer"]["vocab_size"]),
             **{key: facts[key] for key in ("train", "valid", "test", "tokenizer")},
             **origin,
-            # What people read may be deleted; the rest is the corpus.
-            "file_bytes": {
-                path.name: path.stat().st_size
-                for path in sorted(self.folder.iterdir())
-                if path.is_file() and path.name not in made_of
-            },
+            "file_bytes": {path.name: path.stat().st_size for path in files},
         }
         # Written among the shards: what a kill leaves beside its place would be a file of the corpus.
         written = self.folder / "shards" / "manifest.json"

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from mt.config.settings import RunConfig
 from mt.errors import ConfigError
 from mt.text.checks import FEWEST_PAIRS, Finding, percent, quoted, rounded, warning
-from mt.text.clean import RULES, Cleaner, Counted, Reason
+from mt.text.clean import RULES, Cleaner, Counted, Tally
 from mt.text.corpora import SentencePair
 from mt.text.corpus import SIDES
 from mt.text.overlap import HeldOut, folded_all
@@ -35,7 +36,7 @@ class CleanedSample:
 
     sample: Sample
     pairs: list[SentencePair]
-    removed: dict[Reason, Counted]
+    removed: dict[str, Counted]
     seconds: float
 
     @property
@@ -115,14 +116,15 @@ def clean_sample(sample: Sample, config: RunConfig, held_out: HeldOut | None = N
     Raises:
         ConfigError: a rule needs a package that is missing, or does not know a language.
     """
-    cleaner = Cleaner(config.data.clean, config.src_lang, config.tgt_lang)
+    tally = Tally()
+    cleaner = Cleaner(config.data.clean, config.src_lang, config.tgt_lang, tally)
     started_at = time.perf_counter()
-    pairs = [pair for stretch in sample.stretches for pair in cleaner.clean_chunk(*stretch)]
+    pairs = list(chain.from_iterable(map(cleaner.clean, sample.stretches)))
     seconds = time.perf_counter() - started_at
     if held_out is not None:
         sides = (folded_all([getattr(pair, side) for pair in pairs]) for side in SIDES)
         pairs = [pair for pair, *folds in zip(pairs, *sides, strict=True) if held_out.find(*folds) is None]
-    return CleanedSample(sample, pairs, cleaner.tally.removed, seconds)
+    return CleanedSample(sample, pairs, tally.removed, seconds)
 
 
 def rehearse(config: RunConfig, cleaned: Sequence[CleanedSample], given: Tokenizer | None) -> Rehearsal:
@@ -187,14 +189,14 @@ def check_cleaning(cleaned: CleanedSample) -> Iterator[Finding]:
     n = len(sample.pairs)
     if n < FEWEST_PAIRS or n_removed <= _MUCH_REMOVED * n:
         return
-    reason, removal = max(cleaned.removed.items(), key=lambda item: item[1].count)
+    rule, removal = max(cleaned.removed.items(), key=lambda item: item[1].count)
     example = removal.examples[0]
     problem = (
         f"cleaning removes {percent(n_removed / n)} of the pairs, most of them ({percent(removal.count / n)} of all) "
-        f"as {reason}, such as line {example['line']:,}, {quoted(example['src'])} and {quoted(example['tgt'])}"
+        f"as {rule}, such as line {example['line']:,}, {quoted(example['src'])} and {quoted(example['tgt'])}"
     )
-    fix = f"look at these lines, or change data.{RULES[reason].setting} if they are good"
-    if reason == "empty":
+    fix = f"look at these lines, or change data.{RULES[rule].setting} if they are good"
+    if rule == "empty":
         fix = "give the text that is missing, or leave out these lines on both sides"
     yield warning("cleaning", sample, None, problem, fix)
 

@@ -10,7 +10,7 @@ import json
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,15 +20,15 @@ import numpy.typing as npt
 
 from mt.config.settings import CleanConfig
 from mt.system.files import whole_file
-from mt.text.clean import Cleaner, Reason, Tally, shortened
+from mt.text.clean import Cleaner, Tally, shortened
 from mt.text.corpora import Chunk, SentencePair
-from mt.text.corpus import SIDES, FlatIds, flat_ids, ids_dtype
+from mt.text.corpus import SIDES, flat_ids, ids_dtype
 from mt.text.duplicates import pair_keys
 from mt.text.overlap import HeldOut, NgramOverlap, folded_all
 from mt.text.tokenizer import EOS_ID, Tokenizer, count_words
 
 PAIRS_PER_SHARD = 50_000
-DUPLICATES: tuple[Reason, ...] = ("duplicate", "folded_duplicate")
+DUPLICATES = ("duplicate", "folded_duplicate")
 _SAMPLE_SEED = 1  # apart from train.seed, so that this does not change the corpus
 _TABS_AND_LINE_ENDS = str.maketrans("\t\n\r", "   ")
 
@@ -40,6 +40,7 @@ class Shard:
     folder: Path
     corpus: int  # index in data.train
     number: int  # among the shards of the corpus
+    n_pairs: int  # that were read
 
     def path(self, kind: str) -> Path:
         return self.folder / f"{self.corpus}.{self.number:06}.{kind}"
@@ -50,69 +51,42 @@ class Shard:
     def result(self, stage: str) -> Any:
         return json.loads(self.path(f"{stage}.json").read_text("utf-8"))
 
-    def words(self) -> list[dict[str, int]]:
-        """The words of the sample of source and target side, with their counts."""
-        words: list[dict[str, int]] = json.loads(self.path("kept.words").read_text("utf-8"))
-        return words
-
-    def write_cleaned(self, pairs: Sequence[SentencePair]) -> None:
-        with self.path("cleaned.tsv").open("w", encoding="utf-8", newline="\n") as text:
-            # Cleaned text holds no tab and no line end.
-            text.writelines(f"{src}\t{tgt}\n" for src, tgt, _ in pairs)
-        np.array([pair.line for pair in pairs], dtype=np.int64).tofile(self.path("cleaned.lines"))
-
     def read_cleaned(self) -> list[SentencePair]:
         lines = np.fromfile(self.path("cleaned.lines"), dtype=np.int64).tolist()
         with self.path("cleaned.tsv").open(encoding="utf-8", newline="\n") as text:
             rows = (row[:-1].partition("\t") for row in text)
             return [SentencePair(src, tgt, line) for (src, _, tgt), line in zip(rows, lines, strict=True)]
 
-    def read_encoded(self, dtype: str) -> list[FlatIds]:
-        """Read both sides."""
-        paths = [(self.path(f"encoded.{side}.ids"), self.path(f"encoded.{side}.lengths")) for side in SIDES]
-        return [(np.fromfile(ids, dtype), np.fromfile(lengths, np.int64)) for ids, lengths in paths]
 
-    def read_kept(self) -> list[SentencePair]:
-        """Read the pairs that are left without the duplicates."""
-        return list(compress(self.read_cleaned(), np.fromfile(self.path("kept.mask"), dtype=np.bool_)))
-
-
-class _Account:
+@dataclass
+class _Account(Tally):
     """What a stage removes from a shard: the tally, and the list for people to look through."""
 
-    def __init__(self, shard: Shard, stage: str, tally: Tally) -> None:
-        self._shard, self._stage, self._tally = shard, stage, tally
-        self._rows: list[str] = []
+    rows: list[str] = field(default_factory=list)
 
-    def list(self, pair: SentencePair, reason: str) -> None:
+    def remove(self, rule: str, pair: SentencePair, note: str = "") -> None:
+        super().remove(rule, pair)
         src, tgt = (shortened(side).translate(_TABS_AND_LINE_ENDS) for side in pair[:2])
-        self._rows.append(f"{pair.line}\t{reason}\t{src}\t{tgt}\n")
+        self.rows.append(f"{pair.line}\t{rule}{note}\t{src}\t{tgt}\n")
 
-    def remove(self, pair: SentencePair, reason: Reason, note: str = "") -> None:
-        self._tally.remove(reason, pair)
-        self.list(pair, reason + note)
-
-    def finish(self, **result: Any) -> None:
-        """Write the list and what the stage found; its other files are whole."""
+    def write(self, shard: Shard, stage: str, **result: Any) -> None:
+        """Write the list and what the stage found, when its other files are whole."""
         # What is no text at all, such as half a surrogate pair, must not keep the rest from being written.
-        path = self._shard.path(f"{self._stage}.removed")
-        with path.open("w", encoding="utf-8", errors="replace", newline="\n") as stream:
-            stream.writelines(self._rows)
-        with whole_file(self._shard.path(f"{self._stage}.json")) as stream:
-            stream.write(json.dumps({"tally": self._tally.as_json(), **result}).encode())
+        with shard.path(f"{stage}.removed").open("w", encoding="utf-8", errors="replace", newline="\n") as stream:
+            stream.writelines(self.rows)
+        with whole_file(shard.path(f"{stage}.json")) as file:
+            file.write(json.dumps({"tally": self.as_json(), **result}).encode())
 
 
 class Stage(ABC):
-    """One of the steps that worker processes take with each shard.
-
-    Called with a shard and what it needs besides, it writes its files and returns the number of pairs that it read.
-    """
+    """One of the steps that worker processes take with each shard."""
 
     name: ClassVar[str]  # begins the kinds of its files
     what: ClassVar[str]  # for the progress
 
     @abstractmethod
-    def __call__(self, shard: Shard, task: Any) -> int: ...
+    def __call__(self, shard: Shard, task: Any) -> int:
+        """Write the files of a shard from what the step needs besides; return the number of pairs read."""
 
 
 class Cleaning(Stage):
@@ -125,27 +99,29 @@ class Cleaning(Stage):
         self._overlap: NgramOverlap | None = None  # made in the process that cleans
 
     def __call__(self, shard: Shard, chunk: Chunk) -> int:
-        cleaner = Cleaner(self._config, *self._langs)
-        account = _Account(shard, self.name, cleaner.tally)
-        cleaned = cleaner.clean_chunk(*chunk, on_removal=account.list)
+        account = _Account()
+        cleaned = Cleaner(self._config, *self._langs, account).clean(chunk)
         folded_sides = [folded_all([getattr(pair, side) for pair in cleaned]) for side in SIDES]
         kept, kept_srcs, kept_tgts = [], [], []
         for pair, folded_src, folded_tgt in zip(cleaned, *folded_sides, strict=True):
             name = self._held_out.find(folded_src, folded_tgt) if self._config.contamination else None
             if name is not None:
-                account.remove(pair, "contaminated", f" ({name})")
+                account.remove("contaminated", pair, f" ({name})")
                 continue
             kept.append(pair)
             # Folding leaves nothing of symbols alone, and such pairs are not all the same.
             kept_srcs.append(folded_src or pair.src)
             kept_tgts.append(folded_tgt or pair.tgt)
         self._overlap = self._overlap or NgramOverlap(self._held_out)
-        shard.write_cleaned(kept)
+        with shard.path("cleaned.tsv").open("w", encoding="utf-8", newline="\n") as text:
+            # Cleaned text holds no tab and no line end.
+            text.writelines(f"{src}\t{tgt}\n" for src, tgt, _ in kept)
+        np.array([pair.line for pair in kept], dtype=np.int64).tofile(shard.path("cleaned.lines"))
         if self._config.duplicates != "keep":
             pair_keys([pair.src for pair in kept], [pair.tgt for pair in kept]).tofile(shard.path("cleaned.keys"))
         if self._config.duplicates == "folded":
             pair_keys(kept_srcs, kept_tgts).tofile(shard.path("cleaned.folded"))
-        account.finish(overlap=self._overlap.found_in(kept_srcs, kept_tgts))
+        account.write(shard, self.name, overlap=self._overlap.found_in(kept_srcs, kept_tgts))
         return len(chunk.src)
 
 
@@ -154,25 +130,25 @@ class Counting(Stage):
 
     name, what = "kept", "removing duplicates, counting words"
 
-    def __init__(self, sample_share: float) -> None:
-        self._sample_share = sample_share  # of the pairs
+    def __init__(self, sample_fraction: float) -> None:
+        self._sample_fraction = sample_fraction  # of the pairs
 
     def __call__(self, shard: Shard, repeats: npt.NDArray[np.uint8]) -> int:
-        """`repeats`: for each pair 0, or 1 + the place of its reason in DUPLICATES."""
-        account = _Account(shard, self.name, Tally.from_json(shard.result("cleaned")["tally"]))
-        pairs = shard.read_cleaned()
+        """`repeats`: for each pair 0, or 1 + the place of its rule in DUPLICATES."""
+        account, pairs = _Account(), shard.read_cleaned()
+        account.add(shard.result("cleaned")["tally"])
         for number in np.flatnonzero(repeats).tolist():
-            account.remove(pairs[number], DUPLICATES[repeats[number] - 1])
+            account.remove(DUPLICATES[repeats[number] - 1], pairs[number])
         (repeats == 0).tofile(shard.path("kept.mask"))
         kept = list(compress(pairs, repeats == 0))
         sample = kept
-        if self._sample_share < 1:
+        if self._sample_fraction < 1:
             draw = random.Random(f"{_SAMPLE_SEED} {shard.corpus} {shard.number}").random
-            sample = [pair for pair in kept if draw() < self._sample_share]
+            sample = [pair for pair in kept if draw() < self._sample_fraction]
         words = [count_words(getattr(pair, side) for pair in sample) for side in SIDES]
         # Apart from the result, which is read more often.
         shard.path("kept.words").write_text(json.dumps(words, ensure_ascii=False), "utf-8")
-        account.finish(n_pairs=len(kept), n_lines=2 * len(sample))
+        account.write(shard, self.name, n_pairs=len(kept), n_lines=2 * len(sample))
         return len(pairs)
 
 
@@ -189,24 +165,21 @@ class Encoding(Stage):
     def __call__(self, shard: Shard, shown: Sequence[int]) -> int:
         """`shown`: the pairs that shall be shown as samples."""
         self._tokenizer = self._tokenizer or Tokenizer.load(self._tokenizer_path)
-        account = _Account(shard, self.name, Tally.from_json(shard.result("kept")["tally"]))
-        pairs = shard.read_kept()
+        account = _Account()
+        account.add(shard.result("kept")["tally"])
+        pairs = list(compress(shard.read_cleaned(), np.fromfile(shard.path("kept.mask"), dtype=np.bool_)))
         sides = encode_pairs(self._tokenizer, pairs, self._tags[shard.corpus], n_threads=1)
         fits = [max(len(src), len(tgt)) <= self._max_tokens for src, tgt in zip(*sides, strict=True)]
         for pair, fit in zip(pairs, fits, strict=True):
             if not fit:
-                account.remove(pair, "too_many_tokens")
+                account.remove("too_many_tokens", pair)
         for name, side in zip(SIDES, sides, strict=True):
             ids, lengths = flat_ids(list(compress(side, fits)), ids_dtype(self._tokenizer.vocab_size))
             ids.tofile(shard.path(f"encoded.{name}.ids"))
             lengths.tofile(shard.path(f"encoded.{name}.lengths"))
         np.array([pair.line for pair in compress(pairs, fits)], dtype=np.int64).tofile(shard.path("encoded.lines"))
-        samples = [
-            {"source": shard.corpus, "line": pairs[i].line, "src": pairs[i].src, "tgt": pairs[i].tgt}
-            for i in shown
-            if fits[i]
-        ]
-        account.finish(n_pairs=sum(fits), samples=samples)
+        samples = [{"source": shard.corpus, **pairs[i]._asdict()} for i in shown if fits[i]]
+        account.write(shard, self.name, n_pairs=sum(fits), samples=samples)
         return len(pairs)
 
 

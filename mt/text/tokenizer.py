@@ -161,7 +161,7 @@ def train_tokenizer(
     model_path: Path,
     symbols: Sequence[str] = (),
     while_waiting: Callable[[], None] = lambda: None,
-) -> int:
+) -> None:
     """Train a model on counts of words and write it to `model_path`. The same counts give the same bytes everywhere.
 
     SentencePiece's BPE depends on counts alone: the pieces and their scores are those that the lines would give. Its
@@ -172,14 +172,12 @@ def train_tokenizer(
         word_counts: of normalised text, as `count_words` counts them, in any order.
         symbols: pieces that are never cut, such as <bt>. Each becomes two: with a space before it, and without.
         while_waiting: called about once a second. Training runs in its own process, whose memory ends with it.
-    Returns:
-        How many of the running words were left out, as they have more than MAX_WORD_BYTES.
     Raises:
         ConfigError: the vocabulary is too large or too small for these words.
         DataError: there is no word to train on.
     """
     n_words = sum(count for word, count in word_counts.items() if word)
-    n_skipped = sum(count for word, count in word_counts.items() if _is_too_long(word))
+    n_skipped = n_skipped_words(word_counts)
     if n_words == n_skipped:
         raise DataError(
             f"no text to train the tokenizer on: {n_words:,} words were given, of which {n_skipped:,} are too long "
@@ -195,7 +193,11 @@ def train_tokenizer(
             raise _explained(failure, config) from None
     with whole_file(model_path) as stream:
         stream.write(model)
-    return n_skipped
+
+
+def n_skipped_words(word_counts: Mapping[str, int]) -> int:
+    """Return how many of the running words training leaves out, as they have more than MAX_WORD_BYTES."""
+    return sum(count for word, count in word_counts.items() if _is_too_long(word))
 
 
 def _is_too_long(word: str) -> bool:
