@@ -606,7 +606,7 @@ def test_a_full_disk_leaves_whole_lines_and_resume_continues(run: Run, interrupt
 
 
 def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(run: Run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("mt.decode.files.LINE_SECONDS", 0.0)
+    monkeypatch.setattr("mt.system.console.LINE_SECONDS", 0.0)
     write_lines("in", [f"line {i}" for i in range(5_000)])
     _, _, stderr = run("translate", "--model", "m", "--input", "in", "--output", "out")
     first, second, last = stderr.splitlines()

@@ -111,15 +111,13 @@ class _Loader(yaml.SafeLoader):
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        first_lines: dict[tuple[str, str], int] = {}
+        first_of: dict[tuple[str, str], yaml.Node] = {}
         for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                continue
-            name = (key_node.tag, key_node.value)
-            if name in first_lines:
-                problem = f"{key_node.value} is given twice, first on line {first_lines[name]}"
-                raise yaml.composer.ComposerError(None, None, problem, key_node.start_mark)
-            first_lines[name] = key_node.start_mark.line + 1
+            if isinstance(key_node, yaml.ScalarNode):
+                first = first_of.setdefault((key_node.tag, key_node.value), key_node)
+                if first is not key_node:
+                    problem = f"{key_node.value} is given twice, first on line {first.start_mark.line + 1}"
+                    raise yaml.composer.ComposerError(None, None, problem, key_node.start_mark)
         return node
 
 
@@ -131,13 +129,11 @@ _Loader.yaml_implicit_resolvers = {
 
 def _read_mapping(path: Path, where: str) -> dict[Any, Any]:
     try:
-        content = path.read_bytes()
+        text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(where, f"cannot be read: {error.strerror}") from None
-    try:
-        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line = error.object.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{where}:{line}", "is not UTF-8 text", "save the file as UTF-8") from None
     tree = _read_yaml(text, where, with_position=True)
     if tree is None:

@@ -185,9 +185,8 @@ class HubDataset(_Columns):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.streaming and "[" in (self.split or ""):
-            raise Contradiction(
-                "split", f"{self.split} is a part of a split", "give a whole one, or leave streaming out"
-            )
+            problem = f"{self.split} is a part of a split"
+            raise Contradiction("split", problem, "give a whole one, or leave streaming out")
 
     @property
     def description(self) -> str:
@@ -261,10 +260,8 @@ class CleanConfig:
 
     def __post_init__(self) -> None:
         if self.max_copied is not None and self.min_copied is not None and self.min_copied > self.max_copied:
-            raise Contradiction(
-                "min_copied",
-                f"is {self.min_copied}, above data.clean.max_copied ({self.max_copied}): nothing would be left",
-            )
+            problem = f"is {self.min_copied}, above data.clean.max_copied ({self.max_copied}): nothing would be left"
+            raise Contradiction("min_copied", problem)
 
 
 @section("data")
@@ -436,12 +433,9 @@ class DecodeConfig:
 
     def __post_init__(self) -> None:
         if self.max_length is not None and self.min_length >= self.max_length:
-            raise Contradiction(
-                "min_length",
-                f"is {self.min_length}, and decode.max_length ({self.max_length}) leaves room for "
-                f"{self.max_length - 1} tokens and the end of sentence",
-                others=["decode.max_length"],
-            )
+            room = f"{self.max_length - 1} tokens and the end of sentence"
+            problem = f"is {self.min_length}, and decode.max_length ({self.max_length}) leaves room for {room}"
+            raise Contradiction("min_length", problem, others=["decode.max_length"])
         for name, default in (("temperature", 1.0), ("top_k", None), ("top_p", None)):
             value = getattr(self, name)
             if not self.sample and value != default:
@@ -467,22 +461,16 @@ class RunConfig:
             raise Contradiction("tgt_lang", f"is the same as src_lang: {self.src_lang}")
         if self.tokenizer.model is not None and self.train.init_from is not None:
             raise Contradiction("tokenizer.model", "train.init_from brings a tokenizer with it", "give one of the two")
-        longest = self.data.max_tokens
-        if self.model.positions == "learned" and self.model.n_positions < longest:
-            raise Contradiction(
-                "model.n_positions",
-                f"is {self.model.n_positions}, smaller than data.max_tokens ({longest}): the longest sentence would "
-                "have no positions; raise model.n_positions or lower data.max_tokens",
-            )
-        smallest_name, smallest = "train.batch_tokens", self.train.batch_tokens
-        if self.train.micro_batch_tokens != "auto" and self.train.micro_batch_tokens < smallest:
-            smallest_name, smallest = "train.micro_batch_tokens", self.train.micro_batch_tokens
-        if smallest < longest:
-            raise Contradiction(
-                smallest_name,
-                f"is {smallest}, smaller than data.max_tokens ({longest}): the longest sentence would not fit; raise "
-                "the one or lower the other",
-            )
+        longest, n_positions = self.data.max_tokens, self.model.n_positions
+        sizes = {
+            "model.n_positions": (n_positions if self.model.positions == "learned" else "auto", "have no positions"),
+            "train.micro_batch_tokens": (self.train.micro_batch_tokens, "not fit"),
+            "train.batch_tokens": (self.train.batch_tokens, "not fit"),
+        }
+        for name, (size, trouble) in sizes.items():
+            if isinstance(size, int) and size < longest:
+                problem = f"is {size}, smaller than data.max_tokens ({longest}): the longest sentence would {trouble}"
+                raise Contradiction(name, problem, "raise the one or lower the other")
 
     @property
     def symbols(self) -> tuple[str, ...]:

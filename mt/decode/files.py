@@ -26,7 +26,6 @@ if TYPE_CHECKING:  # a translator comes with torch, and what is wrong with a fil
 _log = logging.getLogger(__name__)
 
 PAUSE_SECONDS = 0.2
-LINE_SECONDS = 30.0  # between two messages on the progress, if there is no terminal
 INVALID_UTF8 = "invalid_utf8"  # a flag of a line: bad bytes were read as U+FFFD
 # What is told at the end about lines with a flag.
 _REPORTS = {
@@ -182,14 +181,8 @@ class _TranslationRun:
         """Translate the lines that are left, step by step."""
         record, lines = self.outputs.record, self.lines
         counts, n_done, total = Counter(record.counts), record.n_lines, None if lines is None else len(lines)
-        with Meter(
-            "lines",
-            total or None,
-            before=n_done,
-            line_seconds=LINE_SECONDS,
-            is_shown=self.options.has_progress,
-            has_summary=True,
-        ) as meter:
+        shown = self.options.has_progress
+        with Meter("lines", total or None, before=n_done, is_shown=shown, has_summary=True) as meter:
             n_left = None if total is None else total - n_done
             # Someone may wait for the translations of lines that come one by one.
             pause_seconds = PAUSE_SECONDS if self.outputs.are_seen_at_once and self.text.total is None else None

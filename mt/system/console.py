@@ -79,11 +79,9 @@ class Line:
                 return Text(clock() if clock else "")
 
         bar = [] if total is None else [BarColumn(bar_width=24)]
+        last = [Clock()] if clock else []
         self._progress = Progress(
-            TextColumn("{task.fields[count]}"),
-            *bar,
-            TextColumn("{task.description}"),
-            *([Clock()] if clock else []),
+            *(TextColumn("{task.fields[count]}"), *bar, TextColumn("{task.description}"), *last),
             console=Console(stderr=True, force_terminal=True),
             auto_refresh=clock is not None,
             transient=True,
@@ -106,7 +104,15 @@ class Line:
 
 
 class Meter:
-    """Shows how far a long work has come, its speed and the time left: in place on a terminal, else now and then."""
+    """Shows how far a long work has come, its speed and the time left: in place on a terminal, else now and then.
+
+    Args:
+        unit: of what is counted; None: only the time is.
+        total: None if it is not known.
+        what: is done.
+        before: how many an earlier run has done.
+        has_summary: say at the end what was done in all, if anything was shown before.
+    """
 
     def __init__(
         self,
@@ -115,24 +121,13 @@ class Meter:
         *,
         what: str = "",
         before: int = 0,
-        line_seconds: float | None = None,
         is_shown: bool = True,
         has_summary: bool = False,
     ) -> None:
-        """
-        Args:
-            unit: of what is counted; None: only the time is.
-            total: None if it is not known.
-            what: is done.
-            before: how many an earlier run has done.
-            line_seconds: between two messages, if there is no terminal; LINE_SECONDS by default.
-            has_summary: say at the end what was done in all, if anything was shown before.
-        """
         self._unit, self._total, self._what, self._before = unit, total, what and f"{what}: ", before
         self._done: float = before
-        self._is_in_place, self._has_summary = is_terminal(), has_summary
-        between_lines = LINE_SECONDS if line_seconds is None else line_seconds
-        self._is_shown, self._seconds = is_shown, IN_PLACE_SECONDS if self._is_in_place else between_lines
+        self._is_shown, self._has_summary, self._is_in_place = is_shown, has_summary, is_terminal()
+        self._seconds = IN_PLACE_SECONDS if self._is_in_place else LINE_SECONDS
         self._started_at = self._shown_at = time.monotonic()
         self._line: Line | None = None
 
@@ -149,22 +144,21 @@ class Meter:
         self._shown_at = now
         count, speed = self._texts(now - self._started_at)
         if not self._is_in_place:
-            _log.info(self._what + " · ".join(filter(None, (count, speed))))
+            _log.info(" · ".join(filter(None, (count, speed))))
         elif self._line is None:
-            self._line = Line(self._what + count, speed, done, self._total)
+            self._line = Line(count, speed, done, self._total)
         else:
-            self._line.show(self._what + count, done, speed)
+            self._line.show(count, done, speed)
 
     def _texts(self, seconds: float) -> tuple[str, str]:
         if self._unit is None:
-            return format_duration(seconds), ""
+            return self._what + format_duration(seconds), ""
         per_second = (self._done - self._before) / seconds
-        count, speed = f"{int(self._done):,} {self._unit}", f"{per_second:,.1f} {self._unit}/s"
-        if self._total is not None:
-            count = f"{int(self._done):,} of {self._total:,} {self._unit}"
-            if per_second > 0:
-                speed += f" · {format_duration((self._total - self._done) / per_second)} left"
-        return count, speed
+        of_total = "" if self._total is None else f" of {self._total:,}"
+        speed = f"{per_second:,.1f} {self._unit}/s"
+        if self._total is not None and per_second > 0:
+            speed += f" · {format_duration((self._total - self._done) / per_second)} left"
+        return f"{self._what}{int(self._done):,}{of_total} {self._unit}", speed
 
     def __enter__(self) -> Meter:
         return self

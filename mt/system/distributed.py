@@ -45,11 +45,9 @@ class Ranks:
                 return cls()
             return cls(int(os.environ["RANK"]), n, int(os.environ["LOCAL_RANK"]))
         except (KeyError, ValueError) as error:
-            raise ConfigError(
-                "",
-                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but RANK or LOCAL_RANK is missing or no number ({error})",
-                "start several processes with torchrun, or unset WORLD_SIZE",
-            ) from error
+            size, fix = os.environ["WORLD_SIZE"], "start several processes with torchrun, or unset WORLD_SIZE"
+            problem = f"WORLD_SIZE is {size}, but RANK or LOCAL_RANK is missing or no number ({error})"
+            raise ConfigError("", problem, fix) from error
 
     @property
     def is_first(self) -> bool:
@@ -58,11 +56,14 @@ class Ranks:
 
     def largest(self, number: int) -> int:
         """Return the largest of the numbers that the ranks give."""
-        return self._reduced(number, torch.distributed.ReduceOp.MAX) if self.n > 1 else number
+        tensor = torch.tensor(number)  # on the CPU: the host has to know, and must not wait for a GPU
+        if self.n > 1:
+            torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+        return int(tensor)
 
     def smallest(self, number: int) -> int:
         """Return the smallest of the numbers that the ranks give."""
-        return self._reduced(number, torch.distributed.ReduceOp.MIN) if self.n > 1 else number
+        return -self.largest(-number)
 
     def summed(self, x: Tensor) -> Tensor:
         """Return the sum of the tensors of all ranks, on the CPU."""
@@ -77,13 +78,6 @@ class Ranks:
         if self.n > 1:
             torch.distributed.broadcast_object_list(values, device=torch.device("cpu"))
         return values[0]
-
-    @staticmethod
-    def _reduced(number: int, operation: Any) -> int:
-        # On the CPU: the host has to know, and must not wait for a GPU.
-        tensor = torch.tensor(number)
-        torch.distributed.all_reduce(tensor, operation)
-        return int(tensor)
 
 
 SINGLE_PROCESS = Ranks()
@@ -119,10 +113,8 @@ def process_group(ranks: Ranks, prepare: Callable[[], str]) -> Iterator[str]:
         reason = _lost_rank_reason(error)
         if reason is None:
             raise
-        raise MTError(
-            f"rank {ranks.rank}: lost another rank ({reason}): see that rank's message or torchrun's; the same command "
-            "continues from the last checkpoint"
-        ) from error
+        fix = "see that rank's message or torchrun's; the same command continues from the last checkpoint"
+        raise MTError(f"rank {ranks.rank}", f"lost another rank ({reason})", fix) from error
     finally:
         # gloo's threads let go of the last collective's tensors a moment after it, and need the interpreter for that:
         # one that is ending meanwhile aborts the process.
@@ -145,7 +137,7 @@ def _wait_for_rank_0(store: Any, ranks: Ranks) -> str:
     if not prepared:
         # torchrun ends the others when the first one ends, and rank 0 has a reason to tell.
         time.sleep(RANK_0_EXIT_SECONDS)
-        raise MTError(f"rank {ranks.rank}: rank 0 could not begin: see its message")
+        raise MTError(f"rank {ranks.rank}", "rank 0 could not begin", "see its message")
     return prepared
 
 

@@ -150,11 +150,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole and synced.
-
-    Raises:
-        WriteError: it cannot be written; what was there is as it was.
-    """
+    """Write JSON as `write_text` writes text."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 

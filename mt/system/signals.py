@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 _log = logging.getLogger(__name__)
 
@@ -27,14 +28,14 @@ def _in_main_thread() -> bool:
 
 
 @contextmanager
-def _handled(numbers: Iterable[int], handler: _Handler) -> Iterator[None]:
-    """Set the handler of some signals inside the block; outside the main thread do nothing."""
-    before = {number: signal.signal(number, handler) for number in numbers if _in_main_thread()}
+def _handled(numbers: Iterable[int], handler: _Handler) -> Iterator[dict[int, Any]]:
+    """Set the handler of some signals inside the block, and yield those before; outside the main thread do nothing."""
+    before = {number: signal.signal(number, handler) or signal.SIG_DFL for number in numbers if _in_main_thread()}
     try:
-        yield
+        yield before
     finally:
         for number, handler_before in before.items():
-            signal.signal(number, signal.SIG_DFL if handler_before is None else handler_before)
+            signal.signal(number, handler_before)
 
 
 class PendingExit:
@@ -97,10 +98,7 @@ class Received:
 @contextmanager
 def caught_signals(speaks: bool = True) -> Iterator[Received]:
     """Note SIGINT and SIGTERM, so that the loop can save and stop between two steps; a second one acts at once."""
-    received = Received()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
-    noted_at = 0.0
+    received, noted_at = Received(), 0.0
 
     def note(number: int, _frame: FrameType | None) -> None:
         nonlocal noted_at
@@ -111,11 +109,11 @@ def caught_signals(speaks: bool = True) -> Iterator[Received]:
                 _log.info(f"{name}: stopping after this step, to save it; a second one stops at once")
             received.interrupt_if_any()
         elif time.monotonic() - noted_at > REPEAT_SECONDS:
-            for each in numbers:
-                signal.signal(each, before[each])
+            for each, handler_before in before.items():
+                signal.signal(each, handler_before)
             os.kill(os.getpid(), number)
 
-    with _handled(numbers, note):
+    with _handled((signal.SIGINT, signal.SIGTERM), note) as before:
         yield received
 
 

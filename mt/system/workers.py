@@ -25,7 +25,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from multiprocessing.connection import Connection, Pipe
-from types import TracebackType
 from typing import Any, TypeVar
 
 from mt.errors import MTError
@@ -92,17 +91,16 @@ class Workers:
             initializer(*initargs)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None or self._are_forked:  # a fork holds the pipes of others, which then never end
             self.kill()
             return
         try:
-            for _ in self._workers:
+            for _worker in self._workers:
                 self._tasks.put(None)
             for worker in self._workers:
-                worker.join()
+                worker.thread.join()
+                worker.process.wait()
         except BaseException:
             self.kill()
             raise
@@ -192,11 +190,6 @@ class _Worker:
         self._prelude = prelude  # None once the worker has answered it
         # Not of a ThreadPoolExecutor: Python would wait at its end for results that nobody takes any more.
         self.thread = threading.Thread(target=self._hand_out, args=(tasks,), name="worker-process", daemon=True)
-
-    def join(self) -> None:
-        """Wait for its end, once a None is among the tasks for it."""
-        self.thread.join()
-        self.process.wait()
 
     def _hand_out(self, tasks: _Tasks) -> None:
         with self._connection:

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +107,8 @@ def measure_training(
             seconds, stall_seconds, n = _time_steps(engine, islice(endless, n_steps))
             parts = _time_parts(engine, islice(endless, min(20, max(1, n_steps // 5))))
     except OutOfMemory as error:
-        raise ConfigError(
-            "train.micro_batch_tokens",
-            f"micro-batches of {micro_batch_tokens:,} target tokens do not fit the memory of {device} ({error})",
-            f"set it to {micro_batch_tokens // 2}",
-        ) from None
+        problem = f"micro-batches of {micro_batch_tokens:,} target tokens do not fit the memory of {device} ({error})"
+        raise ConfigError("train.micro_batch_tokens", problem, f"set it to {micro_batch_tokens // 2}") from None
     memory = peak_memory_bytes(device)  # before the peak of speed is measured, which takes memory too
     reserved_memory = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
     flops, peak = engine.model.training_flops(n["src_tokens"], n["tgt_tokens"]), peak_flops(device, engine.dtype)
@@ -165,29 +162,24 @@ class Laps:
     """A clock in the stream of the device: the host notes what ends, and does not wait until it asks."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._moments: list[tuple[str, Any]] = [("", self._now())]
-
-    def _now(self) -> Any:
-        if self._device.type == "cpu":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(self._device))
-        return event
+        self._device, self._moments = device, list[tuple[str, Any]]()
+        self.end("")
 
     def end(self, part: str) -> None:
         """Note that what was done since the last call was this part."""
-        self._moments.append((part, self._now()))
+        now: Any = time.perf_counter()
+        if self._device.type == "cuda":
+            now = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            now.record(torch.cuda.current_stream(self._device))
+        self._moments.append((part, now))
 
     def seconds(self, part: str) -> float:
         """Return the sum of all laps of a part."""
         _wait(self._device)
-        laps = zip(self._moments[:-1], self._moments[1:], strict=True)
-        return sum(self._between(before, now) for (_, before), (name, now) in laps if name == part)
-
-    def _between(self, before: Any, now: Any) -> float:
-        seconds: float = now - before if self._device.type == "cpu" else before.elapsed_time(now) / 1000
-        return seconds
+        laps = [(before, now) for (_, before), (name, now) in pairwise(self._moments) if name == part]
+        if self._device.type == "cuda":
+            return float(sum(before.elapsed_time(now) for before, now in laps)) / 1000
+        return float(sum(now - before for before, now in laps))
 
 
 def _warm_up(engine: Engine, updates: Iterator[Update]) -> list[float]:
@@ -331,8 +323,8 @@ def _latency(translator: Translator, lines: Sequence[str], decode: DecodeConfig)
         seconds.append(time.perf_counter() - started_at)
         if time.perf_counter() - began_at > LATENCY_SECONDS:
             break
-    p50, p95 = np.percentile(seconds, [50, 95])
-    return {"p50": float(p50), "p95": float(p95), "n": len(seconds)}
+    p50, p95 = np.percentile(seconds, [50, 95]).tolist()
+    return {"p50": p50, "p95": p95, "n": len(seconds)}
 
 
 def _own_lines(folder: ModelFolder) -> tuple[str, list[str]]:

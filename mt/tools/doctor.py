@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +17,16 @@ import torch
 
 from mt.config.settings import RunConfig
 from mt.errors import ConfigError, DataError, MTError
+from mt.run_folder import open_model
 from mt.system.device import choose_device, memory_bytes
 from mt.system.provenance import n_cores
-from mt.text.checks import (
-    Finding,
-    Level,
-    check_alignment,
-    check_contamination,
-    check_duplicates,
-    check_files,
-    check_form,
-    check_habits,
-    check_held_out,
-    check_languages,
-    check_symbols,
-    language_identifier,
-    rounded,
-)
+from mt.text import checks
+from mt.text.checks import Finding, Level, rounded
 from mt.text.corpora import readers_of
 from mt.text.corpus import PreparedCorpus, ids_dtype
 from mt.text.overlap import HeldOut, folded_all
 from mt.text.prepare import corpus_fingerprint
-from mt.text.rehearsal import (
-    Rehearsal,
-    check_cleaning,
-    check_rehearsal,
-    clean_sample,
-    rehearse,
-)
+from mt.text.rehearsal import Rehearsal, check_cleaning, check_rehearsal, clean_sample, rehearse
 from mt.text.sample import Sample, draw_sample
 from mt.text.tokenizer import Tokenizer, adopt_model
 from mt.train.footprint import Footprint, existing_folder
@@ -105,9 +86,9 @@ def examine(config: RunConfig, run_dir: Path) -> Diagnosis:
     """Read a sample of every corpus and find what will go wrong; nothing is written."""
     started_at = time.perf_counter()
     corpora = config.data.corpora
-    findings = [finding for key, corpus in corpora.items() for finding in check_files(key, corpus)]
+    findings = [finding for key, corpus in corpora.items() for finding in checks.check_files(key, corpus)]
     samples = _samples(config, {finding.key for finding in findings})
-    findings += chain.from_iterable(map(_reading_errors, samples))
+    findings += _reading_errors(samples)
     _log.info("checking alignment, languages, form and repetition")
     train, held_out = ([sample for sample in samples if (sample.role == "train") == is_train] for is_train in (1, 0))
     findings += _text_findings(config, train, held_out)
@@ -127,7 +108,7 @@ def _rehearse(
         sets = {sample.key: sample.pairs for sample in held_out}
         sought = HeldOut.of_run(config, sets) if config.data.clean.contamination else None
         cleaned = [clean_sample(sample, config, sought) for sample in train]
-        findings += chain.from_iterable(map(check_cleaning, cleaned))
+        findings += [finding for sample in cleaned for finding in check_cleaning(sample)]
         rehearsal = rehearse(config, cleaned, _given_tokenizer(config))
     except MTError as error:
         key = "tokenizer.model" if Path(error.place).suffix == ".model" else error.place or "data"
@@ -153,21 +134,12 @@ def _rehearse(
 
 def _given_tokenizer(config: RunConfig) -> Tokenizer | None:
     if config.train.init_from is not None:
-        from mt.pipeline import initial_tokenizer
-
-        path = initial_tokenizer(config)
-        return None if path is None else Tokenizer.load(path)
-    if config.tokenizer.model is None:
-        return None
-    return Tokenizer(adopt_model(Path(config.tokenizer.model), config.symbols))
+        return open_model(config.train.init_from).load_tokenizer()
+    model = config.tokenizer.model
+    return None if model is None else Tokenizer(adopt_model(Path(model), config.symbols))
 
 
 def _prepared_folder(config: RunConfig) -> str | None:
-    """Return the folder of the corpus where it is prepared already.
-
-    Raises:
-        DataError: it does not open.
-    """
     prepared_dir = Path(config.data.prepared_dir)
     if config.train.init_from is not None or not any(prepared_dir.glob("*/manifest.json")):
         return None  # the fingerprint needs all of the text to be read
@@ -187,27 +159,29 @@ def _samples(config: RunConfig, broken: set[str]) -> list[Sample]:
     return samples
 
 
-def _reading_errors(sample: Sample) -> list[Finding]:
-    if sample.error is not None:
-        return [Finding.of(sample.error, "reading", sample.key)]
-    if sample.n_pairs == 0:
-        problem = f"{sample.corpus.description}: is empty"
-        return [Finding("error", "empty", sample.key, problem, "give at least one pair of sentences")]
-    return []
+def _reading_errors(samples: Sequence[Sample]) -> Iterator[Finding]:
+    for sample in samples:
+        if sample.error is not None:
+            yield Finding.of(sample.error, "reading", sample.key)
+        elif sample.n_pairs == 0:
+            problem = f"{sample.corpus.description}: is empty"
+            yield Finding("error", "empty", sample.key, problem, "give at least one pair of sentences")
 
 
-def _text_findings(config: RunConfig, train: Sequence[Sample], held_out: Sequence[Sample]) -> list[Finding]:
-    identifier, findings = language_identifier(config)
+def _text_findings(config: RunConfig, train: Sequence[Sample], held_out: Sequence[Sample]) -> Iterator[Finding]:
+    identifier, notes = checks.language_identifier(config)
+    yield from notes
     for sample in (*train, *held_out):
-        findings += check_alignment(sample)
-        findings += check_languages(sample, identifier)
-        findings += check_form(sample, config)
-        findings += check_symbols(sample, config.data.tags)
+        yield from checks.check_alignment(sample)
+        yield from checks.check_languages(sample, identifier)
+        yield from checks.check_form(sample, config)
+        yield from checks.check_symbols(sample, config.data.tags)
     folds = [[folded_all(side) for side in sample.sides] for sample in train]
     for sample, fold in zip(train, folds, strict=True):
-        findings += check_duplicates(sample, fold, config)
-    contamination = check_contamination(train, folds, held_out, config)
-    return [*findings, *contamination, *check_habits(train, held_out), *check_held_out(held_out)]
+        yield from checks.check_duplicates(sample, fold, config)
+    yield from checks.check_contamination(train, folds, held_out, config)
+    yield from checks.check_habits(train, held_out)
+    yield from checks.check_held_out(held_out)
 
 
 # --- Forecast ---------------------------------------------------------------------------------------------------------
@@ -340,30 +314,24 @@ def _looked_at(sample: Sample) -> str:
 
 
 def _forecast_lines(diagnosis: Diagnosis, forecast: Forecast, config_name: str) -> list[str]:
-    max_steps = diagnosis.config.train.max_steps
-    entries = {sample.key: _looked_at(sample) for sample in diagnosis.samples}
     least, most = ("", "") if forecast.train_pairs_are_all else ("at least ", "at most ")
-    entries["training"] = (
-        f"{least}{_about(forecast.train_pairs)} pairs are kept, with {_about(forecast.src_tokens)} source and "
-        f"{_about(forecast.tgt_tokens)} target tokens; {max_steps:,} updates are {most}about {forecast.epochs:,.3g} "
-        "epochs"
-    )
-    entries["model"] = f"{forecast.parameters:,} parameters with {forecast.vocab_size:,} pieces"
     n, seconds = n_cores(), format_duration(max(1.0, forecast.prepare_seconds))
-    cores = "1 core" if n == 1 else f"{n} cores"
-    entries["prepare"] = f"about {seconds} on {cores}, {format_bytes(forecast.prepare_bytes)} of memory"
-    if forecast.prepared:
-        entries["prepare"] = f"prepared already: {forecast.prepared}"
-    if forecast.device:
-        entries["memory"] = (
-            f"at least {format_bytes(forecast.training_bytes)} of the {format_bytes(forecast.device_bytes)} of "
-            f"{forecast.device} for training, and what its batches take"
-        )
-    entries["disk"] = (
-        f"up to {format_bytes(forecast.corpus_bytes)} for the corpus and {format_bytes(forecast.checkpoint_bytes)} "
-        "for checkpoints"
-    )
-    entries["time"] = f"mt train --config {config_name} --dry-run measures how long training takes"
+    prepare = f"about {seconds} on {n} core{'s' if n > 1 else ''}, {format_bytes(forecast.prepare_bytes)} of memory"
+    corpus, checkpoints = format_bytes(forecast.corpus_bytes), format_bytes(forecast.checkpoint_bytes)
+    entries = {
+        **{sample.key: _looked_at(sample) for sample in diagnosis.samples},
+        "training": f"{least}{_about(forecast.train_pairs)} pairs are kept, with {_about(forecast.src_tokens)} source "
+        f"and {_about(forecast.tgt_tokens)} target tokens; {diagnosis.config.train.max_steps:,} updates are {most}"
+        f"about {forecast.epochs:,.3g} epochs",
+        "model": f"{forecast.parameters:,} parameters with {forecast.vocab_size:,} pieces",
+        "prepare": f"prepared already: {forecast.prepared}" if forecast.prepared else prepare,
+        "memory": f"at least {format_bytes(forecast.training_bytes)} of the {format_bytes(forecast.device_bytes)} of "
+        f"{forecast.device} for training, and what its batches take",
+        "disk": f"up to {corpus} for the corpus and {checkpoints} for checkpoints",
+        "time": f"mt train --config {config_name} --dry-run measures how long training takes",
+    }
+    if not forecast.device:
+        del entries["memory"]
     width = max(map(len, entries)) + 2
     return ["forecast", *(f"  {name:<{width}}{text}" for name, text in entries.items())]
 

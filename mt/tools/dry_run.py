@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -84,21 +84,17 @@ def dry_run(config: RunConfig, run_dir: Path) -> str:
         "schedule": _schedule_lines(config.train, config.model.d_model, width - MARGIN),
         "files": _file_lines(config.train, footprint, corpus_place, run_dir, n_done),
     }
-    heading = f"{config.name}: what mt train would do. This is a dry run, nothing is written."
-    return "\n\n".join([heading, *(_section(name, lines) for name, lines in sections.items())])
-
-
-def _section(name: str, lines: Sequence[str]) -> str:
-    """Return the lines with the name in the margin."""
-    return "\n".join(f"{'' if i else name:<{MARGIN}}{line}".rstrip() for i, line in enumerate(lines))
+    told = [f"{config.name}: what mt train would do. This is a dry run, nothing is written."]
+    for name, lines in sections.items():
+        told += ["", f"{name:<{MARGIN}}{lines[0]}", *(f"{'':<{MARGIN}}{line}" for line in lines[1:])]
+    return "\n".join(line.rstrip() for line in told)
 
 
 def _check_that_it_can_be_written(run_dir: Path) -> None:
     existing = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
-    if not existing.is_dir():
-        raise MTError(f"{run_dir}: the run folder cannot be written: {existing} is not a folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise MTError(f"{run_dir}: the run folder cannot be written: {existing} does not allow it")
+    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+        reason = "does not allow it" if existing.is_dir() else "is not a folder"
+        raise MTError(f"{run_dir}: the run folder cannot be written: {existing} {reason}")
 
 
 # --- Measuring --------------------------------------------------------------------------------------------------------
@@ -145,12 +141,10 @@ def _warm_up(engine: Engine) -> None:
             return
         except OutOfMemory as error:
             if not engine.halve_micro_batches():
-                raise ConfigError(
-                    "train.micro_batch_tokens",
-                    f"out of memory on {engine.device} with micro-batches that hold the longest sentence "
-                    f"alone ({error})",
-                    "lower data.max_tokens, or make the model smaller",
-                ) from None
+                alone = f"micro-batches that hold the longest sentence alone ({error})"
+                problem = f"out of memory on {engine.device} with {alone}"
+                fix = "lower data.max_tokens, or make the model smaller"
+                raise ConfigError("train.micro_batch_tokens", problem, fix) from None
 
 
 def _one_micro_batch(update: Update, number: int) -> Update:
@@ -163,13 +157,8 @@ def _one_micro_batch(update: Update, number: int) -> Update:
 
 
 def _model_lines(model: Transformer) -> list[str]:
-    parts = parameters_by_part(model)
-    total = sum(parts.values())
-    assert total == model.n_parameters
-    return [
-        f"{total:>13,} parameters",
-        *(f"{n:>13,} {n / total:>6.1%}  {part}" for part, n in parts.items()),
-    ]
+    parts, total = parameters_by_part(model), model.n_parameters
+    return [f"{total:>13,} parameters", *(f"{n:>13,} {n / total:>6.1%}  {part}" for part, n in parts.items())]
 
 
 def parameters_by_part(model: Transformer) -> dict[str, int]:
@@ -178,24 +167,19 @@ def parameters_by_part(model: Transformer) -> dict[str, int]:
     roles: dict[Tensor, list[str]] = {}
     for role, table in zip(("source", "target", "output"), model.embeddings, strict=True):
         roles.setdefault(table.weight, []).append(role)
-    parts = {f"embedding of {', '.join(names)} ({rows})": model.output_weight.numel() for names in roles.values()}
-    for name, parameter in model.named_parameters():
-        if parameter in roles:
-            continue
-        side, *path = name.split(".")
-        inside = next((word for word in path if not word.isdigit()), "norm")
-        what = "norms" if "norm" in name else inside.replace("_", " ")
-        part = f"{side.removesuffix('_norm').replace('_', ' ')}, {what}"
-        parts[part] = parts.get(part, 0) + parameter.numel()
-    sides = [part.partition(",")[0] for part in parts]
-    return dict(sorted(parts.items(), key=lambda item: (sides.index(item[0].partition(",")[0]), "norms" in item[0])))
+    n_of_table = model.output_weight.numel()
+    parts = Counter({f"embedding of {', '.join(names)} ({rows})": n_of_table for names in roles.values()})
+    for name, parameter in sorted(model.named_parameters(), key=lambda item: "norm" in item[0]):
+        if parameter not in roles:
+            side, *path = name.split(".")
+            inside = next((word for word in path if not word.isdigit()), "norm")
+            what = "norms" if "norm" in name else inside.replace("_", " ")
+            parts[f"{side.removesuffix('_norm').replace('_', ' ')}, {what}"] += parameter.numel()
+    return parts
 
 
 def _data_lines(config: RunConfig, corpus: PreparedCorpus | None, engine: Engine) -> list[str]:
-    sources = [
-        source.description + (f", weight {source.weight:g}" if source.weight != 1 else "")
-        for source in config.data.train
-    ]
+    sources = [f"{each.description}, weight {each.weight:g}".removesuffix(", weight 1") for each in config.data.train]
     if corpus is None:
         unknown = "pairs, tokens, updates an epoch and epochs are not known until mt prepare"
         return [f"not prepared yet: {unknown}", *sources]
@@ -232,35 +216,27 @@ def _time_lines(train: TrainConfig, engine: Engine, cost: Cost, n_done: int, is_
 
 
 def _memory_lines(engine: Engine, footprint: Footprint, cost: Cost) -> list[str]:
-    on_cpu = engine.device.type == "cpu"
-    rest = "activations, data and the program" if on_cpu else "activations and data"
+    rest = "activations, data and the program" if engine.device.type == "cpu" else "activations and data"
     states = {**footprint.memory, rest: max(0, cost.peak_bytes - footprint.memory_bytes)}
-    available = memory_bytes(engine.device)
+    peak, available = format_bytes(cost.peak_bytes), format_bytes(memory_bytes(engine.device))
     return [
-        f"{format_bytes(cost.peak_bytes)} of the {format_bytes(available)} of {engine.device}"
-        f"{engine.memory_note}, validation not counted",
+        f"{peak} of the {available} of {engine.device}{engine.memory_note}, validation not counted",
         *(f"{format_bytes(n):>13}  {name}" for name, n in states.items()),
     ]
 
 
 def _schedule_lines(train: TrainConfig, d_model: int, width: int) -> list[str]:
-    highest = max(train.max_steps, 1)
-    peak_step = min(train.warmup_steps, highest)
-    peak, end = (learning_rate(step, train, d_model) for step in (peak_step, train.max_steps))
-    lines = [
-        *plot_schedule(train, d_model, width),
-        f"{train.schedule}: learning rate {peak:.3g} at step {peak_step:,}, {end:.3g} at the end (step {highest:,})",
-    ]
-    if train.warmup_steps > train.max_steps:
-        lines.append(
-            f"train.warmup_steps is {train.warmup_steps:,}, more than train.max_steps: the learning rate never falls"
-        )
+    max_steps, peak_step = train.max_steps, min(train.warmup_steps, train.max_steps)
+    peak, end = (learning_rate(step, train, d_model) for step in (peak_step, max_steps))
+    more = f"train.warmup_steps is {train.warmup_steps:,}, more than train.max_steps: the learning rate never falls"
     kept = [f"the last {max(train.keep_last, train.average_last)}", f"the best {train.keep_best}"]
     if train.keep_every is not None:
         kept.append(f"each of a multiple of {train.keep_every:,}")
     return [
-        *lines,
-        f"validation every {train.validate_every:,} updates, {math.ceil(highest / train.validate_every):,} in all",
+        *plot_schedule(train, d_model, width),
+        f"{train.schedule}: learning rate {peak:.3g} at step {peak_step:,}, {end:.3g} at the end (step {max_steps:,})",
+        *([more] if train.warmup_steps > train.max_steps else []),
+        f"validation every {train.validate_every:,} updates, {math.ceil(max_steps / train.validate_every):,} in all",
         f"checkpoint every {train.checkpoint_every:,} updates; kept: {', '.join(kept)}",
     ]
 

@@ -183,13 +183,10 @@ def train_in(run_dir: Path, corpus: Path) -> None:
     run = RunFolder(run_dir)
     run.remove_leftovers()
     whole = PreparedCorpus.open(corpus)
-    pairs = whole.valid_pairs[:N_VALIDATION_PAIRS]
-    valid = ParallelIds(*(_first(side, len(pairs)) for side in (whole.valid.src, whole.valid.tgt)))
+    pairs, sides = whole.valid_pairs[:N_VALIDATION_PAIRS], (whole.valid.src, whole.valid.tgt)
+    n = len(pairs)
+    valid = ParallelIds(*(Sentences(side.ids[: side.offsets[n]], side.offsets[: n + 1]) for side in sides))
     train(load_config(str(run.config)), replace(whole, valid=valid, valid_pairs=pairs), run_dir)
-
-
-def _first(sentences: Sentences, n: int) -> Sentences:
-    return Sentences(sentences.ids[: sentences.offsets[n]], sentences.offsets[: n + 1])
 
 
 # ------------------------------------------------------------------------------------------------------ the procedure
