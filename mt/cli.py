@@ -15,6 +15,7 @@ import select
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, NoReturn
@@ -389,7 +390,7 @@ def explain(
     Writes a page with a map of source and target tokens for each layer of the decoder.
     """
     with _named_as_options(), _output_stream(str(output)) as page:
-        from mt.explain.heatmap import explained_page
+        from mt.explain.attention import explained_page
 
         page.write(explained_page(model, src, tgt, device, precision).encode())
 
@@ -749,8 +750,7 @@ def _aligner(translator: Translator) -> Aligner:
     """Return what finds alignments in the attention of the translator's own model."""
     from mt.explain.attention import align
 
-    model = translator.model
-    return lambda sources, targets: align(model, sources, targets)
+    return partial(align, translator.model)
 
 
 # --- mt score ---------------------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def test_weights_are_the_softmax_of_queries_and_keys(norm: str) -> None:
 
 def test_each_target_token_is_aligned_to_what_the_slow_way_finds() -> None:
     model = sharp_model()
-    found = align(model, SOURCES, TARGETS, layer=1)
+    found = align(model, SOURCES, TARGETS)
     for source, target, pairs in zip(SOURCES, TARGETS, found, strict=True):
         weights = slow_weights(model, source, target, 1).mean(0)[:, :-1]  # no EOS of the source
         assert pairs == [(int(row.argmax()), t) for t, row in enumerate(weights[:-1])]
@@ -95,10 +95,11 @@ def test_the_third_layer_is_read_or_the_last_of_fewer(
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 100, 10_000])
-def test_alignments_do_not_depend_on_the_batch(batch_tokens: int) -> None:
+def test_alignments_do_not_depend_on_the_batch(batch_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = sharp_model()
     alone = [align(model, [src], [tgt])[0] for src, tgt in zip(SOURCES, TARGETS, strict=True)]
-    assert align(model, SOURCES, TARGETS, batch_tokens=batch_tokens) == alone
+    monkeypatch.setattr("mt.explain.attention.BATCH_TOKENS", batch_tokens)
+    assert align(model, SOURCES, TARGETS) == alone
 
 
 def test_what_is_blank_has_no_alignment_and_harms_no_other() -> None:

@@ -879,7 +879,7 @@ def test_explain_writes_the_page(run: Run, monkeypatch: pytest.MonkeyPatch):
             raise ConfigError("src", "is blank", "give a sentence")
         return f"<p>{arguments}</p>\n"
 
-    monkeypatch.setattr("mt.explain.heatmap.explained_page", explained_page)
+    monkeypatch.setattr("mt.explain.attention.explained_page", explained_page)
     given = ("explain", "--model", "m", "--output", "page.html")
     assert run(*given, "--src", "ä", "--tgt", "b", "--device", "cpu", "--precision", "fp32") == (0, "", "")
     assert Path("page.html").read_text(encoding="utf-8") == "<p>('m', 'ä', 'b', 'cpu', 'fp32')</p>\n"

@@ -99,7 +99,6 @@ FLOORS: list[set[str]] = [
         "evaluate.command",
         "evaluate.comparison",
         "explain.attention",
-        "explain.heatmap",
         "export.ctranslate2",
     },
     {

@@ -8,7 +8,7 @@ import torch
 from mt.config.settings import DecodeConfig
 from mt.decode.translator import OwnBackend, Translator
 from mt.errors import ConfigError
-from mt.explain.heatmap import attention_maps, explained_page
+from mt.explain.attention import attention_maps, explained_page
 from mt.text.tokenizer import EOS_ID, Tokenizer
 from tests.toys import small_model, tiles
 

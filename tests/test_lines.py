@@ -5,12 +5,13 @@ import os
 import queue
 import threading
 import time
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from mt.decode import lines as lines_module
-from mt.decode.lines import MAX_BYTES, LineReader, count_lines, decoded
+from mt.decode.lines import MAX_BYTES, LineReader, decoded, open_lines
 from mt.errors import DataError
 from tests.clock import Clock, comes_true
 
@@ -33,7 +34,9 @@ def all_lines(content: bytes) -> list[bytes]:
 def test_lines_end_in_a_line_feed_alone(tmp_path: Path, content: bytes, lines: list[bytes]):
     assert all_lines(content) == lines
     (tmp_path / "text").write_bytes(content)
-    assert count_lines(tmp_path / "text") == len(lines)
+    for is_strict in (False, True):
+        with open_lines(str(tmp_path / "text"), is_strict=is_strict) as reader:
+            assert (reader.total, list(chain.from_iterable(reader.batches()))) == (len(lines), lines)
 
 
 def test_a_line_may_be_longer_than_any_buffer():
@@ -95,7 +98,7 @@ def test_a_trickle_without_a_pause_does_not_hold_lines_back_for_long(monkeypatch
             self.n_left -= 1
             return b"line" if self.n_left >= 0 else None
 
-    batches = list(Trickle(io.BytesIO()).batches(pause_seconds=0.5, longest_wait_seconds=1))
+    batches = list(Trickle(io.BytesIO()).batches(pause_seconds=0.5))
     # The first line of a batch waits for four more.
     assert [len(batch) for batch in batches] == [5] * 20
 
@@ -130,12 +133,13 @@ def test_bad_bytes_become_replacement_characters_and_are_reported():
     assert decoded("\ufffd".encode()) == ("\ufffd", True)
 
 
-def test_counting_strictly_names_the_first_bad_byte(tmp_path: Path):
+def test_a_file_that_is_to_be_utf8_is_read_to_its_first_bad_byte(tmp_path: Path):
     path = tmp_path / "text"
     path.write_bytes(b"gut\n" + b"sch\xf6n\n")
-    assert count_lines(path) == 2
-    with pytest.raises(DataError) as caught:
-        count_lines(path, is_strict=True)
+    with open_lines(str(path)) as reader:
+        assert reader.total == 2
+    with pytest.raises(DataError) as caught, open_lines(str(path), is_strict=True):
+        pass
     assert str(caught.value) == (
         f"{path}, line 2: byte 0xf6 at offset 3 is not UTF-8: fix the line, or leave --strict out to have such bytes "
         "read as U+FFFD"

@@ -11,7 +11,7 @@ import torch
 
 from mt.config.settings import DecodeConfig, ModelConfig
 from mt.decode.candidates import best_tokens, drawn_tokens, log_normaliser, log_normaliser_and_maxima, uniform_numbers
-from mt.decode.graphs import Graphs, _Captured, _copy, _tensors, rounded_up
+from mt.decode.graphs import Graphs, _Captured, rounded_up
 from mt.decode.search import LOOK_AHEAD, SearchRequest, SearchResult, SearchState, length_sorted_batches, search
 from mt.model import Transformer
 from mt.text.tokenizer import EOS_ID, PAD_ID
@@ -196,9 +196,9 @@ class Replayed:
 
     def replay(self) -> None:
         self.n_replays += 1
-        stepped = _copy(self.state)
+        stepped = self.state.copy()
         stepped.step()
-        for (_, _, before), (_, _, after) in zip(_tensors(self.state), _tensors(stepped), strict=True):
+        for (_, _, before), (_, _, after) in zip(self.state.tensors(), stepped.tensors(), strict=True):
             if after is not before:
                 before.copy_(after)
 
@@ -218,8 +218,8 @@ def test_replayed_steps_find_what_eager_steps_find(settings: dict[str, Any], n_b
     captures: list[Replayed] = []
 
     def capture(state: SearchState, pool: object) -> _Captured:
-        own = _copy(state)
-        for held, name, tensor in _tensors(own):
+        own = state.copy()
+        for held, name, tensor in own.tensors():
             held[name] = tensor.clone()
         captures.append(Replayed(own))
         return _Captured(captures[-1], own)

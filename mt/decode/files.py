@@ -35,8 +35,8 @@ _REPORTS = {
     "too_long": "have a translation that is far too long",
     "too_short": "have a translation that is far too short",
     "max_length": "have a translation that had to end at --max-length",
+    "retried": "were searched twice, the second time with repetition blocked: their first translation was odd",
 }
-_RETRIED = "were searched twice, the second time with repetition blocked: their first translation was odd"
 _OPTIONS = {"no_repeat_ngram_size": "--no-repeat-ngram"}  # that are not named as their setting
 _JSON_FIELDS = ("text", "score", "log_prob", "log_prob_per_token", "n_tokens", "tokens", "alignment", "flags")
 _ESCAPES = {ord(char): f"\\u{ord(char):04x}" for char in "\x7f\x85\u2028\u2029"}  # some readers end a line there
@@ -110,24 +110,25 @@ def translate_files(
     """
     with contextlib.ExitStack() as files:
         text = files.enter_context(open_lines(options.source, is_strict=options.is_strict))
-        prefixes = None
-        if options.prefixes is not None:
-            prefixes = files.enter_context(open_lines(str(options.prefixes)))
-            _check_number_of_prefixes(prefixes, text)
+        prefixes = None if options.prefixes is None else files.enter_context(open_lines(str(options.prefixes)))
+        _check_number_of_prefixes(prefixes, text)
         lines = _lines_of_shard(options.shard, text)
         translations = cast(BinaryIO, sys.stdout.buffer) if options.output == "-" else Path(options.output)
         outputs = files.enter_context(open_outputs(translations, options.alignments, is_resumed=options.is_resumed))
         translator = load()
         decode = search_settings(translator.decode, changes)
         outputs.begin(resume_key(options, translator, decode))
-        run = _TranslationRun(
-            options, translator, decode, aligner_of and aligner_of(translator), text, prefixes, lines, outputs
-        )
+        aligner = aligner_of and aligner_of(translator)
+        run = _TranslationRun(options, translator, decode, aligner, text, prefixes, lines, outputs)
         run.skip_done()
         with _resume_hint(outputs):
             run.translate()
             outputs.finish()
-    _report(outputs.record.counts, translator.max_source_tokens)
+    for flag, told in _REPORTS.items():
+        if n := outputs.record.counts.get(flag):
+            told = told.format(max_source_tokens=translator.max_source_tokens)
+            level = logging.INFO if flag == "retried" else logging.WARNING
+            _log.log(level, f"{n:,} of {outputs.record.counts['lines']:,} lines {told}")
 
 
 def resume_key(options: TranslateOptions, translator: Translator, decode: DecodeConfig) -> dict[str, Any]:
@@ -179,25 +180,17 @@ class _TranslationRun:
 
     def translate(self) -> None:
         """Translate the lines that are left, step by step."""
-        record, lines = self.outputs.record, self.lines
-        counts, n_done, total = Counter(record.counts), record.n_lines, None if lines is None else len(lines)
+        n_before, total = self.outputs.record.n_lines, None if self.lines is None else len(self.lines)
+        # Someone may wait for the translations of lines that come one by one.
+        pause_seconds = PAUSE_SECONDS if self.outputs.are_seen_at_once and self.text.total is None else None
         shown = self.options.has_progress
-        with Meter("lines", total or None, before=n_done, is_shown=shown, has_summary=True) as meter:
-            n_left = None if total is None else total - n_done
-            # Someone may wait for the translations of lines that come one by one.
-            pause_seconds = PAUSE_SECONDS if self.outputs.are_seen_at_once and self.text.total is None else None
+        with Meter("lines", total or None, before=n_before, is_shown=shown, has_summary=True) as meter:
+            n_left = None if total is None else total - n_before
             for batch in self.text.batches(n_left, pause_seconds=pause_seconds):
-                n_before = (lines.start if lines else 0) + n_done
-
-                def show(fraction: float, n_done: int = n_done, n_lines: int = len(batch)) -> None:
-                    meter.show(n_done + fraction * n_lines)
-
-                entries = self._entries(batch, n_before, show)
-                counts.update(flag for entry in entries for flag in entry.flags)
-                counts["lines"] += len(batch)
-                n_done += len(batch)
-                self.outputs.add(self._contents(entries), n_done, self._digests, dict(counts))
-        if total is not None and n_done < total:
+                entries = self._entries(batch, meter)
+                counts = Counter(flag for entry in entries for flag in entry.flags)
+                self.outputs.add(self._contents(entries), len(batch), self._digests, counts)
+        if total is not None and self.outputs.record.n_lines < total:
             raise DataError(self.text.name, "ended early", "it was changed while it was read")
         if self.options.shard is None and self.prefixes is not None and self.prefixes.take(1):
             problem = f"has more lines than {self.text.name}"
@@ -208,8 +201,9 @@ class _TranslationRun:
         readers = {"lines": self.text, "prefixes": self.prefixes}
         return {name: reader.digest for name, reader in readers.items() if reader is not None}
 
-    def _entries(self, batch: Sequence[bytes], n_before: int, on_progress: Callable[[float], None]) -> list[_Entry]:
-        """Translate some lines, before which the text has `n_before` others."""
+    def _entries(self, batch: Sequence[bytes], meter: Meter) -> list[_Entry]:
+        """Translate the lines that were read last."""
+        n_done, n_before = self.outputs.record.n_lines, self.text.n_read - len(batch)
         if self.options.is_strict:
             for number, line in enumerate(batch, start=n_before + 1):
                 require_utf8(line, self.text.name, number)
@@ -224,7 +218,7 @@ class _TranslationRun:
                     n_best=self.options.n_best,
                     prefixes=self._next_prefixes(len(batch)),
                     aligner=self.aligner,
-                    on_progress=on_progress,
+                    on_progress=lambda fraction: meter.show(n_done + fraction * len(batch)),
                 )
             )
         except PrefixError as error:
@@ -246,18 +240,20 @@ class _TranslationRun:
 
     def _contents(self, entries: Sequence[_Entry]) -> list[bytes]:
         """Return what is added to each of the outputs."""
-        n_best = self.options.n_best
-        if self.options.is_jsonl:
-            contents = [[entry.json_line(self.aligner is not None) for entry in entries]]
-        else:
-            contents = [[line for entry in entries for line in entry.texts(n_best)]]
+        texts = self._n_best(entries, lambda one: one.text)
+        contents = [map(_Entry.json_line, entries) if self.options.is_jsonl else texts]
         if self.options.alignments is not None:
-            contents.append([line for entry in entries for line in entry.alignments(n_best)])
+            contents.append(self._n_best(entries, lambda one: pharaoh(one.alignment or ())))
         return ["".join(f"{line}\n" for line in lines).encode() for lines in contents]
 
+    def _n_best(self, entries: Sequence[_Entry], text_of: Callable[[Hypothesis], str]) -> Iterator[str]:
+        """Yield exactly n_best lines of each, empty ones if fewer were found, so that line numbers can be computed."""
+        for entry in entries:
+            lines = [text_of(hypothesis) for hypothesis in entry.hypotheses]
+            yield from [*lines, *[""] * (self.options.n_best - len(lines))]
 
-@dataclass(frozen=True)
-class _Entry:
+
+class _Entry(NamedTuple):
     """A line with its translations."""
 
     number: int  # in the input, from 1
@@ -270,27 +266,16 @@ class _Entry:
         """Return the flags of the line and of its best translation."""
         return (*self.hypotheses[0].flags, *(() if self.is_valid else (INVALID_UTF8,)))
 
-    def texts(self, n_best: int) -> list[str]:
-        """Return exactly `n_best` lines, empty ones if the search found fewer, so that line numbers can be computed."""
-        return _filled([hypothesis.text for hypothesis in self.hypotheses], n_best)
-
-    def alignments(self, n_best: int) -> list[str]:
-        return _filled([pharaoh(hypothesis.alignment or ()) for hypothesis in self.hypotheses], n_best)
-
-    def json_line(self, is_aligned: bool) -> str:
+    def json_line(self) -> str:
         hypotheses = [{name: getattr(hypothesis, name) for name in _JSON_FIELDS} for hypothesis in self.hypotheses]
         for hypothesis in hypotheses:
-            hypothesis["alignment"] = pharaoh(hypothesis["alignment"] or ()) if is_aligned else None
+            hypothesis["alignment"] = None if hypothesis["alignment"] is None else pharaoh(hypothesis["alignment"])
         line = {"line": self.number, "src": self.text, "flags": self.flags, "hypotheses": hypotheses}
         return json.dumps(line, ensure_ascii=False).translate(_ESCAPES)
 
 
-def _filled(lines: list[str], n: int) -> list[str]:
-    return lines + [""] * (n - len(lines))
-
-
-def _check_number_of_prefixes(prefixes: LineReader, text: LineReader) -> None:
-    if None not in (prefixes.total, text.total) and prefixes.total != text.total:
+def _check_number_of_prefixes(prefixes: LineReader | None, text: LineReader) -> None:
+    if prefixes is not None and None not in (prefixes.total, text.total) and prefixes.total != text.total:
         raise DataError(
             f"{prefixes.name} has {prefixes.total:,} lines and {text.name} has {text.total:,}",
             "give a prefix for each line, an empty one where there is none",
@@ -316,12 +301,3 @@ def _resume_hint(outputs: Outputs) -> Iterator[None]:
             done = f"stopped: the first {outputs.record.n_lines:,} lines are in {outputs.where}"
             _log.info(f"{done}: the same command with --resume continues")
         raise
-
-
-def _report(counts: Mapping[str, int], max_source_tokens: int) -> None:
-    """Say which lines were not translated as they are, or not well."""
-    reports = [*((flag, logging.WARNING, text) for flag, text in _REPORTS.items()), ("retried", logging.INFO, _RETRIED)]
-    for flag, level, problem in reports:
-        if counts.get(flag):
-            told = problem.format(max_source_tokens=max_source_tokens)
-            _log.log(level, f"{counts[flag]:,} of {counts['lines']:,} lines {told}")

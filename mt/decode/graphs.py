@@ -8,7 +8,6 @@ can be captured is the eager one without the host's knowledge (`is_static`), and
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
@@ -16,7 +15,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mt.capture import capture_stream, capturing
 from mt.decode.search import SearchRequest, SearchResult, SearchState
@@ -70,22 +68,22 @@ class Graphs:
         prefixes = [*(request.prefixes or [()] * n), *[()] * n_fillers]
         padded = replace(request, sentences=[*request.sentences, *[[EOS_ID]] * n_fillers], prefixes=prefixes)
         state = SearchState.begin(self.model, padded, width_multiple=SOURCE_WIDTH_MULTIPLE)
-        state.beams.rows[n:] = [PADDING_ROW] * n_fillers
-        state.beams.limits[n:] = 1
+        state.rows[n:] = [PADDING_ROW] * n_fillers
+        state.limits[n:] = 1
         # The first steps differ from each other: one beam alone, prefixes, no end yet.
         for _ in range(max([request.decode.min_length, *(len(prefix) + 1 for prefix in prefixes)])):
             state.step()
         state.make_static()
         results: list[list[SearchResult]] = [[] for _ in request.sentences]
         while True:
-            left, done = state.beams.left_and_done()
+            left, done = state.left_and_done()
             if not left:
-                state.beams.collect(done, results)
+                state.collect(done, results)
                 return results
             if (n_kept := rounded_up(len(left))) < len(left) + len(done):
-                state.beams.collect(done, results)
+                state.collect(done, results)
                 for i in done:
-                    state.beams.rows[i] = PADDING_ROW
+                    state.rows[i] = PADDING_ROW
                 # Those that are left, and of the others as many as make up a shape.
                 state.keep_sentences([*left, *done][:n_kept])
             self._advance(state)
@@ -106,8 +104,8 @@ class Graphs:
 
     def _captured_for(self, state: SearchState) -> _Captured | None:
         """The graph for a state of this shape, working on the tensors of the state from now on."""
-        shapes = tuple((name, tuple(tensor.shape)) for _, name, tensor in _tensors(state))
-        key = (state.beams.decode, state.beams.n_best, shapes)
+        shapes = tuple((name, tuple(tensor.shape)) for _, name, tensor in state.tensors())
+        key = (state.decode, state.n_best, shapes)
         captured = self._captured.get(key)
         if captured is None:
             if key not in self._met:
@@ -155,46 +153,35 @@ class _Captured:
         Raises:
             RuntimeError: CUDA cannot capture it.
         """
-        own = _copy(state)
-        for held, name, tensor in _tensors(own):
+        own = state.copy()
+        for held, name, tensor in own.tensors():
             held[name] = tensor.clone()
         device = state.model.embedding.weight.device
         stream = capture_stream(device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP_STEPS):
-                _copy(own).step()
+                own.copy().step()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with capturing(graph, device, pool):
-            stepped = _copy(own)
+            stepped = own.copy()
             stepped.step()
-            for (_, _, before), (_, _, after) in zip(_tensors(own), _tensors(stepped), strict=True):
+            for (_, _, before), (_, _, after) in zip(own.tensors(), stepped.tensors(), strict=True):
                 if after is not before:
                     before.copy_(after)
         return cls(graph, own)
 
     def adopt(self, state: SearchState) -> None:
         """Copy what a state holds to where the graph works, and let the state hold that."""
-        for (_, _, own), (held, name, tensor) in zip(_tensors(self.state), _tensors(state), strict=True):
+        for (_, _, own), (held, name, tensor) in zip(self.state.tensors(), state.tensors(), strict=True):
             if tensor is not own:
                 own.copy_(tensor)
                 held[name] = own
 
     @property
     def n_bytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for _, _, tensor in _tensors(self.state))
-
-
-def _copy(state: SearchState) -> SearchState:
-    """Another state over the same tensors."""
-    return SearchState(state.model, state.cache.copy(), copy.copy(state.beams))
-
-
-def _tensors(state: SearchState) -> list[tuple[dict[str, Any], str, Tensor]]:
-    """Return all tensors of a state: the dictionary that holds each, its key there, and itself."""
-    beams = vars(state.beams)
-    return [*state.cache.tensors(), *((beams, name, x) for name, x in beams.items() if isinstance(x, Tensor))]
+        return sum(tensor.numel() * tensor.element_size() for _, _, tensor in self.state.tensors())
 
 
 def rounded_up(n: int) -> int:

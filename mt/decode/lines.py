@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
 import queue
 import select
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from mt.errors import DataError
-from mt.text.files import explained, open_bytes, require_text
+from mt.text.files import count_lines, explained, open_bytes, require_text
 
 _log = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ _BLOCK_BYTES = 1 << 16
 _BLOCKS_AHEAD = 64
 # What a list of lines may hold, so that memory stays flat if lines are long.
 MAX_LINES, MAX_BYTES = 4_096, 8 << 20
+LONGEST_WAIT_SECONDS = 1.0  # of a line for others, if input may pause
 
 
 class LineReader:
@@ -67,38 +69,33 @@ class LineReader:
             n_lines -= len(skipped)
 
     def batches(
-        self,
-        n_lines: int | None = None,
-        *,
-        max_lines: int = MAX_LINES,
-        pause_seconds: float | None = None,
-        longest_wait_seconds: float = 1.0,
+        self, n_lines: int | None = None, *, max_lines: int = MAX_LINES, pause_seconds: float | None = None
     ) -> Iterator[list[bytes]]:
         """Yield the lines that are left, or `n_lines` of them, in lists that are long enough to sort.
 
         Where a list ends depends on the lines alone: after `max_lines`, or when it holds MAX_BYTES. With
         `pause_seconds` it may end earlier: when no line came for that long, or when its first line has waited for
-        `longest_wait_seconds`.
+        LONGEST_WAIT_SECONDS.
         """
-        while n_lines is None or n_lines > 0:
+        n_left = math.inf if n_lines is None else n_lines
+        while n_left > 0:
             batch: list[bytes] = []
-            n_bytes = 0
-            give_out_at = float("inf")
+            n_bytes, give_out_at = 0, math.inf
             with contextlib.suppress(queue.Empty):
-                while len(batch) < min(max_lines, n_lines or max_lines) and n_bytes < MAX_BYTES:
-                    may_pause = pause_seconds is not None and batch
-                    wait = max(0.0, min(pause_seconds or 0.0, give_out_at - time.monotonic())) if may_pause else None
+                while len(batch) < min(max_lines, n_left) and n_bytes < MAX_BYTES:
+                    wait = None
+                    if batch and pause_seconds is not None:
+                        wait = max(0.0, min(pause_seconds, give_out_at - time.monotonic()))
                     line = self._next(wait)
                     if line is None:
                         break
                     if not batch:
-                        give_out_at = time.monotonic() + longest_wait_seconds
+                        give_out_at = time.monotonic() + LONGEST_WAIT_SECONDS
                     batch.append(line)
                     n_bytes += len(line)
             if not batch:
                 return
-            if n_lines is not None:
-                n_lines -= len(batch)
+            n_left -= len(batch)
             yield self._given_out(batch)
 
     def _given_out(self, lines: list[bytes]) -> list[bytes]:
@@ -115,19 +112,15 @@ class LineReader:
             if isinstance(block, Exception):
                 with explained(Path(self.name)):
                     raise block
-            self._split(block)
-        return self._lines.popleft() if self._lines else None
-
-    def _split(self, block: bytes) -> None:
-        *whole, rest = block.split(b"\n")
-        for line in whole:
-            self._lines.append(b"".join([*self._unfinished, line]))
-            self._unfinished.clear()
-        self._unfinished.append(rest)
-        if not block:
-            self._is_at_end = True
-            if any(self._unfinished):
+            self._is_at_end = not block
+            *whole, rest = block.split(b"\n")
+            for line in whole:
+                self._lines.append(b"".join([*self._unfinished, line]))
+                self._unfinished.clear()
+            self._unfinished.append(rest)
+            if self._is_at_end and any(self._unfinished):
                 self._lines.append(b"".join(self._unfinished))
+        return self._lines.popleft() if self._lines else None
 
 
 def _read_ahead(stream: BinaryIO, blocks: queue.Queue[bytes | Exception]) -> None:
@@ -151,7 +144,7 @@ def open_lines(name: str, *, is_strict: bool = False) -> Iterator[LineReader]:
     A regular file is read once to its end before, so that what is wrong with it shows at once.
 
     Raises:
-        DataError: it cannot be read, or contains no text; see `count_lines`.
+        DataError: it cannot be read to its end, or contains no text; or it is to be UTF-8, strictly, and is not.
     """
     if name == "-":
         if sys.stdin.isatty():
@@ -163,7 +156,7 @@ def open_lines(name: str, *, is_strict: bool = False) -> Iterator[LineReader]:
         if path.is_file():
             with open_bytes(path) as beginning:
                 require_text(beginning.read(8), path)
-            n_lines = count_lines(path, is_strict=is_strict)
+            n_lines = _count_valid_lines(path) if is_strict else count_lines(path)
             stream = open_bytes(path)
         else:  # a pipe, which cannot be read twice; if it pauses, a buffered stream could not be closed
             stream = cast(BinaryIO, open(path, "rb", buffering=0))  # noqa: SIM115
@@ -171,22 +164,13 @@ def open_lines(name: str, *, is_strict: bool = False) -> Iterator[LineReader]:
         yield LineReader(stream, name, n_lines)
 
 
-def count_lines(path: Path, *, is_strict: bool = False) -> int:
-    """Count the lines of a text file, which may be compressed.
-
-    Raises:
-        DataError: it cannot be read to its end; or it is to be UTF-8, strictly, and is not.
-    """
-    n_lines, last = 0, b"\n"
+def _count_valid_lines(path: Path) -> int:
+    """Return the number of lines; raise a DataError about the first that is not UTF-8."""
+    n_lines = 0
     with explained(path), open_bytes(path) as stream:
-        if is_strict:
-            for n_lines, line in enumerate(stream, start=1):
-                require_utf8(line, path, n_lines)
-            return n_lines
-        while block := stream.read(1 << 20):
-            n_lines += block.count(b"\n")
-            last = block[-1:]
-    return n_lines + (last != b"\n")
+        for n_lines, line in enumerate(stream, start=1):
+            require_utf8(line, path, n_lines)
+    return n_lines
 
 
 def require_utf8(line: bytes, path: str | Path, number: int) -> None:

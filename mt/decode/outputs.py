@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -163,16 +164,19 @@ class Outputs:
         self.record = replace(self.record, made_by=made_by)
         self._cut()
 
-    def add(
-        self, contents: Sequence[bytes], n_lines: int, digests: Mapping[str, str], counts: Mapping[str, int]
-    ) -> None:
-        """Take one step: append to each file, and record how far the translation has come; see OutputRecord."""
+    def add(self, contents: Sequence[bytes], n_lines: int, digests: Mapping[str, str], counts: Counter[str]) -> None:
+        """Append the translations of the next lines to each file, and record them; see OutputRecord."""
         before = self.record
         try:
             for file, content in zip(self._files, contents, strict=True):
                 file.write(content)
-            n_bytes = tuple(n + len(content) for n, content in zip(before.n_bytes, contents, strict=True))
-            self.record = OutputRecord(before.made_by, n_lines, digests, counts, n_bytes)
+            self.record = OutputRecord(
+                before.made_by,
+                before.n_lines + n_lines,
+                digests,
+                Counter(before.counts) + counts + Counter(lines=n_lines),
+                tuple(n + len(content) for n, content in zip(before.n_bytes, contents, strict=True)),
+            )
             self._write_record()
         except WriteError as error:
             self.record = before

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,63 +111,21 @@ def search(model: Transformer, request: SearchRequest) -> list[list[SearchResult
     results: list[list[SearchResult]] = [[] for _ in request.sentences]
     while True:
         state.step()
-        left, done = state.beams.left_and_done()
+        left, done = state.left_and_done()
         if not left:
-            state.beams.collect(done, results)
+            state.collect(done, results)
             return results
         if len(done) >= DONE_FRACTION * (len(left) + len(done)):
-            state.beams.collect(done, results)
+            state.collect(done, results)
             state.keep_sentences(left)
 
 
 @dataclass
 class SearchState:
-    """A search between two steps: what the model keeps, and what is kept of hypotheses."""
+    """A search between two steps: open beams and finished hypotheses of the sentences still in the batch."""
 
     model: Transformer
-    cache: Cache
-    beams: _Beams
-
-    @classmethod
-    def begin(cls, model: Transformer, request: SearchRequest, width_multiple: int = 1) -> SearchState:
-        """See `search`; sources are as wide as the next multiple of width_multiple."""
-        device, n_positions = model.embedding.weight.device, model.positions.n_positions
-        sources = assemble_sources(request.sentences, model.dtype, width_multiple).to(device)
-        assert sources.width <= (n_positions or sources.width), "a source is longer than the positions"
-        beams = _Beams.begin(request, request.limits(n_positions), device)
-        return cls(model, model.init_cache(sources, beams.n_beams), beams)
-
-    def step(self) -> None:
-        """Extend every open beam by one token."""
-        logits = self.model.decode_step(self.beams.last_tokens[:, : self.beams.n_open].flatten(), self.cache)
-        self.beams.reserve(self.cache.capacity)
-        self.cache.choose(self.beams.advance(logits))
-
-    def make_static(self) -> None:
-        """From now on a step can be captured: no prefix and no shortest length is left, and there is room for it."""
-        self.cache, self.beams.is_static = StaticCache(**vars(self.cache)), True
-
-    def grow(self, n_positions: int) -> None:
-        """Room for some more positions."""
-        self.cache.grow(n_positions)
-        self.beams.reserve(self.cache.capacity)
-
-    def count_step(self) -> None:
-        """Tell the host of a step that the device took by itself."""
-        self.cache.length += 1
-        self.beams.length += 1
-
-    def keep_sentences(self, sentences: Sequence[int]) -> None:
-        """Keep only these sentences, given by their places in the batch."""
-        places = torch.tensor(sentences, device=self.beams.limits.device)
-        self.cache.keep_sentences(places)
-        self.beams.keep_sentences(sentences, places)
-
-
-@dataclass
-class _Beams:
-    """Open beams and finished hypotheses of the sentences still in the batch."""
-
+    cache: Cache  # what the model keeps of them
     decode: DecodeConfig
     n_best: int
     shortest_prefix: int  # none of the sentences has a shorter one
@@ -191,9 +150,13 @@ class _Beams:
     is_static: bool = False  # the host's knowledge stays out of what the device does, so that a step can be captured
 
     @classmethod
-    def begin(cls, request: SearchRequest, limits: Sequence[int], device: torch.device) -> _Beams:
+    def begin(cls, model: Transformer, request: SearchRequest, width_multiple: int = 1) -> SearchState:
+        """See `search`; sources are as wide as the next multiple of width_multiple."""
+        device, n_positions = model.embedding.weight.device, model.positions.n_positions
         sentences, decode, n_beams = request.sentences, request.decode, request.n_beams
-        prefixes = request.prefixes or [()] * len(sentences)
+        sources = assemble_sources(sentences, model.dtype, width_multiple).to(device)
+        assert sources.width <= (n_positions or sources.width), "a source is longer than the positions"
+        limits, prefixes = request.limits(n_positions), request.prefixes or [()] * len(sentences)
         assert all(len(prefix) < limit for prefix, limit in zip(prefixes, limits, strict=True))
         longest_prefix = max(len(prefix) for prefix in prefixes)
         padded = [[*prefix, *[UNCONSTRAINED] * (longest_prefix - len(prefix))] for prefix in prefixes]
@@ -204,6 +167,8 @@ class _Beams:
         ids = torch.zeros((*never.shape, 0), dtype=torch.int64, device=device)
         banned = {PAD_ID, UNK_ID, BOS_ID, *request.banned_ids}
         return cls(
+            model=model,
+            cache=model.init_cache(sources, n_beams),
             decode=decode,
             n_best=request.n_best,
             shortest_prefix=min(len(prefix) for prefix in prefixes),
@@ -235,14 +200,43 @@ class _Beams:
         """k: beams to go on with. While nothing has been chosen, all beams of a search are the same one."""
         return 1 if self.length <= self.shortest_prefix and not self.decode.sample else self.n_beams
 
-    def reserve(self, n_tokens: int) -> None:
-        """Room for so many tokens at least."""
-        missing = n_tokens - self.open_ids.shape[2]
+    def step(self) -> None:
+        """Extend every open beam by one token."""
+        logits = self.model.decode_step(self.last_tokens[:, : self.n_open].flatten(), self.cache)
+        self._reserve()
+        self.cache.choose(self._advance(logits))
+
+    def make_static(self) -> None:
+        """From now on a step can be captured: no prefix and no shortest length is left, and there is room for it."""
+        self.cache, self.is_static = StaticCache(**vars(self.cache)), True
+
+    def grow(self, n_positions: int) -> None:
+        """Make room for some more positions."""
+        self.cache.grow(n_positions)
+        self._reserve()
+
+    def count_step(self) -> None:
+        """Tell the host of a step that the device took by itself."""
+        self.cache.length += 1
+        self.length += 1
+
+    def copy(self) -> SearchState:
+        """Return another state over the same tensors."""
+        return replace(self, cache=self.cache.copy())
+
+    def tensors(self) -> list[tuple[dict[str, Any], str, Tensor]]:
+        """Return all tensors of the state: the dictionary that holds each, its key there, and itself."""
+        own = vars(self)
+        return [*self.cache.tensors(), *((own, name, x) for name, x in own.items() if isinstance(x, Tensor))]
+
+    def _reserve(self) -> None:
+        """Make as much room for tokens as the cache has."""
+        missing = self.cache.capacity - self.open_ids.shape[2]
         if missing > 0:
             self.open_ids = functional.pad(self.open_ids, (0, missing), value=PAD_ID)
             self.finished_ids = functional.pad(self.finished_ids, (0, missing), value=PAD_ID)
 
-    def advance(self, logits: Tensor) -> Tensor:
+    def _advance(self, logits: Tensor) -> Tensor:
         """Extend each beam by one token; hypotheses that end move to the finished ones.
 
         Args:
@@ -367,13 +361,14 @@ class _Beams:
                     if scores[k] > NEG_INF
                 ]
 
-    def keep_sentences(self, sentences: Sequence[int], places: Tensor) -> None:
-        """Keep only the sentences at these places in the batch, given twice: on the host and [n] on the device."""
+    def keep_sentences(self, sentences: Sequence[int]) -> None:
+        """Keep only these sentences, given by their places in the batch."""
+        places = torch.tensor(sentences, device=self.limits.device)
+        self.cache.keep_sentences(places)
         self.rows = [self.rows[i] for i in sentences]
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor) and field.name not in ("banned", "banned_or_end", "banned_blocks", "position"):
-                setattr(self, field.name, value[places])
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor) and name not in ("banned", "banned_or_end", "banned_blocks", "position"):
+                setattr(self, name, value[places])
 
 
 def _of_beams(ids: Tensor, beams: Tensor) -> Tensor:

@@ -235,20 +235,15 @@ class Translator:
         chosen_device = choose_device(device)
         dtype = choose_dtype(precision, chosen_device)
         folder = path if isinstance(path, ModelFolder) else open_model(path)
-        checksums = folder.manifest[CHECKSUMS]
-        return cls(
-            OwnBackend(folder.load_model(dtype, chosen_device), n_processes or torch.get_num_threads()),
-            folder.load_tokenizer(),
-            folder.config.decode,
-            max_source_tokens=folder.config.data.max_tokens,
-            normalisers=Normalisers.of_run(folder.config),
-            retries=retries,
-            identity={
-                "model": f"{checksums.get(WEIGHTS)} {checksums.get(TOKENIZER)}",
-                "device": chosen_device.type,
-                "precision": str(dtype).removeprefix("torch."),
-            },
-        )
+        config, checksums = folder.config, folder.manifest[CHECKSUMS]
+        backend = OwnBackend(folder.load_model(dtype, chosen_device), n_processes or torch.get_num_threads())
+        tokenizer, normalisers = folder.load_tokenizer(), Normalisers.of_run(config)
+        identity = {
+            "model": f"{checksums.get(WEIGHTS)} {checksums.get(TOKENIZER)}",
+            "device": chosen_device.type,
+            "precision": str(dtype).removeprefix("torch."),
+        }
+        return cls(backend, tokenizer, config.decode, config.data.max_tokens, normalisers, retries, identity)
 
     def translate(
         self, lines: Iterable[str], decode: DecodeConfig | None = None, *, prefixes: Iterable[str] | None = None

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -88,29 +89,7 @@ COMPARED_DECODE = DecodeConfig(beam_size=4, length_penalty=0.0)
 TIE = 1e-3  # nats between translations that rounding may exchange
 MOST_DIFFERENT_FRACTION = 0.01  # of the lines, in float32
 FEWEST_EQUAL_FRACTION, LEAST_CHRF = 0.5, 70.0  # below both, the weights do not survive the quantisation
-# For a model whose text is not available.
-BUILT_IN_LINES = (
-    "A man is reading a newspaper.",
-    "Two dogs play in the snow.",
-    "The train to the city leaves at half past seven.",
-    "She said that the meeting had been moved to Thursday.",
-    "Prices rose by 3.5% in 2019, more than anyone had expected.",
-    "Why did nobody tell us about it?",
-    "The old house at the end of the street was sold last week.",
-    "Please close the window before you go.",
-    "According to the report, the company employs 12,000 people.",
-    "It was raining, but the children stayed outside.",
-    "The committee will discuss the proposal next month.",
-    "I do not know where he lives.",
-    "Several women in red jackets stand in front of a shop.",
-    "The book that you gave me is very good.",
-    "He was born in Vienna in 1890 and died in London.",
-    "Thank you!",
-    "The results of the study were published on Monday.",
-    "Water boils at a hundred degrees.",
-    "They have been waiting for an hour.",
-    "If you need help, call this number.",
-)
+SENTENCES = Path(__file__).with_name("sentences.en")  # for a model whose text is not available
 
 
 # --- Writing ----------------------------------------------------------------------------------------------------------
@@ -337,31 +316,23 @@ def _lines_to_compare(folder: ModelFolder, verify_with: Path | None) -> tuple[st
             description, pairs = first_test_pairs(folder.config, fingerprint, may_fetch=False)
             lines = [pair.src for pair in pairs]
         except MTError:  # the model was copied here, and its text was not
-            description, lines = "English sentences that ship with mt", list(BUILT_IN_LINES)
+            description, lines = "English sentences that ship with mt", lines_of_text(SENTENCES)
     normalise = Normalisers.of_run(folder.config).src
     lines = [line for line in map(normalise, lines) if line][:COMPARED_LINES]
     return f"{len(lines):,} lines of {description}", lines
 
 
-@dataclass(frozen=True)
 class _Exporter:
     """A model to export, and our own translations of some sentences."""
 
-    model: Transformer
-    tokenizer: Tokenizer
-    n_positions: int
-    sources: list[list[int]]
-    ours: list[SearchResult]
-
-    @classmethod
-    def of(cls, folder: ModelFolder, lines: Sequence[str]) -> _Exporter:
-        model, tokenizer = folder.load_model(torch.float32, torch.device("cpu")), folder.load_tokenizer()
+    def __init__(self, folder: ModelFolder, lines: Sequence[str]) -> None:
+        self.model, self.tokenizer = folder.load_model(torch.float32, torch.device("cpu")), folder.load_tokenizer()
+        self.n_positions = n_positions(folder.config)
         longest = max(folder.config.data.max_tokens - 1, 1)
-        sources = [[*ids[:longest], EOS_ID] for ids in tokenizer.encode_batch(lines)]
-        ours = _best_of_each(sources, tokenizer, partial(search, model))
-        if any(result.score == -math.inf for result in ours):
+        self.sources = [[*ids[:longest], EOS_ID] for ids in self.tokenizer.encode_batch(lines)]
+        self.ours = self._best_of_each(partial(search, self.model))
+        if any(result.score == -math.inf for result in self.ours):
             raise CheckpointError("the model returns NaN for some lines: its weights are damaged")
-        return cls(model, tokenizer, n_positions(folder.config), sources, ours)
 
     def write(self, folder: Path, quantization: str) -> Comparison:
         """Write the files that CTranslate2 reads, and compare its translations with our own."""
@@ -371,7 +342,7 @@ class _Exporter:
         spec.save(str(folder))
         longest = min(max(map(len, self.sources)) + LONGER_THAN_SOURCE, self.n_positions)
         backend = CTranslate2Backend(folder, self.tokenizer, n_positions=longest, quantization=quantization)
-        theirs = _best_of_each(self.sources, self.tokenizer, backend.search)
+        theirs = self._best_of_each(backend.search)
         # By the one scorer, so that it does not matter that CTranslate2's search gives others the probability of what
         # is never produced.
         of_theirs, of_ours = (
@@ -389,6 +360,16 @@ class _Exporter:
             chrf=corpus_chrf(*texts),
         )
 
+    def _best_of_each(self, search: Callable[[SearchRequest], list[list[SearchResult]]]) -> list[SearchResult]:
+        """Return the best translation of each sentence; an empty one of probability 0 where there is none."""
+        banned = sorted(self.tokenizer.line_breaking_ids)
+        best = [SearchResult((), -math.inf, -math.inf)] * len(self.sources)
+        for batch in length_sorted_batches([len(ids) for ids in self.sources], 1_024, COMPARED_DECODE.beam_size):
+            request = SearchRequest([self.sources[i] for i in batch], COMPARED_DECODE, banned_ids=banned)
+            for i, results in zip(batch, search(request), strict=True):
+                best[i] = results[0] if results else best[i]
+        return best
+
 
 def _verdict(ours: SearchResult, theirs: SearchResult, of_ours: float, of_theirs: float) -> str:
     """Return which count of a Comparison a line belongs to, by what CTranslate2 gives the two translations."""
@@ -405,7 +386,7 @@ def _write_and_compare(
     folder: ModelFolder, lines: list[str], building: Path, quantization: str
 ) -> tuple[Comparison, ...]:
     """Write CTranslate2's files, and compare: first in float32, in which only rounding may differ."""
-    exporter = _Exporter.of(folder, lines)
+    exporter = _Exporter(folder, lines)
     exact = exporter.write(building, "float32")
     if exact.n_different > MOST_DIFFERENT_FRACTION * exact.n_lines:
         raise MTError(
@@ -422,19 +403,6 @@ def _write_and_compare(
             f"in float32 (chrF2 {rounded.chrf:.1f} between them): nothing was written; export it in float32"
         )
     return exact, rounded
-
-
-def _best_of_each(
-    sources: list[list[int]], tokenizer: Tokenizer, search: Callable[[SearchRequest], list[list[SearchResult]]]
-) -> list[SearchResult]:
-    """Return the best translation of each sentence; an empty one of probability 0 where there is none."""
-    banned = sorted(tokenizer.line_breaking_ids)
-    best = [SearchResult((), -math.inf, -math.inf)] * len(sources)
-    for batch in length_sorted_batches([len(ids) for ids in sources], 1_024, COMPARED_DECODE.beam_size):
-        request = SearchRequest([sources[i] for i in batch], COMPARED_DECODE, banned_ids=banned)
-        for i, results in zip(batch, search(request), strict=True):
-            best[i] = results[0] if results else best[i]
-    return best
 
 
 def format_export(result: Export) -> str:
@@ -507,7 +475,6 @@ class CTranslate2Backend(Backend):
             inter_threads=self.n_parallel,
             intra_threads=1,
         )
-        self.tokenizer = tokenizer
         self.n_positions: int = n_positions
         self._pieces = tokenizer.pieces(range(tokenizer.vocab_size))
         self._ids = {piece: i for i, piece in enumerate(self._pieces)}
@@ -543,13 +510,13 @@ class CTranslate2Backend(Backend):
                 again[limit].append(row)
         for limit, rows in again.items():
             translate(rows, limit)
-        rows = [row for row, prefix in enumerate(prefixes or ()) if prefix]
-        if prefixes and rows:  # CTranslate2 counts nothing for the probability of a prefix
+        if prefixes:  # CTranslate2 counts nothing for the probability of a prefix
+            rows = [row for row, prefix in enumerate(prefixes) if prefix]
             scored = self.log_probs([sentences[row] for row in rows], [prefixes[row] for row in rows])
             for row, log_probs in zip(rows, scored, strict=True):
                 of_prefix = sum(log_probs[: len(prefixes[row])])
                 counted = [_result(result.ids, result.log_prob + of_prefix, decode) for result in results[row]]
-                results[row] = sorted(counted, key=_by_score)
+                results[row] = sorted(counted, key=attrgetter("score"), reverse=True)
         return results
 
     def refuse_inexpressible(self, decode: DecodeConfig, n_best: int = 1) -> None:
@@ -621,14 +588,10 @@ class CTranslate2Backend(Backend):
             else:  # cut at the limit: ended there, as our search would
                 ended = ids[: limit - 1]
                 results.append(_result(ended, sum(self.log_probs([sentence], [ended])[0]), decode))
-        return sorted(results, key=_by_score)
+        return sorted(results, key=attrgetter("score"), reverse=True)
 
     def _to_pieces(self, ids: Sequence[int]) -> list[str]:
         return [self._pieces[i] for i in ids]
-
-
-def _by_score(result: SearchResult) -> float:
-    return -result.score
 
 
 def _exponent(decode: DecodeConfig) -> float:
@@ -657,7 +620,7 @@ def load_translator(
     if precision != "auto":
         problem = f"CTranslate2 computes as its model was exported, here {quantization}"
         raise ConfigError("precision", problem, "leave it at auto, or export the model in another quantization")
-    tokenizer, device = folder.load_tokenizer(), _device(device)
+    tokenizer, config, device = folder.load_tokenizer(), folder.config, _device(device)
     try:
         backend = CTranslate2Backend(
             folder.path,
@@ -668,19 +631,13 @@ def load_translator(
         )
     except (RuntimeError, ValueError) as error:
         raise MTError(folder.path, f"CTranslate2 cannot load it: {error}") from error
-    return Translator(
-        backend,
-        tokenizer,
-        folder.config.decode,
-        max_source_tokens=folder.config.data.max_tokens,
-        normalisers=Normalisers.of_run(folder.config),
-        retries=retries,
-        identity={
-            "backend": "ctranslate2",
-            "model": f"{checksums.get(EXPORTED)} {checksums.get(TOKENIZER)}",
-            "device": device.partition(":")[0],
-        },
-    )
+    identity = {
+        "backend": "ctranslate2",
+        "model": f"{checksums.get(EXPORTED)} {checksums.get(TOKENIZER)}",
+        "device": device.partition(":")[0],
+    }
+    normalisers = Normalisers.of_run(config)
+    return Translator(backend, tokenizer, config.decode, config.data.max_tokens, normalisers, retries, identity)
 
 
 def _device(name: str) -> str:

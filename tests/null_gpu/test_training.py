@@ -79,7 +79,7 @@ def assert_steady(engine: Engine, what: str, most_launches: int, n_updates: int 
                 continue
             assert waits(found) == {}
             n_growing += number >= 3 and found["device_malloc"] > 0
-    # The updates ahead take their memory in the first ones, on a busy machine in a later one; the sizes of tiles differ.
+    # The updates ahead take memory in the first ones, on a busy machine in a later one; the sizes of tiles differ.
     assert n_growing <= 1 or engine.execution.attention == "tiles"
     n = launches(found) / engine.budget.n_micro_batches
     peak = torch.cuda.max_memory_allocated() / 2**30
