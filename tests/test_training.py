@@ -25,11 +25,9 @@ from mt.run_folder import RunFolder
 from mt.system import signals
 from mt.system.signals import caught_signals
 from mt.text.prepare import prepare_corpus
-from mt.train.ema import MovingAverage
 from mt.train.engine import Engine, StepResult, Update
 from mt.train.loop import Trainer, train
-from mt.train.optimizer import Optimizer
-from mt.train.schedule import learning_rate
+from mt.train.optimizer import MovingAverage, Optimizer, learning_rate
 from mt.train.tracker import Tracker
 from mt.train.validation import ValidationResult, validation_loss
 from tests.clock import Clock

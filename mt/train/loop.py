@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,10 @@ from mt.system.malloc import trim_heap, tune_malloc
 from mt.system.provenance import source_commit, versions
 from mt.system.signals import Received, caught_signals
 from mt.text.corpus import PreparedCorpus
-from mt.text.normalise import Normalisers
 from mt.text.tokenizer import Tokenizer
 from mt.train.engine import Engine, OutOfMemory, StepResult, Update
+from mt.train.optimizer import learning_rate
 from mt.train.progress import Meter, Progress, SkippedUpdate
-from mt.train.schedule import learning_rate
 from mt.train.tracker import SilentTracker, Tracker
 from mt.train.validation import ValidationResult, validate
 from mt.units import format_count, format_duration
@@ -63,31 +62,18 @@ def train(config: RunConfig, corpus: PreparedCorpus, run_dir: Path, ranks: Ranks
         return trainer.progress
     with trainer.running(), closing(trainer.updates()) as updates:
         for lr in updates:
-            due = trainer.due()
-            if due.flush:
+            if trainer.flush_is_due():
                 trainer.flush_metrics()
                 if trainer.must_roll_back:
                     trainer.roll_back()
                     continue
-            if due.log or due.show:
-                trainer.log(lr, is_recorded=due.log)
+            trainer.log(lr)
             with trainer.meter.paused():
-                is_kept = due.validate and trainer.validate()
-                if due.save or is_kept or trainer.ends:
+                is_kept = trainer.validation_is_due() and trainer.validate()
+                if is_kept or trainer.save_is_due():
                     trainer.save_checkpoint()
         trainer.report_result()
     return trainer.progress
-
-
-@dataclass(frozen=True)
-class Due:
-    """What is to be done after an update."""
-
-    log: bool
-    show: bool  # what would be logged, for people alone
-    validate: bool
-    save: bool
-    flush: bool  # wait for the device, and see what the updates gave
 
 
 class Trainer:
@@ -114,10 +100,14 @@ class Trainer:
                 f"is {n_positions:,}, and a sentence for validation has {longest:,} tokens",
                 "raise it, or leave that sentence out",
             )
-        self.progress = self._resume()
+        found = self._load_last(lambda saved: True)
+        if found is None:
+            self._take_first_weights()
+        self.progress = found or Progress()
         setting = config.train.micro_batch_tokens
         is_resolved = self.progress.micro_batch_setting == setting
-        self.progress.micro_batch_tokens = self.engine.begin(self.progress.micro_batch_tokens if is_resolved else 0)
+        self.engine.begin(self.progress.micro_batch_tokens if is_resolved else 0)
+        self.progress.micro_batch_tokens = self.engine.micro_batch_tokens
         self.progress.micro_batch_setting = setting
         self.meter = Meter(ranks, self.progress, self.engine.optimizer.scales_loss, self.engine.peak_seconds)
         self._manifest = {
@@ -128,7 +118,7 @@ class Trainer:
             "commit": source_commit(),
         }
         self._began_at = time.monotonic() - self.progress.train_seconds
-        self._stop = TIME_IS_UP if self._seconds_left is not None and self._seconds_left <= 0 else NO_STOP
+        self._stop = TIME_IS_UP if self._seconds_left <= 0 else NO_STOP
         self._first_step = self.progress.step + 1
         self.ends = False  # after this update
         # Of a training that runs; rank 0 alone tells and writes.
@@ -175,7 +165,8 @@ class Trainer:
                         if self.ends or progress.step != update.step:
                             break
             except OutOfMemory as error:
-                self.halve_micro_batches(error)
+                self.tracker.say(f"warning: {self.engine.halve_micro_batches(error)}")
+                progress.micro_batch_tokens = self.engine.micro_batch_tokens
 
     @property
     def description(self) -> str:
@@ -193,26 +184,30 @@ class Trainer:
 
     # --- what to do
 
-    def due(self) -> Due:
-        """Return what is to be done after this update."""
-        settings, step = self.config.train, self.progress.step
-        log, save = step % settings.log_every == 0, self.ends or step % settings.checkpoint_every == 0
-        show = step == self._first_step
-        validate = self.validation_is_due() and not self.is_signalled
-        return Due(log, show, validate, save, flush=log or show or validate or save or step % FLUSH_EVERY == 0)
+    def _is_due(self, every: int) -> bool:
+        return self.progress.step % every == 0
 
-    def log(self, lr: float, *, is_recorded: bool) -> None:
-        """Show loss and speed since the last time; if they are recorded, the next time counts from here."""
-        if is_recorded:
+    def save_is_due(self) -> bool:
+        """Return whether this update ends the training, or a checkpoint of it is on the schedule."""
+        return self.ends or self._is_due(self.config.train.checkpoint_every)
+
+    def flush_is_due(self) -> bool:
+        """Return whether to wait for the device after this update, and see what it and those before gave."""
+        is_shown = self._is_due(self.config.train.log_every) or self.progress.step == self._first_step
+        return is_shown or self.validation_is_due() or self.save_is_due() or self._is_due(FLUSH_EVERY)
+
+    def log(self, lr: float) -> None:
+        """Record loss and speed since the last time where that is due; of the first update, show them to people."""
+        if self._is_due(self.config.train.log_every):
             self.tracker.log(self.progress, learning_rate=lr, **self.meter.read())
-        else:
+        elif self.progress.step == self._first_step:
             self.tracker.show(self.progress, learning_rate=lr, **self.meter.peek())
 
     # --- when to stop
 
     def sync_stop(self) -> None:
         """Let the ranks agree on whether training ends here: finished, or stopped by a signal to any of them."""
-        if self._stop == NO_STOP and self._seconds_left is not None and self._seconds_left <= 0:
+        if self._stop == NO_STOP and self._seconds_left <= 0:
             self._stop = TIME_IS_UP
         self._stop = self.ranks.largest(max(self._stop, self.signals.number or NO_STOP))
         self.ends = self.is_signalled or self.is_finished()
@@ -231,10 +226,10 @@ class Trainer:
         )
 
     @property
-    def _seconds_left(self) -> float | None:
-        """Until `stop_after`, as of the last update; None without it."""
+    def _seconds_left(self) -> float:
+        """Return the time until `stop_after`, as of the last update."""
         limit = self.config.train.stop_after
-        return None if limit is None else parse_duration(limit) - self.progress.train_seconds
+        return math.inf if limit is None else parse_duration(limit) - self.progress.train_seconds
 
     # --- updates
 
@@ -250,29 +245,6 @@ class Trainer:
         progress.train_seconds = time.monotonic() - self._began_at
         self.meter.add(update, result)
         self.tracker.advance(update.step)
-
-    def halve_micro_batches(self, error: OutOfMemory) -> None:
-        """Cut updates into twice as many micro-batches, since the device has no memory for the current ones.
-
-        Raises:
-            ConfigError: micro-batches cannot be smaller, or other ranks wait in the middle of the update.
-        """
-        size_before = self.engine.budget.tgt_tokens
-        halved = self.engine.halve_micro_batches()
-        found = f"out of memory on {self.engine.device} with micro-batches of {size_before:,} target tokens ({error})"
-        if not halved:
-            raise ConfigError(
-                "train.micro_batch_tokens",
-                f"{found}, which hold the longest sentence alone",
-                "set train.activation_checkpointing, lower data.max_tokens, or make the model smaller",
-            )
-        if self.ranks.n > 1:
-            raise ConfigError("train.micro_batch_tokens", f"rank {self.ranks.rank} is {found}", f"set it to {halved}")
-        self.progress.micro_batch_tokens = halved
-        self.tracker.say(
-            f"warning: {found}: the update is made again in {self.engine.budget.n_micro_batches} micro-batches of "
-            f"{halved:,}, and so are those after it; --set train.micro_batch_tokens={halved} begins with that"
-        )
 
     def flush_metrics(self) -> None:
         """Wait for the device, enter what it has done, and report skipped updates."""
@@ -341,8 +313,8 @@ class Trainer:
     def validation_is_due(self) -> bool:
         """Return whether the validation set is to be measured after this update, and has not been."""
         step = self.progress.step
-        is_due = step > 0 and (step % self.config.train.validate_every == 0 or self.is_finished())
-        return is_due and self.progress.validated_at != step
+        is_due = step > 0 and (self._is_due(self.config.train.validate_every) or self.is_finished())
+        return is_due and self.progress.validated_at != step and not self.is_signalled
 
     def validate(self) -> bool:
         """Measure the validation set and record the result; return whether it is among the best that are kept.
@@ -353,15 +325,7 @@ class Trainer:
         if self.ranks.is_first:
             with self.signals.interrupting():
                 self.signals.interrupt_if_any()
-                result = validate(
-                    self.engine.inference_model(),
-                    self.tokenizer,
-                    self.corpus.valid,
-                    self.corpus.valid_pairs,
-                    replace(self.config.decode, beam_size=self.config.train.validation_beam_size),
-                    self.config.data.max_tokens,
-                    Normalisers.of_run(self.config),
-                )
+                result = validate(self.engine.inference_model(), self.tokenizer, self.corpus, self.config)
             trim_heap()
         score, is_kept = self.ranks.from_first(None if result is None else self._entered(result)) or (None, False)
         if score is None:
@@ -381,10 +345,9 @@ class Trainer:
     def _entered(self, result: ValidationResult) -> tuple[float, bool]:
         """Return the score, more being better, and whether its checkpoint is to be kept."""
         settings = self.config.train
-        by_bleu = settings.best_by == "bleu"
-        score = result.bleu if by_bleu else result.loss
-        rank = self.run.record_score(self.progress.step, score, by=settings.best_by, higher_is_better=by_bleu)
-        return score if by_bleu else -score, rank is not None and rank < settings.keep_best
+        score = result.bleu if settings.best_by == "bleu" else result.loss
+        rank = self.run.record_score(self.progress.step, score, settings.best_by)
+        return score if settings.best_by == "bleu" else -score, rank is not None and rank < settings.keep_best
 
     # --- checkpoints
 
@@ -397,7 +360,6 @@ class Trainer:
         self.ranks.from_first(None)  # a rank that ended meanwhile would have torchrun end rank 0 too
 
     def _write_checkpoint(self) -> None:
-        settings = self.config.train
         save_model_folder(
             self.run.checkpoint(self.progress.step),
             self.engine.eval_weights,
@@ -411,21 +373,8 @@ class Trainer:
             },
             {**self.engine.state_dict(), "progress": asdict(self.progress)},
         )
-        if self.progress.n_skipped_in_row:
-            return  # the checkpoint to go back to may be an older one
-        self.run.prune_checkpoints(
-            settings.checkpoint_every,
-            keep_last=max(settings.keep_last, settings.average_last),
-            keep_best=settings.keep_best,
-            keep_every=settings.keep_every,
-        )
-
-    def _resume(self) -> Progress:
-        """Load the last checkpoint that can be read, or the model to start from."""
-        found = self._load_last(lambda saved: True)
-        if found is None:
-            self._take_first_weights()
-        return found or Progress()
+        if not self.progress.n_skipped_in_row:  # else the checkpoint to go back to may be an older one
+            self.run.prune_checkpoints(self.config.train)
 
     def _load_last(self, is_wanted: Callable[[Progress], bool]) -> Progress | None:
         """Load the last checkpoint that can be read and is wanted; None where there is none.

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -75,13 +75,13 @@ class Meter:
     ) -> None:
         self._ranks, self._progress, self._scales_loss = ranks, progress, scales_loss
         self._peak_seconds = peak_seconds
-        self._pending: list[StepResult] = []
+        self._pending: list[tuple[Update, StepResult]] = []
         self.grad_norm = math.nan  # of the last update that was read
         self._begin_to_time()
 
     def add(self, update: Update, result: StepResult) -> None:
         """Enter an update; nothing waits for it."""
-        self._pending.append(result)
+        self._pending.append((replace(update, micro_batches={}), result))  # whose memory is free again
         self._n_src_timed += update.n_src_tokens
         self._n_tgt_timed += update.n_tgt_tokens
 
@@ -96,7 +96,7 @@ class Meter:
         losses, norms = self._read()
         skipped = []
         progress = self._progress
-        for update, row, norm in zip(self._pending, losses, norms, strict=True):
+        for (update, _), row, norm in zip(self._pending, losses, norms, strict=True):
             micro_batch_losses = row[: len(update.sentences)]  # another update may have had more
             loss = float(micro_batch_losses.sum())
             if math.isfinite(loss):
@@ -120,13 +120,13 @@ class Meter:
 
     def _read(self) -> tuple[npt.NDArray[np.float64], list[float]]:
         """Return losses [updates, micro-batches] of all ranks, and norms [updates]; one copy from the device."""
-        results = self._pending
+        updates, results = zip(*self._pending, strict=True)
         together = torch.cat([*(result.losses for result in results), *(result.grad_norm[None] for result in results)])
         ends = np.cumsum([len(result.losses) for result in results])
         *losses, norms = np.split(together.double().cpu().numpy(), ends)
-        table = np.zeros((len(results), max(len(result.sentences) for result in results)))
-        for row, result, values in zip(table, results, losses, strict=True):
-            row[list(result.numbers)] = values
+        table = np.zeros((len(updates), max(len(update.sentences) for update in updates)))
+        for row, update, values in zip(table, updates, losses, strict=True):
+            row[self._ranks.rank : len(update.sentences) : self._ranks.n] = values
         return self._ranks.summed(torch.from_numpy(table)).numpy(), norms.tolist()
 
     def peek(self) -> dict[str, float]:

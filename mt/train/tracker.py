@@ -34,7 +34,7 @@ class Tracker:
         max_steps: updates that will be done.
         updates_per_epoch: about.
         train_seconds: of earlier starts.
-        seconds_left: until the run's time is up, if it has a limit.
+        seconds_left: until the run's time is up.
     Raises:
         WriteError: here and wherever something is recorded: the disk is full, or the folder cannot be written.
     """
@@ -47,7 +47,7 @@ class Tracker:
         *,
         updates_per_epoch: float,
         train_seconds: float = 0.0,
-        seconds_left: float | None = None,
+        seconds_left: float = math.inf,
     ) -> None:
         self._run = run
         self._open_files(first_step)
@@ -56,7 +56,7 @@ class Tracker:
         self._started_at, self._first_step = time.monotonic(), first_step
         self._earlier_seconds = train_seconds
         self._step, self._step_at = first_step, self._started_at  # the last update, and when it was made
-        self._ends_at = math.inf if seconds_left is None else self._started_at + seconds_left
+        self._ends_at = self._started_at + seconds_left
         self._line: Line | None = None
         if is_terminal():
             self._line = Line(self._count(), "starting", first_step, max_steps, clock=self._times)
