@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from traceback import clear_frames
@@ -334,16 +334,19 @@ class Engine:
             sentences, state = self.plan.update_at(state)
             parts = cut_into_micro_batches(sentences, src, tgt, self.budget, self.ranks.n)
             mine = range(self.ranks.rank, len(parts), self.ranks.n)
-            with _naming_out_of_memory():
+            # Copies run on a stream of their own, beside the kernels of the update before.
+            copying = nullcontext() if self._copy_stream is None else torch.cuda.stream(self._copy_stream)
+            with copying, _naming_out_of_memory():
                 micro_batches = {number: self._assemble(parts[number]) for number in mine}
+                ready = self._copy_stream and self._copy_stream.record_event()
             n_src, n_tgt = int(src[sentences].sum()), int(tgt[sentences].sum())
-            yield Update(step, tuple(parts), micro_batches, n_src, n_tgt, state)
+            yield Update(step, tuple(parts), micro_batches, n_src, n_tgt, state, ready)
 
     def prefetched_updates(self, state: PlanState, first_step: int, last_step: int) -> closing[Generator[Update]]:
         """Return the same as a context; for a GPU a thread makes them ahead."""
         updates = self.updates(state, first_step, last_step)
         # On a CPU the thread would take from the computation what it saves.
-        return closing(updates if self.device.type == "cpu" else prefetched(_on_stream(updates, self._copy_stream)))
+        return closing(updates if self.device.type == "cpu" else prefetched(updates))
 
     def step(self, update: Update, lr: float) -> StepResult:
         """Make an update: a pass forward and back for each micro-batch, then the optimizer. Nothing waits for the GPU.
@@ -397,11 +400,10 @@ class Engine:
         return loss
 
     def _capture(self, batch: PackedBatch, share: Tensor) -> None:
-        def run(batch: PackedBatch, share: Tensor) -> Tensor:
-            return _backward(self._loss_of(batch), share)
-
         try:
-            self._captured = captured_pass(run, self.optimizer.parameters, batch, share)
+            self._captured = captured_pass(
+                lambda batch, share: _backward(self._loss_of(batch), share), self.optimizer.parameters, batch, share
+            )
         except RuntimeError as error:
             if _is_out_of_memory(error):
                 raise
@@ -576,15 +578,3 @@ def _is_out_of_memory(error: BaseException) -> bool:
     # On a CPU, and from the libraries of CUDA, it is a plain RuntimeError.
     signs = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in signs)
-
-
-def _on_stream(updates: Iterator[Update], stream: Any) -> Iterator[Update]:
-    """Copies run on a stream of their own, beside the kernels of the update before."""
-    while True:
-        with torch.cuda.stream(stream):
-            update = next(updates, None)
-            if update is None:
-                return
-            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            ready.record(stream)
-        yield replace(update, ready=ready)

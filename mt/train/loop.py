@@ -32,7 +32,7 @@ from mt.text.corpus import PreparedCorpus
 from mt.text.tokenizer import Tokenizer
 from mt.train.engine import Engine, OutOfMemory, StepResult, Update
 from mt.train.optimizer import learning_rate
-from mt.train.progress import Meter, Progress, SkippedUpdate
+from mt.train.progress import Meter, Progress
 from mt.train.tracker import SilentTracker, Tracker
 from mt.train.validation import ValidationResult, validate
 from mt.units import format_count, format_duration
@@ -128,16 +128,9 @@ class Trainer:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Record measurements, and note signals; first validate what an earlier start had no time for."""
-        progress = self.progress
         if self.ranks.is_first:
-            self.tracker = Tracker(
-                self.run,
-                progress.step,
-                self.config.train.max_steps,
-                updates_per_epoch=self.engine.plan.updates_per_epoch(),
-                train_seconds=progress.train_seconds,
-                seconds_left=self._seconds_left,
-            )
+            max_steps, updates_per_epoch = self.config.train.max_steps, self.engine.plan.updates_per_epoch()
+            self.tracker = Tracker(self.run, self.progress, max_steps, updates_per_epoch, self._seconds_left)
         with closing(self.tracker), caught_signals(self.ranks.is_first) as self.signals:
             self.tracker.say(self.description)
             if self.validation_is_due():
@@ -199,9 +192,9 @@ class Trainer:
     def log(self, lr: float) -> None:
         """Record loss and speed since the last time where that is due; of the first update, show them to people."""
         if self._is_due(self.config.train.log_every):
-            self.tracker.log(self.progress, learning_rate=lr, **self.meter.read())
+            self.tracker.log(learning_rate=lr, **self.meter.read())
         elif self.progress.step == self._first_step:
-            self.tracker.show(self.progress, learning_rate=lr, **self.meter.peek())
+            self.tracker.show(learning_rate=lr, **self.meter.peek())
 
     # --- when to stop
 
@@ -244,15 +237,15 @@ class Trainer:
         progress.n_tgt_positions += n_ranks * sum(len(batch.tgt_inputs) for batch in update.micro_batches.values())
         progress.train_seconds = time.monotonic() - self._began_at
         self.meter.add(update, result)
-        self.tracker.advance(update.step)
+        self.tracker.advance()
 
     def flush_metrics(self) -> None:
         """Wait for the device, enter what it has done, and report skipped updates."""
         skipped = self.meter.settle()
         if not (skipped and self.ranks.is_first):
             return
-        append_text(self.run.skipped, "".join(json.dumps(self._named(each)) + "\n" for each in skipped))
-        first, last = skipped[0].step, skipped[-1].step
+        append_text(self.run.skipped, "".join(json.dumps(self._named(*each)) + "\n" for each in skipped))
+        first, last = skipped[0][0].step, skipped[-1][0].step
         steps = f"step {first:,} was" if first == last else f"{len(skipped):,} of steps {first:,} to {last:,} were"
         self.tracker.say(
             f"warning: {steps} skipped, for the gradient was not finite: {self.run.skipped} names the sentences"
@@ -263,14 +256,19 @@ class Trainer:
         """Return whether too many updates in a row were skipped, the last one among them."""
         return self.progress.n_skipped_in_row >= self.config.train.skips_before_rollback
 
-    def _named(self, skipped: SkippedUpdate) -> dict[str, Any]:
-        """Return a line of `skipped.jsonl`: the sentences by corpus and line, as the user knows them."""
-        borders = np.searchsorted(skipped.suspects, np.cumsum(self.corpus.corpus_sizes)[:-1])
-        parts = zip(self.config.data.train, np.split(skipped.suspects, borders), strict=True)
+    def _named(self, skipped: Update, losses: list[float]) -> dict[str, Any]:
+        """Return a line of `skipped.jsonl`: the sentences by corpus and line, as the user knows them.
+
+        They are those of the micro-batches whose loss is not finite, or all where the gradient alone is not.
+        """
+        finite_losses = [loss if math.isfinite(loss) else None for loss in losses]
+        parts = [part for part, loss in zip(skipped.sentences, finite_losses, strict=True) if loss is None]
+        suspects = np.sort(np.concatenate(parts or skipped.sentences))
+        borders = np.searchsorted(suspects, np.cumsum(self.corpus.corpus_sizes)[:-1])
+        by_corpus = zip(self.config.data.train, np.split(suspects, borders), strict=True)
         lines = self.corpus.train_lines
-        sources = [{"source": one.description, "lines": sorted(lines[i].tolist())} for one, i in parts if len(i)]
-        losses = [loss if math.isfinite(loss) else None for loss in skipped.losses]
-        return {"step": skipped.step, "micro_batch_losses": losses, "sentences": sources}
+        sources = [{"source": one.description, "lines": sorted(lines[i].tolist())} for one, i in by_corpus if len(i)]
+        return {"step": skipped.step, "micro_batch_losses": finite_losses, "sentences": sources}
 
     def roll_back(self) -> None:
         """Load the last checkpoint that has no skipped updates at its end; pass over the sentences since, once.
@@ -300,7 +298,7 @@ class Trainer:
         vars(progress).update({name: value for name, value in vars(target).items() if name not in kept})
         progress.gone_back_to = target.step
         self.meter.reset()
-        self.tracker.roll_back(target.step)
+        self.tracker.roll_back()
         if found is not None:
             self.save_checkpoint()  # or a kill would forget what was passed over
         self.tracker.say(
@@ -332,7 +330,7 @@ class Trainer:
             self.sync_stop()
             return False
         if result is not None:
-            self.tracker.log_validation(self.progress, result)
+            self.tracker.log_validation(result)
         progress = self.progress
         progress.validated_at = progress.step
         if not math.isfinite(score) or (progress.best_step is not None and score <= progress.best_score):
@@ -360,18 +358,14 @@ class Trainer:
         self.ranks.from_first(None)  # a rank that ended meanwhile would have torchrun end rank 0 too
 
     def _write_checkpoint(self) -> None:
+        progress = asdict(self.progress)
         save_model_folder(
             self.run.checkpoint(self.progress.step),
             self.engine.eval_weights,
             self.config,
             self.corpus.tokenizer_path,
-            {
-                **self._manifest,
-                "step": self.progress.step,
-                "n_tgt_tokens": self.progress.n_tgt_tokens,
-                "train_seconds": self.progress.train_seconds,
-            },
-            {**self.engine.state_dict(), "progress": asdict(self.progress)},
+            {**self._manifest, **{key: progress[key] for key in ("step", "n_tgt_tokens", "train_seconds")}},
+            {**self.engine.state_dict(), "progress": progress},
         )
         if not self.progress.n_skipped_in_row:  # else the checkpoint to go back to may be an older one
             self.run.prune_checkpoints(self.config.train)
@@ -390,23 +384,21 @@ class Trainer:
         return progress
 
     def _newest(self, is_wanted: Callable[[Progress], bool]) -> Saved | None:
-        damaged: list[tuple[Path, CheckpointError]] = []
+        damaged: dict[Path, CheckpointError] = {}
         for folder in reversed(self.run.checkpoints()):
             try:
                 saved = _read_checkpoint(folder)
             except CheckpointError as error:
-                damaged.append((folder, error))
+                damaged[folder] = error
                 continue
             if is_wanted(saved[2]):
-                for damaged_folder, problem in damaged:
+                for damaged_folder, problem in damaged.items():
                     new_place = quarantine_checkpoint(damaged_folder)
                     _log.warning(f"{problem}: going back to the checkpoint before; it is now {new_place}")
                 return saved
         if damaged:
-            raise CheckpointError(
-                f"{self.run.path}: no checkpoint to continue from can be read; the last: {damaged[0][1]}: "
-                "start over with another --run-dir"
-            )
+            why = f"no checkpoint to continue from can be read; the last: {next(iter(damaged.values()))}"
+            raise CheckpointError(self.run.path, why, "start over with another --run-dir")
         return None
 
     def _take_first_weights(self) -> None:

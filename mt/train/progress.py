@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mt.data.packing import Indices, PlanState
+from mt.data.packing import PlanState
 from mt.system.distributed import Ranks
 from mt.train.engine import StepResult, Update
 
@@ -51,16 +51,6 @@ class Progress:
         return f"packing efficiency {src:.1%} of source and {tgt:.1%} of target positions"
 
 
-@dataclass(frozen=True)
-class SkippedUpdate:
-    """An update that was not made, since its gradient was not finite, and where that may have come from."""
-
-    step: int
-    losses: tuple[float, ...]  # nats, of each micro-batch
-    # Pairs of the micro-batches whose loss is not finite, or of all where the gradient alone is not; ascending.
-    suspects: Indices
-
-
 class Meter:
     """Losses, gradient norms and speed since the last time. They stay on the device until they are read.
 
@@ -85,16 +75,17 @@ class Meter:
         self._n_src_timed += update.n_src_tokens
         self._n_tgt_timed += update.n_tgt_tokens
 
-    def settle(self) -> list[SkippedUpdate]:
+    def settle(self) -> list[tuple[Update, list[float]]]:
         """Wait for the device and enter into the progress what the updates gave. All ranks call it after the same one.
 
         Returns:
-            The updates that were skipped, oldest first; those that only found out the loss scale of fp16 are no news.
+            The updates that were skipped, oldest first, with the nats of each micro-batch. Updates that only found out
+            the loss scale of fp16 are not among them.
         """
         if not self._pending:
             return []
         losses, norms = self._read()
-        skipped = []
+        skipped: list[tuple[Update, list[float]]] = []
         progress = self._progress
         for (update, _), row, norm in zip(self._pending, losses, norms, strict=True):
             micro_batch_losses = row[: len(update.sentences)]  # another update may have had more
@@ -109,11 +100,7 @@ class Meter:
             else:
                 progress.n_skipped += 1
                 progress.n_skipped_in_row += 1
-                not_finite = np.flatnonzero(~np.isfinite(micro_batch_losses))
-                parts = [update.sentences[i] for i in not_finite] or list(update.sentences)
-                skipped.append(
-                    SkippedUpdate(update.step, tuple(micro_batch_losses.tolist()), np.sort(np.concatenate(parts)))
-                )
+                skipped.append((update, micro_batch_losses.tolist()))
         self.grad_norm = norms[-1]
         self._pending.clear()
         return skipped
