@@ -1,13 +1,16 @@
-"""CUDA graphs: one stream for all captures, and recovery of the device when a capture fails."""
+"""CUDA graphs: one stream for all captures, recovery of the device when a capture fails, passes of training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
+from mt.data.batch import PackedBatch
 
 
 @cache
@@ -39,3 +42,34 @@ def capturing(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> I
             torch._C._cuda_endAllocateToPool(device.index, pool)
             torch._C._cuda_releasePool(device.index, pool)
         raise
+
+
+def captured_pass(
+    run: Callable[[PackedBatch, Tensor], Tensor], parameters: list[nn.Parameter], batch: PackedBatch, share: Tensor
+) -> Callable[[PackedBatch, Tensor], Tensor]:
+    """Capture a forward and a backward pass, for updates so small that launching takes longer than computing.
+
+    Args:
+        run: makes the pass over a micro-batch whose gradients have a share in the update, and returns its loss. It
+            has been run before, on `capture_stream`, so that all of it is compiled.
+        parameters: all of them; none has a gradient.
+    Returns:
+        The same for any micro-batch of this shape, in one launch; it replaces the gradients.
+    Raises:
+        RuntimeError: CUDA cannot capture it.
+    """
+    batch, share = batch.clone(), share.clone()
+    inputs, graph = [*batch.tensors(), share], torch.cuda.CUDAGraph()
+    with capturing(graph, share.device, torch.cuda.graph_pool_handle()):
+        loss = run(batch, share)
+    gradients = [(parameter, parameter.grad) for parameter in parameters]
+
+    def replay(batch: PackedBatch, share: Tensor) -> Tensor:
+        for captured, given in zip(inputs, [*batch.tensors(), share], strict=True):
+            captured.copy_(given)
+        graph.replay()
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        return loss.clone()
+
+    return replay

@@ -6,6 +6,7 @@ import logging
 import sys
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,8 @@ def train_run(config: RunConfig, run_dir: Path) -> None:
     if config.tokenizer.model is None and config.train.init_from is None:  # else the vocabulary is not known yet
         check_memory(config, config.tokenizer.vocab_size, device)
     run = RunFolder(run_dir)
-    with ExitStack() as held:
-
-        def begin() -> str:
-            held.enter_context(run.held())
-            return _begin_run(config, run)
-
-        with process_group(ranks, begin) as folder:
+    with ExitStack() as held:  # by rank 0, until the report is written
+        with process_group(ranks, partial(_begin_run, config, run, held)) as folder:
             corpus = _shared_corpus(Path(folder), ranks)
             progress = train(config, corpus, run_dir, ranks)
         if not ranks.is_first:
@@ -70,8 +66,9 @@ def train_run(config: RunConfig, run_dir: Path) -> None:
     _log.info(f"the report, with curves and sentences: {run_dir / HTML_NAME}")
 
 
-def _begin_run(config: RunConfig, run: RunFolder) -> str:
+def _begin_run(config: RunConfig, run: RunFolder, held: ExitStack) -> str:
     """Do what rank 0 does before the others may begin; return the folder of the prepared corpus."""
+    held.enter_context(run.held())
     run.remove_leftovers()
     prepared = corpus_folder(config, run)
     has_begun = run.record.exists()
@@ -127,26 +124,22 @@ def corpus_folder(config: RunConfig, run: RunFolder) -> Path:
         DataError: text is missing, or text and prepared corpus are not those that the run began with.
     """
     record = run.read_record()
-    prepared_dir = Path(config.data.prepared_dir)
-    if record is None:
-        return prepared_dir / corpus_fingerprint(config, initial_tokenizer(config))
-    _check_changes(config, run)
-    prepared: Path = prepared_dir / record["corpus_fingerprint"]
-    if prepared.is_dir():
-        _tell_of_changed_text(config, prepared)
-    elif corpus_fingerprint(config, initial_tokenizer(config)) != prepared.name:
-        problem = f"its prepared corpus ({prepared}) is gone, and the text it was made from has changed"
-        raise DataError(run.path, problem, "put either back, or start over with another --run-dir")
-    return prepared
-
-
-def _tell_of_changed_text(config: RunConfig, prepared: Path) -> None:
+    if record is not None:
+        _check_changes(config, run)
+    began_with = None if record is None else Path(config.data.prepared_dir, record["corpus_fingerprint"])
     try:
-        fingerprint = corpus_fingerprint(config, initial_tokenizer(config))
-    except MTError:  # text or model are gone: the run needs them no more
-        return
-    if fingerprint != prepared.name:
-        note(f"the text has changed since this run began; it continues with what was prepared then ({prepared})")
+        prepared = Path(config.data.prepared_dir, corpus_fingerprint(config, initial_tokenizer(config)))
+    except MTError:
+        if began_with and began_with.is_dir():
+            return began_with  # text or model are gone: the run needs them no more
+        raise
+    if began_with is None or began_with == prepared:
+        return prepared
+    if not began_with.is_dir():
+        problem = f"its prepared corpus ({began_with}) is gone, and the text it was made from has changed"
+        raise DataError(run.path, problem, "put either back, or start over with another --run-dir")
+    note(f"the text has changed since this run began; it continues with what was prepared then ({began_with})")
+    return began_with
 
 
 def _check_changes(config: RunConfig, run: RunFolder) -> None:

@@ -9,9 +9,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from mt.checkpoint import MANIFEST, WEIGHTS, ModelFolder
+from mt.config.settings import TrainConfig
 from mt.errors import CheckpointError, MTError
 from mt.system.files import remove_folder, remove_leftovers, write_json
 from mt.system.locks import locked
@@ -109,19 +110,18 @@ class RunFolder:
         """Return the checkpoint with the best validation score so far, None before the first validation."""
         return next(iter(self.best_checkpoints(1)), None)
 
-    def record_score(self, step: int, score: float, *, by: str, higher_is_better: bool) -> int | None:
+    def record_score(self, step: int, score: float, by: Literal["bleu", "loss"]) -> int | None:
         """Enter a validation score into the ranking, before the checkpoint of that update is written.
 
         Of equal scores the earlier is better. A score without a checkpoint in the end, because of a kill, is ignored.
 
-        Args:
-            by: name of the score.
         Returns:
             Its rank among the checkpoints, from 0; None for a score that is not finite, which is not entered.
         """
         if not math.isfinite(score):
             return None
         others = [(s, value) for s, value in self._ranking() if s != step and self.checkpoint(s).is_dir()]
+        higher_is_better = by == "bleu"
         sign = -1 if higher_is_better else 1
         ranking = sorted([*others, (step, score)], key=lambda entry: (sign * entry[1], entry[0]))
         self.all_checkpoints.mkdir(parents=True, exist_ok=True)
@@ -137,18 +137,12 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError):
             return []
 
-    def prune_checkpoints(self, every: int, *, keep_last: int, keep_best: int, keep_every: int | None) -> None:
-        """Remove the checkpoints that are not to be kept.
-
-        Args:
-            every: updates; see `scheduled_checkpoints`.
-            keep_last: of the scheduled ones.
-            keep_best: of those with a validation score.
-            keep_every: updates; all checkpoints of multiples of it are kept.
-        """
-        kept = {*self.scheduled_checkpoints(every)[-keep_last:], *self.best_checkpoints(keep_best)}
+    def prune_checkpoints(self, train: TrainConfig) -> None:
+        """Remove the checkpoints that the settings do not keep."""
+        last = self.scheduled_checkpoints(train.checkpoint_every)[-max(train.keep_last, train.average_last) :]
+        kept = {*last, *self.best_checkpoints(train.keep_best)}
         for folder in self.checkpoints():
-            if folder not in kept and not (keep_every and checkpoint_step(folder) % keep_every == 0):
+            if folder not in kept and not (train.keep_every and checkpoint_step(folder) % train.keep_every == 0):
                 remove_folder(folder)
 
     def remove_leftovers(self) -> None:
@@ -184,29 +178,21 @@ def open_model(path: str | Path) -> ModelFolder:
     Raises:
         CheckpointError: there is no complete model of this version.
     """
-    return ModelFolder.open(find_model_folder(Path(path)))
-
-
-def find_model_folder(path: Path) -> Path:
-    """Return the model folder that `open_model` opens.
-
-    Raises:
-        CheckpointError: there is none.
-    """
+    path = Path(path)
     if not path.exists():
         raise CheckpointError(f"{path}: no such folder: give a run folder, a checkpoint or a model folder")
     if path.is_file():
         raise CheckpointError(f"{path}: is a file: give the folder that it lies in, {path.parent}")
     run = RunFolder(path)
     if run.model.is_dir() and not run.model_is_outdated():
-        return run.model
+        return ModelFolder.open(run.model)
     if run.all_checkpoints.is_dir() or (run.record.is_file() and not (path / WEIGHTS).exists()):
         best = run.best_checkpoint() or next(reversed(run.checkpoints()), None)
         if best is None:
             raise CheckpointError(f"{path}: this run has no checkpoint yet: wait for the first one")
-        return best
+        return ModelFolder.open(best)
     if inside := sorted(str(one) for one in path.iterdir() if (one / _RECORD).is_file() or (one / WEIGHTS).is_file()):
         choice = f"{', '.join(inside[:5])}{', …' if len(inside) > 5 else ''}"
         if not (path / WEIGHTS).exists():
             raise CheckpointError(f"{path}: is no model, but holds some: give one of {choice}")
-    return path
+    return ModelFolder.open(path)

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from mt.checkpoint import ModelFolder, average_weights, save_model_folder
-from mt.config.settings import RunConfig, TokenizerConfig
+from mt.config.settings import RunConfig, TokenizerConfig, TrainConfig
 from mt.errors import CheckpointError
 from mt.model import Transformer
-from mt.run_folder import RunFolder, checkpoint_step, find_model_folder, quarantine_checkpoint
+from mt.run_folder import RunFolder, checkpoint_step, open_model, quarantine_checkpoint
 from mt.system.files import WriteError, write_json
 from mt.text.tokenizer import PAD_ID, count_words, train_tokenizer
 from tests.toys import files_up_to, toy_config, toy_text
@@ -295,14 +295,15 @@ def begin_run(run_dir: Path, *steps: int) -> None:
 
 def enter(run_dir: Path, step: int, score: float, n_best: int = 1, by: str = "bleu") -> int | None:
     """Enter a score; write the checkpoint, as training does, where its rank asks for that; return the rank."""
-    rank = RunFolder(run_dir).record_score(step, score, by=by, higher_is_better=by == "bleu")
+    rank = RunFolder(run_dir).record_score(step, score, by)
     if rank is not None and rank < n_best:
         RunFolder(run_dir).checkpoint(step).mkdir(parents=True, exist_ok=True)
     return rank
 
 
 def kept_after_pruning(run_dir: Path, due_every: int, **keep: int | None) -> list[int]:
-    RunFolder(run_dir).prune_checkpoints(due_every, **{"keep_last": 1, "keep_best": 1, "keep_every": None, **keep})
+    settings = TrainConfig(checkpoint_every=due_every, **{"average_last": 0, "keep_last": 1, "keep_best": 1, **keep})
+    RunFolder(run_dir).prune_checkpoints(settings)
     return [checkpoint_step(folder) for folder in RunFolder(run_dir).checkpoints()]
 
 
@@ -353,7 +354,7 @@ def test_the_lowest_loss_is_the_best(tmp_path: Path) -> None:
 def test_a_score_whose_checkpoint_was_never_written_counts_for_nothing(tmp_path: Path) -> None:
     enter(tmp_path, 10, 20.0)
     # Killed between validation and checkpoint: the one before is the best, and stays.
-    RunFolder(tmp_path).record_score(20, 30.0, by="bleu", higher_is_better=True)
+    RunFolder(tmp_path).record_score(20, 30.0, "bleu")
     assert RunFolder(tmp_path).best_checkpoint() == RunFolder(tmp_path).checkpoint(10)
     begin_run(tmp_path, 15)
     assert kept_after_pruning(tmp_path, 5) == [10, 15]
@@ -385,26 +386,27 @@ def test_a_model_is_found_in_a_run_a_checkpoint_and_a_folder(
 ) -> None:
     run = tmp_path / "run"
     with pytest.raises(CheckpointError) as caught:
-        find_model_folder(run)
+        open_model(run)
     assert str(caught.value) == f"{run}: no such folder: give a run folder, a checkpoint or a model folder"
     (run / "checkpoints").mkdir(parents=True)
     with pytest.raises(CheckpointError) as caught:
-        find_model_folder(run)
+        open_model(run)
     assert str(caught.value) == f"{run}: this run has no checkpoint yet: wait for the first one"
     for step in (1, 2, 3):
         save(RunFolder(run).checkpoint(step), config, tokenizer_path)
-    assert find_model_folder(run) == RunFolder(run).checkpoint(3)
+    assert open_model(run).path == RunFolder(run).checkpoint(3)
     enter(run, 2, 30.0)
-    assert find_model_folder(run) == RunFolder(run).checkpoint(2)
-    assert find_model_folder(RunFolder(run).checkpoint(1)) == RunFolder(run).checkpoint(1)
+    assert open_model(run).path == RunFolder(run).checkpoint(2)
+    assert open_model(RunFolder(run).checkpoint(1)).path == RunFolder(run).checkpoint(1)
     save(run / "model", config, tokenizer_path)
-    assert find_model_folder(run) == run / "model"
+    assert open_model(run).path == run / "model"
     # A damaged result is an error, not a reason to take another model in silence.
     (run / "model" / "model.safetensors").unlink()
-    assert find_model_folder(run) == run / "model"
+    with pytest.raises(CheckpointError, match=f"{run}/model: is not a complete model folder"):
+        open_model(run)
     weights = RunFolder(run).checkpoint(1) / "model.safetensors"
     with pytest.raises(CheckpointError) as caught:
-        find_model_folder(weights)
+        open_model(weights)
     assert str(caught.value) == f"{weights}: is a file: give the folder that it lies in, {weights.parent}"
 
 
@@ -413,7 +415,7 @@ def test_a_folder_of_models_names_them(tmp_path: Path, config: RunConfig, tokeni
     run.mkdir()
     (run / "run.json").write_text("{}")
     with pytest.raises(CheckpointError) as caught:
-        find_model_folder(run)
+        open_model(run)
     assert str(caught.value) == f"{run}: this run has no checkpoint yet: wait for the first one"
     for step in (1, 2):
         save(RunFolder(run).checkpoint(step), config, tokenizer_path)
@@ -422,7 +424,7 @@ def test_a_folder_of_models_names_them(tmp_path: Path, config: RunConfig, tokeni
         (run / "checkpoints", [RunFolder(run).checkpoint(step) for step in (1, 2)]),
     ):
         with pytest.raises(CheckpointError) as caught:
-            find_model_folder(folder)
+            open_model(folder)
         choice = ", ".join(map(str, inside))
         assert str(caught.value) == f"{folder}: is no model, but holds some: give one of {choice}"
 

@@ -302,7 +302,8 @@ def test_the_micro_batches_that_auto_chooses_fit(
     config = config_for(tmp_path, device, batch_tokens=500_000, dropout=0.1, precision=precision)
     config = replace(config, model=replace(config.model, d_model=512, n_heads=8, d_ff=2048))
     engine = Engine(config, bench.random_corpus(VOCABULARY, LONGEST, n_pairs=40_000), VOCABULARY)
-    chosen = engine.begin()
+    engine.begin()
+    chosen = engine.micro_batch_tokens
     assert 2_048 < chosen < 131_072
     assert all(np.isfinite(losses(engine, 1, 2)))
     # Not half of what there is stays unused.

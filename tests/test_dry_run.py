@@ -212,8 +212,9 @@ def test_without_memory_micro_batches_are_halved_as_training_does(
     with pytest.raises(ConfigError) as caught:
         dry_run(config, Path("runs/toy"))
     assert str(caught.value) == (
-        "train.micro_batch_tokens: out of memory on cpu with micro-batches that hold the longest sentence alone "
-        "(CUDA out of memory.): lower data.max_tokens, or make the model smaller"
+        "train.micro_batch_tokens: out of memory on cpu with micro-batches of 12 target tokens (CUDA out of memory.), "
+        "which hold the longest sentence alone: set train.activation_checkpointing, lower data.max_tokens, or make the "
+        "model smaller"
     )
 
 

@@ -16,7 +16,7 @@ from mt.evaluate.command import evaluate_files, evaluate_model
 from mt.evaluate.findings import EvalOptions
 from mt.evaluate.runs import RunArtifacts
 from mt.pipeline import train_run
-from mt.run_folder import RunFolder, find_model_folder
+from mt.run_folder import RunFolder, open_model
 from tests.toys import toy_config, write_lines
 
 
@@ -52,12 +52,12 @@ def run(finished: tuple[RunConfig, Path], tmp_path: Path) -> tuple[RunConfig, Pa
 
 def test_the_model_of_a_run_that_has_gone_on_is_its_best_so_far(run: tuple[RunConfig, Path]):
     _, run_dir = run
-    assert find_model_folder(run_dir) == run_dir / "model"
+    assert open_model(run_dir).path == run_dir / "model"
     assert RunArtifacts.of(run_dir).description == "the average of 3 checkpoints up to step 60"
     shutil.copytree(
         RunFolder(run_dir).checkpoint(60), RunFolder(run_dir).checkpoint(80)
     )  # training went on, and was stopped
-    assert find_model_folder(run_dir) == RunFolder(run_dir).checkpoint(60)  # the best one
+    assert open_model(run_dir).path == RunFolder(run_dir).checkpoint(60)  # the best one
     assert RunArtifacts.of(run_dir).description == "the model of step 60"
 
 

@@ -102,10 +102,7 @@ FLOORS: list[set[str]] = [
         "export.ctranslate2",
     },
     {
-        "train.captured",
-        "train.schedule",
         "train.optimizer",
-        "train.ema",
         "train.engine",
         "train.footprint",
         "train.progress",

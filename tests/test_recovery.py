@@ -166,7 +166,7 @@ def test_before_the_first_checkpoint_going_back_is_to_the_beginning(
     state = PlanState()
     for _ in range(3):
         _, state = engine.plan.update_at(state)
-    from mt.train.schedule import learning_rate
+    from mt.train.optimizer import learning_rate
 
     for update in engine.updates(state, 1, 4):
         engine.step(update, learning_rate(update.step, config.train, config.model.d_model))
@@ -397,7 +397,7 @@ def test_overflows_of_fp16_are_no_news_until_there_are_too_many() -> None:
 
     def add(norm: float) -> int:
         update = Update(1, sentences, {0: None}, 5, 6, PlanState())  # type: ignore[dict-item]
-        meter.add(update, StepResult(1, sentences, 6, (0,), torch.tensor([7.0]), torch.tensor(norm)))
+        meter.add(update, StepResult(torch.tensor([7.0]), torch.tensor(norm)))
         return len(meter.settle())
 
     assert [add(math.inf) for _ in range(15)] == [0] * 15

@@ -19,13 +19,12 @@ from tests.toys import files_up_to, measured
 
 TRAINED = {"train_loss": 5.5, "learning_rate": 1e-3, "grad_norm": 0.25, "tgt_tokens_per_second": 1_000.0}
 VALIDATED = ValidationResult(5.25, 12.5, 30.0, {"1-10": 4.5, "41-": 6.0}, [("Ein Satz.", "A line.", "A sentence.")])
-AT_TEN = Progress(step=10, n_tgt_tokens=40_000, train_seconds=2.5)
 REMEDY = "File too large: raise the limit on the size of files (ulimit -f), then run the same command again"
 
 
-def tracker(run_dir: Path, first_step: int = 0) -> Tracker:
+def tracker(run_dir: Path, progress: Progress) -> Tracker:
     run_dir.mkdir(exist_ok=True)
-    return Tracker(RunFolder(run_dir), first_step, 100, updates_per_epoch=40)
+    return Tracker(RunFolder(run_dir), progress, max_steps=100, updates_per_epoch=40)
 
 
 def test_people_see_where_training_is_and_a_time_left_that_moves_with_the_clock(
@@ -33,14 +32,15 @@ def test_people_see_where_training_is_and_a_time_left_that_moves_with_the_clock(
 ) -> None:
     clock = Clock()
     monkeypatch.setattr(mt.train.tracker, "time", clock)
-    running = Tracker(RunFolder(tmp_path), 20, 100, updates_per_epoch=40, train_seconds=60)
+    progress = Progress(step=20, train_seconds=60)
+    running = tracker(tmp_path, progress)
     assert running._times() == "1 min 00 s elapsed"
-    clock.now += 1
-    running.advance(21)
-    running.show(Progress(step=21), **TRAINED)
-    clock.now += 9
-    running.advance(30)
-    running.log(Progress(step=30), **TRAINED)
+    clock.now, progress.step = clock.now + 1, 21
+    running.advance()
+    running.show(**TRAINED)
+    clock.now, progress.step = clock.now + 9, 30
+    running.advance()
+    running.log(**TRAINED)
     clock.now += 5  # nothing has happened since
     assert running._times() == "1 min 15 s elapsed · 1 min 05 s left"
     running.close()
@@ -60,10 +60,12 @@ def shown_by_tensorboard(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
 
 def test_tensorboard_shows_what_was_measured_at_once(tmp_path: Path) -> None:
     n_threads = threading.active_count()
-    running = tracker(tmp_path)
-    running.log(AT_TEN, **TRAINED)
-    running.log_validation(AT_TEN, VALIDATED)
-    running.log(Progress(step=20), **{**TRAINED, "train_loss": math.nan})
+    progress = Progress(step=10, n_tgt_tokens=40_000, train_seconds=2.5)
+    running = tracker(tmp_path, progress)
+    running.log(**TRAINED)
+    running.log_validation(VALIDATED)
+    progress.step = 20
+    running.log(**{**TRAINED, "train_loss": math.nan})
     shown = shown_by_tensorboard(tmp_path)  # nothing is closed yet
     assert sorted(shown) == [
         "train/grad_norm",
@@ -96,8 +98,8 @@ def test_tensorboard_shows_what_was_measured_at_once(tmp_path: Path) -> None:
 
 
 def test_tensorboard_shows_translations_as_text(tmp_path: Path) -> None:
-    running = tracker(tmp_path)
-    running.log_validation(AT_TEN, VALIDATED)
+    running = tracker(tmp_path, Progress(step=10))
+    running.log_validation(VALIDATED)
     running.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert events.SummaryMetadata("samples/1").plugin_data.plugin_name == "text"
@@ -109,10 +111,13 @@ def test_tensorboard_shows_translations_as_text(tmp_path: Path) -> None:
 
 
 def test_translations_are_kept_for_programs_as_long_as_their_step_stands(tmp_path: Path) -> None:
-    running = tracker(tmp_path)
-    running.log_validation(AT_TEN, VALIDATED)
-    running.log_validation(Progress(step=20), VALIDATED)
-    running.roll_back(10)
+    progress = Progress(step=10)
+    running = tracker(tmp_path, progress)
+    running.log_validation(VALIDATED)
+    progress.step = 20
+    running.log_validation(VALIDATED)
+    progress.step = 10
+    running.roll_back()
     running.close()
     (entry,) = map(json.loads, (tmp_path / "samples.jsonl").read_text("utf-8").splitlines())
     assert entry == {
@@ -122,28 +127,31 @@ def test_translations_are_kept_for_programs_as_long_as_their_step_stands(tmp_pat
 
 
 def test_what_a_longer_start_wrote_is_written_anew(tmp_path: Path) -> None:
-    first = tracker(tmp_path)
-    for step in (10, 20, 30):
-        first.log(Progress(step=step), **TRAINED)
+    progress = Progress()
+    first = tracker(tmp_path, progress)
+    for progress.step in (10, 20, 30):
+        first.log(**TRAINED)
     first.close()
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 40, "train_')  # torn by a kill
-    second = tracker(tmp_path, first_step=20)
-    second.log(Progress(step=30), **{**TRAINED, "train_loss": 4.5})
+    progress.step = 20
+    second = tracker(tmp_path, progress)
+    progress.step = 30
+    second.log(**{**TRAINED, "train_loss": 4.5})
     second.close()
     losses = measured(tmp_path, "train_loss")
     assert losses == shown_by_tensorboard(tmp_path)["train/loss"] == [(10, 5.5), (20, 5.5), (30, 4.5)]
 
 
 def log_often(running: Tracker) -> None:
-    for step in range(1, 99):
-        running.log(Progress(step=step), **TRAINED)
-        running.log_validation(Progress(step=step), VALIDATED)
+    for _ in range(98):
+        running.log(**TRAINED)
+        running.log_validation(VALIDATED)
 
 
 def test_what_cannot_be_recorded_is_one_error_that_names_the_file(tmp_path: Path) -> None:
     # The longest of the files meets the limit first.
-    first, second, third = (tracker(tmp_path / name) for name in ("first", "second", "third"))
+    first, second, third = (tracker(tmp_path / name, Progress()) for name in ("first", "second", "third"))
     first._metrics.write_line({"step": 0, "note": "x" * 1_000})
     second._events.add_text(0, "note", "x" * 1_000)
     third._samples.write_line({"step": 0, "note": "x" * 1_900})
@@ -162,7 +170,7 @@ def test_what_cannot_be_recorded_is_one_error_that_names_the_file(tmp_path: Path
 def test_a_run_folder_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "tensorboard").write_text("a file where a folder should be")
     with pytest.raises(WriteError) as caught:
-        tracker(tmp_path)
+        tracker(tmp_path, Progress())
     event_file = str(caught.value).partition(":")[0]
     assert event_file.startswith(f"{tmp_path / 'tensorboard'}/events.out.tfevents.")
     assert str(caught.value) == f"{event_file}: cannot be written: File exists"

@@ -25,11 +25,10 @@ from mt.run_folder import RunFolder
 from mt.system import signals
 from mt.system.signals import caught_signals
 from mt.text.prepare import prepare_corpus
-from mt.train.ema import MovingAverage
 from mt.train.engine import Engine, StepResult, Update
 from mt.train.loop import Trainer, train
-from mt.train.optimizer import Optimizer
-from mt.train.schedule import learning_rate
+from mt.train.optimizer import MovingAverage, Optimizer, learning_rate
+from mt.train.progress import Progress
 from mt.train.tracker import Tracker
 from mt.train.validation import ValidationResult, validation_loss
 from tests.clock import Clock
@@ -160,7 +159,7 @@ def test_whoever_reads_the_messages_may_go(tmp_path: Path, monkeypatch: pytest.M
     os.close(reading)
     with open(writing, "w") as stream:
         monkeypatch.setattr("sys.stderr", stream)
-        tracker = Tracker(RunFolder(tmp_path), 0, 10, updates_per_epoch=40)
+        tracker = Tracker(RunFolder(tmp_path), Progress(), 10, updates_per_epoch=40)
         tracker.say("nobody is there")
         tracker.close()
         os.dup2(os.open(os.devnull, os.O_WRONLY), writing)  # what is left in its buffer goes nowhere

@@ -31,7 +31,7 @@ from mt.system.provenance import source_commit, versions
 from mt.text.corpus import ParallelIds, Sentences, first_test_pairs
 from mt.text.tokenizer import EOS_ID, Tokenizer
 from mt.train.engine import Engine, OutOfMemory, Update
-from mt.train.schedule import learning_rate
+from mt.train.optimizer import learning_rate
 from mt.units import format_count
 
 _log = logging.getLogger(__name__)
@@ -93,7 +93,8 @@ def measure_training(
     tune_malloc()
     started_at = time.perf_counter()
     engine = Engine(config, data, vocab_size, corpus_sizes=corpus_sizes)
-    device, micro_batch_tokens = engine.device, engine.begin()
+    engine.begin()
+    device, micro_batch_tokens = engine.device, engine.micro_batch_tokens
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:

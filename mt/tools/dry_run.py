@@ -29,7 +29,7 @@ from mt.text.tokenizer import Tokenizer
 from mt.tools.bench import Laps, device_name, random_corpus, step_in_parts
 from mt.train.engine import Engine, OutOfMemory, Update, choose_execution
 from mt.train.footprint import Footprint, existing_folder
-from mt.train.schedule import learning_rate
+from mt.train.optimizer import learning_rate
 from mt.units import format_bytes, format_duration
 
 _log = logging.getLogger(__name__)
@@ -140,11 +140,7 @@ def _warm_up(engine: Engine) -> None:
                 engine.step(_one_micro_batch(update, 0), lr=1e-9)
             return
         except OutOfMemory as error:
-            if not engine.halve_micro_batches():
-                alone = f"micro-batches that hold the longest sentence alone ({error})"
-                problem = f"out of memory on {engine.device} with {alone}"
-                fix = "lower data.max_tokens, or make the model smaller"
-                raise ConfigError("train.micro_batch_tokens", problem, fix) from None
+            engine.halve_micro_batches(error)
 
 
 def _one_micro_batch(update: Update, number: int) -> Update:

@@ -6,16 +6,17 @@ import logging
 import math
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mt.capture import capture_stream
+from mt.capture import capture_stream, captured_pass
 from mt.checkpoint import load_into
 from mt.config.settings import ModelConfig, RunConfig, TrainConfig
 from mt.data.batch import N_PREFETCHED, PackedBatch, assemble_tiles, assemble_varlen, prefetched
@@ -31,10 +32,8 @@ from mt.system.device import choose_device, choose_dtype, compile_blocker, memor
 from mt.system.distributed import SINGLE_PROCESS, Ranks
 from mt.text.corpus import ParallelIds
 from mt.text.tokenizer import PAD_ID
-from mt.train.captured import CapturedPass
-from mt.train.ema import MovingAverage
 from mt.train.footprint import Footprint
-from mt.train.optimizer import Optimizer
+from mt.train.optimizer import MovingAverage, Optimizer
 from mt.units import format_bytes
 
 _log = logging.getLogger(__name__)
@@ -67,18 +66,26 @@ class Update:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What an update gave, without its data; the tensors stay on the device, so that nothing waits."""
+    """What an update gave; the tensors stay on the device, so that nothing waits."""
 
-    step: int
-    sentences: tuple[Indices, ...]  # of every micro-batch
-    n_tgt_tokens: int
-    numbers: tuple[int, ...]  # of the micro-batches of this rank
     losses: Tensor  # [micro-batches of this rank] nats, summed over the tokens of each
     grad_norm: Tensor  # of the gradient per target token; not finite where the update was skipped
 
 
 class OutOfMemory(Exception):
     """The device has no memory for a micro-batch of this size."""
+
+
+@contextmanager
+def _naming_out_of_memory() -> Iterator[None]:
+    """Raise OutOfMemory where memory is short, and free the tensors that the functions called in here still hold."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        clear_frames(error.__traceback__)
+        raise OutOfMemory(str(error).partition("\n")[0]) from None
 
 
 @dataclass(frozen=True)
@@ -221,18 +228,16 @@ class Engine:
         self._forward: Callable[[PackedBatch], States] = self.model
         self._loss: Loss = linear_label_smoothed_nll
         self._no_sync: Callable[[], Any] = nullcontext
-        self._captured: CapturedPass | None = None
+        self._captured: Callable[[PackedBatch, Tensor], Tensor] | None = None
         self._has_run = False  # whether a micro-batch of this size has been computed
         self._copy_stream: Any = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self.why_not_captured: str | None = "nothing has begun"
 
-    def begin(self, micro_batch_tokens: int = 0) -> int:
+    def begin(self, micro_batch_tokens: int = 0) -> None:
         """Cut updates into micro-batches, compile, join the other ranks.
 
         Args:
             micro_batch_tokens: as an earlier start resolved it; 0: resolve it now.
-        Returns:
-            Target tokens of a micro-batch, resolved.
         """
         loss: Loss = linear_label_smoothed_nll
         if self.execution.attention == "packed":
@@ -250,15 +255,14 @@ class Engine:
             options = {"joint_custom_post_pass": KeepSums()}
             for layer in (self.model.positions, *self.model.encoder, *self.model.decoder):
                 layer.compile(fullgraph=True, dynamic=False, options=options)
-        resolved = self._resolved_micro_batch(micro_batch_tokens)
-        self.cut(resolved)
+        self.cut(micro_batch_tokens or self._resolved_micro_batch())
         if self.ranks.n > 1:
             joined = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
             self._forward, self._no_sync = joined, joined.no_sync
-        return resolved
 
     def cut(self, micro_batch_tokens: int) -> None:
         """Cut updates into micro-batches of about this many target tokens from now on."""
+        self.micro_batch_tokens = micro_batch_tokens
         self.budget = self.plan.micro_batch_budget(micro_batch_tokens, self.ranks.n)
         self._has_run, self._captured, self.why_not_captured = False, None, self._why_not_capture()
 
@@ -295,14 +299,29 @@ class Engine:
         finally:
             outer.wait_stream(own)
 
-    def halve_micro_batches(self) -> int:
-        """Cut updates into twice as many micro-batches; return the tokens of one, or 0 if they cannot be smaller."""
-        halved, before = math.ceil(self.plan.batch_tokens / (2 * self.budget.n_micro_batches)), self.budget
+    def halve_micro_batches(self, error: OutOfMemory) -> str:
+        """Cut updates into twice as many micro-batches, since memory is short, and return a sentence about it.
+
+        Raises:
+            ConfigError: micro-batches cannot be smaller, or other ranks wait in the middle of the update.
+        """
+        before, halved = self.budget, math.ceil(self.plan.batch_tokens / (2 * self.budget.n_micro_batches))
         self.cut(halved)
+        found = f"out of memory on {self.device} with micro-batches of {before.tgt_tokens:,} target tokens ({error})"
+        if self.budget.tgt_tokens >= before.tgt_tokens and self.budget.src_tokens >= before.src_tokens:
+            raise ConfigError(
+                "train.micro_batch_tokens",
+                f"{found}, which hold the longest sentence alone",
+                "set train.activation_checkpointing, lower data.max_tokens, or make the model smaller",
+            )
+        if self.ranks.n > 1:
+            raise ConfigError("train.micro_batch_tokens", f"rank {self.ranks.rank} is {found}", f"set it to {halved}")
         if self.execution.compiles:
             torch.compiler.reset()  # the shapes of before count against the number that may be compiled
-        is_smaller = self.budget.tgt_tokens < before.tgt_tokens or self.budget.src_tokens < before.src_tokens
-        return halved if is_smaller else 0
+        return (
+            f"{found}: the update is made again in {self.budget.n_micro_batches} micro-batches of {halved:,}, and so "
+            f"are those after it; --set train.micro_batch_tokens={halved} begins with that"
+        )
 
     def updates(self, state: PlanState, first_step: int, last_step: int) -> Generator[Update]:
         """Yield the updates from a place in the plan on, with the micro-batches of this rank assembled on its device.
@@ -315,20 +334,19 @@ class Engine:
             sentences, state = self.plan.update_at(state)
             parts = cut_into_micro_batches(sentences, src, tgt, self.budget, self.ranks.n)
             mine = range(self.ranks.rank, len(parts), self.ranks.n)
-            try:
+            # Copies run on a stream of their own, beside the kernels of the update before.
+            copying = nullcontext() if self._copy_stream is None else torch.cuda.stream(self._copy_stream)
+            with copying, _naming_out_of_memory():
                 micro_batches = {number: self._assemble(parts[number]) for number in mine}
-            except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
-                    raise
-                raise OutOfMemory(str(error).partition("\n")[0]) from None
+                ready = self._copy_stream and self._copy_stream.record_event()
             n_src, n_tgt = int(src[sentences].sum()), int(tgt[sentences].sum())
-            yield Update(step, tuple(parts), micro_batches, n_src, n_tgt, state)
+            yield Update(step, tuple(parts), micro_batches, n_src, n_tgt, state, ready)
 
     def prefetched_updates(self, state: PlanState, first_step: int, last_step: int) -> closing[Generator[Update]]:
         """Return the same as a context; for a GPU a thread makes them ahead."""
         updates = self.updates(state, first_step, last_step)
         # On a CPU the thread would take from the computation what it saves.
-        return closing(updates if self.device.type == "cpu" else prefetched(_on_stream(updates, self._copy_stream)))
+        return closing(updates if self.device.type == "cpu" else prefetched(updates))
 
     def step(self, update: Update, lr: float) -> StepResult:
         """Make an update: a pass forward and back for each micro-batch, then the optimizer. Nothing waits for the GPU.
@@ -341,23 +359,20 @@ class Engine:
             stream.wait_event(update.ready)
             for batch in update.micro_batches.values():
                 batch.record_stream(stream)
-        reason = None
         try:
-            losses, numbers = self._pass_over(update), tuple(update.micro_batches)
-            norm = self.optimizer.step(lr)
-            result = StepResult(update.step, update.sentences, update.n_tgt_tokens, numbers, losses, norm)
-        except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            reason = str(error).partition("\n")[0]
-        if reason is not None:  # out of the handler, whose traceback holds the tensors of the step
-            self.optimizer.zero_grad()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-            raise OutOfMemory(reason)
+            with _naming_out_of_memory():
+                result = StepResult(self._pass_over(update), self.optimizer.step(lr))
+        except OutOfMemory:
+            self._free_memory()
+            raise
         if self.average is not None:
             self.average.follow(update.step, self.optimizer.was_skipped)
         return result
+
+    def _free_memory(self) -> None:
+        self.optimizer.zero_grad()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _pass_over(self, update: Update) -> Tensor:
         """Make the passes over each micro-batch of this rank; return their summed losses, in nats."""
@@ -375,7 +390,7 @@ class Engine:
 
     def _pass_over_micro_batch(self, step: int, number: int, batch: PackedBatch, share: Tensor) -> Tensor:
         if self._captured is None and self._has_run and self.why_not_captured is None:
-            self._captured = self._capture(batch, share)
+            self._capture(batch, share)
         if self._captured is not None:
             self._seed_dropout(step, number)
             return self._captured(batch, share)
@@ -384,19 +399,17 @@ class Engine:
         self._has_run = True
         return loss
 
-    def _capture(self, batch: PackedBatch, share: Tensor) -> CapturedPass | None:
-        def run(batch: PackedBatch, share: Tensor) -> Tensor:
-            return _backward(self._loss_of(batch), share)
-
+    def _capture(self, batch: PackedBatch, share: Tensor) -> None:
         try:
-            return CapturedPass(run, self.optimizer.parameters, batch, share)
+            self._captured = captured_pass(
+                lambda batch, share: _backward(self._loss_of(batch), share), self.optimizer.parameters, batch, share
+            )
         except RuntimeError as error:
             if _is_out_of_memory(error):
                 raise
             self.why_not_captured = str(error).partition("\n")[0]
             self.optimizer.zero_grad()
             _log.warning(f"training without CUDA graphs, which is slower: {self.why_not_captured}")
-            return None
 
     def micro_batch_loss(self, step: int, number: int, batch: PackedBatch) -> Tensor:
         """Return the summed loss of a micro-batch, in nats; its dropout depends on seed, step and micro-batch alone."""
@@ -463,10 +476,8 @@ class Engine:
             batch = assemble_tiles(self.data, sentences, self.dtype)
         return batch if self.device.type == "cpu" else batch.pinned().to(self.device)
 
-    def _resolved_micro_batch(self, resolved_before: int) -> int:
+    def _resolved_micro_batch(self) -> int:
         setting = self.config.train.micro_batch_tokens
-        if resolved_before:
-            return resolved_before
         if setting != "auto":
             return setting
         if self.device.type == "cpu":
@@ -514,27 +525,23 @@ class Engine:
         measured: list[tuple[int, int]] = []
         data_bytes = 0
         for n_tokens in sizes:
-            is_too_large, batch = False, None
             self.cut(n_tokens)
             sentences, _ = self.plan.update_at(PlanState())
             parts = cut_into_micro_batches(sentences, self.data.src.lengths, self.data.tgt.lengths, self.budget)
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
+            before = torch.cuda.memory_allocated(self.device)
             try:
-                before = torch.cuda.memory_allocated(self.device)
-                batch = self._assemble(parts[0])
-                data_bytes = (torch.cuda.memory_allocated(self.device) - before) * len(parts) * UPDATES_ON_DEVICE
-                with self._stream_of_passes():
-                    for _ in range(2):  # the second adds to the gradients of the first
-                        self.micro_batch_loss(0, 0, batch).backward()  # type: ignore[no-untyped-call]
-            except RuntimeError as error:
-                is_too_large = _is_out_of_memory(error)
-                if not is_too_large:
-                    raise
-            self.optimizer.zero_grad()
-            if is_too_large:  # out of the handler, whose traceback holds the tensors
-                torch.cuda.empty_cache()
+                with _naming_out_of_memory():
+                    batch = self._assemble(parts[0])
+                    data_bytes = (torch.cuda.memory_allocated(self.device) - before) * len(parts) * UPDATES_ON_DEVICE
+                    with self._stream_of_passes():
+                        for _ in range(2):  # the second adds to the gradients of the first
+                            self.micro_batch_loss(0, 0, batch).backward()  # type: ignore[no-untyped-call]
+            except OutOfMemory:
+                self._free_memory()
                 break
+            self.optimizer.zero_grad()
             n_rows = self.budget.tgt_tokens  # updates are cut into equal micro-batches, smaller than asked for
             if not measured or n_rows > measured[-1][0]:
                 measured.append((n_rows, torch.cuda.max_memory_reserved(self.device)))
@@ -571,15 +578,3 @@ def _is_out_of_memory(error: BaseException) -> bool:
     # On a CPU, and from the libraries of CUDA, it is a plain RuntimeError.
     signs = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in signs)
-
-
-def _on_stream(updates: Iterator[Update], stream: Any) -> Iterator[Update]:
-    """Copies run on a stream of their own, beside the kernels of the update before."""
-    while True:
-        with torch.cuda.stream(stream):
-            update = next(updates, None)
-            if update is None:
-                return
-            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            ready.record(stream)
-        yield replace(update, ready=ready)

@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,10 @@ from mt.system.malloc import trim_heap, tune_malloc
 from mt.system.provenance import source_commit, versions
 from mt.system.signals import Received, caught_signals
 from mt.text.corpus import PreparedCorpus
-from mt.text.normalise import Normalisers
 from mt.text.tokenizer import Tokenizer
 from mt.train.engine import Engine, OutOfMemory, StepResult, Update
-from mt.train.progress import Meter, Progress, SkippedUpdate
-from mt.train.schedule import learning_rate
+from mt.train.optimizer import learning_rate
+from mt.train.progress import Meter, Progress
 from mt.train.tracker import SilentTracker, Tracker
 from mt.train.validation import ValidationResult, validate
 from mt.units import format_count, format_duration
@@ -63,31 +62,18 @@ def train(config: RunConfig, corpus: PreparedCorpus, run_dir: Path, ranks: Ranks
         return trainer.progress
     with trainer.running(), closing(trainer.updates()) as updates:
         for lr in updates:
-            due = trainer.due()
-            if due.flush:
+            if trainer.flush_is_due():
                 trainer.flush_metrics()
                 if trainer.must_roll_back:
                     trainer.roll_back()
                     continue
-            if due.log or due.show:
-                trainer.log(lr, is_recorded=due.log)
+            trainer.log(lr)
             with trainer.meter.paused():
-                is_kept = due.validate and trainer.validate()
-                if due.save or is_kept or trainer.ends:
+                is_kept = trainer.validation_is_due() and trainer.validate()
+                if is_kept or trainer.save_is_due():
                     trainer.save_checkpoint()
         trainer.report_result()
     return trainer.progress
-
-
-@dataclass(frozen=True)
-class Due:
-    """What is to be done after an update."""
-
-    log: bool
-    show: bool  # what would be logged, for people alone
-    validate: bool
-    save: bool
-    flush: bool  # wait for the device, and see what the updates gave
 
 
 class Trainer:
@@ -114,10 +100,14 @@ class Trainer:
                 f"is {n_positions:,}, and a sentence for validation has {longest:,} tokens",
                 "raise it, or leave that sentence out",
             )
-        self.progress = self._resume()
+        found = self._load_last(lambda saved: True)
+        if found is None:
+            self._take_first_weights()
+        self.progress = found or Progress()
         setting = config.train.micro_batch_tokens
         is_resolved = self.progress.micro_batch_setting == setting
-        self.progress.micro_batch_tokens = self.engine.begin(self.progress.micro_batch_tokens if is_resolved else 0)
+        self.engine.begin(self.progress.micro_batch_tokens if is_resolved else 0)
+        self.progress.micro_batch_tokens = self.engine.micro_batch_tokens
         self.progress.micro_batch_setting = setting
         self.meter = Meter(ranks, self.progress, self.engine.optimizer.scales_loss, self.engine.peak_seconds)
         self._manifest = {
@@ -128,7 +118,7 @@ class Trainer:
             "commit": source_commit(),
         }
         self._began_at = time.monotonic() - self.progress.train_seconds
-        self._stop = TIME_IS_UP if self._seconds_left is not None and self._seconds_left <= 0 else NO_STOP
+        self._stop = TIME_IS_UP if self._seconds_left <= 0 else NO_STOP
         self._first_step = self.progress.step + 1
         self.ends = False  # after this update
         # Of a training that runs; rank 0 alone tells and writes.
@@ -138,16 +128,9 @@ class Trainer:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Record measurements, and note signals; first validate what an earlier start had no time for."""
-        progress = self.progress
         if self.ranks.is_first:
-            self.tracker = Tracker(
-                self.run,
-                progress.step,
-                self.config.train.max_steps,
-                updates_per_epoch=self.engine.plan.updates_per_epoch(),
-                train_seconds=progress.train_seconds,
-                seconds_left=self._seconds_left,
-            )
+            max_steps, updates_per_epoch = self.config.train.max_steps, self.engine.plan.updates_per_epoch()
+            self.tracker = Tracker(self.run, self.progress, max_steps, updates_per_epoch, self._seconds_left)
         with closing(self.tracker), caught_signals(self.ranks.is_first) as self.signals:
             self.tracker.say(self.description)
             if self.validation_is_due():
@@ -175,7 +158,8 @@ class Trainer:
                         if self.ends or progress.step != update.step:
                             break
             except OutOfMemory as error:
-                self.halve_micro_batches(error)
+                self.tracker.say(f"warning: {self.engine.halve_micro_batches(error)}")
+                progress.micro_batch_tokens = self.engine.micro_batch_tokens
 
     @property
     def description(self) -> str:
@@ -193,26 +177,30 @@ class Trainer:
 
     # --- what to do
 
-    def due(self) -> Due:
-        """Return what is to be done after this update."""
-        settings, step = self.config.train, self.progress.step
-        log, save = step % settings.log_every == 0, self.ends or step % settings.checkpoint_every == 0
-        show = step == self._first_step
-        validate = self.validation_is_due() and not self.is_signalled
-        return Due(log, show, validate, save, flush=log or show or validate or save or step % FLUSH_EVERY == 0)
+    def _is_due(self, every: int) -> bool:
+        return self.progress.step % every == 0
 
-    def log(self, lr: float, *, is_recorded: bool) -> None:
-        """Show loss and speed since the last time; if they are recorded, the next time counts from here."""
-        if is_recorded:
-            self.tracker.log(self.progress, learning_rate=lr, **self.meter.read())
-        else:
-            self.tracker.show(self.progress, learning_rate=lr, **self.meter.peek())
+    def save_is_due(self) -> bool:
+        """Return whether this update ends the training, or a checkpoint of it is on the schedule."""
+        return self.ends or self._is_due(self.config.train.checkpoint_every)
+
+    def flush_is_due(self) -> bool:
+        """Return whether to wait for the device after this update, and see what it and those before gave."""
+        is_shown = self._is_due(self.config.train.log_every) or self.progress.step == self._first_step
+        return is_shown or self.validation_is_due() or self.save_is_due() or self._is_due(FLUSH_EVERY)
+
+    def log(self, lr: float) -> None:
+        """Record loss and speed since the last time where that is due; of the first update, show them to people."""
+        if self._is_due(self.config.train.log_every):
+            self.tracker.log(learning_rate=lr, **self.meter.read())
+        elif self.progress.step == self._first_step:
+            self.tracker.show(learning_rate=lr, **self.meter.peek())
 
     # --- when to stop
 
     def sync_stop(self) -> None:
         """Let the ranks agree on whether training ends here: finished, or stopped by a signal to any of them."""
-        if self._stop == NO_STOP and self._seconds_left is not None and self._seconds_left <= 0:
+        if self._stop == NO_STOP and self._seconds_left <= 0:
             self._stop = TIME_IS_UP
         self._stop = self.ranks.largest(max(self._stop, self.signals.number or NO_STOP))
         self.ends = self.is_signalled or self.is_finished()
@@ -231,10 +219,10 @@ class Trainer:
         )
 
     @property
-    def _seconds_left(self) -> float | None:
-        """Until `stop_after`, as of the last update; None without it."""
+    def _seconds_left(self) -> float:
+        """Return the time until `stop_after`, as of the last update."""
         limit = self.config.train.stop_after
-        return None if limit is None else parse_duration(limit) - self.progress.train_seconds
+        return math.inf if limit is None else parse_duration(limit) - self.progress.train_seconds
 
     # --- updates
 
@@ -249,38 +237,15 @@ class Trainer:
         progress.n_tgt_positions += n_ranks * sum(len(batch.tgt_inputs) for batch in update.micro_batches.values())
         progress.train_seconds = time.monotonic() - self._began_at
         self.meter.add(update, result)
-        self.tracker.advance(update.step)
-
-    def halve_micro_batches(self, error: OutOfMemory) -> None:
-        """Cut updates into twice as many micro-batches, since the device has no memory for the current ones.
-
-        Raises:
-            ConfigError: micro-batches cannot be smaller, or other ranks wait in the middle of the update.
-        """
-        size_before = self.engine.budget.tgt_tokens
-        halved = self.engine.halve_micro_batches()
-        found = f"out of memory on {self.engine.device} with micro-batches of {size_before:,} target tokens ({error})"
-        if not halved:
-            raise ConfigError(
-                "train.micro_batch_tokens",
-                f"{found}, which hold the longest sentence alone",
-                "set train.activation_checkpointing, lower data.max_tokens, or make the model smaller",
-            )
-        if self.ranks.n > 1:
-            raise ConfigError("train.micro_batch_tokens", f"rank {self.ranks.rank} is {found}", f"set it to {halved}")
-        self.progress.micro_batch_tokens = halved
-        self.tracker.say(
-            f"warning: {found}: the update is made again in {self.engine.budget.n_micro_batches} micro-batches of "
-            f"{halved:,}, and so are those after it; --set train.micro_batch_tokens={halved} begins with that"
-        )
+        self.tracker.advance()
 
     def flush_metrics(self) -> None:
         """Wait for the device, enter what it has done, and report skipped updates."""
         skipped = self.meter.settle()
         if not (skipped and self.ranks.is_first):
             return
-        append_text(self.run.skipped, "".join(json.dumps(self._named(each)) + "\n" for each in skipped))
-        first, last = skipped[0].step, skipped[-1].step
+        append_text(self.run.skipped, "".join(json.dumps(self._named(*each)) + "\n" for each in skipped))
+        first, last = skipped[0][0].step, skipped[-1][0].step
         steps = f"step {first:,} was" if first == last else f"{len(skipped):,} of steps {first:,} to {last:,} were"
         self.tracker.say(
             f"warning: {steps} skipped, for the gradient was not finite: {self.run.skipped} names the sentences"
@@ -291,14 +256,19 @@ class Trainer:
         """Return whether too many updates in a row were skipped, the last one among them."""
         return self.progress.n_skipped_in_row >= self.config.train.skips_before_rollback
 
-    def _named(self, skipped: SkippedUpdate) -> dict[str, Any]:
-        """Return a line of `skipped.jsonl`: the sentences by corpus and line, as the user knows them."""
-        borders = np.searchsorted(skipped.suspects, np.cumsum(self.corpus.corpus_sizes)[:-1])
-        parts = zip(self.config.data.train, np.split(skipped.suspects, borders), strict=True)
+    def _named(self, skipped: Update, losses: list[float]) -> dict[str, Any]:
+        """Return a line of `skipped.jsonl`: the sentences by corpus and line, as the user knows them.
+
+        They are those of the micro-batches whose loss is not finite, or all where the gradient alone is not.
+        """
+        finite_losses = [loss if math.isfinite(loss) else None for loss in losses]
+        parts = [part for part, loss in zip(skipped.sentences, finite_losses, strict=True) if loss is None]
+        suspects = np.sort(np.concatenate(parts or skipped.sentences))
+        borders = np.searchsorted(suspects, np.cumsum(self.corpus.corpus_sizes)[:-1])
+        by_corpus = zip(self.config.data.train, np.split(suspects, borders), strict=True)
         lines = self.corpus.train_lines
-        sources = [{"source": one.description, "lines": sorted(lines[i].tolist())} for one, i in parts if len(i)]
-        losses = [loss if math.isfinite(loss) else None for loss in skipped.losses]
-        return {"step": skipped.step, "micro_batch_losses": losses, "sentences": sources}
+        sources = [{"source": one.description, "lines": sorted(lines[i].tolist())} for one, i in by_corpus if len(i)]
+        return {"step": skipped.step, "micro_batch_losses": finite_losses, "sentences": sources}
 
     def roll_back(self) -> None:
         """Load the last checkpoint that has no skipped updates at its end; pass over the sentences since, once.
@@ -328,7 +298,7 @@ class Trainer:
         vars(progress).update({name: value for name, value in vars(target).items() if name not in kept})
         progress.gone_back_to = target.step
         self.meter.reset()
-        self.tracker.roll_back(target.step)
+        self.tracker.roll_back()
         if found is not None:
             self.save_checkpoint()  # or a kill would forget what was passed over
         self.tracker.say(
@@ -341,8 +311,8 @@ class Trainer:
     def validation_is_due(self) -> bool:
         """Return whether the validation set is to be measured after this update, and has not been."""
         step = self.progress.step
-        is_due = step > 0 and (step % self.config.train.validate_every == 0 or self.is_finished())
-        return is_due and self.progress.validated_at != step
+        is_due = step > 0 and (self._is_due(self.config.train.validate_every) or self.is_finished())
+        return is_due and self.progress.validated_at != step and not self.is_signalled
 
     def validate(self) -> bool:
         """Measure the validation set and record the result; return whether it is among the best that are kept.
@@ -353,22 +323,14 @@ class Trainer:
         if self.ranks.is_first:
             with self.signals.interrupting():
                 self.signals.interrupt_if_any()
-                result = validate(
-                    self.engine.inference_model(),
-                    self.tokenizer,
-                    self.corpus.valid,
-                    self.corpus.valid_pairs,
-                    replace(self.config.decode, beam_size=self.config.train.validation_beam_size),
-                    self.config.data.max_tokens,
-                    Normalisers.of_run(self.config),
-                )
+                result = validate(self.engine.inference_model(), self.tokenizer, self.corpus, self.config)
             trim_heap()
         score, is_kept = self.ranks.from_first(None if result is None else self._entered(result)) or (None, False)
         if score is None:
             self.sync_stop()
             return False
         if result is not None:
-            self.tracker.log_validation(self.progress, result)
+            self.tracker.log_validation(result)
         progress = self.progress
         progress.validated_at = progress.step
         if not math.isfinite(score) or (progress.best_step is not None and score <= progress.best_score):
@@ -381,10 +343,9 @@ class Trainer:
     def _entered(self, result: ValidationResult) -> tuple[float, bool]:
         """Return the score, more being better, and whether its checkpoint is to be kept."""
         settings = self.config.train
-        by_bleu = settings.best_by == "bleu"
-        score = result.bleu if by_bleu else result.loss
-        rank = self.run.record_score(self.progress.step, score, by=settings.best_by, higher_is_better=by_bleu)
-        return score if by_bleu else -score, rank is not None and rank < settings.keep_best
+        score = result.bleu if settings.best_by == "bleu" else result.loss
+        rank = self.run.record_score(self.progress.step, score, settings.best_by)
+        return score if settings.best_by == "bleu" else -score, rank is not None and rank < settings.keep_best
 
     # --- checkpoints
 
@@ -397,35 +358,17 @@ class Trainer:
         self.ranks.from_first(None)  # a rank that ended meanwhile would have torchrun end rank 0 too
 
     def _write_checkpoint(self) -> None:
-        settings = self.config.train
+        progress = asdict(self.progress)
         save_model_folder(
             self.run.checkpoint(self.progress.step),
             self.engine.eval_weights,
             self.config,
             self.corpus.tokenizer_path,
-            {
-                **self._manifest,
-                "step": self.progress.step,
-                "n_tgt_tokens": self.progress.n_tgt_tokens,
-                "train_seconds": self.progress.train_seconds,
-            },
-            {**self.engine.state_dict(), "progress": asdict(self.progress)},
+            {**self._manifest, **{key: progress[key] for key in ("step", "n_tgt_tokens", "train_seconds")}},
+            {**self.engine.state_dict(), "progress": progress},
         )
-        if self.progress.n_skipped_in_row:
-            return  # the checkpoint to go back to may be an older one
-        self.run.prune_checkpoints(
-            settings.checkpoint_every,
-            keep_last=max(settings.keep_last, settings.average_last),
-            keep_best=settings.keep_best,
-            keep_every=settings.keep_every,
-        )
-
-    def _resume(self) -> Progress:
-        """Load the last checkpoint that can be read, or the model to start from."""
-        found = self._load_last(lambda saved: True)
-        if found is None:
-            self._take_first_weights()
-        return found or Progress()
+        if not self.progress.n_skipped_in_row:  # else the checkpoint to go back to may be an older one
+            self.run.prune_checkpoints(self.config.train)
 
     def _load_last(self, is_wanted: Callable[[Progress], bool]) -> Progress | None:
         """Load the last checkpoint that can be read and is wanted; None where there is none.
@@ -441,23 +384,21 @@ class Trainer:
         return progress
 
     def _newest(self, is_wanted: Callable[[Progress], bool]) -> Saved | None:
-        damaged: list[tuple[Path, CheckpointError]] = []
+        damaged: dict[Path, CheckpointError] = {}
         for folder in reversed(self.run.checkpoints()):
             try:
                 saved = _read_checkpoint(folder)
             except CheckpointError as error:
-                damaged.append((folder, error))
+                damaged[folder] = error
                 continue
             if is_wanted(saved[2]):
-                for damaged_folder, problem in damaged:
+                for damaged_folder, problem in damaged.items():
                     new_place = quarantine_checkpoint(damaged_folder)
                     _log.warning(f"{problem}: going back to the checkpoint before; it is now {new_place}")
                 return saved
         if damaged:
-            raise CheckpointError(
-                f"{self.run.path}: no checkpoint to continue from can be read; the last: {damaged[0][1]}: "
-                "start over with another --run-dir"
-            )
+            why = f"no checkpoint to continue from can be read; the last: {next(iter(damaged.values()))}"
+            raise CheckpointError(self.run.path, why, "start over with another --run-dir")
         return None
 
     def _take_first_weights(self) -> None:

@@ -1,7 +1,8 @@
-"""Adam, clipping, loss scaling, and the guard that keeps non-finite gradients out of the weights: all on the device."""
+"""The learning rate, Adam with clipping and loss scaling, and the moving average of the weights: all on the device."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,6 +14,33 @@ from mt.model import Transformer
 # fp16 alone: the scale starts here, halves at an overflow, and doubles after GROWTH_INTERVAL good updates in a row.
 FIRST_LOSS_SCALE = 2.0**15
 GROWTH_INTERVAL = 2_000
+
+
+def learning_rate(step: int, train: TrainConfig, d_model: int) -> float:
+    """Return the learning rate of update `step`, counted from 1: linear up to `warmup_steps`, then by `schedule`.
+
+    - inverse_sqrt: in proportion to step^-0.5; with the default peak (d_model · warmup_steps)^-0.5 this is the paper's
+      d_model^-0.5 · min(step^-0.5, step · warmup_steps^-1.5) (Vaswani et al. 2017, section 5.3).
+    - cosine: half a cosine down to final_lr_share at max_steps (Loshchilov and Hutter 2017, without restarts).
+    - linear: straight down to final_lr_share at max_steps.
+    - warmup_stable_decay: level, then straight down over the last decay_share of max_steps (Hu et al. 2024).
+    - constant: level.
+    """
+    assert step >= 1
+    peak = 1 / math.sqrt(d_model * train.warmup_steps) if train.peak_lr is None else train.peak_lr
+    if step <= train.warmup_steps:
+        return peak * step / train.warmup_steps
+    if train.schedule == "inverse_sqrt":
+        return peak * math.sqrt(train.warmup_steps / step)
+    if train.schedule == "constant":
+        return peak
+    decay_starts_at = train.warmup_steps
+    if train.schedule == "warmup_stable_decay":
+        decay_starts_at = max(decay_starts_at, round(train.max_steps * (1 - train.decay_share)))
+    n_decay_steps = max(train.max_steps - decay_starts_at, 1)
+    progress = min(max(step - decay_starts_at, 0) / n_decay_steps, 1.0)
+    share = (1 + math.cos(math.pi * progress)) / 2 if train.schedule == "cosine" else 1 - progress
+    return peak * (train.final_lr_share + (1 - train.final_lr_share) * share)
 
 
 class Optimizer:
@@ -101,3 +129,40 @@ class Optimizer:
         if self.scales_loss and state["scales_loss"]:
             self.loss_scale = state["loss_scale"].to(device)
             self._good_updates = state["good_updates"].to(device)
+
+
+class MovingAverage:
+    """Exponential moving average: average = decay · average + (1 - decay) · weights, after each update.
+
+    The decay starts low and rises to its setting, (1 + step) / (10 + step) at first, so that the weights that training
+    began with are soon forgotten.
+
+    Source: Polyak and Juditsky 1992; the warm-up is that of TensorFlow's ExponentialMovingAverage.
+    """
+
+    def __init__(self, model: Transformer, decay: float) -> None:
+        self._decay = decay
+        self._names = [name for name, _ in model.named_parameters()]
+        self._averages = [parameter.detach().clone() for parameter in model.parameters()]
+        # In a few launches for all weights, without further memory: plain gradient descent, whose `maximize` and
+        # weight decay of 1 make each step average += lr · (gradient - average), with the weights in place of gradients.
+        self._descent = torch.optim.SGD(self._averages, lr=0.0, weight_decay=1.0, maximize=True, fused=True)
+        for average, parameter in zip(self._averages, model.parameters(), strict=True):
+            average.grad = parameter.detach()
+
+    def follow(self, step: int, was_skipped: Tensor) -> None:
+        """Take in the weights after an update; where `was_skipped` is 1.0 on the device nothing changes."""
+        self._descent.param_groups[0]["lr"] = 1 - min(self._decay, (1 + step) / (10 + step))
+        # torch reads it from the object, as it does from Adam.
+        self._descent.found_inf = was_skipped  # type: ignore[attr-defined]
+        self._descent.step()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the averaged weights by name, as the model does its own."""
+        return dict(zip(self._names, self._averages, strict=True))
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue from a `state_dict`."""
+        for name, average in zip(self._names, self._averages, strict=True):
+            average.copy_(state[name])

@@ -6,13 +6,13 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from mt.data.packing import Indices, PlanState
+from mt.data.packing import PlanState
 from mt.system.distributed import Ranks
 from mt.train.engine import StepResult, Update
 
@@ -51,16 +51,6 @@ class Progress:
         return f"packing efficiency {src:.1%} of source and {tgt:.1%} of target positions"
 
 
-@dataclass(frozen=True)
-class SkippedUpdate:
-    """An update that was not made, since its gradient was not finite, and where that may have come from."""
-
-    step: int
-    losses: tuple[float, ...]  # nats, of each micro-batch
-    # Pairs of the micro-batches whose loss is not finite, or of all where the gradient alone is not; ascending.
-    suspects: Indices
-
-
 class Meter:
     """Losses, gradient norms and speed since the last time. They stay on the device until they are read.
 
@@ -75,28 +65,29 @@ class Meter:
     ) -> None:
         self._ranks, self._progress, self._scales_loss = ranks, progress, scales_loss
         self._peak_seconds = peak_seconds
-        self._pending: list[StepResult] = []
+        self._pending: list[tuple[Update, StepResult]] = []
         self.grad_norm = math.nan  # of the last update that was read
         self._begin_to_time()
 
     def add(self, update: Update, result: StepResult) -> None:
         """Enter an update; nothing waits for it."""
-        self._pending.append(result)
+        self._pending.append((replace(update, micro_batches={}), result))  # whose memory is free again
         self._n_src_timed += update.n_src_tokens
         self._n_tgt_timed += update.n_tgt_tokens
 
-    def settle(self) -> list[SkippedUpdate]:
+    def settle(self) -> list[tuple[Update, list[float]]]:
         """Wait for the device and enter into the progress what the updates gave. All ranks call it after the same one.
 
         Returns:
-            The updates that were skipped, oldest first; those that only found out the loss scale of fp16 are no news.
+            The updates that were skipped, oldest first, with the nats of each micro-batch. Updates that only found out
+            the loss scale of fp16 are not among them.
         """
         if not self._pending:
             return []
         losses, norms = self._read()
-        skipped = []
+        skipped: list[tuple[Update, list[float]]] = []
         progress = self._progress
-        for update, row, norm in zip(self._pending, losses, norms, strict=True):
+        for (update, _), row, norm in zip(self._pending, losses, norms, strict=True):
             micro_batch_losses = row[: len(update.sentences)]  # another update may have had more
             loss = float(micro_batch_losses.sum())
             if math.isfinite(loss):
@@ -109,24 +100,20 @@ class Meter:
             else:
                 progress.n_skipped += 1
                 progress.n_skipped_in_row += 1
-                not_finite = np.flatnonzero(~np.isfinite(micro_batch_losses))
-                parts = [update.sentences[i] for i in not_finite] or list(update.sentences)
-                skipped.append(
-                    SkippedUpdate(update.step, tuple(micro_batch_losses.tolist()), np.sort(np.concatenate(parts)))
-                )
+                skipped.append((update, micro_batch_losses.tolist()))
         self.grad_norm = norms[-1]
         self._pending.clear()
         return skipped
 
     def _read(self) -> tuple[npt.NDArray[np.float64], list[float]]:
         """Return losses [updates, micro-batches] of all ranks, and norms [updates]; one copy from the device."""
-        results = self._pending
+        updates, results = zip(*self._pending, strict=True)
         together = torch.cat([*(result.losses for result in results), *(result.grad_norm[None] for result in results)])
         ends = np.cumsum([len(result.losses) for result in results])
         *losses, norms = np.split(together.double().cpu().numpy(), ends)
-        table = np.zeros((len(results), max(len(result.sentences) for result in results)))
-        for row, result, values in zip(table, results, losses, strict=True):
-            row[list(result.numbers)] = values
+        table = np.zeros((len(updates), max(len(update.sentences) for update in updates)))
+        for row, update, values in zip(table, updates, losses, strict=True):
+            row[self._ranks.rank : len(update.sentences) : self._ranks.n] = values
         return self._ranks.summed(torch.from_numpy(table)).numpy(), norms.tolist()
 
     def peek(self) -> dict[str, float]:

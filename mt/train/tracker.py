@@ -29,12 +29,11 @@ class Tracker:
     """Writes measurements of a run where people and programs look for them.
 
     Args:
-        run: what an earlier, longer start recorded there after `first_step` is cut off, as it will be recorded again.
-        first_step: updates that are done already.
+        run: what an earlier, longer start recorded there after the last update is cut off; it will be recorded again.
+        progress: of the training, now and whenever something is recorded.
         max_steps: updates that will be done.
         updates_per_epoch: about.
-        train_seconds: of earlier starts.
-        seconds_left: until the run's time is up, if it has a limit.
+        seconds_left: until the run's time is up.
     Raises:
         WriteError: here and wherever something is recorded: the disk is full, or the folder cannot be written.
     """
@@ -42,40 +41,37 @@ class Tracker:
     def __init__(
         self,
         run: RunFolder,
-        first_step: int,
+        progress: Progress,
         max_steps: int,
-        *,
         updates_per_epoch: float,
-        train_seconds: float = 0.0,
-        seconds_left: float | None = None,
+        seconds_left: float = math.inf,
     ) -> None:
-        self._run = run
-        self._open_files(first_step)
+        self._run, self._progress = run, progress
+        self._open_files()
         self._max_steps, self._updates_per_epoch = max_steps, updates_per_epoch
         self._last_bleu = ""
-        self._started_at, self._first_step = time.monotonic(), first_step
-        self._earlier_seconds = train_seconds
-        self._step, self._step_at = first_step, self._started_at  # the last update, and when it was made
-        self._ends_at = math.inf if seconds_left is None else self._started_at + seconds_left
+        self._first_step, self._earlier_seconds = progress.step, progress.train_seconds
+        self._started_at = self._step_at = time.monotonic()  # the latter: when the last update was made
+        self._ends_at = self._started_at + seconds_left
         self._line: Line | None = None
         if is_terminal():
-            self._line = Line(self._count(), "starting", first_step, max_steps, clock=self._times)
+            self._line = Line(self._count(), "starting", progress.step, max_steps, clock=self._times)
 
     def _count(self) -> str:
-        return f"{self._step:,}/{self._max_steps:,} ({self._step / self._max_steps:.1%})"
+        return f"{self._progress.step:,}/{self._max_steps:,} ({self._progress.step / self._max_steps:.1%})"
 
-    def log(self, progress: Progress, **values: float) -> None:
+    def log(self, **values: float) -> None:
         """Record measurements of updates; the names are those of `metrics.jsonl`."""
-        self._record(progress, values)
+        self._record(values)
         scalars = {f"train/{name.removeprefix('train_')}": x for name, x in values.items()}
-        self._events.add_scalars(progress.step, scalars)
-        self.show(progress, **values)
+        self._events.add_scalars(self._progress.step, scalars)
+        self.show(**values)
 
-    def log_validation(self, progress: Progress, result: ValidationResult) -> None:
+    def log_validation(self, result: ValidationResult) -> None:
         """Record what the validation set gave."""
-        step = progress.step
+        step = self._progress.step
         values = {"valid_loss": result.loss, "valid_bleu": result.bleu, "valid_chrf": result.chrf}
-        self._record(progress, {**values, "valid_loss_by_length": result.loss_by_length})
+        self._record({**values, "valid_loss_by_length": result.loss_by_length})
         scalars = {f"valid/{name.removeprefix('valid_')}": value for name, value in values.items()}
         scalars |= {f"valid_loss_by_length/{length}": loss for length, loss in result.loss_by_length.items()}
         self._events.add_scalars(step, scalars)
@@ -87,41 +83,41 @@ class Tracker:
         self._last_bleu = f" · BLEU {result.bleu:.2f}"
         self.say(f"step {step:,}: validation loss {result.loss:.4f}, BLEU {result.bleu:.2f}, chrF2 {result.chrf:.2f}")
 
-    def _record(self, progress: Progress, values: dict[str, Any]) -> None:
+    def _record(self, values: dict[str, Any]) -> None:
+        progress = self._progress
         reached = {"n_tgt_tokens": progress.n_tgt_tokens, "train_seconds": progress.train_seconds}
         self._metrics.write_line({"step": progress.step, **finite(values), **reached})
 
-    def _open_files(self, step: int) -> None:
-        """Open the files, with what was recorded up to an update."""
+    def _open_files(self) -> None:
+        """Open the files, with what was recorded up to the last update."""
         for path in (self._run.metrics, self._run.samples):
-            _cut_after(path, step)
+            _cut_after(path, self._progress.step)
         self._metrics, self._samples = _GrowingFile(self._run.metrics), _GrowingFile(self._run.samples)
-        self._events = _EventFile(self._run.tensorboard, step)
+        self._events = _EventFile(self._run.tensorboard, self._progress.step)
 
-    def roll_back(self, step: int) -> None:
-        """Remove what was recorded after an update: training continues from there."""
+    def roll_back(self) -> None:
+        """Remove what was recorded after the update that is now the last one."""
         self._close_files()
-        self._open_files(step)
+        self._open_files()
 
-    def advance(self, step: int) -> None:
+    def advance(self) -> None:
         """Move the bar; called after each update, so it must cost nothing."""
-        self._step, self._step_at = step, time.monotonic()
+        self._step_at = time.monotonic()
         if self._line is not None:
-            self._line.show(self._count(), step)
+            self._line.show(self._count(), self._progress.step)
 
     def say(self, message: str) -> None:
         """Tell people one line."""
         _log.info(message)
 
-    def show(self, progress: Progress, **values: float) -> None:
+    def show(self, **values: float) -> None:
         """Show measurements as `log` does, and record nothing."""
-        self._step = progress.step
         text = (
-            f"epoch {self._step / self._updates_per_epoch:.1f} · loss {values['train_loss']:.3f} · "
+            f"epoch {self._progress.step / self._updates_per_epoch:.1f} · loss {values['train_loss']:.3f} · "
             f"lr {values['learning_rate']:.2e} · {values['tgt_tokens_per_second']:,.0f} tok/s{self._last_bleu} ·"
         )
         if self._line is not None:
-            self._line.show(self._count(), self._step, text)
+            self._line.show(self._count(), self._progress.step, text)
         else:
             self.say(f"step {self._count()} · {text} {self._times()}")
 
@@ -129,10 +125,11 @@ class Tracker:
         """Time in training and time left, which move with the clock between two updates."""
         now = time.monotonic()
         elapsed = f"{format_duration(self._earlier_seconds + now - self._started_at)} elapsed"
-        if self._step == self._first_step:
+        step = self._progress.step
+        if step == self._first_step:
             return elapsed
-        seconds_per_step = (self._step_at - self._started_at) / (self._step - self._first_step)
-        ends_at = min(self._step_at + seconds_per_step * (self._max_steps - self._step), self._ends_at)
+        seconds_per_step = (self._step_at - self._started_at) / (step - self._first_step)
+        ends_at = min(self._step_at + seconds_per_step * (self._max_steps - step), self._ends_at)
         return f"{elapsed} · {format_duration(max(0.0, ends_at - now))} left"
 
     def close(self) -> None:

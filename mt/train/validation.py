@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from mt.config.settings import DecodeConfig
+from mt.config.settings import RunConfig
 from mt.data.batch import PackedBatch, assemble_tiles
 from mt.data.packing import Indices
 from mt.decode.translator import OwnBackend, Translator
 from mt.evaluate.scores import corpus_bleu, corpus_chrf
 from mt.loss import linear_label_smoothed_nll
 from mt.model import Transformer
-from mt.text.corpora import SentencePair
-from mt.text.corpus import ParallelIds
+from mt.text.corpus import ParallelIds, PreparedCorpus
 from mt.text.normalise import Normalisers
 from mt.text.tokenizer import Tokenizer
 
@@ -38,27 +37,16 @@ class ValidationResult:
 
 
 def validate(
-    inference: Transformer,
-    tokenizer: Tokenizer,
-    corpus: ParallelIds,
-    pairs: list[SentencePair],
-    decode: DecodeConfig,
-    max_source_tokens: int,
-    normalisers: Normalisers,
+    inference: Transformer, tokenizer: Tokenizer, corpus: PreparedCorpus, config: RunConfig
 ) -> ValidationResult:
-    """Measure the whole set in fixed order, without dropout.
-
-    Args:
-        inference: the model, in evaluation mode.
-        corpus: the pairs, encoded.
-        pairs: the pairs as text; references are scored as they are.
-        decode: beam size and the rest.
-    """
+    """Measure the whole validation set in fixed order, without dropout, by a model in evaluation mode."""
+    pairs, decode = corpus.valid_pairs, replace(config.decode, beam_size=config.train.validation_beam_size)
     # Without second searches: early in training nearly every sentence would need one.
-    translator = Translator(OwnBackend(inference), tokenizer, decode, max_source_tokens, normalisers, retries=False)
+    limit, normalisers = config.data.max_tokens, Normalisers.of_run(config)
+    translator = Translator(OwnBackend(inference), tokenizer, decode, limit, normalisers, retries=False)
     hypotheses = translator.translate([pair.src for pair in pairs])
-    references = [pair.tgt for pair in pairs]
-    loss, loss_by_length = validation_loss(inference, corpus)
+    references = [pair.tgt for pair in pairs]  # as they are in the text
+    loss, loss_by_length = validation_loss(inference, corpus.valid)
     first = list(zip(pairs, hypotheses, strict=True))[:N_SAMPLES]
     return ValidationResult(
         loss=loss,
