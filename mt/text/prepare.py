@@ -46,7 +46,18 @@ from mt.text.corpus import (
 from mt.text.duplicates import repeated
 from mt.text.normalise import Normalisers
 from mt.text.overlap import HeldOut, NgramOverlap
-from mt.text.shards import DUPLICATES, PAIRS_PER_SHARD, Cleaning, Counting, Encoding, Shard, Stage, encode_pairs
+from mt.text.shards import (
+    DUPLICATES,
+    PAIRS_PER_SHARD,
+    Cleaning,
+    Counting,
+    Encoding,
+    Shard,
+    Stage,
+    encode_pairs,
+    install_stage,
+    run_stage,
+)
 from mt.text.tokenizer import MAX_WORD_BYTES, Tokenizer, adopt_model, n_skipped_words, train_tokenizer
 from mt.text.vocabulary import vocabulary_facts
 
@@ -248,8 +259,8 @@ class _Builder:
         first = list(islice(tasks, 2))
         # Starting processes takes longer than one shard.
         n = min(n_cores(), 64) if len(first) > 1 else 0
-        with Meter("pairs", n_pairs, what=stage.what) as meter, Workers(n, _install, (stage,)) as workers:
-            for n_done in workers.map(_call_stage, chain(first, tasks), ahead=n + 1):
+        with Meter("pairs", n_pairs, what=stage.what) as meter, Workers(n, install_stage, (stage,)) as workers:
+            for n_done in workers.map(run_stage, chain(first, tasks), ahead=n + 1):
                 meter.advance(n_done)
                 self.pending_exit.check()
 
@@ -496,19 +507,6 @@ class _Builder:
         written = self.folder / "shards" / "manifest.json"
         written.write_text(json.dumps(manifest, indent=2, ensure_ascii=True) + "\n", "utf-8")
         written.replace(self.folder / "manifest.json")
-
-
-_stage: Stage | None = None  # of this worker process
-
-
-def _install(stage: Stage) -> None:
-    global _stage
-    _stage = stage
-
-
-def _call_stage(task: tuple[Shard, Any]) -> int:
-    assert _stage is not None, "the initializer of the process has run"
-    return _stage(*task)
 
 
 def _empty(pairs: Iterable[SentencePair]) -> list[SentencePair]:

@@ -89,6 +89,21 @@ class Stage(ABC):
         """Write the files of a shard from what the step needs besides; return the number of pairs read."""
 
 
+_stage: Stage | None = None  # of this worker process, which imports this module and little else
+
+
+def install_stage(stage: Stage) -> None:
+    """Set the step that `run_stage` takes in this process."""
+    global _stage
+    _stage = stage
+
+
+def run_stage(task: tuple[Shard, Any]) -> int:
+    """Take the step with a shard."""
+    assert _stage is not None, "the initializer of the process has run"
+    return _stage(*task)
+
+
 class Cleaning(Stage):
     """First stage: text normalised, bad pairs removed, keys for finding duplicates."""
 
