@@ -172,11 +172,18 @@ def table(
 
 
 @pass_context
-def listing(context: Context, items: Iterable[object], columns: Mapping[str, str], **options: Any) -> Markup:
+def listing(
+    context: Context,
+    items: Iterable[object],
+    columns: Mapping[str, str],
+    total: Iterable[object] = (),
+    **options: Any,
+) -> Markup:
     """Return a table of items, one in each row; columns in which nothing is known are left out.
 
     Args:
         columns: header → an expression of Jinja in which the item is called `one`.
+        total: a last row, with a cell for each of the columns.
         options: of `table`.
     """
     row = environment().compile_expression(f"[{', '.join(columns.values())}]", undefined_to_none=False)
@@ -184,7 +191,8 @@ def listing(context: Context, items: Iterable[object], columns: Mapping[str, str
     rows: list[Any] = [row(known, one=item) for item in items]
     found = {header: [cells[i] for cells in rows] for i, header in enumerate(columns)}
     shown = {header: cells for header, cells in found.items() if not rows or any(map(_is_known, cells))}
-    return table([*shown], zip(*shown.values(), strict=True), **options)
+    last = [cell for header, cell in zip(columns, total, strict=False) if header in shown]
+    return table([*shown], zip(*shown.values(), strict=True), last or None, **options)
 
 
 def _is_known(cell: object) -> bool:
