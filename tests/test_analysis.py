@@ -27,11 +27,10 @@ def analysis_of(
     sources: list[str] | None = None,
     word_counts: Mapping[str, int] | None = None,
     baseline: list[str] | None = None,
-    n_examples: int = 10,
 ) -> dict[str, Any]:
     """What report.json has of an analysis, with its sentences."""
     one = TranslatedSet(sources, hypotheses, [references], baseline=baseline)
-    analysis, sentences = analyse(one, word_counts, n_examples)
+    analysis, sentences = analyse(one, word_counts)
     return analysis.written() | {"sentences": [one.written() for one in sentences]}
 
 
@@ -154,9 +153,9 @@ def test_blank_lines_are_neither_the_best_nor_the_worst():
 
 def test_sentences_are_ranked_by_the_chrf_that_sacrebleu_gives_them():
     hypotheses = ["Quatsch", *HYPOTHESES[1:]]
-    analysis = analysis_of(hypotheses, REFERENCES, SOURCES, n_examples=3)
+    analysis = analysis_of(hypotheses, REFERENCES, SOURCES)
     worst, best = analysis["worst"], analysis["best"]
-    assert (len(worst), len(best)) == (3, 3)
+    assert (len(worst), len(best)) == (10, 10)
     assert worst[0]["line"] == 1
     assert worst[0]["chrf"] <= worst[1]["chrf"] <= worst[2]["chrf"] < best[0]["chrf"] == pytest.approx(100)
     entry = worst[1]

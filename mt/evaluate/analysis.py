@@ -32,6 +32,7 @@ _WORD = re.compile(r"[^\W\d_]+")
 # Groups of thousands, where there are some, and decimals; a point or comma before three digits parts thousands.
 _NUMBER = re.compile(r"(?<![\d.,])(\d{1,3}(?:[.,' \u00a0\u202f]\d{3})+|\d+)(?:[.,](\d+))?(?!\d)|\d+")
 _LINES_SHOWN = 20  # of those that are odd in one way
+_N_EXAMPLES = 10  # sentences listed as best, worst, gained and lost
 # For the reader of a report. {side} is the text that translations are compared with.
 ODDITY_RULES = (
     f"In a loop: up to {LONGEST_PERIOD} words come {FEWEST_COPIES} times in a row or more often, at least "
@@ -52,9 +53,7 @@ def count_words(lines: Iterable[str]) -> Counter[str]:
     return Counter(word for line in lines for word in words_of(line))
 
 
-def analyse(
-    translated: TranslatedSet, word_counts: Mapping[str, int] | None = None, n_examples: int = 10
-) -> tuple[Analysis, list[Sentence]]:
+def analyse(translated: TranslatedSet, word_counts: Mapping[str, int] | None = None) -> tuple[Analysis, list[Sentence]]:
     """Find what can be said of translations without a person who reads them.
 
     Of several sets of references all count for scores, and the first one for all else. Without sources lengths, loops
@@ -62,7 +61,6 @@ def analyse(
 
     Args:
         word_counts: of the source side of the training text, as `count_words` gives them.
-        n_examples: sentences listed as best, worst, gained and lost.
     Returns:
         The analysis, and all sentences. Without `word_counts` and sources there is no `by_rarest_word`; without a
         baseline no `gained` and `lost`, which are the sentences with the largest differences in chrF.
@@ -88,7 +86,7 @@ def analyse(
         oddities=_oddities(systems),
         numbers=_numbers(systems, references, sources),
         **ratios,
-        **_examples(sentences, n_examples),
+        **_examples(sentences),
     )
     return analysis, sentences
 
@@ -218,17 +216,17 @@ def _sentences(
     return sentences
 
 
-def _examples(sentences: Sequence[Sentence], n: int) -> dict[str, Any]:
+def _examples(sentences: Sequence[Sentence]) -> dict[str, Any]:
     """Return the worst and best sentences, of equals the longest first; and those in which two systems differ most."""
     told = sorted(
         (one for one in sentences if one.reference.strip() or one.hypothesis.strip()),
         key=lambda one: (-len(one.reference), one.line),
     )
-    worst, best = (sorted(told, key=lambda one: sign * one.chrf)[:n] for sign in (1, -1))
+    worst, best = (sorted(told, key=lambda one: sign * one.chrf)[:_N_EXAMPLES] for sign in (1, -1))
     examples = {"worst": worst, "best": best}
     if sentences[0].baseline is not None:
         differing = [(one.chrf_difference or 0.0, one) for one in sentences if one.hypothesis != one.baseline]
         for name, sign in (("gained", 1), ("lost", -1)):
             found = sorted((pair for pair in differing if sign * pair[0] > 0), key=lambda pair: -sign * pair[0])
-            examples[name] = [one for _, one in found[:n]]
+            examples[name] = [one for _, one in found[:_N_EXAMPLES]]
     return examples

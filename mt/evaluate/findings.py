@@ -45,7 +45,7 @@ class EvalOptions:
         """
         metric_keys(self.metrics)
         if self.n_samples is not None:
-            check_samples(self.n_samples, n_lines=1, bytes_of_a_line=1)
+            check_samples(self.n_samples)
 
 
 def evaluate(

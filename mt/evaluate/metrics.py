@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias, cast
 
@@ -30,26 +29,17 @@ from mt.report.facts import Interval, MetricScore
 Rows: TypeAlias = "npt.NDArray[np.float64]"  # sacreBLEU's counts, exact up to 2^53: [lines, counts of the metric]
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """A kind of metric."""
-
-    name: str  # in tables and reports; sacreBLEU calls three of them BLEU
-    make: Callable[[], Any]
-    n_counts: int  # of a line
-
-
-# `force` keeps sacreBLEU from complaining on standard error; warnings.py does, and not of BLEU alone.
-_KINDS = {
-    "bleu": _Kind("BLEU", partial(BLEU, force=True), 10),
-    "chrf": _Kind("chrF2", CHRF, 18),
-    "chrf++": _Kind("chrF2++", partial(CHRF, word_order=2), 24),
-    "bleu-lc": _Kind("BLEU-lc", partial(BLEU, lowercase=True, force=True), 10),
-    "ter": _Kind("TER", TER, 2),
-    "bleu-2017": _Kind(
+# Each with its name in tables and reports, since sacreBLEU calls three of them BLEU. `force` keeps sacreBLEU from
+# complaining on standard error; warnings.py does, and not of BLEU alone.
+_KINDS: dict[str, tuple[str, Callable[[], Any]]] = {
+    "bleu": ("BLEU", partial(BLEU, force=True)),
+    "chrf": ("chrF2", CHRF),
+    "chrf++": ("chrF2++", partial(CHRF, word_order=2)),
+    "bleu-lc": ("BLEU-lc", partial(BLEU, lowercase=True, force=True)),
+    "ter": ("TER", TER),
+    "bleu-2017": (
         "BLEU 2017 (tokenised, compounds split; not comparable with the others)",
         partial(BLEU, tokenize="none", force=True),
-        10,
     ),
 }
 METRICS = tuple(_KINDS)  # as they are asked for, and in the order given
@@ -76,16 +66,14 @@ class Metric:
         Raises:
             ConfigError: bleu-2017 without sacremoses.
         """
-        self.name = _KINDS[key].name
+        self.name, make = _KINDS[key]
         self.more_is_better = key != "ter"
-        # Memory for a line of a bootstrap sample: a number of 8 bytes, and its counts in float32.
-        self._bytes_of_a_bootstrapped_line = 8 + 4 * _KINDS[key].n_counts
         self._read: Callable[[str], str] | None = None
         self._signature_suffix = ""
         if key == "bleu-2017":
             self._read, self._signature_suffix = _reading_of_2017(tgt_lang)
         self._references = references
-        self._sacrebleu = _KINDS[key].make()
+        self._sacrebleu = make()
 
     def rows(self, hypotheses: Sequence[str]) -> Rows:
         """Count each line; a score is computed from the sums over some lines."""
@@ -104,7 +92,7 @@ class Metric:
         """
         confidence, signature = None, self._sacrebleu.get_signature()
         if n_samples:
-            check_samples(n_samples, len(rows), self._bytes_of_a_bootstrapped_line)
+            check_samples(n_samples, len(rows), _bytes_of_a_bootstrapped_line(rows))
             with _seeded():
                 seed, samples = _bootstrap_resample(cast("Any", rows), self._sacrebleu, n_samples)
             result = samples[0]
@@ -131,7 +119,7 @@ class Metric:
             ConfigError: samples that are too few, or too many for the memory.
         """
         is_bootstrap = test == "bootstrap"
-        line_bytes = self._bytes_of_a_bootstrapped_line if is_bootstrap else _BYTES_OF_A_SHUFFLED_LINE
+        line_bytes = _bytes_of_a_bootstrapped_line(base) if is_bootstrap else _BYTES_OF_A_SHUFFLED_LINE
         check_samples(n_samples, len(base), line_bytes)
         named: Any = [(str(number), rows) for number, rows in enumerate((base, *others))]  # typed for lines of text
         counted = copy(self._sacrebleu)  # its hypotheses are counted: each system once, although it is compared often
@@ -140,6 +128,11 @@ class Metric:
             signatures, results = PairedTest(named, {"": counted}, None, TESTS[test], n_samples)()
         ((their_name, signature),) = signatures.items()
         return f"{signature}{self._signature_suffix}", results[their_name]
+
+
+def _bytes_of_a_bootstrapped_line(rows: Rows) -> int:
+    n_counts: int = rows.shape[1]
+    return 8 + 4 * n_counts  # a number of 8 bytes, and the counts in float32
 
 
 def sentence_bleu(rows: Rows) -> list[float]:
@@ -174,7 +167,7 @@ def metric_keys(names: Sequence[str] | None) -> list[str]:
     return [key for key in METRICS if key in names or ("all" in names and (key != "bleu-2017" or _has_sacremoses()))]
 
 
-def check_samples(n_samples: int, n_lines: int, bytes_of_a_line: int) -> None:
+def check_samples(n_samples: int, n_lines: int = 1, bytes_of_a_line: int = 1) -> None:
     """
     Raises:
         ConfigError: samples that are too few, or too many for the memory.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -48,30 +47,27 @@ def compare_rows(metric: Metric, base: Rows, others: Sequence[Rows], test: str, 
         others: the same of each system.
     """
     signature, (base_result, *results) = metric.paired_test(base, others, test, n_samples)
-    return [
-        _paired_score(metric, base_result.score, result, _exact_p(metric, base, rows), signature)
-        for result, rows in zip(results, others, strict=True)
-    ]
-
-
-def _paired_score(
-    metric: Metric, baseline_score: float, result: Any, exact_p: float | None, signature: str
-) -> PairedScore:
-    difference, p = float(result.score - baseline_score), float(result.p_value) if exact_p is None else exact_p
-    interval = {}
-    if result.mean is not None:
-        interval = {"mean": result.mean, "low": result.mean - result.ci, "high": result.mean + result.ci}
-    verdict = BETTER if (difference > 0) == metric.more_is_better else WORSE
-    return PairedScore(
-        name=metric.name,
-        score=float(result.score),
-        baseline_score=float(baseline_score),
-        difference=difference,
-        p=p,
-        verdict=verdict if p < LARGEST_P else NO_DIFFERENCE,
-        signature=signature,
-        **{name: float(value) for name, value in interval.items()},
-    )
+    found = []
+    for result, rows in zip(results, others, strict=True):
+        difference, exact_p = float(result.score - base_result.score), _exact_p(metric, base, rows)
+        p = float(result.p_value) if exact_p is None else exact_p
+        interval = {}
+        if result.mean is not None:
+            ends = {"mean": result.mean, "low": result.mean - result.ci, "high": result.mean + result.ci}
+            interval = {name: float(value) for name, value in ends.items()}
+        verdict = BETTER if (difference > 0) == metric.more_is_better else WORSE
+        one = PairedScore(
+            name=metric.name,
+            score=float(result.score),
+            baseline_score=float(base_result.score),
+            difference=difference,
+            p=p,
+            verdict=verdict if p < LARGEST_P else NO_DIFFERENCE,
+            signature=signature,
+            **interval,
+        )
+        found.append(one)
+    return found
 
 
 def _exact_p(metric: Metric, base: Rows, system: Rows) -> float | None:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from mt.report.charts import Series, line_chart
 from mt.report.evaluation import AXES
-from mt.report.facts import NO_DIFFERENCE, ComparedMetric, ComparedSet, SystemComparison, short_name
+from mt.report.facts import BETTER, LARGEST_P, WORSE, ComparedMetric, ComparedSet, SystemComparison, short_name
 from mt.report.page import Number, code, page, setting_value, table
 
 
@@ -44,14 +44,16 @@ class _ComparisonView:
 
     def pairs(self, metric: ComparedMetric) -> Markup:
         """Return p of each two systems with the verdict of the row's."""
-        rows = []
-        for place, i in enumerate(metric.ranking, start=1):
-            found = [metric.of_pair(i, j) for j in metric.ranking]
-            cells = [
-                f"{one[0]:.4f} {'no difference' if one[1] == NO_DIFFERENCE else one[1]}" if one else "" for one in found
-            ]
-            rows.append([f"{place}. {self.facts.systems[i].name}", *cells])
-        return table(["p", *(f"{place}." for place in range(1, len(rows) + 1))], rows)
+        cells = {}
+        for one in metric.pairs:
+            verdict = one.verdict.removesuffix(f" at p < {LARGEST_P}")
+            cells[one.first, one.second] = f"{one.p:.4f} {verdict}"
+            cells[one.second, one.first] = f"{one.p:.4f} {verdict.replace(BETTER, WORSE)}"  # the first is never worse
+        rows = [
+            [f"{place}. {self.facts.systems[i].name}", *(cells.get((i, j), "") for j in metric.ranking)]
+            for place, i in enumerate(metric.ranking, start=1)
+        ]
+        return table(["p", *(f"{place}." for place, _ in enumerate(rows, start=1))], rows)
 
     def curves(self) -> list[Markup]:
         found = {label: self._series(x) for x, label in AXES.items()}

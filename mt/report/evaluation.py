@@ -107,7 +107,8 @@ class _EvaluationView:
 
         charts = []
         for x, label in AXES.items():
-            if training.has(x):
+            # Older runs did not record all of them.
+            if all(None not in curve[x] for curve in training.curves.values()):
                 loss = [line("train", "train_loss", "training, smoothed labels", x)]
                 loss.append(line("valid", "valid_loss", "validation", x))
                 bleu = [line("valid", "valid_bleu", "validation set", x)]

@@ -301,14 +301,6 @@ class TrainingCurves(Facts):
     curves: dict[str, Curve]  # train, valid
     samples: list[Values]  # source, reference, translations: [{step, translation}]
 
-    @property
-    def has_steps(self) -> bool:
-        return any(curve["step"] for curve in self.curves.values())
-
-    def has(self, x: str) -> bool:
-        """Whether all curves have a column without gaps; older runs did not record all of them."""
-        return all(None not in curve[x] for curve in self.curves.values())
-
 
 class ModelManifest(Facts):
     description: Line | None = None
@@ -318,10 +310,6 @@ class ModelManifest(Facts):
     starts: list[Values]  # started_at, command, commit, versions, hardware, as far as known
     corpus: Values  # fingerprint; while it is there, train: {sources}, valid and test as in PreparedData
     translation: Values = {}
-
-    @property
-    def changed_settings(self) -> Values:
-        return {key: self.settings[key] for key in self.changed if key in self.settings}
 
     @property
     def chosen_settings(self) -> Values:
@@ -404,16 +392,6 @@ class ComparedMetric(Facts):
     pairs: list[PairedSystems]
     verdict: Line
 
-    def of_pair(self, one: int, other: int) -> tuple[float, str] | None:
-        """Return p of two systems and the verdict of the first; None for a system with itself."""
-        opposite = {BETTER: WORSE, WORSE: BETTER, NO_DIFFERENCE: NO_DIFFERENCE}
-        for pair in self.pairs:
-            if (pair.first, pair.second) == (one, other):
-                return pair.p, pair.verdict
-            if (pair.second, pair.first) == (one, other):
-                return pair.p, opposite[pair.verdict]
-        return None
-
 
 class ComparedSet(Facts):
     n_lines: int
@@ -447,10 +425,6 @@ class SystemComparison(Origin):
         return {
             key: name for key, name in FIGURES.items() if any(getattr(one, key) is not None for one in self.systems)
         }
-
-    @property
-    def explained_groups(self) -> str:
-        return f"Systems that share a letter cannot be told apart at p < {LARGEST_P}; those that share none can."
 
     @property
     def title(self) -> str:
