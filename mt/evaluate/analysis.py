@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mt.decode.quality_flags import (
     FEWEST_COPIES,
@@ -22,7 +21,7 @@ from mt.decode.quality_flags import (
     is_too_long,
     min_plausible_length,
 )
-from mt.evaluate.metrics import Metric, Rows, sentence_bleu
+from mt.evaluate.metrics import Metric, sentence_bleu
 from mt.evaluate.scores import TranslatedSet
 from mt.report.facts import Analysis, Bucket, NumbersKept, OddLines, Sentence
 
@@ -31,6 +30,7 @@ FREQUENCIES = (0, 1, 2, 5, 10, 100, 1_000)  # the same, of how often training ha
 _WORD = re.compile(r"[^\W\d_]+")
 # Groups of thousands, where there are some, and decimals; a point or comma before three digits parts thousands.
 _NUMBER = re.compile(r"(?<![\d.,])(\d{1,3}(?:[.,' \u00a0\u202f]\d{3})+|\d+)(?:[.,](\d+))?(?!\d)|\d+")
+_METRICS = ("bleu", "chrf")  # of sentences of a kind
 _LINES_SHOWN = 20  # of those that are odd in one way
 _N_EXAMPLES = 10  # sentences listed as best, worst, gained and lost
 # For the reader of a report. {side} is the text that translations are compared with.
@@ -65,23 +65,21 @@ def analyse(translated: TranslatedSet, word_counts: Mapping[str, int] | None = N
         The analysis, and all sentences. Without `word_counts` and sources there is no `by_rarest_word`; without a
         baseline no `gained` and `lost`, which are the sentences with the largest differences in chrF.
     """
-    sources, references, baseline = translated.sources, translated.references[0], translated.baseline
+    sources, references = translated.sources, translated.references[0]
     given = references if sources is None else sources
-    metrics = {key: Metric(key, translated.references) for key in ("bleu", "chrf")}
-    compared = {"": translated.hypotheses} | ({} if baseline is None else {"baseline_": baseline})
-    systems = {prefix: _System.of(lines, references, sources, metrics) for prefix, lines in compared.items()}
-    bucketed = partial(_by_bucket, metrics=metrics, systems=systems)
+    systems = {"": _System(translated, translated.hypotheses)}
+    if translated.baseline is not None:
+        systems["baseline_"] = _System(translated, translated.baseline)
     by_rarest_word = None
     if word_counts is not None and sources is not None:
         rarest = [min((word_counts.get(word, 0) for word in words_of(line)), default=-1) for line in sources]
-        by_rarest_word = bucketed(rarest, FREQUENCIES)
-    n_reference_words = sum(len(line.split()) for line in references)
-    n_words = {prefix: sum(len(line.split()) for line in system.lines) for prefix, system in systems.items()}
-    ratios: dict[str, Any] = {f"{prefix}length_ratio": n / max(1, n_reference_words) for prefix, n in n_words.items()}
+        by_rarest_word = _by_bucket(systems, rarest, FREQUENCIES)
+    n_words = max(1, _n_words(references))
+    ratios: dict[str, Any] = {f"{key}length_ratio": _n_words(one.lines) / n_words for key, one in systems.items()}
     sentences = _sentences(systems, references, sources)
     analysis = Analysis(
         beside="reference" if sources is None else "source",
-        by_length=bucketed([len(line.split()) or -1 for line in given], LENGTHS),
+        by_length=_by_bucket(systems, [len(line.split()) or -1 for line in given], LENGTHS),
         by_rarest_word=by_rarest_word,
         oddities=_oddities(systems),
         numbers=_numbers(systems, references, sources),
@@ -91,43 +89,37 @@ def analyse(translated: TranslatedSet, word_counts: Mapping[str, int] | None = N
     return analysis, sentences
 
 
-@dataclass(frozen=True)
 class _System:
     """A system's lines, with what the metrics count in each and what is odd about them."""
 
-    lines: Sequence[str]
-    rows: Mapping[str, Rows]  # by the key of the metric
-    chrf: Sequence[float]  # of each line
-    bleu: Sequence[float]  # the same, with the orders of n-grams that a line has
-    odd: Mapping[str, list[int]]  # kind of oddity → numbers of the lines
+    def __init__(self, translated: TranslatedSet, lines: Sequence[str]) -> None:
+        self.lines = lines
+        self._metrics = {key: Metric(key, translated.references) for key in _METRICS}
+        self._rows = {key: metric.rows(lines) for key, metric in self._metrics.items()}
+        self.chrf = [self._metrics["chrf"].score_of(row) for row in self._rows["chrf"]]  # of each line
+        self.bleu = sentence_bleu(self._rows["bleu"])  # the same, with the orders of n-grams that a line has
+        self.odd = _odd_lines(lines, translated.references[0], translated.sources)
 
-    @classmethod
-    def of(
-        cls,
-        lines: Sequence[str],
-        references: Sequence[str],
-        sources: Sequence[str] | None,
-        metrics: Mapping[str, Metric],
-    ) -> _System:
-        rows = {key: metric.rows(lines) for key, metric in metrics.items()}
-        chrf = [metrics["chrf"].score_of(row) for row in rows["chrf"]]
-        return cls(lines, rows, chrf, sentence_bleu(rows["bleu"]), _odd_lines(lines, references, sources))
+    def score(self, key: str, inside: npt.NDArray[np.bool_]) -> float:
+        """Score some lines together."""
+        return self._metrics[key].score_of(self._rows[key][inside].sum(axis=0))
 
 
-def _by_bucket(
-    values: Sequence[int], begins: Sequence[int], metrics: Mapping[str, Metric], systems: Mapping[str, _System]
-) -> list[Bucket]:
+_Systems = Mapping[str, _System]  # prefix of keys → system: "" for the one that is analysed, "baseline_" for the other
+
+
+def _n_words(lines: Iterable[str]) -> int:
+    return sum(len(line.split()) for line in lines)
+
+
+def _by_bucket(systems: _Systems, values: Sequence[int], begins: Sequence[int]) -> list[Bucket]:
     """Score the lines of each bucket that has some; a line with a value below all begins is in none."""
     buckets = np.searchsorted(begins, np.array(values), side="right") - 1
     found = []
     for number, (begin, end) in enumerate(zip(begins, (*begins[1:], None), strict=True)):
         inside = buckets == number
         if inside.any():
-            scores = {
-                f"{prefix}{key}": metric.score_of(system.rows[key][inside].sum(axis=0))
-                for prefix, system in systems.items()
-                for key, metric in metrics.items()
-            }
+            scores = {f"{prefix}{key}": one.score(key, inside) for prefix, one in systems.items() for key in _METRICS}
             name = f"{begin:,}+" if end is None else f"{begin}" if end == begin + 1 else f"{begin}–{end - 1}"
             found.append(Bucket(bucket=name, begin=begin, n_lines=int(inside.sum()), **scores))
     return found
@@ -159,32 +151,29 @@ def _odd_lines(
     return lines
 
 
-def _oddities(systems: Mapping[str, _System]) -> dict[str, OddLines]:
-    ours, theirs = systems[""].odd, systems["baseline_"].odd if "baseline_" in systems else None
-    return {
-        name: OddLines(
-            n_lines=len(lines),
-            lines=lines[:_LINES_SHOWN],
-            baseline_n_lines=None if theirs is None else len(theirs[name]),
-        )
-        for name, lines in ours.items()
-    }
+def _oddities(systems: _Systems) -> dict[str, OddLines]:
+    found = {}
+    for name, lines in systems[""].odd.items():
+        counts = {f"{prefix}n_lines": len(one.odd[name]) for prefix, one in systems.items()}
+        found[name] = OddLines(lines=lines[:_LINES_SHOWN], **counts)
+    return found
 
 
-def _numbers(systems: Mapping[str, _System], references: Sequence[str], sources: Sequence[str] | None) -> NumbersKept:
+def _numbers(systems: _Systems, references: Sequence[str], sources: Sequence[str] | None) -> NumbersKept:
     """Count the numbers of source and reference that a hypothesis has too; separators do not count."""
     wanted = [_figures(line) for line in references]
     if sources is not None:
         wanted = [figures & _figures(source) for figures, source in zip(wanted, sources, strict=True)]
+    kept = {
+        prefix: [figures & _figures(line) for figures, line in zip(wanted, system.lines, strict=True)]
+        for prefix, system in systems.items()
+    }
     n = sum(figures.total() for figures in wanted)
     counts: dict[str, Any] = {}
-    losing: list[int] = []
-    for prefix, system in systems.items():
-        kept = [figures & _figures(line) for figures, line in zip(wanted, system.lines, strict=True)]
-        n_kept = sum(figures.total() for figures in kept)
+    for prefix, found in kept.items():
+        n_kept = sum(figures.total() for figures in found)
         counts |= {f"{prefix}n_kept": n_kept, f"{prefix}kept_share": n_kept / n if n else None}
-        if not prefix:
-            losing = [i + 1 for i, (all_, found) in enumerate(zip(wanted, kept, strict=True)) if all_ != found]
+    losing = [i + 1 for i, (all_, found) in enumerate(zip(wanted, kept[""], strict=True)) if all_ != found]
     return NumbersKept(n=n, n_lines=len(losing), lines=losing[:_LINES_SHOWN], **counts)
 
 
@@ -196,9 +185,7 @@ def _figures(text: str) -> Counter[str]:
     )
 
 
-def _sentences(
-    systems: Mapping[str, _System], references: Sequence[str], sources: Sequence[str] | None
-) -> list[Sentence]:
+def _sentences(systems: _Systems, references: Sequence[str], sources: Sequence[str] | None) -> list[Sentence]:
     oddities: list[list[str]] = [[] for _ in references]
     for name, lines in systems[""].odd.items():
         for number in lines:
