@@ -120,7 +120,7 @@ def histogram(
     ]
     top = highest or max(heights)
     step = 100 / len(starts)
-    parts = _grid([tick for tick in _ticks(0, top) if tick == int(tick)], 0, top)
+    parts = _grid(_ticks(0, top, whole=True), 0, top)
     for i, (height, tooltip) in enumerate(zip(heights, tooltips, strict=True)):
         if height:
             pixels = max(_HEIGHT * height / top, 1)
@@ -136,7 +136,7 @@ def histogram(
 def _edge_ticks(edges: Sequence[float], n_bins: int, whole_numbers: bool) -> list[Markup]:
     """Return ticks at round numbers where each bin is one whole number, else at edges."""
     if whole_numbers and edges[-1] - edges[0] == len(edges) - 1:
-        ticks = [tick for tick in _ticks(edges[0], edges[-2]) if tick == int(tick)] if len(edges) > 2 else [edges[0]]
+        ticks = _ticks(edges[0], edges[-2], whole=True)
         return [_x_tick(100 * (tick - edges[0] + 0.5) / n_bins, f"{tick:g}") for tick in ticks]
     every = math.ceil(len(edges) / 7)
     finite = [i for i in range(0, len(edges), every) if not math.isinf(edges[i])]
@@ -176,37 +176,28 @@ def line_chart(title: str, series: Sequence[Series], x_label: str, y_label: str,
     low, high = _widened([y for _, y in known], 0.05)
     low = min(0.0, low) if from_zero else low
     parts = _grid(_ticks(low, high), low, high)
-    parts += [_x_tick(100 * (x - left) / (right - left), _compact(x)) for x in _ticks(left, right)]
+    parts += [_x_tick(_percent(x, left, right), _compact(x)) for x in _ticks(left, right)]
     for number, line in enumerate(series):
-        placed = [
-            None if point is None else (100 * (point[0] - left) / (right - left), _y(point[1], low, high))
+        places = [
+            None if point is None else (_percent(point[0], left, right), _y(point[1], low, high))
             for point in line.points
         ]
-        parts += [_LINE.format(_HEIGHT, _path(placed), _colour(number)), *_dots(line, placed, _colour(number))]
+        parts += _path_and_dots(line, places, _colour(number))
     spoken = f"Line chart: {title}. {' '.join(map(str, series))}"
     plot = macro("plot", spoken, parts, x_label, y_label, _HEIGHT, _line_table(series, x_label))
     return macro("figure", title, _legend([line.name for line in series]), plot, True)
 
 
-def _path(placed: Points) -> str:
-    commands, pen_is_down = [], False
-    for place in placed:
-        if place is not None:
-            commands.append(f"{'L' if pen_is_down else 'M'}{place[0]:.3f} {place[1]:.2f}")
-        pen_is_down = place is not None
-    return "".join(commands)
-
-
-def _dots(line: Series, placed: Points, colour: int) -> list[Markup]:
-    """Return dots with tooltips; they are visible where they are few, or a point has no neighbour."""
-    dots = []
-    for i, (point, place) in enumerate(zip(line.points, placed, strict=True)):
+def _path_and_dots(line: Series, places: Points, colour: int) -> list[Markup]:
+    """Return a line, and its points with tooltips, visible where they are few or a point has no neighbour."""
+    commands, dots = [], []
+    neighbours = zip((None, *places), line.points, places, (*places[1:], None), strict=False)
+    for before, point, place, after in neighbours:
         if point is not None and place is not None:
-            is_alone = (i == 0 or placed[i - 1] is None) and (i == len(placed) - 1 or placed[i + 1] is None)
-            faint = "" if len(placed) <= 30 or is_alone else " faint"
-            tooltip = f"{line.name}: {point[1]:,.4g} at {point[0]:,g}"
-            dots.append(_DOT.format(*place, colour, faint, tooltip))
-    return dots
+            commands.append(f"{'L' if before else 'M'}{place[0]:.3f} {place[1]:.2f}")
+            faint = " faint" if len(places) > 30 and (before or after) else ""
+            dots.append(_DOT.format(*place, colour, faint, f"{line.name}: {point[1]:,.4g} at {point[0]:,g}"))
+    return [_LINE.format(_HEIGHT, "".join(commands), colour), *dots]
 
 
 def _line_table(series: Sequence[Series], x_label: str) -> Markup:
@@ -233,6 +224,10 @@ def _legend(names: Sequence[str]) -> list[tuple[int, str]]:
 
 def _colour(number: int) -> int:
     return number % _N_COLOURS + 1
+
+
+def _percent(value: float, low: float, high: float) -> float:
+    return 100 * (value - low) / (high - low)
 
 
 def _y(value: float, low: float, high: float) -> float:
@@ -263,10 +258,13 @@ def _widened(values: Sequence[float], margin: float) -> tuple[float, float]:
     return low - margin * (high - low), high + margin * (high - low)
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Return about five round numbers from `low` to `high`."""
+def _ticks(low: float, high: float, whole: bool = False) -> list[float]:
+    """Return about five round numbers from `low` to `high`, or those of them that are whole."""
+    if low == high:
+        return [low]
     rough = (high - low) / 5
     size = 10.0 ** math.floor(math.log10(rough))
     step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+    ticks = [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [tick for tick in ticks if tick == int(tick)] if whole else ticks
