@@ -20,7 +20,7 @@ from mt.evaluate.report_files import write_report
 from mt.evaluate.scores import TranslatedSet
 from mt.evaluate.significance import compare
 from mt.pipeline import train_run
-from mt.report.comparison import comparison_page
+from mt.report.evaluation import comparison_page
 from mt.report.facts import ComparedMetric, PairedSystems, SystemComparison, TrainingCurves
 from mt.report.markdown import markdown
 from mt.report.terminal import comparison_text

@@ -27,7 +27,6 @@ FLOORS: list[set[str]] = [
     },
     {
         "report.charts",
-        "report.comparison",
         "report.data",
         "report.evaluation",
         "report.facts",

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from mt.errors import ConfigError
 from mt.evaluate.analysis import ODDITY_RULES
-from mt.report.comparison import comparison_page
-from mt.report.evaluation import evaluation_page
+from mt.report.evaluation import comparison_page, evaluation_page
 from mt.report.facts import Evaluation, SystemComparison, facts_json
 from mt.report.markdown import markdown
 from mt.system.files import WriteError, write_text

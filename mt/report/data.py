@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,8 +97,8 @@ class _DataView:
         lang = self.facts.lang(one.side)
         return before, after, lang, lang, f"{place}, {lang}", described
 
-    def source_bars(self) -> Markup:
-        names = [rule.name for rule in self.counted("removed")]
+    def source_bars(self, removed: Sequence[_Rule]) -> Markup:
+        names = [rule.name for rule in removed]
         rows = {}
         for source in self.facts.train.sources:
             counts = {name: _count(source.removed, name) for name in names}
@@ -106,8 +106,8 @@ class _DataView:
             rows[source.source] = row | ({"other rules": sum(counts.values())} if counts else {})
         return stacked_bars("Pairs kept and removed", rows)
 
-    def sources(self) -> Markup:
-        train, rules = self.facts.train, {rule.name: rule.count for rule in self.counted("removed")}
+    def sources(self, removed: Sequence[_Rule]) -> Markup:
+        train, rules = self.facts.train, {rule.name: rule.count for rule in removed}
         has_weights = any(source.weight != 1 or source.tag for source in train.sources)
         rows = [
             [
@@ -123,8 +123,8 @@ class _DataView:
         headers = ["Source", *(["Tag", "Weight"] if has_weights else []), "Read", "Kept", "Fraction kept", *rules]
         return table(headers, rows, total if len(rows) > 1 else None, sortable=True)
 
-    def changed_by_source(self) -> Markup:
-        names = [change.name for change in self.counted("changed")]
+    def changed_by_source(self, changed: Sequence[_Rule]) -> Markup:
+        names = [change.name for change in changed]
         rows = [[one.source, *(_count(one.changed, name) for name in names)] for one in self.facts.train.sources]
         return table(["Source", *names], rows, sortable=True)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
 
 import regex
@@ -79,40 +79,53 @@ def character_differences(before: str, after: str) -> tuple[Markup, Markup, str]
 
     Of long texts the part from the first difference on is shown.
     """
-    before, after = _from_first_difference(before, after)
+
+    def mark(text: str, tag: str) -> Markup:
+        signs = Markup("").join(_sign(c) if _INVISIBLE.match(c) else c for c in text)
+        return Markup("<{0}>{1}</{0}>").format(Markup(tag), signs) if text else Markup()
+
+    texts = _from_first_difference(before, after)
     # Combining marks stay with their letters.
-    old, new = (regex.findall(r"\X", text[:MAX_EXAMPLE_CHARS]) for text in (before, after))
-    marked: tuple[list[Markup], list[Markup]] = ([], [])
-    described: list[str] = []
-    for tag, i, j, k, m in _opcodes(old, new):
-        removed, added = "".join(old[i:j]), "".join(new[k:m])
-        for parts, text, name in ((marked[0], removed, "del"), (marked[1], added, "ins")):
-            if tag == "equal":
-                parts.append(visible(text, _INVISIBLE_INSIDE))
-            elif text:
-                signs = Markup("").join(_sign(c) if _INVISIBLE.match(c) else c for c in text)
-                parts.append(Markup("<{0}>{1}</{0}>").format(Markup(name), signs))
-        if tag != "equal" and max(len(removed), len(added)) <= 4:
-            described.append(f"{_named(removed)} → {_named(added)}")
-    shown = [Markup("").join([*parts, _more(text)]) for parts, text in zip(marked, (before, after), strict=True)]
-    return shown[0], shown[1], "; ".join(list(dict.fromkeys(described))[:3])
+    old, new, changes = _marked(texts, regex.compile(r"\X"), mark)
+    short = [(removed, added) for removed, added in changes if max(len(removed), len(added)) <= 4]
+    described = dict.fromkeys(f"{_named(removed)} → {_named(added)}" for removed, added in short)
+    return old, new, "; ".join([*described][:3])
 
 
 def word_differences(one: str, other: str) -> tuple[Markup, Markup]:
     """Return two versions of a text with the words marked that the other does not have."""
-    words = [_WORDS.findall(text[:MAX_EXAMPLE_CHARS]) for text in (one, other)]
-    marked: tuple[list[Markup], list[Markup]] = ([], [])
-    for tag, i, j, k, m in _opcodes(*words):
-        for parts, text in ((marked[0], "".join(words[0][i:j])), (marked[1], "".join(words[1][k:m]))):
-            inner = text.strip()
-            if tag == "equal" or not inner:
-                parts.append(visible(text, _INVISIBLE_INSIDE))
-            else:
-                # The space between two words is marked with them, that before or after them is not.
-                start, _, end = text.partition(inner)
-                parts.append(Markup("{}<mark>{}</mark>{}").format(start, visible(inner, _INVISIBLE_INSIDE), end))
-    shown = [Markup("").join([*parts, _more(text)]) for parts, text in zip(marked, (one, other), strict=True)]
-    return shown[0], shown[1]
+
+    def mark(text: str, _tag: str) -> Markup:
+        if not text.strip():
+            return visible(text, _INVISIBLE_INSIDE)
+        # The space between two words is marked with them, that before or after them is not.
+        start, inner, end = text.partition(text.strip())
+        return Markup("{}<mark>{}</mark>{}").format(start, visible(inner, _INVISIBLE_INSIDE), end)
+
+    old, new, _ = _marked((one, other), _WORDS, mark)
+    return old, new
+
+
+def _marked(
+    texts: tuple[str, str], unit: regex.Pattern[str], mark: Callable[[str, str], Markup]
+) -> tuple[Markup, Markup, list[tuple[str, str]]]:
+    """Return two versions of a text with their differences marked, and the parts that differ.
+
+    Args:
+        unit: what is compared as a whole.
+        mark: marks a part that differs, as `del` of the first version or `ins` of the second.
+    """
+    units = [unit.findall(text[:MAX_EXAMPLE_CHARS]) for text in texts]
+    shown: tuple[list[Markup], list[Markup]] = ([], [])
+    changes = []
+    for tag, i, j, k, m in _opcodes(*units):
+        parts = ("".join(units[0][i:j]), "".join(units[1][k:m]))
+        if tag != "equal":
+            changes.append(parts)
+        for side, part, name in zip(shown, parts, ("del", "ins"), strict=True):
+            side.append(visible(part, _INVISIBLE_INSIDE) if tag == "equal" else mark(part, name))
+    old, new = (Markup("").join([*side, _more(text)]) for side, text in zip(shown, texts, strict=True))
+    return old, new, changes
 
 
 def _from_first_difference(before: str, after: str) -> tuple[str, str]:
