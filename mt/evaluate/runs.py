@@ -48,9 +48,8 @@ def read_training(run: RunFolder) -> TrainingCurves:
     """
     entries = list(_json_lines(run.metrics))
     curves = {name: _curve([one for one in entries if keys[0] in one], keys) for name, keys in _CURVES.items()}
-    return TrainingCurves(
-        curves=curves, samples=_samples([one for one in _json_lines(run.samples) if _has_samples(one)])
-    )
+    samples = _samples([one for one in _json_lines(run.samples) if "samples" in one])
+    return TrainingCurves(curves=curves, samples=samples)
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -70,21 +69,9 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
 def _curve(points: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Curve:
     every = math.ceil(len(points) / MOST_POINTS) or 1
     shown = points[(len(points) - 1) % every :: every]  # the last one included
-    curve = {key: [_number(one.get(key)) for one in shown] for key in ("step", "n_tgt_tokens", "train_seconds", *keys)}
+    curve = {key: [one.get(key) for one in shown] for key in ("step", "n_tgt_tokens", "train_seconds", *keys)}
     minutes = [None if seconds is None else seconds / 60 for seconds in curve.pop("train_seconds")]
     return curve | {"train_minutes": minutes}
-
-
-def _number(value: Any) -> float | None:
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-
-
-def _has_samples(entry: Mapping[str, Any]) -> bool:
-    samples = entry.get("samples")
-    return isinstance(samples, list) and all(
-        isinstance(one, dict) and all(isinstance(one.get(key), str) for key in ("source", "translation", "reference"))
-        for one in samples
-    )
 
 
 def _samples(entries: Sequence[Mapping[str, Any]]) -> list[Values]:
@@ -243,9 +230,9 @@ class RunArtifacts:
 
     def figures(self) -> dict[str, Any]:
         """Return how far training had come, as far as known: figures of an Evaluation or of SystemFigures."""
-        manifest, n_parameters = self.folder.manifest, self.folder.n_parameters
-        known = {key: manifest.get(key) for key in ("n_tgt_tokens", "train_seconds")}
-        return {"steps": manifest.get("step"), **known, "n_parameters": n_parameters}
+        keys = {"steps": "step", "n_tgt_tokens": "n_tgt_tokens", "train_seconds": "train_seconds"}
+        known = {name: self.folder.manifest.get(key) for name, key in keys.items()}
+        return known | {"n_parameters": self.folder.n_parameters}
 
     def training(self) -> TrainingCurves | None:
         """Read the curves of its run, if it is known."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,6 @@ from mt.report.page import Number, Text, Unit, code, fraction, page, table
 from mt.report.text import character_differences
 
 _N_RULES_IN_BARS = 4  # the most frequent ones; the others share a colour
-_LOW_FRACTION_KEPT = 0.5  # of a corpus, below which the page warns
-_HIGH_OVERLAP = 0.1  # of the 8-grams of a set, above which the page warns
-_HIGH_UNKNOWN = 0.001  # of the tokens, above which the page warns
 _SIDE_NAMES = {"src": "source", "tgt": "target"}
 
 _FIGURES_OF_A_LANGUAGE: dict[str, tuple[str, Unit, str]] = {  # key: (name, unit, meaning)
@@ -169,30 +166,6 @@ class _DataView:
         rows = {lang: [[Text(one["piece"], lang), one["count"]] for one in pieces] for lang, pieces in found.items()}
         tables = [table([f"Piece ({lang})", "Times"], one, sortable=True) for lang, one in rows.items()]
         return tables if any(rows.values()) else []
-
-    def warnings(self) -> Iterator[str]:
-        for source in self.facts.train.sources:
-            kept = fraction(source.pairs_kept, source.pairs_read)
-            if kept is not None and kept < _LOW_FRACTION_KEPT:
-                most, _ = _by_frequency([source.removed])[0]
-                yield (
-                    f"{Number(1 - kept, 'fraction')} of the pairs of {source.source} were removed, most of them by "
-                    f"{most}. See its examples below: is that right?"
-                )
-        for name, one in self.facts.held_out.items():
-            if one.empty:
-                yield f"{one.empty:,} of {one.pairs:,} pairs of the {name} have an empty side."
-        for found in self.overlaps():
-            if (found["fraction"] or 0) > _HIGH_OVERLAP:
-                yield (
-                    f"{Number(found['fraction'], 'fraction')} of the 8-grams of {found['set']} ({found['lang']}) occur "
-                    "in the training text: scores on it may be too high."
-                )
-        for side, figures in self.facts.sides.items():
-            unknown = figures.get("unknown_share") or 0
-            if unknown > _HIGH_UNKNOWN:
-                shown = Number(unknown, "fraction", 2)
-                yield f"{shown} of the tokens of {self.facts.lang(side)} are unknown to the vocabulary."
 
 
 def _count(found: Mapping[str, Any], name: str) -> int:

@@ -64,23 +64,19 @@ class _EvaluationView:
     def rarity_bars(self, buckets: Sequence[Bucket]) -> Markup:
         return bars("BLEU", {one.bucket: one.bleu for one in buckets})
 
-    def oddities(self, analysis: Analysis) -> Markup:
-        numbers, n = analysis.numbers, 2 if analysis.has_baseline else 1
-        rows: list[list[object]] = [
-            [
-                ODDITIES[name],
-                *[Number(one.n_lines), Number(one.baseline_n_lines)][:n],
-                _line_numbers(one.lines, one.n_lines),
-            ]
+    def oddities(self, analysis: Analysis) -> list[tuple[object, ...]]:
+        """Return what it is, of the system and of the baseline, and in which lines."""
+        numbers = analysis.numbers
+        rows: list[tuple[object, ...]] = [
+            (ODDITIES[name], one.n_lines, one.baseline_n_lines, _line_numbers(one.lines, one.n_lines))
             for name, one in analysis.oddities.items()
         ]
         if numbers.n:
             fractions = [Number(one, "fraction") for one in (numbers.kept_share, numbers.baseline_kept_share)]
             lost = f"; lost in lines {_line_numbers(numbers.lines, numbers.n_lines)}" if numbers.n_lines else ""
-            rows.append(["Numbers preserved", *fractions[:n], f"{numbers.n_kept:,} of {numbers.n:,}{lost}"])
+            rows.append(("Numbers preserved", *fractions, f"{numbers.n_kept:,} of {numbers.n:,}{lost}"))
         ratios = [Number(one, digits=3) for one in (analysis.length_ratio, analysis.baseline_length_ratio)]
-        rows.append(["Words for each word of the reference", *ratios[:n], ""])
-        return table(["", *["System", "Baseline"][:n], "Lines"], rows)
+        return [*rows, ("Words for each word of the reference", *ratios, "")]
 
     def texts(self, one: Sentence) -> list[tuple[str, str, str | None]]:
         """Return (label, text, language) of a sentence and its translations; words that differ are marked."""
