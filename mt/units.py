@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -24,6 +24,11 @@ def format_duration(seconds: float) -> str:
 def format_count(n: int) -> str:
     """63.1 M from a million on, else 36,320."""
     return f"{n / 1e6:.1f} M" if n >= 1_000_000 else f"{n:,}"
+
+
+def listed(names: Sequence[str], word: str = "and") -> str:
+    """a, b and c."""
+    return f" {word} ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def finite(value: Any) -> Any:

@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
 from mt.errors import ConfigError
+from mt.units import listed
 
 T = TypeVar("T")
 
@@ -148,9 +149,9 @@ def config_error(error: ValidationError, root: Any, *, is_yaml: bool) -> ConfigE
             value=value,
             found=described(value),
             quote=_quote_hint(value) if kind == "invalid_key" or str in allowed else "",
-            types=_listed(names, "or"),
+            types=listed(names, "or"),
             or_null=" or null" if None in allowed and is_yaml else "",
-            kinds=_listed([f"{{{kind}}}" for kind in kinds_of(hint)], "and"),
+            kinds=listed([f"{{{kind}}}" for kind in kinds_of(hint)]),
             description=_description(hint),
             unknown=unknown_key(key, owner, root) if kind == "unexpected_keyword_argument" else "",
         ),
@@ -177,7 +178,7 @@ def unknown_key(key: str, owner: Any, root: Any) -> str:
     if not fields_of(owner):
         return f"unknown key, {place} is a single value"
     if kinds := [kind for kind, section in kinds_of(owner).items() if name in fields_of(section)]:
-        return f"goes with {_listed(kinds, 'and')} alone"
+        return f"goes with {listed(kinds)} alone"
     if close := difflib.get_close_matches(name, fields_of(owner), n=1):
         return f"unknown key, did you mean {close[0]}?"
     if elsewhere := [other for other in keys_of(root) if other.rpartition(".")[2] == name]:
@@ -199,10 +200,6 @@ def _description(hint: Any) -> str:
     """Return what the type of a setting, or of one of its alternatives, says about its values."""
     told = [one for part in (hint, *get_args(unwrapped(hint))) for one in metadata_of(part)]
     return next((str(one.description) for one in told if isinstance(one, FieldInfo)), "")
-
-
-def _listed(names: Sequence[str], word: str) -> str:
-    return f" {word} ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def described(value: Any) -> str:

@@ -21,8 +21,8 @@ from mt.report.facts import (
     SystemComparison,
     SystemFigures,
     TrainingCurves,
-    listed,
 )
+from mt.units import listed
 
 _log = logging.getLogger(__name__)
 

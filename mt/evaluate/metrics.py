@@ -63,8 +63,6 @@ class Metric:
             key: one of METRICS.
             references: a list for each set of them, all of one length.
             tgt_lang: whose rules bleu-2017 tokenises by; the others do without.
-        Raises:
-            ConfigError: bleu-2017 without sacremoses.
         """
         self.name, make = _KINDS[key]
         self.more_is_better = key != "ter"
@@ -162,8 +160,8 @@ def metric_keys(names: Sequence[str] | None) -> list[str]:
             close = difflib.get_close_matches(name.lower(), (*METRICS, "all"), n=1)
             hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(METRICS)}, all"
             raise ConfigError("metric", f"no metric is called {name}, {hint}")
-    if "bleu-2017" in names:
-        _require_sacremoses()
+    if "bleu-2017" in names and not _has_sacremoses():
+        raise ConfigError("metric", "bleu-2017 needs one more package", "pip install sacremoses")
     return [key for key in METRICS if key in names or ("all" in names and (key != "bleu-2017" or _has_sacremoses()))]
 
 
@@ -204,17 +202,11 @@ def _has_sacremoses() -> bool:
     return importlib.util.find_spec("sacremoses") is not None
 
 
-def _require_sacremoses() -> None:
-    if not _has_sacremoses():
-        raise ConfigError("metric", "bleu-2017 needs one more package", "pip install sacremoses")
-
-
 def _reading_of_2017(tgt_lang: str) -> tuple[Callable[[str], str], str]:
     """Return what the papers of 2017 did to text before they counted, and its part of the signature.
 
     Source: get_ende_bleu.sh of tensor2tensor.
     """
-    _require_sacremoses()
     import sacremoses
 
     # For languages that it does not know, Moses takes the English rules; the signature shall say so.

@@ -8,7 +8,8 @@ import numpy as np
 
 from mt.evaluate.metrics import Metric, Rows, metric_keys
 from mt.evaluate.scores import TranslatedSet
-from mt.report.facts import BETTER, LARGEST_P, NO_DIFFERENCE, WORSE, PairedScore, listed, short_name
+from mt.report.facts import BETTER, LARGEST_P, NO_DIFFERENCE, WORSE, PairedScore, short_name
+from mt.units import listed
 
 DEFAULT_SAMPLES = {"randomisation": 10_000, "bootstrap": 1_000}  # sacreBLEU's
 # Systems that differ in so few lines are compared in all ways of swapping these lines. sacreBLEU's count of samples

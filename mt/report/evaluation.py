@@ -17,11 +17,11 @@ from mt.report.facts import (
     Bucket,
     ComparedMetric,
     ComparedSet,
+    Curve,
     Evaluation,
     ModelManifest,
     Sentence,
     SystemComparison,
-    TrainingCurves,
     short_name,
 )
 from mt.report.page import Number, code, page, plain_value, setting_value, table
@@ -98,25 +98,22 @@ class _EvaluationView:
     def oddities_of(self, one: Sentence) -> list[str]:
         return [ODDITIES[name].lower() for name in one.oddities]
 
-    def curves(self, training: TrainingCurves) -> list[tuple[Markup, Markup]]:
-        """Return charts, two and two."""
+    def curves(self, curves: Mapping[str, Curve]) -> list[Markup]:
+        def chart(title: str, y_label: str, lines: Mapping[str, tuple[str, str]], x: str = "step") -> Markup:
+            series = [Series(name, curves[curve][x], curves[curve][y]) for name, (curve, y) in lines.items()]
+            return line_chart(title, series, AXES[x], y_label)
 
-        def line(curve: str, y: str, name: str, x: str = "step") -> Series:
-            return Series(name, training.curves[curve][x], training.curves[curve][y])
-
+        loss = {"training, smoothed labels": ("train", "train_loss"), "validation": ("valid", "valid_loss")}
+        bleu = {"validation set": ("valid", "valid_bleu")}
         charts = []
         for x, label in AXES.items():
             # Older runs did not record all of them.
-            if all(None not in curve[x] for curve in training.curves.values()):
-                loss = [line("train", "train_loss", "training, smoothed labels", x)]
-                loss.append(line("valid", "valid_loss", "validation", x))
-                bleu = [line("valid", "valid_bleu", "validation set", x)]
-                loss_chart = line_chart(f"Loss against {label}", loss, label, "nats per target token")
-                charts.append((loss_chart, line_chart(f"BLEU against {label}", bleu, label, "BLEU")))
-        rate = [line("train", "learning_rate", "learning rate")]
-        speed = [line("train", "tgt_tokens_per_second", "target tokens a second")]
-        rate_chart = line_chart("Learning rate", rate, "updates", "learning rate")
-        return [*charts, (rate_chart, line_chart("Speed", speed, "updates", "target tokens a second"))]
+            if all(None not in curve[x] for curve in curves.values()):
+                charts.append(chart(f"Loss against {label}", "nats per target token", loss, x))
+                charts.append(chart(f"BLEU against {label}", "BLEU", bleu, x))
+        speed, unit = {"target tokens a second": ("train", "tgt_tokens_per_second")}, "target tokens a second"
+        rate = {"learning rate": ("train", "learning_rate")}
+        return [*charts, chart("Learning rate", "learning rate", rate), chart("Speed", unit, speed)]
 
     def corpus(self, corpus: Mapping[str, Any]) -> Markup:
         """Return what the model was trained, validated and tested on."""

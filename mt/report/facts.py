@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Generic, TypeAlias, TypeVar
+from typing import Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, SkipValidation
 
-from mt.units import finite, format_duration
+from mt.units import finite, format_duration, listed
 
 LARGEST_P = 0.05  # below it, a difference is called significant
 BETTER, WORSE, NO_DIFFERENCE = "better", "worse", f"no difference at p < {LARGEST_P}"
@@ -23,7 +23,6 @@ FIGURES = {"steps": "updates", "n_tgt_tokens": "target tokens", "train_seconds":
 
 # Text of data sets and names of files may hold half a surrogate pair, which pydantic's check of strings refuses.
 Line: TypeAlias = Annotated[str, SkipValidation]
-Example = TypeVar("Example")
 Values: TypeAlias = dict[Line, Any]  # settings, versions and other values that a page lists as they are
 
 _HALF_PAIRS = re.compile("[\ud800-\udfff]")
@@ -54,11 +53,6 @@ def short_name(metric: str) -> str:
     return metric.partition(" (")[0]
 
 
-def listed(names: list[str]) -> str:
-    """Return names as `a, b and c`."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
 # --------------------------------------------------------------------------------------------------- a prepared corpus
 
 
@@ -77,9 +71,9 @@ class ChangeExample(Facts):
     after: Line
 
 
-class Counted(Facts, Generic[Example]):
+class Counted(Facts):
     count: int
-    examples: list[Example]
+    examples: list[Pair | ChangeExample]
 
 
 class TrainingText(Facts):
@@ -88,8 +82,8 @@ class TrainingText(Facts):
     weight: float = 1.0
     pairs_read: int
     pairs_kept: int
-    removed: dict[Line, Counted[Pair]]  # by rule
-    changed: dict[Line, Counted[ChangeExample]]  # by kind of change
+    removed: dict[Line, Counted]  # by rule
+    changed: dict[Line, Counted]  # by kind of change
 
 
 class TrainingCounts(Facts):
