@@ -93,74 +93,36 @@ def fraction_bar(fraction: float | None) -> Markup:
     return Markup('<svg class="fraction" role="img" aria-label="{}">{}</svg>').format(text, rect)
 
 
-def histogram(
-    title: str,
-    edges: Sequence[float],
-    counts: Sequence[int],
-    x_label: str,
-    y_label: str,
-    whole_numbers: bool = False,
-    highest: int | None = None,
-) -> Markup:
-    """Return vertical bars, equally wide, and all numbers in a table that unfolds.
+def histograms(counts: Mapping[str, Sequence[int]], x_label: str, y_label: str) -> list[Markup]:
+    """Return vertical bars of how often there is 1, 2, 3, …; all with the same axes, and numbers in tables that unfold.
 
     Args:
-        edges: one more than counts; count i lies from edge i, included, to edge i + 1, excluded.
-        whole_numbers: what is counted has no fractions, so that 5 up to 9 reads as 5–8.
-        highest: end of the y axis, so that several histograms can be compared.
+        counts: title → how often.
     """
-    assert len(edges) == len(counts) + 1, f"{len(edges)} edges and {len(counts)} counts"
-    if not any(counts):
-        return macro("figure", title, [], _NO_DATA)
-    starts, heights = _merged(counts)
-    width = starts[1] if len(starts) > 1 else 1
-    tooltips = [
-        f"{_bin(edges[start], edges[min(start + width, len(counts))], whole_numbers)} {x_label}: {height:,} {y_label}"
-        for start, height in zip(starts, heights, strict=True)
-    ]
-    top = highest or max(heights)
-    step = 100 / len(starts)
-    parts = _grid(_ticks(0, top, whole=True), 0, top)
-    for i, (height, tooltip) in enumerate(zip(heights, tooltips, strict=True)):
-        if height:
-            pixels = max(_HEIGHT * height / top, 1)
-            place = (f"{i * step + step * 0.06:.3f}%", f"{_HEIGHT - pixels:.2f}", f"{step * 0.88:.3f}%")
-            parts.append(_RECT.format(*place, f"{pixels:.2f}", 1, tooltip))
-    parts += _edge_ticks(edges, len(starts) * width, whole_numbers)
-    spoken = f"Histogram: {title}. {len(starts)} bars; the highest is {tooltips[heights.index(max(heights))]}."
-    labels = [_bin(edges[i], edges[i + 1], whole_numbers) for i in range(len(counts))]
-    numbers = table([x_label, y_label], [(label, Number(count)) for label, count in zip(labels, counts, strict=True)])
-    return macro("figure", title, [], macro("plot", spoken, parts, x_label, y_label, _HEIGHT, numbers))
-
-
-def _edge_ticks(edges: Sequence[float], n_bins: int, whole_numbers: bool) -> list[Markup]:
-    """Return ticks at round numbers where each bin is one whole number, else at edges."""
-    if whole_numbers and edges[-1] - edges[0] == len(edges) - 1:
-        ticks = _ticks(edges[0], edges[-2], whole=True)
-        return [_x_tick(100 * (tick - edges[0] + 0.5) / n_bins, f"{tick:g}") for tick in ticks]
-    every = math.ceil(len(edges) / 7)
-    finite = [i for i in range(0, len(edges), every) if not math.isinf(edges[i])]
-    return [_x_tick(100 * i / n_bins, f"{edges[i]:g}") for i in finite]
-
-
-def highest_bar(counts: Sequence[int]) -> int:
-    """Return the highest bar of a histogram, for the `highest` of several histograms with equally many counts."""
-    return max(_merged(counts)[1], default=0)
-
-
-def _merged(counts: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Return the index of the first count of each bar, and the sum of its counts."""
-    width = math.ceil(len(counts) / _MAX_BARS) or 1
-    starts = list(range(0, len(counts), width))
-    return starts, [sum(counts[start : start + width]) for start in starts]
-
-
-def _bin(start: float, end: float, whole_numbers: bool) -> str:
-    if math.isinf(end):
-        return f"{start:g} and above"
-    if whole_numbers:
-        return f"{start:g}" if end - start == 1 else f"{start:g}–{end - 1:g}"
-    return f"{start:g} up to {end:g}"
+    longest = max((i for one in counts.values() for i, count in enumerate(one, start=1) if count), default=0)
+    if not longest:
+        return [macro("figure", title, [], _NO_DATA) for title in counts]
+    width = math.ceil(longest / _MAX_BARS)
+    spans = [range(start, min(start + width, longest + 1)) for start in range(1, longest + 1, width)]
+    heights = {title: [sum(one[span.start - 1 : span.stop - 1]) for span in spans] for title, one in counts.items()}
+    top, step = max(map(max, heights.values())), 100 / len(spans)
+    axes = _grid(_ticks(0, top, whole=True), 0, top)
+    axes += [_x_tick(step * (tick - 0.5) / width, f"{tick:g}") for tick in _ticks(1, longest, whole=True)]
+    figures = []
+    for title, one in counts.items():
+        parts, tooltips = list(axes), []
+        for i, (span, height) in enumerate(zip(spans, heights[title], strict=True)):
+            numbers = f"{span[0]}" if width == 1 else f"{span[0]}–{span[-1]}"
+            tooltips.append(f"{numbers} {x_label}: {height:,} {y_label}")
+            if height:
+                pixels = max(_HEIGHT * height / top, 1)
+                place = (f"{i * step + step * 0.06:.3f}%", f"{_HEIGHT - pixels:.2f}", f"{step * 0.88:.3f}%")
+                parts.append(_RECT.format(*place, f"{pixels:.2f}", 1, tooltips[-1]))
+        highest = tooltips[heights[title].index(max(heights[title]))]
+        spoken = f"Histogram: {title}. {len(spans)} bars; the highest is {highest}."
+        listed = table([x_label, y_label], [(f"{i}", count) for i, count in enumerate(one[:longest], start=1)])
+        figures.append(macro("figure", title, [], macro("plot", spoken, parts, x_label, y_label, _HEIGHT, listed)))
+    return figures
 
 
 def line_chart(title: str, series: Sequence[Series], x_label: str, y_label: str, from_zero: bool = False) -> Markup:

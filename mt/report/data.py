@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from mt.report.charts import bars, fraction_bar, highest_bar, histogram, stacked_bars
-from mt.report.facts import ChangeExample, Pair, PreparedData, facts_json
+from mt.report.charts import bars, fraction_bar, histograms, stacked_bars
+from mt.report.facts import ChangeExample, Histogram, LengthCounts, Pair, PreparedData, facts_json
 from mt.report.page import Number, Text, Unit, code, fraction, page, table
 from mt.report.text import character_differences
 
@@ -133,25 +133,13 @@ class _DataView:
             for side, one in sides.items()
         ]
 
-    def length_charts(self) -> list[Markup]:
-        assert self.facts.lengths is not None
-        tokens = self.facts.lengths.tokens
-        # Cut where both sides end, so that the bars of both have as many lengths each.
-        longest = max((i + 1 for counts in tokens.values() for i, count in enumerate(counts) if count), default=0)
-        shown = {side: counts[:longest] for side, counts in tokens.items()}
-        highest = max(map(highest_bar, shown.values()))
+    def length_charts(self, lengths: LengthCounts) -> list[Markup]:
         titles = {side: f"Length of the {name} ({self.facts.lang(side)})" for side, name in _SIDE_NAMES.items()}
-        return [
-            histogram(title, range(1, len(shown[side]) + 2), shown[side], "tokens", "pairs", True, highest)
-            for side, title in titles.items()
-        ]
+        return histograms({title: lengths.tokens[side] for side, title in titles.items()}, "tokens", "pairs")
 
-    def ratio_chart(self) -> Markup:
-        assert self.facts.lengths is not None
-        ratio = self.facts.lengths.ratio
-        edges = [math.inf if edge is None else edge for edge in ratio.edges]
-        title = "Source tokens for each target token"
-        return histogram(title, edges, ratio.counts, "source tokens / target tokens", "pairs")
+    def ratio_bars(self, ratio: Histogram) -> Markup:
+        labels = [f"{low:g} up to {high:g}" if high else f"{low:g} and above" for low, high in pairwise(ratio.edges)]
+        return bars("Pairs by source tokens for each target token", dict(zip(labels, ratio.counts, strict=True)))
 
     def language_figures(self) -> Markup | None:
         sides, rows = self.facts.sides, []
