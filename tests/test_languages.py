@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from mt.errors import ConfigError
-from mt.text.languages import LanguageIdentifier
-from mt.text.scripts import EXPECTED, expected_scripts, script_fractions, wrong_script_fraction
+from mt.text.languages import EXPECTED, LanguageIdentifier, expected_scripts, script_fractions, wrong_script_fraction
 
 ENGLISH = "The committee will discuss the proposal next month."
 GERMAN = "Der Ausschuss wird den Vorschlag im nächsten Monat erörtern."

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from mt.config.settings import CleanConfig, DataConfig, RunConfig, TextFiles
 from mt.errors import ConfigError
+from mt.text.languages import base_language
 from mt.text.normalise import Change, Normaliser, Normalisers, normalise
-from mt.text.scripts import base_language
 
 CHANGES: tuple[Change, ...] = ("unicode_nfc", "control_characters", "html_entities", "punctuation", "white_space")
 # Every combination of the settings, in English and German, whose rules for quotes differ.

@@ -7,8 +7,7 @@ from collections import Counter
 import pytest
 
 from mt.config.settings import TokenizerConfig
-from mt.text.tokenizer import Tokenizer, count_words, train_tokenizer
-from mt.text.vocabulary import vocabulary_facts
+from mt.text.tokenizer import Tokenizer, count_words, train_tokenizer, vocabulary_facts
 from tests.toys import toy_text
 
 # Sixteen letters, so that words of "bar" and "dest" are pieces and others fall into letters and bytes.

@@ -15,11 +15,16 @@ import numpy as np
 from mt.config.settings import Corpus, RunConfig
 from mt.errors import ConfigError, MTError
 from mt.text.duplicates import pair_keys
-from mt.text.languages import LanguageIdentifier, NotInstalledError
+from mt.text.languages import (
+    LanguageIdentifier,
+    NotInstalledError,
+    expected_scripts,
+    script_fractions,
+    wrong_script_fraction,
+)
 from mt.text.lengths import first_break
 from mt.text.overlap import HeldOut
 from mt.text.sample import Sample
-from mt.text.scripts import expected_scripts, script_fractions, wrong_script_fraction
 
 Level = Literal["error", "warning", "note"]
 

@@ -13,9 +13,8 @@ from typing import Any, Literal, NamedTuple
 
 from mt.config.settings import CleanConfig
 from mt.text.corpora import Chunk, SentencePair
-from mt.text.languages import LanguageIdentifier
+from mt.text.languages import LanguageIdentifier, expected_scripts, n_letters_and_marks, wrong_script_fraction
 from mt.text.normalise import Normaliser
-from mt.text.scripts import expected_scripts, n_letters_and_marks, wrong_script_fraction
 
 MAX_EXAMPLES = 3  # of each reason and each change
 NORMALISED_CHARS = 10  # times the characters that a side may have; what is longer goes as it is

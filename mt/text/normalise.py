@@ -1,4 +1,4 @@
-"""What text becomes before anything else is done with it: the same for preparing, translating and scoring."""
+"""Normalising text before anything else is done with it: the same for preparing, translating and scoring."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import html.entities
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Literal, NamedTuple
 
 from mt.config.settings import SYMBOL, CleanConfig, RunConfig
 from mt.errors import ConfigError
 from mt.text.corpora import SentencePair
-from mt.text.scripts import base_language
+from mt.text.languages import base_language
 
 # Named as the settings in CleanConfig, in the order of the settings.
 Change = Literal["unicode_nfc", "control_characters", "html_entities", "punctuation", "white_space"]
@@ -55,9 +56,9 @@ class Normaliser:
         steps: list[tuple[Change, bool, Callable[[str], str]]] = [
             ("html_entities", config.html_entities, _without_entities),
             ("control_characters", True, _without_controls if config.control_characters else _without_impossible),
-            ("unicode_nfc", config.unicode_nfc, _composed),
+            ("unicode_nfc", config.unicode_nfc, partial(unicodedata.normalize, "NFC")),
             ("punctuation", config.punctuation, self._with_plain_punctuation),
-            ("white_space", True, _single_spaced if config.white_space else _on_one_line),
+            ("white_space", True, _single_spaced if config.white_space else partial(_LINE_ENDS_AND_TABS.sub, " ")),
         ]
         self._steps = [(change, step) for change, is_on, step in steps if is_on]
 
@@ -65,14 +66,14 @@ class Normaliser:
         return text if self._is_plain(text) else self._changed(text)[0]
 
     def changes(self, text: str) -> tuple[str, list[Change]]:
-        """The text as it becomes, and which kinds of change did something.
+        """Return the normalised text, and which kinds of change did something.
 
         What is done whatever the settings counts as white_space (tabs, line ends) or control_characters (the rest).
         """
         return (text, []) if self._is_plain(text) else self._changed(text)
 
     def _is_plain(self, text: str) -> bool:
-        """Whether nothing can have to be changed, whatever the settings; most text is like that."""
+        """Return whether nothing can have to be changed, whatever the settings; most text is like that."""
         if not text:
             return True
         # Whatever white space is not a plain space, and all that is invisible, counts as not printable.
@@ -132,9 +133,8 @@ class Normalisers(NamedTuple):
 
     @classmethod
     def by_default(cls) -> Normalisers:
-        """As the settings are unless changed; the language means nothing then."""
-        normaliser = Normaliser(CleanConfig(), "")
-        return cls(normaliser, normaliser)
+        """Return what the settings make unless changed; the language means nothing then."""
+        return cls(_BY_DEFAULT, _BY_DEFAULT)
 
 
 def _moses_rules(lang: str) -> list[tuple[re.Pattern[str], str]]:
@@ -150,7 +150,7 @@ def _moses_rules(lang: str) -> list[tuple[re.Pattern[str], str]]:
 
 
 def _without_entities(text: str) -> str:
-    """Until none is left: `&amp;lt;` is `<`, which was escaped twice."""
+    """Replace entities until none is left: `&amp;lt;` is `<`, which was escaped twice."""
     while "&" in text and (after := _ENTITIES.sub(_character_of, text)) != text:
         text = after
     return text
@@ -158,9 +158,8 @@ def _without_entities(text: str) -> str:
 
 def _character_of(entity: re.Match[str]) -> str:
     name = entity[0]
-    if name[1] == "#":
-        return html.unescape(name)
-    return html.entities.html5.get(name[1:], name)
+    # Not `html.unescape` for names, which takes the beginning of a longer one, too: &notit; is not ¬it;
+    return html.unescape(name) if name[1] == "#" else html.entities.html5.get(name[1:], name)
 
 
 def _without_controls(text: str) -> str:
@@ -171,21 +170,13 @@ def _without_impossible(text: str) -> str:
     return _SURROGATES.sub("\ufffd", _IMPOSSIBLE.sub(" ", text))
 
 
-def _composed(text: str) -> str:
-    return unicodedata.normalize("NFC", text)
-
-
 def _single_spaced(text: str) -> str:
     return " ".join(text.split())
-
-
-def _on_one_line(text: str) -> str:
-    return _LINE_ENDS_AND_TABS.sub(" ", text)
 
 
 _BY_DEFAULT = Normaliser(CleanConfig(), "")
 
 
 def normalise(text: str) -> str:
-    """Text as it becomes with the settings as they are unless changed."""
+    """Return the text as the default settings make it."""
     return _BY_DEFAULT(text)

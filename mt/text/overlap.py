@@ -74,7 +74,8 @@ def _folded_block(texts: Sequence[str]) -> list[str]:
     is_kept = codes > ord(" ")
     is_kept[:-1] |= is_kept[1:]
     is_kept |= codes == ord("\n")
-    result = _text(codes[is_kept]).replace("\n ", "\n")
+    kept = codes[is_kept].astype("<u4", copy=False).tobytes()
+    result = kept.decode("utf-32-le", "surrogatepass").replace("\n ", "\n")
     if not is_ascii:
         result = unicodedata.normalize("NFC", result)
     return result.split("\n")[1:-1]
@@ -82,14 +83,6 @@ def _folded_block(texts: Sequence[str]) -> list[str]:
 
 def _codes(text: str) -> _Codes:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
-
-
-def _utf8(text: str) -> _Bytes:
-    return np.frombuffer(text.encode("utf-8", "surrogatepass"), dtype=np.uint8)
-
-
-def _text(codes: _Codes) -> str:
-    return codes.astype("<u4", copy=False).tobytes().decode("utf-32-le", "surrogatepass")
 
 
 def _is_blank(character: str) -> bool:
@@ -101,13 +94,13 @@ def _is_blank(character: str) -> bool:
 
 @functools.cache
 def _blanks() -> dict[int, str]:
-    """Code point of each character that is not of a word → space."""
+    """Return the code point of each character that is not part of a word → space."""
     return {code: " " for code in [*range(_N_TABLED), *range(0xE0000, 0xE0200)] if _is_blank(chr(code))}
 
 
 @functools.cache
 def _fold_table() -> _Codes:
-    """[_N_TABLED] Code point → the code point it folds to; 0 where it folds to several. The line feed stays."""
+    """Return [_N_TABLED]: code point → the code point it folds to; 0 where it folds to several. The line feed stays."""
     table = np.arange(_N_TABLED, dtype=np.uint32)
     for code in range(_N_TABLED):
         fold = chr(code).casefold()
@@ -121,29 +114,16 @@ def _fold_table() -> _Codes:
 
 # Scripts written without spaces between words, and how many characters make about a word of them.
 _HAN_AND_KANA = (
-    (0x3005, 0x3007),
-    (0x3021, 0x3029),
-    (0x3041, 0x30FF),
-    (0x31F0, 0x31FF),
-    (0x3400, 0x4DBF),
-    (0x4E00, 0x9FFF),
-    (0xF900, 0xFAFF),
-    (0xFF66, 0xFF9F),
-    (0x20000, 0x3FFFF),
+    r"\u3005-\u3007\u3021-\u3029\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f"
+    r"\U00020000-\U0003ffff"
 )
-_THAI_LAO_KHMER_MYANMAR = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0xA9E0, 0xA9FF), (0xAA60, 0xAA7F))
+_THAI_LAO_KHMER_MYANMAR = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\ua9e0-\ua9ff\uaa60-\uaa7f"
+_HAN = re.compile(f"[{_HAN_AND_KANA}]")
+_THAI = re.compile(f"[{_THAI_LAO_KHMER_MYANMAR}]")
+_UNSPACED = re.compile(f"[{_HAN_AND_KANA}{_THAI_LAO_KHMER_MYANMAR}]+")
 _HAN_CHARACTERS_PER_WORD = 2
 _THAI_CHARACTERS_PER_WORD = 4
 _N_UNSPACED_TABLED = 0x40000
-
-
-def _characters_of(ranges: Sequence[tuple[int, int]]) -> str:
-    return "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges)
-
-
-_HAN = re.compile(f"[{_characters_of(_HAN_AND_KANA)}]")
-_THAI = re.compile(f"[{_characters_of(_THAI_LAO_KHMER_MYANMAR)}]")
-_UNSPACED = re.compile(f"[{_characters_of(_HAN_AND_KANA)}{_characters_of(_THAI_LAO_KHMER_MYANMAR)}]+")
 
 
 def n_words(folded_text: str) -> int:
@@ -172,15 +152,14 @@ class HeldOut:
         """
         self.ngram_words = ngram_words
         self.names = tuple(sets)
-        # Of each set, its folded texts of either side: [set][side][segment].
+        # Folded texts, [side][set][segment].
         self.texts = [
-            (folded_all([pair.src for pair in pairs]), folded_all([pair.tgt for pair in pairs]))
-            for pairs in sets.values()
+            [folded_all([getattr(pair, side) for pair in pairs]) for pairs in sets.values()] for side in SIDES
         ]
         # Folded text of either side → number of the first set that has it.
-        self._set_of: tuple[dict[str, int], dict[str, int]] = ({}, {})
-        for number, sides in enumerate(self.texts):
-            for set_of, texts in zip(self._set_of, sides, strict=True):
+        self._set_of: tuple[dict[str, int], ...] = ({}, {})
+        for set_of, texts_of_sets in zip(self._set_of, self.texts, strict=True):
+            for number, texts in enumerate(texts_of_sets):
                 for text in texts:
                     if text not in set_of and n_words(text) >= min_words:
                         set_of[text] = number
@@ -188,17 +167,14 @@ class HeldOut:
     @classmethod
     def of_run(cls, config: RunConfig, sets: Mapping[str, Sequence[SentencePair]]) -> HeldOut:
         """Return the sets of a run, normalised as its training text is."""
-        normalisers = Normalisers.of_run(config)
-        return cls(
-            {name: normalisers.pairs(pairs) for name, pairs in sets.items()}, config.data.clean.contamination_words
-        )
+        normalised = {name: Normalisers.of_run(config).pairs(pairs) for name, pairs in sets.items()}
+        return cls(normalised, config.data.clean.contamination_words)
 
     def find(self, folded_src: str, folded_tgt: str) -> str | None:
-        """Name of the first set that has this source among its sources, or this target among its targets."""
-        by_src, by_tgt = self._set_of[0].get(folded_src), self._set_of[1].get(folded_tgt)
-        if by_src is None and by_tgt is None:
-            return None
-        return self.names[min(number for number in (by_src, by_tgt) if number is not None)]
+        """Name the first set that has this source among its sources, or this target among its targets."""
+        n_sets = len(self.names)
+        number = min(self._set_of[0].get(folded_src, n_sets), self._set_of[1].get(folded_tgt, n_sets))
+        return self.names[number] if number < n_sets else None
 
 
 # ---------------------------------------------------------------------------------------------------- n-grams
@@ -215,22 +191,22 @@ class NgramOverlap:
 
     def __init__(self, held_out: HeldOut) -> None:
         self._names = held_out.names
-        self._sides = [_SideOverlap([sides[i] for sides in held_out.texts], held_out.ngram_words) for i in range(2)]
+        texts = zip(SIDES, held_out.texts, strict=True)
+        self._sides = {side: _SideOverlap(texts_of_sets, held_out.ngram_words) for side, texts_of_sets in texts}
 
     def found_in(self, folded_srcs: Sequence[str], folded_tgts: Sequence[str]) -> dict[str, str]:
         """Look for the n-grams in training text; return what is found for `merge`, a few KB."""
-        texts = (folded_srcs, folded_tgts)
-        return {name: side.found_in(of_side) for name, side, of_side in zip(SIDES, self._sides, texts, strict=True)}
+        return {"src": self._sides["src"].found_in(folded_srcs), "tgt": self._sides["tgt"].found_in(folded_tgts)}
 
     def merge(self, found: Mapping[str, str]) -> None:
         """Add what `found_in` returned, here or in another process with the same held-out sets."""
-        for name, side in zip(SIDES, self._sides, strict=True):
+        for name, side in self._sides.items():
             side.merge(found[name])
 
     def facts(self) -> dict[str, dict[str, dict[str, int]]]:
-        """Set → src, tgt → `ngrams`: different n-grams of the set, and `found`: those of them in the training text."""
+        """Return by set and side `ngrams`, the different ones, and `found`, those of them in the training text."""
         return {
-            name: {side_name: side.facts(number) for side_name, side in zip(SIDES, self._sides, strict=True)}
+            name: {side: overlap.facts(number) for side, overlap in self._sides.items()}
             for number, name in enumerate(self._names)
         }
 
@@ -258,9 +234,10 @@ class _SideOverlap:
         return np.unique(np.concatenate([np.empty(0, dtype=np.uint64), *hashes]))
 
     def _hashes(self, texts: Sequence[str], across_lines: bool) -> _Hashes:
-        """Of each n-gram of the texts, in order."""
+        """Return the hash of each n-gram of the texts, in order."""
         joined = "\n".join(texts)
-        codes = _utf8(joined) if self._counts_words else _codes(joined)
+        utf8 = np.frombuffer(joined.encode("utf-8", "surrogatepass"), dtype=np.uint8)
+        codes = utf8 if self._counts_words else _codes(joined)
         starts, ends = _units(codes, self._counts_words)
         ends = ends[self._n_units - 1 :]
         starts = starts[: len(ends)]
@@ -291,7 +268,7 @@ class _SideOverlap:
 
 
 def _characters_per_word(texts_of_sets: Sequence[Sequence[str]]) -> int:
-    """1 where a side is written with spaces between words: a unit is then a word, and else a character."""
+    """Return 1 if a side is written with spaces between words: a unit is then a word, and else a character."""
     joined = "".join(text for texts in texts_of_sets for text in texts).replace(" ", "")
     n_han, n_thai = len(_HAN.findall(joined)), len(_THAI.findall(joined))
     if 2 * (n_han + n_thai) <= len(joined):
@@ -300,7 +277,7 @@ def _characters_per_word(texts_of_sets: Sequence[Sequence[str]]) -> int:
 
 
 def _units(codes: _Codes | _Bytes, counts_words: bool) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Where the units of folded text start and end: its words, or the characters of its scripts without spaces."""
+    """Return where the units of folded text start and end: words, or the characters of scripts without spaces."""
     is_gap = np.ones(len(codes) + 1, dtype=np.bool_)  # between character i - 1 and i
     is_letter = codes > ord(" ")
     if counts_words:
@@ -314,13 +291,13 @@ def _units(codes: _Codes | _Bytes, counts_words: bool) -> tuple[npt.NDArray[np.i
 @functools.cache
 def _unspaced_table() -> npt.NDArray[np.bool_]:
     table = np.zeros(_N_UNSPACED_TABLED, dtype=np.bool_)
-    for first, last in (*_HAN_AND_KANA, *_THAI_LAO_KHMER_MYANMAR):
-        table[first : last + 1] = True
+    for run in _UNSPACED.finditer("".join(map(chr, range(_N_UNSPACED_TABLED)))):
+        table[slice(*run.span())] = True
     return table
 
 
 def _piece_hashes(codes: _Codes | _Bytes, starts: npt.NDArray[np.intp], ends: npt.NDArray[np.intp]) -> _Hashes:
-    """Σ code[start + i] · _BASE^i mod 2^64 of each piece of the text."""
+    """Return Σ code[start + i] · _BASE^i mod 2^64 of each piece of the text."""
     # From sums over the text up to each character: what is between two of them, moved to the front of the text.
     powers, inverse_powers = _powers(len(codes).bit_length())
     sums = np.zeros(len(codes) + 1, dtype=np.uint64)
@@ -331,7 +308,7 @@ def _piece_hashes(codes: _Codes | _Bytes, starts: npt.NDArray[np.intp], ends: np
 
 @functools.lru_cache(maxsize=4)
 def _powers(n_bits: int) -> tuple[_Hashes, _Hashes]:
-    """The first 2^n_bits powers of _BASE, and of its inverse, mod 2^64."""
+    """Return the first 2^n_bits powers of _BASE, and of its inverse, mod 2^64."""
     bases = np.ones((2, 1 << n_bits), dtype=np.uint64)
     bases[:, 1:] = np.array([[_BASE], [_BASE_INVERSE]], dtype=np.uint64)
     of_base, of_inverse = np.cumprod(bases, axis=1, dtype=np.uint64)

@@ -58,8 +58,7 @@ from mt.text.shards import (
     install_stage,
     run_stage,
 )
-from mt.text.tokenizer import MAX_WORD_BYTES, Tokenizer, adopt_model, n_skipped_words, train_tokenizer
-from mt.text.vocabulary import vocabulary_facts
+from mt.text.tokenizer import MAX_WORD_BYTES, Tokenizer, adopt_model, n_skipped_words, train_tokenizer, vocabulary_facts
 
 N_SAMPLES = 50  # kept pairs that the report shows
 MOST_WORDS = 2_000_000  # different ones of a language that are counted at one time; the rarest give way
