@@ -27,7 +27,7 @@ from mt.tools import bench
 from mt.train.engine import Engine, OutOfMemory, Update
 from tests.clock import Clock
 from tests.conftest import Run
-from tests.toys import parallel, random_pairs, small_model, toy_config, write_lines
+from tests.toys import small_model, toy_config, write_lines
 
 CPU = torch.device("cpu")
 
@@ -46,7 +46,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def engine_of(config: RunConfig) -> Engine:
-    engine = Engine(config, bench.random_corpus(380, 64, n_pairs=200), 380)
+    engine = bench.engine_over(config, None)
     engine.begin()
     return engine
 
@@ -188,8 +188,7 @@ def test_the_parts_of_a_step_are_what_they_take_and_add_up_to_it(
     clock.slow(monkeypatch, Engine, "micro_batch_loss", 1)
     clock.slow(monkeypatch, torch.Tensor, "backward", 2)
     clock.slow(monkeypatch, torch.optim.Adam, "step", 4)
-    corpus = bench.random_corpus(380, 64, n_pairs=200)
-    speed = bench.measure_training(toy(tmp_path), corpus, 380, n_steps=3)
+    speed = bench.bench_training(toy(tmp_path), 3, random_data=True)
     assert speed["split_seconds"] == {"input_stall": 0.5, "forward": 1, "backward": 2, "optimizer": 4}
     assert speed["step_seconds"] == 7.5
     # The second step of the warm-up takes what the first one took, which ends it.
@@ -200,10 +199,9 @@ def test_the_figures_are_those_of_the_timed_updates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     config = toy(tmp_path, micro_batch_tokens=100)
-    corpus = bench.random_corpus(380, 64, n_pairs=200)
     clock.slow(monkeypatch, Engine, "step", 0.25)
     monkeypatch.setattr(bench, "peak_flops", lambda device, dtype: 1e9)
-    speed = bench.measure_training(config, corpus, 380, n_steps=4)
+    speed = bench.bench_training(config, 4, random_data=True)
     engine = engine_of(config)
     timed = list(engine.updates(PlanState(), 1, speed["warm_up_steps"] + 4))[speed["warm_up_steps"] :]
     n_src, n_tgt = sum(u.n_src_tokens for u in timed), sum(u.n_tgt_tokens for u in timed)
@@ -226,7 +224,7 @@ def test_without_a_number_as_many_updates_are_timed_as_take_a_while(
     monkeypatch.setattr(bench, "FEWEST_STEPS", 3)
     # The first steps are slow; the fourth gains no more, and takes the two seconds that the number goes by.
     clock.slow(monkeypatch, Engine, "step", lambda engine, update, lr: {1: 16, 2: 8, 3: 2.25}.get(update.step, 2))
-    speed = bench.measure_training(toy(tmp_path), bench.random_corpus(380, 64, n_pairs=200), 380)
+    speed = bench.bench_training(toy(tmp_path), random_data=True)
     assert (speed["warm_up_steps"], speed["n_steps"], speed["step_seconds"]) == (4, n_steps, 2)
 
 
@@ -236,7 +234,7 @@ def test_too_little_memory_names_the_setting(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(Engine, "step", step)
     with pytest.raises(ConfigError) as caught:
-        bench.measure_training(toy(tmp_path, micro_batch_tokens=100), parallel(random_pairs(50)), 380)
+        bench.bench_training(toy(tmp_path, micro_batch_tokens=100), random_data=True)
     assert str(caught.value) == (
         "train.micro_batch_tokens: micro-batches of 100 target tokens do not fit the memory of cpu (CUDA out of memory."
         " Tried to allocate 2.00 GiB.): set it to 50"

@@ -358,7 +358,7 @@ def test_a_measured_training_has_each_part_of_a_step_and_its_memory(tmp_path: Pa
     size = 16_384 if device == "cuda" else 1_024
     config = config_for(tmp_path, device, batch_tokens=size)
     config = replace(config, model=replace(config.model, d_model=64))
-    speed = bench.measure_training(config, CORPUS, VOCABULARY, n_steps=10)
+    speed = bench.bench_training(config, 10, random_data=True)
     split = speed["split_seconds"]
     assert min(split["forward"], split["backward"], split["optimizer"]) > 0 <= split["input_stall"]
     assert speed["peak_memory_bytes"] > 4 * 3 * speed["n_parameters"]

@@ -136,7 +136,7 @@ def test_a_disk_that_is_too_small_is_warned_of(tmp_path: Path, monkeypatch: pyte
     usage = namedtuple("usage", ["free"])
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(2 * 2**20))
     config = toy_config(tmp_path / "text", max_steps=100, keep_last=3, average_last=2, keep_best=2, checkpoint_every=1)
-    engine = Engine(config, dry_run_module.random_corpus(380, 64, 100), 380)
+    engine = Engine(config, bench.random_corpus(380, 64, 100), 380)
     n_bytes = 4 * sum(p.numel() for p in engine.model.parameters())
     *_, checkpoints, disk, warning = section(dry_run(config, Path("runs/toy")), "files")
     assert checkpoints == f"checkpoints  runs/toy/checkpoints, {3 * n_bytes / 2**20:.1f} MiB each, up to 5 at a time"
@@ -222,7 +222,7 @@ def test_memory_is_told_by_what_holds_it(tmp_path: Path) -> None:
     config = toy_config(tmp_path / "text", ema_decay=0.9)
     config = replace(config, model=replace(config.model, d_model=256, d_ff=512))
     lines = section(dry_run(config, Path("runs/toy")), "memory")
-    engine = Engine(config, dry_run_module.random_corpus(380, 64, 100), 380)
+    engine = Engine(config, bench.random_corpus(380, 64, 100), 380)
     n_mib = 4 * sum(p.numel() for p in engine.model.parameters()) / 2**20
     assert re.fullmatch(r"[\d.]+ GiB of the [\d,.]+ GiB of cpu, validation not counted", lines[0])
     assert lines[1:5] == [

@@ -16,7 +16,7 @@ from mt.config.loading import dump_config
 from mt.config.settings import RunConfig
 from mt.pipeline import train_run
 from mt.run_folder import RunFolder
-from mt.tools.verify import Kill, compare, kill_at
+from mt.tools.verify import Kill, comes_to, compare, look
 from mt.train.engine import Engine, StepResult, Update
 from tests.forks import MT, Fork
 from tests.toys import toy_config
@@ -37,6 +37,14 @@ def assert_same_run(whole: Path, parts: Path, n_updates: int) -> None:
     for run_dir in (whole, parts):
         assert [path.name for path in run_dir.rglob(".*")] == []
         assert list(run_dir.rglob("*.damaged")) == []
+
+
+def kill_at(child: Fork, run_dir: Path, step: int, in_save: bool, delay: float) -> Kill:
+    assert comes_to(step, run_dir, lambda: child.poll() is not None, in_save=in_save)
+    time.sleep(delay)
+    child.kill()
+    assert child.wait() < 0
+    return Kill(*look(run_dir))
 
 
 def save_step_15_without_end() -> None:
@@ -138,7 +146,6 @@ def kill_often(config: RunConfig, run_dir: Path) -> Counter[str]:
         # A save takes some 20 ms here, an update some 5 ms.
         delay = chance.uniform(0, 0.015 if kind == "saving" else 0.005)
         kill = kill_at(child, run_dir, step, kind == "saving", delay)
-        assert kill is not None
         kinds["saving" if kill.while_saving else "updating"] += 1
         done = kill.step
     return kinds

@@ -22,7 +22,7 @@ from mt.system.distributed import SINGLE_PROCESS
 from mt.text.prepare import prepare_corpus
 from mt.train.engine import Engine, StepResult, Update, tokens_that_fit
 from mt.train.loop import Trainer, train
-from mt.train.progress import Meter, Progress
+from mt.train.progress import Progress, UpdateMeter
 from tests.toys import measured, toy_config, weights_of
 
 MicroBatchLoss = Callable[[Engine, int, int, PackedBatch], Tensor]
@@ -392,7 +392,7 @@ def test_a_resumed_run_keeps_the_micro_batches_that_memory_forced_until_the_sett
 
 def test_overflows_of_fp16_are_no_news_until_there_are_too_many() -> None:
     progress = Progress()
-    meter = Meter(SINGLE_PROCESS, progress, True, lambda n_src, n_tgt: 0.0)
+    meter = UpdateMeter(SINGLE_PROCESS, progress, True, lambda n_src, n_tgt: 0.0)
     sentences = (np.arange(3),)
 
     def add(norm: float) -> int:

@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
-import threading
-import types
+import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,9 @@ from mt.checkpoint import ModelFolder, save_model_folder
 from mt.config.settings import RunConfig
 from mt.errors import ConfigError, MTError
 from mt.run_folder import RunFolder
-from mt.tools.verify import Difference, Kill, Verdict, compare, kill_at, short_config, train_in, verify_resume
+from mt.system.workers import Workers
+from mt.tools.verify import Difference, Kill, Verdict, comes_to, compare, short_config, train_in, verify_resume
 from mt.train.optimizer import Optimizer
-from tests.forks import Fork
 from tests.toys import toy_config, write_lines
 
 NONE = Difference(
@@ -96,15 +98,26 @@ def _disturb_gradients() -> None:
     Optimizer.step = disturbed  # type: ignore[method-assign]
 
 
-def verdict_of(train: Any, tmp_path: Path, *, peak_lr: float | None = None, **options: int) -> Verdict:
-    def start(run_dir: Path, corpus: Path) -> Fork:
-        return Fork(run_dir / "training.log", train, run_dir, corpus)
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fork has imported torch already; the threads of this process are not in it."""
+    forked = partial(Workers, initializer=torch.set_num_threads, initargs=(1,), are_forked=True)
+    monkeypatch.setattr(mt.tools.verify, "Workers", forked)
 
-    return verify_resume(toy_config(tmp_path, peak_lr=peak_lr), tmp_path / "runs", start=start, **options)
+
+@pytest.fixture
+def verdict_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks: None) -> Callable[..., Verdict]:
+    def verdict(train: Any, *, peak_lr: float | None = None, **options: int) -> Verdict:
+        monkeypatch.setattr(mt.tools.verify, "train_in", train)
+        return verify_resume(toy_config(tmp_path, peak_lr=peak_lr), tmp_path / "runs", **options)
+
+    return verdict
 
 
-def test_a_training_that_goes_on_as_it_should_is_proved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    verdict = verdict_of(train_in, tmp_path)
+def test_a_training_that_goes_on_as_it_should_is_proved(
+    verdict_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict = verdict_of(train_in)
     assert (verdict.is_proved, verdict.is_bit_identical, verdict.again) == (True, True, None)
     assert [kill.step for kill in verdict.kills] == sorted(kill.step for kill in verdict.kills)
     assert len(verdict.kills) == 3
@@ -132,8 +145,8 @@ def test_a_training_that_goes_on_as_it_should_is_proved(tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize("train", [forget_the_plan, forget_the_moments])
-def test_a_training_that_forgets_something_is_found_out(tmp_path: Path, train: Any) -> None:
-    verdict = verdict_of(train, tmp_path, n_updates=10, n_kills=1)
+def test_a_training_that_forgets_something_is_found_out(verdict_of: Any, tmp_path: Path, train: Any) -> None:
+    verdict = verdict_of(train, n_updates=10, n_kills=1)
     assert not verdict.is_proved
     assert verdict.again is not None
     assert verdict.again.is_none
@@ -147,16 +160,16 @@ def test_a_training_that_forgets_something_is_found_out(tmp_path: Path, train: A
     assert str(verdict).splitlines()[-1] == "  in one go twice: the same to the last bit"
 
 
-def test_where_two_straight_runs_differ_a_resumed_one_may_differ_as_much(tmp_path: Path) -> None:
-    verdict = verdict_of(train_by_chance, tmp_path, peak_lr=1e-3, n_kills=2)
+def test_where_two_straight_runs_differ_a_resumed_one_may_differ_as_much(verdict_of: Any) -> None:
+    verdict = verdict_of(train_by_chance, peak_lr=1e-3, n_kills=2)
     assert (verdict.is_proved, verdict.is_bit_identical) == (True, False)
     assert verdict.again is not None
     assert 0 < verdict.resumed.relative < 10 * verdict.again.relative
     assert verdict.summary == "resume adds nothing to how far two runs in one go are apart on this machine"
 
 
-def test_a_broken_resume_is_found_out_even_where_two_straight_runs_differ(tmp_path: Path) -> None:
-    verdict = verdict_of(train_by_chance_and_forget_the_plan, tmp_path, peak_lr=1e-3, n_kills=2)
+def test_a_broken_resume_is_found_out_even_where_two_straight_runs_differ(verdict_of: Any) -> None:
+    verdict = verdict_of(train_by_chance_and_forget_the_plan, peak_lr=1e-3, n_kills=2)
     assert not verdict.is_proved
     assert verdict.again is not None
     assert verdict.resumed.relative > verdict.again.relative > 0
@@ -307,66 +320,57 @@ def test_the_relative_difference_is_one_of_norms(tmp_path: Path) -> None:
 # --- Errors -----------------------------------------------------------------------------------------------------------
 
 
-def shell(command: str) -> Any:
-    """A training that is one command of the shell."""
-
-    def start(run_dir: Path, corpus: Path) -> subprocess.Popen[bytes]:
-        with (run_dir / "training.log").open("wb") as log:
-            return subprocess.Popen(["sh", "-c", command], stdout=log, stderr=log)
-
-    return start
+def fail_as_the_user_did(run_dir: Path, corpus: Path) -> None:
+    raise ConfigError("train.compile", "cannot compile here")
 
 
-def test_a_training_that_fails_is_told_in_its_own_words(tmp_path: Path) -> None:
-    config = toy_config(tmp_path)
-
-    def failing(name: str, command: str) -> Exception:
-        with pytest.raises((MTError, RuntimeError)) as caught:
-            verify_resume(config, tmp_path / name, start=shell(command))
-        return caught.value
-
-    error = failing("a", "echo step 1; echo 'error: train.compile: cannot compile here'; exit 2")
-    assert (type(error), str(error)) == (MTError, "train.compile: cannot compile here")
-    error = failing("b", "kill -KILL $$")
-    assert (type(error), str(error)) == (
-        MTError,
-        "the training was ended by signal 9, which did not come from here: is memory short?",
-    )
-    error = failing("c", "echo Traceback; exit 1")
-    assert (type(error), str(error)) == (RuntimeError, "the training ended with status 1:\nTraceback\n")
-    error = failing("c", "exit 0")
-    assert (type(error), str(error)) == (
-        ConfigError,
-        f"--run-dir: {tmp_path / 'c' / 'one-go'} is there already: give a new folder",
-    )
-    error = failing("d", "exit 0")
-    assert (type(error), str(error)) == (
-        ConfigError,
-        "--updates: 30 were made before a kill could come: give more",
-    )
+def be_killed(run_dir: Path, corpus: Path) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_training_is_not_left_running_when_its_starter_is_interrupted(tmp_path: Path) -> None:
-    started: list[subprocess.Popen[bytes]] = []
+def fail(run_dir: Path, corpus: Path) -> None:
+    raise ZeroDivisionError
 
-    def start(run_dir: Path, corpus: Path) -> subprocess.Popen[bytes]:
-        started.append(subprocess.Popen(["sleep", "100"]))
-        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
-        return started[0]
 
+def do_nothing(run_dir: Path, corpus: Path) -> None:
+    pass
+
+
+def sleep(run_dir: Path, corpus: Path) -> None:
+    (run_dir / "process").write_text(str(os.getpid()))
+    os.kill(os.getppid(), signal.SIGINT)
+    time.sleep(1_000)
+
+
+@pytest.mark.parametrize(
+    ("train", "kind", "message"),
+    [
+        (fail_as_the_user_did, ConfigError, "train.compile: cannot compile here"),
+        (be_killed, MTError, "a worker process was killed, which mostly means that memory is short: free some, .*"),
+        (fail, ZeroDivisionError, ""),
+        (do_nothing, ConfigError, "--updates: 30 were made before a kill could come: give more"),
+    ],
+)
+def test_a_training_that_fails_is_told_in_its_own_words(
+    verdict_of: Any, train: Any, kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind) as caught:
+        verdict_of(train)
+    assert re.fullmatch(message, str(caught.value))
+
+
+def test_a_folder_that_is_there_is_not_trained_in(verdict_of: Any, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "one-go").mkdir(parents=True)
+    with pytest.raises(ConfigError) as caught:
+        verdict_of(do_nothing)
+    assert str(caught.value) == f"--run-dir: {tmp_path / 'runs' / 'one-go'} is there already: give a new folder"
+
+
+def test_a_training_is_not_left_running_when_its_starter_is_interrupted(verdict_of: Any, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        verify_resume(toy_config(tmp_path), tmp_path / "runs", start=start)
-    (child,) = started
-    assert child.returncode == -signal.SIGKILL
-
-
-def test_a_training_that_ends_before_its_kill_was_not_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_lines(tmp_path / "metrics.jsonl", ['{"step": 7}'])
-    with subprocess.Popen(["true"]) as child, monkeypatch.context() as delayed:
-        delayed.setattr(mt.tools.verify, "time", types.SimpleNamespace(sleep=lambda seconds: child.wait()))
-        assert kill_at(child, tmp_path, step=7, in_save=False, delay=0.5) is None
-    with subprocess.Popen(["sleep", "100"]) as child:
-        assert kill_at(child, tmp_path, step=7, in_save=False, delay=0) == Kill(7, while_saving=False)
+        verdict_of(sleep)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "runs" / "one-go" / "process").read_text()), 0)
 
 
 def test_what_another_process_left_half_written_is_not_taken_for_a_save(tmp_path: Path) -> None:
@@ -377,7 +381,8 @@ def test_what_another_process_left_half_written_is_not_taken_for_a_save(tmp_path
         "os.mkdir(sys.argv[1] + '/.step-00000008.writing'); time.sleep(100)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "checkpoints")]) as child:
-        assert kill_at(child, tmp_path, step=7, in_save=True, delay=0) == Kill(7, while_saving=True)
+        assert comes_to(7, tmp_path, lambda: child.poll() is not None, in_save=True)
+        child.kill()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [".step-00000008.writing"]
 
 

@@ -23,12 +23,12 @@ from mt.data.packing import PlanState
 from mt.decode.lines import lines_of_text
 from mt.decode.translator import Translator
 from mt.errors import ConfigError
-from mt.pipeline import prepare
+from mt.pipeline import initial_tokenizer, prepare
 from mt.run_folder import open_model
 from mt.system.device import data_sheet_flops, hardware, peak_flops, peak_memory_bytes
 from mt.system.malloc import tune_malloc
 from mt.system.provenance import source_commit, versions
-from mt.text.corpus import ParallelIds, Sentences, first_test_pairs
+from mt.text.corpus import ParallelIds, PreparedCorpus, Sentences, first_test_pairs
 from mt.text.tokenizer import EOS_ID, Tokenizer
 from mt.train.engine import Engine, OutOfMemory, Update
 from mt.train.optimizer import learning_rate
@@ -54,45 +54,21 @@ WARM_UP_LINES = 64
 
 
 def bench_training(config: RunConfig, n_steps: int | None = None, random_data: bool = False) -> dict[str, Any]:
-    """Return the figures of a config on its own corpus, prepared if need be, or on made-up sentences.
+    """Warm up, time some updates without waiting for the device in between, then look into a few more.
 
+    Args:
+        n_steps: updates to time; None: about TIMED_SECONDS of them.
+        random_data: train on made-up sentences; else on the config's own corpus, prepared if need be.
+    Returns:
+        The figures. Tokens are real ones, ends of sentences included.
     Raises:
         MTError: data, settings or device need the user's attention.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("WORLD_SIZE", "one device is measured", "start one process, without torchrun")
-    if random_data:
-        vocab_size = config.tokenizer.vocab_size
-        data, corpus_sizes = random_corpus(vocab_size, config.data.max_tokens), None
-        description = "made-up sentences of WMT14's lengths"
-    else:
-        corpus = prepare(config)
-        vocab_size = Tokenizer.load(corpus.tokenizer_path).vocab_size
-        data, corpus_sizes, description = corpus.train, corpus.corpus_sizes, str(corpus.folder)
-    figures = measure_training(config, data, vocab_size, corpus_sizes, n_steps)
-    about = {"what": "training", "name": config.name, "data": description}
-    return {**about, **figures, **basis(torch.device(figures["device"]))}
-
-
-def measure_training(
-    config: RunConfig,
-    data: ParallelIds,
-    vocab_size: int,
-    corpus_sizes: tuple[int, ...] | None = None,
-    n_steps: int | None = None,
-) -> dict[str, Any]:
-    """Warm up, time some updates without waiting for the device in between, then look into a few more.
-
-    Args:
-        n_steps: updates to time; None: about TIMED_SECONDS of them.
-    Returns:
-        The figures. Tokens are real ones, ends of sentences included.
-    Raises:
-        ConfigError: the device cannot do what is asked, or runs out of memory.
-    """
-    tune_malloc()
+    corpus = None if random_data else prepare(config)
     started_at = time.perf_counter()
-    engine = Engine(config, data, vocab_size, corpus_sizes=corpus_sizes)
+    engine = engine_over(config, corpus)
     engine.begin()
     device, micro_batch_tokens = engine.device, engine.micro_batch_tokens
     if device.type == "cuda":
@@ -114,6 +90,9 @@ def measure_training(
     reserved_memory = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
     flops, peak = engine.model.training_flops(n["src_tokens"], n["tgt_tokens"]), peak_flops(device, engine.dtype)
     return {
+        "what": "training",
+        "name": config.name,
+        "data": "made-up sentences of WMT14's lengths" if corpus is None else str(corpus.folder),
         "device": str(device),
         "execution": engine.note,  # precision, and whether it was compiled
         "n_parameters": engine.model.n_parameters,
@@ -139,7 +118,18 @@ def measure_training(
         "peak_flops_per_second": peak,
         "peak_is_measured": data_sheet_flops(device, engine.dtype) is None,  # else it is that of a data sheet
         "mfu": flops / seconds / peak,
+        **basis(device),
     }
+
+
+def engine_over(config: RunConfig, corpus: PreparedCorpus | None) -> Engine:
+    """Return an engine over a corpus, or over made-up sentences where there is none yet."""
+    tune_malloc()
+    tokenizer = initial_tokenizer(config) if corpus is None else corpus.tokenizer_path
+    vocab_size = config.tokenizer.vocab_size if tokenizer is None else Tokenizer.load(tokenizer).vocab_size
+    if corpus is None:
+        return Engine(config, random_corpus(vocab_size, config.data.max_tokens), vocab_size)
+    return Engine(config, corpus.train, vocab_size, corpus_sizes=corpus.corpus_sizes)
 
 
 def random_corpus(vocab_size: int, max_tokens: int, n_pairs: int = RANDOM_PAIRS) -> ParallelIds:

@@ -19,14 +19,12 @@ from mt.config.settings import RunConfig, TrainConfig, parse_duration
 from mt.data.packing import PlanState
 from mt.errors import ConfigError, MTError
 from mt.model import Transformer
-from mt.pipeline import corpus_folder, initial_tokenizer
+from mt.pipeline import corpus_folder
 from mt.run_folder import RunFolder, checkpoint_step
 from mt.system.device import hardware, memory_bytes, peak_memory_bytes
 from mt.system.distributed import Ranks
-from mt.system.malloc import tune_malloc
 from mt.text.corpus import PreparedCorpus
-from mt.text.tokenizer import Tokenizer
-from mt.tools.bench import Laps, device_name, random_corpus, step_in_parts
+from mt.tools.bench import Laps, device_name, engine_over, step_in_parts
 from mt.train.engine import Engine, OutOfMemory, Update, choose_execution
 from mt.train.footprint import Footprint, existing_folder
 from mt.train.optimizer import learning_rate
@@ -65,14 +63,10 @@ def dry_run(config: RunConfig, run_dir: Path) -> str:
     _log.info("looking for the corpus")
     folder = corpus_folder(config, RunFolder(run_dir))
     corpus = PreparedCorpus.open(folder) if folder.is_dir() else None
-    tokenizer = initial_tokenizer(config) if corpus is None else corpus.tokenizer_path
-    vocab_size = config.tokenizer.vocab_size if tokenizer is None else Tokenizer.load(tokenizer).vocab_size
-    train = random_corpus(vocab_size, config.data.max_tokens) if corpus is None else corpus.train
     _log.info("building the model")
-    tune_malloc()
-    engine = Engine(config, train, vocab_size, corpus_sizes=None if corpus is None else corpus.corpus_sizes)
+    engine = engine_over(config, corpus)
     _log.info(f"measuring updates on {engine.device}")
-    cost, footprint = measure(engine), Footprint.of(config, vocab_size)
+    cost, footprint = measure(engine), Footprint.of(config, engine.model.vocab_size)
     corpus_place = f"{folder} ({'to be prepared' if corpus is None else 'prepared'})"
     n_done = max([0, *map(checkpoint_step, RunFolder(run_dir).checkpoints())])
     width = max(60, shutil.get_terminal_size((80, 24)).columns)

@@ -12,8 +12,6 @@ import math
 import os
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,14 +24,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-import mt
 from mt.checkpoint import ModelFolder
 from mt.config.loading import dump_config, flattened, load_config
 from mt.config.settings import RunConfig
 from mt.errors import ConfigError, MTError
 from mt.pipeline import prepare
 from mt.run_folder import RunFolder
-from mt.system.console import show_messages
+from mt.system.workers import WorkerLost, Workers
 from mt.text.corpus import ParallelIds, PreparedCorpus, Sentences
 from mt.train.loop import train
 from mt.units import finite
@@ -46,11 +43,8 @@ TOLERANCE = 10.0
 LOSS_ROUNDING = 1e-6  # nats; two units in the last place of a loss in float32
 N_VALIDATION_PAIRS = 4
 LOGGED = ("train_loss", "learning_rate", "grad_norm", "valid_loss", "valid_bleu", "valid_chrf")
-LOG = "training.log"
 _SECONDS_BETWEEN_LOOKS = 0.0005
 
-Child = subprocess.Popen[bytes]  # a training in its own process
-Start = Callable[[Path, Path], Child]  # of a run folder that holds the config, and of a prepared corpus
 K = TypeVar("K")
 
 
@@ -155,31 +149,13 @@ def _times(n: int) -> str:
     return "once" if n == 1 else f"{n} times"
 
 
-# -------------------------------------------------------------------------------------------------- in the process
-
-
-def start_process(run_dir: Path, corpus: Path) -> Child:
-    """Train in a process of this Python; what it prints is added to a file in the run folder."""
-    # A folder named mt may lie in the current directory: the code that runs here comes first.
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from mt.tools.verify import main; main(*sys.argv[2:])"
-    package = Path(mt.__file__).resolve().parent.parent
-    command = [sys.executable, "-c", code, *map(str, (package, run_dir, corpus))]
-    with (run_dir / LOG).open("ab") as log:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-
-
-def main(run_dir: str, corpus: str) -> None:
-    """Train, or continue, in a run folder that holds a config; an error of the user is one line and status 2."""
-    show_messages()
-    try:
-        train_in(Path(run_dir), Path(corpus))
-    except MTError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-
-
 def train_in(run_dir: Path, corpus: Path) -> None:
-    """Run the training alone, as `mt train` does it, on a validation set cut down to a few pairs."""
+    """Run the training alone, as `mt train` does it, on a validation set cut down to a few pairs.
+
+    Args:
+        run_dir: holds the config.
+        corpus: a prepared one.
+    """
     run = RunFolder(run_dir)
     run.remove_leftovers()
     whole = PreparedCorpus.open(corpus)
@@ -192,21 +168,13 @@ def train_in(run_dir: Path, corpus: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ the procedure
 
 
-def verify_resume(
-    config: RunConfig,
-    run_dir: Path | None = None,
-    *,
-    n_updates: int = 30,
-    n_kills: int = 3,
-    start: Start = start_process,
-) -> Verdict:
+def verify_resume(config: RunConfig, run_dir: Path | None = None, *, n_updates: int = 30, n_kills: int = 3) -> Verdict:
     """Find out whether a training that is killed and continues ends with the same bits as one that is not.
 
     Args:
         run_dir: where the runs are kept; None: in a temporary folder, removed at the end.
         n_updates: of each run.
         n_kills: how often the second run is killed, at moments drawn with `train.seed`; the first one in a save.
-        start: starts a training.
     Raises:
         ConfigError: too many kills for the updates, or none of them came in time.
         MTError: the training itself ends with an error.
@@ -220,7 +188,7 @@ def verify_resume(
     corpus = prepare(config).folder
     with ExitStack() as stack:
         folder = run_dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mt-verify-")))
-        runs = _Runs(short_config(config, n_updates), folder, corpus, start, stack)
+        runs = _Runs(short_config(config, n_updates), folder, corpus)
         update_seconds, save_seconds = runs.in_one_go("one-go")
         kills = runs.killed("killed", n_kills, update_seconds, save_seconds)
         resumed = compare(folder / "one-go", folder / "killed", n_updates)
@@ -258,8 +226,6 @@ class _Runs:
     config: RunConfig
     folder: Path
     corpus: Path
-    start: Start
-    stack: ExitStack  # at its end, no process is left
 
     def in_one_go(self, name: str) -> tuple[float, float]:
         """Train without a kill; return the seconds of an update and of a save, as seen from outside."""
@@ -267,17 +233,18 @@ class _Runs:
         _log.info(f"{n_updates} updates in one go")
         updating_from = saving_from = None
         saves = [0.0]
-        child = self._child(run_dir)
-        for step, is_saving in _looks(child, run_dir):
-            now = time.monotonic()
-            if step and updating_from is None:
-                updating_from = now
-            if is_saving:
-                saving_from = saving_from or now
-            elif saving_from is not None:
-                saves.append(now - saving_from)
-                saving_from = None
-        _require_success(child.wait(), run_dir)
+        with Workers(1) as workers:
+            training = workers.submit(train_in, run_dir, self.corpus)
+            for step, is_saving in _looks(training.done, run_dir):
+                now = time.monotonic()
+                if step and updating_from is None:
+                    updating_from = now
+                if is_saving:
+                    saving_from = saving_from or now
+                elif saving_from is not None:
+                    saves.append(now - saving_from)
+                    saving_from = None
+            training.result()
         now = time.monotonic()
         return (now - (updating_from or now)) / n_updates, statistics.median(saves)
 
@@ -294,15 +261,19 @@ class _Runs:
             # The first kill comes in a save; if the save was over too soon, so do the next ones, at once.
             in_save = not any(kill.while_saving for kill in kills)
             longest_delay = (0.0 if kills else 0.7 * save_seconds) if in_save else update_seconds
-            child = self._child(run_dir)
-            kill = kill_at(child, run_dir, step, in_save, chance.uniform(0, longest_delay))
-            if kill is None:
-                break
-            kills.append(kill)
-            _log.info(f"killed {kill} ({len(kills)} of {n_kills})")
+            with Workers(1) as workers:
+                training = workers.submit(train_in, run_dir, self.corpus)
+                if has_come := comes_to(step, run_dir, training.done, in_save=in_save):
+                    time.sleep(chance.uniform(0, longest_delay))
+                    workers.kill()
+                if not (has_come and isinstance(training.exception(), WorkerLost)):
+                    training.result()
+                    break
+            kills.append(Kill(*look(run_dir)))
+            _log.info(f"killed {kills[-1]} ({len(kills)} of {n_kills})")
         else:
-            child = self._child(run_dir)
-        _require_success(child.wait(), run_dir)
+            with Workers(1) as workers:
+                workers.submit(train_in, run_dir, self.corpus).result()
         if not kills:
             raise ConfigError("--updates", f"{n_updates} were made before a kill could come", "give more")
         _log.info("continued to the end")
@@ -319,36 +290,22 @@ class _Runs:
             raise MTError(f"{run.path}: cannot be written: {error.strerror}") from error
         return run.path
 
-    def _child(self, run_dir: Path) -> Child:
-        child = self.start(run_dir, self.corpus)
-        self.stack.callback(child.wait)
-        self.stack.callback(child.kill)  # does nothing where it has ended
-        return child
 
-
-def kill_at(child: Child, run_dir: Path, step: int, in_save: bool, delay: float) -> Kill | None:
-    """Kill a training once it has logged an update, or in the first save after that; None: it ended before.
-
-    Args:
-        delay: seconds between that moment and the kill.
-    """
+def comes_to(step: int, run_dir: Path, is_over: Callable[[], bool], *, in_save: bool) -> bool:
+    """Wait until a training has logged an update, or for the first save after that; return whether it came so far."""
     # What the process before has left half written is still there at first.
-    for logged, is_saving in dropwhile(lambda look: look[1], _looks(child, run_dir)):
-        if logged >= step and (is_saving or not in_save):
-            time.sleep(delay)
-            child.kill()
-            return Kill(*_look(run_dir)) if child.wait() < 0 else None
-    return None
+    looks = dropwhile(lambda look: look[1], _looks(is_over, run_dir))
+    return any(logged >= step and (is_saving or not in_save) for logged, is_saving in looks)
 
 
-def _looks(child: Child, run_dir: Path) -> Iterator[tuple[int, bool]]:
-    """Yield what `_look` sees, again and again until the training has ended."""
-    while child.poll() is None:
-        yield _look(run_dir)
+def _looks(is_over: Callable[[], bool], run_dir: Path) -> Iterator[tuple[int, bool]]:
+    """Yield what `look` sees, again and again until the training has ended."""
+    while not is_over():
+        yield look(run_dir)
         time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
-def _look(run_dir: Path) -> tuple[int, bool]:
+def look(run_dir: Path) -> tuple[int, bool]:
     """Return the last update of which measurements are written, 0 before the first, and whether a save is under way."""
     run, step = RunFolder(run_dir), 0
     try:
@@ -359,18 +316,6 @@ def _look(run_dir: Path) -> tuple[int, bool]:
     except (FileNotFoundError, IndexError, ValueError):
         pass
     return step, any(run.all_checkpoints.glob(".step-*.writing"))
-
-
-def _require_success(status: int, run_dir: Path) -> None:
-    if status == 0:
-        return
-    log = (run_dir / LOG).read_text(encoding="utf-8", errors="replace")
-    last = (log.splitlines() or [""])[-1]
-    if status == 2:
-        raise MTError(last.removeprefix("error: "))
-    if status < 0:
-        raise MTError(f"the training was ended by signal {-status}, which did not come from here: is memory short?")
-    raise RuntimeError(f"the training ended with status {status}:\n{log}")
 
 
 # ------------------------------------------------------------------------------------------------------- comparing

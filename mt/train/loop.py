@@ -32,7 +32,7 @@ from mt.text.corpus import PreparedCorpus
 from mt.text.tokenizer import Tokenizer
 from mt.train.engine import Engine, OutOfMemory, StepResult, Update
 from mt.train.optimizer import learning_rate
-from mt.train.progress import Meter, Progress
+from mt.train.progress import Progress, UpdateMeter
 from mt.train.tracker import SilentTracker, Tracker
 from mt.train.validation import ValidationResult, validate
 from mt.units import format_count, format_duration
@@ -109,7 +109,7 @@ class Trainer:
         self.engine.begin(self.progress.micro_batch_tokens if is_resolved else 0)
         self.progress.micro_batch_tokens = self.engine.micro_batch_tokens
         self.progress.micro_batch_setting = setting
-        self.meter = Meter(ranks, self.progress, self.engine.optimizer.scales_loss, self.engine.peak_seconds)
+        self.meter = UpdateMeter(ranks, self.progress, self.engine.optimizer.scales_loss, self.engine.peak_seconds)
         self._manifest = {
             "vocab_size": self.tokenizer.vocab_size,
             "corpus_fingerprint": corpus.fingerprint,

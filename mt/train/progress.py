@@ -51,7 +51,7 @@ class Progress:
         return f"packing efficiency {src:.1%} of source and {tgt:.1%} of target positions"
 
 
-class Meter:
+class UpdateMeter:
     """Losses, gradient norms and speed since the last time. They stay on the device until they are read.
 
     Args:
