@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mt.config.settings import DecodeConfig, ModelConfig
-from mt.decode.candidates import best_tokens, drawn_tokens, log_normaliser, log_normaliser_and_maxima, uniform_numbers
+from mt.decode.candidates import BLOCK, best_tokens, drawn_tokens, log_normaliser_and_maxima, uniform_numbers
 from mt.decode.graphs import Graphs, _Captured, rounded_up
 from mt.decode.search import LOOK_AHEAD, SearchRequest, SearchResult, SearchState, length_sorted_batches, search
 from mt.model import Transformer
@@ -394,7 +394,7 @@ def test_the_best_of_blocks_are_the_best_of_all(n_vocab: int, n_beams: int) -> N
     torch.manual_seed(0)
     logits, offsets = torch.randn(20 * n_beams, n_vocab) * 3, torch.randn(20, n_beams)
     logits[:, [0, 5]] = -math.inf
-    _, maxima = log_normaliser_and_maxima(logits)
+    _, maxima = log_normaliser_and_maxima(logits, n_vocab // BLOCK)
     totals, ids, beams = best_tokens(logits, maxima, offsets, 6)
     everything = logits.view(20, n_beams, -1) + offsets[:, :, None]
     expected, places = everything.flatten(1).topk(6, 1)
@@ -406,9 +406,9 @@ def test_the_best_of_blocks_are_the_best_of_all(n_vocab: int, n_beams: int) -> N
 def test_the_normaliser_is_that_of_a_softmax(dtype: torch.dtype) -> None:
     logits = (torch.randn(3, 256) * 9).to(dtype)
     before = logits.clone()
-    normaliser, maxima = log_normaliser_and_maxima(logits)
+    normaliser, maxima = log_normaliser_and_maxima(logits, 4)
     torch.testing.assert_close(normaliser, logits.float().logsumexp(-1, keepdim=True))
-    assert torch.equal(normaliser, log_normaliser(logits))
+    assert torch.equal(normaliser, log_normaliser_and_maxima(logits)[0])
     assert torch.equal(maxima, logits.float().view(3, 4, 64).amax(-1))
     assert torch.equal(logits, before)
 
