@@ -74,6 +74,7 @@ FLOORS: list[set[str]] = [
     },
     {"checkpoint", "run_folder"},
     {
+        "decode.alignment",
         "decode.candidates",
         "decode.files",
         "decode.graphs",
@@ -85,7 +86,6 @@ FLOORS: list[set[str]] = [
         "decode.search",
         "decode.splitting",
         "decode.translator",
-        "decode.words",
     },
     {
         "evaluate.metrics",
