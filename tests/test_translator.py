@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -256,12 +256,9 @@ class Parrot(Backend):
         said = [self.said.get((text, request.decode.no_repeat_ngram_size > 0), text.upper()) for text in texts]
         return [[SearchResult(tuple(self.tokenizer.encode(text)), -2.0, -1.0)] * request.n_best for text in said]
 
-    def align(
-        self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], batch_tokens: int
-    ) -> list[Pairs]:
-        assert all(
-            source[-1] == EOS_ID and EOS_ID not in target for source, target in zip(sources, targets, strict=True)
-        )
+    def align(self, sources: list[list[int]], targets: list[tuple[int, ...]], batch_tokens: int) -> list[Pairs]:
+        assert all(source[-1] == EOS_ID for source in sources)
+        assert not any(EOS_ID in target for target in targets)
         return [[(i, i) for i in range(len(source))] for source in sources]
 
 

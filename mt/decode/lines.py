@@ -199,9 +199,7 @@ def lines_of_text(path: Path) -> list[str]:
         DataError: it is missing, unreadable, or has no text.
     """
     with explained(path), open_bytes(path) as stream:
-        lines = [decoded(line)[0] for line in stream.read().split(b"\n")]
-    if lines[-1] == "":
-        lines.pop()
+        lines = [decoded(line.removesuffix(b"\n"))[0] for line in stream]
     if not any(line.strip() for line in lines):
         raise DataError(path, "has no text", "nothing to translate")
     return lines

@@ -132,9 +132,7 @@ class Backend(ABC):
         """Yield the translations of each batch, in order; closing the generator ends the work."""
         return side_by_side(self.search, requests, self.n_parallel)
 
-    def align(
-        self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], batch_tokens: int
-    ) -> list[Pairs]:
+    def align(self, sources: list[list[int]], targets: list[tuple[int, ...]], batch_tokens: int) -> list[Pairs]:
         """Return the alignments of tokens, if the backend has any; see `mt.decode.alignment.align`."""
         raise NotImplementedError
 
@@ -150,14 +148,11 @@ class OwnBackend(Backend):
 
     def __init__(self, model: Transformer, n_processes: int = 1) -> None:
         self.model, self.n_positions = model, model.positions.n_positions
-        self._graphs: Graphs | None = None
-        self._processes = Forks(1)
-        if model.embedding.weight.device.type == "cuda":
-            self._graphs = Graphs(model)
-        else:
-            self.n_parallel = torch.get_num_threads()
-            self._processes = Forks(n_processes)
-            _known[id(self)] = self
+        is_cuda = model.embedding.weight.device.type == "cuda"
+        self._graphs = Graphs(model) if is_cuda else None
+        self.n_parallel = 1 if is_cuda else torch.get_num_threads()
+        self._processes = Forks(1 if is_cuda else n_processes)
+        _known[id(self)] = self
 
     def search(self, request: SearchRequest) -> list[list[SearchResult]]:
         n, device = len(request.sentences), self.model.embedding.weight.device
@@ -186,9 +181,7 @@ class OwnBackend(Backend):
             return super().search_batches(requests)
         return self._processes.map(partial(_search_in_process, id(self)), requests)
 
-    def align(
-        self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], batch_tokens: int
-    ) -> list[Pairs]:
+    def align(self, sources: list[list[int]], targets: list[tuple[int, ...]], batch_tokens: int) -> list[Pairs]:
         return align(self.model, sources, targets, batch_tokens)
 
 
