@@ -155,7 +155,6 @@ class Outputs:
         Raises:
             DataError: the run that is resumed was started with something else.
         """
-        made_by = json.loads(json.dumps(made_by))
         if self.can_be_resumed and (difference := _difference(self.record.made_by, made_by)):
             raise DataError(self.where, f"was started {difference[0]}", f"{difference[1]}, or delete it to start over")
         self.record = replace(self.record, made_by=made_by)
