@@ -15,7 +15,6 @@ import select
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
-from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, NoReturn
@@ -27,7 +26,7 @@ from mt.errors import ConfigError, MTError
 if TYPE_CHECKING:
     from mt.config.settings import RunConfig
     from mt.decode.files import Shard
-    from mt.decode.translator import Aligner, Translator
+    from mt.decode.translator import Translator
     from mt.report.facts import Evaluation, SystemComparison
     from mt.text.corpus import PreparedCorpus
 
@@ -337,7 +336,7 @@ def translate(
         return Translator.load(model, device=device, precision=precision, retries=retries, n_processes=None)
 
     with _named_as_options():
-        translate_files(options, load, search, _aligner if align or alignments else None)
+        translate_files(options, load, search)
 
 
 @app.command()
@@ -744,13 +743,6 @@ def _shard(text: str) -> Shard:
     if not (slash and number.isdecimal() and n_shards.isdecimal() and 1 <= int(number) <= int(n_shards)):
         raise ConfigError("--shard", f"expected I/N, such as 3/8, with I from 1 to N, got {text}")
     return Shard(int(number), int(n_shards))
-
-
-def _aligner(translator: Translator) -> Aligner:
-    """Return what finds alignments in the attention of the translator's own model."""
-    from mt.explain.attention import align
-
-    return partial(align, translator.model)
 
 
 # --- mt score ---------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mt.explain.attention import align
+from mt.decode.alignment import align, word_alignment, word_numbers
 from mt.model import Transformer
 from mt.model.layers import DecoderLayer
 from mt.text.tokenizer import EOS_ID
@@ -95,11 +95,10 @@ def test_the_third_layer_is_read_or_the_last_of_fewer(
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 100, 10_000])
-def test_alignments_do_not_depend_on_the_batch(batch_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_alignments_do_not_depend_on_the_batch(batch_tokens: int) -> None:
     model = sharp_model()
     alone = [align(model, [src], [tgt])[0] for src, tgt in zip(SOURCES, TARGETS, strict=True)]
-    monkeypatch.setattr("mt.explain.attention.BATCH_TOKENS", batch_tokens)
-    assert align(model, SOURCES, TARGETS) == alone
+    assert align(model, SOURCES, TARGETS, batch_tokens) == alone
 
 
 def test_what_is_blank_has_no_alignment_and_harms_no_other() -> None:
@@ -107,3 +106,45 @@ def test_what_is_blank_has_no_alignment_and_harms_no_other() -> None:
     sources, targets = [[EOS_ID], SOURCES[0], SOURCES[1], [EOS_ID]], [TARGETS[0], TARGETS[0], [], []]
     assert align(model, sources, targets) == [[], align(model, SOURCES[:1], TARGETS[:1])[0], [], []]
     assert align(model, [], []) == []
+
+
+# --- Words ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pieces", "numbers"),
+    [
+        ("▁Ein ▁klein er ▁Hund .", [0, 1, 1, 2, 2]),
+        ("▁ <0xF0> <0x9F> ▁a", [0, 0, 0, 1]),
+        ("▁a ▁ ▁b", [0, 1, 1]),
+        ("▁a <0x20> b", [0, 1, 1]),
+        ("a b ▁c ▁", [0, 0, 1, 1]),
+        ("▁", [-1]),
+        ("", []),
+    ],
+)
+def test_words_are_what_spaces_part(pieces: str, numbers: list[int]):
+    assert word_numbers(pieces.split()) == numbers
+
+
+SPACES = "▁ x ▁y ▁ ▁z ▁"  # x y  z: a space by itself belongs to the word behind it
+
+
+@pytest.mark.parametrize(
+    ("src", "tgt", "of_tokens", "of_words"),
+    [
+        (
+            "▁Two ▁snow mob ile s ▁stand",
+            "▁Zwei ▁Schnee mobile ▁stehen",
+            [(0, 0), (1, 1), (3, 2), (4, 2), (5, 3), (0, 3)],
+            [(0, 0), (0, 2), (1, 1), (2, 2)],
+        ),
+        ("a b ▁c", "<0xC3> <0xA4> ▁d", [(1, 1), (2, 2)], [(0, 0), (1, 1)]),  # a first piece begins a word
+        (SPACES, "▁a", [(0, 0)], [(0, 0)]),
+        (SPACES, "▁a ▁b", [(3, 0), (5, 1)], [(2, 0), (2, 1)]),
+        ("▁", "▁a", [(0, 0)], []),
+        ("▁a ▁b", "▁a", [(0, 0), (2, 0), (1, 1)], [(0, 0)]),  # the end of a sentence is in no word
+    ],
+)
+def test_alignments_of_words_are_those_of_their_tokens(src: str, tgt: str, of_tokens: Any, of_words: Any) -> None:
+    assert word_alignment(src.split(), tgt.split(), of_tokens) == of_words

@@ -55,7 +55,7 @@ class FakeTranslator(Translator):
         *,
         n_best: int,
         prefixes: Sequence[str] | None,
-        aligner: Callable[..., Any] | None,
+        is_aligned: bool,
         on_progress: Callable[[float], None],
     ) -> Iterator[list[Hypothesis]]:
         self.calls.append({"decode": decode, "n_best": n_best, "prefixes": prefixes})
@@ -66,7 +66,7 @@ class FakeTranslator(Translator):
             texts = [begin + line.upper(), f"{line} {line}"] if line else [""]
             flags = ("in_parts",) if len(line) > self.max_source_tokens else ()
             flags = ("repetition", "retried") if line == "?" else flags
-            alignment = None if aligner is None else ((0, 0), (1, 1)) if line else ()
+            alignment = None if not is_aligned else ((0, 0), (1, 1)) if line else ()
             yield [Hypothesis(text, -0.5, -1.5, 3, ("▁t", "o"), flags, alignment) for text in texts[:n_best]]
         on_progress(1.0)
 
@@ -329,8 +329,7 @@ def test_flags_of_lines_are_in_the_json_and_counted(run: Run):
     )
 
 
-def test_alignments_go_into_a_file_of_their_own_or_into_the_json(run: Run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(FakeTranslator, "model", "its model", raising=False)
+def test_alignments_go_into_a_file_of_their_own_or_into_the_json(run: Run):
     text = b"a b\n\nc d\n"
     status, stdout, _ = run("translate", "--model", "m", "--alignments", "al", "--n-best", "2", stdin=text)
     assert (status, len(stdout.splitlines())) == (0, 6)
@@ -471,7 +470,6 @@ def test_resume_starts_over_if_there_is_nothing_to_continue(run: Run):
 
 
 def test_all_files_continue_together(run: Run, interrupted: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(FakeTranslator, "model", "its model", raising=False)
     options = ("--alignments", "al", "--shard", "1/2", "--format", "jsonl", "--prefix", "in")
     write_lines("in", [f"{i}" for i in range(20)])
 

@@ -71,6 +71,7 @@ FLOORS: list[set[str]] = [
     },
     {"checkpoint", "run_folder"},
     {
+        "decode.alignment",
         "decode.candidates",
         "decode.files",
         "decode.graphs",
@@ -82,7 +83,6 @@ FLOORS: list[set[str]] = [
         "decode.search",
         "decode.splitting",
         "decode.translator",
-        "decode.words",
     },
     {
         "evaluate.metrics",

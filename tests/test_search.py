@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mt.config.settings import DecodeConfig, ModelConfig
-from mt.decode.candidates import best_tokens, drawn_tokens, log_normaliser, log_normaliser_and_maxima, uniform_numbers
+from mt.decode.candidates import BLOCK, best_tokens, drawn_tokens, log_normaliser_and_maxima, uniform_numbers
 from mt.decode.graphs import Graphs, _Captured, rounded_up
 from mt.decode.search import LOOK_AHEAD, SearchRequest, SearchResult, SearchState, length_sorted_batches, search
 from mt.model import Transformer
@@ -163,16 +163,21 @@ def test_a_prefix_may_hold_what_is_banned_and_may_repeat() -> None:
     assert len(set(found[0].ids[2:])) == len(found[0].ids) - 2 >= 2
 
 
-@pytest.mark.parametrize(
+CAPTURED = pytest.mark.parametrize(
     ("settings", "n_best"),
     [
         ({}, 2),
+        ({"length_penalty": 1.0}, 2),
         ({"min_length": 6, "max_length": 9}, 1),
+        ({"min_length": 6, "max_length": 40}, 1),
         ({"no_repeat_ngram_size": 2}, 1),
         ({"beam_size": 1, "length_penalty": 0.0}, 1),
         ({"sample": True, "top_k": 9}, 3),
     ],
 )
+
+
+@CAPTURED
 @pytest.mark.parametrize("longest_prefix", [0, 4])
 def test_static_steps_find_what_eager_steps_find(settings: dict[str, Any], n_best: int, longest_prefix: int) -> None:
     """As they are captured on CUDA: rounded shapes, fillers, the host's knowledge left out."""
@@ -203,16 +208,7 @@ class Replayed:
                 before.copy_(after)
 
 
-@pytest.mark.parametrize(
-    ("settings", "n_best"),
-    [
-        ({"length_penalty": 1.0}, 2),
-        ({"beam_size": 1, "length_penalty": 0.0}, 1),
-        ({"sample": True, "top_k": 9}, 3),
-        ({"no_repeat_ngram_size": 2}, 1),
-        ({"min_length": 6, "max_length": 40}, 1),
-    ],
-)
+@CAPTURED
 @pytest.mark.parametrize("longest_prefix", [0, 4])
 def test_replayed_steps_find_what_eager_steps_find(settings: dict[str, Any], n_best: int, longest_prefix: int) -> None:
     captures: list[Replayed] = []
@@ -339,16 +335,6 @@ def test_draws_are_scored_as_the_model_scores_them_and_come_best_first() -> None
 # --- What every search keeps to ---------------------------------------------------------------------------------------
 
 
-def test_scoring_a_hypothesis_gives_its_search_score() -> None:
-    model = model_of(50)
-    for source, results in zip(SOURCES, beam_search(model, SOURCES, beam_size=4, alpha=0.6, n_best=4), strict=True):
-        assert len(results) == 4
-        for result in results:
-            assert result.log_prob == pytest.approx(log_prob(model, source, result.ids), abs=1e-4)
-            assert result.score == pytest.approx(result.log_prob / penalty(result.n_tokens, 0.6), abs=1e-5)
-        assert results == sorted(results, key=lambda result: -result.score)
-
-
 def ids_of(results: list[list[SearchResult]]) -> list[tuple[int, ...]]:
     return [hypotheses[0].ids for hypotheses in results]
 
@@ -394,7 +380,7 @@ def test_the_best_of_blocks_are_the_best_of_all(n_vocab: int, n_beams: int) -> N
     torch.manual_seed(0)
     logits, offsets = torch.randn(20 * n_beams, n_vocab) * 3, torch.randn(20, n_beams)
     logits[:, [0, 5]] = -math.inf
-    _, maxima = log_normaliser_and_maxima(logits)
+    _, maxima = log_normaliser_and_maxima(logits, n_vocab // BLOCK)
     totals, ids, beams = best_tokens(logits, maxima, offsets, 6)
     everything = logits.view(20, n_beams, -1) + offsets[:, :, None]
     expected, places = everything.flatten(1).topk(6, 1)
@@ -406,9 +392,9 @@ def test_the_best_of_blocks_are_the_best_of_all(n_vocab: int, n_beams: int) -> N
 def test_the_normaliser_is_that_of_a_softmax(dtype: torch.dtype) -> None:
     logits = (torch.randn(3, 256) * 9).to(dtype)
     before = logits.clone()
-    normaliser, maxima = log_normaliser_and_maxima(logits)
+    normaliser, maxima = log_normaliser_and_maxima(logits, 4)
     torch.testing.assert_close(normaliser, logits.float().logsumexp(-1, keepdim=True))
-    assert torch.equal(normaliser, log_normaliser(logits))
+    assert torch.equal(normaliser, log_normaliser_and_maxima(logits)[0])
     assert torch.equal(maxima, logits.float().view(3, 4, 64).amax(-1))
     assert torch.equal(logits, before)
 

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 import mt.decode.translator
 import mt.system.console
 from mt.config.settings import DecodeConfig
+from mt.decode.alignment import Pairs
 from mt.decode.parallel import Forks, side_by_side
 from mt.decode.search import SearchRequest, SearchResult
 from mt.decode.translator import Backend, Hypothesis, OwnBackend, PrefixError, Translator
@@ -255,6 +256,11 @@ class Parrot(Backend):
         said = [self.said.get((text, request.decode.no_repeat_ngram_size > 0), text.upper()) for text in texts]
         return [[SearchResult(tuple(self.tokenizer.encode(text)), -2.0, -1.0)] * request.n_best for text in said]
 
+    def align(self, sources: list[list[int]], targets: list[tuple[int, ...]], batch_tokens: int) -> list[Pairs]:
+        assert all(source[-1] == EOS_ID for source in sources)
+        assert not any(EOS_ID in target for target in targets)
+        return [[(i, i) for i in range(len(source))] for source in sources]
+
 
 @pytest.fixture
 def parrot(tokenizer: Tokenizer) -> Parrot:
@@ -339,19 +345,13 @@ def test_hypotheses_have_their_tokens_and_their_score_for_each(parrot: Parrot) -
 def test_alignments_are_of_words_and_go_on_through_the_parts_of_a_line(parrot: Parrot) -> None:
     """Each target token to the source token at its place: as if the two were the same, which they are here."""
 
-    def aligner(sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> list[list[tuple[int, int]]]:
-        assert all(
-            source[-1] == EOS_ID and EOS_ID not in target for source, target in zip(sources, targets, strict=True)
-        )
-        return [[(i, i) for i in range(len(source))] for source in sources]
-
     translator = taught(parrot, max_source_tokens=MAX_SOURCE_TOKENS)
     long = " ".join(WORDS[:20])
     lines = ["bar dest", "", long, "x" * 60 + " bar"]
     parrot.said = {
         (text, False): text for text in [*lines, *(part for line in lines for part in parts_of(translator, line))]
     }
-    aligned = [best[0].alignment for best in translator.translate_lines(lines, aligner=aligner)]
+    aligned = [best[0].alignment for best in translator.translate_lines(lines, is_aligned=True)]
     assert "in_parts" in flags_of(translator, long)
     assert aligned == [
         ((0, 0), (1, 1)),

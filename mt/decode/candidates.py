@@ -19,19 +19,12 @@ UNCONSTRAINED = -1  # in place of the one token that a row has to take
 _LOWEST_53_BITS = (1 << 53) - 1
 
 
-def log_normaliser(logits: Tensor) -> Tensor:
-    """[N, 1] float32: the log of the sum of the exponentials of logits [N, V]."""
-    return _normalisers(logits, 1)[0]
+def log_normaliser_and_maxima(logits: Tensor, n_blocks: int = 1) -> tuple[Tensor, Tensor]:
+    """Return the log of the sum of the exponentials of logits [N, V], and the maxima of their blocks, both float32.
 
-
-def log_normaliser_and_maxima(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The same, and the maxima of the logits' blocks, [N, V / BLOCK] float32, which cost no pass of their own."""
-    return _normalisers(logits, logits.shape[1] // BLOCK)
-
-
-def _normalisers(logits: Tensor, n_blocks: int) -> tuple[Tensor, Tensor]:
-    """Written out, for `torch.logsumexp` takes several times as long on a CPU, and there some rows at a time, so that
-    they stay in the cache from pass to pass."""
+    The maxima [N, n_blocks] cost no pass of their own. Written out, for `torch.logsumexp` takes several times as long
+    on a CPU, and there some rows at a time, so that they stay in the cache from pass to pass.
+    """
     n_rows = len(logits) if logits.is_cuda else max(1, CACHED_ELEMENTS // logits.shape[1])
     normalisers, maxima = [], []
     for rows in torch.split(logits, n_rows):

@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 from mt.config.settings import DecodeConfig
 from mt.decode.lines import LineReader, decoded, open_lines, require_utf8
 from mt.decode.outputs import Outputs, open_outputs
-from mt.decode.words import pharaoh
 from mt.errors import ConfigError, DataError
 from mt.system.console import Meter
 from mt.system.signals import exit_on_signals
 
 if TYPE_CHECKING:  # a translator comes with torch, and what is wrong with a file is told before
-    from mt.decode.translator import Aligner, Hypothesis, Translator
+    from mt.decode.translator import Hypothesis, Translator
 
 _log = logging.getLogger(__name__)
 
@@ -93,18 +92,12 @@ def search_settings(base: DecodeConfig, changes: Mapping[str, Any]) -> DecodeCon
         raise error.renamed(option_of) from None
 
 
-def translate_files(
-    options: TranslateOptions,
-    load: Callable[[], Translator],
-    changes: Mapping[str, Any],
-    aligner_of: Callable[[Translator], Aligner] | None = None,
-) -> None:
+def translate_files(options: TranslateOptions, load: Callable[[], Translator], changes: Mapping[str, Any]) -> None:
     """Translate a file or a stream, from where an interrupted run stopped if that is resumed.
 
     Args:
         load: returns the translator; called once all files have been found to be in order.
         changes: settings of the search that differ from the model's own.
-        aligner_of: returns what finds alignments, if there are to be any.
     Raises:
         MTError: the files, the options or the model need the user's attention.
     """
@@ -118,8 +111,7 @@ def translate_files(
         translator = load()
         decode = search_settings(translator.decode, changes)
         outputs.begin(resume_key(options, translator, decode))
-        aligner = aligner_of and aligner_of(translator)
-        run = _TranslationRun(options, translator, decode, aligner, text, prefixes, lines, outputs)
+        run = _TranslationRun(options, translator, decode, text, prefixes, lines, outputs)
         run.skip_done()
         with _resume_hint(outputs):
             run.translate()
@@ -157,7 +149,6 @@ class _TranslationRun:
     options: TranslateOptions
     translator: Translator
     decode: DecodeConfig
-    aligner: Aligner | None
     text: LineReader
     prefixes: LineReader | None
     lines: range | None  # to be translated, from 0; None: all that come
@@ -217,7 +208,7 @@ class _TranslationRun:
                     self.decode,
                     n_best=self.options.n_best,
                     prefixes=self._next_prefixes(len(batch)),
-                    aligner=self.aligner,
+                    is_aligned=self.options.is_aligned or self.options.alignments is not None,
                     on_progress=lambda fraction: meter.show(n_done + fraction * len(batch)),
                 )
             )
@@ -243,7 +234,7 @@ class _TranslationRun:
         texts = self._n_best(entries, lambda one: one.text)
         contents = [map(_Entry.json_line, entries) if self.options.is_jsonl else texts]
         if self.options.alignments is not None:
-            contents.append(self._n_best(entries, lambda one: pharaoh(one.alignment or ())))
+            contents.append(self._n_best(entries, lambda one: _pharaoh(one.alignment) or ""))
         return ["".join(f"{line}\n" for line in lines).encode() for lines in contents]
 
     def _n_best(self, entries: Sequence[_Entry], text_of: Callable[[Hypothesis], str]) -> Iterator[str]:
@@ -269,9 +260,14 @@ class _Entry(NamedTuple):
     def json_line(self) -> str:
         hypotheses = [{name: getattr(hypothesis, name) for name in _JSON_FIELDS} for hypothesis in self.hypotheses]
         for hypothesis in hypotheses:
-            hypothesis["alignment"] = None if hypothesis["alignment"] is None else pharaoh(hypothesis["alignment"])
+            hypothesis["alignment"] = _pharaoh(hypothesis["alignment"])
         line = {"line": self.number, "src": self.text, "flags": self.flags, "hypotheses": hypotheses}
         return json.dumps(line, ensure_ascii=False).translate(_ESCAPES)
+
+
+def _pharaoh(pairs: Iterable[tuple[int, int]] | None) -> str | None:
+    """Return pairs of words as text, `0-0 1-2`: source before target."""
+    return None if pairs is None else " ".join(f"{i}-{j}" for i, j in pairs)
 
 
 def _check_number_of_prefixes(prefixes: LineReader | None, text: LineReader) -> None:

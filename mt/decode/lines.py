@@ -58,15 +58,12 @@ class LineReader:
 
     def take(self, max_lines: int) -> list[bytes]:
         """Return the next lines, fewer only at the end."""
-        lines: list[bytes] = []
-        while len(lines) < max_lines and (line := self._next(None)) is not None:
-            lines.append(line)
-        return self._given_out(lines)
+        return [line for batch in self.batches(max_lines) for line in batch]
 
     def skip(self, n_lines: int) -> None:
         """Pass over the next lines."""
-        while n_lines > 0 and (skipped := self.take(min(n_lines, MAX_LINES))):
-            n_lines -= len(skipped)
+        for _ in self.batches(n_lines):
+            pass
 
     def batches(
         self, n_lines: int | None = None, *, max_lines: int = MAX_LINES, pause_seconds: float | None = None
@@ -96,14 +93,9 @@ class LineReader:
             if not batch:
                 return
             n_left -= len(batch)
-            yield self._given_out(batch)
-
-    def _given_out(self, lines: list[bytes]) -> list[bytes]:
-        self.n_read += len(lines)
-        for line in lines:
-            self._digest.update(line)
-            self._digest.update(b"\n")
-        return lines
+            self.n_read += len(batch)
+            self._digest.update(b"".join(line + b"\n" for line in batch))
+            yield batch
 
     def _next(self, wait_seconds: float | None) -> bytes | None:
         """Return the next line, None at the end; raise `queue.Empty` if it does not come in time."""
@@ -199,9 +191,7 @@ def lines_of_text(path: Path) -> list[str]:
         DataError: it is missing, unreadable, or has no text.
     """
     with explained(path), open_bytes(path) as stream:
-        lines = [decoded(line)[0] for line in stream.read().split(b"\n")]
-    if lines[-1] == "":
-        lines.pop()
+        lines = [decoded(line.removesuffix(b"\n"))[0] for line in stream]
     if not any(line.strip() for line in lines):
         raise DataError(path, "has no text", "nothing to translate")
     return lines

@@ -118,15 +118,21 @@ class PartFile(OutputStream):
 
 
 class Outputs:
-    """The files that a translation writes in step; the first is that of the translations."""
+    """The files that a translation writes in step, open until the stack closes; the first has the translations."""
 
-    def __init__(self, files: Sequence[OutputStream], *, is_resumed: bool) -> None:
+    def __init__(self, files: Sequence[OutputStream], stack: ExitStack, *, is_resumed: bool) -> None:
         self._files, self._is_resumed = files, is_resumed
         self._parts = [file for file in files if isinstance(file, PartFile)]
         first = files[0]
         # If the translations themselves cannot be resumed, nothing is kept.
         self._record_path = first.part.with_name(f"{first.part.name}.json") if isinstance(first, PartFile) else None
         self.record = OutputRecord(n_bytes=(0,) * len(files))
+        if self._record_path is not None:
+            self.record = self._earlier_record(self._record_path) or self.record
+        for file in self._parts:
+            file.open(stack)
+        self._write_record()
+        stack.callback(self._leave)
 
     @property
     def where(self) -> Path:
@@ -141,15 +147,6 @@ class Outputs:
     def can_be_resumed(self) -> bool:
         return self._record_path is not None and self.record.n_lines > 0
 
-    def open(self, stack: ExitStack) -> None:
-        """Open the files until the stack closes, and find how far the run has come that is resumed."""
-        if self._record_path is not None:
-            self.record = self._earlier_record(self._record_path) or self.record
-        for file in self._parts:
-            file.open(stack)
-        self._write_record()
-        stack.callback(self._leave)
-
     def begin(self, made_by: Mapping[str, Any]) -> None:
         """Make ready to append what comes after the lines that `record` counts.
 
@@ -158,7 +155,6 @@ class Outputs:
         Raises:
             DataError: the run that is resumed was started with something else.
         """
-        made_by = json.loads(json.dumps(made_by))
         if self.can_be_resumed and (difference := _difference(self.record.made_by, made_by)):
             raise DataError(self.where, f"was started {difference[0]}", f"{difference[1]}, or delete it to start over")
         self.record = replace(self.record, made_by=made_by)
@@ -265,9 +261,7 @@ def open_outputs(
         if isinstance(files[0], PartFile) and not isinstance(files[-1], PartFile):
             problem = f"{alignments} is not a regular file, but --output is"
             raise ConfigError("--alignments", problem, "give two regular files, or none")
-        outputs = Outputs(files, is_resumed=is_resumed)
-        outputs.open(stack)
-        yield outputs
+        yield Outputs(files, stack, is_resumed=is_resumed)
 
 
 def _output_file(where: BinaryIO | Path, stack: ExitStack) -> OutputStream:

@@ -59,8 +59,7 @@ class Forks:
 
     def __init__(self, n: int) -> None:
         self.n = n if sys.platform == "linux" else 1  # on other systems a fork may not compute
-        self._pools: list[Workers] = []  # one, once there was work
-        weakref.finalize(self, _end, self._pools)
+        self._workers: Workers | None = None
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Generator[Result, None, None]:
         """Yield the function of each item, in order; it is a function of a module, as all goes through pipes.
@@ -69,20 +68,17 @@ class Forks:
             MTError: a process was killed.
         """
         try:
-            if not self._pools:
-                self._pools.append(Workers(self.n, torch.set_num_threads, (1,), are_forked=True).__enter__())
-            yield from self._pools[0].map(function, items, ahead=len(items))
+            if self._workers is None:
+                self._workers = Workers(self.n, torch.set_num_threads, (1,), are_forked=True).__enter__()
+                weakref.finalize(self, self._workers.kill)
+            yield from self._workers.map(function, items, ahead=len(items))
         except BaseException as error:
-            _end(self._pools)
+            if self._workers is not None:
+                self._workers.kill()
+                self._workers = None
             if isinstance(error, WorkerLost):
                 raise MTError(
                     f"one of {self.n} processes that translate was killed, perhaps for want of memory: smaller batches "
                     "(--batch-tokens) or fewer threads (OMP_NUM_THREADS) take less"
                 ) from None
             raise
-
-
-def _end(pools: list[Workers]) -> None:
-    for pool in pools:
-        pool.kill()
-    pools.clear()

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from mt.config.settings import DecodeConfig
 from mt.data.batch import packed_pairs
-from mt.decode.candidates import log_normaliser
+from mt.decode.candidates import log_normaliser_and_maxima
 from mt.decode.search import length_penalty
 from mt.decode.translator import Translator, nan_error
 from mt.model import Transformer
@@ -72,7 +72,8 @@ def token_log_probs(hidden: Tensor, output_weight: Tensor, labels: Tensor) -> Te
     parts = []
     for rows, row_labels in zip(torch.split(hidden, ROWS), torch.split(labels, ROWS), strict=True):
         logits = functional.linear(rows, weight)  # [R, V]
-        parts.append((logits.gather(1, row_labels[:, None]).float() - log_normaliser(logits))[:, 0])
+        normaliser, _ = log_normaliser_and_maxima(logits)
+        parts.append((logits.gather(1, row_labels[:, None]).float() - normaliser)[:, 0])
     return torch.cat(parts)
 
 

@@ -266,7 +266,7 @@ class SearchState:
     def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Sums of log-probabilities [B, C], the tokens behind them, and the beams that these follow."""
         decode = self.decode
-        normaliser, maxima = log_normaliser_and_maxima(logits)
+        normaliser, maxima = log_normaliser_and_maxima(logits, logits.shape[1] // BLOCK)
         # Before anything is forbidden: what must not come keeps its share of the probability.
         offsets = self.open_log_probs[:, : self.n_open] - normaliser.view(-1, self.n_open)  # [B, k]
         only = self._only_tokens()

@@ -16,12 +16,12 @@ import torch
 
 from mt.checkpoint import CHECKSUMS, TOKENIZER, WEIGHTS, ModelFolder
 from mt.config.settings import MAX_BEAM_SIZE, DecodeConfig
+from mt.decode.alignment import Pairs, align, word_alignment
 from mt.decode.graphs import Graphs
 from mt.decode.parallel import Forks, side_by_side
 from mt.decode.quality_flags import has_repetition_loop, is_too_long, min_plausible_length, repeated_tokens
 from mt.decode.search import SearchRequest, SearchResult, length_sorted_batches, longest_translation, search
 from mt.decode.splitting import Part, join_parts, split_text
-from mt.decode.words import word_alignment
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.model import Transformer
 from mt.run_folder import open_model
@@ -44,9 +44,6 @@ MAX_LENGTH = "max_length"  # it had to end at DecodeConfig.max_length
 RETRIED = "retried"  # it, or a part of it, was searched for a second time, whichever of the two this is
 IN_PARTS = "in_parts"  # the line was longer than the model can take
 IMPLAUSIBLE = frozenset({REPETITION, TOO_LONG, TOO_SHORT})  # reasons to search again
-
-# Source ids and target ids of sentences, each source ending with EOS and no target, to pairs of places in the two.
-Aligner = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], list[list[tuple[int, int]]]]
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ class _Sentence:
     longest: int  # tokens of a translation, EOS included
     results: list[SearchResult] = field(default_factory=list)  # best first
     is_retried: bool = False
-    alignments: list[list[tuple[int, int]]] = field(default_factory=list)  # of tokens, for each result
+    alignments: list[Pairs] = field(default_factory=list)  # of tokens, for each result
 
     def flags(self, result: SearchResult) -> list[str]:
         """Return the flags of a translation; what the settings make it do does not make it implausible."""
@@ -122,7 +119,7 @@ class PrefixError(DataError):
 
 
 class Backend(ABC):
-    """What finds translations of sentences: our own search, or another program's."""
+    """What finds translations of sentences, and alignments: our own model, or another program."""
 
     n_parallel = 1  # batches that are best searched at a time, by as many threads
     n_positions: int | None = None  # tokens of the longest translation that the model can write; None: any number
@@ -134,6 +131,10 @@ class Backend(ABC):
     def search_batches(self, requests: Sequence[SearchRequest]) -> Generator[list[list[SearchResult]], None, None]:
         """Yield the translations of each batch, in order; closing the generator ends the work."""
         return side_by_side(self.search, requests, self.n_parallel)
+
+    def align(self, sources: list[list[int]], targets: list[tuple[int, ...]], batch_tokens: int) -> list[Pairs]:
+        """Return the alignments of tokens, if the backend has any; see `mt.decode.alignment.align`."""
+        raise NotImplementedError
 
 
 class OwnBackend(Backend):
@@ -147,14 +148,11 @@ class OwnBackend(Backend):
 
     def __init__(self, model: Transformer, n_processes: int = 1) -> None:
         self.model, self.n_positions = model, model.positions.n_positions
-        self._graphs: Graphs | None = None
-        self._processes = Forks(1)
-        if model.embedding.weight.device.type == "cuda":
-            self._graphs = Graphs(model)
-        else:
-            self.n_parallel = torch.get_num_threads()
-            self._processes = Forks(n_processes)
-            _known[id(self)] = self
+        is_cuda = model.embedding.weight.device.type == "cuda"
+        self._graphs = Graphs(model) if is_cuda else None
+        self.n_parallel = 1 if is_cuda else torch.get_num_threads()
+        self._processes = Forks(1 if is_cuda else n_processes)
+        _known[id(self)] = self
 
     def search(self, request: SearchRequest) -> list[list[SearchResult]]:
         n, device = len(request.sentences), self.model.embedding.weight.device
@@ -182,6 +180,9 @@ class OwnBackend(Backend):
         if self._processes.n == 1 or len(requests) == 1:
             return super().search_batches(requests)
         return self._processes.map(partial(_search_in_process, id(self)), requests)
+
+    def align(self, sources: list[list[int]], targets: list[tuple[int, ...]], batch_tokens: int) -> list[Pairs]:
+        return align(self.model, sources, targets, batch_tokens)
 
 
 # A forked process finds the backend here: only ids and settings go through its pipe.
@@ -262,7 +263,7 @@ class Translator:
         *,
         n_best: int = 1,
         prefixes: Iterable[str] | None = None,
-        aligner: Aligner | None = None,
+        is_aligned: bool = False,
         on_progress: Callable[[float], None] = lambda _: None,
     ) -> Iterator[list[Hypothesis]]:
         """Yield the n best translations of each line, best first, as they are made and in the order of the lines.
@@ -271,7 +272,7 @@ class Translator:
             decode: the model's own settings unless given; `dataclasses.replace(translator.decode, beam_size=1)`.
             n_best: up to the beam size, or any number of draws.
             prefixes: for each line the text that its translations begin with; may be empty. A blank line has none.
-            aligner: what finds the alignments, if there are to be any.
+            is_aligned: find the alignments of words too, which only our own model has.
             on_progress: told the fraction of the lines taken in, up to LINES_AT_A_TIME, that has been searched for.
         Raises:
             ConfigError: n_best is larger than the beam size.
@@ -287,7 +288,7 @@ class Translator:
                 limit, fix = str(most), "ask for fewer"
             raise ConfigError("n_best", f"expected 1 to {limit}, got {n_best}", fix)
         begun = repeat("") if prefixes is None else iter(prefixes)
-        return self._translate_lines(iter(lines), decode, n_best, begun, aligner, on_progress)
+        return self._translate_lines(iter(lines), decode, n_best, begun, is_aligned, on_progress)
 
     def _translate_lines(
         self,
@@ -295,7 +296,7 @@ class Translator:
         decode: DecodeConfig,
         n_best: int,
         prefixes: Iterator[str],
-        aligner: Aligner | None,
+        is_aligned: bool,
         on_progress: Callable[[float], None],
     ) -> Iterator[list[Hypothesis]]:
         n_lines = 0
@@ -307,10 +308,10 @@ class Translator:
             self._search(sentences, decode, n_best, on_progress)
             if self.retries and not decode.sample:
                 self._search_again(sentences, n_best)
-            if aligner is not None:
-                _align(sentences, decode, aligner)
+            if is_aligned:
+                self._align(sentences)
             n_lines += len(chunk)
-            yield from (self._line_hypotheses(of_line, is_aligned=aligner is not None) for of_line in of_lines)
+            yield from (self._line_hypotheses(of_line, is_aligned) for of_line in of_lines)
 
     def _sentences(
         self, lines: Sequence[str], prefixes: Sequence[str], n_lines_before: int, decode: DecodeConfig
@@ -402,14 +403,23 @@ class Translator:
                 if not second or sentence.badness(second[0]) >= sentence.badness(first[0]):
                     sentence.results = first
 
-    def _line_hypotheses(self, sentences: Sequence[_Sentence], *, is_aligned: bool) -> list[Hypothesis]:
+    def _align(self, sentences: Sequence[_Sentence]) -> None:
+        """Find the alignments of tokens of all translations of the sentences."""
+        flat = [(sentence, result.ids) for sentence in sentences for result in sentence.results]
+        sources, targets = [sentence.ids for sentence, _ in flat], [ids for _, ids in flat]
+        for (sentence, _), pairs in zip(
+            flat, self.backend.align(sources, targets, self.decode.batch_tokens), strict=True
+        ):
+            sentence.alignments.append(pairs)
+
+    def _line_hypotheses(self, sentences: Sequence[_Sentence], is_aligned: bool) -> list[Hypothesis]:
         """Return the translations of a line from those of its parts."""
         if not sentences:
             return [replace(EMPTY, alignment=()) if is_aligned else EMPTY]
         n_hypotheses = min(len(sentence.results) for sentence in sentences)
-        return [self._hypothesis(sentences, k, is_aligned=is_aligned) for k in range(n_hypotheses)]
+        return [self._hypothesis(sentences, k, is_aligned) for k in range(n_hypotheses)]
 
-    def _hypothesis(self, sentences: Sequence[_Sentence], k: int, *, is_aligned: bool) -> Hypothesis:
+    def _hypothesis(self, sentences: Sequence[_Sentence], k: int, is_aligned: bool) -> Hypothesis:
         text = ""
         tokens: list[str] = []
         flags: list[str] = []
@@ -434,18 +444,6 @@ class Translator:
             flags=tuple(dict.fromkeys([*flags, *([IN_PARTS] if len(sentences) > 1 else [])])),
             alignment=tuple(sorted(alignment)) if is_aligned else None,
         )
-
-
-def _align(sentences: Sequence[_Sentence], decode: DecodeConfig, aligner: Aligner) -> None:
-    """Find the alignments of tokens of all translations of the sentences."""
-    flat = [(sentence, result.ids) for sentence in sentences for result in sentence.results]
-    lengths = [max(len(sentence.ids), len(ids) + 1) for sentence, ids in flat]
-    pairs: dict[int, list[tuple[int, int]]] = {}
-    for batch in length_sorted_batches(lengths, decode.batch_tokens, 1, decode.batch_sentences):
-        aligned = aligner([flat[i][0].ids for i in batch], [flat[i][1] for i in batch])
-        pairs.update(zip(batch, aligned, strict=True))
-    for i, (sentence, _) in enumerate(flat):
-        sentence.alignments.append(pairs[i])
 
 
 def nan_error(text: str) -> CheckpointError:

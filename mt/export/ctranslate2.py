@@ -46,7 +46,7 @@ from mt.decode.translator import Backend, Translator
 from mt.errors import CheckpointError, ConfigError, MTError
 from mt.evaluate.scores import corpus_bleu, corpus_chrf
 from mt.model import Transformer
-from mt.model.layers import EPSILON, DeepNorm, FeedForward, LayerNorm, Linear, PostNorm
+from mt.model.layers import EPSILON, DeepNorm, LayerNorm, Linear, PostNorm
 from mt.model.positions import LONGEST_DISTANCE, Learned, Positions, Relative, Sinusoidal, sinusoidal_positions
 from mt.run_folder import open_model
 from mt.system.device import choose_device
@@ -221,44 +221,33 @@ class _Writer:
                 table = sinusoidal_positions(self.n_positions, scheme.d_model)
             spec.position_encodings.encodings = table
         for to, layer in zip(spec.layer, layers, strict=True):
-            self.attention(to.self_attention, (layer.self_attention.qkv, layer.self_attention.out), layer.self_residual)
+            own, network = layer.self_attention, layer.feed_forward
+            self.sublayer(to.self_attention, to.self_attention.linear, (own.qkv, own.out), layer.self_residual)
             if isinstance(scheme, Relative):
-                to.self_attention.relative_attention_bias = self.value(
-                    (scheme.decoder if is_decoder else scheme.encoder).weight
-                )
+                buckets = scheme.decoder if is_decoder else scheme.encoder
+                to.self_attention.relative_attention_bias = self.value(buckets.weight)
                 to.self_attention.relative_attention_max_distance = np.int32(LONGEST_DISTANCE)
             if is_decoder:
-                attention = layer.cross_attention
-                self.attention(to.attention, (attention.q, attention.kv, attention.out), layer.cross_residual)
-            self.feed_forward(to.ffn, layer.feed_forward, layer.feed_forward_residual)
+                cross = layer.cross_attention
+                self.sublayer(to.attention, to.attention.linear, (cross.q, cross.kv, cross.out), layer.cross_residual)
+            # Of a gated network the activated half is the first.
+            inner = [to.ffn.linear_0, to.ffn.linear_0_noact] if hasattr(to.ffn, "linear_0_noact") else to.ffn.linear_0
+            self.sublayer(to.ffn, [inner, to.ffn.linear_1], (network.inner, network.outer), layer.feed_forward_residual)
         if hasattr(spec, "layer_norm"):
             self.norm(spec.layer_norm, norm)
 
-    def attention(self, spec: Any, products: Sequence[Linear], residual: PostNorm) -> None:
-        """Copy the products of an attention, the last of which is its output, and its norm."""
-        for to, product in zip(spec.linear, products, strict=True):
-            self.linear([to], product)
-        self.residual(spec, spec.linear[-1], residual)
+    def sublayer(self, spec: Any, targets: Sequence[Any], products: Sequence[Linear], residual: PostNorm) -> None:
+        """Copy products, the last of which is the output, each to one or several of CTranslate2's, and their norm.
 
-    def feed_forward(self, spec: Any, network: FeedForward, residual: PostNorm) -> None:
-        """Copy a feed-forward network and its norm; of a gated one the activated half is the first."""
-        self.linear([spec.linear_0, *([spec.linear_0_noact] if hasattr(spec, "linear_0_noact") else [])], network.inner)
-        self.linear([spec.linear_1], network.outer)
-        self.residual(spec, spec.linear_1, residual)
-
-    def linear(self, to: Sequence[Any], layer: Linear) -> None:
-        """Copy projections, of which CTranslate2 has as many products as are given; all of them, or each."""
-        for name in ("weight", "bias") if layer.bias is not None else ("weight",):
-            for part, value in zip(to, self.value(getattr(layer, name)).chunk(len(to)), strict=True):
-                setattr(part, name, value.contiguous())
-
-    def residual(self, spec: Any, out: Any, residual: PostNorm) -> None:
-        """Copy a norm. The factor of DeepNorm enters the product before it: the norm takes out what scales a sum."""
+        The factor of DeepNorm enters the output: the norm takes out what scales a sum.
+        """
+        for to, product in zip(targets, products, strict=True):
+            parts = to if isinstance(to, list) else [to]
+            factor = residual.alpha if isinstance(residual, DeepNorm) and product is products[-1] else 1.0
+            for name, parameter in product.named_parameters():
+                for part, value in zip(parts, self.value(parameter).chunk(len(parts)), strict=True):
+                    setattr(part, name, value.contiguous() / factor)
         self.norm(spec.layer_norm, residual.norm)
-        if isinstance(residual, DeepNorm):
-            out.weight = out.weight / residual.alpha
-            if out.has_bias():
-                out.bias = out.bias / residual.alpha
 
     def norm(self, spec: Any, norm: Any) -> None:
         """Copy a norm; CTranslate2 has no layer norm without bias."""
