@@ -71,13 +71,8 @@ def evaluate(
             compared[name] = PairedSet(scores=scores, verdict=verdict)
             bleu = [(score.score, score.baseline_score) for score in scores if score.name == "BLEU"]
             warnings[name] += filter(None, itertools.starmap(unrelated_baseline, bleu))
-    comparison = BaselineTest(
-        system=system,
-        baseline=str(options.baseline),
-        test=options.test,
-        n_samples=options.n_test_samples,
-        test_sets=compared,
-    )
+    names = {"system": system, "baseline": str(options.baseline), "test": options.test}
+    comparison = BaselineTest(**names, n_samples=options.n_test_samples, test_sets=compared)
     analyses = {}
     if options.has_analysis:
         words = {word for one in translated.values() for line in one.sources or () for word in words_of(line)}
@@ -94,7 +89,5 @@ def evaluate(
 
 
 def _evenly(sentences: Sequence[Sentence]) -> list[Sentence]:
-    n = len(sentences)
-    if n <= MOST_SENTENCES:
-        return list(sentences)
-    return [sentences[i * n // MOST_SENTENCES] for i in range(MOST_SENTENCES)]
+    n_shown = min(len(sentences), MOST_SENTENCES)
+    return [sentences[i * len(sentences) // n_shown] for i in range(n_shown)]
