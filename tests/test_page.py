@@ -138,15 +138,6 @@ def test_a_page_fetches_nothing_and_runs_its_own_script_alone():
     assert not re.search(r"\b(?:src|href)=\"[^#]|@import|url\(", text)
 
 
-def test_each_heading_has_its_own_anchor():
-    from mt.report.page import _with_anchors
-
-    sections = "".join(f"<section>\n<h2>{heading}</h2></section>" for heading in ("Loss &amp; BLEU", "Loss, BLEU", "→"))
-    text, contents = _with_anchors(sections)
-    assert contents == {"loss-bleu": "Loss & BLEU", "loss-bleu-2": "Loss, BLEU", "section": "→"}
-    assert re.findall('id="(.*?)"', text) == list(contents)
-
-
 @pytest.mark.parametrize(
     ("number", "text", "value"),
     [

@@ -365,6 +365,15 @@ def test_an_empty_hypothesis_is_shown_as_empty(found: Evaluation):
     assert f"| {SOURCES[4]} | {REFERENCES[4]} | *(empty)* |" in _markdown(found)
 
 
+def test_each_section_has_its_own_anchor_in_the_contents():
+    one = TranslatedSet(["A dog runs."], ["Ein Hund schläft."], [["Ein Hund läuft."]], "de")
+    page = _page(_found({"a & b": one, "a-b": one}))
+    anchors = re.findall('<section id="(.*?)">', page)
+    assert re.findall('<a href="#(.*?)">', page) == anchors
+    assert {"a-b-all-sentences", "a-b-all-sentences-2"} < {*anchors}
+    assert len({*anchors}) == len(anchors)
+
+
 def test_differing_words_are_marked_and_texts_have_their_language():
     one = TranslatedSet(["A dog runs."], ["Ein Hund schläft."], [["Ein Hund läuft."]], "de")
     page = _page(_found({"input": one}).model_copy(update={"src_lang": "en", "tgt_lang": "de"}))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
 from importlib.resources import files
+from itertools import count
 from typing import Any, Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, pass_context, select_autoescape
@@ -201,42 +202,17 @@ def _is_known(cell: object) -> bool:
 
 def page(template: str, title: str, **values: Any) -> str:
     """Return a whole HTML file: a template, whose sections are listed at the top."""
-    lead, section, sections = environment().get_template(template).render(values).partition("<section>")
-    body, contents = _with_anchors(section + sections)
-    style, script = (files("mt.report").joinpath(f"templates/{name}").read_text("utf-8") for name in _FILES)
-    html = (
-        environment()
-        .get_template("page.html.j2")
-        .render(
-            title=title,
-            lead=Markup(lead),
-            body=Markup(body),
-            contents=contents,
-            style=Markup(style),
-            script=Markup(script) if '<table class="sortable' in lead + body else None,
-            # The browser runs this script alone and fetches nothing, whatever the text holds.
-            digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        )
-    )
-    return harmless(html)
+    contents: dict[str, str] = {}  # headings by their anchors
 
-
-_FILES = ("style.css", "script.js")
-
-
-def _with_anchors(body: str) -> tuple[str, dict[str, str]]:
-    """Give each section its own id; return the body, and the headings by their ids."""
-    headings: dict[str, str] = {}
-
-    def anchored(match: re.Match[str]) -> str:
-        heading = Markup(match[1]).unescape()
+    def section(heading: str) -> Markup:
         wanted = re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-") or "section"
-        anchor, number = wanted, 1
-        while anchor in headings:
-            number += 1
-            anchor = f"{wanted}-{number}"
-        headings[anchor] = heading
-        return f'<section id="{anchor}">\n<h2>{match[1]}</h2>'
+        anchors = (wanted if number == 1 else f"{wanted}-{number}" for number in count(1))
+        anchor = next(anchor for anchor in anchors if anchor not in contents)
+        contents[anchor] = heading
+        return Markup('<section id="{}">\n<h2>{}</h2>').format(anchor, heading)
 
-    # Only templates write tags, so this cannot match in the text of data.
-    return re.sub(r"<section>\s*<h2>(.*?)</h2>", anchored, body, flags=re.DOTALL), headings
+    script = files("mt.report").joinpath("templates/script.js").read_text("utf-8")
+    # The browser runs this script alone and fetches nothing, whatever the text holds.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    parts = {"title": title, "section": section, "contents": contents, "script": Markup(script), "digest": digest}
+    return harmless(environment().get_template(template).render(values | parts))
