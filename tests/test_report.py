@@ -433,11 +433,18 @@ def test_a_folder_for_a_report_is_made_and_may_hold_an_evaluation(tmp_path: Path
     check_folder(folder)
 
 
-def test_a_file_is_no_folder_for_a_report(tmp_path: Path):
-    path = tmp_path / "file"
-    path.touch()
-    assert _refusal(path) == f"report: {path} is a file: give a folder"
-    assert _refusal(path / "a") == f"report: {path / 'a'} cannot be written: Not a directory"
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("file", " is a file: give a folder"),
+        ("file/a", " cannot be written: Not a directory"),
+        ("x" * 300, " cannot be written: File name too long"),
+        ("page.html", ": give a folder, to which report.html and the others are written"),
+    ],
+)
+def test_what_cannot_be_a_folder_is_refused_in_one_line(tmp_path: Path, name: str, problem: str):
+    (tmp_path / "file").touch()
+    assert _refusal(tmp_path / name) == f"report: {tmp_path / name}{problem}"
 
 
 @pytest.mark.parametrize(("name", "what"), [("run.json", "a run"), ("manifest.json", "a model or a prepared corpus")])
@@ -448,11 +455,6 @@ def test_there_is_no_report_among_the_files_of_a_run_or_a_model(tmp_path: Path, 
     check_folder(tmp_path / "a/b/c")
 
 
-def test_a_report_is_a_folder(tmp_path: Path):
-    path = tmp_path / "page.html"
-    assert _refusal(path) == f"report: {path}: give a folder, to which report.html and the others are written"
-
-
 @pytest.mark.parametrize("content", ['{"format_version": 2}', '{"kind": "data"}', "[]", '"x"', "", "\xff"])
 def test_another_report_is_kept(tmp_path: Path, content: str):
     (tmp_path / "report.json").write_text(content, encoding="latin-1")
@@ -460,11 +462,6 @@ def test_another_report_is_kept(tmp_path: Path, content: str):
         f"report: {tmp_path} holds another report.json, which would be lost: give another folder"
     )
     assert (tmp_path / "report.json").read_text(encoding="latin-1") == content
-
-
-def test_a_folder_with_a_name_that_is_too_long_is_an_error_of_one_line(tmp_path: Path):
-    folder = tmp_path / ("x" * 300)
-    assert _refusal(folder) == f"report: {folder} cannot be written: File name too long"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
