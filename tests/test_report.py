@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shlex
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from jinja2 import UndefinedError
 
 from mt.errors import ConfigError, MTError
 from mt.evaluate import findings
-from mt.evaluate.analysis import ODDITY_RULES, count_words
+from mt.evaluate.analysis import ODDITY_RULES, words_of
 from mt.evaluate.findings import MOST_SENTENCES, EvalOptions, evaluate
 from mt.evaluate.report_files import check_folder, write_report
 from mt.evaluate.scores import TranslatedSet
@@ -122,7 +123,7 @@ def _found(sets: dict[str, TranslatedSet], system: str = "new", baseline: str = 
     options = EvalOptions(
         metrics=["bleu", "chrf"], has_confidence=True, baseline=Path(baseline), n_samples=100, has_analysis=True
     )
-    counts = count_words(SOURCES[: N // 2])
+    counts = Counter(words_of(" ".join(SOURCES[: N // 2])))
     return evaluate(sets, system, options, lambda words: counts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from mt.config.settings import RunConfig
 from mt.errors import CheckpointError
-from mt.evaluate.analysis import count_words
+from mt.evaluate.analysis import words_of
 from mt.evaluate.runs import MOST_POINTS, RunArtifacts, read_training
 from mt.pipeline import train_run
 from mt.run_folder import RunFolder
@@ -206,7 +207,7 @@ def test_words_are_counted_in_the_text_that_training_saw(run: Run):
     normalise = Normalisers.of_run(run.config).src
     kept = [normalise(run.src[line - 1]) for line in known.corpus.train_lines]
     assert len(kept) == 123
-    wanted = count_words(kept)
+    wanted = Counter(words_of(" ".join(kept)))
     counts = known.count_words(wanted.keys() | {"unheard"})
     assert counts is not None
     assert counts == wanted
@@ -216,7 +217,7 @@ def test_words_are_counted_in_the_text_that_training_saw(run: Run):
 
 
 def test_words_are_counted_alike_however_many_sentences_are_decoded_together(run: Run, monkeypatch: pytest.MonkeyPatch):
-    known, words = RunArtifacts.of(run.folder), count_words(run.src).keys()
+    known, words = RunArtifacts.of(run.folder), set(words_of(" ".join(run.src)))
     whole = known.count_words(words)
     monkeypatch.setattr("mt.evaluate.runs._SENTENCES_AT_ONCE", 7)  # 123 are no multiple of it
     assert known.count_words(words) == whole

@@ -48,11 +48,6 @@ def words_of(line: str) -> list[str]:
     return _WORD.findall(line)
 
 
-def count_words(lines: Iterable[str]) -> Counter[str]:
-    """Count how often each word occurs."""
-    return Counter(word for line in lines for word in words_of(line))
-
-
 def analyse(translated: TranslatedSet, word_counts: Mapping[str, int] | None = None) -> tuple[Analysis, list[Sentence]]:
     """Find what can be said of translations without a person who reads them.
 
@@ -60,7 +55,7 @@ def analyse(translated: TranslatedSet, word_counts: Mapping[str, int] | None = N
     and numbers are compared with the references, and copies cannot be seen.
 
     Args:
-        word_counts: of the source side of the training text, as `count_words` gives them.
+        word_counts: how often the source side of the training text has each word.
     Returns:
         The analysis, and all sentences. Without `word_counts` and sources there is no `by_rarest_word`; without a
         baseline no `gained` and `lost`, which are the sentences with the largest differences in chrF.

@@ -16,6 +16,7 @@ from mt.evaluate.comparison import System, compare_systems
 from mt.evaluate.findings import EvalOptions, evaluate
 from mt.evaluate.scores import TranslatedSet
 from mt.report.facts import Evaluation, SystemComparison
+from mt.text.corpora import different_counts
 from mt.text.files import read_line_chunks
 
 if TYPE_CHECKING:  # scoring files does without torch
@@ -234,9 +235,6 @@ def _read_lines(path: Path, parallel_to: tuple[Path, Sequence[str]] | None = Non
     lines = [*chain.from_iterable(read_line_chunks(path, _LINES_AT_ONCE))]
     if not lines:
         raise DataError(path, "has no lines", "nothing to score")
-    other, n_other = (path, len(lines)) if parallel_to is None else (parallel_to[0], len(parallel_to[1]))
-    if len(lines) != n_other:
-        (n_shorter, shorter), (n_longer, longer) = sorted([(len(lines), path), (n_other, other)])
-        counts = f"{longer} has {n_longer:,} lines and {shorter} has {n_shorter:,}"
-        raise DataError(f"{counts}: parallel files need one line for each line")
+    if parallel_to is not None and len(lines) != len(parallel_to[1]):
+        raise different_counts({path: len(lines), parallel_to[0]: len(parallel_to[1])})
     return lines

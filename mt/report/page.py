@@ -41,10 +41,6 @@ class Number:
     def known(self) -> float | None:
         return None if self.value is None or not math.isfinite(self.value) else self.value
 
-    @property
-    def json(self) -> str:
-        return json.dumps(self.known)
-
     def __str__(self) -> str:
         value = self.known
         if value is None:

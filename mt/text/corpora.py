@@ -179,14 +179,14 @@ def _read_two_files(src_path: Path, tgt_path: Path, size: int) -> Iterator[Chunk
         if len(src) != len(tgt):
             n_src = n_lines + sum(map(len, chain([src], src_chunks)))
             n_tgt = n_lines + sum(map(len, chain([tgt], tgt_chunks)))
-            raise _different_counts({src_path: n_src, tgt_path: n_tgt})
+            raise different_counts({src_path: n_src, tgt_path: n_tgt})
         if not src:
             return
         yield Chunk(src, tgt, range(n_lines + 1, n_lines + len(src) + 1))
         n_lines += len(src)
 
 
-def _different_counts(n_lines: dict[Path, int]) -> DataError:
+def different_counts(n_lines: dict[Path, int]) -> DataError:
     (longer, n_longer), (shorter, n_shorter) = sorted(n_lines.items(), key=lambda item: -item[1])
     problem = (
         f"{longer} has {n_longer:,} lines and {shorter} has {n_shorter:,}: parallel files need one line for each line"
