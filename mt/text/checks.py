@@ -208,20 +208,20 @@ _TRACES = (
         "hold special tokens as text",
         "remove them: mt puts in what sentences begin and end with",
     ),
-)
-_TAGS = _Trace(
-    "tags",
-    re.compile(r"</?[A-Za-z][A-Za-z0-9]*(?:\s[^<>]*)?/?>"),
-    0.05,
-    "hold tags",
-    "remove the markup, or name the tags in tokenizer.user_symbols",
-)
-_ENTITIES = _Trace(
-    "entities",
-    re.compile(r"&(?:#\d+|#x[0-9a-fA-F]+|[A-Za-z]{2,8});"),
-    0.01,
-    "hold HTML entities",
-    "set data.clean.html_entities: true",
+    _Trace(
+        "tags",
+        re.compile(r"</?[A-Za-z][A-Za-z0-9]*(?:\s[^<>]*)?/?>"),
+        0.05,
+        "hold tags",
+        "remove the markup, or name the tags in tokenizer.user_symbols",
+    ),
+    _Trace(
+        "entities",
+        re.compile(r"&(?:#\d+|#x[0-9a-fA-F]+|[A-Za-z]{2,8});"),
+        0.01,
+        "hold HTML entities",
+        "set data.clean.html_entities: true",
+    ),
 )
 
 
@@ -230,11 +230,12 @@ def check_form(sample: Sample, config: RunConfig) -> Iterator[Finding]:
     if len(sample.pairs) < FEWEST_PAIRS:
         return
     known_tags = {"<s>", "</s>", *config.tokenizer.user_symbols, *config.data.tags}
-    traces = [*_TRACES, _TAGS] if config.data.clean.html_entities else [*_TRACES, _TAGS, _ENTITIES]
     for side, texts in enumerate(sample.sides):
-        for trace in traces:
+        for trace in _TRACES:
+            if trace.check == "entities" and config.data.clean.html_entities:
+                continue
             found = [i for i, text in enumerate(texts) if trace.pattern.search(text)]
-            if trace is _TAGS:
+            if trace.check == "tags":
                 found = [i for i in found if set(trace.pattern.findall(texts[i])) - known_tags]
             if len(found) > max(2, trace.max_share * len(texts)):
                 share = percent(len(found) / len(texts))

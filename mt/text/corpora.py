@@ -59,7 +59,7 @@ class CorpusReader(ABC):
     split: str  # of a hub data set whose config names none: train, validation or test
 
     @abstractmethod
-    def chunks(self, size: int = 50_000) -> Iterator[Chunk]:
+    def chunks(self, size: int) -> Iterator[Chunk]:
         """Return all pairs in order, `size` at a time; only the last chunk may be smaller. Memory is flat.
 
         Different line counts come out at the end.
@@ -78,7 +78,7 @@ class CorpusReader(ABC):
 
     @property
     def is_streamed(self) -> bool:
-        """Whether the text comes from the hub, or would have to be fetched from there."""
+        """Return whether the text comes from the hub, or would have to be fetched from there."""
         return False
 
     def streamed(self) -> CorpusReader:
@@ -103,8 +103,7 @@ class CorpusReader(ABC):
 
 def reader_of(corpus: Corpus, langs: tuple[str, str], split: str) -> CorpusReader:
     """Return what reads a corpus; languages and split are as of CorpusReader."""
-    reader: CorpusReader = _READERS[type(corpus)](corpus, langs, split)
-    return reader
+    return _READERS[type(corpus)](corpus, langs, split)
 
 
 def readers_of(config: RunConfig) -> dict[str, CorpusReader]:
@@ -114,14 +113,14 @@ def readers_of(config: RunConfig) -> dict[str, CorpusReader]:
 
 
 def _file_fingerprint(path: Path) -> str:
-    """Hash of the content, with the suffixes that say how it is read."""
+    """Return the hash of the content, with the suffixes that say how it is read."""
     suffixes = _format(path) if _format(path) in _FORMATS else ""
     suffixes += path.suffix if path.suffix in COMPRESSIONS else ""
     return f"{suffixes}:{content_hash(path)}"
 
 
 def _format(path: Path) -> str:
-    """The suffix that tells the format, without that of a compression."""
+    """Return the suffix that tells the format, without that of a compression."""
     return (path.with_suffix("") if path.suffix in COMPRESSIONS else path).suffix
 
 
@@ -136,21 +135,21 @@ def _numbered(rows: Iterator[Texts]) -> Iterator[Chunk]:
         n_rows += len(src)
 
 
-def _rechunked(chunks: Iterator[Chunk], size: int) -> Iterator[Chunk]:
-    """The same pairs, `size` in each chunk but the last."""
-    rest = Chunk([], [], [])
+def rechunked(chunks: Iterator[Chunk], size: int) -> Iterator[Chunk]:
+    """Yield the same pairs, `size` in each chunk but the last."""
+    src: list[str] = []
+    tgt: list[str] = []
+    lines: list[int] = []
     for chunk in chunks:
-        if rest.src:
-            chunk = Chunk(rest.src + chunk.src, rest.tgt + chunk.tgt, [*rest.lines, *chunk.lines])
-        while len(chunk.src) > size:
-            yield Chunk(chunk.src[:size], chunk.tgt[:size], chunk.lines[:size])
-            chunk = Chunk(chunk.src[size:], chunk.tgt[size:], chunk.lines[size:])
-        if len(chunk.src) == size:
-            yield chunk
-            chunk = Chunk([], [], [])
-        rest = chunk
-    if rest.src:
-        yield rest
+        for waiting, more in zip((src, tgt, lines), chunk, strict=True):
+            waiting += more  # type: ignore[operator]
+        n_given = len(src) - len(src) % size
+        for start in range(0, n_given, size):
+            stop = start + size
+            yield Chunk(src[start:stop], tgt[start:stop], lines[start:stop])
+        del src[:n_given], tgt[:n_given], lines[:n_given]
+    if src:
+        yield Chunk(src, tgt, lines)
 
 
 # ---------------------------------------------------------------------------------------------------- two files
@@ -160,7 +159,7 @@ def _rechunked(chunks: Iterator[Chunk], size: int) -> Iterator[Chunk]:
 class _TextFilesReader(CorpusReader):
     corpus: TextFiles
 
-    def chunks(self, size: int = 50_000) -> Iterator[Chunk]:
+    def chunks(self, size: int) -> Iterator[Chunk]:
         return _read_two_files(Path(self.corpus.src), Path(self.corpus.tgt), size)
 
     def count(self) -> int | None:
@@ -188,10 +187,8 @@ def _read_two_files(src_path: Path, tgt_path: Path, size: int) -> Iterator[Chunk
 
 def different_counts(n_lines: dict[Path, int]) -> DataError:
     (longer, n_longer), (shorter, n_shorter) = sorted(n_lines.items(), key=lambda item: -item[1])
-    problem = (
-        f"{longer} has {n_longer:,} lines and {shorter} has {n_shorter:,}: parallel files need one line for each line"
-    )
-    found = None
+    counts = f"{longer} has {n_longer:,} lines and {shorter} has {n_shorter:,}"
+    problem, found = f"{counts}: parallel files need one line for each line", None
     if longer.is_file() and shorter.is_file() and n_longer <= _MOST_LINES_COMPARED:
         found = first_break(_line_lengths(longer), _line_lengths(shorter))
     if found is None:
@@ -199,15 +196,12 @@ def different_counts(n_lines: dict[Path, int]) -> DataError:
     if found.line == n_shorter:
         return DataError(f"{problem}; by their lengths those of {shorter} all match, and its end is missing")
     what = "a line is missing from {}, or one" if n_longer == n_shorter + 1 else "lines are missing from {}, or some"
-    return DataError(
-        "",
-        f"{problem}; from about line {found.line + 1:,} on their lengths do not match any more",
-        f"{what.format(shorter)} too many in {longer}",
-    )
+    problem += f"; from about line {found.line + 1:,} on their lengths do not match any more"
+    return DataError("", problem, f"{what.format(shorter)} too many in {longer}")
 
 
 def _line_lengths(path: Path) -> NDArray[np.int32]:
-    """[lines], in characters."""
+    """Return [lines], in characters."""
     chunks = [np.fromiter(map(len, lines), np.int32, len(lines)) for lines in read_line_chunks(path, 50_000)]
     return np.concatenate([np.zeros(0, np.int32), *chunks])
 
@@ -219,62 +213,83 @@ def _line_lengths(path: Path) -> NDArray[np.int32]:
 class _TableReader(CorpusReader):
     corpus: Table
 
-    def chunks(self, size: int = 50_000) -> Iterator[Chunk]:
-        return _rechunked(_read_one_file(Path(self.corpus.file), self.langs, self.corpus.columns, size), size)
+    @property
+    def _path(self) -> Path:
+        return Path(self.corpus.file)
+
+    def chunks(self, size: int) -> Iterator[Chunk]:
+        return rechunked(self._chunks(size), size)
 
     def count(self) -> int | None:
-        path = Path(self.corpus.file)
-        if not path.is_file():  # a pipe can be read once only
+        if not self._path.is_file():  # a pipe can be read once only
             return None
-        return count_parquet_rows(path) if path.suffix == ".parquet" else count_lines(path)
+        return count_parquet_rows(self._path) if self._path.suffix == ".parquet" else count_lines(self._path)
 
     def fingerprint(self) -> str:
-        return _file_fingerprint(Path(self.corpus.file)) + _columns_fingerprint(self.corpus.columns)
+        return _file_fingerprint(self._path) + _columns_fingerprint(self.corpus.columns)
 
+    def _chunks(self, size: int) -> Iterator[Chunk]:
+        """Return chunks of at most `size` pairs."""
+        path, format_ = self._path, _format(self._path)
+        if format_ == ".tsv":
+            return self._read_tsv(size)
+        if format_ == ".jsonl":
+            return self._read_jsonl(size)
+        if path.suffix == ".parquet":
+            return _numbered(read_parquet(path, self.langs, self.corpus.columns, size))
+        if format_ == ".parquet":
+            raise DataError(path, "Parquet files are compressed inside", f"unpack it to {path.with_suffix('')}")
+        suffixes = ".tsv, .jsonl or .parquet, the first two perhaps followed by .gz, .xz or .zst"
+        raise DataError(path, f"expected a name that ends in {suffixes}")
 
-def _read_one_file(path: Path, langs: tuple[str, str], columns: Columns | None, size: int) -> Iterator[Chunk]:
-    """Chunks of at most `size` pairs."""
-    if _format(path) == ".tsv":
-        return _read_tsv(path, columns, size)
-    if _format(path) == ".jsonl":
-        return _read_jsonl(path, langs, columns, size)
-    if path.suffix == ".parquet":
-        return _numbered(read_parquet(path, langs, columns, size))
-    if _format(path) == ".parquet":
-        raise DataError(path, "Parquet files are compressed inside", f"unpack it to {path.with_suffix('')}")
-    raise DataError(
-        path,
-        "expected a name that ends in .tsv, .jsonl or .parquet, the first two perhaps followed by .gz, .xz or .zst",
-    )
+    def _read_tsv(self, size: int) -> Iterator[Chunk]:
+        columns, src, tgt, n_lines = self.corpus.columns, 0, 1, 0
+        for lines in read_line_chunks(self._path, size):
+            rows = [line.split("\t") for line in lines]
+            numbers = range(n_lines + 1, n_lines + len(rows) + 1)
+            if columns is not None and n_lines == 0:
+                src, tgt = _tsv_indices(self._path, columns, rows[0])
+                if any(isinstance(column, str) for column in columns):  # the first line is a header
+                    rows, numbers = rows[1:], numbers[1:]
+            n_lines += len(lines)
+            for row, number in zip(rows, numbers, strict=True):
+                if len(row) <= max(src, tgt) or (columns is None and len(row) != 2):
+                    where = f"{self._path}, line {number:,}"
+                    raise _wrong_row(where, row, columns, (src, tgt), is_first=number == 1)
+            yield Chunk([row[src] for row in rows], [row[tgt] for row in rows], numbers)
 
-
-def _read_tsv(path: Path, columns: Columns | None, size: int) -> Iterator[Chunk]:
-    src, tgt = 0, 1
-    n_lines = 0
-    for lines in read_line_chunks(path, size):
-        rows = [line.split("\t") for line in lines]
-        numbers = range(n_lines + 1, n_lines + len(rows) + 1)
-        if columns is not None and n_lines == 0:
-            src, tgt = _tsv_indices(path, columns, rows[0])
-            if any(isinstance(column, str) for column in columns):  # the first line is a header
-                rows, numbers = rows[1:], numbers[1:]
-        n_lines += len(lines)
-        for row, number in zip(rows, numbers, strict=True):
-            if len(row) <= max(src, tgt) or (columns is None and len(row) != 2):
-                raise _wrong_row(f"{path}, line {number:,}", row, columns, (src, tgt), is_first=number == 1)
-        yield Chunk([row[src] for row in rows], [row[tgt] for row in rows], numbers)
+    def _read_jsonl(self, size: int) -> Iterator[Chunk]:
+        columns = self.corpus.columns
+        for column in columns or ():
+            if isinstance(column, int):
+                problem = "has keys and no columns that can be counted"
+                raise DataError(self._path, problem, f"give the key in place of {column}")
+        keys = self.langs if columns is None else (str(columns[0]), str(columns[1]))
+        n_lines = 0
+        for lines in read_line_chunks(self._path, size):
+            numbers: list[int] = []
+            chunk = Chunk([], [], numbers)
+            for number, line in enumerate(lines, start=n_lines + 1):
+                if not line or line.isspace():
+                    continue
+                try:
+                    src, tgt = _json_pair(line, keys, is_language=columns is None)
+                except DataError as error:
+                    raise error.within(f"{self._path}, line {number:,}") from None
+                chunk.src.append(src)
+                chunk.tgt.append(tgt)
+                numbers.append(number)
+            yield chunk
+            n_lines += len(lines)
 
 
 def _tsv_indices(path: Path, columns: Columns, header: list[str]) -> tuple[int, int]:
-    """0-based places of the two columns."""
+    """Return the 0-based places of the two columns."""
     for column in columns:
         if isinstance(column, str) and header.count(column) != 1:
             found = "several columns" if column in header else "no column"
-            raise DataError(
-                path,
-                f"its first line names {found} {column}, it has {', '.join(header)}",
-                "give one of these names, or numbers if that line is no header",
-            )
+            problem = f"its first line names {found} {column}, it has {', '.join(header)}"
+            raise DataError(path, problem, "give one of these names, or numbers if that line is no header")
     src, tgt = (column - 1 if isinstance(column, int) else header.index(column) for column in columns)
     return src, tgt
 
@@ -296,29 +311,6 @@ def _wrong_row(
     return DataError(where, f"has {found}, and {wanted}", fix)
 
 
-def _read_jsonl(path: Path, langs: tuple[str, str], columns: Columns | None, size: int) -> Iterator[Chunk]:
-    keys = langs if columns is None else (str(columns[0]), str(columns[1]))
-    for column in columns or ():
-        if isinstance(column, int):
-            raise DataError(path, "has keys and no columns that can be counted", f"give the key in place of {column}")
-    n_lines = 0
-    for lines in read_line_chunks(path, size):
-        numbers: list[int] = []
-        chunk = Chunk([], [], numbers)
-        for number, line in enumerate(lines, start=n_lines + 1):
-            if not line or line.isspace():
-                continue
-            try:
-                src, tgt = _json_pair(line, keys, is_language=columns is None)
-            except DataError as error:
-                raise error.within(f"{path}, line {number:,}") from None
-            chunk.src.append(src)
-            chunk.tgt.append(tgt)
-            numbers.append(number)
-        yield chunk
-        n_lines += len(lines)
-
-
 def _json_pair(line: str, keys: tuple[str, str], is_language: bool) -> tuple[str, str]:
     """Return both sides of a line; errors do not say where the line is."""
     try:
@@ -336,17 +328,14 @@ def _json_pair(line: str, keys: tuple[str, str], is_language: bool) -> tuple[str
 
 
 def _json_text(row: dict[str, Any], key: str) -> str:
-    """The text at a key, or at the end of several with dots between them."""
+    """Return the text at a key, or at the end of several with dots between them."""
     text: Any = row.get(key, _NOTHING)
     if text is _NOTHING:
         text = row
         for part in key.split("."):
             if not isinstance(text, dict) or part not in text:
-                raise DataError(
-                    "",
-                    f"has no key {key}, its keys are {', '.join(row) or 'none'}",
-                    "say which hold the text with src_column and tgt_column, or fix the line",
-                )
+                fix = "say which hold the text with src_column and tgt_column, or fix the line"
+                raise DataError("", f"has no key {key}, its keys are {', '.join(row) or 'none'}", fix)
             text = text[part]
     if not isinstance(text, str):
         raise DataError(f"expected text at the key {key}, found {json.dumps(text)[:60]}")
@@ -360,8 +349,8 @@ def _json_text(row: dict[str, Any], key: str) -> str:
 class _HubReader(CorpusReader):
     corpus: HubDataset
 
-    def chunks(self, size: int = 50_000) -> Iterator[Chunk]:
-        return _rechunked(_numbered(read_dataset(self.corpus, self._split, self.langs, size)), size)
+    def chunks(self, size: int) -> Iterator[Chunk]:
+        return rechunked(_numbered(read_dataset(self.corpus, self._split, self.langs, size)), size)
 
     def count(self) -> int | None:
         return count_rows(self.corpus, self._split)
@@ -388,7 +377,7 @@ class _HubReader(CorpusReader):
 class _SacrebleuReader(CorpusReader):
     corpus: SacrebleuSet
 
-    def chunks(self, size: int = 50_000) -> Iterator[Chunk]:
+    def chunks(self, size: int) -> Iterator[Chunk]:
         return _read_two_files(*_sacrebleu_files(self.corpus.sacrebleu, *self.langs), size)
 
     def count(self) -> int | None:
@@ -399,39 +388,33 @@ class _SacrebleuReader(CorpusReader):
 
 
 def _sacrebleu_files(name: str, src_lang: str, tgt_lang: str) -> tuple[Path, Path]:
-    """Paths of the source and of the first reference, downloaded where they are not there yet."""
+    """Return the paths of the source and of the first reference, downloaded where they are not there yet."""
     from sacrebleu.dataset import DATASETS
     from sacrebleu.utils import SACREBLEU_DIR, get_reference_files, get_source_file
 
-    langpair = f"{src_lang}-{tgt_lang}"
+    where, langpair = f"sacreBLEU test set {name}", f"{src_lang}-{tgt_lang}"
     if name not in DATASETS:
         close = difflib.get_close_matches(name, DATASETS, n=1)
         hint = f"did you mean {close[0]}?" if close else "`sacrebleu --list` shows those there are"
-        raise DataError(f"sacreBLEU test set {name}", f"is not known, {hint}")
+        raise DataError(where, f"is not known, {hint}")
     langpairs = sorted(DATASETS[name].langpairs)
     if langpair not in langpairs:
         if f"{tgt_lang}-{src_lang}" in langpairs:
-            raise DataError(
-                f"sacreBLEU test set {name}",
-                f"exists for {tgt_lang}-{src_lang} only, not for {langpair}",
-                "choose another one, or give its files as {src, tgt} if the other direction is what you want",
-            )
-        raise DataError(f"sacreBLEU test set {name}", f"has no {langpair}; choose from {', '.join(langpairs)}")
+            fix = "choose another one, or give its files as {src, tgt} if the other direction is what you want"
+            raise DataError(where, f"exists for {tgt_lang}-{src_lang} only, not for {langpair}", fix)
+        raise DataError(where, f"has no {langpair}; choose from {', '.join(langpairs)}")
     logging.getLogger("sacrebleu").setLevel(logging.CRITICAL)
     try:
         return Path(get_source_file(name, langpair)), Path(get_reference_files(name, langpair)[0])
     # sacreBLEU leaves the process where a checksum does not fit.
     except (Exception, SystemExit) as error:
         reason = "its checksum is wrong" if isinstance(error, SystemExit) else str(getattr(error, "reason", error))
-        raise DataError(
-            f"sacreBLEU test set {name}",
-            f"cannot be downloaded ({reason})",
-            f"check the network, delete {os.path.join(SACREBLEU_DIR, name)} if it holds half a "
-            f"download, or give its files as {{src, tgt}}",
-        ) from None
+        half = f"delete {os.path.join(SACREBLEU_DIR, name)} if it holds half a download"
+        fix = f"check the network, {half}, or give its files as {{src, tgt}}"
+        raise DataError(where, f"cannot be downloaded ({reason})", fix) from None
 
 
-_READERS: dict[type[Corpus], Any] = {
+_READERS: dict[type[Corpus], type[CorpusReader]] = {
     TextFiles: _TextFilesReader,
     Table: _TableReader,
     HubDataset: _HubReader,

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from mt.config.settings import Corpus
 from mt.errors import DataError
-from mt.text.corpora import Chunk, CorpusReader, SentencePair
+from mt.text.corpora import Chunk, CorpusReader, SentencePair, rechunked
 from mt.text.hub import UnreachableError
 
 STRETCH_LINES = 200
@@ -48,7 +48,7 @@ class Sample:
 
     @property
     def scale(self) -> float:
-        """Return the number by which counts in the sample must be multiplied for the pairs that were read."""
+        """Return the factor from counts in the sample to those in the pairs that were read."""
         return self.n_pairs / len(self.pairs) if self.pairs else 0.0
 
     def side_name(self, side: int) -> str:
@@ -91,20 +91,13 @@ def draw_sample(key: str, reader: CorpusReader, *, max_pairs: int, max_seconds: 
 
 
 def _stretches(reader: CorpusReader) -> Iterator[Chunk]:
-    for chunk in _chunks(reader):
-        for start in range(0, len(chunk.src), STRETCH_LINES):
-            stop = start + STRETCH_LINES
-            yield Chunk(chunk.src[start:stop], chunk.tgt[start:stop], chunk.lines[start:stop])
-
-
-def _chunks(reader: CorpusReader) -> Iterator[Chunk]:
-    n_chunks = 0
+    n_stretches = 0
     try:
-        for chunk in reader.streamed().chunks(_LINES_AT_ONCE):
-            n_chunks += 1
-            yield chunk
+        for stretch in rechunked(reader.streamed().chunks(_LINES_AT_ONCE), STRETCH_LINES):
+            n_stretches += 1
+            yield stretch
     except UnreachableError:
-        if n_chunks or reader.streamed() == reader:
+        if n_stretches or reader.streamed() == reader:
             raise
         # Without a network nothing can be fetched, and there may be a copy in the cache.
-        yield from reader.chunks(_LINES_AT_ONCE)
+        yield from rechunked(reader.chunks(_LINES_AT_ONCE), STRETCH_LINES)
