@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import random
 import shutil
 import time
@@ -480,7 +479,7 @@ class _Builder:
         identity = {"format_version": FORMAT_VERSION, "fingerprint": self.fingerprint}
         identity |= {"src_lang": config.src_lang, "tgt_lang": config.tgt_lang}
         origin = {
-            "versions": {"python": platform.python_version(), **package_versions(*_PACKAGES)},
+            "versions": package_versions(*_PACKAGES),
             "seconds": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
         }
         shaping = ("data.clean.", "data.max_tokens", "tokenizer.")
