@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mt.errors import DataError, MTError
-from mt.system.signals import exit_on_signals
+from mt.system.signals import exit_on_signals, raise_pending_exit
 from mt.system.workers import Workers, run_apart
 from tests.clock import comes_true
 
@@ -291,12 +291,13 @@ def test_a_ctrl_c_that_python_drops_is_raised_at_the_next_look() -> None:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.01)
 
-    with exit_on_signals() as pending:
-        pending.check()
+    with exit_on_signals():
+        raise_pending_exit()
         with pytest.MonkeyPatch.context() as quiet:
             quiet.setattr(sys, "unraisablehook", lambda _: None)
             dropping = Dropping()
             del dropping
         with pytest.raises(KeyboardInterrupt):
-            pending.check()
+            raise_pending_exit()
+    raise_pending_exit()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

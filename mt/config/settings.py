@@ -117,7 +117,7 @@ class Corpus(ABC):
 
     def side(self, number: int, lang: str) -> str:
         """Return what the source side (0) or the target side (1) is called: its file, or corpus and language."""
-        return f"{self.description} ({lang})"
+        return self.files[number] if len(self.files) == 2 else f"{self.description} ({lang})"
 
 
 @section()
@@ -134,9 +134,6 @@ class TextFiles(Corpus):
     @property
     def files(self) -> tuple[str, ...]:
         return self.src, self.tgt
-
-    def side(self, number: int, lang: str) -> str:
-        return self.files[number]
 
 
 @section()

@@ -80,8 +80,9 @@ class Line:
 
         bar = [] if total is None else [BarColumn(bar_width=24)]
         last = [Clock()] if clock else []
+        columns = [TextColumn("{task.fields[count]}"), *bar, TextColumn("{task.description}"), *last]
         self._progress = Progress(
-            *(TextColumn("{task.fields[count]}"), *bar, TextColumn("{task.description}"), *last),
+            *columns,
             console=Console(stderr=True, force_terminal=True),
             auto_refresh=clock is not None,
             transient=True,

@@ -56,9 +56,10 @@ class Ranks:
 
     def largest(self, number: int) -> int:
         """Return the largest of the numbers that the ranks give."""
+        if self.n == 1:
+            return number
         tensor = torch.tensor(number)  # on the CPU: the host has to know, and must not wait for a GPU
-        if self.n > 1:
-            torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+        torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
         return int(tensor)
 
     def smallest(self, number: int) -> int:

@@ -18,12 +18,12 @@ def versions() -> dict[str, str]:
     """Return the versions of everything that can change a trained model or a score."""
     from mt import __version__
 
-    return {"mt": __version__, "python": platform.python_version(), **package_versions(*_PACKAGES)}
+    return {"mt": __version__, **package_versions(*_PACKAGES)}
 
 
 def package_versions(*packages: str) -> dict[str, str]:
-    """Return the versions of installed packages, `not installed` for the others."""
-    found = {}
+    """Return the versions of Python and of installed packages, `not installed` for the others."""
+    found = {"python": platform.python_version()}
     for package in packages:
         try:
             found[package] = importlib.metadata.version(package)

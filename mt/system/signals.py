@@ -38,32 +38,32 @@ def _handled(numbers: Iterable[int], handler: _Handler) -> Iterator[dict[int, An
             signal.signal(number, handler_before)
 
 
-class PendingExit:
-    """The exception by which a signal ends this process, once the signal has come."""
+_exits: list[BaseException] = []  # by which signals end what `exit_on_signals` surrounds
 
-    def __init__(self) -> None:
-        self._reason: BaseException | None = None
 
-    def _exit(self, number: int, _frame: FrameType | None) -> None:
-        self._reason = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
-        raise self._reason
-
-    def check(self) -> None:
-        """Raise it again: Python drops what is raised while it runs a callback of a weak reference or a finaliser."""
-        if self._reason is not None:
-            raise self._reason
+def raise_pending_exit() -> None:
+    """Raise what a signal has raised, again: Python drops it in a callback of a weak reference or in a finaliser."""
+    if _exits:
+        raise _exits[-1]
 
 
 @contextmanager
-def exit_on_signals() -> Iterator[PendingExit]:
+def exit_on_signals() -> Iterator[None]:
     """Turn SIGTERM into SystemExit(143), so that what is open is cleaned up, and lose no Ctrl-C.
 
-    Does nothing outside the main thread. A long block calls `check` of the result now and then.
+    Does nothing outside the main thread. A long block calls `raise_pending_exit` now and then.
     """
-    pending = PendingExit()
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        _exits.append(KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number))
+        raise_pending_exit()
+
     has_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    with _handled([signal.SIGTERM, *([signal.SIGINT] if has_default else [])], pending._exit):
-        yield pending
+    with _handled([signal.SIGTERM, *([signal.SIGINT] if has_default else [])], leave):
+        try:
+            yield
+        finally:
+            _exits.clear()
 
 
 class _Interrupted(BaseException):

@@ -40,7 +40,6 @@ _BOOTSTRAP = (
     "from multiprocessing.connection import Connection; connection = Connection(int(sys.argv[1])); "
     "sys.path[:] = connection.recv(); from mt.system.workers import _serve; _serve(connection, int(sys.argv[2]))"
 )
-_PARENT_POLL_SECONDS = 0.5  # where the system does not tell of the parent's end
 _SIGTERM_SECONDS = 0.5
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 _PARENTS_SIGNALS = {signal.SIGINT, signal.SIGTERM}  # are handled by the parent, which then ends its workers
@@ -296,16 +295,8 @@ def _pickled(error: BaseException) -> bytes:
 
 
 def _end_with(parent: int) -> None:
-    """End this process when its parent has ended."""
+    """End this process when its parent has ended; elsewhere than on Linux it ends when its task is done."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it was faster
             os._exit(1)
-    else:
-        threading.Thread(target=_watch, args=(parent,), name="parent-watch", daemon=True).start()
-
-
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_PARENT_POLL_SECONDS)
-    os._exit(1)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import random
 import shutil
 import time
@@ -29,7 +28,7 @@ from mt.report.data import write_data_report
 from mt.system.console import Meter
 from mt.system.locks import locked
 from mt.system.provenance import host_memory_bytes, machine, n_cores, package_versions, peak_host_memory_bytes
-from mt.system.signals import PendingExit, exit_on_signals
+from mt.system.signals import exit_on_signals, raise_pending_exit
 from mt.system.workers import Workers
 from mt.text.clean import CHANGE_RULES, RULES, Tally, removed_text
 from mt.text.corpora import Chunk, CorpusReader, SentencePair, readers_of
@@ -141,11 +140,11 @@ def prepare_corpus(config: RunConfig, tokenizer_path: Path | None = None) -> Pre
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder.parent)
         lock = locked(folder.with_name(f".{fingerprint}.lock"), lambda: _log.info(waiting))
-        with lock, exit_on_signals() as pending_exit:
+        with lock, exit_on_signals():
             if folder.exists():
                 return _opened(folder)
-            _build(config, building, tokenizer_path, pending_exit)
-            pending_exit.check()
+            _build(config, building, tokenizer_path)
+            raise_pending_exit()
             building.rename(folder)
     except OSError as error:
         raise DataError(
@@ -162,7 +161,7 @@ def _opened(folder: Path) -> PreparedCorpus:
     return corpus
 
 
-def _build(config: RunConfig, building: Path, tokenizer_path: Path | None, pending_exit: PendingExit) -> None:
+def _build(config: RunConfig, building: Path, tokenizer_path: Path | None) -> None:
     """Build the corpus. Only the process that holds its lock may call this: what fails removes the folder."""
     shards = building / "shards"
     has_begun = shards.exists()
@@ -173,7 +172,7 @@ def _build(config: RunConfig, building: Path, tokenizer_path: Path | None, pendi
             _log.info(f"{building}: a preparation of the same data was interrupted, its finished parts are used")
         # The manifest is written last: with it, nothing but the removal of the shards is left to do.
         if not (building / "manifest.json").exists():
-            _Builder(config, building, tokenizer_path, pending_exit).build()
+            _Builder(config, building, tokenizer_path).build()
         shutil.rmtree(shards)
     except (KeyboardInterrupt, SystemExit):
         _log.info(f"interrupted; finished parts are kept for {_DAYS_KEPT} days, the same command continues with them")
@@ -196,13 +195,12 @@ def _sweep(prepared_dir: Path) -> None:
 class _Builder:
     """Builds one corpus in its own folder. The steps are the lines of `build`, in order."""
 
-    def __init__(self, config: RunConfig, folder: Path, tokenizer_path: Path | None, pending_exit: PendingExit) -> None:
+    def __init__(self, config: RunConfig, folder: Path, tokenizer_path: Path | None) -> None:
         self.config = config
         readers = readers_of(config)
         self.train_readers = [reader for key, reader in readers.items() if key.startswith("data.train.")]
         tests = {name: readers[f"data.test.{name}"] for name in config.data.test}
         self.held_out_readers = {"valid": readers["data.valid"], **tests}
-        self.pending_exit = pending_exit
         self.folder = folder
         self.tokenizer_path = tokenizer_path
         self.fingerprint = folder.name.removeprefix(".building-")
@@ -247,7 +245,7 @@ class _Builder:
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
-        self.pending_exit.check()
+        raise_pending_exit()
         started_at = time.perf_counter()
         yield
         self.seconds[stage] = time.perf_counter() - started_at
@@ -261,7 +259,7 @@ class _Builder:
         with Meter("pairs", n_pairs, what=stage.what) as meter, Workers(n, install_stage, (stage,)) as workers:
             for n_done in workers.map(run_stage, chain(first, tasks), ahead=n + 1):
                 meter.advance(n_done)
-                self.pending_exit.check()
+                raise_pending_exit()
 
     def _tally(self, stage: str, corpus: int | None = None) -> Tally:
         """Return what became of the pairs of one corpus, or of all, up to a stage."""
@@ -481,7 +479,7 @@ class _Builder:
         identity = {"format_version": FORMAT_VERSION, "fingerprint": self.fingerprint}
         identity |= {"src_lang": config.src_lang, "tgt_lang": config.tgt_lang}
         origin = {
-            "versions": {"python": platform.python_version(), **package_versions(*_PACKAGES)},
+            "versions": package_versions(*_PACKAGES),
             "seconds": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
         }
         shaping = ("data.clean.", "data.max_tokens", "tokenizer.")
