@@ -100,7 +100,7 @@ class Graphs:
                 state.step()
             else:
                 captured.graph.replay()
-                state.count_step()
+                cache.length += 1  # the device has counted by itself
 
     def _captured_for(self, state: SearchState) -> _Captured | None:
         """The graph for a state of this shape, working on the tensors of the state from now on."""

@@ -145,8 +145,6 @@ class SearchState:
     finished_log_probs: Tensor  # [B, K]
     finished_lengths: Tensor  # [B, K], EOS included
     finished_ids: Tensor  # [B, K, t]
-    position: Tensor  # [1] int64: tokens in each open beam, for the device
-    length: int = 0  # and for the host
     is_static: bool = False  # the host's knowledge stays out of what the device does, so that a step can be captured
 
     @classmethod
@@ -188,7 +186,6 @@ class SearchState:
             finished_log_probs=never.clone(),
             finished_lengths=torch.zeros_like(never, dtype=torch.int64),
             finished_ids=ids,
-            position=torch.zeros(1, dtype=torch.int64, device=device),
         )
 
     @property
@@ -198,7 +195,7 @@ class SearchState:
     @property
     def n_open(self) -> int:
         """k: beams to go on with. While nothing has been chosen, all beams of a search are the same one."""
-        return 1 if self.length <= self.shortest_prefix and not self.decode.sample else self.n_beams
+        return 1 if self.cache.length <= self.shortest_prefix and not self.decode.sample else self.n_beams
 
     def step(self) -> None:
         """Extend every open beam by one token."""
@@ -214,11 +211,6 @@ class SearchState:
         """Make room for some more positions."""
         self.cache.grow(n_positions)
         self._reserve()
-
-    def count_step(self) -> None:
-        """Tell the host of a step that the device took by itself."""
-        self.cache.length += 1
-        self.length += 1
 
     def copy(self) -> SearchState:
         """Return another state over the same tensors."""
@@ -256,9 +248,7 @@ class SearchState:
             parents, tokens = parents.gather(1, chosen), tokens.gather(1, chosen)
             self.open_ids = _of_beams(self.open_ids, parents)
         self.open_log_probs, self.last_tokens = totals, tokens
-        self.open_ids.index_copy_(2, self.position, tokens[:, :, None])
-        self.position = self.position + 1
-        self.length += 1
+        self.open_ids.index_copy_(2, self.cache.position, tokens[:, :, None])
         # For good: whether there is a later step, in which more may come within reach, depends on other sentences.
         self.open_log_probs = totals.masked_fill(self._is_decided()[:, None], NEG_INF)
         return parents
@@ -274,7 +264,7 @@ class SearchState:
         self._forbid(logits, maxima)
         beams = torch.arange(self.n_open, device=logits.device).expand(offsets.shape)  # [B, k]
         if decode.sample:
-            uniform = uniform_numbers(self.keys, self.position).flatten()
+            uniform = uniform_numbers(self.keys, self.cache.position).flatten()
             scores, ids = drawn_tokens(
                 logits.float(), uniform, temperature=decode.temperature, top_k=decode.top_k, top_p=decode.top_p
             )
@@ -292,12 +282,12 @@ class SearchState:
 
     def _forbid(self, logits: Tensor, maxima: Tensor) -> None:
         """Make what must not come impossible, in the logits and in the maxima of their blocks."""
-        forbidden = self.banned if self.length >= self.decode.min_length else self.banned_or_end
+        forbidden = self.banned if self.cache.length >= self.decode.min_length else self.banned_or_end
         logits.index_fill_(1, forbidden, NEG_INF)
         blocks = logits.view(len(logits), -1, BLOCK)
         if self.decode.no_repeat_ngram_size:
             ids = self.open_ids[:, : self.n_open].flatten(0, 1)
-            forbid_repetition(logits, ids, self.position, self.decode.no_repeat_ngram_size)
+            forbid_repetition(logits, ids, self.cache.position, self.decode.no_repeat_ngram_size)
             maxima.copy_(blocks.amax(-1))
         else:
             maxima[:, self.banned_blocks] = blocks[:, self.banned_blocks].amax(-1).float()
@@ -307,18 +297,19 @@ class SearchState:
 
         It is EOS at the longest length, else the prefix's.
         """
-        if self.length >= self.prefixes.shape[1] and self.length + 1 < self.shortest_limit and not self.is_static:
+        length, longest_prefix = self.cache.length, self.prefixes.shape[1]
+        if length >= longest_prefix and length + 1 < self.shortest_limit and not self.is_static:
             return None
         only = self.limits.new_full((len(self.limits),), UNCONSTRAINED)
-        if self.length < self.prefixes.shape[1]:
-            only = self.prefixes[:, self.length]
-        return only.masked_fill(self.limits <= self.position + 1, EOS_ID)
+        if length < longest_prefix:
+            only = self.prefixes[:, length]
+        return only.masked_fill(self.limits <= self.cache.position + 1, EOS_ID)
 
     def _finish(self, log_probs: Tensor, parents: Tensor) -> None:
         """Merge candidates that end, [B, K] with NEG_INF for the others, with what is finished; keep the best K."""
         if not self.is_static and not bool((log_probs > NEG_INF).any()):
             return
-        n_tokens = (self.position + 1).expand(parents.shape)
+        n_tokens = (self.cache.position + 1).expand(parents.shape)
         scores = torch.cat([self.finished_scores, log_probs / self._penalty(n_tokens)], 1)
         self.finished_scores, best = scores.topk(self.n_beams, dim=1)
         self.finished_log_probs = torch.cat([self.finished_log_probs, log_probs], 1).gather(1, best)
@@ -333,7 +324,7 @@ class SearchState:
 
         At the longest limit none has, and the device is not asked.
         """
-        if self.length >= self.longest_limit:
+        if self.cache.length >= self.longest_limit:
             return [], list(range(len(self.rows)))
         is_done = (self.open_log_probs.amax(1) == NEG_INF).tolist()
         return [i for i, done in enumerate(is_done) if not done], [i for i, done in enumerate(is_done) if done]
@@ -346,7 +337,7 @@ class SearchState:
         """
         if self.decode.sample:
             return torch.zeros_like(self.limits, dtype=torch.bool)
-        longest = torch.minimum(self.limits, self.position + LOOK_AHEAD)
+        longest = torch.minimum(self.limits, self.cache.position + (1 + LOOK_AHEAD))
         return self.finished_scores[:, self.n_best - 1] >= self.open_log_probs[:, 0] / self._penalty(longest)
 
     def collect(self, sentences: Sequence[int], results: list[list[SearchResult]]) -> None:
@@ -367,7 +358,7 @@ class SearchState:
         self.cache.keep_sentences(places)
         self.rows = [self.rows[i] for i in sentences]
         for name, value in vars(self).items():
-            if isinstance(value, Tensor) and name not in ("banned", "banned_or_end", "banned_blocks", "position"):
+            if isinstance(value, Tensor) and name not in ("banned", "banned_or_end", "banned_blocks"):
                 setattr(self, name, value[places])
 
 

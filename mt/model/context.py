@@ -146,11 +146,6 @@ class Cache:
             self.ancestry_mask = self.ancestry_mask + of_slots.to(mask.dtype)
         self.angles = positions.angles(self.position, self.capacity)
 
-    def end_step(self) -> None:
-        """Count the position in progress."""
-        self.length += 1
-        self.position = self.position + 1
-
     def enter(self, stored: Tensor, values: Tensor) -> None:
         """Write values to the position in progress, in the third dimension of stored, which they lack."""
         stored.select(2, self.length).copy_(values)
@@ -163,7 +158,9 @@ class Cache:
         self.ancestors = functional.pad(self.ancestors, (0, n_positions), value=self.ancestors.shape[1])
 
     def choose(self, parents: Tensor) -> None:
-        """Let beam k of sentence b continue the hypothesis of beam parents[b, k]."""
+        """Let beam k of sentence b continue the hypothesis of beam parents[b, k]; the step in progress is over."""
+        self.length += 1
+        self.position = self.position + 1
         self.ancestors = self.ancestors.gather(1, parents[:, :, None].expand(-1, -1, self.capacity))
         for name, state in self.states.items():
             index = parents.view(*parents.shape, *[1] * (state.ndim - 2)).expand(-1, -1, *state.shape[2:])

@@ -85,7 +85,7 @@ def test_a_search_goes_on_without_graphs_when_a_capture_fails(
     def waiting_step(state: SearchState) -> None:
         step(state)
         if torch.cuda.is_current_stream_capturing():
-            state.position.item()
+            state.cache.position.item()
 
     if fails == "inside":
         monkeypatch.setattr(SearchState, "step", waiting_step)
