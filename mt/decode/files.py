@@ -95,16 +95,15 @@ def search_settings(base: DecodeConfig, changes: Mapping[str, Any]) -> DecodeCon
 
 def translate_files(
     options: TranslateOptions,
-    load: Callable[[], Translator],
+    load: Callable[[], tuple[Translator, Aligner | None]],
     changes: Mapping[str, Any],
-    aligner_of: Callable[[Translator], Aligner] | None = None,
 ) -> None:
     """Translate a file or a stream, from where an interrupted run stopped if that is resumed.
 
     Args:
-        load: returns the translator; called once all files have been found to be in order.
+        load: returns the translator, and what finds alignments if there are to be any; called once all files have
+            been found to be in order.
         changes: settings of the search that differ from the model's own.
-        aligner_of: returns what finds alignments, if there are to be any.
     Raises:
         MTError: the files, the options or the model need the user's attention.
     """
@@ -115,10 +114,9 @@ def translate_files(
         lines = _lines_of_shard(options.shard, text)
         translations = cast(BinaryIO, sys.stdout.buffer) if options.output == "-" else Path(options.output)
         outputs = files.enter_context(open_outputs(translations, options.alignments, is_resumed=options.is_resumed))
-        translator = load()
+        translator, aligner = load()
         decode = search_settings(translator.decode, changes)
         outputs.begin(resume_key(options, translator, decode))
-        aligner = aligner_of and aligner_of(translator)
         run = _TranslationRun(options, translator, decode, aligner, text, prefixes, lines, outputs)
         run.skip_done()
         with _resume_hint(outputs):
