@@ -23,12 +23,12 @@ from mt.pipeline import corpus_folder, initial_tokenizer
 from mt.run_folder import RunFolder, checkpoint_step
 from mt.system.device import hardware, memory_bytes, peak_memory_bytes
 from mt.system.distributed import Ranks
+from mt.system.files import existing_folder
 from mt.system.malloc import tune_malloc
 from mt.text.corpus import PreparedCorpus
 from mt.text.tokenizer import Tokenizer
 from mt.tools.bench import Laps, device_name, random_corpus, step_in_parts
-from mt.train.engine import Engine, OutOfMemory, Update, choose_execution
-from mt.train.footprint import Footprint, existing_folder
+from mt.train.engine import Engine, Footprint, OutOfMemory, Update, choose_execution
 from mt.train.optimizer import learning_rate
 from mt.units import format_bytes, format_duration
 

@@ -1,4 +1,7 @@
-"""What computes: the model, its optimizer, and the updates that the plan gives them. It reads and writes no files."""
+"""What computes: the model, its optimizer, and the updates that the plan gives them; and what that takes.
+
+It reads and writes no files.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,6 @@ from mt.system.device import choose_device, choose_dtype, compile_blocker, memor
 from mt.system.distributed import SINGLE_PROCESS, Ranks
 from mt.text.corpus import ParallelIds
 from mt.text.tokenizer import PAD_ID
-from mt.train.footprint import Footprint
 from mt.train.optimizer import MovingAverage, Optimizer
 from mt.units import format_bytes
 
@@ -159,6 +161,36 @@ def _first_that_holds(reasons: dict[str, bool]) -> str | None:
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
+@dataclass(frozen=True)
+class Footprint:
+    """What training takes, whatever its batches, by the config and the size of the vocabulary."""
+
+    n_parameters: int  # that are learned; rows that pad the vocabulary are not, and take memory all the same
+    memory: dict[str, int]  # bytes by what holds them; activations and data come on top
+    checkpoint_bytes: int
+    n_checkpoints: int  # that are kept at one time, at most
+    disk_bytes: int  # of these, and of the model at the end
+
+    @classmethod
+    def of(cls, config: RunConfig, vocab_size: int) -> Footprint:
+        with torch.device("meta"):
+            model = Transformer(config.model, vocab_size=vocab_size, pad_id=PAD_ID)
+        train, n_bytes = config.train, 4 * sum(parameter.numel() for parameter in model.parameters())
+        memory = {"weights": n_bytes, "gradients": n_bytes, "the moments of Adam": 2 * n_bytes}
+        if train.ema_decay is not None:
+            memory["the moving average"] = n_bytes
+        checkpoint_bytes = sum(memory.values()) - memory["gradients"]  # with an average, the weights beside it
+        n_kept = max(train.keep_last, train.average_last) + train.keep_best
+        n_kept += 0 if train.keep_every is None else train.max_steps // train.keep_every
+        n_checkpoints = min(n_kept, math.ceil(train.max_steps / train.checkpoint_every))
+        disk_bytes = n_checkpoints * checkpoint_bytes + n_bytes
+        return cls(model.n_parameters, memory, checkpoint_bytes, n_checkpoints, disk_bytes)
+
+    @property
+    def memory_bytes(self) -> int:
+        return sum(self.memory.values())
+
+
 def check_memory(config: RunConfig, vocab_size: int, device: torch.device) -> None:
     """Refuse a model whose weights and optimizer alone do not fit the device.
 
@@ -167,12 +199,9 @@ def check_memory(config: RunConfig, vocab_size: int, device: torch.device) -> No
     """
     footprint, available = Footprint.of(config, vocab_size), memory_bytes(device)
     if footprint.memory_bytes > available:
-        raise ConfigError(
-            "model",
-            f"{footprint.n_parameters:,} parameters take {format_bytes(footprint.memory_bytes)} "
-            f"to train, {device} has {format_bytes(available)}",
-            "make d_model, d_ff or the number of layers smaller",
-        )
+        taken = f"{footprint.n_parameters:,} parameters take {format_bytes(footprint.memory_bytes)} to train"
+        problem = f"{taken}, {device} has {format_bytes(available)}"
+        raise ConfigError("model", problem, "make d_model, d_ff or the number of layers smaller")
 
 
 class Engine:
