@@ -79,12 +79,15 @@ class OutOfMemory(Exception):
 
 
 @contextmanager
-def _naming_out_of_memory() -> Iterator[None]:
+def naming_out_of_memory() -> Iterator[None]:
     """Raise OutOfMemory where memory is short, and free the tensors that the functions called in here still hold."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        # On a CPU, and from the libraries of CUDA, it is a plain RuntimeError.
+        signs = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+        is_named = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not (is_named or any(sign in str(error) for sign in signs)):
             raise
         clear_frames(error.__traceback__)
         raise OutOfMemory(str(error).partition("\n")[0]) from None
@@ -284,7 +287,8 @@ class Engine:
             options = {"joint_custom_post_pass": KeepSums()}
             for layer in (self.model.positions, *self.model.encoder, *self.model.decoder):
                 layer.compile(fullgraph=True, dynamic=False, options=options)
-        self.cut(micro_batch_tokens or self._resolved_micro_batch())
+        setting = self.config.train.micro_batch_tokens
+        self.cut(micro_batch_tokens or (self._fitting_micro_batch() if setting == "auto" else setting))
         if self.ranks.n > 1:
             joined = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
             self._forward, self._no_sync = joined, joined.no_sync
@@ -365,7 +369,7 @@ class Engine:
             mine = range(self.ranks.rank, len(parts), self.ranks.n)
             # Copies run on a stream of their own, beside the kernels of the update before.
             copying = nullcontext() if self._copy_stream is None else torch.cuda.stream(self._copy_stream)
-            with copying, _naming_out_of_memory():
+            with copying, naming_out_of_memory():
                 micro_batches = {number: self._assemble(parts[number]) for number in mine}
                 ready = self._copy_stream and self._copy_stream.record_event()
             n_src, n_tgt = int(src[sentences].sum()), int(tgt[sentences].sum())
@@ -389,7 +393,7 @@ class Engine:
             for batch in update.micro_batches.values():
                 batch.record_stream(stream)
         try:
-            with _naming_out_of_memory():
+            with naming_out_of_memory():
                 result = StepResult(self._pass_over(update), self.optimizer.step(lr))
         except OutOfMemory:
             self._free_memory()
@@ -430,12 +434,11 @@ class Engine:
 
     def _capture(self, batch: PackedBatch, share: Tensor) -> None:
         try:
-            self._captured = captured_pass(
-                lambda batch, share: _backward(self._loss_of(batch), share), self.optimizer.parameters, batch, share
-            )
+            with naming_out_of_memory():
+                self._captured = captured_pass(
+                    lambda batch, share: _backward(self._loss_of(batch), share), self.optimizer.parameters, batch, share
+                )
         except RuntimeError as error:
-            if _is_out_of_memory(error):
-                raise
             self.why_not_captured = str(error).partition("\n")[0]
             self.optimizer.zero_grad()
             _log.warning(f"training without CUDA graphs, which is slower: {self.why_not_captured}")
@@ -505,10 +508,7 @@ class Engine:
             batch = assemble_tiles(self.data, sentences, self.dtype)
         return batch if self.device.type == "cpu" else batch.pinned().to(self.device)
 
-    def _resolved_micro_batch(self) -> int:
-        setting = self.config.train.micro_batch_tokens
-        if setting != "auto":
-            return setting
+    def _fitting_micro_batch(self) -> int:
         if self.device.type == "cpu":
             return max(CPU_MICRO_BATCH_TOKENS, self.config.data.max_tokens)
         return self.ranks.smallest(self._largest_that_fits())
@@ -561,7 +561,7 @@ class Engine:
             torch.cuda.reset_peak_memory_stats(self.device)
             before = torch.cuda.memory_allocated(self.device)
             try:
-                with _naming_out_of_memory():
+                with naming_out_of_memory():
                     batch = self._assemble(parts[0])
                     data_bytes = (torch.cuda.memory_allocated(self.device) - before) * len(parts) * UPDATES_ON_DEVICE
                     with self._stream_of_passes():
@@ -601,9 +601,3 @@ def _backward(loss: Tensor, share: Tensor) -> Tensor:
     """Make the gradients of a loss with its share in the update, and return the loss without its graph."""
     (loss * share).backward()  # type: ignore[no-untyped-call]
     return loss.detach()
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # On a CPU, and from the libraries of CUDA, it is a plain RuntimeError.
-    signs = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in signs)
