@@ -114,10 +114,6 @@ RunDir = Annotated[Path | None, _option("DIR", "The run folder; runs/NAME by def
 Model = Annotated[str, _option("DIR", MODEL_HELP)]
 Device = Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[Literal["auto", "bf16", "fp16", "fp32"], typer.Option(help="Of matrix products.")]
-GivenDevice = Annotated[str | None, _option("D", "auto, cpu, cuda or cuda:N. Default: auto.")]
-GivenPrecision = Annotated[
-    Literal["auto", "bf16", "fp16", "fp32"] | None, typer.Option(help="Of matrix products. Default: auto.")
-]
 BeamSize = Annotated[int | None, _option("N", f"Hypotheses kept open; 1 is greedy. {OF_MODEL}")]
 LengthPenalty = Annotated[float | None, _option("A", f"Exponent of the length penalty; 0: none. {OF_MODEL}")]
 BatchTokens = Annotated[int | None, _option("N", f"Source tokens translated together. {OF_MODEL}")]
@@ -468,8 +464,8 @@ def compare(
     has_confidence: Confidence = False,
     significance: Significance = "randomisation",
     n_samples: Samples = None,
-    device: GivenDevice = None,
-    precision: GivenPrecision = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
     report_dir: Report = None,
     as_json: Json = False,
 ) -> None:
@@ -499,9 +495,10 @@ def compare(
         if refs:
             found = compare_files(runs, refs, options, tgt_lang)
         else:
-            found = compare_models(runs, tests or [], device, precision, options)
-    shown = json.dumps(found.written(exclude={"training"}), ensure_ascii=False)
-    print(shown if as_json else comparison_text(found), flush=True)
+            given = _given_options(context)  # with neither, what a finished run has translated is compared
+            found = compare_models(runs, tests or [], given.get("--device"), given.get("--precision"), options)
+    facts = found.written(exclude={"training"})
+    print(json.dumps(facts, ensure_ascii=False) if as_json else comparison_text(found), flush=True)
     _write_report(found, report_dir)
 
 
@@ -681,7 +678,7 @@ def _corpus_text(corpus: PreparedCorpus) -> str:
     return "\n".join(lines)
 
 
-# --- Options ----------------------------------------------------------------------------------------------------------
+# --- From options to what the package takes, and from results to text ------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -733,9 +730,6 @@ def _search_changes(context: typer.Context) -> dict[str, Any]:
     return changes
 
 
-# --- mt translate -----------------------------------------------------------------------------------------------------
-
-
 def _shard(text: str) -> Shard:
     from mt.decode.files import Shard
 
@@ -757,9 +751,6 @@ def _output_stream(name: str) -> Iterator[BinaryIO]:
         return
     with explained_writes(Path(name)), whole_file(Path(name)) as stream:
         yield stream
-
-
-# --- mt eval, mt compare ----------------------------------------------------------------------------------------------
 
 
 def _check_report_folder(folder: Path | None) -> None:

@@ -26,7 +26,7 @@ from mt.run_folder import MADE_AT, RunFolder, checkpoint_step, open_model
 from mt.system.console import note
 from mt.system.device import choose_device, hardware
 from mt.system.distributed import Ranks, process_group
-from mt.system.files import explained_writes, whole_file, write_json, write_text
+from mt.system.files import write_json, write_text
 from mt.system.provenance import source_commit, versions
 from mt.text.corpus import PreparedCorpus
 from mt.text.prepare import corpus_fingerprint, prepare_corpus
@@ -258,9 +258,7 @@ def _translated_sets(
     sets = artifacts.translate(pairs, config.train.device, config.train.precision, n_processes=1)
     run.translations.mkdir(exist_ok=True)
     for name, one in sets.items():
-        path = run.translation(name)
-        with explained_writes(path), whole_file(path) as stream:
-            stream.write("".join(hypothesis + "\n" for hypothesis in one.hypotheses).encode())
+        write_text(run.translation(name), "".join(f"{hypothesis}\n" for hypothesis in one.hypotheses))
     return sets
 
 

@@ -1,81 +1,98 @@
-"""The command line by itself: what it reads, prints and returns. The functions that it calls are stand-ins here."""
+"""The command line: what it reads, prints and returns. What models say is made up here."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
+import pkgutil
 import re
 import subprocess
 import sys
-import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock, call, create_autospec
 
 import pytest
 
-from mt.config.loading import load_config
+from mt.checkpoint import save_model_folder
+from mt.config.loading import dump_config, load_config
 from mt.config.settings import DecodeConfig, RunConfig
 from mt.decode.lines import LineReader
-from mt.decode.scorer import PairScore, Scorer
-from mt.decode.translator import Hypothesis, PrefixError, Translator
-from mt.errors import CheckpointError, ConfigError, DataError
-from mt.evaluate.scores import TranslatedSet
-from mt.text.corpora import SentencePair
+from mt.decode.search import SearchRequest, SearchResult
+from mt.decode.translator import OwnBackend
+from mt.errors import ConfigError, DataError
+from mt.text.tokenizer import Tokenizer
 from mt.tools.verify import Difference, Kill, Verdict
 from tests.conftest import Run
-from tests.toys import files_up_to
+from tests.toys import files_up_to, small_model, toy_config
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-class FakeTranslator(Translator):
-    """Translates to upper case; the second best is the line twice, and there is no third."""
+class Parrot(OwnBackend):
+    """Says each sentence in capitals, or what it was taught, and second the sentence twice; it knows no third."""
 
-    calls: list[dict[str, Any]] = []  # noqa: RUF012
-    identity = {"model": "0123", "device": "cpu", "precision": "float32"}  # noqa: RUF012
-    decode = DecodeConfig()
+    tokenizer: Tokenizer
+    said: dict[str, str]
+    ended_by: dict[str, BaseException]  # sentence → what comes when it is searched for
+    requests: list[SearchRequest]
 
-    def __init__(self, retries: bool) -> None:
-        self.max_source_tokens, self.retries = 1_024, retries
+    def search_batches(self, requests: Sequence[SearchRequest]) -> Iterator[list[list[SearchResult]]]:  # type: ignore[override]
+        return (self.search(request) for request in requests)
 
-    @classmethod
-    def load(cls, path: str, device: str, precision: str, *, retries: bool, n_processes: int | None) -> FakeTranslator:
-        if path == "missing":
-            raise CheckpointError("missing: no such model folder")
-        cls.calls.append({"path": path, "device": device, "precision": precision, "retries": retries})
-        return cls(retries)
+    def search(self, request: SearchRequest) -> list[list[SearchResult]]:
+        self.requests.append(request)
+        texts = [self.tokenizer.decode(ids) for ids in request.sentences]
+        for error in filter(None, map(self.ended_by.get, texts)):
+            raise error
+        found = []
+        for text, prefix in zip(texts, request.prefixes or [()] * len(texts), strict=True):
+            said = [self.said.get(text, text.upper()), f"{text} {text}"][: request.n_best]
+            found.append([SearchResult((*prefix, *self.tokenizer.encode(one)), -1.5, -0.5) for one in said])
+        return found
 
-    def translate_lines(
-        self,
-        lines: Iterable[str],
-        decode: DecodeConfig,
-        *,
-        n_best: int,
-        prefixes: Sequence[str] | None,
-        is_aligned: bool,
-        on_progress: Callable[[float], None],
-    ) -> Iterator[list[Hypothesis]]:
-        self.calls.append({"decode": decode, "n_best": n_best, "prefixes": prefixes})
-        for number, line in enumerate(lines):
-            begin = prefixes[number] if prefixes else ""
-            if len(begin) > 20:
-                raise PrefixError(number, "the prefix is long")
-            texts = [begin + line.upper(), f"{line} {line}"] if line else [""]
-            flags = ("in_parts",) if len(line) > self.max_source_tokens else ()
-            flags = ("repetition", "retried") if line == "?" else flags
-            alignment = None if not is_aligned else ((0, 0), (1, 1)) if line else ()
-            yield [Hypothesis(text, -0.5, -1.5, 3, ("▁t", "o"), flags, alignment) for text in texts[:n_best]]
-        on_progress(1.0)
+    def align(
+        self, sources: list[list[int]], targets: list[tuple[int, ...]], batch_tokens: int
+    ) -> list[list[tuple[int, int]]]:
+        lengths = [min(len(source) - 1, len(target)) for source, target in zip(sources, targets, strict=True)]
+        return [[(i, i) for i in range(n)] for n in lengths]
 
 
 @pytest.fixture(autouse=True)
-def _no_real_translator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mt.decode.translator.Translator", FakeTranslator)
-    monkeypatch.setattr(FakeTranslator, "calls", [])
+def _parrot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer) -> None:
+    monkeypatch.setattr("mt.decode.translator.OwnBackend", Parrot)
+    for name, value in {"tokenizer": tokenizer, "said": {}, "ended_by": {}, "requests": []}.items():
+        monkeypatch.setattr(Parrot, name, value, raising=False)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def translate(run: Run, toy_model: Path) -> Run:
+    """Run `mt translate` with a model of at most 64 tokens a line."""
+    return lambda *options, **stdin: run("translate", "--model", toy_model, *options, **stdin)
+
+
+@pytest.fixture
+def saved(tokenizer_path: Path) -> Callable[..., Path]:
+    """Save a model whose config differs from the default."""
+
+    def save(name: str, **changes: Any) -> Path:
+        config = replace(toy_config(Path("text")), **changes)
+        model = small_model(vocab_size=380, d_ff=64, n_encoder_layers=1, n_decoder_layers=1)
+        manifest = {"vocab_size": 380, "step": 5}
+        save_model_folder(Path(name), model.state_dict(), config, tokenizer_path, manifest)
+        return Path(name)
+
+    return save
+
+
+def replaced(monkeypatch: pytest.MonkeyPatch, name: str, function: Any = None) -> Mock:
+    """Put a stand-in in the place of a function, which can be called only as that one can."""
+    stand_in: Mock = create_autospec(pkgutil.resolve_name(name), side_effect=function)
+    monkeypatch.setattr(name, stand_in)
+    return stand_in
 
 
 def write_lines(name: str, lines: Sequence[str]) -> str:
@@ -101,13 +118,6 @@ def test_the_version_is_one_line(run: Run):
     assert stdout.count("\n") == 1
 
 
-def raising(error: BaseException) -> Callable[..., None]:
-    def function(*arguments: object) -> None:
-        raise error
-
-    return function
-
-
 @pytest.mark.parametrize(
     ("error", "status", "stderr"),
     [
@@ -119,7 +129,7 @@ def raising(error: BaseException) -> Callable[..., None]:
 def test_what_ends_a_command_is_its_status(
     run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: int, stderr: str
 ):
-    monkeypatch.setattr("mt.pipeline.average_run", raising(error))
+    replaced(monkeypatch, "mt.pipeline.average_run", error)
     assert run("average", "--run-dir", "r", "--last", "3") == (status, "", stderr)
 
 
@@ -171,12 +181,12 @@ def test_a_reader_that_goes_away_is_no_reason_for_a_traceback(unbuffered: str):
 
 
 def test_train_hands_over_the_config_and_the_run_folder(run: Run, monkeypatch: pytest.MonkeyPatch):
-    calls: list[tuple[RunConfig, Path]] = []
-    monkeypatch.setattr("mt.pipeline.train_run", lambda config, run_dir: calls.append((config, run_dir)))
+    train_run = replaced(monkeypatch, "mt.pipeline.train_run")
     assert run("train", "--config", "demo", "--set", "name=other", "--set", "train.seed=7") == (0, "", "")
     assert run("train", "--config", "demo.yaml", "--run-dir", "elsewhere/x") == (0, "", "")
     expected = load_config("demo", ["name=other", "train.seed=7"])
-    assert calls == [(expected, Path("runs/other")), (load_config("demo"), Path("elsewhere/x"))]
+    given = [call(expected, Path("runs/other")), call(load_config("demo"), Path("elsewhere/x"))]
+    assert train_run.call_args_list == given
 
 
 def test_a_wrong_setting_is_told_with_its_place(run: Run):
@@ -184,28 +194,22 @@ def test_a_wrong_setting_is_told_with_its_place(run: Run):
     assert run("train", "--config", "demo", "--set", "train.warmup_step=3") == (2, "", message)
 
 
-def test_prepare_says_what_it_made(run: Run, monkeypatch: pytest.MonkeyPatch):
-    manifest = {
-        "tokenizer": {"kind": "bpe", "vocab_size": 8_000},
-        "train": {"pairs_kept": 28_990, "pairs_read": 29_000, "src_tokens": 400_000, "tgt_tokens": 410_000},
-        "valid": {"pairs": 1_014, "source": "val.en + val.de"},
-        "test": {"flickr2016": {"pairs": 1_000, "source": "sacrebleu:x"}},
-    }
-    corpus = types.SimpleNamespace(folder=Path("data/prepared/0123"), manifest=manifest)
-    monkeypatch.setattr("mt.text.prepare.prepare_corpus", lambda config: corpus)
-    status, stdout, _ = run("prepare", "--config", "demo")
+def test_prepare_says_what_it_made(run: Run):
+    Path("toy.yaml").write_text(dump_config(toy_config(Path("text"))), "utf-8")
+    status, stdout, _ = run("prepare", "--config", "toy.yaml")
     assert status == 0
-    assert stdout == (
-        "folder     data/prepared/0123\n"
-        "tokenizer  bpe, 8,000 pieces\n"
-        "train      28,990 of 29,000 pairs kept, 400,000 source and 410,000 target tokens\n"
-        "valid      1,014 pairs, val.en + val.de\n"
-        "test       1,000 pairs, flickr2016: sacrebleu:x\n"
+    assert re.fullmatch(
+        r"folder     text/prepared/[0-9a-f]{16}\n"
+        r"tokenizer  bpe, 380 pieces\n"
+        r"train      400 of 400 pairs kept, \d,\d{3} source and \d,\d{3} target tokens\n"
+        r"valid      20 pairs, text/valid\.en \+ text/valid\.de\n"
+        r"test       20 pairs, held_out: text/test\.en \+ text/test\.de\n",
+        stdout,
     )
 
 
 def test_average_prints_the_model_folder(run: Run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("mt.pipeline.average_run", lambda run_dir, last: run_dir / f"average-{last}")
+    replaced(monkeypatch, "mt.pipeline.average_run", lambda run_dir, last: run_dir / f"average-{last}")
     assert run("average", "--run-dir", "runs/a", "--last", "3") == (0, "runs/a/average-3\n", "")
     message = "error: --last: expected at least 1, got 0\n"
     assert run("average", "--run-dir", "runs/a", "--last", "0") == (2, "", message)
@@ -220,7 +224,7 @@ def test_verify_resume_prints_the_verdict_and_fails_without_a_proof(run: Run, mo
         resumed = same if n_kills == 3 else replace(same, n_weights_differing=1)
         return Verdict(n_updates, (Kill(1, True),), resumed, None)
 
-    monkeypatch.setattr("mt.tools.verify.verify_resume", verify_resume)
+    replaced(monkeypatch, "mt.tools.verify.verify_resume", verify_resume)
     proved = ("verify-resume", "--config", "demo")
     status, stdout, stderr = run(*proved)
     assert (status, stdout.splitlines()[0], stderr) == (0, "resume is bit-identical", "")
@@ -276,149 +280,155 @@ def test_config_show_prints_a_config_that_can_be_read_back(run: Run):
 @pytest.mark.parametrize(
     ("stdin", "stdout", "warning"),
     [
-        ("ein hund\r\n\nzwei\u2028drei".encode(), "EIN HUND\n\nZWEI\u2028DREI\n", ""),
+        ("ein hund\r\n\nzwei\u2028drei".encode(), "EIN HUND\n\nZWEI DREI\n", ""),
         (b"", "", ""),
         (b"a\nb\xff\nc\n", "A\nB\ufffd\nC\n", "3 lines were not valid UTF-8: their bad bytes were read as U+FFFD"),
         (
-            b"a\n" + b"b" * 100_000,
-            "A\n" + "B" * 100_000 + "\n",
-            "2 lines had more than 1,024 tokens and were translated in parts",
+            b"a\n" + b"b" * 10_000,
+            "A\n" + "B" * 10_000 + "\n",
+            "2 lines had more than 64 tokens and were translated in parts",
         ),
     ],
     ids=["lines", "nothing", "bad bytes", "a long line"],
 )
-def test_one_line_comes_out_for_each_line_that_goes_in(run: Run, stdin: bytes, stdout: str, warning: str):
+def test_one_line_comes_out_for_each_line_that_goes_in(translate: Run, stdin: bytes, stdout: str, warning: str):
     stderr = f"warning: 1 of {warning}\n" if warning else ""
-    assert run("translate", "--model", "m", stdin=stdin) == (0, stdout, stderr)
+    assert translate(stdin=stdin) == (0, stdout, stderr)
 
 
-def test_files_are_read_and_written(run: Run):
+def test_files_are_read_and_written(translate: Run):
     write_lines("in.en", ["a", "", "b"])
-    assert run("translate", "--model", "m", "--input", "in.en", "--output", "out.de") == (0, "", "")
+    assert translate("--input", "in.en", "--output", "out.de") == (0, "", "")
     assert Path("out.de").read_bytes() == b"A\n\nB\n"
 
 
-def test_n_best_gives_that_many_lines_for_each_line(run: Run):
-    assert run("translate", "--model", "m", "--n-best", "3", stdin=b"a\n\n")[1] == "A\na a\n\n\n\n\n"
+def test_n_best_gives_that_many_lines_for_each_line(translate: Run):
+    assert translate("--n-best", "3", stdin=b"a\n\n")[1] == "A\na a\n\n\n\n\n"
 
 
-def test_jsonl_has_one_object_a_line(run: Run):
-    options = ("translate", "--model", "m", "--n-best", "2", "--format", "jsonl")
-    status, stdout, _ = run(*options, stdin="ä\u2028\x85\n\n?\xff".encode("utf-8", "surrogateescape"))
+def test_jsonl_has_one_object_a_line(translate: Run):
+    options = ("--n-best", "2", "--format", "jsonl")
+    status, stdout, _ = translate(*options, stdin="ä\u2028\x85\n\n?\xff".encode("utf-8", "surrogateescape"))
     assert status == 0
-    figures = {"score": -0.5, "log_prob": -1.5, "log_prob_per_token": -0.5, "n_tokens": 3, "tokens": ["▁t", "o"]}
-    rest = {**figures, "alignment": None, "flags": []}
     strange = "ä\u2028\x85"
     first, second, third = (json.loads(line) for line in stdout.splitlines())
-    texts = [strange.upper(), f"{strange} {strange}"]
-    assert first == {"line": 1, "src": strange, "flags": [], "hypotheses": [{"text": text, **rest} for text in texts]}
-    assert second == {"line": 2, "src": "", "flags": [], "hypotheses": [{"text": "", **rest}]}
+    figures = {"score": -0.5, "log_prob": -1.5, "log_prob_per_token": -1.5 / 4, "n_tokens": 4, "alignment": None}
+    best, other = first.pop("hypotheses")
+    assert first == {"line": 1, "src": strange, "flags": []}
+    assert best == {"text": "Ä", **figures, "tokens": ["▁", "<0xC3>", "<0x84>"], "flags": []}
+    assert other["text"] == "ä ä"
+    figures = dict.fromkeys(("score", "log_prob", "log_prob_per_token"), 0.0) | {"n_tokens": 0, "alignment": None}
+    assert second == {
+        "line": 2,
+        "src": "",
+        "flags": [],
+        "hypotheses": [{"text": "", **figures, "tokens": [], "flags": []}],
+    }
     assert (third["line"], third["src"]) == (3, "?\xff")
     assert '"ä' in stdout
 
 
-def test_flags_of_lines_are_in_the_json_and_counted(run: Run):
-    _, stdout, stderr = run("translate", "--model", "m", "--format", "jsonl", stdin=b"?\na\xff\n?\n" + b"b" * 2_000)
+def test_flags_of_lines_are_in_the_json_and_counted(translate: Run):
+    Parrot.said["?"] = "FIN " * 9
+    _, stdout, stderr = translate("--format", "jsonl", stdin=b"?\na\xff\n?\n" + b"b" * 2_000)
     flags = [json.loads(line)["flags"] for line in stdout.splitlines()]
     assert flags == [["repetition", "retried"], ["invalid_utf8"], ["repetition", "retried"], ["in_parts"]]
     assert stderr == (
         "warning: 1 of 4 lines were not valid UTF-8: their bad bytes were read as U+FFFD\n"
-        "warning: 1 of 4 lines had more than 1,024 tokens and were translated in parts\n"
+        "warning: 1 of 4 lines had more than 64 tokens and were translated in parts\n"
         "warning: 2 of 4 lines have a translation that repeats itself\n"
         "2 of 4 lines were searched twice, the second time with repetition blocked: their first translation was odd\n"
     )
 
 
-def test_alignments_go_into_a_file_of_their_own_or_into_the_json(run: Run):
+def test_alignments_go_into_a_file_of_their_own_or_into_the_json(translate: Run):
     text = b"a b\n\nc d\n"
-    status, stdout, _ = run("translate", "--model", "m", "--alignments", "al", "--n-best", "2", stdin=text)
+    status, stdout, _ = translate("--alignments", "al", "--n-best", "2", stdin=text)
     assert (status, len(stdout.splitlines())) == (0, 6)
     assert Path("al").read_text("utf-8") == "0-0 1-1\n0-0 1-1\n\n\n0-0 1-1\n0-0 1-1\n"
-    _, stdout, _ = run("translate", "--model", "m", "--align", "--format", "jsonl", stdin=text)
+    _, stdout, _ = translate("--align", "--format", "jsonl", stdin=text)
     assert [json.loads(line)["hypotheses"][0]["alignment"] for line in stdout.splitlines()] == [
         "0-0 1-1",
         "",
         "0-0 1-1",
     ]
-    run("translate", "--model", "m", "--alignments", "al", "--output", "out", stdin=text)
+    translate("--alignments", "al", "--output", "out", stdin=text)
     assert Path("al").read_text("utf-8") == "0-0 1-1\n\n0-0 1-1\n"
     assert sorted(path.name for path in Path().iterdir()) == ["al", "out"]
 
 
-def test_prefixes_go_with_their_lines(run: Run):
+def test_prefixes_go_with_their_lines(translate: Run):
     write_lines("in", ["a", "b", "c"])
-    write_lines("prefixes", ["X ", "", "Z "])
-    assert run("translate", "--model", "m", "--input", "in", "--prefix", "prefixes")[1] == "X A\nB\nZ C\n"
-    assert run("translate", "--model", "m", "--prefix", "prefixes", stdin=b"a\nb\nc")[1] == "X A\nB\nZ C\n"
-    command = ("translate", "--model", "m", "--input", "in", "--prefix", "prefixes", "--shard", "2/2")
-    assert run(*command)[1] == "B\nZ C\n"
+    write_lines("prefixes", ["X", "", "Z"])
+    assert translate("--input", "in", "--prefix", "prefixes")[1] == "X A\nB\nZ C\n"
+    assert translate("--prefix", "prefixes", stdin=b"a\nb\nc")[1] == "X A\nB\nZ C\n"
+    assert translate("--input", "in", "--prefix", "prefixes", "--shard", "2/2")[1] == "B\nZ C\n"
 
 
-def test_prefixes_that_do_not_fit_their_lines_are_refused(run: Run):
+def test_prefixes_that_do_not_fit_their_lines_are_refused(translate: Run):
     write_lines("in", ["a", "b", "c"])
     write_lines("two", ["X", "Y"])
     write_lines("four", ["X", "Y", "Z", ""])
-    write_lines("long", ["", "", "x" * 21])
+    write_lines("long", ["", "", "x" * 60])
     Path("latin").write_bytes(b"\n\xe4\n\n")
-    from_file = ("translate", "--model", "m", "--input", "in", "--prefix")
+    from_file = ("--input", "in", "--prefix")
     advice = "give a prefix for each line, an empty one where there is none"
-    assert run(*from_file, "two")[2] == f"error: two has 2 lines and in has 3: {advice}\n"
-    assert FakeTranslator.calls == []
-    assert run(*from_file, "latin") == (2, "", "error: latin, line 2: is not valid UTF-8: fix the line\n")
-    assert run(*from_file, "long") == (2, "", "error: long, line 3: the prefix is long\n")
-    from_pipe = ("translate", "--model", "m", "--prefix")
-    status, _, stderr = run(*from_pipe, "two", stdin=b"a\nb\nc\n")
+    assert translate(*from_file, "two")[2] == f"error: two has 2 lines and in has 3: {advice}\n"
+    assert translate(*from_file, "latin") == (2, "", "error: latin, line 2: is not valid UTF-8: fix the line\n")
+    assert translate(*from_file, "long") == (
+        2,
+        "",
+        f"error: long, line 3: the prefix {'x' * 60!r} has 61 tokens, and a translation may have 53 with its end: "
+        "shorten it\n",
+    )
+    status, _, stderr = translate("--prefix", "two", stdin=b"a\nb\nc\n")
     assert (status, stderr) == (2, "error: two: has 2 lines and standard input has more: give a prefix for each line\n")
-    status, _, stderr = run(*from_pipe, "four", "--output", "out", stdin=b"a\nb\nc\n")
+    status, _, stderr = translate("--prefix", "four", "--output", "out", stdin=b"a\nb\nc\n")
     assert (status, stderr) == (2, "error: four: has more lines than standard input: give a prefix for each line\n")
     assert not Path("out").exists()
 
 
-def test_shards_are_blocks_that_cat_joins(run: Run):
+def test_shards_are_blocks_that_cat_joins(translate: Run):
     write_lines("in", [f"line {i}" for i in range(11)])
-    _, whole, _ = run("translate", "--model", "m", "--input", "in", "--format", "jsonl")
+    _, whole, _ = translate("--input", "in", "--format", "jsonl")
     parts = []
     for number in (1, 2, 3, 4):
         options = ("--input", "in", "--format", "jsonl", "--shard", f"{number}/4")
-        parts.append(run("translate", "--model", "m", *options)[1])
+        parts.append(translate(*options)[1])
     assert [part.count("\n") for part in parts] == [2, 3, 3, 3]
     assert "".join(parts) == whole
     write_lines("one", ["a"])
-    outputs = [run("translate", "--model", "m", "--input", "one", "--shard", f"{n}/3")[1] for n in (1, 2, 3)]
+    outputs = [translate("--input", "one", "--shard", f"{n}/3")[1] for n in (1, 2, 3)]
     assert outputs == ["", "", "A\n"]
 
 
-def test_strict_refuses_what_is_not_utf8_before_the_model_is_loaded(run: Run):
+def test_strict_refuses_what_is_not_utf8_before_the_model_is_loaded(translate: Run):
     Path("in").write_bytes(b"a\nb\xff\n")
     advice = "fix the line, or leave --strict out to have such bytes read as U+FFFD"
     message = f"error: in, line 2: byte 0xff at offset 1 is not UTF-8: {advice}\n"
-    assert run("translate", "--model", "m", "--input", "in", "--strict") == (2, "", message)
-    assert FakeTranslator.calls == []
+    assert translate("--input", "in", "--strict") == (2, "", message)
+    assert Parrot.requests == []
     message = message.replace("in, line", "standard input, line")
-    assert run("translate", "--model", "m", "--strict", stdin=b"a\nb\xff\n") == (2, "", message)
+    assert translate("--strict", stdin=b"a\nb\xff\n") == (2, "", message)
 
 
 @pytest.fixture
-def interrupted(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def interrupted(translate: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Run `mt translate` over 10 lines, 3 at a time, until an exception comes with the lines from 6 on."""
     monkeypatch.setattr(LineReader.batches, "__kwdefaults__", {**LineReader.batches.__kwdefaults__, "max_lines": 3})
     write_lines("in", [f"line {i}" for i in range(10)])
-    translate_lines = FakeTranslator.translate_lines
 
     def interrupted_run(error: BaseException, *options: str) -> Any:
-        def failing(self: FakeTranslator, lines: Sequence[str], decode: DecodeConfig, **rest: Any) -> Any:
-            if lines[0] == "line 6":
-                raise error
-            return translate_lines(self, lines, decode, **rest)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(FakeTranslator, "translate_lines", failing)
-            return run("translate", "--model", "m", "--input", "in", "--output", "out", *options)
+        Parrot.ended_by["line 6"] = error
+        result = translate("--input", "in", "--output", "out", *options)
+        Parrot.ended_by.clear()
+        Parrot.requests.clear()
+        return result
 
     return interrupted_run
 
 
-RESUME = ("translate", "--model", "m", "--input", "in", "--output", "out", "--resume")
+RESUME = ("--input", "in", "--output", "out", "--resume")
 
 
 def names() -> set[str]:
@@ -427,86 +437,78 @@ def names() -> set[str]:
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
 def test_what_was_interrupted_continues_with_resume(
-    run: Run, interrupted: Callable[..., Any], error: BaseException, status: int
+    translate: Run, interrupted: Callable[..., Any], error: BaseException, status: int
 ):
     stopped = "stopped: the first 6 lines are in {}/out.part: the same command with --resume continues\n"
     assert interrupted(error) == (status, "", stopped.format(Path.cwd()))
     assert names() == {"in", "out.part", "out.part.json"}
     assert Path("out.part").read_text("utf-8") == "".join(f"LINE {i}\n" for i in range(6))
-    FakeTranslator.calls.clear()
-    assert run(*RESUME) == (0, "", "")
+    assert translate(*RESUME) == (0, "", "")
     assert Path("out").read_text("utf-8") == "".join(f"LINE {i}\n" for i in range(10))
     assert names() == {"in", "out"}
-    assert len(FakeTranslator.calls) == 3  # one to load, two for 4 lines
+    assert [len(request.sentences) for request in Parrot.requests] == [3, 1]
 
 
-def test_standard_input_can_be_resumed_if_it_is_given_again(run: Run, interrupted: Callable[..., Any]):
+def test_standard_input_can_be_resumed_if_it_is_given_again(translate: Run, interrupted: Callable[..., Any]):
     interrupted(KeyboardInterrupt())
-    again = ("translate", "--model", "m", "--output", "out", "--resume")
+    again = ("--output", "out", "--resume")
     text = Path("in").read_bytes()
-    status, _, stderr = run(*again, stdin=text.replace(b"line 3", b"line three"))
+    status, _, stderr = translate(*again, stdin=text.replace(b"line 3", b"line three"))
     assert (status, stderr.count("\n")) == (2, 1)
     assert "its 6 lines were translated from other lines than those in standard input" in stderr
-    assert run(*again, stdin=text) == (0, "", "")
+    assert translate(*again, stdin=text) == (0, "", "")
     assert Path("out").read_text("utf-8") == "".join(f"LINE {i}\n" for i in range(10))
 
 
-def test_a_torn_line_and_what_lies_behind_the_last_step_are_made_again(run: Run, interrupted: Callable[..., Any]):
+def test_a_torn_line_and_what_lies_behind_the_last_step_are_made_again(translate: Run, interrupted: Callable[..., Any]):
     interrupted(KeyboardInterrupt())
     with open("out.part", "ab") as stream:
         stream.write(b"LINE 6\nLIN")
-    assert run(*RESUME)[0] == 0
+    assert translate(*RESUME)[0] == 0
     assert Path("out").read_text("utf-8") == "".join(f"LINE {i}\n" for i in range(10))
 
 
-def test_resume_starts_over_if_there_is_nothing_to_continue(run: Run):
+def test_resume_starts_over_if_there_is_nothing_to_continue(translate: Run):
     write_lines("in", ["a", "b"])
-    assert run(*RESUME) == (0, "", "")
+    assert translate(*RESUME) == (0, "", "")
     assert Path("out").read_text("utf-8") == "A\nB\n"
     fix = "delete it, or leave --resume out, to translate again"
     message = f"error: out: exists already, and there is no out.part to continue: {fix}\n"
-    assert run(*RESUME) == (2, "", message)
+    assert translate(*RESUME) == (2, "", message)
     assert Path("out").read_text("utf-8") == "A\nB\n"
 
 
-def test_all_files_continue_together(run: Run, interrupted: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.usefixtures("interrupted")
+def test_all_files_continue_together(translate: Run):
     options = ("--alignments", "al", "--shard", "1/2", "--format", "jsonl", "--prefix", "in")
     write_lines("in", [f"{i}" for i in range(20)])
-
-    translate_lines = FakeTranslator.translate_lines
-
-    def until_6(self: FakeTranslator, lines: Sequence[str], *arguments: Any, **options: Any) -> Any:
-        if "6" in lines:
-            raise KeyboardInterrupt
-        return translate_lines(self, lines, *arguments, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(FakeTranslator, "translate_lines", until_6)
-        assert run(*RESUME, *options)[0] == 130
+    Parrot.ended_by["6"] = KeyboardInterrupt()
+    assert translate(*RESUME, *options)[0] == 130
+    Parrot.ended_by.clear()
     assert names() == {"in", "out.part", "out.part.json", "al.part"}
     message = f"error: {Path.cwd()}/al.part: is missing: delete {Path.cwd()}/out.part too, to start over\n"
     Path("al.part").rename("elsewhere")
-    assert run(*RESUME, *options) == (2, "", message)
+    assert translate(*RESUME, *options) == (2, "", message)
     Path("elsewhere").rename("al.part")
-    assert run(*RESUME, *options)[0] == 0
+    assert translate(*RESUME, *options)[0] == 0
     entries = [json.loads(line) for line in Path("out").read_text("utf-8").splitlines()]
     assert [(entry["line"], entry["hypotheses"][0]["text"]) for entry in entries] == [
-        (i + 1, f"{i}{i}") for i in range(10)
+        (i + 1, f"{i} {i}") for i in range(10)
     ]
-    assert Path("al").read_text("utf-8") == "0-0 1-1\n" * 10
+    assert Path("al").read_text("utf-8") == "0-0\n" * 10
     assert names() == {"in", "out", "al"}
 
 
-def test_an_interrupted_translation_is_not_started_over_by_mistake(run: Run, interrupted: Callable[..., Any]):
+def test_an_interrupted_translation_is_not_started_over_by_mistake(translate: Run, interrupted: Callable[..., Any]):
     interrupted(KeyboardInterrupt())
     message = "is an interrupted translation of 6 lines: add --resume to continue it, or delete it to start over"
-    assert run(*RESUME[:-1]) == (2, "", f"error: {Path.cwd()}/out.part: {message}\n")
+    assert translate(*RESUME[:-1]) == (2, "", f"error: {Path.cwd()}/out.part: {message}\n")
     Path("out.part").unlink()
-    assert run(*RESUME[:-1]) == (0, "", "")
+    assert translate(*RESUME[:-1]) == (0, "", "")
     assert names() == {"in", "out"}
 
 
-def test_a_file_that_is_only_named_like_a_part_is_left_alone(run: Run):
+def test_a_file_that_is_only_named_like_a_part_is_left_alone(translate: Run):
     write_lines("in", ["a"])
     write_lines("out.part", ["something else"])
     message = (
@@ -514,7 +516,7 @@ def test_a_file_that_is_only_named_like_a_part_is_left_alone(run: Run):
         "belongs to: move it away\n"
     )
     for options in (RESUME, RESUME[:-1]):
-        assert run(*options) == (2, "", message)
+        assert translate(*options) == (2, "", message)
     assert Path("out.part").read_text("utf-8") == "something else\n"
 
 
@@ -535,13 +537,13 @@ def test_a_file_that_is_only_named_like_a_part_is_left_alone(run: Run):
     ],
 )
 def test_a_part_that_another_command_started_is_refused(
-    run: Run, interrupted: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, change: Any, message: str
+    translate: Run, interrupted: Callable[..., Any], saved: Callable[..., Path], change: Any, message: str
 ):
     interrupted(KeyboardInterrupt())
     part = Path("out.part")
     options: list[str] = []
     if change == "identity":
-        monkeypatch.setattr(FakeTranslator, "identity", {**FakeTranslator.identity, "model": "4567"})
+        options = ["--model", str(saved("../other"))]  # the last one counts
     elif change == "part":
         part.write_bytes(part.read_bytes()[:-1])
     elif change == "text":
@@ -552,75 +554,75 @@ def test_a_part_that_another_command_started_is_refused(
         options = change
     content = part.read_bytes()
     start_over = "" if change == "part" else ", or delete it to start over"
-    assert run(*RESUME, *options) == (2, "", f"error: {Path.cwd()}/out.part: {message}{start_over}\n")
+    assert translate(*RESUME, *options) == (2, "", f"error: {Path.cwd()}/out.part: {message}{start_over}\n")
     assert part.read_bytes() == content
 
 
-def test_a_record_that_is_damaged_is_refused(run: Run, interrupted: Callable[..., Any]):
+def test_a_record_that_is_damaged_is_refused(translate: Run, interrupted: Callable[..., Any]):
     interrupted(KeyboardInterrupt())
     Path("out.part.json").write_text('{"format": 1', "utf-8")
     message = f"is damaged, or was written by another version of mt: delete it and {Path.cwd()}/out.part to start over"
-    assert run(*RESUME) == (2, "", f"error: {Path.cwd()}/out.part.json: {message}\n")
+    assert translate(*RESUME) == (2, "", f"error: {Path.cwd()}/out.part.json: {message}\n")
 
 
-def test_files_that_have_their_names_already_are_taken_up_too(run: Run, interrupted: Callable[..., Any]):
+def test_files_that_have_their_names_already_are_taken_up_too(translate: Run, interrupted: Callable[..., Any]):
     """As a kill leaves them between the last step and the end."""
     interrupted(KeyboardInterrupt())
     record = json.loads(Path("out.part.json").read_text("utf-8"))
     Path("out.part").rename("out")
     assert Path("out").stat().st_size == record["files"][0]["bytes"]
-    assert run(*RESUME) == (0, "", "")
+    assert translate(*RESUME) == (0, "", "")
     assert Path("out").read_text("utf-8") == "".join(f"LINE {i}\n" for i in range(10))
     assert names() == {"in", "out"}
 
 
-def test_two_at_once_do_not_write_the_same_file(run: Run):
+def test_two_at_once_do_not_write_the_same_file(translate: Run):
     from mt.decode.outputs import open_outputs
 
     write_lines("in", ["a"])
     with open_outputs(Path("out")):
         message = f"error: {Path.cwd()}/out.part: another mt translate is writing it: wait for it, or stop it\n"
-        assert run(*RESUME[:-1]) == (2, "", message)
+        assert translate(*RESUME[:-1]) == (2, "", message)
         assert names() == {"in", "out.part", "out.part.json", ".out.part.lock"}
     assert names() == {"in"}
 
 
-def test_a_full_disk_leaves_whole_lines_and_resume_continues(run: Run, interrupted: Callable[..., Any]):
+def test_a_full_disk_leaves_whole_lines_and_resume_continues(translate: Run, interrupted: Callable[..., Any]):
     whole = 3 * len("LINE 0\n")
     write_lines("in", [f"line {i}" + "x" * 3_000 for i in range(10)])
     with files_up_to(12_000):
-        status, stdout, stderr = run(*RESUME[:-1])
+        status, stdout, stderr = translate(*RESUME[:-1])
     assert (status, stdout) == (2, "")
     remedy = "raise the limit on the size of files (ulimit -f), then run the same command with --resume"
     assert stderr == f"error: out: cannot be written: File too large: {remedy}\n"
     assert Path("out.part").stat().st_size == whole + 9_000
-    assert run(*RESUME)[0] == 0
+    assert translate(*RESUME)[0] == 0
     assert Path("out").read_bytes() == Path("in").read_bytes().upper()
     with files_up_to(5_000):
         remedy = "raise the limit on the size of files (ulimit -f), then run the same command again"
         message = f"error: other: cannot be written: File too large: {remedy}\n"
-        assert run(*RESUME[:3], "--input", "in", "--output", "other") == (2, "", message)
+        assert translate("--input", "in", "--output", "other") == (2, "", message)
     assert names() == {"in", "out"}
 
 
-def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(run: Run, monkeypatch: pytest.MonkeyPatch):
+def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(translate: Run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("mt.system.console.LINE_SECONDS", 0.0)
     write_lines("in", [f"line {i}" for i in range(5_000)])
-    _, _, stderr = run("translate", "--model", "m", "--input", "in", "--output", "out")
-    first, second, last = stderr.splitlines()
-    assert re.fullmatch(r"4,096 of 5,000 lines · [\d,.]+ lines/s · \d+ s left", first)
-    assert re.fullmatch(r"5,000 of 5,000 lines · [\d,.]+ lines/s · 0 s left", second)
+    _, _, stderr = translate("--input", "in", "--output", "out")
+    *shown, last = stderr.splitlines()
+    for line in shown:
+        assert re.fullmatch(r"[\d,]+ of 5,000 lines · [\d,.]+ lines/s · \d+ s left", line)
+    assert shown[-1].startswith("5,000 of 5,000 lines · ")
     assert re.fullmatch(r"5,000 lines in \d+ s · [\d,.]+ lines/s", last)
-    assert run("translate", "--model", "m", "--input", "in", "--output", "out", "--no-progress")[2] == ""
-    assert re.match(r"1 lines · [\d,.]+ lines/s\n", run("translate", "--model", "m", stdin=b"a\n")[2])
+    assert translate("--input", "in", "--output", "out", "--no-progress")[2] == ""
+    assert re.match(r"1 lines · [\d,.]+ lines/s\n", translate(stdin=b"a\n")[2])
 
 
-def test_options_reach_the_translator(run: Run):
-    run("translate", "--model", "m", "--device", "cpu", "--precision", "fp32", "--n-best", "2", stdin=b"a\n")
-    assert FakeTranslator.calls == [
-        {"path": "m", "device": "cpu", "precision": "fp32", "retries": True},
-        {"decode": DecodeConfig(), "n_best": 2, "prefixes": None},
-    ]
+def test_options_reach_the_translator(translate: Run):
+    Parrot.said["a"] = "FIN " * 9
+    translate("--device", "cpu", "--precision", "fp32", "--n-best", "2", "--no-retry", stdin=b"a\n")
+    (request,) = Parrot.requests
+    assert (request.decode, request.n_best) == (DecodeConfig(), 2)
 
 
 DRAWING = DecodeConfig(sample=True, temperature=0.7, top_k=10, top_p=0.9, seed=0)
@@ -641,17 +643,16 @@ DRAWING = DecodeConfig(sample=True, temperature=0.7, top_k=10, top_p=0.9, seed=0
     ],
 )
 def test_options_change_the_search_that_the_config_of_the_model_asks_for(
-    run: Run, monkeypatch: pytest.MonkeyPatch, options: str, of_model: DecodeConfig, decode: DecodeConfig
+    run: Run, saved: Callable[..., Path], options: str, of_model: DecodeConfig, decode: DecodeConfig
 ):
-    monkeypatch.setattr(FakeTranslator, "decode", of_model)
-    assert run("translate", "--model", "m", *options.split(), stdin=b"a\n")[0] == 0
-    assert FakeTranslator.calls[-1]["decode"] == decode
+    assert run("translate", "--model", saved("m", decode=of_model), *options.split(), stdin=b"a\n")[0] == 0
+    assert Parrot.requests[0].decode == decode
 
 
-def test_what_contradicts_the_config_of_the_model_is_named_too(run: Run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(FakeTranslator, "decode", DecodeConfig(max_length=9))
+def test_what_contradicts_the_config_of_the_model_is_named_too(run: Run, saved: Callable[..., Path]):
+    model = saved("m", decode=DecodeConfig(max_length=9))
     message = "error: --min-length: is 9, and --max-length (9) leaves room for 8 tokens and the end of sentence\n"
-    assert run("translate", "--model", "m", "--min-length", "9", stdin=b"a\n") == (2, "", message)
+    assert run("translate", "--model", model, "--min-length", "9", stdin=b"a\n") == (2, "", message)
 
 
 @pytest.mark.parametrize(
@@ -708,30 +709,26 @@ def test_what_contradicts_the_config_of_the_model_is_named_too(run: Run, monkeyp
 )
 def test_wrong_options_are_refused_before_the_model_is_loaded(run: Run, options: str, message: str):
     message = message.replace("{cwd}", str(Path.cwd()))
-    assert run("translate", "--model", "m", *options.split()) == (2, "", f"error: {message}\n")
-    assert FakeTranslator.calls == []
+    assert run("translate", "--model", "missing", *options.split()) == (2, "", f"error: {message}\n")
+
+
+NO_MODEL = "error: missing: no such folder: give a run folder, a checkpoint or a model folder\n"
 
 
 def test_a_model_that_is_missing_leaves_no_output_file(run: Run):
-    message = "error: missing: no such model folder\n"
-    assert run("translate", "--model", "missing", "--output", "out.de") == (2, "", message)
+    assert run("translate", "--model", "missing", "--output", "out.de") == (2, "", NO_MODEL)
     assert list(Path().iterdir()) == []
 
 
-def test_output_begins_before_the_input_ends():
-    code = (
-        "import mt.cli, mt.decode.translator, tests.test_cli\n"
-        "mt.decode.translator.Translator = tests.test_cli.FakeTranslator\n"
-        "mt.cli.app(['translate', '--model', 'm'])\n"
-    )
-    command = [sys.executable, "-c", code]
+def test_output_begins_before_the_input_ends(toy_model: Path):
+    command = [sys.executable, "-m", "mt", "translate", "--model", str(toy_model), "--max-length", "9"]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         for line in (b"one\n", b"two\n"):
             process.stdin.write(line)
             process.stdin.flush()
-            assert process.stdout.readline() == line.upper()
+            assert process.stdout.readline().endswith(b"\n")
         process.stdin.close()
         assert process.stdout.read() == b""
     assert process.returncode == 0
@@ -740,98 +737,65 @@ def test_output_begins_before_the_input_ends():
 # --- score ------------------------------------------------------------------------------------------------------------
 
 
-class FakeScorer(Scorer):
-    """Finds two nats in each letter of a translation; one with a question mark is too long, with another one long."""
+@pytest.fixture
+def score_pairs(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """Find two nats in each token of a translation and in its end."""
 
-    calls: list[dict[str, Any]] = []  # noqa: RUF012
-    decode = DecodeConfig()
-    max_tokens, longest = 256, 1_024
-    n_pairs = n_long = n_too_long = 0
+    def two_nats(model: Any, sources: Any, targets: Sequence[Sequence[int]], *, batch_tokens: int) -> Any:
+        return [[-2 - 1e-9] * (len(target) + 1) for target in targets]
 
-    def __init__(self) -> None:
-        pass
-
-    @classmethod
-    def load(cls, path: str, device: str, precision: str) -> FakeScorer:
-        if path == "missing":
-            raise CheckpointError("missing: no such model folder")
-        cls.calls.append({"path": path, "device": device, "precision": precision})
-        return cls()
-
-    def score(self, pairs: Iterable[SentencePair], decode: DecodeConfig) -> Iterator[PairScore]:
-        self.calls.append({"decode": decode})
-        for pair in pairs:
-            self.n_pairs += 1
-            self.n_long += "!" in pair.tgt or "?" in pair.tgt
-            self.n_too_long += "?" in pair.tgt
-            n, log_prob = len(pair.tgt), -math.inf if "?" in pair.tgt else -2.0 * len(pair.tgt)
-            yield PairScore(pair, log_prob, log_prob / 3, n, tuple(pair.tgt), (-2 - 1e-9,) * n)
+    return replaced(monkeypatch, "mt.decode.scorer.score_pairs", two_nats)
 
 
 @pytest.fixture
-def score(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
-    """Run `mt score` on two.src and two.tgt."""
-    monkeypatch.setattr("mt.decode.scorer.Scorer", FakeScorer)
-    monkeypatch.setattr(FakeScorer, "calls", [])
+def score(run: Run, toy_model: Path, score_pairs: Mock) -> Callable[..., tuple[int, str, str]]:
+    """Run `mt score` on two.src and two.tgt, with a length penalty of ((5 + n) / 6)^1."""
     write_lines("two.src", ["ä", ""])
     write_lines("two.tgt", ["bcd", ""])
-    return lambda *options: run("score", "--model", "m", "--src", "two.src", "--tgt", "two.tgt", *options)
+    given = ("score", "--model", toy_model, "--src", "two.src", "--tgt", "two.tgt", "--length-penalty", "1")
+    return lambda *options: run(*given, *options)
 
 
 def test_score_prints_four_figures_for_each_pair_of_lines(score: Run):
-    assert score() == (0, "-6.0000\t-2.0000\t-2.0000\t3\n0.0000\t0.0000\t0.0000\t0\n", "")
+    assert score() == (0, "-10.0000\t-2.0000\t-6.0000\t5\n0.0000\t0.0000\t0.0000\t0\n", "")
 
 
 def test_score_as_jsonl_has_the_tokens(score: Run):
-    write_lines("two.tgt", ["bcd", "?"])
+    write_lines("two.tgt", ["bcd", "x" * 1_100])
     status, stdout, _ = score("--format", "jsonl")
     assert status == 0
-    assert [json.loads(line) for line in stdout.splitlines()] == [
-        {
-            "line": 1,
-            "src": "ä",
-            "tgt": "bcd",
-            "log_prob": -6.0,
-            "mean_log_prob": -2.0,
-            "score": -2.0,
-            "n_tokens": 3,
-            "pieces": ["b", "c", "d"],
-            "token_log_probs": [-2.0, -2.0, -2.0],
-        },
-        {
-            "line": 2,
-            "src": "",
-            "tgt": "?",
-            "log_prob": None,
-            "mean_log_prob": None,
-            "score": None,
-            "n_tokens": 1,
-            "pieces": ["?"],
-            "token_log_probs": [-2.0],
-        },
-    ]
+    first, second = (json.loads(line) for line in stdout.splitlines())
+    figures = {name: first.pop(name) for name in ("log_prob", "mean_log_prob", "score")}
+    assert figures == pytest.approx({"log_prob": -10, "mean_log_prob": -2, "score": -6})
+    assert first == {
+        "line": 1,
+        "src": "ä",
+        "tgt": "bcd",
+        "n_tokens": 5,
+        "pieces": ["▁", "b", "<0x63>", "d", "</s>"],
+        "token_log_probs": [-2.0] * 5,
+    }
+    none = {"log_prob": None, "mean_log_prob": None, "score": None, "pieces": [], "token_log_probs": []}
+    assert second == {"line": 2, "src": "", "tgt": "x" * 1_100, "n_tokens": 1_102, **none}
     assert '"ä"' in stdout
 
 
 def test_score_says_which_scores_are_worth_less(score: Run):
-    write_lines("two.tgt", ["!", "?"])
+    write_lines("two.tgt", ["x" * 100, "x" * 1_100])
     status, stdout, stderr = score()
-    assert (status, stdout) == (0, "-2.0000\t-2.0000\t-0.6667\t1\n-inf\t-inf\t-inf\t1\n")
+    assert (status, stdout.splitlines()[1]) == (0, "-inf\t-inf\t-inf\t1102")
     assert stderr == (
-        "warning: 1 of 2 pairs had more than 256 tokens on a side, which the model has not learnt from: "
+        "warning: 1 of 2 pairs had more than 64 tokens on a side, which the model has not learnt from: "
         "trust their scores less\n"
         "warning: 1 of 2 pairs had more than 1,024 tokens on a side and were not scored: -inf, or null in jsonl\n"
     )
 
 
-def test_options_reach_the_scorer(score: Run):
-    options = ["--device", "cpu", "--precision", "fp32", "--length-penalty", "1", "--batch-tokens", "99"]
+def test_options_reach_the_scorer(score: Run, score_pairs: Mock):
+    options = ["--device", "cpu", "--precision", "fp32", "--length-penalty", "0", "--batch-tokens", "99"]
     assert score(*options, "--output", "scores") == (0, "", "")
-    assert Path("scores").read_text().count("\n") == 2
-    assert FakeScorer.calls == [
-        {"path": "m", "device": "cpu", "precision": "fp32"},
-        {"decode": DecodeConfig(length_penalty=1.0, batch_tokens=99)},
-    ]
+    assert Path("scores").read_text().splitlines()[0] == "-10.0000\t-2.0000\t-10.0000\t5"
+    assert score_pairs.call_args.kwargs == {"batch_tokens": 99}
 
 
 def test_files_without_lines_have_no_scores(score: Run):
@@ -851,8 +815,8 @@ def test_files_without_lines_have_no_scores(score: Run):
     ],
 )
 def test_wrong_options_of_score_are_refused_before_the_model_is_loaded(score: Run, options: str, message: str):
-    assert score(*options.split()) == (2, "", f"error: {message.replace('{cwd}', str(Path.cwd()))}\n")
-    assert FakeScorer.calls == []
+    status = score("--model", "missing", *options.split())
+    assert status == (2, "", f"error: {message.replace('{cwd}', str(Path.cwd()))}\n")
 
 
 def test_files_that_are_not_parallel_leave_no_scores_behind(score: Run):
@@ -863,8 +827,7 @@ def test_files_that_are_not_parallel_leave_no_scores_behind(score: Run):
 
 
 def test_a_model_to_score_with_that_is_missing_leaves_no_output_file(score: Run):
-    message = "error: missing: no such model folder\n"
-    assert score("--model", "missing", "--output", "scores") == (2, "", message)
+    assert score("--model", "missing", "--output", "scores") == (2, "", NO_MODEL)
     assert not Path("scores").exists()
 
 
@@ -877,7 +840,7 @@ def test_explain_writes_the_page(run: Run, monkeypatch: pytest.MonkeyPatch):
             raise ConfigError("src", "is blank", "give a sentence")
         return f"<p>{arguments}</p>\n"
 
-    monkeypatch.setattr("mt.explain.attention.explained_page", explained_page)
+    replaced(monkeypatch, "mt.explain.attention.explained_page", explained_page)
     given = ("explain", "--model", "m", "--output", "page.html")
     assert run(*given, "--src", "ä", "--tgt", "b", "--device", "cpu", "--precision", "fp32") == (0, "", "")
     assert Path("page.html").read_text(encoding="utf-8") == "<p>('m', 'ä', 'b', 'cpu', 'fp32')</p>\n"
@@ -995,39 +958,14 @@ def test_the_baseline_of_a_file_may_be_a_run(run: Run):
     )
 
 
-@dataclass(frozen=True)
-class FakeArtifacts:
-    """A model `m` with the test sets wmt and ted, which it translates as HYPOTHESES and as TEXT."""
-
-    path: Path
-    description = "the model of step 5"
-
-    @classmethod
-    def of(cls, path: Path) -> FakeArtifacts:
-        if path != Path("m"):
-            raise CheckpointError("no such model folder")
-        return cls(path)
-
-    def test_names(self, wanted: Sequence[str]) -> list[str]:
-        return list(wanted) or ["wmt", "ted"]
-
-    def test_pairs(self, names: Sequence[str]) -> dict[str, list[SentencePair]]:
-        return {name: [SentencePair("", line, 1) for line in TEXT] for name in names}
-
-    def translate(
-        self, sets: dict[str, list[SentencePair]], device: str, precision: str, *, n_processes: int | None
-    ) -> dict[str, TranslatedSet]:
-        assert (device, precision) == ("auto", "auto")
-        hypotheses = {"wmt": HYPOTHESES, "ted": TEXT}
-        return {name: TranslatedSet(["a", "b"], hypotheses[name], [TEXT], "de") for name in sets}
-
-    def count_words(self, words: set[str]) -> None:
-        return None
-
-
 @pytest.fixture
-def two_test_sets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mt.evaluate.runs.RunArtifacts", FakeArtifacts)
+def two_test_sets(saved: Callable[..., Path]) -> None:
+    """A model `m` with the test sets wmt and ted, which it translates as HYPOTHESES and as TEXT."""
+    corpora = {}
+    for name, src in (("wmt", ["a", "b"]), ("ted", ["c", "d"])):
+        corpora[name] = {"src": write_lines(f"{name}.src", src), "tgt": write_lines(f"{name}.tgt", TEXT)}
+    Parrot.said = dict(zip("abcd", [*HYPOTHESES, *TEXT], strict=True))
+    saved("m", data=replace(toy_config(Path("text")).data, test=corpora))
 
 
 @pytest.mark.usefixtures("two_test_sets")

@@ -101,7 +101,6 @@ FLOORS: list[set[str]] = [
     {
         "train.optimizer",
         "train.engine",
-        "train.footprint",
         "train.progress",
         "train.tracker",
         "train.validation",

@@ -20,7 +20,7 @@ from mt.errors import MTError
 from mt.run_folder import RunFolder
 from mt.system.distributed import SINGLE_PROCESS
 from mt.text.prepare import prepare_corpus
-from mt.train.engine import Engine, StepResult, Update, tokens_that_fit
+from mt.train.engine import Engine, OutOfMemory, StepResult, Update, naming_out_of_memory, tokens_that_fit
 from mt.train.loop import Trainer, train
 from mt.train.progress import Progress, UpdateMeter
 from tests.toys import measured, toy_config, weights_of
@@ -313,13 +313,12 @@ def test_out_of_memory_in_the_first_step_of_the_optimizer_leaves_it_whole(
 
 
 def test_a_real_failure_to_allocate_is_out_of_memory() -> None:
-    from mt.train.engine import _is_out_of_memory
-
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(OutOfMemory, match="can't allocate memory"), naming_out_of_memory():
         torch.empty(2**60)
-    assert _is_out_of_memory(caught.value)
-    assert _is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
-    assert not _is_out_of_memory(RuntimeError("shapes do not match"))
+    with pytest.raises(OutOfMemory), naming_out_of_memory():
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+    with pytest.raises(RuntimeError, match="shapes"), naming_out_of_memory():
+        raise RuntimeError("shapes do not match")
 
 
 def test_the_size_of_a_micro_batch_follows_the_line_through_what_was_measured() -> None:

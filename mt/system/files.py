@@ -139,6 +139,11 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
+def existing_folder(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that exists."""
+    return next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a small file, whole and synced.
 

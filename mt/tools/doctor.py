@@ -19,6 +19,7 @@ from mt.config.settings import RunConfig
 from mt.errors import ConfigError, DataError, MTError
 from mt.run_folder import open_model
 from mt.system.device import choose_device, memory_bytes
+from mt.system.files import existing_folder
 from mt.system.provenance import n_cores
 from mt.text import checks
 from mt.text.checks import Finding, Level, rounded
@@ -29,7 +30,7 @@ from mt.text.prepare import corpus_fingerprint
 from mt.text.rehearsal import Rehearsal, check_cleaning, check_rehearsal, clean_sample, rehearse
 from mt.text.sample import Sample, draw_sample
 from mt.text.tokenizer import Tokenizer, adopt_model
-from mt.train.footprint import Footprint, existing_folder
+from mt.train.engine import Footprint
 from mt.units import format_bytes, format_duration
 
 _log = logging.getLogger(__name__)

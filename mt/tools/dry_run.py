@@ -23,10 +23,10 @@ from mt.pipeline import corpus_folder
 from mt.run_folder import RunFolder, checkpoint_step
 from mt.system.device import hardware, memory_bytes, peak_memory_bytes
 from mt.system.distributed import Ranks
+from mt.system.files import existing_folder
 from mt.text.corpus import PreparedCorpus
 from mt.tools.bench import Laps, device_name, engine_over, step_in_parts
-from mt.train.engine import Engine, OutOfMemory, Update, choose_execution
-from mt.train.footprint import Footprint, existing_folder
+from mt.train.engine import Engine, Footprint, OutOfMemory, Update, choose_execution
 from mt.train.optimizer import learning_rate
 from mt.units import format_bytes, format_duration
 

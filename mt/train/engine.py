@@ -1,4 +1,7 @@
-"""What computes: the model, its optimizer, and the updates that the plan gives them. It reads and writes no files."""
+"""What computes: the model, its optimizer, and the updates that the plan gives them; and what that takes.
+
+It reads and writes no files.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,6 @@ from mt.system.device import choose_device, choose_dtype, compile_blocker, memor
 from mt.system.distributed import SINGLE_PROCESS, Ranks
 from mt.text.corpus import ParallelIds
 from mt.text.tokenizer import PAD_ID
-from mt.train.footprint import Footprint
 from mt.train.optimizer import MovingAverage, Optimizer
 from mt.units import format_bytes
 
@@ -77,12 +79,15 @@ class OutOfMemory(Exception):
 
 
 @contextmanager
-def _naming_out_of_memory() -> Iterator[None]:
+def naming_out_of_memory() -> Iterator[None]:
     """Raise OutOfMemory where memory is short, and free the tensors that the functions called in here still hold."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        # On a CPU, and from the libraries of CUDA, it is a plain RuntimeError.
+        signs = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+        is_named = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not (is_named or any(sign in str(error) for sign in signs)):
             raise
         clear_frames(error.__traceback__)
         raise OutOfMemory(str(error).partition("\n")[0]) from None
@@ -159,6 +164,36 @@ def _first_that_holds(reasons: dict[str, bool]) -> str | None:
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
+@dataclass(frozen=True)
+class Footprint:
+    """What training takes, whatever its batches, by the config and the size of the vocabulary."""
+
+    n_parameters: int  # that are learned; rows that pad the vocabulary are not, and take memory all the same
+    memory: dict[str, int]  # bytes by what holds them; activations and data come on top
+    checkpoint_bytes: int
+    n_checkpoints: int  # that are kept at one time, at most
+    disk_bytes: int  # of these, and of the model at the end
+
+    @classmethod
+    def of(cls, config: RunConfig, vocab_size: int) -> Footprint:
+        with torch.device("meta"):
+            model = Transformer(config.model, vocab_size=vocab_size, pad_id=PAD_ID)
+        train, n_bytes = config.train, 4 * sum(parameter.numel() for parameter in model.parameters())
+        memory = {"weights": n_bytes, "gradients": n_bytes, "the moments of Adam": 2 * n_bytes}
+        if train.ema_decay is not None:
+            memory["the moving average"] = n_bytes
+        checkpoint_bytes = sum(memory.values()) - memory["gradients"]  # with an average, the weights beside it
+        n_kept = max(train.keep_last, train.average_last) + train.keep_best
+        n_kept += 0 if train.keep_every is None else train.max_steps // train.keep_every
+        n_checkpoints = min(n_kept, math.ceil(train.max_steps / train.checkpoint_every))
+        disk_bytes = n_checkpoints * checkpoint_bytes + n_bytes
+        return cls(model.n_parameters, memory, checkpoint_bytes, n_checkpoints, disk_bytes)
+
+    @property
+    def memory_bytes(self) -> int:
+        return sum(self.memory.values())
+
+
 def check_memory(config: RunConfig, vocab_size: int, device: torch.device) -> None:
     """Refuse a model whose weights and optimizer alone do not fit the device.
 
@@ -167,12 +202,9 @@ def check_memory(config: RunConfig, vocab_size: int, device: torch.device) -> No
     """
     footprint, available = Footprint.of(config, vocab_size), memory_bytes(device)
     if footprint.memory_bytes > available:
-        raise ConfigError(
-            "model",
-            f"{footprint.n_parameters:,} parameters take {format_bytes(footprint.memory_bytes)} "
-            f"to train, {device} has {format_bytes(available)}",
-            "make d_model, d_ff or the number of layers smaller",
-        )
+        taken = f"{footprint.n_parameters:,} parameters take {format_bytes(footprint.memory_bytes)} to train"
+        problem = f"{taken}, {device} has {format_bytes(available)}"
+        raise ConfigError("model", problem, "make d_model, d_ff or the number of layers smaller")
 
 
 class Engine:
@@ -255,7 +287,8 @@ class Engine:
             options = {"joint_custom_post_pass": KeepSums()}
             for layer in (self.model.positions, *self.model.encoder, *self.model.decoder):
                 layer.compile(fullgraph=True, dynamic=False, options=options)
-        self.cut(micro_batch_tokens or self._resolved_micro_batch())
+        setting = self.config.train.micro_batch_tokens
+        self.cut(micro_batch_tokens or (self._fitting_micro_batch() if setting == "auto" else setting))
         if self.ranks.n > 1:
             joined = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
             self._forward, self._no_sync = joined, joined.no_sync
@@ -336,7 +369,7 @@ class Engine:
             mine = range(self.ranks.rank, len(parts), self.ranks.n)
             # Copies run on a stream of their own, beside the kernels of the update before.
             copying = nullcontext() if self._copy_stream is None else torch.cuda.stream(self._copy_stream)
-            with copying, _naming_out_of_memory():
+            with copying, naming_out_of_memory():
                 micro_batches = {number: self._assemble(parts[number]) for number in mine}
                 ready = self._copy_stream and self._copy_stream.record_event()
             n_src, n_tgt = int(src[sentences].sum()), int(tgt[sentences].sum())
@@ -360,7 +393,7 @@ class Engine:
             for batch in update.micro_batches.values():
                 batch.record_stream(stream)
         try:
-            with _naming_out_of_memory():
+            with naming_out_of_memory():
                 result = StepResult(self._pass_over(update), self.optimizer.step(lr))
         except OutOfMemory:
             self._free_memory()
@@ -401,12 +434,11 @@ class Engine:
 
     def _capture(self, batch: PackedBatch, share: Tensor) -> None:
         try:
-            self._captured = captured_pass(
-                lambda batch, share: _backward(self._loss_of(batch), share), self.optimizer.parameters, batch, share
-            )
+            with naming_out_of_memory():
+                self._captured = captured_pass(
+                    lambda batch, share: _backward(self._loss_of(batch), share), self.optimizer.parameters, batch, share
+                )
         except RuntimeError as error:
-            if _is_out_of_memory(error):
-                raise
             self.why_not_captured = str(error).partition("\n")[0]
             self.optimizer.zero_grad()
             _log.warning(f"training without CUDA graphs, which is slower: {self.why_not_captured}")
@@ -476,10 +508,7 @@ class Engine:
             batch = assemble_tiles(self.data, sentences, self.dtype)
         return batch if self.device.type == "cpu" else batch.pinned().to(self.device)
 
-    def _resolved_micro_batch(self) -> int:
-        setting = self.config.train.micro_batch_tokens
-        if setting != "auto":
-            return setting
+    def _fitting_micro_batch(self) -> int:
         if self.device.type == "cpu":
             return max(CPU_MICRO_BATCH_TOKENS, self.config.data.max_tokens)
         return self.ranks.smallest(self._largest_that_fits())
@@ -532,7 +561,7 @@ class Engine:
             torch.cuda.reset_peak_memory_stats(self.device)
             before = torch.cuda.memory_allocated(self.device)
             try:
-                with _naming_out_of_memory():
+                with naming_out_of_memory():
                     batch = self._assemble(parts[0])
                     data_bytes = (torch.cuda.memory_allocated(self.device) - before) * len(parts) * UPDATES_ON_DEVICE
                     with self._stream_of_passes():
@@ -572,9 +601,3 @@ def _backward(loss: Tensor, share: Tensor) -> Tensor:
     """Make the gradients of a loss with its share in the update, and return the loss without its graph."""
     (loss * share).backward()  # type: ignore[no-untyped-call]
     return loss.detach()
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # On a CPU, and from the libraries of CUDA, it is a plain RuntimeError.
-    signs = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in signs)

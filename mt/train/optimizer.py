@@ -142,12 +142,11 @@ class MovingAverage:
 
     def __init__(self, model: Transformer, decay: float) -> None:
         self._decay = decay
-        self._names = [name for name, _ in model.named_parameters()]
-        self._averages = [parameter.detach().clone() for parameter in model.parameters()]
+        self._averages = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         # In a few launches for all weights, without further memory: plain gradient descent, whose `maximize` and
         # weight decay of 1 make each step average += lr · (gradient - average), with the weights in place of gradients.
-        self._descent = torch.optim.SGD(self._averages, lr=0.0, weight_decay=1.0, maximize=True, fused=True)
-        for average, parameter in zip(self._averages, model.parameters(), strict=True):
+        self._descent = torch.optim.SGD(self._averages.values(), lr=0.0, weight_decay=1.0, maximize=True, fused=True)
+        for average, parameter in zip(self._averages.values(), model.parameters(), strict=True):
             average.grad = parameter.detach()
 
     def follow(self, step: int, was_skipped: Tensor) -> None:
@@ -159,10 +158,10 @@ class MovingAverage:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the averaged weights by name, as the model does its own."""
-        return dict(zip(self._names, self._averages, strict=True))
+        return dict(self._averages)
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from a `state_dict`."""
-        for name, average in zip(self._names, self._averages, strict=True):
+        for name, average in self._averages.items():
             average.copy_(state[name])
