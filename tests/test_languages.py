@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mt.errors import ConfigError
-from mt.text.languages import EXPECTED, LanguageIdentifier, expected_scripts, script_fractions, wrong_script_fraction
+from mt.text.languages import EXPECTED, LanguageIdentifier, expected_scripts, main_script, wrong_script_fraction
 
 ENGLISH = "The committee will discuss the proposal next month."
 GERMAN = "Der Ausschuss wird den Vorschlag im nächsten Monat erörtern."
@@ -61,10 +61,11 @@ def test_languages_have_their_scripts() -> None:
     assert expected_scripts("xx") is None
 
 
-def test_shares_of_scripts_begin_with_the_largest_and_add_up() -> None:
-    assert script_fractions("abc дe 漢 1!") == {"Latin": 4 / 6, "Cyrillic": 1 / 6, "Han": 1 / 6}
-    assert script_fractions("ᚠ") == {"Other": 1.0}
-    assert script_fractions("12!") == {}
+@pytest.mark.parametrize(
+    ("text", "script"), [("abc дe 漢 1!", "Latin"), ("abc девять", "Cyrillic"), ("ᚠ a ᚠ", "Other")]
+)
+def test_the_script_of_most_letters_is_named(text: str, script: str) -> None:
+    assert main_script(text) == script
 
 
 def test_the_language_of_a_sentence_is_found(english_german: LanguageIdentifier) -> None:

@@ -19,7 +19,7 @@ from mt.text.languages import (
     LanguageIdentifier,
     NotInstalledError,
     expected_scripts,
-    script_fractions,
+    main_script,
     wrong_script_fraction,
 )
 from mt.text.lengths import first_break
@@ -164,65 +164,47 @@ def _unrelated(sample: Sample) -> Finding | None:
 # ---------------------------------------------------------------------------------------------------- form
 
 _CONTINUATIONS = "\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"  # bytes 0x80 to 0xBF, read as Latin-1 or as Windows-1252
-_MOJIBAKE = re.compile(f"[ÂÃÄÅÎÏÐÑØÙ][{_CONTINUATIONS}]|[à-ï][{_CONTINUATIONS}]{{2}}|[ð-ô][{_CONTINUATIONS}]{{3}}")
-
-
-@dataclass(frozen=True)
-class _Trace:
-    """Something in the text that should not be there."""
-
-    check: str
-    pattern: re.Pattern[str]
-    max_share: float  # of the lines, that is let pass
-    what: str  # such lines …
-    fix: str
-
-
-_TRACES = (
-    _Trace(
-        "mojibake",
-        _MOJIBAKE,
+# Traces of what should not be in text, by check: the fraction of lines that is let pass, what they hold, how they are
+# told, and the fix.
+_TRACES: dict[str, tuple[float, str, str, str]] = {
+    "mojibake": (
         0.002,
+        f"[ÂÃÄÅÎÏÐÑØÙ][{_CONTINUATIONS}]|[à-ï][{_CONTINUATIONS}]{{2}}|[ð-ô][{_CONTINUATIONS}]{{3}}",
         "hold UTF-8 that was read as Latin-1",
         "get the text from where it was whole, or fix it with ftfy",
     ),
-    _Trace("replaced", re.compile("\ufffd"), 0.01, "hold U+FFFD for lost characters", "decode the original text again"),
-    _Trace(
-        "tokenised",
-        re.compile(r" [.,](?: |$)|&(?:apos|quot);|@-@"),
+    "replaced": (0.01, "\ufffd", "hold U+FFFD for lost characters", "decode the original text again"),
+    "tokenised": (
         0.1,
+        r" [.,](?: |$)|&(?:apos|quot);|@-@",
         "are tokenised already",
         "give raw text, detokenised (sacremoses detokenize); the tokenizer cuts it itself",
     ),
-    _Trace(
-        "pieces",
-        re.compile(r"@@(?: |$)|\u2581"),
+    "pieces": (
         0.01,
+        r"@@(?: |$)|\u2581",
         "are cut into pieces already",
         "give raw text: join the pieces (sed -E 's/@@( |$)//g' for BPE)",
     ),
-    _Trace(
-        "special_tokens",
-        re.compile(r"<(?:s|/s|unk|pad|0x[0-9A-F]{2})>"),
+    "special_tokens": (
         0.001,
+        r"<(?:s|/s|unk|pad|0x[0-9A-F]{2})>",
         "hold special tokens as text",
         "remove them: mt puts in what sentences begin and end with",
     ),
-    _Trace(
-        "tags",
-        re.compile(r"</?[A-Za-z][A-Za-z0-9]*(?:\s[^<>]*)?/?>"),
+    "tags": (
         0.05,
+        r"</?[A-Za-z][A-Za-z0-9]*(?:\s[^<>]*)?/?>",
         "hold tags",
         "remove the markup, or name the tags in tokenizer.user_symbols",
     ),
-    _Trace(
-        "entities",
-        re.compile(r"&(?:#\d+|#x[0-9a-fA-F]+|[A-Za-z]{2,8});"),
+    "entities": (
         0.01,
+        r"&(?:#\d+|#x[0-9a-fA-F]+|[A-Za-z]{2,8});",
         "hold HTML entities",
         "set data.clean.html_entities: true",
     ),
-)
+}
 
 
 def check_form(sample: Sample, config: RunConfig) -> Iterator[Finding]:
@@ -231,16 +213,16 @@ def check_form(sample: Sample, config: RunConfig) -> Iterator[Finding]:
         return
     known_tags = {"<s>", "</s>", *config.tokenizer.user_symbols, *config.data.tags}
     for side, texts in enumerate(sample.sides):
-        for trace in _TRACES:
-            if trace.check == "entities" and config.data.clean.html_entities:
+        for check, (max_fraction, pattern, what, fix) in _TRACES.items():
+            if check == "entities" and config.data.clean.html_entities:
                 continue
-            found = [i for i, text in enumerate(texts) if trace.pattern.search(text)]
-            if trace.check == "tags":
-                found = [i for i in found if set(trace.pattern.findall(texts[i])) - known_tags]
-            if len(found) > max(2, trace.max_share * len(texts)):
-                share = percent(len(found) / len(texts))
-                problem = f"{share} of the lines {trace.what}, {_such_as(sample, side, found[0])}"
-                yield warning(trace.check, sample, side, problem, trace.fix)
+            sought = re.compile(pattern)
+            found = [i for i, text in enumerate(texts) if sought.search(text)]
+            if check == "tags":
+                found = [i for i in found if set(sought.findall(texts[i])) - known_tags]
+            if len(found) > max(2, max_fraction * len(texts)):
+                problem = f"{percent(len(found) / len(texts))} of the lines {what}, {_such_as(sample, side, found[0])}"
+                yield warning(check, sample, side, problem, fix)
 
 
 def check_symbols(sample: Sample, symbols: Iterable[str]) -> Iterator[Finding]:
@@ -254,25 +236,16 @@ def check_symbols(sample: Sample, symbols: Iterable[str]) -> Iterator[Finding]:
                 yield warning("tag_in_text", sample, side, problem, fix)
 
 
-@dataclass(frozen=True)
-class _Habit:
-    """A way of writing that training and test text should have in common."""
-
-    check: str
-    holds: Callable[[str], bool]  # of a line
-    usual: str  # N% of the lines …
-    fix: str
-
-
-_HABITS = (
-    _Habit("case", lambda text: text != text.lower(), "have capital letters", "write both in true case"),
-    _Habit(
-        "final_punctuation",
+# Ways of writing that training and test text should have in common, by check: which lines have it, how they are told,
+# and the fix.
+_HABITS: dict[str, tuple[Callable[[str], bool], str, str]] = {
+    "case": (lambda text: text != text.lower(), "have capital letters", "write both in true case"),
+    "final_punctuation": (
         lambda text: not text.rstrip("\"'”’»)] ")[-1:].isalnum(),
         "end in punctuation",
         "give both as they were written",
     ),
-)
+}
 _RARE, _OFTEN = 0.15, 0.6
 
 
@@ -284,11 +257,11 @@ def check_habits(train: Sequence[Sample], others: Sequence[Sample]) -> Iterator[
             texts = [text for text in other.sides[side] if text.strip()]
             if min(len(trained), len(texts)) < FEWEST_PAIRS:
                 continue
-            for habit in _HABITS:
-                in_train, here = (sum(map(habit.holds, lines)) / len(lines) for lines in (trained, texts))
+            for check, (holds, usual, fix) in _HABITS.items():
+                in_train, here = (sum(map(holds, lines)) / len(lines) for lines in (trained, texts))
                 if min(in_train, here) <= _RARE and max(in_train, here) >= _OFTEN:
-                    problem = f"{percent(here)} of the lines {habit.usual}, and {percent(in_train)} in training"
-                    yield warning(habit.check, other, side, problem, habit.fix)
+                    problem = f"{percent(here)} of the lines {usual}, and {percent(in_train)} in training"
+                    yield warning(check, other, side, problem, fix)
 
 
 # ---------------------------------------------------------------------------------------------------- held-out sets
@@ -382,7 +355,7 @@ def _wrong_scripts(sample: Sample) -> Iterator[Finding]:
         return
     for side, (text, share, lang) in enumerate(zip(sides, wrong, sample.langs, strict=True)):
         if share > _WRONG_LETTERS:
-            script = next(iter(script_fractions(text)))
+            script = main_script(text)
             written = " and ".join(sorted(expected_scripts(lang) or ()))
             problem = f"{percent(share)} of its letters are {script}, and {lang} is written in {written}"
             yield _wrong_language(sample, side, problem)

@@ -83,16 +83,11 @@ def expected_scripts(lang: str) -> frozenset[str] | None:
     return EXPECTED.get(base_language(lang))
 
 
-def script_fractions(text: str) -> dict[str, float]:
-    """Return the fraction of the letters in each script, the largest first; `Other` for those of no language here.
-
-    Letters that belong to every script, such as º, are left out.
-    """
+def main_script(text: str) -> str:
+    """Return the script of most letters; `Other` for those of no language here. º and others count for no script."""
     counts = {script: _n_matched(_letters_in(script), text) for script in _SCRIPTS}
-    n_letters = _n_matched(_letters_outside(frozenset()), text)
-    counts["Other"] = n_letters - sum(counts.values())
-    ordered = sorted(counts.items(), key=lambda item: -item[1])
-    return {script: count / n_letters for script, count in ordered if count}
+    counts["Other"] = _n_matched(_letters_outside(frozenset()), text) - sum(counts.values())
+    return max(counts, key=counts.__getitem__)
 
 
 def wrong_script_fraction(text: str, lang: str, min_letters: int = 1) -> float:

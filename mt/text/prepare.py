@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,6 @@ LENGTH_RATIOS = (0.0, 0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5, 2.0, 4.0)
 _DAYS_KEPT = 7  # finished shards of a preparation that was interrupted
 # Whose versions shape a corpus.
 _PACKAGES = ("mt-train", "sentencepiece", "datasets", "sacrebleu", "numpy", "py3langid", "sacremoses")
-_HELD_OUT_CHUNK = 10_000  # pairs encoded together
 
 _log = logging.getLogger(__name__)
 
@@ -147,10 +146,8 @@ def prepare_corpus(config: RunConfig, tokenizer_path: Path | None = None) -> Pre
             raise_pending_exit()
             building.rename(folder)
     except OSError as error:
-        raise DataError(
-            f"{folder}: cannot be written: {error.strerror or error}: set data.prepared_dir to a folder that has room "
-            "and can be written"
-        ) from error
+        fix = "set data.prepared_dir to a folder that has room and can be written"
+        raise DataError(folder, f"cannot be written: {error.strerror or error}", fix) from error
     _log.info(f"prepared corpus {folder}; what was removed and why: {folder / 'report.html'}")
     return PreparedCorpus.open(folder)
 
@@ -272,10 +269,8 @@ class _Builder:
     def _require_pairs(self, stage: str) -> Tally:
         total = self._tally(stage)
         if not total.n_kept:
-            raise DataError(
-                f"data.train: nothing is left of {total.n_read:,} pairs, removed: {removed_text(total.removed)}; "
-                "look at the text, or at the limits data.clean and data.max_tokens"
-            )
+            lost = f"nothing is left of {total.n_read:,} pairs, removed: {removed_text(total.removed)}"
+            raise DataError("data.train", f"{lost}; look at the text, or at the limits data.clean and data.max_tokens")
         return total
 
     # ------------------------------------------------------------------------------------------- stages, in order
@@ -433,22 +428,15 @@ class _Builder:
 
     def _encode_valid(self, tokenizer: Tokenizer, pairs: Sequence[SentencePair]) -> dict[str, Any]:
         corpus, max_tokens = self.config.data.valid, self.config.data.max_tokens
-        normalisers, dtype = Normalisers.of_run(self.config), ids_dtype(tokenizer.vocab_size)
-
-        def parts() -> Iterator[list[FlatIds]]:
-            for start in range(0, len(pairs), _HELD_OUT_CHUNK):
-                chunk = normalisers.pairs(pairs[start : start + _HELD_OUT_CHUNK])
-                sides = encode_pairs(tokenizer, chunk, corpus.tag)
-                for pair, *ids in zip(chunk, *sides, strict=True):
-                    longest = max(map(len, ids))
-                    if longest > MAX_VALIDATION_TOKENS:
-                        raise DataError(
-                            f"{corpus.description}: line {pair.line:,} has {longest:,} tokens: validation measures "
-                            f"every line whole, up to {MAX_VALIDATION_TOKENS:,} tokens: split or remove it"
-                        )
-                yield [flat_ids(side, dtype) for side in sides]
-
-        facts = write_parallel_ids(self.folder, "valid", parts())
+        sides = encode_pairs(tokenizer, Normalisers.of_run(self.config).pairs(pairs), corpus.tag)
+        for pair, *ids in zip(pairs, *sides, strict=True):
+            longest = max(map(len, ids))
+            if longest > MAX_VALIDATION_TOKENS:
+                most = f"validation measures every line whole, up to {MAX_VALIDATION_TOKENS:,} tokens"
+                problem = f"line {pair.line:,} has {longest:,} tokens: {most}"
+                raise DataError(corpus.description, problem, "split or remove it")
+        flat = [flat_ids(side, ids_dtype(tokenizer.vocab_size)) for side in sides]
+        facts = write_parallel_ids(self.folder, "valid", [flat])
         longest = max(facts["longest_src"], facts["longest_tgt"])
         if longest > max_tokens:
             _log.info(
@@ -469,10 +457,8 @@ class _Builder:
 
     def _require_unchanged_text(self) -> None:
         if corpus_fingerprint(self.config, self.tokenizer_path) != self.fingerprint:
-            raise DataError(
-                "data: a file was changed while the corpus was prepared from it: start again when nothing writes to "
-                "the text of training, validation and test"
-            )
+            fix = "start again when nothing writes to the text of training, validation and test"
+            raise DataError("data", "a file was changed while the corpus was prepared from it", fix)
 
     def _write_report_and_manifest(self, facts: dict[str, Any]) -> None:
         config = self.config
@@ -512,12 +498,10 @@ def _empty(pairs: Iterable[SentencePair]) -> list[SentencePair]:
 
 def _shown(sizes: Sequence[int]) -> Iterator[list[int]]:
     """Yield for each shard the pairs that the report shows: a seeded draw from all shards together."""
-    n_pairs = sum(sizes)
-    drawn = sorted(random.Random(1).sample(range(n_pairs), min(N_SAMPLES, n_pairs)))
-    first = 0
-    for size in sizes:
-        yield [i - first for i in drawn if first <= i < first + size]
-        first += size
+    ends = list(accumulate(sizes))
+    drawn = sorted(random.Random(1).sample(range(ends[-1]), min(N_SAMPLES, ends[-1])))
+    for size, end in zip(sizes, ends, strict=True):
+        yield [i - (end - size) for i in drawn if end - size <= i < end]
 
 
 def _without_rarest(words: Counter[str]) -> Counter[str]:
