@@ -32,7 +32,6 @@ SOURCE_WIDTH_MULTIPLE = 16
 WARM_UP_STEPS = 2  # before a capture: libraries set themselves up in the first ones
 # Graphs are forgotten, the oldest first, when the tensors that they work on take more of the device's memory.
 MEMORY_FRACTION = 0.3
-PADDING_ROW = -1  # in place of a row of the caller's list
 
 
 class Graphs:
@@ -68,23 +67,20 @@ class Graphs:
         prefixes = [*(request.prefixes or [()] * n), *[()] * n_fillers]
         padded = replace(request, sentences=[*request.sentences, *[[EOS_ID]] * n_fillers], prefixes=prefixes)
         state = SearchState.begin(self.model, padded, width_multiple=SOURCE_WIDTH_MULTIPLE)
-        state.rows[n:] = [PADDING_ROW] * n_fillers
         state.limits[n:] = 1
         # The first steps differ from each other: one beam alone, prefixes, no end yet.
         for _ in range(max([request.decode.min_length, *(len(prefix) + 1 for prefix in prefixes)])):
             state.step()
         state.make_static()
-        results: list[list[SearchResult]] = [[] for _ in request.sentences]
+        results: list[list[SearchResult]] = [[] for _ in padded.sentences]
         while True:
             left, done = state.left_and_done()
             if not left:
                 state.collect(done, results)
-                return results
+                return results[:n]
             if (n_kept := rounded_up(len(left))) < len(left) + len(done):
                 state.collect(done, results)
-                for i in done:
-                    state.rows[i] = PADDING_ROW
-                # Those that are left, and of the others as many as make up a shape.
+                # Those that are left, and of the others, whose results stay as they are, as many as make up a shape.
                 state.keep_sentences([*left, *done][:n_kept])
             self._advance(state)
 

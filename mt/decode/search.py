@@ -134,7 +134,7 @@ class SearchState:
     banned: Tensor  # [n] ids that never come
     banned_or_end: Tensor  # [n + 1] and EOS
     banned_blocks: Tensor  # the blocks of the vocabulary that they lie in
-    rows: list[int]  # [B] place of each sentence in the caller's list; negative: in none
+    rows: list[int]  # [B] place of each sentence in the request
     limits: Tensor  # [B] tokens of a translation, EOS included
     prefixes: Tensor  # [B, P], UNCONSTRAINED behind the end of each
     keys: Tensor  # [B, K] int64 for the numbers that a draw is made of; of the sentence, the seed and the beam alone
@@ -345,12 +345,11 @@ class SearchState:
         places = torch.tensor(sentences, device=self.limits.device)
         columns = (self.finished_scores, self.finished_log_probs, self.finished_lengths, self.finished_ids)
         for i, scores, log_probs, lengths, ids in zip(sentences, *(x[places].tolist() for x in columns), strict=True):
-            if self.rows[i] >= 0:
-                results[self.rows[i]] = [
-                    SearchResult(tuple(ids[k][: lengths[k] - 1]), log_probs[k], scores[k])
-                    for k in range(self.n_best)
-                    if scores[k] > NEG_INF
-                ]
+            results[self.rows[i]] = [
+                SearchResult(tuple(ids[k][: lengths[k] - 1]), log_probs[k], scores[k])
+                for k in range(self.n_best)
+                if scores[k] > NEG_INF
+            ]
 
     def keep_sentences(self, sentences: Sequence[int]) -> None:
         """Keep only these sentences, given by their places in the batch."""
