@@ -10,15 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from mt.checkpoint import ModelFolder, average_weights, file_checksum, save_model_folder
 from mt.config.loading import as_yaml, config_differences, dump_config, is_changeable, load_config
 from mt.config.settings import RunConfig
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.evaluate.findings import EvalOptions, evaluate
-from mt.evaluate.report_files import FORMAT_VERSION, HTML_NAME, JSON_NAME, KIND, MARKDOWN_NAME, write_report
-from mt.evaluate.runs import RunArtifacts, basis_of, json_object
+from mt.evaluate.report_files import HTML_NAME, read_evaluation, write_report
+from mt.evaluate.runs import RunArtifacts, basis_of
 from mt.evaluate.scores import TranslatedSet, score_corpus
 from mt.report.facts import Evaluation
 from mt.report.terminal import scores_text
@@ -203,7 +201,7 @@ def _evaluate_run(config: RunConfig, corpus: PreparedCorpus, run: RunFolder, pro
     """Translate and score validation and test sets, unless there is a report of this very training."""
     artifacts = RunArtifacts.of(run.model)
     facts = _facts_of_training(config, artifacts, progress)
-    existing = _existing_report(run)
+    existing = read_evaluation(run.path)
     if existing is not None and all(getattr(existing, name) == value for name, value in facts.items()):
         return existing
     sets = _translated_sets(config, corpus, artifacts, run)
@@ -234,18 +232,6 @@ def _facts_of_training(config: RunConfig, artifacts: RunArtifacts, progress: Pro
         "basis": basis_of(artifacts.folder),
         "best": None if progress.best_step is None else {"step": progress.best_step, config.train.best_by: score},
     }
-
-
-def _existing_report(run: RunFolder) -> Evaluation | None:
-    """Read the report of the run, if it is whole and of this version."""
-    report = json_object(run.path / JSON_NAME)
-    is_ours = (report.get("kind"), report.get("format_version")) == (KIND, FORMAT_VERSION)
-    if not is_ours or not all((run.path / name).is_file() for name in (HTML_NAME, MARKDOWN_NAME)):
-        return None
-    try:
-        return Evaluation.model_validate(report)
-    except ValidationError:  # somebody has changed it
-        return None
 
 
 def _translated_sets(

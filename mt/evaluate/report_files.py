@@ -8,6 +8,9 @@ import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from mt.errors import ConfigError
 from mt.evaluate.analysis import ODDITY_RULES
@@ -17,8 +20,8 @@ from mt.report.markdown import markdown
 from mt.system.files import WriteError, write_text
 from mt.system.provenance import source_commit, versions
 
-JSON_NAME, HTML_NAME, MARKDOWN_NAME = "report.json", "report.html", "report.md"
-KIND, FORMAT_VERSION = "evaluation", 1
+JSON_NAME, HTML_NAME, _MARKDOWN_NAME = "report.json", "report.html", "report.md"
+_KIND, _FORMAT_VERSION = "evaluation", 1
 _OTHERS = {"run.json": "a run", "manifest.json": "a model or a prepared corpus"}  # what a folder holds, by a file of it
 
 
@@ -38,26 +41,36 @@ def check_folder(folder: Path) -> None:
             for name, what in _OTHERS.items():
                 if (place / name).exists():
                     raise ConfigError("report", f"{folder} is part of {what} ({place})", "give a separate folder")
-        if _is_other_report(folder / JSON_NAME):
-            raise ConfigError(
-                "report", f"{folder} holds another {JSON_NAME}, which would be lost", "give another folder"
-            )
-        existing = next(place for place in (inside, *inside.parents) if place.exists())
-        with tempfile.TemporaryFile(dir=existing):
+        existing = folder / JSON_NAME
+        if existing.exists() and json_object(existing).get("kind") not in (_KIND, "comparison"):
+            problem = f"{folder} holds another {JSON_NAME}, which would be lost"
+            raise ConfigError("report", problem, "give another folder")
+        parent = next(place for place in (inside, *inside.parents) if place.exists())
+        with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:
         raise ConfigError("report", f"{folder} cannot be written: {error.strerror}") from None
 
 
-def _is_other_report(path: Path) -> bool:
-    """Return whether there is a report.json of something else."""
+def json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file; return an empty dict where it does not hold an object."""
     try:
-        kind = json.loads(path.read_text(encoding="utf-8"))["kind"]
-    except FileNotFoundError:
-        return False
-    except (ValueError, KeyError, TypeError):
-        return True
-    return kind not in (KIND, "comparison")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def read_evaluation(folder: Path) -> Evaluation | None:
+    """Read the report of an evaluation, if all of it is there, and of this version."""
+    report = json_object(folder / JSON_NAME)
+    is_ours = (report.get("kind"), report.get("format_version")) == (_KIND, _FORMAT_VERSION)
+    if not is_ours or not all((folder / name).is_file() for name in (HTML_NAME, _MARKDOWN_NAME)):
+        return None
+    try:
+        return Evaluation.model_validate(report)
+    except ValidationError:  # somebody has changed it
+        return None
 
 
 def write_report(facts: Evaluation | SystemComparison, folder: Path) -> None:
@@ -67,14 +80,14 @@ def write_report(facts: Evaluation | SystemComparison, folder: Path) -> None:
         WriteError: the folder cannot be written.
     """
     origin = {
-        "format_version": FORMAT_VERSION,
+        "format_version": _FORMAT_VERSION,
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["mt", *sys.argv[1:]]),
         "commit": source_commit(),
         "versions": versions(),
     }
     if isinstance(facts, Evaluation):
-        facts = facts.model_copy(update={"kind": KIND, **origin})
+        facts = facts.model_copy(update={"kind": _KIND, **origin})
         html, text = evaluation_page(facts, ODDITY_RULES), markdown("evaluation.md.j2", facts)
     else:
         facts = facts.model_copy(update={"kind": "comparison", **origin})
@@ -84,6 +97,6 @@ def write_report(facts: Evaluation | SystemComparison, folder: Path) -> None:
     except OSError as error:
         raise WriteError(folder, error) from error
     write_text(folder / HTML_NAME, html)
-    write_text(folder / MARKDOWN_NAME, text)
+    write_text(folder / _MARKDOWN_NAME, text)
     # Last, since it says that the report is complete: after a kill in between, all three are written again.
     write_text(folder / JSON_NAME, facts_json(facts.written()))

@@ -17,7 +17,7 @@ from mt.config.settings import DecodeConfig, ModelConfig, TokenizerConfig, Train
 from mt.decode.translator import Translator
 from mt.errors import ConfigError, DataError, MTError
 from mt.evaluate.analysis import words_of
-from mt.evaluate.report_files import JSON_NAME
+from mt.evaluate.report_files import JSON_NAME, json_object
 from mt.evaluate.scores import TranslatedSet
 from mt.report.facts import Curve, ModelManifest, TrainingCurves, Values
 from mt.run_folder import RunFolder, open_model
@@ -276,12 +276,3 @@ class RunArtifacts:
 def basis_of(folder: ModelFolder) -> dict[str, Any]:
     """Return what the translations of a model depend on, besides the text."""
     return {"averaged_steps": folder.manifest.get("averaged_steps"), "decode": asdict(folder.config.decode)}
-
-
-def json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file; return an empty dict where it does not hold an object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
