@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -73,15 +73,16 @@ class _DataView:
 
     def counted(self, kind: str) -> list[_Rule]:
         """Return the rules that `removed` pairs, or the changes of `changed` texts, the most frequent first."""
-        sources = [getattr(source, kind) for source in self.facts.train.sources]
+        counts: Counter[str] = Counter()
+        examples: dict[str, list[tuple[object, ...]]] = defaultdict(list)
+        for i, source in enumerate(self.facts.train.sources):
+            for name, one in getattr(source, kind).items():
+                counts[name] += one.count
+                examples[name] += [self.example(i, example) for example in one.examples]
         found = []
-        for name, count in _by_frequency(sources):
+        for name, count in (+counts).most_common():
             setting, meaning = self.rules.get(name, ("", ""))
-            in_sources = [
-                (i, one) for i, counts in enumerate(sources) if name in counts for one in counts[name].examples
-            ]
-            examples = [self.example(i, one) for i, one in in_sources]
-            found.append(_Rule(name, count, meaning, code(f"data.{setting}") if setting else "", examples))
+            found.append(_Rule(name, count, meaning, code(f"data.{setting}") if setting else "", examples[name]))
         return found
 
     def example(self, source: int, one: Pair | ChangeExample) -> tuple[object, ...]:
@@ -158,13 +159,6 @@ class _DataView:
 
 def _count(found: Mapping[str, Any], name: str) -> int:
     return found[name].count if name in found else 0
-
-
-def _by_frequency(sources: list[Mapping[str, Any]]) -> list[tuple[str, int]]:
-    counts: Counter[str] = Counter()
-    for found in sources:
-        counts.update({name: one.count for name, one in found.items() if one.count})
-    return counts.most_common()
 
 
 def _kept(n_read: int, n_kept: int) -> list[object]:
