@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,14 @@ def scores_of_two(metrics: list[str], n_samples: int = 0) -> ScoredSet:
     return score_corpus(TranslatedSet(None, HYPOTHESES, [REFERENCES, OTHER_REFERENCES]), metrics, n_samples)
 
 
-def sacrebleu_command(folder: Path, references: list[list[str]], *options: str) -> list[dict[str, Any]]:
-    """What the `sacrebleu` command says of HYPOTHESES, with 14 digits."""
+def sacrebleu_command(
+    folder: Path, systems: Mapping[str, Sequence[str]], references: Sequence[Sequence[str]], *options: str
+) -> list[dict[str, Any]]:
+    """What the `sacrebleu` command says of some systems, with 14 digits."""
     names = [f"ref{number}" for number, _ in enumerate(references)]
-    for name, lines in (("hyp", HYPOTHESES), *zip(names, references, strict=True)):
+    for name, lines in (*systems.items(), *zip(names, references, strict=True)):
         (folder / name).write_bytes("".join(f"{line}\n" for line in lines).encode())
-    command = [sys.executable, "-m", "sacrebleu", *names, "-i", "hyp", "--width", "14", "-f", "json", *options]
+    command = [sys.executable, "-m", "sacrebleu", *names, "-i", *systems, "-w", "14", "-f", "json", "-q", *options]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SACREBLEU_")}
     finished = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=True, text=True)
     found = json.loads(finished.stdout)
@@ -65,7 +68,7 @@ def sacrebleu_command(folder: Path, references: list[list[str]], *options: str) 
 
 def test_scores_agree_with_the_sacrebleu_command_to_the_last_digit(tmp_path: Path):
     options = ("-m", "bleu", "chrf", "ter", "--confidence", "--confidence-n", "200")
-    theirs = sacrebleu_command(tmp_path, [REFERENCES], *options)
+    theirs = sacrebleu_command(tmp_path, {"hyp": HYPOTHESES}, [REFERENCES], *options)
     ours = scores_of(HYPOTHESES, REFERENCES, ["bleu", "chrf", "ter"], n_samples=200)
     assert [score.name for score in ours] == ["BLEU", "chrF2", "TER"] == [entry["name"] for entry in theirs]
     assert [score.signature for score in ours] == [entry["signature"] for entry in theirs]
@@ -79,9 +82,8 @@ def test_scores_agree_with_the_sacrebleu_command_to_the_last_digit(tmp_path: Pat
 
 
 def test_scores_against_two_references_agree_with_the_command(tmp_path: Path):
-    theirs = sacrebleu_command(
-        tmp_path, [REFERENCES, OTHER_REFERENCES], "-m", "bleu", "chrf", "--lowercase", "--chrf-word-order", "2"
-    )
+    options = ("-m", "bleu", "chrf", "--lowercase", "--chrf-word-order", "2")
+    theirs = sacrebleu_command(tmp_path, {"hyp": HYPOTHESES}, [REFERENCES, OTHER_REFERENCES], *options)
     ours = scores_of_two(["bleu-lc", "chrf++"]).scores
     chrf, bleu = ours
     assert (chrf.name, bleu.name) == ("chrF2++", "BLEU-lc")

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +14,7 @@ from mt.evaluate import significance
 from mt.evaluate.scores import TranslatedSet
 from mt.evaluate.significance import verdict_text
 from mt.report.facts import BETTER, NO_DIFFERENCE, WORSE, PairedScore
+from tests.test_scores import sacrebleu_command
 
 REFERENCES = (Path(__file__).parent.parent / "data/demo/test.de").read_text("utf-8").splitlines()[:300]
 
@@ -51,18 +48,6 @@ def verdicts(system: Sequence[str], baseline: Sequence[str], **options: Any) -> 
     return [one.verdict for one in compare(system, baseline, **options)]
 
 
-def sacrebleu_command(folder: Path, *options: str) -> list[dict[str, Any]]:
-    """What the `sacrebleu` command says of two systems against MORE_DROPPED, with 14 digits."""
-    systems = {"old": MORE_DROPPED, "new": FEW_DROPPED, "newer": AS_FEW_DROPPED}
-    for name, lines in {"ref": REFERENCES, **systems}.items():
-        (folder / name).write_bytes("".join(f"{line}\n" for line in lines).encode())
-    command = [sys.executable, "-m", "sacrebleu", "ref", "-i", *systems, "-w", "14", "-f", "json", "-q", *options]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SACREBLEU_")}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=True, text=True)
-    found: list[dict[str, Any]] = json.loads(done.stdout)
-    return found
-
-
 @pytest.mark.parametrize(
     ("test", "options", "metrics"),
     [
@@ -75,10 +60,10 @@ def test_figures_are_those_of_the_sacrebleu_command(
     tmp_path: Path, test: str, options: tuple[str, ...], metrics: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("SACREBLEU_SEED", "7")
-    base, *theirs = sacrebleu_command(tmp_path, *options)
-    systems = {"new": FEW_DROPPED, "newer": AS_FEW_DROPPED}
+    systems = {"old": MORE_DROPPED, "new": FEW_DROPPED, "newer": AS_FEW_DROPPED}
+    base, *theirs = sacrebleu_command(tmp_path, systems, [REFERENCES], *options)
     name = {"randomisation": "ar", "bootstrap": "bs"}[test]
-    assert list(systems) == [entry["system"] for entry in theirs]
+    assert [entry["system"] for entry in theirs] == ["new", "newer"]
     for entry in theirs:
         for comparison in compare(systems[entry["system"]], MORE_DROPPED, metrics, test, n_samples=150):
             assert f"nrefs:1|{name}:150|seed:12345|" in comparison.signature
