@@ -44,7 +44,7 @@ _CURVES = {
 def read_training(run: RunFolder) -> TrainingCurves:
     """Read the curves of a run, thinned out, and its sample translations at some steps, first and last included.
 
-    Values are None where they are not known. Lines that cannot be read, or hold something else, count as missing.
+    Values are None where they are not known. Lines that cannot be read, or are of no step, count as missing.
     """
     entries = list(_json_lines(run.metrics))
     curves = {name: _curve([one for one in entries if keys[0] in one], keys) for name, keys in _CURVES.items()}
