@@ -14,7 +14,6 @@ import numpy as np
 
 from mt.config.settings import Corpus, RunConfig
 from mt.errors import ConfigError, MTError
-from mt.text.duplicates import pair_keys
 from mt.text.languages import (
     LanguageIdentifier,
     NotInstalledError,
@@ -25,6 +24,7 @@ from mt.text.languages import (
 from mt.text.lengths import first_break
 from mt.text.overlap import HeldOut
 from mt.text.sample import Sample
+from mt.text.shards import pair_keys
 
 Level = Literal["error", "warning", "note"]
 
