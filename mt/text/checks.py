@@ -154,9 +154,8 @@ def _unrelated(sample: Sample) -> Finding | None:
     correlation = float(np.corrcoef(lengths.T)[0, 1])
     if correlation >= _LOW_CORRELATION:
         return None
-    problem = (
-        f"the lengths of the lines do not go together (correlation {correlation:.2f}; translations have about 0.9)"
-    )
+    compared = f"correlation {correlation:.2f}; translations have about 0.9"
+    problem = f"the lengths of the lines do not go together ({compared})"
     fix = "see whether line i of the one translates line i of the other: one side may be sorted or shuffled"
     return Finding("warning", "unrelated", sample.key, f"{_both_sides(sample)}: {problem}", fix)
 
