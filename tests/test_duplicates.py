@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mt.text.duplicates import pair_keys, repeated
+from mt.text.shards import pair_keys, repeated
 
 
 def write_keys(folder: Path, files: list[list[int]]) -> list[Path]:
@@ -78,7 +78,7 @@ def test_equal_pairs_have_equal_keys_and_others_have_others() -> None:
 def test_keys_are_the_same_in_every_process() -> None:
     # blake2b("5 Größe" + "size"), 8 bytes, read as little-endian.
     keys = pair_keys(["Größe"], ["size"])
-    code = "from mt.text.duplicates import pair_keys; print(pair_keys(['Größe'], ['size'])[0])"
+    code = "from mt.text.shards import pair_keys; print(pair_keys(['Größe'], ['size'])[0])"
     environment = {"PYTHONHASHSEED": "7", "PYTHONUTF8": "1", "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
     other = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert int(other.stdout) == keys[0] == 10_161_483_589_871_621_957

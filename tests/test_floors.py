@@ -46,7 +46,6 @@ FLOORS: list[set[str]] = [
         "text.languages",
         "text.clean",
         "text.overlap",
-        "text.duplicates",
         "text.tokenizer",
         "text.corpus",
         "text.shards",

@@ -14,7 +14,6 @@ import numpy as np
 
 from mt.config.settings import Corpus, RunConfig
 from mt.errors import ConfigError, MTError
-from mt.text.duplicates import pair_keys
 from mt.text.languages import (
     LanguageIdentifier,
     NotInstalledError,
@@ -25,6 +24,7 @@ from mt.text.languages import (
 from mt.text.lengths import first_break
 from mt.text.overlap import HeldOut
 from mt.text.sample import Sample
+from mt.text.shards import pair_keys
 
 Level = Literal["error", "warning", "note"]
 
@@ -154,9 +154,8 @@ def _unrelated(sample: Sample) -> Finding | None:
     correlation = float(np.corrcoef(lengths.T)[0, 1])
     if correlation >= _LOW_CORRELATION:
         return None
-    problem = (
-        f"the lengths of the lines do not go together (correlation {correlation:.2f}; translations have about 0.9)"
-    )
+    compared = f"correlation {correlation:.2f}; translations have about 0.9"
+    problem = f"the lengths of the lines do not go together ({compared})"
     fix = "see whether line i of the one translates line i of the other: one side may be sorted or shuffled"
     return Finding("warning", "unrelated", sample.key, f"{_both_sides(sample)}: {problem}", fix)
 

@@ -49,9 +49,7 @@ class Sentences:
         return len(self.offsets) - 1
 
     def __getitem__(self, i: int) -> npt.NDArray[Any]:
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"sentence {i} of {len(self)}")
-        i %= len(self)
+        """Return the ids of sentence i, counted from the first."""
         return self.ids[self.offsets[i] : self.offsets[i + 1]]
 
 
@@ -94,9 +92,9 @@ def write_parallel_ids(folder: Path, name: str, parts: Iterable[Sequence[FlatIds
         for _, offsets_file in files:
             np.zeros(1, dtype=np.int64).tofile(offsets_file)
         for part in parts:
-            for i, (ids, lengths) in enumerate(part):
-                ids.tofile(files[i][0])
-                (n_tokens[i] + np.cumsum(lengths)).tofile(files[i][1])
+            for i, ((ids, lengths), (ids_file, offsets_file)) in enumerate(zip(part, files, strict=True)):
+                ids.tofile(ids_file)
+                (n_tokens[i] + np.cumsum(lengths)).tofile(offsets_file)
                 n_tokens[i] += len(ids)
                 longest[i] = max(longest[i], int(lengths.max(initial=0)))
     return {
@@ -125,7 +123,7 @@ class PreparedCorpus:
 
     @classmethod
     def open(cls, folder: Path) -> PreparedCorpus:
-        """A corpus that `prepare_corpus` has built.
+        """Open a corpus that `prepare_corpus` has built.
 
         Raises:
             DataError: the folder is missing, incomplete, damaged or of another version.
@@ -162,9 +160,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         if not path.is_file():
             raise DataError(folder, f"is incomplete, {name} is missing", advice)
         if path.stat().st_size != n_bytes:
-            raise DataError(
-                folder, f"is damaged, {name} has {path.stat().st_size:,} bytes instead of {n_bytes:,}", advice
-            )
+            found = f"{name} has {path.stat().st_size:,} bytes instead of {n_bytes:,}"
+            raise DataError(folder, f"is damaged, {found}", advice)
     return manifest
 
 
@@ -183,7 +180,7 @@ def with_tag(pairs: Iterable[SentencePair], tag: str | None) -> list[SentencePai
 def first_test_pairs(
     config: RunConfig, fingerprint: str | None, *, may_fetch: bool = True
 ) -> tuple[str, list[SentencePair]]:
-    """The pairs of a run's first test set, or of its validation set where it has none, and which that is.
+    """Return the pairs of a run's first test set, or of its validation set where it has none, and which that is.
 
     Args:
         fingerprint: of the run's prepared corpus, which is used if it exists.

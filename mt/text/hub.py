@@ -26,7 +26,7 @@ class UnreachableError(DataError):
 
 
 def read_dataset(corpus: HubDataset, split: str, langs: tuple[str, str], size: int) -> Iterator[Texts]:
-    """Both sides of a split, at most `size` rows at a time, in flat memory.
+    """Yield both sides of a split, at most `size` rows at a time, in flat memory.
 
     Args:
         split: its name, a part of it such as train[:10%], or several joined by +.
@@ -34,7 +34,7 @@ def read_dataset(corpus: HubDataset, split: str, langs: tuple[str, str], size: i
         DataError: the data set, its config, its split or its columns do not exist, or the hub cannot be reached.
     """
     where = f"data set {corpus.dataset}"
-    dataset = _load_dataset(corpus.dataset, corpus.config, split, corpus.streaming)
+    dataset = _load_dataset(corpus, split)
     found = TextColumns.find(dataset.features.arrow_schema, where, langs, corpus.columns) if dataset.features else None
     n_rows = 0
     # Whole batches of Arrow columns: row by row, WMT14 would take many minutes.
@@ -47,22 +47,26 @@ def read_dataset(corpus: HubDataset, split: str, langs: tuple[str, str], size: i
 
 
 def count_rows(corpus: HubDataset, split: str) -> int | None:
-    """Rows of a split; None where it is streamed.
+    """Return the rows of a split; None where it is streamed.
 
     Raises:
         DataError: as `read_dataset`.
     """
-    if corpus.streaming:
-        return None
-    return len(_load_dataset(corpus.dataset, corpus.config, split, corpus.streaming))
+    return None if corpus.streaming else len(_load_dataset(corpus, split))
 
 
 def dataset_fingerprint(corpus: HubDataset) -> str:
-    """A name for the content: of a local folder by its files, of a remote set by what the user wrote."""
+    """Return a name for the content: of a local folder by its files, of a remote set by what the user wrote."""
     config_and_split = json.dumps([corpus.config, corpus.split])
-    if is_local(corpus.dataset):
-        return f"dataset-folder:{_folder_fingerprint(Path(corpus.dataset))}:{config_and_split}"
-    return f"dataset:{corpus.dataset}:{config_and_split}"
+    if not is_local(corpus.dataset):
+        return f"dataset:{corpus.dataset}:{config_and_split}"
+    # By the relative names and the contents of all files that are not hidden.
+    digest, folder = hashlib.blake2b(digest_size=16), Path(corpus.dataset)
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in relative.parts):
+            digest.update(json.dumps([relative.as_posix(), content_hash(path)]).encode())
+    return f"dataset-folder:{digest.hexdigest()}:{config_and_split}"
 
 
 def is_local(name: str) -> bool:
@@ -70,28 +74,23 @@ def is_local(name: str) -> bool:
     return Path(name).is_dir()
 
 
-def _folder_fingerprint(folder: Path) -> str:
-    """By the relative names and the contents of all files that are not hidden."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in relative.parts):
-            digest.update(json.dumps([relative.as_posix(), content_hash(path)]).encode())
-    return digest.hexdigest()
-
-
-def _load_dataset(name: str, config: str | None, split: str, streaming: bool) -> Any:
+def _load_dataset(corpus: HubDataset, split: str) -> Any:
+    name = corpus.dataset
     if not is_local(name):
-        _require_name_of_hub(name)
-        how = ("fetching", ", or from its cache") if not streaming else ("streaming", "")
+        if Path(name).is_file():
+            fix = f"give {{file: {name}}} for a .tsv, .jsonl or .parquet file"
+            raise DataError(name, "is a file, expected a data set", fix)
+        if name.startswith((".", "/", "~")) or name.count("/") > 1:
+            raise DataError(name, f"no such folder (looked for in {Path.cwd()})")
+        how = ("streaming", "") if corpus.streaming else ("fetching", ", or from its cache")
         _tell_once(f"{how[0]} data set {name} from the hub{how[1]}")
     import datasets
 
     with _quiet_datasets(datasets):
         try:
-            return datasets.load_dataset(name, config, split=split, streaming=streaming)
+            return datasets.load_dataset(name, corpus.config, split=split, streaming=corpus.streaming)
         except Exception as error:
-            raise _dataset_error(datasets, error, name, config, split) from None
+            raise _dataset_error(datasets, error, name, corpus.config, split) from None
 
 
 @functools.cache
@@ -99,17 +98,8 @@ def _tell_once(line: str) -> None:
     _log.info(line)
 
 
-def _require_name_of_hub(name: str) -> None:
-    if Path(name).is_file():
-        raise DataError(
-            name, "is a file, expected a data set", f"give {{file: {name}}} for a .tsv, .jsonl or .parquet file"
-        )
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise DataError(name, f"no such folder (looked for in {Path.cwd()})")
-
-
 def _next_table(tables: Iterator[Any], where: str, n_rows: int) -> Any:
-    """The next table, None at the end. What is streamed, and is lost in the middle, is said in one line."""
+    """Return the next table, None at the end. Raise an error of one line where a stream breaks off."""
     import datasets
 
     with _quiet_datasets(datasets):
@@ -126,7 +116,7 @@ def _next_table(tables: Iterator[Any], where: str, n_rows: int) -> Any:
 
 @contextlib.contextmanager
 def _quiet_datasets(datasets: Any) -> Iterator[None]:
-    """Progress bars only where a person sees them; one line from us instead of a log line for each retry."""
+    """Show progress bars only where a person sees them, and one line of ours instead of one for each retry."""
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     loggers = [logging.getLogger(package) for package in ("huggingface_hub", "datasets")]
@@ -154,7 +144,11 @@ def _dataset_error(datasets: Any, error: Exception, name: str, config: str | Non
         problem = "the hub cannot be reached, and there is no copy in the cache"
         return UnreachableError(where, problem, "check the network, or give a local folder that holds the data set")
     if isinstance(error, datasets.exceptions.DatasetNotFoundError):
-        return _not_found(where, name, str(error))
+        page = f"https://huggingface.co/datasets/{name}"
+        if re.search(r"\bgated\b", str(error)):
+            return DataError(where, "is gated", f"ask for access at {page}, and log in with `hf auth login`")
+        fix = f"check the name at {page}, and log in with `hf auth login` if it is private"
+        return DataError(where, "not found on the hub, or private", fix)
     with contextlib.suppress(Exception):
         configs = datasets.get_dataset_config_names(name)
         if config not in configs and not (config is None and len(configs) == 1):
@@ -168,11 +162,3 @@ def _dataset_error(datasets: Any, error: Exception, name: str, config: str | Non
         fix = "expected a name, a part such as train[:10%], or several of them joined by +"
         return DataError(where, f"split {split} cannot be understood", fix)
     return DataError(where, f"cannot be loaded: {first_line(error)}")
-
-
-def _not_found(where: str, name: str, message: str) -> DataError:
-    page = f"https://huggingface.co/datasets/{name}"
-    if re.search(r"\bgated\b", message):
-        return DataError(where, "is gated", f"ask for access at {page}, and log in with `hf auth login`")
-    fix = f"check the name at {page}, and log in with `hf auth login` if it is private"
-    return DataError(where, "not found on the hub, or private", fix)

@@ -42,7 +42,6 @@ from mt.text.corpus import (
     with_tag,
     write_parallel_ids,
 )
-from mt.text.duplicates import repeated
 from mt.text.normalise import Normalisers
 from mt.text.overlap import HeldOut, NgramOverlap
 from mt.text.shards import (
@@ -55,6 +54,7 @@ from mt.text.shards import (
     Stage,
     encode_pairs,
     install_stage,
+    repeated,
     run_stage,
 )
 from mt.text.tokenizer import MAX_WORD_BYTES, Tokenizer, adopt_model, n_skipped_words, train_tokenizer, vocabulary_facts

@@ -41,7 +41,7 @@ class CleanedSample:
 
     @property
     def n_kept(self) -> float:
-        """Pairs of the whole corpus that cleaning is likely to keep."""
+        """Return the pairs of the whole corpus that cleaning is likely to keep."""
         return len(self.pairs) * self.sample.scale
 
 
@@ -60,23 +60,12 @@ class EncodedSample:
         return self.cleaned.sample
 
     @property
-    def too_long_share(self) -> float:
-        return 1 - float(self.fits.mean()) if len(self.fits) else 0.0
-
-    @property
     def n_kept(self) -> float:
-        """Pairs of the whole corpus that are likely to be kept."""
+        """Return the pairs of the whole corpus that are likely to be kept."""
         return self.cleaned.n_kept * float(self.fits.mean()) if len(self.fits) else 0.0
 
-    @property
-    def src_tokens(self) -> float:
-        return self._tokens(0)
-
-    @property
-    def tgt_tokens(self) -> float:
-        return self._tokens(1)
-
-    def _tokens(self, side: int) -> float:
+    def n_tokens(self, side: int) -> float:
+        """Return the tokens of the source (0) or target (1) side of these pairs."""
         return float(self.lengths[side][self.fits].mean()) * self.n_kept if self.fits.any() else 0.0
 
 
@@ -214,14 +203,12 @@ def check_rehearsal(rehearsal: Rehearsal, config: RunConfig) -> Iterator[Finding
 
 
 def _too_long(source: EncodedSample, max_tokens: int) -> Iterator[Finding]:
-    if source.too_long_share > _MANY_TOO_LONG:
+    fraction = 1 - float(source.fits.mean()) if len(source.fits) else 0.0
+    if fraction > _MANY_TOO_LONG:
         longest = int(np.percentile(source.lengths.max(axis=0), 99))
-        problem = (
-            f"{percent(source.too_long_share)} of the pairs have more than {max_tokens:,} tokens on a side and are "
-            f"removed; one in a hundred has {longest:,} or more"
-        )
+        removed = f"{percent(fraction)} of the pairs have more than {max_tokens:,} tokens on a side and are removed"
         fix = "raise data.max_tokens, or split the segments at the ends of sentences"
-        yield warning("max_tokens", source.sample, None, problem, fix)
+        yield warning("max_tokens", source.sample, None, f"{removed}; one in a hundred has {longest:,} or more", fix)
 
 
 def _bytes_and_unknown(source: EncodedSample, tokenizer: Tokenizer, config: RunConfig) -> Iterator[Finding]:
@@ -243,14 +230,12 @@ def _bytes_and_unknown(source: EncodedSample, tokenizer: Tokenizer, config: RunC
 def _vocabulary_size(rehearsal: Rehearsal, config: RunConfig) -> Iterator[Finding]:
     """Source: Gowda and May 2020, Finding the Optimal Vocabulary Size for Neural Machine Translation."""
     is_given = config.tokenizer.model is not None or config.train.init_from is not None
-    n_tokens = sum(source.src_tokens + source.tgt_tokens for source in rehearsal.sources)
+    n_tokens = sum(source.n_tokens(side) for source in rehearsal.sources for side in (0, 1))
     occurrences = n_tokens / rehearsal.vocab_size
     if is_given or occurrences >= FEWEST_OCCURRENCES or not all(source.sample.is_read for source in rehearsal.sources):
         return
     key = "tokenizer.vocab_size"
-    problem = (
-        f"{key}: {rehearsal.vocab_size:,} pieces occur {occurrences:.0f} times each in the corpus, on average: too "
-        "rarely to be learnt"
-    )
+    often = f"{occurrences:.0f} times each in the corpus, on average"
+    problem = f"{key}: {rehearsal.vocab_size:,} pieces occur {often}: too rarely to be learnt"
     smaller = max(_SMALLEST_VOCABULARY, rounded(n_tokens / (2 * FEWEST_OCCURRENCES)))
     yield Finding("warning", "vocabulary", key, problem, f"set it to {smaller}, or give more text")

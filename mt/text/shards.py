@@ -6,6 +6,7 @@ others are whole, so a preparation that was interrupted continues with the shard
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from abc import ABC, abstractmethod
@@ -23,13 +24,13 @@ from mt.system.files import whole_file
 from mt.text.clean import Cleaner, Tally, shortened
 from mt.text.corpora import Chunk, SentencePair
 from mt.text.corpus import SIDES, flat_ids, ids_dtype
-from mt.text.duplicates import pair_keys
 from mt.text.overlap import HeldOut, NgramOverlap, folded_all
 from mt.text.tokenizer import EOS_ID, Tokenizer, count_words
 
 PAIRS_PER_SHARD = 50_000
 DUPLICATES = ("duplicate", "folded_duplicate")
 _SAMPLE_SEED = 1  # apart from train.seed, so that this does not change the corpus
+_KEYS_PER_PART = 5_000_000  # compared together, which takes 28 bytes of memory each
 _TABS_AND_LINE_ENDS = str.maketrans("\t\n\r", "   ")
 
 
@@ -208,3 +209,47 @@ def encode_pairs(
     for sentence in ids:
         sentence.append(EOS_ID)
     return ids[: len(pairs)], ids[len(pairs) :]
+
+
+# ---------------------------------------------------------------------------------------------------- duplicates
+
+
+def pair_keys(srcs: Sequence[str], tgts: Sequence[str]) -> npt.NDArray[np.uint64]:
+    """Return a 64-bit key of each pair, the same in every process and on every machine.
+
+    Equal pairs have equal keys. Among n different pairs, some two have the same key with a chance of n² / 2^65: 0.03%
+    for 100 million pairs, 3% for a billion. Then one pair is taken for a repetition of the other.
+    """
+    # With the length of the source, ("a b", "c") is not ("a", "b c").
+    digests = [
+        hashlib.blake2b(f"{len(src)} {src}{tgt}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        for src, tgt in zip(srcs, tgts, strict=True)
+    ]
+    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64, copy=False)
+
+
+def repeated(key_files: Sequence[Path], keys_per_part: int = _KEYS_PER_PART) -> list[npt.NDArray[np.bool_]]:
+    """Return for each file which of its keys came before: in an earlier file, or earlier in the same one.
+
+    The files are read once for each part of the keys, so that memory does not grow with their number, but for a byte a
+    key. It does grow where many keys are the same.
+
+    Args:
+        key_files: uint64 keys as `tofile` writes them, spread evenly, as hashes are.
+    """
+    sizes = [path.stat().st_size // 8 for path in key_files]
+    is_repeated = np.zeros(sum(sizes), dtype=np.bool_)
+    n_parts = -(-len(is_repeated) // keys_per_part)
+    ends = np.cumsum(sizes, dtype=np.intp)
+    for part in range(n_parts):
+        parts, places = [], []
+        for path, end, size in zip(key_files, ends, sizes, strict=True):
+            keys = np.fromfile(path, dtype=np.uint64)
+            of_part = np.flatnonzero(keys % np.uint64(n_parts) == part)
+            parts.append(keys[of_part])
+            places.append(of_part + (end - size))
+        keys = np.concatenate(parts)
+        order = np.argsort(keys, kind="stable")
+        keys = keys[order]
+        is_repeated[np.concatenate(places)[order[1:][keys[1:] == keys[:-1]]]] = True
+    return np.split(is_repeated, ends[:-1]) if sizes else []

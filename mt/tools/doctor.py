@@ -190,10 +190,9 @@ def _text_findings(config: RunConfig, train: Sequence[Sample], held_out: Sequenc
 
 def _forecast(config: RunConfig, rehearsal: Rehearsal, device: torch.device | None, prepared: str | None) -> Forecast:
     footprint, sources, n_processes = Footprint.of(config, rehearsal.vocab_size), rehearsal.sources, n_cores()
-    pairs, src_tokens, tgt_tokens = (
-        round(sum(getattr(source, name) for source in sources)) for name in ("n_kept", "src_tokens", "tgt_tokens")
-    )
-    epoch_tokens = sum(source.tgt_tokens * source.sample.corpus.weight for source in sources)
+    pairs = round(sum(source.n_kept for source in sources))
+    src_tokens, tgt_tokens = (round(sum(source.n_tokens(side) for source in sources)) for side in (0, 1))
+    epoch_tokens = sum(source.n_tokens(1) * source.sample.corpus.weight for source in sources)
     id_bytes = 2 if ids_dtype(rehearsal.vocab_size) == "<u2" else 4
     return Forecast(
         prepared=prepared,
