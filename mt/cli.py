@@ -739,9 +739,6 @@ def _shard(text: str) -> Shard:
     return Shard(int(number), int(n_shards))
 
 
-# --- mt score ---------------------------------------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def _output_stream(name: str) -> Iterator[BinaryIO]:
     from mt.system.files import explained_writes, whole_file

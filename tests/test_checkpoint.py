@@ -161,15 +161,6 @@ def test_one_flipped_bit_is_found_wherever_it_is(
     use(folder, name)
 
 
-def test_a_damaged_tokenizer_is_not_handed_on(tmp_path: Path, config: RunConfig, tokenizer_path: Path) -> None:
-    save(tmp_path / "model", config, tokenizer_path)
-    path = tmp_path / "model" / "tokenizer.model"
-    assert ModelFolder.open(tmp_path / "model").tokenizer_path == path
-    path.write_bytes(path.read_bytes() + b"\0")
-    with pytest.raises(CheckpointError, match=r"tokenizer\.model: is damaged: its checksum"):
-        _ = ModelFolder.open(tmp_path / "model").tokenizer_path
-
-
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, config: RunConfig, tokenizer_path: Path) -> None:
     save(tmp_path / "model", config, tokenizer_path)
     src, tgt = toy_text(300, 7)
@@ -316,15 +307,14 @@ def test_the_last_due_the_best_and_multiples_are_kept(tmp_path: Path) -> None:
         ("every", {"keep_every": 20}, [10, 20, 40, 60, 63]),
         ("all", {"keep_last": 3, "keep_best": 2, "keep_every": 20}, [10, 20, 25, 40, 50, 60, 63]),
     ):
-        begin_run(tmp_path / name, *steps)
+        run = RunFolder(tmp_path / name)
+        begin_run(run.path, *steps)
         for step, score in scores.items():
-            enter(tmp_path / name, step, score)
-        assert kept_after_pruning(tmp_path / name, 10, **keep) == kept
-        assert RunFolder(tmp_path / name).best_checkpoint() == RunFolder(tmp_path / name).checkpoint(10)
-        assert (
-            RunFolder(tmp_path / name).scheduled_checkpoints(10)[-2:]
-            == [RunFolder(tmp_path / name).checkpoint(step) for step in kept if step % 10 == 0 or step == 63][-2:]
-        )
+            enter(run.path, step, score)
+        assert kept_after_pruning(run.path, 10, **keep) == kept
+        assert run.best_checkpoint() == run.checkpoint(10)
+        scheduled = [run.checkpoint(step) for step in kept if step % 10 == 0 or step == 63]
+        assert run.scheduled_checkpoints(10)[-2:] == scheduled[-2:]
 
 
 def test_a_score_has_a_rank_and_the_ranking_is_written_down(tmp_path: Path) -> None:
