@@ -25,6 +25,7 @@ from mt.errors import ConfigError, DataError
 from mt.system.workers import Workers
 from mt.text import corpus as corpus_module
 from mt.text import prepare as prepare_module
+from mt.text import shards
 from mt.text.corpus import PreparedCorpus
 from mt.text.normalise import normalise
 from mt.text.prepare import corpus_fingerprint, prepare_corpus
@@ -315,7 +316,7 @@ def test_a_preparation_that_is_interrupted_again_and_again_ends_as_one_that_is_n
 ) -> None:
     again = write_pair("again", FIRST_SRC[50:120], FIRST_TGT[50:120])
     config = with_data(config, train=(*config.data.train, again))
-    monkeypatch.setattr(prepare_module, "PAIRS_PER_SHARD", 37)
+    monkeypatch.setattr(shards, "PAIRS_PER_SHARD", 37)
     whole, _ = prepare(with_data(config, prepared_dir="whole"))
     monkeypatch.setattr(prepare_module, "Workers", InThisProcess)
     calls: list[str] = []
@@ -548,7 +549,7 @@ def test_shards_in_worker_processes_give_what_one_process_gives(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, _ = prepare(config)
-    monkeypatch.setattr(prepare_module, "PAIRS_PER_SHARD", 37)
+    monkeypatch.setattr(shards, "PAIRS_PER_SHARD", 37)
     parts, _ = prepare(with_data(config, prepared_dir="parts"))
     for name in NOT_OF_THE_MOMENT:
         assert (parts.folder / name).read_bytes() == (whole.folder / name).read_bytes()

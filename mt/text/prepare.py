@@ -30,6 +30,7 @@ from mt.system.locks import locked
 from mt.system.provenance import host_memory_bytes, machine, n_cores, package_versions, peak_host_memory_bytes
 from mt.system.signals import exit_on_signals, raise_pending_exit
 from mt.system.workers import Workers
+from mt.text import shards
 from mt.text.clean import CHANGE_RULES, RULES, Tally, removed_text
 from mt.text.corpora import Chunk, CorpusReader, SentencePair, readers_of
 from mt.text.corpus import (
@@ -44,19 +45,6 @@ from mt.text.corpus import (
 )
 from mt.text.normalise import Normalisers
 from mt.text.overlap import HeldOut, NgramOverlap
-from mt.text.shards import (
-    DUPLICATES,
-    PAIRS_PER_SHARD,
-    Cleaning,
-    Counting,
-    Encoding,
-    Shard,
-    Stage,
-    encode_pairs,
-    install_stage,
-    repeated,
-    run_stage,
-)
 from mt.text.tokenizer import MAX_WORD_BYTES, Tokenizer, adopt_model, n_skipped_words, train_tokenizer, vocabulary_facts
 
 N_SAMPLES = 50  # kept pairs that the report shows
@@ -160,17 +148,17 @@ def _opened(folder: Path) -> PreparedCorpus:
 
 def _build(config: RunConfig, building: Path, tokenizer_path: Path | None) -> None:
     """Build the corpus. Only the process that holds its lock may call this: what fails removes the folder."""
-    shards = building / "shards"
-    has_begun = shards.exists()
+    parts = building / "shards"
+    has_begun = parts.exists()
     try:
-        shards.mkdir(parents=True, exist_ok=True)
-        os.utime(shards)
+        parts.mkdir(parents=True, exist_ok=True)
+        os.utime(parts)
         if has_begun:
             _log.info(f"{building}: a preparation of the same data was interrupted, its finished parts are used")
         # The manifest is written last: with it, nothing but the removal of the shards is left to do.
         if not (building / "manifest.json").exists():
             _Builder(config, building, tokenizer_path).build()
-        shutil.rmtree(shards)
+        shutil.rmtree(parts)
     except (KeyboardInterrupt, SystemExit):
         _log.info(f"interrupted; finished parts are kept for {_DAYS_KEPT} days, the same command continues with them")
         raise
@@ -202,7 +190,7 @@ class _Builder:
         self.tokenizer_path = tokenizer_path
         self.fingerprint = folder.name.removeprefix(".building-")
         self.seconds: dict[str, float] = {}
-        self.shards: list[Shard] = []  # of all corpora, in order
+        self.shards: list[shards.Shard] = []  # of all corpora, in order
 
     def build(self) -> None:
         # Validation and test sets first: they are small, and what is wrong with them shows at once.
@@ -247,14 +235,14 @@ class _Builder:
         yield
         self.seconds[stage] = time.perf_counter() - started_at
 
-    def _run(self, stage: Stage, tasks: Iterable[tuple[Shard, Any]], n_pairs: int | None) -> None:
+    def _run(self, stage: shards.Stage, tasks: Iterable[tuple[shards.Shard, Any]], n_pairs: int | None) -> None:
         """Let worker processes take a stage with all shards that it has not finished yet."""
         tasks = (task for task in tasks if not task[0].is_finished(stage.name))
         first = list(islice(tasks, 2))
         # Starting processes takes longer than one shard.
         n = min(n_cores(), 64) if len(first) > 1 else 0
-        with Meter("pairs", n_pairs, what=stage.what) as meter, Workers(n, install_stage, (stage,)) as workers:
-            for n_done in workers.map(run_stage, chain(first, tasks), ahead=n + 1):
+        with Meter("pairs", n_pairs, what=stage.what) as meter, Workers(n, shards.install_stage, (stage,)) as workers:
+            for n_done in workers.map(shards.run_stage, chain(first, tasks), ahead=n + 1):
                 meter.advance(n_done)
                 raise_pending_exit()
 
@@ -292,16 +280,16 @@ class _Builder:
         return pairs
 
     def _clean(self, held_out: HeldOut) -> None:
-        def tasks() -> Iterator[tuple[Shard, Chunk]]:
+        def tasks() -> Iterator[tuple[shards.Shard, Chunk]]:
             for corpus, reader in enumerate(self.train_readers):
-                for number, chunk in enumerate(reader.chunks(PAIRS_PER_SHARD)):
-                    self.shards.append(Shard(self.folder / "shards", corpus, number, len(chunk.src)))
+                for number, chunk in enumerate(reader.chunks(shards.PAIRS_PER_SHARD)):
+                    self.shards.append(shards.Shard(self.folder / "shards", corpus, number, len(chunk.src)))
                     yield self.shards[-1], chunk
 
         counts = [reader.count() for reader in self.train_readers]
         n_pairs = None if None in counts else sum(filter(None, counts))
         langs = self.config.src_lang, self.config.tgt_lang
-        self._run(Cleaning(self.config.data.clean, langs, held_out), tasks(), n_pairs)
+        self._run(shards.Cleaning(self.config.data.clean, langs, held_out), tasks(), n_pairs)
         for number, corpus in enumerate(self.config.data.train):
             tally = self._tally("cleaned", number)
             _log.info(
@@ -311,21 +299,21 @@ class _Builder:
         self._require_pairs("cleaned")
 
     def _find_repeats(self) -> list[npt.NDArray[np.uint8]]:
-        """Return for each shard which of its pairs came before, as `Counting` takes it."""
+        """Return for each shard which of its pairs came before, as `shards.Counting` takes it."""
         mode = self.config.data.clean.duplicates
         if mode == "keep" or all(shard.is_finished("kept") for shard in self.shards):
             return [np.zeros(shard.path("cleaned.lines").stat().st_size // 8, dtype=np.uint8) for shard in self.shards]
-        exact = repeated([shard.path("cleaned.keys") for shard in self.shards])
+        exact = shards.repeated([shard.path("cleaned.keys") for shard in self.shards])
         if mode == "exact":
             return [flags.astype(np.uint8) for flags in exact]
-        folded = repeated([shard.path("cleaned.folded") for shard in self.shards])
+        folded = shards.repeated([shard.path("cleaned.folded") for shard in self.shards])
         return [np.select(flags, (1, 2)).astype(np.uint8) for flags in zip(exact, folded, strict=True)]
 
     def _count_words(self, repeats: Sequence[npt.NDArray[np.uint8]]) -> tuple[list[Counter[str]], int]:
         """Remove duplicates; return the words of source and target side in a sample, and its lines."""
         n_pairs = self._tally("cleaned").n_kept
         share = self.config.tokenizer.sample_lines / max(2 * n_pairs, 1)
-        self._run(Counting(share), zip(self.shards, repeats, strict=True), n_pairs)
+        self._run(shards.Counting(share), zip(self.shards, repeats, strict=True), n_pairs)
         words: list[Counter[str]] = [Counter(), Counter()]
         n_lines = 0
         for shard in self.shards:
@@ -336,7 +324,7 @@ class _Builder:
                     words[side] = _without_rarest(words[side])
         if self.config.data.clean.duplicates != "keep":
             removed = self._tally("kept").removed
-            _log.info(f"duplicates removed: {removed_text({rule: removed[rule] for rule in DUPLICATES})}")
+            _log.info(f"duplicates removed: {removed_text({rule: removed[rule] for rule in shards.DUPLICATES})}")
         return words, n_lines
 
     def _make_tokenizer(self, words: Sequence[Counter[str]], n_lines: int) -> tuple[Tokenizer, dict[str, Any]]:
@@ -378,7 +366,7 @@ class _Builder:
         max_tokens, tags = self.config.data.max_tokens, [corpus.tag for corpus in self.config.data.train]
         sizes = [shard.result("kept")["n_pairs"] for shard in self.shards]
         started_at = time.perf_counter()
-        encoding = Encoding(self.folder / "tokenizer.model", max_tokens, tags)
+        encoding = shards.Encoding(self.folder / "tokenizer.model", max_tokens, tags)
         self._run(encoding, zip(self.shards, _shown(sizes), strict=True), sum(sizes))
         total = self._require_pairs("encoded")
         n_too_long = total.removed["too_many_tokens"].count
@@ -428,7 +416,7 @@ class _Builder:
 
     def _encode_valid(self, tokenizer: Tokenizer, pairs: Sequence[SentencePair]) -> dict[str, Any]:
         corpus, max_tokens = self.config.data.valid, self.config.data.max_tokens
-        sides = encode_pairs(tokenizer, Normalisers.of_run(self.config).pairs(pairs), corpus.tag)
+        sides = shards.encode_pairs(tokenizer, Normalisers.of_run(self.config).pairs(pairs), corpus.tag)
         for pair, *ids in zip(pairs, *sides, strict=True):
             longest = max(map(len, ids))
             if longest > MAX_VALIDATION_TOKENS:
@@ -451,7 +439,7 @@ class _Builder:
             joined.write("source\tline\treason\tsrc\ttgt\n")
             for shard in self.shards:
                 description = self.config.data.train[shard.corpus].description.replace("\t", " ")
-                for stage in (Cleaning, Counting, Encoding):
+                for stage in (shards.Cleaning, shards.Counting, shards.Encoding):
                     with shard.path(f"{stage.name}.removed").open(encoding="utf-8", newline="\n") as rows:
                         joined.writelines(f"{description}\t{row}" for row in rows)
 
