@@ -27,20 +27,8 @@ from mt.tools.verify import Difference, Kill, Verdict, comes_to, compare, short_
 from mt.train.optimizer import Optimizer
 from tests.toys import toy_config, write_lines
 
-NONE = Difference(
-    n_weights=33,
-    n_weights_differing=0,
-    largest=0.0,
-    largest_in=None,
-    relative=0.0,
-    n_state=174,
-    n_state_differing=0,
-    first_state_differing=None,
-    n_logged=96,
-    n_logged_differing=0,
-    largest_loss=0.0,
-    first_logged_differing=None,
-)
+# 33 weights, 174 entries of the state and 96 logged figures; none of them differ.
+NONE = Difference(33, 0, 0.0, None, 0.0, 174, 0, None, 96, 0, 0.0, None)
 SOME = replace(NONE, n_weights_differing=2, largest=0.001, largest_in="embedding.weight", relative=1e-6)
 KILLS = (Kill(3, True), Kill(12, False))
 
@@ -48,66 +36,52 @@ KILLS = (Kill(3, True), Kill(12, False))
 # --- Trainings, whole and broken --------------------------------------------------------------------------------------
 
 
-def forget_the_plan(run_dir: Path, corpus: Path) -> None:
-    _train_with_state_changed(
-        run_dir, corpus, lambda state: state["progress"]["plan_state"].update(position=0, epoch=0)
-    )
+def forget_the_plan(state: dict[str, Any]) -> None:
+    state["progress"]["plan_state"].update(position=0, epoch=0)
 
 
-def forget_the_moments(run_dir: Path, corpus: Path) -> None:
-    def forget(state: dict[str, Any]) -> None:
-        for moments in state["optimizer"]["adam"]["state"].values():
-            moments["exp_avg"].zero_()
-
-    _train_with_state_changed(run_dir, corpus, forget)
+def forget_the_moments(state: dict[str, Any]) -> None:
+    for moments in state["optimizer"]["adam"]["state"].values():
+        moments["exp_avg"].zero_()
 
 
-def _train_with_state_changed(run_dir: Path, corpus: Path, change: Any) -> None:
+@pytest.fixture
+def forgetting(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     load = ModelFolder.load_training_state
 
-    def load_changed(folder: ModelFolder) -> dict[str, Any]:
-        state = load(folder)
-        change(state)
-        return state
+    def forget(change: Any) -> None:
+        def load_changed(folder: ModelFolder) -> dict[str, Any]:
+            state = load(folder)
+            change(state)
+            return state
 
-    ModelFolder.load_training_state = load_changed  # type: ignore[method-assign]
-    train_in(run_dir, corpus)
+        monkeypatch.setattr(ModelFolder, "load_training_state", load_changed)
+
+    return forget
 
 
-def train_by_chance(run_dir: Path, corpus: Path) -> None:
+@pytest.fixture
+def chance(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a device whose sums come out in another order each time."""
-    _disturb_gradients()
-    train_in(run_dir, corpus)
-
-
-def train_by_chance_and_forget_the_plan(run_dir: Path, corpus: Path) -> None:
-    _disturb_gradients()
-    forget_the_plan(run_dir, corpus)
-
-
-def _disturb_gradients() -> None:
-    chance = torch.Generator().manual_seed(int.from_bytes(os.urandom(4), "little"))
     step = Optimizer.step
 
     def disturbed(optimizer: Optimizer, lr: float) -> torch.Tensor:
+        chance = torch.Generator().manual_seed(int.from_bytes(os.urandom(4), "little"))
         for parameter in optimizer.parameters:
             if parameter.grad is not None:
                 parameter.grad *= 1 + 1e-6 * torch.randn(parameter.shape, generator=chance)
         return step(optimizer, lr)
 
-    Optimizer.step = disturbed  # type: ignore[method-assign]
+    monkeypatch.setattr(Optimizer, "step", disturbed)
 
 
 @pytest.fixture
-def forks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fork has imported torch already; the threads of this process are not in it."""
+def verdict_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Verdict]:
+    """Verify in forks: these have imported torch, and what a test has patched; but not the threads of this process."""
     forked = partial(Workers, initializer=torch.set_num_threads, initargs=(1,), are_forked=True)
     monkeypatch.setattr(mt.tools.verify, "Workers", forked)
 
-
-@pytest.fixture
-def verdict_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks: None) -> Callable[..., Verdict]:
-    def verdict(train: Any, *, peak_lr: float | None = None, **options: int) -> Verdict:
+    def verdict(train: Any = train_in, *, peak_lr: float | None = None, **options: int) -> Verdict:
         monkeypatch.setattr(mt.tools.verify, "train_in", train)
         return verify_resume(toy_config(tmp_path, peak_lr=peak_lr), tmp_path / "runs", **options)
 
@@ -117,7 +91,7 @@ def verdict_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks: None) -> 
 def test_a_training_that_goes_on_as_it_should_is_proved(
     verdict_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    verdict = verdict_of(train_in)
+    verdict = verdict_of()
     assert (verdict.is_proved, verdict.is_bit_identical, verdict.again) == (True, True, None)
     assert [kill.step for kill in verdict.kills] == sorted(kill.step for kill in verdict.kills)
     assert len(verdict.kills) == 3
@@ -144,9 +118,12 @@ def test_a_training_that_goes_on_as_it_should_is_proved(
     ]
 
 
-@pytest.mark.parametrize("train", [forget_the_plan, forget_the_moments])
-def test_a_training_that_forgets_something_is_found_out(verdict_of: Any, tmp_path: Path, train: Any) -> None:
-    verdict = verdict_of(train, n_updates=10, n_kills=1)
+@pytest.mark.parametrize("change", [forget_the_plan, forget_the_moments])
+def test_a_training_that_forgets_something_is_found_out(
+    verdict_of: Any, forgetting: Any, tmp_path: Path, change: Any
+) -> None:
+    forgetting(change)
+    verdict = verdict_of(n_updates=10, n_kills=1)
     assert not verdict.is_proved
     assert verdict.again is not None
     assert verdict.again.is_none
@@ -160,16 +137,19 @@ def test_a_training_that_forgets_something_is_found_out(verdict_of: Any, tmp_pat
     assert str(verdict).splitlines()[-1] == "  in one go twice: the same to the last bit"
 
 
-def test_where_two_straight_runs_differ_a_resumed_one_may_differ_as_much(verdict_of: Any) -> None:
-    verdict = verdict_of(train_by_chance, peak_lr=1e-3, n_kills=2)
+def test_where_two_straight_runs_differ_a_resumed_one_may_differ_as_much(verdict_of: Any, chance: None) -> None:
+    verdict = verdict_of(peak_lr=1e-3, n_kills=2)
     assert (verdict.is_proved, verdict.is_bit_identical) == (True, False)
     assert verdict.again is not None
     assert 0 < verdict.resumed.relative < 10 * verdict.again.relative
     assert verdict.summary == "resume adds nothing to how far two runs in one go are apart on this machine"
 
 
-def test_a_broken_resume_is_found_out_even_where_two_straight_runs_differ(verdict_of: Any) -> None:
-    verdict = verdict_of(train_by_chance_and_forget_the_plan, peak_lr=1e-3, n_kills=2)
+def test_a_broken_resume_is_found_out_even_where_two_straight_runs_differ(
+    verdict_of: Any, forgetting: Any, chance: None
+) -> None:
+    forgetting(forget_the_plan)
+    verdict = verdict_of(peak_lr=1e-3, n_kills=2)
     assert not verdict.is_proved
     assert verdict.again is not None
     assert verdict.resumed.relative > verdict.again.relative > 0

@@ -73,9 +73,8 @@ class _Interrupted(BaseException):
 class Received:
     """The signal that came, if one did."""
 
-    def __init__(self) -> None:
-        self.number: int | None = None
-        self._may_interrupt = False
+    number: int | None = None
+    _may_interrupt = False
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
@@ -84,8 +83,6 @@ class Received:
             self._may_interrupt = True
             try:
                 yield
-            except _Interrupted:
-                pass
             finally:
                 self._may_interrupt = False
 

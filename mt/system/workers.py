@@ -24,6 +24,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
+from functools import partial
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, TypeVar
 
@@ -119,7 +120,7 @@ class Workers:
         """
         future: Future[_Result] = Future()
         if self.n == 0:
-            _fulfil(future, function, *arguments)
+            _fulfil(future, partial(function, *arguments))
         else:
             self._tasks.put((future, (function, arguments)))
         return future
@@ -162,14 +163,9 @@ def run_apart(
         return future.result()
 
 
-def _fulfil(
-    future: Future[Any],
-    function: Callable[..., Any],
-    *arguments: Any,
-    errors: type[BaseException] = Exception,
-) -> None:
+def _fulfil(future: Future[Any], work: Callable[[], Any], errors: type[BaseException] = Exception) -> None:
     try:
-        future.set_result(function(*arguments))
+        future.set_result(work())
     except errors as error:
         future.set_exception(error)
 
@@ -195,7 +191,7 @@ class _Worker:
             while (task := tasks.get()) is not None:
                 future, call = task
                 if future.set_running_or_notify_cancel():
-                    _fulfil(future, self._run, call, errors=BaseException)
+                    _fulfil(future, partial(self._run, call), BaseException)
                 # Nothing of a task outlives it: results are large.
                 del task, future, call
 

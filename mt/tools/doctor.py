@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -293,17 +294,13 @@ def diagnosis_text(diagnosis: Diagnosis, config_name: str) -> str:
         lines.append(f"  {finding.level:<{LABEL_WIDTH}}{finding.problem}")
         if finding.fix:
             lines.append(f"  {'':<{LABEL_WIDTH}}{finding.fix}")
-    sections = [[f"{diagnosis.config.name}: {_summary(diagnosis.findings)}"]]
+    counts = Counter(finding.level for finding in diagnosis.findings)
+    told = [f"{n} {level}{'' if n == 1 else 's'}" for level in ("error", "warning", "note") if (n := counts[level])]
+    sections = [[f"{diagnosis.config.name}: {', '.join(told) or 'no findings'}"]]
     sections += [[heading, *lines] for heading, lines in findings.items() if lines]
     if diagnosis.forecast is not None:
         sections.append(_forecast_lines(diagnosis, diagnosis.forecast, config_name))
     return "\n\n".join(map("\n".join, sections))
-
-
-def _summary(findings: Sequence[Finding]) -> str:
-    counts = {level: sum(finding.level == level for finding in findings) for level in ("error", "warning", "note")}
-    told = [f"{n} {level}{'' if n == 1 else 's'}" for level, n in counts.items() if n]
-    return ", ".join(told) or "no findings"
 
 
 def _looked_at(sample: Sample) -> str:
