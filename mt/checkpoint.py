@@ -98,10 +98,8 @@ class CheckedFolder:
         """Load the tokenizer that the model was trained with."""
         tokenizer = Tokenizer.load(self.tokenizer_path)
         if tokenizer.vocab_size != self.manifest["vocab_size"]:
-            raise CheckpointError(
-                f"{self.path / TOKENIZER}: has {tokenizer.vocab_size:,} pieces, the model was trained with "
-                f"{self.manifest['vocab_size']:,}: put the original file back"
-            )
+            sizes = f"{tokenizer.vocab_size:,} pieces, the model was trained with {self.manifest['vocab_size']:,}"
+            raise CheckpointError(self.path / TOKENIZER, f"has {sizes}", "put the original file back")
         return tokenizer
 
 
@@ -121,10 +119,8 @@ class ModelFolder(CheckedFolder):
         if not path.is_dir():
             raise CheckpointError(path, "no such model folder")
         if (path / EXPORTED).is_file() and not (path / WEIGHTS).is_file():
-            raise CheckpointError(
-                f"{path}: is an export for CTranslate2: mt translate takes it with --backend ctranslate2; all else "
-                "takes the model that it was made of"
-            )
+            fix = "mt translate takes it with --backend ctranslate2; all else takes the model that it was made of"
+            raise CheckpointError(path, "is an export for CTranslate2", fix)
         return super().open(path)
 
     def load_weights(self) -> dict[str, Tensor]:
@@ -133,7 +129,7 @@ class ModelFolder(CheckedFolder):
         try:
             return load_file(self.path / WEIGHTS)
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{self.path / WEIGHTS}: cannot be read: {error}") from error
+            raise CheckpointError(self.path / WEIGHTS, f"cannot be read: {error}") from error
 
     @property
     def n_parameters(self) -> int:
@@ -153,12 +149,12 @@ class ModelFolder(CheckedFolder):
     def load_training_state(self) -> dict[str, Any]:
         """Return what training needs besides the weights, tensors on the CPU."""
         if not (self.path / TRAINING).is_file():
-            raise CheckpointError(f"{self.path / TRAINING}: is missing: training cannot continue from this folder")
+            raise CheckpointError(self.path / TRAINING, "is missing", "training cannot continue from this folder")
         check_file(self.path / TRAINING, self.manifest)
         try:
             state: dict[str, Any] = torch.load(self.path / TRAINING, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises whatever is wrong with what it reads
-            raise CheckpointError(f"{self.path / TRAINING}: cannot be read: {error}") from error
+            raise CheckpointError(self.path / TRAINING, f"cannot be read: {error}") from error
         return state
 
 
@@ -191,7 +187,7 @@ def load_into(model: Transformer, weights: dict[str, Tensor], origin: Path) -> N
         names = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         told = [f"{n} is {found.get(n, 'missing')}, expected {expected.get(n, 'none')}" for n in names[:5]]
         more = f"; and {len(names) - 5:,} more" if len(names) > 5 else ""
-        raise CheckpointError(f"{origin}: weights do not fit the model: {'; '.join(told)}{more}")
+        raise CheckpointError(origin, f"weights do not fit the model: {'; '.join(told)}{more}")
     model.load_state_dict(weights)
 
 
@@ -248,7 +244,7 @@ def average_weights(folders: Sequence[Path]) -> dict[str, Tensor]:
     for folder in folders:
         weights = ModelFolder.open(folder).load_weights()
         if sums and sums.keys() != weights.keys():
-            raise CheckpointError(f"{folder}: holds other weights than {folders[0]}: they cannot be averaged")
+            raise CheckpointError(folder, f"holds other weights than {folders[0]}", "they cannot be averaged")
         for name, tensor in weights.items():
             sums[name] = sums[name] + tensor if name in sums else tensor.double()
     return {name: (total / len(folders)).float() for name, total in sums.items()}

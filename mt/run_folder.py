@@ -61,9 +61,8 @@ class RunFolder:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{self.record}: is damaged ({error}): put it back, or start over with another --run-dir"
-            ) from error
+            fix = "put it back, or start over with another --run-dir"
+            raise CheckpointError(self.record, f"is damaged ({error})", fix) from error
         return record
 
     @contextmanager
@@ -75,14 +74,15 @@ class RunFolder:
         """
 
         def refuse() -> NoReturn:
-            raise MTError(f"{self.path}: another training runs in this folder: wait for it, or use another --run-dir")
+            fix = "wait for it, or use another --run-dir"
+            raise MTError(self.path, "another training runs in this folder", fix)
 
         with ExitStack() as stack:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(locked(self.lock, refuse))
             except OSError as error:
-                raise MTError(f"{self.path}: the run folder cannot be written: {error.strerror}") from error
+                raise MTError(self.path, f"the run folder cannot be written: {error.strerror}") from error
             yield
 
     # --- checkpoints
@@ -180,19 +180,19 @@ def open_model(path: str | Path) -> ModelFolder:
     """
     path = Path(path)
     if not path.exists():
-        raise CheckpointError(f"{path}: no such folder: give a run folder, a checkpoint or a model folder")
+        raise CheckpointError(path, "no such folder", "give a run folder, a checkpoint or a model folder")
     if path.is_file():
-        raise CheckpointError(f"{path}: is a file: give the folder that it lies in, {path.parent}")
+        raise CheckpointError(path, "is a file", f"give the folder that it lies in, {path.parent}")
     run = RunFolder(path)
     if run.model.is_dir() and not run.model_is_outdated():
         return ModelFolder.open(run.model)
     if run.all_checkpoints.is_dir() or (run.record.is_file() and not (path / WEIGHTS).exists()):
         best = run.best_checkpoint() or next(reversed(run.checkpoints()), None)
         if best is None:
-            raise CheckpointError(f"{path}: this run has no checkpoint yet: wait for the first one")
+            raise CheckpointError(path, "this run has no checkpoint yet", "wait for the first one")
         return ModelFolder.open(best)
     if inside := sorted(str(one) for one in path.iterdir() if (one / _RECORD).is_file() or (one / WEIGHTS).is_file()):
         choice = f"{', '.join(inside[:5])}{', …' if len(inside) > 5 else ''}"
         if not (path / WEIGHTS).exists():
-            raise CheckpointError(f"{path}: is no model, but holds some: give one of {choice}")
+            raise CheckpointError(path, "is no model, but holds some", f"give one of {choice}")
     return ModelFolder.open(path)

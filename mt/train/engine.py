@@ -342,11 +342,8 @@ class Engine:
         self.cut(halved)
         found = f"out of memory on {self.device} with micro-batches of {before.tgt_tokens:,} target tokens ({error})"
         if self.budget.tgt_tokens >= before.tgt_tokens and self.budget.src_tokens >= before.src_tokens:
-            raise ConfigError(
-                "train.micro_batch_tokens",
-                f"{found}, which hold the longest sentence alone",
-                "set train.activation_checkpointing, lower data.max_tokens, or make the model smaller",
-            )
+            fix = "set train.activation_checkpointing, lower data.max_tokens, or make the model smaller"
+            raise ConfigError("train.micro_batch_tokens", f"{found}, which hold the longest sentence alone", fix)
         if self.ranks.n > 1:
             raise ConfigError("train.micro_batch_tokens", f"rank {self.ranks.rank} is {found}", f"set it to {halved}")
         if self.execution.compiles:

@@ -95,11 +95,8 @@ class Trainer:
         n_positions = self.engine.model.positions.n_positions
         longest = max(int(side.lengths.max(initial=0)) for side in (corpus.valid.src, corpus.valid.tgt))
         if longest > (n_positions or longest):
-            raise ConfigError(
-                "model.n_positions",
-                f"is {n_positions:,}, and a sentence for validation has {longest:,} tokens",
-                "raise it, or leave that sentence out",
-            )
+            problem = f"is {n_positions:,}, and a sentence for validation has {longest:,} tokens"
+            raise ConfigError("model.n_positions", problem, "raise it, or leave that sentence out")
         found = self._load_last(lambda saved: True)
         if found is None:
             self._take_first_weights()
@@ -281,11 +278,12 @@ class Trainer:
         target = found or Progress()
         row = f"{progress.n_skipped_in_row:,} updates in a row up to step {progress.step:,} had no finite gradient"
         if progress.gone_back_to == target.step:
-            raise TrainingError(
-                f"{self.run.path}: {row}, although training had gone back to step {target.step:,} before and left the "
-                f"sentences since then out: go on with --set train.precision=fp32, or start over with a lower "
-                f"train.peak_lr or with train.clip_norm; {self.run.skipped.name} there names the sentences"
+            before = f"training had gone back to step {target.step:,} before and left the sentences since then out"
+            again = "start over with a lower train.peak_lr or with train.clip_norm"
+            fix = (
+                f"go on with --set train.precision=fp32, or {again}; {self.run.skipped.name} there names the sentences"
             )
+            raise TrainingError(self.run.path, f"{row}, although {before}", fix)
         if found is None:
             self.engine.restart()
             self._take_first_weights()
