@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 
 class MTError(Exception):
@@ -56,6 +57,23 @@ class ConfigError(MTError):
         for other in self.others:
             problem, fix = problem.replace(other, name_of(other)), fix.replace(other, name_of(other))
         return ConfigError(self.place if isinstance(self.args[0], Path) else name_of(self.place), problem, fix)
+
+
+class NotInstalledError(ConfigError):
+    """A setting or a command needs a package that is not installed."""
+
+
+def optional_package(name: str, extra: str, key: str = "") -> Any:
+    """Import a module of a package that comes with an extra of ours, for the setting `key`.
+
+    Raises:
+        NotInstalledError: it is not there.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        problem = f"{name.partition('.')[0]} is not installed"
+        raise NotInstalledError(key, problem, f"pip install 'mt-train[{extra}]'") from None
 
 
 class DataError(MTError):

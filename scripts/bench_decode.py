@@ -323,7 +323,7 @@ def measure(
 
 def rows_of(measured: dict[str, Measured], order: list[int], tokenizer: Any, references: list[str]) -> list[Row]:
     """Return the table. Batches are lists of the lines in `order`."""
-    from mt.evaluate.scores import corpus_bleu
+    from mt.evaluate.scores import bleu_and_chrf
 
     translations = {}
     for name, one in measured.items():
@@ -343,7 +343,7 @@ def rows_of(measured: dict[str, Measured], order: list[int], tokenizer: Any, ref
                 slowest_and_fastest=(min(speeds), max(speeds)),
                 sentences_per_second=len(order) / statistics.median(one.seconds),
                 tokens_per_sentence=n_tokens / len(order),
-                bleu=corpus_bleu(tokenizer.decode_batch(translations[name]), references),
+                bleu=bleu_and_chrf(tokenizer.decode_batch(translations[name]), references)[0],
                 n_equal=exact and sum(map(list.__eq__, translations[name], exact)),
                 ratio=statistics.median(ratios) if ratios else None,
                 latency_p50=latencies[len(latencies) // 2] if latencies else None,

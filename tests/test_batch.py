@@ -88,7 +88,7 @@ def test_source_and_target_of_a_pair_lie_in_the_same_tile() -> None:
     batch = assemble_tiles(parallel([([5] * 100, [6]), ([7], [8] * 30)]), np.arange(2), torch.float32)
     assert isinstance(batch.cross_layout, TileLayout)
     (group,) = batch.cross_layout.groups
-    assert (group.n_tiles, group.q_width) == (1, 128)
+    assert (group.n_tiles, group.width) == (1, 128)
     allowed = group.bias[0, 0] == 0
     queries, keys = batch.tgt_inputs == BOS_ID, batch.src_ids == EOS_ID
     # Each first target position sees the last source position of its own sentence alone.

@@ -21,6 +21,7 @@ from mt.errors import ConfigError, DataError
 from mt.model import Transformer
 from mt.system import device
 from mt.system.device import _measured_flops, data_sheet_flops, peak_flops, peak_memory_bytes
+from mt.text.corpus import first_test_pairs
 from mt.text.prepare import prepare_corpus
 from mt.text.tokenizer import EOS_ID, PAD_ID
 from mt.tools import bench
@@ -292,13 +293,15 @@ def test_latency_is_that_of_the_lines_that_there_is_time_for(
 
 def test_without_the_prepared_corpus_the_text_is_read_from_its_source(model_folder: Path) -> None:
     prepared, aside = model_folder.parent / "text" / "prepared", model_folder.parent / "aside"
-    with_it = bench._own_lines(ModelFolder.open(model_folder))
+    folder = ModelFolder.open(model_folder)
+    of_model = folder.config, folder.manifest["corpus_fingerprint"]
+    with_it = first_test_pairs(*of_model)
     prepared.rename(aside)
     try:
-        assert bench._own_lines(ModelFolder.open(model_folder)) == with_it
+        assert first_test_pairs(*of_model) == with_it
     finally:
         aside.rename(prepared)
-    assert with_it[1] == (model_folder.parent / "text" / "test.en").read_text("utf-8").splitlines()
+    assert [pair.src for pair in with_it[1]] == (prepared.parent / "test.en").read_text("utf-8").splitlines()
 
 
 def test_a_file_may_be_translated_instead(model_folder: Path, tmp_path: Path) -> None:
@@ -398,8 +401,8 @@ def test_the_table_says_what_was_measured() -> None:
         "  optimizer         5.0 ms   10.0%",
         "packing       94.5% of source and 99.1% of target positions",
         "work          0.372 GFLOP a target token: 187.4 TFLOP/s, 18.9% of the device's 989 TFLOP/s (data sheet)",
-        "memory        30.00 GiB at the peak, 31.00 GiB reserved",
         "warm-up       42.2 s, 3 updates",
+        "memory        30.00 GiB at the peak, 31.00 GiB reserved",
     ]
 
 
@@ -427,10 +430,10 @@ def test_the_table_of_decoding_says_what_was_measured() -> None:
         "model         runs/base, 63.1 M parameters",
         "device        cpu (Some CPU, 2 threads) in bf16",
         "data          newstest2014: sacrebleu:wmt14/full",
+        "load          1.2 s",
         "speed         30.0 sentences/s, 901 target tokens/s",
         "search        beam of 4, 4,096 source tokens together",
         "text          3,003 lines, 90,123 target tokens, 100.0 s",
         "latency       250.0 ms for a line alone, 95% of 80 take up to 500.0 ms",
         "memory        1.00 GiB at the peak of the process",
-        "load          1.2 s",
     ]

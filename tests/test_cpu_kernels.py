@@ -53,8 +53,8 @@ def two_widths() -> TileLayout:
     padded[:, 3] = -1e4
     return TileLayout(
         (
-            TileGroup(1, 0, 8, 0, 8, causal.view(1, 1, 8, 8)),
-            TileGroup(2, 8, 4, 8, 4, padded.expand(2, 1, 4, 4)),
+            TileGroup(1, 0, 8, causal.view(1, 1, 8, 8)),
+            TileGroup(2, 8, 4, padded.expand(2, 1, 4, 4)),
         )
     )
 

@@ -397,7 +397,7 @@ def test_without_ctranslate2_the_message_says_how_to_get_it(
     for call in (lambda: export(exported.folder, tmp_path / "export"), lambda: load_translator(exported.export)):
         with pytest.raises(MTError) as caught:
             call()
-        assert str(caught.value) == "CTranslate2 is not installed: pip install 'mt-train[ctranslate2]'"
+        assert str(caught.value) == "ctranslate2 is not installed: pip install 'mt-train[ctranslate2]'"
 
 
 def copied(folder: Path, to: Path) -> Path:

@@ -13,7 +13,7 @@ import sacrebleu
 
 from mt.errors import ConfigError, DataError
 from mt.evaluate import metrics
-from mt.evaluate.scores import TranslatedSet, corpus_bleu, corpus_chrf, score_corpus
+from mt.evaluate.scores import TranslatedSet, bleu_and_chrf, score_corpus
 from mt.report.facts import Interval, MetricScore, ScoredSet
 from mt.report.terminal import scores_text
 
@@ -102,8 +102,8 @@ def test_a_perfect_translation_scores_100_and_an_unrelated_one_0():
     text = ["Zwei Männer spielen Schach im Park."]
     assert [score.score for score in scores_of(text, text)] == pytest.approx([100, 100, 100, 100])
     assert scores_of(text, text, ["ter"])[0].score == 0
-    assert corpus_bleu([""], text) == 0
-    assert corpus_chrf(["qqq"], text) == 0
+    assert bleu_and_chrf([""], text)[0] == 0
+    assert bleu_and_chrf(["qqq"], text)[1] == 0
 
 
 def test_only_the_lower_cased_bleu_forgives_case():
@@ -188,15 +188,14 @@ def test_a_score_has_a_confidence_only_where_it_was_asked_for():
 
 def test_bleu_is_the_one_of_the_paper():
     # 5 of 6 words match, 3 of 5 bigrams, 1 of 4 trigrams, 0 of 3 four-grams; 6 words against 7 cost exp(1 - 7/6).
-    bleu = corpus_bleu(["the cat sat on the mat"], ["yesterday the cat sat under the mat"])
+    bleu, _ = bleu_and_chrf(["the cat sat on the mat"], ["yesterday the cat sat under the mat"])
     matches = (5 / 6) * (3 / 5) * (1 / 4) * (0.5 / 3)  # sacreBLEU smooths a count of 0 to a half
     assert bleu == pytest.approx(100 * 2.718281828459045 ** (1 - 7 / 6) * matches**0.25)
 
 
 def test_the_single_scores_are_those_of_the_list():
     bleu, chrf = scores_of(HYPOTHESES, REFERENCES)[:2]
-    assert corpus_bleu(HYPOTHESES, REFERENCES) == bleu.score
-    assert corpus_chrf(HYPOTHESES, REFERENCES) == chrf.score
+    assert bleu_and_chrf(HYPOTHESES, REFERENCES) == (bleu.score, chrf.score)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +215,7 @@ def test_what_is_not_parallel_is_refused(lines: Any, message: str):
 
 def test_without_lines_there_is_nothing_to_score():
     with pytest.raises(DataError) as caught:
-        corpus_bleu([], [])
+        bleu_and_chrf([], [])
     assert str(caught.value) == "nothing to score: there are no lines"
 
 

@@ -124,7 +124,7 @@ def one_sentence_at_a_time(
         scores = queries @ keys.transpose(1, 2) * q.shape[2] ** -0.5
         distances = torch.arange(keys.shape[1]) - torch.arange(queries.shape[1])[:, None]
         if bias is not None:
-            scores = scores + bias[:, layout.max_k + distances]
+            scores = scores + bias[:, layout.longest + distances]
         weights = scores.masked_fill(distances > 0, MASKED).softmax(-1) if is_causal else scores.softmax(-1)
         if kept is not None:
             weights = weights * kept[q_ends[i] : q_ends[i + 1], :, : keys.shape[1]].transpose(0, 1)

@@ -41,11 +41,13 @@ class TileGroup:
     """Tiles of one width: whole sentences in rows of W positions, kept apart by a mask."""
 
     n_tiles: int
-    q_start: int  # first row of the packed queries that the group covers
-    q_width: int
-    k_start: int
-    k_width: int
-    bias: Tensor  # [n, 1, q_width or 1, k_width], 0 or MASKED; causal where the layout is
+    start: int  # first of its rows, the same of both sides
+    width: int
+    bias: Tensor  # [n, 1, W or 1, W], 0 or MASKED; causal where the layout is
+
+    def tiles(self, x: Tensor) -> Tensor:
+        """Return its rows of x [T, …] as [n, W, …]."""
+        return x[self.start : self.start + self.n_tiles * self.width].view(self.n_tiles, self.width, *x.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class TileLayout:
     @property
     def longest(self) -> int:
         """Return the width of the widest tile."""
-        return max(max(group.q_width, group.k_width) for group in self.groups)
+        return max(group.width for group in self.groups)
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,7 @@ class VarlenLayout:
     cu_k: Tensor  # [N + 1] int32
     q_sentences: Tensor  # [T] int32: which sentence a row belongs to
     k_sentences: Tensor  # [S] int32
-    max_q: int  # no segment is longer
-    max_k: int
-
-    @property
-    def longest(self) -> int:
-        """Return a length that no segment of either side exceeds."""
-        return max(self.max_q, self.max_k)
+    longest: int  # no segment of either side has more rows
 
 
 Layout = TileLayout | VarlenLayout
@@ -84,7 +80,7 @@ def varlen_layout(cu_q: Tensor, cu_k: Tensor, longest: int) -> VarlenLayout:
     """Return the layout of cumulative lengths [N + 1] of both sides, of which none is longer."""
     q_sentences = _sentences_of_rows(cu_q)
     k_sentences = q_sentences if cu_k is cu_q else _sentences_of_rows(cu_k)
-    return VarlenLayout(cu_q, cu_k, q_sentences, k_sentences, longest, longest)
+    return VarlenLayout(cu_q, cu_k, q_sentences, k_sentences, longest)
 
 
 def _sentences_of_rows(cu: Tensor) -> Tensor:
@@ -185,7 +181,7 @@ def assemble_tiles(corpus: ParallelIds, sentences: Indices, dtype: torch.dtype) 
             ("decoder", (tgt[:, :, None] == tgt[:, None, :]) & causal),
             ("cross", tgt[:, :, None] == src[:, None, :]),
         ):
-            groups[layout].append(TileGroup(n_tiles, start, width, start, width, _bias(allowed, dtype)))
+            groups[layout].append(TileGroup(n_tiles, start, width, _bias(allowed, dtype)))
         start = stop
     rows |= {f"{layout}_layout": TileLayout(tuple(tiles)) for layout, tiles in groups.items()}
     return PackedBatch(**rows)
@@ -281,7 +277,7 @@ def assemble_sources(sentences: Sequence[Sequence[int]], dtype: torch.dtype, wid
     return SourceBatch(
         ids=torch.from_numpy(ids.reshape(-1)),
         positions=torch.arange(width).repeat(len(sentences)),
-        layout=TileLayout((TileGroup(len(sentences), 0, width, 0, width, bias),)),
+        layout=TileLayout((TileGroup(len(sentences), 0, width, bias),)),
         lengths=torch.from_numpy(lengths),
         width=width,
         has_padding=bool((lengths < width).any()),

@@ -62,12 +62,10 @@ def _most_attended(model: Transformer, batch: PackedBatch) -> Tensor:
     best = []
     weights_of_groups = model.cross_attention_weights(batch, min(ALIGNING_LAYER, len(model.decoder) - 1))
     for group, weights in zip(batch.cross_layout.groups, weights_of_groups, strict=True):
-        rows = slice(group.k_start, group.k_start + group.n_tiles * group.k_width)
-        is_end = (batch.src_ids[rows] == EOS_ID).view(group.n_tiles, 1, -1)  # [n, 1, W]
+        is_end = (group.tiles(batch.src_ids) == EOS_ID)[:, None]  # [n, 1, W]
         is_other = group.bias[:, 0] < 0  # [n, W, W]
         places = weights.mean(1).masked_fill_(is_end | is_other, -1).argmax(-1)  # [n, W]
-        positions = batch.src_positions[rows].view(group.n_tiles, -1)
-        best.append(positions.gather(1, places).flatten())
+        best.append(group.tiles(batch.src_positions).gather(1, places).flatten())
     return torch.cat(best).cpu()
 
 

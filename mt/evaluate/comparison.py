@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import chain, combinations, count
 from string import ascii_lowercase
 from typing import Any
 
@@ -122,16 +122,11 @@ def letters(ranking: Sequence[int], same: Collection[frozenset[int]]) -> list[li
             halves = [group - {place} for group in groups if group.issuperset(pair) for place in pair]
             groups = whole + [half for half in halves if not any(half <= group for group in whole)]
     found: list[list[str]] = [[] for _ in ranking]
-    for number, group in enumerate(sorted(map(sorted, groups))):
+    names = chain(ascii_lowercase, (f"{letter}{turn}" for turn in count(2) for letter in ascii_lowercase))
+    for name, group in zip(names, sorted(map(sorted, groups)), strict=False):
         for place in group:
-            found[ranking[place]].append(_letter(number))
+            found[ranking[place]].append(name)
     return found
-
-
-def _letter(number: int) -> str:
-    """Return a to z, and then a2, b2, …"""
-    turn, place = divmod(number, len(ascii_lowercase))
-    return ascii_lowercase[place] + (str(turn + 1) if turn else "")
 
 
 def _verdict(ranking: Sequence[int], groups: Sequence[Sequence[str]], names: Sequence[str]) -> str:

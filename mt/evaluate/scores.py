@@ -48,11 +48,7 @@ def score_corpus(translated: TranslatedSet, metrics: Sequence[str] | None = None
     return ScoredSet(n_lines=len(translated.hypotheses), n_references=len(translated.references), scores=scores)
 
 
-def corpus_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """Return BLEU alone."""
-    return score_corpus(TranslatedSet(None, hypotheses, [references]), ["bleu"]).scores[0].score
-
-
-def corpus_chrf(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """Return chrF2 alone."""
-    return score_corpus(TranslatedSet(None, hypotheses, [references]), ["chrf"]).scores[0].score
+def bleu_and_chrf(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, float]:
+    """Return BLEU and chrF2 alone."""
+    bleu, chrf = score_corpus(TranslatedSet(None, hypotheses, [references]), ["bleu", "chrf"]).scores
+    return bleu.score, chrf.score

@@ -43,8 +43,8 @@ from mt.decode.search import (
     search,
 )
 from mt.decode.translator import Backend, Translator
-from mt.errors import CheckpointError, ConfigError, MTError
-from mt.evaluate.scores import corpus_bleu, corpus_chrf
+from mt.errors import CheckpointError, ConfigError, MTError, optional_package
+from mt.evaluate.scores import bleu_and_chrf
 from mt.model import Transformer
 from mt.model.layers import EPSILON, DeepNorm, LayerNorm, Linear, PostNorm
 from mt.model.positions import LONGEST_DISTANCE, Learned, Positions, Relative, Sinusoidal, sinusoidal_positions
@@ -283,13 +283,7 @@ def _write_manifest(folder: ModelFolder, building: Path, quantization: str, resu
 
 
 def _package() -> Any:
-    """Return CTranslate2, which is an extra; raise an MTError if it is not installed."""
-    try:
-        import ctranslate2
-        import ctranslate2.specs
-    except ModuleNotFoundError:
-        raise MTError("CTranslate2 is not installed: pip install 'mt-train[ctranslate2]'") from None
-    return ctranslate2
+    return optional_package("ctranslate2", "ctranslate2")
 
 
 # --- Comparing --------------------------------------------------------------------------------------------------------
@@ -340,13 +334,14 @@ class _Exporter:
         )
         counts = Counter(map(_verdict, self.ours, theirs, of_ours, of_theirs))
         texts = [[self.tokenizer.decode(result.ids) for result in results] for results in (theirs, self.ours)]
+        bleu, chrf = bleu_and_chrf(*texts)
         return Comparison(
             quantization=quantization,
             n_lines=len(self.sources),
             **{name: counts[name] for name in ("n_equal", "n_tied", "n_missed", "n_different")},
             largest_gap=max(abs(our.log_prob - log_prob) for our, log_prob in zip(self.ours, of_ours, strict=True)),
-            bleu=corpus_bleu(*texts),
-            chrf=corpus_chrf(*texts),
+            bleu=bleu,
+            chrf=chrf,
         )
 
     def _best_of_each(self, search: Callable[[SearchRequest], list[list[SearchResult]]]) -> list[SearchResult]:
@@ -605,18 +600,14 @@ def load_translator(
         MTError: CTranslate2 is not installed, or cannot read the export.
     """
     folder = ExportFolder.open(Path(path))
-    quantization, checksums = folder.manifest["quantization"], folder.manifest[CHECKSUMS]
+    quantization, longest, checksums = (folder.manifest[key] for key in ("quantization", "n_positions", CHECKSUMS))
     if precision != "auto":
         problem = f"CTranslate2 computes as its model was exported, here {quantization}"
         raise ConfigError("precision", problem, "leave it at auto, or export the model in another quantization")
     tokenizer, config, device = folder.load_tokenizer(), folder.config, _device(device)
     try:
         backend = CTranslate2Backend(
-            folder.path,
-            tokenizer,
-            n_positions=folder.manifest["n_positions"],
-            quantization=quantization,
-            device=device,
+            folder.path, tokenizer, n_positions=longest, quantization=quantization, device=device
         )
     except (RuntimeError, ValueError) as error:
         raise MTError(folder.path, f"CTranslate2 cannot load it: {error}") from error

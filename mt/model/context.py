@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mt.data.batch import MASKED, Layout, TileLayout, VarlenLayout
-from mt.model.kernels import Kernels, Rows, attention_scores, separate, tiles
+from mt.model.kernels import Kernels, Rows, attention_scores, separate
 from mt.model.positions import Positions, rotated
 
 KeysAndValues = Callable[[Tensor], tuple[Tensor, ...]]  # see `CrossAttention.keys_and_values`
@@ -30,7 +30,7 @@ def rows_of(layout: Layout, dropout: float, positions: Positions | None = None, 
     if positions is not None and positions.adds_to_scores:
         # The distance of two rows of a sentence is that of their positions.
         if isinstance(layout, VarlenLayout):
-            distances = torch.arange(-layout.max_k, layout.max_k + 1, device=layout.cu_k.device)
+            distances = torch.arange(-layout.longest, layout.longest + 1, device=layout.cu_k.device)
             masks = [positions.bias(distances.new_zeros(1), distances, is_causal)[:, 0].contiguous()]
         else:
             places = [torch.arange(mask.shape[-1], device=mask.device) for mask in masks]
@@ -71,14 +71,14 @@ class PackedTarget(Packed):
 class Recorded(PackedTarget):
     """Packed in tiles, and the weights of cross-attention are kept."""
 
-    weights: list[Tensor] = field(default_factory=list)  # [n, H, Wq, Wk] float32 for each group of tiles
+    weights: list[Tensor] = field(default_factory=list)  # [n, H, W, W] float32 for each group of tiles
 
     def attend_memory(self, kernels: Kernels, q: Tensor, keys_and_values: KeysAndValues) -> Tensor:
         assert isinstance(self.cross.layout, TileLayout)
         queries, keys, _ = separate((q, *keys_and_values(self.memory)))
         for group, mask in zip(self.cross.layout.groups, self.cross.masks, strict=True):
-            of_group = tiles(queries, group.n_tiles, group.q_start, group.q_width)
-            scores = attention_scores(of_group, tiles(keys, group.n_tiles, group.k_start, group.k_width), mask)
+            of_queries, of_keys = (group.tiles(x).transpose(1, 2) for x in (queries, keys))
+            scores = attention_scores(of_queries, of_keys, mask)
             self.weights.append(functional.softmax(scores, -1, dtype=torch.float32))
         return super().attend_memory(kernels, q, keys_and_values)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mt.data.batch import TileLayout
+from mt.data.batch import TileGroup, TileLayout
 from mt.model.kernels import Activation, Inference, Kernels, NarrowCudaInference, Rows, in_groups, joined
 from mt.model.training import CudaTraining, Training
 
@@ -121,14 +121,11 @@ class _TiledAttention(torch.autograd.Function):
         ctx.layout, ctx.n_masks, saved, out = layout, n_masks, [], []
         projections = tensors[n_masks:]
         for group, mask in zip(layout.groups, tensors[:n_masks], strict=True):
-            # One projection alone: queries lie where keys do.
-            q_side, k_side = (group.q_start, group.q_width), (group.k_start, group.k_width)
-            sides = q_side, k_side, k_side
-            heads = [_into_heads(x, group.n_tiles, *side) for x, side in zip(projections, sides, strict=False)]
+            heads = [_into_heads(x, group) for x in projections]
             q, k, v = (part for x in heads for part in x)
-            weights = q.new_empty(len(q), group.q_width, group.k_width)
+            weights = q.new_empty(len(q), group.width, group.width)
             weights.view(group.n_tiles, -1, *weights.shape[1:]).copy_(mask)
-            scores = weights.view(len(k), -1, group.k_width)  # [n G, H/G W, W]
+            scores = weights.view(len(k), -1, group.width)  # [n G, H/G W, W]
             scores.baddbmm_(in_groups(q, k), k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
             torch.softmax(weights, -1, out=weights)
             out.append(_out_of_heads(torch.bmm(scores, v).view(1, *q.shape), group.n_tiles).flatten(1))
@@ -146,14 +143,14 @@ class _TiledAttention(torch.autograd.Function):
             q, k, v = (part for x in heads for part in x)
             scale, n_heads = q.shape[-1] ** -0.5, len(q) // group.n_tiles
             by_heads = grads[0].view(len(grads[0]), 1, n_heads, -1)
-            (grad,) = _into_heads(by_heads, group.n_tiles, group.q_start, group.q_width)
-            grad, by_group = in_groups(grad, k), weights.view(len(k), -1, group.k_width)
+            (grad,) = _into_heads(by_heads, group)
+            grad, by_group = in_groups(grad, k), weights.view(len(k), -1, group.width)
             grad_heads = [torch.empty_like(x) for x in heads]
             grad_q, grad_k, grad_v = (part for x in grad_heads for part in x)
             torch.bmm(by_group.transpose(1, 2), grad, out=grad_v)
             grad = torch.bmm(grad, v.transpose(1, 2))
             grad = torch._softmax_backward_data(grad, by_group, -1, grad.dtype)
-            of_masks.append(grad.view(group.n_tiles, n_heads, group.q_width, -1) if wants_mask else None)
+            of_masks.append(grad.view(group.n_tiles, n_heads, group.width, -1) if wants_mask else None)
             grad_q = in_groups(grad_q, k)
             torch.baddbmm(grad_q, grad, k, beta=0, alpha=scale, out=grad_q)
             torch.baddbmm(grad_k, grad.transpose(1, 2), in_groups(q, k), beta=0, alpha=scale, out=grad_k)
@@ -161,10 +158,9 @@ class _TiledAttention(torch.autograd.Function):
         return None, None, *of_masks, *(joined(list(parts)) for parts in zip(*per_group, strict=True))
 
 
-def _into_heads(x: Tensor, n_tiles: int, start: int, width: int) -> Tensor:
-    """[k, n H, W, E], contiguous, from n tiles of W rows of x [T, k, H, E]."""
-    tiles = x[start : start + n_tiles * width].view(n_tiles, width, *x.shape[1:])
-    return tiles.permute(2, 0, 3, 1, 4).contiguous().flatten(1, 2)
+def _into_heads(x: Tensor, group: TileGroup) -> Tensor:
+    """[k, n H, W, E], contiguous, from the group's rows of x [T, k, H, E]."""
+    return group.tiles(x).permute(2, 0, 3, 1, 4).contiguous().flatten(1, 2)
 
 
 def _out_of_heads(x: Tensor, n_tiles: int) -> Tensor:

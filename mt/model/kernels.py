@@ -203,18 +203,12 @@ def in_groups(x: Tensor, keys: Tensor) -> Tensor:
     return x.view(*x.shape[:-3], n_groups, n_heads // n_groups, *x.shape[-2:]).flatten(-3, -2)
 
 
-def tiles(x: Tensor, n_tiles: int, start: int, width: int) -> Tensor:
-    """Return rows of x [T, heads, E] as [n, heads, W, E]."""
-    return x[start : start + n_tiles * width].view(n_tiles, width, *x.shape[1:]).transpose(1, 2)
-
-
 def _tiled(q: Tensor, k: Tensor, v: Tensor, rows: Rows, layout: TileLayout) -> Tensor:
     parts = []
     for group, mask in zip(layout.groups, rows.masks, strict=True):
-        queries = tiles(q, group.n_tiles, group.q_start, group.q_width)
-        keys, values = (tiles(x, group.n_tiles, group.k_start, group.k_width) for x in (k, v))
+        queries, keys, values = (group.tiles(x).transpose(1, 2) for x in (q, k, v))  # [n, heads, W, E]
         out = masked_attention(queries, keys, values, mask, rows.dropout)
-        parts.append(out.transpose(1, 2).flatten(0, 1))  # [n Wq, H, E]
+        parts.append(out.transpose(1, 2).flatten(0, 1))  # [n W, H, E]
     return joined(parts)
 
 
@@ -231,5 +225,5 @@ def flash(q: Tensor, k: Tensor, v: Tensor, layout: VarlenLayout, is_causal: bool
     # A window without end to the left and none to the right is causal; `is_causal` moved between torch versions.
     window = (-1, 0) if is_causal else (-1, -1)
     return varlen_attn(  # type: ignore[return-value]
-        q, k, v, layout.cu_q, layout.cu_k, layout.max_q, layout.max_k, window_size=window, **options
+        q, k, v, layout.cu_q, layout.cu_k, layout.longest, layout.longest, window_size=window, **options
     )

@@ -328,5 +328,5 @@ def attend(rows: Rows, *projections: Tensor) -> Tensor:
     where = layout.cu_q, layout.cu_k, layout.q_sentences, layout.k_sentences
     (bias,) = rows.masks or (None,)
     seed = torch.randint(2**31, (), device=layout.cu_q.device) if rows.dropout else None
-    out: Tensor = torch.ops.mt.attend(projections, *where, bias, seed, rows.dropout, layout.max_k, rows.is_causal)[0]
+    out: Tensor = torch.ops.mt.attend(projections, *where, bias, seed, rows.dropout, layout.longest, rows.is_causal)[0]
     return out

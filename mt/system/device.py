@@ -119,18 +119,17 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     Raises:
         ConfigError: no such precision, fp16 on a CPU, or bf16 on a GPU that has to emulate it.
     """
-    has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    if precision != "auto":
-        if precision not in DTYPES:
-            raise ConfigError("precision", f"expected auto, bf16, fp16 or fp32, got {precision!r}")
-        if precision == "fp16" and device.type == "cpu":
-            raise ConfigError("precision", "fp16 needs a GPU; on a CPU use bf16, fp32 or auto")
-        if precision == "bf16" and device.type == "cuda" and not has_bf16:
-            raise ConfigError("precision", "bf16 needs a GPU of compute capability 8.0; use fp16, fp32 or auto")
-        return DTYPES[precision]
-    if device.type == "cuda":
-        return torch.bfloat16 if has_bf16 else torch.float16
-    return torch.bfloat16 if _cpu_multiplies_bf16() else torch.float32
+    is_cuda = device.type == "cuda"
+    has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0) if is_cuda else _cpu_multiplies_bf16()
+    if precision == "auto":
+        return torch.bfloat16 if has_bf16 else torch.float16 if is_cuda else torch.float32
+    if precision not in DTYPES:
+        raise ConfigError("precision", f"expected auto, bf16, fp16 or fp32, got {precision!r}")
+    if precision == "fp16" and not is_cuda:
+        raise ConfigError("precision", "fp16 needs a GPU; on a CPU use bf16, fp32 or auto")
+    if precision == "bf16" and is_cuda and not has_bf16:
+        raise ConfigError("precision", "bf16 needs a GPU of compute capability 8.0; use fp16, fp32 or auto")
+    return DTYPES[precision]
 
 
 @lru_cache(maxsize=1)

@@ -5,22 +5,16 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from mt.config.settings import Corpus, RunConfig
-from mt.errors import ConfigError, MTError
-from mt.text.languages import (
-    LanguageIdentifier,
-    NotInstalledError,
-    expected_scripts,
-    main_script,
-    wrong_script_fraction,
-)
+from mt.errors import ConfigError, MTError, NotInstalledError
+from mt.text.languages import LanguageIdentifier, expected_scripts, main_script, wrong_script_fraction
 from mt.text.lengths import first_break
 from mt.text.overlap import HeldOut
 from mt.text.sample import Sample
@@ -50,9 +44,6 @@ class Finding:
         """Return the finding for an error that preparing or training would end with."""
         problem = f"{error.place}: {error.problem}" if error.place else error.problem
         return cls("error", check, key, problem, error.fix or f"correct {key}")
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def quoted(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import regex
 
-from mt.errors import ConfigError
+from mt.errors import ConfigError, optional_package
 
 # ---------------------------------------------------------------------------------------------------- scripts
 
@@ -171,10 +171,6 @@ _GLANCE_PROBABILITY = 0.5
 _MIN_MARGIN = 0.6  # between the probabilities of another language and of the expected one
 
 
-class NotInstalledError(ConfigError):
-    """A setting needs a package that is not installed."""
-
-
 class LanguageIdentifier:
     """Tells whether text is in the language that it should be in.
 
@@ -240,11 +236,5 @@ def _accepted(code: str) -> frozenset[str]:
 
 
 def _load() -> Any:
-    try:
-        from py3langid.langid import MODEL_FILE
-        from py3langid.langid import LanguageIdentifier as Identifier
-    except ModuleNotFoundError:
-        raise NotInstalledError(
-            "data.clean.language", "needs py3langid, which is not installed", "pip install 'mt-train[language]'"
-        ) from None
-    return Identifier.from_model_file(MODEL_FILE, norm_probs=True)
+    module = optional_package("py3langid.langid", "language", "data.clean.language")
+    return module.LanguageIdentifier.from_model_file(module.MODEL_FILE, norm_probs=True)

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 from mt.config.settings import SYMBOL, CleanConfig, RunConfig
-from mt.errors import ConfigError
+from mt.errors import optional_package
 from mt.text.corpora import SentencePair
 from mt.text.languages import base_language
 
@@ -138,14 +138,9 @@ class Normalisers(NamedTuple):
 
 
 def _moses_rules(lang: str) -> list[tuple[re.Pattern[str], str]]:
-    try:
-        from sacremoses import MosesPunctNormalizer
-    except ModuleNotFoundError:
-        raise ConfigError(
-            "data.clean.punctuation", "needs sacremoses, which is not installed", "pip install 'mt-train[punctuation]'"
-        ) from None
+    sacremoses = optional_package("sacremoses", "punctuation", "data.clean.punctuation")
     # Its rule for numbers makes 1,000, which is one in German, of 1 000 written with a no-break space.
-    moses = MosesPunctNormalizer(base_language(lang), norm_numbers=False)
+    moses = sacremoses.MosesPunctNormalizer(base_language(lang), norm_numbers=False)
     return [(re.compile(pattern), replacement) for pattern, replacement in moses.substitutions]
 
 

@@ -225,7 +225,9 @@ class _Builder:
                 "tokenizer": {**tokenizer_facts, **vocabulary_facts(tokenizer, *words)},
             }
             self._join_removed()
-        self._require_unchanged_text()
+        if corpus_fingerprint(self.config, self.tokenizer_path) != self.fingerprint:
+            fix = "start again when nothing writes to the text of training, validation and test"
+            raise DataError("data", "a file was changed while the corpus was prepared from it", fix)
         self._write_report_and_manifest(facts)
 
     @contextmanager
@@ -442,11 +444,6 @@ class _Builder:
                 for stage in (shards.Cleaning, shards.Counting, shards.Encoding):
                     with shard.path(f"{stage.name}.removed").open(encoding="utf-8", newline="\n") as rows:
                         joined.writelines(f"{description}\t{row}" for row in rows)
-
-    def _require_unchanged_text(self) -> None:
-        if corpus_fingerprint(self.config, self.tokenizer_path) != self.fingerprint:
-            fix = "start again when nothing writes to the text of training, validation and test"
-            raise DataError("data", "a file was changed while the corpus was prepared from it", fix)
 
     def _write_report_and_manifest(self, facts: dict[str, Any]) -> None:
         config = self.config

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from mt.checkpoint import ModelFolder
 from mt.config.settings import DecodeConfig, RunConfig
 from mt.data.packing import PlanState
 from mt.decode.lines import lines_of_text
@@ -267,7 +266,11 @@ def bench_decoding(
         MTError: model, text or settings need the user's attention.
     """
     folder = open_model(model_path)
-    description, lines = _own_lines(folder) if input_path is None else (str(input_path), lines_of_text(input_path))
+    if input_path is None:
+        data, pairs = first_test_pairs(folder.config, folder.manifest.get("corpus_fingerprint"))
+        lines = [pair.src for pair in pairs]
+    else:
+        data, lines = str(input_path), lines_of_text(input_path)
     started_at = time.perf_counter()
     translator = Translator.load(folder.path, device, precision, n_processes=None)
     load_seconds = time.perf_counter() - started_at
@@ -285,7 +288,7 @@ def bench_decoding(
     return {
         "what": "decoding",
         "model": str(model_path),
-        "data": description,
+        "data": data,
         "device": str(on),
         "execution": {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[translator.model.dtype],
         "n_parameters": translator.model.n_parameters,
@@ -318,12 +321,6 @@ def _latency(translator: Translator, lines: Sequence[str], decode: DecodeConfig)
     return {"p50": p50, "p95": p95, "n": len(seconds)}
 
 
-def _own_lines(folder: ModelFolder) -> tuple[str, list[str]]:
-    """Return the source side of the model's first test set, or of its validation set, and which that is."""
-    description, pairs = first_test_pairs(folder.config, folder.manifest.get("corpus_fingerprint"))
-    return description, [pair.src for pair in pairs]
-
-
 # --- For people -------------------------------------------------------------------------------------------------------
 
 
@@ -350,10 +347,6 @@ def format_bench(figures: dict[str, Any]) -> str:
         **(_training_rows(figures) if is_training else _decoding_rows(figures)),
         "memory": f"{memory} of the process" if figures["device"] == "cpu" else memory,
     }
-    if is_training:
-        rows["warm-up"] = f"{figures['warm_up_seconds']:,.1f} s, {figures['warm_up_steps']} updates"
-    else:
-        rows["load"] = f"{figures['load_seconds']:,.1f} s"
     return "\n".join(f"{name:<14}{value}" for name, value in rows.items())
 
 
@@ -372,12 +365,14 @@ def _training_rows(f: dict[str, Any]) -> dict[str, str]:
         "packing": f"{f['src_fill']:.1%} of source and {f['tgt_fill']:.1%} of target positions",
         "work": f"{f['flops_per_tgt_token'] / 1e9:.3g} GFLOP a target token: {_flops_text(f['flops_per_second'])}, "
         f"{f['mfu']:.1%} of the device's {peak}",
+        "warm-up": f"{f['warm_up_seconds']:,.1f} s, {f['warm_up_steps']} updates",
     }
 
 
 def _decoding_rows(f: dict[str, Any]) -> dict[str, str]:
     p50, p95 = (f"{1000 * f['latency_seconds'][percentile]:,.1f} ms" for percentile in ("p50", "p95"))
     return {
+        "load": f"{f['load_seconds']:,.1f} s",
         "speed": f"{f['sentences_per_second']:,.1f} sentences/s, {f['tgt_tokens_per_second']:,.0f} target tokens/s",
         "search": f"beam of {f['beam_size']}, {f['batch_tokens']:,} source tokens together",
         "text": f"{f['n_lines']:,} lines, {f['n_tgt_tokens']:,} target tokens, {f['seconds']:,.1f} s",

@@ -340,7 +340,7 @@ def diagnosis_json(diagnosis: Diagnosis) -> dict[str, Any]:
         "name": diagnosis.config.name,
         "n_errors": levels.count("error"),
         "n_warnings": levels.count("warning"),
-        "findings": [finding.as_json() for finding in diagnosis.findings],
+        "findings": [asdict(finding) for finding in diagnosis.findings],
         "sources": [
             {
                 "key": sample.key,

@@ -12,7 +12,7 @@ from mt.config.settings import RunConfig
 from mt.data.batch import PackedBatch, assemble_tiles
 from mt.data.packing import Indices
 from mt.decode.translator import OwnBackend, Translator
-from mt.evaluate.scores import corpus_bleu, corpus_chrf
+from mt.evaluate.scores import bleu_and_chrf
 from mt.loss import linear_label_smoothed_nll
 from mt.model import Transformer
 from mt.text.corpus import ParallelIds, PreparedCorpus
@@ -45,13 +45,13 @@ def validate(
     limit, normalisers = config.data.max_tokens, Normalisers.of_run(config)
     translator = Translator(OwnBackend(inference), tokenizer, decode, limit, normalisers, retries=False)
     hypotheses = translator.translate([pair.src for pair in pairs])
-    references = [pair.tgt for pair in pairs]  # as they are in the text
+    bleu, chrf = bleu_and_chrf(hypotheses, [pair.tgt for pair in pairs])
     loss, loss_by_length = validation_loss(inference, corpus.valid)
     first = list(zip(pairs, hypotheses, strict=True))[:N_SAMPLES]
     return ValidationResult(
         loss=loss,
-        bleu=corpus_bleu(hypotheses, references),
-        chrf=corpus_chrf(hypotheses, references),
+        bleu=bleu,
+        chrf=chrf,
         loss_by_length=loss_by_length,
         samples=[(pair.src, hypothesis, pair.tgt) for pair, hypothesis in first],
     )
