@@ -28,7 +28,7 @@ from mt.model import Transformer
 from mt.system.files import WriteError, sync, whole_folder, write_json
 from mt.text.tokenizer import PAD_ID, Tokenizer
 
-FORMAT_VERSION = 2  # 2: with checksums
+MODEL_FORMAT_VERSION = 2  # 2: with checksums
 WEIGHTS, CONFIG, TOKENIZER, MANIFEST, TRAINING = (
     "model.safetensors",
     "config.yaml",
@@ -108,7 +108,7 @@ class ModelFolder(CheckedFolder):
 
     KIND = "model folder"
     FILES = (WEIGHTS, CONFIG, TOKENIZER, MANIFEST)
-    FORMAT: ClassVar = {"format_version": FORMAT_VERSION}
+    FORMAT: ClassVar = {"format_version": MODEL_FORMAT_VERSION}
     KEYS: ClassVar = {"vocab_size": int, CHECKSUMS: dict}
     HOW_TO_REPAIR = "put the original file back, or delete the folder"
     HOW_TO_READ = f"use the version of mt that its {MANIFEST} names"
@@ -234,7 +234,7 @@ def save_model_folder(
         for name, (synced, checksum) in pending.items():
             synced.result()
             checksums[name] = checksum.result()
-        write_json(building / MANIFEST, {**manifest, "format_version": FORMAT_VERSION, CHECKSUMS: checksums})
+        write_json(building / MANIFEST, {**manifest, "format_version": MODEL_FORMAT_VERSION, CHECKSUMS: checksums})
 
 
 def average_weights(folders: Sequence[Path]) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from mt.errors import ConfigError, MTError
 
 if TYPE_CHECKING:
     from mt.config.settings import RunConfig
-    from mt.decode.files import Shard
+    from mt.decode.files import InputShard
     from mt.decode.translator import Translator
     from mt.report.facts import Evaluation, SystemComparison
     from mt.text.corpus import PreparedCorpus
@@ -112,7 +112,7 @@ SetOption = Annotated[
 ]
 RunDir = Annotated[Path | None, _option("DIR", "The run folder; runs/NAME by default.")]
 Model = Annotated[str, _option("DIR", MODEL_HELP)]
-Device = Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")]
+DeviceOption = Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[Literal["auto", "bf16", "fp16", "fp32"], typer.Option(help="Of matrix products.")]
 BeamSize = Annotated[int | None, _option("N", f"Hypotheses kept open; 1 is greedy. {OF_MODEL}")]
 LengthPenalty = Annotated[float | None, _option("A", f"Exponent of the length penalty; 0: none. {OF_MODEL}")]
@@ -275,7 +275,7 @@ def translate(
         Literal["own", "ctranslate2"],
         _option(None, "What searches; ctranslate2 takes a folder from mt export --to ctranslate2."),
     ] = "own",
-    device: Device = "auto",
+    device: DeviceOption = "auto",
     precision: Precision = "auto",
     batch_tokens: BatchTokens = None,
     batch_sentences: BatchSentences = None,
@@ -346,7 +346,7 @@ def score(
     output_format: Annotated[
         Literal["text", "jsonl"], _option(None, "jsonl: one object a line, with a figure for each token.", "--format")
     ] = "text",
-    device: Device = "auto",
+    device: DeviceOption = "auto",
     precision: Precision = "auto",
     batch_tokens: Annotated[int | None, _option("N", f"Tokens of a side that are scored together. {OF_MODEL}")] = None,
 ) -> None:
@@ -377,7 +377,7 @@ def explain(
     src: Annotated[str, _option("TEXT", "A sentence.")],
     output: Annotated[Path, _option("FILE", "The page, one HTML file.")],
     tgt: Annotated[str | None, _option("TEXT", "Its translation. Default: the model's own.")] = None,
-    device: Device = "auto",
+    device: DeviceOption = "auto",
     precision: Precision = "auto",
 ) -> None:
     """Show where a model looks when it translates a sentence.
@@ -406,7 +406,7 @@ def evaluate(
     ] = None,
     significance: Significance = "randomisation",
     n_samples: Samples = None,
-    device: Device = "auto",
+    device: DeviceOption = "auto",
     precision: Precision = "auto",
     report_dir: Report = None,
     as_json: Json = False,
@@ -464,7 +464,7 @@ def compare(
     has_confidence: Confidence = False,
     significance: Significance = "randomisation",
     n_samples: Samples = None,
-    device: Device = "auto",
+    device: DeviceOption = "auto",
     precision: Precision = "auto",
     report_dir: Report = None,
     as_json: Json = False,
@@ -583,7 +583,7 @@ def bench(
     beam_size: BeamSize = None,
     batch_tokens: BatchTokens = None,
     batch_sentences: BatchSentences = None,
-    device: Device = "auto",
+    device: DeviceOption = "auto",
     precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:
@@ -730,13 +730,13 @@ def _search_changes(context: typer.Context) -> dict[str, Any]:
     return changes
 
 
-def _shard(text: str) -> Shard:
-    from mt.decode.files import Shard
+def _shard(text: str) -> InputShard:
+    from mt.decode.files import InputShard
 
     number, slash, n_shards = text.partition("/")
     if not (slash and number.isdecimal() and n_shards.isdecimal() and 1 <= int(number) <= int(n_shards)):
         raise ConfigError("--shard", f"expected I/N, such as 3/8, with I from 1 to N, got {text}")
-    return Shard(int(number), int(n_shards))
+    return InputShard(int(number), int(n_shards))
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 # Of hidden, output weight, targets, weights and smoothing.
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
 
-POSITIONS, EXP_ROWS = 1024, 128
+LOGIT_POSITIONS, EXP_ROWS = 1024, 128
 # The sum of a million exponentials of it, times a weight, is far from the largest number of float32 and bfloat16.
 SAFE_LOGIT = 70.0
 
@@ -140,7 +140,7 @@ class _ChunkedLoss(torch.autograd.Function):
         # No logit is larger than the product of two norms: so small ones need no maximum.
         is_safe = bool(_largest_norm(hidden) * _largest_norm(output_weight) < SAFE_LOGIT)
         # Chunks of one size: a short last one would cost as much time as a whole one.
-        n_chunks = max(1, round(len(hidden) / POSITIONS))
+        n_chunks = max(1, round(len(hidden) / LOGIT_POSITIONS))
         buffer = hidden.new_empty(n_vocab * -(-len(hidden) // n_chunks))  # the same memory for all: it stays warm
         for x, labels, x_weights, grad_x in zip(
             *(t.tensor_split(n_chunks) for t in (hidden, targets, weights, grad_hidden)), strict=True

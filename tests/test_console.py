@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import mt.system.console
-from mt.system.console import Line, Meter, note
+from mt.system.console import LiveLine, Meter, note
 from tests.clock import Clock
 
 
@@ -96,7 +96,7 @@ def test_standard_output_stays_the_result_while_a_line_is_shown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pretend_a_terminal(monkeypatch)
-    line = Line("1/2", "at work", 1, 2, clock=lambda: "now")
+    line = LiveLine("1/2", "at work", 1, 2, clock=lambda: "now")
     print("a translation")
     line.close()
     assert capsys.readouterr().out == "a translation\n"

@@ -23,7 +23,7 @@ from mt.config.settings import RunConfig
 from mt.errors import ConfigError, MTError
 from mt.run_folder import RunFolder
 from mt.system.workers import Workers
-from mt.tools.verify import Difference, Kill, Verdict, comes_to, compare, short_config, train_in, verify_resume
+from mt.tools.verify import Difference, Kill, Verdict, comes_to, compare_runs, short_config, train_in, verify_resume
 from mt.train.optimizer import Optimizer
 from tests.toys import toy_config, write_lines
 
@@ -257,7 +257,7 @@ def test_differences_are_counted_and_the_largest_is_named(tmp_path: Path) -> Non
         {**state, "progress": {**state["progress"], "train_seconds": 7.0}},
         [{**logged[0], "tgt_tokens_per_second": 1.0}, logged[1]],
     )
-    assert compare(first, same, 2) == Difference(3, 0, 0.0, None, 0.0, 5, 0, None, 2, 0, 0.0, None)
+    assert compare_runs(first, same, 2) == Difference(3, 0, 0.0, None, 0.0, 5, 0, None, 2, 0, 0.0, None)
 
     other = write_run(
         tmp_path / "other",
@@ -269,7 +269,7 @@ def test_differences_are_counted_and_the_largest_is_named(tmp_path: Path) -> Non
         },
         [logged[0], {"step": 2, "train_loss": 4.5}, {"step": 2, "valid_loss": 6.0}],
     )
-    found = compare(first, other, 2)
+    found = compare_runs(first, other, 2)
     assert math.isinf(found.relative)  # a weight is not a number
     assert found == Difference(
         n_weights=3,
@@ -291,9 +291,9 @@ def test_the_relative_difference_is_one_of_norms(tmp_path: Path) -> None:
     config = toy_config(tmp_path / "text")
     first = write_run(tmp_path / "first", config, {"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}, {}, [])
     second = write_run(tmp_path / "second", config, {"a": torch.tensor([3.3]), "b": torch.tensor([4.4])}, {}, [])
-    assert compare(first, second, 2).relative == pytest.approx(0.1)
+    assert compare_runs(first, second, 2).relative == pytest.approx(0.1)
     third = write_run(tmp_path / "third", config, {"a": torch.tensor([3.0, 1.0])}, {}, [])
-    found = compare(first, third, 2)
+    found = compare_runs(first, third, 2)
     assert (found.n_weights_differing, found.largest, found.relative) == (2, math.inf, math.inf)
 
 

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from mt.config import settings
 from mt.config.settings import Corpus, RunConfig
-from mt.config.validation import MAPPING, config_error, described, inner_of, is_list, joined, metadata_of, unknown_key
+from mt.config.validation import MAPPING, config_error, described, dotted, inner_of, is_list, metadata_of, unknown_key
 from mt.errors import ConfigError
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -186,7 +186,7 @@ def _place(container: Any, hint: Any, path: list[str], value: Any, key: str) -> 
         key: name of the container.
     """
     name, *rest = path
-    here, inner = joined(key, name), inner_of(hint, name)
+    here, inner = dotted(key, name), inner_of(hint, name)
     if inner is None:
         raise ConfigError(here, unknown_key(here, hint, RunConfig))
     kind, expected = (list, "a list") if is_list(hint) else (dict, MAPPING)
@@ -239,4 +239,4 @@ def flattened(value: Any, key: str = "") -> dict[str, Any]:
     if not isinstance(value, (dict, list, tuple)):
         return {key: value}
     entries = value.items() if isinstance(value, dict) else enumerate(value)
-    return {name: leaf for part, entry in entries for name, leaf in flattened(entry, joined(key, part)).items()}
+    return {name: leaf for part, entry in entries for name, leaf in flattened(entry, dotted(key, part)).items()}

@@ -91,12 +91,12 @@ def inner_of(hint: Any, name: Any) -> Any:
 
 def keys_of(hint: Any, key: str = "") -> list[str]:
     """Return the dotted keys of all sections, lists and named entries left out."""
-    inner = {joined(key, name): inner for name, inner in fields_of(hint).items()}
+    inner = {dotted(key, name): inner for name, inner in fields_of(hint).items()}
     sections = {name: hint for name, hint in inner.items() if dataclasses.is_dataclass(unwrapped(hint))}
     return [*inner, *(below for name, hint in sections.items() for below in keys_of(hint, name))]
 
 
-def joined(key: str, name: Any) -> str:
+def dotted(key: str, name: Any) -> str:
     """Return the key of what is called `name` inside `key`."""
     return f"{key}.{name}" if key else str(name)
 
@@ -140,7 +140,7 @@ def config_error(error: ValidationError, root: Any, *, is_yaml: bool) -> ConfigE
     if kind == "union_tag_not_found":
         kind = "several_kinds" if isinstance(value, dict) else "dataclass_type"
     if kind == "invalid_key" or first["loc"][-1] == "[key]":
-        kind, key = "invalid_key", joined(key.rpartition(".")[0], value)
+        kind, key = "invalid_key", dotted(key.rpartition(".")[0], value)
     allowed = _alternatives(hint)
     names = ["null" if one is None else one.__name__ if isinstance(one, type) else str(one) for one in allowed]
     return ConfigError(
@@ -168,7 +168,7 @@ def _place(loc: Sequence[int | str], root: Any) -> tuple[str, Any, Any]:
         if kinds := kinds_of(hint):
             choice, hint = hint, kinds[str(step)]
             continue
-        key, owner, hint, choice = joined(key, step), choice or hint, inner, None
+        key, owner, hint, choice = dotted(key, step), choice or hint, inner, None
     return key, hint, owner
 
 

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from mt.data.batch import PackedBatch, TileLayout, packed_pairs
 from mt.model import Transformer
-from mt.text.tokenizer import EOS_ID
+from mt.text.tokenizer import EOS_ID, WORD_START
 
 ALIGNING_LAYER = 2  # of the decoder, from 0, or the last of fewer (docs/experiments.md)
-WORD_START = "▁"
 _SPACE_BYTES = ("<0x09>", "<0x20>")
 
 Pairs = list[tuple[int, int]]  # of places in a source and in its translation

@@ -41,7 +41,7 @@ _JSON_FIELDS = ("text", "score", "log_prob", "log_prob_per_token", "n_tokens", "
 _ESCAPES = {ord(char): f"\\u{ord(char):04x}" for char in "\x7f\x85\u2028\u2029"}  # some readers end a line there
 
 
-class Shard(NamedTuple):
+class InputShard(NamedTuple):
     """The `number`-th of `n_shards` blocks of lines, from 1."""
 
     number: int
@@ -66,7 +66,7 @@ class TranslateOptions:
     is_jsonl: bool = False
     is_aligned: bool = False  # alignments go into the JSON
     n_best: int = 1
-    shard: Shard | None = None
+    shard: InputShard | None = None
     is_strict: bool = False  # about UTF-8
     is_resumed: bool = False
     has_progress: bool = True
@@ -278,12 +278,12 @@ def _check_number_of_prefixes(prefixes: LineReader | None, text: LineReader) -> 
         )
 
 
-def _lines_of_shard(shard: Shard | None, text: LineReader) -> range | None:
+def _lines_of_shard(shard: InputShard | None, text: LineReader) -> range | None:
     """Return the lines to be translated, from 0; None for all that come."""
     if shard is not None and text.total is None:
         problem = f"needs to count lines, and {text.name} can be read once only"
         raise ConfigError("--shard", problem, "give a file to --input")
-    return None if text.total is None else (shard or Shard(1, 1)).lines(text.total)
+    return None if text.total is None else (shard or InputShard(1, 1)).lines(text.total)
 
 
 @contextlib.contextmanager

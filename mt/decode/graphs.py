@@ -31,7 +31,7 @@ CACHE_GROWTH = 32
 SOURCE_WIDTH_MULTIPLE = 16
 WARM_UP_STEPS = 2  # before a capture: libraries set themselves up in the first ones
 # Graphs are forgotten, the oldest first, when the tensors that they work on take more of the device's memory.
-MEMORY_FRACTION = 0.3
+GRAPHS_MEMORY_FRACTION = 0.3
 
 
 class Graphs:
@@ -128,7 +128,7 @@ class Graphs:
         self._pool = None
 
     def _evict_oldest(self) -> None:
-        limit = MEMORY_FRACTION * memory_bytes(self._device)
+        limit = GRAPHS_MEMORY_FRACTION * memory_bytes(self._device)
         while len(self._captured) > 1 and sum(captured.n_bytes for captured in self._captured.values()) > limit:
             self._captured.popitem(last=False)
 

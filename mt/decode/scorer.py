@@ -30,8 +30,8 @@ from mt.units import finite
 # Pairs that are read before the first is scored, so that those of equal length can go together.
 PAIRS_AT_A_TIME = 4_096
 # Attention takes memory with the square of the length; longer pairs are not scored unless the model learnt from some.
-LONGEST = 1_024
-ROWS = 512  # whose logits exist at a time
+LONGEST_SCORED = 1_024
+SCORED_ROWS = 512  # whose logits exist at a time
 
 
 @torch.inference_mode()
@@ -70,7 +70,7 @@ def token_log_probs(hidden: Tensor, output_weight: Tensor, labels: Tensor) -> Te
     """
     weight = output_weight.to(hidden.dtype)
     parts = []
-    for rows, row_labels in zip(torch.split(hidden, ROWS), torch.split(labels, ROWS), strict=True):
+    for rows, row_labels in zip(torch.split(hidden, SCORED_ROWS), torch.split(labels, SCORED_ROWS), strict=True):
         logits = functional.linear(rows, weight)  # [R, V]
         normaliser, _ = log_normaliser_and_maxima(logits)
         parts.append((logits.gather(1, row_labels[:, None]).float() - normaliser)[:, 0])
@@ -143,7 +143,7 @@ class Scorer:
     @property
     def longest(self) -> float:
         """Return how many tokens a side may have to be scored."""
-        return min(max(LONGEST, self.max_tokens), self.translator.model.positions.n_positions or math.inf)
+        return min(max(LONGEST_SCORED, self.max_tokens), self.translator.model.positions.n_positions or math.inf)
 
     def score(self, pairs: Iterable[SentencePair], decode: DecodeConfig | None = None) -> Iterator[PairScore]:
         """Yield the score of each pair, in order; the pairs are read some thousands at a time.

@@ -25,7 +25,7 @@ from mt.evaluate.metrics import Metric, sentence_bleu
 from mt.evaluate.scores import TranslatedSet
 from mt.report.facts import Analysis, Bucket, NumbersKept, OddLines, Sentence
 
-LENGTHS = (0, 10, 20, 30, 40, 50, 60, 70, 80)  # words at which a bucket begins; the last has no end
+SOURCE_LENGTHS = (0, 10, 20, 30, 40, 50, 60, 70, 80)  # words at which a bucket begins; the last has no end
 FREQUENCIES = (0, 1, 2, 5, 10, 100, 1_000)  # the same, of how often training has the rarest word of a source
 _WORD = re.compile(r"[^\W\d_]+")
 # Groups of thousands, where there are some, and decimals; a point or comma before three digits parts thousands.
@@ -74,7 +74,7 @@ def analyse(translated: TranslatedSet, word_counts: Mapping[str, int] | None = N
     sentences = _sentences(systems, references, sources)
     analysis = Analysis(
         beside="reference" if sources is None else "source",
-        by_length=_by_bucket(systems, [len(line.split()) or -1 for line in given], LENGTHS),
+        by_length=_by_bucket(systems, [len(line.split()) or -1 for line in given], SOURCE_LENGTHS),
         by_rarest_word=by_rarest_word,
         oddities=_oddities(systems),
         numbers=_numbers(systems, references, sources),

@@ -26,7 +26,7 @@ from sacrebleu.significance import PairedTest, _bootstrap_resample
 from mt.errors import ConfigError
 from mt.report.facts import Interval, MetricScore
 
-Rows: TypeAlias = "npt.NDArray[np.float64]"  # sacreBLEU's counts, exact up to 2^53: [lines, counts of the metric]
+Stats: TypeAlias = "npt.NDArray[np.float64]"  # sacreBLEU's counts, exact up to 2^53: [lines, counts of the metric]
 
 
 # Each with its name in tables and reports, since sacreBLEU calls three of them BLEU. `force` keeps sacreBLEU from
@@ -73,7 +73,7 @@ class Metric:
         self._references = references
         self._sacrebleu = make()
 
-    def rows(self, hypotheses: Sequence[str]) -> Rows:
+    def rows(self, hypotheses: Sequence[str]) -> Stats:
         """Count each line; a score is computed from the sums over some lines."""
         rows: list[list[float]] = []
         for start in range(0, len(hypotheses), _LINES_AT_ONCE):
@@ -82,7 +82,7 @@ class Metric:
             rows += self._sacrebleu._extract_corpus_statistics(ours, theirs)
         return np.array(rows, dtype=np.float64)
 
-    def score(self, rows: Rows, n_samples: int = 0) -> MetricScore:
+    def score(self, rows: Stats, n_samples: int = 0) -> MetricScore:
         """Score the whole set, with a confidence interval from bootstrap samples if there are to be some.
 
         Raises:
@@ -110,7 +110,7 @@ class Metric:
         """Score sums of counts."""
         return float(self._sacrebleu._compute_score_from_stats(sums.tolist()).score)
 
-    def paired_test(self, base: Rows, others: Sequence[Rows], test: str, n_samples: int) -> tuple[str, list[Any]]:
+    def paired_test(self, base: Stats, others: Sequence[Stats], test: str, n_samples: int) -> tuple[str, list[Any]]:
         """Test systems against a baseline; return sacreBLEU's signature, and its result for each, the baseline first.
 
         Raises:
@@ -128,12 +128,12 @@ class Metric:
         return f"{signature}{self._signature_suffix}", results[their_name]
 
 
-def _bytes_of_a_bootstrapped_line(rows: Rows) -> int:
+def _bytes_of_a_bootstrapped_line(rows: Stats) -> int:
     n_counts: int = rows.shape[1]
     return 8 + 4 * n_counts  # a number of 8 bytes, and the counts in float32
 
 
-def sentence_bleu(rows: Rows) -> list[float]:
+def sentence_bleu(rows: Stats) -> list[float]:
     """Score each line by the orders of n-grams that it has.
 
     Args:

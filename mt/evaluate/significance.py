@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mt.evaluate.metrics import Metric, Rows, metric_keys
+from mt.evaluate.metrics import Metric, Stats, metric_keys
 from mt.evaluate.scores import TranslatedSet
 from mt.report.facts import BETTER, LARGEST_P, NO_DIFFERENCE, WORSE, PairedScore, short_name
 from mt.units import listed
@@ -40,7 +40,7 @@ def compare(translated: TranslatedSet, metrics: Sequence[str] | None, test: str,
     return found
 
 
-def compare_rows(metric: Metric, base: Rows, others: Sequence[Rows], test: str, n_samples: int) -> list[PairedScore]:
+def compare_rows(metric: Metric, base: Stats, others: Sequence[Stats], test: str, n_samples: int) -> list[PairedScore]:
     """Compare one metric of each of some systems with that of a baseline; arguments and errors as in `compare`.
 
     Args:
@@ -71,7 +71,7 @@ def compare_rows(metric: Metric, base: Rows, others: Sequence[Rows], test: str, 
     return found
 
 
-def _exact_p(metric: Metric, base: Rows, system: Rows) -> float | None:
+def _exact_p(metric: Metric, base: Stats, system: Stats) -> float | None:
     """Return the fraction of all swaps of lines that make a difference as large as the systems'; None of many lines.
 
     Args:

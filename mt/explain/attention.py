@@ -18,7 +18,7 @@ from mt.model import Transformer
 from mt.report.page import page
 from mt.text.tokenizer import EOS_ID
 
-LONGEST = 200  # tokens of a side; a page of more could not be read
+LONGEST_SHOWN = 200  # tokens of a side; a page of more could not be read
 
 
 def explained_page(model: str | Path, src: str, tgt: str | None, device: str = "auto", precision: str = "auto") -> str:
@@ -33,7 +33,7 @@ def explained_page(model: str | Path, src: str, tgt: str | None, device: str = "
     """
     translator = Translator.load(model, device=device, precision=precision)
     normalisers, tokenizer = translator.normalisers, translator.tokenizer
-    longest = min(LONGEST, translator.model.positions.n_positions or LONGEST)
+    longest = min(LONGEST_SHOWN, translator.model.positions.n_positions or LONGEST_SHOWN)
 
     def ids_of(key: str, text: str) -> list[int]:
         ids = [*tokenizer.encode(text), EOS_ID]

@@ -60,7 +60,7 @@ def is_terminal() -> bool:
     return _handler in logging.getLogger("mt").handlers and sys.stderr.isatty()
 
 
-class Line:
+class LiveLine:
     """A line in place: a count, a bar if the end is known, a text, and what a clock says.
 
     Args:
@@ -130,7 +130,7 @@ class Meter:
         self._is_shown, self._has_summary, self._is_in_place = is_shown, has_summary, is_terminal()
         self._seconds = IN_PLACE_SECONDS if self._is_in_place else LINE_SECONDS
         self._started_at = self._shown_at = time.monotonic()
-        self._line: Line | None = None
+        self._line: LiveLine | None = None
 
     def advance(self, n: float = 0) -> None:
         """Count what is done since the last call."""
@@ -147,7 +147,7 @@ class Meter:
         if not self._is_in_place:
             _log.info(" · ".join(filter(None, (count, speed))))
         elif self._line is None:
-            self._line = Line(count, speed, done, self._total)
+            self._line = LiveLine(count, speed, done, self._total)
         else:
             self._line.show(count, done, speed)
 

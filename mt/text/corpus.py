@@ -17,7 +17,7 @@ from mt.config.settings import RunConfig
 from mt.errors import DataError
 from mt.text.corpora import SentencePair, readers_of
 
-FORMAT_VERSION = 2
+CORPUS_FORMAT_VERSION = 2
 SIDES = ("src", "tgt")
 
 _LARGEST_UINT16_VOCABULARY = 65_535
@@ -153,8 +153,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise DataError(folder, "is no prepared corpus, it has no manifest.json") from None
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(folder, "is no prepared corpus, its manifest.json is damaged", advice) from None
-    if version != FORMAT_VERSION:
-        raise DataError(folder, f"has format version {version}, this mt reads {FORMAT_VERSION}", advice)
+    if version != CORPUS_FORMAT_VERSION:
+        raise DataError(folder, f"has format version {version}, this mt reads {CORPUS_FORMAT_VERSION}", advice)
     for name, n_bytes in sizes.items():
         path = folder / name
         if not path.is_file():

@@ -34,7 +34,7 @@ from mt.text import shards
 from mt.text.clean import CHANGE_RULES, RULES, Tally, removed_text
 from mt.text.corpora import Chunk, CorpusReader, SentencePair, readers_of
 from mt.text.corpus import (
-    FORMAT_VERSION,
+    CORPUS_FORMAT_VERSION,
     SIDES,
     FlatIds,
     PreparedCorpus,
@@ -47,7 +47,7 @@ from mt.text.normalise import Normalisers
 from mt.text.overlap import HeldOut, NgramOverlap
 from mt.text.tokenizer import MAX_WORD_BYTES, Tokenizer, adopt_model, n_skipped_words, train_tokenizer, vocabulary_facts
 
-N_SAMPLES = 50  # kept pairs that the report shows
+N_SAMPLE_PAIRS = 50  # kept pairs that the report shows
 MOST_WORDS = 2_000_000  # different ones of a language that are counted at one time; the rarest give way
 MAX_VALIDATION_TOKENS = 4_096  # memory of a validation grows with the square of its longest line
 # Source tokens for each target token, where the bars of the report begin.
@@ -72,7 +72,7 @@ def corpus_fingerprint(config: RunConfig, tokenizer_path: Path | None = None) ->
     data = config.data
     entries = {key: [reader.fingerprint(), reader.corpus.tag] for key, reader in readers_of(config).items()}
     content = {
-        "format_version": FORMAT_VERSION,
+        "format_version": CORPUS_FORMAT_VERSION,
         "src_lang": config.src_lang,
         "tgt_lang": config.tgt_lang,
         "train": [entry for key, entry in entries.items() if key.startswith("data.train.")],
@@ -447,7 +447,7 @@ class _Builder:
 
     def _write_report_and_manifest(self, facts: dict[str, Any]) -> None:
         config = self.config
-        identity = {"format_version": FORMAT_VERSION, "fingerprint": self.fingerprint}
+        identity = {"format_version": CORPUS_FORMAT_VERSION, "fingerprint": self.fingerprint}
         identity |= {"src_lang": config.src_lang, "tgt_lang": config.tgt_lang}
         origin = {
             "versions": package_versions(*_PACKAGES),
@@ -484,7 +484,7 @@ def _empty(pairs: Iterable[SentencePair]) -> list[SentencePair]:
 def _shown(sizes: Sequence[int]) -> Iterator[list[int]]:
     """Yield for each shard the pairs that the report shows: a seeded draw from all shards together."""
     ends = list(accumulate(sizes))
-    drawn = sorted(random.Random(1).sample(range(ends[-1]), min(N_SAMPLES, ends[-1])))
+    drawn = sorted(random.Random(1).sample(range(ends[-1]), min(N_SAMPLE_PAIRS, ends[-1])))
     for size, end in zip(sizes, ends, strict=True):
         yield [i - (end - size) for i in drawn if end - size <= i < end]
 

@@ -191,12 +191,12 @@ def verify_resume(config: RunConfig, run_dir: Path | None = None, *, n_updates: 
         runs = _Runs(short_config(config, n_updates), folder, corpus)
         update_seconds, save_seconds = runs.in_one_go("one-go")
         kills = runs.killed("killed", n_kills, update_seconds, save_seconds)
-        resumed = compare(folder / "one-go", folder / "killed", n_updates)
+        resumed = compare_runs(folder / "one-go", folder / "killed", n_updates)
         again = None
         if not resumed.is_none:
             _log.info("they differ: once more in one go, to see whether that differs too")
             runs.in_one_go("one-go-again")
-            again = compare(folder / "one-go", folder / "one-go-again", n_updates)
+            again = compare_runs(folder / "one-go", folder / "one-go-again", n_updates)
         return Verdict(n_updates, tuple(kills), resumed, again)
 
 
@@ -321,7 +321,7 @@ def look(run_dir: Path) -> tuple[int, bool]:
 # ------------------------------------------------------------------------------------------------------- comparing
 
 
-def compare(first_run: Path, second_run: Path, step: int) -> Difference:
+def compare_runs(first_run: Path, second_run: Path, step: int) -> Difference:
     """Compare the checkpoints of an update, and all that was logged up to it, between two runs."""
     runs = [RunFolder(run_dir) for run_dir in (first_run, second_run)]
     folders = [ModelFolder.open(run.checkpoint(step)) for run in runs]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mt.run_folder import RunFolder
-from mt.system.console import Line, is_terminal
+from mt.system.console import LiveLine, is_terminal
 from mt.system.files import explained_writes, write_text
 from mt.units import finite, format_duration
 
@@ -53,9 +53,9 @@ class Tracker:
         self._first_step, self._earlier_seconds = progress.step, progress.train_seconds
         self._started_at = self._step_at = time.monotonic()  # the latter: when the last update was made
         self._ends_at = self._started_at + seconds_left
-        self._line: Line | None = None
+        self._line: LiveLine | None = None
         if is_terminal():
-            self._line = Line(self._count(), "starting", progress.step, max_steps, clock=self._times)
+            self._line = LiveLine(self._count(), "starting", progress.step, max_steps, clock=self._times)
 
     def _count(self) -> str:
         return f"{self._progress.step:,}/{self._max_steps:,} ({self._progress.step / self._max_steps:.1%})"

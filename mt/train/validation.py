@@ -21,8 +21,8 @@ from mt.text.tokenizer import Tokenizer
 
 # Target tokens of one forward pass; small, for its logits are kept.
 VALIDATION_TOKENS = 4_096
-LENGTHS = (10, 20, 40, 80)  # target tokens at which the loss by length is divided
-N_SAMPLES = 5  # translations that are kept to be looked at
+TARGET_LENGTHS = (10, 20, 40, 80)  # target tokens at which the loss by length is divided
+N_SAMPLE_TRANSLATIONS = 5  # translations that are kept to be looked at
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def validate(
     hypotheses = translator.translate([pair.src for pair in pairs])
     bleu, chrf = bleu_and_chrf(hypotheses, [pair.tgt for pair in pairs])
     loss, loss_by_length = validation_loss(inference, corpus.valid)
-    first = list(zip(pairs, hypotheses, strict=True))[:N_SAMPLES]
+    first = list(zip(pairs, hypotheses, strict=True))[:N_SAMPLE_TRANSLATIONS]
     return ValidationResult(
         loss=loss,
         bleu=bleu,
@@ -82,10 +82,10 @@ def _by_length(corpus: ParallelIds) -> Iterator[tuple[str, Indices]]:
     order = np.argsort(corpus.tgt.lengths, kind="stable")
     lengths = corpus.tgt.lengths[order]
     shortest = 1
-    for longest in (*LENGTHS, int(lengths[-1])):
+    for longest in (*TARGET_LENGTHS, int(lengths[-1])):
         inside = order[(lengths >= shortest) & (lengths <= longest)]
         batch_numbers = np.cumsum(corpus.tgt.lengths[inside]) // VALIDATION_TOKENS
         for batch in np.split(inside, np.flatnonzero(np.diff(batch_numbers)) + 1):
             if len(batch):
-                yield f"{shortest}-{longest}" if longest in LENGTHS else f"{shortest}-", batch
+                yield f"{shortest}-{longest}" if longest in TARGET_LENGTHS else f"{shortest}-", batch
         shortest = max(shortest, longest + 1)
