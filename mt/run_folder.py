@@ -194,5 +194,5 @@ def open_model(path: str | Path) -> ModelFolder:
     if inside := sorted(str(one) for one in path.iterdir() if (one / _RECORD).is_file() or (one / WEIGHTS).is_file()):
         choice = f"{', '.join(inside[:5])}{', …' if len(inside) > 5 else ''}"
         if not (path / WEIGHTS).exists():
-            raise CheckpointError(path, "is no model, but holds some", f"give one of {choice}")
+            raise CheckpointError(path, "is not a model, but holds some", f"give one of {choice}")
     return ModelFolder.open(path)

@@ -416,7 +416,7 @@ def test_a_folder_of_models_names_them(tmp_path: Path, config: RunConfig, tokeni
         with pytest.raises(CheckpointError) as caught:
             open_model(folder)
         choice = ", ".join(map(str, inside))
-        assert str(caught.value) == f"{folder}: is no model, but holds some: give one of {choice}"
+        assert str(caught.value) == f"{folder}: is not a model, but holds some: give one of {choice}"
 
 
 def test_an_export_in_place_of_a_model_is_told_apart(tmp_path: Path) -> None:

@@ -248,13 +248,13 @@ def test_columns_of_a_tsv_file_are_chosen_by_number_or_by_a_header() -> None:
             "de\tsource\n",
             ("en", "de"),
             ": its first line names no column en, it has de, source: give one of these names, or numbers if that line "
-            "is no header",
+            "is not a header",
         ),
         (
             "de\tde\ten\n",
             ("en", "de"),
             ": its first line names several columns de, it has de, de, en: give one of these names, or numbers if that "
-            "line is no header",
+            "line is not a header",
         ),
     ],
 )

@@ -116,5 +116,5 @@ def test_a_pipe_has_no_name_for_its_content() -> None:
     with pytest.raises(DataError) as caught:
         content_hash(Path("a.en"))
     assert str(caught.value) == (
-        "a.en: is no file but a pipe or a device, and this text is read several times: save it"
+        "a.en: is a pipe or a device, not a file, and this text is read several times: save it"
     )

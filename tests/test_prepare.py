@@ -453,9 +453,9 @@ def test_a_damaged_corpus_is_refused(config: RunConfig) -> None:
     (folder / "manifest.json").write_text(manifest.replace('"format_version": 2', '"format_version": 9'))
     assert message() == f"{folder}: has format version 9, this mt reads 2: {advice}"
     (folder / "manifest.json").write_text(manifest[:100])
-    assert message() == f"{folder}: is no prepared corpus, its manifest.json is damaged: {advice}"
+    assert message() == f"{folder}: is not a prepared corpus, its manifest.json is damaged: {advice}"
     (folder / "manifest.json").unlink()
-    assert message() == f"{folder}: is no prepared corpus, it has no manifest.json"
+    assert message() == f"{folder}: is not a prepared corpus, it has no manifest.json"
 
 
 def test_more_than_65535_pieces_take_four_bytes_an_id() -> None:

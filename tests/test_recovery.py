@@ -141,8 +141,8 @@ def test_when_going_back_does_not_help_training_stops_and_explains(
         train(config, corpus, tmp_path / "run")
     assert str(caught.value) == (
         f"{tmp_path / 'run'}: 3 updates in a row up to step 8 had no finite gradient, although training had gone back "
-        "to step 4 before and left the sentences since then out: go on with --set train.precision=fp32, or start over "
-        "with a lower train.peak_lr or with train.clip_norm; skipped.jsonl there names the sentences"
+        "to step 4 before and left the sentences since then out: continue with --set train.precision=fp32, or start "
+        "over with a lower train.peak_lr or with train.clip_norm; skipped.jsonl names the sentences"
     )
     # What was good is kept, and the next start goes on from it.
     assert RunFolder(tmp_path / "run").checkpoints() == [RunFolder(tmp_path / "run").checkpoint(4)]

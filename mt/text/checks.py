@@ -72,7 +72,7 @@ def check_files(key: str, corpus: Corpus) -> Iterator[Finding]:
     """Find files that hold something else than their name says, though they could be opened."""
     for name in corpus.files:
         if Path(name).exists() and not (Path(name).is_file() or Path(name).is_dir()):
-            problem = "is no file but a pipe or a device, and this text is read several times"
+            problem = "is a pipe or a device, not a file, and this text is read several times"
             yield Finding("error", "pipe", key, f"{name}: {problem}", "save it as a file")
             continue
         try:
@@ -417,7 +417,7 @@ def check_duplicates(sample: Sample, folds: Sequence[Sequence[str]], config: Run
         what = "of the pairs" if sample.is_whole else "of the pairs looked at, and so more of the whole,"
         problem = f"{percent(folded)} {what} came before, case and punctuation aside ({percent(exact)} to the letter)"
         is_kept = config.data.clean.duplicates == "keep"
-        fix = "set data.clean.duplicates: folded" if is_kept else "see that this is no mistake; preparing removes them"
+        fix = "set data.clean.duplicates: folded" if is_kept else "check that this is intended; preparing removes them"
         yield warning("duplicates", sample, None, problem, fix)
 
 
@@ -433,7 +433,7 @@ def check_contamination(
     sought = HeldOut(sets, config.data.clean.contamination_words)
     fix = "set data.clean.contamination: true, or its scores mean little"
     if config.data.clean.contamination:
-        fix = "see that this is no mistake; preparing removes them"
+        fix = "check that this is intended; preparing removes them"
     for sample, sides in zip(train, folds, strict=True):
         found: dict[str, list[int]] = {}
         for i, name in enumerate(map(sought.find, *sides)):

@@ -45,7 +45,7 @@ RULES: dict[str, Rule] = {
     "wrong_script": Rule("clean.max_wrong_script", "A side is in a script that its language is not written in."),
     "numbers": Rule("clean.numbers", "The two sides hold different numbers."),
     "wrong_language": Rule("clean.language", "A side is in another language than it should be."),
-    "contaminated": Rule("clean.contamination", "A side stands in a validation or test set."),
+    "contaminated": Rule("clean.contamination", "A side is in a validation or test set."),
     "duplicate": Rule("clean.duplicates", "The same pair came before."),
     "folded_duplicate": Rule("clean.duplicates", "The same pair came before, but for case and punctuation."),
     "too_many_tokens": Rule("max_tokens", "A side has more tokens than allowed."),

@@ -289,7 +289,7 @@ def _tsv_indices(path: Path, columns: Columns, header: list[str]) -> tuple[int, 
         if isinstance(column, str) and header.count(column) != 1:
             found = "several columns" if column in header else "no column"
             problem = f"its first line names {found} {column}, it has {', '.join(header)}"
-            raise DataError(path, problem, "give one of these names, or numbers if that line is no header")
+            raise DataError(path, problem, "give one of these names, or numbers if that line is not a header")
     src, tgt = (column - 1 if isinstance(column, int) else header.index(column) for column in columns)
     return src, tgt
 

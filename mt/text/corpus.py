@@ -150,9 +150,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text("utf-8"))
         version, sizes = manifest["format_version"], manifest["file_bytes"]
     except FileNotFoundError:
-        raise DataError(folder, "is no prepared corpus, it has no manifest.json") from None
+        raise DataError(folder, "is not a prepared corpus, it has no manifest.json") from None
     except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(folder, "is no prepared corpus, its manifest.json is damaged", advice) from None
+        raise DataError(folder, "is not a prepared corpus, its manifest.json is damaged", advice) from None
     if version != CORPUS_FORMAT_VERSION:
         raise DataError(folder, f"has format version {version}, this mt reads {CORPUS_FORMAT_VERSION}", advice)
     for name, n_bytes in sizes.items():

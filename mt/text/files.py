@@ -179,7 +179,7 @@ def content_hash(path: Path) -> str:
     with explained(path):
         found = path.stat()
         if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
-            raise DataError(path, "is no file but a pipe or a device, and this text is read several times", "save it")
+            raise DataError(path, "is a pipe or a device, not a file, and this text is read several times", "save it")
         return _hash_of_unchanged_file(path.resolve(), found.st_size, found.st_mtime_ns)
 
 

@@ -280,9 +280,7 @@ class Trainer:
         if progress.gone_back_to == target.step:
             before = f"training had gone back to step {target.step:,} before and left the sentences since then out"
             again = "start over with a lower train.peak_lr or with train.clip_norm"
-            fix = (
-                f"go on with --set train.precision=fp32, or {again}; {self.run.skipped.name} there names the sentences"
-            )
+            fix = f"continue with --set train.precision=fp32, or {again}; {self.run.skipped.name} names the sentences"
             raise TrainingError(self.run.path, f"{row}, although {before}", fix)
         if found is None:
             self.engine.restart()
