@@ -27,7 +27,7 @@ def format_count(n: int) -> str:
 
 
 def listed(names: Sequence[str], word: str = "and") -> str:
-    """a, b and c."""
+    """Return the names as text: a, b and c; `word` comes before the last."""
     return f" {word} ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 

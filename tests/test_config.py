@@ -115,7 +115,7 @@ REFUSED = {
     "model: {d_model: 72, n_heads: 8, positions: rotary}": "x.yaml: model.d_model: expected a multiple of 8 × n_heads, "
     "got d_model 72 and n_heads 8",
     "model: {positions: learned, n_positions: 200}": "x.yaml: model.n_positions: is 200, smaller than data.max_tokens "
-    "(256): the longest sentence would have no positions: raise the one or lower the other",
+    "(256): the longest sentence would have no positions: raise model.n_positions or lower data.max_tokens",
     "model: {positions: rope}": "x.yaml: model.positions: expected sinusoidal, learned, rotary, relative, alibi or "
     "none, got 'rope'",
     "model: {layer_dropout: 1.0}": "x.yaml: model.layer_dropout: expected 0 ≤ x < 1, got 1.0",
@@ -301,7 +301,7 @@ def test_errors_in_a_shipped_config_name_it_shortly():
         load_config("base", ["data.max_tokens=100000"])
     assert str(caught.value) == (
         "base.yaml: train.batch_tokens: is 25000, smaller than data.max_tokens (100000): "
-        "the longest sentence would not fit: raise the one or lower the other"
+        "the longest sentence would not fit: raise train.batch_tokens or lower data.max_tokens"
     )
 
 

@@ -79,7 +79,8 @@ def test_training_and_validation_are_curves_of_their_own_with_gaps_where_nothing
 
 def test_lines_that_cannot_be_read_count_as_not_there(tmp_path: Path):
     torn = json.dumps(_trained(20))[:30]
-    _write(tmp_path, [_trained(10), torn, "", "[1]", "null", '{"train_loss": 3}', _trained(40)], [{"step": 10}])
+    others = [{"step": 10}, *({"step": 10, "samples": samples} for samples in (None, ["a"], [{"source": "a"}]))]
+    _write(tmp_path, [_trained(10), torn, "", "[1]", "null", '{"train_loss": 3}', _trained(40)], others)
     with (tmp_path / "metrics.jsonl").open("ab") as stream:
         stream.write(b'{"step": 50, "train_loss": 1.0, "note": "\xff"}\n{"step": 60, "tr')
     training = read_training(RunFolder(tmp_path))
@@ -93,6 +94,10 @@ def test_what_is_no_number_is_not_known(tmp_path: Path):
     )
     curve = read_training(RunFolder(tmp_path)).curves["train"]
     assert (curve["train_loss"], curve["grad_norm"], curve["learning_rate"]) == ([9.0, None], [2.0, None], [0.5, None])
+    _write(tmp_path, [_trained(10, train_loss="9", train_seconds="5"), _trained(20, grad_norm=[1])])
+    curve = read_training(RunFolder(tmp_path)).curves["train"]
+    assert (curve["train_loss"], curve["grad_norm"]) == ([None, 9.0], [2.0, None])
+    assert curve["train_minutes"] == [None, 10 / 60]
 
 
 def test_a_folder_without_files_has_empty_curves_and_no_samples(tmp_path: Path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -112,12 +113,18 @@ def test_an_interrupt_ends_processes_in_the_middle_of_their_work() -> None:
     assert list(processes.map(_fate, ["a", "b", "c"])) == ["a", "b", "c"]  # in new ones
 
 
-def test_what_is_not_read_to_its_end_leaves_no_process_at_work() -> None:
-    results = Forks(2).map(time.sleep, [0, 100, 100])
-    assert next(results) is None
-    assert len(multiprocessing.active_children()) == 2
-    results.close()
-    assert not multiprocessing.active_children()
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts the files that are open")
+def test_what_is_not_read_to_its_end_leaves_no_process_at_work_and_no_file_open() -> None:
+    processes, n_open = Forks(2), []
+    for _ in range(3):
+        results = processes.map(time.sleep, [0, 100, 100])
+        assert next(results) is None
+        assert len(multiprocessing.active_children()) == 2
+        results.close()
+        assert not multiprocessing.active_children()
+        gc.collect()
+        n_open.append(len(os.listdir("/proc/self/fd")))
+    assert n_open[2] <= n_open[0]
 
 
 def test_processes_end_with_what_they_worked_for() -> None:
@@ -259,6 +266,7 @@ class Parrot(Backend):
     def align(self, sources: list[list[int]], targets: list[tuple[int, ...]], batch_tokens: int) -> list[Pairs]:
         assert all(source[-1] == EOS_ID for source in sources)
         assert not any(EOS_ID in target for target in targets)
+        self.aligned_together = batch_tokens
         return [[(i, i) for i in range(len(source))] for source in sources]
 
 
@@ -351,7 +359,9 @@ def test_alignments_are_of_words_and_go_on_through_the_parts_of_a_line(parrot: P
     parrot.said = {
         (text, False): text for text in [*lines, *(part for line in lines for part in parts_of(translator, line))]
     }
-    aligned = [best[0].alignment for best in translator.translate_lines(lines, is_aligned=True)]
+    decode = replace(translator.decode, batch_tokens=77)
+    aligned = [best[0].alignment for best in translator.translate_lines(lines, decode, is_aligned=True)]
+    assert parrot.aligned_together == 77
     assert "in_parts" in flags_of(translator, long)
     assert aligned == [
         ((0, 0), (1, 1)),

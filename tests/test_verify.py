@@ -92,7 +92,7 @@ def test_a_training_that_goes_on_as_it_should_is_proved(
     verdict_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     verdict = verdict_of()
-    assert (verdict.is_proved, verdict.is_bit_identical, verdict.again) == (True, True, None)
+    assert (verdict.is_proved, verdict.resumed.is_none, verdict.again) == (True, True, None)
     assert [kill.step for kill in verdict.kills] == sorted(kill.step for kill in verdict.kills)
     assert len(verdict.kills) == 3
     assert any(kill.while_saving for kill in verdict.kills)
@@ -139,7 +139,7 @@ def test_a_training_that_forgets_something_is_found_out(
 
 def test_where_two_straight_runs_differ_a_resumed_one_may_differ_as_much(verdict_of: Any, chance: None) -> None:
     verdict = verdict_of(peak_lr=1e-3, n_kills=2)
-    assert (verdict.is_proved, verdict.is_bit_identical) == (True, False)
+    assert (verdict.is_proved, verdict.resumed.is_none) == (True, False)
     assert verdict.again is not None
     assert 0 < verdict.resumed.relative < 10 * verdict.again.relative
     assert verdict.summary == "resume adds nothing to how far two runs in one go are apart on this machine"
@@ -164,7 +164,7 @@ def test_processes_of_their_own_run_the_code_that_runs_here(tmp_path: Path, monk
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     verdict = verify_resume(toy_config(tmp_path / "text"), n_updates=6, n_kills=1)
-    assert verdict.is_bit_identical
+    assert verdict.resumed.is_none
     # The temporary folder is gone; torch makes one of its own.
     assert sorted(path.name for path in tmp_path.iterdir() if "inductor" not in path.name) == ["mt", "text"]
 
@@ -211,7 +211,7 @@ def test_a_resumed_run_is_measured_against_two_straight_ones() -> None:
     for times, is_proved in ((0.5, True), (9.9, True), (10.1, False), (math.inf, False)):
         verdict = Verdict(30, KILLS, replace(SOME, relative=1e-6 * times), SOME)
         assert verdict.is_proved == is_proved
-        assert not verdict.is_bit_identical
+        assert not verdict.resumed.is_none
     assert str(verdict).splitlines()[-4:] == [
         "  in one go twice:",
         "    2 of 33 weights differ, by up to 1.0e-03 (embedding.weight), 1.0e-06 of their norm",

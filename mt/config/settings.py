@@ -461,13 +461,13 @@ class RunConfig:
         longest, n_positions = self.data.max_tokens, self.model.n_positions
         sizes = {
             "model.n_positions": (n_positions if self.model.positions == "learned" else "auto", "have no positions"),
-            "train.micro_batch_tokens": (self.train.micro_batch_tokens, "not fit"),
             "train.batch_tokens": (self.train.batch_tokens, "not fit"),
+            "train.micro_batch_tokens": (self.train.micro_batch_tokens, "not fit"),
         }
         for name, (size, trouble) in sizes.items():
             if isinstance(size, int) and size < longest:
                 problem = f"is {size}, smaller than data.max_tokens ({longest}): the longest sentence would {trouble}"
-                raise Contradiction(name, problem, "raise the one or lower the other")
+                raise Contradiction(name, problem, f"raise {name} or lower data.max_tokens")
 
     @property
     def symbols(self) -> tuple[str, ...]:

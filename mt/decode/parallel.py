@@ -70,11 +70,11 @@ class Forks:
         try:
             if self._workers is None:
                 self._workers = Workers(self.n, torch.set_num_threads, (1,), are_forked=True).__enter__()
-                weakref.finalize(self, self._workers.kill)
+                self._end = weakref.finalize(self, self._workers.kill)
             yield from self._workers.map(function, items, ahead=len(items))
         except BaseException as error:
             if self._workers is not None:
-                self._workers.kill()
+                self._end()
                 self._workers = None
             if isinstance(error, WorkerLost):
                 raise MTError(

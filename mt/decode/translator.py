@@ -133,8 +133,8 @@ class Backend(ABC):
         return side_by_side(self.search, requests, self.n_parallel)
 
     def align(self, sources: list[list[int]], targets: list[tuple[int, ...]], batch_tokens: int) -> list[Pairs]:
-        """Return the alignments of tokens, if the backend has any; see `mt.decode.alignment.align`."""
-        raise NotImplementedError
+        """Return the alignments of tokens, see `mt.decode.alignment.align`; raise a ConfigError if there are none."""
+        raise ConfigError("is_aligned", "only the backend of mt itself finds alignments")
 
 
 class OwnBackend(Backend):
@@ -309,7 +309,7 @@ class Translator:
             if self.retries and not decode.sample:
                 self._search_again(sentences, n_best)
             if is_aligned:
-                self._align(sentences)
+                self._align(sentences, decode.batch_tokens)
             n_lines += len(chunk)
             yield from (self._line_hypotheses(of_line, is_aligned) for of_line in of_lines)
 
@@ -403,13 +403,11 @@ class Translator:
                 if not second or sentence.badness(second[0]) >= sentence.badness(first[0]):
                     sentence.results = first
 
-    def _align(self, sentences: Sequence[_Sentence]) -> None:
+    def _align(self, sentences: Sequence[_Sentence], batch_tokens: int) -> None:
         """Find the alignments of tokens of all translations of the sentences."""
         flat = [(sentence, result.ids) for sentence in sentences for result in sentence.results]
         sources, targets = [sentence.ids for sentence, _ in flat], [ids for _, ids in flat]
-        for (sentence, _), pairs in zip(
-            flat, self.backend.align(sources, targets, self.decode.batch_tokens), strict=True
-        ):
+        for (sentence, _), pairs in zip(flat, self.backend.align(sources, targets, batch_tokens), strict=True):
             sentence.alignments.append(pairs)
 
     def _line_hypotheses(self, sentences: Sequence[_Sentence], is_aligned: bool) -> list[Hypothesis]:

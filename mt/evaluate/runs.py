@@ -44,11 +44,11 @@ _CURVES = {
 def read_training(run: RunFolder) -> TrainingCurves:
     """Read the curves of a run, thinned out, and its sample translations at some steps, first and last included.
 
-    Values are None where they are not known. Lines that cannot be read, or are of no step, count as missing.
+    Values are None where they are not known. Lines that cannot be read, or hold something else, count as missing.
     """
     entries = list(_json_lines(run.metrics))
     curves = {name: _curve([one for one in entries if keys[0] in one], keys) for name, keys in _CURVES.items()}
-    samples = _samples([one for one in _json_lines(run.samples) if "samples" in one])
+    samples = _samples([one for one in _json_lines(run.samples) if _has_samples(one)])
     return TrainingCurves(curves=curves, samples=samples)
 
 
@@ -69,9 +69,20 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
 def _curve(points: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Curve:
     every = math.ceil(len(points) / MOST_POINTS) or 1
     shown = points[(len(points) - 1) % every :: every]  # the last one included
-    curve = {key: [one.get(key) for one in shown] for key in ("step", "n_tgt_tokens", "train_seconds", *keys)}
+    curve = {key: [_number(one.get(key)) for one in shown] for key in ("step", "n_tgt_tokens", "train_seconds", *keys)}
     minutes = [None if seconds is None else seconds / 60 for seconds in curve.pop("train_seconds")]
     return curve | {"train_minutes": minutes}
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, (int, float)) else None
+
+
+def _has_samples(entry: Mapping[str, Any]) -> bool:
+    samples, keys = entry.get("samples"), ("source", "translation", "reference")
+    return isinstance(samples, list) and all(
+        isinstance(one, dict) and all(isinstance(one.get(key), str) for key in keys) for one in samples
+    )
 
 
 def _samples(entries: Sequence[Mapping[str, Any]]) -> list[Values]:

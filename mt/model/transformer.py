@@ -196,8 +196,8 @@ class Transformer(nn.Module):
     def decode_step(self, tokens: Tensor, cache: Cache) -> Tensor:
         """Return logits of what may follow the last tokens [B k] of k open beams; on CUDA in float32.
 
-        The step is over once beams are chosen, see `Cache.choose`.
-        They are [B k, rows of the embedding], so that they can be seen as blocks; those of no piece are -inf.
+        They are [B k, rows of the embedding], so that they can be seen as blocks; those of no piece are -inf. The step
+        is over once beams are chosen, see `Cache.choose`.
         """
         cache.begin_step(len(tokens) // len(cache.ancestors), self.positions)
         x = self._embed(1, tokens, cache.position, cache.capacity)  # [B k, D]

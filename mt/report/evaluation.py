@@ -111,9 +111,9 @@ class _EvaluationView:
             if all(None not in curve[x] for curve in curves.values()):
                 charts.append(chart(f"Loss against {label}", "nats per target token", loss, x))
                 charts.append(chart(f"BLEU against {label}", "BLEU", bleu, x))
-        speed, unit = {"target tokens a second": ("train", "tgt_tokens_per_second")}, "target tokens a second"
-        rate = {"learning rate": ("train", "learning_rate")}
-        return [*charts, chart("Learning rate", "learning rate", rate), chart("Speed", unit, speed)]
+        rate, unit = "learning rate", "target tokens a second"
+        charts.append(chart("Learning rate", rate, {rate: ("train", "learning_rate")}))
+        return [*charts, chart("Speed", unit, {unit: ("train", "tgt_tokens_per_second")})]
 
     def corpus(self, corpus: Mapping[str, Any]) -> Markup:
         """Return what the model was trained, validated and tested on."""

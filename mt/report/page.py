@@ -170,11 +170,7 @@ def table(
 
 @pass_context
 def listing(
-    context: Context,
-    items: Iterable[object],
-    columns: Mapping[str, str],
-    total: Iterable[object] = (),
-    **options: Any,
+    context: Context, items: Iterable[object], columns: Mapping[str, str], total: Iterable[object] = (), **options: Any
 ) -> Markup:
     """Return a table of items, one in each row; columns in which nothing is known are left out.
 

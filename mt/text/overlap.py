@@ -167,7 +167,8 @@ class HeldOut:
     @classmethod
     def of_run(cls, config: RunConfig, sets: Mapping[str, Sequence[SentencePair]]) -> HeldOut:
         """Return the sets of a run, normalised as its training text is."""
-        normalised = {name: Normalisers.of_run(config).pairs(pairs) for name, pairs in sets.items()}
+        normalisers = Normalisers.of_run(config)
+        normalised = {name: normalisers.pairs(pairs) for name, pairs in sets.items()}
         return cls(normalised, config.data.clean.contamination_words)
 
     def find(self, folded_src: str, folded_tgt: str) -> str | None:

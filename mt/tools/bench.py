@@ -22,7 +22,7 @@ from mt.data.packing import PlanState
 from mt.decode.lines import lines_of_text
 from mt.decode.translator import Translator
 from mt.errors import ConfigError
-from mt.pipeline import initial_tokenizer, prepare
+from mt.pipeline import prepare
 from mt.run_folder import open_model
 from mt.system.device import data_sheet_flops, hardware, peak_flops, peak_memory_bytes
 from mt.system.malloc import tune_malloc
@@ -67,21 +67,20 @@ def bench_training(config: RunConfig, n_steps: int | None = None, random_data: b
         raise ConfigError("WORLD_SIZE", "one device is measured", "start one process, without torchrun")
     corpus = None if random_data else prepare(config)
     started_at = time.perf_counter()
-    engine = engine_over(config, corpus)
+    engine = engine_over(config, corpus, None if corpus is None else corpus.tokenizer_path)
     engine.begin()
     device, micro_batch_tokens = engine.device, engine.micro_batch_tokens
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     try:
         with engine.prefetched_updates(PlanState(), 1, sys.maxsize) as updates:
-            endless = iter(updates)
-            warm_up = _warm_up(engine, endless)
+            warm_up = _warm_up(engine, updates)
             warm_up_seconds = time.perf_counter() - started_at
             _log.info(f"warmed up in {warm_up_seconds:.1f} s, {len(warm_up)} updates")
             n_steps = n_steps or max(FEWEST_STEPS, math.ceil(TIMED_SECONDS / warm_up[-1]))
             _log.info(f"timing {n_steps:,} updates, about {n_steps * warm_up[-1]:.0f} s")
-            seconds, stall_seconds, n = _time_steps(engine, islice(endless, n_steps))
-            parts = _time_parts(engine, islice(endless, min(20, max(1, n_steps // 5))))
+            seconds, stall_seconds, n = _time_steps(engine, islice(updates, n_steps))
+            parts = _time_parts(engine, islice(updates, min(20, max(1, n_steps // 5))))
     except OutOfMemory as error:
         problem = f"micro-batches of {micro_batch_tokens:,} target tokens do not fit the memory of {device} ({error})"
         raise ConfigError("train.micro_batch_tokens", problem, f"set it to {micro_batch_tokens // 2}") from None
@@ -99,7 +98,7 @@ def bench_training(config: RunConfig, n_steps: int | None = None, random_data: b
         "micro_batch_tokens": micro_batch_tokens,
         "n_micro_batches": engine.budget.n_micro_batches,
         "warm_up_steps": len(warm_up),
-        # From nothing until the steps are steady: model, micro-batches that fit, compilation.
+        # From nothing until the steps are steady: made-up sentences, model, micro-batches that fit, compilation.
         "warm_up_seconds": warm_up_seconds,
         "n_steps": n_steps,
         "step_seconds": seconds / n_steps,
@@ -121,10 +120,9 @@ def bench_training(config: RunConfig, n_steps: int | None = None, random_data: b
     }
 
 
-def engine_over(config: RunConfig, corpus: PreparedCorpus | None) -> Engine:
-    """Return an engine over a corpus, or over made-up sentences where there is none yet."""
+def engine_over(config: RunConfig, corpus: PreparedCorpus | None, tokenizer: Path | None) -> Engine:
+    """Return an engine over a corpus or made-up sentences; the vocabulary is the tokenizer's, or as the config says."""
     tune_malloc()
-    tokenizer = initial_tokenizer(config) if corpus is None else corpus.tokenizer_path
     vocab_size = config.tokenizer.vocab_size if tokenizer is None else Tokenizer.load(tokenizer).vocab_size
     if corpus is None:
         return Engine(config, random_corpus(vocab_size, config.data.max_tokens), vocab_size)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from mt.config.settings import RunConfig
-from mt.errors import ConfigError, DataError, MTError
+from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.run_folder import open_model
 from mt.system.device import choose_device, memory_bytes
 from mt.system.files import existing_folder
@@ -113,7 +113,8 @@ def _rehearse(
         findings += [finding for sample in cleaned for finding in check_cleaning(sample)]
         rehearsal = rehearse(config, cleaned, _given_tokenizer(config))
     except MTError as error:
-        key = "tokenizer.model" if Path(error.place).suffix == ".model" else error.place or "data"
+        key = "train.init_from" if isinstance(error, CheckpointError) else error.place or "data"
+        key = "tokenizer.model" if Path(error.place).suffix == ".model" else key
         findings.append(Finding.of(error, "preparing", key))
         return None
     rehearsal_findings = list(check_rehearsal(rehearsal, config))

@@ -19,7 +19,7 @@ from mt.config.settings import RunConfig, TrainConfig, parse_duration
 from mt.data.packing import PlanState
 from mt.errors import ConfigError, MTError
 from mt.model import Transformer
-from mt.pipeline import corpus_folder
+from mt.pipeline import corpus_folder, initial_tokenizer
 from mt.run_folder import RunFolder, checkpoint_step
 from mt.system.device import hardware, memory_bytes, peak_memory_bytes
 from mt.system.distributed import Ranks
@@ -64,7 +64,7 @@ def dry_run(config: RunConfig, run_dir: Path) -> str:
     folder = corpus_folder(config, RunFolder(run_dir))
     corpus = PreparedCorpus.open(folder) if folder.is_dir() else None
     _log.info("building the model")
-    engine = engine_over(config, corpus)
+    engine = engine_over(config, corpus, initial_tokenizer(config) if corpus is None else corpus.tokenizer_path)
     _log.info(f"measuring updates on {engine.device}")
     cost, footprint = measure(engine), Footprint.of(config, engine.model.vocab_size)
     corpus_place = f"{folder} ({'to be prepared' if corpus is None else 'prepared'})"
@@ -159,13 +159,14 @@ def parameters_by_part(model: Transformer) -> dict[str, int]:
         roles.setdefault(table.weight, []).append(role)
     n_of_table = model.output_weight.numel()
     parts = Counter({f"embedding of {', '.join(names)} ({rows})": n_of_table for names in roles.values()})
-    for name, parameter in sorted(model.named_parameters(), key=lambda item: "norm" in item[0]):
+    for name, parameter in model.named_parameters():
         if parameter not in roles:
             side, *path = name.split(".")
             inside = next((word for word in path if not word.isdigit()), "norm")
             what = "norms" if "norm" in name else inside.replace("_", " ")
             parts[f"{side.removesuffix('_norm').replace('_', ' ')}, {what}"] += parameter.numel()
-    return parts
+    sides = [part.partition(",")[0] for part in parts]
+    return dict(sorted(parts.items(), key=lambda item: (sides.index(item[0].partition(",")[0]), "norms" in item[0])))
 
 
 def _data_lines(config: RunConfig, corpus: PreparedCorpus | None, engine: Engine) -> list[str]:

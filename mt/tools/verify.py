@@ -103,14 +103,10 @@ class Verdict:
     again: Difference | None  # a second run in one go against the first; None: not needed, resume is bit-identical
 
     @property
-    def is_bit_identical(self) -> bool:
-        return self.resumed.is_none
-
-    @property
     def is_proved(self) -> bool:
         """Return whether resume adds nothing: no difference, or none beyond that of two runs that nobody kills."""
         if self.again is None or self.again.is_none:
-            return self.is_bit_identical
+            return self.resumed.is_none
         return (
             self.resumed.relative <= TOLERANCE * self.again.relative
             and self.resumed.largest_loss <= TOLERANCE * max(self.again.largest_loss, LOSS_ROUNDING)
@@ -118,7 +114,7 @@ class Verdict:
 
     @property
     def summary(self) -> str:
-        if self.is_bit_identical:
+        if self.resumed.is_none:
             return "resume is bit-identical"
         if self.is_proved:
             return "resume adds nothing to how far two runs in one go are apart on this machine"
@@ -129,7 +125,7 @@ class Verdict:
         lines = [self.summary, f"  {self.n_updates} updates in one go, and again, {kills}"]
         if not any(kill.while_saving for kill in self.kills):
             lines.append("  none of the kills came in a save: saves are too short here")
-        if self.is_bit_identical:
+        if self.resumed.is_none:
             state = f"{compared.n_state:,} entries of the training state"
             figures = f"{compared.n_logged:,} logged figures"
             lines.append(f"  the same to the last bit: {compared.n_weights:,} weights, {state}, {figures}")
@@ -142,7 +138,7 @@ class Verdict:
         return "\n".join(lines)
 
     def as_json(self) -> dict[str, Any]:
-        return {"proved": self.is_proved, "bit_identical": self.is_bit_identical, **finite(asdict(self))}
+        return {"proved": self.is_proved, "bit_identical": self.resumed.is_none, **finite(asdict(self))}
 
 
 def _times(n: int) -> str:
@@ -363,7 +359,7 @@ def _differing(first: Mapping[K, Any], second: Mapping[K, Any]) -> tuple[int, di
 def _same(a: Any, b: Any) -> bool:
     """Return whether two entries are the same to the last bit: 0.0 and -0.0 are not, two equal NaNs are."""
     if _are_tensors(a, b):
-        bits = (tensor.reshape(-1).view(torch.uint8) for tensor in (a, b))
+        bits = (tensor.contiguous().view(-1).view(torch.uint8) for tensor in (a, b))
         return a.dtype == b.dtype and a.shape == b.shape and torch.equal(*bits)
     if isinstance(a, float) and isinstance(b, float):
         return a.hex() == b.hex()

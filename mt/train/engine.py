@@ -89,7 +89,10 @@ def naming_out_of_memory() -> Iterator[None]:
         is_named = isinstance(error, torch.OutOfMemoryError | MemoryError)
         if not (is_named or any(sign in str(error) for sign in signs)):
             raise
-        clear_frames(error.__traceback__)
+        chained: BaseException | None = error
+        while chained is not None:
+            clear_frames(chained.__traceback__)
+            chained = chained.__context__
         raise OutOfMemory(str(error).partition("\n")[0]) from None
 
 
@@ -568,6 +571,7 @@ class Engine:
                 self._free_memory()
                 break
             self.optimizer.zero_grad()
+            del batch  # which the next size must not count
             n_rows = self.budget.tgt_tokens  # updates are cut into equal micro-batches, smaller than asked for
             if not measured or n_rows > measured[-1][0]:
                 measured.append((n_rows, torch.cuda.max_memory_reserved(self.device)))
