@@ -16,7 +16,7 @@ from mt.config.loading import dump_config
 from mt.config.settings import RunConfig
 from mt.pipeline import train_run
 from mt.run_folder import RunFolder
-from mt.tools.verify import Kill, comes_to, compare, look
+from mt.tools.verify import Kill, comes_to, compare_runs, look
 from mt.train.engine import Engine, StepResult, Update
 from tests.forks import MT, Fork
 from tests.toys import toy_config
@@ -29,7 +29,7 @@ def assert_same_run(whole: Path, parts: Path, n_updates: int) -> None:
         assert weights.keys() == resumed.keys()
         for name, tensor in weights.items():
             assert torch.equal(tensor, resumed[name]), name
-    assert compare(whole, parts, n_updates).is_none
+    assert compare_runs(whole, parts, n_updates).is_none
     steps = [ModelFolder.open(run_dir / "model").manifest["averaged_steps"] for run_dir in (whole, parts)]
     assert steps[0] == steps[1]
     kept = [[path.name for path in RunFolder(run_dir).checkpoints()] for run_dir in (whole, parts)]

@@ -44,7 +44,7 @@ def test_chunks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, weight, labels = torch.randn(50, 8), torch.randn(30, 8), torch.randint(0, 30, (50,))
     expected = (hidden @ weight.t()).log_softmax(-1)[torch.arange(50), labels]
     for rows, cached_elements in ((512, 1 << 18), (50, 1_500), (7, 90), (1, 1)):
-        monkeypatch.setattr(mt.decode.scorer, "ROWS", rows)
+        monkeypatch.setattr(mt.decode.scorer, "SCORED_ROWS", rows)
         monkeypatch.setattr(mt.decode.candidates, "CACHED_ELEMENTS", cached_elements)
         torch.testing.assert_close(token_log_probs(hidden, weight, labels), expected)
 
