@@ -8,7 +8,7 @@ import pkgutil
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,8 @@ class Parrot(OwnBackend):
     ended_by: dict[str, BaseException]  # sentence → what comes when it is searched for
     requests: list[SearchRequest]
 
-    def search_batches(self, requests: Sequence[SearchRequest]) -> Iterator[list[list[SearchResult]]]:  # type: ignore[override]
-        return (self.search(request) for request in requests)
+    def search_batches(self, requests: Sequence[SearchRequest]) -> Generator[list[list[SearchResult]], None, None]:
+        yield from map(self.search, requests)
 
     def search(self, request: SearchRequest) -> list[list[SearchResult]]:
         self.requests.append(request)

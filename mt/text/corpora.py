@@ -137,12 +137,11 @@ def _numbered(rows: Iterator[Texts]) -> Iterator[Chunk]:
 
 def rechunked(chunks: Iterator[Chunk], size: int) -> Iterator[Chunk]:
     """Yield the same pairs, `size` in each chunk but the last."""
-    src: list[str] = []
-    tgt: list[str] = []
-    lines: list[int] = []
+    src, tgt, lines = list[str](), list[str](), list[int]()
     for chunk in chunks:
-        for waiting, more in zip((src, tgt, lines), chunk, strict=True):
-            waiting += more  # type: ignore[operator]
+        src += chunk.src
+        tgt += chunk.tgt
+        lines += chunk.lines
         n_given = len(src) - len(src) % size
         for start in range(0, n_given, size):
             stop = start + size
