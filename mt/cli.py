@@ -430,13 +430,13 @@ def evaluate(
         if not has_confidence:
             _refuse(context, ["--samples"], "is for --confidence and --baseline", "give one of them")
     with _named_as_options():
-        from mt.evaluate.findings import EvalOptions
+        from mt.evaluation.findings import EvalOptions
 
         options = EvalOptions(
             metrics or None, has_confidence, baseline, significance, n_samples, report_dir is not None
         )
         _check_report_folder(report_dir)
-        from mt.evaluate.command import evaluate_files, evaluate_model
+        from mt.evaluation.command import evaluate_files, evaluate_model
         from mt.report.terminal import evaluation_text
 
         if model is not None:
@@ -485,11 +485,11 @@ def compare(
     if not refs and (file := next((run for run in runs if run.is_file()), None)):
         raise ConfigError(file, "is a file", "give --ref to compare files of translations")
     with _named_as_options():
-        from mt.evaluate.findings import EvalOptions
+        from mt.evaluation.findings import EvalOptions
 
         options = EvalOptions(metrics or None, has_confidence, None, significance, n_samples, report_dir is not None)
         _check_report_folder(report_dir)
-        from mt.evaluate.command import compare_files, compare_models
+        from mt.evaluation.command import compare_files, compare_models
         from mt.report.terminal import comparison_text
 
         if refs:
@@ -752,14 +752,14 @@ def _output_stream(name: str) -> Iterator[BinaryIO]:
 
 def _check_report_folder(folder: Path | None) -> None:
     if folder is not None:
-        from mt.evaluate.report_files import check_folder
+        from mt.evaluation.report_files import check_folder
 
         check_folder(folder)
 
 
 def _write_report(facts: Evaluation | SystemComparison, folder: Path | None) -> None:
     if folder is not None:
-        from mt.evaluate.report_files import write_report
+        from mt.evaluation.report_files import write_report
 
         write_report(facts, folder)
         _log.info(f"report: {folder / 'report.html'}")

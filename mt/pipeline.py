@@ -14,10 +14,10 @@ from mt.checkpoint import ModelFolder, average_weights, file_checksum, save_mode
 from mt.config.loading import as_yaml, config_differences, dump_config, is_changeable, load_config
 from mt.config.settings import RunConfig
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
-from mt.evaluate.findings import EvalOptions, evaluate
-from mt.evaluate.report_files import HTML_NAME, read_evaluation, write_report
-from mt.evaluate.runs import RunArtifacts, basis_of
-from mt.evaluate.scores import TranslatedSet, score_corpus
+from mt.evaluation.findings import EvalOptions, evaluate
+from mt.evaluation.report_files import HTML_NAME, read_evaluation, write_report
+from mt.evaluation.runs import RunArtifacts, basis_of
+from mt.evaluation.scores import TranslatedSet, score_corpus
 from mt.report.facts import Evaluation
 from mt.report.terminal import scores_text
 from mt.run_folder import MADE_AT, RunFolder, checkpoint_step, open_model
@@ -28,9 +28,9 @@ from mt.system.files import write_json, write_text
 from mt.system.provenance import source_commit, versions
 from mt.text.corpus import PreparedCorpus
 from mt.text.prepare import corpus_fingerprint, prepare_corpus
-from mt.train.engine import check_memory, choose_execution
-from mt.train.loop import train
-from mt.train.progress import Progress
+from mt.training.engine import check_memory, choose_execution
+from mt.training.loop import train
+from mt.training.progress import Progress
 from mt.units import format_count, format_duration
 
 _log = logging.getLogger(__name__)

@@ -323,7 +323,7 @@ def measure(
 
 def rows_of(measured: dict[str, Measured], order: list[int], tokenizer: Any, references: list[str]) -> list[Row]:
     """Return the table. Batches are lists of the lines in `order`."""
-    from mt.evaluate.scores import bleu_and_chrf
+    from mt.evaluation.scores import bleu_and_chrf
 
     translations = {}
     for name, one in measured.items():

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import sacrebleu
 
-from mt.evaluate.analysis import analyse, words_of
-from mt.evaluate.scores import TranslatedSet, bleu_and_chrf
-from mt.evaluate.significance import compare
+from mt.evaluation.analysis import analyse, words_of
+from mt.evaluation.scores import TranslatedSet, bleu_and_chrf
+from mt.evaluation.significance import compare
 
 DEMO = Path(__file__).parent.parent / "data/demo"
 SOURCES, REFERENCES = ((DEMO / f"test.{lang}").read_text("utf-8").splitlines()[:100] for lang in ("en", "de"))

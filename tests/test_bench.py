@@ -25,7 +25,7 @@ from mt.text.corpus import first_test_pairs
 from mt.text.prepare import prepare_corpus
 from mt.text.tokenizer import EOS_ID, PAD_ID
 from mt.tools import bench
-from mt.train.engine import Engine, OutOfMemory, Update
+from mt.training.engine import Engine, OutOfMemory, Update
 from tests.clock import Clock
 from tests.conftest import Run
 from tests.toys import small_model, toy_config, write_lines

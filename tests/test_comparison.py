@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from mt.cli import app
-from mt.evaluate.comparison import System, compare_systems, letters, setting_differences
-from mt.evaluate.findings import EvalOptions
-from mt.evaluate.report_files import write_report
-from mt.evaluate.scores import TranslatedSet
-from mt.evaluate.significance import compare
+from mt.evaluation.comparison import System, compare_systems, letters, setting_differences
+from mt.evaluation.findings import EvalOptions
+from mt.evaluation.report_files import write_report
+from mt.evaluation.scores import TranslatedSet
+from mt.evaluation.significance import compare
 from mt.pipeline import train_run
 from mt.report.evaluation import comparison_page
 from mt.report.facts import ComparedMetric, PairedSystems, SystemComparison, TrainingCurves

@@ -21,7 +21,7 @@ from mt.loss import linear_label_smoothed_nll
 from mt.model.cpu import training_kernels
 from mt.system.device import choose_dtype, data_sheet_flops, peak_flops
 from mt.tools import bench
-from mt.train.engine import Engine, OutOfMemory
+from mt.training.engine import Engine, OutOfMemory
 from tests.toys import V, attention, parallel, random_pairs, small_model, toy_config
 
 CUDA = (

@@ -16,7 +16,7 @@ from mt.errors import ConfigError
 from mt.system import console
 from mt.system.device import choose_device
 from mt.system.distributed import Ranks
-from mt.train.engine import choose_execution
+from mt.training.engine import choose_execution
 
 
 class Machine:
@@ -30,7 +30,7 @@ class Machine:
         monkeypatch.setattr("torch.cuda.init", lambda: None)
         monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
         monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
-        monkeypatch.setattr("mt.train.engine.compile_blocker", lambda: None)
+        monkeypatch.setattr("mt.training.engine.compile_blocker", lambda: None)
         monkeypatch.setattr("torch.version.hip", None)
         monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
         self.has(n_devices=0)

@@ -19,7 +19,7 @@ from mt.text.prepare import prepare_corpus
 from mt.tools import bench
 from mt.tools import dry_run as dry_run_module
 from mt.tools.dry_run import dry_run, parameters_by_part, plot_schedule
-from mt.train.engine import Engine, OutOfMemory, Update
+from mt.training.engine import Engine, OutOfMemory, Update
 from tests.clock import Clock
 from tests.conftest import Run
 from tests.toys import messages, small_model, toy_config

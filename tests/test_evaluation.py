@@ -12,9 +12,9 @@ import pytest
 
 from mt.config.settings import RunConfig
 from mt.errors import DataError
-from mt.evaluate.command import evaluate_files, evaluate_model
-from mt.evaluate.findings import EvalOptions
-from mt.evaluate.runs import RunArtifacts
+from mt.evaluation.command import evaluate_files, evaluate_model
+from mt.evaluation.findings import EvalOptions
+from mt.evaluation.runs import RunArtifacts
 from mt.pipeline import train_run
 from mt.run_folder import RunFolder, open_model
 from tests.toys import toy_config, write_lines

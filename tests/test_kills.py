@@ -17,7 +17,7 @@ from mt.config.settings import RunConfig
 from mt.pipeline import train_run
 from mt.run_folder import RunFolder
 from mt.tools.verify import Kill, comes_to, compare_runs, look
-from mt.train.engine import Engine, StepResult, Update
+from mt.training.engine import Engine, StepResult, Update
 from tests.forks import MT, Fork
 from tests.toys import toy_config
 

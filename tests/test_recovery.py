@@ -20,9 +20,9 @@ from mt.errors import MTError
 from mt.run_folder import RunFolder
 from mt.system.distributed import SINGLE_PROCESS
 from mt.text.prepare import prepare_corpus
-from mt.train.engine import Engine, OutOfMemory, StepResult, Update, naming_out_of_memory, tokens_that_fit
-from mt.train.loop import Trainer, train
-from mt.train.progress import Progress, UpdateMeter
+from mt.training.engine import Engine, OutOfMemory, StepResult, Update, naming_out_of_memory, tokens_that_fit
+from mt.training.loop import Trainer, train
+from mt.training.progress import Progress, UpdateMeter
 from tests.toys import measured, toy_config, weights_of
 
 MicroBatchLoss = Callable[[Engine, int, int, PackedBatch], Tensor]
@@ -166,7 +166,7 @@ def test_before_the_first_checkpoint_going_back_is_to_the_beginning(
     state = PlanState()
     for _ in range(3):
         _, state = engine.plan.update_at(state)
-    from mt.train.optimizer import learning_rate
+    from mt.training.optimizer import learning_rate
 
     for update in engine.updates(state, 1, 4):
         engine.step(update, learning_rate(update.step, config.train, config.model.d_model))
@@ -286,7 +286,7 @@ def test_out_of_memory_while_a_batch_is_made_doubles_the_micro_batches_too(
             raise torch.OutOfMemoryError("full")
         return assemble_tiles(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("mt.train.engine.assemble_tiles", assemble)
+    monkeypatch.setattr("mt.training.engine.assemble_tiles", assemble)
     progress = train(config, corpus, tmp_path / "run")
     assert (progress.step, progress.micro_batch_tokens) == (4, 128)
 
@@ -335,7 +335,7 @@ def test_the_size_of_a_micro_batch_follows_the_line_through_what_was_measured() 
 def test_a_model_that_cannot_fit_is_refused_before_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = toy_config(tmp_path)
     corpus = prepare_corpus(config)
-    monkeypatch.setattr("mt.train.engine.memory_bytes", lambda device: 400_000)
+    monkeypatch.setattr("mt.training.engine.memory_bytes", lambda device: 400_000)
     with pytest.raises(MTError) as caught:
         Engine(config, corpus.train, 380)
     assert str(caught.value) == (

@@ -15,11 +15,11 @@ import pytest
 from jinja2 import UndefinedError
 
 from mt.errors import ConfigError, MTError
-from mt.evaluate import findings
-from mt.evaluate.analysis import ODDITY_RULES, words_of
-from mt.evaluate.findings import MOST_SENTENCES, EvalOptions, evaluate
-from mt.evaluate.report_files import check_folder, write_report
-from mt.evaluate.scores import TranslatedSet
+from mt.evaluation import findings
+from mt.evaluation.analysis import ODDITY_RULES, words_of
+from mt.evaluation.findings import MOST_SENTENCES, EvalOptions, evaluate
+from mt.evaluation.report_files import check_folder, write_report
+from mt.evaluation.scores import TranslatedSet
 from mt.report.evaluation import evaluation_page
 from mt.report.facts import Evaluation, ModelManifest, ScoredSet, TrainingCurves
 from mt.report.markdown import markdown

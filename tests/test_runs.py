@@ -13,8 +13,8 @@ import pytest
 
 from mt.config.settings import RunConfig
 from mt.errors import CheckpointError
-from mt.evaluate.analysis import words_of
-from mt.evaluate.runs import MOST_POINTS, RunArtifacts, read_training
+from mt.evaluation.analysis import words_of
+from mt.evaluation.runs import MOST_POINTS, RunArtifacts, read_training
 from mt.pipeline import train_run
 from mt.run_folder import RunFolder
 from mt.text.corpus import PreparedCorpus
@@ -224,7 +224,7 @@ def test_words_are_counted_in_the_text_that_training_saw(run: Run):
 def test_words_are_counted_alike_however_many_sentences_are_decoded_together(run: Run, monkeypatch: pytest.MonkeyPatch):
     known, words = RunArtifacts.of(run.folder), set(words_of(" ".join(run.src)))
     whole = known.count_words(words)
-    monkeypatch.setattr("mt.evaluate.runs._SENTENCES_AT_ONCE", 7)  # 123 are no multiple of it
+    monkeypatch.setattr("mt.evaluation.runs._SENTENCES_AT_ONCE", 7)  # 123 are no multiple of it
     assert known.count_words(words) == whole
 
 

@@ -12,8 +12,8 @@ import pytest
 import sacrebleu
 
 from mt.errors import ConfigError, DataError
-from mt.evaluate import metrics
-from mt.evaluate.scores import TranslatedSet, bleu_and_chrf, score_corpus
+from mt.evaluation import metrics
+from mt.evaluation.scores import TranslatedSet, bleu_and_chrf, score_corpus
 from mt.report.facts import Interval, MetricScore, ScoredSet
 from mt.report.terminal import scores_text
 
@@ -248,5 +248,5 @@ def test_long_files_are_counted_in_parts_and_score_the_same(monkeypatch: pytest.
     hypotheses = [line.replace("e", "a") for line in REFERENCES] * 40
     long = TranslatedSet(None, hypotheses, [REFERENCES * 40, hypotheses[::-1]])
     at_once = score_corpus(long, ["all"], n_samples=100)
-    monkeypatch.setattr("mt.evaluate.metrics._LINES_AT_ONCE", 7)
+    monkeypatch.setattr("mt.evaluation.metrics._LINES_AT_ONCE", 7)
     assert score_corpus(long, ["all"], n_samples=100) == at_once

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from mt.errors import ConfigError
-from mt.evaluate import significance
-from mt.evaluate.scores import TranslatedSet
-from mt.evaluate.significance import verdict_text
+from mt.evaluation import significance
+from mt.evaluation.scores import TranslatedSet
+from mt.evaluation.significance import verdict_text
 from mt.report.facts import BETTER, NO_DIFFERENCE, WORSE, PairedScore
 from tests.test_scores import sacrebleu_command
 

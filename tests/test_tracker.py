@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import mt.train.tracker
+import mt.training.tracker
 from mt.run_folder import RunFolder
 from mt.system.files import WriteError
-from mt.train.progress import Progress
-from mt.train.tracker import Tracker
-from mt.train.validation import ValidationResult
+from mt.training.progress import Progress
+from mt.training.tracker import Tracker
+from mt.training.validation import ValidationResult
 from tests.clock import Clock
 from tests.toys import files_up_to, measured
 
@@ -31,7 +31,7 @@ def test_people_see_where_training_is_and_a_time_left_that_moves_with_the_clock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr(mt.train.tracker, "time", clock)
+    monkeypatch.setattr(mt.training.tracker, "time", clock)
     progress = Progress(step=20, train_seconds=60)
     running = tracker(tmp_path, progress)
     assert running._times() == "1 min 00 s elapsed"

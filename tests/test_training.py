@@ -17,20 +17,20 @@ from mt.checkpoint import ModelFolder
 from mt.config.settings import RunConfig, TrainConfig
 from mt.data.packing import PlanState
 from mt.errors import MTError
-from mt.evaluate.command import evaluate_model
-from mt.evaluate.findings import EvalOptions
+from mt.evaluation.command import evaluate_model
+from mt.evaluation.findings import EvalOptions
 from mt.pipeline import average_run, format_report, train_run
 from mt.report.facts import Evaluation, MetricScore, ScoredSet
 from mt.run_folder import RunFolder
 from mt.system import signals
 from mt.system.signals import caught_signals
 from mt.text.prepare import prepare_corpus
-from mt.train.engine import Engine, StepResult, Update
-from mt.train.loop import Trainer, train
-from mt.train.optimizer import MovingAverage, Optimizer, learning_rate
-from mt.train.progress import Progress
-from mt.train.tracker import Tracker
-from mt.train.validation import ValidationResult, validation_loss
+from mt.training.engine import Engine, StepResult, Update
+from mt.training.loop import Trainer, train
+from mt.training.optimizer import MovingAverage, Optimizer, learning_rate
+from mt.training.progress import Progress
+from mt.training.tracker import Tracker
+from mt.training.validation import ValidationResult, validation_loss
 from tests.clock import Clock
 from tests.toys import RICH, measured, parallel, small_model, toy_config, weights_of
 
@@ -179,7 +179,7 @@ def test_a_signal_during_a_validation_does_not_wait_for_its_end(
             torch.ones(100).sum()
         ended.append("a validation")
 
-    monkeypatch.setattr("mt.train.loop.validate", endless)
+    monkeypatch.setattr("mt.training.loop.validate", endless)
     with pytest.raises(SystemExit) as caught:
         train(config, corpus, tmp_path / "run")
     assert caught.value.code == 143
@@ -329,7 +329,7 @@ def test_patience_ends_a_training_whose_validations_give_no_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nothing = ValidationResult(float("nan"), 0.0, 0.0, {}, [])
-    monkeypatch.setattr("mt.train.loop.validate", lambda *_: nothing)
+    monkeypatch.setattr("mt.training.loop.validate", lambda *_: nothing)
     config = toy_config(tmp_path, max_steps=50, validate_every=3, patience=2, best_by="loss")
     assert train(config, prepare_corpus(config), tmp_path / "run").step == 6
     assert "\n2 validations without a better score\n" in capsys.readouterr().err
@@ -372,7 +372,7 @@ def test_the_validation_loss_is_told_by_length() -> None:
 
 def test_stop_after_a_time_saves_and_is_final(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr("mt.train.loop.time", clock)
+    monkeypatch.setattr("mt.training.loop.time", clock)
     clock.slow(monkeypatch, Engine, "step", 0.25)
     config = toy_config(tmp_path, max_steps=100_000, stop_after="2s", validate_every=100_000)
     corpus = prepare_corpus(config)
@@ -386,7 +386,7 @@ def test_the_speed_that_is_logged_leaves_validations_and_checkpoints_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr("mt.train.progress.time", clock)
+    monkeypatch.setattr("mt.training.progress.time", clock)
     clock.slow(monkeypatch, Engine, "step", 0.25)
     clock.slow(monkeypatch, Trainer, "validate", 64)
     clock.slow(monkeypatch, Trainer, "save_checkpoint", 32)

@@ -24,7 +24,7 @@ from mt.errors import ConfigError, MTError
 from mt.run_folder import RunFolder
 from mt.system.workers import Workers
 from mt.tools.verify import Difference, Kill, Verdict, comes_to, compare_runs, short_config, train_in, verify_resume
-from mt.train.optimizer import Optimizer
+from mt.training.optimizer import Optimizer
 from tests.toys import toy_config, write_lines
 
 # 33 weights, 174 entries of the state and 96 logged figures; none of them differ.

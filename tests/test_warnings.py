@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from mt.evaluate import warnings
-from mt.evaluate.scores import TranslatedSet
-from mt.evaluate.warnings import unrelated_baseline
+from mt.evaluation import warnings
+from mt.evaluation.scores import TranslatedSet
+from mt.evaluation.warnings import unrelated_baseline
 
 DEMO = Path(__file__).parent.parent / "data/demo"
 SOURCES, REFERENCES = ((DEMO / f"test.{lang}").read_text("utf-8").splitlines()[:400] for lang in ("en", "de"))

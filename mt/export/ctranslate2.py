@@ -44,7 +44,7 @@ from mt.decode.search import (
 )
 from mt.decode.translator import Backend, Translator
 from mt.errors import CheckpointError, ConfigError, MTError, optional_package
-from mt.evaluate.scores import bleu_and_chrf
+from mt.evaluation.scores import bleu_and_chrf
 from mt.model import Transformer
 from mt.model.layers import EPSILON, DeepNorm, LayerNorm, Linear, PostNorm
 from mt.model.positions import LONGEST_DISTANCE, Learned, Positions, Relative, Sinusoidal, sinusoidal_positions

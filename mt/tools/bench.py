@@ -29,8 +29,8 @@ from mt.system.malloc import tune_malloc
 from mt.system.provenance import source_commit, versions
 from mt.text.corpus import ParallelIds, PreparedCorpus, Sentences, first_test_pairs
 from mt.text.tokenizer import EOS_ID, Tokenizer
-from mt.train.engine import Engine, OutOfMemory, Update
-from mt.train.optimizer import learning_rate
+from mt.training.engine import Engine, OutOfMemory, Update
+from mt.training.optimizer import learning_rate
 from mt.units import format_count
 
 _log = logging.getLogger(__name__)

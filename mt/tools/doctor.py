@@ -31,7 +31,7 @@ from mt.text.prepare import corpus_fingerprint
 from mt.text.rehearsal import Rehearsal, check_cleaning, check_rehearsal, clean_sample, rehearse
 from mt.text.sample import Sample, draw_sample
 from mt.text.tokenizer import Tokenizer, adopt_model
-from mt.train.engine import Footprint
+from mt.training.engine import Footprint
 from mt.units import format_bytes, format_duration
 
 _log = logging.getLogger(__name__)

@@ -26,8 +26,8 @@ from mt.system.distributed import Ranks
 from mt.system.files import existing_folder
 from mt.text.corpus import PreparedCorpus
 from mt.tools.bench import Laps, device_name, engine_over, step_in_parts
-from mt.train.engine import Engine, Footprint, OutOfMemory, Update, choose_execution
-from mt.train.optimizer import learning_rate
+from mt.training.engine import Engine, Footprint, OutOfMemory, Update, choose_execution
+from mt.training.optimizer import learning_rate
 from mt.units import format_bytes, format_duration
 
 _log = logging.getLogger(__name__)

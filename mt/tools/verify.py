@@ -32,7 +32,7 @@ from mt.pipeline import prepare
 from mt.run_folder import RunFolder
 from mt.system.workers import WorkerLost, Workers
 from mt.text.corpus import ParallelIds, PreparedCorpus, Sentences
-from mt.train.loop import train
+from mt.training.loop import train
 from mt.units import finite
 
 _log = logging.getLogger(__name__)

@@ -32,7 +32,7 @@ from torch.profiler import ProfilerActivity, profile
 from mt.config.loading import load_config
 from mt.data.packing import PlanState
 from mt.tools import bench
-from mt.train.engine import Engine, Update
+from mt.training.engine import Engine, Update
 from tests.null_gpu.device import NullGPU
 
 PEAK, BANDWIDTH = 989e12, 3.35e12  # of an H100 SXM: operations in bf16 and bytes a second, from its data sheet

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch.nn.parallel.distributed as distributed
 
-import mt.train.engine as engine
+import mt.training.engine as engine
 from mt.cli import main
 from tests.null_gpu.device import NullGPU
 

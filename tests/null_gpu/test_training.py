@@ -16,7 +16,7 @@ from mt.config.settings import RunConfig
 from mt.data.batch import PackedBatch
 from mt.data.packing import PlanState
 from mt.tools import bench
-from mt.train.engine import Engine, OutOfMemory
+from mt.training.engine import Engine, OutOfMemory
 from tests.null_gpu.device import NullGPU, note, waits
 from tests.toys import toy_config
 

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 from mt.config.loading import settings_of
 from mt.errors import ConfigError, DataError, MTError
-from mt.evaluate.comparison import System, compare_systems
-from mt.evaluate.findings import EvalOptions, evaluate
-from mt.evaluate.scores import TranslatedSet
+from mt.evaluation.comparison import System, compare_systems
+from mt.evaluation.findings import EvalOptions, evaluate
+from mt.evaluation.scores import TranslatedSet
 from mt.report.facts import Evaluation, SystemComparison
 from mt.text.corpora import different_counts
 from mt.text.files import read_line_chunks
 
 if TYPE_CHECKING:  # scoring files does without torch
-    from mt.evaluate.runs import RunArtifacts
+    from mt.evaluation.runs import RunArtifacts
     from mt.text.corpora import SentencePair
 
 _log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def evaluate_model(model: Path, tests: Sequence[str], device: str, precision: st
         DataError: the baseline is missing or of another test set.
         CheckpointError: there is no model.
     """
-    from mt.evaluate.runs import RunArtifacts
+    from mt.evaluation.runs import RunArtifacts
 
     artifacts = RunArtifacts.of(model)
     pairs = artifacts.test_pairs(artifacts.test_names(tests))
@@ -84,7 +84,7 @@ def compare_models(
         DataError: a test set is not the same text for all.
         CheckpointError: there is no model, or it cannot be read.
     """
-    from mt.evaluate.runs import RunArtifacts
+    from mt.evaluation.runs import RunArtifacts
 
     models = [RunArtifacts.of(path) for path in paths]
     names = _shared_names(models, tests)
@@ -206,7 +206,7 @@ def _is_run(path: Path) -> bool:
 
 def _references_of(run: Path, names: Iterable[str]) -> dict[str, list[str] | None]:
     """Return the references of sets that a run has translated; None where only its translations are left."""
-    from mt.evaluate.runs import RunArtifacts
+    from mt.evaluation.runs import RunArtifacts
 
     try:
         artifacts = RunArtifacts.of(run)

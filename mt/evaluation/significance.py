@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mt.evaluate.metrics import Metric, Stats, metric_keys
-from mt.evaluate.scores import TranslatedSet
+from mt.evaluation.metrics import Metric, Stats, metric_keys
+from mt.evaluation.scores import TranslatedSet
 from mt.report.facts import BETTER, LARGEST_P, NO_DIFFERENCE, WORSE, PairedScore, short_name
 from mt.units import listed
 

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mt.errors import ConfigError
-from mt.evaluate.analysis import ODDITY_RULES
+from mt.evaluation.analysis import ODDITY_RULES
 from mt.report.evaluation import comparison_page, evaluation_page
 from mt.report.facts import Evaluation, SystemComparison, facts_json
 from mt.report.markdown import markdown

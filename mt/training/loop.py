@@ -30,11 +30,11 @@ from mt.system.provenance import source_commit, versions
 from mt.system.signals import Received, caught_signals
 from mt.text.corpus import PreparedCorpus
 from mt.text.tokenizer import Tokenizer
-from mt.train.engine import Engine, OutOfMemory, StepResult, Update
-from mt.train.optimizer import learning_rate
-from mt.train.progress import Progress, UpdateMeter
-from mt.train.tracker import SilentTracker, Tracker
-from mt.train.validation import ValidationResult, validate
+from mt.training.engine import Engine, OutOfMemory, StepResult, Update
+from mt.training.optimizer import learning_rate
+from mt.training.progress import Progress, UpdateMeter
+from mt.training.tracker import SilentTracker, Tracker
+from mt.training.validation import ValidationResult, validate
 from mt.units import format_count, format_duration
 
 _log = logging.getLogger(__name__)

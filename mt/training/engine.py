@@ -35,7 +35,7 @@ from mt.system.device import choose_device, choose_dtype, compile_blocker, memor
 from mt.system.distributed import SINGLE_PROCESS, Ranks
 from mt.text.corpus import ParallelIds
 from mt.text.tokenizer import PAD_ID
-from mt.train.optimizer import MovingAverage, Optimizer
+from mt.training.optimizer import MovingAverage, Optimizer
 from mt.units import format_bytes
 
 _log = logging.getLogger(__name__)

@@ -19,8 +19,8 @@ from mt.system.files import explained_writes, write_text
 from mt.units import finite, format_duration
 
 if TYPE_CHECKING:
-    from mt.train.progress import Progress
-    from mt.train.validation import ValidationResult
+    from mt.training.progress import Progress
+    from mt.training.validation import ValidationResult
 
 _log = logging.getLogger(__name__)
 

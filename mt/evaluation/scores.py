@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mt.errors import DataError
-from mt.evaluate.metrics import Metric, metric_keys
+from mt.evaluation.metrics import Metric, metric_keys
 from mt.report.facts import ScoredSet
 
 
@@ -38,7 +38,7 @@ def score_corpus(translated: TranslatedSet, metrics: Sequence[str] | None = None
     """Score hypothesis i against the i-th of each set of references.
 
     Args:
-        metrics: of mt.evaluate.metrics.METRICS, or `all`; by default BLEU, chrF2, chrF2++ and lower-cased BLEU.
+        metrics: of mt.evaluation.metrics.METRICS, or `all`; by default BLEU, chrF2, chrF2++ and lower-cased BLEU.
         n_samples: of the bootstrap that gives confidence intervals; 0 for none.
     Raises:
         ConfigError: an unknown metric; too few or too many samples.

@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mt.evaluate.analysis import analyse, words_of
-from mt.evaluate.metrics import check_samples, metric_keys
-from mt.evaluate.scores import TranslatedSet, score_corpus
-from mt.evaluate.significance import DEFAULT_SAMPLES, compare, verdict_text
-from mt.evaluate.warnings import check, unrelated_baseline
+from mt.evaluation.analysis import analyse, words_of
+from mt.evaluation.metrics import check_samples, metric_keys
+from mt.evaluation.scores import TranslatedSet, score_corpus
+from mt.evaluation.significance import DEFAULT_SAMPLES, compare, verdict_text
+from mt.evaluation.warnings import check, unrelated_baseline
 from mt.report.facts import BaselineTest, Evaluation, PairedSet, Sentence
 
 MOST_SENTENCES = 5_000  # of a test set, in a report

@@ -16,9 +16,9 @@ from mt.config.loading import config_differences, settings_of
 from mt.config.settings import DecodeConfig, ModelConfig, TokenizerConfig, TrainConfig
 from mt.decode.translator import Translator
 from mt.errors import ConfigError, DataError, MTError
-from mt.evaluate.analysis import words_of
-from mt.evaluate.report_files import JSON_NAME, json_object
-from mt.evaluate.scores import TranslatedSet
+from mt.evaluation.analysis import words_of
+from mt.evaluation.report_files import JSON_NAME, json_object
+from mt.evaluation.scores import TranslatedSet
 from mt.report.facts import Curve, ModelManifest, TrainingCurves, Values
 from mt.run_folder import RunFolder, open_model
 from mt.system.device import choose_device, choose_dtype, hardware

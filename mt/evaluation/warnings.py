@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
-from mt.evaluate.scores import TranslatedSet
+from mt.evaluation.scores import TranslatedSet
 
 # Marks that a tokenizer leaves, and how much text they are looked for in: at least this share of the lines.
 _MARKS = {

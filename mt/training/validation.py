@@ -12,7 +12,7 @@ from mt.config.settings import RunConfig
 from mt.data.batch import PackedBatch, assemble_tiles
 from mt.data.packing import Indices
 from mt.decode.translator import OwnBackend, Translator
-from mt.evaluate.scores import bleu_and_chrf
+from mt.evaluation.scores import bleu_and_chrf
 from mt.loss import linear_label_smoothed_nll
 from mt.model import Transformer
 from mt.text.corpus import ParallelIds, PreparedCorpus

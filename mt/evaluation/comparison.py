@@ -9,9 +9,9 @@ from itertools import chain, combinations, count
 from string import ascii_lowercase
 from typing import Any
 
-from mt.evaluate.findings import EvalOptions
-from mt.evaluate.metrics import Metric, metric_keys
-from mt.evaluate.significance import compare_rows
+from mt.evaluation.findings import EvalOptions
+from mt.evaluation.metrics import Metric, metric_keys
+from mt.evaluation.significance import compare_rows
 from mt.report.facts import (
     NO_DIFFERENCE,
     ComparedMetric,

@@ -14,7 +14,7 @@ import torch
 
 from mt.data.packing import PlanState
 from mt.system.distributed import Ranks
-from mt.train.engine import StepResult, Update
+from mt.training.engine import StepResult, Update
 
 # Halvings that take the loss scale of fp16 from where it begins to 1, and some more.
 MOST_OVERFLOWS = 20

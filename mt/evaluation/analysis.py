@@ -21,8 +21,8 @@ from mt.decode.quality_flags import (
     is_too_long,
     min_plausible_length,
 )
-from mt.evaluate.metrics import Metric, sentence_bleu
-from mt.evaluate.scores import TranslatedSet
+from mt.evaluation.metrics import Metric, sentence_bleu
+from mt.evaluation.scores import TranslatedSet
 from mt.report.facts import Analysis, Bucket, NumbersKept, OddLines, Sentence
 
 SOURCE_LENGTHS = (0, 10, 20, 30, 40, 50, 60, 70, 80)  # words at which a bucket begins; the last has no end
