@@ -1,7 +1,7 @@
-"""The `mt` command: parse, call one function, print. Text goes to standard output, everything else to standard error.
+"""The `mt` command: parse, call one function, print. Results go to standard output, messages to standard error.
 
-Exit status: 0 done, 2 the user's error (one line, no traceback), 130 interrupted, 141 the reader of our output went
-away, 143 terminated, 1 our error (with traceback). Imports that cost time go inside the commands.
+Exit status: 0 success, 1 an internal error (with traceback), 2 an error that the user can fix (one line, no traceback),
+130 interrupted, 141 the reader of standard output has gone, 143 terminated. Slow imports go inside the commands.
 """
 
 from __future__ import annotations
@@ -35,7 +35,12 @@ INTERRUPTED, TERMINATED = 130, 143
 
 
 class _Commands(typer.core.TyperGroup):
-    """The commands, with the one place where exceptions become exit statuses."""
+    """The commands of `mt`. Translates exceptions to exit statuses."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[:1] == ["eval"] and "--compare" in args:  # another name of mt compare
+            args = ["compare", *(arg for arg in args[1:] if arg != "--compare")]
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         from mt.system.console import show_messages
@@ -43,7 +48,7 @@ class _Commands(typer.core.TyperGroup):
         show_messages()
         try:
             result = super().invoke(ctx)
-            sys.stdout.flush()  # here, so that a reader that has gone is noticed here
+            sys.stdout.flush()  # so that a reader that has gone is noticed here, not at exit
             return result
         except MTError as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -67,17 +72,17 @@ class _Commands(typer.core.TyperGroup):
             if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
                 raise
             problem = str(error).partition(". ")[0]
-            print(f"error: {problem}: make batches smaller, or use the CPU", file=sys.stderr)
+            print(f"error: {problem}. Use smaller batches, or the CPU.", file=sys.stderr)
             raise typer.Exit(2) from None
 
 
 def _drop_output() -> None:
-    """Discard what is still buffered, or Python complains at exit."""
+    """Discard buffered output, which Python would fail to flush at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _reader_is_gone() -> bool:
-    """Return whether it is standard output that broke, and not another pipe."""
+    """Return whether the broken pipe is standard output and not another one."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
@@ -94,7 +99,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 config_commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(config_commands, name="config", help="List and show configs.")
+app.add_typer(config_commands, name="config", help="List, show and check configs.")
 
 
 OF_MODEL = "Default: the model's config."
@@ -104,39 +109,39 @@ def _option(metavar: str | None, help_text: str, *names: str) -> Any:
     return typer.Option(*names, metavar=metavar, help=help_text)
 
 
-CONFIG_HELP = "A config file, or the name of one that ships with mt."
+CONFIG_HELP = "A config file, or the name of a config that ships with mt."
 MODEL_HELP = "A run folder, a checkpoint or a model folder."
 ConfigOption = Annotated[str, _option("FILE", CONFIG_HELP, "--config")]
 SetOption = Annotated[
-    list[str] | None, _option("KEY=VALUE", "Override a setting, such as train.max_steps=100; repeatable.", "--set")
+    list[str] | None, _option("KEY=VALUE", "Override a setting, for example train.max_steps=100; repeatable.", "--set")
 ]
-RunDir = Annotated[Path | None, _option("DIR", "The run folder; runs/NAME by default.")]
+RunDir = Annotated[Path | None, _option("DIR", "The run folder. Default: runs/NAME.")]
 Model = Annotated[str, _option("DIR", MODEL_HELP)]
 DeviceOption = Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")]
-Precision = Annotated[Literal["auto", "bf16", "fp16", "fp32"], typer.Option(help="Of matrix products.")]
-BeamSize = Annotated[int | None, _option("N", f"Hypotheses kept open; 1 is greedy. {OF_MODEL}")]
-LengthPenalty = Annotated[float | None, _option("A", f"Exponent of the length penalty; 0: none. {OF_MODEL}")]
-BatchTokens = Annotated[int | None, _option("N", f"Source tokens translated together. {OF_MODEL}")]
-BatchSentences = Annotated[int | None, _option("N", "Sentences translated together at most. Default: no such limit.")]
-Json = Annotated[bool, _option(None, "Print one JSON object on standard output, and nothing else.", "--json")]
+Precision = Annotated[Literal["auto", "bf16", "fp16", "fp32"], typer.Option(help="Precision of matrix products.")]
+BeamSize = Annotated[int | None, _option("N", f"Beam size; 1 is greedy search. {OF_MODEL}")]
+LengthPenalty = Annotated[float | None, _option("A", f"Exponent of the length penalty; 0 turns it off. {OF_MODEL}")]
+BatchTokens = Annotated[int | None, _option("N", f"Source tokens in a batch. {OF_MODEL}")]
+BatchSentences = Annotated[int | None, _option("N", "Maximum sentences in a batch. Default: no limit.")]
+Json = Annotated[bool, _option(None, "Print the result as one JSON object.", "--json")]
 Report = Annotated[
-    Path | None, _option("DIR", "Write report.html, .json and .md there: where it is good and bad.", "--report")
+    Path | None, _option("DIR", "Write a report to this folder: report.html, .json and .md.", "--report")
 ]
-Tests = Annotated[list[str] | None, _option("NAME", "Only this test set of the models; repeatable.", "--test")]
+Tests = Annotated[list[str] | None, _option("NAME", "Score only this test set; repeatable.", "--test")]
 References = Annotated[
-    list[Path] | None, _option("FILE", "References, one a line; repeatable, for several of each line.", "--ref")
+    list[Path] | None, _option("FILE", "References, one per line. Repeat for several references.", "--ref")
 ]
-TgtLang = Annotated[str, _option("LANG", "Whose rules bleu-2017 tokenises files by.")]
+TgtLang = Annotated[str, _option("LANG", "Target language, for the tokenization of bleu-2017.")]
 Metrics = Annotated[
     list[str] | None,
     _option(
-        "NAME", "bleu, chrf, chrf++, bleu-lc, ter, bleu-2017 or all; repeatable. Default: the first 4.", "--metric"
+        "NAME", "bleu, chrf, chrf++, bleu-lc, ter, bleu-2017 or all; repeatable. Default: the first four.", "--metric"
     ),
 ]
-Confidence = Annotated[bool, _option(None, "Intervals that hold 95% of bootstrap samples.", "--confidence")]
-Significance = Annotated[Literal["randomisation", "bootstrap"], typer.Option(help="How differences are tested.")]
+Confidence = Annotated[bool, _option(None, "Add 95% bootstrap confidence intervals.", "--confidence")]
+Significance = Annotated[Literal["randomisation", "bootstrap"], typer.Option(help="Significance test for differences.")]
 Samples = Annotated[
-    int | None, _option("N", "Default: 1,000 of the bootstrap, 10,000 of the randomisation.", "--samples")
+    int | None, _option("N", "Samples drawn. Default: 1,000 for bootstrap, 10,000 for randomisation.", "--samples")
 ]
 
 
@@ -151,7 +156,7 @@ def _print_version(is_asked: bool) -> None:
 @app.callback()
 def _mt(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Train machine translation models: from raw parallel text to a BLEU report."""
@@ -163,18 +168,18 @@ def train(
     overrides: SetOption = None,
     run_dir: RunDir = None,
     is_dry_run: Annotated[
-        bool, _option(None, "Print what would happen, how long and in how much memory; write nothing.", "--dry-run")
+        bool, _option(None, "Print the plan, the time and the memory that it takes; write nothing.", "--dry-run")
     ] = False,
 ) -> None:
     """Train a model, from raw text to a report.
 
-    Runs the stages that are missing: prepare, train, average, evaluate. Continues where it stopped.
+    Prepares the data, trains, averages checkpoints and evaluates. Run it again to continue a training that was stopped.
     """
     run_config = _config(config, overrides)
     run_dir = run_dir or Path("runs") / run_config.name
     if is_dry_run:
-        # Said before anything is imported that takes seconds.
-        _log.info(f"{run_config.name}: a dry run, the model is built and some of its updates are measured")
+        # Before the imports below, which take seconds.
+        _log.info(f"{run_config.name}: dry run: building the model and timing a few updates")
         from mt.tools.dry_run import dry_run
 
         print(dry_run(run_config, run_dir))
@@ -186,13 +191,13 @@ def train(
 
 @app.command("prepare")
 def prepare_data(config: ConfigOption, overrides: SetOption = None) -> None:
-    """Prepare the data only: fetch, clean, encode."""
+    """Prepare the data only: download, clean, train the tokenizer, encode."""
     run_config = _config(config, overrides)
     if run_config.train.init_from is None:
         from mt.text.prepare import prepare_corpus
 
         print(_corpus_text(prepare_corpus(run_config)))
-    else:  # the tokenizer is that of a model; reading one takes torch, which takes seconds to import
+    else:  # the tokenizer comes from a model; loading one needs torch, which takes seconds to import
         from mt.pipeline import prepare
 
         print(_corpus_text(prepare(run_config)))
@@ -202,12 +207,12 @@ def prepare_data(config: ConfigOption, overrides: SetOption = None) -> None:
 def examine_data(
     config: ConfigOption, overrides: SetOption = None, run_dir: RunDir = None, as_json: Json = False
 ) -> None:
-    """Look at a config and a sample of its data, and say what will go wrong.
+    """Check a config and a sample of its data for problems.
 
-    Takes seconds and writes nothing. Exit status 2 where preparing or training would fail. docs/doctor.md has more.
+    Takes seconds and writes nothing. The exit status is 2 if preparing or training would fail. See docs/doctor.md.
     """
     run_config = _config(config, overrides)
-    _log.info(f"{run_config.name}: looking at a sample of each corpus")
+    _log.info(f"{run_config.name}: checking a sample of each corpus")
     from mt.tools.doctor import diagnosis_json, diagnosis_text, examine
 
     diagnosis = examine(run_config, run_dir or Path("runs") / run_config.name)
@@ -223,57 +228,61 @@ def examine_data(
 def translate(
     context: typer.Context,
     model: Model,
-    input_file: Annotated[str, _option("FILE|-", "Text, one segment a line; - is standard input.", "--input")] = "-",
+    input_file: Annotated[
+        str, _option("FILE|-", "Source text, one segment per line; - is standard input.", "--input")
+    ] = "-",
     output_file: Annotated[
-        str, _option("FILE|-", "Grows as FILE.part, appears when whole; - is standard output.", "--output")
+        str, _option("FILE|-", "Translations, in FILE.part until complete; - is standard output.", "--output")
     ] = "-",
     beam_size: BeamSize = None,
     length_penalty: LengthPenalty = None,
     length_penalty_form: Annotated[
-        Literal["wu", "plain"] | None, _option(None, f"wu: ((5 + n) / 6)^A; plain: n^A, n being tokens. {OF_MODEL}")
+        Literal["wu", "plain"] | None, _option(None, f"wu: ((5 + n) / 6)^A; plain: n^A, for n tokens. {OF_MODEL}")
     ] = None,
-    min_length: Annotated[int | None, _option("N", f"Tokens that a translation has at least. {OF_MODEL}")] = None,
+    min_length: Annotated[int | None, _option("N", f"Minimum tokens of a translation. {OF_MODEL}")] = None,
     max_length: Annotated[
         int | None,
-        _option("N", "Tokens that it has at most, with its end. Default: the model's config, or 50 over its source."),
+        _option("N", "Maximum tokens, end of sentence included. Default: the model's config, or source + 50."),
     ] = None,
     no_repeat_ngram: Annotated[
-        int | None, _option("N", f"No N tokens come twice in the same order; 0: they may. {OF_MODEL}")
+        int | None, _option("N", f"Never repeat a sequence of N tokens; 0 turns it off. {OF_MODEL}")
     ] = None,
-    n_best: Annotated[int, _option("N", "Translations given for each line, best first.")] = 1,
-    sample: Annotated[bool, _option(None, "Draw translations instead of searching for the best.", "--sample")] = False,
-    temperature: Annotated[float | None, _option("T", "With --sample: below 1 sharper, above 1 flatter.")] = None,
-    top_k: Annotated[int | None, _option("K", "With --sample: among the K most probable tokens.")] = None,
-    top_p: Annotated[float | None, _option("P", "With --sample: among the fewest tokens that hold P together.")] = None,
-    seed: Annotated[int | None, _option("N", "With --sample: another seed, other draws.")] = None,
+    n_best: Annotated[int, _option("N", "Translations written for each line, best first.")] = 1,
+    sample: Annotated[
+        bool, _option(None, "Sample translations instead of searching for the best.", "--sample")
+    ] = False,
+    temperature: Annotated[float | None, _option("T", "With --sample: below 1 is less random, above 1 more.")] = None,
+    top_k: Annotated[int | None, _option("K", "With --sample: only the K most probable tokens.")] = None,
+    top_p: Annotated[
+        float | None, _option("P", "With --sample: only the most probable tokens, up to a total probability of P.")
+    ] = None,
+    seed: Annotated[int | None, _option("N", "With --sample: seed of the random numbers.")] = None,
     prefix: Annotated[
-        Path | None, _option("FILE", "For each line what its translations begin with; may be empty.")
+        Path | None, _option("FILE", "The start of each translation, one per line; may be empty.")
     ] = None,
     output_format: Annotated[
-        Literal["text", "jsonl"], _option(None, "jsonl: one object a line, with scores, tokens and flags.", "--format")
+        Literal["text", "jsonl"], _option(None, "jsonl: an object per line, with scores, tokens and flags.", "--format")
     ] = "text",
-    align: Annotated[bool, _option(None, "With --format jsonl: alignments of words.", "--align")] = False,
+    align: Annotated[bool, _option(None, "With --format jsonl: add word alignments.", "--align")] = False,
     alignments: Annotated[
-        Path | None, _option("FILE", "Write alignments of words, as 0-0 1-2, one line for each line of text.")
+        Path | None, _option("FILE", "Write word alignments such as 0-0 1-2, one line per line of text.")
     ] = None,
     shard: Annotated[
-        str | None, _option("I/N", "Only the I-th of N blocks of the lines of a file; cat joins their outputs.")
+        str | None, _option("I/N", "Translate only the I-th of N parts of the file; join the outputs with cat.")
     ] = None,
     is_resumed: Annotated[
-        bool, _option(None, "Continue what an interrupted run left in OUTPUT.part.", "--resume")
+        bool, _option(None, "Continue an interrupted translation from OUTPUT.part.", "--resume")
     ] = False,
     is_strict: Annotated[
-        bool, _option(None, "Refuse text that is not UTF-8, instead of reading bad bytes as U+FFFD.", "--strict")
+        bool, _option(None, "Fail on text that is not UTF-8, instead of replacing bad bytes by U+FFFD.", "--strict")
     ] = False,
     retries: Annotated[
-        bool, _option(None, "Search again for what repeats itself, or is far too long or short.", "--retry/--no-retry")
+        bool, _option(None, "Search again when a translation loops, or is far too long or short.", "--retry/--no-retry")
     ] = True,
-    has_progress: Annotated[
-        bool, _option(None, "Lines done, speed and time left, on standard error.", "--progress/--no-progress")
-    ] = True,
+    has_progress: Annotated[bool, _option(None, "Show progress on standard error.", "--progress/--no-progress")] = True,
     backend: Annotated[
         Literal["own", "ctranslate2"],
-        _option(None, "What searches; ctranslate2 takes a folder from mt export --to ctranslate2."),
+        _option(None, "Decoder; ctranslate2 reads a folder written by mt export --to ctranslate2."),
     ] = "own",
     device: DeviceOption = "auto",
     precision: Precision = "auto",
@@ -282,30 +291,33 @@ def translate(
 ) -> None:
     """Translate text, one line for each line.
 
-    The order is kept, an empty line stays empty, and writing starts before the input ends. Lines are independent: apart
-    from rounding, a translation does not depend on the other lines. docs/translate.md has more.
+    Empty lines stay empty. Output starts before the input ends. See docs/translate.md.
     """
     if sample:
-        _refuse(context, ["--beam-size"], "is for searching, and --sample draws", "give one of them")
+        _refuse(context, ["--beam-size"], "cannot be combined with --sample", "remove one of them")
     else:
-        _refuse(context, ["--temperature", "--top-k", "--top-p", "--seed"], "is for drawing", "add --sample")
+        _refuse(context, ["--temperature", "--top-k", "--top-p", "--seed"], "needs --sample", "add --sample")
     search = _search_changes(context)
     if n_best < 1:
         raise ConfigError("--n-best", f"expected at least 1, got {n_best}")
     if n_best > search.get("beam_size", n_best):
-        raise ConfigError("--n-best", f"is {n_best}, more than --beam-size ({beam_size}) can give")
+        raise ConfigError(
+            "--n-best", f"is {n_best}, more than --beam-size ({beam_size})", "raise --beam-size or lower --n-best"
+        )
     for option, path in (("--prefix", prefix), ("--alignments", alignments)):
         if path == Path("-"):
-            raise ConfigError(option, "expected a file, got -")
+            raise ConfigError(option, "needs a file, not -")
     if align and output_format != "jsonl":
-        raise ConfigError("--align", "is for --format jsonl", "give that, or --alignments FILE for a separate file")
+        raise ConfigError(
+            "--align", "needs --format jsonl", "add it, or use --alignments FILE to write a separate file"
+        )
     if alignments is not None and output_file != "-" and os.path.realpath(alignments) == os.path.realpath(output_file):
-        raise ConfigError("--alignments", f"{alignments} is the --output", "give two files")
+        raise ConfigError("--alignments", f"{alignments} is also the --output", "give two different files")
     if backend == "ctranslate2":
-        problem = "CTranslate2 gives no alignments"
-        _refuse(context, ["--align", "--alignments"], problem, "take --backend own and the model itself")
+        problem = "is not supported by CTranslate2"
+        _refuse(context, ["--align", "--alignments"], problem, "use --backend own with the model itself")
     if is_resumed and output_file == "-":
-        raise ConfigError("--resume", "continues an output file", "give --output FILE")
+        raise ConfigError("--resume", "needs an output file to continue", "give --output FILE")
     from mt.decode.files import TranslateOptions, translate_files
 
     options = TranslateOptions(
@@ -339,28 +351,28 @@ def translate(
 def score(
     context: typer.Context,
     model: Model,
-    src: Annotated[Path, _option("FILE", "Text, one segment a line.")],
-    tgt: Annotated[Path, _option("FILE", "Its translations, line by line.")],
-    output_file: Annotated[str, _option("FILE|-", "Appears when it is whole; - is standard output.", "--output")] = "-",
+    src: Annotated[Path, _option("FILE", "Source text, one segment per line.")],
+    tgt: Annotated[Path, _option("FILE", "Translations, one per line of the source.")],
+    output_file: Annotated[str, _option("FILE|-", "Scores; - is standard output.", "--output")] = "-",
     length_penalty: LengthPenalty = None,
     output_format: Annotated[
-        Literal["text", "jsonl"], _option(None, "jsonl: one object a line, with a figure for each token.", "--format")
+        Literal["text", "jsonl"], _option(None, "jsonl: an object per line, with a score for each token.", "--format")
     ] = "text",
     device: DeviceOption = "auto",
     precision: Precision = "auto",
-    batch_tokens: Annotated[int | None, _option("N", f"Tokens of a side that are scored together. {OF_MODEL}")] = None,
+    batch_tokens: Annotated[int | None, _option("N", f"Tokens of each side in a batch. {OF_MODEL}")] = None,
 ) -> None:
     """Score given translations, one line for each pair of lines.
 
-    Gives log-probability, the same per token, the score that a search ranks by, and the number of tokens, with tabs
-    between them. Natural logarithms; the end of sentence counts as a token.
+    Prints, separated by tabs: log-probability (natural logarithm), log-probability per token, the score by which beam
+    search ranks, and the number of tokens, end of sentence included. See docs/score.md.
     """
     changes = _search_changes(context)
     from mt.config.settings import TextFiles
     from mt.text.corpora import reader_of
 
     pairs = reader_of(TextFiles(src=str(src), tgt=str(tgt)), ("", ""), "").pairs()
-    first = list(islice(pairs, 1))  # what cannot be read shows before the model is loaded
+    first = list(islice(pairs, 1))  # so that an unreadable file is reported before the model is loaded
     with _named_as_options(), _output_stream(output_file) as target:
         from mt.decode.scorer import Scorer
 
@@ -374,15 +386,15 @@ def score(
 @app.command()
 def explain(
     model: Model,
-    src: Annotated[str, _option("TEXT", "A sentence.")],
-    output: Annotated[Path, _option("FILE", "The page, one HTML file.")],
-    tgt: Annotated[str | None, _option("TEXT", "Its translation. Default: the model's own.")] = None,
+    src: Annotated[str, _option("TEXT", "A source sentence.")],
+    output: Annotated[Path, _option("FILE", "The HTML page to write.")],
+    tgt: Annotated[str | None, _option("TEXT", "A translation. Default: the model's translation.")] = None,
     device: DeviceOption = "auto",
     precision: Precision = "auto",
 ) -> None:
-    """Show where a model looks when it translates a sentence.
+    """Show which source tokens the decoder attends to when it translates a sentence.
 
-    Writes a page with a map of source and target tokens for each layer of the decoder.
+    Writes a page with an attention map for each layer of the decoder.
     """
     with _named_as_options(), _output_stream(str(output)) as page:
         from mt.explain.attention import explained_page
@@ -393,16 +405,16 @@ def explain(
 @app.command("eval")
 def evaluate(
     context: typer.Context,
-    model: Annotated[Path | None, _option("DIR", f"{MODEL_HELP} Scores its test sets.")] = None,
+    model: Annotated[Path | None, _option("DIR", f"{MODEL_HELP} Its test sets are scored.")] = None,
     tests: Tests = None,
-    hyp: Annotated[Path | None, _option("FILE", "Translations, one a line.")] = None,
+    hyp: Annotated[Path | None, _option("FILE", "Translations, one per line.")] = None,
     refs: References = None,
-    src: Annotated[Path | None, _option("FILE", "Source text of --hyp, one segment a line.")] = None,
+    src: Annotated[Path | None, _option("FILE", "Source text of --hyp, one segment per line.")] = None,
     tgt_lang: TgtLang = "de",
     metrics: Metrics = None,
     has_confidence: Confidence = False,
     baseline: Annotated[
-        Path | None, _option("FILE|RUN", "Other translations of the same text: is the difference chance?")
+        Path | None, _option("FILE|RUN", "Test whether the difference to these translations is significant.")
     ] = None,
     significance: Significance = "randomisation",
     n_samples: Samples = None,
@@ -411,24 +423,26 @@ def evaluate(
     report_dir: Report = None,
     as_json: Json = False,
 ) -> None:
-    """Score a model, or a file of translations.
+    """Score a model (--model), or a file of translations (--hyp and --ref).
 
-    With sacreBLEU and its signatures: give --model, or --hyp and --ref. docs/eval.md says what the figures mean.
+    Scores are sacreBLEU's, with their signatures. See docs/eval.md. To compare several systems: mt compare.
     """
     if model is not None:
         for_files = ["--hyp", "--ref", "--src", "--tgt-lang"]
-        _refuse(context, for_files, "scores a file and --model scores a model", "give one of them")
+        _refuse(
+            context, for_files, "is for files of translations and cannot be combined with --model", "remove one of them"
+        )
     else:
-        _refuse(context, ["--test", "--device", "--precision"], "is for scoring a model", "give --model")
+        _refuse(context, ["--test", "--device", "--precision"], "needs --model", "give --model DIR")
         if hyp is None and not refs:
-            raise ConfigError("--model", "missing", "give --model DIR, or --hyp FILE and --ref FILE")
+            raise ConfigError("--model", "is missing", "give --model DIR, or --hyp FILE and --ref FILE")
         if hyp is None or not refs:
             missing, given = ("--hyp", "--ref") if hyp is None else ("--ref", "--hyp")
-            raise ConfigError(missing, "missing", f"{given} needs it")
+            raise ConfigError(given, f"needs {missing}", f"add {missing} FILE")
     if baseline is None:
-        _refuse(context, ["--significance"], "is for --baseline and mt compare", "give --baseline")
+        _refuse(context, ["--significance"], "needs --baseline", "add --baseline, or use mt compare")
         if not has_confidence:
-            _refuse(context, ["--samples"], "is for --confidence and --baseline", "give one of them")
+            _refuse(context, ["--samples"], "needs --confidence or --baseline", "add one of them")
     with _named_as_options():
         from mt.evaluation.findings import EvalOptions
 
@@ -448,14 +462,14 @@ def evaluate(
         _log.warning(line)
     shown = report.written(include={"test_sets", "comparison", "warnings"})
     print(json.dumps(shown, ensure_ascii=False) if as_json else evaluation_text(report), flush=True)
-    _write_report(report, report_dir)  # after the scores, which a full disk shall not cost
+    _write_report(report, report_dir)  # after the scores, so that a full disk cannot lose them
 
 
 @app.command()
 def compare(
     context: typer.Context,
     runs: Annotated[
-        list[Path] | None, typer.Argument(metavar="RUN...", help="Runs or models; with --ref: files of translations.")
+        list[Path] | None, typer.Argument(metavar="RUN...", help="Runs or models; with --ref, files of translations.")
     ] = None,
     tests: Tests = None,
     refs: References = None,
@@ -469,21 +483,22 @@ def compare(
     report_dir: Report = None,
     as_json: Json = False,
 ) -> None:
-    """Compare several systems in one table, and say which of them can be told apart.
+    """Compare several systems in one table, with significance tests.
 
-    Runs and models by the test sets that all of them have, or files of translations with --ref. docs/eval.md has more.
+    Runs and models are compared on the test sets that they share, files of translations with --ref. `mt eval --compare`
+    is another name for it. See docs/eval.md.
     """
     runs = runs or []
     if refs:
         for_models = ["--test", "--device", "--precision"]
-        _refuse(context, for_models, "is for models, and with --ref files are compared", "leave it out")
+        _refuse(context, for_models, "cannot be combined with --ref, which compares files", "remove one of them")
     else:
-        _refuse(context, ["--tgt-lang"], "is for files", "give --ref")
+        _refuse(context, ["--tgt-lang"], "needs --ref", "add --ref FILE, or remove --tgt-lang")
     if len(runs) < 2:
-        usage = "mt compare A B, or mt compare --ref REF A B"
-        raise ConfigError("RUN", f"expected two or more, got {len(runs) or 'none'}", usage)
+        usage = "use mt compare A B, or mt compare --ref REF A B"
+        raise ConfigError("RUN", f"expected at least two, got {len(runs) or 'none'}", usage)
     if not refs and (file := next((run for run in runs if run.is_file()), None)):
-        raise ConfigError(file, "is a file", "give --ref to compare files of translations")
+        raise ConfigError(file, "is a file", "add --ref FILE to compare files of translations")
     with _named_as_options():
         from mt.evaluation.findings import EvalOptions
 
@@ -495,7 +510,9 @@ def compare(
         if refs:
             found = compare_files(runs, refs, options, tgt_lang)
         else:
-            given = _given_options(context)  # with neither, what a finished run has translated is compared
+            given = _given_options(
+                context
+            )  # without either, the translations that a finished run has saved are compared
             found = compare_models(runs, tests or [], given.get("--device"), given.get("--precision"), options)
     facts = found.written(exclude={"training"})
     print(json.dumps(facts, ensure_ascii=False) if as_json else comparison_text(found), flush=True)
@@ -505,11 +522,11 @@ def compare(
 @app.command()
 def average(
     run_dir: Annotated[Path, _option("DIR", "The run folder.")],
-    last: Annotated[int, _option("N", "How many of the last checkpoints.")],
+    last: Annotated[int, _option("N", "Number of checkpoints.")],
 ) -> None:
     """Average the last checkpoints of a run.
 
-    Makes a model folder of them and prints its path.
+    Writes a model folder and prints its path.
     """
     if last < 1:
         raise ConfigError("--last", f"expected at least 1, got {last}")
@@ -521,19 +538,19 @@ def average(
 @app.command("export")
 def export_model(
     model: Annotated[Path, _option("DIR", MODEL_HELP)],
-    to: Annotated[Literal["ctranslate2"], _option(None, "The engine that will run it.")],
-    output: Annotated[Path, _option("DIR", "The new folder; appears when it is whole and checked.")],
+    to: Annotated[Literal["ctranslate2"], _option(None, "The engine to write for.")],
+    output: Annotated[Path, _option("DIR", "The folder to write; it must not exist.")],
     quantization: Annotated[
-        Literal["float32", "int8", "float16"], _option(None, "How weights are stored; int8 is the fastest on a CPU.")
+        Literal["float32", "int8", "float16"], _option(None, "Format of the weights; int8 is the fastest on a CPU.")
     ] = "float32",
     verify_with: Annotated[
         Path | None,
-        _option("FILE", "Source text to translate for the check. Default: the model's own test set, if available."),
+        _option("FILE", "Source text for the check. Default: the model's test set, if available."),
     ] = None,
 ) -> None:
-    """Write a model for another engine.
+    """Export a model to another engine.
 
-    Translates some lines with both, and writes nothing if they do not translate alike.
+    Translates some lines with both engines, and writes nothing if their translations differ. See docs/export.md.
     """
     from mt.export.ctranslate2 import export, format_export
 
@@ -546,15 +563,16 @@ def verify_resume(
     config: ConfigOption,
     overrides: SetOption = None,
     run_dir: Annotated[
-        Path | None, _option("DIR", "Keep the runs in this new folder; a temporary one by default.")
+        Path | None, _option("DIR", "Keep the runs in this new folder. Default: a temporary folder.")
     ] = None,
     updates: Annotated[int, _option("N", "Updates of each run.")] = 30,
-    kills: Annotated[int, _option("N", "How often the second run is killed.")] = 3,
+    kills: Annotated[int, _option("N", "Number of times that the second run is killed.")] = 3,
     as_json: Json = False,
 ) -> None:
-    """Prove that a killed training continues as if nothing had happened.
+    """Verify that a killed training resumes exactly.
 
-    Trains in one go and with kills, and compares all weights, the training state and the logged losses bit for bit.
+    Trains once without and once with kills, and compares all weights, the training state and the logged losses bit for
+    bit.
     """
     run_config = _config(config, overrides)
     from mt.tools.verify import verify_resume
@@ -568,17 +586,17 @@ def verify_resume(
 @app.command()
 def bench(
     context: typer.Context,
-    config: Annotated[str | None, _option("FILE", "A config file or name: measures its training.")] = None,
+    config: Annotated[str | None, _option("FILE", "A config file, or the name of one; measures training.")] = None,
     overrides: SetOption = None,
-    model: Annotated[Path | None, _option("DIR", f"{MODEL_HELP} Measures its decoding.")] = None,
+    model: Annotated[Path | None, _option("DIR", f"{MODEL_HELP} Measures decoding.")] = None,
     steps: Annotated[
-        int | None, _option("N", "Updates timed, or rounds through the text. Default: 20 s; one round.")
+        int | None, _option("N", "Updates, or passes over the text. Default: 20 s of updates, or one pass.")
     ] = None,
     random_data: Annotated[
-        bool, _option(None, "Train on made-up sentences of WMT14's lengths instead of text.", "--random-data")
+        bool, _option(None, "Train on random sentences with the lengths of WMT14 instead of text.", "--random-data")
     ] = False,
     input_file: Annotated[
-        Path | None, _option("FILE", "Translate this text, not the model's own test set.", "--input")
+        Path | None, _option("FILE", "Text to translate. Default: the model's test set.", "--input")
     ] = None,
     beam_size: BeamSize = None,
     batch_tokens: BatchTokens = None,
@@ -587,26 +605,26 @@ def bench(
     precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:
-    """Measure speed: of training with --config, of decoding with --model.
+    """Measure the speed and memory of training (--config) or decoding (--model).
 
-    Tokens a second and memory; of training where the time of a step goes and the fraction of the device's peak, of
-    decoding how long a line alone takes.
+    For training, also the time of each part of a step and the fraction of the device's peak; for decoding, also the
+    latency of a single line. See docs/performance.md.
     """
     if steps is not None and steps < 1:
         raise ConfigError("--steps", f"expected at least 1, got {steps}")
     if (config is None) == (model is None):
-        raise ConfigError("--config", "measures training and --model measures decoding", "give one of them")
+        raise ConfigError("--config", "measures training and --model measures decoding", "give exactly one of them")
     if model is None:
         of_search = ["--beam-size", "--batch-tokens", "--batch-sentences"]
         for_model = ["--input", *of_search, "--device", "--precision"]
-        _refuse(context, for_model, "is for measuring decoding", "it goes with --model")
+        _refuse(context, for_model, "is for decoding", "use it with --model")
         assert config is not None
         run_config = _config(config, overrides)
         from mt.tools.bench import bench_training, format_bench
 
         figures = bench_training(run_config, steps, random_data)
     else:
-        _refuse(context, ["--set", "--random-data"], "is for measuring training", "it goes with --config")
+        _refuse(context, ["--set", "--random-data"], "is for training", "use it with --config")
         changes = _search_changes(context)
         from mt.tools.bench import bench_decoding, format_bench
 
@@ -618,7 +636,7 @@ def bench(
 
 @config_commands.command("list")
 def config_list() -> None:
-    """Print the name of each config that ships with mt, and what it is for."""
+    """List the configs that ship with mt, and their purpose."""
     from mt.config.loading import shipped_configs
 
     for path in shipped_configs():
@@ -631,7 +649,7 @@ def config_show(
     config: Annotated[str, typer.Argument(metavar="FILE", help=CONFIG_HELP)],
     overrides: SetOption = None,
 ) -> None:
-    """Print every setting of a config as YAML, the defaults included."""
+    """Print all settings of a config as YAML, including defaults."""
     from mt.config.loading import dump_config
 
     print(dump_config(_config(config, overrides)), end="")
@@ -639,14 +657,14 @@ def config_show(
 
 @config_commands.command("schema")
 def config_schema() -> None:
-    """Print the JSON schema of configs, by which an editor completes and checks them."""
+    """Print the JSON schema of configs, for completion and checks in an editor."""
     from mt.config.loading import config_schema as schema
 
     print(json.dumps(schema(), ensure_ascii=False, indent=1))
 
 
 def main() -> None:
-    """The entry point of the `mt` script."""
+    """Run the `mt` command."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
     try:
@@ -658,9 +676,9 @@ def main() -> None:
 
 
 def _leave(status: int) -> NoReturn:
-    """End now: Python would wait for threads that are in the middle of a batch."""
+    """Exit at once: Python would wait for threads that are in the middle of a batch."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # its reader may be gone
+        with contextlib.suppress(OSError, ValueError):  # the reader may have gone
             stream.flush()
     os._exit(status)
 
@@ -678,12 +696,12 @@ def _corpus_text(corpus: PreparedCorpus) -> str:
     return "\n".join(lines)
 
 
-# --- From options to what the package takes, and from results to text ------------------------------------------------
+# --- Options to arguments, results to text ----------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def _named_as_options() -> Iterator[None]:
-    """Raise errors about settings and arguments of functions as errors about the options that gave them."""
+    """Rename settings and arguments in errors to the options that set them."""
     try:
         yield
     except ConfigError as error:
@@ -699,7 +717,7 @@ def _config(path_or_name: str, overrides: list[str] | None) -> RunConfig:
 
 
 def _given_options(context: typer.Context) -> dict[str, Any]:
-    """Return option → value of what the user of a command gave."""
+    """Return the options that the user gave, as option → value."""
     names = {parameter.opts[0]: parameter.name or "" for parameter in context.command.params}
     sources = {option: context.get_parameter_source(name) for option, name in names.items()}
     given = [option for option, source in sources.items() if source is not None and source.name != "DEFAULT"]
@@ -707,7 +725,7 @@ def _given_options(context: typer.Context) -> dict[str, Any]:
 
 
 def _refuse(context: typer.Context, options: Sequence[str], problem: str, fix: str) -> None:
-    """Raise a ConfigError about the first of the options that is given."""
+    """Raise a ConfigError if the user gave one of these options."""
     given = _given_options(context)
     for option in options:
         if option in given:
@@ -715,10 +733,10 @@ def _refuse(context: typer.Context, options: Sequence[str], problem: str, fix: s
 
 
 def _search_changes(context: typer.Context) -> dict[str, Any]:
-    """Return the settings of `decode` that options of this command give, by name.
+    """Return the settings of `decode` that the options of this command set, by name.
 
     Raises:
-        ConfigError: `decode` does not allow them; names the option.
+        ConfigError: `decode` does not allow a value; names the option.
     """
     from mt.config.settings import DecodeConfig
     from mt.decode.files import option_of, search_settings

@@ -1,21 +1,24 @@
-"""Errors that the user can fix. Each prints as one line: where, what was found, what to do."""
+"""Errors that the user can fix. Each prints as one line: what is wrong, where, what to do."""
 
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
+
+# A problem that starts with one of these continues a sentence whose subject is the place.
+_VERB = re.compile(r"(is|are|was|were|has|have|had|does|can|cannot|could|must|needs|holds|ends|ended|exists|expects)\b")
 
 
 class MTError(Exception):
     """Base of all errors meant for users; the command line prints it without a traceback and exits with status 2.
 
-    It prints as one line, `place: problem: fix`.
-
     Args:
-        place: the file, setting or option that is wrong. One text alone is the problem of an error without a place.
-        fix: what to do.
+        place: the file, setting or option that is wrong. A single argument is the problem of an error without a place.
+        problem: what is wrong: either a statement, or a predicate such as "is empty" whose subject is the place.
+        fix: what to do, as an imperative.
     """
 
     def __init__(self, place: str | Path, problem: str = "", fix: str = "") -> None:
@@ -23,8 +26,13 @@ class MTError(Exception):
         self.place, self.problem = (str(place), problem) if problem else ("", str(place))
         self.fix = fix
 
+    @property
+    def statement(self) -> str:
+        """The place and the problem, without the fix."""
+        return f"{self.place}{'' if _VERB.match(self.problem) else ':'} {self.problem}" if self.place else self.problem
+
     def __str__(self) -> str:
-        return ": ".join(part for part in (self.place, self.problem, self.fix) if part)
+        return f"{self.statement}. {self.fix[0].upper()}{self.fix[1:]}." if self.fix else self.statement
 
     def within(self, where: str) -> Self:
         """Return the same error with `where`, such as the file that a setting is in, in front of its place."""

@@ -42,8 +42,7 @@ class Finding:
     @classmethod
     def of(cls, error: MTError, check: str, key: str) -> Finding:
         """Return the finding for an error that preparing or training would end with."""
-        problem = f"{error.place}: {error.problem}" if error.place else error.problem
-        return cls("error", check, key, problem, error.fix or f"correct {key}")
+        return cls("error", check, key, error.statement, error.fix or f"correct {key}")
 
 
 def quoted(text: str) -> str:
