@@ -191,7 +191,10 @@ def train(
 
 @app.command("prepare")
 def prepare_data(config: ConfigOption, overrides: SetOption = None) -> None:
-    """Prepare the data only: download, clean, train the tokenizer, encode."""
+    """Prepare the data only.
+
+    Downloads or reads the text, cleans it, trains the tokenizer and encodes the text. See docs/data.md.
+    """
     run_config = _config(config, overrides)
     if run_config.train.init_from is None:
         from mt.text.prepare import prepare_corpus
@@ -207,9 +210,9 @@ def prepare_data(config: ConfigOption, overrides: SetOption = None) -> None:
 def examine_data(
     config: ConfigOption, overrides: SetOption = None, run_dir: RunDir = None, as_json: Json = False
 ) -> None:
-    """Check a config and a sample of its data for problems.
+    """Check a config and its data for problems.
 
-    Takes seconds and writes nothing. The exit status is 2 if preparing or training would fail. See docs/doctor.md.
+    Reads a sample of the data, takes seconds, writes nothing. The exit status is 2 if preparing or training would fail. See docs/doctor.md.
     """
     run_config = _config(config, overrides)
     _log.info(f"{run_config.name}: checking a sample of each corpus")
@@ -392,9 +395,9 @@ def explain(
     device: DeviceOption = "auto",
     precision: Precision = "auto",
 ) -> None:
-    """Show which source tokens the decoder attends to when it translates a sentence.
+    """Show the attention of a model on a sentence.
 
-    Writes a page with an attention map for each layer of the decoder.
+    Writes a page with a map for each layer of the decoder: which source tokens it attends to for each target token.
     """
     with _named_as_options(), _output_stream(str(output)) as page:
         from mt.explain.attention import explained_page
@@ -423,9 +426,10 @@ def evaluate(
     report_dir: Report = None,
     as_json: Json = False,
 ) -> None:
-    """Score a model (--model), or a file of translations (--hyp and --ref).
+    """Score a model, or a file of translations.
 
-    Scores are sacreBLEU's, with their signatures. See docs/eval.md. To compare several systems: mt compare.
+    Give --model, or --hyp and --ref. Scores are sacreBLEU's, with their signatures. To compare several systems, use
+    `mt compare`. See docs/eval.md.
     """
     if model is not None:
         for_files = ["--hyp", "--ref", "--src", "--tgt-lang"]
@@ -483,9 +487,9 @@ def compare(
     report_dir: Report = None,
     as_json: Json = False,
 ) -> None:
-    """Compare several systems in one table, with significance tests.
+    """Compare several systems in one table.
 
-    Runs and models are compared on the test sets that they share, files of translations with --ref. `mt eval --compare`
+    Tells which of them differ significantly. Runs and models are compared on the test sets that they share, files of translations with --ref. `mt eval --compare`
     is another name for it. See docs/eval.md.
     """
     runs = runs or []
@@ -605,9 +609,9 @@ def bench(
     precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:
-    """Measure the speed and memory of training (--config) or decoding (--model).
+    """Measure the speed of training or decoding.
 
-    For training, also the time of each part of a step and the fraction of the device's peak; for decoding, also the
+    Give --config for training, --model for decoding. Prints tokens per second and memory. For training, also the time of each part of a step and the fraction of the device's peak; for decoding, also the
     latency of a single line. See docs/performance.md.
     """
     if steps is not None and steps < 1:

@@ -12,6 +12,11 @@ from typing import Any, Self
 _VERB = re.compile(r"(is|are|was|were|has|have|had|does|can|cannot|could|must|needs|holds|ends|ended|exists|expects)\b")
 
 
+def statement(place: str, problem: str) -> str:
+    """Return a sentence, such as `a.en is empty`, or `a.en: no such file` where the problem is a sentence itself."""
+    return f"{place} {problem}" if _VERB.match(problem) else f"{place}: {problem}"
+
+
 class MTError(Exception):
     """Base of all errors meant for users; the command line prints it without a traceback and exits with status 2.
 
@@ -29,7 +34,7 @@ class MTError(Exception):
     @property
     def statement(self) -> str:
         """The place and the problem, without the fix."""
-        return f"{self.place}{'' if _VERB.match(self.problem) else ':'} {self.problem}" if self.place else self.problem
+        return statement(self.place, self.problem) if self.place else self.problem
 
     def __str__(self) -> str:
         return f"{self.statement}. {self.fix[0].upper()}{self.fix[1:]}." if self.fix else self.statement
@@ -81,7 +86,7 @@ def optional_package(name: str, extra: str, key: str = "") -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError:
         problem = f"{name.partition('.')[0]} is not installed"
-        raise NotInstalledError(key, problem, f"pip install 'mt-train[{extra}]'") from None
+        raise NotInstalledError(key, problem, f"run pip install 'mt-train[{extra}]'") from None
 
 
 class DataError(MTError):

@@ -634,7 +634,7 @@ def main() -> int:
         return 0
     if arguments.parts == ["report"]:
         if (text := write_report(arguments.out)) is None:
-            return refuse(f"{arguments.out}: has no results: run a part first")
+            return refuse(f"{arguments.out} has no results: run a part first")
         print(text, end="")
         return 0
     names = list(PARTS) if arguments.parts in ([], ["all"]) else arguments.parts

@@ -238,7 +238,7 @@ def test_too_little_memory_names_the_setting(tmp_path: Path, monkeypatch: pytest
         bench.bench_training(toy(tmp_path, micro_batch_tokens=100), random_data=True)
     assert str(caught.value) == (
         "train.micro_batch_tokens: micro-batches of 100 target tokens do not fit the memory of cpu (CUDA out of memory."
-        " Tried to allocate 2.00 GiB.): set it to 50"
+        " Tried to allocate 2.00 GiB.). Set it to 50."
     )
 
 
@@ -310,7 +310,7 @@ def test_a_file_may_be_translated_instead(model_folder: Path, tmp_path: Path) ->
     assert (figures["data"], figures["n_lines"]) == (str(path), 3)
     with pytest.raises(DataError) as caught:
         bench.bench_decoding(model_folder, write_lines(tmp_path / "blank", ["", " "]))
-    assert str(caught.value) == f"{tmp_path / 'blank'}: has no text: nothing to translate"
+    assert str(caught.value) == f"{tmp_path / 'blank'} has no text. Nothing to translate."
 
 
 # --- The command ------------------------------------------------------------------------------------------------------
@@ -344,16 +344,19 @@ def test_options_reach_what_measures(run: Run, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("", "--config: measures training and --model measures decoding: give one of them"),
-        ("--config base --model m", "--config: measures training and --model measures decoding: give one of them"),
+        ("", "--config: measures training and --model measures decoding. Give exactly one of them."),
+        (
+            "--config base --model m",
+            "--config: measures training and --model measures decoding. Give exactly one of them.",
+        ),
         ("--config base --steps 0", "--steps: expected at least 1, got 0"),
-        ("--config base --input x", "--input: is for measuring decoding: it goes with --model"),
-        ("--config base --device cpu", "--device: is for measuring decoding: it goes with --model"),
-        ("--model m --random-data", "--random-data: is for measuring training: it goes with --config"),
-        ("--model m --set train.seed=1", "--set: is for measuring training: it goes with --config"),
+        ("--config base --input x", "--input is for decoding. Use it with --model."),
+        ("--config base --device cpu", "--device is for decoding. Use it with --model."),
+        ("--model m --random-data", "--random-data is for training. Use it with --config."),
+        ("--model m --set train.seed=1", "--set is for training. Use it with --config."),
         ("--model m --beam-size 0", "--beam-size: expected 1 to 64, got 0"),
         ("--model m --device gpu", "--device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
-        ("--model nowhere", "nowhere: no such folder: give a run folder, a checkpoint or a model folder"),
+        ("--model nowhere", "nowhere: no such folder. Give a run folder, a checkpoint or a model folder."),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(run: Run, options: str, message: str, model_folder: Path) -> None:

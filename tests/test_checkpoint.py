@@ -72,8 +72,8 @@ def test_a_failed_write_leaves_the_old_folder_and_nothing_else(
                 {"moments": torch.ones(1_000_000)},  # 4 MB
             )
         assert str(caught.value) == (
-            f"{folder}: cannot be written: File too large: raise the limit on the size of files (ulimit -f), then run "
-            "the same command again"
+            f"{folder} cannot be written: File too large. Raise the limit on the size of files (ulimit -f), then run "
+            "the same command again."
         )
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
         assert sorted(path.name for path in tmp_path.iterdir()) == ["big.model", "model", "text"]
@@ -151,8 +151,8 @@ def test_one_flipped_bit_is_found_wherever_it_is(
             with pytest.raises(CheckpointError) as caught:
                 use(folder, name)
             assert str(caught.value) == (
-                f"{folder / name}: is damaged: its checksum is not the one in manifest.json: put the original file "
-                "back, or delete the folder"
+                f"{folder / name} is damaged: its checksum is not the one in manifest.json. Put the original file "
+                "back, or delete the folder."
             )
     (folder / name).write_bytes(content[:-1])
     with pytest.raises(CheckpointError, match="is damaged"):
@@ -169,8 +169,8 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, config: RunConf
     with pytest.raises(CheckpointError) as caught:
         ModelFolder.open(tmp_path / "model").load_tokenizer()
     assert str(caught.value) == (
-        f"{tmp_path / 'model' / 'tokenizer.model'}: has 370 pieces, the model was trained with 380: "
-        "put the original file back"
+        f"{tmp_path / 'model' / 'tokenizer.model'} has 370 pieces, the model was trained with 380. "
+        "Put the original file back"
     )
 
 
@@ -200,7 +200,7 @@ def test_an_incomplete_folder_is_named_with_what_it_lacks(
     (folder / "manifest.json").unlink()
     with pytest.raises(CheckpointError) as caught:
         ModelFolder.open(folder)
-    assert str(caught.value) == f"{folder}: is not a complete model folder: tokenizer.model, manifest.json missing"
+    assert str(caught.value) == f"{folder} is not a complete model folder: tokenizer.model, manifest.json missing"
 
 
 def test_a_folder_of_another_version_is_refused(tmp_path: Path, config: RunConfig, tokenizer_path: Path) -> None:
@@ -211,8 +211,8 @@ def test_a_folder_of_another_version_is_refused(tmp_path: Path, config: RunConfi
         with pytest.raises(CheckpointError) as caught:
             ModelFolder.open(folder)
         assert str(caught.value) == (
-            f"{folder}: was written in format {version}, this version of mt reads format 2: "
-            "use the version of mt that its manifest.json names"
+            f"{folder} was written in format {version}, this version of mt reads format 2. "
+            "Use the version of mt that its manifest.json names."
         )
 
 
@@ -236,7 +236,7 @@ def test_a_damaged_manifest_is_one_line(
     with pytest.raises(CheckpointError) as caught:
         ModelFolder.open(folder)
     assert str(caught.value) == (
-        f"{folder / 'manifest.json'}: is damaged: {problem}: put the original file back, or delete the folder"
+        f"{folder / 'manifest.json'} is damaged: {problem}. Put the original file back, or delete the folder."
     )
 
 
@@ -247,7 +247,7 @@ def test_a_model_folder_without_training_state_says_so(tmp_path: Path, config: R
     ModelFolder.open(folder).load_weights()
     with pytest.raises(CheckpointError) as caught:
         ModelFolder.open(folder).load_training_state()
-    assert str(caught.value) == f"{folder / 'training.pt'}: is missing: training cannot continue from this folder"
+    assert str(caught.value) == f"{folder / 'training.pt'} is missing. Training cannot continue from this folder."
 
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path, config: RunConfig, tokenizer_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_opening_a_folder_runs_no_code(tmp_path: Path, config: RunConfig, tokeni
     save(folder, config, tokenizer_path)
     torch.save({"step": Path("evil")}, tmp_path / "evil.pt")
     replace_file(folder / "training.pt", (tmp_path / "evil.pt").read_bytes())
-    with pytest.raises(CheckpointError, match=r"training\.pt: cannot be read: Weights only load failed"):
+    with pytest.raises(CheckpointError, match=r"training\.pt cannot be read: Weights only load failed"):
         ModelFolder.open(folder).load_training_state()
 
 
@@ -377,11 +377,11 @@ def test_a_model_is_found_in_a_run_a_checkpoint_and_a_folder(
     run = tmp_path / "run"
     with pytest.raises(CheckpointError) as caught:
         open_model(run)
-    assert str(caught.value) == f"{run}: no such folder: give a run folder, a checkpoint or a model folder"
+    assert str(caught.value) == f"{run}: no such folder. Give a run folder, a checkpoint or a model folder."
     (run / "checkpoints").mkdir(parents=True)
     with pytest.raises(CheckpointError) as caught:
         open_model(run)
-    assert str(caught.value) == f"{run}: this run has no checkpoint yet: wait for the first one"
+    assert str(caught.value) == f"{run}: this run has no checkpoint yet. Wait for the first one."
     for step in (1, 2, 3):
         save(RunFolder(run).checkpoint(step), config, tokenizer_path)
     assert open_model(run).path == RunFolder(run).checkpoint(3)
@@ -392,12 +392,12 @@ def test_a_model_is_found_in_a_run_a_checkpoint_and_a_folder(
     assert open_model(run).path == run / "model"
     # A damaged result is an error, not a reason to take another model in silence.
     (run / "model" / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=f"{run}/model: is not a complete model folder"):
+    with pytest.raises(CheckpointError, match=f"{run}/model is not a complete model folder"):
         open_model(run)
     weights = RunFolder(run).checkpoint(1) / "model.safetensors"
     with pytest.raises(CheckpointError) as caught:
         open_model(weights)
-    assert str(caught.value) == f"{weights}: is a file: give the folder that it lies in, {weights.parent}"
+    assert str(caught.value) == f"{weights} is a file. Give the folder that it lies in, {weights.parent}"
 
 
 def test_a_folder_of_models_names_them(tmp_path: Path, config: RunConfig, tokenizer_path: Path) -> None:
@@ -406,7 +406,7 @@ def test_a_folder_of_models_names_them(tmp_path: Path, config: RunConfig, tokeni
     (run / "run.json").write_text("{}")
     with pytest.raises(CheckpointError) as caught:
         open_model(run)
-    assert str(caught.value) == f"{run}: this run has no checkpoint yet: wait for the first one"
+    assert str(caught.value) == f"{run}: this run has no checkpoint yet. Wait for the first one."
     for step in (1, 2):
         save(RunFolder(run).checkpoint(step), config, tokenizer_path)
     for folder, inside in (
@@ -416,7 +416,7 @@ def test_a_folder_of_models_names_them(tmp_path: Path, config: RunConfig, tokeni
         with pytest.raises(CheckpointError) as caught:
             open_model(folder)
         choice = ", ".join(map(str, inside))
-        assert str(caught.value) == f"{folder}: is not a model, but holds some: give one of {choice}"
+        assert str(caught.value) == f"{folder} is not a model, but holds some. Give one of {choice}"
 
 
 def test_an_export_in_place_of_a_model_is_told_apart(tmp_path: Path) -> None:
@@ -424,6 +424,6 @@ def test_an_export_in_place_of_a_model_is_told_apart(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         ModelFolder.open(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}: is an export for CTranslate2: mt translate takes it with --backend ctranslate2; all else takes "
-        "the model that it was made of"
+        f"{tmp_path} is an export for CTranslate2. Mt translate takes it with --backend ctranslate2; all else takes "
+        "the model that it was made of."
     )

@@ -246,9 +246,9 @@ def test_verify_resume_prints_the_verdict_and_fails_without_a_proof(run: Run, mo
         ("verify-resume --updates 1", "--updates: expected at least 2, got 1"),
         ("verify-resume --kills 0", "--kills: expected 1 to 29, fewer than --updates, got 0"),
         ("verify-resume --updates 5 --kills 5", "--kills: expected 1 to 4, fewer than --updates, got 5"),
-        ("verify-resume", "WORLD_SIZE: resume is verified in one process: start it without torchrun"),
-        ("bench", "WORLD_SIZE: one device is measured: start one process, without torchrun"),
-        ("train --dry-run", "WORLD_SIZE: a dry run looks at one process: leave torchrun out"),
+        ("verify-resume", "WORLD_SIZE: resume is verified in one process. Start it without torchrun."),
+        ("bench", "WORLD_SIZE: one device is measured. Start one process, without torchrun."),
+        ("train --dry-run", "WORLD_SIZE: a dry run looks at one process. Leave torchrun out."),
     ],
 )
 def test_what_cannot_be_proved_or_measured_is_refused(
@@ -374,7 +374,7 @@ def test_prefixes_that_do_not_fit_their_lines_are_refused(translate: Run):
     from_file = ("--input", "in", "--prefix")
     advice = "give a prefix for each line, an empty one where there is none"
     assert translate(*from_file, "two")[2] == f"error: two has 2 lines and in has 3: {advice}\n"
-    assert translate(*from_file, "latin") == (2, "", "error: latin, line 2: is not valid UTF-8: fix the line\n")
+    assert translate(*from_file, "latin") == (2, "", "error: latin, line 2 is not valid UTF-8. Fix the line.\n")
     assert translate(*from_file, "long") == (
         2,
         "",
@@ -382,9 +382,9 @@ def test_prefixes_that_do_not_fit_their_lines_are_refused(translate: Run):
         "shorten it\n",
     )
     status, _, stderr = translate("--prefix", "two", stdin=b"a\nb\nc\n")
-    assert (status, stderr) == (2, "error: two: has 2 lines and standard input has more: give a prefix for each line\n")
+    assert (status, stderr) == (2, "error: two has 2 lines and standard input has more. Give a prefix for each line.\n")
     status, _, stderr = translate("--prefix", "four", "--output", "out", stdin=b"a\nb\nc\n")
-    assert (status, stderr) == (2, "error: four: has more lines than standard input: give a prefix for each line\n")
+    assert (status, stderr) == (2, "error: four has more lines than standard input. Give a prefix for each line.\n")
     assert not Path("out").exists()
 
 
@@ -404,8 +404,8 @@ def test_shards_are_blocks_that_cat_joins(translate: Run):
 
 def test_strict_refuses_what_is_not_utf8_before_the_model_is_loaded(translate: Run):
     Path("in").write_bytes(b"a\nb\xff\n")
-    advice = "fix the line, or leave --strict out to have such bytes read as U+FFFD"
-    message = f"error: in, line 2: byte 0xff at offset 1 is not UTF-8: {advice}\n"
+    advice = "Fix the line, or leave --strict out to have such bytes read as U+FFFD."
+    message = f"error: in, line 2: byte 0xff at offset 1 is not UTF-8. {advice}\n"
     assert translate("--input", "in", "--strict") == (2, "", message)
     assert Parrot.requests == []
     message = message.replace("in, line", "standard input, line")
@@ -472,8 +472,8 @@ def test_resume_starts_over_if_there_is_nothing_to_continue(translate: Run):
     write_lines("in", ["a", "b"])
     assert translate(*RESUME) == (0, "", "")
     assert Path("out").read_text("utf-8") == "A\nB\n"
-    fix = "delete it, or leave --resume out, to translate again"
-    message = f"error: out: exists already, and there is no out.part to continue: {fix}\n"
+    fix = "Delete it, or leave --resume out, to translate again."
+    message = f"error: out exists already, and there is no out.part to continue. {fix}\n"
     assert translate(*RESUME) == (2, "", message)
     assert Path("out").read_text("utf-8") == "A\nB\n"
 
@@ -486,7 +486,7 @@ def test_all_files_continue_together(translate: Run):
     assert translate(*RESUME, *options)[0] == 130
     Parrot.ended_by.clear()
     assert names() == {"in", "out.part", "out.part.json", "al.part"}
-    message = f"error: {Path.cwd()}/al.part: is missing: delete {Path.cwd()}/out.part too, to start over\n"
+    message = f"error: {Path.cwd()}/al.part is missing. Delete {Path.cwd()}/out.part too, to start over.\n"
     Path("al.part").rename("elsewhere")
     assert translate(*RESUME, *options) == (2, "", message)
     Path("elsewhere").rename("al.part")
@@ -501,7 +501,7 @@ def test_all_files_continue_together(translate: Run):
 
 def test_an_interrupted_translation_is_not_started_over_by_mistake(translate: Run, interrupted: Callable[..., Any]):
     interrupted(KeyboardInterrupt())
-    message = "is an interrupted translation of 6 lines: add --resume to continue it, or delete it to start over"
+    message = "is an interrupted translation of 6 lines. Add --resume to continue it, or delete it to start over."
     assert translate(*RESUME[:-1]) == (2, "", f"error: {Path.cwd()}/out.part: {message}\n")
     Path("out.part").unlink()
     assert translate(*RESUME[:-1]) == (0, "", "")
@@ -512,8 +512,8 @@ def test_a_file_that_is_only_named_like_a_part_is_left_alone(translate: Run):
     write_lines("in", ["a"])
     write_lines("out.part", ["something else"])
     message = (
-        f"error: {Path.cwd()}/out.part: is in the way, and no {Path.cwd()}/out.part.json says which translation it "
-        "belongs to: move it away\n"
+        f"error: {Path.cwd()}/out.part is in the way, and no {Path.cwd()}/out.part.json says which translation it "
+        "belongs to. Move it away.\n"
     )
     for options in (RESUME, RESUME[:-1]):
         assert translate(*options) == (2, "", message)
@@ -523,17 +523,17 @@ def test_a_file_that_is_only_named_like_a_part_is_left_alone(translate: Run):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--beam-size", "5"], "was started with --beam-size 4, not 5: rerun with --beam-size 4"),
-        (["--sample"], "was started without --sample: rerun without --sample"),
-        (["--format", "jsonl"], "was started with --format text, not jsonl: rerun with --format text"),
-        (["--shard", "1/2"], "was started without --shard: rerun without --shard"),
-        (["--no-repeat-ngram", "3"], "was started with --no-repeat-ngram 0, not 3: rerun with --no-repeat-ngram 0"),
-        (["--no-retry"], "was started with --retry: rerun with --retry"),
-        (["--prefix", "in"], "was started without --prefix: rerun without --prefix"),
-        ("identity", "was started with another model: give that model"),
-        ("part", "is shorter than what was written to it: delete it to start over"),
-        ("text", "its 6 lines were translated from other lines than those in in: give the same text"),
-        ("fewer", "its 6 lines were translated from other lines than those in in: give the same text"),
+        (["--beam-size", "5"], "was started with --beam-size 4, not 5. Rerun with --beam-size 4"),
+        (["--sample"], "was started without --sample. Rerun without --sample"),
+        (["--format", "jsonl"], "was started with --format text, not jsonl. Rerun with --format text"),
+        (["--shard", "1/2"], "was started without --shard. Rerun without --shard"),
+        (["--no-repeat-ngram", "3"], "was started with --no-repeat-ngram 0, not 3. Rerun with --no-repeat-ngram 0"),
+        (["--no-retry"], "was started with --retry. Rerun with --retry"),
+        (["--prefix", "in"], "was started without --prefix. Rerun without --prefix"),
+        ("identity", "was started with another model. Give that model"),
+        ("part", "is shorter than what was written to it. Delete it to start over."),
+        ("text", "its 6 lines were translated from other lines than those in in. Give the same text"),
+        ("fewer", "its 6 lines were translated from other lines than those in in. Give the same text"),
     ],
 )
 def test_a_part_that_another_command_started_is_refused(
@@ -553,7 +553,7 @@ def test_a_part_that_another_command_started_is_refused(
     else:
         options = change
     content = part.read_bytes()
-    start_over = "" if change == "part" else ", or delete it to start over"
+    start_over = "" if change == "part" else ", or delete it to start over."
     assert translate(*RESUME, *options) == (2, "", f"error: {Path.cwd()}/out.part: {message}{start_over}\n")
     assert part.read_bytes() == content
 
@@ -561,8 +561,8 @@ def test_a_part_that_another_command_started_is_refused(
 def test_a_record_that_is_damaged_is_refused(translate: Run, interrupted: Callable[..., Any]):
     interrupted(KeyboardInterrupt())
     Path("out.part.json").write_text('{"format": 1', "utf-8")
-    message = f"is damaged, or was written by another version of mt: delete it and {Path.cwd()}/out.part to start over"
-    assert translate(*RESUME) == (2, "", f"error: {Path.cwd()}/out.part.json: {message}\n")
+    message = f"is damaged, or was written by another version of mt. Delete it and {Path.cwd()}/out.part to start over."
+    assert translate(*RESUME) == (2, "", f"error: {Path.cwd()}/out.part.json {message}\n")
 
 
 def test_files_that_have_their_names_already_are_taken_up_too(translate: Run, interrupted: Callable[..., Any]):
@@ -581,7 +581,7 @@ def test_two_at_once_do_not_write_the_same_file(translate: Run):
 
     write_lines("in", ["a"])
     with open_outputs(Path("out")):
-        message = f"error: {Path.cwd()}/out.part: another mt translate is writing it: wait for it, or stop it\n"
+        message = f"error: {Path.cwd()}/out.part: another mt translate is writing it. Wait for it, or stop it.\n"
         assert translate(*RESUME[:-1]) == (2, "", message)
         assert names() == {"in", "out.part", "out.part.json", ".out.part.lock"}
     assert names() == {"in"}
@@ -593,14 +593,14 @@ def test_a_full_disk_leaves_whole_lines_and_resume_continues(translate: Run, int
     with files_up_to(12_000):
         status, stdout, stderr = translate(*RESUME[:-1])
     assert (status, stdout) == (2, "")
-    remedy = "raise the limit on the size of files (ulimit -f), then run the same command with --resume"
-    assert stderr == f"error: out: cannot be written: File too large: {remedy}\n"
+    remedy = "Raise the limit on the size of files (ulimit -f), then run the same command with --resume."
+    assert stderr == f"error: out cannot be written: File too large. {remedy}\n"
     assert Path("out.part").stat().st_size == whole + 9_000
     assert translate(*RESUME)[0] == 0
     assert Path("out").read_bytes() == Path("in").read_bytes().upper()
     with files_up_to(5_000):
-        remedy = "raise the limit on the size of files (ulimit -f), then run the same command again"
-        message = f"error: other: cannot be written: File too large: {remedy}\n"
+        remedy = "Raise the limit on the size of files (ulimit -f), then run the same command again."
+        message = f"error: other cannot be written: File too large: {remedy}\n"
         assert translate("--input", "in", "--output", "other") == (2, "", message)
     assert names() == {"in", "out"}
 
@@ -651,7 +651,7 @@ def test_options_change_the_search_that_the_config_of_the_model_asks_for(
 
 def test_what_contradicts_the_config_of_the_model_is_named_too(run: Run, saved: Callable[..., Path]):
     model = saved("m", decode=DecodeConfig(max_length=9))
-    message = "error: --min-length: is 9, and --max-length (9) leaves room for 8 tokens and the end of sentence\n"
+    message = "error: --min-length is 9, and --max-length (9) leaves room for 8 tokens and the end of sentence\n"
     assert run("translate", "--model", model, "--min-length", "9", stdin=b"a\n") == (2, "", message)
 
 
@@ -663,48 +663,48 @@ def test_what_contradicts_the_config_of_the_model_is_named_too(run: Run, saved: 
         ("--length-penalty -1", "--length-penalty: expected 0 to 10, got -1.0"),
         ("--batch-tokens 0", "--batch-tokens: expected at least 1, got 0"),
         ("--n-best 0", "--n-best: expected at least 1, got 0"),
-        ("--n-best 5 --beam-size 4", "--n-best: is 5, more than --beam-size (4) can give"),
+        ("--n-best 5 --beam-size 4", "--n-best is 5, more than --beam-size (4). Raise --beam-size or lower --n-best."),
         ("--min-length -1", "--min-length: expected at least 0, got -1"),
         ("--max-length 0", "--max-length: expected at least 1, got 0"),
         (
             "--min-length 9 --max-length 9",
-            "--min-length: is 9, and --max-length (9) leaves room for 8 tokens and the end of sentence",
+            "--min-length is 9, and --max-length (9) leaves room for 8 tokens and the end of sentence",
         ),
         ("--no-repeat-ngram -1", "--no-repeat-ngram: expected at least 0, got -1"),
         ("--batch-sentences 0", "--batch-sentences: expected at least 1, got 0"),
-        ("--temperature 0.5", "--temperature: is for drawing: add --sample"),
-        ("--top-k 5", "--top-k: is for drawing: add --sample"),
-        ("--top-p 0.5", "--top-p: is for drawing: add --sample"),
-        ("--seed 0", "--seed: is for drawing: add --sample"),
-        ("--sample --beam-size 5", "--beam-size: is for searching, and --sample draws: give one of them"),
+        ("--temperature 0.5", "--temperature needs --sample. Add --sample."),
+        ("--top-k 5", "--top-k needs --sample. Add --sample."),
+        ("--top-p 0.5", "--top-p needs --sample. Add --sample."),
+        ("--seed 0", "--seed needs --sample. Add --sample."),
+        ("--sample --beam-size 5", "--beam-size cannot be combined with --sample. Remove one of them."),
         ("--sample --temperature 0", "--temperature: expected 0.01 to 100, got 0.0"),
         ("--sample --top-k 0", "--top-k: expected at least 1, got 0"),
         ("--sample --top-p 1.5", "--top-p: expected a number above 0 and up to 1, got 1.5"),
-        ("--prefix -", "--prefix: expected a file, got -"),
+        ("--prefix -", "--prefix needs a file, not -"),
         ("--prefix missing", "missing: no such file (looked for in {cwd})"),
-        ("--alignments -", "--alignments: expected a file, got -"),
-        ("--alignments x --output ./x", "--alignments: x is the --output: give two files"),
-        ("--alignments missing/x", "missing/x: cannot be written: No such file or directory"),
-        ("--align", "--align: is for --format jsonl: give that, or --alignments FILE for a separate file"),
+        ("--alignments -", "--alignments needs a file, not -"),
+        ("--alignments x --output ./x", "--alignments: x is also the --output. Give two different files."),
+        ("--alignments missing/x", "missing/x cannot be written: No such file or directory"),
+        ("--align", "--align needs --format jsonl. Add it, or use --alignments FILE to write a separate file."),
         ("--shard 3", "--shard: expected I/N, such as 3/8, with I from 1 to N, got 3"),
         ("--shard 0/8", "--shard: expected I/N, such as 3/8, with I from 1 to N, got 0/8"),
         ("--shard 9/8", "--shard: expected I/N, such as 3/8, with I from 1 to N, got 9/8"),
         (
             "--shard 1/8",
-            "--shard: needs to count lines, and standard input can be read once only: give a file to --input",
+            "--shard needs to count lines, and standard input can be read once only. Give a file to --input.",
         ),
-        ("--resume", "--resume: continues an output file: give --output FILE"),
+        ("--resume", "--resume needs an output file to continue. Give --output FILE."),
         (
             "--resume --output /dev/null",
-            "--resume: can only continue regular files: give regular files to --output and --alignments",
+            "--resume can only continue regular files. Give regular files to --output and --alignments.",
         ),
         (
             "--output out --alignments /dev/null",
-            "--alignments: /dev/null is not a regular file, but --output is: give two regular files, or none",
+            "--alignments: /dev/null is not a regular file, but --output is. Give two regular files, or none.",
         ),
         ("--input missing.en", "missing.en: no such file (looked for in {cwd})"),
-        ("--input .", ".: is a folder, expected a text file"),
-        ("--output missing/out.de", "missing/out.de: cannot be written: No such file or directory"),
+        ("--input .", ". is a folder, expected a text file"),
+        ("--output missing/out.de", "missing/out.de cannot be written: No such file or directory"),
     ],
 )
 def test_wrong_options_are_refused_before_the_model_is_loaded(run: Run, options: str, message: str):
@@ -712,7 +712,7 @@ def test_wrong_options_are_refused_before_the_model_is_loaded(run: Run, options:
     assert run("translate", "--model", "missing", *options.split()) == (2, "", f"error: {message}\n")
 
 
-NO_MODEL = "error: missing: no such folder: give a run folder, a checkpoint or a model folder\n"
+NO_MODEL = "error: missing: no such folder. Give a run folder, a checkpoint or a model folder.\n"
 
 
 def test_a_model_that_is_missing_leaves_no_output_file(run: Run):
@@ -810,13 +810,13 @@ def test_files_without_lines_have_no_scores(score: Run):
         ("--length-penalty -1", "--length-penalty: expected 0 to 10, got -1.0"),
         ("--batch-tokens 0", "--batch-tokens: expected at least 1, got 0"),
         ("--tgt missing.de", "missing.de: no such file (looked for in {cwd})"),
-        ("--src .", ".: is a folder, expected a text file"),
-        ("--output missing/scores", "missing/scores: cannot be written: No such file or directory"),
+        ("--src .", ". is a folder, expected a text file"),
+        ("--output missing/scores", "missing/scores cannot be written: No such file or directory"),
     ],
 )
 def test_wrong_options_of_score_are_refused_before_the_model_is_loaded(score: Run, options: str, message: str):
     status = score("--model", "missing", *options.split())
-    assert status == (2, "", f"error: {message.replace('{cwd}', str(Path.cwd()))}\n")
+    assert status == (2, "", f"error: {message.replace('{cwd}', str(Path.cwd()))}.\n")
 
 
 def test_files_that_are_not_parallel_leave_no_scores_behind(score: Run):
@@ -837,7 +837,7 @@ def test_a_model_to_score_with_that_is_missing_leaves_no_output_file(score: Run)
 def test_explain_writes_the_page(run: Run, monkeypatch: pytest.MonkeyPatch):
     def explained_page(*arguments: str | None) -> str:
         if arguments[1] == "":
-            raise ConfigError("src", "is blank", "give a sentence")
+            raise ConfigError("src", "is blank", "Give a sentence.")
         return f"<p>{arguments}</p>\n"
 
     replaced(monkeypatch, "mt.explain.attention.explained_page", explained_page)
@@ -847,7 +847,7 @@ def test_explain_writes_the_page(run: Run, monkeypatch: pytest.MonkeyPatch):
     assert run(*given, "--src", "ä") == (0, "", "")
     assert Path("page.html").read_text(encoding="utf-8") == "<p>('m', 'ä', None, 'auto', 'auto')</p>\n"
     Path("page.html").unlink()
-    assert run(*given, "--src", "") == (2, "", "error: --src: is blank: give a sentence\n")
+    assert run(*given, "--src", "") == (2, "", "error: --src is blank. Give a sentence.\n")
     assert not Path("page.html").exists()
 
 
@@ -937,8 +937,8 @@ def test_the_baseline_of_a_file_may_be_a_run(run: Run):
     assert run(*given) == (
         2,
         "",
-        "error: runs/old: has no translations, as a finished run does: let it finish, give a file of translations, or "
-        "compare models with mt compare\n",
+        "error: runs/old has no translations, as a finished run does. Let it finish, give a file of translations, or "
+        "compare models with mt compare.\n",
     )
     write_lines("runs/old/translations/valid.txt", ["a"])
     assert run(*given) == (
@@ -954,7 +954,7 @@ def test_the_baseline_of_a_file_may_be_a_run(run: Run):
         2,
         "",
         "error: runs/old: several of its translations have the 2 lines of --ref and no other text: ted.txt (2), "
-        "wmt.txt (2), valid.txt (1): give the file that is meant\n",
+        "wmt.txt (2), valid.txt (1). Give the file that is meant.\n",
     )
 
 
@@ -990,7 +990,7 @@ def test_the_baseline_of_a_model_is_a_run_or_a_file_of_one_test_set(run: Run):
     assert run(*given, "old") == (
         2,
         "",
-        "error: old: has no translations of ted, it has wmt: give another run, or choose a test set with --test\n",
+        "error: old has no translations of ted, it has wmt. Give another run, or choose a test set with --test.\n",
     )
     assert run(*given, "old/translations/wmt.txt") == (
         2,
@@ -1015,15 +1015,27 @@ def test_the_baseline_of_a_model_is_a_run_or_a_file_of_one_test_set(run: Run):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("", "--model: missing: give --model DIR, or --hyp FILE and --ref FILE"),
-        ("--hyp two", "--ref: missing: --hyp needs it"),
-        ("--ref two", "--hyp: missing: --ref needs it"),
-        ("--hyp two --ref two --test wmt", "--test: is for scoring a model: give --model"),
-        ("--hyp two --ref two --device cpu", "--device: is for scoring a model: give --model"),
-        ("--model m --hyp two", "--hyp: scores a file and --model scores a model: give one of them"),
-        ("--model m --ref two", "--ref: scores a file and --model scores a model: give one of them"),
-        ("--model m --src two", "--src: scores a file and --model scores a model: give one of them"),
-        ("--model m --tgt-lang de", "--tgt-lang: scores a file and --model scores a model: give one of them"),
+        ("", "--model is missing. Give --model DIR, or --hyp FILE and --ref FILE."),
+        ("--hyp two", "--hyp needs --ref. Add --ref FILE."),
+        ("--ref two", "--ref needs --hyp. Add --hyp FILE."),
+        ("--hyp two --ref two --test wmt", "--test needs --model. Give --model DIR."),
+        ("--hyp two --ref two --device cpu", "--device needs --model. Give --model DIR."),
+        (
+            "--model m --hyp two",
+            "--hyp is for files of translations and cannot be combined with --model. Remove one of them.",
+        ),
+        (
+            "--model m --ref two",
+            "--ref is for files of translations and cannot be combined with --model. Remove one of them.",
+        ),
+        (
+            "--model m --src two",
+            "--src is for files of translations and cannot be combined with --model. Remove one of them.",
+        ),
+        (
+            "--model m --tgt-lang de",
+            "--tgt-lang is for files of translations and cannot be combined with --model. Remove one of them.",
+        ),
         (
             "--hyp three --ref two",
             "three has 3 lines and two has 2: parallel files need one line for each line",
@@ -1040,29 +1052,29 @@ def test_the_baseline_of_a_model_is_a_run_or_a_file_of_one_test_set(run: Run):
             "--hyp three --ref three --baseline two",
             "three has 3 lines and two has 2: parallel files need one line for each line",
         ),
-        ("--hyp empty --ref empty", "empty: has no lines: nothing to score"),
-        ("--hyp empty --ref two", "empty: has no lines: nothing to score"),
-        ("--hyp two --ref two --baseline empty", "empty: has no lines: nothing to score"),
+        ("--hyp empty --ref empty", "empty has no lines. Nothing to score."),
+        ("--hyp empty --ref two", "empty has no lines. Nothing to score."),
+        ("--hyp two --ref two --baseline empty", "empty has no lines. Nothing to score."),
         ("--hyp gone --ref two", "gone: no such file (looked for in FOLDER)"),
         ("--hyp two --ref two --baseline gone", "gone: no such file and no such run (looked for in FOLDER)"),
-        ("--hyp two --ref FOLDER", "FOLDER: is a folder, expected a text file"),
+        ("--hyp two --ref FOLDER", "FOLDER is a folder, expected a text file"),
         (
             "--hyp latin --ref two",
-            "latin, line 2: byte 0xe4 at offset 6 is not UTF-8: fix the line, or convert the file "
-            "(iconv -f LATIN1 -t UTF-8, if that is what it is)",
+            "latin, line 2: byte 0xe4 at offset 6 is not UTF-8. Fix the line, or convert the file "
+            "(iconv -f LATIN1 -t UTF-8, if that is what it is).",
         ),
         (
             "--hyp two --ref two --metric bleu,chrf",
-            "--metric: expected one name, got bleu,chrf: give --metric bleu --metric chrf",
+            "--metric: expected one name, got bleu,chrf. Give --metric bleu --metric chrf.",
         ),
         ("--hyp two --ref two --metric blue", "--metric: no metric is called blue, did you mean bleu?"),
         (
             "--hyp two --ref two --significance bootstrap",
-            "--significance: is for --baseline and mt compare: give --baseline",
+            "--significance needs --baseline. Add --baseline, or use mt compare.",
         ),
         (
             "--hyp two --ref two --samples 1000",
-            "--samples: is for --confidence and --baseline: give one of them",
+            "--samples needs --confidence or --baseline. Add one of them.",
         ),
         ("--hyp two --ref two --confidence --samples 0", "--samples: expected at least 100, got 0"),
         ("--model m --metric chr", "--metric: no metric is called chr, did you mean chrf?"),

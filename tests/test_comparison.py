@@ -253,7 +253,7 @@ def test_runs_are_compared_by_what_they_translated(
     monkeypatch.chdir(runs)
     assert mt_compare("short", "long", "--samples", "200", "--report", "report") == 0
     out, err = capsys.readouterr()
-    assert err == f"report: {Path('report/report.html')}\n"  # nothing was translated again
+    assert err == f"report: {Path('report/report.html')}.\n"  # nothing was translated again
     lines = out.splitlines()
     assert lines[0] == "held_out (20 lines; paired tests, 200 shuffles)"
     assert [line.split()[0] for line in lines[2:4]] == ["long", "short"]
@@ -336,8 +336,8 @@ def test_models_must_have_the_same_test_set(
         return capsys.readouterr().err
 
     assert refused(long, "other") == (
-        f"error: other: its test set held_out is not the text that {long} has under that name: compare models on the "
-        "same text, or choose a test set with --test\n"
+        f"error: other: its test set held_out is not the text that {long} has under that name. Compare models on the "
+        "same text, or choose a test set with --test.\n"
     )
     assert refused(long, "wmt", "none") == (
         f"error: these models have no test set in common: {long} has held_out; wmt has wmt; none has none\n"
@@ -348,28 +348,31 @@ def test_models_must_have_the_same_test_set(
     )
 
 
-USAGE = "mt compare A B, or mt compare --ref REF A B"
+USAGE = "Use mt compare A B, or mt compare --ref REF A B."
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("", f"RUN: expected two or more, got none: {USAGE}"),
-        ("one", f"RUN: expected two or more, got 1: {USAGE}"),
-        ("file file", "file: is a file: give --ref to compare files of translations"),
-        ("one two --ref file --test a", "--test: is for models, and with --ref files are compared: leave it out"),
-        ("one two --tgt-lang de", "--tgt-lang: is for files: give --ref"),
+        ("", f"RUN: expected at least two, got none. {USAGE}"),
+        ("one", f"RUN: expected at least two, got 1. {USAGE}"),
+        ("file file", "file is a file. Add --ref FILE to compare files of translations."),
+        (
+            "one two --ref file --test a",
+            "--test cannot be combined with --ref, which compares files. Remove one of them.",
+        ),
+        ("one two --tgt-lang de", "--tgt-lang needs --ref. Add --ref FILE, or remove --tgt-lang."),
         ("one file --ref text", "one: no such file and no such run (looked for in HERE)"),
-        ("file text --ref text", "file: has no lines: nothing to score"),
+        ("file text --ref text", "file has no lines. Nothing to score."),
         ("text two --ref text", "two has 2 lines and text has 1: parallel files need one line for each line"),
-        ("one two", "one: no such folder: give a run folder, a checkpoint or a model folder"),
+        ("one two", "one: no such folder. Give a run folder, a checkpoint or a model folder."),
         (
             "unborn unborn",
-            "unborn: this run has no checkpoint yet: wait for the first one",
+            "unborn: this run has no checkpoint yet. Wait for the first one.",
         ),
         ("one two --metric blue", "--metric: no metric is called blue, did you mean bleu?"),
         ("one two --samples 5", "--samples: expected at least 100, got 5"),
-        ("one two --report file", "--report: file is a file: give a folder"),
+        ("one two --report file", "--report: file is a file. Give a folder."),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(

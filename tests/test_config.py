@@ -114,8 +114,8 @@ REFUSED = {
     "model: {n_kv_heads: 0}": "x.yaml: model.n_kv_heads: expected a divisor of model.n_heads (8), got 0",
     "model: {d_model: 72, n_heads: 8, positions: rotary}": "x.yaml: model.d_model: expected a multiple of 8 × n_heads, "
     "got d_model 72 and n_heads 8",
-    "model: {positions: learned, n_positions: 200}": "x.yaml: model.n_positions: is 200, smaller than data.max_tokens "
-    "(256): the longest sentence would have no positions: raise model.n_positions or lower data.max_tokens",
+    "model: {positions: learned, n_positions: 200}": "x.yaml: model.n_positions is 200, smaller than data.max_tokens "
+    "(256): the longest sentence would have no positions. Raise model.n_positions or lower data.max_tokens.",
     "model: {positions: rope}": "x.yaml: model.positions: expected sinusoidal, learned, rotary, relative, alibi or "
     "none, got 'rope'",
     "model: {layer_dropout: 1.0}": "x.yaml: model.layer_dropout: expected 0 ≤ x < 1, got 1.0",
@@ -133,13 +133,13 @@ def test_a_wrong_setting_is_refused_by_its_key(line: str, message: str):
 REPLACED = {
     ("tgt_lang: de", "tgt_lang: no"): "x.yaml: tgt_lang: expected str, got False "
     "(YAML reads a bare yes/no/on/off as true/false: write it in quotes)",
-    ("tgt_lang: de", "tgt_lang: en"): "x.yaml: tgt_lang: is the same as src_lang: en",
+    ("tgt_lang: de", "tgt_lang: en"): "x.yaml: tgt_lang is the same as src_lang: en",
     ("name: captions\n", ""): "x.yaml: name: missing",
     ("  valid: {src: valid.en, tgt: valid.de}\n", ""): "x.yaml: data.valid: missing",
     ("{src: train.en, tgt: train.de}", "{src: train.en}"): "x.yaml: data.train.0: expected exactly one of {src, tgt}, "
     "{file}, {dataset} and {sacrebleu}",
     ("{src: valid.en, tgt: valid.de}", "{dataset: x, split: 'a[:9%]', streaming: true}"): "x.yaml: data.valid.split: "
-    "a[:9%] is a part of a split: give a whole one, or leave streaming out",
+    "a[:9%] is a part of a split. Give a whole one, or leave streaming out.",
     ("tgt: train.de}", "tgt: train.de, weight: 0}"): "x.yaml: data.train.0.weight: expected a number above 0 "
     "and up to 1000, got 0",
     (
@@ -150,7 +150,7 @@ REPLACED = {
     ("{src: valid.en, tgt: valid.de}", "valid.en"): "x.yaml: data.valid: expected a mapping (key: value), "
     "got 'valid.en'",
     ("    - {src: train.en, tgt: train.de}", "    src: train.en"): "x.yaml: data.train: expected a list, got a mapping",
-    ("    - {src: train.en, tgt: train.de}", "    []"): "x.yaml: data.train: is empty: give at least one corpus",
+    ("    - {src: train.en, tgt: train.de}", "    []"): "x.yaml: data.train is empty: give at least one corpus",
     ("  valid:", "  test: {2016: {file: a.tsv}}\n  valid:"): "x.yaml: data.test.2016: expected text as a key, got 2016 "
     "(YAML reads it as a number: write it in quotes)",
 }
@@ -178,10 +178,10 @@ UNREADABLE = {
     b"name: !!python/object:os.system a\n": "x.yaml:1:7: not valid YAML: could not determine a constructor for the tag "
     "'tag:yaml.org,2002:python/object:os.system'",
     b"name: a\nseed: \x00\n": "x.yaml:2: not valid YAML: the character '\\x00' is not allowed",
-    b"name: a\nsrc_lang: \xff\n": "x.yaml:2: is not UTF-8 text: save the file as UTF-8",
+    b"name: a\nsrc_lang: \xff\n": "x.yaml:2 is not UTF-8 text. Save the file as UTF-8.",
     b"[" * 100_000: "x.yaml: not valid YAML: nested too deep",
-    b"": "x.yaml: is empty: a config needs at least name, src_lang, tgt_lang and data",
-    b"# nothing\n": "x.yaml: is empty: a config needs at least name, src_lang, tgt_lang and data",
+    b"": "x.yaml is empty. A config needs at least name, src_lang, tgt_lang and data.",
+    b"# nothing\n": "x.yaml is empty. A config needs at least name, src_lang, tgt_lang and data.",
     b"- a\n- b\n": "x.yaml: expected a mapping (key: value), got a list",
     b"name\n": "x.yaml: expected a mapping (key: value), got 'name'",
 }
@@ -300,8 +300,8 @@ def test_errors_in_a_shipped_config_name_it_shortly():
     with pytest.raises(ConfigError) as caught:
         load_config("base", ["data.max_tokens=100000"])
     assert str(caught.value) == (
-        "base.yaml: train.batch_tokens: is 25000, smaller than data.max_tokens (100000): "
-        "the longest sentence would not fit: raise train.batch_tokens or lower data.max_tokens"
+        "base.yaml: train.batch_tokens is 25000, smaller than data.max_tokens (100000): "
+        "the longest sentence would not fit. Raise train.batch_tokens or lower data.max_tokens."
     )
 
 
@@ -313,7 +313,7 @@ NOWHERE = "no such file, and no config of that name ships with mt"
     [
         ("configs/multi31k.yaml", f"{NOWHERE}; did you mean multi30k.yaml?"),
         ("zzz", f"{NOWHERE}; these ship with mt: {', '.join(path.stem for path in shipped_configs())}"),
-        ("runs", "is a folder: give the config file"),
+        ("runs", "is a folder. Give the config file."),
     ],
 )
 def test_what_is_not_a_config_file_is_refused_with_a_suggestion(name: str, problem: str):

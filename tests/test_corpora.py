@@ -42,7 +42,7 @@ def test_empty_files_give_no_pairs_and_checking_them_says_so() -> None:
     assert list(corpus.pairs()) == []
     with pytest.raises(DataError) as caught:
         corpus.check()
-    assert str(caught.value) == "a.en + a.de: is empty, expected at least one pair of sentences"
+    assert str(caught.value) == "a.en + a.de is empty, expected at least one pair of sentences"
 
 
 @pytest.mark.parametrize("swapped", [False, True])
@@ -57,8 +57,8 @@ def test_different_line_counts_are_counted_exactly(swapped: bool) -> None:
 def test_a_tsv_file_holds_source_tab_target() -> None:
     assert read(file=write("a.tsv.gz", "one\teins\ntwo\tzwei\n")) == [("one", "eins", 1), ("two", "zwei", 2)]
     assert error_of(file=write("b.tsv", "one\teins\ntwo\tzwei\tCC BY\n")) == (
-        "b.tsv, line 2: expected source, tab, target, found 3 columns: say which to read with src_column and "
-        "tgt_column, or fix the line"
+        "b.tsv, line 2: expected source, tab, target, found 3 columns. Say which to read with src_column and "
+        "tgt_column, or fix the line."
     )
 
 
@@ -73,7 +73,7 @@ def test_a_jsonl_file_holds_objects_with_the_languages_as_keys() -> None:
     [
         (
             '{"en": "one", "fr": "un"}',
-            "has no key de, its keys are en, fr: say which hold the text with src_column and tgt_column, or fix the "
+            "has no key de, its keys are en, fr. Say which hold the text with src_column and tgt_column, or fix the "
             "line",
         ),
         ('{"en": "one", "de": 1}', "expected text at the key de, found 1"),
@@ -82,7 +82,7 @@ def test_a_jsonl_file_holds_objects_with_the_languages_as_keys() -> None:
     ],
 )
 def test_a_wrong_jsonl_line_is_located(line: str, problem: str) -> None:
-    assert error_of(file=write("a.jsonl", f'{{"en": "a", "de": "b"}}\n{line}\n')) == f"a.jsonl, line 2: {problem}"
+    assert error_of(file=write("a.jsonl", f'{{"en": "a", "de": "b"}}\n{line}\n')) == f"a.jsonl, line 2 {problem}"
 
 
 def test_another_format_of_file_is_refused() -> None:
@@ -210,8 +210,8 @@ def test_where_a_line_is_missing_is_told() -> None:
     written("a.en", src)
     written("a.de", tgt[:1_233] + tgt[1_234:])
     assert error_of(src="a.en", tgt="a.de") == COUNTS.format("2,999") + (
-        "from about line 1,234 on their lengths do not match any more: "
-        "a line is missing from a.de, or one too many in a.en"
+        "from about line 1,234 on their lengths do not match any more. "
+        "A line is missing from a.de, or one too many in a.en."
     )
     written("a.de", tgt[:500] + tgt[503:])
     assert error_of(src="a.en", tgt="a.de") == COUNTS.format("2,997") + (
@@ -237,24 +237,24 @@ def test_columns_of_a_tsv_file_are_chosen_by_number_or_by_a_header() -> None:
 @pytest.mark.parametrize(
     ("text", "columns", "problem"),
     [
-        ("one\teins\ntwo\n", (), ", line 2: expected source, tab, target, found 1 column: fix or remove the line"),
-        ("a\tb\tc\na\tb\n", (3, 1), ", line 2: has 2 columns, and no column 3: fix or remove the line"),
+        ("one\teins\ntwo\n", (), ", line 2: expected source, tab, target, found 1 column. Fix or remove the line."),
+        ("a\tb\tc\na\tb\n", (3, 1), ", line 2 has 2 columns, and no column 3. Fix or remove the line."),
         (
             "de\tid\ten\na\tb\n",
             ("en", "de"),
-            ", line 2: has 2 columns, and column en is number 3: fix or remove the line",
+            ", line 2 has 2 columns, and column en is number 3. Fix or remove the line.",
         ),
         (
             "de\tsource\n",
             ("en", "de"),
-            ": its first line names no column en, it has de, source: give one of these names, or numbers if that line "
-            "is not a header",
+            ": its first line names no column en, it has de, source. Give one of these names, or numbers if that line "
+            "is not a header.",
         ),
         (
             "de\tde\ten\n",
             ("en", "de"),
-            ": its first line names several columns de, it has de, de, en: give one of these names, or numbers if that "
-            "line is not a header",
+            ": its first line names several columns de, it has de, de, en. Give one of these names, or numbers if that "
+            "line is not a header.",
         ),
     ],
 )
@@ -267,18 +267,18 @@ def test_keys_of_a_jsonl_file_may_be_named_and_nested() -> None:
     write("a.jsonl", json.dumps({"text": {"src": "one"}, "a.b": "eins"}))
     assert read(file="a.jsonl", src_column="text.src", tgt_column="a.b") == [("one", "eins", 1)]
     assert error_of(file="a.jsonl", src_column="text.tgt", tgt_column="a.b") == (
-        "a.jsonl, line 1: has no key text.tgt, its keys are text, a.b: say which hold the text with src_column and "
-        "tgt_column, or fix the line"
+        "a.jsonl, line 1 has no key text.tgt, its keys are text, a.b. Say which hold the text with src_column and "
+        "tgt_column, or fix the line."
     )
     assert error_of(file="a.jsonl", src_column=1, tgt_column=2) == (
-        "a.jsonl: has keys and no columns that can be counted: give the key in place of 1"
+        "a.jsonl has keys and no columns that can be counted. Give the key in place of 1"
     )
 
 
 def test_half_a_character_in_json_is_an_error_and_a_whole_one_is_not() -> None:
     write("a.jsonl", '{"en": "\\ud83d\\ude00", "de": "ok"}\n{"en": "\\ud83d", "de": "\\ude00"}\n')
     assert error_of(file="a.jsonl") == (
-        "a.jsonl, line 2: \\ud83d is half of a character (a surrogate alone): fix the line"
+        "a.jsonl, line 2: \\ud83d is half of a character (a surrogate alone). Fix the line."
     )
 
 
@@ -303,29 +303,29 @@ def test_what_is_wrong_with_a_parquet_file_is_said_in_one_line() -> None:
 
     name = write_parquet("a.parquet", {"source": ["one"], "de": ["eins"]})
     assert error_of(file=name) == (
-        "a.parquet: has no en: its columns are source, de: say which hold the text with src_column and tgt_column"
+        "a.parquet has no en: its columns are source, de. Say which hold the text with src_column and tgt_column."
     )
     assert error_of(file=name, src_column="src", tgt_column="de") == (
-        "a.parquet: has no column src, its columns are source, de: correct src_column and tgt_column"
+        "a.parquet has no column src, its columns are source, de. Correct src_column and tgt_column."
     )
     assert error_of(file=write_parquet("n.parquet", {"en": [b"one"], "de": ["eins"]})) == (
         "n.parquet: expected text in en, found binary"
     )
     whole = Path(name).read_bytes()
     assert error_of(file=write("cut.parquet", whole[:-20])) == (
-        "cut.parquet: ends too early, it was cut off: copy or download it again"
+        "cut.parquet ends too early, it was cut off. Copy or download it again."
     )
     for name, content in (("no.parquet", b"en\tde\n"), ("empty.parquet", b"")):
         assert error_of(file=write(name, content)) == (
-            f"{name}: is no Parquet file: give a file that is one, or end its name in what it is"
+            f"{name} is no Parquet file. Give a file that is one, or end its name in what it is."
         )
     assert error_of(file="a.parquet.gz") == (
-        "a.parquet.gz: Parquet files are compressed inside: unpack it to a.parquet"
+        "a.parquet.gz: Parquet files are compressed inside. Unpack it to a.parquet"
     )
     assert error_of(file="nowhere.parquet") == f"nowhere.parquet: no such file (looked for in {Path.cwd()})"
     bad = pyarrow.Array.from_buffers(pyarrow.string(), 1, pyarrow.array([b"\xff"]).buffers())
     assert error_of(file=write_parquet("bad.parquet", {"en": bad, "de": ["eins"]})) == (
-        "bad.parquet: en has text that is not UTF-8 in rows 1 to 1: fix it"
+        "bad.parquet: en has text that is not UTF-8 in rows 1 to 1. Fix it."
     )
 
 
@@ -342,11 +342,11 @@ def test_a_sacrebleu_test_set_is_read_from_its_files(monkeypatch: pytest.MonkeyP
 
 
 def test_an_unknown_sacrebleu_set_or_direction_is_explained() -> None:
-    assert error_of(sacrebleu="wmt14/ful") == "sacreBLEU test set wmt14/ful: is not known, did you mean wmt14/full?"
-    assert error_of(sacrebleu="?") == "sacreBLEU test set ?: is not known, `sacrebleu --list` shows those there are"
+    assert error_of(sacrebleu="wmt14/ful") == "sacreBLEU test set wmt14/ful is not known, did you mean wmt14/full?"
+    assert error_of(sacrebleu="?") == "sacreBLEU test set ? is not known, `sacrebleu --list` shows those there are"
     with pytest.raises(DataError) as caught:
         list(reader_of(SacrebleuSet(sacrebleu="wmt22"), ("en", "xx"), "test").pairs())
-    assert str(caught.value).startswith("sacreBLEU test set wmt22: has no en-xx; choose from cs-en, cs-uk, ")
+    assert str(caught.value).startswith("sacreBLEU test set wmt22 has no en-xx; choose from cs-en, cs-uk, ")
     with pytest.raises(DataError) as caught:
         list(reader_of(SacrebleuSet(sacrebleu="wmt22"), ("fr", "xx"), "test").pairs())
     assert "has no fr-xx" in str(caught.value)
@@ -357,8 +357,8 @@ def test_a_sacrebleu_set_of_the_other_direction_is_not_taken(monkeypatch: pytest
 
     monkeypatch.delitem(sacrebleu.dataset.DATASETS["wmt14/full"].langpairs, "en-de")
     assert error_of(sacrebleu="wmt14/full") == (
-        "sacreBLEU test set wmt14/full: exists for de-en only, not for en-de: "
-        "choose another one, or give its files as {src, tgt} if the other direction is what you want"
+        "sacreBLEU test set wmt14/full exists for de-en only, not for en-de. "
+        "Choose another one, or give its files as {src, tgt} if the other direction is what you want."
     )
 
 
@@ -373,8 +373,8 @@ def test_a_sacrebleu_set_that_cannot_be_downloaded_is_one_line(monkeypatch: pyte
     monkeypatch.setattr(sacrebleu.utils, "get_source_file", fail)
     monkeypatch.setattr(sacrebleu.utils, "SACREBLEU_DIR", "/cache")
     assert error_of(sacrebleu="wmt14/full") == (
-        "sacreBLEU test set wmt14/full: cannot be downloaded (Name or service not known): check the network, "
-        "delete /cache/wmt14/full if it holds half a download, or give its files as {src, tgt}"
+        "sacreBLEU test set wmt14/full cannot be downloaded (Name or service not known). Check the network, "
+        "delete /cache/wmt14/full if it holds half a download, or give its files as {src, tgt}."
     )
 
 

@@ -221,30 +221,30 @@ def test_lines_go_the_same_way_as_with_our_own_search(exported: Exported) -> Non
         (
             DecodeConfig(length_penalty=0.6),
             1,
-            "decode.length_penalty_form: is wu, which CTranslate2 does not have: "
-            "set it to plain, or decode.length_penalty to 0",
+            "decode.length_penalty_form is wu, which CTranslate2 does not have. "
+            "Set it to plain, or decode.length_penalty to 0.",
         ),
         (
             DecodeConfig(length_penalty=0.0, max_length=2_000),
             1,
-            "decode.max_length: is 2,000, and this export has room for 1,024 tokens: lower it, or set "
-            "decode.max_length in the model's config and export it again",
+            "decode.max_length is 2,000, and this export has room for 1,024 tokens. Lower it, or set "
+            "decode.max_length in the model's config and export it again.",
         ),
         (
             DecodeConfig(length_penalty=0.0, min_length=2_000),
             1,
-            "decode.min_length: is 2,000, and this export has room for 1,024 tokens: lower it, or set "
-            "decode.max_length in the model's config and export it again",
+            "decode.min_length is 2,000, and this export has room for 1,024 tokens. Lower it, or set "
+            "decode.max_length in the model's config and export it again.",
         ),
         (
             DecodeConfig(sample=True, seed=7),
             1,
-            "decode.seed: is 7, but CTranslate2 draws other translations each time: leave it out",
+            "decode.seed is 7, but CTranslate2 draws other translations each time. Leave it out.",
         ),
         (
             DecodeConfig(sample=True, top_k=1),
             2,
-            "decode.top_k: is 1, from which CTranslate2 draws one translation only: raise it, or ask for one",
+            "decode.top_k is 1, from which CTranslate2 draws one translation only. Raise it, or ask for one.",
         ),
     ],
 )
@@ -261,8 +261,8 @@ def test_settings_of_a_model_that_it_cannot_express_are_refused_all_at_once() ->
     with pytest.raises(ConfigError) as caught:
         exporter.refuse_inexpressible(ModelConfig(positions="alibi", activation="relu2", qk_norm=True, dropout=0.3))
     assert str(caught.value) == (
-        "CTranslate2 does not have model.activation: relu2 or model.positions: alibi or model.qk_norm: true: translate "
-        "with mt itself, or train with model.activation: relu, model.positions: sinusoidal, model.qk_norm: false"
+        "CTranslate2 does not have model.activation: relu2 or model.positions: alibi or model.qk_norm: true. Translate "
+        "with mt itself, or train with model.activation: relu, model.positions: sinusoidal, model.qk_norm: false."
     )
 
 
@@ -299,8 +299,8 @@ def test_a_precision_or_a_device_that_there_is_not_is_refused(exported: Exported
     with pytest.raises(ConfigError) as caught:
         load_translator(exported.export, precision="bf16")
     assert str(caught.value) == (
-        "precision: CTranslate2 computes as its model was exported, here float32: leave it at auto, "
-        "or export the model in another quantization"
+        "precision: CTranslate2 computes as its model was exported, here float32. Leave it at auto, "
+        "or export the model in another quantization."
     )
     with pytest.raises(ConfigError) as caught:
         load_translator(exported.export, device="gpu")
@@ -384,8 +384,8 @@ def test_on_a_full_disk_nothing_is_left(exported: Exported, tmp_path: Path) -> N
     with files_up_to(10_000), pytest.raises(MTError) as caught:
         export(exported.folder, tmp_path / "export", "int8")
     assert str(caught.value) == (
-        f"{tmp_path / 'export'}: cannot be written: File too large: raise the limit on the size of files (ulimit -f), "
-        "then run the same command again"
+        f"{tmp_path / 'export'} cannot be written: File too large. Raise the limit on the size of files (ulimit -f), "
+        "then run the same command again."
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -397,7 +397,7 @@ def test_without_ctranslate2_the_message_says_how_to_get_it(
     for call in (lambda: export(exported.folder, tmp_path / "export"), lambda: load_translator(exported.export)):
         with pytest.raises(MTError) as caught:
             call()
-        assert str(caught.value) == "ctranslate2 is not installed: pip install 'mt-train[ctranslate2]'"
+        assert str(caught.value) == "ctranslate2 is not installed. Pip install 'mt-train[ctranslate2]'."
 
 
 def copied(folder: Path, to: Path) -> Path:
@@ -413,23 +413,23 @@ def test_a_folder_that_is_no_whole_export_is_refused(exported: Exported, tmp_pat
             load_translator(path)
         return str(caught.value)
 
-    how = "make one with mt export --to ctranslate2"
-    assert problem(tmp_path / "no") == f"{tmp_path / 'no'}: no such folder: give an export, {how}"
+    how = "make one with mt export --to ctranslate2."
+    assert problem(tmp_path / "no") == f"{tmp_path / 'no'}: no such folder. Give an export, {how}"
     assert (
-        problem(exported.folder) == f"{exported.folder}: is not an export for CTranslate2, model.bin is missing: {how}"
+        problem(exported.folder) == f"{exported.folder} is not an export for CTranslate2, model.bin is missing: {how}"
     )
     folder = copied(exported.export, tmp_path / "export")
     (folder / "config.json").unlink()
-    assert problem(folder) == f"{folder}: is not a complete export: config.json missing"
+    assert problem(folder) == f"{folder} is not a complete export: config.json missing"
     (folder / "config.json").write_text("{}")
     assert problem(folder) == (
-        f"{folder / 'config.json'}: is damaged: its checksum is not the one in manifest.json: "
-        "put the original file back, or delete the folder"
+        f"{folder / 'config.json'} is damaged: its checksum is not the one in manifest.json. "
+        "Put the original file back, or delete the folder."
     )
     manifest = json.loads((exported.export / "manifest.json").read_text("utf-8")) | {"format_version": 9}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert problem(folder) == (
-        f"{folder}: was written in format ctranslate2 9, this version of mt reads format ctranslate2 1: export the "
+        f"{folder} was written in format ctranslate2 9, this version of mt reads format ctranslate2 1: export the "
         "model again"
     )
 
@@ -459,5 +459,5 @@ def test_the_command_exports_and_says_how_it_compares(
     assert run(*arguments) == (
         2,
         "",
-        f"error: {tmp_path / 'export'}: exists already: delete it, or choose another output folder\n",
+        f"error: {tmp_path / 'export'} exists already. Delete it, or choose another output folder.\n",
     )

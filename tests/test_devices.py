@@ -78,7 +78,7 @@ def test_each_rank_has_the_device_of_its_number(machine: Machine) -> None:
     assert [str(device) for device in devices] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
     with pytest.raises(ConfigError) as caught:
         choose_execution(replace(train, device="cuda:1"), ModelConfig(), Ranks(rank=1, n=4, local_rank=1))
-    assert str(caught.value) == "train.device: is cuda:1, but each of 4 ranks needs its own: use auto"
+    assert str(caught.value) == "train.device is cuda:1, but each of 4 ranks needs its own. Use auto."
 
 
 # --- What cannot be used ----------------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ def test_a_machine_without_a_gpu_takes_the_cpu_and_says_nothing(
     monkeypatch.setattr("mt.system.device.NVIDIA_DRIVER", Path("not/there"))
     assert choose_device("auto") == torch.device("cpu")
     assert capsys.readouterr().err == ""
-    expected = f"device: cuda is asked for, but torch {torch.__version__} finds no CUDA device: use cpu"
+    expected = f"device: cuda is asked for, but torch {torch.__version__} finds no CUDA device. Use cpu."
     assert refusal("cuda") == expected
 
 
@@ -148,7 +148,7 @@ def test_a_gpu_that_is_left_alone_is_named_once_with_the_reason(
     reason = describe(machine, monkeypatch)
     assert [choose_device("auto"), choose_device("auto")] == [torch.device("cpu")] * 2
     assert capsys.readouterr().err == f"note: running on the CPU: {reason}\n"
-    assert refusal("cuda") == f"device: cuda is asked for, but {reason}: use cpu"
+    assert refusal("cuda") == f"device: cuda is asked for, but {reason}. Use cpu."
 
 
 @pytest.mark.parametrize(("visible", "is_told"), [("", False), ("-1", False), ("0", True)])
@@ -170,7 +170,7 @@ def test_a_rank_does_not_take_the_cpu_while_others_may_have_a_gpu(
     reason = with_an_old_card(machine, monkeypatch)
     with pytest.raises(ConfigError) as caught:
         choose_device("auto", local_rank=0)
-    assert str(caught.value) == f"device: auto is asked for, but {reason}: use cpu"
+    assert str(caught.value) == f"device: auto is asked for, but {reason}. Use cpu."
     machine.has(n_devices=0)
     assert choose_device("auto", local_rank=0) == torch.device("cpu")
 

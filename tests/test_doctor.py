@@ -383,7 +383,7 @@ def test_findings_by_source(run: Run, lines: Lines) -> None:
         "toy: 1 error, 1 warning",
         "",
         "data.train.0  train.en + train.de, 1,500 pairs",
-        f"  warning   train.de: holds the tag <bt> as text, such as line 4, “{lines['train.de'][3]}”",
+        f"  warning   train.de holds the tag <bt> as text, such as line 4, “{lines['train.de'][3]}”",
         "            choose another tag, or remove it from the text: mt puts it in front of the source itself",
         "",
         "data.valid  valid.en + valid.de",

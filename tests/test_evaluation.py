@@ -145,8 +145,8 @@ def test_the_baseline_of_another_text_is_refused_before_anything_is_translated(
     with pytest.raises(DataError) as caught:
         evaluate_model(run_dir, [], "auto", "auto", options)
     assert str(caught.value) == (
-        f"{tmp_path / 'other'}: its test set held_out is not the text that {run_dir} has under that name: compare "
-        "models on the same text, or choose a test set with --test"
+        f"{tmp_path / 'other'}: its test set held_out is not the text that {run_dir} has under that name. Compare "
+        "models on the same text, or choose a test set with --test."
     )
     assert capsys.readouterr().err == ""
     write_lines(tmp_path / "short", ["a"])
@@ -162,7 +162,7 @@ def test_the_baseline_of_another_text_is_refused_before_anything_is_translated(
         evaluate_files(hypotheses, [reference], None, options)
     assert str(caught.value) == (
         f"{tmp_path / 'other'}: none of its translations have the 20 lines of --ref and no other text: held_out.txt "
-        "(20), valid.txt (20): give the file that is meant"
+        "(20), valid.txt (20). Give the file that is meant."
     )
     found = evaluate_files(hypotheses, [reference], None, EvalOptions(["bleu"], baseline=run_dir, n_samples=200))
     assert found.comparison is not None

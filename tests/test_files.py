@@ -41,14 +41,14 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path, monkeypatch: py
     assert error_of(src="a.en", tgt=tgt) == f"a.en: no such file (looked for in {tmp_path})"
     assert error_of(src=str(tmp_path / "a.en"), tgt=tgt) == f"{tmp_path}/a.en: no such file"
     Path("folder.gz").mkdir()
-    assert error_of(src="folder.gz", tgt=tgt) == "folder.gz: is a folder, expected a text file"
+    assert error_of(src="folder.gz", tgt=tgt) == "folder.gz is a folder, expected a text file"
     Path("no.en.gz").write_bytes(b"plain text")
     assert error_of(src="no.en.gz", tgt=tgt) == (
-        "no.en.gz: is no .gz file, or is damaged (Not a gzipped file (b'pl')): fetch it again"
+        "no.en.gz is no .gz file, or is damaged (Not a gzipped file (b'pl')). Fetch it again."
     )
     Path("no.en.zst").write_bytes(b"plain text")
     assert error_of(src="no.en.zst", tgt=tgt) == (
-        "no.en.zst: is no .zst file, or is damaged (ZSTD decompress failed: Unknown frame descriptor): fetch it again"
+        "no.en.zst is no .zst file, or is damaged (ZSTD decompress failed: Unknown frame descriptor). Fetch it again."
     )
     write("a.en", "one\n")
 
@@ -56,7 +56,7 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path, monkeypatch: py
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refuse)
-    assert error_of(src="a.en", tgt=tgt) == "a.en: cannot be read: Permission denied"
+    assert error_of(src="a.en", tgt=tgt) == "a.en cannot be read: Permission denied"
 
 
 def test_chunks_have_the_size_asked_for_but_the_last_one() -> None:
@@ -77,8 +77,8 @@ def test_invalid_utf8_is_located_by_file_line_and_byte() -> None:
     lines[40_000] = b"\xc3\x28\n"
     tgt = write("a.de", "x\n" * 50_000)
     assert error_of(src=write("a.en.gz", b"".join(lines)), tgt=tgt) == (
-        f"a.en.gz, line 40,001: byte 0xc3 at offset {len(b''.join(lines[:40_000])):,} is not UTF-8: "
-        "fix the line, or convert the file (iconv -f LATIN1 -t UTF-8, if that is what it is)"
+        f"a.en.gz, line 40,001: byte 0xc3 at offset {len(b''.join(lines[:40_000])):,} is not UTF-8. "
+        "Fix the line, or convert the file (iconv -f LATIN1 -t UTF-8, if that is what it is)."
     )
 
 
@@ -88,17 +88,17 @@ WIDE = "One is a number – the „first“.\n"
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (WIDE.encode("utf-16"), "UTF-16, expected UTF-8: convert it with iconv -f UTF-16 -t UTF-8"),
-        (WIDE.encode("utf-16-le"), "UTF-16, expected UTF-8: convert it with iconv -f UTF-16LE -t UTF-8"),
-        (WIDE.encode("utf-16-be"), "UTF-16, expected UTF-8: convert it with iconv -f UTF-16BE -t UTF-8"),
-        (WIDE.encode("utf-32"), "UTF-32, expected UTF-8: convert it with iconv -f UTF-32 -t UTF-8"),
-        (b"\x1f\x8b...", "compressed, and its name does not say so: unpack it, or end its name in .gz"),
-        (b"PK\x03\x04...", "a zip archive: unpack it"),
-        (b"PAR1\x15...", "a Parquet file: give it as {file}, and end its name in .parquet"),
+        (WIDE.encode("utf-16"), "UTF-16, expected UTF-8. Convert it with iconv -f UTF-16 -t UTF-8."),
+        (WIDE.encode("utf-16-le"), "UTF-16, expected UTF-8. Convert it with iconv -f UTF-16LE -t UTF-8."),
+        (WIDE.encode("utf-16-be"), "UTF-16, expected UTF-8. Convert it with iconv -f UTF-16BE -t UTF-8."),
+        (WIDE.encode("utf-32"), "UTF-32, expected UTF-8. Convert it with iconv -f UTF-32 -t UTF-8."),
+        (b"\x1f\x8b...", "compressed, and its name does not say so. Unpack it, or end its name in .gz."),
+        (b"PK\x03\x04...", "a zip archive. Unpack it."),
+        (b"PAR1\x15...", "a Parquet file. Give it as {file}, and end its name in .parquet."),
     ],
 )
 def test_files_that_hold_no_utf8_are_recognised(content: bytes, told: str) -> None:
-    assert error_of(src=write("a.en", content), tgt=write("a.de", "1\n")) == f"a.en: is {told}"
+    assert error_of(src=write("a.en", content), tgt=write("a.de", "1\n")) == f"a.en is {told}"
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
@@ -107,7 +107,7 @@ def test_an_archive_that_is_cut_off_is_an_error_and_not_a_short_corpus(suffix: s
     name = f"a.en{suffix}"
     Path(name).write_bytes(compressed(name, os.urandom(50_000).hex().encode() + b"\n")[:n_bytes])
     assert error_of(src=name, tgt=write("a.de", "1\n")) == (
-        f"{name}: ends too early, it was cut off: copy or download it again"
+        f"{name} ends too early, it was cut off. Copy or download it again."
     )
 
 
@@ -116,5 +116,5 @@ def test_a_pipe_has_no_name_for_its_content() -> None:
     with pytest.raises(DataError) as caught:
         content_hash(Path("a.en"))
     assert str(caught.value) == (
-        "a.en: is a pipe or a device, not a file, and this text is read several times: save it"
+        "a.en is a pipe or a device, not a file, and this text is read several times. Save it."
     )

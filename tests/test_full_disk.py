@@ -67,14 +67,14 @@ def test_a_full_disk_stops_training_whole_and_the_same_command_goes_on(tmp_path:
     assert 4 <= step < 24
 
     *_, error = (tmp_path / "first.err").read_text("utf-8").splitlines()
-    assert error == f"error: {RunFolder(run_dir).checkpoint(step + 4)}: cannot be written: {REMEDY}"
+    assert error == f"error: {RunFolder(run_dir).checkpoint(step + 4)} cannot be written: {REMEDY}"
     ModelFolder.open(last).load_weights()
     ModelFolder.open(last).load_training_state()
     assert [path.name for path in (tmp_path / "seen-first").rglob(".*")] == []
 
     # Nothing fits any more, not even the record of another start.
     *_, error = (tmp_path / "second.err").read_text("utf-8").splitlines()
-    assert error == f"error: {run_dir / 'config.yaml'}: cannot be written: {REMEDY}"
+    assert error == f"error: {run_dir / 'config.yaml'} cannot be written: {REMEDY}"
     assert RunFolder(tmp_path / "seen-second").checkpoints()[-1].name == last.name
 
     assert f"training from step {step}" in (tmp_path / "third.err").read_text("utf-8")
@@ -90,4 +90,4 @@ def test_measurements_that_do_not_fit_stop_training_in_one_line(tmp_path: Path, 
     *_, error = done.stderr.splitlines()
     metrics, events = (f"error: {small_disk / 'run'}/{name}" for name in ("metrics.jsonl", "tensorboard/events.out."))
     assert error.startswith((metrics, events))
-    assert error.endswith(f": cannot be written: {REMEDY}")
+    assert error.endswith(f" cannot be written: {REMEDY}")

@@ -183,7 +183,7 @@ def test_the_most_important_parts_come_first_and_the_tests_leave_time_to_the_oth
     assert outcomes == ["done", "done", "done", "left out", "left out", "left out"]
     assert limits == {"tests": 156, "bench-base": 330, "attention": 110}
     assert (
-        "**Left out**: 12 s were left for it, and it needs at least 20 s (about 60 s in full): give more --minutes"
+        "**Left out**: 12 s were left for it, and it needs at least 20 s (about 60 s in full). Give more --minutes"
         in ((tmp_path / "report.md").read_text("utf-8").splitlines())
     )
 
@@ -266,7 +266,7 @@ def test_the_list_names_every_part() -> None:
         ("speed", f"speed: no such part: there are {', '.join(PARTS)}; or all, list, report alone"),
         ("--data nowhere train", "--data nowhere: no such folder"),
         ("--device gpu train", "--device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
-        ("--out nothing report", "nothing: has no results: run a part first"),
+        ("--out nothing report", "nothing has no results: run a part first"),
         ("--minutes -5 all", "--minutes: expected a number above 0, such as 8, got -5"),
         ("--minutes nan all", "--minutes: expected a number above 0, such as 8, got nan"),
     ],

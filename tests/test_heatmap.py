@@ -56,9 +56,9 @@ def test_without_a_translation_it_is_the_models_own(translator: Translator) -> N
 @pytest.mark.parametrize(
     ("src", "tgt", "message"),
     [
-        (" \t", None, "src: is blank: give a sentence"),
-        ("bar", "", "tgt: is blank: give a sentence"),
-        ("🙂" * 100, "BAR", "src: has 402 tokens, and a map can show 200: give one sentence"),
+        (" \t", None, "src is blank. Give a sentence."),
+        ("bar", "", "tgt is blank. Give a sentence."),
+        ("🙂" * 100, "BAR", "src has 402 tokens, and a map can show 200. Give one sentence."),
     ],
 )
 def test_texts_that_make_no_map_are_refused(translator: Translator, src: str, tgt: str | None, message: str) -> None:

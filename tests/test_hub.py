@@ -12,7 +12,7 @@ from tests.parallel_text import error_of, read, write, write_parquet
 
 REAL_DATA = os.environ.get("MT_REAL_DATA")
 needs_real_data = pytest.mark.skipif(not REAL_DATA, reason="MT_REAL_DATA does not name the folder with data/ and hub/")
-NAME_THEM = "say which hold the text with src_column and tgt_column"
+NAME_THEM = "Say which hold the text with src_column and tgt_column."
 
 
 def raising(error: Exception) -> Callable[..., None]:
@@ -48,18 +48,17 @@ def test_one_column_for_each_language_is_read_too_and_a_missing_text_is_empty() 
 def test_a_missing_split_language_config_or_folder_names_what_there_is(tmp_path: Path) -> None:
     write_parquet("set/train.parquet", {"translation": [{"de": "eins", "fr": "un"}]})
     write_parquet("set/validation.parquet", {"translation": [{"de": "eins", "fr": "un"}]})
-    assert error_of("test", dataset="set") == "data set set: has no split test; choose from train, validation"
+    assert error_of("test", dataset="set") == "data set set has no split test; choose from train, validation"
     assert (
-        error_of(dataset="set")
-        == f"data set set: has no en: the keys of its column translation are de, fr: {NAME_THEM}"
+        error_of(dataset="set") == f"data set set has no en: the keys of its column translation are de, fr: {NAME_THEM}"
     )
-    assert error_of(dataset="set", config="de-en") == "data set set: has no config de-en; choose from default"
+    assert error_of(dataset="set", config="de-en") == "data set set has no config de-en; choose from default"
     assert error_of(dataset="./nowhere") == f"./nowhere: no such folder (looked for in {tmp_path})"
     assert error_of(dataset=write("a.jsonl", "")) == (
-        "a.jsonl: is a file, expected a data set: give {file: a.jsonl} for a .tsv, .jsonl or .parquet file"
+        "a.jsonl is a file, expected a data set: give {file: a.jsonl} for a .tsv, .jsonl or .parquet file"
     )
     write_parquet("columns/train.parquet", {"source": ["one"], "de": ["eins"]})
-    assert error_of(dataset="columns") == f"data set columns: has no en: its columns are source, de: {NAME_THEM}"
+    assert error_of(dataset="columns") == f"data set columns has no en: its columns are source, de: {NAME_THEM}"
     write_parquet("numbers/train.parquet", {"en": [1], "de": ["eins"]})
     assert error_of(dataset="numbers") == "data set numbers: expected text in en, found int64"
 
@@ -71,7 +70,7 @@ def test_several_configs_ask_for_one() -> None:
         f"- config_name: {config}\n  data_files: {config}/train.parquet\n" for config in ("de-en", "fr-en")
     )
     write("set/README.md", card + "---\n")
-    assert error_of(dataset="set") == ("data set set: has several configs, and none is given; choose from de-en, fr-en")
+    assert error_of(dataset="set") == ("data set set has several configs, and none is given; choose from de-en, fr-en")
     assert read(dataset="set", config="de-en") == [("one", "eins", 1)]
 
 
@@ -96,7 +95,7 @@ def test_a_gated_set_says_how_to_get_access(monkeypatch: pytest.MonkeyPatch) -> 
     error = datasets.exceptions.DatasetNotFoundError("Dataset 'a/b' is a gated dataset on the Hub.\nVisit its page")
     monkeypatch.setattr(datasets, "load_dataset", raising(error))
     assert error_of(dataset="a/b") == (
-        "data set a/b: is gated: ask for access at https://huggingface.co/datasets/a/b, and log in with `hf auth login`"
+        "data set a/b is gated. Ask for access at https://huggingface.co/datasets/a/b, and log in with `hf auth login`"
     )
 
 
@@ -126,7 +125,7 @@ def test_a_split_may_be_a_part_or_a_sum(split: str, expected: list[int]) -> None
 @pytest.mark.usefixtures("numbers")
 def test_splits_that_cannot_be_understood_are_told() -> None:
     assert error_of(dataset="set", split="train+dev[:3]") == (
-        "data set set: has no split dev[:3]; choose from train, validation"
+        "data set set has no split dev[:3]; choose from train, validation"
     )
     assert error_of(dataset="set", split="train[") == (
         "data set set: split train[ cannot be understood: expected a name, a part such as train[:10%], or several of "
@@ -138,7 +137,7 @@ def test_splits_that_cannot_be_understood_are_told() -> None:
 def test_streaming_gives_the_same_pairs() -> None:
     assert read(dataset="set", streaming=True) == read(dataset="set")
     assert error_of(dataset="set", streaming=True, split="dev") == (
-        "data set set: has no split dev; choose from train, validation"
+        "data set set has no split dev; choose from train, validation"
     )
 
 
@@ -175,22 +174,20 @@ def test_columns_are_chosen_by_name_number_or_path() -> None:
     assert read(dataset="set", src_column="source", tgt_column="text.hyp") == [("one", "eins", 1)]
     assert read(dataset="set", src_column=2, tgt_column="id") == [("one", "7", 1)]
     assert error_of(dataset="set", src_column="source", tgt_column="text.ref") == (
-        "data set set: has no column text.ref, its columns are id, source, text.hyp, text.score: correct src_column "
-        "and tgt_column"
+        "data set set has no column text.ref, its columns are id, source, text.hyp, text.score: correct src_column "
+        "and tgt_column."
     )
     assert error_of(dataset="set", src_column="source", tgt_column="text.score") == (
         "data set set: expected text in text.score, found int64"
     )
     assert error_of(dataset="set", src_column=1, tgt_column=4) == (
-        "data set set: has no column 4, its columns are id, source, text: correct src_column and tgt_column"
+        "data set set has no column 4, its columns are id, source, text. Correct src_column and tgt_column."
     )
 
 
 def test_a_column_that_is_called_translation_and_holds_text_is_a_column() -> None:
     write_parquet("set/train.parquet", {"source": ["one"], "translation": ["eins"]})
-    assert (
-        error_of(dataset="set") == f"data set set: has no de and en: its columns are source, translation: {NAME_THEM}"
-    )
+    assert error_of(dataset="set") == f"data set set has no de and en: its columns are source, translation: {NAME_THEM}"
     assert read(dataset="set", src_column="source", tgt_column="translation") == [("one", "eins", 1)]
 
 

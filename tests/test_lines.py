@@ -123,7 +123,7 @@ def test_an_error_while_reading_reaches_the_caller():
         def read(self, size: int = -1) -> bytes:
             raise OSError("the disk is gone")
 
-    with pytest.raises(DataError, match=r"^standard input: cannot be read: the disk is gone$"):
+    with pytest.raises(DataError, match=r"^standard input cannot be read: the disk is gone$"):
         list(LineReader(Broken()).batches())  # type: ignore[arg-type]
 
 
@@ -141,8 +141,8 @@ def test_a_file_that_is_to_be_utf8_is_read_to_its_first_bad_byte(tmp_path: Path)
     with pytest.raises(DataError) as caught, open_lines(str(path), is_strict=True):
         pass
     assert str(caught.value) == (
-        f"{path}, line 2: byte 0xf6 at offset 3 is not UTF-8: fix the line, or leave --strict out to have such bytes "
-        "read as U+FFFD"
+        f"{path}, line 2: byte 0xf6 at offset 3 is not UTF-8. Fix the line, or leave --strict out to have such bytes "
+        "read as U+FFFD."
     )
 
 

@@ -298,7 +298,7 @@ def test_all_sets_are_checked_before_the_tokenizer_is_trained(
     )
     empty = write_pair("empty", [], [])
     assert error_of(with_data(config, valid=empty)) == (
-        "empty.en + empty.de: is empty, expected at least one pair of sentences"
+        "empty.en + empty.de is empty, expected at least one pair of sentences"
     )
     missing = TextFiles(src="nowhere.en", tgt="nowhere.de")
     assert error_of(with_data(config, test={"news": missing})) == (
@@ -407,7 +407,7 @@ def test_a_preparation_that_gets_no_lock_leaves_the_work_of_others_alone(config:
     finished.parent.mkdir(parents=True)
     finished.write_text("of another process")
     Path(f"prepared/.{fingerprint}.lock").mkdir()
-    with pytest.raises(DataError, match=r"^prepared/\w{16}: cannot be written: Is a directory: set "):
+    with pytest.raises(DataError, match=r"^prepared/\w{16} cannot be written: Is a directory: set "):
         prepare(config)
     assert finished.read_text() == "of another process"
 
@@ -429,7 +429,7 @@ def test_a_place_that_cannot_be_written_is_one_line(config: RunConfig) -> None:
     with pytest.raises(DataError) as caught:
         prepare(with_data(config, prepared_dir="occupied"))
     assert str(caught.value) == (
-        f"{folder}: cannot be written: File exists: set data.prepared_dir to a folder that has room and can be written"
+        f"{folder} cannot be written: File exists: set data.prepared_dir to a folder that has room and can be written"
     )
 
 
@@ -445,17 +445,17 @@ def test_a_damaged_corpus_is_refused(config: RunConfig) -> None:
     n_bytes = (folder / "train.src.ids").stat().st_size
     os.truncate(folder / "train.src.ids", n_bytes - 2)
     assert message() == (
-        f"{folder}: is damaged, train.src.ids has {n_bytes - 2:,} bytes instead of {n_bytes:,}: {advice}"
+        f"{folder} is damaged, train.src.ids has {n_bytes - 2:,} bytes instead of {n_bytes:,}: {advice}"
     )
     (folder / "train.src.ids").unlink()
-    assert message() == f"{folder}: is incomplete, train.src.ids is missing: {advice}"
+    assert message() == f"{folder} is incomplete, train.src.ids is missing: {advice}"
     manifest = (folder / "manifest.json").read_text()
     (folder / "manifest.json").write_text(manifest.replace('"format_version": 2', '"format_version": 9'))
-    assert message() == f"{folder}: has format version 9, this mt reads 2: {advice}"
+    assert message() == f"{folder} has format version 9, this mt reads 2: {advice}"
     (folder / "manifest.json").write_text(manifest[:100])
-    assert message() == f"{folder}: is not a prepared corpus, its manifest.json is damaged: {advice}"
+    assert message() == f"{folder} is not a prepared corpus, its manifest.json is damaged: {advice}"
     (folder / "manifest.json").unlink()
-    assert message() == f"{folder}: is not a prepared corpus, it has no manifest.json"
+    assert message() == f"{folder} is not a prepared corpus, it has no manifest.json"
 
 
 def test_more_than_65535_pieces_take_four_bytes_an_id() -> None:
@@ -495,7 +495,7 @@ def test_an_endless_validation_line_is_refused(config: RunConfig) -> None:
     endless = write_pair("endless", ["a short line", "word " * 5_000], ["eine kurze Zeile", "Wort"])
     message = error_of(with_data(config, valid=endless))
     assert message.startswith("endless.en + endless.de: line 2 has ")
-    assert message.endswith(" tokens: validation measures every line whole, up to 4,096 tokens: split or remove it")
+    assert message.endswith(" tokens: validation measures every line whole, up to 4,096 tokens. Split or remove it.")
     assert not list(Path("prepared").iterdir())
 
 

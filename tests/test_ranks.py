@@ -221,7 +221,7 @@ def test_when_rank_0_cannot_prepare_all_end_and_the_reason_is_told_once(tmp_path
         _, pointer = second.communicate(timeout=60)
         assert (first.returncode, second.returncode) == (2, 2)
     assert reason.decode().startswith(f"error: {tmp_path / 'train.de'}: no such file")
-    assert pointer == b"error: rank 1: rank 0 could not begin: see its message\n"
+    assert pointer == b"error: rank 1: rank 0 could not begin. See its message.\n"
 
 
 def wait_for_rank_0_briefly() -> None:

@@ -401,10 +401,10 @@ def test_a_report_is_three_files_that_replace_the_last_ones(found: Evaluation, t
 def test_a_write_that_fails_leaves_the_files_of_the_last_report(found: Evaluation, tmp_path: Path):
     write_report(_small("first"), tmp_path)
     before = _read(tmp_path)
-    remedy = "File too large: raise the limit on the size of files (ulimit -f), then run the same command again"
+    remedy = "File too large. Raise the limit on the size of files (ulimit -f), then run the same command again."
     with files_up_to(10_000), pytest.raises(MTError) as caught:
         write_report(found, tmp_path)
-    assert str(caught.value) == f"{tmp_path / 'report.html'}: cannot be written: {remedy}"
+    assert str(caught.value) == f"{tmp_path / 'report.html'} cannot be written: {remedy}"
     assert _read(tmp_path) == before
 
 
@@ -437,10 +437,10 @@ def test_a_folder_for_a_report_is_made_and_may_hold_an_evaluation(tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("file", " is a file: give a folder"),
+        ("file", " is a file. Give a folder."),
         ("file/a", " cannot be written: Not a directory"),
         ("x" * 300, " cannot be written: File name too long"),
-        ("page.html", ": give a folder, to which report.html and the others are written"),
+        ("page.html", ". Give a folder, to which report.html and the others are written"),
     ],
 )
 def test_what_cannot_be_a_folder_is_refused_in_one_line(tmp_path: Path, name: str, problem: str):
@@ -452,7 +452,7 @@ def test_what_cannot_be_a_folder_is_refused_in_one_line(tmp_path: Path, name: st
 def test_there_is_no_report_among_the_files_of_a_run_or_a_model(tmp_path: Path, name: str, what: str):
     (tmp_path / name).touch()
     for folder in (tmp_path, tmp_path / "translations", tmp_path / "checkpoints/step-1"):
-        assert _refusal(folder) == f"report: {folder} is part of {what} ({tmp_path}): give a separate folder"
+        assert _refusal(folder) == f"report: {folder} is part of {what} ({tmp_path}). Give a separate folder."
     check_folder(tmp_path / "a/b/c")
 
 
@@ -460,7 +460,7 @@ def test_there_is_no_report_among_the_files_of_a_run_or_a_model(tmp_path: Path, 
 def test_another_report_is_kept(tmp_path: Path, content: str):
     (tmp_path / "report.json").write_text(content, encoding="latin-1")
     assert _refusal(tmp_path) == (
-        f"report: {tmp_path} holds another report.json, which would be lost: give another folder"
+        f"report: {tmp_path} holds another report.json, which would be lost. Give another folder."
     )
     assert (tmp_path / "report.json").read_text(encoding="latin-1") == content
 

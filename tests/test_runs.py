@@ -266,5 +266,5 @@ def test_a_folder_without_a_model_is_an_error(tmp_path: Path):
     with pytest.raises(CheckpointError) as caught:
         RunArtifacts.of(tmp_path / "missing")
     assert str(caught.value) == (
-        f"{tmp_path / 'missing'}: no such folder: give a run folder, a checkpoint or a model folder"
+        f"{tmp_path / 'missing'}: no such folder. Give a run folder, a checkpoint or a model folder."
     )

@@ -136,7 +136,7 @@ def test_all_means_every_metric_that_can_be_computed(monkeypatch: pytest.MonkeyP
     assert metrics.metric_keys(["all"]) == ["bleu", "chrf", "chrf++", "bleu-lc", "ter"]
     with pytest.raises(ConfigError) as caught:
         metrics.metric_keys(["bleu-2017"])
-    assert str(caught.value) == "metric: bleu-2017 needs one more package: pip install sacremoses"
+    assert str(caught.value) == "metric: bleu-2017 needs one more package. Pip install sacremoses."
     monkeypatch.setattr(metrics, "_has_sacremoses", lambda: True)
     assert metrics.metric_keys(["all"]) == list(metrics.METRICS)
 

@@ -242,7 +242,7 @@ def test_a_vocabulary_too_small_for_the_characters_names_what_they_take(tmp_path
     # 300 characters, the space sign, 256 bytes, 4 special pieces
     assert str(caught.value) == (
         "tokenizer.vocab_size: 400 is too small for this corpus, whose characters take 561 pieces with the 256 bytes "
-        "and the special ones: set it above 561, or lower tokenizer.character_coverage"
+        "and the special ones. Set it above 561, or lower tokenizer.character_coverage"
     )
 
 
@@ -276,7 +276,7 @@ def test_a_missing_or_damaged_model_is_a_checkpoint_error(tmp_path: Path) -> Non
         path.write_bytes(damaged)
         with pytest.raises(CheckpointError) as caught:
             Tokenizer.load(path)
-        assert str(caught.value) == f"{path}: is no SentencePiece model, or is damaged: put the original file back"
+        assert str(caught.value) == f"{path} is no SentencePiece model, or is damaged. Put the original file back."
 
 
 def foreign_model(path: Path, **settings: Any) -> Path:
@@ -365,17 +365,17 @@ def test_what_cannot_be_adopted_is_refused_in_a_line(tmp_path: Path) -> None:
     assert refusal(tmp_path, []) == f"{tmp_path}: the tokenizer cannot be read: Is a directory"
     damaged.write_text('{"model": {}}')
     assert refusal(damaged, []) == (
-        f"{damaged}: is no SentencePiece model, or is damaged: set tokenizer.model to the .model file that "
+        f"{damaged} is no SentencePiece model, or is damaged: set tokenizer.model to the .model file that "
         "SentencePiece has written"
     )
     path = foreign_model(tmp_path / "foreign.model", vocab_size=200, bos_piece="<begin>")
     assert (
-        refusal(path, ["<begin>"]) == f"{path}: <begin> is a special piece of this model: choose another symbol or tag"
+        refusal(path, ["<begin>"]) == f"{path}: <begin> is a special piece of this model. Choose another symbol or tag."
     )
     both = foreign_model(tmp_path / "both.model", vocab_size=200, bos_id=-1, bos_piece="</s>")
     assert refusal(both, []) == (
         f"{both}: uses one piece for two purposes (pad <pad>, unk <unk>, bos </s>, eos </s>): "
-        "set tokenizer.model to a model that has a piece for each"
+        "Set tokenizer.model to a model that has a piece for each."
     )
 
 
@@ -396,6 +396,6 @@ def test_a_model_of_another_program_is_not_loaded_as_it_is(tmp_path: Path) -> No
     with pytest.raises(CheckpointError) as caught:
         Tokenizer.load(path)
     assert str(caught.value) == (
-        f"{path}: was not made by mt: it needs pad, unk, bos and eos as pieces 0 to 3: give it as tokenizer.model when "
+        f"{path} was not made by mt: it needs pad, unk, bos and eos as pieces 0 to 3: give it as tokenizer.model when "
         "the corpus is prepared"
     )

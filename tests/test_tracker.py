@@ -19,7 +19,7 @@ from tests.toys import files_up_to, measured
 
 TRAINED = {"train_loss": 5.5, "learning_rate": 1e-3, "grad_norm": 0.25, "tgt_tokens_per_second": 1_000.0}
 VALIDATED = ValidationResult(5.25, 12.5, 30.0, {"1-10": 4.5, "41-": 6.0}, [("Ein Satz.", "A line.", "A sentence.")])
-REMEDY = "File too large: raise the limit on the size of files (ulimit -f), then run the same command again"
+REMEDY = "File too large. Raise the limit on the size of files (ulimit -f), then run the same command again."
 
 
 def tracker(run_dir: Path, progress: Progress) -> Tracker:
@@ -163,7 +163,7 @@ def test_what_cannot_be_recorded_is_one_error_that_names_the_file(tmp_path: Path
     ):
         with files_up_to(2_000), pytest.raises(WriteError) as caught:
             log_often(running)
-        assert str(caught.value) == f"{path}: cannot be written: {REMEDY}"
+        assert str(caught.value) == f"{path} cannot be written: {REMEDY}"
         running.close()  # nothing is left in a buffer that could fail once more
 
 
@@ -173,4 +173,4 @@ def test_a_run_folder_that_cannot_be_written_is_one_error(tmp_path: Path) -> Non
         tracker(tmp_path, Progress())
     event_file = str(caught.value).partition(":")[0]
     assert event_file.startswith(f"{tmp_path / 'tensorboard'}/events.out.tfevents.")
-    assert str(caught.value) == f"{event_file}: cannot be written: File exists"
+    assert str(caught.value) == f"{event_file} cannot be written: File exists"

@@ -70,7 +70,7 @@ def test_a_damaged_last_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest
     trainer = Trainer(config, corpus, RunFolder(tmp_path / "run"))
     assert trainer.progress.step == int(last_good.name[5:])
     warning = capsys.readouterr().err.splitlines()[-1]
-    assert warning.startswith(f"warning: {damaged / 'model.safetensors'}: is damaged: ")
+    assert warning.startswith(f"warning: {damaged / 'model.safetensors'} is damaged: ")
     assert warning.endswith(f": going back to the checkpoint before; it is now {damaged}.damaged")
     # It must not count as the newest any more.
     assert RunFolder(tmp_path / "run").checkpoints()[-1] == last_good
@@ -85,8 +85,8 @@ def test_when_no_checkpoint_can_be_read_training_does_not_begin_anew(tmp_path: P
     with pytest.raises(MTError) as caught:
         train(config, corpus, tmp_path / "run")
     assert str(caught.value) == (
-        f"{tmp_path / 'run'}: no checkpoint to continue from can be read; the last: {folder}: is not a complete model "
-        "folder: manifest.json missing: start over with another --run-dir"
+        f"{tmp_path / 'run'}: no checkpoint to continue from can be read; the last: {folder} is not a complete model "
+        "folder: manifest.json missing. Start over with another --run-dir."
     )
     assert RunFolder(tmp_path / "run").checkpoints() == [folder]
 
@@ -310,7 +310,7 @@ def test_weight_decay_is_adamws_and_draws_matrices_alone() -> None:
         torch.testing.assert_close(parameter.detach(), before[name] * kept, msg=name)
     with pytest.raises(MTError) as caught:
         TrainConfig(weight_decay=0.1)
-    assert str(caught.value) == "train.weight_decay: is 0.1, and adam has none: set train.optimizer to adamw"
+    assert str(caught.value) == "train.weight_decay is 0.1, and adam has none. Set train.optimizer to adamw."
 
 
 def test_patience_ends_a_training_that_gets_no_better(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -468,7 +468,7 @@ def test_a_run_leaves_what_the_contract_names_and_a_second_start_does_nothing(
     assert ModelFolder.open(run_dir / "model").manifest["averaged_steps"] == [4, 8, 12]
     with pytest.raises(MTError) as caught:
         average_run(run_dir, 9)
-    assert str(caught.value) == f"{run_dir}: has 3 checkpoints to average, so --last takes 1 to 3, got 9"
+    assert str(caught.value) == f"{run_dir} has 3 checkpoints to average, so --last takes 1 to 3, got 9"
 
 
 def test_fine_tuning_starts_from_the_weights_and_the_tokenizer_of_a_model(tmp_path: Path) -> None:
@@ -501,12 +501,12 @@ def test_fine_tuning_needs_a_model_of_the_same_shape(tmp_path: Path) -> None:
         train_run(with_train(other, init_from=str(tmp_path / "first")), tmp_path / "second")
     assert str(caught.value) == (
         f"train.init_from: the model in {tmp_path / 'first' / 'model'} needs model.d_ff: 64 (here 96), "
-        "model.activation: relu (here gelu): change what differs"
+        "model.activation: relu (here gelu). Change what differs."
     )
     with pytest.raises(MTError) as caught:
         train_run(with_train(config, init_from=str(tmp_path / "nowhere")), tmp_path / "third")
     assert str(caught.value) == (
-        f"{tmp_path / 'nowhere'}: no such folder: give a run folder, a checkpoint or a model folder"
+        f"{tmp_path / 'nowhere'}: no such folder. Give a run folder, a checkpoint or a model folder."
     )
 
 
@@ -555,7 +555,7 @@ def test_what_the_machine_cannot_do_is_said_before_the_data_is_touched(tmp_path:
     config = toy_config(tmp_path, compile=True)
     with pytest.raises(MTError) as caught:
         train_run(config, tmp_path / "run")
-    assert str(caught.value) == ("train.compile: cannot compile here: the device is a CPU: set it to auto")
+    assert str(caught.value) == ("train.compile cannot compile here: the device is a CPU. Set it to auto.")
     assert not (tmp_path / "prepared").exists()
 
 
@@ -578,7 +578,7 @@ def test_a_run_keeps_the_corpus_it_began_with(tmp_path: Path, capsys: pytest.Cap
         train_run(with_train(config, max_steps=4), run_dir)
     assert str(caught.value) == (
         f"{run_dir}: its prepared corpus ({tmp_path / 'text' / 'prepared' / fingerprint}) is gone, and the text it was "
-        "made from has changed: put either back, or start over with another --run-dir"
+        "made from has changed. Put either back, or start over with another --run-dir."
     )
 
 
@@ -590,14 +590,14 @@ def test_a_run_whose_record_is_damaged_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(MTError) as caught:
         train_run(config, run_dir)
     assert str(caught.value) == (
-        f"{run_dir / 'config.yaml'}: is missing, so what this run began with is not known: put it back (each "
+        f"{run_dir / 'config.yaml'} is missing, so what this run began with is not known: put it back (each "
         "checkpoint holds a copy), or start over with another --run-dir"
     )
     (run_dir / "run.json").write_text("", "utf-8")
     with pytest.raises(MTError) as caught:
         train_run(config, run_dir)
     assert str(caught.value) == (
-        f"{run_dir / 'run.json'}: is damaged (Expecting value: line 1 column 1 (char 0)): put it back, or start over "
+        f"{run_dir / 'run.json'} is damaged (Expecting value: line 1 column 1 (char 0)): put it back, or start over "
         "with another --run-dir"
     )
 

@@ -414,7 +414,7 @@ def test_more_hypotheses_than_beams_are_refused(translator: Translator) -> None:
     with pytest.raises(ConfigError) as caught:
         translator.translate_lines(LINES, n_best=3)
     assert str(caught.value) == (
-        "n_best: expected 1 to the beam size (2), got 3: raise the beam size (up to 64) or ask for fewer"
+        "n_best: expected 1 to the beam size (2), got 3. Raise the beam size (up to 64) or ask for fewer"
     )
 
 

@@ -325,10 +325,10 @@ def sleep(run_dir: Path, corpus: Path) -> None:
 @pytest.mark.parametrize(
     ("train", "kind", "message"),
     [
-        (fail_as_the_user_did, ConfigError, "train.compile: cannot compile here"),
+        (fail_as_the_user_did, ConfigError, "train.compile cannot compile here"),
         (be_killed, MTError, "a worker process was killed, which mostly means that memory is short: free some, .*"),
         (fail, ZeroDivisionError, ""),
-        (do_nothing, ConfigError, "--updates: 30 were made before a kill could come: give more"),
+        (do_nothing, ConfigError, "--updates: 30 were made before a kill could come. Give more."),
     ],
 )
 def test_a_training_that_fails_is_told_in_its_own_words(
@@ -343,7 +343,7 @@ def test_a_folder_that_is_there_is_not_trained_in(verdict_of: Any, tmp_path: Pat
     (tmp_path / "runs" / "one-go").mkdir(parents=True)
     with pytest.raises(ConfigError) as caught:
         verdict_of(do_nothing)
-    assert str(caught.value) == f"--run-dir: {tmp_path / 'runs' / 'one-go'} is there already: give a new folder"
+    assert str(caught.value) == f"--run-dir: {tmp_path / 'runs' / 'one-go'} is there already. Give a new folder."
 
 
 def test_a_training_is_not_left_running_when_its_starter_is_interrupted(verdict_of: Any, tmp_path: Path) -> None:

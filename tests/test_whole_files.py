@@ -49,7 +49,7 @@ def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path):
     path = tmp_path / "missing" / "out.de"
     with pytest.raises(WriteError) as caught, explained_writes(path), whole_file(path):
         pass
-    assert str(caught.value) == f"{path}: cannot be written: No such file or directory"
+    assert str(caught.value) == f"{path} cannot be written: No such file or directory"
 
 
 def test_a_small_file_that_cannot_be_written_stays_what_it_was(tmp_path: Path) -> None:
@@ -58,15 +58,15 @@ def test_a_small_file_that_cannot_be_written_stays_what_it_was(tmp_path: Path) -
     with files_up_to(100), pytest.raises(WriteError) as caught:
         write_json(path, {"a": "long" * 100})
     assert str(caught.value) == (
-        f"{path}: cannot be written: File too large: raise the limit on the size of files (ulimit -f), then run the "
-        "same command again"
+        f"{path} cannot be written: File too large. Raise the limit on the size of files (ulimit -f), then run the "
+        "same command again."
     )
     assert json.loads(path.read_text("utf-8")) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
     append_text(path, "one\n")
     append_text(path, "two\n")
     assert path.read_text("utf-8").endswith("}\none\ntwo\n")
-    with files_up_to(100), pytest.raises(WriteError, match=r"run\.json: cannot be written: File too large: "):
+    with files_up_to(100), pytest.raises(WriteError, match=r"run\.json cannot be written: File too large: "):
         append_text(path, "long" * 100)
 
 
@@ -74,5 +74,5 @@ def test_an_error_keeps_its_text_on_its_way_out_of_a_process() -> None:
     error = WriteError(Path("a"), OSError(28, "No space left on device"))
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
     assert (
-        str(error) == "a: cannot be written: No space left on device: free some space, then run the same command again"
+        str(error) == "a cannot be written: No space left on device: free some space, then run the same command again"
     )

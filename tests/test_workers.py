@@ -43,7 +43,7 @@ def process_id(_item: object = None) -> int:
 
 def refuse(number: int) -> int:
     if number == 3:
-        raise DataError("line 3: is no number")
+        raise DataError("line 3 is no number")
     return number
 
 
@@ -127,7 +127,7 @@ def test_an_error_comes_out_as_itself_after_the_results_before_it(n: int) -> Non
         assert [next(results), next(results), next(results)] == [0, 1, 2]
         with pytest.raises(DataError) as caught:
             next(results)
-        assert str(caught.value) == "line 3: is no number"
+        assert str(caught.value) == "line 3 is no number"
         assert pool.submit(refuse, 4).result() == 4
 
 
@@ -135,7 +135,7 @@ def test_an_error_says_where_in_the_worker_it_was() -> None:
     with Workers(1) as pool:
         with pytest.raises(DataError) as caught:
             pool.submit(refuse, 3).result()
-        assert 'raise DataError("line 3: is no number")' in "".join(caught.value.__notes__)
+        assert 'raise DataError("line 3 is no number")' in "".join(caught.value.__notes__)
         with pytest.raises(RuntimeError, match=r"OddError: 1 and 2"):  # pickle cannot make it anew
             pool.submit(raise_odd_error, 3).result()
         with pytest.raises(SystemExit, match=r"^3"):
@@ -199,7 +199,7 @@ def test_running_apart_takes_another_process_and_keeps_the_caller_informed() -> 
     assert run_apart(process_id) != os.getpid()
     assert run_apart(time.sleep, 1.05, while_waiting=lambda: calls.append(1)) is None
     assert calls
-    with pytest.raises(DataError, match=r"^line 3: is no number"):
+    with pytest.raises(DataError, match=r"^line 3 is no number"):
         run_apart(refuse, 3)
 
 

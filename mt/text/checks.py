@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from mt.config.settings import Corpus, RunConfig
-from mt.errors import ConfigError, MTError, NotInstalledError
+from mt.errors import ConfigError, MTError, NotInstalledError, statement
 from mt.text.languages import LanguageIdentifier, expected_scripts, main_script, wrong_script_fraction
 from mt.text.lengths import first_break
 from mt.text.overlap import HeldOut
@@ -72,7 +72,7 @@ def check_files(key: str, corpus: Corpus) -> Iterator[Finding]:
     for name in corpus.files:
         if Path(name).exists() and not (Path(name).is_file() or Path(name).is_dir()):
             problem = "is a pipe or a device, not a file, and this text is read several times"
-            yield Finding("error", "pipe", key, f"{name}: {problem}", "save it as a file")
+            yield Finding("error", "pipe", key, statement(name, problem), "save it as a file")
             continue
         try:
             with Path(name).open("rb") as stream:
@@ -81,16 +81,16 @@ def check_files(key: str, corpus: Corpus) -> Iterator[Finding]:
             continue  # reading the corpus says why
         if beginning.startswith(_LFS):
             problem, fix = "is a Git LFS pointer, not the text itself", "fetch the text with git lfs pull"
-            yield Finding("error", "lfs_pointer", key, f"{name}: {problem}", fix)
+            yield Finding("error", "lfs_pointer", key, statement(name, problem), fix)
         elif _HTML.match(beginning):
             problem, fix = "is a web page, not text", "download the file itself, not the page about it"
-            yield Finding("error", "web_page", key, f"{name}: {problem}", fix)
+            yield Finding("error", "web_page", key, statement(name, problem), fix)
 
 
 def warning(check: str, sample: Sample, side: int | None, problem: str, fix: str) -> Finding:
     """`side`: source side (0) or target side (1), if only one is wrong."""
     place = sample.corpus.description if side is None else sample.side_name(side)
-    return Finding("warning", check, sample.key, f"{place}: {problem}", fix)
+    return Finding("warning", check, sample.key, statement(place, problem), fix)
 
 
 def _such_as(sample: Sample, side: int, i: int) -> str:
@@ -316,10 +316,10 @@ def language_identifier(config: RunConfig) -> tuple[LanguageIdentifier | None, l
     try:
         return _identifier(config.src_lang, config.tgt_lang), []
     except NotInstalledError as error:
-        problem = "languages: were looked at by their scripts alone, for py3langid is not installed"
+        problem = "languages were checked only by their scripts, because py3langid is not installed"
         return None, [Finding("note", "no_py3langid", "languages", problem, error.fix)]
     except ConfigError as error:
-        problem = f"languages: were looked at by their scripts alone: {error.problem}"
+        problem = f"languages were checked only by their scripts: {error.problem}"
         return None, [Finding("note", "unknown_language", "languages", problem, "correct the code, if it is wrong")]
 
 

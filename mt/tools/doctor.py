@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from mt.config.settings import RunConfig
-from mt.errors import CheckpointError, ConfigError, DataError, MTError
+from mt.errors import CheckpointError, ConfigError, DataError, MTError, statement
 from mt.run_folder import open_model
 from mt.system.device import choose_device, memory_bytes
 from mt.system.files import existing_folder
@@ -167,7 +167,7 @@ def _reading_errors(samples: Sequence[Sample]) -> Iterator[Finding]:
         if sample.error is not None:
             yield Finding.of(sample.error, "reading", sample.key)
         elif sample.n_pairs == 0:
-            problem = f"{sample.corpus.description}: is empty"
+            problem = f"{sample.corpus.description} is empty"
             yield Finding("error", "empty", sample.key, problem, "give at least one pair of sentences")
 
 
@@ -223,7 +223,7 @@ def _setting_findings(config: RunConfig, forecast: Forecast) -> Iterator[Finding
     train, dropout = config.train, config.model.dropout
 
     def finding(level: Level, check: str, key: str, problem: str, fix: str) -> Finding:
-        return Finding(level, check, key, f"{key}: {problem}", fix)
+        return Finding(level, check, key, statement(key, problem), fix)
 
     epoch_tokens = train.max_steps * train.batch_tokens / forecast.epochs
     if train.batch_tokens > epoch_tokens:

@@ -283,7 +283,7 @@ class _Runs:
         except FileExistsError:
             raise ConfigError("--run-dir", f"{run.path} is there already", "give a new folder") from None
         except OSError as error:
-            raise MTError(f"{run.path}: cannot be written: {error.strerror}") from error
+            raise MTError(f"{run.path} cannot be written: {error.strerror}") from error
         return run.path
 
 
