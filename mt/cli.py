@@ -212,7 +212,8 @@ def examine_data(
 ) -> None:
     """Check a config and its data for problems.
 
-    Reads a sample of the data, takes seconds, writes nothing. The exit status is 2 if preparing or training would fail. See docs/doctor.md.
+    Reads a sample of the data, takes seconds, writes nothing. The exit status is 2 if preparing or training would fail.
+    See docs/doctor.md.
     """
     run_config = _config(config, overrides)
     _log.info(f"{run_config.name}: checking a sample of each corpus")
@@ -489,8 +490,8 @@ def compare(
 ) -> None:
     """Compare several systems in one table.
 
-    Tells which of them differ significantly. Runs and models are compared on the test sets that they share, files of translations with --ref. `mt eval --compare`
-    is another name for it. See docs/eval.md.
+    Tells which of them differ significantly. Runs and models are compared on the test sets that they share, files of
+    translations with --ref. `mt eval --compare` is another name for it. See docs/eval.md.
     """
     runs = runs or []
     if refs:
@@ -611,8 +612,9 @@ def bench(
 ) -> None:
     """Measure the speed of training or decoding.
 
-    Give --config for training, --model for decoding. Prints tokens per second and memory. For training, also the time of each part of a step and the fraction of the device's peak; for decoding, also the
-    latency of a single line. See docs/performance.md.
+    Give --config for training, --model for decoding. Prints tokens per second and memory. For training, also the time
+    of each part of a step and the fraction of the device's peak; for decoding, also the latency of a single line. See
+    docs/performance.md.
     """
     if steps is not None and steps < 1:
         raise ConfigError("--steps", f"expected at least 1, got {steps}")

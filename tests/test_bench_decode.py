@@ -82,7 +82,7 @@ def test_what_cannot_take_part_says_why(model_folder: Path, monkeypatch: pytest.
     assert bench_decode.why_not("mt bf16", model_folder) is None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for engine, package in (("ctranslate2 int8", "'mt-train[ctranslate2]'"), ("transformers fp32", "transformers")):
-        reason = f"{engine.split()[0]} is not installed. Pip install {package}"
+        reason = f"{engine.split()[0]} is not installed: pip install {package}"
         assert bench_decode.why_not(engine, model_folder) == reason
 
 

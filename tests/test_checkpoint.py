@@ -170,7 +170,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, config: RunConf
         ModelFolder.open(tmp_path / "model").load_tokenizer()
     assert str(caught.value) == (
         f"{tmp_path / 'model' / 'tokenizer.model'} has 370 pieces, the model was trained with 380. "
-        "Put the original file back"
+        "Put the original file back."
     )
 
 
@@ -397,7 +397,7 @@ def test_a_model_is_found_in_a_run_a_checkpoint_and_a_folder(
     weights = RunFolder(run).checkpoint(1) / "model.safetensors"
     with pytest.raises(CheckpointError) as caught:
         open_model(weights)
-    assert str(caught.value) == f"{weights} is a file. Give the folder that it lies in, {weights.parent}"
+    assert str(caught.value) == f"{weights} is a file. Give the folder that it lies in, {weights.parent}."
 
 
 def test_a_folder_of_models_names_them(tmp_path: Path, config: RunConfig, tokenizer_path: Path) -> None:
@@ -416,7 +416,7 @@ def test_a_folder_of_models_names_them(tmp_path: Path, config: RunConfig, tokeni
         with pytest.raises(CheckpointError) as caught:
             open_model(folder)
         choice = ", ".join(map(str, inside))
-        assert str(caught.value) == f"{folder} is not a model, but holds some. Give one of {choice}"
+        assert str(caught.value) == f"{folder} is not a model, but holds some. Give one of {choice}."
 
 
 def test_an_export_in_place_of_a_model_is_told_apart(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from mt.config.settings import DecodeConfig, RunConfig
 from mt.decode.lines import LineReader
 from mt.decode.search import SearchRequest, SearchResult
 from mt.decode.translator import OwnBackend
-from mt.errors import ConfigError, DataError
+from mt.errors import ConfigError, DataError, statement
 from mt.text.tokenizer import Tokenizer
 from mt.tools.verify import Difference, Kill, Verdict
 from tests.conftest import Run
@@ -502,7 +502,7 @@ def test_all_files_continue_together(translate: Run):
 def test_an_interrupted_translation_is_not_started_over_by_mistake(translate: Run, interrupted: Callable[..., Any]):
     interrupted(KeyboardInterrupt())
     message = "is an interrupted translation of 6 lines. Add --resume to continue it, or delete it to start over."
-    assert translate(*RESUME[:-1]) == (2, "", f"error: {Path.cwd()}/out.part: {message}\n")
+    assert translate(*RESUME[:-1]) == (2, "", f"error: {Path.cwd()}/out.part {message}\n")
     Path("out.part").unlink()
     assert translate(*RESUME[:-1]) == (0, "", "")
     assert names() == {"in", "out"}
@@ -554,7 +554,11 @@ def test_a_part_that_another_command_started_is_refused(
         options = change
     content = part.read_bytes()
     start_over = "" if change == "part" else ", or delete it to start over."
-    assert translate(*RESUME, *options) == (2, "", f"error: {Path.cwd()}/out.part: {message}{start_over}\n")
+    assert translate(*RESUME, *options) == (
+        2,
+        "",
+        f"error: {statement(f'{Path.cwd()}/out.part', message)}{start_over}\n",
+    )
     assert part.read_bytes() == content
 
 
@@ -600,7 +604,7 @@ def test_a_full_disk_leaves_whole_lines_and_resume_continues(translate: Run, int
     assert Path("out").read_bytes() == Path("in").read_bytes().upper()
     with files_up_to(5_000):
         remedy = "Raise the limit on the size of files (ulimit -f), then run the same command again."
-        message = f"error: other cannot be written: File too large: {remedy}\n"
+        message = f"error: other cannot be written: File too large. {remedy}\n"
         assert translate("--input", "in", "--output", "other") == (2, "", message)
     assert names() == {"in", "out"}
 
@@ -816,7 +820,7 @@ def test_files_without_lines_have_no_scores(score: Run):
 )
 def test_wrong_options_of_score_are_refused_before_the_model_is_loaded(score: Run, options: str, message: str):
     status = score("--model", "missing", *options.split())
-    assert status == (2, "", f"error: {message.replace('{cwd}', str(Path.cwd()))}.\n")
+    assert status == (2, "", f"error: {message.replace('{cwd}', str(Path.cwd()))}\n")
 
 
 def test_files_that_are_not_parallel_leave_no_scores_behind(score: Run):
@@ -837,7 +841,7 @@ def test_a_model_to_score_with_that_is_missing_leaves_no_output_file(score: Run)
 def test_explain_writes_the_page(run: Run, monkeypatch: pytest.MonkeyPatch):
     def explained_page(*arguments: str | None) -> str:
         if arguments[1] == "":
-            raise ConfigError("src", "is blank", "Give a sentence.")
+            raise ConfigError("src", "is blank", "give a sentence")
         return f"<p>{arguments}</p>\n"
 
     replaced(monkeypatch, "mt.explain.attention.explained_page", explained_page)
@@ -944,8 +948,8 @@ def test_the_baseline_of_a_file_may_be_a_run(run: Run):
     assert run(*given) == (
         2,
         "",
-        "error: runs/old: none of its translations have the 2 lines of --ref and no other text: valid.txt (1): give "
-        "the file that is meant\n",
+        "error: runs/old: none of its translations have the 2 lines of --ref and no other text: valid.txt (1). Give "
+        "the file that is meant.\n",
     )
     write_lines("runs/old/translations/wmt.txt", TEXT)
     assert run(*given)[1].endswith("hyp and runs/old: no difference at p < 0.05 by BLEU.\n")
@@ -995,8 +999,8 @@ def test_the_baseline_of_a_model_is_a_run_or_a_file_of_one_test_set(run: Run):
     assert run(*given, "old/translations/wmt.txt") == (
         2,
         "",
-        "error: --baseline: old/translations/wmt.txt is of one test set and the model has wmt, ted: choose one with "
-        "--test, or give a run\n",
+        "error: --baseline: old/translations/wmt.txt is of one test set and the model has wmt, ted. Choose one with "
+        "--test, or give a run.\n",
     )
     assert run(*given, "three", "--test", "wmt") == (
         2,

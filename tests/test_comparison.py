@@ -253,7 +253,7 @@ def test_runs_are_compared_by_what_they_translated(
     monkeypatch.chdir(runs)
     assert mt_compare("short", "long", "--samples", "200", "--report", "report") == 0
     out, err = capsys.readouterr()
-    assert err == f"report: {Path('report/report.html')}.\n"  # nothing was translated again
+    assert err == f"report: {Path('report/report.html')}\n"  # nothing was translated again
     lines = out.splitlines()
     assert lines[0] == "held_out (20 lines; paired tests, 200 shuffles)"
     assert [line.split()[0] for line in lines[2:4]] == ["long", "short"]
@@ -340,11 +340,11 @@ def test_models_must_have_the_same_test_set(
         "same text, or choose a test set with --test.\n"
     )
     assert refused(long, "wmt", "none") == (
-        f"error: these models have no test set in common: {long} has held_out; wmt has wmt; none has none\n"
+        f"error: these models have no test set in common. {long} has held_out; wmt has wmt; none has none.\n"
     )
-    assert refused(long, "wmt", "--test", "wmt") == (f"error: --test: {long} has no test set wmt: it has held_out\n")
+    assert refused(long, "wmt", "--test", "wmt") == (f"error: --test: {long} has no test set wmt. It has held_out.\n")
     assert refused("none", long, "--test", "wmt") == (
-        "error: --test: none has no test set wmt: its config names none under data.test\n"
+        "error: --test: none has no test set wmt. Its config names none under data.test.\n"
     )
 
 

@@ -16,7 +16,7 @@ from mt.config.loading import (
     shipped_configs,
 )
 from mt.config.settings import HubDataset, ModelConfig, RunConfig, Table, TextFiles
-from mt.errors import ConfigError
+from mt.errors import ConfigError, statement
 
 MINIMAL = """\
 name: captions
@@ -320,7 +320,7 @@ def test_what_is_not_a_config_file_is_refused_with_a_suggestion(name: str, probl
     Path("runs").mkdir()
     with pytest.raises(ConfigError) as caught:
         load_config(name)
-    assert str(caught.value) == f"{name}: {problem}"
+    assert str(caught.value) == statement(name, problem)
 
 
 # --- Back to YAML, and differences ------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mt.config.settings import SacrebleuSet
-from mt.errors import DataError
+from mt.errors import DataError, statement
 from mt.text.corpora import SentencePair, reader_of
 from tests.parallel_text import error_of, read, reader, write, write_parquet
 
@@ -74,7 +74,7 @@ def test_a_jsonl_file_holds_objects_with_the_languages_as_keys() -> None:
         (
             '{"en": "one", "fr": "un"}',
             "has no key de, its keys are en, fr. Say which hold the text with src_column and tgt_column, or fix the "
-            "line",
+            "line.",
         ),
         ('{"en": "one", "de": 1}', "expected text at the key de, found 1"),
         ('["one", "eins"]', 'expected an object with the keys en and de, found ["one", "eins"]'),
@@ -82,7 +82,9 @@ def test_a_jsonl_file_holds_objects_with_the_languages_as_keys() -> None:
     ],
 )
 def test_a_wrong_jsonl_line_is_located(line: str, problem: str) -> None:
-    assert error_of(file=write("a.jsonl", f'{{"en": "a", "de": "b"}}\n{line}\n')) == f"a.jsonl, line 2 {problem}"
+    assert error_of(file=write("a.jsonl", f'{{"en": "a", "de": "b"}}\n{line}\n')) == statement(
+        "a.jsonl, line 2", problem
+    )
 
 
 def test_another_format_of_file_is_refused() -> None:
@@ -215,8 +217,8 @@ def test_where_a_line_is_missing_is_told() -> None:
     )
     written("a.de", tgt[:500] + tgt[503:])
     assert error_of(src="a.en", tgt="a.de") == COUNTS.format("2,997") + (
-        "from about line 501 on their lengths do not match any more: "
-        "lines are missing from a.de, or some too many in a.en"
+        "from about line 501 on their lengths do not match any more. "
+        "Lines are missing from a.de, or some too many in a.en."
     )
     written("a.de", tgt[:2_000])
     assert error_of(src="a.en", tgt="a.de") == COUNTS.format("2,000") + (
@@ -271,7 +273,7 @@ def test_keys_of_a_jsonl_file_may_be_named_and_nested() -> None:
         "tgt_column, or fix the line."
     )
     assert error_of(file="a.jsonl", src_column=1, tgt_column=2) == (
-        "a.jsonl has keys and no columns that can be counted. Give the key in place of 1"
+        "a.jsonl has keys and no columns that can be counted. Give the key in place of 1."
     )
 
 
@@ -320,7 +322,7 @@ def test_what_is_wrong_with_a_parquet_file_is_said_in_one_line() -> None:
             f"{name} is no Parquet file. Give a file that is one, or end its name in what it is."
         )
     assert error_of(file="a.parquet.gz") == (
-        "a.parquet.gz: Parquet files are compressed inside. Unpack it to a.parquet"
+        "a.parquet.gz: Parquet files are compressed inside. Unpack it to a.parquet."
     )
     assert error_of(file="nowhere.parquet") == f"nowhere.parquet: no such file (looked for in {Path.cwd()})"
     bad = pyarrow.Array.from_buffers(pyarrow.string(), 1, pyarrow.array([b"\xff"]).buffers())

@@ -397,7 +397,7 @@ def test_without_ctranslate2_the_message_says_how_to_get_it(
     for call in (lambda: export(exported.folder, tmp_path / "export"), lambda: load_translator(exported.export)):
         with pytest.raises(MTError) as caught:
             call()
-        assert str(caught.value) == "ctranslate2 is not installed. Pip install 'mt-train[ctranslate2]'."
+        assert str(caught.value) == "ctranslate2 is not installed. Run pip install 'mt-train[ctranslate2]'."
 
 
 def copied(folder: Path, to: Path) -> Path:
@@ -413,10 +413,10 @@ def test_a_folder_that_is_no_whole_export_is_refused(exported: Exported, tmp_pat
             load_translator(path)
         return str(caught.value)
 
-    how = "make one with mt export --to ctranslate2."
-    assert problem(tmp_path / "no") == f"{tmp_path / 'no'}: no such folder. Give an export, {how}"
+    how = "Make one with mt export --to ctranslate2."
+    assert problem(tmp_path / "no") == f"{tmp_path / 'no'}: no such folder. Give an export, {how[0].lower()}{how[1:]}"
     assert (
-        problem(exported.folder) == f"{exported.folder} is not an export for CTranslate2, model.bin is missing: {how}"
+        problem(exported.folder) == f"{exported.folder} is not an export for CTranslate2, model.bin is missing. {how}"
     )
     folder = copied(exported.export, tmp_path / "export")
     (folder / "config.json").unlink()
@@ -429,8 +429,8 @@ def test_a_folder_that_is_no_whole_export_is_refused(exported: Exported, tmp_pat
     manifest = json.loads((exported.export / "manifest.json").read_text("utf-8")) | {"format_version": 9}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert problem(folder) == (
-        f"{folder} was written in format ctranslate2 9, this version of mt reads format ctranslate2 1: export the "
-        "model again"
+        f"{folder} was written in format ctranslate2 9, this version of mt reads format ctranslate2 1. Export the "
+        "model again."
     )
 
 

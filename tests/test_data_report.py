@@ -162,7 +162,7 @@ def test_what_a_user_should_look_at_is_said_at_the_top(facts: dict[str, Any]):
     source["removed"]["empty"]["count"], source["pairs_kept"] = 3, 1
     assert _warnings(facts) == [
         f"80.0% of the pairs of {source['source']} were removed, most of them by empty. "
-        "See its examples below is that right?",
+        "See its examples below: is that right?",
         "1 of 20 pairs of the test set held_out have an empty side.",
         "1.23% of the tokens of de are unknown to the vocabulary.",
     ]

@@ -277,4 +277,4 @@ def test_a_command_that_runs_out_of_memory_says_so_in_one_line(monkeypatch: pyte
     monkeypatch.setattr("mt.tools.bench.bench_training", bench_training)
     result = CliRunner().invoke(app, ["bench", "--config", "demo"])
     assert result.exit_code == 2
-    assert result.stderr == "error: CUDA out of memory: make batches smaller, or use the CPU\n"
+    assert result.stderr == "error: CUDA out of memory. Use smaller batches, or the CPU.\n"

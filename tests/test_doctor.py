@@ -469,7 +469,7 @@ def test_a_corpus_that_is_prepared(lines: Lines) -> None:
     (finding,) = examine(config, Path("runs/toy")).findings
     n_bytes = ids.stat().st_size
     damage = f"is damaged, train.src.ids has {n_bytes:,} bytes instead of {n_bytes + 2:,}"
-    assert finding.problem == f"{corpus.folder}: {damage}"
+    assert finding.problem == f"{corpus.folder} {damage}"
     assert finding.fix == f"delete {corpus.folder} and prepare it again"
 
 

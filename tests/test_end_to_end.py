@@ -175,7 +175,7 @@ def test_a_model_folder_that_is_incomplete_is_one_line(run_dir: Path, folder: Pa
         f"{incomplete} is not a complete model folder: model.safetensors, tokenizer.model, manifest.json missing"
     )
     assert failing("eval", "--model", run_dir, "--test", "newstest2014") == (
-        f"--test: {run_dir} has no test set newstest2014: it has held_out"
+        f"--test: {run_dir} has no test set newstest2014. It has held_out."
     )
 
 
@@ -183,12 +183,12 @@ def test_a_model_folder_that_is_incomplete_is_one_line(run_dir: Path, folder: Pa
 def test_a_full_disk_is_one_line(run_dir: Path, folder: Path) -> None:
     src = folder / "text" / "test.en"
     assert failing("translate", "--model", run_dir, "--input", src, "--output", "/dev/full") == (
-        "/dev/full cannot be written: No space left on device: free some space, then run the same command again"
+        "/dev/full cannot be written: No space left on device. Free some space, then run the same command again."
     )
     done = run_mt("translate", "--model", run_dir, "--input", src, before=print_onto_a_full_disk)
     assert (done.returncode, done.stderr) == (
         2,
-        b"error: standard output cannot be written: No space left on device: free some space, then run the same "
+        b"error: standard output cannot be written: No space left on device. Free some space, then run the same "
         b"command again.\n",
     )
 
@@ -211,7 +211,7 @@ def test_compressed_input_is_translated_as_the_text_inside(run_dir: Path, folder
 
 def test_errors_of_translate_name_the_options(run_dir: Path) -> None:
     assert failing("translate", "--model", run_dir, "--n-best", "9", text="bar\n") == (
-        "--n-best: expected 1 to the beam size (4), got 9. Raise the beam size (up to 64) or ask for fewer"
+        "--n-best: expected 1 to the beam size (4), got 9. Raise the beam size (up to 64) or ask for fewer."
     )
     assert failing("translate", "--model", run_dir, "--device", "gpu", text="bar\n") == (
         "--device: expected auto, cpu, cuda or cuda:N, got 'gpu'"

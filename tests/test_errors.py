@@ -9,7 +9,7 @@ from mt.errors import ConfigError, DataError
 
 def test_an_error_prints_its_place_its_problem_and_what_to_do_in_one_line():
     error = DataError(Path("a.en"), "is a zip archive: 2 files", "unpack it")
-    assert str(error) == "a.en is a zip archive: 2 files: unpack it"
+    assert str(error) == "a.en is a zip archive: 2 files. Unpack it."
     assert (error.place, error.problem, error.fix) == ("a.en", "is a zip archive: 2 files", "unpack it")
     assert (DataError("no text: none").place, DataError("no text: none").problem) == ("", "no text: none")
 
@@ -22,7 +22,7 @@ def test_an_error_of_another_process_keeps_its_parts():
 
 def test_an_error_about_settings_becomes_one_about_the_options_that_give_them():
     error = ConfigError("decode.top_k", "is 1", "raise decode.top_k or train.seed", others=("decode.top_k",))
-    assert str(error.renamed(option_of)) == "--top-k is 1. Raise --top-k or train.seed"
+    assert str(error.renamed(option_of)) == "--top-k is 1. Raise --top-k or train.seed."
     assert str(ConfigError("n_best", "is 0").renamed(option_of)) == "--n-best is 0"
     assert str(ConfigError(Path("n_best"), "exists already").renamed(option_of)) == "n_best exists already"
 

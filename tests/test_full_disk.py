@@ -15,7 +15,7 @@ from mt.config.settings import RunConfig
 from mt.run_folder import RunFolder
 from tests.toys import toy_config
 
-REMEDY = "No space left on device: free some space, then run the same command again"
+REMEDY = "No space left on device. Free some space, then run the same command again."
 
 
 def in_a_namespace(script: str) -> subprocess.CompletedProcess[str]:

@@ -106,7 +106,7 @@ def test_an_unknown_language_is_named() -> None:
         LanguageIdentifier(("en", "tlh"))
     assert str(caught.value) == (
         "data.clean.language: py3langid does not know the language 'tlh'. Correct the code, or set "
-        "data.clean.language=false"
+        "data.clean.language=false."
     )
 
 
@@ -114,7 +114,9 @@ def test_without_py3langid_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "py3langid.langid", None)
     with pytest.raises(ConfigError) as caught:
         LanguageIdentifier(("en", "de"))
-    assert str(caught.value) == ("data.clean.language: py3langid is not installed. Pip install 'mt-train[language]'.")
+    assert str(caught.value) == (
+        "data.clean.language: py3langid is not installed. Run pip install 'mt-train[language]'."
+    )
 
 
 @pytest.mark.skipif("MT_REAL_DATA" not in os.environ, reason="MT_REAL_DATA names no folder with real text")

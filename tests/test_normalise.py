@@ -145,7 +145,7 @@ def test_without_sacremoses_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ConfigError) as caught:
         Normaliser(CleanConfig(punctuation=True), "en")
     assert str(caught.value) == (
-        "data.clean.punctuation: sacremoses is not installed. Pip install 'mt-train[punctuation]'"
+        "data.clean.punctuation: sacremoses is not installed. Run pip install 'mt-train[punctuation]'."
     )
 
 

@@ -395,8 +395,8 @@ def test_text_that_changes_while_it_is_prepared_is_refused(config: RunConfig) ->
     with pytest.raises(DataError) as caught, told_to(add_a_line):
         prepare_corpus(config)
     assert str(caught.value) == (
-        "data: a file was changed while the corpus was prepared from it: start again when nothing writes to the text "
-        "of training, validation and test"
+        "data: a file was changed while the corpus was prepared from it. Start again when nothing writes to the text "
+        "of training, validation and test."
     )
     assert list(Path("prepared").iterdir()) == []
 
@@ -407,7 +407,7 @@ def test_a_preparation_that_gets_no_lock_leaves_the_work_of_others_alone(config:
     finished.parent.mkdir(parents=True)
     finished.write_text("of another process")
     Path(f"prepared/.{fingerprint}.lock").mkdir()
-    with pytest.raises(DataError, match=r"^prepared/\w{16} cannot be written: Is a directory: set "):
+    with pytest.raises(DataError, match=r"^prepared/\w{16} cannot be written: Is a directory. Set "):
         prepare(config)
     assert finished.read_text() == "of another process"
 
@@ -429,7 +429,7 @@ def test_a_place_that_cannot_be_written_is_one_line(config: RunConfig) -> None:
     with pytest.raises(DataError) as caught:
         prepare(with_data(config, prepared_dir="occupied"))
     assert str(caught.value) == (
-        f"{folder} cannot be written: File exists: set data.prepared_dir to a folder that has room and can be written"
+        f"{folder} cannot be written: File exists. Set data.prepared_dir to a folder that has room and can be written."
     )
 
 
@@ -441,11 +441,11 @@ def test_a_damaged_corpus_is_refused(config: RunConfig) -> None:
             PreparedCorpus.open(folder)
         return str(caught.value)
 
-    advice = f"delete {folder} and prepare it again"
+    advice = f"Delete {folder} and prepare it again."
     n_bytes = (folder / "train.src.ids").stat().st_size
     os.truncate(folder / "train.src.ids", n_bytes - 2)
     assert message() == (
-        f"{folder} is damaged, train.src.ids has {n_bytes - 2:,} bytes instead of {n_bytes:,}: {advice}"
+        f"{folder} is damaged, train.src.ids has {n_bytes - 2:,} bytes instead of {n_bytes:,}. {advice}"
     )
     (folder / "train.src.ids").unlink()
     assert message() == f"{folder} is incomplete, train.src.ids is missing: {advice}"
@@ -582,8 +582,8 @@ def test_a_given_tokenizer_is_used_as_it_is(config: RunConfig) -> None:
     assert not any("training a" in line for line in said)
     shutil.rmtree("prepared")
     assert error_of(dataclasses.replace(config, tokenizer=TokenizerConfig(model="nowhere.model"))) == (
-        "nowhere.model: the tokenizer cannot be read: No such file or directory: correct tokenizer.model, or leave it "
-        "out to have one trained"
+        "nowhere.model: the tokenizer cannot be read: No such file or directory. Correct tokenizer.model, or leave it "
+        "out to have one trained."
     )
 
 

@@ -91,13 +91,13 @@ def test_two_ranks_make_the_updates_of_one_and_their_number_may_change_on_the_wa
 
 
 LOST = (
-    r"error: rank 0: lost another rank \((connection (closed|reset) by peer|broken pipe)\): see that rank's message or "
-    r"torchrun's; the same command continues from the last checkpoint"
+    r"error: rank 0: lost another rank \((connection (closed|reset) by peer|broken pipe)\)\. See that rank's message or "
+    r"torchrun's; the same command continues from the last checkpoint\."
 )
 
 STUCK = (
-    "error: rank 0: still running [0-9.]+ s after SIGTERM: another rank was lost, or a step or a save takes that long: "
-    "see torchrun's message; the same command continues from the last checkpoint"
+    r"error: rank 0: still running [0-9.]+ s after SIGTERM: another rank was lost, or a step or a save takes that long\. "
+    r"See torchrun's message; the same command continues from the last checkpoint\."
 )
 
 
@@ -288,8 +288,8 @@ def test_ranks_are_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MTError) as caught:
         Ranks.from_environment()
     assert str(caught.value) == (
-        "WORLD_SIZE is 8, but RANK or LOCAL_RANK is missing or no number ('RANK'): start several processes with "
-        "torchrun, or unset WORLD_SIZE"
+        "WORLD_SIZE is 8, but RANK or LOCAL_RANK is missing or no number ('RANK'). Start several processes with "
+        "torchrun, or unset WORLD_SIZE."
     )
     monkeypatch.setenv("RANK", "5")
     monkeypatch.setenv("LOCAL_RANK", "1")

@@ -440,7 +440,7 @@ def test_a_folder_for_a_report_is_made_and_may_hold_an_evaluation(tmp_path: Path
         ("file", " is a file. Give a folder."),
         ("file/a", " cannot be written: Not a directory"),
         ("x" * 300, " cannot be written: File name too long"),
-        ("page.html", ". Give a folder, to which report.html and the others are written"),
+        ("page.html", ". Give a folder, to which report.html and the others are written."),
     ],
 )
 def test_what_cannot_be_a_folder_is_refused_in_one_line(tmp_path: Path, name: str, problem: str):

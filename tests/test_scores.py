@@ -136,7 +136,7 @@ def test_all_means_every_metric_that_can_be_computed(monkeypatch: pytest.MonkeyP
     assert metrics.metric_keys(["all"]) == ["bleu", "chrf", "chrf++", "bleu-lc", "ter"]
     with pytest.raises(ConfigError) as caught:
         metrics.metric_keys(["bleu-2017"])
-    assert str(caught.value) == "metric: bleu-2017 needs one more package. Pip install sacremoses."
+    assert str(caught.value) == "metric: bleu-2017 needs one more package. Run pip install sacremoses."
     monkeypatch.setattr(metrics, "_has_sacremoses", lambda: True)
     assert metrics.metric_keys(["all"]) == list(metrics.METRICS)
 
@@ -154,7 +154,7 @@ def test_all_means_every_metric_that_can_be_computed(monkeypatch: pytest.MonkeyP
         ({"n_samples": -1}, "samples: expected at least 100, got -1"),
         (
             {"n_samples": 100_000_000},
-            "samples: 100,000,000 of 5 lines take 24 GB of memory: give 35,791,394 or fewer",
+            "samples: 100,000,000 of 5 lines take 24 GB of memory. Give 35,791,394 or fewer.",
         ),
     ],
 )

@@ -224,7 +224,7 @@ def test_a_vocabulary_too_large_for_the_corpus_names_the_largest(tmp_path: Path,
     counts = count_words(sentences(60))
     with pytest.raises(ConfigError) as caught:
         train_tokenizer(counts, TokenizerConfig(kind=kind, vocab_size=8_000), tmp_path / "model")
-    found = str(caught.value).rsplit("set it to ", 1)[1].split()[0]
+    found = str(caught.value).rsplit("Set it to ", 1)[1].split()[0]
     assert str(caught.value) == (
         f"tokenizer.vocab_size: 8,000 is too large for this corpus, which yields at most {int(found):,} pieces: "
         f"set it to {found} or less, or give more text"
@@ -242,7 +242,7 @@ def test_a_vocabulary_too_small_for_the_characters_names_what_they_take(tmp_path
     # 300 characters, the space sign, 256 bytes, 4 special pieces
     assert str(caught.value) == (
         "tokenizer.vocab_size: 400 is too small for this corpus, whose characters take 561 pieces with the 256 bytes "
-        "and the special ones. Set it above 561, or lower tokenizer.character_coverage"
+        "and the special ones. Set it above 561, or lower tokenizer.character_coverage."
     )
 
 
@@ -365,8 +365,8 @@ def test_what_cannot_be_adopted_is_refused_in_a_line(tmp_path: Path) -> None:
     assert refusal(tmp_path, []) == f"{tmp_path}: the tokenizer cannot be read: Is a directory"
     damaged.write_text('{"model": {}}')
     assert refusal(damaged, []) == (
-        f"{damaged} is no SentencePiece model, or is damaged: set tokenizer.model to the .model file that "
-        "SentencePiece has written"
+        f"{damaged} is no SentencePiece model, or is damaged. Set tokenizer.model to the .model file that "
+        "SentencePiece has written."
     )
     path = foreign_model(tmp_path / "foreign.model", vocab_size=200, bos_piece="<begin>")
     assert (
@@ -374,7 +374,7 @@ def test_what_cannot_be_adopted_is_refused_in_a_line(tmp_path: Path) -> None:
     )
     both = foreign_model(tmp_path / "both.model", vocab_size=200, bos_id=-1, bos_piece="</s>")
     assert refusal(both, []) == (
-        f"{both}: uses one piece for two purposes (pad <pad>, unk <unk>, bos </s>, eos </s>): "
+        f"{both}: uses one piece for two purposes (pad <pad>, unk <unk>, bos </s>, eos </s>). "
         "Set tokenizer.model to a model that has a piece for each."
     )
 
@@ -396,6 +396,6 @@ def test_a_model_of_another_program_is_not_loaded_as_it_is(tmp_path: Path) -> No
     with pytest.raises(CheckpointError) as caught:
         Tokenizer.load(path)
     assert str(caught.value) == (
-        f"{path} was not made by mt: it needs pad, unk, bos and eos as pieces 0 to 3: give it as tokenizer.model when "
-        "the corpus is prepared"
+        f"{path} was not made by mt: it needs pad, unk, bos and eos as pieces 0 to 3. Give it as tokenizer.model when "
+        "the corpus is prepared."
     )

@@ -461,7 +461,7 @@ def test_a_run_leaves_what_the_contract_names_and_a_second_start_does_nothing(
     assert evaluated.written() == {"system": str(run_dir)} | {key: report[key] for key in ("test_sets", "warnings")}
     with pytest.raises(MTError) as caught:
         evaluate_model(run_dir, ["newstest"], "auto", "auto", EvalOptions())
-    assert str(caught.value) == f"test: {run_dir} has no test set newstest: it has held_out"
+    assert str(caught.value) == f"test: {run_dir} has no test set newstest. It has held_out."
 
     assert average_run(run_dir, 2) == run_dir / "averages" / "last-2"
     assert ModelFolder.open(run_dir / "averages" / "last-2").manifest["averaged_steps"] == [8, 12]
@@ -528,8 +528,8 @@ def test_a_changed_setting_is_refused_by_name_unless_it_may_change(tmp_path: Pat
     with pytest.raises(MTError) as caught:
         train_run(replace(config, model=replace(config.model, d_ff=72)), run_dir)
     assert str(caught.value) == (
-        "model.d_ff: this run began with 64, now it is 72: change it back, or start over with another --run-dir "
-        f"(the run is in {run_dir})"
+        "model.d_ff: this run began with 64, now it is 72. Change it back, or start over with another --run-dir "
+        f"(the run is in {run_dir})."
     )
     with pytest.raises(MTError) as caught:  # all of them at once
         train_run(replace(config, model=replace(config.model, d_ff=72, positions="rotary")), run_dir)
@@ -590,15 +590,14 @@ def test_a_run_whose_record_is_damaged_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(MTError) as caught:
         train_run(config, run_dir)
     assert str(caught.value) == (
-        f"{run_dir / 'config.yaml'} is missing, so what this run began with is not known: put it back (each "
-        "checkpoint holds a copy), or start over with another --run-dir"
+        f"{run_dir / 'config.yaml'} is missing, so what this run began with is not known. Put it back (each "
+        "checkpoint holds a copy), or start over "
     )
     (run_dir / "run.json").write_text("", "utf-8")
     with pytest.raises(MTError) as caught:
         train_run(config, run_dir)
     assert str(caught.value) == (
         f"{run_dir / 'run.json'} is damaged (Expecting value: line 1 column 1 (char 0)): put it back, or start over "
-        "with another --run-dir"
     )
 
 
@@ -647,7 +646,7 @@ def test_two_trainings_in_one_folder_are_refused(tmp_path: Path) -> None:
         with pytest.raises(MTError) as caught:
             train_run(config, tmp_path / "run")
     assert str(caught.value) == (
-        f"{tmp_path / 'run'}: another training runs in this folder: wait for it, or use another --run-dir"
+        f"{tmp_path / 'run'}: another training runs in this folder. Wait for it, or use another --run-dir."
     )
 
 

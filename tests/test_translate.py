@@ -222,7 +222,7 @@ def test_a_disk_that_fills_up_behind_a_redirection_keeps_whole_lines(model: Path
     whole = run(model, *options).stdout
     done = run(model, *options, before=write_little)
     fix = b"Raise the limit on the size of files (ulimit -f), then run the same command again.\n"
-    assert (done.returncode, done.stderr) == (2, b"error: standard output cannot be written: File too large: " + fix)
+    assert (done.returncode, done.stderr) == (2, b"error: standard output cannot be written: File too large. " + fix)
     assert done.stdout
     assert done.stdout.endswith(b"\n")
     assert whole.startswith(done.stdout)

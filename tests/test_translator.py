@@ -248,8 +248,8 @@ def test_limits_that_nothing_meets_are_told_apart_from_a_broken_model(translator
     with pytest.raises(ConfigError) as caught:
         translator.translate(["bar dest"], DecodeConfig(no_repeat_ngram_size=1, min_length=500))
     assert str(caught.value) == (
-        "decode.min_length: no translation has 500 tokens if no 1 of them may come twice: lower decode.min_length or "
-        "raise decode.no_repeat_ngram_size"
+        "decode.min_length: no translation has 500 tokens if no 1 of them may come twice. Lower decode.min_length or "
+        "raise decode.no_repeat_ngram_size."
     )
 
 
@@ -414,7 +414,7 @@ def test_more_hypotheses_than_beams_are_refused(translator: Translator) -> None:
     with pytest.raises(ConfigError) as caught:
         translator.translate_lines(LINES, n_best=3)
     assert str(caught.value) == (
-        "n_best: expected 1 to the beam size (2), got 3. Raise the beam size (up to 64) or ask for fewer"
+        "n_best: expected 1 to the beam size (2), got 3. Raise the beam size (up to 64) or ask for fewer."
     )
 
 

@@ -66,7 +66,7 @@ def test_a_small_file_that_cannot_be_written_stays_what_it_was(tmp_path: Path) -
     append_text(path, "one\n")
     append_text(path, "two\n")
     assert path.read_text("utf-8").endswith("}\none\ntwo\n")
-    with files_up_to(100), pytest.raises(WriteError, match=r"run\.json cannot be written: File too large: "):
+    with files_up_to(100), pytest.raises(WriteError, match=r"run\.json cannot be written: File too large. "):
         append_text(path, "long" * 100)
 
 
@@ -74,5 +74,5 @@ def test_an_error_keeps_its_text_on_its_way_out_of_a_process() -> None:
     error = WriteError(Path("a"), OSError(28, "No space left on device"))
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
     assert (
-        str(error) == "a cannot be written: No space left on device: free some space, then run the same command again"
+        str(error) == "a cannot be written: No space left on device. Free some space, then run the same command again."
     )

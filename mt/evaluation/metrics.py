@@ -161,7 +161,7 @@ def metric_keys(names: Sequence[str] | None) -> list[str]:
             hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(METRICS)}, all"
             raise ConfigError("metric", f"no metric is called {name}, {hint}")
     if "bleu-2017" in names and not _has_sacremoses():
-        raise ConfigError("metric", "bleu-2017 needs one more package", "pip install sacremoses")
+        raise ConfigError("metric", "bleu-2017 needs one more package", "run pip install sacremoses")
     return [key for key in METRICS if key in names or ("all" in names and (key != "bleu-2017" or _has_sacremoses()))]
 
 

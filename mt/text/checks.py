@@ -118,7 +118,7 @@ def _copied(sample: Sample) -> Finding | None:
     if share < _ALL_COPIED:
         problem = f"{percent(share)} of the pairs are the same text on both sides, {_such_as(sample, 0, same[0])}"
         fix = "remove them, or data.clean.max_copied will; text that was never translated does not teach to translate"
-    return Finding("warning", "copied", sample.key, f"{_both_sides(sample)}: {problem}", fix)
+    return Finding("warning", "copied", sample.key, statement(_both_sides(sample), problem), fix)
 
 
 def _both_sides(sample: Sample) -> str:
@@ -147,7 +147,7 @@ def _unrelated(sample: Sample) -> Finding | None:
     compared = f"correlation {correlation:.2f}; translations have about 0.9"
     problem = f"the lengths of the lines do not go together ({compared})"
     fix = "see whether line i of the one translates line i of the other: one side may be sorted or shuffled"
-    return Finding("warning", "unrelated", sample.key, f"{_both_sides(sample)}: {problem}", fix)
+    return Finding("warning", "unrelated", sample.key, statement(_both_sides(sample), problem), fix)
 
 
 # ---------------------------------------------------------------------------------------------------- form
