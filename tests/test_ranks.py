@@ -91,13 +91,13 @@ def test_two_ranks_make_the_updates_of_one_and_their_number_may_change_on_the_wa
 
 
 LOST = (
-    r"error: rank 0: lost another rank \((connection (closed|reset) by peer|broken pipe)\)\. See that rank's message or "
-    r"torchrun's; the same command continues from the last checkpoint\."
+    r"error: rank 0: lost another rank \((connection (closed|reset) by peer|broken pipe)\)\. See that rank's message "
+    r"or torchrun's; the same command continues from the last checkpoint\."
 )
 
 STUCK = (
-    r"error: rank 0: still running [0-9.]+ s after SIGTERM: another rank was lost, or a step or a save takes that long\. "
-    r"See torchrun's message; the same command continues from the last checkpoint\."
+    r"error: rank 0: still running [0-9.]+ s after SIGTERM: another rank was lost, or a step or a save takes that "
+    r"long\. See torchrun's message; the same command continues from the last checkpoint\."
 )
 
 
