@@ -17,6 +17,7 @@ FLOORS: list[set[str]] = [
     {
         "errors",
         "units",
+        "shipped",
         "system.console",
         "system.files",
         "system.locks",
