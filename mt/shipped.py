@@ -60,7 +60,7 @@ def print_page(name: str) -> None:
     """Print a page of the documentation: rendered on a terminal, as Markdown elsewhere.
 
     Raises:
-        ConfigError: there is no such page.
+        ConfigError: no page has this name.
     """
     pages = documentation()
     stem = Path(name).stem

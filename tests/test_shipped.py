@@ -1,4 +1,4 @@
-"""What ships besides the code: `mt demo` and `mt docs`, in a checkout and in a wheel."""
+"""`mt demo`, `mt docs` and shell completion: what ships with mt besides its code, in a checkout and in a wheel."""
 
 from __future__ import annotations
 
