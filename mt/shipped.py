@@ -10,11 +10,13 @@ from pathlib import Path
 from mt.errors import ConfigError
 from mt.system.files import explained_writes, whole_file
 
+DEMO_CORPUS = Path("data/demo")
+
 _PACKAGE = Path(__file__).resolve().parent
 _PAGE_WIDTH = 120  # of a terminal; longer lines are hard to read
 
 
-def shipped_folder(name: str) -> Path:
+def shipped_folder(name: str | Path) -> Path:
     """Return a folder that pyproject.toml puts into the wheel, inside the package; or in a checkout, beside it."""
     inside = _PACKAGE / name
     return inside if inside.is_dir() else _PACKAGE.parent / name
@@ -28,7 +30,7 @@ def write_demo(folder: Path) -> list[Path]:
         WriteError: a file cannot be written.
     """
     sources = {"demo.yaml": shipped_folder("configs") / "demo.yaml"}
-    sources |= {f"data/demo/{path.name}": path for path in sorted(shipped_folder("data/demo").iterdir())}
+    sources |= {str(DEMO_CORPUS / path.name): path for path in sorted(shipped_folder(DEMO_CORPUS).iterdir())}
     missing = {}
     for name, source in sources.items():
         target, content = folder / name, source.read_bytes()

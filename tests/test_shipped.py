@@ -72,6 +72,11 @@ def test_the_commands_that_the_demo_recommends_exist(run: Run):
         assert all(f"{option} " in help_text for option in options if option.startswith("--"))
 
 
+def test_a_user_who_trains_on_the_demo_without_its_corpus_is_told_where_to_get_it(run: Run, tmp_path: Path):
+    error = f"error: data/demo/train.en: no such file (looked for in {tmp_path}): mt demo writes it\n"
+    assert run("prepare", "--config", "demo.yaml")[2].endswith(error)
+
+
 def test_docs_lists_the_pages_with_their_folder_and_title(run: Run):
     status, stdout, _ = run("docs")
     first, *pages = stdout.splitlines()
@@ -112,7 +117,7 @@ def test_the_wheel_has_every_folder_that_the_code_looks_for():
     """At the same path below the package as in a checkout below its root."""
     built = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["hatch"]["build"]["targets"]
     code = "".join(path.read_text("utf-8") for path in (ROOT / "mt").rglob("*.py"))
-    wanted = set(re.findall(r'shipped_folder\("([^"]+)"\)', code))
+    wanted = {*re.findall(r'shipped_folder\("([^"]+)"\)', code), str(shipped.DEMO_CORPUS)}
     assert wanted == {"configs", "data/demo", "docs"}
     assert built["wheel"]["force-include"] == {name: f"mt/{name}" for name in wanted}
     assert wanted <= set(built["sdist"]["include"])
