@@ -20,7 +20,7 @@ from mt.evaluation.runs import RunArtifacts, basis_of
 from mt.evaluation.scores import TranslatedSet, score_corpus
 from mt.report.facts import Evaluation
 from mt.report.terminal import scores_text
-from mt.run_folder import MADE_AT, RunFolder, checkpoint_step, open_model
+from mt.run_folder import MADE_AT, RunFolder, checkpoint_step, initial_model
 from mt.system.console import note
 from mt.system.device import choose_device, hardware
 from mt.system.distributed import Ranks, process_group
@@ -89,9 +89,8 @@ def prepare(config: RunConfig) -> PreparedCorpus:
 
 def initial_tokenizer(config: RunConfig) -> Path | None:
     """Return the tokenizer of the model that training starts from, if there is one."""
-    if config.train.init_from is None:
+    if (folder := initial_model(config)) is None:
         return None
-    folder = open_model(config.train.init_from)
     folder.load_tokenizer()  # finds out whether it is the model's
     return folder.tokenizer_path
 

@@ -501,8 +501,10 @@ def test_fine_tuning_needs_a_model_of_the_same_shape(tmp_path: Path) -> None:
         train_run(with_train(other, init_from=str(tmp_path / "first")), tmp_path / "second")
     assert str(caught.value) == (
         f"train.init_from: the model in {tmp_path / 'first' / 'model'} needs model.d_ff: 64 (here 96), "
-        "model.activation: relu (here gelu): change what differs"
+        "model.activation: relu (here gelu): change what differs, or copy its section model from the config.yaml there"
     )
+    # Nothing was trained, so the same command with the right shape starts the run.
+    assert not (tmp_path / "second" / "run.json").exists()
     with pytest.raises(MTError) as caught:
         train_run(with_train(config, init_from=str(tmp_path / "nowhere")), tmp_path / "third")
     assert str(caught.value) == (
