@@ -78,5 +78,6 @@ def print_page(name: str) -> None:
     from rich.markdown import Markdown
 
     console = Console()
-    # A link to a file means nothing in a terminal; its text names the file.
-    console.print(Markdown(re.sub(r"\]\((?!http)[^)]*\)", "]", text)), width=min(console.width, _PAGE_WIDTH))
+    # A link to a file or a heading does not work in a terminal: its text remains.
+    text = re.sub(r"\[([^\]]+)\]\((?!http)[^)]*\)", r"\1", text)
+    console.print(Markdown(text), width=min(console.width, _PAGE_WIDTH))

@@ -97,6 +97,8 @@ def test_docs_renders_a_page_on_a_terminal(capsys: pytest.CaptureFixture[str], m
     shown = capsys.readouterr().out
     assert "##" not in shown
     assert "mt translate --model runs/captions" in shown
+    assert "(export.md)" in shown
+    assert "[export.md]" not in shown
     assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines())) == 120
 
 
