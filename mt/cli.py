@@ -634,7 +634,9 @@ def demo(
 
 {go}  mt train --config demo.yaml     # a model of 1.2 M parameters; 2 to 4 minutes on 2 cores
   echo "Two old women read a book." | mt translate --model runs/demo
-  mt eval --model runs/demo       # BLEU and chrF on the test set""")
+  mt eval --model runs/demo       # BLEU and chrF on the test set
+
+The documentation: mt docs""")
 
 
 @app.command("docs")

@@ -65,7 +65,7 @@ def test_the_demo_overwrites_no_other_file_and_writes_nothing_beside_it(run: Run
 
 def test_the_commands_that_the_demo_recommends_exist(run: Run):
     recommended = re.findall(r"\bmt ([^#\n]+)", run("demo")[1])
-    assert [shlex.split(command)[0] for command in recommended] == ["train", "translate", "eval"]
+    assert [shlex.split(command)[0] for command in recommended] == ["train", "translate", "eval", "docs"]
     for command in recommended:
         name, *options = shlex.split(command)
         help_text = run(name, "--help")[1]
