@@ -120,7 +120,7 @@ def corpus_folder(config: RunConfig, run: RunFolder) -> Path:
         ConfigError: the config contradicts the run that has begun.
         DataError: text is missing, or text and prepared corpus are not those that the run began with.
     """
-    record = run.read_record()
+    record = run.read_record() if run.has_work else None
     if record is not None:
         _check_changes(config, run)
     began_with = None if record is None else Path(config.data.prepared_dir, record["corpus_fingerprint"])
@@ -156,7 +156,8 @@ def _check_changes(config: RunConfig, run: RunFolder) -> None:
 
 def _record_start(config: RunConfig, corpus: PreparedCorpus, run: RunFolder) -> None:
     """Write what the run is and what it is based on; each further start is added."""
-    record = run.read_record() or {"name": config.name, "corpus_fingerprint": corpus.fingerprint, "starts": []}
+    record = run.read_record() or {"name": config.name, "corpus_fingerprint": None, "starts": []}
+    record["corpus_fingerprint"] = corpus.fingerprint  # another one if no earlier start came as far as a checkpoint
     start = {
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,

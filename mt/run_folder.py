@@ -88,6 +88,11 @@ class RunFolder:
 
     # --- checkpoints
 
+    @property
+    def has_work(self) -> bool:
+        """Return whether a start came as far as a checkpoint: from then on, the run keeps its data and settings."""
+        return self.all_checkpoints.is_dir() or self.model.is_dir()
+
     def checkpoints(self) -> list[Path]:
         """Return all checkpoints, oldest first."""
         if not self.all_checkpoints.is_dir():

@@ -137,3 +137,11 @@ def test_a_shell_completes_commands_and_options(run: Run, monkeypatch: pytest.Mo
     monkeypatch.setenv("COMP_WORDS", "mt translate --be")
     monkeypatch.setenv("COMP_CWORD", "2")
     assert run()[1].split() == ["--beam-size"]
+
+
+def test_the_readme_is_short_and_has_every_image_each_of_them_small():
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert text.count("\n") <= 150
+    images = sorted((ROOT / "docs/images").iterdir())
+    assert sorted(re.findall(r"!\[.+\]\((.+)\)", text)) == [str(image.relative_to(ROOT)) for image in images]
+    assert max(image.stat().st_size for image in images) < 200_000
