@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import select
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
@@ -93,7 +94,6 @@ _log = logging.getLogger(__name__)
 app = typer.Typer(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -193,7 +193,7 @@ def train(
 def prepare_data(config: ConfigOption, overrides: SetOption = None) -> None:
     """Prepare the data only.
 
-    Downloads or reads the text, cleans it, trains the tokenizer and encodes the text. See docs/data.md.
+    Downloads or reads the text, cleans it, trains the tokenizer and encodes the text. More: mt docs data
     """
     run_config = _config(config, overrides)
     if run_config.train.init_from is None:
@@ -213,7 +213,7 @@ def examine_data(
     """Check a config and its data for problems.
 
     Reads a sample of the data, takes seconds, writes nothing. The exit status is 2 if preparing or training would fail.
-    See docs/doctor.md.
+    More: mt docs doctor
     """
     run_config = _config(config, overrides)
     _log.info(f"{run_config.name}: checking a sample of each corpus")
@@ -295,7 +295,7 @@ def translate(
 ) -> None:
     """Translate text, one line for each line.
 
-    Empty lines stay empty. Output starts before the input ends. See docs/translate.md.
+    Empty lines stay empty. Output starts before the input ends. More: mt docs translate
     """
     if sample:
         _refuse(context, ["--beam-size"], "cannot be combined with --sample", "remove one of them")
@@ -369,7 +369,7 @@ def score(
     """Score given translations, one line for each pair of lines.
 
     Prints, separated by tabs: log-probability (natural logarithm), log-probability per token, the score by which beam
-    search ranks, and the number of tokens, end of sentence included. See docs/score.md.
+    search ranks, and the number of tokens, end of sentence included. More: mt docs score
     """
     changes = _search_changes(context)
     from mt.config.settings import TextFiles
@@ -430,7 +430,7 @@ def evaluate(
     """Score a model, or a file of translations.
 
     Give --model, or --hyp and --ref. Scores are sacreBLEU's, with their signatures. To compare several systems, use
-    `mt compare`. See docs/eval.md.
+    `mt compare`. More: mt docs eval
     """
     if model is not None:
         for_files = ["--hyp", "--ref", "--src", "--tgt-lang"]
@@ -491,7 +491,7 @@ def compare(
     """Compare several systems in one table.
 
     Tells which of them differ significantly. Runs and models are compared on the test sets that they share, files of
-    translations with --ref. `mt eval --compare` is another name for it. See docs/eval.md.
+    translations with --ref. `mt eval --compare` is another name for it. More: mt docs eval
     """
     runs = runs or []
     if refs:
@@ -555,7 +555,7 @@ def export_model(
 ) -> None:
     """Export a model to another engine.
 
-    Translates some lines with both engines, and writes nothing if their translations differ. See docs/export.md.
+    Translates some lines with both engines, and writes nothing if their translations differ. More: mt docs export
     """
     from mt.export.ctranslate2 import export, format_export
 
@@ -638,6 +638,42 @@ def bench(
         with _named_as_options():
             figures = bench_decoding(model, input_file, n_rounds=steps, changes=changes, **on)
     print(json.dumps(figures, ensure_ascii=False) if as_json else format_bench(figures))
+
+
+@app.command("demo")
+def demo(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Default: the current folder.", show_default=False)
+    ] = Path(),
+) -> None:
+    """Write a config and a small corpus to start with.
+
+    Never overwrites a file that has other content.
+    """
+    from mt.shipped import write_demo
+
+    config = write_demo(folder)[0]
+    go = "" if folder == Path() else f"  cd {shlex.quote(str(folder))}\n"
+    print(f"""{config} and 20,000 pairs of English and German are ready. Next:
+
+{go}  mt train --config demo.yaml     # a model of 1.2 M parameters; 2 to 4 minutes on 2 cores
+  echo "Two old women read a book." | mt translate --model runs/demo
+  mt eval --model runs/demo       # BLEU and chrF on the test set
+
+The documentation: mt docs""")
+
+
+@app.command("docs")
+def print_docs(
+    page: Annotated[str | None, typer.Argument(metavar="PAGE", help="Default: list the pages.")] = None,
+) -> None:
+    """List the pages of the documentation, or print one of them."""
+    from mt.shipped import page_list, print_page
+
+    if page is None:
+        print(page_list())
+    else:
+        print_page(page)
 
 
 @config_commands.command("list")

@@ -20,7 +20,7 @@ from mt.evaluation.runs import RunArtifacts, basis_of
 from mt.evaluation.scores import TranslatedSet, score_corpus
 from mt.report.facts import Evaluation
 from mt.report.terminal import scores_text
-from mt.run_folder import MADE_AT, RunFolder, checkpoint_step, open_model
+from mt.run_folder import MADE_AT, RunFolder, checkpoint_step, initial_model
 from mt.system.console import note
 from mt.system.device import choose_device, hardware
 from mt.system.distributed import Ranks, process_group
@@ -89,9 +89,8 @@ def prepare(config: RunConfig) -> PreparedCorpus:
 
 def initial_tokenizer(config: RunConfig) -> Path | None:
     """Return the tokenizer of the model that training starts from, if there is one."""
-    if config.train.init_from is None:
+    if (folder := initial_model(config)) is None:
         return None
-    folder = open_model(config.train.init_from)
     folder.load_tokenizer()  # finds out whether it is the model's
     return folder.tokenizer_path
 
@@ -121,7 +120,7 @@ def corpus_folder(config: RunConfig, run: RunFolder) -> Path:
         ConfigError: the config contradicts the run that has begun.
         DataError: text is missing, or text and prepared corpus are not those that the run began with.
     """
-    record = run.read_record()
+    record = run.read_record() if run.has_work else None
     if record is not None:
         _check_changes(config, run)
     began_with = None if record is None else Path(config.data.prepared_dir, record["corpus_fingerprint"])
@@ -157,7 +156,8 @@ def _check_changes(config: RunConfig, run: RunFolder) -> None:
 
 def _record_start(config: RunConfig, corpus: PreparedCorpus, run: RunFolder) -> None:
     """Write what the run is and what it is based on; each further start is added."""
-    record = run.read_record() or {"name": config.name, "corpus_fingerprint": corpus.fingerprint, "starts": []}
+    record = run.read_record() or {"name": config.name, "corpus_fingerprint": None, "starts": []}
+    record["corpus_fingerprint"] = corpus.fingerprint  # another one if no earlier start came as far as a checkpoint
     start = {
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,

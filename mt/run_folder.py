@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from mt.checkpoint import MANIFEST, WEIGHTS, ModelFolder
-from mt.config.settings import TrainConfig
-from mt.errors import CheckpointError, MTError
+from mt.config.loading import as_yaml
+from mt.config.settings import RunConfig, TrainConfig
+from mt.errors import CheckpointError, ConfigError, MTError
 from mt.system.files import remove_folder, remove_leftovers, write_json
 from mt.system.locks import locked
 
@@ -86,6 +87,11 @@ class RunFolder:
             yield
 
     # --- checkpoints
+
+    @property
+    def has_work(self) -> bool:
+        """Return whether a start came as far as a checkpoint: from then on, the run keeps its data and settings."""
+        return self.all_checkpoints.is_dir() or self.model.is_dir()
 
     def checkpoints(self) -> list[Path]:
         """Return all checkpoints, oldest first."""
@@ -196,3 +202,21 @@ def open_model(path: str | Path) -> ModelFolder:
         if not (path / WEIGHTS).exists():
             raise CheckpointError(path, "is not a model, but holds some", f"give one of {choice}")
     return ModelFolder.open(path)
+
+
+def initial_model(config: RunConfig) -> ModelFolder | None:
+    """Return the model that training starts from, if `train.init_from` names one.
+
+    Raises:
+        CheckpointError: see `open_model`.
+        ConfigError: its weights have another shape than `model` says.
+    """
+    if config.train.init_from is None:
+        return None
+    folder = open_model(config.train.init_from)
+    theirs, ours = folder.config.model.shape, config.model.shape
+    if differing := [key for key in ours if ours[key] != theirs[key]]:
+        wanted = ", ".join(f"{key}: {as_yaml(theirs[key])} (here {as_yaml(ours[key])})" for key in differing)
+        fix = "change what differs, or copy its section model from the config.yaml there"
+        raise ConfigError("train.init_from", f"the model in {folder.path} needs {wanted}", fix)
+    return folder

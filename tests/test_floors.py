@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ FLOORS: list[set[str]] = [
     {
         "errors",
         "units",
+        "shipped",
         "system.console",
         "system.files",
         "system.locks",
@@ -172,6 +174,15 @@ def test_no_imports_go_in_a_circle():
         assert free, f"these import each other: {sorted(unvisited)}"
         for module in free:
             del unvisited[module]
+
+
+def test_the_table_of_the_documentation_has_every_module_with_its_layer_the_lowest_at_the_bottom():
+    text = (PACKAGE.parent / "docs/architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (.+?) \|", text, re.MULTILINE)
+    listed = [(file, int(layer)) for layer, files in rows for file in re.findall(r"`(mt/[\w/]+\.py)`", files)]
+    expected = {str(path.relative_to(PACKAGE.parent)): FLOOR_OF[module] for module, path in MODULES.items()}
+    assert sorted(listed) == sorted(expected.items())
+    assert [layer for _, layer in listed] == sorted(expected.values(), reverse=True)
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if FLOOR_OF.get(module, 9) <= 3])

@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ import torch
 from mt.checkpoint import ModelFolder
 from mt.config.settings import RunConfig, TrainConfig
 from mt.data.packing import PlanState
-from mt.errors import MTError
+from mt.errors import MTError, TrainingError
 from mt.evaluation.command import evaluate_model
 from mt.evaluation.findings import EvalOptions
 from mt.pipeline import average_run, format_report, train_run
@@ -24,7 +25,7 @@ from mt.report.facts import Evaluation, MetricScore, ScoredSet
 from mt.run_folder import RunFolder
 from mt.system import signals
 from mt.system.signals import caught_signals
-from mt.text.prepare import prepare_corpus
+from mt.text.prepare import corpus_fingerprint, prepare_corpus
 from mt.training.engine import Engine, StepResult, Update
 from mt.training.loop import Trainer, train
 from mt.training.optimizer import MovingAverage, Optimizer, learning_rate
@@ -501,8 +502,10 @@ def test_fine_tuning_needs_a_model_of_the_same_shape(tmp_path: Path) -> None:
         train_run(with_train(other, init_from=str(tmp_path / "first")), tmp_path / "second")
     assert str(caught.value) == (
         f"train.init_from: the model in {tmp_path / 'first' / 'model'} needs model.d_ff: 64 (here 96), "
-        "model.activation: relu (here gelu). Change what differs."
+        "model.activation: relu (here gelu). Change what differs, or copy its section model from the config.yaml there."
     )
+    # Nothing was trained, so the same command with the right shape starts the run.
+    assert not (tmp_path / "second" / "run.json").exists()
     with pytest.raises(MTError) as caught:
         train_run(with_train(config, init_from=str(tmp_path / "nowhere")), tmp_path / "third")
     assert str(caught.value) == (
@@ -539,6 +542,23 @@ def test_a_changed_setting_is_refused_by_name_unless_it_may_change(tmp_path: Pat
     )
     train_run(with_train(config, max_steps=3, validate_every=2), run_dir)
     assert RunFolder(run_dir).checkpoints()[-1] == RunFolder(run_dir).checkpoint(3)
+
+
+def test_a_run_without_a_checkpoint_may_change_all_settings_and_its_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(tmp_path, max_steps=2)
+    with monkeypatch.context() as context:
+        context.setattr("mt.pipeline.train", Mock(side_effect=TrainingError("no memory")))
+        with pytest.raises(TrainingError):
+            train_run(config, tmp_path / "run")
+    other = replace(config, model=replace(config.model, d_ff=72), data=replace(config.data, max_tokens=48))
+    train_run(other, tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))
+    assert len(record["starts"]) == 2
+    assert record["corpus_fingerprint"] == corpus_fingerprint(other)
+    assert ModelFolder.open(tmp_path / "run" / "model").config.model.d_ff == 72
+    train_run(with_train(other, max_steps=3), tmp_path / "run")
 
 
 def test_another_beam_gives_another_report_and_the_model_folder_says_so(tmp_path: Path) -> None:

@@ -18,8 +18,7 @@ from mt.config import settings
 from mt.config.settings import Corpus, RunConfig
 from mt.config.validation import MAPPING, config_error, described, dotted, inner_of, is_list, metadata_of, unknown_key
 from mt.errors import ConfigError
-
-_PACKAGE = Path(__file__).resolve().parent.parent
+from mt.shipped import shipped_folder
 
 
 def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -84,8 +83,7 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
 
 def shipped_configs() -> list[Path]:
     """Return the configs that ship with mt, by name."""
-    inside = _PACKAGE / "configs"
-    return sorted((inside if inside.is_dir() else _PACKAGE.parent / "configs").glob("*.yaml"))
+    return sorted(shipped_folder("configs").glob("*.yaml"))
 
 
 def find_config(name: str) -> Path:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from mt.errors import DataError
+from mt.shipped import DEMO_CORPUS
 
 COMPRESSIONS = (".gz", ".xz", ".zst")
 
@@ -50,7 +51,8 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         where = "" if path.is_absolute() else f" (looked for in {Path.cwd()})"
-        raise DataError(path, f"no such file{where}") from None
+        fix = "mt demo writes it" if path.parent == DEMO_CORPUS else ""
+        raise DataError(path, f"no such file{where}", fix) from None
     except IsADirectoryError:
         raise DataError(path, "is a folder, expected a text file") from None
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:

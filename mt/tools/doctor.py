@@ -18,7 +18,7 @@ import torch
 
 from mt.config.settings import RunConfig
 from mt.errors import CheckpointError, ConfigError, DataError, MTError, statement
-from mt.run_folder import open_model
+from mt.run_folder import initial_model
 from mt.system.device import choose_device, memory_bytes
 from mt.system.files import existing_folder
 from mt.system.provenance import n_cores
@@ -136,8 +136,8 @@ def _rehearse(
 
 
 def _given_tokenizer(config: RunConfig) -> Tokenizer | None:
-    if config.train.init_from is not None:
-        return open_model(config.train.init_from).load_tokenizer()
+    if (folder := initial_model(config)) is not None:
+        return folder.load_tokenizer()
     model = config.tokenizer.model
     return None if model is None else Tokenizer(adopt_model(Path(model), config.symbols))
 

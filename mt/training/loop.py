@@ -17,11 +17,10 @@ import numpy as np
 from torch import Tensor
 
 from mt.checkpoint import ModelFolder, save_model_folder
-from mt.config.loading import as_yaml
 from mt.config.settings import RunConfig, parse_duration
 from mt.data.packing import PlanState
 from mt.errors import CheckpointError, ConfigError, TrainingError
-from mt.run_folder import RunFolder, open_model, quarantine_checkpoint
+from mt.run_folder import RunFolder, initial_model, quarantine_checkpoint
 from mt.system.device import hardware
 from mt.system.distributed import SINGLE_PROCESS, Ranks
 from mt.system.files import append_text, remove_folder
@@ -398,19 +397,9 @@ class Trainer:
         return None
 
     def _take_first_weights(self) -> None:
-        """Take the weights of the model in `train.init_from`, if there is one.
-
-        Raises:
-            ConfigError: it is of another shape.
-        """
-        if self.config.train.init_from is None:
-            return
-        folder = open_model(self.config.train.init_from)
-        theirs, ours = folder.config.model.shape, self.config.model.shape
-        if differing := [key for key in ours if ours[key] != theirs[key]]:
-            wanted = ", ".join(f"{key}: {as_yaml(theirs[key])} (here {as_yaml(ours[key])})" for key in differing)
-            raise ConfigError("train.init_from", f"the model in {folder.path} needs {wanted}", "change what differs")
-        self.engine.load(folder.load_weights(), None, folder.path)
+        """Take the weights of the model in `train.init_from`, if there is one; see `initial_model`."""
+        if (folder := initial_model(self.config)) is not None:
+            self.engine.load(folder.load_weights(), None, folder.path)
 
     # --- for people
 
