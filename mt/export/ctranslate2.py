@@ -450,8 +450,8 @@ class ExportFolder(CheckedFolder):
 class CTranslate2Backend(Backend):
     """The search of CTranslate2 over an exported model: ids in, ids out, as with our own search.
 
-    CTranslate2 divides by n^α once, when it ranks the hypotheses that have ended. For the form `wu` it therefore returns
-    all of them, and they are ranked here.
+    CTranslate2 divides by n^α once, when it ranks the hypotheses that have ended. For the form `wu` it therefore
+    returns all of them, and they are ranked here.
 
     Two things are CTranslate2's way. With a length penalty its search ends once K hypotheses have ended: where ours
     finds a better one, it does not. The probability of what is never produced is given to the others, so
