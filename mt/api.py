@@ -106,6 +106,7 @@ def evaluate(
     tgt_lang: str = "de",
     device: str = "auto",
     precision: str = "auto",
+    n_processes: int | None = 1,
     analysis: bool = False,
 ) -> Evaluation:
     """Score a model on its test sets, or translations that are given, with sacreBLEU.
@@ -123,7 +124,7 @@ def evaluate(
         significance: the test of the difference from the baseline.
         n_samples: of intervals and tests; 1,000 of the bootstrap and 10,000 of the randomisation by default.
         tgt_lang: the language by whose rules bleu-2017 tokenises given translations.
-        device, precision: of the model, as in `Translator.load`.
+        device, precision, n_processes: of the model, as in `Translator.load`.
         analysis: also find where the system is good and bad, for `analysis` and `sentences` of the result.
     Returns:
         Scores from 0 to 100, in `test_sets[NAME].scores`, each with its signature; NAME is `input` for given
@@ -139,7 +140,7 @@ def evaluate(
     base = None if baseline is None else _text(baseline)
     options = EvalOptions(metrics, confidence, base, significance, n_samples, analysis)
     if model is not None and hypotheses is None and references is None:
-        return evaluate_model(Path(model), tests, device, precision, options)
+        return evaluate_model(Path(model), tests, device, precision, options, n_processes)
     if model is not None or hypotheses is None or references is None:
         raise TypeError("evaluate: expected a model, or hypotheses and references")
     source_text = None if sources is None else _text(sources)
@@ -158,6 +159,7 @@ def compare(
     tgt_lang: str = "de",
     device: str | None = None,
     precision: str | None = None,
+    n_processes: int | None = 1,
 ) -> SystemComparison:
     """Compare each of several systems with each other, and find out which can be told apart.
 
@@ -173,7 +175,7 @@ def compare(
         raise ConfigError("systems", f"expected two or more, got {len(systems)}")
     options = EvalOptions(metrics, confidence, None, significance, n_samples)
     if references is None:
-        return compare_models([Path(path) for path in systems], tests, device, precision, options)
+        return compare_models([Path(path) for path in systems], tests, device, precision, options, n_processes)
     named = systems.items() if isinstance(systems, Mapping) else [(str(path), path) for path in systems]
     return compare_files([(name, _text(text)) for name, text in named], _texts(references), options, tgt_lang)
 

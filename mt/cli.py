@@ -444,6 +444,7 @@ def evaluate(
             tgt_lang=tgt_lang,
             device=device,
             precision=precision,
+            n_processes=None,
             analysis=report_dir is not None,
         )
     for line in [] if as_json else report.warning_lines:
@@ -503,6 +504,7 @@ def compare(
             tgt_lang=tgt_lang,
             device=given.get("--device"),
             precision=given.get("--precision"),
+            n_processes=None,
         )
     facts = found.written(exclude={"training"})
     print(json.dumps(facts, ensure_ascii=False) if as_json else comparison_text(found), flush=True)

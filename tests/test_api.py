@@ -153,7 +153,6 @@ def test_overrides_are_the_same_as_a_mapping_and_as_texts():
         ),
         ("demo", {"train.max_steps": "x"}, "override train.max_steps: train.max_steps: expected int, got 'x'"),
         ({"nam": "x"}, (), "config: nam: unknown key, did you mean name?"),
-        ("dmeo", (), "dmeo: no such file, and no config of that name ships with mt; did you mean demo.yaml?"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_place(config: Any, overrides: Any, message: str):

@@ -217,7 +217,7 @@ def parse(arguments: list[str]) -> bool:
 def check_options(script: Path, arguments: list[str]) -> None:
     """Check that a script exists, and that it, or the Python script of that name, has the options."""
     files = [file for file in (ROOT / script, ROOT / script.with_suffix(".py")) if file.exists()]
-    assert files, f"{script}: no such script"
+    assert files, f"{script}: does not exist"
     for before, module in pairwise(arguments):
         files += [ROOT / f"{module.replace('.', '/')}.py"] if before == "-m" and "." in module else []
     if script.name == "test.sh":  # they are pytest's
@@ -337,13 +337,13 @@ def test_the_blocks_in_the_readme_of_an_export_work(folder: Path) -> None:
     [
         ("```\nls\n```", "page:2: is tagged '': expected one of console, "),
         ("\n```sh\nls\nmt translate --model runs/a --beam 2\n```", "line 4: mt translate --model runs/a --beam 2"),
-        ("```sh\nmt train --config base.yaml --sets a=b\n```", "No such option: --sets"),
+        ("```sh\nmt train --config base.yaml --sets a=b\n```", "option: --sets"),
         ("```console\n$ mt eval --model runs/a --test no\nBLEU\n```", "has no test set no"),
-        ("```sh\nmt translate --model modles/a < toy/test.en > /dev/null\n```", "modles/a: no such folder"),
-        ("```sh\nfor i in 1 2; do\n  mt score --model runs/a --src a.en --tgt b | cat\ndone\n```", "b: no such file"),
-        ("```sh\nscripts/tests.sh\n```", "scripts/tests.sh: No such file"),
+        ("```sh\nmt translate --model modles/a < toy/test.en > /dev/null\n```", "error: modles/a"),
+        ("```sh\nfor i in 1 2; do\n  mt score --model runs/a --src a.en --tgt b | cat\ndone\n```", "error: b: "),
+        ("```sh\nscripts/tests.sh\n```", "scripts/tests.sh: No "),
         ("```sh\nscripts/gpu_check.sh --hours 8\n```", "scripts/gpu_check.sh has no --hours"),
-        ("```sh\ntorchrun --nproc-per-node 8 -m mt train --confg big.yaml\n```", "No such option: --confg"),
+        ("```sh\ntorchrun --nproc-per-node 8 -m mt train --confg big.yaml\n```", "option: --confg"),
         ("```yaml\ntrain: {max_step: 5}\n```", "page:2: ConfigError: config: train.max_step: unknown key"),
         ("```python\nimport mt\n```\n\n```python\nfrom mt.text import normalise_all\n```", 'File "page", line 6'),
     ],

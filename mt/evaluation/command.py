@@ -46,9 +46,18 @@ def evaluate_files(
     return evaluate({INPUT: translated}, str(hyp) if isinstance(hyp, Path) else "the system", options)
 
 
-def evaluate_model(model: Path, tests: Sequence[str], device: str, precision: str, options: EvalOptions) -> Evaluation:
+def evaluate_model(
+    model: Path,
+    tests: Sequence[str],
+    device: str,
+    precision: str,
+    options: EvalOptions,
+    n_processes: int | None = None,
+) -> Evaluation:
     """Evaluate a model on its test sets, or those named; for a report, add what the model is based on.
 
+    Args:
+        n_processes: as in `Translator.load`.
     Raises:
         ConfigError: the model has no test set, or none of that name; an unknown metric; a baseline for several sets.
         DataError: the baseline is missing or of another test set.
@@ -60,7 +69,7 @@ def evaluate_model(model: Path, tests: Sequence[str], device: str, precision: st
     pairs = artifacts.test_pairs(artifacts.test_names(tests))
     # What is wrong with a baseline shows before anything is translated.
     baselines = {} if options.baseline is None else _baselines(options.baseline, pairs, model)
-    translated = _translated(artifacts, pairs, device, precision)
+    translated = _translated(artifacts, pairs, device, precision, n_processes)
     translated = {name: replace(one, baseline=baselines.get(name)) for name, one in translated.items()}
     found = evaluate(translated, str(model), options, artifacts.count_words)
     if not options.has_analysis:
@@ -69,7 +78,12 @@ def evaluate_model(model: Path, tests: Sequence[str], device: str, precision: st
 
 
 def compare_models(
-    paths: Sequence[Path], tests: Sequence[str], device: str | None, precision: str | None, options: EvalOptions
+    paths: Sequence[Path],
+    tests: Sequence[str],
+    device: str | None,
+    precision: str | None,
+    options: EvalOptions,
+    n_processes: int | None = None,
 ) -> SystemComparison:
     """Compare several models by the test sets that all of them have.
 
@@ -79,6 +93,7 @@ def compare_models(
         paths: of runs, checkpoints or model folders.
         tests: only these test sets.
         device, precision: None for what suits this machine.
+        n_processes: as in `Translator.load`.
     Raises:
         ConfigError: no test set that all have, or none of that name; a metric or samples that cannot be.
         DataError: a test set is not the same text for all.
@@ -97,7 +112,7 @@ def compare_models(
     systems = []
     for model, found in zip(models, pairs, strict=True):
         kept = model.kept_translations(found) if device is None and precision is None else None
-        translated = kept or _translated(model, found, device or "auto", precision or "auto")
+        translated = kept or _translated(model, found, device or "auto", precision or "auto", n_processes)
         hypotheses = {name: one.hypotheses for name, one in translated.items()}
         known = (settings_of(model.folder.config), model.figures(), model.training())
         systems.append(System(str(model.path), hypotheses, *known))
@@ -130,11 +145,15 @@ def _other_text(path: Path, name: str, other: Path) -> DataError:
 
 
 def _translated(
-    model: RunArtifacts, sets: Mapping[str, Sequence[SentencePair]], device: str, precision: str
+    model: RunArtifacts,
+    sets: Mapping[str, Sequence[SentencePair]],
+    device: str,
+    precision: str,
+    n_processes: int | None,
 ) -> dict[str, TranslatedSet]:
     # It takes its time, and not every path says which model it means.
     _log.info(f"{model.path}: translating {', '.join(sets)} with {model.description}")
-    return model.translate(sets, device, precision, n_processes=None)
+    return model.translate(sets, device, precision, n_processes=n_processes)
 
 
 def _shared_names(models: Sequence[RunArtifacts], tests: Sequence[str]) -> list[str]:
