@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,8 +44,9 @@ markdown_it = pytest.importorskip("markdown_it")
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHOWN = {"text", "diff", "mermaid"}  # blocks that are not for a program
-# Commands of mt whose options are parsed, and which do not run here: pattern → why not.
+# Commands of mt whose options are parsed and whose config is loaded, and which do not run here: pattern → why not.
 PARSED_ONLY = {
+    r"train (?!.*init_from).*--set ": "makes another run of the same name, or trains for minutes",
     r"(doctor|train) .*--config (base|big|multi30k)\b": "downloads text",
     r"train .*--config demo\b": "trains for minutes",
     r"verify-resume ": "trains for minutes",
@@ -187,8 +189,8 @@ def run_command(argv: list[str], stdin: str, folder: Path) -> tuple[int, str, st
     elif program == "python" or (ROOT / "scripts" / program).exists():
         script = Path(arguments.pop(0) if program == "python" else f"scripts/{program}")
         check_options(script, arguments)
-    elif program == "mt" and (is_parsed_only(arguments) or not parse(arguments)):
-        parse(arguments)
+    elif program == "mt" and parse(arguments) and is_parsed_only(arguments):
+        load_named_config(arguments, folder)
     elif program == "mt":
         done = run_mt(
             *arguments, stdin=stdin.encode(), before=partial(os.chdir, folder), environment={"OMP_NUM_THREADS": "1"}
@@ -201,6 +203,14 @@ def run_command(argv: list[str], stdin: str, folder: Path) -> tuple[int, str, st
 
 def is_parsed_only(arguments: list[str]) -> bool:
     return any(re.match(pattern, " ".join(arguments)) for pattern in PARSED_ONLY)
+
+
+def load_named_config(arguments: list[str], folder: Path) -> None:
+    following: dict[str, list[str]] = defaultdict(list)
+    for before, word in pairwise(arguments):
+        following[before].append(word)
+    for name in following["--config"]:
+        load_config(folder / name if (folder / name).exists() else name, following["--set"])
 
 
 def parse(arguments: list[str]) -> bool:
@@ -261,7 +271,7 @@ def run_shell(block: Block, folder: Path, environment: dict[str, str]) -> str:
 
 
 def load_yaml(block: Block, folder: Path) -> None:
-    part = yaml.safe_load(block.content)
+    part = yaml.safe_load(block.content) or {}  # a comment, such as the line for editors
     if isinstance(part, dict) and {"name", "data"} <= part.keys():
         (folder / ".block.yaml").write_text(block.content, "utf-8")
         load_config(folder / ".block.yaml")
@@ -341,6 +351,7 @@ def test_the_blocks_in_the_readme_of_an_export_work(folder: Path) -> None:
         ("```console\n$ mt eval --model runs/a --test no\nBLEU\n```", "has no test set no"),
         ("```sh\nmt translate --model modles/a < toy/test.en > /dev/null\n```", "error: modles/a"),
         ("```sh\nfor i in 1 2; do\n  mt score --model runs/a --src a.en --tgt b | cat\ndone\n```", "error: b: "),
+        ("```sh\nmt train --config my.yaml --set train.max_step=9\n```", "unknown key, did you mean max_steps?"),
         ("```sh\nscripts/tests.sh\n```", "scripts/tests.sh: No "),
         ("```sh\nscripts/gpu_check.sh --hours 8\n```", "scripts/gpu_check.sh has no --hours"),
         ("```sh\ntorchrun --nproc-per-node 8 -m mt train --confg big.yaml\n```", "option: --confg"),
