@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from mt.decode.files import InputShard
     from mt.decode.translator import Translator
     from mt.report.facts import Evaluation, SystemComparison
-    from mt.text.corpus import PreparedCorpus
 
 # Exit statuses of a process that a signal ended, as a shell has them.
 INTERRUPTED, TERMINATED = 130, 143
@@ -184,9 +183,12 @@ def train(
 
         print(dry_run(run_config, run_dir))
         return
-    from mt.pipeline import train_run
+    from mt.api import train
+    from mt.system.distributed import Ranks
 
-    train_run(run_config, run_dir)
+    trained = train(run_config, run_dir=run_dir)
+    if Ranks.from_environment().is_first:
+        print(trained)
 
 
 @app.command("prepare")
@@ -195,15 +197,9 @@ def prepare_data(config: ConfigOption, overrides: SetOption = None) -> None:
 
     Downloads or reads the text, cleans it, trains the tokenizer and encodes the text. More: mt docs data
     """
-    run_config = _config(config, overrides)
-    if run_config.train.init_from is None:
-        from mt.text.prepare import prepare_corpus
+    from mt.api import prepare
 
-        print(_corpus_text(prepare_corpus(run_config)))
-    else:  # the tokenizer comes from a model; loading one needs torch, which takes seconds to import
-        from mt.pipeline import prepare
-
-        print(_corpus_text(prepare(run_config)))
+    print(prepare(config, overrides or []))
 
 
 @app.command("doctor")
@@ -449,20 +445,27 @@ def evaluate(
         if not has_confidence:
             _refuse(context, ["--samples"], "needs --confidence or --baseline", "add one of them")
     with _named_as_options():
-        from mt.evaluation.findings import EvalOptions
-
-        options = EvalOptions(
-            metrics or None, has_confidence, baseline, significance, n_samples, report_dir is not None
-        )
         _check_report_folder(report_dir)
-        from mt.evaluation.command import evaluate_files, evaluate_model
+        from mt.api import evaluate
         from mt.report.terminal import evaluation_text
 
-        if model is not None:
-            report = evaluate_model(model, tests or [], device, precision, options)
-        else:
-            assert hyp is not None
-            report = evaluate_files(hyp, refs or [], src, options, tgt_lang)
+        report = evaluate(
+            model,
+            hypotheses=hyp,
+            references=refs or None,
+            sources=src,
+            baseline=baseline,
+            tests=tests or [],
+            metrics=metrics,
+            confidence=has_confidence,
+            significance=significance,
+            n_samples=n_samples,
+            tgt_lang=tgt_lang,
+            device=device,
+            precision=precision,
+            n_processes=None,
+            analysis=report_dir is not None,
+        )
     for line in [] if as_json else report.warning_lines:
         _log.warning(line)
     shown = report.written(include={"test_sets", "comparison", "warnings"})
@@ -505,20 +508,24 @@ def compare(
     if not refs and (file := next((run for run in runs if run.is_file()), None)):
         raise ConfigError(file, "is a file", "add --ref FILE to compare files of translations")
     with _named_as_options():
-        from mt.evaluation.findings import EvalOptions
-
-        options = EvalOptions(metrics or None, has_confidence, None, significance, n_samples, report_dir is not None)
         _check_report_folder(report_dir)
-        from mt.evaluation.command import compare_files, compare_models
+        from mt.api import compare
         from mt.report.terminal import comparison_text
 
-        if refs:
-            found = compare_files(runs, refs, options, tgt_lang)
-        else:
-            given = _given_options(
-                context
-            )  # without either, the translations that a finished run has saved are compared
-            found = compare_models(runs, tests or [], given.get("--device"), given.get("--precision"), options)
+        given = _given_options(context)  # without either, saved translations of a finished run are compared
+        found = compare(
+            runs,
+            references=refs or None,
+            tests=tests or [],
+            metrics=metrics,
+            confidence=has_confidence,
+            significance=significance,
+            n_samples=n_samples,
+            tgt_lang=tgt_lang,
+            device=given.get("--device"),
+            precision=given.get("--precision"),
+            n_processes=None,
+        )
     facts = found.written(exclude={"training"})
     print(json.dumps(facts, ensure_ascii=False) if as_json else comparison_text(found), flush=True)
     _write_report(found, report_dir)
@@ -723,19 +730,6 @@ def _leave(status: int) -> NoReturn:
         with contextlib.suppress(OSError, ValueError):  # the reader may have gone
             stream.flush()
     os._exit(status)
-
-
-def _corpus_text(corpus: PreparedCorpus) -> str:
-    facts, train = corpus.manifest, corpus.manifest["train"]
-    lines = [
-        f"folder     {corpus.folder}",
-        f"tokenizer  {facts['tokenizer']['kind']}, {facts['tokenizer']['vocab_size']:,} pieces",
-        f"train      {train['pairs_kept']:,} of {train['pairs_read']:,} pairs kept, "
-        f"{train['src_tokens']:,} source and {train['tgt_tokens']:,} target tokens",
-        f"valid      {facts['valid']['pairs']:,} pairs, {facts['valid']['source']}",
-        *(f"test       {entry['pairs']:,} pairs, {name}: {entry['source']}" for name, entry in facts["test"].items()),
-    ]
-    return "\n".join(lines)
 
 
 # --- Options to arguments, results to text ----------------------------------------------------------------------------

@@ -39,7 +39,7 @@ AVERAGE_TOLERANCE = 1.0  # BLEU on the validation set by which an average may be
 
 
 def train_run(config: RunConfig, run_dir: Path) -> None:
-    """Run all stages from raw text to a report, except those that are done already, and print the report.
+    """Run all stages from raw text to a report, except those that are done already.
 
     Raises:
         MTError: data, settings or checkpoints need the user's attention.
@@ -58,7 +58,6 @@ def train_run(config: RunConfig, run_dir: Path) -> None:
             return
         _finish_model(config, run)
         report = _evaluate_run(config, corpus, run, progress)
-    print(format_report(report))
     for line in report.warning_lines:
         _log.warning(line)
     _log.info(f"the report, with curves and sentences: {run_dir / HTML_NAME}")

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -178,7 +179,7 @@ def quarantine_checkpoint(folder: Path) -> Path:
     return folder.rename(new_place)
 
 
-def open_model(path: str | Path) -> ModelFolder:
+def open_model(path: str | PathLike[str]) -> ModelFolder:
     """Open what `--model` means: a model folder, a checkpoint, or of a run its result or its best so far.
 
     Raises:

@@ -182,8 +182,11 @@ def test_a_reader_that_goes_away_is_no_reason_for_a_traceback(unbuffered: str):
 
 def test_train_hands_over_the_config_and_the_run_folder(run: Run, monkeypatch: pytest.MonkeyPatch):
     train_run = replaced(monkeypatch, "mt.pipeline.train_run")
-    assert run("train", "--config", "demo", "--set", "name=other", "--set", "train.seed=7") == (0, "", "")
-    assert run("train", "--config", "demo.yaml", "--run-dir", "elsewhere/x") == (0, "", "")
+    monkeypatch.setattr("mt.api.TrainedRun", lambda run_dir: f"the report of {run_dir}")
+    done = run("train", "--config", "demo", "--set", "name=other", "--set", "train.seed=7")
+    assert done == (0, "the report of runs/other\n", "")
+    done = run("train", "--config", "demo.yaml", "--run-dir", "elsewhere/x")
+    assert done == (0, "the report of elsewhere/x\n", "")
     expected = load_config("demo", ["name=other", "train.seed=7"])
     given = [call(expected, Path("runs/other")), call(load_config("demo"), Path("elsewhere/x"))]
     assert train_run.call_args_list == given

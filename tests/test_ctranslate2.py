@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -20,6 +23,7 @@ from mt.decode.translator import Translator
 from mt.errors import CheckpointError, ConfigError, MTError
 from mt.model import Transformer
 from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
+from tests.conftest import Run
 from tests.test_variants import ROWS, model_of
 from tests.toys import V, files_up_to, random_pairs, tiles, toy_config, toy_text, write_lines
 
@@ -112,25 +116,30 @@ def exported(
     )
 
 
-def assert_as_probable_as_claimed(exported: Exported, found: list[list[SearchResult]], alpha: float = 0.0) -> None:
+def assert_as_probable_as_claimed(
+    exported: Exported, found: list[list[SearchResult]], alpha: float = 0.0, form: str = "plain"
+) -> None:
     for k in range(max(map(len, found))):
         rows = [row for row in range(len(found)) if k < len(found[row])]
         results = [found[row][k] for row in rows]
         log_probs = exported.our_log_probs(results, [exported.sources[row] for row in rows])
         assert [result.log_prob for result in results] == pytest.approx(log_probs, abs=1e-4, rel=1e-6)
-        scores = [log_prob / result.n_tokens**alpha for log_prob, result in zip(log_probs, results, strict=True)]
+        penalties = [(r.n_tokens if form == "plain" else (5 + r.n_tokens) / 6) ** alpha for r in results]
+        scores = [log_prob / penalty for log_prob, penalty in zip(log_probs, penalties, strict=True)]
         assert [result.score for result in results] == pytest.approx(scores, abs=1e-4, rel=1e-6)
 
 
 # --- The search -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("alpha", [0.0, 1.0])
+@pytest.mark.parametrize(("alpha", "form"), [(0.0, "wu"), (1.0, "plain"), (0.6, "wu"), (1.5, "wu")])
 @pytest.mark.parametrize("beam_size", [1, 4])
-def test_it_finds_our_translations_or_less_probable_ones(exported: Exported, beam_size: int, alpha: float) -> None:
-    decode = DecodeConfig(beam_size=beam_size, length_penalty=alpha, length_penalty_form="plain")
+def test_it_finds_our_translations_or_less_probable_ones(
+    exported: Exported, beam_size: int, alpha: float, form: Literal["wu", "plain"]
+) -> None:
+    decode = DecodeConfig(beam_size=beam_size, length_penalty=alpha, length_penalty_form=form)
     ours, theirs = exported.ours(decode), exported.theirs(decode)
-    assert_as_probable_as_claimed(exported, theirs, alpha)
+    assert_as_probable_as_claimed(exported, theirs, alpha, form)
     n_equal = 0
     for (one,), (other,) in zip(ours, theirs, strict=True):
         n_equal += one.ids == other.ids
@@ -219,12 +228,6 @@ def test_lines_go_the_same_way_as_with_our_own_search(exported: Exported) -> Non
     ("decode", "n_best", "message"),
     [
         (
-            DecodeConfig(length_penalty=0.6),
-            1,
-            "decode.length_penalty_form is wu, which CTranslate2 does not have. "
-            "Set it to plain, or decode.length_penalty to 0.",
-        ),
-        (
             DecodeConfig(length_penalty=0.0, max_length=2_000),
             1,
             "decode.max_length is 2,000, and this export has room for 1,024 tokens. Lower it, or set "
@@ -309,7 +312,15 @@ def test_a_precision_or_a_device_that_there_is_not_is_refused(exported: Exported
 
 # --- The folder -------------------------------------------------------------------------------------------------------
 
-FILES = ["config.json", "config.yaml", "manifest.json", "model.bin", "shared_vocabulary.json", "tokenizer.model"]
+FILES = [
+    "README.md",
+    "config.json",
+    "config.yaml",
+    "manifest.json",
+    "model.bin",
+    "shared_vocabulary.json",
+    "tokenizer.model",
+]
 
 
 def test_the_folder_stands_alone_and_says_what_it_is(exported: Exported) -> None:
@@ -321,6 +332,27 @@ def test_the_folder_stands_alone_and_says_what_it_is(exported: Exported) -> None
     assert comparison["n_equal"] + comparison["n_tied"] + comparison["n_missed"] == comparison["n_lines"] == 20
     assert comparison["largest_gap"] < 1e-4
     assert (exported.export / "tokenizer.model").read_bytes() == (exported.folder / "tokenizer.model").read_bytes()
+
+
+def test_the_first_command_on_an_export_works_with_the_default_settings(exported: Exported, run: Run) -> None:
+    assert load_translator(exported.export).decode == DecodeConfig()
+    command = ("translate", "--backend", "ctranslate2", "--model", exported.export)
+    status, output, _ = run(*command, stdin="\n".join(LINES).encode())
+    assert status == 0
+    ours = Translator.load(exported.folder, precision="fp32").translate(LINES)
+    assert sum(one == other for one, other in zip(ours, output.splitlines(), strict=True)) >= 0.8 * len(LINES)
+
+
+def test_the_code_in_the_readme_of_an_export_runs_without_mt_and_torch(exported: Exported) -> None:
+    (code,) = re.findall("```python\n(.*?)```", (exported.export / "README.md").read_text("utf-8"), re.DOTALL)
+    without = "import sys\nsys.modules |= dict.fromkeys(('mt', 'torch', 'transformers'))\n"
+    script = f"{without}{code}print(*translate({LINES!r}), sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", script], cwd=exported.export, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    translated = load_translator(exported.export, retries=False).translate(
+        LINES, replace(DecodeConfig(), length_penalty_form="plain")
+    )
+    assert done.stdout.splitlines()[1:] == translated
 
 
 @pytest.mark.parametrize(("quantization", "n_bytes"), [("int8", 1), ("float16", 2)])

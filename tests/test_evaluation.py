@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mt.api import TrainedRun
 from mt.config.settings import RunConfig
 from mt.errors import DataError
 from mt.evaluation.command import evaluate_files, evaluate_model
@@ -62,7 +63,7 @@ def test_the_model_of_a_run_that_has_gone_on_is_its_best_so_far(run: tuple[RunCo
 
 
 @pytest.mark.parametrize("content", ["[]", "null", "{", '{"kind": "evaluation", "format_version": 1}', ""])
-def test_a_damaged_report_is_made_again(run: tuple[RunConfig, Path], content: str, capsys: pytest.CaptureFixture[str]):
+def test_a_damaged_report_is_made_again(run: tuple[RunConfig, Path], content: str):
     config, run_dir = run
     before = report_of(run_dir)
     (run_dir / "report.json").write_text(content, encoding="utf-8")
@@ -71,7 +72,7 @@ def test_a_damaged_report_is_made_again(run: tuple[RunConfig, Path], content: st
     assert {key: after[key] for key in ("test_sets", "valid", "steps", "basis", "translations")} == {
         key: before[key] for key in ("test_sets", "valid", "steps", "basis", "translations")
     }
-    assert "held_out (20 lines)" in capsys.readouterr().out
+    assert "held_out (20 lines)" in str(TrainedRun(run_dir))
 
 
 def test_a_report_that_stands_is_left_as_it_is(run: tuple[RunConfig, Path]):
@@ -89,22 +90,19 @@ def test_a_report_that_stands_is_left_as_it_is(run: tuple[RunConfig, Path]):
     assert "src_fill" in report_of(run_dir)
 
 
-def test_more_training_and_another_name_are_in_the_report_though_the_model_is_the_same(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_more_training_and_another_name_are_in_the_report_though_the_model_is_the_same(tmp_path: Path):
     # Without learning after the first step, the first checkpoint stays the best.
     config = toy_config(tmp_path / "text", max_steps=4, average_last=0, validate_every=2, checkpoint_every=2)
     config = changed(config, peak_lr=1e-9)
     train_run(config, tmp_path / "run")
     first = report_of(tmp_path / "run")
     translated = (tmp_path / "run/translations/held_out.txt").stat().st_mtime_ns
-    capsys.readouterr()
     train_run(replace(changed(config, max_steps=8), name="other"), tmp_path / "run")
     second = report_of(tmp_path / "run")
     assert second["basis"] == first["basis"]
     assert (first["steps"], second["steps"]) == (4, 8)
     assert second["training"]["curves"]["valid"]["step"] == [2, 4, 6, 8]
-    assert capsys.readouterr().out.startswith("other: 33,536 parameters, 8 steps")
+    assert str(TrainedRun(tmp_path / "run")).startswith("other: 33,536 parameters, 8 steps")
     assert (tmp_path / "run/translations/held_out.txt").stat().st_mtime_ns == translated  # not translated again
 
 

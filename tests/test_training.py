@@ -14,6 +14,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+from mt.api import TrainedRun
 from mt.checkpoint import ModelFolder
 from mt.config.settings import RunConfig, TrainConfig
 from mt.data.packing import PlanState
@@ -431,13 +432,11 @@ def test_a_signal_saves_says_so_and_stops(
     assert Trainer(config, corpus, RunFolder(tmp_path / "run")).progress.step == step
 
 
-def test_a_run_leaves_what_the_contract_names_and_a_second_start_does_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_leaves_what_the_contract_names_and_a_second_start_does_nothing(tmp_path: Path) -> None:
     config = toy_config(tmp_path)
     run_dir = tmp_path / "run"
     train_run(config, run_dir)
-    first = capsys.readouterr().out
+    first = str(TrainedRun(run_dir))
     names = sorted(path.name for path in run_dir.iterdir() if not path.name.startswith("."))
     folders = ["checkpoints", "model", "tensorboard", "translations"]
     records = ["config.yaml", "metrics.jsonl", "run.json", "samples.jsonl"]
@@ -455,7 +454,7 @@ def test_a_run_leaves_what_the_contract_names_and_a_second_start_does_nothing(
     assert [step for step, _ in measured(run_dir, "valid_bleu")] == [6, 12]
     written = (run_dir / "model" / "model.safetensors").stat().st_mtime_ns
     train_run(config, run_dir)
-    assert capsys.readouterr().out == first
+    assert str(TrainedRun(run_dir)) == first
     assert (run_dir / "model" / "model.safetensors").stat().st_mtime_ns == written
 
     evaluated = evaluate_model(run_dir, [], "auto", "auto", EvalOptions())

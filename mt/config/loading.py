@@ -6,10 +6,12 @@ import copy
 import dataclasses
 import difflib
 import inspect
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -21,21 +23,37 @@ from mt.errors import ConfigError
 from mt.shipped import shipped_folder
 
 
-def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """Return the config of a file, or of one that ships with mt, with each `KEY=VALUE` of `overrides` applied in order.
+# A path, the name of a config that ships with mt, settings nested as in the YAML, or a config.
+AnyConfig: TypeAlias = str | PathLike[str] | Mapping[str, Any] | RunConfig
+# Values by dotted key, or texts KEY=VALUE whose values are YAML.
+Overrides: TypeAlias = Mapping[str, Any] | Sequence[str]
+
+
+def load_config(config: AnyConfig, overrides: Overrides = ()) -> RunConfig:
+    """Return a config with the overrides applied in order.
 
     Raises:
         ConfigError: one line that begins with the file, or with the override that is to blame.
     """
-    path = find_config(path_or_name)
-    where = path_or_name if path == Path(path_or_name) else path.name
-    tree = _read_mapping(path, where)
-    keys = [_override(tree, text) for text in overrides]
+    where, tree = "config", _plain(config)
+    if is_file := isinstance(tree, str):
+        path = find_config(tree)
+        where = tree if path == Path(tree) else path.name
+        tree = _read_mapping(path, where)
+    if isinstance(overrides, Mapping):
+        changes = [(f"override {key}", str(key), _plain(value)) for key, value in overrides.items()]
+    else:
+        changes = [_override(text) for text in overrides]
+    for place, key, value in changes:
+        try:
+            _place(tree, RunConfig, key.split("."), value, key="")
+        except ConfigError as error:
+            raise error.within(place) from None
     try:
         return TypeAdapter(RunConfig).validate_python(tree)
     except ValidationError as error:
-        found = config_error(error, RunConfig, is_yaml=True)
-        raise _blamed(found, where, [*zip(keys, overrides, strict=True)]) from None
+        found = config_error(error, RunConfig, is_yaml=is_file)
+        raise _blamed(found, where, [(place, key) for place, key, _ in changes]) from None
 
 
 def config_schema() -> dict[str, Any]:
@@ -162,18 +180,13 @@ def _read_yaml(text: str, where: str, with_position: bool) -> Any:
 # --- `--set KEY=VALUE` ------------------------------------------------------------------------------------------------
 
 
-def _override(tree: dict[Any, Any], text: str) -> str:
-    """Put a value into the tree of plain values, in place; return its key."""
+def _override(text: str) -> tuple[str, str, Any]:
+    """Return the place for errors, the key and the value."""
     where = f"--set {text}"
     key, equals, value = (part.strip() for part in text.partition("="))
     if not equals or not key:
         raise ConfigError(where, "expected KEY=VALUE, such as train.max_steps=100")
-    parsed = _read_yaml(value, where, with_position=False)
-    try:
-        _place(tree, RunConfig, key.split("."), parsed, key="")
-    except ConfigError as error:
-        raise error.within(where) from None
-    return key
+    return where, key, _read_yaml(value, where, with_position=False)
 
 
 def _place(container: Any, hint: Any, path: list[str], value: Any, key: str) -> None:
@@ -207,13 +220,13 @@ def _place(container: Any, hint: Any, path: list[str], value: Any, key: str) -> 
 
 def _blamed(error: ConfigError, where: str, overrides: Sequence[tuple[str, str]]) -> ConfigError:
     """Return the error with its place in front: the last override that set the key or a part of it, else the file."""
-    for key, text in reversed(overrides):
+    for place, key in reversed(overrides):
         if f"{error.place}.".startswith(f"{key}."):
-            return error.within(f"--set {text}")
+            return error.within(place)
         if key.startswith(f"{error.place}."):
             problem = ": ".join(filter(None, (error.problem, error.fix)))
             hint = f"to replace the whole value, write --set '{error.place}={{…}}'"
-            return ConfigError(f"--set {text}: {error.place}", f"{problem}; {hint}")
+            return ConfigError(f"{place}: {error.place}", f"{problem}; {hint}")
     return error.within(where)
 
 
@@ -221,15 +234,17 @@ def _blamed(error: ConfigError, where: str, overrides: Sequence[tuple[str, str]]
 
 
 def _plain(value: Any) -> Any:
-    """Return sections as mappings and tuples as lists; of a corpus, only the keys that are given, its own first."""
+    """Return sections as dicts, tuples as lists, paths as text; of a corpus only the given keys, its own first."""
     if isinstance(value, Corpus):
         names = [name for kind in type(value).__mro__ for name in inspect.get_annotations(kind)]
         return {name: entry for name in names if (entry := getattr(value, name)) not in (None, False)}
     if dataclasses.is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {name: _plain(entry) for name, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, tuple) else value
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return os.fspath(value) if isinstance(value, PathLike) else value
 
 
 def flattened(value: Any, key: str = "") -> dict[str, Any]:

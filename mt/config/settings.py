@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import field
-from typing import Annotated, Any, Literal, TypeVar
+from dataclasses import field, replace
+from typing import Annotated, Any, Literal, TypedDict, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Strict, Tag
 
@@ -438,6 +438,34 @@ class DecodeConfig:
             if not self.sample and value != default:
                 problem = f"is {value}, but is for sampling"
                 raise Contradiction(name, problem, "set decode.sample", others=["decode.sample"])
+
+    def changed(self, changes: Mapping[str, Any]) -> DecodeConfig:
+        """Return the settings with some of them changed; a beam size makes settings that sample search.
+
+        Raises:
+            ConfigError: a setting is unknown, has a wrong value, or contradicts another one.
+        """
+        if self.sample and "beam_size" in changes:
+            changes = {"sample": False, "temperature": 1.0, "top_k": None, "top_p": None, **changes}
+        return replace(self, **changes)
+
+
+class DecodeChanges(TypedDict, total=False):
+    """Settings of DecodeConfig as keyword arguments, for type checkers."""
+
+    beam_size: int
+    length_penalty: float
+    length_penalty_form: Literal["wu", "plain"]
+    min_length: int
+    max_length: int | None
+    no_repeat_ngram_size: int
+    sample: bool
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    seed: int
+    batch_tokens: int
+    batch_sentences: int | None
 
 
 @section()

@@ -8,7 +8,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
@@ -84,10 +84,8 @@ def search_settings(base: DecodeConfig, changes: Mapping[str, Any]) -> DecodeCon
     Raises:
         ConfigError: they contradict each other; the message names the options.
     """
-    if base.sample and "beam_size" in changes:  # a model whose config draws, and a user who searches
-        changes = {"sample": False, "temperature": 1.0, "top_k": None, "top_p": None, **changes}
     try:
-        return replace(base, **changes)
+        return base.changed(changes)
     except ConfigError as error:
         raise error.renamed(option_of) from None
 

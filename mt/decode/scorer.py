@@ -10,13 +10,14 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
+from os import PathLike
+from typing import Unpack
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mt.config.settings import DecodeConfig
+from mt.config.settings import DecodeChanges, DecodeConfig
 from mt.data.batch import packed_pairs
 from mt.decode.candidates import log_normaliser_and_maxima
 from mt.decode.search import length_penalty
@@ -127,8 +128,8 @@ class Scorer:
     n_too_long: int = 0  # of these, pairs with a side of more than `longest`: not scored
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "auto", precision: str = "auto") -> Scorer:
-        """Load what scores with the model in a folder; see `Translator.load`."""
+    def load(cls, path: str | PathLike[str], device: str = "auto", precision: str = "auto") -> Scorer:
+        """Load the scorer of the model in a folder; see `Translator.load`."""
         return cls(Translator.load(path, device, precision))
 
     @property
@@ -145,20 +146,30 @@ class Scorer:
         """Return how many tokens a side may have to be scored."""
         return min(max(LONGEST_SCORED, self.max_tokens), self.translator.model.positions.n_positions or math.inf)
 
-    def score(self, pairs: Iterable[SentencePair], decode: DecodeConfig | None = None) -> Iterator[PairScore]:
+    def score(
+        self,
+        pairs: Iterable[SentencePair | tuple[str, str]],
+        decode: DecodeConfig | None = None,
+        **changes: Unpack[DecodeChanges],
+    ) -> Iterator[PairScore]:
         """Yield the score of each pair, in order; the pairs are read some thousands at a time.
 
         The two lines are normalised as for training. Two blank lines score 0; a blank translation of a line has the
         probability of ending at once, and a blank source is an empty sentence.
 
         Args:
-            decode: the model's own settings unless given; `dataclasses.replace(scorer.decode, length_penalty=1.0)`.
+            pairs: source and translation of each.
+            decode: the settings, of which length penalty and size of batches matter; the model's own unless given.
+            changes: settings that differ from `decode`, such as `length_penalty=1.0`.
         Raises:
             CheckpointError: the model returns NaN.
+            ConfigError: a setting is unknown, or has a wrong value.
         """
-        decode = decode or self.decode
-        pairs = iter(pairs)
-        while chunk := list(islice(pairs, PAIRS_AT_A_TIME)):
+        return self._score((decode or self.decode).changed(changes), pairs)
+
+    def _score(self, decode: DecodeConfig, pairs: Iterable[SentencePair | tuple[str, str]]) -> Iterator[PairScore]:
+        numbered = (pair if len(pair) == 3 else SentencePair(*pair, line) for line, pair in enumerate(pairs, start=1))
+        while chunk := list(islice(numbered, PAIRS_AT_A_TIME)):
             yield from self._score_chunk(chunk, decode)
             trim_heap()  # batches of many sizes leave blocks of many sizes
 

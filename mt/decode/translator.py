@@ -9,13 +9,14 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice, repeat
-from pathlib import Path
+from os import PathLike
+from typing import Unpack
 from weakref import WeakValueDictionary
 
 import torch
 
 from mt.checkpoint import CHECKSUMS, TOKENIZER, WEIGHTS, ModelFolder
-from mt.config.settings import MAX_BEAM_SIZE, DecodeConfig
+from mt.config.settings import MAX_BEAM_SIZE, DecodeChanges, DecodeConfig
 from mt.decode.alignment import Pairs, align, word_alignment
 from mt.decode.graphs import Graphs
 from mt.decode.parallel import Forks, side_by_side
@@ -193,9 +194,9 @@ def _search_in_process(backend: int, request: SearchRequest) -> list[list[Search
     return _known[backend].search(request)
 
 
-@dataclass
+@dataclass(repr=False)
 class Translator:
-    """A model with its tokenizer, ready to translate."""
+    """A model with its tokenizer, ready to translate. Make one with `Translator.load`."""
 
     backend: Backend  # what searches
     tokenizer: Tokenizer
@@ -216,7 +217,7 @@ class Translator:
     @classmethod
     def load(
         cls,
-        path: str | Path | ModelFolder,
+        path: str | PathLike[str] | ModelFolder,
         device: str = "auto",
         precision: str = "auto",
         *,
@@ -226,6 +227,9 @@ class Translator:
         """Load the translator in a run folder (while it runs, its best so far), a checkpoint or a model folder.
 
         Args:
+            device: auto, cpu, cuda or cuda:N.
+            precision: of matrix products: auto, bf16, fp16 or fp32.
+            retries: search again for translations that loop, or are far too long or short, with repetition blocked.
             n_processes: that may be forked to translate long texts on the CPU; None: as many as torch has threads.
                 For programs in which no other thread computes.
         Raises:
@@ -246,15 +250,36 @@ class Translator:
         }
         return cls(backend, tokenizer, config.decode, config.data.max_tokens, normalisers, retries, identity)
 
-    def translate(
-        self, lines: Iterable[str], decode: DecodeConfig | None = None, *, prefixes: Iterable[str] | None = None
-    ) -> list[str]:
-        """Return the best translation of each line; a blank line gives an empty one. See `translate_lines`.
+    def __repr__(self) -> str:
+        languages = f"{self.normalisers.src.lang} to {self.normalisers.tgt.lang}"
+        known = [self.identity[key] for key in ("backend", "device", "precision") if key in self.identity]
+        return f"<Translator {', '.join([languages, *known])}>"
 
+    def translate(
+        self,
+        lines: Iterable[str],
+        decode: DecodeConfig | None = None,
+        *,
+        prefixes: Iterable[str] | None = None,
+        **changes: Unpack[DecodeChanges],
+    ) -> list[str]:
+        """Return the best translation of each line; a blank line gives an empty one.
+
+        `translate_lines` gives several of each line, with scores.
+
+        Args:
+            lines: one segment each.
+            decode: the settings of the search; the model's own unless given.
+            prefixes: for each line the text that its translation begins with; may be empty. A blank line has none.
+            changes: settings that differ from `decode`, such as `beam_size=2`; DecodeConfig explains them.
         Raises:
             TypeError: a bare string is given instead of a list of them.
+            ConfigError: a setting is unknown, has a wrong value, or contradicts another one.
+            PrefixError: a prefix is too long for the longest translation.
         """
-        return [best[0].text for best in self.translate_lines(lines, decode, prefixes=prefixes)]
+        if "n_best" in changes:
+            raise TypeError("n_best: translate returns one text for each line; use translate_lines for hypotheses")
+        return [best[0].text for best in self.translate_lines(lines, decode, prefixes=prefixes, **changes)]
 
     def translate_lines(
         self,
@@ -265,22 +290,23 @@ class Translator:
         prefixes: Iterable[str] | None = None,
         is_aligned: bool = False,
         on_progress: Callable[[float], None] = lambda _: None,
+        **changes: Unpack[DecodeChanges],
     ) -> Iterator[list[Hypothesis]]:
         """Yield the n best translations of each line, best first, as they are made and in the order of the lines.
 
+        Lines are taken in LINES_AT_A_TIME at a time, so `lines` may be endless.
+
         Args:
-            decode: the model's own settings unless given; `dataclasses.replace(translator.decode, beam_size=1)`.
+            lines, decode, prefixes, changes: as in `translate`.
             n_best: up to the beam size, or any number of draws.
-            prefixes: for each line the text that its translations begin with; may be empty. A blank line has none.
             is_aligned: find the alignments of words too, which only our own model has.
             on_progress: told the fraction of the lines taken in, up to LINES_AT_A_TIME, that has been searched for.
         Raises:
-            ConfigError: n_best is larger than the beam size.
-            PrefixError: a prefix is too long for the longest translation.
+            TypeError, ConfigError, PrefixError: as in `translate`, and n_best is larger than the beam size.
         """
         if isinstance(lines, str):
             raise TypeError("lines: expected a list of str, got a str: write [text]")
-        decode = decode or self.decode
+        decode = (decode or self.decode).changed(changes)
         most = MAX_BEAM_SIZE if decode.sample else decode.beam_size
         if not 1 <= n_best <= most:
             limit, fix = f"the beam size ({most})", f"raise the beam size (up to {MAX_BEAM_SIZE}) or ask for fewer"

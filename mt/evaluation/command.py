@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from mt.config.loading import settings_of
 from mt.errors import ConfigError, DataError, MTError
 from mt.evaluation.comparison import System, compare_systems
-from mt.evaluation.findings import EvalOptions, evaluate
+from mt.evaluation.findings import EvalOptions, Text, evaluate
 from mt.evaluation.scores import TranslatedSet
 from mt.report.facts import Evaluation, SystemComparison
 from mt.text.corpora import different_counts
@@ -30,9 +30,9 @@ _LINES_AT_ONCE = 10_000
 
 
 def evaluate_files(
-    hyp: Path, refs: Sequence[Path], src: Path | None, options: EvalOptions, tgt_lang: str = "de"
+    hyp: Text, refs: Sequence[Text], src: Text | None, options: EvalOptions, tgt_lang: str = "de"
 ) -> Evaluation:
-    """Evaluate a file of translations.
+    """Evaluate translations.
 
     Raises:
         DataError: a file is missing, empty, unreadable, or has not as many lines as the first reference.
@@ -43,12 +43,21 @@ def evaluate_files(
     baseline = None if options.baseline is None else read(_lines_of(options.baseline, reference))
     sources = None if src is None else read(src)
     translated = TranslatedSet(sources, read(hyp), [reference, *map(read, refs[1:])], tgt_lang, baseline)
-    return evaluate({INPUT: translated}, str(hyp), options)
+    return evaluate({INPUT: translated}, str(hyp) if isinstance(hyp, Path) else "the system", options)
 
 
-def evaluate_model(model: Path, tests: Sequence[str], device: str, precision: str, options: EvalOptions) -> Evaluation:
+def evaluate_model(
+    model: Path,
+    tests: Sequence[str],
+    device: str,
+    precision: str,
+    options: EvalOptions,
+    n_processes: int | None = None,
+) -> Evaluation:
     """Evaluate a model on its test sets, or those named; for a report, add what the model is based on.
 
+    Args:
+        n_processes: as in `Translator.load`.
     Raises:
         ConfigError: the model has no test set, or none of that name; an unknown metric; a baseline for several sets.
         DataError: the baseline is missing or of another test set.
@@ -60,7 +69,7 @@ def evaluate_model(model: Path, tests: Sequence[str], device: str, precision: st
     pairs = artifacts.test_pairs(artifacts.test_names(tests))
     # What is wrong with a baseline shows before anything is translated.
     baselines = {} if options.baseline is None else _baselines(options.baseline, pairs, model)
-    translated = _translated(artifacts, pairs, device, precision)
+    translated = _translated(artifacts, pairs, device, precision, n_processes)
     translated = {name: replace(one, baseline=baselines.get(name)) for name, one in translated.items()}
     found = evaluate(translated, str(model), options, artifacts.count_words)
     if not options.has_analysis:
@@ -69,7 +78,12 @@ def evaluate_model(model: Path, tests: Sequence[str], device: str, precision: st
 
 
 def compare_models(
-    paths: Sequence[Path], tests: Sequence[str], device: str | None, precision: str | None, options: EvalOptions
+    paths: Sequence[Path],
+    tests: Sequence[str],
+    device: str | None,
+    precision: str | None,
+    options: EvalOptions,
+    n_processes: int | None = None,
 ) -> SystemComparison:
     """Compare several models by the test sets that all of them have.
 
@@ -79,6 +93,7 @@ def compare_models(
         paths: of runs, checkpoints or model folders.
         tests: only these test sets.
         device, precision: None for what suits this machine.
+        n_processes: as in `Translator.load`.
     Raises:
         ConfigError: no test set that all have, or none of that name; a metric or samples that cannot be.
         DataError: a test set is not the same text for all.
@@ -97,7 +112,7 @@ def compare_models(
     systems = []
     for model, found in zip(models, pairs, strict=True):
         kept = model.kept_translations(found) if device is None and precision is None else None
-        translated = kept or _translated(model, found, device or "auto", precision or "auto")
+        translated = kept or _translated(model, found, device or "auto", precision or "auto", n_processes)
         hypotheses = {name: one.hypotheses for name, one in translated.items()}
         known = (settings_of(model.folder.config), model.figures(), model.training())
         systems.append(System(str(model.path), hypotheses, *known))
@@ -105,11 +120,13 @@ def compare_models(
     return compare_systems(systems, sets, options, models[0].folder.config.tgt_lang)
 
 
-def compare_files(paths: Sequence[Path], refs: Sequence[Path], options: EvalOptions, tgt_lang: str) -> SystemComparison:
-    """Compare several files of translations.
+def compare_files(
+    texts: Sequence[tuple[str, Text]], refs: Sequence[Text], options: EvalOptions, tgt_lang: str
+) -> SystemComparison:
+    """Compare translations of several systems.
 
     Args:
-        paths: files, or runs that have translated the text of the references.
+        texts: name and translations of each system; a run has translated the text of the references.
     Raises:
         DataError: a file is missing, empty, unreadable, or has not as many lines as the first reference.
         ConfigError: an unknown metric; samples that cannot be.
@@ -117,7 +134,8 @@ def compare_files(paths: Sequence[Path], refs: Sequence[Path], options: EvalOpti
     reference = _read_lines(refs[0])
     read = partial(_read_lines, parallel_to=(refs[0], reference))
     sets = [reference, *map(read, refs[1:])]
-    systems = [System(str(path), {INPUT: read(_lines_of(path, reference))}) for path in paths]
+    translated = [TranslatedSet(None, read(_lines_of(text, reference)), sets) for _, text in texts]
+    systems = [System(name, {INPUT: one.hypotheses}) for (name, _), one in zip(texts, translated, strict=True)]
     return compare_systems(systems, {INPUT: sets}, options, tgt_lang)
 
 
@@ -127,11 +145,15 @@ def _other_text(path: Path, name: str, other: Path) -> DataError:
 
 
 def _translated(
-    model: RunArtifacts, sets: Mapping[str, Sequence[SentencePair]], device: str, precision: str
+    model: RunArtifacts,
+    sets: Mapping[str, Sequence[SentencePair]],
+    device: str,
+    precision: str,
+    n_processes: int | None,
 ) -> dict[str, TranslatedSet]:
     # It takes its time, and not every path says which model it means.
     _log.info(f"{model.path}: translating {', '.join(sets)} with {model.description}")
-    return model.translate(sets, device, precision, n_processes=None)
+    return model.translate(sets, device, precision, n_processes=n_processes)
 
 
 def _shared_names(models: Sequence[RunArtifacts], tests: Sequence[str]) -> list[str]:
@@ -149,15 +171,15 @@ def _shared_names(models: Sequence[RunArtifacts], tests: Sequence[str]) -> list[
 # --- Translations of other systems ------------------------------------------------------------------------------------
 
 
-def _baselines(baseline: Path, sets: Mapping[str, Sequence[SentencePair]], model: Path) -> dict[str, list[str]]:
+def _baselines(baseline: Text, sets: Mapping[str, Sequence[SentencePair]], model: Path) -> dict[str, list[str]]:
     """Return the baseline's translations of each test set of a model.
 
     Raises:
         ConfigError: one file for several test sets.
         DataError: a run that has not translated one of them, or other text of that name.
     """
-    paths = dict.fromkeys(sets, baseline)
-    if _is_run(baseline):
+    paths: Mapping[str, Text] = dict.fromkeys(sets, baseline)
+    if isinstance(baseline, Path) and _is_run(baseline):
         paths, theirs = _translations(baseline), _references_of(baseline, sets)
         for name, pairs in sets.items():
             if name not in paths:
@@ -166,23 +188,25 @@ def _baselines(baseline: Path, sets: Mapping[str, Sequence[SentencePair]], model
             if theirs[name] not in (None, [pair.tgt for pair in pairs]):
                 raise _other_text(baseline, name, model)
     elif len(sets) > 1:
-        problem = f"{baseline} is of one test set and the model has {', '.join(sets)}"
+        named = baseline if isinstance(baseline, Path) else "it"
+        problem = f"{named} is of one test set and the model has {', '.join(sets)}"
         raise ConfigError("baseline", problem, "choose one with --test, or give a run")
     lines = {name: _read_lines(paths[name]) for name in sets}
     for name, pairs in sets.items():
         if len(lines[name]) != len(pairs):
-            counts = f"{paths[name]} has {len(lines[name]):,} lines and the test set {name} has {len(pairs):,}"
+            named = path if isinstance(path := paths[name], Path) else "the baseline"
+            counts = f"{named} has {len(lines[name]):,} lines and the test set {name} has {len(pairs):,}"
             raise DataError(f"{counts}: a baseline translates the same text")
     return lines
 
 
-def _lines_of(path: Path, references: list[str]) -> Path:
-    """Return a file of translations: that file, or what a run has translated of the test set with these references.
+def _lines_of(path: Text, references: list[str]) -> Text:
+    """Return a text as it is, or of a run the file of its translations of the test set with these references.
 
     Raises:
         DataError: there is nothing, no set of the run has as many lines, or several have and their text is gone.
     """
-    if not _is_run(path):
+    if not isinstance(path, Path) or not _is_run(path):
         return path
     translations = _translations(path)
     texts = _references_of(path, translations)
@@ -226,15 +250,17 @@ def _translations(run_dir: Path) -> dict[str, Path]:
     return {path.stem: path for path in paths}
 
 
-def _read_lines(path: Path, parallel_to: tuple[Path, Sequence[str]] | None = None) -> list[str]:
-    """Read all lines of a text file, which may be compressed; only \\n ends a line.
+def _read_lines(path: Text, parallel_to: tuple[Text, Sequence[str]] | None = None) -> list[str]:
+    """Read all lines of a text file, which may be compressed; only \\n ends a line. Return given lines as they are.
 
     Raises:
         DataError: it is missing, unreadable, not UTF-8, holds no line, or not as many as the file it is parallel to.
     """
+    if not isinstance(path, Path):
+        return list(path)
     lines = [*chain.from_iterable(read_line_chunks(path, _LINES_AT_ONCE))]
     if not lines:
         raise DataError(path, "has no lines", "nothing to score")
-    if parallel_to is not None and len(lines) != len(parallel_to[1]):
-        raise different_counts({path: len(lines), parallel_to[0]: len(parallel_to[1])})
+    if parallel_to and isinstance(other := parallel_to[0], Path) and len(lines) != len(parallel_to[1]):
+        raise different_counts({path: len(lines), other: len(parallel_to[1])})
     return lines

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from mt.evaluation.analysis import analyse, words_of
 from mt.evaluation.metrics import check_samples, metric_keys
@@ -16,6 +17,7 @@ from mt.report.facts import BaselineTest, Evaluation, PairedSet, Sentence
 
 MOST_SENTENCES = 5_000  # of a test set, in a report
 _DEFAULT_CONFIDENCE_SAMPLES = 1_000
+Text: TypeAlias = Path | Sequence[str]  # a file or a run that has lines, or the lines
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class EvalOptions:
 
     metrics: Sequence[str] | None = None  # None: the default ones
     has_confidence: bool = False
-    baseline: Path | None = None  # a file of translations, or a run
+    baseline: Text | None = None  # other translations
     test: str = "randomisation"  # or bootstrap: whether a difference between systems may be chance
     n_samples: int | None = None  # None: the defaults of intervals and tests
     has_analysis: bool = False  # where the system is good and bad, for a report
@@ -33,6 +35,10 @@ class EvalOptions:
     def n_confidence_samples(self) -> int:
         """The samples of intervals; 0 for none."""
         return (self.n_samples or _DEFAULT_CONFIDENCE_SAMPLES) if self.has_confidence else 0
+
+    @property
+    def baseline_name(self) -> str:
+        return str(self.baseline) if isinstance(self.baseline, Path) else "the baseline"
 
     @property
     def n_test_samples(self) -> int:
@@ -67,11 +73,11 @@ def evaluate(
     for name, one in sets:
         if one.baseline is not None:
             scores = compare(one, options.metrics, options.test, options.n_test_samples)
-            verdict = verdict_text(system, str(options.baseline), scores)
+            verdict = verdict_text(system, options.baseline_name, scores)
             compared[name] = PairedSet(scores=scores, verdict=verdict)
             bleu = [(score.score, score.baseline_score) for score in scores if score.name == "BLEU"]
             warnings[name] += filter(None, itertools.starmap(unrelated_baseline, bleu))
-    names = {"system": system, "baseline": str(options.baseline), "test": options.test}
+    names = {"system": system, "baseline": options.baseline_name, "test": options.test}
     comparison = BaselineTest(**names, n_samples=options.n_test_samples, test_sets=compared)
     analyses = {}
     if options.has_analysis:

@@ -1,11 +1,13 @@
 """Models for CTranslate2: written, compared with our own translations before they appear, and run.
 
 An export folder is complete in itself: what CTranslate2 reads (`model.bin`, `config.json`, `shared_vocabulary.json`),
-and our `tokenizer.model`, `config.yaml` and `manifest.json` with a checksum of every file.
+our `tokenizer.model`, `config.yaml` and `manifest.json` with a checksum of each of these, and a `README.md` that shows
+how to translate without mt.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections import Counter, defaultdict
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
+from string import Template
 from typing import Any, ClassVar
 
 import numpy as np
@@ -90,6 +93,7 @@ TIE = 1e-3  # nats between translations that rounding may exchange
 MOST_DIFFERENT_FRACTION = 0.01  # of the lines, in float32
 FEWEST_EQUAL_FRACTION, LEAST_CHRF = 0.5, 70.0  # below both, the weights do not survive the quantisation
 SENTENCES = Path(__file__).with_name("sentences.en")  # for a model whose text is not available
+README, README_TEMPLATE = "README.md", Path(__file__).with_name("readme_template.md")
 
 
 # --- Writing ----------------------------------------------------------------------------------------------------------
@@ -280,6 +284,19 @@ def _write_manifest(folder: ModelFolder, building: Path, quantization: str, resu
         CHECKSUMS: {name: file_checksum(building / name) for name in names},
     }
     write_json(building / MANIFEST, manifest)
+    (building / README).write_text(_readme(folder), encoding="utf-8")
+
+
+def _readme(folder: ModelFolder) -> str:
+    """Return the README of an export, whose code runs without mt."""
+    decode, tokenizer = folder.config.decode, folder.load_tokenizer()
+    never_produced = tokenizer.pieces(sorted({PAD_ID, UNK_ID, BOS_ID, *tokenizer.line_breaking_ids}))
+    return Template(README_TEMPLATE.read_text(encoding="utf-8")).substitute(
+        languages=f"{folder.config.src_lang} to {folder.config.tgt_lang}",
+        beam_size=decode.beam_size,
+        length_penalty=decode.length_penalty,
+        never_produced=json.dumps([[piece] for piece in never_produced], ensure_ascii=False),
+    )
 
 
 def _package() -> Any:
@@ -433,6 +450,9 @@ class ExportFolder(CheckedFolder):
 class CTranslate2Backend(Backend):
     """The search of CTranslate2 over an exported model: ids in, ids out, as with our own search.
 
+    CTranslate2 divides by n^α once, when it ranks the hypotheses that have ended. For the form `wu` it therefore
+    returns all of them, and they are ranked here.
+
     Two things are CTranslate2's way. With a length penalty its search ends once K hypotheses have ended: where ours
     finds a better one, it does not. The probability of what is never produced is given to the others, so
     log-probabilities are a little higher, by what label smoothing left there. What reaches its longest length is cut,
@@ -501,17 +521,10 @@ class CTranslate2Backend(Backend):
                 of_prefix = sum(log_probs[: len(prefixes[row])])
                 counted = [_result(result.ids, result.log_prob + of_prefix, decode) for result in results[row]]
                 results[row] = sorted(counted, key=attrgetter("score"), reverse=True)
-        return results
+        return [found[: request.n_best] for found in results]
 
     def refuse_inexpressible(self, decode: DecodeConfig, n_best: int = 1) -> None:
         """Raise a ConfigError about the first setting that CTranslate2 does not have."""
-        if decode.length_penalty != 0 and decode.length_penalty_form != "plain" and not decode.sample:
-            raise ConfigError(
-                "decode.length_penalty_form",
-                f"is {decode.length_penalty_form}, which CTranslate2 does not have",
-                "set it to plain, or decode.length_penalty to 0",
-                others=["decode.length_penalty"],
-            )
         longest = max(decode.max_length or 0, decode.min_length + 1)
         if longest > self.n_positions:
             key, value = ("max_length", decode.max_length) if decode.max_length else ("min_length", decode.min_length)
@@ -542,6 +555,7 @@ class CTranslate2Backend(Backend):
     def _options(self, request: SearchRequest) -> dict[str, Any]:
         """Return what `translate_batch` takes besides text and longest length."""
         decode = request.decode
+        is_ranked_here = decode.length_penalty > 0 and decode.length_penalty_form != "plain" and not decode.sample
         drawing = {
             "beam_size": 1,
             "sampling_topk": decode.top_k or 0,
@@ -550,8 +564,8 @@ class CTranslate2Backend(Backend):
         }
         return {
             **(drawing if decode.sample else {"beam_size": decode.beam_size}),
-            "num_hypotheses": request.n_best,
-            "length_penalty": _exponent(decode),
+            "num_hypotheses": decode.beam_size if is_ranked_here else request.n_best,
+            "length_penalty": decode.length_penalty,
             "min_decoding_length": decode.min_length,
             "no_repeat_ngram_size": decode.no_repeat_ngram_size,
             "max_input_length": 0,
@@ -564,7 +578,7 @@ class CTranslate2Backend(Backend):
         results = []
         for pieces, score in zip(found.hypotheses, found.scores, strict=True):
             ids = tuple(self._ids[piece] for piece in pieces)
-            log_prob = score * len(ids) ** _exponent(decode)
+            log_prob = score * len(ids) ** decode.length_penalty
             if not LEAST_LOG_PROB < log_prob < math.inf:
                 continue
             if ids[-1] == EOS_ID:
@@ -576,11 +590,6 @@ class CTranslate2Backend(Backend):
 
     def _to_pieces(self, ids: Sequence[int]) -> list[str]:
         return [self._pieces[i] for i in ids]
-
-
-def _exponent(decode: DecodeConfig) -> float:
-    """Return the exponent of the length penalty that CTranslate2 is given; draws of another form need none."""
-    return decode.length_penalty if decode.length_penalty_form == "plain" else 0.0
 
 
 def _result(ids: tuple[int, ...], log_prob: float, decode: DecodeConfig) -> SearchResult:

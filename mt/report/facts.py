@@ -199,6 +199,9 @@ class ScoredSet(Facts):
     n_references: int
     scores: list[MetricScore]
 
+    def __str__(self) -> str:
+        return f"{', '.join(f'{short_name(one.name)} {one}' for one in self.scores)} ({self.n_lines:,} lines)"
+
 
 class PairedScore(Facts):
     """One metric of a system, compared with that of a baseline."""
@@ -342,6 +345,14 @@ class Evaluation(TrainingFigures, Origin):
     training: TrainingCurves | None = None
     manifest: ModelManifest | None = None
 
+    def __str__(self) -> str:
+        compared = self.comparison.test_sets if self.comparison else {}
+        lines = [f"{name}: {one}" for name, one in self.scored_sets.items()]
+        return "\n".join([*lines, *(f"{name}: {one.verdict}" for name, one in compared.items())])
+
+    def __repr__(self) -> str:
+        return f"<Evaluation of {self.system}: {'; '.join(str(self).splitlines())}>"
+
     @property
     def scored_sets(self) -> dict[str, ScoredSet]:
         return self.test_sets | ({"validation set": self.valid} if self.valid else {})
@@ -412,6 +423,12 @@ class SystemComparison(Origin):
     test_sets: dict[Line, ComparedSet]
     differences: dict[Line, list[Any]] | None = None  # setting → its value in each system
     training: list[TrainingCurves | None]
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name}: {' '.join(one.verdicts)}" for name, one in self.test_sets.items())
+
+    def __repr__(self) -> str:
+        return f"<{self.title}: {'; '.join(str(self).splitlines())}>"
 
     @property
     def figures(self) -> dict[str, str]:

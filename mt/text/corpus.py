@@ -106,7 +106,7 @@ def write_parallel_ids(folder: Path, name: str, parts: Iterable[Sequence[FlatIds
     }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PreparedCorpus:
     """Everything that training and evaluation need to know about the data."""
 
@@ -120,6 +120,24 @@ class PreparedCorpus:
     valid: ParallelIds
     valid_pairs: list[SentencePair]  # text as the corpus has it
     test_pairs: dict[str, list[SentencePair]]  # text as the corpus has it
+
+    def __repr__(self) -> str:
+        sizes = {"train": len(self.train), "valid": len(self.valid_pairs)}
+        sizes |= {f"test {name}": len(pairs) for name, pairs in self.test_pairs.items()}
+        return f"<PreparedCorpus {self.folder}: {', '.join(f'{name} {n:,}' for name, n in sizes.items())} pairs>"
+
+    def __str__(self) -> str:
+        """Return the facts that `mt prepare` prints."""
+        facts, train = self.manifest, self.manifest["train"]
+        lines = [
+            f"folder     {self.folder}",
+            f"tokenizer  {facts['tokenizer']['kind']}, {facts['tokenizer']['vocab_size']:,} pieces",
+            f"train      {train['pairs_kept']:,} of {train['pairs_read']:,} pairs kept, "
+            f"{train['src_tokens']:,} source and {train['tgt_tokens']:,} target tokens",
+            f"valid      {facts['valid']['pairs']:,} pairs, {facts['valid']['source']}",
+            *(f"test       {one['pairs']:,} pairs, {name}: {one['source']}" for name, one in facts["test"].items()),
+        ]
+        return "\n".join(lines)
 
     @classmethod
     def open(cls, folder: Path) -> PreparedCorpus:
