@@ -351,7 +351,7 @@ def test_options_reach_what_measures(run: Run, monkeypatch: pytest.MonkeyPatch) 
         ("--config base --device cpu", "--device: is for measuring decoding: it goes with --model"),
         ("--model m --random-data", "--random-data: is for measuring training: it goes with --config"),
         ("--model m --set train.seed=1", "--set: is for measuring training: it goes with --config"),
-        ("--model m --beam-size 0", "--beam-size: expected 1 to 64, got 0"),
+        ("--model m --beam-size 0", "--beam-size: expected an integer from 1 to 64, got 0"),
         ("--model m --device gpu", "--device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
         ("--model nowhere", "nowhere: no such folder: give a run folder, a checkpoint or a model folder"),
     ],
