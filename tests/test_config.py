@@ -88,6 +88,7 @@ REFUSED = {
     "batch_tokens: 3": "x.yaml: batch_tokens: unknown key, did you mean train.batch_tokens?",
     "tokenizer: {merges: 3}": "x.yaml: tokenizer.merges: unknown key, the keys of tokenizer are model, kind, "
     "vocab_size, character_coverage, sample_lines, user_symbols",
+    "train: {colour: 3}": "x.yaml: train.colour: unknown key; mt config explain train lists the keys",
     "colour: 3": "x.yaml: colour: unknown key, the keys at the top are name, src_lang, tgt_lang, data, tokenizer, "
     "model, train, decode",
     "train: {max_steps: yes}": "x.yaml: train.max_steps: expected an integer of at least 1, got true",
@@ -109,11 +110,11 @@ REFUSED = {
     "train: {stop_after: soon}": "x.yaml: train.stop_after: expected a duration such as 90s, 30m or 1h30m, got 'soon'",
     "model: 512": "x.yaml: model: expected a mapping (key: value), got 512",
     "model: [512]": "x.yaml: model: expected a mapping (key: value), got a list",
-    "model: {d_model: 100}": "x.yaml: model.d_model: expected a multiple of 8 × n_heads, got d_model 100 and n_heads 8",
+    "model: {d_model: 100}": "x.yaml: model.d_model: expected a multiple of 8 × model.n_heads (64), got 100",
     "model: {n_kv_heads: 3}": "x.yaml: model.n_kv_heads: expected a divisor of model.n_heads (8), got 3",
     "model: {n_kv_heads: 0}": "x.yaml: model.n_kv_heads: expected a divisor of model.n_heads (8), got 0",
-    "model: {d_model: 72, n_heads: 8, positions: rotary}": "x.yaml: model.d_model: expected a multiple of 8 × n_heads, "
-    "got d_model 72 and n_heads 8",
+    "model: {d_model: 72, n_heads: 8, positions: rotary}": "x.yaml: model.d_model: expected a multiple of 8 × "
+    "model.n_heads (64), got 72",
     "model: {positions: learned, n_positions: 200}": "x.yaml: model.n_positions: is 200, smaller than data.max_tokens "
     "(256): the longest sentence would have no positions: raise model.n_positions or lower data.max_tokens",
     "model: {positions: rope}": "x.yaml: model.positions: expected sinusoidal, learned, rotary, relative, alibi or "
@@ -168,23 +169,23 @@ def test_wrong_data_is_refused_by_its_key(change: tuple[str, str], message: str)
 
 def test_a_key_given_twice_is_refused_with_both_lines():
     text = MINIMAL + "train:\n  seed: 1\n  max_steps: 5\n  seed: 2\n"
-    assert message_of(text) == "x.yaml:11:3: not valid YAML: seed is already set on line 9"
+    assert message_of(text) == "x.yaml:11:3: is not valid YAML: seed is already set on line 9"
 
 
 EMPTY = "a config needs at least name, src_lang, tgt_lang and data; mt config init writes one to start from"
 UNREADABLE = {
-    b"name: a\ndata: {train: [\n": "x.yaml:3:1: not valid YAML: expected the node content, but found '<stream end>' "
+    b"name: a\ndata: {train: [\n": "x.yaml:3:1: is not valid YAML: expected the node content, but found '<stream end>' "
     "(while parsing a flow node)",
-    b"name: a\n\tdata: 3\n": "x.yaml:2:1: not valid YAML: found character '\\t' that cannot start any token "
+    b"name: a\n\tdata: 3\n": "x.yaml:2:1: is not valid YAML: found character '\\t' that cannot start any token "
     "(while scanning for the next token)",
-    b"name: a: b\n": "x.yaml:1:8: not valid YAML: mapping values are not allowed here",
-    b"name: a\n---\nname: b\n": "x.yaml:2:1: not valid YAML: but found another document "
+    b"name: a: b\n": "x.yaml:1:8: is not valid YAML: mapping values are not allowed here",
+    b"name: a\n---\nname: b\n": "x.yaml:2:1: is not valid YAML: but found another document "
     "(expected a single document in the stream)",
-    b"name: !!python/object:os.system a\n": "x.yaml:1:7: not valid YAML: could not determine a constructor for the tag "
-    "'tag:yaml.org,2002:python/object:os.system'",
-    b"name: a\nseed: \x00\n": "x.yaml:2: not valid YAML: the character '\\x00' is not allowed",
+    b"name: !!python/object:os.system a\n": "x.yaml:1:7: is not valid YAML: could not determine a constructor for the "
+    "tag 'tag:yaml.org,2002:python/object:os.system'",
+    b"name: a\nseed: \x00\n": "x.yaml:2: is not valid YAML: the character '\\x00' is not allowed",
     b"name: a\nsrc_lang: \xff\n": "x.yaml:2: is not UTF-8 text: save the file as UTF-8",
-    b"[" * 100_000: "x.yaml: not valid YAML: nested too deeply",
+    b"[" * 100_000: "x.yaml: is not valid YAML: nested too deeply",
     b"": f"x.yaml: is empty: {EMPTY}",
     b"# nothing\n": f"x.yaml: is empty: {EMPTY}",
     b"- a\n- b\n": "x.yaml: expected a mapping (key: value), got a list",
@@ -262,9 +263,9 @@ BAD_OVERRIDES = {
     "entry, 0 to 1 (1 appends)",
     "data.train.0.file=a.tsv": "--set data.train.0.file=a.tsv: data.train.0: expected one kind of corpus, with the "
     "keys {src, tgt}, {file}, {dataset} or {sacrebleu}; to replace the whole value, use --set 'data.train.0={…}'",
-    "data.valid={src: a": "--set data.valid={src: a: not valid YAML: expected ',' or '}', but got '<stream end>' "
+    "data.valid={src: a": "--set data.valid={src: a: is not valid YAML: expected ',' or '}', but got '<stream end>' "
     "(while parsing a flow mapping)",
-    "data.valid={src: a, src: b}": "--set data.valid={src: a, src: b}: not valid YAML: src is already set on line 1",
+    "data.valid={src: a, src: b}": "--set data.valid={src: a, src: b}: is not valid YAML: src is already set on line 1",
 }
 
 

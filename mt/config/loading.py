@@ -160,7 +160,7 @@ def _read_yaml(text: str, where: str, with_position: bool) -> Any:
         position, problem = "", "nested too deeply"
     except ValueError as error:  # for example a number with thousands of digits
         position, problem = "", str(error)
-    raise ConfigError(f"{where}{position}", f"not valid YAML: {' '.join(problem.split())}")
+    raise ConfigError(f"{where}{position}", f"is not valid YAML: {' '.join(problem.split())}")
 
 
 # --- `--set KEY=VALUE` ------------------------------------------------------------------------------------------------
@@ -215,9 +215,9 @@ def _blamed(error: ConfigError, where: str, overrides: Sequence[tuple[str, str]]
         if f"{error.place}.".startswith(f"{key}."):
             return error.within(f"--set {text}")
         if key.startswith(f"{error.place}."):
-            problem = ": ".join(filter(None, (error.problem, error.fix)))
             hint = f"to replace the whole value, use --set '{error.place}={{…}}'"
-            return ConfigError(f"--set {text}: {error.place}", f"{problem}; {hint}")
+            problem = f"{error.problem}; {hint}" if error.problem.startswith("expected") else error.problem
+            return ConfigError(f"--set {text}: {error.place}", problem, error.fix)
     return error.within(where)
 
 

@@ -1,4 +1,4 @@
-"""The reference of all settings, for `mt config explain`, docs/config.md and editors; and a config to start from."""
+"""The reference of all settings, for `mt config explain`, docs/config.md and editors, and a config to start from."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -99,7 +100,7 @@ def find_setting(key: str) -> Setting:
 
 
 def groups(setting: Setting = ROOT) -> Iterator[Setting]:
-    """Yield the settings inside a section that have settings inside: sections, and those that hold corpora."""
+    """Yield the sections inside a section, at any depth, and the settings that hold corpora."""
     for inner in setting.inside(setting.sections[""]):
         if inner.sections:
             yield inner
@@ -132,11 +133,13 @@ def config_schema() -> dict[str, Any]:
             entry = section["properties"][setting.key]
             entry["description"] = setting.meaning
             entry.pop("title", None)
+            if setting.is_section:
+                entry.pop("default", None)  # editors would insert all of it
     return schema
 
 
 def write_starter(path: Path) -> None:
-    """Write a config with comments, for files of one's own, whose run has the name of the file.
+    """Write a config with comments, for the user's own text; its run is named like the file.
 
     Raises:
         ConfigError: the file exists.
@@ -144,17 +147,15 @@ def write_starter(path: Path) -> None:
     if path.exists():
         raise ConfigError(path, "exists already", "give the name of a new file")
     name = re.sub(r"[^\w.+-]", "-", path.stem).lstrip(".") or "my"
-    text = (
-        _STARTER.read_text(encoding="utf-8").replace("name: NAME", f"name: {as_yaml(name)}").replace("FILE", str(path))
-    )
-    write_text(path, f"# yaml-language-server: $schema={SCHEMA.as_uri()}\n{text}")
+    text = Template(_STARTER.read_text(encoding="utf-8"))
+    write_text(path, text.substitute(schema=SCHEMA.as_uri(), file=path, name=as_yaml(name)))
 
 
 @functools.cache
 def comments_of(section: type) -> dict[str, str]:
     """Return name → comment of the settings in a section: the lines above the setting and the text behind it."""
-    pattern = re.compile(r"((?:^    # .*\n)*)^    (\w+): [^#\n]*(?:# (.*))?$", re.MULTILINE)
-    found = [match for kind in section.__mro__[:-1] for match in pattern.findall(inspect.getsource(kind))]
+    source = "\n".join(inspect.getsource(kind) for kind in section.__mro__[:-1])
+    found = re.findall(r"((?:^    # .*\n)*)^    (\w+): [^#\n]*(?:# (.*))?$", source, re.MULTILINE)
     return {name: " ".join([*re.findall("# (.*)", above), behind]).strip() for above, name, behind in found}
 
 

@@ -79,7 +79,8 @@ CHANGEABLE = "may change"
 Changeable = Annotated[T, CHANGEABLE]
 # An empty section, list or mapping may be written as null.
 Section = Annotated[T, BeforeValidator(lambda value: {} if value is None else value)]
-Entries = Annotated[tuple[T, ...], BeforeValidator(lambda value: [] if value is None else value)]
+_AS_LIST = BeforeValidator(lambda value: [] if value is None else value)
+Entries = Annotated[tuple[T, ...], _AS_LIST]
 Symbol = Annotated[str, Field(description="a symbol such as <bt> (not <s>, <pad> or <unk>)"), _matching(SYMBOL.pattern)]
 Name = Annotated[str, Field(description="a name of letters, digits and . _ + -"), _matching(r"[\w+-][\w.+-]*")]
 Lang = Annotated[str, Field(min_length=1, description="a language code such as en")]
@@ -106,7 +107,7 @@ TopP = Annotated[float, Strict(), Field(gt=0, le=1, description="a number above 
 class Corpus(ABC):
     """Parallel text of any kind."""
 
-    # Copies of each pair in an epoch. 2.0: each pair twice; 0.5: half of the pairs, drawn again for each epoch.
+    # Copies of each training pair in an epoch. 2.0: each pair twice; 0.5: half of the pairs, drawn again for each epoch.
     weight: Weight = 1.0
     # Symbol in front of each source segment, such as <bt> for back-translations (Caswell et al. 2019). null: none.
     tag: Symbol | None = None
@@ -257,23 +258,27 @@ class CleanConfig:
 
     # --- Rules, in the order in which they apply
 
-    max_chars: Positive = 4_000  # Longest side in characters.
-    # Largest (bytes + 16) of one side over (bytes + 16) of the other. 2 to 3 for crawled text; null: no limit.
+    max_chars: Positive = 4_000  # Longest side allowed, in characters.
+    # Largest ratio of lengths allowed: (bytes + 16) of one side over (bytes + 16) of the other. 2 to 3 for crawled text;
+    # null: no limit.
     max_length_ratio: LengthRatio | None = 4.0
-    # Largest fraction of the longer side's words that are on both sides, for prose of at least 4 words. null: no limit.
+    # Largest fraction allowed of the longer side's words that are on both sides, in prose of at least 4 words. null: no
+    # limit.
     max_copied: Fraction | None = 0.9
-    # Smallest fraction of words and numbers that are on both sides. About 0.2 for text that must keep names, such as
-    # software strings; null: no limit.
+    # Smallest fraction allowed of words and numbers that are on both sides. About 0.2 for text that must keep names, such
+    # as software strings; null: no limit.
     min_copied: Fraction | None = None
-    # Largest fraction of digits, punctuation and symbols on a side, from 8 characters. null: no limit, for tables.
+    # Largest fraction allowed of digits, punctuation and symbols on a side of at least 8 characters. null: no limit, for
+    # tables and formulas.
     max_non_letters: Fraction | None = 0.8
-    # Largest fraction of a side's letters in a script that its language does not use, from 10 letters. 0.2 for crawled
-    # text; null: no limit, for transliterated text.
+    # Largest fraction allowed of letters in a script that the language does not use, on a side of at least 10 letters.
+    # 0.2 for crawled text; null: no limit, for transliterated text.
     max_wrong_script: Fraction | None = 0.5
     # Remove pairs with a side in another language, for crawled text; needs pip install 'mt-train[language]'.
     language: Flag = False
     numbers: Flag = False  # Remove pairs whose sides have different numbers.
-    # Repeated pairs. keep: keep all; exact: keep the first of identical pairs; folded: ignore case and punctuation.
+    # Repeated pairs. keep: keep all; exact: keep the first of identical pairs; folded: keep the first of pairs that
+    # differ only in case and punctuation.
     duplicates: Literal["keep", "exact", "folded"] = "folded"
     # Remove pairs with a side that is in a validation or test set, ignoring case and punctuation.
     contamination: Flag = True
@@ -290,7 +295,7 @@ class DataConfig:
     """Corpora and their preparation."""
 
     # Training corpora, joined in this order.
-    train: Annotated[Entries[AnyCorpus], Field(min_length=1, description="a list of at least one corpus")]
+    train: Annotated[tuple[AnyCorpus, ...], Field(min_length=1, description="a list of at least one corpus"), _AS_LIST]
     valid: AnyCorpus  # Validation set. It is scored during training and chooses the best checkpoint.
     # Test sets by name; they are scored at the end of training.
     test: Section[dict[Name, AnyCorpus]] = field(default_factory=dict)
@@ -395,7 +400,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 8:
-            problem = f"expected a multiple of 8 × n_heads, got d_model {self.d_model} and n_heads {self.n_heads}"
+            problem = f"expected a multiple of 8 × model.n_heads ({8 * self.n_heads}), got {self.d_model}"
             raise Contradiction("d_model", problem)
         if self.n_kv_heads is not None and (self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads):
             problem = f"expected a divisor of model.n_heads ({self.n_heads}), got {self.n_kv_heads}"
@@ -422,7 +427,7 @@ class TrainConfig:
     peak_lr: PositiveFloat | None = None
     # Updates of the warm-up, in which the learning rate rises in a line from zero to peak_lr.
     warmup_steps: Positive = 4_000
-    decay_share: Fraction = 0.2  # Fraction of max_steps, at the end, in which warmup_stable_decay lowers the rate.
+    decay_share: Fraction = 0.2  # Last fraction of max_steps, in which warmup_stable_decay lowers the learning rate.
     # Last learning rate of cosine, linear and warmup_stable_decay, as a fraction of peak_lr.
     final_lr_share: Fraction = 0.0
     # adam (Kingma and Ba 2015); adamw: Adam with weight_decay (Loshchilov and Hutter 2019).

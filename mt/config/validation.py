@@ -112,6 +112,7 @@ def metadata_of(hint: Any) -> tuple[Any, ...]:
 # --- Messages ---------------------------------------------------------------------------------------------------------
 
 MAPPING = "a mapping (key: value)"
+_MANY_KEYS = 12  # more than a message can list
 # Kind of problem in pydantic's terms → our message. All other kinds are a value that the setting does not allow.
 _MESSAGES = {
     "missing": "is missing",
@@ -176,6 +177,8 @@ def unknown_key(key: str, owner: Any, root: Any) -> str:
         return f"unknown key, did you mean {close[0]}?"
     if elsewhere := [other for other in keys_of(root) if other.rpartition(".")[2] == name]:
         return f"unknown key, did you mean {elsewhere[0]}?"
+    if len(fields_of(owner)) > _MANY_KEYS:
+        return f"unknown key; mt config explain {place} lists the keys"
     return f"unknown key, the keys {f'of {place}' if place else 'at the top'} are {', '.join(fields_of(owner))}"
 
 
