@@ -107,7 +107,7 @@ TopP = Annotated[float, Strict(), Field(gt=0, le=1, description="a number above 
 class Corpus(ABC):
     """Parallel text of any kind."""
 
-    # Copies of each training pair in an epoch. 2.0: each pair twice; 0.5: half of the pairs, drawn again for each epoch.
+    # Copies of each training pair in an epoch. 2.0: each pair twice; 0.5: half of them, drawn again for each epoch.
     weight: Weight = 1.0
     # Symbol in front of each source segment, such as <bt> for back-translations (Caswell et al. 2019). null: none.
     tag: Symbol | None = None
@@ -259,17 +259,17 @@ class CleanConfig:
     # --- Rules, in the order in which they apply
 
     max_chars: Positive = 4_000  # Longest side allowed, in characters.
-    # Largest ratio of lengths allowed: (bytes + 16) of one side over (bytes + 16) of the other. 2 to 3 for crawled text;
-    # null: no limit.
+    # Largest ratio of lengths allowed: (bytes + 16) of one side over (bytes + 16) of the other. 2 to 3 for crawled
+    # text; null: no limit.
     max_length_ratio: LengthRatio | None = 4.0
     # Largest fraction allowed of the longer side's words that are on both sides, in prose of at least 4 words. null: no
     # limit.
     max_copied: Fraction | None = 0.9
-    # Smallest fraction allowed of words and numbers that are on both sides. About 0.2 for text that must keep names, such
-    # as software strings; null: no limit.
+    # Smallest fraction allowed of words and numbers that are on both sides. About 0.2 for text that must keep names,
+    # such as software strings; null: no limit.
     min_copied: Fraction | None = None
-    # Largest fraction allowed of digits, punctuation and symbols on a side of at least 8 characters. null: no limit, for
-    # tables and formulas.
+    # Largest fraction allowed of digits, punctuation and symbols on a side of at least 8 characters. null: no limit,
+    # for tables and formulas.
     max_non_letters: Fraction | None = 0.8
     # Largest fraction allowed of letters in a script that the language does not use, on a side of at least 10 letters.
     # 0.2 for crawled text; null: no limit, for transliterated text.
