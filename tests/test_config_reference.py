@@ -132,6 +132,7 @@ def test_with_a_config_its_values_are_shown() -> None:
         ("train.warmup_step", "train.warmup_step: unknown key, did you mean warmup_steps?"),
         ("beam_size", "beam_size: unknown key, did you mean decode.beam_size?"),
         ("sacrebleu", "sacrebleu: unknown key, did you mean data.valid.sacrebleu?"),
+        ("lr", "lr: unknown key, did you mean train.peak_lr?"),
         ("trian", "trian: unknown key, did you mean train?"),
         ("train.seed.x", "train.seed.x: unknown key: train.seed is a single value"),
         ("data.train.fiel", "data.train.fiel: unknown key, did you mean file?"),

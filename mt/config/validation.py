@@ -175,8 +175,8 @@ def unknown_key(key: str, owner: Any, root: Any) -> str:
         return f"only a corpus with {listed(kinds, 'or')} has this key"
     if close := difflib.get_close_matches(name, fields_of(owner), n=1):
         return f"unknown key, did you mean {close[0]}?"
-    if elsewhere := [other for other in keys_of(root) if other.rpartition(".")[2] == name]:
-        return f"unknown key, did you mean {elsewhere[0]}?"
+    if alike := [other for other in keys_of(root) if f"_{name}_" in f"_{other.rpartition('.')[2]}_"]:
+        return f"unknown key, did you mean {min(alike, key=len)}?"  # the shortest differs least
     if len(fields_of(owner)) > _MANY_KEYS:
         return f"unknown key; mt config explain {place} lists the keys"
     return f"unknown key, the keys {f'of {place}' if place else 'at the top'} are {', '.join(fields_of(owner))}"
