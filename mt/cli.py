@@ -98,7 +98,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 config_commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(config_commands, name="config", help="List, show and check configs.")
+app.add_typer(config_commands, name="config", help="List, show and start configs, and explain settings.")
 
 
 OF_MODEL = "Default: the model's config."
@@ -704,10 +704,39 @@ def config_show(
     print(dump_config(_config(config, overrides)), end="")
 
 
+@config_commands.command("explain")
+def config_explain(
+    keys: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY...", help="Settings or sections, such as train.peak_lr or train.")
+    ] = None,
+    config: Annotated[str | None, _option("FILE", f"{CONFIG_HELP} Shows its values too.")] = None,
+) -> None:
+    """Explain settings: meaning, values and default.
+
+    Also says whether a started run may change them. Without a KEY, lists the sections.
+    """
+    from mt.config.reference import explained
+
+    run_config = None if config is None else _config(config, None)
+    print("\n\n".join(explained(key, run_config) for key in keys or [""]))
+
+
+@config_commands.command("init")
+def config_init(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="The new file.")] = Path("my.yaml"),
+) -> None:
+    """Write a config with comments to start from, for your own text."""
+    from mt.config.reference import write_starter
+
+    write_starter(path)
+    print(f"wrote {path}: edit its languages and files, then run")
+    print(f"  mt doctor --config {path}\n  mt train --config {path}")
+
+
 @config_commands.command("schema")
 def config_schema() -> None:
     """Print the JSON schema of configs, for completion and checks in an editor."""
-    from mt.config.loading import config_schema as schema
+    from mt.config.reference import config_schema as schema
 
     print(json.dumps(schema(), ensure_ascii=False, indent=1))
 

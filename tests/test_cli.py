@@ -277,6 +277,34 @@ def test_config_show_prints_a_config_that_can_be_read_back(run: Run):
     assert load_config("shown.yaml") == load_config("base", ["train.seed=7"])
 
 
+def test_config_explain_prints_each_setting_and_refuses_an_unknown_one(run: Run):
+    status, stdout, _ = run("config", "explain", "train.peak_lr", "decode.seed", "--config", "demo")
+    assert status == 0
+    assert re.findall(r"^[\w.]+$|In this config: \S+", stdout, re.MULTILINE) == [
+        "train.peak_lr",
+        "In this config: 0.003.",
+        "decode.seed",
+        "In this config: 1.",
+    ]
+    status, _, stderr = run("config", "explain", "train.peak_rl")
+    assert (status, stderr) == (2, "error: train.peak_rl: unknown key, did you mean peak_lr?\n")
+
+
+def test_config_init_writes_a_config_and_says_what_to_do_next(run: Run):
+    status, stdout, _ = run("config", "init", "captions.yaml")
+    assert (status, stdout) == (
+        0,
+        "wrote captions.yaml: edit its languages and files, then run\n"
+        "  mt doctor --config captions.yaml\n"
+        "  mt train --config captions.yaml\n",
+    )
+    status, stdout, _ = run("doctor", "--config", "captions.yaml")
+    assert status == 2
+    assert f"error     data/train.en: no such file (looked for in {Path.cwd()})" in stdout
+    status, _, stderr = run("config", "init", "captions.yaml")
+    assert (status, stderr) == (2, "error: captions.yaml: exists already: give the name of a new file\n")
+
+
 # --- translate --------------------------------------------------------------------------------------------------------
 
 
@@ -658,34 +686,34 @@ def test_options_change_the_search_that_the_config_of_the_model_asks_for(
 
 def test_what_contradicts_the_config_of_the_model_is_named_too(run: Run, saved: Callable[..., Path]):
     model = saved("m", decode=DecodeConfig(max_length=9))
-    message = "error: --min-length is 9, and --max-length (9) leaves room for 8 tokens and the end of sentence\n"
+    message = "error: --min-length: is 9, but --max-length (9) allows only 8 tokens and the end of sentence\n"
     assert run("translate", "--model", model, "--min-length", "9", stdin=b"a\n") == (2, "", message)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--beam-size 0", "--beam-size: expected 1 to 64, got 0"),
-        ("--beam-size 65", "--beam-size: expected 1 to 64, got 65"),
-        ("--length-penalty -1", "--length-penalty: expected 0 to 10, got -1.0"),
-        ("--batch-tokens 0", "--batch-tokens: expected at least 1, got 0"),
+        ("--beam-size 0", "--beam-size: expected an integer from 1 to 64, got 0"),
+        ("--beam-size 65", "--beam-size: expected an integer from 1 to 64, got 65"),
+        ("--length-penalty -1", "--length-penalty: expected a number from 0 to 10, got -1.0"),
+        ("--batch-tokens 0", "--batch-tokens: expected an integer of at least 1, got 0"),
         ("--n-best 0", "--n-best: expected at least 1, got 0"),
-        ("--n-best 5 --beam-size 4", "--n-best is 5, more than --beam-size (4). Raise --beam-size or lower --n-best."),
-        ("--min-length -1", "--min-length: expected at least 0, got -1"),
-        ("--max-length 0", "--max-length: expected at least 1, got 0"),
+        ("--n-best 5 --beam-size 4", "--n-best: is 5, more than --beam-size (4) can give"),
+        ("--min-length -1", "--min-length: expected an integer of at least 0, got -1"),
+        ("--max-length 0", "--max-length: expected an integer of at least 1, got 0"),
         (
             "--min-length 9 --max-length 9",
-            "--min-length is 9, and --max-length (9) leaves room for 8 tokens and the end of sentence",
+            "--min-length: is 9, but --max-length (9) allows only 8 tokens and the end of sentence",
         ),
-        ("--no-repeat-ngram -1", "--no-repeat-ngram: expected at least 0, got -1"),
-        ("--batch-sentences 0", "--batch-sentences: expected at least 1, got 0"),
-        ("--temperature 0.5", "--temperature needs --sample. Add --sample."),
-        ("--top-k 5", "--top-k needs --sample. Add --sample."),
-        ("--top-p 0.5", "--top-p needs --sample. Add --sample."),
-        ("--seed 0", "--seed needs --sample. Add --sample."),
-        ("--sample --beam-size 5", "--beam-size cannot be combined with --sample. Remove one of them."),
-        ("--sample --temperature 0", "--temperature: expected 0.01 to 100, got 0.0"),
-        ("--sample --top-k 0", "--top-k: expected at least 1, got 0"),
+        ("--no-repeat-ngram -1", "--no-repeat-ngram: expected an integer of at least 0, got -1"),
+        ("--batch-sentences 0", "--batch-sentences: expected an integer of at least 1, got 0"),
+        ("--temperature 0.5", "--temperature: is for drawing: add --sample"),
+        ("--top-k 5", "--top-k: is for drawing: add --sample"),
+        ("--top-p 0.5", "--top-p: is for drawing: add --sample"),
+        ("--seed 0", "--seed: is for drawing: add --sample"),
+        ("--sample --beam-size 5", "--beam-size: is for searching, and --sample draws: give one of them"),
+        ("--sample --temperature 0", "--temperature: expected a number from 0.01 to 100, got 0.0"),
+        ("--sample --top-k 0", "--top-k: expected an integer of at least 1, got 0"),
         ("--sample --top-p 1.5", "--top-p: expected a number above 0 and up to 1, got 1.5"),
         ("--prefix -", "--prefix needs a file, not -"),
         ("--prefix missing", "missing: no such file (looked for in {cwd})"),
@@ -814,8 +842,8 @@ def test_files_without_lines_have_no_scores(score: Run):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--length-penalty -1", "--length-penalty: expected 0 to 10, got -1.0"),
-        ("--batch-tokens 0", "--batch-tokens: expected at least 1, got 0"),
+        ("--length-penalty -1", "--length-penalty: expected a number from 0 to 10, got -1.0"),
+        ("--batch-tokens 0", "--batch-tokens: expected an integer of at least 1, got 0"),
         ("--tgt missing.de", "missing.de: no such file (looked for in {cwd})"),
         ("--src .", ". is a folder, expected a text file"),
         ("--output missing/scores", "missing/scores cannot be written: No such file or directory"),

@@ -37,7 +37,7 @@ FLOORS: list[set[str]] = [
         "report.terminal",
         "report.text",
     },
-    {"config.validation", "config.settings", "config.loading"},
+    {"config.validation", "config.settings", "config.loading", "config.reference"},
     {
         "text.files",
         "text.hub",

@@ -312,7 +312,7 @@ def test_weight_decay_is_adamws_and_draws_matrices_alone() -> None:
         torch.testing.assert_close(parameter.detach(), before[name] * kept, msg=name)
     with pytest.raises(MTError) as caught:
         TrainConfig(weight_decay=0.1)
-    assert str(caught.value) == "train.weight_decay is 0.1, and adam has none. Set train.optimizer to adamw."
+    assert str(caught.value) == "train.weight_decay: is 0.1, but adam has no weight decay: set train.optimizer to adamw"
 
 
 def test_patience_ends_a_training_that_gets_no_better(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

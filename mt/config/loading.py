@@ -1,11 +1,10 @@
-"""YAML and `--set KEY=VALUE` to a `RunConfig`, and back; errors say where and what to do."""
+"""Reading YAML and `--set KEY=VALUE` into a `RunConfig`, and writing it back."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import difflib
-import inspect
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -18,10 +17,19 @@ from pydantic import TypeAdapter, ValidationError
 
 from mt.config import settings
 from mt.config.settings import Corpus, RunConfig
-from mt.config.validation import MAPPING, config_error, described, dotted, inner_of, is_list, metadata_of, unknown_key
+from mt.config.validation import (
+    MAPPING,
+    config_error,
+    described,
+    dotted,
+    fields_of,
+    inner_of,
+    is_list,
+    metadata_of,
+    unknown_key,
+)
 from mt.errors import ConfigError
 from mt.shipped import shipped_folder
-
 
 # A path, the name of a config that ships with mt, settings nested as in the YAML, or a config.
 AnyConfig: TypeAlias = str | PathLike[str] | Mapping[str, Any] | RunConfig
@@ -33,7 +41,7 @@ def load_config(config: AnyConfig, overrides: Overrides = ()) -> RunConfig:
     """Return a config with the overrides applied in order.
 
     Raises:
-        ConfigError: one line that begins with the file, or with the override that is to blame.
+        ConfigError: the place of the error begins with the file, or with the override that caused it.
     """
     where, tree = "config", _plain(config)
     if is_file := isinstance(tree, str):
@@ -56,31 +64,20 @@ def load_config(config: AnyConfig, overrides: Overrides = ()) -> RunConfig:
         raise _blamed(found, where, [(place, key) for place, key, _ in changes]) from None
 
 
-def config_schema() -> dict[str, Any]:
-    """Return the JSON schema of a config, with the comments of settings, by which editors complete the YAML."""
-    schema = TypeAdapter(RunConfig).json_schema()
-    for section in (schema, *schema["$defs"].values()):
-        kinds = [kind for kind in getattr(settings, section["title"]).__mro__ if kind is not object]
-        comments = re.findall(r"^    (\w+): .*  # (.+)$", "\n".join(map(inspect.getsource, kinds)), re.MULTILINE)
-        for name, comment in comments:
-            section["properties"][name]["description"] = comment
-    return schema
-
-
 def dump_config(config: RunConfig) -> str:
-    """Return the full set of settings as YAML; `load_config` makes the same config of it."""
+    """Return all settings as YAML, from which `load_config` makes the same config."""
     return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True, width=120)
 
 
 def config_differences(a: RunConfig, b: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Return dotted key → (value in a, value in b) of each setting that differs; None where one lacks the entry."""
+    """Return dotted key → (value in a, value in b) of each setting that differs; None for an entry that one lacks."""
     flat_a, flat_b = settings_of(a), settings_of(b)
     pairs = {key: (flat_a.get(key), flat_b.get(key)) for key in {**flat_a, **flat_b}}
     return {key: (value_a, value_b) for key, (value_a, value_b) in pairs.items() if value_a != value_b}
 
 
 def is_changeable(key: str) -> bool:
-    """Return whether a run that has begun may change the setting of this dotted key."""
+    """Return whether a started run may change the setting with this dotted key."""
     hint: Any = RunConfig
     for name in key.split("."):
         hint = inner_of(hint, name)
@@ -90,7 +87,7 @@ def is_changeable(key: str) -> bool:
 
 
 def as_yaml(value: Any) -> str:
-    """Return a setting's value as it is written in a config."""
+    """Return a setting's value in YAML."""
     return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
 
 
@@ -105,7 +102,7 @@ def shipped_configs() -> list[Path]:
 
 
 def find_config(name: str) -> Path:
-    """Return the file of that path; else the shipped config of that name, with or without `.yaml`."""
+    """Return the file at this path, or else the shipped config of this name, with or without `.yaml`."""
     path = Path(name)
     if path.exists() and not path.is_dir():
         return path
@@ -113,17 +110,17 @@ def find_config(name: str) -> Path:
     if (found := shipped.get(name.removesuffix(".yaml"))) is not None:
         return found
     if path.is_dir():
-        raise ConfigError(name, "is a folder", "give the config file")
+        raise ConfigError(name, "is a folder", "give a config file")
     close = difflib.get_close_matches(path.stem, shipped, n=1)
-    hint = f"did you mean {close[0]}.yaml?" if close else f"these ship with mt: {', '.join(shipped)}"
-    raise ConfigError(name, f"no such file, and no config of that name ships with mt; {hint}")
+    hint = f"did you mean {close[0]}.yaml?" if close else f"the configs that ship with mt are {', '.join(shipped)}"
+    raise ConfigError(name, f"does not exist, and no config of this name ships with mt; {hint}")
 
 
 # --- YAML to plain values ---------------------------------------------------------------------------------------------
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice and reads dates as text."""
+    """A SafeLoader that refuses duplicate keys and reads dates as text."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
@@ -132,7 +129,7 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key_node, yaml.ScalarNode):
                 first = first_of.setdefault((key_node.tag, key_node.value), key_node)
                 if first is not key_node:
-                    problem = f"{key_node.value} is given twice, first on line {first.start_mark.line + 1}"
+                    problem = f"{key_node.value} is already set on line {first.start_mark.line + 1}"
                     raise yaml.composer.ComposerError(None, None, problem, key_node.start_mark)
         return node
 
@@ -153,7 +150,11 @@ def _read_mapping(path: Path, where: str) -> dict[Any, Any]:
         raise ConfigError(f"{where}:{line}", "is not UTF-8 text", "save the file as UTF-8") from None
     tree = _read_yaml(text, where, with_position=True)
     if tree is None:
-        raise ConfigError(where, "is empty", "a config needs at least name, src_lang, tgt_lang and data")
+        raise ConfigError(
+            where,
+            "is empty",
+            "a config needs at least name, src_lang, tgt_lang and data; mt config init writes one to start from",
+        )
     if not isinstance(tree, dict):
         raise ConfigError(where, f"expected {MAPPING}, got {described(tree)}")
     return tree
@@ -171,10 +172,10 @@ def _read_yaml(text: str, where: str, with_position: bool) -> Any:
         position = f":{text.count(chr(10), 0, error.position) + 1}" if with_position else ""
         problem = f"the character {chr(error.character)!r} is not allowed"
     except RecursionError:
-        position, problem = "", "nested too deep"
-    except ValueError as error:  # such as a number of thousands of digits
+        position, problem = "", "nested too deeply"
+    except ValueError as error:  # for example a number with thousands of digits
         position, problem = "", str(error)
-    raise ConfigError(f"{where}{position}", f"not valid YAML: {' '.join(problem.split())}")
+    raise ConfigError(f"{where}{position}", f"is not valid YAML: {' '.join(problem.split())}")
 
 
 # --- `--set KEY=VALUE` ------------------------------------------------------------------------------------------------
@@ -190,11 +191,11 @@ def _override(text: str) -> tuple[str, str, Any]:
 
 
 def _place(container: Any, hint: Any, path: list[str], value: Any, key: str) -> None:
-    """Set container[path[0]][path[1]]… to `value`, making the sections on the way that are missing.
+    """Set container[path[0]][path[1]]… to `value`, and create missing sections on the way.
 
     Args:
         hint: type of the container.
-        key: name of the container.
+        key: dotted key of the container.
     """
     name, *rest = path
     here, inner = dotted(key, name), inner_of(hint, name)
@@ -224,9 +225,9 @@ def _blamed(error: ConfigError, where: str, overrides: Sequence[tuple[str, str]]
         if f"{error.place}.".startswith(f"{key}."):
             return error.within(place)
         if key.startswith(f"{error.place}."):
-            problem = ": ".join(filter(None, (error.problem, error.fix)))
-            hint = f"to replace the whole value, write --set '{error.place}={{…}}'"
-            return ConfigError(f"{place}: {error.place}", f"{problem}; {hint}")
+            hint = f"to replace the whole value, use --set '{error.place}={{…}}'"
+            problem = f"{error.problem}; {hint}" if error.problem.startswith("expected") else error.problem
+            return ConfigError(f"{place}: {error.place}", problem, error.fix)
     return error.within(where)
 
 
@@ -234,10 +235,9 @@ def _blamed(error: ConfigError, where: str, overrides: Sequence[tuple[str, str]]
 
 
 def _plain(value: Any) -> Any:
-    """Return sections as dicts, tuples as lists, paths as text; of a corpus only the given keys, its own first."""
+    """Return sections as mappings, tuples as lists, paths as text; of a corpus, only the keys that are set."""
     if isinstance(value, Corpus):
-        names = [name for kind in type(value).__mro__ for name in inspect.get_annotations(kind)]
-        return {name: entry for name in names if (entry := getattr(value, name)) not in (None, False)}
+        return {name: entry for name in fields_of(type(value)) if (entry := getattr(value, name)) not in (None, False)}
     if dataclasses.is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):

@@ -1,4 +1,7 @@
-"""Every setting of a run: name, type, default, unit. Contradictions are refused where the values are made."""
+"""All settings of a run: name, type, default and meaning. Settings that contradict each other raise an error.
+
+The comment on a setting, above or behind it, is its text in `mt config explain`, docs/config.md and the JSON schema.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from dataclasses import field, replace
 from typing import Annotated, Any, Literal, TypedDict, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Strict, Tag
+from pydantic_core import PydanticCustomError
 
 from mt.config.validation import Contradiction, fields_of, kinds_of, section
 
@@ -16,7 +20,7 @@ T = TypeVar("T")
 MAX_BEAM_SIZE = 64
 # YAML 1.1 reads a number with an exponent as text, unless it has both a point and a sign: 3e-4, 1e6, 1.5e3.
 _NUMBER_WITH_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
-# In brackets, so that no symbol cuts a word; <s>, <unk> and the bytes are SentencePiece's own.
+# Angle brackets keep a symbol from matching inside a word; <s>, <unk> and the bytes belong to SentencePiece.
 SYMBOL = re.compile(r"<(?!(?:s|pad|unk|0x[0-9A-F]{2})>)[^\W_][\w.:+-]*>")
 
 
@@ -50,48 +54,49 @@ def _as_int(value: Any) -> Any:
     return int(number) if isinstance(number, float) and number.is_integer() else value
 
 
-def _matching(pattern: str, expectation: str) -> AfterValidator:
-    """Return what refuses text of which not all matches the pattern; `expectation` says what it should be."""
+def _matching(pattern: str) -> AfterValidator:
+    """Return a validator that refuses text which does not match the pattern as a whole."""
 
     def check(text: str) -> str:
         if re.fullmatch(pattern, text) is None:
-            raise ValueError(f"{expectation}, got {text!r}")
+            raise PydanticCustomError("not_matching", "does not match")  # the message comes from the description
         return text
 
     return AfterValidator(check)
 
 
 _AS_INT, _AS_FLOAT = BeforeValidator(_as_int), BeforeValidator(_as_float)
-# true and "3" are not numbers here, as in YAML; the descriptions are for messages, after "expected".
+# Strict: true and "3" are not numbers. A description completes the sentence "expected …" in messages.
 Flag = Annotated[bool, Strict()]
 Int = Annotated[int, Strict(), _AS_INT]
-Natural = Annotated[int, Strict(), Field(ge=0, description="at least 0"), _AS_INT]
-Positive = Annotated[int, Strict(), Field(ge=1, description="at least 1"), _AS_INT]
+Natural = Annotated[int, Strict(), Field(ge=0, description="an integer of at least 0"), _AS_INT]
+Positive = Annotated[int, Strict(), Field(ge=1, description="an integer of at least 1"), _AS_INT]
 PositiveFloat = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False, description="a number above 0"), _AS_FLOAT]
-Fraction = Annotated[float, Strict(), Field(ge=0, le=1, description="0 to 1"), _AS_FLOAT]
-Probability = Annotated[float, Strict(), Field(ge=0, lt=1, description="0 ≤ x < 1"), _AS_FLOAT]
-# A run that has begun may change these settings; anything else would make it another run.
+Fraction = Annotated[float, Strict(), Field(ge=0, le=1, description="a number from 0 to 1"), _AS_FLOAT]
+Probability = Annotated[float, Strict(), Field(ge=0, lt=1, description="a number of at least 0 and below 1"), _AS_FLOAT]
+# A started run may change these settings; a change to any other setting makes another run.
 CHANGEABLE = "may change"
 Changeable = Annotated[T, CHANGEABLE]
-# A section, a list or named entries without content are the same as empty ones.
+# An empty section, list or mapping may be written as null.
 Section = Annotated[T, BeforeValidator(lambda value: {} if value is None else value)]
-Entries = Annotated[tuple[T, ...], BeforeValidator(lambda value: [] if value is None else value)]
-_NAME = r"[\w+-][\w.+-]*"
-Symbol = Annotated[str, _matching(SYMBOL.pattern, "expected a symbol such as <bt>, but not <s>, <pad> or <unk>")]
-RunName = Annotated[str, _matching(_NAME, "may hold letters, digits and . _ + - only (it names the run folder)")]
-TestName = Annotated[str, _matching(_NAME, "the name of a test set may hold letters, digits and . _ + - only")]
-Lang = Annotated[str, Field(min_length=1, description="give a language code such as en")]
-Device = Annotated[str, _matching(r"auto|cpu|cuda(:\d+)?", "expected auto, cpu, cuda or cuda:N")]
-Duration = Annotated[str, AfterValidator(_is_duration)]
-LengthRatio = Annotated[float, Strict(), Field(ge=1, description="at least 1"), _AS_FLOAT]
+_AS_LIST = BeforeValidator(lambda value: [] if value is None else value)
+Entries = Annotated[tuple[T, ...], _AS_LIST]
+Symbol = Annotated[str, Field(description="a symbol such as <bt> (not <s>, <pad> or <unk>)"), _matching(SYMBOL.pattern)]
+Name = Annotated[str, Field(description="a name of letters, digits and . _ + -"), _matching(r"[\w+-][\w.+-]*")]
+Lang = Annotated[str, Field(min_length=1, description="a language code such as en")]
+Device = Annotated[str, Field(description="auto, cpu, cuda or cuda:N"), _matching(r"auto|cpu|cuda(:\d+)?")]
+Duration = Annotated[str, Field(description="a duration such as 1h30m"), AfterValidator(_is_duration)]
+LengthRatio = Annotated[float, Strict(), Field(ge=1, description="a number of at least 1"), _AS_FLOAT]
 Weight = Annotated[float, Strict(), Field(gt=0, le=1000, description="a number above 0 and up to 1000"), _AS_FLOAT]
-VocabSize = Annotated[int, Strict(), Field(ge=300, description="at least 300"), _AS_INT]
-Coverage = Annotated[float, Strict(), Field(ge=0.9, le=1, description="a fraction from 0.9 to 1.0"), _AS_FLOAT]
-MaxTokens = Annotated[int, Strict(), Field(ge=2, description="at least 2"), _AS_INT]
-Decay = Annotated[float, Strict(), Field(gt=0, lt=1, description="0 < x < 1"), _AS_FLOAT]
-BeamSize = Annotated[int, Strict(), Field(ge=1, le=MAX_BEAM_SIZE, description=f"1 to {MAX_BEAM_SIZE}"), _AS_INT]
-PenaltyExponent = Annotated[float, Strict(), Field(ge=0, le=10, description="0 to 10"), _AS_FLOAT]
-Temperature = Annotated[float, Strict(), Field(ge=0.01, le=100, description="0.01 to 100"), _AS_FLOAT]
+VocabSize = Annotated[int, Strict(), Field(ge=300, description="an integer of at least 300"), _AS_INT]
+Coverage = Annotated[float, Strict(), Field(ge=0.9, le=1, description="a number from 0.9 to 1"), _AS_FLOAT]
+MaxTokens = Annotated[int, Strict(), Field(ge=2, description="an integer of at least 2"), _AS_INT]
+Decay = Annotated[float, Strict(), Field(gt=0, lt=1, description="a number above 0 and below 1"), _AS_FLOAT]
+BeamSize = Annotated[
+    int, Strict(), Field(ge=1, le=MAX_BEAM_SIZE, description=f"an integer from 1 to {MAX_BEAM_SIZE}"), _AS_INT
+]
+PenaltyExponent = Annotated[float, Strict(), Field(ge=0, le=10, description="a number from 0 to 10"), _AS_FLOAT]
+Temperature = Annotated[float, Strict(), Field(ge=0.01, le=100, description="a number from 0.01 to 100"), _AS_FLOAT]
 TopP = Annotated[float, Strict(), Field(gt=0, le=1, description="a number above 0 and up to 1"), _AS_FLOAT]
 
 
@@ -102,13 +107,15 @@ TopP = Annotated[float, Strict(), Field(gt=0, le=1, description="a number above 
 class Corpus(ABC):
     """Parallel text of any kind."""
 
-    weight: Weight = 1.0  # copies of each pair in a training epoch; the fraction is drawn by chance
-    tag: Symbol | None = None  # symbol in front of each source segment, such as <bt> for back-translations
+    # Copies of each training pair in an epoch. 2.0: each pair twice; 0.5: half of them, drawn again for each epoch.
+    weight: Weight = 1.0
+    # Symbol in front of each source segment, such as <bt> for back-translations (Caswell et al. 2019). null: none.
+    tag: Symbol | None = None
 
     @property
     @abstractmethod
     def description(self) -> str:
-        """What the user wrote, in a few words."""
+        """The corpus as the user wrote it, in a few words."""
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -116,16 +123,16 @@ class Corpus(ABC):
         return ()
 
     def side(self, number: int, lang: str) -> str:
-        """Return what the source side (0) or the target side (1) is called: its file, or corpus and language."""
+        """Return the name of the source side (0) or the target side (1): its file, or corpus and language."""
         return self.files[number] if len(self.files) == 2 else f"{self.description} ({lang})"
 
 
 @section()
 class TextFiles(Corpus):
-    """Two text files, one segment a line; they may be compressed (.gz, .xz, .zst)."""
+    """Two text files with one segment per line, plain or compressed (.gz, .xz, .zst)."""
 
-    src: str
-    tgt: str  # line i translates line i of src
+    src: str  # Path of the source text.
+    tgt: str  # Path of the target text; its line i translates line i of src.
 
     @property
     def description(self) -> str:
@@ -138,20 +145,22 @@ class TextFiles(Corpus):
 
 @section()
 class _Columns(Corpus):
-    """Rows, of which two columns hold the text."""
+    """A corpus with columns, two of which hold the text."""
 
-    src_column: Positive | str | None = None  # name or 1-based number; null: the first, or the language
-    tgt_column: Positive | str | None = None  # null: the second of two, or the language
+    # Source column: a name, or a number from 1. null: the column named like src_lang; in .tsv, the first.
+    src_column: Positive | str | None = None
+    # Target column: a name, or a number from 1. null: the column named like tgt_lang; in .tsv, the second of two.
+    tgt_column: Positive | str | None = None
 
     def __post_init__(self) -> None:
         if (self.src_column is None) != (self.tgt_column is None):
-            raise Contradiction("", "src_column and tgt_column go together", "give both or none")
+            raise Contradiction("", "src_column and tgt_column belong together", "give both or neither")
         if self.src_column is not None and self.src_column == self.tgt_column:
             raise Contradiction("", f"src_column and tgt_column are the same column, {self.src_column}")
 
     @property
     def columns(self) -> tuple[int | str, int | str] | None:
-        """The columns of the two sides, None where none are given."""
+        """The columns of the two sides; None if they are not given."""
         return None if self.src_column is None or self.tgt_column is None else (self.src_column, self.tgt_column)
 
 
@@ -159,7 +168,7 @@ class _Columns(Corpus):
 class Table(_Columns):
     """One file with both sides."""
 
-    file: str  # .tsv, .jsonl or .parquet
+    file: str  # Path of a .tsv, .jsonl or .parquet file; .tsv and .jsonl may be compressed (.gz, .xz, .zst).
 
     @property
     def description(self) -> str:
@@ -172,18 +181,20 @@ class Table(_Columns):
 
 @section()
 class HubDataset(_Columns):
-    """A data set of the hub, or a local folder in the hub's layout."""
+    """A data set of the Hugging Face hub, or a local folder in its layout."""
 
-    dataset: str
-    config: str | None = None  # configuration of the data set, such as de-en
-    split: str | None = None  # such as train[:10%]; the role's own name by default
-    streaming: Flag = False  # read the data set as it comes, without a copy on the disk
+    dataset: str  # Name on the hub, such as wmt/wmt14, or path of a local folder.
+    config: str | None = None  # Configuration of the data set, such as de-en. null: its only one.
+    # Split or split expression, such as train[:10%]. null: train, validation or test, by the corpus' key in data.
+    split: str | None = None
+    # true: read the data set over the network each time instead of storing it on disk; only for whole splits.
+    streaming: Flag = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.streaming and "[" in (self.split or ""):
-            problem = f"{self.split} is a part of a split"
-            raise Contradiction("split", problem, "give a whole one, or leave streaming out")
+            problem = f"{self.split} is a part of a split, and streaming reads only whole splits"
+            raise Contradiction("split", problem, "give a whole split, or remove streaming")
 
     @property
     def description(self) -> str:
@@ -192,9 +203,9 @@ class HubDataset(_Columns):
 
 @section()
 class SacrebleuSet(Corpus):
-    """A test set that sacreBLEU knows."""
+    """A test set that sacreBLEU downloads."""
 
-    sacrebleu: str  # such as wmt14/full
+    sacrebleu: str  # Name of the test set in sacreBLEU, such as wmt14/full.
 
     @property
     def description(self) -> str:
@@ -202,7 +213,7 @@ class SacrebleuSet(Corpus):
 
 
 def _kind(value: Any) -> str | None:
-    """Return the tag of the one kind whose own keys, and no others', are given."""
+    """Return the tag of the kind whose own keys are given; None if keys of several kinds or of none are given."""
     kinds = kinds_of(AnyCorpus)
     if not isinstance(value, Mapping):
         return next((tag for tag, kind in kinds.items() if isinstance(value, kind)), None)
@@ -211,12 +222,12 @@ def _kind(value: Any) -> str | None:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Return a corpus without the keys that say nothing, some of which its kind may not have."""
+    """Return a corpus without the keys that are null or false, some of which its kind may not have."""
     if not isinstance(value, Mapping):
         return value
     keys = fields_of(AnyCorpus).keys() & value.keys() - {"weight"}
-    nothing = {key for key in keys if value[key] is None or (key == "streaming" and value[key] is False)}
-    return {key: entry for key, entry in value.items() if key not in nothing}
+    unset = {key for key in keys if value[key] is None or (key == "streaming" and value[key] is False)}
+    return {key: entry for key, entry in value.items() if key not in unset}
 
 
 AnyCorpus = Annotated[
@@ -234,115 +245,154 @@ AnyCorpus = Annotated[
 
 @section("data.clean")
 class CleanConfig:
-    """How text is changed, and which training pairs are removed. Changes are made at translation, too."""
+    """Changes to all text, also before translation, and rules that remove training pairs."""
 
-    # What is changed.
-    unicode_nfc: Flag = True  # characters are composed (Unicode NFC)
-    control_characters: Flag = True  # control and invisible characters become spaces
-    html_entities: Flag = True  # &amp; and &#39; become the characters that they mean
-    punctuation: Flag = False  # quotes and dashes as Moses writes them; needs mt-train[punctuation]
-    white_space: Flag = True  # runs of white space become one space, with none at the ends
-    # What is removed.
-    max_chars: Positive = 4_000  # characters on either side
-    max_length_ratio: LengthRatio | None = 4.0  # of (bytes + 16) of the longer side to those of the shorter; null: any
-    max_copied: Fraction | None = 0.9  # words on both sides over those of the longer, from 4 words; null: any
-    min_copied: Fraction | None = None  # the same with numbers, for text that must share names; null: any
-    max_non_letters: Fraction | None = 0.8  # fraction of digits, punctuation and symbols on a side, from 8; null: any
-    max_wrong_script: Fraction | None = 0.5  # fraction of a side's letters in a script not of its language; null: any
-    language: Flag = False  # sides in another language, as py3langid sees it; needs mt-train[language]
-    numbers: Flag = False  # sides with different numbers
-    duplicates: Literal["keep", "exact", "folded"] = "folded"  # pairs that came before; folded: case, punctuation aside
-    contamination: Flag = True  # pairs of which a side is in a validation or test set, folded
-    contamination_words: Positive = 6  # words that this side has at least
+    # --- Changes
+
+    unicode_nfc: Flag = True  # Compose a letter and its accent into one character (Unicode NFC).
+    control_characters: Flag = True  # Replace control and invisible characters by spaces.
+    html_entities: Flag = True  # Replace HTML entities such as &amp; and &#39; by their characters.
+    # Rewrite quotes, dashes and the spaces next to them as Moses does; needs pip install 'mt-train[punctuation]'.
+    punctuation: Flag = False
+    white_space: Flag = True  # Reduce white space to single spaces, and remove it at both ends.
+
+    # --- Rules, in the order in which they apply
+
+    max_chars: Positive = 4_000  # Longest side allowed, in characters.
+    # Largest ratio of lengths allowed: (bytes + 16) of one side over (bytes + 16) of the other. 2 to 3 for crawled
+    # text; null: no limit.
+    max_length_ratio: LengthRatio | None = 4.0
+    # Largest fraction allowed of the longer side's words that are on both sides, in prose of at least 4 words. null: no
+    # limit.
+    max_copied: Fraction | None = 0.9
+    # Smallest fraction allowed of words and numbers that are on both sides. About 0.2 for text that must keep names,
+    # such as software strings; null: no limit.
+    min_copied: Fraction | None = None
+    # Largest fraction allowed of digits, punctuation and symbols on a side of at least 8 characters. null: no limit,
+    # for tables and formulas.
+    max_non_letters: Fraction | None = 0.8
+    # Largest fraction allowed of letters in a script that the language does not use, on a side of at least 10 letters.
+    # 0.2 for crawled text; null: no limit, for transliterated text.
+    max_wrong_script: Fraction | None = 0.5
+    # Remove pairs with a side in another language, for crawled text; needs pip install 'mt-train[language]'.
+    language: Flag = False
+    numbers: Flag = False  # Remove pairs whose sides have different numbers.
+    # Repeated pairs. keep: keep all; exact: keep the first of identical pairs; folded: keep the first of pairs that
+    # differ only in case and punctuation.
+    duplicates: Literal["keep", "exact", "folded"] = "folded"
+    # Remove pairs with a side that is in a validation or test set, ignoring case and punctuation.
+    contamination: Flag = True
+    contamination_words: Positive = 6  # Shortest side, in words, that contamination compares.
 
     def __post_init__(self) -> None:
         if self.max_copied is not None and self.min_copied is not None and self.min_copied > self.max_copied:
-            problem = f"is {self.min_copied}, above data.clean.max_copied ({self.max_copied}): nothing would be left"
+            problem = f"is {self.min_copied}, above data.clean.max_copied ({self.max_copied}): no pair would be left"
             raise Contradiction("min_copied", problem)
 
 
 @section("data")
 class DataConfig:
-    """Parallel text, and which of it is kept."""
+    """Corpora and their preparation."""
 
-    train: Annotated[Entries[AnyCorpus], Field(min_length=1, description="give at least one corpus")]  # joined in order
-    valid: AnyCorpus  # measured while training; chooses the best checkpoint
-    test: Section[dict[TestName, AnyCorpus]] = field(default_factory=dict)  # named; reported at the end of training
-    prepared_dir: Changeable[str] = "data/prepared"  # prepared corpora, one folder for each fingerprint
-    max_tokens: MaxTokens = 256  # tokens on either side, end of sentence included; longer training pairs are removed
+    # Training corpora, joined in this order.
+    train: Annotated[tuple[AnyCorpus, ...], Field(min_length=1, description="a list of at least one corpus"), _AS_LIST]
+    valid: AnyCorpus  # Validation set. It is scored during training and chooses the best checkpoint.
+    # Test sets by name; they are scored at the end of training.
+    test: Section[dict[Name, AnyCorpus]] = field(default_factory=dict)
+    # Folder of prepared corpora; each has a subfolder, named by a hash of text and settings.
+    prepared_dir: Changeable[str] = "data/prepared"
+    # Longest side in tokens, end of sentence included; longer training pairs are removed.
+    max_tokens: MaxTokens = 256
     clean: Section[CleanConfig] = CleanConfig()
 
     def __post_init__(self) -> None:
         if "valid" in self.test:
-            raise Contradiction("test.valid", "is the name of the validation set", "choose another")
+            raise Contradiction("test.valid", "is the name of the validation set", "choose another name")
         for key, corpus in self.corpora.items():
             if len(set(corpus.files)) < len(corpus.files):
                 raise Contradiction(key.removeprefix("data."), f"src and tgt are the same file, {corpus.files[0]}")
 
     @property
     def corpora(self) -> dict[str, Corpus]:
-        """All corpora by their keys in the config."""
+        """All corpora, by their keys in the config."""
         train = {f"data.train.{i}": corpus for i, corpus in enumerate(self.train)}
         return {**train, "data.valid": self.valid, **{f"data.test.{name}": one for name, one in self.test.items()}}
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """The different tags of all corpora, in their order."""
+        """The distinct tags of all corpora, in order."""
         return tuple(dict.fromkeys(corpus.tag for corpus in self.corpora.values() if corpus.tag is not None))
 
 
 @section("tokenizer")
 class TokenizerConfig:
-    """One SentencePiece model, joint over both languages, with byte fallback."""
+    """The tokenizer: one SentencePiece model for both languages, with byte fallback."""
 
-    model: str | None = None  # a SentencePiece model to use as it is; the other settings then mean nothing
+    # Path of a SentencePiece model to use as it is; the other settings then have no effect. null: train one.
+    model: str | None = None
+    # bpe: byte-pair encoding (Sennrich et al. 2016); unigram: unigram language model (Kudo 2018).
     kind: Literal["bpe", "unigram"] = "bpe"
-    vocab_size: VocabSize = 32_000  # pieces, the special ones and the 256 bytes included
-    character_coverage: Coverage = 0.9999  # fraction of the characters that get a piece; the rest become bytes
-    sample_lines: Positive = 10_000_000  # lines of both languages that it is trained on, drawn evenly
-    user_symbols: Entries[Symbol] = ()  # pieces that are never cut, such as <name>; tags of corpora need not be named
+    # Number of pieces, including the special ones and the 256 bytes. Fewer for small text: 8,000 for 30,000 pairs.
+    vocab_size: VocabSize = 32_000
+    character_coverage: Coverage = 0.9999  # Fraction of characters that are pieces; the others are split into bytes.
+    sample_lines: Positive = 10_000_000  # Lines for training the tokenizer, both languages together, drawn evenly.
+    # Symbols in the text that are never split, such as <name>. The tags of corpora need not be listed.
+    user_symbols: Entries[Symbol] = ()
 
     def __post_init__(self) -> None:
         if len(set(self.user_symbols)) < len(self.user_symbols):
-            raise Contradiction("user_symbols", "has a symbol twice")
+            raise Contradiction("user_symbols", "lists a symbol twice", "remove one of the two")
 
 
 @section("model")
 class ModelConfig:
     """The Transformer. The defaults are the base model of Vaswani et al. 2017, table 3."""
 
-    d_model: Positive = 512
-    n_heads: Positive = 8
-    d_ff: Positive = 2_048
-    n_encoder_layers: Positive = 6
-    n_decoder_layers: Positive = 6
-    dropout: Probability = 0.1  # on embeddings and on the output of each sub-layer
-    attention_dropout: Probability = 0.0  # on attention weights; above 0 flash attention cannot be used
-    layer_dropout: Probability = 0.0  # probability that a layer is skipped in a micro-batch (Fan et al. 2020)
-    word_dropout: Probability = 0.0  # probability that a token's embedding is set to zero (Sennrich et al. 2016)
-    # post: norm after the residual sum; pre: before the sub-layer (Xiong et al. 2020); deepnorm: after a sum in which x
-    # is scaled (Wang et al. 2022)
+    d_model: Positive = 512  # Width of embeddings and layers: a multiple of 8 × n_heads.
+    n_heads: Positive = 8  # Attention heads.
+    d_ff: Positive = 2_048  # Width inside the feed-forward networks.
+    n_encoder_layers: Positive = 6  # Number of encoder layers.
+    n_decoder_layers: Positive = 6  # Number of decoder layers.
+    # Dropout of embeddings and of the output of each sub-layer. 0.3 for fewer than 100,000 pairs.
+    dropout: Probability = 0.1
+    attention_dropout: Probability = 0.0  # Dropout of attention weights; above 0, flash attention cannot be used.
+    # Probability that a layer is replaced by its input in a micro-batch (Fan et al. 2020); saves no time.
+    layer_dropout: Probability = 0.0
+    word_dropout: Probability = 0.0  # Probability that a token's embedding is set to zero (Sennrich et al. 2016, WMT).
+    # Place of the norm. post: after the residual sum; pre: before the sub-layer (Xiong et al. 2020), more stable in
+    # deep models; deepnorm: after a residual sum that scales its input (Wang et al. 2022).
     norm: Literal["post", "pre", "deepnorm"] = "post"
-    norm_kind: Literal["layer", "rms"] = "layer"  # or RMS norm (Zhang and Sennrich 2019)
-    # Of the feed-forward networks; geglu and swiglu are gated and have three matrices of d_ff (Shazeer 2020).
+    # layer: layer norm (Ba et al. 2016); rms: RMS norm (Zhang and Sennrich 2019).
+    norm_kind: Literal["layer", "rms"] = "layer"
+    # Activation of the feed-forward networks. relu2: squared ReLU (So et al. 2021), which overflows in fp16; geglu and
+    # swiglu are gated and have three matrices instead of two (Shazeer 2020).
     activation: Literal["relu", "gelu", "silu", "relu2", "geglu", "swiglu"] = "relu"
-    bias: Flag = True  # of projections and layer norms
-    # sinusoidal and learned (Gehring et al. 2017) are added to embeddings; rotary (Su et al. 2021) rotates queries and
-    # keys; relative (Raffel et al. 2020) and alibi (Press et al. 2022) are added to scores, without flash attention
+    bias: Flag = True  # Biases in projections and layer norms.
+    # Positions of tokens. sinusoidal: added to embeddings (Vaswani et al. 2017); learned: added to embeddings, up to
+    # n_positions (Gehring et al. 2017); rotary: rotates queries and keys (Su et al. 2021); relative (Raffel et al.
+    # 2020) and alibi (Press et al. 2022): added to attention scores, without flash attention; none: no positions.
     positions: Literal["sinusoidal", "learned", "rotary", "relative", "alibi", "none"] = "sinusoidal"
-    n_positions: Positive = 1_024  # of learned positions: tokens of the longest sentence, end of sentence included
-    n_kv_heads: Int | None = None  # heads of keys and values; null: n_heads, 1: multi-query (Ainslie et al. 2023)
-    qk_norm: Flag = False  # RMS norm of the queries and keys of each head (Henry et al. 2020)
-    tied_embeddings: Literal["all", "decoder", "none"] = "all"  # source, target, output: one, two or three matrices
-    ffn_sharing: Literal["none", "wide"] = "none"  # wide: one for the encoder, none in the decoder (Pires 2023)
-    # xavier: uniform; scaled: output projections of sub-layers over the root of the number of residual sums (Radford et
-    # al. 2019); depth_scaled: all matrices of a layer over the root of its depth (Zhang, Titov and Sennrich 2019)
+    # Longest sentence in tokens with learned positions, end of sentence included; the other kinds have no limit.
+    n_positions: Positive = 1_024
+    # Heads of keys and values, a divisor of n_heads (Ainslie et al. 2023); fewer make translation faster. 1:
+    # multi-query attention (Shazeer 2019); null: n_heads.
+    n_kv_heads: Int | None = None
+    qk_norm: Flag = False  # RMS norm of the queries and keys of each head (Henry et al. 2020).
+    # Shared embedding matrices (Press and Wolf 2017). all: one for source, target and output; decoder: one for the
+    # source, one for target and output; none: three.
+    tied_embeddings: Literal["all", "decoder", "none"] = "all"
+    # none: a feed-forward network in each layer; wide: one for all encoder layers and none in the decoder (Pires et al.
+    # 2023), with a larger d_ff.
+    ffn_sharing: Literal["none", "wide"] = "none"
+    # Initial weights. xavier: uniform (Glorot and Bengio 2010); scaled: output projections of sub-layers are divided
+    # by the root of the number of residual sums (Radford et al. 2019); depth_scaled: all matrices of a layer are
+    # divided by the root of its depth (Zhang, Titov and Sennrich 2019).
     init: Literal["xavier", "scaled", "depth_scaled"] = "xavier"
-    zero_init_out: Flag = False  # output projections of sub-layers start at zero (Zhang, Dauphin and Ma 2019)
+    zero_init_out: Flag = False  # Output projections of sub-layers start at zero (Zhang, Dauphin and Ma 2019).
 
     @property
     def shape(self) -> dict[str, object]:
-        """The settings that weights are made for, by key; the others matter in training alone."""
+        """The settings that the weights depend on, by key; the others matter only in training."""
         of_training = ("dropout", "attention_dropout", "layer_dropout", "word_dropout", "init", "zero_init_out")
         values = vars(self) | {"n_kv_heads": self.n_kv_heads or self.n_heads}
         values["n_positions"] = self.n_positions if self.positions == "learned" else None
@@ -350,7 +400,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.d_model % self.n_heads or (self.d_model // self.n_heads) % 8:
-            problem = f"expected a multiple of 8 × n_heads, got d_model {self.d_model} and n_heads {self.n_heads}"
+            problem = f"expected a multiple of 8 × model.n_heads ({8 * self.n_heads}), got {self.d_model}"
             raise Contradiction("d_model", problem)
         if self.n_kv_heads is not None and (self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads):
             problem = f"expected a divisor of model.n_heads ({self.n_heads}), got {self.n_kv_heads}"
@@ -359,51 +409,78 @@ class ModelConfig:
 
 @section("train")
 class TrainConfig:
-    """The training procedure."""
+    """The training procedure. The defaults are those of Vaswani et al. 2017, section 5."""
 
-    batch_tokens: Positive = 25_000  # target tokens of one update, end of sentence included
-    micro_batch_tokens: Changeable[Positive | Literal["auto"]] = "auto"  # target tokens of a forward and backward pass
-    max_steps: Changeable[Positive] = 100_000  # updates
-    stop_after: Changeable[Duration | None] = None  # wall time such as 30m; then save, average, evaluate as at the end
+    # Target tokens of one update, over all micro-batches and GPUs, ends of sentence included.
+    batch_tokens: Positive = 25_000
+    # Target tokens of one forward and backward pass. auto: on a GPU, the largest size that fits; on a CPU, 4,096.
+    micro_batch_tokens: Changeable[Positive | Literal["auto"]] = "auto"
+    max_steps: Changeable[Positive] = 100_000  # Updates of the whole training.
+    # Training time such as 30m or 11h; then training saves, averages and evaluates as at max_steps. null: no limit.
+    stop_after: Changeable[Duration | None] = None
+    # Learning rate after the warm-up. inverse_sqrt: falls with the root of the step (Vaswani et al. 2017); cosine: half
+    # a cosine until max_steps (Loshchilov and Hutter 2017); linear: a line until max_steps; warmup_stable_decay:
+    # constant, then a line over the last decay_share of max_steps (Hu et al. 2024); constant: no change.
     schedule: Literal["inverse_sqrt", "cosine", "linear", "warmup_stable_decay", "constant"] = "inverse_sqrt"
-    peak_lr: PositiveFloat | None = None  # at the end of the warm-up; null: (d_model * warmup_steps)^-0.5
-    warmup_steps: Positive = 4_000  # updates from zero to peak_lr
-    decay_share: Fraction = 0.2  # of max_steps, at the end, in which warmup_stable_decay falls
-    final_lr_share: Fraction = 0.0  # of peak_lr, where cosine, linear and warmup_stable_decay end
+    # Highest learning rate, at the end of the warm-up. null: (d_model × warmup_steps)^-0.5, as in Vaswani et al. 2017.
+    # Lower it for fine-tuning, and if updates are skipped.
+    peak_lr: PositiveFloat | None = None
+    # Updates of the warm-up, in which the learning rate rises in a line from zero to peak_lr.
+    warmup_steps: Positive = 4_000
+    decay_share: Fraction = 0.2  # Last fraction of max_steps, in which warmup_stable_decay lowers the learning rate.
+    # Last learning rate of cosine, linear and warmup_stable_decay, as a fraction of peak_lr.
+    final_lr_share: Fraction = 0.0
+    # adam (Kingma and Ba 2015); adamw: Adam with weight_decay (Loshchilov and Hutter 2019).
     optimizer: Literal["adam", "adamw"] = "adam"
-    weight_decay: Probability = 0.0  # of adamw, on matrices and embeddings; biases and norms are left alone
-    adam_beta1: Probability = 0.9
-    adam_beta2: Probability = 0.98
-    adam_eps: PositiveFloat = 1e-9
-    clip_norm: PositiveFloat | None = None  # largest global norm of the gradients; null: no clipping
-    label_smoothing: Probability = 0.1  # fraction of the probability spread evenly over the vocabulary
-    precision: Changeable[Literal["auto", "bf16", "fp16", "fp32"]] = "auto"  # of matrix products; weights are in fp32
-    device: Changeable[Device] = "auto"  # auto, cpu, cuda or cuda:N
-    compile: Changeable[Flag | Literal["auto"]] = "auto"  # torch.compile; auto: on CUDA where there is a C compiler
-    cuda_graphs: Flag = True  # where it is compiled, launch small updates as captured graphs
-    # On CUDA: auto is our own attention, made for short sentences, where it can run; flash is torch's, for long ones
+    weight_decay: Probability = 0.0  # Weight decay of adamw, for matrices and embeddings, not for biases and norms.
+    adam_beta1: Probability = 0.9  # Decay of Adam's average of gradients.
+    adam_beta2: Probability = 0.98  # Decay of Adam's average of squared gradients.
+    adam_eps: PositiveFloat = 1e-9  # Number that Adam adds to the denominator.
+    # Largest norm of all gradients together; larger ones are scaled down to it. 1.0 for more stability; null: no limit.
+    clip_norm: PositiveFloat | None = None
+    # Fraction of the target probability that is spread evenly over the vocabulary (Szegedy et al. 2016).
+    label_smoothing: Probability = 0.1
+    # Precision of matrix products; weights stay in fp32. auto: bf16 where the hardware supports it, else fp16 on a GPU
+    # and fp32 on a CPU.
+    precision: Changeable[Literal["auto", "bf16", "fp16", "fp32"]] = "auto"
+    device: Changeable[Device] = "auto"  # Device to train on. auto: a GPU if one can be used, else the CPU.
+    # Compilation by torch.compile. auto: on a GPU, where a C compiler is installed.
+    compile: Changeable[Flag | Literal["auto"]] = "auto"
+    cuda_graphs: Flag = True  # Run small updates as captured CUDA graphs, where the model is compiled.
+    # Attention on a GPU. auto: our own kernel for short sentences, where it can run; flash: flash attention of torch,
+    # for long sentences.
     attention: Literal["auto", "flash"] = "auto"
-    tf32: Changeable[Flag] = False  # fp32 products in TF32 on a GPU: faster, 10 bits of mantissa
-    activation_checkpointing: Changeable[Flag] = False  # keep inputs of layers, compute the rest again: less memory
-    loss_chunks: Changeable[Positive] = 1  # parts of a micro-batch whose logits exist together on a GPU; small on a CPU
-    seed: Natural = 1
-    init_from: str | None = None  # run or model folder whose weights and tokenizer training starts from (fine-tuning)
-    validate_every: Changeable[Positive] = 1_500  # updates
-    validation_beam_size: Changeable[BeamSize] = 1  # 1 is greedy search
-    checkpoint_every: Changeable[Positive] = 1_500  # updates
-    keep_last: Changeable[Positive] = 5  # checkpoints, besides the best ones; at least average_last are kept
-    keep_best: Changeable[Positive] = 1  # checkpoints with the best validation scores
-    keep_every: Changeable[Int | None] = None  # updates; checkpoints of its multiples are kept for good; null: none
-    average_last: Changeable[Natural] = 5  # checkpoints averaged into the final model; 0: the best by best_by
-    ema_decay: Decay | None = None  # of a moving average of the weights, which is then what is validated and saved
+    tf32: Changeable[Flag] = False  # Compute fp32 matrix products on a GPU in TF32: faster, with 10 bits of mantissa.
+    # Recompute activations in the backward pass instead of storing them: less memory, more time.
+    activation_checkpointing: Changeable[Flag] = False
+    # Parts in which a GPU computes the logits of a micro-batch, one after the other. 8 for little memory.
+    loss_chunks: Changeable[Positive] = 1
+    seed: Natural = 1  # Seed of initial weights, order of the data and dropout.
+    # Fine-tuning: run folder or model folder whose weights and tokenizer training starts from. null: random weights.
+    init_from: str | None = None
+    validate_every: Changeable[Positive] = 1_500  # Updates between validations.
+    validation_beam_size: Changeable[BeamSize] = 1  # Beam size of translations in a validation; 1: greedy search.
+    checkpoint_every: Changeable[Positive] = 1_500  # Updates between checkpoints.
+    # Number of last checkpoints to keep, in addition to the best ones; at least average_last are kept.
+    keep_last: Changeable[Positive] = 5
+    keep_best: Changeable[Positive] = 1  # Number of checkpoints with the best validation scores to keep.
+    # Checkpoints at multiples of this number of updates are kept for good: a multiple of checkpoint_every. null: none.
+    keep_every: Changeable[Int | None] = None
+    # Number of last checkpoints that are averaged into the final model. 0: take the best checkpoint by best_by.
+    average_last: Changeable[Natural] = 5
+    # Decay of a moving average of the weights, such as 0.999; the average is then validated and saved. null: none.
+    ema_decay: Decay | None = None
+    # Validation score that chooses the best checkpoint and that patience watches. loss for languages without spaces.
     best_by: Literal["bleu", "loss"] = "bleu"
-    patience: Changeable[Positive | None] = None  # validations without a better score that end training; null: never
-    skips_before_rollback: Changeable[Positive] = 5  # updates in a row without finite gradients until it rolls back
-    log_every: Changeable[Positive] = 50  # updates
+    # Validations in a row without a better score, after which training ends. null: train until max_steps.
+    patience: Changeable[Positive | None] = None
+    # Updates in a row with NaN or infinite gradients, after which training rolls back to an earlier checkpoint.
+    skips_before_rollback: Changeable[Positive] = 5
+    log_every: Changeable[Positive] = 50  # Updates between lines of the log.
 
     def __post_init__(self) -> None:
         if self.weight_decay and self.optimizer != "adamw":
-            problem = f"is {self.weight_decay}, and {self.optimizer} has none"
+            problem = f"is {self.weight_decay}, but {self.optimizer} has no weight decay"
             raise Contradiction("weight_decay", problem, "set train.optimizer to adamw")
         if self.keep_every is not None and (self.keep_every < 1 or self.keep_every % self.checkpoint_every):
             problem = f"expected a multiple of train.checkpoint_every ({self.checkpoint_every}), got {self.keep_every}"
@@ -412,31 +489,40 @@ class TrainConfig:
 
 @section("decode")
 class DecodeConfig:
-    """Beam search, or sampling."""
+    """Beam search and sampling."""
 
-    beam_size: BeamSize = 4  # hypotheses kept open for each sentence; 1 is greedy search
-    length_penalty: PenaltyExponent = 0.6  # exponent α of the length penalty; 0: none
-    length_penalty_form: Literal["wu", "plain"] = "wu"  # ((5 + n) / 6)^α (Wu et al. 2016), or n^α
-    min_length: Natural = 0  # tokens of a translation, end of sentence not counted
-    max_length: Positive | None = None  # tokens of a translation, end of sentence included; null: source length + 50
-    no_repeat_ngram_size: Natural = 0  # no sequence of N tokens comes twice in a translation; 0: repeat freely
-    sample: Flag = False  # draw translations from the model's distribution; beam_size means nothing then
-    temperature: Temperature = 1.0  # of sampling: logits are divided by it; below 1 sharper, above 1 flatter
-    top_k: Positive | None = None  # of sampling: only among the k most probable tokens
-    top_p: TopP | None = None  # of sampling: only among the fewest tokens that hold this probability together
-    seed: Int = 1  # of sampling; the same line with the same seed gives the same draw, wherever it is
-    batch_tokens: Positive = 4_096  # source tokens with padding, translated together; fewer if beams are wider than 4
-    batch_sentences: Positive | None = None  # sentences translated together; null: as many as batch_tokens allows
+    beam_size: BeamSize = 4  # Hypotheses that beam search keeps for each sentence; 1: greedy search.
+    # Exponent α of the length penalty: larger values prefer longer translations. 0: no length penalty.
+    length_penalty: PenaltyExponent = 0.6
+    # Divisor of a hypothesis' log-probability, with n tokens. wu: ((5 + n) / 6)^α (Wu et al. 2016); plain: n^α.
+    length_penalty_form: Literal["wu", "plain"] = "wu"
+    min_length: Natural = 0  # Shortest translation in tokens, end of sentence not included.
+    # Longest translation in tokens, end of sentence included. null: 50 more than the source.
+    max_length: Positive | None = None
+    # No sequence of this number of tokens occurs twice in a translation; 3 blocks loops. 0: no limit.
+    no_repeat_ngram_size: Natural = 0
+    # Draw translations from the model's distribution instead of searching; beam_size then has no effect.
+    sample: Flag = False
+    # Sampling: number that logits are divided by. Below 1: fewer surprises; above 1: more variety.
+    temperature: Temperature = 1.0
+    top_k: Positive | None = None  # Sampling: draw from the k most probable tokens (Fan et al. 2018). null: from all.
+    # Sampling: draw from the fewest tokens that together have this probability (Holtzman et al. 2020). null: from all.
+    top_p: TopP | None = None
+    seed: Int = 1  # Sampling: seed. The same line gets the same translation, at any place in a file.
+    # Source tokens that are translated together, padding included; fewer for beams wider than 4.
+    batch_tokens: Positive = 4_096
+    # Sentences that are translated together. null: limited only by batch_tokens.
+    batch_sentences: Positive | None = None
 
     def __post_init__(self) -> None:
         if self.max_length is not None and self.min_length >= self.max_length:
-            room = f"{self.max_length - 1} tokens and the end of sentence"
-            problem = f"is {self.min_length}, and decode.max_length ({self.max_length}) leaves room for {room}"
+            most = f"{self.max_length - 1} tokens and the end of sentence"
+            problem = f"is {self.min_length}, but decode.max_length ({self.max_length}) allows only {most}"
             raise Contradiction("min_length", problem, others=["decode.max_length"])
         for name, default in (("temperature", 1.0), ("top_k", None), ("top_p", None)):
             value = getattr(self, name)
             if not self.sample and value != default:
-                problem = f"is {value}, but is for sampling"
+                problem = f"is {value}, but only sampling uses it"
                 raise Contradiction(name, problem, "set decode.sample", others=["decode.sample"])
 
     def changed(self, changes: Mapping[str, Any]) -> DecodeConfig:
@@ -470,11 +556,11 @@ class DecodeChanges(TypedDict, total=False):
 
 @section()
 class RunConfig:
-    """Everything that one run needs to know."""
+    """All settings of one run."""
 
-    name: Changeable[RunName]  # the run folder is runs/NAME
-    src_lang: Lang  # code of the source language, such as en
-    tgt_lang: Lang  # code of the target language, such as de
+    name: Changeable[Name]  # Name of the run; its folder is runs/NAME.
+    src_lang: Lang  # Code of the source language, such as en.
+    tgt_lang: Lang  # Code of the target language, such as de.
     data: Section[DataConfig]
     tokenizer: Section[TokenizerConfig] = TokenizerConfig()
     model: Section[ModelConfig] = ModelConfig()
@@ -485,7 +571,8 @@ class RunConfig:
         if self.src_lang == self.tgt_lang:
             raise Contradiction("tgt_lang", f"is the same as src_lang: {self.src_lang}")
         if self.tokenizer.model is not None and self.train.init_from is not None:
-            raise Contradiction("tokenizer.model", "train.init_from brings a tokenizer with it", "give one of the two")
+            problem = "cannot be combined with train.init_from, which has its own tokenizer"
+            raise Contradiction("tokenizer.model", problem, "remove one of the two")
         longest, n_positions = self.data.max_tokens, self.model.n_positions
         sizes = {
             "model.n_positions": (n_positions if self.model.positions == "learned" else "auto", "have no positions"),
@@ -499,5 +586,5 @@ class RunConfig:
 
     @property
     def symbols(self) -> tuple[str, ...]:
-        """What is one piece of the vocabulary and never cut: the tags of corpora, and tokenizer.user_symbols."""
+        """The symbols that are one piece each and never split: tags of corpora and tokenizer.user_symbols."""
         return tuple(dict.fromkeys((*self.data.tags, *self.tokenizer.user_symbols)))

@@ -1,10 +1,11 @@
-"""Sections of settings as pydantic dataclasses, and what is wrong with a value in our words."""
+"""Sections of settings as pydantic dataclasses, and error messages for their values."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import functools
+import inspect
 import types
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
@@ -22,7 +23,7 @@ T = TypeVar("T")
 class Contradiction(ConfigError, ValueError):
     """Settings of one section contradict each other; the key is a name inside the section, "" for the section itself.
 
-    pydantic locates it, as any ValueError that a section raises in `__post_init__`.
+    A section raises it in `__post_init__`, and pydantic adds the place of the section, as for any ValueError.
     """
 
 
@@ -31,20 +32,20 @@ class Contradiction(ConfigError, ValueError):
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field,))
 def section(key: str = "") -> Callable[[type[T]], type[T]]:
-    """Make a class a section of settings: frozen, keyword-only, and validated where it is made.
+    """Return a decorator that makes a class a section of settings: frozen, keyword-only, and validated at creation.
 
     Args:
-        key: where the section is in a config, for messages about one that is made in Python.
+        key: place of the section in a config, for messages about a section that is created in Python.
     Raises:
-        ConfigError: a setting is unknown or missing, has a wrong value, or contradicts another one.
+        ConfigError: at creation, if a setting is unknown or missing, has a wrong value, or contradicts another one.
     """
 
-    def made(cls: Any) -> Any:
+    def decorate(cls: Any) -> Any:
         settings: Any = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))(cls)
         validate = settings.__init__
 
         @functools.wraps(validate)
-        def __init__(self: Any, **values: Any) -> None:  # a section inside another one is made without it
+        def __init__(self: Any, **values: Any) -> None:  # pydantic does not call it for a section inside another
             try:
                 validate(self, **values)
             except ValidationError as error:
@@ -53,28 +54,32 @@ def section(key: str = "") -> Callable[[type[T]], type[T]]:
         settings.__init__ = __init__
         return settings
 
-    return made
+    return decorate
 
 
 def unwrapped(hint: Any) -> Any:
-    """Return a type without what `Annotated` says about it."""
+    """Return a type without the metadata of `Annotated`."""
     return unwrapped(get_args(hint)[0]) if get_origin(hint) is Annotated else hint
 
 
 def kinds_of(hint: Any) -> dict[str, Any]:
-    """Return the sections that a type chooses from, by their tags; none where there is no choice."""
+    """Return tag → section of the alternatives that a type allows; empty if there are no alternatives."""
     parts = get_args(unwrapped(hint))
     return {tag.tag: unwrapped(part) for part in parts for tag in metadata_of(part) if isinstance(tag, Tag)}
 
 
 @functools.cache
 def fields_of(hint: Any) -> dict[str, Any]:
-    """Return name → type of the settings in a section, or in any of those that it is chosen from."""
+    """Return name → type of the settings in a section, or in all its alternatives; those of base classes come last."""
     hint = unwrapped(hint)
-    if dataclasses.is_dataclass(hint):
+    if is_section(hint):
         hints = get_type_hints(hint, include_extras=True)
-        return {field.name: hints[field.name] for field in dataclasses.fields(hint)}
+        return {name: hints[name] for kind in hint.__mro__ for name in inspect.get_annotations(kind)}
     return {name: inner for kind in kinds_of(hint).values() for name, inner in fields_of(kind).items()}
+
+
+def is_section(hint: Any) -> bool:
+    return dataclasses.is_dataclass(hint)
 
 
 def is_list(hint: Any) -> bool:
@@ -82,7 +87,7 @@ def is_list(hint: Any) -> bool:
 
 
 def inner_of(hint: Any, name: Any) -> Any:
-    """Return the type of what is called `name` in a section, a list or a mapping with names; None: there is none."""
+    """Return the type of the entry `name` in a section, a list or a mapping; None if there is none."""
     hint = unwrapped(hint)
     if get_origin(hint) in (tuple, dict):
         return get_args(hint)[0 if is_list(hint) else 1]
@@ -90,14 +95,13 @@ def inner_of(hint: Any, name: Any) -> Any:
 
 
 def keys_of(hint: Any, key: str = "") -> list[str]:
-    """Return the dotted keys of all sections, lists and named entries left out."""
+    """Return the dotted keys of a section and of all sections in it, without entries of lists and mappings."""
     inner = {dotted(key, name): inner for name, inner in fields_of(hint).items()}
-    sections = {name: hint for name, hint in inner.items() if dataclasses.is_dataclass(unwrapped(hint))}
-    return [*inner, *(below for name, hint in sections.items() for below in keys_of(hint, name))]
+    return [*inner, *(below for name, hint in inner.items() for below in keys_of(hint, name))]
 
 
 def dotted(key: str, name: Any) -> str:
-    """Return the key of what is called `name` inside `key`."""
+    """Return the key of the entry `name` inside `key`."""
     return f"{key}.{name}" if key else str(name)
 
 
@@ -108,62 +112,52 @@ def metadata_of(hint: Any) -> tuple[Any, ...]:
 # --- Messages ---------------------------------------------------------------------------------------------------------
 
 MAPPING = "a mapping (key: value)"
-_LIMITS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
-# Kind of a problem in pydantic's words → what we say; what is not listed is of another type than expected.
+_MANY_KEYS = 12  # more than a message can list
+# Kind of problem in pydantic's terms → our message. All other kinds are a value that the setting does not allow.
 _MESSAGES = {
-    "missing": "missing",
+    "missing": "is missing",
     "unexpected_keyword_argument": "{unknown}",
     "invalid_key": "expected text as a key, got {found}{quote}",
-    "several_kinds": "expected exactly one of {kinds}",
-    "dataclass_type": f"expected {MAPPING}, got {{found}}",
-    "dict_type": f"expected {MAPPING}, got {{found}}",
-    "tuple_type": "expected a list, got {found}",
-    "too_short": "is empty: {description}",
-    "string_too_short": "is empty: {description}",
-    **dict.fromkeys(_LIMITS, "expected {description}{or_null}, got {value}"),
+    "several_kinds": "expected one kind of corpus, with the keys {kinds}",
 }
+_NAMES = {bool: ("true", "false"), int: ("an integer",), float: ("a number",), str: ("text",), type(None): ("null",)}
 
 
 def config_error(error: ValidationError, root: Any, *, is_yaml: bool) -> ConfigError:
-    """Return the first thing that is wrong, with its key in `root`."""
+    """Return the first problem as an error with its key in `root`."""
     found = error.errors(include_url=False)
-    # A name that is misspelt explains why another one is missing.
+    # A misspelt name explains why another one is missing.
     first = min(found, key=lambda problem: problem["type"] != "unexpected_keyword_argument")
     key, hint, owner = _place(first["loc"], root)
-    # A value has a problem with each type that it may be of: a limit says more than that it is of another type.
-    first = next((one for one in found if one["type"] in _LIMITS and _place(one["loc"], root)[0] == key), first)
     kind, value, reason = first["type"], first["input"], first.get("ctx", {}).get("error")
     if isinstance(reason, ConfigError):
         return reason.under(key)
     if reason is not None:
         return ConfigError(key, str(reason))
-    if kind == "union_tag_not_found":
-        kind = "several_kinds" if isinstance(value, dict) else "dataclass_type"
+    if kind == "union_tag_not_found" and isinstance(value, dict):
+        kind = "several_kinds"
     if kind == "invalid_key" or first["loc"][-1] == "[key]":
-        kind, key = "invalid_key", dotted(key.rpartition(".")[0], value)
-    allowed = _alternatives(hint)
-    names = ["null" if one is None else one.__name__ if isinstance(one, type) else str(one) for one in allowed]
+        kind, key = "invalid_key", dotted(key.rpartition(".")[0], described(value))
+    values = [one for one in values_of(hint) if is_yaml or one != "null"]  # an option cannot be null
+    may_be_text = kind == "invalid_key" or any(unwrapped(one) is str for one in _alternatives(hint))
     return ConfigError(
         key,
-        _MESSAGES.get(kind, "expected {types}, got {found}{quote}").format(
-            value=value,
+        _MESSAGES.get(kind, "expected {values}, got {found}{quote}").format(
+            values=listed(values, "or"),
             found=described(value),
-            quote=_quote_hint(value) if kind == "invalid_key" or str in allowed else "",
-            types=listed(names, "or"),
-            or_null=" or null" if None in allowed and is_yaml else "",
-            kinds=listed([f"{{{kind}}}" for kind in kinds_of(hint)]),
-            description=_description(hint),
+            quote=_quote_hint(value) if may_be_text else "",
+            kinds=listed([f"{{{kind}}}" for kind in kinds_of(hint)], "or"),
             unknown=unknown_key(key, owner, root) if kind == "unexpected_keyword_argument" else "",
         ),
     )
 
 
 def _place(loc: Sequence[int | str], root: Any) -> tuple[str, Any, Any]:
-    """Return the key of what pydantic found a problem in, its type, and that of the section which it is in."""
+    """Return key and type of the setting that pydantic names, and the type of the section that contains it."""
     key, hint, owner, choice = "", root, root, None
     for step in loc:
         inner = inner_of(hint, step)
-        if step == "[key]" or (inner is None and not fields_of(hint)):  # the alternative that the value does not fit
+        if step == "[key]" or (inner is None and not fields_of(hint)):  # one of the types that the value may have
             break
         if kinds := kinds_of(hint):
             choice, hint = hint, kinds[str(step)]
@@ -173,40 +167,50 @@ def _place(loc: Sequence[int | str], root: Any) -> tuple[str, Any, Any]:
 
 
 def unknown_key(key: str, owner: Any, root: Any) -> str:
-    """Return what to say about a key that the section `owner` does not have."""
+    """Return the message about a key that the section `owner` does not have."""
     place, _, name = key.rpartition(".")
     if not fields_of(owner):
-        return f"unknown key, {place} is a single value"
+        return f"unknown key: {place} is a single value"
     if kinds := [kind for kind, section in kinds_of(owner).items() if name in fields_of(section)]:
-        return f"goes with {listed(kinds)} alone"
+        return f"only a corpus with {listed(kinds, 'or')} has this key"
     if close := difflib.get_close_matches(name, fields_of(owner), n=1):
         return f"unknown key, did you mean {close[0]}?"
-    if elsewhere := [other for other in keys_of(root) if other.rpartition(".")[2] == name]:
-        return f"unknown key, did you mean {elsewhere[0]}?"
+    if alike := [other for other in keys_of(root) if f"_{name}_" in f"_{other.rpartition('.')[2]}_"]:
+        return f"unknown key, did you mean {min(alike, key=len)}?"  # the shortest differs least
+    if len(fields_of(owner)) > _MANY_KEYS:
+        return f"unknown key; mt config explain {place} lists the keys"
     return f"unknown key, the keys {f'of {place}' if place else 'at the top'} are {', '.join(fields_of(owner))}"
 
 
+def values_of(hint: Any) -> list[str]:
+    """Return the values that a type allows, in words: an integer of at least 1, auto, null."""
+    return [name for alternative in _alternatives(hint) for name in _names(alternative)]
+
+
 def _alternatives(hint: Any) -> list[Any]:
-    """Return the types, literal values and None that a type allows: `int | Literal["auto"]` → [int, "auto"]."""
+    """Return the types that a union consists of, or the type itself."""
+    if get_origin(inner := unwrapped(hint)) in (Union, types.UnionType) and not kinds_of(hint):
+        return [alternative for part in get_args(inner) for alternative in _alternatives(part)]
+    return [hint]
+
+
+def _names(hint: Any) -> Sequence[str]:
+    """Return the values of a type that is not a union, in words."""
+    if description := next((one.description for one in metadata_of(hint) if isinstance(one, FieldInfo)), None):
+        return [description]
     hint = unwrapped(hint)
-    if get_origin(hint) in (Union, types.UnionType):
-        return [alternative for part in get_args(hint) for alternative in _alternatives(part)]
     if get_origin(hint) is Literal:
-        return list(get_args(hint))
-    return [None if hint is type(None) else hint]
-
-
-def _description(hint: Any) -> str:
-    """Return what the type of a setting, or of one of its alternatives, says about its values."""
-    told = [one for part in (hint, *get_args(unwrapped(hint))) for one in metadata_of(part)]
-    return next((str(one.description) for one in told if isinstance(one, FieldInfo)), "")
+        return [str(value) for value in get_args(hint)]
+    if kinds_of(hint):
+        return ["a corpus such as {src: FILE, tgt: FILE}"]
+    return _NAMES.get(hint, ["a list" if is_list(hint) else MAPPING])
 
 
 def described(value: Any) -> str:
-    """Return a value as a message names it."""
-    if value is None or isinstance(value, (dict, list)):
-        return "null" if value is None else "a mapping" if isinstance(value, dict) else "a list"
-    text = repr(value)
+    """Return a value as messages show it."""
+    if isinstance(value, (dict, list)):
+        return "a mapping" if isinstance(value, dict) else "a list" if value else "an empty list"
+    text = {"None": "null", "True": "true", "False": "false"}.get(repr(value), repr(value))
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
