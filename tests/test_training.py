@@ -487,7 +487,7 @@ def test_fine_tuning_starts_from_the_weights_and_the_tokenizer_of_a_model(tmp_pa
     before, after = ModelFolder.open(start).load_weights(), ModelFolder.open(tuned).load_weights()
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, msg=name)
-    # What has begun needs the first run no more.
+    # A run that has started no longer needs the first run.
     shutil.rmtree(tmp_path / "first")
     train_run(with_train(special, max_steps=2), tmp_path / "second")
     assert RunFolder(tmp_path / "second").checkpoints()[-1] == RunFolder(tmp_path / "second").checkpoint(2)

@@ -166,11 +166,11 @@ def test_an_interrupt_does_not_wait_for_threads() -> None:
 
 
 def test_a_failing_batch_ends_those_beside_it() -> None:
-    begun: list[int] = []
+    started: list[int] = []
     is_told = threading.Event()
 
     def work(item: int) -> int:
-        begun.append(item)
+        started.append(item)
         if item == 3:
             raise ValueError(item)
         if item > 3:
@@ -184,7 +184,14 @@ def test_a_failing_batch_ends_those_beside_it() -> None:
         next(results)
     is_told.set()
     assert list(side_by_side(abs, [-1, -2], 2)) == [1, 2]  # in the same threads, after what they had to do
-    assert set(begun) <= {0, 1, 2, 3, 4, 5}  # two at a time, and none after those that were begun with it
+    assert set(started) <= {
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+    }  # two at a time, and none after those that had started by then
     assert torch.get_num_threads() == n_threads
 
 
@@ -403,7 +410,7 @@ def test_progress_is_told_as_a_share_of_the_lines(translator: Translator) -> Non
     assert shares[-1] == 1.0
 
 
-def test_n_best_are_different_and_in_order_of_their_score(translator: Translator) -> None:
+def test_n_best_translations_differ_and_are_sorted_by_score(translator: Translator) -> None:
     for hypotheses in translator.translate_lines(LINES[:5], replace(translator.decode, beam_size=4), n_best=3):
         assert len({hypothesis.text for hypothesis in hypotheses}) == 3
         scores = [hypothesis.score for hypothesis in hypotheses]

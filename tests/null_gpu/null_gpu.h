@@ -26,7 +26,7 @@
   X(pinned_malloc)                                                                                                     \
   X(event_record)                                                                                                      \
   X(event_wait)          /* a stream waits for an event; the host does not */                                         \
-  X(capture)             /* graphs begun */                                                                            \
+  X(capture)             /* captures started */                                                                        \
   X(replay)              /* graphs launched */                                                                         \
   X(forbidden)           /* calls that a capture does not allow */
 

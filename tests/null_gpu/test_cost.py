@@ -8,13 +8,13 @@ import pytest
 
 from mt.data.packing import PlanState
 from tests.null_gpu import cost
-from tests.null_gpu.test_training import begun, config_for
+from tests.null_gpu.test_training import config_for, started_engine
 
 
 @pytest.mark.null_gpu
 def test_the_cost_of_an_update_is_that_of_its_parts(tmp_path: Path) -> None:
     cost.note_arguments()
-    engine = begun(config_for(tmp_path))
+    engine = started_engine(config_for(tmp_path))
     updates = list(engine.updates(PlanState(), 1, 3))
     for update in updates[:2]:
         engine.step(update, lr=1e-3)

@@ -43,7 +43,7 @@ def config_for(
     return replace(config, model=replace(config.model, **shape), data=replace(config.data, max_tokens=256))
 
 
-def begun(config: RunConfig) -> Engine:
+def started_engine(config: RunConfig) -> Engine:
     engine = Engine(config, CORPUS, VOCABULARY)
     engine.begin()
     return engine
@@ -92,7 +92,7 @@ def assert_steady(engine: Engine, what: str, most_launches: int, n_updates: int 
 
 @pytest.mark.null_gpu
 def test_an_eager_update_waits_for_nothing(tmp_path: Path) -> None:
-    engine = begun(config_for(tmp_path, compile=False))
+    engine = started_engine(config_for(tmp_path, compile=False))
     assert engine.device == torch.device("cuda", 0)
     assert engine.execution.note == "bf16, not compiled (train.compile is false)"
     assert engine.budget.n_micro_batches == 1
@@ -101,7 +101,7 @@ def test_an_eager_update_waits_for_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.null_gpu
 def test_a_compiled_update_of_base_waits_for_nothing_and_compiles_four_graphs(tmp_path: Path) -> None:
-    engine = begun(config_for(tmp_path, n_layers=6))
+    engine = started_engine(config_for(tmp_path, n_layers=6))
     assert engine.execution.note == "bf16, compiled"
     torch._dynamo.utils.counters.clear()
     next(updates(engine, 1))
@@ -112,7 +112,7 @@ def test_a_compiled_update_of_base_waits_for_nothing_and_compiles_four_graphs(tm
 
 @pytest.mark.null_gpu
 def test_several_compiled_micro_batches_compile_once(tmp_path: Path) -> None:
-    engine = begun(config_for(tmp_path, micro_batch_tokens=8_192))
+    engine = started_engine(config_for(tmp_path, micro_batch_tokens=8_192))
     assert engine.budget.n_micro_batches == 4
     torch._dynamo.utils.counters.clear()
     next(updates(engine, 1))
@@ -137,7 +137,7 @@ def test_several_compiled_micro_batches_compile_once(tmp_path: Path) -> None:
 def test_an_eager_update_with_other_settings_waits_for_nothing(
     tmp_path: Path, what: str, settings: dict[str, Any], most_launches: int
 ) -> None:
-    engine = begun(config_for(tmp_path, **{"compile": False, **settings}))
+    engine = started_engine(config_for(tmp_path, **{"compile": False, **settings}))
     assert_steady(engine, f"base, 1 + 1 layers, eager, {what}", most_launches)
 
 
@@ -169,13 +169,13 @@ MODERN = {
 def test_an_eager_update_of_a_variant_waits_for_nothing(
     tmp_path: Path, what: str, variant: dict[str, Any], most_launches: int
 ) -> None:
-    engine = begun(config_for(tmp_path, compile=False, variant=variant))
+    engine = started_engine(config_for(tmp_path, compile=False, variant=variant))
     assert_steady(engine, f"base, 1 + 1 layers, eager, {what}", most_launches)
 
 
 @pytest.mark.null_gpu
 def test_a_compiled_update_of_a_modern_variant_compiles_four_graphs(tmp_path: Path) -> None:
-    engine = begun(config_for(tmp_path, n_layers=2, variant=MODERN))
+    engine = started_engine(config_for(tmp_path, n_layers=2, variant=MODERN))
     assert engine.execution.note == "bf16, compiled"
     torch._dynamo.utils.counters.clear()
     next(updates(engine, 1))
@@ -189,14 +189,14 @@ def test_a_compiled_update_with_fp16_clipping_ema_checkpointing_and_loss_chunks_
     tmp_path: Path,
 ) -> None:
     settings = {"activation_checkpointing": True, "loss_chunks": 4, "clip_norm": 1.0, "ema_decay": 0.999}
-    engine = begun(config_for(tmp_path, precision="fp16", **settings))
+    engine = started_engine(config_for(tmp_path, precision="fp16", **settings))
     assert engine.execution.note == "fp16, compiled"
     assert_steady(engine, "base, 1 + 1 layers, compiled, fp16, all settings", 400)
 
 
 @pytest.mark.null_gpu
 def test_the_moving_average_takes_few_launches_and_no_memory(tmp_path: Path) -> None:
-    engine = begun(config_for(tmp_path, n_layers=6, compile=False, ema_decay=0.999))
+    engine = started_engine(config_for(tmp_path, n_layers=6, compile=False, ema_decay=0.999))
     n_allocations = torch.cuda.memory_stats()["allocation.all.allocated"]
     with NullGPU().counting() as found:
         engine.average.follow(1, engine.optimizer.was_skipped)
@@ -243,14 +243,14 @@ def peak_of_captured(engine: Engine, what: str, n_updates: int = 4) -> int:
 )
 def test_a_small_update_is_captured(tmp_path: Path, settings: dict[str, Any]) -> None:
     config = config_for(tmp_path, batch_tokens=SMALL, **settings)
-    eager = begun(replace(config, train=replace(config.train, cuda_graphs=False)))
+    eager = started_engine(replace(config, train=replace(config.train, cuda_graphs=False)))
     assert eager.why_not_captured == "train.cuda_graphs is false"
     at_rest = torch.cuda.memory_allocated()
     list(updates(eager, 2))
     of_eager = torch.cuda.max_memory_allocated() - at_rest
     del eager
     torch.compiler.reset()
-    engine = begun(config)
+    engine = started_engine(config)
     at_rest = torch.cuda.memory_allocated()
     peak = peak_of_captured(engine, f"base, 1 + 1 layers, captured, {SMALL:,} tokens, {settings}")
     assert peak - at_rest < 1.05 * of_eager + 2**20
@@ -261,7 +261,7 @@ def test_a_small_update_is_captured(tmp_path: Path, settings: dict[str, Any]) ->
 def test_training_goes_on_without_graphs_when_a_capture_fails(
     tmp_path: Path, fails: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    engine, loss_of = begun(config_for(tmp_path, batch_tokens=SMALL)), Engine._loss_of
+    engine, loss_of = started_engine(config_for(tmp_path, batch_tokens=SMALL)), Engine._loss_of
 
     def waiting_loss(engine: Engine, batch: PackedBatch) -> torch.Tensor:
         loss = loss_of(engine, batch)
@@ -287,7 +287,7 @@ def test_training_goes_on_without_graphs_when_a_capture_fails(
 
 @pytest.mark.null_gpu
 def test_validation_may_use_the_memory_of_a_captured_pass(tmp_path: Path) -> None:
-    engine = begun(config_for(tmp_path, batch_tokens=SMALL))
+    engine = started_engine(config_for(tmp_path, batch_tokens=SMALL))
     list(updates(engine, 3))
     before = torch.cuda.memory_allocated()
     engine.inference_model()
@@ -301,12 +301,12 @@ def test_validation_may_use_the_memory_of_a_captured_pass(tmp_path: Path) -> Non
 @pytest.mark.null_gpu(gib=12)
 def test_auto_measures_the_code_that_will_run(tmp_path: Path) -> None:
     """Without our own kernels, eager micro-batches of the whole update would not fit this card; compiled ones do."""
-    eager = begun(config_for(tmp_path, attention="flash", compile=False))
+    eager = started_engine(config_for(tmp_path, attention="flash", compile=False))
     assert eager.budget.n_micro_batches > 1
     del eager
     torch.cuda.empty_cache()
     torch._dynamo.utils.counters.clear()
-    engine = begun(config_for(tmp_path, attention="flash"))
+    engine = started_engine(config_for(tmp_path, attention="flash"))
     assert engine.budget.n_micro_batches == 1
     assert_steady(engine, "base, 1 + 1 layers, compiled, flash, 12 GB card", 250)
     # Those of one measurement, and those of the size that was chosen; here the loss is one, too.
@@ -317,7 +317,7 @@ def test_auto_measures_the_code_that_will_run(tmp_path: Path) -> None:
 @pytest.mark.null_gpu(gib=79.1)
 def test_auto_compiles_once_where_eager_micro_batches_fit(tmp_path: Path) -> None:
     torch._dynamo.utils.counters.clear()
-    engine = begun(config_for(tmp_path))
+    engine = started_engine(config_for(tmp_path))
     next(updates(engine, 1))
     assert engine.budget.n_micro_batches == 1
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == N_GRAPHS
@@ -326,14 +326,14 @@ def test_auto_compiles_once_where_eager_micro_batches_fit(tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.null_gpu(gib=23.5)
 def test_base_trains_in_one_micro_batch_on_24_gb(tmp_path: Path) -> None:
-    engine = begun(config_for(tmp_path, n_layers=6))
+    engine = started_engine(config_for(tmp_path, n_layers=6))
     assert engine.budget.n_micro_batches == 1
     assert_steady(engine, "base, compiled, 24 GB card", 1_100)
 
 
 @pytest.mark.null_gpu(capability=75, gib=15.6, name="Tesla T4")
 def test_a_turing_card_trains_in_fp16_and_compiles(tmp_path: Path) -> None:
-    engine = begun(config_for(tmp_path))
+    engine = started_engine(config_for(tmp_path))
     assert engine.execution.note == "fp16, compiled"
     assert_steady(engine, f"base, 1 + 1 layers, sm_75, {engine.budget.n_micro_batches} micro-batches", 250)
 
@@ -349,7 +349,7 @@ def test_a_turing_card_trains_in_fp16_and_compiles(tmp_path: Path) -> None:
     ],
 )
 def test_a_compiled_update_with_other_settings_waits_for_nothing(tmp_path: Path, settings: dict[str, Any]) -> None:
-    engine = begun(config_for(tmp_path, **settings))
+    engine = started_engine(config_for(tmp_path, **settings))
     assert engine.execution.compiles
     assert engine.execution.attention == settings.get("attention", "packed")
     assert_steady(engine, f"base, 1 + 1 layers, compiled, {settings}", 300)
@@ -366,7 +366,7 @@ RELATIVE = {"positions": "relative", "attention_dropout": 0.1}
 def test_attention_fits_into_the_shared_memory_of_small_cards(
     tmp_path: Path, precision: str, variant: dict[str, Any]
 ) -> None:
-    engine = begun(config_for(tmp_path, precision=precision, compile=False, variant=variant))
+    engine = started_engine(config_for(tmp_path, precision=precision, compile=False, variant=variant))
     assert engine.execution.attention == "packed"
     assert len(list(updates(engine, 1))) == 1
 
@@ -376,14 +376,14 @@ def test_attention_fits_into_the_shared_memory_of_small_cards(
 def test_attention_fits_into_the_shared_memory_of_turing_cards(
     tmp_path: Path, precision: str, variant: dict[str, Any]
 ) -> None:
-    engine = begun(config_for(tmp_path, precision=precision, compile=False, variant=variant))
+    engine = started_engine(config_for(tmp_path, precision=precision, compile=False, variant=variant))
     assert engine.execution.attention == "packed"
     assert len(list(updates(engine, 1))) == 1
 
 
 @pytest.mark.null_gpu(gib=4)
 def test_a_small_card_trains_base_in_small_micro_batches(tmp_path: Path) -> None:
-    engine = begun(config_for(tmp_path, n_layers=6, compile=False))
+    engine = started_engine(config_for(tmp_path, n_layers=6, compile=False))
     assert engine.budget.n_micro_batches > 4
     assert len(list(updates(engine, 2))) == 2
     assert torch.cuda.max_memory_allocated() > 2 * 2**30
@@ -391,7 +391,7 @@ def test_a_small_card_trains_base_in_small_micro_batches(tmp_path: Path) -> None
 
 @pytest.mark.null_gpu(gib=1.8)
 def test_out_of_memory_leaves_the_weights_alone_and_smaller_micro_batches_make_the_same_update(tmp_path: Path) -> None:
-    engine = begun(config_for(tmp_path, micro_batch_tokens=UPDATE))
+    engine = started_engine(config_for(tmp_path, micro_batch_tokens=UPDATE))
     (update,) = engine.updates(PlanState(), 1, 1)
     log = tmp_path / "log"
     with NullGPU().logging(log), pytest.raises(OutOfMemory) as caught:
