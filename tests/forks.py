@@ -67,7 +67,7 @@ class Fork:
 
 
 class MT(Fork):
-    """The command line of `mt` in its own process, as from a shell except for the imports. The block's end kills it.
+    """The command line of `mt` in its own process, as from a shell except for the imports. Killed at the end.
 
     Args:
         environment: changes to the environment of this process; may include OMP_NUM_THREADS.

@@ -134,8 +134,8 @@ SPACES = "▁ x ▁y ▁ ▁z ▁"  # x y  z: a space by itself belongs to the n
     ("src", "tgt", "of_tokens", "of_words"),
     [
         (
-            "▁Two ▁snow mob ile s ▁stand",
-            "▁Zwei ▁Schnee mobile ▁stehen",
+            "▁Two ▁snow mob ile s ▁wait",
+            "▁Zwei ▁Schnee mobile ▁warten",
             [(0, 0), (1, 1), (3, 2), (4, 2), (5, 3), (0, 3)],
             [(0, 0), (0, 2), (1, 1), (2, 2)],
         ),

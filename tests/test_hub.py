@@ -83,10 +83,10 @@ def test_no_network_and_an_unknown_name_are_reported_in_one_line(monkeypatch: py
         "data set wmt/wmt14: the hub cannot be reached, and there is no copy in the cache: "
         "check the network, or give a local folder that holds the data set"
     )
-    monkeypatch.setattr(datasets, "load_dataset", raising(datasets.exceptions.DatasetNotFoundError("no\nsuch")))
-    assert error_of(dataset="no/such") == (
-        "data set no/such: not found on the hub, or private: check the name at "
-        "https://huggingface.co/datasets/no/such, and log in with `hf auth login` if it is private"
+    monkeypatch.setattr(datasets, "load_dataset", raising(datasets.exceptions.DatasetNotFoundError("not\nfound")))
+    assert error_of(dataset="no/data") == (
+        "data set no/data: not found on the hub, or private: check the name at "
+        "https://huggingface.co/datasets/no/data, and log in with `hf auth login` if it is private"
     )
 
 

@@ -389,7 +389,7 @@ def test_the_setting_decides_which_embeddings_are_tied(tied: str, groups: tuple[
 
 
 @pytest.mark.parametrize("kind", RESIDUALS)
-def test_residual_sums_are_those_of_their_papers(kind: str) -> None:
+def test_residual_sums_equal_the_formulas_of_their_papers(kind: str) -> None:
     torch.manual_seed(0)
     depth = Depth(ModelConfig(d_model=32, n_heads=2, norm=kind, dropout=0.0), is_decoder=True, index=0)
     x, residual = torch.randn(5, 32), RESIDUALS[kind](depth)
@@ -417,7 +417,7 @@ def test_deepnorm_has_the_factors_of_its_paper() -> None:
         assert depth.gains("query", "key", "value", "inner", "out") == pytest.approx([1, 1, beta, beta, beta])
 
 
-def test_initial_weights_are_scaled_as_their_settings_say() -> None:
+def test_initial_weights_are_scaled_by_their_settings() -> None:
     config = ModelConfig(n_encoder_layers=2, n_decoder_layers=3)
     gains = {
         init: Depth(replace(config, init=init), True, 2).gains("value", "out")
@@ -431,7 +431,7 @@ def test_initial_weights_are_scaled_as_their_settings_say() -> None:
 
 
 @pytest.mark.parametrize("norm", ["post", "pre", "deepnorm"])
-def test_with_outputs_that_begin_at_zero_a_model_begins_as_its_norms(norm: str) -> None:
+def test_with_zero_init_out_a_new_model_only_applies_its_norms(norm: str) -> None:
     model = small_model(norm=norm, zero_init_out=True).eval()
     batch = tiles(PAIRS)
     with torch.no_grad():
@@ -441,26 +441,26 @@ def test_with_outputs_that_begin_at_zero_a_model_begins_as_its_norms(norm: str) 
 
 
 @pytest.mark.parametrize(("distance", "causal", "bucket"), [(0, True, 0), (-1, True, 1), (-15, True, 15), (3, True, 0)])
-def test_small_distances_have_buckets_of_their_own(distance: int, causal: bool, bucket: int) -> None:
+def test_each_small_distance_has_its_own_bucket(distance: int, causal: bool, bucket: int) -> None:
     assert relative_buckets(torch.tensor(distance), causal).item() == bucket
 
 
 def test_large_distances_share_buckets_as_in_t5() -> None:
-    # By T5's own function (Raffel et al. 2020) with 32 buckets and a largest distance of 128.
+    # Computed with T5's own function (Raffel et al. 2020), with 32 buckets and a maximum distance of 128.
     distances = torch.tensor([-1_000, -128, -127, -64, -16, -8, -7, 7, 8, 16, 64, 127, 128, 1_000])
     both = [15, 15, 15, 14, 10, 8, 7, 23, 24, 26, 30, 31, 31, 31]
     assert relative_buckets(distances, causal=False).tolist() == both
     assert relative_buckets(distances[:7], causal=True).tolist() == [31, 31, 31, 26, 16, 8, 7]
 
 
-def test_alibi_falls_by_half_powers_of_the_head() -> None:
+def test_alibi_slopes_are_powers_of_two() -> None:
     scheme = Alibi(ModelConfig(d_model=64, n_heads=8))
     bias = scheme.bias(torch.tensor([5]), torch.arange(8), causal=True)
     assert bias[:, 0, 5].tolist() == [0] * 8
     assert bias[:, 0, 3].tolist() == pytest.approx([-2 * 2.0**-i for i in range(1, 9)])
 
 
-def test_rotary_scores_depend_on_the_distance_alone() -> None:
+def test_rotary_scores_depend_only_on_the_distance() -> None:
     torch.manual_seed(0)
     scheme, x = Rotary(ModelConfig(d_model=32, n_heads=2)), torch.randn(1, 2, 1, 2, 16)
     scores = []
@@ -475,14 +475,14 @@ def test_rotary_scores_depend_on_the_distance_alone() -> None:
 
 
 @pytest.mark.parametrize("positions", ["sinusoidal", "rotary", "relative", "alibi", "none"])
-def test_sentences_longer_than_those_of_training_pass(positions: str) -> None:
+def test_positions_without_a_maximum_accept_very_long_sentences(positions: str) -> None:
     model = small_model(positions=positions).eval()
     with torch.no_grad():
         assert torch.isfinite(model.hidden(tiles([([5] * 1_500, [6] * 1_500)]))).all()
     assert model.positions.n_positions is None
 
 
-def test_learned_positions_end_where_they_end() -> None:
+def test_learned_positions_limit_the_length_of_sentences() -> None:
     model = small_model(positions="learned", n_positions=12).eval()
     assert model.positions.n_positions == 12
     sources = [[5, 6, 7, EOS_ID], [8] * 11 + [EOS_ID]]

@@ -1,4 +1,4 @@
-"""Training updates on a null GPU: launches, waits, graphs, compilations, memory. Values mean nothing there."""
+"""Training updates on a null GPU: launches, waits, graphs, compilations, memory. Values have no meaning."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.toys import toy_config
 
 VOCABULARY, UPDATE = 32_000, 25_000
 CORPUS = bench.random_corpus(VOCABULARY, 256, n_pairs=8_000)
-# For the embedded rows of each side, for all encoder layers, and for all decoder layers.
+# Two for the embeddings of source and target, one for all encoder layers, one for all decoder layers.
 N_GRAPHS = 4
 WIDE = {"ffn_sharing": "wide", "d_ff": 8_192, "activation": "relu2"}
 BASE = {"d_model": 512, "n_heads": 8, "d_ff": 2048, "dropout": 0.1}
@@ -36,7 +36,7 @@ def config_for(
     variant: Mapping[str, Any] = MappingProxyType({}),
     **train: Any,
 ) -> RunConfig:
-    """The base model, with fewer layers where that shows as much, or a variant of it."""
+    """Return the config of the base model or a variant of it, with fewer layers by default."""
     config = toy_config(folder, **{"batch_tokens": UPDATE, "device": "auto", "precision": "auto", **train})
     shape = {**BASE, "n_encoder_layers": n_layers, "n_decoder_layers": n_layers, "attention_dropout": attention_dropout}
     shape |= variant
@@ -50,12 +50,12 @@ def started_engine(config: RunConfig) -> Engine:
 
 
 def updates(engine: Engine, n: int) -> Iterator[dict[str, int]]:
-    """Make some updates, and count what happens in each."""
+    """Run updates, and yield the counts of each."""
     with engine.prefetched_updates(PlanState(), 1, n) as planned:
         while update := next(planned, None):
             with NullGPU().counting() as found:
                 engine.step(update, lr=1e-3)
-            del update  # before the thread assembles another one, which may take its memory
+            del update  # free it before the thread assembles the next one, which may reuse its memory
             assert found["forbidden"] == 0
             yield found
 
@@ -65,10 +65,10 @@ def launches(found: dict[str, int]) -> int:
 
 
 def assert_steady(engine: Engine, what: str, most_launches: int, n_updates: int = 6) -> None:
-    """Assert that updates after the first wait for nothing and compile nothing, and later ones take no memory.
+    """Require that updates after the first do not wait or compile, and that later ones allocate no memory.
 
     Args:
-        most_launches: of a micro-batch, the optimizer's part included.
+        most_launches: maximum launches per micro-batch, including a fraction of those of the optimizer.
     """
     found: dict[str, int] = {}
     n_growing = 0
@@ -79,7 +79,7 @@ def assert_steady(engine: Engine, what: str, most_launches: int, n_updates: int 
                 continue
             assert waits(found) == {}
             n_growing += number >= 3 and found["device_malloc"] > 0
-    # The updates ahead take memory in the first ones, on a busy machine in a later one; the sizes of tiles differ.
+    # Prefetched updates allocate memory during the first updates, or a later one on a busy machine. Tile sizes vary.
     assert n_growing <= 1 or engine.execution.attention == "tiles"
     n = launches(found) / engine.budget.n_micro_batches
     peak = torch.cuda.max_memory_allocated() / 2**30
@@ -91,7 +91,7 @@ def assert_steady(engine: Engine, what: str, most_launches: int, n_updates: int 
 
 
 @pytest.mark.null_gpu
-def test_an_eager_update_waits_for_nothing(tmp_path: Path) -> None:
+def test_an_eager_update_does_not_wait(tmp_path: Path) -> None:
     engine = started_engine(config_for(tmp_path, compile=False))
     assert engine.device == torch.device("cuda", 0)
     assert engine.execution.note == "bf16, not compiled (train.compile is false)"
@@ -100,7 +100,7 @@ def test_an_eager_update_waits_for_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.null_gpu
-def test_a_compiled_update_of_base_waits_for_nothing_and_compiles_four_graphs(tmp_path: Path) -> None:
+def test_a_compiled_update_of_base_does_not_wait_and_compiles_four_graphs(tmp_path: Path) -> None:
     engine = started_engine(config_for(tmp_path, n_layers=6))
     assert engine.execution.note == "bf16, compiled"
     torch._dynamo.utils.counters.clear()
@@ -134,7 +134,7 @@ def test_several_compiled_micro_batches_compile_once(tmp_path: Path) -> None:
         ("attention dropout", {"attention_dropout": 0.1}, 350),
     ],
 )
-def test_an_eager_update_with_other_settings_waits_for_nothing(
+def test_an_eager_update_with_other_settings_does_not_wait(
     tmp_path: Path, what: str, settings: dict[str, Any], most_launches: int
 ) -> None:
     engine = started_engine(config_for(tmp_path, **{"compile": False, **settings}))
@@ -166,7 +166,7 @@ MODERN = {
         ("ALiBi", {"positions": "alibi"}, 350),
     ],
 )
-def test_an_eager_update_of_a_variant_waits_for_nothing(
+def test_an_eager_update_of_a_variant_does_not_wait(
     tmp_path: Path, what: str, variant: dict[str, Any], most_launches: int
 ) -> None:
     engine = started_engine(config_for(tmp_path, compile=False, variant=variant))
@@ -185,7 +185,7 @@ def test_a_compiled_update_of_a_modern_variant_compiles_four_graphs(tmp_path: Pa
 
 
 @pytest.mark.null_gpu
-def test_a_compiled_update_with_fp16_clipping_ema_checkpointing_and_loss_chunks_waits_for_nothing(
+def test_a_compiled_update_with_fp16_clipping_ema_checkpointing_and_loss_chunks_does_not_wait(
     tmp_path: Path,
 ) -> None:
     settings = {"activation_checkpointing": True, "loss_chunks": 4, "clip_norm": 1.0, "ema_decay": 0.999}
@@ -195,7 +195,7 @@ def test_a_compiled_update_with_fp16_clipping_ema_checkpointing_and_loss_chunks_
 
 
 @pytest.mark.null_gpu
-def test_the_moving_average_takes_few_launches_and_no_memory(tmp_path: Path) -> None:
+def test_the_moving_average_needs_few_launches_and_no_memory(tmp_path: Path) -> None:
     engine = started_engine(config_for(tmp_path, n_layers=6, compile=False, ema_decay=0.999))
     n_allocations = torch.cuda.memory_stats()["allocation.all.allocated"]
     with NullGPU().counting() as found:
@@ -212,7 +212,7 @@ SMALL = 5_000  # target tokens
 
 
 def peak_of_captured(engine: Engine, what: str, n_updates: int = 4) -> int:
-    """Make updates whose passes are captured from the second on; the bytes at the peak of those after it."""
+    """Run updates whose passes are captured in the second. Return the peak memory in bytes of the later ones."""
     found: list[dict[str, int]] = []
     with ExitStack() as after_the_first:
         for counted in updates(engine, n_updates):
@@ -257,8 +257,8 @@ def test_a_small_update_is_captured(tmp_path: Path, settings: dict[str, Any]) ->
 
 
 @pytest.mark.null_gpu
-@pytest.mark.parametrize("fails", ["at its begin", "inside"])
-def test_training_goes_on_without_graphs_when_a_capture_fails(
+@pytest.mark.parametrize("fails", ["at the start", "inside"])
+def test_training_continues_without_graphs_if_a_capture_fails(
     tmp_path: Path, fails: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine, loss_of = started_engine(config_for(tmp_path, batch_tokens=SMALL)), Engine._loss_of
@@ -286,7 +286,7 @@ def test_training_goes_on_without_graphs_when_a_capture_fails(
 
 
 @pytest.mark.null_gpu
-def test_validation_may_use_the_memory_of_a_captured_pass(tmp_path: Path) -> None:
+def test_validation_can_use_the_memory_of_a_captured_pass(tmp_path: Path) -> None:
     engine = started_engine(config_for(tmp_path, batch_tokens=SMALL))
     list(updates(engine, 3))
     before = torch.cuda.memory_allocated()
@@ -299,8 +299,8 @@ def test_validation_may_use_the_memory_of_a_captured_pass(tmp_path: Path) -> Non
 
 
 @pytest.mark.null_gpu(gib=12)
-def test_auto_measures_the_code_that_will_run(tmp_path: Path) -> None:
-    """Without our own kernels, eager micro-batches of the whole update would not fit this card; compiled ones do."""
+def test_auto_measures_the_compiled_code_that_will_run(tmp_path: Path) -> None:
+    """With flash attention, the whole update fits this card as one micro-batch if compiled, but not if eager."""
     eager = started_engine(config_for(tmp_path, attention="flash", compile=False))
     assert eager.budget.n_micro_batches > 1
     del eager
@@ -309,13 +309,13 @@ def test_auto_measures_the_code_that_will_run(tmp_path: Path) -> None:
     engine = started_engine(config_for(tmp_path, attention="flash"))
     assert engine.budget.n_micro_batches == 1
     assert_steady(engine, "base, 1 + 1 layers, compiled, flash, 12 GB card", 250)
-    # Those of one measurement, and those of the size that was chosen; here the loss is one, too.
+    # Graphs of one measurement and of the chosen size. With flash attention, the loss is a graph, too.
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2 * (N_GRAPHS + 1)
     assert torch.cuda.max_memory_reserved() < 12 * 2**30
 
 
 @pytest.mark.null_gpu(gib=79.1)
-def test_auto_compiles_once_where_eager_micro_batches_fit(tmp_path: Path) -> None:
+def test_auto_compiles_once_if_eager_micro_batches_fit(tmp_path: Path) -> None:
     torch._dynamo.utils.counters.clear()
     engine = started_engine(config_for(tmp_path))
     next(updates(engine, 1))
@@ -348,7 +348,7 @@ def test_a_turing_card_trains_in_fp16_and_compiles(tmp_path: Path) -> None:
         pytest.param({"variant": {"positions": "alibi", "activation": "gelu", "norm": "pre"}}, marks=pytest.mark.slow),
     ],
 )
-def test_a_compiled_update_with_other_settings_waits_for_nothing(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_a_compiled_update_with_other_settings_does_not_wait(tmp_path: Path, settings: dict[str, Any]) -> None:
     engine = started_engine(config_for(tmp_path, **settings))
     assert engine.execution.compiles
     assert engine.execution.attention == settings.get("attention", "packed")
@@ -390,7 +390,9 @@ def test_a_small_card_trains_base_in_small_micro_batches(tmp_path: Path) -> None
 
 
 @pytest.mark.null_gpu(gib=1.8)
-def test_out_of_memory_leaves_the_weights_alone_and_smaller_micro_batches_make_the_same_update(tmp_path: Path) -> None:
+def test_out_of_memory_does_not_change_the_weights_and_smaller_micro_batches_make_the_same_update(
+    tmp_path: Path,
+) -> None:
     engine = started_engine(config_for(tmp_path, micro_batch_tokens=UPDATE))
     (update,) = engine.updates(PlanState(), 1, 1)
     log = tmp_path / "log"
