@@ -354,7 +354,7 @@ def test_a_score_whose_checkpoint_was_never_written_is_ignored(tmp_path: Path) -
     assert kept_after_pruning(tmp_path, 5) == [10, 15]
     # Training continued from there, and validated at another step than before.
     assert enter(tmp_path, 19, 21.0) == 0
-    # The same update again replaces its score.
+    # A second score of the same update replaces the first.
     assert enter(tmp_path, 19, 20.5) == 0
     assert enter(tmp_path, 19, 19.5) == 1
 

@@ -328,7 +328,7 @@ def test_a_report_with_only_scores_has_a_page(tmp_path: Path):
     assert "## Scores" in (tmp_path / "report.md").read_text("utf-8")
 
 
-def test_of_a_large_test_set_evenly_chosen_sentences_are_shown(monkeypatch: pytest.MonkeyPatch):
+def test_evenly_chosen_sentences_of_a_large_test_set_are_shown(monkeypatch: pytest.MonkeyPatch):
     assert MOST_SENTENCES == 5_000
     one = TranslatedSet(SOURCES, _spoilt(REFERENCES, 3), [REFERENCES], "de")
     monkeypatch.setattr(findings, "MOST_SENTENCES", 7)
