@@ -149,7 +149,7 @@ def test_blank_lines_are_neither_the_best_nor_the_worst():
     assert len(analysis["sentences"]) == 4
 
 
-def test_sentences_are_ranked_by_the_chrf_that_sacrebleu_gives_them():
+def test_sentences_are_ranked_by_the_chrf_of_sacrebleu():
     hypotheses = ["Quatsch", *HYPOTHESES[1:]]
     analysis = analysis_of(hypotheses, REFERENCES, SOURCES)
     worst, best = analysis["worst"], analysis["best"]

@@ -60,7 +60,7 @@ def engine_of(config: RunConfig) -> Engine:
     [(ModelConfig(), 0.365), (ModelConfig(d_model=1024, n_heads=16, d_ff=4096), 1.26)],
     ids=["base", "big"],
 )
-def test_the_flops_per_target_token_of_the_papers_models_equal_the_formula(
+def test_the_flops_per_target_token_of_the_models_of_the_paper_equal_the_formula(
     config: ModelConfig, gflop: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Transformer, "reset_parameters", lambda model: None)  # drawing 200 M numbers takes seconds
@@ -304,7 +304,7 @@ def test_without_the_prepared_corpus_the_original_text_is_read(model_folder: Pat
     assert [pair.src for pair in with_it[1]] == (prepared.parent / "test.en").read_text("utf-8").splitlines()
 
 
-def test_a_file_may_be_translated_instead(model_folder: Path, tmp_path: Path) -> None:
+def test_bench_can_translate_a_given_file(model_folder: Path, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "text.en", ["bar dest", "", "fin gost kun"])
     figures = bench.bench_decoding(model_folder, path, precision="fp32")
     assert (figures["data"], figures["n_lines"]) == (str(path), 3)

@@ -121,6 +121,6 @@ def test_a_null_gpu_that_cannot_be_set_up_is_reported_but_does_not_fail_the_run(
     assert (run.status, run.last_line) == (0, loud)
 
 
-def test_a_null_gpu_that_fails_fails_the_run(project: Path) -> None:
+def test_a_failure_of_the_null_gpu_script_fails_the_run(project: Path) -> None:
     null_gpu(project, "exit 1")
     assert Run(project).status == 1

@@ -302,7 +302,7 @@ def test_files_are_read_and_written(translate: Run):
     assert Path("out.de").read_bytes() == b"A\n\nB\n"
 
 
-def test_n_best_gives_that_many_lines_for_each_line(translate: Run):
+def test_n_best_gives_n_output_lines_per_input_line(translate: Run):
     assert translate("--n-best", "3", stdin=b"a\n\n")[1] == "A\na a\n\n\n\n\n"
 
 

@@ -205,7 +205,7 @@ def test_an_override_of_a_list_entry_replaces_one_key():
     assert config.data.train == (HubDataset(dataset="../hub/wmt14", config="de-en"),)
 
 
-def test_the_index_after_the_last_appends():
+def test_an_override_with_the_next_index_appends():
     config = load(MINIMAL, "data.train.1.dataset=a/b", "data.train.1.weight=0.5", "data.train.2={file: c.tsv}")
     assert config.data.train[1:] == (HubDataset(dataset="a/b", weight=0.5), Table(file="c.tsv"))
 
@@ -365,7 +365,7 @@ def test_equal_configs_do_not_differ():
         ("data.test.a.file=a.tsv", {"data.test.a.file": (None, "a.tsv"), "data.test.a.weight": (None, 1.0)}),
     ],
 )
-def test_differences_are_dotted_keys_with_both_values(override: str, differences: dict[str, tuple[Any, Any]]):
+def test_config_differences_map_dotted_keys_to_both_values(override: str, differences: dict[str, tuple[Any, Any]]):
     assert config_differences(load(MINIMAL), load(MINIMAL, override)) == differences
 
 

@@ -297,7 +297,7 @@ def lower_case_only_in_training(lines: Lines) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_findings(name: str, lines: Lines, good: Lines) -> None:
+def test_each_change_of_good_text_has_the_expected_findings(name: str, lines: Lines, good: Lines) -> None:
     change, config, expected = CASES[name]
     write(lines)
     change(lines)
@@ -422,7 +422,7 @@ def test_each_stage_is_logged(lines: Lines) -> None:
     ]
 
 
-def test_nothing_is_written(lines: Lines, tmp_path: Path) -> None:
+def test_doctor_writes_nothing(lines: Lines, tmp_path: Path) -> None:
     write(lines)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     examine(a_config(tokenizer={"model": None, "vocab_size": VOCAB_SIZE}), Path("runs/toy"))

@@ -49,7 +49,7 @@ def section(text: str, name: str) -> list[str]:
 # --- Data, files, and errors before training --------------------------------------------------------------------------
 
 
-def test_nothing_is_written(tmp_path: Path) -> None:
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     config = toy_config(tmp_path / "text")
     before = everything_in(tmp_path)
     dry_run(config, Path("runs/toy"))

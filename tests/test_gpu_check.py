@@ -89,11 +89,8 @@ def test_failing_and_broken_tests_are_named(tmp_path: Path) -> None:
         "test_broken.py": "ZeroDivisionError: division by zero",
         "test_fails": "AssertionError: numbers differ",
     }
-    assert running == [
-        "test_passes",
-        "test_fails",
-        "test_skips",
-    ]  # recorded before the test ends, because the test may end the process
+    # Recorded before each test ends, because a test may end the process.
+    assert running == ["test_passes", "test_fails", "test_skips"]
 
 
 def test_a_folder_of_text_becomes_settings(tmp_path: Path) -> None:

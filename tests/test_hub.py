@@ -30,7 +30,7 @@ def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / ".cache")
 
 
-def test_a_folder_in_the_hubs_layout_is_read_in_order() -> None:
+def test_a_folder_with_the_layout_of_the_hub_is_read_in_order() -> None:
     n = 25_000  # more than two batches
     translation = [{"de": f"Satz {i}", "en": f"sentence {i}"} for i in range(n)]
     write_parquet("set/train-00000-of-00001.parquet", {"translation": translation})

@@ -50,7 +50,7 @@ def test_text_with_few_letters_is_not_judged() -> None:
     assert wrong_script_fraction("Windows!", "ru", min_letters=7) == 1.0
 
 
-def test_languages_have_their_scripts() -> None:
+def test_each_language_has_its_scripts() -> None:
     assert len(EXPECTED) > 180
     assert expected_scripts("pt-BR") == {"Latin"}
     assert expected_scripts("sr_Latn") == {"Cyrillic", "Latin"}

@@ -47,12 +47,8 @@ def test_a_line_may_be_longer_than_any_buffer():
 def test_the_end_of_a_batch_depends_only_on_the_lines():
     long = b"x" * (MAX_BYTES // 2)
     batches = list(LineReader(io.BytesIO(b"\n".join([b"a"] * 10 + [long] * 3))).batches(max_lines=4))
-    assert [len(batch) for batch in batches] == [
-        4,
-        4,
-        4,
-        1,
-    ]  # the tenth short line is in the third batch, with the first two long ones
+    # The third batch has the last two short lines and the first two long ones.
+    assert [len(batch) for batch in batches] == [4, 4, 4, 1]
     assert [len(batch) for batch in LineReader(io.BytesIO(b"\n".join([long] * 5))).batches()] == [2, 2, 1]
 
 

@@ -88,7 +88,7 @@ def test_a_beam_that_continues_another_has_its_history() -> None:
 
 
 @pytest.mark.parametrize(("d_model", "n_heads", "d_ff", "millions"), [(512, 8, 2048, 63.1), (1024, 16, 4096, 214.2)])
-def test_the_papers_models_have_as_many_parameters_as_the_formula(
+def test_the_models_of_the_paper_have_as_many_parameters_as_the_formula(
     d_model: int, n_heads: int, d_ff: int, millions: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Drawing 200 M numbers takes seconds, and their values do not matter here.
@@ -328,7 +328,7 @@ def test_without_positions_the_encoder_ignores_the_order() -> None:
         assert torch.allclose(first, turned.flip(0), atol=1e-5) == (positions == "none")
 
 
-def test_a_layer_adds_its_own_loss_to_that_of_the_batch_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_auxiliary_loss_of_a_layer_is_added_once(monkeypatch: pytest.MonkeyPatch) -> None:
     forward, batch = EncoderLayer.forward, tiles(PAIRS)
 
     def with_loss(layer: EncoderLayer, x: torch.Tensor, context: Any) -> Any:

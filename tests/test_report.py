@@ -467,7 +467,7 @@ def test_a_report_of_another_kind_is_not_overwritten(tmp_path: Path, content: st
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 @pytest.mark.parametrize("mode", [0o500, 0o000])
-def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path, mode: int):
+def test_a_report_folder_that_cannot_be_written_is_an_error(tmp_path: Path, mode: int):
     folder = tmp_path / "a"
     folder.mkdir()
     folder.chmod(mode)

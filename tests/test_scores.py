@@ -131,7 +131,7 @@ def test_the_bleu_of_2017_is_computed_on_tokens_with_split_compounds():
     assert score.score > scores_of(hypothesis, reference, ["bleu"])[0].score
 
 
-def test_all_means_every_metric_that_can_be_computed(monkeypatch: pytest.MonkeyPatch):
+def test_all_selects_every_metric_that_can_be_computed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(metrics, "_has_sacremoses", lambda: False)
     assert metrics.metric_keys(["all"]) == ["bleu", "chrf", "chrf++", "bleu-lc", "ter"]
     with pytest.raises(ConfigError) as caught:

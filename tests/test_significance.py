@@ -131,7 +131,7 @@ def test_significance_uses_all_references():
     assert comparison.signature.startswith("nrefs:2|ar:100|seed:12345|")
 
 
-def test_nothing_is_printed(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture):
+def test_a_significance_test_prints_nothing(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture):
     with caplog.at_level("DEBUG"):
         compare(MORE_DROPPED, FEW_DROPPED, ["bleu"], n_samples=100)
     assert capsys.readouterr() == ("", "")

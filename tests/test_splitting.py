@@ -48,7 +48,7 @@ def test_lines_are_cut_where_a_reader_would_pause(text: str, room: int, parts: l
     assert split(text, room) == parts
 
 
-def test_parts_know_their_first_word():
+def test_parts_have_the_number_of_words_before_them():
     parts = split_text("eins zwei abcdefghijklmn vier", range(1, 30), 10)
     assert parts == [Part("eins zwei", 0), Part("abcdefghij", 2), Part("klmn vier", 2, continues_word=True)]
 
@@ -56,10 +56,8 @@ def test_parts_know_their_first_word():
 def test_pieces_that_share_a_character_stay_together():
     # Three characters of four bytes each, after the space that begins a word.
     assert [part.text for part in split_text("🙂🙃🙂", [0, *[1] * 4, *[2] * 4, *[3] * 4], 6)] == ["🙂", "🙃", "🙂"]
-    assert [part.text for part in split_text("🙂🙃", [1] * 4 + [2] * 4, 2)] == [
-        "🙂",
-        "🙃",
-    ]  # the parts are too long, but nothing is lost
+    # The parts are too long, but nothing is lost.
+    assert [part.text for part in split_text("🙂🙃", [1] * 4 + [2] * 4, 2)] == ["🙂", "🙃"]
 
 
 def test_piece_ends_are_positions_in_characters(tokenizer: Tokenizer):

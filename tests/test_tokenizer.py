@@ -93,7 +93,7 @@ def test_bytes_that_are_not_utf8_become_replacement_characters(tokenizer: Tokeni
     assert tokenizer.decode([byte_ids[f"<0x{byte:02X}>"] for byte in "ä€".encode()]) == "ä€"
 
 
-def test_the_pieces_that_break_a_line_are_known(tokenizer: Tokenizer) -> None:
+def test_the_pieces_that_break_lines_are_found(tokenizer: Tokenizer) -> None:
     assert sorted(tokenizer.pieces(tokenizer.line_breaking_ids)) == ["<0x00>", "<0x0A>", "<0x0D>"]
     assert tokenizer.line_breaking_ids <= set(tokenizer.encode("a\nb\rc\x00d"))
 
@@ -256,7 +256,7 @@ def test_training_on_no_text_is_a_data_error(tmp_path: Path, counts: dict[str, i
     assert str(caught.value) == f"no text to train the tokenizer on: {found} too long (over 4,192 bytes)"
 
 
-def test_words_are_separated_at_spaces_for_counting() -> None:
+def test_counted_words_are_separated_by_spaces() -> None:
     assert count_words(["a b a", "", "b,  a"]) == {"a": 3, "b": 1, "b,": 1}
 
 

@@ -49,9 +49,8 @@ def test_progress_lines_show_step_epoch_speed_and_remaining_time(
         f"step 21/100 (21.0%) · epoch 0.5 · {values} · 1 min 01 s elapsed · 1 min 19 s left",
         f"step 30/100 (30.0%) · epoch 0.8 · {values} · 1 min 10 s elapsed · 1 min 10 s left",
     ]
-    (line,) = (
-        (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines()
-    )  # values that are only shown are not recorded
+    # Values that are only shown are not recorded.
+    (line,) = (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines()
     assert json.loads(line)["step"] == 30
 
 

@@ -40,7 +40,9 @@ def with_train(config: RunConfig, **changes: object) -> RunConfig:
 
 
 @pytest.mark.parametrize(("precision", "variant"), [("fp32", {}), ("bf16", {}), ("bf16", RICH)])
-def test_resume_equals_never_stopped_bit_for_bit(tmp_path: Path, precision: str, variant: dict[str, Any]) -> None:
+def test_resumed_training_equals_uninterrupted_training_bit_for_bit(
+    tmp_path: Path, precision: str, variant: dict[str, Any]
+) -> None:
     config = with_train(toy_config(tmp_path, precision=precision, batch_tokens=200), micro_batch_tokens=100)
     config = replace(config, model=replace(config.model, **variant))
     config = with_train(config, activation_checkpointing=bool(variant), ema_decay=0.9 if variant else None)

@@ -90,7 +90,7 @@ def odd_lines(seed: int) -> list[bytes]:
 @pytest.mark.parametrize(
     ("seed", "longest"), [(1, ["--max-length", "12"]), pytest.param(2, [], marks=pytest.mark.slow)]
 )
-def test_any_input_gives_as_many_output_lines(model: Path, tmp_path: Path, seed: int, longest: list[str]) -> None:
+def test_any_input_gives_one_output_line_per_line(model: Path, tmp_path: Path, seed: int, longest: list[str]) -> None:
     lines = odd_lines(seed)
     (tmp_path / "in").write_bytes(b"\n".join(lines) + b"\n")
     options = ("--input", tmp_path / "in", "--precision", "fp32", "--beam-size", "2", *longest)
@@ -106,9 +106,8 @@ def test_any_input_gives_as_many_output_lines(model: Path, tmp_path: Path, seed:
         run(model, *options, "--format", "jsonl"),
         run(model, *options[2:], "--format", "jsonl", stdin=b"\n".join(lines)),
     ):
-        entries = [
-            json.loads(line) for line in as_json.stdout.decode().splitlines()
-        ]  # no JSON line contains a line break of any kind
+        # splitlines() finds all kinds of line breaks: the JSON has none inside its lines.
+        entries = [json.loads(line) for line in as_json.stdout.decode().splitlines()]
         assert [entry["line"] for entry in entries] == list(range(1, len(lines) + 1))
         assert "".join(entry["hypotheses"][0]["text"] + "\n" for entry in entries) == out.decode()
         n_invalid = sum("invalid_utf8" in entry["flags"] for entry in entries)
@@ -200,7 +199,7 @@ def sampled(model: Path, *options: str, lines: Sequence[str]) -> list[str]:
     return run(model, "--sample", "--precision", "fp32", *options, stdin=text).stdout.decode().split("\n")[:-1]
 
 
-def test_draws_depend_on_the_line_and_the_seed_alone(model: Path) -> None:
+def test_samples_depend_only_on_the_line_and_the_seed(model: Path) -> None:
     lines = toy_text(20, 7)[0]
     drawn = sampled(model, lines=lines)
     assert sampled(model, "--batch-sentences", "3", lines=lines[::-1]) == drawn[::-1]

@@ -184,14 +184,7 @@ def test_a_failing_batch_stops_the_parallel_batches() -> None:
         next(results)
     is_told.set()
     assert list(side_by_side(abs, [-1, -2], 2)) == [1, 2]  # in the same threads, after their previous work
-    assert set(started) <= {
-        0,
-        1,
-        2,
-        3,
-        4,
-        5,
-    }  # two at a time, and none after those that had started by then
+    assert set(started) <= {0, 1, 2, 3, 4, 5}  # two at a time, and none after those that had started by then
     assert torch.get_num_threads() == n_threads
 
 

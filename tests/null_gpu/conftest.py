@@ -91,7 +91,7 @@ def _family(process: int) -> dict[int, int]:
     parents, n_bytes = {}, {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            fields = path.read_text().rpartition(")")[2].split()  # the name, in brackets, may hold blanks
+            fields = path.read_text().rpartition(")")[2].split()  # the name, in brackets, may contain spaces
         except OSError:  # it has ended meanwhile
             continue
         one = int(path.parent.name)

@@ -35,7 +35,7 @@ from mt.tools import bench
 from mt.training.engine import Engine, Update
 from tests.null_gpu.device import NullGPU
 
-PEAK, BANDWIDTH = 989e12, 3.35e12  # of an H100 SXM: operations in bf16 and bytes a second, from its data sheet
+PEAK, BANDWIDTH = 989e12, 3.35e12  # of an H100 SXM, from its data sheet: bf16 operations and bytes per second
 PEAK_FRACTION, ATTENTION_PEAK_FRACTION, BANDWIDTH_FRACTION = 0.6, 0.25, 0.8
 LAUNCH_SECONDS, HOST_SECONDS = 2e-6, 5e-6
 FLASH_TILE = 128  # queries and keys per block of flash attention; a shorter sentence takes a whole block

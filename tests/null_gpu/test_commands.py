@@ -65,7 +65,7 @@ def test_a_training_that_runs_out_of_memory_ends_with_the_same_updates(tmp_path:
 
 @pytest.mark.null_gpu(n_devices=2)
 def test_two_ranks_train_on_two_devices(tmp_path: Path) -> None:
-    """A fake NCCL sums over ranks and exchanges nothing. The host communicates over gloo."""
+    """The fake NCCL counts sums over ranks but exchanges nothing. The host communicates over gloo."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "tests/null_gpu/rank.py", "train"]
     told = run(*launcher, *short(tmp_path, "train.compile=false"), "--run-dir", str(tmp_path / "run"))
     assert "on 2 ranks (cuda) in bf16" in told
