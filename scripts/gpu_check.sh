@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Checks everything that needs a GPU, in parts of under nine minutes each. Uses no network and installs nothing. On a CPU,
-# the parts use small sizes, only to show that they run.
+# Checks everything that needs a GPU, in parts of under nine minutes each. Uses no network and installs nothing. On a
+# CPU, the parts use small sizes, only to show that they run.
 #
 #   scripts/gpu_check.sh list
 #   scripts/gpu_check.sh --minutes 8                       the most important parts that fit into 8 minutes

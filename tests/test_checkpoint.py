@@ -79,7 +79,7 @@ def test_a_failed_write_leaves_only_the_old_folder(tmp_path: Path, config: RunCo
         assert sorted(path.name for path in tmp_path.iterdir()) == ["big.model", "model", "text"]
 
 
-def test_an_error_that_is_not_from_the_disk_keeps_its_traceback(
+def test_an_error_that_is_not_from_the_disk_is_raised_unchanged(
     tmp_path: Path, config: RunConfig, tokenizer_path: Path
 ) -> None:
     class OnABrokenDevice:

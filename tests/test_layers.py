@@ -188,7 +188,7 @@ def _imports_datasets(module: str, anywhere: bool) -> bool:
     return "datasets" in {name.partition(".")[0] for name in _imports(MODULES[module], anywhere)}
 
 
-def test_importing_the_package_does_not_import_torch():
+def test_importing_the_package_does_not_import_torch_and_exports_these_names():
     code = "import mt, sys; assert 'torch' not in sys.modules; print(sorted(mt.__all__))"
     assert (
         subprocess.check_output([sys.executable, "-c", code], cwd=PACKAGE.parent, text=True) == f"{sorted(EXPORTS)}\n"

@@ -422,7 +422,7 @@ def _refusal(folder: Path) -> str:
     return str(caught.value)
 
 
-def test_a_report_folder_may_be_new_or_contain_an_evaluation(tmp_path: Path):
+def test_a_report_folder_may_be_new_or_contain_an_earlier_report(tmp_path: Path):
     folder = tmp_path / "a/b"
     check_folder(folder)
     assert not folder.parent.exists()  # not created yet, because a later check may still fail

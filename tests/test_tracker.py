@@ -27,7 +27,7 @@ def tracker(run_dir: Path, progress: Progress) -> Tracker:
     return Tracker(RunFolder(run_dir), progress, max_steps=100, updates_per_epoch=40)
 
 
-def test_progress_lines_show_step_epoch_speed_and_remaining_time(
+def test_progress_lines_show_step_speed_and_a_remaining_time_that_follows_the_clock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = Clock()

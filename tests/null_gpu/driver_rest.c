@@ -1,5 +1,5 @@
-// Driver calls that succeed without doing anything, and calls that our code should not make. Uses no headers, because the
-// arguments do not matter.
+// Driver calls that succeed without doing anything, and calls that our code should not make. Uses no headers, because
+// the arguments do not matter.
 #include "null_gpu.h"
 
 #define SUCCEEDS(name)                                                                                                 \

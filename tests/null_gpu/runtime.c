@@ -1,5 +1,5 @@
-// The CUDA runtime of the null GPU, loaded before the real one by LD_PRELOAD. Device memory is address space that cannot
-// be read, kernels do nothing, and everything that the host copies back is zero.
+// The CUDA runtime of the null GPU, loaded before the real one by LD_PRELOAD. Device memory is address space that
+// cannot be read, kernels do nothing, and everything that the host copies back is zero.
 #define _GNU_SOURCE
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
@@ -67,8 +67,8 @@ API long long null_gpu_counter(int counter) { return counters[counter]; }
 
 API void null_gpu_reset(void) { memset(counters, 0, sizeof counters); }
 
-// Write a line for each launch, copy and wait from now on, starting with the time in nanoseconds on the profiler's clock.
-// NULL ends the log.
+// Write a line for each launch, copy and wait from now on, starting with the time in nanoseconds on the profiler's
+// clock. NULL ends the log.
 API void null_gpu_log_to(const char *path) {
   if (log_file) fclose(log_file);
   log_file = path ? fopen(path, "w") : NULL;
