@@ -1,12 +1,12 @@
-"""Speed of one model's translations by our own search, by CTranslate2 and by `transformers`, with the BLEU of each.
+"""Compare the speed and BLEU of one model in `mt`, CTranslate2 and `transformers`.
 
     python scripts/bench_decode.py --model runs/multi30k --input test.en.gz --reference test.de.gz
 
-All engines get the same weights, the same batches of sentences (sorted by length), the same beam, the same length
-penalty and the same number of threads: ours gives each batch one of them, CTranslate2 is measured that way and with all
-of them on one batch. Each runs in a process of its own, and while one works the others wait; rounds are interleaved,
-for machines drift. Ids go in and ids come out: neither tokenisation nor loading is timed, for anyone.
-CTranslate2 and `transformers` take part where they are installed: pip install 'mt-train[ctranslate2]' transformers
+All engines get the same weights, batches of sentences (sorted by length), beam, length penalty and number of threads.
+`mt` uses one thread per batch. CTranslate2 is measured that way, and with all threads on one batch. Each engine runs in
+its own process, and only one works at a time; rounds are interleaved because the speed of a machine drifts. Input and
+output are ids: neither tokenisation nor loading is timed for any engine.
+CTranslate2 and `transformers` are measured if they are installed: pip install 'mt-train[ctranslate2]' transformers
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ ENGINES = (
     "mt bf16",
     "mt fp32",
     "ctranslate2 int8",  # all threads on one batch, as it does by default
-    "ctranslate2 int8 side by side",  # a thread a batch, as we do
+    "ctranslate2 int8 side by side",  # one thread per batch, as mt does
     "ctranslate2 float32",
     "transformers bf16",
     "transformers fp32",
 )
 ENGINES_ON_CUDA = ("mt bf16", "ctranslate2 float16", "ctranslate2 int8", "transformers bf16")
 YARDSTICK = "ctranslate2 int8"
-EXACT = "mt fp32"  # whose translations the others' are compared with
+EXACT = "mt fp32"  # the other engines' translations are compared with its own
 LATENCY_WARM_UP = 3  # lines
 
 Ids = list[int]
-# From batches of source ids, each sentence with its EOS, to target ids without BOS and EOS.
+# A function of batches of source ids, each sentence with EOS, that returns target ids without BOS and EOS.
 Translate = Callable[[list[list[Ids]]], list[list[Ids]]]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all engines go by."""
+    """Settings of all engines."""
 
     model: Path
-    exports: Path  # folder of exports, one for each quantisation
+    exports: Path  # folder with one export per quantisation
     beam_size: int
     length_penalty: float
     threads: int
@@ -64,10 +64,10 @@ class Setting:
 
 @dataclass
 class Measured:
-    """What one engine took, and what it found."""
+    """Times and translations of one engine."""
 
     seconds: list[float] = field(default_factory=list)  # of each round
-    found: list[list[Ids]] = field(default_factory=list)  # of each batch
+    found: list[list[Ids]] = field(default_factory=list)  # translations of each batch
     latencies: list[float] = field(default_factory=list)  # seconds for single sentences
 
 
@@ -81,13 +81,13 @@ class Row:
     sentences_per_second: float
     tokens_per_sentence: float
     bleu: float
-    n_equal: int | None  # lines translated as by EXACT
-    ratio: float | None  # of sentences per second to YARDSTICK, median over rounds
+    n_equal: int | None  # lines with the same translation as EXACT
+    ratio: float | None  # sentences per second relative to YARDSTICK, median over rounds
     latency_p50: float | None  # seconds for one sentence alone
     latency_p95: float | None
 
 
-# --- The engines, each in a process of its own ------------------------------------------------------------------------
+# --- The engines, each in its own process -----------------------------------------------------------------------------
 
 
 def load_mt(precision: str, setting: Setting) -> Translate:
@@ -143,7 +143,7 @@ def load_ctranslate2(quantization: str, setting: Setting) -> Translate:
 
 
 def load_transformers(precision: str, setting: Setting) -> Translate:
-    """MarianMT, which is the paper's model but for its table of positions, with our weights."""
+    """Load MarianMT, which is the paper's model except for its table of positions, with our weights."""
     import torch
 
     from mt.text.tokenizer import EOS_ID, PAD_ID
@@ -175,7 +175,7 @@ LOADERS = {"mt": load_mt, "ctranslate2": load_ctranslate2, "transformers": load_
 
 
 def longest(batch: list[Ids]) -> int:
-    """Tokens of a translation at most: one limit for a batch, for two of the three know no other."""
+    """Return the maximum tokens of a translation. Two of the three engines support only one limit per batch."""
     return max(map(len, batch)) + 50
 
 
@@ -192,7 +192,7 @@ def open_folder(model: Path) -> Any:
 
 
 def marian(folder: Any) -> Any:
-    """Return a `MarianMTModel` with the weights of a post-norm model of ours."""
+    """Return a `MarianMTModel` with the weights of one of our post-norm models."""
     import torch
     import transformers
 
@@ -225,7 +225,7 @@ def marian(folder: Any) -> Any:
     theirs: dict[str, Any] = {"model.shared.weight": embedding}
 
     def put(name: str, *sources: str) -> None:
-        """Give the parts of our layers, one after the other, to layers of theirs; a * counts q, k, v."""
+        """Copy the concatenated weights of our layers to their layers; a * in `name` means q, k and v."""
         tensors = {kind: [ours[f"{source}.{kind}"] for source in sources] for kind in ("weight", "bias")}
         for kind, parts in tensors.items():
             rows = torch.cat(parts).chunk(3) if "*" in name else parts
@@ -254,11 +254,11 @@ def marian(folder: Any) -> Any:
     return model
 
 
-_loaded: list[Translate] = []  # in the process of an engine: what it translates with
+_loaded: list[Translate] = []  # the one engine of this process
 
 
 def load(engine: str, setting: Setting) -> None:
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print must not look like a result
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of libraries must not look like a result
     import torch
 
     torch.set_num_threads(setting.threads)
@@ -273,7 +273,7 @@ def translate_timed(batches: list[list[Ids]]) -> tuple[float, list[list[Ids]]]:
 
 
 def seconds_alone(sentences: list[Ids]) -> list[float]:
-    """Return the seconds that each sentence takes by itself, after some for warm-up."""
+    """Return the seconds that each sentence takes by itself, after some sentences for warm-up."""
     warm_up = sentences[:LATENCY_WARM_UP]
     return [translate_timed([[sentence]])[0] for sentence in [*warm_up, *sentences]][len(warm_up) :]
 
@@ -302,7 +302,7 @@ def measure(
     names: Sequence[str], setting: Setting, batches: list[list[Ids]], alone: list[Ids], n_rounds: int
 ) -> dict[str, Measured]:
     measured = {name: Measured() for name in names}
-    os.environ["OMP_NUM_THREADS"] = str(setting.threads)  # of the processes
+    os.environ["OMP_NUM_THREADS"] = str(setting.threads)  # inherited by the processes
     context = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
         engines = {
@@ -310,7 +310,7 @@ def measure(
         }
         for number in range(n_rounds + 1):
             for name, submit in engines.items():
-                if number == 0:  # warm-up, with long and short ones
+                if number == 0:  # warm-up, with long and short sentences
                     submit(translate_timed, batches[:: max(1, len(batches) // 4)]).result()
                     continue
                 seconds, measured[name].found = submit(translate_timed, batches).result()
@@ -322,7 +322,7 @@ def measure(
 
 
 def rows_of(measured: dict[str, Measured], order: list[int], tokenizer: Any, references: list[str]) -> list[Row]:
-    """Return the table. Batches are lists of the lines in `order`."""
+    """Return the rows of the table. `order` has the line numbers of all sentences of the batches, in order."""
     from mt.evaluation.scores import bleu_and_chrf
 
     translations = {}
@@ -354,8 +354,8 @@ def rows_of(measured: dict[str, Measured], order: list[int], tokenizer: Any, ref
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    measures = ["tok/s (slowest to fastest round)", "sentences/s", f"× {YARDSTICK}", "tokens a sentence", "BLEU"]
-    head = ["engine", *measures, f"lines as {EXACT}", "one sentence alone, p50 / p95"]
+    measures = ["tok/s (slowest to fastest round)", "sentences/s", f"× {YARDSTICK}", "tokens per sentence", "BLEU"]
+    head = ["engine", *measures, f"lines equal to {EXACT}", "one sentence at a time, p50 / p95"]
     cells = [
         (
             row.engine,
@@ -378,15 +378,15 @@ def markdown(rows: Sequence[Row]) -> str:
 def arguments_of(command: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
-    add("--model", type=Path, required=True, metavar="DIR", help="a run, a checkpoint or a model folder")
-    add("--input", type=Path, required=True, metavar="FILE", help="text, one segment a line")
+    add("--model", type=Path, required=True, metavar="DIR", help="run, checkpoint or model folder")
+    add("--input", type=Path, required=True, metavar="FILE", help="text, one segment per line")
     add("--reference", type=Path, required=True, metavar="FILE", help="its translation, for BLEU")
-    add("--batch-sentences", type=int, default=32, metavar="N", help="sentences in a batch")
+    add("--batch-sentences", type=int, default=32, metavar="N", help="sentences per batch")
     add("--beam-size", type=int, default=4, metavar="N")
-    add("--length-penalty", type=float, default=0.0, metavar="A", help="log-probability over n^A")
-    add("--threads", type=int, default=2, metavar="N", help="of each engine")
-    add("--rounds", type=int, default=3, metavar="N", help="through the whole text")
-    add("--latency-lines", type=int, default=100, metavar="N", help="translated one by one; 0: none")
+    add("--length-penalty", type=float, default=0.0, metavar="A", help="log-probability divided by n^A")
+    add("--threads", type=int, default=2, metavar="N", help="threads of each engine")
+    add("--rounds", type=int, default=3, metavar="N", help="passes through the whole text")
+    add("--latency-lines", type=int, default=100, metavar="N", help="lines translated one by one; 0: none")
     engines = sorted({*ENGINES, *ENGINES_ON_CUDA})
     add("--engine", action="append", choices=engines, metavar="E", help=f"repeatable; one of {', '.join(engines)}")
     add("--device", default="cpu", help="cpu, cuda or cuda:N")
@@ -461,4 +461,4 @@ if __name__ == "__main__":
     except (MTError, CommandFailed) as error:
         sys.exit(refuse(str(error)))
     except BrokenProcessPool:
-        sys.exit("error: the process of an engine ended, see above")
+        sys.exit("error: the process of an engine ended. See above.")

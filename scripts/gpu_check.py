@@ -1,6 +1,6 @@
-"""The parts of scripts/gpu_check.sh, and the report on them; docs/gpu.md says what they are for.
+"""The parts of scripts/gpu_check.sh, and the report on them. Their purpose is explained in docs/gpu.md.
 
-Each part runs in its own process and writes one JSON file as its figures come; `report.md` joins them.
+Each part runs in its own process and updates one JSON file whenever it has new figures. `report.md` joins all parts.
 """
 
 from __future__ import annotations
@@ -25,47 +25,47 @@ from typing import Any
 
 from plumbing import ROOT, CommandFailed, refuse, run_mt, say, table
 
-LIMIT_SECONDS = 530  # of any part
-QUICK_LEAST_SECONDS = 10  # with --quick, a part isn't started with less
-REPORT_SECONDS = 5  # of --minutes, kept back for ending a part and for the report
+LIMIT_SECONDS = 530  # maximum time of any part
+QUICK_LEAST_SECONDS = 10  # with --quick, a part is not started with less time
+REPORT_SECONDS = 5  # part of --minutes, reserved for ending a part and for the report
 NEEDED = ("torch", "numpy", "sentencepiece", "sacrebleu", "safetensors", "tensorboard", "typer", "rich", "yaml")
-# Decoding speed is measured on translations of this many tokens, whatever the random weights would say.
+# Decoding speed is measured on translations of this many tokens, because random weights give arbitrary lengths.
 FORCED_TOKENS = 28
-TOLERANCE = 0.02  # of attention in bf16 against float32, relative to its size
-# A part calls it with its figures each time there are more, so that those it has outlive it if it is killed.
+TOLERANCE = 0.02  # relative error of attention in bf16, compared with float32
+# A part calls this with all its figures whenever there are new ones, so that they survive if the part is killed.
 Keep = Callable[[dict[str, Any]], None]
 
 
 class PartFailed(Exception):
-    """What a part found wrong."""
+    """A part found something wrong."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all parts go by."""
+    """Settings of all parts."""
 
     data: Path | None  # folder of text for the training run; None: the demo corpus
     out: Path
     device: str  # cpu or cuda:N
-    quick: bool  # small, to show that the code runs
-    limit_seconds: float = LIMIT_SECONDS  # in a part's process: when it is killed
+    quick: bool  # small sizes, to show that the code runs
+    limit_seconds: float = LIMIT_SECONDS  # in a part's process: the time after which it is killed
 
 
 @dataclass(frozen=True)
 class Part:
-    """One thing to prove."""
+    """One check."""
 
     what: str
     run: Callable[[Setting, Keep], None]
-    section: Callable[[dict[str, Any]], list[str]]  # Markdown of its figures
+    section: Callable[[dict[str, Any]], list[str]]  # turns its figures into Markdown
     seconds: int  # estimate for a GPU
-    least_seconds: int  # it isn't started with less
+    least_seconds: int  # it is not started with less time
     largest_fraction: float = 1.0  # of the time left, while other parts wait
 
 
 @dataclass(frozen=True)
 class Record:
-    """What came of a part: one JSON file."""
+    """The result of a part: one JSON file."""
 
     part: str
     started_at: str
@@ -99,7 +99,7 @@ class Record:
         return cls(**json.loads(path.read_text("utf-8")))
 
     def write(self, path: Path) -> Record:
-        """Write or replace the file; a process killed meanwhile leaves the one before."""
+        """Write or replace the file. If the process is killed meanwhile, the previous file remains."""
         new = path.with_suffix(".new")
         new.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", "utf-8")
         os.replace(new, path)
@@ -110,12 +110,12 @@ class Record:
 
 
 def run_tests(setting: Setting, keep: Keep) -> None:
-    """Run the tests marked `cuda`; without CUDA the same tests as far as they run on a CPU."""
+    """Run the tests marked `cuda`; without CUDA, those of them that run on a CPU."""
     if importlib.util.find_spec("pytest") is None:
         raise PartFailed(f"{sys.executable} lacks pytest: install it, or set PYTHON to a Python that has it")
     import pytest
 
-    # Not all of tests/: some files need packages that a machine with a GPU may lack.
+    # Not all of tests/, because some files need packages that a machine with a GPU may lack.
     marked = [str(path) for path in (ROOT / "tests").glob("*.py") if "mark.cuda" in path.read_text("utf-8")]
     which = ["-m", "cuda", *sorted(marked)] if setting.device != "cpu" else ["tests/test_cuda.py"]
     recorder = Recorder(keep)
@@ -129,7 +129,7 @@ def run_tests(setting: Setting, keep: Keep) -> None:
 
 
 class Recorder:
-    """Count the tests as they end, and name the one that was started last. pytest calls the hooks."""
+    """A pytest plugin that counts the tests that have ended and remembers the one started last."""
 
     def __init__(self, keep: Keep) -> None:
         self.figures: dict[str, Any] = {"passed": 0, "failed": {}, "skipped": 0, "running": None}
@@ -162,7 +162,7 @@ def tests_section(figures: dict[str, Any]) -> list[str]:
 
 
 def run_attention(setting: Setting, keep: Keep) -> None:
-    """Time attention alone at the lengths of sentences, with the heads of the base model."""
+    """Time attention by itself, at the lengths of sentences, with the heads of the base model."""
     import numpy as np
     import torch
 
@@ -180,14 +180,14 @@ def run_attention(setting: Setting, keep: Keep) -> None:
             keep(figures)
             say(f"{name:<22} {path:<36} {attention_cell(one)}")
     if all("error" in one for found in figures["lengths"].values() for one in found.values()):
-        raise PartFailed("no way to compute attention could run")
+        raise PartFailed("none of the implementations of attention could run")
 
 
 def time_attention(lengths: Any, device: Any, n_repeats: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the ways to compute attention in bf16, each with its figures; `error` says why there are none.
+    """Yield the implementations of attention in bf16, each with its figures, or with the `error` that it raised.
 
-    T rows of queries, keys and values [T, H, E], N sentences of W rows at most. Values and gradients are compared with
-    those of padded attention in float32 on the CPU.
+    Queries, keys and values are [T, H, E]: T rows from N sentences of at most W rows each. Values and gradients are
+    compared with padded attention in float32 on the CPU.
     """
     import numpy as np
     import torch
@@ -203,7 +203,7 @@ def time_attention(lengths: Any, device: Any, n_repeats: int) -> Iterator[tuple[
     packed_rows = rows_of(varlen_layout(cu, cu, int(lengths.max())), dropout=0.0)
 
     def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        from mt.model.packed_attention import attend  # imports Triton, which CUDA builds of torch bring
+        from mt.model.packed_attention import attend  # imports Triton, which CUDA builds of torch include
 
         return attend(packed_rows, q[:, None], k[:, None], v[:, None]).view(q.shape)
 
@@ -238,7 +238,7 @@ def time_attention(lengths: Any, device: Any, n_repeats: int) -> Iterator[tuple[
             found = run(path, content, Laps(device))
         off = max(float((a.cpu().float() - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True))
         if not off <= TOLERANCE:
-            return {"error": f"its values are off by {off:.2g}", "relative_error": off}
+            return {"error": f"its values have a relative error of {off:.2g}", "relative_error": off}
         laps = Laps(device)
         for _ in range(n_repeats):
             run(path, content, laps)
@@ -263,8 +263,8 @@ def time_attention(lengths: Any, device: Any, n_repeats: int) -> Iterator[tuple[
 
 def attention_section(figures: dict[str, Any]) -> list[str]:
     about = (
-        f"{figures['tokens']:,} tokens, {figures['heads']} heads of {figures['features']}, bf16. Milliseconds forward, "
-        "forward and backward; tokens a second through both."
+        f"{figures['tokens']:,} tokens, {figures['heads']} heads of {figures['features']}, bf16. Milliseconds of the "
+        "forward pass, and of forward and backward; tokens per second of both."
     )
     columns = figures["lengths"]
     paths = next(iter(columns.values()))
@@ -291,22 +291,22 @@ def run_bench(config: str, setting: Setting, keep: Keep) -> None:
     """Run `mt bench` on sentences of WMT14's lengths."""
     large = {"base": 131_072, "big": 65_536}[config]
     variants = {
-        "25,000 target tokens an update": ["train.batch_tokens=25000"],
+        "25,000 target tokens per update": ["train.batch_tokens=25000"],
         "25,000, torch's flash attention": ["train.batch_tokens=25000", "train.attention=flash"],
-        f"{large:,} target tokens an update": [f"train.batch_tokens={large}"],
+        f"{large:,} target tokens per update": [f"train.batch_tokens={large}"],
         "25,000, not compiled": ["train.batch_tokens=25000", "train.compile=false"],
     }
-    if config == "base":  # which is small enough to wait for the host
+    if config == "base":  # it is small enough that the GPU waits for the host
         variants |= {
             "5,000, captured": ["train.batch_tokens=5000"],
             "5,000, not captured": ["train.batch_tokens=5000", "train.cuda_graphs=false"],
         }
     options = ["--random-data", "--json"]
     if setting.quick:
-        variants = {"512 target tokens an update": ["train.batch_tokens=512"]}
+        variants = {"512 target tokens per update": ["train.batch_tokens=512"]}
         options += ["--steps", "2"]
     elif setting.limit_seconds < PARTS[f"bench-{config}"].seconds:
-        options += ["--steps", "100"]  # instead of 20 s of them
+        options += ["--steps", "100"]  # instead of 20 s
     figures: dict[str, Any] = {name: {"error": "not run"} for name in variants}
     for name, changes in variants.items():
         changes = [f"--set={change}" for change in (f"train.device={setting.device}", *changes)]
@@ -333,7 +333,7 @@ def code(text: str) -> list[str]:
 
 
 def run_decode(setting: Setting, keep: Keep) -> None:
-    """Time beam search with a base model of random weights, batch by batch, every translation equally long."""
+    """Time beam search with a base model of random weights, batch by batch, with all translations equally long."""
     import torch
 
     from mt.config.settings import DecodeConfig, ModelConfig
@@ -400,10 +400,10 @@ def decode_section(figures: dict[str, Any]) -> list[str]:
 
 
 def run_training(setting: Setting, keep: Keep) -> None:
-    """Run `mt train` from text to a report, then measure the decoding speed of the model it made."""
+    """Run `mt train` from text to a report, then measure the decoding speed of the trained model."""
     config = "demo" if setting.data is None else "multi30k"
     changes = [] if setting.data is None else text_settings(setting.data)
-    # The rest is for preparation, averaging, the test sets and the decoding speed.
+    # The remaining time is for preparation, averaging, the test sets and the decoding speed.
     train_seconds = min(300, 0.6 * setting.limit_seconds)
     changes += [f"train.device={setting.device}", "train.log_every=20", f"train.stop_after={train_seconds:.0f}s"]
     if setting.quick:
@@ -426,7 +426,7 @@ def run_training(setting: Setting, keep: Keep) -> None:
 
 
 def text_settings(folder: Path) -> list[str]:
-    """Return `--set` values for a folder's text: train, val or valid, test sets; each X.en and X.de, maybe with .gz."""
+    """Return `--set` values for the text in a folder: train, val or valid, test sets; each X.en and X.de, maybe .gz."""
     sources: dict[str, dict[str, str]] = {}
     for src in sorted(folder.glob("*.en")) + sorted(folder.glob("*.en.gz")):
         name, _, ending = src.name.partition(".en")
@@ -439,9 +439,9 @@ def text_settings(folder: Path) -> list[str]:
     if train is None or valid is None or not tests:
         raise PartFailed(
             f"{folder}: expected pairs of files train.en + train.de, val.en + val.de and test.en + test.de "
-            "(or test_NAME.en + test_NAME.de), each plain or with .gz behind"
+            "(or test_NAME.en + test_NAME.de), each plain or with .gz at the end"
         )
-    # JSON is YAML, whatever a path holds.
+    # JSON is valid YAML, whatever characters a path contains.
     values = {"data.train": [train], "data.valid": valid, "data.test": tests}
     return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
@@ -453,7 +453,7 @@ def training_section(figures: dict[str, Any]) -> list[str]:
     return [*lines, "", *code(format_bench(figures["decoding"]))] if "decoding" in figures else lines
 
 
-# In the order of their worth to someone whose time on a GPU is short. The seconds were not measured on one yet.
+# The most valuable first, for someone with little time on a GPU. The seconds are estimates, not yet measured on a GPU.
 PARTS = {
     "tests": Part(
         "the tests marked cuda: attention, compilation, precisions, resume, memory, copies",
@@ -465,10 +465,10 @@ PARTS = {
     ),
     "bench-base": Part("mt bench of the base model", partial(run_bench, "base"), bench_section, 430, 75),
     "attention": Part(
-        "ways to compute attention, timed at 28-token sentences", run_attention, attention_section, 60, 20
+        "implementations of attention, timed at 28-token sentences", run_attention, attention_section, 60, 20
     ),
     "decode": Part("decoding speed of the base model by batch size", run_decode, decode_section, 60, 20),
-    "train": Part("a real training run to a BLEU", run_training, training_section, 200, 100),
+    "train": Part("a real training run with a BLEU score", run_training, training_section, 200, 100),
     "bench-big": Part("mt bench of the big model", partial(run_bench, "big"), bench_section, 370, 90),
 }
 
@@ -477,10 +477,10 @@ PARTS = {
 
 
 def run_parts(names: Sequence[str], setting: Setting, seconds_left: Callable[[], float]) -> list[Record]:
-    """Run the parts that the time left is enough for, and return the record of each part.
+    """Run each part that the remaining time is enough for, and return the record of every part.
 
     Args:
-        seconds_left: infinite without a budget.
+        seconds_left: returns infinity if there is no budget.
     """
     records = []
     for i, name in enumerate(names):
@@ -491,14 +491,14 @@ def run_parts(names: Sequence[str], setting: Setting, seconds_left: Callable[[],
             records.append(run_part(name, setting, limit))
         else:
             in_full = "" if setting.quick else f" (about {part.seconds} s in full)"
-            reason = f"{int(limit)} s were left for it, and it needs at least {least} s{in_full}: give more --minutes"
+            reason = f"it needs at least {least} s{in_full}, and {int(limit)} s were left: increase --minutes"
             records.append(leave_out(name, setting, reason))
         write_report(setting.out)
     return records
 
 
 def leave_out(name: str, setting: Setting, reason: str) -> Record:
-    """Record why a part isn't run, without replacing the result of an earlier run."""
+    """Record why a part is not run, without replacing the result of an earlier run."""
     record = replace(Record.begin(name, setting), outcome="left out", error=reason)
     if not (path := setting.out / f"{name}.json").exists():
         record.write(path)
@@ -507,7 +507,7 @@ def leave_out(name: str, setting: Setting, reason: str) -> Record:
 
 
 def run_part(name: str, setting: Setting, limit: float = LIMIT_SECONDS) -> Record:
-    """Run a part in its own process, and return its record, which is also a file."""
+    """Run a part in its own process, write its record, and return it."""
     say(f"== {name}: {PARTS[name].what}, {limit:.0f} s at most")
     started_at, path = time.perf_counter(), setting.out / f"{name}.json"
     Record.begin(name, setting).write(path)
@@ -520,20 +520,20 @@ def run_part(name: str, setting: Setting, limit: float = LIMIT_SECONDS) -> Recor
     try:
         ended = {"outcome": "failed", "error": f"ended with status {process.wait(limit)}"}
     except BaseException as interruption:
-        os.killpg(process.pid, signal.SIGKILL)  # with all that it has started
+        os.killpg(process.pid, signal.SIGKILL)  # and all processes that it has started
         process.wait()
         if not isinstance(interruption, subprocess.TimeoutExpired):
             raise
         ended = {"error": f"took longer than {limit:.0f} s"}
     record = replace(Record.read(path), seconds=time.perf_counter() - started_at)
-    if record.outcome == "cut short":  # it didn't come to entering its own end
+    if record.outcome == "cut short":  # it did not record its own end
         record = replace(record, **ended)
     say(f"== {name}: {record.error or 'done'}, {record.seconds:.0f} s")
     return record.write(path)
 
 
 def environment_for(device: str) -> dict[str, str]:
-    """Show a part its GPU alone, as cuda:0, for tests and timers use the current device."""
+    """Return an environment that shows only the part's GPU, as cuda:0: tests and timers use the current device."""
     if device == "cpu":
         return dict(os.environ)
     index = int(device.partition(":")[2] or 0)
@@ -542,8 +542,8 @@ def environment_for(device: str) -> dict[str, str]:
 
 
 def run_inside(name: str, setting: Setting, path: Path) -> None:
-    """Run the part itself, in its process, and enter what comes of it into its record."""
-    os.chdir(ROOT)  # where the demo corpus is looked for
+    """Run the part in this process, and write the result to its record."""
+    os.chdir(ROOT)  # configs/demo.yaml has relative paths
 
     def keep(figures: dict[str, Any]) -> None:
         replace(Record.read(path), figures=figures).write(path)
@@ -578,7 +578,7 @@ def report(records: Sequence[Record]) -> str:
 
 
 def basis_of(record: Record) -> str:
-    """Return what a part ran on."""
+    """Return the hardware, versions and commit of a part."""
     hardware, versions = record.hardware, record.versions
     where = f"{hardware['cpu']}, {hardware['threads']} threads"
     if "gpu" in hardware:
@@ -589,7 +589,7 @@ def basis_of(record: Record) -> str:
 
 
 def write_report(out: Path) -> str | None:
-    """Write `report.md` of all parts whose results the folder has, and return it; None where there are none."""
+    """Write and return `report.md` on all parts that have results in the folder. Return None if there are none."""
     paths = [out / f"{name}.json" for name in PARTS]
     records = [Record.read(path) for path in paths if path.exists()]
     if not records:
@@ -603,20 +603,26 @@ def write_report(out: Path) -> str | None:
 
 
 def arguments_of_the_command() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="scripts/gpu_check.sh", description="What only a GPU can prove, in parts.")
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; or all, list, report")
+    parser = argparse.ArgumentParser(
+        prog="scripts/gpu_check.sh", description="Check everything that needs a GPU, in parts."
+    )
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"one or more of {', '.join(PARTS)}; or all, list, report"
+    )
     parser.add_argument(
         "--minutes",
         type=float,
         default=math.inf,
         metavar="M",
-        help="for everything: parts that no longer fit are left out",
+        help="total time: parts that do not fit are left out",
     )
     parser.add_argument("--data", type=Path, metavar="DIR", help="text for the training run: train.en, train.de, val.…")
-    parser.add_argument("--out", type=Path, metavar="DIR", default=ROOT / "runs" / "gpu-check", help="for the results")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", default=ROOT / "runs" / "gpu-check", help="folder for the results"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--quick", action="store_true", default=None, help="small sizes, as always on a CPU")
-    parser.add_argument("--full", action="store_false", dest="quick", help="full sizes, on a CPU too")
+    parser.add_argument("--quick", action="store_true", default=None, help="small sizes, the default on a CPU")
+    parser.add_argument("--full", action="store_false", dest="quick", help="full sizes, even on a CPU")
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--limit", type=float, default=LIMIT_SECONDS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -639,11 +645,11 @@ def main() -> int:
         return 0
     names = list(PARTS) if arguments.parts in ([], ["all"]) else arguments.parts
     if unknown := [name for name in names if name not in PARTS]:
-        return refuse(f"{unknown[0]}: no such part: there are {', '.join(PARTS)}; or all, list, report alone")
+        return refuse(f"{unknown[0]}: unknown part: give parts ({', '.join(PARTS)}), or only all, list or report")
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         return refuse(f"{sys.executable} lacks {', '.join(missing)}: set PYTHON to a Python that has them")
     if arguments.data is not None and not arguments.data.is_dir():
-        return refuse(f"--data {arguments.data}: no such folder")
+        return refuse(f"--data {arguments.data}: folder not found")
     from mt.errors import ConfigError
     from mt.system.device import choose_device
 
@@ -658,7 +664,7 @@ def main() -> int:
         run_inside(names[0], setting, arguments.inside)
         return 0
     setting.out.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part in progress is ended too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part in progress is killed too
     ends_at = started_at + 60 * arguments.minutes - REPORT_SECONDS
     records = run_parts(names, setting, lambda: ends_at - time.monotonic())
     print((setting.out / "report.md").read_text("utf-8"), end="")

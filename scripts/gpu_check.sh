@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can prove, in parts of under nine minutes each, without a network and without installing
-# anything. On a CPU the parts run small, to show that they run.
+# Checks everything that needs a GPU, in parts of under nine minutes each. Uses no network and installs nothing. On a
+# CPU, the parts use small sizes, only to show that they run.
 #
 #   scripts/gpu_check.sh list
-#   scripts/gpu_check.sh --minutes 8                       the most important parts first, as far as 8 minutes go
-#   scripts/gpu_check.sh all                               the demo corpus for the training run
+#   scripts/gpu_check.sh --minutes 8                       the most important parts that fit into 8 minutes
+#   scripts/gpu_check.sh all                               all parts; the training run uses the demo corpus
 #   scripts/gpu_check.sh --data DIR --out DIR tests attention
-#   scripts/gpu_check.sh --out DIR report                  the Markdown of all parts that have run
+#   scripts/gpu_check.sh --out DIR report                  a Markdown report on all parts that have run
 #
-# Needs a Python that has what mt imports: PYTHON names it; else .venv/bin/python, else python3.
+# Needs a Python that has the dependencies of mt: $PYTHON, or .venv/bin/python, or python3.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ -z "${PYTHON:-}" ]; then
@@ -16,7 +16,7 @@ if [ -z "${PYTHON:-}" ]; then
   [ -x .venv/bin/python ] && PYTHON=.venv/bin/python
 fi
 command -v "$PYTHON" >/dev/null || {
-  echo "error: $PYTHON: not found: set PYTHON to a Python that has torch" >&2
+  echo "error: $PYTHON was not found. Set PYTHON to a Python that has torch." >&2
   exit 2
 }
 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" exec "$PYTHON" scripts/gpu_check.py "$@"

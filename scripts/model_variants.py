@@ -1,9 +1,10 @@
-"""Train each variant of the model for some updates, and print a table: parameters, validation loss, BLEU, speed.
+"""Train each variant of the model for some updates, and print a table of parameters, validation loss, BLEU and speed.
 
     scripts/model_variants.py --steps 300 CONFIG [--set KEY=VALUE]…
 
-Speed is measured by `mt bench`, as a ratio to the default model measured right before or after, since machines drift:
-the median of three pairs. A run that exists in --runs is not trained again, so an interrupted table can be continued.
+Speed is measured by `mt bench`, as a ratio to the default model, measured right before or after because the speed of a
+machine drifts: the median of three pairs. Runs that exist in --runs are not trained again, so an interrupted table can
+be continued.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ VARIANTS = [
 
 
 def trained(variant: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Return the last line of a run's metrics that has a validation, with the BLEU of its test set."""
+    """Train the variant if needed; return the metrics of its last validation and the BLEU of its test set."""
     run = options.runs / (variant.replace(" ", "-").replace("=", "_") or "default")
     if not (run / "report.json").exists():
         ends = [f"train.{name}={options.steps}" for name in ("max_steps", "validate_every", "checkpoint_every")]
@@ -60,7 +61,7 @@ def settings(variant: str, options: argparse.Namespace, more: list[str] | None =
 
 
 def speed(variant: str, options: argparse.Namespace) -> tuple[float, int]:
-    """Return target tokens a second, as a ratio to those of the default model, and the number of parameters."""
+    """Return target tokens per second as a ratio to the default model, and the number of parameters."""
     if not variant:
         return 1.0, bench("", options)["n_parameters"]
     ratios = []
@@ -76,10 +77,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--runs", type=Path, default=Path("runs/variants"))
     parser.add_argument("--set", action="append", default=[], help="as for mt train")
-    parser.add_argument("--variants", nargs="*", default=VARIANTS, help="settings of model:, several in one argument")
+    parser.add_argument(
+        "--variants", nargs="*", default=VARIANTS, help="settings of the model, several in one argument"
+    )
     parser.add_argument("--speed", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
-    speeds = ["tok/s, of the default's", "parameters"] if options.speed else []
+    speeds = ["tok/s, ratio to the default", "parameters"] if options.speed else []
     head = table(["model", "validation loss", "BLEU", *speeds], [])
     print("\n".join(head), flush=True)
     for variant in options.variants:

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Tests the CUDA path on a machine without a GPU: torch's CUDA build runs for real, kernels do nothing
-# (tests/null_gpu/README.md). The environment, some gigabytes, is made once in the user's cache folder.
+# Tests the CUDA path on a machine without a GPU: the CUDA build of torch runs, but kernels do nothing
+# (tests/null_gpu/README.md). The environment takes some gigabytes and is created once in the user's cache folder.
 #
-#   scripts/null_gpu.sh                     the short form, which CI runs
-#   scripts/null_gpu.sh --all               all of it, with a table of what was counted
-#   scripts/null_gpu.sh --torch 2.11.0      another version of torch; further arguments go to pytest
+#   scripts/null_gpu.sh                     the quick tests, as in CI
+#   scripts/null_gpu.sh --all               all tests, with a table of the counts
+#   scripts/null_gpu.sh --torch 2.11.0      another version of torch; other arguments are passed to pytest
 #   scripts/null_gpu.sh --run COMMAND…      one command on the null GPU, such as: python -m mt bench --config demo
 #
-# Exit status: 3 where tests failed and nothing else did; 77 where the environment cannot be made on this machine. Needs
-# Linux, gcc, and Python 3.11 or later with its headers: PYTHON names it, else it is python3.
+# Exit status: 3 if only tests failed; 77 if the environment cannot be created on this machine. Needs Linux, gcc, and
+# Python 3.11 or later with its headers: $PYTHON, or python3.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -35,7 +35,7 @@ while [ $# -gt 0 ]; do
   esac
 done
 
-# --- What the machine has to have
+# --- Requirements
 
 cannot() { fail 77 "cannot set up the null GPU: $*"; }
 
@@ -45,16 +45,16 @@ command -v gcc >/dev/null || cannot "gcc is not found: install it"
 command -v "$base" >/dev/null || cannot "$base is not found: set PYTHON to a Python"
 version="$("$base" -c 'import sys; print(*sys.version_info[:2], sep=".")')"
 "$base" -c 'import os, sys, sysconfig; sys.exit(sys.version_info < (3, 11) or not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
-  cannot "$base is Python $version: 3.11 or later with its headers (python3-dev) is needed, set PYTHON to one"
+  cannot "$base is Python $version: set PYTHON to Python 3.11 or later with its headers (python3-dev)"
 folder="${XDG_CACHE_HOME:-$HOME/.cache}/mt/null-gpu/torch-$torch-py$version"
 mkdir -p "$folder" && touch "$folder/lock" || cannot "$folder cannot be written"
 exec 9>"$folder/lock"
-flock -n 9 || { # two would share the libraries, and slow each other down
+flock -n 9 || { # two would overwrite each other's libraries, and slow each other down
   echo "waiting for another scripts/null_gpu.sh" >&2
   flock 9
 }
 
-# --- The environment: what mt needs, and the headers of CUDA that torch does not bring
+# --- The environment: the dependencies of mt, and the CUDA headers that torch does not include
 
 python="$folder/env/bin/python"
 wanted="$(sha256sum pyproject.toml)"
@@ -62,7 +62,7 @@ if [ "$(cat "$folder/installed" 2>/dev/null)" != "$wanted" ] || ! "$python" -c '
   echo "installing torch $torch with CUDA into $folder (the first time takes minutes)" >&2
   rm -f "$folder/installed"
   dependencies="$("$base" -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' | grep -v '^torch')"
-  # === takes the version as the package index has it, CUDA included, and not a local one such as 2.13.0+cpu.
+  # === selects the version of the package index, which includes CUDA, and not a local one such as 2.13.0+cpu.
   { "$base" -m venv "$folder/env" &&
     "$python" -m pip install --quiet --disable-pip-version-check "torch===$torch" 'pytest>=9' 'pytest-timeout>=2.3' $dependencies &&
     cuda="$("$python" -c 'import torch; print(torch.version.cuda or "")')" && [ -n "$cuda" ] &&
@@ -74,7 +74,7 @@ if [ "$(cat "$folder/installed" 2>/dev/null)" != "$wanted" ] || ! "$python" -c '
   echo "$wanted" >"$folder/installed"
 fi
 
-# --- The libraries: before torch's own by LD_PRELOAD, and the driver that it looks for by name
+# --- The libraries: LD_PRELOAD loads them before torch's own; torch finds the driver by its name
 
 headers=() source=tests/null_gpu
 for include in "$folder"/env/lib/python3*/site-packages/nvidia/*/include; do headers+=("-I$include"); done
@@ -91,6 +91,6 @@ rm -f "$NULL_GPU_TABLE"
 status=0
 "$python" -m pytest tests/null_gpu -m "$selection" "$@" || status=$?
 "$python" -m tests.null_gpu.device
-# pytest ends with 1 for failed tests, and with more where it could not run them all.
+# pytest ends with 1 if tests failed, and with a higher status if it could not run them all.
 if [ "$status" = 1 ]; then exit 3; fi
 exit "$status"

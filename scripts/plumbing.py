@@ -1,4 +1,4 @@
-"""What the scripts in this folder share: commands of mt, tables, messages."""
+"""Functions that the scripts in this folder share: commands of mt, tables, messages."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # so that mt is that of this checkout
+sys.path.insert(0, str(ROOT))  # so that mt is imported from this checkout
 
 
 class CommandFailed(Exception):
-    """A command of mt ended with an error; the message says which, and the last line that it printed."""
+    """A command of mt ended with an error. The message names the command and quotes the last line that it printed."""
 
 
 def run_mt(*arguments: str) -> str:
-    """Run a command of mt and return what it prints; its standard error is passed on when it has ended."""
+    """Run a command of mt and return its standard output. Print its standard error when it has ended."""
     python_path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-m", "mt", *arguments],

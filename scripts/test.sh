@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The one door, the same here and in CI: format, lint, types, tests in a process for each core. Arguments go to pytest:
+# Runs all checks, here and in CI: format, lint, types, and tests in one process per core. Arguments go to pytest:
 #   scripts/test.sh -k resume        scripts/test.sh -m slow        scripts/test.sh -n 0 --pdb
-# Exit status: 3 where tests failed and nothing else did, 1 for any other failure.
+# Exit status: 3 if only tests failed, 1 for any other failure.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
@@ -12,7 +12,7 @@ step() {
   "$python" -m "$@" || {
     status=$?
     echo "scripts/test.sh: $name failed ($python -m $*)" >&2
-    # pytest ends with 1 for failed tests, and with more where it could not run them all.
+    # pytest ends with 1 if tests failed, and with a higher status if it could not run them all.
     if [ "$name" = pytest ] && [ "$status" = 1 ]; then exit 3; fi
     exit 1
   }

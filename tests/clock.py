@@ -1,4 +1,4 @@
-"""Time in tests: none of them may fail because the machine is slow. Imports no torch, so that workers start quickly."""
+"""A clock for tests, which must not fail because a machine is slow. Imports no torch, so that workers start quickly."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 
 
 class Clock:
-    """Replace the module `time` in a module under test: time passes when the test says so.
+    """A replacement for the module `time` in a module under test: time passes only when the test says so.
 
-    With seconds like 0.25, whose sums are exact, a test can compare figures exactly.
+    With durations such as 0.25 s, whose sums are exact, a test can compare numbers exactly.
     """
 
     now = 128.0
@@ -25,7 +25,7 @@ class Clock:
     def slow(
         self, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, seconds: float | Callable[..., float]
     ) -> None:
-        """Let a function take `seconds`, or what `seconds` says of its arguments."""
+        """Let a function take `seconds`, which may be a function of its arguments."""
         function = getattr(owner, name)
 
         def slowed(*arguments: Any, **options: Any) -> Any:
@@ -36,7 +36,7 @@ class Clock:
 
 
 def comes_true(condition: Callable[[], bool]) -> bool:
-    """Wait until a condition holds; False after a minute, so that a test that fails does not hang."""
+    """Return True as soon as a condition holds, or False after a minute, so that a failing test does not hang."""
     ends_at = time.monotonic() + 60
     while not (held := condition()) and time.monotonic() < ends_at:
         time.sleep(0.01)

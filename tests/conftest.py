@@ -1,4 +1,4 @@
-"""Messages are shown, and Ctrl-C is heard, also if a script runs the tests in its background, which ignores SIGINT."""
+"""Fixtures. Also shows messages, and enables Ctrl-C, which shells disable for tests that run in the background."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from mt.system.console import show_messages
 
-if TYPE_CHECKING:  # tests of what needs no torch do not wait for it
+if TYPE_CHECKING:  # so that tests of torch-free modules do not wait for torch
     from mt.text.tokenizer import Tokenizer
 
 show_messages()
@@ -23,10 +23,10 @@ show_messages()
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-if importlib.util.find_spec("hypothesis"):  # the tests that need a GPU run without it
+if importlib.util.find_spec("hypothesis"):  # machines for the tests that need a GPU may not have it
     from hypothesis import HealthCheck, settings
 
-    # Hypothesis fails a test whose examples take long; on a busy machine all of them do.
+    # Hypothesis fails a test whose examples take long, which any test may do on a busy machine.
     settings.register_profile("untimed", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("untimed")
 
@@ -36,7 +36,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run `mt` with arguments and standard input: exit status, standard output, standard error."""
+    """Run `mt` with arguments and standard input, and return exit status, standard output and standard error."""
     from mt.cli import app
 
     def run_mt(*arguments: object, stdin: bytes = b"") -> tuple[int, str, str]:
@@ -50,7 +50,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture
 def flash_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches without tiles can be computed on a CPU, sentence by sentence."""
+    """Let a CPU compute batches without tiles, sentence by sentence."""
     from mt.model import kernels
     from tests.toys import one_sentence_at_a_time
 
@@ -62,7 +62,7 @@ def flash_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The vocabulary of toy text and its translations: 380 pieces."""
+    """Return a tokenizer of 380 pieces, trained on toy text and its translations."""
     from mt.config.settings import TokenizerConfig
     from mt.text.tokenizer import count_words, train_tokenizer
     from tests.toys import toy_text
@@ -81,7 +81,7 @@ def tokenizer(tokenizer_path: Path) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def toy_model(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Path) -> Path:
-    """A model folder with random weights; they are large, so that rounding does not decide."""
+    """Return a model folder with random weights, which are large so that rounding changes no choice."""
     from mt.checkpoint import save_model_folder
     from tests.toys import sharp_model, toy_config
 

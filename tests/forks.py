@@ -1,4 +1,4 @@
-"""Processes that are forks of one that has imported torch and done nothing with it: a start costs no imports."""
+"""Processes for tests, forked from a server that has imported torch but not used it, so that they start quickly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import torch
 from mt.cli import main
 
 _context = multiprocessing.get_context("forkserver")
-# Some are what training and translating import only once they run; torch's optimizers take torch._dynamo.
+# Training and translating import some of these only when they run; torch's optimizers import torch._dynamo.
 _context.set_forkserver_preload(
     [
         "mt.pipeline",
@@ -33,10 +33,10 @@ _context.set_forkserver_preload(
 
 
 class Fork:
-    """A function in a process of its own, with what it prints in a file; the face of `subprocess.Popen`.
+    """A function that runs in its own process and prints to a file. It has the interface of `subprocess.Popen`.
 
     Args:
-        function: of a module, for the other process has to find it.
+        function: a function of a module, because the other process must find it by name.
     """
 
     def __init__(self, log: Path, function: Callable[..., None], *arguments: Any) -> None:
@@ -67,11 +67,11 @@ class Fork:
 
 
 class MT(Fork):
-    """The command line of `mt` in a process of its own: that of a shell but for the imports. Killed when left.
+    """The command line of `mt` in its own process, as from a shell except for the imports. Killed at the end.
 
     Args:
-        environment: what differs from that of this process; OMP_NUM_THREADS too.
-        before: is called in the process, before the command line; of a module.
+        environment: changes to the environment of this process; may include OMP_NUM_THREADS.
+        before: a function of a module, called in the process before the command line.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class MT(Fork):
             stream.close()
 
     def communicate(self, timeout: float | None = None) -> tuple[bytes, bytes]:
-        """Wait for the end; what has been written to standard output and standard error."""
+        """Wait for the end; return standard output and standard error."""
         self.wait(timeout)
         written = []
         for stream in self._outputs:
@@ -113,7 +113,7 @@ class MT(Fork):
 
 
 def run_mt(*arguments: object, timeout: float = 300, **options: Any) -> subprocess.CompletedProcess[bytes]:
-    """The command line of `mt`, from its start to its end; see `MT`."""
+    """Run the command line of `mt` to its end; see `MT`."""
     with MT(*arguments, **options) as process:
         out, errors = process.communicate(timeout)
         assert process.returncode is not None
@@ -121,7 +121,7 @@ def run_mt(*arguments: object, timeout: float = 300, **options: Any) -> subproce
 
 
 class _Handed:
-    """A descriptor that goes to the process that is started."""
+    """A file descriptor that is passed to the new process."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -151,7 +151,7 @@ def _run_mt(
     if "OMP_NUM_THREADS" in environment:
         torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     sys.argv = ["mt", *words]
-    os.setpgid(0, 0)  # a group of its own, as in a terminal
+    os.setpgid(0, 0)  # its own process group, as in a terminal
     if before is not None:
         before()
     main()

@@ -1,4 +1,4 @@
-"""Files of parallel text, and what reading them gives."""
+"""Functions that write files of parallel text and read them."""
 
 import gzip
 import lzma
@@ -32,7 +32,7 @@ def error_of(role: str = "train", /, **corpus: Any) -> str:
 
 
 def compressed(name: str, data: bytes) -> bytes:
-    """The bytes as a file of this name holds them."""
+    """Return the data as compressed as the name of its file says."""
     zst = partial(pyarrow.compress, codec="zstd", asbytes=True)
     compress = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": zst}.get(Path(name).suffix)
     return compress(data) if compress else data

@@ -18,7 +18,7 @@ TARGETS = [tgt for _, tgt in PAIRS]
 
 
 def slow_weights(model: Transformer, source: list[int], target: list[int], layer: int) -> Tensor:
-    """[H, T, S]: softmax(q kᵀ / √E) of one pair alone, from what the cross-attention is given in a forward pass."""
+    """Return softmax(q kᵀ / √E) [H, T, S] of one pair, from the inputs of the cross-attention in a forward pass."""
     decoder_layer = model.decoder[layer]
     assert isinstance(decoder_layer, DecoderLayer)
     module = decoder_layer.cross_attention
@@ -53,10 +53,10 @@ def test_weights_are_the_softmax_of_queries_and_keys(norm: str) -> None:
         assert weights.dtype == torch.float32
         expected = slow_weights(model, source, target, layer)
         torch.testing.assert_close(weights[0, :, :n_tgt, :n_src], expected, atol=1e-5, rtol=1e-4)
-        assert float(weights[0, :, :n_tgt, n_src:].abs().max()) == 0  # nothing of padding
+        assert float(weights[0, :, :n_tgt, n_src:].abs().max()) == 0  # padding has no weight
 
 
-def test_each_target_token_is_aligned_to_what_the_slow_way_finds() -> None:
+def test_alignments_equal_those_of_the_slow_reference() -> None:
     model = sharp_model()
     found = align(model, SOURCES, TARGETS)
     for source, target, pairs in zip(SOURCES, TARGETS, found, strict=True):
@@ -64,7 +64,7 @@ def test_each_target_token_is_aligned_to_what_the_slow_way_finds() -> None:
         assert pairs == [(int(row.argmax()), t) for t, row in enumerate(weights[:-1])]
 
 
-def test_a_token_is_read_where_it_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_alignment_of_a_token_comes_from_the_position_that_predicts_it(monkeypatch: pytest.MonkeyPatch) -> None:
     #         source: a    b    EOS
     rows = [
         [0.2, 0.7, 0.1],  # predicts x
@@ -72,14 +72,14 @@ def test_a_token_is_read_where_it_is_predicted(monkeypatch: pytest.MonkeyPatch) 
         [0.1, 0.5, 0.4],  # y is the input, predicts EOS
     ]
     two_heads = torch.zeros(1, 2, 64, 64)
-    two_heads[0, 0, :3, :3] = 2 * torch.tensor(rows)  # and nothing in the other head: the average is as above
+    two_heads[0, 0, :3, :3] = 2 * torch.tensor(rows)  # the other head is 0, so that the average is as above
     monkeypatch.setattr(Transformer, "cross_attention_weights", lambda self, batch, layer: [two_heads.clone()])
     model = sharp_model()
     assert align(model, [[10, 11, EOS_ID]], [[20, 21]]) == [[(1, 0), (0, 1)]]
 
 
 @pytest.mark.parametrize(("n_layers", "expected"), [(1, 0), (2, 1), (3, 2), (6, 2)])
-def test_the_third_layer_is_read_or_the_last_of_fewer(
+def test_alignments_come_from_the_third_layer_or_the_last_if_there_are_fewer(
     monkeypatch: pytest.MonkeyPatch, n_layers: int, expected: int
 ) -> None:
     model, read = sharp_model(n_decoder_layers=n_layers), []
@@ -101,7 +101,7 @@ def test_alignments_do_not_depend_on_the_batch(batch_tokens: int) -> None:
     assert align(model, SOURCES, TARGETS, batch_tokens) == alone
 
 
-def test_what_is_blank_has_no_alignment_and_harms_no_other() -> None:
+def test_blank_sentences_have_no_alignment_and_do_not_affect_others() -> None:
     model = sharp_model()
     sources, targets = [[EOS_ID], SOURCES[0], SOURCES[1], [EOS_ID]], [TARGETS[0], TARGETS[0], [], []]
     assert align(model, sources, targets) == [[], align(model, SOURCES[:1], TARGETS[:1])[0], [], []]
@@ -123,19 +123,19 @@ def test_what_is_blank_has_no_alignment_and_harms_no_other() -> None:
         ("", []),
     ],
 )
-def test_words_are_what_spaces_part(pieces: str, numbers: list[int]):
+def test_words_are_separated_by_spaces(pieces: str, numbers: list[int]):
     assert word_numbers(pieces.split()) == numbers
 
 
-SPACES = "▁ x ▁y ▁ ▁z ▁"  # x y  z: a space by itself belongs to the word behind it
+SPACES = "▁ x ▁y ▁ ▁z ▁"  # x y  z: a space by itself belongs to the next word
 
 
 @pytest.mark.parametrize(
     ("src", "tgt", "of_tokens", "of_words"),
     [
         (
-            "▁Two ▁snow mob ile s ▁stand",
-            "▁Zwei ▁Schnee mobile ▁stehen",
+            "▁Two ▁snow mob ile s ▁wait",
+            "▁Zwei ▁Schnee mobile ▁warten",
             [(0, 0), (1, 1), (3, 2), (4, 2), (5, 3), (0, 3)],
             [(0, 0), (0, 2), (1, 1), (2, 2)],
         ),
@@ -143,8 +143,8 @@ SPACES = "▁ x ▁y ▁ ▁z ▁"  # x y  z: a space by itself belongs to the w
         (SPACES, "▁a", [(0, 0)], [(0, 0)]),
         (SPACES, "▁a ▁b", [(3, 0), (5, 1)], [(2, 0), (2, 1)]),
         ("▁", "▁a", [(0, 0)], []),
-        ("▁a ▁b", "▁a", [(0, 0), (2, 0), (1, 1)], [(0, 0)]),  # the end of a sentence is in no word
+        ("▁a ▁b", "▁a", [(0, 0), (2, 0), (1, 1)], [(0, 0)]),  # EOS is not in a word
     ],
 )
-def test_alignments_of_words_are_those_of_their_tokens(src: str, tgt: str, of_tokens: Any, of_words: Any) -> None:
+def test_words_are_aligned_if_their_tokens_are(src: str, tgt: str, of_tokens: Any, of_words: Any) -> None:
     assert word_alignment(src.split(), tgt.split(), of_tokens) == of_words

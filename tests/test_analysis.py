@@ -1,4 +1,4 @@
-"""Where a system is good and bad: against sacreBLEU on the same lines, and against counting by hand."""
+"""The analysis of where a system is good or bad, compared with sacreBLEU on the same lines and with counts by hand."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def analysis_of(
     word_counts: Mapping[str, int] | None = None,
     baseline: list[str] | None = None,
 ) -> dict[str, Any]:
-    """What report.json has of an analysis, with its sentences."""
+    """Return an analysis as in report.json, with its sentences."""
     one = TranslatedSet(sources, hypotheses, [references], baseline=baseline)
     analysis, sentences = analyse(one, word_counts)
     return analysis.written() | {"sentences": [one.written() for one in sentences]}
 
 
-def test_scores_by_length_are_those_of_the_lines_alone():
+def test_the_scores_of_a_length_bucket_are_those_of_its_lines():
     sources = [*(" ".join(["word"] * n) for n in (9, 10, 79, 80, 500)), *SOURCES[5:]]
     buckets = analysis_of(HYPOTHESES, REFERENCES, sources)["by_length"]
     short = [number for number, line in enumerate(sources) if len(line.split()) < 10]
@@ -64,7 +64,7 @@ def test_a_line_is_in_the_bucket_of_its_rarest_word():
     assert "by_rarest_word" not in analysis_of(["a"], ["a"], ["a"])
 
 
-def test_words_are_runs_of_letters():
+def test_words_are_sequences_of_letters():
     assert words_of("Der Hund, der Hund (12) läuft: E-Mail") == ["Der", "Hund", "der", "Hund", "läuft", "E", "Mail"]
 
 
@@ -110,11 +110,11 @@ def test_oddities_have_the_numbers_of_their_lines():
     assert oddities["repetitions"]["n_lines"] == 2
 
 
-def test_numbers_are_kept_whatever_separates_them():
+def test_numbers_with_other_separators_count_as_kept():
     sources = ["It costs 1,337.50 and 20.", "In 1999 or 2000.", "No number.", "7 of 12"]
     references = ["Es kostet 1.337,50 und 20.", "1999 oder 2000.", "Keine Zahl.", "sieben von 12"]
     hypotheses = ["Es kostet 1.337,50 und 20.", "1999 oder 2001.", "Keine 5.", "sieben von 12"]
-    # 1337.50, 20, 1999, 2000 and 12 are wanted; the reference does without 7.
+    # 1337.50, 20, 1999, 2000 and 12 are expected; 7 is not in the reference.
     assert analysis_of(hypotheses, references, sources)["numbers"] == {
         "n": 5,
         "n_kept": 4,
@@ -131,12 +131,12 @@ def test_numbers_are_kept_whatever_separates_them():
         ("1.5 euros", "1,5 Euro", "1.5 Euro", 1),
         ("In 2012 100 people", "2012 lebten dort 100", "2012 waren 100", 2),
         ("10,000 or 1,000,000", "10 000 oder 1 000 000", "10.000 oder 1'000'000", 2),
-        ("at 12:30", "um 12.30", "um 12.30", 0),  # a clock is no decimal: 12 and 30 are not 12.30
+        ("at 12:30", "um 12.30", "um 12.30", 0),  # a clock time is not a decimal: 12 and 30 are not 12.30
         ("page 7.", "Seite 7.", "Seite 7", 1),
         ("no", "8", "8", 0),
     ],
 )
-def test_a_number_is_its_value(source: str, reference: str, hypothesis: str, n_kept: int):
+def test_numbers_are_compared_by_value(source: str, reference: str, hypothesis: str, n_kept: int):
     assert analysis_of([hypothesis], [reference], [source])["numbers"]["n_kept"] == n_kept
 
 
@@ -149,7 +149,7 @@ def test_blank_lines_are_neither_the_best_nor_the_worst():
     assert len(analysis["sentences"]) == 4
 
 
-def test_sentences_are_ranked_by_the_chrf_that_sacrebleu_gives_them():
+def test_sentences_are_ranked_by_the_chrf_of_sacrebleu():
     hypotheses = ["Quatsch", *HYPOTHESES[1:]]
     analysis = analysis_of(hypotheses, REFERENCES, SOURCES)
     worst, best = analysis["worst"], analysis["best"]
@@ -159,11 +159,11 @@ def test_sentences_are_ranked_by_the_chrf_that_sacrebleu_gives_them():
     entry = worst[1]
     assert entry["chrf"] == pytest.approx(sacrebleu.sentence_chrf(entry["hypothesis"], [entry["reference"]]).score)
     assert entry["bleu"] == pytest.approx(sacrebleu.sentence_bleu(entry["hypothesis"], [entry["reference"]]).score)
-    # Of perfect translations the longest come first.
+    # Among perfect translations, the longest come first.
     assert len(best[0]["reference"]) >= len(best[1]["reference"])
 
 
-def test_two_systems_are_shown_where_they_differ_most():
+def test_the_sentences_with_the_largest_differences_between_two_systems_are_shown():
     hypotheses = [*HYPOTHESES[:20], "Unsinn", *HYPOTHESES[21:]]
     baseline = [*HYPOTHESES[:7], "Quatsch", HYPOTHESES[8], HYPOTHESES[9] + " Ja.", *HYPOTHESES[10:]]
     analysis = analysis_of(hypotheses, REFERENCES, SOURCES, baseline=baseline)
@@ -173,7 +173,7 @@ def test_two_systems_are_shown_where_they_differ_most():
     assert gained[0]["baseline_chrf"] < 20 < gained[0]["chrf"]
 
 
-def test_a_baseline_is_measured_as_the_system_is():
+def test_a_baseline_is_measured_like_the_system():
     baseline = ["", "nein nein nein nein nein nein", *(line.replace("7", "") for line in REFERENCES[2:])]
     ours, theirs = (analysis_of(lines, REFERENCES, SOURCES) for lines in (HYPOTHESES, baseline))
     both = analysis_of(HYPOTHESES, REFERENCES, SOURCES, baseline=baseline)
@@ -187,7 +187,7 @@ def test_a_baseline_is_measured_as_the_system_is():
     assert both["baseline_length_ratio"] == theirs["length_ratio"] < both["length_ratio"] == ours["length_ratio"]
 
 
-def test_without_the_source_the_reference_stands_in():
+def test_without_a_source_the_reference_is_used():
     analysis = analysis_of(["nein nein nein nein nein nein", "7 Hunde"], ["nein", "8 Hunde"])
     assert analysis["beside"] == "reference"
     assert analysis["by_length"][0]["n_lines"] == 2
@@ -197,17 +197,17 @@ def test_without_the_source_the_reference_stands_in():
     assert "source" not in analysis["worst"][0]
 
 
-def test_each_sentence_says_what_is_odd_about_it():
+def test_each_sentence_lists_its_oddities():
     analysis = analysis_of(["zu " + "lang und breit " * 8, "gut"], ["Eins zwei.", "gut"], ["One two.", "good"])
     assert [entry["oddities"] for entry in analysis["sentences"]] == [["repetitions", "too_long"], []]
 
 
-def test_the_length_ratio_is_that_of_words():
+def test_the_length_ratio_counts_words():
     assert analysis_of(["a b c"], ["a b"], ["x"])["length_ratio"] == 1.5
 
 
 @pytest.mark.skipif("MT_REAL_DATA" not in os.environ, reason="MT_REAL_DATA names no folder of real text")
-def test_the_verdicts_on_a_real_test_set_are_right():
+def test_verdicts_on_a_real_test_set_are_correct():
     folder = Path(os.environ["MT_REAL_DATA"]) / "data/newstest"
     sources, references = (
         gzip.decompress((folder / f"newstest2014.{lang}.gz").read_bytes()).decode().split("\n")[:-1]

@@ -21,7 +21,7 @@ def batches() -> tuple[PackedBatch, PackedBatch]:
 
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder", "cross"])
-def test_attention_over_tiles_is_that_of_one_sentence_at_a_time(kind: str) -> None:
+def test_attention_over_tiles_equals_attention_over_one_sentence_at_a_time(kind: str) -> None:
     tiled, _ = batches()
     layout = getattr(tiled, f"{kind}_layout")
     n_q, n_k = len(tiled.tgt_inputs if kind != "encoder" else tiled.src_ids), len(tiled.src_ids)
@@ -40,7 +40,7 @@ def test_attention_over_tiles_is_that_of_one_sentence_at_a_time(kind: str) -> No
 
 
 def _sentence_rows(batch: PackedBatch, side: str) -> list[list[int]]:
-    """Rows of each sentence of a batch in tiles, in the order in which they lie there."""
+    """Return the rows of each sentence of a batch of tiles, in the order of the batch."""
     positions = getattr(batch, f"{side}_positions").tolist()
     real = (batch.tgt_weights > 0).tolist() if side == "tgt" else (batch.src_ids != 0).tolist()
     rows: list[list[int]] = []
@@ -52,7 +52,7 @@ def _sentence_rows(batch: PackedBatch, side: str) -> list[list[int]]:
     return rows
 
 
-def test_neighbours_in_a_tile_change_nothing() -> None:
+def test_other_sentences_in_a_tile_change_nothing() -> None:
     batch = tiles(PAIRS)
     rows = _sentence_rows(batch, "src")
     torch.manual_seed(0)
@@ -64,7 +64,7 @@ def test_neighbours_in_a_tile_change_nothing() -> None:
     assert torch.equal(out[rows[4]], attention(*changed, batch.encoder_layout, causal=False)[rows[4]])
 
 
-def test_rows_of_no_sentence_stay_finite_in_value_and_gradient() -> None:
+def test_padding_rows_have_finite_values_and_gradients() -> None:
     for batch in batches():
         q = torch.randn(len(batch.tgt_inputs), 2, 16, requires_grad=True)
         k = torch.randn(len(batch.src_ids), 2, 16, requires_grad=True)
@@ -75,7 +75,7 @@ def test_rows_of_no_sentence_stay_finite_in_value_and_gradient() -> None:
         assert torch.isfinite(q.grad).all()
 
 
-def test_attention_dropout_drops_weights_and_keeps_the_expectation() -> None:
+def test_attention_dropout_drops_weights_and_preserves_the_mean() -> None:
     batch = tiles([([5] * 63, [5] * 63)])
     q = torch.zeros(64, 1, 8)
     v = torch.ones(64, 1, 8)

@@ -29,7 +29,7 @@ def unpacked(ids: torch.Tensor, positions: torch.Tensor, real: torch.Tensor) -> 
 
 
 @pytest.mark.parametrize("kind", ["tiles", "varlen"])
-def test_a_batch_holds_each_sentence_whole_and_once(kind: str) -> None:
+def test_a_batch_contains_each_sentence_completely_and_once(kind: str) -> None:
     corpus = parallel(PAIRS)
     which = np.arange(5, 40)
     batch = (
@@ -49,7 +49,7 @@ def test_a_batch_holds_each_sentence_whole_and_once(kind: str) -> None:
     assert (batch.tgt_inputs[~real] == PAD_ID).all()
 
 
-def test_every_varlen_batch_has_one_shape_and_covers_all_its_rows() -> None:
+def test_all_varlen_batches_have_the_same_shape_and_cover_all_their_rows() -> None:
     corpus = parallel(PAIRS)
     shapes = set()
     for which in (np.arange(0), np.arange(1), np.arange(20), np.arange(40)):
@@ -62,7 +62,7 @@ def test_every_varlen_batch_has_one_shape_and_covers_all_its_rows() -> None:
             assert cu[0] == 0
             assert cu[-1] == rows
             assert 0 <= int(cu.diff().min()) <= int(cu.diff().max()) <= 64
-        # A segment with queries has keys, and the other way round: softmax over nothing is no number.
+        # A segment has either both queries and keys or neither: softmax over nothing is NaN.
         assert ((cross.cu_q.diff() > 0) == (cross.cu_k.diff() > 0)).all()
         assert batch.max_positions == 64
     assert len(shapes) == 1
@@ -77,21 +77,21 @@ def test_a_full_varlen_batch_fits() -> None:
     assert batch.cross_layout.cu_q[-1] == len(batch.tgt_inputs)
 
 
-def test_an_empty_micro_batch_weighs_nothing() -> None:
+def test_an_empty_micro_batch_has_no_weight() -> None:
     batch = assemble_tiles(parallel(PAIRS), np.arange(0), torch.float32)
     assert batch.n_tgt_tokens == 0
     assert batch.tgt_weights.sum() == 0
     assert len(batch.tgt_inputs) == 64
 
 
-def test_source_and_target_of_a_pair_lie_in_the_same_tile() -> None:
+def test_the_source_and_target_of_a_pair_are_in_the_same_tile() -> None:
     batch = assemble_tiles(parallel([([5] * 100, [6]), ([7], [8] * 30)]), np.arange(2), torch.float32)
     assert isinstance(batch.cross_layout, TileLayout)
     (group,) = batch.cross_layout.groups
     assert (group.n_tiles, group.width) == (1, 128)
     allowed = group.bias[0, 0] == 0
     queries, keys = batch.tgt_inputs == BOS_ID, batch.src_ids == EOS_ID
-    # Each first target position sees the last source position of its own sentence alone.
+    # Each first target position sees the last source position of only its own sentence.
     assert allowed[queries][:, keys].sum(1).tolist() == [1, 1]
 
 
@@ -102,7 +102,7 @@ def test_sources_for_decoding_are_padded_and_masked() -> None:
     assert (batch.layout.groups[0].bias[:, 0, 0] == 0).tolist() == [[True, True, False, False], [True] * 4]
 
 
-def test_batches_made_ahead_come_in_order_and_errors_come_through() -> None:
+def test_prefetching_keeps_the_order_and_passes_errors_on() -> None:
     assert list(prefetched(iter(range(20)))) == list(range(20))
 
     def failing() -> Iterator[int]:
@@ -115,7 +115,7 @@ def test_batches_made_ahead_come_in_order_and_errors_come_through() -> None:
         next(items)
 
 
-def test_closing_early_stops_the_thread() -> None:
+def test_closing_a_prefetcher_early_stops_its_thread() -> None:
     before = threading.active_count()
     ahead = prefetched(itertools.count(1))
     assert next(ahead) == 1

@@ -40,7 +40,7 @@ def toy(tmp_path: Path, **train: object) -> RunConfig:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """What a bench measures with; the time of a computation is none unless a test says so."""
+    """Replace the clock of the bench. Computations take no time unless a test says so."""
     clock = Clock()
     monkeypatch.setattr(bench, "time", clock)
     return clock
@@ -52,7 +52,7 @@ def engine_of(config: RunConfig) -> Engine:
     return engine
 
 
-# --- What the device can do, and what the model needs -----------------------------------------------------------------
+# --- FLOPs of the model, peak FLOP/s of the device --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def engine_of(config: RunConfig) -> Engine:
     [(ModelConfig(), 0.365), (ModelConfig(d_model=1024, n_heads=16, d_ff=4096), 1.26)],
     ids=["base", "big"],
 )
-def test_a_target_token_of_the_papers_models_costs_what_arithmetic_says(
+def test_the_flops_per_target_token_of_the_models_of_the_paper_equal_the_formula(
     config: ModelConfig, gflop: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Transformer, "reset_parameters", lambda model: None)  # drawing 200 M numbers takes seconds
@@ -72,7 +72,7 @@ def test_a_target_token_of_the_papers_models_costs_what_arithmetic_says(
     assert model.training_flops(1_000, 1_000) / 1_000 / 1e9 == pytest.approx(gflop, rel=3e-3)
 
 
-def test_source_tokens_cost_the_encoder_and_the_keys_and_values_made_of_it() -> None:
+def test_source_tokens_cost_the_encoder_and_the_cross_attention_keys_and_values() -> None:
     model = small_model()  # d_model 32, d_ff 48, 2 + 2 layers, 50 pieces
     encoder, keys_and_values = 4 * 32 * 32 + 2 * 32 * 48, 2 * 32 * 32
     assert model.training_flops(10, 0) == 6 * 10 * 2 * (encoder + keys_and_values)
@@ -97,7 +97,7 @@ def test_source_tokens_cost_the_encoder_and_the_keys_and_values_made_of_it() -> 
         ("NVIDIA GeForce GTX 1080", None),
     ],
 )
-def test_the_data_sheet_goes_by_the_name_of_the_device(
+def test_the_data_sheet_is_found_by_the_name_of_the_device(
     name: str, tflops: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
@@ -114,7 +114,7 @@ def test_bf16_that_a_gpu_emulates_is_not_on_its_data_sheet(monkeypatch: pytest.M
     assert data_sheet_flops(torch.device("cuda"), torch.bfloat16) is None
 
 
-def test_what_a_cpu_can_do_is_measured_once_with_products_that_take_little_time(
+def test_the_peak_flops_of_a_cpu_are_measured_once_with_short_products(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock, sizes = Clock(), list[int]()
@@ -137,8 +137,8 @@ def test_what_a_cpu_can_do_is_measured_once_with_products_that_take_little_time(
     assert sizes == [512] * 6 + [1024] * 6
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells the peak here")
-def test_the_peak_of_memory_is_what_the_system_counts() -> None:
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc/self/status of Linux")
+def test_peak_memory_equals_the_count_of_the_system() -> None:
     status = Path("/proc/self/status").read_text("ascii").splitlines()
     (high_water,) = (int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
     assert peak_memory_bytes(CPU) == pytest.approx(1024 * high_water, rel=0.02)
@@ -147,7 +147,7 @@ def test_the_peak_of_memory_is_what_the_system_counts() -> None:
 # --- Made-up sentences ------------------------------------------------------------------------------------------------
 
 
-def test_made_up_sentences_have_the_lengths_of_real_ones() -> None:
+def test_random_sentences_have_the_lengths_of_real_ones() -> None:
     corpus = bench.random_corpus(1_000, 256, n_pairs=20_000)
     src, tgt = corpus.src.lengths, corpus.tgt.lengths
     assert tgt.mean() == pytest.approx(28, rel=0.02)
@@ -158,7 +158,7 @@ def test_made_up_sentences_have_the_lengths_of_real_ones() -> None:
     for side in (corpus.src, corpus.tgt):
         assert all(side[i][-1] == EOS_ID and (side[i][:-1] > EOS_ID).all() for i in range(1_000))
         assert side.ids.max() < 1_000
-        # Rank r in proportion to 1 / r: the first 31 of 996 ranks are half of all.
+        # Rank r has a probability in proportion to 1 / r: the first 31 of 996 ranks are half of all tokens.
         inside = side.ids[side.ids > EOS_ID]
         assert np.mean(inside < 4 + 31) == pytest.approx(0.5, abs=0.01)
     assert bench.random_corpus(1_000, 20, n_pairs=1_000).src.lengths.max() == 20
@@ -167,7 +167,7 @@ def test_made_up_sentences_have_the_lengths_of_real_ones() -> None:
 # --- Training ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_update_in_measured_parts_is_the_update_of_the_engine(tmp_path: Path) -> None:
+def test_an_update_measured_in_parts_equals_that_of_the_engine(tmp_path: Path) -> None:
     config = toy(tmp_path, micro_batch_tokens=100, ema_decay=0.9)
     whole, parts = engine_of(config), engine_of(config)
     laps = bench.Laps(CPU)
@@ -182,7 +182,7 @@ def test_an_update_in_measured_parts_is_the_update_of_the_engine(tmp_path: Path)
     assert all(torch.equal(average, averages[name]) for name, average in whole.average.state_dict().items())
 
 
-def test_the_parts_of_a_step_are_what_they_take_and_add_up_to_it(
+def test_the_times_of_the_parts_add_up_to_the_time_of_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     clock.slow(monkeypatch, Engine, "_assemble", 0.5)
@@ -192,11 +192,11 @@ def test_the_parts_of_a_step_are_what_they_take_and_add_up_to_it(
     speed = bench.bench_training(toy(tmp_path), 3, random_data=True)
     assert speed["split_seconds"] == {"input_stall": 0.5, "forward": 1, "backward": 2, "optimizer": 4}
     assert speed["step_seconds"] == 7.5
-    # The second step of the warm-up takes what the first one took, which ends it.
+    # The second step of the warm-up takes as long as the first, which ends the warm-up.
     assert (speed["warm_up_steps"], speed["warm_up_seconds"]) == (2, 15)
 
 
-def test_the_figures_are_those_of_the_timed_updates(
+def test_the_figures_cover_only_the_timed_updates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     config = toy(tmp_path, micro_batch_tokens=100)
@@ -207,7 +207,7 @@ def test_the_figures_are_those_of_the_timed_updates(
     timed = list(engine.updates(PlanState(), 1, speed["warm_up_steps"] + 4))[speed["warm_up_steps"] :]
     n_src, n_tgt = sum(u.n_src_tokens for u in timed), sum(u.n_tgt_tokens for u in timed)
     assert (speed["n_steps"], speed["n_micro_batches"], speed["step_seconds"]) == (4, 2, 0.25)
-    # Four updates take a second.
+    # Four updates take one second.
     assert (speed["tgt_tokens_per_second"], speed["src_tokens_per_second"]) == (n_tgt, n_src)
     positions = sum(len(batch.tgt_inputs) for update in timed for batch in update.micro_batches.values())
     assert speed["tgt_fill"] == pytest.approx(n_tgt / positions)
@@ -218,18 +218,18 @@ def test_the_figures_are_those_of_the_timed_updates(
 
 
 @pytest.mark.parametrize(("timed_seconds", "n_steps"), [(9.0, 5), (0.0, 3)])
-def test_without_a_number_as_many_updates_are_timed_as_take_a_while(
+def test_without_steps_the_number_of_timed_updates_depends_on_their_duration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock, timed_seconds: float, n_steps: int
 ) -> None:
     monkeypatch.setattr(bench, "TIMED_SECONDS", timed_seconds)
     monkeypatch.setattr(bench, "FEWEST_STEPS", 3)
-    # The first steps are slow; the fourth gains no more, and takes the two seconds that the number goes by.
+    # The first steps are slow. The fourth, of two seconds, is hardly faster than the third; it determines the number.
     clock.slow(monkeypatch, Engine, "step", lambda engine, update, lr: {1: 16, 2: 8, 3: 2.25}.get(update.step, 2))
     speed = bench.bench_training(toy(tmp_path), random_data=True)
     assert (speed["warm_up_steps"], speed["n_steps"], speed["step_seconds"]) == (4, n_steps, 2)
 
 
-def test_too_little_memory_names_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_names_the_setting_to_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def step(engine: Engine, update: Update, lr: float) -> Any:
         raise OutOfMemory("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
@@ -247,7 +247,7 @@ def test_too_little_memory_names_the_setting(tmp_path: Path, monkeypatch: pytest
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of random weights, with its text."""
+    """Return a model folder with random weights; its text is next to it."""
     folder = tmp_path_factory.mktemp("bench")
     config = toy_config(folder / "text")
     config = replace(config, decode=replace(config.decode, max_length=6))
@@ -259,7 +259,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model"
 
 
-def take_a_quarter_of_a_second_a_line(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def take_a_quarter_of_a_second_per_line(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     def seconds(translator: Translator, lines: Sequence[str], decode: DecodeConfig, **options: Any) -> float:
         return len(lines) / 4
 
@@ -269,12 +269,12 @@ def take_a_quarter_of_a_second_a_line(clock: Clock, monkeypatch: pytest.MonkeyPa
 def test_a_model_translates_its_own_test_set_by_default(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
-    take_a_quarter_of_a_second_a_line(clock, monkeypatch)
+    take_a_quarter_of_a_second_per_line(clock, monkeypatch)
     figures = bench.bench_decoding(model_folder, precision="fp32", changes={"beam_size": 2}, n_rounds=3)
     assert figures["what"] == "decoding"
     assert figures["data"].startswith("held_out: ")
     assert figures["n_lines"] == 3 * 20
-    # With random weights no translation ends before it has to, but by chance.
+    # With random weights, translations rarely end before the maximum length.
     assert 3 * 20 * 5 < figures["n_tgt_tokens"] <= 3 * 20 * 6
     assert (figures["seconds"], figures["sentences_per_second"]) == (15, 4)
     assert figures["tgt_tokens_per_second"] == figures["n_tgt_tokens"] / 15
@@ -282,16 +282,16 @@ def test_a_model_translates_its_own_test_set_by_default(
     assert figures["latency_seconds"] == {"p50": 0.25, "p95": 0.25, "n": 20}
 
 
-def test_latency_is_that_of_the_lines_that_there_is_time_for(
+def test_latency_is_measured_on_as_many_lines_as_the_time_allows(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
-    take_a_quarter_of_a_second_a_line(clock, monkeypatch)
+    take_a_quarter_of_a_second_per_line(clock, monkeypatch)
     monkeypatch.setattr(bench, "LATENCY_SECONDS", 1.0)
-    # The fifth line ends after more than a second.
+    # The fifth line ends after more than one second.
     assert bench.bench_decoding(model_folder)["latency_seconds"] == {"p50": 0.25, "p95": 0.25, "n": 5}
 
 
-def test_without_the_prepared_corpus_the_text_is_read_from_its_source(model_folder: Path) -> None:
+def test_without_the_prepared_corpus_the_original_text_is_read(model_folder: Path) -> None:
     prepared, aside = model_folder.parent / "text" / "prepared", model_folder.parent / "aside"
     folder = ModelFolder.open(model_folder)
     of_model = folder.config, folder.manifest["corpus_fingerprint"]
@@ -304,7 +304,7 @@ def test_without_the_prepared_corpus_the_text_is_read_from_its_source(model_fold
     assert [pair.src for pair in with_it[1]] == (prepared.parent / "test.en").read_text("utf-8").splitlines()
 
 
-def test_a_file_may_be_translated_instead(model_folder: Path, tmp_path: Path) -> None:
+def test_bench_can_translate_a_given_file(model_folder: Path, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "text.en", ["bar dest", "", "fin gost kun"])
     figures = bench.bench_decoding(model_folder, path, precision="fp32")
     assert (figures["data"], figures["n_lines"]) == (str(path), 3)
@@ -316,7 +316,7 @@ def test_a_file_may_be_translated_instead(model_folder: Path, tmp_path: Path) ->
 # --- The command ------------------------------------------------------------------------------------------------------
 
 
-def test_json_is_all_that_stands_on_standard_output(tmp_path: Path) -> None:
+def test_with_json_standard_output_has_only_json(tmp_path: Path) -> None:
     (tmp_path / "toy.yaml").write_text(dump_config(toy(tmp_path)), "utf-8")
     command = [sys.executable, "-m", "mt", "bench", "--config", tmp_path / "toy.yaml", "--steps", "2", "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -327,7 +327,7 @@ def test_json_is_all_that_stands_on_standard_output(tmp_path: Path) -> None:
     assert "timing 2 updates" in done.stderr
 
 
-def test_options_reach_what_measures(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_reach_the_measuring_functions(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     monkeypatch.setattr(bench, "bench_training", lambda *arguments: calls.append(arguments) or {"a": 1})
     monkeypatch.setattr(bench, "bench_decoding", lambda *a, **options: calls.append((a, options)) or {"a": 1})
@@ -359,12 +359,12 @@ def test_options_reach_what_measures(run: Run, monkeypatch: pytest.MonkeyPatch) 
         ("--model nowhere", "nowhere: no such folder. Give a run folder, a checkpoint or a model folder."),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(run: Run, options: str, message: str, model_folder: Path) -> None:
+def test_incompatible_options_are_refused(run: Run, options: str, message: str, model_folder: Path) -> None:
     arguments = [str(model_folder) if option == "m" else option for option in options.split()]
     assert run("bench", *arguments) == (2, "", f"error: {message}\n")
 
 
-def test_the_table_says_what_was_measured() -> None:
+def test_the_table_of_training_shows_all_figures() -> None:
     figures = {
         "what": "training",
         "name": "base",
@@ -409,7 +409,7 @@ def test_the_table_says_what_was_measured() -> None:
     ]
 
 
-def test_the_table_of_decoding_says_what_was_measured() -> None:
+def test_the_table_of_decoding_shows_all_figures() -> None:
     figures = {
         "what": "decoding",
         "model": "runs/base",

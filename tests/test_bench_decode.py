@@ -1,4 +1,4 @@
-"""scripts/bench_decode.py: the same model in each engine, and what is made of what was measured."""
+"""scripts/bench_decode.py: each engine gets the same model, and the table shows the measurements."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def model_folder(toy_model: Path) -> Path:
     return toy_model
 
 
-def test_ctranslate2_is_measured_beside_our_own_search(model_folder: Path, tmp_path: Path) -> None:
+def test_ctranslate2_and_our_search_are_measured_on_the_same_text(model_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("ctranslate2")
     src, tgt = toy_text(7, 4)
     files = ["--input", write_lines(tmp_path / "src", src), "--reference", write_lines(tmp_path / "tgt", tgt)]
@@ -61,7 +61,7 @@ def test_transformers_gets_the_same_model(model_folder: Path) -> None:
         assert list(one.ids)[:20] == other[:20]
 
 
-def test_each_row_says_what_was_measured(model_folder: Path) -> None:
+def test_each_row_summarises_the_rounds_of_an_engine(model_folder: Path) -> None:
     tokenizer = Tokenizer.load(model_folder / "tokenizer.model")
     bar, dest = tokenizer.encode("BAR"), tokenizer.encode("DEST")
     n_tokens = 2 * (len(bar) + 1) + len(dest) + 1
@@ -78,7 +78,9 @@ def test_each_row_says_what_was_measured(model_folder: Path) -> None:
     assert bench_decode.markdown([ours, theirs]).splitlines()[2].endswith(" | 3 | 200 / 300 ms |")
 
 
-def test_what_cannot_take_part_says_why(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_is_not_installed_is_left_out_with_the_reason(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert bench_decode.why_not("mt bf16", model_folder) is None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for engine, package in (("ctranslate2 int8", "'mt-train[ctranslate2]'"), ("transformers fp32", "transformers")):
@@ -86,7 +88,7 @@ def test_what_cannot_take_part_says_why(model_folder: Path, monkeypatch: pytest.
         assert bench_decode.why_not(engine, model_folder) == reason
 
 
-def test_an_engine_that_there_is_not_is_refused(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_engine_is_refused(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         bench_decode.main(["--model", str(model_folder), "--input", "x", "--reference", "x", "--engine", "mt int8"])
     assert caught.value.code == 2

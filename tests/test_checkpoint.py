@@ -32,7 +32,9 @@ def save(folder: Path, config: RunConfig, tokenizer_path: Path, fill: float = 0.
     return model
 
 
-def test_a_model_folder_gives_back_what_was_saved(tmp_path: Path, config: RunConfig, tokenizer_path: Path) -> None:
+def test_loading_a_model_folder_returns_the_saved_values(
+    tmp_path: Path, config: RunConfig, tokenizer_path: Path
+) -> None:
     saved = save(tmp_path / "model", config, tokenizer_path)
     folder = ModelFolder.open(tmp_path / "model")
     assert folder.config == config
@@ -50,11 +52,9 @@ def test_a_model_folder_gives_back_what_was_saved(tmp_path: Path, config: RunCon
     ]
 
 
-def test_a_failed_write_leaves_the_old_folder_and_nothing_else(
-    tmp_path: Path, config: RunConfig, tokenizer_path: Path
-) -> None:
+def test_a_failed_write_leaves_only_the_old_folder(tmp_path: Path, config: RunConfig, tokenizer_path: Path) -> None:
     folder = tmp_path / "model"
-    # Each limit stops another library: Python at the config, shutil at the tokenizer, safetensors, torch.
+    # Each limit stops a different writer: Python at the config, shutil at the tokenizer, safetensors, torch.
     sizes = {"config.yaml": 1_000, "tokenizer.model": 100_000, "model.safetensors": 500_000, "training.pt": 2_000_000}
     manifest = {"vocab_size": 380}
     big_tokenizer = tmp_path / "big.model"
@@ -79,7 +79,7 @@ def test_a_failed_write_leaves_the_old_folder_and_nothing_else(
         assert sorted(path.name for path in tmp_path.iterdir()) == ["big.model", "model", "text"]
 
 
-def test_an_error_that_is_not_the_disks_stays_an_error_of_ours(
+def test_an_error_that_is_not_from_the_disk_is_raised_unchanged(
     tmp_path: Path, config: RunConfig, tokenizer_path: Path
 ) -> None:
     class OnABrokenDevice:
@@ -102,7 +102,7 @@ def sha256(path: Path) -> str:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Change a file and the manifest too, as a person would who means it."""
+    """Change a file and its checksum in the manifest, as for a deliberate change."""
     path.write_bytes(content)
     manifest = entries(path.parent)
     manifest["sha256"][path.name] = sha256(path)
@@ -117,7 +117,7 @@ def test_the_manifest_has_the_checksum_of_every_other_file(
     assert entries(folder)["sha256"] == {
         name: sha256(folder / name) for name in ("config.yaml", "tokenizer.model", "model.safetensors", "training.pt")
     }
-    # That of a folder which is made from another is its own, not the other's.
+    # A folder that is made from another has its own checksums, not those of the other.
     save_model_folder(tmp_path / "next", {"w": torch.ones(1)}, config, folder / "tokenizer.model", entries(folder))
     assert entries(tmp_path / "next")["sha256"] == {
         name: sha256(tmp_path / "next" / name) for name in ("config.yaml", "tokenizer.model", "model.safetensors")
@@ -125,7 +125,7 @@ def test_the_manifest_has_the_checksum_of_every_other_file(
 
 
 def use(folder: Path, name: str) -> object:
-    """Read a file of a model folder, in the way that training and translation do."""
+    """Read a file of a model folder as training and translation do."""
     opened = ModelFolder.open(folder)
     if name == "model.safetensors":
         return opened.load_weights()
@@ -137,7 +137,7 @@ def use(folder: Path, name: str) -> object:
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "tokenizer.model", "model.safetensors", "training.pt"])
-def test_one_flipped_bit_is_found_wherever_it_is(
+def test_one_flipped_bit_is_found_anywhere_in_a_file(
     tmp_path: Path, config: RunConfig, tokenizer_path: Path, name: str
 ) -> None:
     folder = tmp_path / "model"
@@ -174,12 +174,12 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, config: RunConf
     )
 
 
-def test_what_killed_writes_left_is_swept(tmp_path: Path) -> None:
+def test_leftovers_of_killed_writes_are_removed(tmp_path: Path) -> None:
     RunFolder(tmp_path).checkpoint(3).mkdir(parents=True)
     (tmp_path / "checkpoints" / ".step-00000004.writing").mkdir()
     (tmp_path / "checkpoints" / ".step-00000001.removed").mkdir()
     (tmp_path / "checkpoints" / ".step-00000003.replaced").mkdir()
-    (tmp_path / "checkpoints" / ".step-00000002.replaced").mkdir()  # its successor was never renamed to its place
+    (tmp_path / "checkpoints" / ".step-00000002.replaced").mkdir()  # its successor was never renamed
     (tmp_path / ".run.json.writing").write_text("{")
     (tmp_path / ".lock").write_text("")
     RunFolder(tmp_path).remove_leftovers()
@@ -191,7 +191,7 @@ def test_what_killed_writes_left_is_swept(tmp_path: Path) -> None:
     ]
 
 
-def test_an_incomplete_folder_is_named_with_what_it_lacks(
+def test_the_error_for_an_incomplete_folder_names_the_missing_files(
     tmp_path: Path, config: RunConfig, tokenizer_path: Path
 ) -> None:
     folder = tmp_path / "model"
@@ -227,7 +227,7 @@ def test_a_folder_of_another_version_is_refused(tmp_path: Path, config: RunConfi
         ('{"format_version": 2, "vocab_size": 380, "sha256": null}', "TypeError('sha256 is None')"),
     ],
 )
-def test_a_damaged_manifest_is_one_line(
+def test_a_damaged_manifest_is_reported_in_one_line(
     tmp_path: Path, config: RunConfig, tokenizer_path: Path, content: str, problem: str
 ) -> None:
     folder = tmp_path / "model"
@@ -240,7 +240,9 @@ def test_a_damaged_manifest_is_one_line(
     )
 
 
-def test_a_model_folder_without_training_state_says_so(tmp_path: Path, config: RunConfig, tokenizer_path: Path) -> None:
+def test_a_model_folder_without_training_state_cannot_be_resumed(
+    tmp_path: Path, config: RunConfig, tokenizer_path: Path
+) -> None:
     folder = tmp_path / "model"
     save(folder, config, tokenizer_path)
     (folder / "training.pt").unlink()
@@ -261,7 +263,9 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path, config: RunConfig,
     )
 
 
-def test_opening_a_folder_runs_no_code(tmp_path: Path, config: RunConfig, tokenizer_path: Path) -> None:
+def test_loading_training_state_runs_no_code_from_the_file(
+    tmp_path: Path, config: RunConfig, tokenizer_path: Path
+) -> None:
     folder = tmp_path / "model"
     save(folder, config, tokenizer_path)
     torch.save({"step": Path("evil")}, tmp_path / "evil.pt")
@@ -279,13 +283,13 @@ def test_the_average_is_the_mean_of_each_weight(tmp_path: Path, config: RunConfi
         assert tensor.dtype == torch.float32
 
 
-def begin_run(run_dir: Path, *steps: int) -> None:
+def make_checkpoints(run_dir: Path, *steps: int) -> None:
     for step in steps:
         RunFolder(run_dir).checkpoint(step).mkdir(parents=True)
 
 
 def enter(run_dir: Path, step: int, score: float, n_best: int = 1, by: str = "bleu") -> int | None:
-    """Enter a score; write the checkpoint, as training does, where its rank asks for that; return the rank."""
+    """Record a score and return its rank. Like training, write the checkpoint if it is one of the best."""
     rank = RunFolder(run_dir).record_score(step, score, by)
     if rank is not None and rank < n_best:
         RunFolder(run_dir).checkpoint(step).mkdir(parents=True, exist_ok=True)
@@ -298,7 +302,7 @@ def kept_after_pruning(run_dir: Path, due_every: int, **keep: int | None) -> lis
     return [checkpoint_step(folder) for folder in RunFolder(run_dir).checkpoints()]
 
 
-def test_the_last_due_the_best_and_multiples_are_kept(tmp_path: Path) -> None:
+def test_the_last_scheduled_the_best_and_every_nth_checkpoint_are_kept(tmp_path: Path) -> None:
     steps = (10, 20, 25, 27, 30, 40, 50, 60, 63)
     scores = {10: 9.0, 20: 1.0, 25: 8.0, 27: 7.0, 30: 2.0}
     for name, keep, kept in (
@@ -308,7 +312,7 @@ def test_the_last_due_the_best_and_multiples_are_kept(tmp_path: Path) -> None:
         ("all", {"keep_last": 3, "keep_best": 2, "keep_every": 20}, [10, 20, 25, 40, 50, 60, 63]),
     ):
         run = RunFolder(tmp_path / name)
-        begin_run(run.path, *steps)
+        make_checkpoints(run.path, *steps)
         for step, score in scores.items():
             enter(run.path, step, score)
         assert kept_after_pruning(run.path, 10, **keep) == kept
@@ -317,7 +321,7 @@ def test_the_last_due_the_best_and_multiples_are_kept(tmp_path: Path) -> None:
         assert run.scheduled_checkpoints(10)[-2:] == scheduled[-2:]
 
 
-def test_a_score_has_a_rank_and_the_ranking_is_written_down(tmp_path: Path) -> None:
+def test_scores_are_ranked_and_the_ranking_is_saved(tmp_path: Path) -> None:
     assert enter(tmp_path, 10, 20.0, n_best=2) == 0
     assert enter(tmp_path, 20, 19.0, n_best=2) == 1
     assert enter(tmp_path, 30, 18.0, n_best=2) == 2
@@ -341,21 +345,21 @@ def test_the_lowest_loss_is_the_best(tmp_path: Path) -> None:
     assert RunFolder(tmp_path).best_checkpoint() == RunFolder(tmp_path).checkpoint(40)
 
 
-def test_a_score_whose_checkpoint_was_never_written_counts_for_nothing(tmp_path: Path) -> None:
+def test_a_score_whose_checkpoint_was_never_written_is_ignored(tmp_path: Path) -> None:
     enter(tmp_path, 10, 20.0)
-    # Killed between validation and checkpoint: the one before is the best, and stays.
+    # Killed between validation and checkpoint: the previous checkpoint is still the best, and is kept.
     RunFolder(tmp_path).record_score(20, 30.0, "bleu")
     assert RunFolder(tmp_path).best_checkpoint() == RunFolder(tmp_path).checkpoint(10)
-    begin_run(tmp_path, 15)
+    make_checkpoints(tmp_path, 15)
     assert kept_after_pruning(tmp_path, 5) == [10, 15]
-    # Gone on from there, and validated elsewhere than before.
+    # Training continued from there, and validated at another step than before.
     assert enter(tmp_path, 19, 21.0) == 0
-    # The same update again replaces its score.
+    # A second score of the same update replaces the first.
     assert enter(tmp_path, 19, 20.5) == 0
     assert enter(tmp_path, 19, 19.5) == 1
 
 
-def test_a_best_checkpoint_that_is_gone_leaves_its_place_to_the_next(tmp_path: Path) -> None:
+def test_if_the_best_checkpoint_is_gone_the_next_best_replaces_it(tmp_path: Path) -> None:
     for step, score in ((10, 20.0), (20, 19.0), (30, 18.0)):
         enter(tmp_path, step, score, n_best=3)
     quarantine_checkpoint(RunFolder(tmp_path).checkpoint(10))
@@ -364,14 +368,14 @@ def test_a_best_checkpoint_that_is_gone_leaves_its_place_to_the_next(tmp_path: P
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"step": 25, "bleu": 3.0}', '{"ranking": [{"step": "x"}]}'])
-def test_a_ranking_that_cannot_be_read_is_none(tmp_path: Path, content: str) -> None:
-    begin_run(tmp_path, 10)
+def test_an_unreadable_ranking_is_ignored(tmp_path: Path, content: str) -> None:
+    make_checkpoints(tmp_path, 10)
     (tmp_path / "checkpoints" / "best.json").write_text(content, "utf-8")
     assert RunFolder(tmp_path).best_checkpoint() is None
     assert enter(tmp_path, 20, 1.0) == 0
 
 
-def test_a_model_is_found_in_a_run_a_checkpoint_and_a_folder(
+def test_a_model_is_found_in_a_run_a_checkpoint_or_a_model_folder(
     tmp_path: Path, config: RunConfig, tokenizer_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -390,7 +394,7 @@ def test_a_model_is_found_in_a_run_a_checkpoint_and_a_folder(
     assert open_model(RunFolder(run).checkpoint(1)).path == RunFolder(run).checkpoint(1)
     save(run / "model", config, tokenizer_path)
     assert open_model(run).path == run / "model"
-    # A damaged result is an error, not a reason to take another model in silence.
+    # A damaged model folder is an error, not a reason to use another model without a message.
     (run / "model" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=f"{run}/model is not a complete model folder"):
         open_model(run)
@@ -400,7 +404,7 @@ def test_a_model_is_found_in_a_run_a_checkpoint_and_a_folder(
     assert str(caught.value) == f"{weights} is a file. Give the folder that it lies in, {weights.parent}."
 
 
-def test_a_folder_of_models_names_them(tmp_path: Path, config: RunConfig, tokenizer_path: Path) -> None:
+def test_the_error_for_a_folder_of_models_lists_them(tmp_path: Path, config: RunConfig, tokenizer_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / "run.json").write_text("{}")
@@ -419,7 +423,7 @@ def test_a_folder_of_models_names_them(tmp_path: Path, config: RunConfig, tokeni
         assert str(caught.value) == f"{folder} is not a model, but holds some. Give one of {choice}."
 
 
-def test_an_export_in_place_of_a_model_is_told_apart(tmp_path: Path) -> None:
+def test_an_export_given_as_a_model_is_recognised(tmp_path: Path) -> None:
     (tmp_path / "model.bin").touch()
     with pytest.raises(CheckpointError) as caught:
         ModelFolder.open(tmp_path)

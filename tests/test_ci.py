@@ -1,4 +1,4 @@
-""".ci/run and scripts/test.sh: which failures run once more, and what fails the run. In a small project."""
+""".ci/run and scripts/test.sh in a small project: which tests run once more, and which failures fail the run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_flaky():
     tried.touch()
     assert has_failed
 """
-# In place of a Python: ruff and mypy find fault with a project that has a file "ugly".
+# A script instead of Python: ruff and mypy fail if the project has a file "ugly".
 PYTHON = f"""#!/bin/sh
 if [ "$2" != pytest ]; then ! [ -e ugly ]; exit; fi
 exec {sys.executable} "$@"
@@ -50,7 +50,7 @@ def null_gpu(project: Path, script: str) -> None:
 
 
 class Run:
-    """A run of .ci/run, without a standard input and from another folder."""
+    """A run of .ci/run, without standard input and from another folder."""
 
     def __init__(self, project: Path) -> None:
         plugins = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "xdist.plugin"}
@@ -74,9 +74,9 @@ def test_tests_that_pass_run_once(project: Path) -> None:
     assert (run.status, run.last_line, run.steps) == (0, "3 passed, 0 failed", [*CHECKS, "pytest"])
 
 
-def test_a_test_that_then_passes_by_itself_is_flaky(project: Path) -> None:
+def test_a_failed_test_that_then_passes_by_itself_is_flaky(project: Path) -> None:
     (project / "test_flaky.py").write_text(FLAKY)
-    # What failed in an earlier run does not count.
+    # Failures of an earlier run must not count.
     cache = project / ".pytest_cache/v/cache"
     cache.mkdir(parents=True)
     (cache / "lastfailed").write_text(json.dumps({"test_good.py::test_passes": True, "test_gone.py::test": True}))
@@ -94,33 +94,33 @@ def test_a_test_that_fails_again_fails_the_run(project: Path) -> None:
 
 
 @pytest.mark.parametrize("cause", ["import of_nothing\n", "import os\ndef test_crashes(): os.abort()\n"])
-def test_a_module_that_cannot_be_read_and_a_crash_fail_the_run_like_a_test(project: Path, cause: str) -> None:
+def test_an_import_error_or_a_crash_fails_the_run_like_a_failed_test(project: Path, cause: str) -> None:
     (project / "test_flaky.py").write_text(FLAKY)
     (project / "test_worse.py").write_text(cause)
     run = Run(project)
     assert (run.status, run.flaky, run.last_line) == (3, [FLAKY_LINE], "2 passed, 1 failed")
 
 
-def test_what_keeps_pytest_from_running_any_test_fails_the_run_at_once(project: Path) -> None:
+def test_an_error_that_keeps_pytest_from_starting_fails_the_run_at_once(project: Path) -> None:
     (project / "conftest.py").write_text("import of_nothing\n")
     run = Run(project)
     assert (run.status, run.flaky, run.steps) == (1, [], [*CHECKS, "pytest"])
     assert not run.last_line.endswith(" 0 failed")
 
 
-def test_what_is_not_a_test_fails_the_run_at_once(project: Path) -> None:
+def test_a_failed_lint_step_fails_the_run_at_once(project: Path) -> None:
     (project / "ugly").touch()
     run = Run(project)
     assert (run.status, run.last_line, run.steps) == (1, "", ["ruff format"])
 
 
-def test_a_null_gpu_that_cannot_be_set_up_is_told_loudly_and_fails_nothing(project: Path) -> None:
+def test_a_null_gpu_that_cannot_be_set_up_is_reported_but_does_not_fail_the_run(project: Path) -> None:
     null_gpu(project, "echo error: no null GPU: gcc is not found: install it >&2; exit 77")
     run = Run(project)
     loud = "!!! THE NULL GPU WAS NOT RUN: the CUDA path is not tested, see the error above !!!"
     assert (run.status, run.last_line) == (0, loud)
 
 
-def test_a_null_gpu_that_fails_fails_the_run(project: Path) -> None:
+def test_a_failure_of_the_null_gpu_script_fails_the_run(project: Path) -> None:
     null_gpu(project, "exit 1")
     assert Run(project).status == 1

@@ -1,4 +1,4 @@
-"""Every removed pair has a reason, and every change of text is counted."""
+"""Cleaning: each removed pair has a reason, and each change of text is counted."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ def test_a_pair_with_an_empty_side_is_removed() -> None:
     assert reason("dog", " \u00a0 ", white_space=False) == "empty"
 
 
-def test_a_kept_pair_comes_back_normalised_with_its_line() -> None:
+def test_a_kept_pair_is_normalised_and_has_its_line_number() -> None:
     assert cleaned(cleaner(), (" a  dog", "ein\tHund"), first=7) == [SentencePair("a dog", "ein Hund", 7)]
 
 
-def test_the_longest_allowed_side_stays_and_one_more_character_goes() -> None:
+def test_sides_up_to_the_maximum_length_are_kept() -> None:
     assert reason("x" * 20, "y" * 20, max_chars=20) is None
     assert reason("x" * 21, "y" * 20, max_chars=20) == "too_long"
     assert reason("x" * 20, "y" * 21, max_chars=20) == "too_long"
 
 
-def test_a_side_that_is_far_too_long_goes_before_it_is_normalised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_side_that_is_far_too_long_is_removed_without_being_normalised(monkeypatch: pytest.MonkeyPatch) -> None:
     normalised: list[int] = []
     changes = Normaliser.changes
 
@@ -66,7 +66,7 @@ def test_a_side_that_is_far_too_long_goes_before_it_is_normalised(monkeypatch: p
     monkeypatch.setattr(Normaliser, "changes", counted)
     clean = cleaner(max_chars=100)
     assert not cleaned(clean, ("a" + "\u0323\u0301" * 500_000, "kurz"))
-    assert normalised == []  # the whole of it would take an hour
+    assert normalised == []  # normalising all of it would take an hour
     assert not cleaned(clean, ("b" + "\u0301" * 500, "kurz"))
     assert normalised == [501, 4]
     assert clean.tally.as_json()["removed"]["too_long"]["count"] == 2
@@ -92,7 +92,7 @@ def test_the_length_ratio_counts_bytes_with_sixteen_added_to_both_sides() -> Non
             "int, uint, char, long, ulong, float or double",
             "int, uint, char, long, ulong, float or double",
             None,
-        ),  # no prose
+        ),  # not prose
         ("Windows Azure Active Directory", "Windows Azure Active Directory", None),  # four words
         ("1990 1995 2000 2005 2010 2015", "1990 1995 2000 2005 2010 2015", None),  # no words
         ("one two three four five six seven eight nine ten", "one two three four five six seven eight nine zehn", None),
@@ -107,21 +107,21 @@ def test_more_than_nine_of_ten_words_in_common_is_a_copy(src: str, tgt: str, exp
     assert reason(src, tgt, max_non_letters=None, max_copied=None) is None
 
 
-def test_a_least_share_of_common_words_counts_numbers_too() -> None:
+def test_the_minimum_fraction_of_common_words_counts_numbers_too() -> None:
     assert reason("Press F5 in 10 seconds", "Drücken Sie F5 in 10 Sekunden", min_copied=0.5) is None  # 3 of 6
     assert reason("Press F5 in 10 seconds", "Drücken Sie F5 in 9 Sekunden", min_copied=0.5) == "too_little_copied"
 
 
-def test_a_side_of_digits_and_signs_goes_unless_it_is_short() -> None:
+def test_a_side_of_digits_and_signs_is_removed_unless_it_is_short() -> None:
     assert reason("12345678 ab", "zwei Wörter") is None  # 8 of 10
     assert reason("123456789 ab", "zwei Wörter") == "non_letters"  # 9 of 11
     assert reason("zwei Wörter", "★★★★★★★ →") == "non_letters"
     assert reason("28.8.09", "28. August 2009") is None
-    assert reason("मैं यहाँ हूँ।", "I am here now.", "hi", "en") is None  # vowel signs are no letters to Python
+    assert reason("मैं यहाँ हूँ।", "I am here now.", "hi", "en") is None  # Python does not count vowel signs as letters
     assert reason("123456789 ab", "zwei Wörter", max_non_letters=None) is None
 
 
-def test_a_side_in_the_wrong_script_goes() -> None:
+def test_a_side_in_the_wrong_script_is_removed() -> None:
     russian, georgian = "Комитет обсудит это.", "კომიტეტი განიხილავს."
     assert reason(ENGLISH, russian, "en", "ru") is None
     assert reason(ENGLISH, georgian, "en", "ru") == "wrong_script"
@@ -147,12 +147,12 @@ def test_a_side_in_the_wrong_script_goes() -> None:
         ("no books", "keine Bücher", None),
     ],
 )
-def test_numbers_are_compared_however_they_are_written(src: str, tgt: str, expected: str | None) -> None:
+def test_numbers_are_compared_by_value_not_by_format(src: str, tgt: str, expected: str | None) -> None:
     assert reason(src, tgt, numbers=True) == expected
     assert reason(src, tgt) is None
 
 
-def test_languages_are_compared_when_asked_for() -> None:
+def test_languages_are_checked_only_if_the_setting_is_on() -> None:
     french = "La commission examinera la proposition le mois prochain."
     clean = cleaner(language=True)
     pairs = [(ENGLISH, GERMAN), (GERMAN, ENGLISH), (ENGLISH, french), (french, ENGLISH), (ENGLISH, "Azure Backup")]
@@ -173,7 +173,7 @@ def test_three_shortened_examples_are_kept_for_each_reason() -> None:
     assert removed_text({}) == "none"
 
 
-def test_changes_are_counted_by_sides_and_shown_where_they_are() -> None:
+def test_changes_are_counted_per_side_and_examples_show_their_place() -> None:
     clean = cleaner()
     cleaned(clean, ("R&amp;D ", "as it was"), ("as it was", "w" * 250 + "\ttab"), first=4)
     assert counts(clean.tally.changed) == {"html_entities": 1, "white_space": 2}
@@ -182,7 +182,7 @@ def test_changes_are_counted_by_sides_and_shown_where_they_are() -> None:
     assert tuple(second.values()) == (5, "tgt", "…" + "w" * 100 + "\ttab", "…" + "w" * 100 + " tab")
 
 
-def test_tallies_of_parts_add_up_to_that_of_the_whole() -> None:
+def test_the_tallies_of_parts_add_up_to_the_tally_of_the_whole() -> None:
     pairs = [
         ("", "leer"),
         ("a &lt; b", "a < b"),
@@ -201,7 +201,7 @@ def test_tallies_of_parts_add_up_to_that_of_the_whole() -> None:
     assert [pair["line"] for pair in total.removed["empty"].examples] == [1, 5, 6]
 
 
-def test_a_cleaner_goes_to_other_processes() -> None:
+def test_a_cleaner_can_be_sent_to_other_processes() -> None:
     clean = pickle.loads(pickle.dumps(cleaner(language=True, punctuation=True)))
     assert not cleaned(clean, (GERMAN, ENGLISH))
     assert removed_text(clean.tally.removed) == "1 swapped"

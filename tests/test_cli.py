@@ -1,4 +1,4 @@
-"""The command line: what it reads, prints and returns. What models say is made up here."""
+"""The command line: input, output and exit status, with a fake model."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Parrot(OwnBackend):
-    """Says each sentence in capitals, or what it was taught, and second the sentence twice; it knows no third."""
+    """A fake model. Its translations are the sentence in capitals, or one from `said`, and the sentence twice."""
 
     tokenizer: Tokenizer
     said: dict[str, str]
-    ended_by: dict[str, BaseException]  # sentence → what comes when it is searched for
+    ended_by: dict[str, BaseException]  # sentence → the exception that its search raises
     requests: list[SearchRequest]
 
     def search_batches(self, requests: Sequence[SearchRequest]) -> Generator[list[list[SearchResult]], None, None]:
@@ -70,7 +70,7 @@ def _parrot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenize
 
 @pytest.fixture
 def translate(run: Run, toy_model: Path) -> Run:
-    """Run `mt translate` with a model of at most 64 tokens a line."""
+    """Run `mt translate` with a model that takes at most 64 tokens per line."""
     return lambda *options, **stdin: run("translate", "--model", toy_model, *options, **stdin)
 
 
@@ -89,7 +89,7 @@ def saved(tokenizer_path: Path) -> Callable[..., Path]:
 
 
 def replaced(monkeypatch: pytest.MonkeyPatch, name: str, function: Any = None) -> Mock:
-    """Put a stand-in in the place of a function, which can be called only as that one can."""
+    """Replace a function with a mock that has the same signature."""
     stand_in: Mock = create_autospec(pkgutil.resolve_name(name), side_effect=function)
     monkeypatch.setattr(name, stand_in)
     return stand_in
@@ -126,14 +126,14 @@ def test_the_version_is_one_line(run: Run):
         (SystemExit(143), 143, ""),
     ],
 )
-def test_what_ends_a_command_is_its_status(
+def test_an_error_or_signal_decides_the_exit_status(
     run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: int, stderr: str
 ):
     replaced(monkeypatch, "mt.pipeline.average_run", error)
     assert run("average", "--run-dir", "r", "--last", "3") == (status, "", stderr)
 
 
-def test_a_wrong_option_is_status_2(run: Run):
+def test_an_unknown_option_is_status_2(run: Run):
     status, stdout, stderr = run("train", "--confog", "x.yaml")
     assert (status, stdout) == (2, "")
     assert "No such option" in stderr
@@ -157,7 +157,7 @@ cli.main()
     assert (done.returncode, done.stdout, done.stderr) == (130, "whole lines\n", "")
 
 
-def test_an_error_of_ours_is_status_1_from_the_shell():
+def test_a_bug_is_status_1_with_a_traceback():
     code = "import mt.cli, mt.config.loading; mt.config.loading.dump_config = lambda config: 1 / 0; mt.cli.main()"
     command = [sys.executable, "-c", code, "config", "show", "demo"]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -167,7 +167,7 @@ def test_an_error_of_ours_is_status_1_from_the_shell():
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_reader_that_goes_away_is_no_reason_for_a_traceback(unbuffered: str):
+def test_a_closed_pipe_causes_no_traceback(unbuffered: str):
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "mt", "config", "show", "demo"]
@@ -180,7 +180,7 @@ def test_a_reader_that_goes_away_is_no_reason_for_a_traceback(unbuffered: str):
 # --- train, prepare, average, config ----------------------------------------------------------------------------------
 
 
-def test_train_hands_over_the_config_and_the_run_folder(run: Run, monkeypatch: pytest.MonkeyPatch):
+def test_train_passes_on_the_config_and_the_run_folder(run: Run, monkeypatch: pytest.MonkeyPatch):
     train_run = replaced(monkeypatch, "mt.pipeline.train_run")
     monkeypatch.setattr("mt.api.TrainedRun", lambda run_dir: f"the report of {run_dir}")
     done = run("train", "--config", "demo", "--set", "name=other", "--set", "train.seed=7")
@@ -192,12 +192,12 @@ def test_train_hands_over_the_config_and_the_run_folder(run: Run, monkeypatch: p
     assert train_run.call_args_list == given
 
 
-def test_a_wrong_setting_is_told_with_its_place(run: Run):
+def test_the_error_for_an_unknown_setting_says_where_it_is(run: Run):
     message = "error: --set train.warmup_step=3: train.warmup_step: unknown key, did you mean warmup_steps?\n"
     assert run("train", "--config", "demo", "--set", "train.warmup_step=3") == (2, "", message)
 
 
-def test_prepare_says_what_it_made(run: Run):
+def test_prepare_prints_a_summary(run: Run):
     Path("toy.yaml").write_text(dump_config(toy_config(Path("text"))), "utf-8")
     status, stdout, _ = run("prepare", "--config", "toy.yaml")
     assert status == 0
@@ -218,7 +218,7 @@ def test_average_prints_the_model_folder(run: Run, monkeypatch: pytest.MonkeyPat
     assert run("average", "--run-dir", "runs/a", "--last", "0") == (2, "", message)
 
 
-def test_verify_resume_prints_the_verdict_and_fails_without_a_proof(run: Run, monkeypatch: pytest.MonkeyPatch):
+def test_verify_resume_prints_the_verdict_and_fails_unless_resume_is_exact(run: Run, monkeypatch: pytest.MonkeyPatch):
     calls: list[Any] = []
     same = Difference(1, 0, 0.0, None, 0.0, 1, 0, None, 1, 0, 0.0, None)
 
@@ -254,7 +254,7 @@ def test_verify_resume_prints_the_verdict_and_fails_without_a_proof(run: Run, mo
         ("train --dry-run", "WORLD_SIZE: a dry run looks at one process. Leave torchrun out."),
     ],
 )
-def test_what_cannot_be_proved_or_measured_is_refused(
+def test_impossible_options_of_verify_resume_bench_and_dry_run_are_refused(
     run: Run, monkeypatch: pytest.MonkeyPatch, command: str, message: str
 ):
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
@@ -263,7 +263,7 @@ def test_what_cannot_be_proved_or_measured_is_refused(
     assert (status, stdout, stderr.splitlines()[-1]) == (2, "", f"error: {message}")
 
 
-def test_config_list_names_what_ships_and_what_it_is_for(run: Run):
+def test_config_list_names_and_describes_the_shipped_configs(run: Run):
     status, stdout, _ = run("config", "list")
     assert status == 0
     assert [line.split()[0] for line in stdout.splitlines()] == ["base.yaml", "big.yaml", "demo.yaml", "multi30k.yaml"]
@@ -322,7 +322,7 @@ def test_config_init_writes_a_config_and_says_what_to_do_next(run: Run):
     ],
     ids=["lines", "nothing", "bad bytes", "a long line"],
 )
-def test_one_line_comes_out_for_each_line_that_goes_in(translate: Run, stdin: bytes, stdout: str, warning: str):
+def test_each_input_line_gives_one_output_line(translate: Run, stdin: bytes, stdout: str, warning: str):
     stderr = f"warning: 1 of {warning}\n" if warning else ""
     assert translate(stdin=stdin) == (0, stdout, stderr)
 
@@ -333,11 +333,11 @@ def test_files_are_read_and_written(translate: Run):
     assert Path("out.de").read_bytes() == b"A\n\nB\n"
 
 
-def test_n_best_gives_that_many_lines_for_each_line(translate: Run):
+def test_n_best_gives_n_output_lines_per_input_line(translate: Run):
     assert translate("--n-best", "3", stdin=b"a\n\n")[1] == "A\na a\n\n\n\n\n"
 
 
-def test_jsonl_has_one_object_a_line(translate: Run):
+def test_jsonl_has_one_object_per_line(translate: Run):
     options = ("--n-best", "2", "--format", "jsonl")
     status, stdout, _ = translate(*options, stdin="ä\u2028\x85\n\n?\xff".encode("utf-8", "surrogateescape"))
     assert status == 0
@@ -372,7 +372,7 @@ def test_flags_of_lines_are_in_the_json_and_counted(translate: Run):
     )
 
 
-def test_alignments_go_into_a_file_of_their_own_or_into_the_json(translate: Run):
+def test_alignments_go_into_a_separate_file_or_into_the_json(translate: Run):
     text = b"a b\n\nc d\n"
     status, stdout, _ = translate("--alignments", "al", "--n-best", "2", stdin=text)
     assert (status, len(stdout.splitlines())) == (0, 6)
@@ -388,7 +388,7 @@ def test_alignments_go_into_a_file_of_their_own_or_into_the_json(translate: Run)
     assert sorted(path.name for path in Path().iterdir()) == ["al", "out"]
 
 
-def test_prefixes_go_with_their_lines(translate: Run):
+def test_each_prefix_applies_to_its_line(translate: Run):
     write_lines("in", ["a", "b", "c"])
     write_lines("prefixes", ["X", "", "Z"])
     assert translate("--input", "in", "--prefix", "prefixes")[1] == "X A\nB\nZ C\n"
@@ -396,7 +396,7 @@ def test_prefixes_go_with_their_lines(translate: Run):
     assert translate("--input", "in", "--prefix", "prefixes", "--shard", "2/2")[1] == "B\nZ C\n"
 
 
-def test_prefixes_that_do_not_fit_their_lines_are_refused(translate: Run):
+def test_missing_extra_or_invalid_prefixes_are_refused(translate: Run):
     write_lines("in", ["a", "b", "c"])
     write_lines("two", ["X", "Y"])
     write_lines("four", ["X", "Y", "Z", ""])
@@ -419,7 +419,7 @@ def test_prefixes_that_do_not_fit_their_lines_are_refused(translate: Run):
     assert not Path("out").exists()
 
 
-def test_shards_are_blocks_that_cat_joins(translate: Run):
+def test_concatenated_shards_equal_the_whole_output(translate: Run):
     write_lines("in", [f"line {i}" for i in range(11)])
     _, whole, _ = translate("--input", "in", "--format", "jsonl")
     parts = []
@@ -433,7 +433,7 @@ def test_shards_are_blocks_that_cat_joins(translate: Run):
     assert outputs == ["", "", "A\n"]
 
 
-def test_strict_refuses_what_is_not_utf8_before_the_model_is_loaded(translate: Run):
+def test_strict_refuses_invalid_utf8_before_the_model_is_loaded(translate: Run):
     Path("in").write_bytes(b"a\nb\xff\n")
     advice = "Fix the line, or leave --strict out to have such bytes read as U+FFFD."
     message = f"error: in, line 2: byte 0xff at offset 1 is not UTF-8. {advice}\n"
@@ -445,7 +445,7 @@ def test_strict_refuses_what_is_not_utf8_before_the_model_is_loaded(translate: R
 
 @pytest.fixture
 def interrupted(translate: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Run `mt translate` over 10 lines, 3 at a time, until an exception comes with the lines from 6 on."""
+    """Run `mt translate` on 10 lines, 3 at a time, until line 6 raises an exception."""
     monkeypatch.setattr(LineReader.batches, "__kwdefaults__", {**LineReader.batches.__kwdefaults__, "max_lines": 3})
     write_lines("in", [f"line {i}" for i in range(10)])
 
@@ -467,7 +467,7 @@ def names() -> set[str]:
 
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
-def test_what_was_interrupted_continues_with_resume(
+def test_resume_continues_an_interrupted_translation(
     translate: Run, interrupted: Callable[..., Any], error: BaseException, status: int
 ):
     stopped = "stopped: the first 6 lines are in {}/out.part: the same command with --resume continues\n"
@@ -491,7 +491,7 @@ def test_standard_input_can_be_resumed_if_it_is_given_again(translate: Run, inte
     assert Path("out").read_text("utf-8") == "".join(f"LINE {i}\n" for i in range(10))
 
 
-def test_a_torn_line_and_what_lies_behind_the_last_step_are_made_again(translate: Run, interrupted: Callable[..., Any]):
+def test_lines_written_after_the_last_step_are_translated_again(translate: Run, interrupted: Callable[..., Any]):
     interrupted(KeyboardInterrupt())
     with open("out.part", "ab") as stream:
         stream.write(b"LINE 6\nLIN")
@@ -510,7 +510,7 @@ def test_resume_starts_over_if_there_is_nothing_to_continue(translate: Run):
 
 
 @pytest.mark.usefixtures("interrupted")
-def test_all_files_continue_together(translate: Run):
+def test_resume_continues_all_output_files_together(translate: Run):
     options = ("--alignments", "al", "--shard", "1/2", "--format", "jsonl", "--prefix", "in")
     write_lines("in", [f"{i}" for i in range(20)])
     Parrot.ended_by["6"] = KeyboardInterrupt()
@@ -530,7 +530,7 @@ def test_all_files_continue_together(translate: Run):
     assert names() == {"in", "out", "al"}
 
 
-def test_an_interrupted_translation_is_not_started_over_by_mistake(translate: Run, interrupted: Callable[..., Any]):
+def test_an_interrupted_translation_is_not_overwritten_without_resume(translate: Run, interrupted: Callable[..., Any]):
     interrupted(KeyboardInterrupt())
     message = "is an interrupted translation of 6 lines. Add --resume to continue it, or delete it to start over."
     assert translate(*RESUME[:-1]) == (2, "", f"error: {Path.cwd()}/out.part {message}\n")
@@ -539,7 +539,7 @@ def test_an_interrupted_translation_is_not_started_over_by_mistake(translate: Ru
     assert names() == {"in", "out"}
 
 
-def test_a_file_that_is_only_named_like_a_part_is_left_alone(translate: Run):
+def test_an_unrelated_file_named_like_a_part_is_not_touched(translate: Run):
     write_lines("in", ["a"])
     write_lines("out.part", ["something else"])
     message = (
@@ -593,15 +593,15 @@ def test_a_part_that_another_command_started_is_refused(
     assert part.read_bytes() == content
 
 
-def test_a_record_that_is_damaged_is_refused(translate: Run, interrupted: Callable[..., Any]):
+def test_a_damaged_resume_record_is_refused(translate: Run, interrupted: Callable[..., Any]):
     interrupted(KeyboardInterrupt())
     Path("out.part.json").write_text('{"format": 1', "utf-8")
     message = f"is damaged, or was written by another version of mt. Delete it and {Path.cwd()}/out.part to start over."
     assert translate(*RESUME) == (2, "", f"error: {Path.cwd()}/out.part.json {message}\n")
 
 
-def test_files_that_have_their_names_already_are_taken_up_too(translate: Run, interrupted: Callable[..., Any]):
-    """As a kill leaves them between the last step and the end."""
+def test_resume_continues_files_that_already_have_their_final_names(translate: Run, interrupted: Callable[..., Any]):
+    """A kill between the last step and the end leaves this state."""
     interrupted(KeyboardInterrupt())
     record = json.loads(Path("out.part.json").read_text("utf-8"))
     Path("out.part").rename("out")
@@ -611,7 +611,7 @@ def test_files_that_have_their_names_already_are_taken_up_too(translate: Run, in
     assert names() == {"in", "out"}
 
 
-def test_two_at_once_do_not_write_the_same_file(translate: Run):
+def test_two_commands_cannot_write_the_same_output_at_once(translate: Run):
     from mt.decode.outputs import open_outputs
 
     write_lines("in", ["a"])
@@ -640,7 +640,7 @@ def test_a_full_disk_leaves_whole_lines_and_resume_continues(translate: Run, int
     assert names() == {"in", "out"}
 
 
-def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(translate: Run, monkeypatch: pytest.MonkeyPatch):
+def test_without_a_terminal_progress_is_logged_in_lines(translate: Run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("mt.system.console.LINE_SECONDS", 0.0)
     write_lines("in", [f"line {i}" for i in range(5_000)])
     _, _, stderr = translate("--input", "in", "--output", "out")
@@ -677,14 +677,14 @@ DRAWING = DecodeConfig(sample=True, temperature=0.7, top_k=10, top_p=0.9, seed=0
         ("--beam-size 6", replace(DRAWING, seed=1), DecodeConfig(beam_size=6)),
     ],
 )
-def test_options_change_the_search_that_the_config_of_the_model_asks_for(
+def test_options_override_the_search_settings_of_the_model(
     run: Run, saved: Callable[..., Path], options: str, of_model: DecodeConfig, decode: DecodeConfig
 ):
     assert run("translate", "--model", saved("m", decode=of_model), *options.split(), stdin=b"a\n")[0] == 0
     assert Parrot.requests[0].decode == decode
 
 
-def test_what_contradicts_the_config_of_the_model_is_named_too(run: Run, saved: Callable[..., Path]):
+def test_an_option_that_contradicts_a_setting_of_the_model_is_refused(run: Run, saved: Callable[..., Path]):
     model = saved("m", decode=DecodeConfig(max_length=9))
     message = "error: --min-length: is 9, but --max-length (9) allows only 8 tokens and the end of sentence\n"
     assert run("translate", "--model", model, "--min-length", "9", stdin=b"a\n") == (2, "", message)
@@ -750,12 +750,12 @@ def test_wrong_options_are_refused_before_the_model_is_loaded(run: Run, options:
 NO_MODEL = "error: missing: no such folder. Give a run folder, a checkpoint or a model folder.\n"
 
 
-def test_a_model_that_is_missing_leaves_no_output_file(run: Run):
+def test_a_missing_model_leaves_no_output_file(run: Run):
     assert run("translate", "--model", "missing", "--output", "out.de") == (2, "", NO_MODEL)
     assert list(Path().iterdir()) == []
 
 
-def test_output_begins_before_the_input_ends(toy_model: Path):
+def test_the_first_lines_are_written_before_the_input_ends(toy_model: Path):
     command = [sys.executable, "-m", "mt", "translate", "--model", str(toy_model), "--max-length", "9"]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
@@ -774,7 +774,7 @@ def test_output_begins_before_the_input_ends(toy_model: Path):
 
 @pytest.fixture
 def score_pairs(monkeypatch: pytest.MonkeyPatch) -> Mock:
-    """Find two nats in each token of a translation and in its end."""
+    """Let each token of a translation, and its end, cost two nats."""
 
     def two_nats(model: Any, sources: Any, targets: Sequence[Sequence[int]], *, batch_tokens: int) -> Any:
         return [[-2 - 1e-9] * (len(target) + 1) for target in targets]
@@ -815,7 +815,7 @@ def test_score_as_jsonl_has_the_tokens(score: Run):
     assert '"ä"' in stdout
 
 
-def test_score_says_which_scores_are_worth_less(score: Run):
+def test_score_warns_about_pairs_that_are_too_long(score: Run):
     write_lines("two.tgt", ["x" * 100, "x" * 1_100])
     status, stdout, stderr = score()
     assert (status, stdout.splitlines()[1]) == (0, "-inf\t-inf\t-inf\t1102")
@@ -854,14 +854,14 @@ def test_wrong_options_of_score_are_refused_before_the_model_is_loaded(score: Ru
     assert status == (2, "", f"error: {message.replace('{cwd}', str(Path.cwd()))}\n")
 
 
-def test_files_that_are_not_parallel_leave_no_scores_behind(score: Run):
+def test_files_that_are_not_parallel_leave_no_output_file(score: Run):
     write_lines("two.tgt", ["b", "c", "d"])
     message = "two.tgt has 3 lines and two.src has 2: parallel files need one line for each line"
     assert score("--output", "scores") == (2, "", f"error: {message}\n")
     assert not Path("scores").exists()
 
 
-def test_a_model_to_score_with_that_is_missing_leaves_no_output_file(score: Run):
+def test_a_missing_model_for_score_leaves_no_output_file(score: Run):
     assert score("--model", "missing", "--output", "scores") == (2, "", NO_MODEL)
     assert not Path("scores").exists()
 
@@ -893,7 +893,7 @@ HYPOTHESES = ["Ein Hund läuft im Schnee.", "Zwei Männer spielen Schach."]
 TEXT = ["Ein Hund läuft durch den Schnee.", "Zwei Männer spielen im Park Schach."]
 
 
-def test_files_are_scored_under_the_name_input(run: Run):
+def test_files_are_scored_as_a_test_set_named_input(run: Run):
     hyp, ref = write_lines("hyp", HYPOTHESES), write_lines("ref", TEXT)
     status, stdout, stderr = run("eval", "--hyp", hyp, "--ref", ref, "--src", write_lines("src", ["a", "b"]), "--json")
     assert (status, stderr) == (0, "")
@@ -910,7 +910,7 @@ def test_files_are_scored_under_the_name_input(run: Run):
     assert len(stdout.splitlines()) == 5
 
 
-def test_metrics_references_and_intervals_are_those_asked_for(run: Run):
+def test_metrics_references_and_intervals_can_be_chosen(run: Run):
     hyp, ref, other = write_lines("hyp", HYPOTHESES), write_lines("ref", TEXT), write_lines("other", TEXT[::-1])
     options = ("--metric", "ter", "--metric", "bleu", "--confidence", "--samples", "100")
     status, stdout, stderr = run("eval", "--hyp", hyp, "--ref", ref, "--ref", other, *options)
@@ -926,7 +926,7 @@ def test_metrics_references_and_intervals_are_those_asked_for(run: Run):
 
 
 @pytest.mark.parametrize("test", ["randomisation", "bootstrap"])
-def test_a_baseline_is_compared_and_the_verdict_is_a_sentence(run: Run, test: str):
+def test_a_comparison_with_a_baseline_ends_with_a_verdict_in_words(run: Run, test: str):
     lines = [f"Der Hund Nummer {number} läuft durch den hohen Schnee." for number in range(40)]
     ref, old = write_lines("ref", lines), write_lines("old", [line.replace("läuft", "geht") for line in lines])
     new = write_lines("new", [*lines[:39], "Nichts."])
@@ -948,7 +948,7 @@ def test_a_baseline_is_compared_and_the_verdict_is_a_sentence(run: Run, test: st
     assert entry["scores"][0]["score"] == report["test_sets"]["input"]["scores"][0]["score"]
 
 
-def test_what_is_odd_goes_to_standard_error_or_into_the_object(run: Run):
+def test_warnings_go_to_standard_error_or_into_the_json(run: Run):
     ref = write_lines("ref", TEXT)
     said = [
         "the hypotheses are the references, line for line: a score of 100.0 says nothing of a system",
@@ -995,7 +995,7 @@ def test_the_baseline_of_a_file_may_be_a_run(run: Run):
 
 @pytest.fixture
 def two_test_sets(saved: Callable[..., Path]) -> None:
-    """A model `m` with the test sets wmt and ted, which it translates as HYPOTHESES and as TEXT."""
+    """Save a model `m` with the test sets wmt and ted. It translates them as HYPOTHESES and as TEXT."""
     corpora = {}
     for name, src in (("wmt", ["a", "b"]), ("ted", ["c", "d"])):
         corpora[name] = {"src": write_lines(f"{name}.src", src), "tgt": write_lines(f"{name}.tgt", TEXT)}
@@ -1115,7 +1115,7 @@ def test_the_baseline_of_a_model_is_a_run_or_a_file_of_one_test_set(run: Run):
         ("--model m --metric chr", "--metric: no metric is called chr, did you mean chrf?"),
     ],
 )
-def test_what_eval_cannot_do_is_one_line(run: Run, options: str, message: str, tmp_path: Path):
+def test_invalid_options_of_eval_are_refused_in_one_line(run: Run, options: str, message: str, tmp_path: Path):
     write_lines("two", ["a", "b"])
     write_lines("three", ["a", "b", "c"])
     write_lines("empty", [])

@@ -1,4 +1,4 @@
-"""Several systems side by side: letters by hand, p by the paired tests, and runs that were really trained."""
+"""Comparisons of several systems: letters by hand, p-values from the paired tests, and real training runs."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def metrics_of(**hypotheses: Sequence[str]) -> list[ComparedMetric]:
     [
         ([0, 1, 2], set(), [["a"], ["b"], ["c"]]),
         ([0, 1, 2], {(0, 1), (0, 2), (1, 2)}, [["a"], ["a"], ["a"]]),
-        # The second cannot be told from its neighbours, which can be told apart.
+        # The second does not differ from its neighbours, which differ from each other.
         ([0, 1, 2], {(0, 1), (1, 2)}, [["a"], ["a", "b"], ["b"]]),
         ([2, 0, 1], {(0, 2)}, [["a"], ["b"], ["a"]]),
-        # The first and the last are alike although the one between them is like neither.
+        # The first and the last do not differ, although the one between them differs from both.
         ([0, 1, 2], {(0, 2)}, [["a"], ["b"], ["a"]]),
     ],
 )
-def test_systems_share_a_letter_exactly_if_they_cannot_be_told_apart(
+def test_systems_share_a_letter_exactly_if_they_do_not_differ(
     ranking: list[int], same: set[tuple[int, int]], expected: list[list[str]]
 ):
     assert letters(ranking, {frozenset(pair) for pair in same}) == expected
@@ -76,7 +76,7 @@ def test_there_are_letters_for_thirty_systems():
 # --- facts ------------------------------------------------------------------------------------------------------------
 
 
-def test_each_pair_has_the_p_of_the_paired_test():
+def test_each_pair_has_the_p_value_of_the_paired_test():
     bleu, chrf = metrics_of(bad=BAD, good=GOOD, as_good=AS_GOOD)
     assert (bleu.name, chrf.name) == ("BLEU", "chrF2")
     # The better first.
@@ -106,14 +106,14 @@ def test_a_system_does_not_differ_from_itself():
     assert bleu.verdict == "No difference at p < 0.05 between one and other"
 
 
-def test_of_edits_fewer_are_better():
+def test_a_lower_ter_is_better():
     (ter,) = facts_of(systems(bad=BAD, good=GOOD), metrics=["ter"]).test_sets["demo"].metrics
     assert ter.ranking == [1, 0]
     assert ter.scores[0].score > ter.scores[1].score
     assert ter.verdict == "good is better than bad"
 
 
-def test_the_best_of_many_is_told_from_all_or_from_none():
+def test_the_verdict_says_which_systems_the_best_one_differs_from():
     def verdict(**hypotheses: Sequence[str]) -> str:
         return metrics_of(**hypotheses)[0].verdict
 
@@ -124,21 +124,21 @@ def test_the_best_of_many_is_told_from_all_or_from_none():
     )
 
 
-def test_intervals_are_those_of_the_scores():
+def test_intervals_contain_their_scores():
     facts = facts_of(systems(bad=BAD, good=GOOD), has_confidence=True, n_samples=100)
     for score in facts.test_sets["demo"].metrics[0].scores:
         assert score.confidence is not None
         assert score.confidence.low < score.score < score.confidence.high
 
 
-def test_settings_that_are_the_same_everywhere_are_left_out():
+def test_settings_with_the_same_value_everywhere_are_left_out():
     assert setting_differences([{"a": 1, "b": 2, "c": None}, {"a": 1, "b": 3}, {"a": 1, "b": 2, "d": [4]}]) == {
         "b": [2, 3, 2],
         "d": [None, None, [4]],
     }
 
 
-def test_the_table_of_a_terminal_is_aligned():
+def test_the_table_for_the_terminal_is_aligned():
     one, other = systems(**{"runs/bad": BAD, "runs/good": GOOD})
     figures = {"steps": 1_200, "n_tgt_tokens": 4_905_048, "train_seconds": 1155.2}
     one = replace(one, figures=figures, settings={"train.seed": 1, "name": "x"})
@@ -159,7 +159,7 @@ def test_the_table_of_a_terminal_is_aligned():
     ]
 
 
-def test_long_names_are_numbers_in_the_table_of_settings():
+def test_long_names_are_replaced_by_numbers_in_the_table_of_settings():
     long, longer = "runs/" + "a" * 40, "runs/" + "b" * 40
     one, other = systems(**{long: BAD, longer: GOOD})
     text = comparison_text(facts_of([replace(one, settings={"a": None}), replace(other, settings={"a": "x"})]))
@@ -185,7 +185,7 @@ def three_systems(name: str = "runs/bad") -> list[System]:
 
 
 def _report(found: Sequence[System]) -> tuple[str, str]:
-    """The page and the Markdown of a comparison."""
+    """Return the page and the Markdown of a comparison."""
     origin = {"kind": "comparison", "format_version": 1, "made_at": "2026-11-22T12:00:00+00:00", "command": "mt"}
     facts = SystemComparison.model_validate(dict(facts_of(found)) | origin | {"commit": None, "versions": {}})
     return comparison_page(facts), markdown("comparison.md.j2", facts)
@@ -210,13 +210,13 @@ def test_the_page_has_the_numbers_of_the_json(tmp_path: Path):
     assert "<figcaption>BLEU on the validation set against minutes" in (tmp_path / "report.html").read_text("utf-8")
 
 
-def test_many_systems_are_a_number_in_the_title():
+def test_the_title_has_the_number_of_systems_if_there_are_many():
     many = systems(**{f"runs/{name}": GOOD for name in "abcd"})
     assert '<h1 dir="auto">Comparison of 4 systems</h1>' in _report(many)[0]
     assert "# Comparison of runs/a, runs/b and runs/c\n" in _report(many[:3])[1]
 
 
-def test_files_have_no_configs_to_differ():
+def test_comparisons_of_files_do_not_mention_configs():
     files = systems(a=GOOD, b=BAD)
     assert "config" not in comparison_text(facts_of(files)).lower()
     assert "Configs" not in "".join(_report(files))
@@ -234,7 +234,7 @@ def test_names_and_settings_are_never_markup():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs over the same text: `short`, and `long`, which learned it."""
+    """Train two runs on the same text: `short`, and `long`, which learns it."""
     folder = tmp_path_factory.mktemp("runs")
     for name, changes in (("short", {"max_steps": 4}), ("long", {"max_steps": 120, "peak_lr": 1e-2, "keep_last": 99})):
         train_run(toy_config(folder / "text", validate_every=60, **changes), folder / name)
@@ -247,7 +247,7 @@ def mt_compare(*arguments: str | Path) -> int:
     return int(caught.value.code or 0)
 
 
-def test_runs_are_compared_by_what_they_translated(
+def test_runs_are_compared_by_their_saved_translations(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(runs)
@@ -266,7 +266,7 @@ def test_runs_are_compared_by_what_they_translated(
     assert scores[1]["score"] == kept["test_sets"]["held_out"]["scores"][0]["score"]
     assert report["systems"][1]["n_parameters"] == kept["n_parameters"]
     assert report["systems"][1]["n_tgt_tokens"] == kept["n_tgt_tokens"]
-    # A second comparison may take the place of the first.
+    # A second comparison may overwrite the first.
     assert mt_compare("long", "long", "--samples", "200", "--report", "report", "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["test_sets"]["held_out"]["metrics"][0]["pairs"][0]["p"] == 1.0
@@ -274,7 +274,7 @@ def test_runs_are_compared_by_what_they_translated(
     assert "training" not in printed
 
 
-def test_files_are_compared_where_there_is_a_reference(
+def test_files_are_compared_if_there_is_a_reference(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(runs)
@@ -290,12 +290,14 @@ def test_files_are_compared_where_there_is_a_reference(
         "long": "a",
         "short": "b",
     }
-    # A second reference makes every score higher, or leaves it.
+    # Both files and runs can have several references.
     assert mt_compare("short", "long", "--ref", reference, "--ref", reference, *options, "--json") == 0
     assert "nrefs:2|" in json.loads(capsys.readouterr().out)["test_sets"]["input"]["metrics"][0]["signature"]
 
 
-def test_checkpoints_translate_first(runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_a_checkpoint_is_compared_by_translating_with_it(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(runs)
     first = "long/checkpoints/step-00000004"
     assert mt_compare(first, "long", "--samples", "200", "--test", "held_out") == 0
@@ -306,7 +308,7 @@ def test_checkpoints_translate_first(runs: Path, capsys: pytest.CaptureFixture[s
     assert out.endswith("The configs are the same.\n")
 
 
-def test_translations_of_another_model_are_not_taken(
+def test_changed_saved_translations_are_not_used(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -375,7 +377,7 @@ USAGE = "Use mt compare A B, or mt compare --ref REF A B."
         ("one two --report file", "--report: file is a file. Give a folder."),
     ],
 )
-def test_what_cannot_be_compared_is_one_line(
+def test_impossible_comparisons_are_refused_in_one_line(
     options: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)

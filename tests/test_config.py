@@ -44,10 +44,10 @@ def message_of(text: str | bytes, *overrides: str) -> str:
     return str(caught.value)
 
 
-# --- What is read -----------------------------------------------------------------------------------------------------
+# --- Valid configs ----------------------------------------------------------------------------------------------------
 
 
-def test_a_file_holds_only_what_differs_from_the_defaults():
+def test_settings_that_a_file_leaves_out_have_their_defaults():
     config = load(MINIMAL + "model: {d_model: 256, n_heads: 4}\n")
     assert config.model == ModelConfig(d_model=256, n_heads=4)
     assert config.data.train == (TextFiles(src="train.en", tgt="train.de"),)
@@ -55,7 +55,7 @@ def test_a_file_holds_only_what_differs_from_the_defaults():
 
 
 NUMBERS: list[tuple[str, list[str], float | str]] = [
-    ("train.peak_lr", ["3e-4", "3E-4", "3.0e-4", "0.3e-3", "'3e-4'"], 3e-4),  # YAML reads most of them as text
+    ("train.peak_lr", ["3e-4", "3E-4", "3.0e-4", "0.3e-3", "'3e-4'"], 3e-4),  # YAML reads most of these as text
     ("train.peak_lr", ["1"], 1.0),
     ("train.max_steps", ["1e6", "1000000", "1_000_000", "1.0e+6", "1000000.0"], 1_000_000),
     ("train.micro_batch_tokens", ["4e3"], 4_000),
@@ -66,22 +66,22 @@ NUMBERS: list[tuple[str, list[str], float | str]] = [
 
 
 @pytest.mark.parametrize(("key", "text", "value"), [(key, text, value) for key, ts, value in NUMBERS for text in ts])
-def test_numbers_are_read_however_they_are_written_and_names_stay_text(key: str, text: str, value: float | str):
+def test_numbers_are_read_in_any_notation_and_names_stay_text(key: str, text: str, value: float | str):
     section, _, name = key.rpartition(".")
     written = f"{MINIMAL}{section}: {{{name}: {text}}}\n" if section else MINIMAL.replace("captions", text)
     found = settings_of(load(written))[key]
     assert (found, type(found)) == (value, type(value))
 
 
-def test_an_empty_section_is_its_defaults():
+def test_an_empty_section_has_its_defaults():
     assert load(MINIMAL + "model:\ntokenizer:\n") == load(MINIMAL)
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_key():
+def test_a_byte_order_mark_is_not_part_of_the_first_key():
     assert load(b"\xef\xbb\xbf" + MINIMAL.encode()) == load(MINIMAL)
 
 
-# --- What is refused --------------------------------------------------------------------------------------------------
+# --- Invalid configs --------------------------------------------------------------------------------------------------
 
 REFUSED = {
     "train: {warmup_step: 3}": "x.yaml: train.warmup_step: unknown key, did you mean warmup_steps?",
@@ -128,7 +128,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("line", "message"), REFUSED.items())
-def test_a_wrong_setting_is_refused_by_its_key(line: str, message: str):
+def test_the_error_for_an_invalid_setting_names_its_key(line: str, message: str):
     assert message_of(f"{MINIMAL}{line}\n") == message
 
 
@@ -163,7 +163,7 @@ REPLACED = {
 
 
 @pytest.mark.parametrize(("change", "message"), REPLACED.items())
-def test_wrong_data_is_refused_by_its_key(change: tuple[str, str], message: str):
+def test_the_error_for_invalid_data_settings_names_their_key(change: tuple[str, str], message: str):
     assert change[0] in MINIMAL
     assert message_of(MINIMAL.replace(*change)) == message
 
@@ -195,7 +195,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize(("content", "message"), UNREADABLE.items(), ids=range(len(UNREADABLE)))
-def test_a_file_that_is_no_config_is_refused_in_one_line(content: bytes, message: str):
+def test_a_file_that_is_not_a_config_is_refused_in_one_line(content: bytes, message: str):
     assert message_of(content) == message
 
 
@@ -212,31 +212,31 @@ def test_an_override_of_a_list_entry_replaces_one_key():
     assert config.data.train == (HubDataset(dataset="../hub/wmt14", config="de-en"),)
 
 
-def test_the_index_after_the_last_appends():
+def test_an_override_with_the_next_index_appends():
     config = load(MINIMAL, "data.train.1.dataset=a/b", "data.train.1.weight=0.5", "data.train.2={file: c.tsv}")
     assert config.data.train[1:] == (HubDataset(dataset="a/b", weight=0.5), Table(file="c.tsv"))
 
 
-def test_a_whole_value_replaces_and_does_not_merge():
+def test_an_override_of_a_whole_value_replaces_it_without_merging():
     config = load(MINIMAL, "data.valid={file: valid.tsv}", "data.train=[{file: train.tsv}]")
     assert config.data.valid == Table(file="valid.tsv")
     assert config.data.train == (Table(file="train.tsv"),)
 
 
-def test_an_override_makes_the_sections_that_are_not_there():
+def test_an_override_creates_missing_sections():
     config = load(MINIMAL, "data.test.flickr2016.src=a.en", "data.test.flickr2016.tgt=a.de", "model.d_ff=64")
     assert config.data.test == {"flickr2016": TextFiles(src="a.en", tgt="a.de")}
     assert config.model.d_ff == 64
 
 
-def test_an_override_with_null_takes_a_value_away():
+def test_an_override_with_null_removes_a_value():
     text = MINIMAL + "train: {clip_norm: 1.0}\n"
     assert load(text, "train.clip_norm=null").train.clip_norm is None
     assert load(MINIMAL + "decode: {max_length: 9}\n", "decode=null").decode.max_length is None
 
 
-def test_an_override_may_add_what_the_file_lacks():
-    assert load(MINIMAL.replace("name: captions\n", ""), "name=added").name == "added"
+def test_an_override_may_set_a_key_that_the_file_lacks():
+    assert load(MINIMAL.replace("name: captions\n", ""), "name=given").name == "given"
 
 
 def test_an_override_changes_one_of_two_keys_that_share_a_yaml_alias():
@@ -271,11 +271,11 @@ BAD_OVERRIDES = {
 
 
 @pytest.mark.parametrize(("override", "message"), BAD_OVERRIDES.items())
-def test_a_wrong_override_is_refused_as_it_was_written(override: str, message: str):
+def test_the_error_for_an_invalid_override_quotes_it(override: str, message: str):
     assert message_of(MINIMAL, "model.d_ff=64", override) == message
 
 
-def test_an_override_below_a_single_value_names_the_value():
+def test_the_error_for_an_override_inside_a_single_value_shows_that_value():
     message = "--set tokenizer.kind=unigram: tokenizer: expected a mapping (key: value), got 'bpe'"
     assert message_of(MINIMAL + "tokenizer: bpe\n", "tokenizer.kind=unigram") == message
 
@@ -290,7 +290,7 @@ def test_an_error_of_the_file_is_not_blamed_on_an_override():
 # --- Where configs are ------------------------------------------------------------------------------------------------
 
 
-def test_a_path_comes_before_a_shipped_name():
+def test_a_file_in_the_current_folder_takes_precedence_over_a_shipped_config():
     Path("base.yaml").write_text(MINIMAL)
     assert find_config("base.yaml") == Path("base.yaml")
     assert load_config("base.yaml").name == "captions"
@@ -303,7 +303,7 @@ def test_a_shipped_config_is_found_by_name_from_any_folder(name: str):
     assert load_config(name).name == "base"
 
 
-def test_errors_in_a_shipped_config_name_it_shortly():
+def test_errors_in_a_shipped_config_give_only_its_file_name():
     with pytest.raises(ConfigError) as caught:
         load_config("base", ["data.max_tokens=100000"])
     assert str(caught.value) == (
@@ -323,7 +323,7 @@ NOWHERE = "does not exist, and no config of this name ships with mt"
         ("runs", "is a folder: give a config file"),
     ],
 )
-def test_what_is_not_a_config_file_is_refused_with_a_suggestion(name: str, problem: str):
+def test_a_missing_config_file_is_refused_with_a_suggestion(name: str, problem: str):
     Path("runs").mkdir()
     with pytest.raises(ConfigError) as caught:
         load_config(name)
@@ -345,12 +345,12 @@ def test_what_is_not_a_config_file_is_refused_with_a_suggestion(name: str, probl
         ["train.stop_after='1:30'", "train.stop_after=1h30m", "data.prepared_dir='a: #b'", "train.adam_eps=1e-300"],
     ],
 )
-def test_a_dumped_config_reads_back_as_the_same(overrides: list[str]):
+def test_a_dumped_config_loads_as_the_same_config(overrides: list[str]):
     config = load(MINIMAL, *overrides)
     assert load(dump_config(config)) == config
 
 
-def test_the_dump_holds_every_setting():
+def test_the_dump_has_every_setting():
     text = dump_config(load(MINIMAL))
     for section in dataclasses.fields(RunConfig):
         assert f"{section.name}:" in text
@@ -372,7 +372,7 @@ def test_equal_configs_do_not_differ():
         ("data.test.a.file=a.tsv", {"data.test.a.file": (None, "a.tsv"), "data.test.a.weight": (None, 1.0)}),
     ],
 )
-def test_differences_are_dotted_keys_with_both_values(override: str, differences: dict[str, tuple[Any, Any]]):
+def test_config_differences_map_dotted_keys_to_both_values(override: str, differences: dict[str, tuple[Any, Any]]):
     assert config_differences(load(MINIMAL), load(MINIMAL, override)) == differences
 
 
@@ -384,7 +384,7 @@ def test_the_same_file_on_both_sides_is_refused() -> None:
     )
 
 
-def test_settings_made_in_python_are_refused_by_their_key() -> None:
+def test_the_error_for_an_invalid_setting_in_python_names_its_key() -> None:
     with pytest.raises(ConfigError) as caught:
         ModelConfig(d_model=0)
     assert str(caught.value) == "model.d_model: expected an integer of at least 1, got 0"
@@ -393,6 +393,6 @@ def test_settings_made_in_python_are_refused_by_their_key() -> None:
     assert str(caught.value) == "model.n_kv_heads: expected a divisor of model.n_heads (8), got 3"
 
 
-def test_what_a_kind_of_corpus_does_not_have_may_be_null() -> None:
+def test_keys_of_other_kinds_of_corpora_may_be_null() -> None:
     config = load(MINIMAL, "data.valid.file=null", "data.valid.streaming=false", "data.valid.config=null")
     assert config.data.valid == TextFiles(src="valid.en", tgt="valid.de")

@@ -14,19 +14,19 @@ NAMES = ["base", "big", "demo", "multi30k"]
 WMT14 = HubDataset(dataset="wmt/wmt14", config="de-en")
 
 
-def test_the_shipped_configs_are_these():
+def test_the_shipped_configs_are_base_big_demo_and_multi30k():
     assert [path.stem for path in shipped_configs()] == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_shipped_config_loads_and_is_named_like_its_file(name: str):
+def test_a_shipped_config_loads_and_has_the_name_of_its_file(name: str):
     config = load_config(name)
     assert config.name == name
     assert RunConfig(**yaml.safe_load(dump_config(config))) == config
 
 
 @pytest.mark.parametrize("path", shipped_configs(), ids=NAMES)
-def test_a_shipped_config_begins_with_what_it_is_for(path: Path):
+def test_a_shipped_config_begins_with_a_comment(path: Path):
     assert path.read_text(encoding="utf-8").startswith("# ")
 
 

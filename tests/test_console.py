@@ -18,7 +18,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_speed_and_the_time_left_leave_out_what_an_earlier_run_did(
+def test_speed_and_remaining_time_do_not_count_the_work_of_an_earlier_run(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Meter("lines", 10_000, before=4_000, has_summary=True) as meter:
@@ -35,14 +35,14 @@ def test_speed_and_the_time_left_leave_out_what_an_earlier_run_did(
     ]
 
 
-def test_a_short_run_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_short_run_shows_no_progress(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with Meter("lines", has_summary=True) as meter:
         clock.now += 3
         meter.show(10)
     assert capsys.readouterr().err == ""
 
 
-def test_what_cannot_be_counted_is_timed(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_without_a_count_shows_the_time(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with Meter(None, what="training") as meter:
         clock.now += 70
         meter.advance()
@@ -56,13 +56,13 @@ def pretend_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def drawn(written: str) -> list[str]:
-    """Return what a terminal has shown in a line, without colours, as often as it changed."""
+    """Return the texts that a terminal has shown one after the other, without colours."""
     plain = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", written)
     texts = [line.strip() for line in re.split(r"[\r\n]+", plain) if line.strip()]
     return [text for text, before in zip(texts, [None, *texts], strict=False) if text != before]
 
 
-def test_a_terminal_has_one_line_in_place_and_messages_above_it(
+def test_a_terminal_shows_one_progress_line_and_messages_above_it(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pretend_a_terminal(monkeypatch)
@@ -81,7 +81,7 @@ def test_a_terminal_has_one_line_in_place_and_messages_above_it(
     assert err.count("20 lines in") == 1
 
 
-def test_what_is_left_has_a_bar(
+def test_progress_with_a_total_has_a_bar(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pretend_a_terminal(monkeypatch)
@@ -92,7 +92,7 @@ def test_what_is_left_has_a_bar(
     assert re.fullmatch(r"cleaning: 10 of 40 pairs ━+╸?[ ━╺]* 10\.0 pairs/s · 3 s left", first)
 
 
-def test_standard_output_stays_the_result_while_a_line_is_shown(
+def test_a_progress_line_does_not_change_standard_output(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pretend_a_terminal(monkeypatch)
@@ -102,7 +102,7 @@ def test_standard_output_stays_the_result_while_a_line_is_shown(
     assert capsys.readouterr().out == "a translation\n"
 
 
-def test_a_program_that_uses_the_package_sees_nothing_unless_it_asks() -> None:
+def test_a_program_that_imports_the_package_sees_messages_only_if_it_asks() -> None:
     code = "from mt.system.console import note, show_messages; note('one'); {}note('two')"
     for change, shown in (("", ""), ("show_messages(); ", "note: two\n")):
         command = [sys.executable, "-c", code.format(change)]

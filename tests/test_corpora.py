@@ -1,4 +1,4 @@
-"""Parallel text is read as it is, in order, and whatever is wrong with it is said in one line."""
+"""Parallel text is read unchanged and in order, and each problem with it is reported in one line."""
 
 import json
 import os
@@ -32,12 +32,12 @@ def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".xz", ".zst"])
-def test_a_pair_of_files_gives_its_lines_with_their_numbers(suffix: str) -> None:
+def test_a_pair_of_files_yields_its_lines_with_their_numbers(suffix: str) -> None:
     src, tgt = write(f"a.en{suffix}", "one\ntwo\n"), write(f"a.de{suffix}", "eins\nzwei\n")
     assert read(src=src, tgt=tgt) == [SentencePair("one", "eins", 1), SentencePair("two", "zwei", 2)]
 
 
-def test_empty_files_give_no_pairs_and_checking_them_says_so() -> None:
+def test_empty_files_yield_no_pairs_and_fail_the_check() -> None:
     corpus = reader(src=write("a.en", ""), tgt=write("a.de", ""))
     assert list(corpus.pairs()) == []
     with pytest.raises(DataError) as caught:
@@ -46,7 +46,7 @@ def test_empty_files_give_no_pairs_and_checking_them_says_so() -> None:
 
 
 @pytest.mark.parametrize("swapped", [False, True])
-def test_different_line_counts_are_counted_exactly(swapped: bool) -> None:
+def test_the_error_for_different_line_counts_has_both_counts(swapped: bool) -> None:
     long, short = write("long.txt.gz", "x\n" * 4_509), write("short.txt", "x\n" * 1_508)
     src, tgt = (short, long) if swapped else (long, short)
     assert error_of(src=src, tgt=tgt) == (
@@ -54,7 +54,7 @@ def test_different_line_counts_are_counted_exactly(swapped: bool) -> None:
     )
 
 
-def test_a_tsv_file_holds_source_tab_target() -> None:
+def test_a_tsv_file_has_source_tab_target() -> None:
     assert read(file=write("a.tsv.gz", "one\teins\ntwo\tzwei\n")) == [("one", "eins", 1), ("two", "zwei", 2)]
     assert error_of(file=write("b.tsv", "one\teins\ntwo\tzwei\tCC BY\n")) == (
         "b.tsv, line 2: expected source, tab, target, found 3 columns. Say which to read with src_column and "
@@ -62,7 +62,7 @@ def test_a_tsv_file_holds_source_tab_target() -> None:
     )
 
 
-def test_a_jsonl_file_holds_objects_with_the_languages_as_keys() -> None:
+def test_a_jsonl_file_has_objects_with_the_languages_as_keys() -> None:
     rows = [{"de": "eins", "en": "one"}, {"translation": {"en": "two\n", "de": "zwei"}, "id": 5}]
     write("a.jsonl", "\n".join(map(json.dumps, rows)) + "\n\n")
     assert read(file="a.jsonl") == [("one", "eins", 1), ("two\n", "zwei", 2)]
@@ -81,13 +81,13 @@ def test_a_jsonl_file_holds_objects_with_the_languages_as_keys() -> None:
         ('{"en": one}', "is no JSON: Expecting value: line 1 column 8 (char 7)"),
     ],
 )
-def test_a_wrong_jsonl_line_is_located(line: str, problem: str) -> None:
+def test_the_error_for_an_invalid_jsonl_line_has_its_number(line: str, problem: str) -> None:
     assert error_of(file=write("a.jsonl", f'{{"en": "a", "de": "b"}}\n{line}\n')) == statement(
         "a.jsonl, line 2", problem
     )
 
 
-def test_another_format_of_file_is_refused() -> None:
+def test_an_unknown_file_format_is_refused() -> None:
     assert error_of(file="a.csv.gz") == (
         "a.csv.gz: expected a name that ends in .tsv, .jsonl or .parquet, the first two perhaps followed by "
         ".gz, .xz or .zst"
@@ -97,7 +97,7 @@ def test_another_format_of_file_is_refused() -> None:
 # ---- chunks and pairs
 
 
-def test_chunks_are_whole_but_for_the_last_one() -> None:
+def test_all_chunks_except_the_last_are_full() -> None:
     src, tgt = write("a.en", "1\n2\n3\n4\n5\n"), write("a.de", "a\nb\nc\nd\ne\n")
     chunks = list(reader(src=src, tgt=tgt).chunks(size=2))
     assert [(chunk.src, chunk.tgt, list(chunk.lines)) for chunk in chunks] == [
@@ -108,7 +108,7 @@ def test_chunks_are_whole_but_for_the_last_one() -> None:
 
 
 @pytest.mark.parametrize("name", ["a.tsv", "a.jsonl", "a.parquet"])
-def test_chunks_are_whole_where_lines_are_passed_over_or_batches_are_not(name: str) -> None:
+def test_chunks_are_full_even_if_lines_are_skipped_or_batches_are_smaller(name: str) -> None:
     import pyarrow
     import pyarrow.parquet
 
@@ -133,7 +133,7 @@ def test_chunks_are_whole_where_lines_are_passed_over_or_batches_are_not(name: s
     assert [line for chunk in chunks for line in chunk.lines] == list(lines)
 
 
-def test_pairs_come_from_pipes_one_by_one() -> None:
+def test_pairs_are_read_from_pipes_one_by_one() -> None:
     for name in ("a.en", "a.de"):
         os.mkfifo(name)
     is_first_read = threading.Event()
@@ -160,7 +160,7 @@ def test_pairs_come_from_pipes_one_by_one() -> None:
     assert str(caught.value) == "a.en has 3 lines and a.de has 2: parallel files need one line for each line"
 
 
-# What a line can hold: anything but its end. One \r before the end belongs to it, and so does a mark at the beginning.
+# A line can contain anything except \n. A \r before its end, and a byte order mark at the start, are not part of it.
 LINES = st.lists(st.tuples(*[st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"]))] * 2))
 
 
@@ -171,7 +171,7 @@ def as_read(lines: list[str]) -> list[str]:
 
 @settings(max_examples=50)
 @given(LINES)
-def test_whatever_is_written_comes_back(pairs: list[tuple[str, str]]) -> None:
+def test_written_lines_are_read_back_unchanged(pairs: list[tuple[str, str]]) -> None:
     srcs, tgts = [src for src, _ in pairs], [tgt for _, tgt in pairs]
     expected = [*zip(as_read(srcs), as_read(tgts), range(1, len(pairs) + 1), strict=True)]
     for suffix in ("", ".gz"):
@@ -190,11 +190,11 @@ def test_whatever_is_written_comes_back(pairs: list[tuple[str, str]]) -> None:
         assert read(file="a.tsv") == lines
 
 
-# ---- where two files part
+# ---- where two files differ
 
 
-def lengthy(n: int) -> tuple[list[str], list[str]]:
-    """Lines of random lengths, and such about as long."""
+def lines_of_random_lengths(n: int) -> tuple[list[str], list[str]]:
+    """Return lines of random lengths, and others of about the same lengths."""
     rng = random.Random(1)
     lengths = [rng.randint(5, 200) for _ in range(n)]
     return ["x" * length for length in lengths], ["y" * round(length * rng.uniform(0.9, 1.2)) for length in lengths]
@@ -207,8 +207,8 @@ def written(name: str, lines: list[str]) -> str:
 COUNTS = "a.en has 3,000 lines and a.de has {}: parallel files need one line for each line; "
 
 
-def test_where_a_line_is_missing_is_told() -> None:
-    src, tgt = lengthy(3_000)
+def test_the_error_says_where_a_line_is_missing() -> None:
+    src, tgt = lines_of_random_lengths(3_000)
     written("a.en", src)
     written("a.de", tgt[:1_233] + tgt[1_234:])
     assert error_of(src="a.en", tgt="a.de") == COUNTS.format("2,999") + (
@@ -229,7 +229,7 @@ def test_where_a_line_is_missing_is_told() -> None:
 # ---- one file
 
 
-def test_columns_of_a_tsv_file_are_chosen_by_number_or_by_a_header() -> None:
+def test_columns_of_a_tsv_file_are_chosen_by_number_or_header() -> None:
     write("a.tsv", 'id\tde\ten\n1\t"eins\tone\textra\n')
     assert read(file="a.tsv", src_column="en", tgt_column="de") == [("one", '"eins', 2)]
     assert read(file="a.tsv", src_column=3, tgt_column=2) == [("en", "de", 1), ("one", '"eins', 2)]
@@ -260,7 +260,7 @@ def test_columns_of_a_tsv_file_are_chosen_by_number_or_by_a_header() -> None:
         ),
     ],
 )
-def test_what_is_wrong_with_a_tsv_file_is_located(text: str, columns: tuple[Any, ...], problem: str) -> None:
+def test_errors_in_a_tsv_file_say_where_they_are(text: str, columns: tuple[Any, ...], problem: str) -> None:
     chosen = dict(zip(("src_column", "tgt_column"), columns, strict=False))
     assert error_of(file=write("a.tsv", text), **chosen) == f"a.tsv{problem}"
 
@@ -277,14 +277,14 @@ def test_keys_of_a_jsonl_file_may_be_named_and_nested() -> None:
     )
 
 
-def test_half_a_character_in_json_is_an_error_and_a_whole_one_is_not() -> None:
+def test_a_lone_surrogate_in_json_is_an_error_but_a_pair_is_not() -> None:
     write("a.jsonl", '{"en": "\\ud83d\\ude00", "de": "ok"}\n{"en": "\\ud83d", "de": "\\ude00"}\n')
     assert error_of(file="a.jsonl") == (
         "a.jsonl, line 2: \\ud83d is half of a character (a surrogate alone). Fix the line."
     )
 
 
-def test_a_parquet_file_is_read_by_language_struct_or_name() -> None:
+def test_parquet_columns_are_found_by_language_in_a_struct_or_by_name() -> None:
     write_parquet("a.parquet", {"en": ["one", None], "de": ["eins", "zwei"], "n": [1, 2]})
     assert read(file="a.parquet") == [("one", "eins", 1), ("", "zwei", 2)]
     write_parquet("b.parquet", {"translation": [{"de": "eins", "en": "one"}, None], "x": ["1", "2"]})
@@ -292,7 +292,7 @@ def test_a_parquet_file_is_read_by_language_struct_or_name() -> None:
     assert read(file="b.parquet", src_column="x", tgt_column="translation.de") == [("1", "eins", 1), ("2", "", 2)]
 
 
-def test_text_in_a_parquet_dictionary_is_text() -> None:
+def test_dictionary_encoded_parquet_columns_are_read_as_text() -> None:
     import pyarrow
 
     column = pyarrow.array(["one", "two", "one"]).dictionary_encode()
@@ -300,7 +300,7 @@ def test_text_in_a_parquet_dictionary_is_text() -> None:
     assert read(file="a.parquet") == [("one", "1", 1), ("two", "2", 2), ("one", "3", 3)]
 
 
-def test_what_is_wrong_with_a_parquet_file_is_said_in_one_line() -> None:
+def test_each_problem_with_a_parquet_file_is_reported_in_one_line() -> None:
     import pyarrow
 
     name = write_parquet("a.parquet", {"source": ["one"], "de": ["eins"]})
@@ -343,7 +343,7 @@ def test_a_sacrebleu_test_set_is_read_from_its_files(monkeypatch: pytest.MonkeyP
     assert read(sacrebleu="wmt14/full") == [("one", "eins", 1)]
 
 
-def test_an_unknown_sacrebleu_set_or_direction_is_explained() -> None:
+def test_the_error_for_an_unknown_sacrebleu_set_or_direction_lists_alternatives() -> None:
     assert error_of(sacrebleu="wmt14/ful") == "sacreBLEU test set wmt14/ful is not known, did you mean wmt14/full?"
     assert error_of(sacrebleu="?") == "sacreBLEU test set ? is not known, `sacrebleu --list` shows those there are"
     with pytest.raises(DataError) as caught:
@@ -354,7 +354,7 @@ def test_an_unknown_sacrebleu_set_or_direction_is_explained() -> None:
     assert "has no fr-xx" in str(caught.value)
 
 
-def test_a_sacrebleu_set_of_the_other_direction_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sacrebleu_set_of_the_other_direction_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     import sacrebleu.dataset
 
     monkeypatch.delitem(sacrebleu.dataset.DATASETS["wmt14/full"].langpairs, "en-de")
@@ -364,7 +364,7 @@ def test_a_sacrebleu_set_of_the_other_direction_is_not_taken(monkeypatch: pytest
     )
 
 
-def test_a_sacrebleu_set_that_cannot_be_downloaded_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_of_a_sacrebleu_set_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     import urllib.error
 
     import sacrebleu.utils
@@ -383,7 +383,7 @@ def test_a_sacrebleu_set_that_cannot_be_downloaded_is_one_line(monkeypatch: pyte
 # ---- fingerprints
 
 
-def test_fingerprints_follow_the_content_and_not_the_path() -> None:
+def test_fingerprints_depend_on_the_content_but_not_on_the_path() -> None:
     def of(**corpus: Any) -> str:
         return reader(**corpus).fingerprint()
 
@@ -421,7 +421,7 @@ def test_fingerprints_follow_the_content_and_not_the_path() -> None:
 
 
 @needs_real_data
-def test_the_hub_folder_and_the_files_hold_the_same_newstest2014() -> None:
+def test_the_hub_folder_and_the_files_have_the_same_newstest2014() -> None:
     folder = Path(REAL_DATA or "").resolve()
     newstest = folder / "data/newstest"
     from_files = read(src=str(newstest / "newstest2014.en.gz"), tgt=str(newstest / "newstest2014.de.gz"))

@@ -1,4 +1,4 @@
-"""Backward passes written by hand against those of torch's own operators, and against differences."""
+"""Hand-written backward passes, compared with those of torch's operators and with finite differences."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def random(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 def require_same(
     fused: Callable[..., Tensor], plain: Callable[..., Tensor], inputs: list[Tensor], tolerance: float = 1e-10
 ) -> None:
-    """Values and the gradients of all inputs."""
+    """Compare the values, and the gradients of all inputs."""
     outs = [function(*inputs) for function in (fused, plain)]
     assert outs[0].shape == outs[1].shape
     upstream = torch.randn_like(outs[0])
@@ -47,7 +47,7 @@ def plain_feed_forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
 
 
 def two_widths() -> TileLayout:
-    """One tile of 8 rows and two of 4; the first with a causal mask, the others with one sentence of 3 rows each."""
+    """Return one tile of 8 rows with a causal mask, and two of 4 rows with one sentence of 3 rows each."""
     causal = torch.zeros(8, 8, dtype=torch.float64).masked_fill_(torch.ones(8, 8).triu(1) > 0, -1e4)
     padded = torch.zeros(4, 4, dtype=torch.float64)
     padded[:, 3] = -1e4
@@ -59,7 +59,7 @@ def two_widths() -> TileLayout:
     )
 
 
-def test_a_linear_layer_is_torchs() -> None:
+def test_a_linear_layer_equals_that_of_torch() -> None:
     torch.manual_seed(0)
     inputs = [random(7, 6), random(5, 6), random(5)]
     for n in (2, 3):  # without a bias and with one
@@ -69,7 +69,7 @@ def test_a_linear_layer_is_torchs() -> None:
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("has_bias", [True, False])
-def test_a_feed_forward_layer_is_that_of_plain_operators(activation: str, has_bias: bool) -> None:
+def test_a_feed_forward_layer_equals_plain_operators(activation: str, has_bias: bool) -> None:
     torch.manual_seed(0)
     chosen = ACTIVATIONS[activation]
     n = 9 * chosen.n_inputs
@@ -88,7 +88,7 @@ def test_a_feed_forward_layer_is_that_of_plain_operators(activation: str, has_bi
     assert torch.autograd.gradcheck(fused, [x, *weights, *present])
 
 
-def test_activations_are_those_of_their_papers() -> None:
+def test_activations_equal_the_formulas_of_their_papers() -> None:
     x = torch.tensor([-1.0, 0.5, 2.0, 3.0], dtype=torch.float64)
     half = functional.silu(x[:2]) * x[2:], functional.gelu(x[:2]) * x[2:]
     wanted = {"relu": x.clamp(min=0), "relu2": x.clamp(min=0) ** 2, "gelu": functional.gelu(x), "swiglu": half[0]}
@@ -100,14 +100,14 @@ def test_activations_are_those_of_their_papers() -> None:
 
 @pytest.mark.parametrize("n_groups", [4, 2, 1])
 @pytest.mark.parametrize("kind", ["one projection", "queries apart", "all apart", "with a bias"])
-def test_attention_in_tiles_is_that_of_plain_operators(kind: str, n_groups: int) -> None:
+def test_attention_in_tiles_equals_plain_operators(kind: str, n_groups: int) -> None:
     if kind == "one projection" and n_groups != 4:
-        pytest.skip("heads of queries and of keys are equally many in one projection")
+        pytest.skip("one projection has as many heads of keys as of queries")
     torch.manual_seed(0)
     layout = two_widths()
     shapes = {"one projection": [(3, 4)], "queries apart": [(1, 4), (2, n_groups)]}
     inputs = [random(16, *shape, 3) for shape in shapes.get(kind, [(1, 4), (1, n_groups), (1, n_groups)])]
-    if kind == "with a bias":  # for each head, learned
+    if kind == "with a bias":  # learned, for each head
         inputs += [random(4, 8, 8), random(4, 4, 4)]
     n = 3 if kind == "with a bias" else len(inputs)
 
@@ -127,7 +127,7 @@ def test_attention_in_tiles_is_that_of_plain_operators(kind: str, n_groups: int)
     assert torch.autograd.gradcheck(fused, inputs, fast_mode=True)
 
 
-def test_in_bf16_gradients_are_as_near_the_exact_ones_as_those_of_plain_operators() -> None:
+def test_bf16_gradients_are_as_exact_as_those_of_plain_operators() -> None:
     torch.manual_seed(0)
     x, upstream = torch.randn(200, 64), torch.randn(200, 64)
     parameters = [random(*shape, dtype=torch.float32) for shape in ((96, 64), (96,), (64, 96), (64,))]

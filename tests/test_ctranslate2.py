@@ -1,4 +1,4 @@
-"""What is exported to CTranslate2 translates as we do, and what cannot be exported is refused."""
+"""Exports to CTranslate2 give the same translations as mt, and models that cannot be exported are refused."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ UNPENALISED = DecodeConfig(beam_size=4, length_penalty=0.0)
 
 
 def capitalising_model(config: ModelConfig, tokenizer: Tokenizer) -> Transformer:
-    """Has learned within two seconds to copy words in capitals, and to end: random weights hardly ever end.
+    """Train a model for two seconds to copy words in capitals and to end, which random weights hardly ever do.
 
-    What is never produced has no probability, which CTranslate2 would give to the others.
+    Tokens that we never produce get no probability. Otherwise CTranslate2 would distribute it over the other tokens.
     """
     torch.manual_seed(0)
     model = Transformer(config, vocab_size=tokenizer.vocab_size, pad_id=PAD_ID)
@@ -81,7 +81,7 @@ class Exported:
         return self.backend.search(SearchRequest(self.sources, decode, banned_ids=self.banned, **options))
 
     def our_log_probs(self, translations: Sequence[SearchResult], sources: list[list[int]]) -> list[float]:
-        """Of given translations, by the model as it is trained: without a search."""
+        """Return the log-probabilities of given translations by the model as in training, without a search."""
         log_probs = []
         for source, result in zip(sources, translations, strict=True):
             batch = tiles([(source[:-1], result.ids)])
@@ -134,7 +134,7 @@ def assert_as_probable_as_claimed(
 
 @pytest.mark.parametrize(("alpha", "form"), [(0.0, "wu"), (1.0, "plain"), (0.6, "wu"), (1.5, "wu")])
 @pytest.mark.parametrize("beam_size", [1, 4])
-def test_it_finds_our_translations_or_less_probable_ones(
+def test_ctranslate2_finds_our_translations_or_less_probable_ones(
     exported: Exported, beam_size: int, alpha: float, form: Literal["wu", "plain"]
 ) -> None:
     decode = DecodeConfig(beam_size=beam_size, length_penalty=alpha, length_penalty_form=form)
@@ -149,14 +149,14 @@ def test_it_finds_our_translations_or_less_probable_ones(
 
 
 def assert_as_good(one: Sequence[Sequence[SearchResult]], other: Sequence[Sequence[SearchResult]]) -> None:
-    """The same search gives the same, to the rounding of CTranslate2, which is not the same every time."""
+    """Compare two searches up to the rounding of CTranslate2, which varies from run to run."""
     for found, expected in zip(one, other, strict=True):
         for result, wanted in zip(found, expected, strict=True):
             assert result.score == pytest.approx(wanted.score, abs=1e-4)
             assert result.ids == wanted.ids or result.score != wanted.score
 
 
-def test_n_best_are_different_and_in_order_of_their_score(exported: Exported) -> None:
+def test_n_best_translations_differ_and_are_sorted_by_score(exported: Exported) -> None:
     theirs = exported.theirs(UNPENALISED, n_best=3)
     assert_as_probable_as_claimed(exported, theirs)
     for found in theirs:
@@ -184,13 +184,13 @@ def test_no_translation_is_longer_or_shorter_than_allowed(exported: Exported) ->
     assert min(result.n_tokens for (result,) in long) == 10
 
 
-def test_by_default_each_sentence_has_a_limit_of_its_own(exported: Exported) -> None:
+def test_by_default_each_sentence_has_its_own_length_limit(exported: Exported) -> None:
     greedy = replace(UNPENALISED, beam_size=1)
     never_ends = exported.backend.search(SearchRequest(exported.sources, greedy, banned_ids=[*exported.banned, EOS_ID]))
     assert [found[0].n_tokens for found in never_ends] == [len(source) + 50 for source in exported.sources]
 
 
-def test_no_ngram_comes_twice(exported: Exported) -> None:
+def test_no_ngram_occurs_twice(exported: Exported) -> None:
     (result,) = exported.theirs(replace(UNPENALISED, min_length=30, no_repeat_ngram_size=2))[0]
     pairs = list(zip(result.ids, result.ids[1:], strict=False))
     assert len(pairs) == len(set(pairs)) >= 29
@@ -199,7 +199,7 @@ def test_no_ngram_comes_twice(exported: Exported) -> None:
     assert len(set(pairs)) < len(pairs)
 
 
-def test_draws_differ_and_are_in_order_of_their_score(exported: Exported) -> None:
+def test_samples_differ_and_are_sorted_by_score(exported: Exported) -> None:
     theirs = exported.theirs(DecodeConfig(sample=True, temperature=3.0, length_penalty=0.0), n_best=5)
     assert_as_probable_as_claimed(exported, theirs)
     assert len({result.ids for found in theirs for result in found}) > 4 * len(LINES)
@@ -211,7 +211,7 @@ def test_draws_differ_and_are_in_order_of_their_score(exported: Exported) -> Non
         assert [result.ids for (result,) in drawn] == [result.ids for (result,) in greedy]
 
 
-def test_lines_go_the_same_way_as_with_our_own_search(exported: Exported) -> None:
+def test_lines_are_translated_as_with_our_search(exported: Exported) -> None:
     lines = [LINES[0], "", " ".join(LINES[:20]), "🙂 漢字", LINES[1]]
     ours, theirs = Translator.load(exported.folder, precision="fp32"), load_translator(exported.export)
     assert theirs.decode == ours.decode
@@ -221,7 +221,7 @@ def test_lines_go_the_same_way_as_with_our_own_search(exported: Exported) -> Non
         assert ["in_parts" in best.flags for best in found] == [False, False, True, False, False]
 
 
-# --- What it cannot express -------------------------------------------------------------------------------------------
+# --- Unsupported settings ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_lines_go_the_same_way_as_with_our_own_search(exported: Exported) -> Non
         ),
     ],
 )
-def test_settings_that_it_does_not_have_are_refused(
+def test_unsupported_search_settings_are_refused(
     exported: Exported, decode: DecodeConfig, n_best: int, message: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -259,7 +259,7 @@ def test_settings_that_it_does_not_have_are_refused(
     assert str(caught.value) == message
 
 
-def test_settings_of_a_model_that_it_cannot_express_are_refused_all_at_once() -> None:
+def test_all_unsupported_model_settings_are_refused_in_one_error() -> None:
     exporter.refuse_inexpressible(ModelConfig(dropout=0.3, norm="deepnorm", positions="rotary", zero_init_out=True))
     with pytest.raises(ConfigError) as caught:
         exporter.refuse_inexpressible(ModelConfig(positions="alibi", activation="relu2", qk_norm=True, dropout=0.3))
@@ -271,7 +271,7 @@ def test_settings_of_a_model_that_it_cannot_express_are_refused_all_at_once() ->
 
 @pytest.mark.parametrize("row", range(len(ROWS)))
 def test_every_variant_is_exported_exactly_or_refused(row: int, tmp_path: Path) -> None:
-    """With weights that are all random, so that each of them matters."""
+    """All weights are random, so that each of them matters."""
     others = {"activation": "gelu", "positions": "rotary", "qk_norm": False, "ffn_sharing": "none"}
     refused = {
         name: other
@@ -298,7 +298,7 @@ def test_every_variant_is_exported_exactly_or_refused(row: int, tmp_path: Path) 
         torch.testing.assert_close(torch.tensor(result.log_probs), wanted, atol=2e-3, rtol=1e-3)
 
 
-def test_a_precision_or_a_device_that_there_is_not_is_refused(exported: Exported) -> None:
+def test_an_unsupported_precision_or_device_is_refused(exported: Exported) -> None:
     with pytest.raises(ConfigError) as caught:
         load_translator(exported.export, precision="bf16")
     assert str(caught.value) == (
@@ -323,7 +323,7 @@ FILES = [
 ]
 
 
-def test_the_folder_stands_alone_and_says_what_it_is(exported: Exported) -> None:
+def test_the_folder_is_complete_and_its_manifest_describes_it(exported: Exported) -> None:
     assert sorted(path.name for path in exported.export.iterdir()) == FILES
     manifest = json.loads((exported.export / "manifest.json").read_text("utf-8"))
     assert (manifest["format"], manifest["quantization"], manifest["n_positions"]) == ("ctranslate2", "float32", 1_024)
@@ -356,7 +356,7 @@ def test_the_code_in_the_readme_of_an_export_runs_without_mt_and_torch(exported:
 
 
 @pytest.mark.parametrize(("quantization", "n_bytes"), [("int8", 1), ("float16", 2)])
-def test_quantised_models_are_smaller_and_translate_nearly_alike(
+def test_quantised_models_are_smaller_and_translate_almost_the_same(
     exported: Exported, tmp_path: Path, quantization: str, n_bytes: int
 ) -> None:
     result = export(exported.folder, tmp_path / "export", quantization)
@@ -373,7 +373,7 @@ def test_quantised_models_are_smaller_and_translate_nearly_alike(
     assert sum(one == other for one, other in zip(ours, translated, strict=True)) >= 20
 
 
-def test_a_model_whose_text_is_gone_is_compared_on_lines_that_ship_with_mt(
+def test_a_model_without_its_text_is_compared_on_lines_that_ship_with_mt(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = exported.folder.parent / "test.en"
@@ -412,7 +412,7 @@ def test_an_export_that_translates_differently_is_not_written(
     assert [path.name for path in tmp_path.iterdir()] == ["lines"]
 
 
-def test_on_a_full_disk_nothing_is_left(exported: Exported, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_files(exported: Exported, tmp_path: Path) -> None:
     with files_up_to(10_000), pytest.raises(MTError) as caught:
         export(exported.folder, tmp_path / "export", "int8")
     assert str(caught.value) == (
@@ -422,7 +422,7 @@ def test_on_a_full_disk_nothing_is_left(exported: Exported, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_ctranslate2_the_message_says_how_to_get_it(
+def test_without_ctranslate2_the_error_says_how_to_install_it(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ctranslate2", None)
@@ -439,7 +439,7 @@ def copied(folder: Path, to: Path) -> Path:
     return to
 
 
-def test_a_folder_that_is_no_whole_export_is_refused(exported: Exported, tmp_path: Path) -> None:
+def test_an_incomplete_or_damaged_export_is_refused(exported: Exported, tmp_path: Path) -> None:
     def problem(path: Path) -> str:
         with pytest.raises(CheckpointError) as caught:
             load_translator(path)
@@ -469,7 +469,7 @@ def test_a_folder_that_is_no_whole_export_is_refused(exported: Exported, tmp_pat
 # --- The command ------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_exports_and_says_how_it_compares(
+def test_the_command_exports_and_prints_the_comparison(
     exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(*arguments: object) -> tuple[int, str, str]:

@@ -1,4 +1,4 @@
-"""What only a device can prove. Where there is no CUDA, the same tests run on the CPU as far as it goes."""
+"""Tests that need a CUDA device. Without one, those that can run on the CPU do so."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CUDA = (
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 )
 on_cuda = pytest.mark.parametrize("device", [pytest.param("cuda", marks=CUDA)])
-# With flash attention, and with our own.
+# With flash attention, and with our own kernels.
 on_each_attention = pytest.mark.parametrize(
     ("device", "is_packed"), [("cpu", False), *(pytest.param("cuda", is_own, marks=CUDA) for is_own in (False, True))]
 )
@@ -39,7 +39,7 @@ CORPUS = bench.random_corpus(VOCABULARY, LONGEST, n_pairs=2_000)
 
 
 @pytest.fixture(autouse=True)
-def memory_of_earlier_tests_is_given_back() -> Iterator[None]:
+def _free_the_memory_of_each_test() -> Iterator[None]:
     yield
     if torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(1.0)
@@ -52,14 +52,14 @@ def config_for(folder: Path, device: str, *, dropout: float = 0.0, **train: obje
     return replace(config, model=replace(config.model, n_encoder_layers=2, n_decoder_layers=2, dropout=dropout))
 
 
-def begun(config: RunConfig, corpus: Any = CORPUS) -> Engine:
+def started_engine(config: RunConfig, corpus: Any = CORPUS) -> Engine:
     engine = Engine(config, corpus, VOCABULARY)
     engine.begin()
     return engine
 
 
 def losses(engine: Engine, first_step: int, last_step: int, state: PlanState | None = None) -> list[float]:
-    """Nats per token of each update that is made."""
+    """Run updates, and return the loss of each in nats per token."""
     found = []
     with engine.prefetched_updates(state or PlanState(), first_step, last_step) as updates:
         for update in updates:
@@ -70,7 +70,7 @@ def losses(engine: Engine, first_step: int, last_step: int, state: PlanState | N
 
 @torch.no_grad()
 def distance(a: Engine, b: Engine) -> float:
-    """Of the weights, relative to their size."""
+    """Return the distance between the weights, relative to their size."""
     pairs = list(zip(a.model.parameters(), b.model.parameters(), strict=True))
     difference = torch.stack([(x - y).double().square().sum() for x, y in pairs]).sum().sqrt()
     return float(difference / torch.stack([x.double().square().sum() for x, _ in pairs]).sum().sqrt())
@@ -91,7 +91,7 @@ BUDGET = MicroBatchBudget(n_micro_batches=1, src_tokens=2_600, tgt_tokens=2_600,
 @pytest.mark.usefixtures("flash_on_cpu")
 @on_each_attention
 @pytest.mark.parametrize("kind", ["encoder", "decoder", "cross"])
-def test_variable_length_attention_is_attention_in_tiles_in_values_and_gradients(
+def test_variable_length_attention_equals_attention_in_tiles_in_values_and_gradients(
     device: str, is_packed: bool, kind: str
 ) -> None:
     kernels = training_kernels(torch.device(device), torch.bfloat16, is_packed)
@@ -120,7 +120,7 @@ def test_variable_length_attention_is_attention_in_tiles_in_values_and_gradients
 
 
 def _rows_by_sentence(corpus: Any, ids: Tensor, positions: Tensor, side: str) -> Tensor:
-    """Rows of the real tokens in a packed batch, sentence by sentence in the order of the corpus."""
+    """Return the rows of the real tokens in a packed batch, sentence by sentence in the order of the corpus."""
     sentences = getattr(corpus, side)
     starts = {}
     for start in np.flatnonzero(positions.numpy() == 0).tolist():
@@ -134,7 +134,7 @@ def _rows_by_sentence(corpus: Any, ids: Tensor, positions: Tensor, side: str) ->
 @pytest.mark.usefixtures("flash_on_cpu")
 @on_each_attention
 @pytest.mark.parametrize("variant", [{}, {"n_kv_heads": 1, "positions": "rotary", "qk_norm": True}])
-def test_both_packed_layouts_give_one_loss_and_one_gradient_in_bf16(
+def test_both_packed_layouts_give_the_same_loss_and_gradient_in_bf16(
     device: str, is_packed: bool, variant: dict[str, Any]
 ) -> None:
     corpus, order = parallel(PAIRS), np.arange(len(PAIRS))
@@ -160,17 +160,17 @@ def test_both_packed_layouts_give_one_loss_and_one_gradient_in_bf16(
     [("cpu", "fp32"), ("cpu", "bf16"), *(pytest.param("cuda", p, marks=CUDA) for p in ("fp32", "bf16", "fp16"))],
 )
 def test_training_learns_in_each_precision(tmp_path: Path, device: str, precision: str) -> None:
-    engine = begun(config_for(tmp_path, device, dropout=0.1, precision=precision, batch_tokens=1_024))
+    engine = started_engine(config_for(tmp_path, device, dropout=0.1, precision=precision, batch_tokens=1_024))
     found = losses(engine, 1, 40)
     assert found[0] == pytest.approx(np.log(VOCABULARY), abs=0.6)
-    # All there is to learn is how often each piece comes.
+    # The model can learn only how frequent each piece is.
     assert np.mean(found[-5:]) < found[0] - 0.6
-    # fp16 begins with a scale that may overflow, and halves it.
+    # fp16 starts with a scale that may overflow, and halves it.
     assert (float(engine.optimizer.loss_scale) > 1) == (precision == "fp16")
 
 
-def test_what_a_gpu_computes_compiles_once() -> None:
-    """On the meta device, which has shapes and no values, the path of a GPU can be traced without one."""
+def test_the_gpu_path_compiles_once() -> None:
+    """The meta device has shapes but no values, so the GPU path can be traced without a GPU."""
     corpus, meta = parallel(PAIRS), torch.device("meta")
     model = small_model(dropout=0.1, dtype=torch.bfloat16, n_encoder_layers=6, n_decoder_layers=6).to(meta)
     model.use(training_kernels(meta))
@@ -187,15 +187,15 @@ def test_what_a_gpu_computes_compiles_once() -> None:
             loss.backward()
             assert (hidden.dtype, hidden.shape) == (torch.bfloat16, (len(batch.tgt_inputs), 32))
             assert (loss.dtype, loss.shape) == (torch.float32, ())
-    # The rows that enter, which have one shape here, all encoder layers, all decoder layers, the loss.
+    # One graph each for the inputs (all of one shape here), the encoder layers, the decoder layers and the loss.
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
 
 
 @on_cuda
-def test_compiled_training_is_eager_training_and_compiles_once(tmp_path: Path, device: str) -> None:
-    eager = begun(config_for(tmp_path, device))
-    compiled = begun(config_for(tmp_path, device, compile=True))
+def test_compiled_training_equals_eager_training_and_compiles_once(tmp_path: Path, device: str) -> None:
+    eager = started_engine(config_for(tmp_path, device))
+    compiled = started_engine(config_for(tmp_path, device, compile=True))
     assert compiled.execution.note == "bf16, compiled"
     expected = losses(eager, 1, 3)
     state = list(eager.updates(PlanState(), 1, 3))[-1].next_state
@@ -205,7 +205,7 @@ def test_compiled_training_is_eager_training_and_compiles_once(tmp_path: Path, d
     expected += losses(eager, 4, 6, state)
     assert found == pytest.approx(expected, rel=5e-3)
     assert list(compiled.model.state_dict()) == list(eager.model.state_dict())
-    # Validation and decoding take an uncompiled copy.
+    # Validation and decoding use an uncompiled copy.
     sentences = [[5, 6, 7, 3], [9, 3]]
     assert (
         len(search(compiled.inference_model(), SearchRequest(sentences, DecodeConfig(beam_size=2, max_length=5)))) == 2
@@ -213,27 +213,29 @@ def test_compiled_training_is_eager_training_and_compiles_once(tmp_path: Path, d
 
 
 @on_cuda
-def test_captured_training_is_training(tmp_path: Path, device: str) -> None:
+def test_training_with_cuda_graphs_equals_training_without(tmp_path: Path, device: str) -> None:
     found = []
     for cuda_graphs in (True, False):
-        engine = begun(config_for(tmp_path, device, compile=True, cuda_graphs=cuda_graphs, dropout=0.1))
+        engine = started_engine(config_for(tmp_path, device, compile=True, cuda_graphs=cuda_graphs, dropout=0.1))
         found.append(losses(engine, 1, 6))
         state = list(engine.updates(PlanState(), 1, 6))[-1].next_state
-        engine.inference_model()  # the captured pass is made again after a validation
+        engine.inference_model()  # the pass is captured again after a validation
         found[-1] += losses(engine, 7, 9, state)
         assert engine.why_not_captured == (None if cuda_graphs else "train.cuda_graphs is false")
     assert found[0] == pytest.approx(found[1], rel=5e-3)
 
 
 @on_each_device
-def test_going_on_from_saved_states_is_going_on_within_the_noise_of_the_device(tmp_path: Path, device: str) -> None:
+def test_resumed_training_equals_uninterrupted_training_within_the_noise_of_the_device(
+    tmp_path: Path, device: str
+) -> None:
     config = config_for(tmp_path, device, dropout=0.1, ema_decay=0.9)
-    whole, again, first = begun(config), begun(config), begun(config)
+    whole, again, first = started_engine(config), started_engine(config), started_engine(config)
     losses(whole, 1, 8)
     losses(again, 1, 8)
     losses(first, 1, 4)
     state = list(first.updates(PlanState(), 1, 4))[-1].next_state
-    resumed, without_moments = begun(config), begun(config)
+    resumed, without_moments = started_engine(config), started_engine(config)
     for engine in (resumed, without_moments):
         engine.model.load_state_dict(first.model.state_dict())
     resumed.optimizer.load_state_dict(first.optimizer.state_dict())
@@ -242,16 +244,16 @@ def test_going_on_from_saved_states_is_going_on_within_the_noise_of_the_device(t
     noise = distance(whole, again)
     assert noise == 0 or device == "cuda"
     assert distance(whole, resumed) <= 1.5 * noise
-    # Adam divides by its moments: without them the weights end further off than noise in the gradients takes them.
+    # Adam divides by its moments: without them, the weights differ by more than noise in the gradients explains.
     assert distance(whole, without_moments) > max(2.5 * noise, 1e-2)
 
 
 @on_cuda
-def test_batches_copied_ahead_are_the_batches(tmp_path: Path, device: str) -> None:
-    """A copy that is read before it is whole, or overwritten before it is read, changes a loss."""
+def test_prefetched_batches_give_the_same_losses(tmp_path: Path, device: str) -> None:
+    """A copy that is read before it is complete, or overwritten before it is read, changes a loss."""
     config = config_for(tmp_path, device, batch_tokens=4_096, micro_batch_tokens=512)
-    engine = begun(config)
-    direct = begun(config)
+    engine = started_engine(config)
+    direct = started_engine(config)
     for _ in range(2):
         ahead = losses(engine, 1, 25)
         one_by_one = []
@@ -262,11 +264,13 @@ def test_batches_copied_ahead_are_the_batches(tmp_path: Path, device: str) -> No
 
 
 @on_cuda
-def test_without_memory_an_update_is_undone_and_made_of_smaller_micro_batches(tmp_path: Path, device: str) -> None:
-    # Wide enough that a large micro-batch takes hundreds of megabytes and a small one does not.
+def test_an_update_that_runs_out_of_memory_is_undone_and_repeated_in_smaller_micro_batches(
+    tmp_path: Path, device: str
+) -> None:
+    # The model is so wide that a large micro-batch takes hundreds of megabytes and a small one does not.
     config = config_for(tmp_path, device, batch_tokens=65_536, micro_batch_tokens=65_536)
     config = replace(config, model=replace(config.model, d_model=256, n_heads=4, d_ff=1024))
-    engine, spared = begun(config), begun(config)
+    engine, spared = started_engine(config), started_engine(config)
     spared.cut(2_048)
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
@@ -288,7 +292,7 @@ def test_without_memory_an_update_is_undone_and_made_of_smaller_micro_batches(tm
 
 @on_cuda
 @pytest.mark.parametrize("precision", ["auto", "fp32"])  # packed end to end, and in tiles
-def test_the_micro_batches_that_auto_chooses_fit(
+def test_automatically_chosen_micro_batches_fit_in_memory(
     tmp_path: Path, device: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     n_bytes, total = 4 * 2**30, torch.cuda.get_device_properties(0).total_memory
@@ -306,7 +310,7 @@ def test_the_micro_batches_that_auto_chooses_fit(
     chosen = engine.micro_batch_tokens
     assert 2_048 < chosen < 131_072
     assert all(np.isfinite(losses(engine, 1, 2)))
-    # Not half of what there is stays unused.
+    # At least half of the memory is used.
     assert torch.cuda.max_memory_allocated() > n_bytes / 2
 
 
@@ -314,7 +318,7 @@ def test_the_micro_batches_that_auto_chooses_fit(
 
 
 @on_cuda
-def test_a_gpu_finds_the_hypotheses_of_the_cpu_in_fp32(device: str) -> None:
+def test_a_gpu_finds_the_same_hypotheses_as_the_cpu_in_fp32(device: str) -> None:
     rng = np.random.default_rng(0)
     sentences = [[*rng.integers(4, V, rng.integers(1, 30)).tolist(), 3] for _ in range(40)]
     found = {}
@@ -334,7 +338,7 @@ def test_a_gpu_finds_the_hypotheses_of_the_cpu_in_fp32(device: str) -> None:
     [({}, 2), ({"no_repeat_ngram_size": 2, "min_length": 3}, 1), ({"sample": True, "top_k": 9, "top_p": 0.9}, 3)],
     ids=["beam", "blocking", "sampling"],
 )
-def test_captured_steps_find_what_eager_steps_find(
+def test_search_with_cuda_graphs_finds_the_same_as_eager_search(
     device: str, settings: dict[str, Any], n_best: int, dtype: torch.dtype
 ) -> None:
     rng = np.random.default_rng(0)
@@ -342,19 +346,19 @@ def test_captured_steps_find_what_eager_steps_find(
     graphs = Graphs(model)
     decode = DecodeConfig(max_length=40, **settings)
     n_same = n_all = 0
-    for n_sentences in (40, 7, 40, 64, 1):  # some shapes a second time, from their graphs
+    for n_sentences in (40, 7, 40, 64, 1):  # some shapes occur twice, the second time from their graphs
         sentences = [[*rng.integers(4, V, rng.integers(1, 30)).tolist(), 3] for _ in range(n_sentences)]
         eager = search(model, SearchRequest(sentences, decode, n_best=n_best))
         captured = graphs.search(SearchRequest(sentences, decode, n_best=n_best))
         assert graphs.capture_error is None
         n_same += sum([x.ids for x in a] == [x.ids for x in b] for a, b in zip(eager, captured, strict=True))
         n_all += n_sentences
-    # Another shape rounds in another way, and candidates may tie: often in bf16.
+    # Shapes round differently, and candidates may tie, often in bf16.
     assert n_same >= (0.97 if dtype == torch.float32 else 0.6) * n_all
 
 
 @on_each_device
-def test_a_measured_training_has_each_part_of_a_step_and_its_memory(tmp_path: Path, device: str) -> None:
+def test_bench_measures_each_part_of_a_step_and_its_memory(tmp_path: Path, device: str) -> None:
     size = 16_384 if device == "cuda" else 1_024
     config = config_for(tmp_path, device, batch_tokens=size)
     config = replace(config, model=replace(config.model, d_model=64))
@@ -366,10 +370,10 @@ def test_a_measured_training_has_each_part_of_a_step_and_its_memory(tmp_path: Pa
 
 
 @on_cuda
-def test_the_peak_of_a_gpu_is_that_of_its_data_sheet_else_measured(device: str) -> None:
+def test_the_peak_flops_of_a_gpu_come_from_its_data_sheet_or_are_measured(device: str) -> None:
     where = torch.device(device)
     dtype = choose_dtype("auto", where)
     by_data_sheet = data_sheet_flops(where, dtype)
-    measured = peak_flops(where, torch.float32)  # no data sheet has that
+    measured = peak_flops(where, torch.float32)  # not in any data sheet
     assert measured == peak_flops(where, torch.float32) > 0  # measured once
     assert peak_flops(where, dtype) == by_data_sheet or by_data_sheet is None

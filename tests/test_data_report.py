@@ -1,4 +1,4 @@
-"""The report of a prepared corpus: its page says what report.json says, whatever the text holds."""
+"""The report of a prepared corpus: the page has the numbers of report.json, and text from the data is never markup."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ALL_RULES = dict(chain(RULES.items(), CHANGE_RULES.items()))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpus of 200 pairs, and of five more: one that came before, one without a source, and two that are changed."""
+    """Prepare a corpus of 200 pairs and one of five: a duplicate, one without a source, and three that are changed."""
     folder = tmp_path_factory.mktemp("data")
     config = toy_config(folder, n_train=200)
     again = [(folder / f"train.{lang}").read_text("utf-8").splitlines()[0] for lang in ("en", "de")]
@@ -99,16 +99,16 @@ def test_the_page_has_the_numbers_of_the_json(folder: Path, facts: dict[str, Any
     ]
 
 
-def test_with_one_source_there_are_no_sums_and_no_names(facts: dict[str, Any]):
+def test_with_one_corpus_the_page_has_no_totals_and_no_corpus_names(facts: dict[str, Any]):
     facts["train"]["sources"] = facts["train"]["sources"][1:]
     facts["samples"] = []
     page = _page(facts)
-    assert page.count("<tfoot>") == 1  # that of times
+    assert page.count("<tfoot>") == 1  # that of the table of times
     assert ">line 2</span>" in page
 
 
 def _replaced(facts: Any, text: str, key: str = "") -> Any:
-    """The facts with every text and every name from the data replaced, but those that we write ourselves."""
+    """Return the facts with every text and name from the data replaced, except those that we write ourselves."""
     if isinstance(facts, dict):
         renamed = key in ("removed", "changed", "test", "seconds", "versions")
         return {f"{text}{i}" if renamed else name: _replaced(facts[name], text, name) for i, name in enumerate(facts)}
@@ -123,7 +123,7 @@ def test_text_of_the_data_is_never_markup(facts: dict[str, Any]):
     assert any("=HYPERLINK" in found for found in PageReader(hostile).texts)
 
 
-def test_half_a_surrogate_pair_and_nan_can_be_written(facts: dict[str, Any], tmp_path: Path):
+def test_lone_surrogates_and_nan_can_be_written(facts: dict[str, Any], tmp_path: Path):
     facts["samples"][0]["src"] = "half \ud83d of it"
     facts["tokenizer"]["src"]["fertility"] = math.nan
     write_data_report(facts, tmp_path, ALL_RULES)
@@ -135,7 +135,7 @@ def test_half_a_surrogate_pair_and_nan_can_be_written(facts: dict[str, Any], tmp
     assert next(row for row in page.rows if row[0].startswith("Tokens for each word"))[1] == "–"
 
 
-def test_examples_have_the_language_of_their_side(facts: dict[str, Any]):
+def test_examples_are_marked_with_the_language_of_their_side(facts: dict[str, Any]):
     page = _page(facts)
     sample = facts["samples"][0]
     assert f'<p lang="en" dir="auto">{sample["src"]}</p><p lang="de" dir="auto">{sample["tgt"]}</p>' in page
@@ -149,7 +149,7 @@ def _warnings(facts: dict[str, Any]) -> list[str]:
     return [html.unescape(warning) for warning in found]
 
 
-def test_what_a_user_should_look_at_is_said_at_the_top(facts: dict[str, Any]):
+def test_warnings_are_at_the_top_of_the_page(facts: dict[str, Any]):
     facts["overlap"] = {"held_out": {"src": {"ngrams": 42_004, "found": 5_120}, "tgt": {"ngrams": 5, "found": 0}}}
     assert _warnings(facts) == [
         "12.2% of the 8-grams of held_out (en) occur in the training text: scores on it may be too high."
@@ -168,7 +168,7 @@ def test_what_a_user_should_look_at_is_said_at_the_top(facts: dict[str, Any]):
     ]
 
 
-def test_a_corpus_of_which_little_is_known_has_a_page(facts: dict[str, Any]):
+def test_a_report_with_few_facts_has_a_page(facts: dict[str, Any]):
     for name in ("valid", "test", "lengths", "overlap", "tokenizer", "samples", "seconds", "peak_memory_bytes"):
         del facts[name]
     empty = {"source": "a.tsv", "pairs_read": 0, "pairs_kept": 0, "removed": {}, "changed": {}}

@@ -17,20 +17,20 @@ def read_lines(split: str, language: str) -> list[str]:
 
 @pytest.mark.parametrize("split", N_LINES)
 @pytest.mark.parametrize("language", ["en", "de"])
-def test_a_split_has_its_number_of_sentences_of_4_to_25_words(split: str, language: str) -> None:
+def test_a_split_has_the_expected_number_of_sentences_of_4_to_25_words(split: str, language: str) -> None:
     lines = read_lines(split, language)
     assert len(lines) == N_LINES[split]
     assert all(4 <= len(line.split()) <= 25 for line in lines)
 
 
 @pytest.mark.parametrize("language", ["en", "de"])
-def test_no_sentence_comes_twice_in_or_across_splits(language: str) -> None:
+def test_no_sentence_occurs_twice_within_or_across_splits(language: str) -> None:
     lines = [line for split in N_LINES for line in read_lines(split, language)]
     assert len(set(lines)) == len(lines) == 22_000
 
 
 @pytest.mark.parametrize("language", ["en", "de"])
-def test_sentences_are_tidy(language: str) -> None:
+def test_sentences_contain_only_letters_and_plain_punctuation(language: str) -> None:
     for split in N_LINES:
         for line in read_lines(split, language):
             assert re.fullmatch(r"[A-ZÄÖÜ][A-Za-zÄÖÜäöüß' ,-]*[a-zäöüß][.?!]", line), line

@@ -1,4 +1,4 @@
-"""Which device is chosen, and what is said about one that is not. No GPU is needed: the driver alone is patched."""
+"""The choice of a device, and messages about devices that cannot be used. Only the driver is patched: no GPU needed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mt.training.engine import choose_execution
 
 
 class Machine:
-    """A machine with some GPUs, as torch's calls of the driver describe it."""
+    """A fake machine with GPUs: the functions by which torch asks the driver are patched."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._patch = monkeypatch
@@ -61,7 +61,7 @@ def refusal(name: str) -> str:
 @pytest.mark.parametrize(
     ("name", "local_rank", "index"), [("auto", None, 0), ("cuda", None, 0), ("cuda:1", None, 1), ("auto", 1, 1)]
 )
-def test_torch_takes_each_chosen_device_as_the_current_one(
+def test_a_chosen_device_has_an_index_so_that_torch_accepts_it(
     machine: Machine, name: str, local_rank: int | None, index: int
 ) -> None:
     machine.has(n_devices=2)
@@ -71,7 +71,7 @@ def test_torch_takes_each_chosen_device_as_the_current_one(
     assert device == torch.device("cuda", index)
 
 
-def test_each_rank_has_the_device_of_its_number(machine: Machine) -> None:
+def test_each_rank_gets_the_device_of_its_local_rank(machine: Machine) -> None:
     machine.has(n_devices=2)
     train = TrainConfig()
     devices = [choose_execution(train, ModelConfig(), Ranks(rank=k, n=4, local_rank=k % 2)).device for k in range(4)]
@@ -81,17 +81,17 @@ def test_each_rank_has_the_device_of_its_number(machine: Machine) -> None:
     assert str(caught.value) == "train.device is cuda:1, but each of 4 ranks needs its own. Use auto."
 
 
-# --- What cannot be used ----------------------------------------------------------------------------------------------
+# --- Devices that cannot be used --------------------------------------------------------------------------------------
 
 
-def test_a_device_that_is_not_there_is_refused(machine: Machine) -> None:
+def test_a_device_that_does_not_exist_is_refused(machine: Machine) -> None:
     machine.has(n_devices=2)
     assert refusal("cuda:9") == "device: cuda:9 is asked for, but the last CUDA device is cuda:1"
     for name in ("gpu", "cuda:", "cuda:x", "mps", ""):
         assert refusal(name) == f"device: expected auto, cpu, cuda or cuda:N, got {name!r}"
 
 
-def test_a_machine_without_a_gpu_takes_the_cpu_and_says_nothing(
+def test_a_machine_without_a_gpu_uses_the_cpu_without_a_message(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
@@ -132,17 +132,17 @@ def with_a_new_card(machine: Machine, patch: pytest.MonkeyPatch) -> str:
     return no_code("10.0")
 
 
-def of_apple(machine: Machine, patch: pytest.MonkeyPatch) -> str:
+def with_an_apple_gpu(machine: Machine, patch: pytest.MonkeyPatch) -> str:
     patch.setattr("torch.backends.mps.is_available", lambda: True)
     return "mt does not support Apple GPUs (MPS)"
 
 
 @pytest.mark.parametrize(
     "describe",
-    [without_cuda, with_an_old_driver, with_an_old_card, with_a_new_card, of_apple],
+    [without_cuda, with_an_old_driver, with_an_old_card, with_a_new_card, with_an_apple_gpu],
     ids=lambda f: f.__name__,
 )
-def test_a_gpu_that_is_left_alone_is_named_once_with_the_reason(
+def test_the_reason_why_a_gpu_is_not_used_is_logged_once(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], describe: Any
 ) -> None:
     reason = describe(machine, monkeypatch)
@@ -164,7 +164,7 @@ def test_hidden_gpus_are_not_mentioned(
     assert ("note: running on the CPU" in capsys.readouterr().err) == is_told
 
 
-def test_a_rank_does_not_take_the_cpu_while_others_may_have_a_gpu(
+def test_a_rank_does_not_use_the_cpu_while_others_may_have_a_gpu(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reason = with_an_old_card(machine, monkeypatch)
@@ -178,14 +178,14 @@ def test_a_rank_does_not_take_the_cpu_while_others_may_have_a_gpu(
 @pytest.mark.parametrize(
     ("capability", "code"), [((8, 6), "sm_80"), ((9, 0), "sm_90a"), ((12, 0), "compute_90"), ((12, 1), "sm_80 sm_120")]
 )
-def test_code_for_a_generation_runs_on_its_later_cards_and_intermediate_code_on_all_later_ones(
+def test_binary_code_runs_on_later_cards_of_its_generation_and_ptx_on_all_later_cards(
     machine: Machine, capability: tuple[int, int], code: str
 ) -> None:
     machine.has(n_devices=1, capability=capability, code=code)
     assert choose_device("cuda") == torch.device("cuda", 0)
 
 
-def test_rocm_is_used_without_what_was_not_tried_there_and_says_so(
+def test_rocm_is_used_without_untested_features_and_with_a_note(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine.has(n_devices=1, code="gfx90a gfx942")
@@ -197,7 +197,7 @@ def test_rocm_is_used_without_what_was_not_tried_there_and_says_so(
     assert capsys.readouterr().err == note
 
 
-# --- What is not compiled ---------------------------------------------------------------------------------------------
+# --- Attention and compilation ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_rocm_is_used_without_what_was_not_tried_there_and_says_so(
         ((9, 0), {}, {"d_model": 320}, "flash", "bf16, flash attention, compiled"),
     ],
 )
-def test_attention_is_that_which_can_run(
+def test_the_fastest_supported_attention_is_chosen(
     machine: Machine,
     capability: tuple[int, int],
     train: dict[str, Any],
@@ -246,7 +246,7 @@ FEATURES = "needs model.d_model / model.n_heads of 16, 32, 64"
         ),
     ],
 )
-def test_what_keeps_each_attention_from_being_used_is_named(
+def test_the_note_says_why_each_faster_attention_cannot_be_used(
     machine: Machine,
     capability: tuple[int, int],
     train: dict[str, Any],
@@ -260,7 +260,7 @@ def test_what_keeps_each_attention_from_being_used_is_named(
     assert execution.note.endswith(f", not compiled ({obstacle}, and flash attention needs {need})")
 
 
-def test_bf16_is_refused_where_it_is_emulated(machine: Machine) -> None:
+def test_bf16_is_refused_on_gpus_that_emulate_it(machine: Machine) -> None:
     machine.has(n_devices=1, capability=(7, 5))
     with pytest.raises(ConfigError) as caught:
         choose_execution(TrainConfig(precision="bf16"), ModelConfig())
@@ -270,7 +270,7 @@ def test_bf16_is_refused_where_it_is_emulated(machine: Machine) -> None:
 # --- Memory -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_command_that_runs_out_of_memory_says_so_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def bench_training(*arguments: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB. GPU 0 has 1.75 GiB free.")
 

@@ -36,7 +36,7 @@ Lines = dict[str, list[str]]
 
 @pytest.fixture(scope="module")
 def good() -> Lines:
-    """The beginning of the demo corpus, by file name."""
+    """Return the first lines of the demo corpus, by file name."""
     sizes = {"train": N_TRAIN, "valid": N_HELD_OUT, "test": N_HELD_OUT}
     return {
         f"{name}.{lang}": (DEMO / f"{name}.{lang}").read_text("utf-8").split("\n")[:n]
@@ -47,7 +47,7 @@ def good() -> Lines:
 
 @pytest.fixture(scope="module")
 def tokenizer(good: Lines, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the training text: training one takes a process of its own, for each config anew."""
+    """Train a tokenizer on the training text once: otherwise each config would train one in a new process."""
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     words = count_words([*good["train.en"], *good["train.de"]])
     train_tokenizer(words, TokenizerConfig(vocab_size=VOCAB_SIZE), path, ("<b>", "</b>"))
@@ -68,7 +68,7 @@ def write(lines: Lines) -> None:
 
 
 def a_config(**changes: Any) -> RunConfig:
-    """Settings that suit the text; `changes` by section."""
+    """Return settings that suit the text, with `changes` by section."""
     mapping: dict[str, Any] = {
         "name": "toy",
         "src_lang": "en",
@@ -88,14 +88,14 @@ def a_config(**changes: Any) -> RunConfig:
 
 
 def findings_of(**changes: Any) -> tuple[Finding, ...]:
-    """What is found in the files as they are."""
+    """Return the findings of doctor about the files as they are."""
     return examine(a_config(**changes), Path("runs/toy")).findings
 
 
-# --- What is found ----------------------------------------------------------------------------------------------------
+# --- Findings ---------------------------------------------------------------------------------------------------------
 
-# What to do to the good text or to its files, settings, and what is found then: level, check and key of each finding.
-# Their messages are in doctor_findings.txt; those of a case that the file lacks are added to it.
+# Each case: a change to the good text or its files, settings, and the expected findings (level, check and key). Their
+# messages are in doctor_findings.txt. The test adds the messages of cases that the file lacks.
 Change = Callable[[Lines], object]
 CASES: dict[str, tuple[Change, dict[str, Any], list[str]]] = {}
 MESSAGES = Path(__file__).with_name("doctor_findings.txt")
@@ -292,12 +292,12 @@ def shuffled_text(lines: Lines) -> None:
 
 
 @case("warning case data.valid", "warning case data.test.demo")
-def lower_case_in_training_alone(lines: Lines) -> None:
+def lower_case_only_in_training(lines: Lines) -> None:
     lines["train.de"] = [line.lower() for line in lines["train.de"]]
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_findings(name: str, lines: Lines, good: Lines) -> None:
+def test_each_change_of_good_text_has_the_expected_findings(name: str, lines: Lines, good: Lines) -> None:
     change, config, expected = CASES[name]
     write(lines)
     change(lines)
@@ -316,7 +316,7 @@ def test_findings(name: str, lines: Lines, good: Lines) -> None:
 # --- The forecast -----------------------------------------------------------------------------------------------------
 
 
-def test_the_forecast_leaves_out_what_stands_in_a_test_set(lines: Lines) -> None:
+def test_the_forecast_does_not_count_pairs_that_are_in_a_test_set(lines: Lines) -> None:
     def pairs_kept(**clean: bool) -> int:
         forecast = examine(a_config(data={"clean": clean}), Path("runs/toy")).forecast
         assert forecast is not None
@@ -329,9 +329,7 @@ def test_the_forecast_leaves_out_what_stands_in_a_test_set(lines: Lines) -> None
     assert pairs_kept() == 1_410  # 10 of the 100 have fewer words than data.clean.contamination_words
 
 
-def test_the_forecast_is_right_where_long_lines_alternate_with_short_ones(
-    lines: Lines, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_forecast_is_right_if_long_and_short_lines_alternate(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
     for lang in ("en", "de"):
         texts = lines[f"train.{lang}"]
         lines[f"train.{lang}"] = [" ".join(texts[i : i + 3]) if i % 2 else texts[i] for i in range(len(texts))]
@@ -349,7 +347,7 @@ def test_the_forecast_is_right_where_long_lines_alternate_with_short_ones(
 # --- The command ------------------------------------------------------------------------------------------------------
 
 
-def test_a_command_that_finds_nothing(run: Run, lines: Lines) -> None:
+def test_doctor_without_findings_prints_the_forecast(run: Run, lines: Lines) -> None:
     write(lines)
     Path("toy.yaml").write_text(dump_config(a_config()), "utf-8")
     status, stdout, _ = run("doctor", "--config", "toy.yaml")
@@ -371,7 +369,7 @@ def test_a_command_that_finds_nothing(run: Run, lines: Lines) -> None:
     assert told[-1] == "  time            mt train --config toy.yaml --dry-run measures how long training takes"
 
 
-def test_findings_by_source(run: Run, lines: Lines) -> None:
+def test_findings_are_grouped_by_corpus(run: Run, lines: Lines) -> None:
     lines["train.de"][3] = "<bt> " + lines["train.de"][3]
     write(lines)
     Path("valid.en").unlink()
@@ -392,7 +390,7 @@ def test_findings_by_source(run: Run, lines: Lines) -> None:
     ]
 
 
-def test_one_object_for_programs(run: Run, lines: Lines) -> None:
+def test_with_json_doctor_prints_one_object(run: Run, lines: Lines) -> None:
     write({**lines, "test.de": lines["test.de"][:-1]})
     Path("toy.yaml").write_text(dump_config(a_config()), "utf-8")
     status, stdout, _ = run("doctor", "--config", "toy.yaml", "--json")
@@ -411,7 +409,7 @@ def test_one_object_for_programs(run: Run, lines: Lines) -> None:
     assert told["forecast"]["train_pairs"] == 1500
 
 
-def test_it_says_which_stage_it_is_in(lines: Lines) -> None:
+def test_each_stage_is_logged(lines: Lines) -> None:
     write(lines)
     with messages() as said:
         findings_of()
@@ -424,17 +422,17 @@ def test_it_says_which_stage_it_is_in(lines: Lines) -> None:
     ]
 
 
-def test_nothing_is_written(lines: Lines, tmp_path: Path) -> None:
+def test_doctor_writes_nothing(lines: Lines, tmp_path: Path) -> None:
     write(lines)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     examine(a_config(tokenizer={"model": None, "vocab_size": VOCAB_SIZE}), Path("runs/toy"))
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-# --- Room, devices, what is there already -----------------------------------------------------------------------------
+# --- Disk, devices, an existing corpus --------------------------------------------------------------------------------
 
 
-def test_a_full_disk_and_a_small_device(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_and_too_little_device_memory_are_errors(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
     write(lines)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(100_000, 0, 100_000))
@@ -445,14 +443,14 @@ def test_a_full_disk_and_a_small_device(lines: Lines, monkeypatch: pytest.Monkey
     assert disk.problem == "runs/toy: up to 0.9 MiB are needed on its disk, and 0.1 MiB are free"
 
 
-def test_a_device_that_is_not_there(lines: Lines) -> None:
+def test_a_missing_device_is_an_error(lines: Lines) -> None:
     write(lines)
     (finding,) = findings_of(train={"device": "cuda:99"})
     assert (finding.level, finding.key) == ("error", "train.device")
     assert finding.problem.startswith("train.device: cuda:99 is asked for, but ")
 
 
-def test_a_corpus_that_is_prepared(lines: Lines) -> None:
+def test_a_prepared_corpus_is_found_and_checked(lines: Lines) -> None:
     write(lines)
     config = a_config(tokenizer={"model": None, "vocab_size": VOCAB_SIZE})
     assert examine(config, Path("runs/toy")).forecast.prepared is None
@@ -461,7 +459,7 @@ def test_a_corpus_that_is_prepared(lines: Lines) -> None:
     assert diagnosis.findings == ()
     assert diagnosis.forecast.prepared == str(corpus.folder)
     assert f"  prepare         prepared already: {corpus.folder}" in diagnosis_text(diagnosis, "x").splitlines()
-    # As the forecast has it.
+    # The forecast is correct.
     assert diagnosis.forecast.train_pairs == len(corpus.train) == N_TRAIN
     assert diagnosis.forecast.tgt_tokens == len(corpus.train.tgt.ids)
     ids = corpus.folder / "train.src.ids"
@@ -473,7 +471,9 @@ def test_a_corpus_that_is_prepared(lines: Lines) -> None:
     assert finding.fix == f"delete {corpus.folder} and prepare it again"
 
 
-def test_languages_without_py3langid(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_py3langid_a_note_says_that_languages_are_not_checked(
+    lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(lines)
     monkeypatch.setitem(sys.modules, "py3langid.langid", None)
     checks._identifier.cache_clear()
@@ -492,7 +492,7 @@ def numbered(n: int, folder: Path) -> CorpusReader:
 
 
 @pytest.mark.parametrize("n", [0, 1, 199, 1_000, 1_001, 10_000, 123_456])
-def test_a_sample_is_drawn_evenly(n: int, tmp_path: Path) -> None:
+def test_a_sample_is_spread_evenly_over_the_corpus(n: int, tmp_path: Path) -> None:
     sample = draw_sample("data.train.0", numbered(n, tmp_path), max_pairs=1_000, max_seconds=math.inf)
     assert (sample.n_pairs, sample.is_read, sample.error) == (n, True, None)
     assert len(sample.pairs) == n if n <= 1_000 else 800 < len(sample.pairs) <= 1_000
@@ -504,7 +504,7 @@ def test_a_sample_is_drawn_evenly(n: int, tmp_path: Path) -> None:
     assert max(gaps, default=0) <= max(200, 2 * n / 5)
 
 
-def test_reading_ends_in_time(tmp_path: Path) -> None:
+def test_reading_stops_at_the_time_limit(tmp_path: Path) -> None:
     sample = draw_sample("data.train.0", numbered(10_000, tmp_path), max_pairs=1_000, max_seconds=0)
     assert (sample.n_pairs, sample.is_read) == (200, False)
 
@@ -514,7 +514,7 @@ def test_reading_ends_in_time(tmp_path: Path) -> None:
 
 @pytest.mark.skipif("MT_REAL_DATA" not in os.environ, reason="needs real text in MT_REAL_DATA")
 @pytest.mark.parametrize("name", ["multi30k/train", "parallel/tatoeba", "parallel/bible", "parallel/news2008-2012"])
-def test_good_real_text_is_silent(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_good_real_text_has_no_findings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "SAMPLED_PAIRS", 4_000)
     data = Path(os.environ["MT_REAL_DATA"]) / "data"
     sets = [name, "newstest/newstest2013", "newstest/newstest2014"]

@@ -37,7 +37,7 @@ def with_train(config: RunConfig, **changes: object) -> RunConfig:
 
 
 def everything_in(folder: Path) -> dict[str, tuple[int, int]]:
-    """Each path with its size and when it was changed."""
+    """Return the size and modification time of each path."""
     return {str(p): (p.stat().st_size, p.stat().st_mtime_ns) for p in [folder, *sorted(folder.rglob("*"))]}
 
 
@@ -46,10 +46,10 @@ def section(text: str, name: str) -> list[str]:
     return [line[10:] for line in found.splitlines()]
 
 
-# --- Data, files, and what keeps a training from beginning ------------------------------------------------------------
+# --- Data, files, and errors before training --------------------------------------------------------------------------
 
 
-def test_nothing_is_written(tmp_path: Path) -> None:
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     config = toy_config(tmp_path / "text")
     before = everything_in(tmp_path)
     dry_run(config, Path("runs/toy"))
@@ -60,7 +60,7 @@ def test_nothing_is_written(tmp_path: Path) -> None:
     assert everything_in(tmp_path) == before
 
 
-def test_before_the_data_is_prepared_it_says_what_it_cannot_know(tmp_path: Path) -> None:
+def test_before_the_data_is_prepared_a_dry_run_says_what_is_not_known(tmp_path: Path) -> None:
     config = toy_config(tmp_path / "text")
     text = dry_run(config, Path("runs/toy"))
     source = config.data.train[0]
@@ -75,12 +75,12 @@ def test_before_the_data_is_prepared_it_says_what_it_cannot_know(tmp_path: Path)
     assert "embedding of source, target, output (380 pieces × 32)" in section(text, "model")[1]
 
 
-def test_of_prepared_data_the_figures_are_exact(tmp_path: Path) -> None:
+def test_with_prepared_data_the_figures_are_exact(tmp_path: Path) -> None:
     config = with_train(toy_config(tmp_path / "text"), max_steps=70)
     corpus = prepare_corpus(config)
     text = dry_run(config, Path("runs/toy"))
     n_pairs, n_src, n_tgt = len(corpus.train), corpus.train.src.lengths.sum(), corpus.train.tgt.lengths.sum()
-    # Updates hold up to 256 target tokens; the source side has room for 5% more than it needs on average.
+    # Updates have up to 256 target tokens. The source side has a capacity of 5% more than it needs on average.
     per_epoch = n_tgt / 256
     assert section(text, "data") == [
         f"{n_pairs:>13,} pairs, {n_src:,} source and {n_tgt:,} target tokens",
@@ -91,7 +91,7 @@ def test_of_prepared_data_the_figures_are_exact(tmp_path: Path) -> None:
     assert "made-up" not in text
 
 
-def test_a_run_that_has_begun_goes_on(tmp_path: Path) -> None:
+def test_a_dry_run_says_from_which_step_a_run_continues(tmp_path: Path) -> None:
     config = toy_config(tmp_path / "text")
     train_run(with_train(config, max_steps=8), Path("runs/toy"))
     text = dry_run(config, Path("runs/toy"))
@@ -102,7 +102,7 @@ def test_a_run_that_has_begun_goes_on(tmp_path: Path) -> None:
     assert section(text, "time")[0].startswith("0 s for 0 updates after the 8 that are done, ")
 
 
-def test_what_keeps_training_from_beginning_is_said_as_training_says_it(tmp_path: Path) -> None:
+def test_a_dry_run_fails_with_the_same_error_as_training(tmp_path: Path) -> None:
     config = toy_config(tmp_path / "text")
     train_run(with_train(config, max_steps=4), Path("runs/toy"))
     other_seed = with_train(config, seed=9)
@@ -125,14 +125,14 @@ def test_what_keeps_training_from_beginning_is_said_as_training_says_it(tmp_path
     assert str(caught.value).startswith(f"{tmp_path / 'text' / 'train.en'}: no such file")
 
 
-def test_a_run_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+def test_a_run_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(MTError) as caught:
         dry_run(toy_config(tmp_path / "text"), Path("runs/toy"))
     assert str(caught.value) == f"runs/toy: the run folder cannot be written: {tmp_path / 'runs'} is not a folder"
 
 
-def test_a_disk_that_is_too_small_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_warning_says_if_the_disk_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", ["free"])
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(2 * 2**20))
     config = toy_config(tmp_path / "text", max_steps=100, keep_last=3, average_last=2, keep_best=2, checkpoint_every=1)
@@ -147,7 +147,7 @@ def test_a_disk_that_is_too_small_is_warned_of(tmp_path: Path, monkeypatch: pyte
 # --- Time and memory --------------------------------------------------------------------------------------------------
 
 
-def test_the_forecast_is_what_micro_batches_take_times_their_number(
+def test_the_forecast_is_the_time_of_a_micro_batch_times_their_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow_computation(monkeypatch)
@@ -162,7 +162,7 @@ def test_the_forecast_is_what_micro_batches_take_times_their_number(
     assert lines[2].startswith("measured over 3 micro-batches on cpu (")
 
 
-def test_micro_batches_are_measured_until_there_are_enough_and_some_time_has_passed(
+def test_micro_batches_are_measured_for_a_minimum_number_and_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow_computation(monkeypatch)
@@ -172,7 +172,7 @@ def test_micro_batches_are_measured_until_there_are_enough_and_some_time_has_pas
 
 
 def slow_computation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A micro-batch takes an eighth of a second to make and a quarter to compute, the optimizer takes an eighth."""
+    """Let a micro-batch take 1/8 s to assemble and 1/4 s to compute, and the optimizer 1/8 s."""
     clock = Clock()
     for module in (bench, dry_run_module):
         monkeypatch.setattr(module, "time", clock)
@@ -181,7 +181,9 @@ def slow_computation(monkeypatch: pytest.MonkeyPatch) -> None:
     clock.slow(monkeypatch, torch.optim.Adam, "step", 0.125)
 
 
-def test_a_limit_of_time_that_comes_first_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_forecast_says_if_the_time_limit_ends_training_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     slow_computation(monkeypatch)
     config = toy_config(tmp_path / "text", max_steps=61, stop_after="30s")
     lines = section(dry_run(config, Path("runs/toy")), "time")
@@ -190,9 +192,7 @@ def test_a_limit_of_time_that_comes_first_is_said(tmp_path: Path, monkeypatch: p
     assert lines[-1] == "preparing, validation, checkpoints and the evaluation at the end come on top"
 
 
-def test_without_memory_micro_batches_are_halved_as_training_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_out_of_memory_halves_micro_batches_as_in_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = Engine.step
 
     def step_of_little(engine: Engine, update: Update, lr: float) -> Any:
@@ -218,7 +218,7 @@ def test_without_memory_micro_batches_are_halved_as_training_does(
     )
 
 
-def test_memory_is_told_by_what_holds_it(tmp_path: Path) -> None:
+def test_memory_is_listed_by_use(tmp_path: Path) -> None:
     config = toy_config(tmp_path / "text", ema_decay=0.9)
     config = replace(config, model=replace(config.model, d_model=256, d_ff=512))
     lines = section(dry_run(config, Path("runs/toy")), "memory")
@@ -234,7 +234,7 @@ def test_memory_is_told_by_what_holds_it(tmp_path: Path) -> None:
     assert lines[5].endswith("  activations, data and the program")
 
 
-def test_parameters_by_part_are_all_of_them() -> None:
+def test_parameters_by_part_add_up_to_all_parameters() -> None:
     model = small_model(norm="pre")  # d_model 32, d_ff 48, 2 + 2 layers, 50 pieces
     attention, cross, feed_forward = 4 * (32 * 32 + 32), 4 * (32 * 32 + 32), 2 * 32 * 48 + 48 + 32
     parts = parameters_by_part(model)
@@ -255,7 +255,7 @@ def test_parameters_by_part_are_all_of_them() -> None:
 # --- The schedule -----------------------------------------------------------------------------------------------------
 
 
-def test_the_schedule_is_drawn_with_its_peak_and_its_end() -> None:
+def test_the_plot_of_the_schedule_has_its_peak_and_its_end() -> None:
     train = TrainConfig(schedule="linear", max_steps=41, warmup_steps=21, peak_lr=8e-4)
     rows = plot_schedule(train, 512, 51)
     assert len({len(row) for row in rows[:9]}) == 1
@@ -271,7 +271,7 @@ def test_the_schedule_is_drawn_with_its_peak_and_its_end() -> None:
     assert rows[9] == " " * 10 + "1" + " " * 19 + "↑ 21" + " " * 10 + "step 41"
 
 
-def test_the_schedule_is_told_in_numbers(tmp_path: Path) -> None:
+def test_the_schedule_is_described_in_numbers(tmp_path: Path) -> None:
     config = toy_config(
         tmp_path / "text",
         max_steps=400,
@@ -305,7 +305,7 @@ def test_the_plot_is_as_wide_as_the_terminal(tmp_path: Path, monkeypatch: pytest
 # --- The command ------------------------------------------------------------------------------------------------------
 
 
-def test_train_with_dry_run_trains_nothing(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_dry_run_does_not_train(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(dry_run_module, "dry_run", lambda config, run_dir: f"{config.name} in {run_dir}")
     status, stdout, _ = run("train", "--config", "base", "--dry-run", "--set", "name=other")
     assert (status, stdout) == (0, "other in runs/other\n")
@@ -313,16 +313,16 @@ def test_train_with_dry_run_trains_nothing(run: Run, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(("command", "module"), [("train --dry-run", "dry_run"), ("doctor", "doctor")])
-def test_a_command_says_what_it_does_before_it_imports_torch(
+def test_a_command_logs_what_it_does_before_it_imports_torch(
     monkeypatch: pytest.MonkeyPatch, command: str, module: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, f"mt.tools.{module}", None)  # importing it fails
+    monkeypatch.setitem(sys.modules, f"mt.tools.{module}", None)  # so that importing it fails
     with messages() as said, pytest.raises(ImportError):
         app([*command.split(), "--config", "base"], prog_name="mt", standalone_mode=False)
     assert len(said) == 1
 
 
-def test_it_says_which_stage_it_is_in(tmp_path: Path) -> None:
+def test_each_stage_is_logged(tmp_path: Path) -> None:
     with messages() as said:
         dry_run(toy_config(tmp_path / "text"), Path("runs/toy"))
     assert said == ["looking for the corpus", "building the model", "measuring updates on cpu"]

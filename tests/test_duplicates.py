@@ -1,4 +1,4 @@
-"""Of pairs that come again the first stays, however many there are and however little memory."""
+"""Duplicates: the first of equal pairs is kept, for any number of pairs and with little memory."""
 
 import subprocess
 import sys
@@ -35,21 +35,21 @@ def slow_flags(files: list[list[int]]) -> list[list[bool]]:
     return result
 
 
-# Few different keys, so that they come again, and some from all over, so that they go to different parts.
+# Few different keys, so that they repeat, and some from the whole range, so that they fall into different parts.
 KEYS = st.integers(0, 9) | st.integers(0, 9).map(lambda n: n * 0x1999999999999999) | st.integers(0, 2**64 - 1)
 FILES = st.lists(st.lists(KEYS, max_size=30), max_size=6)
 
 
 @given(FILES, st.integers(1, 100))
 @settings(max_examples=150)
-def test_any_lists_in_parts_of_any_size_give_what_a_dictionary_gives(
+def test_any_lists_in_parts_of_any_size_give_the_same_as_a_dictionary(
     tmp_path_factory: pytest.TempPathFactory, files: list[list[int]], keys_per_part: int
 ) -> None:
     assert flags(tmp_path_factory.mktemp("keys"), files, keys_per_part) == slow_flags(files)
 
 
 @pytest.mark.parametrize("keys_per_part", [1_000_000, 3_000, 700])
-def test_many_random_keys_in_parts_give_what_a_dictionary_gives(tmp_path: Path, keys_per_part: int) -> None:
+def test_many_random_keys_in_parts_give_the_same_as_a_dictionary(tmp_path: Path, keys_per_part: int) -> None:
     drawn = np.random.default_rng(1).integers(0, 2**64, 6_000, dtype=np.uint64)
     keys = np.random.default_rng(2).choice(drawn, 10_000)
     files = [part.tolist() for part in np.split(keys, [10, 10, 999, 4_000, 9_999])]
@@ -58,7 +58,7 @@ def test_many_random_keys_in_parts_give_what_a_dictionary_gives(tmp_path: Path, 
     assert flags(tmp_path, files, keys_per_part) == expected
 
 
-def test_the_first_of_equal_keys_stays(tmp_path: Path) -> None:
+def test_only_the_first_of_equal_keys_is_kept(tmp_path: Path) -> None:
     assert flags(tmp_path, [[5, 6, 5], [], [7, 6], [5]], keys_per_part=100) == [
         [False, False, True],
         [],
@@ -67,7 +67,7 @@ def test_the_first_of_equal_keys_stays(tmp_path: Path) -> None:
     ]
 
 
-def test_equal_pairs_have_equal_keys_and_others_have_others() -> None:
+def test_pairs_have_equal_keys_exactly_if_they_are_equal() -> None:
     pairs = [("a b", "c"), ("a", "b c"), ("a b", "c"), ("c", "a b"), ("a bc", ""), ("", "a bc"), ("", ""), ("1", "a")]
     keys = pair_keys(*zip(*pairs, strict=True))
     assert keys.dtype == np.uint64
@@ -84,13 +84,13 @@ def test_keys_are_the_same_in_every_process() -> None:
     assert int(other.stdout) == keys[0] == 10_161_483_589_871_621_957
 
 
-def test_no_pairs_have_no_keys_and_half_a_surrogate_pair_has_one() -> None:
+def test_empty_lists_have_no_keys_and_lone_surrogates_have_different_keys() -> None:
     assert len(pair_keys([], [])) == 0
     assert pair_keys(["\ud800"], ["a"])[0] != pair_keys(["\udfff"], ["a"])[0]
 
 
 @given(st.lists(st.tuples(st.text(max_size=5), st.text(max_size=5)), max_size=20))
-def test_keys_tell_pairs_apart(pairs: list[tuple[str, str]]) -> None:
+def test_different_pairs_have_different_keys(pairs: list[tuple[str, str]]) -> None:
     keys = pair_keys([src for src, _ in pairs], [tgt for _, tgt in pairs]).tolist()
     assert len(set(keys)) == len(set(pairs))
     assert len(set(zip(keys, pairs, strict=True))) == len(set(pairs))

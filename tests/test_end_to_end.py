@@ -1,4 +1,4 @@
-"""The whole way, through the command line, on text small enough to train on in seconds."""
+"""End to end, through the command line, on text so small that training takes seconds."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.toys import toy_config, toy_text, write_lines
 
 
 def shell(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """A process as a shell starts it."""
+    """Run Python in a new process, as from a shell."""
     return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=300)
 
 
 def mt(*arguments: str | Path, text: str = "") -> subprocess.CompletedProcess[str]:
-    """The same, but for the time that imports take."""
+    """Run `mt` as from a shell, without the time for imports."""
     done = run_mt(*arguments, stdin=text.encode())
     return subprocess.CompletedProcess(arguments, done.returncode, done.stdout.decode(), done.stderr.decode())
 
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run_dir(folder: Path) -> Path:
-    """A run trained through the command line."""
+    """Train a run through the command line."""
     (folder / "toy.yaml").write_text(dump_config(toy_config(folder / "text", max_steps=60, peak_lr=5e-3)), "utf-8")
     done = shell("-m", "mt", "train", "--config", folder / "toy.yaml", "--run-dir", folder / "run")
     assert done.returncode == 0, done.stderr
@@ -47,7 +47,7 @@ def run_dir(folder: Path) -> Path:
     return folder / "run"
 
 
-def test_translating_a_file_and_scoring_it_agrees_with_the_report(run_dir: Path, folder: Path) -> None:
+def test_translating_and_scoring_a_file_gives_the_scores_of_the_report(run_dir: Path, folder: Path) -> None:
     src, ref = folder / "text" / "test.en", folder / "text" / "test.de"
     command = ["translate", "--model", run_dir, "--input", src, "--output", folder / "out.de", "--precision", "fp32"]
     done = shell("-m", "mt", *command)
@@ -65,7 +65,7 @@ def test_translating_a_file_and_scoring_it_agrees_with_the_report(run_dir: Path,
         assert round(score["score"], 10) == theirs[score["name"]]
 
 
-def test_odd_lines_get_a_line_each(run_dir: Path) -> None:
+def test_each_unusual_line_gives_one_output_line(run_dir: Path) -> None:
     text = "bar dest\n\n🙂\n" + "x" * 100_000 + "\nПривет\u2028мир\nno line feed at the end"
     done = mt("translate", "--model", run_dir, text=text)
     assert done.returncode == 0
@@ -84,7 +84,7 @@ def test_n_best_as_jsonl_has_scores(run_dir: Path) -> None:
     assert [hypothesis["text"] for hypothesis in second["hypotheses"]] == [""]
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(folder: Path) -> None:
+def test_ctrl_c_saves_and_says_how_to_continue(folder: Path) -> None:
     config = toy_config(folder / "text", max_steps=1_000_000, validate_every=1_000_000, checkpoint_every=1_000_000)
     (folder / "endless.yaml").write_text(dump_config(config), "utf-8")
     run_dir = folder / "interrupted"
@@ -104,7 +104,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def hub_folder(folder: Path) -> Path:
-    """A data set in the layout of wmt/wmt14 on the hub."""
+    """Write a data set in the layout of wmt/wmt14 on the hub."""
     for split, n in (("train", 300), ("validation", 20), ("test", 20)):
         rows = [{"de": tgt, "en": src} for src, tgt in zip(*toy_text(n, n), strict=True)]
         path = folder / "hub" / "de-en" / f"{split}-00000-of-00001.parquet"
@@ -118,7 +118,7 @@ def hub_folder(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["base.yaml", "big.yaml"])
-def test_a_config_for_wmt14_goes_through_all_stages(folder: Path, hub_folder: Path, name: str) -> None:
+def test_the_configs_for_wmt14_run_through_all_stages(folder: Path, hub_folder: Path, name: str) -> None:
     overrides = {
         "data.train.0.dataset": hub_folder,
         "data.valid.dataset": hub_folder,
@@ -139,7 +139,7 @@ def test_a_config_for_wmt14_goes_through_all_stages(folder: Path, hub_folder: Pa
 
 
 def failing(*arguments: str | Path, text: str = "") -> str:
-    """The one line that a command ends with when the user has to act."""
+    """Run a command that must fail, and return its error line."""
     done = mt(*arguments, text=text)
     assert (done.returncode, done.stdout) == (2, "")
     *_, last = done.stderr.splitlines()
@@ -148,7 +148,7 @@ def failing(*arguments: str | Path, text: str = "") -> str:
     return last.removeprefix("error: ")
 
 
-def test_a_missing_file_is_found_before_anything_is_done(folder: Path) -> None:
+def test_a_missing_file_is_reported_before_any_work(folder: Path) -> None:
     config = toy_config(folder / "other")
     (folder / "missing.yaml").write_text(dump_config(config), "utf-8")
     (folder / "other" / "test.de").unlink()
@@ -157,7 +157,7 @@ def test_a_missing_file_is_found_before_anything_is_done(folder: Path) -> None:
     assert not (folder / "other" / "prepared").exists() or not list((folder / "other" / "prepared").iterdir())
 
 
-def test_a_vocabulary_too_large_for_the_corpus_says_what_is_possible(folder: Path) -> None:
+def test_the_error_for_a_vocabulary_that_is_too_large_gives_the_maximum(folder: Path) -> None:
     config = toy_config(folder / "small")
     (folder / "vocab.yaml").write_text(dump_config(config), "utf-8")
     message = failing(
@@ -167,7 +167,7 @@ def test_a_vocabulary_too_large_for_the_corpus_says_what_is_possible(folder: Pat
     assert "9000" in message.replace(",", "")
 
 
-def test_a_model_folder_that_is_incomplete_is_one_line(run_dir: Path, folder: Path) -> None:
+def test_an_incomplete_model_folder_is_reported_in_one_line(run_dir: Path, folder: Path) -> None:
     incomplete = folder / "incomplete"
     incomplete.mkdir()
     (incomplete / "config.yaml").write_text("name: x\n", "utf-8")
@@ -179,13 +179,13 @@ def test_a_model_folder_that_is_incomplete_is_one_line(run_dir: Path, folder: Pa
     )
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full here")
-def test_a_full_disk_is_one_line(run_dir: Path, folder: Path) -> None:
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_reported_in_one_line(run_dir: Path, folder: Path) -> None:
     src = folder / "text" / "test.en"
     assert failing("translate", "--model", run_dir, "--input", src, "--output", "/dev/full") == (
         "/dev/full cannot be written: No space left on device. Free some space, then run the same command again."
     )
-    done = run_mt("translate", "--model", run_dir, "--input", src, before=print_onto_a_full_disk)
+    done = run_mt("translate", "--model", run_dir, "--input", src, before=print_to_a_full_disk)
     assert (done.returncode, done.stderr) == (
         2,
         b"error: standard output cannot be written: No space left on device. Free some space, then run the same "
@@ -193,11 +193,11 @@ def test_a_full_disk_is_one_line(run_dir: Path, folder: Path) -> None:
     )
 
 
-def print_onto_a_full_disk() -> None:
+def print_to_a_full_disk() -> None:
     os.dup2(os.open("/dev/full", os.O_WRONLY), sys.stdout.fileno())
 
 
-def test_compressed_input_is_translated_as_the_text_inside(run_dir: Path, folder: Path) -> None:
+def test_compressed_input_is_translated_like_plain_text(run_dir: Path, folder: Path) -> None:
     src = folder / "text" / "test.en"
     packed, disguised = folder / "test.en.gz", folder / "disguised.en"
     packed.write_bytes(gzip.compress(src.read_bytes()))
@@ -218,7 +218,7 @@ def test_errors_of_translate_name_the_options(run_dir: Path) -> None:
     )
 
 
-def test_files_of_different_length_are_told_apart(folder: Path) -> None:
+def test_files_of_different_lengths_are_refused(folder: Path) -> None:
     hyp, ref = write_lines(folder / "hyp", ["a", "b"]), write_lines(folder / "ref", ["a"])
     assert failing("eval", "--hyp", hyp, "--ref", ref) == (
         f"{hyp} has 2 lines and {ref} has 1: parallel files need one line for each line"

@@ -1,4 +1,4 @@
-"""Which model of a run is scored, on which text, and when its report is made again."""
+"""Evaluation: the choice of model and text, and when a report is written again."""
 
 from __future__ import annotations
 
@@ -45,25 +45,24 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Path]
 
 @pytest.fixture
 def run(finished: tuple[RunConfig, Path], tmp_path: Path) -> tuple[RunConfig, Path]:
-    """A copy of a finished run, to be changed."""
+    """Copy a finished run, so that a test can change it."""
     config, run_dir = finished
     shutil.copytree(run_dir, tmp_path / "run")
     return config, tmp_path / "run"
 
 
-def test_the_model_of_a_run_that_has_gone_on_is_its_best_so_far(run: tuple[RunConfig, Path]):
+def test_the_model_of_a_run_that_was_continued_is_its_best_checkpoint(run: tuple[RunConfig, Path]):
     _, run_dir = run
     assert open_model(run_dir).path == run_dir / "model"
     assert RunArtifacts.of(run_dir).description == "the average of 3 checkpoints up to step 60"
-    shutil.copytree(
-        RunFolder(run_dir).checkpoint(60), RunFolder(run_dir).checkpoint(80)
-    )  # training went on, and was stopped
+    # Training continued, and was stopped.
+    shutil.copytree(RunFolder(run_dir).checkpoint(60), RunFolder(run_dir).checkpoint(80))
     assert open_model(run_dir).path == RunFolder(run_dir).checkpoint(60)  # the best one
     assert RunArtifacts.of(run_dir).description == "the model of step 60"
 
 
 @pytest.mark.parametrize("content", ["[]", "null", "{", '{"kind": "evaluation", "format_version": 1}', ""])
-def test_a_damaged_report_is_made_again(run: tuple[RunConfig, Path], content: str):
+def test_a_damaged_report_is_written_again(run: tuple[RunConfig, Path], content: str):
     config, run_dir = run
     before = report_of(run_dir)
     (run_dir / "report.json").write_text(content, encoding="utf-8")
@@ -75,7 +74,7 @@ def test_a_damaged_report_is_made_again(run: tuple[RunConfig, Path], content: st
     assert "held_out (20 lines)" in str(TrainedRun(run_dir))
 
 
-def test_a_report_that_stands_is_left_as_it_is(run: tuple[RunConfig, Path]):
+def test_a_complete_report_is_not_written_again(run: tuple[RunConfig, Path]):
     config, run_dir = run
     before = (run_dir / "report.json").stat().st_mtime_ns
     train_run(config, run_dir)
@@ -90,8 +89,8 @@ def test_a_report_that_stands_is_left_as_it_is(run: tuple[RunConfig, Path]):
     assert "src_fill" in report_of(run_dir)
 
 
-def test_more_training_and_another_name_are_in_the_report_though_the_model_is_the_same(tmp_path: Path):
-    # Without learning after the first step, the first checkpoint stays the best.
+def test_more_training_and_a_new_name_update_the_report_of_an_unchanged_model(tmp_path: Path):
+    # The model learns nothing after the first step, so the first checkpoint stays the best.
     config = toy_config(tmp_path / "text", max_steps=4, average_last=0, validate_every=2, checkpoint_every=2)
     config = changed(config, peak_lr=1e-9)
     train_run(config, tmp_path / "run")
@@ -106,7 +105,7 @@ def test_more_training_and_another_name_are_in_the_report_though_the_model_is_th
     assert (tmp_path / "run/translations/held_out.txt").stat().st_mtime_ns == translated  # not translated again
 
 
-def test_translations_that_somebody_changed_are_not_those_of_the_run(run: tuple[RunConfig, Path]):
+def test_changed_translations_are_not_used_as_those_of_the_run(run: tuple[RunConfig, Path]):
     _, run_dir = run
     artifacts = RunArtifacts.of(run_dir)
     pairs = artifacts.test_pairs(["held_out"])
@@ -119,7 +118,7 @@ def test_translations_that_somebody_changed_are_not_those_of_the_run(run: tuple[
     assert artifacts.kept_translations(pairs) is None
 
 
-def test_a_tag_is_for_the_model_and_not_for_the_judge(finished: tuple[RunConfig, Path], tmp_path: Path):
+def test_a_tag_is_given_to_the_model_but_not_to_the_evaluation(finished: tuple[RunConfig, Path], tmp_path: Path):
     config, _ = finished
     tagged = with_test(changed(config, max_steps=2), tag="<bt>")
     tagged = replace(tagged, tokenizer=replace(tagged.tokenizer, user_symbols=("<bt>",)))
@@ -132,7 +131,7 @@ def test_a_tag_is_for_the_model_and_not_for_the_judge(finished: tuple[RunConfig,
     assert [one["source"] for one in sentences] == text
 
 
-def test_the_baseline_of_another_text_is_refused_before_anything_is_translated(
+def test_a_baseline_of_another_text_is_refused_before_translating(
     run: tuple[RunConfig, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     config, run_dir = run
@@ -154,7 +153,7 @@ def test_the_baseline_of_another_text_is_refused_before_anything_is_translated(
         f"{tmp_path / 'short'} has 1 lines and the test set held_out has 20: a baseline translates the same text"
     )
     assert capsys.readouterr().err == ""
-    # For a file, a run is asked for the test set that has the same references.
+    # For a file, the test set of the baseline run with the same references is used.
     hypotheses, reference = run_dir / "translations/held_out.txt", Path(str(config.data.test["held_out"].tgt))
     with pytest.raises(DataError) as caught:
         evaluate_files(hypotheses, [reference], None, options)

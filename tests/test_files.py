@@ -1,4 +1,4 @@
-"""Text files are read line by line as they are, and whatever is wrong with one is said in one line."""
+"""Text files are read unchanged, line by line, and each problem with them is reported in one line."""
 
 import os
 from pathlib import Path
@@ -16,27 +16,27 @@ def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
-def test_an_archive_of_several_parts_is_read_to_its_end(suffix: str) -> None:
+def test_an_archive_of_several_parts_is_read_completely(suffix: str) -> None:
     lines = "".join(f"line {i}\n" for i in range(200_000)).encode()
     name = f"a.en{suffix}"
     Path(name).write_bytes(compressed(name, lines[:600_000]) + compressed(name, lines[600_000:]))
     assert [pair.src for pair in read(src=name, tgt=write("a.de", lines))] == lines.decode().splitlines()
 
 
-def test_lines_end_at_line_feeds_alone_and_hold_any_other_character() -> None:
+def test_lines_end_only_at_line_feeds_and_may_contain_any_other_character() -> None:
     odd = "a\u2028b\0\x0bc\x85d\x0ce\x1cf\rg"
     write("a.en", f"{odd}\r\n\nlast")
     write("a.de", "1\n2\n3\n")
     assert [pair.src for pair in read(src="a.en", tgt="a.de")] == [odd, "", "last"]
 
 
-def test_a_byte_order_mark_is_dropped_at_the_start_of_a_file_only() -> None:
+def test_a_byte_order_mark_is_removed_only_at_the_start_of_a_file() -> None:
     write("a.en", "\ufeffone\n\ufefftwo\n")
     write("a.de", "eins\nzwei\n")
     assert [pair.src for pair in read(src="a.en", tgt="a.de")] == ["one", "\ufefftwo"]
 
 
-def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_read_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tgt = write("a.de", "eins\n")
     assert error_of(src="a.en", tgt=tgt) == f"a.en: no such file (looked for in {tmp_path})"
     assert error_of(src=str(tmp_path / "a.en"), tgt=tgt) == f"{tmp_path}/a.en: no such file"
@@ -59,19 +59,19 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path, monkeypatch: py
     assert error_of(src="a.en", tgt=tgt) == "a.en cannot be read: Permission denied"
 
 
-def test_chunks_have_the_size_asked_for_but_the_last_one() -> None:
+def test_all_line_chunks_except_the_last_have_the_requested_size() -> None:
     write("a.en", "".join(f"{i}\n" for i in range(100_000)))  # several blocks of bytes
     chunks = list(read_line_chunks(Path("a.en"), 30_000))
     assert [len(chunk) for chunk in chunks] == [30_000, 30_000, 30_000, 10_000]
     assert [line for chunk in chunks for line in chunk] == [str(i) for i in range(100_000)]
 
 
-def test_a_line_of_many_blocks_is_one_line() -> None:
+def test_a_line_longer_than_a_block_is_one_line() -> None:
     long = "ä" * 300_000
     assert list(read_line_chunks(Path(write("a.en", f"{long}\nb\n{long}")), 2)) == [[long, "b"], [long]]
 
 
-def test_invalid_utf8_is_located_by_file_line_and_byte() -> None:
+def test_the_error_for_invalid_utf8_has_file_line_and_byte() -> None:
     lines = [f"line {i:,}\n".encode() for i in range(1, 50_001)]
     lines[0] = b"\xef\xbb\xbf" + lines[0]
     lines[40_000] = b"\xc3\x28\n"
@@ -97,13 +97,13 @@ WIDE = "One is a number – the „first“.\n"
         (b"PAR1\x15...", "a Parquet file. Give it as {file}, and end its name in .parquet."),
     ],
 )
-def test_files_that_hold_no_utf8_are_recognised(content: bytes, told: str) -> None:
+def test_common_formats_other_than_utf8_are_recognised(content: bytes, told: str) -> None:
     assert error_of(src=write("a.en", content), tgt=write("a.de", "1\n")) == f"a.en is {told}"
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
 @pytest.mark.parametrize("n_bytes", [25_000, -20])
-def test_an_archive_that_is_cut_off_is_an_error_and_not_a_short_corpus(suffix: str, n_bytes: int) -> None:
+def test_a_truncated_archive_is_an_error_and_not_a_short_corpus(suffix: str, n_bytes: int) -> None:
     name = f"a.en{suffix}"
     Path(name).write_bytes(compressed(name, os.urandom(50_000).hex().encode() + b"\n")[:n_bytes])
     assert error_of(src=name, tgt=write("a.de", "1\n")) == (
@@ -111,7 +111,7 @@ def test_an_archive_that_is_cut_off_is_an_error_and_not_a_short_corpus(suffix: s
     )
 
 
-def test_a_pipe_has_no_name_for_its_content() -> None:
+def test_a_pipe_is_refused_for_text_that_is_read_several_times() -> None:
     os.mkfifo("a.en")
     with pytest.raises(DataError) as caught:
         content_hash(Path("a.en"))

@@ -1,4 +1,4 @@
-"""Training through the command line on a disk that is too small: a real file system, of a few megabytes."""
+"""Training through the command line on a disk that is too small: a real file system of a few megabytes."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ REMEDY = "No space left on device. Free some space, then run the same command ag
 
 
 def in_a_namespace(script: str) -> subprocess.CompletedProcess[str]:
-    """Run a script of the shell that may mount; what it mounts is gone when it ends."""
+    """Run a shell script that may mount file systems. Its mounts disappear when it ends."""
     try:
         command = ["unshare", "--map-root-user", "--mount", "bash", "-eu", "-c", script]
         return subprocess.run(command, capture_output=True, text=True, timeout=110)
     except FileNotFoundError:
-        pytest.skip("no unshare here")
+        pytest.skip("needs unshare")
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Path:
-    """Where a small disk is to be mounted; skips where none can be."""
+    """Return a mount point for a small disk. Skip the test if mounting is not possible."""
     disk = tmp_path / "disk"
     disk.mkdir()
     tried = in_a_namespace(f"mount -t tmpfs -o size=64k tmpfs {disk}")
     if tried.returncode != 0:
-        pytest.skip(f"no file system can be mounted here: {tried.stderr.strip()}")
+        pytest.skip(f"cannot mount a file system: {tried.stderr.strip()}")
     return disk
 
 
@@ -47,7 +47,7 @@ def mt_train(config: Path, run_dir: Path) -> str:
     return shlex.join([sys.executable, "-m", "mt", "train", "--config", str(config), "--run-dir", str(run_dir)])
 
 
-def test_a_full_disk_stops_training_whole_and_the_same_command_goes_on(tmp_path: Path, small_disk: Path) -> None:
+def test_a_full_disk_stops_training_and_the_same_command_continues(tmp_path: Path, small_disk: Path) -> None:
     config = write_config(tmp_path / "toy.yaml", toy_config(tmp_path, max_steps=24, average_last=1, keep_last=9))
     run_dir, seen = small_disk / "run", tmp_path / "seen"
     command = mt_train(config, run_dir)
@@ -72,7 +72,7 @@ def test_a_full_disk_stops_training_whole_and_the_same_command_goes_on(tmp_path:
     ModelFolder.open(last).load_training_state()
     assert [path.name for path in (tmp_path / "seen-first").rglob(".*")] == []
 
-    # Nothing fits any more, not even the record of another start.
+    # The disk is completely full: not even the config of another start fits.
     *_, error = (tmp_path / "second.err").read_text("utf-8").splitlines()
     assert error == f"error: {run_dir / 'config.yaml'} cannot be written: {REMEDY}"
     assert RunFolder(tmp_path / "seen-second").checkpoints()[-1].name == last.name
@@ -81,7 +81,7 @@ def test_a_full_disk_stops_training_whole_and_the_same_command_goes_on(tmp_path:
     assert ModelFolder.open(tmp_path / "seen-third" / "model").manifest["averaged_steps"] == [24]
 
 
-def test_measurements_that_do_not_fit_stop_training_in_one_line(tmp_path: Path, small_disk: Path) -> None:
+def test_a_disk_too_full_for_metrics_stops_training_with_one_line(tmp_path: Path, small_disk: Path) -> None:
     endless = toy_config(tmp_path, max_steps=10_000, log_every=1, validate_every=10_000, checkpoint_every=10_000)
     config = write_config(tmp_path / "toy.yaml", endless)
     done = in_a_namespace(f"mount -t tmpfs -o size=64k tmpfs {small_disk}; {mt_train(config, small_disk / 'run')}")

@@ -1,4 +1,4 @@
-"""The parts of scripts/gpu_check.sh: what they measure, what they write down, and what they say when it goes wrong."""
+"""scripts/gpu_check.sh: its parts, their records, the report, and errors."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def test_attention_is_timed_and_compared_with_float32(lengths: list[int]) -> Non
     assert figures["tokens_per_second"] == pytest.approx(1000 * sum(lengths) / milliseconds)
 
 
-def test_each_variant_of_a_bench_is_kept_as_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_result_of_each_bench_variant_is_kept_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def bench(*command: str) -> str:
         assert "--set=train.device=cuda:0" in command
-        assert "--steps" in command  # fewer, for there is little time
+        assert "--steps" in command  # fewer than by default, because there is little time
         if "--set=train.compile=false" in command:
             raise CommandFailed("boom")
         return json.dumps({"number": len(kept)})
@@ -89,10 +89,11 @@ def test_failing_and_broken_tests_are_named(tmp_path: Path) -> None:
         "test_broken.py": "ZeroDivisionError: division by zero",
         "test_fails": "AssertionError: numbers differ",
     }
-    assert running == ["test_passes", "test_fails", "test_skips"]  # known before it ends, as it may end the process
+    # Recorded before each test ends, because a test may end the process.
+    assert running == ["test_passes", "test_fails", "test_skips"]
 
 
-def test_the_text_of_a_folder_becomes_settings(tmp_path: Path) -> None:
+def test_a_folder_of_text_becomes_settings(tmp_path: Path) -> None:
     for name in ("train.en.gz", "train.de.gz", "val.en", "val.de", "test_2016.en.gz", "test_2016.de.gz", "test_x.en"):
         (tmp_path / name).touch()
 
@@ -109,11 +110,11 @@ def test_the_text_of_a_folder_becomes_settings(tmp_path: Path) -> None:
         gpu_check.text_settings(tmp_path)
     assert str(caught.value) == (
         f"{tmp_path}: expected pairs of files train.en + train.de, val.en + val.de and test.en + test.de "
-        "(or test_NAME.en + test_NAME.de), each plain or with .gz behind"
+        "(or test_NAME.en + test_NAME.de), each plain or with .gz at the end"
     )
 
 
-def test_a_command_that_fails_gives_its_last_line() -> None:
+def test_the_error_of_a_failed_command_is_its_last_line() -> None:
     with pytest.raises(CommandFailed) as caught:
         run_mt("bench", "--config", "base", "--steps", "0")
     assert str(caught.value) == "mt bench ended with status 2: error: --steps: expected at least 1, got 0"
@@ -122,7 +123,7 @@ def test_a_command_that_fails_gives_its_last_line() -> None:
 # --- Records ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_a_part_finds_wrong_comes_with_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_part_keeps_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def half(setting: Setting, keep: Callable[[Any], None]) -> None:
         keep({"a": 1})
         raise PartFailed("one of two failed")
@@ -135,14 +136,14 @@ def test_what_a_part_finds_wrong_comes_with_its_figures(tmp_path: Path, monkeypa
     path, setting = tmp_path / "tests.json", setting_for(tmp_path)
     for run, error in ((half, "one of two failed"), (broken, "ZeroDivisionError: division by zero")):
         monkeypatch.setitem(PARTS, "tests", Part("", run, gpu_check.tests_section, seconds=2, least_seconds=1))
-        begun = Record.begin("tests", setting).write(path)
+        started = Record.begin("tests", setting).write(path)
         gpu_check.run_inside("tests", setting, path)
-        assert Record.read(path) == replace(begun, outcome="failed", error=error, figures={"a": 1})
-        assert begun.versions["torch"] == torch.__version__
+        assert Record.read(path) == replace(started, outcome="failed", error=error, figures={"a": 1})
+        assert started.versions["torch"] == torch.__version__
 
 
-def test_a_part_whose_time_is_up_keeps_the_figures_it_has(tmp_path: Path) -> None:
-    """The process of the part takes longer than this to import what it needs."""
+def test_a_part_that_takes_too_long_is_recorded_as_cut_short(tmp_path: Path) -> None:
+    """The limit is shorter than the imports of the process take."""
     record = gpu_check.run_part("tests", setting_for(tmp_path), limit=0.01)
     assert (record.outcome, record.error) == ("cut short", "took longer than 0 s")
     assert Record.read(tmp_path / "tests.json") == record
@@ -153,7 +154,7 @@ def test_a_part_whose_time_is_up_keeps_the_figures_it_has(tmp_path: Path) -> Non
 
 @pytest.fixture
 def limits(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """The limits of the parts that were started; no process is."""
+    """Return the limits of the parts that are run; no processes are started."""
     given: dict[str, float] = {}
 
     def run_part(name: str, setting: Setting, limit: float) -> Record:
@@ -166,7 +167,7 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 
 
 def run_within(folder: Path, names: list[str], seconds_left: list[float], quick: bool = False) -> list[str]:
-    """Outcomes of parts before which these numbers of seconds are left."""
+    """Run parts with these numbers of seconds left before each, and return their outcomes."""
     records = gpu_check.run_parts(names, setting_for(folder, quick=quick), iter(seconds_left).__next__)
     return [record.outcome for record in records]
 
@@ -176,7 +177,7 @@ def test_without_a_budget_every_part_gets_the_same_limit(tmp_path: Path, limits:
     assert limits == dict.fromkeys(PARTS, gpu_check.LIMIT_SECONDS)
 
 
-def test_the_most_important_parts_come_first_and_the_tests_leave_time_to_the_others(
+def test_the_most_important_parts_run_first_and_the_tests_leave_time_for_the_others(
     tmp_path: Path, limits: dict[str, float]
 ) -> None:
     outcomes = run_within(tmp_path, list(PARTS), [468, 330, 110, 12.3, -3, -3])
@@ -194,7 +195,7 @@ def test_the_last_part_gets_all_that_is_left_up_to_the_limit(tmp_path: Path, lim
     assert run_within(tmp_path, ["train", "bench-big"], [12, 9], quick=True) == ["done", "left out"]
 
 
-def test_a_part_that_is_left_out_keeps_the_result_of_an_earlier_run(tmp_path: Path, limits: dict[str, float]) -> None:
+def test_leaving_out_a_part_keeps_the_result_of_an_earlier_run(tmp_path: Path, limits: dict[str, float]) -> None:
     run_within(tmp_path, ["decode"], [100])
     before = (tmp_path / "decode.json").read_text("utf-8")
     assert run_within(tmp_path, ["decode"], [5]) == ["left out"]
@@ -205,7 +206,7 @@ def test_a_part_that_is_left_out_keeps_the_result_of_an_earlier_run(tmp_path: Pa
     ("device", "visible", "expected"),
     [("cuda:1", "", "1"), ("cuda:1", "4,GPU-5", "GPU-5"), ("cuda:0", "", "0"), ("cpu", "3", "3")],
 )
-def test_a_part_sees_its_gpu_alone(device: str, visible: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_sees_only_its_gpu(device: str, visible: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert gpu_check.environment_for(device)["CUDA_VISIBLE_DEVICES"] == expected
 
@@ -213,7 +214,7 @@ def test_a_part_sees_its_gpu_alone(device: str, visible: str, expected: str, mon
 # --- The report -------------------------------------------------------------------------------------------------------
 
 
-def test_the_report_is_markdown_of_what_has_run(tmp_path: Path) -> None:
+def test_the_report_shows_the_parts_that_have_run_as_markdown(tmp_path: Path) -> None:
     timed = {"forward_ms": 0.25, "forward_and_backward_ms": 1.0, "tokens_per_second": 65.5e6, "relative_error": 0.003}
     columns = {"28 tokens each": {"ours": timed, "torch's": {"error": "no kernel"}}, "2 to 64": {"ours": timed}}
     gpu = {"gpu": "NVIDIA H100 80GB HBM3", "gpu_memory_bytes": 80 * 2**30, "cuda": "13.0"}
@@ -233,11 +234,12 @@ def test_the_report_is_markdown_of_what_has_run(tmp_path: Path) -> None:
     record.write(tmp_path / "attention.json")
     assert gpu_check.write_report(tmp_path) == (tmp_path / "report.md").read_text("utf-8")
     assert (tmp_path / "report.md").read_text("utf-8").splitlines() == [
-        "### attention: ways to compute attention, timed at 28-token sentences",
+        "### attention: implementations of attention, timed at 28-token sentences",
         "",
         "**Failed**: boom",
         "",
-        "65,536 tokens, 8 heads of 64, bf16. Milliseconds forward, forward and backward; tokens a second through both.",
+        "65,536 tokens, 8 heads of 64, bf16. Milliseconds of the forward pass, and of forward and backward; tokens per "
+        "second of both.",
         "",
         "|  | 28 tokens each | 2 to 64 |",
         "| --- | --- | --- |",
@@ -263,22 +265,22 @@ def test_the_list_names_every_part() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("speed", f"speed: no such part: there are {', '.join(PARTS)}; or all, list, report alone"),
-        ("--data nowhere train", "--data nowhere: no such folder"),
+        ("speed", f"speed: unknown part: give parts ({', '.join(PARTS)}), or only all, list or report"),
+        ("--data nowhere train", "--data nowhere: folder not found"),
         ("--device gpu train", "--device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
         ("--out nothing report", "nothing has no results: run a part first"),
         ("--minutes -5 all", "--minutes: expected a number above 0, such as 8, got -5"),
         ("--minutes nan all", "--minutes: expected a number above 0, such as 8, got nan"),
     ],
 )
-def test_what_cannot_be_run_is_said_in_a_line(arguments: str, message: str) -> None:
+def test_invalid_arguments_are_refused_in_one_line(arguments: str, message: str) -> None:
     done = check(*arguments.split())
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {message}\n")
 
 
-def test_a_python_without_the_packages_is_named(tmp_path: Path) -> None:
+def test_a_missing_python_or_missing_packages_are_reported(tmp_path: Path) -> None:
     assert check("list", PYTHON="nopython").stderr == (
-        "error: nopython: not found: set PYTHON to a Python that has torch\n"
+        "error: nopython was not found. Set PYTHON to a Python that has torch.\n"
     )
     bare = tmp_path / "python"
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')  # without site-packages
@@ -291,7 +293,7 @@ def test_a_python_without_the_packages_is_named(tmp_path: Path) -> None:
     )
 
 
-def test_a_budget_that_is_enough_for_nothing_fails(tmp_path: Path) -> None:
+def test_a_budget_too_small_for_any_part_fails(tmp_path: Path) -> None:
     done = check("--minutes", "0.01", "--out", tmp_path)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == f"scripts/gpu_check.sh: left out: {', '.join(PARTS)}"

@@ -15,14 +15,14 @@ from tests.toys import small_model, tiles
 
 @pytest.fixture
 def translator(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Translator:
-    """What every model folder holds in here."""
+    """Return the translator that every model folder loads in this file."""
     model = small_model(n_encoder_layers=1, vocab_size=tokenizer.vocab_size).for_inference(torch.float32)
     translator = Translator(OwnBackend(model), tokenizer, DecodeConfig(beam_size=1, max_length=5), 64)
     monkeypatch.setattr(Translator, "load", classmethod(lambda cls, path, device, precision: translator))
     return translator
 
 
-def test_maps_are_the_averages_of_heads_and_their_rows_sum_to_one() -> None:
+def test_maps_are_averages_over_heads_and_their_rows_sum_to_one() -> None:
     model = small_model(n_decoder_layers=3).eval()
     source, target = [5, 6, 7, EOS_ID], [8, 9, EOS_ID]
     maps = attention_maps(model, source, target)
@@ -38,17 +38,17 @@ def test_a_page_has_a_map_for_each_layer_and_a_cell_for_each_pair_of_tokens(tran
     n_cells = (len(translator.tokenizer.encode("bar ku")) + 1) * (len(translator.tokenizer.encode("BAR")) + 1)
     assert re.findall("<h2>.*</h2>", page) == ["<h2>Layer 1</h2>", "<h2>Layer 2</h2>"]
     assert page.count("<td ") == 2 * n_cells
-    assert "://" not in page  # nothing is fetched
+    assert "://" not in page  # the page loads nothing from elsewhere
 
 
-def test_a_page_holds_no_markup_of_the_text(translator: Translator) -> None:
+def test_text_is_never_markup_in_the_page(translator: Translator) -> None:
     page = explained_page("m", '<script>bar</script> &amp; "ku"', "<b> BAR")
     assert "<script" not in page
     assert "<b>" not in page
     assert "&lt;script&gt;bar&lt;/script&gt; &amp; &#34;ku&#34;" in page
 
 
-def test_without_a_translation_it_is_the_models_own(translator: Translator) -> None:
+def test_without_a_given_translation_the_model_translates(translator: Translator) -> None:
     (own,) = translator.translate(["bar ku"])
     assert explained_page("m", "bar ku", None) == explained_page("m", "bar ku", own)
 
@@ -61,7 +61,7 @@ def test_without_a_translation_it_is_the_models_own(translator: Translator) -> N
         ("🙂" * 100, "BAR", "src has 402 tokens, and a map can show 200. Give one sentence."),
     ],
 )
-def test_texts_that_make_no_map_are_refused(translator: Translator, src: str, tgt: str | None, message: str) -> None:
+def test_blank_or_too_long_texts_are_refused(translator: Translator, src: str, tgt: str | None, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         explained_page("m", src, tgt)
     assert str(caught.value) == message

@@ -1,4 +1,4 @@
-"""Hub data sets are read by split, config and columns; what does not exist is told with what there is."""
+"""Hub data sets are read by split, config and columns. Errors about missing ones list those that exist."""
 
 import os
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / ".cache")
 
 
-def test_a_folder_in_the_hubs_layout_is_read_in_order() -> None:
+def test_a_folder_with_the_layout_of_the_hub_is_read_in_order() -> None:
     n = 25_000  # more than two batches
     translation = [{"de": f"Satz {i}", "en": f"sentence {i}"} for i in range(n)]
     write_parquet("set/train-00000-of-00001.parquet", {"translation": translation})
@@ -38,14 +38,14 @@ def test_a_folder_in_the_hubs_layout_is_read_in_order() -> None:
     assert pairs == [SentencePair(f"sentence {i}", f"Satz {i}", i + 1) for i in range(n)]
 
 
-def test_one_column_for_each_language_is_read_too_and_a_missing_text_is_empty() -> None:
+def test_one_column_per_language_is_read_and_null_is_empty_text() -> None:
     write_parquet("set/validation.parquet", {"en": ["one", None], "de": ["eins", "zwei"], "id": [1, 2]})
     expected = [("one", "eins", 1), ("", "zwei", 2)]
     assert read("validation", dataset="set") == expected
     assert read("train", dataset="set", split="validation") == expected
 
 
-def test_a_missing_split_language_config_or_folder_names_what_there_is(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_split_language_or_config_lists_the_existing_ones(tmp_path: Path) -> None:
     write_parquet("set/train.parquet", {"translation": [{"de": "eins", "fr": "un"}]})
     write_parquet("set/validation.parquet", {"translation": [{"de": "eins", "fr": "un"}]})
     assert error_of("test", dataset="set") == "data set set has no split test; choose from train, validation"
@@ -63,7 +63,7 @@ def test_a_missing_split_language_config_or_folder_names_what_there_is(tmp_path:
     assert error_of(dataset="numbers") == "data set numbers: expected text in en, found int64"
 
 
-def test_several_configs_ask_for_one() -> None:
+def test_a_config_must_be_chosen_if_there_are_several() -> None:
     for config in ("de-en", "fr-en"):
         write_parquet(f"set/{config}/train.parquet", {"en": ["one"], "de": ["eins"]})
     card = "---\nconfigs:\n" + "".join(
@@ -74,7 +74,7 @@ def test_several_configs_ask_for_one() -> None:
     assert read(dataset="set", config="de-en") == [("one", "eins", 1)]
 
 
-def test_no_network_and_an_unknown_name_are_one_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network_and_an_unknown_name_are_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     monkeypatch.setattr(datasets, "load_dataset", raising(ConnectionError("Couldn't reach\nthe Hub")))
@@ -82,14 +82,14 @@ def test_no_network_and_an_unknown_name_are_one_line_each(monkeypatch: pytest.Mo
         "data set wmt/wmt14: the hub cannot be reached, and there is no copy in the cache. "
         "Check the network, or give a local folder that holds the data set."
     )
-    monkeypatch.setattr(datasets, "load_dataset", raising(datasets.exceptions.DatasetNotFoundError("no\nsuch")))
-    assert error_of(dataset="no/such") == (
-        "data set no/such: not found on the hub, or private. Check the name at "
-        "https://huggingface.co/datasets/no/such, and log in with `hf auth login` if it is private."
+    monkeypatch.setattr(datasets, "load_dataset", raising(datasets.exceptions.DatasetNotFoundError("not\nfound")))
+    assert error_of(dataset="no/data") == (
+        "data set no/data: not found on the hub, or private. Check the name at "
+        "https://huggingface.co/datasets/no/data, and log in with `hf auth login` if it is private."
     )
 
 
-def test_a_gated_set_says_how_to_get_access(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_gated_data_set_says_how_to_get_access(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     error = datasets.exceptions.DatasetNotFoundError("Dataset 'a/b' is a gated dataset on the Hub.\nVisit its page")
@@ -101,7 +101,7 @@ def test_a_gated_set_says_how_to_get_access(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def numbers() -> None:
-    """A data set of ten training and two validation pairs."""
+    """Write a data set of ten training and two validation pairs."""
     for split, first, n in (("train", 0, 10), ("validation", 10, 2)):
         write_parquet(
             f"set/{split}.parquet",
@@ -123,7 +123,7 @@ def test_a_split_may_be_a_part_or_a_sum(split: str, expected: list[int]) -> None
 
 
 @pytest.mark.usefixtures("numbers")
-def test_splits_that_cannot_be_understood_are_told() -> None:
+def test_invalid_splits_are_refused() -> None:
     assert error_of(dataset="set", split="train+dev[:3]") == (
         "data set set has no split dev[:3]; choose from train, validation"
     )
@@ -142,7 +142,7 @@ def test_streaming_gives_the_same_pairs() -> None:
 
 
 @pytest.mark.usefixtures("numbers")
-def test_a_stream_that_breaks_off_says_after_which_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_an_interrupted_stream_says_after_which_row(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     class Broken:
@@ -185,14 +185,14 @@ def test_columns_are_chosen_by_name_number_or_path() -> None:
     )
 
 
-def test_a_column_that_is_called_translation_and_holds_text_is_a_column() -> None:
+def test_a_text_column_may_be_called_translation() -> None:
     write_parquet("set/train.parquet", {"source": ["one"], "translation": ["eins"]})
     assert error_of(dataset="set") == f"data set set has no de and en: its columns are source, translation. {NAME_THEM}"
     assert read(dataset="set", src_column="source", tgt_column="translation") == [("one", "eins", 1)]
 
 
 @needs_real_data
-def test_a_part_of_the_real_folder_and_its_stream_hold_the_same_pairs() -> None:
+def test_slicing_and_streaming_the_real_folder_give_the_same_pairs() -> None:
     folder = str(Path(REAL_DATA or "").resolve() / "hub/wmt14")
     whole = read("test", dataset=folder, config="de-en", streaming=True)
     assert len(whole) == 3_003

@@ -1,4 +1,4 @@
-"""kill -9 at any moment: what follows is as if nothing had happened."""
+"""kill -9 at any moment: the run that is resumed gives the same result as one without kills."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.toys import toy_config
 
 
 def assert_same_run(whole: Path, parts: Path, n_updates: int) -> None:
-    """Checkpoints, measurements and result to the last bit; nothing half written is left, and nothing was ever torn."""
+    """Compare checkpoints, measurements and result to the last bit. Require that no partial or damaged files remain."""
     for folder in ("model", RunFolder(Path()).checkpoint(n_updates)):
         weights, resumed = (ModelFolder.open(run_dir / folder).load_weights() for run_dir in (whole, parts))
         assert weights.keys() == resumed.keys()
@@ -47,8 +47,8 @@ def kill_at(child: Fork, run_dir: Path, step: int, in_save: bool, delay: float) 
     return Kill(*look(run_dir))
 
 
-def save_step_15_without_end() -> None:
-    """So that the kill comes in that save, however late it is."""
+def never_finish_saving_step_15() -> None:
+    """Make sure that the kill happens during that save, even if it is late."""
     rename = Path.rename
 
     def endless(path: Path, target: Path) -> Path:
@@ -59,8 +59,8 @@ def save_step_15_without_end() -> None:
     Path.rename = endless  # type: ignore[method-assign]
 
 
-def make_step_33_without_end() -> None:
-    """So that the kill comes before the save of step 35, however late it is."""
+def never_finish_step_33() -> None:
+    """Make sure that the kill happens before the save of step 35, even if it is late."""
     step = Engine.step
 
     def endless(engine: Engine, update: Update, lr: float) -> StepResult:
@@ -71,8 +71,8 @@ def make_step_33_without_end() -> None:
     Engine.step = endless  # type: ignore[method-assign]
 
 
-def test_a_killed_training_goes_on_to_the_same_result(tmp_path: Path) -> None:
-    """Through the command line, once in a save and once after an update."""
+def test_a_killed_training_continues_to_the_same_result(tmp_path: Path) -> None:
+    """The kills happen once during a save and once after an update."""
     config = toy_config(tmp_path, max_steps=60, checkpoint_every=5, validate_every=20, log_every=1, average_last=2)
     (tmp_path / "toy.yaml").write_text(dump_config(config), "utf-8")
 
@@ -81,8 +81,8 @@ def test_a_killed_training_goes_on_to_the_same_result(tmp_path: Path) -> None:
 
     assert start(tmp_path / "whole").wait() == 0
     parts = tmp_path / "parts"
-    assert kill_at(start(parts, save_step_15_without_end), parts, step=12, in_save=True, delay=0) == Kill(15, True)
-    kill = kill_at(start(parts, make_step_33_without_end), parts, step=31, in_save=False, delay=0.003)
+    assert kill_at(start(parts, never_finish_saving_step_15), parts, step=12, in_save=True, delay=0) == Kill(15, True)
+    kill = kill_at(start(parts, never_finish_step_33), parts, step=31, in_save=False, delay=0.003)
     assert kill in (Kill(31, False), Kill(32, False))
     last = start(parts)
     _, told = last.communicate(timeout=100)
@@ -117,7 +117,7 @@ def test_fifty_kills_change_nothing(tmp_path: Path) -> None:
     print(f"in one go {straight_seconds:.1f} s, with {sum(kinds.values())} kills {seconds:.1f} s: {dict(kinds)}")
     assert kinds.total() == N_KILLS
     assert kinds["starting"] == 10
-    assert min(kinds["updating"], kinds["saving"]) >= 5  # the rest hit one of these by chance
+    assert min(kinds["updating"], kinds["saving"]) >= 5  # the other kills hit one of these by chance
     assert_same_run(tmp_path / "whole", tmp_path / "parts", N_UPDATES)
     assert [path.name for path in RunFolder(tmp_path / "whole").best_checkpoints(2)] == [
         path.name for path in RunFolder(tmp_path / "parts").best_checkpoints(2)
@@ -129,21 +129,21 @@ def start(config: RunConfig, run_dir: Path) -> Fork:
 
 
 def kill_often(config: RunConfig, run_dir: Path) -> Counter[str]:
-    """Start and kill, at moments spread over the training; how many of them came when."""
+    """Start and kill training, at moments spread over the run. Return the number of kills by kind of moment."""
     chance, kinds, done = random.Random(1), Counter[str](), 0
     moments = ["starting"] * 10 + ["updating"] * 20 + ["saving"] * 20
     chance.shuffle(moments)
     for i, kind in enumerate(moments):
         child = start(config, run_dir)
         if kind == "starting":
-            time.sleep(chance.uniform(0, 0.25))  # imports are done: this is from the lock to the first updates
+            time.sleep(chance.uniform(0, 0.25))  # imports are done: this is between the lock and the first updates
             child.kill()
             assert child.wait() < 0
             kinds[kind] += 1
             continue
         first, last = (1 + n * (N_UPDATES - 1) // N_KILLS for n in (i, i + 1))
         step = max(chance.randrange(first, last), done + 1)
-        # A save takes some 20 ms here, an update some 5 ms.
+        # A save takes about 20 ms here, an update about 5 ms.
         delay = chance.uniform(0, 0.015 if kind == "saving" else 0.005)
         kill = kill_at(child, run_dir, step, kind == "saving", delay)
         kinds["saving" if kill.while_saving else "updating"] += 1

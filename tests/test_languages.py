@@ -1,4 +1,4 @@
-"""Scripts and languages: text in the wrong one is told from text with foreign names in it."""
+"""Scripts and languages: text in the wrong one is recognised, and text with foreign names is not confused with it."""
 
 from __future__ import annotations
 
@@ -41,9 +41,7 @@ def english_german() -> LanguageIdentifier:
         ("anything идёт", "xx", 0.0),
     ],
 )
-def test_share_of_the_letters_in_a_script_that_the_language_is_not_written_in(
-    text: str, lang: str, share: float
-) -> None:
+def test_the_fraction_of_letters_in_a_script_not_used_by_the_language(text: str, lang: str, share: float) -> None:
     assert wrong_script_fraction(text, lang) == share
 
 
@@ -52,7 +50,7 @@ def test_text_with_few_letters_is_not_judged() -> None:
     assert wrong_script_fraction("Windows!", "ru", min_letters=7) == 1.0
 
 
-def test_languages_have_their_scripts() -> None:
+def test_each_language_has_its_scripts() -> None:
     assert len(EXPECTED) > 180
     assert expected_scripts("pt-BR") == {"Latin"}
     assert expected_scripts("sr_Latn") == {"Cyrillic", "Latin"}
@@ -64,7 +62,7 @@ def test_languages_have_their_scripts() -> None:
 @pytest.mark.parametrize(
     ("text", "script"), [("abc дe 漢 1!", "Latin"), ("abc девять", "Cyrillic"), ("ᚠ a ᚠ", "Other")]
 )
-def test_the_script_of_most_letters_is_named(text: str, script: str) -> None:
+def test_the_main_script_is_that_of_most_letters(text: str, script: str) -> None:
     assert main_script(text) == script
 
 
@@ -74,7 +72,7 @@ def test_the_language_of_a_sentence_is_found(english_german: LanguageIdentifier)
     assert english_german.other_language(ENGLISH, "en") is None
 
 
-def test_names_and_short_text_pass(english_german: LanguageIdentifier) -> None:
+def test_names_and_short_texts_are_accepted(english_german: LanguageIdentifier) -> None:
     for text in (
         "Was ist das?",
         "GetThreadOwningMonitorLock-Methode",
@@ -86,7 +84,7 @@ def test_names_and_short_text_pass(english_german: LanguageIdentifier) -> None:
         assert english_german.other_language(text, "de") is None
 
 
-def test_neighbours_count_as_the_language() -> None:
+def test_closely_related_languages_are_accepted() -> None:
     identifier = LanguageIdentifier(("nb", "sr-Latn"))
     danish = "Udvalget vil drøfte forslaget i næste måned, sagde formanden."
     croatian = "Odbor će raspravljati o prijedlogu sljedeći mjesec, rekao je predsjednik."
@@ -95,13 +93,13 @@ def test_neighbours_count_as_the_language() -> None:
     assert identifier.other_language(GERMAN, "nb") == "de"
 
 
-def test_an_identifier_goes_to_other_processes(english_german: LanguageIdentifier) -> None:
+def test_an_identifier_can_be_sent_to_other_processes(english_german: LanguageIdentifier) -> None:
     packed = pickle.dumps(english_german)
     assert len(packed) < 1_000
     assert pickle.loads(packed).other_language(GERMAN, "en") == "de"
 
 
-def test_an_unknown_language_is_named() -> None:
+def test_the_error_for_an_unknown_language_names_it() -> None:
     with pytest.raises(ConfigError) as caught:
         LanguageIdentifier(("en", "tlh"))
     assert str(caught.value) == (
@@ -110,7 +108,7 @@ def test_an_unknown_language_is_named() -> None:
     )
 
 
-def test_without_py3langid_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_py3langid_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "py3langid.langid", None)
     with pytest.raises(ConfigError) as caught:
         LanguageIdentifier(("en", "de"))
@@ -120,7 +118,7 @@ def test_without_py3langid_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.skipif("MT_REAL_DATA" not in os.environ, reason="MT_REAL_DATA names no folder with real text")
-def test_real_text_passes_and_its_other_side_does_not(english_german: LanguageIdentifier) -> None:
+def test_real_text_is_accepted_but_not_as_the_other_language(english_german: LanguageIdentifier) -> None:
     folder = Path(os.environ["MT_REAL_DATA"]) / "data" / "newstest"
     english, german = (
         gzip.decompress((folder / f"newstest2014.{lang}.gz").read_bytes()).decode().splitlines()[:500]

@@ -1,4 +1,4 @@
-"""Where two files stop being parallel shows in the lengths of their lines, and nothing is said that is not sure."""
+"""Line lengths show where two files stop being parallel. If the lengths are not conclusive, nothing is reported."""
 
 import gzip
 import os
@@ -16,7 +16,7 @@ DEMO = Path(__file__).resolve().parent.parent / "data/demo"
 
 
 def demo_lengths(name: str = "train") -> tuple[list[int], list[int]]:
-    """Characters of the lines of the demo corpus."""
+    """Return the lengths in characters of the lines of the demo corpus."""
     en, de = ((DEMO / f"{name}.{lang}").read_text(encoding="utf-8").split("\n")[:-1] for lang in ("en", "de"))
     return [len(line) for line in en], [len(line) for line in de]
 
@@ -46,7 +46,7 @@ def test_missing_lines_are_found_on_either_side(n: int) -> None:
             assert (found.line, found.shift) == (pytest.approx(start, abs=5), n)
 
 
-def test_of_several_missing_lines_the_first_is_told() -> None:
+def test_the_first_of_several_missing_lines_is_reported() -> None:
     src, tgt = demo_lengths()
     assert line_of(src, without(without(tgt, 12_000), 4_000)) == pytest.approx(4_000, abs=5)
 
@@ -54,10 +54,10 @@ def test_of_several_missing_lines_the_first_is_told() -> None:
 def test_a_line_missing_at_the_beginning_or_the_end_is_found() -> None:
     src, tgt = demo_lengths()
     assert line_of(src, tgt[1:]) == pytest.approx(0, abs=5)
-    assert line_of(src, tgt[:15_000]) == 15_000  # the whole of the shorter side matches
+    assert line_of(src, tgt[:15_000]) == 15_000  # the whole shorter side matches
 
 
-def test_a_line_missing_here_and_another_at_the_end_there_shift_the_rest() -> None:
+def test_a_missing_line_and_an_extra_last_line_are_found_as_a_shift() -> None:
     src, tgt = demo_lengths()
     moved = [*without(tgt, 5_000), 40]
     for sides, shift in (((src, moved), -1), ((moved, src), 1)):
@@ -67,13 +67,13 @@ def test_a_line_missing_here_and_another_at_the_end_there_shift_the_rest() -> No
 
 
 @pytest.mark.parametrize("src", [[], [7], [20] * 3_000, sorted(random.Random(1).choices(range(9, 99), k=3_000))])
-def test_lengths_that_do_not_tell_are_said_nothing_about(src: list[int]) -> None:
-    """None at all, all the same, or sorted: a shift changes nothing."""
+def test_inconclusive_lengths_give_no_result(src: list[int]) -> None:
+    """If there are no lengths, or they are equal or sorted, a shift changes nothing."""
     assert first_break(src, [*src, 20]) is None
     assert first_break(src, src) is None
 
 
-def test_lines_that_never_match_have_no_break() -> None:
+def test_unrelated_lines_give_no_result() -> None:
     rng = random.Random(1)
     src, tgt = ([rng.randint(5, 300) for _ in range(5_000)] for _ in range(2))
     assert first_break(src, tgt[1:]) is None
@@ -81,7 +81,7 @@ def test_lines_that_never_match_have_no_break() -> None:
 
 
 @pytest.mark.parametrize("name", ["train", "valid", "test"])
-def test_parallel_sides_match_to_their_end(name: str) -> None:
+def test_parallel_files_match_to_their_end(name: str) -> None:
     src, tgt = demo_lengths(name)
     assert line_of(src, tgt) == len(src)
 
@@ -90,7 +90,7 @@ def test_parallel_sides_match_to_their_end(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["parallel/tatoeba", "parallel/bible", "parallel/news2008-2012", "newstest/newstest2014"]
 )
-def test_nothing_is_found_in_real_corpora_and_lines_missing_from_them_are(name: str) -> None:
+def test_real_corpora_have_no_breaks_and_removed_lines_are_found(name: str) -> None:
     src, tgt = real_lengths(name)
     assert line_of(src, tgt) in (None, len(src))
     rng = random.Random(2)

@@ -31,7 +31,7 @@ def all_lines(content: bytes) -> list[bytes]:
         ("a\u2028b\x0bc\x85d\rf\n".encode(), ["a\u2028b\x0bc\x85d\rf".encode()]),
     ],
 )
-def test_lines_end_in_a_line_feed_alone(tmp_path: Path, content: bytes, lines: list[bytes]):
+def test_lines_end_only_at_a_line_feed(tmp_path: Path, content: bytes, lines: list[bytes]):
     assert all_lines(content) == lines
     (tmp_path / "text").write_bytes(content)
     for is_strict in (False, True):
@@ -44,14 +44,15 @@ def test_a_line_may_be_longer_than_any_buffer():
     assert all_lines(b"\n".join(lines)) == lines
 
 
-def test_where_a_batch_ends_depends_on_the_lines_alone():
+def test_the_end_of_a_batch_depends_only_on_the_lines():
     long = b"x" * (MAX_BYTES // 2)
     batches = list(LineReader(io.BytesIO(b"\n".join([b"a"] * 10 + [long] * 3))).batches(max_lines=4))
-    assert [len(batch) for batch in batches] == [4, 4, 4, 1]  # 10 is in the third, with the first two long ones
+    # The third batch has the last two short lines and the first two long ones.
+    assert [len(batch) for batch in batches] == [4, 4, 4, 1]
     assert [len(batch) for batch in LineReader(io.BytesIO(b"\n".join([long] * 5))).batches()] == [2, 2, 1]
 
 
-def test_lines_may_be_skipped_and_batches_end_where_they_are_told_to():
+def test_lines_can_be_skipped_and_batches_end_at_the_given_line():
     reader = LineReader(io.BytesIO(b"".join(b"%d\n" % i for i in range(10_000))))
     reader.skip(5_000)
     batches = list(reader.batches(7, max_lines=4))
@@ -60,7 +61,7 @@ def test_lines_may_be_skipped_and_batches_end_where_they_are_told_to():
     assert reader.take(2) == [b"5007", b"5008"]
 
 
-def test_the_digest_tells_what_was_read_however_it_was_read():
+def test_the_digest_depends_on_the_lines_but_not_on_how_they_were_read():
     content = b"a\nbc\n\nd\ne"
     one, other, third = (LineReader(io.BytesIO(text)) for text in (content, content, content.replace(b"c\n", b"\nc")))
     assert one.take(4) == [b"a", b"bc", b"", b"d"]
@@ -70,7 +71,7 @@ def test_the_digest_tells_what_was_read_however_it_was_read():
     assert one.digest == other.digest != third.digest
 
 
-def test_what_is_pending_is_given_out_when_the_input_pauses():
+def test_pending_lines_are_yielded_when_the_input_pauses():
     reader, writer = os.pipe()
     with open(reader, "rb", buffering=0) as stream:
         batches = LineReader(stream).batches(pause_seconds=0.05)
@@ -82,12 +83,12 @@ def test_what_is_pending_is_given_out_when_the_input_pauses():
         assert list(batches) == []
 
 
-def test_a_trickle_without_a_pause_does_not_hold_lines_back_for_long(monkeypatch: pytest.MonkeyPatch):
+def test_a_slow_but_steady_input_does_not_delay_lines_for_long(monkeypatch: pytest.MonkeyPatch):
     clock = Clock()
     monkeypatch.setattr(lines_module, "time", clock)
 
     class Trickle(LineReader):
-        """A line every quarter of a second."""
+        """A reader that gets one line every quarter of a second."""
 
         n_left = 100
 
@@ -99,11 +100,11 @@ def test_a_trickle_without_a_pause_does_not_hold_lines_back_for_long(monkeypatch
             return b"line" if self.n_left >= 0 else None
 
     batches = list(Trickle(io.BytesIO()).batches(pause_seconds=0.5))
-    # The first line of a batch waits for four more.
+    # The first line of a batch waits for at most four more.
     assert [len(batch) for batch in batches] == [5] * 20
 
 
-def test_only_so_much_is_read_ahead():
+def test_reading_ahead_has_a_limit():
     class Endless(io.RawIOBase):
         n_bytes = 0
 
@@ -114,7 +115,7 @@ def test_only_so_much_is_read_ahead():
     stream = Endless()
     reader = LineReader(stream)  # type: ignore[arg-type]
     assert comes_true(lambda: reader._blocks.full() or stream.n_bytes > 8 << 20)
-    time.sleep(0.1)  # in which a reader without a limit continues
+    time.sleep(0.1)  # a reader without a limit would continue meanwhile
     assert 1 << 20 < stream.n_bytes < 8 << 20
 
 
@@ -133,7 +134,7 @@ def test_bad_bytes_become_replacement_characters_and_are_reported():
     assert decoded("\ufffd".encode()) == ("\ufffd", True)
 
 
-def test_a_file_that_is_to_be_utf8_is_read_to_its_first_bad_byte(tmp_path: Path):
+def test_strict_reading_fails_at_the_first_invalid_byte(tmp_path: Path):
     path = tmp_path / "text"
     path.write_bytes(b"gut\n" + b"sch\xf6n\n")
     with open_lines(str(path)) as reader:
@@ -146,7 +147,7 @@ def test_a_file_that_is_to_be_utf8_is_read_to_its_first_bad_byte(tmp_path: Path)
     )
 
 
-def test_a_descriptor_that_does_not_block_is_read_to_its_end() -> None:
+def test_a_non_blocking_descriptor_is_read_to_its_end() -> None:
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
 

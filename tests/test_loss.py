@@ -29,7 +29,7 @@ def test_a_uniform_guess_costs_log_vocab_per_token() -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
-def test_label_smoothed_loss_is_torchs(smoothing: float) -> None:
+def test_the_label_smoothed_loss_equals_that_of_torch(smoothing: float) -> None:
     logits = HIDDEN @ WEIGHT.t()
     losses = torch.nn.functional.cross_entropy(logits, TARGETS, reduction="none", label_smoothing=smoothing)
     expected = (losses * WEIGHTS).sum()
@@ -55,11 +55,11 @@ def loss_and_gradients(loss: Loss, hidden: Tensor, weight: Tensor, smoothing: fl
     return [value.detach(), *torch.autograd.grad(value * 0.25, inputs)]
 
 
-# With large weights logits pass 88, whose exponential float32 cannot hold.
+# With large weights, logits exceed 88, and exp(88) overflows in float32.
 @pytest.mark.parametrize("scale", [1.0, 40.0])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("loss", [linear_label_smoothed_nll, cuda_loss], ids=["cpu", "cuda"])
-def test_gradients_made_by_hand_are_autograds(loss: Loss, smoothing: float, scale: float) -> None:
+def test_hand_written_gradients_equal_those_of_autograd(loss: Loss, smoothing: float, scale: float) -> None:
     wanted = loss_and_gradients(plain, HIDDEN, WEIGHT * scale, smoothing)
     for by_hand, written_out in zip(loss_and_gradients(loss, HIDDEN, WEIGHT * scale, smoothing), wanted, strict=True):
         torch.testing.assert_close(by_hand, written_out, atol=1e-5 * scale, rtol=1e-4)
@@ -67,7 +67,7 @@ def test_gradients_made_by_hand_are_autograds(loss: Loss, smoothing: float, scal
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_the_compiled_loss_is_the_eager_one(backend: str, dtype: torch.dtype) -> None:
+def test_the_compiled_loss_equals_the_eager_loss(backend: str, dtype: torch.dtype) -> None:
     torch._dynamo.reset()
     wanted = loss_and_gradients(cuda_loss, HIDDEN.to(dtype), WEIGHT, 0.1)
     found = loss_and_gradients(compiled(backend), HIDDEN.to(dtype), WEIGHT, 0.1)
@@ -76,7 +76,7 @@ def test_the_compiled_loss_is_the_eager_one(backend: str, dtype: torch.dtype) ->
         assert (of_compiled - of_eager).abs().max() <= (1e-5 if dtype == torch.float32 else 4e-3) * of_eager.abs().max()
 
 
-def test_tokens_without_weight_cost_nothing_and_teach_nothing() -> None:
+def test_tokens_without_weight_have_no_loss_and_no_gradient() -> None:
     hidden = HIDDEN.clone().requires_grad_()
     loss = linear_label_smoothed_nll(hidden, WEIGHT, TARGETS, WEIGHTS, 0.1)
     real = WEIGHTS > 0
@@ -87,7 +87,7 @@ def test_tokens_without_weight_cost_nothing_and_teach_nothing() -> None:
     assert hidden.grad[~real].abs().max() == 0
 
 
-def test_the_fused_loss_in_bf16_is_near_the_exact_one() -> None:
+def test_the_fused_loss_in_bf16_is_close_to_the_exact_loss() -> None:
     exact = label_smoothed_nll(HIDDEN @ WEIGHT.t(), TARGETS, WEIGHTS, 0.1)
     loss = linear_label_smoothed_nll(HIDDEN.bfloat16(), WEIGHT, TARGETS, WEIGHTS, 0.1)
     assert loss.dtype == torch.float32
@@ -96,7 +96,7 @@ def test_the_fused_loss_in_bf16_is_near_the_exact_one() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("p", [0.1, 0.3])
-def test_dropout_zeroes_its_share_and_keeps_the_expectation(dtype: torch.dtype, p: float) -> None:
+def test_dropout_zeroes_a_fraction_p_and_preserves_the_mean(dtype: torch.dtype, p: float) -> None:
     seed_dropout(CPU, 1, 2, 3)
     dropped = dropout(torch.ones(1_000, 1_000, dtype=dtype), p, training=True).float()
     assert (dropped == 0).float().mean().item() == pytest.approx(p, abs=0.003)
@@ -105,7 +105,7 @@ def test_dropout_zeroes_its_share_and_keeps_the_expectation(dtype: torch.dtype, 
     assert len(dropped.unique()) == 2
 
 
-def test_masks_depend_on_seed_step_and_micro_batch_alone() -> None:
+def test_dropout_masks_depend_only_on_seed_step_and_micro_batch() -> None:
     def mask(*numbers: int) -> torch.Tensor:
         seed_dropout(CPU, *numbers)
         return dropout(torch.ones(100), 0.5, training=True)
@@ -115,7 +115,7 @@ def test_masks_depend_on_seed_step_and_micro_batch_alone() -> None:
         assert not torch.equal(mask(1, 2, 3), mask(*other))
 
 
-def test_elements_of_a_mask_and_masks_of_a_pass_are_independent() -> None:
+def test_dropout_masks_and_their_elements_are_independent() -> None:
     seed_dropout(CPU, 1, 2, 3)
     first, second = (dropout(torch.ones(1_000, 1_000), 0.3, training=True) for _ in range(2))
     for a, b in ((first, second), (first[:, 1:], first[:, :-1]), (first[1:], first[:-1])):
@@ -123,7 +123,7 @@ def test_elements_of_a_mask_and_masks_of_a_pass_are_independent() -> None:
         assert abs(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1].item()) < 0.004
 
 
-def test_a_mask_may_be_larger_than_most() -> None:
+def test_dropout_works_on_very_large_tensors() -> None:
     seed_dropout(CPU, 1, 2, 3)
     dropped = dropout(torch.ones(5_000, 1_000), 0.1, training=True)
     assert (dropped == 0).float().mean().item() == pytest.approx(0.1, abs=0.003)
@@ -147,7 +147,7 @@ def test_without_training_dropout_does_nothing() -> None:
 
 
 @pytest.mark.parametrize("n_chunks", [2, 3, 7])
-def test_a_loss_in_chunks_is_the_loss(n_chunks: int) -> None:
+def test_a_loss_in_chunks_equals_the_whole_loss(n_chunks: int) -> None:
     torch.manual_seed(0)
     hidden, weight = torch.randn(20, 8, requires_grad=True), torch.randn(30, 8, requires_grad=True)
     targets, weights = torch.randint(30, (20,)), (torch.rand(20) > 0.2).float()

@@ -1,4 +1,4 @@
-"""Markdown as others render it: what is read there is the text of the data, and nothing of it is markup."""
+"""Markdown, rendered by another library: it shows the text of the data, and none of the text becomes markup."""
 
 from __future__ import annotations
 
@@ -55,19 +55,19 @@ def tags_of(page: PageReader) -> set[str]:
 
 
 def one_line(text: str) -> str:
-    """What a reader should see: one line, with names in place of what cannot be shown."""
+    """Return the text that a reader should see: one line, with names for characters that cannot be shown."""
     return " ".join(harmless(text).split())
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_a_cell_shows_the_text_of_the_data_and_nothing_of_it_is_markup(text: str):
+def test_a_table_cell_shows_text_from_the_data_and_never_as_markup(text: str):
     found = rendered(f"| Text | Code |\n| --- | --- |\n| {as_text(text)} | {code_cell(text)} |\n| a | b |")
     assert found.rows == [["Text", "Code"], [one_line(text), one_line(text)], ["a", "b"]]
     assert tags_of(found) - {"code"} == TABLE_TAGS
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_a_paragraph_a_heading_and_code_show_the_text_of_the_data(text: str):
+def test_paragraphs_headings_and_code_show_text_from_the_data(text: str):
     markdown = f"{as_text(text)}\n\n## {as_text(text)} x\n\nBy {as_code(text)}.\n\n{as_text(text)}: better.\n"
     found = rendered(markdown)
     assert tags_of(found) <= {"p", "h2", "code"}
@@ -77,7 +77,7 @@ def test_a_paragraph_a_heading_and_code_show_the_text_of_the_data(text: str):
 
 @settings(max_examples=70)
 @given(TEXTS, TEXTS, TEXTS)
-def test_whatever_the_text_is_it_stays_in_its_cell(first: str, second: str, third: str):
+def test_any_text_stays_in_its_table_cell(first: str, second: str, third: str):
     cells = [as_text(first), code_cell(second), as_text(third)]
     found = rendered(f"| Text | Code | Text |\n| --- | --- | --- |\n| {' | '.join(cells)} |")
     assert found.rows == [["Text", "Code", "Text"], [one_line(first), one_line(second), one_line(third)]]
@@ -86,28 +86,28 @@ def test_whatever_the_text_is_it_stays_in_its_cell(first: str, second: str, thir
 
 @settings(max_examples=150)
 @given(TEXTS)
-def test_whatever_the_text_is_a_paragraph_of_it_is_one(text: str):
+def test_any_text_gives_exactly_one_paragraph(text: str):
     assert [tag for tag, _ in rendered(as_text(text)).tags] == (["p"] if one_line(text) else [])
 
 
-def test_text_without_marks_stays_as_readable_as_it_is():
+def test_text_without_special_characters_is_unchanged():
     text = "Er sagte: „Das kostet 3.5 Millionen (2 % mehr)“ - nicht wahr? Ja!"
     assert as_text(text) == text
     assert as_code(text) == f"`{text}`"
     assert as_text("In 1. Reihe") == "In 1. Reihe"
 
 
-def test_of_a_long_text_the_beginning_is_shown():
+def test_long_text_is_cut_off():
     assert as_text("|" * 201) == "&#124;" * 200 + "…"
     assert as_text("x" * 200) == "x" * 200
 
 
-def test_github_makes_neither_links_nor_formulas():
-    # It makes links of what begins with https:// or www, and an entity prevents it.
+def test_text_becomes_neither_links_nor_formulas_on_github():
+    # GitHub turns text that begins with https:// or www into links. An entity prevents this.
     assert as_text("https://a.org www.a.org $x^2$") == "https:&#47;/a.org www&#46;a.org &#36;x^2&#36;"
 
 
-def test_code_outside_of_a_table_has_no_signs_that_are_not_its_own():
+def test_code_outside_a_table_has_no_escape_characters():
     assert as_code("a | b") == "`a | b`"
     assert code_cell("a | b") == "`a \\| b`"
     assert as_code("`a``") == "``` `a`` ```"

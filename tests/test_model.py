@@ -31,7 +31,7 @@ PAIRS = random_pairs(25, longest=40, seed=1)
 
 @pytest.mark.usefixtures("flash_on_cpu")
 @pytest.mark.parametrize("variant", [{}, {"n_kv_heads": 1, "positions": "rotary", "qk_norm": True}])
-def test_both_packed_layouts_give_one_loss_and_one_gradient(variant: dict[str, Any]) -> None:
+def test_both_packed_layouts_give_the_same_loss_and_gradient(variant: dict[str, Any]) -> None:
     corpus = parallel(PAIRS)
     budget = MicroBatchBudget(n_micro_batches=1, src_tokens=1_200, tgt_tokens=1_200, n_sentences=40)
     results = []
@@ -48,28 +48,28 @@ def test_both_packed_layouts_give_one_loss_and_one_gradient(variant: dict[str, A
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
-def test_a_token_sees_nothing_after_it(norm: str) -> None:
+def test_a_target_token_does_not_see_later_tokens(norm: str) -> None:
     model = small_model(norm=norm).eval()
     src, tgt = [5, 6, 7], [10, 11, 12, 13, 14]
     with torch.no_grad():
         before = model.hidden(tiles([(src, tgt)]))
         after = model.hidden(tiles([(src, [10, 11, 30, 31, 32])]))
-    # Inputs are BOS 10 11 12 …: the first three positions have seen 10 and 11 only.
+    # Inputs are BOS 10 11 12 …: the first three positions have seen only 10 and 11.
     assert torch.equal(before[:3], after[:3])
     assert (before[3] - after[3]).abs().max() > 1e-3
 
 
-def test_the_encoder_sees_both_ways_and_positions() -> None:
+def test_the_encoder_depends_on_later_tokens_and_on_positions() -> None:
     model = small_model().eval()
     with torch.no_grad():
         first, reordered = (model.hidden(tiles([(src, [10])]))[0] for src in ([5, 6, 7], [7, 6, 5]))
     assert (first - reordered).abs().max() > 1e-3
 
 
-def test_a_beam_that_changes_its_parent_has_the_history_of_its_parent() -> None:
+def test_a_beam_that_continues_another_has_its_history() -> None:
     model = small_model().eval()
     source = [[5, 6, 7, EOS_ID]]
-    # Beams of two: after the second token both continue the second beam, then each goes its own way.
+    # Two beams: after the second token, both continue the second beam; then they differ.
     tokens = [[BOS_ID, BOS_ID], [10, 20], [11, 21], [12, 22], [13, 23]]
     parents = [[0, 0], [1, 1], [0, 1], [1, 0], [0, 1]]
     histories: list[list[int]] = [[], []]
@@ -88,10 +88,10 @@ def test_a_beam_that_changes_its_parent_has_the_history_of_its_parent() -> None:
 
 
 @pytest.mark.parametrize(("d_model", "n_heads", "d_ff", "millions"), [(512, 8, 2048, 63.1), (1024, 16, 4096, 214.2)])
-def test_the_papers_models_have_the_parameters_of_the_formula(
+def test_the_models_of_the_paper_have_as_many_parameters_as_the_formula(
     d_model: int, n_heads: int, d_ff: int, millions: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Drawing 200 M numbers takes seconds and proves nothing here.
+    # Drawing 200 M numbers takes seconds, and their values do not matter here.
     monkeypatch.setattr(Transformer, "reset_parameters", lambda model: None)
     vocab_size, d, f = 37_000, d_model, d_ff
     attention, ffn, norm = 4 * (d * d + d), d * f + f + f * d + d, 2 * d
@@ -105,16 +105,16 @@ def test_the_papers_models_have_the_parameters_of_the_formula(
 
 
 def largest(weight: torch.Tensor, n_parts: int) -> list[float]:
-    """Of each part, relative to the bound of Xavier uniform for it."""
+    """Return the largest weight of each part, relative to the bound of its Xavier uniform initialisation."""
     parts = weight.detach().chunk(n_parts)
     return [float(part.abs().max() / math.sqrt(6 / sum(part.shape))) for part in parts]
 
 
-def test_weights_start_as_the_paper_needs_them() -> None:
+def test_initial_weights_have_the_scale_of_the_paper() -> None:
     model = small_model(d_model=128, n_heads=4, d_ff=256)
     assert model.embedding.weight.std().item() == pytest.approx(128**-0.5, rel=0.03)
     layer = model.decoder[0]
-    # Fused projections are drawn as the square matrices that they are made of.
+    # The square matrices inside fused projections are initialised separately.
     assert largest(layer.self_attention.qkv.weight, 3) == pytest.approx([1, 1, 1], rel=0.01)
     assert largest(layer.cross_attention.kv.weight, 2) == pytest.approx([1, 1], rel=0.01)
     assert largest(layer.feed_forward.outer.weight, 1) == pytest.approx([1], rel=0.01)
@@ -130,7 +130,7 @@ def test_deepnorm_starts_with_smaller_values_and_outputs() -> None:
     assert largest(layer.cross_attention.kv.weight, 2) == pytest.approx([1, beta], rel=0.01)
 
 
-def test_gated_and_grouped_projections_are_drawn_one_by_one() -> None:
+def test_gated_and_grouped_projections_are_initialised_separately() -> None:
     model = small_model(activation="swiglu", d_model=128, n_heads=4, d_ff=256, n_kv_heads=2, init="depth_scaled")
     second = model.encoder[1]
     assert largest(second.feed_forward.inner.weight, 2) == pytest.approx([0.5**0.5] * 2, rel=0.01)
@@ -146,7 +146,7 @@ def test_positions_are_sines_and_cosines() -> None:
     assert table[7, 5].item() == pytest.approx(math.cos(7 / 10_000 ** (4 / 8)), rel=1e-5)
 
 
-def test_in_bf16_the_residual_stream_is_bf16_and_parameters_are_not() -> None:
+def test_in_bf16_activations_are_bf16_but_parameters_are_float32() -> None:
     model = small_model(dtype=torch.bfloat16)
     batch = tiles(PAIRS, torch.bfloat16)
     hidden = model.hidden(batch)
@@ -178,7 +178,7 @@ def test_two_micro_batches_give_the_gradient_of_one_big_batch() -> None:
         torch.testing.assert_close(whole[name], halves[name], atol=1e-6, rtol=1e-4, msg=name)
 
 
-def test_every_parameter_learns_and_padding_rows_do_not() -> None:
+def test_every_parameter_has_a_gradient_except_padding_rows() -> None:
     model = small_model()
     batch = tiles(PAIRS)
     hidden = model.hidden(batch)
@@ -190,8 +190,8 @@ def test_every_parameter_learns_and_padding_rows_do_not() -> None:
     assert model.embedding.weight.grad[V:].abs().max() == 0
 
 
-def test_layers_and_the_loss_of_cuda_are_one_graph_each_without_recompiling() -> None:
-    """The CPU has no flash attention; the written-out one over the static shape of tiles takes its place."""
+def test_layers_and_loss_compile_to_one_graph_each_without_recompiling() -> None:
+    """The CPU has no flash attention, so the test uses tiles, whose shape is static."""
     model = small_model()
     batches = [tiles([([i] * (TILE_WIDTH - 1), [i + 1] * (TILE_WIDTH - 1))] * 4) for i in (5, 7)]
 
@@ -211,8 +211,8 @@ def test_layers_and_the_loss_of_cuda_are_one_graph_each_without_recompiling() ->
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_narrow_copies_of_weights_are_made_once_for_each_update(bias: bool) -> None:
-    """They change no value of the forward pass, and gradients go to the weights themselves."""
+def test_bf16_copies_of_weights_are_made_once_per_update(bias: bool) -> None:
+    """The copies change no value of the forward pass, and gradients go to the original weights."""
     model, batch = small_model(dtype=torch.bfloat16, bias=bias), tiles(PAIRS, torch.bfloat16)
     wanted = model.use(Kernels()).hidden(batch)
     upstream = torch.randn_like(wanted)
@@ -226,14 +226,14 @@ def test_narrow_copies_of_weights_are_made_once_for_each_update(bias: bool) -> N
         assert (ours - reference).norm() < 0.06 * reference.norm()
     with torch.no_grad():
         model.encoder[0].feed_forward.inner.weight.mul_(1.5)
-    assert torch.equal(model.hidden(batch), found)  # still the update before
+    assert torch.equal(model.hidden(batch), found)  # still the weights of the previous update
     model.kernels.begin_update()
     changed = model.hidden(batch)
     assert (changed - found).norm() > 0.05 * found.norm()
     close(changed, model.use(Kernels()).hidden(batch))
 
 
-def test_an_inference_copy_is_of_one_type_and_leaves_the_model_alone() -> None:
+def test_an_inference_copy_has_one_type_and_does_not_change_the_model() -> None:
     model = small_model(dropout=0.1)
     copied = model.for_inference(torch.bfloat16)
     assert {p.dtype for p in copied.parameters()} == {torch.bfloat16}
@@ -243,8 +243,8 @@ def test_an_inference_copy_is_of_one_type_and_leaves_the_model_alone() -> None:
     assert replace(copied.config) == model.config
 
 
-def test_an_inference_copy_with_other_weights_is_that_of_another_model() -> None:
-    """Weights that a CPU multiplies lie packed beside the parameters: they have to be the same ones."""
+def test_an_inference_copy_with_other_weights_uses_only_those() -> None:
+    """A CPU multiplies packed copies of the weights. They must be copies of the new weights."""
     other = small_model(seed=5)
     batch = tiles(PAIRS, torch.bfloat16)
     with torch.inference_mode():
@@ -254,7 +254,7 @@ def test_an_inference_copy_with_other_weights_is_that_of_another_model() -> None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_activations_that_are_made_again_give_the_same_gradients(dtype: torch.dtype) -> None:
+def test_activation_checkpointing_gives_the_same_gradients(dtype: torch.dtype) -> None:
     batch = tiles(random_pairs(12), dtype)
     found = []
     for activation_checkpointing in (False, True):
@@ -276,7 +276,7 @@ def test_activations_that_are_made_again_give_the_same_gradients(dtype: torch.dt
         after_backward = dropout(torch.ones(1_000), 0.5, True)
         gradients = [parameter.grad for parameter in model.parameters()]
         found.append((n_saved, [loss, after_forward, after_backward, *gradients]))
-    # Dropout draws the same masks the second time, and goes on as if there had been none.
+    # Dropout draws the same masks in the second pass, and the generator then continues as without one.
     assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
     assert found[1][0] < found[0][0] / 4
 
@@ -289,8 +289,8 @@ def reachable_tensors(held: object) -> list[torch.Tensor]:
     return [tensor for part in parts for tensor in reachable_tensors(part)]
 
 
-def test_a_cache_names_every_tensor_that_lasts_from_step_to_step() -> None:
-    """So that captured graphs miss none. Everything else that it holds is made in each step before it is read."""
+def test_a_cache_lists_every_tensor_that_is_kept_between_steps() -> None:
+    """Captured graphs need all of them. Each step creates the other tensors of the cache before it reads them."""
     model = small_model(positions="rotary", dropout=0.0).eval()
     with torch.no_grad():
         cache = model.init_cache(assemble_sources([[5, 6, EOS_ID], [7, EOS_ID]], torch.float32), 2)
@@ -305,7 +305,7 @@ def test_a_cache_names_every_tensor_that_lasts_from_step_to_step() -> None:
     assert cache.states["counts"].sum() == 0
 
 
-def test_states_go_with_their_beams_and_their_sentences() -> None:
+def test_decoding_states_follow_their_beams_and_sentences() -> None:
     model = small_model().eval()
     with torch.no_grad():
         cache = model.init_cache(assemble_sources([[5, 6, EOS_ID], [7, EOS_ID], [8, EOS_ID]], torch.float32), 2)
@@ -316,7 +316,7 @@ def test_states_go_with_their_beams_and_their_sentences() -> None:
     assert cache.states["counts"].tolist() == [[[8, 9], [8, 9]], [[2, 3], [0, 1]]]
 
 
-def test_without_positions_the_encoder_sees_a_set() -> None:
+def test_without_positions_the_encoder_ignores_the_order() -> None:
     ids = [5, 6, 7, 8, 9]
     for positions in ("none", "sinusoidal"):
         model = small_model(positions=positions).eval()
@@ -328,7 +328,7 @@ def test_without_positions_the_encoder_sees_a_set() -> None:
         assert torch.allclose(first, turned.flip(0), atol=1e-5) == (positions == "none")
 
 
-def test_a_layer_adds_its_own_loss_to_that_of_the_batch_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_auxiliary_loss_of_a_layer_is_added_once(monkeypatch: pytest.MonkeyPatch) -> None:
     forward, batch = EncoderLayer.forward, tiles(PAIRS)
 
     def with_loss(layer: EncoderLayer, x: torch.Tensor, context: Any) -> Any:
@@ -348,7 +348,7 @@ def test_a_layer_adds_its_own_loss_to_that_of_the_batch_once(monkeypatch: pytest
     assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
 
 
-def test_layers_that_are_dropped_are_passed_by() -> None:
+def test_dropped_layers_are_skipped() -> None:
     model = small_model(layer_dropout=0.5, n_encoder_layers=4)
     sources = assemble_sources([[5, 6, 7, EOS_ID]], torch.float32)
     inputs = sources.ids, sources.positions, sources.layout, sources.width
@@ -368,7 +368,7 @@ def test_layers_that_are_dropped_are_passed_by() -> None:
 
 
 @pytest.mark.parametrize(("tied", "groups"), [("all", (0, 0, 0)), ("decoder", (0, 1, 1)), ("none", (0, 1, 2))])
-def test_embeddings_are_tied_as_the_setting_says(tied: str, groups: tuple[int, ...]) -> None:
+def test_the_setting_decides_which_embeddings_are_tied(tied: str, groups: tuple[int, ...]) -> None:
     model, batch = small_model(tied_embeddings=tied).eval(), tiles(PAIRS)
     tables = list(dict.fromkeys(model.embeddings))
     assert tuple(tables.index(table) for table in model.embeddings) == groups  # of source, target and output
@@ -389,7 +389,7 @@ def test_embeddings_are_tied_as_the_setting_says(tied: str, groups: tuple[int, .
 
 
 @pytest.mark.parametrize("kind", RESIDUALS)
-def test_residual_sums_are_those_of_their_papers(kind: str) -> None:
+def test_residual_sums_equal_the_formulas_of_their_papers(kind: str) -> None:
     torch.manual_seed(0)
     depth = Depth(ModelConfig(d_model=32, n_heads=2, norm=kind, dropout=0.0), is_decoder=True, index=0)
     x, residual = torch.randn(5, 32), RESIDUALS[kind](depth)
@@ -417,7 +417,7 @@ def test_deepnorm_has_the_factors_of_its_paper() -> None:
         assert depth.gains("query", "key", "value", "inner", "out") == pytest.approx([1, 1, beta, beta, beta])
 
 
-def test_initial_weights_are_scaled_as_their_settings_say() -> None:
+def test_initial_weights_are_scaled_by_their_settings() -> None:
     config = ModelConfig(n_encoder_layers=2, n_decoder_layers=3)
     gains = {
         init: Depth(replace(config, init=init), True, 2).gains("value", "out")
@@ -431,7 +431,7 @@ def test_initial_weights_are_scaled_as_their_settings_say() -> None:
 
 
 @pytest.mark.parametrize("norm", ["post", "pre", "deepnorm"])
-def test_with_outputs_that_begin_at_zero_a_model_begins_as_its_norms(norm: str) -> None:
+def test_with_zero_init_out_a_new_model_only_applies_its_norms(norm: str) -> None:
     model = small_model(norm=norm, zero_init_out=True).eval()
     batch = tiles(PAIRS)
     with torch.no_grad():
@@ -441,26 +441,26 @@ def test_with_outputs_that_begin_at_zero_a_model_begins_as_its_norms(norm: str) 
 
 
 @pytest.mark.parametrize(("distance", "causal", "bucket"), [(0, True, 0), (-1, True, 1), (-15, True, 15), (3, True, 0)])
-def test_small_distances_have_buckets_of_their_own(distance: int, causal: bool, bucket: int) -> None:
+def test_each_small_distance_has_its_own_bucket(distance: int, causal: bool, bucket: int) -> None:
     assert relative_buckets(torch.tensor(distance), causal).item() == bucket
 
 
 def test_large_distances_share_buckets_as_in_t5() -> None:
-    # By T5's own function (Raffel et al. 2020) with 32 buckets and a largest distance of 128.
+    # Computed with T5's own function (Raffel et al. 2020), with 32 buckets and a maximum distance of 128.
     distances = torch.tensor([-1_000, -128, -127, -64, -16, -8, -7, 7, 8, 16, 64, 127, 128, 1_000])
     both = [15, 15, 15, 14, 10, 8, 7, 23, 24, 26, 30, 31, 31, 31]
     assert relative_buckets(distances, causal=False).tolist() == both
     assert relative_buckets(distances[:7], causal=True).tolist() == [31, 31, 31, 26, 16, 8, 7]
 
 
-def test_alibi_falls_by_half_powers_of_the_head() -> None:
+def test_alibi_slopes_are_powers_of_two() -> None:
     scheme = Alibi(ModelConfig(d_model=64, n_heads=8))
     bias = scheme.bias(torch.tensor([5]), torch.arange(8), causal=True)
     assert bias[:, 0, 5].tolist() == [0] * 8
     assert bias[:, 0, 3].tolist() == pytest.approx([-2 * 2.0**-i for i in range(1, 9)])
 
 
-def test_rotary_scores_depend_on_the_distance_alone() -> None:
+def test_rotary_scores_depend_only_on_the_distance() -> None:
     torch.manual_seed(0)
     scheme, x = Rotary(ModelConfig(d_model=32, n_heads=2)), torch.randn(1, 2, 1, 2, 16)
     scores = []
@@ -475,14 +475,14 @@ def test_rotary_scores_depend_on_the_distance_alone() -> None:
 
 
 @pytest.mark.parametrize("positions", ["sinusoidal", "rotary", "relative", "alibi", "none"])
-def test_sentences_longer_than_those_of_training_pass(positions: str) -> None:
+def test_positions_without_a_maximum_accept_very_long_sentences(positions: str) -> None:
     model = small_model(positions=positions).eval()
     with torch.no_grad():
         assert torch.isfinite(model.hidden(tiles([([5] * 1_500, [6] * 1_500)]))).all()
     assert model.positions.n_positions is None
 
 
-def test_learned_positions_end_where_they_end() -> None:
+def test_learned_positions_limit_the_length_of_sentences() -> None:
     model = small_model(positions="learned", n_positions=12).eval()
     assert model.positions.n_positions == 12
     sources = [[5, 6, 7, EOS_ID], [8] * 11 + [EOS_ID]]

@@ -1,4 +1,4 @@
-"""Text is changed in one place, as the settings say; doing it twice changes nothing more."""
+"""Normalisation changes text as the settings say, and a second normalisation changes nothing."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from mt.text.languages import base_language
 from mt.text.normalise import Change, Normaliser, Normalisers, normalise
 
 CHANGES: tuple[Change, ...] = ("unicode_nfc", "control_characters", "html_entities", "punctuation", "white_space")
-# Every combination of the settings, in English and German, whose rules for quotes differ.
+# All combinations of the settings, in English and in German, which have different rules for quotes.
 NORMALISERS = [
     Normaliser(CleanConfig(**dict(zip(CHANGES, flags, strict=True))), lang)
     for flags in itertools.product([False, True], repeat=5)
     for lang in ("en", "de")
 ]
-# Characters that the rules are about come often.
+# Characters that the rules change are frequent.
 TEXT = st.text(
     st.sampled_from("a1 \t\n\x00\x07\x85\u00a0\u200b\u2581&#;lt<>amp\u037e\u0338\u0301u\"'`´,.:()%„“«»–—…\ud800")
 )
@@ -40,7 +40,7 @@ TEXT = st.text(
         ("\ufeffbyte order mark, zero\u200bwidth", "byte order mark, zero width"),
         ("\u2581\u2581piece", "piece"),
         ("u\u0308ber", "über"),
-        ("m² ﬁ ½ ￦", "m² ﬁ ½ ￦"),  # what NFKC would have changed
+        ("m² ﬁ ½ ￦", "m² ﬁ ½ ￦"),  # NFKC would change these
         ("می\u200cخواهم 👩\u200d👩", "می\u200cخواهم 👩\u200d👩"),
         ("half \ud800 a pair", "half \ufffd a pair"),
         (" \x00\u2003\t", ""),
@@ -50,11 +50,11 @@ TEXT = st.text(
         ("one&#10;line &#x2581; &#0; &#xD800;", "one line \ufffd \ufffd"),
         ("a=1&copy=2; R&D; &nosuch; &notit; AT&T", "a=1&copy=2; R&D; &nosuch; &notit; AT&T"),
         ("&#" + "9" * 5_000 + ";", "&#" + "9" * 5_000 + ";"),
-        ("&amp\u037e", "&"),  # NFC makes the Greek question mark a semicolon
+        ("&amp\u037e", "&"),  # NFC turns the Greek question mark into a semicolon
         ("&lt;\u0338", "≮"),
     ],
 )
-def test_what_the_default_settings_make_of_text(text: str, expected: str) -> None:
+def test_the_default_settings_normalise_these_texts(text: str, expected: str) -> None:
     assert normalise(text) == expected
 
 
@@ -76,7 +76,7 @@ def test_each_change_can_be_turned_off(text: str, setting: Change, without: str)
 
 @settings(max_examples=200)
 @given(TEXT | st.text())
-def test_normalising_twice_changes_nothing_more_whatever_the_settings(text: str) -> None:
+def test_normalisation_is_idempotent_with_any_settings(text: str) -> None:
     for normaliser in NORMALISERS:
         once, changes = normaliser.changes(text)
         assert normaliser(text) == once
@@ -88,7 +88,7 @@ def test_normalising_twice_changes_nothing_more_whatever_the_settings(text: str)
             assert unicodedata.is_normalized("NFC", once)
 
 
-def test_all_characters_are_normalised_for_good() -> None:
+def test_normalisation_is_idempotent_for_all_characters() -> None:
     every_character = "".join(map(chr, range(0x30000)))
     pieces = [every_character[i : i + 7] for i in range(0, len(every_character), 7)]
     with_marks = [f" {chr(code)}\u0301\u0323{chr(code)}\u200b" for code in range(0x3000)]
@@ -106,11 +106,11 @@ def test_all_characters_are_normalised_for_good() -> None:
         ("en", "“Good”, he said ‘so’ — yes", "\"Good,\" he said 'so' - yes"),
         ("fr", "«\u00a0Oui\u00a0» : 5 %", '"Oui": 5%'),
         ("pt-BR", "« Sim »", '" Sim "'),
-        ("en", 'a """, b', 'a ,""" b'),  # a quote a round
-        ("de", "1\u00a0000 Euro", "1 000 Euro"),  # Moses would have made it 1,000
+        ("en", 'a """, b', 'a ,""" b'),  # Moses moves the comma past one quote in each pass
+        ("de", "1\u00a0000 Euro", "1 000 Euro"),  # Moses would write 1,000
     ],
 )
-def test_punctuation_is_that_of_moses_until_nothing_changes(lang: str, text: str, expected: str) -> None:
+def test_punctuation_follows_moses_and_is_idempotent(lang: str, text: str, expected: str) -> None:
     normaliser = Normaliser(CleanConfig(punctuation=True), lang)
     assert normaliser(text) == expected
     assert normaliser(expected) == expected
@@ -118,12 +118,12 @@ def test_punctuation_is_that_of_moses_until_nothing_changes(lang: str, text: str
 
 
 @pytest.mark.parametrize("text", [": foo", "; foo", ") foo", "« foo »", '" foo ,"'])
-def test_a_tag_changes_nothing_behind_it(text: str) -> None:
+def test_a_tag_does_not_affect_the_text_after_it(text: str) -> None:
     normaliser = Normaliser(CleanConfig(punctuation=True), "en")
     assert normaliser(f"<bt> <x:y> {text}") == f"<bt> <x:y> {normaliser(text)}"
 
 
-def test_changes_name_what_did_something() -> None:
+def test_changes_lists_only_rules_that_changed_the_text() -> None:
     normaliser = Normaliser(CleanConfig(punctuation=True), "en")
     assert normaliser.changes("as it was") == ("as it was", [])
     assert normaliser.changes("one space behind ") == ("one space behind", ["white_space"])
@@ -131,7 +131,7 @@ def test_changes_name_what_did_something() -> None:
     assert normaliser.changes("‘a’") == ("'a'", ["punctuation"])
 
 
-def test_the_sides_of_a_run_are_changed_by_the_rules_of_their_languages() -> None:
+def test_each_side_is_normalised_by_the_rules_of_its_language() -> None:
     source = TextFiles(src="a", tgt="b")
     data = DataConfig(train=(source,), valid=source, clean=CleanConfig(punctuation=True, white_space=False))
     sides = Normalisers.of_run(RunConfig(name="x", src_lang="de", tgt_lang="en", data=data))
@@ -140,7 +140,7 @@ def test_the_sides_of_a_run_are_changed_by_the_rules_of_their_languages() -> Non
     assert copy.tgt('„a“, "b",') == sides.tgt('„a“, "b",')
 
 
-def test_without_sacremoses_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_sacremoses_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sacremoses", None)
     with pytest.raises(ConfigError) as caught:
         Normaliser(CleanConfig(punctuation=True), "en")
@@ -149,5 +149,5 @@ def test_without_sacremoses_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
     )
 
 
-def test_the_variant_of_a_language_is_cut() -> None:
+def test_the_base_language_is_the_code_without_region_or_script() -> None:
     assert [base_language(code) for code in ("pt-BR", "zh_Hant", "DE")] == ["pt", "zh", "de"]

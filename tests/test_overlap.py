@@ -1,4 +1,4 @@
-"""Text that training shares with validation and test sets is found, as a slow and obvious search finds it."""
+"""Overlap of training with validation and test sets, compared with a slow and obvious search."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def pairs_of(srcs: Texts, tgts: Texts) -> list[SentencePair]:
         ("Hello,  World!", "hello world"),
         ("Don't stop — it's 1,000.50 €…", "don t stop it s 1 000 50 €"),
         ("STRASSE, Straße: „groß“", "strasse strasse gross"),
-        ("The += Operator (C#)", "the += operator c#"),  # which is not /=
+        ("The += Operator (C#)", "the += operator c#"),  # must differ from /=
         ("snake_case <tag> a+b", "snake_case <tag> a+b"),
         ("Sil\u00adben\u00adtrennung", "silbentrennung"),
         ("zero\u200bwidth, no\u00a0break, tab\tand\nline", "zero width no break tab and line"),
@@ -49,12 +49,12 @@ def pairs_of(srcs: Texts, tgts: Texts) -> list[SentencePair]:
         ("", ""),
     ],
 )
-def test_folding_keeps_words_and_digits_in_one_case(text: str, expected: str) -> None:
+def test_folding_keeps_words_and_digits_in_lower_case(text: str, expected: str) -> None:
     assert folded(text) == expected
     assert folded_all([text]) == [expected]
 
 
-def test_every_character_folds_the_same_alone_and_among_many_and_folding_again_changes_nothing() -> None:
+def test_folding_every_character_is_idempotent_and_independent_of_the_batch() -> None:
     codes = [*range(0x20100), *range(0xE0000, 0xE0200)]
     texts = [f" {chr(code)}{chr(code)}, {chr(code)}\u0301\u0345x{chr(code)} " for code in codes]
     once = folded_all(texts)
@@ -62,7 +62,7 @@ def test_every_character_folds_the_same_alone_and_among_many_and_folding_again_c
     assert folded_all(once) == once
 
 
-def test_letters_and_marks_of_every_script_stay() -> None:
+def test_folding_keeps_the_letters_and_marks_of_every_script() -> None:
     lost = [
         hex(code)
         for code in range(0x20000)
@@ -74,7 +74,7 @@ def test_letters_and_marks_of_every_script_stay() -> None:
 
 @given(st.lists(st.text(), max_size=20))
 @settings(max_examples=100)
-def test_folding_is_idempotent_and_folding_many_is_folding_each(texts: Texts) -> None:
+def test_folding_is_idempotent_and_independent_of_the_batch(texts: Texts) -> None:
     once = [folded(text) for text in texts]
     assert folded_all(texts) == once
     assert folded_all(once) == once
@@ -83,7 +83,7 @@ def test_folding_is_idempotent_and_folding_many_is_folding_each(texts: Texts) ->
         assert unicodedata.is_normalized("NFC", text)
 
 
-def test_blocks_of_long_texts_fold_as_each_alone() -> None:
+def test_folding_long_texts_together_equals_folding_each() -> None:
     texts = ["Ab, c! " * 40_000, "x", "Ä" * 300_000, *["y."] * 700]
     assert folded_all(texts) == [folded(text) for text in texts]
 
@@ -100,7 +100,7 @@ def test_blocks_of_long_texts_fold_as_each_alone() -> None:
         ("привет мир", 2),
     ],
 )
-def test_words_are_counted_by_characters_in_scripts_without_spaces(text: str, expected: int) -> None:
+def test_in_scripts_without_spaces_words_are_counted_by_characters(text: str, expected: int) -> None:
     assert n_words(text) == expected
 
 
@@ -121,24 +121,24 @@ def held_out() -> HeldOut:
 @pytest.mark.parametrize(
     ("src", "tgt", "expected"),
     [
-        ("one two three four", "something else", "valid"),  # the first of two sets
+        ("one two three four", "something else", "valid"),  # in both sets: the first is returned
         ("something else", "eins zwei drei vier", "valid"),
         ("five six seven", "something else", "test"),
-        ("five six seven", "eins zwei drei vier", "valid"),  # one side each
+        ("five six seven", "eins zwei drei vier", "valid"),  # each side is in another set
         ("eins zwei drei vier", "one two three four", None),  # the sides are not confused
         ("short one", "kurz", None),  # fewer than three words
         ("one two three", "zwei drei vier", None),  # a part is not the whole
         ("", "", None),
     ],
 )
-def test_a_pair_is_found_by_either_side(held_out: HeldOut, src: str, tgt: str, expected: str | None) -> None:
+def test_a_held_out_pair_is_found_by_either_side(held_out: HeldOut, src: str, tgt: str, expected: str | None) -> None:
     assert held_out.find(src, tgt) == expected
     assert pickle.loads(pickle.dumps(held_out)).find(src, tgt) == expected
 
 
-def test_sides_of_six_chinese_words_are_found_and_shorter_ones_are_not() -> None:
+def test_chinese_sides_are_found_only_if_they_have_at_least_six_words() -> None:
     held_out = HeldOut({"valid": pairs_of(["a", "b"], ["我们今天去公园散步吧！好", "我们今天去公园散步"])}, min_words=6)
-    assert held_out.find("x", folded("我们今天去公园散步吧好")) is None  # the comma makes another text
+    assert held_out.find("x", folded("我们今天去公园散步吧好")) is None  # without the mark, the text has no space there
     assert held_out.find("x", folded("我们今天去公园散步吧！好")) is None  # 11 characters are five words
     held_out = HeldOut({"valid": pairs_of(["a"], ["我们今天去公园散步吧！好的"])}, min_words=6)
     assert held_out.find("x", folded("我们今天去公园散步吧，好的。")) == "valid"
@@ -174,7 +174,7 @@ SIDES = st.lists(st.tuples(LINE, LINE), max_size=8).map(
 
 @given(SIDES, SIDES, SIDES, SIDES, st.integers(1, 4))
 @settings(max_examples=150)
-def test_ngrams_are_found_as_by_sets_of_ngrams_and_shards_merge_to_the_whole(
+def test_ngrams_are_found_as_with_python_sets_and_results_of_shards_add_up(
     valid: tuple[Texts, Texts], test: tuple[Texts, Texts], one: tuple[Texts, Texts], two: tuple[Texts, Texts], n: int
 ) -> None:
     held_out = HeldOut({"valid": pairs_of(*valid), "test": pairs_of(*test)}, min_words=3, ngram_words=n)
@@ -189,29 +189,29 @@ def test_ngrams_are_found_as_by_sets_of_ngrams_and_shards_merge_to_the_whole(
     assert parts.facts() == whole.facts()
 
 
-def test_an_ngram_counts_once_however_often_it_stands_there() -> None:
+def test_a_repeated_ngram_counts_once() -> None:
     line = "the cat sat on the mat and it slept"  # 9 words: two n-grams of 8
     overlap = NgramOverlap(HeldOut({"test": pairs_of([line, line], ["x", "y"])}, min_words=6))
     overlap.merge(overlap.found_in(["Well the cat sat on the mat and it".lower()] * 3, ["x"] * 3))
     assert overlap.facts() == {"test": {"src": {"ngrams": 2, "found": 1}, "tgt": {"ngrams": 0, "found": 0}}}
 
 
-def test_ngrams_do_not_go_on_in_the_next_line() -> None:
+def test_ngrams_do_not_cross_lines() -> None:
     overlap = NgramOverlap(HeldOut({"test": pairs_of(["a b c d", "e f g h"], ["", ""])}, min_words=6, ngram_words=4))
     overlap.merge(overlap.found_in(["a b", "c d", "", "e f g", "h"], [""] * 5))
     assert overlap.facts()["test"]["src"] == {"ngrams": 2, "found": 0}
 
 
-def test_an_ngram_of_eight_words_is_sixteen_characters_of_chinese() -> None:
+def test_an_ngram_of_eight_words_has_sixteen_characters_in_chinese() -> None:
     line = "一二三四五六七八九十百千万亿兆京"
     overlap = NgramOverlap(HeldOut({"test": pairs_of(["hello"], [f"{line}甲 ok"])}, min_words=6))
-    assert overlap.facts()["test"]["tgt"] == {"ngrams": 3, "found": 0}  # 18 units: 17 characters and a word
+    assert overlap.facts()["test"]["tgt"] == {"ngrams": 3, "found": 0}  # 17 characters and a word
     overlap.merge(overlap.found_in(["x"], [f"前{line}後"]))
     overlap.merge(overlap.found_in(["x"], ["二三四五六七八九十百千万亿兆京甲 後"]))
     assert overlap.facts()["test"]["tgt"] == {"ngrams": 3, "found": 2}
 
 
-def test_random_lines_of_many_words_give_what_sets_give() -> None:
+def test_ngrams_in_random_lines_are_found_as_with_python_sets() -> None:
     random.seed(3)
     vocabulary = [f"w{i}é" for i in range(12)]
 
@@ -227,7 +227,7 @@ def test_random_lines_of_many_words_give_what_sets_give() -> None:
 
 
 @pytest.mark.skipif(not REAL_DATA, reason="MT_REAL_DATA does not name the folder with data/ and hub/")
-def test_five_words_of_news_in_other_news() -> None:
+def test_ngrams_of_real_news_are_found_as_with_python_sets() -> None:
     def sides(path: str) -> tuple[Texts, Texts]:
         source = TextFiles(src=f"{REAL_DATA}/data/{path}.en.gz", tgt=f"{REAL_DATA}/data/{path}.de.gz")
         pairs = list(reader_of(source, ("en", "de"), "train").pairs())

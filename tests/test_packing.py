@@ -30,7 +30,7 @@ def first_updates(the_plan: UpdatePlan, n: int) -> list[np.ndarray]:
     return updates
 
 
-def test_an_epoch_holds_each_pair_once_and_updates_take_it_in_order() -> None:
+def test_an_epoch_contains_each_pair_once_and_updates_follow_its_order() -> None:
     the_plan = plan()
     order = the_plan.epoch_order(0)
     assert sorted(order) == list(range(3_000))
@@ -38,7 +38,7 @@ def test_an_epoch_holds_each_pair_once_and_updates_take_it_in_order() -> None:
     assert (stream == order[: len(stream)]).all()
 
 
-def test_an_update_is_as_many_sentences_as_fit() -> None:
+def test_an_update_contains_as_many_sentences_as_fit() -> None:
     the_plan = plan()
     order, position = the_plan.epoch_order(0), 0
     for sentences in first_updates(the_plan, 20):
@@ -52,11 +52,11 @@ def test_an_update_is_as_many_sentences_as_fit() -> None:
         )
 
 
-def test_the_source_side_of_an_update_is_bounded_by_the_ratio_of_the_corpus() -> None:
+def test_the_source_limit_of_an_update_follows_the_length_ratio_of_the_corpus() -> None:
     assert plan().max_src_tokens == int(500 * SRC.sum() / TGT.sum() * 1.05)
 
 
-def test_updates_cross_epoch_borders_and_none_is_short() -> None:
+def test_updates_continue_across_epochs_so_that_none_is_short() -> None:
     the_plan = UpdatePlan(SRC[:50], TGT[:50], batch_tokens=400, seed=3)
     state = PlanState()
     crossed = 0
@@ -76,7 +76,7 @@ def test_an_update_larger_than_an_epoch_repeats_the_corpus() -> None:
     assert state == PlanState(epoch=5, position=0)
 
 
-def test_the_plan_goes_on_from_any_state_as_if_never_stopped() -> None:
+def test_the_plan_continues_from_any_state_with_the_same_updates() -> None:
     the_plan, state = plan(), PlanState()
     states = []
     for _ in range(300):
@@ -87,12 +87,12 @@ def test_the_plan_goes_on_from_any_state_as_if_never_stopped() -> None:
     assert (again == sentences).all()
 
 
-def test_another_seed_gives_another_order_and_each_epoch_its_own() -> None:
+def test_each_seed_and_each_epoch_has_its_own_order() -> None:
     assert (plan(seed=1).epoch_order(0) != plan(seed=2).epoch_order(0)).any()
     assert (plan().epoch_order(0) != plan().epoch_order(1)).any()
 
 
-def test_a_weight_is_so_many_copies_and_a_draw_for_the_fraction() -> None:
+def test_a_weight_gives_whole_copies_and_a_random_draw_for_the_fraction() -> None:
     weighted = plan(corpus_sizes=[1_000, 2_000], corpus_weights=[2.0, 0.25])
     counts = np.bincount(weighted.epoch_order(0), minlength=3_000)
     assert (counts[:1_000] == 2).all()
@@ -106,7 +106,7 @@ def test_a_weight_is_so_many_copies_and_a_draw_for_the_fraction() -> None:
 
 
 @pytest.mark.parametrize("n_ranks", [1, 2, 8])
-def test_what_an_update_holds_does_not_depend_on_micro_batches_or_ranks(n_ranks: int) -> None:
+def test_the_sentences_of_an_update_do_not_depend_on_micro_batches_or_ranks(n_ranks: int) -> None:
     the_plan = plan(batch_tokens=2_000)
     budget = the_plan.micro_batch_budget(300, n_ranks=n_ranks)
     assert budget.n_micro_batches % n_ranks == 0
@@ -116,7 +116,7 @@ def test_what_an_update_holds_does_not_depend_on_micro_batches_or_ranks(n_ranks:
         assert sorted(np.concatenate(micro_batches)) == sorted(sentences)
 
 
-def test_cutting_needs_no_more_micro_batches_than_planned() -> None:
+def test_an_update_is_cut_into_the_planned_number_of_micro_batches() -> None:
     the_plan = plan(batch_tokens=6_000)
     budget = the_plan.micro_batch_budget(1_000)
     assert budget.n_micro_batches == 6
@@ -129,7 +129,7 @@ def test_cutting_needs_no_more_micro_batches_than_planned() -> None:
             assert len(part) <= budget.n_sentences
 
 
-def test_what_does_not_fit_opens_one_more_round_for_all_ranks() -> None:
+def test_sentences_that_do_not_fit_add_a_micro_batch_on_every_rank() -> None:
     lengths = np.array([60, 60, 60])
     budget = MicroBatchBudget(n_micro_batches=2, src_tokens=100, tgt_tokens=100, n_sentences=10)
     micro_batches = cut_into_micro_batches(np.arange(3), lengths, lengths, budget, n_ranks=2)
@@ -138,8 +138,8 @@ def test_what_does_not_fit_opens_one_more_round_for_all_ranks() -> None:
     assert [len(part) for part in cut_into_micro_batches(np.arange(3), lengths, lengths, few)] == [2, 1]
 
 
-def test_tiles_hold_whole_pairs_and_little_else() -> None:
-    # Tiles of 64: the pairs here have up to 40 tokens on either side.
+def test_tiles_contain_whole_pairs_and_little_padding() -> None:
+    # Tiles of 64, because these pairs have at most 40 tokens per side.
     widths, tile_of = fit_into_tiles(SRC[:600], TGT[:600], 64)
     assert set(widths) == {64}
     for lengths in (SRC[:600], TGT[:600]):

@@ -1,4 +1,4 @@
-"""Building blocks of pages: numbers, text, differences, tables, charts; and what every page has."""
+"""Building blocks of pages: numbers, text, differences, tables and charts; and rules for every page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HOSTILE = '<script>alert("x")</script> &amp; \'=HYPERLINK("a")\' שלום \u202e
 
 
 class PageReader(HTMLParser):
-    """What a browser finds on a page; tags that are not closed in order fail."""
+    """A parser that collects the content of a page as a browser sees it. It fails if tags are not closed in order."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -68,14 +68,14 @@ class PageReader(HTMLParser):
 
 
 def assert_same_structure(hostile: str, words: str, in_order: bool = True) -> None:
-    """Whatever the text of the data is, the page has the same elements and attributes, and runs one script.
+    """Require that a page with hostile text has the same elements, attributes and script as one with harmless words.
 
     Args:
-        in_order: the facts of both pages differ in text alone, so that the elements have the same order, too.
+        in_order: the pages differ only in their text, so that their elements have the same order, too.
     """
     assert not re.search("[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]", hostile)
     found, expected = PageReader(hostile), PageReader(words)
-    # Spans, which have titles, are signs of hidden characters, too.
+    # Spans with titles also stand for hidden characters.
     tags = [[tag for tag, _ in one.tags if tag not in ("span", "mark", "del", "ins")] for one in (found, expected)]
     assert {*tags[0]} == {*tags[1]}
     assert tags[0] == tags[1] or not in_order
@@ -88,7 +88,7 @@ def assert_same_structure(hostile: str, words: str, in_order: bool = True) -> No
 
 
 def shown(part: str) -> str:
-    """The text of a part, without its tags."""
+    """Return the text of a part of a page, without tags."""
     return html.unescape(re.sub("<[^>]*>", "", part))
 
 
@@ -97,7 +97,7 @@ def _page_with_table(n_rows: int) -> str:
     return page("attention.html.j2", "t", tgt=table(["x"], [["1"]] * n_rows, sortable=True), **none)
 
 
-def test_a_page_fetches_nothing_and_runs_its_own_script_alone():
+def test_a_page_loads_nothing_and_runs_only_its_own_script():
     script = files("mt.report").joinpath("templates/script.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text = _page_with_table(2)
@@ -132,19 +132,19 @@ def test_a_page_fetches_nothing_and_runs_its_own_script_alone():
         (Number(-math.inf, "seconds"), "–", "null"),
     ],
 )
-def test_numbers_are_shown_rounded_and_sorted_unrounded(number: Number, text: str, value: str):
+def test_numbers_are_shown_rounded_but_sorted_by_exact_value(number: Number, text: str, value: str):
     assert str(number) == text
     assert f'<td class="n" data-value="{value}">{html.escape(text)}</td>' in table(["a", "b"], [["a", number]])
 
 
-def test_settings_are_shown_with_all_of_their_digits():
+def test_settings_are_shown_with_all_digits():
     values = [0.9999, 1e-7, 4_000, True, None, ["<bt>"], "words"]
     expected = ["0.9999", "0.0000001", "4,000", "true", "null", '["<bt>"]', "words"]
     assert [shown(setting_value(value)) for value in values] == expected
     assert setting_value(2**30, "memory_bytes") == "1.0 GiB"
 
 
-def test_a_table_has_headers_for_rows_and_columns_and_a_total_that_stays():
+def test_a_table_has_row_and_column_headers_and_its_total_is_not_sorted():
     text = table(["name", "text", "n"], [["a", Text("שלום", "he"), 1_000], ["b", "x" * 21, 1]], ["all", "", 2])
     assert re.findall("<th .*?</th>|<td.*?</td>", text) == [
         '<th scope="col">name</th>',
@@ -167,11 +167,11 @@ def test_hidden_characters_are_shown():
     assert shown(visible(" a  b\tc\xa0d\u200be\u202e ")) == "·a··b⇥c⍽dU+200BeU+202E·"
     assert 'title="U+00A0 NO-BREAK SPACE"' in visible("\xa0")
     assert 'title="U+0009 TAB"' in visible("\t")
-    # As text is spelled in Persian, and in emoji.
+    # Persian spelling and emoji need these characters.
     assert visible("می\u200cخواهم 👩\u200d🔬 a b") == "می\u200cخواهم 👩\u200d🔬 a b"
 
 
-def test_long_text_says_how_much_is_not_shown():
+def test_cut_off_text_says_how_much_is_missing():
     assert shown(truncated("x" * 1_500)) == "x" * 1_000 + " … 500 more characters"
     assert truncated("x" * 1_000) == "x" * 1_000
 
@@ -195,13 +195,13 @@ def test_long_text_says_how_much_is_not_shown():
         ("same", "same", ("same", "same"), ""),
     ],
 )
-def test_what_differs_is_marked_and_named(before: str, after: str, marked: tuple[str, str], described: str):
+def test_different_characters_are_marked_and_named(before: str, after: str, marked: tuple[str, str], described: str):
     old, new, names = character_differences(before, after)
     assert tuple(html.unescape(re.sub("</?span[^>]*>", "", part)) for part in (old, new)) == marked
     assert names == described
 
 
-def test_of_long_texts_the_first_difference_is_shown():
+def test_long_texts_are_shown_around_the_first_difference():
     old, new, names = character_differences("x" * 5_000 + "a" + "y" * 5_000, "x" * 5_000 + "b" + "y" * 5_000)
     assert shown(old) == "…" + "x" * 100 + "a" + "y" * 898 + " … 4,102 more characters"
     assert shown(new) == shown(old).replace("a" + "y", "b" + "y")
@@ -214,7 +214,7 @@ def test_of_long_texts_the_first_difference_is_shown():
 @pytest.mark.parametrize(
     ("one", "other", "marked"),
     [
-        # The space between two words is marked with them, that around them is not.
+        # The space between two marked words is marked, but not the spaces around them.
         ("a b c d", "a x d", ("a <mark>b c</mark> d", "a <mark>x</mark> d")),
         ("Er kam.", "Er ging!", ("Er <mark>kam.</mark>", "Er <mark>ging!</mark>")),
         ("", "a <b>", ("", "<mark>a &lt;b&gt;</mark>")),
@@ -225,27 +225,27 @@ def test_of_long_texts_the_first_difference_is_shown():
         ("cafe\u0301s", "cafes", ("<mark>cafe\u0301s</mark>", "<mark>cafes</mark>")),
     ],
 )
-def test_words_that_the_other_text_does_not_have_are_marked(one: str, other: str, marked: tuple[str, str]):
+def test_words_missing_from_the_other_text_are_marked(one: str, other: str, marked: tuple[str, str]):
     parts = word_differences(one, other)
     assert tuple(re.sub("</?span[^>]*>", "", part) for part in parts) == marked
 
 
-def test_of_long_texts_the_beginning_is_compared_by_words():
+def test_only_the_beginning_of_long_texts_is_compared_by_words():
     one, other = word_differences("word " * 300, "word " * 200 + "end " * 100)
     assert shown(one).endswith("word word  … 500 more characters")
-    assert "<mark>" not in one + other  # what differs is not shown
+    assert "<mark>" not in one + other  # the difference is not in the part that is shown
 
 
 def test_repetitive_texts_are_not_aligned():
     """Aligning them takes seconds each."""
     one, other = word_differences("So " + "!" * 900 + " ja", "So " + "!?" * 450 + " ja")
-    # They begin alike and end alike.
+    # Only the common beginning and the common end are recognised.
     assert one == f"So !<mark>{'!' * 899}</mark> ja"
     assert other == f"So !<mark>{'?!' * 449}?</mark> ja"
     assert character_differences("!" * 1_000, "!?" * 500)[0] == f"!<del>{'!' * 999}</del>"
 
 
-def test_bars_of_histograms_have_one_scale():
+def test_histograms_side_by_side_have_the_same_scale():
     high, low = histograms({"high": [10, 20, 5], "low": [0, 10, 0, 0]}, "tokens", "pairs")
     assert re.findall(r'<rect .*?height="([\d.]+)"', high) == ["90.00", "180.00", "45.00"]
     assert re.findall(r'<rect .*?height="([\d.]+)"', low) == ["90.00"]
@@ -254,23 +254,23 @@ def test_bars_of_histograms_have_one_scale():
     assert 'aria-label="Histogram: low. 3 bars; the highest is 2 tokens: 10 pairs. All numbers' in low
 
 
-def test_a_histogram_of_many_counts_sums_them_in_bars_and_lists_all():
+def test_a_histogram_with_many_counts_groups_them_in_bars_and_lists_all():
     (part,) = histograms({"h": [2] * 198}, "tokens", "pairs")
     titles = re.findall("<title>(.*?)</title>", part)
     assert (len(titles), titles[0], titles[-1]) == (50, "1–4 tokens: 8 pairs", "197–198 tokens: 4 pairs")
     assert PageReader(part).rows == [["tokens", "pairs"], *([str(i), "2"] for i in range(1, 199))]
-    # Under the middle of the bin of 50, and so on.
+    # Ticks are under the middle of the bins of 50, 100 and 150.
     ticks = re.findall(r'<text x="([\d.]+)%" y="198" text-anchor="middle">(\d+)<', part)
     assert ticks == [("24.750", "50"), ("49.750", "100"), ("74.750", "150")]
 
 
-def test_a_chart_of_one_point_shows_it_and_charts_of_nothing_say_so():
+def test_a_chart_shows_a_single_point_and_an_empty_chart_says_that_it_is_empty():
     assert "<circle" in line_chart("l", [Series("a", [3], [1.5])], "x", "y")
     assert "There is nothing to show." in histograms({"h": [0]}, "x", "y")[0]
     assert "There is nothing to show." in line_chart("l", [Series("a", [0], [None])], "x", "y")
 
 
-def test_a_line_goes_through_its_points_and_has_gaps_where_nothing_is_known():
+def test_a_line_passes_through_its_points_and_has_gaps_for_missing_values():
     series = Series("loss", [0, 50, 100, 150, 200], [2.0, 1.0, None, 1.5, 1.0])
     part = line_chart("l", [series], "updates", "nats")
     # 180 pixels from 2.05 down to 0.95.
@@ -279,7 +279,7 @@ def test_a_line_goes_through_its_points_and_has_gaps_where_nothing_is_known():
     assert [row[1] for row in PageReader(part).rows[1:]] == ["2.0000", "1.0000", "–", "1.5000", "1.0000"]
 
 
-def test_small_numbers_of_a_line_are_shown_with_digits_that_differ():
+def test_small_numbers_of_a_line_are_shown_with_enough_digits_to_differ():
     part = line_chart("l", [Series("rate", [1, 2], [0.0007, 0.0000123])], "updates", "rate")
     assert PageReader(part).rows == [["updates", "rate"], ["1", "0.0007000"], ["2", "0.0000123"]]
 
@@ -294,13 +294,13 @@ def test_stacked_bars_fill_their_row_in_proportion():
 
 
 def _colours() -> list[dict[str, str]]:
-    """Names of colours → values in style.css, light and dark."""
+    """Return name → value of the colours in style.css, for light and dark."""
     style = files("mt.report").joinpath("templates/style.css").read_text("utf-8")
     return [dict(re.findall(r"--(\w+): (#\w+)", block)) for block in re.findall(r":root \{([^}]*--page[^}]*)\}", style)]
 
 
 def _contrast(one: str, other: str) -> float:
-    """WCAG 2.2: contrast ratio of two colours."""
+    """Return the contrast ratio of two colours, as defined in WCAG 2.2."""
 
     def luminance(colour: str) -> float:
         parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
@@ -312,7 +312,7 @@ def _contrast(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("colours", _colours(), ids=["light", "dark"])
-def test_text_and_shapes_contrast_with_their_background(colours: dict[str, str]):
+def test_text_and_shapes_have_enough_contrast(colours: dict[str, str]):
     assert _contrast("#000000", "#ffffff") == 21
     on = {"text": ["page", "panel", "warning", "info", "old", "new"], "muted": ["page", "panel"], "link": ["page"]}
     texts = [(text, ground) for text, grounds in on.items() for ground in grounds]

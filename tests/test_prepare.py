@@ -1,4 +1,4 @@
-"""Preparing: a corpus is complete or absent, named after its content, its text accounted for to the last pair."""
+"""Preparation: a corpus is complete or absent, has a name derived from its content, and accounts for every pair."""
 
 import dataclasses
 import errno
@@ -55,8 +55,8 @@ def _in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-# Line 1 has something to normalise, 2 is empty, 3 too uneven, 4 has too many characters, 5 too many tokens: a word is a
-# token at least.
+# Line 1 needs normalisation, 2 is empty, 3 has too large a length ratio, 4 has too many characters, and 5 has too many
+# tokens, because each word is at least one token.
 MANY_WORDS = " ".join("q" * 110)
 FIRST_SRC = ["  two\u00a0words ", "", "short", "x" * 301, MANY_WORDS, *sentences(195, seed=1)]
 FIRST_TGT = ["zwei  Wörter", "leer", "y" * 200, "y" * 301, MANY_WORDS.replace("q", "j"), *sentences(195, seed=2)]
@@ -78,7 +78,7 @@ def config() -> RunConfig:
     return RunConfig(name="x", src_lang="en", tgt_lang="de", data=data, tokenizer=TokenizerConfig(vocab_size=500))
 
 
-NOT_OF_THE_MOMENT = (
+REPRODUCIBLE_FILES = (
     "removed.tsv",
     "tokenizer.model",
     "train.lines",
@@ -92,7 +92,7 @@ NOT_OF_THE_MOMENT = (
 
 
 class InThisProcess(Workers):
-    """Whatever the number of cores: where a test has put something of its own in place of a stage."""
+    """Workers in this process, whatever the number of cores, so that a test can replace a stage."""
 
     def __init__(self, n: int, *arguments: Any) -> None:
         super().__init__(0, *arguments)
@@ -107,8 +107,8 @@ def with_data(config: RunConfig, **changes: Any) -> RunConfig:
 
 
 @contextmanager
-def told_to(hear: Callable[[str], object]) -> Iterator[None]:
-    """Give what is told inside the block to a function."""
+def messages_passed_to(hear: Callable[[str], object]) -> Iterator[None]:
+    """Pass each message logged inside the block to a function."""
     handler = logging.Handler()
     handler.emit = lambda record: hear(record.getMessage())  # type: ignore[assignment, return-value]
     logger = logging.getLogger("mt")
@@ -121,7 +121,7 @@ def told_to(hear: Callable[[str], object]) -> Iterator[None]:
 
 def prepare(config: RunConfig) -> tuple[PreparedCorpus, list[str]]:
     said: list[str] = []
-    with told_to(said.append):
+    with messages_passed_to(said.append):
         return prepare_corpus(config), said
 
 
@@ -133,7 +133,7 @@ def error_of(config: RunConfig) -> str:
     return str(caught.value)
 
 
-def test_every_kept_pair_is_there_in_order_with_its_line_and_its_end(config: RunConfig) -> None:
+def test_the_corpus_has_every_kept_pair_in_order_with_line_number_and_eos(config: RunConfig) -> None:
     corpus, _ = prepare(config)
     tokenizer = Tokenizer.load(corpus.tokenizer_path)
     kept = list(KEPT)
@@ -154,7 +154,7 @@ def test_every_kept_pair_is_there_in_order_with_its_line_and_its_end(config: Run
         assert isinstance(sentences_.ids, np.memmap)
 
 
-def test_what_was_removed_is_said_and_stands_in_the_manifest_with_examples(
+def test_removed_pairs_are_logged_and_are_in_the_manifest_with_examples(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prepare_module, "time", Clock())
@@ -193,7 +193,7 @@ def test_what_was_removed_is_said_and_stands_in_the_manifest_with_examples(
     assert set(corpus.manifest["seconds"]) == stages
 
 
-def test_validation_and_test_sets_are_kept_whole_and_their_text_untouched(config: RunConfig) -> None:
+def test_validation_and_test_sets_keep_all_pairs_and_their_original_text(config: RunConfig) -> None:
     corpus, _ = prepare(config)
     tokenizer = Tokenizer.load(corpus.tokenizer_path)
     assert corpus.valid_pairs == list(zip(VALID_SRC, VALID_TGT, range(1, 11), strict=True))
@@ -203,7 +203,7 @@ def test_validation_and_test_sets_are_kept_whole_and_their_text_untouched(config
     assert corpus.valid.src[1].tolist() == [EOS_ID]
 
 
-def test_a_second_run_opens_what_stands(config: RunConfig) -> None:
+def test_a_second_preparation_opens_the_existing_corpus(config: RunConfig) -> None:
     first, _ = prepare(config)
     made_at = (first.folder / "manifest.json").stat().st_mtime_ns
     second, said = prepare(config)
@@ -229,11 +229,11 @@ def test_the_same_input_gives_the_same_files(config: RunConfig) -> None:
         "valid.jsonl",
         *(f"valid.{side}.{part}" for side in ("src", "tgt") for part in ("ids", "offsets")),
     ]
-    for name in set(names) - {"manifest.json", "report.html", "report.json"}:  # these hold times
+    for name in set(names) - {"manifest.json", "report.html", "report.json"}:  # these contain times
         assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()
 
 
-def test_the_fingerprint_follows_content_and_settings_and_not_paths(config: RunConfig) -> None:
+def test_the_fingerprint_depends_on_content_and_settings_but_not_on_paths(config: RunConfig) -> None:
     before = corpus_fingerprint(config)
     assert len(before) == 16
     moved = [Path(f"first.{side}").rename(f"moved.{side}") for side in ("en", "de")]
@@ -242,7 +242,7 @@ def test_the_fingerprint_follows_content_and_settings_and_not_paths(config: RunC
     assert corpus_fingerprint(config) == before
     assert corpus_fingerprint(dataclasses.replace(config, name="other")) == before
     second = config.data.train[1]
-    # A weight shapes the plan of training, not the corpus.
+    # A weight changes the plan of training, not the corpus.
     assert corpus_fingerprint(with_data(config, train=(first, dataclasses.replace(second, weight=2.0)))) == before
     changed = [
         with_data(config, train=(second, first)),
@@ -267,13 +267,13 @@ def test_the_tokenizer_is_trained_on_a_seeded_sample(config: RunConfig) -> None:
     assert again.tokenizer_path.read_bytes() == corpus.tokenizer_path.read_bytes()
 
 
-def test_a_source_of_which_nothing_is_left_counts_zero(config: RunConfig) -> None:
+def test_a_corpus_whose_pairs_are_all_removed_has_size_zero(config: RunConfig) -> None:
     nothing = write_pair("nothing", ["", ""], ["x", "y"])
     corpus, _ = prepare(with_data(config, train=(nothing, *config.data.train)))
     assert corpus.corpus_sizes == (0, 196, 50)
 
 
-def test_an_empty_corpus_says_which_rule_removed_how_many(config: RunConfig) -> None:
+def test_the_error_if_nothing_is_left_says_how_many_pairs_each_rule_removed(config: RunConfig) -> None:
     train = (write_pair("bad", ["", "short", ""], ["x", "y" * 200, ""]),)
     assert error_of(with_data(config, train=train)) == (
         "data.train: nothing is left of 3 pairs, removed: 2 empty, 1 length_ratio; look at the text, or at the "
@@ -306,12 +306,12 @@ def test_all_sets_are_checked_before_the_tokenizer_is_trained(
     )
 
 
-def test_a_vocabulary_that_does_not_fit_is_an_error_of_the_config(config: RunConfig) -> None:
+def test_a_vocabulary_that_is_too_large_is_an_error_of_the_config(config: RunConfig) -> None:
     message = error_of(dataclasses.replace(config, tokenizer=TokenizerConfig(vocab_size=60_000)))
     assert message.startswith("tokenizer.vocab_size: 60,000 is too large for this corpus, which yields at most ")
 
 
-def test_a_preparation_that_is_interrupted_again_and_again_ends_as_one_that_is_not(
+def test_a_preparation_with_many_interruptions_gives_the_same_corpus_as_one_without(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     again = write_pair("again", FIRST_SRC[50:120], FIRST_TGT[50:120])
@@ -364,7 +364,7 @@ def test_a_preparation_that_is_interrupted_again_and_again_ends_as_one_that_is_n
     assert said[0].endswith(": a preparation of the same data was interrupted, its finished parts are used")
     assert set(Counter(call for call in calls if not call.endswith("0.1")).values()) == {1}
     assert list(Path("prepared").iterdir()) == [corpus.folder]
-    for name in NOT_OF_THE_MOMENT:
+    for name in REPRODUCIBLE_FILES:
         assert (corpus.folder / name).read_bytes() == (whole.folder / name).read_bytes()
     names = {path.name for path in whole.folder.iterdir()}
     assert {path.name for path in corpus.folder.iterdir()} == names
@@ -373,10 +373,10 @@ def test_a_preparation_that_is_interrupted_again_and_again_ends_as_one_that_is_n
     assert corpus.manifest["train"]["sources"][2]["removed"]["duplicate"]["count"] == 70
 
 
-def test_lines_that_cannot_be_printed_do_not_stop_the_work(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_terminal_does_not_stop_preparation(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     class Hung:
         def write(self, _text: str) -> None:
-            raise OSError(errno.EIO, "Input/output error")  # a terminal that was closed
+            raise OSError(errno.EIO, "Input/output error")  # a closed terminal
 
         def isatty(self) -> bool:
             return False
@@ -392,7 +392,7 @@ def test_text_that_changes_while_it_is_prepared_is_refused(config: RunConfig) ->
                 with Path(f"first.{side}").open("a") as stream:
                     stream.write("one more\n")
 
-    with pytest.raises(DataError) as caught, told_to(add_a_line):
+    with pytest.raises(DataError) as caught, messages_passed_to(add_a_line):
         prepare_corpus(config)
     assert str(caught.value) == (
         "data: a file was changed while the corpus was prepared from it. Start again when nothing writes to the text "
@@ -401,7 +401,7 @@ def test_text_that_changes_while_it_is_prepared_is_refused(config: RunConfig) ->
     assert list(Path("prepared").iterdir()) == []
 
 
-def test_a_preparation_that_gets_no_lock_leaves_the_work_of_others_alone(config: RunConfig) -> None:
+def test_a_preparation_without_the_lock_does_not_touch_the_files_of_others(config: RunConfig) -> None:
     fingerprint = corpus_fingerprint(config)
     finished = Path("prepared") / f".building-{fingerprint}" / "shards" / "0.000000.cleaned.json"
     finished.parent.mkdir(parents=True)
@@ -412,7 +412,7 @@ def test_a_preparation_that_gets_no_lock_leaves_the_work_of_others_alone(config:
     assert finished.read_text() == "of another process"
 
 
-def test_parts_are_swept_away_a_week_after_the_last_of_them_was_written(config: RunConfig) -> None:
+def test_interrupted_preparations_are_removed_after_a_week(config: RunConfig) -> None:
     now = time.time()
     for name, days in (("old", 8), ("at-work", 6)):
         shards = Path(f"prepared/.building-{name}/shards")
@@ -423,7 +423,7 @@ def test_parts_are_swept_away_a_week_after_the_last_of_them_was_written(config: 
     assert sorted(path.name for path in Path("prepared").iterdir()) == [".building-at-work", corpus.fingerprint]
 
 
-def test_a_place_that_cannot_be_written_is_one_line(config: RunConfig) -> None:
+def test_a_folder_that_cannot_be_written_is_reported_in_one_line(config: RunConfig) -> None:
     Path("occupied").write_text("a file")
     folder = Path("occupied") / corpus_fingerprint(config)
     with pytest.raises(DataError) as caught:
@@ -458,12 +458,12 @@ def test_a_damaged_corpus_is_refused(config: RunConfig) -> None:
     assert message() == f"{folder} is not a prepared corpus, it has no manifest.json"
 
 
-def test_more_than_65535_pieces_take_four_bytes_an_id() -> None:
+def test_ids_of_more_than_65535_pieces_take_four_bytes() -> None:
     assert np.dtype(corpus_module.ids_dtype(65_535)) == np.uint16
     assert np.dtype(corpus_module.ids_dtype(65_536)) == np.uint32
 
 
-def test_long_stages_say_how_far_they_are(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_stages_log_their_progress(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mt.system.console.LINE_SECONDS", 0.0)
     _, said = prepare(config)
     for stage, n_pairs in (("cleaning", 250), ("removing duplicates, counting words", 247), ("encoding", 247)):
@@ -472,7 +472,7 @@ def test_long_stages_say_how_far_they_are(config: RunConfig, monkeypatch: pytest
 
 
 @pytest.mark.skipif(not REAL_DATA, reason="MT_REAL_DATA does not name the folder with data/ and hub/")
-def test_real_captions_come_back_as_they_were() -> None:
+def test_encoded_real_captions_decode_to_the_same_text() -> None:
     folder = Path(REAL_DATA or "") / "data/multi30k"
     folder = folder if folder.is_absolute() else Path(__file__).parents[1] / folder
 
@@ -491,7 +491,7 @@ def test_real_captions_come_back_as_they_were() -> None:
             assert tokenizer.decode(ids[i]) == normalise(getattr(pair, side))
 
 
-def test_an_endless_validation_line_is_refused(config: RunConfig) -> None:
+def test_a_validation_line_that_is_too_long_is_refused(config: RunConfig) -> None:
     endless = write_pair("endless", ["a short line", "word " * 5_000], ["eine kurze Zeile", "Wort"])
     message = error_of(with_data(config, valid=endless))
     assert message.startswith("endless.en + endless.de: line 2 has ")
@@ -499,7 +499,7 @@ def test_an_endless_validation_line_is_refused(config: RunConfig) -> None:
     assert not list(Path("prepared").iterdir())
 
 
-def test_duplicates_and_contaminated_pairs_are_removed_and_told(config: RunConfig) -> None:
+def test_duplicates_and_contaminated_pairs_are_removed_and_reported(config: RunConfig) -> None:
     test_line = "six words of a test sentence"
     src = ["One two, three.", "one two three", "One two, three.", f"{test_line}!", "other", *sentences(60, seed=7)]
     tgt = ["Eins zwei, drei.", "eins zwei drei", "Eins zwei, drei.", "egal", "anders", *sentences(60, seed=8)]
@@ -534,7 +534,7 @@ def test_duplicates_and_contaminated_pairs_are_removed_and_told(config: RunConfi
     assert corpus.manifest["train"]["pairs_kept"] == 67
 
 
-def test_a_tag_is_one_piece_in_front_of_each_segment_of_its_source(config: RunConfig) -> None:
+def test_a_tag_is_one_piece_before_each_segment_of_its_corpus(config: RunConfig) -> None:
     tagged = dataclasses.replace(config.data.train[1], tag="<bt>")
     corpus, _ = prepare(with_data(config, train=(config.data.train[0], tagged)))
     tokenizer = Tokenizer.load(corpus.tokenizer_path)
@@ -545,13 +545,13 @@ def test_a_tag_is_one_piece_in_front_of_each_segment_of_its_source(config: RunCo
     assert corpus_fingerprint(with_data(config, train=(config.data.train[0], tagged))) != corpus_fingerprint(config)
 
 
-def test_shards_in_worker_processes_give_what_one_process_gives(
+def test_shards_in_worker_processes_give_the_same_as_one_process(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, _ = prepare(config)
     monkeypatch.setattr(shards, "PAIRS_PER_SHARD", 37)
     parts, _ = prepare(with_data(config, prepared_dir="parts"))
-    for name in NOT_OF_THE_MOMENT:
+    for name in REPRODUCIBLE_FILES:
         assert (parts.folder / name).read_bytes() == (whole.folder / name).read_bytes()
     for key in ("train", "valid", "test"):
         assert parts.manifest[key] == whole.manifest[key]
@@ -560,7 +560,7 @@ def test_shards_in_worker_processes_give_what_one_process_gives(
 def test_two_preparations_of_one_corpus_wait_for_each_other(config: RunConfig) -> None:
     said: dict[int, list[str]] = defaultdict(list)
     threads = [threading.Thread(target=prepare_corpus, args=(config,)) for _ in range(2)]
-    with told_to(lambda line: said[threading.get_ident()].append(line)):
+    with messages_passed_to(lambda line: said[threading.get_ident()].append(line)):
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -572,7 +572,7 @@ def test_two_preparations_of_one_corpus_wait_for_each_other(config: RunConfig) -
     assert len(waited) == 2
 
 
-def test_a_given_tokenizer_is_used_as_it_is(config: RunConfig) -> None:
+def test_a_given_tokenizer_is_used_unchanged(config: RunConfig) -> None:
     first, _ = prepare(config)
     given = first.tokenizer_path.rename("given.model")
     shutil.rmtree("prepared")
@@ -587,7 +587,7 @@ def test_a_given_tokenizer_is_used_as_it_is(config: RunConfig) -> None:
     )
 
 
-def test_the_rarest_words_give_way_where_there_are_too_many(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_there_are_too_many_words_the_rarest_are_dropped(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare_module, "MOST_WORDS", 4)
     words = Counter({"a": 9, "b": 3, "c": 2, "d": 1, "e": 1})
     assert prepare_module._without_rarest(words) == {"a": 9, "b": 3}

@@ -1,4 +1,4 @@
-"""Several processes that train together, over gloo on the CPU, started by torchrun or as torchrun does it."""
+"""Several processes that train together, with gloo on the CPU, started by torchrun or like it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def arguments(config: RunConfig, run_dir: Path, *settings: str) -> list[str | Pa
 
 @contextmanager
 def ranks(n: int, *words: object, before: Callable[[], None] | None = None) -> Iterator[list[MT]]:
-    """So many ranks as torchrun starts them, on their own: nobody ends one because another one has ended."""
+    """Start `n` ranks like torchrun, but without a supervisor: if one ends, nothing ends the others."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -60,7 +60,7 @@ def ranks(n: int, *words: object, before: Callable[[], None] | None = None) -> I
 
 
 def train_with(n_ranks: int, *words: object) -> tuple[str, str]:
-    """What all ranks say, on standard output and on standard error."""
+    """Train to the end, and return the standard output and the standard error of all ranks."""
     with ranks(n_ranks, *words) as started:
         said = [rank.communicate(timeout=120) for rank in started]
         assert [rank.returncode for rank in started] == [0] * n_ranks, said
@@ -68,7 +68,7 @@ def train_with(n_ranks: int, *words: object) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("variant", [{}, RICH], ids=["default", "rich"])
-def test_two_ranks_make_the_updates_of_one_and_their_number_may_change_on_the_way(
+def test_two_ranks_make_the_same_updates_as_one_and_their_number_may_change(
     tmp_path: Path, variant: dict[str, Any]
 ) -> None:
     # Dropout is on: it depends on the micro-batch, not on the rank that computes it.
@@ -79,7 +79,7 @@ def test_two_ranks_make_the_updates_of_one_and_their_number_may_change_on_the_wa
     for n_ranks, max_steps in ((2, 6), (1, 9), (2, 12)):
         out, told = train_with(n_ranks, *arguments(config, tmp_path / "changing", f"train.max_steps={max_steps}"))
     assert "on 2 ranks (cpu) in fp32, 256 target tokens an update in 4 micro-batches" in told
-    # What is said is said once, and so is the report.
+    # Messages and the report are printed by one rank only.
     assert told.count("training from step 9") == out.count("held_out (20 lines)") == 1
     assert len(measured(tmp_path / "one", "train_loss")) == 12
     for key in ("train_loss", "grad_norm"):
@@ -101,8 +101,8 @@ STUCK = (
 )
 
 
-def be_terminated_on_the_way_out() -> None:
-    """By torchrun, when the loss of another rank is known and not yet told."""
+def be_terminated_before_reporting() -> None:
+    """Let torchrun's SIGTERM arrive when the rank has noticed the loss of another rank but not yet reported it."""
     why = mt.system.distributed._lost_rank_reason
 
     def terminated(error: RuntimeError) -> str | None:
@@ -112,8 +112,8 @@ def be_terminated_on_the_way_out() -> None:
     mt.system.distributed._lost_rank_reason = terminated
 
 
-@pytest.mark.parametrize("before", [None, be_terminated_on_the_way_out])
-def test_a_rank_that_dies_ends_the_others_with_a_message(tmp_path: Path, before: Callable[[], None] | None) -> None:
+@pytest.mark.parametrize("before", [None, be_terminated_before_reporting])
+def test_if_a_rank_dies_the_others_end_with_a_message(tmp_path: Path, before: Callable[[], None] | None) -> None:
     run_dir = tmp_path / "run"
     with ranks(2, *arguments(endless(tmp_path), run_dir), before=before) as (first, second):
         wait_for_checkpoints(run_dir, first)
@@ -121,14 +121,14 @@ def test_a_rank_that_dies_ends_the_others_with_a_message(tmp_path: Path, before:
         _, told = first.communicate(timeout=60)
         assert first.returncode == 2
     assert re.fullmatch(LOST, told.decode().splitlines()[-1])
-    assert_whole(run_dir)
+    assert_complete(run_dir)
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_ends_the_job_even_where_torchrun_is_first_to_know(tmp_path: Path) -> None:
+def test_a_rank_reports_a_dead_rank_even_if_torchrun_notices_first(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     with torchrun(endless(tmp_path), run_dir) as (job, (first, second)):
-        os.kill(first, signal.SIGSTOP)  # it notices nothing
+        os.kill(first, signal.SIGSTOP)  # so that it does not notice
         os.kill(second, signal.SIGKILL)
         while not is_pending(signal.SIGTERM, first):
             time.sleep(0.01)
@@ -136,12 +136,12 @@ def test_a_rank_that_dies_ends_the_job_even_where_torchrun_is_first_to_know(tmp_
         _, messages = job.communicate(timeout=120)
     assert job.returncode != 0
     assert "exitcode  : -9" in messages
-    # An exchange over gloo that a lost rank was part of may, now and then, hang.
+    # A gloo operation with a lost rank sometimes hangs.
     assert [line for line in messages.splitlines() if re.fullmatch(f"{LOST}|{STUCK}", line)], messages
-    assert_whole(run_dir)
+    assert_complete(run_dir)
 
 
-def test_a_signal_to_one_rank_saves_and_ends_all(tmp_path: Path) -> None:
+def test_a_signal_to_one_rank_saves_and_ends_the_whole_job(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     with ranks(2, *arguments(endless(tmp_path), run_dir)) as (first, second):
         wait_for_checkpoints(run_dir, first)
@@ -149,32 +149,32 @@ def test_a_signal_to_one_rank_saves_and_ends_all(tmp_path: Path) -> None:
         _, told = first.communicate(timeout=60)
         second.wait(60)
         assert (first.returncode, second.returncode) == (143, 143)
-    assert_all_is_saved(run_dir, told.decode())
+    assert_everything_is_saved(run_dir, told.decode())
 
 
-def test_a_signal_to_every_process_of_a_job_saves_and_ends_all(tmp_path: Path) -> None:
+def test_a_signal_to_every_process_saves_and_ends_the_whole_job(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     with torchrun(endless(tmp_path), run_dir) as (job, processes):
         for process in [job.pid, *processes]:
             os.kill(process, signal.SIGTERM)
         _, messages = job.communicate(timeout=120)
     assert job.returncode != 0
-    assert_all_is_saved(run_dir, messages)
+    assert_everything_is_saved(run_dir, messages)
 
 
 def endless(folder: Path) -> RunConfig:
     return toy_config(folder, max_steps=1_000_000, validate_every=1_000_000, checkpoint_every=20)
 
 
-def assert_all_is_saved(run_dir: Path, told: str) -> None:
+def assert_everything_is_saved(run_dir: Path, told: str) -> None:
     stopped = re.search(r"^stopped after step ([\d,]+), all of it saved in ", told, re.MULTILINE)
     assert stopped is not None, told
     assert checkpoint_step(RunFolder(run_dir).checkpoints()[-1]) == int(stopped[1].replace(",", ""))
-    assert_whole(run_dir)
+    assert_complete(run_dir)
 
 
-def assert_whole(run_dir: Path) -> None:
-    assert [path.name for path in run_dir.rglob(".*")] == []  # nothing half written
+def assert_complete(run_dir: Path) -> None:
+    assert [path.name for path in run_dir.rglob(".*")] == []  # no partial files
     ModelFolder.open(RunFolder(run_dir).checkpoints()[-1]).load_training_state()
 
 
@@ -186,7 +186,7 @@ def wait_for_checkpoints(run_dir: Path, process: MT | subprocess.Popen[str]) -> 
 
 @contextmanager
 def torchrun(config: RunConfig, run_dir: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
-    """Two ranks in the middle of a training, and their processes."""
+    """Start a training of two ranks. Yield the job and the processes of the ranks when it has checkpoints."""
     command = [*TORCHRUN, "-m", "mt", *map(str, arguments(config, run_dir))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     with subprocess.Popen(
@@ -203,7 +203,7 @@ def torchrun(config: RunConfig, run_dir: Path) -> Iterator[tuple[subprocess.Pope
 
 
 def is_pending(number: int, process: int) -> bool:
-    """Whether a signal has been sent to a process that is stopped."""
+    """Return whether a signal has been sent to a stopped process."""
     (pending,) = re.findall(r"^ShdPnd:\s*(\w+)$", Path(f"/proc/{process}/status").read_text("ascii"), re.MULTILINE)
     return bool(int(pending, 16) >> (number - 1) & 1)
 
@@ -213,7 +213,7 @@ def rank_of(process: int) -> str:
     return next((setting[5:] for setting in settings if setting.startswith("RANK=")), "")
 
 
-def test_when_rank_0_cannot_prepare_all_end_and_the_reason_is_told_once(tmp_path: Path) -> None:
+def test_if_rank_0_cannot_prepare_all_ranks_end_and_the_reason_is_printed_once(tmp_path: Path) -> None:
     config = toy_config(tmp_path)
     (tmp_path / "train.de").unlink()
     with ranks(2, *arguments(config, tmp_path / "run"), before=wait_for_rank_0_briefly) as (first, second):
@@ -228,7 +228,7 @@ def wait_for_rank_0_briefly() -> None:
     mt.system.distributed.RANK_0_EXIT_SECONDS = 0.1
 
 
-def test_what_torchrun_ends_has_time_for_last_words_and_no_more(tmp_path: Path) -> None:
+def test_a_terminated_rank_has_limited_time_for_its_error_message(tmp_path: Path) -> None:
     for words, status, said in (("", 143, ""), ("words", 7, "words\n")):
         fork = Fork(tmp_path / f"log{status}", be_terminated, words)
         assert fork.wait(60) == status
@@ -246,14 +246,14 @@ def be_terminated(words: str) -> None:
     raise SystemExit(7)
 
 
-def test_a_rank_that_is_stuck_says_so_before_torchrun_kills_it(tmp_path: Path) -> None:
+def test_a_stuck_rank_prints_a_message_before_torchrun_kills_it(tmp_path: Path) -> None:
     fork = Fork(tmp_path / "log", be_stuck)
     assert fork.wait(60) == 2
     assert re.fullmatch(STUCK, (tmp_path / "log").read_text("utf-8").removesuffix("\n"))
 
 
 def be_stuck() -> None:
-    """Where no handler of Python's runs, as in an exchange that does not end."""
+    """Block where Python runs no signal handlers, as in a network operation that does not end."""
     os.environ["TORCHELASTIC_RUN_ID"] = "any"
     mt.system.signals.STUCK_AFTER_SIGTERM_SECONDS = 0.2
     with mt.system.signals.sigterm_grace_period(0):
@@ -261,7 +261,7 @@ def be_stuck() -> None:
         hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000_000)
 
 
-def test_what_is_at_its_end_is_not_stuck(tmp_path: Path) -> None:
+def test_a_rank_that_has_finished_is_not_reported_as_stuck(tmp_path: Path) -> None:
     fork = Fork(tmp_path / "log", be_terminated_at_the_end)
     assert fork.wait(120) == 0
     assert (tmp_path / "log").read_text("utf-8") == "on\n"
@@ -272,15 +272,15 @@ def be_terminated_at_the_end() -> None:
     n_threads, before = threading.active_count(), signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with mt.system.signals.sigterm_grace_period(0):
-        signal.signal(signal.SIGTERM, lambda *_: None)  # as in a training, where it is a wish
+        signal.signal(signal.SIGTERM, lambda *_: None)  # as in training, which then stops at the next update
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
     signal.signal(signal.SIGTERM, before)
-    if comes_true(lambda: threading.active_count() == n_threads):  # nobody is left to end it
+    if comes_true(lambda: threading.active_count() == n_threads):  # the thread that would end the process is gone
         print("on", flush=True)
 
 
-def test_ranks_are_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_are_read_from_the_environment_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     assert Ranks.from_environment() == Ranks(0, 1, 0)

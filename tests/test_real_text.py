@@ -1,4 +1,4 @@
-"""On real captions: what toy text cannot show. Needs the folder named by MT_REAL_DATA."""
+"""Tests on real captions, for properties that toy text does not show. They need the folder named by MT_REAL_DATA."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(REAL is None, reason="MT_REAL_DATA does not name
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    """multi30k.yaml with files in place of the hub, as its header says."""
+    """Return multi30k.yaml with files instead of the hub, as its header describes."""
     folder = Path(str(REAL)) / "data" / "multi30k"
 
     def files(name: str) -> str:
@@ -49,7 +49,7 @@ def corpus(config: RunConfig) -> PreparedCorpus:
 
 
 @pytest.mark.parametrize("batch_tokens", [4_096, 25_000])
-def test_packed_captions_leave_little_room(corpus: PreparedCorpus, batch_tokens: int) -> None:
+def test_packed_captions_leave_little_padding(corpus: PreparedCorpus, batch_tokens: int) -> None:
     src, tgt = corpus.train.src.lengths, corpus.train.tgt.lengths
     plan = UpdatePlan(src, tgt, batch_tokens=batch_tokens, seed=1)
     on_cpu = plan.micro_batch_budget(4_096)
@@ -72,7 +72,7 @@ def test_packed_captions_leave_little_room(corpus: PreparedCorpus, batch_tokens:
 
 @pytest.fixture(scope="module")
 def run_dir(config: RunConfig, corpus: PreparedCorpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model after 40 updates."""
+    """Train a small model for 40 updates."""
     settings = replace(
         config.train, max_steps=40, warmup_steps=40, validate_every=40, checkpoint_every=20, log_every=10
     )
@@ -82,7 +82,7 @@ def run_dir(config: RunConfig, corpus: PreparedCorpus, tmp_path_factory: pytest.
     return folder
 
 
-def test_captions_are_learned_from_the_first_minute(run_dir: Path) -> None:
+def test_the_loss_on_captions_falls_within_40_updates(run_dir: Path) -> None:
     lines = (run_dir / "metrics.jsonl").read_text("utf-8").splitlines()
     losses = [entry["train_loss"] for entry in map(json.loads, lines) if "train_loss" in entry]
     assert losses[0] > 7.5  # near log 8,000 = 9.0
@@ -93,8 +93,8 @@ def test_captions_are_learned_from_the_first_minute(run_dir: Path) -> None:
     assert len((run_dir / "translations" / "flickr2016.txt").read_bytes().split(b"\n")) == 1_001
 
 
-def test_a_line_is_translated_alike_in_any_company(run_dir: Path, corpus: PreparedCorpus) -> None:
-    """In fp32, whatever the size of a batch, the order of the lines, and whoever else is there."""
+def test_a_line_is_translated_the_same_in_any_batch(run_dir: Path, corpus: PreparedCorpus) -> None:
+    """In fp32, translations do not depend on the batch size, the order of lines, or other lines."""
     translator = Translator.load(run_dir, device="cpu", precision="fp32")
     lines = [pair.src for pair in corpus.test_pairs["flickr2016"]][::4]
     assert len(lines) == 250

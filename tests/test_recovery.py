@@ -1,4 +1,4 @@
-"""What goes wrong in a training, and how it goes on."""
+"""Recovery of training from non-finite gradients and lack of memory, and the moving average."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MicroBatchLoss = Callable[[Engine, int, int, PackedBatch], Tensor]
 
 
 def inject(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[int, int, Tensor], Tensor]) -> None:
-    """Put something between the loss of each micro-batch (step, number, loss) and its backward pass."""
+    """Apply a function of step, number and loss to the loss of each micro-batch before its backward pass."""
     micro_batch_loss: MicroBatchLoss = Engine.micro_batch_loss
 
     def spoiled(engine: Engine, step: int, number: int, batch: PackedBatch) -> Tensor:
@@ -49,7 +49,7 @@ def losses(run_dir: Path) -> list[float]:
 # --- non-finite values
 
 
-def test_a_skipped_update_is_told_with_its_sentences_and_leaves_the_weights_alone(
+def test_a_skipped_update_is_logged_with_its_sentences_and_does_not_change_the_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = toy_config(tmp_path, max_steps=4, log_every=4, checkpoint_every=1, micro_batch_tokens=128)
@@ -81,11 +81,9 @@ def test_a_skipped_update_is_told_with_its_sentences_and_leaves_the_weights_alon
     assert 5 < loss < 7  # log 380 is 5.9
 
 
-def test_lines_are_those_of_the_users_file_and_not_of_what_was_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_logged_line_numbers_are_those_of_the_original_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = toy_config(tmp_path, max_steps=1, log_every=1)
-    for side in ("en", "de"):  # two lines that cleaning removes
+    for side in ("en", "de"):  # cleaning removes the two empty lines
         path = tmp_path / f"train.{side}"
         path.write_text("\n\n" + path.read_text("utf-8"), "utf-8")
     corpus = prepare_corpus(config)
@@ -97,7 +95,7 @@ def test_lines_are_those_of_the_users_file_and_not_of_what_was_kept(
     assert source["lines"] == sorted((used + 3).tolist())
 
 
-def test_after_several_skips_training_goes_back_and_passes_over_the_span(
+def test_after_several_skips_training_rolls_back_and_leaves_out_their_sentences(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = toy_config(tmp_path, n_train=2_000, max_steps=12, log_every=2, skips_before_rollback=3, validate_every=100)
@@ -111,7 +109,7 @@ def test_after_several_skips_training_goes_back_and_passes_over_the_span(
         return step_of(engine, update, lr)
 
     monkeypatch.setattr(Engine, "step", watched)
-    # The sentences of updates 6, 7 and 8 are poison wherever they are met.
+    # The sentences of updates 6, 7 and 8 always give NaN.
     plan = Engine(config, corpus.train, 380).plan
     state = PlanState()
     for step in range(1, 9):
@@ -120,7 +118,7 @@ def test_after_several_skips_training_goes_back_and_passes_over_the_span(
             poisoned.update(sentences.tolist())
     inject(monkeypatch, lambda step, number, loss: loss * math.nan if poisoned.issuperset(made[-1][1]) else loss)
     progress = train(config, corpus, tmp_path / "run")
-    # Back to the checkpoint of step 4 once, from step 8, and on with what comes after the poison.
+    # Training rolls back once, from step 8 to the checkpoint of step 4, and continues with the sentences after these.
     assert [step for step, _ in made] == [1, 2, 3, 4, 5, 6, 7, 8, 5, 6, 7, 8, 9, 10, 11, 12]
     assert not any(poisoned & set(sentences) for _, sentences in made[8:])
     assert (progress.step, progress.n_skipped, progress.gone_back_to) == (12, 3, 4)
@@ -131,7 +129,7 @@ def test_after_several_skips_training_goes_back_and_passes_over_the_span(
     assert all(tensor.isfinite().all() for tensor in weights_of(tmp_path / "run", 12).values())
 
 
-def test_when_going_back_does_not_help_training_stops_and_explains(
+def test_if_a_rollback_does_not_help_training_stops_with_an_explanation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = toy_config(tmp_path, max_steps=30, log_every=2, skips_before_rollback=3, validate_every=100)
@@ -144,13 +142,13 @@ def test_when_going_back_does_not_help_training_stops_and_explains(
         "to step 4 before and left the sentences since then out: continue with --set train.precision=fp32, or start "
         "over with a lower train.peak_lr or with train.clip_norm; skipped.jsonl names the sentences"
     )
-    # What was good is kept, and the next start goes on from it.
+    # The good checkpoint is kept, and the next start continues from it.
     assert RunFolder(tmp_path / "run").checkpoints() == [RunFolder(tmp_path / "run").checkpoint(4)]
     monkeypatch.undo()
     assert train(config, corpus, tmp_path / "run").step == 30
 
 
-def test_before_the_first_checkpoint_going_back_is_to_the_beginning(
+def test_before_the_first_checkpoint_a_rollback_goes_to_the_initial_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = toy_config(tmp_path, max_steps=4, log_every=3, skips_before_rollback=2, validate_every=100)
@@ -159,7 +157,7 @@ def test_before_the_first_checkpoint_going_back_is_to_the_beginning(
     inject(monkeypatch, lambda step, number, loss: loss * math.nan if next(spoiled, False) else loss)
     progress = train(config, corpus, tmp_path / "run")
     assert (progress.step, progress.gone_back_to, progress.n_skipped) == (4, 0, 3)
-    # The weights of step 0 were drawn from the seed once more: four updates from there, on the sentences that follow.
+    # The initial weights were drawn from the seed again. Four updates follow, on the next sentences.
     monkeypatch.undo()
     engine = Engine(config, corpus.train, 380, corpus_sizes=corpus.corpus_sizes)
     engine.begin()
@@ -175,13 +173,13 @@ def test_before_the_first_checkpoint_going_back_is_to_the_beginning(
         assert torch.equal(tensor, saved[name]), name
 
 
-def test_the_checkpoint_to_go_back_to_is_not_pruned_while_updates_are_skipped(
+def test_the_checkpoint_for_a_rollback_is_not_pruned_while_updates_are_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"keep_last": 1, "average_last": 1, "checkpoint_every": 2, "skips_before_rollback": 3}
     config = toy_config(tmp_path, n_train=2_000, max_steps=12, log_every=4, validate_every=100, **settings)
     corpus = prepare_corpus(config)
-    spoiled = {5, 6, 7, 8}  # a checkpoint is due in the middle of the row, at step 6
+    spoiled = {5, 6, 7, 8}  # a checkpoint is due in the middle of them, at step 6
 
     def spoil(step: int, number: int, loss: Tensor) -> Tensor:
         if step in spoiled:
@@ -193,11 +191,11 @@ def test_the_checkpoint_to_go_back_to_is_not_pruned_while_updates_are_skipped(
     progress = train(config, corpus, tmp_path / "run")
     assert (progress.step, progress.gone_back_to) == (12, 4)
     assert RunFolder(tmp_path / "run").checkpoints() == [RunFolder(tmp_path / "run").checkpoint(12)]
-    # What was recorded of the steps that are no more is gone.
+    # Measurements of the steps that were rolled back are gone.
     assert [step for step, _ in measured(tmp_path / "run", "train_loss")] == [4, 8, 12]
 
 
-def test_a_kill_after_going_back_does_not_forget_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rollback_is_remembered_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = toy_config(tmp_path, n_train=2_000, max_steps=12, log_every=1, skips_before_rollback=2, validate_every=100)
     corpus = prepare_corpus(config)
 
@@ -209,7 +207,7 @@ def test_a_kill_after_going_back_does_not_forget_it(tmp_path: Path, monkeypatch:
     def spoil(step: int, number: int, loss: Tensor) -> Tensor:
         bad = next(spoiled, None)
         if bad is None:
-            raise Killed  # in the first update after going back
+            raise Killed  # in the first update after the rollback
         return loss * math.nan if bad else loss
 
     inject(monkeypatch, spoil)
@@ -226,7 +224,7 @@ def test_a_kill_after_going_back_does_not_forget_it(tmp_path: Path, monkeypatch:
 # --- memory
 
 
-def test_out_of_memory_doubles_the_micro_batches_and_makes_the_same_update_again(
+def test_out_of_memory_doubles_the_number_of_micro_batches_and_repeats_the_update(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = toy_config(tmp_path, max_steps=4, log_every=1, micro_batch_tokens=128)
@@ -234,7 +232,7 @@ def test_out_of_memory_doubles_the_micro_batches_and_makes_the_same_update_again
     corpus = prepare_corpus(config)
     calm = train(config, corpus, tmp_path / "calm")
 
-    full = iter([False] * 5 + [True])  # in the middle of the third update, when gradients are there already
+    full = iter([False] * 5 + [True])  # in the middle of the third update, after the first gradients
 
     def spoil(step: int, number: int, loss: Tensor) -> Tensor:
         if next(full, False):
@@ -250,7 +248,7 @@ def test_out_of_memory_doubles_the_micro_batches_and_makes_the_same_update_again
         "2.00 GiB.): the update is made again in 4 micro-batches of 64, and so are those after it; "
         "--set train.micro_batch_tokens=64 begins with that\n"
     ) in capsys.readouterr().err
-    # Equal updates, to rounding: nothing of the first attempt has stayed.
+    # The updates are equal up to rounding: nothing of the first attempt remains.
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "calm"), rel=1e-4)
 
 
@@ -274,7 +272,7 @@ def test_micro_batches_of_one_sentence_that_do_not_fit_are_an_error(
     )
 
 
-def test_out_of_memory_while_a_batch_is_made_doubles_the_micro_batches_too(
+def test_out_of_memory_during_batch_assembly_doubles_the_number_of_micro_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = toy_config(tmp_path, max_steps=4, micro_batch_tokens=256)
@@ -291,7 +289,7 @@ def test_out_of_memory_while_a_batch_is_made_doubles_the_micro_batches_too(
     assert (progress.step, progress.micro_batch_tokens) == (4, 128)
 
 
-def test_out_of_memory_in_the_first_step_of_the_optimizer_leaves_it_whole(
+def test_out_of_memory_in_the_first_optimizer_step_leaves_its_state_intact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = toy_config(tmp_path, max_steps=4, micro_batch_tokens=128)
@@ -302,7 +300,7 @@ def test_out_of_memory_in_the_first_step_of_the_optimizer_leaves_it_whole(
 
     def limited(optimizer: torch.optim.Adam, closure: None = None) -> None:
         if next(full, False):
-            # There is nothing left to be made: moments and step counts stand.
+            # Nothing needs to be allocated any more: moments and step counts exist.
             assert all(len(optimizer.state[p]) == 3 for group in optimizer.param_groups for p in group["params"])
             raise torch.OutOfMemoryError("full")
         step(optimizer)
@@ -312,7 +310,7 @@ def test_out_of_memory_in_the_first_step_of_the_optimizer_leaves_it_whole(
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "calm"), rel=1e-4)
 
 
-def test_a_real_failure_to_allocate_is_out_of_memory() -> None:
+def test_real_allocation_errors_are_recognised_as_out_of_memory() -> None:
     with pytest.raises(OutOfMemory, match="can't allocate memory"), naming_out_of_memory():
         torch.empty(2**60)
     with pytest.raises(OutOfMemory), naming_out_of_memory():
@@ -321,18 +319,20 @@ def test_a_real_failure_to_allocate_is_out_of_memory() -> None:
         raise RuntimeError("shapes do not match")
 
 
-def test_the_size_of_a_micro_batch_follows_the_line_through_what_was_measured() -> None:
-    # 1 GB and 1 MB a token.
+def test_the_size_of_a_micro_batch_is_a_linear_fit_of_measured_memory() -> None:
+    # 1 GB, and 1 MB per token.
     measured = [(2_048, 3_048_000_000), (8_192, 9_192_000_000)]
     assert tokens_that_fit(measured, 21_000_000_000, 131_072) == 20_000
     assert tokens_that_fit(measured, 21_000_000_000, 16_000) == 16_000
     assert tokens_that_fit(measured, 500_000_000, 131_072) == 0
-    # The larger one did not fit: all bytes count as bytes of tokens.
+    # If the larger size did not fit, all bytes count as bytes of tokens.
     assert tokens_that_fit(measured[:1], 6_096_000_000, 131_072) == 4_096
     assert tokens_that_fit([], 6_096_000_000, 131_072) == 0
 
 
-def test_a_model_that_cannot_fit_is_refused_before_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_cannot_fit_in_memory_is_refused_before_it_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = toy_config(tmp_path)
     corpus = prepare_corpus(config)
     monkeypatch.setattr("mt.training.engine.memory_bytes", lambda device: 400_000)
@@ -347,7 +347,7 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_made(tmp_path: Path, mo
 # --- the moving average
 
 
-def test_the_average_of_the_weights_is_what_is_saved_and_training_goes_on_from_the_weights(tmp_path: Path) -> None:
+def test_checkpoints_have_the_average_but_training_continues_from_the_weights(tmp_path: Path) -> None:
     config = toy_config(tmp_path, ema_decay=0.7, max_steps=8, checkpoint_every=1, keep_last=8)
     plain = replace(config, train=replace(config.train, ema_decay=None))
     corpus = prepare_corpus(config)
@@ -362,14 +362,14 @@ def test_the_average_of_the_weights_is_what_is_saved_and_training_goes_on_from_t
             expected = decay * expected + (1 - decay) * weights_of(tmp_path / "plain", step)[name].double()
         saved = weights_of(tmp_path / "run", 8)[name]
         torch.testing.assert_close(saved.double(), expected, rtol=1e-5, atol=1e-7, msg=name)
-    # The weights themselves went their way untouched.
+    # Training of the weights themselves was not affected.
     state = ModelFolder.open(RunFolder(tmp_path / "run").checkpoint(8)).load_training_state()
     for name, tensor in weights_of(tmp_path / "plain", 8).items():
         assert torch.equal(state["weights"][name], tensor), name
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_a_resumed_run_keeps_the_micro_batches_that_memory_forced_until_the_setting_changes(
+def test_a_resumed_run_keeps_reduced_micro_batches_until_the_setting_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     config = toy_config(tmp_path, max_steps=4, micro_batch_tokens=256)
@@ -389,7 +389,7 @@ def test_a_resumed_run_keeps_the_micro_batches_that_memory_forced_until_the_sett
     assert train(changed, corpus, tmp_path / "run").micro_batch_tokens == 200
 
 
-def test_overflows_of_fp16_are_no_news_until_there_are_too_many() -> None:
+def test_fp16_overflows_are_not_counted_until_the_scale_is_1() -> None:
     progress = Progress()
     meter = UpdateMeter(SINGLE_PROCESS, progress, True, lambda n_src, n_tgt: 0.0)
     sentences = (np.arange(3),)
@@ -401,7 +401,7 @@ def test_overflows_of_fp16_are_no_news_until_there_are_too_many() -> None:
 
     assert [add(math.inf) for _ in range(15)] == [0] * 15
     assert add(1.0) == progress.n_skipped == 0
-    # With the scale at 1 it is the gradient itself.
+    # With a scale of 1, the gradient itself is infinite.
     assert [add(math.inf) for _ in range(25)] == [0] * 20 + [1] * 5
     assert (progress.n_skipped, progress.n_skipped_in_row) == (5, 5)
     assert progress.tokens_since_log == 41 * 6

@@ -1,4 +1,4 @@
-"""The report of an evaluation: its page and its Markdown say what report.json says, whatever the text holds."""
+"""The report of an evaluation: page and Markdown have the numbers of report.json, and text is never markup."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ CURVES = {
 
 
 def _spoilt(lines: list[str], every: int, by: str = "und so weiter") -> list[str]:
-    """Each n-th line with other words in it."""
+    """Return the lines, with other words at the end of every n-th line."""
     return [f"{line[: len(line) // 2]} {by}" if i % every == 0 else line for i, line in enumerate(lines)]
 
 
@@ -129,7 +129,7 @@ def _found(sets: dict[str, TranslatedSet], system: str = "new", baseline: str = 
 
 @pytest.fixture(scope="module")
 def found() -> Evaluation:
-    """All that a report may say: two test sets, the one with a baseline and two references, and a run."""
+    """Return an evaluation with everything: two test sets, one with a baseline and two references, and a run."""
     hypotheses = _spoilt(REFERENCES, 3)
     hypotheses[4], hypotheses[5] = "", SOURCES[5]
     hypotheses[6] = "So " * 60
@@ -145,7 +145,7 @@ def found() -> Evaluation:
 
 @pytest.fixture(scope="module")
 def facts(found: Evaluation) -> dict[str, Any]:
-    """The same as report.json has it."""
+    """Return the evaluation as in report.json."""
     return found.written()
 
 
@@ -225,7 +225,7 @@ def test_the_page_has_the_numbers_of_the_json(found: Evaluation, tmp_path: Path)
         assert text in page.text, text
 
 
-def test_markdown_has_the_same_figures(found: Evaluation, facts: dict[str, Any]):
+def test_the_markdown_has_the_numbers_of_the_json(found: Evaluation, facts: dict[str, Any]):
     text = _markdown(found)
     rows = rendered(text).rows
     sets = {**facts["test_sets"], "validation set": facts["valid"]}
@@ -249,7 +249,7 @@ def test_markdown_has_the_same_figures(found: Evaluation, facts: dict[str, Any])
     assert text[-2] != "\n"
 
 
-def test_what_is_not_finite_is_shown_as_unknown_and_is_null(found: Evaluation, tmp_path: Path):
+def test_non_finite_numbers_are_shown_as_unknown_and_written_as_null(found: Evaluation, tmp_path: Path):
     train: dict[str, Any] = CURVES["train"] | {"train_loss": [math.nan, math.inf, 5.0]}
     training = TrainingCurves(curves={"train": train, "valid": CURVES["valid"]}, samples=[])
     write_report(found.model_copy(update={"training": training}), tmp_path)
@@ -262,7 +262,7 @@ def test_what_is_not_finite_is_shown_as_unknown_and_is_null(found: Evaluation, t
 
 
 def _found_in(texts: list[str], name: str) -> Evaluation:
-    """An evaluation in which all text and all names are these."""
+    """Return an evaluation in which all texts and all names are the given ones."""
     turned = [[*texts[i:], *texts[:i]] for i in range(4)]
     one = TranslatedSet(turned[0], turned[1], [turned[2]], "de", turned[3])
     two = TranslatedSet(turned[0], turned[0], [turned[3]], "de")
@@ -278,7 +278,7 @@ def hostile() -> Evaluation:
 
 def test_text_of_the_data_is_never_markup(hostile: Evaluation):
     words = _found_in([f"ein Wort und {'mehr ' * i}" for i in range(len(HOSTILE_TEXTS))], "words")
-    # Buckets, warnings and oddities depend on the text.
+    # The elements differ in order, because buckets, warnings and oddities depend on the text.
     assert_same_structure(_page(hostile, HOSTILE), _page(words), in_order=False)
 
 
@@ -286,13 +286,13 @@ def test_all_text_of_the_data_is_on_the_page(hostile: Evaluation):
     shown = "".join(PageReader(_page(hostile, HOSTILE)).texts)
     for text in HOSTILE_TEXTS:
         if not re.search("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe]", text):
-            # In the table of sentences, in examples with or without marked words, and as a source.
+            # In the table of sentences, in examples with or without marked words, and as a corpus.
             assert shown.count(text) >= 3, text
     assert "half U+D83D of it" in shown
     assert "U+202EevilU+2066 U+0000U+0008U+001B[31m U+0085 U+FFFE" in shown
 
 
-def test_what_cannot_be_written_or_turns_text_around_is_in_no_file_of_a_report(
+def test_no_file_of_a_report_has_control_characters_or_bidi_overrides(
     hostile: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("sys.argv", ["mt", HOSTILE])
@@ -306,7 +306,7 @@ def test_what_cannot_be_written_or_turns_text_around_is_in_no_file_of_a_report(
     assert written["command"] == shlex.join(["mt", HOSTILE])
 
 
-def test_markdown_of_hostile_text_shows_it(hostile: Evaluation):
+def test_markdown_shows_hostile_text_as_text(hostile: Evaluation):
     found = rendered(_markdown(hostile, HOSTILE))
     assert tags_of(found) == {"h1", "h2", "h3", "p", "strong", "code", *TABLE_TAGS}
     examples = {row[0] for row in found.rows if len(row) == 6}
@@ -318,7 +318,7 @@ def test_markdown_of_hostile_text_shows_it(hostile: Evaluation):
 # --------------------------------------------------------------------------------------------------- little or much
 
 
-def test_a_report_of_scores_alone_has_a_page(tmp_path: Path):
+def test_a_report_with_only_scores_has_a_page(tmp_path: Path):
     found = evaluate({"input": TranslatedSet(None, REFERENCES, [REFERENCES], "de")}, "hyp.txt", EvalOptions())
     assert list(found.written()) == ["system", "test_sets", "warnings"]
     write_report(found, tmp_path)
@@ -328,12 +328,12 @@ def test_a_report_of_scores_alone_has_a_page(tmp_path: Path):
     assert "## Scores" in (tmp_path / "report.md").read_text("utf-8")
 
 
-def test_of_a_large_test_set_some_sentences_are_shown_evenly_and_the_page_says_so(monkeypatch: pytest.MonkeyPatch):
+def test_evenly_chosen_sentences_of_a_large_test_set_are_shown(monkeypatch: pytest.MonkeyPatch):
     assert MOST_SENTENCES == 5_000
     one = TranslatedSet(SOURCES, _spoilt(REFERENCES, 3), [REFERENCES], "de")
     monkeypatch.setattr(findings, "MOST_SENTENCES", 7)
     found = evaluate({"input": one}, "s", EvalOptions(has_analysis=True))
-    # Sixty lines in seven parts: the first line of each.
+    # The first line of each seventh of the sixty lines.
     assert [entry.line for entry in found.sentences["input"]] == [1, 9, 18, 26, 35, 43, 52]
     page = _page(found)
     assert "7 of 60 sentences, evenly chosen; a click on a header sorts" in page
@@ -348,7 +348,7 @@ def test_of_a_large_test_set_some_sentences_are_shown_evenly_and_the_page_says_s
     ("source", "hypothesis", "reference"),
     [("A dog.", "Ein Hund.", "Ein Hund."), ("12 %", "", "12 %"), ("", "a", ""), ("x", " ", "")],
 )
-def test_a_report_of_a_single_line(tmp_path: Path, source: str, hypothesis: str, reference: str):
+def test_a_report_of_a_single_line_can_be_written(tmp_path: Path, source: str, hypothesis: str, reference: str):
     for baseline in (None, ["Hund"]):
         one = TranslatedSet([source], [hypothesis], [[reference]], "de", baseline)
         write_report(_found({"input": one}), tmp_path)
@@ -390,7 +390,7 @@ def _small(system: str) -> Evaluation:
     return Evaluation(system=system, test_sets={"input": ScoredSet(n_lines=1, n_references=1, scores=[])})
 
 
-def test_a_report_is_three_files_that_replace_the_last_ones(found: Evaluation, tmp_path: Path):
+def test_a_new_report_replaces_the_three_files_of_the_last_one(found: Evaluation, tmp_path: Path):
     write_report(found, tmp_path)
     write_report(_small("second"), tmp_path)
     files = _read(tmp_path)
@@ -398,7 +398,7 @@ def test_a_report_is_three_files_that_replace_the_last_ones(found: Evaluation, t
     assert all("second" in text for text in files.values())
 
 
-def test_a_write_that_fails_leaves_the_files_of_the_last_report(found: Evaluation, tmp_path: Path):
+def test_a_failed_write_leaves_the_files_of_the_last_report(found: Evaluation, tmp_path: Path):
     write_report(_small("first"), tmp_path)
     before = _read(tmp_path)
     remedy = "File too large. Raise the limit on the size of files (ulimit -f), then run the same command again."
@@ -408,7 +408,7 @@ def test_a_write_that_fails_leaves_the_files_of_the_last_report(found: Evaluatio
     assert _read(tmp_path) == before
 
 
-def test_a_page_that_cannot_be_made_leaves_the_files_of_the_last_report(tmp_path: Path):
+def test_a_page_that_cannot_be_rendered_leaves_the_files_of_the_last_report(tmp_path: Path):
     write_report(_small("first"), tmp_path)
     before = _read(tmp_path)
     with pytest.raises(UndefinedError):
@@ -422,10 +422,10 @@ def _refusal(folder: Path) -> str:
     return str(caught.value)
 
 
-def test_a_folder_for_a_report_is_made_and_may_hold_an_evaluation(tmp_path: Path):
+def test_a_report_folder_may_be_new_or_contain_an_earlier_report(tmp_path: Path):
     folder = tmp_path / "a/b"
     check_folder(folder)
-    assert not folder.parent.exists()  # what comes first may be refused yet
+    assert not folder.parent.exists()  # not created yet, because a later check may still fail
     write_report(_small("first"), folder)
     before = _read(folder)
     check_folder(folder)
@@ -443,13 +443,13 @@ def test_a_folder_for_a_report_is_made_and_may_hold_an_evaluation(tmp_path: Path
         ("page.html", ". Give a folder, to which report.html and the others are written."),
     ],
 )
-def test_what_cannot_be_a_folder_is_refused_in_one_line(tmp_path: Path, name: str, problem: str):
+def test_an_invalid_report_folder_is_refused_in_one_line(tmp_path: Path, name: str, problem: str):
     (tmp_path / "file").touch()
     assert _refusal(tmp_path / name) == f"report: {tmp_path / name}{problem}"
 
 
 @pytest.mark.parametrize(("name", "what"), [("run.json", "a run"), ("manifest.json", "a model or a prepared corpus")])
-def test_there_is_no_report_among_the_files_of_a_run_or_a_model(tmp_path: Path, name: str, what: str):
+def test_a_report_inside_a_run_or_a_model_is_refused(tmp_path: Path, name: str, what: str):
     (tmp_path / name).touch()
     for folder in (tmp_path, tmp_path / "translations", tmp_path / "checkpoints/step-1"):
         assert _refusal(folder) == f"report: {folder} is part of {what} ({tmp_path}). Give a separate folder."
@@ -457,7 +457,7 @@ def test_there_is_no_report_among_the_files_of_a_run_or_a_model(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("content", ['{"format_version": 2}', '{"kind": "data"}', "[]", '"x"', "", "\xff"])
-def test_another_report_is_kept(tmp_path: Path, content: str):
+def test_a_report_of_another_kind_is_not_overwritten(tmp_path: Path, content: str):
     (tmp_path / "report.json").write_text(content, encoding="latin-1")
     assert _refusal(tmp_path) == (
         f"report: {tmp_path} holds another report.json, which would be lost. Give another folder."
@@ -467,7 +467,7 @@ def test_another_report_is_kept(tmp_path: Path, content: str):
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 @pytest.mark.parametrize("mode", [0o500, 0o000])
-def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path, mode: int):
+def test_a_report_folder_that_cannot_be_written_is_an_error(tmp_path: Path, mode: int):
     folder = tmp_path / "a"
     folder.mkdir()
     folder.chmod(mode)

@@ -1,4 +1,4 @@
-"""What a run folder knows of its training."""
+"""The facts that a run folder has about its training."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def _trained(step: int, **values: Any) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------- curves
 
 
-def test_a_curve_of_many_points_is_thinned_out_evenly_and_ends_where_training_does(tmp_path: Path):
+def test_a_curve_of_many_points_is_thinned_evenly_and_keeps_the_last_point(tmp_path: Path):
     _write(tmp_path, [_trained(step, train_loss=1 / step) for step in range(1, 1_002)])
     curve = read_training(RunFolder(tmp_path)).curves["train"]
-    # 1,001 points are more than five times 200: every sixth, counted from the last.
+    # 1,001 points are more than 5 × 200, so every sixth is taken, counted from the last.
     assert curve["step"] == list(range(5, 1_002, 6))
     assert len(curve["step"]) == 167 <= MOST_POINTS
     assert curve["train_loss"] == [1 / step for step in curve["step"]]
@@ -49,12 +49,12 @@ def test_a_curve_of_many_points_is_thinned_out_evenly_and_ends_where_training_do
     assert curve["train_minutes"] == [step / 120 for step in curve["step"]]
 
 
-def test_a_curve_of_few_points_has_all_of_them(tmp_path: Path):
+def test_a_curve_of_few_points_keeps_all_of_them(tmp_path: Path):
     _write(tmp_path, [_trained(step) for step in range(1, MOST_POINTS + 1)])
     assert read_training(RunFolder(tmp_path)).curves["train"]["step"] == list(range(1, 201))
 
 
-def test_training_and_validation_are_curves_of_their_own_with_gaps_where_nothing_is_known(tmp_path: Path):
+def test_training_and_validation_have_separate_curves_with_gaps_for_missing_values(tmp_path: Path):
     validated = {"step": 20, "valid_loss": None, "valid_bleu": 12.5, "n_tgt_tokens": 2_000, "train_seconds": 10.0}
     _write(tmp_path, [_trained(10), _trained(20, train_loss=None), validated, {"step": 30, "train_loss": 7.5}])
     curves = read_training(RunFolder(tmp_path)).curves
@@ -77,7 +77,7 @@ def test_training_and_validation_are_curves_of_their_own_with_gaps_where_nothing
     }
 
 
-def test_lines_that_cannot_be_read_count_as_not_there(tmp_path: Path):
+def test_unreadable_lines_are_ignored(tmp_path: Path):
     torn = json.dumps(_trained(20))[:30]
     others = [{"step": 10}, *({"step": 10, "samples": samples} for samples in (None, ["a"], [{"source": "a"}]))]
     _write(tmp_path, [_trained(10), torn, "", "[1]", "null", '{"train_loss": 3}', _trained(40)], others)
@@ -88,7 +88,7 @@ def test_lines_that_cannot_be_read_count_as_not_there(tmp_path: Path):
     assert training.samples == []
 
 
-def test_what_is_no_number_is_not_known(tmp_path: Path):
+def test_values_that_are_not_numbers_count_as_missing(tmp_path: Path):
     _write(
         tmp_path, [_trained(10), '{"step": 20, "train_loss": NaN, "grad_norm": Infinity, "learning_rate": -Infinity}']
     )
@@ -116,30 +116,30 @@ def _sampled(step: int, n: int = 2) -> dict[str, Any]:
     return {"step": step, "samples": samples}
 
 
-def test_sample_translations_are_those_of_some_steps_the_first_ones_close_together(tmp_path: Path):
+def test_sample_translations_are_shown_at_exponentially_spaced_steps(tmp_path: Path):
     _write(tmp_path, [], [_sampled(step) for step in range(100, 10_100, 100)])
     one, other = read_training(RunFolder(tmp_path)).samples
     assert (other["source"], other["reference"]) == ("s1", "r1")
-    # Of 100 validations those numbered 100 ** (i / 7): 1, 1.9, 3.7, 7.2, 13.9, 26.8, 51.8, 100.
+    # Among 100 validations, those numbered 100 ** (i / 7): 1, 1.9, 3.7, 7.2, 13.9, 26.8, 51.8, 100.
     assert one["translations"] == [
         {"step": step, "translation": f"0 at {step}"} for step in (100, 200, 400, 700, 1_400, 2_700, 5_200, 10_000)
     ]
 
 
 @pytest.mark.parametrize(("n", "numbers"), [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (9, [1, 2, 3, 4, 5, 7, 9])])
-def test_of_few_validations_the_first_and_the_last_are_among_the_samples(tmp_path: Path, n: int, numbers: list[int]):
+def test_samples_include_the_first_and_the_last_validation(tmp_path: Path, n: int, numbers: list[int]):
     _write(tmp_path, [], [_sampled(step) for step in range(1, n + 1)])
     (one, _) = read_training(RunFolder(tmp_path)).samples
     assert [translation["step"] for translation in one["translations"]] == numbers
 
 
-def test_a_step_with_fewer_samples_is_left_out_where_it_has_none(tmp_path: Path):
+def test_a_step_is_left_out_for_samples_that_it_does_not_have(tmp_path: Path):
     _write(tmp_path, [], [_sampled(1), _sampled(2, n=1)])
     steps = [[one["step"] for one in sample["translations"]] for sample in read_training(RunFolder(tmp_path)).samples]
     assert steps == [[1, 2], [1]]
 
 
-def test_a_sample_may_hold_what_ends_a_line_elsewhere(tmp_path: Path):
+def test_a_sample_may_contain_unicode_line_separators(tmp_path: Path):
     entry = _sampled(1, n=1)
     entry["samples"][0]["translation"] = "one\u2028two\x85three"
     _write(tmp_path, [], [json.dumps(entry, ensure_ascii=False)])
@@ -154,7 +154,7 @@ def test_a_sample_may_hold_what_ends_a_line_elsewhere(tmp_path: Path):
 class Run:
     config: RunConfig
     folder: Path
-    src: list[str]  # of the training text, as it stands in the file
+    src: list[str]  # the source side of the training text, as in the file
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("toy")
     config = toy_config(folder, n_train=120, max_steps=4, validate_every=2, checkpoint_every=2, log_every=2)
     src, tgt = toy_text(120, seed=1)
-    # What normalisation changes, what cleaning removes, and a word that capitals make another one.
+    # Text that normalisation changes, pairs that cleaning removes, and a word that occurs with other capitals.
     src += ["bar  der\tfin", "cafe\u0301 bar", "Bar bar", src[0], ""]
     tgt += ["BAR DER FIN", "CAFÉ BAR", "BAR BAR", tgt[0], "NICHTS"]
     write_lines(folder / "train.en", src)
@@ -171,7 +171,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(config, folder / "run", src)
 
 
-def test_a_run_a_checkpoint_and_a_model_folder_lead_to_the_same_run_and_corpus(run: Run):
+def test_the_run_and_corpus_are_found_from_a_run_a_checkpoint_or_a_model_folder(run: Run):
     last = RunFolder(run.folder).checkpoints()[-1]
     assert last == RunFolder(run.folder).checkpoint(4)
     known = {path: RunArtifacts.of(path) for path in (run.folder, run.folder / "model", last)}
@@ -185,7 +185,7 @@ def test_a_run_a_checkpoint_and_a_model_folder_lead_to_the_same_run_and_corpus(r
     assert [one["step"] for one in training.samples[0]["translations"]] == [2, 4]
 
 
-def test_the_facts_of_a_run_say_what_it_stands_on(run: Run):
+def test_the_facts_of_a_run_include_settings_starts_and_corpus(run: Run):
     facts = RunArtifacts.of(run.folder).facts("cpu", "fp32")
     assert (facts["src_lang"], facts["tgt_lang"]) == ("en", "de")
     manifest = facts["manifest"].written()
@@ -200,13 +200,13 @@ def test_the_facts_of_a_run_say_what_it_stands_on(run: Run):
     (source,) = manifest["corpus"]["train"]["sources"]
     assert set(source) == {"source", "tag", "weight", "pairs_read", "pairs_kept"}
     assert source["pairs_read"] == 125
-    # Without the pair that came before, and the one with an empty side.
+    # Without the duplicate, and the pair with an empty side.
     assert source["pairs_kept"] == manifest["corpus"]["train"]["pairs_kept"] == 123
     assert manifest["corpus"]["valid"]["pairs"] == manifest["corpus"]["test"]["held_out"]["pairs"] == 20
     json.dumps(manifest, allow_nan=False)
 
 
-def test_words_are_counted_in_the_text_that_training_saw(run: Run):
+def test_words_are_counted_in_the_cleaned_training_text(run: Run):
     known = RunArtifacts.of(run.folder)
     assert known.corpus is not None
     normalise = Normalisers.of_run(run.config).src
@@ -221,10 +221,10 @@ def test_words_are_counted_in_the_text_that_training_saw(run: Run):
     assert known.count_words([]) == {}
 
 
-def test_words_are_counted_alike_however_many_sentences_are_decoded_together(run: Run, monkeypatch: pytest.MonkeyPatch):
+def test_word_counts_do_not_depend_on_the_batch_size_of_decoding(run: Run, monkeypatch: pytest.MonkeyPatch):
     known, words = RunArtifacts.of(run.folder), set(words_of(" ".join(run.src)))
     whole = known.count_words(words)
-    monkeypatch.setattr("mt.evaluation.runs._SENTENCES_AT_ONCE", 7)  # 123 are no multiple of it
+    monkeypatch.setattr("mt.evaluation.runs._SENTENCES_AT_ONCE", 7)  # 123 is not a multiple of 7
     assert known.count_words(words) == whole
 
 
@@ -242,17 +242,17 @@ def test_without_its_corpus_a_model_still_has_facts(run: Run, tmp_path: Path, mo
     assert len(corpus["fingerprint"]) >= 8
 
 
-def test_a_model_away_from_its_run_has_facts_of_its_own(run: Run, tmp_path: Path):
+def test_a_model_outside_its_run_still_has_facts(run: Run, tmp_path: Path):
     shutil.copytree(run.folder / "model", tmp_path / "a/b/model")
     known = RunArtifacts.of(tmp_path / "a/b/model")
     assert known.run is None
     facts = known.facts("cpu", "fp32")
     assert facts["training"] is None
     assert facts["manifest"].starts == []
-    assert "train" in facts["manifest"].corpus  # the corpus is where the settings say
+    assert "train" in facts["manifest"].corpus  # the settings say where the corpus is
 
 
-def test_a_damaged_record_of_a_run_counts_as_empty(run: Run, tmp_path: Path):
+def test_a_damaged_record_of_a_run_is_treated_as_empty(run: Run, tmp_path: Path):
     shutil.copytree(run.folder, tmp_path / "run")
     for damaged in (b"{", b"[]", b"\xff"):
         (tmp_path / "run/run.json").write_bytes(damaged)

@@ -27,7 +27,7 @@ MAX_TOKENS = 24
 
 
 def full_log_probs(model: Transformer, source: Sequence[int], target: Sequence[int]) -> list[float]:
-    """From the log-softmax of all logits of one pair alone."""
+    """Return log-probabilities from the log-softmax of all logits of one pair."""
     labels = [*target, EOS_ID]
     with torch.no_grad():
         rows = model.logits(model.hidden(tiles([(source[:-1], target)]))).log_softmax(-1)
@@ -39,7 +39,7 @@ def test_a_uniform_model_gives_each_token_minus_log_vocab() -> None:
     assert token_log_probs(hidden, weight, torch.tensor([0, 7, 19])).tolist() == pytest.approx([-math.log(20)] * 3)
 
 
-def test_chunks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_chunk_size_does_not_change_log_probs(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     hidden, weight, labels = torch.randn(50, 8), torch.randn(30, 8), torch.randint(0, 30, (50,))
     expected = (hidden @ weight.t()).log_softmax(-1)[torch.arange(50), labels]
@@ -50,7 +50,7 @@ def test_chunks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
-def test_scores_are_those_of_the_full_log_softmax(norm: str) -> None:
+def test_scores_equal_those_of_the_full_log_softmax(norm: str) -> None:
     model = sharp_model(norm=norm, n_encoder_layers=1)
     for source, target, found in zip(SOURCES, TARGETS, score_pairs(model, SOURCES, TARGETS), strict=True):
         assert found == pytest.approx(full_log_probs(model, source, target), abs=1e-4)
@@ -65,7 +65,7 @@ def test_scores_do_not_depend_on_the_batch(batch_tokens: int) -> None:
         assert one == pytest.approx(other, abs=1e-4)
 
 
-def test_the_score_of_a_translation_is_what_its_search_gave_it() -> None:
+def test_the_score_of_a_translation_equals_that_of_the_search() -> None:
     model = sharp_model(n_encoder_layers=1)
     found = search(model, SearchRequest(SOURCES, DecodeConfig(max_length=20), n_best=4))
     for k in range(4):
@@ -73,14 +73,14 @@ def test_the_score_of_a_translation_is_what_its_search_gave_it() -> None:
         assert [sum(score) for score in scores] == pytest.approx([results[k].log_prob for results in found], abs=1e-4)
 
 
-def test_an_empty_target_has_the_probability_of_ending_at_once() -> None:
+def test_an_empty_target_has_the_probability_of_an_immediate_eos() -> None:
     model = sharp_model(n_encoder_layers=1)
     (score,) = score_pairs(model, SOURCES[:1], [[]])
     assert score == pytest.approx(full_log_probs(model, SOURCES[0], []))
     assert score_pairs(model, [], []) == []
 
 
-def test_packed_pairs_hold_each_pair_once_and_say_in_which_order() -> None:
+def test_packed_batches_contain_each_pair_once_and_give_their_order() -> None:
     targets = [[*target, EOS_ID] for target in TARGETS]
     seen: list[int] = []
     for pairs, batch in packed_pairs(SOURCES, targets, 200, torch.float32):
@@ -111,7 +111,9 @@ def pairs_of(sources: Sequence[str], targets: Sequence[str]) -> list[SentencePai
 SRC, TGT = toy_text(30, 9)
 
 
-def test_lines_are_scored_in_order_and_alike_in_any_company(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_are_scored_in_order_and_independently_of_the_batch(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pairs = pairs_of(SRC, TGT)
     together = list(scorer.score(pairs))
     assert [score.pair for score in together] == pairs
@@ -123,7 +125,7 @@ def test_lines_are_scored_in_order_and_alike_in_any_company(scorer: Scorer, monk
     assert scorer.n_pairs == 3 * len(pairs)
 
 
-def test_figures_of_a_line_belong_together(scorer: Scorer) -> None:
+def test_the_figures_of_a_line_are_consistent(scorer: Scorer) -> None:
     (score,) = scorer.score(pairs_of(["bar  ku"], ["BAR KU"]))
     ids = scorer.translator.tokenizer.encode("BAR KU")
     assert score.pieces == (*scorer.translator.tokenizer.pieces(ids), "</s>")
@@ -136,7 +138,7 @@ def test_figures_of_a_line_belong_together(scorer: Scorer) -> None:
     assert by_plain_penalty.score == pytest.approx(score.mean_log_prob)
 
 
-def test_blank_lines_are_scored_for_what_they_are(scorer: Scorer) -> None:
+def test_blank_lines_are_scored_as_empty_text(scorer: Scorer) -> None:
     pairs = pairs_of(["", "bar", " \t", SRC[0]], ["\u200b", "  ", "BAR", TGT[0]])
     both, no_target, no_source, neither = scorer.score(pairs)
     assert both == PairScore(pairs[0], 0.0, 0.0, 0, (), ())
@@ -151,7 +153,7 @@ def test_blank_lines_are_scored_for_what_they_are(scorer: Scorer) -> None:
     assert neither.log_prob == pytest.approx(next(iter(scorer.score(pairs[3:]))).log_prob, abs=1e-4)
 
 
-def test_long_pairs_are_scored_and_counted_and_longer_ones_are_not_scored(scorer: Scorer) -> None:
+def test_long_pairs_are_scored_and_counted_but_too_long_pairs_are_not_scored(scorer: Scorer) -> None:
     long, too_long = "BAR " * 200, "ku " * 2_000
     pairs = pairs_of([SRC[0], "bar", too_long, "bar"], [TGT[0], long, "BAR", too_long])
     scores = list(scorer.score(pairs))
@@ -166,13 +168,13 @@ def test_long_pairs_are_scored_and_counted_and_longer_ones_are_not_scored(scorer
     assert (scorer.n_pairs, scorer.n_long, scorer.n_too_long) == (4, 3, 2)
 
 
-def test_a_model_trained_on_long_pairs_scores_them(scorer: Scorer) -> None:
+def test_a_model_trained_on_long_pairs_scores_pairs_of_that_length(scorer: Scorer) -> None:
     assert scorer.longest == 1_024
     scorer.translator.max_source_tokens = 3_000
     assert scorer.longest == 3_000
 
 
-def test_a_model_that_gives_no_numbers_says_where_and_what_to_try(scorer: Scorer) -> None:
+def test_the_error_for_nan_scores_says_where_and_what_to_try(scorer: Scorer) -> None:
     scorer.translator.model.embedding.weight[scorer.translator.tokenizer.encode("bar")[0]] = math.nan
     with pytest.raises(CheckpointError) as caught:
         list(scorer.score(pairs_of(["ku", "bar"], ["KU", "BAR"])))

@@ -55,7 +55,7 @@ def scores_of_two(metrics: list[str], n_samples: int = 0) -> ScoredSet:
 def sacrebleu_command(
     folder: Path, systems: Mapping[str, Sequence[str]], references: Sequence[Sequence[str]], *options: str
 ) -> list[dict[str, Any]]:
-    """What the `sacrebleu` command says of some systems, with 14 digits."""
+    """Return the scores of systems by the `sacrebleu` command, with 14 digits."""
     names = [f"ref{number}" for number, _ in enumerate(references)]
     for name, lines in (*systems.items(), *zip(names, references, strict=True)):
         (folder / name).write_bytes("".join(f"{line}\n" for line in lines).encode())
@@ -92,7 +92,7 @@ def test_scores_against_two_references_agree_with_the_command(tmp_path: Path):
     assert all(score.signature.startswith("nrefs:2|case:") for score in ours)
 
 
-def test_metrics_come_in_one_order_each_once_and_four_by_default():
+def test_metrics_have_a_fixed_order_without_repetitions_and_four_are_default():
     assert [score.name for score in scores_of(HYPOTHESES, REFERENCES)] == ["BLEU", "chrF2", "chrF2++", "BLEU-lc"]
     names = ["ter", "bleu", "chrf", "bleu"]
     assert [score.name for score in scores_of(HYPOTHESES, REFERENCES, names)] == ["BLEU", "chrF2", "TER"]
@@ -106,7 +106,7 @@ def test_a_perfect_translation_scores_100_and_an_unrelated_one_0():
     assert bleu_and_chrf(["qqq"], text)[1] == 0
 
 
-def test_only_the_lower_cased_bleu_forgives_case():
+def test_only_the_lower_cased_bleu_ignores_case():
     text, lower = ["Der Hund schläft im Garten"], ["der hund schläft im garten"]
     cased, lower_cased = scores_of(lower, text, ["bleu", "bleu-lc"])
     assert cased.score < 50
@@ -114,7 +114,7 @@ def test_only_the_lower_cased_bleu_forgives_case():
     assert "|case:lc|" in lower_cased.signature
 
 
-def test_the_bleu_of_2017_is_that_of_tokens_with_compounds_split():
+def test_the_bleu_of_2017_is_computed_on_tokens_with_split_compounds():
     sacremoses = pytest.importorskip("sacremoses")
     hypothesis, reference = ["Der Ost-West-Konflikt, 3-mal."], ["Der Ost-West-Handel, 3-mal."]
     score = scores_of(hypothesis, reference, ["bleu-2017"])[0]
@@ -131,7 +131,7 @@ def test_the_bleu_of_2017_is_that_of_tokens_with_compounds_split():
     assert score.score > scores_of(hypothesis, reference, ["bleu"])[0].score
 
 
-def test_all_means_every_metric_that_can_be_computed(monkeypatch: pytest.MonkeyPatch):
+def test_all_selects_every_metric_that_can_be_computed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(metrics, "_has_sacremoses", lambda: False)
     assert metrics.metric_keys(["all"]) == ["bleu", "chrf", "chrf++", "bleu-lc", "ter"]
     with pytest.raises(ConfigError) as caught:
@@ -158,7 +158,7 @@ def test_all_means_every_metric_that_can_be_computed(monkeypatch: pytest.MonkeyP
         ),
     ],
 )
-def test_what_cannot_be_computed_is_refused(arguments: dict[str, Any], message: str):
+def test_unknown_metrics_and_invalid_sample_sizes_are_refused(arguments: dict[str, Any], message: str):
     with pytest.raises(ConfigError) as caught:
         scores_of(HYPOTHESES, REFERENCES, **arguments)
     assert str(caught.value) == message
@@ -171,12 +171,12 @@ def test_the_interval_does_not_depend_on_the_environment(monkeypatch: pytest.Mon
     assert os.environ["SACREBLEU_SEED"] == "7"
 
 
-def test_nothing_is_printed_of_tokenised_text(capsys: pytest.CaptureFixture[str]):
+def test_scoring_tokenised_text_prints_no_warning(capsys: pytest.CaptureFixture[str]):
     scores_of(["Ein Hund ."] * 200, ["Ein Hund."] * 200)
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_score_has_a_confidence_only_where_it_was_asked_for():
+def test_scores_have_intervals_only_on_request():
     entry = scores_of_two(["bleu"], n_samples=100)
     assert (entry.n_lines, entry.n_references) == (5, 2)
     (score,) = entry.scores
@@ -186,14 +186,14 @@ def test_a_score_has_a_confidence_only_where_it_was_asked_for():
     assert written == [{"name", "score", "signature", "confidence"}, {"name", "score", "signature"}]
 
 
-def test_bleu_is_the_one_of_the_paper():
-    # 5 of 6 words match, 3 of 5 bigrams, 1 of 4 trigrams, 0 of 3 four-grams; 6 words against 7 cost exp(1 - 7/6).
+def test_bleu_equals_a_computation_by_hand():
+    # 5 of 6 words, 3 of 5 bigrams, 1 of 4 trigrams and 0 of 3 four-grams match. The brevity penalty is exp(1 - 7/6).
     bleu, _ = bleu_and_chrf(["the cat sat on the mat"], ["yesterday the cat sat under the mat"])
-    matches = (5 / 6) * (3 / 5) * (1 / 4) * (0.5 / 3)  # sacreBLEU smooths a count of 0 to a half
+    matches = (5 / 6) * (3 / 5) * (1 / 4) * (0.5 / 3)  # sacreBLEU smooths a count of 0 to 0.5
     assert bleu == pytest.approx(100 * 2.718281828459045 ** (1 - 7 / 6) * matches**0.25)
 
 
-def test_the_single_scores_are_those_of_the_list():
+def test_the_single_scores_equal_those_of_the_list():
     bleu, chrf = scores_of(HYPOTHESES, REFERENCES)[:2]
     assert bleu_and_chrf(HYPOTHESES, REFERENCES) == (bleu.score, chrf.score)
 
@@ -207,19 +207,19 @@ def test_the_single_scores_are_those_of_the_list():
         ((None, ["a"], [["a"]], "de", []), "1 hypotheses and 0 lines of the baseline"),
     ],
 )
-def test_what_is_not_parallel_is_refused(lines: Any, message: str):
+def test_lists_that_are_not_parallel_are_refused(lines: Any, message: str):
     with pytest.raises(DataError) as caught:
         TranslatedSet(*lines)
     assert str(caught.value) == f"{message}: scoring needs one line for each line"
 
 
-def test_without_lines_there_is_nothing_to_score():
+def test_scoring_no_lines_is_refused():
     with pytest.raises(DataError) as caught:
         bleu_and_chrf([], [])
     assert str(caught.value) == "nothing to score: there are no lines"
 
 
-def test_the_report_is_a_line_for_each_score():
+def test_the_text_has_one_line_per_score():
     signatures = [score.signature for score in scores_of(REFERENCES, REFERENCES)]
     long = score_corpus(TranslatedSet(None, REFERENCES * 300, [REFERENCES * 300]))
     assert scores_text({"flickr2016": long}) == (
@@ -231,7 +231,7 @@ def test_the_report_is_a_line_for_each_score():
     )
 
 
-def test_the_report_has_intervals_references_and_remarks():
+def test_the_text_has_intervals_references_and_remarks():
     confidence = Interval(mean=30.2, low=29.5, high=30.9, n_samples=1_000)
     scores = [
         MetricScore(name="BLEU", score=30.123, signature="nrefs:2", confidence=confidence),
@@ -244,7 +244,7 @@ def test_the_report_has_intervals_references_and_remarks():
     )
 
 
-def test_long_files_are_counted_in_parts_and_score_the_same(monkeypatch: pytest.MonkeyPatch):
+def test_scores_do_not_depend_on_the_size_of_counted_parts(monkeypatch: pytest.MonkeyPatch):
     hypotheses = [line.replace("e", "a") for line in REFERENCES] * 40
     long = TranslatedSet(None, hypotheses, [REFERENCES * 40, hypotheses[::-1]])
     at_once = score_corpus(long, ["all"], n_samples=100)

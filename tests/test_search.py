@@ -35,7 +35,7 @@ def beam_search(
 
 
 def model_of(vocab_size: int, *, sharpness: float = 4.0) -> Transformer:
-    """Random weights; the larger the sharpness, the more the choices differ in probability."""
+    """Return a model with random weights. The larger the sharpness, the more probabilities differ."""
     torch.manual_seed(1)
     config = ModelConfig(d_model=32, n_heads=2, d_ff=48, n_encoder_layers=1, n_decoder_layers=2)
     model = Transformer(config, vocab_size=vocab_size, pad_id=PAD_ID).eval()
@@ -45,7 +45,7 @@ def model_of(vocab_size: int, *, sharpness: float = 4.0) -> Transformer:
 
 
 def log_prob(model: Transformer, source: list[int], target: tuple[int, ...]) -> float:
-    """Of a target with its EOS, from the full forward pass."""
+    """Return the log-probability of a target with EOS, from the full forward pass."""
     batch = tiles([(source[:-1], list(target))])
     with torch.no_grad():
         log_probs = model.logits(model.hidden(batch)).log_softmax(-1)
@@ -57,7 +57,7 @@ def penalty(n_tokens: int, alpha: float) -> float:
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 1.5])
-def test_a_beam_as_wide_as_all_hypotheses_finds_what_brute_force_finds(alpha: float) -> None:
+def test_a_beam_as_wide_as_all_hypotheses_equals_brute_force(alpha: float) -> None:
     model = model_of(8, sharpness=1.5)
     for source in ([5, EOS_ID], [6, 4, 7, EOS_ID]):
         everything = [
@@ -75,7 +75,7 @@ def test_a_beam_as_wide_as_all_hypotheses_finds_what_brute_force_finds(alpha: fl
 def plain_beam_search(
     model: Transformer, source: list[int], decode: DecodeConfig, n_best: int, prefix: Sequence[int] = ()
 ) -> list[tuple[float, tuple[int, ...]]]:
-    """The obvious version: lists, one sentence, no cache."""
+    """Search in the obvious way: with lists, one sentence at a time, without a cache."""
     alpha, max_length = decode.length_penalty, decode.max_length
     assert max_length is not None
 
@@ -131,7 +131,7 @@ def plain_beam_search(
         ({"no_repeat_ngram_size": 3, "min_length": 11}, 1),
     ],
 )
-def test_batched_search_equals_the_obvious_one(settings: dict[str, Any], n_best: int) -> None:
+def test_batched_search_equals_the_obvious_version(settings: dict[str, Any], n_best: int) -> None:
     model = model_of(50)
     decode = DecodeConfig(**{"max_length": 12, **settings})
     for source, results in zip(SOURCES, search(model, SearchRequest(SOURCES, decode, n_best=n_best)), strict=True):
@@ -140,10 +140,10 @@ def test_batched_search_equals_the_obvious_one(settings: dict[str, Any], n_best:
         assert [result.score for result in results] == pytest.approx([score for score, _ in expected], abs=1e-4)
 
 
-def test_a_prefix_is_where_translations_begin() -> None:
+def test_translations_start_with_their_prefix() -> None:
     model, decode = model_of(50), DecodeConfig(max_length=12)
-    prefixes = [[int(i) for i in range(4 + n, 4 + 2 * n)] for n in range(len(SOURCES) - 1)]  # of 0 to 10 tokens
-    prefixes.append([7] * 11)  # all that there is room for
+    prefixes = [[int(i) for i in range(4 + n, 4 + 2 * n)] for n in range(len(SOURCES) - 1)]  # 0 to 10 tokens
+    prefixes.append([7] * 11)  # the maximum length
     results = search(model, SearchRequest(SOURCES, decode, n_best=2, prefixes=prefixes))
     for source, prefix, found in zip(SOURCES, prefixes, results, strict=True):
         expected = plain_beam_search(model, source, decode, 2, prefix)
@@ -155,7 +155,7 @@ def test_a_prefix_is_where_translations_begin() -> None:
     assert results[-1][0].ids == (7,) * 11
 
 
-def test_a_prefix_may_hold_what_is_banned_and_may_repeat() -> None:
+def test_a_prefix_may_contain_banned_tokens_and_repetitions() -> None:
     decode = DecodeConfig(max_length=12, no_repeat_ngram_size=1, min_length=4)
     (found,) = search(model_of(50), SearchRequest(SOURCES[:1], decode, prefixes=[[9, 9]], banned_ids=[9]))
     assert found[0].ids[:2] == (9, 9)
@@ -179,8 +179,8 @@ CAPTURED = pytest.mark.parametrize(
 
 @CAPTURED
 @pytest.mark.parametrize("longest_prefix", [0, 4])
-def test_static_steps_find_what_eager_steps_find(settings: dict[str, Any], n_best: int, longest_prefix: int) -> None:
-    """As they are captured on CUDA: rounded shapes, fillers, the host's knowledge left out."""
+def test_static_steps_find_the_same_as_eager_steps(settings: dict[str, Any], n_best: int, longest_prefix: int) -> None:
+    """Static steps are those that CUDA graphs capture: rounded shapes, padding, no information from the host."""
     model, decode = model_of(50), DecodeConfig(**settings)
     for n in (1, 5, len(SOURCES)):
         prefixes = [source[:longest_prefix][:-1] for source in SOURCES[:n]]
@@ -193,7 +193,7 @@ def test_static_steps_find_what_eager_steps_find(settings: dict[str, Any], n_bes
 
 
 class Replayed:
-    """In place of a CUDA graph: what was captured is done again, with what the host knew when it was captured."""
+    """A fake CUDA graph: it repeats the captured step, with the state of the host at the time of the capture."""
 
     def __init__(self, state: SearchState) -> None:
         self.state = state
@@ -210,7 +210,9 @@ class Replayed:
 
 @CAPTURED
 @pytest.mark.parametrize("longest_prefix", [0, 4])
-def test_replayed_steps_find_what_eager_steps_find(settings: dict[str, Any], n_best: int, longest_prefix: int) -> None:
+def test_replayed_steps_find_the_same_as_eager_steps(
+    settings: dict[str, Any], n_best: int, longest_prefix: int
+) -> None:
     captures: list[Replayed] = []
 
     def capture(state: SearchState, pool: object) -> _Captured:
@@ -228,10 +230,10 @@ def test_replayed_steps_find_what_eager_steps_find(settings: dict[str, Any], n_b
         replayed = graphs.search(SearchRequest(SOURCES[:n], decode, n_best=n_best, prefixes=prefixes))
         assert [[r.ids for r in found] for found in replayed] == [[r.ids for r in found] for found in eager]
     assert graphs.capture_error is None
-    assert sum(replayed.n_replays for replayed in captures) > len(captures) > 0  # and not only eager steps
+    assert sum(replayed.n_replays for replayed in captures) > len(captures) > 0  # not all steps were eager
 
 
-def test_a_capture_that_fails_is_told_and_the_search_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_capture_is_reported_and_the_search_continues(capsys: pytest.CaptureFixture[str]) -> None:
     def failing(state: SearchState, pool: object) -> Any:
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
@@ -244,7 +246,7 @@ def test_a_capture_that_fails_is_told_and_the_search_goes_on(capsys: pytest.Capt
     assert capsys.readouterr().err == f"warning: decoding without CUDA graphs, which is slower: {problem}\n"
 
 
-def test_what_is_decided_stays_decided_whoever_else_is_in_the_batch() -> None:
+def test_a_finished_sentence_does_not_change_while_others_continue() -> None:
     sources = [[*src, EOS_ID] for src, _ in random_pairs(24, longest=15, seed=8)]
     model, decode = model_of(50), DecodeConfig(length_penalty=1.5)
     together = search(model, SearchRequest(sources, decode))
@@ -253,7 +255,7 @@ def test_what_is_decided_stays_decided_whoever_else_is_in_the_batch() -> None:
     assert ids_of(Graphs(model).search(SearchRequest(sources, decode))) == ids_of(alone)
 
 
-def test_shapes_are_rounded_up_to_few() -> None:
+def test_shapes_are_rounded_up_to_a_few_values() -> None:
     assert [rounded_up(n) for n in range(1, 10)] == [1, 2, 3, 4, 6, 6, 8, 8, 12]
     assert all(n <= rounded_up(n) < 1.5 * n + 1 for n in range(1, 2_000))
     assert len({rounded_up(n) for n in range(1, 1_025)}) == 20
@@ -268,21 +270,21 @@ def test_shapes_are_rounded_up_to_few() -> None:
         ({}, [10, 20, 30, 40]),
         ({"temperature": 0.5}, [3, 14, 30, 53]),  # squares over their sum of 0.30: 3.3, 13.3, 30.0 and 53.3 per cent
         ({"top_k": 2}, [0, 0, 43, 57]),
-        ({"top_p": 0.6}, [0, 0, 43, 57]),  # 0.4 alone is not 0.6
+        ({"top_p": 0.6}, [0, 0, 43, 57]),  # 0.4 is less than 0.6
         ({"top_p": 0.4}, [0, 0, 0, 100]),
-        ({"top_k": 3, "top_p": 0.75}, [0, 0, 43, 57]),  # the cut by probability is made of what the other one left
+        ({"top_k": 3, "top_p": 0.75}, [0, 0, 43, 57]),  # top_p applies to the tokens that top_k leaves
     ],
 )
-def test_draws_have_the_probabilities_that_are_asked_for(settings: dict[str, Any], expected: list[int]) -> None:
+def test_samples_have_the_requested_probabilities(settings: dict[str, Any], expected: list[int]) -> None:
     scores = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(100, -1) + 5.0
     uniform = (torch.arange(100, dtype=torch.float64) + 0.5) / 100
     drawn, ids = drawn_tokens(scores, uniform, **{"temperature": 1.0, "top_k": None, "top_p": None, **settings})
     counts = [int((ids == token).sum()) for token in range(4)]
     assert counts == pytest.approx(expected, abs=1)
-    assert torch.equal(drawn, scores.gather(1, ids))  # the model's own
+    assert torch.equal(drawn, scores.gather(1, ids))  # without the temperature
 
 
-def test_what_is_forbidden_is_not_drawn() -> None:
+def test_forbidden_tokens_are_not_sampled() -> None:
     scores = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log()
     scores[0, [0, 3]] = -math.inf
     for uniform in (0.0, 0.39, 0.41, 1 - 2**-53):
@@ -292,7 +294,7 @@ def test_what_is_forbidden_is_not_drawn() -> None:
 
 
 def split_mix(x: int) -> int:
-    """Steele et al. 2014, on Python's whole numbers."""
+    """Return the SplitMix64 hash of x, on Python integers. Source: Steele et al. 2014."""
     bits = (1 << 64) - 1
     x = (x + 0x9E3779B97F4A7C15) & bits
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & bits
@@ -300,7 +302,7 @@ def split_mix(x: int) -> int:
     return x ^ (x >> 31)
 
 
-def test_uniform_numbers_are_those_of_the_published_generator() -> None:
+def test_uniform_numbers_equal_those_of_the_published_generator() -> None:
     keys = torch.tensor([0, 1, -1, 2**63 - 1, -(2**63), 123_456_789])
     for position in (0, 3):
         states = [(key + position * 0x9E3779B97F4A7C15) & ((1 << 64) - 1) for key in keys.tolist()]
@@ -308,7 +310,7 @@ def test_uniform_numbers_are_those_of_the_published_generator() -> None:
         assert uniform_numbers(keys, torch.tensor(position)).tolist() == expected
 
 
-def test_draws_depend_on_the_sentence_and_the_seed_alone() -> None:
+def test_samples_depend_only_on_the_sentence_and_the_seed() -> None:
     model, decode = model_of(50), DecodeConfig(sample=True, max_length=15)
 
     def drawn(sources: list[list[int]], seed: int = 1) -> list[list[tuple[int, ...]]]:
@@ -321,7 +323,7 @@ def test_draws_depend_on_the_sentence_and_the_seed_alone() -> None:
     assert together != drawn(SOURCES, seed=2)
 
 
-def test_draws_are_scored_as_the_model_scores_them_and_come_best_first() -> None:
+def test_samples_have_the_scores_of_the_model_and_are_sorted() -> None:
     model = model_of(50, sharpness=2.0)
     decode = DecodeConfig(sample=True, temperature=2.0, top_k=20, max_length=10, length_penalty=0.6, min_length=2)
     for source, results in zip(SOURCES, search(model, SearchRequest(SOURCES, decode, n_best=5)), strict=True):
@@ -332,7 +334,7 @@ def test_draws_are_scored_as_the_model_scores_them_and_come_best_first() -> None
             assert result.log_prob == pytest.approx(log_prob(model, source, result.ids), abs=1e-4)
 
 
-# --- What every search keeps to ---------------------------------------------------------------------------------------
+# --- Properties of every search ---------------------------------------------------------------------------------------
 
 
 def ids_of(results: list[list[SearchResult]]) -> list[tuple[int, ...]]:
@@ -346,10 +348,10 @@ def test_translating_together_equals_translating_alone(beam_size: int) -> None:
     alone = [ids_of(beam_search(model, [source], beam_size=beam_size, alpha=0.6))[0] for source in SOURCES]
     backwards = ids_of(beam_search(model, SOURCES[::-1], beam_size=beam_size, alpha=0.6))[::-1]
     assert together == alone == backwards
-    assert len(set(together)) > 6  # not one answer for all
+    assert len(set(together)) > 6  # the translations differ
 
 
-def test_at_the_longest_length_every_hypothesis_ends() -> None:
+def test_every_hypothesis_ends_at_the_maximum_length() -> None:
     model = model_of(50)
     for results in beam_search(model, SOURCES, beam_size=3, alpha=0.6, max_length=2, n_best=3):
         assert all(result.n_tokens <= 2 for result in results)
@@ -357,10 +359,10 @@ def test_at_the_longest_length_every_hypothesis_ends() -> None:
     assert beam_search(model, SOURCES[:1], beam_size=3, alpha=0.6, max_length=1)[0][0].ids == ()
 
 
-def test_without_a_length_it_is_the_sources_and_fifty() -> None:
+def test_the_default_maximum_length_is_that_of_the_source_plus_fifty() -> None:
     model = model_of(50, sharpness=1.0)
     with torch.no_grad():
-        # EOS all but impossible: its embedding points away from every state.
+        # EOS is almost impossible, because its embedding points away from every state.
         model.decoder[-1].feed_forward_residual.norm.bias.copy_(-100 * model.embedding.weight[EOS_ID])
     results = beam_search(model, [[5, 6, EOS_ID], [5] * 9 + [EOS_ID]], beam_size=2, alpha=0.0)
     assert [hypotheses[0].n_tokens for hypotheses in results] == [53, 60]
@@ -376,7 +378,7 @@ def test_banned_ids_are_never_produced_and_others_keep_their_probability() -> No
 
 
 @pytest.mark.parametrize(("n_vocab", "n_beams"), [(128, 1), (128, 3), (1_024, 3), (4_096, 2)])
-def test_the_best_of_blocks_are_the_best_of_all(n_vocab: int, n_beams: int) -> None:
+def test_the_best_tokens_of_blocks_are_the_best_of_all(n_vocab: int, n_beams: int) -> None:
     torch.manual_seed(0)
     logits, offsets = torch.randn(20 * n_beams, n_vocab) * 3, torch.randn(20, n_beams)
     logits[:, [0, 5]] = -math.inf
@@ -389,7 +391,7 @@ def test_the_best_of_blocks_are_the_best_of_all(n_vocab: int, n_beams: int) -> N
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_normaliser_is_that_of_a_softmax(dtype: torch.dtype) -> None:
+def test_the_normaliser_equals_that_of_a_softmax(dtype: torch.dtype) -> None:
     logits = (torch.randn(3, 256) * 9).to(dtype)
     before = logits.clone()
     normaliser, maxima = log_normaliser_and_maxima(logits, 4)
@@ -399,25 +401,25 @@ def test_the_normaliser_is_that_of_a_softmax(dtype: torch.dtype) -> None:
     assert torch.equal(logits, before)
 
 
-def test_batches_are_sorted_by_length_and_within_the_budget() -> None:
+def test_batches_are_sorted_by_length_and_fit_the_budget() -> None:
     lengths = [30, 100, 40, 100, 25, 1_000]
     assert length_sorted_batches(lengths, 200, n_beams=1) == [[5], [1, 3], [2, 0, 4]]
-    # A wider beam keeps more in memory, and so do many short sentences: each counts as 16 tokens at least.
+    # A wider beam needs more memory, and so do many short sentences: each counts as at least 16 tokens.
     assert length_sorted_batches(lengths, 200, n_beams=8) == [[5], [1], [3], [2, 0], [4]]
     assert [len(batch) for batch in length_sorted_batches([1] * 20, 160, n_beams=4)] == [10, 10]
     assert length_sorted_batches(lengths, 200, n_beams=1, batch_sentences=1) == [[5], [1], [3], [2], [0], [4]]
 
 
-def test_a_model_that_gives_no_numbers_ends_without_hypotheses() -> None:
+def test_a_model_that_returns_nan_gives_no_hypotheses() -> None:
     model = model_of(50)
     fine = beam_search(model, SOURCES[:1], beam_size=2, alpha=0.6)
     with torch.no_grad():
-        model.embedding.weight[9] = float("nan")  # the output layer is tied to it: no logits without it
+        model.embedding.weight[9] = float("nan")  # the output layer is tied to it, so that all logits are NaN
     assert len(fine[0]) == 1
     assert beam_search(model, SOURCES[:3], beam_size=2, alpha=0.6) == [[], [], []]
 
 
-def test_decoding_leaves_a_training_model_in_training() -> None:
+def test_decoding_does_not_change_the_mode_of_a_model_in_training() -> None:
     model = small_model(dropout=0.1)
     beam_search(model.for_inference(torch.float32), SOURCES[:2], beam_size=2, alpha=0.6)
     assert model.training

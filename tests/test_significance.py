@@ -1,4 +1,4 @@
-"""Whether a difference is more than chance: against the sacrebleu command, and against counting by hand."""
+"""Significance tests, compared with the sacrebleu command and with counts by hand."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def verdicts(system: Sequence[str], baseline: Sequence[str], **options: Any) -> 
     ("test", "options", "metrics"),
     [
         ("randomisation", ("--paired-ar", "--paired-ar-n", "150", "-m", "bleu", "chrf"), ["bleu", "chrf"]),
-        # Of more metrics with the bootstrap, the command cannot write its own JSON.
+        # With the bootstrap and several metrics, the command fails to write its JSON.
         ("bootstrap", ("--paired-bs", "--paired-bs-n", "150", "-m", "bleu"), ["bleu"]),
     ],
 )
-def test_figures_are_those_of_the_sacrebleu_command(
+def test_figures_equal_those_of_the_sacrebleu_command(
     tmp_path: Path, test: str, options: tuple[str, ...], metrics: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("SACREBLEU_SEED", "7")
@@ -78,7 +78,7 @@ def test_figures_are_those_of_the_sacrebleu_command(
 
 
 @pytest.mark.parametrize("test", ["randomisation", "bootstrap"])
-def test_the_verdict_goes_with_the_direction_of_the_metric(test: str):
+def test_the_verdict_follows_the_direction_of_the_metric(test: str):
     metrics = ["bleu", "chrf", "ter"]
     assert verdicts(FEW_DROPPED, MORE_DROPPED, test=test, metrics=metrics) == [BETTER] * 3
     assert verdicts(MORE_DROPPED, FEW_DROPPED, test=test, metrics=metrics) == [WORSE] * 3
@@ -93,21 +93,21 @@ def test_a_system_does_not_differ_from_itself(test: str):
     assert comparison.score == comparison.baseline_score
 
 
-def test_case_makes_no_difference_where_it_is_not_counted():
+def test_case_makes_no_difference_for_lower_cased_bleu():
     lower = [line.lower() for line in FEW_DROPPED]
     assert verdicts(lower, FEW_DROPPED, metrics=["bleu", "bleu-lc"]) == [WORSE, NO_DIFFERENCE]
 
 
 @pytest.mark.parametrize("test", ["randomisation", "bootstrap"])
-def test_n_spoilt_lines_come_by_chance_once_in_2_to_the_n_less_1(test: str):
-    # All of them for the worse: of the 2 ** n ways to swap them, two make a difference as large.
+def test_the_p_value_of_n_spoilt_lines_is_2_to_the_power_of_1_minus_n(test: str):
+    # All n lines are worse: among the 2 ** n ways to swap them, two give a difference as large.
     for n, p in ((1, 1.0), (2, 0.5), (5, 1 / 16), (6, 1 / 32)):
         (comparison,) = compare(with_lines_spoilt(n), REFERENCES, ["bleu"], test)
         assert comparison.p == p
         assert comparison.verdict == (WORSE if n == 6 else NO_DIFFERENCE)
 
 
-def test_lines_that_are_better_and_lines_that_are_worse_outweigh_each_other():
+def test_better_and_worse_lines_cancel_out():
     baseline = with_lines_spoilt(4)
     system = [*REFERENCES[:4], *["Quatsch."] * 4, *REFERENCES[8:]]
     (comparison,) = compare(system, baseline, ["chrf"])
@@ -115,7 +115,7 @@ def test_lines_that_are_better_and_lines_that_are_worse_outweigh_each_other():
     assert comparison.verdict == NO_DIFFERENCE
 
 
-def test_where_swaps_are_counted_and_where_they_are_drawn_p_is_alike():
+def test_counted_and_sampled_swaps_give_similar_p_values():
     def spoilt(n: int) -> float:
         system = [*REFERENCES[:3], *["Quatsch."] * (n - 3), *REFERENCES[n:]]
         baseline = [*["Quatsch."] * 3, *REFERENCES[3:]]
@@ -124,14 +124,14 @@ def test_where_swaps_are_counted_and_where_they_are_drawn_p_is_alike():
     assert spoilt(13) == pytest.approx(spoilt(12), abs=0.1)
 
 
-def test_two_references_are_those_of_the_scores():
+def test_significance_uses_all_references():
     (comparison,) = compare(FEW_DROPPED, MORE_DROPPED, ["bleu"], n_samples=100, references=[REFERENCES, MORE_DROPPED])
     assert comparison.baseline_score == pytest.approx(100)
     assert comparison.verdict == WORSE
     assert comparison.signature.startswith("nrefs:2|ar:100|seed:12345|")
 
 
-def test_nothing_is_printed(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture):
+def test_a_significance_test_prints_nothing(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture):
     with caplog.at_level("DEBUG"):
         compare(MORE_DROPPED, FEW_DROPPED, ["bleu"], n_samples=100)
     assert capsys.readouterr() == ("", "")
@@ -144,7 +144,7 @@ def test_too_few_samples_are_refused():
     assert str(refused.value) == "samples: expected at least 100, got 10"
 
 
-def test_the_verdict_is_a_sentence():
+def test_the_verdict_is_given_in_words():
     def entry(name: str, verdict: str) -> PairedScore:
         given = {"score": 1.0, "baseline_score": 2.0, "difference": -1.0, "p": 0.01, "signature": "nrefs:1"}
         return PairedScore.model_validate(given | {"name": name, "verdict": verdict})

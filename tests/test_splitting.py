@@ -10,7 +10,7 @@ from mt.text.tokenizer import Tokenizer
 
 
 def split(text: str, room: int) -> list[str]:
-    """As if each character were a piece."""
+    """Split text in which each character is a piece."""
     return [part.text for part in split_text(text, range(1, len(text) + 1), room)]
 
 
@@ -21,45 +21,46 @@ def test_a_line_that_fits_is_one_part():
 @pytest.mark.parametrize(
     ("text", "room", "parts"),
     [
-        # Sentences, as many as fit.
+        # As many sentences as fit.
         ("Er kam. Er sah. Er siegte.", 16, ["Er kam. Er sah.", "Er siegte."]),
         ('"Er kam." Er sah und siegte.', 20, ['"Er kam."', "Er sah und siegte."]),
         ("Er kam (gestern!). Sie kam auch.", 22, ["Er kam (gestern!).", "Sie kam auch."]),
         ("Kam er?! Sah er? Ja, sah er.", 18, ["Kam er?! Sah er?", "Ja, sah er."]),
-        # Not behind an abbreviation.
+        # Not after an abbreviation.
         ("Das gilt z. B. nur heute.", 18, ["Das gilt z. B. nur", "heute."]),
         ("Er kam heute. Wir sahen usw. und so weiter.", 35, ["Er kam heute.", "Wir sahen usw. und so weiter."]),
         ("er kam heute. er sah und siegte.", 20, ["er kam heute.", "er sah und siegte."]),
         ("Hier ist J. Smith zu Haus.", 18, ["Hier ist J. Smith", "zu Haus."]),
-        # Clauses, then words, then anywhere.
+        # Between clauses, or else words, or else anywhere.
         ("Sie kam an, er sah und siegte", 20, ["Sie kam an,", "er sah und siegte"]),
         ("Sie kam an – er sah und siegte", 20, ["Sie kam an", "– er sah und siegte"]),
         ("Die Frau (mit Hut) sah den Mann", 22, ["Die Frau (mit Hut)", "sah den Mann"]),
         ("eins zwei drei vier", 10, ["eins zwei", "drei vier"]),
         ("a" * 25, 10, ["a" * 10, "a" * 10, "a" * 5]),
-        # A sentence that ends too early is no place to cut.
+        # Not after a sentence that ends too early.
         ("Ja. Eins zwei drei vier fünf", 20, ["Ja. Eins zwei drei", "vier fünf"]),
         # Scripts without spaces.
         ("他来了。他看见了！「他赢了。」他走了。", 9, ["他来了。他看见了！", "「他赢了。」他走了。"[:6], "他走了。"]),
         ("他来了，他看见了他赢了", 7, ["他来了，", "他看见了他赢了"]),
     ],
 )
-def test_cuts_are_made_where_a_reader_would_pause(text: str, room: int, parts: list[str]):
+def test_lines_are_cut_where_a_reader_would_pause(text: str, room: int, parts: list[str]):
     assert split(text, room) == parts
 
 
-def test_parts_know_their_first_word():
+def test_parts_have_the_number_of_words_before_them():
     parts = split_text("eins zwei abcdefghijklmn vier", range(1, 30), 10)
     assert parts == [Part("eins zwei", 0), Part("abcdefghij", 2), Part("klmn vier", 2, continues_word=True)]
 
 
 def test_pieces_that_share_a_character_stay_together():
-    # Three characters of four bytes each, behind the space that begins a word.
+    # Three characters of four bytes each, after the space that begins a word.
     assert [part.text for part in split_text("🙂🙃🙂", [0, *[1] * 4, *[2] * 4, *[3] * 4], 6)] == ["🙂", "🙃", "🙂"]
-    assert [part.text for part in split_text("🙂🙃", [1] * 4 + [2] * 4, 2)] == ["🙂", "🙃"]  # no room, and yet no loss
+    # The parts are too long, but nothing is lost.
+    assert [part.text for part in split_text("🙂🙃", [1] * 4 + [2] * 4, 2)] == ["🙂", "🙃"]
 
 
-def test_the_ends_of_pieces_are_counted_in_characters(tokenizer: Tokenizer):
+def test_piece_ends_are_positions_in_characters(tokenizer: Tokenizer):
     for text in ("bar dest", "ä🙂 bar漢 <0x41>", "🙂", "x"):
         ids = tokenizer.encode(text)
         ends = tokenizer.piece_ends(text)
@@ -70,7 +71,7 @@ def test_the_ends_of_pieces_are_counted_in_characters(tokenizer: Tokenizer):
                 assert tokenizer.decode(ids[: place + 1]) == text[:end]
 
 
-def test_nothing_but_spaces_at_cuts_is_lost(tokenizer: Tokenizer):
+def test_splitting_drops_only_spaces_at_the_cuts(tokenizer: Tokenizer):
     rng = random.Random(1)
     alphabet = "ab.,!? 。，「」()–漢🙂é "
     for _ in range(200):
@@ -85,7 +86,7 @@ def test_nothing_but_spaces_at_cuts_is_lost(tokenizer: Tokenizer):
             assert first in words[part.n_words_before] if part.text else True
 
 
-def test_translations_are_joined_as_their_script_has_it():
+def test_translated_parts_are_joined_with_a_space_if_their_script_uses_spaces():
     assert join_parts("Er kam.", "Er sah.", False) == "Er kam. Er sah."
     assert join_parts("Donau", "dampf", True) == "Donaudampf"
     assert join_parts("他来了。", "他看见了。", False) == "他来了。他看见了。"

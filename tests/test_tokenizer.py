@@ -1,4 +1,4 @@
-"""The tokenizer: deterministic, lossless on normalised text, clear about what does not fit."""
+"""The tokenizer: deterministic, lossless on normalised text, with clear errors for sizes that do not fit."""
 
 import gzip
 import io
@@ -86,20 +86,20 @@ def test_special_ids_are_skipped_when_decoding(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode([BOS_ID, *ids, UNK_ID, EOS_ID, PAD_ID, PAD_ID]) == "über den deich"
 
 
-def test_bytes_that_are_no_utf8_become_replacement_characters(tokenizer: Tokenizer) -> None:
+def test_bytes_that_are_not_utf8_become_replacement_characters(tokenizer: Tokenizer) -> None:
     byte_ids = {piece: id_ for id_, piece in enumerate(tokenizer.pieces(range(4, 260)), start=4)}
     assert len(byte_ids) == 256
     assert tokenizer.decode([byte_ids["<0xE4>"]]) == "\ufffd"
     assert tokenizer.decode([byte_ids[f"<0x{byte:02X}>"] for byte in "ä€".encode()]) == "ä€"
 
 
-def test_the_pieces_that_break_a_line_are_known(tokenizer: Tokenizer) -> None:
+def test_the_pieces_that_break_lines_are_found(tokenizer: Tokenizer) -> None:
     assert sorted(tokenizer.pieces(tokenizer.line_breaking_ids)) == ["<0x00>", "<0x0A>", "<0x0D>"]
     assert tokenizer.line_breaking_ids <= set(tokenizer.encode("a\nb\rc\x00d"))
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
-def test_the_same_counts_give_the_same_bytes_in_whatever_order_they_come(tmp_path: Path, kind: str) -> None:
+def test_the_same_counts_in_any_order_give_the_same_bytes(tmp_path: Path, kind: str) -> None:
     counts = count_words(sentences(300))
     config = TokenizerConfig(kind=kind, vocab_size=400)
     shuffled = list(counts.items())
@@ -113,7 +113,7 @@ def test_the_same_counts_give_the_same_bytes_in_whatever_order_they_come(tmp_pat
 
 
 def trained_on_lines(lines: Iterable[str], **settings: Any) -> bytes:
-    """A model of ours as SentencePiece itself makes it of lines."""
+    """Train a model with our settings by SentencePiece itself, from lines."""
     model = io.BytesIO()
     ours = {"pad_id": 0, "unk_id": 1, "bos_id": 2, "eos_id": 3, "byte_fallback": True, "num_threads": 16}
     unchanged = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
@@ -137,7 +137,7 @@ def text_with_rare_characters() -> list[str]:
 
 
 @pytest.mark.parametrize("coverage", [0.98, 0.99, 0.9999, 1.0])
-def test_counts_give_the_bpe_model_that_lines_give(tmp_path: Path, coverage: float) -> None:
+def test_training_on_counts_gives_the_same_bpe_model_as_on_lines(tmp_path: Path, coverage: float) -> None:
     lines = text_with_rare_characters()
     config = TokenizerConfig(vocab_size=700, character_coverage=coverage)
     train_tokenizer(count_words(lines), config, tmp_path / "model", ["<bt>"])
@@ -152,7 +152,7 @@ def test_counts_give_the_bpe_model_that_lines_give(tmp_path: Path, coverage: flo
 
 
 @pytest.mark.parametrize("coverage", [0.98, 0.985, 0.99])
-def test_a_coverage_that_the_trainer_refuses_is_reckoned_by_us_as_it_would(
+def test_our_coverage_for_values_that_the_trainer_refuses_equals_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, coverage: float
 ) -> None:
     counts = count_words(text_with_rare_characters())
@@ -165,7 +165,7 @@ def test_a_coverage_that_the_trainer_refuses_is_reckoned_by_us_as_it_would(
     assert models[0] == models[1]
 
 
-def test_with_a_coverage_of_90_percent_the_rarest_tenth_of_the_characters_becomes_bytes(tmp_path: Path) -> None:
+def test_with_a_coverage_of_90_percent_the_rarest_characters_become_bytes(tmp_path: Path) -> None:
     lines = sentences(400)
     uses = Counter("".join("▁" + line.replace(" ", "▁") for line in lines))
     covered = list(itertools.accumulate(count for _, count in uses.most_common()))
@@ -179,7 +179,7 @@ def test_with_a_coverage_of_90_percent_the_rarest_tenth_of_the_characters_become
 
 
 @pytest.mark.skipif("MT_REAL_DATA" not in os.environ, reason="needs real text")
-def test_counts_give_the_bpe_model_that_lines_give_of_real_text(tmp_path: Path) -> None:
+def test_training_on_counts_of_real_text_gives_the_same_bpe_model_as_on_lines(tmp_path: Path) -> None:
     with gzip.open(Path(os.environ["MT_REAL_DATA"]) / "data/newstest/newstest2013.de.gz", "rt", "utf-8") as file:
         lines = [normalise(line) for line in file]
     train_tokenizer(count_words(lines), TokenizerConfig(vocab_size=4_000), tmp_path / "model")
@@ -188,7 +188,7 @@ def test_counts_give_the_bpe_model_that_lines_give_of_real_text(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
-def test_symbols_are_one_piece_and_cost_no_piece_for_their_space(tmp_path: Path, kind: str) -> None:
+def test_user_symbols_are_one_piece_including_their_space(tmp_path: Path, kind: str) -> None:
     counts = count_words([*sentences(300), "<bt> bt <br>"])
     train_tokenizer(counts, TokenizerConfig(kind=kind, vocab_size=400), tmp_path / "model", ["<bt>", "<name>"])
     tokenizer = Tokenizer.load(tmp_path / "model")
@@ -203,13 +203,13 @@ def test_symbols_are_one_piece_and_cost_no_piece_for_their_space(tmp_path: Path,
     assert tokenizer.vocab_size == 400
 
 
-def test_training_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_training_a_tokenizer_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     train_tokenizer(count_words(sentences(300)), TokenizerConfig(vocab_size=400), tmp_path / "model")
     assert capfd.readouterr() == ("", "")
 
 
-def test_words_too_long_to_be_words_are_left_out_and_counted(tmp_path: Path) -> None:
-    # Letters of the skipped words get no piece: that shows that they were skipped.
+def test_words_that_are_too_long_are_left_out_and_counted(tmp_path: Path) -> None:
+    # The letters of skipped words get no piece, which shows that they were skipped.
     longest, too_long = "Y" * 4_192, "É" * 2_097
     counts = count_words([*sentences(300), longest, f"{too_long} {too_long}", "block ▅Q \x00R\t"])
     assert n_skipped_words(counts) == 2
@@ -220,7 +220,7 @@ def test_words_too_long_to_be_words_are_left_out_and_counted(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
-def test_a_vocabulary_too_large_for_the_corpus_names_the_largest(tmp_path: Path, kind: str) -> None:
+def test_the_error_for_too_large_a_vocabulary_gives_the_maximum(tmp_path: Path, kind: str) -> None:
     counts = count_words(sentences(60))
     with pytest.raises(ConfigError) as caught:
         train_tokenizer(counts, TokenizerConfig(kind=kind, vocab_size=8_000), tmp_path / "model")
@@ -234,7 +234,7 @@ def test_a_vocabulary_too_large_for_the_corpus_names_the_largest(tmp_path: Path,
     assert Tokenizer.load(tmp_path / "model").vocab_size == int(found)
 
 
-def test_a_vocabulary_too_small_for_the_characters_names_what_they_take(tmp_path: Path) -> None:
+def test_the_error_for_too_small_a_vocabulary_gives_the_minimum(tmp_path: Path) -> None:
     words = ["".join(chr(0x4E00 + 10 * i + j) for j in range(10)) for i in range(30)]
     config = TokenizerConfig(vocab_size=400, character_coverage=1.0)
     with pytest.raises(ConfigError) as caught:
@@ -250,17 +250,17 @@ def test_a_vocabulary_too_small_for_the_characters_names_what_they_take(tmp_path
     ("counts", "found"),
     [({"y" * 5_000: 2}, "2 words were given, of which 2 are"), ({"": 3}, "0 words were given, of which 0 are")],
 )
-def test_no_text_to_train_on_is_an_error_of_the_data(tmp_path: Path, counts: dict[str, int], found: str) -> None:
+def test_training_on_no_text_is_a_data_error(tmp_path: Path, counts: dict[str, int], found: str) -> None:
     with pytest.raises(DataError) as caught:
         train_tokenizer(counts, TokenizerConfig(), tmp_path / "model")
     assert str(caught.value) == f"no text to train the tokenizer on: {found} too long (over 4,192 bytes)"
 
 
-def test_words_are_counted_between_spaces() -> None:
+def test_counted_words_are_separated_by_spaces() -> None:
     assert count_words(["a b a", "", "b,  a"]) == {"a": 3, "b": 1, "b,": 1}
 
 
-def test_a_tokenizer_travels_to_other_processes(tokenizer: Tokenizer) -> None:
+def test_a_tokenizer_can_be_sent_to_other_processes(tokenizer: Tokenizer) -> None:
     there = pickle.loads(pickle.dumps(tokenizer))
     assert there.encode("über den deich") == tokenizer.encode("über den deich")
 
@@ -280,7 +280,7 @@ def test_a_missing_or_damaged_model_is_a_checkpoint_error(tmp_path: Path) -> Non
 
 
 def foreign_model(path: Path, **settings: Any) -> Path:
-    """A model as other programs have it: unk 0, bos 1, eos 2, no pad, no bytes, its own rules of text."""
+    """Train a model as other programs do: unk 0, bos 1, eos 2, no pad, no bytes, with normalisation."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sentences(300)), model_writer=model, minloglevel=2, **{"vocab_size": 350, **settings}
@@ -294,14 +294,14 @@ FOREIGN: dict[str, dict[str, Any]] = {
     "unigram": {"model_type": "unigram", "vocab_size": 200},
     "bpe with bytes": {"model_type": "bpe", "byte_fallback": True, "vocab_size": 450},
     "unigram with bytes": {"model_type": "unigram", "byte_fallback": True, "vocab_size": 450},
-    "as T5 has it": {"model_type": "unigram", "vocab_size": 200, "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1},
-    "names of its own": {"pad_id": 3, "pad_piece": "[PAD]", "bos_piece": "[BOS]", "vocab_size": 200},
-    "a symbol of its own": {"user_defined_symbols": "<name>", "self_test_sample_size": 5, "vocab_size": 200},
+    "like T5": {"model_type": "unigram", "vocab_size": 200, "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1},
+    "other names": {"pad_id": 3, "pad_piece": "[PAD]", "bos_piece": "[BOS]", "vocab_size": 200},
+    "its own symbol": {"user_defined_symbols": "<name>", "self_test_sample_size": 5, "vocab_size": 200},
 }
 
 
 @pytest.mark.parametrize("settings", FOREIGN.values(), ids=FOREIGN)
-def test_an_adopted_model_cuts_text_as_it_did(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_an_adopted_model_gives_the_same_pieces_as_before(tmp_path: Path, settings: dict[str, Any]) -> None:
     path = foreign_model(tmp_path / "foreign.model", **settings)
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(path))
     (tmp_path / "adopted.model").write_bytes(adopt_model(path, ["<bt>", "<name>"]))
@@ -320,7 +320,7 @@ def test_an_adopted_model_cuts_text_as_it_did(tmp_path: Path, settings: dict[str
     assert "<name>" in ours.pieces(ours.encode("<bt> x<name>y"))
 
 
-def test_an_adopted_model_keeps_all_its_pieces_and_gets_what_it_lacks(tmp_path: Path) -> None:
+def test_an_adopted_model_keeps_its_pieces_and_gets_missing_special_pieces(tmp_path: Path) -> None:
     path = foreign_model(tmp_path / "foreign.model", vocab_size=200)
     before = [piece for piece, _ in scored_pieces(path.read_bytes())]
     assert before[:3] == ["<unk>", "<s>", "</s>"]
@@ -335,7 +335,7 @@ def test_an_adopted_model_keeps_all_its_pieces_and_gets_what_it_lacks(tmp_path: 
     assert adopt_model(tmp_path / "again.model", ["<bt>"]) == adopted
 
 
-def test_a_symbol_that_is_a_common_piece_of_the_model_becomes_one_that_is_never_cut(tmp_path: Path) -> None:
+def test_a_symbol_that_is_a_piece_of_the_model_is_never_split(tmp_path: Path) -> None:
     path = foreign_model(tmp_path / "foreign.model", vocab_size=200, control_symbols="<de>")
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(path))
     assert "<de>" not in theirs.encode("<de> x", out_type=str)
@@ -346,7 +346,7 @@ def test_a_symbol_that_is_a_common_piece_of_the_model_becomes_one_that_is_never_
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
-def test_a_model_of_ours_is_adopted_as_it_is(tmp_path: Path, kind: str) -> None:
+def test_one_of_our_models_is_adopted_unchanged(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "model"
     train_tokenizer(count_words(sentences(300)), TokenizerConfig(kind=kind, vocab_size=400), path, ["<bt>"])
     assert adopt_model(path, []) == path.read_bytes()
@@ -354,7 +354,7 @@ def test_a_model_of_ours_is_adopted_as_it_is(tmp_path: Path, kind: str) -> None:
     assert Tokenizer(adopt_model(path, ["<bt>", "<name>"])).vocab_size == 402
 
 
-def test_what_cannot_be_adopted_is_refused_in_a_line(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_adopted_is_refused_in_one_line(tmp_path: Path) -> None:
     def refusal(path: Path, symbols: list[str]) -> str:
         with pytest.raises((ConfigError, DataError)) as caught:
             adopt_model(path, symbols)
@@ -380,7 +380,7 @@ def test_what_cannot_be_adopted_is_refused_in_a_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
-def test_the_ends_of_pieces_are_known_of_an_adopted_model_too(tmp_path: Path, kind: str) -> None:
+def test_piece_ends_are_correct_for_an_adopted_model(tmp_path: Path, kind: str) -> None:
     path = foreign_model(tmp_path / "foreign.model", model_type=kind, vocab_size=200)
     tokenizer = Tokenizer(adopt_model(path, []))
     text = "xx漢字 ½漢🙂"
@@ -388,10 +388,10 @@ def test_the_ends_of_pieces_are_known_of_an_adopted_model_too(tmp_path: Path, ki
     assert len(ends) == len(pieces)
     assert ends == sorted(ends)
     assert ends[-1] == len(text)
-    assert ends[pieces.index("<unk>")] == 4  # one for both characters
+    assert ends[pieces.index("<unk>")] == 4  # one piece for both characters
 
 
-def test_a_model_of_another_program_is_not_loaded_as_it_is(tmp_path: Path) -> None:
+def test_a_model_of_another_program_cannot_be_loaded_directly(tmp_path: Path) -> None:
     path = foreign_model(tmp_path / "other.model", vocab_size=200)
     with pytest.raises(CheckpointError) as caught:
         Tokenizer.load(path)

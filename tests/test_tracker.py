@@ -27,7 +27,7 @@ def tracker(run_dir: Path, progress: Progress) -> Tracker:
     return Tracker(RunFolder(run_dir), progress, max_steps=100, updates_per_epoch=40)
 
 
-def test_people_see_where_training_is_and_a_time_left_that_moves_with_the_clock(
+def test_progress_lines_show_step_speed_and_a_remaining_time_that_follows_the_clock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = Clock()
@@ -41,7 +41,7 @@ def test_people_see_where_training_is_and_a_time_left_that_moves_with_the_clock(
     clock.now, progress.step = clock.now + 9, 30
     running.advance()
     running.log(**TRAINED)
-    clock.now += 5  # nothing has happened since
+    clock.now += 5  # no update ends during this time
     assert running._times() == "1 min 15 s elapsed · 1 min 05 s left"
     running.close()
     values = "loss 5.500 · lr 1.00e-03 · 1,000 tok/s"
@@ -49,7 +49,8 @@ def test_people_see_where_training_is_and_a_time_left_that_moves_with_the_clock(
         f"step 21/100 (21.0%) · epoch 0.5 · {values} · 1 min 01 s elapsed · 1 min 19 s left",
         f"step 30/100 (30.0%) · epoch 0.8 · {values} · 1 min 10 s elapsed · 1 min 10 s left",
     ]
-    (line,) = (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines()  # what is only shown is not recorded
+    # Values that are only shown are not recorded.
+    (line,) = (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines()
     assert json.loads(line)["step"] == 30
 
 
@@ -58,7 +59,7 @@ def shown_by_tensorboard(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def test_tensorboard_shows_what_was_measured_at_once(tmp_path: Path) -> None:
+def test_tensorboard_shows_measurements_before_the_tracker_is_closed(tmp_path: Path) -> None:
     n_threads = threading.active_count()
     progress = Progress(step=10, n_tgt_tokens=40_000, train_seconds=2.5)
     running = tracker(tmp_path, progress)
@@ -110,7 +111,7 @@ def test_tensorboard_shows_translations_as_text(tmp_path: Path) -> None:
     )
 
 
-def test_translations_are_kept_for_programs_as_long_as_their_step_stands(tmp_path: Path) -> None:
+def test_sample_translations_of_steps_that_are_rolled_back_are_removed(tmp_path: Path) -> None:
     progress = Progress(step=10)
     running = tracker(tmp_path, progress)
     running.log_validation(VALIDATED)
@@ -126,14 +127,14 @@ def test_translations_are_kept_for_programs_as_long_as_their_step_stands(tmp_pat
     }
 
 
-def test_what_a_longer_start_wrote_is_written_anew(tmp_path: Path) -> None:
+def test_measurements_after_the_resumed_step_are_replaced(tmp_path: Path) -> None:
     progress = Progress()
     first = tracker(tmp_path, progress)
     for progress.step in (10, 20, 30):
         first.log(**TRAINED)
     first.close()
     with (tmp_path / "metrics.jsonl").open("a") as stream:
-        stream.write('{"step": 40, "train_')  # torn by a kill
+        stream.write('{"step": 40, "train_')  # cut off by a kill
     progress.step = 20
     second = tracker(tmp_path, progress)
     progress.step = 30
@@ -149,8 +150,8 @@ def log_often(running: Tracker) -> None:
         running.log_validation(VALIDATED)
 
 
-def test_what_cannot_be_recorded_is_one_error_that_names_the_file(tmp_path: Path) -> None:
-    # The longest of the files meets the limit first.
+def test_a_failed_write_of_metrics_is_one_error_that_names_the_file(tmp_path: Path) -> None:
+    # The longest file reaches the limit first.
     first, second, third = (tracker(tmp_path / name, Progress()) for name in ("first", "second", "third"))
     first._metrics.write_line({"step": 0, "note": "x" * 1_000})
     second._events.add_text(0, "note", "x" * 1_000)
@@ -164,10 +165,10 @@ def test_what_cannot_be_recorded_is_one_error_that_names_the_file(tmp_path: Path
         with files_up_to(2_000), pytest.raises(WriteError) as caught:
             log_often(running)
         assert str(caught.value) == f"{path} cannot be written: {REMEDY}"
-        running.close()  # nothing is left in a buffer that could fail once more
+        running.close()  # no buffer has content that could fail to be written again
 
 
-def test_a_run_folder_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
+def test_a_run_folder_that_cannot_be_written_is_reported_once(tmp_path: Path) -> None:
     (tmp_path / "tensorboard").write_text("a file where a folder should be")
     with pytest.raises(WriteError) as caught:
         tracker(tmp_path, Progress())

@@ -42,14 +42,16 @@ def with_train(config: RunConfig, **changes: object) -> RunConfig:
 
 
 @pytest.mark.parametrize(("precision", "variant"), [("fp32", {}), ("bf16", {}), ("bf16", RICH)])
-def test_resume_equals_never_stopped_bit_for_bit(tmp_path: Path, precision: str, variant: dict[str, Any]) -> None:
+def test_resumed_training_equals_uninterrupted_training_bit_for_bit(
+    tmp_path: Path, precision: str, variant: dict[str, Any]
+) -> None:
     config = with_train(toy_config(tmp_path, precision=precision, batch_tokens=200), micro_batch_tokens=100)
     config = replace(config, model=replace(config.model, **variant))
     config = with_train(config, activation_checkpointing=bool(variant), ema_decay=0.9 if variant else None)
     corpus = prepare_corpus(config)
     train(config, corpus, tmp_path / "whole")
     train(with_train(config, max_steps=8), corpus, tmp_path / "parts")
-    # What a kill leaves behind: nothing but the checkpoint of step 4.
+    # As after a kill, only the checkpoint of step 4 remains.
     shutil.rmtree(RunFolder(tmp_path / "parts").checkpoint(8))
     shutil.rmtree(RunFolder(tmp_path / "parts").checkpoint(6), ignore_errors=True)
     assert RunFolder(tmp_path / "parts").checkpoints() == [RunFolder(tmp_path / "parts").checkpoint(4)]
@@ -62,7 +64,7 @@ def test_resume_equals_never_stopped_bit_for_bit(tmp_path: Path, precision: str,
     assert [step for step, _ in measured(tmp_path / "whole", "train_loss")] == [2, 4, 6, 8, 10, 12]
 
 
-def test_a_damaged_last_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_last_checkpoint_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = toy_config(tmp_path)
     corpus = prepare_corpus(config)
     train(with_train(config, max_steps=8), corpus, tmp_path / "run")
@@ -78,7 +80,7 @@ def test_a_damaged_last_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest
     assert RunFolder(tmp_path / "run").checkpoints()[-1] == last_good
 
 
-def test_when_no_checkpoint_can_be_read_training_does_not_begin_anew(tmp_path: Path) -> None:
+def test_if_no_checkpoint_can_be_read_training_does_not_start_over(tmp_path: Path) -> None:
     config = toy_config(tmp_path, max_steps=4)
     corpus = prepare_corpus(config)
     train(config, corpus, tmp_path / "run")
@@ -93,7 +95,9 @@ def test_when_no_checkpoint_can_be_read_training_does_not_begin_anew(tmp_path: P
     assert RunFolder(tmp_path / "run").checkpoints() == [folder]
 
 
-def test_a_validation_that_a_signal_came_before_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_validation_that_a_signal_prevented_runs_after_resuming(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = toy_config(tmp_path, max_steps=12, validate_every=6)
     corpus = prepare_corpus(config)
     record_update = Trainer.record_update
@@ -112,7 +116,7 @@ def test_a_validation_that_a_signal_came_before_is_made_up_for(tmp_path: Path, m
     assert [step for step, _ in measured(tmp_path / "run", "valid_loss")] == [6, 12]
 
 
-def test_a_signal_during_the_last_save_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_during_the_last_save_is_obeyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = toy_config(tmp_path, max_steps=4)
     corpus = prepare_corpus(config)
     save = Trainer.save_checkpoint
@@ -127,7 +131,7 @@ def test_a_signal_during_the_last_save_is_heard(tmp_path: Path, monkeypatch: pyt
     assert caught.value.code == 143
 
 
-def test_a_repeated_signal_is_one_wish_and_a_later_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signals_in_quick_succession_count_as_one_and_a_later_one_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(signals, "time", clock)
     before = signal.getsignal(signal.SIGTERM)
@@ -148,15 +152,15 @@ def test_a_repeated_signal_is_one_wish_and_a_later_one_another(monkeypatch: pyte
         signal.signal(signal.SIGTERM, before)
 
 
-def test_an_error_in_what_may_be_cut_short_leaves_no_trap_behind() -> None:
+def test_after_an_error_in_an_interruptible_block_signals_are_only_noted() -> None:
     with caught_signals() as received:
         with pytest.raises(ZeroDivisionError), received.interrupting():
             _ = 1 / 0
-        os.kill(os.getpid(), signal.SIGTERM)  # noted, and nothing is raised
+        os.kill(os.getpid(), signal.SIGTERM)  # noted, but not raised
         assert received.number == signal.SIGTERM
 
 
-def test_whoever_reads_the_messages_may_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_pipe_for_messages_does_not_stop_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "w") as stream:
@@ -164,12 +168,10 @@ def test_whoever_reads_the_messages_may_go(tmp_path: Path, monkeypatch: pytest.M
         tracker = Tracker(RunFolder(tmp_path), Progress(), 10, updates_per_epoch=40)
         tracker.say("nobody is there")
         tracker.close()
-        os.dup2(os.open(os.devnull, os.O_WRONLY), writing)  # what is left in its buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writing)  # discard the rest of the buffer
 
 
-def test_a_signal_during_a_validation_does_not_wait_for_its_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_signal_during_a_validation_interrupts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = toy_config(tmp_path, max_steps=12, validate_every=6)
     corpus = prepare_corpus(config)
     ended = []
@@ -192,7 +194,7 @@ def test_a_signal_during_a_validation_does_not_wait_for_its_end(
     assert [step for step, _ in measured(tmp_path / "run", "valid_loss")] == [6, 12]
 
 
-def test_micro_batches_change_the_update_by_rounding_only(tmp_path: Path) -> None:
+def test_micro_batches_change_the_update_only_by_rounding(tmp_path: Path) -> None:
     results = []
     for micro_batch_tokens in (256, 64):
         config = with_train(
@@ -222,7 +224,7 @@ def gradient_step(scale: float, clip_norm: float | None) -> tuple[torch.Tensor, 
     return norm, {name: p.detach() for name, p in model.named_parameters()}
 
 
-def test_an_update_is_torchs_adam_after_torchs_clipping() -> None:
+def test_an_update_equals_adam_and_gradient_clipping_of_torch() -> None:
     norm, parameters = gradient_step(0.5, clip_norm=1.0)
     model = small_model()
     torch.manual_seed(3)
@@ -235,14 +237,14 @@ def test_an_update_is_torchs_adam_after_torchs_clipping() -> None:
         torch.testing.assert_close(parameters[name], parameter.detach(), atol=1e-6, rtol=1e-5, msg=name)
 
 
-def test_gradients_that_are_not_finite_change_nothing() -> None:
+def test_non_finite_gradients_do_not_change_the_weights() -> None:
     norm, parameters = gradient_step(float("inf"), clip_norm=1.0)
     assert not torch.isfinite(norm)
     for name, parameter in small_model().named_parameters():
         assert torch.equal(parameters[name], parameter), name
 
 
-def test_fp16_scales_the_loss_halves_at_an_overflow_and_leaves_the_norm_alone() -> None:
+def test_fp16_halves_the_loss_scale_at_an_overflow_and_reports_the_unscaled_norm() -> None:
     model = small_model()
     optimizer = Optimizer(model, TrainConfig(), torch.float16)
     assert optimizer.loss_scale.item() == 32_768
@@ -260,14 +262,14 @@ def test_fp16_scales_the_loss_halves_at_an_overflow_and_leaves_the_norm_alone() 
     again = Optimizer(model, TrainConfig(), torch.float16)
     again.load_state_dict(state)
     assert again.loss_scale.item() == 16_384
-    # A run that began without a scale and goes on in fp16 begins with the usual one.
+    # A run that started without a scale and continues in fp16 starts with the usual scale.
     unscaled = Optimizer(model, TrainConfig(), torch.bfloat16).state_dict()
     fresh = Optimizer(model, TrainConfig(), torch.float16)
     fresh.load_state_dict(unscaled)
     assert fresh.loss_scale.item() == 32_768
 
 
-def test_the_learning_rate_is_the_papers() -> None:
+def test_the_learning_rate_follows_the_formula_of_the_paper() -> None:
     settings = TrainConfig(warmup_steps=4_000)
     for step in (1, 100, 4_000, 10_000, 100_000):
         paper = 512**-0.5 * min(step**-0.5, step * 4_000**-1.5)
@@ -287,7 +289,7 @@ def test_the_learning_rate_is_the_papers() -> None:
         ("warmup_stable_decay", {5: 0.5, 10: 1.0, 88: 1.0, 99: 0.55, 110: 0.1}),
     ],
 )
-def test_other_schedules_go_where_they_should(schedule: Any, shares: dict[int, float]) -> None:
+def test_other_schedules_have_the_expected_values(schedule: Any, shares: dict[int, float]) -> None:
     settings = TrainConfig(
         schedule=schedule,
         peak_lr=2.0,
@@ -300,7 +302,7 @@ def test_other_schedules_go_where_they_should(schedule: Any, shares: dict[int, f
         assert learning_rate(step, settings, 512) == pytest.approx(2.0 * share), step
 
 
-def test_weight_decay_is_adamws_and_draws_matrices_alone() -> None:
+def test_weight_decay_equals_that_of_adamw_and_applies_only_to_matrices() -> None:
     model = small_model()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = Optimizer(model, TrainConfig(optimizer="adamw", weight_decay=0.1), torch.float32)
@@ -315,8 +317,8 @@ def test_weight_decay_is_adamws_and_draws_matrices_alone() -> None:
     assert str(caught.value) == "train.weight_decay: is 0.1, but adam has no weight decay: set train.optimizer to adamw"
 
 
-def test_patience_ends_a_training_that_gets_no_better(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # Nothing is learned at such a rate, so no validation is better than the first.
+def test_patience_ends_a_training_that_does_not_improve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # At this learning rate the model learns nothing, so no validation is better than the first.
     config = toy_config(tmp_path, max_steps=50, validate_every=3, patience=2, peak_lr=1e-30, best_by="loss")
     corpus = prepare_corpus(config)
     progress = train(config, corpus, tmp_path / "run")
@@ -327,7 +329,7 @@ def test_patience_ends_a_training_that_gets_no_better(tmp_path: Path, capsys: py
     assert train(with_train(config, patience=3), corpus, tmp_path / "run").step == 12
 
 
-def test_patience_ends_a_training_whose_validations_give_no_number(
+def test_patience_ends_a_training_whose_validation_loss_is_nan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nothing = ValidationResult(float("nan"), 0.0, 0.0, {}, [])
@@ -337,7 +339,7 @@ def test_patience_ends_a_training_whose_validations_give_no_number(
     assert "\n2 validations without a better score\n" in capsys.readouterr().err
 
 
-def test_a_report_has_the_loss_of_the_best_checkpoint_as_it_is(tmp_path: Path) -> None:
+def test_a_report_has_the_exact_loss_of_the_best_checkpoint(tmp_path: Path) -> None:
     config = toy_config(tmp_path, max_steps=4, validate_every=4, best_by="loss")
     train_run(config, tmp_path / "run")
     ((_, loss),) = measured(tmp_path / "run", "valid_loss")
@@ -346,7 +348,7 @@ def test_a_report_has_the_loss_of_the_best_checkpoint_as_it_is(tmp_path: Path) -
     assert loss > 0
 
 
-def test_the_validation_loss_of_an_even_guess_is_log_vocab(tmp_path: Path) -> None:
+def test_the_validation_loss_of_a_uniform_guess_is_log_vocab(tmp_path: Path) -> None:
     config = toy_config(tmp_path)
     trainer = Trainer(config, prepare_corpus(config), RunFolder(tmp_path / "run"))
     with torch.no_grad():
@@ -357,7 +359,7 @@ def test_the_validation_loss_of_an_even_guess_is_log_vocab(tmp_path: Path) -> No
     assert by_length == {"1-10": log_vocab}  # the toy's sentences have 3 to 7 words
 
 
-def test_the_validation_loss_is_told_by_length() -> None:
+def test_the_validation_loss_is_reported_by_length() -> None:
     pairs = [([5] * 3, [6] * n) for n in (80, 3, 10, 9, 200, 19, 79)]
     model = small_model().eval()
     loss, by_length = validation_loss(model, parallel(pairs))
@@ -367,12 +369,12 @@ def test_the_validation_loss_is_told_by_length() -> None:
         n_tokens = [len(pairs[n][1]) + 1 for n in numbers]
         return pytest.approx(sum(alone[n] * m for n, m in zip(numbers, n_tokens, strict=True)) / sum(n_tokens))
 
-    # 81, 4, 11, 10, 201, 20 and 80 tokens with the end of sentence.
+    # 81, 4, 11, 10, 201, 20 and 80 tokens with EOS.
     assert by_length == {"1-10": mean(1, 3), "11-20": mean(2, 5), "41-80": mean(6), "81-": mean(0, 4)}
     assert loss == mean(*range(7))
 
 
-def test_stop_after_a_time_saves_and_is_final(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_after_saves_and_the_run_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr("mt.training.loop.time", clock)
     clock.slow(monkeypatch, Engine, "step", 0.25)
@@ -384,7 +386,7 @@ def test_stop_after_a_time_saves_and_is_final(tmp_path: Path, monkeypatch: pytes
     assert train(config, corpus, tmp_path / "run").step == 8
 
 
-def test_the_speed_that_is_logged_leaves_validations_and_checkpoints_out(
+def test_the_logged_speed_does_not_count_validations_and_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
@@ -392,7 +394,7 @@ def test_the_speed_that_is_logged_leaves_validations_and_checkpoints_out(
     clock.slow(monkeypatch, Engine, "step", 0.25)
     clock.slow(monkeypatch, Trainer, "validate", 64)
     clock.slow(monkeypatch, Trainer, "save_checkpoint", 32)
-    # At its peak the device takes a second for 4,096 target tokens.
+    # At its peak, the device takes one second for 4,096 target tokens.
     monkeypatch.setattr(Engine, "peak_seconds", lambda engine, n_src_tokens, n_tgt_tokens: n_tgt_tokens / 4_096)
     config = toy_config(tmp_path, max_steps=4, log_every=2, checkpoint_every=1, validate_every=3)
     train(config, prepare_corpus(config), tmp_path / "run")
@@ -405,7 +407,7 @@ def test_the_speed_that_is_logged_leaves_validations_and_checkpoints_out(
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
-def test_a_signal_saves_says_so_and_stops(
+def test_a_signal_saves_reports_it_and_stops(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int, status: type[BaseException]
 ) -> None:
     config = toy_config(tmp_path, max_steps=100_000, validate_every=100_000, checkpoint_every=100_000)
@@ -432,7 +434,7 @@ def test_a_signal_saves_says_so_and_stops(
     assert Trainer(config, corpus, RunFolder(tmp_path / "run")).progress.step == step
 
 
-def test_a_run_leaves_what_the_contract_names_and_a_second_start_does_nothing(tmp_path: Path) -> None:
+def test_a_run_writes_the_documented_files_and_a_second_start_does_nothing(tmp_path: Path) -> None:
     config = toy_config(tmp_path)
     run_dir = tmp_path / "run"
     train_run(config, run_dir)
@@ -475,7 +477,7 @@ def test_fine_tuning_starts_from_the_weights_and_the_tokenizer_of_a_model(tmp_pa
     general = toy_config(tmp_path / "general", max_steps=60, peak_lr=5e-3)
     train_run(general, tmp_path / "first")
     start = tmp_path / "first" / "model"
-    # Other text, on which a tokenizer of its own would be another one; nothing is learned at such a rate.
+    # Other text, from which a new tokenizer would differ. At this learning rate the weights do not change.
     special = toy_config(tmp_path / "special", n_train=300, max_steps=1, peak_lr=1e-30, average_last=1)
     for side in ("en", "de"):
         path = tmp_path / "special" / f"train.{side}"
@@ -487,7 +489,7 @@ def test_fine_tuning_starts_from_the_weights_and_the_tokenizer_of_a_model(tmp_pa
     before, after = ModelFolder.open(start).load_weights(), ModelFolder.open(tuned).load_weights()
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, msg=name)
-    # What has begun needs the first run no more.
+    # A run that has started no longer needs the first run.
     shutil.rmtree(tmp_path / "first")
     train_run(with_train(special, max_steps=2), tmp_path / "second")
     assert RunFolder(tmp_path / "second").checkpoints()[-1] == RunFolder(tmp_path / "second").checkpoint(2)
@@ -512,7 +514,7 @@ def test_fine_tuning_needs_a_model_of_the_same_shape(tmp_path: Path) -> None:
     )
 
 
-def test_a_model_folder_stands_alone(tmp_path: Path) -> None:
+def test_a_model_folder_works_without_its_run_and_text(tmp_path: Path) -> None:
     from mt import Translator
 
     config = toy_config(tmp_path / "text", max_steps=2)
@@ -523,7 +525,7 @@ def test_a_model_folder_stands_alone(tmp_path: Path) -> None:
     assert len(Translator.load(tmp_path / "elsewhere").translate(["bar dest", ""])) == 2
 
 
-def test_a_changed_setting_is_refused_by_name_unless_it_may_change(tmp_path: Path) -> None:
+def test_a_changed_setting_is_refused_unless_it_is_changeable(tmp_path: Path) -> None:
     config = toy_config(tmp_path, max_steps=2)
     run_dir = tmp_path / "run"
     train_run(config, run_dir)
@@ -533,7 +535,7 @@ def test_a_changed_setting_is_refused_by_name_unless_it_may_change(tmp_path: Pat
         "model.d_ff: this run began with 64, now it is 72. Change it back, or start over with another --run-dir "
         f"(the run is in {run_dir})."
     )
-    with pytest.raises(MTError) as caught:  # all of them at once
+    with pytest.raises(MTError) as caught:  # all differences are reported at once
         train_run(replace(config, model=replace(config.model, d_ff=72, positions="rotary")), run_dir)
     assert str(caught.value) == (
         "model.d_ff: this run began with 64, now it is 72; model.positions: this run began with sinusoidal, now it "
@@ -560,7 +562,7 @@ def test_a_run_without_a_checkpoint_may_change_all_settings_and_its_text(
     train_run(with_train(other, max_steps=3), tmp_path / "run")
 
 
-def test_another_beam_gives_another_report_and_the_model_folder_says_so(tmp_path: Path) -> None:
+def test_a_new_beam_size_updates_the_report_and_the_model_folder(tmp_path: Path) -> None:
     config = toy_config(tmp_path, max_steps=2)
     run_dir = tmp_path / "run"
     train_run(config, run_dir)
@@ -570,7 +572,7 @@ def test_another_beam_gives_another_report_and_the_model_folder_says_so(tmp_path
     assert ModelFolder.open(run_dir / "model").config.decode.beam_size == 2
 
 
-def test_what_the_machine_cannot_do_is_said_before_the_data_is_touched(tmp_path: Path) -> None:
+def test_unsupported_settings_are_refused_before_the_data_is_prepared(tmp_path: Path) -> None:
     config = toy_config(tmp_path, compile=True)
     with pytest.raises(MTError) as caught:
         train_run(config, tmp_path / "run")
@@ -578,7 +580,7 @@ def test_what_the_machine_cannot_do_is_said_before_the_data_is_touched(tmp_path:
     assert not (tmp_path / "prepared").exists()
 
 
-def test_a_run_keeps_the_corpus_it_began_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_keeps_the_corpus_that_it_started_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = toy_config(tmp_path / "text", max_steps=2)
     run_dir = tmp_path / "run"
     train_run(config, run_dir)
@@ -601,7 +603,7 @@ def test_a_run_keeps_the_corpus_it_began_with(tmp_path: Path, capsys: pytest.Cap
     )
 
 
-def test_a_run_whose_record_is_damaged_says_what_to_do(tmp_path: Path) -> None:
+def test_the_error_for_a_damaged_run_record_says_what_to_do(tmp_path: Path) -> None:
     config = toy_config(tmp_path / "text", max_steps=2)
     run_dir = tmp_path / "run"
     train_run(config, run_dir)
@@ -620,7 +622,7 @@ def test_a_run_whose_record_is_damaged_says_what_to_do(tmp_path: Path) -> None:
     )
 
 
-def test_a_report_notes_an_average_that_is_worse_than_a_checkpoint() -> None:
+def test_the_report_notes_if_the_average_is_worse_than_a_checkpoint() -> None:
     bleu = MetricScore(name="BLEU", score=30.0, signature="sig")
     report = Evaluation(
         system="x",
@@ -646,7 +648,9 @@ def test_a_report_notes_an_average_that_is_worse_than_a_checkpoint() -> None:
         assert "note:" not in format_report(report.model_copy(update={"best": best}))
 
 
-def test_training_on_what_is_trained_already_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_starting_a_finished_training_logs_that_it_is_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = toy_config(tmp_path, max_steps=6)
     corpus = prepare_corpus(config)
     train(config, corpus, tmp_path / "run")
@@ -655,7 +659,7 @@ def test_training_on_what_is_trained_already_says_so(tmp_path: Path, capsys: pyt
     assert capsys.readouterr().err == "trained already: 6 steps, beyond train.max_steps (5)\n"
 
 
-def test_two_trainings_in_one_folder_are_refused(tmp_path: Path) -> None:
+def test_a_second_training_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     import fcntl
 
     config = toy_config(tmp_path, max_steps=2)
@@ -670,9 +674,7 @@ def test_two_trainings_in_one_folder_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("reverse", "n_layers", "n_steps"), [(False, 2, 250), (True, 1, 750)])
-def test_copying_and_reversing_are_learned_to_the_end(
-    tmp_path: Path, reverse: bool, n_layers: int, n_steps: int
-) -> None:
+def test_a_model_learns_to_copy_and_to_reverse(tmp_path: Path, reverse: bool, n_layers: int, n_steps: int) -> None:
     config = toy_config(
         tmp_path,
         n_train=3_000,
@@ -689,14 +691,14 @@ def test_copying_and_reversing_are_learned_to_the_end(
     )
     layers = {"n_encoder_layers": n_layers, "n_decoder_layers": n_layers}
     shape = replace(config.model, d_model=64, d_ff=128, dropout=0.0, **layers)
-    # Pieces enough for whole words.
+    # Enough pieces for whole words.
     config = replace(config, model=shape, tokenizer=replace(config.tokenizer, vocab_size=420))
     train_run(config, tmp_path / "run")
     report = json.loads((tmp_path / "run" / "report.json").read_text("utf-8"))
     assert report["test_sets"]["held_out"]["scores"][0]["score"] > 95
 
 
-def test_the_moving_average_follows_the_weights_and_stays_where_an_update_is_skipped() -> None:
+def test_the_moving_average_follows_the_weights_except_after_skipped_updates() -> None:
     model = small_model()
     average, steps = MovingAverage(model, decay=0.999), {1: 0.0, 2: 1.0, 3: 0.0}
     expected = {name: weight.clone() for name, weight in model.named_parameters()}
@@ -704,7 +706,7 @@ def test_the_moving_average_follows_the_weights_and_stays_where_an_update_is_ski
         with torch.no_grad():
             for name, weight in model.named_parameters():
                 weight.add_(torch.randn_like(weight))
-                if not was_skipped:  # average + share · (weights - average), with a share of 9 / (10 + step) at first
+                if not was_skipped:  # average + f · (weights - average), where f is 9 / (10 + step) at first
                     expected[name].lerp_(weight, 9 / (10 + step))
         average.follow(step, torch.tensor(was_skipped))
     for name, weight in average.state_dict().items():

@@ -1,4 +1,4 @@
-"""`mt translate` from outside, with a model that is small and knows nothing: what comes out for what goes in."""
+"""`mt translate` in its own process, with a small model of random weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LINES_AT_A_TIME = 64
 
 
 def take_few_lines_at_a_time() -> None:
-    """So that a short text takes many steps."""
+    """Let a short text take many steps."""
     LineReader.batches.__kwdefaults__["max_lines"] = LINES_AT_A_TIME
 
 
@@ -35,7 +35,7 @@ def model(toy_model: Path) -> Path:
 
 
 def wait_after(n_steps: int) -> None:
-    """So that there is something to kill, however fast the machine is."""
+    """Stop after some steps, so that the process still runs when it is killed, even on a fast machine."""
     take_few_lines_at_a_time()
     batches = LineReader.batches
 
@@ -57,7 +57,7 @@ def run(
 
 
 def odd_lines(seed: int) -> list[bytes]:
-    """Lines that nobody would write, and that somebody will translate."""
+    """Return very unusual lines, which users will nevertheless translate."""
     rng = random.Random(seed)
     odd = [bytes(rng.choices([b for b in range(256) if b != 10], k=rng.randrange(200))) for _ in range(60)]
     odd += ["".join(chr(rng.choice([*range(10), *range(11, 32), 127, *range(128, 160)])) for _ in range(20)).encode()]
@@ -90,9 +90,7 @@ def odd_lines(seed: int) -> list[bytes]:
 @pytest.mark.parametrize(
     ("seed", "longest"), [(1, ["--max-length", "12"]), pytest.param(2, [], marks=pytest.mark.slow)]
 )
-def test_as_many_lines_come_out_as_go_in_whatever_they_are(
-    model: Path, tmp_path: Path, seed: int, longest: list[str]
-) -> None:
+def test_any_input_gives_one_output_line_per_line(model: Path, tmp_path: Path, seed: int, longest: list[str]) -> None:
     lines = odd_lines(seed)
     (tmp_path / "in").write_bytes(b"\n".join(lines) + b"\n")
     options = ("--input", tmp_path / "in", "--precision", "fp32", "--beam-size", "2", *longest)
@@ -108,9 +106,8 @@ def test_as_many_lines_come_out_as_go_in_whatever_they_are(
         run(model, *options, "--format", "jsonl"),
         run(model, *options[2:], "--format", "jsonl", stdin=b"\n".join(lines)),
     ):
-        entries = [
-            json.loads(line) for line in as_json.stdout.decode().splitlines()
-        ]  # no line breaks of any kind inside
+        # splitlines() finds all kinds of line breaks: the JSON has none inside its lines.
+        entries = [json.loads(line) for line in as_json.stdout.decode().splitlines()]
         assert [entry["line"] for entry in entries] == list(range(1, len(lines) + 1))
         assert "".join(entry["hypotheses"][0]["text"] + "\n" for entry in entries) == out.decode()
         n_invalid = sum("invalid_utf8" in entry["flags"] for entry in entries)
@@ -118,7 +115,7 @@ def test_as_many_lines_come_out_as_go_in_whatever_they_are(
         assert 50 < n_invalid < 62
 
 
-def test_a_line_of_a_megabyte_is_translated_in_parts(model: Path) -> None:
+def test_a_line_of_one_megabyte_is_translated_in_parts(model: Path) -> None:
     lines = [b"bar", b"bar dest fin. " * 75_000, b"bar", b"x" * 200_000]
     done = run(model, "--beam-size", "1", "--max-length", "4", stdin=b"\n".join(lines))
     assert done.returncode == 0
@@ -129,7 +126,7 @@ def test_a_line_of_a_megabyte_is_translated_in_parts(model: Path) -> None:
 
 
 def steps_until(process: MT, record: Path, n_lines: int, seconds: float) -> None:
-    """Wait until so many lines are done, and some more."""
+    """Wait until `n_lines` are done, and then `seconds` longer."""
     while process.poll() is None:
         if record.exists() and json.loads(record.read_bytes())["n_lines"] >= n_lines:
             break
@@ -146,7 +143,7 @@ def steps_until(process: MT, record: Path, n_lines: int, seconds: float) -> None
         pytest.param(signal.SIGINT, "bf16", marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_run_that_is_resumed_writes_the_same_bytes(
+def test_a_killed_and_resumed_translation_writes_the_same_bytes(
     model: Path, tmp_path: Path, number: int, precision: str
 ) -> None:
     write_lines(tmp_path / "in", toy_text(8 * LINES_AT_A_TIME + 7, 5)[0])
@@ -180,18 +177,18 @@ def test_a_killed_run_that_is_resumed_writes_the_same_bytes(
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_batches_in_the_middle(model: Path, tmp_path: Path, number: int, status: int) -> None:
+def test_a_signal_interrupts_batches(model: Path, tmp_path: Path, number: int, status: int) -> None:
     part, record = tmp_path / "out.part", tmp_path / "out.part.json"
     write_lines(tmp_path / "in", [""] * LINES_AT_A_TIME + toy_text(LINES_AT_A_TIME, 5)[0])
     endless = ("--batch-sentences", "8", "--min-length", "1000000", "--max-length", "1000001")
     files = ("--input", tmp_path / "in", "--output", tmp_path / "out", "--no-progress")
     arguments = ("translate", "--model", model, *files, *endless)
-    two_more = {"OMP_NUM_THREADS": "2"}  # processes
+    two_more = {"OMP_NUM_THREADS": "2"}  # two more processes
     with MT(*arguments, environment=two_more, before=take_few_lines_at_a_time) as process:
         steps_until(process, record, LINES_AT_A_TIME, 0.3)
-        # Ctrl-C comes to all processes of a terminal.
+        # Ctrl-C reaches all processes of a terminal.
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-        _, errors = process.communicate(timeout=60)  # no batch comes to its end in so little time
+        _, errors = process.communicate(timeout=60)  # no batch can finish in this time
     told = f"stopped: the first {LINES_AT_A_TIME} lines are in {part}: the same command with --resume continues\n"
     assert (process.returncode, errors.decode()) == (status, told)
     assert part.read_bytes() == b"\n" * LINES_AT_A_TIME
@@ -202,7 +199,7 @@ def sampled(model: Path, *options: str, lines: Sequence[str]) -> list[str]:
     return run(model, "--sample", "--precision", "fp32", *options, stdin=text).stdout.decode().split("\n")[:-1]
 
 
-def test_draws_depend_on_the_line_and_the_seed_alone(model: Path) -> None:
+def test_samples_depend_only_on_the_line_and_the_seed(model: Path) -> None:
     lines = toy_text(20, 7)[0]
     drawn = sampled(model, lines=lines)
     assert sampled(model, "--batch-sentences", "3", lines=lines[::-1]) == drawn[::-1]
@@ -210,17 +207,17 @@ def test_draws_depend_on_the_line_and_the_seed_alone(model: Path) -> None:
     assert len(sampled(model, "--n-best", "3", "--top-k", "5", "--top-p", "0.9", lines=lines)) == 60
 
 
-def write_little() -> None:
+def limit_file_size() -> None:
     take_few_lines_at_a_time()
     resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 10, 8 << 10))
 
 
-def test_a_disk_that_fills_up_behind_a_redirection_keeps_whole_lines(model: Path, tmp_path: Path) -> None:
-    """A limit on the size of files stands in for the disk."""
+def test_redirected_output_to_a_full_disk_ends_with_a_whole_line(model: Path, tmp_path: Path) -> None:
+    """A limit on the size of files simulates the full disk."""
     write_lines(tmp_path / "in", toy_text(400, 8)[0])
     options = ("--input", tmp_path / "in", "--beam-size", "1", "--no-retry")
     whole = run(model, *options).stdout
-    done = run(model, *options, before=write_little)
+    done = run(model, *options, before=limit_file_size)
     fix = b"Raise the limit on the size of files (ulimit -f), then run the same command again.\n"
     assert (done.returncode, done.stderr) == (2, b"error: standard output cannot be written: File too large. " + fix)
     assert done.stdout

@@ -50,7 +50,7 @@ def test_order_is_kept_and_blank_lines_stay_blank(translator: Translator) -> Non
     assert next(iter(translator.translate_lines([""]))) == [Hypothesis("", 0.0, 0.0, 0)]
 
 
-def test_the_size_of_a_batch_changes_no_line(translator: Translator) -> None:
+def test_the_batch_size_does_not_change_translations(translator: Translator) -> None:
     together = translator.translate(LINES)
     assert translator.translate(LINES, replace(translator.decode, batch_tokens=1)) == together
     assert translator.translate(LINES, replace(translator.decode, batch_tokens=40)) == together
@@ -58,18 +58,18 @@ def test_the_size_of_a_batch_changes_no_line(translator: Translator) -> None:
 
 
 @pytest.mark.parametrize("n_parallel", [1, 2, 5])
-def test_batches_side_by_side_change_no_line(translator: Translator, n_parallel: int) -> None:
+def test_parallel_batches_do_not_change_translations(translator: Translator, n_parallel: int) -> None:
     expected, n_threads = translator.translate(LINES), torch.get_num_threads()
     translator.backend.n_parallel = n_parallel
     assert translator.translate(LINES, replace(translator.decode, batch_sentences=3)) == expected
     assert torch.get_num_threads() == n_threads
 
 
-def test_processes_translate_as_this_one_does(translator: Translator) -> None:
+def test_several_processes_give_the_same_translations(translator: Translator) -> None:
     decode = replace(translator.decode, batch_sentences=3)
     expected = list(translator.translate_lines(LINES, decode, n_best=2))
     translator.backend = OwnBackend(translator.model, n_processes=3)
-    for _ in range(2):  # the second time in the processes of the first
+    for _ in range(2):  # the second time reuses the processes
         assert list(translator.translate_lines(LINES, decode, n_best=2)) == expected
 
 
@@ -81,7 +81,7 @@ def _fate(what: str) -> str:
     return what
 
 
-def test_what_happens_in_a_process_is_told() -> None:
+def test_errors_and_kills_of_processes_are_reported() -> None:
     processes = Forks(2)
     assert list(processes.map(_fate, ["a", "b", "c"])) == ["a", "b", "c"]
     with pytest.raises(DataError, match=r"^what is wrong"):
@@ -96,7 +96,7 @@ def test_what_happens_in_a_process_is_told() -> None:
 
 @contextmanager
 def interrupted_after(seconds: float) -> Iterator[None]:
-    """Ctrl-C, as long as this lasts."""
+    """Send Ctrl-C after some seconds, if the block still runs."""
     timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     try:
@@ -105,16 +105,16 @@ def interrupted_after(seconds: float) -> Iterator[None]:
         timer.cancel()
 
 
-def test_an_interrupt_ends_processes_in_the_middle_of_their_work() -> None:
+def test_an_interrupt_ends_working_processes() -> None:
     processes = Forks(2)
     with pytest.raises(KeyboardInterrupt), interrupted_after(0.3):
         list(processes.map(time.sleep, [100, 100, 100]))
     assert not multiprocessing.active_children()
-    assert list(processes.map(_fate, ["a", "b", "c"])) == ["a", "b", "c"]  # in new ones
+    assert list(processes.map(_fate, ["a", "b", "c"])) == ["a", "b", "c"]  # in new processes
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts the files that are open")
-def test_what_is_not_read_to_its_end_leaves_no_process_at_work_and_no_file_open() -> None:
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files in /proc")
+def test_an_abandoned_translation_leaves_no_processes_or_open_files() -> None:
     processes, n_open = Forks(2), []
     for _ in range(3):
         results = processes.map(time.sleep, [0, 100, 100])
@@ -123,7 +123,7 @@ def test_what_is_not_read_to_its_end_leaves_no_process_at_work_and_no_file_open(
         results.close()
         assert not multiprocessing.active_children()
         n_open.append(len(os.listdir("/proc/self/fd")))
-    for _ in range(200):  # threads that wait for the last processes end a moment later
+    for _ in range(200):  # threads that wait for the last processes end slightly later
         gc.collect()
         if (n_left := len(os.listdir("/proc/self/fd"))) <= n_open[0]:
             break
@@ -131,7 +131,7 @@ def test_what_is_not_read_to_its_end_leaves_no_process_at_work_and_no_file_open(
     assert n_left <= n_open[0]
 
 
-def test_processes_end_with_what_they_worked_for() -> None:
+def test_processes_end_when_their_pool_is_deleted() -> None:
     processes = Forks(2)
     assert list(processes.map(abs, [-1, -2, -3])) == [1, 2, 3]
     assert len(multiprocessing.active_children()) == 2
@@ -139,7 +139,7 @@ def test_processes_end_with_what_they_worked_for() -> None:
     assert not multiprocessing.active_children()
 
 
-def test_threads_stay_so_that_none_ends_during_a_fork() -> None:
+def test_threads_are_kept_so_that_none_ends_during_a_fork() -> None:
     both = threading.Barrier(2)
 
     def work(_: int) -> int:
@@ -165,12 +165,12 @@ def test_an_interrupt_does_not_wait_for_threads() -> None:
     may_end.set()
 
 
-def test_a_failing_batch_ends_those_beside_it() -> None:
-    begun: list[int] = []
+def test_a_failing_batch_stops_the_parallel_batches() -> None:
+    started: list[int] = []
     is_told = threading.Event()
 
     def work(item: int) -> int:
-        begun.append(item)
+        started.append(item)
         if item == 3:
             raise ValueError(item)
         if item > 3:
@@ -183,12 +183,12 @@ def test_a_failing_batch_ends_those_beside_it() -> None:
     with pytest.raises(ValueError, match=r"^3$"):
         next(results)
     is_told.set()
-    assert list(side_by_side(abs, [-1, -2], 2)) == [1, 2]  # in the same threads, after what they had to do
-    assert set(begun) <= {0, 1, 2, 3, 4, 5}  # two at a time, and none after those that were begun with it
+    assert list(side_by_side(abs, [-1, -2], 2)) == [1, 2]  # in the same threads, after their previous work
+    assert set(started) <= {0, 1, 2, 3, 4, 5}  # two at a time, and none after those that had started by then
     assert torch.get_num_threads() == n_threads
 
 
-def test_every_line_gets_a_line_and_harms_no_other(translator: Translator) -> None:
+def test_unusual_lines_are_translated_and_do_not_affect_others(translator: Translator) -> None:
     odd = ["ba " * 33_000, "", "🙂🙂🙂", "Привет, мир", "漢字" * 50, "\x00\x0b\x85 \u2028", "a" * 3_000, "\ufffd"]
     mixed = [line for pair in zip(LINES, odd, strict=False) for line in pair]
     translations = translator.translate(mixed)
@@ -222,19 +222,19 @@ def parts_of(translator: Translator, line: str) -> list[str]:
     return [sentence.part.text for sentence in sentences]
 
 
-def test_a_word_that_is_too_long_is_cut_anywhere_and_joined_again(translator: Translator) -> None:
+def test_a_word_that_is_too_long_is_split_anywhere_and_joined_again(translator: Translator) -> None:
     parts = parts_of(translator, "x" * 100)
     assert "".join(parts) == "x" * 100
     assert len(parts) < 8
     assert translator.translate(["x" * 100]) == ["".join(translator.translate(parts))]
 
 
-def test_no_character_is_cut_in_two(translator: Translator) -> None:
+def test_splitting_keeps_characters_whole(translator: Translator) -> None:
     text = "漢🙂é字" * 20
     assert "".join(parts_of(translator, text)) == text
 
 
-def test_a_model_that_gives_no_numbers_says_what_to_try(translator: Translator) -> None:
+def test_the_error_for_a_model_that_returns_nan_says_what_to_try(translator: Translator) -> None:
     with torch.no_grad():
         translator.model.embedding.weight[9] = float("nan")
     with pytest.raises(CheckpointError) as caught:
@@ -244,7 +244,7 @@ def test_a_model_that_gives_no_numbers_says_what_to_try(translator: Translator) 
     )
 
 
-def test_limits_that_nothing_meets_are_told_apart_from_a_broken_model(translator: Translator) -> None:
+def test_limits_that_cannot_be_met_have_their_own_error(translator: Translator) -> None:
     with pytest.raises(ConfigError) as caught:
         translator.translate(["bar dest"], DecodeConfig(no_repeat_ngram_size=1, min_length=500))
     assert str(caught.value) == (
@@ -254,7 +254,7 @@ def test_limits_that_nothing_meets_are_told_apart_from_a_broken_model(translator
 
 
 class Parrot(Backend):
-    """A backend that says of each sentence what it was taught; what blocks repetition it is taught apart."""
+    """A fake backend. Its translations, with and without blocked repetition, are set in `said`."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -291,11 +291,11 @@ LINE, LOOP = "bar dest fin gol", "BAR DEST" + " FIN" * 9
     ("again", "text", "flags"),
     [
         ("BAR DEST FIN GOL", "BAR DEST FIN GOL", ("retried",)),
-        ("BAR DEST" + " FIN" * 7, "BAR DEST" + " FIN" * 7, ("repetition", "retried")),  # less of it
-        ("BAR DEST" + " FIN" * 12, LOOP, ("repetition", "retried")),  # no better
+        ("BAR DEST" + " FIN" * 7, "BAR DEST" + " FIN" * 7, ("repetition", "retried")),  # a shorter loop
+        ("BAR DEST" + " FIN" * 12, LOOP, ("repetition", "retried")),  # not better
     ],
 )
-def test_a_loop_is_searched_again_and_the_better_one_taken(
+def test_a_looping_translation_is_searched_again_and_the_better_one_is_used(
     parrot: Parrot, again: str, text: str, flags: tuple[str, ...]
 ) -> None:
     parrot.said = {(LINE, False): LOOP, (LINE, True): again}
@@ -309,7 +309,7 @@ def test_a_loop_is_searched_again_and_the_better_one_taken(
     ]
 
 
-def test_a_translation_that_is_far_too_short_is_searched_again_with_a_shortest_length(parrot: Parrot) -> None:
+def test_a_translation_that_is_far_too_short_is_searched_again_with_a_minimum_length(parrot: Parrot) -> None:
     line = " ".join(["bar dest fin gol"] * 5)
     n_tokens = len(parrot.tokenizer.encode(line))
     parrot.said = {(line, False): "BAR"}
@@ -324,7 +324,7 @@ def test_a_translation_that_is_far_too_long_is_flagged(parrot: Parrot) -> None:
     assert hypotheses[0].flags == ("too_long", "retried")
 
 
-def test_nothing_is_searched_again_where_that_is_not_wanted(parrot: Parrot) -> None:
+def test_nothing_is_searched_again_if_retries_are_off_or_impossible(parrot: Parrot) -> None:
     parrot.said = {(LINE, False): LOOP, (LINE, True): LOOP}
     for translator, decode in (
         (taught(parrot, retries=False), DecodeConfig()),
@@ -336,7 +336,7 @@ def test_nothing_is_searched_again_where_that_is_not_wanted(parrot: Parrot) -> N
     assert len(parrot.calls) == 3
 
 
-def test_an_end_that_max_length_forced_is_flagged_and_no_reason_to_search_again(parrot: Parrot) -> None:
+def test_a_translation_cut_off_by_max_length_is_flagged_but_not_searched_again(parrot: Parrot) -> None:
     line = " ".join(["bar dest fin gol"] * 5)
     n_tokens = len(parrot.tokenizer.encode("BAR"))
     parrot.said = {(line, False): "BAR"}
@@ -345,7 +345,7 @@ def test_an_end_that_max_length_forced_is_flagged_and_no_reason_to_search_again(
     assert len(parrot.calls) == 1
 
 
-def test_hypotheses_have_their_tokens_and_their_score_for_each(parrot: Parrot) -> None:
+def test_hypotheses_have_tokens_and_a_log_prob_per_token(parrot: Parrot) -> None:
     (hypotheses,) = taught(parrot).translate_lines([LINE])
     best = hypotheses[0]
     assert "".join(best.tokens) == "▁BAR▁DEST▁FIN▁GOL"
@@ -354,8 +354,8 @@ def test_hypotheses_have_their_tokens_and_their_score_for_each(parrot: Parrot) -
     assert best.alignment is None
 
 
-def test_alignments_are_of_words_and_go_on_through_the_parts_of_a_line(parrot: Parrot) -> None:
-    """Each target token to the source token at its place: as if the two were the same, which they are here."""
+def test_word_alignments_count_through_the_parts_of_a_line(parrot: Parrot) -> None:
+    """Each target token is aligned to the source token at the same position. Here source and target are equal."""
 
     translator = taught(parrot, max_source_tokens=MAX_SOURCE_TOKENS)
     long = " ".join(WORDS[:20])
@@ -375,7 +375,7 @@ def test_alignments_are_of_words_and_go_on_through_the_parts_of_a_line(parrot: P
     ]
 
 
-def test_a_prefix_begins_the_translation_of_its_line(translator: Translator) -> None:
+def test_a_translation_starts_with_the_prefix_of_its_line(translator: Translator) -> None:
     prefixes = ["BAR DEST", "", "KUR"]
     texts = translator.translate(LINES[:3], prefixes=prefixes)
     assert texts[0].startswith("BAR DEST")
@@ -384,7 +384,7 @@ def test_a_prefix_begins_the_translation_of_its_line(translator: Translator) -> 
     assert translator.translate([" "], prefixes=["BAR"]) == [""]
 
 
-def test_a_prefix_that_leaves_no_room_names_its_line(translator: Translator) -> None:
+def test_the_error_for_a_prefix_that_is_too_long_has_its_line_number(translator: Translator) -> None:
     with pytest.raises(PrefixError) as caught:
         translator.translate(LINES[:3], prefixes=["", "", "BAR " * 20])
     assert caught.value.line == 2
@@ -395,7 +395,7 @@ def test_a_prefix_that_leaves_no_room_names_its_line(translator: Translator) -> 
     )
 
 
-def test_progress_is_told_as_a_share_of_the_lines(translator: Translator) -> None:
+def test_progress_is_reported_as_a_fraction_of_the_lines(translator: Translator) -> None:
     shares: list[float] = []
     list(translator.translate_lines(LINES, replace(translator.decode, batch_sentences=10), on_progress=shares.append))
     assert len(shares) == 4
@@ -403,7 +403,7 @@ def test_progress_is_told_as_a_share_of_the_lines(translator: Translator) -> Non
     assert shares[-1] == 1.0
 
 
-def test_n_best_are_different_and_in_order_of_their_score(translator: Translator) -> None:
+def test_n_best_translations_differ_and_are_sorted_by_score(translator: Translator) -> None:
     for hypotheses in translator.translate_lines(LINES[:5], replace(translator.decode, beam_size=4), n_best=3):
         assert len({hypothesis.text for hypothesis in hypotheses}) == 3
         scores = [hypothesis.score for hypothesis in hypotheses]
@@ -423,7 +423,9 @@ def test_a_bare_string_is_refused(translator: Translator) -> None:
         translator.translate("bar dest")
 
 
-def test_translations_come_before_the_input_ends(translator: Translator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_translations_are_yielded_before_the_input_ends(
+    translator: Translator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(mt.decode.translator, "LINES_AT_A_TIME", 4)
     read = []
 
@@ -438,7 +440,7 @@ def test_translations_come_before_the_input_ends(translator: Translator, monkeyp
     assert len(list(translated)) == len(LINES) - 1
 
 
-def test_precisions_that_do_not_exist_are_refused() -> None:
+def test_unsupported_precisions_are_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         choose_dtype("fp16", torch.device("cpu"))
     assert str(caught.value) == "precision: fp16 needs a GPU; on a CPU use bf16, fp32 or auto"
@@ -447,7 +449,7 @@ def test_precisions_that_do_not_exist_are_refused() -> None:
     assert str(caught.value) == "precision: expected auto, bf16, fp16 or fp32, got 'int8'"
 
 
-def test_a_batch_without_memory_is_searched_in_halves_and_a_sentence_without_is_one_line(
+def test_a_batch_that_runs_out_of_memory_is_searched_in_halves(
     translator: Translator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected = translator.translate(LINES)
@@ -470,7 +472,7 @@ def test_a_batch_without_memory_is_searched_in_halves_and_a_sentence_without_is_
         translator.translate(LINES)
 
 
-def test_the_translator_is_at_the_top_of_the_package(tmp_path: Path) -> None:
+def test_the_translator_can_be_imported_from_mt(tmp_path: Path) -> None:
     import mt
 
     assert mt.Translator is Translator

@@ -1,4 +1,4 @@
-"""Bytes, durations and counts as people read them."""
+"""Bytes, durations and counts in readable units."""
 
 import pytest
 
@@ -16,7 +16,7 @@ from mt.units import format_bytes, format_count, format_duration
         (2000 * 2**30, "2,000.0 GiB"),
     ],
 )
-def test_bytes_are_gibibytes_from_a_tenth_of_one_on(n: float, expected: str) -> None:
+def test_bytes_are_shown_in_gib_from_a_tenth_of_a_gib(n: float, expected: str) -> None:
     assert format_bytes(n) == expected
 
 
@@ -33,12 +33,12 @@ def test_bytes_are_gibibytes_from_a_tenth_of_one_on(n: float, expected: str) -> 
         (100 * 3600, "100 h 00 min"),
     ],
 )
-def test_durations_have_their_two_largest_units(seconds: float, expected: str) -> None:
+def test_durations_are_shown_in_their_two_largest_units(seconds: float, expected: str) -> None:
     assert format_duration(seconds) == expected
 
 
 @pytest.mark.parametrize(
     ("n", "expected"), [(7, "7"), (36_320, "36,320"), (999_999, "999,999"), (63_082_496, "63.1 M")]
 )
-def test_counts_are_millions_from_one_on(n: int, expected: str) -> None:
+def test_counts_are_shown_in_millions_from_one_million(n: int, expected: str) -> None:
     assert format_count(n) == expected

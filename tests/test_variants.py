@@ -1,6 +1,6 @@
-"""Every variant of the model against the reference kernels: packed, cached, one sentence at a time.
+"""Every variant of the model, compared with the reference kernels: packed, cached, one sentence at a time.
 
-Rows of settings cover each pair of values of two settings.
+The tests run on rows of settings that together contain each pair of values of two settings.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.toys import V, random_pairs, tiles
 
 CPU = torch.device("cpu")
 SHAPE = {"d_model": 32, "n_heads": 4, "d_ff": 24, "n_encoder_layers": 2, "n_decoder_layers": 2, "n_positions": 128}
-# Settings whose values no type lists.
+# Settings whose types do not list their values.
 NUMBERS: dict[str, list[Any]] = {
     "n_kv_heads": [None, 2, 1],
     "dropout": [0.0, 0.2],
@@ -39,11 +39,11 @@ NUMBERS: dict[str, list[Any]] = {
 OWN_PARAMETERS = {"learned": 128 * 32, "relative": 2 * 32 * 4}  # of position schemes, with the shape above
 N_STEPS = 40
 STEPPED = [(src, tgt[:60]) for src, tgt in random_pairs(200, longest=70, seed=8) if len(tgt) >= N_STEPS][:3]
-PAIRS = [*random_pairs(9, longest=20, seed=2), ([5] * 80, [6, 7, 8] * 25)]  # and one that needs a wider tile
+PAIRS = [*random_pairs(9, longest=20, seed=2), ([5] * 80, [6, 7, 8] * 25)]  # the last pair needs a wider tile
 
 
 def listed_values() -> dict[str, list[Any]]:
-    """The values of each setting whose type lists them."""
+    """Return the values of each setting whose type lists them."""
     found = {}
     for name, kind in typing.get_type_hints(ModelConfig).items():
         if kind is bool:
@@ -85,7 +85,7 @@ on_each_row = pytest.mark.parametrize(
 )
 
 
-def test_each_value_of_each_setting_stands_in_a_row() -> None:
+def test_each_value_of_each_setting_is_in_a_row() -> None:
     assert {field.name for field in fields(ModelConfig)} == SETTINGS.keys() | SHAPE.keys()
     for name, values in SETTINGS.items():
         assert {row[name] for row in ROWS} == set(values)
@@ -93,7 +93,7 @@ def test_each_value_of_each_setting_stands_in_a_row() -> None:
 
 
 def model_of(row: dict[str, Any], dtype: torch.dtype = torch.float64, **changes: Any) -> Transformer:
-    """A model in which no parameter is where it begins: all of them matter."""
+    """Return a model whose parameters all differ from their initial values, so that each of them matters."""
     torch.manual_seed(0)
     model = Transformer(ModelConfig(**SHAPE, **row | changes), vocab_size=V, pad_id=0, dtype=dtype)
     with torch.no_grad():
@@ -107,7 +107,7 @@ def batch_of(pairs: Sequence[tuple[list[int], list[int]]], dtype: torch.dtype = 
 
 
 def values_and_gradients(model: Transformer, batch: PackedBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """The states of real rows, and the gradients of their product with random numbers."""
+    """Return the states of real rows, and the gradients of the product of their logits with random numbers."""
     seed_dropout(CPU, 1, 2, 3)
     hidden = model.hidden(batch)[batch.tgt_weights > 0]
     logits = model.logits(hidden)
@@ -124,8 +124,8 @@ def assert_near(found: Tensor, wanted: Tensor, tolerance: float, what: str = "")
 
 @pytest.mark.parametrize("kernels", [training_kernels(CPU), CudaTraining(torch.float64)], ids=["cpu", "cuda"])
 @on_each_row
-def test_backward_passes_by_hand_are_those_of_the_reference(row: dict[str, Any], kernels: Kernels) -> None:
-    """With dropout: its masks are the same, also where activations are computed again."""
+def test_hand_written_backward_passes_equal_the_reference(row: dict[str, Any], kernels: Kernels) -> None:
+    """Dropout is on: its masks must be the same, even if activations are computed again."""
     model, batch = model_of(row), batch_of(PAIRS)
     wanted, wanted_gradients = values_and_gradients(model.use(Kernels()), batch)
     found, gradients = values_and_gradients(model.use(kernels), batch)
@@ -140,7 +140,7 @@ def test_backward_passes_by_hand_are_those_of_the_reference(row: dict[str, Any],
 
 
 @on_each_row
-def test_a_sentence_alone_is_what_it_is_among_others(row: dict[str, Any]) -> None:
+def test_a_single_sentence_gives_the_same_as_in_a_batch(row: dict[str, Any]) -> None:
     model, batch = model_of(row).eval(), batch_of(PAIRS)
     together, starts = model.hidden(batch), (batch.tgt_inputs == BOS_ID).nonzero()[:, 0].tolist()
     found = 0
@@ -153,7 +153,7 @@ def test_a_sentence_alone_is_what_it_is_among_others(row: dict[str, Any]) -> Non
 
 
 def stepped(model: Transformer, dtype: torch.dtype) -> Tensor:
-    """[t, B, 2, V]: logits of targets step by step. The second beam begins elsewhere, and half-way copies the first."""
+    """Return logits [t, B, 2, V], step by step. The second beam starts differently, and copies the first half-way."""
     with torch.inference_mode():
         sources = assemble_sources([[*src, EOS_ID] for src, _ in STEPPED], dtype)
         cache = model.init_cache(sources, 2)
@@ -166,26 +166,26 @@ def stepped(model: Transformer, dtype: torch.dtype) -> Tensor:
 
 
 def whole(model: Transformer) -> Tensor:
-    """[t, B, V]: the same logits in one pass for each sentence."""
+    """Return the same logits [t, B, V], from one pass per sentence."""
     return torch.stack([model.logits(model.hidden(batch_of([pair])))[:N_STEPS].detach() for pair in STEPPED], 1)
 
 
 @on_each_row
-def test_step_by_step_a_model_says_what_it_says_in_one_pass(row: dict[str, Any]) -> None:
+def test_decoding_step_by_step_equals_one_pass(row: dict[str, Any]) -> None:
     model = model_of(row).eval()
     found, wanted = stepped(model.for_inference(torch.float64), torch.float64), whole(model)
     assert_near(found[:, :, 0], wanted, 1e-5)
-    after = N_STEPS // 2 + 1  # from here on the second beam has the history of the first
+    after = N_STEPS // 2 + 1  # from here on, the second beam has the history of the first
     assert_near(found[after:, :, 1], wanted[after:], 1e-5)
     assert (found[after - 1, :, 1] - wanted[after - 1]).abs().max() > 1e-3
 
 
 @on_each_row
-def test_inference_in_bf16_is_as_near_the_exact_values_as_torchs_own(row: dict[str, Any]) -> None:
+def test_bf16_inference_is_as_exact_as_that_of_torch(row: dict[str, Any]) -> None:
     batch = batch_of(PAIRS, torch.bfloat16)
     real = batch.tgt_weights > 0
     exact_model, ours = model_of(row).eval(), model_of(row).eval().for_inference(torch.bfloat16)
-    with torch.no_grad():  # the weights are rounded in both
+    with torch.no_grad():  # both have rounded weights
         for parameter, rounded in zip(exact_model.parameters(), ours.parameters(), strict=True):
             parameter.copy_(rounded)
         exact, exact_steps = exact_model.hidden(batch_of(PAIRS))[real], whole(exact_model)
@@ -201,7 +201,7 @@ def test_inference_in_bf16_is_as_near_the_exact_values_as_torchs_own(row: dict[s
 
 
 def compiled_and_eager(row: dict[str, Any], backend: str) -> None:
-    """Compare layers that are compiled as on CUDA, but for tiles, with the reference, without dropout."""
+    """Compare compiled layers with the reference, without dropout. They are compiled as on CUDA, but with tiles."""
     off = dict.fromkeys(("dropout", "attention_dropout", "layer_dropout", "word_dropout"), 0.0)
     model, batch = model_of(row, **off), batch_of(PAIRS[:6])
     wanted, wanted_gradients = values_and_gradients(model.use(Kernels()), batch)
@@ -227,19 +227,19 @@ def rows_with_each_value() -> list[int]:
 
 
 @pytest.mark.parametrize("number", rows_with_each_value())
-def test_compiled_layers_are_eager_ones(number: int) -> None:
+def test_compiled_layers_equal_eager_layers(number: int) -> None:
     compiled_and_eager(ROWS[number], "aot_eager")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @on_each_row
-def test_compiled_layers_are_eager_ones_in_all_rows(row: dict[str, Any], backend: str) -> None:
+def test_compiled_layers_equal_eager_layers_in_all_rows(row: dict[str, Any], backend: str) -> None:
     compiled_and_eager(row, backend)
 
 
 @on_each_row
-def test_parameters_are_counted_once_and_flops_by_use(row: dict[str, Any]) -> None:
+def test_parameters_are_counted_once_but_flops_for_each_use(row: dict[str, Any]) -> None:
     d, n_products = 32, 3 if row["activation"].endswith("glu") else 2
     d_keys = 8 * (row["n_kv_heads"] or 4)
     attention, network, of_memory = 2 * d * d + 2 * d * d_keys, n_products * d * 24, 2 * d * d_keys

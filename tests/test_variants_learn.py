@@ -1,4 +1,4 @@
-"""Every variant of the model learns to copy and to reverse a sequence, to the end. Minutes: scripts/test.sh -m slow."""
+"""Every variant of the model learns to copy and to reverse sequences. Takes minutes: scripts/test.sh -m slow."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VARIANTS = [
 
 
 def drawn_pairs(rng: np.random.Generator, n: int) -> list[tuple[list[int], list[int]]]:
-    """Sequences of symbols, the first of which says what is to be done with the others."""
+    """Return random sequences of symbols. The first symbol says whether to copy or to reverse the others."""
     pairs = []
     for task in rng.integers(COPY, REVERSE + 1, n):
         symbols = rng.integers(FIRST, FIRST + N_SYMBOLS, rng.integers(2, 9)).tolist()
@@ -35,7 +35,7 @@ def drawn_pairs(rng: np.random.Generator, n: int) -> list[tuple[list[int], list[
     return pairs
 
 
-def share_right(model: Transformer) -> float:
+def fraction_correct(model: Transformer) -> float:
     pairs = drawn_pairs(np.random.default_rng(99), 200)
     found = search(
         model.for_inference(torch.float32),
@@ -65,6 +65,6 @@ def test_a_variant_learns_to_copy_and_to_reverse(name: str, value: Any) -> None:
         (loss / batch.n_tgt_tokens).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if (step + 1) % 200 == 0 and share_right(model) == 1.0:
+        if (step + 1) % 200 == 0 and fraction_correct(model) == 1.0:
             return
-    assert share_right(model) >= 0.98
+    assert fraction_correct(model) >= 0.98

@@ -27,7 +27,7 @@ from mt.tools.verify import Difference, Kill, Verdict, comes_to, compare_runs, s
 from mt.training.optimizer import Optimizer
 from tests.toys import toy_config, write_lines
 
-# 33 weights, 174 entries of the state and 96 logged figures; none of them differ.
+# 33 weights, 174 entries of the state and 96 logged figures, none of which differ.
 NONE = Difference(33, 0, 0.0, None, 0.0, 174, 0, None, 96, 0, 0.0, None)
 SOME = replace(NONE, n_weights_differing=2, largest=0.001, largest_in="embedding.weight", relative=1e-6)
 KILLS = (Kill(3, True), Kill(12, False))
@@ -36,20 +36,20 @@ KILLS = (Kill(3, True), Kill(12, False))
 # --- Trainings, whole and broken --------------------------------------------------------------------------------------
 
 
-def forget_the_plan(state: dict[str, Any]) -> None:
+def reset_the_plan(state: dict[str, Any]) -> None:
     state["progress"]["plan_state"].update(position=0, epoch=0)
 
 
-def forget_the_moments(state: dict[str, Any]) -> None:
+def reset_the_moments(state: dict[str, Any]) -> None:
     for moments in state["optimizer"]["adam"]["state"].values():
         moments["exp_avg"].zero_()
 
 
 @pytest.fixture
-def forgetting(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+def resume_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     load = ModelFolder.load_training_state
 
-    def forget(change: Any) -> None:
+    def with_changed_state(change: Any) -> None:
         def load_changed(folder: ModelFolder) -> dict[str, Any]:
             state = load(folder)
             change(state)
@@ -57,19 +57,19 @@ def forgetting(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
 
         monkeypatch.setattr(ModelFolder, "load_training_state", load_changed)
 
-    return forget
+    return with_changed_state
 
 
 @pytest.fixture
-def chance(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a device whose sums come out in another order each time."""
+def rounding_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Add random rounding errors to gradients, as on a device that sums in a different order each time."""
     step = Optimizer.step
 
     def disturbed(optimizer: Optimizer, lr: float) -> torch.Tensor:
-        chance = torch.Generator().manual_seed(int.from_bytes(os.urandom(4), "little"))
+        generator = torch.Generator().manual_seed(int.from_bytes(os.urandom(4), "little"))
         for parameter in optimizer.parameters:
             if parameter.grad is not None:
-                parameter.grad *= 1 + 1e-6 * torch.randn(parameter.shape, generator=chance)
+                parameter.grad *= 1 + 1e-6 * torch.randn(parameter.shape, generator=generator)
         return step(optimizer, lr)
 
     monkeypatch.setattr(Optimizer, "step", disturbed)
@@ -77,7 +77,7 @@ def chance(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def verdict_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Verdict]:
-    """Verify in forks: these have imported torch, and what a test has patched; but not the threads of this process."""
+    """Verify in forks of this process: they have torch and the patches of the test, but not the threads."""
     forked = partial(Workers, initializer=torch.set_num_threads, initargs=(1,), are_forked=True)
     monkeypatch.setattr(mt.tools.verify, "Workers", forked)
 
@@ -88,9 +88,7 @@ def verdict_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     return verdict
 
 
-def test_a_training_that_goes_on_as_it_should_is_proved(
-    verdict_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_correct_resume_is_proved(verdict_of: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     verdict = verdict_of()
     assert (verdict.is_proved, verdict.resumed.is_none, verdict.again) == (True, True, None)
     assert [kill.step for kill in verdict.kills] == sorted(kill.step for kill in verdict.kills)
@@ -118,11 +116,9 @@ def test_a_training_that_goes_on_as_it_should_is_proved(
     ]
 
 
-@pytest.mark.parametrize("change", [forget_the_plan, forget_the_moments])
-def test_a_training_that_forgets_something_is_found_out(
-    verdict_of: Any, forgetting: Any, tmp_path: Path, change: Any
-) -> None:
-    forgetting(change)
+@pytest.mark.parametrize("change", [reset_the_plan, reset_the_moments])
+def test_a_resume_that_loses_state_is_detected(verdict_of: Any, resume_with: Any, tmp_path: Path, change: Any) -> None:
+    resume_with(change)
     verdict = verdict_of(n_updates=10, n_kills=1)
     assert not verdict.is_proved
     assert verdict.again is not None
@@ -137,7 +133,7 @@ def test_a_training_that_forgets_something_is_found_out(
     assert str(verdict).splitlines()[-1] == "  in one go twice: the same to the last bit"
 
 
-def test_where_two_straight_runs_differ_a_resumed_one_may_differ_as_much(verdict_of: Any, chance: None) -> None:
+def test_a_resumed_run_may_differ_as_much_as_two_uninterrupted_runs(verdict_of: Any, rounding_noise: None) -> None:
     verdict = verdict_of(peak_lr=1e-3, n_kills=2)
     assert (verdict.is_proved, verdict.resumed.is_none) == (True, False)
     assert verdict.again is not None
@@ -145,10 +141,10 @@ def test_where_two_straight_runs_differ_a_resumed_one_may_differ_as_much(verdict
     assert verdict.summary == "resume adds nothing to how far two runs in one go are apart on this machine"
 
 
-def test_a_broken_resume_is_found_out_even_where_two_straight_runs_differ(
-    verdict_of: Any, forgetting: Any, chance: None
+def test_a_broken_resume_is_detected_even_if_uninterrupted_runs_differ(
+    verdict_of: Any, resume_with: Any, rounding_noise: None
 ) -> None:
-    forgetting(forget_the_plan)
+    resume_with(reset_the_plan)
     verdict = verdict_of(peak_lr=1e-3, n_kills=2)
     assert not verdict.is_proved
     assert verdict.again is not None
@@ -157,7 +153,7 @@ def test_a_broken_resume_is_found_out_even_where_two_straight_runs_differ(
     assert verdict.summary == "resume changes the result"
 
 
-def test_processes_of_their_own_run_the_code_that_runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_processes_run_the_same_package_as_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mt").mkdir()
     (tmp_path / "mt" / "__init__.py").write_text("raise SystemExit('another package of that name')")
     monkeypatch.chdir(tmp_path)
@@ -165,14 +161,14 @@ def test_processes_of_their_own_run_the_code_that_runs_here(tmp_path: Path, monk
     monkeypatch.setattr("tempfile.tempdir", None)
     verdict = verify_resume(toy_config(tmp_path / "text"), n_updates=6, n_kills=1)
     assert verdict.resumed.is_none
-    # The temporary folder is gone; torch makes one of its own.
+    # The temporary folder is gone; the folder of torch is not ours.
     assert sorted(path.name for path in tmp_path.iterdir() if "inductor" not in path.name) == ["mt", "text"]
 
 
 # --- The verdict ------------------------------------------------------------------------------------------------------
 
 
-def test_a_verdict_says_what_differs_and_by_how_much() -> None:
+def test_a_verdict_says_what_differs_and_how_much() -> None:
     resumed = replace(
         SOME,
         n_state_differing=3,
@@ -198,10 +194,10 @@ def test_a_verdict_says_what_differs_and_by_how_much() -> None:
     ]
 
 
-def test_a_resumed_run_is_measured_against_two_straight_ones() -> None:
+def test_a_resumed_run_is_compared_with_two_uninterrupted_runs() -> None:
     for losses, is_proved in (
-        # of the resumed run, of the second one in one go
-        ((9.9e-6, 0.0), True),  # no more than rounding
+        # losses of the resumed run, and of the second uninterrupted run
+        ((9.9e-6, 0.0), True),  # only rounding
         ((1.1e-5, 0.0), False),
         ((9.9e-3, 1e-3), True),
         ((1.1e-2, 1e-3), False),
@@ -287,7 +283,7 @@ def test_differences_are_counted_and_the_largest_is_named(tmp_path: Path) -> Non
     )
 
 
-def test_the_relative_difference_is_one_of_norms(tmp_path: Path) -> None:
+def test_the_relative_difference_is_a_ratio_of_norms(tmp_path: Path) -> None:
     config = toy_config(tmp_path / "text")
     first = write_run(tmp_path / "first", config, {"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}, {}, [])
     second = write_run(tmp_path / "second", config, {"a": torch.tensor([3.3]), "b": torch.tensor([4.4])}, {}, [])
@@ -331,7 +327,7 @@ def sleep(run_dir: Path, corpus: Path) -> None:
         (do_nothing, ConfigError, "--updates: 30 were made before a kill could come. Give more."),
     ],
 )
-def test_a_training_that_fails_is_told_in_its_own_words(
+def test_the_error_of_a_failed_training_is_passed_on(
     verdict_of: Any, train: Any, kind: type[Exception], message: str
 ) -> None:
     with pytest.raises(kind) as caught:
@@ -339,21 +335,21 @@ def test_a_training_that_fails_is_told_in_its_own_words(
     assert re.fullmatch(message, str(caught.value))
 
 
-def test_a_folder_that_is_there_is_not_trained_in(verdict_of: Any, tmp_path: Path) -> None:
+def test_an_existing_run_folder_is_refused(verdict_of: Any, tmp_path: Path) -> None:
     (tmp_path / "runs" / "one-go").mkdir(parents=True)
     with pytest.raises(ConfigError) as caught:
         verdict_of(do_nothing)
     assert str(caught.value) == f"--run-dir: {tmp_path / 'runs' / 'one-go'} is there already. Give a new folder."
 
 
-def test_a_training_is_not_left_running_when_its_starter_is_interrupted(verdict_of: Any, tmp_path: Path) -> None:
+def test_an_interrupt_also_ends_the_training_process(verdict_of: Any, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         verdict_of(sleep)
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "runs" / "one-go" / "process").read_text()), 0)
 
 
-def test_what_another_process_left_half_written_is_not_taken_for_a_save(tmp_path: Path) -> None:
+def test_leftovers_of_another_process_do_not_count_as_a_save(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / ".step-00000004.writing").mkdir(parents=True)
     (tmp_path / "metrics.jsonl").write_text('{"step": 7}\n{"step": 8, "tra')
     code = (
@@ -366,7 +362,7 @@ def test_what_another_process_left_half_written_is_not_taken_for_a_save(tmp_path
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [".step-00000008.writing"]
 
 
-def test_the_short_training_is_the_same_but_for_its_length(tmp_path: Path) -> None:
+def test_the_short_training_differs_only_in_its_length(tmp_path: Path) -> None:
     config = toy_config(tmp_path, max_steps=9_000, patience=3, stop_after="2h", keep_every=4, log_every=50)
     short = short_config(config, 40)
     assert (short.train.max_steps, short.train.patience, short.train.stop_after) == (40, None, None)

@@ -1,4 +1,4 @@
-"""Facts about a vocabulary: reckoned from counts of words, and those of the running text."""
+"""Facts about a vocabulary, computed from word counts and compared with those of the running text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mt.config.settings import TokenizerConfig
 from mt.text.tokenizer import Tokenizer, count_words, train_tokenizer, vocabulary_facts
 from tests.toys import toy_text
 
-# Sixteen letters, so that words of "bar" and "dest" are pieces and others fall into letters and bytes.
+# The vocabulary has 16 letters, so "bar" and "dest" are pieces, and other words become letters and bytes.
 LINES = ["bar dest", "bar bar", "dest bar", "漢 bar"]
 
 
@@ -21,7 +21,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer.load(path)
 
 
-def test_the_facts_of_a_few_words_are_those_of_hand_arithmetic(tokenizer: Tokenizer) -> None:
+def test_the_facts_of_a_few_words_equal_a_computation_by_hand(tokenizer: Tokenizer) -> None:
     assert [tokenizer.pieces(tokenizer.encode(word)) for word in ("bar", "漢")] == [
         ["▁bar"],
         ["▁", "<0xE6>", "<0xBC>", "<0xA2>"],
@@ -39,7 +39,7 @@ def test_the_facts_of_a_few_words_are_those_of_hand_arithmetic(tokenizer: Tokeni
     }
 
 
-def test_facts_from_counts_are_those_of_the_running_lines(tokenizer: Tokenizer) -> None:
+def test_facts_from_counts_equal_those_of_the_running_text(tokenizer: Tokenizer) -> None:
     lines = [*toy_text(200, 5)[0], *LINES, "<bt> bar<bt>x unbarred."]
     facts = vocabulary_facts(tokenizer, {}, count_words(lines))["tgt"]
     tokens = [id_ for line in lines for id_ in tokenizer.encode(line)]
@@ -54,12 +54,12 @@ def test_facts_from_counts_are_those_of_the_running_lines(tokenizer: Tokenizer) 
     assert lengths[0] == max(len(piece.removeprefix("▁")) for piece in uses if not piece.startswith("<0x"))
 
 
-def test_a_text_without_words_has_facts_all_the_same(tokenizer: Tokenizer) -> None:
+def test_a_text_without_words_has_facts(tokenizer: Tokenizer) -> None:
     facts = vocabulary_facts(tokenizer, {"": 3}, {})["src"]
     assert (facts["words"], facts["tokens"], facts["fertility"], facts["longest_pieces"]) == (0, 0, 0.0, [])
 
 
-def test_every_piece_is_used_by_one_side_or_both_or_neither(tokenizer: Tokenizer) -> None:
+def test_pieces_are_counted_by_the_sides_that_use_them(tokenizer: Tokenizer) -> None:
     facts = vocabulary_facts(tokenizer, {"bar": 1, "漢": 1}, {"bar": 2, "dest": 1})
     n_dest = len(set(tokenizer.encode("dest")) - set(tokenizer.encode("bar")))
     n_pieces = 340 - 4 - 256

@@ -1,4 +1,4 @@
-"""What is said of files that are scored: nothing of good text, one line for each mistake."""
+"""Warnings about scored files: none for good text, one line for each mistake."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ def check(
     return warnings.check(TranslatedSet(sources, hypotheses, sets, baseline=baseline))
 
 
-def test_nothing_is_said_of_good_text():
+def test_good_text_gives_no_warnings():
     assert check(GOOD, REFERENCES, SOURCES, [*GOOD[:-1], "Anders."]) == []
     assert check(GOOD, [REFERENCES, SOURCES]) == []
     assert check(["Ja."], ["Nein."], ["Yes."]) == []
 
 
-def test_tokenised_references_of_tokenised_hypotheses_are_no_mistake():
+def test_tokenised_hypotheses_with_tokenised_references_give_no_warning():
     assert check(["Ein Hund .", "Zwei Hunde ."], ["Ein Mann .", "Zwei Männer ."]) == []
 
 
-def test_the_references_as_hypotheses_are_noticed_in_every_set():
+def test_hypotheses_that_equal_any_references_give_a_warning():
     said = "the hypotheses are the references, line for line: a score of 100.0 says nothing of a system"
     assert check(REFERENCES, REFERENCES) == [said]
     assert check([f" {line} " for line in REFERENCES], [GOOD, REFERENCES]) == [said]
 
 
-def test_untranslated_text_is_noticed():
+def test_untranslated_text_gives_a_warning():
     assert check(SOURCES, REFERENCES, SOURCES) == [
         "the hypotheses are the source text, line for line: nothing was translated"
     ]
@@ -53,7 +53,7 @@ def test_untranslated_text_is_noticed():
         "40 of 400 hypotheses are their source text, and their references are not"
     ]
     assert check([*SOURCES[:39], *GOOD[39:]], REFERENCES, SOURCES) == []
-    # Names and figures stay as they are.
+    # Names and numbers may stay the same.
     assert (
         check(
             ["Jan Novák", "1.5", "Berlin", "Gut"],
@@ -64,7 +64,7 @@ def test_untranslated_text_is_noticed():
     )
 
 
-def test_a_baseline_that_is_the_system_is_noticed():
+def test_a_baseline_that_equals_the_system_gives_a_warning():
     assert check(GOOD, REFERENCES, SOURCES, GOOD) == [
         "the hypotheses are those of the baseline, line for line: the same file twice?"
     ]
@@ -92,7 +92,7 @@ def test_empty_lines_are_counted():
         (lambda line: line.replace("e", "e@@ ", 1), "@@"),
     ],
 )
-def test_a_tokenised_side_is_noticed(spoil: Callable[[str], str], what: str):
+def test_tokenised_text_on_one_side_gives_a_warning(spoil: Callable[[str], str], what: str):
     spoilt = [spoil(line) for line in GOOD]
     n = sum(line != other for line, other in zip(spoilt, GOOD, strict=True))
     assert n > 350
@@ -101,7 +101,7 @@ def test_a_tokenised_side_is_noticed(spoil: Callable[[str], str], what: str):
     assert check(REFERENCES, spoilt) == [f"the references look tokenised and the hypotheses do not {advice}"]
 
 
-def test_lower_cased_hypotheses_are_noticed_where_the_references_have_case():
+def test_lower_cased_hypotheses_give_a_warning_if_the_references_have_case():
     lower = [line.lower() for line in GOOD]
     assert check(lower, REFERENCES) == [
         "the hypotheses look lower-cased and the references do not: scores that count case are too low"
@@ -109,7 +109,7 @@ def test_lower_cased_hypotheses_are_noticed_where_the_references_have_case():
     assert check(lower, [line.lower() for line in REFERENCES]) == []
 
 
-def test_another_script_is_noticed():
+def test_another_script_gives_a_warning():
     russian = ["Это хороший перевод предложения.", "Собака бежит по снегу."]
     german = ["Das ist eine gute Übersetzung.", "Der Hund läuft durch den Schnee."]
     assert check(russian, german) == [
@@ -118,28 +118,28 @@ def test_another_script_is_noticed():
     assert check(["これはペンです。東京タワーは高い。"] * 2, ["東京タワーの下で、これはいいペンだ。" * 2] * 2) == []
 
 
-def test_one_line_for_many_references_is_noticed():
+def test_the_same_hypothesis_for_many_references_gives_a_warning():
     assert check([*["Ich weiß nicht."] * 20, *GOOD[20:]], REFERENCES) == [
         f"20 hypotheses are the same line, for {len(set(REFERENCES[:20]))} different references: Ich weiß nicht."
     ]
     assert check([*["Ich weiß nicht."] * 9, *GOOD[9:]], REFERENCES) == []
 
 
-def test_shifted_lines_are_noticed_in_either_half():
+def test_shifted_lines_in_either_half_give_a_warning():
     def shifted(side: str, half: str) -> list[str]:
         return [
             f"in the {half} half of the lines, hypotheses share more words with the {side} reference than with their "
             "own: is a line missing?"
         ]
 
-    # A line is missing, and one more stands at the end; so half of the lines are shifted, or all.
+    # A line is missing, and the file ends with an extra line, so half of the lines, or all, are shifted.
     assert check([*GOOD[:210], *GOOD[211:], "Ende."], REFERENCES) == shifted("next", "second")
     assert check([*GOOD[1:], "Ende."], REFERENCES) == shifted("next", "first")
     assert check(["Anfang.", *GOOD[:-1]], REFERENCES) == shifted("previous", "first")
     assert check([*GOOD[1:30], "Ende."], REFERENCES[:30]) == []  # too little text to tell
 
 
-def test_a_baseline_of_another_text_is_noticed():
+def test_a_baseline_of_another_text_gives_a_warning():
     assert unrelated_baseline(27.1, 0.31) == (
         "the baseline has 0.3 BLEU and the other system 27.1: a translation of another text?"
     )
@@ -153,7 +153,7 @@ def test_a_baseline_of_another_text_is_noticed():
 @pytest.mark.skipif("MT_REAL_DATA" not in os.environ, reason="MT_REAL_DATA names no folder of real text")
 @pytest.mark.parametrize("name", ["newstest/newstest2014", "multi30k/val", "parallel/news2008-2012"])
 @pytest.mark.parametrize("sides", ["en-de", "de-en"])
-def test_real_text_with_words_dropped_raises_no_alarm(name: str, sides: str):
+def test_real_text_with_dropped_words_gives_no_warnings(name: str, sides: str):
     folder = Path(os.environ["MT_REAL_DATA"]) / "data"
     sources, references = (
         gzip.decompress((folder / f"{name}.{lang}.gz").read_bytes()).decode().split("\n")[:-1]

@@ -1,4 +1,4 @@
-"""Files are whole or absent."""
+"""Files are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mt.system.files import WriteError, append_text, explained_writes, whole_fil
 from tests.toys import files_up_to
 
 
-def test_a_file_appears_when_it_is_whole(tmp_path: Path):
+def test_a_file_appears_only_when_it_is_complete(tmp_path: Path):
     path = tmp_path / "out.de"
     with whole_file(path) as stream:
         stream.write(b"text\n")
@@ -22,7 +22,7 @@ def test_a_file_appears_when_it_is_whole(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_that_fails_leaves_the_old_one_as_it_was(tmp_path: Path):
+def test_a_failed_write_does_not_change_the_old_file(tmp_path: Path):
     path = tmp_path / "out.de"
     path.write_bytes(b"old\n")
     with pytest.raises(TypeError), whole_file(path) as stream:
@@ -31,7 +31,7 @@ def test_a_file_that_fails_leaves_the_old_one_as_it_was(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_link_is_written_through(tmp_path: Path):
+def test_writing_to_a_symbolic_link_changes_its_target(tmp_path: Path):
     (tmp_path / "link").symlink_to(tmp_path / "target")
     with whole_file(tmp_path / "link") as stream:
         stream.write(b"text\n")
@@ -45,14 +45,14 @@ def test_a_device_is_written_directly():
     assert not Path(os.devnull).is_file()
 
 
-def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path):
+def test_a_path_that_cannot_be_written_is_an_error(tmp_path: Path):
     path = tmp_path / "missing" / "out.de"
     with pytest.raises(WriteError) as caught, explained_writes(path), whole_file(path):
         pass
     assert str(caught.value) == f"{path} cannot be written: No such file or directory"
 
 
-def test_a_small_file_that_cannot_be_written_stays_what_it_was(tmp_path: Path) -> None:
+def test_a_failed_write_of_json_does_not_change_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     write_json(path, {"a": 1})
     with files_up_to(100), pytest.raises(WriteError) as caught:
@@ -70,7 +70,7 @@ def test_a_small_file_that_cannot_be_written_stays_what_it_was(tmp_path: Path) -
         append_text(path, "long" * 100)
 
 
-def test_an_error_keeps_its_text_on_its_way_out_of_a_process() -> None:
+def test_a_write_error_keeps_its_text_when_pickled() -> None:
     error = WriteError(Path("a"), OSError(28, "No space left on device"))
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
     assert (

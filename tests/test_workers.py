@@ -1,4 +1,4 @@
-"""Worker processes: order, laziness, errors that come out as they are, and an end that leaves nobody behind."""
+"""Worker processes: order, laziness, errors that are passed on unchanged, and no processes left at the end."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def process_id(_item: object = None) -> int:
 
 def refuse(number: int) -> int:
     if number == 3:
-        raise DataError("line 3 is no number")
+        raise DataError("line 3 is not a number")
     return number
 
 
@@ -56,7 +56,7 @@ def raise_odd_error(_item: int) -> None:
     raise OddError(1, 2)
 
 
-def kill_oneself(number: int) -> int:
+def kill_itself(number: int) -> int:
     if number == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     return number
@@ -66,7 +66,7 @@ def leave(status: int) -> None:
     os._exit(status)
 
 
-def interrupt_oneself(number: int) -> int:
+def interrupt_itself(number: int) -> int:
     os.kill(os.getpid(), signal.SIGINT)
     return number
 
@@ -77,7 +77,7 @@ def finish_late(finished: Path) -> None:
 
 
 def is_running(process: int) -> bool:
-    """Neither gone nor waiting to be noticed."""
+    """Return whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -85,7 +85,7 @@ def is_running(process: int) -> bool:
 
 
 @pytest.mark.parametrize("n", [0, 1, 2])
-def test_results_come_in_the_order_of_the_items(n: int) -> None:
+def test_results_have_the_order_of_the_items(n: int) -> None:
     with Workers(n) as pool:
         assert list(pool.map(slow_square, range(7), ahead=4)) == [0, 1, 4, 9, 16, 25, 36]
         assert list(pool.map(slow_square, [], ahead=4)) == []
@@ -94,7 +94,7 @@ def test_results_come_in_the_order_of_the_items(n: int) -> None:
         assert in_this_process == (n == 0)
 
 
-def test_items_are_drawn_as_results_are_taken() -> None:
+def test_items_are_read_only_as_results_are_taken() -> None:
     drawn: list[int] = []
 
     def items() -> Iterator[int]:
@@ -107,12 +107,12 @@ def test_items_are_drawn_as_results_are_taken() -> None:
         assert (next(results), len(drawn)) == (0, 3)
         assert (next(results), len(drawn)) == (1, 4)
         results.close()
-        assert pool.submit(abs, -5).result() == 5  # the workers continue with something else
+        assert pool.submit(abs, -5).result() == 5  # the workers can do other work
     assert len(drawn) == 4
 
 
 @pytest.mark.parametrize("n", [0, 1])
-def test_each_worker_is_made_ready_first(n: int) -> None:
+def test_each_worker_runs_the_initializer_first(n: int) -> None:
     try:
         with Workers(n, keep, (7,)) as pool:
             assert list(pool.map(what_was_kept, range(2), ahead=2)) == [7, 7]
@@ -121,22 +121,22 @@ def test_each_worker_is_made_ready_first(n: int) -> None:
 
 
 @pytest.mark.parametrize("n", [0, 1])
-def test_an_error_comes_out_as_itself_after_the_results_before_it(n: int) -> None:
+def test_an_error_is_raised_unchanged_after_the_results_before_it(n: int) -> None:
     with Workers(n) as pool:
         results = pool.map(refuse, range(9), ahead=2)
         assert [next(results), next(results), next(results)] == [0, 1, 2]
         with pytest.raises(DataError) as caught:
             next(results)
-        assert str(caught.value) == "line 3 is no number"
+        assert str(caught.value) == "line 3 is not a number"
         assert pool.submit(refuse, 4).result() == 4
 
 
-def test_an_error_says_where_in_the_worker_it_was() -> None:
+def test_an_error_has_the_traceback_of_the_worker() -> None:
     with Workers(1) as pool:
         with pytest.raises(DataError) as caught:
             pool.submit(refuse, 3).result()
-        assert 'raise DataError("line 3 is no number")' in "".join(caught.value.__notes__)
-        with pytest.raises(RuntimeError, match=r"OddError: 1 and 2"):  # pickle cannot make it anew
+        assert 'raise DataError("line 3 is not a number")' in "".join(caught.value.__notes__)
+        with pytest.raises(RuntimeError, match=r"OddError: 1 and 2"):  # it cannot be unpickled
             pool.submit(raise_odd_error, 3).result()
         with pytest.raises(SystemExit, match=r"^3"):
             pool.submit(sys.exit, 3).result()
@@ -145,33 +145,31 @@ def test_an_error_says_where_in_the_worker_it_was() -> None:
         assert pool.submit(refuse, 4).result() == 4
 
 
-def test_a_killed_worker_is_told_as_short_memory() -> None:
+def test_the_error_for_a_killed_worker_mentions_memory() -> None:
     with pytest.raises(MTError) as caught, Workers(1) as pool:
-        list(pool.map(kill_oneself, range(9), ahead=9))
+        list(pool.map(kill_itself, range(9), ahead=9))
     assert str(caught.value) == (
         "a worker process was killed, which mostly means that memory is short: free some, or give this job more"
     )
 
 
-def test_a_worker_killed_while_it_is_sent_a_large_item_does_not_block_us() -> None:
+def test_a_worker_killed_while_it_receives_a_large_item_does_not_block_the_parent() -> None:
     with Workers(1) as pool:
         worker = pool.submit(process_id).result()
-        os.kill(worker, signal.SIGSTOP)  # so that the pipe to it fills up
+        os.kill(worker, signal.SIGSTOP)  # so that the pipe to the worker fills up
         future = pool.submit(len, bytes(5_000_000))
         threading.Timer(0.1, os.kill, (worker, signal.SIGKILL)).start()
         with pytest.raises(MTError, match=r"^a worker process was killed"):
             future.result(timeout=60)
 
 
-def test_a_worker_that_ends_by_itself_is_told_with_its_status() -> None:
+def test_the_error_for_a_worker_that_exits_has_its_status() -> None:
     with pytest.raises(MTError) as caught, Workers(1) as pool:
         pool.submit(leave, 5).result()
     assert str(caught.value) == "a worker process ended before its work was done (exit status 5): start again"
 
 
-def test_leaving_by_an_exception_ends_workers_in_the_middle_of_their_work(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_an_exception_in_the_block_ends_working_processes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     workers: list[int] = []
 
     def be_interrupted() -> None:
@@ -189,21 +187,21 @@ def test_leaving_by_an_exception_ends_workers_in_the_middle_of_their_work(
     assert capfd.readouterr() == ("", "")
 
 
-def test_workers_leave_ctrl_c_to_their_parent() -> None:
+def test_workers_ignore_ctrl_c() -> None:
     with Workers(1) as pool:
-        assert list(pool.map(interrupt_oneself, range(2), ahead=1)) == [0, 1]
+        assert list(pool.map(interrupt_itself, range(2), ahead=1)) == [0, 1]
 
 
-def test_running_apart_takes_another_process_and_keeps_the_caller_informed() -> None:
+def test_run_apart_uses_another_process_and_calls_back_while_waiting() -> None:
     calls: list[int] = []
     assert run_apart(process_id) != os.getpid()
     assert run_apart(time.sleep, 1.05, while_waiting=lambda: calls.append(1)) is None
     assert calls
-    with pytest.raises(DataError, match=r"^line 3 is no number"):
+    with pytest.raises(DataError, match=r"^line 3 is not a number"):
         run_apart(refuse, 3)
 
 
-def test_sigterm_becomes_an_exit_inside_alone() -> None:
+def test_sigterm_raises_an_exit_only_inside_the_block() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as caught, exit_on_signals():
         signal.raise_signal(signal.SIGTERM)
@@ -221,7 +219,7 @@ def test_sigterm_becomes_an_exit_inside_alone() -> None:
     assert elsewhere == [before]
 
 
-# No main guard: were the workers to import it, they would run it.
+# There is no main guard: if the workers imported the script, they would run it.
 SCRIPT = """
 import os, sys, time
 from mt.system.signals import exit_on_signals
@@ -242,7 +240,7 @@ def test_a_program_without_a_main_guard_runs_once(tmp_path: Path, how: str) -> N
     (tmp_path / "pickle.py").write_text("raise SystemExit('a file of the user')")
     arguments = {"script": [str(tmp_path / "script.py")], "-c": ["-c", SCRIPT], "stdin": ["-"]}[how]
     if how == "script":
-        (tmp_path / "pickle.py").unlink()  # Python itself looks beside a script first
+        (tmp_path / "pickle.py").unlink()  # Python imports from the folder of a script first
     ran = subprocess.run(
         [sys.executable, *arguments],
         input=SCRIPT if how == "stdin" else "",
@@ -254,7 +252,7 @@ def test_a_program_without_a_main_guard_runs_once(tmp_path: Path, how: str) -> N
     assert (ran.stdout, ran.stderr, ran.returncode) == ("start\n1 2\n", "", 0)
 
 
-def test_a_program_does_not_wait_at_its_end_for_results_that_nobody_takes() -> None:
+def test_a_program_ends_without_waiting_for_unused_results() -> None:
     code = "import time; from mt.system.workers import Workers; Workers(1).__enter__().submit(time.sleep, 1_000)"
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, timeout=120)
 
@@ -266,7 +264,7 @@ def test_workers_end_with_their_parent(tmp_path: Path, number: signal.Signals, s
     (tmp_path / "script.py").write_text(script)
     command = [sys.executable, str(tmp_path / "script.py"), "long"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    # In a group of its own, as of a terminal, whose Ctrl-C goes to everyone in it.
+    # In its own process group, as in a terminal, where Ctrl-C reaches the whole group.
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
@@ -285,7 +283,7 @@ def test_workers_end_with_their_parent(tmp_path: Path, number: signal.Signals, s
         assert process.stderr.read() == ""
 
 
-def test_a_ctrl_c_that_python_drops_is_raised_at_the_next_look() -> None:
+def test_a_ctrl_c_that_python_drops_is_raised_at_the_next_check() -> None:
     class Dropping:
         def __del__(self) -> None:
             os.kill(os.getpid(), signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Small things that many tests stand on: corpora of random ids, models, run configs."""
+"""Small corpora, models and run configs that many tests use."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ RICH: dict[str, Any] = {
 
 
 def sentences(lists: Sequence[Sequence[int]]) -> Sentences:
-    """Each list with EOS behind it."""
+    """Return the lists of ids, each with EOS at the end."""
     lengths = np.array([len(ids) + 1 for ids in lists], dtype=np.int64)
     ids = np.concatenate([np.array([*ids, EOS_ID]) for ids in lists]).astype(np.uint16)
     return Sentences(ids, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
@@ -79,7 +79,7 @@ def small_model(
 
 
 def sharp_model(**changes: Any) -> Transformer:
-    """A small model with large embeddings, so that it is decided and rounding does not decide."""
+    """Return a small model with large embeddings: its probabilities differ so much that rounding changes no choice."""
     model = small_model(**changes).eval()
     with torch.no_grad():
         model.embedding.weight.mul_(4)
@@ -95,7 +95,7 @@ def attention(
     dropout: float = 0.0,
     kernels: Kernels | None = None,
 ) -> torch.Tensor:
-    """Attention [Tq, H, E] of queries, keys and values [T, H, E]; that of the reference unless kernels are given."""
+    """Return the attention [Tq, H, E] of queries, keys and values [T, H, E]. The default kernels are the reference."""
     rows = rows_of(layout, dropout, is_causal=causal)
     return (kernels or Kernels()).attend(rows, q[:, None], k[:, None], v[:, None]).view(q.shape)
 
@@ -109,11 +109,11 @@ def one_sentence_at_a_time(
     bias: torch.Tensor | None = None,
     kept: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """What kernels for packed sentences compute, the obvious way.
+    """Compute the attention of packed sentences in the obvious way, one sentence after the other.
 
     Args:
-        bias: [H, 2 longest + 1], of each distance, key minus query.
-        kept: [T, H, longest], what each weight is multiplied with: for each query, by the number of the key.
+        bias: [H, 2 longest + 1], added to the scores of each distance, key minus query.
+        kept: [T, H, longest], the factor of each weight, such as a dropout mask: by query and position of the key.
     """
     out = []
     q_ends, k_ends = layout.cu_q.tolist(), layout.cu_k.tolist()
@@ -148,7 +148,7 @@ WORDS = [
 
 
 def toy_text(n: int, seed: int, *, reverse: bool = False) -> tuple[list[str], list[str]]:
-    """Sentences of made-up words; the target is the source, or its words in reverse order, in capitals."""
+    """Return sentences of made-up words. The target is the source in capitals, optionally with its words reversed."""
     rng = np.random.default_rng(seed)
     src = [" ".join(rng.choice(WORDS, rng.integers(3, 8))) for _ in range(n)]
     tgt = [" ".join(line.split()[::-1] if reverse else line.split()).upper() for line in src]
@@ -156,7 +156,7 @@ def toy_text(n: int, seed: int, *, reverse: bool = False) -> tuple[list[str], li
 
 
 def toy_config(folder: Path, *, n_train: int = 400, reverse: bool = False, **train: object) -> RunConfig:
-    """A run over toy text that lies in `folder`."""
+    """Return the config of a run on toy text, which is written to `folder`."""
     for name, n, seed in (("train", n_train, 1), ("valid", 20, 2), ("test", 20, 3)):
         src, tgt = toy_text(n, seed, reverse=reverse)
         write_lines(folder / f"{name}.en", src)
@@ -185,7 +185,7 @@ def toy_config(folder: Path, *, n_train: int = 400, reverse: bool = False, **tra
 
 @contextmanager
 def files_up_to(n_bytes: int) -> Iterator[None]:
-    """Writing beyond so many bytes of a file fails in here, much as it does where a disk is full."""
+    """Let writes beyond `n_bytes` of a file fail inside the block, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
     try:
@@ -196,7 +196,7 @@ def files_up_to(n_bytes: int) -> Iterator[None]:
 
 @contextmanager
 def messages() -> Iterator[list[str]]:
-    """Collect what the package logs in here, whatever else happens to it."""
+    """Collect the messages that the package logs inside the block."""
     said: list[str] = []
     logger, handler = logging.getLogger("mt"), logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-// cuBLAS and cuBLASLt of the null GPU: products are counted and logged, and nothing is multiplied.
+// cuBLAS and cuBLASLt of the null GPU: matrix products are counted and logged, but not computed.
 #include <cublasLt.h>
 #include <cublas_v2.h>
 #include <stdlib.h>

@@ -1,6 +1,6 @@
-"""Runs each test marked `null_gpu` in its own process, on a null GPU, with limits on time and memory.
+"""Run each test marked `null_gpu` in its own process, on a null GPU, with limits on time and memory.
 
-`@pytest.mark.null_gpu(capability=75, gib=15.6, n_devices=2)` describes the card; README.md here says what it is.
+`@pytest.mark.null_gpu(capability=75, gib=15.6, n_devices=2)` describes the card; see README.md.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import pytest
 
 FOLDER = "NULL_GPU_FOLDER"  # where scripts/null_gpu.sh has built the libraries
 IS_INSIDE = "NULL_GPU_IS_INSIDE"
-MOST_BYTES = 9 * 2**30  # of a test's processes together; a base model of 6 + 6 layers compiles in 5
-MOST_SECONDS = 900.0  # ends what hangs
+MOST_BYTES = 9 * 2**30  # of all processes of a test; compiling a base model of 6 + 6 layers takes 5 GiB
+MOST_SECONDS = 900.0  # ends a test that hangs
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Call a test in another process; inside of that one, let pytest call it."""
+    """Run the test in another process. In that process, let pytest call it."""
     mark = pyfuncitem.get_closest_marker("null_gpu")
     if mark is None or IS_INSIDE in os.environ:
         return None
@@ -66,7 +66,7 @@ def _run(test: str, **card: Any) -> None:
 def environment(
     *, capability: int = 90, gib: float = 79.1, n_devices: int = 1, name: str = "NVIDIA H100"
 ) -> dict[str, str]:
-    """Return the environment variables under which a process finds a null GPU."""
+    """Return the environment variables for a process with a null GPU."""
     folder = os.environ[FOLDER]
     inherited = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     return {
@@ -87,11 +87,11 @@ def environment(
 
 
 def _family(process: int) -> dict[int, int]:
-    """Return the resident bytes of a process and of all its descendants, whatever their sessions, by their numbers."""
+    """Return process id → resident bytes, of a process and all its descendants in any session."""
     parents, n_bytes = {}, {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            fields = path.read_text().rpartition(")")[2].split()  # the name, in brackets, may hold blanks
+            fields = path.read_text().rpartition(")")[2].split()  # the name, in brackets, may contain spaces
         except OSError:  # it has ended meanwhile
             continue
         one = int(path.parent.name)

@@ -1,14 +1,14 @@
-"""What a training update costs on an H100 by arithmetic: a table by part, made from what the null GPU was told to do.
+"""Estimate the cost of a training update on an H100, by part, from the launches that the null GPU logs.
 
     scripts/null_gpu.sh --run python -m tests.null_gpu.cost [--config base] [--tokens 25000] [--kernels 40] [--set …]
 
-The formula: a launch takes as long as the longest of
+A launch takes the longest of
 
-- its arithmetic at 60% of the peak; that of attention at 25%, in blocks with heads of 64,
+- its arithmetic at 60% of the peak (attention: at 25%, in blocks with heads of 64),
 - the bytes of its arguments, each read or written once, at 80% of the bandwidth,
-- 2 µs, the least time between two launches.
+- 2 µs, the minimum time between two launches.
 
-The host takes 5 µs for a launch. Where that makes more than the device needs, the host decides.
+The host takes 5 µs per launch. If its total is longer than that of the device, the update takes as long as the host.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from mt.tools import bench
 from mt.training.engine import Engine, Update
 from tests.null_gpu.device import NullGPU
 
-PEAK, BANDWIDTH = 989e12, 3.35e12  # of an H100 SXM: operations in bf16 and bytes a second, from its data sheet
-SHARE_OF_PEAK, ATTENTION_SHARE, SHARE_OF_BANDWIDTH = 0.6, 0.25, 0.8
+PEAK, BANDWIDTH = 989e12, 3.35e12  # of an H100 SXM, from its data sheet: bf16 operations and bytes per second
+PEAK_FRACTION, ATTENTION_PEAK_FRACTION, BANDWIDTH_FRACTION = 0.6, 0.25, 0.8
 LAUNCH_SECONDS, HOST_SECONDS = 2e-6, 5e-6
-FLASH_TILE = 128  # queries and keys of a block of flash attention; a shorter sentence takes a whole one
-CHUNK = 65_536  # elements of a block of kernels that go over lists of tensors
+FLASH_TILE = 128  # queries and keys per block of flash attention; a shorter sentence takes a whole block
+CHUNK = 65_536  # elements per block of kernels that process lists of tensors
 BYTES = {"c10::BFloat16": 2, "c10::Half": 2, "float": 4, "bool": 1, "unsigned char": 1, "int": 4, "long int": 8}
 
-# The first part whose pattern occurs in the names of the kernel and of the operators that launched it.
+# A launch belongs to the first part whose pattern occurs in the names of its kernel and of the operators around it.
 PARTS = {
     "matrix products": r"^matmul",
     "attention": r"flash|attn|attend|softmax",
@@ -56,17 +56,17 @@ PARTS = {
     "casts": r"_to_copy|copy_",
     "other": r"",
 }
-# Bytes for each element, of operators that go over lists of tensors; Adam reads four of float32, and writes three.
+# Bytes per element of operators that process lists of tensors. Adam reads four float32 values and writes three.
 OF_LISTS = {"aten::_fused_adam_": 28, "aten::_foreach_norm": 4, "aten::_foreach_copy_": 6, "aten::_foreach_mul_": 8}
 
 
 @dataclass
 class Launch:
-    """What the device was given to do: a kernel, a product, a copy within it, or a memset."""
+    """One launch: a kernel, a matrix product, a copy within the device, or a memset."""
 
     kind: str
     kernel: str  # its name and sizes
-    events: list[Any]  # of the profiler, that it happened in; the innermost last
+    events: list[Any]  # the events of the profiler around it, the innermost last
     flops: float = 0.0
     n_bytes: float = 0.0
 
@@ -77,12 +77,12 @@ class Launch:
 
     @property
     def seconds(self) -> float:
-        share = ATTENTION_SHARE if self.part == "attention" else SHARE_OF_PEAK
-        return max(self.flops / (share * PEAK), self.n_bytes / (SHARE_OF_BANDWIDTH * BANDWIDTH), LAUNCH_SECONDS)
+        share = ATTENTION_PEAK_FRACTION if self.part == "attention" else PEAK_FRACTION
+        return max(self.flops / (share * PEAK), self.n_bytes / (BANDWIDTH_FRACTION * BANDWIDTH), LAUNCH_SECONDS)
 
 
 def launches_of(engine: Engine, update: Update) -> list[Launch]:
-    """Make an update, and return what was launched for it."""
+    """Run an update, and return its launches."""
     with tempfile.NamedTemporaryFile("r") as log:
         with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as done, NullGPU().logging(Path(log.name)):
             engine.step(update, lr=1e-3)
@@ -108,7 +108,7 @@ def _is_packed_attention(launch: Launch) -> bool:
 
 
 def _count(launch: Launch, n_of_event: Counter[int]) -> None:
-    """Enter the operations and bytes of a launch."""
+    """Set the operations and bytes of a launch."""
     numbers = [int(number) for number in re.findall(r"\d+", launch.kernel)]
     event = launch.events[-1] if launch.events else None
     shapes = [] if event is None else list(zip(event.shapes(), event.dtypes(), strict=True))
@@ -123,19 +123,19 @@ def _count(launch: Launch, n_of_event: Counter[int]) -> None:
         launch.n_bytes = sum(sizes) + sum(sizes[i] for i in _WRITTEN_IN_PLACE[event.name()])
     elif event is not None and event.name() in OF_LISTS:
         launch.n_bytes = numbers[0] * CHUNK * OF_LISTS[event.name()]
-    elif event is not None and event.name() == "aten::gather":  # rows of an embedding: read, and written
+    elif event is not None and event.name() == "aten::gather":  # rows of an embedding are read and written
         launch.n_bytes = 2 * sizes[0] / shapes[0][0][0] * shapes[2][0][0]
     elif event is not None and "kernel" in launch.kind:
-        # It reads its inputs, and writes one more; those that fill only write, and those that add up only read.
+        # It reads its inputs and writes an output of the same size. Fills only write; sums only read.
         has_both = not re.search(r"fill_|sum|norm", event.name())
         launch.n_bytes = (sum(sizes) + has_both * max(sizes, default=0)) / n_of_event[id(event)]
 
 
 def _count_attention(launches: list[Launch], engine: Engine, update: Update) -> None:
-    """Enter what attention computes: all blocks that it touches, whether sentences fill them or not.
+    """Set the operations of attention: it computes whole blocks, even if sentences do not fill them.
 
-    The backward pass of flash attention adds gradients of queries up in float32, in as many rows as those blocks have.
-    They are cleared, read and written, and read.
+    The backward pass of flash attention sums the gradients of queries in float32, in as many rows as the blocks have:
+    they are cleared, then read and written, then read.
     """
     ((number, batch),) = update.micro_batches.items()
     lengths = {
@@ -148,7 +148,7 @@ def _count_attention(launches: list[Launch], engine: Engine, update: Update) -> 
         shapes = launch.events[-1].shapes() if launch.events else []
         if _is_packed_attention(launch):
             n_q, n_k = (shape[0] for shape in [shape for shape in shapes if len(shape) == 1][-2:])
-            # Products of blocks; tensors of the queries' shape and of the keys' that are read or written.
+            # Products per block; tensors of the queries' shape and of the keys' shape that are read or written.
             n_products, of_queries, of_keys = {"_forward": (2, 2, 2), "_backward_of_queries": (3, 4, 2)}.get(
                 launch.kernel.split()[-1], (4, 2, 4)
             )
@@ -168,7 +168,7 @@ def _count_attention(launches: list[Launch], engine: Engine, update: Update) -> 
 
 
 def _blocks_of_64(q_lengths: Any, k_lengths: Any) -> int:
-    """Return how many blocks of 64 × 64 scores are computed: each block of queries sees whole sentences of keys."""
+    """Return how many blocks of 64 × 64 scores are computed: a block of queries sees whole sentences of keys."""
     q_ends, k_ends = q_lengths.cumsum(), k_lengths.cumsum()
     first_rows = np.arange(0, q_ends[-1], 64)
     last_rows = np.minimum(first_rows + 63, q_ends[-1] - 1)
@@ -176,12 +176,12 @@ def _blocks_of_64(q_lengths: Any, k_lengths: Any) -> int:
     return int((-(-(k_ends[last] - (k_ends - k_lengths)[first]) // 64)).sum())
 
 
-# For each kernel of Triton, which of its arguments are read and written.
+# Name of a Triton kernel → the numbers of its arguments that are both read and written.
 _WRITTEN_IN_PLACE: dict[str, list[int]] = {}
 
 
 def note_arguments() -> None:
-    """Enter the kernels of Triton into the table above, from now on."""
+    """Record the Triton kernels that run from now on in `_WRITTEN_IN_PLACE`."""
     run = CachingAutotuner.run
 
     def noting(self: Any, *arguments: Any, **options: Any) -> Any:
@@ -211,15 +211,13 @@ def table(launches: list[Launch], n_tokens: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="base")
-    parser.add_argument("--tokens", type=int, default=25_000, help="target tokens of an update")
+    parser.add_argument("--tokens", type=int, default=25_000, help="target tokens per update")
     parser.add_argument("--vocabulary", type=int, default=32_000)
-    parser.add_argument(
-        "--kernels", type=int, default=0, help="how many kernels to list, those that take longest first"
-    )
+    parser.add_argument("--kernels", type=int, default=0, help="number of kernels to list, slowest first")
     parser.add_argument("--set", action="append", default=[], help="as for mt train")
     options = parser.parse_args()
     config = load_config(options.config, options.set)
-    # A captured graph is one launch.
+    # Without CUDA graphs, because a captured graph is a single launch.
     config = replace(config, train=replace(config.train, batch_tokens=options.tokens, cuda_graphs=False))
     corpus = bench.random_corpus(options.vocabulary, config.data.max_tokens, n_pairs=max(8_000, options.tokens // 4))
     note_arguments()

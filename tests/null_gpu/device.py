@@ -1,4 +1,4 @@
-"""The counters of the null GPU, from inside of a process that runs on it."""
+"""The counters of the null GPU, for a process that runs on it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
-# Calls that make the host wait for the device, or may.
+# Counters of calls that make the host wait for the device, or may do so.
 WAITS = ("synchronize", "synchronous_copy", "pageable_copy", "device_to_host", "device_free")
 
 
@@ -31,7 +31,7 @@ class NullGPU:
 
     @contextmanager
     def counting(self) -> Iterator[dict[str, int]]:
-        """Count what happens in here; the numbers are there at the end, by the names of null_gpu.h."""
+        """Count the calls inside the block, by the names of null_gpu.h. The dict is filled at the end of the block."""
         found: dict[str, int] = {}
         self._library.null_gpu_reset()
         try:
@@ -41,7 +41,7 @@ class NullGPU:
 
     @contextmanager
     def logging(self, path: Path) -> Iterator[None]:
-        """Write a line for each launch, copy and wait in here."""
+        """Write a line for each launch, copy and wait inside the block."""
         self._library.null_gpu_log_to(str(path).encode())
         try:
             yield
@@ -50,7 +50,7 @@ class NullGPU:
 
 
 def note(what: str, found: dict[str, int], more: str = "") -> None:
-    """Enter the counters of a part into the table that scripts/null_gpu.sh ends with."""
+    """Add the counters of a test to the table that scripts/null_gpu.sh prints at the end."""
     row = {"what": what, **found, "more": more}
     if path := os.environ.get("NULL_GPU_TABLE"):
         with Path(path).open("a", encoding="utf-8") as table:
@@ -64,7 +64,7 @@ def waits(found: dict[str, int]) -> dict[str, int]:
 
 
 def _print_table(path: Path) -> None:
-    """Print what was counted, in Markdown."""
+    """Print the table of counts, in Markdown."""
     columns = ("kernel", "triton_kernel", "matmul", "device_to_device", "memset", "replay", "collective")
     print(f"\n| what | {' | '.join(columns)} | waits | |\n{'| --- ' * (len(columns) + 3)}|")
     for line in path.read_text("utf-8").splitlines():

@@ -1,5 +1,5 @@
-// libcuda.so.1 of the null GPU: what torch, Inductor and Triton ask of a driver. Modules are loaded and launched by
-// their names alone.
+// libcuda.so.1 of the null GPU: the calls of a driver that torch, Inductor and Triton use. Modules and kernels have
+// only names, no code.
 #define _GNU_SOURCE
 #include <cuda.h>
 #include <dlfcn.h>
@@ -8,9 +8,9 @@
 
 #include "null_gpu.h"
 
-#define HANDLE ((void *)8)  // of whatever needs one
+#define HANDLE ((void *)8)  // for all objects that need a handle
 
-// The card and the counters are those of the preloaded library, which may not be there.
+// The card and the counters belong to the preloaded library, which may be missing.
 static const struct card *the_card(void) {
   static const struct card *(*card_of_runtime)(void);
   static const struct card none = {.n_devices = 0};

@@ -1,5 +1,5 @@
-// The calls of a driver that succeed without doing anything, and those that nothing of ours should make. Without the
-// headers, for their arguments do not matter here.
+// Driver calls that succeed without doing anything, and calls that our code should not make. Uses no headers, because
+// the arguments do not matter.
 #include "null_gpu.h"
 
 #define SUCCEEDS(name)                                                                                                 \

@@ -1,4 +1,4 @@
-// NCCL of the null GPU: communicators know their rank and size, collectives are counted, and nothing is exchanged.
+// NCCL of the null GPU: communicators have a rank and a size, collectives are counted, and nothing is exchanged.
 #include <cuda_runtime_api.h>
 #include <nccl.h>
 #include <stdlib.h>

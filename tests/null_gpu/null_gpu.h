@@ -1,12 +1,12 @@
-// What the parts of the null GPU share: the card that it claims to be, counters with names, a log, and the rules of a
-// capture. README.md has the whole.
+// Shared by the parts of the null GPU: the description of the card, counters with names, a log, and the rules of a
+// capture. See README.md.
 #pragma once
 #include <stdbool.h>
 #include <stddef.h>
 
 #define API __attribute__((visibility("default")))
 
-// Each counter is a number of calls since the last reset, but for the two that end in `bytes`.
+// Each counter is a number of calls since the last reset, except for those that end in `bytes`.
 #define COUNTERS(X)                                                                                                    \
   X(kernel)              /* launches of compiled-in kernels: torch's own, and those of its libraries */               \
   X(triton_kernel)       /* launches of kernels that were compiled in this process */                                 \
@@ -26,7 +26,7 @@
   X(pinned_malloc)                                                                                                     \
   X(event_record)                                                                                                      \
   X(event_wait)          /* a stream waits for an event; the host does not */                                         \
-  X(capture)             /* graphs begun */                                                                            \
+  X(capture)             /* captures started */                                                                        \
   X(replay)              /* graphs launched */                                                                         \
   X(forbidden)           /* calls that a capture does not allow */
 

@@ -1,7 +1,7 @@
 """`mt` as one of several ranks on null GPUs, started by torchrun.
 
-DDP sends two things through the device that the host then needs, and reads zeros here: the shapes of the parameters,
-which the ranks compare, and the buckets of gradients, in the order of the first backward pass. Both are left out.
+DDP reads two things back from the device, which are zeros here: the shapes of the parameters, which the ranks compare,
+and the buckets of gradients in the order of the first backward pass. This module disables both.
 """
 
 import sys
@@ -15,7 +15,7 @@ from tests.null_gpu.device import NullGPU
 
 
 class Reducer:
-    """DDP's own, with the buckets that it begins with."""
+    """The reducer of DDP, which keeps its initial buckets."""
 
     def __init__(self, reducer: Any) -> None:
         self._reducer = reducer

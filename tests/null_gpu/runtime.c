@@ -1,5 +1,5 @@
-// The CUDA runtime of the null GPU, for LD_PRELOAD before the real one: device memory is address space that nothing can
-// read, kernels do nothing, and whatever the host copies back is zero.
+// The CUDA runtime of the null GPU, loaded before the real one by LD_PRELOAD. Device memory is address space that
+// cannot be read, kernels do nothing, and everything that the host copies back is zero.
 #define _GNU_SOURCE
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
@@ -16,8 +16,8 @@
 #define COUNT(name) null_gpu_count(COUNT_##name, 1)
 #define MAX_DEVICES 8
 #define MIB ((size_t)1 << 20)
-#define GRANULE (2 * MIB)    // what a real driver rounds allocations up to
-#define CONTEXT (500 * MIB)  // what a context takes of a card's memory
+#define GRANULE (2 * MIB)    // a real driver rounds allocations up to this
+#define CONTEXT (500 * MIB)  // memory of the card that a context takes
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -67,8 +67,8 @@ API long long null_gpu_counter(int counter) { return counters[counter]; }
 
 API void null_gpu_reset(void) { memset(counters, 0, sizeof counters); }
 
-// Write a line for each launch, copy and wait from now on, with nanoseconds before it, on the profiler's clock; NULL ends
-// the log.
+// Write a line for each launch, copy and wait from now on, starting with the time in nanoseconds on the profiler's
+// clock. NULL ends the log.
 API void null_gpu_log_to(const char *path) {
   if (log_file) fclose(log_file);
   log_file = path ? fopen(path, "w") : NULL;
@@ -117,13 +117,13 @@ API const char *cudaGetErrorString(cudaError_t error) {
 }
 
 // --- Captures --------------------------------------------------------------------------------------------------------
-// One at a time. The rules are ours, from the documentation of cudaStreamBeginCapture in the modes `global` and
-// `thread_local`; a real driver has the last word.
+// One capture at a time. The rules are our own, based on the documentation of cudaStreamBeginCapture for the modes
+// `global` and `thread_local`. A real driver may differ.
 
 static cudaStream_t capturing_stream;
-static bool is_capturing, is_invalid;  // invalid: something forbidden was called during it
+static bool is_capturing, is_invalid;  // invalid: a forbidden call was made during the capture
 static unsigned long long n_captures;
-static __thread bool captures_here;  // this thread began the capture
+static __thread bool captures_here;  // this thread started the capture
 static __thread enum cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
 
 static bool is_in_capture(cudaStream_t stream) { return is_capturing && stream == capturing_stream; }
@@ -271,8 +271,8 @@ API cudaError_t cudaDeviceSynchronize(void) {
 }
 
 // --- Memory ----------------------------------------------------------------------------------------------------------
-// Each device has a stretch of addresses without access rights, and so has pinned memory, with them: what kind of
-// memory a pointer points to follows from the stretch that it lies in. Addresses are not used twice.
+// Each device has an address range without access rights, and pinned memory has one with access rights. The range of a
+// pointer says which kind of memory it points to. Addresses are not reused.
 
 struct allocation {
   char *start;
@@ -334,7 +334,7 @@ static bool is_in(const struct arena *arena, const void *pointer) {
   return (const char *)pointer >= arena->start && (const char *)pointer < arena->start + arena->size;
 }
 
-// The device that a pointer belongs to, or -1.
+// Return the device that a pointer belongs to, or -1.
 static int device_of(const void *pointer) {
   for (int i = 0; i < null_gpu_card()->n_devices; i++)
     if (is_in(&devices[i], pointer)) return i;
@@ -389,8 +389,8 @@ API cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *attribute
   return cudaSuccess;
 }
 
-// Count a copy, and give the host the zeros that it gets for whatever lies on the device. Returns whether host memory
-// that is not pinned takes part.
+// Count a copy. Copies from the device write zeros to host memory. Return whether host memory that is not pinned is
+// involved.
 static bool copy(void *to, const void *from, size_t size) {
   bool to_device = device_of(to) >= 0, from_device = device_of(from) >= 0;
   bool is_pageable = (!to_device && !is_in(&pinned, to)) || (!from_device && !is_in(&pinned, from));
@@ -458,7 +458,7 @@ API cudaError_t cudaStreamGetPriority(cudaStream_t stream, int *priority) { retu
 API cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   COUNT(synchronize);
   null_gpu_log("synchronize stream");
-  // torch itself waits for another stream while it begins a capture, in relaxed mode or not.
+  // torch itself waits for another stream when it starts a capture, in relaxed mode or not.
   bool is_ours = is_in_capture(stream) || stream == NULL;
   return is_unsafe_here() && is_ours ? forbidden("cudaStreamSynchronize") : cudaSuccess;
 }
@@ -542,7 +542,7 @@ static __thread struct {
   dim3 grid, block;
   size_t shared_memory;
   void *stream;
-} configuration;  // of the launch that follows
+} configuration;  // of the next launch
 
 API unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared_memory, struct CUstream_st *stream) {
   configuration.grid = grid, configuration.block = block;
@@ -607,7 +607,7 @@ API cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *n, const void
   return *n = 2, cudaSuccess;
 }
 
-// --- The driver, which torch asks for by name ------------------------------------------------------------------------
+// --- Driver functions, which torch looks up by name ------------------------------------------------------------------
 
 API cudaError_t cudaGetDriverEntryPointByVersion(const char *name, void **function, unsigned version,
                                                  unsigned long long flags,

@@ -1,4 +1,4 @@
-"""The commands on a null GPU, from end to end. Their numbers mean nothing there."""
+"""The commands on a null GPU, from end to end. Their numbers have no meaning."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments: str, status: int = 0, **variables: str) -> str:
-    """Run Python with these arguments; return what it prints on both outputs."""
+    """Run Python with these arguments; return its standard output and standard error together."""
     command = [sys.executable, *arguments]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, **variables}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -47,7 +47,7 @@ def test_the_demo_trains_and_translates(tmp_path: Path) -> None:
 
 
 @pytest.mark.null_gpu
-def test_bench_dry_run_and_doctor_know_the_card(tmp_path: Path) -> None:
+def test_bench_dry_run_and_doctor_use_the_card(tmp_path: Path) -> None:
     mt("prepare", *short(tmp_path))
     assert "cuda:0 (NVIDIA H100) in bf16, compiled" in mt("bench", *short(tmp_path), "--steps", "3")
     assert "cuda:0" in mt("train", *short(tmp_path), "--dry-run", "--run-dir", str(tmp_path / "run"))
@@ -65,11 +65,11 @@ def test_a_training_that_runs_out_of_memory_ends_with_the_same_updates(tmp_path:
 
 @pytest.mark.null_gpu(n_devices=2)
 def test_two_ranks_train_on_two_devices(tmp_path: Path) -> None:
-    """Sums over ranks go to a stand-in for NCCL, which exchanges nothing; what the host needs goes over gloo."""
+    """The fake NCCL counts sums over ranks but exchanges nothing. The host communicates over gloo."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "tests/null_gpu/rank.py", "train"]
     told = run(*launcher, *short(tmp_path, "train.compile=false"), "--run-dir", str(tmp_path / "run"))
     assert "on 2 ranks (cuda) in bf16" in told
-    # Each rank sums its gradients at each update, beside what DDP sends at its start.
+    # Each rank sums its gradients in each update; DDP also communicates when it starts.
     assert all(int(n) > 5 for n in re.findall(r"collectives: (\d+)", told))
     assert told.count("collectives: ") == 2
     assert json.loads((tmp_path / "run" / "report.json").read_text())["steps"] == 5
@@ -89,19 +89,19 @@ def test_two_ranks_train_on_two_devices(tmp_path: Path) -> None:
     ],
     ids=["cuda:9", "too old", "too small"],
 )
-def test_what_the_card_cannot_do_is_one_line(
+def test_unsupported_cards_and_devices_are_reported_in_one_line(
     tmp_path: Path, settings: list[str], variables: dict[str, str], problem: str
 ) -> None:
     told = mt("train", *short(tmp_path, *settings), "--run-dir", str(tmp_path / "run"), status=2, **variables)
     (line,) = [line for line in told.splitlines() if line.startswith("error: ")]
     assert problem in line
     assert "Warning" not in told
-    assert not (tmp_path / "prepared").exists()  # before hours are spent on the data
+    assert not (tmp_path / "prepared").exists()  # the error comes before the data is prepared, which may take hours
 
 
 @pytest.mark.null_gpu
-@pytest.mark.parametrize("capability", ["61", "70"])  # torch warns of them in two different ways
-def test_auto_takes_the_cpu_beside_a_card_that_torch_has_no_code_for_and_says_so(capability: str) -> None:
+@pytest.mark.parametrize("capability", ["61", "70"])  # torch has a different warning for each
+def test_auto_uses_the_cpu_with_a_note_if_torch_has_no_code_for_the_card(capability: str) -> None:
     program = (
         "from mt.system.console import show_messages; from mt.system.device import choose_device; show_messages(); "
         "print(choose_device('auto'), choose_device('auto'))"
@@ -114,8 +114,8 @@ def test_auto_takes_the_cpu_beside_a_card_that_torch_has_no_code_for_and_says_so
 
 @pytest.mark.slow
 @pytest.mark.null_gpu
-def test_gpu_check_goes_to_its_end(tmp_path: Path) -> None:
-    """Its parts that compare values fail here, as they should; the others give figures."""
+def test_gpu_check_runs_all_parts(tmp_path: Path) -> None:
+    """The parts that compare values fail here, as they should. The others give figures."""
     out = tmp_path / "out"
     run("scripts/gpu_check.py", "--quick", "--out", str(out), "all", status=1)
     failed = {path.stem for path in out.glob("*.json") if json.loads(path.read_text())["error"]}

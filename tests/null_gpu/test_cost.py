@@ -1,4 +1,4 @@
-"""The arithmetic behind the cost of an update, held against what is known without it."""
+"""The estimated cost of an update, compared with known numbers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import pytest
 
 from mt.data.packing import PlanState
 from tests.null_gpu import cost
-from tests.null_gpu.test_training import begun, config_for
+from tests.null_gpu.test_training import config_for, started_engine
 
 
 @pytest.mark.null_gpu
-def test_the_cost_of_an_update_is_that_of_its_parts(tmp_path: Path) -> None:
+def test_the_cost_of_an_update_agrees_with_known_numbers(tmp_path: Path) -> None:
     cost.note_arguments()
-    engine = begun(config_for(tmp_path))
+    engine = started_engine(config_for(tmp_path))
     updates = list(engine.updates(PlanState(), 1, 3))
     for update in updates[:2]:
         engine.step(update, lr=1e-3)
@@ -23,9 +23,9 @@ def test_the_cost_of_an_update_is_that_of_its_parts(tmp_path: Path) -> None:
     (batch,) = updates[2].micro_batches.values()
     n_rows = len(batch.src_ids), len(batch.tgt_inputs)
     assert sum(launch.flops for launch in by_part["matrix products"]) == engine.model.training_flops(*n_rows)
-    # Forward, gradient of queries, gradient of keys and values; in the encoder, the decoder, and between them.
+    # Forward, gradient of queries, gradient of keys and values; for encoder, decoder and cross-attention.
     assert len(by_part["attention"]) == 3 * 3
-    # At least the sentences' own pairs of tokens, and less than a third of what flash attention computes.
+    # At least all pairs of tokens within sentences, and less than a third of the operations of flash attention.
     src, tgt = (side.lengths[batch.sentences] for side in (engine.data.src, engine.data.tgt))
     d, n_pairs = engine.config.model.d_model, int((src**2 + tgt**2 + src * tgt).sum())
     flops = sum(launch.flops for launch in by_part["attention"])

@@ -1,4 +1,4 @@
-"""Captured search on a null GPU. Nothing ends there before the longest length, for the host reads zeros."""
+"""Search with CUDA graphs on a null GPU. Because the host reads zeros, all searches reach the maximum length."""
 
 from __future__ import annotations
 
@@ -32,9 +32,7 @@ def graphs(**variant: Any) -> Graphs:
         ("blocking", {"no_repeat_ngram_size": 3, "min_length": 2}, 1),
     ],
 )
-def test_steps_are_captured_once_for_each_shape_and_then_replayed(
-    what: str, settings: dict[str, Any], n_best: int
-) -> None:
+def test_steps_are_captured_once_per_shape_and_then_replayed(what: str, settings: dict[str, Any], n_best: int) -> None:
     decode, search = DecodeConfig(max_length=LONGEST, **settings), graphs()
     found = []
     for _ in range(3):
@@ -44,10 +42,10 @@ def test_steps_are_captured_once_for_each_shape_and_then_replayed(
         found.append(counted)
     assert search.capture_error is None
     assert [one["forbidden"] for one in found] == [0, 0, 0]
-    # The room for tokens grows twice on the way to the longest length, and each room is a shape.
+    # The capacity for tokens grows twice before the maximum length, and each capacity is a shape.
     assert [one["capture"] for one in found] == [3, 0, 0]
     assert found[2]["replay"] >= LONGEST - 4
-    # The host looks at the device every few steps alone. The others send the start of a search and read its results.
+    # The host synchronises only every few steps. The other 16 waits start a search and read its results.
     assert found[2]["synchronize"] <= LONGEST / SYNC_EVERY + 16
     note(f"search, {what}, 60 sentences to 60 tokens, 1 + 1 layers", found[2])
 
@@ -62,7 +60,7 @@ def test_steps_are_captured_once_for_each_shape_and_then_replayed(
         {"positions": "alibi", "norm": "deepnorm"},
     ],
 )
-def test_steps_of_variants_are_captured(variant: dict[str, Any]) -> None:
+def test_steps_of_model_variants_are_captured(variant: dict[str, Any]) -> None:
     decode, search = DecodeConfig(max_length=LONGEST), graphs(**variant)
     found = []
     for _ in range(2):
@@ -76,8 +74,8 @@ def test_steps_of_variants_are_captured(variant: dict[str, Any]) -> None:
 
 
 @pytest.mark.null_gpu
-@pytest.mark.parametrize("fails", ["at its begin", "inside"])
-def test_a_search_goes_on_without_graphs_when_a_capture_fails(
+@pytest.mark.parametrize("fails", ["at the start", "inside"])
+def test_a_search_continues_without_graphs_if_a_capture_fails(
     fails: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     decode, search, step = DecodeConfig(max_length=LONGEST), graphs(), SearchState.step
@@ -100,7 +98,7 @@ def test_a_search_goes_on_without_graphs_when_a_capture_fails(
 
 @pytest.mark.null_gpu
 @pytest.mark.parametrize("refuses_capture", ["0", "1"])
-def test_a_search_that_runs_out_of_memory_is_made_in_halves(
+def test_a_search_that_runs_out_of_memory_is_repeated_in_halves(
     refuses_capture: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("NULL_GPU_REFUSES_CAPTURE", refuses_capture)

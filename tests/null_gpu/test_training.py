@@ -1,4 +1,4 @@
-"""Training updates on a null GPU: launches, waits, graphs, compilations, memory. Values mean nothing there."""
+"""Training updates on a null GPU: launches, waits, graphs, compilations, memory. Values have no meaning."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.toys import toy_config
 
 VOCABULARY, UPDATE = 32_000, 25_000
 CORPUS = bench.random_corpus(VOCABULARY, 256, n_pairs=8_000)
-# For the embedded rows of each side, for all encoder layers, and for all decoder layers.
+# Two for the embeddings of source and target, one for all encoder layers, one for all decoder layers.
 N_GRAPHS = 4
 WIDE = {"ffn_sharing": "wide", "d_ff": 8_192, "activation": "relu2"}
 BASE = {"d_model": 512, "n_heads": 8, "d_ff": 2048, "dropout": 0.1}
@@ -36,26 +36,26 @@ def config_for(
     variant: Mapping[str, Any] = MappingProxyType({}),
     **train: Any,
 ) -> RunConfig:
-    """The base model, with fewer layers where that shows as much, or a variant of it."""
+    """Return the config of the base model or a variant of it, with fewer layers by default."""
     config = toy_config(folder, **{"batch_tokens": UPDATE, "device": "auto", "precision": "auto", **train})
     shape = {**BASE, "n_encoder_layers": n_layers, "n_decoder_layers": n_layers, "attention_dropout": attention_dropout}
     shape |= variant
     return replace(config, model=replace(config.model, **shape), data=replace(config.data, max_tokens=256))
 
 
-def begun(config: RunConfig) -> Engine:
+def started_engine(config: RunConfig) -> Engine:
     engine = Engine(config, CORPUS, VOCABULARY)
     engine.begin()
     return engine
 
 
 def updates(engine: Engine, n: int) -> Iterator[dict[str, int]]:
-    """Make some updates, and count what happens in each."""
+    """Run updates, and yield the counts of each."""
     with engine.prefetched_updates(PlanState(), 1, n) as planned:
         while update := next(planned, None):
             with NullGPU().counting() as found:
                 engine.step(update, lr=1e-3)
-            del update  # before the thread assembles another one, which may take its memory
+            del update  # free it before the thread assembles the next one, which may reuse its memory
             assert found["forbidden"] == 0
             yield found
 
@@ -65,10 +65,10 @@ def launches(found: dict[str, int]) -> int:
 
 
 def assert_steady(engine: Engine, what: str, most_launches: int, n_updates: int = 6) -> None:
-    """Assert that updates after the first wait for nothing and compile nothing, and later ones take no memory.
+    """Require that updates after the first do not wait or compile, and that later ones allocate no memory.
 
     Args:
-        most_launches: of a micro-batch, the optimizer's part included.
+        most_launches: maximum launches per micro-batch, including a fraction of those of the optimizer.
     """
     found: dict[str, int] = {}
     n_growing = 0
@@ -79,7 +79,7 @@ def assert_steady(engine: Engine, what: str, most_launches: int, n_updates: int 
                 continue
             assert waits(found) == {}
             n_growing += number >= 3 and found["device_malloc"] > 0
-    # The updates ahead take memory in the first ones, on a busy machine in a later one; the sizes of tiles differ.
+    # Prefetched updates allocate memory during the first updates, or a later one on a busy machine. Tile sizes vary.
     assert n_growing <= 1 or engine.execution.attention == "tiles"
     n = launches(found) / engine.budget.n_micro_batches
     peak = torch.cuda.max_memory_allocated() / 2**30
@@ -91,8 +91,8 @@ def assert_steady(engine: Engine, what: str, most_launches: int, n_updates: int 
 
 
 @pytest.mark.null_gpu
-def test_an_eager_update_waits_for_nothing(tmp_path: Path) -> None:
-    engine = begun(config_for(tmp_path, compile=False))
+def test_an_eager_update_does_not_wait(tmp_path: Path) -> None:
+    engine = started_engine(config_for(tmp_path, compile=False))
     assert engine.device == torch.device("cuda", 0)
     assert engine.execution.note == "bf16, not compiled (train.compile is false)"
     assert engine.budget.n_micro_batches == 1
@@ -100,8 +100,8 @@ def test_an_eager_update_waits_for_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.null_gpu
-def test_a_compiled_update_of_base_waits_for_nothing_and_compiles_four_graphs(tmp_path: Path) -> None:
-    engine = begun(config_for(tmp_path, n_layers=6))
+def test_a_compiled_update_of_base_does_not_wait_and_compiles_four_graphs(tmp_path: Path) -> None:
+    engine = started_engine(config_for(tmp_path, n_layers=6))
     assert engine.execution.note == "bf16, compiled"
     torch._dynamo.utils.counters.clear()
     next(updates(engine, 1))
@@ -112,7 +112,7 @@ def test_a_compiled_update_of_base_waits_for_nothing_and_compiles_four_graphs(tm
 
 @pytest.mark.null_gpu
 def test_several_compiled_micro_batches_compile_once(tmp_path: Path) -> None:
-    engine = begun(config_for(tmp_path, micro_batch_tokens=8_192))
+    engine = started_engine(config_for(tmp_path, micro_batch_tokens=8_192))
     assert engine.budget.n_micro_batches == 4
     torch._dynamo.utils.counters.clear()
     next(updates(engine, 1))
@@ -134,10 +134,10 @@ def test_several_compiled_micro_batches_compile_once(tmp_path: Path) -> None:
         ("attention dropout", {"attention_dropout": 0.1}, 350),
     ],
 )
-def test_an_eager_update_with_other_settings_waits_for_nothing(
+def test_an_eager_update_with_other_settings_does_not_wait(
     tmp_path: Path, what: str, settings: dict[str, Any], most_launches: int
 ) -> None:
-    engine = begun(config_for(tmp_path, **{"compile": False, **settings}))
+    engine = started_engine(config_for(tmp_path, **{"compile": False, **settings}))
     assert_steady(engine, f"base, 1 + 1 layers, eager, {what}", most_launches)
 
 
@@ -166,16 +166,16 @@ MODERN = {
         ("ALiBi", {"positions": "alibi"}, 350),
     ],
 )
-def test_an_eager_update_of_a_variant_waits_for_nothing(
+def test_an_eager_update_of_a_variant_does_not_wait(
     tmp_path: Path, what: str, variant: dict[str, Any], most_launches: int
 ) -> None:
-    engine = begun(config_for(tmp_path, compile=False, variant=variant))
+    engine = started_engine(config_for(tmp_path, compile=False, variant=variant))
     assert_steady(engine, f"base, 1 + 1 layers, eager, {what}", most_launches)
 
 
 @pytest.mark.null_gpu
 def test_a_compiled_update_of_a_modern_variant_compiles_four_graphs(tmp_path: Path) -> None:
-    engine = begun(config_for(tmp_path, n_layers=2, variant=MODERN))
+    engine = started_engine(config_for(tmp_path, n_layers=2, variant=MODERN))
     assert engine.execution.note == "bf16, compiled"
     torch._dynamo.utils.counters.clear()
     next(updates(engine, 1))
@@ -185,18 +185,18 @@ def test_a_compiled_update_of_a_modern_variant_compiles_four_graphs(tmp_path: Pa
 
 
 @pytest.mark.null_gpu
-def test_a_compiled_update_with_fp16_clipping_ema_checkpointing_and_loss_chunks_waits_for_nothing(
+def test_a_compiled_update_with_fp16_clipping_ema_checkpointing_and_loss_chunks_does_not_wait(
     tmp_path: Path,
 ) -> None:
     settings = {"activation_checkpointing": True, "loss_chunks": 4, "clip_norm": 1.0, "ema_decay": 0.999}
-    engine = begun(config_for(tmp_path, precision="fp16", **settings))
+    engine = started_engine(config_for(tmp_path, precision="fp16", **settings))
     assert engine.execution.note == "fp16, compiled"
     assert_steady(engine, "base, 1 + 1 layers, compiled, fp16, all settings", 400)
 
 
 @pytest.mark.null_gpu
-def test_the_moving_average_takes_few_launches_and_no_memory(tmp_path: Path) -> None:
-    engine = begun(config_for(tmp_path, n_layers=6, compile=False, ema_decay=0.999))
+def test_the_moving_average_needs_few_launches_and_no_memory(tmp_path: Path) -> None:
+    engine = started_engine(config_for(tmp_path, n_layers=6, compile=False, ema_decay=0.999))
     n_allocations = torch.cuda.memory_stats()["allocation.all.allocated"]
     with NullGPU().counting() as found:
         engine.average.follow(1, engine.optimizer.was_skipped)
@@ -212,7 +212,7 @@ SMALL = 5_000  # target tokens
 
 
 def peak_of_captured(engine: Engine, what: str, n_updates: int = 4) -> int:
-    """Make updates whose passes are captured from the second on; the bytes at the peak of those after it."""
+    """Run updates whose passes are captured in the second. Return the peak memory in bytes of the later ones."""
     found: list[dict[str, int]] = []
     with ExitStack() as after_the_first:
         for counted in updates(engine, n_updates):
@@ -243,25 +243,25 @@ def peak_of_captured(engine: Engine, what: str, n_updates: int = 4) -> int:
 )
 def test_a_small_update_is_captured(tmp_path: Path, settings: dict[str, Any]) -> None:
     config = config_for(tmp_path, batch_tokens=SMALL, **settings)
-    eager = begun(replace(config, train=replace(config.train, cuda_graphs=False)))
+    eager = started_engine(replace(config, train=replace(config.train, cuda_graphs=False)))
     assert eager.why_not_captured == "train.cuda_graphs is false"
     at_rest = torch.cuda.memory_allocated()
     list(updates(eager, 2))
     of_eager = torch.cuda.max_memory_allocated() - at_rest
     del eager
     torch.compiler.reset()
-    engine = begun(config)
+    engine = started_engine(config)
     at_rest = torch.cuda.memory_allocated()
     peak = peak_of_captured(engine, f"base, 1 + 1 layers, captured, {SMALL:,} tokens, {settings}")
     assert peak - at_rest < 1.05 * of_eager + 2**20
 
 
 @pytest.mark.null_gpu
-@pytest.mark.parametrize("fails", ["at its begin", "inside"])
-def test_training_goes_on_without_graphs_when_a_capture_fails(
+@pytest.mark.parametrize("fails", ["at the start", "inside"])
+def test_training_continues_without_graphs_if_a_capture_fails(
     tmp_path: Path, fails: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    engine, loss_of = begun(config_for(tmp_path, batch_tokens=SMALL)), Engine._loss_of
+    engine, loss_of = started_engine(config_for(tmp_path, batch_tokens=SMALL)), Engine._loss_of
 
     def waiting_loss(engine: Engine, batch: PackedBatch) -> torch.Tensor:
         loss = loss_of(engine, batch)
@@ -286,8 +286,8 @@ def test_training_goes_on_without_graphs_when_a_capture_fails(
 
 
 @pytest.mark.null_gpu
-def test_validation_may_use_the_memory_of_a_captured_pass(tmp_path: Path) -> None:
-    engine = begun(config_for(tmp_path, batch_tokens=SMALL))
+def test_validation_can_use_the_memory_of_a_captured_pass(tmp_path: Path) -> None:
+    engine = started_engine(config_for(tmp_path, batch_tokens=SMALL))
     list(updates(engine, 3))
     before = torch.cuda.memory_allocated()
     engine.inference_model()
@@ -299,25 +299,25 @@ def test_validation_may_use_the_memory_of_a_captured_pass(tmp_path: Path) -> Non
 
 
 @pytest.mark.null_gpu(gib=12)
-def test_auto_measures_the_code_that_will_run(tmp_path: Path) -> None:
-    """Without our own kernels, eager micro-batches of the whole update would not fit this card; compiled ones do."""
-    eager = begun(config_for(tmp_path, attention="flash", compile=False))
+def test_auto_measures_the_compiled_code_that_will_run(tmp_path: Path) -> None:
+    """With flash attention, the whole update fits this card as one micro-batch if compiled, but not if eager."""
+    eager = started_engine(config_for(tmp_path, attention="flash", compile=False))
     assert eager.budget.n_micro_batches > 1
     del eager
     torch.cuda.empty_cache()
     torch._dynamo.utils.counters.clear()
-    engine = begun(config_for(tmp_path, attention="flash"))
+    engine = started_engine(config_for(tmp_path, attention="flash"))
     assert engine.budget.n_micro_batches == 1
     assert_steady(engine, "base, 1 + 1 layers, compiled, flash, 12 GB card", 250)
-    # Those of one measurement, and those of the size that was chosen; here the loss is one, too.
+    # Graphs of one measurement and of the chosen size. With flash attention, the loss is a graph, too.
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2 * (N_GRAPHS + 1)
     assert torch.cuda.max_memory_reserved() < 12 * 2**30
 
 
 @pytest.mark.null_gpu(gib=79.1)
-def test_auto_compiles_once_where_eager_micro_batches_fit(tmp_path: Path) -> None:
+def test_auto_compiles_once_if_eager_micro_batches_fit(tmp_path: Path) -> None:
     torch._dynamo.utils.counters.clear()
-    engine = begun(config_for(tmp_path))
+    engine = started_engine(config_for(tmp_path))
     next(updates(engine, 1))
     assert engine.budget.n_micro_batches == 1
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == N_GRAPHS
@@ -326,14 +326,14 @@ def test_auto_compiles_once_where_eager_micro_batches_fit(tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.null_gpu(gib=23.5)
 def test_base_trains_in_one_micro_batch_on_24_gb(tmp_path: Path) -> None:
-    engine = begun(config_for(tmp_path, n_layers=6))
+    engine = started_engine(config_for(tmp_path, n_layers=6))
     assert engine.budget.n_micro_batches == 1
     assert_steady(engine, "base, compiled, 24 GB card", 1_100)
 
 
 @pytest.mark.null_gpu(capability=75, gib=15.6, name="Tesla T4")
 def test_a_turing_card_trains_in_fp16_and_compiles(tmp_path: Path) -> None:
-    engine = begun(config_for(tmp_path))
+    engine = started_engine(config_for(tmp_path))
     assert engine.execution.note == "fp16, compiled"
     assert_steady(engine, f"base, 1 + 1 layers, sm_75, {engine.budget.n_micro_batches} micro-batches", 250)
 
@@ -348,8 +348,8 @@ def test_a_turing_card_trains_in_fp16_and_compiles(tmp_path: Path) -> None:
         pytest.param({"variant": {"positions": "alibi", "activation": "gelu", "norm": "pre"}}, marks=pytest.mark.slow),
     ],
 )
-def test_a_compiled_update_with_other_settings_waits_for_nothing(tmp_path: Path, settings: dict[str, Any]) -> None:
-    engine = begun(config_for(tmp_path, **settings))
+def test_a_compiled_update_with_other_settings_does_not_wait(tmp_path: Path, settings: dict[str, Any]) -> None:
+    engine = started_engine(config_for(tmp_path, **settings))
     assert engine.execution.compiles
     assert engine.execution.attention == settings.get("attention", "packed")
     assert_steady(engine, f"base, 1 + 1 layers, compiled, {settings}", 300)
@@ -366,7 +366,7 @@ RELATIVE = {"positions": "relative", "attention_dropout": 0.1}
 def test_attention_fits_into_the_shared_memory_of_small_cards(
     tmp_path: Path, precision: str, variant: dict[str, Any]
 ) -> None:
-    engine = begun(config_for(tmp_path, precision=precision, compile=False, variant=variant))
+    engine = started_engine(config_for(tmp_path, precision=precision, compile=False, variant=variant))
     assert engine.execution.attention == "packed"
     assert len(list(updates(engine, 1))) == 1
 
@@ -376,22 +376,24 @@ def test_attention_fits_into_the_shared_memory_of_small_cards(
 def test_attention_fits_into_the_shared_memory_of_turing_cards(
     tmp_path: Path, precision: str, variant: dict[str, Any]
 ) -> None:
-    engine = begun(config_for(tmp_path, precision=precision, compile=False, variant=variant))
+    engine = started_engine(config_for(tmp_path, precision=precision, compile=False, variant=variant))
     assert engine.execution.attention == "packed"
     assert len(list(updates(engine, 1))) == 1
 
 
 @pytest.mark.null_gpu(gib=4)
 def test_a_small_card_trains_base_in_small_micro_batches(tmp_path: Path) -> None:
-    engine = begun(config_for(tmp_path, n_layers=6, compile=False))
+    engine = started_engine(config_for(tmp_path, n_layers=6, compile=False))
     assert engine.budget.n_micro_batches > 4
     assert len(list(updates(engine, 2))) == 2
     assert torch.cuda.max_memory_allocated() > 2 * 2**30
 
 
 @pytest.mark.null_gpu(gib=1.8)
-def test_out_of_memory_leaves_the_weights_alone_and_smaller_micro_batches_make_the_same_update(tmp_path: Path) -> None:
-    engine = begun(config_for(tmp_path, micro_batch_tokens=UPDATE))
+def test_out_of_memory_does_not_change_the_weights_and_smaller_micro_batches_make_the_same_update(
+    tmp_path: Path,
+) -> None:
+    engine = started_engine(config_for(tmp_path, micro_batch_tokens=UPDATE))
     (update,) = engine.updates(PlanState(), 1, 1)
     log = tmp_path / "log"
     with NullGPU().logging(log), pytest.raises(OutOfMemory) as caught:

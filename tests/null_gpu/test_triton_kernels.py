@@ -1,4 +1,4 @@
-"""What our kernels of Triton compute, by its interpreter on the CPU; it comes with the null GPU's torch."""
+"""The values of our Triton kernels, computed by Triton's interpreter on the CPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mt.model.positions import Relative
 from tests.toys import one_sentence_at_a_time
 
 SOURCE, TARGET = [3, 70, 1, 28, 130, 5, 64, 2], [5, 30, 2, 100, 64, 7, 1, 9]
-# Lengths of queries and of keys, whether it is causal, heads, those of keys, features of a head.
+# Lengths of queries, lengths of keys, is causal, query heads, key heads, features per head.
 CASES = [
     (SOURCE, SOURCE, False, 2, 2, 16),
     (SOURCE, SOURCE, True, 2, 2, 16),
@@ -39,7 +39,7 @@ def layout_of(q_lengths: list[int], k_lengths: list[int]) -> VarlenLayout:
 def projections_of(
     layout: VarlenLayout, n_heads: int, n_groups: int, n_features: int, dtype: torch.dtype
 ) -> list[Tensor]:
-    """As layers give them: in one tensor for self-attention, in two for cross-attention, in three for groups."""
+    """Return projections as layers do: one tensor for self-attention, two for cross-attention, three for groups."""
     n_q, n_k = int(layout.cu_q[-1]), int(layout.cu_k[-1])
     if n_heads != n_groups:
         parts = [(n_q, 1, n_heads), (n_k, 1, n_groups), (n_k, 1, n_groups)]
@@ -98,7 +98,7 @@ def check_biases() -> None:
 
 
 def check_dropout() -> None:
-    """Of equal weights the output is the mask, where values are rows of the unit matrix."""
+    """With equal weights, and rows of the unit matrix as values, the output is the dropout mask."""
     from mt.model.packed_attention import attend
 
     for q_lengths, k_lengths, causal in ((SOURCE, SOURCE, True), (TARGET, SOURCE, False)):
@@ -108,7 +108,7 @@ def check_dropout() -> None:
         starts, q_sentences, k_sentences = layout.cu_k.long(), layout.q_sentences.long(), layout.k_sentences.long()
         places = torch.arange(n_k) - starts[k_sentences]
         parts = []
-        for first in range(0, max(k_lengths), 16):  # as many keys as a head has features
+        for first in range(0, max(k_lengths), 16):  # as many keys at a time as a head has features
             values = torch.zeros(n_k, 1, 2, 16)
             mine = (places >= first) & (places < first + 16)
             values[mine, 0, :, places[mine] - first] = 1.0
@@ -156,7 +156,7 @@ def check_loss() -> None:
 @pytest.mark.null_gpu
 @pytest.mark.skipif(torch.__version__ < "2.13", reason="the interpreter of older Tritons does not run with this numpy")
 @pytest.mark.parametrize("check", [check_values, check_biases, check_dropout, check_relu, check_loss])
-def test_values_and_gradients_are_those_of_plain_torch(check: Callable[[], None]) -> None:
+def test_triton_kernels_give_the_values_and_gradients_of_plain_torch(check: Callable[[], None]) -> None:
     variables = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     code = f"from tests.null_gpu.test_triton_kernels import {check.__name__} as check; check()"
     subprocess.run([sys.executable, "-c", code], env={**variables, "TRITON_INTERPRET": "1"}, check=True)

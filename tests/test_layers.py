@@ -1,4 +1,4 @@
-"""The house: which module may import which. FLOORS is the one list."""
+"""The layers of the package: a module imports its own layer and lower ones. LAYERS lists them, the lowest first."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "mt"
 
-# A module imports its own floor and the floors below. Not all of the house is built yet.
-FLOORS: list[set[str]] = [
+LAYERS: list[set[str]] = [
     {
         "errors",
         "units",
@@ -110,13 +109,13 @@ FLOORS: list[set[str]] = [
     {"api", "pipeline", "tools.bench", "tools.doctor", "tools.dry_run", "tools.verify"},
     {"cli", "__main__"},
 ]
-FLOOR_OF = {f"mt.{name}": number for number, names in enumerate(FLOORS) for name in names}
-# What `from mt import …` gives to users. It imports on demand.
-FLOOR_OF["mt"] = FLOOR_OF["mt.api"]
+LAYER_OF = {f"mt.{name}": number for number, names in enumerate(LAYERS) for name in names}
+# `from mt import …` is for users. It imports on demand.
+LAYER_OF["mt"] = LAYER_OF["mt.api"]
 
 
 def _modules() -> dict[str, Path]:
-    """Dotted name → file, of every module but the `__init__` of the packages inside mt."""
+    """Return dotted name → file for every module, without the `__init__` of the packages inside mt."""
     modules = {"mt": PACKAGE / "__init__.py"}
     for path in sorted(PACKAGE.rglob("*.py")):
         if path.name != "__init__.py":
@@ -125,7 +124,7 @@ def _modules() -> dict[str, Path]:
 
 
 def _imports(path: Path, anywhere: bool = True) -> Iterator[str]:
-    """Dotted names that a file imports, inside functions too; `from a import b` gives a.b."""
+    """Yield the dotted names that a file imports, optionally also inside functions; `from a import b` gives a.b."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     inside_functions = set()
     for function in ast.walk(tree):
@@ -142,31 +141,31 @@ def _imports(path: Path, anywhere: bool = True) -> Iterator[str]:
 
 
 def _imported_modules(path: Path) -> set[str]:
-    """Modules of mt that a file imports, `mt.config.RunConfig` cut to `mt.config`."""
+    """Return the modules of mt that a file imports, with `mt.config.RunConfig` cut to `mt.config`."""
     found = set()
     for name in _imports(path):
         parts = name.split(".")
         if parts[0] == "mt" and not (len(parts) == 2 and parts[1] == "__version__"):
             candidates = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
-            found.add(next((module for module in candidates if module in FLOOR_OF), name))
+            found.add(next((module for module in candidates if module in LAYER_OF), name))
     return found
 
 
 MODULES = _modules()
 
 
-def test_every_module_has_a_floor():
-    assert sorted(MODULES.keys() - FLOOR_OF.keys()) == []
+def test_every_module_has_a_layer():
+    assert sorted(MODULES.keys() - LAYER_OF.keys()) == []
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_its_own_floor_and_those_below(module: str):
+def test_a_module_imports_only_its_own_layer_and_lower_ones(module: str):
     imported = _imported_modules(MODULES[module])
-    assert sorted(imported - FLOOR_OF.keys()) == []
-    assert [name for name in sorted(imported) if FLOOR_OF[name] > FLOOR_OF[module]] == []
+    assert sorted(imported - LAYER_OF.keys()) == []
+    assert [name for name in sorted(imported) if LAYER_OF[name] > LAYER_OF[module]] == []
 
 
-def test_no_imports_go_in_a_circle():
+def test_there_are_no_import_cycles():
     unvisited = {module: _imported_modules(path) & MODULES.keys() for module, path in MODULES.items()}
     while unvisited:
         free = [module for module, imported in unvisited.items() if not imported & unvisited.keys()]
@@ -179,17 +178,17 @@ def test_the_table_of_the_documentation_has_every_module_with_its_layer_the_lowe
     text = (PACKAGE.parent / "docs/architecture.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d+) \| (.+?) \|", text, re.MULTILINE)
     listed = [(file, int(layer)) for layer, files in rows for file in re.findall(r"`(mt/[\w/]+\.py)`", files)]
-    expected = {str(path.relative_to(PACKAGE.parent)): FLOOR_OF[module] for module, path in MODULES.items()}
+    expected = {str(path.relative_to(PACKAGE.parent)): LAYER_OF[module] for module, path in MODULES.items()}
     assert sorted(listed) == sorted(expected.items())
     assert [layer for _, layer in listed] == sorted(expected.values(), reverse=True)
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if FLOOR_OF.get(module, 9) <= 3])
-def test_settings_and_text_do_without_torch(module: str):
+@pytest.mark.parametrize("module", [module for module in MODULES if LAYER_OF.get(module, 9) <= 3])
+def test_settings_and_text_do_not_import_torch(module: str):
     assert "torch" not in {name.partition(".")[0] for name in _imports(MODULES[module])}
 
 
-def test_only_hub_imports_datasets_and_only_where_it_is_needed():
+def test_only_hub_imports_datasets_and_only_inside_functions():
     importers = [module for module in MODULES if _imports_datasets(module, anywhere=True)]
     assert importers == ["mt.text.hub"]
     assert not any(_imports_datasets(module, anywhere=False) for module in MODULES)
@@ -199,8 +198,8 @@ def _imports_datasets(module: str, anywhere: bool) -> bool:
     return "datasets" in {name.partition(".")[0] for name in _imports(MODULES[module], anywhere)}
 
 
-def test_help_imports_nothing_but_what_any_command_line_of_typer_imports():
-    """So that it answers at once: torch alone takes seconds."""
+def test_help_imports_only_what_any_typer_app_imports():
+    """Help must appear at once: importing torch takes seconds."""
     code = """
 import sys, typer
 app = typer.Typer()
