@@ -141,8 +141,8 @@ def test_a_file_that_is_to_be_utf8_is_read_to_its_first_bad_byte(tmp_path: Path)
     with pytest.raises(DataError) as caught, open_lines(str(path), is_strict=True):
         pass
     assert str(caught.value) == (
-        f"{path}, line 2: byte 0xf6 at offset 3 is not UTF-8: fix the line, or leave --strict out to have such bytes "
-        "read as U+FFFD"
+        f"{path}, line 2: byte 0xf6 at offset 3 is not UTF-8: fix the line, or omit --strict to read invalid bytes "
+        "as U+FFFD"
     )
 
 

@@ -78,7 +78,7 @@ def test_two_ranks_make_the_updates_of_one_and_their_number_may_change_on_the_wa
     train_with(1, *arguments(config, tmp_path / "one"))
     for n_ranks, max_steps in ((2, 6), (1, 9), (2, 12)):
         out, told = train_with(n_ranks, *arguments(config, tmp_path / "changing", f"train.max_steps={max_steps}"))
-    assert "on 2 ranks (cpu) in fp32, 256 target tokens an update in 4 micro-batches" in told
+    assert "on 2 ranks (cpu) in fp32, 256 target tokens per update in 4 micro-batches" in told
     # What is said is said once, and so is the report.
     assert told.count("training from step 9") == out.count("held_out (20 lines)") == 1
     assert len(measured(tmp_path / "one", "train_loss")) == 12
@@ -167,7 +167,7 @@ def endless(folder: Path) -> RunConfig:
 
 
 def assert_all_is_saved(run_dir: Path, told: str) -> None:
-    stopped = re.search(r"^stopped after step ([\d,]+), all of it saved in ", told, re.MULTILINE)
+    stopped = re.search(r"^stopped after step ([\d,]+); everything is saved in ", told, re.MULTILINE)
     assert stopped is not None, told
     assert checkpoint_step(RunFolder(run_dir).checkpoints()[-1]) == int(stopped[1].replace(",", ""))
     assert_whole(run_dir)

@@ -71,7 +71,7 @@ def test_a_damaged_last_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest
     assert trainer.progress.step == int(last_good.name[5:])
     warning = capsys.readouterr().err.splitlines()[-1]
     assert warning.startswith(f"warning: {damaged / 'model.safetensors'}: is damaged: ")
-    assert warning.endswith(f": going back to the checkpoint before; it is now {damaged}.damaged")
+    assert warning.endswith(f". It was moved to {damaged}.damaged; an earlier checkpoint is used")
     # It must not count as the newest any more.
     assert RunFolder(tmp_path / "run").checkpoints()[-1] == last_good
 
@@ -85,8 +85,8 @@ def test_when_no_checkpoint_can_be_read_training_does_not_begin_anew(tmp_path: P
     with pytest.raises(MTError) as caught:
         train(config, corpus, tmp_path / "run")
     assert str(caught.value) == (
-        f"{tmp_path / 'run'}: no checkpoint to continue from can be read; the last: {folder}: is not a complete model "
-        "folder: manifest.json missing: start over with another --run-dir"
+        f"{tmp_path / 'run'}: has no readable checkpoint to continue from. The latest: {folder}: is not a complete "
+        "model folder: manifest.json missing: start over with another --run-dir"
     )
     assert RunFolder(tmp_path / "run").checkpoints() == [folder]
 
@@ -319,7 +319,7 @@ def test_patience_ends_a_training_that_gets_no_better(tmp_path: Path, capsys: py
     corpus = prepare_corpus(config)
     progress = train(config, corpus, tmp_path / "run")
     assert (progress.step, progress.best_step) == (9, 3)
-    assert "2 validations without a better score than that of step 3" in capsys.readouterr().err
+    assert "stopped early: the last 2 validations did not improve on the score of step 3" in capsys.readouterr().err
     assert RunFolder(tmp_path / "run").checkpoints()[-1] == RunFolder(tmp_path / "run").checkpoint(9)
     assert train(config, corpus, tmp_path / "run").step == 9
     assert train(with_train(config, patience=3), corpus, tmp_path / "run").step == 12
@@ -332,7 +332,7 @@ def test_patience_ends_a_training_whose_validations_give_no_number(
     monkeypatch.setattr("mt.training.loop.validate", lambda *_: nothing)
     config = toy_config(tmp_path, max_steps=50, validate_every=3, patience=2, best_by="loss")
     assert train(config, prepare_corpus(config), tmp_path / "run").step == 6
-    assert "\n2 validations without a better score\n" in capsys.readouterr().err
+    assert "\nstopped early: the last 2 validations gave no finite score\n" in capsys.readouterr().err
 
 
 def test_a_report_has_the_loss_of_the_best_checkpoint_as_it_is(tmp_path: Path) -> None:
@@ -425,7 +425,8 @@ def test_a_signal_saves_says_so_and_stops(
     (folder,) = RunFolder(tmp_path / "run").checkpoints()
     step = int(folder.name[5:])
     assert capsys.readouterr().err.splitlines()[-1] == (
-        f"stopped after step {step:,}, all of it saved in {tmp_path / 'run'}: the same command continues from there"
+        f"stopped after step {step:,}; everything is saved in {tmp_path / 'run'}. Run the same command again to "
+        "continue"
     )
     assert Trainer(config, corpus, RunFolder(tmp_path / "run")).progress.step == step
 
@@ -501,7 +502,7 @@ def test_fine_tuning_needs_a_model_of_the_same_shape(tmp_path: Path) -> None:
         train_run(with_train(other, init_from=str(tmp_path / "first")), tmp_path / "second")
     assert str(caught.value) == (
         f"train.init_from: the model in {tmp_path / 'first' / 'model'} needs model.d_ff: 64 (here 96), "
-        "model.activation: relu (here gelu): change what differs"
+        "model.activation: relu (here gelu): change these settings"
     )
     with pytest.raises(MTError) as caught:
         train_run(with_train(config, init_from=str(tmp_path / "nowhere")), tmp_path / "third")
@@ -634,7 +635,7 @@ def test_training_on_what_is_trained_already_says_so(tmp_path: Path, capsys: pyt
     train(config, corpus, tmp_path / "run")
     capsys.readouterr()
     train(with_train(config, max_steps=5), corpus, tmp_path / "run")
-    assert capsys.readouterr().err == "trained already: 6 steps, beyond train.max_steps (5)\n"
+    assert capsys.readouterr().err == "training is already complete: 6 steps, more than train.max_steps (5)\n"
 
 
 def test_two_trainings_in_one_folder_are_refused(tmp_path: Path) -> None:
@@ -688,6 +689,6 @@ def test_the_moving_average_follows_the_weights_and_stays_where_an_update_is_ski
                 weight.add_(torch.randn_like(weight))
                 if not was_skipped:  # average + share · (weights - average), with a share of 9 / (10 + step) at first
                     expected[name].lerp_(weight, 9 / (10 + step))
-        average.follow(step, torch.tensor(was_skipped))
+        average.update(step, torch.tensor(was_skipped))
     for name, weight in average.state_dict().items():
         torch.testing.assert_close(weight, expected[name])

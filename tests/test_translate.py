@@ -192,7 +192,7 @@ def test_a_signal_ends_batches_in_the_middle(model: Path, tmp_path: Path, number
         # Ctrl-C comes to all processes of a terminal.
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
         _, errors = process.communicate(timeout=60)  # no batch comes to its end in so little time
-    told = f"stopped: the first {LINES_AT_A_TIME} lines are in {part}: the same command with --resume continues\n"
+    told = f"stopped; the first {LINES_AT_A_TIME} lines are in {part}. Run the same command with --resume to continue\n"
     assert (process.returncode, errors.decode()) == (status, told)
     assert part.read_bytes() == b"\n" * LINES_AT_A_TIME
 

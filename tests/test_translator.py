@@ -19,7 +19,7 @@ import mt.decode.translator
 import mt.system.console
 from mt.config.settings import DecodeConfig
 from mt.decode.alignment import Pairs
-from mt.decode.parallel import Forks, side_by_side
+from mt.decode.parallel import ForkPool, map_in_threads
 from mt.decode.search import SearchRequest, SearchResult
 from mt.decode.translator import Backend, Hypothesis, OwnBackend, PrefixError, Translator
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
@@ -82,15 +82,15 @@ def _fate(what: str) -> str:
 
 
 def test_what_happens_in_a_process_is_told() -> None:
-    processes = Forks(2)
+    processes = ForkPool(2)
     assert list(processes.map(_fate, ["a", "b", "c"])) == ["a", "b", "c"]
     with pytest.raises(DataError, match=r"^what is wrong"):
         list(processes.map(_fate, ["a", "wrong"]))
     with pytest.raises(MTError) as caught:
         list(processes.map(_fate, ["a", "killed", "b"]))
     assert str(caught.value) == (
-        "one of 2 processes that translate was killed, perhaps for want of memory: smaller batches (--batch-tokens) or "
-        "fewer threads (OMP_NUM_THREADS) take less"
+        "one of 2 translation processes was killed, perhaps because memory ran out: lower --batch-tokens, or set "
+        "OMP_NUM_THREADS to fewer threads"
     )
 
 
@@ -106,7 +106,7 @@ def interrupted_after(seconds: float) -> Iterator[None]:
 
 
 def test_an_interrupt_ends_processes_in_the_middle_of_their_work() -> None:
-    processes = Forks(2)
+    processes = ForkPool(2)
     with pytest.raises(KeyboardInterrupt), interrupted_after(0.3):
         list(processes.map(time.sleep, [100, 100, 100]))
     assert not multiprocessing.active_children()
@@ -115,7 +115,7 @@ def test_an_interrupt_ends_processes_in_the_middle_of_their_work() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts the files that are open")
 def test_what_is_not_read_to_its_end_leaves_no_process_at_work_and_no_file_open() -> None:
-    processes, n_open = Forks(2), []
+    processes, n_open = ForkPool(2), []
     for _ in range(3):
         results = processes.map(time.sleep, [0, 100, 100])
         assert next(results) is None
@@ -132,7 +132,7 @@ def test_what_is_not_read_to_its_end_leaves_no_process_at_work_and_no_file_open(
 
 
 def test_processes_end_with_what_they_worked_for() -> None:
-    processes = Forks(2)
+    processes = ForkPool(2)
     assert list(processes.map(abs, [-1, -2, -3])) == [1, 2, 3]
     assert len(multiprocessing.active_children()) == 2
     del processes
@@ -146,9 +146,9 @@ def test_threads_stay_so_that_none_ends_during_a_fork() -> None:
         both.wait(60)
         return threading.get_ident()
 
-    threads = set(side_by_side(work, range(2), 2))
+    threads = set(map_in_threads(work, range(2), 2))
     assert len(threads) == 2
-    assert set(side_by_side(work, range(6), 2)) == threads
+    assert set(map_in_threads(work, range(6), 2)) == threads
 
 
 def test_an_interrupt_does_not_wait_for_threads() -> None:
@@ -160,7 +160,7 @@ def test_an_interrupt_does_not_wait_for_threads() -> None:
         ended.append(seconds)
 
     with pytest.raises(KeyboardInterrupt), interrupted_after(0.1):
-        list(side_by_side(work, [100, 100], 2))
+        list(map_in_threads(work, [100, 100], 2))
     assert ended == []
     may_end.set()
 
@@ -178,12 +178,12 @@ def test_a_failing_batch_ends_those_beside_it() -> None:
         return item
 
     n_threads = torch.get_num_threads()
-    results = side_by_side(work, range(50), 2)
+    results = map_in_threads(work, range(50), 2)
     assert [next(results), next(results), next(results)] == [0, 1, 2]
     with pytest.raises(ValueError, match=r"^3$"):
         next(results)
     is_told.set()
-    assert list(side_by_side(abs, [-1, -2], 2)) == [1, 2]  # in the same threads, after what they had to do
+    assert list(map_in_threads(abs, [-1, -2], 2)) == [1, 2]  # in the same threads, after what they had to do
     assert set(begun) <= {0, 1, 2, 3, 4, 5}  # two at a time, and none after those that were begun with it
     assert torch.get_num_threads() == n_threads
 

@@ -201,7 +201,7 @@ class SearchState:
         """Extend every open beam by one token."""
         logits = self.model.decode_step(self.last_tokens[:, : self.n_open].flatten(), self.cache)
         self._reserve()
-        self.cache.choose(self._advance(logits))
+        self.cache.select_beams(self._advance(logits))
 
     def make_static(self) -> None:
         """From now on a step can be captured: no prefix and no shortest length is left, and there is room for it."""

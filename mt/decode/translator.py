@@ -18,7 +18,7 @@ from mt.checkpoint import CHECKSUMS, TOKENIZER, WEIGHTS, ModelFolder
 from mt.config.settings import MAX_BEAM_SIZE, DecodeConfig
 from mt.decode.alignment import Pairs, align, word_alignment
 from mt.decode.graphs import Graphs
-from mt.decode.parallel import Forks, side_by_side
+from mt.decode.parallel import ForkPool, map_in_threads
 from mt.decode.quality_flags import has_repetition_loop, is_too_long, min_plausible_length, repeated_tokens
 from mt.decode.search import SearchRequest, SearchResult, length_sorted_batches, longest_translation, search
 from mt.decode.splitting import Part, join_parts, split_text
@@ -130,7 +130,7 @@ class Backend(ABC):
 
     def search_batches(self, requests: Sequence[SearchRequest]) -> Generator[list[list[SearchResult]], None, None]:
         """Yield the translations of each batch, in order; closing the generator ends the work."""
-        return side_by_side(self.search, requests, self.n_parallel)
+        return map_in_threads(self.search, requests, self.n_parallel)
 
     def align(self, sources: list[list[int]], targets: list[tuple[int, ...]], batch_tokens: int) -> list[Pairs]:
         """Return the alignments of tokens, see `mt.decode.alignment.align`; raise a ConfigError if there are none."""
@@ -151,7 +151,7 @@ class OwnBackend(Backend):
         is_cuda = model.embedding.weight.device.type == "cuda"
         self._graphs = Graphs(model) if is_cuda else None
         self.n_parallel = 1 if is_cuda else torch.get_num_threads()
-        self._processes = Forks(1 if is_cuda else n_processes)
+        self._processes = ForkPool(1 if is_cuda else n_processes)
         _known[id(self)] = self
 
     def search(self, request: SearchRequest) -> list[list[SearchResult]]:
