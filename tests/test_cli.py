@@ -379,8 +379,8 @@ def test_prefixes_that_do_not_fit_their_lines_are_refused(translate: Run):
     assert translate(*from_file, "long") == (
         2,
         "",
-        f"error: long, line 3: the prefix {'x' * 60!r} has 61 tokens, and a translation may have 53 with its end: "
-        "shorten it\n",
+        f"error: long, line 3: the prefix {'x' * 60!r} has 61 tokens, but a translation can have at most 53 "
+        "with its end of sentence: shorten the prefix\n",
     )
     status, _, stderr = translate("--prefix", "two", stdin=b"a\nb\nc\n")
     assert (status, stderr) == (
@@ -789,9 +789,9 @@ def test_score_says_which_scores_are_worth_less(score: Run):
     status, stdout, stderr = score()
     assert (status, stdout.splitlines()[1]) == (0, "-inf\t-inf\t-inf\t1102")
     assert stderr == (
-        "warning: 1 of 2 pairs had more than 64 tokens on a side, which the model has not learnt from: "
-        "trust their scores less\n"
-        "warning: 1 of 2 pairs had more than 1,024 tokens on a side and were not scored: -inf, or null in jsonl\n"
+        "warning: 1 of 2 pairs had a side of more than 64 tokens, longer than any in training: "
+        "their scores are less reliable\n"
+        "warning: 1 of 2 pairs had a side of more than 1,024 tokens and were not scored: they get -inf (jsonl: null)\n"
     )
 
 

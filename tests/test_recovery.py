@@ -140,9 +140,9 @@ def test_when_going_back_does_not_help_training_stops_and_explains(
     with pytest.raises(MTError) as caught:
         train(config, corpus, tmp_path / "run")
     assert str(caught.value) == (
-        f"{tmp_path / 'run'}: the 3 updates up to step 8 had NaN or infinite gradients, again after a rollback to step "
-        "4 that left out the sentences used since then: continue with --set train.precision=fp32, or start over with a "
-        "lower train.peak_lr or with train.clip_norm; skipped.jsonl lists the sentences"
+        f"{tmp_path / 'run'}: the 3 updates up to step 8 had NaN or infinite gradients, and a rollback to step 4 "
+        "without the sentences used since then did not help: continue with --set train.precision=fp32, or start over "
+        "with a lower train.peak_lr or with train.clip_norm; skipped.jsonl lists the sentences"
     )
     # What was good is kept, and the next start goes on from it.
     assert RunFolder(tmp_path / "run").checkpoints() == [RunFolder(tmp_path / "run").checkpoint(4)]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mt.config.settings import DecodeConfig, ModelConfig
-from mt.decode.candidates import BLOCK, best_tokens, drawn_tokens, log_normaliser_and_maxima, uniform_numbers
+from mt.decode.candidates import BLOCK, best_tokens, log_normaliser_and_maxima, sampled_tokens, uniform_numbers
 from mt.decode.graphs import Graphs, _Captured, rounded_up
 from mt.decode.search import LOOK_AHEAD, SearchRequest, SearchResult, SearchState, length_sorted_batches, search
 from mt.model import Transformer
@@ -241,7 +241,7 @@ def test_a_capture_that_fails_is_told_and_the_search_goes_on(capsys: pytest.Capt
         found = graphs.search(SearchRequest(SOURCES, decode))
         assert ids_of(found) == ids_of(search(model, SearchRequest(SOURCES, decode)))
     problem = "operation not permitted when stream is capturing"
-    assert capsys.readouterr().err == f"warning: decoding without CUDA graphs, which is slower: {problem}\n"
+    assert capsys.readouterr().err == f"warning: CUDA graphs cannot be used, so decoding is slower: {problem}\n"
 
 
 def test_what_is_decided_stays_decided_whoever_else_is_in_the_batch() -> None:
@@ -276,7 +276,7 @@ def test_shapes_are_rounded_up_to_few() -> None:
 def test_draws_have_the_probabilities_that_are_asked_for(settings: dict[str, Any], expected: list[int]) -> None:
     scores = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(100, -1) + 5.0
     uniform = (torch.arange(100, dtype=torch.float64) + 0.5) / 100
-    drawn, ids = drawn_tokens(scores, uniform, **{"temperature": 1.0, "top_k": None, "top_p": None, **settings})
+    drawn, ids = sampled_tokens(scores, uniform, **{"temperature": 1.0, "top_k": None, "top_p": None, **settings})
     counts = [int((ids == token).sum()) for token in range(4)]
     assert counts == pytest.approx(expected, abs=1)
     assert torch.equal(drawn, scores.gather(1, ids))  # the model's own
@@ -287,7 +287,7 @@ def test_what_is_forbidden_is_not_drawn() -> None:
     scores[0, [0, 3]] = -math.inf
     for uniform in (0.0, 0.39, 0.41, 1 - 2**-53):
         number = torch.tensor([uniform], dtype=torch.float64)
-        _, ids = drawn_tokens(scores, number, temperature=1.0, top_k=None, top_p=None)
+        _, ids = sampled_tokens(scores, number, temperature=1.0, top_k=None, top_p=None)
         assert ids.item() == (1 if uniform < 0.4 else 2)
 
 

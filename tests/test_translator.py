@@ -248,7 +248,7 @@ def test_limits_that_nothing_meets_are_told_apart_from_a_broken_model(translator
     with pytest.raises(ConfigError) as caught:
         translator.translate(["bar dest"], DecodeConfig(no_repeat_ngram_size=1, min_length=500))
     assert str(caught.value) == (
-        "decode.min_length: no translation has 500 tokens if no 1 of them may come twice: lower decode.min_length or "
+        "decode.min_length: no translation has 500 tokens without repeating a 1-gram: lower decode.min_length or "
         "raise decode.no_repeat_ngram_size"
     )
 
@@ -390,8 +390,8 @@ def test_a_prefix_that_leaves_no_room_names_its_line(translator: Translator) -> 
     assert caught.value.line == 2
     n_tokens = len(translator.tokenizer.encode(("BAR " * 20).strip()))
     assert str(caught.value) == (
-        f"the prefix {('BAR ' * 20).strip()!r} has {n_tokens} tokens, and a translation may have 10 with its end: "
-        "shorten it"
+        f"the prefix {('BAR ' * 20).strip()!r} has {n_tokens} tokens, but a translation can "
+        "have at most 10 with its end of sentence: shorten the prefix"
     )
 
 
@@ -461,7 +461,7 @@ def test_a_batch_without_memory_is_searched_in_halves_and_a_sentence_without_is_
     monkeypatch.setattr(mt.decode.translator, "search", search)
     mt.system.console.note.cache_clear()
     assert translator.translate(LINES) == expected
-    told = "out of memory on cpu: batches are searched in halves; lower decode.batch_tokens to avoid that"
+    told = "out of memory on cpu: batches are searched in two halves; lower decode.batch_tokens to avoid that"
     assert capsys.readouterr().err == f"note: {told}\n"
     n_fitting = 0
     with pytest.raises(

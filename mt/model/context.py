@@ -35,7 +35,7 @@ def rows_of(layout: Layout, dropout: float, positions: Positions | None = None, 
             masks = [positions.bias(distances.new_zeros(1), distances, is_causal)[:, 0].contiguous()]
         else:
             indices = [torch.arange(mask.shape[-1], device=mask.device) for mask in masks]
-            biases = [positions.bias(of_group, of_group, is_causal) for of_group in indices]  # [H, W, W]
+            biases = [positions.bias(index, index, is_causal) for index in indices]  # [H, W, W]
             masks = [mask + bias.to(mask.dtype) for mask, bias in zip(masks, biases, strict=True)]
     return Rows(layout, tuple(masks), is_causal, dropout)
 
@@ -44,7 +44,7 @@ def rows_of(layout: Layout, dropout: float, positions: Positions | None = None, 
 class Packed:
     """The context of a packed batch: its rows have the keys and values."""
 
-    own: Rows  # for self-attention
+    self_rows: Rows  # for self-attention
     angles: Tensor | None  # see `Positions.angles`
 
     def rotated(self, x: Tensor) -> Tensor:
@@ -53,19 +53,19 @@ class Packed:
 
     def attend(self, kernels: Kernels, *projections: Tensor) -> Tensor:
         """Return self-attention [T, H E]; see `Kernels.attend`."""
-        return kernels.attend(self.own, *projections)
+        return kernels.attend(self.self_rows, *projections)
 
 
 @dataclass(frozen=True)
 class PackedTarget(Packed):
     """The context of a packed batch in the decoder, which also attends to the encoder's output."""
 
-    cross: Rows  # for cross-attention
+    cross_rows: Rows  # for cross-attention
     memory: Tensor  # [S, D] the encoder's output
 
     def attend_memory(self, kernels: Kernels, q: Tensor, keys_and_values: KeysAndValues) -> Tensor:
         """Return cross-attention [T, H E] of queries [T, 1, H, E]."""
-        return kernels.attend(self.cross, q, *keys_and_values(self.memory))
+        return kernels.attend(self.cross_rows, q, *keys_and_values(self.memory))
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ class Recorded(PackedTarget):
     weights: list[Tensor] = field(default_factory=list)  # [n, H, W, W] float32 for each group of tiles
 
     def attend_memory(self, kernels: Kernels, q: Tensor, keys_and_values: KeysAndValues) -> Tensor:
-        assert isinstance(self.cross.layout, TileLayout)
+        assert isinstance(self.cross_rows.layout, TileLayout)
         queries, keys, _ = separate((q, *keys_and_values(self.memory)))
-        for group, mask in zip(self.cross.layout.groups, self.cross.masks, strict=True):
+        for group, mask in zip(self.cross_rows.layout.groups, self.cross_rows.masks, strict=True):
             q_tiles, k_tiles = (group.tiles(x).transpose(1, 2) for x in (queries, keys))
             scores = attention_scores(q_tiles, k_tiles, mask)
             self.weights.append(functional.softmax(scores, -1, dtype=torch.float32))
@@ -133,7 +133,7 @@ class Cache:
         return replace(self, states=dict(self.states))
 
     def begin_step(self, n_open: int, positions: Positions) -> None:
-        """Add a position, at which each beam is its own ancestor, and compute the mask for the k open beams."""
+        """Add a position, at which each beam is its own ancestor, and compute the ancestry mask of the k open beams."""
         if self.length == self.capacity:
             self.grow()
         n_sentences, n_beams, _ = self.ancestors.shape
@@ -143,8 +143,8 @@ class Cache:
         self.ancestry_mask = mask.view(n_sentences, 1, n_open, -1)
         if positions.adds_to_scores:
             bias = positions.bias(self.position, torch.arange(self.capacity, device=device), True)  # [H, 1, t]
-            of_slots = bias[..., None].expand(-1, -1, -1, n_beams).flatten(2)  # [H, 1, t K]
-            self.ancestry_mask = self.ancestry_mask + of_slots.to(mask.dtype)
+            slot_bias = bias[..., None].expand(-1, -1, -1, n_beams).flatten(2)  # [H, 1, t K]
+            self.ancestry_mask = self.ancestry_mask + slot_bias.to(mask.dtype)
         self.angles = positions.angles(self.position, self.capacity)
 
     def write(self, stored: Tensor, values: Tensor) -> None:

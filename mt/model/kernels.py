@@ -31,7 +31,7 @@ class Activation:
 
     name: str
     forward: Callable[[Tensor], Tensor]
-    backward: Callable[[Tensor, Tensor], Tensor]  # of the output's gradient and the input of `forward`
+    backward: Callable[[Tensor, Tensor], Tensor]  # takes the gradient of the output, and the input of `forward`
     epilogue: str = "none"  # or "relu", which a product can compute in the same pass
     n_inputs: int = 1  # 2 if gated: `forward` multiplies the activation of the first half by the second
 

@@ -25,7 +25,7 @@ from mt.model.cpu import inference_kernels
 from mt.model.kernels import Kernels, Layer, separate
 from mt.model.positions import POSITIONS, Positions
 
-VOCAB_MULTIPLE = 128  # the embedding has a multiple of it as rows, with which matrix units are fast
+VOCAB_MULTIPLE = 128  # the number of rows of an embedding is a multiple of it, for fast matrix products
 
 
 class ModelOutput(NamedTuple):
@@ -86,7 +86,7 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialise linear layers, and embeddings with a standard deviation of D^-0.5, or 1 after scaling by D^0.5."""
+        """Initialise linear layers, and embeddings with standard deviation D^-0.5, so that scaling by D^0.5 gives 1."""
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=self.config.d_model**-0.5)
@@ -164,19 +164,19 @@ class Transformer(nn.Module):
     def encode(self, ids: Tensor, positions: Tensor, layout: Layout, max_positions: int) -> tuple[Tensor, list[Tensor]]:
         """Return the encoder's output [S, D] of ids and positions [S] below max_positions, and auxiliary losses."""
         x = self._embed(0, ids, positions, max_positions)
-        own = rows_of(layout, self.attention_dropout * self.training, self.positions)
-        context = Packed(own, self.positions.angles(positions, max_positions))
+        rows = rows_of(layout, self.attention_dropout * self.training, self.positions)
+        context = Packed(rows, self.positions.angles(positions, max_positions))
         x, losses = self.encoder(x, repeat(context, len(self.encoder)))
         return self.encoder_norm(x), losses
 
     def _decoder_input(self, batch: PackedBatch) -> tuple[Tensor, PackedTarget, list[Tensor]]:
-        """Encode; return the decoder's input and context, and the auxiliary losses of the encoder."""
+        """Run the encoder; return the input and the context of the decoder, and the auxiliary losses of the encoder."""
         memory, losses = self.encode(batch.src_ids, batch.src_positions, batch.encoder_layout, batch.max_positions)
         x = self._embed(1, batch.tgt_inputs, batch.tgt_positions, batch.max_positions)  # [T, D]
         p = self.attention_dropout * self.training
-        own, cross = rows_of(batch.decoder_layout, p, self.positions, is_causal=True), rows_of(batch.cross_layout, p)
+        self_rows = rows_of(batch.decoder_layout, p, self.positions, is_causal=True)
         angles = self.positions.angles(batch.tgt_positions, batch.max_positions)
-        return x, PackedTarget(own, angles, cross, memory), losses
+        return x, PackedTarget(self_rows, angles, rows_of(batch.cross_layout, p), memory), losses
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return [..., V] in the model's dtype, from hidden [..., D]."""

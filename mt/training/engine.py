@@ -413,35 +413,32 @@ class Engine:
         """Run forward and backward for each micro-batch of this rank; return their summed losses, in nats."""
         # Divide by the tokens of the whole update: dividing per micro-batch would let a short one weigh as much as a
         # long one. DDP averages over the ranks, but the sum is needed: hence the number of ranks.
-        factor = self.optimizer.loss_scale * (self.ranks.n / update.n_tgt_tokens)
+        scale = self.optimizer.loss_scale * (self.ranks.n / update.n_tgt_tokens)
         last = max(update.micro_batches)
         self.model.kernels.begin_update()
         losses = []
         for number, batch in update.micro_batches.items():
             # The ranks add up their gradients once, during the last backward pass.
             with nullcontext() if number == last else self._no_sync():
-                losses.append(self._forward_backward_micro_batch(update.step, number, batch, factor))
+                losses.append(self._forward_backward_micro_batch(update.step, number, batch, scale))
         return torch.stack(losses)
 
-    def _forward_backward_micro_batch(self, step: int, number: int, batch: PackedBatch, factor: Tensor) -> Tensor:
+    def _forward_backward_micro_batch(self, step: int, number: int, batch: PackedBatch, scale: Tensor) -> Tensor:
         if self._captured is None and self._has_run and self.why_not_captured is None:
-            self._capture(batch, factor)
+            self._capture(batch, scale)
         if self._captured is not None:
             self._seed_dropout(step, number)
-            return self._captured(batch, factor)
+            return self._captured(batch, scale)
         with self._stream_of_passes():
-            loss = _backward(self.micro_batch_loss(step, number, batch), factor)
+            loss = _backward(self.micro_batch_loss(step, number, batch), scale)
         self._has_run = True
         return loss
 
-    def _capture(self, batch: PackedBatch, factor: Tensor) -> None:
+    def _capture(self, batch: PackedBatch, scale: Tensor) -> None:
         try:
             with raising_out_of_memory():
                 self._captured = captured_pass(
-                    lambda batch, factor: _backward(self._loss_of(batch), factor),
-                    self.optimizer.parameters,
-                    batch,
-                    factor,
+                    lambda batch, scale: _backward(self._loss_of(batch), scale), self.optimizer.parameters, batch, scale
                 )
         except RuntimeError as error:
             self.why_not_captured = str(error).partition("\n")[0]
@@ -531,9 +528,8 @@ class Engine:
             return torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device)
 
         def fitting(measured: list[tuple[int, int]], data_bytes: int) -> int:
-            available = (
-                int(free_bytes() * MEMORY_FRACTION) - data_bytes
-            )  # after the passes: libraries have then allocated theirs
+            # Called after the passes, when libraries have allocated their memory.
+            available = int(free_bytes() * MEMORY_FRACTION) - data_bytes
             return max(tokens_that_fit(measured, available, largest), longest)
 
         with torch.compiler.set_stance("force_eager"):
@@ -605,7 +601,7 @@ def tokens_that_fit(measured: list[tuple[int, int]], available: int, largest: in
     return max(0, min(largest, n_tokens + math.floor((available - n_bytes) / per_token)))
 
 
-def _backward(loss: Tensor, factor: Tensor) -> Tensor:
-    """Compute the gradients of loss × factor, and return the loss without its graph."""
-    (loss * factor).backward()  # type: ignore[no-untyped-call]
+def _backward(loss: Tensor, scale: Tensor) -> Tensor:
+    """Compute the gradients of loss × scale, and return the loss without its graph."""
+    (loss * scale).backward()  # type: ignore[no-untyped-call]
     return loss.detach()

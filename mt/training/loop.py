@@ -277,12 +277,14 @@ class Trainer:
         progress = self.progress
         found = self._load_last(lambda saved: saved.n_skipped_in_row == 0)
         target = found or Progress()
-        row = f"the {progress.n_skipped_in_row:,} updates up to step {progress.step:,} had NaN or infinite gradients"
+        problem = (
+            f"the {progress.n_skipped_in_row:,} updates up to step {progress.step:,} had NaN or infinite gradients"
+        )
         if progress.gone_back_to == target.step:
-            before = f"after a rollback to step {target.step:,} that left out the sentences used since then"
+            problem += f", and a rollback to step {target.step:,} without the sentences used since then did not help"
             restart = "start over with a lower train.peak_lr or with train.clip_norm"
             fix = f"continue with --set train.precision=fp32, or {restart}; {self.run.skipped.name} lists the sentences"
-            raise TrainingError(self.run.path, f"{row}, again {before}", fix)
+            raise TrainingError(self.run.path, problem, fix)
         if found is None:
             self.engine.restart()
             self._load_init_weights()
@@ -298,8 +300,8 @@ class Trainer:
         self.tracker.roll_back()
         if found is not None:
             self.save_checkpoint()  # otherwise a start after a kill would use the skipped sentences again
-        back = f"Training was rolled back to step {target.step:,} and leaves out the sentences of {left_out}"
-        self.tracker.say(f"warning: {row}. {back}")
+        action = f"Training was rolled back to step {target.step:,} and leaves out the sentences of {left_out}"
+        self.tracker.say(f"warning: {problem}. {action}")
         self.stops_here = self.is_signalled
 
     # --- validation
