@@ -71,7 +71,7 @@ def test_a_damaged_last_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest
     assert trainer.progress.step == int(last_good.name[5:])
     warning = capsys.readouterr().err.splitlines()[-1]
     assert warning.startswith(f"warning: {damaged / 'model.safetensors'}: is damaged: ")
-    assert warning.endswith(f". It was moved to {damaged}.damaged; an earlier checkpoint is used")
+    assert warning.endswith(f". The checkpoint was moved to {damaged}.damaged; training continues from an earlier one")
     # It must not count as the newest any more.
     assert RunFolder(tmp_path / "run").checkpoints()[-1] == last_good
 

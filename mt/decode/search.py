@@ -251,7 +251,8 @@ class SearchState:
             self.open_ids = _of_beams(self.open_ids, parents)
         self.open_log_probs, self.last_tokens = totals, tokens
         self.open_ids.index_copy_(2, self.cache.position, tokens[:, :, None])
-        # Close decided sentences for good: whether later steps, which could decide otherwise, happen depends on others.
+        # Decided sentences stay closed. A later step could reopen them, but whether there is one depends on the other
+        # sentences of the batch.
         self.open_log_probs = totals.masked_fill(self._is_decided()[:, None], NEG_INF)
         return parents
 

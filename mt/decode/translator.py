@@ -197,14 +197,14 @@ def _search_in_process(backend: int, request: SearchRequest) -> list[list[Search
 class Translator:
     """A model with its tokenizer, ready to translate."""
 
-    backend: Backend  # what searches
+    backend: Backend
     tokenizer: Tokenizer
-    decode: DecodeConfig  # the settings that `translate` goes by unless told otherwise
+    decode: DecodeConfig  # the default settings of `translate`
     max_source_tokens: int  # longer lines are translated in parts: the model has not seen longer ones in training
-    normalisers: Normalisers = field(default_factory=Normalisers.by_default)  # of the text of the two sides
-    # Whether what is implausible is searched again, with repetition blocked. Drawn translations never are.
+    normalisers: Normalisers = field(default_factory=Normalisers.by_default)  # of source and target text
+    # Whether implausible translations are searched again, with repetition blocked. Sampled ones never are.
     retries: bool = True
-    # What output depends on besides settings and text: checksums of the model, device, precision.
+    # Everything that the output depends on besides settings and text: checksums of the model, device, precision.
     identity: Mapping[str, str] = field(default_factory=dict)
 
     @property

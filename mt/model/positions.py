@@ -87,7 +87,7 @@ class Rotary(Positions):
 
 
 class Relative(Positions):
-    """A learned bias for each head and bucket of distances, on both sides. Source: Raffel et al. 2020 (T5)."""
+    """A learned bias for each head and distance bucket, in encoder and decoder. Source: Raffel et al. 2020 (T5)."""
 
     adds_to_scores = True
 

@@ -390,9 +390,10 @@ class Trainer:
                 damaged[folder] = error
                 continue
             if is_wanted(saved[2]):
-                for damaged_folder, problem in damaged.items():
+                for damaged_folder, damage in damaged.items():
                     moved_to = quarantine_checkpoint(damaged_folder)
-                    _log.warning(f"{problem}. It was moved to {moved_to}; an earlier checkpoint is used")
+                    told = f"{damage.place}: {damage.problem}. The checkpoint was moved to {moved_to}"
+                    _log.warning(f"{told}; training continues from an earlier one")
                 return saved
         if damaged:
             why = f"has no readable checkpoint to continue from. The latest: {next(iter(damaged.values()))}"

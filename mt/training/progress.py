@@ -88,7 +88,9 @@ class UpdateMeter:
         skipped: list[tuple[Update, list[float]]] = []
         progress = self._progress
         for (update, _), row, norm in zip(self._pending, losses, norms, strict=True):
-            micro_batch_losses = row[: len(update.sentences)]  # rows are as long as the longest update
+            micro_batch_losses = row[
+                : len(update.sentences)
+            ]  # the row has room for the update with the most micro-batches
             loss = float(micro_batch_losses.sum())
             if math.isfinite(loss):
                 progress.loss_since_log += loss
