@@ -492,7 +492,7 @@ def test_learned_positions_end_where_they_end() -> None:
         model, SearchRequest(sources, DecodeConfig(beam_size=1, length_penalty=0, min_length=30))
     )
     assert (first.n_tokens, second.n_tokens) == (12, 12)
-    with pytest.raises(AssertionError, match="a source is longer than the positions"):
+    with pytest.raises(AssertionError, match="a source has more tokens than the model has positions"):
         search(model, SearchRequest([[8] * 12 + [EOS_ID]], DecodeConfig()))
 
 
