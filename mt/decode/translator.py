@@ -143,7 +143,7 @@ class OwnBackend(Backend):
     On CUDA it uses captured graphs, on a CPU it searches one batch on each core.
 
     Args:
-        n_processes: number of processes that search batches on the CPU; with 1, torch's number of threads do it.
+        n_processes: processes that search batches on the CPU; 1: only this process, with as many threads as torch has.
     """
 
     def __init__(self, model: Transformer, n_processes: int = 1) -> None:
