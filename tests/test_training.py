@@ -502,7 +502,7 @@ def test_fine_tuning_needs_a_model_of_the_same_shape(tmp_path: Path) -> None:
         train_run(with_train(other, init_from=str(tmp_path / "first")), tmp_path / "second")
     assert str(caught.value) == (
         f"train.init_from: the model in {tmp_path / 'first' / 'model'} needs model.d_ff: 64 (here 96), "
-        "model.activation: relu (here gelu): change these settings"
+        "model.activation: relu (here gelu): change what differs"
     )
     with pytest.raises(MTError) as caught:
         train_run(with_train(config, init_from=str(tmp_path / "nowhere")), tmp_path / "third")

@@ -84,7 +84,7 @@ def search_settings(base: DecodeConfig, changes: Mapping[str, Any]) -> DecodeCon
     Raises:
         ConfigError: they contradict each other; the message names the options.
     """
-    if base.sample and "beam_size" in changes:  # the config samples, but the user asks for beam search
+    if base.sample and "beam_size" in changes:  # a model whose config draws, and a user who searches
         changes = {"sample": False, "temperature": 1.0, "top_k": None, "top_p": None, **changes}
     try:
         return replace(base, **changes)

@@ -99,7 +99,7 @@ class Trainer:
             raise ConfigError("model.n_positions", problem, "raise it, or remove that sentence")
         found = self._load_last(lambda saved: True)
         if found is None:
-            self._load_init_weights()
+            self._take_first_weights()
         self.progress = found or Progress()
         setting = config.train.micro_batch_tokens
         is_resolved = self.progress.micro_batch_setting == setting
@@ -287,7 +287,7 @@ class Trainer:
             raise TrainingError(self.run.path, problem, fix)
         if found is None:
             self.engine.restart()
-            self._load_init_weights()
+            self._take_first_weights()
         left_out = f"steps {target.step + 1:,} to {progress.step:,}"
         if self.ranks.is_first:
             for folder in self.run.checkpoints():
@@ -400,11 +400,11 @@ class Trainer:
             raise CheckpointError(self.run.path, why, "start over with another --run-dir")
         return None
 
-    def _load_init_weights(self) -> None:
-        """Load the weights of the model in `train.init_from`, if it is set.
+    def _take_first_weights(self) -> None:
+        """Take the weights of the model in `train.init_from`, if there is one.
 
         Raises:
-            ConfigError: that model has another shape.
+            ConfigError: it is of another shape.
         """
         if self.config.train.init_from is None:
             return
@@ -412,7 +412,7 @@ class Trainer:
         theirs, ours = folder.config.model.shape, self.config.model.shape
         if differing := [key for key in ours if ours[key] != theirs[key]]:
             wanted = ", ".join(f"{key}: {as_yaml(theirs[key])} (here {as_yaml(ours[key])})" for key in differing)
-            raise ConfigError("train.init_from", f"the model in {folder.path} needs {wanted}", "change these settings")
+            raise ConfigError("train.init_from", f"the model in {folder.path} needs {wanted}", "change what differs")
         self.engine.load(folder.load_weights(), None, folder.path)
 
     # --- messages
