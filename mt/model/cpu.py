@@ -64,7 +64,7 @@ def inference_kernels(device: torch.device, dtype: torch.dtype) -> Kernels:
 
 
 class CpuInference(Inference):
-    """Inference on a CPU. Layer norm takes parameters of another type as they are; a decoding step is faster."""
+    """Inference on a CPU. Layer norm does not convert its parameters; attention of a decoding step is one call."""
 
     def layer_norm(self, x: Tensor, layer: nn.LayerNorm) -> Tensor:
         return functional.layer_norm(x, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
