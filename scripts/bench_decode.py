@@ -112,7 +112,7 @@ def load_mt(precision: str, setting: Setting) -> Translate:
 def load_ctranslate2(quantization: str, setting: Setting) -> Translate:
     import ctranslate2
 
-    from mt.decode.parallel import side_by_side
+    from mt.decode.parallel import map_in_threads
 
     kind, _, index = setting.device.partition(":")
     quantization, _, manner = quantization.partition(" ")
@@ -139,7 +139,7 @@ def load_ctranslate2(quantization: str, setting: Setting) -> Translate:
         )
         return [[ids[piece] for piece in result.hypotheses[0]] for result in found]
 
-    return lambda batches: list(side_by_side(translate_batch, batches, n_parallel))
+    return lambda batches: list(map_in_threads(translate_batch, batches, n_parallel))
 
 
 def load_transformers(precision: str, setting: Setting) -> Translate:

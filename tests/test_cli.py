@@ -313,7 +313,7 @@ def test_config_init_writes_a_config_and_says_what_to_do_next(run: Run):
     [
         ("ein hund\r\n\nzwei\u2028drei".encode(), "EIN HUND\n\nZWEI DREI\n", ""),
         (b"", "", ""),
-        (b"a\nb\xff\nc\n", "A\nB\ufffd\nC\n", "3 lines were not valid UTF-8: their bad bytes were read as U+FFFD"),
+        (b"a\nb\xff\nc\n", "A\nB\ufffd\nC\n", "3 lines were not valid UTF-8: invalid bytes were read as U+FFFD"),
         (
             b"a\n" + b"b" * 10_000,
             "A\n" + "B" * 10_000 + "\n",
@@ -365,10 +365,11 @@ def test_flags_of_lines_are_in_the_json_and_counted(translate: Run):
     flags = [json.loads(line)["flags"] for line in stdout.splitlines()]
     assert flags == [["repetition", "retried"], ["invalid_utf8"], ["repetition", "retried"], ["in_parts"]]
     assert stderr == (
-        "warning: 1 of 4 lines were not valid UTF-8: their bad bytes were read as U+FFFD\n"
+        "warning: 1 of 4 lines were not valid UTF-8: invalid bytes were read as U+FFFD\n"
         "warning: 1 of 4 lines had more than 64 tokens and were translated in parts\n"
         "warning: 2 of 4 lines have a translation that repeats itself\n"
-        "2 of 4 lines were searched twice, the second time with repetition blocked: their first translation was odd\n"
+        "2 of 4 lines were translated twice, the second time with repetition blocked: the first result was "
+        "implausible\n"
     )
 
 
@@ -403,19 +404,22 @@ def test_missing_extra_or_invalid_prefixes_are_refused(translate: Run):
     write_lines("long", ["", "", "x" * 60])
     Path("latin").write_bytes(b"\n\xe4\n\n")
     from_file = ("--input", "in", "--prefix")
-    advice = "give a prefix for each line, an empty one where there is none"
+    advice = "give one prefix for each line; it may be empty"
     assert translate(*from_file, "two")[2] == f"error: two has 2 lines and in has 3: {advice}\n"
     assert translate(*from_file, "latin") == (2, "", "error: latin, line 2 is not valid UTF-8. Fix the line.\n")
     assert translate(*from_file, "long") == (
         2,
         "",
-        f"error: long, line 3: the prefix {'x' * 60!r} has 61 tokens, and a translation may have 53 with its end: "
-        "shorten it\n",
+        f"error: long, line 3: the prefix {'x' * 60!r} has 61 tokens, but a translation can have at most 53 "
+        "with its end of sentence: shorten the prefix\n",
     )
     status, _, stderr = translate("--prefix", "two", stdin=b"a\nb\nc\n")
-    assert (status, stderr) == (2, "error: two has 2 lines and standard input has more. Give a prefix for each line.\n")
+    assert (status, stderr) == (
+        2,
+        "error: two has 2 lines and standard input has more. Give one prefix for each line.\n",
+    )
     status, _, stderr = translate("--prefix", "four", "--output", "out", stdin=b"a\nb\nc\n")
-    assert (status, stderr) == (2, "error: four has more lines than standard input. Give a prefix for each line.\n")
+    assert (status, stderr) == (2, "error: four has more lines than standard input. Give one prefix for each line.\n")
     assert not Path("out").exists()
 
 
@@ -435,8 +439,8 @@ def test_concatenated_shards_equal_the_whole_output(translate: Run):
 
 def test_strict_refuses_invalid_utf8_before_the_model_is_loaded(translate: Run):
     Path("in").write_bytes(b"a\nb\xff\n")
-    advice = "Fix the line, or leave --strict out to have such bytes read as U+FFFD."
-    message = f"error: in, line 2: byte 0xff at offset 1 is not UTF-8. {advice}\n"
+    advice = "fix the line, or omit --strict to read invalid bytes as U+FFFD"
+    message = f"error: in, line 2: byte 0xff at offset 1 is not UTF-8: {advice}\n"
     assert translate("--input", "in", "--strict") == (2, "", message)
     assert Parrot.requests == []
     message = message.replace("in, line", "standard input, line")
@@ -470,7 +474,7 @@ def names() -> set[str]:
 def test_resume_continues_an_interrupted_translation(
     translate: Run, interrupted: Callable[..., Any], error: BaseException, status: int
 ):
-    stopped = "stopped: the first 6 lines are in {}/out.part: the same command with --resume continues\n"
+    stopped = "stopped; the first 6 lines are in {}/out.part. Run the same command with --resume to continue\n"
     assert interrupted(error) == (status, "", stopped.format(Path.cwd()))
     assert names() == {"in", "out.part", "out.part.json"}
     assert Path("out.part").read_text("utf-8") == "".join(f"LINE {i}\n" for i in range(6))
@@ -486,7 +490,7 @@ def test_standard_input_can_be_resumed_if_it_is_given_again(translate: Run, inte
     text = Path("in").read_bytes()
     status, _, stderr = translate(*again, stdin=text.replace(b"line 3", b"line three"))
     assert (status, stderr.count("\n")) == (2, 1)
-    assert "its 6 lines were translated from other lines than those in standard input" in stderr
+    assert "has 6 lines that were translated from other lines than those in standard input" in stderr
     assert translate(*again, stdin=text) == (0, "", "")
     assert Path("out").read_text("utf-8") == "".join(f"LINE {i}\n" for i in range(10))
 
@@ -503,8 +507,8 @@ def test_resume_starts_over_if_there_is_nothing_to_continue(translate: Run):
     write_lines("in", ["a", "b"])
     assert translate(*RESUME) == (0, "", "")
     assert Path("out").read_text("utf-8") == "A\nB\n"
-    fix = "Delete it, or leave --resume out, to translate again."
-    message = f"error: out exists already, and there is no out.part to continue. {fix}\n"
+    fix = "to translate again, delete it or omit --resume"
+    message = f"error: out: already exists, and there is no out.part to continue: {fix}\n"
     assert translate(*RESUME) == (2, "", message)
     assert Path("out").read_text("utf-8") == "A\nB\n"
 
@@ -517,7 +521,7 @@ def test_resume_continues_all_output_files_together(translate: Run):
     assert translate(*RESUME, *options)[0] == 130
     Parrot.ended_by.clear()
     assert names() == {"in", "out.part", "out.part.json", "al.part"}
-    message = f"error: {Path.cwd()}/al.part is missing. Delete {Path.cwd()}/out.part too, to start over.\n"
+    message = f"error: {Path.cwd()}/al.part is missing. To start over, delete {Path.cwd()}/out.part too\n"
     Path("al.part").rename("elsewhere")
     assert translate(*RESUME, *options) == (2, "", message)
     Path("elsewhere").rename("al.part")
@@ -543,8 +547,8 @@ def test_an_unrelated_file_named_like_a_part_is_not_touched(translate: Run):
     write_lines("in", ["a"])
     write_lines("out.part", ["something else"])
     message = (
-        f"error: {Path.cwd()}/out.part is in the way, and no {Path.cwd()}/out.part.json says which translation it "
-        "belongs to. Move it away.\n"
+        f"error: {Path.cwd()}/out.part exists, but there is no {Path.cwd()}/out.part.json that says which translation "
+        "it belongs to. Move it to another place, or delete it.\n"
     )
     for options in (RESUME, RESUME[:-1]):
         assert translate(*options) == (2, "", message)
@@ -554,17 +558,17 @@ def test_an_unrelated_file_named_like_a_part_is_not_touched(translate: Run):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--beam-size", "5"], "was started with --beam-size 4, not 5. Rerun with --beam-size 4"),
-        (["--sample"], "was started without --sample. Rerun without --sample"),
-        (["--format", "jsonl"], "was started with --format text, not jsonl. Rerun with --format text"),
-        (["--shard", "1/2"], "was started without --shard. Rerun without --shard"),
-        (["--no-repeat-ngram", "3"], "was started with --no-repeat-ngram 0, not 3. Rerun with --no-repeat-ngram 0"),
-        (["--no-retry"], "was started with --retry. Rerun with --retry"),
-        (["--prefix", "in"], "was started without --prefix. Rerun without --prefix"),
-        ("identity", "was started with another model. Give that model"),
-        ("part", "is shorter than what was written to it. Delete it to start over."),
-        ("text", "its 6 lines were translated from other lines than those in in. Give the same text"),
-        ("fewer", "its 6 lines were translated from other lines than those in in. Give the same text"),
+        (["--beam-size", "5"], "was started with --beam-size 4, not 5: rerun with --beam-size 4"),
+        (["--sample"], "was started without --sample: rerun without --sample"),
+        (["--format", "jsonl"], "was started with --format text, not jsonl: rerun with --format text"),
+        (["--shard", "1/2"], "was started without --shard: rerun without --shard"),
+        (["--no-repeat-ngram", "3"], "was started with --no-repeat-ngram 0, not 3: rerun with --no-repeat-ngram 0"),
+        (["--no-retry"], "was started with --retry: rerun with --retry"),
+        (["--prefix", "in"], "was started without --prefix: rerun without --prefix"),
+        ("identity", "was started with another model: give that model"),
+        ("part", "is shorter than when it was written. Delete it to start over."),
+        ("text", "has 6 lines that were translated from other lines than those in in: rerun with the same text"),
+        ("fewer", "has 6 lines that were translated from other lines than those in in: rerun with the same text"),
     ],
 )
 def test_a_part_that_another_command_started_is_refused(
@@ -726,16 +730,16 @@ def test_an_option_that_contradicts_a_setting_of_the_model_is_refused(run: Run, 
         ("--shard 9/8", "--shard: expected I/N, such as 3/8, with I from 1 to N, got 9/8"),
         (
             "--shard 1/8",
-            "--shard needs to count lines, and standard input can be read once only. Give a file to --input.",
+            "--shard needs the number of lines, but standard input can be read only once. Use a file for --input.",
         ),
         ("--resume", "--resume needs an output file to continue. Give --output FILE."),
         (
             "--resume --output /dev/null",
-            "--resume can only continue regular files. Give regular files to --output and --alignments.",
+            "--resume can only continue regular files: use regular files for --output and --alignments",
         ),
         (
             "--output out --alignments /dev/null",
-            "--alignments: /dev/null is not a regular file, but --output is. Give two regular files, or none.",
+            "--alignments: /dev/null is not a regular file, but --output is. Use regular files for both or neither.",
         ),
         ("--input missing.en", "missing.en: no such file (looked for in {cwd})"),
         ("--input .", ". is a folder, expected a text file"),
@@ -820,9 +824,9 @@ def test_score_warns_about_pairs_that_are_too_long(score: Run):
     status, stdout, stderr = score()
     assert (status, stdout.splitlines()[1]) == (0, "-inf\t-inf\t-inf\t1102")
     assert stderr == (
-        "warning: 1 of 2 pairs had more than 64 tokens on a side, which the model has not learnt from: "
-        "trust their scores less\n"
-        "warning: 1 of 2 pairs had more than 1,024 tokens on a side and were not scored: -inf, or null in jsonl\n"
+        "warning: 1 of 2 pairs had a side of more than 64 tokens, longer than any in training: "
+        "their scores are less reliable\n"
+        "warning: 1 of 2 pairs had a side of more than 1,024 tokens and were not scored: they get -inf (jsonl: null)\n"
     )
 
 

@@ -78,7 +78,7 @@ def test_each_rank_gets_the_device_of_its_local_rank(machine: Machine) -> None:
     assert [str(device) for device in devices] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
     with pytest.raises(ConfigError) as caught:
         choose_execution(replace(train, device="cuda:1"), ModelConfig(), Ranks(rank=1, n=4, local_rank=1))
-    assert str(caught.value) == "train.device is cuda:1, but each of 4 ranks needs its own. Use auto."
+    assert str(caught.value) == "train.device is cuda:1, but each of the 4 ranks needs its own device. Use auto."
 
 
 # --- Devices that cannot be used --------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def test_translating_and_scoring_a_file_gives_the_scores_of_the_report(run_dir: 
     command = ["translate", "--model", run_dir, "--input", src, "--output", folder / "out.de", "--precision", "fp32"]
     done = shell("-m", "mt", *command)
     assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr == "" or re.fullmatch(r"\d+ of 20 lines were searched twice, .*\n", done.stderr)
+    assert done.stderr == "" or re.fullmatch(r"\d+ of 20 lines were translated twice, .*\n", done.stderr)
     piped = mt("translate", "--model", run_dir / "model", "--precision", "fp32", text=src.read_text("utf-8"))
     assert piped.stdout == (folder / "out.de").read_text("utf-8")
     report = json.loads((run_dir / "report.json").read_text("utf-8"))
@@ -98,7 +98,7 @@ def test_ctrl_c_saves_and_says_how_to_continue(folder: Path) -> None:
     (checkpoint,) = (run_dir / "checkpoints").glob("step-*")
     step = int(checkpoint.name[5:])
     assert errors.decode().splitlines()[-1] == (
-        f"stopped after step {step:,}, all of it saved in {run_dir}: the same command continues from there"
+        f"stopped after step {step:,}; everything is saved in {run_dir}. Run the same command again to continue"
     )
 
 

@@ -142,8 +142,8 @@ def test_strict_reading_fails_at_the_first_invalid_byte(tmp_path: Path):
     with pytest.raises(DataError) as caught, open_lines(str(path), is_strict=True):
         pass
     assert str(caught.value) == (
-        f"{path}, line 2: byte 0xf6 at offset 3 is not UTF-8. Fix the line, or leave --strict out to have such bytes "
-        "read as U+FFFD."
+        f"{path}, line 2: byte 0xf6 at offset 3 is not UTF-8. Fix the line, or omit --strict to read invalid bytes "
+        "as U+FFFD"
     )
 
 

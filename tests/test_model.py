@@ -19,7 +19,7 @@ from mt.dropout import dropout, seed_dropout
 from mt.loss import linear_label_smoothed_nll, token_losses
 from mt.model import Transformer
 from mt.model.kernels import Kernels
-from mt.model.layers import RESIDUALS, Depth, EncoderLayer, run_again
+from mt.model.layers import RESIDUALS, EncoderLayer, LayerSpec, run_checkpointed
 from mt.model.positions import Alibi, Rotary, relative_buckets, rotated, sinusoidal_positions
 from mt.model.training import CudaTraining
 from mt.model.transformer import VOCAB_MULTIPLE
@@ -83,7 +83,7 @@ def test_a_beam_that_continues_another_has_its_history() -> None:
             for beam, history in enumerate(histories):
                 hidden = model.hidden(tiles([(source[0][:-1], history[1:])]))[len(history) - 1]
                 torch.testing.assert_close(logits[beam, :V], model.logits(hidden), atol=2e-5, rtol=1e-4)
-            cache.choose(torch.tensor([step_parents]))
+            cache.select_beams(torch.tensor([step_parents]))
             histories = [histories[parent] for parent in step_parents]
 
 
@@ -259,7 +259,7 @@ def test_activation_checkpointing_gives_the_same_gradients(dtype: torch.dtype) -
     found = []
     for activation_checkpointing in (False, True):
         model = small_model(dropout=0.3, dtype=dtype)
-        model.encoder.run = model.decoder.run = run_again if activation_checkpointing else model.encoder.run
+        model.encoder.run = model.decoder.run = run_checkpointed if activation_checkpointing else model.encoder.run
         n_saved = 0
 
         def count(tensor: torch.Tensor) -> torch.Tensor:
@@ -310,7 +310,7 @@ def test_decoding_states_follow_their_beams_and_sentences() -> None:
     with torch.no_grad():
         cache = model.init_cache(assemble_sources([[5, 6, EOS_ID], [7, EOS_ID], [8, EOS_ID]], torch.float32), 2)
     cache.states["counts"] = torch.arange(12).view(3, 2, 2)
-    cache.choose(torch.tensor([[1, 0], [1, 1], [0, 0]]))
+    cache.select_beams(torch.tensor([[1, 0], [1, 1], [0, 0]]))
     assert cache.states["counts"].tolist() == [[[2, 3], [0, 1]], [[6, 7], [6, 7]], [[8, 9], [8, 9]]]
     cache.keep_sentences(torch.tensor([2, 0]))
     assert cache.states["counts"].tolist() == [[[8, 9], [8, 9]], [[2, 3], [0, 1]]]
@@ -337,7 +337,7 @@ def test_the_auxiliary_loss_of_a_layer_is_added_once(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(EncoderLayer, "forward", with_loss)
     found = []
-    for run in (torch.nn.Module.__call__, run_again):  # activation checkpointing runs it twice
+    for run in (torch.nn.Module.__call__, run_checkpointed):  # activation checkpointing runs it twice
         model = small_model()
         model.encoder.run = run
         hidden, losses = model(batch)
@@ -391,8 +391,8 @@ def test_the_setting_decides_which_embeddings_are_tied(tied: str, groups: tuple[
 @pytest.mark.parametrize("kind", RESIDUALS)
 def test_residual_sums_equal_the_formulas_of_their_papers(kind: str) -> None:
     torch.manual_seed(0)
-    depth = Depth(ModelConfig(d_model=32, n_heads=2, norm=kind, dropout=0.0), is_decoder=True, index=0)
-    x, residual = torch.randn(5, 32), RESIDUALS[kind](depth)
+    spec = LayerSpec(ModelConfig(d_model=32, n_heads=2, norm=kind, dropout=0.0), is_decoder=True, index=0)
+    x, residual = torch.randn(5, 32), RESIDUALS[kind](spec)
 
     def norm(x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.layer_norm(x, (32,))
@@ -410,24 +410,26 @@ def test_residual_sums_equal_the_formulas_of_their_papers(kind: str) -> None:
 
 
 def test_deepnorm_has_the_factors_of_its_paper() -> None:
-    depths = [Depth(ModelConfig(norm="deepnorm"), is_decoder, 0) for is_decoder in (False, True)]
-    assert [depth.alpha for depth in depths] == pytest.approx([0.81 * (6**5) ** (1 / 16), 18**0.25])
+    specs = [LayerSpec(ModelConfig(norm="deepnorm"), is_decoder, 0) for is_decoder in (False, True)]
+    assert [spec.alpha for spec in specs] == pytest.approx([0.81 * (6**5) ** (1 / 16), 18**0.25])
     betas = 0.87 * (6**5) ** (-1 / 16), 72**-0.25
-    for depth, beta in zip(depths, betas, strict=True):
-        assert depth.gains("query", "key", "value", "inner", "out") == pytest.approx([1, 1, beta, beta, beta])
+    for spec, beta in zip(specs, betas, strict=True):
+        assert spec.gains("query", "key", "value", "inner", "out") == pytest.approx([1, 1, beta, beta, beta])
 
 
 def test_initial_weights_are_scaled_by_their_settings() -> None:
     config = ModelConfig(n_encoder_layers=2, n_decoder_layers=3)
     gains = {
-        init: Depth(replace(config, init=init), True, 2).gains("value", "out")
+        init: LayerSpec(replace(config, init=init), True, 2).gains("value", "out")
         for init in ("xavier", "scaled", "depth_scaled")
     }
     assert gains["xavier"] == [1, 1]
     assert gains["scaled"] == pytest.approx([1, 1 / 3])  # nine residual sums
-    assert Depth(replace(config, init="scaled", ffn_sharing="wide"), True, 2).gains("out") == pytest.approx([6**-0.5])
+    assert LayerSpec(replace(config, init="scaled", ffn_sharing="wide"), True, 2).gains("out") == pytest.approx(
+        [6**-0.5]
+    )
     assert gains["depth_scaled"] == pytest.approx([3**-0.5, 3**-0.5])  # the third layer
-    assert Depth(replace(config, zero_init_out=True), False, 0).gains("inner", "out") == [1, 0]
+    assert LayerSpec(replace(config, zero_init_out=True), False, 0).gains("inner", "out") == [1, 0]
 
 
 @pytest.mark.parametrize("norm", ["post", "pre", "deepnorm"])
@@ -490,7 +492,7 @@ def test_learned_positions_limit_the_length_of_sentences() -> None:
         model, SearchRequest(sources, DecodeConfig(beam_size=1, length_penalty=0, min_length=30))
     )
     assert (first.n_tokens, second.n_tokens) == (12, 12)
-    with pytest.raises(AssertionError, match="a source is longer than the positions"):
+    with pytest.raises(AssertionError, match="a source has more tokens than the model has positions"):
         search(model, SearchRequest([[8] * 12 + [EOS_ID]], DecodeConfig()))
 
 

@@ -78,7 +78,7 @@ def test_two_ranks_make_the_same_updates_as_one_and_their_number_may_change(
     train_with(1, *arguments(config, tmp_path / "one"))
     for n_ranks, max_steps in ((2, 6), (1, 9), (2, 12)):
         out, told = train_with(n_ranks, *arguments(config, tmp_path / "changing", f"train.max_steps={max_steps}"))
-    assert "on 2 ranks (cpu) in fp32, 256 target tokens an update in 4 micro-batches" in told
+    assert "on 2 ranks (cpu) in fp32, 256 target tokens per update in 4 micro-batches" in told
     # Messages and the report are printed by one rank only.
     assert told.count("training from step 9") == out.count("held_out (20 lines)") == 1
     assert len(measured(tmp_path / "one", "train_loss")) == 12
@@ -149,7 +149,7 @@ def test_a_signal_to_one_rank_saves_and_ends_the_whole_job(tmp_path: Path) -> No
         _, told = first.communicate(timeout=60)
         second.wait(60)
         assert (first.returncode, second.returncode) == (143, 143)
-    assert_everything_is_saved(run_dir, told.decode())
+    assert_all_is_saved(run_dir, told.decode())
 
 
 def test_a_signal_to_every_process_saves_and_ends_the_whole_job(tmp_path: Path) -> None:
@@ -159,15 +159,15 @@ def test_a_signal_to_every_process_saves_and_ends_the_whole_job(tmp_path: Path) 
             os.kill(process, signal.SIGTERM)
         _, messages = job.communicate(timeout=120)
     assert job.returncode != 0
-    assert_everything_is_saved(run_dir, messages)
+    assert_all_is_saved(run_dir, messages)
 
 
 def endless(folder: Path) -> RunConfig:
     return toy_config(folder, max_steps=1_000_000, validate_every=1_000_000, checkpoint_every=20)
 
 
-def assert_everything_is_saved(run_dir: Path, told: str) -> None:
-    stopped = re.search(r"^stopped after step ([\d,]+), all of it saved in ", told, re.MULTILINE)
+def assert_all_is_saved(run_dir: Path, told: str) -> None:
+    stopped = re.search(r"^stopped after step ([\d,]+); everything is saved in ", told, re.MULTILINE)
     assert stopped is not None, told
     assert checkpoint_step(RunFolder(run_dir).checkpoints()[-1]) == int(stopped[1].replace(",", ""))
     assert_complete(run_dir)

@@ -20,7 +20,7 @@ from mt.errors import MTError
 from mt.run_folder import RunFolder
 from mt.system.distributed import SINGLE_PROCESS
 from mt.text.prepare import prepare_corpus
-from mt.training.engine import Engine, OutOfMemory, StepResult, Update, naming_out_of_memory, tokens_that_fit
+from mt.training.engine import Engine, OutOfMemory, StepResult, Update, raising_out_of_memory, tokens_that_fit
 from mt.training.loop import Trainer, train
 from mt.training.progress import Progress, UpdateMeter
 from tests.toys import measured, toy_config, weights_of
@@ -61,8 +61,8 @@ def test_a_skipped_update_is_logged_with_its_sentences_and_does_not_change_the_w
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not all(torch.equal(second[name], third[name]) for name in first)
     assert (
-        f"warning: step 2 was skipped, for the gradient was not finite: {tmp_path / 'run' / 'skipped.jsonl'} names the "
-        "sentences\n"
+        f"warning: step 2 was skipped because of NaN or infinite gradients; {tmp_path / 'run' / 'skipped.jsonl'} lists "
+        "the sentences\n"
     ) in capsys.readouterr().err
 
     (record,) = skipped_lines(tmp_path / "run")
@@ -123,8 +123,8 @@ def test_after_several_skips_training_rolls_back_and_leaves_out_their_sentences(
     assert not any(poisoned & set(sentences) for _, sentences in made[8:])
     assert (progress.step, progress.n_skipped, progress.gone_back_to) == (12, 3, 4)
     assert (
-        "warning: 3 updates in a row up to step 8 had no finite gradient: back to step 4, and on with the sentences "
-        "after those of steps 5 to 8\n"
+        "warning: the 3 updates up to step 8 had NaN or infinite gradients. Training was rolled back to step 4 and "
+        "leaves out the sentences of steps 5 to 8\n"
     ) in capsys.readouterr().err
     assert all(tensor.isfinite().all() for tensor in weights_of(tmp_path / "run", 12).values())
 
@@ -138,9 +138,9 @@ def test_if_a_rollback_does_not_help_training_stops_with_an_explanation(
     with pytest.raises(MTError) as caught:
         train(config, corpus, tmp_path / "run")
     assert str(caught.value) == (
-        f"{tmp_path / 'run'}: 3 updates in a row up to step 8 had no finite gradient, although training had gone back "
-        "to step 4 before and left the sentences since then out: continue with --set train.precision=fp32, or start "
-        "over with a lower train.peak_lr or with train.clip_norm; skipped.jsonl names the sentences"
+        f"{tmp_path / 'run'}: the 3 updates up to step 8 had NaN or infinite gradients, and a rollback to step 4 "
+        "without the sentences used since then did not help: continue with --set train.precision=fp32, or start over "
+        "with a lower train.peak_lr or with train.clip_norm; skipped.jsonl lists the sentences"
     )
     # The good checkpoint is kept, and the next start continues from it.
     assert RunFolder(tmp_path / "run").checkpoints() == [RunFolder(tmp_path / "run").checkpoint(4)]
@@ -245,8 +245,8 @@ def test_out_of_memory_doubles_the_number_of_micro_batches_and_repeats_the_updat
     assert (calm.micro_batch_tokens, progress.micro_batch_tokens) == (128, 64)
     assert (
         "warning: out of memory on cpu with micro-batches of 132 target tokens (CUDA out of memory. Tried to allocate "
-        "2.00 GiB.): the update is made again in 4 micro-batches of 64, and so are those after it; "
-        "--set train.micro_batch_tokens=64 begins with that\n"
+        "2.00 GiB.). This update is repeated in 4 micro-batches of 64 tokens, and later updates use that size too. To "
+        "start with it, add --set train.micro_batch_tokens=64\n"
     ) in capsys.readouterr().err
     # The updates are equal up to rounding: nothing of the first attempt remains.
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "calm"), rel=1e-4)
@@ -267,8 +267,8 @@ def test_micro_batches_of_one_sentence_that_do_not_fit_are_an_error(
     longest = int(corpus.train.tgt.lengths.max())
     assert str(caught.value) == (
         f"train.micro_batch_tokens: out of memory on cpu with micro-batches of {longest} target tokens (no memory at "
-        "all), which hold the longest sentence alone: set train.activation_checkpointing, lower data.max_tokens, or "
-        "make the model smaller"
+        "all), and no micro-batch can be smaller than the longest sentence: set train.activation_checkpointing, lower "
+        "data.max_tokens, or make the model smaller"
     )
 
 
@@ -311,11 +311,11 @@ def test_out_of_memory_in_the_first_optimizer_step_leaves_its_state_intact(
 
 
 def test_real_allocation_errors_are_recognised_as_out_of_memory() -> None:
-    with pytest.raises(OutOfMemory, match="can't allocate memory"), naming_out_of_memory():
+    with pytest.raises(OutOfMemory, match="can't allocate memory"), raising_out_of_memory():
         torch.empty(2**60)
-    with pytest.raises(OutOfMemory), naming_out_of_memory():
+    with pytest.raises(OutOfMemory), raising_out_of_memory():
         raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
-    with pytest.raises(RuntimeError, match="shapes"), naming_out_of_memory():
+    with pytest.raises(RuntimeError, match="shapes"), raising_out_of_memory():
         raise RuntimeError("shapes do not match")
 
 
@@ -339,8 +339,8 @@ def test_a_model_that_cannot_fit_in_memory_is_refused_before_it_is_built(
     with pytest.raises(MTError) as caught:
         Engine(config, corpus.train, 380)
     assert str(caught.value) == (
-        "model: 33,536 parameters take 0.5 MiB to train, cpu has 0.4 MiB: make d_model, d_ff or the number of layers "
-        "smaller"
+        "model: training 33,536 parameters needs 0.5 MiB of memory, but cpu has 0.4 MiB: reduce d_model, d_ff or the "
+        "number of layers"
     )
 
 
@@ -397,7 +397,7 @@ def test_fp16_overflows_are_not_counted_until_the_scale_is_1() -> None:
     def add(norm: float) -> int:
         update = Update(1, sentences, {0: None}, 5, 6, PlanState())  # type: ignore[dict-item]
         meter.add(update, StepResult(torch.tensor([7.0]), torch.tensor(norm)))
-        return len(meter.settle())
+        return len(meter.flush())
 
     assert [add(math.inf) for _ in range(15)] == [0] * 15
     assert add(1.0) == progress.n_skipped == 0

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mt.config.settings import DecodeConfig, ModelConfig
-from mt.decode.candidates import BLOCK, best_tokens, drawn_tokens, log_normaliser_and_maxima, uniform_numbers
+from mt.decode.candidates import BLOCK, best_tokens, log_normaliser_and_maxima, sampled_tokens, uniform_numbers
 from mt.decode.graphs import Graphs, _Captured, rounded_up
 from mt.decode.search import LOOK_AHEAD, SearchRequest, SearchResult, SearchState, length_sorted_batches, search
 from mt.model import Transformer
@@ -243,7 +243,7 @@ def test_a_failed_capture_is_reported_and_the_search_continues(capsys: pytest.Ca
         found = graphs.search(SearchRequest(SOURCES, decode))
         assert ids_of(found) == ids_of(search(model, SearchRequest(SOURCES, decode)))
     problem = "operation not permitted when stream is capturing"
-    assert capsys.readouterr().err == f"warning: decoding without CUDA graphs, which is slower: {problem}\n"
+    assert capsys.readouterr().err == f"warning: CUDA graphs cannot be used, so decoding is slower: {problem}\n"
 
 
 def test_a_finished_sentence_does_not_change_while_others_continue() -> None:
@@ -278,7 +278,7 @@ def test_shapes_are_rounded_up_to_a_few_values() -> None:
 def test_samples_have_the_requested_probabilities(settings: dict[str, Any], expected: list[int]) -> None:
     scores = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(100, -1) + 5.0
     uniform = (torch.arange(100, dtype=torch.float64) + 0.5) / 100
-    drawn, ids = drawn_tokens(scores, uniform, **{"temperature": 1.0, "top_k": None, "top_p": None, **settings})
+    drawn, ids = sampled_tokens(scores, uniform, **{"temperature": 1.0, "top_k": None, "top_p": None, **settings})
     counts = [int((ids == token).sum()) for token in range(4)]
     assert counts == pytest.approx(expected, abs=1)
     assert torch.equal(drawn, scores.gather(1, ids))  # without the temperature
@@ -289,7 +289,7 @@ def test_forbidden_tokens_are_not_sampled() -> None:
     scores[0, [0, 3]] = -math.inf
     for uniform in (0.0, 0.39, 0.41, 1 - 2**-53):
         number = torch.tensor([uniform], dtype=torch.float64)
-        _, ids = drawn_tokens(scores, number, temperature=1.0, top_k=None, top_p=None)
+        _, ids = sampled_tokens(scores, number, temperature=1.0, top_k=None, top_p=None)
         assert ids.item() == (1 if uniform < 0.4 else 2)
 
 

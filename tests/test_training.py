@@ -75,7 +75,7 @@ def test_a_damaged_last_checkpoint_is_skipped(tmp_path: Path, capsys: pytest.Cap
     assert trainer.progress.step == int(last_good.name[5:])
     warning = capsys.readouterr().err.splitlines()[-1]
     assert warning.startswith(f"warning: {damaged / 'model.safetensors'} is damaged: ")
-    assert warning.endswith(f": going back to the checkpoint before; it is now {damaged}.damaged")
+    assert warning.endswith(f". The checkpoint was moved to {damaged}.damaged; training continues from an earlier one")
     # It must not count as the newest any more.
     assert RunFolder(tmp_path / "run").checkpoints()[-1] == last_good
 
@@ -89,8 +89,8 @@ def test_if_no_checkpoint_can_be_read_training_does_not_start_over(tmp_path: Pat
     with pytest.raises(MTError) as caught:
         train(config, corpus, tmp_path / "run")
     assert str(caught.value) == (
-        f"{tmp_path / 'run'}: no checkpoint to continue from can be read; the last: {folder} is not a complete model "
-        "folder: manifest.json missing. Start over with another --run-dir."
+        f"{tmp_path / 'run'} has no readable checkpoint to continue from. The latest: {folder} is not a complete "
+        "model folder: manifest.json missing. Start over with another --run-dir."
     )
     assert RunFolder(tmp_path / "run").checkpoints() == [folder]
 
@@ -323,7 +323,7 @@ def test_patience_ends_a_training_that_does_not_improve(tmp_path: Path, capsys: 
     corpus = prepare_corpus(config)
     progress = train(config, corpus, tmp_path / "run")
     assert (progress.step, progress.best_step) == (9, 3)
-    assert "2 validations without a better score than that of step 3" in capsys.readouterr().err
+    assert "stopped early: the last 2 validations did not improve on the score of step 3" in capsys.readouterr().err
     assert RunFolder(tmp_path / "run").checkpoints()[-1] == RunFolder(tmp_path / "run").checkpoint(9)
     assert train(config, corpus, tmp_path / "run").step == 9
     assert train(with_train(config, patience=3), corpus, tmp_path / "run").step == 12
@@ -336,7 +336,7 @@ def test_patience_ends_a_training_whose_validation_loss_is_nan(
     monkeypatch.setattr("mt.training.loop.validate", lambda *_: nothing)
     config = toy_config(tmp_path, max_steps=50, validate_every=3, patience=2, best_by="loss")
     assert train(config, prepare_corpus(config), tmp_path / "run").step == 6
-    assert "\n2 validations without a better score\n" in capsys.readouterr().err
+    assert "\nstopped early: the last 2 validations gave no finite score\n" in capsys.readouterr().err
 
 
 def test_a_report_has_the_exact_loss_of_the_best_checkpoint(tmp_path: Path) -> None:
@@ -429,7 +429,8 @@ def test_a_signal_saves_reports_it_and_stops(
     (folder,) = RunFolder(tmp_path / "run").checkpoints()
     step = int(folder.name[5:])
     assert capsys.readouterr().err.splitlines()[-1] == (
-        f"stopped after step {step:,}, all of it saved in {tmp_path / 'run'}: the same command continues from there"
+        f"stopped after step {step:,}; everything is saved in {tmp_path / 'run'}. Run the same command again to "
+        "continue"
     )
     assert Trainer(config, corpus, RunFolder(tmp_path / "run")).progress.step == step
 
@@ -656,7 +657,7 @@ def test_starting_a_finished_training_logs_that_it_is_finished(
     train(config, corpus, tmp_path / "run")
     capsys.readouterr()
     train(with_train(config, max_steps=5), corpus, tmp_path / "run")
-    assert capsys.readouterr().err == "trained already: 6 steps, beyond train.max_steps (5)\n"
+    assert capsys.readouterr().err == "training is already complete: 6 steps, more than train.max_steps (5)\n"
 
 
 def test_a_second_training_in_the_same_folder_is_refused(tmp_path: Path) -> None:
@@ -708,6 +709,6 @@ def test_the_moving_average_follows_the_weights_except_after_skipped_updates() -
                 weight.add_(torch.randn_like(weight))
                 if not was_skipped:  # average + f · (weights - average), where f is 9 / (10 + step) at first
                     expected[name].lerp_(weight, 9 / (10 + step))
-        average.follow(step, torch.tensor(was_skipped))
+        average.update(step, torch.tensor(was_skipped))
     for name, weight in average.state_dict().items():
         torch.testing.assert_close(weight, expected[name])

@@ -188,8 +188,8 @@ def test_a_signal_interrupts_batches(model: Path, tmp_path: Path, number: int, s
         steps_until(process, record, LINES_AT_A_TIME, 0.3)
         # Ctrl-C reaches all processes of a terminal.
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-        _, errors = process.communicate(timeout=60)  # no batch can finish in this time
-    told = f"stopped: the first {LINES_AT_A_TIME} lines are in {part}: the same command with --resume continues\n"
+        _, errors = process.communicate(timeout=60)  # no batch comes to its end in so little time
+    told = f"stopped; the first {LINES_AT_A_TIME} lines are in {part}. Run the same command with --resume to continue\n"
     assert (process.returncode, errors.decode()) == (status, told)
     assert part.read_bytes() == b"\n" * LINES_AT_A_TIME
 

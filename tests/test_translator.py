@@ -19,7 +19,7 @@ import mt.decode.translator
 import mt.system.console
 from mt.config.settings import DecodeConfig
 from mt.decode.alignment import Pairs
-from mt.decode.parallel import Forks, side_by_side
+from mt.decode.parallel import ForkPool, map_in_threads
 from mt.decode.search import SearchRequest, SearchResult
 from mt.decode.translator import Backend, Hypothesis, OwnBackend, PrefixError, Translator
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
@@ -82,15 +82,15 @@ def _fate(what: str) -> str:
 
 
 def test_errors_and_kills_of_processes_are_reported() -> None:
-    processes = Forks(2)
+    processes = ForkPool(2)
     assert list(processes.map(_fate, ["a", "b", "c"])) == ["a", "b", "c"]
     with pytest.raises(DataError, match=r"^what is wrong"):
         list(processes.map(_fate, ["a", "wrong"]))
     with pytest.raises(MTError) as caught:
         list(processes.map(_fate, ["a", "killed", "b"]))
     assert str(caught.value) == (
-        "one of 2 processes that translate was killed, perhaps for want of memory: smaller batches (--batch-tokens) or "
-        "fewer threads (OMP_NUM_THREADS) take less"
+        "one of 2 translation processes was killed, perhaps because memory ran out: lower --batch-tokens, or set "
+        "OMP_NUM_THREADS to fewer threads"
     )
 
 
@@ -106,7 +106,7 @@ def interrupted_after(seconds: float) -> Iterator[None]:
 
 
 def test_an_interrupt_ends_working_processes() -> None:
-    processes = Forks(2)
+    processes = ForkPool(2)
     with pytest.raises(KeyboardInterrupt), interrupted_after(0.3):
         list(processes.map(time.sleep, [100, 100, 100]))
     assert not multiprocessing.active_children()
@@ -115,7 +115,7 @@ def test_an_interrupt_ends_working_processes() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files in /proc")
 def test_an_abandoned_translation_leaves_no_processes_or_open_files() -> None:
-    processes, n_open = Forks(2), []
+    processes, n_open = ForkPool(2), []
     for _ in range(3):
         results = processes.map(time.sleep, [0, 100, 100])
         assert next(results) is None
@@ -132,7 +132,7 @@ def test_an_abandoned_translation_leaves_no_processes_or_open_files() -> None:
 
 
 def test_processes_end_when_their_pool_is_deleted() -> None:
-    processes = Forks(2)
+    processes = ForkPool(2)
     assert list(processes.map(abs, [-1, -2, -3])) == [1, 2, 3]
     assert len(multiprocessing.active_children()) == 2
     del processes
@@ -146,9 +146,9 @@ def test_threads_are_kept_so_that_none_ends_during_a_fork() -> None:
         both.wait(60)
         return threading.get_ident()
 
-    threads = set(side_by_side(work, range(2), 2))
+    threads = set(map_in_threads(work, range(2), 2))
     assert len(threads) == 2
-    assert set(side_by_side(work, range(6), 2)) == threads
+    assert set(map_in_threads(work, range(6), 2)) == threads
 
 
 def test_an_interrupt_does_not_wait_for_threads() -> None:
@@ -160,7 +160,7 @@ def test_an_interrupt_does_not_wait_for_threads() -> None:
         ended.append(seconds)
 
     with pytest.raises(KeyboardInterrupt), interrupted_after(0.1):
-        list(side_by_side(work, [100, 100], 2))
+        list(map_in_threads(work, [100, 100], 2))
     assert ended == []
     may_end.set()
 
@@ -178,12 +178,12 @@ def test_a_failing_batch_stops_the_parallel_batches() -> None:
         return item
 
     n_threads = torch.get_num_threads()
-    results = side_by_side(work, range(50), 2)
+    results = map_in_threads(work, range(50), 2)
     assert [next(results), next(results), next(results)] == [0, 1, 2]
     with pytest.raises(ValueError, match=r"^3$"):
         next(results)
     is_told.set()
-    assert list(side_by_side(abs, [-1, -2], 2)) == [1, 2]  # in the same threads, after their previous work
+    assert list(map_in_threads(abs, [-1, -2], 2)) == [1, 2]  # in the same threads, after their previous work
     assert set(started) <= {0, 1, 2, 3, 4, 5}  # two at a time, and none after those that had started by then
     assert torch.get_num_threads() == n_threads
 
@@ -248,7 +248,7 @@ def test_limits_that_cannot_be_met_have_their_own_error(translator: Translator) 
     with pytest.raises(ConfigError) as caught:
         translator.translate(["bar dest"], DecodeConfig(no_repeat_ngram_size=1, min_length=500))
     assert str(caught.value) == (
-        "decode.min_length: no translation has 500 tokens if no 1 of them may come twice. Lower decode.min_length or "
+        "decode.min_length: no translation has 500 tokens without repeating a 1-gram. Lower decode.min_length or "
         "raise decode.no_repeat_ngram_size."
     )
 
@@ -390,8 +390,8 @@ def test_the_error_for_a_prefix_that_is_too_long_has_its_line_number(translator:
     assert caught.value.line == 2
     n_tokens = len(translator.tokenizer.encode(("BAR " * 20).strip()))
     assert str(caught.value) == (
-        f"the prefix {('BAR ' * 20).strip()!r} has {n_tokens} tokens, and a translation may have 10 with its end: "
-        "shorten it"
+        f"the prefix {('BAR ' * 20).strip()!r} has {n_tokens} tokens, but a translation can "
+        "have at most 10 with its end of sentence: shorten the prefix"
     )
 
 
@@ -463,7 +463,7 @@ def test_a_batch_that_runs_out_of_memory_is_searched_in_halves(
     monkeypatch.setattr(mt.decode.translator, "search", search)
     mt.system.console.note.cache_clear()
     assert translator.translate(LINES) == expected
-    told = "out of memory on cpu: batches are searched in halves; lower decode.batch_tokens to avoid that"
+    told = "out of memory on cpu: batches are searched in two halves; lower decode.batch_tokens to avoid that"
     assert capsys.readouterr().err == f"note: {told}\n"
     n_fitting = 0
     with pytest.raises(

@@ -21,7 +21,7 @@ from mt.dropout import seed_dropout
 from mt.model import Transformer
 from mt.model.cpu import training_kernels
 from mt.model.kernels import Kernels
-from mt.model.layers import run_again
+from mt.model.layers import run_checkpointed
 from mt.model.training import CudaTraining
 from mt.text.tokenizer import BOS_ID, EOS_ID
 from tests.toys import V, random_pairs, tiles
@@ -133,7 +133,7 @@ def test_hand_written_backward_passes_equal_the_reference(row: dict[str, Any], k
     assert_near(found, wanted, 1e-9)
     for name, gradient in gradients.items():
         assert_near(gradient, wanted_gradients[name], 1e-9, name)
-    model.encoder.run = model.decoder.run = run_again
+    model.encoder.run = model.decoder.run = run_checkpointed
     again, gradients_again = values_and_gradients(model, batch)
     assert torch.equal(again, found)
     assert all(torch.equal(gradients_again[name], gradient) for name, gradient in gradients.items())
@@ -161,7 +161,7 @@ def stepped(model: Transformer, dtype: torch.dtype) -> Tensor:
         for t in range(N_STEPS):
             tokens = [([BOS_ID, *tgt][t], [BOS_ID, *tgt][t] if t > N_STEPS // 2 else 9) for _, tgt in STEPPED]
             found.append(model.decode_step(torch.tensor(tokens).flatten(), cache).view(len(STEPPED), 2, -1)[:, :, :V])
-            cache.choose(torch.tensor([[0, 0 if t == N_STEPS // 2 else 1]] * len(STEPPED)))
+            cache.select_beams(torch.tensor([[0, 0 if t == N_STEPS // 2 else 1]] * len(STEPPED)))
     return torch.stack(found)
 
 

@@ -1,4 +1,4 @@
-"""From logits to the tokens that may follow: what is allowed, and the best or the drawn of it.
+"""The next tokens of a search, from logits: forbidding tokens, finding the best tokens, and sampling.
 
 N rows (beams of sentences), V vocabulary, t positions, k candidates of a row.
 """
@@ -12,18 +12,18 @@ from torch.nn import functional
 from mt.text.tokenizer import PAD_ID
 
 NEG_INF = float("-inf")
-# Tokens of a block: the best are looked for among the maxima of blocks first. The rows of an embedding are a multiple.
+# Tokens of a block. Top-k looks at the maxima of blocks first. The number of rows of an embedding is a multiple of it.
 BLOCK = 64
-CACHED_ELEMENTS = 1 << 18  # in float32, with room to spare in the second-level cache of a core
-UNCONSTRAINED = -1  # in place of the one token that a row has to take
+CACHED_ELEMENTS = 1 << 18  # in float32: less than the second-level cache of a core
+UNCONSTRAINED = -1  # instead of a token id: no token is forced
 _LOWEST_53_BITS = (1 << 53) - 1
 
 
 def log_normaliser_and_maxima(logits: Tensor, n_blocks: int = 1) -> tuple[Tensor, Tensor]:
-    """Return the log of the sum of the exponentials of logits [N, V], and the maxima of their blocks, both float32.
+    """Return the logsumexp [N, 1] of logits [N, V], and the maxima [N, n_blocks] of their blocks, both in float32.
 
-    The maxima [N, n_blocks] cost no pass of their own. Written out, for `torch.logsumexp` takes several times as long
-    on a CPU, and there some rows at a time, so that they stay in the cache from pass to pass.
+    The maxima need no additional pass. `torch.logsumexp` is not used: it takes several times as long on a CPU. There,
+    a few rows are processed at a time, so that they stay in the cache between passes.
     """
     n_rows = len(logits) if logits.is_cuda else max(1, CACHED_ELEMENTS // logits.shape[1])
     normalisers, maxima = [], []
@@ -31,19 +31,19 @@ def log_normaliser_and_maxima(logits: Tensor, n_blocks: int = 1) -> tuple[Tensor
         scores = rows.float()
         maxima.append(scores.view(len(rows), n_blocks, -1).amax(-1))
         highest = maxima[-1].amax(-1, keepdim=True)
-        # What has been converted is ours to overwrite.
+        # A converted copy can be overwritten.
         shifted = scores - highest if scores is rows else scores.sub_(highest)
         normalisers.append(highest + shifted.exp_().sum(-1, keepdim=True).log_())
     return torch.cat(normalisers), torch.cat(maxima)
 
 
 def forbid_repetition(scores: Tensor, ids: Tensor, position: Tensor, size: int) -> None:
-    """Forbid, in place, each token that would complete a sequence of `size` tokens which the row has already.
+    """Forbid, in place, each token that would complete an n-gram of `size` tokens that the row already has.
 
     Args:
         scores: [N, V].
         ids: [N, t], PAD from `position` on.
-        position: [] or [1]: tokens in each row so far.
+        position: [] or [1]: number of tokens in each row so far.
     """
     if ids.shape[1] < size:
         return
@@ -51,23 +51,23 @@ def forbid_repetition(scores: Tensor, ids: Tensor, position: Tensor, size: int) 
     offsets = torch.arange(1 - size, 0, device=ids.device)
     last = ids.index_select(1, (position + offsets).clamp_(min=0))  # [N, size - 1]
     is_repeated = (sequences[:, :, :-1] == last[:, None]).all(-1) & (position >= size - 1)
-    # PAD, which is never produced, stands for no token.
+    # PAD is never produced, so forbidding it has no effect.
     scores.scatter_(1, sequences[:, :, -1].masked_fill(~is_repeated, PAD_ID), NEG_INF)
 
 
 def best_tokens(logits: Tensor, maxima: Tensor, offsets: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The n best tokens of all beams of each sentence together, best first.
+    """Return the n best next tokens of each sentence, of all its beams together, best first.
 
-    Top-k over whole vocabularies takes several times as long on a CPU as over the maxima of their blocks, and then
-    within the best blocks. That is exact: a token among the n best lies in one of the n blocks with the highest maxima.
+    On a CPU, top-k over whole vocabularies takes several times as long as top-k over the maxima of blocks and then in
+    the best blocks. This is exact: each of the n best tokens is in one of the n blocks with the highest maxima.
 
     Args:
-        logits: [B k, V], -inf where a token must not come.
+        logits: [B k, V], -inf for forbidden tokens.
         maxima: [B k, V / BLOCK] of the logits' blocks.
         offsets: [B, k] float32, added to the logits of a beam.
-        n: more come only if there are so many tokens.
+        n: number of tokens.
     Returns:
-        Sums of logits and offsets [B, n], the tokens' ids [B, n], and the beams [B, n] that they follow.
+        Sums of logits and offsets [B, n], ids of the tokens [B, n], and the beams [B, n] that they extend.
     """
     n_sentences, n_beams = offsets.shape
     n_blocks = maxima.shape[1]
@@ -82,14 +82,14 @@ def best_tokens(logits: Tensor, maxima: Tensor, offsets: Tensor, n: int) -> tupl
     return totals, best_blocks.gather(1, which) % n_blocks * BLOCK + places % BLOCK, beams.gather(1, which)
 
 
-def drawn_tokens(
+def sampled_tokens(
     scores: Tensor, uniform: Tensor, *, temperature: float, top_k: int | None, top_p: float | None
 ) -> tuple[Tensor, Tensor]:
-    """One token of each row, drawn: its score [N, 1], and its id.
+    """Sample one token of each row; return its score [N, 1] and its id [N, 1].
 
     Args:
-        scores: [N, V] float32, NEG_INF where a token must not come.
-        uniform: [N] float64 from 0 to 1, 1 excluded; the draw is a function of it.
+        scores: [N, V] float32, NEG_INF for forbidden tokens.
+        uniform: [N] float64 from 0 to 1, 1 excluded; it determines the token.
     Source of top-k: Fan et al. 2018, section 5.1; of top-p: Holtzman et al. 2020, section 3.1.
     """
     sharpened = scores / temperature
@@ -103,15 +103,15 @@ def drawn_tokens(
         sharpened = sharpened.scatter(1, ids, ordered.masked_fill(is_cut, NEG_INF))
     cumulative = functional.softmax(sharpened, -1).double().cumsum(-1)
     threshold = uniform[:, None] * cumulative[:, -1:]
-    # The first token beyond the threshold: one that has a probability.
+    # The first token beyond the threshold: its probability is not zero.
     ids = torch.searchsorted(cumulative, threshold, right=True).clamp_(max=scores.shape[1] - 1)
     return scores.gather(1, ids), ids
 
 
 def uniform_numbers(keys: Tensor, position: Tensor) -> Tensor:
-    """Numbers from 0 to 1 (excluded) in float64, one for each of the keys: a hash of the key and the position.
+    """Return a float64 number from 0 to 1, 1 excluded, for each key: a hash of the key and the position.
 
-    A generator that many lines share would make a line depend on its neighbours; a hash does not.
+    With a random generator that lines share, a line would depend on the lines around it. With a hash it does not.
 
     Args:
         keys: int64 of any shape.
@@ -126,5 +126,5 @@ def uniform_numbers(keys: Tensor, position: Tensor) -> Tensor:
 
 
 def _shifted(x: Tensor, n_bits: int) -> Tensor:
-    """x as 64 bits without a sign, shifted to the right."""
+    """Return x, as 64 bits without a sign, shifted to the right."""
     return (x >> n_bits) & ((1 << (64 - n_bits)) - 1)

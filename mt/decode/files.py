@@ -1,4 +1,4 @@
-"""`mt translate`: text from files or pipes through a translator into files or pipes, line by line."""
+"""`mt translate`: translate the lines of a file or a pipe into a file or a pipe."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from mt.errors import ConfigError, DataError
 from mt.system.console import Meter
 from mt.system.signals import exit_on_signals
 
-if TYPE_CHECKING:  # a translator comes with torch, and what is wrong with a file is told before
+if TYPE_CHECKING:  # imports torch, which takes seconds; errors in files come first
     from mt.decode.translator import Hypothesis, Translator
 
 _log = logging.getLogger(__name__)
 
 PAUSE_SECONDS = 0.2
-INVALID_UTF8 = "invalid_utf8"  # a flag of a line: bad bytes were read as U+FFFD
-# What is told at the end about lines with a flag.
+INVALID_UTF8 = "invalid_utf8"  # flag of a line: invalid bytes were read as U+FFFD
+# What is logged at the end about lines with a flag.
 _REPORTS = {
-    INVALID_UTF8: "were not valid UTF-8: their bad bytes were read as U+FFFD",
+    INVALID_UTF8: "were not valid UTF-8: invalid bytes were read as U+FFFD",
     "in_parts": "had more than {max_source_tokens:,} tokens and were translated in parts",
     "repetition": "have a translation that repeats itself",
     "too_long": "have a translation that is far too long",
     "too_short": "have a translation that is far too short",
-    "max_length": "have a translation that had to end at --max-length",
-    "retried": "were searched twice, the second time with repetition blocked: their first translation was odd",
+    "max_length": "have a translation that was cut off at --max-length",
+    "retried": "were translated twice, the second time with repetition blocked: the first result was implausible",
 }
-_OPTIONS = {"no_repeat_ngram_size": "--no-repeat-ngram"}  # that are not named as their setting
+_OPTIONS = {"no_repeat_ngram_size": "--no-repeat-ngram"}  # options whose name differs from their setting
 _JSON_FIELDS = ("text", "score", "log_prob", "log_prob_per_token", "n_tokens", "tokens", "alignment", "flags")
-_ESCAPES = {ord(char): f"\\u{ord(char):04x}" for char in "\x7f\x85\u2028\u2029"}  # some readers end a line there
+_ESCAPES = {ord(char): f"\\u{ord(char):04x}" for char in "\x7f\x85\u2028\u2029"}  # some programs end a line there
 
 
 class InputShard(NamedTuple):
-    """The `number`-th of `n_shards` blocks of lines, from 1."""
+    """Block `number` of `n_shards` blocks of lines, counted from 1."""
 
     number: int
     n_shards: int
@@ -57,29 +57,29 @@ class InputShard(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TranslateOptions:
-    """What is to be translated, and how it is to be written."""
+    """The input, the outputs and the formats of `mt translate`."""
 
     source: str  # a path, or - for standard input
     output: str  # a path, or - for standard output
-    prefixes: Path | None = None  # for each line what its translations begin with
-    alignments: Path | None = None  # gets the alignments, in Pharaoh format
+    prefixes: Path | None = None  # a file with the prefix of the translations of each line
+    alignments: Path | None = None  # a file to write alignments to, in Pharaoh format
     is_jsonl: bool = False
-    is_aligned: bool = False  # alignments go into the JSON
+    is_aligned: bool = False  # alignments are written into the JSON
     n_best: int = 1
     shard: InputShard | None = None
-    is_strict: bool = False  # about UTF-8
+    is_strict: bool = False  # text that is not UTF-8 is an error
     is_resumed: bool = False
     has_progress: bool = True
 
 
 def option_of(setting: str) -> str:
-    """Return the option that gives a setting of `decode`, or an argument of a function; any other key as it is."""
+    """Return the option for a setting of `decode` or an argument of a function; return any other key unchanged."""
     name = setting.removeprefix("decode.")
     return _OPTIONS.get(name, f"--{name.replace('_', '-')}") if name.isidentifier() and name.islower() else setting
 
 
 def search_settings(base: DecodeConfig, changes: Mapping[str, Any]) -> DecodeConfig:
-    """Return the settings with what the options change.
+    """Return the settings with the changes from the options.
 
     Raises:
         ConfigError: they contradict each other; the message names the options.
@@ -91,13 +91,13 @@ def search_settings(base: DecodeConfig, changes: Mapping[str, Any]) -> DecodeCon
 
 
 def translate_files(options: TranslateOptions, load: Callable[[], Translator], changes: Mapping[str, Any]) -> None:
-    """Translate a file or a stream, from where an interrupted run stopped if that is resumed.
+    """Translate a file or a stream; with `is_resumed`, continue where an interrupted run stopped.
 
     Args:
-        load: returns the translator; called once all files have been found to be in order.
-        changes: settings of the search that differ from the model's own.
+        load: returns the translator; it is called after all files have been checked.
+        changes: search settings that differ from those of the model.
     Raises:
-        MTError: the files, the options or the model need the user's attention.
+        MTError: something is wrong with the files, the options or the model.
     """
     with contextlib.ExitStack() as files:
         text = files.enter_context(open_lines(options.source, is_strict=options.is_strict))
@@ -114,15 +114,15 @@ def translate_files(options: TranslateOptions, load: Callable[[], Translator], c
         with _resume_hint(outputs):
             run.translate()
             outputs.finish()
-    for flag, told in _REPORTS.items():
+    for flag, report in _REPORTS.items():
         if n := outputs.record.counts.get(flag):
-            told = told.format(max_source_tokens=translator.max_source_tokens)
+            report = report.format(max_source_tokens=translator.max_source_tokens)
             level = logging.INFO if flag == "retried" else logging.WARNING
-            _log.log(level, f"{n:,} of {outputs.record.counts['lines']:,} lines {told}")
+            _log.log(level, f"{n:,} of {outputs.record.counts['lines']:,} lines {report}")
 
 
 def resume_key(options: TranslateOptions, translator: Translator, decode: DecodeConfig) -> dict[str, Any]:
-    """Return all that the output depends on but the text. Names are those of options, if there is one."""
+    """Return everything that the output depends on, except the text, named by option where there is one."""
     from mt import __version__
 
     return {
@@ -149,14 +149,14 @@ class _TranslationRun:
     decode: DecodeConfig
     text: LineReader
     prefixes: LineReader | None
-    lines: range | None  # to be translated, from 0; None: all that come
+    lines: range | None  # to translate, from 0; None: all lines that arrive
     outputs: Outputs
 
     def skip_done(self) -> None:
-        """Pass over the lines before the first to be translated.
+        """Skip the lines of earlier shards and the lines that are already translated.
 
         Raises:
-            DataError: they are not those that the run to be resumed has translated.
+            DataError: the translated lines differ from those of the interrupted run.
         """
         record = self.outputs.record
         for reader in filter(None, (self.text, self.prefixes)):
@@ -164,14 +164,14 @@ class _TranslationRun:
         now = self._digests
         for which, name in (("lines", self.text.name), ("prefixes", str(self.options.prefixes))):
             if record.n_lines and now.get(which) != record.digests.get(which):
-                problem = f"its {record.n_lines:,} lines were translated from other {which} than those in {name}"
-                raise DataError(self.outputs.where, problem, "give the same text, or delete it to start over")
+                problem = f"has {record.n_lines:,} lines that were translated from other {which} than those in {name}"
+                raise DataError(self.outputs.where, problem, "rerun with the same text, or delete it to start over")
 
     def translate(self) -> None:
-        """Translate the lines that are left, step by step."""
+        """Translate the remaining lines in batches."""
         n_before, total = self.outputs.record.n_lines, None if self.lines is None else len(self.lines)
-        # Someone may wait for the translations of lines that come one by one.
-        pause_seconds = PAUSE_SECONDS if self.outputs.are_seen_at_once and self.text.total is None else None
+        # If lines arrive one by one, someone may be waiting for their translations.
+        pause_seconds = PAUSE_SECONDS if self.outputs.are_streamed and self.text.total is None else None
         shown = self.options.has_progress
         with Meter("lines", total or None, before=n_before, is_shown=shown, has_summary=True) as meter:
             n_left = None if total is None else total - n_before
@@ -180,10 +180,10 @@ class _TranslationRun:
                 counts = Counter(flag for entry in entries for flag in entry.flags)
                 self.outputs.add(self._contents(entries), len(batch), self._digests, counts)
         if total is not None and self.outputs.record.n_lines < total:
-            raise DataError(self.text.name, "ended early", "it was changed while it was read")
+            raise DataError(self.text.name, "has fewer lines than at the start: it was changed while it was read")
         if self.options.shard is None and self.prefixes is not None and self.prefixes.take(1):
             problem = f"has more lines than {self.text.name}"
-            raise DataError(self.prefixes.name, problem, "give a prefix for each line")
+            raise DataError(self.prefixes.name, problem, "give one prefix for each line")
 
     @property
     def _digests(self) -> dict[str, str]:
@@ -191,7 +191,7 @@ class _TranslationRun:
         return {name: reader.digest for name, reader in readers.items() if reader is not None}
 
     def _entries(self, batch: Sequence[bytes], meter: Meter) -> list[_Entry]:
-        """Translate the lines that were read last."""
+        """Translate a batch: the lines that were read last."""
         n_done, n_before = self.outputs.record.n_lines, self.text.n_read - len(batch)
         if self.options.is_strict:
             for number, line in enumerate(batch, start=n_before + 1):
@@ -221,14 +221,14 @@ class _TranslationRun:
         name, taken = self.prefixes.name, self.prefixes.take(n_lines)
         if len(taken) < n_lines:
             problem = f"has {self.prefixes.n_read:,} lines and {self.text.name} has more"
-            raise DataError(name, problem, "give a prefix for each line")
+            raise DataError(name, problem, "give one prefix for each line")
         for number, line in enumerate(taken, start=self.prefixes.n_read - n_lines + 1):
             if not decoded(line)[1]:
                 raise DataError(f"{name}, line {number:,}", "is not valid UTF-8", "fix the line")
         return [decoded(line)[0] for line in taken]
 
     def _contents(self, entries: Sequence[_Entry]) -> list[bytes]:
-        """Return what is added to each of the outputs."""
+        """Return the bytes to append to each of the outputs."""
         texts = self._n_best(entries, lambda one: one.text)
         contents = [map(_Entry.json_line, entries) if self.options.is_jsonl else texts]
         if self.options.alignments is not None:
@@ -272,26 +272,26 @@ def _check_number_of_prefixes(prefixes: LineReader | None, text: LineReader) -> 
     if prefixes is not None and None not in (prefixes.total, text.total) and prefixes.total != text.total:
         raise DataError(
             f"{prefixes.name} has {prefixes.total:,} lines and {text.name} has {text.total:,}",
-            "give a prefix for each line, an empty one where there is none",
+            "give one prefix for each line; it may be empty",
         )
 
 
 def _lines_of_shard(shard: InputShard | None, text: LineReader) -> range | None:
-    """Return the lines to be translated, from 0; None for all that come."""
+    """Return the lines to translate, from 0; None for all lines that arrive."""
     if shard is not None and text.total is None:
-        problem = f"needs to count lines, and {text.name} can be read once only"
-        raise ConfigError("--shard", problem, "give a file to --input")
+        problem = f"needs the number of lines, but {text.name} can be read only once"
+        raise ConfigError("--shard", problem, "use a file for --input")
     return None if text.total is None else (shard or InputShard(1, 1)).lines(text.total)
 
 
 @contextlib.contextmanager
 def _resume_hint(outputs: Outputs) -> Iterator[None]:
-    """End on SIGTERM as on Ctrl-C: with files that end with a whole line, and a word about what became of them."""
+    """Handle SIGTERM like Ctrl-C: files end with a whole line, and a message says how to continue."""
     try:
         with exit_on_signals():
             yield
     except (KeyboardInterrupt, SystemExit):
         if outputs.can_be_resumed:
-            done = f"stopped: the first {outputs.record.n_lines:,} lines are in {outputs.where}"
-            _log.info(f"{done}: the same command with --resume continues")
+            done = f"stopped; the first {outputs.record.n_lines:,} lines are in {outputs.where}"
+            _log.info(f"{done}. Run the same command with --resume to continue")
         raise

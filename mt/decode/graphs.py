@@ -1,8 +1,8 @@
-"""Search on CUDA, where launching the kernels of a step one by one takes longer than the step: as captured graphs.
+"""Search on CUDA with captured graphs, since launching the kernels of a step one by one takes longer than the step.
 
-A graph is one step for one shape of everything: so many sentences, beams, source positions, and positions that there
-is room for. Shapes are rounded up to few ones; sentences that are not there are done from the first step. A step that
-can be captured is the eager one without the host's knowledge (`is_static`), and what it computes is the same.
+A graph is one step for one shape: a number of sentences, beams, source positions and positions in the cache. Sizes are
+rounded up so that there are few shapes; the sentences added for that are finished from the first step. A step that can
+be captured computes the same as an eager one, but uses no numbers that only the host has (`is_static`).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from mt.text.tokenizer import EOS_ID
 
 _log = logging.getLogger(__name__)
 
-# Steps between two looks of the host at the device.
+# Steps after which the host reads from the device which sentences are finished.
 SYNC_EVERY = 4
-# Positions that a cache grows by, so that few shapes are met; a multiple of the steps between two looks.
+# Positions by which a cache grows. Large, so that there are few shapes; a multiple of SYNC_EVERY.
 CACHE_GROWTH = 32
 SOURCE_WIDTH_MULTIPLE = 16
-WARM_UP_STEPS = 2  # before a capture: libraries set themselves up in the first ones
-# Graphs are forgotten, the oldest first, when the tensors that they work on take more of the device's memory.
+WARM_UP_STEPS = 2  # before a capture: libraries initialise themselves in the first steps
+# When the tensors of graphs take more of the device's memory, the least recently used graphs are dropped.
 GRAPHS_MEMORY_FRACTION = 0.3
 
 
@@ -38,16 +38,16 @@ class Graphs:
     """Captured steps of one model, kept from batch to batch.
 
     Args:
-        capture: makes a graph of a step, given a state and a pool of memory; CUDA's by default.
+        capture: returns a graph of a step, from a state and a memory pool; by default a CUDA graph.
     """
 
     def __init__(self, model: Transformer, capture: Callable[[SearchState, Any], _Captured] | None = None) -> None:
         self.model = model
         self._capture = capture or _Captured.of
-        self.capture_error: str | None = None  # what went wrong when a step was captured; since then none is
+        self.capture_error: str | None = None  # why no step is captured; None: steps are captured
         self._device = model.embedding.weight.device
         self._captured: OrderedDict[Any, _Captured] = OrderedDict()
-        self._met: set[Any] = set()  # shapes; one that comes once only is not worth a capture
+        self._seen: set[Any] = set()  # shapes; a shape that occurs only once is not worth a capture
         self._pool: Any = None
         if torch.version.hip:
             self.capture_error = "ROCm is not tested"
@@ -57,7 +57,7 @@ class Graphs:
     @torch.inference_mode()
     def search(self, request: SearchRequest) -> list[list[SearchResult]]:
         """Search as `mt.decode.search.search` does."""
-        # Streams and captures are those of the current device.
+        # Streams and captures belong to the current device.
         with torch.cuda.device(self._device) if self._device.type == "cuda" else contextlib.nullcontext():
             return self._search(request)
 
@@ -68,24 +68,24 @@ class Graphs:
         padded = replace(request, sentences=[*request.sentences, *[[EOS_ID]] * n_fillers], prefixes=prefixes)
         state = SearchState.begin(self.model, padded, width_multiple=SOURCE_WIDTH_MULTIPLE)
         state.limits[n:] = 1
-        # The first steps differ from each other: one beam alone, prefixes, no end yet.
+        # The first steps are not captured. They differ: only one beam, prefixes, a minimum length.
         for _ in range(max([request.decode.min_length, *(len(prefix) + 1 for prefix in prefixes)])):
             state.step()
         state.make_static()
         results: list[list[SearchResult]] = [[] for _ in padded.sentences]
         while True:
-            left, done = state.left_and_done()
-            if not left:
+            still_open, done = state.open_and_done()
+            if not still_open:
                 state.collect(done, results)
                 return results[:n]
-            if (n_kept := rounded_up(len(left))) < len(left) + len(done):
+            if (n_kept := rounded_up(len(still_open))) < len(still_open) + len(done):
                 state.collect(done, results)
-                # Those that are left, and of the others, whose results stay as they are, as many as make up a shape.
-                state.keep_sentences([*left, *done][:n_kept])
+                # Unfinished sentences, and finished ones to fill the shape: their results no longer change.
+                state.keep_sentences([*still_open, *done][:n_kept])
             self._advance(state)
 
     def _advance(self, state: SearchState) -> None:
-        """Some steps without a look at the device."""
+        """Run some steps without reading from the device."""
         cache = state.cache
         if cache.length == cache.capacity:
             state.grow(CACHE_GROWTH - cache.capacity % CACHE_GROWTH)
@@ -96,16 +96,16 @@ class Graphs:
                 state.step()
             else:
                 captured.graph.replay()
-                cache.length += 1  # the device has counted by itself
+                cache.length += 1  # the graph has counted on the device
 
     def _captured_for(self, state: SearchState) -> _Captured | None:
-        """The graph for a state of this shape, working on the tensors of the state from now on."""
+        """Return the graph for this shape, whose tensors the state uses from now on; None if there is none."""
         shapes = tuple((name, tuple(tensor.shape)) for _, name, tensor in state.tensors())
         key = (state.decode, state.n_best, shapes)
         captured = self._captured.get(key)
         if captured is None:
-            if key not in self._met:
-                self._met.add(key)
+            if key not in self._seen:
+                self._seen.add(key)
                 return None
             try:
                 if self._pool is None and self._device.type == "cuda":
@@ -114,7 +114,7 @@ class Graphs:
             except RuntimeError as error:
                 self._captured.clear()
                 self.capture_error = str(error).partition("\n")[0]
-                _log.warning(f"decoding without CUDA graphs, which is slower: {self.capture_error}")
+                _log.warning(f"CUDA graphs cannot be used, so decoding is slower: {self.capture_error}")
                 return None
             self._captured[key] = captured
             self._evict_oldest()
@@ -123,7 +123,7 @@ class Graphs:
         return captured
 
     def clear(self) -> None:
-        """Give back the memory of all captured steps."""
+        """Free the memory of all captured steps."""
         self._captured.clear()
         self._pool = None
 
@@ -142,10 +142,10 @@ class _Captured:
 
     @classmethod
     def of(cls, state: SearchState, pool: Any) -> _Captured:
-        """Capture a step of a static state that has room for it. The state itself stays as it is.
+        """Capture a step of a static state whose cache has capacity for it. The state itself does not change.
 
         Args:
-            pool: of memory, shared by graphs that are replayed one after the other.
+            pool: memory pool, shared by all graphs, since they are never replayed at the same time.
         Raises:
             RuntimeError: CUDA cannot capture it.
         """
@@ -169,7 +169,7 @@ class _Captured:
         return cls(graph, own)
 
     def adopt(self, state: SearchState) -> None:
-        """Copy what a state holds to where the graph works, and let the state hold that."""
+        """Copy the tensors of a state into those of the graph, and let the state use these."""
         for (_, _, own), (held, name, tensor) in zip(self.state.tensors(), state.tensors(), strict=True):
             if tensor is not own:
                 own.copy_(tensor)
@@ -181,6 +181,6 @@ class _Captured:
 
 
 def rounded_up(n: int) -> int:
-    """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24, …: a third is filled up at most."""
+    """Return n rounded up to 1, 2, 3, 4, 6, 8, 12, 16, 24, …: at most a third of it is padding."""
     power = 1 << (n - 1).bit_length()
     return 3 * power // 4 if power >= 4 and n <= 3 * power // 4 else power

@@ -1,4 +1,4 @@
-"""Lines of text, read as they come."""
+"""Reading lines of text from files and pipes, as they arrive."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _log = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 1 << 16
 _BLOCKS_AHEAD = 64
-# What a list of lines may hold, so that memory stays flat if lines are long.
+# Limits of a batch of lines. MAX_BYTES bounds the memory if lines are long.
 MAX_LINES, MAX_BYTES = 4_096, 8 << 20
-LONGEST_WAIT_SECONDS = 1.0  # of a line for others, if input may pause
+LONGEST_WAIT_SECONDS = 1.0  # that a line waits for others, if input may pause
 
 
 class LineReader:
     """The lines of a stream, without their ends; a thread reads a few megabytes ahead.
 
-    Lines end in a line feed alone; a last line without one is a line.
+    Only a line feed ends a line. The last line need not have one.
 
-    The thread may still wait for input when the program ends. A buffered stream would then be locked, which Python
-    takes for a fatal error: give the raw one if input may pause.
+    The thread may still wait for input when the program ends. A buffered stream would then be locked, which is a fatal
+    error in Python: pass the raw stream if input may pause.
 
     Args:
         name: of the file, for errors.
@@ -45,15 +45,15 @@ class LineReader:
         self.name, self.total = name, total
         self._blocks: queue.Queue[bytes | Exception] = queue.Queue(maxsize=_BLOCKS_AHEAD)
         self._lines: deque[bytes] = deque()
-        self._unfinished: list[bytes] = []  # pieces of a line: joined once, however long it is
+        self._unfinished: list[bytes] = []  # pieces of an incomplete line, joined when it is complete
         self._is_at_end = False
         self._digest = hashlib.blake2b(digest_size=16)
-        self.n_read = 0  # lines given out or skipped
+        self.n_read = 0  # lines returned or skipped
         threading.Thread(target=_read_ahead, args=(stream, self._blocks), daemon=True).start()
 
     @property
     def digest(self) -> str:
-        """Return the hash of all lines given out or skipped."""
+        """Hash of all lines returned or skipped."""
         return self._digest.hexdigest()
 
     def take(self, max_lines: int) -> list[bytes]:
@@ -61,33 +61,33 @@ class LineReader:
         return [line for batch in self.batches(max_lines) for line in batch]
 
     def skip(self, n_lines: int) -> None:
-        """Pass over the next lines."""
+        """Skip the next lines."""
         for _ in self.batches(n_lines):
             pass
 
     def batches(
         self, n_lines: int | None = None, *, max_lines: int = MAX_LINES, pause_seconds: float | None = None
     ) -> Iterator[list[bytes]]:
-        """Yield the lines that are left, or `n_lines` of them, in lists that are long enough to sort.
+        """Yield the remaining lines, or the next `n_lines`, in batches that are large enough to sort by length.
 
-        Where a list ends depends on the lines alone: after `max_lines`, or when it holds MAX_BYTES. With
-        `pause_seconds` it may end earlier: when no line came for that long, or when its first line has waited for
+        A batch ends after `max_lines` or MAX_BYTES, so batches depend only on the text. With `pause_seconds` a batch
+        may end earlier: when no line has arrived for that long, or when its first line has waited for
         LONGEST_WAIT_SECONDS.
         """
         n_left = math.inf if n_lines is None else n_lines
         while n_left > 0:
             batch: list[bytes] = []
-            n_bytes, give_out_at = 0, math.inf
+            n_bytes, deadline = 0, math.inf
             with contextlib.suppress(queue.Empty):
                 while len(batch) < min(max_lines, n_left) and n_bytes < MAX_BYTES:
                     wait = None
                     if batch and pause_seconds is not None:
-                        wait = max(0.0, min(pause_seconds, give_out_at - time.monotonic()))
+                        wait = max(0.0, min(pause_seconds, deadline - time.monotonic()))
                     line = self._next(wait)
                     if line is None:
                         break
                     if not batch:
-                        give_out_at = time.monotonic() + LONGEST_WAIT_SECONDS
+                        deadline = time.monotonic() + LONGEST_WAIT_SECONDS
                     batch.append(line)
                     n_bytes += len(line)
             if not batch:
@@ -98,7 +98,7 @@ class LineReader:
             yield batch
 
     def _next(self, wait_seconds: float | None) -> bytes | None:
-        """Return the next line, None at the end; raise `queue.Empty` if it does not come in time."""
+        """Return the next line, None at the end; raise `queue.Empty` if it does not arrive in time."""
         while not self._lines and not self._is_at_end:
             block = self._blocks.get(timeout=wait_seconds)
             if isinstance(block, Exception):
@@ -116,11 +116,11 @@ class LineReader:
 
 
 def _read_ahead(stream: BinaryIO, blocks: queue.Queue[bytes | Exception]) -> None:
-    """Put blocks of bytes into the queue, an empty one at the end; an error takes the place of what it hit."""
-    read = getattr(stream, "read1", stream.read)  # what is there, without waiting for more
+    """Put blocks of bytes into the queue, and an empty one at the end; put an error there where it occurs."""
+    read = getattr(stream, "read1", stream.read)  # returns what is available, without waiting for more
     try:
         while (block := read(_BLOCK_BYTES)) != b"":
-            if block is None:  # a descriptor that does not block, and nothing there yet
+            if block is None:  # a non-blocking descriptor without data
                 select.select([stream], [], [])
             else:
                 blocks.put(block)
@@ -133,14 +133,14 @@ def _read_ahead(stream: BinaryIO, blocks: queue.Queue[bytes | Exception]) -> Non
 def open_lines(name: str, *, is_strict: bool = False) -> Iterator[LineReader]:
     """Yield a reader of a file, or of standard input for `-`.
 
-    A regular file is read once to its end before, so that what is wrong with it shows at once.
+    A regular file is first read to its end, so that errors in it are found at once.
 
     Raises:
-        DataError: it cannot be read to its end, or contains no text; or it is to be UTF-8, strictly, and is not.
+        DataError: it cannot be read to its end or contains no text; or it is not UTF-8 and `is_strict` is true.
     """
     if name == "-":
         if sys.stdin.isatty():
-            _log.info("reading from the terminal: one line each, end with Ctrl-D")
+            _log.info("reading from the terminal: enter one sentence per line, and Ctrl-D at the end")
         yield LineReader(cast(BinaryIO, getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)))
         return
     path, n_lines = Path(name), None
@@ -150,7 +150,7 @@ def open_lines(name: str, *, is_strict: bool = False) -> Iterator[LineReader]:
                 require_text(beginning.read(8), path)
             n_lines = _count_valid_lines(path) if is_strict else count_lines(path)
             stream = open_bytes(path)
-        else:  # a pipe, which cannot be read twice; if it pauses, a buffered stream could not be closed
+        else:  # a pipe: it cannot be read twice; if it pauses, a buffered stream could not be closed
             stream = cast(BinaryIO, open(path, "rb", buffering=0))  # noqa: SIM115
     with stream:
         yield LineReader(stream, name, n_lines)
@@ -171,12 +171,12 @@ def require_utf8(line: bytes, path: str | Path, number: int) -> None:
         line.decode()
     except UnicodeDecodeError as error:
         problem = f"byte 0x{line[error.start]:02x} at offset {error.start:,} is not UTF-8"
-        fix = "fix the line, or leave --strict out to have such bytes read as U+FFFD"
+        fix = "fix the line, or omit --strict to read invalid bytes as U+FFFD"
         raise DataError(f"{path}, line {number:,}", problem, fix) from None
 
 
 def decoded(line: bytes) -> tuple[str, bool]:
-    """Return a line's text without its carriage return, and whether it was valid UTF-8; bad bytes become U+FFFD."""
+    """Return a line's text without its carriage return, and whether it was valid UTF-8; invalid bytes become U+FFFD."""
     line = line.removesuffix(b"\r")
     try:
         return line.decode(), True

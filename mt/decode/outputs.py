@@ -1,7 +1,7 @@
-"""What `mt translate` writes: whole lines, step by step, so that an interrupted run can be resumed.
+"""The output files of `mt translate`, written so that an interrupted run can be resumed.
 
-An output file grows as OUTPUT.part and gets its name when it is whole. OUTPUT.part.json says how it is made and how far
-it has come. It is written after each step; a run that resumes cuts off what was written behind that step.
+Whole lines are appended to OUTPUT.part, which is renamed to OUTPUT when it is complete. OUTPUT.part.json has the
+settings and the progress, and is written after each step. A run that resumes removes lines written after that step.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class OutputRecord:
-    """How far a translation has come, and what it was made with."""
+    """The progress of a translation, and the settings it was started with."""
 
-    made_by: Mapping[str, Any] = field(default_factory=dict)  # all that the output depends on but the text
+    made_by: Mapping[str, Any] = field(default_factory=dict)  # everything that the output depends on, except the text
     n_lines: int = 0  # of the input
-    digests: Mapping[str, str] = field(default_factory=dict)  # of what was read so far, by name
-    counts: Mapping[str, int] = field(default_factory=dict)  # of lines with something to report
+    digests: Mapping[str, str] = field(default_factory=dict)  # of the text read so far, by name
+    counts: Mapping[str, int] = field(default_factory=dict)  # of lines, by flag
     n_bytes: tuple[int, ...] = ()  # of each output file
 
     @classmethod
     def read(cls, path: Path, part: Path) -> OutputRecord | None:
-        """Read the record of an earlier run; None if there is none."""
+        """Return the record of an earlier run; None if there is none."""
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             if found.pop("format") == _FORMAT:
@@ -56,7 +56,7 @@ class OutputRecord:
 
 
 class OutputStream:
-    """What translations are written to: standard output, a pipe or a device, which cannot be resumed.
+    """An output that cannot be resumed: standard output, a pipe or a device.
 
     Args:
         path: None for standard output.
@@ -69,7 +69,7 @@ class OutputStream:
         self.path, self._stream = path, stream
 
     def write(self, content: bytes) -> None:
-        start = _place_in_file(self._stream)
+        start = _position_in_file(self._stream)
         try:
             rest = memoryview(content)
             while rest:
@@ -78,7 +78,7 @@ class OutputStream:
             if self._is_synced:
                 os.fsync(self._stream.fileno())
         except OSError as error:
-            if start is not None:  # a file, if only by redirection, shall end with a whole line
+            if start is not None:  # standard output can be a file, which must end with a whole line
                 os.ftruncate(self._stream.fileno(), start)
             if self.path is None:
                 raise
@@ -86,14 +86,14 @@ class OutputStream:
 
 
 class PartFile(OutputStream):
-    """A file that is written as `path.part`, by this process alone, and gets its name when it is whole."""
+    """A file that only this process writes, as `path.part`. When it is complete, it is renamed to `path`."""
 
     _is_synced = True
     path: Path
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.target = Path(os.path.realpath(path))  # a link is written through
+        self.target = Path(os.path.realpath(path))  # a link stays: its target is written
         self.part = self.target.with_name(f"{self.target.name}.part")
 
     def open(self, stack: ExitStack) -> None:
@@ -112,19 +112,19 @@ class PartFile(OutputStream):
             self.part.replace(self.target)
 
     def unpublish(self, n_bytes: int) -> None:
-        """Undo `publish`, if the run was killed between that and its end."""
+        """Undo `publish`, after a run that was killed before it ended."""
         if not self.part.is_file() and self.target.is_file() and self.target.stat().st_size == n_bytes:
             self.target.replace(self.part)
 
 
 class Outputs:
-    """The files that a translation writes in step, open until the stack closes; the first has the translations."""
+    """The outputs of a translation, which are written in the same steps. The first one has the translations."""
 
     def __init__(self, files: Sequence[OutputStream], stack: ExitStack, *, is_resumed: bool) -> None:
         self._files, self._is_resumed = files, is_resumed
         self._parts = [file for file in files if isinstance(file, PartFile)]
         first = files[0]
-        # If the translations themselves cannot be resumed, nothing is kept.
+        # If the output of the translations cannot be resumed, there is no record.
         self._record_path = first.part.with_name(f"{first.part.name}.json") if isinstance(first, PartFile) else None
         self.record = OutputRecord(n_bytes=(0,) * len(files))
         if self._record_path is not None:
@@ -139,8 +139,8 @@ class Outputs:
         return self._parts[0].part
 
     @property
-    def are_seen_at_once(self) -> bool:
-        """Whether translations go where somebody may wait for them, and not into a file."""
+    def are_streamed(self) -> bool:
+        """Return whether translations go to a stream, whose reader may wait for them, and not into a file."""
         return self._record_path is None
 
     @property
@@ -148,12 +148,12 @@ class Outputs:
         return self._record_path is not None and self.record.n_lines > 0
 
     def begin(self, made_by: Mapping[str, Any]) -> None:
-        """Make ready to append what comes after the lines that `record` counts.
+        """Prepare to append the lines after those that `record` counts.
 
         Args:
-            made_by: all that the output depends on but the text, for JSON. Names are those of options, if there is one.
+            made_by: everything that the output depends on, except the text, named by option; written as JSON.
         Raises:
-            DataError: the run that is resumed was started with something else.
+            DataError: the interrupted run was started with other settings.
         """
         if self.can_be_resumed and (difference := _difference(self.record.made_by, made_by)):
             raise DataError(self.where, f"was started {difference[0]}", f"{difference[1]}, or delete it to start over")
@@ -181,15 +181,15 @@ class Outputs:
             raise WriteError(error.path, error.error, "run the same command with --resume") from None
 
     def finish(self) -> None:
-        """Give the files their names."""
-        # The translations last: anyone who waits for them finds the others.
+        """Rename the complete files to their final names."""
+        # The translations last: a program that waits for them then finds the other files too.
         for file in reversed(self._parts):
             file.publish()
         if self._record_path is not None:
             self._record_path.unlink(missing_ok=True)
 
     def _leave(self) -> None:
-        """Keep the completed steps of a translation that was interrupted; leave nothing of one that has none."""
+        """Keep the completed steps of an interrupted translation; if there are none, remove all its files."""
         if self.can_be_resumed:
             self._cut()
             return
@@ -197,11 +197,11 @@ class Outputs:
             path.unlink(missing_ok=True)
 
     def _earlier_record(self, path: Path) -> OutputRecord | None:
-        """Return the record of the run to be resumed, whose files are there; None if the work starts over."""
+        """Return the record of the run to resume, after checking its files; None if translation starts from line 1."""
         record = OutputRecord.read(path, self.where)
         if record is None:
             self._refuse_to_overwrite(path)
-        if record is None or record.n_lines == 0:  # a run that stopped before its first step was complete
+        if record is None or record.n_lines == 0:  # it stopped during its first step
             return None
         if self._is_resumed:
             for file, n_bytes in zip(self._parts, record.n_bytes, strict=False):
@@ -216,23 +216,23 @@ class Outputs:
             raise DataError(self.where, problem, "add --resume to continue it, or delete it to start over")
         if missing:
             (there, *_) = (file.part for file in self._parts if file.part not in missing)
-            raise DataError(missing[0], "is missing", f"delete {there} too, to start over")
+            raise DataError(missing[0], "is missing", f"to start over, delete {there} too")
         for file, n_bytes in zip(self._parts, record.n_bytes, strict=False):
             if file.part.stat().st_size < n_bytes:
-                raise DataError(file.part, "is shorter than what was written to it", "delete it to start over")
+                raise DataError(file.part, "is shorter than when it was written", "delete it to start over")
         return record
 
     def _refuse_to_overwrite(self, record_path: Path) -> None:
         for file in self._parts:
             if file.part.is_file() and file.part.stat().st_size:
-                problem = f"is in the way, and no {record_path} says which translation it belongs to"
-                raise DataError(file.part, problem, "move it away")
+                problem = f"exists, but there is no {record_path} that says which translation it belongs to"
+                raise DataError(file.part, problem, "move it to another place, or delete it")
             if self._is_resumed and file.target.exists():
-                fix = "delete it, or leave --resume out, to translate again"
-                raise DataError(file.path, f"exists already, and there is no {file.part.name} to continue", fix)
+                fix = "to translate again, delete it or omit --resume"
+                raise DataError(file.path, f"already exists, and there is no {file.part.name} to continue", fix)
 
     def _cut(self) -> None:
-        """Cut off what was written after the last step that was completed."""
+        """Remove everything written after the last complete step."""
         for file, n_bytes in zip(self._parts, self.record.n_bytes, strict=False):
             file.cut(n_bytes)
 
@@ -250,17 +250,17 @@ def open_outputs(
     Args:
         translations: standard output, or a path.
     Raises:
-        ConfigError: an output that is not a regular file is to be resumed.
-        DataError: a file cannot be written, or what an earlier run left is in the way or does not fit.
+        ConfigError: `is_resumed` needs regular files, or only the alignments go to a stream.
+        DataError: a file cannot be written, or the files of an earlier run are in the way or do not match.
     """
     with ExitStack() as stack:
         files = [_output_file(where, stack) for where in (translations, alignments) if where is not None]
         if is_resumed and not all(isinstance(file, PartFile) for file in files):
-            fix = "give regular files to --output and --alignments"
+            fix = "use regular files for --output and --alignments"
             raise ConfigError("--resume", "can only continue regular files", fix)
         if isinstance(files[0], PartFile) and not isinstance(files[-1], PartFile):
             problem = f"{alignments} is not a regular file, but --output is"
-            raise ConfigError("--alignments", problem, "give two regular files, or none")
+            raise ConfigError("--alignments", problem, "use regular files for both or neither")
         yield Outputs(files, stack, is_resumed=is_resumed)
 
 
@@ -273,8 +273,8 @@ def _output_file(where: BinaryIO | Path, stack: ExitStack) -> OutputStream:
         return OutputStream(where, stack.enter_context(where.open("wb", buffering=0)))
 
 
-def _place_in_file(stream: BinaryIO | FileIO) -> int | None:
-    """Return where a stream that is a regular file is going to be written; None for all others."""
+def _position_in_file(stream: BinaryIO | FileIO) -> int | None:
+    """Return the position at which a regular file is written next; None for any other stream."""
     try:
         descriptor = stream.fileno()
         return os.lseek(descriptor, 0, os.SEEK_CUR) if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
@@ -283,7 +283,7 @@ def _place_in_file(stream: BinaryIO | FileIO) -> int | None:
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return how an earlier run was started, if not like this one, and what to do."""
+    """Return how an earlier run was started and what to do; None if this run has the same settings."""
     for name in {**before, **now}:
         old, new = before.get(name), now.get(name)
         if old == new:

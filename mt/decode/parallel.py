@@ -1,7 +1,7 @@
-"""Batches side by side on the cores of a CPU, each on one of them.
+"""Running batches in parallel on a CPU, one batch on each core.
 
-The operators of a search are small. Cores that share one wait for each other most of the time, and threads that each
-have their own batch wait for Python's interpreter; processes do neither.
+The operators of a search are small. Cores that share an operator wait for each other most of the time, and threads that
+each have a batch wait for Python's interpreter lock. Processes do neither.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def side_by_side(
+def map_in_threads(
     function: Callable[[Item], Result], items: Sequence[Item], n_workers: int
 ) -> Generator[Result, None, None]:
-    """Yield the function of each item, in order, computed by n_workers threads.
+    """Yield function(item) for each item, in order, computed by n_workers threads.
 
-    An interrupt or an error does not wait for them; a thread that is at work finishes its item.
+    An interrupt or an error does not wait for the threads; a busy thread finishes its item.
     """
     if n_workers == 1 or len(items) == 1:
         yield from map(function, items)
@@ -42,27 +42,27 @@ def side_by_side(
 
 @cache
 def _threads(n: int) -> ThreadPoolExecutor:
-    """Return threads that stay until the program ends.
+    """Return a pool of threads that live until the program ends.
 
-    A thread that has used MKL takes one of MKL's locks when it ends. In a process that is forked meanwhile this lock is
-    never released, and its next product waits for ever.
+    A thread that has used MKL takes one of MKL's locks when it ends. In a process that is forked at that moment, the
+    lock is never released, and the next matrix product waits forever.
     """
     return ThreadPoolExecutor(n)
 
 
-class Forks:
-    """Processes that share all that this one had in memory when the first of them was needed, weights included.
+class ForkPool:
+    """Worker processes that share the memory that this process had at the first call, weights included.
 
-    They are forked, so nothing is copied or loaded again, and end with this object and this process, however they end.
-    A call that is interrupted or fails ends them at once, whatever they do; the next call forks new ones.
+    They are forked, so nothing is copied or loaded again. They end with this object and with this process, even if it
+    is killed. An interrupted or failed call kills them at once; the next call forks new ones.
     """
 
     def __init__(self, n: int) -> None:
-        self.n = n if sys.platform == "linux" else 1  # on other systems a fork may not compute
+        self.n = n if sys.platform == "linux" else 1  # on other systems a forked process may fail to compute
         self._workers: Workers | None = None
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Generator[Result, None, None]:
-        """Yield the function of each item, in order; it is a function of a module, as all goes through pipes.
+        """Yield function(item) for each item, in order. The function is pickled, so it must belong to a module.
 
         Raises:
             MTError: a process was killed.
@@ -78,7 +78,7 @@ class Forks:
                 self._workers = None
             if isinstance(error, WorkerLost):
                 raise MTError(
-                    f"one of {self.n} processes that translate was killed, perhaps for want of memory: smaller batches "
-                    "(--batch-tokens) or fewer threads (OMP_NUM_THREADS) take less"
+                    f"one of {self.n} translation processes was killed, perhaps because memory ran out: lower "
+                    "--batch-tokens, or set OMP_NUM_THREADS to fewer threads"
                 ) from None
             raise

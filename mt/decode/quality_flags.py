@@ -1,8 +1,8 @@
-"""Flags of translations that cannot be right, whatever they say: in a loop, or far too long or short.
+"""Flags of implausible translations: those in a repetition loop, and those that are far too long or too short.
 
-The thresholds let translations made by people pass. Of 307,771 pairs of captions, everyday sentences, news,
-documentation and Bible verses, English and German with a joint vocabulary of 37,000 pieces, taken in either direction,
-10 have a loop by this measure and 13 a length beyond these; all of the latter are verses.
+Human translations pass the thresholds. Of 307,771 pairs of captions, everyday sentences, news, documentation and Bible
+verses (English and German, both directions, joint vocabulary of 37,000 pieces), 10 are flagged for a loop and 13 for
+their length; those 13 are all verses.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# A loop: a sequence of up to 32 tokens, three times in a row or more, that repeats 4 tokens in all or more.
+# A loop: up to 32 tokens that occur at least three times in a row, with at least 4 repeated tokens in total.
 LONGEST_PERIOD, FEWEST_COPIES, FEWEST_REPEATED_TOKENS = 32, 3, 4
-# Tokens of a translation, as a function of those of its source.
+# Limits of the number of tokens of a translation, from that of its source.
 LONGEST_RATIO, LONGEST_EXTRA = 2, 15
 SHORTEST_RATIO, SHORTEST_LESS = 1 / 3, 3
 
 
 def repeated_tokens(ids: Sequence[int]) -> int:
-    """Count the tokens of the longest loop that repeat the ones right before them; 0 if there is no loop."""
-    # Each of them occurs earlier, so there cannot be more than there are tokens beyond the different ones.
+    """Return the number of repeated tokens in the longest loop; 0 if there is no loop."""
+    # A repeated token occurs earlier too, so there are at most len(ids) - len(set(ids)) of them.
     if len(ids) - len(set(ids)) < FEWEST_REPEATED_TOKENS:
         return 0
     tokens = np.asarray(ids)
@@ -35,7 +35,7 @@ def repeated_tokens(ids: Sequence[int]) -> int:
 
 
 def has_repetition_loop(translation: Sequence[int], *given: Sequence[int]) -> bool:
-    """Return whether a translation has a loop for which nothing that was given, source or prefix, accounts."""
+    """Return whether a translation has a loop that no loop in the given texts, source and prefix, explains."""
     n_repeated = repeated_tokens(translation)
     return n_repeated > 0 and n_repeated > 2 * max(repeated_tokens(ids) for ids in given)
 

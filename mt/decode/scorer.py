@@ -1,4 +1,4 @@
-"""Scores of given translations: one pass over both sides, no search.
+"""Scoring given translations, with one pass over both sides and without a search.
 
 T target rows, R rows of a chunk, D d_model, V vocabulary.
 """
@@ -28,24 +28,24 @@ from mt.text.corpora import SentencePair
 from mt.text.tokenizer import EOS_ID
 from mt.units import finite
 
-# Pairs that are read before the first is scored, so that those of equal length can go together.
+# Pairs that are read before the first is scored, so that pairs of equal length can share a batch.
 PAIRS_AT_A_TIME = 4_096
-# Attention takes memory with the square of the length; longer pairs are not scored unless the model learnt from some.
+# Attention memory grows with the square of the length: longer pairs are not scored, unless training had such a pair.
 LONGEST_SCORED = 1_024
-SCORED_ROWS = 512  # whose logits exist at a time
+SCORED_ROWS = 512  # rows whose logits are in memory at one time
 
 
 @torch.inference_mode()
 def score_pairs(
     model: Transformer, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], *, batch_tokens: int = 4_096
 ) -> list[list[float]]:
-    """Return the log-probabilities of the tokens of each target and of the EOS behind them, in nats.
+    """Return the log-probabilities of the tokens of each target and of the EOS after them, in nats.
 
     Args:
         model: in evaluation mode.
         sources: ids, each ending with EOS.
-        targets: ids without BOS and EOS, as `search` gives them.
-        batch_tokens: source tokens, and target tokens, of one pass; scores do not depend on it.
+        targets: ids without BOS and EOS, as `search` returns them.
+        batch_tokens: the most source tokens, and the most target tokens, of one pass; scores do not depend on it.
     """
     assert not model.training
     device = model.embedding.weight.device
@@ -80,13 +80,13 @@ def token_log_probs(hidden: Tensor, output_weight: Tensor, labels: Tensor) -> Te
 
 @dataclass(frozen=True)
 class PairScore:
-    """How probable a model finds one line as the translation of another."""
+    """The score of a pair: how probable its target is as the translation of its source, by a model."""
 
     pair: SentencePair
-    log_prob: float  # sum over tokens, the end of sentence included, in nats; -inf for a pair too long to be scored
-    score: float  # log_prob over the length penalty; what a search ranks translations by
-    n_tokens: int  # of the translation, the end of sentence included; 0 where both lines are blank
-    pieces: tuple[str, ...]  # the tokens; none of a pair that was not scored
+    log_prob: float  # sum over tokens, the end of sentence included, in nats; -inf for a pair that is too long
+    score: float  # log_prob divided by the length penalty, by which a search ranks translations
+    n_tokens: int  # of the translation, the end of sentence included; 0 if both lines are blank
+    pieces: tuple[str, ...]  # the tokens; empty for a pair that was not scored
     token_log_probs: tuple[float, ...]  # one for each piece
 
     @property
@@ -96,12 +96,12 @@ class PairScore:
 
     def text_line(self) -> str:
         """Return log-probability, its mean, score and number of tokens, with tabs between them."""
-        # Adding zero makes nothing of the sign of a zero.
+        # Adding zero turns -0.0 into 0.0.
         figures = [f"{round(f, 4) + 0.0:.4f}" for f in (self.log_prob, self.mean_log_prob, self.score)]
         return "\t".join([*figures, str(self.n_tokens)])
 
     def json_line(self) -> str:
-        """Return all of it as JSON, which has no infinity: the figures of a pair that was not scored are null."""
+        """Return everything as JSON. JSON has no infinity: the figures of a pair that was not scored are null."""
         figures = {"log_prob": self.log_prob, "mean_log_prob": self.mean_log_prob, "score": self.score}
         entry = {
             "line": self.pair.line,
@@ -176,10 +176,12 @@ class Scorer:
     def warnings(self) -> Iterator[str]:
         """Yield what is to be known of the pairs scored so far, a line each."""
         if n_scored := self.n_long - self.n_too_long:
-            problem = f"had more than {self.max_tokens:,} tokens on a side, which the model has not learnt from"
-            yield f"{n_scored:,} of {self.n_pairs:,} pairs {problem}: trust their scores less"
+            problem = f"had a side of more than {self.max_tokens:,} tokens, longer than any in training"
+            yield f"{n_scored:,} of {self.n_pairs:,} pairs {problem}: their scores are less reliable"
         if self.n_too_long:
-            problem = f"had more than {self.longest:,} tokens on a side and were not scored: -inf, or null in jsonl"
+            problem = (
+                f"had a side of more than {self.longest:,} tokens and were not scored: they get -inf (jsonl: null)"
+            )
             yield f"{self.n_too_long:,} of {self.n_pairs:,} pairs {problem}"
 
     def _score_chunk(self, pairs: Sequence[SentencePair], decode: DecodeConfig) -> Iterator[PairScore]:

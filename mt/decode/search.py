@@ -1,6 +1,6 @@
-"""Beam search and sampling on tensors. Greedy search is a beam of one. No tokenizer here.
+"""Beam search and sampling on tensors of ids. Greedy search is a beam of one.
 
-B sentences, K beams, k of them open, C candidates of a sentence, V vocabulary, t tokens that there is room for, P
+B sentences, K beams, k of them open, C candidates of a sentence, V vocabulary, t tokens that fit into the cache, P
 tokens of the longest prefix.
 """
 
@@ -23,23 +23,23 @@ from mt.decode.candidates import (
     NEG_INF,
     UNCONSTRAINED,
     best_tokens,
-    drawn_tokens,
     forbid_repetition,
     log_normaliser_and_maxima,
+    sampled_tokens,
     uniform_numbers,
 )
 from mt.model import Transformer
 from mt.model.context import Cache, StaticCache
 from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 
-# Sentences that are done leave the batch once they are this share of it; each departure copies the cache.
+# Finished sentences leave the batch when they are this fraction of it: removing them copies the cache.
 DONE_FRACTION = 0.25
-SHORTEST = 16
-USUAL_BEAM = 4
-# An open beam that lies behind what is finished is given so many tokens to catch up. With no end to that a search takes
-# a quarter more steps, and finds nothing better.
+SHORTEST = 16  # tokens that a shorter sentence counts as in `length_sorted_batches`
+USUAL_BEAM = 4  # wider beams reduce the budget there
+# Tokens within which an open beam must be able to overtake the finished hypotheses. Without this limit a search takes a
+# quarter more steps, and finds nothing better.
 LOOK_AHEAD = 8
-# So many tokens longer than its source may a translation be by default. Source: Vaswani et al. 2017, section 6.1.
+# Tokens by which a translation may be longer than its source by default. Source: Vaswani et al. 2017, section 6.1.
 LONGER_THAN_SOURCE = 50
 
 
@@ -49,16 +49,16 @@ class SearchResult:
 
     ids: tuple[int, ...]  # without BOS and EOS
     log_prob: float  # sum over tokens, EOS included, in nats
-    score: float  # log_prob over the length penalty; what hypotheses are ranked by
+    score: float  # log_prob divided by the length penalty; ranks the hypotheses
 
     @property
     def n_tokens(self) -> int:
-        """Tokens that log_prob sums over: EOS counts."""
+        """Number of tokens that log_prob sums over, EOS included."""
         return len(self.ids) + 1
 
 
 def length_penalty(n_tokens: Tensor, alpha: float, form: str = "wu") -> Tensor:
-    """((5 + n) / 6)^α, or n^α in the plain form, with n counting the end of sentence.
+    """Return ((5 + n) / 6)^α, or n^α in the plain form; n includes the end of sentence.
 
     Source: Wu et al. 2016, equation 14.
     """
@@ -66,10 +66,10 @@ def length_penalty(n_tokens: Tensor, alpha: float, form: str = "wu") -> Tensor:
 
 
 def longest_translation(n_src_tokens: int, decode: DecodeConfig, n_positions: int | None) -> int:
-    """Return how many tokens a translation may have, ends of sentence included in all numbers.
+    """Return the most tokens that a translation may have. All numbers include the end of sentence.
 
     Args:
-        n_positions: that the model has; None: any number.
+        n_positions: positions of the model; None: no limit.
     """
     longest = max(decode.max_length or n_src_tokens + LONGER_THAN_SOURCE, decode.min_length + 1)
     return min(longest, n_positions or longest)
@@ -77,12 +77,12 @@ def longest_translation(n_src_tokens: int, decode: DecodeConfig, n_positions: in
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """A batch of sentences, and how their translations are searched for."""
+    """A batch of sentences to translate, and the settings of the search."""
 
     sentences: Sequence[Sequence[int]]  # source ids, each ending with EOS
-    decode: DecodeConfig  # how to search, or that n_best translations are drawn
-    n_best: int = 1  # translations of each sentence; at most beam_size unless they are drawn
-    prefixes: Sequence[Sequence[int]] | None = None  # ids that translations begin with, shorter than the longest length
+    decode: DecodeConfig  # beam search, or sampling of n_best translations
+    n_best: int = 1  # translations of each sentence; at most beam_size unless sampled
+    prefixes: Sequence[Sequence[int]] | None = None  # ids that translations start with, below the length limit
     banned_ids: Sequence[int] = ()  # never produced, except in prefixes
 
     @property
@@ -94,30 +94,30 @@ class SearchRequest:
         return replace(self, sentences=self.sentences[rows], prefixes=self.prefixes and self.prefixes[rows])
 
     def limits(self, n_positions: int | None) -> list[int]:
-        """Return the longest translation of each sentence, in tokens, see `longest_translation`."""
+        """Return the `longest_translation` of each sentence, in tokens."""
         return [longest_translation(len(sentence), self.decode, n_positions) for sentence in self.sentences]
 
 
 @torch.inference_mode()
 def search(model: Transformer, request: SearchRequest) -> list[list[SearchResult]]:
-    """Return the n_best translations of each sentence, best first; fewer, or none, where the model returns NaN.
+    """Return the n_best translations of each sentence, best first; fewer or none if the model returns NaN.
 
     A search ends when no open beam can overtake the n-th best finished hypothesis within LOOK_AHEAD tokens. At the
-    longest length allowed every open beam has to end. What must not come is left out; its probability is not given to
-    others.
+    length limit every open beam must end. Forbidden tokens are left out; the probabilities of the other tokens do not
+    change.
     """
     assert 1 <= request.n_best <= request.n_beams
     state = SearchState.begin(model, request)
     results: list[list[SearchResult]] = [[] for _ in request.sentences]
     while True:
         state.step()
-        left, done = state.left_and_done()
-        if not left:
+        still_open, done = state.open_and_done()
+        if not still_open:
             state.collect(done, results)
             return results
-        if len(done) >= DONE_FRACTION * (len(left) + len(done)):
+        if len(done) >= DONE_FRACTION * (len(still_open) + len(done)):
             state.collect(done, results)
-            state.keep_sentences(left)
+            state.keep_sentences(still_open)
 
 
 @dataclass
@@ -125,44 +125,44 @@ class SearchState:
     """A search between two steps: open beams and finished hypotheses of the sentences still in the batch."""
 
     model: Transformer
-    cache: Cache  # what the model keeps of them
+    cache: Cache  # keys and values of the open beams
     decode: DecodeConfig
     n_best: int
-    shortest_prefix: int  # none of the sentences has a shorter one
-    shortest_limit: int  # nor a smaller limit
-    longest_limit: int  # the largest of all sentences
-    banned: Tensor  # [n] ids that never come
-    banned_or_end: Tensor  # [n + 1] and EOS
-    banned_blocks: Tensor  # the blocks of the vocabulary that they lie in
-    rows: list[int]  # [B] place of each sentence in the request
-    limits: Tensor  # [B] tokens of a translation, EOS included
-    prefixes: Tensor  # [B, P], UNCONSTRAINED behind the end of each
-    keys: Tensor  # [B, K] int64 for the numbers that a draw is made of; of the sentence, the seed and the beam alone
-    last_tokens: Tensor  # [B, K] what each beam ends with
-    open_log_probs: Tensor  # [B, K], best first; NEG_INF where there is no such beam
-    open_ids: Tensor  # [B, K, t], PAD behind the end
-    finished_scores: Tensor  # [B, K], best first; NEG_INF where there is none yet
+    shortest_prefix: int  # tokens of the shortest prefix
+    shortest_limit: int  # the smallest of the limits
+    longest_limit: int  # the largest of the limits
+    banned: Tensor  # [n] ids that are never produced
+    banned_or_end: Tensor  # [n + 1] these ids and EOS
+    banned_blocks: Tensor  # the blocks of the vocabulary that contain them
+    rows: list[int]  # [B] index of each sentence in the request
+    limits: Tensor  # [B] most tokens of a translation, EOS included
+    prefixes: Tensor  # [B, P], UNCONSTRAINED after the end of each
+    keys: Tensor  # [B, K] int64 for sampling; they depend only on the sentence, the seed and the beam
+    last_tokens: Tensor  # [B, K] last token of each beam
+    open_log_probs: Tensor  # [B, K], best first; NEG_INF if the beam is closed
+    open_ids: Tensor  # [B, K, t], PAD after the end
+    finished_scores: Tensor  # [B, K], best first; NEG_INF if there is none yet
     finished_log_probs: Tensor  # [B, K]
     finished_lengths: Tensor  # [B, K], EOS included
     finished_ids: Tensor  # [B, K, t]
-    is_static: bool = False  # the host's knowledge stays out of what the device does, so that a step can be captured
+    is_static: bool = False  # steps can be captured: they do not depend on numbers that only the host has
 
     @classmethod
     def begin(cls, model: Transformer, request: SearchRequest, width_multiple: int = 1) -> SearchState:
-        """See `search`; sources are as wide as the next multiple of width_multiple."""
+        """Return the state before the first step; the source width is rounded up to a multiple of width_multiple."""
         device, n_positions = model.embedding.weight.device, model.positions.n_positions
         sentences, decode, n_beams = request.sentences, request.decode, request.n_beams
         sources = assemble_sources(sentences, model.dtype, width_multiple).to(device)
-        assert sources.width <= (n_positions or sources.width), "a source is longer than the positions"
+        assert sources.width <= (n_positions or sources.width), "a source has more tokens than the model has positions"
         limits, prefixes = request.limits(n_positions), request.prefixes or [()] * len(sentences)
         assert all(len(prefix) < limit for prefix, limit in zip(prefixes, limits, strict=True))
         longest_prefix = max(len(prefix) for prefix in prefixes)
         padded = [[*prefix, *[UNCONSTRAINED] * (longest_prefix - len(prefix))] for prefix in prefixes]
-        never = torch.full((len(sentences), n_beams), NEG_INF, device=device)
-        open_log_probs = torch.zeros_like(never)
-        if not decode.sample:  # all beams are the same one
+        neg_inf = torch.full((len(sentences), n_beams), NEG_INF, device=device)
+        open_log_probs = torch.zeros_like(neg_inf)
+        if not decode.sample:  # all beams are the same
             open_log_probs[:, 1:] = NEG_INF
-        ids = torch.zeros((*never.shape, 0), dtype=torch.int64, device=device)
+        ids = torch.zeros((*neg_inf.shape, 0), dtype=torch.int64, device=device)
         banned = {PAD_ID, UNK_ID, BOS_ID, *request.banned_ids}
         return cls(
             model=model,
@@ -178,13 +178,15 @@ class SearchState:
             rows=list(range(len(sentences))),
             limits=torch.tensor(limits, device=device),
             prefixes=torch.tensor(padded, dtype=torch.int64, device=device),
-            keys=torch.tensor([_draw_keys(sentence, decode.seed, n_beams) for sentence in sentences], device=device),
-            last_tokens=torch.full_like(never, BOS_ID, dtype=torch.int64),
+            keys=torch.tensor(
+                [_sampling_keys(sentence, decode.seed, n_beams) for sentence in sentences], device=device
+            ),
+            last_tokens=torch.full_like(neg_inf, BOS_ID, dtype=torch.int64),
             open_log_probs=open_log_probs,
             open_ids=ids,
-            finished_scores=never,
-            finished_log_probs=never.clone(),
-            finished_lengths=torch.zeros_like(never, dtype=torch.int64),
+            finished_scores=neg_inf,
+            finished_log_probs=neg_inf.clone(),
+            finished_lengths=torch.zeros_like(neg_inf, dtype=torch.int64),
             finished_ids=ids,
         )
 
@@ -194,26 +196,26 @@ class SearchState:
 
     @property
     def n_open(self) -> int:
-        """k: beams to go on with. While nothing has been chosen, all beams of a search are the same one."""
+        """k: number of beams to extend. One is enough before the first selection, since all beams are the same."""
         return 1 if self.cache.length <= self.shortest_prefix and not self.decode.sample else self.n_beams
 
     def step(self) -> None:
         """Extend every open beam by one token."""
         logits = self.model.decode_step(self.last_tokens[:, : self.n_open].flatten(), self.cache)
         self._reserve()
-        self.cache.choose(self._advance(logits))
+        self.cache.select_beams(self._advance(logits))
 
     def make_static(self) -> None:
-        """From now on a step can be captured: no prefix and no shortest length is left, and there is room for it."""
+        """Make later steps capturable. All sentences must be past their prefixes and the minimum length."""
         self.cache, self.is_static = StaticCache(**vars(self.cache)), True
 
     def grow(self, n_positions: int) -> None:
-        """Make room for some more positions."""
+        """Make room for n_positions more."""
         self.cache.grow(n_positions)
         self._reserve()
 
     def copy(self) -> SearchState:
-        """Return another state over the same tensors."""
+        """Return another state with the same tensors."""
         return replace(self, cache=self.cache.copy())
 
     def tensors(self) -> list[tuple[dict[str, Any], str, Tensor]]:
@@ -222,7 +224,7 @@ class SearchState:
         return [*self.cache.tensors(), *((own, name, x) for name, x in own.items() if isinstance(x, Tensor))]
 
     def _reserve(self) -> None:
-        """Make as much room for tokens as the cache has."""
+        """Extend the tensors of ids to the capacity of the cache."""
         missing = self.cache.capacity - self.open_ids.shape[2]
         if missing > 0:
             self.open_ids = functional.pad(self.open_ids, (0, missing), value=PAD_ID)
@@ -232,56 +234,57 @@ class SearchState:
         """Extend each beam by one token; hypotheses that end move to the finished ones.
 
         Args:
-            logits: [B k, rows of the embedding], see `Transformer.decode_step`; used up.
+            logits: [B k, rows of the embedding], see `Transformer.decode_step`; they are overwritten.
         Returns:
             The beam [B, K] that each open beam continues.
         """
         totals, tokens, parents = self._candidates(logits)  # [B, C] each
         ends = tokens == EOS_ID
-        # An end counts among the best K, where a token would go on: so that a beam of one is greedy.
+        # EOS counts only among the best K candidates, so that a beam of one is greedy search.
         first = slice(self.n_beams)
         self._finish(totals[:, first].masked_fill(~ends[:, first], NEG_INF), parents[:, first])
         totals = totals.masked_fill(ends, NEG_INF)
         if not self.decode.sample:
-            # Of 2K candidates at most K end a hypothesis, so K go on at least.
+            # At most K of the 2K candidates are EOS, one per beam, so at least K continue.
             totals, chosen = totals.topk(self.n_beams, dim=1)  # [B, K]
             parents, tokens = parents.gather(1, chosen), tokens.gather(1, chosen)
             self.open_ids = _of_beams(self.open_ids, parents)
         self.open_log_probs, self.last_tokens = totals, tokens
         self.open_ids.index_copy_(2, self.cache.position, tokens[:, :, None])
-        # For good: whether there is a later step, in which more may come within reach, depends on other sentences.
+        # Decided sentences stay closed. A later step could reopen them, but whether there is one depends on the other
+        # sentences of the batch.
         self.open_log_probs = totals.masked_fill(self._is_decided()[:, None], NEG_INF)
         return parents
 
     def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Sums of log-probabilities [B, C], the tokens behind them, and the beams that these follow."""
+        """Return sums of log-probabilities [B, C], their last tokens, and the beams that these extend."""
         decode = self.decode
         normaliser, maxima = log_normaliser_and_maxima(logits, logits.shape[1] // BLOCK)
-        # Before anything is forbidden: what must not come keeps its share of the probability.
+        # Normalised before tokens are forbidden, so that the probabilities of the others do not change.
         offsets = self.open_log_probs[:, : self.n_open] - normaliser.view(-1, self.n_open)  # [B, k]
-        only = self._only_tokens()
-        only_totals = None if only is None else offsets + _of_rows(logits, only)
+        forced = self._forced_tokens()
+        forced_totals = None if forced is None else offsets + _logits_of(logits, forced)
         self._forbid(logits, maxima)
         beams = torch.arange(self.n_open, device=logits.device).expand(offsets.shape)  # [B, k]
         if decode.sample:
             uniform = uniform_numbers(self.keys, self.cache.position).flatten()
-            scores, ids = drawn_tokens(
+            scores, ids = sampled_tokens(
                 logits.float(), uniform, temperature=decode.temperature, top_k=decode.top_k, top_p=decode.top_p
             )
             totals, tokens, parents = scores.view_as(offsets) + offsets, ids.view_as(offsets), beams
         else:
             totals, tokens, parents = best_tokens(logits, maxima, offsets, 2 * self.n_beams)
-        if only is not None and only_totals is not None:
-            is_free = (only == UNCONSTRAINED)[:, None]
+        if forced is not None and forced_totals is not None:
+            is_free = (forced == UNCONSTRAINED)[:, None]
             missing = (0, totals.shape[1] - self.n_open)
-            totals = torch.where(is_free, totals, functional.pad(only_totals, missing, value=NEG_INF))
-            tokens = torch.where(is_free, tokens, only[:, None])
+            totals = torch.where(is_free, totals, functional.pad(forced_totals, missing, value=NEG_INF))
+            tokens = torch.where(is_free, tokens, forced[:, None])
             parents = torch.where(is_free, parents, functional.pad(beams, missing))
-        # Where the model returns NaN there are no candidates.
+        # If the model returns NaN, there are no candidates.
         return totals.nan_to_num_(NEG_INF, neginf=NEG_INF), tokens, parents
 
     def _forbid(self, logits: Tensor, maxima: Tensor) -> None:
-        """Make what must not come impossible, in the logits and in the maxima of their blocks."""
+        """Set forbidden tokens to NEG_INF in the logits, and update the maxima of their blocks."""
         forbidden = self.banned if self.cache.length >= self.decode.min_length else self.banned_or_end
         logits.index_fill_(1, forbidden, NEG_INF)
         blocks = logits.view(len(logits), -1, BLOCK)
@@ -292,21 +295,21 @@ class SearchState:
         else:
             maxima[:, self.banned_blocks] = blocks[:, self.banned_blocks].amax(-1).float()
 
-    def _only_tokens(self) -> Tensor | None:
-        """Return [B]: the one token that may follow the beams of a sentence, or UNCONSTRAINED; None where all are free.
+    def _forced_tokens(self) -> Tensor | None:
+        """Return [B]: the token that must follow in each sentence, or UNCONSTRAINED; None if no token is forced.
 
-        It is EOS at the longest length, else the prefix's.
+        At the length limit it is EOS, otherwise the next token of the prefix.
         """
         length, longest_prefix = self.cache.length, self.prefixes.shape[1]
         if length >= longest_prefix and length + 1 < self.shortest_limit and not self.is_static:
             return None
-        only = self.limits.new_full((len(self.limits),), UNCONSTRAINED)
+        forced = self.limits.new_full((len(self.limits),), UNCONSTRAINED)
         if length < longest_prefix:
-            only = self.prefixes[:, length]
-        return only.masked_fill(self.limits <= self.cache.position + 1, EOS_ID)
+            forced = self.prefixes[:, length]
+        return forced.masked_fill(self.limits <= self.cache.position + 1, EOS_ID)
 
     def _finish(self, log_probs: Tensor, parents: Tensor) -> None:
-        """Merge candidates that end, [B, K] with NEG_INF for the others, with what is finished; keep the best K."""
+        """Add candidates that end, [B, K] with NEG_INF for the others, to the finished hypotheses; keep the best K."""
         if not self.is_static and not bool((log_probs > NEG_INF).any()):
             return
         n_tokens = (self.cache.position + 1).expand(parents.shape)
@@ -319,10 +322,10 @@ class SearchState:
     def _penalty(self, n_tokens: Tensor) -> Tensor:
         return length_penalty(n_tokens, self.decode.length_penalty, self.decode.length_penalty_form)
 
-    def left_and_done(self) -> tuple[list[int], list[int]]:
-        """Return the places of the sentences that have an open beam, and of those that have none.
+    def open_and_done(self) -> tuple[list[int], list[int]]:
+        """Return the indices of the sentences that have an open beam, and of those that have none.
 
-        At the longest limit none has, and the device is not asked.
+        At the longest limit no sentence has one, and nothing is read from the device.
         """
         if self.cache.length >= self.longest_limit:
             return [], list(range(len(self.rows)))
@@ -330,10 +333,10 @@ class SearchState:
         return [i for i, done in enumerate(is_done) if not done], [i for i, done in enumerate(is_done) if done]
 
     def _is_decided(self) -> Tensor:
-        """[B]: whether no open beam can reach the n-th best finished score any more.
+        """Return [B]: whether no open beam can still overtake the n-th best finished hypothesis.
 
-        Log-probabilities only fall, so an open beam that ends within LOOK_AHEAD tokens reaches at most its sum so far
-        over the penalty there. Of draws each ends by itself, whatever the others are worth.
+        Log-probabilities only fall, so an open beam that ends within LOOK_AHEAD tokens scores at most its sum so far
+        divided by the penalty there. Samples do not compete: each continues to its own end.
         """
         if self.decode.sample:
             return torch.zeros_like(self.limits, dtype=torch.bool)
@@ -341,10 +344,10 @@ class SearchState:
         return self.finished_scores[:, self.n_best - 1] >= self.open_log_probs[:, 0] / self._penalty(longest)
 
     def collect(self, sentences: Sequence[int], results: list[list[SearchResult]]) -> None:
-        """Write the n best finished hypotheses of the sentences at these places in the batch to theirs in results."""
-        places = torch.tensor(sentences, device=self.limits.device)
+        """Write the n best finished hypotheses of sentences, given by their indices in the batch, into the results."""
+        indices = torch.tensor(sentences, device=self.limits.device)
         columns = (self.finished_scores, self.finished_log_probs, self.finished_lengths, self.finished_ids)
-        for i, scores, log_probs, lengths, ids in zip(sentences, *(x[places].tolist() for x in columns), strict=True):
+        for i, scores, log_probs, lengths, ids in zip(sentences, *(x[indices].tolist() for x in columns), strict=True):
             results[self.rows[i]] = [
                 SearchResult(tuple(ids[k][: lengths[k] - 1]), log_probs[k], scores[k])
                 for k in range(self.n_best)
@@ -352,29 +355,29 @@ class SearchState:
             ]
 
     def keep_sentences(self, sentences: Sequence[int]) -> None:
-        """Keep only these sentences, given by their places in the batch."""
-        places = torch.tensor(sentences, device=self.limits.device)
-        self.cache.keep_sentences(places)
+        """Keep only these sentences, given by their indices in the batch."""
+        indices = torch.tensor(sentences, device=self.limits.device)
+        self.cache.keep_sentences(indices)
         self.rows = [self.rows[i] for i in sentences]
         for name, value in vars(self).items():
             if isinstance(value, Tensor) and name not in ("banned", "banned_or_end", "banned_blocks"):
-                setattr(self, name, value[places])
+                setattr(self, name, value[indices])
 
 
 def _of_beams(ids: Tensor, beams: Tensor) -> Tensor:
-    """[B, n, t]: of ids [B, m, t] those of n beams [B, n]."""
+    """Return ids [B, n, t] of n beams [B, n], from ids [B, m, t]."""
     return ids.gather(1, beams[:, :, None].expand(-1, -1, ids.shape[2]))
 
 
-def _of_rows(logits: Tensor, ids: Tensor) -> Tensor:
-    """Return [B, k] float32: of logits [B k, V] those of an id for each sentence, ids [B], or any if UNCONSTRAINED."""
+def _logits_of(logits: Tensor, ids: Tensor) -> Tensor:
+    """Return [B, k] float32: the logits [B k, V] of one id for each sentence, ids [B]; any value if UNCONSTRAINED."""
     rows = logits.view(len(ids), -1, logits.shape[1])  # [B, k, V]
     index = ids.clamp(min=0)[:, None, None].expand(-1, rows.shape[1], -1)
     return rows.gather(2, index)[:, :, 0].float()
 
 
-def _draw_keys(sentence: Sequence[int], seed: int, n_beams: int) -> list[int]:
-    """A number for each beam, made of nothing but the ids of the sentence, the seed and the beam."""
+def _sampling_keys(sentence: Sequence[int], seed: int, n_beams: int) -> list[int]:
+    """Return a key for each beam: a hash of the ids of the sentence, the seed and the beam."""
     text = np.asarray([seed, *sentence], np.int64).tobytes()
     return [
         int.from_bytes(hashlib.blake2b(text, digest_size=8, person=str(k).encode()).digest(), "little", signed=True)
@@ -385,16 +388,16 @@ def _draw_keys(sentence: Sequence[int], seed: int, n_beams: int) -> list[int]:
 def length_sorted_batches(
     lengths: Sequence[int], batch_tokens: int, n_beams: int, batch_sentences: int | None = None
 ) -> list[list[int]]:
-    """Indices of sentences that are translated together: sorted by length, padded source tokens within the budget.
+    """Return batches of indices of sentences, sorted by length, whose padded source tokens are within the budget.
 
-    The cache grows with sentences and beams, not with source tokens alone: a sentence counts as SHORTEST tokens at
-    least, and beams wider than USUAL_BEAM take their share of the budget.
+    The cache grows with sentences and beams, and not only with source tokens. Each sentence thus counts as at least
+    SHORTEST tokens, and beams wider than USUAL_BEAM reduce the budget in proportion.
     """
     budget = batch_tokens * USUAL_BEAM / max(n_beams, USUAL_BEAM)
     most = batch_sentences or len(lengths)
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        # The first of a batch is its longest.
+        # The first sentence of a batch is its longest.
         n_with_it = len(batches[-1]) + 1 if batches else 0
         if not batches or n_with_it > most or max(lengths[batches[-1][0]], SHORTEST) * n_with_it > budget:
             batches.append([])

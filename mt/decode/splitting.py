@@ -1,4 +1,4 @@
-"""Lines longer than a model has seen in training: cut where a reader would pause, their translations joined again."""
+"""Splitting lines that are longer than a model has seen in training, and joining the translations of their parts."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _CLOSERS = "\"'”’“‘»«›‹)\\]}」』）】》〉〕］｝"
-_FULL_STOPS = "。！？｡"  # of scripts that put no space behind them
+_FULL_STOPS = "。！？｡"  # of scripts that put no space after them
 _COMMAS = "，、；："
 _CJK = "\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
 
-# Where a sentence ends: not behind a single letter, as in `z. B.` and `J. Smith`. Before a dash between spaces a clause
-# ends, and at a full stop before a small letter at least a clause: that may be `usw.`, or a text without capitals.
+# Where a sentence ends: not after a single letter, as in `z. B.` and `J. Smith`. A clause also ends before a dash
+# between spaces, and at a full stop before a small letter: that may be `usw.`, or a text without capitals.
 _SENTENCE_ENDS = re.compile(
     rf"(?:(?<!\b\w)\.|[!?…؟۔।॥{_FULL_STOPS}])[.!?…]*[{_CLOSERS}]*(?= )"
     rf"|[{_FULL_STOPS}]+[{_CLOSERS}]*(?![ {_FULL_STOPS}{_CLOSERS}])"
@@ -24,7 +24,7 @@ _CLAUSE_ENDS = re.compile(
 _SPACES = re.compile("(?= )")
 _CJK_CHAR = re.compile(f"[{_CJK}]")
 
-# The least fraction of a full part that lies before a cut: a short part gives the model little context.
+# Where to cut, best first, and the smallest allowed part as a fraction of a full one: short parts have little context.
 _CUTS = ((_SENTENCE_ENDS, 0.25), (_CLAUSE_ENDS, 0.5), (_SPACES, 0.5))
 
 
@@ -33,15 +33,15 @@ class Part:
     """A part of a line."""
 
     text: str
-    n_words_before: int  # words of the line that begin before it, or the number of the word that it continues
-    continues_word: bool = False  # there is no space and no end of a clause between the part before and this one
+    n_words_before: int  # index in the line of its first word, or of the word that it continues
+    continues_word: bool = False  # the line was cut inside a word, just before this part
 
 
 def split_text(text: str, piece_ends: Sequence[int], max_pieces: int) -> list[Part]:
     """Cut a normalised line into parts of about `max_pieces` pieces at most.
 
     Cuts are made after the last sentence that fits, or else the last clause, the last word, the last character.
-    Nothing but the space at a cut is lost.
+    Only the space at a cut is dropped.
 
     Args:
         piece_ends: for each piece of the line the number of characters up to its end. Pieces that share a character
@@ -72,7 +72,7 @@ def _cut(text: str, piece_ends: Sequence[int], start: int, max_pieces: int) -> t
     farthest = max(piece_ends[last], start + 1)
     for pattern, fraction in _CUTS:
         nearest = piece_ends[first + max(int(fraction * max_pieces) - 1, 0)]
-        # What follows a cut decides whether it is one: the pattern sees two characters more.
+        # The text after a cut decides whether it is allowed: the pattern sees two more characters.
         ends = [match.end() for match in pattern.finditer(text, start + 1, farthest + 2)]
         if pattern is _SENTENCE_ENDS:  # before a small letter it may be an abbreviation
             ends = [end for end in ends if not text[end + 1 : end + 2].islower()]

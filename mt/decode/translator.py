@@ -1,4 +1,4 @@
-"""Sentences in, hypotheses out, order kept."""
+"""Translating lines of text: tokenizing, batching, searching, retries, and joining the parts of long lines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mt.checkpoint import CHECKSUMS, TOKENIZER, WEIGHTS, ModelFolder
 from mt.config.settings import MAX_BEAM_SIZE, DecodeChanges, DecodeConfig
 from mt.decode.alignment import Pairs, align, word_alignment
 from mt.decode.graphs import Graphs
-from mt.decode.parallel import Forks, side_by_side
+from mt.decode.parallel import ForkPool, map_in_threads
 from mt.decode.quality_flags import has_repetition_loop, is_too_long, min_plausible_length, repeated_tokens
 from mt.decode.search import SearchRequest, SearchResult, length_sorted_batches, longest_translation, search
 from mt.decode.splitting import Part, join_parts, split_text
@@ -32,18 +32,18 @@ from mt.system.malloc import tune_malloc
 from mt.text.normalise import Normalisers
 from mt.text.tokenizer import Tokenizer
 
-# Lines that are read before the first is translated, so that sentences of equal length can go together.
+# Lines that are read before the first is translated, so that sentences of equal length can share a batch.
 LINES_AT_A_TIME = 4_096
-# No sequence of 3 tokens comes twice in the second search for a sentence whose translation was implausible.
+# If a translation is implausible, a second search allows no n-gram of this length twice.
 RETRY_NGRAM_SIZE = 3
 
 # Flags of a hypothesis.
-REPETITION = "repetition"  # it is in a loop that its source is not in
-TOO_LONG = "too_long"  # for its source, or it had to end at the longest length there is by default
+REPETITION = "repetition"  # it repeats itself in a loop, unlike its source
+TOO_LONG = "too_long"  # for its source, or it was cut off at the default length limit
 TOO_SHORT = "too_short"  # for its source
-MAX_LENGTH = "max_length"  # it had to end at DecodeConfig.max_length
-RETRIED = "retried"  # it, or a part of it, was searched for a second time, whichever of the two this is
-IN_PARTS = "in_parts"  # the line was longer than the model can take
+MAX_LENGTH = "max_length"  # it was cut off at DecodeConfig.max_length
+RETRIED = "retried"  # it or a part of it was searched twice; this is the better of the two results
+IN_PARTS = "in_parts"  # the line was too long for the model, and was translated in parts
 IMPLAUSIBLE = frozenset({REPETITION, TOO_LONG, TOO_SHORT})  # reasons to search again
 
 
@@ -69,19 +69,19 @@ EMPTY = Hypothesis("", 0.0, 0.0, 0)
 
 @dataclass
 class _Sentence:
-    """What is searched for in one go, a line or a part of one, and what was found."""
+    """A line, or a part of one, that is translated as a whole, and its results."""
 
     ids: list[int]  # EOS included
     prefix: list[int]
     part: Part
     decode: DecodeConfig
-    longest: int  # tokens of a translation, EOS included
+    longest: int  # limit of the tokens of a translation, EOS included
     results: list[SearchResult] = field(default_factory=list)  # best first
     is_retried: bool = False
     alignments: list[Pairs] = field(default_factory=list)  # of tokens, for each result
 
     def flags(self, result: SearchResult) -> list[str]:
-        """Return the flags of a translation; what the settings make it do does not make it implausible."""
+        """Return the flags of a translation. A length that the settings require is not implausible."""
         source, n_tokens = self.ids[:-1], len(result.ids)
         has_to_end, has_limit = result.n_tokens >= self.longest, self.decode.max_length is not None
         is_wanted = n_tokens <= max(len(self.prefix), self.decode.min_length)
@@ -94,12 +94,12 @@ class _Sentence:
         }
         return [flag for flag, is_raised in flags.items() if is_raised]
 
-    def badness(self, result: SearchResult) -> tuple[int, int]:
-        """Return what is less for the better one of two translations."""
+    def implausibility(self, result: SearchResult) -> tuple[int, int]:
+        """Return a key for comparing two translations: the better one has the lower key."""
         return len(IMPLAUSIBLE.intersection(self.flags(result))), repeated_tokens(result.ids)
 
     def retry_settings(self) -> DecodeConfig:
-        """Return settings that block what makes the best translation implausible; the same if there is nothing."""
+        """Return settings that block the faults of the best translation; unchanged settings if it is plausible."""
         flags = IMPLAUSIBLE.intersection(self.flags(self.results[0]))
         if not flags:
             return self.decode
@@ -112,18 +112,18 @@ class _Sentence:
 
 
 class PrefixError(DataError):
-    """A prefix that leaves no room for a translation."""
+    """A prefix is so long that there is no room for a translation."""
 
     def __init__(self, line: int, problem: str) -> None:
         super().__init__(problem)
-        self.line = line  # of those given, from 0
+        self.line = line  # index of the line, from 0
 
 
 class Backend(ABC):
-    """What finds translations of sentences, and alignments: our own model, or another program."""
+    """A search engine for translations, and for alignments: our own model, or another program."""
 
-    n_parallel = 1  # batches that are best searched at a time, by as many threads
-    n_positions: int | None = None  # tokens of the longest translation that the model can write; None: any number
+    n_parallel = 1  # number of batches to search in parallel, one per thread
+    n_positions: int | None = None  # most tokens that a translation can have; None: no limit
 
     @abstractmethod
     def search(self, request: SearchRequest) -> list[list[SearchResult]]:
@@ -131,7 +131,7 @@ class Backend(ABC):
 
     def search_batches(self, requests: Sequence[SearchRequest]) -> Generator[list[list[SearchResult]], None, None]:
         """Yield the translations of each batch, in order; closing the generator ends the work."""
-        return side_by_side(self.search, requests, self.n_parallel)
+        return map_in_threads(self.search, requests, self.n_parallel)
 
     def align(self, sources: list[list[int]], targets: list[tuple[int, ...]], batch_tokens: int) -> list[Pairs]:
         """Return the alignments of tokens, see `mt.decode.alignment.align`; raise a ConfigError if there are none."""
@@ -139,12 +139,12 @@ class Backend(ABC):
 
 
 class OwnBackend(Backend):
-    """`mt.decode.search.search` with a model made for inference.
+    """The search of `mt.decode.search` with a model made for inference.
 
-    On CUDA as captured graphs, on a CPU with a batch on each core.
+    On CUDA it uses captured graphs, on a CPU it searches one batch on each core.
 
     Args:
-        n_processes: that may work on the CPU, each on a batch; with 1 as many threads do as torch has.
+        n_processes: processes that search batches on the CPU; 1: only this process, with as many threads as torch has.
     """
 
     def __init__(self, model: Transformer, n_processes: int = 1) -> None:
@@ -152,8 +152,8 @@ class OwnBackend(Backend):
         is_cuda = model.embedding.weight.device.type == "cuda"
         self._graphs = Graphs(model) if is_cuda else None
         self.n_parallel = 1 if is_cuda else torch.get_num_threads()
-        self._processes = Forks(1 if is_cuda else n_processes)
-        _known[id(self)] = self
+        self._processes = ForkPool(1 if is_cuda else n_processes)
+        _backends[id(self)] = self
 
     def search(self, request: SearchRequest) -> list[list[SearchResult]]:
         n, device = len(request.sentences), self.model.embedding.weight.device
@@ -165,16 +165,16 @@ class OwnBackend(Backend):
                     f"out of memory on {device} with one sentence of {len(request.sentences[0]):,} tokens: lower the "
                     "beam size, or use the CPU"
                 ) from None
-        # Out of the handler, whose traceback holds the tensors of the search.
+        # After the handler, because its traceback holds the tensors of the search.
         if self._graphs is not None:
             self._graphs.clear()
         torch.cuda.empty_cache()
-        note(f"out of memory on {device}: batches are searched in halves; lower decode.batch_tokens to avoid that")
+        note(f"out of memory on {device}: batches are searched in two halves; lower decode.batch_tokens to avoid that")
         return self.search(request.rows(slice(n // 2))) + self.search(request.rows(slice(n // 2, n)))
 
     @property
     def capture_error(self) -> str | None:
-        """Return what keeps steps from being captured as CUDA graphs; None if nothing does."""
+        """Why steps are not captured as CUDA graphs; None if they are."""
         return "no CUDA device" if self._graphs is None else self._graphs.capture_error
 
     def search_batches(self, requests: Sequence[SearchRequest]) -> Generator[list[list[SearchResult]], None, None]:
@@ -186,26 +186,26 @@ class OwnBackend(Backend):
         return align(self.model, sources, targets, batch_tokens)
 
 
-# A forked process finds the backend here: only ids and settings go through its pipe.
-_known: WeakValueDictionary[int, OwnBackend] = WeakValueDictionary()
+# Forked processes find the backend here, so that only ids and settings go through their pipes.
+_backends: WeakValueDictionary[int, OwnBackend] = WeakValueDictionary()
 
 
 def _search_in_process(backend: int, request: SearchRequest) -> list[list[SearchResult]]:
-    return _known[backend].search(request)
+    return _backends[backend].search(request)
 
 
 @dataclass(repr=False)
 class Translator:
     """A model with its tokenizer, ready to translate. Make one with `Translator.load`."""
 
-    backend: Backend  # what searches
+    backend: Backend
     tokenizer: Tokenizer
-    decode: DecodeConfig  # the settings that `translate` goes by unless told otherwise
+    decode: DecodeConfig  # the default settings of `translate`
     max_source_tokens: int  # longer lines are translated in parts: the model has not seen longer ones in training
-    normalisers: Normalisers = field(default_factory=Normalisers.by_default)  # of the text of the two sides
-    # Whether what is implausible is searched again, with repetition blocked. Drawn translations never are.
+    normalisers: Normalisers = field(default_factory=Normalisers.by_default)  # of source and target text
+    # Whether implausible translations are searched again, with repetition blocked. Sampled ones never are.
     retries: bool = True
-    # What output depends on besides settings and text: checksums of the model, device, precision.
+    # Everything that the output depends on besides settings and text: checksums of the model, device, precision.
     identity: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -313,8 +313,8 @@ class Translator:
             if decode.sample:
                 limit, fix = str(most), "ask for fewer"
             raise ConfigError("n_best", f"expected 1 to {limit}, got {n_best}", fix)
-        begun = repeat("") if prefixes is None else iter(prefixes)
-        return self._translate_lines(iter(lines), decode, n_best, begun, is_aligned, on_progress)
+        all_prefixes = repeat("") if prefixes is None else iter(prefixes)
+        return self._translate_lines(iter(lines), decode, n_best, all_prefixes, is_aligned, on_progress)
 
     def _translate_lines(
         self,
@@ -327,49 +327,49 @@ class Translator:
     ) -> Iterator[list[Hypothesis]]:
         n_lines = 0
         while chunk := list(islice(lines, LINES_AT_A_TIME)):
-            begun = list(islice(prefixes, len(chunk)))
-            assert len(begun) == len(chunk), "fewer prefixes than lines"
-            of_lines = self._sentences(chunk, begun, n_lines, decode)
-            sentences = list(chain.from_iterable(of_lines))
+            chunk_prefixes = list(islice(prefixes, len(chunk)))
+            assert len(chunk_prefixes) == len(chunk), "fewer prefixes than lines"
+            sentences_of_lines = self._sentences(chunk, chunk_prefixes, n_lines, decode)
+            sentences = list(chain.from_iterable(sentences_of_lines))
             self._search(sentences, decode, n_best, on_progress)
             if self.retries and not decode.sample:
-                self._search_again(sentences, n_best)
+                self._retry_implausible(sentences, n_best)
             if is_aligned:
                 self._align(sentences, decode.batch_tokens)
             n_lines += len(chunk)
-            yield from (self._line_hypotheses(of_line, is_aligned) for of_line in of_lines)
+            yield from (self._line_hypotheses(of_line, is_aligned) for of_line in sentences_of_lines)
 
     def _sentences(
         self, lines: Sequence[str], prefixes: Sequence[str], n_lines_before: int, decode: DecodeConfig
     ) -> list[list[_Sentence]]:
-        """Return what is to be searched for, for each line."""
+        """Return the sentences to translate for each line: the line itself, or its parts."""
         texts = [self.normalisers.src(line) for line in lines]
-        begun = self.tokenizer.encode_batch([self.normalisers.tgt(prefix) for prefix in prefixes])
+        prefix_ids = self.tokenizer.encode_batch([self.normalisers.tgt(prefix) for prefix in prefixes])
         of_lines: list[list[_Sentence]] = []
-        for text, ids, prefix in zip(texts, self.tokenizer.encode_batch(texts), begun, strict=True):
+        for text, ids, prefix in zip(texts, self.tokenizer.encode_batch(texts), prefix_ids, strict=True):
             sentences: list[_Sentence] = []
             for part, part_ids in self._parts(Part(text, 0), ids):
                 longest = longest_translation(len(part_ids) + 1, decode, self.backend.n_positions)
-                begin = [] if sentences else prefix  # a translation begins in its first part
-                sentences.append(_Sentence([*part_ids, self.tokenizer.eos_id], begin, part, decode, longest))
+                part_prefix = [] if sentences else prefix  # the first part has the prefix
+                sentences.append(_Sentence([*part_ids, self.tokenizer.eos_id], part_prefix, part, decode, longest))
             if sentences and len(prefix) >= sentences[0].longest:
                 raise PrefixError(
                     n_lines_before + len(of_lines),
-                    f"the prefix {self.tokenizer.decode(prefix)[:80]!r} has {len(prefix):,} tokens, and a translation "
-                    f"may have {sentences[0].longest:,} with its end: shorten it",
+                    f"the prefix {self.tokenizer.decode(prefix)[:80]!r} has {len(prefix):,} tokens, but a translation "
+                    f"can have at most {sentences[0].longest:,} with its end of sentence: shorten the prefix",
                 )
             of_lines.append(sentences)
         return of_lines
 
     def _parts(self, whole: Part, ids: list[int]) -> Iterator[tuple[Part, list[int]]]:
-        """Yield a line and its ids, or if it is too long its parts and theirs; nothing for an empty line."""
-        room = max(self.max_source_tokens - 1, 1)  # EOS takes one
-        if len(ids) <= room or len(whole.text) == 1:
+        """Yield a line and its ids or, if it is too long, its parts and their ids; nothing for an empty line."""
+        max_pieces = max(self.max_source_tokens - 1, 1)  # without EOS
+        if len(ids) <= max_pieces or len(whole.text) == 1:
             if ids:
                 yield whole, ids
             return
-        # A part may take a piece or two more than within the line: its first word starts again.
-        parts = split_text(whole.text, self.tokenizer.piece_ends(whole.text), max(room - 2, 1))
+        # A part may have one or two pieces more than it had in the line, since its first word is tokenized again.
+        parts = split_text(whole.text, self.tokenizer.piece_ends(whole.text), max(max_pieces - 2, 1))
         for part, part_ids in zip(parts, self.tokenizer.encode_batch([part.text for part in parts]), strict=True):
             continues_word = part.continues_word if part is not parts[0] else whole.continues_word
             placed = Part(part.text, whole.n_words_before + part.n_words_before, continues_word)
@@ -382,7 +382,7 @@ class Translator:
         n_best: int,
         on_progress: Callable[[float], None] = lambda _: None,
     ) -> None:
-        """Search for the translations of sentences. Those that have some already may be left without others."""
+        """Translate sentences. Raise an error for a sentence that has no results, neither new nor earlier ones."""
         banned = tuple(sorted(self.tokenizer.line_breaking_ids))
         lengths = [len(sentence.ids) for sentence in sentences]
         n_tokens_done = 0
@@ -398,25 +398,24 @@ class Translator:
             for batch, found in zip(batches, searched, strict=True):
                 for sentence, results in zip(batch, found, strict=True):
                     if not results and not sentence.results:
-                        raise self._why_nothing_is_found(sentence)
+                        raise self._no_results_error(sentence)
                     sentence.results = results
                     n_tokens_done += len(sentence.ids)
                 on_progress(n_tokens_done / sum(lengths))
 
-    def _why_nothing_is_found(self, sentence: _Sentence) -> MTError:
+    def _no_results_error(self, sentence: _Sentence) -> MTError:
         decode = sentence.decode
         if decode.no_repeat_ngram_size and decode.min_length:
             return ConfigError(
                 "decode.min_length",
-                f"no translation has {decode.min_length} tokens if no {decode.no_repeat_ngram_size} "
-                "of them may come twice",
+                f"no translation has {decode.min_length} tokens without repeating a {decode.no_repeat_ngram_size}-gram",
                 "lower decode.min_length or raise decode.no_repeat_ngram_size",
                 others=("decode.min_length", "decode.no_repeat_ngram_size"),
             )
         return nan_error(repr(self.tokenizer.decode(sentence.ids)[:80]))
 
-    def _search_again(self, sentences: Sequence[_Sentence], n_best: int) -> None:
-        """Search with repetition blocked if the best translation is implausible, and keep the better one."""
+    def _retry_implausible(self, sentences: Sequence[_Sentence], n_best: int) -> None:
+        """Search again with repetition blocked if the best translation is implausible; keep the better result."""
         by_settings: dict[DecodeConfig, list[_Sentence]] = defaultdict(list)
         for sentence in sentences:
             if (settings := sentence.retry_settings()) != sentence.decode:
@@ -426,7 +425,7 @@ class Translator:
             self._search(retried, settings, n_best)
             for sentence, first in zip(retried, firsts, strict=True):
                 second, sentence.is_retried = sentence.results, True
-                if not second or sentence.badness(second[0]) >= sentence.badness(first[0]):
+                if not second or sentence.implausibility(second[0]) >= sentence.implausibility(first[0]):
                     sentence.results = first
 
     def _align(self, sentences: Sequence[_Sentence], batch_tokens: int) -> None:
@@ -437,7 +436,7 @@ class Translator:
             sentence.alignments.append(pairs)
 
     def _line_hypotheses(self, sentences: Sequence[_Sentence], is_aligned: bool) -> list[Hypothesis]:
-        """Return the translations of a line from those of its parts."""
+        """Return the translations of a line, joined from those of its parts."""
         if not sentences:
             return [replace(EMPTY, alignment=()) if is_aligned else EMPTY]
         n_hypotheses = min(len(sentence.results) for sentence in sentences)
@@ -471,6 +470,6 @@ class Translator:
 
 
 def nan_error(text: str) -> CheckpointError:
-    """Return what is told of a text for which the model returns NaN."""
+    """Return the error for a text for which the model returns NaN."""
     problem = f"the model returns NaN for {text}"
     return CheckpointError(f"{problem}: try --precision fp32; if that does not help, its weights are damaged")

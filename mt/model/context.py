@@ -1,9 +1,10 @@
-"""Where attention finds its keys and values: in the rows of a batch, or in what decoding keeps between steps.
+"""Contexts of attention: they say where keys and values are, in the rows of a batch or in a cache for decoding.
 
-A layer has one forward pass; what differs between training, decoding and recording is the context that it is given.
+A layer has one forward pass. Training, decoding and the recording of attention weights differ only in the context that
+the layer is called with.
 
 T rows, H heads, G heads of keys and values, E features of a head, L layers; in decoding B sentences, K beams, k of them
-open, t positions that the cache has room for, W source width.
+open, t positions that fit into the cache, W source width.
 """
 
 from __future__ import annotations
@@ -21,144 +22,144 @@ from mt.model.kernels import Kernels, Rows, attention_scores, separate
 from mt.model.positions import Positions, rotated
 
 KeysAndValues = Callable[[Tensor], tuple[Tensor, ...]]  # see `CrossAttention.keys_and_values`
-GROWTH = 8  # positions that a cache grows by
+GROWTH = 8  # positions by which a cache grows
 
 
 def rows_of(layout: Layout, dropout: float, positions: Positions | None = None, is_causal: bool = False) -> Rows:
-    """Return the rows of a layout; give positions for self-attention alone."""
+    """Return the rows of a layout. Pass positions for self-attention, and not for cross-attention."""
     masks = [group.bias for group in layout.groups] if isinstance(layout, TileLayout) else []
     if positions is not None and positions.adds_to_scores:
-        # The distance of two rows of a sentence is that of their positions.
+        # Two rows of a sentence are as far apart as their positions, so indices of rows can be used.
         if isinstance(layout, VarlenLayout):
             distances = torch.arange(-layout.longest, layout.longest + 1, device=layout.cu_k.device)
             masks = [positions.bias(distances.new_zeros(1), distances, is_causal)[:, 0].contiguous()]
         else:
-            places = [torch.arange(mask.shape[-1], device=mask.device) for mask in masks]
-            biases = [positions.bias(of_group, of_group, is_causal) for of_group in places]  # [H, W, W]
+            indices = [torch.arange(mask.shape[-1], device=mask.device) for mask in masks]
+            biases = [positions.bias(index, index, is_causal) for index in indices]  # [H, W, W]
             masks = [mask + bias.to(mask.dtype) for mask, bias in zip(masks, biases, strict=True)]
     return Rows(layout, tuple(masks), is_causal, dropout)
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Keys lie in the rows of a batch."""
+    """The context of a packed batch: its rows have the keys and values."""
 
-    own: Rows
-    angles: Tensor | None
+    self_rows: Rows  # for self-attention
+    angles: Tensor | None  # see `Positions.angles`
 
     def rotated(self, x: Tensor) -> Tensor:
-        """Return queries or keys [T, n, heads, E], turned where positions turn them."""
+        """Return queries or keys [T, n, heads, E], rotated if the position scheme rotates them."""
         return rotated(x, self.angles)
 
     def attend(self, kernels: Kernels, *projections: Tensor) -> Tensor:
         """Return self-attention [T, H E]; see `Kernels.attend`."""
-        return kernels.attend(self.own, *projections)
+        return kernels.attend(self.self_rows, *projections)
 
 
 @dataclass(frozen=True)
 class PackedTarget(Packed):
-    """The same in the decoder."""
+    """The context of a packed batch in the decoder, which also attends to the encoder's output."""
 
-    cross: Rows
+    cross_rows: Rows  # for cross-attention
     memory: Tensor  # [S, D] the encoder's output
 
     def attend_memory(self, kernels: Kernels, q: Tensor, keys_and_values: KeysAndValues) -> Tensor:
         """Return cross-attention [T, H E] of queries [T, 1, H, E]."""
-        return kernels.attend(self.cross, q, *keys_and_values(self.memory))
+        return kernels.attend(self.cross_rows, q, *keys_and_values(self.memory))
 
 
 @dataclass(frozen=True)
 class Recorded(PackedTarget):
-    """Packed in tiles, and the weights of cross-attention are kept."""
+    """A decoder context of packed tiles that records the weights of cross-attention."""
 
     weights: list[Tensor] = field(default_factory=list)  # [n, H, W, W] float32 for each group of tiles
 
     def attend_memory(self, kernels: Kernels, q: Tensor, keys_and_values: KeysAndValues) -> Tensor:
-        assert isinstance(self.cross.layout, TileLayout)
+        assert isinstance(self.cross_rows.layout, TileLayout)
         queries, keys, _ = separate((q, *keys_and_values(self.memory)))
-        for group, mask in zip(self.cross.layout.groups, self.cross.masks, strict=True):
-            of_queries, of_keys = (group.tiles(x).transpose(1, 2) for x in (queries, keys))
-            scores = attention_scores(of_queries, of_keys, mask)
+        for group, mask in zip(self.cross_rows.layout.groups, self.cross_rows.masks, strict=True):
+            q_tiles, k_tiles = (group.tiles(x).transpose(1, 2) for x in (queries, keys))
+            scores = attention_scores(q_tiles, k_tiles, mask)
             self.weights.append(functional.softmax(scores, -1, dtype=torch.float32))
         return super().attend_memory(kernels, q, keys_and_values)
 
 
 @dataclass
 class Cache:
-    """What decoding keeps between steps.
+    """The keys, values and states that decoding keeps between steps.
 
-    Slots are written once and stay where they are. After each choice of beams only the ancestry table moves:
-    `ancestors[b, k, i]` is the slot that holds position i of the hypothesis that is now beam k, and K where i is still
-    to come. States are small tensors for layers without attention; they are gathered when beams are chosen.
+    A slot is written once and never moved. When beams are selected, only the ancestry table is reordered:
+    `ancestors[b, k, i]` is the slot that holds position i of the hypothesis that is now beam k, or K if position i is
+    not decoded yet. States are small tensors of layers without attention; they are reordered themselves.
     """
 
     keys: Tensor  # [L, B, G, t, K, E] slots of the decoder's self-attention
     values: Tensor
-    memory_keys: Tensor  # [L, B, G, W, E] of the encoder's output, once for each sentence
+    memory_keys: Tensor  # [L, B, G, W, E] of the encoder's output, once per sentence
     memory_values: Tensor
-    memory_mask: Tensor | None  # [B, 1, 1, W]; None where all sentences are equally long
+    memory_mask: Tensor | None  # [B, 1, 1, W]; None if all sentences are equally long
     ancestors: Tensor  # [B, K, t] int64
-    mask_of_slot: Tensor  # [K + 1, K]: what masks all slots of a position but one, and in the last row all of them
-    position: Tensor  # [1] int64: positions decoded so far, for the device
-    length: int = 0  # and for the host
+    slot_masks: Tensor  # [K + 1, K]: row i masks all slots of a position except slot i; row K masks all slots
+    position: Tensor  # [1] int64: number of decoded positions, on the device
+    length: int = 0  # the same number, on the host
     states: dict[str, Tensor] = field(default_factory=dict)  # [B, K, …] each
-    ancestry_mask: Tensor | None = None  # [B, 1 or H, k, t K], for the step in progress
-    angles: Tensor | None = None  # likewise
+    ancestry_mask: Tensor | None = None  # [B, 1 or H, k, t K], of the current step
+    angles: Tensor | None = None  # of the current step
 
     @classmethod
-    def begin(cls, memory_keys: Tensor, memory_values: Tensor, memory_mask: Tensor | None, n_beams: int) -> Cache:
-        """Return a cache without positions; it grows as it is used."""
+    def empty(cls, memory_keys: Tensor, memory_values: Tensor, memory_mask: Tensor | None, n_beams: int) -> Cache:
+        """Return a cache without positions. It grows when it is used."""
         device, n_sentences = memory_keys.device, memory_keys.shape[1]
         slots = memory_keys.new_zeros((*memory_keys.shape[:3], 0, n_beams, memory_keys.shape[-1]))
         ancestors = torch.zeros((n_sentences, n_beams, 0), dtype=torch.int64, device=device)
-        mask_of_slot = memory_keys.new_full((n_beams + 1, n_beams), MASKED).fill_diagonal_(0)
+        slot_masks = memory_keys.new_full((n_beams + 1, n_beams), MASKED).fill_diagonal_(0)
         position = torch.zeros(1, dtype=torch.int64, device=device)
-        return cls(slots, slots, memory_keys, memory_values, memory_mask, ancestors, mask_of_slot, position)
+        return cls(slots, slots, memory_keys, memory_values, memory_mask, ancestors, slot_masks, position)
 
     @property
     def capacity(self) -> int:
-        """t: positions that there is room for."""
+        """t: the number of positions that fit."""
         return self.ancestors.shape[2]
 
     def tensors(self) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
-        """Yield what lasts from step to step: the dictionary that holds a tensor, its key there, and the tensor."""
+        """Yield each tensor that is kept from step to step: the dictionary that holds it, its key there, and itself."""
         for held in (vars(self), self.states):
             for name, value in held.items():
                 if isinstance(value, Tensor) and name not in ("ancestry_mask", "angles"):
                     yield held, name, value
 
     def copy(self) -> Cache:
-        """Return another cache over the same tensors."""
+        """Return another cache with the same tensors."""
         return replace(self, states=dict(self.states))
 
     def begin_step(self, n_open: int, positions: Positions) -> None:
-        """Make room for a position, enter each of k open beams as its own ancestor there, and make the mask."""
+        """Add a position, at which each beam is its own ancestor, and compute the ancestry mask of the k open beams."""
         if self.length == self.capacity:
             self.grow()
         n_sentences, n_beams, _ = self.ancestors.shape
         device = self.ancestors.device
-        self.enter(self.ancestors, torch.arange(n_beams, device=device).expand(n_sentences, -1))
-        mask = functional.embedding(self.ancestors[:, :n_open], self.mask_of_slot)  # [B, k, t, K]
+        self.write(self.ancestors, torch.arange(n_beams, device=device).expand(n_sentences, -1))
+        mask = functional.embedding(self.ancestors[:, :n_open], self.slot_masks)  # [B, k, t, K]
         self.ancestry_mask = mask.view(n_sentences, 1, n_open, -1)
         if positions.adds_to_scores:
             bias = positions.bias(self.position, torch.arange(self.capacity, device=device), True)  # [H, 1, t]
-            of_slots = bias[..., None].expand(-1, -1, -1, n_beams).flatten(2)  # [H, 1, t K]
-            self.ancestry_mask = self.ancestry_mask + of_slots.to(mask.dtype)
+            slot_bias = bias[..., None].expand(-1, -1, -1, n_beams).flatten(2)  # [H, 1, t K]
+            self.ancestry_mask = self.ancestry_mask + slot_bias.to(mask.dtype)
         self.angles = positions.angles(self.position, self.capacity)
 
-    def enter(self, stored: Tensor, values: Tensor) -> None:
-        """Write values to the position in progress, in the third dimension of stored, which they lack."""
+    def write(self, stored: Tensor, values: Tensor) -> None:
+        """Write values at the current position of the third dimension of `stored`, a dimension that they lack."""
         stored.select(2, self.length).copy_(values)
 
     def grow(self, n_positions: int = GROWTH) -> None:
-        """Make room for some more positions."""
-        # A little at a time: products run over the whole of a tensor, since a part of it would be copied for each.
+        """Make room for n_positions more."""
+        # Few at a time: matrix products run over the whole tensor, because a slice of it would have to be copied.
         self.keys = functional.pad(self.keys, (0, 0, 0, 0, 0, n_positions))
         self.values = functional.pad(self.values, (0, 0, 0, 0, 0, n_positions))
         self.ancestors = functional.pad(self.ancestors, (0, n_positions), value=self.ancestors.shape[1])
 
-    def choose(self, parents: Tensor) -> None:
-        """Let beam k of sentence b continue the hypothesis of beam parents[b, k]; the step in progress is over."""
+    def select_beams(self, parents: Tensor) -> None:
+        """End the step: beam k of sentence b now continues the hypothesis of beam parents[b, k]."""
         self.length += 1
         self.position = self.position + 1
         self.ancestors = self.ancestors.gather(1, parents[:, :, None].expand(-1, -1, self.capacity))
@@ -167,7 +168,7 @@ class Cache:
             self.states[name] = state.gather(1, index)
 
     def keep_sentences(self, rows: Tensor) -> None:
-        """Keep only these sentences; rows [n] are their places in the batch."""
+        """Keep only these sentences; rows [n] are their indices in the batch."""
         self.keys, self.values = self.keys.index_select(1, rows), self.values.index_select(1, rows)
         self.memory_keys = self.memory_keys.index_select(1, rows)
         self.memory_values = self.memory_values.index_select(1, rows)
@@ -177,15 +178,15 @@ class Cache:
 
 
 class StaticCache(Cache):
-    """A cache whose steps can be captured: no operation on the device depends on a number of the host."""
+    """A cache whose steps can be captured as CUDA graphs: no device operation depends on a number on the host."""
 
-    def enter(self, stored: Tensor, values: Tensor) -> None:
+    def write(self, stored: Tensor, values: Tensor) -> None:
         stored.index_copy_(2, self.position, values.unsqueeze(2))
 
 
 @dataclass(frozen=True)
 class Cached:
-    """Keys of one layer lie in a cache; rows are the k open beams of each sentence."""
+    """The context of a decoding step: a cache has the keys of the layer; rows are the k open beams of each sentence."""
 
     cache: Cache
     layer: int
@@ -197,9 +198,9 @@ class Cached:
         cache = self.cache
         q, k, v = (part for x in projections for part in self._beams(x))
         keys, values = cache.keys[self.layer], cache.values[self.layer]  # [B, G, t, K, E]
-        cache.enter(keys[:, :, :, : k.shape[2]], k)
-        cache.enter(values[:, :, :, : k.shape[2]], v)
-        # The beams of a sentence are query rows over all its slots; ancestry masks those of others.
+        cache.write(keys[:, :, :, : k.shape[2]], k)
+        cache.write(values[:, :, :, : k.shape[2]], v)
+        # The beams of a sentence are query rows over all its slots; the mask hides the slots of other hypotheses.
         return _rows(kernels.attend_step(q, keys.flatten(2, 3), values.flatten(2, 3), cache.ancestry_mask))
 
     def attend_memory(self, kernels: Kernels, q: Tensor, keys_and_values: KeysAndValues) -> Tensor:
@@ -207,14 +208,14 @@ class Cached:
         return _rows(kernels.attend_step(self._beams(q)[0], keys, values, self.cache.memory_mask))
 
     def _beams(self, x: Tensor) -> Tensor:
-        """[n, B, heads, k, E], from x [B k, n, heads, E]."""
+        """Return x [B k, n, heads, E] as [n, B, heads, k, E]."""
         return x.view(len(self.cache.ancestors), -1, *x.shape[1:]).permute(2, 0, 3, 1, 4)
 
 
 def _rows(x: Tensor) -> Tensor:
-    """[B k, H E], from x [B, H, k, E]."""
+    """Return x [B, H, k, E] as [B k, H E]."""
     return x.transpose(1, 2).reshape(x.shape[0] * x.shape[2], -1)
 
 
-Context = Packed | Cached  # what a layer is given beside its input
+Context = Packed | Cached  # a layer is called with its input and a context
 TargetContext = PackedTarget | Cached

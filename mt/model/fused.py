@@ -1,4 +1,4 @@
-"""Training on CUDA with kernels of Triton, for what the compiler does not make in one pass.
+"""Triton kernels for training on CUDA: operations that the compiler does not compute in one pass.
 
 T rows, F features of the hidden layer of a feed-forward network, V vocabulary.
 """
@@ -22,7 +22,7 @@ ROWS, COLUMNS = 64, 128  # of a block
 
 
 class TritonTraining(CudaTraining):
-    """With our own attention of packed sentences, and the gradients of ReLU and of the bias in it in one pass."""
+    """Training on CUDA with our attention over packed sentences; gradients of ReLU and its bias take one pass."""
 
     def attend(self, rows: Rows, *projections: Tensor) -> Tensor:
         if isinstance(rows.layout, VarlenLayout):
@@ -33,16 +33,16 @@ class TritonTraining(CudaTraining):
         self, activation: Activation, grad: Tensor, before: Tensor, dtype: torch.dtype, has_bias: bool
     ) -> tuple[Tensor, Tensor | None]:
         if activation.name == "relu" and has_bias:
-            of_input, sums = torch.ops.mt.relu_backward(grad, before)
-            return of_input, sums.sum(0).to(dtype)
+            grad_input, sums = torch.ops.mt.relu_backward(grad, before)
+            return grad_input, sums.sum(0).to(dtype)
         return super().activation_gradients(activation, grad, before, dtype, has_bias)
 
 
-class KeepSums(CustomGraphPass):
-    """Lets the compiler keep what layer norms are given for the backward pass.
+class SaveNormInputs(CustomGraphPass):
+    """A compiler pass that saves the inputs of layer norms, which are residual sums, for the backward pass.
 
-    By itself it keeps the output of the sub-layer instead of the residual sum, which saves no memory, and adds up once
-    more in the backward pass.
+    By default the compiler saves the output of the sub-layer instead. That takes as much memory, and the sum is
+    computed again in the backward pass.
     """
 
     def __call__(self, graph: Graph) -> None:
@@ -57,15 +57,15 @@ class KeepSums(CustomGraphPass):
 
 
 @triton.jit
-def _relu_backward(GRAD, OUT, OF_INPUT, SUMS, n_rows, n_columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """The gradient of a block, and the sums of its columns."""
+def _relu_backward(GRAD, OUT, GRAD_INPUT, SUMS, n_rows, n_columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Compute the gradient of a block, and the sums of its columns."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     places = rows[:, None].to(tl.int64) * n_columns + columns[None, :]
     inside = (rows < n_rows)[:, None] & (columns < n_columns)[None, :]
     grad = tl.load(GRAD + places, mask=inside, other=0.0)
     grad = tl.where(tl.load(OUT + places, mask=inside, other=0.0) > 0, grad, 0.0)
-    tl.store(OF_INPUT + places, grad, mask=inside)
+    tl.store(GRAD_INPUT + places, grad, mask=inside)
     sums = tl.sum(grad.to(tl.float32), 0)
     tl.store(SUMS + tl.program_id(0) * n_columns + columns, sums, mask=columns < n_columns)
 
@@ -74,7 +74,7 @@ def _relu_backward(GRAD, OUT, OF_INPUT, SUMS, n_rows, n_columns, ROWS: tl.conste
 def _losses(
     LOGITS, TARGETS, WEIGHTS, LOSSES, n_columns, smoothing, WITH_GRADIENT: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
-    """The loss of a row of logits; these then become its gradient, while they are in the cache."""
+    """Compute the loss of a row of logits, and overwrite the logits with its gradient while they are in the cache."""
     row = tl.program_id(0).to(tl.int64)
     logits = LOGITS + row * n_columns
     target, weight = tl.load(TARGETS + row), tl.load(WEIGHTS + row)
@@ -111,7 +111,7 @@ _library.define(
 def token_losses(
     logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float, with_gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    """Do what `mt.loss.token_losses` does; the gradient replaces the logits, in place."""
+    """Compute `mt.loss.token_losses`; the gradient overwrites the logits."""
     return torch.ops.mt.losses_(logits, targets, weights, smoothing, with_gradient), logits
 
 
@@ -123,17 +123,17 @@ def _losses_(logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float,
 
 
 def _relu_gradients(grad: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradient [T, F] of what ReLU was given, and its sums [blocks of rows, F] in float32."""
+    """Return the gradient [T, F] of the input of ReLU, and its sums [blocks of rows, F] in float32."""
     n_rows, n_columns = grad.shape
     blocks = triton.cdiv(n_rows, ROWS), triton.cdiv(n_columns, COLUMNS)
-    grad, of_input = grad.contiguous(), torch.empty_like(out)
+    grad, grad_input = grad.contiguous(), torch.empty_like(out)
     sums = grad.new_empty(blocks[0], n_columns, dtype=torch.float32)
     if not grad.is_meta:
-        _relu_backward[blocks](grad, out, of_input, sums, n_rows, n_columns, ROWS, COLUMNS)
-    return of_input, sums
+        _relu_backward[blocks](grad, out, grad_input, sums, n_rows, n_columns, ROWS, COLUMNS)
+    return grad_input, sums
 
 
-for _key in ("CUDA", "CPU", "Meta"):  # on a CPU by Triton's interpreter alone
+for _key in ("CUDA", "CPU", "Meta"):  # on a CPU only with Triton's interpreter
     _library.impl("relu_backward", _relu_gradients, _key)
-    if _key != "Meta":  # the loss is not compiled
+    if _key != "Meta":  # the loss is not compiled, so it needs no Meta version
         _library.impl("losses_", _losses_, _key)

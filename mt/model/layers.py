@@ -20,13 +20,14 @@ from mt.model.kernels import Layer, activation
 from mt.model.positions import POSITIONS
 
 EPSILON = 1e-5  # of norms
-# What a layer returns: its output, and a loss to be added to that of the batch, in nats summed over tokens, if any.
+# A layer returns its output and, if it has one, an auxiliary loss that is added to that of the batch (nats, summed over
+# tokens).
 Output = tuple[Tensor, Tensor | None]
 
 
 @dataclass(frozen=True)
-class Depth:
-    """The place of a layer in its stack; it decides the scale of residual sums and of initial weights."""
+class LayerSpec:
+    """The config of a layer and its place in the stack, which set the scale of residual sums and initial weights."""
 
     config: ModelConfig
     is_decoder: bool
@@ -34,19 +35,19 @@ class Depth:
 
     @property
     def n_sums(self) -> int:
-        """Residual sums of the stack."""
+        """Number of residual sums in the stack."""
         if self.is_decoder:
             return self.config.n_decoder_layers * (2 if self.config.ffn_sharing == "wide" else 3)
         return self.config.n_encoder_layers * 2
 
     @property
     def alpha(self) -> float:
-        """DeepNorm's factor of x in a residual sum. Source: Wang et al. 2022, figure 2."""
+        """Factor of x in the residual sums of DeepNorm. Source: Wang et al. 2022, figure 2."""
         n, m = self.config.n_encoder_layers, self.config.n_decoder_layers
         return float(self.n_sums**0.25 if self.is_decoder else 0.81 * (n**4 * m) ** (1 / 16))
 
     def gains(self, *names: str) -> list[float]:
-        """Return the factors of initial weights of projections to `query`, `key`, `value`, `inner` and `out`."""
+        """Return gains for the initial weights of projections called `query`, `key`, `value`, `inner` or `out`."""
         config, n, m = self.config, self.config.n_encoder_layers, self.config.n_decoder_layers
         beta = (4 * self.n_sums) ** -0.25 if self.is_decoder else 0.87 * (n**4 * m) ** (-1 / 16)
         value = beta if config.norm == "deepnorm" else 1.0
@@ -55,16 +56,16 @@ class Depth:
             out *= self.n_sums**-0.5
         # Zhang, Titov and Sennrich 2019.
         by_depth = (self.index + 1) ** -0.5 if config.init == "depth_scaled" else 1.0
-        of = {"query": 1.0, "key": 1.0, "value": value, "inner": value, "out": out}
-        return [by_depth * of[name] for name in names]
+        gains = {"query": 1.0, "key": 1.0, "value": value, "inner": value, "out": out}
+        return [by_depth * gains[name] for name in names]
 
 
 class Linear(nn.Linear, Layer):
-    """Projections of one input, side by side; their weights are multiplied in the type of the input.
+    """Several projections of one input, in one matrix. Products have the type of the input.
 
     Args:
-        parts: features of each projection.
-        gains: of the initial weights of each, over Xavier uniform.
+        parts: output features of each projection.
+        gains: factors of the initial weights of each projection, which are Xavier uniform.
     """
 
     packed: tuple[Tensor, Tensor | None] | None = None  # see `Kernels.packed`
@@ -74,7 +75,7 @@ class Linear(nn.Linear, Layer):
         self.parts, self.gains = list(parts), gains
 
     def initialise(self) -> None:
-        """Draw the weights, each projection as a separate matrix; biases are 0."""
+        """Initialise the weights, each projection as a separate matrix; biases are 0."""
         for part, gain in zip(torch.split(self.weight, self.parts), self.gains, strict=True):
             nn.init.xavier_uniform_(part, gain)
         if self.bias is not None:
@@ -104,32 +105,32 @@ def norm_of(config: ModelConfig) -> LayerNorm | RMSNorm:
 
 
 class PostNorm(Layer):
-    """The norm of x plus what a sub-layer makes of it. Source: Vaswani et al. 2017, section 3.1."""
+    """norm(x + sublayer(x)). Source: Vaswani et al. 2017, section 3.1."""
 
-    def __init__(self, depth: Depth) -> None:
+    def __init__(self, spec: LayerSpec) -> None:
         super().__init__()
-        self.norm, self.dropout, self.alpha = norm_of(depth.config), depth.config.dropout, depth.alpha
+        self.norm, self.dropout, self.alpha = norm_of(spec.config), spec.config.dropout, spec.alpha
 
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         return self.norm(add_dropped(x, sublayer(x), self.dropout, self.training))
 
 
 class PreNorm(PostNorm):
-    """x plus what a sub-layer makes of its norm. Source: Xiong et al. 2020."""
+    """x + sublayer(norm(x)). Source: Xiong et al. 2020."""
 
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         return add_dropped(x, sublayer(self.norm(x)), self.dropout, self.training)
 
 
 class DeepNorm(PostNorm):
-    """The norm of α x plus what a sub-layer makes of x. Source: Wang et al. 2022."""
+    """norm(α x + sublayer(x)). Source: Wang et al. 2022."""
 
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         return self.norm(add_dropped(self.alpha * x, sublayer(x), self.dropout, self.training))
 
 
-class NoSum(Layer):
-    """Replaces the residual sum of a missing sub-layer."""
+class NoResidual(Layer):
+    """The residual sum of a missing sub-layer: it returns x."""
 
     def forward(self, x: Tensor, sublayer: object) -> Tensor:
         return x
@@ -139,14 +140,14 @@ RESIDUALS = {"post": PostNorm, "pre": PreNorm, "deepnorm": DeepNorm}
 
 
 class FeedForward(Layer):
-    """Two products with an activation between them."""
+    """Two linear layers with an activation between them."""
 
-    def __init__(self, depth: Depth) -> None:
+    def __init__(self, spec: LayerSpec) -> None:
         super().__init__()
-        config, self.activation = depth.config, activation(depth.config.activation)
+        config, self.activation = spec.config, activation(spec.config.activation)
         names = ["inner"] * self.activation.n_inputs
-        self.inner = Linear(config.d_model, [config.d_ff] * len(names), depth.gains(*names), config.bias)
-        self.outer = Linear(config.d_ff, [config.d_model], depth.gains("out"), config.bias)
+        self.inner = Linear(config.d_model, [config.d_ff] * len(names), spec.gains(*names), config.bias)
+        self.outer = Linear(config.d_ff, [config.d_model], spec.gains("out"), config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.kernels.feed_forward(x, self.inner, self.activation, self.outer)
@@ -158,9 +159,9 @@ class Attention(Layer):
     `n_kv_heads`: Shazeer 2019, Ainslie et al. 2023. `qk_norm`: Henry et al. 2020, here an RMS norm.
     """
 
-    def __init__(self, depth: Depth) -> None:
+    def __init__(self, spec: LayerSpec) -> None:
         super().__init__()
-        config, self.n_features = depth.config, depth.config.d_model // depth.config.n_heads
+        config, self.n_features = spec.config, spec.config.d_model // spec.config.n_heads
         self.d_keys = (config.n_kv_heads or config.n_heads) * self.n_features
         norm = (lambda: RMSNorm(self.n_features, EPSILON)) if config.qk_norm else nn.Identity
         self.q_norm, self.k_norm = norm(), norm()
@@ -171,13 +172,13 @@ class Attention(Layer):
 
 
 class SelfAttention(Attention):
-    """Attention of a sequence to itself; queries, keys and values are one projection, and are not split."""
+    """Attention of a sequence to itself. Queries, keys and values are one tensor, which is not split."""
 
-    def __init__(self, depth: Depth) -> None:
-        super().__init__(depth)
-        d, bias = depth.config.d_model, depth.config.bias
-        self.qkv = Linear(d, [d, self.d_keys, self.d_keys], depth.gains("query", "key", "value"), bias)
-        self.out = Linear(d, [d], depth.gains("out"), bias)
+    def __init__(self, spec: LayerSpec) -> None:
+        super().__init__(spec)
+        d, bias = spec.config.d_model, spec.config.bias
+        self.qkv = Linear(d, [d, self.d_keys, self.d_keys], spec.gains("query", "key", "value"), bias)
+        self.out = Linear(d, [d], spec.gains("out"), bias)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         return self.out(context.attend(self.kernels, self.heads(self.qkv(x), 3)))
@@ -192,22 +193,22 @@ class SplitSelfAttention(SelfAttention):
         return self.out(context.attend(self.kernels, q, k, v))
 
 
-def self_attention(depth: Depth) -> SelfAttention:
+def self_attention(spec: LayerSpec) -> SelfAttention:
     """Return the self-attention of a layer."""
-    config = depth.config
+    config = spec.config
     is_split = config.qk_norm or POSITIONS[config.positions].rotates or config.n_kv_heads not in (None, config.n_heads)
-    return SplitSelfAttention(depth) if is_split else SelfAttention(depth)
+    return SplitSelfAttention(spec) if is_split else SelfAttention(spec)
 
 
 class CrossAttention(Attention):
     """Attention of the target to the encoder's output; keys and values are one projection."""
 
-    def __init__(self, depth: Depth) -> None:
-        super().__init__(depth)
-        d, bias = depth.config.d_model, depth.config.bias
-        self.q = Linear(d, [d], depth.gains("query"), bias)
-        self.kv = Linear(d, [self.d_keys, self.d_keys], depth.gains("key", "value"), bias)
-        self.out = Linear(d, [d], depth.gains("out"), bias)
+    def __init__(self, spec: LayerSpec) -> None:
+        super().__init__(spec)
+        d, bias = spec.config.d_model, spec.config.bias
+        self.q = Linear(d, [d], spec.gains("query"), bias)
+        self.kv = Linear(d, [self.d_keys, self.d_keys], spec.gains("key", "value"), bias)
+        self.out = Linear(d, [d], spec.gains("out"), bias)
 
     def forward(self, x: Tensor, context: TargetContext) -> Tensor:
         return self.out(context.attend_memory(self.kernels, self.queries(x), self.keys_and_values))
@@ -217,7 +218,7 @@ class CrossAttention(Attention):
         return self.heads(self.q(x))
 
     def keys_and_values(self, memory: Tensor) -> tuple[Tensor, ...]:
-        """Return [S, 2, G, E], or keys and values [S, 1, G, E] where they are apart, from memory [S, D]."""
+        """Return [S, 2, G, E], or separate keys and values [S, 1, G, E], from memory [S, D]."""
         return (self.heads(self.kv(memory), 2),)
 
 
@@ -233,18 +234,18 @@ class NormedCrossAttention(CrossAttention):
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and a feed-forward network: its own, or one that belongs to the model."""
+    """Self-attention and a feed-forward network, its own or one that all encoder layers share."""
 
-    def __init__(self, depth: Depth, shared: FeedForward | None) -> None:
+    def __init__(self, spec: LayerSpec, shared: FeedForward | None) -> None:
         super().__init__()
-        residual = RESIDUALS[depth.config.norm]
-        self.self_attention = self_attention(depth)
-        self.self_residual = residual(depth)
+        residual = RESIDUALS[spec.config.norm]
+        self.self_attention = self_attention(spec)
+        self.self_residual = residual(spec)
         if shared is None:
-            self.feed_forward = FeedForward(depth)
+            self.feed_forward = FeedForward(spec)
         else:
             self.__dict__["feed_forward"] = shared  # not registered here: it belongs to the model
-        self.feed_forward_residual = residual(depth)
+        self.feed_forward_residual = residual(spec)
 
     def forward(self, x: Tensor, context: Context) -> Output:
         x = self.self_residual(x, lambda y: self.self_attention(y, context))
@@ -254,15 +255,15 @@ class EncoderLayer(nn.Module):
 class DecoderLayer(nn.Module):
     """Self-attention, attention to the encoder's output, and a feed-forward network, which may be missing."""
 
-    def __init__(self, depth: Depth) -> None:
+    def __init__(self, spec: LayerSpec) -> None:
         super().__init__()
-        residual, has_network = RESIDUALS[depth.config.norm], depth.config.ffn_sharing == "none"
-        self.self_attention = self_attention(depth)
-        self.self_residual = residual(depth)
-        self.cross_attention = NormedCrossAttention(depth) if depth.config.qk_norm else CrossAttention(depth)
-        self.cross_residual = residual(depth)
-        self.feed_forward = FeedForward(depth) if has_network else nn.Identity()
-        self.feed_forward_residual = residual(depth) if has_network else NoSum()
+        residual, has_network = RESIDUALS[spec.config.norm], spec.config.ffn_sharing == "none"
+        self.self_attention = self_attention(spec)
+        self.self_residual = residual(spec)
+        self.cross_attention = NormedCrossAttention(spec) if spec.config.qk_norm else CrossAttention(spec)
+        self.cross_residual = residual(spec)
+        self.feed_forward = FeedForward(spec) if has_network else nn.Identity()
+        self.feed_forward_residual = residual(spec) if has_network else NoResidual()
 
     def forward(self, x: Tensor, context: TargetContext) -> Output:
         x = self.self_residual(x, lambda y: self.self_attention(y, context))
@@ -271,37 +272,37 @@ class DecoderLayer(nn.Module):
 
 
 class Stack(nn.ModuleList):
-    """Layers one after the other. With `recomputes`, only their inputs are kept for the backward pass."""
+    """Layers in sequence. With `recomputes`, only their inputs are kept, and the backward pass runs them again."""
 
     def __init__(self, layers: Iterable[nn.Module], recomputes: bool, layer_dropout: float) -> None:
         super().__init__(layers)
-        self.layer_dropout, self.run = layer_dropout, run_again if recomputes else nn.Module.__call__
+        self.layer_dropout, self.run = layer_dropout, run_checkpointed if recomputes else nn.Module.__call__
 
     def forward(self, x: Tensor, contexts: Iterable[Context]) -> tuple[Tensor, list[Tensor]]:
-        """Return the output of as many layers as there are contexts, and the losses of those that have one."""
+        """Run as many layers as there are contexts; return the output and all auxiliary losses."""
         losses: list[Tensor] = []
         for layer, context in zip(self, contexts, strict=False):
             y, loss = self.run(layer, x, context)
-            x = self.kept(x, y)
+            x = self.next_input(x, y)
             losses += [] if loss is None else [loss]
         return x, losses
 
-    def kept(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the next layer's input, from a layer's input x and output y."""
+    def next_input(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the input of the next layer, from the input x and the output y of this one."""
         return y
 
 
 class DroppingStack(Stack):
-    """In training a layer's output is replaced by its input with some probability. Source: Fan et al. 2020 (LayerDrop).
+    """Layers in sequence that training skips at random. Source: Fan et al. 2020 (LayerDrop).
 
-    Dropped layers are still computed, so that every parameter has a gradient, and their losses count.
+    Skipped layers are still computed, so that every parameter has a gradient, and their auxiliary losses count.
     """
 
-    def kept(self, x: Tensor, y: Tensor) -> Tensor:
+    def next_input(self, x: Tensor, y: Tensor) -> Tensor:
         if not self.training:
             return y
         return torch.where(dropout(x.new_ones(1), self.layer_dropout, True) > 0, y, x)
 
 
-# Run a layer, keep only its inputs, and run it again in the backward pass.
-run_again = partial(checkpoint, use_reentrant=False, context_fn=checkpoint_rng_contexts)
+# Runs a layer, keeps only its inputs, and runs it again in the backward pass.
+run_checkpointed = partial(checkpoint, use_reentrant=False, context_fn=checkpoint_rng_contexts)

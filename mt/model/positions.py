@@ -1,7 +1,7 @@
-"""How a model knows the order of words: a class for each `model.positions`, with three hooks.
+"""Position schemes: a class for each value of `model.positions`, with three hooks.
 
-`embed` adds to embeddings, `angles` turns queries and keys of self-attention, `bias` adds to its scores. No other code
-asks which scheme it is.
+`embed` adds to embeddings, `angles` rotates queries and keys of self-attention, `bias` adds to its scores. No other
+code depends on the scheme.
 
 T rows, D d_model, H heads, E features of a head, q and k positions of queries and keys.
 """
@@ -20,22 +20,22 @@ from mt.config.settings import ModelConfig
 from mt.dropout import dropout
 from mt.model.kernels import Layer
 
-N_BUCKETS, LONGEST_DISTANCE = 32, 128  # of T5
+N_BUCKETS, LONGEST_DISTANCE = 32, 128  # the values of T5
 
 
 class Positions(Layer):
-    """No positions: the encoder sees a set. The base of all schemes."""
+    """The base of all schemes: no positions, so that the encoder sees a set of tokens."""
 
-    rotates: ClassVar[bool] = False  # whether `angles` returns any
-    adds_to_scores: ClassVar[bool] = False  # whether `bias` must be called; flash attention takes none
-    n_positions: int | None = None  # tokens of the longest sentence; None: there is no longest
+    rotates: ClassVar[bool] = False  # whether `angles` returns a tensor
+    adds_to_scores: ClassVar[bool] = False  # whether `bias` must be called; flash attention does not support it
+    n_positions: int | None = None  # most tokens that a sentence can have; None: no limit
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.scale, self.d_model, self.n_heads = math.sqrt(config.d_model), config.d_model, config.n_heads
 
     def forward(self, rows: Tensor, positions: Tensor, n_positions: int, dtype: torch.dtype, p: float) -> Tensor:
-        """Return what `embed` does in a type, after dropout with probability p."""
+        """Return the result of `embed` in this type, after dropout with probability p."""
         return dropout(self.embed(rows, positions, n_positions).to(dtype), p, self.training)
 
     def embed(self, rows: Tensor, positions: Tensor, n_positions: int) -> Tensor:
@@ -47,7 +47,7 @@ class Positions(Layer):
         return rows.float() * self.scale
 
     def angles(self, positions: Tensor, n_positions: int) -> Tensor | None:
-        """Return [T, E] float32, cosines before sines, for `rotated`; None: nothing is turned."""
+        """Return [T, E] float32, cosines before sines, for `rotated`; None: no rotation."""
         return None
 
     def bias(self, q_positions: Tensor, k_positions: Tensor, causal: bool) -> Tensor:
@@ -56,7 +56,7 @@ class Positions(Layer):
 
 
 class Sinusoidal(Positions):
-    """Source: Vaswani et al. 2017, section 3.5."""
+    """Fixed sines and cosines, added to embeddings. Source: Vaswani et al. 2017, section 3.5."""
 
     def embed(self, rows: Tensor, positions: Tensor, n_positions: int) -> Tensor:
         table = _table(n_positions, self.d_model, positions.device)
@@ -72,12 +72,12 @@ class Learned(Positions):
 
     def embed(self, rows: Tensor, positions: Tensor, n_positions: int) -> Tensor:
         # Captured graphs may run a few steps past the longest sentence; that output is discarded.
-        places = positions.clamp(max=self.embedding.num_embeddings - 1)
-        return (rows.float() + functional.embedding(places, self.embedding.weight).float()) * self.scale
+        indices = positions.clamp(max=self.embedding.num_embeddings - 1)
+        return (rows.float() + functional.embedding(indices, self.embedding.weight).float()) * self.scale
 
 
 class Rotary(Positions):
-    """Pairs of features are turned by an angle that grows with the position. Source: Su et al. 2021."""
+    """Pairs of features are rotated by an angle that grows with the position. Source: Su et al. 2021."""
 
     rotates = True
 
@@ -87,7 +87,7 @@ class Rotary(Positions):
 
 
 class Relative(Positions):
-    """A learned bias for each head and bucket of distances, on each side. Source: Raffel et al. 2020 (T5)."""
+    """A learned bias for each head and distance bucket, in encoder and decoder. Source: Raffel et al. 2020 (T5)."""
 
     adds_to_scores = True
 
@@ -102,7 +102,7 @@ class Relative(Positions):
 
 
 class Alibi(Positions):
-    """Scores fall with the distance, in each head at another rate. Source: Press et al. 2022."""
+    """Scores fall linearly with the distance, at a different rate in each head. Source: Press et al. 2022."""
 
     adds_to_scores = True
 
@@ -122,7 +122,7 @@ POSITIONS = {
 
 
 def sinusoidal_positions(n_positions: int, d_model: int) -> Tensor:
-    """[n, D] float32: sines in even columns, cosines in odd ones. Source: Vaswani et al. 2017, section 3.5."""
+    """Return [n, D] float32: sines in even columns, cosines in odd ones. Source: Vaswani et al. 2017, section 3.5."""
     rates = torch.exp(torch.arange(0, d_model, 2) * (-math.log(10_000) / d_model))
     angles = torch.arange(n_positions)[:, None] * rates
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)
@@ -130,18 +130,18 @@ def sinusoidal_positions(n_positions: int, d_model: int) -> Tensor:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _table(n_positions: int, n_columns: int, device: torch.device) -> Tensor:
-    """Return sinusoidal positions on a device, which stay there: captured graphs read them."""
+    """Return a table of sinusoidal positions, which stays on the device: captured graphs read it."""
     return _table_of(1 << max(10, (n_positions - 1).bit_length()), n_columns, device)
 
 
 @cache
 def _table_of(n_rows: int, n_columns: int, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # training may read what a search has made
+    with torch.inference_mode(False):  # training may read a table that a search has made
         return sinusoidal_positions(n_rows, n_columns).to(device)
 
 
 def rotated(x: Tensor, angles: Tensor | None) -> Tensor:
-    """Return x [T, n, H, E] with features i and i + E/2 turned by angles [T, E]; x itself where there are none."""
+    """Return x [T, n, H, E] with features i and i + E/2 rotated by angles [T, E]; without angles, x itself."""
     if angles is None:
         return x
     cosines, sines = angles[:, None, None].chunk(2, -1)

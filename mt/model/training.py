@@ -1,4 +1,4 @@
-"""Linear and feed-forward layers with backward passes by hand: fewer passes over memory than autograd makes.
+"""Linear and feed-forward layers with hand-written backward passes, which pass over memory less than autograd.
 
 T rows, D features in, F features out or d_ff.
 """
@@ -15,12 +15,12 @@ from torch.nn import functional
 from mt.loss import product_in
 from mt.model.kernels import Activation, Kernels, in_type_of
 
-# Of x [T, D], weight [F, D], bias and "relu" or "none": x Wᵀ + b, then its ReLU; all in one type.
+# Returns x Wᵀ + b or its ReLU, from x [T, D], weight [F, D], bias, and "none" or "relu"; all tensors have one type.
 Product = Callable[[Tensor, Tensor, Tensor | None, str], Tensor]
 
 
 class Training(Kernels):
-    """Gradients have the type of their parameters."""
+    """Kernels with hand-written backward passes. Gradients have the type of their parameters."""
 
     product: Product
 
@@ -33,16 +33,16 @@ class Training(Kernels):
     def activation_gradients(
         self, activation: Activation, grad: Tensor, before: Tensor, dtype: torch.dtype, has_bias: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the gradient of what an activation was given, and that of the bias in it."""
+        """Return the gradient of the input of an activation, `before`, and of the bias in that input."""
         grad = activation.backward(grad, before)
         return grad, _bias_gradient(grad, dtype) if has_bias else None
 
 
 class CudaTraining(Training):
-    """With copies of the weights in the type of the products, made once for each update.
+    """Training on CUDA with copies of the weights in the type of the matrix products, made once per update.
 
     Args:
-        dtype: of products.
+        dtype: type of the matrix products.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -64,7 +64,7 @@ class CudaTraining(Training):
             torch._foreach_copy_(self._copies, self._copied)
 
     def layer_norm(self, x: Tensor, layer: nn.LayerNorm) -> Tensor:
-        # The compiler makes one pass of it, and parameters are not rounded.
+        # The compiler turns this into one pass, in which parameters are not rounded.
         wide = x.to(layer.weight.dtype)
         return functional.layer_norm(wide, layer.normalized_shape, layer.weight, layer.bias, layer.eps).to(x.dtype)
 
@@ -81,7 +81,7 @@ class CudaTraining(Training):
 
 
 def _parameters(layer: Any) -> tuple[Tensor | None, ...]:
-    """Return weight and bias, and what stands for them in products, if anything does."""
+    """Return weight and bias, and their packed forms if there are any; see `Kernels.packed`."""
     return layer.weight, layer.bias, *(layer.packed or (None, None))
 
 
@@ -91,7 +91,7 @@ def _bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _gradients(grad: Tensor, x: Tensor, dtype: torch.dtype, has_bias: bool) -> tuple[Tensor | None, ...]:
-    """Return those of `_parameters` where d(x Wᵀ + b) = grad [T, F], with x [T, D]."""
+    """Return the gradients of `_parameters`, from grad [T, F], that of x Wᵀ + b, and x [T, D]."""
     return product_in(grad.t(), x, dtype), _bias_gradient(grad, dtype) if has_bias else None, None, None
 
 
@@ -130,6 +130,8 @@ class _FeedForward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, before, hidden, w1, w2 = ctx.saved_tensors
-        of_outer = _gradients(grads[0], hidden, ctx.dtype, ctx.has_bias)
-        grad, of_bias = ctx.kernels.activation_gradients(ctx.activation, grads[0] @ w2, before, ctx.dtype, ctx.has_bias)
-        return None, None, grad @ w1, product_in(grad.t(), x, ctx.dtype), of_bias, None, None, *of_outer
+        outer_gradients = _gradients(grads[0], hidden, ctx.dtype, ctx.has_bias)
+        grad, grad_bias = ctx.kernels.activation_gradients(
+            ctx.activation, grads[0] @ w2, before, ctx.dtype, ctx.has_bias
+        )
+        return None, None, grad @ w1, product_in(grad.t(), x, ctx.dtype), grad_bias, None, None, *outer_gradients

@@ -1,9 +1,9 @@
-"""The encoder-decoder Transformer, top to bottom: packed for training, cached for decoding, from the same weights.
+"""The encoder-decoder Transformer. Training uses packed batches and decoding a cache, with the same layers and weights.
 
 S source rows, T target rows (packed, see data/batch.py), D d_model, H heads, G heads of keys and values, E = D / H,
 V vocabulary; in decoding B sentences, K beams, k of them open, W source width.
 
-Source: Vaswani et al. 2017. The classes of the variants name theirs.
+Source: Vaswani et al. 2017. The classes of variants name their sources.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from mt.model.cpu import inference_kernels
 from mt.model.kernels import Kernels, Layer, separate
 from mt.model.positions import POSITIONS, Positions
 
-VOCAB_MULTIPLE = 128  # rows of the embedding; matrix units like multiples of it
+VOCAB_MULTIPLE = 128  # the number of rows of an embedding is a multiple of it, for fast matrix products
 
 
-class States(NamedTuple):
-    """What the model makes of a batch."""
+class ModelOutput(NamedTuple):
+    """The output of the model for a batch."""
 
-    hidden: Tensor  # [T, D], the decoder's last states; `logits` or the loss takes them on
-    losses: list[Tensor]  # auxiliary ones of layers: scalars in nats, summed over tokens
+    hidden: Tensor  # [T, D] last states of the decoder, the input of `logits` and of the loss
+    losses: list[Tensor]  # auxiliary losses of layers: scalars in nats, summed over tokens
 
 
 class Transformer(nn.Module):
-    """The model. It knows neither text nor devices; rows of no sentence pass through it and mean nothing.
+    """The model. It depends neither on text nor on a device. Its outputs for rows of padding have no meaning.
 
-    It computes with the reference kernels until it is given others.
+    It computes with the reference kernels until `use` replaces them.
 
     Args:
-        config: its shape.
+        config: shape and variants.
         vocab_size: V, shared by both languages; the embedding has more rows, see VOCAB_MULTIPLE.
         pad_id: id of padding.
-        dtype: of matrix products and of the residual stream; parameters are kept in float32.
+        dtype: type of matrix products and of the residual stream; parameters are float32.
         activation_checkpointing: keep only the inputs of layers, and recompute the rest in the backward pass.
     """
 
@@ -60,20 +60,20 @@ class Transformer(nn.Module):
         super().__init__()
         self.config, self.vocab_size, self.pad_id, self.dtype = config, vocab_size, pad_id, dtype
         self.embedding = self._embedding()
-        encoder = [layers.Depth(config, False, i) for i in range(config.n_encoder_layers)]
-        decoder = [layers.Depth(config, True, i) for i in range(config.n_decoder_layers)]
+        encoder = [layers.LayerSpec(config, False, i) for i in range(config.n_encoder_layers)]
+        decoder = [layers.LayerSpec(config, True, i) for i in range(config.n_decoder_layers)]
         self.wide_network = layers.FeedForward(encoder[0]) if config.ffn_sharing == "wide" else None
         stack = layers.DroppingStack if config.layer_dropout else layers.Stack
         settings = activation_checkpointing, config.layer_dropout
-        self.encoder = stack((layers.EncoderLayer(depth, self.wide_network) for depth in encoder), *settings)
+        self.encoder = stack((layers.EncoderLayer(spec, self.wide_network) for spec in encoder), *settings)
         self.decoder = stack(map(layers.DecoderLayer, decoder), *settings)
-        # With the norm before each sub-layer nothing has normalised the last sum.
+        # Pre-norm leaves the last residual sum of a stack without a norm.
         final = (lambda: layers.norm_of(config)) if config.norm == "pre" else nn.Identity
         self.encoder_norm, self.decoder_norm = final(), final()
         self.positions: Positions = POSITIONS[config.positions](config)
         self.src_embedding = None if config.tied_embeddings == "all" else self._embedding()
         self.output_embedding = self._embedding() if config.tied_embeddings == "none" else None
-        # Of source, target and output. A tuple, so that tied tables are registered once.
+        # For source, target and output. A tuple, so that tied embeddings are registered once.
         self.embeddings = self.src_embedding or self.embedding, self.embedding, self.output_embedding or self.embedding
         # Drops the embeddings of whole tokens. Source: Sennrich, Haddow and Birch 2016 (WMT), section 2.
         self.drop_words = nn.Dropout1d(config.word_dropout) if config.word_dropout else nn.Identity()
@@ -86,7 +86,7 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw embeddings with deviation D^-0.5, so that scaled by D^0.5 they have 1; linear layers draw theirs."""
+        """Initialise linear layers, and embeddings with standard deviation D^-0.5, so that scaling by D^0.5 gives 1."""
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=self.config.d_model**-0.5)
@@ -105,23 +105,23 @@ class Transformer(nn.Module):
 
     @property
     def output_weight(self) -> Tensor:
-        """[V, D]: the rows of the output layer that belong to pieces; by default tied to the embedding."""
+        """[V, D]: the output layer without the rows that pad the vocabulary; by default tied to the embedding."""
         weight = self.embeddings[2].weight
-        # The gradient of a part is a copy.
+        # Slice only if necessary: the gradient of a slice is a copy.
         return weight if len(weight) == self.vocab_size else weight[: self.vocab_size]
 
     @property
     def n_parameters(self) -> int:
-        """Parameters that are learned; rows that pad the vocabulary are not."""
+        """Number of learned parameters: all but the rows that pad the vocabulary."""
         n_padding = sum(table.num_embeddings - self.vocab_size for table in set(self.embeddings))
         return sum(parameter.numel() for parameter in self.parameters()) - n_padding * self.config.d_model
 
     def training_flops(self, n_src_tokens: int, n_tgt_tokens: int) -> int:
-        """Floating-point operations of a forward and a backward pass over real tokens, by convention.
+        """Return the floating-point operations of a forward and a backward pass over real tokens, by convention.
 
-        Each weight of a matrix is multiplied and added three times for each token that goes through it: for the
-        output, and for the gradients of input and weight. The embedding counts as the output layer alone. Products of
-        queries, keys and values are left out, and so is what is not a matrix product.
+        For each token, each weight of a matrix is multiplied and added three times: for the output, and for the
+        gradients of input and weight. The embedding counts only as the output layer. Products of queries with keys and
+        of attention weights with values are not counted, nor are operations other than matrix products.
 
         Source of the convention: Kaplan et al. 2020, section 2.1.
         """
@@ -131,22 +131,22 @@ class Transformer(nn.Module):
             return sum(module.weight.numel() for module in linear)
 
         networks = [] if self.wide_network is None else [self.wide_network] * len(self.encoder)
-        # Keys and values of the cross-attention are made of the encoder's output.
-        of_memory = n_weights(*(attention.kv for attention in self._cross_attentions))
-        of_source = n_weights(self.encoder, *networks) + of_memory
-        of_target = n_weights(self.decoder) - of_memory + self.vocab_size * self.config.d_model
-        return 6 * (n_src_tokens * of_source + n_tgt_tokens * of_target)
+        # Keys and values of cross-attention are projections of source rows.
+        memory_weights = n_weights(*(attention.kv for attention in self._cross_attentions))
+        src_weights = n_weights(self.encoder, *networks) + memory_weights
+        tgt_weights = n_weights(self.decoder) - memory_weights + self.vocab_size * self.config.d_model
+        return 6 * (n_src_tokens * src_weights + n_tgt_tokens * tgt_weights)
 
-    def forward(self, batch: PackedBatch) -> States:
-        """Return the decoder's last states for all target positions."""
-        x, context, losses = self._begin_target(batch)
+    def forward(self, batch: PackedBatch) -> ModelOutput:
+        """Return the last states of the decoder for all target positions, and all auxiliary losses."""
+        x, context, losses = self._decoder_input(batch)
         x, more = self.decoder(x, repeat(context, len(self.decoder)))
-        return States(self.decoder_norm(x), losses + more)
+        return ModelOutput(self.decoder_norm(x), losses + more)
 
     def hidden(self, batch: PackedBatch) -> Tensor:
-        """Return the decoder's last states [T, D] alone."""
-        states: States = self(batch)
-        return states.hidden
+        """Return only the last states of the decoder [T, D]."""
+        output: ModelOutput = self(batch)
+        return output.hidden
 
     def cross_attention_weights(self, batch: PackedBatch, layer: int) -> list[Tensor]:
         """Return how much each target row of a batch of tiles attends to each source row, in one layer of the decoder.
@@ -156,34 +156,34 @@ class Transformer(nn.Module):
         Returns:
             [n, H, W, W] float32 for each group of tiles in the batch's cross layout, queries before keys.
         """
-        x, context, _ = self._begin_target(batch)
+        x, context, _ = self._decoder_input(batch)
         recorded = Recorded(**vars(context))
         self.decoder(x, [*repeat(context, layer), recorded])
         return recorded.weights
 
     def encode(self, ids: Tensor, positions: Tensor, layout: Layout, max_positions: int) -> tuple[Tensor, list[Tensor]]:
-        """Return the encoder's output [S, D] for ids and positions [S], below max_positions, and losses of layers."""
+        """Return the encoder's output [S, D] of ids and positions [S] below max_positions, and auxiliary losses."""
         x = self._embed(0, ids, positions, max_positions)
-        own = rows_of(layout, self.attention_dropout * self.training, self.positions)
-        context = Packed(own, self.positions.angles(positions, max_positions))
+        rows = rows_of(layout, self.attention_dropout * self.training, self.positions)
+        context = Packed(rows, self.positions.angles(positions, max_positions))
         x, losses = self.encoder(x, repeat(context, len(self.encoder)))
         return self.encoder_norm(x), losses
 
-    def _begin_target(self, batch: PackedBatch) -> tuple[Tensor, PackedTarget, list[Tensor]]:
-        """Return the decoder's input and context, and the losses of the encoder."""
+    def _decoder_input(self, batch: PackedBatch) -> tuple[Tensor, PackedTarget, list[Tensor]]:
+        """Run the encoder; return the input and the context of the decoder, and the auxiliary losses of the encoder."""
         memory, losses = self.encode(batch.src_ids, batch.src_positions, batch.encoder_layout, batch.max_positions)
         x = self._embed(1, batch.tgt_inputs, batch.tgt_positions, batch.max_positions)  # [T, D]
         p = self.attention_dropout * self.training
-        own, cross = rows_of(batch.decoder_layout, p, self.positions, is_causal=True), rows_of(batch.cross_layout, p)
+        self_rows = rows_of(batch.decoder_layout, p, self.positions, is_causal=True)
         angles = self.positions.angles(batch.tgt_positions, batch.max_positions)
-        return x, PackedTarget(own, angles, cross, memory), losses
+        return x, PackedTarget(self_rows, angles, rows_of(batch.cross_layout, p), memory), losses
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return [..., V] in the model's dtype, from hidden [..., D]."""
         return functional.linear(hidden, self.output_weight.to(hidden.dtype))
 
     def init_cache(self, sources: SourceBatch, n_beams: int) -> Cache:
-        """Encode the sentences and lay out the cache; it grows as it is used."""
+        """Encode the sentences, and return an empty cache for their translations."""
         memory, _ = self.encode(sources.ids, sources.positions, sources.layout, sources.width)  # [B W, D]
         sides: tuple[list[Tensor], ...] = [], []
         for attention in self._cross_attentions:
@@ -191,13 +191,13 @@ class Transformer(nn.Module):
                 side.append(part.view(len(sources.lengths), sources.width, *part.shape[1:]).transpose(1, 2))
         keys, values = (torch.stack(side).contiguous() for side in sides)  # [L, B, G, W, E]
         mask = sources.layout.groups[0].bias if sources.has_padding else None
-        return Cache.begin(keys, values, mask, n_beams)
+        return Cache.empty(keys, values, mask, n_beams)
 
     def decode_step(self, tokens: Tensor, cache: Cache) -> Tensor:
-        """Return logits of what may follow the last tokens [B k] of k open beams; on CUDA in float32.
+        """Return logits of the tokens after the last tokens [B k] of k open beams; on CUDA in float32.
 
-        They are [B k, rows of the embedding], so that they can be seen as blocks; those of no piece are -inf. The step
-        is over once beams are chosen, see `Cache.choose`.
+        They are [B k, rows of the embedding], so that they can be viewed as blocks; those of padding rows are -inf.
+        `Cache.select_beams` ends the step.
         """
         cache.begin_step(len(tokens) // len(cache.ancestors), self.positions)
         x = self._embed(1, tokens, cache.position, cache.capacity)  # [B k, D]
@@ -211,13 +211,13 @@ class Transformer(nn.Module):
         return [cast(layers.DecoderLayer, layer).cross_attention for layer in self.decoder]
 
     def for_inference(self, dtype: torch.dtype, weights: Mapping[str, Tensor] | None = None) -> Transformer:
-        """Return a copy that cannot be trained, all of it in one type, so that no step converts weights again.
+        """Return a copy that cannot be trained. All of it has one type, so that no step converts weights.
 
         Args:
-            weights: of the copy, where they are not the model's own.
+            weights: weights of the copy; None: those of this model.
         """
         packed = {id(module.packed): None for module in self.modules() if isinstance(module, layers.Linear)}
-        model = copy.deepcopy(self, {**packed, id(self.kernels): self.kernels})  # all but what kernels hold
+        model = copy.deepcopy(self, {**packed, id(self.kernels): self.kernels})  # kernels are not copied
         if weights is not None:
             model.load_state_dict(weights)
         model = model.to(dtype)

@@ -224,7 +224,7 @@ def step_in_parts(engine: Engine, update: Update, laps: Laps) -> None:
         laps.end("backward")
     engine.optimizer.step(_lr(engine, update))
     if engine.average is not None:
-        engine.average.follow(update.step, engine.optimizer.was_skipped)
+        engine.average.update(update.step, engine.optimizer.was_skipped)
     laps.end("optimizer")
 
 

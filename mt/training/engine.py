@@ -1,4 +1,4 @@
-"""What computes: the model, its optimizer, and the updates that the plan gives them; and what that takes.
+"""The training engine: it runs the model and the optimizer on planned updates, within the memory of the device.
 
 It reads and writes no files.
 """
@@ -30,7 +30,7 @@ from mt.loss import Loss, in_chunks, linear_label_smoothed_nll
 from mt.model import Transformer
 from mt.model.cpu import training_kernels
 from mt.model.positions import POSITIONS
-from mt.model.transformer import States
+from mt.model.transformer import ModelOutput
 from mt.system.device import choose_device, choose_dtype, compile_blocker, memory_bytes, peak_flops
 from mt.system.distributed import SINGLE_PROCESS, Ranks
 from mt.text.corpus import ParallelIds
@@ -40,51 +40,52 @@ from mt.units import format_bytes
 
 _log = logging.getLogger(__name__)
 
-NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-# What `auto` takes for micro_batch_tokens on a CPU: its caches like small ones.
+DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+# micro_batch_tokens that `auto` chooses on a CPU: small micro-batches stay in its caches.
 CPU_MICRO_BATCH_TOKENS = 4_096
-# On CUDA the largest that fits is taken; beyond this nothing is gained.
+# On CUDA, `auto` chooses the largest micro-batch that fits into memory, up to this: larger ones are not faster.
 MAX_MICRO_BATCH_TOKENS = 131_072
-# Updates of at most this many target tokens are captured: base computes them in the time the host needs to launch them.
+# Updates of up to this many target tokens are captured as CUDA graphs. The GPU computes them, with the base model, in
+# the time that the host would need to launch their kernels.
 MAX_CAPTURED_TOKENS = 12_288
-SEVERAL = "updates have several micro-batches"
-# Fraction of the free memory that the measured need may take: the workspaces of kernels do not grow evenly.
+SEVERAL_MICRO_BATCHES = "updates have several micro-batches"
+# Fraction of the free memory that is used. The rest is a margin: the workspaces of kernels do not grow linearly.
 MEMORY_FRACTION = 0.9
-UPDATES_ON_DEVICE = 1 + N_PREFETCHED  # the one that is computed, and those that wait or are being copied
+UPDATES_ON_DEVICE = 1 + N_PREFETCHED  # the current one and the prefetched ones
 
 
 @dataclass(frozen=True)
 class Update:
-    """One update's data: all of its micro-batches as the plan cuts them, and those of this rank, assembled."""
+    """The data of an update: the sentences of all its micro-batches, and the assembled micro-batches of this rank."""
 
     step: int
-    sentences: tuple[Indices, ...]  # of every micro-batch
+    sentences: tuple[Indices, ...]  # of each micro-batch
     micro_batches: dict[int, PackedBatch]  # those of this rank, by number
-    n_src_tokens: int  # real ones of all micro-batches
-    n_tgt_tokens: int  # what the update's loss is divided by
-    next_state: PlanState  # where the plan is after it
-    ready: Any = None  # CUDA event after which its copies on the device are complete
+    n_src_tokens: int  # of all micro-batches, without padding
+    n_tgt_tokens: int  # likewise; the loss of the update is divided by it
+    next_state: PlanState  # place in the plan after this update
+    ready: Any = None  # CUDA event: the copies to the device are complete
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What an update gave; the tensors stay on the device, so that nothing waits."""
+    """Losses and gradient norm of an update. They stay on the device, so that the host does not wait."""
 
     losses: Tensor  # [micro-batches of this rank] nats, summed over the tokens of each
-    grad_norm: Tensor  # of the gradient per target token; not finite where the update was skipped
+    grad_norm: Tensor  # of the gradient per target token; NaN or infinite if the update was skipped
 
 
 class OutOfMemory(Exception):
-    """The device has no memory for a micro-batch of this size."""
+    """The device does not have enough memory for a micro-batch of this size."""
 
 
 @contextmanager
-def naming_out_of_memory() -> Iterator[None]:
-    """Raise OutOfMemory where memory is short, and free the tensors that the functions called in here still hold."""
+def raising_out_of_memory() -> Iterator[None]:
+    """Raise OutOfMemory for every error that means it, and free the tensors that called functions still hold."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        # On a CPU, and from the libraries of CUDA, it is a plain RuntimeError.
+        # Allocations on a CPU and the CUDA libraries raise a plain RuntimeError.
         signs = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
         is_named = isinstance(error, torch.OutOfMemoryError | MemoryError)
         if not (is_named or any(sign in str(error) for sign in signs)):
@@ -98,34 +99,35 @@ def naming_out_of_memory() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Execution:
-    """How a run computes on this machine."""
+    """The device, precision, attention and compilation of a run on this machine."""
 
     device: torch.device
     dtype: torch.dtype
-    attention: Literal["packed", "flash", "tiles"]  # by kernels of our own, by flash attention, or written out
+    attention: Literal["packed", "flash", "tiles"]  # our kernels, flash attention, or plain matrix products
     compiles: bool
-    note: str  # for people
+    note: str  # the same in words, for users
 
 
 def choose_execution(train: TrainConfig, model: ModelConfig, ranks: Ranks = SINGLE_PROCESS) -> Execution:
-    """Resolve device, precision and compilation.
+    """Return device, precision, attention and compilation for these settings on this machine.
 
     Raises:
-        ConfigError: something is asked for that this machine cannot do.
+        ConfigError: a setting asks for something that this machine cannot do.
     """
     if ranks.n > 1 and ":" in train.device:
-        raise ConfigError("train.device", f"is {train.device}, but each of {ranks.n} ranks needs its own", "use auto")
+        problem = f"is {train.device}, but each of the {ranks.n} ranks needs its own device"
+        raise ConfigError("train.device", problem, "use auto")
     try:
         device = choose_device(train.device, ranks.local_rank if ranks.n > 1 else None)
         dtype = choose_dtype(train.precision, device)
     except ConfigError as error:
         raise error.under("train") from None
     attention, obstacle = _choose_attention(device, dtype, train, model)
-    obstacle = obstacle or compile_blocker()  # one static shape is needed, and tiles do not have it
+    obstacle = obstacle or compile_blocker()  # compiling needs one static shape, and tiles have several
     if train.compile is True and obstacle:
         raise ConfigError("train.compile", f"cannot compile here: {obstacle}", "set it to auto")
     compiles = train.compile is not False and obstacle is None
-    note = NAMES[dtype] + (", flash attention" if attention == "flash" else "")
+    note = DTYPE_NAMES[dtype] + (", flash attention" if attention == "flash" else "")
     if device.type == "cuda":
         note += ", compiled" if compiles else f", not compiled ({obstacle or 'train.compile is false'})"
     return Execution(device, dtype, attention, compiles, note)
@@ -134,21 +136,24 @@ def choose_execution(train: TrainConfig, model: ModelConfig, ranks: Ranks = SING
 def _choose_attention(
     device: torch.device, dtype: torch.dtype, train: TrainConfig, model: ModelConfig
 ) -> tuple[Literal["packed", "flash", "tiles"], str | None]:
-    """Return what computes attention, and what keeps sentences from being packed end to end, if anything does."""
+    """Return the kind of attention and, for tiles, why sentences cannot be packed end to end."""
     if device.type != "cuda":
         return "tiles", "the device is a CPU"
     if torch.version.hip:
         return "tiles", "ROCm is not tested"
     capability, n_features = torch.cuda.get_device_capability(device), model.d_model // model.n_heads
-    sizes = [n for n in (16, 32, 64, 128) if n * dtype.itemsize <= 256]  # whose blocks fit into all shared memories
+    sizes = [
+        n for n in (16, 32, 64, 128) if n * dtype.itemsize <= 256
+    ]  # head sizes whose blocks fit into the shared memory of all GPUs
     known, blocker = ", ".join(map(str, sizes)), compile_blocker()
     against_packed = {
         "train.attention is flash": train.attention == "flash",
         str(blocker): blocker is not None,
         "our own attention needs compute capability 7.5": capability < (7, 5),
-        f"our own attention in {NAMES[dtype]} needs model.d_model / model.n_heads of {known}": n_features not in sizes,
+        f"our own attention in {DTYPE_NAMES[dtype]} needs model.d_model / model.n_heads of {known}": n_features
+        not in sizes,
     }
-    obstacle = _first_that_holds(against_packed)
+    obstacle = _first_true(against_packed)
     if obstacle is None:
         return "packed", None
     has = ".".join(map(str, capability))
@@ -159,23 +164,23 @@ def _choose_attention(
         "bf16 or fp16": dtype == torch.float32,
         "model.d_model / model.n_heads up to 256": n_features > 256,
     }
-    need = _first_that_holds(against_flash)
+    need = _first_true(against_flash)
     return ("flash", None) if need is None else ("tiles", f"{obstacle}, and flash attention needs {need}")
 
 
-def _first_that_holds(reasons: dict[str, bool]) -> str | None:
-    return next((reason for reason, holds in reasons.items() if holds), None)
+def _first_true(reasons: dict[str, bool]) -> str | None:
+    return next((reason for reason, is_true in reasons.items() if is_true), None)
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What training takes, whatever its batches, by the config and the size of the vocabulary."""
+    """Memory and disk space that training needs whatever its batches, from the config and the vocabulary size."""
 
-    n_parameters: int  # that are learned; rows that pad the vocabulary are not, and take memory all the same
-    memory: dict[str, int]  # bytes by what holds them; activations and data come on top
+    n_parameters: int  # without the rows that pad the vocabulary, which take memory too
+    memory: dict[str, int]  # bytes by use; activations and data need more
     checkpoint_bytes: int
-    n_checkpoints: int  # that are kept at one time, at most
-    disk_bytes: int  # of these, and of the model at the end
+    n_checkpoints: int  # the most that exist at one time
+    disk_bytes: int  # of these checkpoints and the final model
 
     @classmethod
     def of(cls, config: RunConfig, vocab_size: int) -> Footprint:
@@ -185,7 +190,7 @@ class Footprint:
         memory = {"weights": n_bytes, "gradients": n_bytes, "the moments of Adam": 2 * n_bytes}
         if train.ema_decay is not None:
             memory["the moving average"] = n_bytes
-        checkpoint_bytes = sum(memory.values()) - memory["gradients"]  # with an average, the weights beside it
+        checkpoint_bytes = sum(memory.values()) - memory["gradients"]  # with an average: the average and the weights
         n_kept = max(train.keep_last, train.average_last) + train.keep_best
         n_kept += 0 if train.keep_every is None else train.max_steps // train.keep_every
         n_checkpoints = min(n_kept, math.ceil(train.max_steps / train.checkpoint_every))
@@ -198,28 +203,24 @@ class Footprint:
 
 
 def check_memory(config: RunConfig, vocab_size: int, device: torch.device) -> None:
-    """Refuse a model whose weights and optimizer alone do not fit the device.
-
-    Raises:
-        ConfigError: they do not.
-    """
+    """Raise a ConfigError if the weights and the optimizer alone do not fit into the memory of the device."""
     footprint, available = Footprint.of(config, vocab_size), memory_bytes(device)
     if footprint.memory_bytes > available:
-        taken = f"{footprint.n_parameters:,} parameters take {format_bytes(footprint.memory_bytes)} to train"
-        problem = f"{taken}, {device} has {format_bytes(available)}"
-        raise ConfigError("model", problem, "make d_model, d_ff or the number of layers smaller")
+        needed = f"training {footprint.n_parameters:,} parameters needs {format_bytes(footprint.memory_bytes)}"
+        problem = f"{needed} of memory, but {device} has {format_bytes(available)}"
+        raise ConfigError("model", problem, "reduce d_model, d_ff or the number of layers")
 
 
 class Engine:
-    """Model, optimizer and plan of one rank. After construction: load what there is to load, then `begin`.
+    """Model, optimizer and update plan of one rank. Call `load` if there are weights to load, then `begin`.
 
     Args:
         data: training pairs, encoded.
         vocab_size: V.
-        corpus_sizes: pairs of each corpus in `config.data.train`; None: the pairs are one corpus of weight 1.
+        corpus_sizes: pairs of each corpus in `config.data.train`; None: all pairs are one corpus of weight 1.
         ranks: the processes that share each update.
     Raises:
-        ConfigError: the device cannot do what is asked, or has no memory for the model.
+        ConfigError: the device does not support the settings, or has too little memory for the model.
     """
 
     def __init__(
@@ -259,24 +260,24 @@ class Engine:
             corpus_weights=None if corpus_sizes is None else [one.weight for one in config.data.train],
         )
         self.budget: MicroBatchBudget
-        self.memory_note = ""  # how the size of a micro-batch was found, for people
-        self._forward: Callable[[PackedBatch], States] = self.model
+        self.memory_note = ""  # how the micro-batch size was found, for users
+        self._forward: Callable[[PackedBatch], ModelOutput] = self.model
         self._loss: Loss = linear_label_smoothed_nll
         self._no_sync: Callable[[], Any] = nullcontext
         self._captured: Callable[[PackedBatch, Tensor], Tensor] | None = None
         self._has_run = False  # whether a micro-batch of this size has been computed
         self._copy_stream: Any = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self.why_not_captured: str | None = "nothing has begun"
+        self.why_not_captured: str | None = "training has not started"
 
     def begin(self, micro_batch_tokens: int = 0) -> None:
-        """Cut updates into micro-batches, compile, join the other ranks.
+        """Choose the micro-batch size, compile the model, and connect to the other ranks.
 
         Args:
-            micro_batch_tokens: as an earlier start resolved it; 0: resolve it now.
+            micro_batch_tokens: the size that an earlier start chose; 0: choose it now.
         """
         loss: Loss = linear_label_smoothed_nll
         if self.execution.attention == "packed":
-            from mt.model.fused import token_losses  # Triton comes with torch's builds for CUDA alone
+            from mt.model.fused import token_losses  # only torch's CUDA builds include Triton
 
             loss = partial(linear_label_smoothed_nll, of_tokens=token_losses)
         elif self.execution.compiles:
@@ -284,17 +285,17 @@ class Engine:
         n_chunks = self.config.train.loss_chunks if self.device.type == "cuda" else 1
         self._loss = in_chunks(loss, n_chunks) if n_chunks > 1 else loss
         if self.execution.compiles:
-            from mt.model.fused import KeepSums
+            from mt.model.fused import SaveNormInputs
 
-            # One static shape. Each layer by itself: a short warm-up, and names in the state dict stay.
-            options = {"joint_custom_post_pass": KeepSums()}
+            # One static shape. Compiling each layer alone keeps the warm-up short and the names in the state dict.
+            options = {"joint_custom_post_pass": SaveNormInputs()}
             for layer in (self.model.positions, *self.model.encoder, *self.model.decoder):
                 layer.compile(fullgraph=True, dynamic=False, options=options)
         setting = self.config.train.micro_batch_tokens
         self.cut(micro_batch_tokens or (self._fitting_micro_batch() if setting == "auto" else setting))
         if self.ranks.n > 1:
-            joined = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
-            self._forward, self._no_sync = joined, joined.no_sync
+            ddp = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
+            self._forward, self._no_sync = ddp, ddp.no_sync
 
     def cut(self, micro_batch_tokens: int) -> None:
         """Cut updates into micro-batches of about this many target tokens from now on."""
@@ -303,7 +304,7 @@ class Engine:
         self._has_run, self._captured, self.why_not_captured = False, None, self._why_not_capture()
 
     def _why_not_capture(self) -> str | None:
-        """Return why passes over micro-batches are not captured as CUDA graphs; None: they are, from the second on."""
+        """Return why forward and backward passes are not captured as CUDA graphs; None: all but the first are."""
         reasons = {
             "train.cuda_graphs is false": not self.config.train.cuda_graphs,
             "nothing is compiled": not self.execution.compiles,
@@ -312,19 +313,19 @@ class Engine:
             f"updates have more than {MAX_CAPTURED_TOKENS:,} target tokens": (
                 self.plan.batch_tokens > MAX_CAPTURED_TOKENS
             ),
-            SEVERAL: self.budget.n_micro_batches > 1,
+            SEVERAL_MICRO_BATCHES: self.budget.n_micro_batches > 1,
         }
-        return _first_that_holds(reasons)
+        return _first_true(reasons)
 
     @property
     def note(self) -> str:
-        """Say how it computes, for people."""
-        return self.execution.note + (", captured" if self.why_not_captured is None else "")
+        """Precision, attention and compilation in words, for users."""
+        return self.execution.note + (", with CUDA graphs" if self.why_not_captured is None else "")
 
     @contextmanager
     def _stream_of_passes(self) -> Iterator[None]:
-        """Run passes that may be captured later on the stream of captures: torch binds gradients of leaves to one."""
-        if self.why_not_captured not in (None, SEVERAL):
+        """Run passes that may be captured later on the capture stream: torch ties gradients of leaves to one stream."""
+        if self.why_not_captured not in (None, SEVERAL_MICRO_BATCHES):
             yield
             return
         outer, own = torch.cuda.current_stream(self.device), capture_stream(self.device)
@@ -336,7 +337,7 @@ class Engine:
             outer.wait_stream(own)
 
     def halve_micro_batches(self, error: OutOfMemory) -> str:
-        """Cut updates into twice as many micro-batches, since memory is short, and return a sentence about it.
+        """Cut updates into twice as many micro-batches after running out of memory, and return a message about it.
 
         Raises:
             ConfigError: micro-batches cannot be smaller, or other ranks wait in the middle of the update.
@@ -345,47 +346,48 @@ class Engine:
         self.cut(halved)
         found = f"out of memory on {self.device} with micro-batches of {before.tgt_tokens:,} target tokens ({error})"
         if self.budget.tgt_tokens >= before.tgt_tokens and self.budget.src_tokens >= before.src_tokens:
+            reason = "and no micro-batch can be smaller than the longest sentence"
             fix = "set train.activation_checkpointing, lower data.max_tokens, or make the model smaller"
-            raise ConfigError("train.micro_batch_tokens", f"{found}, which hold the longest sentence alone", fix)
+            raise ConfigError("train.micro_batch_tokens", f"{found}, {reason}", fix)
         if self.ranks.n > 1:
             raise ConfigError("train.micro_batch_tokens", f"rank {self.ranks.rank} is {found}", f"set it to {halved}")
         if self.execution.compiles:
-            torch.compiler.reset()  # the shapes of before count against the number that may be compiled
+            torch.compiler.reset()  # torch limits the number of compiled shapes, and the old ones would count
         return (
-            f"{found}: the update is made again in {self.budget.n_micro_batches} micro-batches of {halved:,}, and so "
-            f"are those after it; --set train.micro_batch_tokens={halved} begins with that"
+            f"{found}. This update is repeated in {self.budget.n_micro_batches} micro-batches of {halved:,} tokens, "
+            f"and later updates use that size too. To start with it, add --set train.micro_batch_tokens={halved}"
         )
 
     def updates(self, state: PlanState, first_step: int, last_step: int) -> Generator[Update]:
         """Yield the updates from a place in the plan on, with the micro-batches of this rank assembled on its device.
 
         Raises:
-            OutOfMemory: one does not fit beside what the device holds.
+            OutOfMemory: an update does not fit into the free memory of the device.
         """
         src, tgt = self.data.src.lengths, self.data.tgt.lengths
         for step in range(first_step, last_step + 1):
             sentences, state = self.plan.update_at(state)
             parts = cut_into_micro_batches(sentences, src, tgt, self.budget, self.ranks.n)
             mine = range(self.ranks.rank, len(parts), self.ranks.n)
-            # Copies run on a stream of their own, beside the kernels of the update before.
+            # Copies run on a separate stream, in parallel with the kernels of the previous update.
             copying = nullcontext() if self._copy_stream is None else torch.cuda.stream(self._copy_stream)
-            with copying, naming_out_of_memory():
+            with copying, raising_out_of_memory():
                 micro_batches = {number: self._assemble(parts[number]) for number in mine}
                 ready = self._copy_stream and self._copy_stream.record_event()
             n_src, n_tgt = int(src[sentences].sum()), int(tgt[sentences].sum())
             yield Update(step, tuple(parts), micro_batches, n_src, n_tgt, state, ready)
 
     def prefetched_updates(self, state: PlanState, first_step: int, last_step: int) -> closing[Generator[Update]]:
-        """Return the same as a context; for a GPU a thread makes them ahead."""
+        """Return a context manager that yields `updates`; for a GPU, a thread prepares them ahead."""
         updates = self.updates(state, first_step, last_step)
-        # On a CPU the thread would take from the computation what it saves.
+        # On a CPU the thread would slow down the computation by as much as it saves.
         return closing(updates if self.device.type == "cpu" else prefetched(updates))
 
     def step(self, update: Update, lr: float) -> StepResult:
-        """Make an update: a pass forward and back for each micro-batch, then the optimizer. Nothing waits for the GPU.
+        """Run forward and backward for each micro-batch, then the optimizer. The host does not wait for the GPU.
 
         Raises:
-            OutOfMemory: weights and optimizer are as they were.
+            OutOfMemory: there is too little memory; weights and optimizer have not changed.
         """
         if update.ready is not None:
             stream = torch.cuda.current_stream(self.device)
@@ -393,13 +395,13 @@ class Engine:
             for batch in update.micro_batches.values():
                 batch.record_stream(stream)
         try:
-            with naming_out_of_memory():
-                result = StepResult(self._pass_over(update), self.optimizer.step(lr))
+            with raising_out_of_memory():
+                result = StepResult(self._forward_backward(update), self.optimizer.step(lr))
         except OutOfMemory:
             self._free_memory()
             raise
         if self.average is not None:
-            self.average.follow(update.step, self.optimizer.was_skipped)
+            self.average.update(update.step, self.optimizer.was_skipped)
         return result
 
     def _free_memory(self) -> None:
@@ -407,44 +409,44 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _pass_over(self, update: Update) -> Tensor:
-        """Make the passes over each micro-batch of this rank; return their summed losses, in nats."""
-        # Divide by the tokens of the whole update: per micro-batch, a short one would weigh as much as a long one.
-        # DDP takes the mean over the ranks where the sum is wanted.
-        share = self.optimizer.loss_scale * (self.ranks.n / update.n_tgt_tokens)
+    def _forward_backward(self, update: Update) -> Tensor:
+        """Run forward and backward for each micro-batch of this rank; return their summed losses, in nats."""
+        # Divide by the tokens of the whole update: dividing per micro-batch would let a short one weigh as much as a
+        # long one. DDP averages over the ranks, but the sum is needed: hence the number of ranks.
+        scale = self.optimizer.loss_scale * (self.ranks.n / update.n_tgt_tokens)
         last = max(update.micro_batches)
         self.model.kernels.begin_update()
         losses = []
         for number, batch in update.micro_batches.items():
-            # Gradients of the ranks are added up once, during the last backward pass.
+            # The ranks add up their gradients once, during the last backward pass.
             with nullcontext() if number == last else self._no_sync():
-                losses.append(self._pass_over_micro_batch(update.step, number, batch, share))
+                losses.append(self._forward_backward_micro_batch(update.step, number, batch, scale))
         return torch.stack(losses)
 
-    def _pass_over_micro_batch(self, step: int, number: int, batch: PackedBatch, share: Tensor) -> Tensor:
+    def _forward_backward_micro_batch(self, step: int, number: int, batch: PackedBatch, scale: Tensor) -> Tensor:
         if self._captured is None and self._has_run and self.why_not_captured is None:
-            self._capture(batch, share)
+            self._capture(batch, scale)
         if self._captured is not None:
             self._seed_dropout(step, number)
-            return self._captured(batch, share)
+            return self._captured(batch, scale)
         with self._stream_of_passes():
-            loss = _backward(self.micro_batch_loss(step, number, batch), share)
+            loss = _backward(self.micro_batch_loss(step, number, batch), scale)
         self._has_run = True
         return loss
 
-    def _capture(self, batch: PackedBatch, share: Tensor) -> None:
+    def _capture(self, batch: PackedBatch, scale: Tensor) -> None:
         try:
-            with naming_out_of_memory():
+            with raising_out_of_memory():
                 self._captured = captured_pass(
-                    lambda batch, share: _backward(self._loss_of(batch), share), self.optimizer.parameters, batch, share
+                    lambda batch, scale: _backward(self._loss_of(batch), scale), self.optimizer.parameters, batch, scale
                 )
         except RuntimeError as error:
             self.why_not_captured = str(error).partition("\n")[0]
             self.optimizer.zero_grad()
-            _log.warning(f"training without CUDA graphs, which is slower: {self.why_not_captured}")
+            _log.warning(f"CUDA graphs cannot be used, so training is slower: {self.why_not_captured}")
 
     def micro_batch_loss(self, step: int, number: int, batch: PackedBatch) -> Tensor:
-        """Return the summed loss of a micro-batch, in nats; its dropout depends on seed, step and micro-batch alone."""
+        """Return the summed loss of a micro-batch, in nats; dropout depends only on seed, step and micro-batch."""
         self._seed_dropout(step, number)
         return self._loss_of(batch)
 
@@ -458,11 +460,11 @@ class Engine:
         return sum(more, loss)
 
     def peak_seconds(self, n_src_tokens: int, n_tgt_tokens: int) -> float:
-        """Return how long the tokens would take if the device did nothing but matrix products, at its peak."""
+        """Return how long the tokens would take if the device did only matrix products, at its peak speed."""
         return self.model.training_flops(n_src_tokens, n_tgt_tokens) / peak_flops(self.device, self.dtype)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that the next update depends on besides the weights for use and the plan."""
+        """Return everything that the next update depends on, except `eval_weights` and the place in the plan."""
         state = {"optimizer": self.optimizer.state_dict()}
         if self.average is not None:
             state["weights"] = self.model.state_dict()
@@ -470,14 +472,14 @@ class Engine:
 
     @property
     def eval_weights(self) -> dict[str, Tensor]:
-        """Return the weights to validate, save and translate with; with `train.ema_decay` their average."""
+        """The weights to validate, save and translate with: with `train.ema_decay`, the moving average."""
         return self.model.state_dict() if self.average is None else self.average.state_dict()
 
     def load(self, eval_weights: dict[str, Tensor], state: dict[str, Any] | None, origin: Path) -> None:
-        """Continue from a checkpoint, or start with the weights of another model where there is no state.
+        """Load the weights and the state of a checkpoint, or only the weights of another model if there is no state.
 
         Raises:
-            CheckpointError: the weights are of another shape.
+            CheckpointError: the weights have other shapes than those of this model.
         """
         load_into(self.model, eval_weights, origin)
         if self.average is not None:
@@ -488,7 +490,7 @@ class Engine:
             self.optimizer.load_state_dict(state["optimizer"])
 
     def restart(self) -> None:
-        """Go back to the weights of the first step."""
+        """Reset the weights and the optimizer to those before the first step."""
         torch.manual_seed(self.config.train.seed)
         model = self.model
         fresh = Transformer(self.config.model, vocab_size=model.vocab_size, pad_id=PAD_ID, dtype=self.dtype)
@@ -496,8 +498,8 @@ class Engine:
         self.load(fresh.state_dict(), None, Path())
 
     def inference_model(self) -> Transformer:
-        """Return a copy for validation; with `train.ema_decay` of the averaged weights."""
-        self._captured = None  # validation may need its memory
+        """Return a copy of the model with `eval_weights`, for validation."""
+        self._captured = None  # validation may need the memory of the graph
         return self.model.for_inference(self.dtype, self.eval_weights)
 
     def _assemble(self, sentences: Indices) -> PackedBatch:
@@ -514,10 +516,10 @@ class Engine:
         return self.ranks.smallest(self._largest_that_fits())
 
     def _largest_that_fits(self) -> int:
-        """Measure the memory of micro-batches on the device, and extrapolate.
+        """Measure the memory that micro-batches need on the device, and extrapolate.
 
-        Eager ones first, which costs no time. Compiled ones take about half, so that one more compilation is worth it
-        where eager ones of the largest size would not fit.
+        Eager passes are measured first, since that takes no time. Compiled ones need about half the memory. One more
+        compilation, to measure it, is therefore worth its time if eager passes of the largest size would not fit.
         """
         largest = min(math.ceil(self.plan.batch_tokens / self.ranks.n), MAX_MICRO_BATCH_TOKENS)
         longest, at_rest = self.config.data.max_tokens, torch.cuda.memory_allocated(self.device)
@@ -526,7 +528,8 @@ class Engine:
             return torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device)
 
         def fitting(measured: list[tuple[int, int]], data_bytes: int) -> int:
-            available = int(free_bytes() * MEMORY_FRACTION) - data_bytes  # after the passes: libraries take memory, too
+            # Called after the passes, when libraries have allocated their memory.
+            available = int(free_bytes() * MEMORY_FRACTION) - data_bytes
             return max(tokens_that_fit(measured, available, largest), longest)
 
         with torch.compiler.set_stance("force_eager"):
@@ -538,18 +541,18 @@ class Engine:
             compiled, data_bytes = self._measure_memory(chosen)
             if compiled:
                 measured = compiled
-                chosen = fitting([(0, at_rest), *compiled], data_bytes)  # gradients count as if they grew with tokens
-            torch.compiler.reset()  # the shape that was measured counts against the number that may be compiled
+                chosen = fitting([(0, at_rest), *compiled], data_bytes)  # as if gradients grew with the tokens
+            torch.compiler.reset()  # torch limits the number of compiled shapes, and this one would count
         found = ", ".join(f"{format_bytes(n_bytes)} at {n_tokens:,} tokens" for n_tokens, n_bytes in measured)
         self.memory_note = f" (measured: {found or 'nothing fits'}; {format_bytes(free_bytes())} are free)"
         return chosen
 
     def _measure_memory(self, *sizes: int) -> tuple[list[tuple[int, int]], int]:
-        """Make two forward and backward passes of micro-batches of each size.
+        """Run forward and backward twice for a micro-batch of each size.
 
         Returns:
-            (target tokens, bytes) of each size that fits, with what the allocator loses to fragments; and the bytes of
-            the updates that are on the device at one time.
+            (target tokens, peak bytes) of each size that fits, with fragmentation; and the bytes of all updates that
+            are on the device at one time.
         """
         measured: list[tuple[int, int]] = []
         data_bytes = 0
@@ -561,7 +564,7 @@ class Engine:
             torch.cuda.reset_peak_memory_stats(self.device)
             before = torch.cuda.memory_allocated(self.device)
             try:
-                with naming_out_of_memory():
+                with raising_out_of_memory():
                     batch = self._assemble(parts[0])
                     data_bytes = (torch.cuda.memory_allocated(self.device) - before) * len(parts) * UPDATES_ON_DEVICE
                     with self._stream_of_passes():
@@ -571,22 +574,22 @@ class Engine:
                 self._free_memory()
                 break
             self.optimizer.zero_grad()
-            del batch  # which the next size must not count
-            n_rows = self.budget.tgt_tokens  # updates are cut into equal micro-batches, smaller than asked for
+            del batch  # it must not count for the next size
+            n_rows = self.budget.tgt_tokens  # micro-batches are equal, so they can be smaller than n_tokens
             if not measured or n_rows > measured[-1][0]:
                 measured.append((n_rows, torch.cuda.max_memory_reserved(self.device)))
         return measured, data_bytes // self.ranks.n
 
 
 def tokens_that_fit(measured: list[tuple[int, int]], available: int, largest: int) -> int:
-    """Return how many target tokens of a micro-batch the line through the measured points keeps within the memory.
+    """Return how many target tokens of a micro-batch fit into memory, by a line through the measured points.
 
     Args:
-        measured: (tokens, bytes at the peak), smallest first; with one point all of its bytes count as per token.
+        measured: (tokens, peak bytes), smallest first; with one point, the line starts at (0, 0).
         available: bytes.
-        largest: tokens, the most that are wanted.
+        largest: upper limit of the result.
     Returns:
-        Tokens; 0 where nothing was measured or nothing fits.
+        Tokens; 0 if nothing was measured or nothing fits.
     """
     if not measured:
         return 0
@@ -598,7 +601,7 @@ def tokens_that_fit(measured: list[tuple[int, int]], available: int, largest: in
     return max(0, min(largest, n_tokens + math.floor((available - n_bytes) / per_token)))
 
 
-def _backward(loss: Tensor, share: Tensor) -> Tensor:
-    """Make the gradients of a loss with its share in the update, and return the loss without its graph."""
-    (loss * share).backward()  # type: ignore[no-untyped-call]
+def _backward(loss: Tensor, scale: Tensor) -> Tensor:
+    """Compute the gradients of loss × scale, and return the loss without its graph."""
+    (loss * scale).backward()  # type: ignore[no-untyped-call]
     return loss.detach()

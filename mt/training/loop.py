@@ -1,4 +1,4 @@
-"""The training procedure on one screen: `train`; and what it needs of a run folder."""
+"""The training procedure: `train` is the whole of it on one screen, `Trainer` has its steps."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ from mt.units import format_count, format_duration
 
 _log = logging.getLogger(__name__)
 
-# Why training stops before its steps are up: the number of a signal, or this. The larger one counts among ranks.
-NO_STOP, TIME_IS_UP = 0, 1
+# Why training stops before max_steps: one of these, or the number of a signal. The largest of all ranks counts.
+NO_STOP, TIME_LIMIT = 0, 1
 
 Saved = tuple[dict[str, Tensor], dict[str, Any], Progress]  # weights, training state and progress of a checkpoint
 
-FLUSH_EVERY = 50  # updates; whether they were skipped is seen then, if not sooner
+FLUSH_EVERY = 50  # updates; skipped updates are noticed then at the latest
 
 
 def train(config: RunConfig, corpus: PreparedCorpus, run_dir: Path, ranks: Ranks = SINGLE_PROCESS) -> Progress:
-    """Train until the steps or the time are up, from the last checkpoint if there is one.
+    """Train, from the last checkpoint if there is one, until `max_steps`, `stop_after` or `patience` is reached.
 
     Raises:
-        TrainingError: gradients stay non-finite although training was rolled back once.
-        KeyboardInterrupt, SystemExit(143): interrupted or terminated; a checkpoint has been written.
+        TrainingError: gradients are still NaN or infinite after a rollback.
+        KeyboardInterrupt, SystemExit(143): a signal stopped training; a checkpoint has been written.
     """
     tune_malloc()
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -76,11 +76,11 @@ def train(config: RunConfig, corpus: PreparedCorpus, run_dir: Path, ranks: Ranks
 
 
 class Trainer:
-    """A training in its run folder: the engine, how far it has come, and what is written.
+    """A training run: its engine, its progress, and the files in its run folder.
 
     Raises:
-        ConfigError: the model that training starts from is of another shape; a sentence for validation is too long.
-        CheckpointError: there are checkpoints, but none can be read, or they are of another model.
+        ConfigError: the model in `train.init_from` has another shape, or a validation sentence is too long.
+        CheckpointError: there are checkpoints, but none can be read, or they belong to another model.
     """
 
     def __init__(
@@ -94,8 +94,8 @@ class Trainer:
         n_positions = self.engine.model.positions.n_positions
         longest = max(int(side.lengths.max(initial=0)) for side in (corpus.valid.src, corpus.valid.tgt))
         if longest > (n_positions or longest):
-            problem = f"is {n_positions:,}, and a sentence for validation has {longest:,} tokens"
-            raise ConfigError("model.n_positions", problem, "raise it, or leave that sentence out")
+            problem = f"is {n_positions:,}, but a validation sentence has {longest:,} tokens"
+            raise ConfigError("model.n_positions", problem, "raise it, or remove that sentence")
         found = self._load_last(lambda saved: True)
         if found is None:
             self._take_first_weights()
@@ -113,17 +113,17 @@ class Trainer:
             "hardware": hardware(self.engine.device),
             "commit": source_commit(),
         }
-        self._began_at = time.monotonic() - self.progress.train_seconds
-        self._stop = TIME_IS_UP if self._seconds_left <= 0 else NO_STOP
+        self._started_at = time.monotonic() - self.progress.train_seconds
+        self._stop = TIME_LIMIT if self._seconds_left <= 0 else NO_STOP
         self._first_step = self.progress.step + 1
-        self.ends = False  # after this update
-        # Of a training that runs; rank 0 alone tells and writes.
+        self.stops_here = False  # training ends after this update
+        # Set while training runs. Only rank 0 logs and writes.
         self.tracker: Tracker | SilentTracker = SilentTracker()
         self.signals = Received()
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Record measurements, and note signals; first validate what an earlier start had no time for."""
+        """Record measurements and catch signals. A validation that an earlier start did not finish comes first."""
         if self.ranks.is_first:
             max_steps, updates_per_epoch = self.config.train.max_steps, self.engine.plan.updates_per_epoch()
             self.tracker = Tracker(self.run, self.progress, max_steps, updates_per_epoch, self._seconds_left)
@@ -136,13 +136,13 @@ class Trainer:
             yield
 
     def updates(self) -> Generator[float, None, None]:
-        """Make the updates that are left, and yield the learning rate of each.
+        """Run the remaining updates, and yield the learning rate of each.
 
-        An update for which memory is short is made again in smaller micro-batches. After a rollback the updates
-        continue from there.
+        An update that runs out of memory is repeated in smaller micro-batches. After a rollback, the updates continue
+        from the checkpoint.
         """
         settings, progress = self.config.train, self.progress
-        while not self.ends:
+        while not self.stops_here:
             try:
                 start = progress.plan_state, progress.step + 1, settings.max_steps
                 with self.engine.prefetched_updates(*start) as updates:
@@ -151,7 +151,7 @@ class Trainer:
                         self.record_update(update, self.engine.step(update, lr))
                         self.sync_stop()
                         yield lr
-                        if self.ends or progress.step != update.step:
+                        if self.stops_here or progress.step != update.step:
                             break
             except OutOfMemory as error:
                 self.tracker.say(f"warning: {self.engine.halve_micro_batches(error)}")
@@ -159,7 +159,7 @@ class Trainer:
 
     @property
     def description(self) -> str:
-        """Say what is about to run, in one line."""
+        """One line about the training that is about to start."""
         engine, progress = self.engine, self.progress
         start = f"from {self.config.train.init_from}" if self.config.train.init_from else "from scratch"
         start = f"from step {progress.step:,}" if progress.step else start
@@ -167,26 +167,26 @@ class Trainer:
         n, updates_per_epoch = engine.budget.n_micro_batches, engine.plan.updates_per_epoch()
         return (
             f"training {start}: {format_count(engine.model.n_parameters)} parameters on {on} in "
-            f"{engine.note}, {engine.plan.batch_tokens:,} target tokens an update in {n} "
-            f"micro-batch{'es' if n > 1 else ''}{engine.memory_note}, {updates_per_epoch:,.0f} updates an epoch"
+            f"{engine.note}, {engine.plan.batch_tokens:,} target tokens per update in {n} "
+            f"micro-batch{'es' if n > 1 else ''}{engine.memory_note}, {updates_per_epoch:,.0f} updates per epoch"
         )
 
-    # --- what to do
+    # --- the schedule
 
     def _is_due(self, every: int) -> bool:
         return self.progress.step % every == 0
 
     def save_is_due(self) -> bool:
-        """Return whether this update ends the training, or a checkpoint of it is on the schedule."""
-        return self.ends or self._is_due(self.config.train.checkpoint_every)
+        """Return whether a checkpoint is due after this update: by the schedule, or because training ends."""
+        return self.stops_here or self._is_due(self.config.train.checkpoint_every)
 
     def flush_is_due(self) -> bool:
-        """Return whether to wait for the device after this update, and see what it and those before gave."""
+        """Return whether to wait for the device after this update, and read the results of all updates so far."""
         is_shown = self._is_due(self.config.train.log_every) or self.progress.step == self._first_step
         return is_shown or self.validation_is_due() or self.save_is_due() or self._is_due(FLUSH_EVERY)
 
     def log(self, lr: float) -> None:
-        """Record loss and speed since the last time where that is due; of the first update, show them to people."""
+        """Record loss and speed every `log_every` updates. After the first update, show them without recording."""
         if self._is_due(self.config.train.log_every):
             self.tracker.log(learning_rate=lr, **self.meter.read())
         elif self.progress.step == self._first_step:
@@ -195,67 +195,68 @@ class Trainer:
     # --- when to stop
 
     def sync_stop(self) -> None:
-        """Let the ranks agree on whether training ends here: finished, or stopped by a signal to any of them."""
+        """Let the ranks agree on whether training ends here: it is finished, or one of them has received a signal."""
         if self._stop == NO_STOP and self._seconds_left <= 0:
-            self._stop = TIME_IS_UP
+            self._stop = TIME_LIMIT
         self._stop = self.ranks.largest(max(self._stop, self.signals.number or NO_STOP))
-        self.ends = self.is_signalled or self.is_finished()
+        self.stops_here = self.is_signalled or self.is_finished()
 
     @property
     def is_signalled(self) -> bool:
         """Return whether any rank has received a signal to stop."""
-        return self._stop > TIME_IS_UP
+        return self._stop > TIME_LIMIT
 
     def is_finished(self) -> bool:
-        """Return whether the steps, the time or the patience are up."""
+        """Return whether `max_steps`, `stop_after` or `patience` has been reached."""
         settings, progress = self.config.train, self.progress
         out_of_patience = settings.patience is not None and progress.n_without_better >= settings.patience
         return progress.step > 0 and (
-            progress.step >= settings.max_steps or self._stop == TIME_IS_UP or out_of_patience
+            progress.step >= settings.max_steps or self._stop == TIME_LIMIT or out_of_patience
         )
 
     @property
     def _seconds_left(self) -> float:
-        """Return the time until `stop_after`, as of the last update."""
+        """Time until `stop_after`, as of the last update."""
         limit = self.config.train.stop_after
         return math.inf if limit is None else parse_duration(limit) - self.progress.train_seconds
 
     # --- updates
 
     def record_update(self, update: Update, result: StepResult) -> None:
-        """Enter an update that has been made."""
+        """Add an update to the progress and the measurements."""
         progress, n_ranks = self.progress, self.ranks.n
         progress.step, progress.plan_state = update.step, update.next_state
         progress.n_src_tokens += update.n_src_tokens
         progress.n_tgt_tokens += update.n_tgt_tokens
-        # Each rank has as many micro-batches, of about the same shape.
+        # All ranks have the same number of micro-batches, of about the same shape.
         progress.n_src_positions += n_ranks * sum(len(batch.src_ids) for batch in update.micro_batches.values())
         progress.n_tgt_positions += n_ranks * sum(len(batch.tgt_inputs) for batch in update.micro_batches.values())
-        progress.train_seconds = time.monotonic() - self._began_at
+        progress.train_seconds = time.monotonic() - self._started_at
         self.meter.add(update, result)
         self.tracker.advance()
 
     def flush_metrics(self) -> None:
-        """Wait for the device, enter what it has done, and report skipped updates."""
-        skipped = self.meter.settle()
+        """Wait for the device, add its results to the progress, and report skipped updates."""
+        skipped = self.meter.flush()
         if not (skipped and self.ranks.is_first):
             return
-        append_text(self.run.skipped, "".join(json.dumps(self._named(*each)) + "\n" for each in skipped))
+        append_text(self.run.skipped, "".join(json.dumps(self._skipped_record(*each)) + "\n" for each in skipped))
         first, last = skipped[0][0].step, skipped[-1][0].step
         steps = f"step {first:,} was" if first == last else f"{len(skipped):,} of steps {first:,} to {last:,} were"
         self.tracker.say(
-            f"warning: {steps} skipped, for the gradient was not finite: {self.run.skipped} names the sentences"
+            f"warning: {steps} skipped because of NaN or infinite gradients; {self.run.skipped} lists the sentences"
         )
 
     @property
     def must_roll_back(self) -> bool:
-        """Return whether too many updates in a row were skipped, the last one among them."""
+        """Return whether the last `skips_before_rollback` updates were all skipped."""
         return self.progress.n_skipped_in_row >= self.config.train.skips_before_rollback
 
-    def _named(self, skipped: Update, losses: list[float]) -> dict[str, Any]:
-        """Return a line of `skipped.jsonl`: the sentences by corpus and line, as the user knows them.
+    def _skipped_record(self, skipped: Update, losses: list[float]) -> dict[str, Any]:
+        """Return a record of `skipped.jsonl`, with the corpus and line number of each sentence.
 
-        They are those of the micro-batches whose loss is not finite, or all where the gradient alone is not.
+        It has the sentences of the micro-batches whose loss is not finite, or all sentences if all losses are finite
+        and only the gradient is not.
         """
         finite_losses = [loss if math.isfinite(loss) else None for loss in losses]
         parts = [part for part, loss in zip(skipped.sentences, finite_losses, strict=True) if loss is None]
@@ -267,24 +268,26 @@ class Trainer:
         return {"step": skipped.step, "micro_batch_losses": finite_losses, "sentences": sources}
 
     def roll_back(self) -> None:
-        """Load the last checkpoint that has no skipped updates at its end; pass over the sentences since, once.
+        """Load the last checkpoint from before the skipped updates, and leave out the sentences used since then.
 
         Raises:
-            TrainingError: that has been done before, from the same checkpoint.
+            TrainingError: training was rolled back to the same checkpoint before.
         """
         progress = self.progress
         found = self._load_last(lambda saved: saved.n_skipped_in_row == 0)
         target = found or Progress()
-        row = f"{progress.n_skipped_in_row:,} updates in a row up to step {progress.step:,} had no finite gradient"
+        problem = (
+            f"the {progress.n_skipped_in_row:,} updates up to step {progress.step:,} had NaN or infinite gradients"
+        )
         if progress.gone_back_to == target.step:
-            before = f"training had gone back to step {target.step:,} before and left the sentences since then out"
-            again = "start over with a lower train.peak_lr or with train.clip_norm"
-            fix = f"continue with --set train.precision=fp32, or {again}; {self.run.skipped.name} names the sentences"
-            raise TrainingError(self.run.path, f"{row}, although {before}", fix)
+            problem += f", and a rollback to step {target.step:,} without the sentences used since then did not help"
+            restart = "start over with a lower train.peak_lr or with train.clip_norm"
+            fix = f"continue with --set train.precision=fp32, or {restart}; {self.run.skipped.name} lists the sentences"
+            raise TrainingError(self.run.path, problem, fix)
         if found is None:
             self.engine.restart()
             self._take_first_weights()
-        passed = f"steps {target.step + 1:,} to {progress.step:,}"
+        left_out = f"steps {target.step + 1:,} to {progress.step:,}"
         if self.ranks.is_first:
             for folder in self.run.checkpoints():
                 if folder > self.run.checkpoint(target.step):
@@ -295,24 +298,23 @@ class Trainer:
         self.meter.reset()
         self.tracker.roll_back()
         if found is not None:
-            self.save_checkpoint()  # or a kill would forget what was passed over
-        self.tracker.say(
-            f"warning: {row}: back to step {target.step:,}, and on with the sentences after those of {passed}"
-        )
-        self.ends = self.is_signalled
+            self.save_checkpoint()  # otherwise a start after a kill would use the skipped sentences again
+        action = f"Training was rolled back to step {target.step:,} and leaves out the sentences of {left_out}"
+        self.tracker.say(f"warning: {problem}. {action}")
+        self.stops_here = self.is_signalled
 
     # --- validation
 
     def validation_is_due(self) -> bool:
-        """Return whether the validation set is to be measured after this update, and has not been."""
+        """Return whether a validation is due after this update and has not been done yet."""
         step = self.progress.step
         is_due = step > 0 and (self._is_due(self.config.train.validate_every) or self.is_finished())
         return is_due and self.progress.validated_at != step and not self.is_signalled
 
     def validate(self) -> bool:
-        """Measure the validation set and record the result; return whether it is among the best that are kept.
+        """Validate and record the result; return whether this is one of the `keep_best` best checkpoints.
 
-        Rank 0 measures; a signal cuts it short, and the next start makes up for it.
+        Only rank 0 validates. A signal interrupts it; the next start then repeats the validation.
         """
         result: ValidationResult | None = None
         if self.ranks.is_first:
@@ -320,7 +322,7 @@ class Trainer:
                 self.signals.interrupt_if_any()
                 result = validate(self.engine.inference_model(), self.tokenizer, self.corpus, self.config)
             trim_heap()
-        score, is_kept = self.ranks.from_first(None if result is None else self._entered(result)) or (None, False)
+        score, is_kept = self.ranks.from_first(None if result is None else self._record_score(result)) or (None, False)
         if score is None:
             self.sync_stop()
             return False
@@ -332,11 +334,11 @@ class Trainer:
             progress.n_without_better += 1
         else:
             progress.best_step, progress.best_score, progress.n_without_better = progress.step, score, 0
-        self.sync_stop()  # patience may be up, or a signal has come
+        self.sync_stop()  # patience may be exhausted, or a signal may have arrived
         return bool(is_kept)
 
-    def _entered(self, result: ValidationResult) -> tuple[float, bool]:
-        """Return the score, more being better, and whether its checkpoint is to be kept."""
+    def _record_score(self, result: ValidationResult) -> tuple[float, bool]:
+        """Record the score; return it (higher is better), and whether it is one of the `keep_best` best."""
         settings = self.config.train
         score = result.bleu if settings.best_by == "bleu" else result.loss
         rank = self.run.record_score(self.progress.step, score, settings.best_by)
@@ -345,12 +347,12 @@ class Trainer:
     # --- checkpoints
 
     def save_checkpoint(self) -> None:
-        """Write the checkpoint of this step, and remove those that are not needed."""
-        self.flush_metrics()  # what is pending belongs to it
-        self.progress.train_seconds = time.monotonic() - self._began_at
+        """Write a checkpoint of this step, and remove checkpoints that are no longer needed."""
+        self.flush_metrics()  # the checkpoint includes the results of all updates
+        self.progress.train_seconds = time.monotonic() - self._started_at
         if self.ranks.is_first:
             self._write_checkpoint()
-        self.ranks.from_first(None)  # a rank that ended meanwhile would have torchrun end rank 0 too
+        self.ranks.from_first(None)  # wait: if another rank ended first, torchrun would end rank 0 as well
 
     def _write_checkpoint(self) -> None:
         progress = asdict(self.progress)
@@ -362,13 +364,13 @@ class Trainer:
             {**self._manifest, **{key: progress[key] for key in ("step", "n_tgt_tokens", "train_seconds")}},
             {**self.engine.state_dict(), "progress": progress},
         )
-        if not self.progress.n_skipped_in_row:  # else the checkpoint to go back to may be an older one
+        if not self.progress.n_skipped_in_row:  # otherwise a rollback may need an older checkpoint
             self.run.prune_checkpoints(self.config.train)
 
     def _load_last(self, is_wanted: Callable[[Progress], bool]) -> Progress | None:
-        """Load the last checkpoint that can be read and is wanted; None where there is none.
+        """Load the last readable checkpoint that `is_wanted` accepts; return its progress, or None if there is none.
 
-        Rank 0 chooses, and quarantines those that are damaged.
+        Rank 0 chooses it, and quarantines damaged checkpoints.
         """
         found = self._newest(is_wanted) if self.ranks.is_first else None
         step = self.ranks.from_first(found and found[2].step)
@@ -387,12 +389,13 @@ class Trainer:
                 damaged[folder] = error
                 continue
             if is_wanted(saved[2]):
-                for damaged_folder, problem in damaged.items():
-                    new_place = quarantine_checkpoint(damaged_folder)
-                    _log.warning(f"{problem}: going back to the checkpoint before; it is now {new_place}")
+                for damaged_folder, damage in damaged.items():
+                    moved_to = quarantine_checkpoint(damaged_folder)
+                    told = f"{damage.place}: {damage.problem}. The checkpoint was moved to {moved_to}"
+                    _log.warning(f"{told}; training continues from an earlier one")
                 return saved
         if damaged:
-            why = f"no checkpoint to continue from can be read; the last: {next(iter(damaged.values()))}"
+            why = f"has no readable checkpoint to continue from. The latest: {next(iter(damaged.values()))}"
             raise CheckpointError(self.run.path, why, "start over with another --run-dir")
         return None
 
@@ -401,17 +404,17 @@ class Trainer:
         if (folder := initial_model(self.config)) is not None:
             self.engine.load(folder.load_weights(), None, folder.path)
 
-    # --- for people
+    # --- messages
 
     def report_already_done(self) -> None:
-        """Tell that there is nothing left to train."""
+        """Log that there is nothing left to train."""
         max_steps, step = self.config.train.max_steps, self.progress.step
-        beyond = f", beyond train.max_steps ({max_steps:,})" if step > max_steps else ""
+        beyond = f", more than train.max_steps ({max_steps:,})" if step > max_steps else ""
         if self.ranks.is_first:
-            _log.info(f"trained already: {step:,} steps{beyond}")
+            _log.info(f"training is already complete: {step:,} steps{beyond}")
 
     def report_result(self) -> None:
-        """Tell what was trained, and why training ended.
+        """Log what was trained, and why training ended.
 
         Raises:
             KeyboardInterrupt, SystemExit(143): a signal ended it.
@@ -419,24 +422,26 @@ class Trainer:
         self.sync_stop()  # a signal may have come during the last save
         progress, patience = self.progress, self.config.train.patience
         if self.is_signalled:
-            saved = f"stopped after step {progress.step:,}, all of it saved in {self.run.path}"
+            saved = f"stopped after step {progress.step:,}; everything is saved in {self.run.path}"
             saved = saved if progress.step else "stopped before the first step"
-            self.tracker.say(f"{saved}: the same command continues from there")
+            self.tracker.say(f"{saved}. Run the same command again to continue")
             raise KeyboardInterrupt if self._stop == signal.SIGINT else SystemExit(128 + self._stop)
         if patience is not None and progress.n_without_better >= patience:
-            best = "" if progress.best_step is None else f" than that of step {progress.best_step:,}"
-            self.tracker.say(f"{progress.n_without_better} validations without a better score{best}")
+            result = "gave no finite score"
+            if progress.best_step is not None:
+                result = f"did not improve on the score of step {progress.best_step:,}"
+            self.tracker.say(f"stopped early: the last {progress.n_without_better} validations {result}")
         self.tracker.say(
-            f"trained {progress.step:,} steps, {progress.n_tgt_tokens:,} target tokens, "
+            f"trained {progress.step:,} steps with {progress.n_tgt_tokens:,} target tokens "
             f"in {format_duration(progress.train_seconds)}; {progress.packing_efficiency}"
         )
 
 
 def _read_checkpoint(folder: Path) -> Saved:
-    """Return what a checkpoint holds, from files that are whole.
+    """Return the weights, training state and progress in a checkpoint.
 
     Raises:
-        CheckpointError: something is missing or damaged.
+        CheckpointError: a file is missing or damaged.
     """
     opened = ModelFolder.open(folder)
     weights, state = opened.load_weights(), opened.load_training_state()

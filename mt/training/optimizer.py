@@ -1,4 +1,4 @@
-"""The learning rate, Adam with clipping and loss scaling, and the moving average of the weights: all on the device."""
+"""The learning rate schedules, Adam with clipping and loss scaling, and a moving average of the weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from mt.config.settings import TrainConfig
 from mt.model import Transformer
 
-# fp16 alone: the scale starts here, halves at an overflow, and doubles after GROWTH_INTERVAL good updates in a row.
+# For fp16: the scale starts here, halves at an overflow, and doubles after GROWTH_INTERVAL good updates in a row.
 FIRST_LOSS_SCALE = 2.0**15
 GROWTH_INTERVAL = 2_000
 
@@ -22,9 +22,9 @@ def learning_rate(step: int, train: TrainConfig, d_model: int) -> float:
     - inverse_sqrt: in proportion to step^-0.5; with the default peak (d_model · warmup_steps)^-0.5 this is the paper's
       d_model^-0.5 · min(step^-0.5, step · warmup_steps^-1.5) (Vaswani et al. 2017, section 5.3).
     - cosine: half a cosine down to final_lr_share at max_steps (Loshchilov and Hutter 2017, without restarts).
-    - linear: straight down to final_lr_share at max_steps.
-    - warmup_stable_decay: level, then straight down over the last decay_share of max_steps (Hu et al. 2024).
-    - constant: level.
+    - linear: linear down to final_lr_share at max_steps.
+    - warmup_stable_decay: constant, then linear over the last decay_share of max_steps (Hu et al. 2024).
+    - constant: the peak.
     """
     assert step >= 1
     peak = 1 / math.sqrt(d_model * train.warmup_steps) if train.peak_lr is None else train.peak_lr
@@ -44,10 +44,10 @@ def learning_rate(step: int, train: TrainConfig, d_model: int) -> float:
 
 
 class Optimizer:
-    """One update from summed gradients, without a synchronisation.
+    """Adam on summed gradients, without synchronising the host and the device.
 
-    Clipping and the loss scale enter torch's fused Adam as its `grad_scale`, a non-finite norm as its `found_inf`: then
-    parameters, moments and step count stay untouched.
+    torch's fused Adam gets clipping and the loss scale as `grad_scale`, and a NaN or infinite gradient norm as
+    `found_inf`, with which parameters, moments and step count do not change.
 
     Source: Kingma and Ba 2015; the settings are Vaswani et al. 2017, section 5.3. AdamW is Loshchilov and Hutter 2019.
     """
@@ -57,7 +57,7 @@ class Optimizer:
         device = self.parameters[0].device
         adam = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
         self._adam = adam(
-            # Biases and norms do not decay: nothing is gained by drawing them to zero.
+            # Biases and norms do not decay: it does not help to pull them towards zero.
             [
                 {"params": [p for p in self.parameters if p.ndim >= 2], "weight_decay": train.weight_decay},
                 {"params": [p for p in self.parameters if p.ndim < 2], "weight_decay": 0.0},
@@ -67,7 +67,7 @@ class Optimizer:
             eps=train.adam_eps,
             fused=True,
         )
-        # Made now, so that an update cannot run out of memory half-way, and what memory holds is known from the start.
+        # Allocated now, so that no update runs out of memory half-way, and the memory in use is known from the start.
         for parameter in self.parameters:
             self._adam.state[parameter] = {
                 "step": torch.zeros((), dtype=torch.float32, device=device),
@@ -78,13 +78,13 @@ class Optimizer:
         self.scales_loss = dtype == torch.float16
         self.loss_scale = torch.full((), FIRST_LOSS_SCALE if self.scales_loss else 1.0, device=device)
         self._good_updates = torch.zeros((), dtype=torch.int64, device=device)
-        self.was_skipped = torch.zeros((), device=device)  # 1.0 where the last update met non-finite gradients
+        self.was_skipped = torch.zeros((), device=device)  # 1.0 if the last update was skipped
 
     def step(self, lr: float) -> Tensor:
-        """Update the parameters from their gradients, and drop these.
+        """Update the parameters from their gradients, then drop the gradients.
 
         Returns:
-            The norm of the gradients before clipping, a scalar on the device; non-finite where the update was skipped.
+            The gradient norm before clipping, a scalar on the device; NaN or infinite if the update was skipped.
         """
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients) / self.loss_scale
@@ -97,12 +97,12 @@ class Optimizer:
             group["lr"] = lr
         if self.scales_loss:
             self._adapt_loss_scale(not_finite)
-        self._adam.step()  # the last thing that can fail, and nothing has changed if it does
+        self._adam.step()  # the last operation that can fail; if it does, no parameter has changed
         self.zero_grad()
         return norm
 
     def zero_grad(self) -> None:
-        """Begin the next update, or this one again."""
+        """Drop the gradients, before the next update or a repetition of this one."""
         self._adam.zero_grad(set_to_none=True)
 
     def _adapt_loss_scale(self, overflowed: Tensor) -> None:
@@ -134,8 +134,8 @@ class Optimizer:
 class MovingAverage:
     """Exponential moving average: average = decay · average + (1 - decay) · weights, after each update.
 
-    The decay starts low and rises to its setting, (1 + step) / (10 + step) at first, so that the weights that training
-    began with are soon forgotten.
+    The decay is at most (1 + step) / (10 + step): it starts low and rises to its setting, so that the initial weights
+    soon lose their influence.
 
     Source: Polyak and Juditsky 1992; the warm-up is that of TensorFlow's ExponentialMovingAverage.
     """
@@ -143,21 +143,21 @@ class MovingAverage:
     def __init__(self, model: Transformer, decay: float) -> None:
         self._decay = decay
         self._averages = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-        # In a few launches for all weights, without further memory: plain gradient descent, whose `maximize` and
-        # weight decay of 1 make each step average += lr · (gradient - average), with the weights in place of gradients.
-        self._descent = torch.optim.SGD(self._averages.values(), lr=0.0, weight_decay=1.0, maximize=True, fused=True)
+        # Fused SGD updates all averages in a few kernel launches, without more memory. Its gradients are the weights.
+        # With `maximize` and a weight decay of 1, a step is average += lr · (weights - average).
+        self._sgd = torch.optim.SGD(self._averages.values(), lr=0.0, weight_decay=1.0, maximize=True, fused=True)
         for average, parameter in zip(self._averages.values(), model.parameters(), strict=True):
             average.grad = parameter.detach()
 
-    def follow(self, step: int, was_skipped: Tensor) -> None:
-        """Take in the weights after an update; where `was_skipped` is 1.0 on the device nothing changes."""
-        self._descent.param_groups[0]["lr"] = 1 - min(self._decay, (1 + step) / (10 + step))
+    def update(self, step: int, was_skipped: Tensor) -> None:
+        """Add the weights after an update; if `was_skipped`, on the device, is 1.0, the average does not change."""
+        self._sgd.param_groups[0]["lr"] = 1 - min(self._decay, (1 + step) / (10 + step))
         # torch reads it from the object, as it does from Adam.
-        self._descent.found_inf = was_skipped  # type: ignore[attr-defined]
-        self._descent.step()
+        self._sgd.found_inf = was_skipped  # type: ignore[attr-defined]
+        self._sgd.step()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the averaged weights by name, as the model does its own."""
+        """Return the averaged weights, named as in the state dict of the model."""
         return dict(self._averages)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""How far a run has come, and what its latest updates gave."""
+"""Progress of a run; losses, gradient norms and speed of its latest updates."""
 
 from __future__ import annotations
 
@@ -16,48 +16,48 @@ from mt.data.packing import PlanState
 from mt.system.distributed import Ranks
 from mt.training.engine import StepResult, Update
 
-# Halvings that take the loss scale of fp16 from where it begins to 1, and some more.
-MOST_OVERFLOWS = 20
+# Overflows in a row with which fp16 adapts its loss scale: the halvings from FIRST_LOSS_SCALE to 1, and some more.
+MAX_OVERFLOWS_IN_ROW = 20
 
 
 @dataclass
 class Progress:
-    """How far a run has come; a checkpoint holds it beside weights and optimizer."""
+    """Progress of a run; a checkpoint holds it together with the weights and the optimizer state."""
 
     step: int = 0  # updates done
     plan_state: PlanState = field(default_factory=PlanState)
     train_seconds: float = 0.0  # wall time, over all starts
-    n_src_tokens: int = 0  # source tokens learned from
-    n_tgt_tokens: int = 0  # target tokens learned from
-    n_src_positions: int = 0  # the same with padding
-    n_tgt_positions: int = 0
+    n_src_tokens: int = 0  # source tokens trained on
+    n_tgt_tokens: int = 0  # target tokens trained on
+    n_src_positions: int = 0  # n_src_tokens and padding
+    n_tgt_positions: int = 0  # n_tgt_tokens and padding
     best_step: int | None = None
     best_score: float = 0.0
     n_without_better: int = 0  # validations since the best one
-    validated_at: int = 0  # update after which the validation set was measured last
-    micro_batch_tokens: int = 0  # as resolved when the run began, or as memory has forced since; 0: not yet
-    micro_batch_setting: int | str = 0  # what it was resolved from; another setting resolves it again
+    validated_at: int = 0  # step of the last validation
+    micro_batch_tokens: int = 0  # as chosen at the start, or reduced since when memory ran out; 0: not chosen yet
+    micro_batch_setting: int | str = 0  # the setting it was chosen for; if that changes, it is chosen again
     loss_since_log: float = 0.0  # nats
     tokens_since_log: int = 0
-    n_skipped: int = 0  # updates whose gradients were not finite
-    n_skipped_in_row: int = 0  # of these the last ones, without a good one between
-    n_overflows_in_row: int = 0  # the last updates that only found out the loss scale of fp16
-    gone_back_to: int | None = None  # step of the checkpoint that training went back to after such a row
+    n_skipped: int = 0  # updates skipped because of NaN or infinite gradients
+    n_skipped_in_row: int = 0  # skipped updates since the last good one
+    n_overflows_in_row: int = 0  # overflows since the last good update, by which fp16 adapts its loss scale
+    gone_back_to: int | None = None  # step of the checkpoint of the last rollback
 
     @property
     def packing_efficiency(self) -> str:
-        """Say how much of the computation went into real tokens, for people."""
+        """Fractions of positions that held tokens and not padding, for users."""
         src, tgt = self.n_src_tokens / self.n_src_positions, self.n_tgt_tokens / self.n_tgt_positions
-        return f"packing efficiency {src:.1%} of source and {tgt:.1%} of target positions"
+        return f"packing efficiency {src:.1%} (source) and {tgt:.1%} (target)"
 
 
 class UpdateMeter:
-    """Losses, gradient norms and speed since the last time. They stay on the device until they are read.
+    """Losses, gradient norms and speed since the last reading. They stay on the device until `flush`.
 
     Args:
-        progress: what is read is entered here.
-        scales_loss: fp16 with a loss scale, where gradients overflow now and then until the scale fits.
-        peak_seconds: of a device at its peak for a number of source and of target tokens.
+        progress: `flush` adds the results to it.
+        scales_loss: true for fp16, whose gradients overflow now and then until the loss scale fits.
+        peak_seconds: returns the time that a device at its peak speed needs for some source and target tokens.
     """
 
     def __init__(
@@ -66,21 +66,21 @@ class UpdateMeter:
         self._ranks, self._progress, self._scales_loss = ranks, progress, scales_loss
         self._peak_seconds = peak_seconds
         self._pending: list[tuple[Update, StepResult]] = []
-        self.grad_norm = math.nan  # of the last update that was read
-        self._begin_to_time()
+        self.grad_norm = math.nan  # of the last update that was flushed
+        self._start_timing()
 
     def add(self, update: Update, result: StepResult) -> None:
-        """Enter an update; nothing waits for it."""
-        self._pending.append((replace(update, micro_batches={}), result))  # whose memory is free again
+        """Add an update, without waiting for its results."""
+        self._pending.append((replace(update, micro_batches={}), result))  # the batches can be freed
         self._n_src_timed += update.n_src_tokens
         self._n_tgt_timed += update.n_tgt_tokens
 
-    def settle(self) -> list[tuple[Update, list[float]]]:
-        """Wait for the device and enter into the progress what the updates gave. All ranks call it after the same one.
+    def flush(self) -> list[tuple[Update, list[float]]]:
+        """Wait for the device and add the results to the progress. All ranks call it after the same update.
 
         Returns:
-            The updates that were skipped, oldest first, with the nats of each micro-batch. Updates that only found out
-            the loss scale of fp16 are not among them.
+            The skipped updates, oldest first, with the loss of each micro-batch in nats. Overflows by which fp16
+            adapts its loss scale are not among them.
         """
         if not self._pending:
             return []
@@ -88,14 +88,16 @@ class UpdateMeter:
         skipped: list[tuple[Update, list[float]]] = []
         progress = self._progress
         for (update, _), row, norm in zip(self._pending, losses, norms, strict=True):
-            micro_batch_losses = row[: len(update.sentences)]  # another update may have had more
+            micro_batch_losses = row[
+                : len(update.sentences)
+            ]  # the row has room for the update with the most micro-batches
             loss = float(micro_batch_losses.sum())
             if math.isfinite(loss):
                 progress.loss_since_log += loss
                 progress.tokens_since_log += update.n_tgt_tokens
             if math.isfinite(norm):
                 progress.n_skipped_in_row = progress.n_overflows_in_row = 0
-            elif self._scales_loss and math.isfinite(loss) and progress.n_overflows_in_row < MOST_OVERFLOWS:
+            elif self._scales_loss and math.isfinite(loss) and progress.n_overflows_in_row < MAX_OVERFLOWS_IN_ROW:
                 progress.n_overflows_in_row += 1
             else:
                 progress.n_skipped += 1
@@ -117,7 +119,7 @@ class UpdateMeter:
         return self._ranks.summed(torch.from_numpy(table)).numpy(), norms.tolist()
 
     def peek(self) -> dict[str, float]:
-        """Return loss, gradient norm and speed of what has settled, as `metrics.jsonl` names them."""
+        """Return loss, gradient norm and speed of the flushed updates, named as in `metrics.jsonl`."""
         progress, seconds = self._progress, time.monotonic() - self._timed_from
         n_tokens = progress.tokens_since_log
         return {
@@ -128,25 +130,25 @@ class UpdateMeter:
         }
 
     def read(self) -> dict[str, float]:
-        """Return the same, and count from here on."""
+        """Return the same, and start counting again."""
         values = self.peek()
         self._progress.loss_since_log, self._progress.tokens_since_log = 0.0, 0
-        self._begin_to_time()
+        self._start_timing()
         return values
 
     def reset(self) -> None:
-        """Drop what is pending: training continues from elsewhere."""
+        """Drop the pending results: training was rolled back."""
         self._pending.clear()
-        self._begin_to_time()
+        self._start_timing()
 
-    def _begin_to_time(self) -> None:
-        # Of this start alone, pauses left out.
+    def _start_timing(self) -> None:
+        # Speed covers only this start, without pauses.
         self._n_src_timed = self._n_tgt_timed = 0
         self._timed_from = time.monotonic()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out the time of the block: validation and checkpoints are not training."""
+        """Leave the time of the block out of the speed: validation and checkpoints are not training."""
         paused_at = time.monotonic()
         yield
         self._timed_from += time.monotonic() - paused_at

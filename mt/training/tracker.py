@@ -1,4 +1,4 @@
-"""What a run tells: a live line in a terminal, plain lines elsewhere, TensorBoard, metrics.jsonl and samples.jsonl."""
+"""Reports of a run: a live line in a terminal or log lines, TensorBoard, metrics.jsonl and samples.jsonl."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _log = logging.getLogger(__name__)
 
 
 class Tracker:
-    """Writes measurements of a run where people and programs look for them.
+    """Shows and records the measurements of a run.
 
     Args:
-        run: what an earlier, longer start recorded there after the last update is cut off; it will be recorded again.
-        progress: of the training, now and whenever something is recorded.
-        max_steps: updates that will be done.
-        updates_per_epoch: about.
-        seconds_left: until the run's time is up.
+        run: records of later steps than the current one, from an earlier start, are removed; they will be made again.
+        progress: of the training; read whenever something is recorded.
+        max_steps: number of updates when training ends.
+        updates_per_epoch: an estimate.
+        seconds_left: time until `train.stop_after`.
     Raises:
-        WriteError: here and wherever something is recorded: the disk is full, or the folder cannot be written.
+        WriteError: the disk is full or the folder cannot be written. All methods that record can raise it too.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Tracker:
         self._max_steps, self._updates_per_epoch = max_steps, updates_per_epoch
         self._last_bleu = ""
         self._first_step, self._earlier_seconds = progress.step, progress.train_seconds
-        self._started_at = self._step_at = time.monotonic()  # the latter: when the last update was made
+        self._started_at = self._step_at = time.monotonic()  # _step_at: end of the last update
         self._ends_at = self._started_at + seconds_left
         self._line: LiveLine | None = None
         if is_terminal():
@@ -61,14 +61,14 @@ class Tracker:
         return f"{self._progress.step:,}/{self._max_steps:,} ({self._progress.step / self._max_steps:.1%})"
 
     def log(self, **values: float) -> None:
-        """Record measurements of updates; the names are those of `metrics.jsonl`."""
+        """Record and show measurements of updates, named as in `metrics.jsonl`."""
         self._record(values)
         scalars = {f"train/{name.removeprefix('train_')}": x for name, x in values.items()}
         self._events.add_scalars(self._progress.step, scalars)
         self.show(**values)
 
     def log_validation(self, result: ValidationResult) -> None:
-        """Record what the validation set gave."""
+        """Record and show the result of a validation."""
         step = self._progress.step
         values = {"valid_loss": result.loss, "valid_bleu": result.bleu, "valid_chrf": result.chrf}
         self._record({**values, "valid_loss_by_length": result.loss_by_length})
@@ -76,7 +76,7 @@ class Tracker:
         scalars |= {f"valid_loss_by_length/{length}": loss for length, loss in result.loss_by_length.items()}
         self._events.add_scalars(step, scalars)
         for i, (src, hyp, ref) in enumerate(result.samples, start=1):
-            # Indented by four, TensorBoard's Markdown shows text as it is.
+            # TensorBoard renders Markdown: text indented by four spaces is shown unchanged.
             self._events.add_text(step, f"samples/{i}", f"    {src}\n    {hyp}\n    {ref}")
         samples = [{"source": src, "translation": hyp, "reference": ref} for src, hyp, ref in result.samples]
         self._samples.write_line({"step": step, "samples": samples})
@@ -89,29 +89,29 @@ class Tracker:
         self._metrics.write_line({"step": progress.step, **finite(values), **reached})
 
     def _open_files(self) -> None:
-        """Open the files, with what was recorded up to the last update."""
+        """Open the files, which keep the records up to the current step."""
         for path in (self._run.metrics, self._run.samples):
-            _cut_after(path, self._progress.step)
-        self._metrics, self._samples = _GrowingFile(self._run.metrics), _GrowingFile(self._run.samples)
+            _remove_records_after(path, self._progress.step)
+        self._metrics, self._samples = _AppendedFile(self._run.metrics), _AppendedFile(self._run.samples)
         self._events = _EventFile(self._run.tensorboard, self._progress.step)
 
     def roll_back(self) -> None:
-        """Remove what was recorded after the update that is now the last one."""
+        """Remove the records after the current step, to which training was rolled back."""
         self._close_files()
         self._open_files()
 
     def advance(self) -> None:
-        """Move the bar; called after each update, so it must cost nothing."""
+        """Move the progress bar. This is called after each update, so it must be cheap."""
         self._step_at = time.monotonic()
         if self._line is not None:
             self._line.show(self._count(), self._progress.step)
 
     def say(self, message: str) -> None:
-        """Tell people one line."""
+        """Log one line."""
         _log.info(message)
 
     def show(self, **values: float) -> None:
-        """Show measurements as `log` does, and record nothing."""
+        """Show measurements as `log` does, without recording them."""
         text = (
             f"epoch {self._progress.step / self._updates_per_epoch:.1f} · loss {values['train_loss']:.3f} · "
             f"lr {values['learning_rate']:.2e} · {values['tgt_tokens_per_second']:,.0f} tok/s{self._last_bleu} ·"
@@ -122,7 +122,7 @@ class Tracker:
             self.say(f"step {self._count()} · {text} {self._times()}")
 
     def _times(self) -> str:
-        """Time in training and time left, which move with the clock between two updates."""
+        """Return the elapsed and the remaining time; both follow the clock between two updates."""
         now = time.monotonic()
         elapsed = f"{format_duration(self._earlier_seconds + now - self._started_at)} elapsed"
         step = self._progress.step
@@ -133,7 +133,7 @@ class Tracker:
         return f"{elapsed} · {format_duration(max(0.0, ends_at - now))} left"
 
     def close(self) -> None:
-        """Close the files; all that was recorded is in them already."""
+        """Close the files. All records are already written."""
         if self._line is not None:
             self._line.close()
         self._close_files()
@@ -144,14 +144,14 @@ class Tracker:
 
 
 class SilentTracker:
-    """Takes the place of a tracker on ranks other than the first; all of its methods do nothing."""
+    """A tracker for the ranks other than the first: its methods do nothing."""
 
     def __getattr__(self, _method: str) -> Callable[..., None]:
         return lambda *_arguments, **_values: None
 
 
-class _GrowingFile:
-    """A file to which whole records are added. Nothing waits in a buffer, so a write that fails does so at once."""
+class _AppendedFile:
+    """A file to which whole records are appended. It has no buffer, so that a failing write raises at once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -165,7 +165,7 @@ class _GrowingFile:
                 record = record[self._stream.write(record) :]
 
     def write_line(self, entry: dict[str, Any]) -> None:
-        """One JSON object."""
+        """Append a JSON object as one line."""
         self.write((json.dumps(entry) + "\n").encode())
 
     def close(self) -> None:
@@ -173,12 +173,12 @@ class _GrowingFile:
 
 
 class _EventFile:
-    """Scalars and text where TensorBoard finds them.
+    """An event file of TensorBoard, with scalars and text.
 
-    torch's SummaryWriter writes in a thread of its own, which on a full disk prints a traceback and dies.
+    torch's SummaryWriter is not used: it writes in a thread, which prints a traceback and dies if the disk is full.
     """
 
-    _numbers = itertools.count()  # of this process: two files begun in one second need two names
+    _numbers = itertools.count()  # of this process: two files opened in one second need different names
 
     def __init__(self, folder: Path, first_step: int) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -186,10 +186,10 @@ class _EventFile:
 
         self._event = Event
         name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(self._numbers)}"
-        self._file = _GrowingFile(folder / name)
+        self._file = _AppendedFile(folder / name)
         self._records = RecordWriter(self._file)
         self._add(file_version="brain.Event:2")
-        if first_step:  # what an earlier, longer start wrote from here on is hidden
+        if first_step:  # TensorBoard hides later steps of an earlier start
             self._add(step=first_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def add_scalars(self, step: int, scalars: dict[str, float]) -> None:
@@ -208,8 +208,8 @@ class _EventFile:
         self._file.close()
 
 
-def _cut_after(path: Path, step: int) -> None:
-    """Keep the lines up to `step`; a torn last line goes too."""
+def _remove_records_after(path: Path, step: int) -> None:
+    """Keep the lines up to `step`; a last line that was cut short is removed too."""
     if not path.exists():
         return
     kept = []

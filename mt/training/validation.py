@@ -1,4 +1,4 @@
-"""Loss and translated score on the validation set."""
+"""Validation: the loss, and the scores of translations."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from mt.text.corpus import ParallelIds, PreparedCorpus
 from mt.text.normalise import Normalisers
 from mt.text.tokenizer import Tokenizer
 
-# Target tokens of one forward pass; small, for its logits are kept.
+# Target tokens of one forward pass. Small, because its logits are all in memory.
 VALIDATION_TOKENS = 4_096
-TARGET_LENGTHS = (10, 20, 40, 80)  # target tokens at which the loss by length is divided
-N_SAMPLE_TRANSLATIONS = 5  # translations that are kept to be looked at
+TARGET_LENGTHS = (10, 20, 40, 80)  # upper ends of the length ranges of `loss_by_length`, in target tokens
+N_SAMPLE_TRANSLATIONS = 5  # translations that are recorded for users to read
 
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """How well the model does on text it does not learn from."""
+    """The scores of a model on the validation set."""
 
     loss: float  # unsmoothed cross-entropy, nats per target token, end of sentence included
     bleu: float
     chrf: float
-    loss_by_length: dict[str, float]  # the same by range of target tokens, such as "11-20"
+    loss_by_length: dict[str, float]  # the loss by range of target tokens, such as "11-20"
     samples: list[tuple[str, str, str]]  # source, translation and reference of the first few lines
 
 
 def validate(
     inference: Transformer, tokenizer: Tokenizer, corpus: PreparedCorpus, config: RunConfig
 ) -> ValidationResult:
-    """Measure the whole validation set in fixed order, without dropout, by a model in evaluation mode."""
+    """Score a model in evaluation mode on the whole validation set, in a fixed order."""
     pairs, decode = corpus.valid_pairs, replace(config.decode, beam_size=config.train.validation_beam_size)
-    # Without second searches: early in training nearly every sentence would need one.
+    # No retries: early in training nearly every sentence would be searched twice.
     limit, normalisers = config.data.max_tokens, Normalisers.of_run(config)
     translator = Translator(OwnBackend(inference), tokenizer, decode, limit, normalisers, retries=False)
     hypotheses = translator.translate([pair.src for pair in pairs])
@@ -59,7 +59,7 @@ def validate(
 
 @torch.inference_mode()
 def validation_loss(model: Transformer, corpus: ParallelIds) -> tuple[float, dict[str, float]]:
-    """Return the unsmoothed cross-entropy in nats per target token, of all sentences and of those of like length.
+    """Return the unsmoothed cross-entropy in nats per target token: of all sentences, and by range of lengths.
 
     The model must be in evaluation mode.
     """
@@ -78,7 +78,7 @@ def validation_loss(model: Transformer, corpus: ParallelIds) -> tuple[float, dic
 
 
 def _by_length(corpus: ParallelIds) -> Iterator[tuple[str, Indices]]:
-    """Yield sentences, shortest target first: those of like length, cut where a batch holds enough target tokens."""
+    """Yield the name of a length range and a batch of its sentences, shortest targets first."""
     order = np.argsort(corpus.tgt.lengths, kind="stable")
     lengths = corpus.tgt.lengths[order]
     shortest = 1
