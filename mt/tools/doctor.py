@@ -96,7 +96,7 @@ def examine(config: RunConfig, run_dir: Path) -> Diagnosis:
     findings += _text_findings(config, train, held_out)
     forecast = None
     if all(sample.pairs for sample in train) and len(train) == len(config.data.train):
-        _log.info("trying out cleaning, the tokenizer and encoding")
+        _log.info("testing cleaning, the tokenizer and encoding")
         forecast = _rehearse(config, run_dir, train, held_out, findings)
     findings.sort(key=lambda finding: [*corpora, finding.key].index(finding.key))
     return Diagnosis(config, tuple(samples), tuple(findings), forecast, time.perf_counter() - started_at)
@@ -228,11 +228,11 @@ def _setting_findings(config: RunConfig, forecast: Forecast) -> Iterator[Finding
     epoch_tokens = train.max_steps * train.batch_tokens / forecast.epochs
     if train.batch_tokens > epoch_tokens:
         problem = (
-            f"{train.batch_tokens:,} target tokens an update are more than training has ({_about(epoch_tokens)}): "
-            "each update would hold pairs more than once"
+            f"{train.batch_tokens:,} target tokens per update are more than an epoch has ({_about(epoch_tokens)}), "
+            "so each update would contain pairs more than once"
         )
         smaller = max(config.data.max_tokens, rounded(epoch_tokens / 20))
-        fix = f"lower it, to {smaller:,} say, or give more text"
+        fix = f"lower it, for example to {smaller:,}, or add text"
         yield finding("warning", "batch", "train.batch_tokens", problem, fix)
 
     # Source: Sennrich and Zhang 2019, Revisiting Low-Resource Neural Machine Translation, section 4.
@@ -240,21 +240,21 @@ def _setting_findings(config: RunConfig, forecast: Forecast) -> Iterator[Finding
     is_large = forecast.parameters > PARAMETERS_PER_TOKEN * forecast.tgt_tokens
     if is_small and is_large and dropout < LOW_DROPOUT and train.init_from is None:
         problem = (
-            f"is {dropout:g} in a model of {_about(forecast.parameters)} parameters for "
-            f"{_about(forecast.tgt_tokens)} target tokens, which it can learn by heart"
+            f"{dropout:g} is low for a model of {_about(forecast.parameters)} parameters and only "
+            f"{_about(forecast.tgt_tokens)} target tokens, which it can memorise"
         )
-        fix = f"raise it to {ADVISED_DROPOUT:g}, and take a smaller model"
+        fix = f"raise it to {ADVISED_DROPOUT:g}, and use a smaller model"
         yield finding("note", "dropout", "model.dropout", problem, fix)
 
     if forecast.epochs > MANY_EPOCHS and forecast.train_pairs_are_all and train.patience is None:
-        problem = f"{train.max_steps:,} updates would show every pair about {forecast.epochs:,.0f} times"
+        problem = f"{train.max_steps:,} updates would train on every pair about {forecast.epochs:,.0f} times"
         fewer = max(1, rounded(train.max_steps * 100 / forecast.epochs))
-        fix = f"lower it, to {fewer:,} for 100 times, or set train.patience"
+        fix = f"lower it ({fewer:,} updates for 100 times), or set train.patience"
         yield finding("warning", "epochs", "train.max_steps", problem, fix)
     if train.warmup_steps > train.max_steps:
-        more = f"{train.warmup_steps:,} are more than train.max_steps ({train.max_steps:,})"
-        problem = f"{more}: the learning rate never reaches its peak"
-        fix = f"lower it, to {max(1, train.max_steps // 10):,} say"
+        more = f"{train.warmup_steps:,} is more than train.max_steps ({train.max_steps:,})"
+        problem = f"{more}, so the learning rate never reaches its peak"
+        fix = f"lower it, for example to {max(1, train.max_steps // 10):,}"
         yield finding("warning", "warmup", "train.warmup_steps", problem, fix)
 
 
@@ -262,7 +262,7 @@ def _capacity_findings(config: RunConfig, run_dir: Path, forecast: Forecast) -> 
     """Yield memory and disks that are too small."""
     if forecast.device and forecast.training_bytes > forecast.device_bytes:
         problem = (
-            f"model: training takes at least {format_bytes(forecast.training_bytes)} on {forecast.device}, which has "
+            f"model: training needs at least {format_bytes(forecast.training_bytes)} on {forecast.device}, which has "
             f"{format_bytes(forecast.device_bytes)}"
         )
         yield Finding("error", "memory", "model", problem, "make the model or the vocabulary smaller")
@@ -273,8 +273,8 @@ def _capacity_findings(config: RunConfig, run_dir: Path, forecast: Forecast) -> 
     for folders in disks.values():
         needed, free = sum(map(needs.__getitem__, folders)), shutil.disk_usage(existing_folder(folders[-1])).free
         if needed > free:
-            sizes = f"up to {format_bytes(needed)} are needed on its disk, and {format_bytes(free)} are free"
-            fix = "make room, lower train.keep_last and train.average_last, or choose other folders"
+            sizes = f"its disk needs up to {format_bytes(needed)} of free space and has {format_bytes(free)}"
+            fix = "free some space, lower train.keep_last and train.average_last, or choose other folders"
             yield Finding("error", "disk", "data.prepared_dir", f"{folders[-1]}: {sizes}", fix)
 
 
@@ -307,7 +307,7 @@ def diagnosis_text(diagnosis: Diagnosis, config_name: str) -> str:
 def _looked_at(sample: Sample) -> str:
     pairs = f"{sample.n_pairs:,} pairs"
     if not sample.is_whole:
-        pairs = f"{len(sample.pairs):,} of {'' if sample.is_read else 'at least '}{pairs} looked at"
+        pairs = f"{len(sample.pairs):,} of {'' if sample.is_read else 'at least '}{pairs} checked"
     return f"{sample.corpus.description}, {pairs}"
 
 
@@ -321,10 +321,10 @@ def _forecast_lines(diagnosis: Diagnosis, forecast: Forecast, config_name: str) 
         "training": f"{least}{_about(forecast.train_pairs)} pairs are kept, with {_about(forecast.src_tokens)} source "
         f"and {_about(forecast.tgt_tokens)} target tokens; {diagnosis.config.train.max_steps:,} updates are {most}"
         f"about {forecast.epochs:,.3g} epochs",
-        "model": f"{forecast.parameters:,} parameters with {forecast.vocab_size:,} pieces",
-        "prepare": f"prepared already: {forecast.prepared}" if forecast.prepared else prepare,
+        "model": f"{forecast.parameters:,} parameters with a vocabulary of {forecast.vocab_size:,} pieces",
+        "prepare": f"already prepared: {forecast.prepared}" if forecast.prepared else prepare,
         "memory": f"at least {format_bytes(forecast.training_bytes)} of the {format_bytes(forecast.device_bytes)} of "
-        f"{forecast.device} for training, and what its batches take",
+        f"{forecast.device} for training, plus the memory of its batches",
         "disk": f"up to {corpus} for the corpus and {checkpoints} for checkpoints",
         "time": f"mt train --config {config_name} --dry-run measures how long training takes",
     }
