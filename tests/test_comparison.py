@@ -152,8 +152,8 @@ def test_the_table_of_a_terminal_is_aligned():
     assert len({len(line) for line in lines[1:4]}) == 1
     assert lines[4:] == [
         "runs/good is better than runs/bad, by BLEU and chrF2.",
-        "Systems that share a letter cannot be told apart at p < 0.05.",
-        "What differs in the configs",
+        "Systems that share a letter do not differ significantly (p < 0.05).",
+        "Settings that differ",
         "  setting     runs/bad  runs/good",
         "  train.seed         1          2",
     ]

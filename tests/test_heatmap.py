@@ -36,7 +36,7 @@ def test_maps_are_the_averages_of_heads_and_their_rows_sum_to_one() -> None:
 def test_a_page_has_a_map_for_each_layer_and_a_cell_for_each_pair_of_tokens(translator: Translator) -> None:
     page = explained_page("m", "bar ku", "BAR")
     n_cells = (len(translator.tokenizer.encode("bar ku")) + 1) * (len(translator.tokenizer.encode("BAR")) + 1)
-    assert re.findall("<h2>.*</h2>", page) == ["<h2>Layer 1</h2>", "<h2>Layer 2</h2>"]
+    assert re.findall("<h2>.*</h2>", page) == ["<h2>Decoder layer 1</h2>", "<h2>Decoder layer 2</h2>"]
     assert page.count("<td ") == 2 * n_cells
     assert "://" not in page  # nothing is fetched
 

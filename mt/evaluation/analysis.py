@@ -34,12 +34,13 @@ _METRICS = ("bleu", "chrf")  # of sentences of a kind
 _LINES_SHOWN = 20  # of those that are odd in one way
 _N_EXAMPLES = 10  # sentences listed as best, worst, gained and lost
 # For the reader of a report. {side} is the text that translations are compared with.
-ODDITY_RULES = (
-    f"In a loop: up to {LONGEST_PERIOD} words come {FEWEST_COPIES} times in a row or more often, at least "
-    f"{FEWEST_REPEATED_TOKENS} words are repeated, and more than twice as many as in the {{side}}. Far too long: over "
-    f"{LONGEST_RATIO} words for each of the {{side}}, and {LONGEST_EXTRA} more; far too short: under a third of its "
-    f"words, less {SHORTEST_LESS}. Translations made by people pass. Numbers: those of the reference, if the source "
-    "has them too; it makes no difference how thousands and decimals are written."
+FLAG_RULES = (
+    f"Repetition loop: a sequence of up to {LONGEST_PERIOD} words occurs at least {FEWEST_COPIES} times in a row, at "
+    f"least {FEWEST_REPEATED_TOKENS} words are repeated, and more than twice as many as in the {{side}}. Far too long: "
+    f"more than {LONGEST_RATIO} words per word of the {{side}}, plus {LONGEST_EXTRA}. Far too short: less than a third "
+    f"of the words of the {{side}}, minus {SHORTEST_LESS}. Human translations pass these rules. Numbers preserved: "
+    "numbers of the reference, if the source has them too, that are in the translation; the format of thousands and "
+    "decimals does not matter."
 )
 
 

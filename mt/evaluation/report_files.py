@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mt.errors import ConfigError
-from mt.evaluation.analysis import ODDITY_RULES
+from mt.evaluation.analysis import FLAG_RULES
 from mt.report.evaluation import comparison_page, evaluation_page
 from mt.report.facts import Evaluation, SystemComparison, facts_json
 from mt.report.markdown import markdown
@@ -88,7 +88,7 @@ def write_report(facts: Evaluation | SystemComparison, folder: Path) -> None:
     }
     if isinstance(facts, Evaluation):
         facts = facts.model_copy(update={"kind": _KIND, **origin})
-        html, text = evaluation_page(facts, ODDITY_RULES), markdown("evaluation.md.j2", facts)
+        html, text = evaluation_page(facts, FLAG_RULES), markdown("evaluation.md.j2", facts)
     else:
         facts = facts.model_copy(update={"kind": "comparison", **origin})
         html, text = comparison_page(facts), markdown("comparison.md.j2", facts)

@@ -21,13 +21,13 @@ _SIDE_NAMES = {"src": "source", "tgt": "target"}
 
 _FIGURES_OF_A_LANGUAGE: dict[str, tuple[str, Unit, str]] = {  # key: (name, unit, meaning)
     "words": ("Words", "count", "separated by spaces"),
-    "distinct_words": ("Different words", "count", ""),
-    "tokens": ("Tokens", "count", "pieces of the vocabulary, ends of sentences not counted"),
-    "fertility": ("Tokens for each word", "count", "1 would be a vocabulary of whole words"),
-    "characters_a_token": ("Characters in each token", "count", ""),
-    "split_word_share": ("Words that are cut", "fraction", "into more than one token"),
-    "byte_share": ("Tokens that are bytes", "fraction", "of characters that are not in the vocabulary"),
-    "unknown_share": ("Tokens that are unknown", "fraction", "their text is lost; 0% with byte fallback"),
+    "distinct_words": ("Distinct words", "count", ""),
+    "tokens": ("Tokens", "count", "ends of sentences not counted"),
+    "fertility": ("Tokens per word (fertility)", "count", "1 means a vocabulary of whole words"),
+    "characters_a_token": ("Characters per token", "count", ""),
+    "split_word_share": ("Split words", "fraction", "into more than one token"),
+    "byte_share": ("Byte tokens", "fraction", "for characters that are not in the vocabulary"),
+    "unknown_share": ("Unknown tokens", "fraction", "their text is lost; 0% with byte fallback"),
 }
 
 Rules = Mapping[str, tuple[str, str]]  # rule or change: its setting (below `data`), and a sentence on what it does
@@ -118,13 +118,13 @@ class _DataView:
         ]
         weights = ["", ""] if has_weights else []
         total = ["Total", *weights, *_kept(train.pairs_read, train.pairs_kept), *rules.values()]
-        headers = ["Source", *(["Tag", "Weight"] if has_weights else []), "Read", "Kept", "Fraction kept", *rules]
+        headers = ["Corpus", *(["Tag", "Weight"] if has_weights else []), "Read", "Kept", "Fraction kept", *rules]
         return table(headers, rows, total if len(rows) > 1 else None, sortable=True)
 
     def changed_by_source(self, changed: Sequence[_Rule]) -> Markup:
         names = [change.name for change in changed]
         rows = [[one.source, *(_count(one.changed, name) for name in names)] for one in self.facts.train.sources]
-        return table(["Source", *names], rows, sortable=True)
+        return table(["Corpus", *names], rows, sortable=True)
 
     def overlaps(self) -> list[dict[str, Any]]:
         """Return set, language, number of n-grams and how much of them training text has."""
@@ -139,8 +139,10 @@ class _DataView:
         return histograms({title: lengths.tokens[side] for side, title in titles.items()}, "tokens", "pairs")
 
     def ratio_bars(self, ratio: Histogram) -> Markup:
-        labels = [f"{low:g} up to {high:g}" if high else f"{low:g} and above" for low, high in pairwise(ratio.edges)]
-        return bars("Pairs by source tokens for each target token", dict(zip(labels, ratio.counts, strict=True)))
+        labels = [f"{low:g} to {high:g}" if high else f"{low:g} and above" for low, high in pairwise(ratio.edges)]
+        return bars(
+            "Pairs by length ratio (source tokens per target token)", dict(zip(labels, ratio.counts, strict=True))
+        )
 
     def language_figures(self) -> Markup | None:
         sides, rows = self.facts.sides, []
@@ -153,7 +155,7 @@ class _DataView:
     def longest_pieces(self) -> list[Markup]:
         found = {self.facts.lang(side): one.get("longest_pieces", []) for side, one in self.facts.sides.items()}
         rows = {lang: [[Text(one["piece"], lang), one["count"]] for one in pieces] for lang, pieces in found.items()}
-        tables = [table([f"Piece ({lang})", "Times"], one, sortable=True) for lang, one in rows.items()]
+        tables = [table([f"Piece ({lang})", "Occurrences"], one, sortable=True) for lang, one in rows.items()]
         return tables if any(rows.values()) else []
 
 

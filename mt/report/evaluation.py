@@ -28,23 +28,23 @@ from mt.report.page import Number, code, page, plain_value, setting_value, table
 from mt.report.text import truncated, word_differences
 
 AXES = {"step": "updates", "n_tgt_tokens": "target tokens", "train_minutes": "minutes"}  # of curves of training
-ODDITIES = {
+QUALITY_FLAGS = {
     "empty": "Empty",
-    "repetitions": "In a loop",
-    "copies": "Left as the source",
+    "repetitions": "Repetition loop",
+    "copies": "Copy of the source",
     "too_long": "Far too long",
     "too_short": "Far too short",
 }
 
 
-def evaluation_page(facts: Evaluation, oddity_rules: str) -> str:
+def evaluation_page(facts: Evaluation, flag_rules: str) -> str:
     """Return the page of an evaluation.
 
     Args:
-        oddity_rules: which translations count as odd, with {side} for the text that they are compared with.
+        flag_rules: the rules of the quality flags, with {side} for the text that translations are compared with.
     """
     title = f"Evaluation of {facts.system}"
-    return page("evaluation.html.j2", title, facts=facts, view=_EvaluationView(facts), oddity_rules=oddity_rules)
+    return page("evaluation.html.j2", title, facts=facts, view=_EvaluationView(facts), flag_rules=flag_rules)
 
 
 @dataclass(frozen=True)
@@ -59,24 +59,24 @@ class _EvaluationView:
         if analysis.has_baseline:
             baseline = self.facts.comparison.baseline if self.facts.comparison else "baseline"
             series.append(Series(baseline, begins, [one.baseline_bleu for one in analysis.by_length]))
-        return line_chart("BLEU by length", series, f"Words of the {analysis.beside}, from", "BLEU", from_zero=True)
+        return line_chart("BLEU by length", series, f"Words in the {analysis.beside}, from", "BLEU", from_zero=True)
 
     def rarity_bars(self, buckets: Sequence[Bucket]) -> Markup:
         return bars("BLEU", {one.bucket: one.bleu for one in buckets})
 
-    def oddities(self, analysis: Analysis) -> list[tuple[object, ...]]:
-        """Return what it is, of the system and of the baseline, and in which lines."""
+    def quality_flags(self, analysis: Analysis) -> list[tuple[object, ...]]:
+        """Return rows of (name, value of the system, value of the baseline, line numbers)."""
         numbers = analysis.numbers
         rows: list[tuple[object, ...]] = [
-            (ODDITIES[name], one.n_lines, one.baseline_n_lines, _line_numbers(one.lines, one.n_lines))
+            (QUALITY_FLAGS[name], one.n_lines, one.baseline_n_lines, _line_numbers(one.lines, one.n_lines))
             for name, one in analysis.oddities.items()
         ]
         if numbers.n:
             fractions = [Number(one, "fraction") for one in (numbers.kept_share, numbers.baseline_kept_share)]
-            lost = f"; lost in lines {_line_numbers(numbers.lines, numbers.n_lines)}" if numbers.n_lines else ""
+            lost = f"; missing in lines {_line_numbers(numbers.lines, numbers.n_lines)}" if numbers.n_lines else ""
             rows.append(("Numbers preserved", *fractions, f"{numbers.n_kept:,} of {numbers.n:,}{lost}"))
         ratios = [Number(one, digits=3) for one in (analysis.length_ratio, analysis.baseline_length_ratio)]
-        return [*rows, ("Words for each word of the reference", *ratios, "")]
+        return [*rows, ("Length ratio to the reference, in words", *ratios, "")]
 
     def texts(self, one: Sentence) -> list[tuple[str, str, str | None]]:
         """Return (label, text, language) of a sentence and its translations; words that differ are marked."""
@@ -93,17 +93,17 @@ class _EvaluationView:
         chrf, bleu = f"chrF2 {one.chrf:.2f}", f"BLEU {one.bleu:.2f}"
         if one.baseline is not None:
             chrf, bleu = f"{chrf} against {one.baseline_chrf:.2f}", f"{bleu} against {one.baseline_bleu:.2f}"
-        return " · ".join([f"line {one.line:,}", chrf, bleu, *self.oddities_of(one)])
+        return " · ".join([f"line {one.line:,}", chrf, bleu, *self.flags_of(one)])
 
-    def oddities_of(self, one: Sentence) -> list[str]:
-        return [ODDITIES[name].lower() for name in one.oddities]
+    def flags_of(self, one: Sentence) -> list[str]:
+        return [QUALITY_FLAGS[name].lower() for name in one.oddities]
 
     def curves(self, curves: Mapping[str, Curve]) -> list[Markup]:
         def chart(title: str, y_label: str, lines: Mapping[str, tuple[str, str]], x: str = "step") -> Markup:
             series = [Series(name, curves[curve][x], curves[curve][y]) for name, (curve, y) in lines.items()]
             return line_chart(title, series, AXES[x], y_label)
 
-        loss = {"training, smoothed labels": ("train", "train_loss"), "validation": ("valid", "valid_loss")}
+        loss = {"training, with label smoothing": ("train", "train_loss"), "validation": ("valid", "valid_loss")}
         bleu = {"validation set": ("valid", "valid_bleu")}
         charts = []
         for x, label in AXES.items():
@@ -111,7 +111,7 @@ class _EvaluationView:
             if all(None not in curve[x] for curve in curves.values()):
                 charts.append(chart(f"Loss against {label}", "nats per target token", loss, x))
                 charts.append(chart(f"BLEU against {label}", "BLEU", bleu, x))
-        rate, unit = "learning rate", "target tokens a second"
+        rate, unit = "learning rate", "target tokens per second"
         charts.append(chart("Learning rate", rate, {rate: ("train", "learning_rate")}))
         return [*charts, chart("Speed", unit, {unit: ("train", "tgt_tokens_per_second")})]
 
@@ -121,7 +121,7 @@ class _EvaluationView:
         rows = [["training", one["source"], one["pairs_read"], one["pairs_kept"]] for one in read]
         sets = {"validation": corpus["valid"], **{f"test: {name}": one for name, one in corpus["test"].items()}}
         rows += [[name, one["source"], one["pairs"], ""] for name, one in sets.items()]
-        return table(["Use", "Source", "Pairs read", "Pairs kept"], rows)
+        return table(["Use", "Corpus", "Pairs read", "Pairs kept"], rows)
 
     def model(self, manifest: ModelManifest) -> Markup:
         values = {key: value for key, value in manifest.model.items() if key not in ("versions", "hardware")}

@@ -123,7 +123,7 @@ def environment() -> Environment:
     )
     found.filters |= {"code": code, "number": Number, "rows": setting_rows, "short": short_name, "truncated": truncated}
     found.filters |= {"plain": plain_value, "text": lambda text, lang: None if text is None else Text(text, lang)}
-    found.filters["plural"] = lambda count, noun: f"{count:,} {noun}{'' if count == 1 else 's'}"
+    found.filters["plural"] = lambda n, one, many="": f"{n:,} {one if n == 1 else many or f'{one}s'}"
     found.filters["date"] = lambda iso: iso.replace("T", " ").replace("+00:00", " UTC")
     found.globals |= {
         "fraction": fraction,

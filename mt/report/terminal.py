@@ -64,7 +64,7 @@ def comparison_text(facts: SystemComparison) -> str:
         lines += compared.verdicts
     metrics = [metric for compared in facts.test_sets.values() for metric in compared.metrics]
     if any(len({*map(tuple, metric.groups)}) > 1 for metric in metrics):
-        lines.append(f"Systems that share a letter cannot be told apart at p < {LARGEST_P}.")
+        lines.append(f"Systems that share a letter do not differ significantly (p < {LARGEST_P}).")
     return "\n".join([*lines, *_difference_lines(facts)])
 
 
@@ -96,4 +96,4 @@ def _difference_lines(facts: SystemComparison) -> list[str]:
     rows = [["setting", *names]]
     for key, values in facts.differences.items():
         rows.append([key, *("null" if value is None else str(value) for value in values)])
-    return ["What differs in the configs", *explained, *_aligned(rows)]
+    return ["Settings that differ", *explained, *_aligned(rows)]
