@@ -900,7 +900,7 @@ def test_a_baseline_is_compared_and_the_verdict_is_a_sentence(run: Run, test: st
     assert (status, stderr) == (0, "")
     kind = {"randomisation": "shuffles", "bootstrap": "bootstrap samples"}[test]
     _, _, title, scores, verdict = stdout.splitlines()
-    assert title == f"input, against old (paired test, 200 {kind})"
+    assert title == f"input, compared with old (paired test, 200 {kind})"
     assert scores == "  BLEU    97.85 against 65.80   +32.04   p = 0.0050   better"
     assert verdict == "new is better than old by BLEU."
     report = json.loads(run("eval", "--hyp", new, "--ref", ref, "--baseline", old, *options, "--json")[1])

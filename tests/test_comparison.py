@@ -145,10 +145,10 @@ def test_the_table_of_a_terminal_is_aligned():
     text = comparison_text(facts_of([one, replace(other, settings={"train.seed": 2, "name": "x"})]))
     lines = text.splitlines()
     assert lines[0] == "demo (120 lines; paired tests, 200 shuffles)"
-    assert lines[1].split() == ["system", "BLEU", "chrF2", "updates", "target", "tokens", "time"]
+    assert lines[1].split() == ["system", "BLEU", "chrF2", "updates", "target", "tokens", "training", "time"]
     assert lines[2].split()[0] == "runs/good"
     assert lines[2].split()[2] == "a"
-    assert lines[3].endswith(" b     1,200      4,905,048  19 min 15 s")
+    assert lines[3].endswith(" b     1,200      4,905,048    19 min 15 s")
     assert len({len(line) for line in lines[1:4]}) == 1
     assert lines[4:] == [
         "runs/good is better than runs/bad, by BLEU and chrF2.",

@@ -242,7 +242,7 @@ def test_markdown_has_the_same_figures(found: Evaluation, facts: dict[str, Any])
         figures = [f"{bucket[key]:.2f}" for key in ("bleu", "baseline_bleu", "chrf", "baseline_chrf")]
         assert [bucket["bucket"], str(bucket["n_lines"]), *figures] in rows
     assert (
-        "en → de, the average of 3 checkpoints up to step 3,000, a beam of 4, 1.2 M parameters, 3,000 updates, 120,000 "
+        "en → de, the average of 3 checkpoints up to step 3,000, beam size 4, 1.2 M parameters, 3,000 updates, 120,000 "
         "target tokens, 3 min 11 s of training." in text
     )
     assert text[-1] == "\n"

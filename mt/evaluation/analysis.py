@@ -37,8 +37,8 @@ _N_EXAMPLES = 10  # sentences listed as best, worst, gained and lost
 FLAG_RULES = (
     f"Repetition loop: a sequence of up to {LONGEST_PERIOD} words occurs at least {FEWEST_COPIES} times in a row, at "
     f"least {FEWEST_REPEATED_TOKENS} words are repeated, and more than twice as many as in the {{side}}. Far too long: "
-    f"more than {LONGEST_RATIO} words per word of the {{side}}, plus {LONGEST_EXTRA}. Far too short: less than a third "
-    f"of the words of the {{side}}, minus {SHORTEST_LESS}. Human translations pass these rules. Numbers preserved: "
+    f"more than {LONGEST_RATIO} times the words of the {{side}}, plus {LONGEST_EXTRA}. Far too short: less than a "
+    f"third of its words, minus {SHORTEST_LESS}. Human translations pass these rules. Numbers preserved: "
     "numbers of the reference, if the source has them too, that are in the translation; the format of thousands and "
     "decimals does not matter."
 )

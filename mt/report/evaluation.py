@@ -92,7 +92,7 @@ class _EvaluationView:
     def heading(self, one: Sentence) -> str:
         chrf, bleu = f"chrF2 {one.chrf:.2f}", f"BLEU {one.bleu:.2f}"
         if one.baseline is not None:
-            chrf, bleu = f"{chrf} against {one.baseline_chrf:.2f}", f"{bleu} against {one.baseline_bleu:.2f}"
+            chrf, bleu = f"{chrf} (baseline {one.baseline_chrf:.2f})", f"{bleu} (baseline {one.baseline_bleu:.2f})"
         return " · ".join([f"line {one.line:,}", chrf, bleu, *self.flags_of(one)])
 
     def flags_of(self, one: Sentence) -> list[str]:

@@ -19,7 +19,12 @@ BETTER, WORSE, NO_DIFFERENCE = "better", "worse", f"no difference at p < {LARGES
 TEST_NAMES = {"randomisation": "paired approximate randomisation", "bootstrap": "paired bootstrap resampling"}
 SAMPLE_NAMES = {"randomisation": "shuffles", "bootstrap": "bootstrap samples"}
 # Figures of systems that are compared: key → its name.
-FIGURES = {"steps": "updates", "n_tgt_tokens": "target tokens", "train_seconds": "time", "n_parameters": "parameters"}
+FIGURES = {
+    "steps": "updates",
+    "n_tgt_tokens": "target tokens",
+    "train_seconds": "training time",
+    "n_parameters": "parameters",
+}
 
 # Text of data sets and names of files may hold half a surrogate pair, which pydantic's check of strings refuses.
 Line: TypeAlias = Annotated[str, SkipValidation]

@@ -40,7 +40,7 @@ def evaluation_text(facts: Evaluation) -> str:
     if test := facts.comparison:
         for name, paired in test.test_sets.items():
             kind = f"paired test, {test.n_samples:,} {SAMPLE_NAMES[test.test]}"
-            lines.append(f"{name}, against {test.baseline} ({kind})")
+            lines.append(f"{name}, compared with {test.baseline} ({kind})")
             width = _name_width(paired.scores)
             lines += [
                 f"  {short_name(one.name):<{width}}{one.score:>7.2f} against {one.baseline_score:.2f}   "
