@@ -227,7 +227,7 @@ def test_verify_resume_prints_the_verdict_and_fails_without_a_proof(run: Run, mo
     replaced(monkeypatch, "mt.tools.verify.verify_resume", verify_resume)
     proved = ("verify-resume", "--config", "demo")
     status, stdout, stderr = run(*proved)
-    assert (status, stdout.splitlines()[0], stderr) == (0, "resume is bit-identical", "")
+    assert (status, stdout.splitlines()[0], stderr) == (0, "resuming is bit-identical", "")
     status, stdout, stderr = run(*proved, "--json")
     assert (status, json.loads(stdout)["proved"], stderr) == (0, True, "")
     options = ("--set", "train.seed=7", "--run-dir", "r", "--updates", "9", "--kills", "2")

@@ -103,18 +103,17 @@ def test_a_training_that_goes_on_as_it_should_is_proved(
     assert compared.n_weights == len(weights)
     first, second, third = verdict.kills
     assert str(verdict).splitlines() == [
-        "resume is bit-identical",
-        f"  30 updates in one go, and again, killed 3 times: {first}, {second}, {third}",
-        f"  the same to the last bit: {len(weights)} weights, {compared.n_state} entries of the training state, 96 "
-        "logged figures",
+        "resuming is bit-identical",
+        f"  30 updates without interruption, and again killed 3 times: {first}, {second}, {third}",
+        f"  bit-identical: {len(weights)} weights, {compared.n_state} entries of the training state, 96 logged figures",
     ]
     assert capsys.readouterr().err.splitlines()[-6:] == [
-        "30 updates in one go",
+        "30 updates without interruption",
         "30 updates, killed 3 times",
         f"killed {first} (1 of 3)",
         f"killed {second} (2 of 3)",
         f"killed {third} (3 of 3)",
-        "continued to the end",
+        "resumed to the end",
     ]
 
 
@@ -133,8 +132,8 @@ def test_a_training_that_forgets_something_is_found_out(
     assert found.largest > 1e-4
     assert 1e-5 < found.relative < 1
     assert found.first_logged_differing is not None
-    assert str(verdict).splitlines()[0] == "resume changes the result"
-    assert str(verdict).splitlines()[-1] == "  in one go twice: the same to the last bit"
+    assert str(verdict).splitlines()[0] == "resuming changes the result"
+    assert str(verdict).splitlines()[-1] == "  two uninterrupted runs: bit-identical"
 
 
 def test_where_two_straight_runs_differ_a_resumed_one_may_differ_as_much(verdict_of: Any, chance: None) -> None:
@@ -142,7 +141,7 @@ def test_where_two_straight_runs_differ_a_resumed_one_may_differ_as_much(verdict
     assert (verdict.is_proved, verdict.resumed.is_none) == (True, False)
     assert verdict.again is not None
     assert 0 < verdict.resumed.relative < 10 * verdict.again.relative
-    assert verdict.summary == "resume adds nothing to how far two runs in one go are apart on this machine"
+    assert verdict.summary == "resuming adds no difference beyond that between two uninterrupted runs on this machine"
 
 
 def test_a_broken_resume_is_found_out_even_where_two_straight_runs_differ(
@@ -154,7 +153,7 @@ def test_a_broken_resume_is_found_out_even_where_two_straight_runs_differ(
     assert verdict.again is not None
     assert verdict.resumed.relative > verdict.again.relative > 0
     assert verdict.resumed.largest_loss > 0.001 > 100 * verdict.again.largest_loss
-    assert verdict.summary == "resume changes the result"
+    assert verdict.summary == "resuming changes the result"
 
 
 def test_processes_of_their_own_run_the_code_that_runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,25 +175,25 @@ def test_a_verdict_says_what_differs_and_by_how_much() -> None:
     resumed = replace(
         SOME,
         n_state_differing=3,
-        first_state_differing="progress.plan_state.position is 214 and 107",
+        first_state_differing="progress.plan_state.position, 214 and 107",
         n_logged_differing=40,
         largest_loss=0.5,
         first_logged_differing="train_loss of update 13, 5.25 and 5.5",
     )
     assert str(Verdict(30, KILLS, resumed, NONE)).splitlines() == [
-        "resume changes the result",
-        "  30 updates in one go, and again, killed 2 times: after update 3 while saving, after update 12",
-        "  killed and in one go:",
+        "resuming changes the result",
+        "  30 updates without interruption, and again killed 2 times: after update 3 while saving, after update 12",
+        "  killed run against uninterrupted run:",
         "    2 of 33 weights differ, by up to 1.0e-03 (embedding.weight), 1.0e-06 of their norm",
-        "    3 of 174 entries of the training state differ: progress.plan_state.position is 214 and 107",
-        "    40 of 96 logged figures differ, train_loss by up to 5.0e-01: first train_loss of update 13, 5.25 and 5.5",
-        "  in one go twice: the same to the last bit",
+        "    3 of 174 entries of the training state differ; first: progress.plan_state.position, 214 and 107",
+        "    40 of 96 logged figures differ, train_loss by up to 5.0e-01; first: train_loss of update 13, 5.25 and 5.5",
+        "  two uninterrupted runs: bit-identical",
     ]
     assert str(Verdict(30, (Kill(9, False),), NONE, None)).splitlines() == [
-        "resume is bit-identical",
-        "  30 updates in one go, and again, killed once: after update 9",
-        "  none of the kills came in a save: saves are too short here",
-        "  the same to the last bit: 33 weights, 174 entries of the training state, 96 logged figures",
+        "resuming is bit-identical",
+        "  30 updates without interruption, and again killed once: after update 9",
+        "  no kill happened during a save: saves are too short here",
+        "  bit-identical: 33 weights, 174 entries of the training state, 96 logged figures",
     ]
 
 
@@ -213,7 +212,7 @@ def test_a_resumed_run_is_measured_against_two_straight_ones() -> None:
         assert verdict.is_proved == is_proved
         assert not verdict.resumed.is_none
     assert str(verdict).splitlines()[-4:] == [
-        "  in one go twice:",
+        "  two uninterrupted runs:",
         "    2 of 33 weights differ, by up to 1.0e-03 (embedding.weight), 1.0e-06 of their norm",
         "    0 of 174 entries of the training state differ",
         "    0 of 96 logged figures differ",
@@ -279,7 +278,7 @@ def test_differences_are_counted_and_the_largest_is_named(tmp_path: Path) -> Non
         relative=math.inf,
         n_state=5,
         n_state_differing=3,
-        first_state_differing="progress.step is 2 and 1",
+        first_state_differing="progress.step, 2 and 1",
         n_logged=3,
         n_logged_differing=2,
         largest_loss=0.5,
@@ -328,7 +327,7 @@ def sleep(run_dir: Path, corpus: Path) -> None:
         (fail_as_the_user_did, ConfigError, "train.compile: cannot compile here"),
         (be_killed, MTError, "a worker process was killed, which mostly means that memory is short: free some, .*"),
         (fail, ZeroDivisionError, ""),
-        (do_nothing, ConfigError, "--updates: 30 were made before a kill could come: give more"),
+        (do_nothing, ConfigError, "--updates: all 30 were done before the first kill: give more"),
     ],
 )
 def test_a_training_that_fails_is_told_in_its_own_words(
@@ -343,7 +342,7 @@ def test_a_folder_that_is_there_is_not_trained_in(verdict_of: Any, tmp_path: Pat
     (tmp_path / "runs" / "one-go").mkdir(parents=True)
     with pytest.raises(ConfigError) as caught:
         verdict_of(do_nothing)
-    assert str(caught.value) == f"--run-dir: {tmp_path / 'runs' / 'one-go'} is there already: give a new folder"
+    assert str(caught.value) == f"--run-dir: {tmp_path / 'runs' / 'one-go'} exists already: give a new folder"
 
 
 def test_a_training_is_not_left_running_when_its_starter_is_interrupted(verdict_of: Any, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def bench_training(config: RunConfig, n_steps: int | None = None, random_data: b
         MTError: data, settings or device need the user's attention.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("WORLD_SIZE", "one device is measured", "start one process, without torchrun")
+        raise ConfigError("WORLD_SIZE", "mt bench measures one device", "start it without torchrun")
     corpus = None if random_data else prepare(config)
     started_at = time.perf_counter()
     engine = engine_over(config, corpus, None if corpus is None else corpus.tokenizer_path)
@@ -82,7 +82,9 @@ def bench_training(config: RunConfig, n_steps: int | None = None, random_data: b
             seconds, stall_seconds, n = _time_steps(engine, islice(updates, n_steps))
             parts = _time_parts(engine, islice(updates, min(20, max(1, n_steps // 5))))
     except OutOfMemory as error:
-        problem = f"micro-batches of {micro_batch_tokens:,} target tokens do not fit the memory of {device} ({error})"
+        problem = (
+            f"micro-batches of {micro_batch_tokens:,} target tokens do not fit into the memory of {device} ({error})"
+        )
         raise ConfigError("train.micro_batch_tokens", problem, f"set it to {micro_batch_tokens // 2}") from None
     memory = peak_memory_bytes(device)  # before the peak of speed is measured, which takes memory too
     reserved_memory = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
@@ -90,7 +92,7 @@ def bench_training(config: RunConfig, n_steps: int | None = None, random_data: b
     return {
         "what": "training",
         "name": config.name,
-        "data": "made-up sentences of WMT14's lengths" if corpus is None else str(corpus.folder),
+        "data": "random sentences with WMT14's lengths" if corpus is None else str(corpus.folder),
         "device": str(device),
         "execution": engine.note,  # precision, and whether it was compiled
         "n_parameters": engine.model.n_parameters,
@@ -329,12 +331,13 @@ def basis(device: torch.device) -> dict[str, Any]:
 
 def device_name(hardware: dict[str, Any]) -> str:
     """Return what a device is called, of what `hardware` says about it."""
-    return hardware.get("gpu") or f"{hardware['cpu']}, {hardware['threads']} threads"
+    n = hardware.get("threads")
+    return hardware.get("gpu") or f"{hardware['cpu']}, {n} thread{'' if n == 1 else 's'}"
 
 
 def format_bench(figures: dict[str, Any]) -> str:
     """Return the figures of `bench_training` or `bench_decoding` as a table for a terminal."""
-    memory = f"{figures['peak_memory_bytes'] / 2**30:,.2f} GiB at the peak"
+    memory = f"peak of {figures['peak_memory_bytes'] / 2**30:,.2f} GiB"
     if reserved := figures.get("reserved_memory_bytes"):
         memory += f", {reserved / 2**30:,.2f} GiB reserved"
     is_training = figures["what"] == "training"
@@ -360,8 +363,8 @@ def _training_rows(f: dict[str, Any]) -> dict[str, str]:
             f"  {name.replace('_', ' ')}": f"{1000 * seconds:>9,.1f} ms  {seconds / sum(parts.values()):>6.1%}"
             for name, seconds in parts.items()
         },
-        "packing": f"{f['src_fill']:.1%} of source and {f['tgt_fill']:.1%} of target positions",
-        "work": f"{f['flops_per_tgt_token'] / 1e9:.3g} GFLOP a target token: {_flops_text(f['flops_per_second'])}, "
+        "packing": f"{f['src_fill']:.1%} of source and {f['tgt_fill']:.1%} of target positions hold tokens",
+        "work": f"{f['flops_per_tgt_token'] / 1e9:.3g} GFLOP per target token: {_flops_text(f['flops_per_second'])}, "
         f"{f['mfu']:.1%} of the device's {peak}",
         "warm-up": f"{f['warm_up_seconds']:,.1f} s, {f['warm_up_steps']} updates",
     }
@@ -372,9 +375,9 @@ def _decoding_rows(f: dict[str, Any]) -> dict[str, str]:
     return {
         "load": f"{f['load_seconds']:,.1f} s",
         "speed": f"{f['sentences_per_second']:,.1f} sentences/s, {f['tgt_tokens_per_second']:,.0f} target tokens/s",
-        "search": f"beam of {f['beam_size']}, {f['batch_tokens']:,} source tokens together",
+        "search": f"beam size {f['beam_size']}, batches of {f['batch_tokens']:,} source tokens",
         "text": f"{f['n_lines']:,} lines, {f['n_tgt_tokens']:,} target tokens, {f['seconds']:,.1f} s",
-        "latency": f"{p50} for a line alone, 95% of {f['latency_seconds']['n']} take up to {p95}",
+        "latency": f"median {p50} per line, one at a time; 95% of {f['latency_seconds']['n']} lines take up to {p95}",
     }
 
 

@@ -57,7 +57,7 @@ def dry_run(config: RunConfig, run_dir: Path) -> str:
         MTError: what would keep training from beginning, as far as it can be known before the data is prepared.
     """
     if Ranks.from_environment().n > 1:
-        raise ConfigError("WORLD_SIZE", "a dry run looks at one process", "leave torchrun out")
+        raise ConfigError("WORLD_SIZE", "a dry run uses one process", "start it without torchrun")
     choose_execution(config.train, config.model)
     _check_that_it_can_be_written(run_dir)
     _log.info("looking for the corpus")
@@ -73,12 +73,12 @@ def dry_run(config: RunConfig, run_dir: Path) -> str:
     sections = {
         "model": _model_lines(engine.model),
         "data": _data_lines(config, corpus, engine),
-        "time": _time_lines(config.train, engine, cost, n_done, is_made_up=corpus is None),
+        "time": _time_lines(config.train, engine, cost, n_done, is_random=corpus is None),
         "memory": _memory_lines(engine, footprint, cost),
         "schedule": _schedule_lines(config.train, config.model.d_model, width - MARGIN),
         "files": _file_lines(config.train, footprint, corpus_place, run_dir, n_done),
     }
-    told = [f"{config.name}: what mt train would do. This is a dry run, nothing is written."]
+    told = [f"{config.name}: what mt train would do. This is a dry run: nothing is written."]
     for name, lines in sections.items():
         told += ["", f"{name:<{MARGIN}}{lines[0]}", *(f"{'':<{MARGIN}}{line}" for line in lines[1:])]
     return "\n".join(line.rstrip() for line in told)
@@ -87,7 +87,7 @@ def dry_run(config: RunConfig, run_dir: Path) -> str:
 def _check_that_it_can_be_written(run_dir: Path) -> None:
     existing = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
-        reason = "does not allow it" if existing.is_dir() else "is not a folder"
+        reason = "is not writable" if existing.is_dir() else "is not a folder"
         raise MTError(f"{run_dir}: the run folder cannot be written: {existing} {reason}")
 
 
@@ -172,8 +172,7 @@ def parameters_by_part(model: Transformer) -> dict[str, int]:
 def _data_lines(config: RunConfig, corpus: PreparedCorpus | None, engine: Engine) -> list[str]:
     sources = [f"{each.description}, weight {each.weight:g}".removesuffix(", weight 1") for each in config.data.train]
     if corpus is None:
-        unknown = "pairs, tokens, updates an epoch and epochs are not known until mt prepare"
-        return [f"not prepared yet: {unknown}", *sources]
+        return ["not prepared yet: the numbers of pairs, tokens and epochs are known after mt prepare", *sources]
     train, per_epoch = corpus.manifest["train"], engine.plan.updates_per_epoch()
     kept = (f"{n:>13,} pairs  {source}" for n, source in zip(corpus.corpus_sizes, sources, strict=True))
     tests = "".join(f", {len(pairs):,} for {name}" for name, pairs in corpus.test_pairs.items())
@@ -182,27 +181,29 @@ def _data_lines(config: RunConfig, corpus: PreparedCorpus | None, engine: Engine
         f"{len(corpus.train):>13,} pairs, {train['src_tokens']:,} source and {train['tgt_tokens']:,} target tokens",
         *(kept if len(sources) > 1 else ()),
         f"{len(corpus.valid):>13,} pairs for validation{tests}",
-        f"{per_epoch:>13,.1f} updates an epoch; {max_steps:,} updates are {max_steps / per_epoch:,.1f} epochs",
+        f"{per_epoch:>13,.1f} updates per epoch; {max_steps:,} updates are {max_steps / per_epoch:,.1f} epochs",
     ]
 
 
-def _time_lines(train: TrainConfig, engine: Engine, cost: Cost, n_done: int, is_made_up: bool) -> list[str]:
+def _time_lines(train: TrainConfig, engine: Engine, cost: Cost, n_done: int, is_random: bool) -> list[str]:
     n_left, seconds = max(0, train.max_steps - n_done), cost.update_seconds
     micro_batches = "1 micro-batch" if cost.n_micro_batches == 1 else f"{cost.n_micro_batches:.3g} micro-batches"
-    made_up = " of made-up sentences" if is_made_up else ""
-    done = f" after the {n_done:,} that are done" if n_done else ""
+    what = " of random sentences" if is_random else ""
+    done = f" after the {n_done:,} already done" if n_done else ""
     device = f"{engine.device} ({device_name(hardware(engine.device))})"
     lines = [
         f"{format_duration(n_left * seconds)} for {n_left:,} updates{done}, {seconds:.3g} s each",
-        f"{cost.n_tgt_tokens / seconds:,.0f} target tokens/s: {cost.n_tgt_tokens:,.0f} an update, in "
+        f"{cost.n_tgt_tokens / seconds:,.0f} target tokens/s: {cost.n_tgt_tokens:,.0f} per update, in "
         f"{micro_batches} of up to {engine.budget.tgt_tokens:,}",
-        f"measured over {cost.n_measured} micro-batches{made_up} on {device} in {engine.execution.note};",
-        "preparing, validation, checkpoints and the evaluation at the end come on top",
+        f"measured over {cost.n_measured} micro-batches{what} on {device} in {engine.execution.note};",
+        "preparation, validation, checkpoints and the final evaluation are not included",
     ]
     if train.stop_after is not None:
         n_until = math.floor(parse_duration(train.stop_after) / seconds)
         if n_until < train.max_steps:
-            lines.append(f"train.stop_after ({train.stop_after}) ends it sooner, after {n_until:,} updates at most")
+            lines.append(
+                f"train.stop_after ({train.stop_after}) ends training earlier, after {n_until:,} updates at most"
+            )
     return lines
 
 
@@ -211,7 +212,7 @@ def _memory_lines(engine: Engine, footprint: Footprint, cost: Cost) -> list[str]
     states = {**footprint.memory, rest: max(0, cost.peak_bytes - footprint.memory_bytes)}
     peak, available = format_bytes(cost.peak_bytes), format_bytes(memory_bytes(engine.device))
     return [
-        f"{peak} of the {available} of {engine.device}{engine.memory_note}, validation not counted",
+        f"{peak} of the {available} of {engine.device}{engine.memory_note}, not counting validation",
         *(f"{format_bytes(n):>13}  {name}" for name, n in states.items()),
     ]
 
@@ -222,12 +223,12 @@ def _schedule_lines(train: TrainConfig, d_model: int, width: int) -> list[str]:
     more = f"train.warmup_steps is {train.warmup_steps:,}, more than train.max_steps: the learning rate never falls"
     kept = [f"the last {max(train.keep_last, train.average_last)}", f"the best {train.keep_best}"]
     if train.keep_every is not None:
-        kept.append(f"each of a multiple of {train.keep_every:,}")
+        kept.append(f"those of multiples of {train.keep_every:,}")
     return [
         *plot_schedule(train, d_model, width),
         f"{train.schedule}: learning rate {peak:.3g} at step {peak_step:,}, {end:.3g} at the end (step {max_steps:,})",
         *([more] if train.warmup_steps > train.max_steps else []),
-        f"validation every {train.validate_every:,} updates, {math.ceil(max_steps / train.validate_every):,} in all",
+        f"validation every {train.validate_every:,} updates, {math.ceil(max_steps / train.validate_every):,} in total",
         f"checkpoint every {train.checkpoint_every:,} updates; kept: {', '.join(kept)}",
     ]
 
@@ -263,7 +264,7 @@ def _step_labels(train: TrainConfig, n_columns: int) -> str:
 def _file_lines(train: TrainConfig, footprint: Footprint, corpus: str, run_dir: Path, n_done: int) -> list[str]:
     state = "new"
     if n_done:
-        state = "trained already" if n_done >= train.max_steps else f"continues from step {n_done:,}"
+        state = "already trained" if n_done >= train.max_steps else f"resumes from step {n_done:,}"
     model = f"the average of the last {train.average_last} checkpoints" if train.average_last else "the best checkpoint"
     free = shutil.disk_usage(existing_folder(run_dir)).free
     entries = {
@@ -274,9 +275,9 @@ def _file_lines(train: TrainConfig, footprint: Footprint, corpus: str, run_dir: 
         "curves": f"{run_dir / 'tensorboard'}, {run_dir / 'metrics.jsonl'}",
         "checkpoints": f"{run_dir / 'checkpoints'}, {format_bytes(footprint.checkpoint_bytes)} each, "
         f"up to {footprint.n_checkpoints:,} at a time",
-        "disk": f"{format_bytes(footprint.disk_bytes)} at most, {format_bytes(free)} are free",
+        "disk": f"at most {format_bytes(footprint.disk_bytes)}; {format_bytes(free)} are free",
     }
     lines = [f"{name:<13}{text}" for name, text in entries.items()]
     if footprint.disk_bytes >= free:
-        lines.append("warning: the disk has too little room: keep fewer checkpoints")
+        lines.append("warning: the disk has too little free space: keep fewer checkpoints")
     return lines

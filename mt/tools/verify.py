@@ -86,10 +86,10 @@ class Difference:
             weights += f", by up to {self.largest:.1e} ({self.largest_in}), {self.relative:.1e} of their norm"
         state = f"{self.n_state_differing:,} of {self.n_state:,} entries of the training state differ"
         if self.first_state_differing:
-            state += f": {self.first_state_differing}"
+            state += f"; first: {self.first_state_differing}"
         logged = f"{self.n_logged_differing:,} of {self.n_logged:,} logged figures differ"
         if self.first_logged_differing:
-            logged += f", train_loss by up to {self.largest_loss:.1e}: first {self.first_logged_differing}"
+            logged += f", train_loss by up to {self.largest_loss:.1e}; first: {self.first_logged_differing}"
         return [f"    {line}" for line in (weights, state, logged)]
 
 
@@ -115,26 +115,26 @@ class Verdict:
     @property
     def summary(self) -> str:
         if self.resumed.is_none:
-            return "resume is bit-identical"
+            return "resuming is bit-identical"
         if self.is_proved:
-            return "resume adds nothing to how far two runs in one go are apart on this machine"
-        return "resume changes the result"
+            return "resuming adds no difference beyond that between two uninterrupted runs on this machine"
+        return "resuming changes the result"
 
     def __str__(self) -> str:
         compared, kills = self.resumed, f"killed {_times(len(self.kills))}: {', '.join(map(str, self.kills))}"
-        lines = [self.summary, f"  {self.n_updates} updates in one go, and again, {kills}"]
+        lines = [self.summary, f"  {self.n_updates} updates without interruption, and again {kills}"]
         if not any(kill.while_saving for kill in self.kills):
-            lines.append("  none of the kills came in a save: saves are too short here")
+            lines.append("  no kill happened during a save: saves are too short here")
         if self.resumed.is_none:
             state = f"{compared.n_state:,} entries of the training state"
             figures = f"{compared.n_logged:,} logged figures"
-            lines.append(f"  the same to the last bit: {compared.n_weights:,} weights, {state}, {figures}")
+            lines.append(f"  bit-identical: {compared.n_weights:,} weights, {state}, {figures}")
         else:
-            lines += ["  killed and in one go:", *compared.lines()]
+            lines += ["  killed run against uninterrupted run:", *compared.lines()]
             if self.again is None or self.again.is_none:
-                lines.append("  in one go twice: the same to the last bit")
+                lines.append("  two uninterrupted runs: bit-identical")
             else:
-                lines += ["  in one go twice:", *self.again.lines()]
+                lines += ["  two uninterrupted runs:", *self.again.lines()]
         return "\n".join(lines)
 
     def as_json(self) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def verify_resume(config: RunConfig, run_dir: Path | None = None, *, n_updates: 
     if n_updates < 2:
         raise ConfigError("--updates", f"expected at least 2, got {n_updates}")
     if not 1 <= n_kills < n_updates:
-        raise ConfigError("--kills", f"expected 1 to {n_updates - 1}, fewer than --updates, got {n_kills}")
+        raise ConfigError("--kills", f"expected 1 to {n_updates - 1} (fewer than --updates), got {n_kills}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("WORLD_SIZE", "resume is verified in one process", "start it without torchrun")
     corpus = prepare(config).folder
@@ -190,7 +190,7 @@ def verify_resume(config: RunConfig, run_dir: Path | None = None, *, n_updates: 
         resumed = compare_runs(folder / "one-go", folder / "killed", n_updates)
         again = None
         if not resumed.is_none:
-            _log.info("they differ: once more in one go, to see whether that differs too")
+            _log.info("the runs differ: repeating the uninterrupted run, to see whether it differs from itself")
             runs.in_one_go("one-go-again")
             again = compare_runs(folder / "one-go", folder / "one-go-again", n_updates)
         return Verdict(n_updates, tuple(kills), resumed, again)
@@ -226,7 +226,7 @@ class _Runs:
     def in_one_go(self, name: str) -> tuple[float, float]:
         """Train without a kill; return the seconds of an update and of a save, as seen from outside."""
         run_dir, n_updates = self._begin(name), self.config.train.max_steps
-        _log.info(f"{n_updates} updates in one go")
+        _log.info(f"{n_updates} updates without interruption")
         updating_from = saving_from = None
         saves = [0.0]
         with Workers(1) as workers:
@@ -271,8 +271,8 @@ class _Runs:
             with Workers(1) as workers:
                 workers.submit(train_in, run_dir, self.corpus).result()
         if not kills:
-            raise ConfigError("--updates", f"{n_updates} were made before a kill could come", "give more")
-        _log.info("continued to the end")
+            raise ConfigError("--updates", f"all {n_updates} were done before the first kill", "give more")
+        _log.info("resumed to the end")
         return kills
 
     def _begin(self, name: str) -> Path:
@@ -281,7 +281,7 @@ class _Runs:
             run.path.mkdir(parents=True)
             run.config.write_text(dump_config(self.config), encoding="utf-8")
         except FileExistsError:
-            raise ConfigError("--run-dir", f"{run.path} is there already", "give a new folder") from None
+            raise ConfigError("--run-dir", f"{run.path} exists already", "give a new folder") from None
         except OSError as error:
             raise MTError(f"{run.path}: cannot be written: {error.strerror}") from error
         return run.path
@@ -329,7 +329,7 @@ def compare_runs(first_run: Path, second_run: Path, step: int) -> Difference:
     relative = math.sqrt(sum(squares for _, squares in gaps.values()) / norm)
 
     n_state, state = _differing(*map(_state, folders))
-    plain = (f"{name} is {a!r} and {b!r}" for name, (a, b) in state.items() if not _are_tensors(a, b))
+    plain = (f"{name}, {a!r} and {b!r}" for name, (a, b) in state.items() if not _are_tensors(a, b))
 
     n_logged, logged = _differing(*map(_logged, runs))
     losses = [both for (_, name), both in logged.items() if name == "train_loss"]
