@@ -336,15 +336,15 @@ def test_models_must_have_the_same_test_set(
         return capsys.readouterr().err
 
     assert refused(long, "other") == (
-        f"error: other: its test set held_out is not the text that {long} has under that name: compare models on the "
-        "same text, or choose a test set with --test\n"
+        f"error: other: its test set held_out is not the same text as held_out of {long}: compare models on the same "
+        "text, or choose a test set with --test\n"
     )
     assert refused(long, "wmt", "none") == (
         f"error: these models have no test set in common: {long} has held_out; wmt has wmt; none has none\n"
     )
     assert refused(long, "wmt", "--test", "wmt") == (f"error: --test: {long} has no test set wmt: it has held_out\n")
     assert refused("none", long, "--test", "wmt") == (
-        "error: --test: none has no test set wmt: its config names none under data.test\n"
+        "error: --test: none has no test set wmt: its config has none under data.test\n"
     )
 
 
@@ -359,7 +359,7 @@ USAGE = "mt compare A B, or mt compare --ref REF A B"
         ("file file", "file: is a file: give --ref to compare files of translations"),
         ("one two --ref file --test a", "--test: is for models, and with --ref files are compared: leave it out"),
         ("one two --tgt-lang de", "--tgt-lang: is for files: give --ref"),
-        ("one file --ref text", "one: no such file and no such run (looked for in HERE)"),
+        ("one file --ref text", "one: no such file or run (looked for in HERE)"),
         ("file text --ref text", "file: has no lines: nothing to score"),
         ("text two --ref text", "two has 2 lines and text has 1: parallel files need one line for each line"),
         ("one two", "one: no such folder: give a run folder, a checkpoint or a model folder"),
@@ -367,7 +367,7 @@ USAGE = "mt compare A B, or mt compare --ref REF A B"
             "unborn unborn",
             "unborn: this run has no checkpoint yet: wait for the first one",
         ),
-        ("one two --metric blue", "--metric: no metric is called blue, did you mean bleu?"),
+        ("one two --metric blue", "--metric: unknown metric blue, did you mean bleu?"),
         ("one two --samples 5", "--samples: expected at least 100, got 5"),
         ("one two --report file", "--report: file is a file: give a folder"),
     ],

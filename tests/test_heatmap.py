@@ -58,7 +58,7 @@ def test_without_a_translation_it_is_the_models_own(translator: Translator) -> N
     [
         (" \t", None, "src: is blank: give a sentence"),
         ("bar", "", "tgt: is blank: give a sentence"),
-        ("🙂" * 100, "BAR", "src: has 402 tokens, and a map can show 200: give one sentence"),
+        ("🙂" * 100, "BAR", "src: has 402 tokens, but a map shows at most 200: give one sentence"),
     ],
 )
 def test_texts_that_make_no_map_are_refused(translator: Translator, src: str, tgt: str | None, message: str) -> None:

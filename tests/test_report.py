@@ -440,7 +440,7 @@ def test_a_folder_for_a_report_is_made_and_may_hold_an_evaluation(tmp_path: Path
         ("file", " is a file: give a folder"),
         ("file/a", " cannot be written: Not a directory"),
         ("x" * 300, " cannot be written: File name too long"),
-        ("page.html", ": give a folder, to which report.html and the others are written"),
+        ("page.html", ": give a folder for report.html and the other files"),
     ],
 )
 def test_what_cannot_be_a_folder_is_refused_in_one_line(tmp_path: Path, name: str, problem: str):
@@ -460,7 +460,7 @@ def test_there_is_no_report_among_the_files_of_a_run_or_a_model(tmp_path: Path, 
 def test_another_report_is_kept(tmp_path: Path, content: str):
     (tmp_path / "report.json").write_text(content, encoding="latin-1")
     assert _refusal(tmp_path) == (
-        f"report: {tmp_path} holds another report.json, which would be lost: give another folder"
+        f"report: {tmp_path} contains another kind of report.json, which would be overwritten: give another folder"
     )
     assert (tmp_path / "report.json").read_text(encoding="latin-1") == content
 

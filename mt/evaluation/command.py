@@ -122,7 +122,7 @@ def compare_files(paths: Sequence[Path], refs: Sequence[Path], options: EvalOpti
 
 
 def _other_text(path: Path, name: str, other: Path) -> DataError:
-    problem = f"its test set {name} is not the text that {other} has under that name"
+    problem = f"its test set {name} is not the same text as {name} of {other}"
     return DataError(path, problem, "compare models on the same text, or choose a test set with --test")
 
 
@@ -161,18 +161,18 @@ def _baselines(baseline: Path, sets: Mapping[str, Sequence[SentencePair]], model
         paths, theirs = _translations(baseline), _references_of(baseline, sets)
         for name, pairs in sets.items():
             if name not in paths:
-                problem = f"has no translations of {name}, it has {', '.join(paths)}"
+                problem = f"has no translations of {name}, only of {', '.join(paths)}"
                 raise DataError(baseline, problem, "give another run, or choose a test set with --test")
             if theirs[name] not in (None, [pair.tgt for pair in pairs]):
                 raise _other_text(baseline, name, model)
     elif len(sets) > 1:
-        problem = f"{baseline} is of one test set and the model has {', '.join(sets)}"
+        problem = f"{baseline} translates one test set, but the model has {', '.join(sets)}"
         raise ConfigError("baseline", problem, "choose one with --test, or give a run")
     lines = {name: _read_lines(paths[name]) for name in sets}
     for name, pairs in sets.items():
         if len(lines[name]) != len(pairs):
             counts = f"{paths[name]} has {len(lines[name]):,} lines and the test set {name} has {len(pairs):,}"
-            raise DataError(f"{counts}: a baseline translates the same text")
+            raise DataError(f"{counts}: a baseline must translate the same text")
     return lines
 
 
@@ -193,14 +193,14 @@ def _lines_of(path: Path, references: list[str]) -> Path:
     if len(fitting) == 1:
         return translations[fitting[0]]
     found = ", ".join(f"{translations[name].name} ({n:,})" for name, n in lengths.items())
-    which = f"{'several' if fitting else 'none'} of its translations have"
-    problem = f"{which} the {len(references):,} lines of --ref and no other text: {found}"
-    raise DataError(path, problem, "give the file that is meant")
+    which = "several of its files may translate" if fitting else "none of its files translates"
+    problem = f"{which} the text of --ref ({len(references):,} lines): {found}"
+    raise DataError(path, problem, "give the right file instead of the run")
 
 
 def _is_run(path: Path) -> bool:
     if not path.exists():
-        raise DataError(path, f"no such file and no such run (looked for in {Path.cwd()})")
+        raise DataError(path, f"no such file or run (looked for in {Path.cwd()})")
     return path.is_dir()
 
 
@@ -222,7 +222,7 @@ def _translations(run_dir: Path) -> dict[str, Path]:
     paths = sorted(RunFolder(run_dir).translations.glob("*.txt"), key=lambda path: (path.stem == "valid", path))
     if not paths:
         fix = "let it finish, give a file of translations, or compare models with mt compare"
-        raise DataError(run_dir, "has no translations, as a finished run does", fix)
+        raise DataError(run_dir, "has no translations, because it is not a finished run", fix)
     return {path.stem: path for path in paths}
 
 

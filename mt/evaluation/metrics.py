@@ -159,7 +159,7 @@ def metric_keys(names: Sequence[str] | None) -> list[str]:
                 raise ConfigError("metric", f"expected one name, got {name}", f"give {each}")
             close = difflib.get_close_matches(name.lower(), (*METRICS, "all"), n=1)
             hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(METRICS)}, all"
-            raise ConfigError("metric", f"no metric is called {name}, {hint}")
+            raise ConfigError("metric", f"unknown metric {name}, {hint}")
     if "bleu-2017" in names and not _has_sacremoses():
         raise ConfigError("metric", "bleu-2017 needs one more package", "pip install sacremoses")
     return [key for key in METRICS if key in names or ("all" in names and (key != "bleu-2017" or _has_sacremoses()))]
@@ -174,7 +174,7 @@ def check_samples(n_samples: int, n_lines: int = 1, bytes_of_a_line: int = 1) ->
         raise ConfigError("samples", f"expected at least {_FEWEST_SAMPLES}, got {n_samples}")
     bytes_of_a_sample = n_lines * bytes_of_a_line
     if n_samples * bytes_of_a_sample > _MOST_BYTES:
-        problem = f"{n_samples:,} of {n_lines:,} lines take {n_samples * bytes_of_a_sample / 1e9:.0f} GB of memory"
+        problem = f"{n_samples:,} of {n_lines:,} lines need {n_samples * bytes_of_a_sample / 1e9:.0f} GB of memory"
         raise ConfigError("samples", problem, f"give {_MOST_BYTES // bytes_of_a_sample:,} or fewer")
 
 

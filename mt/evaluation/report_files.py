@@ -35,7 +35,7 @@ def check_folder(folder: Path) -> None:
         if folder.exists() and not folder.is_dir():
             raise ConfigError("report", f"{folder} is a file", "give a folder")
         if folder.suffix in (".html", ".json", ".md") and not folder.exists():
-            raise ConfigError("report", str(folder), f"give a folder, to which {HTML_NAME} and the others are written")
+            raise ConfigError("report", str(folder), f"give a folder for {HTML_NAME} and the other files")
         inside = folder.resolve()
         for place in (inside, *inside.parents[:2]):
             for name, what in _OTHERS.items():
@@ -43,7 +43,7 @@ def check_folder(folder: Path) -> None:
                     raise ConfigError("report", f"{folder} is part of {what} ({place})", "give a separate folder")
         existing = folder / JSON_NAME
         if existing.exists() and json_object(existing).get("kind") not in (_KIND, "comparison"):
-            problem = f"{folder} holds another {JSON_NAME}, which would be lost"
+            problem = f"{folder} contains another kind of {JSON_NAME}, which would be overwritten"
             raise ConfigError("report", problem, "give another folder")
         parent = next(place for place in (inside, *inside.parents) if place.exists())
         with tempfile.TemporaryFile(dir=parent):

@@ -165,10 +165,10 @@ class RunArtifacts:
         known = self.folder.config.data.test
         for name in wanted:
             if name not in known:
-                names = f"it has {', '.join(known)}" if known else "its config names none under data.test"
+                names = f"it has {', '.join(known)}" if known else "its config has none under data.test"
                 raise ConfigError("test", f"{self.path} has no test set {name}", names)
         if not known:
-            problem = "its config names no test set under data.test"
+            problem = "its config has no test set under data.test"
             raise ConfigError(self.path, problem, "score files with --hyp and --ref")
         return list(dict.fromkeys(wanted)) or list(known)
 

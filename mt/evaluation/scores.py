@@ -29,7 +29,7 @@ class TranslatedSet:
         for what, lines in (*references, ("sources", self.sources), ("lines of the baseline", self.baseline)):
             if lines is not None and len(lines) != len(self.hypotheses):
                 found = f"{len(self.hypotheses):,} hypotheses and {len(lines):,} {what}"
-                raise DataError(f"{found}: scoring needs one line for each line")
+                raise DataError(f"{found}: scoring needs the same number of lines")
         if not self.hypotheses:
             raise DataError("nothing to score: there are no lines")
 

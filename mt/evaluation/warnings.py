@@ -43,28 +43,28 @@ def _equal_files(translated: TranslatedSet) -> Iterator[str]:
     hypotheses, sets = translated.hypotheses, translated.references
     sources, baseline = translated.sources, translated.baseline
     if any(_same(hypotheses, lines) for lines in sets):
-        yield "the hypotheses are the references, line for line: a score of 100.0 says nothing of a system"
+        yield "the hypotheses are identical to the references: a score of 100.0 says nothing about a system"
     if sources is not None:
         n_copies = sum(
             source.strip() == hypothesis.strip() != reference.strip() and any(map(str.isalpha, source))
             for source, hypothesis, reference in zip(sources, hypotheses, sets[0], strict=True)
         )
         if _same(hypotheses, sources):
-            yield "the hypotheses are the source text, line for line: nothing was translated"
+            yield "the hypotheses are identical to the source text: nothing was translated"
         elif n_copies >= max(2, _COPIED_SHARE * len(hypotheses)):
-            yield f"{n_copies:,} of {len(hypotheses):,} hypotheses are their source text, and their references are not"
+            yield f"{n_copies:,} of {len(hypotheses):,} hypotheses copy the source, but the references are not"
     if baseline is not None and _same(hypotheses, baseline):
-        yield "the hypotheses are those of the baseline, line for line: the same file twice?"
+        yield "the hypotheses are identical to those of the baseline: was the same file given twice?"
     for name, lines in (("the baseline is", baseline), ("the source text is", sources)):
         if lines is not None and any(_same(lines, references) for references in sets):
-            yield f"{name} the references, line for line: the same file twice?"
+            yield f"{name} identical to the references: was the same file given twice?"
             return
     if any(_same(one, other) for one, other in combinations(sets, 2)):
-        yield "two sets of references are the same, line for line: that is one set"
+        yield "two sets of references are identical: was the same file given twice?"
 
 
 def _empty_lines(hypotheses: Sequence[str], sets: Sequence[Sequence[str]]) -> Iterator[str]:
-    wrong = ": whatever is said there counts as wrong"
+    wrong = ": any translation counts as wrong there"
     for one, many, files, effect in (
         ("hypothesis", "hypotheses", [hypotheses], ""),
         ("reference", "references", sets, wrong),
@@ -83,7 +83,7 @@ def _tokenised(hypotheses: Sequence[str], references: Sequence[str]) -> Iterator
         (n, side), (n_other, other_side) = sorted([(ours, "hypotheses"), (theirs, "references")], reverse=True)
         if n >= max(least * n_lines, min(2, n_lines)) and n_other < _LESS * n:
             found = f"the {side} look tokenised and the {other_side} do not ({n:,} of {n_lines:,} lines with {name})"
-            yield f"{found}: give both as plain text, or the scores mean little"
+            yield f"{found}: give both as plain text, otherwise the scores mean little"
             return
 
 
@@ -92,7 +92,7 @@ def _lower_cased(hypotheses: Sequence[str], references: Sequence[str]) -> Iterat
     if in_hypotheses is None or in_references is None or in_references < 0.01:
         return
     if in_hypotheses < _UPPER_SHARE * in_references:
-        yield "the hypotheses look lower-cased and the references do not: scores that count case are too low"
+        yield "the hypotheses look lower-cased and the references do not: case-sensitive scores are too low"
 
 
 def _in_another_script(hypotheses: Sequence[str], references: Sequence[str]) -> Iterator[str]:
@@ -101,7 +101,7 @@ def _in_another_script(hypotheses: Sequence[str], references: Sequence[str]) -> 
     if min(ours.total(), theirs.total()) >= _FEWEST_CASED and shared < 0.5 * ours.total():
         our_script, their_script = (scripts.most_common(1)[0][0].title() for scripts in (ours, theirs))
         found = f"the hypotheses are mostly in {our_script} script and the references in {their_script}"
-        yield f"{found}: another language?"
+        yield f"{found}: are they in another language?"
 
 
 def _one_line_for_many(hypotheses: Sequence[str], references: Sequence[str]) -> Iterator[str]:
@@ -134,7 +134,7 @@ def unrelated_baseline(score: float, baseline_score: float) -> str | None:
     if low >= _UNRELATED_BLEU or high < _RELATED_BLEU:
         return None
     which = "the baseline has" if baseline_score == low else "the hypotheses have"
-    return f"{which} {low:.1f} BLEU and the other system {high:.1f}: a translation of another text?"
+    return f"{which} {low:.1f} BLEU and the other system {high:.1f}: is it a translation of another text?"
 
 
 # --------------------------------------------------------------------------------------------------- counting

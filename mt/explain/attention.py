@@ -38,7 +38,7 @@ def explained_page(model: str | Path, src: str, tgt: str | None, device: str = "
     def ids_of(key: str, text: str) -> list[int]:
         ids = [*tokenizer.encode(text), EOS_ID]
         if len(ids) > longest:
-            raise ConfigError(key, f"has {len(ids):,} tokens, and a map can show {longest}", "give one sentence")
+            raise ConfigError(key, f"has {len(ids):,} tokens, but a map shows at most {longest}", "give one sentence")
         return ids
 
     src, tgt = normalisers.src(src), None if tgt is None else normalisers.tgt(tgt)

@@ -152,7 +152,9 @@ def refuse_inexpressible(config: ModelConfig) -> None:
     if refused:
         found = " or ".join(f"model.{name}: {as_yaml(getattr(config, name))}" for name in refused)
         wanted = ", ".join(f"model.{name}: {as_yaml(getattr(default, name))}" for name in refused)
-        raise ConfigError("", f"CTranslate2 does not have {found}", f"translate with mt itself, or train with {wanted}")
+        raise ConfigError(
+            "", f"CTranslate2 does not support {found}", f"translate with mt itself, or train with {wanted}"
+        )
 
 
 def transformer_spec(model: Transformer, pieces: list[str], n_positions: int) -> Any:
@@ -376,7 +378,7 @@ def _write_and_compare(
         raise MTError(
             f"{folder.path}: CTranslate2 translates {exact.n_different:,} of {exact.n_lines:,} lines differently "
             f"in float32, with log-probabilities up to {exact.largest_gap:.2g} nats apart: nothing was written; "
-            "this is an error of the export or of this version of CTranslate2: report it, or try another version"
+            "this is a bug in the export or in this version of CTranslate2: report it, or try another version"
         )
     if quantization == "float32":
         return (exact,)
@@ -384,14 +386,14 @@ def _write_and_compare(
     if rounded.n_equal < FEWEST_EQUAL_FRACTION * rounded.n_lines and rounded.chrf < LEAST_CHRF:
         raise MTError(
             f"{folder.path}: in {quantization} only {rounded.n_equal:,} of {rounded.n_lines:,} lines are translated as "
-            f"in float32 (chrF2 {rounded.chrf:.1f} between them): nothing was written; export it in float32"
+            f"in float32 (chrF2 {rounded.chrf:.1f} between the two): nothing was written; export it in float32"
         )
     return exact, rounded
 
 
 def format_export(result: Export) -> str:
     """Format the result of an export for a terminal."""
-    rows = [f"compared with our own translations of {result.compared}:"]
+    rows = [f"compared with mt's own translations of {result.compared}:"]
     for c in result.comparisons:
         others = ((c.n_tied, "tied"), (c.n_missed, "less probable"), (c.n_different, "different"))
         more = "".join(f", {n:,} {what}" for n, what in others if n)
@@ -405,7 +407,7 @@ def format_export(result: Export) -> str:
 # --- Running ----------------------------------------------------------------------------------------------------------
 
 
-_HOW_TO_EXPORT = "make one with mt export --to ctranslate2"
+_HOW_TO_EXPORT = "create one with mt export --to ctranslate2"
 
 
 class ExportFolder(CheckedFolder):
@@ -517,16 +519,16 @@ class CTranslate2Backend(Backend):
             key, value = ("max_length", decode.max_length) if decode.max_length else ("min_length", decode.min_length)
             raise ConfigError(
                 f"decode.{key}",
-                f"is {value:,}, and this export has room for {self.n_positions:,} tokens",
+                f"is {value:,}, but this export supports at most {self.n_positions:,} tokens",
                 "lower it, or set decode.max_length in the model's config and export it again",
             )
         if decode.sample and decode.seed != DecodeConfig().seed:
             raise ConfigError(
-                "decode.seed", f"is {decode.seed}, but CTranslate2 draws other translations each time", "leave it out"
+                "decode.seed", f"is {decode.seed}, but CTranslate2 samples differently each time", "leave it out"
             )
         if decode.sample and decode.top_k == 1 and n_best > 1:
             raise ConfigError(
-                "decode.top_k", "is 1, from which CTranslate2 draws one translation only", "raise it, or ask for one"
+                "decode.top_k", "is 1, so CTranslate2 can sample only one translation", "raise it, or ask for one"
             )
 
     def log_probs(self, sentences: Sequence[Sequence[int]], translations: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -602,8 +604,8 @@ def load_translator(
     folder = ExportFolder.open(Path(path))
     quantization, longest, checksums = (folder.manifest[key] for key in ("quantization", "n_positions", CHECKSUMS))
     if precision != "auto":
-        problem = f"CTranslate2 computes as its model was exported, here {quantization}"
-        raise ConfigError("precision", problem, "leave it at auto, or export the model in another quantization")
+        problem = f"CTranslate2 computes in the quantization of the export, here {quantization}"
+        raise ConfigError("precision", problem, "leave it at auto, or export the model again with another quantization")
     tokenizer, config, device = folder.load_tokenizer(), folder.config, _device(device)
     try:
         backend = CTranslate2Backend(
