@@ -170,10 +170,10 @@ def test_made_up_sentences_have_the_lengths_of_real_ones() -> None:
 def test_an_update_in_measured_parts_is_the_update_of_the_engine(tmp_path: Path) -> None:
     config = toy(tmp_path, micro_batch_tokens=100, ema_decay=0.9)
     whole, parts = engine_of(config), engine_of(config)
-    laps = bench.Laps(CPU)
+    timer = bench.StepTimer(CPU)
     for update in whole.updates(PlanState(), 1, 3):
         whole.step(update, bench._lr(whole, update))
-        bench.step_in_parts(parts, update, laps)
+        bench.step_in_parts(parts, update, timer)
     for name, parameter in whole.model.named_parameters():
         assert torch.equal(parameter, parts.model.get_parameter(name)), name
     assert whole.average is not None

@@ -23,7 +23,7 @@ from mt.config.settings import RunConfig
 from mt.errors import ConfigError, MTError
 from mt.run_folder import RunFolder
 from mt.system.workers import Workers
-from mt.tools.verify import Difference, Kill, Verdict, comes_to, compare_runs, short_config, train_in, verify_resume
+from mt.tools.verify import Difference, Kill, Verdict, compare_runs, reaches, short_config, train_in, verify_resume
 from mt.training.optimizer import Optimizer
 from tests.toys import toy_config, write_lines
 
@@ -360,7 +360,7 @@ def test_what_another_process_left_half_written_is_not_taken_for_a_save(tmp_path
         "os.mkdir(sys.argv[1] + '/.step-00000008.writing'); time.sleep(100)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "checkpoints")]) as child:
-        assert comes_to(7, tmp_path, lambda: child.poll() is not None, in_save=True)
+        assert reaches(7, tmp_path, lambda: child.poll() is not None, in_save=True)
         child.kill()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [".step-00000008.writing"]
 

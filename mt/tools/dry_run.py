@@ -1,4 +1,4 @@
-"""Say what a training would do, before anything is spent: `mt train --dry-run`. Nothing is written."""
+"""A description of what a training would do, before it starts: `mt train --dry-run`. Nothing is written."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from mt.system.device import hardware, memory_bytes, peak_memory_bytes
 from mt.system.distributed import Ranks
 from mt.system.files import existing_folder
 from mt.text.corpus import PreparedCorpus
-from mt.tools.bench import Laps, device_name, engine_over, step_in_parts
+from mt.tools.bench import StepTimer, device_name, engine_over, step_in_parts
 from mt.training.engine import Engine, Footprint, OutOfMemory, Update, choose_execution
 from mt.training.optimizer import learning_rate
 from mt.units import format_bytes, format_duration
 
 _log = logging.getLogger(__name__)
 
-# Micro-batches that are measured after the warm-up: at least this number, and more until they take this time.
+# Micro-batches measured after the warm-up: at least FEWEST_MICRO_BATCHES, and for at least MEASURED_SECONDS.
 WARM_UP_MICRO_BATCHES, FEWEST_MICRO_BATCHES, MEASURED_SECONDS = 2, 3, 2.0
 MARGIN = 10  # columns for the names of sections
 PLOT_ROWS, AXIS = 8, 10  # AXIS columns hold the labels of the vertical axis
@@ -41,20 +41,20 @@ EIGHTHS = " ▁▂▃▄▅▆▇█"
 
 @dataclass(frozen=True)
 class Cost:
-    """What updates were measured to cost on this machine."""
+    """The measured cost of updates on this machine."""
 
     n_measured: int  # micro-batches
-    n_micro_batches: float  # of an update; this and the next in the mean of those that were measured
-    n_tgt_tokens: float  # of an update
+    n_micro_batches: float  # per update, mean of the measured updates
+    n_tgt_tokens: float  # per update, mean of the measured updates
     update_seconds: float
     peak_bytes: int
 
 
 def dry_run(config: RunConfig, run_dir: Path) -> str:
-    """Return what `mt train` would do, for a terminal.
+    """Return a description of what `mt train` would do, for a terminal.
 
     Raises:
-        MTError: what would keep training from beginning, as far as it can be known before the data is prepared.
+        MTError: training would not start, as far as this is known before the data is prepared.
     """
     if Ranks.from_environment().n > 1:
         raise ConfigError("WORLD_SIZE", "a dry run uses one process", "start it without torchrun")
@@ -78,10 +78,10 @@ def dry_run(config: RunConfig, run_dir: Path) -> str:
         "schedule": _schedule_lines(config.train, config.model.d_model, width - MARGIN),
         "files": _file_lines(config.train, footprint, corpus_place, run_dir, n_done),
     }
-    told = [f"{config.name}: what mt train would do. This is a dry run: nothing is written."]
+    text = [f"{config.name}: what mt train would do. This is a dry run: nothing is written."]
     for name, lines in sections.items():
-        told += ["", f"{name:<{MARGIN}}{lines[0]}", *(f"{'':<{MARGIN}}{line}" for line in lines[1:])]
-    return "\n".join(line.rstrip() for line in told)
+        text += ["", f"{name:<{MARGIN}}{lines[0]}", *(f"{'':<{MARGIN}}{line}" for line in lines[1:])]
+    return "\n".join(line.rstrip() for line in text)
 
 
 def _check_that_it_can_be_written(run_dir: Path) -> None:
@@ -95,26 +95,28 @@ def _check_that_it_can_be_written(run_dir: Path) -> None:
 
 
 def measure(engine: Engine) -> Cost:
-    """Make updates of one micro-batch each, and reckon from them; the engine must not have begun.
+    """Measure updates of one micro-batch each, and compute the cost of whole updates from them.
 
+    Args:
+        engine: one that has not started yet.
     Raises:
-        ConfigError: there is no memory for the smallest micro-batches.
+        ConfigError: not even the smallest micro-batches fit into memory.
     """
     engine.begin()
     if engine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(engine.device)
     _warm_up(engine)
     updates = engine.updates(PlanState(), 1, sys.maxsize)
-    laps, measured, started_at = Laps(engine.device), list[Update](), time.perf_counter()
+    timer, measured, started_at = StepTimer(engine.device), list[Update](), time.perf_counter()
     while len(measured) < FEWEST_MICRO_BATCHES or time.perf_counter() - started_at < MEASURED_SECONDS:
         update = next(updates)
-        laps.end("data")
-        step_in_parts(engine, _one_micro_batch(update, len(measured)), laps)
+        timer.end("data")
+        step_in_parts(engine, _one_micro_batch(update, len(measured)), timer)
         measured.append(update)
     n_measured = len(measured)
     n_micro_batches = sum(len(update.sentences) for update in measured) / n_measured
-    seconds = {part: laps.seconds(part) / n_measured for part in ("data", "forward", "backward", "optimizer")}
-    # Beside a GPU, another thread makes the data.
+    seconds = {part: timer.seconds(part) / n_measured for part in ("data", "forward", "backward", "optimizer")}
+    # On a GPU, another thread assembles the data meanwhile.
     data_seconds = seconds["data"] if engine.device.type == "cpu" else 0.0
     pass_seconds = seconds["forward"] + seconds["backward"]
     return Cost(
@@ -127,7 +129,7 @@ def measure(engine: Engine) -> Cost:
 
 
 def _warm_up(engine: Engine) -> None:
-    """Let everything be made that lasts; cut updates into more micro-batches until one fits, as training does."""
+    """Make the first updates, which allocate lasting memory; halve micro-batches until one fits, as training does."""
     while True:
         try:
             for update in engine.updates(PlanState(), 1, WARM_UP_MICRO_BATCHES):
@@ -138,12 +140,12 @@ def _warm_up(engine: Engine) -> None:
 
 
 def _one_micro_batch(update: Update, number: int) -> Update:
-    """Return the update with one of its micro-batches alone."""
+    """Return the update with only one of its micro-batches."""
     number %= len(update.micro_batches)
     return replace(update, micro_batches={number: update.micro_batches[number]})
 
 
-# --- Telling ----------------------------------------------------------------------------------------------------------
+# --- Output -----------------------------------------------------------------------------------------------------------
 
 
 def _model_lines(model: Transformer) -> list[str]:
@@ -152,7 +154,7 @@ def _model_lines(model: Transformer) -> list[str]:
 
 
 def parameters_by_part(model: Transformer) -> dict[str, int]:
-    """Return the parameters that are learned, by part of the model."""
+    """Return the number of trainable parameters by part of the model."""
     rows = f"{model.vocab_size:,} pieces × {model.config.d_model}"
     roles: dict[Tensor, list[str]] = {}
     for role, table in zip(("source", "target", "output"), model.embeddings, strict=True):
@@ -238,7 +240,7 @@ def plot_schedule(train: TrainConfig, d_model: int, width: int) -> list[str]:
     n_columns = width - AXIS
     steps = [1 + round(i * (train.max_steps - 1) / (n_columns - 1)) for i in range(n_columns)]
     rates = [learning_rate(step, train, d_model) for step in steps]
-    # The peak may lie between two columns.
+    # The peak may fall between two columns.
     top = max(*rates, learning_rate(min(train.warmup_steps, train.max_steps), train, d_model))
     heights = [round(rate / top * PLOT_ROWS * 8) for rate in rates]
     labels = {PLOT_ROWS - 1: f"{top:.2e}", PLOT_ROWS // 2 - 1: f"{top / 2:.2e}"}
@@ -251,7 +253,7 @@ def plot_schedule(train: TrainConfig, d_model: int, width: int) -> list[str]:
 
 
 def _step_labels(train: TrainConfig, n_columns: int) -> str:
-    """Return step 1 at the left, the last one at the right, the end of the warm-up where it fits."""
+    """Return the labels below the plot: the first and the last step, and the end of the warm-up if it fits."""
     last = f"step {train.max_steps:,}"
     line = "1".ljust(n_columns - len(last)) + last
     place = round((train.warmup_steps - 1) / max(train.max_steps - 1, 1) * (n_columns - 1))
