@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mt.cli import app
-from mt.evaluation.comparison import System, compare_systems, letters, setting_differences
+from mt.evaluation.comparison import System, compare_systems, setting_differences, significance_groups
 from mt.evaluation.findings import EvalOptions
 from mt.evaluation.report_files import write_report
 from mt.evaluation.scores import TranslatedSet
@@ -64,12 +64,12 @@ def metrics_of(**hypotheses: Sequence[str]) -> list[ComparedMetric]:
 def test_systems_share_a_letter_exactly_if_they_cannot_be_told_apart(
     ranking: list[int], same: set[tuple[int, int]], expected: list[list[str]]
 ):
-    assert letters(ranking, {frozenset(pair) for pair in same}) == expected
+    assert significance_groups(ranking, {frozenset(pair) for pair in same}) == expected
 
 
 def test_there_are_letters_for_thirty_systems():
-    found = letters(range(30), set())
-    assert letters(range(30), {frozenset(pair) for pair in combinations(range(30), 2)}) == [["a"]] * 30
+    found = significance_groups(range(30), set())
+    assert significance_groups(range(30), {frozenset(pair) for pair in combinations(range(30), 2)}) == [["a"]] * 30
     assert (found[0], found[25], found[26], found[29]) == (["a"], ["z"], ["a2"], ["d2"])
 
 

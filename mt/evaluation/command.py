@@ -1,4 +1,4 @@
-"""`mt eval` and `mt compare`: from files, runs and models to what is found of them."""
+"""The commands `mt eval` and `mt compare`: evaluation of files, runs and models."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from mt.report.facts import Evaluation, SystemComparison
 from mt.text.corpora import different_counts
 from mt.text.files import read_line_chunks
 
-if TYPE_CHECKING:  # scoring files does without torch
+if TYPE_CHECKING:  # scoring files does not import torch
     from mt.evaluation.runs import RunArtifacts
     from mt.text.corpora import SentencePair
 
 _log = logging.getLogger(__name__)
 
-INPUT = "input"  # name of the test set where files are scored
+INPUT = "input"  # name of the test set when files are scored
 _LINES_AT_ONCE = 10_000
 
 
@@ -35,7 +35,7 @@ def evaluate_files(
     """Evaluate a file of translations.
 
     Raises:
-        DataError: a file is missing, empty, unreadable, or has not as many lines as the first reference.
+        DataError: a file is missing, empty, unreadable, or differs from the first reference in its number of lines.
         ConfigError: an unknown metric, or too few or too many samples.
     """
     reference = _read_lines(refs[0])
@@ -47,18 +47,19 @@ def evaluate_files(
 
 
 def evaluate_model(model: Path, tests: Sequence[str], device: str, precision: str, options: EvalOptions) -> Evaluation:
-    """Evaluate a model on its test sets, or those named; for a report, add what the model is based on.
+    """Evaluate a model on its test sets, or on those given; for a report, add its training, data and settings.
 
     Raises:
-        ConfigError: the model has no test set, or none of that name; an unknown metric; a baseline for several sets.
-        DataError: the baseline is missing or of another test set.
+        ConfigError: the model has no test set, or none of a given name; an unknown metric; one file as baseline of
+            several test sets.
+        DataError: the baseline is missing or translates other text.
         CheckpointError: there is no model.
     """
     from mt.evaluation.runs import RunArtifacts
 
     artifacts = RunArtifacts.of(model)
     pairs = artifacts.test_pairs(artifacts.test_names(tests))
-    # What is wrong with a baseline shows before anything is translated.
+    # Errors of the baseline are raised before anything is translated.
     baselines = {} if options.baseline is None else _baselines(options.baseline, pairs, model)
     translated = _translated(artifacts, pairs, device, precision)
     translated = {name: replace(one, baseline=baselines.get(name)) for name, one in translated.items()}
@@ -71,17 +72,17 @@ def evaluate_model(model: Path, tests: Sequence[str], device: str, precision: st
 def compare_models(
     paths: Sequence[Path], tests: Sequence[str], device: str | None, precision: str | None, options: EvalOptions
 ) -> SystemComparison:
-    """Compare several models by the test sets that all of them have.
+    """Compare several models on the test sets that all of them have.
 
-    A finished run has translated its test sets; other models do it now, and all where device or precision is given.
+    A finished run has stored its translations. Other models translate now; if device or precision is given, all do.
 
     Args:
-        paths: of runs, checkpoints or model folders.
-        tests: only these test sets.
-        device, precision: None for what suits this machine.
+        paths: runs, checkpoints or model folders.
+        tests: if any, only these test sets are compared.
+        device, precision: None: the best for this machine.
     Raises:
-        ConfigError: no test set that all have, or none of that name; a metric or samples that cannot be.
-        DataError: a test set is not the same text for all.
+        ConfigError: no test set that all models have, or none of a given name; an invalid metric or number of samples.
+        DataError: a test set is not the same text for all models.
         CheckpointError: there is no model, or it cannot be read.
     """
     from mt.evaluation.runs import RunArtifacts
@@ -111,8 +112,8 @@ def compare_files(paths: Sequence[Path], refs: Sequence[Path], options: EvalOpti
     Args:
         paths: files, or runs that have translated the text of the references.
     Raises:
-        DataError: a file is missing, empty, unreadable, or has not as many lines as the first reference.
-        ConfigError: an unknown metric; samples that cannot be.
+        DataError: a file is missing, empty, unreadable, or differs from the first reference in its number of lines.
+        ConfigError: an invalid metric or number of samples.
     """
     reference = _read_lines(refs[0])
     read = partial(_read_lines, parallel_to=(refs[0], reference))
@@ -129,7 +130,7 @@ def _other_text(path: Path, name: str, other: Path) -> DataError:
 def _translated(
     model: RunArtifacts, sets: Mapping[str, Sequence[SentencePair]], device: str, precision: str
 ) -> dict[str, TranslatedSet]:
-    # It takes its time, and not every path says which model it means.
+    # Logged because it takes time, and because a path may not tell which model is used.
     _log.info(f"{model.path}: translating {', '.join(sets)} with {model.description}")
     return model.translate(sets, device, precision, n_processes=None)
 
@@ -154,7 +155,7 @@ def _baselines(baseline: Path, sets: Mapping[str, Sequence[SentencePair]], model
 
     Raises:
         ConfigError: one file for several test sets.
-        DataError: a run that has not translated one of them, or other text of that name.
+        DataError: a run has no translations of a test set, or its test set of that name is another text.
     """
     paths = dict.fromkeys(sets, baseline)
     if _is_run(baseline):
@@ -177,10 +178,10 @@ def _baselines(baseline: Path, sets: Mapping[str, Sequence[SentencePair]], model
 
 
 def _lines_of(path: Path, references: list[str]) -> Path:
-    """Return a file of translations: that file, or what a run has translated of the test set with these references.
+    """Return a file of translations: the path itself, or for a run its translations of the text of the references.
 
     Raises:
-        DataError: there is nothing, no set of the run has as many lines, or several have and their text is gone.
+        DataError: the path does not exist, or none or several of the run's files may translate that text.
     """
     if not _is_run(path):
         return path
@@ -205,7 +206,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _references_of(run: Path, names: Iterable[str]) -> dict[str, list[str] | None]:
-    """Return the references of sets that a run has translated; None where only its translations are left."""
+    """Return the references of test sets of a run; None if they are no longer available."""
     from mt.evaluation.runs import RunArtifacts
 
     try:
@@ -216,7 +217,7 @@ def _references_of(run: Path, names: Iterable[str]) -> dict[str, list[str] | Non
 
 
 def _translations(run_dir: Path) -> dict[str, Path]:
-    """Return a run's translations by the name of their set, the validation set last."""
+    """Return a run's files of translations by the name of their test set, the validation set last."""
     from mt.run_folder import RunFolder
 
     paths = sorted(RunFolder(run_dir).translations.glob("*.txt"), key=lambda path: (path.stem == "valid", path))
@@ -230,7 +231,7 @@ def _read_lines(path: Path, parallel_to: tuple[Path, Sequence[str]] | None = Non
     """Read all lines of a text file, which may be compressed; only \\n ends a line.
 
     Raises:
-        DataError: it is missing, unreadable, not UTF-8, holds no line, or not as many as the file it is parallel to.
+        DataError: it is missing, unreadable, not UTF-8, or empty, or `parallel_to` has another number of lines.
     """
     lines = [*chain.from_iterable(read_line_chunks(path, _LINES_AT_ONCE))]
     if not lines:

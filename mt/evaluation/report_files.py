@@ -1,4 +1,4 @@
-"""The files of a report: report.html for people, report.json for programs, report.md to quote."""
+"""The files of a report: report.html for people, report.json for programs, report.md for quoting."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from mt.system.provenance import source_commit, versions
 
 JSON_NAME, HTML_NAME, _MARKDOWN_NAME = "report.json", "report.html", "report.md"
 _KIND, _FORMAT_VERSION = "evaluation", 1
-_OTHERS = {"run.json": "a run", "manifest.json": "a model or a prepared corpus"}  # what a folder holds, by a file of it
+_OTHERS = {"run.json": "a run", "manifest.json": "a model or a prepared corpus"}  # a file → what its folder contains
 
 
 def check_folder(folder: Path) -> None:
-    """Check that a report can be written to a folder, before hours are spent on its content; create nothing.
+    """Check that a report can be written to a folder, before hours are spent on its content. Nothing is created.
 
     Raises:
-        ConfigError: it is a file, cannot be written, or contains another kind of report, or a run.
+        ConfigError: the folder is a file, is not writable, is part of a run, or contains another kind of report.
     """
     try:
         if folder.exists() and not folder.is_dir():
@@ -53,7 +53,7 @@ def check_folder(folder: Path) -> None:
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file; return an empty dict where it does not hold an object."""
+    """Read a JSON file; return an empty dict if it does not contain an object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -62,7 +62,7 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def read_evaluation(folder: Path) -> Evaluation | None:
-    """Read the report of an evaluation, if all of it is there, and of this version."""
+    """Read the report of an evaluation; return None if it is incomplete or of another version."""
     report = json_object(folder / JSON_NAME)
     is_ours = (report.get("kind"), report.get("format_version")) == (_KIND, _FORMAT_VERSION)
     if not is_ours or not all((folder / name).is_file() for name in (HTML_NAME, _MARKDOWN_NAME)):
@@ -74,7 +74,7 @@ def read_evaluation(folder: Path) -> Evaluation | None:
 
 
 def write_report(facts: Evaluation | SystemComparison, folder: Path) -> None:
-    """Write report.json, report.md and report.html; each is whole or as it was.
+    """Write report.json, report.md and report.html; a kill leaves each file either old or new, never partial.
 
     Raises:
         WriteError: the folder cannot be written.
@@ -98,5 +98,5 @@ def write_report(facts: Evaluation | SystemComparison, folder: Path) -> None:
         raise WriteError(folder, error) from error
     write_text(folder / HTML_NAME, html)
     write_text(folder / _MARKDOWN_NAME, text)
-    # Last, since it says that the report is complete: after a kill in between, all three are written again.
+    # report.json is last, because it marks the report as complete: after a kill before it, all three are written again.
     write_text(folder / JSON_NAME, facts_json(facts.written()))

@@ -1,6 +1,6 @@
-"""What makes a score mean something else than it seems to: mistakes in the files that are compared.
+"""Warnings about mistakes in the compared files that make a score misleading.
 
-Thresholds are such that translations made by people pass: see the tests on real text.
+The thresholds let human translations pass: see the tests on real text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import combinations
 
 from mt.evaluation.scores import TranslatedSet
 
-# Marks that a tokenizer leaves, and how much text they are looked for in: at least this share of the lines.
+# Traces of a tokenizer, and the smallest fraction of lines with them that gives a warning.
 _MARKS = {
     "spaces before full stops or commas": (re.compile(r"\S [.,](?= |$)"), 0.05),
     "@-@": (re.compile(r"(?:^| )@[-,.]@(?: |$)"), 0.005),
@@ -21,21 +21,22 @@ _MARKS = {
     "▁": (re.compile("▁"), 0.05),
     "@@": (re.compile(r"@@(?: |$)"), 0.05),
 }
-_LESS = 0.25  # marks are the work of a tokenizer where the other side has less than this share of them
-_COPIED_SHARE = 0.1  # of the lines, that are the source although the reference is not
-_UPPER_SHARE = 0.1  # of the upper-case letters of the references, that the hypotheses have where they are lower-cased
-_FEWEST_CASED = 20  # letters, below which nothing is said of case or script
-_FEWEST_SHIFTED, _SHIFTED_TIMES = 20, 2.0  # lines of a half, and words that they share; how many times as many
+_LESS = 0.25  # only one side is tokenised if the other has less than this fraction of its traces
+_COPIED_SHARE = 0.1  # of the lines; a line is copied if it equals the source and the reference does not
+_UPPER_SHARE = 0.1  # lower-cased hypotheses have less than this fraction of the references' upper-case letters
+_FEWEST_CASED = 20  # letters; with fewer, case and script are not checked
+# Lines are shifted if they share at least 20 words with the neighbouring references, and twice as many as with theirs.
+_FEWEST_SHIFTED, _SHIFTED_TIMES = 20, 2.0
 _UNRELATED_BLEU, _RELATED_BLEU = 1.0, 10.0
 _REPEATED_SHARE, _FEWEST_REPEATED, _FEWEST_REFERENCES = 0.02, 10, 5
 
 
 def check(translated: TranslatedSet) -> list[str]:
-    """Return lines for the reader of a score, none where all seems well."""
+    """Return warnings for the reader of a score; none if everything seems right."""
     hypotheses, sets = translated.hypotheses, translated.references
     found = [*_equal_files(translated), *_empty_lines(hypotheses, sets)]
-    for sign_of_a_mistake in (_tokenised, _lower_cased, _in_another_script, _one_line_for_many, _shifted):
-        found += sign_of_a_mistake(hypotheses, sets[0])
+    for find_mistake in (_tokenised, _lower_cased, _in_another_script, _one_line_for_many, _shifted):
+        found += find_mistake(hypotheses, sets[0])
     return found
 
 
@@ -114,7 +115,7 @@ def _one_line_for_many(hypotheses: Sequence[str], references: Sequence[str]) -> 
 
 
 def _shifted(hypotheses: Sequence[str], references: Sequence[str]) -> Iterator[str]:
-    """Lines that went missing on one side, and came back as others, shift all lines between."""
+    """Find lines shifted by one: one is missing on one side, and an extra line later makes the counts equal again."""
     n = len(hypotheses)
     if n < 2 * _FEWEST_SHIFTED:
         return
@@ -129,7 +130,7 @@ def _shifted(hypotheses: Sequence[str], references: Sequence[str]) -> Iterator[s
 
 
 def unrelated_baseline(score: float, baseline_score: float) -> str | None:
-    """Return a line if the BLEU of two systems looks as if one of them had translated another text."""
+    """Return a warning if the BLEU of two systems suggests that one of them translated another text."""
     low, high = sorted([score, baseline_score])
     if low >= _UNRELATED_BLEU or high < _RELATED_BLEU:
         return None
@@ -145,7 +146,7 @@ def _same(lines: Sequence[str], others: Sequence[str]) -> bool:
 
 
 def _upper_share(lines: Sequence[str]) -> float | None:
-    """Return the fraction of upper-case letters among those with case; None where there are hardly any."""
+    """Return the fraction of upper-case letters among letters with case; None if there are too few."""
     letters = Counter("".join(lines))
     n_upper = sum(n for letter, n in letters.items() if letter.isupper())
     n_lower = sum(n for letter, n in letters.items() if letter.islower())

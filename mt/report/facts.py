@@ -245,7 +245,7 @@ class Bucket(Facts):
     baseline_chrf: float | None = None
 
 
-class OddLines(Facts):
+class FlaggedLines(Facts):
     n_lines: int
     lines: list[int]  # the first of them
     baseline_n_lines: int | None = None
@@ -272,14 +272,14 @@ class Sentence(Facts):
     baseline_chrf: float | None = None
     baseline_bleu: float | None = None
     chrf_difference: float | None = None
-    oddities: list[str]
+    oddities: list[str]  # quality flags
 
 
 class Analysis(Facts):
     beside: str  # source or reference: what lengths are compared with
     by_length: list[Bucket]
     by_rarest_word: list[Bucket] | None = None
-    oddities: dict[str, OddLines]
+    oddities: dict[str, FlaggedLines]  # quality flag → lines
     numbers: NumbersKept
     length_ratio: float
     baseline_length_ratio: float | None = None
