@@ -27,7 +27,7 @@ from mt.report.facts import (
 from mt.report.page import Number, code, page, plain_value, setting_value, table
 from mt.report.text import truncated, word_differences
 
-AXES = {"step": "updates", "n_tgt_tokens": "target tokens", "train_minutes": "minutes"}  # of curves of training
+AXES = {"step": "updates", "n_tgt_tokens": "target tokens", "train_minutes": "minutes"}  # x axes of training curves
 QUALITY_FLAGS = {
     "empty": "Empty",
     "repetitions": "Repetition loop",
@@ -79,7 +79,7 @@ class _EvaluationView:
         return [*rows, ("Length ratio to the reference, in words", *ratios, "")]
 
     def texts(self, one: Sentence) -> list[tuple[str, str, str | None]]:
-        """Return (label, text, language) of a sentence and its translations; words that differ are marked."""
+        """Return (label, text, language) for a sentence and its translations, with differing words marked."""
         source = [] if one.source is None else [("Source", one.source, self.facts.src_lang)]
         if one.baseline is None:
             hypothesis, reference = word_differences(one.hypothesis, one.reference)
@@ -107,7 +107,7 @@ class _EvaluationView:
         bleu = {"validation set": ("valid", "valid_bleu")}
         charts = []
         for x, label in AXES.items():
-            # Older runs did not record all of them.
+            # Older runs did not record all x axes.
             if all(None not in curve[x] for curve in curves.values()):
                 charts.append(chart(f"Loss against {label}", "nats per target token", loss, x))
                 charts.append(chart(f"BLEU against {label}", "BLEU", bleu, x))
@@ -116,7 +116,7 @@ class _EvaluationView:
         return [*charts, chart("Speed", unit, {unit: ("train", "tgt_tokens_per_second")})]
 
     def corpus(self, corpus: Mapping[str, Any]) -> Markup:
-        """Return what the model was trained, validated and tested on."""
+        """Return a table of the corpora for training, validation and test."""
         read = corpus["train"]["sources"]
         rows = [["training", one["source"], one["pairs_read"], one["pairs_kept"]] for one in read]
         sets = {"validation": corpus["valid"], **{f"test: {name}": one for name, one in corpus["test"].items()}}
@@ -130,7 +130,7 @@ class _EvaluationView:
 
 
 def _line_numbers(lines: Sequence[int], n_lines: int) -> str:
-    """Return the numbers of the first lines of a kind."""
+    """Return the first line numbers as text, with … if there are more."""
     return ", ".join([*(f"{line:,}" for line in lines), *(["…"] if n_lines > len(lines) else [])])
 
 
@@ -163,12 +163,12 @@ class _ComparisonView:
         return table([*headers, *(name.capitalize() for name in self.facts.figures.values())], rows, sortable=True)
 
     def pairs(self, metric: ComparedMetric) -> Markup:
-        """Return p of each two systems with the verdict of the row's."""
+        """Return a table of p and the verdict on the row's system, for each pair of systems."""
         cells = {}
         for one in metric.pairs:
             verdict = one.verdict.removesuffix(f" at p < {LARGEST_P}")
             cells[one.first, one.second] = f"{one.p:.4f} {verdict}"
-            cells[one.second, one.first] = f"{one.p:.4f} {verdict.replace(BETTER, WORSE)}"  # the first is never worse
+            cells[one.second, one.first] = f"{one.p:.4f} {verdict.replace(BETTER, WORSE)}"  # `first` is never worse
         rows = [
             [f"{place}. {self.facts.systems[i].name}", *(cells.get((i, j), "") for j in metric.ranking)]
             for place, i in enumerate(metric.ranking, start=1)
@@ -181,7 +181,7 @@ class _ComparisonView:
         return [line_chart(f"{title} {label}", series, label, "BLEU") for label, series in found.items() if series]
 
     def _series(self, x: str) -> list[Series]:
-        """Return a line for each run that has some; two models of one run share one."""
+        """Return one line per run that has data; models of the same run share a line."""
         found: list[Series] = []
         seen = []
         for system, training in zip(self.facts.systems, self.facts.training, strict=True):
