@@ -1044,7 +1044,7 @@ def test_the_baseline_of_a_model_is_a_run_or_a_file_of_one_test_set(run: Run):
         ("--hyp empty --ref two", "empty: has no lines: nothing to score"),
         ("--hyp two --ref two --baseline empty", "empty: has no lines: nothing to score"),
         ("--hyp gone --ref two", "gone: no such file (looked for in FOLDER)"),
-        ("--hyp two --ref two --baseline gone", "gone: no such file or run (looked for in FOLDER)"),
+        ("--hyp two --ref two --baseline gone", "gone: does not exist (looked for in FOLDER)"),
         ("--hyp two --ref FOLDER", "FOLDER: is a folder, expected a text file"),
         (
             "--hyp latin --ref two",

@@ -359,7 +359,7 @@ USAGE = "mt compare A B, or mt compare --ref REF A B"
         ("file file", "file: is a file: give --ref to compare files of translations"),
         ("one two --ref file --test a", "--test: is for models, and with --ref files are compared: leave it out"),
         ("one two --tgt-lang de", "--tgt-lang: is for files: give --ref"),
-        ("one file --ref text", "one: no such file or run (looked for in HERE)"),
+        ("one file --ref text", "one: does not exist (looked for in HERE)"),
         ("file text --ref text", "file: has no lines: nothing to score"),
         ("text two --ref text", "two has 2 lines and text has 1: parallel files need one line for each line"),
         ("one two", "one: no such folder: give a run folder, a checkpoint or a model folder"),

@@ -415,7 +415,7 @@ def test_a_folder_that_is_no_whole_export_is_refused(exported: Exported, tmp_pat
         return str(caught.value)
 
     how = "create one with mt export --to ctranslate2"
-    assert problem(tmp_path / "no") == f"{tmp_path / 'no'}: no such folder: give an export, {how}"
+    assert problem(tmp_path / "no") == f"{tmp_path / 'no'}: does not exist: give an export, {how}"
     assert (
         problem(exported.folder) == f"{exported.folder}: is not an export for CTranslate2, model.bin is missing: {how}"
     )

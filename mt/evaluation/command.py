@@ -201,7 +201,7 @@ def _lines_of(path: Path, references: list[str]) -> Path:
 
 def _is_run(path: Path) -> bool:
     if not path.exists():
-        raise DataError(path, f"no such file or run (looked for in {Path.cwd()})")
+        raise DataError(path, f"does not exist (looked for in {Path.cwd()})")
     return path.is_dir()
 
 

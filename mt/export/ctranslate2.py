@@ -427,7 +427,7 @@ class ExportFolder(CheckedFolder):
     def open(cls, path: Path) -> ExportFolder:
         """Read the small files and check all files; see `CheckedFolder.open`."""
         if not path.is_dir():
-            raise CheckpointError(path, "no such folder", f"give an export, {_HOW_TO_EXPORT}")
+            raise CheckpointError(path, "does not exist", f"give an export, {_HOW_TO_EXPORT}")
         if not (path / EXPORTED).is_file():
             raise CheckpointError(path, f"is not an export for CTranslate2, {EXPORTED} is missing", _HOW_TO_EXPORT)
         folder = super().open(path)
