@@ -415,7 +415,7 @@ def test_a_folder_that_is_no_whole_export_is_refused(exported: Exported, tmp_pat
         return str(caught.value)
 
     how = "create one with mt export --to ctranslate2"
-    assert problem(tmp_path / "no") == f"{tmp_path / 'no'}: does not exist: give an export, {how}"
+    assert problem(tmp_path / "no") == f"{tmp_path / 'no'}: does not exist: give an export folder, or {how}"
     assert (
         problem(exported.folder) == f"{exported.folder}: is not an export for CTranslate2, model.bin is missing: {how}"
     )
@@ -455,7 +455,7 @@ def test_the_command_exports_and_says_how_it_compares(
     assert exact.startswith("  float32  ")
     assert " of 40 equal" in exact
     assert rounded.startswith("  int8     ")
-    assert rounded.endswith(" between them")
+    assert rounded.endswith(" against mt's own")
     assert sorted(path.name for path in (tmp_path / "export").iterdir()) == FILES
     assert run(*arguments) == (
         2,

@@ -50,7 +50,7 @@ def test_untranslated_text_is_noticed():
         "the hypotheses are identical to the source text: nothing was translated"
     ]
     assert check([*SOURCES[:40], *GOOD[40:]], REFERENCES, SOURCES) == [
-        "40 of 400 hypotheses copy the source, but the references are not"
+        "40 of 400 hypotheses copy the source, but the references do not"
     ]
     assert check([*SOURCES[:39], *GOOD[39:]], REFERENCES, SOURCES) == []
     # Names and figures stay as they are.

@@ -50,7 +50,7 @@ def words_of(line: str) -> list[str]:
 
 
 def analyse(translated: TranslatedSet, word_counts: Mapping[str, int] | None = None) -> tuple[Analysis, list[Sentence]]:
-    """Analyse translations automatically.
+    """Analyse translations: scores by bucket, quality flags, preserved numbers, best and worst sentences.
 
     With several sets of references, scores use all of them, and everything else uses the first. Without sources,
     lengths, loops and numbers are compared with the references, and copies of the source are not detected.

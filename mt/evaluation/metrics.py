@@ -178,7 +178,9 @@ def check_samples(n_samples: int, n_lines: int = 1, bytes_of_a_line: int = 1) ->
         raise ConfigError("samples", f"expected at least {_FEWEST_SAMPLES}, got {n_samples}")
     bytes_of_a_sample = n_lines * bytes_of_a_line
     if n_samples * bytes_of_a_sample > _MOST_BYTES:
-        problem = f"{n_samples:,} of {n_lines:,} lines need {n_samples * bytes_of_a_sample / 1e9:.0f} GB of memory"
+        problem = (
+            f"{n_samples:,} samples of {n_lines:,} lines need {n_samples * bytes_of_a_sample / 1e9:.0f} GB of memory"
+        )
         raise ConfigError("samples", problem, f"give {_MOST_BYTES // bytes_of_a_sample:,} or fewer")
 
 

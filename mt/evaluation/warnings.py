@@ -53,7 +53,7 @@ def _equal_files(translated: TranslatedSet) -> Iterator[str]:
         if _same(hypotheses, sources):
             yield "the hypotheses are identical to the source text: nothing was translated"
         elif n_copies >= max(2, _COPIED_SHARE * len(hypotheses)):
-            yield f"{n_copies:,} of {len(hypotheses):,} hypotheses copy the source, but the references are not"
+            yield f"{n_copies:,} of {len(hypotheses):,} hypotheses copy the source, but the references do not"
     if baseline is not None and _same(hypotheses, baseline):
         yield "the hypotheses are identical to those of the baseline: was the same file given twice?"
     for name, lines in (("the baseline is", baseline), ("the source text is", sources)):

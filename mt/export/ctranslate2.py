@@ -403,7 +403,7 @@ def format_export(result: Export) -> str:
         more = "".join(f", {n:,} {what}" for n, what in others if n)
         more += f"; log-probabilities within {c.largest_gap:.1g}"
         if c.quantization != "float32":
-            more = f"; BLEU {c.bleu:.1f}, chrF2 {c.chrf:.1f} between them"
+            more = f"; BLEU {c.bleu:.1f}, chrF2 {c.chrf:.1f} against mt's own"
         rows.append(f"  {c.quantization:<8} {c.n_equal:,} of {c.n_lines:,} equal{more}")
     return "\n".join(rows)
 
@@ -427,7 +427,7 @@ class ExportFolder(CheckedFolder):
     def open(cls, path: Path) -> ExportFolder:
         """Read the small files and check all files; see `CheckedFolder.open`."""
         if not path.is_dir():
-            raise CheckpointError(path, "does not exist", f"give an export, {_HOW_TO_EXPORT}")
+            raise CheckpointError(path, "does not exist", f"give an export folder, or {_HOW_TO_EXPORT}")
         if not (path / EXPORTED).is_file():
             raise CheckpointError(path, f"is not an export for CTranslate2, {EXPORTED} is missing", _HOW_TO_EXPORT)
         folder = super().open(path)
