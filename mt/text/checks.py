@@ -227,11 +227,11 @@ def check_symbols(sample: Sample, symbols: Iterable[str]) -> Iterator[Finding]:
 # Ways of writing that training and test text should have in common, by check: which lines have it, how they are told,
 # and the fix.
 _HABITS: dict[str, tuple[Callable[[str], bool], str, str]] = {
-    "case": (lambda text: text != text.lower(), "have capital letters", "give both with their original capitals"),
+    "case": (lambda text: text != text.lower(), "have capital letters", "keep the original capitals in all text"),
     "final_punctuation": (
         lambda text: not text.rstrip("\"'”’»)] ")[-1:].isalnum(),
         "end in punctuation",
-        "give both with their original punctuation",
+        "keep the original punctuation in all text",
     ),
 }
 _RARE, _OFTEN = 0.15, 0.6
