@@ -296,8 +296,8 @@ def diagnosis_text(diagnosis: Diagnosis, config_name: str) -> str:
         if finding.fix:
             lines.append(f"  {'':<{LABEL_WIDTH}}{finding.fix}")
     counts = Counter(finding.level for finding in diagnosis.findings)
-    told = [f"{n} {level}{'' if n == 1 else 's'}" for level in ("error", "warning", "note") if (n := counts[level])]
-    sections = [[f"{diagnosis.config.name}: {', '.join(told) or 'no findings'}"]]
+    counted = [f"{n} {level}{'' if n == 1 else 's'}" for level in ("error", "warning", "note") if (n := counts[level])]
+    sections = [[f"{diagnosis.config.name}: {', '.join(counted) or 'no findings'}"]]
     sections += [[heading, *lines] for heading, lines in findings.items() if lines]
     if diagnosis.forecast is not None:
         sections.append(_forecast_lines(diagnosis, diagnosis.forecast, config_name))

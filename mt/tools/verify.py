@@ -249,19 +249,19 @@ class _Runs:
         """Train with kills, each followed by a resume."""
         run_dir, n_updates = self._begin(name), self.config.train.max_steps
         _log.info(f"{n_updates} updates, killed {_times(n_kills)}")
-        chance = random.Random(self.config.train.seed)
+        rng = random.Random(self.config.train.seed)
         kills: list[Kill] = []
         for i in range(n_kills):
             # Kills are spread over the training: one in each of n_kills parts, each later than the one before.
             first, last = 1 + i * (n_updates - 1) // n_kills, (i + 1) * (n_updates - 1) // n_kills
-            step = max(chance.randint(first, last), kills[-1].step + 1 if kills else 0)
+            step = max(rng.randint(first, last), kills[-1].step + 1 if kills else 0)
             # The first kill is during a save. If that save ended too soon, the next kill tries again, without a delay.
             in_save = not any(kill.while_saving for kill in kills)
             longest_delay = (0.0 if kills else 0.7 * save_seconds) if in_save else update_seconds
             with Workers(1) as workers:
                 training = workers.submit(train_in, run_dir, self.corpus)
                 if has_come := reaches(step, run_dir, training.done, in_save=in_save):
-                    time.sleep(chance.uniform(0, longest_delay))
+                    time.sleep(rng.uniform(0, longest_delay))
                     workers.kill()
                 if not (has_come and isinstance(training.exception(), WorkerLost)):
                     training.result()
