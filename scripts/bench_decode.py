@@ -408,7 +408,7 @@ def main(command: Sequence[str] | None = None) -> None:
     from mt.text.corpora import reader_of
     from mt.text.normalise import normalise
     from mt.text.tokenizer import EOS_ID
-    from mt.tools.bench import basis
+    from mt.tools.bench import provenance
 
     reader = reader_of(TextFiles(src=str(arguments.input), tgt=str(arguments.reference)), ("", ""), "")
     pairs = [pair for pair in reader.pairs() if normalise(pair.src)]
@@ -434,7 +434,7 @@ def main(command: Sequence[str] | None = None) -> None:
         **{name: getattr(arguments, name) for name in ("batch_sentences", "beam_size", "length_penalty", "threads")},
         "rounds": arguments.rounds,
         "absent": absent,
-        **basis(torch.device(arguments.device)),
+        **provenance(torch.device(arguments.device)),
     }
     others = [name for name in ("ctranslate2", "transformers") if importlib.util.find_spec(name) is not None]
     facts["versions"] |= {name: metadata.version(name) for name in others}

@@ -84,14 +84,14 @@ class Record:
         """Return the record of a part that is about to run."""
         import torch
 
-        from mt.tools.bench import basis
+        from mt.tools.bench import provenance
 
         return cls(
             part=name,
             started_at=datetime.now(UTC).isoformat(timespec="seconds"),
             quick=setting.quick,
             command=sys.argv,
-            **basis(torch.device(setting.device)),
+            **provenance(torch.device(setting.device)),
         )
 
     @classmethod
@@ -197,7 +197,7 @@ def time_attention(lengths: Any, device: Any, n_repeats: int) -> Iterator[tuple[
     from mt.data.batch import varlen_layout
     from mt.model.context import rows_of
     from mt.model.kernels import Kernels
-    from mt.tools.bench import Laps
+    from mt.tools.bench import StepTimer
 
     cu = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)).to(device)
     packed_rows = rows_of(varlen_layout(cu, cu, int(lengths.max())), dropout=0.0)
@@ -223,33 +223,33 @@ def time_attention(lengths: Any, device: Any, n_repeats: int) -> Iterator[tuple[
 
         return attend
 
-    def run(path: Callable[..., Tensor], content: Tensor, laps: Laps) -> list[Tensor]:
+    def run(path: Callable[..., Tensor], content: Tensor, timer: StepTimer) -> list[Tensor]:
         """Return the output and its gradients."""
         inputs = [x.requires_grad_() for x in content[:3].clone()]
-        laps.end("other")
+        timer.end("other")
         out = path(*inputs)
-        laps.end("forward")
+        timer.end("forward")
         gradients = torch.autograd.grad(out, inputs, content[3])
-        laps.end("backward")
+        timer.end("backward")
         return [out.detach(), *gradients]
 
     def figures_of(path: Callable[..., Tensor]) -> dict[str, Any]:
         for _ in range(3):  # to warm up
-            found = run(path, content, Laps(device))
+            found = run(path, content, StepTimer(device))
         off = max(float((a.cpu().float() - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True))
         if not off <= TOLERANCE:
             return {"error": f"its values have a relative error of {off:.2g}", "relative_error": off}
-        laps = Laps(device)
+        timer = StepTimer(device)
         for _ in range(n_repeats):
-            run(path, content, laps)
-        forward, backward = (1000 * laps.seconds(part) / n_repeats for part in ("forward", "backward"))
+            run(path, content, timer)
+        forward, backward = (1000 * timer.seconds(part) / n_repeats for part in ("forward", "backward"))
         speed = 1000 * content.shape[1] / (forward + backward)
         times = {"forward_ms": forward, "forward_and_backward_ms": forward + backward, "tokens_per_second": speed}
         return times | {"relative_error": off}
 
     torch.manual_seed(1)
     content = torch.randn(4, int(lengths.sum()), 8, 64).bfloat16()  # q, k, v, gradient of the output
-    expected = run(padded_on(content.device), content.float(), Laps(content.device))
+    expected = run(padded_on(content.device), content.float(), StepTimer(content.device))
     content = content.to(device)
     padded = padded_on(device)
     paths = {"our kernels": ours, "torch's varlen_attn": of_torch, "padded scaled_dot_product_attention": padded}

@@ -170,10 +170,10 @@ def test_random_sentences_have_the_lengths_of_real_ones() -> None:
 def test_an_update_measured_in_parts_equals_that_of_the_engine(tmp_path: Path) -> None:
     config = toy(tmp_path, micro_batch_tokens=100, ema_decay=0.9)
     whole, parts = engine_of(config), engine_of(config)
-    laps = bench.Laps(CPU)
+    timer = bench.StepTimer(CPU)
     for update in whole.updates(PlanState(), 1, 3):
         whole.step(update, bench._lr(whole, update))
-        bench.step_in_parts(parts, update, laps)
+        bench.step_in_parts(parts, update, timer)
     for name, parameter in whole.model.named_parameters():
         assert torch.equal(parameter, parts.model.get_parameter(name)), name
     assert whole.average is not None
@@ -237,8 +237,8 @@ def test_out_of_memory_names_the_setting_to_change(tmp_path: Path, monkeypatch: 
     with pytest.raises(ConfigError) as caught:
         bench.bench_training(toy(tmp_path, micro_batch_tokens=100), random_data=True)
     assert str(caught.value) == (
-        "train.micro_batch_tokens: micro-batches of 100 target tokens do not fit the memory of cpu (CUDA out of memory."
-        " Tried to allocate 2.00 GiB.). Set it to 50."
+        "train.micro_batch_tokens: micro-batches of 100 target tokens do not fit into the memory of cpu (CUDA out of "
+        "memory. Tried to allocate 2.00 GiB.): set it to 50"
     )
 
 
@@ -368,7 +368,7 @@ def test_the_table_of_training_shows_all_figures() -> None:
     figures = {
         "what": "training",
         "name": "base",
-        "data": "made-up sentences of WMT14's lengths",
+        "data": "random sentences with WMT14's lengths",
         "device": "cuda:0",
         "execution": "bf16, compiled",
         "n_parameters": 63_081_472,
@@ -395,17 +395,17 @@ def test_the_table_of_training_shows_all_figures() -> None:
     assert bench.format_bench(figures).splitlines() == [
         "model         base, 63.1 M parameters",
         "device        cuda:0 (NVIDIA H100 80GB HBM3) in bf16, compiled",
-        "data          made-up sentences of WMT14's lengths",
+        "data          random sentences with WMT14's lengths",
         "speed         504,123 target tokens/s, 480,001 source",
         "update        48.8 ms for up to 25,000 target tokens in 1 micro-batch; mean of 400",
         "  input stall       0.1 ms    0.2%",
         "  forward          14.9 ms   29.8%",
         "  backward         30.0 ms   60.0%",
         "  optimizer         5.0 ms   10.0%",
-        "packing       94.5% of source and 99.1% of target positions",
-        "work          0.372 GFLOP a target token: 187.4 TFLOP/s, 18.9% of the device's 989 TFLOP/s (data sheet)",
+        "packing       94.5% of source and 99.1% of target positions hold tokens",
+        "work          0.372 GFLOP per target token: 187.4 TFLOP/s, 18.9% of the device's 989 TFLOP/s (data sheet)",
         "warm-up       42.2 s, 3 updates",
-        "memory        30.00 GiB at the peak, 31.00 GiB reserved",
+        "memory        peak of 30.00 GiB, 31.00 GiB reserved",
     ]
 
 
@@ -435,8 +435,8 @@ def test_the_table_of_decoding_shows_all_figures() -> None:
         "data          newstest2014: sacrebleu:wmt14/full",
         "load          1.2 s",
         "speed         30.0 sentences/s, 901 target tokens/s",
-        "search        beam of 4, 4,096 source tokens together",
+        "search        beam size 4, batches of 4,096 source tokens",
         "text          3,003 lines, 90,123 target tokens, 100.0 s",
-        "latency       250.0 ms for a line alone, 95% of 80 take up to 500.0 ms",
-        "memory        1.00 GiB at the peak of the process",
+        "latency       median 250.0 ms per line, one at a time; 95% of 80 lines take up to 500.0 ms",
+        "memory        peak of 1.00 GiB of the process",
     ]

@@ -230,13 +230,13 @@ def test_verify_resume_prints_the_verdict_and_fails_unless_resume_is_exact(run: 
     replaced(monkeypatch, "mt.tools.verify.verify_resume", verify_resume)
     proved = ("verify-resume", "--config", "demo")
     status, stdout, stderr = run(*proved)
-    assert (status, stdout.splitlines()[0], stderr) == (0, "resume is bit-identical", "")
+    assert (status, stdout.splitlines()[0], stderr) == (0, "resuming is bit-identical", "")
     status, stdout, stderr = run(*proved, "--json")
     assert (status, json.loads(stdout)["proved"], stderr) == (0, True, "")
     options = ("--set", "train.seed=7", "--run-dir", "r", "--updates", "9", "--kills", "2")
-    error = "error: resume changes the result\n"
+    error = "error: resuming changes the result\n"
     status, stdout, stderr = run(*proved, *options)
-    assert (status, stdout.splitlines()[0], stderr) == (2, "resume changes the result", error)
+    assert (status, stdout.splitlines()[0], stderr) == (2, "resuming changes the result", error)
     status, stdout, stderr = run(*proved, *options, "--json")
     assert (status, json.loads(stdout)["proved"], stderr) == (2, False, error)
     demo, changed = load_config("demo"), load_config("demo", ["train.seed=7"])
@@ -247,11 +247,11 @@ def test_verify_resume_prints_the_verdict_and_fails_unless_resume_is_exact(run: 
     ("command", "message"),
     [
         ("verify-resume --updates 1", "--updates: expected at least 2, got 1"),
-        ("verify-resume --kills 0", "--kills: expected 1 to 29, fewer than --updates, got 0"),
-        ("verify-resume --updates 5 --kills 5", "--kills: expected 1 to 4, fewer than --updates, got 5"),
-        ("verify-resume", "WORLD_SIZE: resume is verified in one process. Start it without torchrun."),
-        ("bench", "WORLD_SIZE: one device is measured. Start one process, without torchrun."),
-        ("train --dry-run", "WORLD_SIZE: a dry run looks at one process. Leave torchrun out."),
+        ("verify-resume --kills 0", "--kills: expected 1 to 29 (fewer than --updates), got 0"),
+        ("verify-resume --updates 5 --kills 5", "--kills: expected 1 to 4 (fewer than --updates), got 5"),
+        ("verify-resume", "WORLD_SIZE: resume is verified in one process: start it without torchrun"),
+        ("bench", "WORLD_SIZE: mt bench measures one device: start it without torchrun"),
+        ("train --dry-run", "WORLD_SIZE: a dry run uses one process: start it without torchrun"),
     ],
 )
 def test_impossible_options_of_verify_resume_bench_and_dry_run_are_refused(
@@ -939,7 +939,7 @@ def test_a_comparison_with_a_baseline_ends_with_a_verdict_in_words(run: Run, tes
     assert (status, stderr) == (0, "")
     kind = {"randomisation": "shuffles", "bootstrap": "bootstrap samples"}[test]
     _, _, title, scores, verdict = stdout.splitlines()
-    assert title == f"input, against old (paired test, 200 {kind})"
+    assert title == f"input, compared with old (paired test, 200 {kind})"
     assert scores == "  BLEU    97.85 against 65.80   +32.04   p = 0.0050   better"
     assert verdict == "new is better than old by BLEU."
     report = json.loads(run("eval", "--hyp", new, "--ref", ref, "--baseline", old, *options, "--json")[1])
@@ -955,9 +955,9 @@ def test_a_comparison_with_a_baseline_ends_with_a_verdict_in_words(run: Run, tes
 def test_warnings_go_to_standard_error_or_into_the_json(run: Run):
     ref = write_lines("ref", TEXT)
     said = [
-        "the hypotheses are the references, line for line: a score of 100.0 says nothing of a system",
-        "the hypotheses are those of the baseline, line for line: the same file twice?",
-        "the baseline is the references, line for line: the same file twice?",
+        "the hypotheses are identical to the references: a score of 100.0 says nothing about a system",
+        "the hypotheses are identical to those of the baseline: was the same file given twice?",
+        "the baseline is identical to the references: was the same file given twice?",
     ]
     given = ("eval", "--hyp", ref, "--ref", ref, "--baseline", ref, "--metric", "bleu", "--samples", "100")
     status, stdout, stderr = run(*given)
@@ -976,15 +976,15 @@ def test_the_baseline_of_a_file_may_be_a_run(run: Run):
     assert run(*given) == (
         2,
         "",
-        "error: runs/old has no translations, as a finished run does. Let it finish, give a file of translations, or "
-        "compare models with mt compare.\n",
+        "error: runs/old has no translations, because it is not a finished run: let it finish, give a file of "
+        "translations, or compare models with mt compare\n",
     )
     write_lines("runs/old/translations/valid.txt", ["a"])
     assert run(*given) == (
         2,
         "",
-        "error: runs/old: none of its translations have the 2 lines of --ref and no other text: valid.txt (1). Give "
-        "the file that is meant.\n",
+        "error: runs/old: none of its files translates the text of --ref (2 lines): valid.txt (1): give the right "
+        "file instead of the run\n",
     )
     write_lines("runs/old/translations/wmt.txt", TEXT)
     assert run(*given)[1].endswith("hyp and runs/old: no difference at p < 0.05 by BLEU.\n")
@@ -992,8 +992,8 @@ def test_the_baseline_of_a_file_may_be_a_run(run: Run):
     assert run(*given) == (
         2,
         "",
-        "error: runs/old: several of its translations have the 2 lines of --ref and no other text: ted.txt (2), "
-        "wmt.txt (2), valid.txt (1). Give the file that is meant.\n",
+        "error: runs/old: several of its files may translate the text of --ref (2 lines): ted.txt (2), wmt.txt (2), "
+        "valid.txt (1): give the right file instead of the run\n",
     )
 
 
@@ -1014,7 +1014,7 @@ def test_a_model_is_scored_on_its_test_sets(run: Run):
     assert [line.split("  ")[0] for line in stdout.splitlines()] == ["wmt (2 lines)", "", "ted (2 lines)", ""]
     assert stderr == (
         "m: translating wmt, ted with the model of step 5\n"
-        "warning: ted: the hypotheses are the references, line for line: a score of 100.0 says nothing of a system\n"
+        "warning: ted: the hypotheses are identical to the references: a score of 100.0 says nothing about a system\n"
     )
     report = json.loads(run("eval", "--model", "m", "--test", "wmt", "--json")[1])
     assert list(report["test_sets"]) == ["wmt"]
@@ -1029,18 +1029,18 @@ def test_the_baseline_of_a_model_is_a_run_or_a_file_of_one_test_set(run: Run):
     assert run(*given, "old") == (
         2,
         "",
-        "error: old has no translations of ted, it has wmt. Give another run, or choose a test set with --test.\n",
+        "error: old has no translations of ted, only of wmt: give another run, or choose a test set with --test\n",
     )
     assert run(*given, "old/translations/wmt.txt") == (
         2,
         "",
-        "error: --baseline: old/translations/wmt.txt is of one test set and the model has wmt, ted. Choose one with "
-        "--test, or give a run.\n",
+        "error: --baseline: old/translations/wmt.txt translates one test set, but the model has wmt, ted: choose one "
+        "with --test, or give a run\n",
     )
     assert run(*given, "three", "--test", "wmt") == (
         2,
         "",
-        "error: three has 3 lines and the test set wmt has 2: a baseline translates the same text\n",
+        "error: three has 3 lines and the test set wmt has 2: a baseline must translate the same text\n",
     )
     for baseline in ("old", "old/translations/wmt.txt"):
         status, stdout, _ = run(*given, baseline, "--test", "wmt")
@@ -1095,7 +1095,7 @@ def test_the_baseline_of_a_model_is_a_run_or_a_file_of_one_test_set(run: Run):
         ("--hyp empty --ref two", "empty has no lines. Nothing to score."),
         ("--hyp two --ref two --baseline empty", "empty has no lines. Nothing to score."),
         ("--hyp gone --ref two", "gone: no such file (looked for in FOLDER)"),
-        ("--hyp two --ref two --baseline gone", "gone: no such file and no such run (looked for in FOLDER)"),
+        ("--hyp two --ref two --baseline gone", "gone does not exist (looked for in FOLDER)"),
         ("--hyp two --ref FOLDER", "FOLDER is a folder, expected a text file"),
         (
             "--hyp latin --ref two",
@@ -1106,7 +1106,7 @@ def test_the_baseline_of_a_model_is_a_run_or_a_file_of_one_test_set(run: Run):
             "--hyp two --ref two --metric bleu,chrf",
             "--metric: expected one name, got bleu,chrf. Give --metric bleu --metric chrf.",
         ),
-        ("--hyp two --ref two --metric blue", "--metric: no metric is called blue, did you mean bleu?"),
+        ("--hyp two --ref two --metric blue", "--metric: unknown metric blue, did you mean bleu?"),
         (
             "--hyp two --ref two --significance bootstrap",
             "--significance needs --baseline. Add --baseline, or use mt compare.",
@@ -1116,7 +1116,7 @@ def test_the_baseline_of_a_model_is_a_run_or_a_file_of_one_test_set(run: Run):
             "--samples needs --confidence or --baseline. Add one of them.",
         ),
         ("--hyp two --ref two --confidence --samples 0", "--samples: expected at least 100, got 0"),
-        ("--model m --metric chr", "--metric: no metric is called chr, did you mean chrf?"),
+        ("--model m --metric chr", "--metric: unknown metric chr, did you mean chrf?"),
     ],
 )
 def test_invalid_options_of_eval_are_refused_in_one_line(run: Run, options: str, message: str, tmp_path: Path):

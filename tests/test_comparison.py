@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mt.cli import app
-from mt.evaluation.comparison import System, compare_systems, letters, setting_differences
+from mt.evaluation.comparison import System, compare_systems, setting_differences, significance_groups
 from mt.evaluation.findings import EvalOptions
 from mt.evaluation.report_files import write_report
 from mt.evaluation.scores import TranslatedSet
@@ -64,12 +64,12 @@ def metrics_of(**hypotheses: Sequence[str]) -> list[ComparedMetric]:
 def test_systems_share_a_letter_exactly_if_they_do_not_differ(
     ranking: list[int], same: set[tuple[int, int]], expected: list[list[str]]
 ):
-    assert letters(ranking, {frozenset(pair) for pair in same}) == expected
+    assert significance_groups(ranking, {frozenset(pair) for pair in same}) == expected
 
 
 def test_there_are_letters_for_thirty_systems():
-    found = letters(range(30), set())
-    assert letters(range(30), {frozenset(pair) for pair in combinations(range(30), 2)}) == [["a"]] * 30
+    found = significance_groups(range(30), set())
+    assert significance_groups(range(30), {frozenset(pair) for pair in combinations(range(30), 2)}) == [["a"]] * 30
     assert (found[0], found[25], found[26], found[29]) == (["a"], ["z"], ["a2"], ["d2"])
 
 
@@ -145,15 +145,15 @@ def test_the_table_for_the_terminal_is_aligned():
     text = comparison_text(facts_of([one, replace(other, settings={"train.seed": 2, "name": "x"})]))
     lines = text.splitlines()
     assert lines[0] == "demo (120 lines; paired tests, 200 shuffles)"
-    assert lines[1].split() == ["system", "BLEU", "chrF2", "updates", "target", "tokens", "time"]
+    assert lines[1].split() == ["system", "BLEU", "chrF2", "updates", "target", "tokens", "training", "time"]
     assert lines[2].split()[0] == "runs/good"
     assert lines[2].split()[2] == "a"
-    assert lines[3].endswith(" b     1,200      4,905,048  19 min 15 s")
+    assert lines[3].endswith(" b     1,200      4,905,048    19 min 15 s")
     assert len({len(line) for line in lines[1:4]}) == 1
     assert lines[4:] == [
         "runs/good is better than runs/bad, by BLEU and chrF2.",
-        "Systems that share a letter cannot be told apart at p < 0.05.",
-        "What differs in the configs",
+        "Systems that share a letter do not differ significantly (p < 0.05).",
+        "Settings that differ",
         "  setting     runs/bad  runs/good",
         "  train.seed         1          2",
     ]
@@ -338,15 +338,15 @@ def test_models_must_have_the_same_test_set(
         return capsys.readouterr().err
 
     assert refused(long, "other") == (
-        f"error: other: its test set held_out is not the text that {long} has under that name. Compare models on the "
-        "same text, or choose a test set with --test.\n"
+        f"error: other: its test set held_out is not the same text as held_out of {long}: compare models on the same "
+        "text, or choose a test set with --test\n"
     )
     assert refused(long, "wmt", "none") == (
         f"error: these models have no test set in common. {long} has held_out; wmt has wmt; none has none.\n"
     )
     assert refused(long, "wmt", "--test", "wmt") == (f"error: --test: {long} has no test set wmt. It has held_out.\n")
     assert refused("none", long, "--test", "wmt") == (
-        "error: --test: none has no test set wmt. Its config names none under data.test.\n"
+        "error: --test: none has no test set wmt: its config has none under data.test\n"
     )
 
 
@@ -364,7 +364,7 @@ USAGE = "Use mt compare A B, or mt compare --ref REF A B."
             "--test cannot be combined with --ref, which compares files. Remove one of them.",
         ),
         ("one two --tgt-lang de", "--tgt-lang needs --ref. Add --ref FILE, or remove --tgt-lang."),
-        ("one file --ref text", "one: no such file and no such run (looked for in HERE)"),
+        ("one file --ref text", "one: does not exist (looked for in HERE)"),
         ("file text --ref text", "file has no lines. Nothing to score."),
         ("text two --ref text", "two has 2 lines and text has 1: parallel files need one line for each line"),
         ("one two", "one: no such folder. Give a run folder, a checkpoint or a model folder."),
@@ -372,7 +372,7 @@ USAGE = "Use mt compare A B, or mt compare --ref REF A B."
             "unborn unborn",
             "unborn: this run has no checkpoint yet. Wait for the first one.",
         ),
-        ("one two --metric blue", "--metric: no metric is called blue, did you mean bleu?"),
+        ("one two --metric blue", "--metric: unknown metric blue, did you mean bleu?"),
         ("one two --samples 5", "--samples: expected at least 100, got 5"),
         ("one two --report file", "--report: file is a file. Give a folder."),
     ],

@@ -230,24 +230,24 @@ def test_lines_are_translated_as_with_our_search(exported: Exported) -> None:
         (
             DecodeConfig(length_penalty=0.0, max_length=2_000),
             1,
-            "decode.max_length is 2,000, and this export has room for 1,024 tokens. Lower it, or set "
-            "decode.max_length in the model's config and export it again.",
+            "decode.max_length is 2,000, but this export supports at most 1,024 tokens: lower it, or set "
+            "decode.max_length in the model's config and export it again",
         ),
         (
             DecodeConfig(length_penalty=0.0, min_length=2_000),
             1,
-            "decode.min_length is 2,000, and this export has room for 1,024 tokens. Lower it, or set "
-            "decode.max_length in the model's config and export it again.",
+            "decode.min_length is 2,000, but this export supports at most 1,024 tokens: lower it, or set "
+            "decode.max_length in the model's config and export it again",
         ),
         (
             DecodeConfig(sample=True, seed=7),
             1,
-            "decode.seed is 7, but CTranslate2 draws other translations each time. Leave it out.",
+            "decode.seed is 7, but CTranslate2 samples differently each time: leave it out",
         ),
         (
             DecodeConfig(sample=True, top_k=1),
             2,
-            "decode.top_k is 1, from which CTranslate2 draws one translation only. Raise it, or ask for one.",
+            "decode.top_k is 1, so CTranslate2 can sample only one translation. Raise it, or ask for one",
         ),
     ],
 )
@@ -264,8 +264,9 @@ def test_all_unsupported_model_settings_are_refused_in_one_error() -> None:
     with pytest.raises(ConfigError) as caught:
         exporter.refuse_inexpressible(ModelConfig(positions="alibi", activation="relu2", qk_norm=True, dropout=0.3))
     assert str(caught.value) == (
-        "CTranslate2 does not have model.activation: relu2 or model.positions: alibi or model.qk_norm: true. Translate "
-        "with mt itself, or train with model.activation: relu, model.positions: sinusoidal, model.qk_norm: false."
+        "CTranslate2 does not support model.activation: relu2 or model.positions: alibi or model.qk_norm: true: "
+        "translate with mt itself, or train with model.activation: relu, model.positions: sinusoidal, "
+        "model.qk_norm: false"
     )
 
 
@@ -302,8 +303,8 @@ def test_an_unsupported_precision_or_device_is_refused(exported: Exported) -> No
     with pytest.raises(ConfigError) as caught:
         load_translator(exported.export, precision="bf16")
     assert str(caught.value) == (
-        "precision: CTranslate2 computes as its model was exported, here float32. Leave it at auto, "
-        "or export the model in another quantization."
+        "precision: CTranslate2 computes in the quantization of the export, here float32: leave it at auto, "
+        "or export the model again with another quantization"
     )
     with pytest.raises(ConfigError) as caught:
         load_translator(exported.export, device="gpu")
@@ -406,7 +407,7 @@ def test_an_export_that_translates_differently_is_not_written(
     assert float(gap) > 1
     assert message == (
         f"{exported.folder}: CTranslate2 translates {n_different} of 40 lines differently in float32, with "
-        f"log-probabilities up to {gap} nats apart: nothing was written; this is an error of the export or of this "
+        f"log-probabilities up to {gap} nats apart: nothing was written; this is a bug in the export or in this "
         "version of CTranslate2: report it, or try another version"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["lines"]
@@ -445,8 +446,8 @@ def test_an_incomplete_or_damaged_export_is_refused(exported: Exported, tmp_path
             load_translator(path)
         return str(caught.value)
 
-    how = "Make one with mt export --to ctranslate2."
-    assert problem(tmp_path / "no") == f"{tmp_path / 'no'}: no such folder. Give an export, {how[0].lower()}{how[1:]}"
+    how = "create one with mt export --to ctranslate2"
+    assert problem(tmp_path / "no") == f"{tmp_path / 'no'} does not exist: give an export folder, or {how}"
     assert (
         problem(exported.folder) == f"{exported.folder} is not an export for CTranslate2, model.bin is missing. {how}"
     )
@@ -482,11 +483,11 @@ def test_the_command_exports_and_prints_the_comparison(
     status, stdout, stderr = run(*arguments, "--quantization", "int8")
     assert (status, stderr) == (0, "")
     first, exact, rounded = stdout.splitlines()
-    assert first == f"compared with our own translations of 40 lines of {lines}:"
+    assert first == f"compared with mt's own translations of 40 lines of {lines}:"
     assert exact.startswith("  float32  ")
     assert " of 40 equal" in exact
     assert rounded.startswith("  int8     ")
-    assert rounded.endswith(" between them")
+    assert rounded.endswith(" against mt's own")
     assert sorted(path.name for path in (tmp_path / "export").iterdir()) == FILES
     assert run(*arguments) == (
         2,

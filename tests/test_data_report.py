@@ -53,14 +53,14 @@ def test_the_page_has_the_numbers_of_the_json(folder: Path, facts: dict[str, Any
     written = (folder / "report.html").read_text("utf-8")
     page, train = PageReader(written), facts["train"]
     assert page.headings == [
-        "Sources",
+        "Training corpora",
         "Removed pairs",
         "Changed text",
         "Validation and test sets",
         "Lengths",
         "Overlap with validation and test sets",
         "Vocabulary",
-        "Samples of what was kept",
+        "Samples of kept pairs",
         "Time",
         "Settings and versions",
     ]
@@ -71,12 +71,12 @@ def test_the_page_has_the_numbers_of_the_json(folder: Path, facts: dict[str, Any
         "Pairs read205",
         f"Pairs kept{train['pairs_kept']}",
         f"longest {train['longest_tgt']}",
-        "in en alone",
+        "only en",
     ):
         assert text in page.text
     name = train["sources"][1]["source"]
     for row in (
-        ["Source", "Tag", "Weight", "Read", "Kept", "Fraction kept", "empty", "duplicate"],
+        ["Corpus", "Tag", "Weight", "Read", "Kept", "Fraction kept", "empty", "duplicate"],
         [name, "", "0.50", "5", "3", "60.0%", "1", "1"],
         ["Total", "", "", "205", "203", "99.0%", "1", "1"],
         ["empty", "1", "0.49%", ALL_RULES["empty"][1], "data.clean"],
@@ -91,7 +91,7 @@ def test_the_page_has_the_numbers_of_the_json(folder: Path, facts: dict[str, Any
         assert row in page.rows, row
     overlap = next(row for row in page.rows if row[:2] == ["held_out", "de"])
     assert overlap[2:4] == [f"{found['ngrams']:,}", f"{found['found']:,}"]
-    fertility = next(row for row in page.rows if row[0].startswith("Tokens for each word"))
+    fertility = next(row for row in page.rows if row[0].startswith("Tokens per word"))
     assert fertility[2] == f"{tokens['fertility']:.2f}"
     assert re.findall('aria-label="(kept: .*?)"', written) == [
         "kept: 200; empty: 0; duplicate: 0",
@@ -132,7 +132,7 @@ def test_lone_surrogates_and_nan_can_be_written(facts: dict[str, Any], tmp_path:
     assert written["tokenizer"]["src"]["fertility"] is None
     page = PageReader((tmp_path / "report.html").read_text("utf-8"))
     assert "half U+D83D of it" in page.text
-    assert next(row for row in page.rows if row[0].startswith("Tokens for each word"))[1] == "–"
+    assert next(row for row in page.rows if row[0].startswith("Tokens per word"))[1] == "–"
 
 
 def test_examples_are_marked_with_the_language_of_their_side(facts: dict[str, Any]):
@@ -152,7 +152,7 @@ def _warnings(facts: dict[str, Any]) -> list[str]:
 def test_warnings_are_at_the_top_of_the_page(facts: dict[str, Any]):
     facts["overlap"] = {"held_out": {"src": {"ngrams": 42_004, "found": 5_120}, "tgt": {"ngrams": 5, "found": 0}}}
     assert _warnings(facts) == [
-        "12.2% of the 8-grams of held_out (en) occur in the training text: scores on it may be too high."
+        "12.2% of the 8-grams of held_out (en) occur in the training text: scores on this set may be too high."
     ]
     facts["overlap"] = {}
     assert _warnings(facts) == []
@@ -161,10 +161,10 @@ def test_warnings_are_at_the_top_of_the_page(facts: dict[str, Any]):
     source = facts["train"]["sources"][1]
     source["removed"]["empty"]["count"], source["pairs_kept"] = 3, 1
     assert _warnings(facts) == [
-        f"80.0% of the pairs of {source['source']} were removed, most of them by empty. "
-        "See its examples below: is that right?",
+        f"80.0% of the pairs of {source['source']} were removed, most of them by the rule empty. "
+        "Check its examples below.",
         "1 of 20 pairs of the test set held_out have an empty side.",
-        "1.23% of the tokens of de are unknown to the vocabulary.",
+        "1.23% of the tokens in de are unknown: they are not in the vocabulary.",
     ]
 
 
@@ -174,6 +174,6 @@ def test_a_report_with_few_facts_has_a_page(facts: dict[str, Any]):
     empty = {"source": "a.tsv", "pairs_read": 0, "pairs_kept": 0, "removed": {}, "changed": {}}
     facts["train"] |= {"sources": [empty], "pairs_read": 0, "pairs_kept": 0}
     page = PageReader(_page(facts))
-    assert page.headings == ["Sources", "Removed pairs", "Changed text", "Settings and versions"]
+    assert page.headings == ["Training corpora", "Removed pairs", "Changed text", "Settings and versions"]
     assert "No pair was removed." in page.text
     assert "No text was changed." in page.text

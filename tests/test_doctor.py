@@ -381,8 +381,8 @@ def test_findings_are_grouped_by_corpus(run: Run, lines: Lines) -> None:
         "toy: 1 error, 1 warning",
         "",
         "data.train.0  train.en + train.de, 1,500 pairs",
-        f"  warning   train.de holds the tag <bt> as text, such as line 4, “{lines['train.de'][3]}”",
-        "            choose another tag, or remove it from the text: mt puts it in front of the source itself",
+        f"  warning   train.de: contains the tag <bt> as text, for example line 4: “{lines['train.de'][3]}”",
+        "            choose another tag, or remove it from the text: mt adds it to each source sentence itself",
         "",
         "data.valid  valid.en + valid.de",
         f"  error     valid.en: no such file (looked for in {Path.cwd()})",
@@ -418,7 +418,7 @@ def test_each_stage_is_logged(lines: Lines) -> None:
         "reading data.valid (valid.en + valid.de)",
         "reading data.test.demo (test.en + test.de)",
         "checking alignment, languages, form and repetition",
-        "trying out cleaning, the tokenizer and encoding",
+        "testing cleaning, the tokenizer and encoding",
     ]
 
 
@@ -439,8 +439,8 @@ def test_a_full_disk_and_too_little_device_memory_are_errors(lines: Lines, monke
     monkeypatch.setattr(doctor, "memory_bytes", lambda device: 1 << 18)
     memory, disk = findings_of()
     assert (memory.level, memory.key, disk.level, disk.key) == ("error", "model", "error", "data.prepared_dir")
-    assert memory.problem == "model: training takes at least 0.6 MiB on cpu, which has 0.2 MiB"
-    assert disk.problem == "runs/toy: up to 0.9 MiB are needed on its disk, and 0.1 MiB are free"
+    assert memory.problem == "model: training needs at least 0.6 MiB on cpu, which has 0.2 MiB"
+    assert disk.problem == "runs/toy: its disk needs up to 0.9 MiB of free space and has 0.1 MiB"
 
 
 def test_a_missing_device_is_an_error(lines: Lines) -> None:
@@ -458,8 +458,8 @@ def test_a_prepared_corpus_is_found_and_checked(lines: Lines) -> None:
     diagnosis = examine(config, Path("runs/toy"))
     assert diagnosis.findings == ()
     assert diagnosis.forecast.prepared == str(corpus.folder)
-    assert f"  prepare         prepared already: {corpus.folder}" in diagnosis_text(diagnosis, "x").splitlines()
-    # The forecast is correct.
+    assert f"  prepare         already prepared: {corpus.folder}" in diagnosis_text(diagnosis, "x").splitlines()
+    # As the forecast has it.
     assert diagnosis.forecast.train_pairs == len(corpus.train) == N_TRAIN
     assert diagnosis.forecast.tgt_tokens == len(corpus.train.tgt.ids)
     ids = corpus.folder / "train.src.ids"

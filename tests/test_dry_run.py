@@ -65,13 +65,13 @@ def test_before_the_data_is_prepared_a_dry_run_says_what_is_not_known(tmp_path: 
     text = dry_run(config, Path("runs/toy"))
     source = config.data.train[0]
     assert section(text, "data") == [
-        "not prepared yet: pairs, tokens, updates an epoch and epochs are not known until mt prepare",
+        "not prepared yet: the numbers of pairs, tokens and epochs are known after mt prepare",
         f"{source.src} + {source.tgt}",
     ]
     files = section(text, "files")
     assert files[0] == "run folder   runs/toy (new)"
     assert re.fullmatch(rf"corpus       {tmp_path}/text/prepared/[0-9a-f]{{16}} \(to be prepared\)", files[1])
-    assert "micro-batches of made-up sentences on cpu (" in section(text, "time")[2]
+    assert "micro-batches of random sentences on cpu (" in section(text, "time")[2]
     assert "embedding of source, target, output (380 pieces × 32)" in section(text, "model")[1]
 
 
@@ -85,21 +85,21 @@ def test_with_prepared_data_the_figures_are_exact(tmp_path: Path) -> None:
     assert section(text, "data") == [
         f"{n_pairs:>13,} pairs, {n_src:,} source and {n_tgt:,} target tokens",
         f"{20:>13,} pairs for validation, 20 for held_out",
-        f"{per_epoch:>13,.1f} updates an epoch; 70 updates are {70 / per_epoch:,.1f} epochs",
+        f"{per_epoch:>13,.1f} updates per epoch; 70 updates are {70 / per_epoch:,.1f} epochs",
     ]
     assert section(text, "files")[1] == f"corpus       {corpus.folder} (prepared)"
-    assert "made-up" not in text
+    assert "random" not in text
 
 
 def test_a_dry_run_says_from_which_step_a_run_continues(tmp_path: Path) -> None:
     config = toy_config(tmp_path / "text")
     train_run(with_train(config, max_steps=8), Path("runs/toy"))
     text = dry_run(config, Path("runs/toy"))
-    assert section(text, "files")[0] == "run folder   runs/toy (continues from step 8)"
-    assert " for 4 updates after the 8 that are done, " in section(text, "time")[0]
+    assert section(text, "files")[0] == "run folder   runs/toy (resumes from step 8)"
+    assert " for 4 updates after the 8 already done, " in section(text, "time")[0]
     text = dry_run(with_train(config, max_steps=8), Path("runs/toy"))
-    assert section(text, "files")[0] == "run folder   runs/toy (trained already)"
-    assert section(text, "time")[0].startswith("0 s for 0 updates after the 8 that are done, ")
+    assert section(text, "files")[0] == "run folder   runs/toy (already trained)"
+    assert section(text, "time")[0].startswith("0 s for 0 updates after the 8 already done, ")
 
 
 def test_a_dry_run_fails_with_the_same_error_as_training(tmp_path: Path) -> None:
@@ -140,8 +140,8 @@ def test_a_warning_says_if_the_disk_is_too_small(tmp_path: Path, monkeypatch: py
     n_bytes = 4 * sum(p.numel() for p in engine.model.parameters())
     *_, checkpoints, disk, warning = section(dry_run(config, Path("runs/toy")), "files")
     assert checkpoints == f"checkpoints  runs/toy/checkpoints, {3 * n_bytes / 2**20:.1f} MiB each, up to 5 at a time"
-    assert disk == f"disk         {(5 * 3 + 1) * n_bytes / 2**20:.1f} MiB at most, 2.0 MiB are free"
-    assert warning == "warning: the disk has too little room: keep fewer checkpoints"
+    assert disk == f"disk         at most {(5 * 3 + 1) * n_bytes / 2**20:.1f} MiB; 2.0 MiB are free"
+    assert warning == "warning: the disk has too little free space: keep fewer checkpoints"
 
 
 # --- Time and memory --------------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def test_the_forecast_is_the_time_of_a_micro_batch_times_their_number(
     lines = section(dry_run(config, Path("runs/toy")), "time")
     # Three micro-batches and the optimizer: 3 * (0.125 + 0.25) + 0.125 s.
     assert lines[0] == "20 min 50 s for 1,000 updates, 1.25 s each"
-    found = re.fullmatch(r"(\d+) target tokens/s: (\d+) an update, in 3 micro-batches of up to 88", lines[1])
+    found = re.fullmatch(r"(\d+) target tokens/s: (\d+) per update, in 3 micro-batches of up to 88", lines[1])
     assert found is not None
     assert int(found[1]) == pytest.approx(int(found[2]) / 1.25, abs=1)
     assert lines[2].startswith("measured over 3 micro-batches on cpu (")
@@ -168,7 +168,7 @@ def test_micro_batches_are_measured_for_a_minimum_number_and_time(
     slow_computation(monkeypatch)
     monkeypatch.setattr(dry_run_module, "MEASURED_SECONDS", 2.0)
     lines = section(dry_run(toy_config(tmp_path / "text"), Path("runs/toy")), "time")
-    assert lines[2].startswith("measured over 4 micro-batches of made-up sentences on cpu (")  # 0.5 s each
+    assert lines[2].startswith("measured over 4 micro-batches of random sentences on cpu (")  # 0.5 s each
 
 
 def slow_computation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,9 +187,9 @@ def test_the_forecast_says_if_the_time_limit_ends_training_first(
     slow_computation(monkeypatch)
     config = toy_config(tmp_path / "text", max_steps=61, stop_after="30s")
     lines = section(dry_run(config, Path("runs/toy")), "time")
-    assert lines[-1] == "train.stop_after (30s) ends it sooner, after 60 updates at most"  # 0.5 s each
+    assert lines[-1] == "train.stop_after (30s) ends training earlier, after 60 updates at most"  # 0.5 s each
     lines = section(dry_run(with_train(config, max_steps=60), Path("runs/toy")), "time")
-    assert lines[-1] == "preparing, validation, checkpoints and the evaluation at the end come on top"
+    assert lines[-1] == "preparation, validation, checkpoints and the final evaluation are not included"
 
 
 def test_out_of_memory_halves_micro_batches_as_in_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +224,7 @@ def test_memory_is_listed_by_use(tmp_path: Path) -> None:
     lines = section(dry_run(config, Path("runs/toy")), "memory")
     engine = Engine(config, bench.random_corpus(380, 64, 100), 380)
     n_mib = 4 * sum(p.numel() for p in engine.model.parameters()) / 2**20
-    assert re.fullmatch(r"[\d.]+ GiB of the [\d,.]+ GiB of cpu, validation not counted", lines[0])
+    assert re.fullmatch(r"[\d.]+ GiB of the [\d,.]+ GiB of cpu, not counting validation", lines[0])
     assert lines[1:5] == [
         f"{f'{n_mib:.1f} MiB':>13}  weights",
         f"{f'{n_mib:.1f} MiB':>13}  gradients",
@@ -284,8 +284,8 @@ def test_the_schedule_is_described_in_numbers(tmp_path: Path) -> None:
     )
     assert section(dry_run(config, Path("runs/toy")), "schedule")[-3:] == [
         "inverse_sqrt: learning rate 0.001 at step 100, 0.0005 at the end (step 400)",
-        "validation every 150 updates, 3 in all",
-        "checkpoint every 50 updates; kept: the last 7, the best 1, each of a multiple of 100",
+        "validation every 150 updates, 3 in total",
+        "checkpoint every 50 updates; kept: the last 7, the best 1, those of multiples of 100",
     ]
     config = with_train(config, warmup_steps=800)
     assert section(dry_run(config, Path("runs/toy")), "schedule")[-4:-2] == [

@@ -142,15 +142,15 @@ def test_a_baseline_of_another_text_is_refused_before_translating(
     with pytest.raises(DataError) as caught:
         evaluate_model(run_dir, [], "auto", "auto", options)
     assert str(caught.value) == (
-        f"{tmp_path / 'other'}: its test set held_out is not the text that {run_dir} has under that name. Compare "
-        "models on the same text, or choose a test set with --test."
+        f"{tmp_path / 'other'}: its test set held_out is not the same text as held_out of {run_dir}: compare models on "
+        "the same text, or choose a test set with --test"
     )
     assert capsys.readouterr().err == ""
     write_lines(tmp_path / "short", ["a"])
     with pytest.raises(DataError) as caught:
         evaluate_model(run_dir, [], "auto", "auto", EvalOptions(["bleu"], baseline=tmp_path / "short"))
     assert str(caught.value) == (
-        f"{tmp_path / 'short'} has 1 lines and the test set held_out has 20: a baseline translates the same text"
+        f"{tmp_path / 'short'} has 1 lines and the test set held_out has 20: a baseline must translate the same text"
     )
     assert capsys.readouterr().err == ""
     # For a file, the test set of the baseline run with the same references is used.
@@ -158,8 +158,8 @@ def test_a_baseline_of_another_text_is_refused_before_translating(
     with pytest.raises(DataError) as caught:
         evaluate_files(hypotheses, [reference], None, options)
     assert str(caught.value) == (
-        f"{tmp_path / 'other'}: none of its translations have the 20 lines of --ref and no other text: held_out.txt "
-        "(20), valid.txt (20). Give the file that is meant."
+        f"{tmp_path / 'other'}: none of its files translates the text of --ref (20 lines): held_out.txt (20), "
+        "valid.txt (20): give the right file instead of the run"
     )
     found = evaluate_files(hypotheses, [reference], None, EvalOptions(["bleu"], baseline=run_dir, n_samples=200))
     assert found.comparison is not None

@@ -36,7 +36,7 @@ def test_maps_are_averages_over_heads_and_their_rows_sum_to_one() -> None:
 def test_a_page_has_a_map_for_each_layer_and_a_cell_for_each_pair_of_tokens(translator: Translator) -> None:
     page = explained_page("m", "bar ku", "BAR")
     n_cells = (len(translator.tokenizer.encode("bar ku")) + 1) * (len(translator.tokenizer.encode("BAR")) + 1)
-    assert re.findall("<h2>.*</h2>", page) == ["<h2>Layer 1</h2>", "<h2>Layer 2</h2>"]
+    assert re.findall("<h2>.*</h2>", page) == ["<h2>Decoder layer 1</h2>", "<h2>Decoder layer 2</h2>"]
     assert page.count("<td ") == 2 * n_cells
     assert "://" not in page  # the page loads nothing from elsewhere
 
@@ -56,9 +56,9 @@ def test_without_a_given_translation_the_model_translates(translator: Translator
 @pytest.mark.parametrize(
     ("src", "tgt", "message"),
     [
-        (" \t", None, "src is blank. Give a sentence."),
-        ("bar", "", "tgt is blank. Give a sentence."),
-        ("🙂" * 100, "BAR", "src has 402 tokens, and a map can show 200. Give one sentence."),
+        (" \t", None, "src is blank: give a sentence"),
+        ("bar", "", "tgt is blank: give a sentence"),
+        ("🙂" * 100, "BAR", "src has 402 tokens, but a map shows at most 200: give one sentence"),
     ],
 )
 def test_blank_or_too_long_texts_are_refused(translator: Translator, src: str, tgt: str | None, message: str) -> None:

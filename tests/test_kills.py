@@ -16,7 +16,7 @@ from mt.config.loading import dump_config
 from mt.config.settings import RunConfig
 from mt.pipeline import train_run
 from mt.run_folder import RunFolder
-from mt.tools.verify import Kill, comes_to, compare_runs, look
+from mt.tools.verify import Kill, compare_runs, reaches, read_progress
 from mt.training.engine import Engine, StepResult, Update
 from tests.forks import MT, Fork
 from tests.toys import toy_config
@@ -40,11 +40,11 @@ def assert_same_run(whole: Path, parts: Path, n_updates: int) -> None:
 
 
 def kill_at(child: Fork, run_dir: Path, step: int, in_save: bool, delay: float) -> Kill:
-    assert comes_to(step, run_dir, lambda: child.poll() is not None, in_save=in_save)
+    assert reaches(step, run_dir, lambda: child.poll() is not None, in_save=in_save)
     time.sleep(delay)
     child.kill()
     assert child.wait() < 0
-    return Kill(*look(run_dir))
+    return Kill(*read_progress(run_dir))
 
 
 def never_finish_saving_step_15() -> None:

@@ -16,7 +16,7 @@ from jinja2 import UndefinedError
 
 from mt.errors import ConfigError, MTError
 from mt.evaluation import findings
-from mt.evaluation.analysis import ODDITY_RULES, words_of
+from mt.evaluation.analysis import FLAG_RULES, words_of
 from mt.evaluation.findings import MOST_SENTENCES, EvalOptions, evaluate
 from mt.evaluation.report_files import check_folder, write_report
 from mt.evaluation.scores import TranslatedSet
@@ -156,7 +156,7 @@ def _report(found: Evaluation, name: str = "words") -> Evaluation:
 
 
 def _page(found: Evaluation, name: str = "words") -> str:
-    return evaluation_page(_report(found, name), ODDITY_RULES)
+    return evaluation_page(_report(found, name), FLAG_RULES)
 
 
 def _markdown(found: Evaluation, name: str = "words") -> str:
@@ -178,13 +178,13 @@ def test_the_page_has_the_numbers_of_the_json(found: Evaluation, tmp_path: Path)
     page = PageReader((tmp_path / "report.html").read_text("utf-8"))
     assert page.headings == [
         "Scores",
-        "Against the baseline",
-        "first: Where it is good and bad",
-        "first: The best and the worst",
-        "news.2014: Where it is good and bad",
-        "news.2014: The best and the worst",
+        "Comparison with the baseline",
+        "first: Error analysis",
+        "first: Best and worst translations",
+        "news.2014: Error analysis",
+        "news.2014: Best and worst translations",
         "Training",
-        "Translations over time",
+        "Sample translations during training",
         "first: All sentences",
         "news.2014: All sentences",
         "Provenance",
@@ -215,9 +215,9 @@ def test_the_page_has_the_numbers_of_the_json(found: Evaluation, tmp_path: Path)
         assert row in page.rows, row
     low, high = (facts["test_sets"]["first"]["scores"][0]["confidence"][end] for end in ("low", "high"))
     for text in (
-        f"95% between {low:.2f} and {high:.2f}",
+        f"95% interval: {low:.2f} to {high:.2f}",
         "Training time3 min 11 s",
-        "60 lines, 2 references for each",
+        "60 lines, 2 references each",
         "Warning: first: hypothesis 5 is empty",
         "Translated by the average of 3 checkpoints up to step 3,000.",
         f"Better than the baseline: {len(facts['analysis']['first']['gained'])} sentences",
@@ -242,7 +242,7 @@ def test_the_markdown_has_the_numbers_of_the_json(found: Evaluation, facts: dict
         figures = [f"{bucket[key]:.2f}" for key in ("bleu", "baseline_bleu", "chrf", "baseline_chrf")]
         assert [bucket["bucket"], str(bucket["n_lines"]), *figures] in rows
     assert (
-        "en → de, the average of 3 checkpoints up to step 3,000, a beam of 4, 1.2 M parameters, 3,000 updates, 120,000 "
+        "en → de, the average of 3 checkpoints up to step 3,000, beam size 4, 1.2 M parameters, 3,000 updates, 120,000 "
         "target tokens, 3 min 11 s of training." in text
     )
     assert text[-1] == "\n"
@@ -336,11 +336,11 @@ def test_evenly_chosen_sentences_of_a_large_test_set_are_shown(monkeypatch: pyte
     # The first line of each seventh of the sixty lines.
     assert [entry.line for entry in found.sentences["input"]] == [1, 9, 18, 26, 35, 43, 52]
     page = _page(found)
-    assert "7 of 60 sentences, evenly chosen; a click on a header sorts" in page
+    assert "7 of 60 sentences, at equal distances; click a header to sort" in page
     assert "<h2>Sentences</h2>" in page
     monkeypatch.setattr(findings, "MOST_SENTENCES", 60)
     page = _page(evaluate({"input": one}, "s", EvalOptions(has_analysis=True)))
-    assert "60 sentences; a click on a header sorts" in page
+    assert "60 sentences; click a header to sort" in page
     assert "<h2>All sentences</h2>" in page
 
 
@@ -440,7 +440,7 @@ def test_a_report_folder_may_be_new_or_contain_an_earlier_report(tmp_path: Path)
         ("file", " is a file. Give a folder."),
         ("file/a", " cannot be written: Not a directory"),
         ("x" * 300, " cannot be written: File name too long"),
-        ("page.html", ". Give a folder, to which report.html and the others are written."),
+        ("page.html", ": give a folder for report.html and the other files"),
     ],
 )
 def test_an_invalid_report_folder_is_refused_in_one_line(tmp_path: Path, name: str, problem: str):
@@ -460,7 +460,7 @@ def test_a_report_inside_a_run_or_a_model_is_refused(tmp_path: Path, name: str, 
 def test_a_report_of_another_kind_is_not_overwritten(tmp_path: Path, content: str):
     (tmp_path / "report.json").write_text(content, encoding="latin-1")
     assert _refusal(tmp_path) == (
-        f"report: {tmp_path} holds another report.json, which would be lost. Give another folder."
+        f"report: {tmp_path} contains another kind of report.json, which would be overwritten: give another folder"
     )
     assert (tmp_path / "report.json").read_text(encoding="latin-1") == content
 

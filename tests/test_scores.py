@@ -144,17 +144,17 @@ def test_all_selects_every_metric_that_can_be_computed(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"metrics": ["blue"]}, "metric: no metric is called blue, did you mean bleu?"),
-        ({"metrics": ["CHRF"]}, "metric: no metric is called CHRF, did you mean chrf?"),
+        ({"metrics": ["blue"]}, "metric: unknown metric blue, did you mean bleu?"),
+        ({"metrics": ["CHRF"]}, "metric: unknown metric CHRF, did you mean chrf?"),
         (
             {"metrics": ["comet"]},
-            "metric: no metric is called comet, choose from bleu, chrf, chrf++, bleu-lc, ter, bleu-2017, all",
+            "metric: unknown metric comet, choose from bleu, chrf, chrf++, bleu-lc, ter, bleu-2017, all",
         ),
         ({"n_samples": 99}, "samples: expected at least 100, got 99"),
         ({"n_samples": -1}, "samples: expected at least 100, got -1"),
         (
             {"n_samples": 100_000_000},
-            "samples: 100,000,000 of 5 lines take 24 GB of memory. Give 35,791,394 or fewer.",
+            "samples: 100,000,000 samples of 5 lines need 24 GB of memory: give 35,791,394 or fewer",
         ),
     ],
 )
@@ -210,7 +210,7 @@ def test_the_single_scores_equal_those_of_the_list():
 def test_lists_that_are_not_parallel_are_refused(lines: Any, message: str):
     with pytest.raises(DataError) as caught:
         TranslatedSet(*lines)
-    assert str(caught.value) == f"{message}: scoring needs one line for each line"
+    assert str(caught.value) == f"{message}: scoring needs the same number of lines"
 
 
 def test_scoring_no_lines_is_refused():

@@ -23,7 +23,7 @@ from mt.config.settings import RunConfig
 from mt.errors import ConfigError, MTError
 from mt.run_folder import RunFolder
 from mt.system.workers import Workers
-from mt.tools.verify import Difference, Kill, Verdict, comes_to, compare_runs, short_config, train_in, verify_resume
+from mt.tools.verify import Difference, Kill, Verdict, compare_runs, reaches, short_config, train_in, verify_resume
 from mt.training.optimizer import Optimizer
 from tests.toys import toy_config, write_lines
 
@@ -101,18 +101,17 @@ def test_a_correct_resume_is_proved(verdict_of: Any, tmp_path: Path, capsys: pyt
     assert compared.n_weights == len(weights)
     first, second, third = verdict.kills
     assert str(verdict).splitlines() == [
-        "resume is bit-identical",
-        f"  30 updates in one go, and again, killed 3 times: {first}, {second}, {third}",
-        f"  the same to the last bit: {len(weights)} weights, {compared.n_state} entries of the training state, 96 "
-        "logged figures",
+        "resuming is bit-identical",
+        f"  30 updates without interruption, and again killed 3 times: {first}, {second}, {third}",
+        f"  bit-identical: {len(weights)} weights, {compared.n_state} entries of the training state, 96 logged figures",
     ]
     assert capsys.readouterr().err.splitlines()[-6:] == [
-        "30 updates in one go",
+        "30 updates without interruption",
         "30 updates, killed 3 times",
         f"killed {first} (1 of 3)",
         f"killed {second} (2 of 3)",
         f"killed {third} (3 of 3)",
-        "continued to the end",
+        "resumed to the end",
     ]
 
 
@@ -129,8 +128,8 @@ def test_a_resume_that_loses_state_is_detected(verdict_of: Any, resume_with: Any
     assert found.largest > 1e-4
     assert 1e-5 < found.relative < 1
     assert found.first_logged_differing is not None
-    assert str(verdict).splitlines()[0] == "resume changes the result"
-    assert str(verdict).splitlines()[-1] == "  in one go twice: the same to the last bit"
+    assert str(verdict).splitlines()[0] == "resuming changes the result"
+    assert str(verdict).splitlines()[-1] == "  two uninterrupted runs: bit-identical"
 
 
 def test_a_resumed_run_may_differ_as_much_as_two_uninterrupted_runs(verdict_of: Any, rounding_noise: None) -> None:
@@ -138,7 +137,7 @@ def test_a_resumed_run_may_differ_as_much_as_two_uninterrupted_runs(verdict_of: 
     assert (verdict.is_proved, verdict.resumed.is_none) == (True, False)
     assert verdict.again is not None
     assert 0 < verdict.resumed.relative < 10 * verdict.again.relative
-    assert verdict.summary == "resume adds nothing to how far two runs in one go are apart on this machine"
+    assert verdict.summary == "resuming adds no difference beyond that between two uninterrupted runs on this machine"
 
 
 def test_a_broken_resume_is_detected_even_if_uninterrupted_runs_differ(
@@ -150,7 +149,7 @@ def test_a_broken_resume_is_detected_even_if_uninterrupted_runs_differ(
     assert verdict.again is not None
     assert verdict.resumed.relative > verdict.again.relative > 0
     assert verdict.resumed.largest_loss > 0.001 > 100 * verdict.again.largest_loss
-    assert verdict.summary == "resume changes the result"
+    assert verdict.summary == "resuming changes the result"
 
 
 def test_worker_processes_run_the_same_package_as_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,25 +171,25 @@ def test_a_verdict_says_what_differs_and_how_much() -> None:
     resumed = replace(
         SOME,
         n_state_differing=3,
-        first_state_differing="progress.plan_state.position is 214 and 107",
+        first_state_differing="progress.plan_state.position, 214 and 107",
         n_logged_differing=40,
         largest_loss=0.5,
         first_logged_differing="train_loss of update 13, 5.25 and 5.5",
     )
     assert str(Verdict(30, KILLS, resumed, NONE)).splitlines() == [
-        "resume changes the result",
-        "  30 updates in one go, and again, killed 2 times: after update 3 while saving, after update 12",
-        "  killed and in one go:",
+        "resuming changes the result",
+        "  30 updates without interruption, and again killed 2 times: after update 3 while saving, after update 12",
+        "  killed run against uninterrupted run:",
         "    2 of 33 weights differ, by up to 1.0e-03 (embedding.weight), 1.0e-06 of their norm",
-        "    3 of 174 entries of the training state differ: progress.plan_state.position is 214 and 107",
-        "    40 of 96 logged figures differ, train_loss by up to 5.0e-01: first train_loss of update 13, 5.25 and 5.5",
-        "  in one go twice: the same to the last bit",
+        "    3 of 174 entries of the training state differ; first: progress.plan_state.position, 214 and 107",
+        "    40 of 96 logged figures differ, train_loss by up to 5.0e-01; first: train_loss of update 13, 5.25 and 5.5",
+        "  two uninterrupted runs: bit-identical",
     ]
     assert str(Verdict(30, (Kill(9, False),), NONE, None)).splitlines() == [
-        "resume is bit-identical",
-        "  30 updates in one go, and again, killed once: after update 9",
-        "  none of the kills came in a save: saves are too short here",
-        "  the same to the last bit: 33 weights, 174 entries of the training state, 96 logged figures",
+        "resuming is bit-identical",
+        "  30 updates without interruption, and again killed once: after update 9",
+        "  no kill happened during a save: saves are too short here",
+        "  bit-identical: 33 weights, 174 entries of the training state, 96 logged figures",
     ]
 
 
@@ -209,7 +208,7 @@ def test_a_resumed_run_is_compared_with_two_uninterrupted_runs() -> None:
         assert verdict.is_proved == is_proved
         assert not verdict.resumed.is_none
     assert str(verdict).splitlines()[-4:] == [
-        "  in one go twice:",
+        "  two uninterrupted runs:",
         "    2 of 33 weights differ, by up to 1.0e-03 (embedding.weight), 1.0e-06 of their norm",
         "    0 of 174 entries of the training state differ",
         "    0 of 96 logged figures differ",
@@ -275,7 +274,7 @@ def test_differences_are_counted_and_the_largest_is_named(tmp_path: Path) -> Non
         relative=math.inf,
         n_state=5,
         n_state_differing=3,
-        first_state_differing="progress.step is 2 and 1",
+        first_state_differing="progress.step, 2 and 1",
         n_logged=3,
         n_logged_differing=2,
         largest_loss=0.5,
@@ -324,7 +323,7 @@ def sleep(run_dir: Path, corpus: Path) -> None:
         (fail_as_the_user_did, ConfigError, "train.compile cannot compile here"),
         (be_killed, MTError, "a worker process was killed, which mostly means that memory is short: free some, .*"),
         (fail, ZeroDivisionError, ""),
-        (do_nothing, ConfigError, "--updates: 30 were made before a kill could come. Give more."),
+        (do_nothing, ConfigError, "--updates: all 30 were done before the first kill: give more"),
     ],
 )
 def test_the_error_of_a_failed_training_is_passed_on(
@@ -339,7 +338,7 @@ def test_an_existing_run_folder_is_refused(verdict_of: Any, tmp_path: Path) -> N
     (tmp_path / "runs" / "one-go").mkdir(parents=True)
     with pytest.raises(ConfigError) as caught:
         verdict_of(do_nothing)
-    assert str(caught.value) == f"--run-dir: {tmp_path / 'runs' / 'one-go'} is there already. Give a new folder."
+    assert str(caught.value) == f"--run-dir: {tmp_path / 'runs' / 'one-go'} exists already: give a new folder"
 
 
 def test_an_interrupt_also_ends_the_training_process(verdict_of: Any, tmp_path: Path) -> None:
@@ -357,7 +356,7 @@ def test_leftovers_of_another_process_do_not_count_as_a_save(tmp_path: Path) -> 
         "os.mkdir(sys.argv[1] + '/.step-00000008.writing'); time.sleep(100)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "checkpoints")]) as child:
-        assert comes_to(7, tmp_path, lambda: child.poll() is not None, in_save=True)
+        assert reaches(7, tmp_path, lambda: child.poll() is not None, in_save=True)
         child.kill()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [".step-00000008.writing"]
 

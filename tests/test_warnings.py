@@ -40,17 +40,17 @@ def test_tokenised_hypotheses_with_tokenised_references_give_no_warning():
 
 
 def test_hypotheses_that_equal_any_references_give_a_warning():
-    said = "the hypotheses are the references, line for line: a score of 100.0 says nothing of a system"
+    said = "the hypotheses are identical to the references: a score of 100.0 says nothing about a system"
     assert check(REFERENCES, REFERENCES) == [said]
     assert check([f" {line} " for line in REFERENCES], [GOOD, REFERENCES]) == [said]
 
 
 def test_untranslated_text_gives_a_warning():
     assert check(SOURCES, REFERENCES, SOURCES) == [
-        "the hypotheses are the source text, line for line: nothing was translated"
+        "the hypotheses are identical to the source text: nothing was translated"
     ]
     assert check([*SOURCES[:40], *GOOD[40:]], REFERENCES, SOURCES) == [
-        "40 of 400 hypotheses are their source text, and their references are not"
+        "40 of 400 hypotheses copy the source, but the references do not"
     ]
     assert check([*SOURCES[:39], *GOOD[39:]], REFERENCES, SOURCES) == []
     # Names and numbers may stay the same.
@@ -66,7 +66,7 @@ def test_untranslated_text_gives_a_warning():
 
 def test_a_baseline_that_equals_the_system_gives_a_warning():
     assert check(GOOD, REFERENCES, SOURCES, GOOD) == [
-        "the hypotheses are those of the baseline, line for line: the same file twice?"
+        "the hypotheses are identical to those of the baseline: was the same file given twice?"
     ]
 
 
@@ -75,10 +75,10 @@ def test_empty_lines_are_counted():
     assert check([*GOOD[:6], "", " ", *GOOD[8:]], REFERENCES) == ["2 hypotheses are empty, the first of them in line 7"]
     assert check([""] * 2, ["a", "b"]) == ["2 hypotheses are empty, the first of them in line 1"]
     assert check(GOOD, [*REFERENCES[:2], "", *REFERENCES[3:]]) == [
-        "reference 3 is empty: whatever is said there counts as wrong"
+        "reference 3 is empty: any translation counts as wrong there"
     ]
     assert check(GOOD, [REFERENCES, [*REFERENCES[:-2], "", ""]]) == [
-        "2 references are empty, the first of them in line 399: whatever is said there counts as wrong"
+        "2 references are empty, the first of them in line 399: any translation counts as wrong there"
     ]
 
 
@@ -96,7 +96,7 @@ def test_tokenised_text_on_one_side_gives_a_warning(spoil: Callable[[str], str],
     spoilt = [spoil(line) for line in GOOD]
     n = sum(line != other for line, other in zip(spoilt, GOOD, strict=True))
     assert n > 350
-    advice = f"({n} of 400 lines with {what}): give both as plain text, or the scores mean little"
+    advice = f"({n} of 400 lines with {what}): give both as plain text, otherwise the scores mean little"
     assert check(spoilt, REFERENCES) == [f"the hypotheses look tokenised and the references do not {advice}"]
     assert check(REFERENCES, spoilt) == [f"the references look tokenised and the hypotheses do not {advice}"]
 
@@ -104,7 +104,7 @@ def test_tokenised_text_on_one_side_gives_a_warning(spoil: Callable[[str], str],
 def test_lower_cased_hypotheses_give_a_warning_if_the_references_have_case():
     lower = [line.lower() for line in GOOD]
     assert check(lower, REFERENCES) == [
-        "the hypotheses look lower-cased and the references do not: scores that count case are too low"
+        "the hypotheses look lower-cased and the references do not: case-sensitive scores are too low"
     ]
     assert check(lower, [line.lower() for line in REFERENCES]) == []
 
@@ -113,7 +113,7 @@ def test_another_script_gives_a_warning():
     russian = ["Это хороший перевод предложения.", "Собака бежит по снегу."]
     german = ["Das ist eine gute Übersetzung.", "Der Hund läuft durch den Schnee."]
     assert check(russian, german) == [
-        "the hypotheses are mostly in Cyrillic script and the references in Latin: another language?"
+        "the hypotheses are mostly in Cyrillic script and the references in Latin: are they in another language?"
     ]
     assert check(["これはペンです。東京タワーは高い。"] * 2, ["東京タワーの下で、これはいいペンだ。" * 2] * 2) == []
 
@@ -141,10 +141,10 @@ def test_shifted_lines_in_either_half_give_a_warning():
 
 def test_a_baseline_of_another_text_gives_a_warning():
     assert unrelated_baseline(27.1, 0.31) == (
-        "the baseline has 0.3 BLEU and the other system 27.1: a translation of another text?"
+        "the baseline has 0.3 BLEU and the other system 27.1: is it a translation of another text?"
     )
     assert unrelated_baseline(0.31, 27.1) == (
-        "the hypotheses have 0.3 BLEU and the other system 27.1: a translation of another text?"
+        "the hypotheses have 0.3 BLEU and the other system 27.1: is it a translation of another text?"
     )
     assert unrelated_baseline(27.1, 1.2) is None  # early in training
     assert unrelated_baseline(3.0, 0.4) is None

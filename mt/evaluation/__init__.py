@@ -1,1 +1,1 @@
-"""Scores of translations, and the reports made of them."""
+"""Scores of translations, and reports about them."""

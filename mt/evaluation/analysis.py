@@ -1,4 +1,4 @@
-"""Where a system is good and where it is bad: scores by kinds of sentences, oddities, the best and the worst."""
+"""Error analysis: scores by kinds of sentences, quality flags, the best and the worst translations."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ from mt.decode.quality_flags import (
 )
 from mt.evaluation.metrics import Metric, sentence_bleu
 from mt.evaluation.scores import TranslatedSet
-from mt.report.facts import Analysis, Bucket, NumbersKept, OddLines, Sentence
+from mt.report.facts import Analysis, Bucket, FlaggedLines, NumbersKept, Sentence
 
-SOURCE_LENGTHS = (0, 10, 20, 30, 40, 50, 60, 70, 80)  # words at which a bucket begins; the last has no end
-FREQUENCIES = (0, 1, 2, 5, 10, 100, 1_000)  # the same, of how often training has the rarest word of a source
+SOURCE_LENGTHS = (0, 10, 20, 30, 40, 50, 60, 70, 80)  # words at which a bucket begins; the last bucket is open
+FREQUENCIES = (0, 1, 2, 5, 10, 100, 1_000)  # the same for occurrences of the rarest source word in training
 _WORD = re.compile(r"[^\W\d_]+")
-# Groups of thousands, where there are some, and decimals; a point or comma before three digits parts thousands.
+# Groups of thousands, if any, and decimals; a point or comma before three digits separates thousands.
 _NUMBER = re.compile(r"(?<![\d.,])(\d{1,3}(?:[.,' \u00a0\u202f]\d{3})+|\d+)(?:[.,](\d+))?(?!\d)|\d+")
-_METRICS = ("bleu", "chrf")  # of sentences of a kind
-_LINES_SHOWN = 20  # of those that are odd in one way
+_METRICS = ("bleu", "chrf")  # of buckets and sentences
+_LINES_SHOWN = 20  # line numbers listed for each flag
 _N_EXAMPLES = 10  # sentences listed as best, worst, gained and lost
 # For the reader of a report. {side} is the text that translations are compared with.
-ODDITY_RULES = (
-    f"In a loop: up to {LONGEST_PERIOD} words come {FEWEST_COPIES} times in a row or more often, at least "
-    f"{FEWEST_REPEATED_TOKENS} words are repeated, and more than twice as many as in the {{side}}. Far too long: over "
-    f"{LONGEST_RATIO} words for each of the {{side}}, and {LONGEST_EXTRA} more; far too short: under a third of its "
-    f"words, less {SHORTEST_LESS}. Translations made by people pass. Numbers: those of the reference, if the source "
-    "has them too; it makes no difference how thousands and decimals are written."
+FLAG_RULES = (
+    f"Repetition loop: a sequence of up to {LONGEST_PERIOD} words occurs at least {FEWEST_COPIES} times in a row, at "
+    f"least {FEWEST_REPEATED_TOKENS} words are repeated, and more than twice as many as in the {{side}}. Far too long: "
+    f"more than {LONGEST_RATIO} times the words of the {{side}}, plus {LONGEST_EXTRA}. Far too short: less than a "
+    f"third of its words, minus {SHORTEST_LESS}. Human translations pass these rules. Numbers preserved: "
+    "numbers of the reference, if the source has them too, that are in the translation; the format of thousands and "
+    "decimals does not matter."
 )
 
 
@@ -49,16 +50,16 @@ def words_of(line: str) -> list[str]:
 
 
 def analyse(translated: TranslatedSet, word_counts: Mapping[str, int] | None = None) -> tuple[Analysis, list[Sentence]]:
-    """Find what can be said of translations without a person who reads them.
+    """Analyse translations: scores by bucket, quality flags, preserved numbers, best and worst sentences.
 
-    Of several sets of references all count for scores, and the first one for all else. Without sources lengths, loops
-    and numbers are compared with the references, and copies cannot be seen.
+    With several sets of references, scores use all of them, and everything else uses the first. Without sources,
+    lengths, loops and numbers are compared with the references, and copies of the source are not detected.
 
     Args:
-        word_counts: how often the source side of the training text has each word.
+        word_counts: occurrences of each word in the source side of the training text.
     Returns:
-        The analysis, and all sentences. Without `word_counts` and sources there is no `by_rarest_word`; without a
-        baseline no `gained` and `lost`, which are the sentences with the largest differences in chrF.
+        The analysis, and all sentences. `by_rarest_word` needs `word_counts` and sources. `gained` and `lost`, the
+        sentences with the largest differences in chrF, need a baseline.
     """
     sources, references = translated.sources, translated.references[0]
     given = references if sources is None else sources
@@ -76,7 +77,7 @@ def analyse(translated: TranslatedSet, word_counts: Mapping[str, int] | None = N
         beside="reference" if sources is None else "source",
         by_length=_by_bucket(systems, [len(line.split()) or -1 for line in given], SOURCE_LENGTHS),
         by_rarest_word=by_rarest_word,
-        oddities=_oddities(systems),
+        oddities=_quality_flags(systems),
         numbers=_numbers(systems, references, sources),
         **ratios,
         **_examples(sentences),
@@ -85,22 +86,22 @@ def analyse(translated: TranslatedSet, word_counts: Mapping[str, int] | None = N
 
 
 class _System:
-    """A system's lines, with what the metrics count in each and what is odd about them."""
+    """A system's lines, with their statistics for the metrics and their quality flags."""
 
     def __init__(self, translated: TranslatedSet, lines: Sequence[str]) -> None:
         self.lines = lines
         self._metrics = {key: Metric(key, translated.references) for key in _METRICS}
         self._rows = {key: metric.rows(lines) for key, metric in self._metrics.items()}
-        self.chrf = [self._metrics["chrf"].score_of(row) for row in self._rows["chrf"]]  # of each line
-        self.bleu = sentence_bleu(self._rows["bleu"])  # the same, with the orders of n-grams that a line has
-        self.odd = _odd_lines(lines, translated.references[0], translated.sources)
+        self.chrf = [self._metrics["chrf"].score_of(row) for row in self._rows["chrf"]]  # for each line
+        self.bleu = sentence_bleu(self._rows["bleu"])  # for each line, using the orders of n-grams that it has
+        self.flagged = _flagged_lines(lines, translated.references[0], translated.sources)
 
     def score(self, key: str, inside: npt.NDArray[np.bool_]) -> float:
-        """Score some lines together."""
+        """Score the lines selected by a mask, as a corpus."""
         return self._metrics[key].score_of(self._rows[key][inside].sum(axis=0))
 
 
-_Systems = Mapping[str, _System]  # prefix of keys → system: "" for the one that is analysed, "baseline_" for the other
+_Systems = Mapping[str, _System]  # prefix of keys ("", or "baseline_" for the baseline) → system
 
 
 def _n_words(lines: Iterable[str]) -> int:
@@ -108,7 +109,7 @@ def _n_words(lines: Iterable[str]) -> int:
 
 
 def _by_bucket(systems: _Systems, values: Sequence[int], begins: Sequence[int]) -> list[Bucket]:
-    """Score the lines of each bucket that has some; a line with a value below all begins is in none."""
+    """Score the lines of each bucket that is not empty; a line with a value below the first bucket is in none."""
     buckets = np.searchsorted(begins, np.array(values), side="right") - 1
     found = []
     for number, (begin, end) in enumerate(zip(begins, (*begins[1:], None), strict=True)):
@@ -120,10 +121,10 @@ def _by_bucket(systems: _Systems, values: Sequence[int], begins: Sequence[int]) 
     return found
 
 
-def _odd_lines(
+def _flagged_lines(
     hypotheses: Sequence[str], references: Sequence[str], sources: Sequence[str] | None
 ) -> dict[str, list[int]]:
-    """Return kind of oddity → numbers of the lines."""
+    """Return quality flag → numbers of the lines."""
     names = ("empty", "repetitions", *(() if sources is None else ("copies",)), "too_long", "too_short")
     lines: dict[str, list[int]] = {name: [] for name in names}
     ids: dict[str, int] = {}
@@ -146,16 +147,16 @@ def _odd_lines(
     return lines
 
 
-def _oddities(systems: _Systems) -> dict[str, OddLines]:
+def _quality_flags(systems: _Systems) -> dict[str, FlaggedLines]:
     found = {}
-    for name, lines in systems[""].odd.items():
-        counts = {f"{prefix}n_lines": len(one.odd[name]) for prefix, one in systems.items()}
-        found[name] = OddLines(lines=lines[:_LINES_SHOWN], **counts)
+    for name, lines in systems[""].flagged.items():
+        counts = {f"{prefix}n_lines": len(one.flagged[name]) for prefix, one in systems.items()}
+        found[name] = FlaggedLines(lines=lines[:_LINES_SHOWN], **counts)
     return found
 
 
 def _numbers(systems: _Systems, references: Sequence[str], sources: Sequence[str] | None) -> NumbersKept:
-    """Count the numbers of source and reference that a hypothesis has too; separators do not count."""
+    """Count the numbers in source and reference that the hypothesis has, too; separators are ignored."""
     wanted = [_figures(line) for line in references]
     if sources is not None:
         wanted = [figures & _figures(source) for figures, source in zip(wanted, sources, strict=True)]
@@ -173,7 +174,7 @@ def _numbers(systems: _Systems, references: Sequence[str], sources: Sequence[str
 
 
 def _figures(text: str) -> Counter[str]:
-    """Count the numbers of a text, each written in one way."""
+    """Count the numbers in a text, in a normalised form."""
     found = ((match[1] or match[0], match[2]) for match in _NUMBER.finditer(text))
     return Counter(
         "".join(filter(str.isdigit, whole)) + (f".{decimals}" if decimals else "") for whole, decimals in found
@@ -181,10 +182,10 @@ def _figures(text: str) -> Counter[str]:
 
 
 def _sentences(systems: _Systems, references: Sequence[str], sources: Sequence[str] | None) -> list[Sentence]:
-    oddities: list[list[str]] = [[] for _ in references]
-    for name, lines in systems[""].odd.items():
+    flags: list[list[str]] = [[] for _ in references]
+    for name, lines in systems[""].flagged.items():
         for number in lines:
-            oddities[number - 1].append(name)
+            flags[number - 1].append(name)
     sentences = []
     for i, reference in enumerate(references):
         values: dict[str, Any] = {}
@@ -194,17 +195,17 @@ def _sentences(systems: _Systems, references: Sequence[str], sources: Sequence[s
         if "baseline" in values:
             values["chrf_difference"] = values["chrf"] - values["baseline_chrf"]
         source = None if sources is None else sources[i]
-        sentences.append(Sentence(line=i + 1, source=source, reference=reference, oddities=oddities[i], **values))
+        sentences.append(Sentence(line=i + 1, source=source, reference=reference, oddities=flags[i], **values))
     return sentences
 
 
 def _examples(sentences: Sequence[Sentence]) -> dict[str, Any]:
-    """Return the worst and best sentences, of equals the longest first; and those in which two systems differ most."""
-    told = sorted(
+    """Return the worst and best sentences (the longest first if equal), and those in which two systems differ most."""
+    ranked = sorted(
         (one for one in sentences if one.reference.strip() or one.hypothesis.strip()),
         key=lambda one: (-len(one.reference), one.line),
     )
-    worst, best = (sorted(told, key=lambda one: sign * one.chrf)[:_N_EXAMPLES] for sign in (1, -1))
+    worst, best = (sorted(ranked, key=lambda one: sign * one.chrf)[:_N_EXAMPLES] for sign in (1, -1))
     examples = {"worst": worst, "best": best}
     if sentences[0].baseline is not None:
         differing = [(one.chrf_difference or 0.0, one) for one in sentences if one.hypothesis != one.baseline]

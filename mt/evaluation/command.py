@@ -1,4 +1,4 @@
-"""`mt eval` and `mt compare`: from files, runs and models to what is found of them."""
+"""The commands `mt eval` and `mt compare`: evaluation of files, runs and models."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from mt.report.facts import Evaluation, SystemComparison
 from mt.text.corpora import different_counts
 from mt.text.files import read_line_chunks
 
-if TYPE_CHECKING:  # scoring files does without torch
+if TYPE_CHECKING:  # scoring files does not import torch
     from mt.evaluation.runs import RunArtifacts
     from mt.text.corpora import SentencePair
 
 _log = logging.getLogger(__name__)
 
-INPUT = "input"  # name of the test set where files are scored
+INPUT = "input"  # name of the test set when files are scored
 _LINES_AT_ONCE = 10_000
 
 
@@ -35,7 +35,7 @@ def evaluate_files(
     """Evaluate translations.
 
     Raises:
-        DataError: a file is missing, empty, unreadable, or has not as many lines as the first reference.
+        DataError: a file is missing, empty, unreadable, or differs from the first reference in its number of lines.
         ConfigError: an unknown metric, or too few or too many samples.
     """
     reference = _read_lines(refs[0])
@@ -54,20 +54,21 @@ def evaluate_model(
     options: EvalOptions,
     n_processes: int | None = None,
 ) -> Evaluation:
-    """Evaluate a model on its test sets, or those named; for a report, add what the model is based on.
+    """Evaluate a model on its test sets, or on those given; for a report, add its training, data and settings.
 
     Args:
         n_processes: as in `Translator.load`.
     Raises:
-        ConfigError: the model has no test set, or none of that name; an unknown metric; a baseline for several sets.
-        DataError: the baseline is missing or of another test set.
+        ConfigError: the model has no test set, or none of a given name; an unknown metric; one file as baseline of
+            several test sets.
+        DataError: the baseline is missing or translates other text.
         CheckpointError: there is no model.
     """
     from mt.evaluation.runs import RunArtifacts
 
     artifacts = RunArtifacts.of(model)
     pairs = artifacts.test_pairs(artifacts.test_names(tests))
-    # What is wrong with a baseline shows before anything is translated.
+    # Errors of the baseline are raised before anything is translated.
     baselines = {} if options.baseline is None else _baselines(options.baseline, pairs, model)
     translated = _translated(artifacts, pairs, device, precision, n_processes)
     translated = {name: replace(one, baseline=baselines.get(name)) for name, one in translated.items()}
@@ -85,18 +86,18 @@ def compare_models(
     options: EvalOptions,
     n_processes: int | None = None,
 ) -> SystemComparison:
-    """Compare several models by the test sets that all of them have.
+    """Compare several models on the test sets that all of them have.
 
-    A finished run has translated its test sets; other models do it now, and all where device or precision is given.
+    A finished run has stored its translations. Other models translate now; if device or precision is given, all do.
 
     Args:
-        paths: of runs, checkpoints or model folders.
-        tests: only these test sets.
-        device, precision: None for what suits this machine.
+        paths: runs, checkpoints or model folders.
+        tests: if any, only these test sets are compared.
+        device, precision: None: the best for this machine.
         n_processes: as in `Translator.load`.
     Raises:
-        ConfigError: no test set that all have, or none of that name; a metric or samples that cannot be.
-        DataError: a test set is not the same text for all.
+        ConfigError: no test set that all models have, or none of a given name; an invalid metric or number of samples.
+        DataError: a test set is not the same text for all models.
         CheckpointError: there is no model, or it cannot be read.
     """
     from mt.evaluation.runs import RunArtifacts
@@ -128,8 +129,8 @@ def compare_files(
     Args:
         texts: name and translations of each system; a run has translated the text of the references.
     Raises:
-        DataError: a file is missing, empty, unreadable, or has not as many lines as the first reference.
-        ConfigError: an unknown metric; samples that cannot be.
+        DataError: a file is missing, empty, unreadable, or differs from the first reference in its number of lines.
+        ConfigError: an invalid metric or number of samples.
     """
     reference = _read_lines(refs[0])
     read = partial(_read_lines, parallel_to=(refs[0], reference))
@@ -140,7 +141,7 @@ def compare_files(
 
 
 def _other_text(path: Path, name: str, other: Path) -> DataError:
-    problem = f"its test set {name} is not the text that {other} has under that name"
+    problem = f"its test set {name} is not the same text as {name} of {other}"
     return DataError(path, problem, "compare models on the same text, or choose a test set with --test")
 
 
@@ -151,7 +152,7 @@ def _translated(
     precision: str,
     n_processes: int | None,
 ) -> dict[str, TranslatedSet]:
-    # It takes its time, and not every path says which model it means.
+    # Logged because it takes time, and because a path may not tell which model is used.
     _log.info(f"{model.path}: translating {', '.join(sets)} with {model.description}")
     return model.translate(sets, device, precision, n_processes=n_processes)
 
@@ -176,35 +177,35 @@ def _baselines(baseline: Text, sets: Mapping[str, Sequence[SentencePair]], model
 
     Raises:
         ConfigError: one file for several test sets.
-        DataError: a run that has not translated one of them, or other text of that name.
+        DataError: a run has no translations of a test set, or its test set of that name is another text.
     """
     paths: Mapping[str, Text] = dict.fromkeys(sets, baseline)
     if isinstance(baseline, Path) and _is_run(baseline):
         paths, theirs = _translations(baseline), _references_of(baseline, sets)
         for name, pairs in sets.items():
             if name not in paths:
-                problem = f"has no translations of {name}, it has {', '.join(paths)}"
+                problem = f"has no translations of {name}, only of {', '.join(paths)}"
                 raise DataError(baseline, problem, "give another run, or choose a test set with --test")
             if theirs[name] not in (None, [pair.tgt for pair in pairs]):
                 raise _other_text(baseline, name, model)
     elif len(sets) > 1:
         named = baseline if isinstance(baseline, Path) else "it"
-        problem = f"{named} is of one test set and the model has {', '.join(sets)}"
+        problem = f"{named} translates one test set, but the model has {', '.join(sets)}"
         raise ConfigError("baseline", problem, "choose one with --test, or give a run")
     lines = {name: _read_lines(paths[name]) for name in sets}
     for name, pairs in sets.items():
         if len(lines[name]) != len(pairs):
             named = path if isinstance(path := paths[name], Path) else "the baseline"
             counts = f"{named} has {len(lines[name]):,} lines and the test set {name} has {len(pairs):,}"
-            raise DataError(f"{counts}: a baseline translates the same text")
+            raise DataError(f"{counts}: a baseline must translate the same text")
     return lines
 
 
 def _lines_of(path: Text, references: list[str]) -> Text:
-    """Return a text as it is, or of a run the file of its translations of the test set with these references.
+    """Return the text itself, or for a run its translations of the text of the references.
 
     Raises:
-        DataError: there is nothing, no set of the run has as many lines, or several have and their text is gone.
+        DataError: the path does not exist, or none or several of the run's files may translate that text.
     """
     if not isinstance(path, Path) or not _is_run(path):
         return path
@@ -217,19 +218,19 @@ def _lines_of(path: Text, references: list[str]) -> Text:
     if len(fitting) == 1:
         return translations[fitting[0]]
     found = ", ".join(f"{translations[name].name} ({n:,})" for name, n in lengths.items())
-    which = f"{'several' if fitting else 'none'} of its translations have"
-    problem = f"{which} the {len(references):,} lines of --ref and no other text: {found}"
-    raise DataError(path, problem, "give the file that is meant")
+    which = "several of its files may translate" if fitting else "none of its files translates"
+    problem = f"{which} the text of --ref ({len(references):,} lines): {found}"
+    raise DataError(path, problem, "give the right file instead of the run")
 
 
 def _is_run(path: Path) -> bool:
     if not path.exists():
-        raise DataError(path, f"no such file and no such run (looked for in {Path.cwd()})")
+        raise DataError(path, f"does not exist (looked for in {Path.cwd()})")
     return path.is_dir()
 
 
 def _references_of(run: Path, names: Iterable[str]) -> dict[str, list[str] | None]:
-    """Return the references of sets that a run has translated; None where only its translations are left."""
+    """Return the references of test sets of a run; None if they are no longer available."""
     from mt.evaluation.runs import RunArtifacts
 
     try:
@@ -240,13 +241,13 @@ def _references_of(run: Path, names: Iterable[str]) -> dict[str, list[str] | Non
 
 
 def _translations(run_dir: Path) -> dict[str, Path]:
-    """Return a run's translations by the name of their set, the validation set last."""
+    """Return a run's files of translations by the name of their test set, the validation set last."""
     from mt.run_folder import RunFolder
 
     paths = sorted(RunFolder(run_dir).translations.glob("*.txt"), key=lambda path: (path.stem == "valid", path))
     if not paths:
         fix = "let it finish, give a file of translations, or compare models with mt compare"
-        raise DataError(run_dir, "has no translations, as a finished run does", fix)
+        raise DataError(run_dir, "has no translations, because it is not a finished run", fix)
     return {path.stem: path for path in paths}
 
 
@@ -254,7 +255,7 @@ def _read_lines(path: Text, parallel_to: tuple[Text, Sequence[str]] | None = Non
     """Read all lines of a text file, which may be compressed; only \\n ends a line. Return given lines as they are.
 
     Raises:
-        DataError: it is missing, unreadable, not UTF-8, holds no line, or not as many as the file it is parallel to.
+        DataError: it is missing, unreadable, not UTF-8, or empty, or `parallel_to` has another number of lines.
     """
     if not isinstance(path, Path):
         return list(path)

@@ -1,4 +1,4 @@
-"""Several systems side by side: scores, which of them can be told apart, how their configs differ, what they cost."""
+"""Comparison of several systems: scores, significance groups, differences of their configs, cost of training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mt.units import listed
 _log = logging.getLogger(__name__)
 
 _MANY_SYSTEMS = 5
-COMPARED_METRICS = ("bleu", "chrf")  # unless others are asked for: each takes a test for each pair of systems
+COMPARED_METRICS = ("bleu", "chrf")  # the default; each metric takes a test for each pair of systems
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class System:
     """A system that has translated some test sets."""
 
     name: str
-    hypotheses: Mapping[str, Sequence[str]]  # of each test set
-    settings: Mapping[str, Any] = field(default_factory=dict)  # dotted key → value; files of translations have none
-    figures: Mapping[str, Any] = field(default_factory=dict)  # of SystemFigures, as far as known
+    hypotheses: Mapping[str, Sequence[str]]  # by test set
+    settings: Mapping[str, Any] = field(default_factory=dict)  # dotted key → value; empty for files of translations
+    figures: Mapping[str, Any] = field(default_factory=dict)  # fields of SystemFigures, as far as known
     training: TrainingCurves | None = None
 
 
@@ -47,7 +47,7 @@ def compare_systems(
     options: EvalOptions,
     tgt_lang: str = "de",
 ) -> SystemComparison:
-    """Compare each system with each other, on each test set and by each metric.
+    """Compare each pair of systems on each test set and by each metric.
 
     Args:
         test_sets: name → its sets of references.
@@ -73,7 +73,7 @@ def compare_systems(
 
 
 def setting_differences(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Return key → its value in each, of those that are not the same everywhere; None where there is no such key."""
+    """Return key → values, for keys that are not the same everywhere; the value of a missing key is None."""
     keys = dict.fromkeys(key for one in settings for key in one)
     values = {key: [one.get(key) for one in settings] for key in keys}
     return {key: found for key, found in values.items() if any(value != found[0] for value in found)}
@@ -85,7 +85,7 @@ def _compared(systems: Sequence[System], test_set: str, metric: Metric, options:
     sign = -1 if metric.more_is_better else 1
     ranking = sorted(range(len(systems)), key=lambda i: sign * scores[i].score)
     pairs, test_signature = [], ""
-    # Each system against the worse ones, so that it makes no difference in which order they are given.
+    # Each system is tested against those with a lower score, so the order in which systems are given does not matter.
     for place in range(1, len(ranking)):
         worse, better = ranking[place], ranking[:place]
         found = compare_rows(metric, rows[worse], [rows[i] for i in better], options.test, options.n_test_samples)
@@ -94,7 +94,9 @@ def _compared(systems: Sequence[System], test_set: str, metric: Metric, options:
             PairedSystems(first=i, second=worse, p=one.p, verdict=one.verdict)
             for i, one in zip(better, found, strict=True)
         ]
-    groups = letters(ranking, {frozenset((one.first, one.second)) for one in pairs if one.verdict == NO_DIFFERENCE})
+    groups = significance_groups(
+        ranking, {frozenset((one.first, one.second)) for one in pairs if one.verdict == NO_DIFFERENCE}
+    )
     return ComparedMetric(
         name=metric.name,
         signature=scores[0].signature,
@@ -107,15 +109,15 @@ def _compared(systems: Sequence[System], test_set: str, metric: Metric, options:
     )
 
 
-def letters(ranking: Sequence[int], same: Collection[frozenset[int]]) -> list[list[str]]:
-    """Return a compact letter display: two systems share a letter if, and only if, they cannot be told apart.
+def significance_groups(ranking: Sequence[int], same: Collection[frozenset[int]]) -> list[list[str]]:
+    """Return a compact letter display: two systems share a letter if and only if they do not differ significantly.
 
     Args:
-        ranking: the systems, best first; the best one has an a.
-        same: pairs that cannot be told apart.
+        ranking: the systems, best first; the best one gets an a.
+        same: pairs that do not differ significantly.
     Source: Piepho 2004, An algorithm for a letter-based representation of all-pairwise comparisons.
     """
-    groups = [frozenset(range(len(ranking)))]  # of places in the ranking: the largest without a pair that differs
+    groups = [frozenset(range(len(ranking)))]  # ranks; the largest groups without a pair that differs
     for pair in combinations(range(len(ranking)), 2):
         if frozenset(ranking[place] for place in pair) not in same:
             whole = [group for group in groups if not group.issuperset(pair)]

@@ -1,4 +1,4 @@
-"""What an evaluation finds of a system: scores, a comparison with a baseline, what is odd, where it is good and bad."""
+"""The evaluation of a system: scores, a comparison with a baseline, warnings, an error analysis."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ Text: TypeAlias = Path | Sequence[str]  # a file or a run that has lines, or the
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """What to find out about translations."""
+    """The options of an evaluation."""
 
     metrics: Sequence[str] | None = None  # None: the default ones
     has_confidence: bool = False
     baseline: Text | None = None  # other translations
-    test: str = "randomisation"  # or bootstrap: whether a difference between systems may be chance
+    test: str = "randomisation"  # or bootstrap: the significance test
     n_samples: int | None = None  # None: the defaults of intervals and tests
-    has_analysis: bool = False  # where the system is good and bad, for a report
+    has_analysis: bool = False  # adds the error analysis, for a report
 
     @property
     def n_confidence_samples(self) -> int:
-        """The samples of intervals; 0 for none."""
+        """The number of samples for confidence intervals; 0: no intervals."""
         return (self.n_samples or _DEFAULT_CONFIDENCE_SAMPLES) if self.has_confidence else 0
 
     @property
@@ -60,11 +60,11 @@ def evaluate(
     options: EvalOptions,
     count_words: Callable[[Collection[str]], Mapping[str, int] | None] | None = None,
 ) -> Evaluation:
-    """Find what there is to say of some test sets.
+    """Evaluate a system on some test sets.
 
     Args:
         system: its name.
-        count_words: counts how often the source side of the training text has some words.
+        count_words: returns how often each given word occurs in the source side of the training text.
     """
     sets = translated.items()
     test_sets = {name: score_corpus(one, options.metrics, options.n_confidence_samples) for name, one in sets}

@@ -1,6 +1,6 @@
-"""The metrics that translations are scored by: sacreBLEU's, with its signatures, and the BLEU of the papers of 2017.
+"""The metrics: those of sacreBLEU, with its signatures, and the BLEU of the papers of 2017.
 
-This is the only module that calls private functions of sacreBLEU: they compute scores and tests from counts of lines.
+Only this module calls private functions of sacreBLEU. They compute scores and tests from the statistics of lines.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from sacrebleu.significance import PairedTest, _bootstrap_resample
 from mt.errors import ConfigError
 from mt.report.facts import Interval, MetricScore
 
-Stats: TypeAlias = "npt.NDArray[np.float64]"  # sacreBLEU's counts, exact up to 2^53: [lines, counts of the metric]
+Stats: TypeAlias = "npt.NDArray[np.float64]"  # sacreBLEU's statistics, exact up to 2^53: [lines, counts of the metric]
 
 
-# Each with its name in tables and reports, since sacreBLEU calls three of them BLEU. `force` keeps sacreBLEU from
-# complaining on standard error; warnings.py does, and not of BLEU alone.
+# Each metric with its name in tables and reports, because sacreBLEU calls three of them BLEU. `force` stops sacreBLEU's
+# warnings on standard error; warnings.py has its own, for all metrics.
 _KINDS: dict[str, tuple[str, Callable[[], Any]]] = {
     "bleu": ("BLEU", partial(BLEU, force=True)),
     "chrf": ("chrF2", CHRF),
@@ -42,14 +42,14 @@ _KINDS: dict[str, tuple[str, Callable[[], Any]]] = {
         partial(BLEU, tokenize="none", force=True),
     ),
 }
-METRICS = tuple(_KINDS)  # as they are asked for, and in the order given
+METRICS = tuple(_KINDS)  # names of the option --metric, in the order of output
 DEFAULT_METRICS = ("bleu", "chrf", "chrf++", "bleu-lc")
-TESTS = {"randomisation": "ar", "bootstrap": "bs"}  # as they are asked for, and as sacreBLEU has them
-_SEED = "12345"  # sacreBLEU's default; it reads it from the environment
-_FEWEST_SAMPLES = 100  # with fewer, an interval of 95% leaves out nothing
-_LINES_AT_ONCE = 5_000  # whose n-grams are in memory together
-_MOST_BYTES = 8 << 30  # that sacreBLEU's samples, which it draws all at once, may take
-_BYTES_OF_A_SHUFFLED_LINE = 10  # two choices, and one of them as a number of 8 bytes
+TESTS = {"randomisation": "ar", "bootstrap": "bs"}  # our names → sacreBLEU's
+_SEED = "12345"  # sacreBLEU's default; sacreBLEU reads it from the environment
+_FEWEST_SAMPLES = 100  # with fewer, a 95% interval excludes no samples
+_LINES_AT_ONCE = 5_000  # n-grams of this number of lines are in memory together
+_MOST_BYTES = 8 << 30  # limit for sacreBLEU's samples, which are all in memory together
+_BYTES_OF_A_SHUFFLED_LINE = 10  # two choices of a byte, and one of them as a number of 8 bytes
 _COMPOUND = re.compile(r"(\S)-(\S)")
 _SENTENCE_BLEU = BLEU(effective_order=True, force=True)
 
@@ -61,32 +61,34 @@ class Metric:
         """
         Args:
             key: one of METRICS.
-            references: a list for each set of them, all of one length.
-            tgt_lang: whose rules bleu-2017 tokenises by; the others do without.
+            references: sets of references, all with the same number of lines.
+            tgt_lang: bleu-2017 tokenises by the rules of this language; other metrics do not use it.
         """
         self.name, make = _KINDS[key]
         self.more_is_better = key != "ter"
-        self._read: Callable[[str], str] | None = None
+        self._preprocess: Callable[[str], str] | None = None
         self._signature_suffix = ""
         if key == "bleu-2017":
-            self._read, self._signature_suffix = _reading_of_2017(tgt_lang)
+            self._preprocess, self._signature_suffix = _preprocessing_of_2017(tgt_lang)
         self._references = references
         self._sacrebleu = make()
 
     def rows(self, hypotheses: Sequence[str]) -> Stats:
-        """Count each line; a score is computed from the sums over some lines."""
+        """Return the statistics of each line; the score of some lines is computed from their sum."""
         rows: list[list[float]] = []
         for start in range(0, len(hypotheses), _LINES_AT_ONCE):
             sides = [lines[start : start + _LINES_AT_ONCE] for lines in (hypotheses, *self._references)]
-            ours, *theirs = sides if self._read is None else [list(map(self._read, lines)) for lines in sides]
+            ours, *theirs = (
+                sides if self._preprocess is None else [list(map(self._preprocess, lines)) for lines in sides]
+            )
             rows += self._sacrebleu._extract_corpus_statistics(ours, theirs)
         return np.array(rows, dtype=np.float64)
 
     def score(self, rows: Stats, n_samples: int = 0) -> MetricScore:
-        """Score the whole set, with a confidence interval from bootstrap samples if there are to be some.
+        """Score the whole set, with a confidence interval from bootstrap samples if `n_samples` is not 0.
 
         Raises:
-            ConfigError: samples that are too few, or too many for the memory.
+            ConfigError: too few samples, or too many for the memory.
         """
         confidence, signature = None, self._sacrebleu.get_signature()
         if n_samples:
@@ -107,20 +109,22 @@ class Metric:
         )
 
     def score_of(self, sums: npt.NDArray[Any]) -> float:
-        """Score sums of counts."""
+        """Return the score of summed statistics."""
         return float(self._sacrebleu._compute_score_from_stats(sums.tolist()).score)
 
     def paired_test(self, base: Stats, others: Sequence[Stats], test: str, n_samples: int) -> tuple[str, list[Any]]:
-        """Test systems against a baseline; return sacreBLEU's signature, and its result for each, the baseline first.
+        """Test systems against a baseline; return sacreBLEU's signature, and a result for each, the baseline first.
 
         Raises:
-            ConfigError: samples that are too few, or too many for the memory.
+            ConfigError: too few samples, or too many for the memory.
         """
         is_bootstrap = test == "bootstrap"
         line_bytes = _bytes_of_a_bootstrapped_line(base) if is_bootstrap else _BYTES_OF_A_SHUFFLED_LINE
         check_samples(n_samples, len(base), line_bytes)
-        named: Any = [(str(number), rows) for number, rows in enumerate((base, *others))]  # typed for lines of text
-        counted = copy(self._sacrebleu)  # its hypotheses are counted: each system once, although it is compared often
+        named: Any = [
+            (str(number), rows) for number, rows in enumerate((base, *others))
+        ]  # sacreBLEU's types expect lines
+        counted = copy(self._sacrebleu)  # takes statistics for lines, so that each system is counted only once
         counted._extract_corpus_statistics = lambda rows, _references: rows
         with _seeded():
             signatures, results = PairedTest(named, {"": counted}, None, TESTS[test], n_samples)()
@@ -134,21 +138,21 @@ def _bytes_of_a_bootstrapped_line(rows: Stats) -> int:
 
 
 def sentence_bleu(rows: Stats) -> list[float]:
-    """Score each line by the orders of n-grams that it has.
+    """Return the BLEU of each line, computed from the orders of n-grams that the line has.
 
     Args:
-        rows: counts of the metric `bleu`.
+        rows: statistics of the metric `bleu`.
     """
     return [float(_SENTENCE_BLEU._compute_score_from_stats(row).score) for row in rows.tolist()]
 
 
 def metric_keys(names: Sequence[str] | None) -> list[str]:
-    """Return the metrics asked for, each once, in the order of METRICS; the default ones for None.
+    """Return the given metrics, each once, in the order of METRICS; None gives the default ones.
 
-    `all` means every metric that can be computed here.
+    `all` means every metric whose package is installed.
 
     Raises:
-        ConfigError: a name is not known, or names a metric that needs a package which is not installed.
+        ConfigError: a name is unknown, or its metric needs a package that is not installed.
     """
     if not names:
         return list(DEFAULT_METRICS)
@@ -159,7 +163,7 @@ def metric_keys(names: Sequence[str] | None) -> list[str]:
                 raise ConfigError("metric", f"expected one name, got {name}", f"give {each}")
             close = difflib.get_close_matches(name.lower(), (*METRICS, "all"), n=1)
             hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(METRICS)}, all"
-            raise ConfigError("metric", f"no metric is called {name}, {hint}")
+            raise ConfigError("metric", f"unknown metric {name}, {hint}")
     if "bleu-2017" in names and not _has_sacremoses():
         raise ConfigError("metric", "bleu-2017 needs one more package", "run pip install sacremoses")
     return [key for key in METRICS if key in names or ("all" in names and (key != "bleu-2017" or _has_sacremoses()))]
@@ -168,19 +172,21 @@ def metric_keys(names: Sequence[str] | None) -> list[str]:
 def check_samples(n_samples: int, n_lines: int = 1, bytes_of_a_line: int = 1) -> None:
     """
     Raises:
-        ConfigError: samples that are too few, or too many for the memory.
+        ConfigError: too few samples, or too many for the memory.
     """
     if n_samples < _FEWEST_SAMPLES:
         raise ConfigError("samples", f"expected at least {_FEWEST_SAMPLES}, got {n_samples}")
     bytes_of_a_sample = n_lines * bytes_of_a_line
     if n_samples * bytes_of_a_sample > _MOST_BYTES:
-        problem = f"{n_samples:,} of {n_lines:,} lines take {n_samples * bytes_of_a_sample / 1e9:.0f} GB of memory"
+        problem = (
+            f"{n_samples:,} samples of {n_lines:,} lines need {n_samples * bytes_of_a_sample / 1e9:.0f} GB of memory"
+        )
         raise ConfigError("samples", problem, f"give {_MOST_BYTES // bytes_of_a_sample:,} or fewer")
 
 
 @contextmanager
 def _seeded() -> Iterator[None]:
-    """Run sacreBLEU without its log, and with its default seed, whatever the environment has for one."""
+    """Run sacreBLEU without its log and with its default seed, whatever seed the environment sets."""
     logger = logging.getLogger("sacrebleu")
     level, before = logger.level, os.environ.get("SACREBLEU_SEED")
     logger.setLevel(logging.CRITICAL)
@@ -202,19 +208,19 @@ def _has_sacremoses() -> bool:
     return importlib.util.find_spec("sacremoses") is not None
 
 
-def _reading_of_2017(tgt_lang: str) -> tuple[Callable[[str], str], str]:
-    """Return what the papers of 2017 did to text before they counted, and its part of the signature.
+def _preprocessing_of_2017(tgt_lang: str) -> tuple[Callable[[str], str], str]:
+    """Return the preprocessing of text in the papers of 2017, and its part of the signature.
 
     Source: get_ende_bleu.sh of tensor2tensor.
     """
     import sacremoses
 
-    # For languages that it does not know, Moses takes the English rules; the signature shall say so.
+    # For unknown languages, Moses uses the English rules; the signature says so.
     if tgt_lang not in sacremoses.corpus.NonbreakingPrefixes().available_langs.values():
         tgt_lang = "en"
     tokenizer = sacremoses.MosesTokenizer(lang=tgt_lang)
 
-    def read(line: str) -> str:
+    def preprocess(line: str) -> str:
         return _COMPOUND.sub(r"\1 ##AT##-##AT## \2", tokenizer.tokenize(line, return_str=True))
 
-    return read, f"|before:moses-{tgt_lang},##AT##|sacremoses:{sacremoses.__version__}"
+    return preprocess, f"|before:moses-{tgt_lang},##AT##|sacremoses:{sacremoses.__version__}"

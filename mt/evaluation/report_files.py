@@ -1,4 +1,4 @@
-"""The files of a report: report.html for people, report.json for programs, report.md to quote."""
+"""The files of a report: report.html for people, report.json for programs, report.md for quoting."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mt.errors import ConfigError
-from mt.evaluation.analysis import ODDITY_RULES
+from mt.evaluation.analysis import FLAG_RULES
 from mt.report.evaluation import comparison_page, evaluation_page
 from mt.report.facts import Evaluation, SystemComparison, facts_json
 from mt.report.markdown import markdown
@@ -22,20 +22,20 @@ from mt.system.provenance import source_commit, versions
 
 JSON_NAME, HTML_NAME, _MARKDOWN_NAME = "report.json", "report.html", "report.md"
 _KIND, _FORMAT_VERSION = "evaluation", 1
-_OTHERS = {"run.json": "a run", "manifest.json": "a model or a prepared corpus"}  # what a folder holds, by a file of it
+_OTHERS = {"run.json": "a run", "manifest.json": "a model or a prepared corpus"}  # a file → what its folder contains
 
 
 def check_folder(folder: Path) -> None:
-    """Check that a report can be written to a folder, before hours are spent on its content; create nothing.
+    """Check that a report can be written to a folder, before hours are spent on its content. Nothing is created.
 
     Raises:
-        ConfigError: it is a file, cannot be written, or contains another kind of report, or a run.
+        ConfigError: the folder is a file, is not writable, is part of a run, or contains another kind of report.
     """
     try:
         if folder.exists() and not folder.is_dir():
             raise ConfigError("report", f"{folder} is a file", "give a folder")
         if folder.suffix in (".html", ".json", ".md") and not folder.exists():
-            raise ConfigError("report", str(folder), f"give a folder, to which {HTML_NAME} and the others are written")
+            raise ConfigError("report", str(folder), f"give a folder for {HTML_NAME} and the other files")
         inside = folder.resolve()
         for place in (inside, *inside.parents[:2]):
             for name, what in _OTHERS.items():
@@ -43,7 +43,7 @@ def check_folder(folder: Path) -> None:
                     raise ConfigError("report", f"{folder} is part of {what} ({place})", "give a separate folder")
         existing = folder / JSON_NAME
         if existing.exists() and json_object(existing).get("kind") not in (_KIND, "comparison"):
-            problem = f"{folder} holds another {JSON_NAME}, which would be lost"
+            problem = f"{folder} contains another kind of {JSON_NAME}, which would be overwritten"
             raise ConfigError("report", problem, "give another folder")
         parent = next(place for place in (inside, *inside.parents) if place.exists())
         with tempfile.TemporaryFile(dir=parent):
@@ -53,7 +53,7 @@ def check_folder(folder: Path) -> None:
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file; return an empty dict where it does not hold an object."""
+    """Read a JSON file; return an empty dict if it does not contain an object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -62,7 +62,7 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def read_evaluation(folder: Path) -> Evaluation | None:
-    """Read the report of an evaluation, if all of it is there, and of this version."""
+    """Read the report of an evaluation; return None if it is incomplete or of another version."""
     report = json_object(folder / JSON_NAME)
     is_ours = (report.get("kind"), report.get("format_version")) == (_KIND, _FORMAT_VERSION)
     if not is_ours or not all((folder / name).is_file() for name in (HTML_NAME, _MARKDOWN_NAME)):
@@ -74,7 +74,7 @@ def read_evaluation(folder: Path) -> Evaluation | None:
 
 
 def write_report(facts: Evaluation | SystemComparison, folder: Path) -> None:
-    """Write report.json, report.md and report.html; each is whole or as it was.
+    """Write report.json, report.md and report.html; a kill leaves each file either old or new, never partial.
 
     Raises:
         WriteError: the folder cannot be written.
@@ -88,7 +88,7 @@ def write_report(facts: Evaluation | SystemComparison, folder: Path) -> None:
     }
     if isinstance(facts, Evaluation):
         facts = facts.model_copy(update={"kind": _KIND, **origin})
-        html, text = evaluation_page(facts, ODDITY_RULES), markdown("evaluation.md.j2", facts)
+        html, text = evaluation_page(facts, FLAG_RULES), markdown("evaluation.md.j2", facts)
     else:
         facts = facts.model_copy(update={"kind": "comparison", **origin})
         html, text = comparison_page(facts), markdown("comparison.md.j2", facts)
@@ -98,5 +98,5 @@ def write_report(facts: Evaluation | SystemComparison, folder: Path) -> None:
         raise WriteError(folder, error) from error
     write_text(folder / HTML_NAME, html)
     write_text(folder / _MARKDOWN_NAME, text)
-    # Last, since it says that the report is complete: after a kill in between, all three are written again.
+    # report.json is last, because it marks the report as complete: after a kill before it, all three are written again.
     write_text(folder / JSON_NAME, facts_json(facts.written()))

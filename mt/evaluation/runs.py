@@ -1,4 +1,4 @@
-"""What a run folder knows of its training: curves, translations over time, and all that the model is based on."""
+"""The artifacts of a run for reports: curves, sample translations, and the provenance of its model."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from mt.text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 
-MOST_POINTS = 200  # of a curve; metrics.jsonl has all of them
+MOST_POINTS = 200  # per curve; metrics.jsonl has all points
 _MOST_STEPS_OF_SAMPLES = 8
-_MANY_SENTENCES = 1_000_000  # of which more than half a minute is spent
+_MANY_SENTENCES = 1_000_000  # counting their words takes more than half a minute
 _SENTENCES_AT_ONCE = 50_000  # decoded together
 _CURVES = {
     "train": ("train_loss", "learning_rate", "grad_norm", "tgt_tokens_per_second"),
@@ -42,9 +42,9 @@ _CURVES = {
 
 
 def read_training(run: RunFolder) -> TrainingCurves:
-    """Read the curves of a run, thinned out, and its sample translations at some steps, first and last included.
+    """Read the curves of a run, thinned out, and its sample translations at some steps, including first and last.
 
-    Values are None where they are not known. Lines that cannot be read, or hold something else, count as missing.
+    Unknown values are None. Lines that are unreadable or contain something else are ignored.
     """
     entries = list(_json_lines(run.metrics))
     curves = {name: _curve([one for one in entries if keys[0] in one], keys) for name, keys in _CURVES.items()}
@@ -54,7 +54,7 @@ def read_training(run: RunFolder) -> TrainingCurves:
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        lines = path.read_bytes().splitlines()  # of text, U+2028 inside of a translation would end a line too
+        lines = path.read_bytes().splitlines()  # bytes: in str, U+2028 inside a translation would end a line, too
     except OSError:
         return
     for line in lines:
@@ -68,7 +68,7 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def _curve(points: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Curve:
     every = math.ceil(len(points) / MOST_POINTS) or 1
-    shown = points[(len(points) - 1) % every :: every]  # the last one included
+    shown = points[(len(points) - 1) % every :: every]  # including the last one
     curve = {key: [_number(one.get(key)) for one in shown] for key in ("step", "n_tgt_tokens", "train_seconds", *keys)}
     minutes = [None if seconds is None else seconds / 60 for seconds in curve.pop("train_seconds")]
     return curve | {"train_minutes": minutes}
@@ -86,7 +86,7 @@ def _has_samples(entry: Mapping[str, Any]) -> bool:
 
 
 def _samples(entries: Sequence[Mapping[str, Any]]) -> list[Values]:
-    """Early in training translations change from one validation to the next; late they hardly do."""
+    """Choose steps at growing distances: translations change fast early in training, and hardly at its end."""
     if not entries:
         return []
     n = len(entries)
@@ -110,7 +110,7 @@ def _samples(entries: Sequence[Mapping[str, Any]]) -> list[Values]:
 
 @dataclass(frozen=True)
 class RunArtifacts:
-    """A model folder with what is still there of its run and of the corpus that it was trained on, opened once."""
+    """A model folder with its run and its training corpus, as far as they still exist; each is opened once."""
 
     path: Path  # as the user gave it
     folder: ModelFolder
@@ -135,14 +135,14 @@ class RunArtifacts:
             corpus = PreparedCorpus.open(prepared)
         except DataError:
             corpus = None
-        # A model that was copied into the folder of another run does not come from that run.
+        # The model may have been copied into the folder of another run.
         is_its_run = run.record.is_file() and (
             json_object(run.record).get("corpus_fingerprint", fingerprint) == fingerprint
         )
         return cls(path, folder, run if is_its_run else None, corpus)
 
     def count_words(self, words: Collection[str]) -> Counter[str] | None:
-        """Count how often the source text of training, each pair once, has some words; None where it is gone."""
+        """Count words in the source side of the training text, each pair once; return None if the corpus is gone."""
         if self.corpus is None:
             return None
         wanted, src = frozenset(words), self.corpus.train.src
@@ -157,26 +157,26 @@ class RunArtifacts:
         return counts
 
     def test_names(self, wanted: Sequence[str] = ()) -> list[str]:
-        """Return the names of all test sets, or those wanted, each once.
+        """Return the names of all test sets, or of those wanted, each once.
 
         Raises:
-            ConfigError: the model has no test set, or none of a name.
+            ConfigError: the model has no test set, or none of a wanted name.
         """
         known = self.folder.config.data.test
         for name in wanted:
             if name not in known:
-                names = f"it has {', '.join(known)}" if known else "its config names none under data.test"
+                names = f"it has {', '.join(known)}" if known else "its config has none under data.test"
                 raise ConfigError("test", f"{self.path} has no test set {name}", names)
         if not known:
-            problem = "its config names no test set under data.test"
+            problem = "its config has no test set under data.test"
             raise ConfigError(self.path, problem, "score files with --hyp and --ref")
         return list(dict.fromkeys(wanted)) or list(known)
 
     def test_pairs(self, names: Sequence[str]) -> dict[str, list[SentencePair]]:
-        """Return test sets from the corpus that the model was trained on, or where it is gone as the config names them.
+        """Return test sets from the prepared corpus; if it is gone, read them again from the sources in the config.
 
         Raises:
-            DataError: the text is gone, too.
+            DataError: the sources are gone, too.
         """
         if self.corpus is not None:
             return {name: self.corpus.test_pairs[name] for name in names}
@@ -185,7 +185,7 @@ class RunArtifacts:
         return {name: with_tag(reader.pairs(), reader.corpus.tag) for name, reader in wanted.items()}
 
     def test_references(self, name: str) -> list[str] | None:
-        """Return the references of a test set, or of the validation set, called valid; None where they are gone."""
+        """Return the references of a test set, or of the validation set (`valid`); None if they are gone."""
         if name == "valid":
             return None if self.corpus is None else [pair.tgt for pair in self.corpus.valid_pairs]
         try:
@@ -196,7 +196,7 @@ class RunArtifacts:
     def translate(
         self, sets: Mapping[str, Sequence[SentencePair]], device: str, precision: str, *, n_processes: int | None
     ) -> dict[str, TranslatedSet]:
-        """Translate test sets, or the validation set, called valid."""
+        """Translate test sets, or the validation set (`valid`)."""
         translator = Translator.load(self.folder, device, precision, n_processes=n_processes)
         return {
             name: self._translated_set(name, pairs, translator.translate([pair.src for pair in pairs]))
@@ -204,7 +204,7 @@ class RunArtifacts:
         }
 
     def _translated_set(self, name: str, pairs: Sequence[SentencePair], hypotheses: Sequence[str]) -> TranslatedSet:
-        """Return what is scored; the tag of a corpus is for the model alone."""
+        """Return the set for scoring, without the tag of its corpus, which is only for the model."""
         data, tgt_lang = self.folder.config.data, self.folder.config.tgt_lang
         tag = (data.valid if name == "valid" else data.test[name]).tag
         prefix = "" if tag is None else f"{tag} "
@@ -212,8 +212,8 @@ class RunArtifacts:
         return TranslatedSet(sources, hypotheses, [[pair.tgt for pair in pairs]], tgt_lang)
 
     def kept_translations(self, sets: Mapping[str, Sequence[SentencePair]]) -> dict[str, TranslatedSet] | None:
-        """Return sets as the run keeps them if this model has translated them; None if it has to translate."""
-        if self.run is None or self.folder.path.resolve() != self.run.model:  # not what its run ended with
+        """Return the translations stored in the run; None if they are incomplete or not of this model."""
+        if self.run is None or self.folder.path.resolve() != self.run.model:  # not the final model of its run
             return None
         report = json_object(self.run.path / JSON_NAME)
         if report.get("basis") != basis_of(self.folder):
@@ -233,27 +233,27 @@ class RunArtifacts:
 
     @property
     def description(self) -> str:
-        """Say which model it is."""
+        """The model's steps in words, such as `the model of step 1,000`."""
         steps = self.folder.manifest.get("averaged_steps") or [self.folder.manifest.get("step") or 0]
         if len(steps) > 1:
             return f"the average of {len(steps)} checkpoints up to step {steps[-1]:,}"
         return f"the model of step {steps[-1]:,}"
 
     def figures(self) -> dict[str, Any]:
-        """Return how far training had come, as far as known: figures of an Evaluation or of SystemFigures."""
+        """Return the known figures of training, as fields of an Evaluation or of SystemFigures."""
         keys = {"steps": "step", "n_tgt_tokens": "n_tgt_tokens", "train_seconds": "train_seconds"}
         known = {name: self.folder.manifest.get(key) for name, key in keys.items()}
         return known | {"n_parameters": self.folder.n_parameters}
 
     def training(self) -> TrainingCurves | None:
-        """Read the curves of its run, if it is known."""
+        """Read the curves of the model's run; return None if the run is unknown."""
         return None if self.run is None else read_training(self.run)
 
     def facts(self, device: str, precision: str) -> dict[str, Any]:
-        """Return what a report says of the model: values of an Evaluation.
+        """Return the model's provenance for a report, as fields of an Evaluation.
 
         Args:
-            device, precision: what it translated with, as they are asked for.
+            device, precision: the options with which the model translated.
         """
         config, manifest = self.folder.config, self.folder.manifest
         record = {} if self.run is None else json_object(self.run.record)
@@ -285,5 +285,5 @@ class RunArtifacts:
 
 
 def basis_of(folder: ModelFolder) -> dict[str, Any]:
-    """Return what the translations of a model depend on, besides the text."""
+    """Return everything that a model's translations of a text depend on."""
     return {"averaged_steps": folder.manifest.get("averaged_steps"), "decode": asdict(folder.config.decode)}

@@ -1,4 +1,4 @@
-"""Scores of whole test sets, as `mt eval` and the report of a run have them; strings only."""
+"""Scores of whole test sets for `mt eval` and the report of a run. No tokenizer, no model: strings only."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from mt.report.facts import ScoredSet
 
 @dataclass(frozen=True)
 class TranslatedSet:
-    """A test set with a system's translations of it, line by line.
+    """A test set with a system's translations, line by line.
 
     Raises:
-        DataError: different numbers of lines, or none at all.
+        DataError: the numbers of lines differ, or there are no lines.
     """
 
     sources: Sequence[str] | None
     hypotheses: Sequence[str]
-    references: Sequence[Sequence[str]]  # sets of them
+    references: Sequence[Sequence[str]]  # one or more sets of references
     tgt_lang: str = "de"
     baseline: Sequence[str] | None = None  # another system's hypotheses
 
@@ -29,17 +29,17 @@ class TranslatedSet:
         for what, lines in (*references, ("sources", self.sources), ("lines of the baseline", self.baseline)):
             if lines is not None and len(lines) != len(self.hypotheses):
                 found = f"{len(self.hypotheses):,} hypotheses and {len(lines):,} {what}"
-                raise DataError(f"{found}: scoring needs one line for each line")
+                raise DataError(f"{found}: scoring needs the same number of lines")
         if not self.hypotheses:
             raise DataError("nothing to score: there are no lines")
 
 
 def score_corpus(translated: TranslatedSet, metrics: Sequence[str] | None = None, n_samples: int = 0) -> ScoredSet:
-    """Score hypothesis i against the i-th of each set of references.
+    """Score hypothesis i against reference i of each set.
 
     Args:
-        metrics: of mt.evaluation.metrics.METRICS, or `all`; by default BLEU, chrF2, chrF2++ and lower-cased BLEU.
-        n_samples: of the bootstrap that gives confidence intervals; 0 for none.
+        metrics: names in mt.evaluation.metrics.METRICS, or `all`; by default BLEU, chrF2, chrF2++ and lower-cased BLEU.
+        n_samples: bootstrap samples for confidence intervals; 0: no intervals.
     Raises:
         ConfigError: an unknown metric; too few or too many samples.
     """
@@ -49,6 +49,6 @@ def score_corpus(translated: TranslatedSet, metrics: Sequence[str] | None = None
 
 
 def bleu_and_chrf(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, float]:
-    """Return BLEU and chrF2 alone."""
+    """Return only BLEU and chrF2."""
     bleu, chrf = score_corpus(TranslatedSet(None, hypotheses, [references]), ["bleu", "chrf"]).scores
     return bleu.score, chrf.score

@@ -1,4 +1,4 @@
-"""Whether a difference between two systems may be chance: paired tests by sacreBLEU."""
+"""Significance of the difference between two systems: paired tests by sacreBLEU."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from mt.report.facts import BETTER, LARGEST_P, NO_DIFFERENCE, WORSE, PairedScore
 from mt.units import listed
 
 DEFAULT_SAMPLES = {"randomisation": 10_000, "bootstrap": 1_000}  # sacreBLEU's
-# Systems that differ in so few lines are compared in all ways of swapping these lines. sacreBLEU's count of samples
-# leaves out those that are as large as the difference itself. Of two systems that differ in one line every sample is
-# zero or that, so that the smallest p there is would come out. From a handful of lines on it does not matter.
+# If at most this number of lines differ, all ways of swapping these lines are tried. sacreBLEU counts samples that are
+# larger than the observed difference, but not those that are equal to it. If two systems differ in one line, every
+# sample is either zero or equal to it, so sacreBLEU would return the smallest possible p. With more lines it does not
+# matter.
 _EXACT_LINES = 12
 
 
 def compare(translated: TranslatedSet, metrics: Sequence[str] | None, test: str, n_samples: int) -> list[PairedScore]:
     """Compare a system with its baseline by a paired test, in the order of the metrics.
 
-    The figures are those of `sacrebleu --paired-ar` and `--paired-bs`, except that systems which differ in very few
-    lines get an exact p, see _EXACT_LINES. sacreBLEU gives intervals with the bootstrap alone.
+    Results equal those of `sacrebleu --paired-ar` and `--paired-bs`, except that systems which differ in very few
+    lines get an exact p, see _EXACT_LINES. sacreBLEU gives intervals only with the bootstrap.
 
     Args:
         test: one of TESTS.
@@ -32,7 +33,7 @@ def compare(translated: TranslatedSet, metrics: Sequence[str] | None, test: str,
     """
     assert translated.baseline is not None
     found = []
-    # One metric at a time: sacreBLEU tells them apart by names that several share.
+    # One metric at a time: sacreBLEU identifies metrics by names that several of them share.
     for key in metric_keys(metrics):
         metric = Metric(key, translated.references, translated.tgt_lang)
         base, ours = metric.rows(translated.baseline), metric.rows(translated.hypotheses)
@@ -41,11 +42,11 @@ def compare(translated: TranslatedSet, metrics: Sequence[str] | None, test: str,
 
 
 def compare_rows(metric: Metric, base: Stats, others: Sequence[Stats], test: str, n_samples: int) -> list[PairedScore]:
-    """Compare one metric of each of some systems with that of a baseline; arguments and errors as in `compare`.
+    """Compare systems with a baseline by one metric; other arguments and errors are those of `compare`.
 
     Args:
-        base: what `metric.rows` counts in the baseline's lines.
-        others: the same of each system.
+        base: `metric.rows` of the baseline.
+        others: `metric.rows` of each system.
     """
     signature, (base_result, *results) = metric.paired_test(base, others, test, n_samples)
     found = []
@@ -72,20 +73,20 @@ def compare_rows(metric: Metric, base: Stats, others: Sequence[Stats], test: str
 
 
 def _exact_p(metric: Metric, base: Stats, system: Stats) -> float | None:
-    """Return the fraction of all swaps of lines that make a difference as large as the systems'; None of many lines.
+    """Return the fraction of all swaps of lines that make a difference at least as large; None if many lines differ.
 
     Args:
-        base, system: counts, a row for each line.
+        base, system: statistics, one row per line.
     """
     differing = np.flatnonzero((base != system).any(axis=1))
     if len(differing) > _EXACT_LINES:
         return None
     total = base.sum(axis=0) + system.sum(axis=0)
-    # One bit for each line: whether it is swapped. The last line need not be: swapping all makes the same difference.
+    # One bit per line: whether it is swapped. The last one never is, because swapping all makes the same difference.
     bits = np.arange(2 ** max(0, len(differing) - 1))[:, None] >> np.arange(len(differing)) & 1
     swapped = base.sum(axis=0) + bits @ (system[differing] - base[differing])
     differences = np.array([abs(metric.score_of(sums) - metric.score_of(total - sums)) for sums in swapped])
-    # Equal sums may come out unequal in the last digits where they are no whole numbers.
+    # Equal sums of fractions may differ in their last digits.
     return float((differences >= differences[0] - 1e-9).mean())
 
 

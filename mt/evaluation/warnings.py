@@ -1,6 +1,6 @@
-"""What makes a score mean something else than it seems to: mistakes in the files that are compared.
+"""Warnings about mistakes in the compared files that make a score misleading.
 
-Thresholds are such that translations made by people pass: see the tests on real text.
+The thresholds let human translations pass: see the tests on real text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import combinations
 
 from mt.evaluation.scores import TranslatedSet
 
-# Marks that a tokenizer leaves, and how much text they are looked for in: at least this share of the lines.
+# Traces of a tokenizer, and the smallest fraction of lines with them that gives a warning.
 _MARKS = {
     "spaces before full stops or commas": (re.compile(r"\S [.,](?= |$)"), 0.05),
     "@-@": (re.compile(r"(?:^| )@[-,.]@(?: |$)"), 0.005),
@@ -21,21 +21,22 @@ _MARKS = {
     "▁": (re.compile("▁"), 0.05),
     "@@": (re.compile(r"@@(?: |$)"), 0.05),
 }
-_LESS = 0.25  # marks are the work of a tokenizer where the other side has less than this share of them
-_COPIED_SHARE = 0.1  # of the lines, that are the source although the reference is not
-_UPPER_SHARE = 0.1  # of the upper-case letters of the references, that the hypotheses have where they are lower-cased
-_FEWEST_CASED = 20  # letters, below which nothing is said of case or script
-_FEWEST_SHIFTED, _SHIFTED_TIMES = 20, 2.0  # lines of a half, and words that they share; how many times as many
+_LESS = 0.25  # only one side is tokenised if the other has less than this fraction of its traces
+_COPIED_SHARE = 0.1  # of the lines; a line is copied if it equals the source and the reference does not
+_UPPER_SHARE = 0.1  # lower-cased hypotheses have less than this fraction of the references' upper-case letters
+_FEWEST_CASED = 20  # letters; with fewer, case and script are not checked
+# Lines are shifted if they share at least 20 words with the neighbouring references, and twice as many as with theirs.
+_FEWEST_SHIFTED, _SHIFTED_TIMES = 20, 2.0
 _UNRELATED_BLEU, _RELATED_BLEU = 1.0, 10.0
 _REPEATED_SHARE, _FEWEST_REPEATED, _FEWEST_REFERENCES = 0.02, 10, 5
 
 
 def check(translated: TranslatedSet) -> list[str]:
-    """Return lines for the reader of a score, none where all seems well."""
+    """Return warnings for the reader of a score; none if everything seems right."""
     hypotheses, sets = translated.hypotheses, translated.references
     found = [*_equal_files(translated), *_empty_lines(hypotheses, sets)]
-    for sign_of_a_mistake in (_tokenised, _lower_cased, _in_another_script, _one_line_for_many, _shifted):
-        found += sign_of_a_mistake(hypotheses, sets[0])
+    for find_mistake in (_tokenised, _lower_cased, _in_another_script, _one_line_for_many, _shifted):
+        found += find_mistake(hypotheses, sets[0])
     return found
 
 
@@ -43,28 +44,28 @@ def _equal_files(translated: TranslatedSet) -> Iterator[str]:
     hypotheses, sets = translated.hypotheses, translated.references
     sources, baseline = translated.sources, translated.baseline
     if any(_same(hypotheses, lines) for lines in sets):
-        yield "the hypotheses are the references, line for line: a score of 100.0 says nothing of a system"
+        yield "the hypotheses are identical to the references: a score of 100.0 says nothing about a system"
     if sources is not None:
         n_copies = sum(
             source.strip() == hypothesis.strip() != reference.strip() and any(map(str.isalpha, source))
             for source, hypothesis, reference in zip(sources, hypotheses, sets[0], strict=True)
         )
         if _same(hypotheses, sources):
-            yield "the hypotheses are the source text, line for line: nothing was translated"
+            yield "the hypotheses are identical to the source text: nothing was translated"
         elif n_copies >= max(2, _COPIED_SHARE * len(hypotheses)):
-            yield f"{n_copies:,} of {len(hypotheses):,} hypotheses are their source text, and their references are not"
+            yield f"{n_copies:,} of {len(hypotheses):,} hypotheses copy the source, but the references do not"
     if baseline is not None and _same(hypotheses, baseline):
-        yield "the hypotheses are those of the baseline, line for line: the same file twice?"
+        yield "the hypotheses are identical to those of the baseline: was the same file given twice?"
     for name, lines in (("the baseline is", baseline), ("the source text is", sources)):
         if lines is not None and any(_same(lines, references) for references in sets):
-            yield f"{name} the references, line for line: the same file twice?"
+            yield f"{name} identical to the references: was the same file given twice?"
             return
     if any(_same(one, other) for one, other in combinations(sets, 2)):
-        yield "two sets of references are the same, line for line: that is one set"
+        yield "two sets of references are identical: was the same file given twice?"
 
 
 def _empty_lines(hypotheses: Sequence[str], sets: Sequence[Sequence[str]]) -> Iterator[str]:
-    wrong = ": whatever is said there counts as wrong"
+    wrong = ": any translation counts as wrong there"
     for one, many, files, effect in (
         ("hypothesis", "hypotheses", [hypotheses], ""),
         ("reference", "references", sets, wrong),
@@ -83,7 +84,7 @@ def _tokenised(hypotheses: Sequence[str], references: Sequence[str]) -> Iterator
         (n, side), (n_other, other_side) = sorted([(ours, "hypotheses"), (theirs, "references")], reverse=True)
         if n >= max(least * n_lines, min(2, n_lines)) and n_other < _LESS * n:
             found = f"the {side} look tokenised and the {other_side} do not ({n:,} of {n_lines:,} lines with {name})"
-            yield f"{found}: give both as plain text, or the scores mean little"
+            yield f"{found}: give both as plain text, otherwise the scores mean little"
             return
 
 
@@ -92,7 +93,7 @@ def _lower_cased(hypotheses: Sequence[str], references: Sequence[str]) -> Iterat
     if in_hypotheses is None or in_references is None or in_references < 0.01:
         return
     if in_hypotheses < _UPPER_SHARE * in_references:
-        yield "the hypotheses look lower-cased and the references do not: scores that count case are too low"
+        yield "the hypotheses look lower-cased and the references do not: case-sensitive scores are too low"
 
 
 def _in_another_script(hypotheses: Sequence[str], references: Sequence[str]) -> Iterator[str]:
@@ -101,7 +102,7 @@ def _in_another_script(hypotheses: Sequence[str], references: Sequence[str]) -> 
     if min(ours.total(), theirs.total()) >= _FEWEST_CASED and shared < 0.5 * ours.total():
         our_script, their_script = (scripts.most_common(1)[0][0].title() for scripts in (ours, theirs))
         found = f"the hypotheses are mostly in {our_script} script and the references in {their_script}"
-        yield f"{found}: another language?"
+        yield f"{found}: are they in another language?"
 
 
 def _one_line_for_many(hypotheses: Sequence[str], references: Sequence[str]) -> Iterator[str]:
@@ -114,7 +115,7 @@ def _one_line_for_many(hypotheses: Sequence[str], references: Sequence[str]) -> 
 
 
 def _shifted(hypotheses: Sequence[str], references: Sequence[str]) -> Iterator[str]:
-    """Lines that went missing on one side, and came back as others, shift all lines between."""
+    """Find lines shifted by one: one is missing on one side, and an extra line later makes the counts equal again."""
     n = len(hypotheses)
     if n < 2 * _FEWEST_SHIFTED:
         return
@@ -129,12 +130,12 @@ def _shifted(hypotheses: Sequence[str], references: Sequence[str]) -> Iterator[s
 
 
 def unrelated_baseline(score: float, baseline_score: float) -> str | None:
-    """Return a line if the BLEU of two systems looks as if one of them had translated another text."""
+    """Return a warning if the BLEU of two systems suggests that one of them translated another text."""
     low, high = sorted([score, baseline_score])
     if low >= _UNRELATED_BLEU or high < _RELATED_BLEU:
         return None
     which = "the baseline has" if baseline_score == low else "the hypotheses have"
-    return f"{which} {low:.1f} BLEU and the other system {high:.1f}: a translation of another text?"
+    return f"{which} {low:.1f} BLEU and the other system {high:.1f}: is it a translation of another text?"
 
 
 # --------------------------------------------------------------------------------------------------- counting
@@ -145,7 +146,7 @@ def _same(lines: Sequence[str], others: Sequence[str]) -> bool:
 
 
 def _upper_share(lines: Sequence[str]) -> float | None:
-    """Return the fraction of upper-case letters among those with case; None where there are hardly any."""
+    """Return the fraction of upper-case letters among letters with case; None if there are too few."""
     letters = Counter("".join(lines))
     n_upper = sum(n for letter, n in letters.items() if letter.isupper())
     n_lower = sum(n for letter, n in letters.items() if letter.islower())

@@ -1,1 +1,1 @@
-"""What a model looked at."""
+"""Explanations of translations by attention weights."""

@@ -1,6 +1,6 @@
-"""A page that shows where a model looked: the cross-attention of each layer of the decoder, as a map of tokens.
+"""An attention page: the cross-attention weights of each decoder layer, as a heat map of tokens.
 
-S source tokens, T target tokens, both with their EOS; L layers of the decoder.
+S source tokens, T target tokens, both including EOS; L decoder layers.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from mt.model import Transformer
 from mt.report.page import page
 from mt.text.tokenizer import EOS_ID
 
-LONGEST_SHOWN = 200  # tokens of a side; a page of more could not be read
+LONGEST_SHOWN = 200  # tokens per side; larger maps are unreadable
 
 
 def explained_page(model: str | Path, src: str, tgt: str | None, device: str = "auto", precision: str = "auto") -> str:
-    """Return an HTML page in one file: the maps of a sentence and its translation.
+    """Return an HTML page with the attention maps of a sentence and its translation.
 
     Args:
         model: a run folder, a checkpoint or a model folder.
-        tgt: the model's own translation where it is None.
+        tgt: a given translation; None: the model translates.
     Raises:
-        CheckpointError: there is no complete model of this version there.
-        ConfigError: a text is blank or too long; no such device or precision.
+        CheckpointError: the model is missing, incomplete or of another version.
+        ConfigError: a text is blank or too long; the device or precision is not available.
     """
     translator = Translator.load(model, device=device, precision=precision)
     normalisers, tokenizer = translator.normalisers, translator.tokenizer
@@ -38,7 +38,7 @@ def explained_page(model: str | Path, src: str, tgt: str | None, device: str = "
     def ids_of(key: str, text: str) -> list[int]:
         ids = [*tokenizer.encode(text), EOS_ID]
         if len(ids) > longest:
-            raise ConfigError(key, f"has {len(ids):,} tokens, and a map can show {longest}", "give one sentence")
+            raise ConfigError(key, f"has {len(ids):,} tokens, but a map shows at most {longest}", "give one sentence")
         return ids
 
     src, tgt = normalisers.src(src), None if tgt is None else normalisers.tgt(tgt)
@@ -62,7 +62,7 @@ def explained_page(model: str | Path, src: str, tgt: str | None, device: str = "
 
 @torch.inference_mode()
 def attention_maps(model: Transformer, source: Sequence[int], target: Sequence[int]) -> Tensor:
-    """Return [L, T, S] on the CPU: how much each target token's prediction attends to each source token.
+    """Return [L, T, S] on the CPU: how much the prediction of each target token attends to each source token.
 
     Args:
         source: ids, ending with EOS.

@@ -1,8 +1,8 @@
-"""Models for CTranslate2: written, compared with our own translations before they appear, and run.
+"""Export of models for CTranslate2, comparison with our own translations, and translation with exported models.
 
-An export folder is complete in itself: what CTranslate2 reads (`model.bin`, `config.json`, `shared_vocabulary.json`),
-our `tokenizer.model`, `config.yaml` and `manifest.json` with a checksum of each of these, and a `README.md` that shows
-how to translate without mt.
+An export folder is self-contained: what CTranslate2 reads (`model.bin`, `config.json`, `shared_vocabulary.json`), our
+`tokenizer.model`, `config.yaml` and `manifest.json` with a checksum of every file, and a `README.md` that shows how to
+translate without mt.
 """
 
 from __future__ import annotations
@@ -61,18 +61,18 @@ from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
 
 MODEL_CONFIG, VOCABULARY = "config.json", "shared_vocabulary.json"
 QUANTIZATIONS = ("float32", "int8", "float16")
-# CTranslate2 has a table of positions: a sentence or a translation cannot be longer. Longer settings make it longer.
+# CTranslate2 has a table of positions, which limits the length of sentences and translations. Settings can enlarge it.
 FEWEST_POSITIONS = 1_024
 
-EXPRESSIBLE_ACTIVATIONS = {  # CTranslate2's name, and whether one half is multiplied by the other
+EXPRESSIBLE_ACTIVATIONS = {  # ours → CTranslate2's name, and whether one half gates (multiplies) the other
     "relu": ("RELU", False),
     "gelu": ("GELU", False),
     "silu": ("SWISH", False),
     "geglu": ("GELU", True),
     "swiglu": ("SWISH", True),
 }
-# Values of the other settings that it has; of those that are not named here, the default. It has no ALiBi in an
-# encoder, and no norm of queries in cross-attention.
+# Values of settings that CTranslate2 supports; for settings that are not listed, only the default. It has no ALiBi in
+# the encoder, and no query norm in cross-attention.
 EXPRESSIBLE: dict[str, Iterable[Any]] = {
     "activation": EXPRESSIBLE_ACTIVATIONS,
     "norm": ("post", "pre", "deepnorm"),
@@ -83,15 +83,15 @@ EXPRESSIBLE: dict[str, Iterable[Any]] = {
 }
 SIZES = {"d_model", "n_heads", "n_kv_heads", "d_ff", "n_encoder_layers", "n_decoder_layers", "n_positions"}
 
-LEAST_LOG_PROB = -1e9  # CTranslate2 gives less to hypotheses that there are not
-SCORED_TOGETHER = 32  # translations, sorted by length
+LEAST_LOG_PROB = -1e9  # hypotheses below it are placeholders of CTranslate2, not translations
+SCORED_TOGETHER = 32  # translations per batch, sorted by length
 
 # The comparison at export.
 COMPARED_LINES = 200
 COMPARED_DECODE = DecodeConfig(beam_size=4, length_penalty=0.0)
-TIE = 1e-3  # nats between translations that rounding may exchange
+TIE = 1e-3  # nats; translations closer than this may be exchanged by rounding
 MOST_DIFFERENT_FRACTION = 0.01  # of the lines, in float32
-FEWEST_EQUAL_FRACTION, LEAST_CHRF = 0.5, 70.0  # below both, the weights do not survive the quantisation
+FEWEST_EQUAL_FRACTION, LEAST_CHRF = 0.5, 70.0  # below both, quantisation damages the model too much
 SENTENCES = Path(__file__).with_name("sentences.en")  # for a model whose text is not available
 README, README_TEMPLATE = "README.md", Path(__file__).with_name("readme_template.md")
 
@@ -101,38 +101,38 @@ README, README_TEMPLATE = "README.md", Path(__file__).with_name("readme_template
 
 @dataclass(frozen=True)
 class Comparison:
-    """How translations of an exported model compare with our own, in fp32, with a beam of 4 and no length penalty."""
+    """A comparison of an exported model's translations with our own in fp32; beam size 4, no length penalty."""
 
     quantization: str
     n_lines: int
     n_equal: int
-    n_tied: int  # another translation, of the same log-probability within TIE
-    n_missed: int  # it gives our translation our log-probability, but its search found a less probable one
-    n_different: int  # the rest; with rounded weights nothing else is to be expected of lines that are not equal
-    largest_gap: float  # nats between the log-probabilities of a translation of ours, by the two
+    n_tied: int  # another translation with the same log-probability within TIE
+    n_missed: int  # the models agree on our translation's log-probability, but its search found a less probable one
+    n_different: int  # the others; with quantised weights, expected for all lines that are not equal
+    largest_gap: float  # nats between the two models' log-probabilities of our translations, at most
     bleu: float  # of its translations against ours
     chrf: float
 
 
 @dataclass(frozen=True)
 class Export:
-    """How an export was found to translate."""
+    """The result of the comparison at export."""
 
-    compared: str  # which lines were translated
-    comparisons: tuple[Comparison, ...]  # in float32, then as it is quantised
+    compared: str  # a description of the lines that were translated
+    comparisons: tuple[Comparison, ...]  # in float32, then quantised
 
 
 def export(
     model_path: Path, output_dir: Path, quantization: str = "float32", verify_with: Path | None = None
 ) -> Export:
-    """Write a model for CTranslate2, once it is found to translate as ours does.
+    """Write a model for CTranslate2, after checking that it translates as ours does.
 
     Args:
         model_path: a run folder, a checkpoint or a model folder.
         quantization: one of QUANTIZATIONS.
-        verify_with: text to translate for the comparison; the model's own test set by default, if it is available.
+        verify_with: text to translate for the comparison; by default the model's own test set, if it is available.
     Raises:
-        MTError: it cannot be read, written or expressed, or the export translates differently; there is no new folder.
+        MTError: the model cannot be read, written or expressed, or the export translates differently. Nothing is left.
     """
     _package()
     if quantization not in QUANTIZATIONS:
@@ -149,22 +149,24 @@ def export(
 
 
 def refuse_inexpressible(config: ModelConfig) -> None:
-    """Raise a ConfigError about all settings whose values CTranslate2 cannot express."""
+    """Raise a ConfigError about all settings whose values CTranslate2 does not support."""
     default = ModelConfig()
     names = [key.removeprefix("model.") for key in config.shape if key.removeprefix("model.") not in SIZES]
     refused = [name for name in names if getattr(config, name) not in EXPRESSIBLE.get(name, (getattr(default, name),))]
     if refused:
         found = " or ".join(f"model.{name}: {as_yaml(getattr(config, name))}" for name in refused)
         wanted = ", ".join(f"model.{name}: {as_yaml(getattr(default, name))}" for name in refused)
-        raise ConfigError("", f"CTranslate2 does not have {found}", f"translate with mt itself, or train with {wanted}")
+        raise ConfigError(
+            "", f"CTranslate2 does not support {found}", f"translate with mt itself, or train with {wanted}"
+        )
 
 
 def transformer_spec(model: Transformer, pieces: list[str], n_positions: int) -> Any:
     """Return a `ctranslate2.specs.TransformerSpec` with a model's weights and vocabulary.
 
     Args:
-        pieces: of the vocabulary, by id.
-        n_positions: longest sentence or translation.
+        pieces: the vocabulary, by id.
+        n_positions: length of the longest sentence or translation.
     """
     specs = _package().specs
     config = model.config
@@ -203,7 +205,7 @@ def transformer_spec(model: Transformer, pieces: list[str], n_positions: int) ->
 
 
 class _Writer:
-    """Copies the weights of modules into specs, and remembers which."""
+    """Copies the weights of modules into specs, and records which ones."""
 
     def __init__(self, positions: Positions, n_positions: int) -> None:
         self.scheme, self.n_positions = positions, n_positions
@@ -214,7 +216,7 @@ class _Writer:
         return parameter.detach().clone()
 
     def side(self, spec: Any, layers: Iterable[Any], norm: nn.Module, *, is_decoder: bool) -> None:
-        """Copy the encoder or the decoder; rotary and relative positions are in their layers."""
+        """Copy the encoder or the decoder; their layers contain rotary and relative positions."""
         scheme = self.scheme
         spec.scale_embeddings = scheme.scale
         if hasattr(spec, "position_encodings"):
@@ -234,16 +236,16 @@ class _Writer:
             if is_decoder:
                 cross = layer.cross_attention
                 self.sublayer(to.attention, to.attention.linear, (cross.q, cross.kv, cross.out), layer.cross_residual)
-            # Of a gated network the activated half is the first.
+            # In a gated network, the activated half is the first.
             inner = [to.ffn.linear_0, to.ffn.linear_0_noact] if hasattr(to.ffn, "linear_0_noact") else to.ffn.linear_0
             self.sublayer(to.ffn, [inner, to.ffn.linear_1], (network.inner, network.outer), layer.feed_forward_residual)
         if hasattr(spec, "layer_norm"):
             self.norm(spec.layer_norm, norm)
 
     def sublayer(self, spec: Any, targets: Sequence[Any], products: Sequence[Linear], residual: PostNorm) -> None:
-        """Copy products, the last of which is the output, each to one or several of CTranslate2's, and their norm.
+        """Copy the matrices of a sublayer and its norm; one of our matrices may be several of CTranslate2's.
 
-        The factor of DeepNorm enters the output: the norm takes out what scales a sum.
+        The last one is the output. DeepNorm's factor is folded into it, because the norm removes the scale of a sum.
         """
         for to, product in zip(targets, products, strict=True):
             parts = to if isinstance(to, list) else [to]
@@ -261,14 +263,14 @@ class _Writer:
 
 
 def n_positions(config: RunConfig) -> int:
-    """Return how many positions an export has: for any source, and for its translation."""
+    """Return the number of positions of an export, enough for every source and its translation."""
     if config.model.positions == "learned":
         return config.model.n_positions
     return max(FEWEST_POSITIONS, config.data.max_tokens + LONGER_THAN_SOURCE, config.decode.max_length or 0)
 
 
 def _write_manifest(folder: ModelFolder, building: Path, quantization: str, result: Export) -> None:
-    """Write our own files: the tokenizer, the config, and what this is."""
+    """Write our own files: the tokenizer, the config and the manifest."""
     (building / CONFIG).write_text(dump_config(folder.config), encoding="utf-8")
     shutil.copyfile(folder.tokenizer_path, building / TOKENIZER)
     names = sorted(path.name for path in building.iterdir())
@@ -307,7 +309,7 @@ def _package() -> Any:
 
 
 def _lines_to_compare(folder: ModelFolder, verify_with: Path | None) -> tuple[str, list[str]]:
-    """Return lines of text, and where they are from."""
+    """Return a description of the lines, and the lines."""
     if verify_with is not None:
         description, lines = str(verify_with), lines_of_text(verify_with)
     else:
@@ -315,7 +317,7 @@ def _lines_to_compare(folder: ModelFolder, verify_with: Path | None) -> tuple[st
         try:
             description, pairs = first_test_pairs(folder.config, fingerprint, may_fetch=False)
             lines = [pair.src for pair in pairs]
-        except MTError:  # the model was copied here, and its text was not
+        except MTError:  # the model was copied to this machine without its text
             description, lines = "English sentences that ship with mt", lines_of_text(SENTENCES)
     normalise = Normalisers.of_run(folder.config).src
     lines = [line for line in map(normalise, lines) if line][:COMPARED_LINES]
@@ -323,7 +325,7 @@ def _lines_to_compare(folder: ModelFolder, verify_with: Path | None) -> tuple[st
 
 
 class _Exporter:
-    """A model to export, and our own translations of some sentences."""
+    """A model to export, with our own translations of some sentences."""
 
     def __init__(self, folder: ModelFolder, lines: Sequence[str]) -> None:
         self.model, self.tokenizer = folder.load_model(torch.float32, torch.device("cpu")), folder.load_tokenizer()
@@ -343,8 +345,8 @@ class _Exporter:
         longest = min(max(map(len, self.sources)) + LONGER_THAN_SOURCE, self.n_positions)
         backend = CTranslate2Backend(folder, self.tokenizer, n_positions=longest, quantization=quantization)
         theirs = self._best_of_each(backend.search)
-        # By the one scorer, so that it does not matter that CTranslate2's search gives others the probability of what
-        # is never produced.
+        # Both are scored by CTranslate2's scorer, because its search redistributes the probability of tokens that are
+        # never produced.
         of_theirs, of_ours = (
             [sum(log_probs) for log_probs in backend.log_probs(self.sources, [result.ids for result in results])]
             for results in (theirs, self.ours)
@@ -362,7 +364,7 @@ class _Exporter:
         )
 
     def _best_of_each(self, search: Callable[[SearchRequest], list[list[SearchResult]]]) -> list[SearchResult]:
-        """Return the best translation of each sentence; an empty one of probability 0 where there is none."""
+        """Return the best translation of each sentence; an empty one with probability 0 if there is none."""
         banned = sorted(self.tokenizer.line_breaking_ids)
         best = [SearchResult((), -math.inf, -math.inf)] * len(self.sources)
         for batch in length_sorted_batches([len(ids) for ids in self.sources], 1_024, COMPARED_DECODE.beam_size):
@@ -373,7 +375,11 @@ class _Exporter:
 
 
 def _verdict(ours: SearchResult, theirs: SearchResult, of_ours: float, of_theirs: float) -> str:
-    """Return which count of a Comparison a line belongs to, by what CTranslate2 gives the two translations."""
+    """Return the count of a Comparison that a line belongs to.
+
+    Args:
+        of_ours, of_theirs: log-probabilities of the two translations by CTranslate2.
+    """
     if ours.ids == theirs.ids:
         return "n_equal"
     if abs(ours.log_prob - of_theirs) <= TIE:
@@ -386,14 +392,14 @@ def _verdict(ours: SearchResult, theirs: SearchResult, of_ours: float, of_theirs
 def _write_and_compare(
     folder: ModelFolder, lines: list[str], building: Path, quantization: str
 ) -> tuple[Comparison, ...]:
-    """Write CTranslate2's files, and compare: first in float32, in which only rounding may differ."""
+    """Write CTranslate2's files, and compare: first in float32, where only rounding may make a difference."""
     exporter = _Exporter(folder, lines)
     exact = exporter.write(building, "float32")
     if exact.n_different > MOST_DIFFERENT_FRACTION * exact.n_lines:
         raise MTError(
             f"{folder.path}: CTranslate2 translates {exact.n_different:,} of {exact.n_lines:,} lines differently "
             f"in float32, with log-probabilities up to {exact.largest_gap:.2g} nats apart: nothing was written; "
-            "this is an error of the export or of this version of CTranslate2: report it, or try another version"
+            "this is a bug in the export or in this version of CTranslate2: report it, or try another version"
         )
     if quantization == "float32":
         return (exact,)
@@ -401,20 +407,20 @@ def _write_and_compare(
     if rounded.n_equal < FEWEST_EQUAL_FRACTION * rounded.n_lines and rounded.chrf < LEAST_CHRF:
         raise MTError(
             f"{folder.path}: in {quantization} only {rounded.n_equal:,} of {rounded.n_lines:,} lines are translated as "
-            f"in float32 (chrF2 {rounded.chrf:.1f} between them): nothing was written; export it in float32"
+            f"in float32 (chrF2 {rounded.chrf:.1f} between the two): nothing was written; export it in float32"
         )
     return exact, rounded
 
 
 def format_export(result: Export) -> str:
     """Format the result of an export for a terminal."""
-    rows = [f"compared with our own translations of {result.compared}:"]
+    rows = [f"compared with mt's own translations of {result.compared}:"]
     for c in result.comparisons:
         others = ((c.n_tied, "tied"), (c.n_missed, "less probable"), (c.n_different, "different"))
         more = "".join(f", {n:,} {what}" for n, what in others if n)
         more += f"; log-probabilities within {c.largest_gap:.1g}"
         if c.quantization != "float32":
-            more = f"; BLEU {c.bleu:.1f}, chrF2 {c.chrf:.1f} between them"
+            more = f"; BLEU {c.bleu:.1f}, chrF2 {c.chrf:.1f} against mt's own"
         rows.append(f"  {c.quantization:<8} {c.n_equal:,} of {c.n_lines:,} equal{more}")
     return "\n".join(rows)
 
@@ -422,11 +428,11 @@ def format_export(result: Export) -> str:
 # --- Running ----------------------------------------------------------------------------------------------------------
 
 
-_HOW_TO_EXPORT = "make one with mt export --to ctranslate2"
+_HOW_TO_EXPORT = "create one with mt export --to ctranslate2"
 
 
 class ExportFolder(CheckedFolder):
-    """An export that has all its files, undamaged."""
+    """An export folder with all its files, undamaged."""
 
     KIND = "export"
     FILES = (EXPORTED, MODEL_CONFIG, VOCABULARY, CONFIG, TOKENIZER, MANIFEST)
@@ -436,9 +442,9 @@ class ExportFolder(CheckedFolder):
 
     @classmethod
     def open(cls, path: Path) -> ExportFolder:
-        """Read the small files and check all; see `CheckedFolder.open`."""
+        """Read the small files and check all files; see `CheckedFolder.open`."""
         if not path.is_dir():
-            raise CheckpointError(path, "no such folder", f"give an export, {_HOW_TO_EXPORT}")
+            raise CheckpointError(path, "does not exist", f"give an export folder, or {_HOW_TO_EXPORT}")
         if not (path / EXPORTED).is_file():
             raise CheckpointError(path, f"is not an export for CTranslate2, {EXPORTED} is missing", _HOW_TO_EXPORT)
         folder = super().open(path)
@@ -453,14 +459,14 @@ class CTranslate2Backend(Backend):
     CTranslate2 divides by n^α once, when it ranks the hypotheses that have ended. For the form `wu` it therefore
     returns all of them, and they are ranked here.
 
-    Two things are CTranslate2's way. With a length penalty its search ends once K hypotheses have ended: where ours
-    finds a better one, it does not. The probability of what is never produced is given to the others, so
-    log-probabilities are a little higher, by what label smoothing left there. What reaches its longest length is cut,
-    and then ended.
+    It differs from our search in two ways. With a length penalty, it stops once K hypotheses have ended, although a
+    better one may follow, which our search finds. And it redistributes the probability of tokens that are never
+    produced, so log-probabilities are a little higher, by what label smoothing gave to these tokens. Translations that
+    reach their length limit are cut, and then ended.
 
     Args:
-        folder: what CTranslate2 reads.
-        n_positions: longest sentence or translation.
+        folder: the files that CTranslate2 reads.
+        n_positions: length of the longest sentence or translation.
         device: cpu, cuda or cuda:N.
     """
 
@@ -473,9 +479,9 @@ class CTranslate2Backend(Backend):
             str(folder),
             device=kind,
             device_index=int(index or 0),
-            # On a CPU half-precision weights become float32 either way, but this way without a warning.
+            # On a CPU, half-precision weights become float32 in any case; this avoids a warning.
             compute_type="float32" if quantization == "float16" and kind == "cpu" else "default",
-            # One core a batch, and a batch a core: that is faster than many cores on one.
+            # One core per batch is faster than many cores on one batch.
             inter_threads=self.n_parallel,
             intra_threads=1,
         )
@@ -506,7 +512,7 @@ class CTranslate2Backend(Backend):
             for row, result in zip(rows, found, strict=True):
                 results[row] = self._results(sentences[row], result, limit, decode)
 
-        # CTranslate2 has one limit for a batch. A translation longer than its own limit is rare: it is made again.
+        # CTranslate2 has one limit per batch. The few translations that exceed their own limit are repeated.
         translate(range(len(sentences)), max(limits))
         again = defaultdict(list)
         for row, limit in enumerate(limits):
@@ -514,7 +520,7 @@ class CTranslate2Backend(Backend):
                 again[limit].append(row)
         for limit, rows in again.items():
             translate(rows, limit)
-        if prefixes:  # CTranslate2 counts nothing for the probability of a prefix
+        if prefixes:  # CTranslate2's scores leave out the probability of the prefix
             rows = [row for row, prefix in enumerate(prefixes) if prefix]
             scored = self.log_probs([sentences[row] for row in rows], [prefixes[row] for row in rows])
             for row, log_probs in zip(rows, scored, strict=True):
@@ -530,20 +536,20 @@ class CTranslate2Backend(Backend):
             key, value = ("max_length", decode.max_length) if decode.max_length else ("min_length", decode.min_length)
             raise ConfigError(
                 f"decode.{key}",
-                f"is {value:,}, and this export has room for {self.n_positions:,} tokens",
+                f"is {value:,}, but this export supports at most {self.n_positions:,} tokens",
                 "lower it, or set decode.max_length in the model's config and export it again",
             )
         if decode.sample and decode.seed != DecodeConfig().seed:
             raise ConfigError(
-                "decode.seed", f"is {decode.seed}, but CTranslate2 draws other translations each time", "leave it out"
+                "decode.seed", f"is {decode.seed}, but CTranslate2 samples differently each time", "leave it out"
             )
         if decode.sample and decode.top_k == 1 and n_best > 1:
             raise ConfigError(
-                "decode.top_k", "is 1, from which CTranslate2 draws one translation only", "raise it, or ask for one"
+                "decode.top_k", "is 1, so CTranslate2 can sample only one translation", "raise it, or ask for one"
             )
 
     def log_probs(self, sentences: Sequence[Sequence[int]], translations: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Return those of the tokens of given translations, EOS included; ids as in `search`."""
+        """Return the log-probabilities of the tokens of given translations, including EOS; ids as in `search`."""
         scored = self._translator.score_batch(
             [self._to_pieces(sentence) for sentence in sentences],
             [self._to_pieces(translation) for translation in translations],
@@ -553,7 +559,7 @@ class CTranslate2Backend(Backend):
         return [list(result.log_probs) for result in scored]
 
     def _options(self, request: SearchRequest) -> dict[str, Any]:
-        """Return what `translate_batch` takes besides text and longest length."""
+        """Return the arguments of `translate_batch` except text and length limit."""
         decode = request.decode
         is_ranked_here = decode.length_penalty > 0 and decode.length_penalty_form != "plain" and not decode.sample
         drawing = {
@@ -583,7 +589,7 @@ class CTranslate2Backend(Backend):
                 continue
             if ids[-1] == EOS_ID:
                 results.append(_result(ids[:-1], log_prob, decode))
-            else:  # cut at the limit: ended there, as our search would
+            else:  # cut at the limit: end it there, as our search does
                 ended = ids[: limit - 1]
                 results.append(_result(ended, sum(self.log_probs([sentence], [ended])[0]), decode))
         return sorted(results, key=attrgetter("score"), reverse=True)
@@ -601,18 +607,18 @@ def _result(ids: tuple[int, ...], log_prob: float, decode: DecodeConfig) -> Sear
 def load_translator(
     path: str | Path, device: str = "auto", precision: str = "auto", *, retries: bool = True
 ) -> Translator:
-    """Load the translator in an export folder, as `Translator.load` does that of a model folder.
+    """Return a translator over an export folder; the counterpart of `Translator.load`.
 
     Raises:
-        CheckpointError: there is no complete export of this version there.
-        ConfigError: no such device, or a precision is asked for.
+        CheckpointError: the export is missing, incomplete or of another version.
+        ConfigError: the device is not available, or a precision is given.
         MTError: CTranslate2 is not installed, or cannot read the export.
     """
     folder = ExportFolder.open(Path(path))
     quantization, longest, checksums = (folder.manifest[key] for key in ("quantization", "n_positions", CHECKSUMS))
     if precision != "auto":
-        problem = f"CTranslate2 computes as its model was exported, here {quantization}"
-        raise ConfigError("precision", problem, "leave it at auto, or export the model in another quantization")
+        problem = f"CTranslate2 computes in the quantization of the export, here {quantization}"
+        raise ConfigError("precision", problem, "leave it at auto, or export the model again with another quantization")
     tokenizer, config, device = folder.load_tokenizer(), folder.config, _device(device)
     try:
         backend = CTranslate2Backend(
@@ -630,7 +636,11 @@ def load_translator(
 
 
 def _device(name: str) -> str:
-    """Return the device that CTranslate2 can use, of `auto`, `cpu`, `cuda` or `cuda:N`."""
+    """Return a device that CTranslate2 can use.
+
+    Args:
+        name: `auto`, `cpu`, `cuda` or `cuda:N`.
+    """
     device = choose_device(name)
     if device.type == "cuda" and _package().get_cuda_device_count() == 0:
         if name == "auto":

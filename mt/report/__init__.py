@@ -1,1 +1,1 @@
-"""Reports: typed facts in, pages out. Plain values only; no torch."""
+"""Reports: from typed facts to pages. Plain values only; no torch."""

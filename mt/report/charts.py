@@ -1,4 +1,4 @@
-"""Charts as SVG. The width of a plot is that of the page, in percent, so that its text keeps its size on a phone."""
+"""Charts as SVG. Plots take 100% of the page's width, so that their text keeps its size on a phone."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from markupsafe import Markup
 
 from mt.report.page import Number, Unit, macro, table
 
-_MAX_BARS = 64  # of a histogram; more would be thinner than a finger or a pointer can hit
+_MAX_BARS = 64  # per histogram; more bars would be too thin for a finger or a pointer
 _HEIGHT = 180  # of a plot, in pixels
-_N_COLOURS = 6  # of style.css; further ones repeat
+_N_COLOURS = 6  # in style.css; after them, colours repeat
 _NO_DATA = Markup("<p>There is nothing to show.</p>")
 _RECT = Markup('<rect x="{}" y="{}" width="{}" height="{}" class="f{}"><title>{}</title></rect>')
 _DOT = Markup('<circle cx="{:.3f}%" cy="{:.2f}" r="4" class="dot f{}{}"><title>{}</title></circle>')
@@ -21,7 +21,7 @@ _GRID_LINE = Markup(
     '<text x="-8" y="{0:.2f}" dy="0.35em" text-anchor="end">{1}</text>'
 )
 _X_TICK = Markup('<text x="{:.3f}%" y="{}" text-anchor="middle">{}</text>')
-# In its own picture, which is stretched, because the points of a line cannot be given in percent.
+# A line has its own SVG, which is stretched, because its points cannot be given in percent.
 _LINE = Markup(
     '<svg width="100%" height="{0}" viewBox="0 0 100 {0}" preserveAspectRatio="none">'
     '<path d="{1}" class="line s{2}"/></svg>'
@@ -46,7 +46,7 @@ class Series:
         ]
 
     def __str__(self) -> str:
-        """Say in words what the line shows."""
+        """Return a description for screen readers."""
         known = [point for point in self.points if point is not None]
         if not known:
             return f"{self.name}: no points."
@@ -55,7 +55,7 @@ class Series:
 
 
 def bars(title: str, rows: Mapping[str, float], unit: Unit = "count") -> Markup:
-    """Return horizontal bars from zero, each with its label and its number."""
+    """Return horizontal bars, each with its label and its number."""
     longest = max(rows.values(), default=0) or 1
     numbers = {label: Number(value, unit) for label, value in rows.items()}
     parts = {label: _segments([(100 * rows[label] / longest, f"{label}: {numbers[label]}")]) for label in rows}
@@ -63,7 +63,7 @@ def bars(title: str, rows: Mapping[str, float], unit: Unit = "count") -> Markup:
 
 
 def stacked_bars(title: str, rows: Mapping[str, Mapping[str, int]]) -> Markup:
-    """Return one bar for each row, cut into the fractions of its numbers by their names; past six, colours repeat.
+    """Return one bar per row, divided in proportion to the row's numbers; from the seventh name on, colours repeat.
 
     The numbers are only in tooltips: show them in a table, too.
     """
@@ -77,7 +77,11 @@ def stacked_bars(title: str, rows: Mapping[str, Mapping[str, int]]) -> Markup:
 
 
 def _segments(segments: Iterable[tuple[float, str]]) -> Markup:
-    """Return the parts of a bar: (percent, tooltip) each."""
+    """Return the parts of a bar.
+
+    Args:
+        segments: (percent, tooltip) of each part.
+    """
     rects, left = [], 0.0
     for number, (percent, tooltip) in enumerate(segments):
         if percent > 0:
@@ -87,17 +91,17 @@ def _segments(segments: Iterable[tuple[float, str]]) -> Markup:
 
 
 def fraction_bar(fraction: float | None) -> Markup:
-    """Return a bar for a table cell, from 0 to 1."""
+    """Return a bar for a table cell; its full width is 1."""
     text = str(Number(fraction or 0.0, "fraction"))
     rect = _segments([(100 * min(max(fraction or 0, 0), 1), text)])
     return Markup('<svg class="fraction" role="img" aria-label="{}">{}</svg>').format(text, rect)
 
 
 def histograms(counts: Mapping[str, Sequence[int]], x_label: str, y_label: str) -> list[Markup]:
-    """Return vertical bars of how often there is 1, 2, 3, …; all with the same axes, and numbers in tables that unfold.
+    """Return histograms of the values 1, 2, 3, …, with the same axes, and the numbers in tables that unfold.
 
     Args:
-        counts: title → how often.
+        counts: title → the frequency of each value.
     """
     longest = max((i for one in counts.values() for i, count in enumerate(one, start=1) if count), default=0)
     if not longest:
@@ -129,7 +133,7 @@ def line_chart(title: str, series: Sequence[Series], x_label: str, y_label: str,
     """Return lines with a legend, and all numbers in a table that unfolds.
 
     Args:
-        from_zero: the y axis begins at zero, so that small differences look small.
+        from_zero: start the y axis at zero, so that small differences look small.
     """
     known = [point for line in series for point in line.points if point is not None]
     if not known:
@@ -151,7 +155,7 @@ def line_chart(title: str, series: Sequence[Series], x_label: str, y_label: str,
 
 
 def _path_and_dots(line: Series, places: Points, colour: int) -> list[Markup]:
-    """Return a line, and its points with tooltips, visible where they are few or a point has no neighbour."""
+    """Return a line and its points with tooltips; points are visible if they are few or have no neighbour."""
     commands, dots = [], []
     neighbours = zip((None, *places), line.points, places, (*places[1:], None), strict=False)
     for before, point, place, after in neighbours:
@@ -175,7 +179,7 @@ def _line_table(series: Sequence[Series], x_label: str) -> Markup:
 
 
 def _digits(ys: Sequence[float | None]) -> int:
-    """Return four digits after the point, and for small numbers, such as learning rates, as many as show four."""
+    """Return 4, or for small numbers, such as learning rates, the decimals that show four significant digits."""
     largest = max((abs(y) for y in ys if y and math.isfinite(y)), default=1.0)
     return max(4, 3 - math.floor(math.log10(largest)))
 
@@ -213,7 +217,7 @@ def _compact(value: float) -> str:
 
 
 def _widened(values: Sequence[float], margin: float) -> tuple[float, float]:
-    """Return the range of values with a margin, which is a fraction of it."""
+    """Return the range of values, widened at both ends by a fraction of it."""
     low, high = min(values), max(values)
     if low == high:
         return low - 0.5, high + 0.5
@@ -221,7 +225,7 @@ def _widened(values: Sequence[float], margin: float) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float, whole: bool = False) -> list[float]:
-    """Return about five round numbers from `low` to `high`, or those of them that are whole."""
+    """Return about five round numbers from `low` to `high`; with `whole`, only integers."""
     if low == high:
         return [low]
     rough = (high - low) / 5

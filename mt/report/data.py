@@ -1,4 +1,4 @@
-"""What preparing found and did, as a page for people (report.html) and for programs (report.json)."""
+"""The report of a prepared corpus: a page for people (report.html), and report.json for programs."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _SIDE_NAMES = {"src": "source", "tgt": "target"}
 
 _FIGURES_OF_A_LANGUAGE: dict[str, tuple[str, Unit, str]] = {  # key: (name, unit, meaning)
     "words": ("Words", "count", "separated by spaces"),
-    "distinct_words": ("Different words", "count", ""),
-    "tokens": ("Tokens", "count", "pieces of the vocabulary, ends of sentences not counted"),
-    "fertility": ("Tokens for each word", "count", "1 would be a vocabulary of whole words"),
-    "characters_a_token": ("Characters in each token", "count", ""),
-    "split_word_share": ("Words that are cut", "fraction", "into more than one token"),
-    "byte_share": ("Tokens that are bytes", "fraction", "of characters that are not in the vocabulary"),
-    "unknown_share": ("Tokens that are unknown", "fraction", "their text is lost; 0% with byte fallback"),
+    "distinct_words": ("Distinct words", "count", ""),
+    "tokens": ("Tokens", "count", "ends of sentences not counted"),
+    "fertility": ("Tokens per word (fertility)", "count", "1 means a vocabulary of whole words"),
+    "characters_a_token": ("Characters per token", "count", ""),
+    "split_word_share": ("Split words", "fraction", "into more than one token"),
+    "byte_share": ("Byte tokens", "fraction", "for characters that are not in the vocabulary"),
+    "unknown_share": ("Unknown tokens", "fraction", "their text is lost; 0% with byte fallback"),
 }
 
-Rules = Mapping[str, tuple[str, str]]  # rule or change: its setting (below `data`), and a sentence on what it does
+Rules = Mapping[str, tuple[str, str]]  # name of a rule or change → its setting (below `data`), and its meaning
 
 
 def write_data_report(facts: Mapping[str, Any], folder: Path, rules: Rules) -> None:
@@ -39,7 +39,7 @@ def write_data_report(facts: Mapping[str, Any], folder: Path, rules: Rules) -> N
     Raises:
         OSError: the folder cannot be written.
     """
-    # Before the page, so that the facts are safe whatever comes.
+    # Before the page, so that the facts are saved even if making the page fails.
     (folder / "report.json").write_text(facts_json(facts), encoding="utf-8", newline="\n")
     (folder / "report.html").write_text(
         data_page(PreparedData.model_validate(facts), rules), encoding="utf-8", newline="\n"
@@ -55,10 +55,10 @@ def data_page(facts: PreparedData, rules: Rules) -> str:
 
 @dataclass(frozen=True)
 class _Rule:
-    """A rule that removed pairs, or a change that was made to texts."""
+    """A rule that removed pairs, or a kind of change to sentences."""
 
     name: str
-    count: int  # in all sources
+    count: int  # over all corpora
     meaning: str
     setting: Markup | str
     examples: list[tuple[object, ...]]
@@ -72,7 +72,11 @@ class _DataView:
     rules: Rules
 
     def counted(self, kind: str) -> list[_Rule]:
-        """Return the rules that `removed` pairs, or the changes of `changed` texts, the most frequent first."""
+        """Return the rules that removed pairs or the kinds of changes, the most frequent first.
+
+        Args:
+            kind: `removed` or `changed`.
+        """
         counts: Counter[str] = Counter()
         examples: dict[str, list[tuple[object, ...]]] = defaultdict(list)
         for i, source in enumerate(self.facts.train.sources):
@@ -86,7 +90,7 @@ class _DataView:
         return found
 
     def example(self, source: int, one: Pair | ChangeExample) -> tuple[object, ...]:
-        """Return the arguments of the macro `example`: a pair, or one side before and after a change."""
+        """Return the arguments of the macro `example` for a pair, or for a sentence before and after a change."""
         name = f"{self.facts.train.sources[source].source}, " if len(self.facts.train.sources) > 1 else ""
         place = f"{name}line {one.line:,}"
         if isinstance(one, Pair):
@@ -118,16 +122,16 @@ class _DataView:
         ]
         weights = ["", ""] if has_weights else []
         total = ["Total", *weights, *_kept(train.pairs_read, train.pairs_kept), *rules.values()]
-        headers = ["Source", *(["Tag", "Weight"] if has_weights else []), "Read", "Kept", "Fraction kept", *rules]
+        headers = ["Corpus", *(["Tag", "Weight"] if has_weights else []), "Read", "Kept", "Fraction kept", *rules]
         return table(headers, rows, total if len(rows) > 1 else None, sortable=True)
 
     def changed_by_source(self, changed: Sequence[_Rule]) -> Markup:
         names = [change.name for change in changed]
         rows = [[one.source, *(_count(one.changed, name) for name in names)] for one in self.facts.train.sources]
-        return table(["Source", *names], rows, sortable=True)
+        return table(["Corpus", *names], rows, sortable=True)
 
     def overlaps(self) -> list[dict[str, Any]]:
-        """Return set, language, number of n-grams and how much of them training text has."""
+        """Return for each set and language: the number of n-grams, and how many are in the training text."""
         return [
             {"set": name, "lang": self.facts.lang(side), **one, "fraction": fraction(one["found"], one["ngrams"])}
             for name, sides in self.facts.overlap.items()
@@ -139,8 +143,10 @@ class _DataView:
         return histograms({title: lengths.tokens[side] for side, title in titles.items()}, "tokens", "pairs")
 
     def ratio_bars(self, ratio: Histogram) -> Markup:
-        labels = [f"{low:g} up to {high:g}" if high else f"{low:g} and above" for low, high in pairwise(ratio.edges)]
-        return bars("Pairs by source tokens for each target token", dict(zip(labels, ratio.counts, strict=True)))
+        labels = [f"{low:g} to {high:g}" if high else f"{low:g} and above" for low, high in pairwise(ratio.edges)]
+        return bars(
+            "Pairs by length ratio (source tokens per target token)", dict(zip(labels, ratio.counts, strict=True))
+        )
 
     def language_figures(self) -> Markup | None:
         sides, rows = self.facts.sides, []
@@ -153,7 +159,7 @@ class _DataView:
     def longest_pieces(self) -> list[Markup]:
         found = {self.facts.lang(side): one.get("longest_pieces", []) for side, one in self.facts.sides.items()}
         rows = {lang: [[Text(one["piece"], lang), one["count"]] for one in pieces] for lang, pieces in found.items()}
-        tables = [table([f"Piece ({lang})", "Times"], one, sortable=True) for lang, one in rows.items()]
+        tables = [table([f"Piece ({lang})", "Occurrences"], one, sortable=True) for lang, one in rows.items()]
         return tables if any(rows.values()) else []
 
 

@@ -27,24 +27,24 @@ from mt.report.facts import (
 from mt.report.page import Number, code, page, plain_value, setting_value, table
 from mt.report.text import truncated, word_differences
 
-AXES = {"step": "updates", "n_tgt_tokens": "target tokens", "train_minutes": "minutes"}  # of curves of training
-ODDITIES = {
+AXES = {"step": "updates", "n_tgt_tokens": "target tokens", "train_minutes": "minutes"}  # x axes of training curves
+QUALITY_FLAGS = {
     "empty": "Empty",
-    "repetitions": "In a loop",
-    "copies": "Left as the source",
+    "repetitions": "Repetition loop",
+    "copies": "Copy of the source",
     "too_long": "Far too long",
     "too_short": "Far too short",
 }
 
 
-def evaluation_page(facts: Evaluation, oddity_rules: str) -> str:
+def evaluation_page(facts: Evaluation, flag_rules: str) -> str:
     """Return the page of an evaluation.
 
     Args:
-        oddity_rules: which translations count as odd, with {side} for the text that they are compared with.
+        flag_rules: the rules of the quality flags, with {side} for the text that translations are compared with.
     """
     title = f"Evaluation of {facts.system}"
-    return page("evaluation.html.j2", title, facts=facts, view=_EvaluationView(facts), oddity_rules=oddity_rules)
+    return page("evaluation.html.j2", title, facts=facts, view=_EvaluationView(facts), flag_rules=flag_rules)
 
 
 @dataclass(frozen=True)
@@ -59,27 +59,27 @@ class _EvaluationView:
         if analysis.has_baseline:
             baseline = self.facts.comparison.baseline if self.facts.comparison else "baseline"
             series.append(Series(baseline, begins, [one.baseline_bleu for one in analysis.by_length]))
-        return line_chart("BLEU by length", series, f"Words of the {analysis.beside}, from", "BLEU", from_zero=True)
+        return line_chart("BLEU by length", series, f"Words in the {analysis.beside}, from", "BLEU", from_zero=True)
 
     def rarity_bars(self, buckets: Sequence[Bucket]) -> Markup:
         return bars("BLEU", {one.bucket: one.bleu for one in buckets})
 
-    def oddities(self, analysis: Analysis) -> list[tuple[object, ...]]:
-        """Return what it is, of the system and of the baseline, and in which lines."""
+    def quality_flags(self, analysis: Analysis) -> list[tuple[object, ...]]:
+        """Return rows of (name, value of the system, value of the baseline, line numbers)."""
         numbers = analysis.numbers
         rows: list[tuple[object, ...]] = [
-            (ODDITIES[name], one.n_lines, one.baseline_n_lines, _line_numbers(one.lines, one.n_lines))
+            (QUALITY_FLAGS[name], one.n_lines, one.baseline_n_lines, _line_numbers(one.lines, one.n_lines))
             for name, one in analysis.oddities.items()
         ]
         if numbers.n:
             fractions = [Number(one, "fraction") for one in (numbers.kept_share, numbers.baseline_kept_share)]
-            lost = f"; lost in lines {_line_numbers(numbers.lines, numbers.n_lines)}" if numbers.n_lines else ""
+            lost = f"; missing in lines {_line_numbers(numbers.lines, numbers.n_lines)}" if numbers.n_lines else ""
             rows.append(("Numbers preserved", *fractions, f"{numbers.n_kept:,} of {numbers.n:,}{lost}"))
         ratios = [Number(one, digits=3) for one in (analysis.length_ratio, analysis.baseline_length_ratio)]
-        return [*rows, ("Words for each word of the reference", *ratios, "")]
+        return [*rows, ("Length ratio to the reference, in words", *ratios, "")]
 
     def texts(self, one: Sentence) -> list[tuple[str, str, str | None]]:
-        """Return (label, text, language) of a sentence and its translations; words that differ are marked."""
+        """Return (label, text, language) for a sentence and its translations, with differing words marked."""
         source = [] if one.source is None else [("Source", one.source, self.facts.src_lang)]
         if one.baseline is None:
             hypothesis, reference = word_differences(one.hypothesis, one.reference)
@@ -92,36 +92,36 @@ class _EvaluationView:
     def heading(self, one: Sentence) -> str:
         chrf, bleu = f"chrF2 {one.chrf:.2f}", f"BLEU {one.bleu:.2f}"
         if one.baseline is not None:
-            chrf, bleu = f"{chrf} against {one.baseline_chrf:.2f}", f"{bleu} against {one.baseline_bleu:.2f}"
-        return " · ".join([f"line {one.line:,}", chrf, bleu, *self.oddities_of(one)])
+            chrf, bleu = f"{chrf} (baseline {one.baseline_chrf:.2f})", f"{bleu} (baseline {one.baseline_bleu:.2f})"
+        return " · ".join([f"line {one.line:,}", chrf, bleu, *self.flags_of(one)])
 
-    def oddities_of(self, one: Sentence) -> list[str]:
-        return [ODDITIES[name].lower() for name in one.oddities]
+    def flags_of(self, one: Sentence) -> list[str]:
+        return [QUALITY_FLAGS[name].lower() for name in one.oddities]
 
     def curves(self, curves: Mapping[str, Curve]) -> list[Markup]:
         def chart(title: str, y_label: str, lines: Mapping[str, tuple[str, str]], x: str = "step") -> Markup:
             series = [Series(name, curves[curve][x], curves[curve][y]) for name, (curve, y) in lines.items()]
             return line_chart(title, series, AXES[x], y_label)
 
-        loss = {"training, smoothed labels": ("train", "train_loss"), "validation": ("valid", "valid_loss")}
+        loss = {"training, with label smoothing": ("train", "train_loss"), "validation": ("valid", "valid_loss")}
         bleu = {"validation set": ("valid", "valid_bleu")}
         charts = []
         for x, label in AXES.items():
-            # Older runs did not record all of them.
+            # Older runs did not record all x axes.
             if all(None not in curve[x] for curve in curves.values()):
                 charts.append(chart(f"Loss against {label}", "nats per target token", loss, x))
                 charts.append(chart(f"BLEU against {label}", "BLEU", bleu, x))
-        rate, unit = "learning rate", "target tokens a second"
+        rate, unit = "learning rate", "target tokens per second"
         charts.append(chart("Learning rate", rate, {rate: ("train", "learning_rate")}))
         return [*charts, chart("Speed", unit, {unit: ("train", "tgt_tokens_per_second")})]
 
     def corpus(self, corpus: Mapping[str, Any]) -> Markup:
-        """Return what the model was trained, validated and tested on."""
+        """Return a table of the corpora for training, validation and test."""
         read = corpus["train"]["sources"]
         rows = [["training", one["source"], one["pairs_read"], one["pairs_kept"]] for one in read]
         sets = {"validation": corpus["valid"], **{f"test: {name}": one for name, one in corpus["test"].items()}}
         rows += [[name, one["source"], one["pairs"], ""] for name, one in sets.items()]
-        return table(["Use", "Source", "Pairs read", "Pairs kept"], rows)
+        return table(["Use", "Corpus", "Pairs read", "Pairs kept"], rows)
 
     def model(self, manifest: ModelManifest) -> Markup:
         values = {key: value for key, value in manifest.model.items() if key not in ("versions", "hardware")}
@@ -130,7 +130,7 @@ class _EvaluationView:
 
 
 def _line_numbers(lines: Sequence[int], n_lines: int) -> str:
-    """Return the numbers of the first lines of a kind."""
+    """Return the first line numbers as text, with … if there are more."""
     return ", ".join([*(f"{line:,}" for line in lines), *(["…"] if n_lines > len(lines) else [])])
 
 
@@ -163,12 +163,12 @@ class _ComparisonView:
         return table([*headers, *(name.capitalize() for name in self.facts.figures.values())], rows, sortable=True)
 
     def pairs(self, metric: ComparedMetric) -> Markup:
-        """Return p of each two systems with the verdict of the row's."""
+        """Return a table of p and the verdict on the row's system, for each pair of systems."""
         cells = {}
         for one in metric.pairs:
             verdict = one.verdict.removesuffix(f" at p < {LARGEST_P}")
             cells[one.first, one.second] = f"{one.p:.4f} {verdict}"
-            cells[one.second, one.first] = f"{one.p:.4f} {verdict.replace(BETTER, WORSE)}"  # the first is never worse
+            cells[one.second, one.first] = f"{one.p:.4f} {verdict.replace(BETTER, WORSE)}"  # `first` is never worse
         rows = [
             [f"{place}. {self.facts.systems[i].name}", *(cells.get((i, j), "") for j in metric.ranking)]
             for place, i in enumerate(metric.ranking, start=1)
@@ -181,7 +181,7 @@ class _ComparisonView:
         return [line_chart(f"{title} {label}", series, label, "BLEU") for label, series in found.items() if series]
 
     def _series(self, x: str) -> list[Series]:
-        """Return a line for each run that has some; two models of one run share one."""
+        """Return one line per run that has data; models of the same run share a line."""
         found: list[Series] = []
         seen = []
         for system, training in zip(self.facts.systems, self.facts.training, strict=True):

@@ -1,6 +1,6 @@
-"""What the reports say: the typed form of report.json. Scores, shares and times are unrounded.
+"""The typed content of report.json. Scores, fractions and times are unrounded.
 
-Fields are named like the keys of report.json. One that has its default is not written.
+Fields have the names of the keys in report.json. A field with its default value is not written.
 """
 
 from __future__ import annotations
@@ -18,32 +18,37 @@ LARGEST_P = 0.05  # below it, a difference is called significant
 BETTER, WORSE, NO_DIFFERENCE = "better", "worse", f"no difference at p < {LARGEST_P}"
 TEST_NAMES = {"randomisation": "paired approximate randomisation", "bootstrap": "paired bootstrap resampling"}
 SAMPLE_NAMES = {"randomisation": "shuffles", "bootstrap": "bootstrap samples"}
-# Figures of systems that are compared: key → its name.
-FIGURES = {"steps": "updates", "n_tgt_tokens": "target tokens", "train_seconds": "time", "n_parameters": "parameters"}
+# Figures of compared systems: key → its name.
+FIGURES = {
+    "steps": "updates",
+    "n_tgt_tokens": "target tokens",
+    "train_seconds": "training time",
+    "n_parameters": "parameters",
+}
 
-# Text of data sets and names of files may hold half a surrogate pair, which pydantic's check of strings refuses.
+# Text from data and file names may contain half a surrogate pair, which pydantic's validation of strings rejects.
 Line: TypeAlias = Annotated[str, SkipValidation]
-Values: TypeAlias = dict[Line, Any]  # settings, versions and other values that a page lists as they are
+Values: TypeAlias = dict[Line, Any]  # settings, versions and other values that a page lists unchanged
 
 _HALF_PAIRS = re.compile("[\ud800-\udfff]")
 
 
 class Facts(BaseModel):
-    """Values of report.json; `model_validate` makes them of nested dicts and lists, and ignores other keys."""
+    """Values of report.json; `model_validate` reads them from nested dicts and lists, and ignores unknown keys."""
 
     model_config = ConfigDict(frozen=True)
 
     def written(self, **options: Any) -> dict[str, Any]:
-        """Return them as report.json has them.
+        """Return the values as report.json has them.
 
         Args:
-            options: of `model_dump`, such as `include`.
+            options: arguments of `model_dump`, such as `include`.
         """
         return self.model_dump(exclude_defaults=True, **options)
 
 
 def facts_json(facts: Mapping[str, Any]) -> str:
-    """Write facts as JSON: NaN and infinity become null, and half a surrogate pair an escape."""
+    """Return facts as JSON: NaN and infinity become null, half a surrogate pair becomes an escape."""
     text = json.dumps(finite(facts), indent=1, ensure_ascii=False, allow_nan=False)
     return _HALF_PAIRS.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"
 
@@ -108,7 +113,7 @@ class HeldOutSet(Facts):
 
 
 class Histogram(Facts):
-    edges: list[float | None]  # one more than counts; null at the end: no limit
+    edges: list[float | None]  # one more than counts; null as the last one: no limit
     counts: list[int]
 
 
@@ -127,11 +132,11 @@ class PreparedData(Facts):
     valid: HeldOutSet | None = None
     test: dict[Line, HeldOutSet] = {}
     lengths: LengthCounts | None = None
-    overlap: dict[Line, dict[str, dict[str, int]]] = {}  # set → side → n-grams: how many, how many found
-    # kind, vocab_size and how it was made; pieces: {src, tgt, both, neither}; src, tgt: figures and longest_pieces
+    overlap: dict[Line, dict[str, dict[str, int]]] = {}  # set → side → {ngrams, found}
+    # kind, vocab_size and other settings; pieces: {src, tgt, both, neither}; src, tgt: figures and longest_pieces
     tokenizer: Values = {}
-    samples: list[Pair] = []  # of the pairs that were kept
-    seconds: dict[Line, float] = {}  # of each stage
+    samples: list[Pair] = []  # of the kept pairs
+    seconds: dict[Line, float] = {}  # by stage
     peak_memory_bytes: int | None = None
     settings: Values = {}
     versions: Values = {}
@@ -144,7 +149,7 @@ class PreparedData(Facts):
 
     @property
     def tokenizer_values(self) -> Values:
-        """What is known of the tokenizer besides figures of its text."""
+        """The settings of the tokenizer, without the figures of its text."""
         values = self.tokenizer.items()
         return {key.replace("_", " "): value for key, value in values if not isinstance(value, dict)}
 
@@ -161,7 +166,7 @@ class PreparedData(Facts):
 
 
 class Origin(Facts):
-    """Where a report comes from; added when it is written."""
+    """The provenance of a report; added when it is written."""
 
     kind: str = ""
     format_version: int = 0
@@ -172,7 +177,7 @@ class Origin(Facts):
 
 
 class Interval(Facts):
-    """What bootstrap resampling says of a score: its mean, and an interval that holds 95% of the samples."""
+    """The mean of a score over bootstrap samples, and an interval that contains 95% of them."""
 
     mean: float
     low: float
@@ -181,15 +186,15 @@ class Interval(Facts):
 
 
 class MetricScore(Facts):
-    """A score; in a list of systems its name and signature are those of the list."""
+    """A score. In a list of systems, name and signature are given once for the list."""
 
-    name: Line = ""  # sacreBLEU's where that tells metrics apart: BLEU, chrF2, chrF2++, BLEU-lc, TER, BLEU 2017 (…)
+    name: Line = ""  # BLEU, chrF2, chrF2++, BLEU-lc, TER, BLEU 2017 (…): sacreBLEU's name if it is unique
     score: float  # 0 to 100; TER may be above 100
     confidence: Interval | None = None
-    signature: Line = ""  # sacreBLEU's: everything that the score depends on, besides the text
+    signature: Line = ""  # sacreBLEU's: everything but the text that the score depends on
 
     def __str__(self) -> str:
-        """Return it rounded, with the half width of its interval."""
+        """Return the rounded score, with ± half the width of its interval."""
         interval = f" ± {(self.confidence.high - self.confidence.low) / 2:.2f}" if self.confidence else ""
         return f"{self.score:.2f}{interval}"
 
@@ -210,10 +215,10 @@ class PairedScore(Facts):
     score: float
     baseline_score: float
     difference: float
-    p: float  # how often chance alone makes a difference as large as this one
-    verdict: str  # of the system: BETTER, WORSE or NO_DIFFERENCE
-    signature: Line  # sacreBLEU's, with the test, its samples and the seed
-    mean: float | None = None  # of the bootstrap's samples of the system, and what holds 95% of them
+    p: float  # the probability that chance alone makes a difference at least as large
+    verdict: str  # on the system: BETTER, WORSE or NO_DIFFERENCE
+    signature: Line  # sacreBLEU's, including the test, its samples and the seed
+    mean: float | None = None  # of the system's score over bootstrap samples; low and high contain 95% of them
     low: float | None = None
     high: float | None = None
 
@@ -243,9 +248,9 @@ class Bucket(Facts):
     baseline_chrf: float | None = None
 
 
-class OddLines(Facts):
+class FlaggedLines(Facts):
     n_lines: int
-    lines: list[int]  # the first of them
+    lines: list[int]  # the first ones
     baseline_n_lines: int | None = None
 
 
@@ -255,8 +260,8 @@ class NumbersKept(Facts):
     kept_share: float | None
     baseline_n_kept: int | None = None
     baseline_kept_share: float | None = None
-    n_lines: int  # with a number that was lost
-    lines: list[int]  # the first of them
+    n_lines: int  # lines with a missing number
+    lines: list[int]  # the first ones
 
 
 class Sentence(Facts):
@@ -270,28 +275,28 @@ class Sentence(Facts):
     baseline_chrf: float | None = None
     baseline_bleu: float | None = None
     chrf_difference: float | None = None
-    oddities: list[str]
+    oddities: list[str]  # quality flags
 
 
 class Analysis(Facts):
-    beside: str  # source or reference: what lengths are compared with
+    beside: str  # source or reference: the text that lengths are compared with
     by_length: list[Bucket]
     by_rarest_word: list[Bucket] | None = None
-    oddities: dict[str, OddLines]
+    oddities: dict[str, FlaggedLines]  # quality flag → lines
     numbers: NumbersKept
     length_ratio: float
     baseline_length_ratio: float | None = None
     worst: list[Sentence]
     best: list[Sentence]
-    gained: list[Sentence] | None = None  # against the baseline
-    lost: list[Sentence] | None = None
+    gained: list[Sentence] | None = None  # better than the baseline
+    lost: list[Sentence] | None = None  # worse than the baseline
 
     @property
     def has_baseline(self) -> bool:
         return self.baseline_length_ratio is not None
 
 
-Curve: TypeAlias = dict[str, list[int | float | None]]  # name of a column → its values, one for each step
+Curve: TypeAlias = dict[str, list[int | float | None]]  # column → its values, one per step
 
 
 class TrainingCurves(Facts):
@@ -302,21 +307,21 @@ class TrainingCurves(Facts):
 class ModelManifest(Facts):
     description: Line | None = None
     settings: Values
-    changed: list[Line]  # settings that are not the defaults
+    changed: list[Line]  # settings that differ from the defaults
     model: Values
     starts: list[Values]  # started_at, command, commit, versions, hardware, as far as known
-    corpus: Values  # fingerprint; while it is there, train: {sources}, valid and test as in PreparedData
+    corpus: Values  # fingerprint; if the corpus still exists, train: {sources}, valid and test as in PreparedData
     translation: Values = {}
 
     @property
     def chosen_settings(self) -> Values:
-        """Those that are not the defaults, and the languages, in their order."""
+        """The settings that differ from the defaults, and the languages, in the order of `settings`."""
         chosen = {*self.changed, "src_lang", "tgt_lang"}
         return {key: value for key, value in self.settings.items() if key in chosen}
 
 
 class TrainingFigures(Facts):
-    """How far training had come, as far as known."""
+    """The known figures of training."""
 
     steps: int | None = None
     n_tgt_tokens: int | None = None
@@ -330,11 +335,11 @@ class Evaluation(TrainingFigures, Origin):
     src_lang: Line | None = None
     tgt_lang: Line | None = None
     n_src_tokens: int | None = None  # of training
-    src_fill: float | None = None  # fraction of the positions that held a token
+    src_fill: float | None = None  # packing efficiency: fraction of positions that held a token
     tgt_fill: float | None = None
-    basis: Values | None = None  # what translations depend on, besides the text: averaged_steps, decode
-    best: Values | None = None  # step, and the score by which it was the best: bleu or loss
-    translations: dict[Line, str] | None = None  # set → checksum of the file in the run folder
+    basis: Values | None = None  # everything but the text that translations depend on: averaged_steps, decode
+    best: Values | None = None  # step of the best checkpoint, and its score: bleu or loss
+    translations: dict[Line, str] | None = None  # set → checksum of its file in the run folder
     test_sets: dict[Line, ScoredSet]
     valid: ScoredSet | None = None
     comparison: BaselineTest | None = None
@@ -359,7 +364,7 @@ class Evaluation(TrainingFigures, Origin):
 
     @property
     def warning_lines(self) -> list[str]:
-        """What is odd, each line with the name of its test set where there are several."""
+        """The warnings, each with the name of its test set if there are several."""
         prefixes = {name: f"{name}: " if len(self.test_sets) > 1 else "" for name in self.warnings}
         return [f"{prefixes[name]}{line}" for name, lines in self.warnings.items() for line in lines]
 
@@ -371,7 +376,7 @@ class SystemFigures(TrainingFigures):
     name: Line
 
     def figure(self, key: str) -> str:
-        """Return one of FIGURES, rounded."""
+        """Return the value of a key of FIGURES, rounded, as text."""
         value = getattr(self, key)
         if value is None:
             return "–"
@@ -382,17 +387,17 @@ class PairedSystems(Facts):
     first: int
     second: int
     p: float
-    verdict: str  # of the first
+    verdict: str  # on the first
 
 
 class ComparedMetric(Facts):
-    """Lists are in the order of the systems; systems in ranking and pairs are indices."""
+    """One metric of all systems. Lists are in the order of the systems; ranking and pairs contain their indices."""
 
     name: Line
     signature: Line
     test_signature: Line
     scores: list[MetricScore]
-    groups: list[list[str]]  # letters; two systems share one if they cannot be told apart
+    groups: list[list[str]]  # letters; two systems share one if they do not differ significantly
     ranking: list[int]  # best first
     pairs: list[PairedSystems]
     verdict: Line
@@ -409,7 +414,7 @@ class ComparedSet(Facts):
 
     @property
     def verdicts(self) -> list[str]:
-        """What the metrics say, those that say the same together."""
+        """The verdicts, each with the metrics that agree on it."""
         found: dict[str, list[str]] = {}
         for metric in self.metrics:
             found.setdefault(metric.verdict, []).append(short_name(metric.name))
@@ -432,7 +437,7 @@ class SystemComparison(Origin):
 
     @property
     def figures(self) -> dict[str, str]:
-        """Those of FIGURES that some system has."""
+        """The entries of FIGURES that at least one system has."""
         return {
             key: name for key, name in FIGURES.items() if any(getattr(one, key) is not None for one in self.systems)
         }

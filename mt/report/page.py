@@ -1,6 +1,6 @@
-"""HTML pages that stand alone: one file, no network, readable without JavaScript and in print.
+"""Self-contained HTML pages: one file, no network, readable without JavaScript and in print.
 
-Pages are Jinja2 templates that escape every string; only `Markup` is taken as it is.
+Pages are Jinja2 templates that escape every string except `Markup`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ Unit = Literal["count", "fraction", "seconds", "bytes"]
 
 @dataclass(frozen=True)
 class Number:
-    """A number that is shown rounded; the cells of tables have it unrounded in `data-value`, by which they sort."""
+    """A number that is shown rounded. Table cells sort by its unrounded value in `data-value`."""
 
     value: float | None  # None, NaN and infinity are shown as a dash
-    unit: Unit = "count"  # a fraction, from 0 to 1, is shown as a percentage
-    digits: int | None = None  # after the point; None: what suits the unit
+    unit: Unit = "count"  # a fraction from 0 to 1 is shown as a percentage
+    digits: int | None = None  # after the point; None: the default of the unit
 
     @property
     def known(self) -> float | None:
@@ -58,14 +58,14 @@ class Number:
 
 @dataclass(frozen=True)
 class Text:
-    """Text of a data set in a cell, in its own language and direction."""
+    """Text from data in a table cell, with its own language and direction."""
 
     text: str
     lang: str | None = None
 
 
 def _percentage(fraction: float, digits: int) -> str:
-    """Return neither 0% nor 100% unless it is exactly that."""
+    """Return a percentage; 0% and 100% only if they are exact, otherwise <0.1% and >99.9%."""
     smallest = 10.0**-digits
     percent = 100 * fraction
     if 0 < percent < smallest / 2:
@@ -87,7 +87,7 @@ def code(text: str) -> Markup:
 
 
 def setting_value(value: Any, key: str = "") -> Markup:
-    """Show a value as YAML writes it, and a number with all of its digits."""
+    """Return a value as YAML writes it, and a number with all of its digits."""
     if isinstance(value, bool) or value is None or isinstance(value, (list, tuple, dict)):
         return code(json.dumps(value, ensure_ascii=False))
     if key.endswith("_bytes"):
@@ -102,7 +102,7 @@ def setting_rows(values: dict[str, Any], as_code: bool = True) -> list[list[str]
 
 
 def plain_value(value: Any) -> str:
-    """Show a value of a manifest as text."""
+    """Return a value of a manifest as text."""
     if isinstance(value, dict):
         return ", ".join(f"{key}: {one}" for key, one in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -123,7 +123,7 @@ def environment() -> Environment:
     )
     found.filters |= {"code": code, "number": Number, "rows": setting_rows, "short": short_name, "truncated": truncated}
     found.filters |= {"plain": plain_value, "text": lambda text, lang: None if text is None else Text(text, lang)}
-    found.filters["plural"] = lambda count, noun: f"{count:,} {noun}{'' if count == 1 else 's'}"
+    found.filters["plural"] = lambda n, one, many="": f"{n:,} {one if n == 1 else many or f'{one}s'}"
     found.filters["date"] = lambda iso: iso.replace("T", " ").replace("+00:00", " UTC")
     found.globals |= {
         "fraction": fraction,
@@ -154,8 +154,9 @@ def table(
 
     Args:
         rows: cells, which are strings, numbers, `Number`s or `Text`s; the first of each row is its header.
-        total: a last row, which sorting and searching leave where it is.
-        sortable: by a click on a header, where there is JavaScript; `searchable` adds a search field.
+        total: a last row, which sorting and searching do not move or hide.
+        sortable: a click on a header sorts (needs JavaScript).
+        searchable: adds a search field, and implies sortable.
     """
     shown, last = (
         [[Number(cell) if cell is None or isinstance(cell, (int, float)) else cell for cell in row] for row in part]
@@ -172,12 +173,12 @@ def table(
 def listing(
     context: Context, items: Iterable[object], columns: Mapping[str, str], total: Iterable[object] = (), **options: Any
 ) -> Markup:
-    """Return a table of items, one in each row; columns in which nothing is known are left out.
+    """Return a table of items, one per row; columns without any known value are left out.
 
     Args:
-        columns: header → an expression of Jinja in which the item is called `one`.
+        columns: header → a Jinja expression in which the item is called `one`.
         total: a last row, with a cell for each of the columns.
-        options: of `table`.
+        options: arguments of `table`.
     """
     row = environment().compile_expression(f"[{', '.join(columns.values())}]", undefined_to_none=False)
     known = context.get_all()
@@ -193,8 +194,8 @@ def _is_known(cell: object) -> bool:
 
 
 def page(template: str, title: str, **values: Any) -> str:
-    """Return a whole HTML file: a template, whose sections are listed at the top."""
-    contents: dict[str, str] = {}  # headings by their anchors
+    """Return an HTML file made from a template, with a table of contents at the top."""
+    contents: dict[str, str] = {}  # anchor → heading
 
     def section(heading: str) -> Markup:
         wanted = re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-") or "section"
@@ -204,7 +205,7 @@ def page(template: str, title: str, **values: Any) -> str:
         return Markup('<section id="{}">\n<h2>{}</h2>').format(anchor, heading)
 
     script = files("mt.report").joinpath("templates/script.js").read_text("utf-8")
-    # The browser runs this script alone and fetches nothing, whatever the text holds.
+    # The browser runs only this script and fetches nothing, whatever the text contains.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     parts = {"title": title, "section": section, "contents": contents, "script": Markup(script), "digest": digest}
     return harmless(environment().get_template(template).render(values | parts))

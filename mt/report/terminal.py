@@ -16,7 +16,7 @@ from mt.report.facts import (
     short_name,
 )
 
-_WIDEST_NAMES = 60  # characters of the names of all systems, up to which they head the columns of a table
+_WIDEST_NAMES = 60  # characters of all systems' names together; longer ones do not fit as column headers
 
 
 def scores_text(sets: Mapping[str, ScoredSet]) -> str:
@@ -27,7 +27,7 @@ def scores_text(sets: Mapping[str, ScoredSet]) -> str:
         lines.append(f"{name} ({scored.n_lines:,} lines{references})")
         width = _name_width(scored.scores)
         for one in scored.scores:
-            # What a name says in brackets comes last.
+            # The part of a name in brackets goes to the end of the line.
             head, bracket, remark = one.name.partition(" (")
             score, *interval = str(one).partition(" ")
             lines.append(f"  {head:<{width}}{score:>7}{''.join(interval)}   {one.signature}{bracket}{remark}")
@@ -35,12 +35,12 @@ def scores_text(sets: Mapping[str, ScoredSet]) -> str:
 
 
 def evaluation_text(facts: Evaluation) -> str:
-    """Return the scores, and what a comparison with a baseline found."""
+    """Return the scores, and the comparison with a baseline if there is one."""
     lines = [scores_text(facts.test_sets)]
     if test := facts.comparison:
         for name, paired in test.test_sets.items():
             kind = f"paired test, {test.n_samples:,} {SAMPLE_NAMES[test.test]}"
-            lines.append(f"{name}, against {test.baseline} ({kind})")
+            lines.append(f"{name}, compared with {test.baseline} ({kind})")
             width = _name_width(paired.scores)
             lines += [
                 f"  {short_name(one.name):<{width}}{one.score:>7.2f} against {one.baseline_score:.2f}   "
@@ -56,7 +56,7 @@ def _name_width(scores: Sequence[MetricScore] | Sequence[PairedScore]) -> int:
 
 
 def comparison_text(facts: SystemComparison) -> str:
-    """Return a table for each test set, what can be told apart, and how the configs differ."""
+    """Return a table for each test set, the verdicts, and the settings that differ."""
     lines = []
     for name, compared in facts.test_sets.items():
         kind = f"paired tests, {facts.n_samples:,} {SAMPLE_NAMES[facts.test]}"
@@ -64,7 +64,7 @@ def comparison_text(facts: SystemComparison) -> str:
         lines += compared.verdicts
     metrics = [metric for compared in facts.test_sets.values() for metric in compared.metrics]
     if any(len({*map(tuple, metric.groups)}) > 1 for metric in metrics):
-        lines.append(f"Systems that share a letter cannot be told apart at p < {LARGEST_P}.")
+        lines.append(f"Systems that share a letter do not differ significantly (p < {LARGEST_P}).")
     return "\n".join([*lines, *_difference_lines(facts)])
 
 
@@ -78,13 +78,13 @@ def _rows(facts: SystemComparison, compared: ComparedSet) -> list[list[str]]:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Align the first column at the left, and the others at the right."""
+    """Return rows as lines, the first column aligned at the left, the others at the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  " + "  ".join([first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]) for first, *others in rows]
 
 
 def _difference_lines(facts: SystemComparison) -> list[str]:
-    """List the settings that differ; long names of systems are numbers, which a line each explains."""
+    """Return the settings that differ; long names of systems are replaced by numbers, with a line to explain each."""
     if facts.differences is None:
         return []
     if not facts.differences:
@@ -96,4 +96,4 @@ def _difference_lines(facts: SystemComparison) -> list[str]:
     rows = [["setting", *names]]
     for key, values in facts.differences.items():
         rows.append([key, *("null" if value is None else str(value) for value in values)])
-    return ["What differs in the configs", *explained, *_aligned(rows)]
+    return ["Settings that differ", *explained, *_aligned(rows)]

@@ -1,6 +1,6 @@
-"""Text of data sets as a page shows it: nothing hidden, nothing harmful, and what differs marked.
+"""Text from data for a page: invisible characters are shown, harmful ones replaced, and differences marked.
 
-Text may hold anything: tags, quotes, control characters, bidirectional overrides.
+Text may contain anything: tags, quotes, control characters, bidirectional overrides.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from difflib import SequenceMatcher
 import regex
 from markupsafe import Markup, escape
 
-MAX_EXAMPLE_CHARS = 1_000  # of a text that is shown; of a longer one the page says how much is left out
-_MOST_MATCHES = 100_000  # pairs of equal parts of two texts, above which aligning them would take many seconds
+MAX_EXAMPLE_CHARS = 1_000  # longer texts are cut, and the page says how much is left out
+_MOST_MATCHES = 100_000  # pairs of equal parts of two texts; with more, aligning them would take many seconds
 
-# What HTML and UTF-8 cannot hold, and what would turn the direction of the text around it.
+# Characters that HTML or UTF-8 cannot represent, or that would change the direction of the text around them.
 _HARMFUL = regex.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff\u202a-\u202e\u2066-\u2069]")
-# What cannot be seen or looks like a space. The joiners U+200C and U+200D are left: words and emoji are spelled with
-# them.
+# Characters that are invisible or look like a space, except the joiners U+200C and U+200D, which words and emoji are
+# spelled with.
 _INVISIBLE_INSIDE = regex.compile(
     "[\x00-\x1f\x7f-\xa0\xad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5\u180e\u2000-\u200b\u200e\u200f\u2028-\u202f"
     "\u205f-\u206f\u3000\u3164\ud800-\udfff\ufeff\uffa0\ufff9-\ufffb\ufffe\uffff\U000e0000-\U000e007f]"
@@ -27,12 +27,12 @@ _INVISIBLE_INSIDE = regex.compile(
 )
 _INVISIBLE = regex.compile(f"{_INVISIBLE_INSIDE.pattern}|^ +| +$")
 _WORDS = regex.compile(r"\s+|[\w\p{M}]+|[^\w\s]\p{M}*")
-_CONTROL_NAMES = {"\t": "TAB", "\n": "LINE FEED", "\r": "CARRIAGE RETURN"}  # which Unicode gives no names
+_CONTROL_NAMES = {"\t": "TAB", "\n": "LINE FEED", "\r": "CARRIAGE RETURN"}  # Unicode has no names for these
 _SIGNS = {" ": "·", "\t": "⇥", "\n": "↵", "\xa0": "⍽"}
 
 
 def harmless(text: str) -> str:
-    """Replace the characters that cannot be written, or would turn the text around them, by their numbers."""
+    """Replace characters that cannot be written or would change the direction of text by their code points."""
     return str(_HARMFUL.sub(lambda match: f"[{_code_point(match[0])}]", text))
 
 
@@ -52,7 +52,7 @@ def _sign(character: str) -> Markup:
 
 
 def visible(text: str, invisible: regex.Pattern[str] = _INVISIBLE) -> Markup:
-    """Show spaces at the ends, double spaces and invisible characters as signs."""
+    """Return text in which spaces at the ends, double spaces and invisible characters are shown as signs."""
     parts, end = [], 0
     for match in invisible.finditer(text):
         parts += [escape(text[end : match.start()]), *map(_sign, match[0])]
@@ -61,7 +61,7 @@ def visible(text: str, invisible: regex.Pattern[str] = _INVISIBLE) -> Markup:
 
 
 def truncated(text: str) -> Markup:
-    """Return `visible` text; where it is long, its beginning and how much is not shown."""
+    """Return `visible` text; of long text, its beginning and the number of characters left out."""
     return visible(text[:MAX_EXAMPLE_CHARS]) + _more(text)
 
 
@@ -75,9 +75,9 @@ def _more(text: str) -> Markup:
 
 
 def character_differences(before: str, after: str) -> tuple[Markup, Markup, str]:
-    """Return two versions of a text with their differences marked, and the first few as names of characters.
+    """Return two versions of a text with their differences marked, and the names of the first differing characters.
 
-    Of long texts the part from the first difference on is shown.
+    Long texts are shown from shortly before the first difference.
     """
 
     def mark(text: str, tag: str) -> Markup:
@@ -93,12 +93,12 @@ def character_differences(before: str, after: str) -> tuple[Markup, Markup, str]
 
 
 def word_differences(one: str, other: str) -> tuple[Markup, Markup]:
-    """Return two versions of a text with the words marked that the other does not have."""
+    """Return two versions of a text; words that the other version does not have are marked."""
 
     def mark(text: str, _tag: str) -> Markup:
         if not text.strip():
             return visible(text, _INVISIBLE_INSIDE)
-        # The space between two words is marked with them, that before or after them is not.
+        # The space between two marked words is marked, too; the space before or after them is not.
         start, inner, end = text.partition(text.strip())
         return Markup("{}<mark>{}</mark>{}").format(start, visible(inner, _INVISIBLE_INSIDE), end)
 
@@ -112,8 +112,8 @@ def _marked(
     """Return two versions of a text with their differences marked, and the parts that differ.
 
     Args:
-        unit: what is compared as a whole.
-        mark: marks a part that differs, as `del` of the first version or `ins` of the second.
+        unit: matches the units of comparison, such as words.
+        mark: marks a part that differs, as `del` in the first version or `ins` in the second.
     """
     units = [unit.findall(text[:MAX_EXAMPLE_CHARS]) for text in texts]
     shown: tuple[list[Markup], list[Markup]] = ([], [])
@@ -129,18 +129,18 @@ def _marked(
 
 
 def _from_first_difference(before: str, after: str) -> tuple[str, str]:
-    """Return short texts as they are, and of long ones what follows a little before the first difference."""
+    """Return short texts unchanged, and long ones from shortly before their first difference."""
     if max(len(before), len(after)) <= MAX_EXAMPLE_CHARS:
         return before, after
     first = next((i for i, (old, new) in enumerate(zip(before, after, strict=False)) if old != new), None)
-    if first is None:  # one begins with all of the other
+    if first is None:  # one text is the beginning of the other
         first = min(len(before), len(after))
     start = max(first - MAX_EXAMPLE_CHARS // 10, 0)
     return ("…" if start else "") + before[start:], ("…" if start else "") + after[start:]
 
 
 def _opcodes(old: Sequence[str], new: Sequence[str]) -> list[tuple[str, int, int, int, int]]:
-    """Return difflib's opcodes; of repetitive texts, everything between their common ends is one change."""
+    """Return difflib's opcodes; for very repetitive texts, everything between the common ends is one change."""
     n_old, n_new = Counter(old), Counter(new)
     if sum(n * n_new[part] for part, n in n_old.items()) <= _MOST_MATCHES:
         return [*SequenceMatcher(None, old, new, autojunk=False).get_opcodes()]

@@ -71,7 +71,7 @@ def check_files(key: str, corpus: Corpus) -> Iterator[Finding]:
     """Find files that hold something else than their name says, though they could be opened."""
     for name in corpus.files:
         if Path(name).exists() and not (Path(name).is_file() or Path(name).is_dir()):
-            problem = "is a pipe or a device, not a file, and this text is read several times"
+            problem = "is a pipe or a device; it must be a regular file because it is read more than once"
             yield Finding("error", "pipe", key, statement(name, problem), "save it as a file")
             continue
         try:
@@ -94,7 +94,7 @@ def warning(check: str, sample: Sample, side: int | None, problem: str, fix: str
 
 
 def _such_as(sample: Sample, side: int, i: int) -> str:
-    return f"such as line {sample.pairs[i].line:,}, {quoted(sample.sides[side][i])}"
+    return f"for example line {sample.pairs[i].line:,}: {quoted(sample.sides[side][i])}"
 
 
 # ---------------------------------------------------------------------------------------------------- alignment
@@ -114,10 +114,10 @@ def _copied(sample: Sample) -> Finding | None:
     share = len(same) / len(sample.pairs)
     if share < _COPIED:
         return None
-    problem, fix = "are the same text", "give the translation as tgt"
+    problem, fix = "are the same text", "set tgt to the translations"
     if share < _ALL_COPIED:
         problem = f"{percent(share)} of the pairs are the same text on both sides, {_such_as(sample, 0, same[0])}"
-        fix = "remove them, or data.clean.max_copied will; text that was never translated does not teach to translate"
+        fix = "remove them, or let data.clean.max_copied do it: untranslated text does not teach a model to translate"
     return Finding("warning", "copied", sample.key, statement(_both_sides(sample), problem), fix)
 
 
@@ -131,10 +131,9 @@ def _shifted(sample: Sample) -> Finding | None:
     if found is None or found.line == len(sample.pairs):
         return None
     later, earlier = (1, 0) if found.shift > 0 else (0, 1)
-    lines = "1 line" if abs(found.shift) == 1 else f"{abs(found.shift)} lines"
     about = f"about line {sample.pairs[found.line].line:,}" if found.line >= 100 else "the beginning"
-    problem = f"from {about} on it is {lines} behind {sample.side_name(earlier)}"
-    return warning("shifted", sample, later, problem, "look for a missing or an extra line there")
+    problem = f"from {about} on, line N matches line N - {abs(found.shift)} of {sample.side_name(earlier)}"
+    return warning("shifted", sample, later, problem, "look for a missing or extra line there")
 
 
 def _unrelated(sample: Sample) -> Finding | None:
@@ -144,9 +143,8 @@ def _unrelated(sample: Sample) -> Finding | None:
     correlation = float(np.corrcoef(lengths.T)[0, 1])
     if correlation >= _LOW_CORRELATION:
         return None
-    compared = f"correlation {correlation:.2f}; translations have about 0.9"
-    problem = f"the lengths of the lines do not go together ({compared})"
-    fix = "see whether line i of the one translates line i of the other: one side may be sorted or shuffled"
+    problem = f"the lengths of their lines have a correlation of {correlation:.2f}; translations have about 0.9"
+    fix = "check that each line translates the same line of the other side: one side may be sorted or shuffled"
     return Finding("warning", "unrelated", sample.key, statement(_both_sides(sample), problem), fix)
 
 
@@ -159,38 +157,38 @@ _TRACES: dict[str, tuple[float, str, str, str]] = {
     "mojibake": (
         0.002,
         f"[ÂÃÄÅÎÏÐÑØÙ][{_CONTINUATIONS}]|[à-ï][{_CONTINUATIONS}]{{2}}|[ð-ô][{_CONTINUATIONS}]{{3}}",
-        "hold UTF-8 that was read as Latin-1",
-        "get the text from where it was whole, or fix it with ftfy",
+        "contain UTF-8 that was decoded as Latin-1",
+        "get the text again from its origin, or repair it with ftfy",
     ),
-    "replaced": (0.01, "\ufffd", "hold U+FFFD for lost characters", "decode the original text again"),
+    "replaced": (0.01, "\ufffd", "contain U+FFFD in place of lost characters", "decode the original text again"),
     "tokenised": (
         0.1,
         r" [.,](?: |$)|&(?:apos|quot);|@-@",
-        "are tokenised already",
-        "give raw text, detokenised (sacremoses detokenize); the tokenizer cuts it itself",
+        "are already tokenised",
+        "detokenise the text (sacremoses detokenize): mt tokenises plain text itself",
     ),
     "pieces": (
         0.01,
         r"@@(?: |$)|\u2581",
-        "are cut into pieces already",
-        "give raw text: join the pieces (sed -E 's/@@( |$)//g' for BPE)",
+        "are already split into subwords",
+        "join the subwords (for BPE: sed -E 's/@@( |$)//g'): mt splits plain text itself",
     ),
     "special_tokens": (
         0.001,
         r"<(?:s|/s|unk|pad|0x[0-9A-F]{2})>",
-        "hold special tokens as text",
-        "remove them: mt puts in what sentences begin and end with",
+        "contain special tokens as text",
+        "remove them: mt adds its special tokens itself",
     ),
     "tags": (
         0.05,
         r"</?[A-Za-z][A-Za-z0-9]*(?:\s[^<>]*)?/?>",
-        "hold tags",
-        "remove the markup, or name the tags in tokenizer.user_symbols",
+        "contain markup tags",
+        "remove the markup, or list the tags in tokenizer.user_symbols",
     ),
     "entities": (
         0.01,
         r"&(?:#\d+|#x[0-9a-fA-F]+|[A-Za-z]{2,8});",
-        "hold HTML entities",
+        "contain HTML entities",
         "set data.clean.html_entities: true",
     ),
 }
@@ -220,19 +218,19 @@ def check_symbols(sample: Sample, symbols: Iterable[str]) -> Iterator[Finding]:
         for side, texts in enumerate(sample.sides):
             found = next((i for i, text in enumerate(texts) if symbol in text), None)
             if found is not None:
-                problem = f"holds the tag {symbol} as text, {_such_as(sample, side, found)}"
-                fix = "choose another tag, or remove it from the text: mt puts it in front of the source itself"
+                problem = f"contains the tag {symbol} as text, {_such_as(sample, side, found)}"
+                fix = "choose another tag, or remove it from the text: mt adds it to each source sentence itself"
                 yield warning("tag_in_text", sample, side, problem, fix)
 
 
 # Ways of writing that training and test text should have in common, by check: which lines have it, how they are told,
 # and the fix.
 _HABITS: dict[str, tuple[Callable[[str], bool], str, str]] = {
-    "case": (lambda text: text != text.lower(), "have capital letters", "write both in true case"),
+    "case": (lambda text: text != text.lower(), "have capital letters", "keep the original capitals in all text"),
     "final_punctuation": (
         lambda text: not text.rstrip("\"'”’»)] ")[-1:].isalnum(),
         "end in punctuation",
-        "give both as they were written",
+        "keep the original punctuation in all text",
     ),
 }
 _RARE, _OFTEN = 0.15, 0.6
@@ -249,7 +247,7 @@ def check_habits(train: Sequence[Sample], others: Sequence[Sample]) -> Iterator[
             for check, (holds, usual, fix) in _HABITS.items():
                 in_train, here = (sum(map(holds, lines)) / len(lines) for lines in (trained, texts))
                 if min(in_train, here) <= _RARE and max(in_train, here) >= _OFTEN:
-                    problem = f"{percent(here)} of the lines {usual}, and {percent(in_train)} in training"
+                    problem = f"{percent(here)} of the lines {usual}, compared with {percent(in_train)} in training"
                     yield warning(check, other, side, problem, fix)
 
 
@@ -275,18 +273,18 @@ def _empty_lines(sample: Sample) -> Iterator[Finding]:
         empty = [i for i, text in enumerate(texts) if not text.strip()]
         if empty:
             first = sample.pairs[empty[0]].line
-            problem = f"{len(empty):,} of {len(texts):,} lines are empty, the first is line {first:,}"
-            fix = "remove them with their counterparts: they are scored as they are"
+            problem = f"{len(empty):,} of {len(texts):,} lines are empty (first: line {first:,})"
+            fix = "remove these lines from both sides: empty lines are scored, too"
             yield warning("empty_lines", sample, side, problem, fix)
 
 
 def _validation_size(valid: Sample) -> Iterator[Finding]:
     if valid.n_pairs < SMALLEST_VALIDATION:
-        problem = f"has {valid.n_pairs:,} pairs: scores of so few leave the choice of a checkpoint to chance"
-        yield warning("valid_size", valid, None, problem, "give 1,000 to 3,000")
+        problem = f"has only {valid.n_pairs:,} pairs, so chance decides which checkpoint has the best score"
+        yield warning("valid_size", valid, None, problem, "use 1,000 to 3,000 pairs")
     if valid.n_pairs > LARGEST_VALIDATION:
-        problem = f"has {valid.n_pairs:,} pairs, which each validation translates: that takes long"
-        yield warning("valid_size", valid, None, problem, "give 1,000 to 3,000 of them")
+        problem = f"has {valid.n_pairs:,} pairs; each validation translates all of them, which is slow"
+        yield warning("valid_size", valid, None, problem, "use 1,000 to 3,000 of them")
 
 
 def _same_sets(valid: Sample, tests: Sequence[Sample]) -> Iterator[Finding]:
@@ -297,8 +295,8 @@ def _same_sets(valid: Sample, tests: Sequence[Sample]) -> Iterator[Finding]:
         n_shared = len(seen & here)
         if n_shared >= _SAME_SET * min(len(seen), len(here)):
             description = f"{sample.key} ({sample.corpus.description})"
-            problem = f"{n_shared:,} of its {len(valid.pairs):,} pairs are in {description}, too"
-            fix = "give other text: what chooses the checkpoint cannot judge it, too"
+            problem = f"{n_shared:,} of its {len(valid.pairs):,} pairs are also in {description}"
+            fix = "use other text: the checkpoint is chosen by its validation score, so test scores would be too high"
             yield warning("valid_is_test", valid, None, problem, fix)
 
 
@@ -316,11 +314,13 @@ def language_identifier(config: RunConfig) -> tuple[LanguageIdentifier | None, l
     try:
         return _identifier(config.src_lang, config.tgt_lang), []
     except NotInstalledError as error:
-        problem = "languages were checked only by their scripts, because py3langid is not installed"
+        problem = "languages: only scripts were checked, because py3langid is not installed"
         return None, [Finding("note", "no_py3langid", "languages", problem, error.fix)]
     except ConfigError as error:
-        problem = f"languages were checked only by their scripts: {error.problem}"
-        return None, [Finding("note", "unknown_language", "languages", problem, "correct the code, if it is wrong")]
+        problem = f"languages: only scripts were checked: {error.problem}"
+        return None, [
+            Finding("note", "unknown_language", "languages", problem, "correct the language code if it is wrong")
+        ]
 
 
 @cache
@@ -346,14 +346,14 @@ def _wrong_scripts(sample: Sample) -> Iterator[Finding]:
         if share > _WRONG_LETTERS:
             script = main_script(text)
             written = " and ".join(sorted(expected_scripts(lang) or ()))
-            problem = f"{percent(share)} of its letters are {script}, and {lang} is written in {written}"
+            problem = f"{percent(share)} of its letters are {script}, but {lang} is written in {written}"
             yield _wrong_language(sample, side, problem)
 
 
 def _swapped(sample: Sample) -> Finding:
     src_lang, tgt_lang = sample.langs
-    problem = f"the sides are swapped: src is {tgt_lang}, and tgt is {src_lang}"
-    return warning("swapped", sample, None, problem, "swap them, or src_lang and tgt_lang")
+    problem = f"the sides are swapped: src is in {tgt_lang} and tgt is in {src_lang}"
+    return warning("swapped", sample, None, problem, "swap src and tgt, or swap src_lang and tgt_lang")
 
 
 def _wrong_language(sample: Sample, side: int, problem: str) -> Finding:
@@ -380,7 +380,7 @@ def _wrong_languages(sample: Sample, identifier: LanguageIdentifier) -> Iterator
         share = 1 - other.pop(None, 0) / len(sides[side])
         if share > _WRONG_TEXTS:
             found = other.most_common(1)[0][0]
-            problem = f"{percent(share)} of its text is not {sample.langs[side]}, but mostly {found}"
+            problem = f"{percent(share)} of its text is not in {sample.langs[side]} but mostly in {found}"
             yield _wrong_language(sample, side, problem)
 
 
@@ -413,10 +413,12 @@ def check_duplicates(sample: Sample, folds: Sequence[Sequence[str]], config: Run
         return
     exact, folded = (1 - len(np.unique(pair_keys(*sides))) / n for sides in (sample.sides, folds))
     if folded > _MANY_DUPLICATES:
-        what = "of the pairs" if sample.is_whole else "of the pairs looked at, and so more of the whole,"
-        problem = f"{percent(folded)} {what} came before, case and punctuation aside ({percent(exact)} to the letter)"
+        what = "of the pairs" if sample.is_whole else "of the pairs checked (more in the whole corpus)"
+        problem = (
+            f"{percent(folded)} {what} repeat earlier ones, ignoring case and punctuation ({percent(exact)} exactly)"
+        )
         is_kept = config.data.clean.duplicates == "keep"
-        fix = "set data.clean.duplicates: folded" if is_kept else "check that this is intended; preparing removes them"
+        fix = "set data.clean.duplicates: folded" if is_kept else "check that this is intended: mt prepare removes them"
         yield warning("duplicates", sample, None, problem, fix)
 
 
@@ -430,9 +432,9 @@ def check_contamination(
     """
     sets = {sample.key: sample.pairs for sample in held_out}
     sought = HeldOut(sets, config.data.clean.contamination_words)
-    fix = "set data.clean.contamination: true, or its scores mean little"
+    fix = "set data.clean.contamination: true, otherwise scores on that set are too high"
     if config.data.clean.contamination:
-        fix = "check that this is intended; preparing removes them"
+        fix = "check that this is intended: mt prepare removes them"
     for sample, sides in zip(train, folds, strict=True):
         found: dict[str, list[int]] = {}
         for i, name in enumerate(map(sought.find, *sides)):
@@ -440,8 +442,6 @@ def check_contamination(
                 found.setdefault(name, []).append(i)
         for name, places in found.items():
             if len(places) > _CONTAMINATED * min(len(sample.pairs), len(sets[name])):
-                problem = (
-                    f"{len(places):,} of the {len(sample.pairs):,} pairs looked at have a side in {name}, "
-                    f"{_such_as(sample, 0, places[0])}"
-                )
+                n = f"{len(places):,} of the {len(sample.pairs):,} pairs checked"
+                problem = f"{n} have a sentence that is also in {name}, {_such_as(sample, 0, places[0])}"
                 yield warning("contamination", sample, None, problem, fix)

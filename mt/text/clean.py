@@ -35,30 +35,30 @@ class Rule(NamedTuple):
 
 # In the order in which they are tried: a pair counts for the first that it breaks.
 RULES: dict[str, Rule] = {
-    "empty": Rule("clean", "A side holds no text."),
+    "empty": Rule("clean", "A side is empty."),
     "too_long": Rule("clean.max_chars", "A side has more characters than allowed."),
     "length_ratio": Rule("clean.max_length_ratio", "One side is many times as long as the other, in bytes."),
-    "copied": Rule("clean.max_copied", "The two sides are the same prose, or nearly: it was not translated."),
+    "copied": Rule("clean.max_copied", "The two sides are the same prose, or nearly the same: it was not translated."),
     "too_little_copied": Rule("clean.min_copied", "The two sides share too few words, names and numbers."),
     "non_letters": Rule("clean.max_non_letters", "A side is mostly digits, punctuation and symbols."),
     "swapped": Rule("clean.language", "Each side is in the language of the other, by its script or its words."),
     "wrong_script": Rule("clean.max_wrong_script", "A side is in a script that its language is not written in."),
-    "numbers": Rule("clean.numbers", "The two sides hold different numbers."),
-    "wrong_language": Rule("clean.language", "A side is in another language than it should be."),
+    "numbers": Rule("clean.numbers", "The two sides contain different numbers."),
+    "wrong_language": Rule("clean.language", "A side is in another language than the config says."),
     "contaminated": Rule("clean.contamination", "A side is in a validation or test set."),
-    "duplicate": Rule("clean.duplicates", "The same pair came before."),
-    "folded_duplicate": Rule("clean.duplicates", "The same pair came before, but for case and punctuation."),
+    "duplicate": Rule("clean.duplicates", "The same pair occurs earlier."),
+    "folded_duplicate": Rule("clean.duplicates", "The same pair occurs earlier, ignoring case and punctuation."),
     "too_many_tokens": Rule("max_tokens", "A side has more tokens than allowed."),
 }
 CHANGE_RULES: dict[str, Rule] = {
-    "unicode_nfc": Rule("clean.unicode_nfc", "Letters and their accents were joined to one character (Unicode NFC)."),
+    "unicode_nfc": Rule("clean.unicode_nfc", "Letters and their accents were joined into one character (Unicode NFC)."),
     "control_characters": Rule("clean.control_characters", "Control and invisible characters became spaces."),
     "html_entities": Rule("clean.html_entities", "HTML entities such as &amp; became the characters they stand for."),
     "punctuation": Rule(
-        "clean.punctuation", "Quotes, dashes and the spaces beside them were made alike, as Moses does."
+        "clean.punctuation", "Quotes, dashes and the spaces around them were normalised, as Moses does."
     ),
     "white_space": Rule(
-        "clean.white_space", "Tabs, runs of spaces and spaces at the ends became single spaces or went."
+        "clean.white_space", "Tabs and runs of spaces became single spaces; spaces at the ends were removed."
     ),
 }
 

@@ -182,11 +182,12 @@ def check_cleaning(cleaned: CleanedSample) -> Iterator[Finding]:
     example = removal.examples[0]
     problem = (
         f"cleaning removes {percent(n_removed / n)} of the pairs, most of them ({percent(removal.count / n)} of all) "
-        f"as {rule}, such as line {example['line']:,}, {quoted(example['src'])} and {quoted(example['tgt'])}"
+        f"by the rule {rule}, for example line {example['line']:,}: "
+        f"{quoted(example['src'])} and {quoted(example['tgt'])}"
     )
-    fix = f"look at these lines, or change data.{RULES[rule].setting} if they are good"
+    fix = f"look at these lines; if they are good, change data.{RULES[rule].setting}"
     if rule == "empty":
-        fix = "give the text that is missing, or leave out these lines on both sides"
+        fix = "add the missing text, or delete these lines on both sides"
     yield warning("cleaning", sample, None, problem, fix)
 
 
@@ -194,8 +195,8 @@ def check_rehearsal(rehearsal: Rehearsal, config: RunConfig) -> Iterator[Finding
     """Check lengths in tokens, and what the vocabulary is like for each corpus."""
     if not sum(source.n_kept for source in rehearsal.sources):
         n_read = sum(len(source.sample.pairs) for source in rehearsal.sources)
-        problem = f"data.train: nothing is left of {n_read:,} pairs that were looked at"
-        yield Finding("error", "nothing_left", "data.train", problem, "see the findings of its sources")
+        problem = f"data.train: none of the {n_read:,} pairs checked would be kept"
+        yield Finding("error", "nothing_left", "data.train", problem, "see the findings for each training corpus")
     for source in rehearsal.sources:
         yield from _too_long(source, config.data.max_tokens)
         yield from _bytes_and_unknown(source, rehearsal.tokenizer, config)
@@ -207,14 +208,14 @@ def _too_long(source: EncodedSample, max_tokens: int) -> Iterator[Finding]:
     if fraction > _MANY_TOO_LONG:
         longest = int(np.percentile(source.lengths.max(axis=0), 99))
         removed = f"{percent(fraction)} of the pairs have more than {max_tokens:,} tokens on a side and are removed"
-        fix = "raise data.max_tokens, or split the segments at the ends of sentences"
+        fix = "raise data.max_tokens, or split long segments into sentences"
         yield warning("max_tokens", source.sample, None, f"{removed}; one in a hundred has {longest:,} or more", fix)
 
 
 def _bytes_and_unknown(source: EncodedSample, tokenizer: Tokenizer, config: RunConfig) -> Iterator[Finding]:
     fix = "raise tokenizer.character_coverage or tokenizer.vocab_size"
     if config.tokenizer.model is not None or config.train.init_from is not None:
-        fix = "take a tokenizer that was trained on text like this"
+        fix = "use a tokenizer that was trained on similar text"
     for side, counts in enumerate(source.piece_counts):
         n_tokens = max(1, int(counts.sum()))
         unknown_share = int(counts[UNK_ID]) / n_tokens
@@ -223,7 +224,9 @@ def _bytes_and_unknown(source: EncodedSample, tokenizer: Tokenizer, config: RunC
             yield warning("unknown", source.sample, side, problem, fix)
         byte_share = int(counts[sorted(tokenizer.byte_ids)].sum()) / n_tokens
         if byte_share > _MANY_BYTES:
-            problem = f"{percent(byte_share)} of its tokens are single bytes, of characters that are no pieces"
+            problem = (
+                f"{percent(byte_share)} of its tokens are single bytes: their characters are not in the vocabulary"
+            )
             yield warning("bytes", source.sample, side, problem, fix)
 
 
@@ -235,7 +238,7 @@ def _vocabulary_size(rehearsal: Rehearsal, config: RunConfig) -> Iterator[Findin
     if is_given or occurrences >= FEWEST_OCCURRENCES or not all(source.sample.is_read for source in rehearsal.sources):
         return
     key = "tokenizer.vocab_size"
-    often = f"{occurrences:.0f} times each in the corpus, on average"
-    problem = f"{key}: {rehearsal.vocab_size:,} pieces occur {often}: too rarely to be learnt"
+    often = f"on average, each of {rehearsal.vocab_size:,} pieces occurs only {occurrences:.0f} times in the corpus"
+    problem = f"{key}: {often}, too rarely to be learnt well"
     smaller = max(_SMALLEST_VOCABULARY, rounded(n_tokens / (2 * FEWEST_OCCURRENCES)))
     yield Finding("warning", "vocabulary", key, problem, f"set it to {smaller}, or give more text")

@@ -1,1 +1,1 @@
-"""What looks at a training without being part of it: doctor, dry run, bench, and the proof of resuming."""
+"""Tools around training: doctor, dry run, bench, and the proof that resuming is exact."""

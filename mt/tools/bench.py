@@ -1,4 +1,4 @@
-"""Measure speed: of training on the engine, of decoding with a translator. Nothing is written."""
+"""Measurements of the speed of training and of decoding: `mt bench`. Nothing is written."""
 
 from __future__ import annotations
 
@@ -35,36 +35,38 @@ from mt.units import format_count
 
 _log = logging.getLogger(__name__)
 
-# Without a number of updates, as many are timed as take this time, and no fewer than this.
+# Without a given number, updates are timed for TIMED_SECONDS, but at least FEWEST_STEPS of them.
 TIMED_SECONDS = 20.0
 FEWEST_STEPS = 10
-# A step of the warm-up that takes more than this fraction of the time of the one before ends it.
+# The warm-up ends with the first step that takes more than this fraction of the time of the step before.
 STEADY_SHARE = 0.8
 MOST_WARM_UP_STEPS = 10
-# Made-up sentences: target lengths are lognormal with the mean of WMT14's English-German training text in pieces, the
-# spread and the ratio of the sides are those of its news test sets.
+# Random sentences: target lengths are lognormal with the mean of WMT14's English-German training text in pieces; the
+# spread and the length ratio are those of its news test sets.
 RANDOM_PAIRS = 100_000
 MEAN_TGT_TOKENS, LOG_LENGTH_DEVIATION = 28.0, 0.6
 SRC_TOKENS_PER_TGT_TOKEN, LOG_RATIO_DEVIATION = 0.95, 0.17
-# Latency is that of this number of lines, spread over the text, or of as many as take this time.
+# Latency is measured on up to LATENCY_LINES lines, spread over the text, for about LATENCY_SECONDS at most.
 LATENCY_LINES, LATENCY_SECONDS = 100, 20.0
-# Lines that are translated before the clock starts.
+# Lines that are translated before the measurement starts.
 WARM_UP_LINES = 64
 
 
 def bench_training(config: RunConfig, n_steps: int | None = None, random_data: bool = False) -> dict[str, Any]:
-    """Warm up, time some updates without waiting for the device in between, then look into a few more.
+    """Measure the speed of training.
+
+    After a warm-up, some updates are timed without waiting for the device in between. A few more are timed in parts.
 
     Args:
         n_steps: updates to time; None: about TIMED_SECONDS of them.
-        random_data: train on made-up sentences; else on the config's own corpus, prepared if need be.
+        random_data: train on random sentences instead of the config's own corpus, which is prepared if necessary.
     Returns:
-        The figures. Tokens are real ones, ends of sentences included.
+        The figures. Padding does not count as tokens; ends of sentences do.
     Raises:
         MTError: data, settings or device need the user's attention.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("WORLD_SIZE", "one device is measured", "start one process, without torchrun")
+        raise ConfigError("WORLD_SIZE", "mt bench measures one device", "start it without torchrun")
     corpus = None if random_data else prepare(config)
     started_at = time.perf_counter()
     engine = engine_over(config, corpus, None if corpus is None else corpus.tokenizer_path)
@@ -82,15 +84,17 @@ def bench_training(config: RunConfig, n_steps: int | None = None, random_data: b
             seconds, stall_seconds, n = _time_steps(engine, islice(updates, n_steps))
             parts = _time_parts(engine, islice(updates, min(20, max(1, n_steps // 5))))
     except OutOfMemory as error:
-        problem = f"micro-batches of {micro_batch_tokens:,} target tokens do not fit the memory of {device} ({error})"
+        problem = (
+            f"micro-batches of {micro_batch_tokens:,} target tokens do not fit into the memory of {device} ({error})"
+        )
         raise ConfigError("train.micro_batch_tokens", problem, f"set it to {micro_batch_tokens // 2}") from None
-    memory = peak_memory_bytes(device)  # before the peak of speed is measured, which takes memory too
+    memory = peak_memory_bytes(device)  # before peak_flops, which uses memory for its measurement
     reserved_memory = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
     flops, peak = engine.model.training_flops(n["src_tokens"], n["tgt_tokens"]), peak_flops(device, engine.dtype)
     return {
         "what": "training",
         "name": config.name,
-        "data": "made-up sentences of WMT14's lengths" if corpus is None else str(corpus.folder),
+        "data": "random sentences with WMT14's lengths" if corpus is None else str(corpus.folder),
         "device": str(device),
         "execution": engine.note,  # precision, and whether it was compiled
         "n_parameters": engine.model.n_parameters,
@@ -98,14 +102,14 @@ def bench_training(config: RunConfig, n_steps: int | None = None, random_data: b
         "micro_batch_tokens": micro_batch_tokens,
         "n_micro_batches": engine.budget.n_micro_batches,
         "warm_up_steps": len(warm_up),
-        # From nothing until the steps are steady: made-up sentences, model, micro-batches that fit, compilation.
+        # From the start until steps take a steady time: random sentences, model, micro-batches that fit, compilation.
         "warm_up_seconds": warm_up_seconds,
         "n_steps": n_steps,
         "step_seconds": seconds / n_steps,
         "tgt_tokens_per_second": n["tgt_tokens"] / seconds,
         "src_tokens_per_second": n["src_tokens"] / seconds,
-        # The device, or on a CPU the computation, waits for data in the timed updates. The other parts are those of
-        # further updates with a clock between them; forward includes the loss.
+        # input_stall: how long the device (on a CPU, the computation) waits for data in the timed updates. The other
+        # parts are measured on further updates; forward includes the loss.
         "split_seconds": {"input_stall": stall_seconds / n_steps, **parts},
         "src_fill": n["src_tokens"] / n["src_positions"],  # fraction of the positions that hold real tokens
         "tgt_fill": n["tgt_tokens"] / n["tgt_positions"],
@@ -114,14 +118,18 @@ def bench_training(config: RunConfig, n_steps: int | None = None, random_data: b
         "flops_per_tgt_token": flops / n["tgt_tokens"],  # see Transformer.training_flops
         "flops_per_second": flops / seconds,
         "peak_flops_per_second": peak,
-        "peak_is_measured": data_sheet_flops(device, engine.dtype) is None,  # else it is that of a data sheet
+        "peak_is_measured": data_sheet_flops(device, engine.dtype) is None,  # False: it is from the data sheet
         "mfu": flops / seconds / peak,
-        **basis(device),
+        **provenance(device),
     }
 
 
 def engine_over(config: RunConfig, corpus: PreparedCorpus | None, tokenizer: Path | None) -> Engine:
-    """Return an engine over a corpus or made-up sentences; the vocabulary is the tokenizer's, or as the config says."""
+    """Return an engine over a corpus, or over random sentences if it is None.
+
+    Args:
+        tokenizer: its vocabulary size is used; None: the size in the config.
+    """
     tune_malloc()
     vocab_size = config.tokenizer.vocab_size if tokenizer is None else Tokenizer.load(tokenizer).vocab_size
     if corpus is None:
@@ -130,7 +138,7 @@ def engine_over(config: RunConfig, corpus: PreparedCorpus | None, tokenizer: Pat
 
 
 def random_corpus(vocab_size: int, max_tokens: int, n_pairs: int = RANDOM_PAIRS) -> ParallelIds:
-    """Make pairs of ids with the lengths of real ones; rank r of the vocabulary comes in proportion to 1 / r."""
+    """Return pairs of random ids with realistic lengths; the id of rank r occurs in proportion to 1 / r."""
     rng = np.random.default_rng(1)
     mean_log = math.log(MEAN_TGT_TOKENS) - LOG_LENGTH_DEVIATION**2 / 2
     tgt_lengths = rng.lognormal(mean_log, LOG_LENGTH_DEVIATION, n_pairs)
@@ -146,15 +154,15 @@ def random_corpus(vocab_size: int, max_tokens: int, n_pairs: int = RANDOM_PAIRS)
     return ParallelIds(side(src_lengths), side(tgt_lengths))
 
 
-class Laps:
-    """A clock in the stream of the device: the host notes what ends, and does not wait until it asks."""
+class StepTimer:
+    """A timer in the stream of the device: the host records where parts end, and waits only in `seconds`."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._moments = device, list[tuple[str, Any]]()
         self.end("")
 
     def end(self, part: str) -> None:
-        """Note that what was done since the last call was this part."""
+        """Record that everything since the last call belongs to this part."""
         now: Any = time.perf_counter()
         if self._device.type == "cuda":
             now = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -162,16 +170,16 @@ class Laps:
         self._moments.append((part, now))
 
     def seconds(self, part: str) -> float:
-        """Return the sum of all laps of a part."""
+        """Return the total seconds of a part."""
         _wait(self._device)
-        laps = [(before, now) for (_, before), (name, now) in pairwise(self._moments) if name == part]
+        spans = [(before, now) for (_, before), (name, now) in pairwise(self._moments) if name == part]
         if self._device.type == "cuda":
-            return float(sum(before.elapsed_time(now) for before, now in laps)) / 1000
-        return float(sum(now - before for before, now in laps))
+            return float(sum(before.elapsed_time(now) for before, now in spans)) / 1000
+        return float(sum(now - before for before, now in spans))
 
 
 def _warm_up(engine: Engine, updates: Iterator[Update]) -> list[float]:
-    """Make updates until they get no faster; return the seconds of each."""
+    """Make updates until they get no faster; return the seconds of each update."""
     seconds: list[float] = []
     for update in islice(updates, MOST_WARM_UP_STEPS):
         started_at = time.perf_counter()
@@ -184,52 +192,52 @@ def _warm_up(engine: Engine, updates: Iterator[Update]) -> list[float]:
 
 
 def _time_steps(engine: Engine, updates: Iterable[Update]) -> tuple[float, float, Counter[str]]:
-    """Make updates one after the other, as training does; return the seconds, those of waiting for data, and sizes."""
+    """Make updates as training does; return the seconds, the seconds of waiting for data, and counts of tokens."""
     n: Counter[str] = Counter()
     _wait(engine.device)
-    laps = Laps(engine.device)
+    timer = StepTimer(engine.device)
     started_at = time.perf_counter()
     for update in updates:
-        _let_data_arrive(engine, update)
-        laps.end("input_stall")
+        _wait_for_data(engine, update)
+        timer.end("input_stall")
         engine.step(update, _lr(engine, update))
-        laps.end("step")
+        timer.end("step")
         n["src_tokens"] += update.n_src_tokens
         n["tgt_tokens"] += update.n_tgt_tokens
         n["src_positions"] += sum(len(batch.src_ids) for batch in update.micro_batches.values())
         n["tgt_positions"] += sum(len(batch.tgt_inputs) for batch in update.micro_batches.values())
     _wait(engine.device)
-    return time.perf_counter() - started_at, laps.seconds("input_stall"), n
+    return time.perf_counter() - started_at, timer.seconds("input_stall"), n
 
 
 def _time_parts(engine: Engine, updates: Iterable[Update]) -> dict[str, float]:
     """Return the mean seconds of each part of an update."""
-    laps = Laps(engine.device)
+    timer = StepTimer(engine.device)
     for n_updates, update in enumerate(updates, start=1):  # noqa: B007
-        step_in_parts(engine, update, laps)
-    return {part: laps.seconds(part) / n_updates for part in ("forward", "backward", "optimizer")}
+        step_in_parts(engine, update, timer)
+    return {part: timer.seconds(part) / n_updates for part in ("forward", "backward", "optimizer")}
 
 
-def step_in_parts(engine: Engine, update: Update, laps: Laps) -> None:
-    """Do what `Engine.step` does, and note the end of each part."""
-    _let_data_arrive(engine, update)
+def step_in_parts(engine: Engine, update: Update, timer: StepTimer) -> None:
+    """Do the same as `Engine.step`, and record the end of each part."""
+    _wait_for_data(engine, update)
     engine.model.kernels.begin_update()
     for number, batch in update.micro_batches.items():
         if update.ready is not None:
             batch.record_stream(torch.cuda.current_stream(engine.device))
-        laps.end("other")
+        timer.end("other")
         loss = engine.micro_batch_loss(update.step, number, batch)
-        laps.end("forward")
+        timer.end("forward")
         (loss * (engine.optimizer.loss_scale / update.n_tgt_tokens)).backward()  # type: ignore[no-untyped-call]
-        laps.end("backward")
+        timer.end("backward")
     engine.optimizer.step(_lr(engine, update))
     if engine.average is not None:
         engine.average.update(update.step, engine.optimizer.was_skipped)
-    laps.end("optimizer")
+    timer.end("optimizer")
 
 
-def _let_data_arrive(engine: Engine, update: Update) -> None:
-    """Let the device continue when the data of an update has been copied."""
+def _wait_for_data(engine: Engine, update: Update) -> None:
+    """Make the device, not the host, wait until the data of an update has been copied."""
     if update.ready is not None:
         torch.cuda.current_stream(engine.device).wait_event(update.ready)
 
@@ -255,10 +263,10 @@ def bench_decoding(
     device: str = "auto",
     precision: str = "auto",
 ) -> dict[str, Any]:
-    """Return the figures of a model on the lines of a file, or on its own first test set or validation set.
+    """Measure the speed of a model on the lines of a file, or on its first test set, or without one its validation set.
 
     Args:
-        n_rounds: times that the whole text is translated, after a few lines for warm-up; once by default.
+        n_rounds: how often the whole text is translated, after a few lines for warm-up; once by default.
         changes: settings of `DecodeConfig` that differ from the model's own.
     Raises:
         MTError: model, text or settings need the user's attention.
@@ -295,17 +303,17 @@ def bench_decoding(
         "n_lines": n_lines,  # of all rounds
         "n_tgt_tokens": n_tgt_tokens,  # of the best hypotheses
         "load_seconds": load_seconds,
-        "seconds": seconds,  # from text to text
+        "seconds": seconds,  # from text to text, loading not included
         "sentences_per_second": n_lines / seconds,
         "tgt_tokens_per_second": n_tgt_tokens / seconds,
         "latency_seconds": _latency(translator, lines, decode),
         "peak_memory_bytes": peak_memory_bytes(on),
-        **basis(on),
+        **provenance(on),
     }
 
 
 def _latency(translator: Translator, lines: Sequence[str], decode: DecodeConfig) -> dict[str, float]:
-    """Return percentiles of the seconds that single lines take, one after the other, and how many lines they are of."""
+    """Translate lines one at a time; return percentiles of the seconds per line, and the number of lines."""
     some = lines[:: max(1, len(lines) // LATENCY_LINES)][:LATENCY_LINES]
     seconds: list[float] = []
     began_at = time.perf_counter()
@@ -319,22 +327,23 @@ def _latency(translator: Translator, lines: Sequence[str], decode: DecodeConfig)
     return {"p50": p50, "p95": p95, "n": len(seconds)}
 
 
-# --- For people -------------------------------------------------------------------------------------------------------
+# --- Output -----------------------------------------------------------------------------------------------------------
 
 
-def basis(device: torch.device) -> dict[str, Any]:
-    """Return what figures depend on besides what was measured: hardware, versions, commit."""
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Return what figures depend on besides the settings: hardware, versions, commit."""
     return {"hardware": hardware(device), "versions": versions(), "commit": source_commit()}
 
 
 def device_name(hardware: dict[str, Any]) -> str:
-    """Return what a device is called, of what `hardware` says about it."""
-    return hardware.get("gpu") or f"{hardware['cpu']}, {hardware['threads']} threads"
+    """Return the name of a device, from the values of `hardware`."""
+    n = hardware.get("threads")
+    return hardware.get("gpu") or f"{hardware['cpu']}, {n} thread{'' if n == 1 else 's'}"
 
 
 def format_bench(figures: dict[str, Any]) -> str:
     """Return the figures of `bench_training` or `bench_decoding` as a table for a terminal."""
-    memory = f"{figures['peak_memory_bytes'] / 2**30:,.2f} GiB at the peak"
+    memory = f"peak of {figures['peak_memory_bytes'] / 2**30:,.2f} GiB"
     if reserved := figures.get("reserved_memory_bytes"):
         memory += f", {reserved / 2**30:,.2f} GiB reserved"
     is_training = figures["what"] == "training"
@@ -360,8 +369,8 @@ def _training_rows(f: dict[str, Any]) -> dict[str, str]:
             f"  {name.replace('_', ' ')}": f"{1000 * seconds:>9,.1f} ms  {seconds / sum(parts.values()):>6.1%}"
             for name, seconds in parts.items()
         },
-        "packing": f"{f['src_fill']:.1%} of source and {f['tgt_fill']:.1%} of target positions",
-        "work": f"{f['flops_per_tgt_token'] / 1e9:.3g} GFLOP a target token: {_flops_text(f['flops_per_second'])}, "
+        "packing": f"{f['src_fill']:.1%} of source and {f['tgt_fill']:.1%} of target positions hold tokens",
+        "work": f"{f['flops_per_tgt_token'] / 1e9:.3g} GFLOP per target token: {_flops_text(f['flops_per_second'])}, "
         f"{f['mfu']:.1%} of the device's {peak}",
         "warm-up": f"{f['warm_up_seconds']:,.1f} s, {f['warm_up_steps']} updates",
     }
@@ -372,9 +381,9 @@ def _decoding_rows(f: dict[str, Any]) -> dict[str, str]:
     return {
         "load": f"{f['load_seconds']:,.1f} s",
         "speed": f"{f['sentences_per_second']:,.1f} sentences/s, {f['tgt_tokens_per_second']:,.0f} target tokens/s",
-        "search": f"beam of {f['beam_size']}, {f['batch_tokens']:,} source tokens together",
+        "search": f"beam size {f['beam_size']}, batches of {f['batch_tokens']:,} source tokens",
         "text": f"{f['n_lines']:,} lines, {f['n_tgt_tokens']:,} target tokens, {f['seconds']:,.1f} s",
-        "latency": f"{p50} for a line alone, 95% of {f['latency_seconds']['n']} take up to {p95}",
+        "latency": f"median {p50} per line, one at a time; 95% of {f['latency_seconds']['n']} lines take up to {p95}",
     }
 
 

@@ -1,6 +1,6 @@
-"""Look at a config and its data before anything is spent: `mt doctor`.
+"""Checks of a config and its data before training: `mt doctor`.
 
-A sample of each corpus is read, cleaned, cut into tokens as preparing would, and looked at for what will go wrong.
+A sample of each corpus is read, cleaned and tokenised as `mt prepare` does it, and checked for problems.
 """
 
 from __future__ import annotations
@@ -38,45 +38,45 @@ _log = logging.getLogger(__name__)
 
 SAMPLED_PAIRS = 20_000  # of each training corpus
 HELD_OUT_PAIRS = 100_000  # of the validation set and of each test set
-READING_SECONDS = 40.0  # for all corpora together; what is larger is read in part
+READING_SECONDS = 40.0  # for all corpora together; larger corpora are read in part
 
 MANY_EPOCHS = 500
-SMALL_CORPUS_TOKENS = 2_000_000  # target tokens under which a large model needs more dropout
-PARAMETERS_PER_TOKEN = 50  # from which a model is large for its corpus
+SMALL_CORPUS_TOKENS = 2_000_000  # target tokens; below it, a large model needs more dropout
+PARAMETERS_PER_TOKEN = 50  # above it, a model is large for its corpus
 LOW_DROPOUT, ADVISED_DROPOUT = 0.2, 0.3
-WORKER_BYTES = 250 * 2**20  # of a process that prepares, its chunk of text included
+WORKER_BYTES = 250 * 2**20  # of memory per process that prepares, including its chunk of text
 LABEL_WIDTH = 10
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What preparing and training will take, as far as a sample tells."""
+    """The resources that preparing and training will need, estimated from a sample."""
 
-    prepared: str | None  # folder of the corpus, where it is prepared already
-    train_pairs: int  # that are kept
-    train_pairs_are_all: bool  # else there was no time to read every corpus to its end
+    prepared: str | None  # folder of the corpus if it is already prepared
+    train_pairs: int  # kept by cleaning
+    train_pairs_are_all: bool  # False: there was no time to read every corpus to its end
     src_tokens: int
-    tgt_tokens: int  # of an epoch, weights of corpora included
+    tgt_tokens: int
     epochs: float
     vocab_size: int
     parameters: int
     device: str
     device_bytes: int
-    training_bytes: int  # at least: weights, gradients and the state of the optimizer
+    training_bytes: int  # lower bound: weights, gradients and optimizer state
     prepare_seconds: float
     prepare_bytes: int  # of memory
-    corpus_bytes: int  # on the disk, at the most
-    checkpoint_bytes: int  # on the disk, at the most
+    corpus_bytes: int  # on disk, at most
+    checkpoint_bytes: int  # on disk, at most
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was looked at, what was found, and what is to be expected."""
+    """The result of `examine`: samples, findings and forecast."""
 
     config: RunConfig
     samples: tuple[Sample, ...]
     findings: tuple[Finding, ...]
-    forecast: Forecast | None  # none where the data cannot be read
+    forecast: Forecast | None  # None if the data cannot be read
     seconds: float
 
     @property
@@ -85,7 +85,7 @@ class Diagnosis:
 
 
 def examine(config: RunConfig, run_dir: Path) -> Diagnosis:
-    """Read a sample of every corpus and find what will go wrong; nothing is written."""
+    """Check a config and a sample of every corpus for problems; write nothing."""
     started_at = time.perf_counter()
     corpora = config.data.corpora
     findings = [finding for key, corpus in corpora.items() for finding in checks.check_files(key, corpus)]
@@ -96,7 +96,7 @@ def examine(config: RunConfig, run_dir: Path) -> Diagnosis:
     findings += _text_findings(config, train, held_out)
     forecast = None
     if all(sample.pairs for sample in train) and len(train) == len(config.data.train):
-        _log.info("trying out cleaning, the tokenizer and encoding")
+        _log.info("testing cleaning, the tokenizer and encoding")
         forecast = _rehearse(config, run_dir, train, held_out, findings)
     findings.sort(key=lambda finding: [*corpora, finding.key].index(finding.key))
     return Diagnosis(config, tuple(samples), tuple(findings), forecast, time.perf_counter() - started_at)
@@ -105,7 +105,7 @@ def examine(config: RunConfig, run_dir: Path) -> Diagnosis:
 def _rehearse(
     config: RunConfig, run_dir: Path, train: Sequence[Sample], held_out: Sequence[Sample], findings: list[Finding]
 ) -> Forecast | None:
-    """Add what goes wrong with the whole of the data; return what it takes, None where preparing would fail."""
+    """Add findings about all data together; return the forecast, or None if preparing would fail."""
     try:
         sets = {sample.key: sample.pairs for sample in held_out}
         sought = HeldOut.of_run(config, sets) if config.data.clean.contamination else None
@@ -145,13 +145,13 @@ def _given_tokenizer(config: RunConfig) -> Tokenizer | None:
 def _prepared_folder(config: RunConfig) -> str | None:
     prepared_dir = Path(config.data.prepared_dir)
     if config.train.init_from is not None or not any(prepared_dir.glob("*/manifest.json")):
-        return None  # the fingerprint needs all of the text to be read
+        return None  # computing the fingerprint reads all of the text
     folder = prepared_dir / corpus_fingerprint(config)
     return str(PreparedCorpus.open(folder).folder) if folder.is_dir() else None
 
 
 def _samples(config: RunConfig, broken: set[str]) -> list[Sample]:
-    """Return a sample of every corpus that can be read, of validation and test sets the whole where it is not huge."""
+    """Return a sample of every corpus but the broken ones; validation and test sets are whole up to HELD_OUT_PAIRS."""
     readers = {key: reader for key, reader in readers_of(config).items() if key not in broken}
     samples, ends_at = [], time.perf_counter() + READING_SECONDS
     for n_left, (key, reader) in zip(range(len(readers), 0, -1), readers.items(), strict=True):
@@ -210,7 +210,7 @@ def _forecast(config: RunConfig, rehearsal: Rehearsal, device: torch.device | No
         training_bytes=footprint.memory_bytes,
         prepare_seconds=rehearsal.prepare_seconds(n_processes),
         prepare_bytes=(1 + n_processes) * WORKER_BYTES + 16 * pairs,
-        # Ids and offsets of two sides, line numbers; text of the shards until the end.
+        # Ids and offsets of both sides, line numbers, and the text of the shards, which is deleted only at the end.
         corpus_bytes=id_bytes * (src_tokens + tgt_tokens) + 24 * pairs + round(rehearsal.text_bytes),
         checkpoint_bytes=footprint.disk_bytes,
     )
@@ -228,11 +228,11 @@ def _setting_findings(config: RunConfig, forecast: Forecast) -> Iterator[Finding
     epoch_tokens = train.max_steps * train.batch_tokens / forecast.epochs
     if train.batch_tokens > epoch_tokens:
         problem = (
-            f"{train.batch_tokens:,} target tokens an update are more than training has ({_about(epoch_tokens)}): "
-            "each update would hold pairs more than once"
+            f"{train.batch_tokens:,} target tokens per update are more than an epoch has ({_about(epoch_tokens)}), "
+            "so each update would contain pairs more than once"
         )
         smaller = max(config.data.max_tokens, rounded(epoch_tokens / 20))
-        fix = f"lower it, to {smaller:,} say, or give more text"
+        fix = f"lower it, for example to {smaller:,}, or add text"
         yield finding("warning", "batch", "train.batch_tokens", problem, fix)
 
     # Source: Sennrich and Zhang 2019, Revisiting Low-Resource Neural Machine Translation, section 4.
@@ -240,29 +240,29 @@ def _setting_findings(config: RunConfig, forecast: Forecast) -> Iterator[Finding
     is_large = forecast.parameters > PARAMETERS_PER_TOKEN * forecast.tgt_tokens
     if is_small and is_large and dropout < LOW_DROPOUT and train.init_from is None:
         problem = (
-            f"is {dropout:g} in a model of {_about(forecast.parameters)} parameters for "
-            f"{_about(forecast.tgt_tokens)} target tokens, which it can learn by heart"
+            f"{dropout:g} is low for a model of {_about(forecast.parameters)} parameters and only "
+            f"{_about(forecast.tgt_tokens)} target tokens, which it can memorise"
         )
-        fix = f"raise it to {ADVISED_DROPOUT:g}, and take a smaller model"
+        fix = f"raise it to {ADVISED_DROPOUT:g}, and use a smaller model"
         yield finding("note", "dropout", "model.dropout", problem, fix)
 
     if forecast.epochs > MANY_EPOCHS and forecast.train_pairs_are_all and train.patience is None:
-        problem = f"{train.max_steps:,} updates would show every pair about {forecast.epochs:,.0f} times"
+        problem = f"{train.max_steps:,} updates would train on every pair about {forecast.epochs:,.0f} times"
         fewer = max(1, rounded(train.max_steps * 100 / forecast.epochs))
-        fix = f"lower it, to {fewer:,} for 100 times, or set train.patience"
+        fix = f"lower it ({fewer:,} updates for 100 times), or set train.patience"
         yield finding("warning", "epochs", "train.max_steps", problem, fix)
     if train.warmup_steps > train.max_steps:
-        more = f"{train.warmup_steps:,} are more than train.max_steps ({train.max_steps:,})"
-        problem = f"{more}: the learning rate never reaches its peak"
-        fix = f"lower it, to {max(1, train.max_steps // 10):,} say"
+        more = f"{train.warmup_steps:,} is more than train.max_steps ({train.max_steps:,})"
+        problem = f"{more}, so the learning rate never reaches its peak"
+        fix = f"lower it, for example to {max(1, train.max_steps // 10):,}"
         yield finding("warning", "warmup", "train.warmup_steps", problem, fix)
 
 
 def _capacity_findings(config: RunConfig, run_dir: Path, forecast: Forecast) -> Iterator[Finding]:
-    """Yield memory and disks that are too small."""
+    """Yield errors if the device's memory or a disk is too small."""
     if forecast.device and forecast.training_bytes > forecast.device_bytes:
         problem = (
-            f"model: training takes at least {format_bytes(forecast.training_bytes)} on {forecast.device}, which has "
+            f"model: training needs at least {format_bytes(forecast.training_bytes)} on {forecast.device}, which has "
             f"{format_bytes(forecast.device_bytes)}"
         )
         yield Finding("error", "memory", "model", problem, "make the model or the vocabulary smaller")
@@ -273,8 +273,8 @@ def _capacity_findings(config: RunConfig, run_dir: Path, forecast: Forecast) -> 
     for folders in disks.values():
         needed, free = sum(map(needs.__getitem__, folders)), shutil.disk_usage(existing_folder(folders[-1])).free
         if needed > free:
-            sizes = f"up to {format_bytes(needed)} are needed on its disk, and {format_bytes(free)} are free"
-            fix = "make room, lower train.keep_last and train.average_last, or choose other folders"
+            sizes = f"its disk needs up to {format_bytes(needed)} of free space and has {format_bytes(free)}"
+            fix = "free some space, lower train.keep_last and train.average_last, or choose other folders"
             yield Finding("error", "disk", "data.prepared_dir", f"{folders[-1]}: {sizes}", fix)
 
 
@@ -282,13 +282,13 @@ def _about(n: float) -> str:
     return f"about {rounded(n):,}"
 
 
-# --- Telling ----------------------------------------------------------------------------------------------------------
+# --- Output -----------------------------------------------------------------------------------------------------------
 
 
 def diagnosis_text(diagnosis: Diagnosis, config_name: str) -> str:
-    """Return what a terminal shows: findings by corpus, then what is to be expected."""
+    """Return the text for a terminal: findings by corpus, then the forecast."""
     headings = {key: f"{key}  {corpus.description}" for key, corpus in diagnosis.config.data.corpora.items()}
-    headings |= {sample.key: f"{sample.key}  {_looked_at(sample)}" for sample in diagnosis.samples if sample.pairs}
+    headings |= {sample.key: f"{sample.key}  {_checked(sample)}" for sample in diagnosis.samples if sample.pairs}
     findings: dict[str, list[str]] = {heading: [] for heading in (*headings.values(), "settings")}
     for finding in diagnosis.findings:
         lines = findings[headings.get(finding.key, "settings")]
@@ -296,18 +296,18 @@ def diagnosis_text(diagnosis: Diagnosis, config_name: str) -> str:
         if finding.fix:
             lines.append(f"  {'':<{LABEL_WIDTH}}{finding.fix}")
     counts = Counter(finding.level for finding in diagnosis.findings)
-    told = [f"{n} {level}{'' if n == 1 else 's'}" for level in ("error", "warning", "note") if (n := counts[level])]
-    sections = [[f"{diagnosis.config.name}: {', '.join(told) or 'no findings'}"]]
+    counted = [f"{n} {level}{'' if n == 1 else 's'}" for level in ("error", "warning", "note") if (n := counts[level])]
+    sections = [[f"{diagnosis.config.name}: {', '.join(counted) or 'no findings'}"]]
     sections += [[heading, *lines] for heading, lines in findings.items() if lines]
     if diagnosis.forecast is not None:
         sections.append(_forecast_lines(diagnosis, diagnosis.forecast, config_name))
     return "\n\n".join(map("\n".join, sections))
 
 
-def _looked_at(sample: Sample) -> str:
+def _checked(sample: Sample) -> str:
     pairs = f"{sample.n_pairs:,} pairs"
     if not sample.is_whole:
-        pairs = f"{len(sample.pairs):,} of {'' if sample.is_read else 'at least '}{pairs} looked at"
+        pairs = f"{len(sample.pairs):,} of {'' if sample.is_read else 'at least '}{pairs} checked"
     return f"{sample.corpus.description}, {pairs}"
 
 
@@ -317,14 +317,14 @@ def _forecast_lines(diagnosis: Diagnosis, forecast: Forecast, config_name: str) 
     prepare = f"about {seconds} on {n} core{'s' if n > 1 else ''}, {format_bytes(forecast.prepare_bytes)} of memory"
     corpus, checkpoints = format_bytes(forecast.corpus_bytes), format_bytes(forecast.checkpoint_bytes)
     entries = {
-        **{sample.key: _looked_at(sample) for sample in diagnosis.samples},
+        **{sample.key: _checked(sample) for sample in diagnosis.samples},
         "training": f"{least}{_about(forecast.train_pairs)} pairs are kept, with {_about(forecast.src_tokens)} source "
         f"and {_about(forecast.tgt_tokens)} target tokens; {diagnosis.config.train.max_steps:,} updates are {most}"
         f"about {forecast.epochs:,.3g} epochs",
-        "model": f"{forecast.parameters:,} parameters with {forecast.vocab_size:,} pieces",
-        "prepare": f"prepared already: {forecast.prepared}" if forecast.prepared else prepare,
+        "model": f"{forecast.parameters:,} parameters with a vocabulary of {forecast.vocab_size:,} pieces",
+        "prepare": f"already prepared: {forecast.prepared}" if forecast.prepared else prepare,
         "memory": f"at least {format_bytes(forecast.training_bytes)} of the {format_bytes(forecast.device_bytes)} of "
-        f"{forecast.device} for training, and what its batches take",
+        f"{forecast.device} for training, plus the memory of its batches",
         "disk": f"up to {corpus} for the corpus and {checkpoints} for checkpoints",
         "time": f"mt train --config {config_name} --dry-run measures how long training takes",
     }
@@ -335,7 +335,7 @@ def _forecast_lines(diagnosis: Diagnosis, forecast: Forecast, config_name: str) 
 
 
 def diagnosis_json(diagnosis: Diagnosis) -> dict[str, Any]:
-    """Return the same for a program."""
+    """Return the diagnosis as the object that --json prints."""
     levels = [finding.level for finding in diagnosis.findings]
     return {
         "name": diagnosis.config.name,

@@ -1,4 +1,4 @@
-"""Say what a training would do, before anything is spent: `mt train --dry-run`. Nothing is written."""
+"""A description of what a training would do, before it starts: `mt train --dry-run`. Nothing is written."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from mt.system.device import hardware, memory_bytes, peak_memory_bytes
 from mt.system.distributed import Ranks
 from mt.system.files import existing_folder
 from mt.text.corpus import PreparedCorpus
-from mt.tools.bench import Laps, device_name, engine_over, step_in_parts
+from mt.tools.bench import StepTimer, device_name, engine_over, step_in_parts
 from mt.training.engine import Engine, Footprint, OutOfMemory, Update, choose_execution
 from mt.training.optimizer import learning_rate
 from mt.units import format_bytes, format_duration
 
 _log = logging.getLogger(__name__)
 
-# Micro-batches that are measured after the warm-up: at least this number, and more until they take this time.
+# Micro-batches measured after the warm-up: at least FEWEST_MICRO_BATCHES, and for at least MEASURED_SECONDS.
 WARM_UP_MICRO_BATCHES, FEWEST_MICRO_BATCHES, MEASURED_SECONDS = 2, 3, 2.0
 MARGIN = 10  # columns for the names of sections
 PLOT_ROWS, AXIS = 8, 10  # AXIS columns hold the labels of the vertical axis
@@ -41,23 +41,23 @@ EIGHTHS = " ▁▂▃▄▅▆▇█"
 
 @dataclass(frozen=True)
 class Cost:
-    """What updates were measured to cost on this machine."""
+    """The measured cost of updates on this machine."""
 
     n_measured: int  # micro-batches
-    n_micro_batches: float  # of an update; this and the next in the mean of those that were measured
-    n_tgt_tokens: float  # of an update
+    n_micro_batches: float  # per update, mean of the measured updates
+    n_tgt_tokens: float  # per update, mean of the measured updates
     update_seconds: float
     peak_bytes: int
 
 
 def dry_run(config: RunConfig, run_dir: Path) -> str:
-    """Return what `mt train` would do, for a terminal.
+    """Return a description of what `mt train` would do, for a terminal.
 
     Raises:
-        MTError: what would keep training from beginning, as far as it can be known before the data is prepared.
+        MTError: training would not start, as far as this is known before the data is prepared.
     """
     if Ranks.from_environment().n > 1:
-        raise ConfigError("WORLD_SIZE", "a dry run looks at one process", "leave torchrun out")
+        raise ConfigError("WORLD_SIZE", "a dry run uses one process", "start it without torchrun")
     choose_execution(config.train, config.model)
     _check_that_it_can_be_written(run_dir)
     _log.info("looking for the corpus")
@@ -73,21 +73,21 @@ def dry_run(config: RunConfig, run_dir: Path) -> str:
     sections = {
         "model": _model_lines(engine.model),
         "data": _data_lines(config, corpus, engine),
-        "time": _time_lines(config.train, engine, cost, n_done, is_made_up=corpus is None),
+        "time": _time_lines(config.train, engine, cost, n_done, is_random=corpus is None),
         "memory": _memory_lines(engine, footprint, cost),
         "schedule": _schedule_lines(config.train, config.model.d_model, width - MARGIN),
         "files": _file_lines(config.train, footprint, corpus_place, run_dir, n_done),
     }
-    told = [f"{config.name}: what mt train would do. This is a dry run, nothing is written."]
+    text = [f"{config.name}: what mt train would do. This is a dry run: nothing is written."]
     for name, lines in sections.items():
-        told += ["", f"{name:<{MARGIN}}{lines[0]}", *(f"{'':<{MARGIN}}{line}" for line in lines[1:])]
-    return "\n".join(line.rstrip() for line in told)
+        text += ["", f"{name:<{MARGIN}}{lines[0]}", *(f"{'':<{MARGIN}}{line}" for line in lines[1:])]
+    return "\n".join(line.rstrip() for line in text)
 
 
 def _check_that_it_can_be_written(run_dir: Path) -> None:
     existing = next(folder for folder in (run_dir, *run_dir.absolute().parents) if folder.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
-        reason = "does not allow it" if existing.is_dir() else "is not a folder"
+        reason = "is not writable" if existing.is_dir() else "is not a folder"
         raise MTError(f"{run_dir}: the run folder cannot be written: {existing} {reason}")
 
 
@@ -95,26 +95,28 @@ def _check_that_it_can_be_written(run_dir: Path) -> None:
 
 
 def measure(engine: Engine) -> Cost:
-    """Make updates of one micro-batch each, and reckon from them; the engine must not have begun.
+    """Measure updates of one micro-batch each, and compute the cost of whole updates from them.
 
+    Args:
+        engine: one that has not started yet.
     Raises:
-        ConfigError: there is no memory for the smallest micro-batches.
+        ConfigError: not even the smallest micro-batches fit into memory.
     """
     engine.begin()
     if engine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(engine.device)
     _warm_up(engine)
     updates = engine.updates(PlanState(), 1, sys.maxsize)
-    laps, measured, started_at = Laps(engine.device), list[Update](), time.perf_counter()
+    timer, measured, started_at = StepTimer(engine.device), list[Update](), time.perf_counter()
     while len(measured) < FEWEST_MICRO_BATCHES or time.perf_counter() - started_at < MEASURED_SECONDS:
         update = next(updates)
-        laps.end("data")
-        step_in_parts(engine, _one_micro_batch(update, len(measured)), laps)
+        timer.end("data")
+        step_in_parts(engine, _one_micro_batch(update, len(measured)), timer)
         measured.append(update)
     n_measured = len(measured)
     n_micro_batches = sum(len(update.sentences) for update in measured) / n_measured
-    seconds = {part: laps.seconds(part) / n_measured for part in ("data", "forward", "backward", "optimizer")}
-    # Beside a GPU, another thread makes the data.
+    seconds = {part: timer.seconds(part) / n_measured for part in ("data", "forward", "backward", "optimizer")}
+    # On a GPU, another thread assembles the data meanwhile.
     data_seconds = seconds["data"] if engine.device.type == "cpu" else 0.0
     pass_seconds = seconds["forward"] + seconds["backward"]
     return Cost(
@@ -127,7 +129,7 @@ def measure(engine: Engine) -> Cost:
 
 
 def _warm_up(engine: Engine) -> None:
-    """Let everything be made that lasts; cut updates into more micro-batches until one fits, as training does."""
+    """Make the first updates, which allocate lasting memory; halve micro-batches until one fits, as training does."""
     while True:
         try:
             for update in engine.updates(PlanState(), 1, WARM_UP_MICRO_BATCHES):
@@ -138,12 +140,12 @@ def _warm_up(engine: Engine) -> None:
 
 
 def _one_micro_batch(update: Update, number: int) -> Update:
-    """Return the update with one of its micro-batches alone."""
+    """Return the update with only one of its micro-batches."""
     number %= len(update.micro_batches)
     return replace(update, micro_batches={number: update.micro_batches[number]})
 
 
-# --- Telling ----------------------------------------------------------------------------------------------------------
+# --- Output -----------------------------------------------------------------------------------------------------------
 
 
 def _model_lines(model: Transformer) -> list[str]:
@@ -152,7 +154,7 @@ def _model_lines(model: Transformer) -> list[str]:
 
 
 def parameters_by_part(model: Transformer) -> dict[str, int]:
-    """Return the parameters that are learned, by part of the model."""
+    """Return the number of trainable parameters by part of the model."""
     rows = f"{model.vocab_size:,} pieces × {model.config.d_model}"
     roles: dict[Tensor, list[str]] = {}
     for role, table in zip(("source", "target", "output"), model.embeddings, strict=True):
@@ -172,8 +174,7 @@ def parameters_by_part(model: Transformer) -> dict[str, int]:
 def _data_lines(config: RunConfig, corpus: PreparedCorpus | None, engine: Engine) -> list[str]:
     sources = [f"{each.description}, weight {each.weight:g}".removesuffix(", weight 1") for each in config.data.train]
     if corpus is None:
-        unknown = "pairs, tokens, updates an epoch and epochs are not known until mt prepare"
-        return [f"not prepared yet: {unknown}", *sources]
+        return ["not prepared yet: the numbers of pairs, tokens and epochs are known after mt prepare", *sources]
     train, per_epoch = corpus.manifest["train"], engine.plan.updates_per_epoch()
     kept = (f"{n:>13,} pairs  {source}" for n, source in zip(corpus.corpus_sizes, sources, strict=True))
     tests = "".join(f", {len(pairs):,} for {name}" for name, pairs in corpus.test_pairs.items())
@@ -182,27 +183,29 @@ def _data_lines(config: RunConfig, corpus: PreparedCorpus | None, engine: Engine
         f"{len(corpus.train):>13,} pairs, {train['src_tokens']:,} source and {train['tgt_tokens']:,} target tokens",
         *(kept if len(sources) > 1 else ()),
         f"{len(corpus.valid):>13,} pairs for validation{tests}",
-        f"{per_epoch:>13,.1f} updates an epoch; {max_steps:,} updates are {max_steps / per_epoch:,.1f} epochs",
+        f"{per_epoch:>13,.1f} updates per epoch; {max_steps:,} updates are {max_steps / per_epoch:,.1f} epochs",
     ]
 
 
-def _time_lines(train: TrainConfig, engine: Engine, cost: Cost, n_done: int, is_made_up: bool) -> list[str]:
+def _time_lines(train: TrainConfig, engine: Engine, cost: Cost, n_done: int, is_random: bool) -> list[str]:
     n_left, seconds = max(0, train.max_steps - n_done), cost.update_seconds
     micro_batches = "1 micro-batch" if cost.n_micro_batches == 1 else f"{cost.n_micro_batches:.3g} micro-batches"
-    made_up = " of made-up sentences" if is_made_up else ""
-    done = f" after the {n_done:,} that are done" if n_done else ""
+    what = " of random sentences" if is_random else ""
+    done = f" after the {n_done:,} already done" if n_done else ""
     device = f"{engine.device} ({device_name(hardware(engine.device))})"
     lines = [
         f"{format_duration(n_left * seconds)} for {n_left:,} updates{done}, {seconds:.3g} s each",
-        f"{cost.n_tgt_tokens / seconds:,.0f} target tokens/s: {cost.n_tgt_tokens:,.0f} an update, in "
+        f"{cost.n_tgt_tokens / seconds:,.0f} target tokens/s: {cost.n_tgt_tokens:,.0f} per update, in "
         f"{micro_batches} of up to {engine.budget.tgt_tokens:,}",
-        f"measured over {cost.n_measured} micro-batches{made_up} on {device} in {engine.execution.note};",
-        "preparing, validation, checkpoints and the evaluation at the end come on top",
+        f"measured over {cost.n_measured} micro-batches{what} on {device} in {engine.execution.note};",
+        "preparation, validation, checkpoints and the final evaluation are not included",
     ]
     if train.stop_after is not None:
         n_until = math.floor(parse_duration(train.stop_after) / seconds)
         if n_until < train.max_steps:
-            lines.append(f"train.stop_after ({train.stop_after}) ends it sooner, after {n_until:,} updates at most")
+            lines.append(
+                f"train.stop_after ({train.stop_after}) ends training earlier, after {n_until:,} updates at most"
+            )
     return lines
 
 
@@ -211,7 +214,7 @@ def _memory_lines(engine: Engine, footprint: Footprint, cost: Cost) -> list[str]
     states = {**footprint.memory, rest: max(0, cost.peak_bytes - footprint.memory_bytes)}
     peak, available = format_bytes(cost.peak_bytes), format_bytes(memory_bytes(engine.device))
     return [
-        f"{peak} of the {available} of {engine.device}{engine.memory_note}, validation not counted",
+        f"{peak} of the {available} of {engine.device}{engine.memory_note}, not counting validation",
         *(f"{format_bytes(n):>13}  {name}" for name, n in states.items()),
     ]
 
@@ -222,12 +225,12 @@ def _schedule_lines(train: TrainConfig, d_model: int, width: int) -> list[str]:
     more = f"train.warmup_steps is {train.warmup_steps:,}, more than train.max_steps: the learning rate never falls"
     kept = [f"the last {max(train.keep_last, train.average_last)}", f"the best {train.keep_best}"]
     if train.keep_every is not None:
-        kept.append(f"each of a multiple of {train.keep_every:,}")
+        kept.append(f"those of multiples of {train.keep_every:,}")
     return [
         *plot_schedule(train, d_model, width),
         f"{train.schedule}: learning rate {peak:.3g} at step {peak_step:,}, {end:.3g} at the end (step {max_steps:,})",
         *([more] if train.warmup_steps > train.max_steps else []),
-        f"validation every {train.validate_every:,} updates, {math.ceil(max_steps / train.validate_every):,} in all",
+        f"validation every {train.validate_every:,} updates, {math.ceil(max_steps / train.validate_every):,} in total",
         f"checkpoint every {train.checkpoint_every:,} updates; kept: {', '.join(kept)}",
     ]
 
@@ -237,7 +240,7 @@ def plot_schedule(train: TrainConfig, d_model: int, width: int) -> list[str]:
     n_columns = width - AXIS
     steps = [1 + round(i * (train.max_steps - 1) / (n_columns - 1)) for i in range(n_columns)]
     rates = [learning_rate(step, train, d_model) for step in steps]
-    # The peak may lie between two columns.
+    # The peak may fall between two columns.
     top = max(*rates, learning_rate(min(train.warmup_steps, train.max_steps), train, d_model))
     heights = [round(rate / top * PLOT_ROWS * 8) for rate in rates]
     labels = {PLOT_ROWS - 1: f"{top:.2e}", PLOT_ROWS // 2 - 1: f"{top / 2:.2e}"}
@@ -250,7 +253,7 @@ def plot_schedule(train: TrainConfig, d_model: int, width: int) -> list[str]:
 
 
 def _step_labels(train: TrainConfig, n_columns: int) -> str:
-    """Return step 1 at the left, the last one at the right, the end of the warm-up where it fits."""
+    """Return the labels below the plot: the first and the last step, and the end of the warm-up if it fits."""
     last = f"step {train.max_steps:,}"
     line = "1".ljust(n_columns - len(last)) + last
     place = round((train.warmup_steps - 1) / max(train.max_steps - 1, 1) * (n_columns - 1))
@@ -263,7 +266,7 @@ def _step_labels(train: TrainConfig, n_columns: int) -> str:
 def _file_lines(train: TrainConfig, footprint: Footprint, corpus: str, run_dir: Path, n_done: int) -> list[str]:
     state = "new"
     if n_done:
-        state = "trained already" if n_done >= train.max_steps else f"continues from step {n_done:,}"
+        state = "already trained" if n_done >= train.max_steps else f"resumes from step {n_done:,}"
     model = f"the average of the last {train.average_last} checkpoints" if train.average_last else "the best checkpoint"
     free = shutil.disk_usage(existing_folder(run_dir)).free
     entries = {
@@ -274,9 +277,9 @@ def _file_lines(train: TrainConfig, footprint: Footprint, corpus: str, run_dir: 
         "curves": f"{run_dir / 'tensorboard'}, {run_dir / 'metrics.jsonl'}",
         "checkpoints": f"{run_dir / 'checkpoints'}, {format_bytes(footprint.checkpoint_bytes)} each, "
         f"up to {footprint.n_checkpoints:,} at a time",
-        "disk": f"{format_bytes(footprint.disk_bytes)} at most, {format_bytes(free)} are free",
+        "disk": f"at most {format_bytes(footprint.disk_bytes)}; {format_bytes(free)} are free",
     }
     lines = [f"{name:<13}{text}" for name, text in entries.items()]
     if footprint.disk_bytes >= free:
-        lines.append("warning: the disk has too little room: keep fewer checkpoints")
+        lines.append("warning: the disk has too little free space: keep fewer checkpoints")
     return lines

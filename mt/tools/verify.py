@@ -1,7 +1,7 @@
-"""Prove, on the user's own machine, that a killed training continues as if nothing had happened.
+"""A proof, on the user's own machine, that a killed training resumes exactly: `mt verify-resume`.
 
-The same updates are made in one go, and again in processes that are killed at random moments, each followed by
-another that continues. Then every weight, the training state, and what was logged are compared bit for bit.
+The same updates are made without interruption, and again in processes that are killed at random moments, each followed
+by a process that resumes. Then all weights, the training state and the logged figures are compared bit for bit.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from mt.units import finite
 
 _log = logging.getLogger(__name__)
 
-# How many times further apart than two runs in one go a resumed run may be, where these are not identical themselves.
-# Rounding alone makes a factor of 2 or 3; what a resume forgets shows in the losses, and there it makes thousands.
+# If two uninterrupted runs differ, a resumed run may differ by this factor more. Rounding alone makes a factor of 2 or
+# 3. State that a resume loses shows in the losses, where it makes a factor of thousands.
 TOLERANCE = 10.0
 LOSS_ROUNDING = 1e-6  # nats; two units in the last place of a loss in float32
 N_VALIDATION_PAIRS = 4
 LOGGED = ("train_loss", "learning_rate", "grad_norm", "valid_loss", "valid_bleu", "valid_chrf")
-_SECONDS_BETWEEN_LOOKS = 0.0005
+_POLL_SECONDS = 0.0005
 
 K = TypeVar("K")
 
 
 @dataclass(frozen=True)
 class Kill:
-    """When a process was killed."""
+    """The moment at which a process was killed."""
 
-    step: int  # the last update that it had logged
+    step: int  # the last update that the process had logged
     while_saving: bool
 
     def __str__(self) -> str:
@@ -61,16 +61,16 @@ class Kill:
 
 @dataclass(frozen=True)
 class Difference:
-    """How two trainings of the same updates differ. Numbers are compared by their bits."""
+    """The differences between two trainings of the same updates. Numbers are compared by their bits."""
 
     n_weights: int  # tensors
     n_weights_differing: int
     largest: float  # between two weights, absolute
     largest_in: str | None  # name of that weight
-    relative: float  # norm of the difference of all weights over their norm
-    n_state: int  # tensors, numbers and names that the training state holds, besides times
+    relative: float  # norm of the difference of all weights, divided by the norm of the weights
+    n_state: int  # tensors, numbers and names in the training state, except times
     n_state_differing: int
-    first_state_differing: str | None  # that is not a tensor, with both values
+    first_state_differing: str | None  # the first that is not a tensor, with both values
     n_logged: int  # figures
     n_logged_differing: int
     largest_loss: float  # between two logged training losses, in nats
@@ -86,25 +86,25 @@ class Difference:
             weights += f", by up to {self.largest:.1e} ({self.largest_in}), {self.relative:.1e} of their norm"
         state = f"{self.n_state_differing:,} of {self.n_state:,} entries of the training state differ"
         if self.first_state_differing:
-            state += f": {self.first_state_differing}"
+            state += f"; first: {self.first_state_differing}"
         logged = f"{self.n_logged_differing:,} of {self.n_logged:,} logged figures differ"
         if self.first_logged_differing:
-            logged += f", train_loss by up to {self.largest_loss:.1e}: first {self.first_logged_differing}"
+            logged += f", train_loss by up to {self.largest_loss:.1e}; first: {self.first_logged_differing}"
         return [f"    {line}" for line in (weights, state, logged)]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found."""
+    """The result of `verify_resume`."""
 
     n_updates: int
     kills: tuple[Kill, ...]
-    resumed: Difference  # the run with kills against the one in one go
-    again: Difference | None  # a second run in one go against the first; None: not needed, resume is bit-identical
+    resumed: Difference  # between the killed run and the uninterrupted one
+    again: Difference | None  # between two uninterrupted runs; None: not needed, resuming is bit-identical
 
     @property
     def is_proved(self) -> bool:
-        """Return whether resume adds nothing: no difference, or none beyond that of two runs that nobody kills."""
+        """Return whether resuming adds no difference beyond that between two uninterrupted runs."""
         if self.again is None or self.again.is_none:
             return self.resumed.is_none
         return (
@@ -115,26 +115,26 @@ class Verdict:
     @property
     def summary(self) -> str:
         if self.resumed.is_none:
-            return "resume is bit-identical"
+            return "resuming is bit-identical"
         if self.is_proved:
-            return "resume adds nothing to how far two runs in one go are apart on this machine"
-        return "resume changes the result"
+            return "resuming adds no difference beyond that between two uninterrupted runs on this machine"
+        return "resuming changes the result"
 
     def __str__(self) -> str:
         compared, kills = self.resumed, f"killed {_times(len(self.kills))}: {', '.join(map(str, self.kills))}"
-        lines = [self.summary, f"  {self.n_updates} updates in one go, and again, {kills}"]
+        lines = [self.summary, f"  {self.n_updates} updates without interruption, and again {kills}"]
         if not any(kill.while_saving for kill in self.kills):
-            lines.append("  none of the kills came in a save: saves are too short here")
+            lines.append("  no kill happened during a save: saves are too short here")
         if self.resumed.is_none:
             state = f"{compared.n_state:,} entries of the training state"
             figures = f"{compared.n_logged:,} logged figures"
-            lines.append(f"  the same to the last bit: {compared.n_weights:,} weights, {state}, {figures}")
+            lines.append(f"  bit-identical: {compared.n_weights:,} weights, {state}, {figures}")
         else:
-            lines += ["  killed and in one go:", *compared.lines()]
+            lines += ["  killed run against uninterrupted run:", *compared.lines()]
             if self.again is None or self.again.is_none:
-                lines.append("  in one go twice: the same to the last bit")
+                lines.append("  two uninterrupted runs: bit-identical")
             else:
-                lines += ["  in one go twice:", *self.again.lines()]
+                lines += ["  two uninterrupted runs:", *self.again.lines()]
         return "\n".join(lines)
 
     def as_json(self) -> dict[str, Any]:
@@ -146,11 +146,11 @@ def _times(n: int) -> str:
 
 
 def train_in(run_dir: Path, corpus: Path) -> None:
-    """Run the training alone, as `mt train` does it, on a validation set cut down to a few pairs.
+    """Train as `mt train` does, but without the other stages and with only a few validation pairs.
 
     Args:
-        run_dir: holds the config.
-        corpus: a prepared one.
+        run_dir: contains the config.
+        corpus: folder of a prepared corpus.
     """
     run = RunFolder(run_dir)
     run.remove_leftovers()
@@ -165,20 +165,21 @@ def train_in(run_dir: Path, corpus: Path) -> None:
 
 
 def verify_resume(config: RunConfig, run_dir: Path | None = None, *, n_updates: int = 30, n_kills: int = 3) -> Verdict:
-    """Find out whether a training that is killed and continues ends with the same bits as one that is not.
+    """Compare a training that is killed and resumed with one that is not interrupted.
 
     Args:
-        run_dir: where the runs are kept; None: in a temporary folder, removed at the end.
-        n_updates: of each run.
-        n_kills: how often the second run is killed, at moments drawn with `train.seed`; the first one in a save.
+        run_dir: folder for the runs, which are kept; None: a temporary folder that is removed at the end.
+        n_updates: updates of each run.
+        n_kills: how often the second run is killed, at moments drawn with `train.seed`; the first kill is during a
+            save.
     Raises:
-        ConfigError: too many kills for the updates, or none of them came in time.
+        ConfigError: too many kills for the updates, or the run finished before the first kill.
         MTError: the training itself ends with an error.
     """
     if n_updates < 2:
         raise ConfigError("--updates", f"expected at least 2, got {n_updates}")
     if not 1 <= n_kills < n_updates:
-        raise ConfigError("--kills", f"expected 1 to {n_updates - 1}, fewer than --updates, got {n_kills}")
+        raise ConfigError("--kills", f"expected 1 to {n_updates - 1} (fewer than --updates), got {n_kills}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("WORLD_SIZE", "resume is verified in one process", "start it without torchrun")
     corpus = prepare(config).folder
@@ -190,14 +191,14 @@ def verify_resume(config: RunConfig, run_dir: Path | None = None, *, n_updates: 
         resumed = compare_runs(folder / "one-go", folder / "killed", n_updates)
         again = None
         if not resumed.is_none:
-            _log.info("they differ: once more in one go, to see whether that differs too")
+            _log.info("the runs differ: repeating the uninterrupted run, to see whether it differs from itself")
             runs.in_one_go("one-go-again")
             again = compare_runs(folder / "one-go", folder / "one-go-again", n_updates)
         return Verdict(n_updates, tuple(kills), resumed, again)
 
 
 def short_config(config: RunConfig, n_updates: int) -> RunConfig:
-    """Return the same training for a few updates: it logs each, saves every few, and hardly validates."""
+    """Return a config for the same training with few updates: it logs each, saves often and validates little."""
     settings = replace(
         config.train,
         max_steps=n_updates,
@@ -224,14 +225,14 @@ class _Runs:
     corpus: Path
 
     def in_one_go(self, name: str) -> tuple[float, float]:
-        """Train without a kill; return the seconds of an update and of a save, as seen from outside."""
+        """Train without interruption; return the seconds of an update and of a save, as seen from outside."""
         run_dir, n_updates = self._begin(name), self.config.train.max_steps
-        _log.info(f"{n_updates} updates in one go")
+        _log.info(f"{n_updates} updates without interruption")
         updating_from = saving_from = None
         saves = [0.0]
         with Workers(1) as workers:
             training = workers.submit(train_in, run_dir, self.corpus)
-            for step, is_saving in _looks(training.done, run_dir):
+            for step, is_saving in _poll(training.done, run_dir):
                 now = time.monotonic()
                 if step and updating_from is None:
                     updating_from = now
@@ -245,34 +246,34 @@ class _Runs:
         return (now - (updating_from or now)) / n_updates, statistics.median(saves)
 
     def killed(self, name: str, n_kills: int, update_seconds: float, save_seconds: float) -> list[Kill]:
-        """Train with kills, each followed by another start."""
+        """Train with kills, each followed by a resume."""
         run_dir, n_updates = self._begin(name), self.config.train.max_steps
         _log.info(f"{n_updates} updates, killed {_times(n_kills)}")
-        chance = random.Random(self.config.train.seed)
+        rng = random.Random(self.config.train.seed)
         kills: list[Kill] = []
         for i in range(n_kills):
-            # Spread over the training: one kill in each part of it, and none before the one before.
+            # Kills are spread over the training: one in each of n_kills parts, each later than the one before.
             first, last = 1 + i * (n_updates - 1) // n_kills, (i + 1) * (n_updates - 1) // n_kills
-            step = max(chance.randint(first, last), kills[-1].step + 1 if kills else 0)
-            # The first kill comes in a save; if the save was over too soon, so do the next ones, at once.
+            step = max(rng.randint(first, last), kills[-1].step + 1 if kills else 0)
+            # The first kill is during a save. If that save ended too soon, the next kill tries again, without a delay.
             in_save = not any(kill.while_saving for kill in kills)
             longest_delay = (0.0 if kills else 0.7 * save_seconds) if in_save else update_seconds
             with Workers(1) as workers:
                 training = workers.submit(train_in, run_dir, self.corpus)
-                if has_come := comes_to(step, run_dir, training.done, in_save=in_save):
-                    time.sleep(chance.uniform(0, longest_delay))
+                if has_come := reaches(step, run_dir, training.done, in_save=in_save):
+                    time.sleep(rng.uniform(0, longest_delay))
                     workers.kill()
                 if not (has_come and isinstance(training.exception(), WorkerLost)):
                     training.result()
                     break
-            kills.append(Kill(*look(run_dir)))
+            kills.append(Kill(*read_progress(run_dir)))
             _log.info(f"killed {kills[-1]} ({len(kills)} of {n_kills})")
         else:
             with Workers(1) as workers:
                 workers.submit(train_in, run_dir, self.corpus).result()
         if not kills:
-            raise ConfigError("--updates", f"{n_updates} were made before a kill could come", "give more")
-        _log.info("continued to the end")
+            raise ConfigError("--updates", f"all {n_updates} were done before the first kill", "give more")
+        _log.info("resumed to the end")
         return kills
 
     def _begin(self, name: str) -> Path:
@@ -281,28 +282,28 @@ class _Runs:
             run.path.mkdir(parents=True)
             run.config.write_text(dump_config(self.config), encoding="utf-8")
         except FileExistsError:
-            raise ConfigError("--run-dir", f"{run.path} is there already", "give a new folder") from None
+            raise ConfigError("--run-dir", f"{run.path} exists already", "give a new folder") from None
         except OSError as error:
             raise MTError(f"{run.path} cannot be written: {error.strerror}") from error
         return run.path
 
 
-def comes_to(step: int, run_dir: Path, is_over: Callable[[], bool], *, in_save: bool) -> bool:
-    """Wait until a training has logged an update, or for the first save after that; return whether it came so far."""
-    # What the process before has left half written is still there at first.
-    looks = dropwhile(lambda look: look[1], _looks(is_over, run_dir))
-    return any(logged >= step and (is_saving or not in_save) for logged, is_saving in looks)
+def reaches(step: int, run_dir: Path, is_over: Callable[[], bool], *, in_save: bool) -> bool:
+    """Wait until a training has logged an update, or for the first save after it; return False if it ends before."""
+    # At first, a checkpoint that the previous process left half written is still there.
+    polled = dropwhile(lambda progress: progress[1], _poll(is_over, run_dir))
+    return any(logged >= step and (is_saving or not in_save) for logged, is_saving in polled)
 
 
-def _looks(is_over: Callable[[], bool], run_dir: Path) -> Iterator[tuple[int, bool]]:
-    """Yield what `look` sees, again and again until the training has ended."""
+def _poll(is_over: Callable[[], bool], run_dir: Path) -> Iterator[tuple[int, bool]]:
+    """Yield the progress of a training, again and again until it has ended."""
     while not is_over():
-        yield look(run_dir)
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        yield read_progress(run_dir)
+        time.sleep(_POLL_SECONDS)
 
 
-def look(run_dir: Path) -> tuple[int, bool]:
-    """Return the last update of which measurements are written, 0 before the first, and whether a save is under way."""
+def read_progress(run_dir: Path) -> tuple[int, bool]:
+    """Return the last logged update (0: none yet), and whether a checkpoint is being saved."""
     run, step = RunFolder(run_dir), 0
     try:
         with run.metrics.open("rb") as stream:
@@ -318,7 +319,7 @@ def look(run_dir: Path) -> tuple[int, bool]:
 
 
 def compare_runs(first_run: Path, second_run: Path, step: int) -> Difference:
-    """Compare the checkpoints of an update, and all that was logged up to it, between two runs."""
+    """Compare the checkpoints of two runs at an update, and everything logged up to it."""
     runs = [RunFolder(run_dir) for run_dir in (first_run, second_run)]
     folders = [ModelFolder.open(run.checkpoint(step)) for run in runs]
     first, second = (folder.load_weights() for folder in folders)
@@ -329,7 +330,7 @@ def compare_runs(first_run: Path, second_run: Path, step: int) -> Difference:
     relative = math.sqrt(sum(squares for _, squares in gaps.values()) / norm)
 
     n_state, state = _differing(*map(_state, folders))
-    plain = (f"{name} is {a!r} and {b!r}" for name, (a, b) in state.items() if not _are_tensors(a, b))
+    plain = (f"{name}, {a!r} and {b!r}" for name, (a, b) in state.items() if not _are_tensors(a, b))
 
     n_logged, logged = _differing(*map(_logged, runs))
     losses = [both for (_, name), both in logged.items() if name == "train_loss"]
@@ -351,7 +352,7 @@ def compare_runs(first_run: Path, second_run: Path, step: int) -> Difference:
 
 
 def _differing(first: Mapping[K, Any], second: Mapping[K, Any]) -> tuple[int, dict[K, tuple[Any, Any]]]:
-    """Return the number of entries, and both values of those that are not the same; None where one has no value."""
+    """Return the number of entries, and both values of those that differ; a missing value is None."""
     pairs = {name: (first.get(name), second.get(name)) for name in {**first, **second}}
     return len(pairs), {name: (a, b) for name, (a, b) in pairs.items() if not _same(a, b)}
 
@@ -371,7 +372,7 @@ def _are_tensors(*values: Any) -> bool:
 
 
 def _gap(a: Tensor | None, b: Tensor | None) -> tuple[float, float]:
-    """Return the largest absolute difference and the sum of squared ones; infinite where there are none."""
+    """Return the largest absolute difference and the sum of squares; infinity if the tensors do not match."""
     if a is None or b is None or a.shape != b.shape:
         return math.inf, math.inf
     gap = (a.double() - b.double()).abs()
