@@ -294,7 +294,7 @@ class Translator:
     ) -> Iterator[list[Hypothesis]]:
         """Yield the n best translations of each line, best first, as they are made and in the order of the lines.
 
-        Lines are taken in LINES_AT_A_TIME at a time, so `lines` may be endless.
+        LINES_AT_A_TIME lines are read before the first is translated, and so on: `lines` may be a file or endless.
 
         Args:
             lines, decode, prefixes, changes: as in `translate`.
