@@ -37,7 +37,9 @@ class MTError(Exception):
         return statement(self.place, self.problem) if self.place else self.problem
 
     def __str__(self) -> str:
-        return f"{self.statement}. {self.fix[0].upper()}{self.fix[1:]}." if self.fix else self.statement
+        if not self.fix:
+            return self.statement
+        return f"{self.statement}. {self.fix[0].upper()}{self.fix[1:]}{'' if self.fix.endswith('?') else '.'}"
 
     def within(self, where: str) -> Self:
         """Return the same error with `where`, such as the file that a setting is in, in front of its place."""

@@ -178,7 +178,7 @@ def test_training_prints_nothing_and_returns_the_run(
     assert mt.Translator.load(run).decode == mt.Translator.load(str(run.path)).decode
     with pytest.raises(mt.DataError) as caught:
         mt.TrainedRun(folder).report  # noqa: B018
-    assert str(caught.value) == f"{folder}: has no report: train the run to its end"
+    assert str(caught.value) == f"{folder} has no report. Train the run to its end."
 
 
 # --- Translate and score ----------------------------------------------------------------------------------------------

@@ -249,9 +249,9 @@ def test_verify_resume_prints_the_verdict_and_fails_unless_resume_is_exact(run: 
         ("verify-resume --updates 1", "--updates: expected at least 2, got 1"),
         ("verify-resume --kills 0", "--kills: expected 1 to 29 (fewer than --updates), got 0"),
         ("verify-resume --updates 5 --kills 5", "--kills: expected 1 to 4 (fewer than --updates), got 5"),
-        ("verify-resume", "WORLD_SIZE: resume is verified in one process: start it without torchrun"),
-        ("bench", "WORLD_SIZE: mt bench measures one device: start it without torchrun"),
-        ("train --dry-run", "WORLD_SIZE: a dry run uses one process: start it without torchrun"),
+        ("verify-resume", "WORLD_SIZE: resume is verified in one process. Start it without torchrun."),
+        ("bench", "WORLD_SIZE: mt bench measures one device. Start it without torchrun."),
+        ("train --dry-run", "WORLD_SIZE: a dry run uses one process. Start it without torchrun."),
     ],
 )
 def test_impossible_options_of_verify_resume_bench_and_dry_run_are_refused(
@@ -302,7 +302,7 @@ def test_config_init_writes_a_config_and_says_what_to_do_next(run: Run):
     assert status == 2
     assert f"error     data/train.en: no such file (looked for in {Path.cwd()})" in stdout
     status, _, stderr = run("config", "init", "captions.yaml")
-    assert (status, stderr) == (2, "error: captions.yaml: exists already: give the name of a new file\n")
+    assert (status, stderr) == (2, "error: captions.yaml exists already. Give the name of a new file.\n")
 
 
 # --- translate --------------------------------------------------------------------------------------------------------
@@ -439,8 +439,8 @@ def test_concatenated_shards_equal_the_whole_output(translate: Run):
 
 def test_strict_refuses_invalid_utf8_before_the_model_is_loaded(translate: Run):
     Path("in").write_bytes(b"a\nb\xff\n")
-    advice = "fix the line, or omit --strict to read invalid bytes as U+FFFD"
-    message = f"error: in, line 2: byte 0xff at offset 1 is not UTF-8: {advice}\n"
+    advice = "Fix the line, or omit --strict to read invalid bytes as U+FFFD."
+    message = f"error: in, line 2: byte 0xff at offset 1 is not UTF-8. {advice}\n"
     assert translate("--input", "in", "--strict") == (2, "", message)
     assert Parrot.requests == []
     message = message.replace("in, line", "standard input, line")
@@ -507,8 +507,8 @@ def test_resume_starts_over_if_there_is_nothing_to_continue(translate: Run):
     write_lines("in", ["a", "b"])
     assert translate(*RESUME) == (0, "", "")
     assert Path("out").read_text("utf-8") == "A\nB\n"
-    fix = "to translate again, delete it or omit --resume"
-    message = f"error: out: already exists, and there is no out.part to continue: {fix}\n"
+    fix = "To translate again, delete it or omit --resume."
+    message = f"error: out: already exists, and there is no out.part to continue. {fix}\n"
     assert translate(*RESUME) == (2, "", message)
     assert Path("out").read_text("utf-8") == "A\nB\n"
 
@@ -558,17 +558,17 @@ def test_an_unrelated_file_named_like_a_part_is_not_touched(translate: Run):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--beam-size", "5"], "was started with --beam-size 4, not 5: rerun with --beam-size 4"),
-        (["--sample"], "was started without --sample: rerun without --sample"),
-        (["--format", "jsonl"], "was started with --format text, not jsonl: rerun with --format text"),
-        (["--shard", "1/2"], "was started without --shard: rerun without --shard"),
-        (["--no-repeat-ngram", "3"], "was started with --no-repeat-ngram 0, not 3: rerun with --no-repeat-ngram 0"),
-        (["--no-retry"], "was started with --retry: rerun with --retry"),
-        (["--prefix", "in"], "was started without --prefix: rerun without --prefix"),
-        ("identity", "was started with another model: give that model"),
+        (["--beam-size", "5"], "was started with --beam-size 4, not 5. Rerun with --beam-size 4"),
+        (["--sample"], "was started without --sample. Rerun without --sample"),
+        (["--format", "jsonl"], "was started with --format text, not jsonl. Rerun with --format text"),
+        (["--shard", "1/2"], "was started without --shard. Rerun without --shard"),
+        (["--no-repeat-ngram", "3"], "was started with --no-repeat-ngram 0, not 3. Rerun with --no-repeat-ngram 0"),
+        (["--no-retry"], "was started with --retry. Rerun with --retry"),
+        (["--prefix", "in"], "was started without --prefix. Rerun without --prefix"),
+        ("identity", "was started with another model. Give that model"),
         ("part", "is shorter than when it was written. Delete it to start over."),
-        ("text", "has 6 lines that were translated from other lines than those in in: rerun with the same text"),
-        ("fewer", "has 6 lines that were translated from other lines than those in in: rerun with the same text"),
+        ("text", "has 6 lines that were translated from other lines than those in in. Rerun with the same text"),
+        ("fewer", "has 6 lines that were translated from other lines than those in in. Rerun with the same text"),
     ],
 )
 def test_a_part_that_another_command_started_is_refused(
@@ -690,7 +690,7 @@ def test_options_override_the_search_settings_of_the_model(
 
 def test_an_option_that_contradicts_a_setting_of_the_model_is_refused(run: Run, saved: Callable[..., Path]):
     model = saved("m", decode=DecodeConfig(max_length=9))
-    message = "error: --min-length: is 9, but --max-length (9) allows only 8 tokens and the end of sentence\n"
+    message = "error: --min-length is 9, but --max-length (9) allows only 8 tokens and the end of sentence\n"
     assert run("translate", "--model", model, "--min-length", "9", stdin=b"a\n") == (2, "", message)
 
 
@@ -707,7 +707,7 @@ def test_an_option_that_contradicts_a_setting_of_the_model_is_refused(run: Run, 
         ("--max-length 0", "--max-length: expected an integer of at least 1, got 0"),
         (
             "--min-length 9 --max-length 9",
-            "--min-length: is 9, but --max-length (9) allows only 8 tokens and the end of sentence",
+            "--min-length is 9, but --max-length (9) allows only 8 tokens and the end of sentence",
         ),
         ("--no-repeat-ngram -1", "--no-repeat-ngram: expected an integer of at least 0, got -1"),
         ("--batch-sentences 0", "--batch-sentences: expected an integer of at least 1, got 0"),
@@ -977,7 +977,7 @@ def test_the_baseline_of_a_file_may_be_a_run(run: Run):
         2,
         "",
         "error: runs/old has no translations, because it is not a finished run: let it finish, give a file of "
-        "translations, or compare models with mt compare\n",
+        "translations, or compare models with mt compare.\n",
     )
     write_lines("runs/old/translations/valid.txt", ["a"])
     assert run(*given) == (

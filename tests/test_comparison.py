@@ -338,8 +338,8 @@ def test_models_must_have_the_same_test_set(
         return capsys.readouterr().err
 
     assert refused(long, "other") == (
-        f"error: other: its test set held_out is not the same text as held_out of {long}: compare models on the same "
-        "text, or choose a test set with --test\n"
+        f"error: other: its test set held_out is not the same text as held_out of {long}. Compare models on the same "
+        "text, or choose a test set with --test.\n"
     )
     assert refused(long, "wmt", "none") == (
         f"error: these models have no test set in common. {long} has held_out; wmt has wmt; none has none.\n"

@@ -116,8 +116,8 @@ REFUSED = {
     "model: {n_kv_heads: 0}": "x.yaml: model.n_kv_heads: expected a divisor of model.n_heads (8), got 0",
     "model: {d_model: 72, n_heads: 8, positions: rotary}": "x.yaml: model.d_model: expected a multiple of 8 × "
     "model.n_heads (64), got 72",
-    "model: {positions: learned, n_positions: 200}": "x.yaml: model.n_positions: is 200, smaller than data.max_tokens "
-    "(256): the longest sentence would have no positions: raise model.n_positions or lower data.max_tokens",
+    "model: {positions: learned, n_positions: 200}": "x.yaml: model.n_positions is 200, smaller than data.max_tokens "
+    "(256): the longest sentence would have no positions. Raise model.n_positions or lower data.max_tokens.",
     "model: {positions: rope}": "x.yaml: model.positions: expected sinusoidal, learned, rotary, relative, alibi or "
     "none, got 'rope'",
     "model: {layer_dropout: 1.0}": "x.yaml: model.layer_dropout: expected a number of at least 0 and below 1, got 1.0",
@@ -135,15 +135,15 @@ def test_the_error_for_an_invalid_setting_names_its_key(line: str, message: str)
 REPLACED = {
     ("tgt_lang: de", "tgt_lang: no"): "x.yaml: tgt_lang: expected a language code such as en, got false "
     "(YAML reads a bare yes/no/on/off as true/false: write it in quotes)",
-    ("tgt_lang: de", "tgt_lang: en"): "x.yaml: tgt_lang: is the same as src_lang: en",
-    ("name: captions\n", ""): "x.yaml: name: is missing",
-    ("  valid: {src: valid.en, tgt: valid.de}\n", ""): "x.yaml: data.valid: is missing",
+    ("tgt_lang: de", "tgt_lang: en"): "x.yaml: tgt_lang is the same as src_lang: en",
+    ("name: captions\n", ""): "x.yaml: name is missing",
+    ("  valid: {src: valid.en, tgt: valid.de}\n", ""): "x.yaml: data.valid is missing",
     (
         "{src: train.en, tgt: train.de}",
         "{src: train.en}",
     ): "x.yaml: data.train.0: expected one kind of corpus, with the keys {src, tgt}, {file}, {dataset} or {sacrebleu}",
     ("{src: valid.en, tgt: valid.de}", "{dataset: x, split: 'a[:9%]', streaming: true}"): "x.yaml: data.valid.split: "
-    "a[:9%] is a part of a split, and streaming reads only whole splits: give a whole split, or remove streaming",
+    "a[:9%] is a part of a split, and streaming reads only whole splits. Give a whole split, or remove streaming.",
     ("tgt: train.de}", "tgt: train.de, weight: 0}"): "x.yaml: data.train.0.weight: expected a number above 0 "
     "and up to 1000, got 0",
     ("tgt: train.de}", "tgt: train.de, split: test}"): "x.yaml: data.train.0.split: only a corpus with dataset has "
@@ -170,25 +170,25 @@ def test_the_error_for_invalid_data_settings_names_their_key(change: tuple[str, 
 
 def test_a_key_given_twice_is_refused_with_both_lines():
     text = MINIMAL + "train:\n  seed: 1\n  max_steps: 5\n  seed: 2\n"
-    assert message_of(text) == "x.yaml:11:3: is not valid YAML: seed is already set on line 9"
+    assert message_of(text) == "x.yaml:11:3 is not valid YAML: seed is already set on line 9"
 
 
-EMPTY = "a config needs at least name, src_lang, tgt_lang and data; mt config init writes one to start from"
+EMPTY = "A config needs at least name, src_lang, tgt_lang and data; mt config init writes one to start from."
 UNREADABLE = {
-    b"name: a\ndata: {train: [\n": "x.yaml:3:1: is not valid YAML: expected the node content, but found '<stream end>' "
+    b"name: a\ndata: {train: [\n": "x.yaml:3:1 is not valid YAML: expected the node content, but found '<stream end>' "
     "(while parsing a flow node)",
     b"name: a\n\tdata: 3\n": "x.yaml:2:1: is not valid YAML: found character '\\t' that cannot start any token "
     "(while scanning for the next token)",
-    b"name: a: b\n": "x.yaml:1:8: is not valid YAML: mapping values are not allowed here",
-    b"name: a\n---\nname: b\n": "x.yaml:2:1: is not valid YAML: but found another document "
+    b"name: a: b\n": "x.yaml:1:8 is not valid YAML: mapping values are not allowed here",
+    b"name: a\n---\nname: b\n": "x.yaml:2:1 is not valid YAML: but found another document "
     "(expected a single document in the stream)",
-    b"name: !!python/object:os.system a\n": "x.yaml:1:7: is not valid YAML: could not determine a constructor for the "
+    b"name: !!python/object:os.system a\n": "x.yaml:1:7 is not valid YAML: could not determine a constructor for the "
     "tag 'tag:yaml.org,2002:python/object:os.system'",
     b"name: a\nseed: \x00\n": "x.yaml:2: is not valid YAML: the character '\\x00' is not allowed",
-    b"name: a\nsrc_lang: \xff\n": "x.yaml:2: is not UTF-8 text: save the file as UTF-8",
-    b"[" * 100_000: "x.yaml: is not valid YAML: nested too deeply",
-    b"": f"x.yaml: is empty: {EMPTY}",
-    b"# nothing\n": f"x.yaml: is empty: {EMPTY}",
+    b"name: a\nsrc_lang: \xff\n": "x.yaml:2 is not UTF-8 text. Save the file as UTF-8.",
+    b"[" * 100_000: "x.yaml is not valid YAML: nested too deeply",
+    b"": f"x.yaml is empty. {EMPTY}",
+    b"# nothing\n": f"x.yaml is empty. {EMPTY}",
     b"- a\n- b\n": "x.yaml: expected a mapping (key: value), got a list",
     b"name\n": "x.yaml: expected a mapping (key: value), got 'name'",
 }
@@ -264,9 +264,9 @@ BAD_OVERRIDES = {
     "entry, 0 to 1 (1 appends)",
     "data.train.0.file=a.tsv": "--set data.train.0.file=a.tsv: data.train.0: expected one kind of corpus, with the "
     "keys {src, tgt}, {file}, {dataset} or {sacrebleu}; to replace the whole value, use --set 'data.train.0={…}'",
-    "data.valid={src: a": "--set data.valid={src: a: is not valid YAML: expected ',' or '}', but got '<stream end>' "
+    "data.valid={src: a": "--set data.valid={src: a is not valid YAML: expected ',' or '}', but got '<stream end>' "
     "(while parsing a flow mapping)",
-    "data.valid={src: a, src: b}": "--set data.valid={src: a, src: b}: is not valid YAML: src is already set on line 1",
+    "data.valid={src: a, src: b}": "--set data.valid={src: a, src: b} is not valid YAML: src is already set on line 1",
 }
 
 
@@ -320,7 +320,7 @@ NOWHERE = "does not exist, and no config of this name ships with mt"
     [
         ("configs/multi31k.yaml", f"{NOWHERE}; did you mean multi30k.yaml?"),
         ("zzz", f"{NOWHERE}; the configs that ship with mt are {', '.join(path.stem for path in shipped_configs())}"),
-        ("runs", "is a folder: give a config file"),
+        ("runs", "is a folder. Give a config file."),
     ],
 )
 def test_a_missing_config_file_is_refused_with_a_suggestion(name: str, problem: str):

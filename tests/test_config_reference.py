@@ -208,5 +208,5 @@ def test_a_file_that_exists_is_not_overwritten(starter: Path) -> None:
     starter.write_text("mine\n")
     with pytest.raises(ConfigError) as caught:
         write_starter(starter)
-    assert str(caught.value) == f"{starter}: exists already: give the name of a new file"
+    assert str(caught.value) == f"{starter} exists already. Give the name of a new file."
     assert starter.read_text() == "mine\n"

@@ -231,13 +231,13 @@ def test_lines_are_translated_as_with_our_search(exported: Exported) -> None:
             DecodeConfig(length_penalty=0.0, max_length=2_000),
             1,
             "decode.max_length is 2,000, but this export supports at most 1,024 tokens: lower it, or set "
-            "decode.max_length in the model's config and export it again",
+            "decode.max_length in the model's config and export it again.",
         ),
         (
             DecodeConfig(length_penalty=0.0, min_length=2_000),
             1,
             "decode.min_length is 2,000, but this export supports at most 1,024 tokens: lower it, or set "
-            "decode.max_length in the model's config and export it again",
+            "decode.max_length in the model's config and export it again.",
         ),
         (
             DecodeConfig(sample=True, seed=7),
@@ -264,9 +264,9 @@ def test_all_unsupported_model_settings_are_refused_in_one_error() -> None:
     with pytest.raises(ConfigError) as caught:
         exporter.refuse_inexpressible(ModelConfig(positions="alibi", activation="relu2", qk_norm=True, dropout=0.3))
     assert str(caught.value) == (
-        "CTranslate2 does not support model.activation: relu2 or model.positions: alibi or model.qk_norm: true: "
-        "translate with mt itself, or train with model.activation: relu, model.positions: sinusoidal, "
-        "model.qk_norm: false"
+        "CTranslate2 does not support model.activation: relu2 or model.positions: alibi or model.qk_norm: true. "
+        "Translate with mt itself, or train with model.activation: relu, model.positions: sinusoidal, "
+        "model.qk_norm: false."
     )
 
 
@@ -303,8 +303,8 @@ def test_an_unsupported_precision_or_device_is_refused(exported: Exported) -> No
     with pytest.raises(ConfigError) as caught:
         load_translator(exported.export, precision="bf16")
     assert str(caught.value) == (
-        "precision: CTranslate2 computes in the quantization of the export, here float32: leave it at auto, "
-        "or export the model again with another quantization"
+        "precision: CTranslate2 computes in the quantization of the export, here float32. Leave it at auto, "
+        "or export the model again with another quantization."
     )
     with pytest.raises(ConfigError) as caught:
         load_translator(exported.export, device="gpu")
@@ -446,8 +446,8 @@ def test_an_incomplete_or_damaged_export_is_refused(exported: Exported, tmp_path
             load_translator(path)
         return str(caught.value)
 
-    how = "create one with mt export --to ctranslate2"
-    assert problem(tmp_path / "no") == f"{tmp_path / 'no'} does not exist: give an export folder, or {how}"
+    how = "create one with mt export --to ctranslate2."
+    assert problem(tmp_path / "no") == f"{tmp_path / 'no'} does not exist. Give an export folder, or {how}"
     assert (
         problem(exported.folder) == f"{exported.folder} is not an export for CTranslate2, model.bin is missing. {how}"
     )

@@ -213,8 +213,8 @@ def test_out_of_memory_halves_micro_batches_as_in_training(tmp_path: Path, monke
         dry_run(config, Path("runs/toy"))
     assert str(caught.value) == (
         "train.micro_batch_tokens: out of memory on cpu with micro-batches of 12 target tokens (CUDA out of memory.), "
-        "and no micro-batch can be smaller than the longest sentence: set train.activation_checkpointing, lower "
-        "data.max_tokens, or make the model smaller"
+        "and no micro-batch can be smaller than the longest sentence. Set train.activation_checkpointing, lower "
+        "data.max_tokens, or make the model smaller."
     )
 
 

@@ -142,8 +142,8 @@ def test_a_baseline_of_another_text_is_refused_before_translating(
     with pytest.raises(DataError) as caught:
         evaluate_model(run_dir, [], "auto", "auto", options)
     assert str(caught.value) == (
-        f"{tmp_path / 'other'}: its test set held_out is not the same text as held_out of {run_dir}: compare models on "
-        "the same text, or choose a test set with --test"
+        f"{tmp_path / 'other'}: its test set held_out is not the same text as held_out of {run_dir}. Compare models on "
+        "the same text, or choose a test set with --test."
     )
     assert capsys.readouterr().err == ""
     write_lines(tmp_path / "short", ["a"])

@@ -90,4 +90,4 @@ def test_a_disk_too_full_for_metrics_stops_training_with_one_line(tmp_path: Path
     *_, error = done.stderr.splitlines()
     metrics, events = (f"error: {small_disk / 'run'}/{name}" for name in ("metrics.jsonl", "tensorboard/events.out."))
     assert error.startswith((metrics, events))
-    assert error.endswith(f" cannot be written: {REMEDY}")
+    assert error.endswith(f"cannot be written: {REMEDY}")

@@ -448,7 +448,7 @@ def test_a_damaged_corpus_is_refused(config: RunConfig) -> None:
         f"{folder} is damaged, train.src.ids has {n_bytes - 2:,} bytes instead of {n_bytes:,}. {advice}"
     )
     (folder / "train.src.ids").unlink()
-    assert message() == f"{folder} is incomplete, train.src.ids is missing: {advice}"
+    assert message() == f"{folder} is incomplete, train.src.ids is missing. {advice}"
     manifest = (folder / "manifest.json").read_text()
     (folder / "manifest.json").write_text(manifest.replace('"format_version": 2', '"format_version": 9'))
     assert message() == f"{folder} has format version 9, this mt reads 2: {advice}"

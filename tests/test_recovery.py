@@ -268,7 +268,7 @@ def test_micro_batches_of_one_sentence_that_do_not_fit_are_an_error(
     assert str(caught.value) == (
         f"train.micro_batch_tokens: out of memory on cpu with micro-batches of {longest} target tokens (no memory at "
         "all), and no micro-batch can be smaller than the longest sentence: set train.activation_checkpointing, lower "
-        "data.max_tokens, or make the model smaller"
+        "data.max_tokens, or make the model smaller."
     )
 
 

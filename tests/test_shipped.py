@@ -58,7 +58,7 @@ def test_the_demo_is_completed_where_files_are_missing(run: Run):
 
 def test_the_demo_overwrites_no_other_file_and_writes_nothing_beside_it(run: Run):
     Path("demo.yaml").write_text("name: mine\n", "utf-8")
-    error = "error: demo.yaml: exists and is not the demo's file: give another folder: mt demo DIR\n"
+    error = "error: demo.yaml exists and is not the demo's file. Give another folder: mt demo DIR.\n"
     assert run("demo") == (2, "", error)
     assert files_in(Path()) == {"demo.yaml": b"name: mine\n"}
 
@@ -73,7 +73,7 @@ def test_the_commands_that_the_demo_recommends_exist(run: Run):
 
 
 def test_a_user_who_trains_on_the_demo_without_its_corpus_is_told_where_to_get_it(run: Run, tmp_path: Path):
-    error = f"error: data/demo/train.en: no such file (looked for in {tmp_path}): mt demo writes it\n"
+    error = f"error: data/demo/train.en: no such file (looked for in {tmp_path}). Run mt demo to write it.\n"
     assert run("prepare", "--config", "demo.yaml")[2].endswith(error)
 
 
@@ -103,7 +103,7 @@ def test_docs_renders_a_page_on_a_terminal(capsys: pytest.CaptureFixture[str], m
 
 
 def test_a_page_that_does_not_exist_is_named_with_one_that_does(run: Run):
-    assert run("docs", "trainings") == (2, "", "error: PAGE: there is no page trainings: did you mean training?\n")
+    assert run("docs", "trainings") == (2, "", "error: PAGE: there is no page trainings. Did you mean training?\n")
     status, _, stderr = run("docs", "x")
     assert status == 2
     assert stderr.startswith("error: PAGE: there is no page x: choose from README, ")

@@ -227,7 +227,7 @@ def parse(arguments: list[str]) -> bool:
 def check_options(script: Path, arguments: list[str]) -> None:
     """Check that a script exists, and that it, or the Python script of that name, has the options."""
     files = [file for file in (ROOT / script, ROOT / script.with_suffix(".py")) if file.exists()]
-    assert files, f"{script}: does not exist"
+    assert files, f"{script} does not exist"
     for before, module in pairwise(arguments):
         files += [ROOT / f"{module.replace('.', '/')}.py"] if before == "-m" and "." in module else []
     if script.name == "test.sh":  # they are pytest's

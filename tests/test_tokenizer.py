@@ -227,7 +227,7 @@ def test_the_error_for_too_large_a_vocabulary_gives_the_maximum(tmp_path: Path, 
     found = str(caught.value).rsplit("Set it to ", 1)[1].split()[0]
     assert str(caught.value) == (
         f"tokenizer.vocab_size: 8,000 is too large for this corpus, which yields at most {int(found):,} pieces: "
-        f"set it to {found} or less, or give more text"
+        f"Set it to {found} or less, or give more text."
     )
     assert list(tmp_path.iterdir()) == []
     train_tokenizer(counts, TokenizerConfig(kind=kind, vocab_size=int(found)), tmp_path / "model")

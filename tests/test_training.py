@@ -314,7 +314,7 @@ def test_weight_decay_equals_that_of_adamw_and_applies_only_to_matrices() -> Non
         torch.testing.assert_close(parameter.detach(), before[name] * kept, msg=name)
     with pytest.raises(MTError) as caught:
         TrainConfig(weight_decay=0.1)
-    assert str(caught.value) == "train.weight_decay: is 0.1, but adam has no weight decay: set train.optimizer to adamw"
+    assert str(caught.value) == "train.weight_decay is 0.1, but adam has no weight decay. Set train.optimizer to adamw."
 
 
 def test_patience_ends_a_training_that_does_not_improve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

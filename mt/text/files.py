@@ -51,7 +51,7 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         where = "" if path.is_absolute() else f" (looked for in {Path.cwd()})"
-        fix = "mt demo writes it" if path.parent == DEMO_CORPUS else ""
+        fix = "run mt demo to write it" if path.parent == DEMO_CORPUS else ""
         raise DataError(path, f"no such file{where}", fix) from None
     except IsADirectoryError:
         raise DataError(path, "is a folder, expected a text file") from None
