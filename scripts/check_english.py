@@ -28,7 +28,7 @@ WORDS = {
     r"\bof (its|their|our) own\b": "its own, separate",
     r"(?<!there )\b(is|are|was|were|be) no\b(?! (longer|more|less|fewer)\b)": "is not a, has no",
     r"\bheld beside\b": "compared with",
-    r"\bsuch\b(?! (as|a|an)\b)": "this kind of, these",
+    r"\bsuch\b(?! (as|a|an|file|folder|model)\b)": "this kind of, these",
     r"\b(forget|forgets|forgotten)\b": "reset, drop, remove",
     r"\bset aside\b": "quarantine, reserve",
     r"\b(go|goes|went) back\b": "roll back, return",

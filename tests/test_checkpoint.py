@@ -151,8 +151,8 @@ def test_one_flipped_bit_is_found_wherever_it_is(
             with pytest.raises(CheckpointError) as caught:
                 use(folder, name)
             assert str(caught.value) == (
-                f"{folder / name}: is damaged: its checksum is not the one in manifest.json: put the original file "
-                "back, or delete the folder"
+                f"{folder / name}: is damaged (its checksum differs from the one in manifest.json): "
+                f"{ModelFolder.HOW_TO_REPAIR}"
             )
     (folder / name).write_bytes(content[:-1])
     with pytest.raises(CheckpointError, match="is damaged"):
@@ -169,8 +169,8 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, config: RunConf
     with pytest.raises(CheckpointError) as caught:
         ModelFolder.open(tmp_path / "model").load_tokenizer()
     assert str(caught.value) == (
-        f"{tmp_path / 'model' / 'tokenizer.model'}: has 370 pieces, the model was trained with 380: "
-        "put the original file back"
+        f"{tmp_path / 'model' / 'tokenizer.model'}: has 370 pieces, but the model was trained with 380: "
+        "restore the original file"
     )
 
 
@@ -200,7 +200,10 @@ def test_an_incomplete_folder_is_named_with_what_it_lacks(
     (folder / "manifest.json").unlink()
     with pytest.raises(CheckpointError) as caught:
         ModelFolder.open(folder)
-    assert str(caught.value) == f"{folder}: is not a complete model folder: tokenizer.model, manifest.json missing"
+    assert str(caught.value) == (
+        f"{folder}: is not a complete model folder, tokenizer.model and manifest.json are missing: "
+        f"{ModelFolder.HOW_TO_REPAIR}"
+    )
 
 
 def test_a_folder_of_another_version_is_refused(tmp_path: Path, config: RunConfig, tokenizer_path: Path) -> None:
@@ -211,7 +214,7 @@ def test_a_folder_of_another_version_is_refused(tmp_path: Path, config: RunConfi
         with pytest.raises(CheckpointError) as caught:
             ModelFolder.open(folder)
         assert str(caught.value) == (
-            f"{folder}: was written in format {version}, this version of mt reads format 2: "
+            f"{folder}: was written in format {version}, but this version of mt reads format 2: "
             "use the version of mt that its manifest.json names"
         )
 
@@ -235,9 +238,7 @@ def test_a_damaged_manifest_is_one_line(
     (folder / "manifest.json").write_text(content, "utf-8")
     with pytest.raises(CheckpointError) as caught:
         ModelFolder.open(folder)
-    assert str(caught.value) == (
-        f"{folder / 'manifest.json'}: is damaged: {problem}: put the original file back, or delete the folder"
-    )
+    assert str(caught.value) == (f"{folder / 'manifest.json'}: is damaged: {problem}: {ModelFolder.HOW_TO_REPAIR}")
 
 
 def test_a_model_folder_without_training_state_says_so(tmp_path: Path, config: RunConfig, tokenizer_path: Path) -> None:
@@ -247,7 +248,7 @@ def test_a_model_folder_without_training_state_says_so(tmp_path: Path, config: R
     ModelFolder.open(folder).load_weights()
     with pytest.raises(CheckpointError) as caught:
         ModelFolder.open(folder).load_training_state()
-    assert str(caught.value) == f"{folder / 'training.pt'}: is missing: training cannot continue from this folder"
+    assert str(caught.value) == f"{folder / 'training.pt'}: is missing, so training cannot continue from this folder"
 
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path, config: RunConfig, tokenizer_path: Path) -> None:
@@ -381,7 +382,7 @@ def test_a_model_is_found_in_a_run_a_checkpoint_and_a_folder(
     (run / "checkpoints").mkdir(parents=True)
     with pytest.raises(CheckpointError) as caught:
         open_model(run)
-    assert str(caught.value) == f"{run}: this run has no checkpoint yet: wait for the first one"
+    assert str(caught.value) == f"{run}: this run has no checkpoint yet: wait until training writes the first one"
     for step in (1, 2, 3):
         save(RunFolder(run).checkpoint(step), config, tokenizer_path)
     assert open_model(run).path == RunFolder(run).checkpoint(3)
@@ -397,7 +398,9 @@ def test_a_model_is_found_in_a_run_a_checkpoint_and_a_folder(
     weights = RunFolder(run).checkpoint(1) / "model.safetensors"
     with pytest.raises(CheckpointError) as caught:
         open_model(weights)
-    assert str(caught.value) == f"{weights}: is a file: give the folder that it lies in, {weights.parent}"
+    assert str(caught.value) == (
+        f"{weights}: is a file, expected a folder: give the folder that contains it ({weights.parent})"
+    )
 
 
 def test_a_folder_of_models_names_them(tmp_path: Path, config: RunConfig, tokenizer_path: Path) -> None:
@@ -406,7 +409,7 @@ def test_a_folder_of_models_names_them(tmp_path: Path, config: RunConfig, tokeni
     (run / "run.json").write_text("{}")
     with pytest.raises(CheckpointError) as caught:
         open_model(run)
-    assert str(caught.value) == f"{run}: this run has no checkpoint yet: wait for the first one"
+    assert str(caught.value) == f"{run}: this run has no checkpoint yet: wait until training writes the first one"
     for step in (1, 2):
         save(RunFolder(run).checkpoint(step), config, tokenizer_path)
     for folder, inside in (
@@ -416,7 +419,7 @@ def test_a_folder_of_models_names_them(tmp_path: Path, config: RunConfig, tokeni
         with pytest.raises(CheckpointError) as caught:
             open_model(folder)
         choice = ", ".join(map(str, inside))
-        assert str(caught.value) == f"{folder}: is not a model, but holds some: give one of {choice}"
+        assert str(caught.value) == f"{folder}: is not a model folder, but contains models: give one of {choice}"
 
 
 def test_an_export_in_place_of_a_model_is_told_apart(tmp_path: Path) -> None:
@@ -424,6 +427,6 @@ def test_an_export_in_place_of_a_model_is_told_apart(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         ModelFolder.open(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}: is an export for CTranslate2: mt translate takes it with --backend ctranslate2; all else takes "
-        "the model that it was made of"
+        f"{tmp_path}: is an export for CTranslate2: use it in mt translate with --backend ctranslate2; other "
+        "commands need the original model"
     )

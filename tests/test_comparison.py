@@ -361,11 +361,11 @@ USAGE = "mt compare A B, or mt compare --ref REF A B"
         ("one two --tgt-lang de", "--tgt-lang: is for files: give --ref"),
         ("one file --ref text", "one: no such file and no such run (looked for in HERE)"),
         ("file text --ref text", "file: has no lines: nothing to score"),
-        ("text two --ref text", "two has 2 lines and text has 1: parallel files need one line for each line"),
+        ("text two --ref text", "two has 2 lines and text has 1, but parallel files need the same number of lines"),
         ("one two", "one: no such folder: give a run folder, a checkpoint or a model folder"),
         (
             "unborn unborn",
-            "unborn: this run has no checkpoint yet: wait for the first one",
+            "unborn: this run has no checkpoint yet: wait until training writes the first one",
         ),
         ("one two --metric blue", "--metric: no metric is called blue, did you mean bleu?"),
         ("one two --samples 5", "--samples: expected at least 100, got 5"),

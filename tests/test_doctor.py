@@ -383,8 +383,8 @@ def test_findings_by_source(run: Run, lines: Lines) -> None:
         "toy: 1 error, 1 warning",
         "",
         "data.train.0  train.en + train.de, 1,500 pairs",
-        f"  warning   train.de: holds the tag <bt> as text, such as line 4, “{lines['train.de'][3]}”",
-        "            choose another tag, or remove it from the text: mt puts it in front of the source itself",
+        f"  warning   train.de: contains the tag <bt> as text, such as line 4, “{lines['train.de'][3]}”",
+        "            choose another tag, or remove it from the text: mt adds it in front of each source segment",
         "",
         "data.valid  valid.en + valid.de",
         f"  error     valid.en: no such file (looked for in {Path.cwd()})",
@@ -449,7 +449,7 @@ def test_a_device_that_is_not_there(lines: Lines) -> None:
     write(lines)
     (finding,) = findings_of(train={"device": "cuda:99"})
     assert (finding.level, finding.key) == ("error", "train.device")
-    assert finding.problem.startswith("train.device: cuda:99 is asked for, but ")
+    assert finding.problem.startswith("train.device: cuda:99 was requested, but ")
 
 
 def test_a_corpus_that_is_prepared(lines: Lines) -> None:
@@ -468,7 +468,7 @@ def test_a_corpus_that_is_prepared(lines: Lines) -> None:
     ids.write_bytes(ids.read_bytes()[:-2])
     (finding,) = examine(config, Path("runs/toy")).findings
     n_bytes = ids.stat().st_size
-    damage = f"is damaged, train.src.ids has {n_bytes:,} bytes instead of {n_bytes + 2:,}"
+    damage = f"the prepared corpus is damaged, train.src.ids has {n_bytes:,} bytes instead of {n_bytes + 2:,}"
     assert finding.problem == f"{corpus.folder}: {damage}"
     assert finding.fix == f"delete {corpus.folder} and prepare it again"
 

@@ -172,7 +172,8 @@ def test_a_model_folder_that_is_incomplete_is_one_line(run_dir: Path, folder: Pa
     incomplete.mkdir()
     (incomplete / "config.yaml").write_text("name: x\n", "utf-8")
     assert failing("translate", "--model", incomplete, text="bar\n") == (
-        f"{incomplete}: is not a complete model folder: model.safetensors, tokenizer.model, manifest.json missing"
+        f"{incomplete}: is not a complete model folder, model.safetensors, tokenizer.model and manifest.json are "
+        "missing: restore the original file, or delete this folder and run mt train again"
     )
     assert failing("eval", "--model", run_dir, "--test", "newstest2014") == (
         f"--test: {run_dir} has no test set newstest2014: it has held_out"
@@ -205,7 +206,7 @@ def test_compressed_input_is_translated_as_the_text_inside(run_dir: Path, folder
     plain = mt("translate", "--model", run_dir, "--input", src)
     assert mt("translate", "--model", run_dir, "--input", packed).stdout == plain.stdout
     assert failing("translate", "--model", run_dir, "--input", disguised) == (
-        f"{disguised}: is compressed, and its name does not say so: unpack it, or end its name in .gz"
+        f"{disguised}: is compressed with gzip: unpack it, or add .gz to its name"
     )
 
 
@@ -221,5 +222,5 @@ def test_errors_of_translate_name_the_options(run_dir: Path) -> None:
 def test_files_of_different_length_are_told_apart(folder: Path) -> None:
     hyp, ref = write_lines(folder / "hyp", ["a", "b"]), write_lines(folder / "ref", ["a"])
     assert failing("eval", "--hyp", hyp, "--ref", ref) == (
-        f"{hyp} has 2 lines and {ref} has 1: parallel files need one line for each line"
+        f"{hyp} has 2 lines and {ref} has 1, but parallel files need the same number of lines"
     )

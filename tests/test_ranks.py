@@ -91,12 +91,12 @@ def test_two_ranks_make_the_updates_of_one_and_their_number_may_change_on_the_wa
 
 
 LOST = (
-    r"error: rank 0: lost another rank \((connection (closed|reset) by peer|broken pipe)\): see that rank's message or "
-    r"torchrun's; the same command continues from the last checkpoint"
+    r"error: rank 0: lost another rank \((connection (closed|reset) by peer|broken pipe)\): see the message of that "
+    r"rank or of torchrun; the same command continues from the last checkpoint"
 )
 
 STUCK = (
-    "error: rank 0: still running [0-9.]+ s after SIGTERM: another rank was lost, or a step or a save takes that long: "
+    "error: rank 0: still running [0-9.]+ s after SIGTERM, because another rank was lost or a step or save is slow: "
     "see torchrun's message; the same command continues from the last checkpoint"
 )
 
@@ -221,7 +221,7 @@ def test_when_rank_0_cannot_prepare_all_end_and_the_reason_is_told_once(tmp_path
         _, pointer = second.communicate(timeout=60)
         assert (first.returncode, second.returncode) == (2, 2)
     assert reason.decode().startswith(f"error: {tmp_path / 'train.de'}: no such file")
-    assert pointer == b"error: rank 1: rank 0 could not begin: see its message\n"
+    assert pointer == b"error: rank 1: rank 0 could not start: see its message\n"
 
 
 def wait_for_rank_0_briefly() -> None:
@@ -288,7 +288,7 @@ def test_ranks_are_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MTError) as caught:
         Ranks.from_environment()
     assert str(caught.value) == (
-        "WORLD_SIZE is 8, but RANK or LOCAL_RANK is missing or no number ('RANK'): start several processes with "
+        "WORLD_SIZE is 8, but RANK or LOCAL_RANK is missing or not a number ('RANK'): start several processes with "
         "torchrun, or unset WORLD_SIZE"
     )
     monkeypatch.setenv("RANK", "5")

@@ -468,7 +468,7 @@ def test_a_run_leaves_what_the_contract_names_and_a_second_start_does_nothing(
     assert ModelFolder.open(run_dir / "model").manifest["averaged_steps"] == [4, 8, 12]
     with pytest.raises(MTError) as caught:
         average_run(run_dir, 9)
-    assert str(caught.value) == f"{run_dir}: has 3 checkpoints to average, so --last takes 1 to 3, got 9"
+    assert str(caught.value) == f"{run_dir}: has 3 checkpoints to average: give --last 1 to 3, not 9"
 
 
 def test_fine_tuning_starts_from_the_weights_and_the_tokenizer_of_a_model(tmp_path: Path) -> None:
@@ -528,14 +528,14 @@ def test_a_changed_setting_is_refused_by_name_unless_it_may_change(tmp_path: Pat
     with pytest.raises(MTError) as caught:
         train_run(replace(config, model=replace(config.model, d_ff=72)), run_dir)
     assert str(caught.value) == (
-        "model.d_ff: this run began with 64, now it is 72: change it back, or start over with another --run-dir "
-        f"(the run is in {run_dir})"
+        f"{run_dir}: this run was started with other settings (model.d_ff was 64 and is now 72): change it back, or "
+        "start a new run with another --run-dir"
     )
     with pytest.raises(MTError) as caught:  # all of them at once
         train_run(replace(config, model=replace(config.model, d_ff=72, positions="rotary")), run_dir)
     assert str(caught.value) == (
-        "model.d_ff: this run began with 64, now it is 72; model.positions: this run began with sinusoidal, now it "
-        f"is rotary: change them back, or start over with another --run-dir (the run is in {run_dir})"
+        f"{run_dir}: this run was started with other settings (model.d_ff was 64 and is now 72; model.positions was "
+        "sinusoidal and is now rotary): change them back, or start a new run with another --run-dir"
     )
     train_run(with_train(config, max_steps=3, validate_every=2), run_dir)
     assert RunFolder(run_dir).checkpoints()[-1] == RunFolder(run_dir).checkpoint(3)
@@ -590,15 +590,15 @@ def test_a_run_whose_record_is_damaged_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(MTError) as caught:
         train_run(config, run_dir)
     assert str(caught.value) == (
-        f"{run_dir / 'config.yaml'}: is missing, so what this run began with is not known: put it back (each "
-        "checkpoint holds a copy), or start over with another --run-dir"
+        f"{run_dir / 'config.yaml'}: is missing, so the settings of this run are not known: restore it (each "
+        "checkpoint has a copy), or start over with another --run-dir"
     )
     (run_dir / "run.json").write_text("", "utf-8")
     with pytest.raises(MTError) as caught:
         train_run(config, run_dir)
     assert str(caught.value) == (
-        f"{run_dir / 'run.json'}: is damaged (Expecting value: line 1 column 1 (char 0)): put it back, or start over "
-        "with another --run-dir"
+        f"{run_dir / 'run.json'}: is damaged (Expecting value: line 1 column 1 (char 0)): restore it from a copy, or "
+        "start over with another --run-dir"
     )
 
 
@@ -621,8 +621,8 @@ def test_a_report_notes_an_average_that_is_worse_than_a_checkpoint() -> None:
         "model: average of steps 1,000, 1,200",
         "valid (3 lines)",
         "  BLEU    30.00   sig",
-        "note: on the validation set the average (30.00 BLEU) is below step 800 (31.50 when it was validated): "
-        "--set train.average_last=0 takes that step instead",
+        "note: on the validation set, the average of checkpoints (30.00 BLEU) is worse than step 800 (31.50 BLEU in "
+        "training); --set train.average_last=0 uses that step instead",
     ]
     for best in ({"step": 800, "bleu": 30.9}, None):
         assert "note:" not in format_report(report.model_copy(update={"best": best}))
@@ -647,7 +647,7 @@ def test_two_trainings_in_one_folder_are_refused(tmp_path: Path) -> None:
         with pytest.raises(MTError) as caught:
             train_run(config, tmp_path / "run")
     assert str(caught.value) == (
-        f"{tmp_path / 'run'}: another training runs in this folder: wait for it, or use another --run-dir"
+        f"{tmp_path / 'run'}: another training is running in this folder: wait for it, or use another --run-dir"
     )
 
 

@@ -326,7 +326,7 @@ def sleep(run_dir: Path, corpus: Path) -> None:
     ("train", "kind", "message"),
     [
         (fail_as_the_user_did, ConfigError, "train.compile: cannot compile here"),
-        (be_killed, MTError, "a worker process was killed, which mostly means that memory is short: free some, .*"),
+        (be_killed, MTError, "a worker process was killed, probably because memory ran out: free some, .*"),
         (fail, ZeroDivisionError, ""),
         (do_nothing, ConfigError, "--updates: 30 were made before a kill could come: give more"),
     ],

@@ -1,4 +1,4 @@
-"""What is wrong with parallel text, seen on a sample of it: each finding with its place and its fix."""
+"""Checks of parallel text on a sample of it; each finding has a place and a fix."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mt.text.shards import pair_keys
 
 Level = Literal["error", "warning", "note"]
 
-FEWEST_PAIRS = 50  # of which a share says something
+FEWEST_PAIRS = 50  # a smaller sample says nothing about fractions
 FEWEST_TEXTS = 20
 
 _EXAMPLE_CHARS = 60
@@ -31,34 +31,34 @@ _BEGINNING_BYTES = 256
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that will go wrong."""
+    """A problem that a check found."""
 
-    level: Level  # error: preparing or training fails; warning: training goes badly
-    check: str  # one word for programs
-    key: str  # of the source or setting in the config
-    problem: str  # where and what
+    level: Level  # error: preparing or training will fail; warning: the model will be worse
+    check: str  # the check's name, for programs
+    key: str  # of the corpus or setting in the config
+    problem: str  # where it is and what it is
     fix: str  # what to do
 
     @classmethod
     def of(cls, error: MTError, check: str, key: str) -> Finding:
-        """Return the finding for an error that preparing or training would end with."""
+        """Return the finding for an error that would end preparation or training."""
         problem = f"{error.place}: {error.problem}" if error.place else error.problem
         return cls("error", check, key, problem, error.fix or f"correct {key}")
 
 
 def quoted(text: str) -> str:
-    """Return a text as an example in a finding."""
+    """Return a text shortened and in quotes, as an example in a finding."""
     text = " ".join(text.split())
     return f"“{text if len(text) <= _EXAMPLE_CHARS else text[: _EXAMPLE_CHARS - 1] + '…'}”"
 
 
-def percent(share: float) -> str:
-    """Return 38%, 2.5% or 0.3%."""
-    return f"{share:.0%}" if share >= 0.0995 else f"{share:.1%}"
+def percent(fraction: float) -> str:
+    """Return a text such as 38%, 2.5% or 0.3%."""
+    return f"{fraction:.0%}" if fraction >= 0.0995 else f"{fraction:.1%}"
 
 
 def rounded(n: float) -> int:
-    """Return a number with two digits that are not 0."""
+    """Return a number rounded to two significant digits."""
     return round(int(n), 2 - len(str(int(n))))
 
 
@@ -69,27 +69,31 @@ _HTML = re.compile(rb"\s*(<!doctype html|<html|<\?xml)", re.IGNORECASE)
 
 
 def check_files(key: str, corpus: Corpus) -> Iterator[Finding]:
-    """Find files that hold something else than their name says, though they could be opened."""
+    """Find files that can be opened, but are not what their names say."""
     for name in corpus.files:
         if Path(name).exists() and not (Path(name).is_file() or Path(name).is_dir()):
-            problem = "is a pipe or a device, not a file, and this text is read several times"
-            yield Finding("error", "pipe", key, f"{name}: {problem}", "save it as a file")
+            problem = "is a pipe or a device; training text is read several times, so it must be a regular file"
+            yield Finding("error", "pipe", key, f"{name}: {problem}", "save it to a file first")
             continue
         try:
             with Path(name).open("rb") as stream:
                 beginning = stream.read(_BEGINNING_BYTES)
         except OSError:
-            continue  # reading the corpus says why
+            continue  # reading the corpus will report it
         if beginning.startswith(_LFS):
             problem, fix = "is a Git LFS pointer, not the text itself", "fetch the text with git lfs pull"
             yield Finding("error", "lfs_pointer", key, f"{name}: {problem}", fix)
         elif _HTML.match(beginning):
-            problem, fix = "is a web page, not text", "download the file itself, not the page about it"
+            problem, fix = "is a web page, not text", "download the file itself, not the page that links to it"
             yield Finding("error", "web_page", key, f"{name}: {problem}", fix)
 
 
 def warning(check: str, sample: Sample, side: int | None, problem: str, fix: str) -> Finding:
-    """`side`: source side (0) or target side (1), if only one is wrong."""
+    """Return a warning about a sample.
+
+    Args:
+        side: source side (0) or target side (1), if only one has the problem.
+    """
     place = sample.corpus.description if side is None else sample.side_name(side)
     return Finding("warning", check, sample.key, f"{place}: {problem}", fix)
 
@@ -105,20 +109,20 @@ _COPIED, _ALL_COPIED = 0.1, 0.95
 
 
 def check_alignment(sample: Sample) -> Iterator[Finding]:
-    """Check whether line i of one side goes with line i of the other, by lengths and by words that both have."""
+    """Check whether the lines of both sides belong together, by their lengths and by the words they share."""
     if len(sample.pairs) >= FEWEST_PAIRS and (found := _copied(sample) or _shifted(sample) or _unrelated(sample)):
         yield found
 
 
 def _copied(sample: Sample) -> Finding | None:
     same = [i for i, (src, tgt, _) in enumerate(sample.pairs) if src == tgt and src.strip()]
-    share = len(same) / len(sample.pairs)
-    if share < _COPIED:
+    fraction = len(same) / len(sample.pairs)
+    if fraction < _COPIED:
         return None
     problem, fix = "are the same text", "give the translation as tgt"
-    if share < _ALL_COPIED:
-        problem = f"{percent(share)} of the pairs are the same text on both sides, {_such_as(sample, 0, same[0])}"
-        fix = "remove them, or data.clean.max_copied will; text that was never translated does not teach to translate"
+    if fraction < _ALL_COPIED:
+        problem = f"{percent(fraction)} of the pairs have the same text on both sides, {_such_as(sample, 0, same[0])}"
+        fix = "remove them, or rely on data.clean.max_copied; text that was never translated teaches the model to copy"
     return Finding("warning", "copied", sample.key, f"{_both_sides(sample)}: {problem}", fix)
 
 
@@ -127,15 +131,15 @@ def _both_sides(sample: Sample) -> str:
 
 
 def _shifted(sample: Sample) -> Finding | None:
-    """Find the one shift from some line on that explains the lengths of the lines much better than no shift does."""
+    """Find a line from which on shifting one side makes the lengths of the lines fit much better."""
     found = first_break(*([len(text) for text in side] for side in sample.sides))
     if found is None or found.line == len(sample.pairs):
         return None
     later, earlier = (1, 0) if found.shift > 0 else (0, 1)
     lines = "1 line" if abs(found.shift) == 1 else f"{abs(found.shift)} lines"
     about = f"about line {sample.pairs[found.line].line:,}" if found.line >= 100 else "the beginning"
-    problem = f"from {about} on it is {lines} behind {sample.side_name(earlier)}"
-    return warning("shifted", sample, later, problem, "look for a missing or an extra line there")
+    problem = f"from {about} on, it is {lines} behind {sample.side_name(earlier)}"
+    return warning("shifted", sample, later, problem, "look for a missing or extra line there")
 
 
 def _unrelated(sample: Sample) -> Finding | None:
@@ -146,59 +150,58 @@ def _unrelated(sample: Sample) -> Finding | None:
     if correlation >= _LOW_CORRELATION:
         return None
     compared = f"correlation {correlation:.2f}; translations have about 0.9"
-    problem = f"the lengths of the lines do not go together ({compared})"
-    fix = "see whether line i of the one translates line i of the other: one side may be sorted or shuffled"
+    problem = f"the lengths of their lines are hardly correlated ({compared})"
+    fix = "check that line i of one file translates line i of the other: one side may be sorted or shuffled"
     return Finding("warning", "unrelated", sample.key, f"{_both_sides(sample)}: {problem}", fix)
 
 
 # ---------------------------------------------------------------------------------------------------- form
 
 _CONTINUATIONS = "\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"  # bytes 0x80 to 0xBF, read as Latin-1 or as Windows-1252
-# Traces of what should not be in text, by check: the fraction of lines that is let pass, what they hold, how they are
-# told, and the fix.
+# Traces of earlier processing. Check → the fraction of lines that is tolerated, a pattern, the problem, the fix.
 _TRACES: dict[str, tuple[float, str, str, str]] = {
     "mojibake": (
         0.002,
         f"[ÂÃÄÅÎÏÐÑØÙ][{_CONTINUATIONS}]|[à-ï][{_CONTINUATIONS}]{{2}}|[ð-ô][{_CONTINUATIONS}]{{3}}",
-        "hold UTF-8 that was read as Latin-1",
-        "get the text from where it was whole, or fix it with ftfy",
+        "contain UTF-8 that was decoded as Latin-1",
+        "get the text from its original source, or fix it with ftfy",
     ),
-    "replaced": (0.01, "\ufffd", "hold U+FFFD for lost characters", "decode the original text again"),
+    "replaced": (0.01, "\ufffd", "contain U+FFFD in place of lost characters", "decode the original text again"),
     "tokenised": (
         0.1,
         r" [.,](?: |$)|&(?:apos|quot);|@-@",
-        "are tokenised already",
-        "give raw text, detokenised (sacremoses detokenize); the tokenizer cuts it itself",
+        "are already tokenised",
+        "give raw text (detokenise it with sacremoses detokenize): mt has its own tokenizer",
     ),
     "pieces": (
         0.01,
         r"@@(?: |$)|\u2581",
-        "are cut into pieces already",
+        "are already split into subword pieces",
         "give raw text: join the pieces (sed -E 's/@@( |$)//g' for BPE)",
     ),
     "special_tokens": (
         0.001,
         r"<(?:s|/s|unk|pad|0x[0-9A-F]{2})>",
-        "hold special tokens as text",
-        "remove them: mt puts in what sentences begin and end with",
+        "contain special tokens as text",
+        "remove them: mt adds the tokens for the start and the end of a sentence",
     ),
     "tags": (
         0.05,
         r"</?[A-Za-z][A-Za-z0-9]*(?:\s[^<>]*)?/?>",
-        "hold tags",
-        "remove the markup, or name the tags in tokenizer.user_symbols",
+        "contain tags",
+        "remove the markup, or list the tags in tokenizer.user_symbols",
     ),
     "entities": (
         0.01,
         r"&(?:#\d+|#x[0-9a-fA-F]+|[A-Za-z]{2,8});",
-        "hold HTML entities",
+        "contain HTML entities",
         "set data.clean.html_entities: true",
     ),
 }
 
 
 def check_form(sample: Sample, config: RunConfig) -> Iterator[Finding]:
-    """Find traces of earlier processing, and of wrong decoding."""
+    """Find traces of earlier processing and of wrong decoding."""
     if len(sample.pairs) < FEWEST_PAIRS:
         return
     known_tags = {"<s>", "</s>", *config.tokenizer.user_symbols, *config.data.tags}
@@ -206,41 +209,45 @@ def check_form(sample: Sample, config: RunConfig) -> Iterator[Finding]:
         for check, (max_fraction, pattern, what, fix) in _TRACES.items():
             if check == "entities" and config.data.clean.html_entities:
                 continue
-            sought = re.compile(pattern)
-            found = [i for i, text in enumerate(texts) if sought.search(text)]
+            regex = re.compile(pattern)
+            found = [i for i, text in enumerate(texts) if regex.search(text)]
             if check == "tags":
-                found = [i for i in found if set(sought.findall(texts[i])) - known_tags]
+                found = [i for i in found if set(regex.findall(texts[i])) - known_tags]
             if len(found) > max(2, max_fraction * len(texts)):
                 problem = f"{percent(len(found) / len(texts))} of the lines {what}, {_such_as(sample, side, found[0])}"
                 yield warning(check, sample, side, problem, fix)
 
 
 def check_symbols(sample: Sample, symbols: Iterable[str]) -> Iterator[Finding]:
-    """Find tags of corpora that are in the text itself, too."""
+    """Find tags of corpora that also occur in the text itself."""
     for symbol in symbols:
         for side, texts in enumerate(sample.sides):
             found = next((i for i, text in enumerate(texts) if symbol in text), None)
             if found is not None:
-                problem = f"holds the tag {symbol} as text, {_such_as(sample, side, found)}"
-                fix = "choose another tag, or remove it from the text: mt puts it in front of the source itself"
+                problem = f"contains the tag {symbol} as text, {_such_as(sample, side, found)}"
+                fix = "choose another tag, or remove it from the text: mt adds it in front of each source segment"
                 yield warning("tag_in_text", sample, side, problem, fix)
 
 
-# Ways of writing that training and test text should have in common, by check: which lines have it, how they are told,
-# and the fix.
+# Properties that training text should share with validation and test text. Check → a test of a line, its description in
+# a finding, the fix.
 _HABITS: dict[str, tuple[Callable[[str], bool], str, str]] = {
-    "case": (lambda text: text != text.lower(), "have capital letters", "write both in true case"),
+    "case": (
+        lambda text: text != text.lower(),
+        "have capital letters",
+        "give training and test text with their original case",
+    ),
     "final_punctuation": (
         lambda text: not text.rstrip("\"'”’»)] ")[-1:].isalnum(),
         "end in punctuation",
-        "give both as they were written",
+        "give training and test text with their original punctuation",
     ),
 }
 _RARE, _OFTEN = 0.15, 0.6
 
 
 def check_habits(train: Sequence[Sample], others: Sequence[Sample]) -> Iterator[Finding]:
-    """Find validation and test text that is written in another way than the training text."""
+    """Find validation and test text that differs from the training text in case or punctuation."""
     for side in (0, 1):
         trained = [text for sample in train for text in sample.sides[side] if text.strip()]
         for other in others:
@@ -250,14 +257,14 @@ def check_habits(train: Sequence[Sample], others: Sequence[Sample]) -> Iterator[
             for check, (holds, usual, fix) in _HABITS.items():
                 in_train, here = (sum(map(holds, lines)) / len(lines) for lines in (trained, texts))
                 if min(in_train, here) <= _RARE and max(in_train, here) >= _OFTEN:
-                    problem = f"{percent(here)} of the lines {usual}, and {percent(in_train)} in training"
+                    problem = f"{percent(here)} of the lines {usual}, but {percent(in_train)} of the training text"
                     yield warning(check, other, side, problem, fix)
 
 
 # ---------------------------------------------------------------------------------------------------- held-out sets
 
 SMALLEST_VALIDATION, LARGEST_VALIDATION = 100, 10_000
-_SAME_SET = 0.5  # of the shorter set's segments, from which two sets are the same
+_SAME_SET = 0.5  # two sets that share this fraction of the smaller one's pairs count as the same
 
 
 def check_held_out(samples: Sequence[Sample]) -> Iterator[Finding]:
@@ -277,16 +284,16 @@ def _empty_lines(sample: Sample) -> Iterator[Finding]:
         if empty:
             first = sample.pairs[empty[0]].line
             problem = f"{len(empty):,} of {len(texts):,} lines are empty, the first is line {first:,}"
-            fix = "remove them with their counterparts: they are scored as they are"
+            fix = "remove them on both sides: empty lines are scored, too"
             yield warning("empty_lines", sample, side, problem, fix)
 
 
 def _validation_size(valid: Sample) -> Iterator[Finding]:
     if valid.n_pairs < SMALLEST_VALIDATION:
-        problem = f"has {valid.n_pairs:,} pairs: scores of so few leave the choice of a checkpoint to chance"
+        problem = f"has {valid.n_pairs:,} pairs, too few for reliable scores: chance decides which checkpoint is best"
         yield warning("valid_size", valid, None, problem, "give 1,000 to 3,000")
     if valid.n_pairs > LARGEST_VALIDATION:
-        problem = f"has {valid.n_pairs:,} pairs, which each validation translates: that takes long"
+        problem = f"has {valid.n_pairs:,} pairs, which take long to translate at each validation"
         yield warning("valid_size", valid, None, problem, "give 1,000 to 3,000 of them")
 
 
@@ -298,30 +305,30 @@ def _same_sets(valid: Sample, tests: Sequence[Sample]) -> Iterator[Finding]:
         n_shared = len(seen & here)
         if n_shared >= _SAME_SET * min(len(seen), len(here)):
             description = f"{sample.key} ({sample.corpus.description})"
-            problem = f"{n_shared:,} of its {len(valid.pairs):,} pairs are in {description}, too"
-            fix = "give other text: what chooses the checkpoint cannot judge it, too"
+            problem = f"{n_shared:,} of its {len(valid.pairs):,} pairs are also in {description}"
+            fix = "use other text: a set that chooses the checkpoint cannot be its test as well"
             yield warning("valid_is_test", valid, None, problem, fix)
 
 
 # ---------------------------------------------------------------------------------------------------- languages
 
-_WRONG_LETTERS = 0.5  # share of a side's letters in scripts of other languages
-_SCRIPT_LINES = 2_000  # that are looked at
-_WRONG_TEXTS = 0.15  # share of the texts in another language that is let pass
+_WRONG_LETTERS = 0.5  # fraction of a side's letters in wrong scripts from which the side counts as wrong
+_SCRIPT_LINES = 2_000  # lines whose scripts are counted
+_WRONG_TEXTS = 0.15  # tolerated fraction of texts in another language
 _SWAPPED_TEXTS = 0.5
-_N_TEXTS, _TEXT_CHARS = 200, 80  # that py3langid looks at, and how long they are at least
+_N_TEXTS, _TEXT_CHARS = 200, 80  # the number of texts for py3langid, and their minimum length
 
 
 def language_identifier(config: RunConfig) -> tuple[LanguageIdentifier | None, list[Finding]]:
-    """Return what tells languages apart, or a note why there is nothing."""
+    """Return a language identifier, or a note that says why there is none."""
     try:
         return _identifier(config.src_lang, config.tgt_lang), []
     except NotInstalledError as error:
-        problem = "languages: were looked at by their scripts alone, for py3langid is not installed"
+        problem = "languages: only scripts were checked, because py3langid is not installed"
         return None, [Finding("note", "no_py3langid", "languages", problem, error.fix)]
     except ConfigError as error:
-        problem = f"languages: were looked at by their scripts alone: {error.problem}"
-        return None, [Finding("note", "unknown_language", "languages", problem, "correct the code, if it is wrong")]
+        problem = f"languages: only scripts were checked, because {error.problem}"
+        return None, [Finding("note", "unknown_language", "languages", problem, "correct the code if it is wrong")]
 
 
 @cache
@@ -343,18 +350,18 @@ def _wrong_scripts(sample: Sample) -> Iterator[Finding]:
     if min(wrong) > _WRONG_LETTERS and wrong_script_fraction(sides[0], sample.langs[1]) < _WRONG_LETTERS:
         yield _swapped(sample)
         return
-    for side, (text, share, lang) in enumerate(zip(sides, wrong, sample.langs, strict=True)):
-        if share > _WRONG_LETTERS:
+    for side, (text, fraction, lang) in enumerate(zip(sides, wrong, sample.langs, strict=True)):
+        if fraction > _WRONG_LETTERS:
             script = main_script(text)
             written = " and ".join(sorted(expected_scripts(lang) or ()))
-            problem = f"{percent(share)} of its letters are {script}, and {lang} is written in {written}"
+            problem = f"{percent(fraction)} of its letters are {script}, but {lang} is written in {written}"
             yield _wrong_language(sample, side, problem)
 
 
 def _swapped(sample: Sample) -> Finding:
     src_lang, tgt_lang = sample.langs
     problem = f"the sides are swapped: src is {tgt_lang}, and tgt is {src_lang}"
-    return warning("swapped", sample, None, problem, "swap them, or src_lang and tgt_lang")
+    return warning("swapped", sample, None, problem, "swap the two files or columns, or src_lang and tgt_lang")
 
 
 def _wrong_language(sample: Sample, side: int, problem: str) -> Finding:
@@ -378,15 +385,15 @@ def _wrong_languages(sample: Sample, identifier: LanguageIdentifier) -> Iterator
         yield _swapped(sample)
         return
     for side, other in enumerate(others):
-        share = 1 - other.pop(None, 0) / len(sides[side])
-        if share > _WRONG_TEXTS:
+        fraction = 1 - other.pop(None, 0) / len(sides[side])
+        if fraction > _WRONG_TEXTS:
             found = other.most_common(1)[0][0]
-            problem = f"{percent(share)} of its text is not {sample.langs[side]}, but mostly {found}"
+            problem = f"{percent(fraction)} of its text is not {sample.langs[side]}, but mostly {found}"
             yield _wrong_language(sample, side, problem)
 
 
 def _long_texts(lines: Sequence[str]) -> list[str]:
-    """Return texts long enough to tell their language by, of lines that follow each other, drawn evenly."""
+    """Join consecutive lines into texts long enough to identify their language; return an even sample of these."""
     texts, parts, n_chars = [], list[str](), 0
     for line in lines:
         parts.append(line)
@@ -400,11 +407,11 @@ def _long_texts(lines: Sequence[str]) -> list[str]:
 # ---------------------------------------------------------------------------------------------------- repetition
 
 _MANY_DUPLICATES = 0.15
-_CONTAMINATED = 0.01  # of the pairs looked at, or as many as this share of the held-out set
+_CONTAMINATED = 0.01  # tolerated fraction of the smaller one of training sample and held-out set
 
 
 def check_duplicates(sample: Sample, folds: Sequence[Sequence[str]], config: RunConfig) -> Iterator[Finding]:
-    """Find text of which much comes several times.
+    """Check whether many pairs are duplicates.
 
     Args:
         folds: both sides of the sample, folded.
@@ -414,35 +421,38 @@ def check_duplicates(sample: Sample, folds: Sequence[Sequence[str]], config: Run
         return
     exact, folded = (1 - len(np.unique(pair_keys(*sides))) / n for sides in (sample.sides, folds))
     if folded > _MANY_DUPLICATES:
-        what = "of the pairs" if sample.is_whole else "of the pairs looked at, and so more of the whole,"
-        problem = f"{percent(folded)} {what} came before, case and punctuation aside ({percent(exact)} to the letter)"
+        what = "pairs" if sample.is_whole else "pairs in the sample, and so of even more in the corpus,"
+        problem = f"{percent(folded)} of the {what} are duplicates if case and punctuation are ignored"
+        problem += f" ({percent(exact)} are exact duplicates)"
         is_kept = config.data.clean.duplicates == "keep"
-        fix = "set data.clean.duplicates: folded" if is_kept else "check that this is intended; preparing removes them"
+        fix = (
+            "set data.clean.duplicates: folded" if is_kept else "check that this is intended; preparation removes them"
+        )
         yield warning("duplicates", sample, None, problem, fix)
 
 
 def check_contamination(
     train: Sequence[Sample], folds: Sequence[Sequence[Sequence[str]]], held_out: Sequence[Sample], config: RunConfig
 ) -> Iterator[Finding]:
-    """Find training pairs of which a side is in a validation or test set.
+    """Find training pairs with a side that is also in a validation or test set.
 
     Args:
-        folds: for each training sample, both sides of it, folded.
+        folds: both sides of each training sample, folded.
     """
     sets = {sample.key: sample.pairs for sample in held_out}
-    sought = HeldOut(sets, config.data.clean.contamination_words)
-    fix = "set data.clean.contamination: true, or its scores mean little"
+    sets_to_find = HeldOut(sets, config.data.clean.contamination_words)
+    fix = "set data.clean.contamination: true; otherwise the scores on this set mean little"
     if config.data.clean.contamination:
-        fix = "check that this is intended; preparing removes them"
+        fix = "check that this is intended; preparation removes them"
     for sample, sides in zip(train, folds, strict=True):
         found: dict[str, list[int]] = {}
-        for i, name in enumerate(map(sought.find, *sides)):
+        for i, name in enumerate(map(sets_to_find.find, *sides)):
             if name is not None:
                 found.setdefault(name, []).append(i)
         for name, places in found.items():
             if len(places) > _CONTAMINATED * min(len(sample.pairs), len(sets[name])):
                 problem = (
-                    f"{len(places):,} of the {len(sample.pairs):,} pairs looked at have a side in {name}, "
+                    f"{len(places):,} of the {len(sample.pairs):,} pairs in the sample have a side in {name}, "
                     f"{_such_as(sample, 0, places[0])}"
                 )
                 yield warning("contamination", sample, None, problem, fix)
