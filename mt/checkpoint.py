@@ -114,7 +114,7 @@ class ModelFolder(CheckedFolder):
     FORMAT: ClassVar = {"format_version": MODEL_FORMAT_VERSION}
     KEYS: ClassVar = {"vocab_size": int, CHECKSUMS: dict}
     WHAT_TO_GIVE = "give a run folder, a checkpoint or a model folder"
-    HOW_TO_REPAIR = "restore the original file, or delete this folder and run mt train again"
+    HOW_TO_REPAIR = "restore the original file, or delete the folder and run mt train again"
     HOW_TO_READ = f"use the version of mt that its {MANIFEST} names"
 
     @classmethod

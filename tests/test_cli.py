@@ -1048,8 +1048,8 @@ def test_the_baseline_of_a_model_is_a_run_or_a_file_of_one_test_set(run: Run):
         ("--hyp two --ref FOLDER", "FOLDER: is a folder, expected a text file"),
         (
             "--hyp latin --ref two",
-            "latin, line 2: byte 0xe4 at offset 6 is not UTF-8: fix the line, or convert the file "
-            "(iconv -f LATIN1 -t UTF-8, if that is what it is)",
+            "latin, line 2: byte 0xe4 at offset 6 is not UTF-8: fix the line, or convert the file to "
+            "UTF-8 (if it is Latin-1: iconv -f LATIN1 -t UTF-8)",
         ),
         (
             "--hyp two --ref two --metric bleu,chrf",

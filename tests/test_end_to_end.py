@@ -173,7 +173,7 @@ def test_a_model_folder_that_is_incomplete_is_one_line(run_dir: Path, folder: Pa
     (incomplete / "config.yaml").write_text("name: x\n", "utf-8")
     assert failing("translate", "--model", incomplete, text="bar\n") == (
         f"{incomplete}: is not a complete model folder, model.safetensors, tokenizer.model and manifest.json are "
-        "missing: restore the original file, or delete this folder and run mt train again"
+        "missing: restore the original file, or delete the folder and run mt train again"
     )
     assert failing("eval", "--model", run_dir, "--test", "newstest2014") == (
         f"--test: {run_dir} has no test set newstest2014: it has held_out"

@@ -86,7 +86,7 @@ def test_when_no_checkpoint_can_be_read_training_does_not_begin_anew(tmp_path: P
         train(config, corpus, tmp_path / "run")
     assert str(caught.value) == (
         f"{tmp_path / 'run'}: no checkpoint to continue from can be read; the last: {folder}: is not a complete model "
-        "folder: manifest.json missing: start over with another --run-dir"
+        f"folder, manifest.json is missing: {ModelFolder.HOW_TO_REPAIR}: start over with another --run-dir"
     )
     assert RunFolder(tmp_path / "run").checkpoints() == [folder]
 
