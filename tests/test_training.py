@@ -70,7 +70,7 @@ def test_a_damaged_last_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest
     trainer = Trainer(config, corpus, RunFolder(tmp_path / "run"))
     assert trainer.progress.step == int(last_good.name[5:])
     warning = capsys.readouterr().err.splitlines()[-1]
-    assert warning.startswith(f"warning: {damaged / 'model.safetensors'}: is damaged: ")
+    assert warning.startswith(f"warning: {damaged / 'model.safetensors'}: is damaged (")
     assert warning.endswith(f": going back to the checkpoint before; it is now {damaged}.damaged")
     # It must not count as the newest any more.
     assert RunFolder(tmp_path / "run").checkpoints()[-1] == last_good
