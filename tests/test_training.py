@@ -569,7 +569,7 @@ def test_a_run_keeps_the_corpus_it_began_with(tmp_path: Path, capsys: pytest.Cap
     train_run(with_train(config, max_steps=3), run_dir)
     (prepared_dir,) = (tmp_path / "text" / "prepared").iterdir()
     assert (
-        "note: the text has changed since this run began; it continues with what was prepared then "
+        "note: the text has changed since this run was started; it continues with the corpus prepared then "
         f"({prepared_dir})\n" in capsys.readouterr().err
     )
     fingerprint = json.loads((run_dir / "run.json").read_text("utf-8"))["corpus_fingerprint"]
@@ -577,8 +577,8 @@ def test_a_run_keeps_the_corpus_it_began_with(tmp_path: Path, capsys: pytest.Cap
     with pytest.raises(MTError) as caught:
         train_run(with_train(config, max_steps=4), run_dir)
     assert str(caught.value) == (
-        f"{run_dir}: its prepared corpus ({tmp_path / 'text' / 'prepared' / fingerprint}) is gone, and the text it was "
-        "made from has changed: put either back, or start over with another --run-dir"
+        f"{run_dir}: the run's prepared corpus {tmp_path / 'text' / 'prepared' / fingerprint} does not exist any more, "
+        "and its text has changed: restore one of them, or start over with another --run-dir"
     )
 
 
