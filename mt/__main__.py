@@ -1,4 +1,4 @@
-"""`python -m mt` is `mt`."""
+"""Run the command line with `python -m mt`."""
 
 from mt.cli import main
 

@@ -1,4 +1,4 @@
-"""CUDA graphs: one stream for all captures, recovery of the device when a capture fails, passes of training."""
+"""CUDA graphs: one stream for all captures, recovery after a failed capture, captured training passes."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from mt.data.batch import PackedBatch
 
 @cache
 def capture_stream(device: torch.device) -> Any:
-    """Return the stream of all captures. torch has 32 streams, and gives each out again: another might be in use."""
+    """Return the stream for all captures. torch has a pool of 32 streams, so a new one might be in use elsewhere."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
 def capturing(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> Iterator[None]:
-    """Capture what is launched in here. Other threads may keep using the device.
+    """Capture the kernels that are launched inside the block. Other threads may keep using the device.
 
     Args:
-        pool: of memory; see `torch.cuda.graph_pool_handle`.
+        pool: a memory pool; see `torch.cuda.graph_pool_handle`.
     Raises:
-        RuntimeError: CUDA cannot capture it; streams, random numbers and memory are as before.
+        RuntimeError: CUDA cannot capture them; streams, random numbers and memory are as before.
     """
     try:
-        # The outer context restores the stream, which torch does not where a capture fails.
+        # The outer context restores the stream, because torch does not do so if a capture fails.
         with torch.cuda.stream(torch.cuda.current_stream(device)):
             stream = capture_stream(device)
             with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 yield
     except RuntimeError:
-        # torch 2.11 leaves the generator and the allocator as they are in a capture; later versions do not.
+        # After a failure, torch 2.11 leaves the generator and the allocator in capture mode; later versions do not.
         fresh = torch.Generator(device).graphsafe_get_state()
         torch.cuda.default_generators[device.index].graphsafe_set_state(fresh)
         with suppress(RuntimeError):
@@ -45,27 +45,29 @@ def capturing(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> I
 
 
 def captured_pass(
-    run: Callable[[PackedBatch, Tensor], Tensor], parameters: list[nn.Parameter], batch: PackedBatch, share: Tensor
+    run: Callable[[PackedBatch, Tensor], Tensor], parameters: list[nn.Parameter], batch: PackedBatch, scale: Tensor
 ) -> Callable[[PackedBatch, Tensor], Tensor]:
     """Capture a forward and a backward pass, for updates so small that launching takes longer than computing.
 
     Args:
-        run: makes the pass over a micro-batch whose gradients have a share in the update, and returns its loss. It
-            has been run before, on `capture_stream`, so that all of it is compiled.
-        parameters: all of them; none has a gradient.
+        run: runs both passes over a micro-batch, with its loss multiplied by a scale, and returns the loss. It must
+            have run before on `capture_stream`, so that all of it is compiled.
+        parameters: all parameters of the model; none has a gradient.
+        batch: an example of the shape to capture.
+        scale: an example of the scale.
     Returns:
-        The same for any micro-batch of this shape, in one launch; it replaces the gradients.
+        A function that does the same for any micro-batch of this shape in one launch; it replaces the gradients.
     Raises:
-        RuntimeError: CUDA cannot capture it.
+        RuntimeError: CUDA cannot capture the passes.
     """
-    batch, share = batch.clone(), share.clone()
-    inputs, graph = [*batch.tensors(), share], torch.cuda.CUDAGraph()
-    with capturing(graph, share.device, torch.cuda.graph_pool_handle()):
-        loss = run(batch, share)
+    batch, scale = batch.clone(), scale.clone()
+    inputs, graph = [*batch.tensors(), scale], torch.cuda.CUDAGraph()
+    with capturing(graph, scale.device, torch.cuda.graph_pool_handle()):
+        loss = run(batch, scale)
     gradients = [(parameter, parameter.grad) for parameter in parameters]
 
-    def replay(batch: PackedBatch, share: Tensor) -> Tensor:
-        for captured, given in zip(inputs, [*batch.tensors(), share], strict=True):
+    def replay(batch: PackedBatch, scale: Tensor) -> Tensor:
+        for captured, given in zip(inputs, [*batch.tensors(), scale], strict=True):
             captured.copy_(given)
         graph.replay()
         for parameter, gradient in gradients:

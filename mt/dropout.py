@@ -1,8 +1,8 @@
-"""Dropout whose masks depend on the seed, the step and the micro-batch alone.
+"""Dropout whose masks depend only on the seed, the step and the micro-batch.
 
-On CUDA the masks come from the device's generator, seeded before each micro-batch, so that compiled code can make them.
-On the CPU torch's generator makes one number at a time; here masks are windows of a pool that is made once, and one
-numpy stream says where they begin.
+On CUDA the masks come from the device's generator, seeded before each micro-batch, so that compiled code can draw them.
+On the CPU torch's generator draws one number at a time. There, masks are windows of a pool of random numbers that is
+made once, and a numpy generator draws where they start.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _cpu_bits = np.random.Generator(np.random.SFC64(0))
 
 
 def seed_dropout(device: torch.device, seed: int, step: int, micro_batch_index: int) -> None:
-    """Fix all masks that the next forward pass draws. Call it outside compiled code, before each micro-batch."""
+    """Seed all masks that the next forward pass draws. Call it outside compiled code, before each micro-batch."""
     global _cpu_bits
     sequence = np.random.SeedSequence([seed, step, micro_batch_index])
-    # The generator object itself: torch.manual_seed reseeds all devices and takes a hundred times as long.
+    # Seed only this device's generator: torch.manual_seed seeds all devices and takes a hundred times as long.
     number = int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
     if device.type == "cuda":
         torch.cuda.default_generators[device.index].manual_seed(number)
@@ -34,9 +34,9 @@ def seed_dropout(device: torch.device, seed: int, step: int, micro_batch_index: 
 
 
 def checkpoint_rng_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Return two contexts for torch.utils.checkpoint: the second draws the CPU masks that the first has drawn, again.
+    """Return two contexts for torch.utils.checkpoint: the second one draws the same CPU masks as the first one.
 
-    torch itself looks after the masks of its own generators.
+    For the generators of torch, torch itself does this.
     """
     drawn: dict[str, Any] = {}
 
@@ -50,7 +50,7 @@ def checkpoint_rng_contexts() -> tuple[AbstractContextManager[None], AbstractCon
         now = _cpu_bits.bit_generator.state
         _cpu_bits.bit_generator.state = drawn["state"]
         try:
-            yield  # torch leaves by an exception once it has what it needs
+            yield  # torch leaves the block by an exception when it has recomputed enough
         finally:
             _cpu_bits.bit_generator.state = now
 
@@ -58,7 +58,7 @@ def checkpoint_rng_contexts() -> tuple[AbstractContextManager[None], AbstractCon
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """Return x with each element zeroed with probability p and the others scaled so that the expectation stays."""
+    """Return x with each element zeroed with probability p and the others scaled to keep the expectation."""
     if not training or p == 0:
         return x
     if x.device.type != "cpu":
@@ -76,7 +76,7 @@ def add_dropped(residual: Tensor, x: Tensor, p: float, training: bool) -> Tensor
 
 
 class _AddMasked(torch.autograd.Function):
-    """residual + x · mask, in one pass over memory."""
+    """Autograd function for residual + x · mask, in one pass over memory."""
 
     @staticmethod
     def forward(ctx: Any, residual: Tensor, x: Tensor, mask: Tensor) -> Tensor:
@@ -89,26 +89,26 @@ class _AddMasked(torch.autograd.Function):
         return grads[0], grads[0] * mask, None
 
 
-# Masks are windows of a pool of zeros and scales, and begin at one of its rows: that is a cache line in bf16.
+# A mask is a window of a pool of zeros and scales that starts at a row of the pool: one cache line in bf16.
 _ROW = 32
 _MIN_ROWS = 131_072
 
 
 def _cpu_mask(x: Tensor, p: float) -> Tensor:
-    """0 or the scale for each element of x: a window of the pool, so that nothing is drawn but its place."""
-    n_rows = max(_MIN_ROWS, 1 << (-(-x.numel() // _ROW) - 1).bit_length())  # few sizes of pool, and none too small
+    """Return 0 or the scale for each element of x: a window of the pool, of which only the start is drawn."""
+    n_rows = max(_MIN_ROWS, 1 << (-(-x.numel() // _ROW) - 1).bit_length())  # few pool sizes, all large enough
     start = int(_cpu_bits.integers(n_rows)) * _ROW
     return _pool(p, x.dtype, n_rows)[start : start + x.numel()].view(x.shape)
 
 
 @lru_cache(maxsize=4)
 def _pool(p: float, dtype: torch.dtype, n_rows: int) -> Tensor:
-    """[2 · rows · row], twice the same, for windows that go past the end. Each column has the same number of zeros.
+    """Return [2 · n_rows · _ROW]: the pool twice in a row, for windows that reach over its end.
 
-    The scale is what bf16 can hold, and the share of zeros is fitted to it, so that the expectation of each element is
-    1 to one part in the rows: p = 0.1 drops 9.86% and scales by 1.1094. Each column's order is its own: two elements of
-    a mask are independent but for the chance in these orders, a correlation of the order of 1 / sqrt(rows) = 0.3%. Two
-    masks are as independent as the places where they begin.
+    Each column has the same number of zeros. The scale is rounded to bf16, and the fraction of zeros is chosen to match
+    it, so that the expectation of each element is 1 within 1 / n_rows: p = 0.1 drops 9.86% and scales by 1.1094. The
+    columns are shuffled independently, so two elements of a mask have a correlation of only about 1 / √n_rows = 0.3%.
+    Two masks are as independent as their starts.
     """
     scale = torch.tensor(1 / (1 - p), dtype=torch.bfloat16).item()
     column = np.arange(n_rows) < round(n_rows / scale)

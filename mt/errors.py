@@ -18,7 +18,7 @@ def statement(place: str, problem: str) -> str:
 
 
 class MTError(Exception):
-    """Base of all errors meant for users; the command line prints it without a traceback and exits with status 2.
+    """The base class of errors for users; the command line prints them without a traceback and exits with status 2.
 
     Args:
         place: the file, setting or option that is wrong. A single argument is the problem of an error without a place.
@@ -42,16 +42,16 @@ class MTError(Exception):
         return f"{self.statement}. {self.fix[0].upper()}{self.fix[1:]}{'' if self.fix.endswith('?') else '.'}"
 
     def within(self, where: str) -> Self:
-        """Return the same error with `where`, such as the file that a setting is in, in front of its place."""
+        """Return the same error with `where` in front of its place, such as the file that contains the setting."""
         return type(self)(f"{where}: {self.place}" if self.place else where, self.problem, self.fix)
 
 
 class ConfigError(MTError):
-    """A setting is unknown, of the wrong type, or contradicts another one.
+    """A setting is unknown, has the wrong type, or contradicts another one.
 
     Args:
         key: dotted key of the setting, an option, or the name of a function's argument.
-        others: keys of other settings that the text names.
+        others: keys of other settings that the message mentions.
     """
 
     def __init__(self, key: str | Path, problem: str = "", fix: str = "", *, others: Sequence[str] = ()) -> None:
@@ -59,14 +59,14 @@ class ConfigError(MTError):
         self.others = others
 
     def under(self, key: str) -> ConfigError:
-        """Return the same error about the setting of this name inside `key`."""
+        """Return the same error with `key` in front of the setting's key."""
         inside = ".".join(part for part in (key, self.place) if part)
         return ConfigError(inside, self.problem, self.fix, others=self.others)
 
     def renamed(self, name_of: Callable[[str], str]) -> ConfigError:
-        """Return the same error with settings by other names, such as those of the options that give them.
+        """Return the same error with other names of the settings, such as the options that set them.
 
-        A path that is wrong keeps its name.
+        If the place is a path, it stays.
         """
         problem, fix = self.problem, self.fix
         for other in self.others:
@@ -79,10 +79,12 @@ class NotInstalledError(ConfigError):
 
 
 def optional_package(name: str, extra: str, key: str = "") -> Any:
-    """Import a module of a package that comes with an extra of ours, for the setting `key`.
+    """Import a module of a package that one of our extras installs.
 
+    Args:
+        key: the setting or option that needs it, for the error.
     Raises:
-        NotInstalledError: it is not there.
+        NotInstalledError: the package is not installed.
     """
     try:
         return importlib.import_module(name)
@@ -96,8 +98,8 @@ class DataError(MTError):
 
 
 class CheckpointError(MTError):
-    """A model folder or a checkpoint is missing, incomplete, damaged, or does not fit."""
+    """A model folder or a checkpoint is missing, incomplete, damaged, or does not fit the config."""
 
 
 class TrainingError(MTError):
-    """Training does not progress, and continuing by itself would not help."""
+    """Training makes no progress, and continuing would not help."""

@@ -14,25 +14,25 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-# Of hidden, output weight, targets, weights and smoothing.
+# A loss as a function of hidden states, output weight, targets, weights and smoothing.
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
 
 LOGIT_POSITIONS, EXP_ROWS = 1024, 128
-# The sum of a million exponentials of it, times a weight, is far from the largest number of float32 and bfloat16.
+# A million times exp(70), times a weight, is far below the largest number of float32 and bfloat16.
 SAFE_LOGIT = 70.0
 
 
 def token_losses(
     logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float, with_gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return the label-smoothed cross-entropy of each token, weighted.
+    """Return the weighted, label-smoothed cross-entropy of each token.
 
     Args:
         logits: [T, V], any float type; sums are taken in float32.
         targets: [T] ids.
         weights: [T]: 1 for real tokens, 0 for padding.
     Returns:
-        Losses [T] in float32, and if it is wanted the gradient of their sum [T, V], else the logits.
+        The losses [T] in float32, and the gradient of their sum [T, V]; without `with_gradient`, the logits instead.
     """
     wide = logits.float()
     normaliser = wide.logsumexp(-1)
@@ -54,14 +54,14 @@ def linear_label_smoothed_nll(
     smoothing: float,
     of_tokens: Callable[..., tuple[Tensor, Tensor]] = token_losses,
 ) -> Tensor:
-    """Return the loss of `hidden @ output_weight.T`, without keeping the logits where that pays.
+    """Return the loss of the logits `hidden @ output_weight.T`; on a CPU without keeping all logits in memory.
 
     Args:
         hidden: [T, D], in the type of the matrix products.
         output_weight: [V, D].
         targets: [T] ids below V.
         weights: [T].
-        of_tokens: what to use in place of `token_losses`.
+        of_tokens: a function to use in place of `token_losses`, such as a compiled one; not used on a CPU.
     Returns:
         Scalar, float32. Divide by the number of real tokens of the whole update, not of this batch.
     """
@@ -71,9 +71,9 @@ def linear_label_smoothed_nll(
 
 
 def in_chunks(loss: Loss, n_chunks: int) -> Loss:
-    """Return the same loss, which takes n_chunks parts of the rows in turn: the logits of one part exist at a time.
+    """Return the same loss, computed on n_chunks parts of the rows, so that the logits of only one exist at a time.
 
-    They are made once more in the backward pass.
+    The backward pass computes them again.
     """
 
     def chunked(hidden: Tensor, output_weight: Tensor, targets: Tensor, weights: Tensor, smoothing: float) -> Tensor:
@@ -88,7 +88,7 @@ def in_chunks(loss: Loss, n_chunks: int) -> Loss:
 
 
 class _Loss(torch.autograd.Function):
-    """The loss of all positions at once; its gradient is made in the forward pass, by `token_losses` or the like."""
+    """The loss of all positions at once. The forward pass also computes the gradient."""
 
     @staticmethod
     def forward(ctx: Any, of_tokens: Any, hidden: Tensor, output_weight: Tensor, *of_rows: Any) -> Tensor:
@@ -102,25 +102,25 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, grad = ctx.saved_tensors
-        # In one type: the factor, rounded to bfloat16, would be the same error for all parameters.
+        # Multiply in the parameters' type: rounding the factor to bfloat16 would put the same error on all parameters.
         of_hidden, of_weight = (product_in(*x, ctx.dtype).mul_(grads[0]) for x in ((grad, weight), (grad.t(), hidden)))
         return None, of_hidden.to(hidden.dtype), of_weight, None, None, None
 
 
 def product_in(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a @ b in a type; on CUDA the product itself writes float32."""
+    """Return a @ b in the given type; on CUDA the matrix product itself writes float32."""
     if a.is_cuda and a.dtype != dtype == torch.float32:
         return torch.mm(a, b, out_dtype=dtype)
     return (a @ b).to(dtype)
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """The loss on a CPU: some positions at a time, their gradient made in the forward pass, while the logits are warm.
+    """The loss on a CPU, in chunks of R positions; their gradient is computed while the logits are in the cache.
 
-    Logits are transposed, [V, R]: no product then has to turn a large operand round first, which takes as long as the
-    product. In place they become exponentials, and these stay without their normaliser: what it would divide scales
-    the narrow side of the products instead. The smoothing's part of the gradient has a closed form and never touches
-    [V, R] either.
+    Logits are transposed, [V, R], so that no matrix product has to transpose a large operand first, which would take as
+    long as the product. They become exponentials in place. These are not divided by their normaliser; the smaller
+    operand of each product is scaled instead. The part of the gradient that comes from smoothing has a closed form and
+    needs no pass over [V, R] either.
     """
 
     @staticmethod
@@ -130,18 +130,18 @@ class _ChunkedLoss(torch.autograd.Function):
         weight = output_weight.to(hidden.dtype)
         weight_t = weight.t().contiguous()  # [D, V]
         n_vocab = len(weight)
-        share = smoothing / n_vocab
+        per_label = smoothing / n_vocab  # probability that smoothing gives to each label
         sum_of_hidden = weights @ hidden.float()  # [D]
         sum_of_weight = output_weight.float().sum(0)  # [D]
-        loss = -share * sum_of_hidden.dot(sum_of_weight)
+        loss = -per_label * sum_of_hidden.dot(sum_of_weight)
         with_gradient = any(ctx.needs_input_grad[:2])
-        grad_hidden = (weights[:, None] * (-share * sum_of_weight)).to(hidden.dtype)
-        grad_weight = (-share * sum_of_hidden).repeat(n_vocab if with_gradient else 0, 1)
-        # No logit is larger than the product of two norms: so small ones need no maximum.
+        grad_hidden = (weights[:, None] * (-per_label * sum_of_weight)).to(hidden.dtype)
+        grad_weight = (-per_label * sum_of_hidden).repeat(n_vocab if with_gradient else 0, 1)
+        # No logit exceeds the product of the two norms. If that is small, the maximum need not be subtracted.
         is_safe = bool(_largest_norm(hidden) * _largest_norm(output_weight) < SAFE_LOGIT)
-        # Chunks of one size: a short last one would cost as much time as a whole one.
+        # Chunks of equal size, because a short last chunk would take as much time as a full one.
         n_chunks = max(1, round(len(hidden) / LOGIT_POSITIONS))
-        buffer = hidden.new_empty(n_vocab * -(-len(hidden) // n_chunks))  # the same memory for all: it stays warm
+        buffer = hidden.new_empty(n_vocab * -(-len(hidden) // n_chunks))  # one buffer for all chunks stays in the cache
         for x, labels, x_weights, grad_x in zip(
             *(t.tensor_split(n_chunks) for t in (hidden, targets, weights, grad_hidden)), strict=True
         ):
@@ -173,9 +173,9 @@ def _largest_norm(rows: Tensor) -> Tensor:
 
 
 def _exponentials_(logits: Tensor, highest: Tensor | None) -> Tensor:
-    """Turn logits [V, R] into exp(logits - highest [R]), and return their sums [R] in float32.
+    """Replace logits [V, R] by exp(logits - highest [R]), and return their sums [R] in float32.
 
-    Some rows at a time: they stay in the cache. By way of float32, which costs less than an exponential in bfloat16.
+    A few rows at a time stay in the cache. The exponential is computed in float32, where it is faster than in bfloat16.
     """
     sums = torch.zeros(logits.shape[1], dtype=torch.float32)
     buffer = torch.empty(EXP_ROWS, logits.shape[1], dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""The stages in order: prepare, train, average, evaluate. Each is skipped when its result is there."""
+"""The stages of a run, in order: prepare, train, average, evaluate. A stage whose result exists is skipped."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ AVERAGE_TOLERANCE = 1.0  # BLEU on the validation set by which an average may be
 
 
 def train_run(config: RunConfig, run_dir: Path) -> None:
-    """Run all stages from raw text to a report, except those that are done already.
+    """Run all stages from raw text to a report, except those that are already done, and print the report.
 
     Raises:
         MTError: data, settings or checkpoints need the user's attention.
-        KeyboardInterrupt, SystemExit: stopped by a signal; what was trained has been saved.
+        KeyboardInterrupt, SystemExit: stopped by a signal, after saving what was trained.
     """
     ranks = Ranks.from_environment()
     device = choose_execution(config.train, config.model, ranks).device  # before hours are spent on the data
-    if config.tokenizer.model is None and config.train.init_from is None:  # else the vocabulary is not known yet
+    if config.tokenizer.model is None and config.train.init_from is None:  # otherwise vocab_size is not known yet
         check_memory(config, config.tokenizer.vocab_size, device)
     run = RunFolder(run_dir)
-    with ExitStack() as held:  # by rank 0, until the report is written
+    with ExitStack() as held:  # rank 0 holds the run folder until the report is written
         with process_group(ranks, partial(_begin_run, config, run, held)) as folder:
             corpus = _shared_corpus(Path(folder), ranks)
             progress = train(config, corpus, run_dir, ranks)
@@ -60,11 +60,11 @@ def train_run(config: RunConfig, run_dir: Path) -> None:
         report = _evaluate_run(config, corpus, run, progress)
     for line in report.warning_lines:
         _log.warning(line)
-    _log.info(f"the report, with curves and sentences: {run_dir / HTML_NAME}")
+    _log.info(f"report with curves and sentences: {run_dir / HTML_NAME}")
 
 
 def _begin_run(config: RunConfig, run: RunFolder, held: ExitStack) -> str:
-    """Do what rank 0 does before the others may begin; return the folder of the prepared corpus."""
+    """Lock the run folder and prepare the corpus on rank 0, before the others may start; return the corpus's folder."""
     held.enter_context(run.held())
     run.remove_leftovers()
     prepared = corpus_folder(config, run)
@@ -76,87 +76,87 @@ def _begin_run(config: RunConfig, run: RunFolder, held: ExitStack) -> str:
 
 def _shared_corpus(folder: Path, ranks: Ranks) -> PreparedCorpus:
     if not folder.is_dir():
-        problem = f"does not find {folder}, which rank 0 has prepared"
+        problem = f"cannot find {folder}, which rank 0 prepared"
         raise DataError(f"rank {ranks.rank}", problem, "set data.prepared_dir to a folder that all machines share")
     return PreparedCorpus.open(folder)
 
 
 def prepare(config: RunConfig) -> PreparedCorpus:
-    """Prepare the corpus of a config, with the tokenizer of the model that training starts from, if there is one."""
+    """Prepare the corpus of a config, with the tokenizer of `train.init_from` if it is set."""
     return prepare_corpus(config, tokenizer_path=initial_tokenizer(config))
 
 
 def initial_tokenizer(config: RunConfig) -> Path | None:
-    """Return the tokenizer of the model that training starts from, if there is one."""
+    """Return the tokenizer of the model that training starts from (`train.init_from`), or None."""
     if (folder := initial_model(config)) is None:
         return None
-    folder.load_tokenizer()  # finds out whether it is the model's
+    folder.load_tokenizer()  # raises an error if it does not belong to the model
     return folder.tokenizer_path
 
 
 def average_run(run_dir: Path, last: int) -> Path:
-    """Average the last checkpoints of a run into the model folder `averages/last-N`, and return that folder.
+    """Average the last checkpoints of a run, write the result to the model folder `averages/last-N` and return it.
 
     Raises:
-        CheckpointError: no run, no checkpoints, or fewer than asked for.
+        CheckpointError: the folder is not a run, or has too few checkpoints.
     """
     run = RunFolder(run_dir)
     if not run.checkpoints():
-        raise CheckpointError(run_dir, "has no checkpoints", "give the folder of a run that has begun")
+        problem = "has no checkpoints" if run_dir.is_dir() else "no such folder"
+        raise CheckpointError(run_dir, problem, "give a run folder with checkpoints")
     config = ModelFolder.open(run.checkpoints()[-1]).config
     folders = run.scheduled_checkpoints(config.train.checkpoint_every)
     if not 1 <= last <= len(folders):
         n = len(folders)
-        raise CheckpointError(run_dir, f"has {n} checkpoints to average, so --last takes 1 to {n}, got {last}")
+        raise CheckpointError(run_dir, f"has {n} checkpoints to average", f"give --last 1 to {n}, not {last}")
     with run.held():
         return _write_average(config, run, run.average(last), folders[-last:])
 
 
 def corpus_folder(config: RunConfig, run: RunFolder) -> Path:
-    """Return the prepared corpus that the run began with, or that of a new run; it may not be there yet.
+    """Return the folder of the prepared corpus of a run, or of a new run; it need not exist yet.
 
     Raises:
-        ConfigError: the config contradicts the run that has begun.
-        DataError: text is missing, or text and prepared corpus are not those that the run began with.
+        ConfigError: the config contradicts the settings with which the run was started.
+        DataError: text is missing, or both text and prepared corpus differ from those at the start of the run.
     """
     record = run.read_record() if run.has_work else None
     if record is not None:
         _check_changes(config, run)
-    began_with = None if record is None else Path(config.data.prepared_dir, record["corpus_fingerprint"])
+    at_start = None if record is None else Path(config.data.prepared_dir, record["corpus_fingerprint"])
     try:
         prepared = Path(config.data.prepared_dir, corpus_fingerprint(config, initial_tokenizer(config)))
     except MTError:
-        if began_with and began_with.is_dir():
-            return began_with  # text or model are gone: the run needs them no more
+        if at_start and at_start.is_dir():
+            return at_start  # text or model are gone, but the run does not need them any more
         raise
-    if began_with is None or began_with == prepared:
+    if at_start is None or at_start == prepared:
         return prepared
-    if not began_with.is_dir():
-        problem = f"its prepared corpus ({began_with}) is gone, and the text it was made from has changed"
-        raise DataError(run.path, problem, "put either back, or start over with another --run-dir")
-    note(f"the text has changed since this run began; it continues with what was prepared then ({began_with})")
-    return began_with
+    if not at_start.is_dir():
+        problem = f"the run's prepared corpus {at_start} does not exist any more, and its text has changed"
+        raise DataError(run.path, problem, "restore one of them, or start over with another --run-dir")
+    note(f"the text has changed since this run was started; it continues with the corpus prepared then ({at_start})")
+    return at_start
 
 
 def _check_changes(config: RunConfig, run: RunFolder) -> None:
     if not run.config.is_file():
-        fix = "put it back (each checkpoint holds a copy), or start over with another --run-dir"
-        raise CheckpointError(run.config, "is missing, so what this run began with is not known", fix)
-    began_with = load_config(str(run.config))
+        fix = "restore it (each checkpoint has a copy), or start over with another --run-dir"
+        raise CheckpointError(run.config, "is missing, so the settings of this run are not known", fix)
     changed = [
-        f"{key}: this run began with {as_yaml(before)}, now it is {as_yaml(now)}"
-        for key, (before, now) in config_differences(began_with, config).items()
+        f"{key} was {as_yaml(before)} and is now {as_yaml(now)}"
+        for key, (before, now) in config_differences(load_config(str(run.config)), config).items()
         if not is_changeable(key)
     ]
     if changed:
-        fix = f"change {'it' if len(changed) == 1 else 'them'} back, or start over with another --run-dir"
-        raise ConfigError("", "; ".join(changed), f"{fix} (the run is in {run.path})")
+        fix = f"change {'it' if len(changed) == 1 else 'them'} back, or start a new run with another --run-dir"
+        raise ConfigError(run.path, f"this run was started with other settings ({'; '.join(changed)})", fix)
 
 
 def _record_start(config: RunConfig, corpus: PreparedCorpus, run: RunFolder) -> None:
-    """Write what the run is and what it is based on; each further start is added."""
+    """Write the config and the run's record; add an entry for this start."""
     record = run.read_record() or {"name": config.name, "corpus_fingerprint": None, "starts": []}
-    record["corpus_fingerprint"] = corpus.fingerprint  # another one if no earlier start came as far as a checkpoint
+    record["corpus_fingerprint"] = corpus.fingerprint  # may differ from that of earlier starts without a checkpoint
     start = {
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
@@ -170,7 +170,7 @@ def _record_start(config: RunConfig, corpus: PreparedCorpus, run: RunFolder) -> 
 
 
 def _finish_model(config: RunConfig, run: RunFolder) -> None:
-    """Write `model/`: the average of the last checkpoints, or the best one."""
+    """Write `model/`: the average of the last checkpoints, or the best checkpoint."""
     if (n := config.train.average_last) > 0:
         folders = run.scheduled_checkpoints(config.train.checkpoint_every)[-n:]
     else:
@@ -179,7 +179,7 @@ def _finish_model(config: RunConfig, run: RunFolder) -> None:
 
 
 def _write_average(config: RunConfig, run: RunFolder, model_dir: Path, folders: list[Path]) -> Path:
-    """Write the mean of some checkpoints as a model folder, unless it is there already."""
+    """Write the mean of some checkpoints as a model folder, unless it exists already."""
     made_at = checkpoint_step(run.checkpoints()[-1])
     steps = [checkpoint_step(folder) for folder in folders]
     try:
@@ -197,7 +197,7 @@ def _write_average(config: RunConfig, run: RunFolder, model_dir: Path, folders: 
 
 
 def _evaluate_run(config: RunConfig, corpus: PreparedCorpus, run: RunFolder, progress: Progress) -> Evaluation:
-    """Translate and score validation and test sets, unless there is a report of this very training."""
+    """Translate and score validation and test sets, unless a report of exactly this training exists."""
     artifacts = RunArtifacts.of(run.model)
     facts = _facts_of_training(config, artifacts, progress)
     existing = read_evaluation(run.path)
@@ -216,8 +216,8 @@ def _evaluate_run(config: RunConfig, corpus: PreparedCorpus, run: RunFolder, pro
 
 
 def _facts_of_training(config: RunConfig, artifacts: RunArtifacts, progress: Progress) -> dict[str, Any]:
-    """Return what the report says of the training; where all of it is the same, a report is kept."""
-    # Of scores more is better, so a loss is kept with its sign changed.
+    """Return the report's facts about the training. An existing report with the same facts is reused."""
+    # best_score is higher for a better model, so it is the negative loss.
     score = progress.best_score if config.train.best_by == "bleu" else -progress.best_score
     return {
         "name": config.name,
@@ -236,7 +236,7 @@ def _facts_of_training(config: RunConfig, artifacts: RunArtifacts, progress: Pro
 def _translated_sets(
     config: RunConfig, corpus: PreparedCorpus, artifacts: RunArtifacts, run: RunFolder
 ) -> dict[str, TranslatedSet]:
-    """Return validation and test sets in this model's translations, which are kept in the run folder."""
+    """Return validation and test sets with this model's translations, which are stored in the run folder."""
     pairs = {"valid": corpus.valid_pairs, **corpus.test_pairs}
     if (kept := artifacts.kept_translations(pairs)) is not None:
         return kept
@@ -248,7 +248,7 @@ def _translated_sets(
 
 
 def format_report(report: Evaluation) -> str:
-    """Return the report of a run as text for a terminal."""
+    """Return a run's report as text for a terminal."""
     steps = (report.basis or {})["averaged_steps"]
     return "\n".join(
         [
@@ -262,7 +262,7 @@ def format_report(report: Evaluation) -> str:
 
 
 def _notes(report: Evaluation) -> list[str]:
-    """Return what the reader should not miss: an average that is worse than one of its checkpoints."""
+    """Return a note if the average is worse than the best checkpoint."""
     best, steps = report.best or {}, (report.basis or {})["averaged_steps"]
     if report.valid is None or "bleu" not in best or len(steps) < 2:
         return []
@@ -270,6 +270,6 @@ def _notes(report: Evaluation) -> list[str]:
     if bleu > best["bleu"] - AVERAGE_TOLERANCE:
         return []
     return [
-        f"on the validation set the average ({bleu:.2f} BLEU) is below step {best['step']:,} "
-        f"({best['bleu']:.2f} when it was validated): --set train.average_last=0 takes that step instead"
+        f"on the validation set, the average of checkpoints ({bleu:.2f} BLEU) is worse than step {best['step']:,} "
+        f"({best['bleu']:.2f} BLEU in training); --set train.average_last=0 uses that step instead"
     ]

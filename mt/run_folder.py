@@ -1,4 +1,4 @@
-"""The layout of a run folder, and the checkpoints in it: found, ranked by score, removed when they are not needed."""
+"""The layout of a run folder, and its checkpoints: listing them, ranking them by score, removing old ones."""
 
 from __future__ import annotations
 
@@ -19,72 +19,73 @@ from mt.errors import CheckpointError, ConfigError, MTError
 from mt.system.files import remove_folder, remove_leftovers, write_json
 from mt.system.locks import locked
 
-MADE_AT = "made_at_step"  # key of the manifest of a run's model: how far training had come
+MADE_AT = "made_at_step"  # manifest key of a run's model: the last update before it was made
 _RECORD = "run.json"
 
 
 class RunFolder:
-    """A run folder, which may not be there yet. Attributes are paths."""
+    """A run folder, which need not exist yet. Its attributes are paths."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = path / "config.yaml"  # all settings, as of the last start
-        self.record = path / _RECORD  # name, prepared corpus, and what each start ran on
+        self.record = path / _RECORD  # name, prepared corpus, and the machine and versions of each start
         self.metrics = path / "metrics.jsonl"
         self.samples = path / "samples.jsonl"  # translations of validation sentences, at each validation
         self.skipped = path / "skipped.jsonl"  # updates without a finite gradient, with their sentences
         self.tensorboard = path / "tensorboard"
         self.all_checkpoints = path / "checkpoints"
         self.scores = self.all_checkpoints / "best.json"  # validation scores of the checkpoints, best first
-        self.model = path / "model"  # the result
-        self.translations = path / "translations"  # of validation and test sets, by the result
+        self.model = path / "model"  # the trained model
+        self.translations = path / "translations"  # of validation and test sets, by the trained model
         self.lock = path / ".lock"
 
     def checkpoint(self, step: int) -> Path:
-        """Return where the checkpoint of an update is written."""
+        """Return the path of the checkpoint of an update."""
         return self.all_checkpoints / f"step-{step:08d}"
 
     def average(self, n: int) -> Path:
-        """Return where the average of the last n checkpoints is written on request."""
+        """Return the path of the average of the last n checkpoints, which `mt average` writes."""
         return self.path / "averages" / f"last-{n}"
 
     def translation(self, name: str) -> Path:
-        """Return where the translation of a test set, or of `valid`, is written."""
+        """Return the path of the translation of a test set, or of `valid`."""
         return self.translations / f"{name}.txt"
 
     def read_record(self) -> dict[str, Any] | None:
-        """Read `run.json`; None where the run has not begun.
+        """Read `run.json`; return None if the run was never started.
 
         Raises:
-            CheckpointError: it is damaged.
+            CheckpointError: the file is damaged.
         """
         try:
             record: dict[str, Any] = json.loads(self.record.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            fix = "put it back, or start over with another --run-dir"
+            fix = "restore it from a copy, or start over with another --run-dir"
             raise CheckpointError(self.record, f"is damaged ({error})", fix) from error
         return record
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Make the folder, and hold it against a second training.
+        """Create the folder and lock it against a second training inside the block.
 
         Raises:
-            MTError: it cannot be written, or another process trains there.
+            MTError: the folder cannot be written, or another process trains in it.
         """
 
         def refuse() -> NoReturn:
             fix = "wait for it, or use another --run-dir"
-            raise MTError(self.path, "another training runs in this folder", fix)
+            raise MTError(self.path, "another training is running in this folder", fix)
 
         with ExitStack() as stack:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(locked(self.lock, refuse))
             except OSError as error:
-                raise MTError(self.path, f"the run folder cannot be written: {error.strerror}") from error
+                problem = f"the run folder cannot be written ({error.strerror})"
+                raise MTError(self.path, problem, "use another --run-dir") from error
             yield
 
     # --- checkpoints
@@ -101,29 +102,30 @@ class RunFolder:
         return sorted(path for path in self.all_checkpoints.iterdir() if re.fullmatch(r"step-\d{8,}", path.name))
 
     def scheduled_checkpoints(self, every: int) -> list[Path]:
-        """Return the checkpoints that were due every `every` updates, and the last one, oldest first.
+        """Return the checkpoints that were written every `every` updates, and the last one, oldest first.
 
-        A checkpoint between them was written because it was the best at its time.
+        Other checkpoints were written because they had the best score so far.
         """
         folders = self.checkpoints()
         return [folder for folder in folders if checkpoint_step(folder) % every == 0 or folder == folders[-1]]
 
     def best_checkpoints(self, n: int) -> list[Path]:
-        """Return the n checkpoints with the best validation scores, or as many as there are; best first."""
+        """Return the n checkpoints with the best validation scores, or fewer if there are not as many; best first."""
         folders = [self.checkpoint(step) for step, _ in self._ranking()]
         return [folder for folder in folders if folder.is_dir()][:n]
 
     def best_checkpoint(self) -> Path | None:
-        """Return the checkpoint with the best validation score so far, None before the first validation."""
+        """Return the checkpoint with the best validation score so far; None before the first validation."""
         return next(iter(self.best_checkpoints(1)), None)
 
     def record_score(self, step: int, score: float, by: Literal["bleu", "loss"]) -> int | None:
-        """Enter a validation score into the ranking, before the checkpoint of that update is written.
+        """Add a validation score to the ranking, before the checkpoint of that update is written.
 
-        Of equal scores the earlier is better. A score without a checkpoint in the end, because of a kill, is ignored.
+        Among equal scores, the earlier one ranks higher. A score whose checkpoint was never written, because of a kill,
+        is ignored.
 
         Returns:
-            Its rank among the checkpoints, from 0; None for a score that is not finite, which is not entered.
+            Its rank among the checkpoints, from 0; None for a score that is not finite, which is not added.
         """
         if not math.isfinite(score):
             return None
@@ -137,7 +139,7 @@ class RunFolder:
         return ranking.index((step, score))
 
     def _ranking(self) -> list[tuple[int, float]]:
-        """Return step and score, best first."""
+        """Return pairs of step and score, best first."""
         try:
             ranking = json.loads(self.scores.read_text(encoding="utf-8"))["ranking"]
             return [(int(entry["step"]), float(entry["score"])) for entry in ranking]
@@ -145,7 +147,7 @@ class RunFolder:
             return []
 
     def prune_checkpoints(self, train: TrainConfig) -> None:
-        """Remove the checkpoints that the settings do not keep."""
+        """Remove the checkpoints that are not kept according to the settings."""
         last = self.scheduled_checkpoints(train.checkpoint_every)[-max(train.keep_last, train.average_last) :]
         kept = {*last, *self.best_checkpoints(train.keep_best)}
         for folder in self.checkpoints():
@@ -153,7 +155,7 @@ class RunFolder:
                 remove_folder(folder)
 
     def remove_leftovers(self) -> None:
-        """Remove what killed writes have left. Only the process that holds the run folder may do so."""
+        """Remove the temporary files of killed writes. Only the process that holds the lock may call this."""
         for folder in (self.path, self.all_checkpoints):
             remove_leftovers(folder)
 
@@ -168,40 +170,40 @@ class RunFolder:
 
 
 def checkpoint_step(folder: Path) -> int:
-    """Return the update after which a checkpoint was written."""
+    """Return the number of the update after which a checkpoint was written."""
     return int(folder.name.removeprefix("step-"))
 
 
 def quarantine_checkpoint(folder: Path) -> Path:
-    """Rename a checkpoint that cannot be read, so that it is ignored; return its new place."""
+    """Rename a checkpoint that cannot be read, so that it is ignored; return its new path."""
     new_place = folder.with_name(f"{folder.name}.damaged")
     shutil.rmtree(new_place, ignore_errors=True)
     return folder.rename(new_place)
 
 
 def open_model(path: str | PathLike[str]) -> ModelFolder:
-    """Open what `--model` means: a model folder, a checkpoint, or of a run its result or its best so far.
+    """Open the model that `--model` names: a model folder, a checkpoint, or a run's model or best checkpoint so far.
 
     Raises:
-        CheckpointError: there is no complete model of this version.
+        CheckpointError: the folder has no complete model in a format that this version reads.
     """
     path = Path(path)
     if not path.exists():
-        raise CheckpointError(path, "no such folder", "give a run folder, a checkpoint or a model folder")
+        raise CheckpointError(path, "no such folder", ModelFolder.WHAT_TO_GIVE)
     if path.is_file():
-        raise CheckpointError(path, "is a file", f"give the folder that it lies in, {path.parent}")
+        raise CheckpointError(path, "is a file, expected a folder", f"give the folder that contains it ({path.parent})")
     run = RunFolder(path)
     if run.model.is_dir() and not run.model_is_outdated():
         return ModelFolder.open(run.model)
     if run.all_checkpoints.is_dir() or (run.record.is_file() and not (path / WEIGHTS).exists()):
         best = run.best_checkpoint() or next(reversed(run.checkpoints()), None)
         if best is None:
-            raise CheckpointError(path, "this run has no checkpoint yet", "wait for the first one")
+            raise CheckpointError(path, "this run has no checkpoint yet", "wait until training writes the first one")
         return ModelFolder.open(best)
     if inside := sorted(str(one) for one in path.iterdir() if (one / _RECORD).is_file() or (one / WEIGHTS).is_file()):
         choice = f"{', '.join(inside[:5])}{', …' if len(inside) > 5 else ''}"
         if not (path / WEIGHTS).exists():
-            raise CheckpointError(path, "is not a model, but holds some", f"give one of {choice}")
+            raise CheckpointError(path, "is not a model folder, but contains models", f"give one of {choice}")
     return ModelFolder.open(path)
 
 

@@ -1,4 +1,4 @@
-"""Numbers as people read them, and as JSON can hold them."""
+"""Formatting of numbers for people, and conversion of numbers to values that JSON allows."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 
 def format_bytes(n: float) -> str:
-    """1.5 GiB, or MiB below a tenth of one."""
+    """Return a text such as 1.5 GiB; below 0.1 GiB in MiB."""
     return f"{n / 2**30:,.1f} GiB" if n >= 2**30 / 10 else f"{n / 2**20:,.1f} MiB"
 
 
 def format_duration(seconds: float) -> str:
-    """3 h 07 min, 2 min 05 s or 42 s."""
+    """Return a text such as 3 h 07 min, 2 min 05 s or 42 s."""
     whole = round(seconds)
     hours, minutes = whole // 3600, whole // 60 % 60
     if hours:
@@ -22,17 +22,17 @@ def format_duration(seconds: float) -> str:
 
 
 def format_count(n: int) -> str:
-    """63.1 M from a million on, else 36,320."""
+    """Return a text such as 63.1 M from a million on, or 36,320 below."""
     return f"{n / 1e6:.1f} M" if n >= 1_000_000 else f"{n:,}"
 
 
 def listed(names: Sequence[str], word: str = "and") -> str:
-    """Return the names as text: a, b and c; `word` comes before the last."""
+    """Return a text such as a, b and c; `word` is written before the last name."""
     return f" {word} ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def finite(value: Any) -> Any:
-    """Return a value of dicts and lists with None for NaN and infinity, which JSON does not have."""
+    """Return a copy of nested dicts and lists with None in place of NaN and infinity, which JSON does not allow."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):

@@ -151,8 +151,8 @@ def test_one_flipped_bit_is_found_anywhere_in_a_file(
             with pytest.raises(CheckpointError) as caught:
                 use(folder, name)
             assert str(caught.value) == (
-                f"{folder / name} is damaged: its checksum is not the one in manifest.json. Put the original file "
-                "back, or delete the folder."
+                f"{folder / name} is damaged (its checksum differs from the one in manifest.json): "
+                f"{ModelFolder.HOW_TO_REPAIR}"
             )
     (folder / name).write_bytes(content[:-1])
     with pytest.raises(CheckpointError, match="is damaged"):
@@ -169,8 +169,8 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, config: RunConf
     with pytest.raises(CheckpointError) as caught:
         ModelFolder.open(tmp_path / "model").load_tokenizer()
     assert str(caught.value) == (
-        f"{tmp_path / 'model' / 'tokenizer.model'} has 370 pieces, the model was trained with 380. "
-        "Put the original file back."
+        f"{tmp_path / 'model' / 'tokenizer.model'} has 370 pieces, but the model was trained with 380: "
+        "restore the original file"
     )
 
 
@@ -200,7 +200,10 @@ def test_the_error_for_an_incomplete_folder_names_the_missing_files(
     (folder / "manifest.json").unlink()
     with pytest.raises(CheckpointError) as caught:
         ModelFolder.open(folder)
-    assert str(caught.value) == f"{folder} is not a complete model folder: tokenizer.model, manifest.json missing"
+    assert str(caught.value) == (
+        f"{folder} is not a complete model folder, tokenizer.model and manifest.json are missing: "
+        f"{ModelFolder.HOW_TO_REPAIR}"
+    )
 
 
 def test_a_folder_of_another_version_is_refused(tmp_path: Path, config: RunConfig, tokenizer_path: Path) -> None:
@@ -211,8 +214,8 @@ def test_a_folder_of_another_version_is_refused(tmp_path: Path, config: RunConfi
         with pytest.raises(CheckpointError) as caught:
             ModelFolder.open(folder)
         assert str(caught.value) == (
-            f"{folder} was written in format {version}, this version of mt reads format 2. "
-            "Use the version of mt that its manifest.json names."
+            f"{folder} was written in format {version}, but this version of mt reads format 2: "
+            "use the version of mt that its manifest.json names"
         )
 
 
@@ -235,9 +238,7 @@ def test_a_damaged_manifest_is_reported_in_one_line(
     (folder / "manifest.json").write_text(content, "utf-8")
     with pytest.raises(CheckpointError) as caught:
         ModelFolder.open(folder)
-    assert str(caught.value) == (
-        f"{folder / 'manifest.json'} is damaged: {problem}. Put the original file back, or delete the folder."
-    )
+    assert str(caught.value) == (f"{folder / 'manifest.json'} is damaged: {problem}: {ModelFolder.HOW_TO_REPAIR}")
 
 
 def test_a_model_folder_without_training_state_cannot_be_resumed(
@@ -249,7 +250,7 @@ def test_a_model_folder_without_training_state_cannot_be_resumed(
     ModelFolder.open(folder).load_weights()
     with pytest.raises(CheckpointError) as caught:
         ModelFolder.open(folder).load_training_state()
-    assert str(caught.value) == f"{folder / 'training.pt'} is missing. Training cannot continue from this folder."
+    assert str(caught.value) == f"{folder / 'training.pt'} is missing, so training cannot continue from this folder"
 
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path, config: RunConfig, tokenizer_path: Path) -> None:
@@ -385,7 +386,7 @@ def test_a_model_is_found_in_a_run_a_checkpoint_or_a_model_folder(
     (run / "checkpoints").mkdir(parents=True)
     with pytest.raises(CheckpointError) as caught:
         open_model(run)
-    assert str(caught.value) == f"{run}: this run has no checkpoint yet. Wait for the first one."
+    assert str(caught.value) == f"{run}: this run has no checkpoint yet: wait until training writes the first one"
     for step in (1, 2, 3):
         save(RunFolder(run).checkpoint(step), config, tokenizer_path)
     assert open_model(run).path == RunFolder(run).checkpoint(3)
@@ -401,7 +402,9 @@ def test_a_model_is_found_in_a_run_a_checkpoint_or_a_model_folder(
     weights = RunFolder(run).checkpoint(1) / "model.safetensors"
     with pytest.raises(CheckpointError) as caught:
         open_model(weights)
-    assert str(caught.value) == f"{weights} is a file. Give the folder that it lies in, {weights.parent}."
+    assert str(caught.value) == (
+        f"{weights} is a file, expected a folder: give the folder that contains it ({weights.parent})"
+    )
 
 
 def test_the_error_for_a_folder_of_models_lists_them(tmp_path: Path, config: RunConfig, tokenizer_path: Path) -> None:
@@ -410,7 +413,7 @@ def test_the_error_for_a_folder_of_models_lists_them(tmp_path: Path, config: Run
     (run / "run.json").write_text("{}")
     with pytest.raises(CheckpointError) as caught:
         open_model(run)
-    assert str(caught.value) == f"{run}: this run has no checkpoint yet. Wait for the first one."
+    assert str(caught.value) == f"{run}: this run has no checkpoint yet: wait until training writes the first one"
     for step in (1, 2):
         save(RunFolder(run).checkpoint(step), config, tokenizer_path)
     for folder, inside in (
@@ -420,7 +423,7 @@ def test_the_error_for_a_folder_of_models_lists_them(tmp_path: Path, config: Run
         with pytest.raises(CheckpointError) as caught:
             open_model(folder)
         choice = ", ".join(map(str, inside))
-        assert str(caught.value) == f"{folder} is not a model, but holds some. Give one of {choice}."
+        assert str(caught.value) == f"{folder} is not a model folder, but contains models: give one of {choice}"
 
 
 def test_an_export_given_as_a_model_is_recognised(tmp_path: Path) -> None:
@@ -428,6 +431,6 @@ def test_an_export_given_as_a_model_is_recognised(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         ModelFolder.open(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path} is an export for CTranslate2. Mt translate takes it with --backend ctranslate2; all else takes "
-        "the model that it was made of."
+        f"{tmp_path} is an export for CTranslate2: use it in mt translate with --backend ctranslate2; other "
+        "commands need the original model"
     )

@@ -860,7 +860,7 @@ def test_wrong_options_of_score_are_refused_before_the_model_is_loaded(score: Ru
 
 def test_files_that_are_not_parallel_leave_no_output_file(score: Run):
     write_lines("two.tgt", ["b", "c", "d"])
-    message = "two.tgt has 3 lines and two.src has 2: parallel files need one line for each line"
+    message = "two.tgt has 3 lines and two.src has 2, but parallel files need the same number of lines"
     assert score("--output", "scores") == (2, "", f"error: {message}\n")
     assert not Path("scores").exists()
 
@@ -1077,19 +1077,19 @@ def test_the_baseline_of_a_model_is_a_run_or_a_file_of_one_test_set(run: Run):
         ),
         (
             "--hyp three --ref two",
-            "three has 3 lines and two has 2: parallel files need one line for each line",
+            "three has 3 lines and two has 2, but parallel files need the same number of lines",
         ),
         (
             "--hyp two --ref two --ref three",
-            "three has 3 lines and two has 2: parallel files need one line for each line",
+            "three has 3 lines and two has 2, but parallel files need the same number of lines",
         ),
         (
             "--hyp two --ref two --src three",
-            "three has 3 lines and two has 2: parallel files need one line for each line",
+            "three has 3 lines and two has 2, but parallel files need the same number of lines",
         ),
         (
             "--hyp three --ref three --baseline two",
-            "three has 3 lines and two has 2: parallel files need one line for each line",
+            "three has 3 lines and two has 2, but parallel files need the same number of lines",
         ),
         ("--hyp empty --ref empty", "empty has no lines. Nothing to score."),
         ("--hyp empty --ref two", "empty has no lines. Nothing to score."),
@@ -1099,8 +1099,8 @@ def test_the_baseline_of_a_model_is_a_run_or_a_file_of_one_test_set(run: Run):
         ("--hyp two --ref FOLDER", "FOLDER is a folder, expected a text file"),
         (
             "--hyp latin --ref two",
-            "latin, line 2: byte 0xe4 at offset 6 is not UTF-8. Fix the line, or convert the file "
-            "(iconv -f LATIN1 -t UTF-8, if that is what it is).",
+            "latin, line 2: byte 0xe4 at offset 6 is not UTF-8. Fix the line, or convert the file to "
+            "UTF-8 (if it is Latin-1: iconv -f LATIN1 -t UTF-8)",
         ),
         (
             "--hyp two --ref two --metric bleu,chrf",

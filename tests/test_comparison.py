@@ -366,11 +366,11 @@ USAGE = "Use mt compare A B, or mt compare --ref REF A B."
         ("one two --tgt-lang de", "--tgt-lang needs --ref. Add --ref FILE, or remove --tgt-lang."),
         ("one file --ref text", "one: does not exist (looked for in HERE)"),
         ("file text --ref text", "file has no lines. Nothing to score."),
-        ("text two --ref text", "two has 2 lines and text has 1: parallel files need one line for each line"),
+        ("text two --ref text", "two has 2 lines and text has 1, but parallel files need the same number of lines"),
         ("one two", "one: no such folder. Give a run folder, a checkpoint or a model folder."),
         (
             "unborn unborn",
-            "unborn: this run has no checkpoint yet. Wait for the first one.",
+            "unborn: this run has no checkpoint yet. Wait until training writes the first one.",
         ),
         ("one two --metric blue", "--metric: unknown metric blue, did you mean bleu?"),
         ("one two --samples 5", "--samples: expected at least 100, got 5"),

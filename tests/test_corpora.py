@@ -42,7 +42,7 @@ def test_empty_files_yield_no_pairs_and_fail_the_check() -> None:
     assert list(corpus.pairs()) == []
     with pytest.raises(DataError) as caught:
         corpus.check()
-    assert str(caught.value) == "a.en + a.de is empty, expected at least one pair of sentences"
+    assert str(caught.value) == "a.en + a.de is empty, expected at least one sentence pair"
 
 
 @pytest.mark.parametrize("swapped", [False, True])
@@ -50,15 +50,15 @@ def test_the_error_for_different_line_counts_has_both_counts(swapped: bool) -> N
     long, short = write("long.txt.gz", "x\n" * 4_509), write("short.txt", "x\n" * 1_508)
     src, tgt = (short, long) if swapped else (long, short)
     assert error_of(src=src, tgt=tgt) == (
-        "long.txt.gz has 4,509 lines and short.txt has 1,508: parallel files need one line for each line"
+        "long.txt.gz has 4,509 lines and short.txt has 1,508, but parallel files need the same number of lines"
     )
 
 
 def test_a_tsv_file_has_source_tab_target() -> None:
     assert read(file=write("a.tsv.gz", "one\teins\ntwo\tzwei\n")) == [("one", "eins", 1), ("two", "zwei", 2)]
     assert error_of(file=write("b.tsv", "one\teins\ntwo\tzwei\tCC BY\n")) == (
-        "b.tsv, line 2: expected source, tab, target, found 3 columns. Say which to read with src_column and "
-        "tgt_column, or fix the line."
+        "b.tsv, line 2: expected source, tab, target, found 3 columns: set src_column and tgt_column to the "
+        "columns to read, or fix the line"
     )
 
 
@@ -73,12 +73,12 @@ def test_a_jsonl_file_has_objects_with_the_languages_as_keys() -> None:
     [
         (
             '{"en": "one", "fr": "un"}',
-            "has no key de, its keys are en, fr. Say which hold the text with src_column and tgt_column, or fix the "
-            "line.",
+            "has no key de, its keys are en, fr: set src_column and tgt_column to the keys of the text, or fix the "
+            "line",
         ),
         ('{"en": "one", "de": 1}', "expected text at the key de, found 1"),
         ('["one", "eins"]', 'expected an object with the keys en and de, found ["one", "eins"]'),
-        ('{"en": one}', "is no JSON: Expecting value: line 1 column 8 (char 7)"),
+        ('{"en": one}', "is not valid JSON: Expecting value: line 1 column 8 (char 7)"),
     ],
 )
 def test_the_error_for_an_invalid_jsonl_line_has_its_number(line: str, problem: str) -> None:
@@ -89,8 +89,8 @@ def test_the_error_for_an_invalid_jsonl_line_has_its_number(line: str, problem: 
 
 def test_an_unknown_file_format_is_refused() -> None:
     assert error_of(file="a.csv.gz") == (
-        "a.csv.gz: expected a name that ends in .tsv, .jsonl or .parquet, the first two perhaps followed by "
-        ".gz, .xz or .zst"
+        "a.csv.gz: the name does not end in .tsv or .jsonl (or one of these with .gz, .xz or .zst), nor in .parquet: "
+        "rename the file, or give two plain text files as {src: FILE, tgt: FILE}"
     )
 
 
@@ -157,7 +157,7 @@ def test_pairs_are_read_from_pipes_one_by_one() -> None:
     with pytest.raises(DataError) as caught:
         next(pairs)
     feeder.join()
-    assert str(caught.value) == "a.en has 3 lines and a.de has 2: parallel files need one line for each line"
+    assert str(caught.value) == "a.en has 3 lines and a.de has 2, but parallel files need the same number of lines"
 
 
 # A line can contain anything except \n. A \r before its end, and a byte order mark at the start, are not part of it.
@@ -204,7 +204,7 @@ def written(name: str, lines: list[str]) -> str:
     return write(name, "".join(f"{line}\n" for line in lines))
 
 
-COUNTS = "a.en has 3,000 lines and a.de has {}: parallel files need one line for each line; "
+COUNTS = "a.en has 3,000 lines and a.de has {}, but parallel files need the same number of lines; "
 
 
 def test_the_error_says_where_a_line_is_missing() -> None:
@@ -212,17 +212,17 @@ def test_the_error_says_where_a_line_is_missing() -> None:
     written("a.en", src)
     written("a.de", tgt[:1_233] + tgt[1_234:])
     assert error_of(src="a.en", tgt="a.de") == COUNTS.format("2,999") + (
-        "from about line 1,234 on their lengths do not match any more. "
-        "A line is missing from a.de, or one too many in a.en."
+        "from about line 1,234 on, the lengths of the lines do not match: "
+        "look there for a line missing from a.de or an extra line in a.en"
     )
     written("a.de", tgt[:500] + tgt[503:])
     assert error_of(src="a.en", tgt="a.de") == COUNTS.format("2,997") + (
-        "from about line 501 on their lengths do not match any more. "
-        "Lines are missing from a.de, or some too many in a.en."
+        "from about line 501 on, the lengths of the lines do not match: "
+        "look there for a line missing from a.de or an extra line in a.en"
     )
     written("a.de", tgt[:2_000])
     assert error_of(src="a.en", tgt="a.de") == COUNTS.format("2,000") + (
-        "by their lengths those of a.de all match, and its end is missing"
+        "by length, all lines of a.de match: add the missing end of a.de"
     )
 
 
@@ -239,24 +239,24 @@ def test_columns_of_a_tsv_file_are_chosen_by_number_or_header() -> None:
 @pytest.mark.parametrize(
     ("text", "columns", "problem"),
     [
-        ("one\teins\ntwo\n", (), ", line 2: expected source, tab, target, found 1 column. Fix or remove the line."),
-        ("a\tb\tc\na\tb\n", (3, 1), ", line 2 has 2 columns, and no column 3. Fix or remove the line."),
+        ("one\teins\ntwo\n", (), ", line 2: expected source, tab, target, found 1 column: fix or remove the line"),
+        ("a\tb\tc\na\tb\n", (3, 1), ", line 2 has 2 columns, but column 3 is expected: fix or remove the line"),
         (
             "de\tid\ten\na\tb\n",
             ("en", "de"),
-            ", line 2 has 2 columns, and column en is number 3. Fix or remove the line.",
+            ", line 2 has 2 columns, but column en is number 3: fix or remove the line",
         ),
         (
             "de\tsource\n",
             ("en", "de"),
-            ": its first line names no column en, it has de, source. Give one of these names, or numbers if that line "
-            "is not a header.",
+            ": its first line has no column en, its columns are de, source: use one of these names, or column "
+            "numbers if this line is not a header",
         ),
         (
             "de\tde\ten\n",
             ("en", "de"),
-            ": its first line names several columns de, it has de, de, en. Give one of these names, or numbers if that "
-            "line is not a header.",
+            ": its first line has several columns de, its columns are de, de, en: use one of these names, or "
+            "column numbers if this line is not a header",
         ),
     ],
 )
@@ -269,18 +269,18 @@ def test_keys_of_a_jsonl_file_may_be_named_and_nested() -> None:
     write("a.jsonl", json.dumps({"text": {"src": "one"}, "a.b": "eins"}))
     assert read(file="a.jsonl", src_column="text.src", tgt_column="a.b") == [("one", "eins", 1)]
     assert error_of(file="a.jsonl", src_column="text.tgt", tgt_column="a.b") == (
-        "a.jsonl, line 1 has no key text.tgt, its keys are text, a.b. Say which hold the text with src_column and "
-        "tgt_column, or fix the line."
+        "a.jsonl, line 1 has no key text.tgt, its keys are text, a.b: set src_column and tgt_column to the keys of "
+        "the text, or fix the line"
     )
     assert error_of(file="a.jsonl", src_column=1, tgt_column=2) == (
-        "a.jsonl has keys and no columns that can be counted. Give the key in place of 1."
+        "a.jsonl has keys, not numbered columns, so 1 is not a column: set src_column and tgt_column to keys"
     )
 
 
 def test_a_lone_surrogate_in_json_is_an_error_but_a_pair_is_not() -> None:
     write("a.jsonl", '{"en": "\\ud83d\\ude00", "de": "ok"}\n{"en": "\\ud83d", "de": "\\ude00"}\n')
     assert error_of(file="a.jsonl") == (
-        "a.jsonl, line 2: \\ud83d is half of a character (a surrogate alone). Fix the line."
+        "a.jsonl, line 2: \\ud83d is half of a character (an unpaired surrogate). Fix the line."
     )
 
 
@@ -305,29 +305,28 @@ def test_each_problem_with_a_parquet_file_is_reported_in_one_line() -> None:
 
     name = write_parquet("a.parquet", {"source": ["one"], "de": ["eins"]})
     assert error_of(file=name) == (
-        "a.parquet has no en: its columns are source, de. Say which hold the text with src_column and tgt_column."
+        "a.parquet has no en, its columns are source, de: set src_column and tgt_column to those of the text"
     )
     assert error_of(file=name, src_column="src", tgt_column="de") == (
         "a.parquet has no column src, its columns are source, de. Correct src_column and tgt_column."
     )
     assert error_of(file=write_parquet("n.parquet", {"en": [b"one"], "de": ["eins"]})) == (
-        "n.parquet: expected text in en, found binary"
+        "n.parquet: expected text in column en, found binary"
     )
     whole = Path(name).read_bytes()
-    assert error_of(file=write("cut.parquet", whole[:-20])) == (
-        "cut.parquet ends too early, it was cut off. Copy or download it again."
-    )
+    assert error_of(file=write("cut.parquet", whole[:-20])) == ("cut.parquet is truncated: copy or download it again")
     for name, content in (("no.parquet", b"en\tde\n"), ("empty.parquet", b"")):
         assert error_of(file=write(name, content)) == (
-            f"{name} is no Parquet file. Give a file that is one, or end its name in what it is."
+            f"{name} is not a Parquet file: rename it to match its format, or give another file"
         )
     assert error_of(file="a.parquet.gz") == (
-        "a.parquet.gz: Parquet files are compressed inside. Unpack it to a.parquet."
+        "a.parquet.gz is a compressed Parquet file, which cannot be read (Parquet compresses its own contents): "
+        "unpack it to a.parquet"
     )
     assert error_of(file="nowhere.parquet") == f"nowhere.parquet: no such file (looked for in {Path.cwd()})"
     bad = pyarrow.Array.from_buffers(pyarrow.string(), 1, pyarrow.array([b"\xff"]).buffers())
     assert error_of(file=write_parquet("bad.parquet", {"en": bad, "de": ["eins"]})) == (
-        "bad.parquet: en has text that is not UTF-8 in rows 1 to 1. Fix it."
+        "bad.parquet: column en has text that is not UTF-8 in rows 1 to 1: fix it"
     )
 
 
@@ -345,7 +344,7 @@ def test_a_sacrebleu_test_set_is_read_from_its_files(monkeypatch: pytest.MonkeyP
 
 def test_the_error_for_an_unknown_sacrebleu_set_or_direction_lists_alternatives() -> None:
     assert error_of(sacrebleu="wmt14/ful") == "sacreBLEU test set wmt14/ful is not known, did you mean wmt14/full?"
-    assert error_of(sacrebleu="?") == "sacreBLEU test set ? is not known, `sacrebleu --list` shows those there are"
+    assert error_of(sacrebleu="?") == "sacreBLEU test set ? is not known, `sacrebleu --list` shows all names"
     with pytest.raises(DataError) as caught:
         list(reader_of(SacrebleuSet(sacrebleu="wmt22"), ("en", "xx"), "test").pairs())
     assert str(caught.value).startswith("sacreBLEU test set wmt22 has no en-xx; choose from cs-en, cs-uk, ")
@@ -359,8 +358,8 @@ def test_a_sacrebleu_set_of_the_other_direction_is_not_used(monkeypatch: pytest.
 
     monkeypatch.delitem(sacrebleu.dataset.DATASETS["wmt14/full"].langpairs, "en-de")
     assert error_of(sacrebleu="wmt14/full") == (
-        "sacreBLEU test set wmt14/full exists for de-en only, not for en-de. "
-        "Choose another one, or give its files as {src, tgt} if the other direction is what you want."
+        "sacreBLEU test set wmt14/full exists for de-en only, not for en-de: "
+        "choose another one, or give its files as {src, tgt} if you want this direction anyway"
     )
 
 
@@ -375,8 +374,8 @@ def test_a_failed_download_of_a_sacrebleu_set_is_reported_in_one_line(monkeypatc
     monkeypatch.setattr(sacrebleu.utils, "get_source_file", fail)
     monkeypatch.setattr(sacrebleu.utils, "SACREBLEU_DIR", "/cache")
     assert error_of(sacrebleu="wmt14/full") == (
-        "sacreBLEU test set wmt14/full cannot be downloaded (Name or service not known). Check the network, "
-        "delete /cache/wmt14/full if it holds half a download, or give its files as {src, tgt}."
+        "sacreBLEU test set wmt14/full cannot be downloaded (Name or service not known): check the network, "
+        "delete /cache/wmt14/full if it holds a partial download, or give its files as {src, tgt}"
     )
 
 

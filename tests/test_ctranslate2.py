@@ -453,17 +453,17 @@ def test_an_incomplete_or_damaged_export_is_refused(exported: Exported, tmp_path
     )
     folder = copied(exported.export, tmp_path / "export")
     (folder / "config.json").unlink()
-    assert problem(folder) == f"{folder} is not a complete export: config.json missing"
+    assert problem(folder) == f"{folder} is not a complete export, config.json is missing: export the model again"
     (folder / "config.json").write_text("{}")
     assert problem(folder) == (
-        f"{folder / 'config.json'} is damaged: its checksum is not the one in manifest.json. "
-        "Put the original file back, or delete the folder."
+        f"{folder / 'config.json'} is damaged (its checksum differs from the one in manifest.json): "
+        "export the model again"
     )
     manifest = json.loads((exported.export / "manifest.json").read_text("utf-8")) | {"format_version": 9}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert problem(folder) == (
-        f"{folder} was written in format ctranslate2 9, this version of mt reads format ctranslate2 1. Export the "
-        "model again."
+        f"{folder} was written in format ctranslate2 9, but this version of mt reads format ctranslate2 1: export the "
+        "model again"
     )
 
 

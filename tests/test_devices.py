@@ -86,7 +86,7 @@ def test_each_rank_gets_the_device_of_its_local_rank(machine: Machine) -> None:
 
 def test_a_device_that_does_not_exist_is_refused(machine: Machine) -> None:
     machine.has(n_devices=2)
-    assert refusal("cuda:9") == "device: cuda:9 is asked for, but the last CUDA device is cuda:1"
+    assert refusal("cuda:9") == "device: cuda:9 was requested, but the last CUDA device is cuda:1"
     for name in ("gpu", "cuda:", "cuda:x", "mps", ""):
         assert refusal(name) == f"device: expected auto, cpu, cuda or cuda:N, got {name!r}"
 
@@ -98,7 +98,7 @@ def test_a_machine_without_a_gpu_uses_the_cpu_without_a_message(
     monkeypatch.setattr("mt.system.device.NVIDIA_DRIVER", Path("not/there"))
     assert choose_device("auto") == torch.device("cpu")
     assert capsys.readouterr().err == ""
-    expected = f"device: cuda is asked for, but torch {torch.__version__} finds no CUDA device. Use cpu."
+    expected = f"device: cuda was requested, but torch {torch.__version__} finds no CUDA device: use cpu"
     assert refusal("cuda") == expected
 
 
@@ -148,7 +148,7 @@ def test_the_reason_why_a_gpu_is_not_used_is_logged_once(
     reason = describe(machine, monkeypatch)
     assert [choose_device("auto"), choose_device("auto")] == [torch.device("cpu")] * 2
     assert capsys.readouterr().err == f"note: running on the CPU: {reason}\n"
-    assert refusal("cuda") == f"device: cuda is asked for, but {reason}. Use cpu."
+    assert refusal("cuda") == f"device: cuda was requested, but {reason}: use cpu"
 
 
 @pytest.mark.parametrize(("visible", "is_told"), [("", False), ("-1", False), ("0", True)])
@@ -170,7 +170,7 @@ def test_a_rank_does_not_use_the_cpu_while_others_may_have_a_gpu(
     reason = with_an_old_card(machine, monkeypatch)
     with pytest.raises(ConfigError) as caught:
         choose_device("auto", local_rank=0)
-    assert str(caught.value) == f"device: auto is asked for, but {reason}. Use cpu."
+    assert str(caught.value) == f"device: auto was requested, but {reason}: use cpu"
     machine.has(n_devices=0)
     assert choose_device("auto", local_rank=0) == torch.device("cpu")
 
@@ -193,7 +193,7 @@ def test_rocm_is_used_without_untested_features_and_with_a_note(
     execution = choose_execution(TrainConfig(), ModelConfig())
     assert (execution.device, execution.attention) == (torch.device("cuda", 0), "tiles")
     assert execution.note == "bf16, not compiled (ROCm is not tested)"
-    note = "note: ROCm is not tested with mt: attention is written out, and nothing is compiled\n"
+    note = "note: mt is not tested with ROCm; it uses plain attention kernels and compiles nothing\n"
     assert capsys.readouterr().err == note
 
 
@@ -264,7 +264,7 @@ def test_bf16_is_refused_on_gpus_that_emulate_it(machine: Machine) -> None:
     machine.has(n_devices=1, capability=(7, 5))
     with pytest.raises(ConfigError) as caught:
         choose_execution(TrainConfig(precision="bf16"), ModelConfig())
-    assert str(caught.value) == ("train.precision: bf16 needs a GPU of compute capability 8.0; use fp16, fp32 or auto")
+    assert str(caught.value) == ("train.precision: bf16 needs a GPU of compute capability 8.0: use fp16, fp32 or auto")
 
 
 # --- Memory -----------------------------------------------------------------------------------------------------------

@@ -381,8 +381,8 @@ def test_findings_are_grouped_by_corpus(run: Run, lines: Lines) -> None:
         "toy: 1 error, 1 warning",
         "",
         "data.train.0  train.en + train.de, 1,500 pairs",
-        f"  warning   train.de: contains the tag <bt> as text, for example line 4: “{lines['train.de'][3]}”",
-        "            choose another tag, or remove it from the text: mt adds it to each source sentence itself",
+        f"  warning   train.de: contains the tag <bt> as text, such as line 4, “{lines['train.de'][3]}”",
+        "            choose another tag, or remove it from the text: mt adds it in front of each source segment",
         "",
         "data.valid  valid.en + valid.de",
         f"  error     valid.en: no such file (looked for in {Path.cwd()})",
@@ -447,7 +447,7 @@ def test_a_missing_device_is_an_error(lines: Lines) -> None:
     write(lines)
     (finding,) = findings_of(train={"device": "cuda:99"})
     assert (finding.level, finding.key) == ("error", "train.device")
-    assert finding.problem.startswith("train.device: cuda:99 is asked for, but ")
+    assert finding.problem.startswith("train.device: cuda:99 was requested, but ")
 
 
 def test_a_prepared_corpus_is_found_and_checked(lines: Lines) -> None:
@@ -466,9 +466,9 @@ def test_a_prepared_corpus_is_found_and_checked(lines: Lines) -> None:
     ids.write_bytes(ids.read_bytes()[:-2])
     (finding,) = examine(config, Path("runs/toy")).findings
     n_bytes = ids.stat().st_size
-    damage = f"is damaged, train.src.ids has {n_bytes:,} bytes instead of {n_bytes + 2:,}"
-    assert finding.problem == f"{corpus.folder} {damage}"
-    assert finding.fix == f"Delete {corpus.folder} and prepare it again."
+    damage = f"the prepared corpus is damaged, train.src.ids has {n_bytes:,} bytes instead of {n_bytes + 2:,}"
+    assert finding.problem == f"{corpus.folder}: {damage}"
+    assert finding.fix == f"delete {corpus.folder} and prepare it again"
 
 
 def test_without_py3langid_a_note_says_that_languages_are_not_checked(

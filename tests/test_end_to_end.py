@@ -172,7 +172,8 @@ def test_an_incomplete_model_folder_is_reported_in_one_line(run_dir: Path, folde
     incomplete.mkdir()
     (incomplete / "config.yaml").write_text("name: x\n", "utf-8")
     assert failing("translate", "--model", incomplete, text="bar\n") == (
-        f"{incomplete} is not a complete model folder: model.safetensors, tokenizer.model, manifest.json missing"
+        f"{incomplete} is not a complete model folder, model.safetensors, tokenizer.model and manifest.json are "
+        "missing. Restore the original file, or delete the folder and run mt train again"
     )
     assert failing("eval", "--model", run_dir, "--test", "newstest2014") == (
         f"--test: {run_dir} has no test set newstest2014. It has held_out."
@@ -205,7 +206,7 @@ def test_compressed_input_is_translated_like_plain_text(run_dir: Path, folder: P
     plain = mt("translate", "--model", run_dir, "--input", src)
     assert mt("translate", "--model", run_dir, "--input", packed).stdout == plain.stdout
     assert failing("translate", "--model", run_dir, "--input", disguised) == (
-        f"{disguised} is compressed, and its name does not say so. Unpack it, or end its name in .gz."
+        f"{disguised} is compressed with gzip: unpack it, or add .gz to its name"
     )
 
 
@@ -221,5 +222,5 @@ def test_errors_of_translate_name_the_options(run_dir: Path) -> None:
 def test_files_of_different_lengths_are_refused(folder: Path) -> None:
     hyp, ref = write_lines(folder / "hyp", ["a", "b"]), write_lines(folder / "ref", ["a"])
     assert failing("eval", "--hyp", hyp, "--ref", ref) == (
-        f"{hyp} has 2 lines and {ref} has 1: parallel files need one line for each line"
+        f"{hyp} has 2 lines and {ref} has 1, but parallel files need the same number of lines"
     )

@@ -12,7 +12,7 @@ from tests.parallel_text import error_of, read, write, write_parquet
 
 REAL_DATA = os.environ.get("MT_REAL_DATA")
 needs_real_data = pytest.mark.skipif(not REAL_DATA, reason="MT_REAL_DATA does not name the folder with data/ and hub/")
-NAME_THEM = "Say which hold the text with src_column and tgt_column."
+NAME_THEM = "set src_column and tgt_column to those of the text"
 
 
 def raising(error: Exception) -> Callable[..., None]:
@@ -50,17 +50,17 @@ def test_the_error_for_a_missing_split_language_or_config_lists_the_existing_one
     write_parquet("set/validation.parquet", {"translation": [{"de": "eins", "fr": "un"}]})
     assert error_of("test", dataset="set") == "data set set has no split test; choose from train, validation"
     assert (
-        error_of(dataset="set") == f"data set set has no en: the keys of its column translation are de, fr. {NAME_THEM}"
+        error_of(dataset="set") == f"data set set has no en, the keys of its column translation are de, fr: {NAME_THEM}"
     )
     assert error_of(dataset="set", config="de-en") == "data set set has no config de-en; choose from default"
     assert error_of(dataset="./nowhere") == f"./nowhere: no such folder (looked for in {tmp_path})"
     assert error_of(dataset=write("a.jsonl", "")) == (
-        "a.jsonl is a file, expected a data set. Give {file: a.jsonl} for a .tsv, .jsonl or .parquet file."
+        "a.jsonl is a file, expected a data set: if it is a .tsv, .jsonl or .parquet file, write {file: a.jsonl}"
     )
     write_parquet("columns/train.parquet", {"source": ["one"], "de": ["eins"]})
-    assert error_of(dataset="columns") == f"data set columns has no en: its columns are source, de. {NAME_THEM}"
+    assert error_of(dataset="columns") == f"data set columns has no en, its columns are source, de: {NAME_THEM}"
     write_parquet("numbers/train.parquet", {"en": [1], "de": ["eins"]})
-    assert error_of(dataset="numbers") == "data set numbers: expected text in en, found int64"
+    assert error_of(dataset="numbers") == "data set numbers: expected text in column en, found int64"
 
 
 def test_a_config_must_be_chosen_if_there_are_several() -> None:
@@ -70,7 +70,9 @@ def test_a_config_must_be_chosen_if_there_are_several() -> None:
         f"- config_name: {config}\n  data_files: {config}/train.parquet\n" for config in ("de-en", "fr-en")
     )
     write("set/README.md", card + "---\n")
-    assert error_of(dataset="set") == ("data set set has several configs, and none is given; choose from de-en, fr-en")
+    assert error_of(dataset="set") == (
+        "data set set has several configs, and the key config is missing; choose from de-en, fr-en"
+    )
     assert read(dataset="set", config="de-en") == [("one", "eins", 1)]
 
 
@@ -79,13 +81,13 @@ def test_no_network_and_an_unknown_name_are_reported_in_one_line(monkeypatch: py
 
     monkeypatch.setattr(datasets, "load_dataset", raising(ConnectionError("Couldn't reach\nthe Hub")))
     assert error_of(dataset="wmt/wmt14", config="de-en") == (
-        "data set wmt/wmt14: the hub cannot be reached, and there is no copy in the cache. "
-        "Check the network, or give a local folder that holds the data set."
+        "data set wmt/wmt14: the hub cannot be reached, and the local cache has no copy: "
+        "check the network, or give a local folder that holds the data set"
     )
-    monkeypatch.setattr(datasets, "load_dataset", raising(datasets.exceptions.DatasetNotFoundError("not\nfound")))
-    assert error_of(dataset="no/data") == (
-        "data set no/data: not found on the hub, or private. Check the name at "
-        "https://huggingface.co/datasets/no/data, and log in with `hf auth login` if it is private."
+    monkeypatch.setattr(datasets, "load_dataset", raising(datasets.exceptions.DatasetNotFoundError("no\nsuch")))
+    assert error_of(dataset="no/such") == (
+        "data set no/such was not found on the hub, or is private: check the name at "
+        "https://huggingface.co/datasets/no/such, and log in with `hf auth login` if it is private"
     )
 
 
@@ -95,7 +97,7 @@ def test_the_error_for_a_gated_data_set_says_how_to_get_access(monkeypatch: pyte
     error = datasets.exceptions.DatasetNotFoundError("Dataset 'a/b' is a gated dataset on the Hub.\nVisit its page")
     monkeypatch.setattr(datasets, "load_dataset", raising(error))
     assert error_of(dataset="a/b") == (
-        "data set a/b is gated. Ask for access at https://huggingface.co/datasets/a/b, and log in with `hf auth login`."
+        "data set a/b is gated: request access at https://huggingface.co/datasets/a/b, and log in with `hf auth login`"
     )
 
 
@@ -128,8 +130,8 @@ def test_invalid_splits_are_refused() -> None:
         "data set set has no split dev[:3]; choose from train, validation"
     )
     assert error_of(dataset="set", split="train[") == (
-        "data set set: split train[ cannot be understood. Expected a name, a part such as train[:10%], or several of "
-        "them joined by +."
+        "data set set: the split train[ is not valid: write a name, a part such as train[:10%], or several of these "
+        "joined by +"
     )
 
 
@@ -164,8 +166,8 @@ def test_the_error_for_an_interrupted_stream_says_after_which_row(monkeypatch: p
             lambda *args, streaming=False, **kw: broken if streaming else original(*args, **kw),
         )
         assert error_of(dataset="set", streaming=True) == (
-            "data set set: the hub does not answer any more, after row 3. Start again; without streaming, what has "
-            "come is kept"
+            "data set set: the hub stopped answering after row 3: start again (without streaming, downloaded "
+            "files are kept)"
         )
 
 
@@ -178,7 +180,7 @@ def test_columns_are_chosen_by_name_number_or_path() -> None:
         "and tgt_column."
     )
     assert error_of(dataset="set", src_column="source", tgt_column="text.score") == (
-        "data set set: expected text in text.score, found int64"
+        "data set set: expected text in column text.score, found int64"
     )
     assert error_of(dataset="set", src_column=1, tgt_column=4) == (
         "data set set has no column 4, its columns are id, source, text. Correct src_column and tgt_column."
@@ -187,7 +189,7 @@ def test_columns_are_chosen_by_name_number_or_path() -> None:
 
 def test_a_text_column_may_be_called_translation() -> None:
     write_parquet("set/train.parquet", {"source": ["one"], "translation": ["eins"]})
-    assert error_of(dataset="set") == f"data set set has no de and en: its columns are source, translation. {NAME_THEM}"
+    assert error_of(dataset="set") == f"data set set has no de and en, its columns are source, translation: {NAME_THEM}"
     assert read(dataset="set", src_column="source", tgt_column="translation") == [("one", "eins", 1)]
 
 

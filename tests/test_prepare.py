@@ -160,7 +160,7 @@ def test_removed_pairs_are_logged_and_are_in_the_manifest_with_examples(
     monkeypatch.setattr(prepare_module, "time", Clock())
     corpus, said = prepare(config)
     assert said[:4] == [
-        "valid.en + valid.de: 1 of 10 validation pairs have an empty side, first in line 2; they are kept",
+        "valid.en + valid.de: 1 of 10 validation pairs have an empty side, the first in line 2; they are kept",
         "first.en + first.de: 200 pairs read, 197 kept; removed: 1 empty, 1 too_long, 1 length_ratio",
         "second.en + second.de: 50 pairs read, 50 kept; removed: none",
         "duplicates removed: none",
@@ -209,7 +209,7 @@ def test_a_second_preparation_opens_the_existing_corpus(config: RunConfig) -> No
     second, said = prepare(config)
     assert second.fingerprint == first.fingerprint == corpus_fingerprint(config) == first.folder.name
     assert (second.folder / "manifest.json").stat().st_mtime_ns == made_at
-    assert said == [f"prepared corpus {first.folder}: 246 training pairs, made before with the same data"]
+    assert said == [f"prepared corpus {first.folder}: 246 training pairs, prepared earlier from the same data"]
 
 
 def test_the_same_input_gives_the_same_files(config: RunConfig) -> None:
@@ -276,12 +276,12 @@ def test_a_corpus_whose_pairs_are_all_removed_has_size_zero(config: RunConfig) -
 def test_the_error_if_nothing_is_left_says_how_many_pairs_each_rule_removed(config: RunConfig) -> None:
     train = (write_pair("bad", ["", "short", ""], ["x", "y" * 200, ""]),)
     assert error_of(with_data(config, train=train)) == (
-        "data.train: nothing is left of 3 pairs, removed: 2 empty, 1 length_ratio; look at the text, or at the "
-        "limits data.clean and data.max_tokens"
+        "data.train: no pairs are left, all 3 were removed (2 empty, 1 length_ratio): check the text, src_lang, "
+        "tgt_lang and data.clean.max_length_ratio"
     )
     assert error_of(with_data(config, train=(config.data.train[1],), max_tokens=2)) == (
-        "data.train: nothing is left of 50 pairs, removed: 50 too_many_tokens; look at the text, or at the "
-        "limits data.clean and data.max_tokens"
+        "data.train: no pairs are left, all 50 were removed (50 too_many_tokens): check the text, src_lang, tgt_lang "
+        "and data.max_tokens"
     )
 
 
@@ -291,14 +291,14 @@ def test_all_sets_are_checked_before_the_tokenizer_is_trained(
     monkeypatch.setattr(prepare_module, "train_tokenizer", lambda *_, **__: pytest.fail("the tokenizer was trained"))
     valid = write_pair("uneven", ["a", "b"], ["c"])
     assert error_of(with_data(config, valid=valid)) == (
-        "uneven.en has 2 lines and uneven.de has 1: parallel files need one line for each line"
+        "uneven.en has 2 lines and uneven.de has 1, but parallel files need the same number of lines"
     )
     assert error_of(with_data(config, test={"news": valid})) == (
-        "uneven.en has 2 lines and uneven.de has 1: parallel files need one line for each line"
+        "uneven.en has 2 lines and uneven.de has 1, but parallel files need the same number of lines"
     )
     empty = write_pair("empty", [], [])
     assert error_of(with_data(config, valid=empty)) == (
-        "empty.en + empty.de is empty, expected at least one pair of sentences"
+        "empty.en + empty.de is empty, expected at least one sentence pair"
     )
     missing = TextFiles(src="nowhere.en", tgt="nowhere.de")
     assert error_of(with_data(config, test={"news": missing})) == (
@@ -308,7 +308,7 @@ def test_all_sets_are_checked_before_the_tokenizer_is_trained(
 
 def test_a_vocabulary_that_is_too_large_is_an_error_of_the_config(config: RunConfig) -> None:
     message = error_of(dataclasses.replace(config, tokenizer=TokenizerConfig(vocab_size=60_000)))
-    assert message.startswith("tokenizer.vocab_size: 60,000 is too large for this corpus, which yields at most ")
+    assert message.startswith("tokenizer.vocab_size: 60,000 is too large for this corpus, which gives at most ")
 
 
 def test_a_preparation_with_many_interruptions_gives_the_same_corpus_as_one_without(
@@ -361,7 +361,7 @@ def test_a_preparation_with_many_interruptions_gives_the_same_corpus_as_one_with
         assert list(Path("prepared").iterdir()) == [building]
     corpus, said = prepare(config)
     assert [line.split(": ")[0].split(";")[0] for line in said] == [str(building), f"prepared corpus {corpus.folder}"]
-    assert said[0].endswith(": a preparation of the same data was interrupted, its finished parts are used")
+    assert said[0].endswith(": continuing an interrupted preparation of the same data")
     assert set(Counter(call for call in calls if not call.endswith("0.1")).values()) == {1}
     assert list(Path("prepared").iterdir()) == [corpus.folder]
     for name in REPRODUCIBLE_FILES:
@@ -395,8 +395,8 @@ def test_text_that_changes_while_it_is_prepared_is_refused(config: RunConfig) ->
     with pytest.raises(DataError) as caught, messages_passed_to(add_a_line):
         prepare_corpus(config)
     assert str(caught.value) == (
-        "data: a file was changed while the corpus was prepared from it. Start again when nothing writes to the text "
-        "of training, validation and test."
+        "data: a file was changed while the corpus was prepared from it: start again when no other program writes to "
+        "the training, validation and test files"
     )
     assert list(Path("prepared").iterdir()) == []
 
@@ -429,7 +429,7 @@ def test_a_folder_that_cannot_be_written_is_reported_in_one_line(config: RunConf
     with pytest.raises(DataError) as caught:
         prepare(with_data(config, prepared_dir="occupied"))
     assert str(caught.value) == (
-        f"{folder} cannot be written: File exists. Set data.prepared_dir to a folder that has room and can be written."
+        f"{folder} cannot be written: File exists: set data.prepared_dir to a writable folder with enough space"
     )
 
 
@@ -445,17 +445,18 @@ def test_a_damaged_corpus_is_refused(config: RunConfig) -> None:
     n_bytes = (folder / "train.src.ids").stat().st_size
     os.truncate(folder / "train.src.ids", n_bytes - 2)
     assert message() == (
-        f"{folder} is damaged, train.src.ids has {n_bytes - 2:,} bytes instead of {n_bytes:,}. {advice}"
+        f"{folder}: the prepared corpus is damaged, train.src.ids has {n_bytes - 2:,} bytes instead of {n_bytes:,}: "
+        f"{advice}"
     )
     (folder / "train.src.ids").unlink()
-    assert message() == f"{folder} is incomplete, train.src.ids is missing. {advice}"
+    assert message() == f"{folder}: the prepared corpus is incomplete, train.src.ids is missing: {advice}"
     manifest = (folder / "manifest.json").read_text()
     (folder / "manifest.json").write_text(manifest.replace('"format_version": 2', '"format_version": 9'))
-    assert message() == f"{folder} has format version 9, this mt reads 2: {advice}"
+    assert message() == f"{folder} was prepared in format 9, this version of mt reads format 2: {advice}"
     (folder / "manifest.json").write_text(manifest[:100])
-    assert message() == f"{folder} is not a prepared corpus, its manifest.json is damaged: {advice}"
+    assert message() == f"{folder}: the prepared corpus has a damaged manifest.json: {advice}"
     (folder / "manifest.json").unlink()
-    assert message() == f"{folder} is not a prepared corpus, it has no manifest.json"
+    assert message() == f"{folder} is not a prepared corpus: manifest.json is missing: {advice}"
 
 
 def test_ids_of_more_than_65535_pieces_take_four_bytes() -> None:
@@ -495,7 +496,7 @@ def test_a_validation_line_that_is_too_long_is_refused(config: RunConfig) -> Non
     endless = write_pair("endless", ["a short line", "word " * 5_000], ["eine kurze Zeile", "Wort"])
     message = error_of(with_data(config, valid=endless))
     assert message.startswith("endless.en + endless.de: line 2 has ")
-    assert message.endswith(" tokens: validation measures every line whole, up to 4,096 tokens. Split or remove it.")
+    assert message.endswith(" tokens, the most for validation is 4,096: split or remove the line")
     assert not list(Path("prepared").iterdir())
 
 
@@ -567,8 +568,9 @@ def test_two_preparations_of_one_corpus_wait_for_each_other(config: RunConfig) -
             thread.join()
     folder = Path("prepared") / corpus_fingerprint(config)
     assert list(Path("prepared").iterdir()) == [folder]
-    waited = next(lines for lines in said.values() if lines[0] == f"{folder}: another process is preparing it, waiting")
-    assert waited[1] == f"prepared corpus {folder}: 246 training pairs, made before with the same data"
+    waiting = f"{folder}: another process is preparing this corpus; waiting for it"
+    waited = next(lines for lines in said.values() if lines[0] == waiting)
+    assert waited[1] == f"prepared corpus {folder}: 246 training pairs, prepared earlier from the same data"
     assert len(waited) == 2
 
 
@@ -582,8 +584,8 @@ def test_a_given_tokenizer_is_used_unchanged(config: RunConfig) -> None:
     assert not any("training a" in line for line in said)
     shutil.rmtree("prepared")
     assert error_of(dataclasses.replace(config, tokenizer=TokenizerConfig(model="nowhere.model"))) == (
-        "nowhere.model: the tokenizer cannot be read: No such file or directory. Correct tokenizer.model, or leave it "
-        "out to have one trained."
+        "nowhere.model: the tokenizer cannot be read (No such file or directory): correct tokenizer.model, or remove "
+        "it to train a tokenizer"
     )
 
 

@@ -91,13 +91,13 @@ def test_two_ranks_make_the_same_updates_as_one_and_their_number_may_change(
 
 
 LOST = (
-    r"error: rank 0: lost another rank \((connection (closed|reset) by peer|broken pipe)\)\. See that rank's message "
-    r"or torchrun's; the same command continues from the last checkpoint\."
+    r"error: rank 0: lost another rank \((connection (closed|reset) by peer|broken pipe)\): see the message of that "
+    r"rank or of torchrun; the same command continues from the last checkpoint"
 )
 
 STUCK = (
-    r"error: rank 0: still running [0-9.]+ s after SIGTERM: another rank was lost, or a step or a save takes that "
-    r"long\. See torchrun's message; the same command continues from the last checkpoint\."
+    "error: rank 0: still running [0-9.]+ s after SIGTERM, because another rank was lost or a step or save is slow: "
+    "see torchrun's message; the same command continues from the last checkpoint"
 )
 
 
@@ -221,7 +221,7 @@ def test_if_rank_0_cannot_prepare_all_ranks_end_and_the_reason_is_printed_once(t
         _, pointer = second.communicate(timeout=60)
         assert (first.returncode, second.returncode) == (2, 2)
     assert reason.decode().startswith(f"error: {tmp_path / 'train.de'}: no such file")
-    assert pointer == b"error: rank 1: rank 0 could not begin. See its message.\n"
+    assert pointer == b"error: rank 1: rank 0 could not start: see its message\n"
 
 
 def wait_for_rank_0_briefly() -> None:
@@ -288,8 +288,8 @@ def test_ranks_are_read_from_the_environment_of_torchrun(monkeypatch: pytest.Mon
     with pytest.raises(MTError) as caught:
         Ranks.from_environment()
     assert str(caught.value) == (
-        "WORLD_SIZE is 8, but RANK or LOCAL_RANK is missing or no number ('RANK'). Start several processes with "
-        "torchrun, or unset WORLD_SIZE."
+        "WORLD_SIZE is 8, but RANK or LOCAL_RANK is missing or not a number ('RANK'): start several processes with "
+        "torchrun, or unset WORLD_SIZE"
     )
     monkeypatch.setenv("RANK", "5")
     monkeypatch.setenv("LOCAL_RANK", "1")

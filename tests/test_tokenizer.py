@@ -226,8 +226,8 @@ def test_the_error_for_too_large_a_vocabulary_gives_the_maximum(tmp_path: Path, 
         train_tokenizer(counts, TokenizerConfig(kind=kind, vocab_size=8_000), tmp_path / "model")
     found = str(caught.value).rsplit("Set it to ", 1)[1].split()[0]
     assert str(caught.value) == (
-        f"tokenizer.vocab_size: 8,000 is too large for this corpus, which yields at most {int(found):,} pieces: "
-        f"Set it to {found} or less, or give more text."
+        f"tokenizer.vocab_size: 8,000 is too large for this corpus, which gives at most {int(found):,} pieces: "
+        f"set it to {found} or less, or give more text"
     )
     assert list(tmp_path.iterdir()) == []
     train_tokenizer(counts, TokenizerConfig(kind=kind, vocab_size=int(found)), tmp_path / "model")
@@ -241,19 +241,19 @@ def test_the_error_for_too_small_a_vocabulary_gives_the_minimum(tmp_path: Path) 
         train_tokenizer(count_words(words), config, tmp_path / "model")
     # 300 characters, the space sign, 256 bytes, 4 special pieces
     assert str(caught.value) == (
-        "tokenizer.vocab_size: 400 is too small for this corpus, whose characters take 561 pieces with the 256 bytes "
-        "and the special ones. Set it above 561, or lower tokenizer.character_coverage."
+        "tokenizer.vocab_size: 400 is too small: the characters, 256 bytes and special pieces already take 561: "
+        "set it above 561, or lower tokenizer.character_coverage"
     )
 
 
 @pytest.mark.parametrize(
     ("counts", "found"),
-    [({"y" * 5_000: 2}, "2 words were given, of which 2 are"), ({"": 3}, "0 words were given, of which 0 are")],
+    [({"y" * 5_000: 2}, "of 2 words, 2 are"), ({"": 3}, "of 0 words, 0 are")],
 )
 def test_training_on_no_text_is_a_data_error(tmp_path: Path, counts: dict[str, int], found: str) -> None:
     with pytest.raises(DataError) as caught:
         train_tokenizer(counts, TokenizerConfig(), tmp_path / "model")
-    assert str(caught.value) == f"no text to train the tokenizer on: {found} too long (over 4,192 bytes)"
+    assert str(caught.value) == f"there is no text to train the tokenizer on: {found} too long (over 4,192 bytes)"
 
 
 def test_counted_words_are_separated_by_spaces() -> None:
@@ -276,7 +276,7 @@ def test_a_missing_or_damaged_model_is_a_checkpoint_error(tmp_path: Path) -> Non
         path.write_bytes(damaged)
         with pytest.raises(CheckpointError) as caught:
             Tokenizer.load(path)
-        assert str(caught.value) == f"{path} is no SentencePiece model, or is damaged. Put the original file back."
+        assert str(caught.value) == f"{path} is damaged, or is not a SentencePiece model. Restore the original file."
 
 
 def foreign_model(path: Path, **settings: Any) -> Path:
@@ -362,11 +362,11 @@ def test_a_model_that_cannot_be_adopted_is_refused_in_one_line(tmp_path: Path) -
 
     missing, damaged = tmp_path / "missing.model", tmp_path / "damaged.model"
     assert refusal(missing, []) == f"{missing}: no such file, the tokenizer is missing"
-    assert refusal(tmp_path, []) == f"{tmp_path}: the tokenizer cannot be read: Is a directory"
+    assert refusal(tmp_path, []) == f"{tmp_path}: the tokenizer cannot be read (Is a directory)"
     damaged.write_text('{"model": {}}')
     assert refusal(damaged, []) == (
-        f"{damaged} is no SentencePiece model, or is damaged. Set tokenizer.model to the .model file that "
-        "SentencePiece has written."
+        f"{damaged} is damaged, or is not a SentencePiece model: set tokenizer.model to a .model file written by "
+        "SentencePiece"
     )
     path = foreign_model(tmp_path / "foreign.model", vocab_size=200, bos_piece="<begin>")
     assert (
@@ -374,8 +374,8 @@ def test_a_model_that_cannot_be_adopted_is_refused_in_one_line(tmp_path: Path) -
     )
     both = foreign_model(tmp_path / "both.model", vocab_size=200, bos_id=-1, bos_piece="</s>")
     assert refusal(both, []) == (
-        f"{both}: uses one piece for two purposes (pad <pad>, unk <unk>, bos </s>, eos </s>). "
-        "Set tokenizer.model to a model that has a piece for each."
+        f"{both}: uses one piece for two purposes (pad <pad>, unk <unk>, bos </s>, eos </s>): "
+        "set tokenizer.model to a model with a separate piece for each"
     )
 
 
@@ -396,6 +396,6 @@ def test_a_model_of_another_program_cannot_be_loaded_directly(tmp_path: Path) ->
     with pytest.raises(CheckpointError) as caught:
         Tokenizer.load(path)
     assert str(caught.value) == (
-        f"{path} was not made by mt: it needs pad, unk, bos and eos as pieces 0 to 3. Give it as tokenizer.model when "
-        "the corpus is prepared."
+        f"{path} was not made by mt, which needs pad, unk, bos and eos as pieces 0 to 3: to use this model, set "
+        "tokenizer.model to it and prepare the corpus"
     )

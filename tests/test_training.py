@@ -74,8 +74,8 @@ def test_a_damaged_last_checkpoint_is_skipped(tmp_path: Path, capsys: pytest.Cap
     trainer = Trainer(config, corpus, RunFolder(tmp_path / "run"))
     assert trainer.progress.step == int(last_good.name[5:])
     warning = capsys.readouterr().err.splitlines()[-1]
-    assert warning.startswith(f"warning: {damaged / 'model.safetensors'} is damaged: ")
-    assert warning.endswith(f". The checkpoint was moved to {damaged}.damaged; training continues from an earlier one")
+    assert warning.startswith(f"warning: {damaged / 'model.safetensors'} is damaged (")
+    assert warning.endswith(f": going back to the checkpoint before; it is now {damaged}.damaged")
     # It must not count as the newest any more.
     assert RunFolder(tmp_path / "run").checkpoints()[-1] == last_good
 
@@ -89,8 +89,8 @@ def test_if_no_checkpoint_can_be_read_training_does_not_start_over(tmp_path: Pat
     with pytest.raises(MTError) as caught:
         train(config, corpus, tmp_path / "run")
     assert str(caught.value) == (
-        f"{tmp_path / 'run'} has no readable checkpoint to continue from. The latest: {folder} is not a complete "
-        "model folder: manifest.json missing. Start over with another --run-dir."
+        f"{tmp_path / 'run'}: no checkpoint to continue from can be read; the last: {folder} is not a complete model "
+        f"folder, manifest.json is missing: {ModelFolder.HOW_TO_REPAIR}: start over with another --run-dir"
     )
     assert RunFolder(tmp_path / "run").checkpoints() == [folder]
 
@@ -471,7 +471,7 @@ def test_a_run_writes_the_documented_files_and_a_second_start_does_nothing(tmp_p
     assert ModelFolder.open(run_dir / "model").manifest["averaged_steps"] == [4, 8, 12]
     with pytest.raises(MTError) as caught:
         average_run(run_dir, 9)
-    assert str(caught.value) == f"{run_dir} has 3 checkpoints to average, so --last takes 1 to 3, got 9"
+    assert str(caught.value) == f"{run_dir} has 3 checkpoints to average: give --last 1 to 3, not 9"
 
 
 def test_fine_tuning_starts_from_the_weights_and_the_tokenizer_of_a_model(tmp_path: Path) -> None:
@@ -533,14 +533,14 @@ def test_a_changed_setting_is_refused_unless_it_is_changeable(tmp_path: Path) ->
     with pytest.raises(MTError) as caught:
         train_run(replace(config, model=replace(config.model, d_ff=72)), run_dir)
     assert str(caught.value) == (
-        "model.d_ff: this run began with 64, now it is 72. Change it back, or start over with another --run-dir "
-        f"(the run is in {run_dir})."
+        f"{run_dir}: this run was started with other settings (model.d_ff was 64 and is now 72): change it back, or "
+        "start a new run with another --run-dir"
     )
     with pytest.raises(MTError) as caught:  # all differences are reported at once
         train_run(replace(config, model=replace(config.model, d_ff=72, positions="rotary")), run_dir)
     assert str(caught.value) == (
-        "model.d_ff: this run began with 64, now it is 72; model.positions: this run began with sinusoidal, now it "
-        f"is rotary: change them back, or start over with another --run-dir (the run is in {run_dir})"
+        f"{run_dir}: this run was started with other settings (model.d_ff was 64 and is now 72; model.positions was "
+        "sinusoidal and is now rotary): change them back, or start a new run with another --run-dir"
     )
     train_run(with_train(config, max_steps=3, validate_every=2), run_dir)
     assert RunFolder(run_dir).checkpoints()[-1] == RunFolder(run_dir).checkpoint(3)
@@ -591,7 +591,7 @@ def test_a_run_keeps_the_corpus_that_it_started_with(tmp_path: Path, capsys: pyt
     train_run(with_train(config, max_steps=3), run_dir)
     (prepared_dir,) = (tmp_path / "text" / "prepared").iterdir()
     assert (
-        "note: the text has changed since this run began; it continues with what was prepared then "
+        "note: the text has changed since this run was started; it continues with the corpus prepared then "
         f"({prepared_dir})\n" in capsys.readouterr().err
     )
     fingerprint = json.loads((run_dir / "run.json").read_text("utf-8"))["corpus_fingerprint"]
@@ -599,8 +599,8 @@ def test_a_run_keeps_the_corpus_that_it_started_with(tmp_path: Path, capsys: pyt
     with pytest.raises(MTError) as caught:
         train_run(with_train(config, max_steps=4), run_dir)
     assert str(caught.value) == (
-        f"{run_dir}: its prepared corpus ({tmp_path / 'text' / 'prepared' / fingerprint}) is gone, and the text it was "
-        "made from has changed. Put either back, or start over with another --run-dir."
+        f"{run_dir}: the run's prepared corpus {tmp_path / 'text' / 'prepared' / fingerprint} does not exist any more, "
+        "and its text has changed: restore one of them, or start over with another --run-dir"
     )
 
 
@@ -612,14 +612,15 @@ def test_the_error_for_a_damaged_run_record_says_what_to_do(tmp_path: Path) -> N
     with pytest.raises(MTError) as caught:
         train_run(config, run_dir)
     assert str(caught.value) == (
-        f"{run_dir / 'config.yaml'} is missing, so what this run began with is not known. Put it back (each "
-        "checkpoint holds a copy), or start over "
+        f"{run_dir / 'config.yaml'} is missing, so the settings of this run are not known: restore it (each "
+        "checkpoint has a copy), or start over with another --run-dir"
     )
     (run_dir / "run.json").write_text("", "utf-8")
     with pytest.raises(MTError) as caught:
         train_run(config, run_dir)
     assert str(caught.value) == (
-        f"{run_dir / 'run.json'} is damaged (Expecting value: line 1 column 1 (char 0)): put it back, or start over "
+        f"{run_dir / 'run.json'} is damaged (Expecting value: line 1 column 1 (char 0)): restore it from a copy, or "
+        "start over with another --run-dir"
     )
 
 
@@ -642,8 +643,8 @@ def test_the_report_notes_if_the_average_is_worse_than_a_checkpoint() -> None:
         "model: average of steps 1,000, 1,200",
         "valid (3 lines)",
         "  BLEU    30.00   sig",
-        "note: on the validation set the average (30.00 BLEU) is below step 800 (31.50 when it was validated): "
-        "--set train.average_last=0 takes that step instead",
+        "note: on the validation set, the average of checkpoints (30.00 BLEU) is worse than step 800 (31.50 BLEU in "
+        "training); --set train.average_last=0 uses that step instead",
     ]
     for best in ({"step": 800, "bleu": 30.9}, None):
         assert "note:" not in format_report(report.model_copy(update={"best": best}))
@@ -670,7 +671,7 @@ def test_a_second_training_in_the_same_folder_is_refused(tmp_path: Path) -> None
         with pytest.raises(MTError) as caught:
             train_run(config, tmp_path / "run")
     assert str(caught.value) == (
-        f"{tmp_path / 'run'}: another training runs in this folder. Wait for it, or use another --run-dir."
+        f"{tmp_path / 'run'}: another training is running in this folder: wait for it, or use another --run-dir"
     )
 
 

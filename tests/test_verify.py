@@ -321,7 +321,7 @@ def sleep(run_dir: Path, corpus: Path) -> None:
     ("train", "kind", "message"),
     [
         (fail_as_the_user_did, ConfigError, "train.compile cannot compile here"),
-        (be_killed, MTError, "a worker process was killed, which mostly means that memory is short: free some, .*"),
+        (be_killed, MTError, "a worker process was killed, probably because memory ran out: free some, .*"),
         (fail, ZeroDivisionError, ""),
         (do_nothing, ConfigError, "--updates: all 30 were done before the first kill: give more"),
     ],

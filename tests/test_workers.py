@@ -149,7 +149,7 @@ def test_the_error_for_a_killed_worker_mentions_memory() -> None:
     with pytest.raises(MTError) as caught, Workers(1) as pool:
         list(pool.map(kill_itself, range(9), ahead=9))
     assert str(caught.value) == (
-        "a worker process was killed, which mostly means that memory is short: free some, or give this job more"
+        "a worker process was killed, probably because memory ran out: free some, or give this job more"
     )
 
 

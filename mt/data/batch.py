@@ -1,4 +1,4 @@
-"""Packed batches: sentences laid end to end with no padding between them, and the thread that makes them ahead.
+"""Packed batches of sentences without padding between them, and a thread that prepares batches ahead.
 
 S source positions, T target positions, N segments, W tile width, n tiles.
 """
@@ -22,8 +22,8 @@ from mt.text.corpus import ParallelIds, Sentences
 from mt.text.tokenizer import BOS_ID, PAD_ID
 
 TILE_WIDTH = 64
-N_PREFETCHED = 4  # items that `prefetched` makes or keeps ahead
-# Added to the scores of positions that must not be attended to. Finite, so that a row of padding stays finite too.
+N_PREFETCHED = 4  # items that `prefetched` prepares ahead
+# Added to the scores of masked positions. Finite, so that the result for a row of padding is also finite.
 MASKED = -1e4
 _BITS = {
     torch.bfloat16: torch.int16,
@@ -38,27 +38,27 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class TileGroup:
-    """Tiles of one width: whole sentences in rows of W positions, kept apart by a mask."""
+    """Tiles of one width: each has W positions with whole sentences, which a mask separates."""
 
     n_tiles: int
-    start: int  # first of its rows, the same of both sides
+    start: int  # its first row, the same on both sides
     width: int
-    bias: Tensor  # [n, 1, W or 1, W], 0 or MASKED; causal where the layout is
+    bias: Tensor  # [n, 1, W or 1, W], 0 or MASKED; also causal in a decoder layout
 
     def tiles(self, x: Tensor) -> Tensor:
-        """Return its rows of x [T, …] as [n, W, …]."""
+        """Return this group's rows of x [T, …] as [n, W, …]."""
         return x[self.start : self.start + self.n_tiles * self.width].view(self.n_tiles, self.width, *x.shape[1:])
 
 
 @dataclass(frozen=True)
 class TileLayout:
-    """Sentence borders as masks inside tiles, for written-out attention."""
+    """Sentence borders as masks inside tiles, for attention by plain matrix products."""
 
     groups: tuple[TileGroup, ...]
 
     @property
     def longest(self) -> int:
-        """Return the width of the widest tile."""
+        """The width of the widest tile."""
         return max(group.width for group in self.groups)
 
 
@@ -66,62 +66,62 @@ class TileLayout:
 class VarlenLayout:
     """Sentence borders as cumulative lengths, for attention over sentences of any length."""
 
-    cu_q: Tensor  # [N + 1] int32; the last one is the number of query rows, always
+    cu_q: Tensor  # [N + 1] int32; the last entry is always the number of query rows
     cu_k: Tensor  # [N + 1] int32
-    q_sentences: Tensor  # [T] int32: which sentence a row belongs to
+    q_sentences: Tensor  # [T] int32: the sentence of each row
     k_sentences: Tensor  # [S] int32
-    longest: int  # no segment of either side has more rows
+    longest: int  # an upper bound of the rows of a segment, on both sides
 
 
 Layout = TileLayout | VarlenLayout
 
 
 def varlen_layout(cu_q: Tensor, cu_k: Tensor, longest: int) -> VarlenLayout:
-    """Return the layout of cumulative lengths [N + 1] of both sides, of which none is longer."""
+    """Return the layout for cumulative lengths [N + 1] of both sides, whose segments have at most `longest` rows."""
     q_sentences = _sentences_of_rows(cu_q)
     k_sentences = q_sentences if cu_k is cu_q else _sentences_of_rows(cu_k)
     return VarlenLayout(cu_q, cu_k, q_sentences, k_sentences, longest)
 
 
 def _sentences_of_rows(cu: Tensor) -> Tensor:
-    # By numpy: torch's operators would start a second team of threads in the thread that makes batches.
+    # With numpy: torch's operators would start a second team of OpenMP threads in the thread that prepares batches.
     numbers = np.repeat(np.arange(len(cu) - 1, dtype=np.int32), np.diff(cu.cpu().numpy()))
     return torch.from_numpy(numbers).to(cu.device)
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """One micro-batch of an update. Positions that belong to no sentence hold padding and weigh nothing."""
+    """One micro-batch of an update. Positions outside sentences hold padding and have weight 0."""
 
     src_ids: Tensor  # [S] int64
     src_positions: Tensor  # [S] int64, from 0 in each sentence
-    tgt_inputs: Tensor  # [T] int64, each sentence shifted right behind BOS
+    tgt_inputs: Tensor  # [T] int64, each sentence shifted right, with BOS in front
     tgt_outputs: Tensor  # [T] int64, each sentence with its EOS
     tgt_positions: Tensor  # [T] int64
     tgt_weights: Tensor  # [T] float32: 1 for real tokens, 0 for padding
     encoder_layout: Layout
     decoder_layout: Layout
     cross_layout: Layout
-    sentences: Indices  # which pairs of the corpus these are
-    n_src_tokens: int  # real ones, end of sentence included
+    sentences: Indices  # the indices of these pairs in the corpus
+    n_src_tokens: int  # without padding, end of sentence included
     n_tgt_tokens: int
 
     @property
     def max_positions(self) -> int:
-        """Return a number that all positions in the batch are below."""
+        """An upper bound of all positions in the batch, exclusive."""
         return max(self.encoder_layout.longest, self.cross_layout.longest)
 
     def to(self, device: torch.device) -> PackedBatch:
-        """Return the batch on the device; from pinned memory the host does not wait for the copies."""
+        """Return the batch on the device. For a batch in pinned memory, the host does not wait for the copies."""
         return _moved(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
-        """Keep the memory of the batch until the stream has done what it has been given so far."""
+        """Keep the memory of the batch until the stream has finished its work so far."""
         for tensor in self.tensors():
             tensor.record_stream(stream)
 
     def tensors(self) -> list[Tensor]:
-        """Return all tensors, each once, in the same order for all batches of a kind."""
+        """Return all tensors, each once, in the same order for all batches with the same kind of layout."""
         found: list[Tensor] = []
         _moved(self, lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
         return found
@@ -136,7 +136,7 @@ class PackedBatch:
 
 
 def _moved(batch: _T, move: Callable[[Tensor], Tensor]) -> _T:
-    """Return a batch, or a part of one, in which `move` replaces each tensor; layouts share some, which stay shared."""
+    """Return a batch, or a part of one, with `move` applied to each tensor; tensors that layouts share stay shared."""
     done: dict[int, Tensor] = {}
 
     def moved(value: Any) -> Any:
@@ -155,11 +155,11 @@ def _moved(batch: _T, move: Callable[[Tensor], Tensor]) -> _T:
 
 
 def assemble_tiles(corpus: ParallelIds, sentences: Indices, dtype: torch.dtype) -> PackedBatch:
-    """Pack pairs into tiles: source and target of a pair lie in the same tile.
+    """Pack pairs into tiles; source and target of a pair are in the same tile.
 
     Args:
-        sentences: indices of the pairs; may be empty, then there is one tile of padding.
-        dtype: of the masks; that of the matrix products.
+        sentences: indices of the pairs; without any, the batch is one tile of padding.
+        dtype: the type of the masks, equal to that of the matrix products.
     """
     src_lengths, tgt_lengths = corpus.src.lengths[sentences], corpus.tgt.lengths[sentences]
     widths, tile_of = fit_into_tiles(src_lengths, tgt_lengths, TILE_WIDTH)
@@ -195,9 +195,9 @@ def packed_pairs(
     Args:
         sources: ids, each ending with EOS.
         targets: ids, each ending with EOS.
-        batch_tokens: the most source tokens and the most target tokens of a batch, which holds one pair at least.
+        batch_tokens: the limit of source tokens, and also of target tokens, of a batch; it has at least one pair.
     Yields:
-        The places of the pairs in the lists, in the order in which their rows follow each other, and the batch.
+        The indices of the pairs in the lists, in the order of their rows, and the batch.
     """
     corpus = ParallelIds(_end_to_end(sources), _end_to_end(targets))
     order = np.argsort(-np.maximum(corpus.src.lengths, corpus.tgt.lengths), kind="stable")
@@ -223,13 +223,13 @@ def _tiles_in_order(corpus: ParallelIds, pairs: Indices, dtype: torch.dtype) -> 
 
 
 def assemble_varlen(corpus: ParallelIds, sentences: Indices, budget: MicroBatchBudget, max_tokens: int) -> PackedBatch:
-    """Pack pairs end to end into one static shape; the tail is cut into segments that belong to no sentence.
+    """Concatenate pairs into a batch of a static shape; the padding at its end is cut into segments without a sentence.
 
-    Each side has rows for its budget and for one row in each tail segment at least, so that no segment that has
-    queries lacks keys, and the cumulative lengths end at the number of rows.
+    Each side has rows for its budget, and at least one row for each padding segment. So every segment with queries has
+    keys, and the cumulative lengths end at the number of rows.
 
     Args:
-        max_tokens: no sentence is longer; tail segments are not either.
+        max_tokens: the limit of the length of a sentence and of a padding segment.
     """
     src_lengths, tgt_lengths = corpus.src.lengths[sentences], corpus.tgt.lengths[sentences]
     assert len(sentences) <= budget.n_sentences
@@ -251,14 +251,14 @@ def assemble_varlen(corpus: ParallelIds, sentences: Indices, budget: MicroBatchB
 
 @dataclass(frozen=True)
 class SourceBatch:
-    """Sentences to translate: one to a tile, as wide as the longest of them."""
+    """Source sentences to translate: one in each tile; all tiles are as wide as the longest sentence."""
 
     ids: Tensor  # [B * W] int64
     positions: Tensor  # [B * W] int64
     layout: TileLayout
     lengths: Tensor  # [B] int64, end of sentence included
     width: int
-    has_padding: bool  # whether a sentence is shorter than that
+    has_padding: bool  # whether a sentence is shorter than the width
 
     def to(self, device: torch.device) -> SourceBatch:
         """Return the batch on the device."""
@@ -266,7 +266,7 @@ class SourceBatch:
 
 
 def assemble_sources(sentences: Sequence[Sequence[int]], dtype: torch.dtype, width_multiple: int = 1) -> SourceBatch:
-    """Assemble source sentences for the decoder, each ending with EOS; a multiple of width_multiple wide."""
+    """Assemble source sentences for translation, each ending with EOS; the width is a multiple of `width_multiple`."""
     lengths = np.array([len(sentence) for sentence in sentences], dtype=np.int64)
     assert lengths.min() > 0
     width = _round_up(int(lengths.max()), width_multiple)
@@ -289,14 +289,14 @@ def _round_up(n: int, multiple: int) -> int:
 
 
 def _bias(allowed: npt.NDArray[np.bool_], dtype: torch.dtype) -> Tensor:
-    # Bit patterns in numpy: a torch operator here, beside the main thread, would start a second team of OpenMP threads,
-    # and two teams that spin on the same cores slow each other down by factors.
+    # Bit patterns in numpy: a torch operator in this thread would start a second team of OpenMP threads besides that of
+    # the main thread, and two teams that spin on the same cores make each other several times slower.
     bits = _MASKED_BITS[dtype]
     return torch.from_numpy(np.where(allowed[:, None], bits.dtype.type(0), bits)).view(dtype)  # [n, 1, W, W]
 
 
 def _offsets_within(group: _Ids, lengths: _Ids) -> _Ids:
-    """Return where each item begins if the items of each group are laid end to end in their order."""
+    """Return the start of each item if the items of each group are concatenated in their order."""
     order = np.argsort(group, kind="stable")
     before = np.cumsum(lengths[order]) - lengths[order]
     _, first, sizes = np.unique(group[order], return_index=True, return_counts=True)
@@ -308,7 +308,7 @@ def _offsets_within(group: _Ids, lengths: _Ids) -> _Ids:
 def _lay_out_pairs(
     corpus: ParallelIds, sentences: Indices, starts: tuple[_Ids, _Ids], n_rows: tuple[int, int]
 ) -> tuple[dict[str, Any], _Ids, _Ids]:
-    """Return all of a batch but its layouts, by field, and the segment numbers of the rows of both sides."""
+    """Return the fields of a batch except its layouts, and the segment numbers of the rows of both sides."""
     src_ids, src_positions, src_segments = _lay_out(corpus.src, sentences, starts[0], n_rows[0])
     tgt_ids, tgt_positions, tgt_segments = _lay_out(corpus.tgt, sentences, starts[1], n_rows[1])
     inputs = np.roll(tgt_ids, 1)
@@ -329,7 +329,7 @@ def _lay_out_pairs(
 
 
 def _lay_out(side: Sentences, sentences: Indices, starts: _Ids, n_rows: int) -> tuple[_Ids, _Ids, _Ids]:
-    """Return ids, positions and segment numbers (-1 for padding) of n_rows rows, each sentence at its start."""
+    """Place each sentence at its start; return ids, positions and segment numbers (-1: padding) of n_rows rows."""
     ids, positions = np.full(n_rows, PAD_ID, np.int64), np.zeros(n_rows, np.int64)
     segments = np.full(n_rows, -1, np.int64)
     lengths = side.lengths[sentences]
@@ -342,14 +342,14 @@ def _lay_out(side: Sentences, sentences: Indices, starts: _Ids, n_rows: int) -> 
 
 
 def _cumulative(lengths: _Ids, tail: int, n_tails: int, n_segments: int) -> npt.NDArray[np.int32]:
-    """Return [n_segments + 1]: the sentences, the tail in near-equal parts, and empty segments."""
+    """Return [n_segments + 1]: the cumulative lengths of sentences, n_tails nearly equal tail parts, empty segments."""
     tails = (tail + np.arange(n_tails)[::-1]) // n_tails
     empty = np.zeros(n_segments - len(lengths) - n_tails, np.int64)
     return np.concatenate([[0], np.cumsum(np.concatenate([lengths, tails, empty]))]).astype(np.int32)
 
 
 def prefetched(items: Iterator[_T]) -> Generator[_T]:
-    """Yield the items of an iterator, none of them None; a thread runs it some items ahead until this is closed."""
+    """Yield the items of an iterator, none of which is None; a thread computes some ahead until this is closed."""
     thread = ThreadPoolExecutor(1, "batches ahead")
     try:
         ahead = deque(thread.submit(next, items, None) for _ in range(N_PREFETCHED))

@@ -1,11 +1,11 @@
-"""Which sentences form which update and micro-batch: a plan that can be resumed and is the same everywhere.
+"""The plan that assigns sentences to updates and micro-batches; it can be resumed and is the same on every machine.
 
-The stream of sentences is a seeded permutation for each epoch, epochs joined end to end. An update is the next
-sentences while they stay within its tokens; it is then cut into micro-batches, one for each forward and backward pass.
-What an update holds depends on the data, the seed and `batch_tokens` alone: not on the device, the ranks or the
+The stream of sentences is a seeded permutation for each epoch, one epoch after the other. An update takes the next
+sentences up to its limit of tokens. It is then cut into micro-batches, one for each forward and backward pass. The
+sentences of an update depend only on the data, the seed and `batch_tokens`, not on the device, the ranks or the
 micro-batches.
 
-All lengths count the end of sentence.
+All lengths include the end of sentence.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import numpy.typing as npt
 
 Indices = npt.NDArray[np.int64]
 
-# The source side of an update may be this much longer than the corpus's ratio makes it on average.
+# The source side of an update may have this many times the tokens that it has on average.
 SOURCE_SLACK = 1.05
-# A micro-batch may be this much larger than an equal share of the update.
+# A micro-batch may be this many times as large as an equal part of the update.
 MICRO_BATCH_SLACK = 1.03
 
 
 @dataclass(frozen=True)
 class PlanState:
-    """A place in the stream: the next sentence is number `position` of epoch `epoch`."""
+    """A position in the stream: the next sentence has index `position` in epoch `epoch`."""
 
     epoch: int = 0
     position: int = 0
@@ -36,7 +36,7 @@ class PlanState:
 
 @dataclass(frozen=True)
 class MicroBatchBudget:
-    """What one micro-batch may hold at most; the static shape of a compiled step."""
+    """The limits of a micro-batch, which give a compiled step its static shape."""
 
     n_micro_batches: int
     src_tokens: int
@@ -51,9 +51,9 @@ class UpdatePlan:
         src_lengths: tokens of each pair's source side.
         tgt_lengths: tokens of each pair's target side.
         batch_tokens: target tokens of an update.
-        seed: of the permutations, and of the draw that a fractional weight needs.
-        corpus_sizes: number of pairs of each corpus; they lie one after the other.
-        corpus_weights: copies of each pair of that corpus in an epoch; the fraction is drawn by chance.
+        seed: of the permutations, and of the sampling for fractional weights.
+        corpus_sizes: number of pairs of each corpus; the pairs of a corpus are consecutive.
+        corpus_weights: copies of each pair of a corpus in an epoch; 1.5 is one copy, and a second one of a random half.
     """
 
     def __init__(
@@ -79,27 +79,27 @@ class UpdatePlan:
         self._cached_order: Indices = np.zeros(0, np.int64)
 
     def update_at(self, state: PlanState) -> tuple[Indices, PlanState]:
-        """Return the sentences of the update that begins at `state`, in stream order, and where the next one begins."""
+        """Return the sentences of the update that starts at `state`, in stream order, and the state after it."""
         taken: list[Indices] = []
-        src_room, tgt_room = self.max_src_tokens, self.batch_tokens
+        src_left, tgt_left = self.max_src_tokens, self.batch_tokens
         epoch, position = state.epoch, state.position
         while True:
             order = self.epoch_order(epoch)
-            # A sentence has two tokens or more, the end of sentence counted, so no update looks further than this.
-            window = order[position : position + tgt_room + 1]
+            # A sentence has at least two tokens with its end of sentence, so an update has fewer sentences than this.
+            window = order[position : position + tgt_left + 1]
             src_total, tgt_total = np.cumsum(self._src_lengths[window]), np.cumsum(self._tgt_lengths[window])
-            n = int(min(np.searchsorted(src_total, src_room, "right"), np.searchsorted(tgt_total, tgt_room, "right")))
+            n = int(min(np.searchsorted(src_total, src_left, "right"), np.searchsorted(tgt_total, tgt_left, "right")))
             taken.append(window[:n])
             position += n
             if position < len(order):
                 return np.concatenate(taken), PlanState(epoch, position)
             if n > 0:
-                src_room -= int(src_total[n - 1])
-                tgt_room -= int(tgt_total[n - 1])
+                src_left -= int(src_total[n - 1])
+                tgt_left -= int(tgt_total[n - 1])
             epoch, position = epoch + 1, 0
 
     def epoch_order(self, epoch: int) -> Indices:
-        """Return all sentences of an epoch, copies included, in the order in which they are used."""
+        """Return all sentences of an epoch in the order of their use, copies included."""
         if epoch != self._cached_epoch:
             rng = np.random.Generator(np.random.PCG64([self._seed, epoch]))
             items = _copies(self._corpus_sizes, self._corpus_weights, rng)
@@ -107,7 +107,7 @@ class UpdatePlan:
         return self._cached_order
 
     def updates_per_epoch(self) -> float:
-        """Return about how many updates one epoch makes."""
+        """Return the approximate number of updates in an epoch."""
         starts = np.cumsum(self._corpus_sizes)[:-1]
         src, tgt = (
             sum(weight * float(part.sum()) for weight, part in zip(self._corpus_weights, parts, strict=True))
@@ -116,15 +116,15 @@ class UpdatePlan:
         return max(src / self.max_src_tokens, tgt / self.batch_tokens)
 
     def micro_batch_budget(self, micro_batch_tokens: int, n_ranks: int = 1) -> MicroBatchBudget:
-        """Return how many micro-batches an update is cut into, and what each may hold.
+        """Return the number of micro-batches of an update, and their limits.
 
         Args:
-            micro_batch_tokens: target tokens that one forward and backward pass should hold.
+            micro_batch_tokens: the intended number of target tokens of a micro-batch.
             n_ranks: processes that share the micro-batches; the number of micro-batches is a multiple of it.
         """
         n_micro_batches = math.ceil(math.ceil(self.batch_tokens / micro_batch_tokens) / n_ranks) * n_ranks
         slack = 1.0 if n_micro_batches == 1 else MICRO_BATCH_SLACK
-        # The greedy cut leaves micro-batches apart by less than the longest sentence, however few they hold.
+        # After the greedy cut, the sizes of micro-batches differ by less than the longest sentence.
         src_tokens = max(math.ceil(self.max_src_tokens / n_micro_batches * slack), int(self._src_lengths.max()))
         tgt_tokens = max(math.ceil(self.batch_tokens / n_micro_batches * slack), int(self._tgt_lengths.max()))
         n_sentences = math.ceil(tgt_tokens / float(self._tgt_lengths.mean()) * 1.25) + 16
@@ -141,7 +141,7 @@ def _copies(sizes: Sequence[int], weights: Sequence[float], rng: np.random.Gener
             parts.append(pairs[rng.random(size) < weight - whole])
         start += size
     items = np.concatenate(parts)
-    # Small weights on small data may draw nothing at all; an epoch must hold something.
+    # With small weights on small data, no pair may be drawn at all, but an epoch must not be empty.
     return items if len(items) else np.arange(start, dtype=np.int64)
 
 
@@ -152,12 +152,12 @@ def cut_into_micro_batches(
     budget: MicroBatchBudget,
     n_ranks: int = 1,
 ) -> list[Indices]:
-    """Deal the sentences of an update to micro-batches of about equal size, none above the budget.
+    """Distribute the sentences of an update over micro-batches of about equal size, none of them above the budget.
 
-    The longest come first, each to the micro-batch that is least full. What does not fit opens another round of n_ranks
-    micro-batches, so every rank runs equally many; micro-batches may be empty.
+    The longest sentences are placed first, each in the least full micro-batch. If one does not fit, n_ranks further
+    micro-batches are added, so that every rank runs the same number. Micro-batches may be empty.
     """
-    # The slots of a heap: (fullness, micro-batch). Fullness is the share of the fuller side.
+    # A heap of (fullness, micro-batch). Fullness is the used fraction of the budget, on the fuller side.
     micro_batches: list[list[int]] = [[] for _ in range(budget.n_micro_batches)]
     filled = [[0, 0] for _ in micro_batches]
     heap = [(0.0, i) for i in range(len(micro_batches))]
@@ -191,9 +191,9 @@ def cut_into_micro_batches(
 def fit_into_tiles(
     src_lengths: npt.NDArray[np.int64], tgt_lengths: npt.NDArray[np.int64], smallest_width: int
 ) -> tuple[list[int], npt.NDArray[np.int64]]:
-    """First fit, longest first: whole pairs into tiles that hold `width` source and `width` target positions each.
+    """Assign whole pairs to tiles with `width` source and `width` target positions each: first fit, longest first.
 
-    A tile is as wide as the smallest power-of-two multiple of `smallest_width` that holds its first pair.
+    The width of a tile is `smallest_width` times the smallest power of two for which its first pair fits.
 
     Returns:
         The width of each tile, widest first, and the tile of each pair.
@@ -201,13 +201,13 @@ def fit_into_tiles(
     longest = np.maximum(src_lengths, tgt_lengths)
     tile_of = np.zeros(len(longest), np.int64)
     widths: list[int] = []
-    # Room left in each tile, on both sides; arrays, so that one comparison looks at all tiles.
+    # Free positions of each tile on both sides; in arrays, so that one comparison covers all tiles.
     capacity = len(longest)
-    src_room, tgt_room = np.zeros(capacity, np.int64), np.zeros(capacity, np.int64)
+    src_free, tgt_free = np.zeros(capacity, np.int64), np.zeros(capacity, np.int64)
     for pair in np.argsort(-longest, kind="stable").tolist():
         n_src, n_tgt = src_lengths[pair], tgt_lengths[pair]
         n_tiles = len(widths)
-        fits = (src_room[:n_tiles] >= n_src) & (tgt_room[:n_tiles] >= n_tgt)
+        fits = (src_free[:n_tiles] >= n_src) & (tgt_free[:n_tiles] >= n_tgt)
         tile = int(fits.argmax()) if n_tiles else 0
         if n_tiles == 0 or not fits[tile]:
             width = smallest_width
@@ -215,8 +215,8 @@ def fit_into_tiles(
                 width *= 2
             tile = n_tiles
             widths.append(width)
-            src_room[tile] = tgt_room[tile] = width
-        src_room[tile] -= n_src
-        tgt_room[tile] -= n_tgt
+            src_free[tile] = tgt_free[tile] = width
+        src_free[tile] -= n_src
+        tgt_free[tile] -= n_tgt
         tile_of[pair] = tile
     return widths, tile_of

@@ -449,7 +449,7 @@ class ExportFolder(CheckedFolder):
             raise CheckpointError(path, f"is not an export for CTranslate2, {EXPORTED} is missing", _HOW_TO_EXPORT)
         folder = super().open(path)
         for name in (EXPORTED, MODEL_CONFIG, VOCABULARY, TOKENIZER):
-            check_file(path / name, folder.manifest)
+            check_file(path / name, folder.manifest, cls.HOW_TO_REPAIR)
         return folder
 
 

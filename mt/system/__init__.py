@@ -1,1 +1,1 @@
-"""The machine below: devices, processes, files, signals and the console."""
+"""Access to the machine: devices, processes, files, signals and the console."""

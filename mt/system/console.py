@@ -1,7 +1,7 @@
-"""What people see on standard error: messages, and one line in place that says how far the work has come.
+"""Output on standard error: messages, and a progress line that is updated in place.
 
-The package logs to the loggers below `mt`, and by itself shows nothing. `show_messages` shows all of it, as the command
-line does.
+The package logs to the logger `mt` and those below it, and shows nothing by default. The command line calls
+`show_messages`, which shows all messages.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 _log = logging.getLogger(__name__)
-IN_PLACE_SECONDS = 0.5  # between two updates of a line in place
-LINE_SECONDS = 10.0  # between two messages on the progress, if there is no terminal
+IN_PLACE_SECONDS = 0.5  # between two updates of a progress line
+LINE_SECONDS = 10.0  # between two progress messages if there is no terminal
 
 
 class _ConsoleHandler(logging.Handler):
-    """Shows messages above the line in place; a terminal that was closed, or a full disk, is no reason to stop."""
+    """A handler that prints messages above the progress line. A closed terminal or a full disk does not stop it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
@@ -38,11 +38,11 @@ class _ConsoleHandler(logging.Handler):
 
 
 _handler = _ConsoleHandler()
-_shown: list[Progress] = []  # what is drawn in place now
+_shown: list[Progress] = []  # the progress lines that are drawn now
 
 
 def show_messages() -> None:
-    """Show the messages of the package on standard error from now on."""
+    """Start to show the messages of the package on standard error."""
     logger = logging.getLogger("mt")
     logger.addHandler(_handler)
     logger.setLevel(logging.INFO)
@@ -51,20 +51,20 @@ def show_messages() -> None:
 
 @lru_cache
 def note(text: str) -> None:
-    """Tell the user something, once for each text."""
+    """Log a note for the user, each text only once."""
     _log.info("note: %s", text)
 
 
 def is_terminal() -> bool:
-    """Return whether messages are shown, and a person sees them change."""
+    """Return whether messages are shown on a terminal."""
     return _handler in logging.getLogger("mt").handlers and sys.stderr.isatty()
 
 
 class LiveLine:
-    """A line in place: a count, a bar if the end is known, a text, and what a clock says.
+    """A progress line that is updated in place: a count, a bar if the total is known, a text, and a clock's text.
 
     Args:
-        clock: gives the last text, several times a second; without one, the line changes when `show` is called.
+        clock: returns the last text, several times a second. Without it, the line changes only when `show` is called.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class LiveLine:
             console=Console(stderr=True, force_terminal=True),
             auto_refresh=clock is not None,
             transient=True,
-            redirect_stdout=False,  # it is the result, and not shown here
+            redirect_stdout=False,  # standard output has the command's result, not messages
         )
         self._task = self._progress.add_task(text, total=total, count=count)
         self._progress.update(self._task, completed=done)
@@ -95,7 +95,7 @@ class LiveLine:
         _shown.append(self._progress)
 
     def show(self, count: str, done: float, text: str | None = None) -> None:
-        """Change what is shown; without a text, it stays."""
+        """Update the line; without a text, the old one stays."""
         self._progress.update(self._task, count=count, completed=done, description=text, refresh=not self._redraws)
 
     def close(self) -> None:
@@ -105,14 +105,14 @@ class LiveLine:
 
 
 class Meter:
-    """Shows how far a long work has come, its speed and the time left: in place on a terminal, else now and then.
+    """A progress display with speed and time left: in place on a terminal, otherwise as a message now and then.
 
     Args:
-        unit: of what is counted; None: only the time is.
-        total: None if it is not known.
-        what: is done.
-        before: how many an earlier run has done.
-        has_summary: say at the end what was done in all, if anything was shown before.
+        unit: the unit that is counted; None shows only the time.
+        total: the number of units in all; None if it is not known.
+        what: the name of the work, shown at the start of the line.
+        before: the number of units that an earlier run has done.
+        has_summary: whether to show the totals at the end, if any progress was shown.
     """
 
     def __init__(
@@ -133,11 +133,11 @@ class Meter:
         self._line: LiveLine | None = None
 
     def advance(self, n: float = 0) -> None:
-        """Count what is done since the last call."""
+        """Add n units to those done."""
         self.show(self._done + n)
 
     def show(self, done: float) -> None:
-        """Show how much is done, if it is time to; the last one perhaps in part."""
+        """Set the number of units done, which may include part of one, and show it if an update is due."""
         now = time.monotonic()
         self._done = done
         if not self._is_shown or now - self._shown_at < self._seconds:

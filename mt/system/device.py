@@ -1,4 +1,4 @@
-"""Choose device and precision, and say what a device can do: its memory, its peak speed."""
+"""Choice of device and precision; facts about a device, such as its memory and its peak speed."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from mt.errors import ConfigError
 from mt.system.console import note
 from mt.system.provenance import host_memory_bytes, machine, peak_host_memory_bytes
 
-NVIDIA_DRIVER = Path("/dev/nvidiactl")  # is there where the driver is loaded
+NVIDIA_DRIVER = Path("/dev/nvidiactl")  # exists if the driver is loaded
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
-# Dense matrix products in bf16 or fp16 with sums in fp32, in TFLOP/s, as NVIDIA's data sheets have them; the first
-# whose words are all in the name of the device. A device that is not here is measured.
+# Speed of dense matrix products in bf16 or fp16 with sums in fp32, in TFLOP/s, from NVIDIA's data sheets. The first
+# entry whose words are all in the device's name applies. Other devices are measured.
 DATA_SHEET_TFLOPS = (
     ("B200", 2_250),
     ("H200 NVL", 835),
@@ -44,14 +44,14 @@ DATA_SHEET_TFLOPS = (
 
 
 def choose_device(name: str, local_rank: int | None = None) -> torch.device:
-    """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`; a CUDA device always has its index.
+    """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`; a CUDA device always has an index.
 
-    Where `auto` cannot use a GPU of this machine, a note on standard error says why.
+    If `auto` cannot use a GPU of this machine, a note on standard error says why.
 
     Args:
-        local_rank: number of this process on its machine; `auto` and `cuda` take the device of this number.
+        local_rank: number of this process on its machine; `auto` and `cuda` choose the device with this number.
     Raises:
-        ConfigError: CUDA is asked for, and this torch cannot use it, or has no device of that number.
+        ConfigError: CUDA was requested, but torch cannot use it or there is no device with that number.
     """
     if name == "cpu":
         return torch.device("cpu")
@@ -60,30 +60,30 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
         raise ConfigError("device", f"expected auto, cpu, cuda or cuda:N, got {name!r}")
     has_cuda = torch.cuda.is_available()
     if has_cuda:
-        with warnings.catch_warnings():  # torch's many lines on a card that it has no code for: we say it in one
+        with warnings.catch_warnings():  # hides many lines of torch about a GPU it has no code for; we print one
             warnings.filterwarnings("ignore", "(?s).*(compute|CUDA) capability")
             current = torch.cuda.current_device()
         index = int(asked[1]) if asked[1] else current if local_rank is None else local_rank
         if index >= (n_devices := torch.cuda.device_count()):
-            raise ConfigError("device", f"cuda:{index} is asked for, but the last CUDA device is cuda:{n_devices - 1}")
+            raise ConfigError("device", f"cuda:{index} was requested, but the last CUDA device is cuda:{n_devices - 1}")
         obstacle = _why_no_code_for(index)
         if obstacle is None:
             if torch.version.hip:
-                note("ROCm is not tested with mt: attention is written out, and nothing is compiled")
+                note("mt is not tested with ROCm; it uses plain attention kernels and compiles nothing")
             return torch.device("cuda", index)
     else:
         obstacle = _why_no_gpu()
-    # Ranks must not choose for themselves: the others may have a card that works.
+    # A rank must not fall back to the CPU alone: the others may have a GPU that works.
     if name != "auto" or (has_cuda and local_rank is not None):
         obstacle = obstacle or f"torch {torch.__version__} finds no CUDA device"
-        raise ConfigError("device", f"{name} is asked for, but {obstacle}", "use cpu")
+        raise ConfigError("device", f"{name} was requested, but {obstacle}", "use cpu")
     if obstacle and not local_rank:
         note(f"running on the CPU: {obstacle}")
     return torch.device("cpu")
 
 
 def _why_no_gpu() -> str | None:
-    """Say what keeps torch from the GPU that this machine seems to have; None where it seems to have none."""
+    """Return the reason why torch cannot use the GPU that this machine seems to have; None if it seems to have none."""
     if torch.backends.mps.is_available():
         return "mt does not support Apple GPUs (MPS)"
     is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
@@ -98,10 +98,10 @@ def _why_no_gpu() -> str | None:
 
 
 def _why_no_code_for(index: int) -> str | None:
-    """Say which card this torch has no kernels for; None where it has some, or is not built for CUDA."""
+    """Return a message if torch has no kernels for a GPU; None if it has some or is not built for CUDA."""
     capability, architectures = torch.cuda.get_device_capability(index), torch.cuda.get_arch_list()
     for kind, major, minor in re.findall(r"(sm|compute)_(\d+)(\d)", " ".join(architectures)):
-        # Kernels for 8.6 run on 8.6 and later 8.x, intermediate code (compute_86) on all later cards.
+        # Kernels for 8.6 run on 8.6 and later 8.x, intermediate code (compute_86) on all later GPUs.
         built_for = int(major), int(minor)
         if built_for <= capability and (kind == "compute" or built_for[0] == capability[0]):
             return None
@@ -114,10 +114,10 @@ def _why_no_code_for(index: int) -> str | None:
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Return the type of matrix products; `auto` is bf16 where the hardware multiplies it natively.
+    """Return the type of matrix products; `auto` is bf16 if the hardware supports it natively.
 
     Raises:
-        ConfigError: no such precision, fp16 on a CPU, or bf16 on a GPU that has to emulate it.
+        ConfigError: the precision is unknown, fp16 on a CPU, or bf16 on a GPU that would emulate it.
     """
     is_cuda = device.type == "cuda"
     has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0) if is_cuda else _cpu_multiplies_bf16()
@@ -126,9 +126,9 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision not in DTYPES:
         raise ConfigError("precision", f"expected auto, bf16, fp16 or fp32, got {precision!r}")
     if precision == "fp16" and not is_cuda:
-        raise ConfigError("precision", "fp16 needs a GPU; on a CPU use bf16, fp32 or auto")
+        raise ConfigError("precision", "fp16 needs a GPU", "on a CPU use bf16, fp32 or auto")
     if precision == "bf16" and is_cuda and not has_bf16:
-        raise ConfigError("precision", "bf16 needs a GPU of compute capability 8.0; use fp16, fp32 or auto")
+        raise ConfigError("precision", "bf16 needs a GPU of compute capability 8.0", "use fp16, fp32 or auto")
     return DTYPES[precision]
 
 
@@ -142,45 +142,45 @@ def _cpu_multiplies_bf16() -> bool:
 
 
 def compile_blocker() -> str | None:
-    """Return what Triton lacks on this machine to build its launchers; None where it lacks nothing."""
+    """Return what is missing on this machine for Triton to build its launchers; None if nothing is."""
     if not any(shutil.which(name) for name in (os.environ.get("CC", ""), "cc", "gcc", "clang")):
-        return "no C compiler is found"
+        return "no C compiler was found"
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
         return "Python.h is missing (on Debian and Ubuntu it is in python3-dev)"
     return None
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Return all memory of a device; of the CPU what this process may use of it."""
+    """Return the total memory of a device; for the CPU, the memory that this process may use."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return host_memory_bytes()
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the FLOP/s that matrix products can reach on a device: of its data sheet if it is known, else measured."""
+    """Return the peak FLOP/s of matrix products on a device, from its data sheet if known, otherwise measured."""
     return data_sheet_flops(device, dtype) or _measured_flops(device, dtype, torch.get_float32_matmul_precision())
 
 
 def data_sheet_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Return the FLOP/s of the data sheet; None for a CPU, for fp32, and for devices that are not in it."""
+    """Return the peak FLOP/s from the data sheet; None for a CPU, for fp32, and for devices that are not listed."""
     if device.type != "cuda" or dtype == torch.float32:
         return None
     if dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):  # emulated there
         return None
     words = set(torch.cuda.get_device_name(device).replace("-", " ").split())
-    if words & {"MIG", "Laptop", "Max", "Ti", "D"}:  # a part of a device, or a relative of it
+    if words & {"MIG", "Laptop", "Max", "Ti", "D"}:  # a part or a variant of a listed device
         return None
     return next((tflops * 1e12 for name, tflops in DATA_SHEET_TFLOPS if set(name.split()) <= words), None)
 
 
 @lru_cache
 def _measured_flops(device: torch.device, dtype: torch.dtype, _float32_precision: str) -> float:
-    """Return the speed of the fastest of some square products, of growing size as long as that takes little time."""
+    """Return the FLOP/s of the fastest of several square matrix products, whose size grows while they are quick."""
     fastest, seconds, n = 0.0, 0.0, 512
-    while n <= 4_096 and 40 * seconds < 0.1:  # five products of the size after it
+    while n <= 4_096 and 40 * seconds < 0.1:  # 40 = five products of twice the size
         a = torch.randn(n, n, device=device).to(dtype)
-        torch.mm(a, a).sum().item()  # brings up the library, and waits
+        torch.mm(a, a).sum().item()  # loads the library and waits for it
         for _ in range(5):
             started_at = time.perf_counter()
             torch.mm(a, a)
@@ -193,12 +193,12 @@ def _measured_flops(device: torch.device, dtype: torch.dtype, _float32_precision
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Return the most memory that this process has held: on CUDA since the count was reset, else its resident set."""
+    """Return the peak memory of this process: on CUDA since the last reset, on the CPU its largest resident set."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_host_memory_bytes()
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """Return what is known of the computer and of the device that a run uses."""
+    """Return facts about the computer and the device that a run uses."""
     facts: dict[str, Any] = {**machine(), "threads": torch.get_num_threads()}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

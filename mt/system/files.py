@@ -1,4 +1,4 @@
-"""Files that are whole or absent: they are written beside their place, then renamed there."""
+"""Files that are either complete or absent: they are written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from mt.errors import MTError
 
-# What helps when a write fails, by the number of the system's error.
+# The system's error number → the fix for a failed write.
 REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
@@ -23,25 +23,25 @@ REMEDIES = {
 
 
 class WriteError(MTError):
-    """A file cannot be written; the message has what the system says and, if it is known, what helps."""
+    """A file cannot be written; the message has the system's reason and, if known, a fix."""
 
     def __init__(self, path: Path | str, error: BaseException, then: str = "run the same command again") -> None:
         """
         Args:
-            error: an OSError, or what a library makes of one.
-            then: what to do once there is space again.
+            error: an OSError, or an exception that a library raised because of one.
+            then: what to do after the fix.
         """
         number = _errno(error)
         reason = str(error) if number is None else os.strerror(number)
         remedy = REMEDIES.get(number or 0)
         super().__init__(path, f"cannot be written: {reason}", f"{remedy}, then {then}" if remedy else "")
-        self.args = path, error, then  # that pickle makes it of
+        self.args = path, error, then  # pickle calls the class with these
         self.path, self.error = path, error
 
 
 @contextmanager
 def explained_writes(path: Path) -> Iterator[None]:
-    """Raise a WriteError about `path` for a failure of the system inside the block, also if a library hides it."""
+    """Raise a WriteError about `path` if the system fails inside the block, also if a library hides the OSError."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # torch raises the latter
@@ -51,11 +51,11 @@ def explained_writes(path: Path) -> Iterator[None]:
 
 
 def _errno(error: BaseException | None) -> int | None:
-    """Return the system's number of the failure that led to an exception."""
+    """Return the system's error number that led to an exception; None if there is none."""
     while error is not None:
         if isinstance(error, OSError) and error.errno is not None:
             return error.errno
-        if match := re.search(r"\(os error (\d+)\)", str(error)):  # so does safetensors say it
+        if match := re.search(r"\(os error (\d+)\)", str(error)):  # in messages of safetensors
             return int(match[1])
         error = error.__cause__ or error.__context__
     return None
@@ -63,16 +63,16 @@ def _errno(error: BaseException | None) -> int | None:
 
 @contextmanager
 def whole_file(path: Path, *, is_synced: bool = False) -> Iterator[BinaryIO]:
-    """Yield a file that gets its name when the block ends; if the block fails, what was there is as it was.
+    """Yield a file that gets its name when the block ends; if the block fails, an existing file is unchanged.
 
-    What exists and is not a regular file, such as /dev/null or a named pipe, is written to directly.
+    An existing path that is not a regular file, such as /dev/null or a named pipe, is written directly.
 
     Args:
-        is_synced: wait until the content is on the disk before the name is given.
+        is_synced: wait until the content is on the disk before renaming.
     Raises:
-        OSError: the file cannot be made or written.
+        OSError: the file cannot be created or written.
     """
-    target = Path(os.path.realpath(path))  # a link is written through
+    target = Path(os.path.realpath(path))  # for a link, replace its target
     is_direct = target.exists() and not target.is_file()
     beside = target if is_direct else target.with_name(f".{target.name}.{os.getpid()}.writing")
     stream = beside.open("wb")
@@ -91,12 +91,12 @@ def whole_file(path: Path, *, is_synced: bool = False) -> Iterator[BinaryIO]:
 
 @contextmanager
 def whole_folder(path: Path, *, may_replace: bool = False) -> Iterator[Path]:
-    """Yield a folder that gets its name when the block ends; if the block fails, what was there is as it was.
+    """Yield a folder that gets its name when the block ends; if the block fails, an existing folder is unchanged.
 
-    The files in it are to be synced by the caller, if they must outlive a crash of the machine.
+    The caller syncs its files if they must survive a crash of the machine.
 
     Raises:
-        WriteError: it cannot be written, or there is one of that name and it may not be replaced.
+        WriteError: the folder cannot be written, or exists already and may not be replaced.
     """
     building, replaced = path.with_name(f".{path.name}.writing"), path.with_name(f".{path.name}.replaced")
     try:
@@ -118,8 +118,8 @@ def whole_folder(path: Path, *, may_replace: bool = False) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Finish or remove what killed writes of this module have left. Only the process that owns the folder may do so."""
-    # Killed between the two renames that replace a folder: the old one is whole.
+    """Finish or remove the temporary files of killed writes. Only the process that owns the folder may call this."""
+    # A process was killed between the two renames that replace a folder: the old one is complete.
     for replaced in folder.glob(".*.replaced"):
         place = folder / replaced.name.removeprefix(".").removesuffix(".replaced")
         if not place.exists():
@@ -133,34 +133,34 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder; it is renamed first, as a folder half removed must not look like a whole one."""
-    doomed = folder.with_name(f".{folder.name}.removed")
-    folder.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    """Remove a folder; rename it first, because a partly removed folder must not look like a complete one."""
+    renamed = folder.with_name(f".{folder.name}.removed")
+    folder.rename(renamed)
+    shutil.rmtree(renamed, ignore_errors=True)
 
 
 def existing_folder(folder: Path) -> Path:
-    """Return the folder, or the nearest one above it that exists."""
+    """Return the folder if it exists, otherwise its nearest parent that does."""
     return next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file, whole and synced.
+    """Write a small file completely and sync it.
 
     Raises:
-        WriteError: it cannot be written; what was there is as it was.
+        WriteError: it cannot be written; an existing file is unchanged.
     """
     with explained_writes(path), whole_file(path, is_synced=True) as stream:
         stream.write(text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON as `write_text` writes text."""
+    """Write JSON with `write_text`."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add whole lines to a file, which is made if there is none.
+    """Append whole lines to a file; create it if it does not exist.
 
     Raises:
         WriteError: it cannot be written.
@@ -171,7 +171,7 @@ def append_text(path: Path, text: str) -> None:
 
 def sync(path: Path) -> None:
     """Wait until a file or the entries of a folder are on the disk."""
-    if os.name == "nt":  # there a folder cannot be opened, nor a file that is read only be flushed
+    if os.name == "nt":  # on Windows, folders cannot be opened, and read-only files cannot be flushed
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -1,4 +1,4 @@
-"""Locks between processes: held by one at a time, released by the system if that one is killed."""
+"""Locks between processes: one process holds a lock at a time; the system releases it if the process is killed."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # of a file system
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # errors of a file system without locks
 
 
 @contextmanager
 def locked(path: Path, on_busy: Callable[[], object]) -> Iterator[None]:
-    """Hold a lock file inside the block; on a file system without locks, nothing is held.
+    """Hold a lock file inside the block; on a file system without locks, do nothing.
 
     Args:
-        on_busy: called once if another process holds the lock; raises, or else this process waits.
+        on_busy: called once if another process holds the lock. If it does not raise an error, this process waits.
     Raises:
-        OSError: the file cannot be made.
+        OSError: the lock file cannot be created.
     """
     lock = FileLock(path)
     try:
@@ -34,6 +34,8 @@ def locked(path: Path, on_busy: Callable[[], object]) -> Iterator[None]:
     try:
         yield
     finally:
-        if lock.is_locked:  # removed while it is held: FileLock sees that what it has opened is not there any more
+        if (
+            lock.is_locked
+        ):  # remove it while it is held: FileLock notices that the file it opened does not exist any more
             path.unlink(missing_ok=True)
         lock.release()

@@ -1,4 +1,4 @@
-"""The memory allocator of glibc, tuned for tensors on a CPU. Does nothing on other systems."""
+"""Tuning of glibc's memory allocator for tensors on a CPU; no effect on other systems."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ HUGE_PAGE = 1 << 21  # bytes
 
 
 def tune_malloc() -> None:
-    """Tell glibc to keep freed blocks instead of unmapping them, and Linux to back them with huge pages.
+    """Make glibc keep freed blocks instead of unmapping them, and Linux back them with huge pages.
 
-    A training step on the CPU frees and takes the same large tensors again and again; mapped afresh, each of their
-    pages faults in once a step, which took a third of the time. Does nothing where the allocator is not glibc's.
+    Training steps on the CPU free and allocate the same large tensors again and again. With newly mapped memory, each
+    of their pages causes a page fault in every step, which took a third of the time. Without glibc, do nothing.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -24,12 +24,12 @@ def tune_malloc() -> None:
     except (OSError, AttributeError):
         return
     m_trim_threshold, m_mmap_threshold, m_mmap_max, m_arena_max, madv_hugepage = -1, -3, -4, -8, 14
-    mallopt(m_arena_max, 1)  # threads take from the same heap: what one of them frees the next one gets
+    mallopt(m_arena_max, 1)  # threads share one heap, so each can reuse memory that another one freed
     mallopt(m_mmap_threshold, 1 << 30)
     mallopt(m_trim_threshold, -1)
     mallopt(m_mmap_max, 0)
-    # The heap grows once, to half of the memory, and is advised as a whole. That takes addresses alone: a page costs
-    # memory when it is first written to.
+    # Grow the heap once, to half of the memory, and advise all of it. This takes only addresses: a page takes memory
+    # when it is first written.
     malloc.restype, malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     free.restype, free.argtypes = None, [ctypes.c_void_p]
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -42,10 +42,9 @@ def tune_malloc() -> None:
 
 
 def trim_heap() -> None:
-    """Hand free blocks of the heap back to Linux, those between used ones too.
+    """Return free blocks of the heap to Linux, also those between used blocks.
 
-    A validation leaves blocks of other sizes than training needs, and more of them each time. Does nothing where the
-    allocator is not glibc's.
+    Each validation leaves more blocks of other sizes than training needs. Without glibc, do nothing.
     """
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError, AttributeError):

@@ -1,4 +1,4 @@
-"""Say what a result depends on besides text and settings: versions, the commit, the machine. Needs no torch."""
+"""Facts that a result depends on besides text and settings: versions, the commit, the machine. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _PACKAGES = ("torch", "numpy", "sentencepiece", "sacrebleu")
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of everything that can change a trained model or a score."""
+    """Return the versions of all packages that can change a trained model or a score."""
     from mt import __version__
 
     return {"mt": __version__, **package_versions(*_PACKAGES)}
 
 
 def package_versions(*packages: str) -> dict[str, str]:
-    """Return the versions of Python and of installed packages, `not installed` for the others."""
+    """Return the versions of Python and of the packages, `not installed` for missing ones."""
     found = {"python": platform.python_version()}
     for package in packages:
         try:
@@ -33,7 +33,7 @@ def package_versions(*packages: str) -> dict[str, str]:
 
 
 def source_commit() -> str | None:
-    """Return the git commit of the code that runs, with `+changes` if files differ; None outside a checkout."""
+    """Return the git commit of the running code, with `+changes` if files differ from it; None outside a checkout."""
     try:
         commit = _git("rev-parse", "HEAD")
         changes = _git("status", "--porcelain", "--untracked-files=no", ".")
@@ -48,7 +48,7 @@ def _git(*arguments: str) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Return what is known of the computer."""
+    """Return facts about the computer."""
     return {"machine": platform.machine(), "system": platform.platform(), "cpu": _cpu_name()}
 
 
@@ -71,16 +71,16 @@ def host_memory_bytes() -> int:
     with contextlib.suppress(AttributeError, ValueError, OSError):
         limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(ValueError, OSError):  # "max" where there is no limit
+        with contextlib.suppress(ValueError, OSError):  # the file says "max" if there is no limit
             limits.append(int(Path(path).read_text(encoding="ascii")))
     return min(limits)
 
 
 def peak_host_memory_bytes(n_workers: int = 0) -> int:
-    """Return the largest resident set of this process so far; 0 where the system does not tell.
+    """Return the largest resident set of this process so far; 0 if the system does not report it.
 
     Args:
-        n_workers: worker processes to add, each as large as the largest that has ended.
+        n_workers: the number of worker processes to add, each as large as the largest one that has ended.
     """
     try:
         import resource

@@ -1,4 +1,4 @@
-"""What SIGINT and SIGTERM do: end the process cleanly, be noted until nothing is lost, or grant a few last seconds."""
+"""Handling of SIGINT and SIGTERM: exit cleanly, stop after the current step, or exit after a grace period."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from typing import Any
 
 _log = logging.getLogger(__name__)
 
-# A scheduler signals every process of a job, and torchrun passes on what it gets: that is one wish, not two.
+# A second signal within this time is the same request: a scheduler signals every process of a job, and torchrun
+# forwards its signal to its processes.
 REPEAT_SECONDS = 1.0
 SIGTERM_GRACE_SECONDS = 5.0
-STUCK_AFTER_SIGTERM_SECONDS = 25.0  # torchrun kills what is left 30 s after SIGTERM
+STUCK_AFTER_SIGTERM_SECONDS = 25.0  # torchrun kills remaining processes 30 s after SIGTERM
 
 _Handler = Callable[[int, FrameType | None], None]
 
@@ -29,7 +30,7 @@ def _in_main_thread() -> bool:
 
 @contextmanager
 def _handled(numbers: Iterable[int], handler: _Handler) -> Iterator[dict[int, Any]]:
-    """Set the handler of some signals inside the block, and yield those before; outside the main thread do nothing."""
+    """Set a handler for signals inside the block, and yield the previous ones; outside the main thread, do nothing."""
     before = {number: signal.signal(number, handler) or signal.SIG_DFL for number in numbers if _in_main_thread()}
     try:
         yield before
@@ -38,20 +39,20 @@ def _handled(numbers: Iterable[int], handler: _Handler) -> Iterator[dict[int, An
             signal.signal(number, handler_before)
 
 
-_exits: list[BaseException] = []  # by which signals end what `exit_on_signals` surrounds
+_exits: list[BaseException] = []  # raised by signals inside the block of `exit_on_signals`
 
 
 def raise_pending_exit() -> None:
-    """Raise what a signal has raised, again: Python drops it in a callback of a weak reference or in a finaliser."""
+    """Raise a signal's exception again: Python drops it inside weak reference callbacks and finalisers."""
     if _exits:
         raise _exits[-1]
 
 
 @contextmanager
 def exit_on_signals() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit(143), so that what is open is cleaned up, and lose no Ctrl-C.
+    """Raise SystemExit(143) on SIGTERM, so that `with` and `finally` blocks clean up, and make Ctrl-C reliable.
 
-    Does nothing outside the main thread. A long block calls `raise_pending_exit` now and then.
+    Outside the main thread, do nothing. A long block should call `raise_pending_exit` now and then.
     """
 
     def leave(number: int, _frame: FrameType | None) -> None:
@@ -67,18 +68,18 @@ def exit_on_signals() -> Iterator[None]:
 
 
 class _Interrupted(BaseException):
-    """A signal came while something ran that may be cut short."""
+    """A signal arrived in a block that may be interrupted."""
 
 
 class Received:
-    """The signal that came, if one did."""
+    """The signal that was received, if any."""
 
     number: int | None = None
     _may_interrupt = False
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Let a signal cut the block short; the block must leave nothing half done."""
+        """Let a signal interrupt the block. The block must not leave partial results."""
         with suppress(_Interrupted):
             self._may_interrupt = True
             try:
@@ -87,14 +88,14 @@ class Received:
                 self._may_interrupt = False
 
     def interrupt_if_any(self) -> None:
-        """Cut short what `interrupting` surrounds if a signal has come; elsewhere do nothing."""
+        """Leave the block of `interrupting` if a signal was received; outside such a block, do nothing."""
         if self._may_interrupt and self.number is not None:
             raise _Interrupted
 
 
 @contextmanager
 def caught_signals(speaks: bool = True) -> Iterator[Received]:
-    """Note SIGINT and SIGTERM, so that the loop can save and stop between two steps; a second one acts at once."""
+    """Record SIGINT and SIGTERM, so that the loop can save and stop after a step; a second signal acts at once."""
     received, noted_at = Received(), 0.0
 
     def note(number: int, _frame: FrameType | None) -> None:
@@ -103,7 +104,7 @@ def caught_signals(speaks: bool = True) -> Iterator[Received]:
             received.number, noted_at = number, time.monotonic()
             name = signal.Signals(number).name
             if speaks:
-                _log.info(f"{name}: stopping after this step, to save it; a second one stops at once")
+                _log.info(f"{name}: saving and stopping after this step; a second signal stops at once, without saving")
             received.interrupt_if_any()
         elif time.monotonic() - noted_at > REPEAT_SECONDS:
             for each, handler_before in before.items():
@@ -116,10 +117,10 @@ def caught_signals(speaks: bool = True) -> Iterator[Received]:
 
 @contextmanager
 def sigterm_grace_period(rank: int) -> Iterator[None]:
-    """Let SIGTERM end the process only after some seconds, also after an error inside the block.
+    """Delay the end of the process after SIGTERM by some seconds, also after an error inside the block.
 
-    torchrun sends it when another rank is lost. This one finds that out in the same moment, or in the next exchange,
-    and has to say so. An exchange may also never end: then a message names the likely reason, before torchrun kills.
+    torchrun sends SIGTERM when another rank is lost. This rank then gets an error in its current or next collective
+    and needs time to print it. If the collective never ends, print the likely reason before torchrun kills the process.
     """
 
     def end_soon(number: int, _frame: FrameType | None) -> None:
@@ -135,7 +136,7 @@ def sigterm_grace_period(rank: int) -> Iterator[None]:
     os.set_blocking(writing, False)
     threading.Thread(target=_exit_if_stuck, args=(reading, rank, is_over), daemon=True).start()
     before = signal.signal(signal.SIGTERM, end_soon)
-    # A handler runs between two instructions of Python, and there may be no next one; the pipe gets the number at once.
+    # A Python handler runs only after the current instruction, which may never end; the pipe gets the signal at once.
     fd_before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     yield
     signal.set_wakeup_fd(fd_before)
@@ -149,9 +150,9 @@ def _exit_if_stuck(reading: int, rank: int, is_over: threading.Event) -> None:
         is_sigterm = number[0] == signal.SIGTERM and "TORCHELASTIC_RUN_ID" in os.environ
         if is_sigterm and not is_over.wait(STUCK_AFTER_SIGTERM_SECONDS):
             message = (
-                f"error: rank {rank}: still running {STUCK_AFTER_SIGTERM_SECONDS:g} s after SIGTERM: another rank was "
-                "lost, or a step or a save takes that long: see torchrun's message; the same command continues from "
-                "the last checkpoint\n"
+                f"error: rank {rank}: still running {STUCK_AFTER_SIGTERM_SECONDS:g} s after SIGTERM, because another "
+                "rank was lost or a step or save is slow: see torchrun's message; the same command continues from the "
+                "last checkpoint\n"
             )
             os.write(2, message.encode())
             os._exit(2)

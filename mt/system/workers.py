@@ -1,11 +1,12 @@
-"""Worker processes: results in order, flat memory, and an end at once if something goes wrong.
+"""Worker processes that return results in order, use constant memory and end at once after an error.
 
-Workers are either new interpreters, which import only what they are given, or forks, which share what this process has.
+Workers are either new interpreters, which import only what their tasks need, or forks, which share this process's
+memory.
 
-Not `concurrent.futures.ProcessPoolExecutor`: its new interpreters import the caller's main script, which runs it again
-if it has no main guard, and look for Python's modules in the working directory first; it cannot end workers in the
-middle of a task, nor say how a lost one ended; and if this process is killed, `multiprocessing` prints about leaked
-semaphores.
+Why not `concurrent.futures.ProcessPoolExecutor`: its new interpreters import the caller's main script, which runs the
+script again if it has no main guard, and look for Python's modules in the working directory first. It cannot end
+workers in the middle of a task or report how a lost one ended. If this process is killed, `multiprocessing` prints
+messages about leaked semaphores.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _Result = TypeVar("_Result")
 _Call = tuple[Callable[..., Any], tuple[Any, ...]]
 _Tasks = queue.SimpleQueue[tuple[Future[Any], _Call] | None]
 
-# A module of the working directory must not stand in for one of Python's: the search path comes from the parent.
+# A module in the working directory must not replace one of Python's, so the search path comes from the parent.
 _BOOTSTRAP = (
     "import sys; sys.path[:] = [path for path in sys.path if path]; "
     "from multiprocessing.connection import Connection; connection = Connection(int(sys.argv[1])); "
@@ -43,7 +44,7 @@ _BOOTSTRAP = (
 )
 _SIGTERM_SECONDS = 0.5
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
-_PARENTS_SIGNALS = {signal.SIGINT, signal.SIGTERM}  # are handled by the parent, which then ends its workers
+_PARENTS_SIGNALS = {signal.SIGINT, signal.SIGTERM}  # handled by the parent, which then ends its workers
 
 
 class WorkerLost(MTError):
@@ -51,15 +52,15 @@ class WorkerLost(MTError):
 
 
 class Workers:
-    """`n` worker processes while inside `with`; leaving it by an exception ends them at once.
+    """A pool of `n` worker processes inside a `with` block; an exception that leaves the block ends them at once.
 
-    Functions, arguments and results travel by pickle, so a function has to be one of a module. Workers leave Ctrl-C to
-    this process, and end with it.
+    Functions, arguments and results are pickled, so functions must be defined at the top level of a module. Workers
+    ignore Ctrl-C, which this process handles, and end when it ends.
 
     Args:
-        n: 0 runs everything in this process.
+        n: the number of workers; 0 runs everything in this process.
         initializer: called with `initargs` in each worker before anything else.
-        are_forked: share the memory of this process; only on Linux.
+        are_forked: fork this process, so that workers share its memory; only on Linux.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Workers:
         except BaseException:
             self.kill()
             raise
-        for worker in self._workers:  # after the last fork: what is forked has no threads
+        for worker in self._workers:  # only after the last fork: a process with threads must not be forked
             worker.thread.start()
         if self.n == 0 and self._prelude is not None:
             initializer, initargs = self._prelude
@@ -92,7 +93,7 @@ class Workers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None or self._are_forked:  # a fork holds the pipes of others, which then never end
+        if kind is not None or self._are_forked:  # forks hold each other's pipes open, so they never see their end
             self.kill()
             return
         try:
@@ -106,17 +107,17 @@ class Workers:
             raise
 
     def kill(self) -> None:
-        """End the workers, whatever they are at."""
+        """Kill the workers, also in the middle of a task."""
         for worker in self._workers:
             worker.process.kill()
-            self._tasks.put(None)  # so that its thread ends, too
+            self._tasks.put(None)  # ends its thread
         for worker in self._workers:
             worker.process.wait()
 
     def submit(self, function: Callable[..., _Result], *arguments: Any) -> Future[_Result]:
-        """Return the future result of `function(*arguments)`, which the next free worker runs.
+        """Run `function(*arguments)` in the next free worker; return its future result.
 
-        The result raises what the function raises, or WorkerLost if the worker ended.
+        The future raises the function's exception, or WorkerLost if the worker ended.
         """
         future: Future[_Result] = Future()
         if self.n == 0:
@@ -129,11 +130,11 @@ class Workers:
         """Yield the results in the order of the items.
 
         Args:
-            items: drawn only as they are needed.
-            ahead: the most items in work or done whose results were not yet taken, at least 1.
+            items: taken from the iterator only when they are needed.
+            ahead: the largest number of items that are in work, or done but not yet yielded; at least 1.
         Raises:
             WorkerLost: a worker was killed.
-            Exception: what the function raises for an item, once the results before it are taken.
+            Exception: raised by the function for an item, after the results of earlier items.
         """
         submitted: deque[Future[_Result]] = deque()
         try:
@@ -151,7 +152,9 @@ class Workers:
 def run_apart(
     function: Callable[..., _Result], *arguments: Any, while_waiting: Callable[[], None] = lambda: None
 ) -> _Result:
-    """Return `function(*arguments)`, run by a process that takes its memory along when it ends; Ctrl-C does not wait.
+    """Return `function(*arguments)`, computed in a separate process, whose end frees its memory.
+
+    Ctrl-C stops it at once.
 
     Args:
         while_waiting: called about once a second.
@@ -171,11 +174,11 @@ def _fulfil(future: Future[Any], work: Callable[[], Any], errors: type[BaseExcep
 
 
 class _Worker:
-    """One process, and the thread that hands it tasks and waits for their results."""
+    """A worker process, and the thread that gives it tasks and waits for their results."""
 
     def __init__(self, start: type[_Interpreter] | type[_Fork], tasks: _Tasks, prelude: _Call | None) -> None:
         self._connection, there = Pipe()
-        # A Ctrl-C while Python starts would print a traceback: it is blocked until the worker handles it.
+        # A Ctrl-C while Python starts would print a traceback, so signals are blocked until the worker handles them.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_SIGNALS)
         try:
             with there:
@@ -183,7 +186,7 @@ class _Worker:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._prelude = prelude  # None once the worker has answered it
-        # Not of a ThreadPoolExecutor: Python would wait at its end for results that nobody takes any more.
+        # Not a thread of a ThreadPoolExecutor: at its end, Python would wait for results that nobody needs any more.
         self.thread = threading.Thread(target=self._hand_out, args=(tasks,), name="worker-process", daemon=True)
 
     def _hand_out(self, tasks: _Tasks) -> None:
@@ -192,7 +195,7 @@ class _Worker:
                 future, call = task
                 if future.set_running_or_notify_cancel():
                     _fulfil(future, partial(self._run, call), BaseException)
-                # Nothing of a task outlives it: results are large.
+                # Free the task's memory before waiting for the next one: results are large.
                 del task, future, call
 
     def _run(self, call: _Call) -> Any:
@@ -202,7 +205,7 @@ class _Worker:
         return self._exchange(call)
 
     def _exchange(self, call: _Call) -> Any:
-        """Return the result of a call by the worker, or raise what it raises."""
+        """Let the worker run a call; return its result or raise its exception."""
         message = pickle.dumps(call, pickle.HIGHEST_PROTOCOL)
         try:
             self._connection.send_bytes(message)
@@ -217,17 +220,17 @@ class _Worker:
         status = self.process.wait()
         if status == -signal.SIGKILL:
             return WorkerLost(
-                "a worker process was killed, which mostly means that memory is short: free some, or give this job more"
+                "a worker process was killed, probably because memory ran out: free some, or give this job more"
             )
         if status == -signal.SIGTERM:
-            # A scheduler that ends a whole job sends it to this process as well, which then has its own way to end.
+            # A scheduler that ends a whole job also sends SIGTERM to this process: wait for it to end in its own way.
             time.sleep(_SIGTERM_SECONDS)
         how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
         return WorkerLost(f"a worker process ended before its work was done ({how}): start again")
 
 
 class _Interpreter(subprocess.Popen[bytes]):
-    """A new process of Python."""
+    """A new Python interpreter."""
 
     def __init__(self, here: Connection, there: Connection) -> None:
         command = [sys.executable, "-c", _BOOTSTRAP, str(there.fileno()), str(os.getpid())]
@@ -242,7 +245,8 @@ class _Fork:
         fork = multiprocessing.get_context("fork")
         self._process = fork.Process(target=_serve, args=(there, os.getpid()), daemon=True)
         self._process.start()
-        # Two threads may wait; the one that the system does not tell must not look before the other knows.
+        # Two threads may wait for the process, but the system reports its end to only one of them: the other one must
+        # not read the exit code before it is set.
         self._is_waiting = threading.Lock()
 
     def kill(self) -> None:
@@ -255,7 +259,7 @@ class _Fork:
 
 
 def _serve(connection: Connection, parent: int) -> None:
-    """Answer calls in a worker until there are no more."""
+    """Run calls in a worker until the connection closes."""
     _end_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -279,7 +283,10 @@ def _serve(connection: Connection, parent: int) -> None:
 
 
 def _pickled(error: BaseException) -> bytes:
-    """Return an answer that raises the error itself, with the worker's traceback as a note, if it can travel."""
+    """Return an answer that raises the error in the parent, with the worker's traceback as a note.
+
+    An error that cannot be pickled becomes a RuntimeError.
+    """
     text = f"in a worker process:\n{''.join(traceback.format_exception(error))}"
     try:
         error.add_note(text)
@@ -291,8 +298,8 @@ def _pickled(error: BaseException) -> bytes:
 
 
 def _end_with(parent: int) -> None:
-    """End this process when its parent has ended; elsewhere than on Linux it ends when its task is done."""
+    """End this process when its parent ends. On other systems than Linux, it ends only after its task."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it was faster
+        if os.getppid() != parent:  # the parent ended before prctl was called
             os._exit(1)

@@ -1,4 +1,4 @@
-"""What is wrong with parallel text, seen on a sample of it: each finding with its place and its fix."""
+"""Checks of parallel text on a sample of it; each finding has a place and a fix."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mt.text.shards import pair_keys
 
 Level = Literal["error", "warning", "note"]
 
-FEWEST_PAIRS = 50  # of which a share says something
+FEWEST_PAIRS = 50  # a smaller sample says nothing about fractions
 FEWEST_TEXTS = 20
 
 _EXAMPLE_CHARS = 60
@@ -31,12 +31,12 @@ _BEGINNING_BYTES = 256
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that will go wrong."""
+    """A problem that a check found."""
 
-    level: Level  # error: preparing or training fails; warning: training goes badly
-    check: str  # one word for programs
-    key: str  # of the source or setting in the config
-    problem: str  # where and what
+    level: Level  # error: preparing or training will fail; warning: the model will be worse
+    check: str  # the check's name, for programs
+    key: str  # of the corpus or setting in the config
+    problem: str  # where it is and what it is
     fix: str  # what to do
 
     @classmethod
@@ -46,18 +46,18 @@ class Finding:
 
 
 def quoted(text: str) -> str:
-    """Return a text as an example in a finding."""
+    """Return a text shortened and in quotes, as an example in a finding."""
     text = " ".join(text.split())
     return f"“{text if len(text) <= _EXAMPLE_CHARS else text[: _EXAMPLE_CHARS - 1] + '…'}”"
 
 
-def percent(share: float) -> str:
-    """Return 38%, 2.5% or 0.3%."""
-    return f"{share:.0%}" if share >= 0.0995 else f"{share:.1%}"
+def percent(fraction: float) -> str:
+    """Return a text such as 38%, 2.5% or 0.3%."""
+    return f"{fraction:.0%}" if fraction >= 0.0995 else f"{fraction:.1%}"
 
 
 def rounded(n: float) -> int:
-    """Return a number with two digits that are not 0."""
+    """Return a number rounded to two significant digits."""
     return round(int(n), 2 - len(str(int(n))))
 
 
@@ -68,7 +68,7 @@ _HTML = re.compile(rb"\s*(<!doctype html|<html|<\?xml)", re.IGNORECASE)
 
 
 def check_files(key: str, corpus: Corpus) -> Iterator[Finding]:
-    """Find files that hold something else than their name says, though they could be opened."""
+    """Find files that can be opened, but are not what their names say."""
     for name in corpus.files:
         if Path(name).exists() and not (Path(name).is_file() or Path(name).is_dir()):
             problem = "is a pipe or a device; it must be a regular file because it is read more than once"
@@ -78,7 +78,7 @@ def check_files(key: str, corpus: Corpus) -> Iterator[Finding]:
             with Path(name).open("rb") as stream:
                 beginning = stream.read(_BEGINNING_BYTES)
         except OSError:
-            continue  # reading the corpus says why
+            continue  # reading the corpus will report it
         if beginning.startswith(_LFS):
             problem, fix = "is a Git LFS pointer, not the text itself", "fetch the text with git lfs pull"
             yield Finding("error", "lfs_pointer", key, statement(name, problem), fix)
@@ -88,7 +88,11 @@ def check_files(key: str, corpus: Corpus) -> Iterator[Finding]:
 
 
 def warning(check: str, sample: Sample, side: int | None, problem: str, fix: str) -> Finding:
-    """`side`: source side (0) or target side (1), if only one is wrong."""
+    """Return a warning about a sample.
+
+    Args:
+        side: source side (0) or target side (1), if only one has the problem.
+    """
     place = sample.corpus.description if side is None else sample.side_name(side)
     return Finding("warning", check, sample.key, statement(place, problem), fix)
 
@@ -104,19 +108,19 @@ _COPIED, _ALL_COPIED = 0.1, 0.95
 
 
 def check_alignment(sample: Sample) -> Iterator[Finding]:
-    """Check whether line i of one side goes with line i of the other, by lengths and by words that both have."""
+    """Check whether the lines of both sides belong together, by their lengths and by the words they fraction."""
     if len(sample.pairs) >= FEWEST_PAIRS and (found := _copied(sample) or _shifted(sample) or _unrelated(sample)):
         yield found
 
 
 def _copied(sample: Sample) -> Finding | None:
     same = [i for i, (src, tgt, _) in enumerate(sample.pairs) if src == tgt and src.strip()]
-    share = len(same) / len(sample.pairs)
-    if share < _COPIED:
+    fraction = len(same) / len(sample.pairs)
+    if fraction < _COPIED:
         return None
     problem, fix = "are the same text", "set tgt to the translations"
-    if share < _ALL_COPIED:
-        problem = f"{percent(share)} of the pairs are the same text on both sides, {_such_as(sample, 0, same[0])}"
+    if fraction < _ALL_COPIED:
+        problem = f"{percent(fraction)} of the pairs are the same text on both sides, {_such_as(sample, 0, same[0])}"
         fix = "remove them, or let data.clean.max_copied do it: untranslated text does not teach a model to translate"
     return Finding("warning", "copied", sample.key, statement(_both_sides(sample), problem), fix)
 
@@ -126,7 +130,7 @@ def _both_sides(sample: Sample) -> str:
 
 
 def _shifted(sample: Sample) -> Finding | None:
-    """Find the one shift from some line on that explains the lengths of the lines much better than no shift does."""
+    """Find a line from which on shifting one side makes the lengths of the lines fit much better."""
     found = first_break(*([len(text) for text in side] for side in sample.sides))
     if found is None or found.line == len(sample.pairs):
         return None
@@ -151,8 +155,7 @@ def _unrelated(sample: Sample) -> Finding | None:
 # ---------------------------------------------------------------------------------------------------- form
 
 _CONTINUATIONS = "\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"  # bytes 0x80 to 0xBF, read as Latin-1 or as Windows-1252
-# Traces of what should not be in text, by check: the fraction of lines that is let pass, what they hold, how they are
-# told, and the fix.
+# Traces of earlier processing. Check → the fraction of lines that is tolerated, a pattern, the problem, the fix.
 _TRACES: dict[str, tuple[float, str, str, str]] = {
     "mojibake": (
         0.002,
@@ -195,7 +198,7 @@ _TRACES: dict[str, tuple[float, str, str, str]] = {
 
 
 def check_form(sample: Sample, config: RunConfig) -> Iterator[Finding]:
-    """Find traces of earlier processing, and of wrong decoding."""
+    """Find traces of earlier processing and of wrong decoding."""
     if len(sample.pairs) < FEWEST_PAIRS:
         return
     known_tags = {"<s>", "</s>", *config.tokenizer.user_symbols, *config.data.tags}
@@ -203,17 +206,17 @@ def check_form(sample: Sample, config: RunConfig) -> Iterator[Finding]:
         for check, (max_fraction, pattern, what, fix) in _TRACES.items():
             if check == "entities" and config.data.clean.html_entities:
                 continue
-            sought = re.compile(pattern)
-            found = [i for i, text in enumerate(texts) if sought.search(text)]
+            regex = re.compile(pattern)
+            found = [i for i, text in enumerate(texts) if regex.search(text)]
             if check == "tags":
-                found = [i for i in found if set(sought.findall(texts[i])) - known_tags]
+                found = [i for i in found if set(regex.findall(texts[i])) - known_tags]
             if len(found) > max(2, max_fraction * len(texts)):
                 problem = f"{percent(len(found) / len(texts))} of the lines {what}, {_such_as(sample, side, found[0])}"
                 yield warning(check, sample, side, problem, fix)
 
 
 def check_symbols(sample: Sample, symbols: Iterable[str]) -> Iterator[Finding]:
-    """Find tags of corpora that are in the text itself, too."""
+    """Find tags of corpora that also occur in the text itself."""
     for symbol in symbols:
         for side, texts in enumerate(sample.sides):
             found = next((i for i, text in enumerate(texts) if symbol in text), None)
@@ -223,8 +226,8 @@ def check_symbols(sample: Sample, symbols: Iterable[str]) -> Iterator[Finding]:
                 yield warning("tag_in_text", sample, side, problem, fix)
 
 
-# Ways of writing that training and test text should have in common, by check: which lines have it, how they are told,
-# and the fix.
+# Properties that training text should fraction with validation and test text. Check → a test of a line, its description in
+# a finding, the fix.
 _HABITS: dict[str, tuple[Callable[[str], bool], str, str]] = {
     "case": (lambda text: text != text.lower(), "have capital letters", "keep the original capitals in all text"),
     "final_punctuation": (
@@ -237,7 +240,7 @@ _RARE, _OFTEN = 0.15, 0.6
 
 
 def check_habits(train: Sequence[Sample], others: Sequence[Sample]) -> Iterator[Finding]:
-    """Find validation and test text that is written in another way than the training text."""
+    """Find validation and test text that differs from the training text in case or punctuation."""
     for side in (0, 1):
         trained = [text for sample in train for text in sample.sides[side] if text.strip()]
         for other in others:
@@ -254,7 +257,7 @@ def check_habits(train: Sequence[Sample], others: Sequence[Sample]) -> Iterator[
 # ---------------------------------------------------------------------------------------------------- held-out sets
 
 SMALLEST_VALIDATION, LARGEST_VALIDATION = 100, 10_000
-_SAME_SET = 0.5  # of the shorter set's segments, from which two sets are the same
+_SAME_SET = 0.5  # two sets that fraction this fraction of the smaller one's pairs count as the same
 
 
 def check_held_out(samples: Sequence[Sample]) -> Iterator[Finding]:
@@ -302,15 +305,15 @@ def _same_sets(valid: Sample, tests: Sequence[Sample]) -> Iterator[Finding]:
 
 # ---------------------------------------------------------------------------------------------------- languages
 
-_WRONG_LETTERS = 0.5  # share of a side's letters in scripts of other languages
-_SCRIPT_LINES = 2_000  # that are looked at
-_WRONG_TEXTS = 0.15  # share of the texts in another language that is let pass
+_WRONG_LETTERS = 0.5  # fraction of a side's letters in wrong scripts from which the side counts as wrong
+_SCRIPT_LINES = 2_000  # lines whose scripts are counted
+_WRONG_TEXTS = 0.15  # tolerated fraction of texts in another language
 _SWAPPED_TEXTS = 0.5
-_N_TEXTS, _TEXT_CHARS = 200, 80  # that py3langid looks at, and how long they are at least
+_N_TEXTS, _TEXT_CHARS = 200, 80  # the number of texts for py3langid, and their minimum length
 
 
 def language_identifier(config: RunConfig) -> tuple[LanguageIdentifier | None, list[Finding]]:
-    """Return what tells languages apart, or a note why there is nothing."""
+    """Return a language identifier, or a note that says why there is none."""
     try:
         return _identifier(config.src_lang, config.tgt_lang), []
     except NotInstalledError as error:
@@ -342,11 +345,11 @@ def _wrong_scripts(sample: Sample) -> Iterator[Finding]:
     if min(wrong) > _WRONG_LETTERS and wrong_script_fraction(sides[0], sample.langs[1]) < _WRONG_LETTERS:
         yield _swapped(sample)
         return
-    for side, (text, share, lang) in enumerate(zip(sides, wrong, sample.langs, strict=True)):
-        if share > _WRONG_LETTERS:
+    for side, (text, fraction, lang) in enumerate(zip(sides, wrong, sample.langs, strict=True)):
+        if fraction > _WRONG_LETTERS:
             script = main_script(text)
             written = " and ".join(sorted(expected_scripts(lang) or ()))
-            problem = f"{percent(share)} of its letters are {script}, but {lang} is written in {written}"
+            problem = f"{percent(fraction)} of its letters are {script}, but {lang} is written in {written}"
             yield _wrong_language(sample, side, problem)
 
 
@@ -377,15 +380,15 @@ def _wrong_languages(sample: Sample, identifier: LanguageIdentifier) -> Iterator
         yield _swapped(sample)
         return
     for side, other in enumerate(others):
-        share = 1 - other.pop(None, 0) / len(sides[side])
-        if share > _WRONG_TEXTS:
+        fraction = 1 - other.pop(None, 0) / len(sides[side])
+        if fraction > _WRONG_TEXTS:
             found = other.most_common(1)[0][0]
-            problem = f"{percent(share)} of its text is not in {sample.langs[side]} but mostly in {found}"
+            problem = f"{percent(fraction)} of its text is not in {sample.langs[side]} but mostly in {found}"
             yield _wrong_language(sample, side, problem)
 
 
 def _long_texts(lines: Sequence[str]) -> list[str]:
-    """Return texts long enough to tell their language by, of lines that follow each other, drawn evenly."""
+    """Join consecutive lines into texts long enough to identify their language; return an even sample of these."""
     texts, parts, n_chars = [], list[str](), 0
     for line in lines:
         parts.append(line)
@@ -399,11 +402,11 @@ def _long_texts(lines: Sequence[str]) -> list[str]:
 # ---------------------------------------------------------------------------------------------------- repetition
 
 _MANY_DUPLICATES = 0.15
-_CONTAMINATED = 0.01  # of the pairs looked at, or as many as this share of the held-out set
+_CONTAMINATED = 0.01  # tolerated fraction of the smaller one of training sample and held-out set
 
 
 def check_duplicates(sample: Sample, folds: Sequence[Sequence[str]], config: RunConfig) -> Iterator[Finding]:
-    """Find text of which much comes several times.
+    """Check whether many pairs are duplicates.
 
     Args:
         folds: both sides of the sample, folded.
@@ -425,19 +428,19 @@ def check_duplicates(sample: Sample, folds: Sequence[Sequence[str]], config: Run
 def check_contamination(
     train: Sequence[Sample], folds: Sequence[Sequence[Sequence[str]]], held_out: Sequence[Sample], config: RunConfig
 ) -> Iterator[Finding]:
-    """Find training pairs of which a side is in a validation or test set.
+    """Find training pairs with a side that is also in a validation or test set.
 
     Args:
-        folds: for each training sample, both sides of it, folded.
+        folds: both sides of each training sample, folded.
     """
     sets = {sample.key: sample.pairs for sample in held_out}
-    sought = HeldOut(sets, config.data.clean.contamination_words)
+    sets_to_find = HeldOut(sets, config.data.clean.contamination_words)
     fix = "set data.clean.contamination: true, otherwise scores on that set are too high"
     if config.data.clean.contamination:
         fix = "check that this is intended: mt prepare removes them"
     for sample, sides in zip(train, folds, strict=True):
         found: dict[str, list[int]] = {}
-        for i, name in enumerate(map(sought.find, *sides)):
+        for i, name in enumerate(map(sets_to_find.find, *sides)):
             if name is not None:
                 found.setdefault(name, []).append(i)
         for name, places in found.items():

@@ -1,4 +1,4 @@
-"""Which pairs are kept, and for each rule that removes or changes some: a count and the first examples."""
+"""Cleaning of sentence pairs: rules that remove or change pairs, each with a count and its first examples."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from mt.text.corpora import Chunk, SentencePair
 from mt.text.languages import LanguageIdentifier, expected_scripts, n_letters_and_marks, wrong_script_fraction
 from mt.text.normalise import Normaliser
 
-MAX_EXAMPLES = 3  # of each reason and each change
-NORMALISED_CHARS = 10  # times the characters that a side may have; what is longer goes as it is
+MAX_EXAMPLES = 3  # for each rule
+NORMALISED_CHARS = 10  # times max_chars; a longer side is removed without being normalised
 EXAMPLE_CHARS = 200  # shown of each side
 RATIO_SLACK_BYTES = 16  # added to both sides, so that short sentences may differ by a word or two
-MIN_COPIED_WORDS = 4  # on the longer side; fewer tell nothing
-MIN_PLAIN_WORDS, MIN_PLAIN_SHARE = 3, 0.4  # of a side; text without them is names, titles, code: rightly the same
-MIN_NON_LETTERS_CHARS = 8  # besides spaces; fewer are numbers of lists and dates
-MIN_SCRIPT_LETTERS = 10  # fewer are mostly names
+MIN_COPIED_WORDS = 4  # on the longer side; fewer words prove nothing
+MIN_PLAIN_WORDS, MIN_PLAIN_FRACTION = 3, 0.4  # of a side; other text is names, titles, code, rightly the same
+MIN_NON_LETTERS_CHARS = 8  # without spaces; shorter text is mostly list numbers and dates
+MIN_SCRIPT_LETTERS = 10  # shorter text is mostly names
 
 
 class Rule(NamedTuple):
-    """What people are told about a reason or a change."""
+    """The description of a cleaning rule in messages and reports."""
 
-    setting: str  # under data
-    text: str  # what it removes or does, after the count of pairs or sides
+    setting: str  # its key, without the prefix "data."
+    text: str  # what the rule removes or changes
 
 
-# In the order in which they are tried: a pair counts for the first that it breaks.
+# In the order in which the rules are tried: a pair counts for the first rule that removes it.
 RULES: dict[str, Rule] = {
     "empty": Rule("clean", "A side is empty."),
     "too_long": Rule("clean.max_chars", "A side has more characters than allowed."),
@@ -64,9 +64,9 @@ CHANGE_RULES: dict[str, Rule] = {
 
 _PUNCTUATION = string.punctuation + "„“”‘’‚«»‹›–—…¿¡、。，"
 _LETTERS = string.ascii_letters.encode()
-# All bytes of the UTF-8 of U+0000 to U+024F: ASCII and the Latin letters of most of Europe.
+# All bytes of U+0000 to U+024F in UTF-8: ASCII and the Latin letters of most of Europe.
 _LATIN_BYTES = bytes(range(0xCA))
-# Digits, with what is between those of one number: 1,000.5, 1'000,5, 2:30.
+# Digits with the separators inside a number: 1,000.5, 1'000,5, 2:30.
 _NUMBERS = re.compile(r"\d+(?:[.,:'’]\d+)*")
 _SPACED_NUMBERS = re.compile(r"(?<![\d.,])\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?!\d)")
 _SPACES = re.compile("[ \u00a0\u202f]")
@@ -78,7 +78,7 @@ def shortened(text: str) -> str:
 
 
 def _where_they_differ(before: str, after: str) -> tuple[str, str]:
-    """Return both texts shortened, from shortly before their first difference if that is far from the beginning."""
+    """Return both texts shortened; if their first difference is far from the start, begin shortly before it."""
     n_same = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(before, after, strict=False)))
     start = max(n_same - EXAMPLE_CHARS // 2, 0)
     if start == 0 or max(len(before), len(after)) <= EXAMPLE_CHARS:
@@ -88,7 +88,7 @@ def _where_they_differ(before: str, after: str) -> tuple[str, str]:
 
 @dataclass
 class Counted:
-    """How often something was found, with the first examples as the report shows them."""
+    """A count of cases, with the first examples in the form that the report shows."""
 
     count: int = 0
     examples: list[dict[str, Any]] = field(default_factory=list)
@@ -101,11 +101,11 @@ class Counted:
 
 @dataclass
 class Tally:
-    """What became of the pairs of one corpus, or of a part of it."""
+    """Counts of the pairs of one corpus, or of a part of it, that were read, removed and changed."""
 
     n_read: int = 0
     removed: dict[str, Counted] = field(default_factory=lambda: {rule: Counted() for rule in RULES})
-    # Sides, those of removed pairs too.
+    # Counts of sides, including those of removed pairs.
     changed: dict[str, Counted] = field(default_factory=lambda: {change: Counted() for change in CHANGE_RULES})
 
     @property
@@ -127,7 +127,7 @@ class Tally:
             self.changed[change].add(example)
 
     def add(self, part: Mapping[str, Any]) -> None:
-        """Add what became of a later part of the same corpus, from its `as_json`."""
+        """Add the tally of a later part of the same corpus, given as its `as_json`."""
         self.n_read += part["n_read"]
         for counts, later in ((self.removed, part["removed"]), (self.changed, part["changed"])):
             for kind, found in later.items():
@@ -143,10 +143,10 @@ class Tally:
 
 
 class Cleaner:
-    """Normalises the pairs of one corpus, keeps the good ones, and counts in a tally what became of the others.
+    """A cleaner for the pairs of one corpus: it normalises them, keeps the good ones, and counts the others in a tally.
 
     Raises:
-        ConfigError: a rule needs a package that is missing, or does not know a language.
+        ConfigError: a rule needs a package that is not installed, or does not know a language.
     """
 
     def __init__(self, config: CleanConfig, src_lang: str, tgt_lang: str, tally: Tally) -> None:
@@ -161,7 +161,7 @@ class Cleaner:
     def clean(self, chunk: Chunk) -> list[SentencePair]:
         """Return the pairs that are kept, both sides normalised, in order."""
         src_changes, tgt_changes, why_removed = self._src.changes, self._tgt.changes, self._why_removed
-        # Normalising takes time that grows with the square of what is stacked or nested in a text.
+        # The time of normalising grows with the square of the number of stacked accents or nested entities in a text.
         most_chars = NORMALISED_CHARS * self.config.max_chars
         kept = []
         for src_text, tgt_text, line in zip(*chunk, strict=True):
@@ -191,7 +191,7 @@ class Cleaner:
         if n_src > config.max_chars or n_tgt > config.max_chars:
             return "too_long"
         src_bytes, tgt_bytes = src.encode(), tgt.encode()
-        # Bytes, because a Chinese character says about as much as three Latin letters.
+        # Bytes, because a Chinese character carries about as much information as three Latin letters.
         n_src_bytes, n_tgt_bytes = len(src_bytes) + RATIO_SLACK_BYTES, len(tgt_bytes) + RATIO_SLACK_BYTES
         ratio = config.max_length_ratio
         if ratio is not None and (n_src_bytes > ratio * n_tgt_bytes or n_tgt_bytes > ratio * n_src_bytes):
@@ -200,7 +200,7 @@ class Cleaner:
             return "copied"
         if config.min_copied is not None and _common_fraction(_words(src), _words(tgt)) < config.min_copied:
             return "too_little_copied"
-        # What is left without ASCII letters is short, and tells nearly always that there is nothing to look for.
+        # Without its ASCII letters, a text is short, and nearly always shows that the slower checks are not needed.
         src_rest, tgt_rest = src_bytes.translate(None, _LETTERS), tgt_bytes.translate(None, _LETTERS)
         most = config.max_non_letters
         if most is not None and (
@@ -243,10 +243,10 @@ def removed_text(removed: Mapping[str, Counted]) -> str:
 
 
 def _is_copied(src: str, tgt: str, most: float) -> bool:
-    """Return whether more than this fraction of the words of the longer side are on both."""
+    """Return whether more than this fraction of the words of the longer side are on both sides."""
     words = src.casefold().split()
     folded_tgt = tgt.casefold()
-    # A few words that are missing decide it; most pairs are done with here.
+    # A few missing words decide the question, for most pairs already here.
     n_may_miss = (1 - most) * len(words)
     for word in words:
         if word not in folded_tgt and len(stripped := word.strip(_PUNCTUATION)) > 1 and stripped not in folded_tgt:
@@ -260,10 +260,10 @@ def _is_copied(src: str, tgt: str, most: float) -> bool:
 
 
 def _is_prose(text: str) -> bool:
-    """Return whether enough words are of letters alone, none of them a capital, and with no punctuation but an end."""
+    """Return whether enough words consist of lower-case letters only, apart from punctuation at their end."""
     words = text.split()
     n_plain = sum(word.rstrip(".!?").isalpha() and word == word.lower() for word in words)
-    return n_plain >= MIN_PLAIN_WORDS and n_plain >= MIN_PLAIN_SHARE * len(words)
+    return n_plain >= MIN_PLAIN_WORDS and n_plain >= MIN_PLAIN_FRACTION * len(words)
 
 
 def _words_with_letters(words: Sequence[str]) -> list[str]:
@@ -271,24 +271,27 @@ def _words_with_letters(words: Sequence[str]) -> list[str]:
 
 
 def _words(text: str) -> list[str]:
-    """Return words and numbers, casefolded, without the punctuation around them."""
+    """Return the words and numbers of a text, case-folded, without the punctuation around them."""
     return [stripped for word in text.casefold().split() if (stripped := word.strip(_PUNCTUATION))]
 
 
 def _common_fraction(src_words: Sequence[str], tgt_words: Sequence[str]) -> float:
-    """Return the words on both sides, repetitions counted, over those of the longer side; 1 where there are none."""
+    """Return the number of words that both sides share, repetitions counted, over the words of the longer side.
+
+    Two sides without words give 1.
+    """
     n_words = max(len(src_words), len(tgt_words))
     return sum((Counter(src_words) & Counter(tgt_words)).values()) / n_words if n_words else 1.0
 
 
 def _non_letters_fraction(text: str) -> float:
-    """Return the fraction of the characters besides spaces; 0 for a few characters, which are not judged."""
+    """Return the fraction of characters, without spaces, that are not letters; 0 for text too short to judge."""
     n_chars = sum(map(len, text.split()))
     return 1 - n_letters_and_marks(text) / n_chars if n_chars >= MIN_NON_LETTERS_CHARS else 0.0
 
 
 def _same_numbers(src: str, tgt: str) -> bool:
-    """Return whether both sides hold the same numbers, however thousands are grouped and decimals marked."""
+    """Return whether both sides have the same numbers, whatever separators they use for thousands and decimals."""
     if _numbers(src) == _numbers(tgt):
         return True
     return _numbers(_SPACED_NUMBERS.sub(_joined, src)) == _numbers(_SPACED_NUMBERS.sub(_joined, tgt))
@@ -299,7 +302,7 @@ def _joined(number: re.Match[str]) -> str:
 
 
 def _numbers(text: str) -> list[str]:
-    """Return the numbers of a text, sorted: their digits alone, without zeros in front."""
+    """Return the numbers of a text, sorted, each as its digits without separators and leading zeros."""
     numbers = []
     for number in _NUMBERS.findall(text):
         digits = "".join(filter(str.isdecimal, number))

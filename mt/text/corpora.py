@@ -1,4 +1,4 @@
-"""Parallel text from files (plain, .tsv, .jsonl, .parquet), hub data sets and sacreBLEU test sets, in chunks."""
+"""Reading parallel text in chunks: from files (plain, .tsv, .jsonl, .parquet), hub data sets, sacreBLEU test sets."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from mt.text.hub import count_rows, dataset_fingerprint, is_local, read_dataset
 from mt.text.lengths import first_break
 from mt.text.tables import Columns, Texts, count_parquet_rows, read_parquet
 
-_PAIRS_AT_ONCE = 1_000  # read before the first of them is given out
-_MOST_LINES_COMPARED = 50_000_000  # whose lengths are kept in memory to see where two files part
+_PAIRS_AT_ONCE = 1_000  # read before the first pair is yielded
+_MOST_LINES_COMPARED = 50_000_000  # line lengths kept in memory to find where two files stop being parallel
 _FORMATS = (".tsv", ".jsonl", ".parquet")
-_HALF_PAIR = re.compile("[\ud800-\udfff]")
-_NOTHING = object()
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_MISSING = object()
 
 
 class SentencePair(NamedTuple):
-    """A segment and its translation, as the corpus has them."""
+    """A segment and its translation, unchanged from the corpus."""
 
     src: str
     tgt: str
@@ -40,7 +40,7 @@ class SentencePair(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Consecutive pairs of a corpus, as it has them."""
+    """Consecutive pairs of a corpus, unchanged."""
 
     src: list[str]
     tgt: list[str]
@@ -49,78 +49,78 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class CorpusReader(ABC):
-    """Reads the text of one corpus; there is a subclass for each kind.
+    """Reader of the text of one corpus; each kind of corpus has a subclass.
 
-    What is missing, unreadable or not parallel is a DataError, in one line.
+    Text that is missing, unreadable or not parallel raises a DataError of one line.
     """
 
     corpus: Corpus
     langs: tuple[str, str]
-    split: str  # of a hub data set whose config names none: train, validation or test
+    split: str  # for a hub data set without a split in its config: train, validation or test
 
     @abstractmethod
     def chunks(self, size: int) -> Iterator[Chunk]:
-        """Return all pairs in order, `size` at a time; only the last chunk may be smaller. Memory is flat.
+        """Yield all pairs in order, `size` at a time; only the last chunk may be smaller. Memory is constant.
 
-        Different line counts come out at the end.
+        Different line counts raise an error only at the end.
         """
 
     @abstractmethod
     def count(self) -> int | None:
-        """Return the number of pairs, or of lines where some hold none; None where only reading it would tell."""
+        """Return the number of pairs, or of lines if some hold no pair; None if counting would mean reading it all."""
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Return a name for the content: of local files by their bytes, of remote sets by what the user wrote.
+        """Return an identifier of the content: a hash of local files, the config entry of remote data sets.
 
-        Weight and tag are no part of it.
+        It does not include weight and tag.
         """
 
     @property
     def is_streamed(self) -> bool:
-        """Return whether the text comes from the hub, or would have to be fetched from there."""
+        """Return whether the text is streamed from the hub, or would first have to be downloaded from there."""
         return False
 
     def streamed(self) -> CorpusReader:
-        """Return what reads the same text without a copy on the disk, where it would have to be fetched."""
+        """Return a reader of the same text that streams it instead of downloading it first."""
         return self
 
     def pairs(self) -> Iterator[SentencePair]:
-        """Return all pairs in order; from pipes, each as soon as it has come."""
+        """Yield all pairs in order; from pipes, each as soon as it arrives."""
         size = _PAIRS_AT_ONCE if all(Path(name).is_file() for name in self.corpus.files) else 1
         for chunk in self.chunks(size):
             yield from map(SentencePair, *chunk)
 
     def check(self) -> None:
-        """Fetch what must be fetched and read the first pairs, so that what is missing shows before hours are spent.
+        """Download the corpus if needed and read its first pairs, so that errors show before hours are spent.
 
         Raises:
-            DataError: the corpus cannot be read, or holds no pair at all.
+            DataError: the corpus cannot be read or has no pairs.
         """
         if next(self.chunks(_PAIRS_AT_ONCE), None) is None:
-            raise DataError(self.corpus.description, "is empty, expected at least one pair of sentences")
+            raise DataError(self.corpus.description, "is empty, expected at least one sentence pair")
 
 
 def reader_of(corpus: Corpus, langs: tuple[str, str], split: str) -> CorpusReader:
-    """Return what reads a corpus; languages and split are as of CorpusReader."""
+    """Return the reader of a corpus; for `langs` and `split` see `CorpusReader`."""
     return _READERS[type(corpus)](corpus, langs, split)
 
 
 def readers_of(config: RunConfig) -> dict[str, CorpusReader]:
-    """Return what reads each corpus of a run, by its key in the config."""
+    """Return the reader of each corpus of a run, by the corpus's key in the config."""
     langs, splits = (config.src_lang, config.tgt_lang), {"train": "train", "valid": "validation", "test": "test"}
     return {key: reader_of(corpus, langs, splits[key.split(".")[1]]) for key, corpus in config.data.corpora.items()}
 
 
 def _file_fingerprint(path: Path) -> str:
-    """Return the hash of the content, with the suffixes that say how it is read."""
+    """Return the hash of the content, with the suffixes that decide how the file is read."""
     suffixes = _format(path) if _format(path) in _FORMATS else ""
     suffixes += path.suffix if path.suffix in COMPRESSIONS else ""
     return f"{suffixes}:{content_hash(path)}"
 
 
 def _format(path: Path) -> str:
-    """Return the suffix that tells the format, without that of a compression."""
+    """Return the suffix of the format, without the suffix of the compression."""
     return (path.with_suffix("") if path.suffix in COMPRESSIONS else path).suffix
 
 
@@ -136,7 +136,7 @@ def _numbered(rows: Iterator[Texts]) -> Iterator[Chunk]:
 
 
 def rechunked(chunks: Iterator[Chunk], size: int) -> Iterator[Chunk]:
-    """Yield the same pairs, `size` in each chunk but the last."""
+    """Yield the same pairs in chunks of `size`; only the last chunk may be smaller."""
     src, tgt, lines = list[str](), list[str](), list[int]()
     for chunk in chunks:
         src += chunk.src
@@ -163,7 +163,7 @@ class _TextFilesReader(CorpusReader):
 
     def count(self) -> int | None:
         path = Path(self.corpus.src)
-        return count_lines(path) if path.is_file() else None  # a pipe can be read once only
+        return count_lines(path) if path.is_file() else None  # a pipe can be read only once
 
     def fingerprint(self) -> str:
         return ":".join(["lines", *(_file_fingerprint(Path(name)) for name in self.corpus.files)])
@@ -185,22 +185,22 @@ def _read_two_files(src_path: Path, tgt_path: Path, size: int) -> Iterator[Chunk
 
 
 def different_counts(n_lines: dict[Path, int]) -> DataError:
+    """Return the error for two files with different numbers of lines; it says where they stop being parallel."""
     (longer, n_longer), (shorter, n_shorter) = sorted(n_lines.items(), key=lambda item: -item[1])
     counts = f"{longer} has {n_longer:,} lines and {shorter} has {n_shorter:,}"
-    problem, found = f"{counts}: parallel files need one line for each line", None
+    problem, found = f"{counts}, but parallel files need the same number of lines", None
     if longer.is_file() and shorter.is_file() and n_longer <= _MOST_LINES_COMPARED:
         found = first_break(_line_lengths(longer), _line_lengths(shorter))
     if found is None:
         return DataError(problem)
     if found.line == n_shorter:
-        return DataError(f"{problem}; by their lengths those of {shorter} all match, and its end is missing")
-    what = "a line is missing from {}, or one" if n_longer == n_shorter + 1 else "lines are missing from {}, or some"
-    problem += f"; from about line {found.line + 1:,} on their lengths do not match any more"
-    return DataError("", problem, f"{what.format(shorter)} too many in {longer}")
+        return DataError("", f"{problem}; by length, all lines of {shorter} match", f"add the missing end of {shorter}")
+    problem += f"; from about line {found.line + 1:,} on, the lengths of the lines do not match"
+    return DataError("", problem, f"look there for a line missing from {shorter} or an extra line in {longer}")
 
 
 def _line_lengths(path: Path) -> NDArray[np.int32]:
-    """Return [lines], in characters."""
+    """Return [n_lines]: the length of each line in characters."""
     chunks = [np.fromiter(map(len, lines), np.int32, len(lines)) for lines in read_line_chunks(path, 50_000)]
     return np.concatenate([np.zeros(0, np.int32), *chunks])
 
@@ -220,7 +220,7 @@ class _TableReader(CorpusReader):
         return rechunked(self._chunks(size), size)
 
     def count(self) -> int | None:
-        if not self._path.is_file():  # a pipe can be read once only
+        if not self._path.is_file():  # a pipe can be read only once
             return None
         return count_parquet_rows(self._path) if self._path.suffix == ".parquet" else count_lines(self._path)
 
@@ -228,7 +228,7 @@ class _TableReader(CorpusReader):
         return _file_fingerprint(self._path) + _columns_fingerprint(self.corpus.columns)
 
     def _chunks(self, size: int) -> Iterator[Chunk]:
-        """Return chunks of at most `size` pairs."""
+        """Yield chunks of at most `size` pairs."""
         path, format_ = self._path, _format(self._path)
         if format_ == ".tsv":
             return self._read_tsv(size)
@@ -237,9 +237,10 @@ class _TableReader(CorpusReader):
         if path.suffix == ".parquet":
             return _numbered(read_parquet(path, self.langs, self.corpus.columns, size))
         if format_ == ".parquet":
-            raise DataError(path, "Parquet files are compressed inside", f"unpack it to {path.with_suffix('')}")
-        suffixes = ".tsv, .jsonl or .parquet, the first two perhaps followed by .gz, .xz or .zst"
-        raise DataError(path, f"expected a name that ends in {suffixes}")
+            problem = "is a compressed Parquet file, which cannot be read (Parquet compresses its own contents)"
+            raise DataError(path, problem, f"unpack it to {path.with_suffix('')}")
+        problem = "the name does not end in .tsv or .jsonl (or one of these with .gz, .xz or .zst), nor in .parquet"
+        raise DataError(path, problem, "rename the file, or give two plain text files as {src: FILE, tgt: FILE}")
 
     def _read_tsv(self, size: int) -> Iterator[Chunk]:
         columns, src, tgt, n_lines = self.corpus.columns, 0, 1, 0
@@ -261,8 +262,8 @@ class _TableReader(CorpusReader):
         columns = self.corpus.columns
         for column in columns or ():
             if isinstance(column, int):
-                problem = "has keys and no columns that can be counted"
-                raise DataError(self._path, problem, f"give the key in place of {column}")
+                problem = f"has keys, not numbered columns, so {column} is not a column"
+                raise DataError(self._path, problem, "set src_column and tgt_column to keys")
         keys = self.langs if columns is None else (str(columns[0]), str(columns[1]))
         n_lines = 0
         for lines in read_line_chunks(self._path, size):
@@ -283,12 +284,12 @@ class _TableReader(CorpusReader):
 
 
 def _tsv_indices(path: Path, columns: Columns, header: list[str]) -> tuple[int, int]:
-    """Return the 0-based places of the two columns."""
+    """Return the 0-based indices of the two columns."""
     for column in columns:
         if isinstance(column, str) and header.count(column) != 1:
             found = "several columns" if column in header else "no column"
-            problem = f"its first line names {found} {column}, it has {', '.join(header)}"
-            raise DataError(path, problem, "give one of these names, or numbers if that line is not a header")
+            problem = f"its first line has {found} {column}, its columns are {', '.join(header)}"
+            raise DataError(path, problem, "use one of these names, or column numbers if this line is not a header")
     src, tgt = (column - 1 if isinstance(column, int) else header.index(column) for column in columns)
     return src, tgt
 
@@ -300,41 +301,42 @@ def _wrong_row(
     fix = "fix or remove the line"
     if columns is None:
         if len(row) > 2:
-            fix = "say which to read with src_column and tgt_column, or fix the line"
+            fix = "set src_column and tgt_column to the columns to read, or fix the line"
         return DataError(where, f"expected source, tab, target, found {found}", fix)
     last = max(indices)
     column = columns[indices.index(last)]
-    wanted = f"column {column} is number {last + 1}" if isinstance(column, str) else f"no column {column}"
+    wanted = f"column {column} is number {last + 1}" if isinstance(column, str) else f"column {column} is expected"
     if is_first:
         fix = f"correct src_column and tgt_column, or {fix}"
-    return DataError(where, f"has {found}, and {wanted}", fix)
+    return DataError(where, f"has {found}, but {wanted}", fix)
 
 
 def _json_pair(line: str, keys: tuple[str, str], is_language: bool) -> tuple[str, str]:
-    """Return both sides of a line; errors do not say where the line is."""
+    """Return both sides of a line; errors do not name the line."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"is no JSON: {error}") from None
+        raise DataError(f"is not valid JSON: {error}") from None
     if is_language and isinstance(row, dict) and isinstance(row.get("translation"), dict):
         row = row["translation"]
     if not isinstance(row, dict):
         raise DataError(f"expected an object with the keys {keys[0]} and {keys[1]}, found {line[:60]}")
     src, tgt = _json_text(row, keys[0]), _json_text(row, keys[1])
-    if "\\u" in line and (half := _HALF_PAIR.search(src + tgt)):
-        raise DataError("", f"\\u{ord(half[0]):04x} is half of a character (a surrogate alone)", "fix the line")
+    if "\\u" in line and (half := _SURROGATE.search(src + tgt)):
+        raise DataError("", f"\\u{ord(half[0]):04x} is half of a character (an unpaired surrogate)", "fix the line")
     return src, tgt
 
 
 def _json_text(row: dict[str, Any], key: str) -> str:
-    """Return the text at a key, or at the end of several with dots between them."""
-    text: Any = row.get(key, _NOTHING)
-    if text is _NOTHING:
+    """Return the text at a key, or at a path of keys joined by dots."""
+    text: Any = row.get(key, _MISSING)
+    if text is _MISSING:
         text = row
         for part in key.split("."):
             if not isinstance(text, dict) or part not in text:
-                fix = "say which hold the text with src_column and tgt_column, or fix the line"
-                raise DataError("", f"has no key {key}, its keys are {', '.join(row) or 'none'}", fix)
+                fix = "set src_column and tgt_column to the keys of the text, or fix the line"
+                found = f"its keys are {', '.join(row)}" if row else "it is an empty object"
+                raise DataError("", f"has no key {key}, {found}", fix)
             text = text[part]
     if not isinstance(text, str):
         raise DataError(f"expected text at the key {key}, found {json.dumps(text)[:60]}")
@@ -387,29 +389,29 @@ class _SacrebleuReader(CorpusReader):
 
 
 def _sacrebleu_files(name: str, src_lang: str, tgt_lang: str) -> tuple[Path, Path]:
-    """Return the paths of the source and of the first reference, downloaded where they are not there yet."""
+    """Return the paths of the source and of the first reference, downloaded if they do not exist yet."""
     from sacrebleu.dataset import DATASETS
     from sacrebleu.utils import SACREBLEU_DIR, get_reference_files, get_source_file
 
     where, langpair = f"sacreBLEU test set {name}", f"{src_lang}-{tgt_lang}"
     if name not in DATASETS:
         close = difflib.get_close_matches(name, DATASETS, n=1)
-        hint = f"did you mean {close[0]}?" if close else "`sacrebleu --list` shows those there are"
+        hint = f"did you mean {close[0]}?" if close else "`sacrebleu --list` shows all names"
         raise DataError(where, f"is not known, {hint}")
     langpairs = sorted(DATASETS[name].langpairs)
     if langpair not in langpairs:
         if f"{tgt_lang}-{src_lang}" in langpairs:
-            fix = "choose another one, or give its files as {src, tgt} if the other direction is what you want"
+            fix = "choose another one, or give its files as {src, tgt} if you want this direction anyway"
             raise DataError(where, f"exists for {tgt_lang}-{src_lang} only, not for {langpair}", fix)
         raise DataError(where, f"has no {langpair}; choose from {', '.join(langpairs)}")
     logging.getLogger("sacrebleu").setLevel(logging.CRITICAL)
     try:
         return Path(get_source_file(name, langpair)), Path(get_reference_files(name, langpair)[0])
-    # sacreBLEU leaves the process where a checksum does not fit.
+    # sacreBLEU exits the process if a checksum does not match.
     except (Exception, SystemExit) as error:
         reason = "its checksum is wrong" if isinstance(error, SystemExit) else str(getattr(error, "reason", error))
-        half = f"delete {os.path.join(SACREBLEU_DIR, name)} if it holds half a download"
-        fix = f"check the network, {half}, or give its files as {{src, tgt}}"
+        partial = f"delete {os.path.join(SACREBLEU_DIR, name)} if it holds a partial download"
+        fix = f"check the network, {partial}, or give its files as {{src, tgt}}"
         raise DataError(where, f"cannot be downloaded ({reason})", fix) from None
 
 

@@ -1,4 +1,4 @@
-"""The prepared corpus: ids on disk, memory-mapped, in a folder named after the fingerprint of what it was made from."""
+"""The prepared corpus: memory-mapped ids on disk, in a folder named after the fingerprint of its text and settings."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _LARGEST_UINT16_VOCABULARY = 65_535
 
 
 def ids_dtype(vocab_size: int) -> str:
-    """Return numpy's name of the type that ids are stored in."""
+    """Return numpy's name of the integer type in which ids are stored."""
     return "<u2" if vocab_size <= _LARGEST_UINT16_VOCABULARY else "<u4"
 
 
 class Sentences:
-    """Ids of many sentences, end to end in one memory-mapped file. Each ends with EOS_ID; none begins with BOS_ID.
+    """The ids of many sentences, concatenated in one memory-mapped file; each ends with EOS_ID, without a BOS_ID.
 
     Args:
         offsets: [n + 1]; sentence i is ids[offsets[i]:offsets[i + 1]].
@@ -49,7 +49,7 @@ class Sentences:
         return len(self.offsets) - 1
 
     def __getitem__(self, i: int) -> npt.NDArray[Any]:
-        """Return the ids of sentence i, counted from the first."""
+        """Return the ids of sentence i, counted from 0."""
         return self.ids[self.offsets[i] : self.offsets[i + 1]]
 
 
@@ -69,19 +69,20 @@ class ParallelIds:
         return len(self.src)
 
 
-FlatIds = tuple[npt.NDArray[Any], npt.NDArray[np.int64]]  # ids of some sentences, end to end, and the lengths of these
+FlatIds = tuple[npt.NDArray[Any], npt.NDArray[np.int64]]  # the concatenated ids of some sentences, and their lengths
 
 
 def flat_ids(sentences: Sequence[Sequence[int]], dtype: str) -> FlatIds:
+    """Concatenate the ids of sentences; return them with the length of each sentence."""
     lengths = np.array([len(ids) for ids in sentences], dtype=np.int64)
     return np.fromiter(chain.from_iterable(sentences), dtype, count=int(lengths.sum())), lengths
 
 
 def write_parallel_ids(folder: Path, name: str, parts: Iterable[Sequence[FlatIds]]) -> dict[str, Any]:
-    """Write what `ParallelIds` reads, and return what the manifest tells about it.
+    """Write the files that `ParallelIds` reads, and return their entry in the manifest.
 
     Args:
-        parts: source and target side of some pairs each, end of sentence included.
+        parts: each has the source and the target side of some pairs, end of sentence included.
     """
     n_tokens, longest = [0, 0], [0, 0]
     with ExitStack() as stack:
@@ -108,18 +109,18 @@ def write_parallel_ids(folder: Path, name: str, parts: Iterable[Sequence[FlatIds
 
 @dataclass(frozen=True, repr=False)
 class PreparedCorpus:
-    """Everything that training and evaluation need to know about the data."""
+    """A prepared corpus on disk, opened: everything that training and evaluation need to know about the data."""
 
     folder: Path
     fingerprint: str
     manifest: dict[str, Any]
     tokenizer_path: Path
-    train: ParallelIds  # pairs of the first corpus, then of the second, …
-    corpus_sizes: tuple[int, ...]  # pairs kept of each corpus of train
-    train_lines: npt.NDArray[np.int64]  # 1-based line of each pair of train in its corpus
+    train: ParallelIds  # the pairs of the first corpus, then those of the second, …
+    corpus_sizes: tuple[int, ...]  # the number of pairs kept from each training corpus
+    train_lines: npt.NDArray[np.int64]  # the 1-based line of each training pair in its corpus
     valid: ParallelIds
-    valid_pairs: list[SentencePair]  # text as the corpus has it
-    test_pairs: dict[str, list[SentencePair]]  # text as the corpus has it
+    valid_pairs: list[SentencePair]  # unchanged text
+    test_pairs: dict[str, list[SentencePair]]  # unchanged text
 
     def __repr__(self) -> str:
         sizes = {"train": len(self.train), "valid": len(self.valid_pairs)}
@@ -168,18 +169,19 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text("utf-8"))
         version, sizes = manifest["format_version"], manifest["file_bytes"]
     except FileNotFoundError:
-        raise DataError(folder, "is not a prepared corpus, it has no manifest.json") from None
+        raise DataError(folder, "is not a prepared corpus: manifest.json is missing", advice) from None
     except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(folder, "is not a prepared corpus, its manifest.json is damaged", advice) from None
+        raise DataError(folder, "the prepared corpus has a damaged manifest.json", advice) from None
     if version != CORPUS_FORMAT_VERSION:
-        raise DataError(folder, f"has format version {version}, this mt reads {CORPUS_FORMAT_VERSION}", advice)
+        problem = f"was prepared in format {version}, this version of mt reads format {CORPUS_FORMAT_VERSION}"
+        raise DataError(folder, problem, advice)
     for name, n_bytes in sizes.items():
         path = folder / name
         if not path.is_file():
-            raise DataError(folder, f"is incomplete, {name} is missing", advice)
+            raise DataError(folder, f"the prepared corpus is incomplete, {name} is missing", advice)
         if path.stat().st_size != n_bytes:
             found = f"{name} has {path.stat().st_size:,} bytes instead of {n_bytes:,}"
-            raise DataError(folder, f"is damaged, {found}", advice)
+            raise DataError(folder, f"the prepared corpus is damaged, {found}", advice)
     return manifest
 
 
@@ -189,7 +191,7 @@ def _read_text(path: Path) -> list[SentencePair]:
 
 
 def with_tag(pairs: Iterable[SentencePair], tag: str | None) -> list[SentencePair]:
-    """Return pairs as the model shall see them: the tag of their corpus, if it has one, before each source segment."""
+    """Return the pairs with their corpus's tag, if it has one, before each source segment, as the model reads them."""
     if tag is None:
         return list(pairs)
     return [SentencePair(f"{tag} {src}", tgt, line) for src, tgt, line in pairs]
@@ -198,13 +200,13 @@ def with_tag(pairs: Iterable[SentencePair], tag: str | None) -> list[SentencePai
 def first_test_pairs(
     config: RunConfig, fingerprint: str | None, *, may_fetch: bool = True
 ) -> tuple[str, list[SentencePair]]:
-    """Return the pairs of a run's first test set, or of its validation set where it has none, and which that is.
+    """Return the description and the pairs of a run's first test set, or of its validation set if it has no test set.
 
     Args:
         fingerprint: of the run's prepared corpus, which is used if it exists.
-        may_fetch: read text that is no file and may have to be fetched.
+        may_fetch: allow downloads, for text that is not in local files.
     Raises:
-        DataError: the text is missing or unreadable, or would have to be fetched and may not.
+        DataError: the text is missing or unreadable, or a download is needed and not allowed.
     """
     name = next(iter(config.data.test), "valid")
     reader = readers_of(config)[f"data.test.{name}" if config.data.test else "data.valid"]
@@ -214,5 +216,5 @@ def first_test_pairs(
         corpus = PreparedCorpus.open(prepared)
         return description, {"valid": corpus.valid_pairs, **corpus.test_pairs}[name]
     if not may_fetch and not reader.corpus.files:
-        raise DataError(reader.corpus.description, "is not available without fetching it")
+        raise DataError(reader.corpus.description, "is not available without a download")
     return description, with_tag(reader.pairs(), reader.corpus.tag)

@@ -1,4 +1,4 @@
-"""Text files: opening (.gz, .xz, .zst), decoding lines of UTF-8, and errors that say where."""
+"""Reading text files: compression (.gz, .xz, .zst), lines of UTF-8, and errors that name the file and the line."""
 
 from __future__ import annotations
 
@@ -21,32 +21,31 @@ from mt.shipped import DEMO_CORPUS
 COMPRESSIONS = (".gz", ".xz", ".zst")
 
 _UTF8_BOM = b"\xef\xbb\xbf"
-_PACKED = "is compressed, and its name does not say so"
-# What a file begins with → what it is, and what to do.
-_NO_TEXT: dict[bytes, tuple[str, str]] = {
+# First bytes of a file that is not plain text → what the file is, and what to do.
+_NOT_TEXT: dict[bytes, tuple[str, str]] = {
     b"\xff\xfe\x00\x00": ("is UTF-32, expected UTF-8", "convert it with iconv -f UTF-32 -t UTF-8"),
     b"\xff\xfe": ("is UTF-16, expected UTF-8", "convert it with iconv -f UTF-16 -t UTF-8"),
     b"\xfe\xff": ("is UTF-16, expected UTF-8", "convert it with iconv -f UTF-16 -t UTF-8"),
-    b"\x1f\x8b": (_PACKED, "unpack it, or end its name in .gz"),
-    b"\xfd7zXZ\x00": (_PACKED, "unpack it, or end its name in .xz"),
-    b"\x28\xb5\x2f\xfd": (_PACKED, "unpack it, or end its name in .zst"),
+    b"\x1f\x8b": ("is compressed with gzip", "unpack it, or add .gz to its name"),
+    b"\xfd7zXZ\x00": ("is compressed with xz", "unpack it, or add .xz to its name"),
+    b"\x28\xb5\x2f\xfd": ("is compressed with zstd", "unpack it, or add .zst to its name"),
     b"BZh": ("is compressed with bzip2", "unpack it"),
     b"PK\x03\x04": ("is a zip archive", "unpack it"),
-    b"PAR1\x15": ("is a Parquet file", "give it as {file}, and end its name in .parquet"),
+    b"PAR1\x15": ("is a Parquet file", "give it as {file: NAME.parquet}"),
 }
-_BEGINNING_BYTES = 64  # that tell UTF-16 without a mark
+_BEGINNING_BYTES = 64  # enough to recognise UTF-16 without a byte order mark
 _BLOCK_BYTES = 1 << 20
-_DECODED_BYTES = 1 << 16  # at once; such a text stays in the processor's cache
+_DECODED_BYTES = 1 << 16  # decoded at once; text of this size stays in the processor's cache
 
 
 def first_line(error: Exception) -> str:
-    """Return the beginning of what a library says, or what kind of error it is."""
+    """Return the first line of an error's message, or the name of its class if it has no message."""
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Raise what goes wrong with reading a file as a DataError of one line."""
+    """Turn the errors of reading a file into a DataError of one line."""
     try:
         yield
     except FileNotFoundError:
@@ -60,12 +59,13 @@ def explained(path: Path) -> Iterator[None]:
         if reason or path.suffix not in COMPRESSIONS:
             raise DataError(path, f"cannot be read: {reason or error}") from None
         if isinstance(error, EOFError) or re.search("end-of-stream|Truncated", str(error)):
-            raise DataError(path, "ends too early, it was cut off", "copy or download it again") from None
-        raise DataError(path, f"is no {path.suffix} file, or is damaged ({error})", "fetch it again") from None
+            raise DataError(path, "is truncated", "copy or download it again") from None
+        fix = "download it again, or rename it if it is not compressed"
+        raise DataError(path, f"is damaged, or is not a {path.suffix} file ({error})", fix) from None
 
 
 def open_bytes(path: Path) -> BinaryIO:
-    """Return the bytes of a file, those inside where its name ends in .gz, .xz or .zst; read it inside `explained`."""
+    """Open a file, decompressed if its name ends in .gz, .xz or .zst; read it inside `explained`."""
     if path.is_dir():
         raise IsADirectoryError
     if path.suffix not in COMPRESSIONS:
@@ -75,23 +75,23 @@ def open_bytes(path: Path) -> BinaryIO:
 
 
 def _zst_file(path: Path) -> Any:
-    import pyarrow  # its reader knows a truncated file from a whole one, that of `zstandard` does not
+    import pyarrow  # its reader detects a truncated file, the reader of `zstandard` does not
 
     return pyarrow.CompressedInputStream(path.open("rb"), "zstd")
 
 
 def require_text(beginning: bytes, path: Path) -> None:
-    """Refuse what is not text in UTF-8 but often given for it.
+    """Raise an error if the file is one of those often given by mistake instead of UTF-8 text.
 
     Args:
         beginning: the first bytes of the file, at least 8 unless it has fewer.
     Raises:
-        DataError: the file begins as UTF-16 or as a compressed file does.
+        DataError: the file begins like UTF-16 or like a compressed file.
     """
-    for magic, (problem, fix) in _NO_TEXT.items():
+    for magic, (problem, fix) in _NOT_TEXT.items():
         if beginning.startswith(magic):
             raise DataError(path, problem, fix)
-    # Every second byte of UTF-16 is 0 in scripts that begin with ASCII; without a mark, it would pass for UTF-8.
+    # In UTF-16, every second byte of ASCII text is 0. Without a byte order mark, it is also valid UTF-8.
     first, second = beginning[:_BEGINNING_BYTES:2], beginning[1:_BEGINNING_BYTES:2]
     for encoding, high, low in (("UTF-16LE", second, first), ("UTF-16BE", first, second)):
         if len(high) >= 4 and all(low) and high.count(0) >= 0.75 * len(high):
@@ -99,10 +99,10 @@ def require_text(beginning: bytes, path: Path) -> None:
 
 
 def read_line_chunks(path: Path, size: int) -> Iterator[list[str]]:
-    """Yield decoded lines without their ends, `size` at a time; only the last chunk may be shorter.
+    """Yield decoded lines without line ends, `size` at a time; only the last chunk may be shorter.
 
-    Lines end in \\n alone, and \\r before it is dropped: U+2028, \\x0b and \\x85 are ordinary characters. So is NUL.
-    From a pipe, a chunk is given out as soon as its last line has come.
+    Only \\n ends a line, and a \\r before it is removed: U+2028, \\x0b and \\x85 are ordinary characters. So is NUL.
+    From a pipe, a chunk is yielded as soon as its last line has arrived.
 
     Raises:
         DataError: the file is missing, unreadable, cut off, or not UTF-8.
@@ -119,7 +119,7 @@ def read_line_chunks(path: Path, size: int) -> Iterator[list[str]]:
 
 
 def _read_lines(path: Path) -> Iterator[list[str]]:
-    """Yield lines in lists as they come. Decoding each line by itself would take twice the time."""
+    """Yield lists of lines as they arrive. Decoding line by line would take twice the time."""
     n_lines = offset = 0
     for raw in _read_whole_lines(path):
         if offset == 0:
@@ -134,7 +134,7 @@ def _read_lines(path: Path) -> Iterator[list[str]]:
             raise DataError(
                 f"{path}, line {number:,}",
                 f"byte 0x{raw[error.start]:02x} at offset {offset + error.start:,} is not UTF-8",
-                "fix the line, or convert the file (iconv -f LATIN1 -t UTF-8, if that is what it is)",
+                "fix the line, or convert the file to UTF-8 (if it is Latin-1: iconv -f LATIN1 -t UTF-8)",
             ) from None
         lines = text.split("\n")
         if not lines[-1]:
@@ -145,8 +145,8 @@ def _read_lines(path: Path) -> Iterator[list[str]]:
 
 
 def _read_whole_lines(path: Path) -> Iterator[bytes]:
-    """Yield the bytes of some whole lines at a time; a last line need not have an end."""
-    unfinished: list[bytes] = []  # pieces of a line: joined once, however long it is
+    """Yield the bytes of a number of whole lines at a time; the last line may lack its line end."""
+    unfinished: list[bytes] = []  # parts of one line, joined only once: it may be very long
     with explained(path), open_bytes(path) as stream:
         while block := cast(io.BufferedReader, stream).read1(_DECODED_BYTES):
             end = block.rfind(b"\n") + 1
@@ -159,7 +159,7 @@ def _read_whole_lines(path: Path) -> Iterator[bytes]:
 
 
 def count_lines(path: Path) -> int:
-    """Return the number of lines of a file, of which the last need not have an end.
+    """Return the number of lines of a file; the last line may lack its line end.
 
     Raises:
         DataError: the file is missing, unreadable or cut off.
@@ -173,7 +173,7 @@ def count_lines(path: Path) -> int:
 
 
 def content_hash(path: Path) -> str:
-    """Return the hash of the bytes of a file as they are on the disk; an unchanged file is read once.
+    """Return the hash of a file's bytes on the disk; while the file does not change, it is read only once.
 
     Raises:
         DataError: the file is missing or unreadable, or is a pipe.
@@ -181,12 +181,13 @@ def content_hash(path: Path) -> str:
     with explained(path):
         found = path.stat()
         if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
-            raise DataError(path, "is a pipe or a device, not a file, and this text is read several times", "save it")
+            problem = "is a pipe or a device; training text is read several times, so it must be a regular file"
+            raise DataError(path, problem, "save it to a file first")
         return _hash_of_unchanged_file(path.resolve(), found.st_size, found.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=10_000)
 def _hash_of_unchanged_file(path: Path, _size: int, _mtime_ns: int) -> str:
-    """Return the hash of the bytes; the size and the time make a changed file be read again."""
+    """Return the hash of the bytes. Size and time are part of the cache's key, so a changed file is read again."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, functools.partial(hashlib.blake2b, digest_size=16)).hexdigest()

@@ -1,4 +1,4 @@
-"""Hub data sets, and local folders in the hub's layout, through `datasets`."""
+"""Reading hub data sets, and local folders in the hub's layout, with the package `datasets`."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _log = logging.getLogger(__name__)
 
 
 class UnreachableError(DataError):
-    """The hub does not answer, and there is no copy of the data set in the cache."""
+    """The hub does not answer, and the cache has no copy of the data set."""
 
 
 def read_dataset(corpus: HubDataset, split: str, langs: tuple[str, str], size: int) -> Iterator[Texts]:
-    """Yield both sides of a split, at most `size` rows at a time, in flat memory.
+    """Yield both sides of a split, at most `size` rows at a time, in constant memory.
 
     Args:
-        split: its name, a part of it such as train[:10%], or several joined by +.
+        split: a name, a part such as train[:10%], or several of these joined by +.
     Raises:
         DataError: the data set, its config, its split or its columns do not exist, or the hub cannot be reached.
     """
@@ -37,7 +37,7 @@ def read_dataset(corpus: HubDataset, split: str, langs: tuple[str, str], size: i
     dataset = _load_dataset(corpus, split)
     found = TextColumns.find(dataset.features.arrow_schema, where, langs, corpus.columns) if dataset.features else None
     n_rows = 0
-    # Whole batches of Arrow columns: row by row, WMT14 would take many minutes.
+    # Read whole batches of Arrow columns: row by row, WMT14 would take many minutes.
     tables = iter(dataset.with_format("arrow").iter(batch_size=size))
     while (table := _next_table(tables, where, n_rows)) is not None:
         found = found or TextColumns.find(table.schema, where, langs, corpus.columns)
@@ -47,7 +47,7 @@ def read_dataset(corpus: HubDataset, split: str, langs: tuple[str, str], size: i
 
 
 def count_rows(corpus: HubDataset, split: str) -> int | None:
-    """Return the rows of a split; None where it is streamed.
+    """Return the number of rows of a split; None if it is streamed.
 
     Raises:
         DataError: as `read_dataset`.
@@ -56,11 +56,11 @@ def count_rows(corpus: HubDataset, split: str) -> int | None:
 
 
 def dataset_fingerprint(corpus: HubDataset) -> str:
-    """Return a name for the content: of a local folder by its files, of a remote set by what the user wrote."""
+    """Return an identifier of the content: a hash of a local folder, the config entry of a remote data set."""
     config_and_split = json.dumps([corpus.config, corpus.split])
     if not is_local(corpus.dataset):
         return f"dataset:{corpus.dataset}:{config_and_split}"
-    # By the relative names and the contents of all files that are not hidden.
+    # The hash covers the relative names and the contents of all files that are not hidden.
     digest, folder = hashlib.blake2b(digest_size=16), Path(corpus.dataset)
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
@@ -78,12 +78,12 @@ def _load_dataset(corpus: HubDataset, split: str) -> Any:
     name = corpus.dataset
     if not is_local(name):
         if Path(name).is_file():
-            fix = f"give {{file: {name}}} for a .tsv, .jsonl or .parquet file"
+            fix = f"if it is a .tsv, .jsonl or .parquet file, write {{file: {name}}}"
             raise DataError(name, "is a file, expected a data set", fix)
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise DataError(name, f"no such folder (looked for in {Path.cwd()})")
-        how = ("streaming", "") if corpus.streaming else ("fetching", ", or from its cache")
-        _tell_once(f"{how[0]} data set {name} from the hub{how[1]}")
+        how = ("streaming", "") if corpus.streaming else ("loading", " or the local cache")
+        _log_once(f"{how[0]} data set {name} from the hub{how[1]}")
     import datasets
 
     with _quiet_datasets(datasets):
@@ -94,12 +94,12 @@ def _load_dataset(corpus: HubDataset, split: str) -> Any:
 
 
 @functools.cache
-def _tell_once(line: str) -> None:
+def _log_once(line: str) -> None:
     _log.info(line)
 
 
 def _next_table(tables: Iterator[Any], where: str, n_rows: int) -> Any:
-    """Return the next table, None at the end. Raise an error of one line where a stream breaks off."""
+    """Return the next table, None at the end. Raise an error of one line if the stream breaks off."""
     import datasets
 
     with _quiet_datasets(datasets):
@@ -109,14 +109,15 @@ def _next_table(tables: Iterator[Any], where: str, n_rows: int) -> Any:
             raise
         except Exception as error:
             if _is_without_network(error):
-                problem = f"the hub does not answer any more, after row {n_rows:,}"
-                raise DataError(where, problem, "start again; without streaming, what has come is kept") from None
+                problem = f"the hub stopped answering after row {n_rows:,}"
+                fix = "start again (without streaming, downloaded files are kept)"
+                raise DataError(where, problem, fix) from None
             raise DataError(where, f"cannot be read after row {n_rows:,}: {first_line(error)}") from None
 
 
 @contextlib.contextmanager
 def _quiet_datasets(datasets: Any) -> Iterator[None]:
-    """Show progress bars only where a person sees them, and one line of ours instead of one for each retry."""
+    """Show progress bars only on a terminal, and hide the library's line for each retry."""
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     loggers = [logging.getLogger(package) for package in ("huggingface_hub", "datasets")]
@@ -138,27 +139,27 @@ def _is_without_network(error: Exception) -> bool:
 
 
 def _dataset_error(datasets: Any, error: Exception, name: str, config: str | None, split: str) -> DataError:
-    """Return what went wrong, with the configs or splits to choose from where those can be known."""
+    """Return the error that explains the failure; it lists the configs or splits to choose from if they are known."""
     where = f"data set {name}"
     if _is_without_network(error):
-        problem = "the hub cannot be reached, and there is no copy in the cache"
+        problem = "the hub cannot be reached, and the local cache has no copy"
         return UnreachableError(where, problem, "check the network, or give a local folder that holds the data set")
     if isinstance(error, datasets.exceptions.DatasetNotFoundError):
         page = f"https://huggingface.co/datasets/{name}"
         if re.search(r"\bgated\b", str(error)):
-            return DataError(where, "is gated", f"ask for access at {page}, and log in with `hf auth login`")
+            return DataError(where, "is gated", f"request access at {page}, and log in with `hf auth login`")
         fix = f"check the name at {page}, and log in with `hf auth login` if it is private"
-        return DataError(where, "not found on the hub, or private", fix)
+        return DataError(where, "was not found on the hub, or is private", fix)
     with contextlib.suppress(Exception):
         configs = datasets.get_dataset_config_names(name)
         if config not in configs and not (config is None and len(configs) == 1):
-            found = f"has no config {config}" if config else "has several configs, and none is given"
+            found = f"has no config {config}" if config else "has several configs, and the key config is missing"
             return DataError(where, f"{found}; choose from {', '.join(configs)}")
         splits = datasets.get_dataset_split_names(name, config)
         for part in split.split("+"):
             if part.split("[")[0].strip() not in splits:
                 return DataError(where, f"has no split {part.strip()}; choose from {', '.join(splits)}")
     if "nrecognized instruction format" in str(error):
-        fix = "expected a name, a part such as train[:10%], or several of them joined by +"
-        return DataError(where, f"split {split} cannot be understood", fix)
+        fix = "write a name, a part such as train[:10%], or several of these joined by +"
+        return DataError(where, f"the split {split} is not valid", fix)
     return DataError(where, f"cannot be loaded: {first_line(error)}")

@@ -1,4 +1,4 @@
-"""The scripts that languages are written in and that letters belong to; the language of text as py3langid sees it."""
+"""Scripts of languages and of letters, and language identification with py3langid."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from mt.errors import ConfigError, optional_package
 
 # ---------------------------------------------------------------------------------------------------- scripts
 
-# Letters in text of any script, though Unicode assigns them to one: ª, º, modifiers, signs such as K (Kelvin).
+# Letters used in text of any script, although Unicode assigns them to one: ª, º, modifiers, signs such as K (Kelvin).
 _ANY_SCRIPT = r"\p{Script=Common}ªº\u02b0-\u02ff\u2070-\u214f\ua700-\ua721"
-# Above U+FFFF, `re` tries range by range: those that are closer than this become one.
+# Above U+FFFF, `re` tests one range after the other, so ranges closer than this are merged.
 _CLOSE_RANGES = 0x1000
 
-# ISO 639 codes by the scripts that the language is written in today.
+# The scripts of a language today → ISO 639 codes of the languages.
 _LANGUAGES_OF: dict[tuple[str, ...], str] = {
     ("Latin",): (
         "aa af ak an ast ay bi bm br ca ceb ch co cs cy da de ee en eo es et eu ff fi fil fj fo fr fy ga gd gl gn gv "
@@ -74,27 +74,30 @@ _SCRIPTS = sorted(frozenset().union(*EXPECTED.values()))
 
 
 def base_language(lang: str) -> str:
-    """Return a language code without its variant: `pt` of `pt-BR`, `zh` of `zh_Hant`."""
+    """Return a language code without its variant: `pt` for `pt-BR`, `zh` for `zh_Hant`."""
     return re.split("[-_]", lang, maxsplit=1)[0].lower()
 
 
 def expected_scripts(lang: str) -> frozenset[str] | None:
-    """Return the scripts that a language is written in; None where they are not known."""
+    """Return the scripts that a language is written in; None if they are not known."""
     return EXPECTED.get(base_language(lang))
 
 
 def main_script(text: str) -> str:
-    """Return the script of most letters; `Other` for those of no language here. º and others count for no script."""
+    """Return the script of most letters, `Other` for scripts that are not listed here.
+
+    Letters of any script, such as º, are not counted.
+    """
     counts = {script: _n_matched(_letters_in(script), text) for script in _SCRIPTS}
     counts["Other"] = _n_matched(_letters_outside(frozenset()), text) - sum(counts.values())
     return max(counts, key=counts.__getitem__)
 
 
 def wrong_script_fraction(text: str, lang: str, min_letters: int = 1) -> float:
-    """Return the fraction of letters in a script that the language is not written in; 0 for an unknown language.
+    """Return the fraction of letters that are in a wrong script for the language; 0 for an unknown language.
 
     Args:
-        min_letters: text with fewer letters is not judged and gives 0.
+        min_letters: text with fewer letters gives 0.
     """
     scripts = EXPECTED.get(lang) or expected_scripts(lang)
     if scripts is None or ("Latin" in scripts and text.isascii()):
@@ -107,7 +110,7 @@ def wrong_script_fraction(text: str, lang: str, min_letters: int = 1) -> float:
 
 
 def n_letters_and_marks(text: str) -> int:
-    """Count the letters, and the marks, which spell the vowels of many scripts."""
+    """Count letters and combining marks; many scripts write vowels as marks."""
     return _n_matched(_runs_of(r"[\p{L}\p{M}]"), text)
 
 
@@ -133,7 +136,7 @@ def _every_character() -> str:
 
 @cache
 def _runs_of(characters: str) -> re.Pattern[str]:
-    """Compile a set in the syntax of `regex`, which knows scripts, for `re`, which is twice as fast at searching."""
+    """Compile a character set in the syntax of `regex`, which knows scripts, for `re`, which searches twice as fast."""
     ranges: list[tuple[str, str]] = []
     for run in regex.finditer(f"{characters}+", _every_character(), regex.VERSION1):
         first, last = run[0][0], run[0][-1]
@@ -145,40 +148,40 @@ def _runs_of(characters: str) -> re.Pattern[str]:
 
 # ---------------------------------------------------------------------------------------------------- languages
 
-# Text is told apart from these, besides the two languages of a run: what is found on web pages by mistake is mostly one
-# of them, and each further candidate is a chance to be wrong.
+# The candidates of identification, besides the two languages of a run. Wrong text from web pages is mostly in one of
+# these, and each further candidate is another chance of an error.
 _BIG_LANGUAGES = frozenset(
     [
         "ar", "cs", "da", "de", "el", "en", "es", "fa", "fi", "fr", "he", "hi", "hr", "hu", "id", "it", "ja", "ko",
         "nl", "pl", "pt", "ro", "ru", "sv", "th", "tr", "uk", "vi", "zh",
     ]
 )  # fmt: skip
-# Languages that are too near to a big one to be told apart from it in a sentence.
+# Languages that are too similar to a big one to be distinguished from it in one sentence.
 _NEAR = {
     "af": "nl", "an": "es", "ary": "ar", "arz": "ar", "ast": "es", "bs": "hr", "ext": "es", "fo": "da", "fy": "nl",
     "gl": "pt es", "jv": "id", "lb": "de", "lij": "it", "mr": "hi", "ms": "id", "ne": "hi", "nn": "da sv",
     "no": "da sv", "oc": "fr es", "pcm": "en", "sa": "hi", "sdh": "fa", "sk": "cs", "sr": "hr", "vec": "it",
     "wa": "fr", "wuu": "zh", "yue": "zh",
 }  # fmt: skip
-# Other codes for languages that py3langid knows.
+# Other codes of languages → the codes that py3langid uses.
 _ALIASES = {"cmn": "zh", "fil": "tl", "gn": "gug", "in": "id", "iw": "he", "ji": "yi", "ki": "kik", "mo": "ro",
             "nb": "no", "sh": "sr", "ff": "fuv"}  # fmt: skip
 
 _MIN_BYTES = 30  # shorter text is mostly names
-_MAX_CHARS = 120  # of a text that are looked at: enough to tell, and the cost grows with them
-_GLANCE_CHARS = 60  # that are looked at first; right text shows here already
-_GLANCE_PROBABILITY = 0.5
-_MIN_MARGIN = 0.6  # between the probabilities of another language and of the expected one
+_MAX_CHARS = 120  # examined characters of a text: enough to decide, and the cost grows with their number
+_FIRST_CHARS = 60  # examined first; for most text in the right language they are enough
+_FIRST_PROBABILITY = 0.5
+_MIN_MARGIN = 0.6  # between the probabilities of the other language and of the expected one
 
 
 class LanguageIdentifier:
-    """Tells whether text is in the language that it should be in.
+    """A check of whether text is in the expected language.
 
     Args:
-        langs: codes, variants such as `pt-BR` among them.
+        langs: language codes, possibly with variants, such as `pt-BR`.
     Raises:
-        NotInstalledError: py3langid is missing.
-        ConfigError: it does not know a language.
+        NotInstalledError: py3langid is not installed.
+        ConfigError: py3langid does not know a language.
     """
 
     def __init__(self, langs: Iterable[str]) -> None:
@@ -195,23 +198,23 @@ class LanguageIdentifier:
                 )
         self._accepted = {lang: _accepted(code) for lang, code in codes.items()}
         self._identifier.set_languages((_BIG_LANGUAGES | set(codes.values())) & known)
-        # Rows of the table are picked for each text: half the time when they lie together.
+        # Rows of this table are picked for each text; contiguous rows take half the time.
         self._identifier.nb_ptc = np.ascontiguousarray(self._identifier.nb_ptc, dtype=np.float32)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return LanguageIdentifier, (self.langs,)
 
     def other_language(self, text: str, lang: str) -> str | None:
-        """Return the language of a text that is surely not in `lang`; None otherwise, and for text too short to tell.
+        """Return the language of a text that is clearly not in `lang`; None otherwise and for text too short to decide.
 
         Args:
-            lang: one of those given; languages that are hardly told apart from it count as it.
+            lang: one of `langs`; languages that are too similar to it count as it.
         """
         if len(text) < _MIN_BYTES and len(text.encode()) < _MIN_BYTES:
             return None
         accepted = self._accepted[lang]
-        found, probability = self._identifier.classify(text[:_GLANCE_CHARS])
-        if found in accepted and probability > _GLANCE_PROBABILITY:
+        found, probability = self._identifier.classify(text[:_FIRST_CHARS])
+        if found in accepted and probability > _FIRST_PROBABILITY:
             return None
         found, probability = self._identifier.classify(text[:_MAX_CHARS])
         if found in accepted or probability < _MIN_MARGIN:
@@ -220,7 +223,7 @@ class LanguageIdentifier:
         return str(found) if probability - of_lang > _MIN_MARGIN else None
 
     def is_in(self, found: str | None, lang: str) -> bool:
-        """Return whether a code that `other_language` gave is that of `lang`."""
+        """Return whether a code from `other_language` means `lang`."""
         return found in self._accepted[lang]
 
 

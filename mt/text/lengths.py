@@ -1,9 +1,10 @@
-"""Where two sides of a text stop being parallel, seen from the lengths of their lines alone.
+"""Search for the line at which two files stop being parallel, based only on the lengths of their lines.
 
-A sentence and its translation are about equally long: the logarithm of the ratio of their lengths has a small spread.
-Where a line is missing on one side, the lines that follow are paired with strangers until the other side is shifted.
-What speaks for no shift, less what speaks for the best shift, is added up over the lines: the sum is highest where the
-sides part (CUSUM). Source: Page 1954, Continuous Inspection Schemes.
+A sentence and its translation have similar lengths: the logarithm of the ratio of their lengths has a small spread.
+After a line that is missing on one side, the following lines are paired with unrelated ones unless the other side is
+shifted. For each line, take the log likelihood without a shift minus that with the best shift. The cumulative sum of
+these differences (CUSUM) is highest where the sides stop being parallel. Source: Page 1954, Continuous Inspection
+Schemes.
 """
 
 from __future__ import annotations
@@ -18,37 +19,37 @@ from numpy.typing import NDArray
 Lengths = Sequence[int] | NDArray[np.integer[Any]]  # characters of each line
 _Numbers = NDArray[np.float64]
 
-_WINDOW = 32  # lines for which one shift is assumed while the break is sought
-_NEAR_WINDOWS = 3  # about the break, in which it must be likely to lie
-_SEARCHED_WINDOWS = 8  # before and after the break, in which its line and its shift are sought
-_NEAR_SHIFTS = 3  # about those of the two ends, that are tried
-_MANY_SHIFTS = 12  # of the end, up to which all between the two ends are tried
-_FEWEST_NATS = 25.0  # by which parallel text about the break must be likelier than chance
+_WINDOW = 32  # lines that are assumed to have the same shift in the coarse search
+_NEAR_WINDOWS = 3  # the break must be likely to be within this many windows of the best one
+_SEARCHED_WINDOWS = 8  # before and after the break, in which its line and its shift are searched
+_NEAR_SHIFTS = 3  # shifts are tried up to this distance from the shift at the start (0) and at the end
+_MANY_SHIFTS = 12  # up to this shift at the end, all shifts between start and end are tried as well
+_FEWEST_NATS = 25.0  # by which parallel text around the break must be likelier than chance
 _CHANGE_NATS = 5.0  # by which the lines after the break must be likelier with their shift than without
-_OUTLIERS = 0.05  # fraction of pairs whose lengths tell nothing
-_DOUBT = 0.5  # power of each pair's likelihood: neighbours are not independent
-_SPREAD_POWER = -0.3  # of the length, with which the spread of the log ratio falls
-_SPREADS = 0.1, 1.0  # limits of the spread in lines of one character: copies would prove too much
-_NEIGHBOURHOOD = 256  # lines, whose lengths are what chance would give
-_TELLING = 1.5  # spreads of the log ratio that the lengths of a neighbourhood are spread at least
-_SAMPLED_WINDOWS = 1_000  # for the usual ratio and its spread
-_FEWEST_LINES = 20  # that can tell anything
+_OUTLIERS = 0.05  # fraction of pairs whose lengths are unrelated
+_DOUBT = 0.5  # power of each pair's likelihood, because neighbouring pairs are not independent
+_SPREAD_POWER = -0.3  # the spread of the log ratio falls with this power of the length
+_SPREADS = 0.1, 1.0  # limits of the spread for lines of one character; copies have none, and would be overrated
+_NEIGHBOURHOOD = 256  # lines around a line, from which the distribution of lengths by chance is estimated
+_TELLING = 1.5  # the lengths in a neighbourhood must vary by at least this many spreads of the log ratio
+_SAMPLED_WINDOWS = 1_000  # from which the usual ratio and its spread are estimated
+_FEWEST_LINES = 20  # fewer lines are not enough to decide
 
 
 class Break(NamedTuple):
-    """Where two sides stop being parallel."""
+    """The place at which two sides stop being parallel."""
 
-    line: int  # 0-based, of the shorter side; its number of lines where it matches to its end
-    shift: int  # from there on, line i of the shorter side belongs to line i + shift of the longer one
+    line: int  # 0-based line of the shorter side; its number of lines if all of them match
+    shift: int  # from this line on, line i of the shorter side belongs to line i + shift of the longer one
 
 
 def first_break(src_lengths: Lengths, tgt_lengths: Lengths) -> Break | None:
-    """Find the first line that is missing on one side or too much on the other.
+    """Find the first line that is missing on one side or extra on the other.
 
-    The source counts as the shorter side where both have equally many lines.
+    If both sides have the same number of lines, the source counts as the shorter one.
 
     Returns:
-        None where the lengths do not tell.
+        None if the lengths do not show it.
     """
     sides = (np.log1p(np.asarray(lengths, dtype=np.float64)) for lengths in (src_lengths, tgt_lengths))
     short, long = sorted(sides, key=len)
@@ -82,7 +83,7 @@ def first_break(src_lengths: Lengths, tgt_lengths: Lengths) -> Break | None:
 
 
 def _highest(nats: _Numbers, near: int) -> tuple[int, bool]:
-    """Return how many of the first numbers have the largest sum, and whether about that many are likely to."""
+    """Return the n whose first n numbers have the largest sum, and whether the true n is likely to be near it."""
     sums = np.concatenate([[0.0], np.cumsum(nats)])
     best, likelihood = int(sums.argmax()), np.exp(sums - sums.max())
     return best, bool(likelihood[max(0, best - near) : best + near + 1].sum() >= 0.9 * likelihood.sum())
@@ -91,7 +92,7 @@ def _highest(nats: _Numbers, near: int) -> tuple[int, bool]:
 def _evidence(
     short: _Numbers, long: _Numbers, shift: int, usual: tuple[float, float], chance: tuple[_Numbers, _Numbers]
 ) -> _Numbers:
-    """Return [n]: the nats by which each line is likelier at this shift than by chance."""
+    """Return [n]: for each line, the nats by which it is likelier at this shift than by chance."""
     (ratio, spread), (mean, deviation) = usual, chance
     lines = np.arange(len(short)) + shift
     expected = long[lines.clip(0, len(long) - 1)] - ratio
@@ -99,13 +100,16 @@ def _evidence(
     odds = ((short - mean) / deviation) ** 2 / 2 - ((short - expected) / spreads) ** 2 / 2 + np.log(deviation / spreads)
     nats: _Numbers = _DOUBT * np.logaddexp(odds + math.log(1 - _OUTLIERS), math.log(_OUTLIERS))
     nats[(lines < 0) | (lines >= len(long))] = _DOUBT * math.log(_OUTLIERS)
-    # Lines that are all of about one length, such as those of a sorted corpus, cannot tell one shift from another.
+    # Lines that all have about the same length, such as those of a sorted corpus, do not distinguish shifts.
     nats[deviation < _TELLING * spread * np.exp(_SPREAD_POWER * mean)] = 0
     return nats
 
 
 def _chance(lengths: _Numbers) -> tuple[_Numbers, _Numbers]:
-    """Return [n] each: mean and standard deviation of the neighbourhood; the last one is at least full."""
+    """Return [n] each: the mean and the standard deviation of each line's neighbourhood.
+
+    The last neighbourhood takes the remaining lines and is larger than the others.
+    """
     starts = np.arange(0, max(1, len(lengths) - _NEIGHBOURHOOD + 1), _NEIGHBOURHOOD)
     sizes = np.diff(starts, append=len(lengths))
     mean, square = (np.add.reduceat(x, starts) / sizes for x in (lengths, lengths**2))
@@ -113,7 +117,7 @@ def _chance(lengths: _Numbers) -> tuple[_Numbers, _Numbers]:
 
 
 def _usual_ratio(short: _Numbers, long: _Numbers, shifts: Sequence[int]) -> tuple[float, float]:
-    """Return the median log ratio of parallel lines and its spread: of windows at the shift that suits each best."""
+    """Return the median log ratio of parallel lines and its spread, from windows at their best shift."""
     chosen = np.unique(np.linspace(0, len(short) // _WINDOW, _SAMPLED_WINDOWS).astype(np.int64))
     lines = np.minimum(chosen[:, None] * _WINDOW + np.arange(_WINDOW), len(short) - 1)  # [windows, _WINDOW]
     partners = long[(lines + np.array(shifts)[:, None, None]).clip(0, len(long) - 1)]  # [shifts, windows, _WINDOW]
@@ -122,6 +126,6 @@ def _usual_ratio(short: _Numbers, long: _Numbers, shifts: Sequence[int]) -> tupl
     for _ in range(3):
         best = (np.abs(ratios - ratio) * weights).mean(axis=2).argmin(axis=0), np.arange(len(chosen))
         ratio = float(np.median(ratios[best]))
-        # Of a normal distribution, from the median, which outliers do not move.
+        # The standard deviation of a normal distribution, from its median deviation, which outliers hardly change.
         spread = 1.4826 * float(np.median(np.abs(ratios[best] - ratio) * weights[best]))
     return ratio, min(max(spread, _SPREADS[0]), _SPREADS[1])

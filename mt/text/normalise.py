@@ -1,4 +1,4 @@
-"""Normalising text before anything else is done with it: the same for preparing, translating and scoring."""
+"""Normalisation of text, the first step of preparing, translating and scoring, and the same in all three."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from mt.errors import optional_package
 from mt.text.corpora import SentencePair
 from mt.text.languages import base_language
 
-# Named as the settings in CleanConfig, in the order of the settings.
+# The names and the order of the settings in CleanConfig.
 Change = Literal["unicode_nfc", "control_characters", "html_entities", "punctuation", "white_space"]
 
 # Control characters, and the invisible U+200B and U+FEFF, which SentencePiece's own NMT rules turn into spaces as well.
-# Tabs and line ends count as white space. U+2581 is how SentencePiece writes a space: it could not be told from one
-# after decoding. The joiners U+200C and U+200D stay: Persian, the Indic scripts and emoji are spelled with them.
+# Tabs and line ends count as white space. SentencePiece writes a space as U+2581, so decoding would turn U+2581 into a
+# space. The joiners U+200C and U+200D stay: Persian, the Indic scripts and emoji are spelled with them.
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u200b\u2581\ufeff]")
-# Bytes of Windows-1252 that somebody took for Latin-1, mostly quotes and dashes; 0x85 is a line end of Unicode, too.
+# Bytes of Windows-1252 that were decoded as Latin-1, mostly quotes and dashes. 0x85 is also a line end in Unicode.
 _MISREAD_WINDOWS_1252 = {
     byte: character
     for byte in range(0x80, 0xA0)
     if byte != 0x85 and (character := bytes([byte]).decode("cp1252", "ignore"))
 }
-# What no prepared corpus can hold, whatever the settings.
+# Characters that a prepared corpus cannot hold, whatever the settings.
 _IMPOSSIBLE = re.compile(r"[\x00\u2581]")
 _LINE_ENDS_AND_TABS = re.compile(r"[\t\n\r]")
 _SURROGATES = re.compile(r"[\ud800-\udfff]")
-# Only with a semicolon: `a=1&copy=2` is no copyright sign. More digits than these stand for no character.
+# Only with a semicolon: `a=1&copy=2` does not mean a copyright sign. Numbers with more digits are not characters.
 _ENTITIES = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
-# The Moses rules change nothing but spaces in text without any of this.
+# In text without any of these characters, the Moses rules change only spaces.
 _PUNCTUATION = re.compile(r"[^\w ,.-]")
 _TAGS = re.compile(rf"(?:{SYMBOL.pattern} )*")
 
 
 class Normaliser:
-    """Changes the text of one language as the settings say; doing it twice changes nothing more.
+    """Normalisation of the text of one language according to the settings; it is idempotent.
 
-    The result never holds a tab, a line end, NUL or U+2581, and half a surrogate pair, which no UTF-8 can hold, becomes
-    U+FFFD: a prepared corpus relies on it, so this much is done whatever the settings.
+    Whatever the settings, the result has no tab, line end, NUL or U+2581, and half a surrogate pair, which UTF-8 cannot
+    encode, becomes U+FFFD: the format of a prepared corpus relies on this.
 
     Raises:
-        ConfigError: punctuation is to be normalised and sacremoses is missing.
+        ConfigError: the settings normalise punctuation, but sacremoses is not installed.
     """
 
     def __init__(self, config: CleanConfig, lang: str) -> None:
@@ -66,17 +66,17 @@ class Normaliser:
         return text if self._is_plain(text) else self._changed(text)[0]
 
     def changes(self, text: str) -> tuple[str, list[Change]]:
-        """Return the normalised text, and which kinds of change did something.
+        """Return the normalised text and the kinds of changes that were made.
 
-        What is done whatever the settings counts as white_space (tabs, line ends) or control_characters (the rest).
+        Changes that are made whatever the settings count as white_space (tabs, line ends) or control_characters (rest).
         """
         return (text, []) if self._is_plain(text) else self._changed(text)
 
     def _is_plain(self, text: str) -> bool:
-        """Return whether nothing can have to be changed, whatever the settings; most text is like that."""
+        """Return whether the text surely needs no change, whatever the settings; this holds for most text."""
         if not text:
             return True
-        # Whatever white space is not a plain space, and all that is invisible, counts as not printable.
+        # White space other than a plain space, and invisible characters, are not printable.
         if not text.isprintable() or "  " in text or text[0] == " " or text[-1] == " " or "&" in text:
             return False
         if not text.isascii() and ("\u2581" in text or not unicodedata.is_normalized("NFC", text)):
@@ -86,7 +86,7 @@ class Normaliser:
     def _changed(self, text: str) -> tuple[str, list[Change]]:
         found: dict[Change, None] = {}
         is_stable = False
-        # A step may make work for one before it: `&amp\u037e` is an entity after NFC.
+        # A step may produce text that an earlier step changes: NFC turns `&amp\u037e` into an entity.
         while not is_stable:
             is_stable = True
             for change, step in self._steps:
@@ -97,11 +97,12 @@ class Normaliser:
         return text, list(found)
 
     def _with_plain_punctuation(self, text: str) -> str:
-        # Training text gets its tag after it was normalised; a colon behind a tag must not move to it in translation.
+        # Training text gets its tag after normalisation, but text to translate already has it. So tags are skipped:
+        # the rules would remove the space between a tag and a colon.
         tags = _TAGS.match(text)
         if tags is not None and tags.end():
             return tags[0] + self._with_plain_punctuation(text[tags.end() :])
-        # One pass moves a quote past one other: more quotes than characters there are not.
+        # One pass moves a quote past one other quote, so at most as many passes as characters are needed.
         for _ in range(len(text) + 1):
             if _PUNCTUATION.search(text) is None:
                 break
@@ -115,16 +116,17 @@ class Normaliser:
 
 
 class Normalisers(NamedTuple):
-    """What changes the text of the two sides."""
+    """The normalisers of the source and the target side."""
 
     src: Normaliser
     tgt: Normaliser
 
     @classmethod
     def of_run(cls, config: RunConfig) -> Normalisers:
-        """
+        """Return the normalisers for the settings of a run.
+
         Raises:
-            ConfigError: punctuation is to be normalised and sacremoses is missing.
+            ConfigError: the settings normalise punctuation, but sacremoses is not installed.
         """
         return cls(Normaliser(config.data.clean, config.src_lang), Normaliser(config.data.clean, config.tgt_lang))
 
@@ -133,19 +135,19 @@ class Normalisers(NamedTuple):
 
     @classmethod
     def by_default(cls) -> Normalisers:
-        """Return what the settings make unless changed; the language means nothing then."""
+        """Return the normalisers of the default settings, which do not depend on the language."""
         return cls(_BY_DEFAULT, _BY_DEFAULT)
 
 
 def _moses_rules(lang: str) -> list[tuple[re.Pattern[str], str]]:
     sacremoses = optional_package("sacremoses", "punctuation", "data.clean.punctuation")
-    # Its rule for numbers makes 1,000, which is one in German, of 1 000 written with a no-break space.
+    # Its rule for numbers turns 1 000 with a no-break space into 1,000, which means one in German.
     moses = sacremoses.MosesPunctNormalizer(base_language(lang), norm_numbers=False)
     return [(re.compile(pattern), replacement) for pattern, replacement in moses.substitutions]
 
 
 def _without_entities(text: str) -> str:
-    """Replace entities until none is left: `&amp;lt;` is `<`, which was escaped twice."""
+    """Replace entities until none is left: `&amp;lt;` is `<` escaped twice."""
     while "&" in text and (after := _ENTITIES.sub(_character_of, text)) != text:
         text = after
     return text
@@ -153,7 +155,7 @@ def _without_entities(text: str) -> str:
 
 def _character_of(entity: re.Match[str]) -> str:
     name = entity[0]
-    # Not `html.unescape` for names, which takes the beginning of a longer one, too: &notit; is not ¬it;
+    # For names, `html.unescape` would also replace the beginning of a longer name: &notit; would become ¬it;
     return html.unescape(name) if name[1] == "#" else html.entities.html5.get(name[1:], name)
 
 
@@ -173,5 +175,5 @@ _BY_DEFAULT = Normaliser(CleanConfig(), "")
 
 
 def normalise(text: str) -> str:
-    """Return the text as the default settings make it."""
+    """Return the text normalised with the default settings."""
     return _BY_DEFAULT(text)

@@ -1,4 +1,4 @@
-"""What training text has in common with validation and test sets: whole segments, and n-grams."""
+"""Overlap of training text with validation and test sets: segments and n-grams that occur in both."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _Codes = npt.NDArray[np.uint32]
 _Bytes = npt.NDArray[np.uint8]
 _Hashes = npt.NDArray[np.uint64]
 
-# Text is looked at in blocks, so that their arrays stay in the processor's cache; fewer lines where they are long.
+# Text is processed in blocks whose arrays fit the processor's cache; a block of long lines has fewer of them.
 _LINES_PER_BLOCK = 500
 _CHARACTERS_PER_BLOCK = 1 << 18
 _FILTER_SLOTS_PER_NGRAM = 16
@@ -30,20 +30,20 @@ _BASE_INVERSE = pow(_BASE, -1, 2**64)
 
 # ---------------------------------------------------------------------------------------------------- folding
 
-# In code and figures these tell one text from another: += and /= are not the same operator.
-_MEANT = frozenset("/\\%&*#@_^")
-# Control and format characters; marks that enclose an emoji, and selectors of its look; accents that stand alone.
+# Punctuation with a meaning in code and figures: += and /= are not the same operator.
+_MEANINGFUL = frozenset("/\\%&*#@_^")
+# Control and format characters; marks that enclose an emoji; accents without a letter.
 _BLANK_CATEGORIES = {"Cc", "Cf", "Me", "Sk"}
 _VARIATION_SELECTORS = range(0xFE00, 0xFE10)
 _SOFT_HYPHEN = "\xad"  # inside words, where it leaves no gap
-_N_TABLED = 0x20000  # code points looked up in a table; above are rare ideographs, and nothing with case
+_N_TABLED = 0x20000  # code points in the lookup table; above it are rare ideographs, which have no case
 
 
 def folded(text: str) -> str:
-    """Return the words of a text, case-folded, with a space between two: punctuation becomes space.
+    """Return the case-folded words of a text, joined by single spaces; punctuation becomes space.
 
-    Letters, digits, combining marks and symbols stay, in NFC; format characters go. Idempotent. `folded_all` folds many
-    texts several times as fast.
+    Letters, digits, combining marks and symbols stay, in NFC; format characters become spaces, too. Idempotent. For
+    many texts, `folded_all` is several times as fast.
     """
     text = text.replace(_SOFT_HYPHEN, "").casefold().translate(_blanks())
     return unicodedata.normalize("NFC", " ".join(text.split()))
@@ -68,9 +68,9 @@ def _folded_block(texts: Sequence[str]) -> list[str]:
     if joined.count("\n") != len(texts) + 1 or codes.max() >= _N_TABLED:
         return [folded(text) for text in texts]
     codes = _fold_table()[codes]
-    if not codes.all():  # a character that folds to several, rarer than ß
+    if not codes.all():  # some character folds to several others; these are rarer than ß
         codes = _fold_table()[_codes(joined.replace(_SOFT_HYPHEN, "").casefold())]
-    # Of a run of spaces the last stays, where a word follows.
+    # Keep only the last space of a run, and only if a word follows.
     is_kept = codes > ord(" ")
     is_kept[:-1] |= is_kept[1:]
     is_kept |= codes == ord("\n")
@@ -86,7 +86,7 @@ def _codes(text: str) -> _Codes:
 
 
 def _is_blank(character: str) -> bool:
-    if character in _MEANT:
+    if character in _MEANINGFUL:
         return False
     category = unicodedata.category(character)
     return category[0] in "PZ" or category in _BLANK_CATEGORIES or ord(character) in _VARIATION_SELECTORS
@@ -94,13 +94,13 @@ def _is_blank(character: str) -> bool:
 
 @functools.cache
 def _blanks() -> dict[int, str]:
-    """Return the code point of each character that is not part of a word → space."""
+    """Return a table for `str.translate` that maps characters outside words to a space."""
     return {code: " " for code in [*range(_N_TABLED), *range(0xE0000, 0xE0200)] if _is_blank(chr(code))}
 
 
 @functools.cache
 def _fold_table() -> _Codes:
-    """Return [_N_TABLED]: code point → the code point it folds to; 0 where it folds to several. The line feed stays."""
+    """Return [_N_TABLED]: code point → its folded code point, 0 if it folds to several. The line feed stays."""
     table = np.arange(_N_TABLED, dtype=np.uint32)
     for code in range(_N_TABLED):
         fold = chr(code).casefold()
@@ -112,7 +112,7 @@ def _fold_table() -> _Codes:
 
 # ---------------------------------------------------------------------------------------------------- words
 
-# Scripts written without spaces between words, and how many characters make about a word of them.
+# Scripts written without spaces between words, and about how many of their characters make a word.
 _HAN_AND_KANA = (
     r"\u3005-\u3007\u3021-\u3029\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f"
     r"\U00020000-\U0003ffff"
@@ -127,10 +127,9 @@ _N_UNSPACED_TABLED = 0x40000
 
 
 def n_words(folded_text: str) -> int:
-    """Count the words of a folded text: what is between spaces.
+    """Count the words of a folded text, which are separated by spaces.
 
-    In scripts written without spaces, two characters (Chinese, Japanese) or four (Thai, Lao, Khmer, Burmese) are
-    taken for a word.
+    In scripts without spaces, two characters (Chinese, Japanese) or four (Thai, Lao, Khmer, Burmese) count as a word.
     """
     if folded_text.isascii():
         return len(folded_text.split())
@@ -142,12 +141,12 @@ def n_words(folded_text: str) -> int:
 
 
 class HeldOut:
-    """Validation and test sets, folded: what training pairs must not hold. Handed to workers as it is."""
+    """Validation and test sets, folded, for finding training pairs that overlap with them. It can be pickled."""
 
     def __init__(self, sets: Mapping[str, Sequence[SentencePair]], min_words: int, ngram_words: int = 8) -> None:
         """
         Args:
-            min_words: words that a side has at least (see `n_words`), so that a pair is taken for one of a set by it.
+            min_words: shorter sides are not compared (see `n_words`): they are equal by chance.
             ngram_words: length of the n-grams of `NgramOverlap`.
         """
         self.ngram_words = ngram_words
@@ -156,7 +155,7 @@ class HeldOut:
         self.texts = [
             [folded_all([getattr(pair, side) for pair in pairs]) for pairs in sets.values()] for side in SIDES
         ]
-        # Folded text of either side → number of the first set that has it.
+        # For each side: folded text → index of the first set that has it.
         self._set_of: tuple[dict[str, int], ...] = ({}, {})
         for set_of, texts_of_sets in zip(self._set_of, self.texts, strict=True):
             for number, texts in enumerate(texts_of_sets):
@@ -166,13 +165,13 @@ class HeldOut:
 
     @classmethod
     def of_run(cls, config: RunConfig, sets: Mapping[str, Sequence[SentencePair]]) -> HeldOut:
-        """Return the sets of a run, normalised as its training text is."""
+        """Return the sets of a run, normalised in the same way as its training text."""
         normalisers = Normalisers.of_run(config)
         normalised = {name: normalisers.pairs(pairs) for name, pairs in sets.items()}
         return cls(normalised, config.data.clean.contamination_words)
 
     def find(self, folded_src: str, folded_tgt: str) -> str | None:
-        """Name the first set that has this source among its sources, or this target among its targets."""
+        """Return the name of the first set that has this source text or this target text; None if no set has."""
         n_sets = len(self.names)
         number = min(self._set_of[0].get(folded_src, n_sets), self._set_of[1].get(folded_tgt, n_sets))
         return self.names[number] if number < n_sets else None
@@ -182,12 +181,12 @@ class HeldOut:
 
 
 class NgramOverlap:
-    """Which n-grams of the held-out sets occur in training text, source in source and target in target.
+    """Search for n-grams of the held-out sets in training text, source in source and target in target.
 
-    An n-gram is a number of folded words in a row. Where most of the held-out text of a side is in a script without
-    spaces, characters are counted instead, as many as make up these words (see `n_words`). N-grams are compared by
-    64-bit hashes: that any of 10^9 words of training text passes for one of 10^5 n-grams which it is not has a chance
-    of 10^9 · 10^5 / 2^64, one in 200,000.
+    An n-gram is a number of consecutive folded words. If most of the held-out text of a side is in a script without
+    spaces, it consists of characters instead, as many as make up these words (see `n_words`). N-grams are compared by
+    64-bit hashes: the probability of any false match between 10^9 words of training text and 10^5 n-grams is
+    10^9 · 10^5 / 2^64, one in 200,000.
     """
 
     def __init__(self, held_out: HeldOut) -> None:
@@ -196,16 +195,16 @@ class NgramOverlap:
         self._sides = {side: _SideOverlap(texts_of_sets, held_out.ngram_words) for side, texts_of_sets in texts}
 
     def found_in(self, folded_srcs: Sequence[str], folded_tgts: Sequence[str]) -> dict[str, str]:
-        """Look for the n-grams in training text; return what is found for `merge`, a few KB."""
+        """Search training text for the n-grams; return the result for `merge`, a few KB."""
         return {"src": self._sides["src"].found_in(folded_srcs), "tgt": self._sides["tgt"].found_in(folded_tgts)}
 
     def merge(self, found: Mapping[str, str]) -> None:
-        """Add what `found_in` returned, here or in another process with the same held-out sets."""
+        """Add a result of `found_in`, from this process or from another one with the same held-out sets."""
         for name, side in self._sides.items():
             side.merge(found[name])
 
     def facts(self) -> dict[str, dict[str, dict[str, int]]]:
-        """Return by set and side `ngrams`, the different ones, and `found`, those of them in the training text."""
+        """Return for each set and side the numbers of distinct `ngrams`, and of those `found` in the training text."""
         return {
             name: {side: overlap.facts(number) for side, overlap in self._sides.items()}
             for number, name in enumerate(self._names)
@@ -213,7 +212,7 @@ class NgramOverlap:
 
 
 class _SideOverlap:
-    """The different n-grams of one side of all sets, and which of them were found."""
+    """The distinct n-grams of one side of all sets, and which of them were found."""
 
     def __init__(self, texts_of_sets: Sequence[Sequence[str]], ngram_words: int) -> None:
         characters_per_word = _characters_per_word(texts_of_sets)
@@ -222,9 +221,9 @@ class _SideOverlap:
         hashes_of_sets = [self._distinct_hashes(texts) for texts in texts_of_sets]
         self._sought = np.unique(np.concatenate([np.empty(0, dtype=np.uint64), *hashes_of_sets]))
         self._is_found = np.zeros(len(self._sought), dtype=np.bool_)
-        # Of each set, where its n-grams are among those sought.
+        # For each set, the indices of its n-grams in `_sought`.
         self._places = [np.searchsorted(self._sought, hashes) for hashes in hashes_of_sets]
-        # By the first bits of a hash, whether one sought begins so: for most n-grams of other text none does.
+        # A filter by the first bits of a hash: most n-grams of other text share them with none of those sought.
         n_bits = (_FILTER_SLOTS_PER_NGRAM * len(self._sought) + 1).bit_length()
         self._filter_shift = np.uint64(64 - n_bits)
         self._filter = np.zeros(1 << n_bits, dtype=np.bool_)
@@ -251,7 +250,7 @@ class _SideOverlap:
     def found_in(self, texts: Sequence[str]) -> str:
         is_found = np.zeros(len(self._sought), dtype=np.bool_)
         for block in _blocks(texts) if len(self._sought) else ():
-            # N-grams with a line feed inside may stay: none of those sought has one.
+            # N-grams across line ends do no harm: none of those sought has a line feed.
             hashes = self._hashes(block, across_lines=True)
             hashes = hashes[self._filter[hashes >> self._filter_shift]]
             places = np.minimum(np.searchsorted(self._sought, hashes), len(self._sought) - 1)
@@ -269,7 +268,7 @@ class _SideOverlap:
 
 
 def _characters_per_word(texts_of_sets: Sequence[Sequence[str]]) -> int:
-    """Return 1 if a side is written with spaces between words: a unit is then a word, and else a character."""
+    """Return 1 for text with spaces between words, whose units are words; otherwise the units are characters."""
     joined = "".join(text for texts in texts_of_sets for text in texts).replace(" ", "")
     n_han, n_thai = len(_HAN.findall(joined)), len(_THAI.findall(joined))
     if 2 * (n_han + n_thai) <= len(joined):
@@ -298,8 +297,8 @@ def _unspaced_table() -> npt.NDArray[np.bool_]:
 
 
 def _piece_hashes(codes: _Codes | _Bytes, starts: npt.NDArray[np.intp], ends: npt.NDArray[np.intp]) -> _Hashes:
-    """Return Σ code[start + i] · _BASE^i mod 2^64 of each piece of the text."""
-    # From sums over the text up to each character: what is between two of them, moved to the front of the text.
+    """Return Σ code[start + i] · _BASE^i mod 2^64 for each piece of the text."""
+    # Computed from prefix sums over the text: the difference of two, divided by the power of _BASE at the start.
     powers, inverse_powers = _powers(len(codes).bit_length())
     sums = np.zeros(len(codes) + 1, dtype=np.uint64)
     np.cumsum(codes * powers[: len(codes)], out=sums[1:])
@@ -309,7 +308,7 @@ def _piece_hashes(codes: _Codes | _Bytes, starts: npt.NDArray[np.intp], ends: np
 
 @functools.lru_cache(maxsize=4)
 def _powers(n_bits: int) -> tuple[_Hashes, _Hashes]:
-    """Return the first 2^n_bits powers of _BASE, and of its inverse, mod 2^64."""
+    """Return the first 2^n_bits powers of _BASE and of its inverse, mod 2^64."""
     bases = np.ones((2, 1 << n_bits), dtype=np.uint64)
     bases[:, 1:] = np.array([[_BASE], [_BASE_INVERSE]], dtype=np.uint64)
     of_base, of_inverse = np.cumprod(bases, axis=1, dtype=np.uint64)

@@ -1,4 +1,4 @@
-"""From the corpora of a config to the prepared corpus: read, clean, find duplicates, tokenize, encode, report."""
+"""Preparation of a corpus: read, clean, remove duplicates, train the tokenizer, encode, report."""
 
 from __future__ import annotations
 
@@ -46,23 +46,24 @@ from mt.text.corpus import (
 from mt.text.normalise import Normalisers
 from mt.text.overlap import HeldOut, NgramOverlap
 from mt.text.tokenizer import MAX_WORD_BYTES, Tokenizer, adopt_model, n_skipped_words, train_tokenizer, vocabulary_facts
+from mt.units import listed
 
 N_SAMPLE_PAIRS = 50  # kept pairs that the report shows
-MOST_WORDS = 2_000_000  # different ones of a language that are counted at one time; the rarest give way
-MAX_VALIDATION_TOKENS = 4_096  # memory of a validation grows with the square of its longest line
-# Source tokens for each target token, where the bars of the report begin.
+MOST_WORDS = 2_000_000  # distinct words of a language counted at one time; beyond it, the rarest are dropped
+MAX_VALIDATION_TOKENS = 4_096  # the memory of a validation grows with the square of its longest line
+# Lower edges of the bars in the report's histogram of source tokens per target token.
 LENGTH_RATIOS = (0.0, 0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5, 2.0, 4.0)
-_DAYS_KEPT = 7  # finished shards of a preparation that was interrupted
-# Whose versions shape a corpus.
+_DAYS_KEPT = 7  # for the finished shards of an interrupted preparation
+# The prepared corpus depends on the versions of these packages.
 _PACKAGES = ("mt-train", "sentencepiece", "datasets", "sacrebleu", "numpy", "py3langid", "sacremoses")
 
 _log = logging.getLogger(__name__)
 
 
 def corpus_fingerprint(config: RunConfig, tokenizer_path: Path | None = None) -> str:
-    """Return 16 hexadecimal digits for the content of all corpora and the settings that shape the prepared one.
+    """Return 16 hexadecimal digits that identify the content of all corpora and the settings of preparation.
 
-    Neither paths nor the weights of corpora are in it: a weight shapes the plan of training, not the corpus.
+    It does not depend on the paths and weights of corpora: a weight changes the training plan, not the corpus.
 
     Args:
         tokenizer_path: as for `prepare_corpus`.
@@ -94,22 +95,22 @@ def _tokenizer_fingerprint(config: RunConfig, tokenizer_path: Path | None) -> An
     try:
         content = path.read_bytes()
     except OSError as error:
-        fix = "correct tokenizer.model, or leave it out to have one trained"
-        raise DataError(path, f"the tokenizer cannot be read: {error.strerror}", fix) from None
+        fix = "correct tokenizer.model, or remove it to train a tokenizer"
+        raise DataError(path, f"the tokenizer cannot be read ({error.strerror})", fix) from None
     return [hashlib.blake2b(content).hexdigest(), config.tokenizer.user_symbols]
 
 
 def prepare_corpus(config: RunConfig, tokenizer_path: Path | None = None) -> PreparedCorpus:
-    """Return the prepared corpus of a config: opened if it exists, else built.
+    """Return the prepared corpus of a config: open it if it exists, otherwise build it.
 
-    It is built under another name and renamed at the end, so it is whole or absent. A preparation that was interrupted
-    continues with the shards that were finished; one that meets bad data or a full disk leaves nothing. Memory does not
-    grow with the corpus, but for two bytes a pair and the words of the tokenizer's sample.
+    It is built under another name and renamed at the end, so it is either complete or absent. An interrupted
+    preparation continues from its finished shards; one that fails because of bad data or a full disk leaves nothing.
+    Memory does not grow with the corpus, except for two bytes a pair and the words of the tokenizer's sample.
 
     Args:
-        tokenizer_path: the tokenizer of the model that training starts from, used as it is.
+        tokenizer_path: the tokenizer of the model that training starts from; it is used unchanged.
     Raises:
-        DataError: a corpus is missing, unreadable, not parallel, or nothing of it is left.
+        DataError: a corpus is missing, unreadable or not parallel, or no pairs are left.
         ConfigError: the vocabulary does not fit the corpus, or the tokenizer does not know a tag.
         MTError: a worker process was killed.
     """
@@ -122,10 +123,10 @@ def prepare_corpus(config: RunConfig, tokenizer_path: Path | None = None) -> Pre
     if config.tokenizer.model is not None:
         adopt_model(Path(config.tokenizer.model), config.symbols)
     building = folder.with_name(f".building-{fingerprint}")
-    waiting = f"{folder}: another process is preparing it, waiting"
+    waiting = f"{folder}: another process is preparing this corpus; waiting for it"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(folder.parent)
+        _remove_old_leftovers(folder.parent)
         lock = locked(folder.with_name(f".{fingerprint}.lock"), lambda: _log.info(waiting))
         with lock, exit_on_signals():
             if folder.exists():
@@ -134,51 +135,51 @@ def prepare_corpus(config: RunConfig, tokenizer_path: Path | None = None) -> Pre
             raise_pending_exit()
             building.rename(folder)
     except OSError as error:
-        fix = "set data.prepared_dir to a folder that has room and can be written"
+        fix = "set data.prepared_dir to a writable folder with enough space"
         raise DataError(folder, f"cannot be written: {error.strerror or error}", fix) from error
-    _log.info(f"prepared corpus {folder}; what was removed and why: {folder / 'report.html'}")
+    _log.info(f"prepared corpus {folder}; its report shows what was removed and why: {folder / 'report.html'}")
     return PreparedCorpus.open(folder)
 
 
 def _opened(folder: Path) -> PreparedCorpus:
     corpus = PreparedCorpus.open(folder)
-    _log.info(f"prepared corpus {folder}: {len(corpus.train):,} training pairs, made before with the same data")
+    _log.info(f"prepared corpus {folder}: {len(corpus.train):,} training pairs, prepared earlier from the same data")
     return corpus
 
 
 def _build(config: RunConfig, building: Path, tokenizer_path: Path | None) -> None:
-    """Build the corpus. Only the process that holds its lock may call this: what fails removes the folder."""
+    """Build the corpus; if this fails, remove the folder. Only the process that holds the lock may call this."""
     parts = building / "shards"
     has_begun = parts.exists()
     try:
         parts.mkdir(parents=True, exist_ok=True)
         os.utime(parts)
         if has_begun:
-            _log.info(f"{building}: a preparation of the same data was interrupted, its finished parts are used")
-        # The manifest is written last: with it, nothing but the removal of the shards is left to do.
+            _log.info(f"{building}: continuing an interrupted preparation of the same data")
+        # The manifest is written last: if it exists, only the shards are left to remove.
         if not (building / "manifest.json").exists():
             _Builder(config, building, tokenizer_path).build()
         shutil.rmtree(parts)
     except (KeyboardInterrupt, SystemExit):
-        _log.info(f"interrupted; finished parts are kept for {_DAYS_KEPT} days, the same command continues with them")
+        _log.info(f"interrupted; the same command continues from the finished parts, kept for {_DAYS_KEPT} days")
         raise
     except (DataError, ConfigError, OSError):
         shutil.rmtree(building, ignore_errors=True)
         raise
 
 
-def _sweep(prepared_dir: Path) -> None:
-    """Remove what preparations that nobody continued have left."""
+def _remove_old_leftovers(prepared_dir: Path) -> None:
+    """Remove the folders of interrupted preparations that were never continued."""
     for leftover in prepared_dir.glob(".building-*"):
         with suppress(OSError):
-            # Shards are written below the folder, whose own time is that of its first minutes.
+            # Shards are written to a subfolder, so the folder's own time is that of its first minutes.
             changed_at = max(path.stat().st_mtime for path in (leftover, leftover / "shards") if path.exists())
             if time.time() - changed_at > _DAYS_KEPT * 86_400:
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
 class _Builder:
-    """Builds one corpus in its own folder. The steps are the lines of `build`, in order."""
+    """The preparation of one corpus in its own folder. `build` lists the steps in order."""
 
     def __init__(self, config: RunConfig, folder: Path, tokenizer_path: Path | None) -> None:
         self.config = config
@@ -193,7 +194,7 @@ class _Builder:
         self.shards: list[shards.Shard] = []  # of all corpora, in order
 
     def build(self) -> None:
-        # Validation and test sets first: they are small, and what is wrong with them shows at once.
+        # Validation and test sets first: they are small, so their errors show at once.
         with self._timed("held_out"):
             sets = {name: self._copied(reader, name) for name, reader in self.held_out_readers.items()}
             held_out = HeldOut.of_run(self.config, sets)
@@ -226,7 +227,7 @@ class _Builder:
             }
             self._join_removed()
         if corpus_fingerprint(self.config, self.tokenizer_path) != self.fingerprint:
-            fix = "start again when nothing writes to the text of training, validation and test"
+            fix = "start again when no other program writes to the training, validation and test files"
             raise DataError("data", "a file was changed while the corpus was prepared from it", fix)
         self._write_report_and_manifest(facts)
 
@@ -238,10 +239,10 @@ class _Builder:
         self.seconds[stage] = time.perf_counter() - started_at
 
     def _run(self, stage: shards.Stage, tasks: Iterable[tuple[shards.Shard, Any]], n_pairs: int | None) -> None:
-        """Let worker processes take a stage with all shards that it has not finished yet."""
+        """Run a stage in worker processes on all shards for which it is not finished yet."""
         tasks = (task for task in tasks if not task[0].is_finished(stage.name))
         first = list(islice(tasks, 2))
-        # Starting processes takes longer than one shard.
+        # A single shard takes less time than starting processes.
         n = min(n_cores(), 64) if len(first) > 1 else 0
         with Meter("pairs", n_pairs, what=stage.what) as meter, Workers(n, shards.install_stage, (stage,)) as workers:
             for n_done in workers.map(shards.run_stage, chain(first, tasks), ahead=n + 1):
@@ -249,7 +250,7 @@ class _Builder:
                 raise_pending_exit()
 
     def _tally(self, stage: str, corpus: int | None = None) -> Tally:
-        """Return what became of the pairs of one corpus, or of all, up to a stage."""
+        """Return the tally of one corpus, or of all, up to a stage."""
         total = Tally()
         for shard in self.shards:
             if corpus in (None, shard.corpus):
@@ -259,25 +260,28 @@ class _Builder:
     def _require_pairs(self, stage: str) -> Tally:
         total = self._tally(stage)
         if not total.n_kept:
-            lost = f"nothing is left of {total.n_read:,} pairs, removed: {removed_text(total.removed)}"
-            raise DataError("data.train", f"{lost}; look at the text, or at the limits data.clean and data.max_tokens")
+            problem = f"no pairs are left, all {total.n_read:,} were removed ({removed_text(total.removed)})"
+            rules = [rule for rule, found in total.removed.items() if found.count and rule != "empty"]
+            settings = ["src_lang", "tgt_lang", *dict.fromkeys(f"data.{RULES[rule].setting}" for rule in rules)]
+            raise DataError("data.train", problem, f"check {listed(['the text', *settings])}")
         return total
 
     # ------------------------------------------------------------------------------------------- stages, in order
 
     def _copied(self, reader: CorpusReader, name: str) -> list[SentencePair]:
-        """Write a validation or test set as it is, nothing removed."""
+        """Write a validation or test set unchanged and complete; return its pairs."""
         corpus, role, pairs = reader.corpus, reader.split, list(reader.pairs())
         file_name = "valid.jsonl" if name == "valid" else f"test.{name}.jsonl"
         with (self.folder / file_name).open("w", encoding="utf-8") as stream:
             stream.writelines(json.dumps(pair) + "\n" for pair in with_tag(pairs, corpus.tag))
         empty = _empty(pairs)
         if len(empty) == len(pairs):
-            raise DataError(corpus.description, f"all {len(pairs):,} {role} pairs have an empty side")
+            problem = f"all {len(pairs):,} {role} pairs have an empty side"
+            raise DataError(corpus.description, problem, "give a set with text on both sides")
         if empty:
             _log.info(
                 f"{corpus.description}: {len(empty):,} of {len(pairs):,} {role} pairs have an empty side, "
-                f"first in line {empty[0].line:,}; they are kept"
+                f"the first in line {empty[0].line:,}; they are kept"
             )
         return pairs
 
@@ -301,7 +305,7 @@ class _Builder:
         self._require_pairs("cleaned")
 
     def _find_repeats(self) -> list[npt.NDArray[np.uint8]]:
-        """Return for each shard which of its pairs came before, as `shards.Counting` takes it."""
+        """Return for each shard which of its pairs are duplicates of earlier ones, as input for `shards.Counting`."""
         mode = self.config.data.clean.duplicates
         if mode == "keep" or all(shard.is_finished("kept") for shard in self.shards):
             return [np.zeros(shard.path("cleaned.lines").stat().st_size // 8, dtype=np.uint8) for shard in self.shards]
@@ -312,7 +316,7 @@ class _Builder:
         return [np.select(flags, (1, 2)).astype(np.uint8) for flags in zip(exact, folded, strict=True)]
 
     def _count_words(self, repeats: Sequence[npt.NDArray[np.uint8]]) -> tuple[list[Counter[str]], int]:
-        """Remove duplicates; return the words of source and target side in a sample, and its lines."""
+        """Remove duplicates; return the word counts of both sides of a sample, and its number of lines."""
         n_pairs = self._tally("cleaned").n_kept
         share = self.config.tokenizer.sample_lines / max(2 * n_pairs, 1)
         self._run(shards.Counting(share), zip(self.shards, repeats, strict=True), n_pairs)
@@ -330,7 +334,7 @@ class _Builder:
         return words, n_lines
 
     def _make_tokenizer(self, words: Sequence[Counter[str]], n_lines: int) -> tuple[Tokenizer, dict[str, Any]]:
-        """Return the tokenizer, which is put in its place, and what the report says of where it comes from."""
+        """Write the tokenizer's file; return the tokenizer and the report's entry about its origin."""
         path, settings, symbols = self.folder / "tokenizer.model", self.config.tokenizer, self.config.symbols
         facts: dict[str, Any] = {"kind": "given"}
         if self.tokenizer_path is not None:
@@ -339,7 +343,7 @@ class _Builder:
             path.write_bytes(adopt_model(Path(settings.model), symbols))
             facts["model"] = settings.model
         else:
-            trained = self.folder / "shards" / "tokenizer.model"  # beside it, training leaves files when it is killed
+            trained = self.folder / "shards" / "tokenizer.model"  # a killed training leaves other files next to it
             both = words[0] + words[1]
             if not trained.exists():
                 self._train_tokenizer(both, n_lines, trained)
@@ -350,18 +354,19 @@ class _Builder:
         for symbol in symbols:
             ids = tokenizer.encode(symbol)
             if len(ids) != 1 or tokenizer.decode(ids).strip() != symbol:
-                problem = "the tokenizer of the model that training starts from does not know this symbol"
-                raise ConfigError(symbol, problem, "leave it out, or train from scratch")
+                problem = "the tokenizer of train.init_from does not have this symbol"
+                fix = "remove it from tokenizer.user_symbols and the tags of corpora, or train from scratch"
+                raise ConfigError(symbol, problem, fix)
         return tokenizer, {**facts, "vocab_size": tokenizer.vocab_size, "symbols": list(symbols)}
 
     def _train_tokenizer(self, words: Counter[str], n_lines: int, path: Path) -> None:
         settings, n_skipped = self.config.tokenizer, n_skipped_words(words)
         what = f"{settings.kind} tokenizer of {settings.vocab_size:,} pieces"
-        _log.info(f"training a {what} on {n_lines:,} lines with {len(words):,} different words")
+        _log.info(f"training a {what} on {n_lines:,} lines with {len(words):,} distinct words")
         started_at = time.perf_counter()
-        with Meter(None, what=f"{what}: in training") as meter:
+        with Meter(None, what=f"training the {what}") as meter:
             train_tokenizer(words, settings, path, self.config.symbols, while_waiting=meter.advance)
-        skipped = f"; SentencePiece skipped {n_skipped:,} of the words in training (over {MAX_WORD_BYTES:,} bytes each)"
+        skipped = f"; {n_skipped:,} words were left out of training (over {MAX_WORD_BYTES:,} bytes each)"
         _log.info(f"{what}: trained in {time.perf_counter() - started_at:.0f} s{skipped if n_skipped else ''}")
 
     def _encode(self) -> None:
@@ -378,7 +383,7 @@ class _Builder:
         )
 
     def _join(self, dtype: str) -> dict[str, Any]:
-        """Join the files of all shards; return what the report tells about the training text."""
+        """Join the files of all shards; return the report's facts about the training text."""
         n_bins = self.config.data.max_tokens + 1
         counts = np.zeros((2, n_bins), dtype=np.int64)
         ratios = np.zeros(len(LENGTH_RATIOS), dtype=np.int64)
@@ -422,21 +427,22 @@ class _Builder:
         for pair, *ids in zip(pairs, *sides, strict=True):
             longest = max(map(len, ids))
             if longest > MAX_VALIDATION_TOKENS:
-                most = f"validation measures every line whole, up to {MAX_VALIDATION_TOKENS:,} tokens"
-                problem = f"line {pair.line:,} has {longest:,} tokens: {most}"
-                raise DataError(corpus.description, problem, "split or remove it")
+                problem = (
+                    f"line {pair.line:,} has {longest:,} tokens, the most for validation is {MAX_VALIDATION_TOKENS:,}"
+                )
+                raise DataError(corpus.description, problem, "split or remove the line")
         flat = [flat_ids(side, ids_dtype(tokenizer.vocab_size)) for side in sides]
         facts = write_parallel_ids(self.folder, "valid", [flat])
         longest = max(facts["longest_src"], facts["longest_tgt"])
         if longest > max_tokens:
             _log.info(
-                f"{corpus.description}: the longest validation sentence has {longest:,} "
-                f"tokens, data.max_tokens is {max_tokens:,}; it is kept"
+                f"{corpus.description}: the longest validation sentence has {longest:,} tokens, more than "
+                f"data.max_tokens ({max_tokens:,}); it is kept"
             )
         return facts
 
     def _join_removed(self) -> None:
-        """Write `removed.tsv`: every removed pair with its place and reason."""
+        """Write `removed.tsv`: every removed pair with its corpus, its line and the reason."""
         with (self.folder / "removed.tsv").open("w", encoding="utf-8", newline="\n") as joined:
             joined.write("source\tline\treason\tsrc\ttgt\n")
             for shard in self.shards:
@@ -461,7 +467,7 @@ class _Builder:
             "hardware": {**machine(), "cores": n_cores(), "memory_bytes": host_memory_bytes()},
         }
         write_data_report({**identity, **told, **facts, **origin}, self.folder, {**RULES, **CHANGE_RULES})
-        # What people read may be deleted; the rest is the corpus.
+        # Users may delete the reports; all other files belong to the corpus.
         for_people = ("report.html", "report.json", "removed.tsv")
         files = [path for path in sorted(self.folder.iterdir()) if path.is_file() and path.name not in for_people]
         manifest = {
@@ -471,7 +477,7 @@ class _Builder:
             **origin,
             "file_bytes": {path.name: path.stat().st_size for path in files},
         }
-        # Written among the shards: what a kill leaves beside its place would be a file of the corpus.
+        # Written in the folder of the shards first: a kill would leave a temporary file among the corpus's files.
         written = self.folder / "shards" / "manifest.json"
         written.write_text(json.dumps(manifest, indent=2, ensure_ascii=True) + "\n", "utf-8")
         written.replace(self.folder / "manifest.json")
@@ -482,7 +488,7 @@ def _empty(pairs: Iterable[SentencePair]) -> list[SentencePair]:
 
 
 def _shown(sizes: Sequence[int]) -> Iterator[list[int]]:
-    """Yield for each shard the pairs that the report shows: a seeded draw from all shards together."""
+    """Yield for each shard the indices of the pairs that the report shows, drawn from all shards with a fixed seed."""
     ends = list(accumulate(sizes))
     drawn = sorted(random.Random(1).sample(range(ends[-1]), min(N_SAMPLE_PAIRS, ends[-1])))
     for size, end in zip(sizes, ends, strict=True):
@@ -490,7 +496,7 @@ def _shown(sizes: Sequence[int]) -> Iterator[list[int]]:
 
 
 def _without_rarest(words: Counter[str]) -> Counter[str]:
-    """Return at most half of MOST_WORDS: those that came once go, then those that came twice, and so on."""
+    """Return at most MOST_WORDS / 2 words: drop those that occur once, then those that occur twice, and so on."""
     n_times = 1
     while len(words) > MOST_WORDS // 2:
         words = Counter({word: count for word, count in words.items() if count > n_times})

@@ -1,4 +1,4 @@
-"""Preparing, rehearsed on samples: what would be removed, what the vocabulary would be like, and what it would take."""
+"""A forecast of preparation from samples: the pairs removed, the vocabulary, the time."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from mt.text.tokenizer import UNK_ID, Tokenizer, count_words, train_tokenizer
 _ENCODED_PAIRS = 5_000  # of each corpus
 _SEED = 1
 _SMALLEST_VOCABULARY = 300
-_SMALLER = 0.7  # vocabulary that is tried next, where the sample alone does not yield the one wanted
+_SMALLER = 0.7  # factor of the next vocabulary size to try, if the sample is too small for the configured one
 
 
 @dataclass(frozen=True)
 class CleanedSample:
-    """What cleaning leaves of a sample."""
+    """A sample after cleaning."""
 
     sample: Sample
     pairs: list[SentencePair]
@@ -41,18 +41,18 @@ class CleanedSample:
 
     @property
     def n_kept(self) -> float:
-        """Return the pairs of the whole corpus that cleaning is likely to keep."""
+        """The estimated number of pairs of the whole corpus that cleaning keeps."""
         return len(self.pairs) * self.sample.scale
 
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """A cleaned sample, or a part of it, in tokens."""
+    """A cleaned sample, or a part of it, after encoding."""
 
     cleaned: CleanedSample
     lengths: npt.NDArray[np.int64]  # [2, pairs] tokens of source and target side, end of sentence included
-    fits: npt.NDArray[np.bool_]  # data.max_tokens
-    piece_counts: tuple[npt.NDArray[np.int64], ...]  # [V] of either side
+    fits: npt.NDArray[np.bool_]  # [pairs] whether a pair is within data.max_tokens
+    piece_counts: tuple[npt.NDArray[np.int64], ...]  # [V] for each side
     seconds: float
 
     @property
@@ -61,49 +61,49 @@ class EncodedSample:
 
     @property
     def n_kept(self) -> float:
-        """Return the pairs of the whole corpus that are likely to be kept."""
+        """The estimated number of pairs of the whole corpus that are kept."""
         return self.cleaned.n_kept * float(self.fits.mean()) if len(self.fits) else 0.0
 
     def n_tokens(self, side: int) -> float:
-        """Return the tokens of the source (0) or target (1) side of these pairs."""
+        """Return the estimated number of tokens of the source (0) or target (1) side of these pairs."""
         return float(self.lengths[side][self.fits].mean()) * self.n_kept if self.fits.any() else 0.0
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """All training corpora, cleaned and in tokens."""
+    """The encoded samples of all training corpora, and estimates for the whole corpora."""
 
     sources: tuple[EncodedSample, ...]
-    tokenizer: Tokenizer  # with fewer pieces than wanted where the samples yield no more
+    tokenizer: Tokenizer  # has fewer pieces than configured if the samples are too small
     vocab_size: int
-    tokenizer_seconds: float  # that training it on the samples took; 0 where it is given
+    tokenizer_seconds: float  # the time of training it on the samples; 0 if it is given
 
     @property
     def text_bytes(self) -> float:
-        """Return the bytes of the cleaned text of all corpora."""
+        """The estimated bytes of the cleaned text of all corpora."""
         return math.fsum(
             sum(len(f"{src}{tgt}".encode()) + 2 for src, tgt, _ in source.cleaned.pairs) * source.sample.scale
             for source in self.sources
         )
 
     def prepare_seconds(self, n_processes: int) -> float:
-        """Return what preparing is likely to take: one process reads, `n_processes` clean and encode."""
+        """Return the estimated time of preparation: one process reads, `n_processes` clean and encode."""
         reading = sum(s.sample.seconds for s in self.sources)
         cleaning = sum(s.cleaned.seconds * s.sample.scale for s in self.sources)
         encoding = sum(s.seconds / max(1, len(s.fits)) * s.cleaned.n_kept for s in self.sources)
-        # A text n times as long has about the square root of n times as many different words (Heaps' law).
+        # A text n times as long has about √n times as many distinct words (Heaps' law).
         n_sampled = sum(max(1, len(s.cleaned.pairs)) for s in self.sources)
         growth = sum(s.cleaned.n_kept for s in self.sources) / n_sampled
         return reading + (cleaning + encoding) / n_processes + self.tokenizer_seconds * math.sqrt(growth)
 
 
 def clean_sample(sample: Sample, config: RunConfig, held_out: HeldOut | None = None) -> CleanedSample:
-    """Clean a sample as preparing does.
+    """Clean a sample in the same way as preparation.
 
     Args:
-        held_out: validation and test sets; pairs of which one has a side are left out, and are not among `removed`.
+        held_out: validation and test sets; pairs with a side in one of them are dropped, but not counted in `removed`.
     Raises:
-        ConfigError: a rule needs a package that is missing, or does not know a language.
+        ConfigError: a rule needs a package that is not installed, or does not know a language.
     """
     tally = Tally()
     cleaner = Cleaner(config.data.clean, config.src_lang, config.tgt_lang, tally)
@@ -122,7 +122,7 @@ def rehearse(config: RunConfig, cleaned: Sequence[CleanedSample], given: Tokeniz
     Args:
         given: a tokenizer to use; otherwise one is trained on the samples.
     Raises:
-        ConfigError: the samples are the whole corpus, and the vocabulary does not fit it.
+        ConfigError: the samples are the whole corpus, and the vocabulary size does not fit it.
     """
     started_at = time.perf_counter()
     tokenizer = given or _trained(config, cleaned)
@@ -133,7 +133,7 @@ def rehearse(config: RunConfig, cleaned: Sequence[CleanedSample], given: Tokeniz
 
 
 def _trained(config: RunConfig, cleaned: Sequence[CleanedSample]) -> Tokenizer:
-    """Train one of the wanted size, or of the largest that the samples yield if they are only a part of the corpus."""
+    """Train a tokenizer of the configured size; if the samples are only a part of the corpus, perhaps a smaller one."""
     settings, first_error = config.tokenizer, None
     is_whole = all(sample.sample.is_whole for sample in cleaned)
     words = count_words(text for sample in cleaned for pair in sample.pairs for text in pair[:2])
@@ -153,7 +153,7 @@ def _trained(config: RunConfig, cleaned: Sequence[CleanedSample]) -> Tokenizer:
 
 def _encoded(cleaned: CleanedSample, tokenizer: Tokenizer, max_tokens: int) -> EncodedSample:
     started_at = time.perf_counter()
-    # Drawn by chance: every second line of Multi30k is a long one.
+    # Draw at random: in Multi30k, every second line is a long one.
     n_drawn = min(len(cleaned.pairs), _ENCODED_PAIRS)
     drawn = np.sort(np.random.default_rng(_SEED).choice(len(cleaned.pairs), n_drawn, replace=False))
     sides = encode_pairs(tokenizer, [cleaned.pairs[i] for i in drawn], n_threads=1)
@@ -169,11 +169,11 @@ _MUCH_REMOVED = 0.2
 _MANY_TOO_LONG = 0.05
 _MANY_BYTES = 0.02
 _MANY_UNKNOWN = 0.005
-FEWEST_OCCURRENCES = 50  # of a piece in the mean, under which a vocabulary is too large
+FEWEST_OCCURRENCES = 50  # of a piece on average; with fewer, the vocabulary is too large
 
 
 def check_cleaning(cleaned: CleanedSample) -> Iterator[Finding]:
-    """Check whether cleaning removes more than good text gives it to remove."""
+    """Check whether cleaning removes more pairs than it does from good text."""
     sample, n_removed = cleaned.sample, sum(removal.count for removal in cleaned.removed.values())
     n = len(sample.pairs)
     if n < FEWEST_PAIRS or n_removed <= _MUCH_REMOVED * n:
@@ -192,7 +192,7 @@ def check_cleaning(cleaned: CleanedSample) -> Iterator[Finding]:
 
 
 def check_rehearsal(rehearsal: Rehearsal, config: RunConfig) -> Iterator[Finding]:
-    """Check lengths in tokens, and what the vocabulary is like for each corpus."""
+    """Check lengths in tokens, and how well the vocabulary fits each corpus."""
     if not sum(source.n_kept for source in rehearsal.sources):
         n_read = sum(len(source.sample.pairs) for source in rehearsal.sources)
         problem = f"data.train: none of the {n_read:,} pairs checked would be kept"
@@ -231,7 +231,10 @@ def _bytes_and_unknown(source: EncodedSample, tokenizer: Tokenizer, config: RunC
 
 
 def _vocabulary_size(rehearsal: Rehearsal, config: RunConfig) -> Iterator[Finding]:
-    """Source: Gowda and May 2020, Finding the Optimal Vocabulary Size for Neural Machine Translation."""
+    """Check that pieces occur often enough.
+
+    Source: Gowda and May 2020, Finding the Optimal Vocabulary Size for Neural Machine Translation.
+    """
     is_given = config.tokenizer.model is not None or config.train.init_from is not None
     n_tokens = sum(source.n_tokens(side) for source in rehearsal.sources for side in (0, 1))
     occurrences = n_tokens / rehearsal.vocab_size

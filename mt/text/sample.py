@@ -1,4 +1,4 @@
-"""A sample of a corpus: stretches of lines that follow each other, drawn evenly from the whole of it."""
+"""A sample of a corpus: runs of consecutive lines, drawn evenly from the whole corpus."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _LINES_AT_ONCE = 10 * STRETCH_LINES
 
 @dataclass(frozen=True)
 class Sample:
-    """What was drawn from a corpus, and what became known on the way."""
+    """The pairs drawn from a corpus, and facts about reading it."""
 
     key: str  # of the corpus in the config, such as data.train.0
     corpus: Corpus
     langs: tuple[str, str]
-    stretches: tuple[Chunk, ...]  # each of pairs that follow each other
-    n_pairs: int  # that were read: all there are, where `is_read` is true
-    is_read: bool  # to its end; else there was no time for it, or an error
-    seconds: float  # that reading took
+    stretches: tuple[Chunk, ...]  # each holds consecutive pairs
+    n_pairs: int  # pairs that were read; all pairs of the corpus if `is_read`
+    is_read: bool  # whether the corpus was read to its end; time or an error may prevent it
+    seconds: float  # the time that reading took
     error: DataError | None = None
 
     @property
@@ -43,30 +43,30 @@ class Sample:
 
     @property
     def is_whole(self) -> bool:
-        """Return whether every pair of the corpus is in it."""
+        """True if the sample has every pair of the corpus."""
         return self.is_read and len(self.pairs) == self.n_pairs
 
     @property
     def scale(self) -> float:
-        """Return the factor from counts in the sample to those in the pairs that were read."""
+        """The factor from counts in the sample to counts in all pairs that were read."""
         return self.n_pairs / len(self.pairs) if self.pairs else 0.0
 
     def side_name(self, side: int) -> str:
-        """Return what the source side (0) or the target side (1) is called."""
+        """Return the name of the source side (0) or of the target side (1)."""
         return self.corpus.side(side, self.langs[side])
 
 
 def draw_sample(key: str, reader: CorpusReader, *, max_pairs: int, max_seconds: float) -> Sample:
-    """Read a corpus and keep at most `max_pairs` of it; the whole corpus where it is no larger.
+    """Read a corpus and keep at most `max_pairs` of its pairs; keep all of a smaller corpus.
 
-    Stretches are drawn evenly, the first and the last one of the corpus among them. A hub data set that would have to
-    be fetched is streamed instead, and only its beginning is read.
+    The runs of lines are drawn evenly and include the first and the last of the corpus. A hub data set that is not
+    downloaded yet is streamed, and only its beginning is read.
 
     Args:
         max_seconds: reading ends after this time.
     """
     n_wanted, every, n_pairs = max(2, max_pairs // STRETCH_LINES), 1, 0
-    kept: list[Chunk] = []  # every `every`th of those that have come
+    kept: list[Chunk] = []  # every `every`th of those read so far
     stretch, is_read, error = None, False, None
     started_at = time.perf_counter()
     try:
@@ -99,5 +99,5 @@ def _stretches(reader: CorpusReader) -> Iterator[Chunk]:
     except UnreachableError:
         if n_stretches or reader.streamed() == reader:
             raise
-        # Without a network nothing can be fetched, and there may be a copy in the cache.
+        # There is no network, but the cache may have a copy.
         yield from rechunked(reader.chunks(_LINES_AT_ONCE), STRETCH_LINES)

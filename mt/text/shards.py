@@ -1,7 +1,7 @@
-"""What worker processes make of a stretch of a corpus: cleaned text, counts of words, ids.
+"""The stages of preparation that worker processes run on one shard of a corpus: clean, count words, encode.
 
-Each result is a few files in the folder where the corpus is built; the last of them is renamed into its place when the
-others are whole, so a preparation that was interrupted continues with the shards that are finished.
+The result of a stage is a few files in the folder where the corpus is built. The last of them gets its name when the
+others are complete, so an interrupted preparation can continue from the finished shards.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from mt.text.tokenizer import EOS_ID, Tokenizer, count_words
 
 PAIRS_PER_SHARD = 50_000
 DUPLICATES = ("duplicate", "folded_duplicate")
-_SAMPLE_SEED = 1  # apart from train.seed, so that this does not change the corpus
-_KEYS_PER_PART = 5_000_000  # compared together, which takes 28 bytes of memory each
+_SAMPLE_SEED = 1  # independent of train.seed, so that train.seed does not change the corpus
+_KEYS_PER_PART = 5_000_000  # compared at one time; each takes 28 bytes of memory
 _TABS_AND_LINE_ENDS = str.maketrans("\t\n\r", "   ")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A stretch of one corpus of the training text."""
+    """Consecutive pairs of one training corpus."""
 
     folder: Path
     corpus: int  # index in data.train
-    number: int  # among the shards of the corpus
-    n_pairs: int  # that were read
+    number: int  # index among the shards of the corpus
+    n_pairs: int  # pairs that were read
 
     def path(self, kind: str) -> Path:
         return self.folder / f"{self.corpus}.{self.number:06}.{kind}"
@@ -61,7 +61,7 @@ class Shard:
 
 @dataclass
 class _Account(Tally):
-    """What a stage removes from a shard: the tally, and the list for people to look through."""
+    """The pairs that a stage removes from a shard: their tally, and their rows in `removed.tsv`."""
 
     rows: list[str] = field(default_factory=list)
 
@@ -71,8 +71,8 @@ class _Account(Tally):
         self.rows.append(f"{pair.line}\t{rule}{note}\t{src}\t{tgt}\n")
 
     def write(self, shard: Shard, stage: str, **result: Any) -> None:
-        """Write the list and what the stage found, when its other files are whole."""
-        # What is no text at all, such as half a surrogate pair, must not keep the rest from being written.
+        """Write the rows and the result of the stage; call this when its other files are complete."""
+        # Invalid text, such as half a surrogate pair, must not prevent the rest from being written.
         with shard.path(f"{stage}.removed").open("w", encoding="utf-8", errors="replace", newline="\n") as stream:
             stream.writelines(self.rows)
         with whole_file(shard.path(f"{stage}.json")) as file:
@@ -80,39 +80,43 @@ class _Account(Tally):
 
 
 class Stage(ABC):
-    """One of the steps that worker processes take with each shard."""
+    """A step of preparation that worker processes run on each shard."""
 
-    name: ClassVar[str]  # begins the kinds of its files
-    what: ClassVar[str]  # for the progress
+    name: ClassVar[str]  # prefix of the suffixes of its files
+    what: ClassVar[str]  # its name in progress messages
 
     @abstractmethod
     def __call__(self, shard: Shard, task: Any) -> int:
-        """Write the files of a shard from what the step needs besides; return the number of pairs read."""
+        """Write the result files of a shard; return the number of pairs read.
+
+        Args:
+            task: further input of the stage for this shard.
+        """
 
 
 _stage: Stage | None = None  # of this worker process, which imports this module and little else
 
 
 def install_stage(stage: Stage) -> None:
-    """Set the step that `run_stage` takes in this process."""
+    """Set the stage that `run_stage` runs in this process."""
     global _stage
     _stage = stage
 
 
 def run_stage(task: tuple[Shard, Any]) -> int:
-    """Take the step with a shard."""
+    """Run the installed stage on a shard."""
     assert _stage is not None, "the initializer of the process has run"
     return _stage(*task)
 
 
 class Cleaning(Stage):
-    """First stage: text normalised, bad pairs removed, keys for finding duplicates."""
+    """First stage: normalise text, remove bad pairs, write keys for finding duplicates."""
 
     name, what = "cleaned", "cleaning"
 
     def __init__(self, config: CleanConfig, langs: tuple[str, str], held_out: HeldOut) -> None:
         self._config, self._langs, self._held_out = config, langs, held_out
-        self._overlap: NgramOverlap | None = None  # made in the process that cleans
+        self._overlap: NgramOverlap | None = None  # built in the worker process
 
     def __call__(self, shard: Shard, chunk: Chunk) -> int:
         account = _Account()
@@ -125,12 +129,12 @@ class Cleaning(Stage):
                 account.remove("contaminated", pair, f" ({name})")
                 continue
             kept.append(pair)
-            # Folding leaves nothing of symbols alone, and such pairs are not all the same.
+            # Folding removes everything from text without words, but these pairs are not all duplicates.
             kept_srcs.append(folded_src or pair.src)
             kept_tgts.append(folded_tgt or pair.tgt)
         self._overlap = self._overlap or NgramOverlap(self._held_out)
         with shard.path("cleaned.tsv").open("w", encoding="utf-8", newline="\n") as text:
-            # Cleaned text holds no tab and no line end.
+            # Cleaned text contains neither tabs nor line ends.
             text.writelines(f"{src}\t{tgt}\n" for src, tgt, _ in kept)
         np.array([pair.line for pair in kept], dtype=np.int64).tofile(shard.path("cleaned.lines"))
         if self._config.duplicates != "keep":
@@ -142,7 +146,7 @@ class Cleaning(Stage):
 
 
 class Counting(Stage):
-    """Second stage: duplicates removed, the words of a sample counted."""
+    """Second stage: remove duplicates, count the words of a sample."""
 
     name, what = "kept", "removing duplicates, counting words"
 
@@ -150,7 +154,11 @@ class Counting(Stage):
         self._sample_fraction = sample_fraction  # of the pairs
 
     def __call__(self, shard: Shard, repeats: npt.NDArray[np.uint8]) -> int:
-        """`repeats`: for each pair 0, or 1 + the place of its rule in DUPLICATES."""
+        """Run the stage.
+
+        Args:
+            repeats: for each pair 0, or 1 + the index of its rule in DUPLICATES.
+        """
         account, pairs = _Account(), shard.read_cleaned()
         account.add(shard.result("cleaned")["tally"])
         for number in np.flatnonzero(repeats).tolist():
@@ -162,24 +170,31 @@ class Counting(Stage):
             draw = random.Random(f"{_SAMPLE_SEED} {shard.corpus} {shard.number}").random
             sample = [pair for pair in kept if draw() < self._sample_fraction]
         words = [count_words(getattr(pair, side) for pair in sample) for side in SIDES]
-        # Apart from the result, which is read more often.
+        # In a separate file, because the result is read more often.
         shard.path("kept.words").write_text(json.dumps(words, ensure_ascii=False), "utf-8")
         account.write(shard, self.name, n_pairs=len(kept), n_lines=2 * len(sample))
         return len(pairs)
 
 
 class Encoding(Stage):
-    """Third stage: ids, long pairs removed."""
+    """Third stage: encode text as ids, remove long pairs."""
 
     name, what = "encoded", "encoding"
 
     def __init__(self, tokenizer_path: Path, max_tokens: int, tags: Sequence[str | None]) -> None:
-        """`tags`: of the corpora."""
+        """
+        Args:
+            tags: the tag of each training corpus, in their order.
+        """
         self._tokenizer_path, self._max_tokens, self._tags = tokenizer_path, max_tokens, tags
-        self._tokenizer: Tokenizer | None = None  # loaded in the process that encodes
+        self._tokenizer: Tokenizer | None = None  # loaded in the worker process
 
     def __call__(self, shard: Shard, shown: Sequence[int]) -> int:
-        """`shown`: the pairs that shall be shown as samples."""
+        """Run the stage.
+
+        Args:
+            shown: the indices of the pairs that the report shows as samples.
+        """
         self._tokenizer = self._tokenizer or Tokenizer.load(self._tokenizer_path)
         account = _Account()
         account.add(shard.result("kept")["tally"])
@@ -202,7 +217,7 @@ class Encoding(Stage):
 def encode_pairs(
     tokenizer: Tokenizer, pairs: Sequence[SentencePair], tag: str | None = None, n_threads: int | None = None
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Return the ids of both sides, each with its end of sentence."""
+    """Return the ids of both sides, each sentence with its EOS."""
     prefix = "" if tag is None else f"{tag} "
     texts = [f"{prefix}{pair.src}" for pair in pairs] + [pair.tgt for pair in pairs]
     ids = tokenizer.encode_batch(texts, n_threads)
@@ -217,10 +232,10 @@ def encode_pairs(
 def pair_keys(srcs: Sequence[str], tgts: Sequence[str]) -> npt.NDArray[np.uint64]:
     """Return a 64-bit key of each pair, the same in every process and on every machine.
 
-    Equal pairs have equal keys. Among n different pairs, some two have the same key with a chance of n² / 2^65: 0.03%
-    for 100 million pairs, 3% for a billion. Then one pair is taken for a repetition of the other.
+    Equal pairs have equal keys. Among n different pairs, the probability that any two have the same key is n² / 2^65:
+    0.03% for 100 million pairs, 3% for a billion. Then one of the two is taken for a duplicate of the other.
     """
-    # With the length of the source, ("a b", "c") is not ("a", "b c").
+    # The key includes the length of the source, so that ("ab", "c") and ("a", "bc") have different keys.
     digests = [
         hashlib.blake2b(f"{len(src)} {src}{tgt}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
         for src, tgt in zip(srcs, tgts, strict=True)
@@ -229,13 +244,13 @@ def pair_keys(srcs: Sequence[str], tgts: Sequence[str]) -> npt.NDArray[np.uint64
 
 
 def repeated(key_files: Sequence[Path], keys_per_part: int = _KEYS_PER_PART) -> list[npt.NDArray[np.bool_]]:
-    """Return for each file which of its keys came before: in an earlier file, or earlier in the same one.
+    """Return for each file which of its keys occurred before: in an earlier file, or earlier in the same file.
 
-    The files are read once for each part of the keys, so that memory does not grow with their number, but for a byte a
-    key. It does grow where many keys are the same.
+    The files are read once for each part of the keys, so that memory does not grow with the number of keys, except for
+    one byte a key. It does grow if many keys are equal.
 
     Args:
-        key_files: uint64 keys as `tofile` writes them, spread evenly, as hashes are.
+        key_files: uint64 keys, written by `tofile`, with values spread evenly like hashes.
     """
     sizes = [path.stat().st_size // 8 for path in key_files]
     is_repeated = np.zeros(sum(sizes), dtype=np.bool_)

@@ -1,4 +1,4 @@
-"""Parallel text in Arrow tables: which of the columns hold it, their text, and Parquet files."""
+"""Parallel text in Arrow tables: finding its columns, reading their text, reading Parquet files."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, cast
 from mt.errors import DataError
 from mt.text.files import explained, first_line
 
-Texts = tuple[list[str], list[str]]  # of the two sides, equally many
-Columns = tuple[int | str, int | str]  # of the two sides: 1-based numbers or names, dotted where they are nested
-_Path = tuple[str, ...]  # names that lead to a column, or to a field inside one
+Texts = tuple[list[str], list[str]]  # source and target texts, two lists of the same length
+Columns = tuple[int | str, int | str]  # source and target column: 1-based numbers, or names with dots if nested
+_Path = tuple[str, ...]  # the name of a column, followed by names of fields inside it
 
 _BUFFER_BYTES = 1 << 20
 _PARQUET_MAGIC = b"PAR1"
@@ -20,19 +20,19 @@ _PARQUET_MAGIC = b"PAR1"
 
 @dataclass(frozen=True)
 class TextColumns:
-    """The columns of the two sides, each as the names that lead to it."""
+    """The source and the target column, each as a path of names."""
 
-    where: str  # the file or the data set, for messages
+    where: str  # the file or the data set, for error messages
     paths: tuple[_Path, _Path]
 
     @classmethod
     def find(cls, schema: Any, where: str, langs: tuple[str, str], columns: Columns | None) -> TextColumns:
-        """Return the named columns; else those of the languages, inside a column `translation` or beside others.
+        """Return the given columns, or else those named after the languages, inside a column `translation` or outside.
 
         Args:
             schema: an Arrow schema.
         Raises:
-            DataError: there are no such columns, or no text is in them.
+            DataError: these columns do not exist, or hold no text.
         """
         import pyarrow
 
@@ -43,15 +43,15 @@ class TextColumns:
             src, tgt = (_named_column(types, schema.names, where, column) for column in columns)
         for path, name in zip((src, tgt), columns or langs, strict=True):
             if schema.names.count(path[0]) > 1:
-                raise DataError(where, f"has several columns {path[0]}", "give them different names")
+                raise DataError(where, f"has several columns with the name {path[0]}", "give them different names")
             type_ = types[path]
             value_type = type_.value_type if pyarrow.types.is_dictionary(type_) else type_
             if str(value_type) not in ("string", "large_string", "string_view", "null"):
-                raise DataError(where, f"expected text in {name}, found {type_}")
+                raise DataError(where, f"expected text in column {name}, found {type_}")
         return cls(where, (src, tgt))
 
     def texts(self, batch: Any, n_before: int) -> Texts:
-        """Return both sides of a record batch, empty text where there is none.
+        """Return both sides of a record batch; a missing text becomes an empty one.
 
         Raises:
             DataError: a text is not UTF-8.
@@ -64,21 +64,22 @@ class TextColumns:
         import pyarrow.compute
 
         array = batch.column(path[0])
-        if len(path) > 1:  # unlike the field itself, this knows that nothing is in a struct that is missing
+        if len(path) > 1:  # unlike reading the field itself, this gives null where the whole struct is null
             array = pyarrow.compute.struct_field(array, path[1:])
         if str(array.type) not in ("string", "large_string"):
             array = array.cast(pyarrow.large_string())
         try:
-            # Many times faster than to_pylist() in older versions.
+            # Many times faster than the to_pylist() of older versions.
             texts = cast("list[str]", array.to_numpy(zero_copy_only=False).tolist())
         except (UnicodeDecodeError, pyarrow.ArrowException):
             rows = f"rows {n_before + 1:,} to {n_before + len(array):,}"
-            raise DataError(self.where, f"{'.'.join(path)} has text that is not UTF-8 in {rows}", "fix it") from None
+            problem = f"column {'.'.join(path)} has text that is not UTF-8 in {rows}"
+            raise DataError(self.where, problem, "fix it") from None
         return [text or "" for text in texts] if array.null_count else texts
 
 
 def _types(fields: Iterable[Any], parent: _Path = ()) -> dict[_Path, Any]:
-    """Return the Arrow types of columns and of the fields inside them, by the names that lead to them."""
+    """Return the Arrow types of columns and of the fields inside them, by path."""
     types: dict[_Path, Any] = {}
     for field in fields:
         path = (*parent, field.name)
@@ -117,22 +118,22 @@ def _columns_of_languages(
     if found:
         place = "the keys of its column translation"
     missing = " and ".join(sorted(set(langs) - set(found or names)))
-    problem = f"has no {missing}: {place} are {', '.join(found or names)}"
-    raise DataError(where, problem, "say which hold the text with src_column and tgt_column")
+    problem = f"has no {missing}, {place} are {', '.join(found or names)}"
+    raise DataError(where, problem, "set src_column and tgt_column to those of the text")
 
 
 def read_parquet(path: Path, langs: tuple[str, str], columns: Columns | None, size: int) -> Iterator[Texts]:
-    """Yield both sides of a Parquet file, at most `size` rows at a time, in flat memory.
+    """Yield both sides of a Parquet file, at most `size` rows at a time, in constant memory.
 
     Raises:
-        DataError: it is missing, damaged, cut off, or has no such columns.
+        DataError: the file is missing, damaged or truncated, or lacks the columns.
     """
     import pyarrow.parquet
 
     n_rows = 0
     with explained(path), path.open("rb") as stream:
         if not stream.seekable():
-            raise DataError(path, "is a pipe, and a Parquet file is not read from its beginning on", "give a file")
+            raise DataError(path, "is a pipe, and Parquet cannot be read from a pipe", "save it to a file first")
         try:
             file = pyarrow.parquet.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
             found = TextColumns.find(file.schema_arrow, str(path), langs, columns)
@@ -145,20 +146,20 @@ def read_parquet(path: Path, langs: tuple[str, str], columns: Columns | None, si
 
 
 def _damage(path: Path, error: Exception, n_rows: int) -> DataError:
-    """Return what is wrong with a Parquet file, which ends in its list of contents."""
+    """Return the error that explains why a Parquet file cannot be read. Its table of contents is at its end."""
     with path.open("rb") as stream:
         beginning = stream.read(len(_PARQUET_MAGIC))
         stream.seek(-min(path.stat().st_size, len(_PARQUET_MAGIC)), 2)
         end = stream.read()
     if beginning != _PARQUET_MAGIC:
-        return DataError(path, "is no Parquet file", "give a file that is one, or end its name in what it is")
+        return DataError(path, "is not a Parquet file", "rename it to match its format, or give another file")
     if end != _PARQUET_MAGIC:
-        return DataError(path, "ends too early, it was cut off", "copy or download it again")
-    return DataError(path, f"is damaged after row {n_rows:,} ({first_line(error)})", "fetch it again")
+        return DataError(path, "is truncated", "copy or download it again")
+    return DataError(path, f"is damaged after row {n_rows:,} ({first_line(error)})", "copy or download it again")
 
 
 def count_parquet_rows(path: Path) -> int | None:
-    """Return the rows of a Parquet file as its end tells; None where it is damaged, which reading it explains."""
+    """Return the number of rows of a Parquet file; None if it is damaged, which reading it will explain."""
     import pyarrow.parquet
 
     try:

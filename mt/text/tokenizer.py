@@ -1,4 +1,4 @@
-"""Train, adopt, load, encode, decode: one SentencePiece model for both languages. Special ids are fixed here, once."""
+"""The tokenizer: one SentencePiece model for both languages. The special ids are defined here."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
 
 Piece = ModelProto.SentencePiece
 
-MAX_WORD_BYTES = 4_192  # longer words, which are no words, are left out of training
+MAX_WORD_BYTES = 4_192  # longer words, which are not real words, are left out of training
 WORD_START = "▁"  # how SentencePiece writes a space
-# Cuts a word: the name of a special piece, which the trainer takes out of its text.
+# Written where a word is to be cut: the name of a special piece, which the trainer removes from its text.
 _CUT = "<pad>"
-# In no piece. The trainer itself takes a tab for the end of the word, skips what has U+2585, and stumbles over a zero.
+# Text that no piece may contain. The trainer itself reads a tab as the end of the word, skips words with U+2585, and
+# fails on a zero byte.
 _CUTTING = r"[\0\t\n\r\u2585]|</?s>|<pad>|<unk>|<0x[0-9A-F]{2}>"
-_LEAST_COVERAGE = 0.98  # that the trainer takes
+_LEAST_COVERAGE = 0.98  # the smallest character coverage that the trainer accepts
 _TRAINER_SETTINGS = {
     "pad_id": PAD_ID,
     "unk_id": UNK_ID,
@@ -45,37 +46,37 @@ _TRAINER_SETTINGS = {
     "byte_fallback": True,
     "input_format": "tsv",
     "input_sentence_size": 0,
-    "max_sentence_length": 1 << 20,  # beyond any word, with its rare characters replaced
-    # The trainer sums in the order of its threads, so their number is part of the result: the same on every machine.
+    "max_sentence_length": 1 << 20,  # longer than any word, also when its rare characters are replaced
+    # The trainer sums in the order of its threads, so the result depends on their number: use the same one everywhere.
     "num_threads": 16,
     "minloglevel": 2,  # errors only
 }
 _SPECIAL_IDS = frozenset({PAD_ID, UNK_ID, BOS_ID, EOS_ID})
 _LINE_BREAKERS = frozenset("\0\n\r")
-N_LONGEST = 10  # pieces that `vocabulary_facts` shows
+N_LONGEST = 10  # longest pieces that `vocabulary_facts` shows
 _WORDS_PER_BATCH = 50_000  # encoded together
 
 
 class Tokenizer:
-    """Text to ids and back. Text goes through as given: `mt.text.normalise` it first."""
+    """Conversion of text to ids and back. The text is not changed: normalise it first with `mt.text.normalise`."""
 
     pad_id, bos_id, eos_id = PAD_ID, BOS_ID, EOS_ID
 
     def __init__(self, model: bytes) -> None:
-        """Take a serialised SentencePiece model; `Tokenizer.load` says what is wrong with a file."""
+        """Load a serialised SentencePiece model; `Tokenizer.load` loads a file and explains errors."""
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
-        """Return the tokenizer of a model file.
+        """Load the tokenizer from a model file.
 
         Raises:
-            CheckpointError: the file is missing, damaged, or was neither made nor adopted by mt.
+            CheckpointError: the file is missing, damaged, or was neither trained nor adopted by mt.
         """
-        tokenizer = cls(_read_model(path, CheckpointError, "put the original file back"))
+        tokenizer = cls(_read_model(path, CheckpointError, "restore the original file"))
         if not tokenizer._has_our_ids:
-            problem = f"was not made by mt: it needs pad, unk, bos and eos as pieces {PAD_ID} to {EOS_ID}"
-            raise CheckpointError(path, problem, "give it as tokenizer.model when the corpus is prepared")
+            problem = f"was not made by mt, which needs pad, unk, bos and eos as pieces {PAD_ID} to {EOS_ID}"
+            raise CheckpointError(path, problem, "to use this model, set tokenizer.model to it and prepare the corpus")
         return tokenizer
 
     @property
@@ -89,12 +90,12 @@ class Tokenizer:
 
     @functools.cached_property
     def byte_ids(self) -> frozenset[int]:
-        """Return the pieces that are bytes. An adopted model that makes <unk> of unknown characters has none."""
+        """The pieces that are single bytes. An adopted model without byte fallback has none: it produces <unk>."""
         return frozenset(id_ for id_ in range(self.vocab_size) if self._processor.is_byte(id_))
 
     @functools.cached_property
     def line_breaking_ids(self) -> frozenset[int]:
-        """Return the pieces that would break a line or end a string: never to be produced by a search."""
+        """The pieces that would break a line or end a string; a search must never produce them."""
         bytes_ = {f"<0x{ord(character):02X}>" for character in _LINE_BREAKERS}
         pieces = enumerate(self.pieces(range(self.vocab_size)))
         return frozenset(
@@ -102,36 +103,36 @@ class Tokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of the text alone, no special ones."""
+        """Return the ids of the text, without special ids."""
         return cast("list[int]", self._processor.encode(text, out_type=int))
 
     def encode_batch(self, texts: Sequence[str], n_threads: int | None = None) -> list[list[int]]:
-        """Return the ids of many texts, encoded on all cores unless told otherwise."""
+        """Return the ids of many texts; by default all cores encode."""
         if not texts:
             return []
         batch = self._processor.encode(list(texts), out_type=int, num_threads=n_threads or n_cores())
         return cast("list[list[int]]", batch)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of the ids; special ones are skipped, and bytes that are not UTF-8 become U+FFFD."""
+        """Return the text of the ids. Special ids are skipped, and bytes that are not UTF-8 become U+FFFD."""
         return str(self._processor.decode([int(id_) for id_ in ids if id_ not in _SPECIAL_IDS]))
 
     def decode_batch(self, batch: Iterable[Iterable[int]]) -> list[str]:
         return [self.decode(ids) for ids in batch]
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
-        """Return the pieces as the vocabulary has them, special ones included."""
+        """Return the pieces as they are in the vocabulary, special pieces included."""
         return [self._processor.id_to_piece(int(id_)) for id_ in ids]
 
     def piece_ends(self, text: str) -> list[int]:
-        """Return for each piece of a text, in the order of `encode`, how many of its characters end with the piece.
+        """Return the end of each piece of a text, in the order of `encode`, as a number of characters from the start.
 
-        The pieces that are the bytes of one character all end with it.
+        Pieces that are bytes of the same character all have the end of this character.
         """
         encoded = self._processor.encode(text, out_type="serialized_proto")
         pieces = sentencepiece_pb2.SentencePieceText.FromString(encoded).pieces
         ends = list(accumulate(len(piece.surface) for piece in pieces))
-        # Of the bytes of a character, the last one has it as its surface, and the others have none.
+        # Of the bytes of a character, only the last one has the character as its surface.
         for place in range(len(ends) - 2, -1, -1):
             if not pieces[place].surface and pieces[place].id in self.byte_ids:
                 ends[place] = ends[place + 1]
@@ -139,14 +140,14 @@ class Tokenizer:
 
 
 def _read_model(path: Path, kind: type[MTError], advice: str) -> bytes:
-    """Return the bytes of a file that SentencePiece can load, or raise an error of the kind."""
+    """Return the bytes of a file that SentencePiece can load; raise an error of the given kind if it cannot."""
     try:
         model = Path(path).read_bytes()
     except FileNotFoundError:
         raise kind(path, "no such file, the tokenizer is missing") from None
     except OSError as error:
-        raise kind(path, f"the tokenizer cannot be read: {error.strerror}") from None
-    damaged = kind(path, "is no SentencePiece model, or is damaged", advice)
+        raise kind(path, f"the tokenizer cannot be read ({error.strerror})") from None
+    damaged = kind(path, "is damaged, or is not a SentencePiece model", advice)
     if not model:
         raise damaged
     try:
@@ -157,7 +158,7 @@ def _read_model(path: Path, kind: type[MTError], advice: str) -> bytes:
 
 
 def count_words(lines: Iterable[str]) -> Counter[str]:
-    """Count how often each word comes; words are what single spaces part, as in normalised text."""
+    """Count how often each word occurs; words are separated by single spaces, as in normalised text."""
     counts: Counter[str] = Counter()
     for line in lines:
         counts.update(line.split(" "))
@@ -172,25 +173,25 @@ def train_tokenizer(
     symbols: Sequence[str] = (),
     while_waiting: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train a model on counts of words and write it to `model_path`. The same counts give the same bytes everywhere.
+    """Train a model on word counts and write it to `model_path`. The same counts give the same bytes everywhere.
 
-    SentencePiece's BPE depends on counts alone: the pieces and their scores are those that the lines would give. Its
-    unigram model begins with the frequent parts of the running text, and here with those of the different words: other
-    pieces in about one case of a hundred, as good, in two thirds of the time.
+    SentencePiece's BPE depends only on counts, so the pieces and their scores are the same as from the full text. Its
+    unigram model starts from frequent parts of the text, and here from frequent parts of the distinct words: about 1%
+    of the pieces differ and are as good, and training takes two thirds of the time.
 
     Args:
-        word_counts: of normalised text, as `count_words` counts them, in any order.
-        symbols: pieces that are never cut, such as <bt>. Each becomes two: with a space before it, and without.
-        while_waiting: called about once a second. Training runs in its own process, whose memory ends with it.
+        word_counts: of normalised text, as from `count_words`, in any order.
+        symbols: pieces that are never split, such as <bt>. Each becomes two pieces, with a space before it and without.
+        while_waiting: called about once a second. Training runs in a separate process, to free its memory at the end.
     Raises:
         ConfigError: the vocabulary is too large or too small for these words.
-        DataError: there is no word to train on.
+        DataError: there are no words to train on.
     """
     n_words = sum(count for word, count in word_counts.items() if word)
     n_skipped = n_skipped_words(word_counts)
     if n_words == n_skipped:
-        given = f"{n_words:,} words were given, of which {n_skipped:,} are too long (over {MAX_WORD_BYTES:,} bytes)"
-        raise DataError(f"no text to train the tokenizer on: {given}")
+        given = f"of {n_words:,} words, {n_skipped:,} are too long (over {MAX_WORD_BYTES:,} bytes)"
+        raise DataError(f"there is no text to train the tokenizer on: {given}")
     settings = {
         "model_type": config.kind,
         "vocab_size": config.vocab_size,
@@ -210,22 +211,25 @@ def train_tokenizer(
 
 
 def n_skipped_words(word_counts: Mapping[str, int]) -> int:
-    """Return how many of the running words training leaves out, as they have more than MAX_WORD_BYTES."""
+    """Return how many words training leaves out because they have more than MAX_WORD_BYTES, repetitions counted."""
     return sum(count for word, count in word_counts.items() if _is_too_long(word))
 
 
 def _is_too_long(word: str) -> bool:
-    # No character takes more than 4 bytes: most words need no encoding to be measured.
+    # A character takes at most 4 bytes, so most words need not be encoded to be measured.
     return 4 * len(word) > MAX_WORD_BYTES and len(word.encode()) > MAX_WORD_BYTES
 
 
 def _symbol_pieces(symbol: str) -> tuple[str, str]:
-    """Return a symbol behind a space, which else would be a piece before it, and one that something else touches."""
+    """Return the two pieces of a symbol: with a space before it, and without.
+
+    Without the first one, the space would be a separate piece.
+    """
     return WORD_START + symbol, symbol
 
 
 def _trainer_lines(counts: Mapping[str, int], coverage: float, symbols: Sequence[str]) -> Iterator[bytes]:
-    """Yield `word<TAB>count`, sorted; what cuts words becomes a special piece, and so do rare characters if need be."""
+    """Yield `word<TAB>count`, sorted. Text that no piece may contain, and rare characters if needed, become `_CUT`."""
     pieces = sorted(chain.from_iterable(map(_symbol_pieces, symbols)), key=len, reverse=True)
     cutting = "|".join([_CUTTING, *map(re.escape, pieces)])
     if coverage < _LEAST_COVERAGE:
@@ -238,7 +242,7 @@ def _trainer_lines(counts: Mapping[str, int], coverage: float, symbols: Sequence
 
 
 def _required_characters(counts: Mapping[str, int], coverage: float, cutting: re.Pattern[str]) -> Iterator[str]:
-    """Yield the most frequent characters, which make up the share of the text, as the trainer chooses them."""
+    """Yield the most frequent characters, which make up the fraction `coverage` of the text, as the trainer does."""
     characters: Counter[str] = Counter()
     for word, count in counts.items():
         if word and not _is_too_long(word):
@@ -256,7 +260,7 @@ def _required_characters(counts: Mapping[str, int], coverage: float, cutting: re
 def _train(words_path: str, settings: Mapping[str, Any]) -> bytes:
     model = io.BytesIO()
     with open(words_path, encoding="utf-8", newline="\n") as lines:
-        # Not as a file, whose name would be part of the model.
+        # Lines instead of a file name, which would become part of the model.
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=(line[:-1] for line in lines), model_writer=model, **settings
         )
@@ -266,38 +270,37 @@ def _train(words_path: str, settings: Mapping[str, Any]) -> bytes:
 def _explained(failure: RuntimeError, config: TokenizerConfig) -> Exception:
     key, size = "tokenizer.vocab_size", f"{config.vocab_size:,}"
     if found := re.search(r"Vocabulary size too high \(\d+\)\. Please set it to a value <= (\d+)", str(failure)):
-        problem = f"{size} is too large for this corpus, which yields at most {int(found[1]):,} pieces"
+        problem = f"{size} is too large for this corpus, which gives at most {int(found[1]):,} pieces"
         return ConfigError(key, problem, f"set it to {found[1]} or less, or give more text")
     if found := re.search(r"Vocabulary size is smaller than required_chars\. \d+ vs (\d+)", str(failure)):
-        pieces = f"{int(found[1]):,} pieces with the 256 bytes and the special ones"
-        problem = f"{size} is too small for this corpus, whose characters take {pieces}"
+        problem = f"{size} is too small: the characters, 256 bytes and special pieces already take {int(found[1]):,}"
         return ConfigError(key, problem, f"set it above {found[1]}, or lower tokenizer.character_coverage")
     return failure
 
 
 def adopt_model(path: Path, symbols: Sequence[str]) -> bytes:
-    """Return a given SentencePiece model with our special ids, unchanged if it has them and the symbols.
+    """Return a given SentencePiece model with our special ids; unchanged if it already has them and the symbols.
 
-    Its segmentations stay what they were, but for the symbols, and so does its normalisation of text. What it lacks of
-    pad, bos and eos is added; symbols that it lacks are added as by `train_tokenizer`.
+    It segments and normalises text as before, except for the symbols. Missing pad, bos and eos are added; missing
+    symbols are added as in `train_tokenizer`.
 
     Raises:
         DataError: the file is missing, damaged, or uses one piece for two purposes.
         ConfigError: a symbol is a special piece of the model.
     """
-    serialized = _read_model(path, DataError, "set tokenizer.model to the .model file that SentencePiece has written")
+    serialized = _read_model(path, DataError, "set tokenizer.model to a .model file written by SentencePiece")
     model = ModelProto.FromString(serialized)
     texts = {piece.piece for piece in model.pieces if piece.type == Piece.USER_DEFINED}
     if Tokenizer(serialized)._has_our_ids and texts.issuperset(symbols):
         return serialized
     spec = model.trainer_spec
-    # SentencePiece loads no model without an unknown piece.
+    # SentencePiece loads only models that have an unknown piece.
     unk = next(piece.piece for piece in model.pieces if piece.type == Piece.UNKNOWN)
     pad, bos, eos = spec.pad_piece or "<pad>", spec.bos_piece or "<s>", spec.eos_piece or "</s>"
     names = (pad, unk, bos, eos)
     if len(set(names)) < len(names):
         problem = f"uses one piece for two purposes (pad {pad}, unk {unk}, bos {bos}, eos {eos})"
-        raise DataError(path, problem, "set tokenizer.model to a model that has a piece for each")
+        raise DataError(path, problem, "set tokenizer.model to a model with a separate piece for each")
     by_text = {piece.piece: piece for piece in model.pieces}
     special = [by_text.get(name) or Piece(piece=name, score=0.0) for name in names]
     for piece in special:
@@ -312,7 +315,8 @@ def adopt_model(path: Path, symbols: Sequence[str]) -> bytes:
         else:
             added = (text for text in _symbol_pieces(symbol) if text not in by_text)
             others += [Piece(piece=text, score=0.0, type=Piece.USER_DEFINED) for text in added]
-    pieces = [Piece.FromString(piece.SerializeToString()) for piece in (*special, *others)]  # those of the model go
+    # Copies, because the model's own pieces are deleted next.
+    pieces = [Piece.FromString(piece.SerializeToString()) for piece in (*special, *others)]
     del model.pieces[:]
     model.pieces.extend(pieces)
     spec.pad_id, spec.unk_id, spec.bos_id, spec.eos_id = PAD_ID, UNK_ID, BOS_ID, EOS_ID
@@ -330,18 +334,21 @@ def adopt_model(path: Path, symbols: Sequence[str]) -> bytes:
 def vocabulary_facts(
     tokenizer: Tokenizer, src_counts: Mapping[str, int], tgt_counts: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Return what the vocabulary does to the text of each side, and how the two share it.
+    """Return statistics of how the vocabulary segments each side, and of the pieces that both sides use.
 
-    It is computed from counts of words, which a tokenizer that `train_tokenizer` has made cuts one by one: so the
-    numbers are those of the running text. An adopted model whose pieces go beyond spaces may differ a little.
+    They are computed from word counts. A tokenizer from `train_tokenizer` segments word by word, so the numbers equal
+    those of the full text. For an adopted model with pieces that contain spaces they may differ a little.
 
     Args:
-        src_counts: words, as `count_words` counts them.
+        src_counts: word counts, as from `count_words`.
+        tgt_counts: the same for the target side.
     Returns:
-        `src` and `tgt`, each with `words`, `distinct_words`, `tokens`; `fertility`, tokens a word; `split_word_share`
-        of the running words; `byte_share` and `unknown_share` of the tokens; `characters_a_token`, spaces not counted;
-        `longest_pieces`, the ten longest in use, each with its `count`. Ratios of a text without words are 0.
-        `pieces`: how many are used by `src` alone, `tgt` alone, `both` and `neither`; without special ones and bytes.
+        `src` and `tgt`, each with `words`, `distinct_words`, `tokens`; `fertility`, the tokens per word;
+        `split_word_share`, the fraction of words with more than one piece; `byte_share` and `unknown_share`, fractions
+        of the tokens; `characters_a_token`, without spaces; `longest_pieces`, the ten longest used, each with its
+        `count`. Ratios are 0 for a text without words.
+        `pieces`: the numbers of pieces used only by `src`, only by `tgt`, by `both` and by `neither`, without special
+        pieces and bytes.
     """
     (src, src_uses), (tgt, tgt_uses) = (_side_facts(tokenizer, counts) for counts in (src_counts, tgt_counts))
     is_piece = np.ones(tokenizer.vocab_size, dtype=bool)
@@ -352,7 +359,7 @@ def vocabulary_facts(
 
 
 def _side_facts(tokenizer: Tokenizer, word_counts: Mapping[str, int]) -> tuple[dict[str, Any], npt.NDArray[np.int64]]:
-    """Return the facts, and [V]: how often each piece is used."""
+    """Return the statistics of one side, and [V]: how often each piece is used."""
     n_words = n_distinct_words = n_split_words = n_characters = 0
     n_uses = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     items = ((word, count) for word, count in word_counts.items() if word)

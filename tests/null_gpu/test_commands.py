@@ -79,7 +79,7 @@ def test_two_ranks_train_on_two_devices(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "variables", "problem"),
     [
-        (["train.device=cuda:9"], {}, "error: train.device: cuda:9 is asked for, but the last CUDA device is cuda:0"),
+        (["train.device=cuda:9"], {}, "error: train.device: cuda:9 was requested, but the last CUDA device is cuda:0"),
         (
             ["train.device=cuda:0"],
             {"NULL_GPU_CAPABILITY": "70", "NULL_GPU_NAME": "Tesla V100"},
