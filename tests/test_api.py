@@ -197,7 +197,7 @@ def test_options_of_the_search_are_keywords(translator: mt.Translator):
 def test_options_that_there_are_not_are_refused_by_name(translator: mt.Translator):
     for changes, message in (
         ({"beam": 2}, "decode.beam: unknown key, did you mean beam_size?"),
-        ({"beam_size": 0}, "decode.beam_size: expected 1 to 64, got 0"),
+        ({"beam_size": 0}, "decode.beam_size: expected an integer from 1 to 64, got 0"),
         ({"temperature": 2.0}, "decode.temperature: is 2.0, but is for sampling: set decode.sample"),
     ):
         with pytest.raises(mt.ConfigError) as caught:

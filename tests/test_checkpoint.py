@@ -151,7 +151,7 @@ def test_one_flipped_bit_is_found_anywhere_in_a_file(
             with pytest.raises(CheckpointError) as caught:
                 use(folder, name)
             assert str(caught.value) == (
-                f"{folder / name} is damaged (its checksum differs from the one in manifest.json): "
+                f"{folder / name} is damaged (its checksum differs from the one in manifest.json). "
                 f"{ModelFolder.HOW_TO_REPAIR}"
             )
     (folder / name).write_bytes(content[:-1])
@@ -169,8 +169,8 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, config: RunConf
     with pytest.raises(CheckpointError) as caught:
         ModelFolder.open(tmp_path / "model").load_tokenizer()
     assert str(caught.value) == (
-        f"{tmp_path / 'model' / 'tokenizer.model'} has 370 pieces, but the model was trained with 380: "
-        "restore the original file"
+        f"{tmp_path / 'model' / 'tokenizer.model'} has 370 pieces, but the model was trained with 380. "
+        "Restore the original file"
     )
 
 
@@ -201,7 +201,7 @@ def test_the_error_for_an_incomplete_folder_names_the_missing_files(
     with pytest.raises(CheckpointError) as caught:
         ModelFolder.open(folder)
     assert str(caught.value) == (
-        f"{folder} is not a complete model folder, tokenizer.model and manifest.json are missing: "
+        f"{folder} is not a complete model folder, tokenizer.model and manifest.json are missing. "
         f"{ModelFolder.HOW_TO_REPAIR}"
     )
 
@@ -214,8 +214,8 @@ def test_a_folder_of_another_version_is_refused(tmp_path: Path, config: RunConfi
         with pytest.raises(CheckpointError) as caught:
             ModelFolder.open(folder)
         assert str(caught.value) == (
-            f"{folder} was written in format {version}, but this version of mt reads format 2: "
-            "use the version of mt that its manifest.json names"
+            f"{folder} was written in format {version}, but this version of mt reads format 2. "
+            "Use the version of mt that its manifest.json names."
         )
 
 
@@ -238,7 +238,7 @@ def test_a_damaged_manifest_is_reported_in_one_line(
     (folder / "manifest.json").write_text(content, "utf-8")
     with pytest.raises(CheckpointError) as caught:
         ModelFolder.open(folder)
-    assert str(caught.value) == (f"{folder / 'manifest.json'} is damaged: {problem}: {ModelFolder.HOW_TO_REPAIR}")
+    assert str(caught.value) == (f"{folder / 'manifest.json'} is damaged: {problem}. {ModelFolder.HOW_TO_REPAIR}")
 
 
 def test_a_model_folder_without_training_state_cannot_be_resumed(
@@ -386,7 +386,7 @@ def test_a_model_is_found_in_a_run_a_checkpoint_or_a_model_folder(
     (run / "checkpoints").mkdir(parents=True)
     with pytest.raises(CheckpointError) as caught:
         open_model(run)
-    assert str(caught.value) == f"{run}: this run has no checkpoint yet: wait until training writes the first one"
+    assert str(caught.value) == f"{run}: this run has no checkpoint yet. Wait until training writes the first one."
     for step in (1, 2, 3):
         save(RunFolder(run).checkpoint(step), config, tokenizer_path)
     assert open_model(run).path == RunFolder(run).checkpoint(3)
@@ -413,7 +413,7 @@ def test_the_error_for_a_folder_of_models_lists_them(tmp_path: Path, config: Run
     (run / "run.json").write_text("{}")
     with pytest.raises(CheckpointError) as caught:
         open_model(run)
-    assert str(caught.value) == f"{run}: this run has no checkpoint yet: wait until training writes the first one"
+    assert str(caught.value) == f"{run}: this run has no checkpoint yet. Wait until training writes the first one."
     for step in (1, 2):
         save(RunFolder(run).checkpoint(step), config, tokenizer_path)
     for folder, inside in (
@@ -431,6 +431,6 @@ def test_an_export_given_as_a_model_is_recognised(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         ModelFolder.open(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path} is an export for CTranslate2: use it in mt translate with --backend ctranslate2; other "
-        "commands need the original model"
+        f"{tmp_path} is an export for CTranslate2. Use it in mt translate with --backend ctranslate2; other "
+        "commands need the original model."
     )

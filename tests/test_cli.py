@@ -984,7 +984,7 @@ def test_the_baseline_of_a_file_may_be_a_run(run: Run):
         2,
         "",
         "error: runs/old: none of its files translates the text of --ref (2 lines): valid.txt (1): give the right "
-        "file instead of the run\n",
+        "file instead of the run.\n",
     )
     write_lines("runs/old/translations/wmt.txt", TEXT)
     assert run(*given)[1].endswith("hyp and runs/old: no difference at p < 0.05 by BLEU.\n")
@@ -1100,7 +1100,7 @@ def test_the_baseline_of_a_model_is_a_run_or_a_file_of_one_test_set(run: Run):
         (
             "--hyp latin --ref two",
             "latin, line 2: byte 0xe4 at offset 6 is not UTF-8. Fix the line, or convert the file to "
-            "UTF-8 (if it is Latin-1: iconv -f LATIN1 -t UTF-8)",
+            "UTF-8 (if it is Latin-1: iconv -f LATIN1 -t UTF-8).",
         ),
         (
             "--hyp two --ref two --metric bleu,chrf",

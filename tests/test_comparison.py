@@ -346,7 +346,7 @@ def test_models_must_have_the_same_test_set(
     )
     assert refused(long, "wmt", "--test", "wmt") == (f"error: --test: {long} has no test set wmt. It has held_out.\n")
     assert refused("none", long, "--test", "wmt") == (
-        "error: --test: none has no test set wmt: its config has none under data.test\n"
+        "error: --test: none has no test set wmt. Its config has none under data.test.\n"
     )
 
 

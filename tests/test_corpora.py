@@ -57,8 +57,8 @@ def test_the_error_for_different_line_counts_has_both_counts(swapped: bool) -> N
 def test_a_tsv_file_has_source_tab_target() -> None:
     assert read(file=write("a.tsv.gz", "one\teins\ntwo\tzwei\n")) == [("one", "eins", 1), ("two", "zwei", 2)]
     assert error_of(file=write("b.tsv", "one\teins\ntwo\tzwei\tCC BY\n")) == (
-        "b.tsv, line 2: expected source, tab, target, found 3 columns: set src_column and tgt_column to the "
-        "columns to read, or fix the line"
+        "b.tsv, line 2: expected source, tab, target, found 3 columns. Set src_column and tgt_column to the "
+        "columns to read, or fix the line."
     )
 
 
@@ -73,7 +73,7 @@ def test_a_jsonl_file_has_objects_with_the_languages_as_keys() -> None:
     [
         (
             '{"en": "one", "fr": "un"}',
-            "has no key de, its keys are en, fr: set src_column and tgt_column to the keys of the text, or fix the "
+            "has no key de, its keys are en, fr. Set src_column and tgt_column to the keys of the text, or fix the "
             "line",
         ),
         ('{"en": "one", "de": 1}', "expected text at the key de, found 1"),
@@ -89,8 +89,8 @@ def test_the_error_for_an_invalid_jsonl_line_has_its_number(line: str, problem: 
 
 def test_an_unknown_file_format_is_refused() -> None:
     assert error_of(file="a.csv.gz") == (
-        "a.csv.gz: the name does not end in .tsv or .jsonl (or one of these with .gz, .xz or .zst), nor in .parquet: "
-        "rename the file, or give two plain text files as {src: FILE, tgt: FILE}"
+        "a.csv.gz: the name does not end in .tsv or .jsonl (or one of these with .gz, .xz or .zst), nor in .parquet. "
+        "Rename the file, or give two plain text files as {src: FILE, tgt: FILE}."
     )
 
 
@@ -212,13 +212,13 @@ def test_the_error_says_where_a_line_is_missing() -> None:
     written("a.en", src)
     written("a.de", tgt[:1_233] + tgt[1_234:])
     assert error_of(src="a.en", tgt="a.de") == COUNTS.format("2,999") + (
-        "from about line 1,234 on, the lengths of the lines do not match: "
-        "look there for a line missing from a.de or an extra line in a.en"
+        "from about line 1,234 on, the lengths of the lines do not match. "
+        "Look there for a line missing from a.de or an extra line in a.en."
     )
     written("a.de", tgt[:500] + tgt[503:])
     assert error_of(src="a.en", tgt="a.de") == COUNTS.format("2,997") + (
         "from about line 501 on, the lengths of the lines do not match: "
-        "look there for a line missing from a.de or an extra line in a.en"
+        "Look there for a line missing from a.de or an extra line in a.en."
     )
     written("a.de", tgt[:2_000])
     assert error_of(src="a.en", tgt="a.de") == COUNTS.format("2,000") + (
@@ -239,24 +239,24 @@ def test_columns_of_a_tsv_file_are_chosen_by_number_or_header() -> None:
 @pytest.mark.parametrize(
     ("text", "columns", "problem"),
     [
-        ("one\teins\ntwo\n", (), ", line 2: expected source, tab, target, found 1 column: fix or remove the line"),
-        ("a\tb\tc\na\tb\n", (3, 1), ", line 2 has 2 columns, but column 3 is expected: fix or remove the line"),
+        ("one\teins\ntwo\n", (), ", line 2: expected source, tab, target, found 1 column. Fix or remove the line."),
+        ("a\tb\tc\na\tb\n", (3, 1), ", line 2 has 2 columns, but column 3 is expected. Fix or remove the line."),
         (
             "de\tid\ten\na\tb\n",
             ("en", "de"),
-            ", line 2 has 2 columns, but column en is number 3: fix or remove the line",
+            ", line 2 has 2 columns, but column en is number 3. Fix or remove the line.",
         ),
         (
             "de\tsource\n",
             ("en", "de"),
-            ": its first line has no column en, its columns are de, source: use one of these names, or column "
-            "numbers if this line is not a header",
+            ": its first line has no column en, its columns are de, source. Use one of these names, or column "
+            "numbers if this line is not a header.",
         ),
         (
             "de\tde\ten\n",
             ("en", "de"),
-            ": its first line has several columns de, its columns are de, de, en: use one of these names, or "
-            "column numbers if this line is not a header",
+            ": its first line has several columns de, its columns are de, de, en. Use one of these names, or "
+            "column numbers if this line is not a header.",
         ),
     ],
 )
@@ -269,8 +269,8 @@ def test_keys_of_a_jsonl_file_may_be_named_and_nested() -> None:
     write("a.jsonl", json.dumps({"text": {"src": "one"}, "a.b": "eins"}))
     assert read(file="a.jsonl", src_column="text.src", tgt_column="a.b") == [("one", "eins", 1)]
     assert error_of(file="a.jsonl", src_column="text.tgt", tgt_column="a.b") == (
-        "a.jsonl, line 1 has no key text.tgt, its keys are text, a.b: set src_column and tgt_column to the keys of "
-        "the text, or fix the line"
+        "a.jsonl, line 1 has no key text.tgt, its keys are text, a.b. Set src_column and tgt_column to the keys of "
+        "the text, or fix the line."
     )
     assert error_of(file="a.jsonl", src_column=1, tgt_column=2) == (
         "a.jsonl has keys, not numbered columns, so 1 is not a column: set src_column and tgt_column to keys"
@@ -305,7 +305,7 @@ def test_each_problem_with_a_parquet_file_is_reported_in_one_line() -> None:
 
     name = write_parquet("a.parquet", {"source": ["one"], "de": ["eins"]})
     assert error_of(file=name) == (
-        "a.parquet has no en, its columns are source, de: set src_column and tgt_column to those of the text"
+        "a.parquet has no en, its columns are source, de. Set src_column and tgt_column to those of the text."
     )
     assert error_of(file=name, src_column="src", tgt_column="de") == (
         "a.parquet has no column src, its columns are source, de. Correct src_column and tgt_column."
@@ -358,8 +358,8 @@ def test_a_sacrebleu_set_of_the_other_direction_is_not_used(monkeypatch: pytest.
 
     monkeypatch.delitem(sacrebleu.dataset.DATASETS["wmt14/full"].langpairs, "en-de")
     assert error_of(sacrebleu="wmt14/full") == (
-        "sacreBLEU test set wmt14/full exists for de-en only, not for en-de: "
-        "choose another one, or give its files as {src, tgt} if you want this direction anyway"
+        "sacreBLEU test set wmt14/full exists for de-en only, not for en-de. "
+        "Choose another one, or give its files as {src, tgt} if you want this direction anyway."
     )
 
 
@@ -374,8 +374,8 @@ def test_a_failed_download_of_a_sacrebleu_set_is_reported_in_one_line(monkeypatc
     monkeypatch.setattr(sacrebleu.utils, "get_source_file", fail)
     monkeypatch.setattr(sacrebleu.utils, "SACREBLEU_DIR", "/cache")
     assert error_of(sacrebleu="wmt14/full") == (
-        "sacreBLEU test set wmt14/full cannot be downloaded (Name or service not known): check the network, "
-        "delete /cache/wmt14/full if it holds a partial download, or give its files as {src, tgt}"
+        "sacreBLEU test set wmt14/full cannot be downloaded (Name or service not known). Check the network, "
+        "delete /cache/wmt14/full if it holds a partial download, or give its files as {src, tgt}."
     )
 
 

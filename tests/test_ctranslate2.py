@@ -230,24 +230,24 @@ def test_lines_are_translated_as_with_our_search(exported: Exported) -> None:
         (
             DecodeConfig(length_penalty=0.0, max_length=2_000),
             1,
-            "decode.max_length is 2,000, but this export supports at most 1,024 tokens: lower it, or set "
+            "decode.max_length is 2,000, but this export supports at most 1,024 tokens. Lower it, or set "
             "decode.max_length in the model's config and export it again.",
         ),
         (
             DecodeConfig(length_penalty=0.0, min_length=2_000),
             1,
-            "decode.min_length is 2,000, but this export supports at most 1,024 tokens: lower it, or set "
+            "decode.min_length is 2,000, but this export supports at most 1,024 tokens. Lower it, or set "
             "decode.max_length in the model's config and export it again.",
         ),
         (
             DecodeConfig(sample=True, seed=7),
             1,
-            "decode.seed is 7, but CTranslate2 samples differently each time: leave it out",
+            "decode.seed is 7, but CTranslate2 samples differently each time. Leave it out.",
         ),
         (
             DecodeConfig(sample=True, top_k=1),
             2,
-            "decode.top_k is 1, so CTranslate2 can sample only one translation. Raise it, or ask for one",
+            "decode.top_k is 1, so CTranslate2 can sample only one translation. Raise it, or ask for one.",
         ),
     ],
 )
@@ -446,7 +446,7 @@ def test_an_incomplete_or_damaged_export_is_refused(exported: Exported, tmp_path
             load_translator(path)
         return str(caught.value)
 
-    how = "create one with mt export --to ctranslate2."
+    how = "Create one with mt export --to ctranslate2."
     assert problem(tmp_path / "no") == f"{tmp_path / 'no'} does not exist. Give an export folder, or {how}"
     assert (
         problem(exported.folder) == f"{exported.folder} is not an export for CTranslate2, model.bin is missing. {how}"
@@ -456,7 +456,7 @@ def test_an_incomplete_or_damaged_export_is_refused(exported: Exported, tmp_path
     assert problem(folder) == f"{folder} is not a complete export, config.json is missing: export the model again"
     (folder / "config.json").write_text("{}")
     assert problem(folder) == (
-        f"{folder / 'config.json'} is damaged (its checksum differs from the one in manifest.json): "
+        f"{folder / 'config.json'} is damaged (its checksum differs from the one in manifest.json). "
         "export the model again"
     )
     manifest = json.loads((exported.export / "manifest.json").read_text("utf-8")) | {"format_version": 9}

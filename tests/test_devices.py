@@ -98,7 +98,7 @@ def test_a_machine_without_a_gpu_uses_the_cpu_without_a_message(
     monkeypatch.setattr("mt.system.device.NVIDIA_DRIVER", Path("not/there"))
     assert choose_device("auto") == torch.device("cpu")
     assert capsys.readouterr().err == ""
-    expected = f"device: cuda was requested, but torch {torch.__version__} finds no CUDA device: use cpu"
+    expected = f"device: cuda was requested, but torch {torch.__version__} finds no CUDA device. Use cpu."
     assert refusal("cuda") == expected
 
 
@@ -148,7 +148,7 @@ def test_the_reason_why_a_gpu_is_not_used_is_logged_once(
     reason = describe(machine, monkeypatch)
     assert [choose_device("auto"), choose_device("auto")] == [torch.device("cpu")] * 2
     assert capsys.readouterr().err == f"note: running on the CPU: {reason}\n"
-    assert refusal("cuda") == f"device: cuda was requested, but {reason}: use cpu"
+    assert refusal("cuda") == f"device: cuda was requested, but {reason}. Use cpu."
 
 
 @pytest.mark.parametrize(("visible", "is_told"), [("", False), ("-1", False), ("0", True)])
@@ -170,7 +170,7 @@ def test_a_rank_does_not_use_the_cpu_while_others_may_have_a_gpu(
     reason = with_an_old_card(machine, monkeypatch)
     with pytest.raises(ConfigError) as caught:
         choose_device("auto", local_rank=0)
-    assert str(caught.value) == f"device: auto was requested, but {reason}: use cpu"
+    assert str(caught.value) == f"device: auto was requested, but {reason}. Use cpu."
     machine.has(n_devices=0)
     assert choose_device("auto", local_rank=0) == torch.device("cpu")
 
@@ -264,7 +264,7 @@ def test_bf16_is_refused_on_gpus_that_emulate_it(machine: Machine) -> None:
     machine.has(n_devices=1, capability=(7, 5))
     with pytest.raises(ConfigError) as caught:
         choose_execution(TrainConfig(precision="bf16"), ModelConfig())
-    assert str(caught.value) == ("train.precision: bf16 needs a GPU of compute capability 8.0: use fp16, fp32 or auto")
+    assert str(caught.value) == ("train.precision: bf16 needs a GPU of compute capability 8.0. Use fp16, fp32 or auto.")
 
 
 # --- Memory -----------------------------------------------------------------------------------------------------------

@@ -468,7 +468,7 @@ def test_a_prepared_corpus_is_found_and_checked(lines: Lines) -> None:
     n_bytes = ids.stat().st_size
     damage = f"the prepared corpus is damaged, train.src.ids has {n_bytes:,} bytes instead of {n_bytes + 2:,}"
     assert finding.problem == f"{corpus.folder}: {damage}"
-    assert finding.fix == f"delete {corpus.folder} and prepare it again"
+    assert finding.fix == f"Delete {corpus.folder} and prepare it again."
 
 
 def test_without_py3langid_a_note_says_that_languages_are_not_checked(

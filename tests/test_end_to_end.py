@@ -173,7 +173,7 @@ def test_an_incomplete_model_folder_is_reported_in_one_line(run_dir: Path, folde
     (incomplete / "config.yaml").write_text("name: x\n", "utf-8")
     assert failing("translate", "--model", incomplete, text="bar\n") == (
         f"{incomplete} is not a complete model folder, model.safetensors, tokenizer.model and manifest.json are "
-        "missing. Restore the original file, or delete the folder and run mt train again"
+        "missing. Restore the original file, or delete the folder and run mt train again."
     )
     assert failing("eval", "--model", run_dir, "--test", "newstest2014") == (
         f"--test: {run_dir} has no test set newstest2014. It has held_out."
@@ -206,7 +206,7 @@ def test_compressed_input_is_translated_like_plain_text(run_dir: Path, folder: P
     plain = mt("translate", "--model", run_dir, "--input", src)
     assert mt("translate", "--model", run_dir, "--input", packed).stdout == plain.stdout
     assert failing("translate", "--model", run_dir, "--input", disguised) == (
-        f"{disguised} is compressed with gzip: unpack it, or add .gz to its name"
+        f"{disguised} is compressed with gzip. Unpack it, or add .gz to its name."
     )
 
 

@@ -159,7 +159,7 @@ def test_a_baseline_of_another_text_is_refused_before_translating(
         evaluate_files(hypotheses, [reference], None, options)
     assert str(caught.value) == (
         f"{tmp_path / 'other'}: none of its files translates the text of --ref (20 lines): held_out.txt (20), "
-        "valid.txt (20): give the right file instead of the run"
+        "valid.txt (20). Give the right file instead of the run."
     )
     found = evaluate_files(hypotheses, [reference], None, EvalOptions(["bleu"], baseline=run_dir, n_samples=200))
     assert found.comparison is not None

@@ -44,13 +44,13 @@ def test_a_file_that_cannot_be_read_is_reported_in_one_line(tmp_path: Path, monk
     assert error_of(src="folder.gz", tgt=tgt) == "folder.gz is a folder, expected a text file"
     Path("no.en.gz").write_bytes(b"plain text")
     assert error_of(src="no.en.gz", tgt=tgt) == (
-        "no.en.gz is damaged, or is not a .gz file (Not a gzipped file (b'pl')): download it again, or rename it if "
-        "it is not compressed"
+        "no.en.gz is damaged, or is not a .gz file (Not a gzipped file (b'pl')). Download it again, or rename it if "
+        "it is not compressed."
     )
     Path("no.en.zst").write_bytes(b"plain text")
     assert error_of(src="no.en.zst", tgt=tgt) == (
         "no.en.zst is damaged, or is not a .zst file (ZSTD decompress failed: Unknown frame descriptor): download it "
-        "again, or rename it if it is not compressed"
+        "again, or rename it if it is not compressed."
     )
     write("a.en", "one\n")
 
@@ -79,8 +79,8 @@ def test_the_error_for_invalid_utf8_has_file_line_and_byte() -> None:
     lines[40_000] = b"\xc3\x28\n"
     tgt = write("a.de", "x\n" * 50_000)
     assert error_of(src=write("a.en.gz", b"".join(lines)), tgt=tgt) == (
-        f"a.en.gz, line 40,001: byte 0xc3 at offset {len(b''.join(lines[:40_000])):,} is not UTF-8: "
-        "fix the line, or convert the file to UTF-8 (if it is Latin-1: iconv -f LATIN1 -t UTF-8)"
+        f"a.en.gz, line 40,001: byte 0xc3 at offset {len(b''.join(lines[:40_000])):,} is not UTF-8. "
+        "Fix the line, or convert the file to UTF-8 (if it is Latin-1: iconv -f LATIN1 -t UTF-8)."
     )
 
 
@@ -90,13 +90,13 @@ WIDE = "One is a number – the „first“.\n"
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (WIDE.encode("utf-16"), "UTF-16, expected UTF-8: convert it with iconv -f UTF-16 -t UTF-8"),
-        (WIDE.encode("utf-16-le"), "UTF-16, expected UTF-8: convert it with iconv -f UTF-16LE -t UTF-8"),
-        (WIDE.encode("utf-16-be"), "UTF-16, expected UTF-8: convert it with iconv -f UTF-16BE -t UTF-8"),
-        (WIDE.encode("utf-32"), "UTF-32, expected UTF-8: convert it with iconv -f UTF-32 -t UTF-8"),
-        (b"\x1f\x8b...", "compressed with gzip: unpack it, or add .gz to its name"),
-        (b"PK\x03\x04...", "a zip archive: unpack it"),
-        (b"PAR1\x15...", "a Parquet file: give it as {file: NAME.parquet}"),
+        (WIDE.encode("utf-16"), "UTF-16, expected UTF-8. Convert it with iconv -f UTF-16 -t UTF-8."),
+        (WIDE.encode("utf-16-le"), "UTF-16, expected UTF-8. Convert it with iconv -f UTF-16LE -t UTF-8."),
+        (WIDE.encode("utf-16-be"), "UTF-16, expected UTF-8. Convert it with iconv -f UTF-16BE -t UTF-8."),
+        (WIDE.encode("utf-32"), "UTF-32, expected UTF-8. Convert it with iconv -f UTF-32 -t UTF-8."),
+        (b"\x1f\x8b...", "compressed with gzip. Unpack it, or add .gz to its name."),
+        (b"PK\x03\x04...", "a zip archive. Unpack it."),
+        (b"PAR1\x15...", "a Parquet file. Give it as {file: NAME.parquet}."),
     ],
 )
 def test_common_formats_other_than_utf8_are_recognised(content: bytes, told: str) -> None:
@@ -108,7 +108,7 @@ def test_common_formats_other_than_utf8_are_recognised(content: bytes, told: str
 def test_a_truncated_archive_is_an_error_and_not_a_short_corpus(suffix: str, n_bytes: int) -> None:
     name = f"a.en{suffix}"
     Path(name).write_bytes(compressed(name, os.urandom(50_000).hex().encode() + b"\n")[:n_bytes])
-    assert error_of(src=name, tgt=write("a.de", "1\n")) == (f"{name} is truncated: copy or download it again")
+    assert error_of(src=name, tgt=write("a.de", "1\n")) == (f"{name} is truncated. Copy or download it again.")
 
 
 def test_a_pipe_is_refused_for_text_that_is_read_several_times() -> None:
@@ -117,5 +117,5 @@ def test_a_pipe_is_refused_for_text_that_is_read_several_times() -> None:
         content_hash(Path("a.en"))
     assert str(caught.value) == (
         "a.en is a pipe or a device; training text is read several times, so it must be a regular "
-        "file: save it to a file first"
+        "file. Save it to a file first."
     )

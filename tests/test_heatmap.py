@@ -56,9 +56,9 @@ def test_without_a_given_translation_the_model_translates(translator: Translator
 @pytest.mark.parametrize(
     ("src", "tgt", "message"),
     [
-        (" \t", None, "src is blank: give a sentence"),
-        ("bar", "", "tgt is blank: give a sentence"),
-        ("🙂" * 100, "BAR", "src has 402 tokens, but a map shows at most 200: give one sentence"),
+        (" \t", None, "src is blank. Give a sentence."),
+        ("bar", "", "tgt is blank. Give a sentence."),
+        ("🙂" * 100, "BAR", "src has 402 tokens, but a map shows at most 200. Give one sentence."),
     ],
 )
 def test_blank_or_too_long_texts_are_refused(translator: Translator, src: str, tgt: str | None, message: str) -> None:

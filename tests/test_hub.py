@@ -12,7 +12,7 @@ from tests.parallel_text import error_of, read, write, write_parquet
 
 REAL_DATA = os.environ.get("MT_REAL_DATA")
 needs_real_data = pytest.mark.skipif(not REAL_DATA, reason="MT_REAL_DATA does not name the folder with data/ and hub/")
-NAME_THEM = "set src_column and tgt_column to those of the text"
+NAME_THEM = "Set src_column and tgt_column to those of the text."
 
 
 def raising(error: Exception) -> Callable[..., None]:
@@ -50,7 +50,7 @@ def test_the_error_for_a_missing_split_language_or_config_lists_the_existing_one
     write_parquet("set/validation.parquet", {"translation": [{"de": "eins", "fr": "un"}]})
     assert error_of("test", dataset="set") == "data set set has no split test; choose from train, validation"
     assert (
-        error_of(dataset="set") == f"data set set has no en, the keys of its column translation are de, fr: {NAME_THEM}"
+        error_of(dataset="set") == f"data set set has no en, the keys of its column translation are de, fr. {NAME_THEM}"
     )
     assert error_of(dataset="set", config="de-en") == "data set set has no config de-en; choose from default"
     assert error_of(dataset="./nowhere") == f"./nowhere: no such folder (looked for in {tmp_path})"
@@ -81,8 +81,8 @@ def test_no_network_and_an_unknown_name_are_reported_in_one_line(monkeypatch: py
 
     monkeypatch.setattr(datasets, "load_dataset", raising(ConnectionError("Couldn't reach\nthe Hub")))
     assert error_of(dataset="wmt/wmt14", config="de-en") == (
-        "data set wmt/wmt14: the hub cannot be reached, and the local cache has no copy: "
-        "check the network, or give a local folder that holds the data set"
+        "data set wmt/wmt14: the hub cannot be reached, and the local cache has no copy. "
+        "Check the network, or give a local folder that holds the data set."
     )
     monkeypatch.setattr(datasets, "load_dataset", raising(datasets.exceptions.DatasetNotFoundError("no\nsuch")))
     assert error_of(dataset="no/such") == (
@@ -97,7 +97,7 @@ def test_the_error_for_a_gated_data_set_says_how_to_get_access(monkeypatch: pyte
     error = datasets.exceptions.DatasetNotFoundError("Dataset 'a/b' is a gated dataset on the Hub.\nVisit its page")
     monkeypatch.setattr(datasets, "load_dataset", raising(error))
     assert error_of(dataset="a/b") == (
-        "data set a/b is gated: request access at https://huggingface.co/datasets/a/b, and log in with `hf auth login`"
+        "data set a/b is gated. Request access at https://huggingface.co/datasets/a/b, and log in with `hf auth login`."
     )
 
 
@@ -130,7 +130,7 @@ def test_invalid_splits_are_refused() -> None:
         "data set set has no split dev[:3]; choose from train, validation"
     )
     assert error_of(dataset="set", split="train[") == (
-        "data set set: the split train[ is not valid: write a name, a part such as train[:10%], or several of these "
+        "data set set: the split train[ is not valid. Write a name, a part such as train[:10%], or several of these "
         "joined by +"
     )
 
@@ -166,8 +166,8 @@ def test_the_error_for_an_interrupted_stream_says_after_which_row(monkeypatch: p
             lambda *args, streaming=False, **kw: broken if streaming else original(*args, **kw),
         )
         assert error_of(dataset="set", streaming=True) == (
-            "data set set: the hub stopped answering after row 3: start again (without streaming, downloaded "
-            "files are kept)"
+            "data set set: the hub stopped answering after row 3. Start again (without streaming, downloaded "
+            "files are kept)."
         )
 
 
@@ -189,7 +189,7 @@ def test_columns_are_chosen_by_name_number_or_path() -> None:
 
 def test_a_text_column_may_be_called_translation() -> None:
     write_parquet("set/train.parquet", {"source": ["one"], "translation": ["eins"]})
-    assert error_of(dataset="set") == f"data set set has no de and en, its columns are source, translation: {NAME_THEM}"
+    assert error_of(dataset="set") == f"data set set has no de and en, its columns are source, translation. {NAME_THEM}"
     assert read(dataset="set", src_column="source", tgt_column="translation") == [("one", "eins", 1)]
 
 

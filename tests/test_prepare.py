@@ -276,8 +276,8 @@ def test_a_corpus_whose_pairs_are_all_removed_has_size_zero(config: RunConfig) -
 def test_the_error_if_nothing_is_left_says_how_many_pairs_each_rule_removed(config: RunConfig) -> None:
     train = (write_pair("bad", ["", "short", ""], ["x", "y" * 200, ""]),)
     assert error_of(with_data(config, train=train)) == (
-        "data.train: no pairs are left, all 3 were removed (2 empty, 1 length_ratio): check the text, src_lang, "
-        "tgt_lang and data.clean.max_length_ratio"
+        "data.train: no pairs are left, all 3 were removed (2 empty, 1 length_ratio). Check the text, src_lang, "
+        "tgt_lang and data.clean.max_length_ratio."
     )
     assert error_of(with_data(config, train=(config.data.train[1],), max_tokens=2)) == (
         "data.train: no pairs are left, all 50 were removed (50 too_many_tokens): check the text, src_lang, tgt_lang "
@@ -395,8 +395,8 @@ def test_text_that_changes_while_it_is_prepared_is_refused(config: RunConfig) ->
     with pytest.raises(DataError) as caught, messages_passed_to(add_a_line):
         prepare_corpus(config)
     assert str(caught.value) == (
-        "data: a file was changed while the corpus was prepared from it: start again when no other program writes to "
-        "the training, validation and test files"
+        "data: a file was changed while the corpus was prepared from it. Start again when no other program writes to "
+        "the training, validation and test files."
     )
     assert list(Path("prepared").iterdir()) == []
 
@@ -429,7 +429,7 @@ def test_a_folder_that_cannot_be_written_is_reported_in_one_line(config: RunConf
     with pytest.raises(DataError) as caught:
         prepare(with_data(config, prepared_dir="occupied"))
     assert str(caught.value) == (
-        f"{folder} cannot be written: File exists: set data.prepared_dir to a writable folder with enough space"
+        f"{folder} cannot be written: File exists. Set data.prepared_dir to a writable folder with enough space."
     )
 
 
@@ -445,7 +445,7 @@ def test_a_damaged_corpus_is_refused(config: RunConfig) -> None:
     n_bytes = (folder / "train.src.ids").stat().st_size
     os.truncate(folder / "train.src.ids", n_bytes - 2)
     assert message() == (
-        f"{folder}: the prepared corpus is damaged, train.src.ids has {n_bytes - 2:,} bytes instead of {n_bytes:,}: "
+        f"{folder}: the prepared corpus is damaged, train.src.ids has {n_bytes - 2:,} bytes instead of {n_bytes:,}. "
         f"{advice}"
     )
     (folder / "train.src.ids").unlink()
@@ -496,7 +496,7 @@ def test_a_validation_line_that_is_too_long_is_refused(config: RunConfig) -> Non
     endless = write_pair("endless", ["a short line", "word " * 5_000], ["eine kurze Zeile", "Wort"])
     message = error_of(with_data(config, valid=endless))
     assert message.startswith("endless.en + endless.de: line 2 has ")
-    assert message.endswith(" tokens, the most for validation is 4,096: split or remove the line")
+    assert message.endswith(" tokens, the most for validation is 4,096. Split or remove the line.")
     assert not list(Path("prepared").iterdir())
 
 
@@ -584,8 +584,8 @@ def test_a_given_tokenizer_is_used_unchanged(config: RunConfig) -> None:
     assert not any("training a" in line for line in said)
     shutil.rmtree("prepared")
     assert error_of(dataclasses.replace(config, tokenizer=TokenizerConfig(model="nowhere.model"))) == (
-        "nowhere.model: the tokenizer cannot be read (No such file or directory): correct tokenizer.model, or remove "
-        "it to train a tokenizer"
+        "nowhere.model: the tokenizer cannot be read (No such file or directory). Correct tokenizer.model, or remove "
+        "it to train a tokenizer."
     )
 
 

@@ -288,8 +288,8 @@ def test_ranks_are_read_from_the_environment_of_torchrun(monkeypatch: pytest.Mon
     with pytest.raises(MTError) as caught:
         Ranks.from_environment()
     assert str(caught.value) == (
-        "WORLD_SIZE is 8, but RANK or LOCAL_RANK is missing or not a number ('RANK'): start several processes with "
-        "torchrun, or unset WORLD_SIZE"
+        "WORLD_SIZE is 8, but RANK or LOCAL_RANK is missing or not a number ('RANK'). Start several processes with "
+        "torchrun, or unset WORLD_SIZE."
     )
     monkeypatch.setenv("RANK", "5")
     monkeypatch.setenv("LOCAL_RANK", "1")

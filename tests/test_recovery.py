@@ -62,7 +62,7 @@ def test_a_skipped_update_is_logged_with_its_sentences_and_does_not_change_the_w
     assert not all(torch.equal(second[name], third[name]) for name in first)
     assert (
         f"warning: step 2 was skipped because of NaN or infinite gradients; {tmp_path / 'run' / 'skipped.jsonl'} lists "
-        "the sentences\n"
+        "the sentences.\n"
     ) in capsys.readouterr().err
 
     (record,) = skipped_lines(tmp_path / "run")
@@ -139,8 +139,8 @@ def test_if_a_rollback_does_not_help_training_stops_with_an_explanation(
         train(config, corpus, tmp_path / "run")
     assert str(caught.value) == (
         f"{tmp_path / 'run'}: the 3 updates up to step 8 had NaN or infinite gradients, and a rollback to step 4 "
-        "without the sentences used since then did not help: continue with --set train.precision=fp32, or start over "
-        "with a lower train.peak_lr or with train.clip_norm; skipped.jsonl lists the sentences"
+        "without the sentences used since then did not help. Continue with --set train.precision=fp32, or start over "
+        "with a lower train.peak_lr or with train.clip_norm; skipped.jsonl lists the sentences."
     )
     # The good checkpoint is kept, and the next start continues from it.
     assert RunFolder(tmp_path / "run").checkpoints() == [RunFolder(tmp_path / "run").checkpoint(4)]
@@ -267,7 +267,7 @@ def test_micro_batches_of_one_sentence_that_do_not_fit_are_an_error(
     longest = int(corpus.train.tgt.lengths.max())
     assert str(caught.value) == (
         f"train.micro_batch_tokens: out of memory on cpu with micro-batches of {longest} target tokens (no memory at "
-        "all), and no micro-batch can be smaller than the longest sentence: set train.activation_checkpointing, lower "
+        "all), and no micro-batch can be smaller than the longest sentence. Set train.activation_checkpointing, lower "
         "data.max_tokens, or make the model smaller."
     )
 
@@ -339,8 +339,8 @@ def test_a_model_that_cannot_fit_in_memory_is_refused_before_it_is_built(
     with pytest.raises(MTError) as caught:
         Engine(config, corpus.train, 380)
     assert str(caught.value) == (
-        "model: training 33,536 parameters needs 0.5 MiB of memory, but cpu has 0.4 MiB: reduce d_model, d_ff or the "
-        "number of layers"
+        "model: training 33,536 parameters needs 0.5 MiB of memory, but cpu has 0.4 MiB. Reduce d_model, d_ff or the "
+        "number of layers."
     )
 
 

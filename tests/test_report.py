@@ -440,7 +440,7 @@ def test_a_report_folder_may_be_new_or_contain_an_earlier_report(tmp_path: Path)
         ("file", " is a file. Give a folder."),
         ("file/a", " cannot be written: Not a directory"),
         ("x" * 300, " cannot be written: File name too long"),
-        ("page.html", ": give a folder for report.html and the other files"),
+        ("page.html", ". Give a folder for report.html and the other files."),
     ],
 )
 def test_an_invalid_report_folder_is_refused_in_one_line(tmp_path: Path, name: str, problem: str):
@@ -460,7 +460,7 @@ def test_a_report_inside_a_run_or_a_model_is_refused(tmp_path: Path, name: str, 
 def test_a_report_of_another_kind_is_not_overwritten(tmp_path: Path, content: str):
     (tmp_path / "report.json").write_text(content, encoding="latin-1")
     assert _refusal(tmp_path) == (
-        f"report: {tmp_path} contains another kind of report.json, which would be overwritten: give another folder"
+        f"report: {tmp_path} contains another kind of report.json, which would be overwritten. Give another folder."
     )
     assert (tmp_path / "report.json").read_text(encoding="latin-1") == content
 

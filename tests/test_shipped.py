@@ -106,7 +106,7 @@ def test_a_page_that_does_not_exist_is_named_with_one_that_does(run: Run):
     assert run("docs", "trainings") == (2, "", "error: PAGE: there is no page trainings. Did you mean training?\n")
     status, _, stderr = run("docs", "x")
     assert status == 2
-    assert stderr.startswith("error: PAGE: there is no page x: choose from README, ")
+    assert stderr.startswith("error: PAGE: there is no page x. Choose from README, ")
 
 
 @pytest.mark.parametrize("command", ["doctor", "translate", "eval", "compare"])

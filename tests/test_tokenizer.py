@@ -226,8 +226,8 @@ def test_the_error_for_too_large_a_vocabulary_gives_the_maximum(tmp_path: Path, 
         train_tokenizer(counts, TokenizerConfig(kind=kind, vocab_size=8_000), tmp_path / "model")
     found = str(caught.value).rsplit("Set it to ", 1)[1].split()[0]
     assert str(caught.value) == (
-        f"tokenizer.vocab_size: 8,000 is too large for this corpus, which gives at most {int(found):,} pieces: "
-        f"set it to {found} or less, or give more text"
+        f"tokenizer.vocab_size: 8,000 is too large for this corpus, which gives at most {int(found):,} pieces. "
+        f"Set it to {found} or less, or give more text."
     )
     assert list(tmp_path.iterdir()) == []
     train_tokenizer(counts, TokenizerConfig(kind=kind, vocab_size=int(found)), tmp_path / "model")
@@ -241,8 +241,8 @@ def test_the_error_for_too_small_a_vocabulary_gives_the_minimum(tmp_path: Path) 
         train_tokenizer(count_words(words), config, tmp_path / "model")
     # 300 characters, the space sign, 256 bytes, 4 special pieces
     assert str(caught.value) == (
-        "tokenizer.vocab_size: 400 is too small: the characters, 256 bytes and special pieces already take 561: "
-        "set it above 561, or lower tokenizer.character_coverage"
+        "tokenizer.vocab_size: 400 is too small: the characters, 256 bytes and special pieces already take 561. "
+        "Set it above 561, or lower tokenizer.character_coverage."
     )
 
 
@@ -365,7 +365,7 @@ def test_a_model_that_cannot_be_adopted_is_refused_in_one_line(tmp_path: Path) -
     assert refusal(tmp_path, []) == f"{tmp_path}: the tokenizer cannot be read (Is a directory)"
     damaged.write_text('{"model": {}}')
     assert refusal(damaged, []) == (
-        f"{damaged} is damaged, or is not a SentencePiece model: set tokenizer.model to a .model file written by "
+        f"{damaged} is damaged, or is not a SentencePiece model. Set tokenizer.model to a .model file written by "
         "SentencePiece"
     )
     path = foreign_model(tmp_path / "foreign.model", vocab_size=200, bos_piece="<begin>")
@@ -396,6 +396,6 @@ def test_a_model_of_another_program_cannot_be_loaded_directly(tmp_path: Path) ->
     with pytest.raises(CheckpointError) as caught:
         Tokenizer.load(path)
     assert str(caught.value) == (
-        f"{path} was not made by mt, which needs pad, unk, bos and eos as pieces 0 to 3: to use this model, set "
-        "tokenizer.model to it and prepare the corpus"
+        f"{path} was not made by mt, which needs pad, unk, bos and eos as pieces 0 to 3. To use this model, set "
+        "tokenizer.model to it and prepare the corpus."
     )

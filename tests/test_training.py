@@ -471,7 +471,7 @@ def test_a_run_writes_the_documented_files_and_a_second_start_does_nothing(tmp_p
     assert ModelFolder.open(run_dir / "model").manifest["averaged_steps"] == [4, 8, 12]
     with pytest.raises(MTError) as caught:
         average_run(run_dir, 9)
-    assert str(caught.value) == f"{run_dir} has 3 checkpoints to average: give --last 1 to 3, not 9"
+    assert str(caught.value) == f"{run_dir} has 3 checkpoints to average. Give --last 1 to 3, not 9."
 
 
 def test_fine_tuning_starts_from_the_weights_and_the_tokenizer_of_a_model(tmp_path: Path) -> None:
@@ -533,8 +533,8 @@ def test_a_changed_setting_is_refused_unless_it_is_changeable(tmp_path: Path) ->
     with pytest.raises(MTError) as caught:
         train_run(replace(config, model=replace(config.model, d_ff=72)), run_dir)
     assert str(caught.value) == (
-        f"{run_dir}: this run was started with other settings (model.d_ff was 64 and is now 72): change it back, or "
-        "start a new run with another --run-dir"
+        f"{run_dir}: this run was started with other settings (model.d_ff was 64 and is now 72). Change it back, or "
+        "start a new run with another --run-dir."
     )
     with pytest.raises(MTError) as caught:  # all differences are reported at once
         train_run(replace(config, model=replace(config.model, d_ff=72, positions="rotary")), run_dir)
@@ -600,7 +600,7 @@ def test_a_run_keeps_the_corpus_that_it_started_with(tmp_path: Path, capsys: pyt
         train_run(with_train(config, max_steps=4), run_dir)
     assert str(caught.value) == (
         f"{run_dir}: the run's prepared corpus {tmp_path / 'text' / 'prepared' / fingerprint} does not exist any more, "
-        "and its text has changed: restore one of them, or start over with another --run-dir"
+        "and its text has changed. Restore one of them, or start over with another --run-dir."
     )
 
 
@@ -612,15 +612,15 @@ def test_the_error_for_a_damaged_run_record_says_what_to_do(tmp_path: Path) -> N
     with pytest.raises(MTError) as caught:
         train_run(config, run_dir)
     assert str(caught.value) == (
-        f"{run_dir / 'config.yaml'} is missing, so the settings of this run are not known: restore it (each "
-        "checkpoint has a copy), or start over with another --run-dir"
+        f"{run_dir / 'config.yaml'} is missing, so the settings of this run are not known. Restore it (each "
+        "checkpoint has a copy), or start over with another --run-dir."
     )
     (run_dir / "run.json").write_text("", "utf-8")
     with pytest.raises(MTError) as caught:
         train_run(config, run_dir)
     assert str(caught.value) == (
         f"{run_dir / 'run.json'} is damaged (Expecting value: line 1 column 1 (char 0)): restore it from a copy, or "
-        "start over with another --run-dir"
+        "start over with another --run-dir."
     )
 
 
@@ -671,7 +671,7 @@ def test_a_second_training_in_the_same_folder_is_refused(tmp_path: Path) -> None
         with pytest.raises(MTError) as caught:
             train_run(config, tmp_path / "run")
     assert str(caught.value) == (
-        f"{tmp_path / 'run'}: another training is running in this folder: wait for it, or use another --run-dir"
+        f"{tmp_path / 'run'}: another training is running in this folder. Wait for it, or use another --run-dir."
     )
 
 

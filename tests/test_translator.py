@@ -443,7 +443,7 @@ def test_translations_are_yielded_before_the_input_ends(
 def test_unsupported_precisions_are_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         choose_dtype("fp16", torch.device("cpu"))
-    assert str(caught.value) == "precision: fp16 needs a GPU: on a CPU use bf16, fp32 or auto"
+    assert str(caught.value) == "precision: fp16 needs a GPU. On a CPU use bf16, fp32 or auto."
     with pytest.raises(ConfigError) as caught:
         choose_dtype("int8", torch.device("cpu"))
     assert str(caught.value) == "precision: expected auto, bf16, fp16 or fp32, got 'int8'"

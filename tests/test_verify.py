@@ -323,7 +323,7 @@ def sleep(run_dir: Path, corpus: Path) -> None:
         (fail_as_the_user_did, ConfigError, "train.compile cannot compile here"),
         (be_killed, MTError, "a worker process was killed, probably because memory ran out: free some, .*"),
         (fail, ZeroDivisionError, ""),
-        (do_nothing, ConfigError, "--updates: all 30 were done before the first kill: give more"),
+        (do_nothing, ConfigError, "--updates: all 30 were done before the first kill. Give more."),
     ],
 )
 def test_the_error_of_a_failed_training_is_passed_on(
@@ -338,7 +338,7 @@ def test_an_existing_run_folder_is_refused(verdict_of: Any, tmp_path: Path) -> N
     (tmp_path / "runs" / "one-go").mkdir(parents=True)
     with pytest.raises(ConfigError) as caught:
         verdict_of(do_nothing)
-    assert str(caught.value) == f"--run-dir: {tmp_path / 'runs' / 'one-go'} exists already: give a new folder"
+    assert str(caught.value) == f"--run-dir: {tmp_path / 'runs' / 'one-go'} exists already. Give a new folder."
 
 
 def test_an_interrupt_also_ends_the_training_process(verdict_of: Any, tmp_path: Path) -> None:

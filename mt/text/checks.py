@@ -226,7 +226,7 @@ def check_symbols(sample: Sample, symbols: Iterable[str]) -> Iterator[Finding]:
                 yield warning("tag_in_text", sample, side, problem, fix)
 
 
-# Properties that training text should fraction with validation and test text. Check → a test of a line, its description in
+# Properties that training text should share with validation and test text. Check → a test of a line, its description in
 # a finding, the fix.
 _HABITS: dict[str, tuple[Callable[[str], bool], str, str]] = {
     "case": (lambda text: text != text.lower(), "have capital letters", "keep the original capitals in all text"),
