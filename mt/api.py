@@ -24,7 +24,7 @@ Lines: TypeAlias = AnyPath | Sequence[str]  # a file with one segment a line, or
 class TrainedRun:
     """A run folder whose training has ended."""
 
-    path: Path  # what `Translator.load` takes
+    path: Path  # of the run folder, for `Translator.load`
 
     @property
     def report(self) -> Evaluation:

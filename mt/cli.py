@@ -121,7 +121,7 @@ Precision = Annotated[Literal["auto", "bf16", "fp16", "fp32"], typer.Option(help
 BeamSize = Annotated[int | None, _option("N", f"Beam size; 1 is greedy search. {OF_MODEL}")]
 LengthPenalty = Annotated[float | None, _option("A", f"Exponent of the length penalty; 0 turns it off. {OF_MODEL}")]
 BatchTokens = Annotated[int | None, _option("N", f"Source tokens in a batch. {OF_MODEL}")]
-BatchSentences = Annotated[int | None, _option("N", "Maximum sentences in a batch. Default: no limit.")]
+BatchSentences = Annotated[int | None, _option("N", f"Maximum number of sentences in a batch. {OF_MODEL}")]
 Json = Annotated[bool, _option(None, "Print the result as one JSON object.", "--json")]
 Report = Annotated[
     Path | None, _option("DIR", "Write a report to this folder: report.html, .json and .md.", "--report")
@@ -137,6 +137,7 @@ Metrics = Annotated[
         "NAME", "bleu, chrf, chrf++, bleu-lc, ter, bleu-2017 or all; repeatable. Default: the first four.", "--metric"
     ),
 ]
+ComparedMetrics = Annotated[list[str] | None, _option("NAME", "As in mt eval. Default: bleu and chrf.", "--metric")]
 Confidence = Annotated[bool, _option(None, "Add 95% bootstrap confidence intervals.", "--confidence")]
 Significance = Annotated[Literal["randomisation", "bootstrap"], typer.Option(help="Significance test for differences.")]
 Samples = Annotated[
@@ -167,7 +168,10 @@ def train(
     overrides: SetOption = None,
     run_dir: RunDir = None,
     is_dry_run: Annotated[
-        bool, _option(None, "Print the plan, the time and the memory that it takes; write nothing.", "--dry-run")
+        bool,
+        _option(
+            None, "Print what training would do, and the time and memory that it needs; write nothing.", "--dry-run"
+        ),
     ] = False,
 ) -> None:
     """Train a model, from raw text to a report.
@@ -239,10 +243,15 @@ def translate(
     length_penalty_form: Annotated[
         Literal["wu", "plain"] | None, _option(None, f"wu: ((5 + n) / 6)^A; plain: n^A, for n tokens. {OF_MODEL}")
     ] = None,
-    min_length: Annotated[int | None, _option("N", f"Minimum tokens of a translation. {OF_MODEL}")] = None,
+    min_length: Annotated[
+        int | None, _option("N", f"Minimum number of tokens, end of sentence not included. {OF_MODEL}")
+    ] = None,
     max_length: Annotated[
         int | None,
-        _option("N", "Maximum tokens, end of sentence included. Default: the model's config, or source + 50."),
+        _option(
+            "N",
+            "Maximum number of tokens, end of sentence included. Default: the model's config, or source + 50.",
+        ),
     ] = None,
     no_repeat_ngram: Annotated[
         int | None, _option("N", f"Never repeat a sequence of N tokens; 0 turns it off. {OF_MODEL}")
@@ -258,17 +267,18 @@ def translate(
     ] = None,
     seed: Annotated[int | None, _option("N", "With --sample: seed of the random numbers.")] = None,
     prefix: Annotated[
-        Path | None, _option("FILE", "The start of each translation, one per line; may be empty.")
+        Path | None, _option("FILE", "The start of each translation, one per line; a line may be empty.")
     ] = None,
     output_format: Annotated[
         Literal["text", "jsonl"], _option(None, "jsonl: an object per line, with scores, tokens and flags.", "--format")
     ] = "text",
     align: Annotated[bool, _option(None, "With --format jsonl: add word alignments.", "--align")] = False,
     alignments: Annotated[
-        Path | None, _option("FILE", "Write word alignments such as 0-0 1-2, one line per line of text.")
+        Path | None,
+        _option("FILE", "Write word alignments such as 0-0 1-2 to this file, one line for each line of text."),
     ] = None,
     shard: Annotated[
-        str | None, _option("I/N", "Translate only the I-th of N parts of the file; join the outputs with cat.")
+        str | None, _option("I/N", "Translate only the I-th of N shards of the file; join the outputs with cat.")
     ] = None,
     is_resumed: Annotated[
         bool, _option(None, "Continue an interrupted translation from OUTPUT.part.", "--resume")
@@ -282,21 +292,21 @@ def translate(
     has_progress: Annotated[bool, _option(None, "Show progress on standard error.", "--progress/--no-progress")] = True,
     backend: Annotated[
         Literal["own", "ctranslate2"],
-        _option(None, "Decoder; ctranslate2 reads a folder written by mt export --to ctranslate2."),
+        _option(None, "own is mt itself; ctranslate2 runs an export (mt export --to ctranslate2)."),
     ] = "own",
     device: DeviceOption = "auto",
     precision: Precision = "auto",
     batch_tokens: BatchTokens = None,
     batch_sentences: BatchSentences = None,
 ) -> None:
-    """Translate text, one line for each line.
+    """Translate text: each line of input gives one line of output.
 
     Empty lines stay empty. Output starts before the input ends. More: mt docs translate
     """
     if sample:
         _refuse(context, ["--beam-size"], "cannot be combined with --sample", "remove one of them")
     else:
-        _refuse(context, ["--temperature", "--top-k", "--top-p", "--seed"], "needs --sample", "add --sample")
+        _refuse(context, ["--temperature", "--top-k", "--top-p", "--seed"], "is for sampling", "add --sample")
     search = _search_changes(context)
     if n_best < 1:
         raise ConfigError("--n-best", f"expected at least 1, got {n_best}")
@@ -311,8 +321,9 @@ def translate(
         raise ConfigError(
             "--align", "needs --format jsonl", "add it, or use --alignments FILE to write a separate file"
         )
-    if alignments is not None and output_file != "-" and os.path.realpath(alignments) == os.path.realpath(output_file):
-        raise ConfigError("--alignments", f"{alignments} is also the --output", "give two different files")
+    for option, name in (("--input", input_file), ("--alignments", alignments)):
+        if name is not None and output_file != "-" and os.path.realpath(name) == os.path.realpath(output_file):
+            raise ConfigError(option, f"{name} is also the --output", "give two different files")
     if backend == "ctranslate2":
         problem = "is not supported by CTranslate2"
         _refuse(context, ["--align", "--alignments"], problem, "use --backend own with the model itself")
@@ -362,7 +373,7 @@ def score(
     precision: Precision = "auto",
     batch_tokens: Annotated[int | None, _option("N", f"Tokens of each side in a batch. {OF_MODEL}")] = None,
 ) -> None:
-    """Score given translations, one line for each pair of lines.
+    """Score given translations: each pair of lines gives one line of output.
 
     Prints, separated by tabs: log-probability (natural logarithm), log-probability per token, the score by which beam
     search ranks, and the number of tokens, end of sentence included. More: mt docs score
@@ -414,7 +425,7 @@ def evaluate(
     metrics: Metrics = None,
     has_confidence: Confidence = False,
     baseline: Annotated[
-        Path | None, _option("FILE|RUN", "Test whether the difference to these translations is significant.")
+        Path | None, _option("FILE|RUN", "Test whether the difference from these translations is significant.")
     ] = None,
     significance: Significance = "randomisation",
     n_samples: Samples = None,
@@ -482,7 +493,7 @@ def compare(
     tests: Tests = None,
     refs: References = None,
     tgt_lang: TgtLang = "de",
-    metrics: Metrics = None,
+    metrics: ComparedMetrics = None,
     has_confidence: Confidence = False,
     significance: Significance = "randomisation",
     n_samples: Samples = None,
@@ -550,7 +561,7 @@ def average(
 @app.command("export")
 def export_model(
     model: Annotated[Path, _option("DIR", MODEL_HELP)],
-    to: Annotated[Literal["ctranslate2"], _option(None, "The engine to write for.")],
+    to: Annotated[Literal["ctranslate2"], _option(None, "The program that will run the export.")],
     output: Annotated[Path, _option("DIR", "The folder to write; it must not exist.")],
     quantization: Annotated[
         Literal["float32", "int8", "float16"], _option(None, "Format of the weights; int8 is the fastest on a CPU.")
@@ -560,9 +571,10 @@ def export_model(
         _option("FILE", "Source text for the check. Default: the model's test set, if available."),
     ] = None,
 ) -> None:
-    """Export a model to another engine.
+    """Export a model to CTranslate2.
 
-    Translates some lines with both engines, and writes nothing if their translations differ. More: mt docs export
+    Translates some lines with mt and with the export, and writes nothing if too many translations differ.
+    More: mt docs export
     """
     from mt.export.ctranslate2 import export, format_export
 
@@ -575,7 +587,8 @@ def verify_resume(
     config: ConfigOption,
     overrides: SetOption = None,
     run_dir: Annotated[
-        Path | None, _option("DIR", "Keep the runs in this new folder. Default: a temporary folder.")
+        Path | None,
+        _option("DIR", "Keep the two runs, one-go and killed, in this folder. Default: a temporary folder."),
     ] = None,
     updates: Annotated[int, _option("N", "Updates of each run.")] = 30,
     kills: Annotated[int, _option("N", "Number of times that the second run is killed.")] = 3,
@@ -598,11 +611,14 @@ def verify_resume(
 @app.command()
 def bench(
     context: typer.Context,
-    config: Annotated[str | None, _option("FILE", "A config file, or the name of one; measures training.")] = None,
+    config: Annotated[str | None, _option("FILE", f"{CONFIG_HELP} Measures training.")] = None,
     overrides: SetOption = None,
     model: Annotated[Path | None, _option("DIR", f"{MODEL_HELP} Measures decoding.")] = None,
     steps: Annotated[
-        int | None, _option("N", "Updates, or passes over the text. Default: 20 s of updates, or one pass.")
+        int | None,
+        _option(
+            "N", "With --config: updates, by default as many as fit into 20 s. With --model: passes over the text."
+        ),
     ] = None,
     random_data: Annotated[
         bool, _option(None, "Train on random sentences with the lengths of WMT14 instead of text.", "--random-data")
@@ -620,13 +636,13 @@ def bench(
     """Measure the speed of training or decoding.
 
     Give --config for training, --model for decoding. Prints tokens per second and memory. For training, also the time
-    of each part of a step and the fraction of the device's peak; for decoding, also the latency of a single line. See
-    docs/performance.md.
+    of each part of a step and the fraction of the device's peak; for decoding, also the latency of a single line.
+    More: mt docs performance
     """
     if steps is not None and steps < 1:
         raise ConfigError("--steps", f"expected at least 1, got {steps}")
     if (config is None) == (model is None):
-        raise ConfigError("--config", "measures training and --model measures decoding", "give exactly one of them")
+        raise ConfigError("", "--config measures training and --model measures decoding", "give exactly one of them")
     if model is None:
         of_search = ["--beam-size", "--batch-tokens", "--batch-sentences"]
         for_model = ["--input", *of_search, "--device", "--precision"]

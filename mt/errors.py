@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, Self
 
 # A problem that starts with one of these continues a sentence whose subject is the place.
-_VERB = re.compile(r"(is|are|was|were|has|have|had|does|can|cannot|could|must|needs|holds|ends|ended|exists|expects)\b")
+_VERB = re.compile(
+    r"(is|are|was|were|has|have|had|does|can|cannot|could|must|needs|measures|holds|ends|ended|exists|expects|contains|uses)\b"
+)
 
 
 def statement(place: str, problem: str) -> str:

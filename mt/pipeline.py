@@ -39,7 +39,7 @@ AVERAGE_TOLERANCE = 1.0  # BLEU on the validation set by which an average may be
 
 
 def train_run(config: RunConfig, run_dir: Path) -> None:
-    """Run all stages from raw text to a report, except those that are already done, and print the report.
+    """Run all stages from raw text to a report, except those that are already done.
 
     Raises:
         MTError: data, settings or checkpoints need the user's attention.

@@ -191,7 +191,9 @@ def open_model(path: str | PathLike[str]) -> ModelFolder:
     if not path.exists():
         raise CheckpointError(path, "no such folder", ModelFolder.WHAT_TO_GIVE)
     if path.is_file():
-        raise CheckpointError(path, "is a file, expected a folder", f"give the folder that contains it ({path.parent})")
+        is_weights = path.suffix == ".safetensors"
+        fix = f"give the folder that contains it ({path.parent})" if is_weights else ModelFolder.WHAT_TO_GIVE
+        raise CheckpointError(path, "is a file, expected a folder", fix)
     run = RunFolder(path)
     if run.model.is_dir() and not run.model_is_outdated():
         return ModelFolder.open(run.model)

@@ -17,7 +17,7 @@ _PAGE_WIDTH = 120  # of a terminal; longer lines are hard to read
 
 
 def shipped_folder(name: str | Path) -> Path:
-    """Return a folder that pyproject.toml puts into the wheel, inside the package; or in a checkout, beside it."""
+    """Return a folder that pyproject.toml puts into the wheel, inside the package; or in a checkout, next to it."""
     inside = _PACKAGE / name
     return inside if inside.is_dir() else _PACKAGE.parent / name
 

@@ -43,7 +43,9 @@ WORDS = {
     r"(?:^|[.:;] )(Kept|Read|Written|Given|Refused|Measured|Counted|Removed|Left|Said|Printed|Skipped) (is|are)\b": (
         "the subject first: the last 5 are kept"
     ),
-    r"(?:(?<!#)#|//|/\*) (what|whose|(?-i:Of|Whether|How|Which|Those|That of|The same for))\b": "a noun or a sentence",
+    r"(?:(?<!#)#|//|/\*) (what(?! to)|whose|(?-i:Of|Whether|How|Which|Those|That of|The same for))\b": (
+        "a noun or a sentence"
+    ),
     r"def test (what|of|whether|how|which|where|whatever|whoever)\b": "the subject, as a noun",
 }
 # First words of docstrings that do not begin with a verb.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs all checks, here and in CI: format, lint, types, and tests in one process per core. Arguments go to pytest:
+# Runs all checks, here and in CI: format, lint, types, words, and tests in one process per core. Arguments go to pytest:
 #   scripts/test.sh -k resume        scripts/test.sh -m slow        scripts/test.sh -n 0 --pdb
 # Exit status: 3 if only tests failed, 1 for any other failure.
 set -euo pipefail
@@ -21,5 +21,6 @@ step() {
 step "ruff format" ruff format --check --quiet .
 step "ruff check" ruff check --quiet .
 step "mypy" mypy --strict mt
+step "English" scripts.check_english
 OMP_NUM_THREADS=1 step "pytest" pytest -n "${OMP_NUM_THREADS:-auto}" --maxprocesses 8 --dist worksteal "$@"
 echo "scripts/test.sh: all passed" >&2

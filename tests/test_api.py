@@ -48,7 +48,7 @@ bleu: float = found.test_sets["input"].scores[0].score
 ranking: list[int] = compare({"a": texts, "b": "b.de"}, references="ref.de").test_sets["input"].ranking
 version: str = mt.__version__
 """
-WRONG_LINES = {  # what a user may write → what mypy says of it
+WRONG_LINES = {  # a mistake in a line of a user → the code of the error that mypy reports
     "translator.translate(texts, beam_width=2)": "call-arg",
     'translator.translate(texts, beam_size="2")': "typeddict-item|arg-type",
     "evaluate(metric=['bleu'])": "call-arg",
@@ -149,13 +149,13 @@ def test_overrides_are_the_same_as_a_mapping_and_as_texts():
         (
             "demo",
             {"train.max_step": 7},
-            "override train.max_step: train.max_step: unknown key, did you mean max_steps?",
+            "overrides: train.max_step: unknown key, did you mean max_steps?",
         ),
-        ("demo", {"train.max_steps": "x"}, "override train.max_steps: train.max_steps: expected int, got 'x'"),
+        ("demo", {"train.max_steps": "x"}, "overrides: train.max_steps: expected an integer of at least 1, got 'x'"),
         ({"nam": "x"}, (), "config: nam: unknown key, did you mean name?"),
     ],
 )
-def test_what_is_wrong_is_told_with_its_place(config: Any, overrides: Any, message: str):
+def test_a_wrong_setting_is_reported_with_its_place(config: Any, overrides: Any, message: str):
     with pytest.raises(mt.ConfigError) as caught:
         mt.train(config, overrides)
     assert str(caught.value) == message
@@ -198,7 +198,7 @@ def test_options_that_there_are_not_are_refused_by_name(translator: mt.Translato
     for changes, message in (
         ({"beam": 2}, "decode.beam: unknown key, did you mean beam_size?"),
         ({"beam_size": 0}, "decode.beam_size: expected an integer from 1 to 64, got 0"),
-        ({"temperature": 2.0}, "decode.temperature: is 2.0, but is for sampling: set decode.sample"),
+        ({"temperature": 2.0}, "decode.temperature is 2.0, but only sampling uses it. Set decode.sample."),
     ):
         with pytest.raises(mt.ConfigError) as caught:
             translator.translate(LINES, **changes)  # type: ignore[arg-type]
@@ -260,7 +260,7 @@ def test_a_baseline_intervals_and_an_analysis_are_on_request():
 def test_lists_of_other_lengths_are_refused():
     with pytest.raises(mt.DataError) as caught:
         mt.evaluate(hypotheses=HYPOTHESES[:2], references=REFERENCES)
-    assert str(caught.value) == "2 hypotheses and 3 references: scoring needs one line for each line"
+    assert str(caught.value) == "2 hypotheses and 3 references: scoring needs the same number of lines"
     with pytest.raises(mt.DataError, match="2 hypotheses and 3 references"):
         mt.compare({"a": HYPOTHESES, "b": HYPOTHESES[:2]}, references=REFERENCES)
     with pytest.raises(TypeError, match="expected a model, or hypotheses and references"):

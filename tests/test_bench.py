@@ -310,7 +310,7 @@ def test_bench_can_translate_a_given_file(model_folder: Path, tmp_path: Path) ->
     assert (figures["data"], figures["n_lines"]) == (str(path), 3)
     with pytest.raises(DataError) as caught:
         bench.bench_decoding(model_folder, write_lines(tmp_path / "blank", ["", " "]))
-    assert str(caught.value) == f"{tmp_path / 'blank'} has no text. Nothing to translate."
+    assert str(caught.value) == f"{tmp_path / 'blank'} has no text to translate"
 
 
 # --- The command ------------------------------------------------------------------------------------------------------
@@ -344,16 +344,16 @@ def test_options_reach_the_measuring_functions(run: Run, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("", "--config: measures training and --model measures decoding. Give exactly one of them."),
+        ("", "--config measures training and --model measures decoding. Give exactly one of them."),
         (
             "--config base --model m",
-            "--config: measures training and --model measures decoding. Give exactly one of them.",
+            "--config measures training and --model measures decoding. Give exactly one of them.",
         ),
         ("--config base --steps 0", "--steps: expected at least 1, got 0"),
-        ("--config base --input x", "--input: is for measuring decoding: it goes with --model"),
-        ("--config base --device cpu", "--device: is for measuring decoding: it goes with --model"),
-        ("--model m --random-data", "--random-data: is for measuring training: it goes with --config"),
-        ("--model m --set train.seed=1", "--set: is for measuring training: it goes with --config"),
+        ("--config base --input x", "--input is for decoding. Use it with --model."),
+        ("--config base --device cpu", "--device is for decoding. Use it with --model."),
+        ("--model m --random-data", "--random-data is for training. Use it with --config."),
+        ("--model m --set train.seed=1", "--set is for training. Use it with --config."),
         ("--model m --beam-size 0", "--beam-size: expected an integer from 1 to 64, got 0"),
         ("--model m --device gpu", "--device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
         ("--model nowhere", "nowhere: no such folder. Give a run folder, a checkpoint or a model folder."),
@@ -438,5 +438,5 @@ def test_the_table_of_decoding_shows_all_figures() -> None:
         "search        beam size 4, batches of 4,096 source tokens",
         "text          3,003 lines, 90,123 target tokens, 100.0 s",
         "latency       median 250.0 ms per line, one at a time; 95% of 80 lines take up to 500.0 ms",
-        "memory        peak of 1.00 GiB of the process",
+        "memory        peak of 1.00 GiB (the whole process)",
     ]

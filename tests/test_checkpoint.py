@@ -17,6 +17,8 @@ from mt.system.files import WriteError, write_json
 from mt.text.tokenizer import PAD_ID, count_words, train_tokenizer
 from tests.toys import files_up_to, toy_config, toy_text
 
+REPAIR = "Restore the original file, or delete the folder and run mt train again."
+
 
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
@@ -151,8 +153,7 @@ def test_one_flipped_bit_is_found_anywhere_in_a_file(
             with pytest.raises(CheckpointError) as caught:
                 use(folder, name)
             assert str(caught.value) == (
-                f"{folder / name} is damaged (its checksum differs from the one in manifest.json). "
-                f"{ModelFolder.HOW_TO_REPAIR}"
+                f"{folder / name} is damaged (its checksum differs from the one in manifest.json). {REPAIR}"
             )
     (folder / name).write_bytes(content[:-1])
     with pytest.raises(CheckpointError, match="is damaged"):
@@ -170,7 +171,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, config: RunConf
         ModelFolder.open(tmp_path / "model").load_tokenizer()
     assert str(caught.value) == (
         f"{tmp_path / 'model' / 'tokenizer.model'} has 370 pieces, but the model was trained with 380. "
-        "Restore the original file"
+        "Restore the original file."
     )
 
 
@@ -201,8 +202,7 @@ def test_the_error_for_an_incomplete_folder_names_the_missing_files(
     with pytest.raises(CheckpointError) as caught:
         ModelFolder.open(folder)
     assert str(caught.value) == (
-        f"{folder} is not a complete model folder, tokenizer.model and manifest.json are missing. "
-        f"{ModelFolder.HOW_TO_REPAIR}"
+        f"{folder} is not a complete model folder, tokenizer.model and manifest.json are missing. {REPAIR}"
     )
 
 
@@ -238,7 +238,7 @@ def test_a_damaged_manifest_is_reported_in_one_line(
     (folder / "manifest.json").write_text(content, "utf-8")
     with pytest.raises(CheckpointError) as caught:
         ModelFolder.open(folder)
-    assert str(caught.value) == (f"{folder / 'manifest.json'} is damaged: {problem}. {ModelFolder.HOW_TO_REPAIR}")
+    assert str(caught.value) == (f"{folder / 'manifest.json'} is damaged: {problem}. {REPAIR}")
 
 
 def test_a_model_folder_without_training_state_cannot_be_resumed(
@@ -403,7 +403,7 @@ def test_a_model_is_found_in_a_run_a_checkpoint_or_a_model_folder(
     with pytest.raises(CheckpointError) as caught:
         open_model(weights)
     assert str(caught.value) == (
-        f"{weights} is a file, expected a folder: give the folder that contains it ({weights.parent})"
+        f"{weights} is a file, expected a folder. Give the folder that contains it ({weights.parent})."
     )
 
 
@@ -423,7 +423,7 @@ def test_the_error_for_a_folder_of_models_lists_them(tmp_path: Path, config: Run
         with pytest.raises(CheckpointError) as caught:
             open_model(folder)
         choice = ", ".join(map(str, inside))
-        assert str(caught.value) == f"{folder} is not a model folder, but contains models: give one of {choice}"
+        assert str(caught.value) == f"{folder} is not a model folder, but contains models. Give one of {choice}."
 
 
 def test_an_export_given_as_a_model_is_recognised(tmp_path: Path) -> None:

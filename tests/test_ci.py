@@ -65,7 +65,7 @@ class Run:
         self.steps = [line[3:] for line in done.stderr.splitlines() if line.startswith("== ")]
 
 
-CHECKS = ["ruff format", "ruff check", "mypy"]
+CHECKS = ["ruff format", "ruff check", "mypy", "English"]
 FLAKY_LINE = 'flaky: "test_flaky.py::test_flaky" failed, then passed by itself'
 
 

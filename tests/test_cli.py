@@ -508,7 +508,7 @@ def test_resume_starts_over_if_there_is_nothing_to_continue(translate: Run):
     assert translate(*RESUME) == (0, "", "")
     assert Path("out").read_text("utf-8") == "A\nB\n"
     fix = "To translate again, delete it or omit --resume."
-    message = f"error: out: already exists, and there is no out.part to continue. {fix}\n"
+    message = f"error: out exists already, and there is no out.part to continue. {fix}\n"
     assert translate(*RESUME) == (2, "", message)
     assert Path("out").read_text("utf-8") == "A\nB\n"
 
@@ -521,7 +521,7 @@ def test_resume_continues_all_output_files_together(translate: Run):
     assert translate(*RESUME, *options)[0] == 130
     Parrot.ended_by.clear()
     assert names() == {"in", "out.part", "out.part.json", "al.part"}
-    message = f"error: {Path.cwd()}/al.part is missing. To start over, delete {Path.cwd()}/out.part too\n"
+    message = f"error: {Path.cwd()}/al.part is missing. To start over, delete {Path.cwd()}/out.part too.\n"
     Path("al.part").rename("elsewhere")
     assert translate(*RESUME, *options) == (2, "", message)
     Path("elsewhere").rename("al.part")
@@ -702,7 +702,7 @@ def test_an_option_that_contradicts_a_setting_of_the_model_is_refused(run: Run, 
         ("--length-penalty -1", "--length-penalty: expected a number from 0 to 10, got -1.0"),
         ("--batch-tokens 0", "--batch-tokens: expected an integer of at least 1, got 0"),
         ("--n-best 0", "--n-best: expected at least 1, got 0"),
-        ("--n-best 5 --beam-size 4", "--n-best: is 5, more than --beam-size (4) can give"),
+        ("--n-best 5 --beam-size 4", "--n-best is 5, more than --beam-size (4). Raise --beam-size or lower --n-best."),
         ("--min-length -1", "--min-length: expected an integer of at least 0, got -1"),
         ("--max-length 0", "--max-length: expected an integer of at least 1, got 0"),
         (
@@ -711,11 +711,11 @@ def test_an_option_that_contradicts_a_setting_of_the_model_is_refused(run: Run, 
         ),
         ("--no-repeat-ngram -1", "--no-repeat-ngram: expected an integer of at least 0, got -1"),
         ("--batch-sentences 0", "--batch-sentences: expected an integer of at least 1, got 0"),
-        ("--temperature 0.5", "--temperature: is for drawing: add --sample"),
-        ("--top-k 5", "--top-k: is for drawing: add --sample"),
-        ("--top-p 0.5", "--top-p: is for drawing: add --sample"),
-        ("--seed 0", "--seed: is for drawing: add --sample"),
-        ("--sample --beam-size 5", "--beam-size: is for searching, and --sample draws: give one of them"),
+        ("--temperature 0.5", "--temperature is for sampling. Add --sample."),
+        ("--top-k 5", "--top-k is for sampling. Add --sample."),
+        ("--top-p 0.5", "--top-p is for sampling. Add --sample."),
+        ("--seed 0", "--seed is for sampling. Add --sample."),
+        ("--sample --beam-size 5", "--beam-size cannot be combined with --sample. Remove one of them."),
         ("--sample --temperature 0", "--temperature: expected a number from 0.01 to 100, got 0.0"),
         ("--sample --top-k 0", "--top-k: expected an integer of at least 1, got 0"),
         ("--sample --top-p 1.5", "--top-p: expected a number above 0 and up to 1, got 1.5"),
@@ -735,7 +735,7 @@ def test_an_option_that_contradicts_a_setting_of_the_model_is_refused(run: Run, 
         ("--resume", "--resume needs an output file to continue. Give --output FILE."),
         (
             "--resume --output /dev/null",
-            "--resume can only continue regular files: use regular files for --output and --alignments",
+            "--resume can only continue regular files. Use regular files for --output and --alignments.",
         ),
         (
             "--output out --alignments /dev/null",
@@ -860,7 +860,7 @@ def test_wrong_options_of_score_are_refused_before_the_model_is_loaded(score: Ru
 
 def test_files_that_are_not_parallel_leave_no_output_file(score: Run):
     write_lines("two.tgt", ["b", "c", "d"])
-    message = "two.tgt has 3 lines and two.src has 2, but parallel files need the same number of lines"
+    message = "two.tgt has 3 lines and two.src has 2, but both files need the same number of lines"
     assert score("--output", "scores") == (2, "", f"error: {message}\n")
     assert not Path("scores").exists()
 
@@ -976,14 +976,14 @@ def test_the_baseline_of_a_file_may_be_a_run(run: Run):
     assert run(*given) == (
         2,
         "",
-        "error: runs/old has no translations, because it is not a finished run: let it finish, give a file of "
+        "error: runs/old has no translations, because it is not a finished run. Let it finish, give a file of "
         "translations, or compare models with mt compare.\n",
     )
     write_lines("runs/old/translations/valid.txt", ["a"])
     assert run(*given) == (
         2,
         "",
-        "error: runs/old: none of its files translates the text of --ref (2 lines): valid.txt (1): give the right "
+        "error: runs/old: none of its files translates the text of --ref (2 lines): valid.txt (1). Give the right "
         "file instead of the run.\n",
     )
     write_lines("runs/old/translations/wmt.txt", TEXT)
@@ -993,7 +993,7 @@ def test_the_baseline_of_a_file_may_be_a_run(run: Run):
         2,
         "",
         "error: runs/old: several of its files may translate the text of --ref (2 lines): ted.txt (2), wmt.txt (2), "
-        "valid.txt (1): give the right file instead of the run\n",
+        "valid.txt (1). Give the right file instead of the run.\n",
     )
 
 
@@ -1029,13 +1029,13 @@ def test_the_baseline_of_a_model_is_a_run_or_a_file_of_one_test_set(run: Run):
     assert run(*given, "old") == (
         2,
         "",
-        "error: old has no translations of ted, only of wmt: give another run, or choose a test set with --test\n",
+        "error: old has no translations of ted, only of wmt. Give another run, or choose a test set with --test.\n",
     )
     assert run(*given, "old/translations/wmt.txt") == (
         2,
         "",
-        "error: --baseline: old/translations/wmt.txt translates one test set, but the model has wmt, ted: choose one "
-        "with --test, or give a run\n",
+        "error: --baseline: old/translations/wmt.txt translates one test set, but the model has wmt, ted. Choose one "
+        "with --test, or give a run.\n",
     )
     assert run(*given, "three", "--test", "wmt") == (
         2,
@@ -1077,23 +1077,23 @@ def test_the_baseline_of_a_model_is_a_run_or_a_file_of_one_test_set(run: Run):
         ),
         (
             "--hyp three --ref two",
-            "three has 3 lines and two has 2, but parallel files need the same number of lines",
+            "three has 3 lines and two has 2, but both files need the same number of lines",
         ),
         (
             "--hyp two --ref two --ref three",
-            "three has 3 lines and two has 2, but parallel files need the same number of lines",
+            "three has 3 lines and two has 2, but both files need the same number of lines",
         ),
         (
             "--hyp two --ref two --src three",
-            "three has 3 lines and two has 2, but parallel files need the same number of lines",
+            "three has 3 lines and two has 2, but both files need the same number of lines",
         ),
         (
             "--hyp three --ref three --baseline two",
-            "three has 3 lines and two has 2, but parallel files need the same number of lines",
+            "three has 3 lines and two has 2, but both files need the same number of lines",
         ),
-        ("--hyp empty --ref empty", "empty has no lines. Nothing to score."),
-        ("--hyp empty --ref two", "empty has no lines. Nothing to score."),
-        ("--hyp two --ref two --baseline empty", "empty has no lines. Nothing to score."),
+        ("--hyp empty --ref empty", "empty has no lines to score"),
+        ("--hyp empty --ref two", "empty has no lines to score"),
+        ("--hyp two --ref two --baseline empty", "empty has no lines to score"),
         ("--hyp gone --ref two", "gone: no such file (looked for in FOLDER)"),
         ("--hyp two --ref two --baseline gone", "gone does not exist (looked for in FOLDER)"),
         ("--hyp two --ref FOLDER", "FOLDER is a folder, expected a text file"),

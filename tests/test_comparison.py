@@ -241,9 +241,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def mt_compare(*arguments: str | Path) -> int:
+def mt_compare(*arguments: str | Path, command: Sequence[str] = ("compare",)) -> int:
     with pytest.raises(SystemExit) as caught:
-        app(["compare", *map(str, arguments)], prog_name="mt")
+        app([*command, *map(str, arguments)], prog_name="mt")
     return int(caught.value.code or 0)
 
 
@@ -272,6 +272,17 @@ def test_runs_are_compared_by_their_saved_translations(
     assert printed["test_sets"]["held_out"]["metrics"][0]["pairs"][0]["p"] == 1.0
     assert printed["differences"] == {}
     assert "training" not in printed
+
+
+def test_eval_with_the_option_compare_is_another_name_of_compare(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(runs)
+    options = ("short", "long", "--samples", "200", "--metric", "bleu")
+    assert mt_compare(*options) == 0
+    printed = capsys.readouterr()
+    assert mt_compare(*options, command=("eval", "--compare")) == 0
+    assert capsys.readouterr() == printed
 
 
 def test_files_are_compared_if_there_is_a_reference(
@@ -364,9 +375,9 @@ USAGE = "Use mt compare A B, or mt compare --ref REF A B."
             "--test cannot be combined with --ref, which compares files. Remove one of them.",
         ),
         ("one two --tgt-lang de", "--tgt-lang needs --ref. Add --ref FILE, or remove --tgt-lang."),
-        ("one file --ref text", "one: does not exist (looked for in HERE)"),
-        ("file text --ref text", "file has no lines. Nothing to score."),
-        ("text two --ref text", "two has 2 lines and text has 1, but parallel files need the same number of lines"),
+        ("one file --ref text", "one does not exist (looked for in HERE)"),
+        ("file text --ref text", "file has no lines to score"),
+        ("text two --ref text", "two has 2 lines and text has 1, but both files need the same number of lines"),
         ("one two", "one: no such folder. Give a run folder, a checkpoint or a model folder."),
         (
             "unborn unborn",

@@ -177,14 +177,14 @@ EMPTY = "A config needs at least name, src_lang, tgt_lang and data; mt config in
 UNREADABLE = {
     b"name: a\ndata: {train: [\n": "x.yaml:3:1 is not valid YAML: expected the node content, but found '<stream end>' "
     "(while parsing a flow node)",
-    b"name: a\n\tdata: 3\n": "x.yaml:2:1: is not valid YAML: found character '\\t' that cannot start any token "
+    b"name: a\n\tdata: 3\n": "x.yaml:2:1 is not valid YAML: found character '\\t' that cannot start any token "
     "(while scanning for the next token)",
     b"name: a: b\n": "x.yaml:1:8 is not valid YAML: mapping values are not allowed here",
     b"name: a\n---\nname: b\n": "x.yaml:2:1 is not valid YAML: but found another document "
     "(expected a single document in the stream)",
     b"name: !!python/object:os.system a\n": "x.yaml:1:7 is not valid YAML: could not determine a constructor for the "
     "tag 'tag:yaml.org,2002:python/object:os.system'",
-    b"name: a\nseed: \x00\n": "x.yaml:2: is not valid YAML: the character '\\x00' is not allowed",
+    b"name: a\nseed: \x00\n": "x.yaml:2 is not valid YAML: the character '\\x00' is not allowed",
     b"name: a\nsrc_lang: \xff\n": "x.yaml:2 is not UTF-8 text. Save the file as UTF-8.",
     b"[" * 100_000: "x.yaml is not valid YAML: nested too deeply",
     b"": f"x.yaml is empty. {EMPTY}",

@@ -38,7 +38,7 @@ class Example:
     b: int = 2
     c: int = 3
 
-    # Of a group of settings, not of the next one.
+    # About a group of settings, not about the next one.
 
     d: str = "x"  # One: two; three #4.
 

@@ -50,7 +50,7 @@ def test_the_error_for_different_line_counts_has_both_counts(swapped: bool) -> N
     long, short = write("long.txt.gz", "x\n" * 4_509), write("short.txt", "x\n" * 1_508)
     src, tgt = (short, long) if swapped else (long, short)
     assert error_of(src=src, tgt=tgt) == (
-        "long.txt.gz has 4,509 lines and short.txt has 1,508, but parallel files need the same number of lines"
+        "long.txt.gz has 4,509 lines and short.txt has 1,508, but both files need the same number of lines"
     )
 
 
@@ -74,7 +74,7 @@ def test_a_jsonl_file_has_objects_with_the_languages_as_keys() -> None:
         (
             '{"en": "one", "fr": "un"}',
             "has no key de, its keys are en, fr. Set src_column and tgt_column to the keys of the text, or fix the "
-            "line",
+            "line.",
         ),
         ('{"en": "one", "de": 1}', "expected text at the key de, found 1"),
         ('["one", "eins"]', 'expected an object with the keys en and de, found ["one", "eins"]'),
@@ -157,7 +157,7 @@ def test_pairs_are_read_from_pipes_one_by_one() -> None:
     with pytest.raises(DataError) as caught:
         next(pairs)
     feeder.join()
-    assert str(caught.value) == "a.en has 3 lines and a.de has 2, but parallel files need the same number of lines"
+    assert str(caught.value) == "a.en has 3 lines and a.de has 2, but both files need the same number of lines"
 
 
 # A line can contain anything except \n. A \r before its end, and a byte order mark at the start, are not part of it.
@@ -204,7 +204,7 @@ def written(name: str, lines: list[str]) -> str:
     return write(name, "".join(f"{line}\n" for line in lines))
 
 
-COUNTS = "a.en has 3,000 lines and a.de has {}, but parallel files need the same number of lines; "
+COUNTS = "a.en has 3,000 lines and a.de has {}, but both files need the same number of lines; "
 
 
 def test_the_error_says_where_a_line_is_missing() -> None:
@@ -217,12 +217,12 @@ def test_the_error_says_where_a_line_is_missing() -> None:
     )
     written("a.de", tgt[:500] + tgt[503:])
     assert error_of(src="a.en", tgt="a.de") == COUNTS.format("2,997") + (
-        "from about line 501 on, the lengths of the lines do not match: "
+        "from about line 501 on, the lengths of the lines do not match. "
         "Look there for a line missing from a.de or an extra line in a.en."
     )
     written("a.de", tgt[:2_000])
     assert error_of(src="a.en", tgt="a.de") == COUNTS.format("2,000") + (
-        "by length, all lines of a.de match: add the missing end of a.de"
+        "by length, all lines of a.de match. Add the missing end of a.de."
     )
 
 
@@ -273,7 +273,7 @@ def test_keys_of_a_jsonl_file_may_be_named_and_nested() -> None:
         "the text, or fix the line."
     )
     assert error_of(file="a.jsonl", src_column=1, tgt_column=2) == (
-        "a.jsonl has keys, not numbered columns, so 1 is not a column: set src_column and tgt_column to keys"
+        "a.jsonl has keys, not numbered columns, so 1 is not a column. Set src_column and tgt_column to keys."
     )
 
 
@@ -314,19 +314,19 @@ def test_each_problem_with_a_parquet_file_is_reported_in_one_line() -> None:
         "n.parquet: expected text in column en, found binary"
     )
     whole = Path(name).read_bytes()
-    assert error_of(file=write("cut.parquet", whole[:-20])) == ("cut.parquet is truncated: copy or download it again")
+    assert error_of(file=write("cut.parquet", whole[:-20])) == "cut.parquet is truncated. Copy or download it again."
     for name, content in (("no.parquet", b"en\tde\n"), ("empty.parquet", b"")):
         assert error_of(file=write(name, content)) == (
-            f"{name} is not a Parquet file: rename it to match its format, or give another file"
+            f"{name} is not a Parquet file. Rename it to match its format, or give another file."
         )
     assert error_of(file="a.parquet.gz") == (
-        "a.parquet.gz is a compressed Parquet file, which cannot be read (Parquet compresses its own contents): "
-        "unpack it to a.parquet"
+        "a.parquet.gz is a compressed Parquet file, which cannot be read (Parquet compresses its own contents). "
+        "Unpack it to a.parquet."
     )
     assert error_of(file="nowhere.parquet") == f"nowhere.parquet: no such file (looked for in {Path.cwd()})"
     bad = pyarrow.Array.from_buffers(pyarrow.string(), 1, pyarrow.array([b"\xff"]).buffers())
     assert error_of(file=write_parquet("bad.parquet", {"en": bad, "de": ["eins"]})) == (
-        "bad.parquet: column en has text that is not UTF-8 in rows 1 to 1: fix it"
+        "bad.parquet: column en has text that is not UTF-8 in rows 1 to 1. Convert the text to UTF-8."
     )
 
 

@@ -447,23 +447,23 @@ def test_an_incomplete_or_damaged_export_is_refused(exported: Exported, tmp_path
         return str(caught.value)
 
     how = "Create one with mt export --to ctranslate2."
-    assert problem(tmp_path / "no") == f"{tmp_path / 'no'} does not exist. Give an export folder, or {how}"
+    assert problem(tmp_path / "no") == f"{tmp_path / 'no'} does not exist. Give an export folder, or c{how[1:]}"
     assert (
-        problem(exported.folder) == f"{exported.folder} is not an export for CTranslate2, model.bin is missing. {how}"
+        problem(exported.folder) == f"{exported.folder} is not an export for CTranslate2: model.bin is missing. {how}"
     )
     folder = copied(exported.export, tmp_path / "export")
     (folder / "config.json").unlink()
-    assert problem(folder) == f"{folder} is not a complete export, config.json is missing: export the model again"
+    assert problem(folder) == f"{folder} is not a complete export, config.json is missing. Export the model again."
     (folder / "config.json").write_text("{}")
     assert problem(folder) == (
         f"{folder / 'config.json'} is damaged (its checksum differs from the one in manifest.json). "
-        "export the model again"
+        "Export the model again."
     )
     manifest = json.loads((exported.export / "manifest.json").read_text("utf-8")) | {"format_version": 9}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert problem(folder) == (
-        f"{folder} was written in format ctranslate2 9, but this version of mt reads format ctranslate2 1: export the "
-        "model again"
+        f"{folder} was written in format ctranslate2 9, but this version of mt reads format ctranslate2 1. Export the "
+        "model again."
     )
 
 

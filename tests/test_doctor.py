@@ -381,8 +381,8 @@ def test_findings_are_grouped_by_corpus(run: Run, lines: Lines) -> None:
         "toy: 1 error, 1 warning",
         "",
         "data.train.0  train.en + train.de, 1,500 pairs",
-        f"  warning   train.de: contains the tag <bt> as text, such as line 4, “{lines['train.de'][3]}”",
-        "            choose another tag, or remove it from the text: mt adds it in front of each source segment",
+        f"  warning   train.de contains the tag <bt> as text, for example line 4: “{lines['train.de'][3]}”",
+        "            choose another tag, or remove it from the text: mt adds it to each source sentence itself",
         "",
         "data.valid  valid.en + valid.de",
         f"  error     valid.en: no such file (looked for in {Path.cwd()})",
@@ -468,7 +468,7 @@ def test_a_prepared_corpus_is_found_and_checked(lines: Lines) -> None:
     n_bytes = ids.stat().st_size
     damage = f"the prepared corpus is damaged, train.src.ids has {n_bytes:,} bytes instead of {n_bytes + 2:,}"
     assert finding.problem == f"{corpus.folder}: {damage}"
-    assert finding.fix == f"Delete {corpus.folder} and prepare it again."
+    assert finding.fix == f"delete {corpus.folder} and prepare it again"
 
 
 def test_without_py3langid_a_note_says_that_languages_are_not_checked(

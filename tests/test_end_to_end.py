@@ -222,5 +222,5 @@ def test_errors_of_translate_name_the_options(run_dir: Path) -> None:
 def test_files_of_different_lengths_are_refused(folder: Path) -> None:
     hyp, ref = write_lines(folder / "hyp", ["a", "b"]), write_lines(folder / "ref", ["a"])
     assert failing("eval", "--hyp", hyp, "--ref", ref) == (
-        f"{hyp} has 2 lines and {ref} has 1, but parallel files need the same number of lines"
+        f"{hyp} has 2 lines and {ref} has 1, but both files need the same number of lines"
     )

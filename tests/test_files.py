@@ -49,7 +49,7 @@ def test_a_file_that_cannot_be_read_is_reported_in_one_line(tmp_path: Path, monk
     )
     Path("no.en.zst").write_bytes(b"plain text")
     assert error_of(src="no.en.zst", tgt=tgt) == (
-        "no.en.zst is damaged, or is not a .zst file (ZSTD decompress failed: Unknown frame descriptor): download it "
+        "no.en.zst is damaged, or is not a .zst file (ZSTD decompress failed: Unknown frame descriptor). Download it "
         "again, or rename it if it is not compressed."
     )
     write("a.en", "one\n")

@@ -183,9 +183,8 @@ def test_the_most_important_parts_run_first_and_the_tests_leave_time_for_the_oth
     outcomes = run_within(tmp_path, list(PARTS), [468, 330, 110, 12.3, -3, -3])
     assert outcomes == ["done", "done", "done", "left out", "left out", "left out"]
     assert limits == {"tests": 156, "bench-base": 330, "attention": 110}
-    assert (
-        "**Left out**: 12 s were left for it, and it needs at least 20 s (about 60 s in full). Give more --minutes"
-        in ((tmp_path / "report.md").read_text("utf-8").splitlines())
+    assert "**Left out**: it needs at least 20 s (about 60 s in full), and 12 s were left: increase --minutes" in (
+        (tmp_path / "report.md").read_text("utf-8").splitlines()
     )
 
 

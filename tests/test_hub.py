@@ -55,10 +55,10 @@ def test_the_error_for_a_missing_split_language_or_config_lists_the_existing_one
     assert error_of(dataset="set", config="de-en") == "data set set has no config de-en; choose from default"
     assert error_of(dataset="./nowhere") == f"./nowhere: no such folder (looked for in {tmp_path})"
     assert error_of(dataset=write("a.jsonl", "")) == (
-        "a.jsonl is a file, expected a data set: if it is a .tsv, .jsonl or .parquet file, write {file: a.jsonl}"
+        "a.jsonl is a file, expected a data set. If it is a .tsv, .jsonl or .parquet file, write {file: a.jsonl}."
     )
     write_parquet("columns/train.parquet", {"source": ["one"], "de": ["eins"]})
-    assert error_of(dataset="columns") == f"data set columns has no en, its columns are source, de: {NAME_THEM}"
+    assert error_of(dataset="columns") == f"data set columns has no en, its columns are source, de. {NAME_THEM}"
     write_parquet("numbers/train.parquet", {"en": [1], "de": ["eins"]})
     assert error_of(dataset="numbers") == "data set numbers: expected text in column en, found int64"
 
@@ -84,10 +84,10 @@ def test_no_network_and_an_unknown_name_are_reported_in_one_line(monkeypatch: py
         "data set wmt/wmt14: the hub cannot be reached, and the local cache has no copy. "
         "Check the network, or give a local folder that holds the data set."
     )
-    monkeypatch.setattr(datasets, "load_dataset", raising(datasets.exceptions.DatasetNotFoundError("no\nsuch")))
-    assert error_of(dataset="no/such") == (
-        "data set no/such was not found on the hub, or is private: check the name at "
-        "https://huggingface.co/datasets/no/such, and log in with `hf auth login` if it is private"
+    monkeypatch.setattr(datasets, "load_dataset", raising(datasets.exceptions.DatasetNotFoundError("no\nset")))
+    assert error_of(dataset="no/set") == (
+        "data set no/set was not found on the hub, or is private. Check the name at "
+        "https://huggingface.co/datasets/no/set, and log in with `hf auth login` if it is private."
     )
 
 
@@ -131,7 +131,7 @@ def test_invalid_splits_are_refused() -> None:
     )
     assert error_of(dataset="set", split="train[") == (
         "data set set: the split train[ is not valid. Write a name, a part such as train[:10%], or several of these "
-        "joined by +"
+        "with + between them."
     )
 
 

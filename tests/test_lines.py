@@ -143,7 +143,7 @@ def test_strict_reading_fails_at_the_first_invalid_byte(tmp_path: Path):
         pass
     assert str(caught.value) == (
         f"{path}, line 2: byte 0xf6 at offset 3 is not UTF-8. Fix the line, or omit --strict to read invalid bytes "
-        "as U+FFFD"
+        "as U+FFFD."
     )
 
 

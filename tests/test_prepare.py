@@ -280,8 +280,8 @@ def test_the_error_if_nothing_is_left_says_how_many_pairs_each_rule_removed(conf
         "tgt_lang and data.clean.max_length_ratio."
     )
     assert error_of(with_data(config, train=(config.data.train[1],), max_tokens=2)) == (
-        "data.train: no pairs are left, all 50 were removed (50 too_many_tokens): check the text, src_lang, tgt_lang "
-        "and data.max_tokens"
+        "data.train: no pairs are left, all 50 were removed (50 too_many_tokens). Check the text, src_lang, tgt_lang "
+        "and data.max_tokens."
     )
 
 
@@ -291,10 +291,10 @@ def test_all_sets_are_checked_before_the_tokenizer_is_trained(
     monkeypatch.setattr(prepare_module, "train_tokenizer", lambda *_, **__: pytest.fail("the tokenizer was trained"))
     valid = write_pair("uneven", ["a", "b"], ["c"])
     assert error_of(with_data(config, valid=valid)) == (
-        "uneven.en has 2 lines and uneven.de has 1, but parallel files need the same number of lines"
+        "uneven.en has 2 lines and uneven.de has 1, but both files need the same number of lines"
     )
     assert error_of(with_data(config, test={"news": valid})) == (
-        "uneven.en has 2 lines and uneven.de has 1, but parallel files need the same number of lines"
+        "uneven.en has 2 lines and uneven.de has 1, but both files need the same number of lines"
     )
     empty = write_pair("empty", [], [])
     assert error_of(with_data(config, valid=empty)) == (
@@ -449,14 +449,14 @@ def test_a_damaged_corpus_is_refused(config: RunConfig) -> None:
         f"{advice}"
     )
     (folder / "train.src.ids").unlink()
-    assert message() == f"{folder}: the prepared corpus is incomplete, train.src.ids is missing: {advice}"
+    assert message() == f"{folder}: the prepared corpus is incomplete, train.src.ids is missing. {advice}"
     manifest = (folder / "manifest.json").read_text()
     (folder / "manifest.json").write_text(manifest.replace('"format_version": 2', '"format_version": 9'))
-    assert message() == f"{folder} was prepared in format 9, this version of mt reads format 2: {advice}"
+    assert message() == f"{folder} was prepared in format 9, but this version of mt reads format 2. {advice}"
     (folder / "manifest.json").write_text(manifest[:100])
-    assert message() == f"{folder}: the prepared corpus has a damaged manifest.json: {advice}"
+    assert message() == f"{folder}: the prepared corpus has a damaged manifest.json. {advice}"
     (folder / "manifest.json").unlink()
-    assert message() == f"{folder} is not a prepared corpus: manifest.json is missing: {advice}"
+    assert message() == f"{folder} is not a prepared corpus: manifest.json is missing. {advice}"
 
 
 def test_ids_of_more_than_65535_pieces_take_four_bytes() -> None:
@@ -496,7 +496,7 @@ def test_a_validation_line_that_is_too_long_is_refused(config: RunConfig) -> Non
     endless = write_pair("endless", ["a short line", "word " * 5_000], ["eine kurze Zeile", "Wort"])
     message = error_of(with_data(config, valid=endless))
     assert message.startswith("endless.en + endless.de: line 2 has ")
-    assert message.endswith(" tokens, the most for validation is 4,096. Split or remove the line.")
+    assert message.endswith(" tokens, but validation allows at most 4,096. Split or remove the line.")
     assert not list(Path("prepared").iterdir())
 
 

@@ -91,8 +91,8 @@ def test_two_ranks_make_the_same_updates_as_one_and_their_number_may_change(
 
 
 LOST = (
-    r"error: rank 0: lost another rank \((connection (closed|reset) by peer|broken pipe)\): see the message of that "
-    r"rank or of torchrun; the same command continues from the last checkpoint"
+    r"error: rank 0: lost another rank \((connection (closed|reset) by peer|broken pipe)\)\. See the message of that "
+    r"rank or of torchrun; the same command continues from the last checkpoint\."
 )
 
 STUCK = (
@@ -221,7 +221,7 @@ def test_if_rank_0_cannot_prepare_all_ranks_end_and_the_reason_is_printed_once(t
         _, pointer = second.communicate(timeout=60)
         assert (first.returncode, second.returncode) == (2, 2)
     assert reason.decode().startswith(f"error: {tmp_path / 'train.de'}: no such file")
-    assert pointer == b"error: rank 1: rank 0 could not start: see its message\n"
+    assert pointer == b"error: rank 1: rank 0 could not start. See its message.\n"
 
 
 def wait_for_rank_0_briefly() -> None:

@@ -62,7 +62,7 @@ def test_a_skipped_update_is_logged_with_its_sentences_and_does_not_change_the_w
     assert not all(torch.equal(second[name], third[name]) for name in first)
     assert (
         f"warning: step 2 was skipped because of NaN or infinite gradients; {tmp_path / 'run' / 'skipped.jsonl'} lists "
-        "the sentences.\n"
+        "the sentences\n"
     ) in capsys.readouterr().err
 
     (record,) = skipped_lines(tmp_path / "run")

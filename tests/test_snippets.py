@@ -359,5 +359,5 @@ def test_the_blocks_in_the_readme_of_an_export_work(folder: Path) -> None:
         ("```python\nimport mt\n```\n\n```python\nfrom mt.text import normalise_all\n```", 'File "page", line 6'),
     ],
 )  # fmt: skip
-def test_what_is_wrong_in_a_block_is_found(folder: Path, text: str, problem: str) -> None:
+def test_mistakes_in_a_block_are_found(folder: Path, text: str, problem: str) -> None:
     assert problem in "\n".join(problems_of("page", text, folder))

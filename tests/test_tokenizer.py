@@ -269,7 +269,7 @@ def test_a_missing_or_damaged_model_is_a_checkpoint_error(tmp_path: Path) -> Non
     path = tmp_path / "tokenizer.model"
     with pytest.raises(CheckpointError) as caught:
         Tokenizer.load(path)
-    assert str(caught.value) == f"{path}: no such file, the tokenizer is missing"
+    assert str(caught.value) == f"{path}: no such tokenizer file"
     train_tokenizer(count_words(sentences(300)), TokenizerConfig(vocab_size=400), path)
     whole = path.read_bytes()
     for damaged in (b"", b"garbage", whole[: len(whole) // 2]):
@@ -361,12 +361,12 @@ def test_a_model_that_cannot_be_adopted_is_refused_in_one_line(tmp_path: Path) -
         return str(caught.value)
 
     missing, damaged = tmp_path / "missing.model", tmp_path / "damaged.model"
-    assert refusal(missing, []) == f"{missing}: no such file, the tokenizer is missing"
+    assert refusal(missing, []) == f"{missing}: no such tokenizer file"
     assert refusal(tmp_path, []) == f"{tmp_path}: the tokenizer cannot be read (Is a directory)"
     damaged.write_text('{"model": {}}')
     assert refusal(damaged, []) == (
         f"{damaged} is damaged, or is not a SentencePiece model. Set tokenizer.model to a .model file written by "
-        "SentencePiece"
+        "SentencePiece."
     )
     path = foreign_model(tmp_path / "foreign.model", vocab_size=200, bos_piece="<begin>")
     assert (
@@ -374,8 +374,8 @@ def test_a_model_that_cannot_be_adopted_is_refused_in_one_line(tmp_path: Path) -
     )
     both = foreign_model(tmp_path / "both.model", vocab_size=200, bos_id=-1, bos_piece="</s>")
     assert refusal(both, []) == (
-        f"{both}: uses one piece for two purposes (pad <pad>, unk <unk>, bos </s>, eos </s>): "
-        "set tokenizer.model to a model with a separate piece for each"
+        f"{both} uses one piece for two purposes (pad <pad>, unk <unk>, bos </s>, eos </s>). "
+        "Set tokenizer.model to a model with a separate piece for each."
     )
 
 

@@ -75,7 +75,8 @@ def test_a_damaged_last_checkpoint_is_skipped(tmp_path: Path, capsys: pytest.Cap
     assert trainer.progress.step == int(last_good.name[5:])
     warning = capsys.readouterr().err.splitlines()[-1]
     assert warning.startswith(f"warning: {damaged / 'model.safetensors'} is damaged (")
-    assert warning.endswith(f": going back to the checkpoint before; it is now {damaged}.damaged")
+    moved = f"The checkpoint was moved to {damaged}.damaged; training continues from an earlier one"
+    assert warning.endswith(f"). {moved}")
     # It must not count as the newest any more.
     assert RunFolder(tmp_path / "run").checkpoints()[-1] == last_good
 
@@ -89,8 +90,8 @@ def test_if_no_checkpoint_can_be_read_training_does_not_start_over(tmp_path: Pat
     with pytest.raises(MTError) as caught:
         train(config, corpus, tmp_path / "run")
     assert str(caught.value) == (
-        f"{tmp_path / 'run'}: no checkpoint to continue from can be read; the last: {folder} is not a complete model "
-        f"folder, manifest.json is missing: {ModelFolder.HOW_TO_REPAIR}: start over with another --run-dir"
+        f"{tmp_path / 'run'} has no readable checkpoint to continue from. The latest: {folder} is not a complete model "
+        "folder, manifest.json is missing. Restore it, or start over with another --run-dir."
     )
     assert RunFolder(tmp_path / "run").checkpoints() == [folder]
 
@@ -540,7 +541,7 @@ def test_a_changed_setting_is_refused_unless_it_is_changeable(tmp_path: Path) ->
         train_run(replace(config, model=replace(config.model, d_ff=72, positions="rotary")), run_dir)
     assert str(caught.value) == (
         f"{run_dir}: this run was started with other settings (model.d_ff was 64 and is now 72; model.positions was "
-        "sinusoidal and is now rotary): change them back, or start a new run with another --run-dir"
+        "sinusoidal and is now rotary). Change them back, or start a new run with another --run-dir."
     )
     train_run(with_train(config, max_steps=3, validate_every=2), run_dir)
     assert RunFolder(run_dir).checkpoints()[-1] == RunFolder(run_dir).checkpoint(3)
@@ -577,7 +578,7 @@ def test_unsupported_settings_are_refused_before_the_data_is_prepared(tmp_path: 
     config = toy_config(tmp_path, compile=True)
     with pytest.raises(MTError) as caught:
         train_run(config, tmp_path / "run")
-    assert str(caught.value) == ("train.compile cannot compile here: the device is a CPU. Set it to auto.")
+    assert str(caught.value) == "train.compile: compilation is not possible here: the device is a CPU. Set it to auto."
     assert not (tmp_path / "prepared").exists()
 
 
@@ -619,7 +620,7 @@ def test_the_error_for_a_damaged_run_record_says_what_to_do(tmp_path: Path) -> N
     with pytest.raises(MTError) as caught:
         train_run(config, run_dir)
     assert str(caught.value) == (
-        f"{run_dir / 'run.json'} is damaged (Expecting value: line 1 column 1 (char 0)): restore it from a copy, or "
+        f"{run_dir / 'run.json'} is damaged (Expecting value: line 1 column 1 (char 0)). Restore it from a copy, or "
         "start over with another --run-dir."
     )
 

@@ -296,7 +296,7 @@ def test_the_relative_difference_is_a_ratio_of_norms(tmp_path: Path) -> None:
 
 
 def fail_as_the_user_did(run_dir: Path, corpus: Path) -> None:
-    raise ConfigError("train.compile", "cannot compile here")
+    raise ConfigError("train.compile", "compilation is not possible here")
 
 
 def be_killed(run_dir: Path, corpus: Path) -> None:
@@ -320,7 +320,7 @@ def sleep(run_dir: Path, corpus: Path) -> None:
 @pytest.mark.parametrize(
     ("train", "kind", "message"),
     [
-        (fail_as_the_user_did, ConfigError, "train.compile cannot compile here"),
+        (fail_as_the_user_did, ConfigError, "train.compile: compilation is not possible here"),
         (be_killed, MTError, "a worker process was killed, probably because memory ran out: free some, .*"),
         (fail, ZeroDivisionError, ""),
         (do_nothing, ConfigError, "--updates: all 30 were done before the first kill. Give more."),

@@ -49,7 +49,7 @@ def load_config(config: AnyConfig, overrides: Overrides = ()) -> RunConfig:
         where = tree if path == Path(tree) else path.name
         tree = _read_mapping(path, where)
     if isinstance(overrides, Mapping):
-        changes = [(f"override {key}", str(key), _plain(value)) for key, value in overrides.items()]
+        changes = [("overrides", str(key), _plain(value)) for key, value in overrides.items()]
     else:
         changes = [_override(text) for text in overrides]
     for place, key, value in changes:

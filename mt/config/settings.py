@@ -213,7 +213,7 @@ class SacrebleuSet(Corpus):
 
 
 def _kind(value: Any) -> str | None:
-    """Return the tag of the kind whose own keys are given; None if keys of several kinds or of none are given."""
+    """Return the name in `AnyCorpus` of the one kind of corpus whose keys are given; None without exactly one kind."""
     kinds = kinds_of(AnyCorpus)
     if not isinstance(value, Mapping):
         return next((tag for tag, kind in kinds.items() if isinstance(value, kind)), None)
@@ -282,7 +282,7 @@ class CleanConfig:
     duplicates: Literal["keep", "exact", "folded"] = "folded"
     # Remove pairs with a side that is in a validation or test set, ignoring case and punctuation.
     contamination: Flag = True
-    contamination_words: Positive = 6  # Shortest side, in words, that contamination compares.
+    contamination_words: Positive = 6  # Sides with fewer words than this are not checked for contamination.
 
     def __post_init__(self) -> None:
         if self.max_copied is not None and self.min_copied is not None and self.min_copied > self.max_copied:
@@ -419,13 +419,14 @@ class TrainConfig:
     # Training time such as 30m or 11h; then training saves, averages and evaluates as at max_steps. null: no limit.
     stop_after: Changeable[Duration | None] = None
     # Learning rate after the warm-up. inverse_sqrt: falls with the root of the step (Vaswani et al. 2017); cosine: half
-    # a cosine until max_steps (Loshchilov and Hutter 2017); linear: a line until max_steps; warmup_stable_decay:
-    # constant, then a line over the last decay_share of max_steps (Hu et al. 2024); constant: no change.
+    # a cosine until max_steps (Loshchilov and Hutter 2017); linear: falls linearly until max_steps;
+    # warmup_stable_decay: constant, then falls linearly over the last decay_share of max_steps (Hu et al. 2024);
+    # constant: no change.
     schedule: Literal["inverse_sqrt", "cosine", "linear", "warmup_stable_decay", "constant"] = "inverse_sqrt"
     # Highest learning rate, at the end of the warm-up. null: (d_model × warmup_steps)^-0.5, as in Vaswani et al. 2017.
     # Lower it for fine-tuning, and if updates are skipped.
     peak_lr: PositiveFloat | None = None
-    # Updates of the warm-up, in which the learning rate rises in a line from zero to peak_lr.
+    # Updates of the warm-up, in which the learning rate rises linearly from zero to peak_lr.
     warmup_steps: Positive = 4_000
     decay_share: Fraction = 0.2  # Last fraction of max_steps, in which warmup_stable_decay lowers the learning rate.
     # Last learning rate of cosine, linear and warmup_stable_decay, as a fraction of peak_lr.
@@ -470,7 +471,8 @@ class TrainConfig:
     average_last: Changeable[Natural] = 5
     # Decay of a moving average of the weights, such as 0.999; the average is then validated and saved. null: none.
     ema_decay: Decay | None = None
-    # Validation score that chooses the best checkpoint and that patience watches. loss for languages without spaces.
+    # Validation score that chooses the best checkpoint and that patience watches. Use loss for languages written
+    # without spaces.
     best_by: Literal["bleu", "loss"] = "bleu"
     # Validations in a row without a better score, after which training ends. null: train until max_steps.
     patience: Changeable[Positive | None] = None
@@ -526,7 +528,7 @@ class DecodeConfig:
                 raise Contradiction(name, problem, "set decode.sample", others=["decode.sample"])
 
     def changed(self, changes: Mapping[str, Any]) -> DecodeConfig:
-        """Return the settings with some of them changed; a beam size makes settings that sample search.
+        """Return a copy with some settings changed. A beam size switches sampling off.
 
         Raises:
             ConfigError: a setting is unknown, has a wrong value, or contradicts another one.

@@ -139,7 +139,8 @@ def config_error(error: ValidationError, root: Any, *, is_yaml: bool) -> ConfigE
     if kind == "invalid_key" or first["loc"][-1] == "[key]":
         kind, key = "invalid_key", dotted(key.rpartition(".")[0], described(value))
     values = [one for one in values_of(hint) if is_yaml or one != "null"]  # an option cannot be null
-    may_be_text = kind == "invalid_key" or any(unwrapped(one) is str for one in _alternatives(hint))
+    is_text = any(unwrapped(one) is str for one in _alternatives(hint)) and not any("duration" in one for one in values)
+    may_be_text = kind == "invalid_key" or is_text  # a duration such as 90 stays wrong in quotes
     return ConfigError(
         key,
         _MESSAGES.get(kind, "expected {values}, got {found}{quote}").format(

@@ -237,7 +237,7 @@ def assemble_varlen(corpus: ParallelIds, sentences: Indices, budget: MicroBatchB
     most_tails = max(budget.src_tokens, budget.tgt_tokens) // max_tokens + 2
     n_src, n_tgt = (_round_up(n + most_tails, 64) for n in (budget.src_tokens, budget.tgt_tokens))
     src_tail, tgt_tail = n_src - int(src_lengths.sum()), n_tgt - int(tgt_lengths.sum())
-    # Rounding up to multiples of 64 can add one more segment than the budget alone.
+    # Rounding up to multiples of 64 can add one more segment than the budget has.
     n_tails = max(-(-src_tail // max_tokens), -(-tgt_tail // max_tokens))
     n_segments = budget.n_sentences + max(n_src, n_tgt) // max_tokens + 2
     src_ends = _cumulative(src_lengths, src_tail, n_tails, n_segments)

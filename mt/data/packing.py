@@ -20,9 +20,9 @@ import numpy.typing as npt
 
 Indices = npt.NDArray[np.int64]
 
-# The source side of an update may have this many times the tokens that it has on average.
+# Limit of the source tokens of an update, as a multiple of their average.
 SOURCE_SLACK = 1.05
-# A micro-batch may be this many times as large as an equal part of the update.
+# Limit of a micro-batch, as a multiple of an equal part of the update.
 MICRO_BATCH_SLACK = 1.03
 
 

@@ -26,14 +26,14 @@ _log = logging.getLogger(__name__)
 
 PAUSE_SECONDS = 0.2
 INVALID_UTF8 = "invalid_utf8"  # flag of a line: invalid bytes were read as U+FFFD
-# What is logged at the end about lines with a flag.
+# Messages at the end about lines with a flag.
 _REPORTS = {
     INVALID_UTF8: "were not valid UTF-8: invalid bytes were read as U+FFFD",
     "in_parts": "had more than {max_source_tokens:,} tokens and were translated in parts",
     "repetition": "have a translation that repeats itself",
     "too_long": "have a translation that is far too long",
     "too_short": "have a translation that is far too short",
-    "max_length": "have a translation that was cut off at --max-length",
+    "max_length": "have a translation that reached --max-length",
     "retried": "were translated twice, the second time with repetition blocked: the first result was implausible",
 }
 _OPTIONS = {"no_repeat_ngram_size": "--no-repeat-ngram"}  # options whose name differs from their setting

@@ -193,5 +193,5 @@ def lines_of_text(path: Path) -> list[str]:
     with explained(path), open_bytes(path) as stream:
         lines = [decoded(line.removesuffix(b"\n"))[0] for line in stream]
     if not any(line.strip() for line in lines):
-        raise DataError(path, "has no text", "nothing to translate")
+        raise DataError(path, "has no text to translate")
     return lines

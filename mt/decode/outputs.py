@@ -229,7 +229,7 @@ class Outputs:
                 raise DataError(file.part, problem, "move it to another place, or delete it")
             if self._is_resumed and file.target.exists():
                 fix = "to translate again, delete it or omit --resume"
-                raise DataError(file.path, f"already exists, and there is no {file.part.name} to continue", fix)
+                raise DataError(file.path, f"exists already, and there is no {file.part.name} to continue", fix)
 
     def _cut(self) -> None:
         """Remove everything written after the last complete step."""

@@ -173,16 +173,18 @@ class Scorer:
             yield from self._score_chunk(chunk, decode)
             trim_heap()  # batches of many sizes leave blocks of many sizes
 
-    def warnings(self) -> Iterator[str]:
-        """Yield what is to be known of the pairs scored so far, a line each."""
+    def warnings(self) -> list[str]:
+        """Return warnings about the pairs scored so far, one line each."""
+        found = []
         if n_scored := self.n_long - self.n_too_long:
             problem = f"had a side of more than {self.max_tokens:,} tokens, longer than any in training"
-            yield f"{n_scored:,} of {self.n_pairs:,} pairs {problem}: their scores are less reliable"
+            found.append(f"{n_scored:,} of {self.n_pairs:,} pairs {problem}: their scores are less reliable")
         if self.n_too_long:
             problem = (
                 f"had a side of more than {self.longest:,} tokens and were not scored: they get -inf (jsonl: null)"
             )
-            yield f"{self.n_too_long:,} of {self.n_pairs:,} pairs {problem}"
+            found.append(f"{self.n_too_long:,} of {self.n_pairs:,} pairs {problem}")
+        return found
 
     def _score_chunk(self, pairs: Sequence[SentencePair], decode: DecodeConfig) -> Iterator[PairScore]:
         tokenizer, normalised = self.translator.tokenizer, self.translator.normalisers.pairs(pairs)

@@ -203,14 +203,14 @@ class Translator:
     decode: DecodeConfig  # the default settings of `translate`
     max_source_tokens: int  # longer lines are translated in parts: the model has not seen longer ones in training
     normalisers: Normalisers = field(default_factory=Normalisers.by_default)  # of source and target text
-    # Whether implausible translations are searched again, with repetition blocked. Sampled ones never are.
+    # Search implausible translations again, with repetition blocked; sampled ones are never searched again.
     retries: bool = True
     # Everything that the output depends on besides settings and text: checksums of the model, device, precision.
     identity: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def model(self) -> Transformer:
-        """The model of our own search; another backend has none."""
+        """The model; only `OwnBackend` has one."""
         assert isinstance(self.backend, OwnBackend)
         return self.backend.model
 

@@ -261,7 +261,7 @@ def _read_lines(path: Text, parallel_to: tuple[Text, Sequence[str]] | None = Non
         return list(path)
     lines = [*chain.from_iterable(read_line_chunks(path, _LINES_AT_ONCE))]
     if not lines:
-        raise DataError(path, "has no lines", "nothing to score")
+        raise DataError(path, "has no lines to score")
     if parallel_to and isinstance(other := parallel_to[0], Path) and len(lines) != len(parallel_to[1]):
         raise different_counts({path: len(lines), other: len(parallel_to[1])})
     return lines

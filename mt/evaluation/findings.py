@@ -45,7 +45,8 @@ class EvalOptions:
         return self.n_samples or DEFAULT_SAMPLES[self.test]
 
     def __post_init__(self) -> None:
-        """
+        """Check the options.
+
         Raises:
             ConfigError: an unknown metric, or too few samples.
         """

@@ -49,7 +49,7 @@ _SEED = "12345"  # sacreBLEU's default; sacreBLEU reads it from the environment
 _FEWEST_SAMPLES = 100  # with fewer, a 95% interval excludes no samples
 _LINES_AT_ONCE = 5_000  # n-grams of this number of lines are in memory together
 _MOST_BYTES = 8 << 30  # limit for sacreBLEU's samples, which are all in memory together
-_BYTES_OF_A_SHUFFLED_LINE = 10  # two choices of a byte, and one of them as a number of 8 bytes
+_BYTES_OF_A_SHUFFLED_LINE = 10  # two choices of 1 byte, and one of them again as a number of 8 bytes
 _COMPOUND = re.compile(r"(\S)-(\S)")
 _SENTENCE_BLEU = BLEU(effective_order=True, force=True)
 
@@ -165,12 +165,14 @@ def metric_keys(names: Sequence[str] | None) -> list[str]:
             hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(METRICS)}, all"
             raise ConfigError("metric", f"unknown metric {name}, {hint}")
     if "bleu-2017" in names and not _has_sacremoses():
-        raise ConfigError("metric", "bleu-2017 needs one more package", "run pip install sacremoses")
+        problem = "bleu-2017 needs the package sacremoses, which is not installed"
+        raise ConfigError("metric", problem, "run pip install sacremoses")
     return [key for key in METRICS if key in names or ("all" in names and (key != "bleu-2017" or _has_sacremoses()))]
 
 
 def check_samples(n_samples: int, n_lines: int = 1, bytes_of_a_line: int = 1) -> None:
-    """
+    """Check the number of samples of a bootstrap or a randomisation test.
+
     Raises:
         ConfigError: too few samples, or too many for the memory.
     """

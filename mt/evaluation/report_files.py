@@ -35,7 +35,8 @@ def check_folder(folder: Path) -> None:
         if folder.exists() and not folder.is_dir():
             raise ConfigError("report", f"{folder} is a file", "give a folder")
         if folder.suffix in (".html", ".json", ".md") and not folder.exists():
-            raise ConfigError("report", str(folder), f"give a folder for {HTML_NAME} and the other files")
+            fix = f"give a folder for {HTML_NAME} and the other files"
+            raise ConfigError("report", f"{folder} is the name of a file", fix)
         inside = folder.resolve()
         for place in (inside, *inside.parents[:2]):
             for name, what in _OTHERS.items():

@@ -265,7 +265,11 @@ class RunArtifacts:
         dtype = str(choose_dtype(precision, chosen)).removeprefix("torch.")
         facts = ModelManifest(
             description=self.description,
-            settings=settings_of(config),
+            settings={
+                key: value
+                for key, value in settings_of(config).items()
+                if config.train.init_from is None or not key.startswith("tokenizer.")  # it has that model's tokenizer
+            },
             changed=list(config_differences(defaults, config)),
             model={key: manifest[key] for key in known if manifest.get(key) is not None},
             starts=record.get("starts", []),

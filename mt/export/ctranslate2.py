@@ -446,7 +446,7 @@ class ExportFolder(CheckedFolder):
         if not path.is_dir():
             raise CheckpointError(path, "does not exist", f"give an export folder, or {_HOW_TO_EXPORT}")
         if not (path / EXPORTED).is_file():
-            raise CheckpointError(path, f"is not an export for CTranslate2, {EXPORTED} is missing", _HOW_TO_EXPORT)
+            raise CheckpointError(path, f"is not an export for CTranslate2: {EXPORTED} is missing", _HOW_TO_EXPORT)
         folder = super().open(path)
         for name in (EXPORTED, MODEL_CONFIG, VOCABULARY, TOKENIZER):
             check_file(path / name, folder.manifest, cls.HOW_TO_REPAIR)
@@ -645,5 +645,5 @@ def _device(name: str) -> str:
     if device.type == "cuda" and _package().get_cuda_device_count() == 0:
         if name == "auto":
             return "cpu"
-        raise ConfigError("device", f"{name} is asked for, but CTranslate2 finds no CUDA device", "use cpu")
+        raise ConfigError("device", f"{name} was requested, but CTranslate2 finds no CUDA device", "use cpu")
     return str(device)

@@ -293,9 +293,9 @@ class Stack(nn.ModuleList):
 
 
 class DroppingStack(Stack):
-    """Layers in sequence that training skips at random. Source: Fan et al. 2020 (LayerDrop).
+    """Layers in sequence; in training, random layers are replaced by their input. Source: Fan et al. 2020 (LayerDrop).
 
-    Skipped layers are still computed, so that every parameter has a gradient, and their auxiliary losses count.
+    Replaced layers are still computed, so that every parameter has a gradient, and their auxiliary losses count.
     """
 
     def next_input(self, x: Tensor, y: Tensor) -> Tensor:

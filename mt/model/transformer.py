@@ -196,7 +196,7 @@ class Transformer(nn.Module):
     def decode_step(self, tokens: Tensor, cache: Cache) -> Tensor:
         """Return logits of the tokens after the last tokens [B k] of k open beams; on CUDA in float32.
 
-        They are [B k, rows of the embedding], so that they can be viewed as blocks; those of padding rows are -inf.
+        The logits are [B k, rows of the embedding]. The rows are padded to whole blocks for `best_tokens`, with -inf.
         `Cache.select_beams` ends the step.
         """
         cache.begin_step(len(tokens) // len(cache.ancestors), self.positions)

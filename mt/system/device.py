@@ -73,7 +73,7 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
             return torch.device("cuda", index)
     else:
         obstacle = _why_no_gpu()
-    # A rank must not fall back to the CPU alone: the others may have a GPU that works.
+    # A single rank must not fall back to the CPU: the others may have a GPU that works.
     if name != "auto" or (has_cuda and local_rank is not None):
         obstacle = obstacle or f"torch {torch.__version__} finds no CUDA device"
         raise ConfigError("device", f"{name} was requested, but {obstacle}", "use cpu")

@@ -124,7 +124,7 @@ def process_group(ranks: Ranks, prepare: Callable[[], str]) -> Iterator[str]:
 
 
 def _prepare_and_publish(store: Any, prepare: Callable[[], str]) -> str:
-    prepared = ""  # what the other ranks get if it fails
+    prepared = ""  # the value for the other ranks if it fails
     try:
         prepared = prepare()
     finally:

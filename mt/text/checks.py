@@ -108,7 +108,7 @@ _COPIED, _ALL_COPIED = 0.1, 0.95
 
 
 def check_alignment(sample: Sample) -> Iterator[Finding]:
-    """Check whether the lines of both sides belong together, by their lengths and by the words they fraction."""
+    """Check whether the lines of both sides belong together, by their lengths and by the words they share."""
     if len(sample.pairs) >= FEWEST_PAIRS and (found := _copied(sample) or _shifted(sample) or _unrelated(sample)):
         yield found
 
@@ -257,7 +257,7 @@ def check_habits(train: Sequence[Sample], others: Sequence[Sample]) -> Iterator[
 # ---------------------------------------------------------------------------------------------------- held-out sets
 
 SMALLEST_VALIDATION, LARGEST_VALIDATION = 100, 10_000
-_SAME_SET = 0.5  # two sets that fraction this fraction of the smaller one's pairs count as the same
+_SAME_SET = 0.5  # two sets that share this fraction of the smaller one's pairs count as the same
 
 
 def check_held_out(samples: Sequence[Sample]) -> Iterator[Finding]:
@@ -276,7 +276,8 @@ def _empty_lines(sample: Sample) -> Iterator[Finding]:
         empty = [i for i, text in enumerate(texts) if not text.strip()]
         if empty:
             first = sample.pairs[empty[0]].line
-            problem = f"{len(empty):,} of {len(texts):,} lines are empty (first: line {first:,})"
+            verb = "is" if len(empty) == 1 else "are"
+            problem = f"{len(empty):,} of {len(texts):,} lines {verb} empty (first: line {first:,})"
             fix = "remove these lines from both sides: empty lines are scored, too"
             yield warning("empty_lines", sample, side, problem, fix)
 

@@ -30,7 +30,7 @@ class Rule(NamedTuple):
     """The description of a cleaning rule in messages and reports."""
 
     setting: str  # its key, without the prefix "data."
-    text: str  # what the rule removes or changes
+    text: str  # a sentence about the text that the rule removes or changes
 
 
 # In the order in which the rules are tried: a pair counts for the first rule that removes it.

@@ -98,7 +98,7 @@ class CorpusReader(ABC):
             DataError: the corpus cannot be read or has no pairs.
         """
         if next(self.chunks(_PAIRS_AT_ONCE), None) is None:
-            raise DataError(self.corpus.description, "is empty, expected at least one sentence pair")
+            raise DataError(self.corpus.description, "has no sentence pairs, expected at least one")
 
 
 def reader_of(corpus: Corpus, langs: tuple[str, str], split: str) -> CorpusReader:
@@ -188,7 +188,7 @@ def different_counts(n_lines: dict[Path, int]) -> DataError:
     """Return the error for two files with different numbers of lines; it says where they stop being parallel."""
     (longer, n_longer), (shorter, n_shorter) = sorted(n_lines.items(), key=lambda item: -item[1])
     counts = f"{longer} has {n_longer:,} lines and {shorter} has {n_shorter:,}"
-    problem, found = f"{counts}, but parallel files need the same number of lines", None
+    problem, found = f"{counts}, but both files need the same number of lines", None
     if longer.is_file() and shorter.is_file() and n_longer <= _MOST_LINES_COMPARED:
         found = first_break(_line_lengths(longer), _line_lengths(shorter))
     if found is None:

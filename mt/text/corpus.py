@@ -173,7 +173,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(folder, "the prepared corpus has a damaged manifest.json", advice) from None
     if version != CORPUS_FORMAT_VERSION:
-        problem = f"was prepared in format {version}, this version of mt reads format {CORPUS_FORMAT_VERSION}"
+        problem = f"was prepared in format {version}, but this version of mt reads format {CORPUS_FORMAT_VERSION}"
         raise DataError(folder, problem, advice)
     for name, n_bytes in sizes.items():
         path = folder / name

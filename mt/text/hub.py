@@ -160,6 +160,6 @@ def _dataset_error(datasets: Any, error: Exception, name: str, config: str | Non
             if part.split("[")[0].strip() not in splits:
                 return DataError(where, f"has no split {part.strip()}; choose from {', '.join(splits)}")
     if "nrecognized instruction format" in str(error):
-        fix = "write a name, a part such as train[:10%], or several of these joined by +"
+        fix = "write a name, a part such as train[:10%], or several of these with + between them"
         return DataError(where, f"the split {split} is not valid", fix)
     return DataError(where, f"cannot be loaded: {first_line(error)}")

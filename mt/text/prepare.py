@@ -427,9 +427,8 @@ class _Builder:
         for pair, *ids in zip(pairs, *sides, strict=True):
             longest = max(map(len, ids))
             if longest > MAX_VALIDATION_TOKENS:
-                problem = (
-                    f"line {pair.line:,} has {longest:,} tokens, the most for validation is {MAX_VALIDATION_TOKENS:,}"
-                )
+                allowed = f"but validation allows at most {MAX_VALIDATION_TOKENS:,}"
+                problem = f"line {pair.line:,} has {longest:,} tokens, {allowed}"
                 raise DataError(corpus.description, problem, "split or remove the line")
         flat = [flat_ids(side, ids_dtype(tokenizer.vocab_size)) for side in sides]
         facts = write_parallel_ids(self.folder, "valid", [flat])

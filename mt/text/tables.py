@@ -74,7 +74,7 @@ class TextColumns:
         except (UnicodeDecodeError, pyarrow.ArrowException):
             rows = f"rows {n_before + 1:,} to {n_before + len(array):,}"
             problem = f"column {'.'.join(path)} has text that is not UTF-8 in {rows}"
-            raise DataError(self.where, problem, "fix it") from None
+            raise DataError(self.where, problem, "convert the text to UTF-8") from None
         return [text or "" for text in texts] if array.null_count else texts
 
 

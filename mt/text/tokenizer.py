@@ -132,7 +132,7 @@ class Tokenizer:
         encoded = self._processor.encode(text, out_type="serialized_proto")
         pieces = sentencepiece_pb2.SentencePieceText.FromString(encoded).pieces
         ends = list(accumulate(len(piece.surface) for piece in pieces))
-        # Of the bytes of a character, only the last one has the character as its surface.
+        # Only the last of the bytes of a character has the character as its surface.
         for place in range(len(ends) - 2, -1, -1):
             if not pieces[place].surface and pieces[place].id in self.byte_ids:
                 ends[place] = ends[place + 1]
@@ -144,7 +144,7 @@ def _read_model(path: Path, kind: type[MTError], advice: str) -> bytes:
     try:
         model = Path(path).read_bytes()
     except FileNotFoundError:
-        raise kind(path, "no such file, the tokenizer is missing") from None
+        raise kind(path, "no such tokenizer file") from None
     except OSError as error:
         raise kind(path, f"the tokenizer cannot be read ({error.strerror})") from None
     damaged = kind(path, "is damaged, or is not a SentencePiece model", advice)

@@ -352,7 +352,7 @@ def format_bench(figures: dict[str, Any]) -> str:
         "device": f"{figures['device']} ({device_name(figures['hardware'])}) in {figures['execution']}",
         "data": figures["data"],
         **(_training_rows(figures) if is_training else _decoding_rows(figures)),
-        "memory": f"{memory} of the process" if figures["device"] == "cpu" else memory,
+        "memory": f"{memory} (the whole process)" if figures["device"] == "cpu" else memory,
     }
     return "\n".join(f"{name:<14}{value}" for name, value in rows.items())
 

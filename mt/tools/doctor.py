@@ -19,7 +19,7 @@ import torch
 from mt.config.settings import RunConfig
 from mt.errors import CheckpointError, ConfigError, DataError, MTError, statement
 from mt.run_folder import initial_model
-from mt.system.device import choose_device, memory_bytes
+from mt.system.device import choose_device, choose_dtype, memory_bytes
 from mt.system.files import existing_folder
 from mt.system.provenance import n_cores
 from mt.text import checks
@@ -124,8 +124,9 @@ def _rehearse(
     device = prepared = None
     try:
         device = choose_device(config.train.device)
+        choose_dtype(config.train.precision, device)
     except ConfigError as error:
-        findings.append(Finding.of(error.under("train"), "device", "train.device"))
+        findings.append(Finding.of(error.under("train"), "device", f"train.{error.place}"))
     try:
         prepared = _prepared_folder(config)
     except DataError as error:
@@ -249,7 +250,7 @@ def _setting_findings(config: RunConfig, forecast: Forecast) -> Iterator[Finding
     if forecast.epochs > MANY_EPOCHS and forecast.train_pairs_are_all and train.patience is None:
         problem = f"{train.max_steps:,} updates would train on every pair about {forecast.epochs:,.0f} times"
         fewer = max(1, rounded(train.max_steps * 100 / forecast.epochs))
-        fix = f"lower it ({fewer:,} updates for 100 times), or set train.patience"
+        fix = f"lower it, for example to {fewer:,} (about 100 times), or set train.patience"
         yield finding("warning", "epochs", "train.max_steps", problem, fix)
     if train.warmup_steps > train.max_steps:
         more = f"{train.warmup_steps:,} is more than train.max_steps ({train.max_steps:,})"
@@ -320,7 +321,7 @@ def _forecast_lines(diagnosis: Diagnosis, forecast: Forecast, config_name: str) 
         **{sample.key: _checked(sample) for sample in diagnosis.samples},
         "training": f"{least}{_about(forecast.train_pairs)} pairs are kept, with {_about(forecast.src_tokens)} source "
         f"and {_about(forecast.tgt_tokens)} target tokens; {diagnosis.config.train.max_steps:,} updates are {most}"
-        f"about {forecast.epochs:,.3g} epochs",
+        f"about {forecast.epochs:,.{0 if forecast.epochs >= 10 else 1}f} epochs",
         "model": f"{forecast.parameters:,} parameters with a vocabulary of {forecast.vocab_size:,} pieces",
         "prepare": f"already prepared: {forecast.prepared}" if forecast.prepared else prepare,
         "memory": f"at least {format_bytes(forecast.training_bytes)} of the {format_bytes(forecast.device_bytes)} of "

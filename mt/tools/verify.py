@@ -191,7 +191,9 @@ def verify_resume(config: RunConfig, run_dir: Path | None = None, *, n_updates: 
         resumed = compare_runs(folder / "one-go", folder / "killed", n_updates)
         again = None
         if not resumed.is_none:
-            _log.info("the runs differ: repeating the uninterrupted run, to see whether it differs from itself")
+            _log.info(
+                "the runs differ: repeating the uninterrupted run, to see whether two uninterrupted runs differ too"
+            )
             runs.in_one_go("one-go-again")
             again = compare_runs(folder / "one-go", folder / "one-go-again", n_updates)
         return Verdict(n_updates, tuple(kills), resumed, again)

@@ -125,7 +125,7 @@ def choose_execution(train: TrainConfig, model: ModelConfig, ranks: Ranks = SING
     attention, obstacle = _choose_attention(device, dtype, train, model)
     obstacle = obstacle or compile_blocker()  # compiling needs one static shape, and tiles have several
     if train.compile is True and obstacle:
-        raise ConfigError("train.compile", f"cannot compile here: {obstacle}", "set it to auto")
+        raise ConfigError("train.compile", f"compilation is not possible here: {obstacle}", "set it to auto")
     compiles = train.compile is not False and obstacle is None
     note = DTYPE_NAMES[dtype] + (", flash attention" if attention == "flash" else "")
     if device.type == "cuda":

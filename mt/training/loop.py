@@ -151,7 +151,7 @@ class Trainer:
                         self.record_update(update, self.engine.step(update, lr))
                         self.sync_stop()
                         yield lr
-                        if self.stops_here or progress.step != update.step:
+                        if self.stops_here or progress.step != update.step:  # the caller may have rolled back
                             break
             except OutOfMemory as error:
                 self.tracker.say(f"warning: {self.engine.halve_micro_batches(error)}")
@@ -213,6 +213,14 @@ class Trainer:
         return progress.step > 0 and (
             progress.step >= settings.max_steps or self._stop == TIME_LIMIT or out_of_patience
         )
+
+    @property
+    def _time_limit_note(self) -> str:
+        """A text for after the number of steps, if `stop_after` ended training before `max_steps`."""
+        limit, max_steps = self.config.train.stop_after, self.config.train.max_steps
+        if limit is None or self._stop != TIME_LIMIT or self.progress.step >= max_steps:
+            return ""
+        return f" of {max_steps:,}, because of train.stop_after ({limit}): raise it to continue"
 
     @property
     def _seconds_left(self) -> float:
@@ -391,12 +399,12 @@ class Trainer:
             if is_wanted(saved[2]):
                 for damaged_folder, damage in damaged.items():
                     moved_to = quarantine_checkpoint(damaged_folder)
-                    told = f"{damage.place}: {damage.problem}. The checkpoint was moved to {moved_to}"
+                    told = f"{damage.statement}. The checkpoint was moved to {moved_to}"
                     _log.warning(f"{told}; training continues from an earlier one")
                 return saved
         if damaged:
-            why = f"has no readable checkpoint to continue from. The latest: {next(iter(damaged.values()))}"
-            raise CheckpointError(self.run.path, why, "start over with another --run-dir")
+            why = f"has no readable checkpoint to continue from. The latest: {next(iter(damaged.values())).statement}"
+            raise CheckpointError(self.run.path, why, "restore it, or start over with another --run-dir")
         return None
 
     def _take_first_weights(self) -> None:
@@ -409,9 +417,9 @@ class Trainer:
     def report_already_done(self) -> None:
         """Log that there is nothing left to train."""
         max_steps, step = self.config.train.max_steps, self.progress.step
-        beyond = f", more than train.max_steps ({max_steps:,})" if step > max_steps else ""
+        note = f", more than train.max_steps ({max_steps:,})" if step > max_steps else self._time_limit_note
         if self.ranks.is_first:
-            _log.info(f"training is already complete: {step:,} steps{beyond}")
+            _log.info(f"training is already complete: {step:,} steps{note}")
 
     def report_result(self) -> None:
         """Log what was trained, and why training ended.
@@ -431,6 +439,8 @@ class Trainer:
             if progress.best_step is not None:
                 result = f"did not improve on the score of step {progress.best_step:,}"
             self.tracker.say(f"stopped early: the last {progress.n_without_better} validations {result}")
+        elif self._time_limit_note:
+            self.tracker.say(f"stopped after {progress.step:,} steps{self._time_limit_note}")
         self.tracker.say(
             f"trained {progress.step:,} steps with {progress.n_tgt_tokens:,} target tokens "
             f"in {format_duration(progress.train_seconds)}; {progress.packing_efficiency}"

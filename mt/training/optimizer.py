@@ -125,7 +125,7 @@ class Optimizer:
         """Continue from a `state_dict`."""
         self._adam.load_state_dict(state["adam"])
         device = self.loss_scale.device
-        # A run may continue in another precision; then the scale that it begins with is the right one.
+        # If a run continues in another precision, the loss scale keeps its initial value.
         if self.scales_loss and state["scales_loss"]:
             self.loss_scale = state["loss_scale"].to(device)
             self._good_updates = state["good_updates"].to(device)

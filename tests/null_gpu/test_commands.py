@@ -85,7 +85,7 @@ def test_two_ranks_train_on_two_devices(tmp_path: Path) -> None:
             {"NULL_GPU_CAPABILITY": "70", "NULL_GPU_NAME": "Tesla V100"},
             "no code for Tesla V100 (compute capability 7.0; it has sm_75",
         ),
-        ([], {"NULL_GPU_GIB": "0.01"}, "parameters needs 18.1 MiB of memory, but cuda:0 has 10.0 MiB: reduce"),
+        ([], {"NULL_GPU_GIB": "0.01"}, "parameters needs 18.1 MiB of memory, but cuda:0 has 10.0 MiB. Reduce"),
     ],
     ids=["cuda:9", "too old", "too small"],
 )
