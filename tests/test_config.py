@@ -106,8 +106,7 @@ REFUSED = {
     "got 'all'",
     "train: {compile: maybe}": "x.yaml: train.compile: expected true, false or auto, got 'maybe'",
     "train: {precision: bf8}": "x.yaml: train.precision: expected auto, bf16, fp16 or fp32, got 'bf8'",
-    "train: {stop_after: 1:30}": "x.yaml: train.stop_after: expected a duration such as 1h30m or null, got 90 "
-    "(YAML reads it as a number: write it in quotes)",
+    "train: {stop_after: 1:30}": "x.yaml: train.stop_after: expected a duration such as 1h30m or null, got 90",
     "train: {stop_after: soon}": "x.yaml: train.stop_after: expected a duration such as 90s, 30m or 1h30m, got 'soon'",
     "model: 512": "x.yaml: model: expected a mapping (key: value), got 512",
     "model: [512]": "x.yaml: model: expected a mapping (key: value), got a list",

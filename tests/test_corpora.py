@@ -42,7 +42,7 @@ def test_empty_files_yield_no_pairs_and_fail_the_check() -> None:
     assert list(corpus.pairs()) == []
     with pytest.raises(DataError) as caught:
         corpus.check()
-    assert str(caught.value) == "a.en + a.de is empty, expected at least one sentence pair"
+    assert str(caught.value) == "a.en + a.de has no sentence pairs, expected at least one"
 
 
 @pytest.mark.parametrize("swapped", [False, True])

@@ -298,7 +298,7 @@ def test_all_sets_are_checked_before_the_tokenizer_is_trained(
     )
     empty = write_pair("empty", [], [])
     assert error_of(with_data(config, valid=empty)) == (
-        "empty.en + empty.de is empty, expected at least one sentence pair"
+        "empty.en + empty.de has no sentence pairs, expected at least one"
     )
     missing = TextFiles(src="nowhere.en", tgt="nowhere.de")
     assert error_of(with_data(config, test={"news": missing})) == (

@@ -440,7 +440,7 @@ def test_a_report_folder_may_be_new_or_contain_an_earlier_report(tmp_path: Path)
         ("file", " is a file. Give a folder."),
         ("file/a", " cannot be written: Not a directory"),
         ("x" * 300, " cannot be written: File name too long"),
-        ("page.html", ". Give a folder for report.html and the other files."),
+        ("page.html", " is the name of a file. Give a folder for report.html and the other files."),
     ],
 )
 def test_an_invalid_report_folder_is_refused_in_one_line(tmp_path: Path, name: str, problem: str):

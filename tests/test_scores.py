@@ -136,7 +136,9 @@ def test_all_selects_every_metric_that_can_be_computed(monkeypatch: pytest.Monke
     assert metrics.metric_keys(["all"]) == ["bleu", "chrf", "chrf++", "bleu-lc", "ter"]
     with pytest.raises(ConfigError) as caught:
         metrics.metric_keys(["bleu-2017"])
-    assert str(caught.value) == "metric: bleu-2017 needs one more package. Run pip install sacremoses."
+    assert str(caught.value) == (
+        "metric: bleu-2017 needs the package sacremoses, which is not installed. Run pip install sacremoses."
+    )
     monkeypatch.setattr(metrics, "_has_sacremoses", lambda: True)
     assert metrics.metric_keys(["all"]) == list(metrics.METRICS)
 

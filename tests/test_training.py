@@ -375,7 +375,9 @@ def test_the_validation_loss_is_reported_by_length() -> None:
     assert loss == mean(*range(7))
 
 
-def test_stop_after_saves_and_the_run_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_after_saves_and_the_run_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     clock = Clock()
     monkeypatch.setattr("mt.training.loop.time", clock)
     clock.slow(monkeypatch, Engine, "step", 0.25)
@@ -384,7 +386,10 @@ def test_stop_after_saves_and_the_run_is_finished(tmp_path: Path, monkeypatch: p
     progress = train(config, corpus, tmp_path / "run")
     assert (progress.step, progress.train_seconds) == (8, 2)
     assert RunFolder(tmp_path / "run").checkpoints()[-1] == RunFolder(tmp_path / "run").checkpoint(8)
-    assert train(config, corpus, tmp_path / "run").step == 8
+    with caplog.at_level("INFO"):
+        assert train(config, corpus, tmp_path / "run").step == 8
+    note = "8 steps of 100,000, because of train.stop_after (2s): raise it to continue"
+    assert f"training is already complete: {note}" in caplog.messages
 
 
 def test_the_logged_speed_does_not_count_validations_and_checkpoints(
