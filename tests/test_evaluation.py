@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from images import curves_page
 
 from mt.api import TrainedRun
 from mt.config.settings import RunConfig
@@ -49,6 +50,10 @@ def run(finished: tuple[RunConfig, Path], tmp_path: Path) -> tuple[RunConfig, Pa
     config, run_dir = finished
     shutil.copytree(run_dir, tmp_path / "run")
     return config, tmp_path / "run"
+
+
+def test_the_images_of_the_readme_show_the_curves_of_a_run(finished: tuple[RunConfig, Path]):
+    assert curves_page(RunFolder(finished[1])).count("<svg") == 2
 
 
 def test_the_model_of_a_run_that_was_continued_is_its_best_checkpoint(run: tuple[RunConfig, Path]):
