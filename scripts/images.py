@@ -38,7 +38,8 @@ def curves_page(run: RunFolder) -> str:
         line_chart("BLEU", bleu, "update", "BLEU", from_zero=True),
     ]
     style = files("mt.report").joinpath("templates/style.css").read_text("utf-8")
-    return f"<meta charset=utf-8><style>{style} details {{ display: none }}</style><main>{macro('side_by_side', charts)}</main>"
+    body = macro("side_by_side", charts)
+    return f"<meta charset=utf-8><style>{style} details {{ display: none }}</style><main>{body}</main>"
 
 
 def screenshot(page: Path, image: Path, width: int, height: int) -> None:

@@ -53,7 +53,7 @@ def run(finished: tuple[RunConfig, Path], tmp_path: Path) -> tuple[RunConfig, Pa
 
 
 def test_the_images_of_the_readme_show_the_curves_of_a_run(finished: tuple[RunConfig, Path]):
-    assert curves_page(RunFolder(finished[1])).count("<svg") == 2
+    assert curves_page(RunFolder(finished[1])).count("<figure") == 2
 
 
 def test_the_model_of_a_run_that_was_continued_is_its_best_checkpoint(run: tuple[RunConfig, Path]):
