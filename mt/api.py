@@ -124,7 +124,7 @@ def evaluate(
         significance: the test of the difference from the baseline.
         n_samples: of intervals and tests; 1,000 of the bootstrap and 10,000 of the randomisation by default.
         tgt_lang: the language by whose rules bleu-2017 tokenises given translations.
-        device, precision, n_processes: of the model, as in `Translator.load`.
+        device, precision, n_processes: of the model, as in `Translator.load`; given translations need none.
         analysis: also find where the system is good and bad, for `analysis` and `sentences` of the result.
     Returns:
         Scores from 0 to 100, in `test_sets[NAME].scores`, each with its signature; NAME is `input` for given
@@ -139,7 +139,7 @@ def evaluate(
 
     base = None if baseline is None else _text(baseline)
     options = EvalOptions(metrics, confidence, base, significance, n_samples, analysis)
-    if model is not None and hypotheses is None and references is None:
+    if model is not None and hypotheses is None and references is None and sources is None:
         return evaluate_model(Path(model), tests, device, precision, options, n_processes)
     if model is not None or hypotheses is None or references is None:
         raise TypeError("evaluate: expected a model, or hypotheses and references")
@@ -175,6 +175,8 @@ def compare(
         raise ConfigError("systems", f"expected two or more, got {len(systems)}")
     options = EvalOptions(metrics, confidence, None, significance, n_samples)
     if references is None:
+        if isinstance(systems, Mapping):
+            raise TypeError("compare: translations by name need references")
         return compare_models([Path(path) for path in systems], tests, device, precision, options, n_processes)
     named = systems.items() if isinstance(systems, Mapping) else [(str(path), path) for path in systems]
     return compare_files([(name, _text(text)) for name, text in named], _texts(references), options, tgt_lang)

@@ -66,7 +66,7 @@ class CheckedFolder:
         missing = [name for name in cls.FILES if not (path / name).is_file()]
         if missing:
             verb = "is" if len(missing) == 1 else "are"
-            problem = f"is not a complete {cls.KIND}, {listed(missing)} {verb} missing"
+            problem = f"is not a complete {cls.KIND}: {listed(missing)} {verb} missing"
             raise CheckpointError(path, problem, cls.HOW_TO_REPAIR)
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
@@ -84,7 +84,9 @@ class CheckedFolder:
         try:
             config = load_config(str(path / CONFIG))
         except MTError as error:
-            raise CheckpointError(path, f"its {CONFIG} cannot be loaded: {error}") from error
+            raise CheckpointError(
+                path, f"its {CONFIG} cannot be loaded: {error.statement}", cls.HOW_TO_REPAIR
+            ) from error
         return cls(path, config, manifest)
 
     @property

@@ -746,7 +746,7 @@ def config_init(
 
     write_starter(path)
     print(f"wrote {path}: edit its languages and files, then run")
-    print(f"  mt doctor --config {path}\n  mt train --config {path}")
+    print(f"  mt doctor --config {shlex.quote(str(path))}\n  mt train --config {shlex.quote(str(path))}")
 
 
 @config_commands.command("schema")

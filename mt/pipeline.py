@@ -108,7 +108,8 @@ def average_run(run_dir: Path, last: int) -> Path:
     folders = run.scheduled_checkpoints(config.train.checkpoint_every)
     if not 1 <= last <= len(folders):
         n = len(folders)
-        raise CheckpointError(run_dir, f"has {n} checkpoints to average", f"give --last 1 to {n}, not {last}")
+        found = f"has {n} checkpoint{'' if n == 1 else 's'} to average"
+        raise CheckpointError(run_dir, found, f"give --last {f'1 to {n}' if n > 1 else 1}, not {last}")
     with run.held():
         return _write_average(config, run, run.average(last), folders[-last:])
 
@@ -120,17 +121,18 @@ def corpus_folder(config: RunConfig, run: RunFolder) -> Path:
         ConfigError: the config contradicts the settings with which the run was started.
         DataError: text is missing, or both text and prepared corpus differ from those at the start of the run.
     """
-    record = run.read_record() if run.has_work else None
-    if record is not None:
+    record = run.read_record()
+    if record is not None and run.has_work:
         _check_changes(config, run)
     at_start = None if record is None else Path(config.data.prepared_dir, record["corpus_fingerprint"])
     try:
         prepared = Path(config.data.prepared_dir, corpus_fingerprint(config, initial_tokenizer(config)))
     except MTError:
-        if at_start and at_start.is_dir():
-            return at_start  # text or model are gone, but the run does not need them any more
+        # Text or model are gone, but the run does not need them any more.
+        if at_start and at_start.is_dir() and (run.has_work or not _changed_settings(config, run)):
+            return at_start
         raise
-    if at_start is None or at_start == prepared:
+    if at_start is None or at_start == prepared or not run.has_work:
         return prepared
     if not at_start.is_dir():
         problem = f"the run's prepared corpus {at_start} does not exist any more, and its text has changed"
@@ -139,16 +141,20 @@ def corpus_folder(config: RunConfig, run: RunFolder) -> Path:
     return at_start
 
 
-def _check_changes(config: RunConfig, run: RunFolder) -> None:
+def _changed_settings(config: RunConfig, run: RunFolder) -> list[str]:
+    """Return a text for each setting that a started run cannot change, and that has changed."""
     if not run.config.is_file():
         fix = "restore it (each checkpoint has a copy), or start over with another --run-dir"
         raise CheckpointError(run.config, "is missing, so the settings of this run are not known", fix)
-    changed = [
+    return [
         f"{key} was {as_yaml(before)} and is now {as_yaml(now)}"
         for key, (before, now) in config_differences(load_config(str(run.config)), config).items()
         if not is_changeable(key)
     ]
-    if changed:
+
+
+def _check_changes(config: RunConfig, run: RunFolder) -> None:
+    if changed := _changed_settings(config, run):
         fix = f"change {'it' if len(changed) == 1 else 'them'} back, or start a new run with another --run-dir"
         raise ConfigError(run.path, f"this run was started with other settings ({'; '.join(changed)})", fix)
 

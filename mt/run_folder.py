@@ -93,7 +93,7 @@ class RunFolder:
     @property
     def has_work(self) -> bool:
         """Return whether a start came as far as a checkpoint: from then on, the run keeps its data and settings."""
-        return self.all_checkpoints.is_dir() or self.model.is_dir()
+        return any(self.all_checkpoints.glob("step-*")) or self.model.is_dir()
 
     def checkpoints(self) -> list[Path]:
         """Return all checkpoints, oldest first."""

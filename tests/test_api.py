@@ -265,6 +265,13 @@ def test_lists_of_other_lengths_are_refused():
         mt.compare({"a": HYPOTHESES, "b": HYPOTHESES[:2]}, references=REFERENCES)
     with pytest.raises(TypeError, match="expected a model, or hypotheses and references"):
         mt.evaluate(hypotheses=HYPOTHESES)
+    with pytest.raises(TypeError, match="translations by name need references"):
+        mt.compare({"a": HYPOTHESES, "b": HYPOTHESES})
+
+
+def test_a_config_of_another_type_is_refused():
+    with pytest.raises(mt.ConfigError, match=r"^expected a config: a path, a name or a mapping .*, got 5$"):
+        mt.prepare(5)  # type: ignore[arg-type]
 
 
 def test_a_model_is_scored_on_its_test_sets(folder: Path):

@@ -202,7 +202,7 @@ def test_the_error_for_an_incomplete_folder_names_the_missing_files(
     with pytest.raises(CheckpointError) as caught:
         ModelFolder.open(folder)
     assert str(caught.value) == (
-        f"{folder} is not a complete model folder, tokenizer.model and manifest.json are missing. {REPAIR}"
+        f"{folder} is not a complete model folder: tokenizer.model and manifest.json are missing. {REPAIR}"
     )
 
 

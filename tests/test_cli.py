@@ -1041,7 +1041,7 @@ def test_the_baseline_of_a_model_is_a_run_or_a_file_of_one_test_set(run: Run):
     assert run(*given, "three", "--test", "wmt") == (
         2,
         "",
-        "error: three has 3 lines and the test set wmt has 2: a baseline must translate the same text\n",
+        "error: three has 3 lines and the test set wmt has 2. Give a baseline that translates the same text.\n",
     )
     for baseline in ("old", "old/translations/wmt.txt"):
         status, stdout, _ = run(*given, baseline, "--test", "wmt")
@@ -1107,7 +1107,7 @@ def test_the_baseline_of_a_model_is_a_run_or_a_file_of_one_test_set(run: Run):
             "--hyp two --ref two --metric bleu,chrf",
             "--metric: expected one name, got bleu,chrf. Give --metric bleu --metric chrf.",
         ),
-        ("--hyp two --ref two --metric blue", "--metric: unknown metric blue, did you mean bleu?"),
+        ("--hyp two --ref two --metric blue", "--metric: unknown metric blue. Did you mean bleu?"),
         (
             "--hyp two --ref two --significance bootstrap",
             "--significance needs --baseline. Add --baseline, or use mt compare.",
@@ -1117,7 +1117,7 @@ def test_the_baseline_of_a_model_is_a_run_or_a_file_of_one_test_set(run: Run):
             "--samples needs --confidence or --baseline. Add one of them.",
         ),
         ("--hyp two --ref two --confidence --samples 0", "--samples: expected at least 100, got 0"),
-        ("--model m --metric chr", "--metric: unknown metric chr, did you mean chrf?"),
+        ("--model m --metric chr", "--metric: unknown metric chr. Did you mean chrf?"),
     ],
 )
 def test_invalid_options_of_eval_are_refused_in_one_line(run: Run, options: str, message: str, tmp_path: Path):

@@ -353,7 +353,8 @@ def test_models_must_have_the_same_test_set(
         "text, or choose a test set with --test.\n"
     )
     assert refused(long, "wmt", "none") == (
-        f"error: these models have no test set in common. {long} has held_out; wmt has wmt; none has none.\n"
+        f"error: these models have no test set in common ({long} has held_out; wmt has wmt; none has none). "
+        "Choose models with a common test set.\n"
     )
     assert refused(long, "wmt", "--test", "wmt") == (f"error: --test: {long} has no test set wmt. It has held_out.\n")
     assert refused("none", long, "--test", "wmt") == (
@@ -383,7 +384,7 @@ USAGE = "Use mt compare A B, or mt compare --ref REF A B."
             "unborn unborn",
             "unborn: this run has no checkpoint yet. Wait until training writes the first one.",
         ),
-        ("one two --metric blue", "--metric: unknown metric blue, did you mean bleu?"),
+        ("one two --metric blue", "--metric: unknown metric blue. Did you mean bleu?"),
         ("one two --samples 5", "--samples: expected at least 100, got 5"),
         ("one two --report file", "--report: file is a file. Give a folder."),
     ],

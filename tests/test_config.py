@@ -265,6 +265,8 @@ BAD_OVERRIDES = {
     "keys {src, tgt}, {file}, {dataset} or {sacrebleu}; to replace the whole value, use --set 'data.train.0={…}'",
     "data.valid={src: a": "--set data.valid={src: a is not valid YAML: expected ',' or '}', but got '<stream end>' "
     "(while parsing a flow mapping)",
+    "data.test.a b={sacrebleu: wmt14}": "--set data.test.a b={sacrebleu: wmt14}: data.test.a b: expected a name of "
+    "letters, digits and . _ + -, got 'a b'",
     "data.valid={src: a, src: b}": "--set data.valid={src: a, src: b} is not valid YAML: src is already set on line 1",
 }
 
@@ -317,8 +319,8 @@ NOWHERE = "does not exist, and no config of this name ships with mt"
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("configs/multi31k.yaml", f"{NOWHERE}; did you mean multi30k.yaml?"),
-        ("zzz", f"{NOWHERE}; the configs that ship with mt are {', '.join(path.stem for path in shipped_configs())}"),
+        ("configs/multi31k.yaml", f"{NOWHERE}. Did you mean multi30k.yaml?"),
+        ("zzz", f"{NOWHERE}. The configs that ship with mt are {', '.join(path.stem for path in shipped_configs())}."),
         ("runs", "is a folder. Give a config file."),
     ],
 )

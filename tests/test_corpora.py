@@ -249,13 +249,13 @@ def test_columns_of_a_tsv_file_are_chosen_by_number_or_header() -> None:
         (
             "de\tsource\n",
             ("en", "de"),
-            ": its first line has no column en, its columns are de, source. Use one of these names, or column "
+            ": its first line has no column en; its columns are de, source. Use one of these names, or column "
             "numbers if this line is not a header.",
         ),
         (
             "de\tde\ten\n",
             ("en", "de"),
-            ": its first line has several columns de, its columns are de, de, en. Use one of these names, or "
+            ": its first line has several columns de; its columns are de, de, en. Use one of these names, or "
             "column numbers if this line is not a header.",
         ),
     ],
@@ -305,10 +305,10 @@ def test_each_problem_with_a_parquet_file_is_reported_in_one_line() -> None:
 
     name = write_parquet("a.parquet", {"source": ["one"], "de": ["eins"]})
     assert error_of(file=name) == (
-        "a.parquet has no en, its columns are source, de. Set src_column and tgt_column to those of the text."
+        "a.parquet has no en; its columns are source, de. Set src_column and tgt_column to those of the text."
     )
     assert error_of(file=name, src_column="src", tgt_column="de") == (
-        "a.parquet has no column src, its columns are source, de. Correct src_column and tgt_column."
+        "a.parquet has no column src; its columns are source, de. Correct src_column and tgt_column."
     )
     assert error_of(file=write_parquet("n.parquet", {"en": [b"one"], "de": ["eins"]})) == (
         "n.parquet: expected text in column en, found binary"
@@ -343,8 +343,8 @@ def test_a_sacrebleu_test_set_is_read_from_its_files(monkeypatch: pytest.MonkeyP
 
 
 def test_the_error_for_an_unknown_sacrebleu_set_or_direction_lists_alternatives() -> None:
-    assert error_of(sacrebleu="wmt14/ful") == "sacreBLEU test set wmt14/ful is not known, did you mean wmt14/full?"
-    assert error_of(sacrebleu="?") == "sacreBLEU test set ? is not known, `sacrebleu --list` shows all names"
+    assert error_of(sacrebleu="wmt14/ful") == "sacreBLEU test set wmt14/ful is not known. Did you mean wmt14/full?"
+    assert error_of(sacrebleu="?") == "sacreBLEU test set ? is not known. Run `sacrebleu --list` to see all names."
     with pytest.raises(DataError) as caught:
         list(reader_of(SacrebleuSet(sacrebleu="wmt22"), ("en", "xx"), "test").pairs())
     assert str(caught.value).startswith("sacreBLEU test set wmt22 has no en-xx; choose from cs-en, cs-uk, ")

@@ -407,8 +407,8 @@ def test_an_export_that_translates_differently_is_not_written(
     assert float(gap) > 1
     assert message == (
         f"{exported.folder}: CTranslate2 translates {n_different} of 40 lines differently in float32, with "
-        f"log-probabilities up to {gap} nats apart: nothing was written; this is a bug in the export or in this "
-        "version of CTranslate2: report it, or try another version"
+        f"log-probabilities up to {gap} nats apart, so nothing was written. This is a bug in the export or in this "
+        "version of CTranslate2. Report it, or try another version of CTranslate2."
     )
     assert [path.name for path in tmp_path.iterdir()] == ["lines"]
 
@@ -453,7 +453,7 @@ def test_an_incomplete_or_damaged_export_is_refused(exported: Exported, tmp_path
     )
     folder = copied(exported.export, tmp_path / "export")
     (folder / "config.json").unlink()
-    assert problem(folder) == f"{folder} is not a complete export, config.json is missing. Export the model again."
+    assert problem(folder) == f"{folder} is not a complete export: config.json is missing. Export the model again."
     (folder / "config.json").write_text("{}")
     assert problem(folder) == (
         f"{folder / 'config.json'} is damaged (its checksum differs from the one in manifest.json). "

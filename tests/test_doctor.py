@@ -466,7 +466,7 @@ def test_a_prepared_corpus_is_found_and_checked(lines: Lines) -> None:
     ids.write_bytes(ids.read_bytes()[:-2])
     (finding,) = examine(config, Path("runs/toy")).findings
     n_bytes = ids.stat().st_size
-    damage = f"the prepared corpus is damaged, train.src.ids has {n_bytes:,} bytes instead of {n_bytes + 2:,}"
+    damage = f"the prepared corpus is damaged: train.src.ids has {n_bytes:,} bytes instead of {n_bytes + 2:,}"
     assert finding.problem == f"{corpus.folder}: {damage}"
     assert finding.fix == f"delete {corpus.folder} and prepare it again"
 

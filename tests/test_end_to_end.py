@@ -172,7 +172,7 @@ def test_an_incomplete_model_folder_is_reported_in_one_line(run_dir: Path, folde
     incomplete.mkdir()
     (incomplete / "config.yaml").write_text("name: x\n", "utf-8")
     assert failing("translate", "--model", incomplete, text="bar\n") == (
-        f"{incomplete} is not a complete model folder, model.safetensors, tokenizer.model and manifest.json are "
+        f"{incomplete} is not a complete model folder: model.safetensors, tokenizer.model and manifest.json are "
         "missing. Restore the original file, or delete the folder and run mt train again."
     )
     assert failing("eval", "--model", run_dir, "--test", "newstest2014") == (

@@ -155,7 +155,8 @@ def test_a_baseline_of_another_text_is_refused_before_translating(
     with pytest.raises(DataError) as caught:
         evaluate_model(run_dir, [], "auto", "auto", EvalOptions(["bleu"], baseline=tmp_path / "short"))
     assert str(caught.value) == (
-        f"{tmp_path / 'short'} has 1 lines and the test set held_out has 20: a baseline must translate the same text"
+        f"{tmp_path / 'short'} has 1 lines and the test set held_out has 20. Give a baseline that "
+        "translates the same text."
     )
     assert capsys.readouterr().err == ""
     # For a file, the test set of the baseline run with the same references is used.

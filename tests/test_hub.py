@@ -50,7 +50,7 @@ def test_the_error_for_a_missing_split_language_or_config_lists_the_existing_one
     write_parquet("set/validation.parquet", {"translation": [{"de": "eins", "fr": "un"}]})
     assert error_of("test", dataset="set") == "data set set has no split test; choose from train, validation"
     assert (
-        error_of(dataset="set") == f"data set set has no en, the keys of its column translation are de, fr. {NAME_THEM}"
+        error_of(dataset="set") == f"data set set has no en; the keys of its column translation are de, fr. {NAME_THEM}"
     )
     assert error_of(dataset="set", config="de-en") == "data set set has no config de-en; choose from default"
     assert error_of(dataset="./nowhere") == f"./nowhere: no such folder (looked for in {tmp_path})"
@@ -58,7 +58,7 @@ def test_the_error_for_a_missing_split_language_or_config_lists_the_existing_one
         "a.jsonl is a file, expected a data set. If it is a .tsv, .jsonl or .parquet file, write {file: a.jsonl}."
     )
     write_parquet("columns/train.parquet", {"source": ["one"], "de": ["eins"]})
-    assert error_of(dataset="columns") == f"data set columns has no en, its columns are source, de. {NAME_THEM}"
+    assert error_of(dataset="columns") == f"data set columns has no en; its columns are source, de. {NAME_THEM}"
     write_parquet("numbers/train.parquet", {"en": [1], "de": ["eins"]})
     assert error_of(dataset="numbers") == "data set numbers: expected text in column en, found int64"
 
@@ -176,20 +176,20 @@ def test_columns_are_chosen_by_name_number_or_path() -> None:
     assert read(dataset="set", src_column="source", tgt_column="text.hyp") == [("one", "eins", 1)]
     assert read(dataset="set", src_column=2, tgt_column="id") == [("one", "7", 1)]
     assert error_of(dataset="set", src_column="source", tgt_column="text.ref") == (
-        "data set set has no column text.ref, its columns are id, source, text.hyp, text.score. Correct src_column "
+        "data set set has no column text.ref; its columns are id, source, text.hyp, text.score. Correct src_column "
         "and tgt_column."
     )
     assert error_of(dataset="set", src_column="source", tgt_column="text.score") == (
         "data set set: expected text in column text.score, found int64"
     )
     assert error_of(dataset="set", src_column=1, tgt_column=4) == (
-        "data set set has no column 4, its columns are id, source, text. Correct src_column and tgt_column."
+        "data set set has no column 4; its columns are id, source, text. Correct src_column and tgt_column."
     )
 
 
 def test_a_text_column_may_be_called_translation() -> None:
     write_parquet("set/train.parquet", {"source": ["one"], "translation": ["eins"]})
-    assert error_of(dataset="set") == f"data set set has no de and en, its columns are source, translation. {NAME_THEM}"
+    assert error_of(dataset="set") == f"data set set has no de and en; its columns are source, translation. {NAME_THEM}"
     assert read(dataset="set", src_column="source", tgt_column="translation") == [("one", "eins", 1)]
 
 

@@ -445,11 +445,11 @@ def test_a_damaged_corpus_is_refused(config: RunConfig) -> None:
     n_bytes = (folder / "train.src.ids").stat().st_size
     os.truncate(folder / "train.src.ids", n_bytes - 2)
     assert message() == (
-        f"{folder}: the prepared corpus is damaged, train.src.ids has {n_bytes - 2:,} bytes instead of {n_bytes:,}. "
+        f"{folder}: the prepared corpus is damaged: train.src.ids has {n_bytes - 2:,} bytes instead of {n_bytes:,}. "
         f"{advice}"
     )
     (folder / "train.src.ids").unlink()
-    assert message() == f"{folder}: the prepared corpus is incomplete, train.src.ids is missing. {advice}"
+    assert message() == f"{folder}: the prepared corpus is incomplete: train.src.ids is missing. {advice}"
     manifest = (folder / "manifest.json").read_text()
     (folder / "manifest.json").write_text(manifest.replace('"format_version": 2', '"format_version": 9'))
     assert message() == f"{folder} was prepared in format 9, but this version of mt reads format 2. {advice}"

@@ -146,11 +146,11 @@ def test_all_selects_every_metric_that_can_be_computed(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"metrics": ["blue"]}, "metric: unknown metric blue, did you mean bleu?"),
-        ({"metrics": ["CHRF"]}, "metric: unknown metric CHRF, did you mean chrf?"),
+        ({"metrics": ["blue"]}, "metric: unknown metric blue. Did you mean bleu?"),
+        ({"metrics": ["CHRF"]}, "metric: unknown metric CHRF. Did you mean chrf?"),
         (
             {"metrics": ["comet"]},
-            "metric: unknown metric comet, choose from bleu, chrf, chrf++, bleu-lc, ter, bleu-2017, all",
+            "metric: unknown metric comet. Choose from bleu, chrf, chrf++, bleu-lc, ter, bleu-2017, all.",
         ),
         ({"n_samples": 99}, "samples: expected at least 100, got 99"),
         ({"n_samples": -1}, "samples: expected at least 100, got -1"),

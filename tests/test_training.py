@@ -18,7 +18,7 @@ from mt.api import TrainedRun
 from mt.checkpoint import ModelFolder
 from mt.config.settings import RunConfig, TrainConfig
 from mt.data.packing import PlanState
-from mt.errors import MTError, TrainingError
+from mt.errors import DataError, MTError, TrainingError
 from mt.evaluation.command import evaluate_model
 from mt.evaluation.findings import EvalOptions
 from mt.pipeline import average_run, format_report, train_run
@@ -91,7 +91,7 @@ def test_if_no_checkpoint_can_be_read_training_does_not_start_over(tmp_path: Pat
         train(config, corpus, tmp_path / "run")
     assert str(caught.value) == (
         f"{tmp_path / 'run'} has no readable checkpoint to continue from. The latest: {folder} is not a complete model "
-        "folder, manifest.json is missing. Restore it, or start over with another --run-dir."
+        "folder: manifest.json is missing. Restore it, or start over with another --run-dir."
     )
     assert RunFolder(tmp_path / "run").checkpoints() == [folder]
 
@@ -567,6 +567,21 @@ def test_a_run_without_a_checkpoint_may_change_all_settings_and_its_text(
     assert record["corpus_fingerprint"] == corpus_fingerprint(other)
     assert ModelFolder.open(tmp_path / "run" / "model").config.model.d_ff == 72
     train_run(with_train(other, max_steps=3), tmp_path / "run")
+
+
+def test_a_run_without_a_checkpoint_continues_without_its_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = toy_config(tmp_path, max_steps=2)
+    with monkeypatch.context() as context:
+        context.setattr("mt.pipeline.train", Mock(side_effect=TrainingError("no memory")))
+        with pytest.raises(TrainingError):
+            train_run(config, tmp_path / "run")
+    for name in config.data.train[0].files:
+        Path(name).unlink()
+    other = replace(config, model=replace(config.model, d_ff=72))
+    with pytest.raises(DataError, match="no such file"):
+        train_run(other, tmp_path / "run")
+    train_run(config, tmp_path / "run")
+    assert RunFolder(tmp_path / "run").has_work
 
 
 def test_a_new_beam_size_updates_the_report_and_the_model_folder(tmp_path: Path) -> None:

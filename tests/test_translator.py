@@ -89,8 +89,8 @@ def test_errors_and_kills_of_processes_are_reported() -> None:
     with pytest.raises(MTError) as caught:
         list(processes.map(_fate, ["a", "killed", "b"]))
     assert str(caught.value) == (
-        "one of 2 translation processes was killed, perhaps because memory ran out: lower --batch-tokens, or set "
-        "OMP_NUM_THREADS to fewer threads"
+        "one of 2 translation processes was killed, perhaps because memory ran out. Lower --batch-tokens, or set "
+        "OMP_NUM_THREADS to fewer threads."
     )
 
 
@@ -240,7 +240,7 @@ def test_the_error_for_a_model_that_returns_nan_says_what_to_try(translator: Tra
     with pytest.raises(CheckpointError) as caught:
         translator.translate(["bar dest"])
     assert str(caught.value) == (
-        "the model returns NaN for 'bar dest': try --precision fp32; if that does not help, its weights are damaged"
+        "the model returns NaN for 'bar dest'. Try --precision fp32; if that does not help, its weights are damaged."
     )
 
 
@@ -467,7 +467,7 @@ def test_a_batch_that_runs_out_of_memory_is_searched_in_halves(
     assert capsys.readouterr().err == f"note: {told}\n"
     n_fitting = 0
     with pytest.raises(
-        MTError, match=r"^out of memory on cpu with one sentence of \d+ tokens: lower the beam size, or"
+        MTError, match=r"^out of memory on cpu with one sentence of \d+ tokens\. Lower the beam size, or"
     ):
         translator.translate(LINES)
 

@@ -48,6 +48,8 @@ def load_config(config: AnyConfig, overrides: Overrides = ()) -> RunConfig:
         path = find_config(tree)
         where = tree if path == Path(tree) else path.name
         tree = _read_mapping(path, where)
+    if not isinstance(tree, dict):
+        raise ConfigError(f"expected a config: a path, a name or {MAPPING}, got {described(tree)}")
     if isinstance(overrides, Mapping):
         changes = [("overrides", str(key), _plain(value)) for key, value in overrides.items()]
     else:
@@ -113,7 +115,7 @@ def find_config(name: str) -> Path:
         raise ConfigError(name, "is a folder", "give a config file")
     close = difflib.get_close_matches(path.stem, shipped, n=1)
     hint = f"did you mean {close[0]}.yaml?" if close else f"the configs that ship with mt are {', '.join(shipped)}"
-    raise ConfigError(name, f"does not exist, and no config of this name ships with mt; {hint}")
+    raise ConfigError(name, "does not exist, and no config of this name ships with mt", hint)
 
 
 # --- YAML to plain values ---------------------------------------------------------------------------------------------

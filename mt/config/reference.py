@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import re
+import shlex
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -31,7 +32,7 @@ from mt.config.validation import (
     values_of,
 )
 from mt.errors import ConfigError
-from mt.system.files import write_text
+from mt.system.files import explained_writes, write_text
 from mt.units import listed
 
 SCHEMA = Path(__file__).with_name("schema.json")  # in the package, because editors read a file
@@ -148,7 +149,9 @@ def write_starter(path: Path) -> None:
         raise ConfigError(path, "exists already", "give the name of a new file")
     name = re.sub(r"[^\w.+-]", "-", path.stem).lstrip(".") or "my"
     text = Template(_STARTER.read_text(encoding="utf-8"))
-    write_text(path, text.substitute(schema=SCHEMA.as_uri(), file=path, name=as_yaml(name)))
+    with explained_writes(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text.substitute(schema=SCHEMA.as_uri(), file=shlex.quote(str(path)), name=as_yaml(name)))
 
 
 @functools.cache

@@ -118,6 +118,7 @@ _MESSAGES = {
     "missing": "is missing",
     "unexpected_keyword_argument": "{unknown}",
     "invalid_key": "expected text as a key, got {found}{quote}",
+    "invalid_name": "expected a name of letters, digits and . _ + -, got {found}",
     "several_kinds": "expected one kind of corpus, with the keys {kinds}",
 }
 _NAMES = {bool: ("true", "false"), int: ("an integer",), float: ("a number",), str: ("text",), type(None): ("null",)}
@@ -137,7 +138,9 @@ def config_error(error: ValidationError, root: Any, *, is_yaml: bool) -> ConfigE
     if kind == "union_tag_not_found" and isinstance(value, dict):
         kind = "several_kinds"
     if kind == "invalid_key" or first["loc"][-1] == "[key]":
-        kind, key = "invalid_key", dotted(key.rpartition(".")[0], described(value))
+        is_named = isinstance(value, str)
+        kind = "invalid_name" if is_named else "invalid_key"
+        key = dotted(key.rpartition(".")[0], value if is_named else described(value))
     values = [one for one in values_of(hint) if is_yaml or one != "null"]  # an option cannot be null
     is_text = any(unwrapped(one) is str for one in _alternatives(hint)) and not any("duration" in one for one in values)
     may_be_text = kind == "invalid_key" or is_text  # a duration such as 90 stays wrong in quotes
@@ -146,7 +149,7 @@ def config_error(error: ValidationError, root: Any, *, is_yaml: bool) -> ConfigE
         _MESSAGES.get(kind, "expected {values}, got {found}{quote}").format(
             values=listed(values, "or"),
             found=described(value),
-            quote=_quote_hint(value) if may_be_text else "",
+            quote=_quote_hint(value) if may_be_text and is_yaml else "",
             kinds=listed([f"{{{kind}}}" for kind in kinds_of(hint)], "or"),
             unknown=unknown_key(key, owner, root) if kind == "unexpected_keyword_argument" else "",
         ),

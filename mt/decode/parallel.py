@@ -77,8 +77,7 @@ class ForkPool:
                 self._end()
                 self._workers = None
             if isinstance(error, WorkerLost):
-                raise MTError(
-                    f"one of {self.n} translation processes was killed, perhaps because memory ran out: lower "
-                    "--batch-tokens, or set OMP_NUM_THREADS to fewer threads"
-                ) from None
+                problem = f"one of {self.n} translation processes was killed, perhaps because memory ran out"
+                fix = "lower --batch-tokens, or set OMP_NUM_THREADS to fewer threads"
+                raise MTError("", problem, fix) from None
             raise

@@ -161,10 +161,8 @@ class OwnBackend(Backend):
             return search(self.model, request) if self._graphs is None else self._graphs.search(request)
         except torch.OutOfMemoryError:
             if n == 1:
-                raise MTError(
-                    f"out of memory on {device} with one sentence of {len(request.sentences[0]):,} tokens: lower the "
-                    "beam size, or use the CPU"
-                ) from None
+                problem = f"out of memory on {device} with one sentence of {len(request.sentences[0]):,} tokens"
+                raise MTError("", problem, "lower the beam size, or use the CPU") from None
         # After the handler, because its traceback holds the tensors of the search.
         if self._graphs is not None:
             self._graphs.clear()
@@ -472,4 +470,4 @@ class Translator:
 def nan_error(text: str) -> CheckpointError:
     """Return the error for a text for which the model returns NaN."""
     problem = f"the model returns NaN for {text}"
-    return CheckpointError(f"{problem}: try --precision fp32; if that does not help, its weights are damaged")
+    return CheckpointError("", problem, "try --precision fp32; if that does not help, its weights are damaged")

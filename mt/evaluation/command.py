@@ -165,7 +165,8 @@ def _shared_names(models: Sequence[RunArtifacts], tests: Sequence[str]) -> list[
     shared = [name for name in known[models[0].path] if all(name in names for names in known.values())]
     if not shared:
         each = "; ".join(f"{path} has {', '.join(names) or 'none'}" for path, names in known.items())
-        raise ConfigError("", "these models have no test set in common", each)
+        problem = f"these models have no test set in common ({each})"
+        raise ConfigError("", problem, "choose models with a common test set")
     return shared
 
 
@@ -197,7 +198,7 @@ def _baselines(baseline: Text, sets: Mapping[str, Sequence[SentencePair]], model
         if len(lines[name]) != len(pairs):
             named = path if isinstance(path := paths[name], Path) else "the baseline"
             counts = f"{named} has {len(lines[name]):,} lines and the test set {name} has {len(pairs):,}"
-            raise DataError(f"{counts}: a baseline must translate the same text")
+            raise DataError("", counts, "give a baseline that translates the same text")
     return lines
 
 

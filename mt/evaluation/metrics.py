@@ -163,7 +163,7 @@ def metric_keys(names: Sequence[str] | None) -> list[str]:
                 raise ConfigError("metric", f"expected one name, got {name}", f"give {each}")
             close = difflib.get_close_matches(name.lower(), (*METRICS, "all"), n=1)
             hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(METRICS)}, all"
-            raise ConfigError("metric", f"unknown metric {name}, {hint}")
+            raise ConfigError("metric", f"unknown metric {name}", hint)
     if "bleu-2017" in names and not _has_sacremoses():
         problem = "bleu-2017 needs the package sacremoses, which is not installed"
         raise ConfigError("metric", problem, "run pip install sacremoses")

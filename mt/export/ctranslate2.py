@@ -396,19 +396,21 @@ def _write_and_compare(
     exporter = _Exporter(folder, lines)
     exact = exporter.write(building, "float32")
     if exact.n_different > MOST_DIFFERENT_FRACTION * exact.n_lines:
-        raise MTError(
-            f"{folder.path}: CTranslate2 translates {exact.n_different:,} of {exact.n_lines:,} lines differently "
-            f"in float32, with log-probabilities up to {exact.largest_gap:.2g} nats apart: nothing was written; "
-            "this is a bug in the export or in this version of CTranslate2: report it, or try another version"
+        problem = (
+            f"CTranslate2 translates {exact.n_different:,} of {exact.n_lines:,} lines differently in float32, with "
+            f"log-probabilities up to {exact.largest_gap:.2g} nats apart, so nothing was written. This is a bug in the "
+            "export or in this version of CTranslate2"
         )
+        raise MTError(folder.path, problem, "report it, or try another version of CTranslate2")
     if quantization == "float32":
         return (exact,)
     rounded = exporter.write(building, quantization)
     if rounded.n_equal < FEWEST_EQUAL_FRACTION * rounded.n_lines and rounded.chrf < LEAST_CHRF:
-        raise MTError(
-            f"{folder.path}: in {quantization} only {rounded.n_equal:,} of {rounded.n_lines:,} lines are translated as "
-            f"in float32 (chrF2 {rounded.chrf:.1f} between the two): nothing was written; export it in float32"
+        problem = (
+            f"in {quantization} only {rounded.n_equal:,} of {rounded.n_lines:,} lines are translated as in float32 "
+            f"(chrF2 {rounded.chrf:.1f} between the two), so nothing was written"
         )
+        raise MTError(folder.path, problem, "export it in float32")
     return exact, rounded
 
 

@@ -215,7 +215,7 @@ class PairedScore(Facts):
     score: float
     baseline_score: float
     difference: float
-    p: float  # the probability that chance alone makes a difference at least as large
+    p: float  # an estimate of how often chance alone makes a larger difference
     verdict: str  # on the system: BETTER, WORSE or NO_DIFFERENCE
     signature: Line  # sacreBLEU's, including the test, its samples and the seed
     mean: float | None = None  # of the system's score over bootstrap samples; low and high contain 95% of them

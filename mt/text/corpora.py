@@ -288,7 +288,7 @@ def _tsv_indices(path: Path, columns: Columns, header: list[str]) -> tuple[int, 
     for column in columns:
         if isinstance(column, str) and header.count(column) != 1:
             found = "several columns" if column in header else "no column"
-            problem = f"its first line has {found} {column}, its columns are {', '.join(header)}"
+            problem = f"its first line has {found} {column}; its columns are {', '.join(header)}"
             raise DataError(path, problem, "use one of these names, or column numbers if this line is not a header")
     src, tgt = (column - 1 if isinstance(column, int) else header.index(column) for column in columns)
     return src, tgt
@@ -396,8 +396,8 @@ def _sacrebleu_files(name: str, src_lang: str, tgt_lang: str) -> tuple[Path, Pat
     where, langpair = f"sacreBLEU test set {name}", f"{src_lang}-{tgt_lang}"
     if name not in DATASETS:
         close = difflib.get_close_matches(name, DATASETS, n=1)
-        hint = f"did you mean {close[0]}?" if close else "`sacrebleu --list` shows all names"
-        raise DataError(where, f"is not known, {hint}")
+        hint = f"did you mean {close[0]}?" if close else "run `sacrebleu --list` to see all names"
+        raise DataError(where, "is not known", hint)
     langpairs = sorted(DATASETS[name].langpairs)
     if langpair not in langpairs:
         if f"{tgt_lang}-{src_lang}" in langpairs:

@@ -178,10 +178,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     for name, n_bytes in sizes.items():
         path = folder / name
         if not path.is_file():
-            raise DataError(folder, f"the prepared corpus is incomplete, {name} is missing", advice)
+            raise DataError(folder, f"the prepared corpus is incomplete: {name} is missing", advice)
         if path.stat().st_size != n_bytes:
             found = f"{name} has {path.stat().st_size:,} bytes instead of {n_bytes:,}"
-            raise DataError(folder, f"the prepared corpus is damaged, {found}", advice)
+            raise DataError(folder, f"the prepared corpus is damaged: {found}", advice)
     return manifest
 
 

@@ -102,7 +102,7 @@ def _named_column(types: Mapping[_Path, Any], names: Sequence[str], where: str, 
     else:
         found = [(name,) for name in names[column - 1 : column]]
     if not found:
-        problem = f"has no column {column}, its columns are {', '.join(names)}"
+        problem = f"has no column {column}; its columns are {', '.join(names)}"
         raise DataError(where, problem, "correct src_column and tgt_column")
     return found[0]
 
@@ -118,7 +118,7 @@ def _columns_of_languages(
     if found:
         place = "the keys of its column translation"
     missing = " and ".join(sorted(set(langs) - set(found or names)))
-    problem = f"has no {missing}, {place} are {', '.join(found or names)}"
+    problem = f"has no {missing}; {place} are {', '.join(found or names)}"
     raise DataError(where, problem, "set src_column and tgt_column to those of the text")
 
 

@@ -125,6 +125,8 @@ class Trainer:
     def running(self) -> Iterator[None]:
         """Record measurements and catch signals. A validation that an earlier start did not finish comes first."""
         if self.ranks.is_first:
+            if self.progress.step == 0:
+                self.run.skipped.unlink(missing_ok=True)  # of an earlier start without a checkpoint
             max_steps, updates_per_epoch = self.config.train.max_steps, self.engine.plan.updates_per_epoch()
             self.tracker = Tracker(self.run, self.progress, max_steps, updates_per_epoch, self._seconds_left)
         with closing(self.tracker), caught_signals(self.ranks.is_first) as self.signals:
