@@ -179,5 +179,5 @@ def test_the_error_for_nan_scores_says_where_and_what_to_try(scorer: Scorer) -> 
     with pytest.raises(CheckpointError) as caught:
         list(scorer.score(pairs_of(["ku", "bar"], ["KU", "BAR"])))
     assert str(caught.value) == (
-        "the model returns NaN for line 1, 'ku': try --precision fp32; if that does not help, its weights are damaged"
+        "the model returns NaN for line 1, 'ku'. Try --precision fp32; if that does not help, its weights are damaged."
     )
