@@ -66,6 +66,20 @@ def load_config(config: AnyConfig, overrides: Overrides = ()) -> RunConfig:
         raise _blamed(found, where, [(place, key) for place, key, _ in changes]) from None
 
 
+def load_corpus(corpus: Mapping[str, Any] | Corpus | str, where: str = "data") -> Corpus:
+    """Return a corpus from an entry of a config, such as `{"file": "x.tsv"}`; a text is read as YAML.
+
+    Raises:
+        ConfigError: the place of the error begins with `where`.
+    """
+    entry = _read_yaml(corpus, where, with_position=False) if isinstance(corpus, str) else _plain(corpus)
+    try:
+        found: Corpus = TypeAdapter(settings.AnyCorpus).validate_python(entry)
+    except ValidationError as error:
+        raise config_error(error, settings.AnyCorpus, is_yaml=isinstance(corpus, str)).under(where) from None
+    return found
+
+
 def dump_config(config: RunConfig) -> str:
     """Return all settings as YAML, from which `load_config` makes the same config."""
     return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True, width=120)
