@@ -33,6 +33,7 @@ from mt.shipped import shipped_folder
 
 # A path, the name of a config that ships with mt, settings nested as in the YAML, or a config.
 AnyConfig: TypeAlias = str | PathLike[str] | Mapping[str, Any] | RunConfig
+AnyCorpus: TypeAlias = Mapping[str, Any] | Corpus  # an entry of `data` as in the YAML, or a corpus
 # Values by dotted key, or texts KEY=VALUE whose values are YAML.
 Overrides: TypeAlias = Mapping[str, Any] | Sequence[str]
 
@@ -66,17 +67,18 @@ def load_config(config: AnyConfig, overrides: Overrides = ()) -> RunConfig:
         raise _blamed(found, where, [(place, key) for place, key, _ in changes]) from None
 
 
-def load_corpus(corpus: Mapping[str, Any] | Corpus | str, where: str = "data") -> Corpus:
+def load_corpus(corpus: AnyCorpus | str, where: str = "data") -> Corpus:
     """Return a corpus from an entry of a config, such as `{"file": "x.tsv"}`; a text is read as YAML.
 
     Raises:
         ConfigError: the place of the error begins with `where`.
     """
     entry = _read_yaml(corpus, where, with_position=False) if isinstance(corpus, str) else _plain(corpus)
+    root = dict[str, settings.AnyCorpus]
     try:
-        found: Corpus = TypeAdapter(settings.AnyCorpus).validate_python(entry)
+        found: Corpus = TypeAdapter(root).validate_python({where: entry})[where]
     except ValidationError as error:
-        raise config_error(error, settings.AnyCorpus, is_yaml=isinstance(corpus, str)).under(where) from None
+        raise config_error(error, root, is_yaml=isinstance(corpus, str)) from None
     return found
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mt.checkpoint import ModelFolder, file_checksum
+from mt.checkpoint import CHECKSUMS, TOKENIZER, ModelFolder, file_checksum
 from mt.config.loading import config_differences, settings_of
 from mt.config.settings import DecodeConfig, ModelConfig, TokenizerConfig, TrainConfig
 from mt.decode.translator import Translator
@@ -247,13 +247,18 @@ class RunArtifacts:
         return found if isinstance(found, dict) else {}
 
     def settings(self) -> dict[str, Any]:
-        """Return dotted key → value of the settings. Of a tokenizer that was given, only the vocabulary size is known."""
+        """Return dotted key → value of the settings; of a tokenizer that was given, only the vocabulary size."""
         config = self.folder.config
         settings = settings_of(config)
         if config.train.init_from is not None or config.tokenizer.model is not None:
             settings = {key: value for key, value in settings.items() if not key.startswith("tokenizer.")}
             settings["tokenizer.vocab_size"] = self.folder.manifest["vocab_size"]
         return settings
+
+    @property
+    def tokenizer_checksum(self) -> str:
+        """The checksum of the model's tokenizer."""
+        return str(self.folder.manifest[CHECKSUMS].get(TOKENIZER))
 
     @property
     def description(self) -> str:
