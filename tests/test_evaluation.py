@@ -18,10 +18,11 @@ from mt.errors import ConfigError, DataError
 from mt.evaluation.command import evaluate_files, evaluate_model
 from mt.evaluation.findings import EvalOptions
 from mt.evaluation.runs import RunArtifacts
-from mt.pipeline import train_run
+from mt.pipeline import corpus_folder, train_run
 from mt.run_folder import RunFolder, open_model
 from mt.text.corpora import SentencePair
 from mt.text.corpus import first_test_pairs
+from mt.tools.doctor import examine
 from tests.toys import messages, toy_config, toy_text, write_lines
 
 
@@ -226,9 +227,14 @@ def test_a_started_run_keeps_its_test_sets_and_may_change_those_that_were_added(
     assert report_of(tmp_path / "run")["test_sets"]["held_out"]["n_lines"] == 20
 
 
-def test_other_commands_read_an_added_test_set_from_its_files(finished: tuple[RunConfig, Path], tmp_path: Path):
+def test_other_commands_know_an_added_test_set(finished: tuple[RunConfig, Path], tmp_path: Path):
     config, run_dir = finished
     files = write_lines(tmp_path / "a", ["x"]), write_lines(tmp_path / "b", ["y"])
+    # A dry run and mt doctor find the prepared corpus.
+    assert corpus_folder(with_new(config, files), RunFolder(run_dir)) == corpus_folder(config, RunFolder(run_dir))
+    forecast = examine(with_new(config, files), run_dir).forecast
+    assert forecast is not None
+    assert forecast.prepared == str(corpus_folder(config, RunFolder(run_dir)))
     fingerprint = report_of(run_dir)["manifest"]["corpus"]["fingerprint"]
     assert first_test_pairs(with_new(config, files), fingerprint)[1] == [SentencePair("x", "y", 1)]
     assert len(first_test_pairs(config, fingerprint)[1]) == 20
