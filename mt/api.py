@@ -8,10 +8,11 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from mt.config.loading import AnyConfig, Overrides, load_config
+from mt.config.loading import AnyConfig, AnyCorpus, Overrides, load_config, load_corpus
 from mt.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from mt.evaluation.command import GivenText
     from mt.evaluation.findings import Text
     from mt.report.facts import Evaluation, SystemComparison
     from mt.text.corpus import PreparedCorpus
@@ -97,6 +98,7 @@ def evaluate(
     hypotheses: Lines | None = None,
     references: Lines | Sequence[Lines] | None = None,
     sources: Lines | None = None,
+    data: AnyCorpus | None = None,
     baseline: Lines | None = None,
     tests: Sequence[str] = (),
     metrics: Sequence[str] | None = None,
@@ -109,15 +111,18 @@ def evaluate(
     n_processes: int | None = 1,
     analysis: bool = False,
 ) -> Evaluation:
-    """Score a model on its test sets, or translations that are given, with sacreBLEU.
+    """Score a model on its test sets or on other text, or translations that are given, with sacreBLEU.
 
-    Give `model`, or `hypotheses` and `references`. A text is a list of segments, or the path of a file with one a line.
+    Give `model`, alone or with `data`, or with `sources` and `references`; or give `hypotheses` and `references`. A
+    text is a list of segments, or the path of a file with one a line.
 
     Args:
         model: a run folder, a checkpoint or a model folder.
         references: one text, or a list of several; in such a list, files are `Path`s.
-        sources: the source text of the hypotheses: more mistakes are found with it.
-        baseline: other translations of the same text, or a run that has some; each metric is tested against it.
+        sources: the source text; without a model, more mistakes are found with it.
+        data: parallel text, such as `{"file": "x.tsv"}` or `{"sacrebleu": "wmt14/full"}`: any corpus as in a config.
+        baseline: other translations of the same text, or a model, which translates it unless its run has stored the
+            translations; each metric is tested against it.
         tests: only these test sets of the model.
         metrics: of bleu, chrf, chrf++, bleu-lc, ter, bleu-2017, or all; the first four by default.
         confidence: add intervals that hold 95% of bootstrap samples.
@@ -127,10 +132,11 @@ def evaluate(
         device, precision, n_processes: of the model, as in `Translator.load`; given translations need none.
         analysis: also find where the system is good and bad, for `analysis` and `sentences` of the result.
     Returns:
-        Scores from 0 to 100, in `test_sets[NAME].scores`, each with its signature; NAME is `input` for given
-        translations. `print` shows the scores.
+        Scores from 0 to 100, in `test_sets[NAME].scores`, each with its signature. For `data` and `sources`, NAME is
+        that of the file without its suffix, or of the data set; it is `input` for lists and for given translations.
+        `print` shows the scores.
     Raises:
-        ConfigError: an unknown metric or test set, too few or too many samples.
+        ConfigError: an unknown metric or test set, too few or too many samples; `data` is wrong.
         DataError: a text is missing, empty, or has another number of lines.
         CheckpointError: there is no model.
     """
@@ -139,9 +145,10 @@ def evaluate(
 
     base = None if baseline is None else _text(baseline)
     options = EvalOptions(metrics, confidence, base, significance, n_samples, analysis)
-    if model is not None and hypotheses is None and references is None and sources is None:
-        return evaluate_model(Path(model), tests, device, precision, options, n_processes)
-    if model is not None or hypotheses is None or references is None:
+    if model is not None and hypotheses is None:
+        given = _given(data, sources, references)
+        return evaluate_model(Path(model), tests, device, precision, options, n_processes, given)
+    if model is not None or data is not None or hypotheses is None or references is None:
         raise TypeError("evaluate: expected a model, or hypotheses and references")
     source_text = None if sources is None else _text(sources)
     return evaluate_files(_text(hypotheses), _texts(references), source_text, options, tgt_lang)
@@ -151,6 +158,8 @@ def compare(
     systems: Sequence[AnyPath] | Mapping[str, Lines],
     *,
     references: Lines | Sequence[Lines] | None = None,
+    sources: Lines | None = None,
+    data: AnyCorpus | None = None,
     tests: Sequence[str] = (),
     metrics: Sequence[str] | None = None,
     confidence: bool = False,
@@ -165,21 +174,39 @@ def compare(
 
     Args:
         systems: runs, checkpoints or model folders; with `references` files of translations, or name → translations.
+        data, sources: other text than the test sets of the models, as in `evaluate`: the models translate it, and
+            systems that are not models are translations of it. Without them, `references` are only for translations.
         device, precision: translate with these; by default the stored translations of a finished run are compared.
     Other arguments and errors are as in `evaluate`; metrics are bleu and chrf by default.
     """
-    from mt.evaluation.command import compare_files, compare_models
+    from mt.evaluation.command import compare_files, compare_models, compare_on
     from mt.evaluation.findings import EvalOptions
 
     if len(systems) < 2:
         raise ConfigError("systems", f"expected two or more, got {len(systems)}")
     options = EvalOptions(metrics, confidence, None, significance, n_samples)
-    if references is None:
+    if references is None and data is None and sources is None:
         if isinstance(systems, Mapping):
             raise TypeError("compare: translations by name need references")
         return compare_models([Path(path) for path in systems], tests, device, precision, options, n_processes)
     named = systems.items() if isinstance(systems, Mapping) else [(str(path), path) for path in systems]
-    return compare_files([(name, _text(text)) for name, text in named], _texts(references), options, tgt_lang)
+    texts = [(name, _text(text)) for name, text in named]
+    if references is not None and data is None and sources is None:
+        return compare_files(texts, _texts(references), options, tgt_lang)
+    given = _given(data, sources, references)
+    assert given is not None, "data or sources were given"
+    return compare_on(given, texts, device, precision, options, n_processes)
+
+
+def _given(
+    data: AnyCorpus | None, sources: Lines | None, references: Lines | Sequence[Lines] | None
+) -> GivenText | None:
+    """Return the text that is given instead of a model's own test sets; None if there is none."""
+    if data is None and sources is not None and references is not None:
+        return _text(sources), _texts(references)
+    if sources is not None or references is not None:
+        raise TypeError("expected sources and references, or data without them")
+    return None if data is None else load_corpus(data)
 
 
 def _text(text: Lines) -> Text:

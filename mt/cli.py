@@ -25,7 +25,7 @@ import typer
 from mt.errors import ConfigError, MTError
 
 if TYPE_CHECKING:
-    from mt.config.settings import RunConfig
+    from mt.config.settings import Corpus, RunConfig
     from mt.decode.files import InputShard
     from mt.decode.translator import Translator
     from mt.report.facts import Evaluation, SystemComparison
@@ -129,6 +129,21 @@ Report = Annotated[
 Tests = Annotated[list[str] | None, _option("NAME", "Score only this test set; repeatable.", "--test")]
 References = Annotated[
     list[Path] | None, _option("FILE", "References, one per line. Repeat for several references.", "--ref")
+]
+Src = Annotated[Path | None, _option("FILE", "Source text, one segment per line.", "--src")]
+File = Annotated[
+    str | None, _option("FILE", "Translate and score this file with both sides: .tsv, .jsonl, .parquet.", "--file")
+]
+Sacrebleu = Annotated[
+    str | None, _option("NAME", "Translate and score this test set of sacreBLEU, such as wmt14/full.", "--sacrebleu")
+]
+Data = Annotated[
+    str | None,
+    _option(
+        "ENTRY",
+        "Translate and score any corpus, as in a config: '{file: x.tsv, src_column: 2, tgt_column: 3}'.",
+        "--data",
+    ),
 ]
 TgtLang = Annotated[str, _option("LANG", "Target language, for the tokenization of bleu-2017.")]
 Metrics = Annotated[
@@ -416,16 +431,19 @@ def explain(
 @app.command("eval")
 def evaluate(
     context: typer.Context,
-    model: Annotated[Path | None, _option("DIR", f"{MODEL_HELP} Its test sets are scored.")] = None,
+    model: Annotated[Path | None, _option("DIR", f"{MODEL_HELP} Its test sets are scored, or other text.")] = None,
     tests: Tests = None,
     hyp: Annotated[Path | None, _option("FILE", "Translations, one per line.")] = None,
+    src: Src = None,
     refs: References = None,
-    src: Annotated[Path | None, _option("FILE", "Source text of --hyp, one segment per line.")] = None,
+    file: File = None,
+    sacrebleu: Sacrebleu = None,
+    data: Data = None,
     tgt_lang: TgtLang = "de",
     metrics: Metrics = None,
     has_confidence: Confidence = False,
     baseline: Annotated[
-        Path | None, _option("FILE|RUN", "Test whether the difference from these translations is significant.")
+        Path | None, _option("FILE|DIR", "Test whether the difference from these translations or this model is chance.")
     ] = None,
     significance: Significance = "randomisation",
     n_samples: Samples = None,
@@ -436,16 +454,18 @@ def evaluate(
 ) -> None:
     """Score a model, or a file of translations.
 
-    Give --model, or --hyp and --ref. Scores are sacreBLEU's, with their signatures. To compare several systems, use
-    `mt compare`. More: mt docs eval
+    Give --model for the model's test sets, with --src and --ref, --file, --sacrebleu or --data for other text; or give
+    --hyp and --ref. Scores are sacreBLEU's, with their signatures. To compare several systems, use `mt compare`.
+    More: mt docs eval
     """
     if model is not None:
-        for_files = ["--hyp", "--ref", "--src", "--tgt-lang"]
-        _refuse(
-            context, for_files, "is for files of translations and cannot be combined with --model", "remove one of them"
-        )
+        problem = "is for files of translations and cannot be combined with --model"
+        _refuse(context, ["--hyp", "--tgt-lang"], problem, "remove one of them")
+        corpus = _given_corpus(context)
     else:
-        _refuse(context, ["--test", "--device", "--precision"], "needs --model", "give --model DIR")
+        for_models = ["--test", "--file", "--sacrebleu", "--data", "--device", "--precision"]
+        _refuse(context, for_models, "needs --model", "give --model DIR")
+        corpus = None
         if hyp is None and not refs:
             raise ConfigError("--model", "is missing", "give --model DIR, or --hyp FILE and --ref FILE")
         if hyp is None or not refs:
@@ -465,6 +485,7 @@ def evaluate(
             hypotheses=hyp,
             references=refs or None,
             sources=src,
+            data=corpus,
             baseline=baseline,
             tests=tests or [],
             metrics=metrics,
@@ -491,7 +512,11 @@ def compare(
         list[Path] | None, typer.Argument(metavar="RUN...", help="Runs or models; with --ref, files of translations.")
     ] = None,
     tests: Tests = None,
+    src: Src = None,
     refs: References = None,
+    file: File = None,
+    sacrebleu: Sacrebleu = None,
+    data: Data = None,
     tgt_lang: TgtLang = "de",
     metrics: ComparedMetrics = None,
     has_confidence: Confidence = False,
@@ -504,11 +529,15 @@ def compare(
 ) -> None:
     """Compare several systems in one table.
 
-    Tells which of them differ significantly. Runs and models are compared on the test sets that they share, files of
-    translations with --ref. `mt eval --compare` is another name for it. More: mt docs eval
+    Tells which of them differ significantly. Runs and models are compared on the test sets that they share, or on other
+    text, with --src and --ref, --file, --sacrebleu or --data; files of translations with --ref. `mt eval --compare` is
+    another name for it. More: mt docs eval
     """
     runs = runs or []
-    if refs:
+    corpus = _given_corpus(context, is_ref_enough=True)
+    if src or corpus:
+        _refuse(context, ["--tgt-lang"], "is only for files of translations", "remove it")
+    elif refs:
         for_models = ["--test", "--device", "--precision"]
         _refuse(context, for_models, "cannot be combined with --ref, which compares files", "remove one of them")
     else:
@@ -516,8 +545,8 @@ def compare(
     if len(runs) < 2:
         usage = "use mt compare A B, or mt compare --ref REF A B"
         raise ConfigError("RUN", f"expected at least two, got {len(runs) or 'none'}", usage)
-    if not refs and (file := next((run for run in runs if run.is_file()), None)):
-        raise ConfigError(file, "is a file", "add --ref FILE to compare files of translations")
+    if not (refs or corpus) and (translations := next((run for run in runs if run.is_file()), None)):
+        raise ConfigError(translations, "is a file", "add --ref FILE to compare files of translations")
     with _named_as_options():
         _check_report_folder(report_dir)
         from mt.api import compare
@@ -527,6 +556,8 @@ def compare(
         found = compare(
             runs,
             references=refs or None,
+            sources=src,
+            data=corpus,
             tests=tests or [],
             metrics=metrics,
             confidence=has_confidence,
@@ -811,6 +842,32 @@ def _refuse(context: typer.Context, options: Sequence[str], problem: str, fix: s
     for option in options:
         if option in given:
             raise ConfigError(option, problem, fix)
+
+
+def _given_corpus(context: typer.Context, is_ref_enough: bool = False) -> Corpus | None:
+    """Return the corpus of --file, --sacrebleu or --data; None without one.
+
+    Args:
+        is_ref_enough: references may be given without a source.
+    Raises:
+        ConfigError: options contradict each other, or --data is wrong.
+    """
+    from mt.config.loading import load_corpus
+
+    given = _given_options(context)
+    found = [option for option in ("--src", "--ref", "--file", "--sacrebleu", "--data") if given.get(option)]
+    pair = [option for option in found if option in ("--src", "--ref")]
+    if found[len(pair) :] and len(found) > 1:
+        raise ConfigError(found[-1], f"cannot be combined with {found[0]}", "give one text")
+    if len(pair) == 1 and not (is_ref_enough and pair == ["--ref"]):
+        missing = "--ref" if pair == ["--src"] else "--src"
+        raise ConfigError(pair[0], f"needs {missing}", f"add {missing} FILE")
+    if found and found != ["--ref"]:
+        _refuse(context, ["--test"], f"cannot be combined with {found[0]}", "remove one of them")
+    if not found or pair:
+        return None
+    option = found[0]
+    return load_corpus(given[option] if option == "--data" else {option.lstrip("-"): given[option]}, option)
 
 
 def _search_changes(context: typer.Context) -> dict[str, Any]:

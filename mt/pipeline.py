@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -16,18 +17,20 @@ from mt.config.settings import RunConfig
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.evaluation.findings import EvalOptions, evaluate
 from mt.evaluation.report_files import HTML_NAME, read_evaluation, write_report
-from mt.evaluation.runs import RunArtifacts, basis_of
+from mt.evaluation.runs import RunArtifacts, basis_of, text_checksum
 from mt.evaluation.scores import TranslatedSet, score_corpus
 from mt.report.facts import Evaluation
 from mt.report.terminal import scores_text
-from mt.run_folder import MADE_AT, RunFolder, checkpoint_step, initial_model
+from mt.run_folder import ADDED_TESTS, MADE_AT, RunFolder, checkpoint_step, initial_model
 from mt.system.console import note
 from mt.system.device import choose_device, hardware
 from mt.system.distributed import Ranks, process_group
 from mt.system.files import write_json, write_text
 from mt.system.provenance import source_commit, versions
-from mt.text.corpus import PreparedCorpus
-from mt.text.prepare import corpus_fingerprint, prepare_corpus
+from mt.text.corpora import SentencePair, readers_of
+from mt.text.corpus import PreparedCorpus, pairs_text, with_tag
+from mt.text.overlap import n_in_training
+from mt.text.prepare import corpus_fingerprint, held_out_pairs, prepare_corpus
 from mt.training.engine import check_memory, choose_execution
 from mt.training.loop import train
 from mt.training.progress import Progress
@@ -69,8 +72,10 @@ def _begin_run(config: RunConfig, run: RunFolder, held: ExitStack) -> str:
     run.remove_leftovers()
     prepared = corpus_folder(config, run)
     has_begun = run.record.exists()
-    corpus = PreparedCorpus.open(prepared) if has_begun and prepared.is_dir() else prepare(config)
-    _record_start(config, corpus, run)
+    at_first = config_of_corpus(config, run)
+    corpus = PreparedCorpus.open(prepared) if has_begun and prepared.is_dir() else prepare(at_first)
+    added = _add_tests(config, at_first, corpus, run)
+    _record_start(config, corpus, run, added)
     return str(corpus.folder)
 
 
@@ -126,7 +131,8 @@ def corpus_folder(config: RunConfig, run: RunFolder) -> Path:
         _check_changes(config, run)
     at_start = None if record is None else Path(config.data.prepared_dir, record["corpus_fingerprint"])
     try:
-        prepared = Path(config.data.prepared_dir, corpus_fingerprint(config, initial_tokenizer(config)))
+        at_first = config_of_corpus(config, run)
+        prepared = Path(config.data.prepared_dir, corpus_fingerprint(at_first, initial_tokenizer(config)))
     except MTError:
         # Text or model are gone, but the run does not need them any more.
         if at_start and at_start.is_dir() and (run.has_work or not _changed_settings(config, run)):
@@ -138,7 +144,76 @@ def corpus_folder(config: RunConfig, run: RunFolder) -> Path:
         problem = f"the run's prepared corpus {at_start} does not exist any more, and its text has changed"
         raise DataError(run.path, problem, "restore one of them, or start over with another --run-dir")
     note(f"the text has changed since this run was started; it continues with the corpus prepared then ({at_start})")
+    for key in _changed_sets(at_first, at_start):
+        note(f"{key} has changed; the run scores the text prepared then. Add the new text as another test set.")
     return at_start
+
+
+def _changed_sets(config: RunConfig, prepared: Path) -> list[str]:
+    """Return the keys of validation and test sets whose text is not that of the prepared corpus, as far as known."""
+    corpus, readers, changed = PreparedCorpus.open(prepared), readers_of(config), []
+    for name, pairs in {"valid": corpus.valid_pairs, **corpus.test_pairs}.items():
+        reader = readers[key := "data.valid" if name == "valid" else f"data.test.{name}"]
+        with suppress(MTError):
+            if with_tag(reader.pairs(), reader.corpus.tag) != pairs:
+                changed.append(key)
+    return changed
+
+
+def config_of_corpus(config: RunConfig, run: RunFolder) -> RunConfig:
+    """Return the config without the test sets that were added to the run after its corpus was prepared."""
+    if not (run.has_work and run.config.is_file()):
+        return config
+    known = load_config(str(run.config)).data.test.keys() - _added_tests(run).keys()
+    test = {name: corpus for name, corpus in config.data.test.items() if name in known}
+    return replace(config, data=replace(config.data, test=test))
+
+
+def _added_tests(run: RunFolder) -> dict[str, Any]:
+    found: dict[str, Any] = (run.read_record() or {}).get(ADDED_TESTS, {})
+    return found
+
+
+def _add_tests(config: RunConfig, at_first: RunConfig, corpus: PreparedCorpus, run: RunFolder) -> dict[str, Any]:
+    """Store the text of the test sets that the corpus was prepared without; return the facts for the run's record.
+
+    Args:
+        at_first: the config that the corpus was prepared with.
+    Raises:
+        ConfigError: the tokenizer does not know the tag of a test set.
+        DataError: a test set is missing, unreadable or empty.
+    """
+    known, readers, facts = _added_tests(run), readers_of(config), dict[str, Any]()
+    new: dict[str, list[SentencePair]] = {}
+    for name in [name for name in config.data.test if name not in at_first.data.test]:
+        reader, tag = readers[f"data.test.{name}"], config.data.test[name].tag
+        if tag not in (None, *at_first.symbols):
+            fix = f"use one of {', '.join(at_first.symbols)}" if at_first.symbols else "remove it"
+            raise ConfigError(f"data.test.{name}.tag", f"is {tag}, which the tokenizer of this run does not know", fix)
+        has_copy = name in known and run.added_test(name).is_file()
+        try:
+            fingerprint = [reader.fingerprint(), tag]
+        except DataError:
+            if not has_copy or load_config(str(run.config)).data.test.get(name) != reader.corpus:
+                raise
+            fingerprint = known[name]["fingerprint"]
+        if has_copy and known[name]["fingerprint"] == fingerprint:
+            facts[name] = known[name]
+        else:
+            new[name] = held_out_pairs(reader)
+            source = reader.corpus.description
+            facts[name] = {"source": source, "pairs": len(new[name]), "fingerprint": fingerprint}
+    for name, n in (n_in_training(at_first, corpus, new) if new else {}).items():
+        facts[name]["in_training"] = n
+        tag, source = config.data.test[name].tag, facts[name]["source"]
+        run.tests.mkdir(exist_ok=True)
+        write_text(run.added_test(name), pairs_text(with_tag(new[name], tag)))
+        _log.info(f"test set {name} added to the run: {len(new[name]):,} pairs of {source}; {n:,} in the training text")
+    for name in known.keys() - facts.keys():
+        _log.info(f"test set {name} removed from the run: the config does not have it any more")
+        for path in (run.added_test(name), run.translation(name)):
+            path.unlink(missing_ok=True)
+    return facts
 
 
 def _changed_settings(config: RunConfig, run: RunFolder) -> list[str]:
@@ -146,10 +221,14 @@ def _changed_settings(config: RunConfig, run: RunFolder) -> list[str]:
     if not run.config.is_file():
         fix = "restore it (each checkpoint has a copy), or start over with another --run-dir"
         raise CheckpointError(run.config, "is missing, so the settings of this run are not known", fix)
-    return [
-        f"{key} was {as_yaml(before)} and is now {as_yaml(now)}"
-        for key, (before, now) in config_differences(load_config(str(run.config)), config).items()
-        if not is_changeable(key)
+    before = load_config(str(run.config))
+    tests = config_of_corpus(before, run).data.test
+    removed = [f"the test set {name} was removed" for name in tests if name not in config.data.test]
+    fixed = tuple(f"data.test.{name}." for name in tests if name in config.data.test)
+    return removed + [
+        f"{key} was {as_yaml(value)} and is now {as_yaml(now)}"
+        for key, (value, now) in config_differences(before, config).items()
+        if not is_changeable(key) or key.startswith(fixed)
     ]
 
 
@@ -159,9 +238,10 @@ def _check_changes(config: RunConfig, run: RunFolder) -> None:
         raise ConfigError(run.path, f"this run was started with other settings ({'; '.join(changed)})", fix)
 
 
-def _record_start(config: RunConfig, corpus: PreparedCorpus, run: RunFolder) -> None:
+def _record_start(config: RunConfig, corpus: PreparedCorpus, run: RunFolder, added_tests: dict[str, Any]) -> None:
     """Write the config and the run's record; add an entry for this start."""
     record = run.read_record() or {"name": config.name, "corpus_fingerprint": None, "starts": []}
+    record[ADDED_TESTS] = added_tests
     record["corpus_fingerprint"] = corpus.fingerprint  # may differ from that of earlier starts without a checkpoint
     start = {
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -205,14 +285,18 @@ def _write_average(config: RunConfig, run: RunFolder, model_dir: Path, folders: 
 def _evaluate_run(config: RunConfig, corpus: PreparedCorpus, run: RunFolder, progress: Progress) -> Evaluation:
     """Translate and score validation and test sets, unless a report of exactly this training exists."""
     artifacts = RunArtifacts.of(run.model)
+    pairs = {"valid": corpus.valid_pairs, **artifacts.test_pairs(list(config.data.test))}
     facts = _facts_of_training(config, artifacts, progress)
+    facts["texts"] = {name: text_checksum(one) for name, one in pairs.items()}
     existing = read_evaluation(run.path)
     if existing is not None and all(getattr(existing, name) == value for name, value in facts.items()):
         return existing
-    sets = _translated_sets(config, corpus, artifacts, run)
+    sets = _translated_sets(config, pairs, artifacts, run)
     checksums = {name: file_checksum(run.translation(name)) for name in sets}
     valid = sets.pop("valid")
-    found = evaluate(sets, config.name, EvalOptions(has_analysis=True), artifacts.count_words)
+    found = evaluate(
+        sets, config.name, EvalOptions(has_analysis=True), artifacts.count_words, artifacts.overlap_warnings(sets)
+    )
     facts |= artifacts.facts(config.train.device, config.train.precision)
     facts |= {"translations": checksums, "valid": score_corpus(valid)}
     report = found.model_copy(update=facts)
@@ -240,17 +324,18 @@ def _facts_of_training(config: RunConfig, artifacts: RunArtifacts, progress: Pro
 
 
 def _translated_sets(
-    config: RunConfig, corpus: PreparedCorpus, artifacts: RunArtifacts, run: RunFolder
+    config: RunConfig, pairs: dict[str, list[SentencePair]], artifacts: RunArtifacts, run: RunFolder
 ) -> dict[str, TranslatedSet]:
     """Return validation and test sets with this model's translations, which are stored in the run folder."""
-    pairs = {"valid": corpus.valid_pairs, **corpus.test_pairs}
-    if (kept := artifacts.kept_translations(pairs)) is not None:
-        return kept
-    sets = artifacts.translate(pairs, config.train.device, config.train.precision, n_processes=1)
-    run.translations.mkdir(exist_ok=True)
-    for name, one in sets.items():
-        write_text(run.translation(name), "".join(f"{hypothesis}\n" for hypothesis in one.hypotheses))
-    return sets
+    kept = artifacts.kept_translations(pairs)
+    new = {name: one for name, one in pairs.items() if name not in kept}
+    if new:
+        new_sets = artifacts.translate(new, config.train.device, config.train.precision, n_processes=1)
+        run.translations.mkdir(exist_ok=True)
+        for name, one in new_sets.items():
+            write_text(run.translation(name), "".join(f"{hypothesis}\n" for hypothesis in one.hypotheses))
+        kept |= new_sets
+    return {name: kept[name] for name in pairs}
 
 
 def format_report(report: Evaluation) -> str:

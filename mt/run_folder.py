@@ -20,6 +20,7 @@ from mt.system.files import remove_folder, remove_leftovers, write_json
 from mt.system.locks import locked
 
 MADE_AT = "made_at_step"  # manifest key of a run's model: the last update before it was made
+ADDED_TESTS = "added_tests"  # key of run.json: test sets that were added after the corpus was prepared → facts
 _RECORD = "run.json"
 
 
@@ -38,6 +39,7 @@ class RunFolder:
         self.scores = self.all_checkpoints / "best.json"  # validation scores of the checkpoints, best first
         self.model = path / "model"  # the trained model
         self.translations = path / "translations"  # of validation and test sets, by the trained model
+        self.tests = path / "tests"  # text of the test sets that were added after the corpus was prepared
         self.lock = path / ".lock"
 
     def checkpoint(self, step: int) -> Path:
@@ -51,6 +53,10 @@ class RunFolder:
     def translation(self, name: str) -> Path:
         """Return the path of the translation of a test set, or of `valid`."""
         return self.translations / f"{name}.txt"
+
+    def added_test(self, name: str) -> Path:
+        """Return the path of the text of a test set that was added to the run."""
+        return self.tests / f"{name}.jsonl"
 
     def read_record(self) -> dict[str, Any] | None:
         """Read `run.json`; return None if the run was never started.

@@ -282,6 +282,22 @@ def test_a_model_is_scored_on_its_test_sets(folder: Path):
         mt.evaluate(folder / "runs/toy", baseline=["x"])
 
 
+def test_a_model_is_scored_and_compared_on_any_text(folder: Path):
+    src, tgt = toy_text(6, 9)
+    lines = mt.evaluate(folder / "runs/toy", sources=src, references=tgt, metrics=["bleu"])
+    table = write_lines(folder / "new.tsv", [f"{one}\t{other}" for one, other in zip(src, tgt, strict=True)])
+    by_file = mt.evaluate(folder / "runs/toy", data={"file": table}, metrics=["bleu"])
+    assert lines.test_sets["input"] == by_file.test_sets["new"]
+    options = {"metrics": ["bleu"], "n_samples": 100}
+    found = mt.compare({"model": folder / "runs/toy", "references": tgt}, sources=src, references=tgt, **options)
+    assert found.test_sets["input"].metrics[0].scores[0].score == lines.test_sets["input"].scores[0].score
+    assert found.test_sets["input"].metrics[0].scores[1].score == pytest.approx(100)
+    with pytest.raises(TypeError, match="expected sources and references, or data without them"):
+        mt.evaluate(folder / "runs/toy", references=tgt)
+    with pytest.raises(mt.ConfigError, match=r"^data: expected one kind of corpus, with the keys"):
+        mt.evaluate(folder / "runs/toy", data={"fil": "x.tsv"})
+
+
 def test_systems_are_compared_by_their_names(folder: Path, tmp_path: Path):
     file = write_lines(tmp_path / "b.txt", REFERENCES)
     found = mt.compare({"a": HYPOTHESES, "b": file}, references=REFERENCES, metrics=["bleu"], n_samples=100)

@@ -1052,6 +1052,91 @@ def test_the_baseline_of_a_model_is_a_run_or_a_file_of_one_test_set(run: Run):
     assert list(report["comparison"]["test_sets"]) == ["wmt", "ted"]
 
 
+@pytest.mark.usefixtures("two_test_sets")
+def test_a_model_is_scored_on_any_text_under_the_name_of_its_file(run: Run, monkeypatch: pytest.MonkeyPatch):
+    def sets(*options: str) -> dict[str, Any]:
+        status, stdout, stderr = run("eval", "--model", "m", "--metric", "bleu", "--json", *options)
+        found: dict[str, Any] = json.loads(stdout)["test_sets"]
+        (name,) = found
+        assert (status, stderr) == (0, f"m: translating {name} with the model of step 5\n")
+        return found
+
+    src, ref = write_lines("news.en", ["a", "b"]), write_lines("news.2.de", TEXT)
+    given = sets("--src", src, "--ref", ref)
+    assert list(given) == ["news"]
+    assert given["news"]["n_lines"] == 2
+    assert given["news"]["scores"] == sets("--test", "wmt")["wmt"]["scores"]
+    assert sets("--src", src, "--ref", ref, "--ref", ref)["news"]["n_references"] == 2
+    table = write_lines("talks.2014.tsv", ["a\t" + TEXT[0], "b\t" + TEXT[1]])
+    assert sets("--file", table) == {"talks.2014": given["news"]}
+    columns = write_lines("c.tsv", ["1\t" + TEXT[0] + "\ta", "2\t" + TEXT[1] + "\tb"])
+    assert sets("--data", f"{{file: {columns}, src_column: 3, tgt_column: 2}}") == {"c": given["news"]}
+    monkeypatch.setattr("mt.text.corpora._sacrebleu_files", lambda name, *langs: (Path(src), Path(ref)))
+    assert sets("--sacrebleu", "wmt14/full") == {"wmt14/full": given["news"]}
+    assert run("eval", "--model", "m", "--file", table, "--report", "report")[0] == 0
+    report = json.loads(Path("report/report.json").read_text("utf-8"))
+    assert [one["source"] for one in report["sentences"]["talks.2014"]] == ["a", "b"]
+    assert "talks.2014" in Path("report/report.html").read_text("utf-8")
+
+
+@pytest.mark.usefixtures("two_test_sets")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--src", "two", "--ref", "three"],
+            "three has 3 lines and two has 2, but both files need the same number of lines",
+        ),
+        (["--file", "empty.tsv"], "empty.tsv has no sentence pairs, expected at least one"),
+        (["--data", "{file: t.tsv, tag: <x>}"], "data.tag: m does not know <x>. Remove the tag."),
+        (
+            ["--file", "t.tsv", "--baseline", "three"],
+            "three has 3 lines and the test set t has 1. Give a baseline that translates the same text.",
+        ),
+        (
+            ["--file", "t.tsv", "--baseline", "folder"],
+            "folder is not a model folder. Give a run folder, a checkpoint or a model folder.",
+        ),
+    ],
+)
+def test_unusable_text_for_a_model_is_refused_in_one_line(run: Run, options: list[str], message: str):
+    Path("folder").mkdir()
+    for name, lines in (("two", ["a"] * 2), ("three", ["a"] * 3), ("t.tsv", ["a\tb"]), ("empty.tsv", [])):
+        write_lines(name, lines)
+    assert run("eval", "--model", "m", *options) == (2, "", f"error: {message}\n")
+
+
+@pytest.mark.usefixtures("two_test_sets")
+def test_a_baseline_that_is_a_model_translates_the_same_text(run: Run, saved: Callable[..., Path]):
+    saved("old")  # it does not have these test sets
+    for options, name in ((["--test", "wmt"], "wmt"), (["--file", write_lines("t.tsv", ["a\tA b", "b\tB c"])], "t")):
+        given = ("eval", "--model", "m", "--metric", "bleu", "--samples", "100", *options)
+        status, stdout, stderr = run(*given, "--baseline", "old")
+        assert status == 0
+        assert stdout.endswith("m and old: no difference at p < 0.05 by BLEU.\n")
+        assert stderr.startswith(f"old: translating {name} with the model of step 5\nm: translating {name} with ")
+        assert [request.sentences for request in Parrot.requests[-2:]] == [Parrot.requests[-1].sentences] * 2
+
+
+@pytest.mark.usefixtures("two_test_sets")
+def test_models_and_translations_are_compared_on_any_text(run: Run, saved: Callable[..., Path]):
+    saved("old")
+    write_lines("t.tsv", [f"a\t{TEXT[0]}", f"b\t{TEXT[1]}"])
+    other = write_lines("other.de", TEXT)
+    given = ("--metric", "bleu", "--samples", "100", "--json")
+    status, stdout, stderr = run("compare", "m", "old", other, "--file", "t.tsv", *given)
+    assert (status, stderr.count("translating t with")) == (0, 2)
+    found = json.loads(stdout)
+    (metric,) = found["test_sets"]["t"]["metrics"]
+    assert [round(one["score"]) for one in metric["scores"][1:]] == [round(metric["scores"][0]["score"]), 100]
+    assert [system.get("n_parameters") for system in found["systems"]] == [found["systems"][0]["n_parameters"]] * 2 + [
+        None
+    ]
+    assert all(key.startswith("data.test.") for key in found["differences"])
+    src, ref = write_lines("t.en", ["a", "b"]), write_lines("t.de", TEXT)
+    assert json.loads(run("compare", "m", "old", other, "--src", src, "--ref", ref, *given)[1]) == found
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -1064,13 +1149,17 @@ def test_the_baseline_of_a_model_is_a_run_or_a_file_of_one_test_set(run: Run):
             "--model m --hyp two",
             "--hyp is for files of translations and cannot be combined with --model. Remove one of them.",
         ),
+        ("--model m --ref two", "--ref needs --src. Add --src FILE."),
+        ("--model m --src two", "--src needs --ref. Add --ref FILE."),
+        ("--model m --src two --ref two --test a", "--test cannot be combined with --src. Remove one of them."),
+        ("--model m --file a.tsv --test a", "--test cannot be combined with --file. Remove one of them."),
+        ("--model m --src two --ref two --file a.tsv", "--file cannot be combined with --src. Give one text."),
+        ("--model m --file a.tsv --sacrebleu wmt14", "--sacrebleu cannot be combined with --file. Give one text."),
+        ("--hyp two --ref two --file a.tsv", "--file needs --model. Give --model DIR."),
+        ("--model m --data [a.tsv]", "--data: expected a corpus such as {src: FILE, tgt: FILE}, got a list"),
         (
-            "--model m --ref two",
-            "--ref is for files of translations and cannot be combined with --model. Remove one of them.",
-        ),
-        (
-            "--model m --src two",
-            "--src is for files of translations and cannot be combined with --model. Remove one of them.",
+            '--model m --data {"file":"a.tsv","tgt_colum":2}',
+            "--data.tgt_colum: unknown key, did you mean tgt_column?",
         ),
         (
             "--model m --tgt-lang de",

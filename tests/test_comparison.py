@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from mt.cli import app
+from mt.config.settings import TokenizerConfig
 from mt.evaluation.comparison import System, compare_systems, setting_differences, significance_groups
 from mt.evaluation.findings import EvalOptions
 from mt.evaluation.report_files import write_report
+from mt.evaluation.runs import RunArtifacts
 from mt.evaluation.scores import TranslatedSet
 from mt.evaluation.significance import compare
 from mt.pipeline import train_run
@@ -362,6 +364,20 @@ def test_models_must_have_the_same_test_set(
     )
 
 
+def test_a_tokenizer_that_was_given_does_not_differ_in_its_settings(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    config = toy_config(tmp_path / "text", max_steps=1, init_from=str(runs / "long"))
+    train_run(replace(config, tokenizer=TokenizerConfig()), Path("tuned"))
+    capsys.readouterr()
+    assert mt_compare(runs / "long", "tuned", "--samples", "200", "--metric", "bleu") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^  train.init_from +null +", out, re.MULTILINE)
+    assert "tokenizer." not in out
+    assert RunArtifacts.of(Path("tuned")).settings()["tokenizer.vocab_size"] == 380
+
+
 USAGE = "Use mt compare A B, or mt compare --ref REF A B."
 
 
@@ -376,6 +392,14 @@ USAGE = "Use mt compare A B, or mt compare --ref REF A B."
             "--test cannot be combined with --ref, which compares files. Remove one of them.",
         ),
         ("one two --tgt-lang de", "--tgt-lang needs --ref. Add --ref FILE, or remove --tgt-lang."),
+        ("one two --src file", "--src needs --ref. Add --ref FILE."),
+        ("one two --src text --ref text --tgt-lang de", "--tgt-lang is only for files of translations. Remove it."),
+        ("one two --file a.tsv --test a", "--test cannot be combined with --file. Remove one of them."),
+        ("one two --ref text --sacrebleu wmt14", "--sacrebleu cannot be combined with --ref. Give one text."),
+        (
+            "text two --src text --ref text",
+            "none of the systems is a model. Give only references to compare translations.",
+        ),
         ("one file --ref text", "one does not exist (looked for in HERE)"),
         ("file text --ref text", "file has no lines to score"),
         ("text two --ref text", "two has 2 lines and text has 1, but both files need the same number of lines"),

@@ -5,6 +5,8 @@ import os
 import pickle
 import random
 import unicodedata
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +14,9 @@ from hypothesis import strategies as st
 
 from mt.config.settings import TextFiles
 from mt.text.corpora import SentencePair, reader_of
-from mt.text.overlap import HeldOut, NgramOverlap, folded, folded_all, n_words
+from mt.text.overlap import HeldOut, NgramOverlap, folded, folded_all, n_in_training, n_words
+from mt.text.prepare import prepare_corpus
+from tests.toys import toy_config, toy_text
 
 REAL_DATA = os.environ.get("MT_REAL_DATA")
 
@@ -244,3 +248,22 @@ def test_ngrams_of_real_news_are_found_as_with_python_sets() -> None:
     assert facts == slow_facts({"newstest2013": (folded_all(test[0]), folded_all(test[1]))}, srcs, tgts, 5)
     assert facts["newstest2013"]["src"]["found"] > 0
     assert sum(map(len, found.values())) < 5_000
+
+
+# ---------------------------------------------------------------------------------------------------- later test sets
+
+
+def test_pairs_of_a_later_test_set_are_found_in_the_prepared_text(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, n_train=60)
+    tagged = replace(config.data.train[0], tag="<bt>")
+    config = replace(config, data=replace(config.data, train=(tagged,)))
+    corpus = prepare_corpus(config)
+    src, tgt = toy_text(60, 1)
+    long, short = ([i for i in range(60) if (len(src[i].split()) >= 6) == is_long] for is_long in (True, False))
+    sets = {
+        "source": pairs_of([f"{src[long[0]].title()}!", src[long[1]], "a b c d e f"], ["x", "y", "z"]),
+        "target": pairs_of(["x", "y"], [tgt[long[0]].lower(), tgt[short[0]]]),
+        "other": pairs_of(*toy_text(5, 9)),
+    }
+    # Sides of fewer than six words are the same by chance.
+    assert n_in_training(config, corpus, sets) == {"source": 2, "target": 1, "other": 0}

@@ -33,6 +33,7 @@ from mt.shipped import shipped_folder
 
 # A path, the name of a config that ships with mt, settings nested as in the YAML, or a config.
 AnyConfig: TypeAlias = str | PathLike[str] | Mapping[str, Any] | RunConfig
+AnyCorpus: TypeAlias = Mapping[str, Any] | Corpus  # an entry of `data` as in the YAML, or a corpus
 # Values by dotted key, or texts KEY=VALUE whose values are YAML.
 Overrides: TypeAlias = Mapping[str, Any] | Sequence[str]
 
@@ -64,6 +65,21 @@ def load_config(config: AnyConfig, overrides: Overrides = ()) -> RunConfig:
     except ValidationError as error:
         found = config_error(error, RunConfig, is_yaml=is_file)
         raise _blamed(found, where, [(place, key) for place, key, _ in changes]) from None
+
+
+def load_corpus(corpus: AnyCorpus | str, where: str = "data") -> Corpus:
+    """Return a corpus from an entry of a config, such as `{"file": "x.tsv"}`; a text is read as YAML.
+
+    Raises:
+        ConfigError: the place of the error begins with `where`.
+    """
+    entry = _read_yaml(corpus, where, with_position=False) if isinstance(corpus, str) else _plain(corpus)
+    root = dict[str, settings.AnyCorpus]
+    try:
+        found: Corpus = TypeAdapter(root).validate_python({where: entry})[where]
+    except ValidationError as error:
+        raise config_error(error, root, is_yaml=isinstance(corpus, str)) from None
+    return found
 
 
 def dump_config(config: RunConfig) -> str:

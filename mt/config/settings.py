@@ -297,8 +297,9 @@ class DataConfig:
     # Training corpora, joined in this order.
     train: Annotated[tuple[AnyCorpus, ...], Field(min_length=1, description="a list of at least one corpus"), _AS_LIST]
     valid: AnyCorpus  # Validation set. It is scored during training and chooses the best checkpoint.
-    # Test sets by name; they are scored at the end of training.
-    test: Section[dict[Name, AnyCorpus]] = field(default_factory=dict)
+    # Test sets by name; they are scored at the end of training. A started run may get more of them, and may change or
+    # remove these, but not those that its corpus was prepared with.
+    test: Changeable[Section[dict[Name, AnyCorpus]]] = field(default_factory=dict)
     # Folder of prepared corpora; each has a subfolder, named by a hash of text and settings.
     prepared_dir: Changeable[str] = "data/prepared"
     # Longest side in tokens, end of sentence included; longer training pairs are removed.

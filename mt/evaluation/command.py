@@ -8,25 +8,28 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from mt.config.loading import settings_of
+from mt.config.settings import Corpus
 from mt.errors import ConfigError, DataError, MTError
 from mt.evaluation.comparison import System, compare_systems
 from mt.evaluation.findings import EvalOptions, Text, evaluate
 from mt.evaluation.scores import TranslatedSet
 from mt.report.facts import Evaluation, SystemComparison
-from mt.text.corpora import different_counts
-from mt.text.files import read_line_chunks
+from mt.text.corpora import SentencePair, different_counts, reader_of
+from mt.text.corpus import with_tag, without_tag
+from mt.text.files import COMPRESSIONS, read_line_chunks
 
 if TYPE_CHECKING:  # scoring files does not import torch
     from mt.evaluation.runs import RunArtifacts
-    from mt.text.corpora import SentencePair
 
 _log = logging.getLogger(__name__)
 
 INPUT = "input"  # name of the test set when files are scored
 _LINES_AT_ONCE = 10_000
+GivenText: TypeAlias = Corpus | tuple[Text, Sequence[Text]]  # parallel text, or a source with references
+
+_How: TypeAlias = tuple[str, str, int | None]  # device, precision and number of processes of a translation
 
 
 def evaluate_files(
@@ -53,26 +56,38 @@ def evaluate_model(
     precision: str,
     options: EvalOptions,
     n_processes: int | None = None,
+    given: GivenText | None = None,
 ) -> Evaluation:
     """Evaluate a model on its test sets, or on those given; for a report, add its training, data and settings.
 
     Args:
+        tests: names of test sets of the model; if there are none, all of them.
         n_processes: as in `Translator.load`.
+        given: other text, which is scored instead of the model's test sets.
     Raises:
         ConfigError: the model has no test set, or none of a given name; an unknown metric; one file as baseline of
-            several test sets.
-        DataError: the baseline is missing or translates other text.
+            several test sets; a tag that the model does not know.
+        DataError: the text or the baseline is missing or unreadable, or the baseline has another number of lines.
         CheckpointError: there is no model.
     """
     from mt.evaluation.runs import RunArtifacts
 
     artifacts = RunArtifacts.of(model)
-    pairs = artifacts.test_pairs(artifacts.test_names(tests))
-    # Errors of the baseline are raised before anything is translated.
-    baselines = {} if options.baseline is None else _baselines(options.baseline, pairs, model)
-    translated = _translated(artifacts, pairs, device, precision, n_processes)
-    translated = {name: replace(one, baseline=baselines.get(name)) for name, one in translated.items()}
-    found = evaluate(translated, str(model), options, artifacts.count_words)
+    more_references: list[list[str]] = []
+    if given is None:
+        pairs = artifacts.test_pairs(artifacts.test_names(tests))
+    else:
+        pairs, more_references = _given_pairs(given, artifacts)
+    # Errors of the baseline are raised before the model translates anything.
+    baselines = dict[str, Sequence[str]]()
+    if options.baseline is not None:
+        baselines = _baselines(options.baseline, pairs, artifacts, (device, precision, n_processes))
+    translated = {
+        name: replace(one, baseline=baselines.get(name), references=[*one.references, *more_references])
+        for name, one in _translated(artifacts, pairs, (device, precision, n_processes)).items()
+    }
+    known_warnings = artifacts.overlap_warnings(pairs if given is None else ())
+    found = evaluate(translated, str(model), options, artifacts.count_words, known_warnings)
     if not options.has_analysis:
         return found
     return found.model_copy(update=artifacts.figures() | artifacts.facts(device, precision))
@@ -109,16 +124,56 @@ def compare_models(
     for path, found in zip(paths, pairs, strict=True):
         for name in names:
             if [pair.tgt for pair in found[name]] != references[name]:
-                raise _other_text(path, name, paths[0])
-    systems = []
-    for model, found in zip(models, pairs, strict=True):
-        kept = model.kept_translations(found) if device is None and precision is None else None
-        translated = kept or _translated(model, found, device or "auto", precision or "auto", n_processes)
-        hypotheses = {name: one.hypotheses for name, one in translated.items()}
-        known = (settings_of(model.folder.config), model.figures(), model.training())
-        systems.append(System(str(model.path), hypotheses, *known))
+                problem = f"its test set {name} is not the same text as {name} of {paths[0]}"
+                fix = "compare models on the same text, or choose a test set with --test"
+                raise DataError(path, problem, fix)
+    may_use_stored, how = device is None and precision is None, (device or "auto", precision or "auto", n_processes)
+    systems = [
+        _system(model, settings, _hypotheses(model, found, how, may_use_stored))
+        for model, settings, found in zip(models, _settings(models), pairs, strict=True)
+    ]
     sets = {name: [lines] for name, lines in references.items()}
     return compare_systems(systems, sets, options, models[0].folder.config.tgt_lang)
+
+
+def compare_on(
+    given: GivenText,
+    texts: Sequence[tuple[str, Text]],
+    device: str | None,
+    precision: str | None,
+    options: EvalOptions,
+    n_processes: int | None = None,
+) -> SystemComparison:
+    """Compare several systems on text that is given: models, which translate it, and files of its translations.
+
+    Args:
+        texts: name and model or translations of each system.
+        device, precision, n_processes: as in `compare_models`.
+    Raises:
+        ConfigError: none of the systems is a model; an invalid metric or number of samples.
+        DataError: a text is missing, unreadable, or has another number of lines.
+        CheckpointError: a folder is not a model, or cannot be read.
+    """
+    from mt.evaluation.runs import RunArtifacts
+
+    models = {name: RunArtifacts.of(text) for name, text in texts if isinstance(text, Path) and _is_run(text)}
+    if not models:
+        raise ConfigError("", "none of the systems is a model", "give only references to compare translations")
+    first = next(iter(models.values()))
+    pairs, more_references = _given_pairs(given, first)
+    ((name, lines),) = pairs.items()
+    may_use_stored, how = device is None and precision is None, (device or "auto", precision or "auto", n_processes)
+    settings = dict(zip(models, _settings(list(models.values())), strict=True))
+    systems = []
+    for system, text in texts:
+        if (model := models.get(system)) is not None:
+            found = _hypotheses(model, _as_read_by(model, pairs, first), how, may_use_stored)
+            systems.append(_system(model, settings[system], found))
+        else:
+            translated = _checked(_read_lines(text), lines, text, name, "a file that translates")
+            systems.append(System(system, {name: translated}))
+    sets = {name: [[pair.tgt for pair in lines], *more_references]}
+    return compare_systems(systems, sets, options, first.folder.config.tgt_lang)
 
 
 def compare_files(
@@ -140,21 +195,37 @@ def compare_files(
     return compare_systems(systems, {INPUT: sets}, options, tgt_lang)
 
 
-def _other_text(path: Path, name: str, other: Path) -> DataError:
-    problem = f"its test set {name} is not the same text as {name} of {other}"
-    return DataError(path, problem, "compare models on the same text, or choose a test set with --test")
-
-
-def _translated(
-    model: RunArtifacts,
-    sets: Mapping[str, Sequence[SentencePair]],
-    device: str,
-    precision: str,
-    n_processes: int | None,
-) -> dict[str, TranslatedSet]:
+def _translated(model: RunArtifacts, sets: Mapping[str, Sequence[SentencePair]], how: _How) -> dict[str, TranslatedSet]:
     # Logged because it takes time, and because a path may not tell which model is used.
     _log.info(f"{model.path}: translating {', '.join(sets)} with {model.description}")
+    device, precision, n_processes = how
     return model.translate(sets, device, precision, n_processes=n_processes)
+
+
+def _hypotheses(
+    model: RunArtifacts, sets: Mapping[str, Sequence[SentencePair]], how: _How, may_use_stored: bool
+) -> dict[str, Sequence[str]]:
+    """Return a model's translations: those that its finished run has stored, and new ones of other text."""
+    found = model.kept_translations(sets) if may_use_stored else {}
+    if new := {name: pairs for name, pairs in sets.items() if name not in found}:
+        found |= _translated(model, new, how)
+    return {name: found[name].hypotheses for name in sets}
+
+
+def _system(model: RunArtifacts, settings: Mapping[str, Any], hypotheses: Mapping[str, Sequence[str]]) -> System:
+    return System(str(model.path), hypotheses, settings, model.figures(), model.training())
+
+
+def _settings(models: Sequence[RunArtifacts]) -> list[dict[str, Any]]:
+    """Return the settings of each model, without those of tokenizers that are the same, or not known for all models."""
+    settings = [model.settings() for model in models]
+    is_same = len({model.tokenizer_checksum for model in models}) == 1
+    left_out = {
+        key
+        for key in set().union(*settings)
+        if key.startswith("tokenizer.") and (is_same or not all(key in one for one in settings))
+    }
+    return [{key: value for key, value in one.items() if key not in left_out} for one in settings]
 
 
 def _shared_names(models: Sequence[RunArtifacts], tests: Sequence[str]) -> list[str]:
@@ -170,35 +241,99 @@ def _shared_names(models: Sequence[RunArtifacts], tests: Sequence[str]) -> list[
     return shared
 
 
+# --- Text that is given -----------------------------------------------------------------------------------------------
+
+
+def _given_pairs(given: GivenText, model: RunArtifacts) -> tuple[dict[str, list[SentencePair]], list[list[str]]]:
+    """Return given text under its name, with tags as the model reads it, and its further sets of references.
+
+    Raises:
+        ConfigError: the model does not know the tag.
+        DataError: the text is missing, unreadable, empty or not parallel.
+    """
+    config = model.folder.config
+    if isinstance(given, Corpus):
+        if given.tag not in (None, *config.symbols):
+            knows = f"it knows {', '.join(config.symbols)}" if config.symbols else "remove the tag"
+            raise ConfigError("data.tag", f"{model.path} does not know {given.tag}", knows)
+        pairs = with_tag(reader_of(given, (config.src_lang, config.tgt_lang), "test").pairs(), given.tag)
+        if not pairs:
+            raise DataError(given.description, "has no sentence pairs, expected at least one")
+        name = _stem(Path(given.files[0])) if given.files else given.description.removeprefix("sacrebleu:")
+        return {name: pairs}, []
+    src, refs = given
+    sources = _read_lines(src)
+    reference, *more = [_read_lines(ref, parallel_to=(src, sources)) for ref in refs]
+    for lines in (reference, *more):
+        if len(lines) != len(sources):
+            raise DataError(f"{len(sources):,} sources and {len(lines):,} references: scoring needs the same number")
+    pairs = [SentencePair(*sides, line) for line, sides in enumerate(zip(sources, reference, strict=True), start=1)]
+    return {_stem(src) if isinstance(src, Path) else INPUT: pairs}, more
+
+
+def _stem(path: Path) -> str:
+    """Return the name of a file without the suffixes of its compression and its format or language."""
+    return (path.with_suffix("") if path.suffix in COMPRESSIONS else path).stem
+
+
+def _as_read_by(
+    model: RunArtifacts, sets: Mapping[str, list[SentencePair]], other: RunArtifacts
+) -> dict[str, list[SentencePair]]:
+    """Return another model's test sets without the tags that this model does not know."""
+    tags = [tag for tag in other.folder.config.data.tags if tag not in model.folder.config.symbols]
+    return {name: [pair._replace(src=without_tag(pair.src, tags)) for pair in pairs] for name, pairs in sets.items()}
+
+
 # --- Translations of other systems ------------------------------------------------------------------------------------
 
 
-def _baselines(baseline: Text, sets: Mapping[str, Sequence[SentencePair]], model: Path) -> dict[str, list[str]]:
-    """Return the baseline's translations of each test set of a model.
+def _baselines(
+    baseline: Text,
+    sets: Mapping[str, list[SentencePair]],
+    model: RunArtifacts,
+    how: _How,
+) -> dict[str, Sequence[str]]:
+    """Return the baseline's translations of test sets of a model: stored ones of the same text, or new ones.
 
     Raises:
         ConfigError: one file for several test sets.
-        DataError: a run has no translations of a test set, or its test set of that name is another text.
+        DataError: a folder has neither a model nor translations of a test set; a file has another number of lines.
     """
+    from mt.evaluation.runs import RunArtifacts
+    from mt.run_folder import RunFolder
+
     paths: Mapping[str, Text] = dict.fromkeys(sets, baseline)
     if isinstance(baseline, Path) and _is_run(baseline):
-        paths, theirs = _translations(baseline), _references_of(baseline, sets)
-        for name, pairs in sets.items():
+        try:
+            other = RunArtifacts.of(baseline)
+        except MTError:
+            if not RunFolder(baseline).translations.is_dir():
+                raise
+            paths = _translations(baseline)  # a run without its model may have its translations
+        else:
+            return _hypotheses(other, _as_read_by(other, sets, model), how, may_use_stored=True)
+        for name in sets:
             if name not in paths:
                 problem = f"has no translations of {name}, only of {', '.join(paths)}"
                 raise DataError(baseline, problem, "give another run, or choose a test set with --test")
-            if theirs[name] not in (None, [pair.tgt for pair in pairs]):
-                raise _other_text(baseline, name, model)
     elif len(sets) > 1:
         named = baseline if isinstance(baseline, Path) else "it"
         problem = f"{named} translates one test set, but the model has {', '.join(sets)}"
         raise ConfigError("baseline", problem, "choose one with --test, or give a run")
-    lines = {name: _read_lines(paths[name]) for name in sets}
-    for name, pairs in sets.items():
-        if len(lines[name]) != len(pairs):
-            named = path if isinstance(path := paths[name], Path) else "the baseline"
-            counts = f"{named} has {len(lines[name]):,} lines and the test set {name} has {len(pairs):,}"
-            raise DataError("", counts, "give a baseline that translates the same text")
+    return {name: _checked(_read_lines(paths[name]), pairs, paths[name], name) for name, pairs in sets.items()}
+
+
+def _checked(
+    lines: list[str],
+    pairs: Sequence[SentencePair],
+    text: Text,
+    name: str,
+    wanted: str = "a baseline that translates",
+) -> list[str]:
+    if len(lines) != len(pairs):
+        named = text if isinstance(text, Path) else "the baseline"
+        counts = f"{named} has {len(lines):,} lines and the test set {name} has {len(pairs):,}"
+        raise DataError("", counts, f"give {wanted} the same text")
     return lines
 
 

@@ -62,12 +62,13 @@ def compare_systems(
         found = [_compared(systems, name, Metric(key, references, tgt_lang), options) for key in keys]
         compared[name] = ComparedSet(n_lines=len(references[0]), metrics=found)
     settings = [system.settings for system in systems]
+    differing = setting_differences([one for one in settings if one])  # those of files are not known
     return SystemComparison(
         systems=[SystemFigures(name=system.name, **system.figures) for system in systems],
         test=options.test,
         n_samples=options.n_test_samples,
         test_sets=compared,
-        differences=setting_differences(settings) if any(settings) else None,
+        differences={key: [one.get(key) for one in settings] for key in differing} if any(settings) else None,
         training=[system.training for system in systems],
     )
 

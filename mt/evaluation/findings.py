@@ -60,16 +60,18 @@ def evaluate(
     system: str,
     options: EvalOptions,
     count_words: Callable[[Collection[str]], Mapping[str, int] | None] | None = None,
+    known_warnings: Mapping[str, Sequence[str]] | None = None,
 ) -> Evaluation:
     """Evaluate a system on some test sets.
 
     Args:
         system: its name.
         count_words: returns how often each given word occurs in the source side of the training text.
+        known_warnings: test set → warnings about it that are already known.
     """
     sets = translated.items()
     test_sets = {name: score_corpus(one, options.metrics, options.n_confidence_samples) for name, one in sets}
-    warnings = {name: check(one) for name, one in sets}
+    warnings = {name: [*(known_warnings or {}).get(name, ()), *check(one)] for name, one in sets}
     compared = {}
     for name, one in sets:
         if one.baseline is not None:

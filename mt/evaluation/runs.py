@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mt.checkpoint import ModelFolder, file_checksum
+from mt.checkpoint import CHECKSUMS, TOKENIZER, ModelFolder, file_checksum
 from mt.config.loading import config_differences, settings_of
 from mt.config.settings import DecodeConfig, ModelConfig, TokenizerConfig, TrainConfig
 from mt.decode.translator import Translator
@@ -20,10 +22,10 @@ from mt.evaluation.analysis import words_of
 from mt.evaluation.report_files import JSON_NAME, json_object
 from mt.evaluation.scores import TranslatedSet
 from mt.report.facts import Curve, ModelManifest, TrainingCurves, Values
-from mt.run_folder import RunFolder, open_model
+from mt.run_folder import ADDED_TESTS, RunFolder, open_model
 from mt.system.device import choose_device, choose_dtype, hardware
-from mt.text.corpora import SentencePair, readers_of
-from mt.text.corpus import PreparedCorpus, with_tag
+from mt.text.corpora import CorpusReader, SentencePair, readers_of
+from mt.text.corpus import PreparedCorpus, read_pairs, with_tag, without_tag
 from mt.text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -173,16 +175,20 @@ class RunArtifacts:
         return list(dict.fromkeys(wanted)) or list(known)
 
     def test_pairs(self, names: Sequence[str]) -> dict[str, list[SentencePair]]:
-        """Return test sets from the prepared corpus; if it is gone, read them again from the sources in the config.
+        """Return test sets from the prepared corpus or the run; if these are gone, read the sources in the config.
 
         Raises:
             DataError: the sources are gone, too.
         """
-        if self.corpus is not None:
-            return {name: self.corpus.test_pairs[name] for name in names}
         readers = readers_of(self.folder.config)
-        wanted = {name: readers[f"data.test.{name}"] for name in names}
-        return {name: with_tag(reader.pairs(), reader.corpus.tag) for name, reader in wanted.items()}
+        return {name: self._test_pairs(name, readers[f"data.test.{name}"]) for name in names}
+
+    def _test_pairs(self, name: str, reader: CorpusReader) -> list[SentencePair]:
+        if self.corpus is not None and name in self.corpus.test_pairs:
+            return self.corpus.test_pairs[name]
+        if self.run is not None and (added := self.run.added_test(name)).is_file():
+            return read_pairs(added)
+        return with_tag(reader.pairs(), reader.corpus.tag)
 
     def test_references(self, name: str) -> list[str] | None:
         """Return the references of a test set, or of the validation set (`valid`); None if they are gone."""
@@ -196,40 +202,63 @@ class RunArtifacts:
     def translate(
         self, sets: Mapping[str, Sequence[SentencePair]], device: str, precision: str, *, n_processes: int | None
     ) -> dict[str, TranslatedSet]:
-        """Translate test sets, or the validation set (`valid`)."""
+        """Translate test sets, whose source segments may begin with a tag."""
         translator = Translator.load(self.folder, device, precision, n_processes=n_processes)
         return {
-            name: self._translated_set(name, pairs, translator.translate([pair.src for pair in pairs]))
+            name: self._translated_set(pairs, translator.translate([pair.src for pair in pairs]))
             for name, pairs in sets.items()
         }
 
-    def _translated_set(self, name: str, pairs: Sequence[SentencePair], hypotheses: Sequence[str]) -> TranslatedSet:
-        """Return the set for scoring, without the tag of its corpus, which is only for the model."""
-        data, tgt_lang = self.folder.config.data, self.folder.config.tgt_lang
-        tag = (data.valid if name == "valid" else data.test[name]).tag
-        prefix = "" if tag is None else f"{tag} "
-        sources = [pair.src.removeprefix(prefix) for pair in pairs]
-        return TranslatedSet(sources, hypotheses, [[pair.tgt for pair in pairs]], tgt_lang)
+    def _translated_set(self, pairs: Sequence[SentencePair], hypotheses: Sequence[str]) -> TranslatedSet:
+        """Return the set for scoring, without tags, which are only for the model."""
+        config = self.folder.config
+        sources = [without_tag(pair.src, config.data.tags) for pair in pairs]
+        return TranslatedSet(sources, hypotheses, [[pair.tgt for pair in pairs]], config.tgt_lang)
 
-    def kept_translations(self, sets: Mapping[str, Sequence[SentencePair]]) -> dict[str, TranslatedSet] | None:
-        """Return the translations stored in the run; None if they are incomplete or not of this model."""
+    def kept_translations(self, sets: Mapping[str, Sequence[SentencePair]]) -> dict[str, TranslatedSet]:
+        """Return those translations of the sets that the run has stored and that are of this model and this text."""
         if self.run is None or self.folder.path.resolve() != self.run.model:  # not the final model of its run
-            return None
+            return {}
         report = json_object(self.run.path / JSON_NAME)
         if report.get("basis") != basis_of(self.folder):
-            return None
+            return {}
         kept = {}
         for name, pairs in sets.items():
             path = self.run.translation(name)
-            try:
-                is_what_was_scored = file_checksum(path) == report["translations"][name]
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                checksums = report["translations"][name], report["texts"][name]
                 hypotheses = path.read_text(encoding="utf-8").split("\n")[:-1]
-            except (OSError, ValueError, KeyError, TypeError):
-                return None
-            if not is_what_was_scored or len(hypotheses) != len(pairs):
-                return None
-            kept[name] = self._translated_set(name, pairs, hypotheses)
+                if checksums == (file_checksum(path), text_checksum(pairs)):
+                    kept[name] = self._translated_set(pairs, hypotheses)
         return kept
+
+    def overlap_warnings(self, names: Iterable[str]) -> dict[str, list[str]]:
+        """Return a warning for each test set that was added to the run and that is partly in its training text."""
+        found = {name: self._added.get(name, {}).get("in_training", 0) for name in names}
+        problem = "in the training text, because the test set was added after preparation: the scores are too high"
+        return {
+            name: [f"{n:,} of {self._added[name]['pairs']:,} segments are {problem}"] for name, n in found.items() if n
+        }
+
+    @property
+    def _added(self) -> dict[str, Any]:
+        """Test sets that were added to the run → facts."""
+        found = {} if self.run is None else json_object(self.run.record).get(ADDED_TESTS)
+        return found if isinstance(found, dict) else {}
+
+    def settings(self) -> dict[str, Any]:
+        """Return dotted key → value of the settings; of a tokenizer that was given, only the vocabulary size."""
+        config = self.folder.config
+        settings = settings_of(config)
+        if config.train.init_from is not None or config.tokenizer.model is not None:
+            settings = {key: value for key, value in settings.items() if not key.startswith("tokenizer.")}
+            settings["tokenizer.vocab_size"] = self.folder.manifest["vocab_size"]
+        return settings
+
+    @property
+    def tokenizer_checksum(self) -> str:
+        """The checksum of the model's tokenizer."""
+        return str(self.folder.manifest[CHECKSUMS].get(TOKENIZER))
 
     @property
     def description(self) -> str:
@@ -265,11 +294,7 @@ class RunArtifacts:
         dtype = str(choose_dtype(precision, chosen)).removeprefix("torch.")
         facts = ModelManifest(
             description=self.description,
-            settings={
-                key: value
-                for key, value in settings_of(config).items()
-                if config.train.init_from is None or not key.startswith("tokenizer.")  # it has that model's tokenizer
-            },
+            settings=self.settings(),
             changed=list(config_differences(defaults, config)),
             model={key: manifest[key] for key in known if manifest.get(key) is not None},
             starts=record.get("starts", []),
@@ -285,7 +310,13 @@ class RunArtifacts:
         train = self.corpus.manifest["train"]
         counts = ("source", "tag", "weight", "pairs_read", "pairs_kept")
         sources = [{key: source.get(key) for key in counts} for source in train["sources"]]
-        return {"train": train | {"sources": sources}, **{key: self.corpus.manifest[key] for key in ("valid", "test")}}
+        tests = {**self.corpus.manifest["test"], **self._added}
+        return {"train": train | {"sources": sources}, "valid": self.corpus.manifest["valid"], "test": tests}
+
+
+def text_checksum(pairs: Iterable[SentencePair]) -> str:
+    """Return the SHA-256 of the source text and the references of a test set."""
+    return hashlib.sha256(json.dumps([[pair.src, pair.tgt] for pair in pairs]).encode()).hexdigest()
 
 
 def basis_of(folder: ModelFolder) -> dict[str, Any]:

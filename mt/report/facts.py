@@ -340,6 +340,7 @@ class Evaluation(TrainingFigures, Origin):
     basis: Values | None = None  # everything but the text that translations depend on: averaged_steps, decode
     best: Values | None = None  # step of the best checkpoint, and its score: bleu or loss
     translations: dict[Line, str] | None = None  # set → checksum of its file in the run folder
+    texts: dict[Line, str] | None = None  # set → checksum of its source text and references
     test_sets: dict[Line, ScoredSet]
     valid: ScoredSet | None = None
     comparison: BaselineTest | None = None

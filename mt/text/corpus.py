@@ -158,8 +158,8 @@ class PreparedCorpus:
             corpus_sizes=tuple(entry["pairs_kept"] for entry in manifest["train"]["sources"]),
             train_lines=np.fromfile(folder / "train.lines", dtype=np.int64),
             valid=ParallelIds.open(folder, "valid", dtype),
-            valid_pairs=_read_text(folder / "valid.jsonl"),
-            test_pairs={name: _read_text(folder / f"test.{name}.jsonl") for name in manifest["test"]},
+            valid_pairs=read_pairs(folder / "valid.jsonl"),
+            test_pairs={name: read_pairs(folder / f"test.{name}.jsonl") for name in manifest["test"]},
         )
 
 
@@ -185,9 +185,15 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _read_text(path: Path) -> list[SentencePair]:
+def read_pairs(path: Path) -> list[SentencePair]:
+    """Read the pairs of a validation or test set as `pairs_text` writes them."""
     with path.open(encoding="utf-8") as stream:
         return [SentencePair(*json.loads(line)) for line in stream]
+
+
+def pairs_text(pairs: Iterable[SentencePair]) -> str:
+    """Return pairs as JSON, one a line."""
+    return "".join(json.dumps(pair) + "\n" for pair in pairs)
 
 
 def with_tag(pairs: Iterable[SentencePair], tag: str | None) -> list[SentencePair]:
@@ -195,6 +201,11 @@ def with_tag(pairs: Iterable[SentencePair], tag: str | None) -> list[SentencePai
     if tag is None:
         return list(pairs)
     return [SentencePair(f"{tag} {src}", tgt, line) for src, tgt, line in pairs]
+
+
+def without_tag(src: str, tags: Iterable[str]) -> str:
+    """Return a source segment without the tag before it, if it has one of these."""
+    return next((src.removeprefix(f"{tag} ") for tag in tags if src.startswith(f"{tag} ")), src)
 
 
 def first_test_pairs(
@@ -214,7 +225,9 @@ def first_test_pairs(
     prepared = Path(config.data.prepared_dir) / str(fingerprint)
     if prepared.is_dir():
         corpus = PreparedCorpus.open(prepared)
-        return description, {"valid": corpus.valid_pairs, **corpus.test_pairs}[name]
+        sets = {"valid": corpus.valid_pairs, **corpus.test_pairs}
+        if name in sets:  # not if the test set was added later
+            return description, sets[name]
     if not may_fetch and not reader.corpus.files:
         raise DataError(reader.corpus.description, "is not available without a download")
     return description, with_tag(reader.pairs(), reader.corpus.tag)

@@ -13,9 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mt.config.settings import RunConfig
+from mt.system.console import Meter
 from mt.text.corpora import SentencePair
-from mt.text.corpus import SIDES
+from mt.text.corpus import SIDES, PreparedCorpus, without_tag
 from mt.text.normalise import Normalisers
+from mt.text.tokenizer import Tokenizer
 
 _Codes = npt.NDArray[np.uint32]
 _Bytes = npt.NDArray[np.uint8]
@@ -24,6 +26,7 @@ _Hashes = npt.NDArray[np.uint64]
 # Text is processed in blocks whose arrays fit the processor's cache; a block of long lines has fewer of them.
 _LINES_PER_BLOCK = 500
 _CHARACTERS_PER_BLOCK = 1 << 18
+_SENTENCES_AT_ONCE = 50_000  # decoded together
 _FILTER_SLOTS_PER_NGRAM = 16
 _BASE = 0x9E3779B97F4A7C15  # of the hashes of n-grams: odd, so that it has an inverse
 _BASE_INVERSE = pow(_BASE, -1, 2**64)
@@ -175,6 +178,32 @@ class HeldOut:
         n_sets = len(self.names)
         number = min(self._set_of[0].get(folded_src, n_sets), self._set_of[1].get(folded_tgt, n_sets))
         return self.names[number] if number < n_sets else None
+
+
+def n_in_training(
+    config: RunConfig, corpus: PreparedCorpus, sets: Mapping[str, Sequence[SentencePair]]
+) -> dict[str, int]:
+    """Count the pairs of each test set with a side in the training text, by the rule of data.clean.contamination.
+
+    All of the training text is decoded.
+
+    Args:
+        config: of a run that the corpus was prepared for.
+        sets: pairs without tags.
+    """
+    held_out, tokenizer = HeldOut.of_run(config, sets), Tokenizer.load(corpus.tokenizer_path)
+    found: list[set[str]] = [set(), set()]
+    with Meter("sentences", 2 * len(corpus.train), what="comparing test sets with the training text") as meter:
+        for side, sentences in enumerate((corpus.train.src, corpus.train.tgt)):
+            for start in range(0, len(sentences), _SENTENCES_AT_ONCE):
+                ids = [sentences[i].tolist() for i in range(start, min(start + _SENTENCES_AT_ONCE, len(sentences)))]
+                lines = [without_tag(line, config.data.tags) for line in tokenizer.decode_batch(ids)]
+                found[side].update(line for line in folded_all(lines) if line in held_out._set_of[side])
+                meter.advance(len(ids))
+    return {
+        name: sum(src in found[0] or tgt in found[1] for src, tgt in zip(srcs, tgts, strict=True))
+        for name, srcs, tgts in zip(sets, *held_out.texts, strict=True)
+    }
 
 
 # ---------------------------------------------------------------------------------------------------- n-grams

@@ -40,6 +40,7 @@ from mt.text.corpus import (
     PreparedCorpus,
     flat_ids,
     ids_dtype,
+    pairs_text,
     with_tag,
     write_parallel_ids,
 )
@@ -270,19 +271,10 @@ class _Builder:
 
     def _copied(self, reader: CorpusReader, name: str) -> list[SentencePair]:
         """Write a validation or test set unchanged and complete; return its pairs."""
-        corpus, role, pairs = reader.corpus, reader.split, list(reader.pairs())
+        pairs = held_out_pairs(reader)
         file_name = "valid.jsonl" if name == "valid" else f"test.{name}.jsonl"
         with (self.folder / file_name).open("w", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(pair) + "\n" for pair in with_tag(pairs, corpus.tag))
-        empty = _empty(pairs)
-        if len(empty) == len(pairs):
-            problem = f"all {len(pairs):,} {role} pairs have an empty side"
-            raise DataError(corpus.description, problem, "give a set with text on both sides")
-        if empty:
-            _log.info(
-                f"{corpus.description}: {len(empty):,} of {len(pairs):,} {role} pairs have an empty side, "
-                f"the first in line {empty[0].line:,}; they are kept"
-            )
+            stream.write(pairs_text(with_tag(pairs, reader.corpus.tag)))
         return pairs
 
     def _clean(self, held_out: HeldOut) -> None:
@@ -480,6 +472,25 @@ class _Builder:
         written = self.folder / "shards" / "manifest.json"
         written.write_text(json.dumps(manifest, indent=2, ensure_ascii=True) + "\n", "utf-8")
         written.replace(self.folder / "manifest.json")
+
+
+def held_out_pairs(reader: CorpusReader) -> list[SentencePair]:
+    """Return all pairs of a validation or test set.
+
+    Raises:
+        DataError: it is missing, unreadable or not parallel, or each of its pairs has an empty side.
+    """
+    corpus, role, pairs = reader.corpus, reader.split, list(reader.pairs())
+    empty = _empty(pairs)
+    if len(empty) == len(pairs):
+        problem = f"all {len(pairs):,} {role} pairs have an empty side"
+        raise DataError(corpus.description, problem, "give a set with text on both sides")
+    if empty:
+        _log.info(
+            f"{corpus.description}: {len(empty):,} of {len(pairs):,} {role} pairs have an empty side, "
+            f"the first in line {empty[0].line:,}; they are kept"
+        )
+    return pairs
 
 
 def _empty(pairs: Iterable[SentencePair]) -> list[SentencePair]:

@@ -18,7 +18,8 @@ import torch
 
 from mt.config.settings import RunConfig
 from mt.errors import CheckpointError, ConfigError, DataError, MTError, statement
-from mt.run_folder import initial_model
+from mt.pipeline import config_of_corpus
+from mt.run_folder import RunFolder, initial_model
 from mt.system.device import choose_device, choose_dtype, memory_bytes
 from mt.system.files import existing_folder
 from mt.system.provenance import n_cores
@@ -128,7 +129,7 @@ def _rehearse(
     except ConfigError as error:
         findings.append(Finding.of(error.under("train"), "device", f"train.{error.place}"))
     try:
-        prepared = _prepared_folder(config)
+        prepared = _prepared_folder(config_of_corpus(config, RunFolder(run_dir)))
     except DataError as error:
         findings.append(Finding.of(error, "prepared", "data.prepared_dir"))
     forecast = _forecast(config, rehearsal, device, prepared)
