@@ -34,7 +34,7 @@ _NOT_TEXT: dict[bytes, tuple[str, str]] = {
     b"PAR1\x15": ("is a Parquet file", "give it as {file: NAME.parquet}"),
 }
 _BEGINNING_BYTES = 64  # enough to recognise UTF-16 without a byte order mark
-MAX_LINE_BYTES = 16 << 20  # a longer line is an error: it would fill the memory, and no text has such lines
+MAX_LINE_BYTES = 16 << 20  # a longer line is an error: it would fill the memory, and is not text
 _BLOCK_BYTES = 1 << 20
 _MAX_UNPACKER_BYTES = 128 << 20  # of memory that an .xz file may ask for; the limit of .zst in pyarrow is the same
 _DECODED_BYTES = 1 << 16  # decoded at once; text of this size stays in the processor's cache

@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Literal, NamedTuple
+from unicodedata import is_normalized
 
 import regex
 
@@ -130,9 +131,7 @@ class Normaliser:
             if "\u2581" in text or "\ufe0f" in text or "\ufe0e" in text or "\ufffc" in text or "\u2010" in text:
                 return False
             # Text in NFKC is also in NFC, and has none of _FORMS.
-            if not unicodedata.is_normalized("NFKC", text) and (
-                not unicodedata.is_normalized("NFC", text) or _FORM.search(text) is not None
-            ):
+            if not is_normalized("NFKC", text) and (not is_normalized("NFC", text) or _FORM.search(text) is not None):
                 return False
         return not self._moses_rules or _PUNCTUATION.search(text) is None
 
@@ -230,7 +229,7 @@ def _usual_letters(form: re.Match[str]) -> str:
 
 
 def _composed(text: str) -> str:
-    if unicodedata.is_normalized("NFC", text):
+    if is_normalized("NFC", text):
         return text
     return unicodedata.normalize("NFC", _TOO_MANY_MARKS.sub(r"\1", text))
 
