@@ -1,12 +1,16 @@
 """Text files are read unchanged, line by line, and each problem with them is reported in one line."""
 
+import lzma
 import os
+import tracemalloc
 from pathlib import Path
 
+import pyarrow
 import pytest
 
+from mt.decode.lines import lines_of_text
 from mt.errors import DataError
-from mt.text.files import content_hash, read_line_chunks
+from mt.text.files import MAX_LINE_BYTES, content_hash, count_lines, open_bytes, read_line_chunks
 from tests.parallel_text import compressed, error_of, read, write
 
 
@@ -119,3 +123,59 @@ def test_a_pipe_is_refused_for_text_that_is_read_several_times() -> None:
         "a.en is a pipe or a device; training text is read several times, so it must be a regular "
         "file. Save it to a file first."
     )
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+def test_an_archive_that_unpacks_to_much_more_is_read_in_small_steps(suffix: str) -> None:
+    name, n_bytes = f"a.en{suffix}", 96 << 20
+    Path(name).write_bytes(compressed(name, b"a b c d " * (n_bytes // 8)))
+    assert Path(name).stat().st_size < 200_000
+    pool = pyarrow.default_memory_pool()
+    before, n_read, in_pool = pool.bytes_allocated(), 0, 0
+    tracemalloc.start()
+    with open_bytes(Path(name)) as stream:
+        while block := stream.read(1 << 20):
+            n_read += len(block)
+            in_pool = max(in_pool, pool.bytes_allocated() - before)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert n_read == n_bytes
+    assert max(peak, in_pool) < 16 << 20  # 8 MiB are the dictionary of an .xz file
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".xz", ".zst"])
+def test_an_endless_line_is_an_error_with_its_number(suffix: str) -> None:
+    name = f"a.en{suffix}"
+    lines = b"one\ntwo\n" + b"x" * MAX_LINE_BYTES
+    write(name, lines)
+    assert [len(line) for line in next(read_line_chunks(Path(name), 5))] == [3, 3, MAX_LINE_BYTES]
+    write(name, lines + b"x" * (2 << 20) + b"\nfour\n")
+    message = f"{name}, line 3 is longer than 16 MiB. Insert line feeds, or remove the line."
+    assert error_of(src=name, tgt=write("a.de", "1\n2\n3\n4\n")) == message
+    for read_all in (count_lines, lines_of_text, lambda path: next(read_line_chunks(path, 5))):
+        with pytest.raises(DataError) as caught:
+            read_all(Path(name))
+        assert str(caught.value) == message
+
+
+def test_an_archive_that_needs_much_memory_is_refused() -> None:
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 256 << 20}]
+    Path("a.en.xz").write_bytes(lzma.compress(b"one\n", filters=filters))
+    # The header of a .zst frame: no flags, and a window of 2**31 bytes.
+    Path("a.en.zst").write_bytes(b"\x28\xb5\x2f\xfd\x00\xa8\x21\x00\x00one\n")
+    for name in ("a.en.xz", "a.en.zst"):
+        assert error_of(src=name, tgt=write("a.de", "eins\n")) == (
+            f"{name} needs more than 128 MiB of memory to be unpacked. Compress it again with the usual settings."
+        )
+    filters[0]["dict_size"] = 128 << 20
+    Path("a.en.xz").write_bytes(lzma.compress(b"one\n", filters=filters))
+    assert [pair.src for pair in read(src="a.en.xz", tgt=write("a.de", "eins\n"))] == ["one"]
+
+
+def test_an_xz_archive_may_have_zeros_between_and_after_its_parts() -> None:
+    parts = [lzma.compress(b"one\n"), b"\0" * 80_000, lzma.compress(b""), lzma.compress(b"two\n"), b"\0\0\0\0"]
+    Path("a.en.xz").write_bytes(b"".join(parts))
+    assert [pair.src for pair in read(src="a.en.xz", tgt=write("a.de", "eins\nzwei\n"))] == ["one", "two"]
+    Path("empty.xz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"^empty.xz is truncated"):
+        count_lines(Path("empty.xz"))

@@ -13,6 +13,7 @@ import pytest
 from mt.decode import lines as lines_module
 from mt.decode.lines import MAX_BYTES, LineReader, decoded, open_lines
 from mt.errors import DataError
+from mt.text.files import MAX_LINE_BYTES
 from tests.clock import Clock, comes_true
 
 
@@ -163,3 +164,18 @@ def test_a_non_blocking_descriptor_is_read_to_its_end() -> None:
         lines = [line for batch in LineReader(stream).batches() for line in batch]
     thread.join()
     assert lines == [b"line 0", b"line 1", b"line 2"]
+
+
+def test_an_endless_line_of_a_pipe_is_an_error_that_leaves_memory_free() -> None:
+    class Endless(io.RawIOBase):
+        n_bytes = 0
+
+        def read(self, size: int = -1) -> bytes:
+            self.n_bytes += size
+            return b"one\n" if self.n_bytes == size else b"x" * size
+
+    stream = Endless()
+    with pytest.raises(DataError) as caught:
+        LineReader(stream).take(2)  # type: ignore[arg-type]
+    assert str(caught.value) == "standard input, line 2 is longer than 16 MiB. Insert line feeds, or remove the line."
+    assert stream.n_bytes < MAX_LINE_BYTES + (16 << 20)

@@ -6,6 +6,7 @@ import itertools
 import pickle
 import sys
 import unicodedata
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -17,16 +18,26 @@ from mt.errors import ConfigError
 from mt.text.languages import base_language
 from mt.text.normalise import Change, Normaliser, Normalisers, normalise
 
-CHANGES: tuple[Change, ...] = ("unicode_nfc", "control_characters", "html_entities", "punctuation", "white_space")
+CHANGES: tuple[Change, ...] = (
+    "unicode_nfc",
+    "control_characters",
+    "presentation_forms",
+    "html_entities",
+    "punctuation",
+    "white_space",
+)
 # All combinations of the settings, in English and in German, which have different rules for quotes.
 NORMALISERS = [
     Normaliser(CleanConfig(**dict(zip(CHANGES, flags, strict=True))), lang)
-    for flags in itertools.product([False, True], repeat=5)
+    for flags in itertools.product([False, True], repeat=6)
     for lang in ("en", "de")
 ]
 # Characters that the rules change are frequent.
 TEXT = st.text(
-    st.sampled_from("a1 \t\n\x00\x07\x85\u00a0\u200b\u2581&#;lt<>amp\u037e\u0338\u0301u\"'`´,.:()%„“«»–—…\ud800")
+    st.sampled_from(
+        "\xad\u200c\u200d\ufe0fﬁ‑👩م"
+        "a1 \t\n\x00\x07\x85\u00a0\u200b\u2581&#;lt<>amp\u037e\u0338\u0301u\"'`´,.:()%„“«»–—…\ud800"
+    )
 )
 
 
@@ -40,8 +51,7 @@ TEXT = st.text(
         ("\ufeffbyte order mark, zero\u200bwidth", "byte order mark, zero width"),
         ("\u2581\u2581piece", "piece"),
         ("u\u0308ber", "über"),
-        ("m² ﬁ ½ ￦", "m² ﬁ ½ ￦"),  # NFKC would change these
-        ("می\u200cخواهم 👩\u200d👩", "می\u200cخواهم 👩\u200d👩"),
+        ("m² ½ ￦ ™ １", "m² ½ ￦ ™ １"),  # NFKC would change these
         ("half \ud800 a pair", "half \ufffd a pair"),
         (" \x00\u2003\t", ""),
         ("", ""),
@@ -59,10 +69,111 @@ def test_the_default_settings_normalise_these_texts(text: str, expected: str) ->
 
 
 @pytest.mark.parametrize(
+    "character", "\xad\u061c\u180e\u200c\u200d\u200e\u202a\u2060\u2063\u2069\u206f\ufe0e\ufe0f\ufeff\U000e0041"
+)
+def test_an_invisible_character_is_removed_from_a_latin_word_and_joins_it(character: str) -> None:
+    assert normalise(f"off{character}ice") == "office"
+    assert normalise(f"bü{character * 3}ro {character} an{character}") == "büro an"
+    assert Normaliser(CleanConfig(), "en").changes(f"Bü{character}ro") == ("Büro", ["control_characters"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "می\u200cخواهم",
+        "مَ\u200cخ",  # after a vowel sign
+        "PDF\u200cها ۵\u200cساله",
+        "ه\u200d",
+        "ന്\u200d അവ",
+        "ක්\u200dරි র\u200d্য ক্\u200cক",
+        "ᠠᠨ\u180eᠠ",
+        "👩\u200d👩 🤷🏽\u200d♀\ufe0f 👁\ufe0f\u200d🗨\ufe0f ☎\ufe0e 1\ufe0f\u20e3 ©\ufe0f",
+        "\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f",
+        "ភាសា\u200bខ្មែរ",
+        "葛\U000e0100城 ≨\ufe00",
+    ],
+)
+def test_an_invisible_character_that_belongs_to_the_spelling_is_kept(text: str) -> None:
+    assert normalise(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("می\u200c\u200cخواهم", "می\u200cخواهم"),
+        ("می\xad\u200fخواهم می\u200c خ", "میخواهم می خ"),
+        ("PDF\u200cs \u200cها", "PDFs ها"),
+        ("👩\u200d and \u200d👩 1\ufe0f", "👩 and 👩 1"),
+        ("a\ufe0f\u200d👩", "a👩"),
+        ("\U000e0067\U0001f3f4\U000e0067 ", "\U0001f3f4"),
+        ("ភាសា\u200b\u200b ខ្មែរ", "ភាសា ខ្មែរ"),
+    ],
+)
+def test_an_invisible_character_is_removed_where_no_script_is_spelled_with_it(text: str, expected: str) -> None:
+    assert normalise(text) == expected
+
+
+def test_private_characters_objects_and_code_points_that_are_not_characters_become_spaces() -> None:
+    for code in (0xE000, 0xF0B7, 0xF0000, 0x10FFFF, 0xFDD0, 0xFFFE, 0xFFFF, 0x1FFFE, 0xEFFFF, 0xFFF9, 0xFFFC):
+        assert normalise(f"{chr(code)} one{chr(code)}two") == "one two"
+    assert normalise("\ufffd\ufffd ü") == "\ufffd\ufffd ü"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("oﬃce ﬁnds ﬂuﬀ", "office finds fluff"),
+        ("non‑breaking, true‐hyphen, −1 – a", "non-breaking, true-hyphen, −1 – a"),
+        ("ｶﾞｷﾞ､｢ﾃｽﾄ｣｡ ＡＢＣ１？", "ガギ、「テスト」。 ＡＢＣ１？"),
+        ("ﻣﺮﺣﺒﺎ ﷺ \ufe70 مـرحبا", "مرحبا ﷺ \ufe70 مـرحبا"),
+        ("𝐛𝐨𝐥𝐝 𝗪𝗼𝗿𝗱 𝑥", "bold Word x"),
+    ],
+)
+def test_presentation_forms_become_the_usual_characters(text: str, expected: str) -> None:
+    assert Normaliser(CleanConfig(), "en").changes(text)[0] == expected
+    assert "presentation_forms" in Normaliser(CleanConfig(), "en").changes(text)[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a" + "\u0301\u0323" * 4_000, unicodedata.normalize("NFC", "a" + "\u0301\u0323" * 15)),
+        ("&" + "amp;" * 4_000 + " x", None),
+        ("&sh" * 2_000 + "&shy;" + "y;" * 2_000, None),
+        ("&#38" + "&#51;" * 3 + ";", None),
+        ("&" + "amp\u037e" * 2_000, None),
+        ('",' * 2_000, None),
+        ('"' * 4_000 + ",", None),
+        ("a\u200d" * 2_000 + "\ufe0f\u200d" * 2_000, "a" * 2_000),
+    ],
+)
+def test_a_hostile_line_is_normalised_in_few_passes(
+    text: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    normaliser = Normaliser(CleanConfig(punctuation=True), "en")
+    n_steps = 0
+
+    def counted(step: Callable[[str], str]) -> Callable[[str], str]:
+        def run(text: str) -> str:
+            nonlocal n_steps
+            n_steps += 1
+            return step(text)
+
+        return run
+
+    monkeypatch.setattr(normaliser, "_steps", [(change, counted(step)) for change, step in normaliser._steps])
+    once = normaliser(text)
+    assert n_steps <= 25 * len(normaliser._steps)
+    assert expected is None or once == expected
+    assert normaliser(once) == once
+
+
+@pytest.mark.parametrize(
     ("text", "setting", "without"),
     [
         ("u\u0308", "unicode_nfc", "u\u0308"),
-        ("a\x07b\u200bc", "control_characters", "a\x07b\u200bc"),
+        ("a\x07b\u200bc\xad", "control_characters", "a\x07b\u200bc\xad"),
+        ("ﬁ", "presentation_forms", "ﬁ"),
         ("a &amp; b", "html_entities", "a &amp; b"),
         (" a\t b\u00a0\r\n", "white_space", " a  b\u00a0  "),
     ],
@@ -89,7 +200,7 @@ def test_normalisation_is_idempotent_with_any_settings(text: str) -> None:
 
 
 def test_normalisation_is_idempotent_for_all_characters() -> None:
-    every_character = "".join(map(chr, range(0x30000)))
+    every_character = "".join(map(chr, [*range(0x30000), *range(0xE0000, 0xE0200), 0xF0000, 0x10FFFF]))
     pieces = [every_character[i : i + 7] for i in range(0, len(every_character), 7)]
     with_marks = [f" {chr(code)}\u0301\u0323{chr(code)}\u200b" for code in range(0x3000)]
     for text in pieces + with_marks:

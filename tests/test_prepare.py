@@ -26,6 +26,8 @@ from mt.system.workers import Workers
 from mt.text import corpus as corpus_module
 from mt.text import prepare as prepare_module
 from mt.text import shards
+from mt.text.clean import Cleaner
+from mt.text.corpora import Chunk, SentencePair
 from mt.text.corpus import PreparedCorpus
 from mt.text.normalise import normalise
 from mt.text.prepare import corpus_fingerprint, prepare_corpus
@@ -597,3 +599,27 @@ def test_if_there_are_too_many_words_the_rarest_are_dropped(config: RunConfig, m
     corpus, _ = prepare(dataclasses.replace(config, tokenizer=TokenizerConfig(vocab_size=400)))
     report = json.loads((corpus.folder / "report.json").read_text("utf-8"))
     assert report["tokenizer"]["src"]["distinct_words"] <= 300
+
+
+def test_a_side_that_is_far_too_long_is_cut_when_it_is_read(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    longest: list[int] = []
+    clean = Cleaner.clean
+
+    def measured(cleaner: Cleaner, chunk: Chunk) -> list[SentencePair]:
+        longest.append(max(map(len, chunk.src)))
+        return clean(cleaner, chunk)
+
+    monkeypatch.setattr(prepare_module, "Workers", InThisProcess)
+    monkeypatch.setattr(Cleaner, "clean", measured)
+    train = write_pair("second", [*SECOND_SRC, "long " * 100_000], [*SECOND_TGT, "kurz"])
+    said = prepare(with_data(config, train=(train,)))[1]
+    assert longest == [10 * config.data.clean.max_chars + 1]
+    assert "second.en + second.de: 51 pairs read, 50 kept; removed: 1 too_long" in said
+
+
+def test_the_fingerprint_depends_on_the_version_of_the_normaliser(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = corpus_fingerprint(config)
+    monkeypatch.setattr(prepare_module, "NORMALISER_VERSION", 1)
+    assert corpus_fingerprint(config) != before

@@ -250,7 +250,11 @@ class CleanConfig:
     # --- Changes
 
     unicode_nfc: Flag = True  # Compose a letter and its accent into one character (Unicode NFC).
-    control_characters: Flag = True  # Replace control and invisible characters by spaces.
+    # Replace control characters by spaces, and remove soft hyphens and other invisible characters from words.
+    control_characters: Flag = True
+    # Replace ligatures, special hyphens, Arabic presentation forms, half-width katakana and mathematical letters by the
+    # usual characters.
+    presentation_forms: Flag = True
     html_entities: Flag = True  # Replace HTML entities such as &amp; and &#39; by their characters.
     # Rewrite quotes, dashes and the spaces next to them as Moses does; needs pip install 'mt-train[punctuation]'.
     punctuation: Flag = False

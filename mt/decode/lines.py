@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from mt.errors import DataError
-from mt.text.files import count_lines, explained, open_bytes, require_text
+from mt.text.files import (
+    MAX_LINE_BYTES,
+    count_lines,
+    endless_line,
+    explained,
+    open_bytes,
+    read_whole_lines,
+    require_text,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +39,7 @@ LONGEST_WAIT_SECONDS = 1.0  # that a line waits for others, if input may pause
 class LineReader:
     """The lines of a stream, without their ends; a thread reads a few megabytes ahead.
 
-    Only a line feed ends a line. The last line need not have one.
+    Only a line feed ends a line. The last line need not have one. A line longer than MAX_LINE_BYTES raises a DataError.
 
     The thread may still wait for input when the program ends. A buffered stream would then be locked, which is a fatal
     error in Python: pass the raw stream if input may pause.
@@ -46,6 +54,8 @@ class LineReader:
         self._blocks: queue.Queue[bytes | Exception] = queue.Queue(maxsize=_BLOCKS_AHEAD)
         self._lines: deque[bytes] = deque()
         self._unfinished: list[bytes] = []  # pieces of an incomplete line, joined when it is complete
+        self._n_unfinished = 0  # bytes of these pieces
+        self._n_whole = 0  # lines that were complete
         self._is_at_end = False
         self._digest = hashlib.blake2b(digest_size=16)
         self.n_read = 0  # lines returned or skipped
@@ -109,7 +119,12 @@ class LineReader:
             for line in whole:
                 self._lines.append(b"".join([*self._unfinished, line]))
                 self._unfinished.clear()
+                self._n_unfinished = 0
+            self._n_whole += len(whole)
             self._unfinished.append(rest)
+            self._n_unfinished += len(rest)
+            if self._n_unfinished > MAX_LINE_BYTES:
+                raise endless_line(self.name, self._n_whole + 1)
             if self._is_at_end and any(self._unfinished):
                 self._lines.append(b"".join(self._unfinished))
         return self._lines.popleft() if self._lines else None
@@ -159,8 +174,9 @@ def open_lines(name: str, *, is_strict: bool = False) -> Iterator[LineReader]:
 def _count_valid_lines(path: Path) -> int:
     """Return the number of lines; raise a DataError about the first that is not UTF-8."""
     n_lines = 0
-    with explained(path), open_bytes(path) as stream:
-        for n_lines, line in enumerate(stream, start=1):
+    for block in read_whole_lines(path):
+        for line in block.removesuffix(b"\n").split(b"\n"):
+            n_lines += 1
             require_utf8(line, path, n_lines)
     return n_lines
 
@@ -188,10 +204,10 @@ def lines_of_text(path: Path) -> list[str]:
     """Return all lines of a text file, which may be compressed.
 
     Raises:
-        DataError: it is missing, unreadable, or has no text.
+        DataError: it is missing, unreadable, or has no text, or a line is longer than MAX_LINE_BYTES.
     """
-    with explained(path), open_bytes(path) as stream:
-        lines = [decoded(line.removesuffix(b"\n"))[0] for line in stream]
+    blocks = (block.removesuffix(b"\n") for block in read_whole_lines(path))
+    lines = [decoded(line)[0] for block in blocks for line in block.split(b"\n")]
     if not any(line.strip() for line in lines):
         raise DataError(path, "has no text to translate")
     return lines

@@ -52,7 +52,12 @@ RULES: dict[str, Rule] = {
 }
 CHANGE_RULES: dict[str, Rule] = {
     "unicode_nfc": Rule("clean.unicode_nfc", "Letters and their accents were joined into one character (Unicode NFC)."),
-    "control_characters": Rule("clean.control_characters", "Control and invisible characters became spaces."),
+    "control_characters": Rule(
+        "clean.control_characters", "Control characters became spaces, and invisible ones were removed from words."
+    ),
+    "presentation_forms": Rule(
+        "clean.presentation_forms", "Ligatures, special hyphens and other forms became the usual characters."
+    ),
     "html_entities": Rule("clean.html_entities", "HTML entities such as &amp; became the characters they stand for."),
     "punctuation": Rule(
         "clean.punctuation", "Quotes, dashes and the spaces around them were normalised, as Moses does."
@@ -161,7 +166,6 @@ class Cleaner:
     def clean(self, chunk: Chunk) -> list[SentencePair]:
         """Return the pairs that are kept, both sides normalised, in order."""
         src_changes, tgt_changes, why_removed = self._src.changes, self._tgt.changes, self._why_removed
-        # The time of normalising grows with the square of the number of stacked accents or nested entities in a text.
         most_chars = NORMALISED_CHARS * self.config.max_chars
         kept = []
         for src_text, tgt_text, line in zip(*chunk, strict=True):

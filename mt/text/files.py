@@ -34,7 +34,9 @@ _NOT_TEXT: dict[bytes, tuple[str, str]] = {
     b"PAR1\x15": ("is a Parquet file", "give it as {file: NAME.parquet}"),
 }
 _BEGINNING_BYTES = 64  # enough to recognise UTF-16 without a byte order mark
+MAX_LINE_BYTES = 16 << 20  # a longer line is an error: it would fill the memory, and is not text
 _BLOCK_BYTES = 1 << 20
+_MAX_UNPACKER_BYTES = 128 << 20  # of memory that an .xz file may ask for; the limit of .zst in pyarrow is the same
 _DECODED_BYTES = 1 << 16  # decoded at once; text of this size stays in the processor's cache
 
 
@@ -58,6 +60,9 @@ def explained(path: Path) -> Iterator[None]:
         reason = getattr(error, "strerror", None)
         if reason or path.suffix not in COMPRESSIONS:
             raise DataError(path, f"cannot be read: {reason or error}") from None
+        if re.search("Memory usage limit|too much memory", str(error)):
+            problem = f"needs more than {_MAX_UNPACKER_BYTES >> 20} MiB of memory to be unpacked"
+            raise DataError(path, problem, "compress it again with the usual settings") from None
         if isinstance(error, EOFError) or re.search("end-of-stream|Truncated", str(error)):
             raise DataError(path, "is truncated", "copy or download it again") from None
         fix = "download it again, or rename it if it is not compressed"
@@ -70,7 +75,7 @@ def open_bytes(path: Path) -> BinaryIO:
         raise IsADirectoryError
     if path.suffix not in COMPRESSIONS:
         return path.open("rb")
-    unpacked: dict[str, Callable[[Path], Any]] = {".gz": gzip.GzipFile, ".xz": lzma.LZMAFile, ".zst": _zst_file}
+    unpacked: dict[str, Callable[[Path], Any]] = {".gz": gzip.GzipFile, ".xz": _XzFile, ".zst": _zst_file}
     return cast(BinaryIO, io.BufferedReader(unpacked[path.suffix](path), _BLOCK_BYTES))
 
 
@@ -78,6 +83,41 @@ def _zst_file(path: Path) -> Any:
     import pyarrow  # its reader detects a truncated file, the reader of `zstandard` does not
 
     return pyarrow.CompressedInputStream(path.open("rb"), "zstd")
+
+
+class _XzFile(io.RawIOBase):
+    """An .xz file whose decoder has a memory limit; `lzma.LZMAFile` allocates what the file asks for, up to 4 GiB."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self._decoder = _xz_decoder()
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            packed = b""
+            if self._decoder.eof:  # further streams may follow, each after zeros
+                packed = self._decoder.unused_data.lstrip(b"\0")
+                while not packed and (block := self._file.read(_DECODED_BYTES)):
+                    packed = block.lstrip(b"\0")
+                if not packed:
+                    return 0
+                self._decoder = _xz_decoder()
+            elif self._decoder.needs_input and not (packed := self._file.read(_DECODED_BYTES)):
+                raise EOFError("Truncated")
+            if text := self._decoder.decompress(packed, len(buffer)):
+                buffer[: len(text)] = text
+                return len(text)
+
+
+def _xz_decoder() -> lzma.LZMADecompressor:
+    return lzma.LZMADecompressor(memlimit=_MAX_UNPACKER_BYTES + (1 << 20))
 
 
 def require_text(beginning: bytes, path: Path) -> None:
@@ -105,7 +145,7 @@ def read_line_chunks(path: Path, size: int) -> Iterator[list[str]]:
     From a pipe, a chunk is yielded as soon as its last line has arrived.
 
     Raises:
-        DataError: the file is missing, unreadable, cut off, or not UTF-8.
+        DataError: the file is missing, unreadable, cut off, or not UTF-8, or a line is longer than MAX_LINE_BYTES.
     """
     waiting: list[str] = []
     for lines in _read_lines(path):
@@ -121,7 +161,7 @@ def read_line_chunks(path: Path, size: int) -> Iterator[list[str]]:
 def _read_lines(path: Path) -> Iterator[list[str]]:
     """Yield lists of lines as they arrive. Decoding line by line would take twice the time."""
     n_lines = offset = 0
-    for raw in _read_whole_lines(path):
+    for raw in read_whole_lines(path):
         if offset == 0:
             require_text(raw, path)
             if raw.startswith(_UTF8_BOM):
@@ -144,31 +184,47 @@ def _read_lines(path: Path) -> Iterator[list[str]]:
         yield [line.removesuffix("\r") for line in lines] if "\r" in text else lines
 
 
-def _read_whole_lines(path: Path) -> Iterator[bytes]:
-    """Yield the bytes of a number of whole lines at a time; the last line may lack its line end."""
+def read_whole_lines(path: Path, block_bytes: int = _DECODED_BYTES) -> Iterator[bytes]:
+    """Yield the bytes of a number of whole lines at a time; the last line may lack its line end.
+
+    Raises:
+        DataError: the file is missing, unreadable or cut off, or a line is longer than MAX_LINE_BYTES.
+    """
     unfinished: list[bytes] = []  # parts of one line, joined only once: it may be very long
+    n_lines = n_unfinished = 0
     with explained(path), open_bytes(path) as stream:
-        while block := cast(io.BufferedReader, stream).read1(_DECODED_BYTES):
+        while block := cast(io.BufferedReader, stream).read1(block_bytes):
             end = block.rfind(b"\n") + 1
             if end:
-                yield b"".join([*unfinished, block[:end]])
+                lines = b"".join([*unfinished, block[:end]])
+                n_lines += lines.count(b"\n")
+                yield lines
                 unfinished.clear()
+                n_unfinished = 0
             unfinished.append(block[end:])
+            n_unfinished += len(block) - end
+            if n_unfinished > MAX_LINE_BYTES:
+                raise endless_line(path, n_lines + 1)
     if any(unfinished):
         yield b"".join(unfinished)
+
+
+def endless_line(name: str | Path, number: int) -> DataError:
+    """Return the error for a line that is longer than MAX_LINE_BYTES."""
+    fix = "insert line feeds, or remove the line"
+    return DataError(f"{name}, line {number:,}", f"is longer than {MAX_LINE_BYTES >> 20} MiB", fix)
 
 
 def count_lines(path: Path) -> int:
     """Return the number of lines of a file; the last line may lack its line end.
 
     Raises:
-        DataError: the file is missing, unreadable or cut off.
+        DataError: the file is missing, unreadable or cut off, or a line is longer than MAX_LINE_BYTES.
     """
     n_lines, last = 0, b"\n"
-    with explained(path), open_bytes(path) as stream:
-        while block := stream.read(_BLOCK_BYTES):
-            n_lines += block.count(b"\n")
-            last = block[-1:]
+    for lines in read_whole_lines(path, _BLOCK_BYTES):
+        n_lines += lines.count(b"\n")
+        last = lines[-1:]
     return n_lines + (last != b"\n")
 
 

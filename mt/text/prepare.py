@@ -31,8 +31,8 @@ from mt.system.provenance import host_memory_bytes, machine, n_cores, package_ve
 from mt.system.signals import exit_on_signals, raise_pending_exit
 from mt.system.workers import Workers
 from mt.text import shards
-from mt.text.clean import CHANGE_RULES, RULES, Tally, removed_text
-from mt.text.corpora import Chunk, CorpusReader, SentencePair, readers_of
+from mt.text.clean import CHANGE_RULES, NORMALISED_CHARS, RULES, Tally, removed_text
+from mt.text.corpora import Chunk, CorpusReader, SentencePair, readers_of, rechunked
 from mt.text.corpus import (
     CORPUS_FORMAT_VERSION,
     SIDES,
@@ -44,7 +44,7 @@ from mt.text.corpus import (
     with_tag,
     write_parallel_ids,
 )
-from mt.text.normalise import Normalisers
+from mt.text.normalise import NORMALISER_VERSION, Normalisers
 from mt.text.overlap import HeldOut, NgramOverlap
 from mt.text.tokenizer import MAX_WORD_BYTES, Tokenizer, adopt_model, n_skipped_words, train_tokenizer, vocabulary_facts
 from mt.units import listed
@@ -54,6 +54,7 @@ MOST_WORDS = 2_000_000  # distinct words of a language counted at one time; beyo
 MAX_VALIDATION_TOKENS = 4_096  # the memory of a validation grows with the square of its longest line
 # Lower edges of the bars in the report's histogram of source tokens per target token.
 LENGTH_RATIOS = (0.0, 0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5, 2.0, 4.0)
+_PAIRS_AT_ONCE = 1_000  # read before long ones are cut
 _DAYS_KEPT = 7  # for the finished shards of an interrupted preparation
 # The prepared corpus depends on the versions of these packages.
 _PACKAGES = ("mt-train", "sentencepiece", "datasets", "sacrebleu", "numpy", "py3langid", "sacremoses")
@@ -81,7 +82,7 @@ def corpus_fingerprint(config: RunConfig, tokenizer_path: Path | None = None) ->
         "valid": entries["data.valid"],
         "test": [[name, *entries[f"data.test.{name}"]] for name in data.test],
         "tokenizer": _tokenizer_fingerprint(config, tokenizer_path),
-        "cleaning": [data.max_tokens, asdict(data.clean)],
+        "cleaning": [data.max_tokens, asdict(data.clean), NORMALISER_VERSION],
     }
     canonical = json.dumps(content, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
@@ -278,9 +279,15 @@ class _Builder:
         return pairs
 
     def _clean(self, held_out: HeldOut) -> None:
+        def shorten(chunk: Chunk) -> Chunk:
+            """Cut sides that cleaning will remove for their length, so that a shard of them fits into memory."""
+            most = NORMALISED_CHARS * self.config.data.clean.max_chars + 1
+            return Chunk([text[:most] for text in chunk.src], [text[:most] for text in chunk.tgt], chunk.lines)
+
         def tasks() -> Iterator[tuple[shards.Shard, Chunk]]:
             for corpus, reader in enumerate(self.train_readers):
-                for number, chunk in enumerate(reader.chunks(shards.PAIRS_PER_SHARD)):
+                chunks = map(shorten, reader.chunks(_PAIRS_AT_ONCE))
+                for number, chunk in enumerate(rechunked(chunks, shards.PAIRS_PER_SHARD)):
                     self.shards.append(shards.Shard(self.folder / "shards", corpus, number, len(chunk.src)))
                     yield self.shards[-1], chunk
 
