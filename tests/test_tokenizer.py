@@ -183,7 +183,8 @@ def test_training_on_counts_of_real_text_gives_the_same_bpe_model_as_on_lines(tm
     with gzip.open(Path(os.environ["MT_REAL_DATA"]) / "data/newstest/newstest2013.de.gz", "rt", "utf-8") as file:
         lines = [normalise(line) for line in file]
     train_tokenizer(count_words(lines), TokenizerConfig(vocab_size=4_000), tmp_path / "model")
-    expected = trained_on_lines(lines, model_type="bpe", vocab_size=4_000, character_coverage=0.9999)
+    settings = {"model_type": "bpe", "vocab_size": 4_000, "character_coverage": 0.9999, "split_digits": True}
+    expected = trained_on_lines(lines, **settings)
     assert scored_pieces((tmp_path / "model").read_bytes()) == scored_pieces(expected)
 
 

@@ -24,7 +24,7 @@ from mt.run_folder import RunFolder, open_model
 from mt.system.device import choose_device, choose_dtype, hardware
 from mt.text.corpora import SentencePair, readers_of
 from mt.text.corpus import PreparedCorpus, with_tag
-from mt.text.tokenizer import Tokenizer
+from mt.text.tokenizer import Tokenizers
 
 _log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ class RunArtifacts:
         counts: Counter[str] = Counter()
         if wanted and len(src) > _MANY_SENTENCES:
             _log.info(f"counting words in {len(src):,} lines of training text")
-        tokenizer = Tokenizer.load(self.corpus.tokenizer_path)
+        tokenizer = Tokenizers.load(self.corpus.tokenizer_paths).src
         for start in range(0, len(src) if wanted else 0, _SENTENCES_AT_ONCE):
             stop = min(start + _SENTENCES_AT_ONCE, len(src))
             for line in tokenizer.decode_batch(src[i].tolist() for i in range(start, stop)):

@@ -133,7 +133,8 @@ class PreparedData(Facts):
     test: dict[Line, HeldOutSet] = {}
     lengths: LengthCounts | None = None
     overlap: dict[Line, dict[str, dict[str, int]]] = {}  # set → side → {ngrams, found}
-    # kind, vocab_size and other settings; pieces: {src, tgt, both, neither}; src, tgt: figures and longest_pieces
+    # kind, vocab_size (of separate vocabularies: [source, target]) and other settings; pieces: {src, tgt, both,
+    # neither}, of a joint vocabulary; src, tgt: figures and longest_pieces
     tokenizer: Values = {}
     samples: list[Pair] = []  # of the kept pairs
     seconds: dict[Line, float] = {}  # by stage
@@ -152,6 +153,12 @@ class PreparedData(Facts):
         """The settings of the tokenizer, without the figures of its text."""
         values = self.tokenizer.items()
         return {key.replace("_", " "): value for key, value in values if not isinstance(value, dict)}
+
+    @property
+    def vocab_sizes(self) -> list[int]:
+        """The size of the joint vocabulary, or of source's and target's."""
+        size = self.tokenizer["vocab_size"]
+        return [size] if isinstance(size, int) else size
 
     @property
     def sides(self) -> dict[str, Values]:
