@@ -121,7 +121,7 @@ class CheckedFolder:
         if tokenizers.vocab_size != self.vocab_size:
             found, expected = map(format_vocabulary, (tokenizers.vocab_size, self.vocab_size))
             place = paths[0] if len(paths) == 1 else self.path
-            problem = f"has {found}, but the model was trained with {expected}"
+            problem = f"has {found}, but the model was trained with {expected.removesuffix(' pieces')}"
             raise CheckpointError(place, problem, "restore the original file")
         return tokenizers
 

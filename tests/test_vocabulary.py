@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +53,20 @@ def test_facts_from_counts_equal_those_of_the_running_text(tokenizer: Tokenizer)
     lengths = [len(longest["piece"].removeprefix("▁")) for longest in facts["longest_pieces"]]
     assert lengths == sorted(lengths, reverse=True)
     assert lengths[0] == max(len(piece.removeprefix("▁")) for piece in uses if not piece.startswith("<0x"))
+
+
+def test_separate_vocabularies_have_unused_pieces_instead_of_shared_ones(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    train_tokenizer(count_words(toy_text(300, 1)[1]), TokenizerConfig(vocab_size=330), tmp_path / "tgt.model")
+    tgt = Tokenizer.load(tmp_path / "tgt.model")
+    facts = vocabulary_facts(Tokenizers(tokenizer, tgt), {"bar": 1}, {"BAR": 2, "漢": 1})
+    assert "pieces" not in facts
+    for side, one, text in (("src", tokenizer, "bar"), ("tgt", tgt, "BAR")):
+        n_pieces = one.vocab_size - 4 - 256
+        assert facts[side]["vocab_size"] == one.vocab_size
+        # The space before a Chinese character is a piece.
+        assert facts[side]["unused_pieces"] == n_pieces - len(
+            {*one.encode(text), *(one.encode("漢")[:1] if side == "tgt" else [])}
+        )
 
 
 def test_a_text_without_words_has_facts(tokenizer: Tokenizer) -> None:

@@ -261,16 +261,6 @@ class FlaggedLines(Facts):
     baseline_n_lines: int | None = None
 
 
-class NumbersKept(Facts):
-    n: int
-    n_kept: int
-    kept_share: float | None
-    baseline_n_kept: int | None = None
-    baseline_kept_share: float | None = None
-    n_lines: int  # lines with a missing number
-    lines: list[int]  # the first ones
-
-
 class Sentence(Facts):
     line: int
     source: Line | None = None
@@ -283,6 +273,21 @@ class Sentence(Facts):
     baseline_bleu: float | None = None
     chrf_difference: float | None = None
     oddities: list[str]  # quality flags
+
+
+class NumbersKept(Facts):
+    n: int
+    n_kept: int
+    kept_share: float | None
+    baseline_n_kept: int | None = None
+    baseline_kept_share: float | None = None
+    n_lines: int  # lines with a missing number
+    lines: list[int]  # the first ones
+    n_added: int = 0  # numbers of the translations that neither source nor reference has
+    baseline_n_added: int | None = None
+    n_added_lines: int = 0  # lines with such a number
+    added_lines: list[int] = []  # the first ones
+    examples: list[Sentence] = []  # the first sentences with a missing or an added number
 
 
 class Analysis(Facts):

@@ -104,11 +104,11 @@ def _tokenizer_fingerprint(config: RunConfig, given: Sequence[Path]) -> Any:
     if not paths:
         return {key: value for key, value in asdict(settings).items() if not key.endswith("model")}
     digests = []
-    for path in paths:
+    for key, path in zip(("model", "tgt_model"), paths, strict=False):
         try:
             digests.append(hashlib.blake2b(path.read_bytes()).hexdigest())
         except OSError as error:
-            fix = "correct tokenizer.model, or remove it to train a tokenizer"
+            fix = f"correct tokenizer.{key}, or remove it to train a tokenizer"
             raise DataError(path, f"the tokenizer cannot be read ({error.strerror})", fix) from None
     return [*digests, settings.user_symbols]
 
