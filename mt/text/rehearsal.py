@@ -222,7 +222,8 @@ def _too_long(source: EncodedSample, max_tokens: int) -> Iterator[Finding]:
 def _bytes_and_unknown(source: EncodedSample, tokenizers: Tokenizers, config: RunConfig) -> Iterator[Finding]:
     is_given = config.tokenizer.model is not None or config.train.init_from is not None
     for side, counts in enumerate(source.piece_counts):
-        fix = f"raise tokenizer.character_coverage or {vocabularies(config)[-side].size_key}"  # [-1]: the target's, or a joint one
+        vocabulary = next(one for one in vocabularies(config) if side in one.sides)
+        fix = f"raise tokenizer.character_coverage or {vocabulary.size_key}"
         if is_given:
             fix = "use a tokenizer that was trained on similar text"
         n_tokens = max(1, int(counts.sum()))
