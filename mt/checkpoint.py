@@ -1,8 +1,9 @@
 """Model folders and checkpoints: writing, checked reading, averaging.
 
-A model folder has all that inference needs: `model.safetensors`, `config.yaml`, `tokenizer.model`, `manifest.json`. A
-checkpoint is a model folder with an additional `training.pt`. Opening either one never runs code from it. The manifest
-has the SHA-256 of every other file, and each file is compared with it before it is used.
+A model folder has all that inference needs: `model.safetensors`, `config.yaml`, `tokenizer.model` (or, for separate
+vocabularies, `tokenizer.src.model` and `tokenizer.tgt.model`), `manifest.json`. A checkpoint is a model folder with an
+additional `training.pt`. Opening either one never runs code from it. The manifest has the SHA-256 of every other file,
+and each file is compared with it before it is used.
 """
 
 from __future__ import annotations
@@ -22,21 +23,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mt.config.loading import dump_config, load_config
-from mt.config.settings import RunConfig
+from mt.config.settings import RunConfig, VocabSizes
 from mt.errors import CheckpointError, MTError
 from mt.model import Transformer
 from mt.system.files import WriteError, sync, whole_folder, write_json
-from mt.text.tokenizer import PAD_ID, Tokenizer
-from mt.units import listed
+from mt.text.tokenizer import PAD_ID, Tokenizers, tokenizer_paths
+from mt.units import format_vocabulary, listed
 
 MODEL_FORMAT_VERSION = 2  # 2: with checksums
-WEIGHTS, CONFIG, TOKENIZER, MANIFEST, TRAINING = (
-    "model.safetensors",
-    "config.yaml",
-    "tokenizer.model",
-    "manifest.json",
-    "training.pt",
-)
+WEIGHTS, CONFIG, MANIFEST, TRAINING = "model.safetensors", "config.yaml", "manifest.json", "training.pt"
 EXPORTED = "model.bin"  # the weights in an export for CTranslate2
 CHECKSUMS = "sha256"  # key of the manifest: file name → 64 hexadecimal digits
 
@@ -50,11 +45,16 @@ class CheckedFolder:
     manifest: dict[str, Any]
 
     KIND: ClassVar[str]  # its name in error messages
-    FILES: ClassVar[tuple[str, ...]]
+    FILES: ClassVar[tuple[str, ...]]  # besides tokenizers and manifest
     FORMAT: ClassVar[dict[str, Any]]  # manifest entries that identify the format
-    KEYS: ClassVar[dict[str, type]]  # the types of other manifest entries
+    KEYS: ClassVar[dict[str, type]]  # the types of other manifest entries, besides vocab_size
     HOW_TO_REPAIR: ClassVar[str]
     HOW_TO_READ: ClassVar[str]  # the fix if the format is another one
+
+    @classmethod
+    def names(cls, path: Path) -> tuple[str, ...]:
+        """Return the names of the files that a folder at this path must have."""
+        return (*cls.FILES, *(tokenizer.name for tokenizer in tokenizer_paths(path)), MANIFEST)
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -63,7 +63,7 @@ class CheckedFolder:
         Raises:
             CheckpointError: a file is missing or damaged, or the format is of another version.
         """
-        missing = [name for name in cls.FILES if not (path / name).is_file()]
+        missing = [name for name in cls.names(path) if not (path / name).is_file()]
         if missing:
             verb = "is" if len(missing) == 1 else "are"
             problem = f"is not a complete {cls.KIND}: {listed(missing)} {verb} missing"
@@ -74,6 +74,8 @@ class CheckedFolder:
             for key, kind in cls.KEYS.items() if found == cls.FORMAT else ():
                 if not isinstance(manifest[key], kind):
                     raise TypeError(f"{key} is {manifest[key]!r}")
+            if found == cls.FORMAT and not _is_vocab_size(manifest["vocab_size"]):
+                raise TypeError(f"vocab_size is {manifest['vocab_size']!r}")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(path / MANIFEST, f"is damaged: {error!r}", cls.HOW_TO_REPAIR) from error
         if found != cls.FORMAT:
@@ -87,34 +89,50 @@ class CheckedFolder:
             raise CheckpointError(
                 path, f"its {CONFIG} cannot be loaded: {error.statement}", cls.HOW_TO_REPAIR
             ) from error
+        if config.tokenizer.joint != isinstance(manifest["vocab_size"], int):
+            problem = (
+                f"is damaged: vocab_size is {manifest['vocab_size']}, which contradicts tokenizer.joint in {CONFIG}"
+            )
+            raise CheckpointError(path / MANIFEST, problem, cls.HOW_TO_REPAIR)
         return cls(path, config, manifest)
 
     @property
-    def tokenizer_path(self) -> Path:
-        """The path of the tokenizer, whose checksum is verified.
+    def vocab_size(self) -> VocabSizes:
+        """The number of pieces of the joint vocabulary, or of source's and target's."""
+        size = self.manifest["vocab_size"]
+        return size if isinstance(size, int) else (size[0], size[1])
+
+    @property
+    def tokenizer_paths(self) -> tuple[Path, ...]:
+        """The paths of the tokenizers, see `mt.text.tokenizer.tokenizer_paths`; their checksums are verified.
 
         Raises:
-            CheckpointError: the file is damaged.
+            CheckpointError: a file is damaged.
         """
-        check_file(self.path / TOKENIZER, self.manifest, self.HOW_TO_REPAIR)
-        return self.path / TOKENIZER
+        paths = tokenizer_paths(self.path)
+        for path in paths:
+            check_file(path, self.manifest, self.HOW_TO_REPAIR)
+        return paths
 
-    def load_tokenizer(self) -> Tokenizer:
-        """Load the tokenizer that the model was trained with."""
-        tokenizer = Tokenizer.load(self.tokenizer_path)
-        if tokenizer.vocab_size != self.manifest["vocab_size"]:
-            sizes = f"{tokenizer.vocab_size:,} pieces, but the model was trained with {self.manifest['vocab_size']:,}"
-            raise CheckpointError(self.path / TOKENIZER, f"has {sizes}", "restore the original file")
-        return tokenizer
+    def load_tokenizers(self) -> Tokenizers:
+        """Load the tokenizers that the model was trained with."""
+        paths = self.tokenizer_paths
+        tokenizers = Tokenizers.load(paths)
+        if tokenizers.vocab_size != self.vocab_size:
+            found, expected = map(format_vocabulary, (tokenizers.vocab_size, self.vocab_size))
+            place = paths[0] if len(paths) == 1 else self.path
+            problem = f"has {found}, but the model was trained with {expected.removesuffix(' pieces')}"
+            raise CheckpointError(place, problem, "restore the original file")
+        return tokenizers
 
 
 class ModelFolder(CheckedFolder):
     """A model folder or a checkpoint."""
 
     KIND = "model folder"
-    FILES = (WEIGHTS, CONFIG, TOKENIZER, MANIFEST)
+    FILES = (WEIGHTS, CONFIG)
     FORMAT: ClassVar = {"format_version": MODEL_FORMAT_VERSION}
-    KEYS: ClassVar = {"vocab_size": int, CHECKSUMS: dict}
+    KEYS: ClassVar = {CHECKSUMS: dict}
     WHAT_TO_GIVE = "give a run folder, a checkpoint or a model folder"
     HOW_TO_REPAIR = "restore the original file, or delete the folder and run mt train again"
     HOW_TO_READ = f"use the version of mt that its {MANIFEST} names"
@@ -122,7 +140,7 @@ class ModelFolder(CheckedFolder):
     @classmethod
     def open(cls, path: Path) -> ModelFolder:
         """Read the small files of a model folder; see `CheckedFolder.open`."""
-        if not any((path / name).is_file() for name in (*cls.FILES, EXPORTED)):
+        if not any((path / name).is_file() for name in (*cls.names(path), EXPORTED)):
             problem = "is not a model folder" if path.is_dir() else "no such model folder"
             raise CheckpointError(path, problem, cls.WHAT_TO_GIVE)
         if (path / EXPORTED).is_file() and not (path / WEIGHTS).is_file():
@@ -142,14 +160,12 @@ class ModelFolder(CheckedFolder):
     def n_parameters(self) -> int:
         """The number of trained parameters, computed from the config without loading the weights."""
         with torch.device("meta"):
-            shape = Transformer(self.config.model, vocab_size=self.manifest["vocab_size"], pad_id=PAD_ID)
+            shape = Transformer(self.config.model, vocab_size=self.vocab_size, pad_id=PAD_ID)
         return shape.n_parameters
 
     def load_model(self, dtype: torch.dtype, device: torch.device) -> Transformer:
         """Return the model for inference, with all weights in the given type."""
-        model = Transformer(
-            self.config.model, vocab_size=self.manifest["vocab_size"], pad_id=PAD_ID, dtype=torch.float32
-        )
+        model = Transformer(self.config.model, vocab_size=self.vocab_size, pad_id=PAD_ID, dtype=torch.float32)
         load_into(model, self.load_weights(), self.path)
         return model.to(device).for_inference(dtype)
 
@@ -163,6 +179,11 @@ class ModelFolder(CheckedFolder):
         except Exception as error:  # torch raises exceptions of many types for damaged files
             raise CheckpointError(self.path / TRAINING, f"cannot be read: {error}") from error
         return state
+
+
+def _is_vocab_size(value: Any) -> bool:
+    sizes = value if isinstance(value, list) and len(value) == 2 else [value]
+    return all(type(size) is int for size in sizes)
 
 
 def check_file(path: Path, manifest: dict[str, Any], fix: str = ModelFolder.HOW_TO_REPAIR) -> None:
@@ -202,13 +223,14 @@ def save_model_folder(
     folder: Path,
     weights: dict[str, Tensor],
     config: RunConfig,
-    tokenizer_path: Path,
+    tokenizers: Sequence[Path],
     manifest: dict[str, Any],
     training_state: dict[str, Any] | None = None,
 ) -> None:
     """Write a model folder under a temporary name, then rename it; replace an existing folder.
 
     Args:
+        tokenizers: files, see `mt.text.tokenizer.tokenizer_paths`; they keep their names.
         manifest: JSON with at least `vocab_size`. The format version and the checksums are added.
         training_state: makes the folder a checkpoint.
     Raises:
@@ -225,8 +247,9 @@ def save_model_folder(
 
         (building / CONFIG).write_text(dump_config(config), encoding="utf-8")
         finish(CONFIG)
-        shutil.copyfile(tokenizer_path, building / TOKENIZER)
-        finish(TOKENIZER)
+        for path in tokenizers:
+            shutil.copyfile(path, building / path.name)
+            finish(path.name)
         try:
             save_file(weights, building / WEIGHTS)
         except SafetensorError as error:

@@ -51,7 +51,7 @@ def train_run(config: RunConfig, run_dir: Path) -> None:
     ranks = Ranks.from_environment()
     device = choose_execution(config.train, config.model, ranks).device  # before hours are spent on the data
     if config.tokenizer.model is None and config.train.init_from is None:  # otherwise vocab_size is not known yet
-        check_memory(config, config.tokenizer.vocab_size, device)
+        check_memory(config, config.tokenizer.vocab_sizes, device)
     run = RunFolder(run_dir)
     with ExitStack() as held:  # rank 0 holds the run folder until the report is written
         with process_group(ranks, partial(_begin_run, config, run, held)) as folder:
@@ -88,15 +88,15 @@ def _shared_corpus(folder: Path, ranks: Ranks) -> PreparedCorpus:
 
 def prepare(config: RunConfig) -> PreparedCorpus:
     """Prepare the corpus of a config, with the tokenizer of `train.init_from` if it is set."""
-    return prepare_corpus(config, tokenizer_path=initial_tokenizer(config))
+    return prepare_corpus(config, initial_tokenizers(config))
 
 
-def initial_tokenizer(config: RunConfig) -> Path | None:
-    """Return the tokenizer of the model that training starts from (`train.init_from`), or None."""
+def initial_tokenizers(config: RunConfig) -> tuple[Path, ...]:
+    """Return the tokenizer files of the model that training starts from (`train.init_from`); none without it."""
     if (folder := initial_model(config)) is None:
-        return None
-    folder.load_tokenizer()  # raises an error if it does not belong to the model
-    return folder.tokenizer_path
+        return ()
+    folder.load_tokenizers()  # raises an error if they do not belong to the model
+    return folder.tokenizer_paths
 
 
 def average_run(run_dir: Path, last: int) -> Path:
@@ -132,7 +132,7 @@ def corpus_folder(config: RunConfig, run: RunFolder) -> Path:
     at_start = None if record is None else Path(config.data.prepared_dir, record["corpus_fingerprint"])
     try:
         at_first = config_of_corpus(config, run)
-        prepared = Path(config.data.prepared_dir, corpus_fingerprint(at_first, initial_tokenizer(config)))
+        prepared = Path(config.data.prepared_dir, corpus_fingerprint(at_first, initial_tokenizers(config)))
     except MTError:
         # Text or model are gone, but the run does not need them any more.
         if at_start and at_start.is_dir() and (run.has_work or not _changed_settings(config, run)):
@@ -278,7 +278,7 @@ def _write_average(config: RunConfig, run: RunFolder, model_dir: Path, folders: 
     newest = ModelFolder.open(folders[-1])
     manifest = {key: value for key, value in newest.manifest.items() if key != "format_version"}
     manifest |= {"averaged_steps": steps, MADE_AT: made_at}
-    save_model_folder(model_dir, average_weights(folders), config, newest.tokenizer_path, manifest)
+    save_model_folder(model_dir, average_weights(folders), config, newest.tokenizer_paths, manifest)
     return model_dir
 
 

@@ -220,12 +220,12 @@ def initial_model(config: RunConfig) -> ModelFolder | None:
 
     Raises:
         CheckpointError: see `open_model`.
-        ConfigError: its weights have another shape than `model` says.
+        ConfigError: its weights have another shape than `model` says, or `tokenizer.joint` differs.
     """
     if config.train.init_from is None:
         return None
     folder = open_model(config.train.init_from)
-    theirs, ours = folder.config.model.shape, config.model.shape
+    theirs, ours = ({**one.model.shape, "tokenizer.joint": one.tokenizer.joint} for one in (folder.config, config))
     if differing := [key for key in ours if ours[key] != theirs[key]]:
         wanted = ", ".join(f"{key}: {as_yaml(theirs[key])} (here {as_yaml(ours[key])})" for key in differing)
         fix = "change what differs, or copy its section model from the config.yaml there"

@@ -26,6 +26,11 @@ def format_count(n: int) -> str:
     return f"{n / 1e6:.1f} M" if n >= 1_000_000 else f"{n:,}"
 
 
+def format_vocabulary(size: int | Sequence[int]) -> str:
+    """Return a text such as 8,000 pieces or, for separate vocabularies, 8,000 source and 9,000 target pieces."""
+    return f"{size:,} pieces" if isinstance(size, int) else "{:,} source and {:,} target pieces".format(*size)
+
+
 def listed(names: Sequence[str], word: str = "and") -> str:
     """Return a text such as a, b and c; `word` is written before the last name."""
     return f" {word} ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -96,7 +96,7 @@ def load_mt(precision: str, setting: Setting) -> Translate:
     from mt.decode.translator import Translator
 
     translator = Translator.load(setting.model, setting.device, precision, n_processes=setting.threads)
-    banned = sorted(translator.tokenizer.line_breaking_ids)
+    banned = sorted(translator.tokenizers.tgt.line_breaking_ids)
     decode = DecodeConfig(
         beam_size=setting.beam_size, length_penalty=setting.length_penalty, length_penalty_form="plain"
     )
@@ -124,18 +124,18 @@ def load_ctranslate2(quantization: str, setting: Setting) -> Translate:
         inter_threads=n_parallel,
         intra_threads=setting.threads // n_parallel,
     )
-    tokenizer = open_folder(setting.model).load_tokenizer()
-    pieces = tokenizer.pieces(range(tokenizer.vocab_size))
+    tokenizers = open_folder(setting.model).load_tokenizers()
+    src_pieces, pieces = (tokenizer.pieces(range(tokenizer.vocab_size)) for tokenizer in tokenizers)
     ids = {piece: i for i, piece in enumerate(pieces)}
 
     def translate_batch(batch: list[Ids]) -> list[Ids]:
         found = translator.translate_batch(
-            [[pieces[i] for i in sentence] for sentence in batch],
+            [[src_pieces[i] for i in sentence] for sentence in batch],
             beam_size=setting.beam_size,
             length_penalty=setting.length_penalty,
             max_decoding_length=longest(batch),
             max_input_length=0,
-            suppress_sequences=[[pieces[i]] for i in never_produced(tokenizer)],
+            suppress_sequences=[[pieces[i]] for i in never_produced(tokenizers.tgt)],
         )
         return [[ids[piece] for piece in result.hypotheses[0]] for result in found]
 
@@ -151,7 +151,7 @@ def load_transformers(precision: str, setting: Setting) -> Translate:
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     folder = open_folder(setting.model)
     model = marian(folder).to(setting.device, dtype).eval()
-    never = never_produced(folder.load_tokenizer())
+    never = never_produced(folder.load_tokenizers().tgt)
 
     def translate_batch(batch: list[Ids]) -> list[Ids]:
         width = max(map(len, batch))
@@ -413,8 +413,10 @@ def main(command: Sequence[str] | None = None) -> None:
     reader = reader_of(TextFiles(src=str(arguments.input), tgt=str(arguments.reference)), ("", ""), "")
     pairs = [pair for pair in reader.pairs() if normalise(pair.src)]
     folder = open_folder(arguments.model)
-    tokenizer, capacity = folder.load_tokenizer(), folder.config.data.max_tokens - 1
-    sentences = [[*ids[:capacity], EOS_ID] for ids in tokenizer.encode_batch([normalise(pair.src) for pair in pairs])]
+    tokenizers, capacity = folder.load_tokenizers(), folder.config.data.max_tokens - 1
+    sentences = [
+        [*ids[:capacity], EOS_ID] for ids in tokenizers.src.encode_batch([normalise(pair.src) for pair in pairs])
+    ]
     groups = length_sorted_batches([len(ids) for ids in sentences], sys.maxsize, 1, arguments.batch_sentences)
     absent = {name: reason for name in arguments.engine if (reason := why_not(name, arguments.model))}
     names = [name for name in arguments.engine if name not in absent]
@@ -426,7 +428,7 @@ def main(command: Sequence[str] | None = None) -> None:
         setting = Setting(arguments.model, Path(exports), *search, arguments.threads, arguments.device)
         batches = [[sentences[i] for i in group] for group in groups]
         measured = measure(names, setting, batches, sentences[: arguments.latency_lines], arguments.rounds)
-    rows = rows_of(measured, [i for group in groups for i in group], tokenizer, [pair.tgt for pair in pairs])
+    rows = rows_of(measured, [i for group in groups for i in group], tokenizers.tgt, [pair.tgt for pair in pairs])
     facts = {
         "model": str(arguments.model),
         "text": reader.corpus.description,

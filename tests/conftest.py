@@ -88,6 +88,6 @@ def toy_model(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Path) ->
     folder = tmp_path_factory.mktemp("toy")
     model = sharp_model(vocab_size=380, d_ff=64, n_encoder_layers=1, n_decoder_layers=1)
     save_model_folder(
-        folder / "model", model.state_dict(), toy_config(folder / "text"), tokenizer_path, {"vocab_size": 380}
+        folder / "model", model.state_dict(), toy_config(folder / "text"), [tokenizer_path], {"vocab_size": 380}
     )
     return folder / "model"

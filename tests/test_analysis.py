@@ -114,14 +114,40 @@ def test_numbers_with_other_separators_count_as_kept():
     sources = ["It costs 1,337.50 and 20.", "In 1999 or 2000.", "No number.", "7 of 12"]
     references = ["Es kostet 1.337,50 und 20.", "1999 oder 2000.", "Keine Zahl.", "sieben von 12"]
     hypotheses = ["Es kostet 1.337,50 und 20.", "1999 oder 2001.", "Keine 5.", "sieben von 12"]
-    # 1337.50, 20, 1999, 2000 and 12 are expected; 7 is not in the reference.
-    assert analysis_of(hypotheses, references, sources)["numbers"] == {
+    # 1337.50, 20, 1999, 2000 and 12 are expected; 7 is not in the reference. 2001 and 5 are in neither.
+    numbers = analysis_of(hypotheses, references, sources)["numbers"]
+    assert [(one["line"], one["hypothesis"]) for one in numbers.pop("examples")] == [
+        (2, "1999 oder 2001."),
+        (3, "Keine 5."),
+    ]
+    assert numbers == {
         "n": 5,
         "n_kept": 4,
         "kept_share": 0.8,
         "n_lines": 1,
         "lines": [2],
+        "n_added": 2,
+        "n_added_lines": 2,
+        "added_lines": [2, 3],
     }
+
+
+def test_a_number_of_the_source_or_the_reference_is_not_added():
+    sources, references = (
+        ["In 1999 with 3 dogs", "2 cats", "5 and 5"],
+        ["1999 mit drei Hunden", "zwei Katzen", "5 und 5"],
+    )
+    baseline = ["1999 mit 33 Hunden", "2 Katzen", "5"]
+    numbers = analysis_of(["1999 mit 3 Hunden", "2 Katzen", "5, 5 und 5"], references, sources, baseline=baseline)[
+        "numbers"
+    ]
+    assert (numbers["n_added"], numbers["added_lines"], numbers["baseline_n_added"]) == (1, [3], 1)
+    assert (numbers["n_kept"], numbers["baseline_n_kept"]) == (3, 2)
+
+
+def test_without_sources_all_numbers_of_the_reference_are_expected():
+    numbers = analysis_of(["8 und 10", "Keine 3"], ["8 und 9", "Keine"])["numbers"]
+    assert (numbers["n"], numbers["n_kept"], numbers["n_added"], numbers["added_lines"]) == (2, 1, 2, [1, 2])
 
 
 @pytest.mark.parametrize(
@@ -133,6 +159,13 @@ def test_numbers_with_other_separators_count_as_kept():
         ("10,000 or 1,000,000", "10 000 oder 1 000 000", "10.000 oder 1'000'000", 2),
         ("at 12:30", "um 12.30", "um 12.30", 0),  # a clock time is not a decimal: 12 and 30 are not 12.30
         ("page 7.", "Seite 7.", "Seite 7", 1),
+        (
+            "12,345.6 euros",
+            "\u0661\u0662\u066c\u0663\u0664\u0665\u066b\u0666",
+            "12.345,6",
+            1,
+        ),  # Arabic digits and separators
+        ("page 1234.5", "पृष्ठ १२३४.५", "１２３４.５", 1),
         ("no", "8", "8", 0),
     ],
 )
@@ -193,7 +226,10 @@ def test_without_a_source_the_reference_is_used():
     assert analysis["by_length"][0]["n_lines"] == 2
     assert analysis["oddities"]["repetitions"]["lines"] == [1]
     assert "copies" not in analysis["oddities"]
-    assert analysis["numbers"] == {"n": 1, "n_kept": 0, "kept_share": 0.0, "n_lines": 1, "lines": [2]}
+    numbers = analysis["numbers"]
+    assert [one["line"] for one in numbers.pop("examples")] == [2]
+    missing = {"n": 1, "n_kept": 0, "kept_share": 0.0, "n_lines": 1, "lines": [2]}
+    assert numbers == missing | {"n_added": 1, "n_added_lines": 1, "added_lines": [2]}
     assert "source" not in analysis["worst"][0]
 
 

@@ -47,7 +47,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def engine_of(config: RunConfig) -> Engine:
-    engine = bench.engine_over(config, None, None)
+    engine = bench.engine_over(config, None, ())
     engine.begin()
     return engine
 
@@ -255,7 +255,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocab_size = corpus.manifest["tokenizer"]["vocab_size"]
     model = Transformer(config.model, vocab_size=vocab_size, pad_id=PAD_ID)
     manifest = {"vocab_size": vocab_size, "corpus_fingerprint": corpus.fingerprint}
-    save_model_folder(folder / "model", model.state_dict(), config, corpus.tokenizer_path, manifest)
+    save_model_folder(folder / "model", model.state_dict(), config, corpus.tokenizer_paths, manifest)
     return folder / "model"
 
 

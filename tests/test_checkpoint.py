@@ -30,7 +30,7 @@ def save(folder: Path, config: RunConfig, tokenizer_path: Path, fill: float = 0.
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(fill)
-    save_model_folder(folder, model.state_dict(), config, tokenizer_path, {"vocab_size": 380}, {"step": 3})
+    save_model_folder(folder, model.state_dict(), config, [tokenizer_path], {"vocab_size": 380}, {"step": 3})
     return model
 
 
@@ -61,7 +61,7 @@ def test_a_failed_write_leaves_only_the_old_folder(tmp_path: Path, config: RunCo
     manifest = {"vocab_size": 380}
     big_tokenizer = tmp_path / "big.model"
     big_tokenizer.write_bytes(bytes(200_000))
-    save_model_folder(folder, {"w": torch.zeros(1)}, config, tokenizer_path, manifest, {"step": 3})
+    save_model_folder(folder, {"w": torch.zeros(1)}, config, [tokenizer_path], manifest, {"step": 3})
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     for limit in sizes.values():
         with files_up_to(limit), pytest.raises(WriteError) as caught:
@@ -90,7 +90,7 @@ def test_an_error_that_is_not_from_the_disk_is_raised_unchanged(
 
     folder, state = tmp_path / "model", {"moments": OnABrokenDevice()}
     with pytest.raises(RuntimeError, match=r"^CUDA error"):
-        save_model_folder(folder, {"w": torch.ones(1)}, config, tokenizer_path, {"vocab_size": 380}, state)
+        save_model_folder(folder, {"w": torch.ones(1)}, config, [tokenizer_path], {"vocab_size": 380}, state)
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
 
 
@@ -134,7 +134,7 @@ def use(folder: Path, name: str) -> object:
     if name == "training.pt":
         return opened.load_training_state()
     if name == "tokenizer.model":
-        return opened.load_tokenizer()
+        return opened.load_tokenizers()
     return opened.config
 
 
@@ -168,7 +168,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, config: RunConf
     train_tokenizer(count_words([*src, *tgt]), TokenizerConfig(vocab_size=370), tmp_path / "other.model")
     replace_file(tmp_path / "model" / "tokenizer.model", (tmp_path / "other.model").read_bytes())
     with pytest.raises(CheckpointError) as caught:
-        ModelFolder.open(tmp_path / "model").load_tokenizer()
+        ModelFolder.open(tmp_path / "model").load_tokenizers()
     assert str(caught.value) == (
         f"{tmp_path / 'model' / 'tokenizer.model'} has 370 pieces, but the model was trained with 380. "
         "Restore the original file."

@@ -82,7 +82,7 @@ def saved(tokenizer_path: Path) -> Callable[..., Path]:
         config = replace(toy_config(Path("text")), **changes)
         model = small_model(vocab_size=380, d_ff=64, n_encoder_layers=1, n_decoder_layers=1)
         manifest = {"vocab_size": 380, "step": 5}
-        save_model_folder(Path(name), model.state_dict(), config, tokenizer_path, manifest)
+        save_model_folder(Path(name), model.state_dict(), config, [tokenizer_path], manifest)
         return Path(name)
 
     return save

@@ -86,8 +86,8 @@ def test_a_byte_order_mark_is_not_part_of_the_first_key():
 REFUSED = {
     "train: {warmup_step: 3}": "x.yaml: train.warmup_step: unknown key, did you mean warmup_steps?",
     "batch_tokens: 3": "x.yaml: batch_tokens: unknown key, did you mean train.batch_tokens?",
-    "tokenizer: {merges: 3}": "x.yaml: tokenizer.merges: unknown key, the keys of tokenizer are model, kind, "
-    "vocab_size, character_coverage, sample_lines, user_symbols",
+    "tokenizer: {merges: 3}": "x.yaml: tokenizer.merges: unknown key, the keys of tokenizer are joint, model, "
+    "tgt_model, kind, vocab_size, tgt_vocab_size, split_digits, character_coverage, sample_lines, user_symbols",
     "train: {lr: 3}": "x.yaml: train.lr: unknown key, did you mean train.peak_lr?",
     "train: {colour: 3}": "x.yaml: train.colour: unknown key; mt config explain train lists the keys",
     "colour: 3": "x.yaml: colour: unknown key, the keys at the top are name, src_lang, tgt_lang, data, tokenizer, "

@@ -104,7 +104,9 @@ def exported(
     shape = ModelConfig(d_model=32, n_heads=2, d_ff=48, n_encoder_layers=2, n_decoder_layers=2, norm=request.param)
     config = replace(config, model=shape)
     model = capitalising_model(shape, tokenizer)
-    save_model_folder(home / "model", model.state_dict(), config, tokenizer_path, {"vocab_size": tokenizer.vocab_size})
+    save_model_folder(
+        home / "model", model.state_dict(), config, [tokenizer_path], {"vocab_size": tokenizer.vocab_size}
+    )
     export(home / "model", home / "export")
     return Exported(
         folder=home / "model",
@@ -285,7 +287,7 @@ def test_every_variant_is_exported_exactly_or_refused(row: int, tmp_path: Path) 
             exporter.refuse_inexpressible(ModelConfig(**ROWS[row]))
     exporter.refuse_inexpressible(model.config)
     pieces = ["<pad>", "<unk>", "<s>", "</s>", *(f"p{i}" for i in range(4, V))]
-    spec = exporter.transformer_spec(model, pieces, 128)
+    spec = exporter.transformer_spec(model, (pieces, pieces), 128)
     spec.validate()
     spec.optimize()
     spec.save(str(tmp_path))

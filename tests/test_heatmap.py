@@ -9,7 +9,7 @@ from mt.config.settings import DecodeConfig
 from mt.decode.translator import OwnBackend, Translator
 from mt.errors import ConfigError
 from mt.explain.attention import attention_maps, explained_page
-from mt.text.tokenizer import EOS_ID, Tokenizer
+from mt.text.tokenizer import EOS_ID, Tokenizer, Tokenizers
 from tests.toys import small_model, tiles
 
 
@@ -17,7 +17,7 @@ from tests.toys import small_model, tiles
 def translator(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Translator:
     """Return the translator that every model folder loads in this file."""
     model = small_model(n_encoder_layers=1, vocab_size=tokenizer.vocab_size).for_inference(torch.float32)
-    translator = Translator(OwnBackend(model), tokenizer, DecodeConfig(beam_size=1, max_length=5), 64)
+    translator = Translator(OwnBackend(model), Tokenizers.of([tokenizer]), DecodeConfig(beam_size=1, max_length=5), 64)
     monkeypatch.setattr(Translator, "load", classmethod(lambda cls, path, device, precision: translator))
     return translator
 
@@ -35,7 +35,7 @@ def test_maps_are_averages_over_heads_and_their_rows_sum_to_one() -> None:
 
 def test_a_page_has_a_map_for_each_layer_and_a_cell_for_each_pair_of_tokens(translator: Translator) -> None:
     page = explained_page("m", "bar ku", "BAR")
-    n_cells = (len(translator.tokenizer.encode("bar ku")) + 1) * (len(translator.tokenizer.encode("BAR")) + 1)
+    n_cells = (len(translator.tokenizers.src.encode("bar ku")) + 1) * (len(translator.tokenizers.src.encode("BAR")) + 1)
     assert re.findall("<h2>.*</h2>", page) == ["<h2>Decoder layer 1</h2>", "<h2>Decoder layer 2</h2>"]
     assert page.count("<td ") == 2 * n_cells
     assert "://" not in page  # the page loads nothing from elsewhere

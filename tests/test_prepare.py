@@ -137,7 +137,7 @@ def error_of(config: RunConfig) -> str:
 
 def test_the_corpus_has_every_kept_pair_in_order_with_line_number_and_eos(config: RunConfig) -> None:
     corpus, _ = prepare(config)
-    tokenizer = Tokenizer.load(corpus.tokenizer_path)
+    tokenizer = Tokenizer.load(corpus.tokenizer_paths[0])
     kept = list(KEPT)
     assert corpus.corpus_sizes == (196, 50)
     assert corpus.train_lines.tolist() == [i + 1 for i in kept] + list(range(1, 51))
@@ -197,7 +197,7 @@ def test_removed_pairs_are_logged_and_are_in_the_manifest_with_examples(
 
 def test_validation_and_test_sets_keep_all_pairs_and_their_original_text(config: RunConfig) -> None:
     corpus, _ = prepare(config)
-    tokenizer = Tokenizer.load(corpus.tokenizer_path)
+    tokenizer = Tokenizer.load(corpus.tokenizer_paths[0])
     assert corpus.valid_pairs == list(zip(VALID_SRC, VALID_TGT, range(1, 11), strict=True))
     assert corpus.test_pairs == {"news": [(" raw\ttext ", "roher  Text\x0b", 1)]}
     assert len(corpus.valid) == 10
@@ -266,7 +266,7 @@ def test_the_tokenizer_is_trained_on_a_seeded_sample(config: RunConfig) -> None:
     assert 80 <= n_lines <= 170
     again, _ = prepare(with_data(sampled, prepared_dir="again"))
     assert again.manifest["tokenizer"]["lines"] == n_lines
-    assert again.tokenizer_path.read_bytes() == corpus.tokenizer_path.read_bytes()
+    assert again.tokenizer_paths[0].read_bytes() == corpus.tokenizer_paths[0].read_bytes()
 
 
 def test_a_corpus_whose_pairs_are_all_removed_has_size_zero(config: RunConfig) -> None:
@@ -485,7 +485,7 @@ def test_encoded_real_captions_decode_to_the_same_text() -> None:
     data = DataConfig(train=(source("val"),), valid=source("test_2016_flickr"), prepared_dir="prepared")
     config = RunConfig(name="x", src_lang="en", tgt_lang="de", data=data, tokenizer=TokenizerConfig(vocab_size=2_000))
     corpus, _ = prepare(config)
-    tokenizer = Tokenizer.load(corpus.tokenizer_path)
+    tokenizer = Tokenizer.load(corpus.tokenizer_paths[0])
     assert len(corpus.train) == 1_014
     assert len(corpus.valid) == 1_000
     for side in ("src", "tgt"):
@@ -540,7 +540,7 @@ def test_duplicates_and_contaminated_pairs_are_removed_and_reported(config: RunC
 def test_a_tag_is_one_piece_before_each_segment_of_its_corpus(config: RunConfig) -> None:
     tagged = dataclasses.replace(config.data.train[1], tag="<bt>")
     corpus, _ = prepare(with_data(config, train=(config.data.train[0], tagged)))
-    tokenizer = Tokenizer.load(corpus.tokenizer_path)
+    tokenizer = Tokenizer.load(corpus.tokenizer_paths[0])
     assert tokenizer.pieces(corpus.train.src[196].tolist())[0] == "▁<bt>"
     assert corpus.train.src[196][1:].tolist() == [*tokenizer.encode(SECOND_SRC[0]), EOS_ID]
     assert "▁<bt>" not in tokenizer.pieces(corpus.train.src[195].tolist())
@@ -578,10 +578,10 @@ def test_two_preparations_of_one_corpus_wait_for_each_other(config: RunConfig) -
 
 def test_a_given_tokenizer_is_used_unchanged(config: RunConfig) -> None:
     first, _ = prepare(config)
-    given = first.tokenizer_path.rename("given.model")
+    given = first.tokenizer_paths[0].rename("given.model")
     shutil.rmtree("prepared")
     corpus, said = prepare(dataclasses.replace(config, tokenizer=TokenizerConfig(model=str(given))))
-    assert corpus.tokenizer_path.read_bytes() == given.read_bytes()
+    assert corpus.tokenizer_paths[0].read_bytes() == given.read_bytes()
     assert corpus.manifest["tokenizer"]["kind"] == "given"
     assert not any("training a" in line for line in said)
     shutil.rmtree("prepared")

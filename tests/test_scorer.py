@@ -17,7 +17,7 @@ from mt.decode.translator import OwnBackend, Translator
 from mt.errors import CheckpointError
 from mt.model import Transformer
 from mt.text.corpora import SentencePair
-from mt.text.tokenizer import EOS_ID, PAD_ID, Tokenizer
+from mt.text.tokenizer import EOS_ID, PAD_ID, Tokenizer, Tokenizers
 from tests.toys import random_pairs, sharp_model, tiles, toy_text
 
 PAIRS = random_pairs(40, longest=30, seed=5) + random_pairs(3, longest=150, seed=6)
@@ -101,7 +101,9 @@ def test_packed_batches_contain_each_pair_once_and_give_their_order() -> None:
 def scorer(tokenizer: Tokenizer) -> Scorer:
     model = sharp_model(n_encoder_layers=1, vocab_size=tokenizer.vocab_size)
     decode = DecodeConfig(beam_size=2, length_penalty=0.6, max_length=10)
-    return Scorer(Translator(OwnBackend(model.for_inference(torch.float32)), tokenizer, decode, MAX_TOKENS))
+    return Scorer(
+        Translator(OwnBackend(model.for_inference(torch.float32)), Tokenizers.of([tokenizer]), decode, MAX_TOKENS)
+    )
 
 
 def pairs_of(sources: Sequence[str], targets: Sequence[str]) -> list[SentencePair]:
@@ -127,8 +129,8 @@ def test_lines_are_scored_in_order_and_independently_of_the_batch(
 
 def test_the_figures_of_a_line_are_consistent(scorer: Scorer) -> None:
     (score,) = scorer.score(pairs_of(["bar  ku"], ["BAR KU"]))
-    ids = scorer.translator.tokenizer.encode("BAR KU")
-    assert score.pieces == (*scorer.translator.tokenizer.pieces(ids), "</s>")
+    ids = scorer.translator.tokenizers.src.encode("BAR KU")
+    assert score.pieces == (*scorer.translator.tokenizers.src.pieces(ids), "</s>")
     assert score.n_tokens == len(score.token_log_probs) == len(ids) + 1
     assert score.log_prob == pytest.approx(sum(score.token_log_probs))
     assert score.mean_log_prob == pytest.approx(score.log_prob / (len(ids) + 1))
@@ -145,10 +147,11 @@ def test_blank_lines_are_scored_as_empty_text(scorer: Scorer) -> None:
     assert both.mean_log_prob == 0
     assert (no_target.n_tokens, no_target.pieces) == (1, ("</s>",))
     assert no_target.log_prob == pytest.approx(
-        full_log_probs(scorer.translator.model, [*scorer.translator.tokenizer.encode("bar"), EOS_ID], [])[0], abs=1e-5
+        full_log_probs(scorer.translator.model, [*scorer.translator.tokenizers.src.encode("bar"), EOS_ID], [])[0],
+        abs=1e-5,
     )
     assert no_source.log_prob == pytest.approx(
-        sum(full_log_probs(scorer.translator.model, [EOS_ID], scorer.translator.tokenizer.encode("BAR"))), abs=1e-4
+        sum(full_log_probs(scorer.translator.model, [EOS_ID], scorer.translator.tokenizers.src.encode("BAR"))), abs=1e-4
     )
     assert neither.log_prob == pytest.approx(next(iter(scorer.score(pairs[3:]))).log_prob, abs=1e-4)
 
@@ -158,10 +161,10 @@ def test_long_pairs_are_scored_and_counted_but_too_long_pairs_are_not_scored(sco
     pairs = pairs_of([SRC[0], "bar", too_long, "bar"], [TGT[0], long, "BAR", too_long])
     scores = list(scorer.score(pairs))
     assert [math.isfinite(score.log_prob) for score in scores] == [True, True, False, False]
-    n_too_long = len(scorer.translator.tokenizer.encode(too_long.strip())) + 1
+    n_too_long = len(scorer.translator.tokenizers.src.encode(too_long.strip())) + 1
     assert n_too_long > scorer.longest
     assert scores[2] == PairScore(
-        pairs[2], -math.inf, -math.inf, len(scorer.translator.tokenizer.encode("BAR")) + 1, (), ()
+        pairs[2], -math.inf, -math.inf, len(scorer.translator.tokenizers.src.encode("BAR")) + 1, (), ()
     )
     assert scores[3] == PairScore(pairs[3], -math.inf, -math.inf, n_too_long, (), ())
     assert scores[3].mean_log_prob == -math.inf
@@ -175,7 +178,7 @@ def test_a_model_trained_on_long_pairs_scores_pairs_of_that_length(scorer: Score
 
 
 def test_the_error_for_nan_scores_says_where_and_what_to_try(scorer: Scorer) -> None:
-    scorer.translator.model.embedding.weight[scorer.translator.tokenizer.encode("bar")[0]] = math.nan
+    scorer.translator.model.embedding.weight[scorer.translator.tokenizers.src.encode("bar")[0]] = math.nan
     with pytest.raises(CheckpointError) as caught:
         list(scorer.score(pairs_of(["ku", "bar"], ["KU", "BAR"])))
     assert str(caught.value) == (

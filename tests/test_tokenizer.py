@@ -6,6 +6,7 @@ import itertools
 import os
 import pickle
 import random
+import re
 import string
 from collections import Counter
 from collections.abc import Iterable
@@ -183,7 +184,8 @@ def test_training_on_counts_of_real_text_gives_the_same_bpe_model_as_on_lines(tm
     with gzip.open(Path(os.environ["MT_REAL_DATA"]) / "data/newstest/newstest2013.de.gz", "rt", "utf-8") as file:
         lines = [normalise(line) for line in file]
     train_tokenizer(count_words(lines), TokenizerConfig(vocab_size=4_000), tmp_path / "model")
-    expected = trained_on_lines(lines, model_type="bpe", vocab_size=4_000, character_coverage=0.9999)
+    settings = {"model_type": "bpe", "vocab_size": 4_000, "character_coverage": 0.9999, "split_digits": True}
+    expected = trained_on_lines(lines, **settings)
     assert scored_pieces((tmp_path / "model").read_bytes()) == scored_pieces(expected)
 
 
@@ -201,6 +203,38 @@ def test_user_symbols_are_one_piece_including_their_space(tmp_path: Path, kind: 
     assert tokenizer.pieces(tokenizer.encode("<bt> der"))[1:] == tokenizer.pieces(tokenizer.encode("der"))
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.vocab_size == 400
+
+
+NUMBERS = [f"{price} {year} x{price}y m²" for price in range(90, 200, 7) for year in (1999, 2023)]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.parametrize(
+    "zero", ["0", "\u0660", "\u0966", "\uff10"], ids=["ASCII", "Arabic", "Devanagari", "full width"]
+)
+def test_each_digit_is_a_piece_in_any_script(tmp_path: Path, kind: str, zero: str) -> None:
+    to_script = str.maketrans({str(digit): chr(ord(zero) + digit) for digit in range(10)})
+    counts = count_words([*sentences(300), *(line.translate(to_script) for line in NUMBERS * 20)])
+    train_tokenizer(counts, TokenizerConfig(kind=kind, vocab_size=400), tmp_path / "model")
+    tokenizer = Tokenizer.load(tmp_path / "model")
+    assert [piece for piece in tokenizer.pieces(range(260, 400)) if re.search(r"\d.|.\d", piece)] == []
+    number = "2023".translate(to_script)
+    assert tokenizer.pieces(tokenizer.encode(number)) == ["▁", *number]
+    assert tokenizer.decode(tokenizer.encode(f"x{number}y {number}.")) == f"x{number}y {number}."
+
+
+def test_without_split_digits_frequent_numbers_are_pieces(tmp_path: Path) -> None:
+    counts = count_words([*sentences(300), *NUMBERS * 20])
+    train_tokenizer(counts, TokenizerConfig(vocab_size=400, split_digits=False), tmp_path / "model")
+    tokenizer = Tokenizer.load(tmp_path / "model")
+    assert tokenizer.pieces(tokenizer.encode("2023")) == ["▁2023"]
+
+
+def test_digits_inside_a_symbol_stay_together(tmp_path: Path) -> None:
+    counts = count_words([*sentences(300), *["<num12> 12"] * 50])
+    train_tokenizer(counts, TokenizerConfig(vocab_size=400), tmp_path / "model", ["<num12>"])
+    tokenizer = Tokenizer.load(tmp_path / "model")
+    assert tokenizer.pieces(tokenizer.encode("<num12> 12")) == ["▁<num12>", "▁", "1", "2"]
 
 
 def test_training_a_tokenizer_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ from mt.decode.translator import Backend, Hypothesis, OwnBackend, PrefixError, T
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.model import Transformer
 from mt.system.device import choose_dtype
-from mt.text.tokenizer import EOS_ID, Tokenizer
+from mt.text.tokenizer import EOS_ID, Tokenizer, Tokenizers
 from tests.toys import WORDS, sharp_model, toy_text
 
 MAX_SOURCE_TOKENS = 24
@@ -35,7 +35,9 @@ MAX_SOURCE_TOKENS = 24
 def translator(tokenizer: Tokenizer) -> Translator:
     model = sharp_model(n_encoder_layers=1, vocab_size=tokenizer.vocab_size)
     decode = DecodeConfig(beam_size=2, max_length=10)
-    return Translator(OwnBackend(model.for_inference(torch.float32)), tokenizer, decode, MAX_SOURCE_TOKENS)
+    return Translator(
+        OwnBackend(model.for_inference(torch.float32)), Tokenizers.of([tokenizer]), decode, MAX_SOURCE_TOKENS
+    )
 
 
 LINES = toy_text(40, 9)[0]
@@ -218,7 +220,7 @@ def parts_of(translator: Translator, line: str) -> list[str]:
     (sentences,) = translator._sentences([line], [""], 0, translator.decode)
     for sentence in sentences:
         assert len(sentence.ids) <= MAX_SOURCE_TOKENS
-        assert sentence.ids == [*translator.tokenizer.encode(sentence.part.text), translator.tokenizer.eos_id]
+        assert sentence.ids == [*translator.tokenizers.src.encode(sentence.part.text), EOS_ID]
     return [sentence.part.text for sentence in sentences]
 
 
@@ -281,7 +283,7 @@ def parrot(tokenizer: Tokenizer) -> Parrot:
 
 def taught(parrot: Parrot, **options: Any) -> Translator:
     options = {"max_source_tokens": 64, **options}
-    return Translator(parrot, parrot.tokenizer, DecodeConfig(), **options)
+    return Translator(parrot, Tokenizers.of([parrot.tokenizer]), DecodeConfig(), **options)
 
 
 LINE, LOOP = "bar dest fin gol", "BAR DEST" + " FIN" * 9
@@ -388,7 +390,7 @@ def test_the_error_for_a_prefix_that_is_too_long_has_its_line_number(translator:
     with pytest.raises(PrefixError) as caught:
         translator.translate(LINES[:3], prefixes=["", "", "BAR " * 20])
     assert caught.value.line == 2
-    n_tokens = len(translator.tokenizer.encode(("BAR " * 20).strip()))
+    n_tokens = len(translator.tokenizers.src.encode(("BAR " * 20).strip()))
     assert str(caught.value) == (
         f"the prefix {('BAR ' * 20).strip()!r} has {n_tokens} tokens, but a translation can "
         "have at most 10 with its end of sentence: shorten the prefix"

@@ -9,7 +9,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import field, replace
-from typing import Annotated, Any, Literal, TypedDict, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypedDict, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Strict, Tag
 from pydantic_core import PydanticCustomError
@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 from mt.config.validation import Contradiction, fields_of, kinds_of, section
 
 T = TypeVar("T")
+VocabSizes: TypeAlias = int | tuple[int, int]  # pieces of a joint vocabulary, or of source's and target's
 MAX_BEAM_SIZE = 64
 # YAML 1.1 reads a number with an exponent as text, unless it has both a point and a sign: 3e-4, 1e6, 1.5e3.
 _NUMBER_WITH_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
@@ -331,14 +332,21 @@ class DataConfig:
 
 @section("tokenizer")
 class TokenizerConfig:
-    """The tokenizer: one SentencePiece model for both languages, with byte fallback."""
+    """The tokenizer: SentencePiece models with byte fallback, one for both languages or one for each."""
 
-    # Path of a SentencePiece model to use as it is; the other settings then have no effect. null: train one.
+    # true: one vocabulary for both languages; false: one for each, for languages in different scripts, such as English
+    # and Japanese, with model.tied_embeddings decoder or none.
+    joint: Flag = True
+    # Path of a SentencePiece model to use as it is; the settings of training then have no effect. null: train one.
     model: str | None = None
+    tgt_model: str | None = None  # The model of the target language if joint is false; model is then the source's.
     # bpe: byte-pair encoding (Sennrich et al. 2016); unigram: unigram language model (Kudo 2018).
     kind: Literal["bpe", "unigram"] = "bpe"
     # Number of pieces, including the special ones and the 256 bytes. Fewer for small text: 8,000 for 30,000 pairs.
     vocab_size: VocabSize = 32_000
+    # Number of pieces of the target's vocabulary if joint is false. null: vocab_size.
+    tgt_vocab_size: VocabSize | None = None
+    split_digits: Flag = True  # Make each digit a piece: numbers in larger pieces are translated less reliably.
     character_coverage: Coverage = 0.9999  # Fraction of characters that are pieces; the others are split into bytes.
     sample_lines: Positive = 10_000_000  # Lines for training the tokenizer, both languages together, drawn evenly.
     # Symbols in the text that are never split, such as <name>. The tags of corpora need not be listed.
@@ -347,6 +355,18 @@ class TokenizerConfig:
     def __post_init__(self) -> None:
         if len(set(self.user_symbols)) < len(self.user_symbols):
             raise Contradiction("user_symbols", "lists a symbol twice", "remove one of the two")
+        for name in ("tgt_model", "tgt_vocab_size"):
+            if self.joint and getattr(self, name) is not None:
+                problem = "is set, but both languages have the same vocabulary"
+                raise Contradiction(name, problem, "set tokenizer.joint to false, or remove it")
+        if not self.joint and (self.model is None) != (self.tgt_model is None):
+            problem = "separate vocabularies need a model for each language, or none"
+            raise Contradiction("tgt_model", problem, "give model and tgt_model, or neither")
+
+    @property
+    def vocab_sizes(self) -> VocabSizes:
+        """The number of pieces of the vocabularies that these settings describe."""
+        return self.vocab_size if self.joint else (self.vocab_size, self.tgt_vocab_size or self.vocab_size)
 
 
 @section("model")
@@ -384,7 +404,8 @@ class ModelConfig:
     n_kv_heads: Int | None = None
     qk_norm: Flag = False  # RMS norm of the queries and keys of each head (Henry et al. 2020).
     # Shared embedding matrices (Press and Wolf 2017). all: one for source, target and output; decoder: one for the
-    # source, one for target and output; none: three.
+    # source, one for target and output; none: three. Separate vocabularies (tokenizer.joint: false) need decoder or
+    # none.
     tied_embeddings: Literal["all", "decoder", "none"] = "all"
     # none: a feed-forward network in each layer; wide: one for all encoder layers and none in the decoder (Pires et al.
     # 2023), with a larger d_ff.
@@ -580,6 +601,10 @@ class RunConfig:
         if self.tokenizer.model is not None and self.train.init_from is not None:
             problem = "cannot be combined with train.init_from, which has its own tokenizer"
             raise Contradiction("tokenizer.model", problem, "remove one of the two")
+        if not self.tokenizer.joint and self.model.tied_embeddings == "all":
+            problem = "is all, but the vocabularies are separate (tokenizer.joint is false): they cannot share a matrix"
+            others = ["tokenizer.joint"]
+            raise Contradiction("model.tied_embeddings", problem, "set it to decoder or none", others=others)
         longest, n_positions = self.data.max_tokens, self.model.n_positions
         sizes = {
             "model.n_positions": (n_positions if self.model.positions == "learned" else "auto", "have no positions"),

@@ -187,9 +187,9 @@ class Scorer:
         return found
 
     def _score_chunk(self, pairs: Sequence[SentencePair], decode: DecodeConfig) -> Iterator[PairScore]:
-        tokenizer, normalised = self.translator.tokenizer, self.translator.normalisers.pairs(pairs)
-        sources = [[*ids, EOS_ID] for ids in tokenizer.encode_batch([pair.src for pair in normalised])]
-        targets = tokenizer.encode_batch([pair.tgt for pair in normalised])
+        tokenizers, normalised = self.translator.tokenizers, self.translator.normalisers.pairs(pairs)
+        sources = [[*ids, EOS_ID] for ids in tokenizers.src.encode_batch([pair.src for pair in normalised])]
+        targets = tokenizers.tgt.encode_batch([pair.tgt for pair in normalised])
         lengths = [max(len(source), len(target) + 1) for source, target in zip(sources, targets, strict=True)]
         self.n_pairs += len(pairs)
         self.n_long += sum(length > self.max_tokens for length in lengths)
@@ -211,5 +211,5 @@ class Scorer:
         log_prob = math.fsum(log_probs)
         if math.isnan(log_prob):
             raise nan_error(f"line {pair.line:,}, {pair.src[:80]!r}")
-        pieces = tuple(self.translator.tokenizer.pieces(tokens))
+        pieces = tuple(self.translator.tokenizers.tgt.pieces(tokens))
         return PairScore(pair, log_prob, log_prob / penalty, len(log_probs), pieces, tuple(log_probs))

@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from mt.checkpoint import CHECKSUMS, TOKENIZER, WEIGHTS, ModelFolder
+from mt.checkpoint import CHECKSUMS, WEIGHTS, ModelFolder
 from mt.config.settings import MAX_BEAM_SIZE, DecodeChanges, DecodeConfig
 from mt.decode.alignment import Pairs, align, word_alignment
 from mt.decode.graphs import Graphs
@@ -30,7 +30,7 @@ from mt.system.console import note
 from mt.system.device import choose_device, choose_dtype
 from mt.system.malloc import tune_malloc
 from mt.text.normalise import Normalisers
-from mt.text.tokenizer import Tokenizer
+from mt.text.tokenizer import EOS_ID, Tokenizers
 
 # Lines that are read before the first is translated, so that sentences of equal length can share a batch.
 LINES_AT_A_TIME = 4_096
@@ -194,10 +194,10 @@ def _search_in_process(backend: int, request: SearchRequest) -> list[list[Search
 
 @dataclass(repr=False)
 class Translator:
-    """A model with its tokenizer, ready to translate. Make one with `Translator.load`."""
+    """A model with its tokenizers, ready to translate. Make one with `Translator.load`."""
 
     backend: Backend
-    tokenizer: Tokenizer
+    tokenizers: Tokenizers  # of source and target
     decode: DecodeConfig  # the default settings of `translate`
     max_source_tokens: int  # longer lines are translated in parts: the model has not seen longer ones in training
     normalisers: Normalisers = field(default_factory=Normalisers.by_default)  # of source and target text
@@ -240,13 +240,14 @@ class Translator:
         folder = path if isinstance(path, ModelFolder) else open_model(path)
         config, checksums = folder.config, folder.manifest[CHECKSUMS]
         backend = OwnBackend(folder.load_model(dtype, chosen_device), n_processes or torch.get_num_threads())
-        tokenizer, normalisers = folder.load_tokenizer(), Normalisers.of_run(config)
+        tokenizers, normalisers = folder.load_tokenizers(), Normalisers.of_run(config)
+        files = WEIGHTS, *(path.name for path in folder.tokenizer_paths)
         identity = {
-            "model": f"{checksums.get(WEIGHTS)} {checksums.get(TOKENIZER)}",
+            "model": " ".join(str(checksums.get(name)) for name in files),
             "device": chosen_device.type,
             "precision": str(dtype).removeprefix("torch."),
         }
-        return cls(backend, tokenizer, config.decode, config.data.max_tokens, normalisers, retries, identity)
+        return cls(backend, tokenizers, config.decode, config.data.max_tokens, normalisers, retries, identity)
 
     def __repr__(self) -> str:
         languages = f"{self.normalisers.src.lang} to {self.normalisers.tgt.lang}"
@@ -342,19 +343,20 @@ class Translator:
     ) -> list[list[_Sentence]]:
         """Return the sentences to translate for each line: the line itself, or its parts."""
         texts = [self.normalisers.src(line) for line in lines]
-        prefix_ids = self.tokenizer.encode_batch([self.normalisers.tgt(prefix) for prefix in prefixes])
+        prefix_ids = self.tokenizers.tgt.encode_batch([self.normalisers.tgt(prefix) for prefix in prefixes])
         of_lines: list[list[_Sentence]] = []
-        for text, ids, prefix in zip(texts, self.tokenizer.encode_batch(texts), prefix_ids, strict=True):
+        for text, ids, prefix in zip(texts, self.tokenizers.src.encode_batch(texts), prefix_ids, strict=True):
             sentences: list[_Sentence] = []
             for part, part_ids in self._parts(Part(text, 0), ids):
                 longest = longest_translation(len(part_ids) + 1, decode, self.backend.n_positions)
                 part_prefix = [] if sentences else prefix  # the first part has the prefix
-                sentences.append(_Sentence([*part_ids, self.tokenizer.eos_id], part_prefix, part, decode, longest))
+                sentences.append(_Sentence([*part_ids, EOS_ID], part_prefix, part, decode, longest))
             if sentences and len(prefix) >= sentences[0].longest:
                 raise PrefixError(
                     n_lines_before + len(of_lines),
-                    f"the prefix {self.tokenizer.decode(prefix)[:80]!r} has {len(prefix):,} tokens, but a translation "
-                    f"can have at most {sentences[0].longest:,} with its end of sentence: shorten the prefix",
+                    f"the prefix {self.tokenizers.tgt.decode(prefix)[:80]!r} has {len(prefix):,} tokens, but a "
+                    f"translation can have at most {sentences[0].longest:,} with its end of sentence: shorten the "
+                    "prefix",
                 )
             of_lines.append(sentences)
         return of_lines
@@ -367,8 +369,8 @@ class Translator:
                 yield whole, ids
             return
         # A part may have one or two pieces more than it had in the line, since its first word is tokenized again.
-        parts = split_text(whole.text, self.tokenizer.piece_ends(whole.text), max(max_pieces - 2, 1))
-        for part, part_ids in zip(parts, self.tokenizer.encode_batch([part.text for part in parts]), strict=True):
+        parts = split_text(whole.text, self.tokenizers.src.piece_ends(whole.text), max(max_pieces - 2, 1))
+        for part, part_ids in zip(parts, self.tokenizers.src.encode_batch([part.text for part in parts]), strict=True):
             continues_word = part.continues_word if part is not parts[0] else whole.continues_word
             placed = Part(part.text, whole.n_words_before + part.n_words_before, continues_word)
             yield from self._parts(placed, part_ids)
@@ -381,7 +383,7 @@ class Translator:
         on_progress: Callable[[float], None] = lambda _: None,
     ) -> None:
         """Translate sentences. Raise an error for a sentence that has no results, neither new nor earlier ones."""
-        banned = tuple(sorted(self.tokenizer.line_breaking_ids))
+        banned = tuple(sorted(self.tokenizers.tgt.line_breaking_ids))
         lengths = [len(sentence.ids) for sentence in sentences]
         n_tokens_done = 0
         n_beams = n_best if decode.sample else decode.beam_size
@@ -410,7 +412,7 @@ class Translator:
                 "lower decode.min_length or raise decode.no_repeat_ngram_size",
                 others=("decode.min_length", "decode.no_repeat_ngram_size"),
             )
-        return nan_error(repr(self.tokenizer.decode(sentence.ids)[:80]))
+        return nan_error(repr(self.tokenizers.src.decode(sentence.ids)[:80]))
 
     def _retry_implausible(self, sentences: Sequence[_Sentence], n_best: int) -> None:
         """Search again with repetition blocked if the best translation is implausible; keep the better result."""
@@ -447,14 +449,14 @@ class Translator:
         alignment: set[tuple[int, int]] = set()
         results = [sentence.results[k] for sentence in sentences]
         for sentence, result in zip(sentences, results, strict=True):
-            pieces = self.tokenizer.pieces(result.ids)
+            pieces = self.tokenizers.tgt.pieces(result.ids)
             tokens += pieces
             flags += sentence.flags(result)
-            part_text = self.tokenizer.decode(result.ids)
+            part_text = self.tokenizers.tgt.decode(result.ids)
             text = join_parts(text, part_text, sentence.part.continues_word)
             if is_aligned:
                 n_before = sentence.part.n_words_before, len(text.split()) - len(part_text.split())
-                pairs = word_alignment(self.tokenizer.pieces(sentence.ids[:-1]), pieces, sentence.alignments[k])
+                pairs = word_alignment(self.tokenizers.src.pieces(sentence.ids[:-1]), pieces, sentence.alignments[k])
                 alignment |= {(i + n_before[0], j + n_before[1]) for i, j in pairs}
         return Hypothesis(
             text=text,

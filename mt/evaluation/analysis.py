@@ -24,12 +24,16 @@ from mt.decode.quality_flags import (
 from mt.evaluation.metrics import Metric, sentence_bleu
 from mt.evaluation.scores import TranslatedSet
 from mt.report.facts import Analysis, Bucket, FlaggedLines, NumbersKept, Sentence
+from mt.text.clean import digits_of
 
 SOURCE_LENGTHS = (0, 10, 20, 30, 40, 50, 60, 70, 80)  # words at which a bucket begins; the last bucket is open
 FREQUENCIES = (0, 1, 2, 5, 10, 100, 1_000)  # the same for occurrences of the rarest source word in training
 _WORD = re.compile(r"[^\W\d_]+")
 # Groups of thousands, if any, and decimals; a point or comma before three digits separates thousands.
-_NUMBER = re.compile(r"(?<![\d.,])(\d{1,3}(?:[.,' \u00a0\u202f]\d{3})+|\d+)(?:[.,](\d+))?(?!\d)|\d+")
+# U+066B and U+066C are Arabic separators.
+_NUMBER = re.compile(
+    r"(?<![\d.,\u066b\u066c])(\d{1,3}(?:[.,'’\u066c \u00a0\u202f]\d{3})+|\d+)(?:[.,\u066b](\d+))?(?!\d)|\d+"
+)
 _METRICS = ("bleu", "chrf")  # of buckets and sentences
 _LINES_SHOWN = 20  # line numbers listed for each flag
 _N_EXAMPLES = 10  # sentences listed as best, worst, gained and lost
@@ -78,7 +82,7 @@ def analyse(translated: TranslatedSet, word_counts: Mapping[str, int] | None = N
         by_length=_by_bucket(systems, [len(line.split()) or -1 for line in given], SOURCE_LENGTHS),
         by_rarest_word=by_rarest_word,
         oddities=_quality_flags(systems),
-        numbers=_numbers(systems, references, sources),
+        numbers=_numbers(systems, references, sources, sentences),
         **ratios,
         **_examples(sentences),
     )
@@ -155,30 +159,45 @@ def _quality_flags(systems: _Systems) -> dict[str, FlaggedLines]:
     return found
 
 
-def _numbers(systems: _Systems, references: Sequence[str], sources: Sequence[str] | None) -> NumbersKept:
-    """Count the numbers in source and reference that the hypothesis has, too; separators are ignored."""
-    wanted = [_figures(line) for line in references]
+def _numbers(
+    systems: _Systems, references: Sequence[str], sources: Sequence[str] | None, sentences: Sequence[Sentence]
+) -> NumbersKept:
+    """Compare the numbers of the hypotheses with those of sources and references; separators are ignored.
+
+    Kept are the numbers of both source and reference that the hypothesis has; added are those that neither has.
+    """
+    wanted = allowed = [_figures(line) for line in references]
     if sources is not None:
-        wanted = [figures & _figures(source) for figures, source in zip(wanted, sources, strict=True)]
-    kept = {
-        prefix: [figures & _figures(line) for figures, line in zip(wanted, system.lines, strict=True)]
-        for prefix, system in systems.items()
-    }
+        both = list(zip(wanted, map(_figures, sources), strict=True))
+        wanted, allowed = [one & other for one, other in both], [one | other for one, other in both]
     n = sum(figures.total() for figures in wanted)
     counts: dict[str, Any] = {}
-    for prefix, found in kept.items():
-        n_kept = sum(figures.total() for figures in found)
+    faulty: dict[str, list[int]] = {}  # lines with missing and with added numbers, by prefix of system
+    for prefix, system in systems.items():
+        found = [_figures(line) for line in system.lines]
+        missing = [figures - has for figures, has in zip(wanted, found, strict=True)]
+        added = [has - figures for figures, has in zip(allowed, found, strict=True)]
+        n_kept = n - sum(figures.total() for figures in missing)
         counts |= {f"{prefix}n_kept": n_kept, f"{prefix}kept_share": n_kept / n if n else None}
-    losing = [i + 1 for i, (all_, found) in enumerate(zip(wanted, kept[""], strict=True)) if all_ != found]
-    return NumbersKept(n=n, n_lines=len(losing), lines=losing[:_LINES_SHOWN], **counts)
+        counts[f"{prefix}n_added"] = sum(figures.total() for figures in added)
+        for name, lines in (("missing", missing), ("added", added)):
+            faulty[f"{prefix}{name}"] = [number for number, figures in enumerate(lines, start=1) if figures]
+    missing_in, added_in = faulty["missing"], faulty["added"]
+    return NumbersKept(
+        n=n,
+        n_lines=len(missing_in),
+        lines=missing_in[:_LINES_SHOWN],
+        n_added_lines=len(added_in),
+        added_lines=added_in[:_LINES_SHOWN],
+        examples=[sentences[number - 1] for number in sorted({*missing_in, *added_in})[:_N_EXAMPLES]],
+        **counts,
+    )
 
 
 def _figures(text: str) -> Counter[str]:
     """Count the numbers in a text, in a normalised form."""
     found = ((match[1] or match[0], match[2]) for match in _NUMBER.finditer(text))
-    return Counter(
-        "".join(filter(str.isdigit, whole)) + (f".{decimals}" if decimals else "") for whole, decimals in found
-    )
+    return Counter(digits_of(whole) + (f".{digits_of(decimals)}" if decimals else "") for whole, decimals in found)
 
 
 def _sentences(systems: _Systems, references: Sequence[str], sources: Sequence[str] | None) -> list[Sentence]:

@@ -219,7 +219,7 @@ def _system(model: RunArtifacts, settings: Mapping[str, Any], hypotheses: Mappin
 def _settings(models: Sequence[RunArtifacts]) -> list[dict[str, Any]]:
     """Return the settings of each model, without those of tokenizers that are the same, or not known for all models."""
     settings = [model.settings() for model in models]
-    is_same = len({model.tokenizer_checksum for model in models}) == 1
+    is_same = len({model.tokenizer_checksums for model in models}) == 1
     left_out = {
         key
         for key in set().union(*settings)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mt.checkpoint import CHECKSUMS, TOKENIZER, ModelFolder, file_checksum
+from mt.checkpoint import CHECKSUMS, ModelFolder, file_checksum
 from mt.config.loading import config_differences, settings_of
 from mt.config.settings import DecodeConfig, ModelConfig, TokenizerConfig, TrainConfig
 from mt.decode.translator import Translator
@@ -26,7 +26,7 @@ from mt.run_folder import ADDED_TESTS, RunFolder, open_model
 from mt.system.device import choose_device, choose_dtype, hardware
 from mt.text.corpora import CorpusReader, SentencePair, readers_of
 from mt.text.corpus import PreparedCorpus, read_pairs, with_tag, without_tag
-from mt.text.tokenizer import Tokenizer
+from mt.text.tokenizer import Tokenizers, tokenizer_paths
 
 _log = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ class RunArtifacts:
         counts: Counter[str] = Counter()
         if wanted and len(src) > _MANY_SENTENCES:
             _log.info(f"counting words in {len(src):,} lines of training text")
-        tokenizer = Tokenizer.load(self.corpus.tokenizer_path)
+        tokenizer = Tokenizers.load(self.corpus.tokenizer_paths).src
         for start in range(0, len(src) if wanted else 0, _SENTENCES_AT_ONCE):
             stop = min(start + _SENTENCES_AT_ONCE, len(src))
             for line in tokenizer.decode_batch(src[i].tolist() for i in range(start, stop)):
@@ -256,9 +256,9 @@ class RunArtifacts:
         return settings
 
     @property
-    def tokenizer_checksum(self) -> str:
-        """The checksum of the model's tokenizer."""
-        return str(self.folder.manifest[CHECKSUMS].get(TOKENIZER))
+    def tokenizer_checksums(self) -> tuple[str, ...]:
+        """The checksums of the model's tokenizers."""
+        return tuple(str(self.folder.manifest[CHECKSUMS].get(path.name)) for path in tokenizer_paths(self.folder.path))
 
     @property
     def description(self) -> str:

@@ -16,7 +16,7 @@ from mt.decode.translator import Translator
 from mt.errors import ConfigError
 from mt.model import Transformer
 from mt.report.page import page
-from mt.text.tokenizer import EOS_ID
+from mt.text.tokenizer import EOS_ID, Tokenizer
 
 LONGEST_SHOWN = 200  # tokens per side; larger maps are unreadable
 
@@ -32,10 +32,10 @@ def explained_page(model: str | Path, src: str, tgt: str | None, device: str = "
         ConfigError: a text is blank or too long; the device or precision is not available.
     """
     translator = Translator.load(model, device=device, precision=precision)
-    normalisers, tokenizer = translator.normalisers, translator.tokenizer
+    normalisers, (src_tokenizer, tgt_tokenizer) = translator.normalisers, translator.tokenizers
     longest = min(LONGEST_SHOWN, translator.model.positions.n_positions or LONGEST_SHOWN)
 
-    def ids_of(key: str, text: str) -> list[int]:
+    def ids_of(key: str, text: str, tokenizer: Tokenizer) -> list[int]:
         ids = [*tokenizer.encode(text), EOS_ID]
         if len(ids) > longest:
             raise ConfigError(key, f"has {len(ids):,} tokens, but a map shows at most {longest}", "give one sentence")
@@ -45,16 +45,16 @@ def explained_page(model: str | Path, src: str, tgt: str | None, device: str = "
     for key, text in (("src", src), ("tgt", tgt)):
         if text == "":
             raise ConfigError(key, "is blank", "give a sentence")
-    source = ids_of("src", src)
+    source = ids_of("src", src, src_tokenizer)
     if tgt is None:
         (tgt,) = translator.translate([src])
-    target = ids_of("tgt", tgt)
+    target = ids_of("tgt", tgt, tgt_tokenizer)
     return page(
         "attention.html.j2",
         title=src,
         tgt=tgt,
-        src_pieces=tokenizer.pieces(source),
-        tgt_pieces=tokenizer.pieces(target),
+        src_pieces=src_tokenizer.pieces(source),
+        tgt_pieces=tgt_tokenizer.pieces(target),
         maps=attention_maps(translator.model, source, target).tolist(),
         n_heads=translator.model.config.n_heads,
     )

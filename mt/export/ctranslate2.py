@@ -2,7 +2,8 @@
 
 An export folder is self-contained: what CTranslate2 reads (`model.bin`, `config.json`, `shared_vocabulary.json`), our
 `tokenizer.model`, `config.yaml` and `manifest.json` with a checksum of every file, and a `README.md` that shows how to
-translate without mt.
+translate without mt. Separate vocabularies are in `source_vocabulary.json` and `target_vocabulary.json`, and their
+tokenizers in two files as well.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from mt.checkpoint import (
     CONFIG,
     EXPORTED,
     MANIFEST,
-    TOKENIZER,
     CheckedFolder,
     ModelFolder,
     check_file,
@@ -57,9 +57,11 @@ from mt.system.files import whole_folder, write_json
 from mt.system.provenance import versions
 from mt.text.corpus import first_test_pairs
 from mt.text.normalise import Normalisers
-from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
+from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizers, tokenizer_paths
 
-MODEL_CONFIG, VOCABULARY = "config.json", "shared_vocabulary.json"
+MODEL_CONFIG = "config.json"
+# By the number of vocabularies.
+VOCABULARIES = {1: ("shared_vocabulary.json",), 2: ("source_vocabulary.json", "target_vocabulary.json")}
 QUANTIZATIONS = ("float32", "int8", "float16")
 # CTranslate2 has a table of positions, which limits the length of sentences and translations. Settings can enlarge it.
 FEWEST_POSITIONS = 1_024
@@ -161,11 +163,11 @@ def refuse_inexpressible(config: ModelConfig) -> None:
         )
 
 
-def transformer_spec(model: Transformer, pieces: list[str], n_positions: int) -> Any:
+def transformer_spec(model: Transformer, pieces: Sequence[list[str]], n_positions: int) -> Any:
     """Return a `ctranslate2.specs.TransformerSpec` with a model's weights and vocabulary.
 
     Args:
-        pieces: the vocabulary, by id.
+        pieces: the vocabularies of source and target, by id.
         n_positions: length of the longest sentence or translation.
     """
     specs = _package().specs
@@ -190,18 +192,25 @@ def transformer_spec(model: Transformer, pieces: list[str], n_positions: int) ->
     writer = _Writer(model.positions, n_positions)
     writer.side(spec.encoder, model.encoder, model.encoder_norm, is_decoder=False)
     writer.side(spec.decoder, model.decoder, model.decoder_norm, is_decoder=True)
-    for part, table in zip(
-        (spec.encoder.embeddings[0], spec.decoder.embeddings, spec.decoder.projection), model.embeddings, strict=True
-    ):
-        part.weight = writer.value(table.weight)[: model.vocab_size].contiguous()
+    parts = spec.encoder.embeddings[0], spec.decoder.embeddings, spec.decoder.projection
+    for part, table, size in zip(parts, model.embeddings, (*model.vocab_sizes, model.vocab_size), strict=True):
+        part.weight = writer.value(table.weight)[:size].contiguous()
     missing = [name for name, parameter in model.named_parameters() if id(parameter) not in writer.written]
     assert not missing, f"not exported: {', '.join(missing)}"
-    spec.register_source_vocabulary(pieces)
-    spec.register_target_vocabulary(pieces)
-    spec.config.unk_token, spec.config.bos_token, spec.config.eos_token = (pieces[i] for i in (UNK_ID, BOS_ID, EOS_ID))
-    spec.config.decoder_start_token = pieces[BOS_ID]
+    src_pieces, tgt_pieces = pieces
+    spec.register_source_vocabulary(src_pieces)
+    spec.register_target_vocabulary(tgt_pieces)
+    tokens = (tgt_pieces[i] for i in (UNK_ID, BOS_ID, EOS_ID))
+    spec.config.unk_token, spec.config.bos_token, spec.config.eos_token = tokens
+    spec.config.decoder_start_token = tgt_pieces[BOS_ID]
     spec.config.layer_norm_epsilon = EPSILON
     return spec
+
+
+def _pieces(tokenizers: Tokenizers) -> tuple[list[str], list[str]]:
+    """Return the vocabularies of source and target, by id."""
+    src, tgt = (tokenizer.pieces(range(tokenizer.vocab_size)) for tokenizer in tokenizers)
+    return src, tgt
 
 
 class _Writer:
@@ -270,14 +279,15 @@ def n_positions(config: RunConfig) -> int:
 
 
 def _write_manifest(folder: ModelFolder, building: Path, quantization: str, result: Export) -> None:
-    """Write our own files: the tokenizer, the config and the manifest."""
+    """Write our own files: the tokenizers, the config and the manifest."""
     (building / CONFIG).write_text(dump_config(folder.config), encoding="utf-8")
-    shutil.copyfile(folder.tokenizer_path, building / TOKENIZER)
+    for path in folder.tokenizer_paths:
+        shutil.copyfile(path, building / path.name)
     names = sorted(path.name for path in building.iterdir())
     manifest = {
         **ExportFolder.FORMAT,
         "quantization": quantization,
-        "vocab_size": folder.manifest["vocab_size"],
+        "vocab_size": folder.vocab_size,
         "n_positions": n_positions(folder.config),
         "versions": {**versions(), "ctranslate2": _package().__version__},
         "compared": result.compared,
@@ -291,10 +301,16 @@ def _write_manifest(folder: ModelFolder, building: Path, quantization: str, resu
 
 def _readme(folder: ModelFolder) -> str:
     """Return the README of an export, whose code runs without mt."""
-    decode, tokenizer = folder.config.decode, folder.load_tokenizer()
+    decode, tokenizer = folder.config.decode, folder.load_tokenizers().tgt
     never_produced = tokenizer.pieces(sorted({PAD_ID, UNK_ID, BOS_ID, *tokenizer.line_breaking_ids}))
+    files = [path.name for path in folder.tokenizer_paths]
+    names = ["tokenizer"] if len(files) == 1 else ["src_tokenizer", "tgt_tokenizer"]
+    loading = '{} = sentencepiece.SentencePieceProcessor(model_file="{}")'
     return Template(README_TEMPLATE.read_text(encoding="utf-8")).substitute(
         languages=f"{folder.config.src_lang} to {folder.config.tgt_lang}",
+        loading="\n".join(map(loading.format, names, files)),
+        src_tokenizer=names[0],
+        tgt_tokenizer=names[-1],
         beam_size=decode.beam_size,
         length_penalty=decode.length_penalty,
         never_produced=json.dumps([[piece] for piece in never_produced], ensure_ascii=False),
@@ -328,22 +344,22 @@ class _Exporter:
     """A model to export, with our own translations of some sentences."""
 
     def __init__(self, folder: ModelFolder, lines: Sequence[str]) -> None:
-        self.model, self.tokenizer = folder.load_model(torch.float32, torch.device("cpu")), folder.load_tokenizer()
+        self.model, self.tokenizers = folder.load_model(torch.float32, torch.device("cpu")), folder.load_tokenizers()
         self.n_positions = n_positions(folder.config)
         longest = max(folder.config.data.max_tokens - 1, 1)
-        self.sources = [[*ids[:longest], EOS_ID] for ids in self.tokenizer.encode_batch(lines)]
+        self.sources = [[*ids[:longest], EOS_ID] for ids in self.tokenizers.src.encode_batch(lines)]
         self.ours = self._best_of_each(partial(search, self.model))
         if any(result.score == -math.inf for result in self.ours):
             raise CheckpointError("the model returns NaN for some lines: its weights are damaged")
 
     def write(self, folder: Path, quantization: str) -> Comparison:
         """Write the files that CTranslate2 reads, and compare its translations with our own."""
-        spec = transformer_spec(self.model, self.tokenizer.pieces(range(self.tokenizer.vocab_size)), self.n_positions)
+        spec = transformer_spec(self.model, _pieces(self.tokenizers), self.n_positions)
         spec.validate()
         spec.optimize(quantization=quantization)
         spec.save(str(folder))
         longest = min(max(map(len, self.sources)) + LONGER_THAN_SOURCE, self.n_positions)
-        backend = CTranslate2Backend(folder, self.tokenizer, n_positions=longest, quantization=quantization)
+        backend = CTranslate2Backend(folder, self.tokenizers, n_positions=longest, quantization=quantization)
         theirs = self._best_of_each(backend.search)
         # Both are scored by CTranslate2's scorer, because its search redistributes the probability of tokens that are
         # never produced.
@@ -352,7 +368,7 @@ class _Exporter:
             for results in (theirs, self.ours)
         )
         counts = Counter(map(_verdict, self.ours, theirs, of_ours, of_theirs))
-        texts = [[self.tokenizer.decode(result.ids) for result in results] for results in (theirs, self.ours)]
+        texts = [[self.tokenizers.tgt.decode(result.ids) for result in results] for results in (theirs, self.ours)]
         bleu, chrf = bleu_and_chrf(*texts)
         return Comparison(
             quantization=quantization,
@@ -365,7 +381,7 @@ class _Exporter:
 
     def _best_of_each(self, search: Callable[[SearchRequest], list[list[SearchResult]]]) -> list[SearchResult]:
         """Return the best translation of each sentence; an empty one with probability 0 if there is none."""
-        banned = sorted(self.tokenizer.line_breaking_ids)
+        banned = sorted(self.tokenizers.tgt.line_breaking_ids)
         best = [SearchResult((), -math.inf, -math.inf)] * len(self.sources)
         for batch in length_sorted_batches([len(ids) for ids in self.sources], 1_024, COMPARED_DECODE.beam_size):
             request = SearchRequest([self.sources[i] for i in batch], COMPARED_DECODE, banned_ids=banned)
@@ -437,10 +453,14 @@ class ExportFolder(CheckedFolder):
     """An export folder with all its files, undamaged."""
 
     KIND = "export"
-    FILES = (EXPORTED, MODEL_CONFIG, VOCABULARY, CONFIG, TOKENIZER, MANIFEST)
+    FILES = (EXPORTED, MODEL_CONFIG, CONFIG)
     FORMAT: ClassVar = {"format": "ctranslate2", "format_version": 1}
-    KEYS: ClassVar = {"quantization": str, "vocab_size": int, "n_positions": int, CHECKSUMS: dict}
+    KEYS: ClassVar = {"quantization": str, "n_positions": int, CHECKSUMS: dict}
     HOW_TO_REPAIR = HOW_TO_READ = "export the model again"
+
+    @classmethod
+    def names(cls, path: Path) -> tuple[str, ...]:
+        return (*super().names(path), *VOCABULARIES[len(tokenizer_paths(path))])
 
     @classmethod
     def open(cls, path: Path) -> ExportFolder:
@@ -450,8 +470,9 @@ class ExportFolder(CheckedFolder):
         if not (path / EXPORTED).is_file():
             raise CheckpointError(path, f"is not an export for CTranslate2: {EXPORTED} is missing", _HOW_TO_EXPORT)
         folder = super().open(path)
-        for name in (EXPORTED, MODEL_CONFIG, VOCABULARY, TOKENIZER):
-            check_file(path / name, folder.manifest, cls.HOW_TO_REPAIR)
+        for name in cls.names(path):
+            if name != MANIFEST:
+                check_file(path / name, folder.manifest, cls.HOW_TO_REPAIR)
         return folder
 
 
@@ -473,7 +494,7 @@ class CTranslate2Backend(Backend):
     """
 
     def __init__(
-        self, folder: Path, tokenizer: Tokenizer, *, n_positions: int, quantization: str, device: str = "cpu"
+        self, folder: Path, tokenizers: Tokenizers, *, n_positions: int, quantization: str, device: str = "cpu"
     ) -> None:
         kind, _, index = device.partition(":")
         self.n_parallel = torch.get_num_threads() if kind == "cpu" else 1
@@ -488,7 +509,7 @@ class CTranslate2Backend(Backend):
             intra_threads=1,
         )
         self.n_positions: int = n_positions
-        self._pieces = tokenizer.pieces(range(tokenizer.vocab_size))
+        self._src_pieces, self._pieces = _pieces(tokenizers)
         self._ids = {piece: i for i, piece in enumerate(self._pieces)}
 
     def search(self, request: SearchRequest) -> list[list[SearchResult]]:
@@ -506,7 +527,7 @@ class CTranslate2Backend(Backend):
 
         def translate(rows: Sequence[int], limit: int) -> None:
             found = self._translator.translate_batch(
-                [self._to_pieces(sentences[row]) for row in rows],
+                [self._to_src_pieces(sentences[row]) for row in rows],
                 target_prefix=[self._to_pieces(prefixes[row]) for row in rows] if prefixes else None,
                 max_decoding_length=limit,
                 **options,
@@ -553,7 +574,7 @@ class CTranslate2Backend(Backend):
     def log_probs(self, sentences: Sequence[Sequence[int]], translations: Sequence[Sequence[int]]) -> list[list[float]]:
         """Return the log-probabilities of the tokens of given translations, including EOS; ids as in `search`."""
         scored = self._translator.score_batch(
-            [self._to_pieces(sentence) for sentence in sentences],
+            [self._to_src_pieces(sentence) for sentence in sentences],
             [self._to_pieces(translation) for translation in translations],
             max_batch_size=SCORED_TOGETHER,
             max_input_length=0,
@@ -596,6 +617,9 @@ class CTranslate2Backend(Backend):
                 results.append(_result(ended, sum(self.log_probs([sentence], [ended])[0]), decode))
         return sorted(results, key=attrgetter("score"), reverse=True)
 
+    def _to_src_pieces(self, ids: Sequence[int]) -> list[str]:
+        return [self._src_pieces[i] for i in ids]
+
     def _to_pieces(self, ids: Sequence[int]) -> list[str]:
         return [self._pieces[i] for i in ids]
 
@@ -621,20 +645,21 @@ def load_translator(
     if precision != "auto":
         problem = f"CTranslate2 computes in the quantization of the export, here {quantization}"
         raise ConfigError("precision", problem, "leave it at auto, or export the model again with another quantization")
-    tokenizer, config, device = folder.load_tokenizer(), folder.config, _device(device)
+    tokenizers, config, device = folder.load_tokenizers(), folder.config, _device(device)
     try:
         backend = CTranslate2Backend(
-            folder.path, tokenizer, n_positions=longest, quantization=quantization, device=device
+            folder.path, tokenizers, n_positions=longest, quantization=quantization, device=device
         )
     except (RuntimeError, ValueError) as error:
         raise MTError(folder.path, f"CTranslate2 cannot load it: {error}") from error
+    files = EXPORTED, *(file.name for file in folder.tokenizer_paths)
     identity = {
         "backend": "ctranslate2",
-        "model": f"{checksums.get(EXPORTED)} {checksums.get(TOKENIZER)}",
+        "model": " ".join(str(checksums.get(name)) for name in files),
         "device": device.partition(":")[0],
     }
     normalisers = Normalisers.of_run(config)
-    return Translator(backend, tokenizer, config.decode, config.data.max_tokens, normalisers, retries, identity)
+    return Translator(backend, tokenizers, config.decode, config.data.max_tokens, normalisers, retries, identity)
 
 
 def _device(name: str) -> str:

@@ -1,7 +1,7 @@
 """The encoder-decoder Transformer. Training uses packed batches and decoding a cache, with the same layers and weights.
 
 S source rows, T target rows (packed, see data/batch.py), D d_model, H heads, G heads of keys and values, E = D / H,
-V vocabulary; in decoding B sentences, K beams, k of them open, W source width.
+V vocabulary of the target; in decoding B sentences, K beams, k of them open, W source width.
 
 Source: Vaswani et al. 2017. The classes of variants name their sources.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mt.config.settings import ModelConfig
+from mt.config.settings import ModelConfig, VocabSizes
 from mt.data.batch import Layout, PackedBatch, SourceBatch
 from mt.model import layers
 from mt.model.context import Cache, Cached, Packed, PackedTarget, Recorded, rows_of
@@ -42,7 +42,8 @@ class Transformer(nn.Module):
 
     Args:
         config: shape and variants.
-        vocab_size: V, shared by both languages; the embedding has more rows, see VOCAB_MULTIPLE.
+        vocab_size: V, shared by both languages, or the sizes of source's and target's vocabulary, which need separate
+            embeddings. An embedding has more rows, see VOCAB_MULTIPLE.
         pad_id: id of padding.
         dtype: type of matrix products and of the residual stream; parameters are float32.
         activation_checkpointing: keep only the inputs of layers, and recompute the rest in the backward pass.
@@ -52,14 +53,17 @@ class Transformer(nn.Module):
         self,
         config: ModelConfig,
         *,
-        vocab_size: int,
+        vocab_size: VocabSizes,
         pad_id: int,
         dtype: torch.dtype = torch.float32,
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.config, self.vocab_size, self.pad_id, self.dtype = config, vocab_size, pad_id, dtype
-        self.embedding = self._embedding()
+        self.config, self.pad_id, self.dtype = config, pad_id, dtype
+        self.vocab_sizes = (vocab_size, vocab_size) if isinstance(vocab_size, int) else vocab_size  # source, target
+        self.vocab_size = self.vocab_sizes[1]
+        assert config.tied_embeddings != "all" or len(set(self.vocab_sizes)) == 1, "source and target share embeddings"
+        self.embedding = self._embedding(self.vocab_size)
         encoder = [layers.LayerSpec(config, False, i) for i in range(config.n_encoder_layers)]
         decoder = [layers.LayerSpec(config, True, i) for i in range(config.n_decoder_layers)]
         self.wide_network = layers.FeedForward(encoder[0]) if config.ffn_sharing == "wide" else None
@@ -71,8 +75,8 @@ class Transformer(nn.Module):
         final = (lambda: layers.norm_of(config)) if config.norm == "pre" else nn.Identity
         self.encoder_norm, self.decoder_norm = final(), final()
         self.positions: Positions = POSITIONS[config.positions](config)
-        self.src_embedding = None if config.tied_embeddings == "all" else self._embedding()
-        self.output_embedding = self._embedding() if config.tied_embeddings == "none" else None
+        self.src_embedding = None if config.tied_embeddings == "all" else self._embedding(self.vocab_sizes[0])
+        self.output_embedding = self._embedding(self.vocab_size) if config.tied_embeddings == "none" else None
         # For source, target and output. A tuple, so that tied embeddings are registered once.
         self.embeddings = self.src_embedding or self.embedding, self.embedding, self.output_embedding or self.embedding
         # Drops the embeddings of whole tokens. Source: Sennrich, Haddow and Birch 2016 (WMT), section 2.
@@ -81,8 +85,8 @@ class Transformer(nn.Module):
         self.kernels = Kernels()
         self.reset_parameters()
 
-    def _embedding(self) -> nn.Embedding:
-        return nn.Embedding(-(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE, self.config.d_model)
+    def _embedding(self, vocab_size: int) -> nn.Embedding:
+        return nn.Embedding(-(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE, self.config.d_model)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -113,7 +117,8 @@ class Transformer(nn.Module):
     @property
     def n_parameters(self) -> int:
         """Number of learned parameters: all but the rows that pad the vocabulary."""
-        n_padding = sum(table.num_embeddings - self.vocab_size for table in set(self.embeddings))
+        sizes = dict(zip(self.embeddings, (*self.vocab_sizes, self.vocab_size), strict=True))
+        n_padding = sum(table.num_embeddings - size for table, size in sizes.items())
         return sum(parameter.numel() for parameter in self.parameters()) - n_padding * self.config.d_model
 
     def training_flops(self, n_src_tokens: int, n_tgt_tokens: int) -> int:

@@ -26,6 +26,8 @@ _FIGURES_OF_A_LANGUAGE: dict[str, tuple[str, Unit, str]] = {  # key: (name, unit
     "fertility": ("Tokens per word (fertility)", "count", "1 means a vocabulary of whole words"),
     "characters_a_token": ("Characters per token", "count", ""),
     "split_word_share": ("Split words", "fraction", "into more than one token"),
+    "vocab_size": ("Pieces in the vocabulary", "count", ""),
+    "unused_pieces": ("Unused pieces", "count", "that do not occur in this text"),
     "byte_share": ("Byte tokens", "fraction", "for characters that are not in the vocabulary"),
     "unknown_share": ("Unknown tokens", "fraction", "their text is lost; 0% with byte fallback"),
 }

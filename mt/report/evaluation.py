@@ -75,6 +75,10 @@ class _EvaluationView:
             fractions = [Number(one, "fraction") for one in (numbers.kept_share, numbers.baseline_kept_share)]
             lost = f"; missing in lines {_line_numbers(numbers.lines, numbers.n_lines)}" if numbers.n_lines else ""
             rows.append(("Numbers preserved", *fractions, f"{numbers.n_kept:,} of {numbers.n:,}{lost}"))
+        if numbers.n_added or numbers.baseline_n_added:
+            where = "in neither source nor reference" if analysis.beside == "source" else "not in the reference"
+            added = _line_numbers(numbers.added_lines, numbers.n_added_lines)
+            rows.append((f"Numbers {where}", numbers.n_added, numbers.baseline_n_added, added))
         ratios = [Number(one, digits=3) for one in (analysis.length_ratio, analysis.baseline_length_ratio)]
         return [*rows, ("Length ratio to the reference, in words", *ratios, "")]
 

@@ -133,7 +133,8 @@ class PreparedData(Facts):
     test: dict[Line, HeldOutSet] = {}
     lengths: LengthCounts | None = None
     overlap: dict[Line, dict[str, dict[str, int]]] = {}  # set → side → {ngrams, found}
-    # kind, vocab_size and other settings; pieces: {src, tgt, both, neither}; src, tgt: figures and longest_pieces
+    # kind, vocab_size (of separate vocabularies: [source, target]) and other settings; pieces: {src, tgt, both,
+    # neither}, of a joint vocabulary; src, tgt: figures and longest_pieces
     tokenizer: Values = {}
     samples: list[Pair] = []  # of the kept pairs
     seconds: dict[Line, float] = {}  # by stage
@@ -152,6 +153,12 @@ class PreparedData(Facts):
         """The settings of the tokenizer, without the figures of its text."""
         values = self.tokenizer.items()
         return {key.replace("_", " "): value for key, value in values if not isinstance(value, dict)}
+
+    @property
+    def vocab_sizes(self) -> list[int]:
+        """The size of the joint vocabulary, or of source's and target's."""
+        size = self.tokenizer["vocab_size"]
+        return [size] if isinstance(size, int) else size
 
     @property
     def sides(self) -> dict[str, Values]:
@@ -254,16 +261,6 @@ class FlaggedLines(Facts):
     baseline_n_lines: int | None = None
 
 
-class NumbersKept(Facts):
-    n: int
-    n_kept: int
-    kept_share: float | None
-    baseline_n_kept: int | None = None
-    baseline_kept_share: float | None = None
-    n_lines: int  # lines with a missing number
-    lines: list[int]  # the first ones
-
-
 class Sentence(Facts):
     line: int
     source: Line | None = None
@@ -276,6 +273,21 @@ class Sentence(Facts):
     baseline_bleu: float | None = None
     chrf_difference: float | None = None
     oddities: list[str]  # quality flags
+
+
+class NumbersKept(Facts):
+    n: int
+    n_kept: int
+    kept_share: float | None
+    baseline_n_kept: int | None = None
+    baseline_kept_share: float | None = None
+    n_lines: int  # lines with a missing number
+    lines: list[int]  # the first ones
+    n_added: int = 0  # numbers of the translations that neither source nor reference has
+    baseline_n_added: int | None = None
+    n_added_lines: int = 0  # lines with such a number
+    added_lines: list[int] = []  # the first ones
+    examples: list[Sentence] = []  # the first sentences with a missing or an added number
 
 
 class Analysis(Facts):

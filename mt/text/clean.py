@@ -72,7 +72,7 @@ _LETTERS = string.ascii_letters.encode()
 # All bytes of U+0000 to U+024F in UTF-8: ASCII and the Latin letters of most of Europe.
 _LATIN_BYTES = bytes(range(0xCA))
 # Digits with the separators inside a number: 1,000.5, 1'000,5, 2:30.
-_NUMBERS = re.compile(r"\d+(?:[.,:'’]\d+)*")
+_NUMBERS = re.compile(r"\d+(?:[.,:'’\u066b\u066c]\d+)*")
 _SPACED_NUMBERS = re.compile(r"(?<![\d.,])\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?!\d)")
 _SPACES = re.compile("[ \u00a0\u202f]")
 
@@ -307,10 +307,10 @@ def _joined(number: re.Match[str]) -> str:
 
 def _numbers(text: str) -> list[str]:
     """Return the numbers of a text, sorted, each as its digits without separators and leading zeros."""
-    numbers = []
-    for number in _NUMBERS.findall(text):
-        digits = "".join(filter(str.isdecimal, number))
-        if not digits.isascii():
-            digits = "".join(str(unicodedata.decimal(digit)) for digit in digits)
-        numbers.append(digits.lstrip("0"))
-    return sorted(numbers)
+    return sorted(digits_of(number).lstrip("0") for number in _NUMBERS.findall(text))
+
+
+def digits_of(text: str) -> str:
+    """Return the decimal digits of a text in any script, each as 0 to 9."""
+    digits = "".join(filter(str.isdecimal, text))
+    return digits if digits.isascii() else "".join(str(unicodedata.decimal(digit)) for digit in digits)

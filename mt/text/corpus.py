@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mt.config.settings import RunConfig
+from mt.config.settings import RunConfig, VocabSizes
 from mt.errors import DataError
 from mt.text.corpora import SentencePair, readers_of
+from mt.text.tokenizer import tokenizer_paths
+from mt.units import format_vocabulary
 
 CORPUS_FORMAT_VERSION = 2
 SIDES = ("src", "tgt")
@@ -23,9 +25,10 @@ SIDES = ("src", "tgt")
 _LARGEST_UINT16_VOCABULARY = 65_535
 
 
-def ids_dtype(vocab_size: int) -> str:
-    """Return numpy's name of the integer type in which ids are stored."""
-    return "<u2" if vocab_size <= _LARGEST_UINT16_VOCABULARY else "<u4"
+def ids_dtype(vocab_size: VocabSizes) -> str:
+    """Return numpy's name of the integer type in which the ids of both sides are stored."""
+    largest = vocab_size if isinstance(vocab_size, int) else max(vocab_size)
+    return "<u2" if largest <= _LARGEST_UINT16_VOCABULARY else "<u4"
 
 
 class Sentences:
@@ -114,7 +117,7 @@ class PreparedCorpus:
     folder: Path
     fingerprint: str
     manifest: dict[str, Any]
-    tokenizer_path: Path
+    tokenizer_paths: tuple[Path, ...]  # of a joint tokenizer, or of the source's and the target's
     train: ParallelIds  # the pairs of the first corpus, then those of the second, …
     corpus_sizes: tuple[int, ...]  # the number of pairs kept from each training corpus
     train_lines: npt.NDArray[np.int64]  # the 1-based line of each training pair in its corpus
@@ -132,7 +135,7 @@ class PreparedCorpus:
         facts, train = self.manifest, self.manifest["train"]
         lines = [
             f"folder     {self.folder}",
-            f"tokenizer  {facts['tokenizer']['kind']}, {facts['tokenizer']['vocab_size']:,} pieces",
+            f"tokenizer  {facts['tokenizer']['kind']}, {format_vocabulary(facts['tokenizer']['vocab_size'])}",
             f"train      {train['pairs_kept']:,} of {train['pairs_read']:,} pairs kept, "
             f"{train['src_tokens']:,} source and {train['tgt_tokens']:,} target tokens",
             f"valid      {facts['valid']['pairs']:,} pairs, {facts['valid']['source']}",
@@ -153,7 +156,7 @@ class PreparedCorpus:
             folder=folder,
             fingerprint=manifest["fingerprint"],
             manifest=manifest,
-            tokenizer_path=folder / "tokenizer.model",
+            tokenizer_paths=tokenizer_paths(folder),
             train=ParallelIds.open(folder, "train", dtype),
             corpus_sizes=tuple(entry["pairs_kept"] for entry in manifest["train"]["sources"]),
             train_lines=np.fromfile(folder / "train.lines", dtype=np.int64),

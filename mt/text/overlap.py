@@ -17,7 +17,7 @@ from mt.system.console import Meter
 from mt.text.corpora import SentencePair
 from mt.text.corpus import SIDES, PreparedCorpus, without_tag
 from mt.text.normalise import Normalisers
-from mt.text.tokenizer import Tokenizer
+from mt.text.tokenizer import Tokenizers
 
 _Codes = npt.NDArray[np.uint32]
 _Bytes = npt.NDArray[np.uint8]
@@ -191,10 +191,12 @@ def n_in_training(
         config: of a run that the corpus was prepared for.
         sets: pairs without tags.
     """
-    held_out, tokenizer = HeldOut.of_run(config, sets), Tokenizer.load(corpus.tokenizer_path)
+    held_out, tokenizers = HeldOut.of_run(config, sets), Tokenizers.load(corpus.tokenizer_paths)
     found: list[set[str]] = [set(), set()]
     with Meter("sentences", 2 * len(corpus.train), what="comparing test sets with the training text") as meter:
-        for side, sentences in enumerate((corpus.train.src, corpus.train.tgt)):
+        for side, (tokenizer, sentences) in enumerate(
+            zip(tokenizers, (corpus.train.src, corpus.train.tgt), strict=True)
+        ):
             for start in range(0, len(sentences), _SENTENCES_AT_ONCE):
                 ids = [sentences[i].tolist() for i in range(start, min(start + _SENTENCES_AT_ONCE, len(sentences)))]
                 lines = [without_tag(line, config.data.tags) for line in tokenizer.decode_batch(ids)]

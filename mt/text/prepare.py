@@ -14,7 +14,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import reduce
 from itertools import accumulate, chain, islice
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,17 @@ from mt.text.corpus import (
 )
 from mt.text.normalise import NORMALISER_VERSION, Normalisers
 from mt.text.overlap import HeldOut, NgramOverlap
-from mt.text.tokenizer import MAX_WORD_BYTES, Tokenizer, adopt_model, n_skipped_words, train_tokenizer, vocabulary_facts
+from mt.text.tokenizer import (
+    MAX_WORD_BYTES,
+    Tokenizers,
+    Vocabulary,
+    adopt_model,
+    n_skipped_words,
+    tokenizer_paths,
+    train_tokenizer,
+    vocabularies,
+    vocabulary_facts,
+)
 from mt.units import listed
 
 N_SAMPLE_PAIRS = 50  # kept pairs that the report shows
@@ -62,13 +74,13 @@ _PACKAGES = ("mt-train", "sentencepiece", "datasets", "sacrebleu", "numpy", "py3
 _log = logging.getLogger(__name__)
 
 
-def corpus_fingerprint(config: RunConfig, tokenizer_path: Path | None = None) -> str:
+def corpus_fingerprint(config: RunConfig, given: Sequence[Path] = ()) -> str:
     """Return 16 hexadecimal digits that identify the content of all corpora and the settings of preparation.
 
     It does not depend on the paths and weights of corpora: a weight changes the training plan, not the corpus.
 
     Args:
-        tokenizer_path: as for `prepare_corpus`.
+        given: as for `prepare_corpus`.
     Raises:
         DataError: a local corpus, or the tokenizer, is missing or unreadable.
     """
@@ -81,28 +93,29 @@ def corpus_fingerprint(config: RunConfig, tokenizer_path: Path | None = None) ->
         "train": [entry for key, entry in entries.items() if key.startswith("data.train.")],
         "valid": entries["data.valid"],
         "test": [[name, *entries[f"data.test.{name}"]] for name in data.test],
-        "tokenizer": _tokenizer_fingerprint(config, tokenizer_path),
+        "tokenizer": _tokenizer_fingerprint(config, given),
         "cleaning": [data.max_tokens, asdict(data.clean), NORMALISER_VERSION],
     }
     canonical = json.dumps(content, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
 
 
-def _tokenizer_fingerprint(config: RunConfig, tokenizer_path: Path | None) -> Any:
-    path = tokenizer_path or (Path(config.tokenizer.model) if config.tokenizer.model else None)
-    if path is None:
-        settings = asdict(config.tokenizer)
-        del settings["model"]
-        return settings
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        fix = "correct tokenizer.model, or remove it to train a tokenizer"
-        raise DataError(path, f"the tokenizer cannot be read ({error.strerror})", fix) from None
-    return [hashlib.blake2b(content).hexdigest(), config.tokenizer.user_symbols]
+def _tokenizer_fingerprint(config: RunConfig, given: Sequence[Path]) -> Any:
+    settings = config.tokenizer
+    paths = given or [Path(model) for model in (settings.model, settings.tgt_model) if model]
+    if not paths:
+        return {key: value for key, value in asdict(settings).items() if not key.endswith("model")}
+    digests = []
+    for key, path in zip(("model", "tgt_model"), paths, strict=False):
+        try:
+            digests.append(hashlib.blake2b(path.read_bytes()).hexdigest())
+        except OSError as error:
+            fix = f"correct tokenizer.{key}, or remove it to train a tokenizer"
+            raise DataError(path, f"the tokenizer cannot be read ({error.strerror})", fix) from None
+    return [*digests, settings.user_symbols]
 
 
-def prepare_corpus(config: RunConfig, tokenizer_path: Path | None = None) -> PreparedCorpus:
+def prepare_corpus(config: RunConfig, given: Sequence[Path] = ()) -> PreparedCorpus:
     """Return the prepared corpus of a config: open it if it exists, otherwise build it.
 
     It is built under another name and renamed at the end, so it is either complete or absent. An interrupted
@@ -110,20 +123,21 @@ def prepare_corpus(config: RunConfig, tokenizer_path: Path | None = None) -> Pre
     Memory does not grow with the corpus, except for two bytes a pair and the words of the tokenizer's sample.
 
     Args:
-        tokenizer_path: the tokenizer of the model that training starts from; it is used unchanged.
+        given: the tokenizer files of the model that training starts from, see `tokenizer_paths`; used unchanged.
     Raises:
         DataError: a corpus is missing, unreadable or not parallel, or no pairs are left.
         ConfigError: the vocabulary does not fit the corpus, or the tokenizer does not know a tag.
         MTError: a worker process was killed.
     """
-    fingerprint = corpus_fingerprint(config, tokenizer_path)
+    fingerprint = corpus_fingerprint(config, given)
     folder = Path(config.data.prepared_dir) / fingerprint
     if folder.exists():
         return _opened(folder)
     for reader in readers_of(config).values():
         reader.check()
-    if config.tokenizer.model is not None:
-        adopt_model(Path(config.tokenizer.model), config.symbols)
+    for vocabulary in vocabularies(config):
+        if vocabulary.settings.model is not None:
+            adopt_model(Path(vocabulary.settings.model), vocabulary.symbols)
     building = folder.with_name(f".building-{fingerprint}")
     waiting = f"{folder}: another process is preparing this corpus; waiting for it"
     try:
@@ -133,7 +147,7 @@ def prepare_corpus(config: RunConfig, tokenizer_path: Path | None = None) -> Pre
         with lock, exit_on_signals():
             if folder.exists():
                 return _opened(folder)
-            _build(config, building, tokenizer_path)
+            _build(config, building, given)
             raise_pending_exit()
             building.rename(folder)
     except OSError as error:
@@ -149,7 +163,7 @@ def _opened(folder: Path) -> PreparedCorpus:
     return corpus
 
 
-def _build(config: RunConfig, building: Path, tokenizer_path: Path | None) -> None:
+def _build(config: RunConfig, building: Path, given: Sequence[Path]) -> None:
     """Build the corpus; if this fails, remove the folder. Only the process that holds the lock may call this."""
     parts = building / "shards"
     has_begun = parts.exists()
@@ -160,7 +174,7 @@ def _build(config: RunConfig, building: Path, tokenizer_path: Path | None) -> No
             _log.info(f"{building}: continuing an interrupted preparation of the same data")
         # The manifest is written last: if it exists, only the shards are left to remove.
         if not (building / "manifest.json").exists():
-            _Builder(config, building, tokenizer_path).build()
+            _Builder(config, building, given).build()
         shutil.rmtree(parts)
     except (KeyboardInterrupt, SystemExit):
         _log.info(f"interrupted; the same command continues from the finished parts, kept for {_DAYS_KEPT} days")
@@ -183,14 +197,14 @@ def _remove_old_leftovers(prepared_dir: Path) -> None:
 class _Builder:
     """The preparation of one corpus in its own folder. `build` lists the steps in order."""
 
-    def __init__(self, config: RunConfig, folder: Path, tokenizer_path: Path | None) -> None:
+    def __init__(self, config: RunConfig, folder: Path, given: Sequence[Path]) -> None:
         self.config = config
         readers = readers_of(config)
         self.train_readers = [reader for key, reader in readers.items() if key.startswith("data.train.")]
         tests = {name: readers[f"data.test.{name}"] for name in config.data.test}
         self.held_out_readers = {"valid": readers["data.valid"], **tests}
         self.folder = folder
-        self.tokenizer_path = tokenizer_path
+        self.given = given
         self.fingerprint = folder.name.removeprefix(".building-")
         self.seconds: dict[str, float] = {}
         self.shards: list[shards.Shard] = []  # of all corpora, in order
@@ -207,11 +221,11 @@ class _Builder:
         with self._timed("count_words"):
             words, n_lines = self._count_words(repeats)
         with self._timed("tokenizer"):
-            tokenizer, tokenizer_facts = self._make_tokenizer(words, n_lines)
+            tokenizers, tokenizer_facts = self._make_tokenizers(words, n_lines)
         with self._timed("encode"):
             self._encode()
-            train_facts = self._join(ids_dtype(tokenizer.vocab_size))
-            valid_facts = self._encode_valid(tokenizer, sets["valid"])
+            train_facts = self._join(ids_dtype(tokenizers.vocab_size))
+            valid_facts = self._encode_valid(tokenizers, sets["valid"])
         with self._timed("report"):
             overlap = NgramOverlap(held_out)
             for shard in self.shards:
@@ -225,10 +239,10 @@ class _Builder:
                 "valid": described.pop("valid") | valid_facts,
                 "test": described,
                 "overlap": overlap.facts(),
-                "tokenizer": {**tokenizer_facts, **vocabulary_facts(tokenizer, *words)},
+                "tokenizer": {**tokenizer_facts, **vocabulary_facts(tokenizers, *words)},
             }
             self._join_removed()
-        if corpus_fingerprint(self.config, self.tokenizer_path) != self.fingerprint:
+        if corpus_fingerprint(self.config, self.given) != self.fingerprint:
             fix = "start again when no other program writes to the training, validation and test files"
             raise DataError("data", "a file was changed while the corpus was prepared from it", fix)
         self._write_report_and_manifest(facts)
@@ -332,39 +346,46 @@ class _Builder:
             _log.info(f"duplicates removed: {removed_text({rule: removed[rule] for rule in shards.DUPLICATES})}")
         return words, n_lines
 
-    def _make_tokenizer(self, words: Sequence[Counter[str]], n_lines: int) -> tuple[Tokenizer, dict[str, Any]]:
-        """Write the tokenizer's file; return the tokenizer and the report's entry about its origin."""
-        path, settings, symbols = self.folder / "tokenizer.model", self.config.tokenizer, self.config.symbols
+    def _make_tokenizers(self, words: Sequence[Counter[str]], n_lines: int) -> tuple[Tokenizers, dict[str, Any]]:
+        """Write the files of the tokenizers; return the tokenizers and the report's entry about their origin."""
+        settings, made_from = self.config.tokenizer, vocabularies(self.config)
         facts: dict[str, Any] = {"kind": "given"}
-        if self.tokenizer_path is not None:
-            shutil.copyfile(self.tokenizer_path, path)
-        elif settings.model is not None:
-            path.write_bytes(adopt_model(Path(settings.model), symbols))
-            facts["model"] = settings.model
-        else:
-            trained = self.folder / "shards" / "tokenizer.model"  # a killed training leaves other files next to it
-            both = words[0] + words[1]
-            if not trained.exists():
-                self._train_tokenizer(both, n_lines, trained)
-            shutil.copyfile(trained, path)
+        if not self.given and settings.model is not None:
+            facts |= {"model": settings.model} | ({} if settings.joint else {"tgt_model": settings.tgt_model})
+        elif not self.given:
             facts = {"kind": settings.kind, "character_coverage": settings.character_coverage}
-            facts |= {"lines": n_lines, "skipped_words": n_skipped_words(both)}
-        tokenizer = Tokenizer.load(path)
-        for symbol in symbols:
-            ids = tokenizer.encode(symbol)
-            if len(ids) != 1 or tokenizer.decode(ids).strip() != symbol:
-                problem = "the tokenizer of train.init_from does not have this symbol"
-                fix = "remove it from tokenizer.user_symbols and the tags of corpora, or train from scratch"
-                raise ConfigError(symbol, problem, fix)
-        return tokenizer, {**facts, "vocab_size": tokenizer.vocab_size, "symbols": list(symbols)}
+            facts |= {"split_digits": settings.split_digits, "lines": n_lines, "skipped_words": 0}
+        for i, vocabulary in enumerate(made_from):
+            path = self.folder / vocabulary.file_name
+            if self.given:
+                shutil.copyfile(self.given[i], path)
+            elif vocabulary.settings.model is not None:
+                path.write_bytes(adopt_model(Path(vocabulary.settings.model), vocabulary.symbols))
+            else:
+                trained = self.folder / "shards" / path.name  # a killed training leaves other files next to it
+                counts = reduce(add, (words[side] for side in vocabulary.sides))
+                if not trained.exists():
+                    self._train_tokenizer(vocabulary, counts, n_lines * len(vocabulary.sides) // 2, trained)
+                shutil.copyfile(trained, path)
+                facts["skipped_words"] += n_skipped_words(counts)
+        tokenizers = Tokenizers.load(tokenizer_paths(self.folder))
+        for vocabulary in made_from:
+            tokenizer = tokenizers[vocabulary.sides[0]]
+            for symbol in vocabulary.symbols:
+                ids = tokenizer.encode(symbol)
+                if len(ids) != 1 or tokenizer.decode(ids).strip() != symbol:
+                    problem = "the tokenizer of train.init_from does not have this symbol"
+                    fix = "remove it from tokenizer.user_symbols and the tags of corpora, or train from scratch"
+                    raise ConfigError(symbol, problem, fix)
+        return tokenizers, {**facts, "vocab_size": tokenizers.vocab_size, "symbols": list(self.config.symbols)}
 
-    def _train_tokenizer(self, words: Counter[str], n_lines: int, path: Path) -> None:
-        settings, n_skipped = self.config.tokenizer, n_skipped_words(words)
-        what = f"{settings.kind} tokenizer of {settings.vocab_size:,} pieces"
+    def _train_tokenizer(self, vocabulary: Vocabulary, words: Counter[str], n_lines: int, path: Path) -> None:
+        settings, n_skipped = vocabulary.settings, n_skipped_words(words)
+        what = f"{vocabulary.name} {settings.kind} tokenizer of {settings.vocab_size:,} pieces".lstrip()
         _log.info(f"training a {what} on {n_lines:,} lines with {len(words):,} distinct words")
         started_at = time.perf_counter()
         with Meter(None, what=f"training the {what}") as meter:
-            train_tokenizer(words, settings, path, self.config.symbols, while_waiting=meter.advance)
+            train_tokenizer(words, settings, path, vocabulary.symbols, meter.advance, vocabulary.size_key)
         skipped = f"; {n_skipped:,} words were left out of training (over {MAX_WORD_BYTES:,} bytes each)"
         _log.info(f"{what}: trained in {time.perf_counter() - started_at:.0f} s{skipped if n_skipped else ''}")
 
@@ -372,7 +393,7 @@ class _Builder:
         max_tokens, tags = self.config.data.max_tokens, [corpus.tag for corpus in self.config.data.train]
         sizes = [shard.result("kept")["n_pairs"] for shard in self.shards]
         started_at = time.perf_counter()
-        encoding = shards.Encoding(self.folder / "tokenizer.model", max_tokens, tags)
+        encoding = shards.Encoding(tokenizer_paths(self.folder), max_tokens, tags)
         self._run(encoding, zip(self.shards, _shown(sizes), strict=True), sum(sizes))
         total = self._require_pairs("encoded")
         n_too_long = total.removed["too_many_tokens"].count
@@ -420,16 +441,16 @@ class _Builder:
             "samples": [sample for shard in self.shards for sample in shard.result("encoded")["samples"]],
         }
 
-    def _encode_valid(self, tokenizer: Tokenizer, pairs: Sequence[SentencePair]) -> dict[str, Any]:
+    def _encode_valid(self, tokenizers: Tokenizers, pairs: Sequence[SentencePair]) -> dict[str, Any]:
         corpus, max_tokens = self.config.data.valid, self.config.data.max_tokens
-        sides = shards.encode_pairs(tokenizer, Normalisers.of_run(self.config).pairs(pairs), corpus.tag)
+        sides = shards.encode_pairs(tokenizers, Normalisers.of_run(self.config).pairs(pairs), corpus.tag)
         for pair, *ids in zip(pairs, *sides, strict=True):
             longest = max(map(len, ids))
             if longest > MAX_VALIDATION_TOKENS:
                 allowed = f"but validation allows at most {MAX_VALIDATION_TOKENS:,}"
                 problem = f"line {pair.line:,} has {longest:,} tokens, {allowed}"
                 raise DataError(corpus.description, problem, "split or remove the line")
-        flat = [flat_ids(side, ids_dtype(tokenizer.vocab_size)) for side in sides]
+        flat = [flat_ids(side, ids_dtype(tokenizers.vocab_size)) for side in sides]
         facts = write_parallel_ids(self.folder, "valid", [flat])
         longest = max(facts["longest_src"], facts["longest_tgt"])
         if longest > max_tokens:

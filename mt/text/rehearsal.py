@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mt.config.settings import RunConfig
+from mt.config.settings import RunConfig, VocabSizes
 from mt.errors import ConfigError
 from mt.text.checks import FEWEST_PAIRS, Finding, percent, quoted, rounded, warning
 from mt.text.clean import RULES, Cleaner, Counted, Tally
@@ -22,7 +22,7 @@ from mt.text.corpus import SIDES
 from mt.text.overlap import HeldOut, folded_all
 from mt.text.sample import Sample
 from mt.text.shards import encode_pairs
-from mt.text.tokenizer import UNK_ID, Tokenizer, count_words, train_tokenizer
+from mt.text.tokenizer import UNK_ID, Tokenizer, Tokenizers, Vocabulary, count_words, train_tokenizer, vocabularies
 
 _ENCODED_PAIRS = 5_000  # of each corpus
 _SEED = 1
@@ -74,8 +74,8 @@ class Rehearsal:
     """The encoded samples of all training corpora, and estimates for the whole corpora."""
 
     sources: tuple[EncodedSample, ...]
-    tokenizer: Tokenizer  # has fewer pieces than configured if the samples are too small
-    vocab_size: int
+    tokenizers: Tokenizers  # have fewer pieces than configured if the samples are too small
+    vocab_size: VocabSizes
     tokenizer_seconds: float  # the time of training it on the samples; 0 if it is given
 
     @property
@@ -116,32 +116,36 @@ def clean_sample(sample: Sample, config: RunConfig, held_out: HeldOut | None = N
     return CleanedSample(sample, pairs, tally.removed, seconds)
 
 
-def rehearse(config: RunConfig, cleaned: Sequence[CleanedSample], given: Tokenizer | None) -> Rehearsal:
+def rehearse(config: RunConfig, cleaned: Sequence[CleanedSample], given: Tokenizers | None) -> Rehearsal:
     """Encode a part of each cleaned sample.
 
     Args:
-        given: a tokenizer to use; otherwise one is trained on the samples.
+        given: tokenizers to use; otherwise they are trained on the samples.
     Raises:
         ConfigError: the samples are the whole corpus, and the vocabulary size does not fit it.
     """
     started_at = time.perf_counter()
-    tokenizer = given or _trained(config, cleaned)
+    tokenizers = given or _trained(config, cleaned)
     tokenizer_seconds = 0.0 if given else time.perf_counter() - started_at
-    encoded = tuple(_encoded(sample, tokenizer, config.data.max_tokens) for sample in cleaned)
-    vocab_size = given.vocab_size if given else config.tokenizer.vocab_size
-    return Rehearsal(encoded, tokenizer, vocab_size, tokenizer_seconds)
+    encoded = tuple(_encoded(sample, tokenizers, config.data.max_tokens) for sample in cleaned)
+    vocab_size = given.vocab_size if given else config.tokenizer.vocab_sizes
+    return Rehearsal(encoded, tokenizers, vocab_size, tokenizer_seconds)
 
 
-def _trained(config: RunConfig, cleaned: Sequence[CleanedSample]) -> Tokenizer:
+def _trained(config: RunConfig, cleaned: Sequence[CleanedSample]) -> Tokenizers:
+    return Tokenizers.of([_trained_one(vocabulary, cleaned) for vocabulary in vocabularies(config)])
+
+
+def _trained_one(vocabulary: Vocabulary, cleaned: Sequence[CleanedSample]) -> Tokenizer:
     """Train a tokenizer of the configured size; if the samples are only a part of the corpus, perhaps a smaller one."""
-    settings, first_error = config.tokenizer, None
+    settings, first_error = vocabulary.settings, None
     is_whole = all(sample.sample.is_whole for sample in cleaned)
-    words = count_words(text for sample in cleaned for pair in sample.pairs for text in pair[:2])
+    words = count_words(pair[:2][side] for sample in cleaned for pair in sample.pairs for side in vocabulary.sides)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokenizer.model"
         while True:
             try:
-                train_tokenizer(words, settings, path, config.symbols)
+                train_tokenizer(words, settings, path, vocabulary.symbols, size_key=vocabulary.size_key)
                 return Tokenizer.load(path)
             except ConfigError as error:
                 first_error = first_error or error
@@ -151,14 +155,17 @@ def _trained(config: RunConfig, cleaned: Sequence[CleanedSample]) -> Tokenizer:
                 settings = replace(settings, vocab_size=smaller)
 
 
-def _encoded(cleaned: CleanedSample, tokenizer: Tokenizer, max_tokens: int) -> EncodedSample:
+def _encoded(cleaned: CleanedSample, tokenizers: Tokenizers, max_tokens: int) -> EncodedSample:
     started_at = time.perf_counter()
     # Draw at random: in Multi30k, every second line is a long one.
     n_drawn = min(len(cleaned.pairs), _ENCODED_PAIRS)
     drawn = np.sort(np.random.default_rng(_SEED).choice(len(cleaned.pairs), n_drawn, replace=False))
-    sides = encode_pairs(tokenizer, [cleaned.pairs[i] for i in drawn], n_threads=1)
+    sides = encode_pairs(tokenizers, [cleaned.pairs[i] for i in drawn], n_threads=1)
     lengths = np.array([[len(ids) for ids in side] for side in sides], dtype=np.int64)
-    counts = tuple(np.bincount([i for ids in side for i in ids[:-1]], minlength=tokenizer.vocab_size) for side in sides)
+    counts = tuple(
+        np.bincount([i for ids in side for i in ids[:-1]], minlength=tokenizer.vocab_size)
+        for side, tokenizer in zip(sides, tokenizers, strict=True)
+    )
     seconds = time.perf_counter() - started_at
     return EncodedSample(cleaned, lengths, lengths.max(axis=0) <= max_tokens, counts, seconds)
 
@@ -199,7 +206,7 @@ def check_rehearsal(rehearsal: Rehearsal, config: RunConfig) -> Iterator[Finding
         yield Finding("error", "nothing_left", "data.train", problem, "see the findings for each training corpus")
     for source in rehearsal.sources:
         yield from _too_long(source, config.data.max_tokens)
-        yield from _bytes_and_unknown(source, rehearsal.tokenizer, config)
+        yield from _bytes_and_unknown(source, rehearsal.tokenizers, config)
     yield from _vocabulary_size(rehearsal, config)
 
 
@@ -212,17 +219,19 @@ def _too_long(source: EncodedSample, max_tokens: int) -> Iterator[Finding]:
         yield warning("max_tokens", source.sample, None, f"{removed}; one in a hundred has {longest:,} or more", fix)
 
 
-def _bytes_and_unknown(source: EncodedSample, tokenizer: Tokenizer, config: RunConfig) -> Iterator[Finding]:
-    fix = "raise tokenizer.character_coverage or tokenizer.vocab_size"
-    if config.tokenizer.model is not None or config.train.init_from is not None:
-        fix = "use a tokenizer that was trained on similar text"
+def _bytes_and_unknown(source: EncodedSample, tokenizers: Tokenizers, config: RunConfig) -> Iterator[Finding]:
+    is_given = config.tokenizer.model is not None or config.train.init_from is not None
     for side, counts in enumerate(source.piece_counts):
+        vocabulary = next(one for one in vocabularies(config) if side in one.sides)
+        fix = f"raise tokenizer.character_coverage or {vocabulary.size_key}"
+        if is_given:
+            fix = "use a tokenizer that was trained on similar text"
         n_tokens = max(1, int(counts.sum()))
         unknown_share = int(counts[UNK_ID]) / n_tokens
         if unknown_share > _MANY_UNKNOWN:
             problem = f"{percent(unknown_share)} of its tokens are unknown to the tokenizer"
             yield warning("unknown", source.sample, side, problem, fix)
-        byte_share = int(counts[sorted(tokenizer.byte_ids)].sum()) / n_tokens
+        byte_share = int(counts[sorted(tokenizers[side].byte_ids)].sum()) / n_tokens
         if byte_share > _MANY_BYTES:
             problem = (
                 f"{percent(byte_share)} of its tokens are single bytes: their characters are not in the vocabulary"
@@ -236,12 +245,14 @@ def _vocabulary_size(rehearsal: Rehearsal, config: RunConfig) -> Iterator[Findin
     Source: Gowda and May 2020, Finding the Optimal Vocabulary Size for Neural Machine Translation.
     """
     is_given = config.tokenizer.model is not None or config.train.init_from is not None
-    n_tokens = sum(source.n_tokens(side) for source in rehearsal.sources for side in (0, 1))
-    occurrences = n_tokens / rehearsal.vocab_size
-    if is_given or occurrences >= FEWEST_OCCURRENCES or not all(source.sample.is_read for source in rehearsal.sources):
+    if is_given or not all(source.sample.is_read for source in rehearsal.sources):
         return
-    key = "tokenizer.vocab_size"
-    often = f"on average, each of {rehearsal.vocab_size:,} pieces occurs only {occurrences:.0f} times in the corpus"
-    problem = f"{key}: {often}, too rarely to be learnt well"
-    smaller = max(_SMALLEST_VOCABULARY, rounded(n_tokens / (2 * FEWEST_OCCURRENCES)))
-    yield Finding("warning", "vocabulary", key, problem, f"set it to {smaller}, or give more text")
+    for vocabulary in vocabularies(config):
+        n_tokens = sum(source.n_tokens(side) for source in rehearsal.sources for side in vocabulary.sides)
+        key, size = vocabulary.size_key, vocabulary.settings.vocab_size
+        if (occurrences := n_tokens / size) < FEWEST_OCCURRENCES:
+            pieces = f"{size:,} {vocabulary.name} pieces".replace("  ", " ")
+            often = f"on average, each of {pieces} occurs only {occurrences:.0f} times in the corpus"
+            problem = f"{key}: {often}, too rarely to be learnt well"
+            smaller = max(_SMALLEST_VOCABULARY, rounded(n_tokens / (2 * FEWEST_OCCURRENCES)))
+            yield Finding("warning", "vocabulary", key, problem, f"set it to {smaller}, or give more text")

@@ -12,7 +12,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import compress
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +25,7 @@ from mt.text.clean import Cleaner, Tally, shortened
 from mt.text.corpora import Chunk, SentencePair
 from mt.text.corpus import SIDES, flat_ids, ids_dtype
 from mt.text.overlap import HeldOut, NgramOverlap, folded_all
-from mt.text.tokenizer import EOS_ID, Tokenizer, count_words
+from mt.text.tokenizer import EOS_ID, Tokenizers, count_words
 
 PAIRS_PER_SHARD = 50_000
 DUPLICATES = ("duplicate", "folded_duplicate")
@@ -181,13 +181,13 @@ class Encoding(Stage):
 
     name, what = "encoded", "encoding"
 
-    def __init__(self, tokenizer_path: Path, max_tokens: int, tags: Sequence[str | None]) -> None:
+    def __init__(self, tokenizer_paths: Sequence[Path], max_tokens: int, tags: Sequence[str | None]) -> None:
         """
         Args:
             tags: the tag of each training corpus, in their order.
         """
-        self._tokenizer_path, self._max_tokens, self._tags = tokenizer_path, max_tokens, tags
-        self._tokenizer: Tokenizer | None = None  # loaded in the worker process
+        self._tokenizer_paths, self._max_tokens, self._tags = tokenizer_paths, max_tokens, tags
+        self._tokenizers: Tokenizers | None = None  # loaded in the worker process
 
     def __call__(self, shard: Shard, shown: Sequence[int]) -> int:
         """Run the stage.
@@ -195,17 +195,17 @@ class Encoding(Stage):
         Args:
             shown: the indices of the pairs that the report shows as samples.
         """
-        self._tokenizer = self._tokenizer or Tokenizer.load(self._tokenizer_path)
+        self._tokenizers = self._tokenizers or Tokenizers.load(self._tokenizer_paths)
         account = _Account()
         account.add(shard.result("kept")["tally"])
         pairs = list(compress(shard.read_cleaned(), np.fromfile(shard.path("kept.mask"), dtype=np.bool_)))
-        sides = encode_pairs(self._tokenizer, pairs, self._tags[shard.corpus], n_threads=1)
+        sides = encode_pairs(self._tokenizers, pairs, self._tags[shard.corpus], n_threads=1)
         fits = [max(len(src), len(tgt)) <= self._max_tokens for src, tgt in zip(*sides, strict=True)]
         for pair, fit in zip(pairs, fits, strict=True):
             if not fit:
                 account.remove("too_many_tokens", pair)
         for name, side in zip(SIDES, sides, strict=True):
-            ids, lengths = flat_ids(list(compress(side, fits)), ids_dtype(self._tokenizer.vocab_size))
+            ids, lengths = flat_ids(list(compress(side, fits)), ids_dtype(self._tokenizers.vocab_size))
             ids.tofile(shard.path(f"encoded.{name}.ids"))
             lengths.tofile(shard.path(f"encoded.{name}.lengths"))
         np.array([pair.line for pair in compress(pairs, fits)], dtype=np.int64).tofile(shard.path("encoded.lines"))
@@ -215,15 +215,15 @@ class Encoding(Stage):
 
 
 def encode_pairs(
-    tokenizer: Tokenizer, pairs: Sequence[SentencePair], tag: str | None = None, n_threads: int | None = None
+    tokenizers: Tokenizers, pairs: Sequence[SentencePair], tag: str | None = None, n_threads: int | None = None
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Return the ids of both sides, each sentence with its EOS."""
     prefix = "" if tag is None else f"{tag} "
-    texts = [f"{prefix}{pair.src}" for pair in pairs] + [pair.tgt for pair in pairs]
-    ids = tokenizer.encode_batch(texts, n_threads)
-    for sentence in ids:
+    src = tokenizers.src.encode_batch([f"{prefix}{pair.src}" for pair in pairs], n_threads)
+    tgt = tokenizers.tgt.encode_batch([pair.tgt for pair in pairs], n_threads)
+    for sentence in chain(src, tgt):
         sentence.append(EOS_ID)
-    return ids[: len(pairs)], ids[len(pairs) :]
+    return src, tgt
 
 
 # ---------------------------------------------------------------------------------------------------- duplicates

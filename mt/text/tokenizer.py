@@ -1,4 +1,4 @@
-"""The tokenizer: one SentencePiece model for both languages. The special ids are defined here."""
+"""The tokenizers: a SentencePiece model for both languages, or one for each. The special ids are defined here."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate, chain, islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +19,14 @@ import sentencepiece
 from sentencepiece import sentencepiece_pb2
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-from mt.config.settings import TokenizerConfig
+from mt.config.settings import RunConfig, TokenizerConfig, VocabSizes
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.system.files import whole_file
 from mt.system.provenance import n_cores
 from mt.system.workers import run_apart
 
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
+JOINT_FILE, SEPARATE_FILES = "tokenizer.model", ("tokenizer.src.model", "tokenizer.tgt.model")
 
 Piece = ModelProto.SentencePiece
 
@@ -35,6 +37,8 @@ _CUT = "<pad>"
 # Text that no piece may contain. The trainer itself reads a tab as the end of the word, skips words with U+2585, and
 # fails on a zero byte.
 _CUTTING = r"[\0\t\n\r\u2585]|</?s>|<pad>|<unk>|<0x[0-9A-F]{2}>"
+# The ends of digits that the trainer's own split_digits does not know: all but 0 to 9.
+_DIGIT_ENDS = r"(?<=[^\D0-9])|(?=[^\D0-9])"
 _LEAST_COVERAGE = 0.98  # the smallest character coverage that the trainer accepts
 _TRAINER_SETTINGS = {
     "pad_id": PAD_ID,
@@ -139,6 +143,71 @@ class Tokenizer:
         return ends
 
 
+class Tokenizers(NamedTuple):
+    """The tokenizers of both sides: twice the same object if they have a joint vocabulary."""
+
+    src: Tokenizer
+    tgt: Tokenizer
+
+    @classmethod
+    def load(cls, paths: Sequence[Path]) -> Tokenizers:
+        """Load the tokenizers; see `Tokenizer.load`.
+
+        Args:
+            paths: as from `tokenizer_paths`.
+        """
+        return cls.of([Tokenizer.load(path) for path in paths])
+
+    @classmethod
+    def of(cls, given: Sequence[Tokenizer]) -> Tokenizers:
+        """Return the tokenizers of both sides: the one that is given, or the source's and the target's."""
+        return cls(given[0], given[-1])
+
+    @property
+    def vocab_size(self) -> VocabSizes:
+        """The number of pieces of the joint vocabulary, or of the two vocabularies."""
+        return self.src.vocab_size if self.src is self.tgt else (self.src.vocab_size, self.tgt.vocab_size)
+
+
+def tokenizer_paths(folder: Path) -> tuple[Path, ...]:
+    """Return the paths of the files in a folder: of its joint tokenizer, or of the source's and the target's."""
+    separate = tuple(folder / name for name in SEPARATE_FILES)
+    is_joint = (folder / JOINT_FILE).is_file() or not any(path.is_file() for path in separate)
+    return (folder / JOINT_FILE,) if is_joint else separate
+
+
+class Vocabulary(NamedTuple):
+    """A vocabulary of a run: the joint one, or that of one side."""
+
+    file_name: str
+    sides: tuple[int, ...]  # 0: source, 1: target
+    settings: TokenizerConfig  # its own `model` and `vocab_size`
+    symbols: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Its name in messages: empty for the joint vocabulary."""
+        return "" if len(self.sides) > 1 else ("source", "target")[self.sides[0]]
+
+    @property
+    def size_key(self) -> str:
+        """The setting that gives its size."""
+        return "tokenizer.tgt_vocab_size" if self.sides == (1,) else "tokenizer.vocab_size"
+
+
+def vocabularies(config: RunConfig) -> list[Vocabulary]:
+    """Return the vocabularies that a config describes: one, or the source's and the target's."""
+    settings, symbols = config.tokenizer, config.symbols
+    if settings.joint:
+        return [Vocabulary(JOINT_FILE, (0, 1), settings, symbols)]
+    tgt_settings = replace(
+        settings, model=settings.tgt_model, vocab_size=settings.tgt_vocab_size or settings.vocab_size
+    )
+    # Tags are in front of source segments only.
+    given = (settings, symbols), (tgt_settings, settings.user_symbols)
+    return [Vocabulary(SEPARATE_FILES[side], (side,), *one) for side, one in enumerate(given)]
+
+
 def _read_model(path: Path, kind: type[MTError], advice: str) -> bytes:
     """Return the bytes of a file that SentencePiece can load; raise an error of the given kind if it cannot."""
     try:
@@ -172,6 +241,7 @@ def train_tokenizer(
     model_path: Path,
     symbols: Sequence[str] = (),
     while_waiting: Callable[[], None] = lambda: None,
+    size_key: str = "tokenizer.vocab_size",
 ) -> None:
     """Train a model on word counts and write it to `model_path`. The same counts give the same bytes everywhere.
 
@@ -183,6 +253,7 @@ def train_tokenizer(
         word_counts: of normalised text, as from `count_words`, in any order.
         symbols: pieces that are never split, such as <bt>. Each becomes two pieces, with a space before it and without.
         while_waiting: called about once a second. Training runs in a separate process, to free its memory at the end.
+        size_key: the setting that gives the size of the vocabulary, for errors.
     Raises:
         ConfigError: the vocabulary is too large or too small for these words.
         DataError: there are no words to train on.
@@ -196,16 +267,17 @@ def train_tokenizer(
         "model_type": config.kind,
         "vocab_size": config.vocab_size,
         "character_coverage": 1.0 if config.character_coverage < _LEAST_COVERAGE else config.character_coverage,
+        "split_digits": config.split_digits,
         "user_defined_symbols": list(chain.from_iterable(map(_symbol_pieces, symbols))),
         **_TRAINER_SETTINGS,
     }
     with tempfile.NamedTemporaryFile(prefix=f".{model_path.name}.words-", dir=model_path.parent) as file:
-        file.writelines(_trainer_lines(word_counts, config.character_coverage, symbols))
+        file.writelines(_trainer_lines(word_counts, config, symbols))
         file.flush()
         try:
             model = run_apart(_train, file.name, settings, while_waiting=while_waiting)
         except RuntimeError as failure:
-            raise _explained(failure, config) from None
+            raise _explained(failure, size_key, config.vocab_size) from None
     with whole_file(model_path) as stream:
         stream.write(model)
 
@@ -228,10 +300,11 @@ def _symbol_pieces(symbol: str) -> tuple[str, str]:
     return WORD_START + symbol, symbol
 
 
-def _trainer_lines(counts: Mapping[str, int], coverage: float, symbols: Sequence[str]) -> Iterator[bytes]:
+def _trainer_lines(counts: Mapping[str, int], config: TokenizerConfig, symbols: Sequence[str]) -> Iterator[bytes]:
     """Yield `word<TAB>count`, sorted. Text that no piece may contain, and rare characters if needed, become `_CUT`."""
+    coverage = config.character_coverage
     pieces = sorted(chain.from_iterable(map(_symbol_pieces, symbols)), key=len, reverse=True)
-    cutting = "|".join([_CUTTING, *map(re.escape, pieces)])
+    cutting = "|".join([_CUTTING, *map(re.escape, pieces), *([_DIGIT_ENDS] if config.split_digits else [])])
     if coverage < _LEAST_COVERAGE:
         required = _required_characters(counts, coverage, re.compile(cutting))
         cutting += f"|[^{re.escape(''.join(required))}]"
@@ -267,8 +340,8 @@ def _train(words_path: str, settings: Mapping[str, Any]) -> bytes:
     return model.getvalue()
 
 
-def _explained(failure: RuntimeError, config: TokenizerConfig) -> Exception:
-    key, size = "tokenizer.vocab_size", f"{config.vocab_size:,}"
+def _explained(failure: RuntimeError, key: str, vocab_size: int) -> Exception:
+    size = f"{vocab_size:,}"
     if found := re.search(r"Vocabulary size too high \(\d+\)\. Please set it to a value <= (\d+)", str(failure)):
         problem = f"{size} is too large for this corpus, which gives at most {int(found[1]):,} pieces"
         return ConfigError(key, problem, f"set it to {found[1]} or less, or give more text")
@@ -332,7 +405,7 @@ def adopt_model(path: Path, symbols: Sequence[str]) -> bytes:
 
 
 def vocabulary_facts(
-    tokenizer: Tokenizer, src_counts: Mapping[str, int], tgt_counts: Mapping[str, int]
+    tokenizers: Tokenizers, src_counts: Mapping[str, int], tgt_counts: Mapping[str, int]
 ) -> dict[str, Any]:
     """Return statistics of how the vocabulary segments each side, and of the pieces that both sides use.
 
@@ -348,14 +421,26 @@ def vocabulary_facts(
         of the tokens; `characters_a_token`, without spaces; `longest_pieces`, the ten longest used, each with its
         `count`. Ratios are 0 for a text without words.
         `pieces`: the numbers of pieces used only by `src`, only by `tgt`, by `both` and by `neither`, without special
-        pieces and bytes.
+        pieces and bytes. With separate vocabularies, `src` and `tgt` have `vocab_size` and `unused_pieces` instead.
     """
-    (src, src_uses), (tgt, tgt_uses) = (_side_facts(tokenizer, counts) for counts in (src_counts, tgt_counts))
-    is_piece = np.ones(tokenizer.vocab_size, dtype=bool)
-    is_piece[[*range(EOS_ID + 1), *tokenizer.byte_ids]] = False
+    counts = src_counts, tgt_counts
+    (src, src_uses), (tgt, tgt_uses) = (_side_facts(*one) for one in zip(tokenizers, counts, strict=True))
+    if tokenizers.src is not tokenizers.tgt:
+        for tokenizer, facts, n_uses in zip(tokenizers, (src, tgt), (src_uses, tgt_uses), strict=True):
+            n_unused = int((_is_real_piece(tokenizer) & (n_uses == 0)).sum())
+            facts |= {"vocab_size": tokenizer.vocab_size, "unused_pieces": n_unused}
+        return {"src": src, "tgt": tgt}
+    is_piece = _is_real_piece(tokenizers.src)
     in_src, in_tgt = src_uses > 0, tgt_uses > 0
     pieces = {"src": in_src & ~in_tgt, "tgt": in_tgt & ~in_src, "both": in_src & in_tgt, "neither": ~in_src & ~in_tgt}
     return {"src": src, "tgt": tgt, "pieces": {users: int((is_piece & used).sum()) for users, used in pieces.items()}}
+
+
+def _is_real_piece(tokenizer: Tokenizer) -> npt.NDArray[np.bool_]:
+    """Return [V]: whether a piece is neither special nor a byte."""
+    is_piece = np.ones(tokenizer.vocab_size, dtype=np.bool_)
+    is_piece[[*range(EOS_ID + 1), *tokenizer.byte_ids]] = False
+    return is_piece
 
 
 def _side_facts(tokenizer: Tokenizer, word_counts: Mapping[str, int]) -> tuple[dict[str, Any], npt.NDArray[np.int64]]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mt.config.settings import DecodeConfig, RunConfig
+from mt.config.settings import DecodeConfig, RunConfig, VocabSizes
 from mt.data.packing import PlanState
 from mt.decode.lines import lines_of_text
 from mt.decode.translator import Translator
@@ -28,7 +28,7 @@ from mt.system.device import data_sheet_flops, hardware, peak_flops, peak_memory
 from mt.system.malloc import tune_malloc
 from mt.system.provenance import source_commit, versions
 from mt.text.corpus import ParallelIds, PreparedCorpus, Sentences, first_test_pairs
-from mt.text.tokenizer import EOS_ID, Tokenizer
+from mt.text.tokenizer import EOS_ID, Tokenizers
 from mt.training.engine import Engine, OutOfMemory, Update
 from mt.training.optimizer import learning_rate
 from mt.units import format_count
@@ -69,7 +69,7 @@ def bench_training(config: RunConfig, n_steps: int | None = None, random_data: b
         raise ConfigError("WORLD_SIZE", "mt bench measures one device", "start it without torchrun")
     corpus = None if random_data else prepare(config)
     started_at = time.perf_counter()
-    engine = engine_over(config, corpus, None if corpus is None else corpus.tokenizer_path)
+    engine = engine_over(config, corpus, () if corpus is None else corpus.tokenizer_paths)
     engine.begin()
     device, micro_batch_tokens = engine.device, engine.micro_batch_tokens
     if device.type == "cuda":
@@ -124,34 +124,35 @@ def bench_training(config: RunConfig, n_steps: int | None = None, random_data: b
     }
 
 
-def engine_over(config: RunConfig, corpus: PreparedCorpus | None, tokenizer: Path | None) -> Engine:
+def engine_over(config: RunConfig, corpus: PreparedCorpus | None, tokenizers: Sequence[Path]) -> Engine:
     """Return an engine over a corpus, or over random sentences if it is None.
 
     Args:
-        tokenizer: its vocabulary size is used; None: the size in the config.
+        tokenizers: files whose vocabulary sizes are used; none: the sizes in the config.
     """
     tune_malloc()
-    vocab_size = config.tokenizer.vocab_size if tokenizer is None else Tokenizer.load(tokenizer).vocab_size
+    vocab_size = Tokenizers.load(tokenizers).vocab_size if tokenizers else config.tokenizer.vocab_sizes
     if corpus is None:
         return Engine(config, random_corpus(vocab_size, config.data.max_tokens), vocab_size)
     return Engine(config, corpus.train, vocab_size, corpus_sizes=corpus.corpus_sizes)
 
 
-def random_corpus(vocab_size: int, max_tokens: int, n_pairs: int = RANDOM_PAIRS) -> ParallelIds:
+def random_corpus(vocab_size: VocabSizes, max_tokens: int, n_pairs: int = RANDOM_PAIRS) -> ParallelIds:
     """Return pairs of random ids with realistic lengths; the id of rank r occurs in proportion to 1 / r."""
+    sizes = (vocab_size, vocab_size) if isinstance(vocab_size, int) else vocab_size
     rng = np.random.default_rng(1)
     mean_log = math.log(MEAN_TGT_TOKENS) - LOG_LENGTH_DEVIATION**2 / 2
     tgt_lengths = rng.lognormal(mean_log, LOG_LENGTH_DEVIATION, n_pairs)
     mean_log_ratio = math.log(SRC_TOKENS_PER_TGT_TOKEN) - LOG_RATIO_DEVIATION**2 / 2
     src_lengths = tgt_lengths * rng.lognormal(mean_log_ratio, LOG_RATIO_DEVIATION, n_pairs)
 
-    def side(lengths: Any) -> Sentences:
+    def side(lengths: Any, vocab_size: int) -> Sentences:
         offsets = np.concatenate([[0], np.clip(np.rint(lengths), 2, max_tokens).cumsum()]).astype(np.int64)
         ids = EOS_ID + (vocab_size - EOS_ID) ** rng.random(offsets[-1])  # ln(rank) is even, so 1 / r
         ids[offsets[1:] - 1] = EOS_ID
         return Sentences(ids.astype(np.uint32), offsets)
 
-    return ParallelIds(side(src_lengths), side(tgt_lengths))
+    return ParallelIds(*map(side, (src_lengths, tgt_lengths), sizes))
 
 
 class StepTimer:

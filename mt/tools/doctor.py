@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from mt.config.settings import RunConfig
+from mt.config.settings import RunConfig, VocabSizes
 from mt.errors import CheckpointError, ConfigError, DataError, MTError, statement
 from mt.pipeline import config_of_corpus
 from mt.run_folder import RunFolder, initial_model
@@ -31,9 +31,9 @@ from mt.text.overlap import HeldOut, folded_all
 from mt.text.prepare import corpus_fingerprint
 from mt.text.rehearsal import Rehearsal, check_cleaning, check_rehearsal, clean_sample, rehearse
 from mt.text.sample import Sample, draw_sample
-from mt.text.tokenizer import Tokenizer, adopt_model
+from mt.text.tokenizer import Tokenizer, Tokenizers, adopt_model, vocabularies
 from mt.training.engine import Footprint
-from mt.units import format_bytes, format_duration
+from mt.units import format_bytes, format_duration, format_vocabulary
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Forecast:
     src_tokens: int
     tgt_tokens: int
     epochs: float
-    vocab_size: int
+    vocab_size: VocabSizes
     parameters: int
     device: str
     device_bytes: int
@@ -112,7 +112,7 @@ def _rehearse(
         sought = HeldOut.of_run(config, sets) if config.data.clean.contamination else None
         cleaned = [clean_sample(sample, config, sought) for sample in train]
         findings += [finding for sample in cleaned for finding in check_cleaning(sample)]
-        rehearsal = rehearse(config, cleaned, _given_tokenizer(config))
+        rehearsal = rehearse(config, cleaned, _given_tokenizers(config))
     except MTError as error:
         key = "train.init_from" if isinstance(error, CheckpointError) else error.place or "data"
         key = "tokenizer.model" if Path(error.place).suffix == ".model" else key
@@ -137,11 +137,15 @@ def _rehearse(
     return forecast
 
 
-def _given_tokenizer(config: RunConfig) -> Tokenizer | None:
+def _given_tokenizers(config: RunConfig) -> Tokenizers | None:
     if (folder := initial_model(config)) is not None:
-        return folder.load_tokenizer()
-    model = config.tokenizer.model
-    return None if model is None else Tokenizer(adopt_model(Path(model), config.symbols))
+        return folder.load_tokenizers()
+    given = [
+        Tokenizer(adopt_model(Path(one.settings.model), one.symbols))
+        for one in vocabularies(config)
+        if one.settings.model is not None
+    ]
+    return Tokenizers.of(given) if given else None
 
 
 def _prepared_folder(config: RunConfig) -> str | None:
@@ -323,7 +327,7 @@ def _forecast_lines(diagnosis: Diagnosis, forecast: Forecast, config_name: str) 
         "training": f"{least}{_about(forecast.train_pairs)} pairs are kept, with {_about(forecast.src_tokens)} source "
         f"and {_about(forecast.tgt_tokens)} target tokens; {diagnosis.config.train.max_steps:,} updates are {most}"
         f"about {forecast.epochs:,.{0 if forecast.epochs >= 10 else 1}f} epochs",
-        "model": f"{forecast.parameters:,} parameters with a vocabulary of {forecast.vocab_size:,} pieces",
+        "model": f"{forecast.parameters:,} parameters with a vocabulary of {format_vocabulary(forecast.vocab_size)}",
         "prepare": f"already prepared: {forecast.prepared}" if forecast.prepared else prepare,
         "memory": f"at least {format_bytes(forecast.training_bytes)} of the {format_bytes(forecast.device_bytes)} of "
         f"{forecast.device} for training, plus the memory of its batches",

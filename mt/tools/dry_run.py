@@ -19,7 +19,7 @@ from mt.config.settings import RunConfig, TrainConfig, parse_duration
 from mt.data.packing import PlanState
 from mt.errors import ConfigError, MTError
 from mt.model import Transformer
-from mt.pipeline import corpus_folder, initial_tokenizer
+from mt.pipeline import corpus_folder, initial_tokenizers
 from mt.run_folder import RunFolder, checkpoint_step
 from mt.system.device import hardware, memory_bytes, peak_memory_bytes
 from mt.system.distributed import Ranks
@@ -64,9 +64,9 @@ def dry_run(config: RunConfig, run_dir: Path) -> str:
     folder = corpus_folder(config, RunFolder(run_dir))
     corpus = PreparedCorpus.open(folder) if folder.is_dir() else None
     _log.info("building the model")
-    engine = engine_over(config, corpus, initial_tokenizer(config) if corpus is None else corpus.tokenizer_path)
+    engine = engine_over(config, corpus, initial_tokenizers(config) if corpus is None else corpus.tokenizer_paths)
     _log.info(f"measuring updates on {engine.device}")
-    cost, footprint = measure(engine), Footprint.of(config, engine.model.vocab_size)
+    cost, footprint = measure(engine), Footprint.of(config, engine.model.vocab_sizes)
     corpus_place = f"{folder} ({'to be prepared' if corpus is None else 'prepared'})"
     n_done = max([0, *map(checkpoint_step, RunFolder(run_dir).checkpoints())])
     width = max(60, shutil.get_terminal_size((80, 24)).columns)
@@ -155,12 +155,19 @@ def _model_lines(model: Transformer) -> list[str]:
 
 def parameters_by_part(model: Transformer) -> dict[str, int]:
     """Return the number of trainable parameters by part of the model."""
-    rows = f"{model.vocab_size:,} pieces × {model.config.d_model}"
     roles: dict[Tensor, list[str]] = {}
-    for role, table in zip(("source", "target", "output"), model.embeddings, strict=True):
+    sizes: dict[Tensor, int] = {}
+    named = zip(("source", "target", "output"), model.embeddings, (*model.vocab_sizes, model.vocab_size), strict=True)
+    for role, table, vocab_size in named:
         roles.setdefault(table.weight, []).append(role)
-    n_of_table = model.output_weight.numel()
-    parts = Counter({f"embedding of {', '.join(names)} ({rows})": n_of_table for names in roles.values()})
+        sizes[table.weight] = vocab_size
+    width = model.config.d_model
+    parts = Counter(
+        {
+            f"embedding of {', '.join(names)} ({sizes[table]:,} pieces × {width})": sizes[table] * width
+            for table, names in roles.items()
+        }
+    )
     for name, parameter in model.named_parameters():
         if parameter not in roles:
             side, *path = name.split(".")

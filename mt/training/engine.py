@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mt.capture import capture_stream, captured_pass
 from mt.checkpoint import load_into
-from mt.config.settings import ModelConfig, RunConfig, TrainConfig
+from mt.config.settings import ModelConfig, RunConfig, TrainConfig, VocabSizes
 from mt.data.batch import N_PREFETCHED, PackedBatch, assemble_tiles, assemble_varlen, prefetched
 from mt.data.packing import Indices, MicroBatchBudget, PlanState, UpdatePlan, cut_into_micro_batches
 from mt.dropout import seed_dropout
@@ -183,7 +183,7 @@ class Footprint:
     disk_bytes: int  # of these checkpoints and the final model
 
     @classmethod
-    def of(cls, config: RunConfig, vocab_size: int) -> Footprint:
+    def of(cls, config: RunConfig, vocab_size: VocabSizes) -> Footprint:
         with torch.device("meta"):
             model = Transformer(config.model, vocab_size=vocab_size, pad_id=PAD_ID)
         train, n_bytes = config.train, 4 * sum(parameter.numel() for parameter in model.parameters())
@@ -202,7 +202,7 @@ class Footprint:
         return sum(self.memory.values())
 
 
-def check_memory(config: RunConfig, vocab_size: int, device: torch.device) -> None:
+def check_memory(config: RunConfig, vocab_size: VocabSizes, device: torch.device) -> None:
     """Raise a ConfigError if the weights and the optimizer alone do not fit into the memory of the device."""
     footprint, available = Footprint.of(config, vocab_size), memory_bytes(device)
     if footprint.memory_bytes > available:
@@ -216,7 +216,7 @@ class Engine:
 
     Args:
         data: training pairs, encoded.
-        vocab_size: V.
+        vocab_size: as for `Transformer`.
         corpus_sizes: pairs of each corpus in `config.data.train`; None: all pairs are one corpus of weight 1.
         ranks: the processes that share each update.
     Raises:
@@ -227,7 +227,7 @@ class Engine:
         self,
         config: RunConfig,
         data: ParallelIds,
-        vocab_size: int,
+        vocab_size: VocabSizes,
         *,
         corpus_sizes: tuple[int, ...] | None = None,
         ranks: Ranks = SINGLE_PROCESS,
@@ -493,7 +493,7 @@ class Engine:
         """Reset the weights and the optimizer to those before the first step."""
         torch.manual_seed(self.config.train.seed)
         model = self.model
-        fresh = Transformer(self.config.model, vocab_size=model.vocab_size, pad_id=PAD_ID, dtype=self.dtype)
+        fresh = Transformer(self.config.model, vocab_size=model.vocab_sizes, pad_id=PAD_ID, dtype=self.dtype)
         self.optimizer = Optimizer(model, self.config.train, self.dtype)
         self.load(fresh.state_dict(), None, Path())
 

@@ -28,7 +28,7 @@ from mt.system.malloc import trim_heap, tune_malloc
 from mt.system.provenance import source_commit, versions
 from mt.system.signals import Received, caught_signals
 from mt.text.corpus import PreparedCorpus
-from mt.text.tokenizer import Tokenizer
+from mt.text.tokenizer import Tokenizers
 from mt.training.engine import Engine, OutOfMemory, StepResult, Update
 from mt.training.optimizer import learning_rate
 from mt.training.progress import Progress, UpdateMeter
@@ -87,9 +87,9 @@ class Trainer:
         self, config: RunConfig, corpus: PreparedCorpus, run: RunFolder, ranks: Ranks = SINGLE_PROCESS
     ) -> None:
         self.config, self.corpus, self.run, self.ranks = config, corpus, run, ranks
-        self.tokenizer = Tokenizer.load(corpus.tokenizer_path)
+        self.tokenizers = Tokenizers.load(corpus.tokenizer_paths)
         self.engine = Engine(
-            config, corpus.train, self.tokenizer.vocab_size, corpus_sizes=corpus.corpus_sizes, ranks=ranks
+            config, corpus.train, self.tokenizers.vocab_size, corpus_sizes=corpus.corpus_sizes, ranks=ranks
         )
         n_positions = self.engine.model.positions.n_positions
         longest = max(int(side.lengths.max(initial=0)) for side in (corpus.valid.src, corpus.valid.tgt))
@@ -107,7 +107,7 @@ class Trainer:
         self.progress.micro_batch_setting = setting
         self.meter = UpdateMeter(ranks, self.progress, self.engine.optimizer.scales_loss, self.engine.peak_seconds)
         self._manifest = {
-            "vocab_size": self.tokenizer.vocab_size,
+            "vocab_size": self.tokenizers.vocab_size,
             "corpus_fingerprint": corpus.fingerprint,
             "versions": versions(),
             "hardware": hardware(self.engine.device),
@@ -330,7 +330,7 @@ class Trainer:
         if self.ranks.is_first:
             with self.signals.interrupting():
                 self.signals.interrupt_if_any()
-                result = validate(self.engine.inference_model(), self.tokenizer, self.corpus, self.config)
+                result = validate(self.engine.inference_model(), self.tokenizers, self.corpus, self.config)
             trim_heap()
         score, is_kept = self.ranks.from_first(None if result is None else self._record_score(result)) or (None, False)
         if score is None:
@@ -370,7 +370,7 @@ class Trainer:
             self.run.checkpoint(self.progress.step),
             self.engine.eval_weights,
             self.config,
-            self.corpus.tokenizer_path,
+            self.corpus.tokenizer_paths,
             {**self._manifest, **{key: progress[key] for key in ("step", "n_tgt_tokens", "train_seconds")}},
             {**self.engine.state_dict(), "progress": progress},
         )
