@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mt.checkpoint import ModelFolder, average_weights, file_checksum, save_model_folder
+from mt.checkpoint import ModelFolder, average_weights, save_model_folder
 from mt.config.loading import as_yaml, config_differences, dump_config, is_changeable, load_config
 from mt.config.settings import RunConfig
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
@@ -24,7 +24,7 @@ from mt.run_folder import MADE_AT, RunFolder, checkpoint_step, initial_model
 from mt.system.console import note
 from mt.system.device import choose_device, hardware
 from mt.system.distributed import Ranks, process_group
-from mt.system.files import write_json, write_text
+from mt.system.files import file_checksum, write_json, write_text
 from mt.system.provenance import source_commit, versions
 from mt.text.corpus import PreparedCorpus
 from mt.text.prepare import corpus_fingerprint, prepare_corpus
@@ -69,7 +69,8 @@ def _begin_run(config: RunConfig, run: RunFolder, held: ExitStack) -> str:
     run.remove_leftovers()
     prepared = corpus_folder(config, run)
     has_begun = run.record.exists()
-    corpus = PreparedCorpus.open(prepared) if has_begun and prepared.is_dir() else prepare(config)
+    is_kept = has_begun and prepared.is_dir()
+    corpus = PreparedCorpus.open(prepared, is_verified=True) if is_kept else prepare(config)
     _record_start(config, corpus, run)
     return str(corpus.folder)
 

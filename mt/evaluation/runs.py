@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections import Counter
@@ -11,17 +10,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mt.checkpoint import ModelFolder, file_checksum
+from mt.checkpoint import ModelFolder
 from mt.config.loading import config_differences, settings_of
 from mt.config.settings import DecodeConfig, ModelConfig, TokenizerConfig, TrainConfig
 from mt.decode.translator import Translator
-from mt.errors import ConfigError, DataError, MTError
+from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.evaluation.analysis import words_of
 from mt.evaluation.report_files import JSON_NAME, json_object
 from mt.evaluation.scores import TranslatedSet
 from mt.report.facts import Curve, ModelManifest, TrainingCurves, Values
 from mt.run_folder import RunFolder, open_model
 from mt.system.device import choose_device, choose_dtype, hardware
+from mt.system.files import file_checksum, parse_json
 from mt.text.corpora import SentencePair, readers_of
 from mt.text.corpus import PreparedCorpus, with_tag
 from mt.text.tokenizer import Tokenizer
@@ -32,6 +32,7 @@ MOST_POINTS = 200  # per curve; metrics.jsonl has all points
 _MOST_STEPS_OF_SAMPLES = 8
 _MANY_SENTENCES = 1_000_000  # counting their words takes more than half a minute
 _SENTENCES_AT_ONCE = 50_000  # decoded together
+_LARGEST = 1e300  # larger numbers than any measurement
 _CURVES = {
     "train": ("train_loss", "learning_rate", "grad_norm", "tgt_tokens_per_second"),
     "valid": ("valid_loss", "valid_bleu", "valid_chrf"),
@@ -53,13 +54,11 @@ def read_training(run: RunFolder) -> TrainingCurves:
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        lines = path.read_bytes().splitlines()  # bytes: in str, U+2028 inside a translation would end a line, too
-    except OSError:
+    if not path.is_file():
         return
-    for line in lines:
+    for line in path.read_bytes().splitlines():  # bytes: in str, U+2028 inside a translation would end a line, too
         try:
-            entry = json.loads(line, parse_constant=lambda name: None)  # NaN and infinity are not JSON
+            entry = parse_json(line, parse_constant=lambda name: None)  # NaN and infinity are not JSON
         except ValueError:
             continue
         if isinstance(entry, dict) and isinstance(entry.get("step"), int):
@@ -75,7 +74,7 @@ def _curve(points: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Curve:
 
 
 def _number(value: Any) -> float | None:
-    return value if isinstance(value, (int, float)) else None
+    return value if isinstance(value, (int, float)) and abs(value) < _LARGEST else None
 
 
 def _has_samples(entry: Mapping[str, Any]) -> bool:
@@ -136,9 +135,7 @@ class RunArtifacts:
         except DataError:
             corpus = None
         # The model may have been copied into the folder of another run.
-        is_its_run = run.record.is_file() and (
-            json_object(run.record).get("corpus_fingerprint", fingerprint) == fingerprint
-        )
+        is_its_run = run.record.is_file() and _record_of(run).get("corpus_fingerprint", fingerprint) == fingerprint
         return cls(path, folder, run if is_its_run else None, corpus)
 
     def count_words(self, words: Collection[str]) -> Counter[str] | None:
@@ -256,7 +253,7 @@ class RunArtifacts:
             device, precision: the options with which the model translated.
         """
         config, manifest = self.folder.config, self.folder.manifest
-        record = {} if self.run is None else json_object(self.run.record)
+        record = {} if self.run is None else _record_of(self.run)
         defaults = replace(
             config, tokenizer=TokenizerConfig(), model=ModelConfig(), train=TrainConfig(), decode=DecodeConfig()
         )
@@ -286,6 +283,14 @@ class RunArtifacts:
         counts = ("source", "tag", "weight", "pairs_read", "pairs_kept")
         sources = [{key: source.get(key) for key in counts} for source in train["sources"]]
         return {"train": train | {"sources": sources}, **{key: self.corpus.manifest[key] for key in ("valid", "test")}}
+
+
+def _record_of(run: RunFolder) -> dict[str, Any]:
+    """Return the run's record, an empty one if it is damaged."""
+    try:
+        return run.read_record() or {}
+    except CheckpointError:
+        return {}
 
 
 def basis_of(folder: ModelFolder) -> dict[str, Any]:
