@@ -8,25 +8,27 @@ and each file is compared with it before it is used.
 
 from __future__ import annotations
 
-import hashlib
-import json
+import math
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, TypeAlias
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
+from pydantic import Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mt.config.loading import dump_config, load_config
-from mt.config.settings import RunConfig, VocabSizes
+from mt.config.settings import ModelConfig, RunConfig, VocabSizes
+from mt.config.validation import described
 from mt.errors import CheckpointError, MTError
 from mt.model import Transformer
-from mt.system.files import WriteError, sync, whole_folder, write_json
+from mt.system.files import WriteError, file_checksum, read_json, sync, whole_folder, write_json
 from mt.text.tokenizer import PAD_ID, Tokenizers, tokenizer_paths
 from mt.units import format_vocabulary, listed
 
@@ -34,6 +36,31 @@ MODEL_FORMAT_VERSION = 2  # 2: with checksums
 WEIGHTS, CONFIG, MANIFEST, TRAINING = "model.safetensors", "config.yaml", "manifest.json", "training.pt"
 EXPORTED = "model.bin"  # the weights in an export for CTranslate2
 CHECKSUMS = "sha256"  # key of the manifest: file name → 64 hexadecimal digits
+
+
+Count: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
+PieceCounts: TypeAlias = Count | Annotated[list[Count], Field(min_length=2, max_length=2)]  # VocabSizes in JSON
+# Types of the entries of a manifest that describe the origin of a model, as far as it is known.
+ORIGIN: dict[str, Any] = {
+    "step": Count,
+    "n_tgt_tokens": Count,
+    "train_seconds": Annotated[float, Field(ge=0, allow_inf_nan=False)],
+    "averaged_steps": Annotated[list[Count], Field(min_length=1)],
+    "commit": str,
+    "corpus_fingerprint": str,
+    "versions": dict[str, Any],
+    "hardware": dict[str, Any],
+}
+
+
+def _check_manifest(manifest: dict[str, Any], types: dict[str, Any]) -> None:
+    """Raise a KeyError or a TypeError if an entry is missing, or has another type."""
+    known = {key: kind for key, kind in ORIGIN.items() if manifest.get(key) is not None}
+    for key, kind in {**types, **known}.items():
+        try:
+            TypeAdapter(kind).validate_python(manifest[key], strict=True)
+        except ValidationError:
+            raise TypeError(f"{key} is {described(manifest[key])}") from None
 
 
 @dataclass(frozen=True)
@@ -47,7 +74,7 @@ class CheckedFolder:
     KIND: ClassVar[str]  # its name in error messages
     FILES: ClassVar[tuple[str, ...]]  # besides tokenizers and manifest
     FORMAT: ClassVar[dict[str, Any]]  # manifest entries that identify the format
-    KEYS: ClassVar[dict[str, type]]  # the types of other manifest entries, besides vocab_size
+    KEYS: ClassVar[dict[str, Any]]  # the types of other manifest entries
     HOW_TO_REPAIR: ClassVar[str]
     HOW_TO_READ: ClassVar[str]  # the fix if the format is another one
 
@@ -69,13 +96,10 @@ class CheckedFolder:
             problem = f"is not a complete {cls.KIND}: {listed(missing)} {verb} missing"
             raise CheckpointError(path, problem, cls.HOW_TO_REPAIR)
         try:
-            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            manifest = read_json(path / MANIFEST)
             found = {key: manifest[key] for key in cls.FORMAT}
-            for key, kind in cls.KEYS.items() if found == cls.FORMAT else ():
-                if not isinstance(manifest[key], kind):
-                    raise TypeError(f"{key} is {manifest[key]!r}")
-            if found == cls.FORMAT and not _is_vocab_size(manifest["vocab_size"]):
-                raise TypeError(f"vocab_size is {manifest['vocab_size']!r}")
+            if found == cls.FORMAT:
+                _check_manifest(manifest, cls.KEYS)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(path / MANIFEST, f"is damaged: {error!r}", cls.HOW_TO_REPAIR) from error
         if found != cls.FORMAT:
@@ -132,7 +156,7 @@ class ModelFolder(CheckedFolder):
     KIND = "model folder"
     FILES = (WEIGHTS, CONFIG)
     FORMAT: ClassVar = {"format_version": MODEL_FORMAT_VERSION}
-    KEYS: ClassVar = {CHECKSUMS: dict}
+    KEYS: ClassVar = {"vocab_size": PieceCounts, CHECKSUMS: dict[str, str]}
     WHAT_TO_GIVE = "give a run folder, a checkpoint or a model folder"
     HOW_TO_REPAIR = "restore the original file, or delete the folder and run mt train again"
     HOW_TO_READ = f"use the version of mt that its {MANIFEST} names"
@@ -149,22 +173,54 @@ class ModelFolder(CheckedFolder):
         return super().open(path)
 
     def load_weights(self) -> dict[str, Tensor]:
-        """Return all parameters by name, in float32."""
+        """Return all parameters by name, in float32.
+
+        Raises:
+            CheckpointError: the file is damaged, or a weight is NaN or infinite.
+        """
         check_file(self.path / WEIGHTS, self.manifest)
         try:
-            return load_file(self.path / WEIGHTS)
+            weights = load_file(self.path / WEIGHTS)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(self.path / WEIGHTS, f"cannot be read: {error}") from error
+        for name, tensor in weights.items():
+            if not tensor.isfinite().all():
+                raise CheckpointError(self.path / WEIGHTS, f"is damaged: {name} has NaN or infinite values")
+        return weights
 
     @property
     def n_parameters(self) -> int:
         """The number of trained parameters, computed from the config without loading the weights."""
+        self.check_shapes()
         with torch.device("meta"):
             shape = Transformer(self.config.model, vocab_size=self.vocab_size, pad_id=PAD_ID)
         return shape.n_parameters
 
+    def check_shapes(self) -> None:
+        """Compare the model of the config with the header of the weights, before anything of its size is built.
+
+        Raises:
+            CheckpointError: they differ, or the header is damaged.
+        """
+        try:
+            with safe_open(self.path / WEIGHTS, framework="pt") as file:
+                headers = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is not a dict)
+                found = {name: tuple(header.get_shape()) for name, header in headers.items()}
+                kinds = {header.get_dtype() for header in headers.values()}
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(self.path / WEIGHTS, f"cannot be read: {error}") from error
+        n_values = sum(map(math.prod, found.values()))
+        for name, size in {"vocab_size": np.max(self.vocab_size).item(), **self.config.model.shape}.items():
+            if isinstance(size, int) and size > n_values:
+                problem = f"weights do not fit the model: there are {n_values:,} of them, but {name} is {size:,}"
+                raise CheckpointError(self.path, problem)
+        _require_shapes(_expected_shapes(self.config.model, self.vocab_size, len(found)), found, self.path)
+        if kinds != {"F32"}:
+            raise CheckpointError(self.path, f"weights are {listed(sorted(kinds))}, expected F32")
+
     def load_model(self, dtype: torch.dtype, device: torch.device) -> Transformer:
         """Return the model for inference, with all weights in the given type."""
+        self.check_shapes()
         model = Transformer(self.config.model, vocab_size=self.vocab_size, pad_id=PAD_ID, dtype=torch.float32)
         load_into(model, self.load_weights(), self.path)
         return model.to(device).for_inference(dtype)
@@ -181,11 +237,6 @@ class ModelFolder(CheckedFolder):
         return state
 
 
-def _is_vocab_size(value: Any) -> bool:
-    sizes = value if isinstance(value, list) and len(value) == 2 else [value]
-    return all(type(size) is int for size in sizes)
-
-
 def check_file(path: Path, manifest: dict[str, Any], fix: str = ModelFolder.HOW_TO_REPAIR) -> None:
     """Raise a CheckpointError if a file's checksum is not the one in the manifest."""
     try:
@@ -197,26 +248,47 @@ def check_file(path: Path, manifest: dict[str, Any], fix: str = ModelFolder.HOW_
         raise CheckpointError(path, problem, fix)
 
 
-def file_checksum(path: Path) -> str:
-    """Return the SHA-256 of a file, as `sha256sum` prints it."""
-    with path.open("rb", buffering=0) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def load_into(model: Transformer, weights: dict[str, Tensor], origin: Path) -> None:
     """Copy weights into a model of the same shape.
 
     Raises:
         CheckpointError: names or shapes of parameters differ.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    expected, found = (
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (model.state_dict(), weights)
+    )
+    _require_shapes(expected, found, origin)
+    model.load_state_dict(weights)
+
+
+Shapes: TypeAlias = dict[str, tuple[int, ...]]
+
+
+def _require_shapes(expected: Shapes, found: Shapes, origin: Path) -> None:
     if expected != found:
         names = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         told = [f"{n} is {found.get(n, 'missing')}, expected {expected.get(n, 'none')}" for n in names[:5]]
         more = f"; and {len(names) - 5:,} more" if len(names) > 5 else ""
         raise CheckpointError(origin, f"weights do not fit the model: {'; '.join(told)}{more}")
-    model.load_state_dict(weights)
+
+
+def _expected_shapes(config: ModelConfig, vocab_size: VocabSizes, most: int) -> Shapes:
+    """Return the shape of each parameter; if there are more than `most`, only of some more than that.
+
+    One layer of each side is built, without memory for its weights.
+    """
+    one_layer = replace(config, n_encoder_layers=1, n_decoder_layers=1)
+    with torch.device("meta"):
+        model = Transformer(one_layer, vocab_size=vocab_size, pad_id=PAD_ID)
+    shapes: Shapes = {}
+    for name, tensor in model.state_dict().items():
+        side, _, inner = name.partition(".0.")
+        n = {"encoder": config.n_encoder_layers, "decoder": config.n_decoder_layers}.get(side)
+        names = [name] if n is None else [f"{side}.{i}.{inner}" for i in range(min(n, most + 1))]
+        shapes |= dict.fromkeys(names, tuple(tensor.shape))
+        if len(shapes) > most:
+            break
+    return shapes
 
 
 def save_model_folder(
@@ -254,6 +326,7 @@ def save_model_folder(
             save_file(weights, building / WEIGHTS)
         except SafetensorError as error:
             raise WriteError(folder, error) from error
+        shutil.copymode(building / CONFIG, building / WEIGHTS)  # safetensors lets only its owner read it
         finish(WEIGHTS)
         if training_state is not None:
             with (building / TRAINING).open("wb") as stream:  # with a path, torch's error would not name the reason

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, NoReturn
 import typer
 
 from mt.errors import ConfigError, MTError
+from mt.system.console import open_standard_streams, printable, require_stream, show_messages
 
 if TYPE_CHECKING:
     from mt.config.settings import Corpus, RunConfig
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 # Exit statuses of a process that a signal ended, as a shell has them.
 INTERRUPTED, TERMINATED = 130, 143
+LONGEST_ERROR = 4_000  # characters
 
 
 class _Commands(typer.core.TyperGroup):
@@ -43,15 +45,13 @@ class _Commands(typer.core.TyperGroup):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        from mt.system.console import show_messages
-
         show_messages()
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()  # so that a reader that has gone is noticed here, not at exit
             return result
         except MTError as error:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            _print_error(error)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
@@ -66,14 +66,20 @@ class _Commands(typer.core.TyperGroup):
             if error.errno not in REMEDIES:
                 raise
             _drop_output()
-            print(f"error: {WriteError(error.filename or 'standard output', error)}", file=sys.stderr)
+            _print_error(WriteError(error.filename or "standard output", error))
             raise typer.Exit(2) from None
         except RuntimeError as error:
             if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
                 raise
-            problem = str(error).partition(". ")[0]
-            print(f"error: {problem}. Use smaller batches, or the CPU.", file=sys.stderr)
+            _print_error(MTError("", str(error).partition(". ")[0], "use smaller batches, or the CPU"))
             raise typer.Exit(2) from None
+
+
+def _print_error(error: MTError) -> None:
+    text = printable(" ".join(str(error).split()))
+    if len(text) > LONGEST_ERROR:  # it quotes a file that is not what it should be
+        text = f"{text[:LONGEST_ERROR]}…"
+    print(f"error: {text}", file=sys.stderr)
 
 
 def _drop_output() -> None:
@@ -160,11 +166,16 @@ Samples = Annotated[
 ]
 
 
+def _print(*texts: object, end: str = "\n", flush: bool = False) -> None:
+    """Print results for people, or as JSON, without control characters from the files they are about."""
+    print(printable(" ".join(map(str, texts))), end=end, flush=flush)
+
+
 def _print_version(is_asked: bool) -> None:
     if is_asked:
         from mt import __version__
 
-        print(f"mt {__version__}")
+        _print(f"mt {__version__}")
         raise typer.Exit()
 
 
@@ -200,14 +211,14 @@ def train(
         _log.info(f"{run_config.name}: dry run: building the model and timing a few updates")
         from mt.tools.dry_run import dry_run
 
-        print(dry_run(run_config, run_dir))
+        _print(dry_run(run_config, run_dir))
         return
     from mt.api import train
     from mt.system.distributed import Ranks
 
     trained = train(run_config, run_dir=run_dir)
     if Ranks.from_environment().is_first:
-        print(trained)
+        _print(trained)
 
 
 @app.command("prepare")
@@ -218,7 +229,7 @@ def prepare_data(config: ConfigOption, overrides: SetOption = None) -> None:
     """
     from mt.api import prepare
 
-    print(prepare(config, overrides or []))
+    _print(prepare(config, overrides or []))
 
 
 @app.command("doctor")
@@ -236,9 +247,9 @@ def examine_data(
 
     diagnosis = examine(run_config, run_dir or Path("runs") / run_config.name)
     if as_json:
-        print(json.dumps(diagnosis_json(diagnosis), ensure_ascii=False))
+        _print(json.dumps(diagnosis_json(diagnosis), ensure_ascii=False))
     else:
-        print(diagnosis_text(diagnosis, config))
+        _print(diagnosis_text(diagnosis, config))
     if diagnosis.has_errors:
         raise typer.Exit(2)
 
@@ -342,6 +353,8 @@ def translate(
     if backend == "ctranslate2":
         problem = "is not supported by CTranslate2"
         _refuse(context, ["--align", "--alignments"], problem, "use --backend own with the model itself")
+    if output_file == "-":
+        require_stream("output")
     if is_resumed and output_file == "-":
         raise ConfigError("--resume", "needs an output file to continue", "give --output FILE")
     from mt.decode.files import TranslateOptions, translate_files
@@ -501,7 +514,7 @@ def evaluate(
     for line in [] if as_json else report.warning_lines:
         _log.warning(line)
     shown = report.written(include={"test_sets", "comparison", "warnings"})
-    print(json.dumps(shown, ensure_ascii=False) if as_json else evaluation_text(report), flush=True)
+    _print(json.dumps(shown, ensure_ascii=False) if as_json else evaluation_text(report), flush=True)
     _write_report(report, report_dir)  # after the scores, so that a full disk cannot lose them
 
 
@@ -569,7 +582,7 @@ def compare(
             n_processes=None,
         )
     facts = found.written(exclude={"training"})
-    print(json.dumps(facts, ensure_ascii=False) if as_json else comparison_text(found), flush=True)
+    _print(json.dumps(facts, ensure_ascii=False) if as_json else comparison_text(found), flush=True)
     _write_report(found, report_dir)
 
 
@@ -586,7 +599,7 @@ def average(
         raise ConfigError("--last", f"expected at least 1, got {last}")
     from mt.pipeline import average_run
 
-    print(average_run(run_dir, last))
+    _print(average_run(run_dir, last))
 
 
 @app.command("export")
@@ -610,7 +623,7 @@ def export_model(
     from mt.export.ctranslate2 import export, format_export
 
     with _named_as_options():
-        print(format_export(export(model, output, quantization, verify_with)))
+        _print(format_export(export(model, output, quantization, verify_with)))
 
 
 @app.command("verify-resume")
@@ -634,7 +647,7 @@ def verify_resume(
     from mt.tools.verify import verify_resume
 
     verdict = verify_resume(run_config, run_dir, n_updates=updates, n_kills=kills)
-    print(json.dumps(verdict.as_json()) if as_json else verdict)
+    _print(json.dumps(verdict.as_json()) if as_json else verdict)
     if not verdict.is_proved:
         raise MTError(verdict.summary)
 
@@ -691,7 +704,7 @@ def bench(
         on = {"device": device, "precision": precision}
         with _named_as_options():
             figures = bench_decoding(model, input_file, n_rounds=steps, changes=changes, **on)
-    print(json.dumps(figures, ensure_ascii=False) if as_json else format_bench(figures))
+    _print(json.dumps(figures, ensure_ascii=False) if as_json else format_bench(figures))
 
 
 @app.command("demo")
@@ -708,7 +721,7 @@ def demo(
 
     config = write_demo(folder)[0]
     go = "" if folder == Path() else f"  cd {shlex.quote(str(folder))}\n"
-    print(f"""{config} and 20,000 pairs of English and German are ready. Next:
+    _print(f"""{config} and 20,000 pairs of English and German are ready. Next:
 
 {go}  mt train --config demo.yaml     # a model of 1.2 M parameters; 2 to 4 minutes on 2 cores
   echo "Two old women read a book." | mt translate --model runs/demo
@@ -725,7 +738,7 @@ def print_docs(
     from mt.shipped import page_list, print_page
 
     if page is None:
-        print(page_list())
+        _print(page_list())
     else:
         print_page(page)
 
@@ -737,7 +750,7 @@ def config_list() -> None:
 
     for path in shipped_configs():
         purpose = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
-        print(f"{path.name:<16}{purpose}")
+        _print(f"{path.name:<16}{purpose}")
 
 
 @config_commands.command("show")
@@ -748,7 +761,7 @@ def config_show(
     """Print all settings of a config as YAML, including defaults."""
     from mt.config.loading import dump_config
 
-    print(dump_config(_config(config, overrides)), end="")
+    _print(dump_config(_config(config, overrides)), end="")
 
 
 @config_commands.command("explain")
@@ -765,7 +778,7 @@ def config_explain(
     from mt.config.reference import explained
 
     run_config = None if config is None else _config(config, None)
-    print("\n\n".join(explained(key, run_config) for key in keys or [""]))
+    _print("\n\n".join(explained(key, run_config) for key in keys or [""]))
 
 
 @config_commands.command("init")
@@ -776,8 +789,8 @@ def config_init(
     from mt.config.reference import write_starter
 
     write_starter(path)
-    print(f"wrote {path}: edit its languages and files, then run")
-    print(f"  mt doctor --config {shlex.quote(str(path))}\n  mt train --config {shlex.quote(str(path))}")
+    _print(f"wrote {path}: edit its languages and files, then run")
+    _print(f"  mt doctor --config {shlex.quote(str(path))}\n  mt train --config {shlex.quote(str(path))}")
 
 
 @config_commands.command("schema")
@@ -785,11 +798,18 @@ def config_schema() -> None:
     """Print the JSON schema of configs, for completion and checks in an editor."""
     from mt.config.reference import config_schema as schema
 
-    print(json.dumps(schema(), ensure_ascii=False, indent=1))
+    _print(json.dumps(schema(), ensure_ascii=False, indent=1))
 
 
 def main() -> None:
     """Run the `mt` command."""
+    open_standard_streams()
+    if sys.argv[1:2] not in (["translate"], ["score"], ["explain"]):  # these may write a file instead
+        try:
+            require_stream("output")
+        except MTError as error:
+            _print_error(error)
+            sys.exit(2)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
     try:
@@ -900,6 +920,7 @@ def _output_stream(name: str) -> Iterator[BinaryIO]:
     from mt.system.files import explained_writes, whole_file
 
     if name == "-":
+        require_stream("output")
         yield sys.stdout.buffer
         return
     with explained_writes(Path(name)), whole_file(Path(name)) as stream:

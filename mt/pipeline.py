@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mt.checkpoint import ModelFolder, average_weights, file_checksum, save_model_folder
+from mt.checkpoint import ModelFolder, average_weights, save_model_folder
 from mt.config.loading import as_yaml, config_differences, dump_config, is_changeable, load_config
 from mt.config.settings import RunConfig
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
@@ -25,7 +25,7 @@ from mt.run_folder import ADDED_TESTS, MADE_AT, RunFolder, checkpoint_step, init
 from mt.system.console import note
 from mt.system.device import choose_device, hardware
 from mt.system.distributed import Ranks, process_group
-from mt.system.files import write_json, write_text
+from mt.system.files import file_checksum, write_json, write_text
 from mt.system.provenance import source_commit, versions
 from mt.text.corpora import SentencePair, readers_of
 from mt.text.corpus import PreparedCorpus, pairs_text, with_tag
@@ -72,8 +72,8 @@ def _begin_run(config: RunConfig, run: RunFolder, held: ExitStack) -> str:
     run.remove_leftovers()
     prepared = corpus_folder(config, run)
     has_begun = run.record.exists()
-    at_first = config_of_corpus(config, run)
-    corpus = PreparedCorpus.open(prepared) if has_begun and prepared.is_dir() else prepare(at_first)
+    at_first, is_kept = config_of_corpus(config, run), has_begun and prepared.is_dir()
+    corpus = PreparedCorpus.open(prepared, is_verified=True) if is_kept else prepare(at_first)
     added = _add_tests(config, at_first, corpus, run)
     _record_start(config, corpus, run, added)
     return str(corpus.folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shutil
@@ -12,16 +11,49 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from pydantic import Field, ValidationError
+
 from mt.checkpoint import MANIFEST, WEIGHTS, ModelFolder
 from mt.config.loading import as_yaml
 from mt.config.settings import RunConfig, TrainConfig
 from mt.errors import CheckpointError, ConfigError, MTError
-from mt.system.files import remove_folder, remove_leftovers, write_json
+from mt.report.facts import Facts
+from mt.system.files import read_json, remove_folder, remove_leftovers, write_json
 from mt.system.locks import locked
 
 MADE_AT = "made_at_step"  # manifest key of a run's model: the last update before it was made
 ADDED_TESTS = "added_tests"  # key of run.json: test sets that were added after the corpus was prepared → facts
 _RECORD = "run.json"
+
+
+class _Start(Facts):
+    started_at: str = ""  # ISO 8601
+    command: list[str] = Field([])
+    commit: str | None = None
+    versions: dict[str, Any] = Field({})
+    hardware: dict[str, Any] = Field({})
+
+
+class _Record(Facts):
+    """The entries of run.json that are read."""
+
+    corpus_fingerprint: str | None
+    starts: list[_Start]
+
+
+class _Ranked(Facts):
+    step: int
+    score: float
+
+
+class _Ranking(Facts):
+    """The entries of best.json that are read."""
+
+    ranking: list[_Ranked]
+
+
+def _place(error: ValidationError) -> str:
+    return ".".join(map(str, error.errors()[0]["loc"])) or "content"
 
 
 class RunFolder:
@@ -65,12 +97,14 @@ class RunFolder:
             CheckpointError: the file is damaged.
         """
         try:
-            record: dict[str, Any] = json.loads(self.record.read_text(encoding="utf-8"))
+            record: dict[str, Any] = read_json(self.record)
+            _Record.model_validate(record)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
+            reason = f"unexpected {_place(error)}" if isinstance(error, ValidationError) else str(error)
             fix = "restore it from a copy, or start over with another --run-dir"
-            raise CheckpointError(self.record, f"is damaged ({error})", fix) from error
+            raise CheckpointError(self.record, f"is damaged ({reason})", fix) from error
         return record
 
     @contextmanager
@@ -147,9 +181,8 @@ class RunFolder:
     def _ranking(self) -> list[tuple[int, float]]:
         """Return pairs of step and score, best first."""
         try:
-            ranking = json.loads(self.scores.read_text(encoding="utf-8"))["ranking"]
-            return [(int(entry["step"]), float(entry["score"])) for entry in ranking]
-        except (OSError, ValueError, KeyError, TypeError):
+            return [(one.step, one.score) for one in _Ranking.model_validate(read_json(self.scores)).ranking]
+        except (OSError, ValueError):
             return []
 
     def prune_checkpoints(self, train: TrainConfig) -> None:
@@ -168,11 +201,10 @@ class RunFolder:
     def model_is_outdated(self) -> bool:
         """Return whether training has continued since the run's model was made."""
         try:
-            manifest = json.loads((self.model / MANIFEST).read_text(encoding="utf-8"))
-            made_at = int(manifest[MADE_AT])
+            made_at = read_json(self.model / MANIFEST)[MADE_AT]
         except (OSError, ValueError, KeyError, TypeError):
             return False
-        return any(checkpoint_step(folder) > made_at for folder in self.checkpoints())
+        return isinstance(made_at, int) and any(checkpoint_step(folder) > made_at for folder in self.checkpoints())
 
 
 def checkpoint_step(folder: Path) -> int:

@@ -136,6 +136,10 @@ def find_config(name: str) -> Path:
 
 # --- YAML to plain values ---------------------------------------------------------------------------------------------
 
+# Limits of a config, which a stranger may have written: reading a larger file would take minutes.
+_MOST_CHARACTERS = 1 << 20
+_MOST_DIGITS = 100  # of an integer
+
 
 class _Loader(yaml.SafeLoader):
     """A SafeLoader that refuses duplicate keys and reads dates as text."""
@@ -152,6 +156,13 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
+    if len(node.value) > _MOST_DIGITS:
+        raise yaml.constructor.ConstructorError(None, None, "the number has too many digits", node.start_mark)
+    return int(loader.construct_yaml_int(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -166,6 +177,8 @@ def _read_mapping(path: Path, where: str) -> dict[Any, Any]:
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{where}:{line}", "is not UTF-8 text", "save the file as UTF-8") from None
+    if len(text) > _MOST_CHARACTERS:
+        raise ConfigError(where, f"has {len(text):,} characters, expected {_MOST_CHARACTERS:,} at most")
     tree = _read_yaml(text, where, with_position=True)
     if tree is None:
         raise ConfigError(

@@ -5,6 +5,7 @@ The comment on a setting, above or behind it, is its text in `mt config explain`
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from mt.config.validation import Contradiction, fields_of, kinds_of, section
 T = TypeVar("T")
 VocabSizes: TypeAlias = int | tuple[int, int]  # pieces of a joint vocabulary, or of source's and target's
 MAX_BEAM_SIZE = 64
+SMALLEST_VOCABULARY, LEAST_COVERAGE = 300, 0.9
+_LARGEST = 2**63 - 1  # that torch and numpy can hold
 # YAML 1.1 reads a number with an exponent as text, unless it has both a point and a sign: 3e-4, 1e6, 1.5e3.
 _NUMBER_WITH_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 # Angle brackets keep a symbol from matching inside a word; <s>, <unk> and the bytes belong to SentencePiece.
@@ -36,7 +39,7 @@ def parse_duration(text: str) -> float:
         raise ValueError(f"expected a duration such as 90s, 30m or 1h30m, got {text!r}")
     hours, minutes, seconds = (float(group or 0) for group in match.groups())
     duration = hours * 3600 + minutes * 60 + seconds
-    if duration <= 0:
+    if not 0 < duration < math.inf:
         raise ValueError(f"expected a duration above 0, got {text!r}")
     return duration
 
@@ -52,6 +55,8 @@ def _as_float(value: Any) -> Any:
 
 def _as_int(value: Any) -> Any:
     number = _as_float(value)
+    if isinstance(number, int | float) and abs(number) > _LARGEST:
+        raise ValueError(f"expected an integer up to {_LARGEST}, got a larger one")
     return int(number) if isinstance(number, float) and number.is_integer() else value
 
 
@@ -89,9 +94,13 @@ Device = Annotated[str, Field(description="auto, cpu, cuda or cuda:N"), _matchin
 Duration = Annotated[str, Field(description="a duration such as 1h30m"), AfterValidator(_is_duration)]
 LengthRatio = Annotated[float, Strict(), Field(ge=1, description="a number of at least 1"), _AS_FLOAT]
 Weight = Annotated[float, Strict(), Field(gt=0, le=1000, description="a number above 0 and up to 1000"), _AS_FLOAT]
-VocabSize = Annotated[int, Strict(), Field(ge=300, description="an integer of at least 300"), _AS_INT]
-Coverage = Annotated[float, Strict(), Field(ge=0.9, le=1, description="a number from 0.9 to 1"), _AS_FLOAT]
-MaxTokens = Annotated[int, Strict(), Field(ge=2, description="an integer of at least 2"), _AS_INT]
+VocabSize = Annotated[
+    int, Strict(), Field(ge=SMALLEST_VOCABULARY, description=f"an integer of at least {SMALLEST_VOCABULARY}"), _AS_INT
+]
+Coverage = Annotated[
+    float, Strict(), Field(ge=LEAST_COVERAGE, le=1, description=f"a number from {LEAST_COVERAGE} to 1"), _AS_FLOAT
+]
+MaxTokens = Annotated[int, Strict(), Field(ge=2, le=100_000, description="an integer from 2 to 100,000"), _AS_INT]
 Decay = Annotated[float, Strict(), Field(gt=0, lt=1, description="a number above 0 and below 1"), _AS_FLOAT]
 BeamSize = Annotated[
     int, Strict(), Field(ge=1, le=MAX_BEAM_SIZE, description=f"an integer from 1 to {MAX_BEAM_SIZE}"), _AS_INT

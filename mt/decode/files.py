@@ -38,7 +38,8 @@ _REPORTS = {
 }
 _OPTIONS = {"no_repeat_ngram_size": "--no-repeat-ngram"}  # options whose name differs from their setting
 _JSON_FIELDS = ("text", "score", "log_prob", "log_prob_per_token", "n_tokens", "tokens", "alignment", "flags")
-_ESCAPES = {ord(char): f"\\u{ord(char):04x}" for char in "\x7f\x85\u2028\u2029"}  # some programs end a line there
+# Some programs end a line at some of them, and a terminal may obey the others.
+_ESCAPES = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), 0x2028, 0x2029)}
 
 
 class InputShard(NamedTuple):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from mt.errors import DataError
+from mt.system.console import require_stream
 from mt.text.files import (
     MAX_LINE_BYTES,
     count_lines,
@@ -154,6 +155,7 @@ def open_lines(name: str, *, is_strict: bool = False) -> Iterator[LineReader]:
         DataError: it cannot be read to its end or contains no text; or it is not UTF-8 and `is_strict` is true.
     """
     if name == "-":
+        require_stream("input")
         if sys.stdin.isatty():
             _log.info("reading from the terminal: enter one sentence per line, and Ctrl-D at the end")
         yield LineReader(cast(BinaryIO, getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)))

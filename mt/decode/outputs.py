@@ -6,7 +6,6 @@ settings and the progress, and is written after each step. A run that resumes re
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections import Counter
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from mt.errors import ConfigError, DataError
-from mt.system.files import WriteError, explained_writes, write_json
+from mt.system.files import WriteError, explained_writes, read_json, write_json
 from mt.system.locks import locked
 
 _FORMAT = 1
@@ -38,7 +37,7 @@ class OutputRecord:
     def read(cls, path: Path, part: Path) -> OutputRecord | None:
         """Return the record of an earlier run; None if there is none."""
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = read_json(path)
             if found.pop("format") == _FORMAT:
                 n_bytes = tuple(file["bytes"] for file in found.pop("files"))
                 return cls(n_bytes=n_bytes, **found)
@@ -131,8 +130,8 @@ class Outputs:
             self.record = self._earlier_record(self._record_path) or self.record
         for file in self._parts:
             file.open(stack)
-        self._write_record()
         stack.callback(self._leave)
+        self._write_record()
 
     @property
     def where(self) -> Path:

@@ -78,6 +78,6 @@ class ForkPool:
                 self._workers = None
             if isinstance(error, WorkerLost):
                 problem = f"one of {self.n} translation processes was killed, perhaps because memory ran out"
-                fix = "lower --batch-tokens, or set OMP_NUM_THREADS to fewer threads"
+                fix = "set OMP_NUM_THREADS to fewer threads, or lower --batch-tokens of mt translate"
                 raise MTError("", problem, fix) from None
             raise

@@ -37,6 +37,9 @@ LINES_AT_A_TIME = 4_096
 # If a translation is implausible, a second search allows no n-gram of this length twice.
 RETRY_NGRAM_SIZE = 3
 
+# A tokenizer that mt has not trained may have such pieces; bytes can make up such characters.
+_CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], " ")
+
 # Flags of a hypothesis.
 REPETITION = "repetition"  # it repeats itself in a loop, unlike its source
 TOO_LONG = "too_long"  # for its source, or it was cut off at the default length limit
@@ -459,7 +462,7 @@ class Translator:
                 pairs = word_alignment(self.tokenizers.src.pieces(sentence.ids[:-1]), pieces, sentence.alignments[k])
                 alignment |= {(i + n_before[0], j + n_before[1]) for i, j in pairs}
         return Hypothesis(
-            text=text,
+            text=text.translate(_CONTROLS),
             score=sum(result.score for result in results),
             log_prob=sum(result.log_prob for result in results),
             n_tokens=sum(result.n_tokens for result in results),

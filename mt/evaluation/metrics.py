@@ -183,7 +183,9 @@ def check_samples(n_samples: int, n_lines: int = 1, bytes_of_a_line: int = 1) ->
         problem = (
             f"{n_samples:,} samples of {n_lines:,} lines need {n_samples * bytes_of_a_sample / 1e9:.0f} GB of memory"
         )
-        raise ConfigError("samples", problem, f"give {_MOST_BYTES // bytes_of_a_sample:,} or fewer")
+        most = _MOST_BYTES // bytes_of_a_sample
+        fix = f"give {most} or fewer" if most >= _FEWEST_SAMPLES else "score fewer lines at once"
+        raise ConfigError("samples", problem, fix)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from mt.evaluation.analysis import FLAG_RULES
 from mt.report.evaluation import comparison_page, evaluation_page
 from mt.report.facts import Evaluation, SystemComparison, facts_json
 from mt.report.markdown import markdown
-from mt.system.files import WriteError, write_text
+from mt.system.files import WriteError, read_json, write_text
 from mt.system.provenance import source_commit, versions
 
 JSON_NAME, HTML_NAME, _MARKDOWN_NAME = "report.json", "report.html", "report.md"
@@ -56,7 +55,7 @@ def check_folder(folder: Path) -> None:
 def json_object(path: Path) -> dict[str, Any]:
     """Read a JSON file; return an empty dict if it does not contain an object."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

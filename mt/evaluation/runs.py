@@ -13,17 +13,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mt.checkpoint import CHECKSUMS, ModelFolder, file_checksum
+from mt.checkpoint import CHECKSUMS, ModelFolder
 from mt.config.loading import config_differences, settings_of
 from mt.config.settings import DecodeConfig, ModelConfig, TokenizerConfig, TrainConfig
 from mt.decode.translator import Translator
-from mt.errors import ConfigError, DataError, MTError
+from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.evaluation.analysis import words_of
 from mt.evaluation.report_files import JSON_NAME, json_object
 from mt.evaluation.scores import TranslatedSet
 from mt.report.facts import Curve, ModelManifest, TrainingCurves, Values
 from mt.run_folder import ADDED_TESTS, RunFolder, open_model
 from mt.system.device import choose_device, choose_dtype, hardware
+from mt.system.files import file_checksum, parse_json
 from mt.text.corpora import CorpusReader, SentencePair, readers_of
 from mt.text.corpus import PreparedCorpus, read_pairs, with_tag, without_tag
 from mt.text.tokenizer import Tokenizers, tokenizer_paths
@@ -34,6 +35,7 @@ MOST_POINTS = 200  # per curve; metrics.jsonl has all points
 _MOST_STEPS_OF_SAMPLES = 8
 _MANY_SENTENCES = 1_000_000  # counting their words takes more than half a minute
 _SENTENCES_AT_ONCE = 50_000  # decoded together
+_LARGEST = 1e300  # larger numbers than any measurement
 _CURVES = {
     "train": ("train_loss", "learning_rate", "grad_norm", "tgt_tokens_per_second"),
     "valid": ("valid_loss", "valid_bleu", "valid_chrf"),
@@ -55,13 +57,11 @@ def read_training(run: RunFolder) -> TrainingCurves:
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        lines = path.read_bytes().splitlines()  # bytes: in str, U+2028 inside a translation would end a line, too
-    except OSError:
+    if not path.is_file():
         return
-    for line in lines:
+    for line in path.read_bytes().splitlines():  # bytes: in str, U+2028 inside a translation would end a line, too
         try:
-            entry = json.loads(line, parse_constant=lambda name: None)  # NaN and infinity are not JSON
+            entry = parse_json(line, parse_constant=lambda name: None)  # NaN and infinity are not JSON
         except ValueError:
             continue
         if isinstance(entry, dict) and isinstance(entry.get("step"), int):
@@ -77,7 +77,7 @@ def _curve(points: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> Curve:
 
 
 def _number(value: Any) -> float | None:
-    return value if isinstance(value, (int, float)) else None
+    return value if isinstance(value, (int, float)) and abs(value) < _LARGEST else None
 
 
 def _has_samples(entry: Mapping[str, Any]) -> bool:
@@ -138,9 +138,7 @@ class RunArtifacts:
         except DataError:
             corpus = None
         # The model may have been copied into the folder of another run.
-        is_its_run = run.record.is_file() and (
-            json_object(run.record).get("corpus_fingerprint", fingerprint) == fingerprint
-        )
+        is_its_run = run.record.is_file() and _record_of(run).get("corpus_fingerprint", fingerprint) == fingerprint
         return cls(path, folder, run if is_its_run else None, corpus)
 
     def count_words(self, words: Collection[str]) -> Counter[str] | None:
@@ -285,7 +283,7 @@ class RunArtifacts:
             device, precision: the options with which the model translated.
         """
         config, manifest = self.folder.config, self.folder.manifest
-        record = {} if self.run is None else json_object(self.run.record)
+        record = {} if self.run is None else _record_of(self.run)
         defaults = replace(
             config, tokenizer=TokenizerConfig(), model=ModelConfig(), train=TrainConfig(), decode=DecodeConfig()
         )
@@ -317,6 +315,14 @@ class RunArtifacts:
 def text_checksum(pairs: Iterable[SentencePair]) -> str:
     """Return the SHA-256 of the source text and the references of a test set."""
     return hashlib.sha256(json.dumps([[pair.src, pair.tgt] for pair in pairs]).encode()).hexdigest()
+
+
+def _record_of(run: RunFolder) -> dict[str, Any]:
+    """Return the run's record, an empty one if it is damaged."""
+    try:
+        return run.read_record() or {}
+    except CheckpointError:
+        return {}
 
 
 def basis_of(folder: ModelFolder) -> dict[str, Any]:

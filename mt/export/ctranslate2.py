@@ -30,9 +30,10 @@ from mt.checkpoint import (
     EXPORTED,
     MANIFEST,
     CheckedFolder,
+    Count,
     ModelFolder,
+    PieceCounts,
     check_file,
-    file_checksum,
 )
 from mt.config.loading import as_yaml, dump_config
 from mt.config.settings import DecodeConfig, ModelConfig, RunConfig
@@ -53,7 +54,7 @@ from mt.model.layers import EPSILON, DeepNorm, LayerNorm, Linear, PostNorm
 from mt.model.positions import LONGEST_DISTANCE, Learned, Positions, Relative, Sinusoidal, sinusoidal_positions
 from mt.run_folder import open_model
 from mt.system.device import choose_device
-from mt.system.files import whole_folder, write_json
+from mt.system.files import checksums_of, whole_folder, write_json
 from mt.system.provenance import versions
 from mt.text.corpus import first_test_pairs
 from mt.text.normalise import Normalisers
@@ -283,7 +284,6 @@ def _write_manifest(folder: ModelFolder, building: Path, quantization: str, resu
     (building / CONFIG).write_text(dump_config(folder.config), encoding="utf-8")
     for path in folder.tokenizer_paths:
         shutil.copyfile(path, building / path.name)
-    names = sorted(path.name for path in building.iterdir())
     manifest = {
         **ExportFolder.FORMAT,
         "quantization": quantization,
@@ -293,7 +293,7 @@ def _write_manifest(folder: ModelFolder, building: Path, quantization: str, resu
         "compared": result.compared,
         "comparisons": [vars(comparison) for comparison in result.comparisons],
         "model": {key: value for key, value in folder.manifest.items() if key not in (CHECKSUMS, "format_version")},
-        CHECKSUMS: {name: file_checksum(building / name) for name in names},
+        CHECKSUMS: checksums_of(sorted(building.iterdir())),
     }
     write_json(building / MANIFEST, manifest)
     (building / README).write_text(_readme(folder), encoding="utf-8")
@@ -455,7 +455,7 @@ class ExportFolder(CheckedFolder):
     KIND = "export"
     FILES = (EXPORTED, MODEL_CONFIG, CONFIG)
     FORMAT: ClassVar = {"format": "ctranslate2", "format_version": 1}
-    KEYS: ClassVar = {"quantization": str, "n_positions": int, CHECKSUMS: dict}
+    KEYS: ClassVar = {"quantization": str, "vocab_size": PieceCounts, "n_positions": Count, CHECKSUMS: dict[str, str]}
     HOW_TO_REPAIR = HOW_TO_READ = "export the model again"
 
     @classmethod

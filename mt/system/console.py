@@ -1,4 +1,4 @@
-"""Output on standard error: messages, and a progress line that is updated in place.
+"""The standard streams: messages and a progress line on standard error, closed streams, text that is safe to show.
 
 The package logs to the logger `mt` and those below it, and shows nothing by default. The command line calls
 `show_messages`, which shows all messages.
@@ -7,13 +7,16 @@ The package logs to the logger `mt` and those below it, and shows nothing by def
 from __future__ import annotations
 
 import logging
+import os
+import re
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from mt.errors import MTError
 from mt.units import format_duration
 
 if TYPE_CHECKING:
@@ -24,16 +27,54 @@ IN_PLACE_SECONDS = 0.5  # between two updates of a progress line
 LINE_SECONDS = 10.0  # between two progress messages if there is no terminal
 
 
+# Characters that a terminal may obey, but tab and line feed, and those that change the order of text.
+_CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_STREAMS = "input", "output", "error"  # by descriptor
+_closed: set[str] = set()  # the standard streams that the caller has closed
+
+
+def printable(text: str) -> str:
+    """Return text for people with an escape such as \\u001b, which JSON allows too, for each control character.
+
+    Files of strangers contain them: on a terminal, they move the cursor or change what is shown.
+    """
+    return _CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def open_standard_streams() -> None:
+    """Open the standard streams that the caller has closed, so that no other file gets their descriptors.
+
+    They are opened on /dev/null, input only for writing and output only for reading, so that using them is an error.
+    Messages are dropped.
+    """
+    for descriptor, name in enumerate(_STREAMS):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            _closed.add(name)
+            os.open(os.devnull, os.O_RDONLY if name == "output" else os.O_WRONLY)  # gets the lowest free descriptor
+    # Python sets closed streams to None. A stream of a used descriptor must not close it.
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+
+
+def require_stream(name: Literal["input", "output"]) -> None:
+    """Raise an MTError if standard input or standard output is closed."""
+    if name in _closed:
+        raise MTError(f"standard {name}", "is closed", f"redirect it {'from' if name == 'input' else 'to'} a file")
+
+
 class _ConsoleHandler(logging.Handler):
     """A handler that prints messages above the progress line. A closed terminal or a full disk does not stop it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
-        message = prefix + record.getMessage()
+        message = prefix + printable(record.getMessage())
         with suppress(OSError):
             if _shown:
                 _shown[-1].console.print(message, markup=False, highlight=False, soft_wrap=True)
-            else:
+            elif sys.stderr is not None:
                 print(message, file=sys.stderr, flush=True)
 
 
@@ -57,7 +98,7 @@ def note(text: str) -> None:
 
 def is_terminal() -> bool:
     """Return whether messages are shown on a terminal."""
-    return _handler in logging.getLogger("mt").handlers and sys.stderr.isatty()
+    return _handler in logging.getLogger("mt").handlers and sys.stderr is not None and sys.stderr.isatty()
 
 
 class LiveLine:

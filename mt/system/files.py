@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,10 +18,13 @@ from mt.errors import MTError
 
 # The system's error number → the fix for a failed write.
 REMEDIES = {
+    errno.EBADF: "redirect it to a file or to /dev/null",  # a closed standard stream
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
 }
+
+MOST_JSON_BYTES = 64 << 20  # that `read_json` reads; a report has a few
 
 
 class WriteError(MTError):
@@ -62,13 +67,12 @@ def _errno(error: BaseException | None) -> int | None:
 
 
 @contextmanager
-def whole_file(path: Path, *, is_synced: bool = False) -> Iterator[BinaryIO]:
-    """Yield a file that gets its name when the block ends; if the block fails, an existing file is unchanged.
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file that gets its name when the block ends and its content is on the disk.
 
-    An existing path that is not a regular file, such as /dev/null or a named pipe, is written directly.
+    If the block fails, an existing file is unchanged. An existing path that is not a regular file, such as /dev/null or
+    a named pipe, is written directly.
 
-    Args:
-        is_synced: wait until the content is on the disk before renaming.
     Raises:
         OSError: the file cannot be created or written.
     """
@@ -79,7 +83,7 @@ def whole_file(path: Path, *, is_synced: bool = False) -> Iterator[BinaryIO]:
     try:
         with stream:
             yield stream
-            if is_synced:
+            if not is_direct:
                 stream.flush()
                 os.fsync(stream.fileno())
         if not is_direct:
@@ -91,9 +95,9 @@ def whole_file(path: Path, *, is_synced: bool = False) -> Iterator[BinaryIO]:
 
 @contextmanager
 def whole_folder(path: Path, *, may_replace: bool = False) -> Iterator[Path]:
-    """Yield a folder that gets its name when the block ends; if the block fails, an existing folder is unchanged.
+    """Yield a folder that gets its name when the block ends and its files are on the disk.
 
-    The caller syncs its files if they must survive a crash of the machine.
+    If the block fails, an existing folder is unchanged.
 
     Raises:
         WriteError: the folder cannot be written, or exists already and may not be replaced.
@@ -104,7 +108,7 @@ def whole_folder(path: Path, *, may_replace: bool = False) -> Iterator[Path]:
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir(parents=True)
             yield building
-            sync(building)
+            sync_all(building)
             if may_replace:
                 shutil.rmtree(replaced, ignore_errors=True)
                 if path.exists():
@@ -150,13 +154,51 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         WriteError: it cannot be written; an existing file is unchanged.
     """
-    with explained_writes(path), whole_file(path, is_synced=True) as stream:
+    with explained_writes(path), whole_file(path) as stream:
         stream.write(text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON with `write_text`."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def checksums_of(paths: Sequence[Path]) -> dict[str, str]:
+    """Return name → SHA-256 of files with different names. All cores compute."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return {path.name: checksum for path, checksum in zip(paths, pool.map(file_checksum, paths), strict=True)}
+
+
+def parse_json(text: str | bytes, **options: Any) -> Any:
+    """Parse JSON that may be damaged, or made to do harm; `options` are those of `json.loads`.
+
+    Raises:
+        ValueError: it is not JSON, or has brackets inside brackets, thousands deep.
+    """
+    try:
+        return json.loads(text, **options)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file with `parse_json`.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not JSON, or has more than MOST_JSON_BYTES.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("it is not a regular file")  # reading a named pipe would wait for ever
+    if path.stat().st_size > MOST_JSON_BYTES:
+        raise ValueError(f"it has {path.stat().st_size:,} bytes")
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
+def file_checksum(path: Path) -> str:
+    """Return the SHA-256 of a file, as `sha256sum` prints it."""
+    with path.open("rb", buffering=0) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def append_text(path: Path, text: str) -> None:
@@ -167,6 +209,13 @@ def append_text(path: Path, text: str) -> None:
     """
     with explained_writes(path), path.open("a", encoding="utf-8") as stream:
         stream.write(text)
+
+
+def sync_all(folder: Path) -> None:
+    """Wait until the files in a folder, and its entries, are on the disk."""
+    for path in folder.iterdir():
+        sync(path)
+    sync(folder)
 
 
 def sync(path: Path) -> None:

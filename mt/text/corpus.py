@@ -8,18 +8,22 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter
 
 from mt.config.settings import RunConfig, VocabSizes
 from mt.errors import DataError
+from mt.report.facts import Facts, HeldOutSet, TrainingCounts
+from mt.system.files import checksums_of, parse_json, read_json
 from mt.text.corpora import SentencePair, readers_of
 from mt.text.tokenizer import tokenizer_paths
 from mt.units import format_vocabulary
 
-CORPUS_FORMAT_VERSION = 2
+CORPUS_FORMAT_VERSION = 3  # 3: with checksums
+CHECKSUMS = "sha256"  # key of the manifest: file name → 64 hexadecimal digits
 SIDES = ("src", "tgt")
 
 _LARGEST_UINT16_VOCABULARY = 65_535
@@ -45,8 +49,17 @@ class Sentences:
 
     @classmethod
     def open(cls, folder: Path, name: str, dtype: str) -> Sentences:
+        """Open the files of one side.
+
+        Raises:
+            ValueError: the offsets do not rise from 0 to the number of ids.
+        """
         ids = np.memmap(folder / f"{name}.ids", dtype=dtype, mode="r")
-        return cls(ids, np.fromfile(folder / f"{name}.offsets", dtype=np.int64))
+        opened = cls(ids, np.fromfile(folder / f"{name}.offsets", dtype=np.int64))
+        ends = opened.offsets[[0, -1]].tolist() if len(opened.offsets) else []
+        if ends != [0, len(ids)] or opened.lengths.min(initial=1) < 1:
+            raise ValueError(f"the sentences in {name}.offsets do not fit {name}.ids")
+        return opened
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -60,7 +73,8 @@ class ParallelIds:
     """Sentences and their translations."""
 
     def __init__(self, src: Sentences, tgt: Sentences) -> None:
-        assert len(src) == len(tgt), "the two sides were written pair by pair"
+        if len(src) != len(tgt):
+            raise ValueError(f"there are {len(src):,} source and {len(tgt):,} target sentences")
         self.src = src
         self.tgt = tgt
 
@@ -144,54 +158,114 @@ class PreparedCorpus:
         return "\n".join(lines)
 
     @classmethod
-    def open(cls, folder: Path) -> PreparedCorpus:
+    def open(cls, folder: Path, *, is_verified: bool = False) -> PreparedCorpus:
         """Open a corpus that `prepare_corpus` has built.
 
+        The text and the tokenizer are always compared with their checksums.
+
+        Args:
+            is_verified: verify the ids too, as at the start of a run: this reads all files, at about 1 GB a second.
         Raises:
             DataError: the folder is missing, incomplete, damaged or of another version.
         """
         manifest = _read_manifest(folder)
-        dtype = manifest["ids_dtype"]
-        return cls(
-            folder=folder,
-            fingerprint=manifest["fingerprint"],
-            manifest=manifest,
-            tokenizer_paths=tokenizer_paths(folder),
-            train=ParallelIds.open(folder, "train", dtype),
-            corpus_sizes=tuple(entry["pairs_kept"] for entry in manifest["train"]["sources"]),
-            train_lines=np.fromfile(folder / "train.lines", dtype=np.int64),
-            valid=ParallelIds.open(folder, "valid", dtype),
-            valid_pairs=read_pairs(folder / "valid.jsonl"),
-            test_pairs={name: read_pairs(folder / f"test.{name}.jsonl") for name in manifest["test"]},
-        )
+        _check_files(folder, manifest, is_verified=is_verified)
+        dtype, texts = manifest["ids_dtype"], {name: f"test.{name}.jsonl" for name in manifest["test"]}
+        try:
+            corpus = cls(
+                folder=folder,
+                fingerprint=manifest["fingerprint"],
+                manifest=manifest,
+                tokenizer_paths=tokenizer_paths(folder),
+                train=ParallelIds.open(folder, "train", dtype),
+                corpus_sizes=tuple(entry["pairs_kept"] for entry in manifest["train"]["sources"]),
+                train_lines=np.fromfile(folder / "train.lines", dtype=np.int64),
+                valid=ParallelIds.open(folder, "valid", dtype),
+                valid_pairs=read_pairs(folder / "valid.jsonl"),
+                test_pairs={name: read_pairs(folder / file) for name, file in texts.items()},
+            )
+            corpus._check_sizes(is_verified)
+        except (OSError, ValueError) as error:
+            raise _damaged(folder, str(error)) from error
+        return corpus
+
+    def _check_sizes(self, has_ids_checked: bool) -> None:
+        """Raise a ValueError if the files do not fit together."""
+        sizes = {"pairs": len(self.train), "line numbers": len(self.train_lines), "kept pairs": sum(self.corpus_sizes)}
+        if len({*sizes.values()}) > 1 or len(self.valid) != len(self.valid_pairs):
+            raise ValueError(f"it has {', '.join(f'{n:,} {name}' for name, n in sizes.items())}")
+        vocab_sizes = np.broadcast_to(self.manifest["tokenizer"]["vocab_size"], 2).tolist()  # source, target
+        for pairs in (self.valid, *([self.train] if has_ids_checked else [])):
+            for side, vocab_size in zip((pairs.src, pairs.tgt), vocab_sizes, strict=True):
+                if (largest := int(side.ids.max(initial=0))) >= vocab_size:
+                    raise ValueError(f"it has the id {largest:,}, but its tokenizer has {vocab_size:,} pieces")
+
+
+class _Tokenizer(Facts):
+    kind: str
+    vocab_size: int | tuple[int, int]
+
+
+class _Manifest(Facts):
+    """The entries of manifest.json that are read, besides its version."""
+
+    fingerprint: str
+    ids_dtype: Literal["<u2", "<u4"]
+    train: TrainingCounts
+    valid: HeldOutSet
+    test: dict[str, HeldOutSet]
+    tokenizer: _Tokenizer
+    file_bytes: dict[str, int]
+    sha256: dict[str, str]
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    advice = f"delete {folder} and prepare it again"
     try:
-        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text("utf-8"))
-        version, sizes = manifest["format_version"], manifest["file_bytes"]
+        manifest: dict[str, Any] = read_json(folder / "manifest.json")
+        version = manifest["format_version"]
+        if version == CORPUS_FORMAT_VERSION:
+            _Manifest.model_validate(manifest)
     except FileNotFoundError:
-        raise DataError(folder, "is not a prepared corpus: manifest.json is missing", advice) from None
+        raise DataError(folder, "is not a prepared corpus: manifest.json is missing", _advice(folder)) from None
     except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(folder, "the prepared corpus has a damaged manifest.json", advice) from None
+        raise DataError(folder, "the prepared corpus has a damaged manifest.json", _advice(folder)) from None
     if version != CORPUS_FORMAT_VERSION:
         problem = f"was prepared in format {version}, but this version of mt reads format {CORPUS_FORMAT_VERSION}"
-        raise DataError(folder, problem, advice)
-    for name, n_bytes in sizes.items():
-        path = folder / name
-        if not path.is_file():
-            raise DataError(folder, f"the prepared corpus is incomplete: {name} is missing", advice)
-        if path.stat().st_size != n_bytes:
-            found = f"{name} has {path.stat().st_size:,} bytes instead of {n_bytes:,}"
-            raise DataError(folder, f"the prepared corpus is damaged: {found}", advice)
+        fix = "continue the run with the version of mt that prepared it, or start over with another --run-dir"
+        raise DataError(folder, problem, fix)
     return manifest
 
 
+def _check_files(folder: Path, manifest: dict[str, Any], *, is_verified: bool) -> None:
+    """Compare the sizes of all files with the manifest, and their checksums; see `PreparedCorpus.open`."""
+    for name, n_bytes in manifest["file_bytes"].items():
+        path = folder / name
+        if not path.is_file():
+            raise DataError(folder, f"the prepared corpus is incomplete: {name} is missing", _advice(folder))
+        if path.stat().st_size != n_bytes:
+            raise _damaged(folder, f"{name} has {path.stat().st_size:,} bytes instead of {n_bytes:,}")
+    names = [name for name in manifest["file_bytes"] if is_verified or not name.startswith("train.")]
+    for name, checksum in checksums_of([folder / name for name in names]).items():
+        if checksum != manifest[CHECKSUMS].get(name):
+            raise _damaged(folder, f"the checksum of {name} differs from the one in manifest.json")
+
+
+def _advice(folder: Path) -> str:
+    return f"delete {folder} and prepare it again"
+
+
+def _damaged(folder: Path, why: str) -> DataError:
+    return DataError(folder, f"the prepared corpus is damaged: {why}", _advice(folder))
+
+
 def read_pairs(path: Path) -> list[SentencePair]:
-    """Read the pairs of a validation or test set as `pairs_text` writes them."""
+    """Read pairs as `pairs_text` writes them.
+
+    Raises:
+        ValueError: the file contains something else.
+    """
     with path.open(encoding="utf-8") as stream:
-        return [SentencePair(*json.loads(line)) for line in stream]
+        return TypeAdapter(list[SentencePair]).validate_python([parse_json(line) for line in stream])
 
 
 def pairs_text(pairs: Iterable[SentencePair]) -> str:

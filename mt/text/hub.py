@@ -118,7 +118,7 @@ def _next_table(tables: Iterator[Any], where: str, n_rows: int) -> Any:
 @contextlib.contextmanager
 def _quiet_datasets(datasets: Any) -> Iterator[None]:
     """Show progress bars only on a terminal, and hide the library's line for each retry."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         datasets.disable_progress_bars()
     loggers = [logging.getLogger(package) for package in ("huggingface_hub", "datasets")]
     levels = [logger.level for logger in loggers]

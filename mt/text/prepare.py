@@ -28,6 +28,7 @@ from mt.config.settings import RunConfig
 from mt.errors import ConfigError, DataError
 from mt.report.data import write_data_report
 from mt.system.console import Meter
+from mt.system.files import checksums_of, sync, sync_all, write_text
 from mt.system.locks import locked
 from mt.system.provenance import host_memory_bytes, machine, n_cores, package_versions, peak_host_memory_bytes
 from mt.system.signals import exit_on_signals, raise_pending_exit
@@ -36,6 +37,7 @@ from mt.text import shards
 from mt.text.clean import CHANGE_RULES, NORMALISED_CHARS, RULES, Tally, removed_text
 from mt.text.corpora import Chunk, CorpusReader, SentencePair, readers_of, rechunked
 from mt.text.corpus import (
+    CHECKSUMS,
     CORPUS_FORMAT_VERSION,
     SIDES,
     FlatIds,
@@ -149,7 +151,9 @@ def prepare_corpus(config: RunConfig, given: Sequence[Path] = ()) -> PreparedCor
                 return _opened(folder)
             _build(config, building, given)
             raise_pending_exit()
+            sync(building)
             building.rename(folder)
+            sync(folder.parent)
     except OSError as error:
         fix = "set data.prepared_dir to a writable folder with enough space"
         raise DataError(folder, f"cannot be written: {error.strerror or error}", fix) from error
@@ -158,7 +162,7 @@ def prepare_corpus(config: RunConfig, given: Sequence[Path] = ()) -> PreparedCor
 
 
 def _opened(folder: Path) -> PreparedCorpus:
-    corpus = PreparedCorpus.open(folder)
+    corpus = PreparedCorpus.open(folder, is_verified=True)
     _log.info(f"prepared corpus {folder}: {len(corpus.train):,} training pairs, prepared earlier from the same data")
     return corpus
 
@@ -495,10 +499,12 @@ class _Builder:
             **{key: facts[key] for key in ("train", "valid", "test", "tokenizer")},
             **origin,
             "file_bytes": {path.name: path.stat().st_size for path in files},
+            CHECKSUMS: checksums_of(files),
         }
+        sync_all(self.folder)
         # Written in the folder of the shards first: a kill would leave a temporary file among the corpus's files.
         written = self.folder / "shards" / "manifest.json"
-        written.write_text(json.dumps(manifest, indent=2, ensure_ascii=True) + "\n", "utf-8")
+        write_text(written, json.dumps(manifest, indent=2, ensure_ascii=True) + "\n")
         written.replace(self.folder / "manifest.json")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mt.config.settings import RunConfig, VocabSizes
+from mt.config.settings import SMALLEST_VOCABULARY, RunConfig, VocabSizes
 from mt.errors import ConfigError
 from mt.text.checks import FEWEST_PAIRS, Finding, percent, quoted, rounded, warning
 from mt.text.clean import RULES, Cleaner, Counted, Tally
@@ -22,11 +22,19 @@ from mt.text.corpus import SIDES
 from mt.text.overlap import HeldOut, folded_all
 from mt.text.sample import Sample
 from mt.text.shards import encode_pairs
-from mt.text.tokenizer import UNK_ID, Tokenizer, Tokenizers, Vocabulary, count_words, train_tokenizer, vocabularies
+from mt.text.tokenizer import (
+    EOS_ID,
+    UNK_ID,
+    Tokenizer,
+    Tokenizers,
+    Vocabulary,
+    count_words,
+    train_tokenizer,
+    vocabularies,
+)
 
 _ENCODED_PAIRS = 5_000  # of each corpus
 _SEED = 1
-_SMALLEST_VOCABULARY = 300
 _SMALLER = 0.7  # factor of the next vocabulary size to try, if the sample is too small for the configured one
 
 
@@ -150,7 +158,7 @@ def _trained_one(vocabulary: Vocabulary, cleaned: Sequence[CleanedSample]) -> To
             except ConfigError as error:
                 first_error = first_error or error
                 smaller = int(settings.vocab_size * _SMALLER)
-                if is_whole or smaller < _SMALLEST_VOCABULARY:
+                if is_whole or smaller < SMALLEST_VOCABULARY:
                     raise first_error from None
                 settings = replace(settings, vocab_size=smaller)
 
@@ -254,5 +262,10 @@ def _vocabulary_size(rehearsal: Rehearsal, config: RunConfig) -> Iterator[Findin
             pieces = f"{size:,} {vocabulary.name} pieces".replace("  ", " ")
             often = f"on average, each of {pieces} occurs only {occurrences:.0f} times in the corpus"
             problem = f"{key}: {often}, too rarely to be learnt well"
-            smaller = max(_SMALLEST_VOCABULARY, rounded(n_tokens / (2 * FEWEST_OCCURRENCES)))
-            yield Finding("warning", "vocabulary", key, problem, f"set it to {smaller}, or give more text")
+            # The fewest pieces: characters, bytes, special pieces, and two for each symbol.
+            tokenizer = rehearsal.tokenizers[vocabulary.sides[0]]
+            n_characters = sum(len(piece) == 1 for piece in tokenizer.pieces(range(tokenizer.vocab_size)))
+            fewest = n_characters + len(tokenizer.byte_ids) + EOS_ID + 1 + 2 * len(vocabulary.symbols) + 1
+            smaller = max(SMALLEST_VOCABULARY, fewest, rounded(n_tokens / (2 * FEWEST_OCCURRENCES)))
+            fix = f"set it to {smaller}, or " if smaller < size else ""
+            yield Finding("warning", "vocabulary", key, problem, f"{fix}give more text")

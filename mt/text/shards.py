@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mt.config.settings import CleanConfig
-from mt.system.files import whole_file
+from mt.system.files import sync, whole_file
 from mt.text.clean import Cleaner, Tally, shortened
 from mt.text.corpora import Chunk, SentencePair
 from mt.text.corpus import SIDES, flat_ids, ids_dtype
@@ -70,12 +70,15 @@ class _Account(Tally):
         src, tgt = (shortened(side).translate(_TABS_AND_LINE_ENDS) for side in pair[:2])
         self.rows.append(f"{pair.line}\t{rule}{note}\t{src}\t{tgt}\n")
 
-    def write(self, shard: Shard, stage: str, **result: Any) -> None:
+    def write(self, shard: Shard, stage: Stage, **result: Any) -> None:
         """Write the rows and the result of the stage; call this when its other files are complete."""
         # Invalid text, such as half a surrogate pair, must not prevent the rest from being written.
-        with shard.path(f"{stage}.removed").open("w", encoding="utf-8", errors="replace", newline="\n") as stream:
+        with shard.path(f"{stage.name}.removed").open("w", encoding="utf-8", errors="replace", newline="\n") as stream:
             stream.writelines(self.rows)
-        with whole_file(shard.path(f"{stage}.json")) as file:
+        for path in (shard.path(f"{stage.name}.{kind}") for kind in ("removed", *stage.files)):
+            if path.exists():
+                sync(path)  # a stage whose result exists is not repeated, not even after a power cut
+        with whole_file(shard.path(f"{stage.name}.json")) as file:
             file.write(json.dumps({"tally": self.as_json(), **result}).encode())
 
 
@@ -84,6 +87,7 @@ class Stage(ABC):
 
     name: ClassVar[str]  # prefix of the suffixes of its files
     what: ClassVar[str]  # its name in progress messages
+    files: ClassVar[tuple[str, ...]]  # further suffixes of the files that it may write, besides removed and json
 
     @abstractmethod
     def __call__(self, shard: Shard, task: Any) -> int:
@@ -113,6 +117,7 @@ class Cleaning(Stage):
     """First stage: normalise text, remove bad pairs, write keys for finding duplicates."""
 
     name, what = "cleaned", "cleaning"
+    files = "tsv", "lines", "keys", "folded"
 
     def __init__(self, config: CleanConfig, langs: tuple[str, str], held_out: HeldOut) -> None:
         self._config, self._langs, self._held_out = config, langs, held_out
@@ -141,7 +146,7 @@ class Cleaning(Stage):
             pair_keys([pair.src for pair in kept], [pair.tgt for pair in kept]).tofile(shard.path("cleaned.keys"))
         if self._config.duplicates == "folded":
             pair_keys(kept_srcs, kept_tgts).tofile(shard.path("cleaned.folded"))
-        account.write(shard, self.name, overlap=self._overlap.found_in(kept_srcs, kept_tgts))
+        account.write(shard, self, overlap=self._overlap.found_in(kept_srcs, kept_tgts))
         return len(chunk.src)
 
 
@@ -149,6 +154,7 @@ class Counting(Stage):
     """Second stage: remove duplicates, count the words of a sample."""
 
     name, what = "kept", "removing duplicates, counting words"
+    files = "mask", "words"
 
     def __init__(self, sample_fraction: float) -> None:
         self._sample_fraction = sample_fraction  # of the pairs
@@ -172,7 +178,7 @@ class Counting(Stage):
         words = [count_words(getattr(pair, side) for pair in sample) for side in SIDES]
         # In a separate file, because the result is read more often.
         shard.path("kept.words").write_text(json.dumps(words, ensure_ascii=False), "utf-8")
-        account.write(shard, self.name, n_pairs=len(kept), n_lines=2 * len(sample))
+        account.write(shard, self, n_pairs=len(kept), n_lines=2 * len(sample))
         return len(pairs)
 
 
@@ -180,6 +186,7 @@ class Encoding(Stage):
     """Third stage: encode text as ids, remove long pairs."""
 
     name, what = "encoded", "encoding"
+    files = "src.ids", "src.lengths", "tgt.ids", "tgt.lengths", "lines"
 
     def __init__(self, tokenizer_paths: Sequence[Path], max_tokens: int, tags: Sequence[str | None]) -> None:
         """
@@ -210,7 +217,7 @@ class Encoding(Stage):
             lengths.tofile(shard.path(f"encoded.{name}.lengths"))
         np.array([pair.line for pair in compress(pairs, fits)], dtype=np.int64).tofile(shard.path("encoded.lines"))
         samples = [{"source": shard.corpus, **pairs[i]._asdict()} for i in shown if fits[i]]
-        account.write(shard, self.name, n_pairs=sum(fits), samples=samples)
+        account.write(shard, self, n_pairs=sum(fits), samples=samples)
         return len(pairs)
 
 

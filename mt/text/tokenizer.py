@@ -19,7 +19,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_pb2
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-from mt.config.settings import RunConfig, TokenizerConfig, VocabSizes
+from mt.config.settings import LEAST_COVERAGE, SMALLEST_VOCABULARY, RunConfig, TokenizerConfig, VocabSizes
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.system.files import whole_file
 from mt.system.provenance import n_cores
@@ -277,7 +277,7 @@ def train_tokenizer(
         try:
             model = run_apart(_train, file.name, settings, while_waiting=while_waiting)
         except RuntimeError as failure:
-            raise _explained(failure, size_key, config.vocab_size) from None
+            raise _explained(failure, size_key, config) from None
     with whole_file(model_path) as stream:
         stream.write(model)
 
@@ -340,14 +340,17 @@ def _train(words_path: str, settings: Mapping[str, Any]) -> bytes:
     return model.getvalue()
 
 
-def _explained(failure: RuntimeError, key: str, vocab_size: int) -> Exception:
-    size = f"{vocab_size:,}"
+def _explained(failure: RuntimeError, key: str, config: TokenizerConfig) -> Exception:
+    size = f"{config.vocab_size:,}"
     if found := re.search(r"Vocabulary size too high \(\d+\)\. Please set it to a value <= (\d+)", str(failure)):
         problem = f"{size} is too large for this corpus, which gives at most {int(found[1]):,} pieces"
-        return ConfigError(key, problem, f"set it to {found[1]} or less, or give more text")
+        is_allowed = int(found[1]) >= SMALLEST_VOCABULARY
+        return ConfigError(key, problem, f"{f'set it to {found[1]} or less, or ' * is_allowed}give more text")
     if found := re.search(r"Vocabulary size is smaller than required_chars\. \d+ vs (\d+)", str(failure)):
         problem = f"{size} is too small: the characters, 256 bytes and special pieces already take {int(found[1]):,}"
-        return ConfigError(key, problem, f"set it above {found[1]}, or lower tokenizer.character_coverage")
+        can_cover_less = config.character_coverage > LEAST_COVERAGE
+        less = ", or lower tokenizer.character_coverage" if can_cover_less else ""
+        return ConfigError(key, problem, f"set it above {found[1]}{less}")
     return failure
 
 

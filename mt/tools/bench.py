@@ -87,7 +87,9 @@ def bench_training(config: RunConfig, n_steps: int | None = None, random_data: b
         problem = (
             f"micro-batches of {micro_batch_tokens:,} target tokens do not fit into the memory of {device} ({error})"
         )
-        raise ConfigError("train.micro_batch_tokens", problem, f"set it to {micro_batch_tokens // 2}") from None
+        fewer = max(micro_batch_tokens // 2, config.data.max_tokens)
+        fix = f"set it to {fewer}" if fewer < micro_batch_tokens else "lower data.max_tokens, or make the model smaller"
+        raise ConfigError("train.micro_batch_tokens", problem, fix) from None
     memory = peak_memory_bytes(device)  # before peak_flops, which uses memory for its measurement
     reserved_memory = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
     flops, peak = engine.model.training_flops(n["src_tokens"], n["tgt_tokens"]), peak_flops(device, engine.dtype)

@@ -238,7 +238,7 @@ def _setting_findings(config: RunConfig, forecast: Forecast) -> Iterator[Finding
             "so each update would contain pairs more than once"
         )
         smaller = max(config.data.max_tokens, rounded(epoch_tokens / 20))
-        fix = f"lower it, for example to {smaller:,}, or add text"
+        fix = f"lower it, for example to {smaller}, or add text"
         yield finding("warning", "batch", "train.batch_tokens", problem, fix)
 
     # Source: Sennrich and Zhang 2019, Revisiting Low-Resource Neural Machine Translation, section 4.
@@ -255,12 +255,12 @@ def _setting_findings(config: RunConfig, forecast: Forecast) -> Iterator[Finding
     if forecast.epochs > MANY_EPOCHS and forecast.train_pairs_are_all and train.patience is None:
         problem = f"{train.max_steps:,} updates would train on every pair about {forecast.epochs:,.0f} times"
         fewer = max(1, rounded(train.max_steps * 100 / forecast.epochs))
-        fix = f"lower it, for example to {fewer:,} (about 100 times), or set train.patience"
+        fix = f"lower it, for example to {fewer} (about 100 times), or set train.patience"
         yield finding("warning", "epochs", "train.max_steps", problem, fix)
     if train.warmup_steps > train.max_steps:
         more = f"{train.warmup_steps:,} is more than train.max_steps ({train.max_steps:,})"
         problem = f"{more}, so the learning rate never reaches its peak"
-        fix = f"lower it, for example to {max(1, train.max_steps // 10):,}"
+        fix = f"lower it, for example to {max(1, train.max_steps // 10)}"
         yield finding("warning", "warmup", "train.warmup_steps", problem, fix)
 
 

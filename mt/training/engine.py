@@ -350,7 +350,8 @@ class Engine:
             fix = "set train.activation_checkpointing, lower data.max_tokens, or make the model smaller"
             raise ConfigError("train.micro_batch_tokens", f"{found}, {reason}", fix)
         if self.ranks.n > 1:
-            raise ConfigError("train.micro_batch_tokens", f"rank {self.ranks.rank} is {found}", f"set it to {halved}")
+            advised = max(halved, self.config.data.max_tokens)  # which is the fewest that a config may have
+            raise ConfigError("train.micro_batch_tokens", f"rank {self.ranks.rank} is {found}", f"set it to {advised}")
         if self.execution.compiles:
             torch.compiler.reset()  # torch limits the number of compiled shapes, and the old ones would count
         return (

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mt.run_folder import RunFolder
 from mt.system.console import LiveLine, is_terminal
-from mt.system.files import explained_writes, write_text
+from mt.system.files import explained_writes, parse_json, write_text
 from mt.units import finite, format_duration
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def _remove_records_after(path: Path, step: int) -> None:
     kept = []
     for line in path.read_bytes().split(b"\n"):
         try:
-            if json.loads(line)["step"] <= step:
+            if parse_json(line)["step"] <= step:
                 kept.append(line.decode() + "\n")
         except (ValueError, KeyError, TypeError):
             continue
