@@ -148,7 +148,7 @@ def _changed_settings(config: RunConfig, run: RunFolder) -> list[str]:
         raise CheckpointError(run.config, "is missing, so the settings of this run are not known", fix)
     return [
         f"{key} was {as_yaml(before)} and is now {as_yaml(now)}"
-        for key, (before, now) in config_differences(load_config(str(run.config)), config).items()
+        for key, (before, now) in config_differences(load_config(str(run.config), is_stored=True), config).items()
         if not is_changeable(key)
     ]
 
