@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -34,6 +35,8 @@ from mt.training.progress import Progress
 from mt.units import format_count, format_duration
 
 _log = logging.getLogger(__name__)
+
+_PATH_OF_TEXT = re.compile(r"data\.(train\.\d+|valid|test\.[^.]+)\.(src|tgt|file|dataset)(\.\d+)?")
 
 AVERAGE_TOLERANCE = 1.0  # BLEU on the validation set by which an average may be worse than the best checkpoint
 
@@ -122,16 +125,19 @@ def corpus_folder(config: RunConfig, run: RunFolder) -> Path:
         DataError: text is missing, or both text and prepared corpus differ from those at the start of the run.
     """
     record = run.read_record()
-    if record is not None and run.has_work:
-        _check_changes(config, run)
+    has_work = record is not None and run.has_work
+    if has_work:
+        _check_changes(config, run, but_paths=True)
     at_start = None if record is None else Path(config.data.prepared_dir, record["corpus_fingerprint"])
     try:
         prepared = Path(config.data.prepared_dir, corpus_fingerprint(config, initial_tokenizer(config)))
     except MTError:
         # Text or model are gone, but the run does not need them any more.
-        if at_start and at_start.is_dir() and (run.has_work or not _changed_settings(config, run)):
+        if at_start and at_start.is_dir() and not _changed_settings(config, run):
             return at_start
         raise
+    if has_work and prepared != at_start:
+        _check_changes(config, run)
     if at_start is None or at_start == prepared or not run.has_work:
         return prepared
     if not at_start.is_dir():
@@ -141,20 +147,24 @@ def corpus_folder(config: RunConfig, run: RunFolder) -> Path:
     return at_start
 
 
-def _changed_settings(config: RunConfig, run: RunFolder) -> list[str]:
-    """Return a text for each setting that a started run cannot change, and that has changed."""
+def _changed_settings(config: RunConfig, run: RunFolder, *, but_paths: bool = False) -> list[str]:
+    """Return a text for each setting that a started run cannot change, and that has changed.
+
+    Args:
+        but_paths: leave out the paths of text, which may change while the text stays the same.
+    """
     if not run.config.is_file():
         fix = "restore it (each checkpoint has a copy), or start over with another --run-dir"
         raise CheckpointError(run.config, "is missing, so the settings of this run are not known", fix)
     return [
         f"{key} was {as_yaml(before)} and is now {as_yaml(now)}"
         for key, (before, now) in config_differences(load_config(str(run.config), is_stored=True), config).items()
-        if not is_changeable(key)
+        if not (is_changeable(key) or (but_paths and _PATH_OF_TEXT.fullmatch(key)))
     ]
 
 
-def _check_changes(config: RunConfig, run: RunFolder) -> None:
-    if changed := _changed_settings(config, run):
+def _check_changes(config: RunConfig, run: RunFolder, *, but_paths: bool = False) -> None:
+    if changed := _changed_settings(config, run, but_paths=but_paths):
         fix = f"change {'it' if len(changed) == 1 else 'them'} back, or start a new run with another --run-dir"
         raise ConfigError(run.path, f"this run was started with other settings ({'; '.join(changed)})", fix)
 

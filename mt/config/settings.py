@@ -224,6 +224,11 @@ class Table(_Columns):
     # were written with such quotes.
     quoting: Literal["auto", "csv", "none"] = "auto"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.quoting != "auto" and all(re.search(r"\.(jsonl|tmx|parquet)\b", name) for name in self.files):
+            raise Contradiction("quoting", f"is {self.quoting}, but only .tsv and .csv files have quotes", "remove it")
+
     @property
     def description(self) -> str:
         return _in_words(self.files)

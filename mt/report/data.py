@@ -130,7 +130,7 @@ class _DataView:
         held_out = {name: (one.source, one.skipped) for name, one in self.facts.held_out.items()}
         train = [(one.source, one.skipped) for one in self.facts.train.sources]
         return [
-            f"{source}: {count:,} {what} skipped."
+            f"{source}: {what} skipped: {count:,}."
             for source, all_ in [*train, *held_out.values()]
             for what, count in all_.items()
         ]

@@ -301,10 +301,12 @@ def _is_quoted(lines: Sequence[str], langs: tuple[str, str]) -> bool:
     except csv.Error:
         return False
     n_columns = len(parsed[0][1]) if parsed else 0
+    # Direct speech may begin in one line and end in another one; each line then still has all columns.
+    are_lines_whole = all(line.count("\t") == n_columns - 1 for line in lines)
     n_quoted = n_needed = 0
     for text, row in parsed:
         quoted = _quoted_fields(text, row)
-        if quoted is None or len(row) != n_columns:
+        if quoted is None or len(row) != n_columns or (are_lines_whole and "\n" in text):
             return False
         n_quoted += all(is_quoted or _NUMBER.fullmatch(field) for is_quoted, field in zip(quoted, row, strict=True))
         n_needed += any(one in field for field in row for one in '"\t\n')
@@ -369,7 +371,7 @@ def _role(field: str, langs: tuple[str, str]) -> _Role | None:
     if len(name) > _LONGEST_NAME or re.search(r"[.!?,;:]( |$)", name):
         return None
     words = [name] if is_language(name) else re.findall(r"[^\W_]+", name)
-    if not all(_is_name_of_column(word) for word in words):
+    if not all(map(_is_name_of_column, words)) or (words and all(map(str.isdecimal, words))):
         return None
     close = [max((closeness(word, lang) for word in words), default=0) for lang in langs]
     by_word = [any(word in of_side for word in words) for of_side in _SIDES]
@@ -380,7 +382,7 @@ def _role(field: str, langs: tuple[str, str]) -> _Role | None:
 
 def _is_name_of_column(word: str) -> bool:
     is_known = word in _SIDES[0] | _SIDES[1] or word.rstrip("0123456789") in _TEXT | _OTHER
-    return is_known or is_language(word)
+    return is_known or word.isdecimal() or is_language(word)
 
 
 def _is_like_header(fields: Sequence[str], langs: tuple[str, str]) -> bool:

@@ -285,7 +285,7 @@ class _Builder:
             problem = f"all {len(pairs):,} {role} pairs have an empty side"
             raise DataError(corpus.description, problem, "give a set with text on both sides")
         for what, count in self.skipped[name].items():
-            _log.info(f"{corpus.description}: skipped {count:,} {what}")
+            _log.info(f"{corpus.description}: {what} skipped: {count:,}")
         if empty:
             _log.info(
                 f"{corpus.description}: {len(empty):,} of {len(pairs):,} {role} pairs have an empty side, "
@@ -307,7 +307,7 @@ class _Builder:
         self._run(shards.Cleaning(self.config.data.clean, langs, held_out), tasks(), n_pairs)
         for number, reader in enumerate(self.train_readers):
             tally, skipped = self._tally("cleaned", number), self.skipped[number]
-            without = "".join(f"; skipped: {count:,} {what}" for what, count in skipped.items())
+            without = "".join(f"; {what} skipped: {count:,}" for what, count in skipped.items())
             _log.info(
                 f"{reader.description}: {tally.n_read:,} pairs read, {tally.n_kept:,} kept; "
                 f"removed: {removed_text(tally.removed)}{without}"

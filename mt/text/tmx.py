@@ -76,9 +76,9 @@ def _units(path: Path) -> Iterator[Element]:
         except ParseError as error:
             raise _xml_error(path, error) from None
         except DefusedXmlException as error:
-            name = getattr(error, "name", "") or "a file"
-            problem = f"declares or includes {name}: XML entities can make a small file huge, and can read other files"
-            raise DataError(path, problem, "remove the entities") from None
+            name = getattr(error, "name", "") or "an external one"
+            problem = f"has XML entities ({name}), which can make a small file huge or read other files"
+            raise DataError(path, problem, "replace them by their text") from None
         except (LookupError, ValueError) as error:
             raise DataError(path, f"has an encoding that cannot be read ({error})", "convert it to UTF-8") from None
 
