@@ -164,7 +164,8 @@ def _changed_settings(config: RunConfig, run: RunFolder, *, but_paths: bool = Fa
 
 
 def _check_changes(config: RunConfig, run: RunFolder, *, but_paths: bool = False) -> None:
-    if changed := _changed_settings(config, run, but_paths=but_paths):
+    if _changed_settings(config, run, but_paths=but_paths):
+        changed = _changed_settings(config, run)
         fix = f"change {'it' if len(changed) == 1 else 'them'} back, or start a new run with another --run-dir"
         raise ConfigError(run.path, f"this run was started with other settings ({'; '.join(changed)})", fix)
 

@@ -83,7 +83,7 @@ class Counted(Facts):
 
 class TrainingText(Facts):
     source: Line  # its description
-    files: list[Line] = []
+    files: list[Line] = []  # if there are several on a side
     skipped: dict[Line, int] = {}  # lines and units without a pair, by kind
     tag: Line | None = None
     weight: float = 1.0

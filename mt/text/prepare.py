@@ -418,7 +418,8 @@ class _Builder:
             assert tally.n_read == n_read, "every pair that was read is accounted for"
             reader = self.train_readers[number]
             told: dict[str, Any] = {"source": reader.description, "tag": corpus.tag, "weight": corpus.weight}
-            told |= {"files": list(map(str, reader.files)), "skipped": self.skipped[number]}
+            has_many = reader.description != corpus.description
+            told |= {"files": list(map(str, reader.files)) if has_many else [], "skipped": self.skipped[number]}
             found = tally.as_json()
             told |= {"pairs_read": found.pop("n_read"), "pairs_kept": tally.n_kept}
             sources.append(told | found)
