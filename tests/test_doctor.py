@@ -317,7 +317,11 @@ def a_header_of_other_languages(lines: Lines) -> None:
     as_table(lines, "fr\tes\n")
 
 
-@case("warning quotes data.train.0", data={"train": [{"file": "train.tsv", "quoting": "none"}]})
+@case(
+    "warning quotes data.train.0",
+    *["warning bytes data.train.0"] * 2,
+    data={"train": [{"file": "train.tsv", "quoting": "none"}]},
+)
 def quotes_that_are_read_as_text(lines: Lines) -> None:
     as_table(lines, quote='"')
 

@@ -106,7 +106,8 @@ def check_layout(sample: Sample) -> Iterator[Finding]:
         if layout.header is not None and isinstance(sample.corpus, Table) and sample.corpus.columns is None:
             src, tgt = (layout.header[column] for column in layout.columns)
             problem = f"line 1 is a header; its columns {src} and {tgt} are read, and it is not read as text"
-            yield Finding("note", "header", sample.key, statement(str(path), problem), "")
+            fix = "set src_column and tgt_column to read other columns"
+            yield Finding("note", "header", sample.key, statement(str(path), problem), fix)
         if layout.suspect is not None:
             problem = f"line 1 looks like a header ({', '.join(layout.suspect)}), but is read as text"
             langs = " and ".join(sample.langs)
