@@ -142,6 +142,11 @@ def test_numbers_without_quotes_do_not_hide_that_the_text_is_quoted() -> None:
     assert texts(file="a.tsv") == [(src, tgt) for _, src, tgt in rows]
 
 
+def test_a_quoted_header_with_the_given_columns_shows_that_the_text_is_quoted() -> None:
+    write("a.tsv", written([("hier", "dort"), *PAIRS], delimiter="\t", quoting=csv.QUOTE_ALL))
+    assert texts(file="a.tsv", src_column="hier", tgt_column="dort") == PAIRS
+
+
 def test_quotes_of_direct_speech_stay_characters() -> None:
     speech = [('"Hello."', '"Hallo."'), ('"Who?" she said.', '"Wer?", sagte sie.'), ('He said "no".', "Er sagte nein.")]
     write("a.tsv", tsv(*speech, *PAIRS))
@@ -229,7 +234,7 @@ def test_the_layout_does_not_depend_on_how_many_lines_are_read_at_once() -> None
         assert [pair for chunk in chunks for pair in zip(chunk.src, chunk.tgt, strict=True)] == rows
 
 
-def test_what_is_not_read_as_text_changes_the_fingerprint() -> None:
+def test_headers_and_quotes_change_the_fingerprint() -> None:
     write("a.tsv", tsv(("en", "de"), *PAIRS))
     before = reader(file="a.tsv").fingerprint()
     assert before.endswith(":header")

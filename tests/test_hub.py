@@ -108,7 +108,7 @@ def test_the_script_of_a_data_set_is_never_run(tmp_path: Path) -> None:
         "set/set.py is a file, expected a data set. If it is a .tsv, .jsonl or .parquet file, write {file: set/set.py}."
     )
     assert error_of(dataset="set") == (
-        "data set set is read by a script of its own, and mt runs no code of data sets. Give a version of it in "
+        "data set set is read by its own script, and mt runs no code of data sets. Give a version of it in "
         "Parquet, or its files as {file: …} or {src, tgt}."
     )
     assert not (tmp_path / "run").exists()

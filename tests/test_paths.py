@@ -90,7 +90,7 @@ def test_the_error_for_a_file_without_counterpart_names_it() -> None:
     )
 
 
-def test_a_file_with_exactly_this_name_is_no_pattern() -> None:
+def test_a_file_with_exactly_this_name_is_not_a_pattern() -> None:
     write("a[1].tsv", "one\teins\n")
     write("a1.tsv", "two\tzwei\n")
     write("my file.tsv", "three\tdrei\n")

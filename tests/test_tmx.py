@@ -74,8 +74,8 @@ def test_a_file_in_utf16_or_with_a_namespace_is_read() -> None:
         (tmx("<tu><seg></tu>"), ", line 4 is not valid XML (mismatched tag). Fix the line."),
         ("<xliff/>", " is not TMX: its outermost element is xliff"),
         (
-            HEAD.replace("UTF-8", "no-such-one"),
-            " has an encoding that cannot be read (unknown encoding: no-such-one). Convert it to UTF-8.",
+            HEAD.replace("UTF-8", "x-unknown"),
+            " has an encoding that cannot be read (unknown encoding: x-unknown). Convert it to UTF-8.",
         ),
     ],
 )

@@ -221,7 +221,7 @@ class Table(_Columns):
     file: TextPaths
     # Quotes around the fields of .tsv and .csv files. csv: they are not part of the text, and a field in quotes may
     # contain separators and line ends; none: a quote is a character; auto: csv for .csv files, and for .tsv files that
-    # were written with such quotes.
+    # were written with quotes.
     quoting: Literal["auto", "csv", "none"] = "auto"
 
     def __post_init__(self) -> None:

@@ -20,9 +20,9 @@ from mt.text.tables import Columns
 Rows = tuple[list[str], list[str], Sequence[int]]  # source and target texts, and the line on which each row begins
 Quoting = Literal["auto", "csv", "none"]
 
-HEADERS = "header lines"  # what was skipped, in the report
+HEADERS = "header lines"  # name of skipped lines in the report
 SAMPLE_LINES = 1_000  # from which the layout of a file is found
-_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+_SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 _FEWEST_ROWS = 10  # all in quotes, from which a .tsv file without a header counts as written with quotes
 _MOST = 0.9
 _RARE = 0.01
@@ -45,7 +45,7 @@ _LINE_END = re.compile(r"\r\n?|\n")
 
 @dataclass(frozen=True)
 class Layout:
-    """How a file is written."""
+    """The separator, the quotes, the header and the columns of a file."""
 
     separator: str
     has_quotes: bool  # fields may be in CSV quotes
@@ -57,7 +57,7 @@ class Layout:
     def described(self, name: str) -> Iterator[str]:
         """Yield what is worth a line in the log."""
         if self.header is not None:
-            used = " and ".join(repr(self.header[column]) for column in self.columns)
+            used = " and ".join(repr(self.header[i]) for i in self.columns if i < len(self.header))
             yield f"{name}: the first line is a header; its columns {used} are read, and it is not read as text"
         if self.has_quotes and self.separator == "\t":
             yield f"{name}: fields are in CSV quotes, which are not read as text (quoting: none would read them)"
@@ -191,11 +191,10 @@ def _quote_error(path: Path, first: int, lines: Sequence[str], error: csv.Error)
 def _wrong_row(where: str, row: list[str], columns: Columns | None, layout: Layout, is_first: bool) -> DataError:
     found = f"{len(row)} column{'' if len(row) == 1 else 's'}"
     fix = "fix or remove the line"
-    separator = {"\t": "tab", ",": "comma", ";": "semicolon"}[layout.separator]
     if columns is None and (layout.header is None or len(row) > max(layout.columns)):
         if len(row) > 2:
             fix = "set src_column and tgt_column to the columns to read, or fix the line"
-        return DataError(where, f"expected source, {separator}, target, found {found}", fix)
+        return DataError(where, f"expected source, {_SEPARATORS[layout.separator]}, target, found {found}", fix)
     last = max(layout.columns)
     names = columns or [(layout.header or ())[column] for column in layout.columns]
     column = names[layout.columns.index(last)]
@@ -212,7 +211,7 @@ def _layout(
     path: Path, lines: Sequence[str], langs: tuple[str, str], columns: Columns | None, quoting: Quoting
 ) -> Layout:
     is_csv, named = ".csv" in path.suffixes[-2:], [column for column in columns or () if isinstance(column, str)]
-    has_quotes = quoting == "csv" or (quoting == "auto" and (is_csv or _is_quoted(lines, langs)))
+    has_quotes = quoting == "csv" or (quoting == "auto" and (is_csv or _is_quoted(lines, langs, named)))
     split = partial(_split, lines, has_quotes=has_quotes)
     rows = split("\t")
     separator = "\t"
@@ -269,8 +268,12 @@ def _fit(rows: Sequence[Sequence[str]], langs: tuple[str, str], named: Sequence[
         return False, 0.0
     sizes = Counter(map(len, rows))
     size, n_rows = sizes.most_common(1)[0]
-    has_columns = all(name in rows[0] for name in named) if named else _named_columns(rows[0], langs) is not None
-    return has_columns, n_rows / len(rows) if size > 1 else 0.0
+    return _has_columns(rows[0], langs, named), n_rows / len(rows) if size > 1 else 0.0
+
+
+def _has_columns(fields: Sequence[str], langs: tuple[str, str], named: Sequence[str]) -> bool:
+    """Return whether fields are the names of columns: those that the config names, or of both sides."""
+    return all(name in fields for name in named) if named else _named_columns(fields, langs) is not None
 
 
 def _indices(path: Path, columns: Columns, header: Sequence[str]) -> tuple[int, int]:
@@ -287,7 +290,7 @@ def _indices(path: Path, columns: Columns, header: Sequence[str]) -> tuple[int, 
 # ---------------------------------------------------------------------------------------------------- quotes
 
 
-def _is_quoted(lines: Sequence[str], langs: tuple[str, str]) -> bool:
+def _is_quoted(lines: Sequence[str], langs: tuple[str, str], named: Sequence[str] = ()) -> bool:
     """Return whether the first lines of a .tsv file were written with CSV quotes.
 
     Each row must be as the csv module writes it, with quotes around all fields, or only around those that need them.
@@ -310,7 +313,7 @@ def _is_quoted(lines: Sequence[str], langs: tuple[str, str]) -> bool:
             return False
         n_quoted += all(is_quoted or _NUMBER.fullmatch(field) for is_quoted, field in zip(quoted, row, strict=True))
         n_needed += any(one in field for field in row for one in '"\t\n')
-    has_header = parsed != [] and parsed[0][0].startswith('"') and _named_columns(parsed[0][1], langs) is not None
+    has_header = parsed != [] and parsed[0][0].startswith(QUOTE) and _has_columns(parsed[0][1], langs, named)
     return has_header or n_needed > 0 or n_quoted >= max(_FEWEST_ROWS, _MOST * len(parsed))
 
 
@@ -358,7 +361,7 @@ def _named_columns(fields: Sequence[str], langs: tuple[str, str]) -> tuple[int, 
 
 
 class _Role(NamedTuple):
-    """What the name of a column says."""
+    """The meaning of a column's name."""
 
     side: int | None  # source (0) or target (1); None: neither
     rank: tuple[int, int]  # the smaller, the better

@@ -137,7 +137,7 @@ def _dataset_error(datasets: Any, error: Exception, name: str, config: str | Non
         problem = "the hub cannot be reached, and the local cache has no copy"
         return UnreachableError(where, problem, "check the network, or give a local folder that holds the data set")
     if "scripts are no longer supported" in str(error):
-        problem = "is read by a script of its own, and mt runs no code of data sets"
+        problem = "is read by its own script, and mt runs no code of data sets"
         return DataError(where, problem, "give a version of it in Parquet, or its files as {file: …} or {src, tgt}")
     if isinstance(error, datasets.exceptions.DatasetNotFoundError):
         page = f"https://huggingface.co/datasets/{name}"

@@ -13,7 +13,7 @@ from mt.text.delimited import Rows
 from mt.text.files import explained, open_bytes
 from mt.text.languages import closeness
 
-UNTRANSLATED = "units without both languages"  # what was skipped, in the report
+UNTRANSLATED = "units without both languages"  # name of skipped units in the report
 _XML_LANG = "{http://www.w3.org/XML/1998/namespace}lang"
 _CODES = frozenset(["bpt", "ept", "it", "ph", "ut"])  # their content is formatting, not text; hi contains text
 _MOST_LANGS = 20  # that a message names
