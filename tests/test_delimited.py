@@ -255,3 +255,13 @@ def test_real_text_has_no_false_header_and_no_false_quotes(name: str) -> None:
         path = Path(write("a.tsv", "".join(f"{line}\n" for line in lines[start : start + SAMPLE_LINES // 4])))
         layout = layout_of(path, ("en", "de"), None, "auto")
         assert (layout.header, layout.suspect, layout.has_quotes) == (None, None, False)
+
+
+@pytest.mark.skipif(not REAL_DATA, reason="MT_REAL_DATA does not name the folder with data/ and hub/")
+def test_the_case_of_a_quoted_file_with_a_header_is_read() -> None:
+    folder = Path(REAL_DATA or "") / "cases/quoted-tsv-header"
+    pairs = read(file=str(folder / "quoted-full.tsv"))
+    assert len(pairs) == 2_000
+    assert pairs[0] == (*PAIRS[0], 2)
+    assert not any('"' in pair.src + pair.tgt for pair in pairs)
+    assert [read(file=str(folder / name)) for name in ("quoted.tsv", "header.tsv")] == [pairs[:5], pairs[:5]]
