@@ -108,7 +108,7 @@ class CheckedFolder:
             raise CheckpointError(path, problem, cls.HOW_TO_READ)
         check_file(path / CONFIG, manifest, cls.HOW_TO_REPAIR)
         try:
-            config = load_config(str(path / CONFIG))
+            config = load_config(str(path / CONFIG), is_stored=True)
         except MTError as error:
             raise CheckpointError(
                 path, f"its {CONFIG} cannot be loaded: {error.statement}", cls.HOW_TO_REPAIR

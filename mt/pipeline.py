@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
+from collections import Counter
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -37,6 +39,8 @@ from mt.training.progress import Progress
 from mt.units import format_count, format_duration
 
 _log = logging.getLogger(__name__)
+
+_PATH_OF_TEXT = re.compile(r"data\.(train\.\d+|valid|test\.[^.]+)\.(src|tgt|file|dataset)(\.\d+)?")
 
 AVERAGE_TOLERANCE = 1.0  # BLEU on the validation set by which an average may be worse than the best checkpoint
 
@@ -127,17 +131,20 @@ def corpus_folder(config: RunConfig, run: RunFolder) -> Path:
         DataError: text is missing, or both text and prepared corpus differ from those at the start of the run.
     """
     record = run.read_record()
-    if record is not None and run.has_work:
-        _check_changes(config, run)
+    has_work = record is not None and run.has_work
+    if has_work:
+        _check_changes(config, run, but_paths=True)
     at_start = None if record is None else Path(config.data.prepared_dir, record["corpus_fingerprint"])
     try:
         at_first = config_of_corpus(config, run)
         prepared = Path(config.data.prepared_dir, corpus_fingerprint(at_first, initial_tokenizers(config)))
     except MTError:
         # Text or model are gone, but the run does not need them any more.
-        if at_start and at_start.is_dir() and (run.has_work or not _changed_settings(config, run)):
+        if at_start and at_start.is_dir() and not _changed_settings(config, run):
             return at_start
         raise
+    if has_work and prepared != at_start:
+        _check_changes(config, run)
     if at_start is None or at_start == prepared or not run.has_work:
         return prepared
     if not at_start.is_dir():
@@ -164,7 +171,7 @@ def config_of_corpus(config: RunConfig, run: RunFolder) -> RunConfig:
     """Return the config without the test sets that were added to the run after its corpus was prepared."""
     if not (run.has_work and run.config.is_file()):
         return config
-    known = load_config(str(run.config)).data.test.keys() - _added_tests(run).keys()
+    known = load_config(str(run.config), is_stored=True).data.test.keys() - _added_tests(run).keys()
     test = {name: corpus for name, corpus in config.data.test.items() if name in known}
     return replace(config, data=replace(config.data, test=test))
 
@@ -194,14 +201,14 @@ def _add_tests(config: RunConfig, at_first: RunConfig, corpus: PreparedCorpus, r
         try:
             fingerprint = [reader.fingerprint(), tag]
         except DataError:
-            if not has_copy or load_config(str(run.config)).data.test.get(name) != reader.corpus:
+            if not has_copy or load_config(str(run.config), is_stored=True).data.test.get(name) != reader.corpus:
                 raise
             fingerprint = known[name]["fingerprint"]
         if has_copy and known[name]["fingerprint"] == fingerprint:
             facts[name] = known[name]
         else:
-            new[name] = held_out_pairs(reader)
-            source = reader.corpus.description
+            new[name] = held_out_pairs(reader, Counter())
+            source = reader.description
             facts[name] = {"source": source, "pairs": len(new[name]), "fingerprint": fingerprint}
     for name, n in (n_in_training(at_first, corpus, new) if new else {}).items():
         facts[name]["in_training"] = n
@@ -216,24 +223,29 @@ def _add_tests(config: RunConfig, at_first: RunConfig, corpus: PreparedCorpus, r
     return facts
 
 
-def _changed_settings(config: RunConfig, run: RunFolder) -> list[str]:
-    """Return a text for each setting that a started run cannot change, and that has changed."""
+def _changed_settings(config: RunConfig, run: RunFolder, *, but_paths: bool = False) -> list[str]:
+    """Return a text for each setting that a started run cannot change, and that has changed.
+
+    Args:
+        but_paths: leave out the paths of text, which may change while the text stays the same.
+    """
     if not run.config.is_file():
         fix = "restore it (each checkpoint has a copy), or start over with another --run-dir"
         raise CheckpointError(run.config, "is missing, so the settings of this run are not known", fix)
-    before = load_config(str(run.config))
+    before = load_config(str(run.config), is_stored=True)
     tests = config_of_corpus(before, run).data.test
     removed = [f"the test set {name} was removed" for name in tests if name not in config.data.test]
     fixed = tuple(f"data.test.{name}." for name in tests if name in config.data.test)
     return removed + [
         f"{key} was {as_yaml(value)} and is now {as_yaml(now)}"
         for key, (value, now) in config_differences(before, config).items()
-        if not is_changeable(key) or key.startswith(fixed)
+        if (not is_changeable(key) or key.startswith(fixed)) and not (but_paths and _PATH_OF_TEXT.fullmatch(key))
     ]
 
 
-def _check_changes(config: RunConfig, run: RunFolder) -> None:
-    if changed := _changed_settings(config, run):
+def _check_changes(config: RunConfig, run: RunFolder, *, but_paths: bool = False) -> None:
+    if _changed_settings(config, run, but_paths=but_paths):
+        changed = _changed_settings(config, run)
         fix = f"change {'it' if len(changed) == 1 else 'them'} back, or start a new run with another --run-dir"
         raise ConfigError(run.path, f"this run was started with other settings ({'; '.join(changed)})", fix)
 

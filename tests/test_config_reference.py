@@ -116,7 +116,20 @@ def test_a_section_is_explained_with_all_its_settings() -> None:
 
 def test_each_key_of_the_kinds_of_corpora_is_explained_once() -> None:
     keys = re.findall(r"^data\.train\.0\.(\w+)$", explained("data.train"), re.MULTILINE)
-    own = ["src", "tgt", "weight", "tag", "file", "src_column", "tgt_column", "dataset", "config", "split", "streaming"]
+    own = [
+        "src",
+        "tgt",
+        "weight",
+        "tag",
+        "file",
+        "quoting",
+        "src_column",
+        "tgt_column",
+        "dataset",
+        "config",
+        "split",
+        "streaming",
+    ]
     assert keys == [*own, "sacrebleu"]
     assert explained("data.train.2.weight").startswith(
         "data.train.2.weight\n    Copies of each training pair in an epoch."

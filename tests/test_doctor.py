@@ -296,6 +296,46 @@ def lower_case_only_in_training(lines: Lines) -> None:
     lines["train.de"] = [line.lower() for line in lines["train.de"]]
 
 
+def as_table(lines: Lines, header: str = "", quote: str = "") -> None:
+    """Write the training text as a .tsv file."""
+    pairs = zip(lines["train.en"], lines["train.de"], strict=True)
+    rows = [f"{quote}{src}{quote}\t{quote}{tgt}{quote}\n" for src, tgt in pairs]
+    Path("train.tsv").write_text(header + "".join(rows), "utf-8")
+
+
+VARIANT = "<tuv xml:lang='{}'><seg>{}</seg></tuv>"
+TABLE = {"train": [{"file": "train.tsv"}]}
+
+
+@case("note header data.train.0", data=TABLE)
+def a_header(lines: Lines) -> None:
+    as_table(lines, '"en"\t"de"\n', quote='"')
+
+
+@case("warning header data.train.0", data=TABLE)
+def a_header_of_other_languages(lines: Lines) -> None:
+    as_table(lines, "fr\tes\n")
+
+
+@case(
+    "warning quotes data.train.0",
+    *["warning bytes data.train.0"] * 2,
+    data={"train": [{"file": "train.tsv", "quoting": "none"}]},
+)
+def quotes_that_are_read_as_text(lines: Lines) -> None:
+    as_table(lines, quote='"')
+
+
+@case("warning units data.train.0", data={"train": [{"file": "train.tmx"}]})
+def units_in_other_languages(lines: Lines) -> None:
+    def unit(lang: str, src: str, tgt: str) -> str:
+        return "<tu>" + "".join(VARIANT.format(*one) for one in (("en", src), (lang, tgt))) + "</tu>"
+
+    pairs = zip(lines["train.en"], lines["train.de"], strict=True)
+    units = [unit("fr" if i % 3 == 0 else "de", *pair) for i, pair in enumerate(pairs)]
+    Path("train.tmx").write_text(f"<tmx><body>{''.join(units)}</body></tmx>", "utf-8")
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_each_change_of_good_text_has_the_expected_findings(name: str, lines: Lines, good: Lines) -> None:
     change, config, expected = CASES[name]

@@ -101,6 +101,19 @@ def test_the_error_for_a_gated_data_set_says_how_to_get_access(monkeypatch: pyte
     )
 
 
+def test_the_script_of_a_data_set_is_never_run(tmp_path: Path) -> None:
+    write_parquet("set/data/train.parquet", {"en": ["one"], "de": ["eins"]})
+    script = write("set/set.py", f"import pathlib\npathlib.Path({str(tmp_path / 'run')!r}).touch()\n")
+    assert error_of(dataset=script) == (
+        "set/set.py is a file, expected a data set. If it is a .tsv, .jsonl or .parquet file, write {file: set/set.py}."
+    )
+    assert error_of(dataset="set") == (
+        "data set set is read by its own script, and mt runs no code of data sets. Give a version of it in "
+        "Parquet, or its files as {file: …} or {src, tgt}."
+    )
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture
 def numbers() -> None:
     """Write a data set of ten training and two validation pairs."""

@@ -22,6 +22,7 @@ LAYERS: list[set[str]] = [
         "system.files",
         "system.locks",
         "system.malloc",
+        "system.paths",
         "system.provenance",
         "system.signals",
         "system.workers",
@@ -39,6 +40,8 @@ LAYERS: list[set[str]] = [
     {"config.validation", "config.settings", "config.loading", "config.reference"},
     {
         "text.files",
+        "text.delimited",
+        "text.tmx",
         "text.hub",
         "text.lengths",
         "text.corpora",

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mt.config.settings import CleanConfig, DataConfig, RunConfig, TextFiles, TokenizerConfig
+from mt.config.settings import CleanConfig, DataConfig, RunConfig, Table, TextFiles, TokenizerConfig
 from mt.errors import ConfigError, DataError
 from mt.system.workers import Workers
 from mt.text import corpus as corpus_module
@@ -623,3 +623,26 @@ def test_the_fingerprint_depends_on_the_version_of_the_normaliser(
     before = corpus_fingerprint(config)
     monkeypatch.setattr(prepare_module, "NORMALISER_VERSION", 1)
     assert corpus_fingerprint(config) != before
+
+
+def test_the_report_names_files_and_what_is_not_text(config: RunConfig) -> None:
+    for i in (2, 10):
+        pairs = zip(sentences(40, seed=20 + i), sentences(40, seed=30 + i), strict=True)
+        rows = [f'"{src}"\t"{tgt}"\n' for src, tgt in pairs]
+        Path(f"shard-{i}.tsv").write_text('"en"\t"de"\n' + "".join(rows), "utf-8")
+    unit = "<tuv xml:lang='en'><seg>one</seg></tuv>"
+    other = unit.replace("en", "de").replace("one", "eins")
+    Path("valid.tmx").write_text(f"<tmx><body><tu>{unit}{other}</tu><tu>{unit}</tu></body></tmx>", "utf-8")
+    found, said = prepare(with_data(config, train=(Table(file="shard-*.tsv"),), valid=Table(file="valid.tmx")))
+    facts = json.loads((found.folder / "report.json").read_text("utf-8"))
+    train = facts["train"]["sources"][0]
+    assert train["source"] == "shard-*.tsv (2 files)"
+    assert train["files"] == ["shard-2.tsv", "shard-10.tsv"]
+    assert train["skipped"] == {"header lines": 2}
+    assert facts["valid"]["skipped"] == {"units without both languages": 1}
+    assert facts["train"]["pairs_kept"] == 80
+    assert "shard-*.tsv (2 files): 80 pairs read, 80 kept; removed: none; header lines skipped: 2" in said
+    assert "valid.tmx: units without both languages skipped: 1" in said
+    page = (found.folder / "report.html").read_text("utf-8")
+    for text in ("header lines skipped: 2", "shard-2.tsv, shard-10.tsv", "units without both languages skipped: 1"):
+        assert text in page

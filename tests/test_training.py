@@ -16,7 +16,7 @@ import torch
 
 from mt.api import TrainedRun
 from mt.checkpoint import ModelFolder
-from mt.config.settings import RunConfig, TrainConfig
+from mt.config.settings import RunConfig, TextFiles, TrainConfig
 from mt.data.packing import PlanState
 from mt.errors import DataError, MTError, TrainingError
 from mt.evaluation.command import evaluate_model
@@ -550,6 +550,31 @@ def test_a_changed_setting_is_refused_unless_it_is_changeable(tmp_path: Path) ->
     )
     train_run(with_train(config, max_steps=3, validate_every=2), run_dir)
     assert RunFolder(run_dir).checkpoints()[-1] == RunFolder(run_dir).checkpoint(3)
+
+
+def test_a_started_run_finds_its_text_under_other_paths(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, max_steps=2)
+    run_dir, moved = tmp_path / "run", tmp_path / "moved"
+    train_run(config, run_dir)
+    moved.mkdir()
+    corpus = config.data.train[0]
+    assert isinstance(corpus, TextFiles)
+    for side, name in ((corpus.src, "a-1.src"), (corpus.tgt, "a-1.tgt")):
+        shutil.copyfile(str(side), moved / name)
+    patterns = TextFiles(src=str(moved / "a-*.src"), tgt=str(moved / "a-*.tgt"))
+    elsewhere = with_data_of(config, patterns)
+    train_run(with_train(elsewhere, max_steps=3), run_dir)
+    assert RunFolder(run_dir).checkpoints()[-1] == RunFolder(run_dir).checkpoint(3)
+    for name in ("a-2.src", "a-2.tgt"):
+        (moved / name).write_text("new\n")
+    other = with_data_of(elsewhere, TextFiles(src=str(moved / "a-2.src"), tgt=str(moved / "a-2.tgt")))
+    with pytest.raises(MTError) as caught:  # the paths differ, and so does the text
+        train_run(other, run_dir)
+    assert "this run was started with other settings (data.train.0.src was " in str(caught.value)
+
+
+def with_data_of(config: RunConfig, corpus: TextFiles) -> RunConfig:
+    return replace(config, data=replace(config.data, train=(corpus,)))
 
 
 def test_a_run_without_a_checkpoint_may_change_all_settings_and_its_text(

@@ -16,7 +16,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from mt.config import settings
-from mt.config.settings import Corpus, RunConfig
+from mt.config.settings import FOLDER, Corpus, RunConfig
 from mt.config.validation import (
     MAPPING,
     config_error,
@@ -38,15 +38,21 @@ AnyCorpus: TypeAlias = Mapping[str, Any] | Corpus  # an entry of `data` as in th
 Overrides: TypeAlias = Mapping[str, Any] | Sequence[str]
 
 
-def load_config(config: AnyConfig, overrides: Overrides = ()) -> RunConfig:
+def load_config(config: AnyConfig, overrides: Overrides = (), *, is_stored: bool = False) -> RunConfig:
     """Return a config with the overrides applied in order.
 
+    Paths in a file are relative to the current folder. One that does not exist there but in the file's folder gets that
+    folder in front.
+
+    Args:
+        is_stored: the config is that of a run or of a model, whose paths are relative to the current folder only.
     Raises:
         ConfigError: the place of the error begins with the file, or with the override that caused it.
     """
-    where, tree = "config", _plain(config)
+    where, folder, tree = "config", "", _plain(config)
     if is_file := isinstance(tree, str):
         path = find_config(tree)
+        folder = str(path.parent) if path == Path(tree) and not is_stored else ""
         where = tree if path == Path(tree) else path.name
         tree = _read_mapping(path, where)
     if not isinstance(tree, dict):
@@ -61,10 +67,12 @@ def load_config(config: AnyConfig, overrides: Overrides = ()) -> RunConfig:
         except ConfigError as error:
             raise error.within(place) from None
     try:
-        return TypeAdapter(RunConfig).validate_python(tree)
+        run = TypeAdapter(RunConfig).validate_python(tree, context=None if is_stored else {FOLDER: folder})
     except ValidationError as error:
         found = config_error(error, RunConfig, is_yaml=is_file)
         raise _blamed(found, where, [(place, key) for place, key, _ in changes]) from None
+    object.__setattr__(run, "folder", folder)
+    return run
 
 
 def load_corpus(corpus: AnyCorpus | str, where: str = "data") -> Corpus:
@@ -268,7 +276,9 @@ def _blamed(error: ConfigError, where: str, overrides: Sequence[tuple[str, str]]
 def _plain(value: Any) -> Any:
     """Return sections as mappings, tuples as lists, paths as text; of a corpus, only the keys that are set."""
     if isinstance(value, Corpus):
-        return {name: entry for name in fields_of(type(value)) if (entry := getattr(value, name)) not in (None, False)}
+        entries = {name: _plain(getattr(value, name)) for name in fields_of(type(value))}
+        unset = [(name, None) for name in entries] + [("streaming", False), ("quoting", "auto")]
+        return {name: entry for name, entry in entries.items() if (name, entry) not in unset}
     if dataclasses.is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):

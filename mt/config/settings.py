@@ -6,16 +6,19 @@ The comment on a setting, above or behind it, is its text in `mt config explain`
 from __future__ import annotations
 
 import math
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import field, replace
 from typing import Annotated, Any, Literal, TypeAlias, TypedDict, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Strict, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Strict, Tag, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 from mt.config.validation import Contradiction, fields_of, kinds_of, section
+from mt.errors import DataError
+from mt.system import paths
 
 T = TypeVar("T")
 VocabSizes: TypeAlias = int | tuple[int, int]  # pieces of a joint vocabulary, or of source's and target's
@@ -108,6 +111,29 @@ BeamSize = Annotated[
 PenaltyExponent = Annotated[float, Strict(), Field(ge=0, le=10, description="a number from 0 to 10"), _AS_FLOAT]
 Temperature = Annotated[float, Strict(), Field(ge=0.01, le=100, description="a number from 0.01 to 100"), _AS_FLOAT]
 TopP = Annotated[float, Strict(), Field(gt=0, le=1, description="a number above 0 and up to 1"), _AS_FLOAT]
+FOLDER = "folder"  # key of the context of validation: the folder of the file that a config is read from
+
+
+def _in_place(path: str, info: ValidationInfo) -> str:
+    """Return a path as it is, or with the folder of the config file in front if its files are only there."""
+    return paths.located(path, info.context[FOLDER]) if info.context else path
+
+
+def _expanded(path: str, info: ValidationInfo) -> str:
+    """Return a path without ~ and environment variables."""
+    if not info.context or os.path.lexists(path):
+        return path
+    try:
+        return paths.expanded(path)
+    except DataError as error:
+        raise ValueError(error.problem) from None
+
+
+# Paths of text may have ~, environment variables and wildcards, which are replaced when the text is read.
+_TextPath = Annotated[str, Field(min_length=1, description="a path"), AfterValidator(_in_place)]
+TextPaths = _TextPath | Annotated[tuple[_TextPath, ...], Field(min_length=1, description="a list of paths")]
+OutputPath = Annotated[str, AfterValidator(_expanded)]
+InputPath = Annotated[str, AfterValidator(_expanded), AfterValidator(_in_place)]
 
 
 # --- Corpora ----------------------------------------------------------------------------------------------------------
@@ -129,37 +155,59 @@ class Corpus(ABC):
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The files that the user named."""
+        """The files that the user named, and patterns of names."""
         return ()
 
     def side(self, number: int, lang: str) -> str:
         """Return the name of the source side (0) or the target side (1): its file, or corpus and language."""
-        return self.files[number] if len(self.files) == 2 else f"{self.description} ({lang})"
+        return f"{self.description} ({lang})"
 
 
 @section()
 class TextFiles(Corpus):
-    """Two text files with one segment per line, plain or compressed (.gz, .xz, .zst)."""
+    """Two text files with one segment per line, plain or compressed (.gz, .xz, .zst), or several pairs of files."""
 
-    src: str  # Path of the source text.
-    tgt: str  # Path of the target text; its line i translates line i of src.
+    # Path of the source text; a pattern such as shard-*.en or a list: of several files, which are read in order.
+    src: TextPaths
+    # Path of the target text; its line i translates line i of src. Several files belong to those of src one by one.
+    tgt: TextPaths
+
+    def __post_init__(self) -> None:
+        src, tgt = (_as_tuple(side) for side in (self.src, self.tgt))
+        if len(src) != len(tgt):
+            raise Contradiction("", f"src and tgt need the same number of files, got {len(src)} and {len(tgt)}")
+        if same := set(src) & set(tgt):
+            raise Contradiction("", f"src and tgt are the same file, {min(same)}")
 
     @property
     def description(self) -> str:
-        return f"{self.src} + {self.tgt}"
+        return f"{self.side(0, '')} + {self.side(1, '')}"
 
     @property
     def files(self) -> tuple[str, ...]:
-        return self.src, self.tgt
+        return _as_tuple(self.src) + _as_tuple(self.tgt)
+
+    def side(self, number: int, lang: str) -> str:
+        return _in_words(_as_tuple((self.src, self.tgt)[number]))
+
+
+def _as_tuple(paths: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (paths,) if isinstance(paths, str) else paths
+
+
+def _in_words(paths: tuple[str, ...]) -> str:
+    return ", ".join(paths) if len(paths) <= 3 else f"{paths[0]}, …, {paths[-1]}"
 
 
 @section()
 class _Columns(Corpus):
     """A corpus with columns, two of which hold the text."""
 
-    # Source column: a name, or a number from 1. null: the column named like src_lang; in .tsv, the first.
+    # Source column: a name, or a number from 1. null: the column named like src_lang; in .tsv and .csv without a header
+    # line, the first.
     src_column: Positive | str | None = None
-    # Target column: a name, or a number from 1. null: the column named like tgt_lang; in .tsv, the second of two.
+    # Target column: a name, or a number from 1. null: the column named like tgt_lang; in .tsv and .csv without a header
+    # line, the second of two.
     tgt_column: Positive | str | None = None
 
     def __post_init__(self) -> None:
@@ -176,24 +224,35 @@ class _Columns(Corpus):
 
 @section()
 class Table(_Columns):
-    """One file with both sides."""
+    """A file with both sides, or several."""
 
-    file: str  # Path of a .tsv, .jsonl or .parquet file; .tsv and .jsonl may be compressed (.gz, .xz, .zst).
+    # Path of a .tsv, .csv, .jsonl, .tmx or .parquet file; all but .parquet may be compressed (.gz, .xz, .zst). A
+    # pattern such as shard-*.tsv, or a list: several files, which are read in order.
+    file: TextPaths
+    # Quotes around the fields of .tsv and .csv files. csv: they are not part of the text, and a field in quotes may
+    # contain separators and line ends; none: a quote is a character; auto: csv for .csv files, and for .tsv files that
+    # were written with quotes.
+    quoting: Literal["auto", "csv", "none"] = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.quoting != "auto" and all(re.search(r"\.(jsonl|tmx|parquet)\b", name) for name in self.files):
+            raise Contradiction("quoting", f"is {self.quoting}, but only .tsv and .csv files have quotes", "remove it")
 
     @property
     def description(self) -> str:
-        return self.file
+        return _in_words(self.files)
 
     @property
     def files(self) -> tuple[str, ...]:
-        return (self.file,)
+        return _as_tuple(self.file)
 
 
 @section()
 class HubDataset(_Columns):
     """A data set of the Hugging Face hub, or a local folder in its layout."""
 
-    dataset: str  # Name on the hub, such as wmt/wmt14, or path of a local folder.
+    dataset: InputPath  # Name on the hub, such as wmt/wmt14, or path of a local folder.
     config: str | None = None  # Configuration of the data set, such as de-en. null: its only one.
     # Split or split expression, such as train[:10%]. null: train, validation or test, by the corpus' key in data.
     split: str | None = None
@@ -315,7 +374,7 @@ class DataConfig:
     # remove these, but not those that its corpus was prepared with.
     test: Changeable[Section[dict[Name, AnyCorpus]]] = field(default_factory=dict)
     # Folder of prepared corpora; each has a subfolder, named by a hash of text and settings.
-    prepared_dir: Changeable[str] = "data/prepared"
+    prepared_dir: Changeable[OutputPath] = "data/prepared"
     # Longest side in tokens, end of sentence included; longer training pairs are removed.
     max_tokens: MaxTokens = 256
     clean: Section[CleanConfig] = CleanConfig()
@@ -323,9 +382,6 @@ class DataConfig:
     def __post_init__(self) -> None:
         if "valid" in self.test:
             raise Contradiction("test.valid", "is the name of the validation set", "choose another name")
-        for key, corpus in self.corpora.items():
-            if len(set(corpus.files)) < len(corpus.files):
-                raise Contradiction(key.removeprefix("data."), f"src and tgt are the same file, {corpus.files[0]}")
 
     @property
     def corpora(self) -> dict[str, Corpus]:
@@ -347,8 +403,10 @@ class TokenizerConfig:
     # and Japanese, with model.tied_embeddings decoder or none.
     joint: Flag = True
     # Path of a SentencePiece model to use as it is; the settings of training then have no effect. null: train one.
-    model: str | None = None
-    tgt_model: str | None = None  # The model of the target language if joint is false; model is then the source's.
+    model: InputPath | None = None
+    tgt_model: InputPath | None = (
+        None  # The model of the target language if joint is false; model is then the source's.
+    )
     # bpe: byte-pair encoding (Sennrich et al. 2016); unigram: unigram language model (Kudo 2018).
     kind: Literal["bpe", "unigram"] = "bpe"
     # Number of pieces, including the special ones and the 256 bytes. Fewer for small text: 8,000 for 30,000 pairs.
@@ -493,7 +551,7 @@ class TrainConfig:
     loss_chunks: Changeable[Positive] = 1
     seed: Natural = 1  # Seed of initial weights, order of the data and dropout.
     # Fine-tuning: run folder or model folder whose weights and tokenizer training starts from. null: random weights.
-    init_from: str | None = None
+    init_from: InputPath | None = None
     validate_every: Changeable[Positive] = 1_500  # Updates between validations.
     validation_beam_size: Changeable[BeamSize] = 1  # Beam size of translations in a validation; 1: greedy search.
     checkpoint_every: Changeable[Positive] = 1_500  # Updates between checkpoints.
@@ -603,6 +661,8 @@ class RunConfig:
     model: Section[ModelConfig] = ModelConfig()
     train: Section[TrainConfig] = TrainConfig()
     decode: Changeable[Section[DecodeConfig]] = DecodeConfig()
+
+    folder = ""  # that of the file which the config was read from; not a setting
 
     def __post_init__(self) -> None:
         if self.src_lang == self.tgt_lang:

@@ -127,6 +127,16 @@ class _DataView:
         headers = ["Corpus", *(["Tag", "Weight"] if has_weights else []), "Read", "Kept", "Fraction kept", *rules]
         return table(headers, rows, total if len(rows) > 1 else None, sortable=True)
 
+    def skipped(self) -> list[str]:
+        """Return a sentence for each kind of line or unit of a corpus that held no pair."""
+        held_out = {name: (one.source, one.skipped) for name, one in self.facts.held_out.items()}
+        train = [(one.source, one.skipped) for one in self.facts.train.sources]
+        return [
+            f"{source}: {what} skipped: {count:,}."
+            for source, all_ in [*train, *held_out.values()]
+            for what, count in all_.items()
+        ]
+
     def changed_by_source(self, changed: Sequence[_Rule]) -> Markup:
         names = [change.name for change in changed]
         rows = [[one.source, *(_count(one.changed, name) for name in names)] for one in self.facts.train.sources]

@@ -83,6 +83,8 @@ class Counted(Facts):
 
 class TrainingText(Facts):
     source: Line  # its description
+    files: list[Line] = []  # if there are several on a side
+    skipped: dict[Line, int] = {}  # lines and units without a pair, by kind
     tag: Line | None = None
     weight: float = 1.0
     pairs_read: int
@@ -108,6 +110,7 @@ class HeldOutSet(Facts):
     source: Line
     pairs: int
     empty: int | None = None  # pairs with an empty side
+    skipped: dict[Line, int] = {}  # lines and units without a pair, by kind
     src_tokens: int | None = None
     tgt_tokens: int | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,13 +13,15 @@ from typing import Literal
 
 import numpy as np
 
-from mt.config.settings import Corpus, RunConfig
-from mt.errors import ConfigError, MTError, NotInstalledError, statement
+from mt.config.settings import Corpus, RunConfig, Table
+from mt.errors import ConfigError, DataError, MTError, NotInstalledError, statement
+from mt.system.paths import matching
 from mt.text.languages import LanguageIdentifier, expected_scripts, main_script, wrong_script_fraction
 from mt.text.lengths import first_break
 from mt.text.overlap import HeldOut
 from mt.text.sample import Sample
 from mt.text.shards import pair_keys
+from mt.text.tmx import UNTRANSLATED
 
 Level = Literal["error", "warning", "note"]
 
@@ -69,7 +72,7 @@ _HTML = re.compile(rb"\s*(<!doctype html|<html|<\?xml)", re.IGNORECASE)
 
 def check_files(key: str, corpus: Corpus) -> Iterator[Finding]:
     """Find files that can be opened, but are not what their names say."""
-    for name in corpus.files:
+    for name in map(str, _existing(corpus)):
         if Path(name).exists() and not (Path(name).is_file() or Path(name).is_dir()):
             problem = "is a pipe or a device; it must be a regular file because it is read more than once"
             yield Finding("error", "pipe", key, statement(name, problem), "save it as a file")
@@ -82,9 +85,42 @@ def check_files(key: str, corpus: Corpus) -> Iterator[Finding]:
         if beginning.startswith(_LFS):
             problem, fix = "is a Git LFS pointer, not the text itself", "fetch the text with git lfs pull"
             yield Finding("error", "lfs_pointer", key, statement(name, problem), fix)
-        elif _HTML.match(beginning):
+        elif _HTML.match(beginning) and ".tmx" not in Path(name).suffixes:
             problem, fix = "is a web page, not text", "download the file itself, not the page about it"
             yield Finding("error", "web_page", key, statement(name, problem), fix)
+
+
+def _existing(corpus: Corpus) -> list[Path]:
+    with suppress(DataError):  # reading the corpus will report it
+        return [path for name in corpus.files for path in matching(name)]
+    return []
+
+
+_MANY_WRAPPED = 0.5  # fraction of fields in quotes that are read as text
+_MANY_SKIPPED = 0.1  # fraction of the units of a translation memory that lack one of the languages
+
+
+def check_layout(sample: Sample) -> Iterator[Finding]:
+    """Find header lines, quotes and units that may be read in another way than the user expects."""
+    for path, layout in sample.layouts.items():
+        if layout.header is not None and isinstance(sample.corpus, Table) and sample.corpus.columns is None:
+            src, tgt = (layout.header[column] for column in layout.columns)
+            problem = f"line 1 is a header; its columns {src} and {tgt} are read, and it is not read as text"
+            fix = "set src_column and tgt_column to read other columns"
+            yield Finding("note", "header", sample.key, statement(str(path), problem), fix)
+        if layout.suspect is not None:
+            problem = f"line 1 looks like a header ({', '.join(layout.suspect)}), but is read as text"
+            langs = " and ".join(sample.langs)
+            fix = f"remove it, or set src_column and tgt_column to the columns in {langs} if it is a header"
+            yield Finding("warning", "header", sample.key, statement(str(path), problem), fix)
+        if layout.wrapped > _MANY_WRAPPED:
+            problem = f"{percent(layout.wrapped)} of the fields are in quotes, which are read as part of the text"
+            fix = "set quoting: csv if they are not part of the text"
+            yield Finding("warning", "quotes", sample.key, statement(str(path), problem), fix)
+    n = sample.skipped[UNTRANSLATED]
+    if n > _MANY_SKIPPED * (n + sample.n_pairs):
+        problem = f"{n:,} of {n + sample.n_pairs:,} units have no text in {sample.langs[0]} or {sample.langs[1]}"
+        yield warning("units", sample, None, problem, "check src_lang and tgt_lang if this is not intended")
 
 
 def warning(check: str, sample: Sample, side: int | None, problem: str, fix: str) -> Finding:

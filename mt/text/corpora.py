@@ -1,4 +1,4 @@
-"""Reading parallel text in chunks: from files (plain, .tsv, .jsonl, .parquet), hub data sets, sacreBLEU test sets."""
+"""Reading parallel text in chunks: from files (plain, tables, .jsonl, .tmx), hub data sets, sacreBLEU test sets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import logging
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -19,14 +20,18 @@ from numpy.typing import NDArray
 
 from mt.config.settings import Corpus, HubDataset, RunConfig, SacrebleuSet, Table, TextFiles
 from mt.errors import DataError
-from mt.text.files import COMPRESSIONS, content_hash, count_lines, read_line_chunks
+from mt.system import paths
+from mt.text.delimited import Layout, Rows, layout_of, read_delimited
+from mt.text.files import COMPRESSIONS, content_hash, count_lines, missing, read_line_chunks
 from mt.text.hub import count_rows, dataset_fingerprint, is_local, read_dataset
 from mt.text.lengths import first_break
 from mt.text.tables import Columns, Texts, count_parquet_rows, read_parquet
+from mt.text.tmx import read_tmx
 
 _PAIRS_AT_ONCE = 1_000  # read before the first pair is yielded
 _MOST_LINES_COMPARED = 50_000_000  # line lengths kept in memory to find where two files stop being parallel
-_FORMATS = (".tsv", ".jsonl", ".parquet")
+_DELIMITED = (".tsv", ".csv")
+_FORMATS = (*_DELIMITED, ".jsonl", ".tmx", ".parquet")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MISSING = object()
 
@@ -57,12 +62,16 @@ class CorpusReader(ABC):
     corpus: Corpus
     langs: tuple[str, str]
     split: str  # for a hub data set without a split in its config: train, validation or test
+    folder: str = ""  # of the config file, for relative paths that the current folder does not have
 
     @abstractmethod
-    def chunks(self, size: int) -> Iterator[Chunk]:
+    def chunks(self, size: int, skipped: Counter[str] | None = None) -> Iterator[Chunk]:
         """Yield all pairs in order, `size` at a time; only the last chunk may be smaller. Memory is constant.
 
-        Different line counts raise an error only at the end.
+        Different line counts raise an error only at the end. In a corpus of several files, lines are counted through.
+
+        Args:
+            skipped: lines and units that hold no pair, such as headers, are added to it.
         """
 
     @abstractmethod
@@ -77,6 +86,26 @@ class CorpusReader(ABC):
         """
 
     @property
+    def files(self) -> list[Path]:
+        """Return the files that hold the text, in order; none for a corpus that is not in files.
+
+        Raises:
+            DataError: a file does not exist, or has no counterpart on the other side.
+        """
+        return []
+
+    def layouts(self) -> dict[Path, Layout]:
+        """Return the layout of each .tsv and .csv file."""
+        return {}
+
+    @property
+    def description(self) -> str:
+        """Return the description of the corpus, with the number of files if there are several."""
+        n = len(self.files) // (2 if isinstance(self.corpus, TextFiles) else 1)
+        what = "pairs of files" if isinstance(self.corpus, TextFiles) else "files"
+        return f"{self.corpus.description} ({n:,} {what})" if n > 1 else self.corpus.description
+
+    @property
     def is_streamed(self) -> bool:
         """Return whether the text is streamed from the hub, or would first have to be downloaded from there."""
         return False
@@ -85,10 +114,10 @@ class CorpusReader(ABC):
         """Return a reader of the same text that streams it instead of downloading it first."""
         return self
 
-    def pairs(self) -> Iterator[SentencePair]:
-        """Yield all pairs in order; from pipes, each as soon as it arrives."""
-        size = _PAIRS_AT_ONCE if all(Path(name).is_file() for name in self.corpus.files) else 1
-        for chunk in self.chunks(size):
+    def pairs(self, skipped: Counter[str] | None = None) -> Iterator[SentencePair]:
+        """Yield all pairs in order; from pipes, each as soon as it arrives. For `skipped` see `chunks`."""
+        size = _PAIRS_AT_ONCE if all(path.is_file() for path in self.files) else 1
+        for chunk in self.chunks(size, skipped):
             yield from map(SentencePair, *chunk)
 
     def check(self) -> None:
@@ -101,15 +130,32 @@ class CorpusReader(ABC):
             raise DataError(self.corpus.description, "has no sentence pairs, expected at least one")
 
 
-def reader_of(corpus: Corpus, langs: tuple[str, str], split: str) -> CorpusReader:
-    """Return the reader of a corpus; for `langs` and `split` see `CorpusReader`."""
-    return _READERS[type(corpus)](corpus, langs, split)
+def reader_of(corpus: Corpus, langs: tuple[str, str], split: str, folder: str = "") -> CorpusReader:
+    """Return the reader of a corpus; for `langs`, `split` and `folder` see `CorpusReader`."""
+    return _READERS[type(corpus)](corpus, langs, split, folder)
 
 
 def readers_of(config: RunConfig) -> dict[str, CorpusReader]:
     """Return the reader of each corpus of a run, by the corpus's key in the config."""
     langs, splits = (config.src_lang, config.tgt_lang), {"train": "train", "valid": "validation", "test": "test"}
-    return {key: reader_of(corpus, langs, splits[key.split(".")[1]]) for key, corpus in config.data.corpora.items()}
+    return {
+        key: reader_of(corpus, langs, splits[key.split(".")[1]], config.folder)
+        for key, corpus in config.data.corpora.items()
+    }
+
+
+def _files(name: str, folder: str) -> list[Path]:
+    """Return the files that a path or a pattern means.
+
+    Raises:
+        DataError: there is none.
+    """
+    if files := paths.matching(name, folder):
+        return files
+    error = missing(Path(paths.expanded(name)), folder)
+    if paths.is_pattern(name):
+        raise DataError(name, error.problem.replace("no such file", "no file has such a name"), "correct the pattern")
+    raise error
 
 
 def _file_fingerprint(path: Path) -> str:
@@ -128,6 +174,22 @@ def _columns_fingerprint(columns: Columns | None) -> str:
     return "" if columns is None else f":{json.dumps(columns)}"
 
 
+def _layout_fingerprint(layout: Layout | None) -> str:
+    """Return what is not read as text although it is in the file."""
+    if layout is None:
+        return ""
+    parts = {
+        "quotes": layout.has_quotes,
+        "header": layout.header is not None,
+        layout.separator: layout.separator != "\t",
+    }
+    return "".join(f":{part}" for part, is_so in parts.items() if is_so)
+
+
+def _chunks(rows: Iterator[Rows]) -> Iterator[Chunk]:
+    return (Chunk(*one) for one in rows)
+
+
 def _numbered(rows: Iterator[Texts]) -> Iterator[Chunk]:
     n_rows = 0
     for src, tgt in rows:
@@ -139,6 +201,9 @@ def rechunked(chunks: Iterator[Chunk], size: int) -> Iterator[Chunk]:
     """Yield the same pairs in chunks of `size`; only the last chunk may be smaller."""
     src, tgt, lines = list[str](), list[str](), list[int]()
     for chunk in chunks:
+        if not src and len(chunk.src) == size:
+            yield chunk
+            continue
         src += chunk.src
         tgt += chunk.tgt
         lines += chunk.lines
@@ -158,15 +223,41 @@ def rechunked(chunks: Iterator[Chunk], size: int) -> Iterator[Chunk]:
 class _TextFilesReader(CorpusReader):
     corpus: TextFiles
 
-    def chunks(self, size: int) -> Iterator[Chunk]:
-        return _read_two_files(Path(self.corpus.src), Path(self.corpus.tgt), size)
+    def chunks(self, size: int, skipped: Counter[str] | None = None) -> Iterator[Chunk]:
+        return rechunked(_joined(_read_two_files(*pair, size) for pair in self._pairs), size)
 
     def count(self) -> int | None:
-        path = Path(self.corpus.src)
-        return count_lines(path) if path.is_file() else None  # a pipe can be read only once
+        # A pipe can be read only once.
+        src_files = self.files[::2]
+        return sum(map(count_lines, src_files)) if all(path.is_file() for path in src_files) else None
 
     def fingerprint(self) -> str:
-        return ":".join(["lines", *(_file_fingerprint(Path(name)) for name in self.corpus.files)])
+        return ":".join(["lines", *map(_file_fingerprint, self.files)])
+
+    @property
+    def files(self) -> list[Path]:
+        return [path for pair in self._pairs for path in pair]
+
+    @property
+    def _pairs(self) -> list[tuple[Path, Path]]:
+        names = self.corpus.files
+        sides = names[: len(names) // 2], names[len(names) // 2 :]
+        return [
+            pair
+            for both in zip(*sides, strict=True)
+            for pair in paths.in_pairs(both, [_files(name, self.folder) for name in both])
+        ]
+
+
+def _joined(parts: Iterable[Iterator[Chunk]]) -> Iterator[Chunk]:
+    """Yield the chunks of several files; lines are counted through."""
+    last = 0
+    for chunks in parts:
+        n_before = last
+        for chunk in chunks:
+            lines = [n_before + line for line in chunk.lines] if n_before else chunk.lines
+            yield chunk._replace(lines=lines)
+            last = lines[-1] if lines else last
 
 
 def _read_two_files(src_path: Path, tgt_path: Path, size: int) -> Iterator[Chunk]:
@@ -212,61 +303,58 @@ def _line_lengths(path: Path) -> NDArray[np.int32]:
 class _TableReader(CorpusReader):
     corpus: Table
 
-    @property
-    def _path(self) -> Path:
-        return Path(self.corpus.file)
-
-    def chunks(self, size: int) -> Iterator[Chunk]:
-        return rechunked(self._chunks(size), size)
+    def chunks(self, size: int, skipped: Counter[str] | None = None) -> Iterator[Chunk]:
+        skipped = Counter() if skipped is None else skipped
+        return rechunked(_joined(self._read(path, size, skipped) for path in self.files), size)
 
     def count(self) -> int | None:
-        if not self._path.is_file():  # a pipe can be read only once
+        if any(not path.is_file() or _format(path) == ".tmx" for path in self.files):  # a pipe can be read only once
             return None
-        return count_parquet_rows(self._path) if self._path.suffix == ".parquet" else count_lines(self._path)
+        counts = [count_parquet_rows(path) if path.suffix == ".parquet" else count_lines(path) for path in self.files]
+        return None if None in counts else sum(filter(None, counts))
 
     def fingerprint(self) -> str:
-        return _file_fingerprint(self._path) + _columns_fingerprint(self.corpus.columns)
+        found = map(_file_fingerprint, self.files)
+        layouts = self.layouts()
+        parts = [one + _layout_fingerprint(layouts.get(path)) for path, one in zip(self.files, found, strict=True)]
+        return ":".join(parts) + _columns_fingerprint(self.corpus.columns)
 
-    def _chunks(self, size: int) -> Iterator[Chunk]:
-        """Yield chunks of at most `size` pairs."""
-        path, format_ = self._path, _format(self._path)
-        if format_ == ".tsv":
-            return self._read_tsv(size)
+    @property
+    def files(self) -> list[Path]:
+        return [path for name in self.corpus.files for path in _files(name, self.folder)]
+
+    def layouts(self) -> dict[Path, Layout]:
+        corpus, files = self.corpus, [path for path in self.files if _format(path) in _DELIMITED]
+        return {path: layout_of(path, self.langs, corpus.columns, corpus.quoting) for path in files}
+
+    def _read(self, path: Path, size: int, skipped: Counter[str]) -> Iterator[Chunk]:
+        """Yield chunks of about `size` pairs."""
+        corpus, format_ = self.corpus, _format(path)
+        if format_ in _DELIMITED:
+            name = corpus.description
+            return _chunks(read_delimited(path, self.langs, corpus.columns, corpus.quoting, size, skipped, name))
         if format_ == ".jsonl":
-            return self._read_jsonl(size)
+            return self._read_jsonl(path, size)
+        if format_ == ".tmx":
+            return _chunks(read_tmx(path, self.langs, size, skipped))
         if path.suffix == ".parquet":
-            return _numbered(read_parquet(path, self.langs, self.corpus.columns, size))
+            return _numbered(read_parquet(path, self.langs, corpus.columns, size))
         if format_ == ".parquet":
             problem = "is a compressed Parquet file, which cannot be read (Parquet compresses its own contents)"
             raise DataError(path, problem, f"unpack it to {path.with_suffix('')}")
-        problem = "the name does not end in .tsv or .jsonl (or one of these with .gz, .xz or .zst), nor in .parquet"
-        raise DataError(path, problem, "rename the file, or give two plain text files as {src: FILE, tgt: FILE}")
+        problem = "the name does not end in .tsv, .csv, .jsonl or .tmx (or one of these with .gz, .xz or .zst), nor in "
+        fix = "rename the file, or give two plain text files as {src: FILE, tgt: FILE}"
+        raise DataError(path, f"{problem}.parquet", fix)
 
-    def _read_tsv(self, size: int) -> Iterator[Chunk]:
-        columns, src, tgt, n_lines = self.corpus.columns, 0, 1, 0
-        for lines in read_line_chunks(self._path, size):
-            rows = [line.split("\t") for line in lines]
-            numbers = range(n_lines + 1, n_lines + len(rows) + 1)
-            if columns is not None and n_lines == 0:
-                src, tgt = _tsv_indices(self._path, columns, rows[0])
-                if any(isinstance(column, str) for column in columns):  # the first line is a header
-                    rows, numbers = rows[1:], numbers[1:]
-            n_lines += len(lines)
-            for row, number in zip(rows, numbers, strict=True):
-                if len(row) <= max(src, tgt) or (columns is None and len(row) != 2):
-                    where = f"{self._path}, line {number:,}"
-                    raise _wrong_row(where, row, columns, (src, tgt), is_first=number == 1)
-            yield Chunk([row[src] for row in rows], [row[tgt] for row in rows], numbers)
-
-    def _read_jsonl(self, size: int) -> Iterator[Chunk]:
+    def _read_jsonl(self, path: Path, size: int) -> Iterator[Chunk]:
         columns = self.corpus.columns
         for column in columns or ():
             if isinstance(column, int):
                 problem = f"has keys, not numbered columns, so {column} is not a column"
-                raise DataError(self._path, problem, "set src_column and tgt_column to keys")
+                raise DataError(path, problem, "set src_column and tgt_column to keys")
         keys = self.langs if columns is None else (str(columns[0]), str(columns[1]))
         n_lines = 0
-        for lines in read_line_chunks(self._path, size):
+        for lines in read_line_chunks(path, size):
             numbers: list[int] = []
             chunk = Chunk([], [], numbers)
             for number, line in enumerate(lines, start=n_lines + 1):
@@ -275,40 +363,12 @@ class _TableReader(CorpusReader):
                 try:
                     src, tgt = _json_pair(line, keys, is_language=columns is None)
                 except DataError as error:
-                    raise error.within(f"{self._path}, line {number:,}") from None
+                    raise error.within(f"{path}, line {number:,}") from None
                 chunk.src.append(src)
                 chunk.tgt.append(tgt)
                 numbers.append(number)
             yield chunk
             n_lines += len(lines)
-
-
-def _tsv_indices(path: Path, columns: Columns, header: list[str]) -> tuple[int, int]:
-    """Return the 0-based indices of the two columns."""
-    for column in columns:
-        if isinstance(column, str) and header.count(column) != 1:
-            found = "several columns" if column in header else "no column"
-            problem = f"its first line has {found} {column}; its columns are {', '.join(header)}"
-            raise DataError(path, problem, "use one of these names, or column numbers if this line is not a header")
-    src, tgt = (column - 1 if isinstance(column, int) else header.index(column) for column in columns)
-    return src, tgt
-
-
-def _wrong_row(
-    where: str, row: list[str], columns: Columns | None, indices: tuple[int, int], is_first: bool
-) -> DataError:
-    found = f"{len(row)} column{'' if len(row) == 1 else 's'}"
-    fix = "fix or remove the line"
-    if columns is None:
-        if len(row) > 2:
-            fix = "set src_column and tgt_column to the columns to read, or fix the line"
-        return DataError(where, f"expected source, tab, target, found {found}", fix)
-    last = max(indices)
-    column = columns[indices.index(last)]
-    wanted = f"column {column} is number {last + 1}" if isinstance(column, str) else f"column {column} is expected"
-    if is_first:
-        fix = f"correct src_column and tgt_column, or {fix}"
-    return DataError(where, f"has {found}, but {wanted}", fix)
 
 
 def _json_pair(line: str, keys: tuple[str, str], is_language: bool) -> tuple[str, str]:
@@ -350,7 +410,7 @@ def _json_text(row: dict[str, Any], key: str) -> str:
 class _HubReader(CorpusReader):
     corpus: HubDataset
 
-    def chunks(self, size: int) -> Iterator[Chunk]:
+    def chunks(self, size: int, skipped: Counter[str] | None = None) -> Iterator[Chunk]:
         return rechunked(_numbered(read_dataset(self.corpus, self._split, self.langs, size)), size)
 
     def count(self) -> int | None:
@@ -378,7 +438,7 @@ class _HubReader(CorpusReader):
 class _SacrebleuReader(CorpusReader):
     corpus: SacrebleuSet
 
-    def chunks(self, size: int) -> Iterator[Chunk]:
+    def chunks(self, size: int, skipped: Counter[str] | None = None) -> Iterator[Chunk]:
         return _read_two_files(*_sacrebleu_files(self.corpus.sacrebleu, *self.langs), size)
 
     def count(self) -> int | None:

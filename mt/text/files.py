@@ -7,6 +7,7 @@ import functools
 import gzip
 import hashlib
 import io
+import logging
 import lzma
 import re
 import stat
@@ -17,6 +18,8 @@ from typing import Any, BinaryIO, cast
 
 from mt.errors import DataError
 from mt.shipped import DEMO_CORPUS
+
+_log = logging.getLogger(__name__)
 
 COMPRESSIONS = (".gz", ".xz", ".zst")
 
@@ -51,9 +54,7 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        where = "" if path.is_absolute() else f" (looked for in {Path.cwd()})"
-        fix = "run mt demo to write it" if path.parent == DEMO_CORPUS else ""
-        raise DataError(path, f"no such file{where}", fix) from None
+        raise missing(path) from None
     except IsADirectoryError:
         raise DataError(path, "is a folder, expected a text file") from None
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
@@ -67,6 +68,24 @@ def explained(path: Path) -> Iterator[None]:
             raise DataError(path, "is truncated", "copy or download it again") from None
         fix = "download it again, or rename it if it is not compressed"
         raise DataError(path, f"is damaged, or is not a {path.suffix} file ({error})", fix) from None
+
+
+def missing(path: Path, folder: str = "") -> DataError:
+    """Return the error about a file that does not exist.
+
+    Args:
+        folder: in which a relative path was looked for, besides the current one.
+    """
+    places = " and ".join(dict.fromkeys([str(Path.cwd()), str(Path(folder).absolute())]))
+    where = "" if path.is_absolute() else f" (looked for in {places})"
+    fix = "run mt demo to write it" if path.parent == DEMO_CORPUS else ""
+    return DataError(path, f"no such file{where}", fix)
+
+
+@functools.cache
+def log_once(line: str) -> None:
+    """Log a line, unless this process has logged it before: text is read several times."""
+    _log.info(line)
 
 
 def open_bytes(path: Path) -> BinaryIO:

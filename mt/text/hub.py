@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import logging
@@ -15,10 +14,8 @@ from typing import Any
 
 from mt.config.settings import HubDataset
 from mt.errors import DataError
-from mt.text.files import content_hash, first_line
+from mt.text.files import content_hash, first_line, log_once
 from mt.text.tables import TextColumns, Texts
-
-_log = logging.getLogger(__name__)
 
 
 class UnreachableError(DataError):
@@ -83,7 +80,7 @@ def _load_dataset(corpus: HubDataset, split: str) -> Any:
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise DataError(name, f"no such folder (looked for in {Path.cwd()})")
         how = ("streaming", "") if corpus.streaming else ("loading", " or the local cache")
-        _log_once(f"{how[0]} data set {name} from the hub{how[1]}")
+        log_once(f"{how[0]} data set {name} from the hub{how[1]}")
     import datasets
 
     with _quiet_datasets(datasets):
@@ -91,11 +88,6 @@ def _load_dataset(corpus: HubDataset, split: str) -> Any:
             return datasets.load_dataset(name, corpus.config, split=split, streaming=corpus.streaming)
         except Exception as error:
             raise _dataset_error(datasets, error, name, corpus.config, split) from None
-
-
-@functools.cache
-def _log_once(line: str) -> None:
-    _log.info(line)
 
 
 def _next_table(tables: Iterator[Any], where: str, n_rows: int) -> Any:
@@ -144,6 +136,9 @@ def _dataset_error(datasets: Any, error: Exception, name: str, config: str | Non
     if _is_without_network(error):
         problem = "the hub cannot be reached, and the local cache has no copy"
         return UnreachableError(where, problem, "check the network, or give a local folder that holds the data set")
+    if "scripts are no longer supported" in str(error):
+        problem = "is read by its own script, and mt runs no code of data sets"
+        return DataError(where, problem, "give a version of it in Parquet, or its files as {file: …} or {src, tgt}")
     if isinstance(error, datasets.exceptions.DatasetNotFoundError):
         page = f"https://huggingface.co/datasets/{name}"
         if re.search(r"\bgated\b", str(error)):

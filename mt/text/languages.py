@@ -78,6 +78,54 @@ def base_language(lang: str) -> str:
     return re.split("[-_]", lang, maxsplit=1)[0].lower()
 
 
+# Names of languages, in English and in themselves, and their codes of three letters.
+_NAMES = {
+    "af": "afr afrikaans", "ar": "ara arabic العربية", "be": "bel belarusian беларуская",
+    "bg": "bul bulgarian български", "bn": "ben bengali বাংলা", "ca": "cat catalan català",
+    "cs": "ces cze czech čeština česky", "cy": "cym wel welsh cymraeg", "da": "dan danish dansk",
+    "de": "deu ger german deutsch", "el": "ell gre greek ελληνικά", "en": "eng english",
+    "es": "spa spanish español castellano", "et": "est estonian eesti", "eu": "eus baq basque euskara",
+    "fa": "fas per persian farsi فارسی", "fi": "fin finnish suomi", "fr": "fra fre french français",
+    "ga": "gle irish gaeilge", "gl": "glg galician galego", "gu": "guj gujarati ગુજરાતી", "he": "heb hebrew עברית",
+    "hi": "hin hindi हिन्दी", "hr": "hrv croatian hrvatski", "hu": "hun hungarian magyar",
+    "hy": "hye arm armenian հայերեն", "id": "ind indonesian", "is": "isl ice icelandic íslenska",
+    "it": "ita italian italiano", "ja": "jpn japanese 日本語", "ka": "kat geo georgian ქართული",
+    "kk": "kaz kazakh қазақша", "km": "khm khmer ខ្មែរ", "kn": "kan kannada ಕನ್ನಡ", "ko": "kor korean 한국어",
+    "lo": "lao ລາວ", "lt": "lit lithuanian lietuvių", "lv": "lav latvian latviešu",
+    "mk": "mkd mac macedonian македонски", "ml": "mal malayalam മലയാളം", "mn": "mon mongolian монгол",
+    "mr": "mar marathi मराठी", "ms": "msa may malay melayu", "mt": "mlt maltese malti",
+    "my": "mya bur burmese မြန်မာ", "nb": "nob bokmål", "ne": "nep nepali नेपाली",
+    "nl": "nld dut dutch nederlands", "nn": "nno nynorsk", "no": "nor norwegian norsk", "pa": "pan punjabi ਪੰਜਾਬੀ",
+    "pl": "pol polish polski", "pt": "por portuguese português", "ro": "ron rum romanian română",
+    "ru": "rus russian русский", "sk": "slk slo slovak slovenčina", "sl": "slv slovene slovenian slovenščina",
+    "sq": "sqi alb albanian shqip", "sr": "srp serbian српски", "sv": "swe swedish svenska",
+    "sw": "swa swahili kiswahili", "ta": "tam tamil தமிழ்", "te": "tel telugu తెలుగు", "th": "tha thai ไทย",
+    "tl": "tgl tagalog filipino", "tr": "tur turkish türkçe", "uk": "ukr ukrainian українська",
+    "ur": "urd urdu اردو", "uz": "uzb uzbek", "vi": "vie vietnamese", "zh": "zho chi chinese mandarin 中文 汉语 漢語",
+}  # fmt: skip
+_CODE_OF = {name: code for code, names in _NAMES.items() for name in names.split()}
+
+
+def closeness(written: str, lang: str) -> int:
+    """Return how well a code or a name of a language fits the code `lang`: 0 not at all, 3 exactly.
+
+    It fits if the variant, such as a region or a script, is the same, or if only one of them has a variant: de-DE fits
+    de (2), and pt-BR does not fit pt-PT.
+    """
+    parts, wanted = (re.split("[-_]", code.strip().casefold()) for code in (written, lang))
+    if parts == wanted:
+        return 3
+    parts[0], wanted[0] = (_CODE_OF.get(part, part) for part in (parts[0], wanted[0]))
+    n = min(len(parts), len(wanted))
+    return (2 if parts != wanted else 3) if parts[:n] == wanted[:n] else 0
+
+
+def is_language(written: str) -> bool:
+    """Return whether a text is the code or the name of a language, such as de-DE or German."""
+    base, *variants = re.split("[-_]", written.strip().casefold())
+    return (base in _CODE_OF or base in EXPECTED) and all(2 <= len(part) <= 8 for part in variants)
+
+
 def expected_scripts(lang: str) -> frozenset[str] | None:
     """Return the scripts that a language is written in; None if they are not known."""
     return EXPECTED.get(base_language(lang))

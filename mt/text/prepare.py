@@ -9,7 +9,7 @@ import os
 import random
 import shutil
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -71,7 +71,7 @@ LENGTH_RATIOS = (0.0, 0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5, 2.0, 4.0)
 _PAIRS_AT_ONCE = 1_000  # read before long ones are cut
 _DAYS_KEPT = 7  # for the finished shards of an interrupted preparation
 # The prepared corpus depends on the versions of these packages.
-_PACKAGES = ("mt-train", "sentencepiece", "datasets", "sacrebleu", "numpy", "py3langid", "sacremoses")
+_PACKAGES = ("mt-train", "sentencepiece", "datasets", "defusedxml", "sacrebleu", "numpy", "py3langid", "sacremoses")
 
 _log = logging.getLogger(__name__)
 
@@ -211,6 +211,7 @@ class _Builder:
         self.given = given
         self.fingerprint = folder.name.removeprefix(".building-")
         self.seconds: dict[str, float] = {}
+        self.skipped: defaultdict[str | int, Counter[str]] = defaultdict(Counter)  # lines and units without a pair
         self.shards: list[shards.Shard] = []  # of all corpora, in order
 
     def build(self) -> None:
@@ -235,7 +236,12 @@ class _Builder:
             for shard in self.shards:
                 overlap.merge(shard.result("cleaned")["overlap"])
             described: dict[str, Any] = {
-                name: {"source": reader.corpus.description, "pairs": len(sets[name]), "empty": len(_empty(sets[name]))}
+                name: {
+                    "source": reader.description,
+                    "pairs": len(sets[name]),
+                    "empty": len(_empty(sets[name])),
+                    "skipped": self.skipped[name],
+                }
                 for name, reader in self.held_out_readers.items()
             }
             facts = {
@@ -290,7 +296,7 @@ class _Builder:
 
     def _copied(self, reader: CorpusReader, name: str) -> list[SentencePair]:
         """Write a validation or test set unchanged and complete; return its pairs."""
-        pairs = held_out_pairs(reader)
+        pairs = held_out_pairs(reader, self.skipped[name])
         file_name = "valid.jsonl" if name == "valid" else f"test.{name}.jsonl"
         with (self.folder / file_name).open("w", encoding="utf-8") as stream:
             stream.write(pairs_text(with_tag(pairs, reader.corpus.tag)))
@@ -304,7 +310,7 @@ class _Builder:
 
         def tasks() -> Iterator[tuple[shards.Shard, Chunk]]:
             for corpus, reader in enumerate(self.train_readers):
-                chunks = map(shorten, reader.chunks(_PAIRS_AT_ONCE))
+                chunks = map(shorten, reader.chunks(_PAIRS_AT_ONCE, self.skipped[corpus]))
                 for number, chunk in enumerate(rechunked(chunks, shards.PAIRS_PER_SHARD)):
                     self.shards.append(shards.Shard(self.folder / "shards", corpus, number, len(chunk.src)))
                     yield self.shards[-1], chunk
@@ -313,11 +319,12 @@ class _Builder:
         n_pairs = None if None in counts else sum(filter(None, counts))
         langs = self.config.src_lang, self.config.tgt_lang
         self._run(shards.Cleaning(self.config.data.clean, langs, held_out), tasks(), n_pairs)
-        for number, corpus in enumerate(self.config.data.train):
-            tally = self._tally("cleaned", number)
+        for number, reader in enumerate(self.train_readers):
+            tally, skipped = self._tally("cleaned", number), self.skipped[number]
+            without = "".join(f"; {what} skipped: {count:,}" for what, count in skipped.items())
             _log.info(
-                f"{corpus.description}: {tally.n_read:,} pairs read, {tally.n_kept:,} kept; "
-                f"removed: {removed_text(tally.removed)}"
+                f"{reader.description}: {tally.n_read:,} pairs read, {tally.n_kept:,} kept; "
+                f"removed: {removed_text(tally.removed)}{without}"
             )
         self._require_pairs("cleaned")
 
@@ -430,7 +437,10 @@ class _Builder:
             tally = self._tally("encoded", number)
             n_read = sum(shard.n_pairs for shard in self.shards if shard.corpus == number)
             assert tally.n_read == n_read, "every pair that was read is accounted for"
-            told = {"source": corpus.description, "tag": corpus.tag, "weight": corpus.weight}
+            reader = self.train_readers[number]
+            told: dict[str, Any] = {"source": reader.description, "tag": corpus.tag, "weight": corpus.weight}
+            has_many = reader.description != corpus.description
+            told |= {"files": list(map(str, reader.files)) if has_many else [], "skipped": self.skipped[number]}
             found = tally.as_json()
             told |= {"pairs_read": found.pop("n_read"), "pairs_kept": tally.n_kept}
             sources.append(told | found)
@@ -508,20 +518,24 @@ class _Builder:
         written.replace(self.folder / "manifest.json")
 
 
-def held_out_pairs(reader: CorpusReader) -> list[SentencePair]:
+def held_out_pairs(reader: CorpusReader, skipped: Counter[str]) -> list[SentencePair]:
     """Return all pairs of a validation or test set.
 
+    Args:
+        skipped: lines and units without a pair are counted here, by what they are.
     Raises:
         DataError: it is missing, unreadable or not parallel, or each of its pairs has an empty side.
     """
-    corpus, role, pairs = reader.corpus, reader.split, list(reader.pairs())
+    role, pairs = reader.split, list(reader.pairs(skipped))
     empty = _empty(pairs)
     if len(empty) == len(pairs):
         problem = f"all {len(pairs):,} {role} pairs have an empty side"
-        raise DataError(corpus.description, problem, "give a set with text on both sides")
+        raise DataError(reader.description, problem, "give a set with text on both sides")
+    for what, count in skipped.items():
+        _log.info(f"{reader.description}: {what} skipped: {count:,}")
     if empty:
         _log.info(
-            f"{corpus.description}: {len(empty):,} of {len(pairs):,} {role} pairs have an empty side, "
+            f"{reader.description}: {len(empty):,} of {len(pairs):,} {role} pairs have an empty side, "
             f"the first in line {empty[0].line:,}; they are kept"
         )
     return pairs

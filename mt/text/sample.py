@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 from mt.config.settings import Corpus
 from mt.errors import DataError
 from mt.text.corpora import Chunk, CorpusReader, SentencePair, rechunked
+from mt.text.delimited import Layout
 from mt.text.hub import UnreachableError
 
 STRETCH_LINES = 200
@@ -28,6 +31,9 @@ class Sample:
     is_read: bool  # whether the corpus was read to its end; time or an error may prevent it
     seconds: float  # the time that reading took
     error: DataError | None = None
+    description: str = ""  # of the corpus, with the number of its files
+    layouts: Mapping[Path, Layout] = field(default_factory=dict)  # of .tsv and .csv files
+    skipped: Counter[str] = field(default_factory=Counter)  # lines and units that hold no pair
 
     @property
     def role(self) -> str:
@@ -68,9 +74,11 @@ def draw_sample(key: str, reader: CorpusReader, *, max_pairs: int, max_seconds: 
     n_wanted, every, n_pairs = max(2, max_pairs // STRETCH_LINES), 1, 0
     kept: list[Chunk] = []  # every `every`th of those read so far
     stretch, is_read, error = None, False, None
+    description, layouts, skipped = reader.corpus.description, dict[Path, Layout](), Counter[str]()
     started_at = time.perf_counter()
     try:
-        for number, stretch in enumerate(_stretches(reader)):
+        description, layouts = reader.description, reader.layouts()
+        for number, stretch in enumerate(_stretches(reader, skipped)):
             n_pairs += len(stretch.src)
             if number % every == 0:
                 kept.append(stretch)
@@ -87,13 +95,14 @@ def draw_sample(key: str, reader: CorpusReader, *, max_pairs: int, max_seconds: 
     if len(kept) > n_wanted:
         kept = [kept[round(i * (len(kept) - 1) / (n_wanted - 1))] for i in range(n_wanted)]
     seconds = time.perf_counter() - started_at
-    return Sample(key, reader.corpus, reader.langs, tuple(kept), n_pairs, is_read, seconds, error)
+    read = (n_pairs, is_read, seconds, error, description, layouts, skipped)
+    return Sample(key, reader.corpus, reader.langs, tuple(kept), *read)
 
 
-def _stretches(reader: CorpusReader) -> Iterator[Chunk]:
+def _stretches(reader: CorpusReader, skipped: Counter[str]) -> Iterator[Chunk]:
     n_stretches = 0
     try:
-        for stretch in rechunked(reader.streamed().chunks(_LINES_AT_ONCE), STRETCH_LINES):
+        for stretch in rechunked(reader.streamed().chunks(_LINES_AT_ONCE, skipped), STRETCH_LINES):
             n_stretches += 1
             yield stretch
     except UnreachableError:

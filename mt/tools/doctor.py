@@ -181,6 +181,7 @@ def _text_findings(config: RunConfig, train: Sequence[Sample], held_out: Sequenc
     identifier, notes = checks.language_identifier(config)
     yield from notes
     for sample in (*train, *held_out):
+        yield from checks.check_layout(sample)
         yield from checks.check_alignment(sample)
         yield from checks.check_languages(sample, identifier)
         yield from checks.check_form(sample, config)
@@ -314,7 +315,7 @@ def _checked(sample: Sample) -> str:
     pairs = f"{sample.n_pairs:,} pairs"
     if not sample.is_whole:
         pairs = f"{len(sample.pairs):,} of {'' if sample.is_read else 'at least '}{pairs} checked"
-    return f"{sample.corpus.description}, {pairs}"
+    return f"{sample.description}, {pairs}"
 
 
 def _forecast_lines(diagnosis: Diagnosis, forecast: Forecast, config_name: str) -> list[str]:

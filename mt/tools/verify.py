@@ -158,7 +158,7 @@ def train_in(run_dir: Path, corpus: Path) -> None:
     pairs, sides = whole.valid_pairs[:N_VALIDATION_PAIRS], (whole.valid.src, whole.valid.tgt)
     n = len(pairs)
     valid = ParallelIds(*(Sentences(side.ids[: side.offsets[n]], side.offsets[: n + 1]) for side in sides))
-    train(load_config(str(run.config)), replace(whole, valid=valid, valid_pairs=pairs), run_dir)
+    train(load_config(str(run.config), is_stored=True), replace(whole, valid=valid, valid_pairs=pairs), run_dir)
 
 
 # ------------------------------------------------------------------------------------------------------ the procedure
