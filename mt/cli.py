@@ -130,7 +130,13 @@ Tests = Annotated[list[str] | None, _option("NAME", "Score only this test set; r
 References = Annotated[
     list[Path] | None, _option("FILE", "References, one per line. Repeat for several references.", "--ref")
 ]
-TgtLang = Annotated[str, _option("LANG", "Target language, for the tokenization of bleu-2017.")]
+TgtLang = Annotated[str | None, _option("LANG", "Language of the translations, for the tokenizer of BLEU.")]
+Tokenize = Annotated[
+    str | None,
+    _option(
+        "NAME", "Tokenizer of BLEU, as in sacreBLEU. Default: that of the run, or of the language (13a if not given)."
+    ),
+]
 Metrics = Annotated[
     list[str] | None,
     _option(
@@ -421,7 +427,8 @@ def evaluate(
     hyp: Annotated[Path | None, _option("FILE", "Translations, one per line.")] = None,
     refs: References = None,
     src: Annotated[Path | None, _option("FILE", "Source text of --hyp, one segment per line.")] = None,
-    tgt_lang: TgtLang = "de",
+    tgt_lang: TgtLang = None,
+    tokenize: Tokenize = None,
     metrics: Metrics = None,
     has_confidence: Confidence = False,
     baseline: Annotated[
@@ -472,6 +479,7 @@ def evaluate(
             significance=significance,
             n_samples=n_samples,
             tgt_lang=tgt_lang,
+            tokenize=tokenize,
             device=device,
             precision=precision,
             n_processes=None,
@@ -492,7 +500,8 @@ def compare(
     ] = None,
     tests: Tests = None,
     refs: References = None,
-    tgt_lang: TgtLang = "de",
+    tgt_lang: TgtLang = None,
+    tokenize: Tokenize = None,
     metrics: ComparedMetrics = None,
     has_confidence: Confidence = False,
     significance: Significance = "randomisation",
@@ -533,6 +542,7 @@ def compare(
             significance=significance,
             n_samples=n_samples,
             tgt_lang=tgt_lang,
+            tokenize=tokenize,
             device=given.get("--device"),
             precision=given.get("--precision"),
             n_processes=None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from mt.evaluation.findings import EvalOptions, evaluate
 from mt.evaluation.report_files import HTML_NAME, read_evaluation, write_report
 from mt.evaluation.runs import RunArtifacts, basis_of
 from mt.evaluation.scores import TranslatedSet, score_corpus
+from mt.evaluation.tokenization import chosen_tokenizer
 from mt.report.facts import Evaluation
 from mt.report.terminal import scores_text
 from mt.run_folder import MADE_AT, RunFolder, checkpoint_step, initial_model
@@ -35,7 +37,7 @@ from mt.units import format_count, format_duration
 
 _log = logging.getLogger(__name__)
 
-AVERAGE_TOLERANCE = 1.0  # BLEU on the validation set by which an average may be worse than the best checkpoint
+AVERAGE_TOLERANCE = 1.0  # BLEU or chrF2 on the validation set by which an average may be worse than the best checkpoint
 
 
 def train_run(config: RunConfig, run_dir: Path) -> None:
@@ -52,6 +54,8 @@ def train_run(config: RunConfig, run_dir: Path) -> None:
     run = RunFolder(run_dir)
     with ExitStack() as held:  # rank 0 holds the run folder until the report is written
         with process_group(ranks, partial(_begin_run, config, run, held)) as folder:
+            if ranks.is_first:
+                config = replace(config, eval=load_config(str(run.config)).eval)  # as resolved at the run's first start
             corpus = _shared_corpus(Path(folder), ranks)
             progress = train(config, corpus, run_dir, ranks)
         if not ranks.is_first:
@@ -68,10 +72,23 @@ def _begin_run(config: RunConfig, run: RunFolder, held: ExitStack) -> str:
     held.enter_context(run.held())
     run.remove_leftovers()
     prepared = corpus_folder(config, run)
+    config = _with_bleu_tokenizer(config, run)
     has_begun = run.record.exists()
     corpus = PreparedCorpus.open(prepared) if has_begun and prepared.is_dir() else prepare(config)
     _record_start(config, corpus, run)
     return str(corpus.folder)
+
+
+def _with_bleu_tokenizer(config: RunConfig, run: RunFolder) -> RunConfig:
+    """Return the config with a tokenizer of BLEU by name, which a run keeps as long as it has work.
+
+    Raises:
+        ConfigError: the tokenizer cannot be used on this machine.
+    """
+    setting = config.eval.bleu_tokenize
+    if setting == "auto" and run.has_work:
+        setting = load_config(str(run.config)).eval.bleu_tokenize
+    return load_config(config, {"eval.bleu_tokenize": chosen_tokenizer(setting, config.tgt_lang)})
 
 
 def _shared_corpus(folder: Path, ranks: Ranks) -> PreparedCorpus:
@@ -149,7 +166,8 @@ def _changed_settings(config: RunConfig, run: RunFolder) -> list[str]:
     return [
         f"{key} was {as_yaml(before)} and is now {as_yaml(now)}"
         for key, (before, now) in config_differences(load_config(str(run.config)), config).items()
-        if not is_changeable(key)
+        # auto means the tokenizer that the run has; before, it is of a run that an earlier version started.
+        if not (is_changeable(key) or (key == "eval.bleu_tokenize" and "auto" in (before, now)))
     ]
 
 
@@ -209,7 +227,10 @@ def _evaluate_run(config: RunConfig, corpus: PreparedCorpus, run: RunFolder, pro
     existing = read_evaluation(run.path)
     if existing is not None and all(getattr(existing, name) == value for name, value in facts.items()):
         return existing
-    sets = _translated_sets(config, corpus, artifacts, run)
+    sets = {
+        name: replace(one, tokenize=config.eval.bleu_tokenize)
+        for name, one in _translated_sets(config, corpus, artifacts, run).items()
+    }
     checksums = {name: file_checksum(run.translation(name)) for name in sets}
     valid = sets.pop("valid")
     found = evaluate(sets, config.name, EvalOptions(has_analysis=True), artifacts.count_words)
@@ -223,8 +244,7 @@ def _evaluate_run(config: RunConfig, corpus: PreparedCorpus, run: RunFolder, pro
 
 def _facts_of_training(config: RunConfig, artifacts: RunArtifacts, progress: Progress) -> dict[str, Any]:
     """Return the report's facts about the training. An existing report with the same facts is reused."""
-    # best_score is higher for a better model, so it is the negative loss.
-    score = progress.best_score if config.train.best_by == "bleu" else -progress.best_score
+    score = -progress.best_score if config.train.best_by == "loss" else progress.best_score
     return {
         "name": config.name,
         "steps": progress.step,
@@ -235,6 +255,7 @@ def _facts_of_training(config: RunConfig, artifacts: RunArtifacts, progress: Pro
         "tgt_fill": progress.n_tgt_tokens / progress.n_tgt_positions,
         "n_parameters": artifacts.folder.n_parameters,
         "basis": basis_of(artifacts.folder),
+        "bleu_tokenizer": config.eval.bleu_tokenize,
         "best": None if progress.best_step is None else {"step": progress.best_step, config.train.best_by: score},
     }
 
@@ -270,12 +291,12 @@ def format_report(report: Evaluation) -> str:
 def _notes(report: Evaluation) -> list[str]:
     """Return a note if the average is worse than the best checkpoint."""
     best, steps = report.best or {}, (report.basis or {})["averaged_steps"]
-    if report.valid is None or "bleu" not in best or len(steps) < 2:
+    if report.valid is None or len(steps) < 2:
         return []
-    bleu = report.valid.scores[0].score
-    if bleu > best["bleu"] - AVERAGE_TOLERANCE:
-        return []
+    score_of = {one.name: one.score for one in report.valid.scores}
     return [
-        f"on the validation set, the average of checkpoints ({bleu:.2f} BLEU) is worse than step {best['step']:,} "
-        f"({best['bleu']:.2f} BLEU in training); --set train.average_last=0 uses that step instead"
+        f"on the validation set, the average of checkpoints ({score_of[name]:.2f} {name}) is worse than step "
+        f"{best['step']:,} ({best[key]:.2f} {name} in training); --set train.average_last=0 uses that step instead"
+        for key, name in (("bleu", "BLEU"), ("chrf", "chrF2"))
+        if key in best and score_of[name] <= best[key] - AVERAGE_TOLERANCE
     ]

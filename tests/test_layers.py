@@ -87,6 +87,7 @@ LAYERS: list[set[str]] = [
     {
         "evaluation.metrics",
         "evaluation.scores",
+        "evaluation.tokenization",
         "evaluation.significance",
         "evaluation.analysis",
         "evaluation.warnings",
