@@ -238,7 +238,7 @@ def test_python_takes_the_same_arguments() -> None:
 # --- Low scores -------------------------------------------------------------------------------------------------------
 
 
-def test_a_bleu_of_zero_beside_a_high_chrf_is_said_aloud() -> None:
+def test_a_bleu_of_zero_together_with_a_high_chrf_is_said_aloud() -> None:
     words = ["Hund", "Katze", "Maus", "Pferd"]
     found = mt.evaluate(hypotheses=[f"{word}s" for word in words], references=words)
     assert found.warnings["input"] == [

@@ -39,17 +39,17 @@ class TranslatedSet:
 
     @cached_property
     def has_spaces(self) -> bool:
-        """Whether most words of the references are separated by spaces."""
+        """Return whether most words of the references are separated by spaces."""
         return characters_per_word("\n".join(self.references[0])) == 1
 
     def metric(self, key: str) -> Metric:
-        """Return a metric, by its name in METRICS, for these references."""
+        """Return the metric of a name in METRICS, with the references of this set."""
         return Metric(key, self.references, self.tgt_lang, self.tokenize)
 
     def metrics(self, names: Sequence[str] | None = None) -> list[Metric]:
         """Return the metrics of these names; by default BLEU, chrF2, chrF2++ and lower-cased BLEU.
 
-        chrF2++ also counts words, so it is no default for text without spaces.
+        The default for text without spaces leaves out chrF2++, which also counts words.
 
         Raises:
             ConfigError: an unknown metric, or the tokenizer of BLEU cannot be used.

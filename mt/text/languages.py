@@ -154,7 +154,7 @@ def n_words(text: str) -> int:
 
 
 def units_of(text: str) -> list[str]:
-    """Split a text at spaces; in scripts without spaces, each character is a unit of its own."""
+    """Split a text at spaces; in scripts without spaces, each character is a separate unit."""
     return text.split() if text.isascii() else _UNITS.findall(text)
 
 
