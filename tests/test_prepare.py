@@ -597,3 +597,13 @@ def test_if_there_are_too_many_words_the_rarest_are_dropped(config: RunConfig, m
     corpus, _ = prepare(dataclasses.replace(config, tokenizer=TokenizerConfig(vocab_size=400)))
     report = json.loads((corpus.folder / "report.json").read_text("utf-8"))
     assert report["tokenizer"]["src"]["distinct_words"] <= 300
+
+
+def test_text_without_spaces_does_not_lose_all_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare_module, "MOST_WORDS", 100)
+    lines = Counter({"两次": 2} | {f"第{i}行": 1 for i in range(300)})
+    kept = prepare_module._without_rarest(lines)
+    assert (kept["两次"], set(kept) <= set(lines)) == (2, True)
+    assert 40 <= len(kept) <= 50
+    words = Counter({f"w{i}": 1 + i % 3 for i in range(150)})
+    assert prepare_module._without_rarest(words) == {word: 3 for word, count in words.items() if count == 3}

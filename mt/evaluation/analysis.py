@@ -136,7 +136,7 @@ def _flagged_lines(
         zip(hypotheses, references, references if sources is None else sources, strict=True), start=1
     ):
         words, given_words = units_of(hypothesis), units_of(given)
-        n_given_words = n_words(given)
+        n_hypothesis, n_given = max(1, n_words(hypothesis)), n_words(given)  # a single character is half a word
         if not words:
             if given_words:
                 lines["empty"].append(number)
@@ -145,9 +145,9 @@ def _flagged_lines(
             lines["repetitions"].append(number)
         if sources is not None and words == given_words != units_of(reference) and words_of(given):
             lines["copies"].append(number)
-        if is_too_long(n_given_words, n_words(hypothesis)):
+        if is_too_long(n_given, n_hypothesis):
             lines["too_long"].append(number)
-        if n_words(hypothesis) < min_plausible_length(n_given_words):
+        if n_hypothesis < min_plausible_length(n_given):
             lines["too_short"].append(number)
     return lines
 
