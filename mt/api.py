@@ -105,7 +105,8 @@ def evaluate(
     confidence: bool = False,
     significance: Literal["randomisation", "bootstrap"] = "randomisation",
     n_samples: int | None = None,
-    tgt_lang: str = "de",
+    tgt_lang: str | None = None,
+    tokenize: str | None = None,
     device: str = "auto",
     precision: str = "auto",
     n_processes: int | None = 1,
@@ -128,7 +129,9 @@ def evaluate(
         confidence: add intervals that hold 95% of bootstrap samples.
         significance: the test of the difference from the baseline.
         n_samples: of intervals and tests; 1,000 of the bootstrap and 10,000 of the randomisation by default.
-        tgt_lang: the language by whose rules bleu-2017 tokenises given translations.
+        tgt_lang: the language of given translations, by whose rules BLEU and bleu-2017 tokenise; None: not known.
+        tokenize: the tokenizer of BLEU, by sacreBLEU's name: 13a, intl, zh, ja-mecab, ko-mecab, char, flores101,
+            flores200 or none. By default that of the model's run; for given translations that of `tgt_lang`, or 13a.
         device, precision, n_processes: of the model, as in `Translator.load`; given translations need none.
         analysis: also find where the system is good and bad, for `analysis` and `sentences` of the result.
     Returns:
@@ -136,7 +139,7 @@ def evaluate(
         that of the file without its suffix, or of the data set; it is `input` for lists and for given translations.
         `print` shows the scores.
     Raises:
-        ConfigError: an unknown metric or test set, too few or too many samples; `data` is wrong.
+        ConfigError: an unknown metric, tokenizer or test set, too few or too many samples; `data` is wrong.
         DataError: a text is missing, empty, or has another number of lines.
         CheckpointError: there is no model.
     """
@@ -144,7 +147,7 @@ def evaluate(
     from mt.evaluation.findings import EvalOptions
 
     base = None if baseline is None else _text(baseline)
-    options = EvalOptions(metrics, confidence, base, significance, n_samples, analysis)
+    options = EvalOptions(metrics, confidence, base, significance, n_samples, analysis, tokenize)
     if model is not None and hypotheses is None:
         given = _given(data, sources, references)
         return evaluate_model(Path(model), tests, device, precision, options, n_processes, given)
@@ -165,7 +168,8 @@ def compare(
     confidence: bool = False,
     significance: Literal["randomisation", "bootstrap"] = "randomisation",
     n_samples: int | None = None,
-    tgt_lang: str = "de",
+    tgt_lang: str | None = None,
+    tokenize: str | None = None,
     device: str | None = None,
     precision: str | None = None,
     n_processes: int | None = 1,
@@ -177,14 +181,15 @@ def compare(
         data, sources: other text than the test sets of the models, as in `evaluate`: the models translate it, and
             systems that are not models are translations of it. Without them, `references` are only for translations.
         device, precision: translate with these; by default the stored translations of a finished run are compared.
-    Other arguments and errors are as in `evaluate`; metrics are bleu and chrf by default.
+    Other arguments and errors are as in `evaluate`; metrics are bleu and chrf by default. Runs whose BLEU is computed
+    with different tokenizers are refused unless `tokenize` is given.
     """
     from mt.evaluation.command import compare_files, compare_models, compare_on
     from mt.evaluation.findings import EvalOptions
 
     if len(systems) < 2:
         raise ConfigError("systems", f"expected two or more, got {len(systems)}")
-    options = EvalOptions(metrics, confidence, None, significance, n_samples)
+    options = EvalOptions(metrics, confidence, None, significance, n_samples, tokenize=tokenize)
     if references is None and data is None and sources is None:
         if isinstance(systems, Mapping):
             raise TypeError("compare: translations by name need references")

@@ -138,7 +138,8 @@ References = Annotated[
 ]
 Src = Annotated[Path | None, _option("FILE", "Source text, one segment per line.", "--src")]
 File = Annotated[
-    str | None, _option("FILE", "Translate and score this file with both sides: .tsv, .jsonl, .parquet.", "--file")
+    str | None,
+    _option("FILE", "Translate and score this file with both sides: .tsv, .csv, .jsonl, .tmx, .parquet.", "--file"),
 ]
 Sacrebleu = Annotated[
     str | None, _option("NAME", "Translate and score this test set of sacreBLEU, such as wmt14/full.", "--sacrebleu")
@@ -151,7 +152,13 @@ Data = Annotated[
         "--data",
     ),
 ]
-TgtLang = Annotated[str, _option("LANG", "Target language, for the tokenization of bleu-2017.")]
+TgtLang = Annotated[str | None, _option("LANG", "Language of the translations, for the tokenizer of BLEU.")]
+Tokenize = Annotated[
+    str | None,
+    _option(
+        "NAME", "Tokenizer of BLEU, as in sacreBLEU. Default: that of the run, or of the language (13a if not given)."
+    ),
+]
 Metrics = Annotated[
     list[str] | None,
     _option(
@@ -452,7 +459,8 @@ def evaluate(
     file: File = None,
     sacrebleu: Sacrebleu = None,
     data: Data = None,
-    tgt_lang: TgtLang = "de",
+    tgt_lang: TgtLang = None,
+    tokenize: Tokenize = None,
     metrics: Metrics = None,
     has_confidence: Confidence = False,
     baseline: Annotated[
@@ -506,6 +514,7 @@ def evaluate(
             significance=significance,
             n_samples=n_samples,
             tgt_lang=tgt_lang,
+            tokenize=tokenize,
             device=device,
             precision=precision,
             n_processes=None,
@@ -530,7 +539,8 @@ def compare(
     file: File = None,
     sacrebleu: Sacrebleu = None,
     data: Data = None,
-    tgt_lang: TgtLang = "de",
+    tgt_lang: TgtLang = None,
+    tokenize: Tokenize = None,
     metrics: ComparedMetrics = None,
     has_confidence: Confidence = False,
     significance: Significance = "randomisation",
@@ -577,6 +587,7 @@ def compare(
             significance=significance,
             n_samples=n_samples,
             tgt_lang=tgt_lang,
+            tokenize=tokenize,
             device=given.get("--device"),
             precision=given.get("--precision"),
             n_processes=None,

@@ -21,6 +21,7 @@ from mt.evaluation.findings import EvalOptions, evaluate
 from mt.evaluation.report_files import HTML_NAME, read_evaluation, write_report
 from mt.evaluation.runs import RunArtifacts, basis_of, text_checksum
 from mt.evaluation.scores import TranslatedSet, score_corpus
+from mt.evaluation.tokenization import chosen_tokenizer
 from mt.report.facts import Evaluation
 from mt.report.terminal import scores_text
 from mt.run_folder import ADDED_TESTS, MADE_AT, RunFolder, checkpoint_step, initial_model
@@ -42,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 _PATH_OF_TEXT = re.compile(r"data\.(train\.\d+|valid|test\.[^.]+)\.(src|tgt|file|dataset)(\.\d+)?")
 
-AVERAGE_TOLERANCE = 1.0  # BLEU on the validation set by which an average may be worse than the best checkpoint
+AVERAGE_TOLERANCE = 1.0  # BLEU or chrF2 on the validation set by which an average may be worse than the best checkpoint
 
 
 def train_run(config: RunConfig, run_dir: Path) -> None:
@@ -59,6 +60,8 @@ def train_run(config: RunConfig, run_dir: Path) -> None:
     run = RunFolder(run_dir)
     with ExitStack() as held:  # rank 0 holds the run folder until the report is written
         with process_group(ranks, partial(_begin_run, config, run, held)) as folder:
+            if ranks.is_first:
+                config = replace(config, eval=load_config(str(run.config)).eval)  # as resolved at the run's first start
             corpus = _shared_corpus(Path(folder), ranks)
             progress = train(config, corpus, run_dir, ranks)
         if not ranks.is_first:
@@ -75,12 +78,26 @@ def _begin_run(config: RunConfig, run: RunFolder, held: ExitStack) -> str:
     held.enter_context(run.held())
     run.remove_leftovers()
     prepared = corpus_folder(config, run)
+    config = _with_bleu_tokenizer(config, run)
     has_begun = run.record.exists()
     at_first, is_kept = config_of_corpus(config, run), has_begun and prepared.is_dir()
     corpus = PreparedCorpus.open(prepared, is_verified=True) if is_kept else prepare(at_first)
     added = _add_tests(config, at_first, corpus, run)
     _record_start(config, corpus, run, added)
     return str(corpus.folder)
+
+
+def _with_bleu_tokenizer(config: RunConfig, run: RunFolder) -> RunConfig:
+    """Return the config with a tokenizer of BLEU by name, which a run keeps as long as it has work.
+
+    Raises:
+        ConfigError: the tokenizer cannot be used on this machine.
+    """
+    setting = config.eval.bleu_tokenize
+    if setting == "auto" and run.has_work:
+        setting = load_config(str(run.config), is_stored=True).eval.bleu_tokenize
+    tokenize = chosen_tokenizer(setting, config.tgt_lang)
+    return replace(config, eval=replace(config.eval, bleu_tokenize=tokenize))
 
 
 def _shared_corpus(folder: Path, ranks: Ranks) -> PreparedCorpus:
@@ -239,7 +256,10 @@ def _changed_settings(config: RunConfig, run: RunFolder, *, but_paths: bool = Fa
     return removed + [
         f"{key} was {as_yaml(value)} and is now {as_yaml(now)}"
         for key, (value, now) in config_differences(before, config).items()
-        if (not is_changeable(key) or key.startswith(fixed)) and not (but_paths and _PATH_OF_TEXT.fullmatch(key))
+        if (not is_changeable(key) or key.startswith(fixed))
+        and not (but_paths and _PATH_OF_TEXT.fullmatch(key))
+        # auto means the tokenizer that the run has; before, it is of a run that an earlier version started.
+        and not (key == "eval.bleu_tokenize" and "auto" in (value, now))
     ]
 
 
@@ -303,7 +323,10 @@ def _evaluate_run(config: RunConfig, corpus: PreparedCorpus, run: RunFolder, pro
     existing = read_evaluation(run.path)
     if existing is not None and all(getattr(existing, name) == value for name, value in facts.items()):
         return existing
-    sets = _translated_sets(config, pairs, artifacts, run)
+    sets = {
+        name: replace(one, tokenize=config.eval.bleu_tokenize)
+        for name, one in _translated_sets(config, pairs, artifacts, run).items()
+    }
     checksums = {name: file_checksum(run.translation(name)) for name in sets}
     valid = sets.pop("valid")
     found = evaluate(
@@ -319,8 +342,7 @@ def _evaluate_run(config: RunConfig, corpus: PreparedCorpus, run: RunFolder, pro
 
 def _facts_of_training(config: RunConfig, artifacts: RunArtifacts, progress: Progress) -> dict[str, Any]:
     """Return the report's facts about the training. An existing report with the same facts is reused."""
-    # best_score is higher for a better model, so it is the negative loss.
-    score = progress.best_score if config.train.best_by == "bleu" else -progress.best_score
+    score = -progress.best_score if config.train.best_by == "loss" else progress.best_score
     return {
         "name": config.name,
         "steps": progress.step,
@@ -331,6 +353,7 @@ def _facts_of_training(config: RunConfig, artifacts: RunArtifacts, progress: Pro
         "tgt_fill": progress.n_tgt_tokens / progress.n_tgt_positions,
         "n_parameters": artifacts.folder.n_parameters,
         "basis": basis_of(artifacts.folder),
+        "bleu_tokenizer": config.eval.bleu_tokenize,
         "best": None if progress.best_step is None else {"step": progress.best_step, config.train.best_by: score},
     }
 
@@ -367,12 +390,12 @@ def format_report(report: Evaluation) -> str:
 def _notes(report: Evaluation) -> list[str]:
     """Return a note if the average is worse than the best checkpoint."""
     best, steps = report.best or {}, (report.basis or {})["averaged_steps"]
-    if report.valid is None or "bleu" not in best or len(steps) < 2:
+    if report.valid is None or len(steps) < 2:
         return []
-    bleu = report.valid.scores[0].score
-    if bleu > best["bleu"] - AVERAGE_TOLERANCE:
-        return []
+    score_of = {one.name: one.score for one in report.valid.scores}
     return [
-        f"on the validation set, the average of checkpoints ({bleu:.2f} BLEU) is worse than step {best['step']:,} "
-        f"({best['bleu']:.2f} BLEU in training); --set train.average_last=0 uses that step instead"
+        f"on the validation set, the average of checkpoints ({score_of[name]:.2f} {name}) is worse than step "
+        f"{best['step']:,} ({best[key]:.2f} {name} in training); --set train.average_last=0 uses that step instead"
+        for key, name in (("bleu", "BLEU"), ("chrf", "chrF2"))
+        if key in best and score_of[name] <= best[key] - AVERAGE_TOLERANCE
     ]

@@ -44,6 +44,7 @@ class _Record(Facts):
 class _Ranked(Facts):
     step: int
     score: float
+    chrf: float = 0.0
 
 
 class _Ranking(Facts):
@@ -151,37 +152,38 @@ class RunFolder:
 
     def best_checkpoints(self, n: int) -> list[Path]:
         """Return the n checkpoints with the best validation scores, or fewer if there are not as many; best first."""
-        folders = [self.checkpoint(step) for step, _ in self._ranking()]
+        folders = [self.checkpoint(step) for step, *_ in self._ranking()]
         return [folder for folder in folders if folder.is_dir()][:n]
 
     def best_checkpoint(self) -> Path | None:
         """Return the checkpoint with the best validation score so far; None before the first validation."""
         return next(iter(self.best_checkpoints(1)), None)
 
-    def record_score(self, step: int, score: float, by: Literal["bleu", "loss"]) -> int | None:
+    def record_score(self, step: int, score: float, by: Literal["bleu", "chrf", "loss"], chrf: float) -> int | None:
         """Add a validation score to the ranking, before the checkpoint of that update is written.
 
-        Among equal scores, the earlier one ranks higher. A score whose checkpoint was never written, because of a kill,
-        is ignored.
+        Among equal scores, the one with the higher chrF2 ranks higher, then the earlier one. A score whose checkpoint
+        was never written, because of a kill, is ignored.
 
         Returns:
             Its rank among the checkpoints, from 0; None for a score that is not finite, which is not added.
         """
         if not math.isfinite(score):
             return None
-        others = [(s, value) for s, value in self._ranking() if s != step and self.checkpoint(s).is_dir()]
-        higher_is_better = by == "bleu"
+        others = [entry for entry in self._ranking() if entry[0] != step and self.checkpoint(entry[0]).is_dir()]
+        higher_is_better = by != "loss"
         sign = -1 if higher_is_better else 1
-        ranking = sorted([*others, (step, score)], key=lambda entry: (sign * entry[1], entry[0]))
+        ranking = sorted([*others, (step, score, chrf)], key=lambda entry: (sign * entry[1], -entry[2], entry[0]))
         self.all_checkpoints.mkdir(parents=True, exist_ok=True)
-        entries = [{"step": s, "score": value} for s, value in ranking]
+        entries = [dict(zip(("step", "score", "chrf"), entry, strict=True)) for entry in ranking]
         write_json(self.scores, {"by": by, "higher_is_better": higher_is_better, "ranking": entries})
-        return ranking.index((step, score))
+        return ranking.index((step, score, chrf))
 
-    def _ranking(self) -> list[tuple[int, float]]:
-        """Return pairs of step and score, best first."""
+    def _ranking(self) -> list[tuple[int, float, float]]:
+        """Return step, score and chrF2 of each validation, best first."""
         try:
-            return [(one.step, one.score) for one in _Ranking.model_validate(read_json(self.scores)).ranking]
+            ranking = _Ranking.model_validate(read_json(self.scores)).ranking
+            return [(one.step, one.score, one.chrf) for one in ranking]
         except (OSError, ValueError):
             return []
 

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import sacrebleu
 
-from mt.evaluation.analysis import analyse, words_of
+from mt.evaluation.analysis import analyse
 from mt.evaluation.scores import TranslatedSet, bleu_and_chrf
 from mt.evaluation.significance import compare
+from mt.text.languages import words_of
 
 DEMO = Path(__file__).parent.parent / "data/demo"
 SOURCES, REFERENCES = ((DEMO / f"test.{lang}").read_text("utf-8").splitlines()[:100] for lang in ("en", "de"))
@@ -258,3 +259,30 @@ def test_verdicts_on_a_real_test_set_are_correct():
         one = TranslatedSet(None, system, [references], baseline=references)
         (compared,) = compare(one, ["bleu"], "randomisation", 200)
         assert compared.verdict == verdict
+
+
+def test_text_without_spaces_is_counted_by_characters() -> None:
+    sources, references = (
+        ["猫が好きです。", "昨日は雨が降りましたから、駅まで歩きました。"],
+        ["I like cats.", "It rained yesterday, so I walked."],
+    )
+    counts = Counter(words_of("猫が好きです。昨日は雨が降りました")) + Counter(words_of("雨が降る"))
+    found = analysis_of(references, references, sources, counts)
+    assert (found["unit"], found.get("tgt_unit", "words")) == ("characters", "words")
+    assert [bucket["bucket"] for bucket in found["by_length"]] == ["0–19", "20–39"]  # 7 and 22 characters
+    assert [(one["bucket"], one["n_lines"]) for one in found["by_rarest_word"]] == [("0", 1), ("1", 1)]
+    assert all(one["n_lines"] == 0 for one in found["oddities"].values())
+    back = analysis_of([sources[0], sources[1][:11]], sources, references)
+    assert (back.get("unit", "words"), back["tgt_unit"], back["length_ratio"]) == ("words", "characters", 18 / 29)
+    assert all(one["n_lines"] == 0 for one in back["oddities"].values())
+    flagged = analysis_of(["猫猫猫猫猫猫", "雨"], sources, references)["oddities"]
+    assert (flagged["repetitions"]["lines"], flagged["too_short"]["lines"]) == ([1], [])
+
+
+@pytest.mark.skipif("MT_REAL_DATA" not in os.environ, reason="needs the real data")
+def test_human_translations_without_spaces_have_no_quality_flags() -> None:
+    folder = Path(os.environ["MT_REAL_DATA"]) / "data" / "enja"
+    packed = [(folder / f"dev.{lang}.gz").read_bytes() for lang in ("en", "ja")]
+    sides = [gzip.decompress(one).decode().splitlines() for one in packed]
+    for src, tgt in (sides, sides[::-1]):
+        assert all(one["n_lines"] == 0 for one in analysis_of(tgt, tgt, src)["oddities"].values())

@@ -3,7 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -289,9 +289,16 @@ def make_checkpoints(run_dir: Path, *steps: int) -> None:
         RunFolder(run_dir).checkpoint(step).mkdir(parents=True)
 
 
-def enter(run_dir: Path, step: int, score: float, n_best: int = 1, by: str = "bleu") -> int | None:
+def enter(
+    run_dir: Path,
+    step: int,
+    score: float,
+    n_best: int = 1,
+    by: Literal["bleu", "chrf", "loss"] = "bleu",
+    chrf: float = 0.0,
+) -> int | None:
     """Record a score and return its rank. Like training, write the checkpoint if it is one of the best."""
-    rank = RunFolder(run_dir).record_score(step, score, by)
+    rank = RunFolder(run_dir).record_score(step, score, by, chrf)
     if rank is not None and rank < n_best:
         RunFolder(run_dir).checkpoint(step).mkdir(parents=True, exist_ok=True)
     return rank
@@ -329,10 +336,11 @@ def test_scores_are_ranked_and_the_ranking_is_saved(tmp_path: Path) -> None:
     assert enter(tmp_path, 40, 19.0, n_best=2) == 2  # the earlier one wins
     assert enter(tmp_path, 50, 21.5, n_best=2) == 0
     assert enter(tmp_path, 60, float("nan"), n_best=2) is None
+    best = [(50, 21.5), (10, 20.0), (20, 19.0)]
     assert json.loads((tmp_path / "checkpoints" / "best.json").read_text("utf-8")) == {
         "by": "bleu",
         "higher_is_better": True,
-        "ranking": [{"step": 50, "score": 21.5}, {"step": 10, "score": 20.0}, {"step": 20, "score": 19.0}],
+        "ranking": [{"step": step, "score": score, "chrf": 0.0} for step, score in best],
     }
     assert [checkpoint_step(folder) for folder in RunFolder(tmp_path).best_checkpoints(9)] == [50, 10, 20]
     assert kept_after_pruning(tmp_path, 100, keep_best=2) == [10, 50]
@@ -346,10 +354,23 @@ def test_the_lowest_loss_is_the_best(tmp_path: Path) -> None:
     assert RunFolder(tmp_path).best_checkpoint() == RunFolder(tmp_path).checkpoint(40)
 
 
+def test_chrf_ranks_equal_scores_such_as_a_bleu_of_zero(tmp_path: Path) -> None:
+    ranks = [enter(tmp_path, step, 0.0, chrf=chrf) for step, chrf in ((10, 15.7), (20, 82.8), (30, 80.0), (40, 82.8))]
+    assert ranks == [0, 0, 1, 1]  # of equal ones, the earlier is better
+    assert RunFolder(tmp_path).best_checkpoint() == RunFolder(tmp_path).checkpoint(20)
+    assert enter(tmp_path, 50, 0.1, chrf=3.0) == 0
+
+
+def test_a_ranking_that_an_earlier_version_wrote_is_read(tmp_path: Path) -> None:
+    make_checkpoints(tmp_path, 10)
+    write_json(RunFolder(tmp_path).scores, {"by": "bleu", "ranking": [{"step": 10, "score": 20.0}]})
+    assert enter(tmp_path, 20, 19.0, chrf=50.0) == 1
+
+
 def test_a_score_whose_checkpoint_was_never_written_is_ignored(tmp_path: Path) -> None:
     enter(tmp_path, 10, 20.0)
     # Killed between validation and checkpoint: the previous checkpoint is still the best, and is kept.
-    RunFolder(tmp_path).record_score(20, 30.0, "bleu")
+    RunFolder(tmp_path).record_score(20, 30.0, "bleu", 50.0)
     assert RunFolder(tmp_path).best_checkpoint() == RunFolder(tmp_path).checkpoint(10)
     make_checkpoints(tmp_path, 15)
     assert kept_after_pruning(tmp_path, 5) == [10, 15]

@@ -213,3 +213,23 @@ def test_every_reason_and_change_is_explained_and_names_a_setting() -> None:
         field.name for field in fields(DataConfig)
     }
     assert {rule.setting for rule in [*RULES.values(), *CHANGE_RULES.values()]} <= settings
+
+
+@pytest.mark.parametrize(
+    ("src", "tgt", "expected"),
+    [
+        ("明日は公園で友達と会います。", "明日は公園で友達と会います。", "copied"),
+        ("明日は公園で友達と会います。", "明日は公園で友達と遊びたい。", None),
+        ("東京大学", "東京大学", None),  # a name
+    ],
+)
+def test_copies_without_spaces_are_found(src: str, tgt: str, expected: str | None) -> None:
+    assert reason(src, tgt, "ja", "zh", max_wrong_script=None) == expected
+
+
+def test_names_inside_text_without_spaces_are_common_words() -> None:
+    src, tgt = "Press F5 to start Windows", "F5キーを押してWindowsを起動"
+    assert reason(src, tgt, "en", "ja", min_copied=0.3, max_wrong_script=None) is None  # 2 of 6
+    assert (
+        reason(src, tgt.replace("F5", "F6"), "en", "ja", min_copied=0.3, max_wrong_script=None) == "too_little_copied"
+    )

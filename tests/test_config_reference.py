@@ -88,7 +88,7 @@ def test_the_schema_has_sections_limits_choices_defaults_texts_and_kinds_of_corp
         "minimum": 1,
         "type": "integer",
     }
-    assert schema["$defs"]["TrainConfig"]["properties"]["best_by"]["enum"] == ["bleu", "loss"]
+    assert schema["$defs"]["TrainConfig"]["properties"]["best_by"]["enum"] == ["bleu", "chrf", "loss"]
     assert "drawn again" in schema["$defs"]["TextFiles"]["properties"]["weight"]["description"]
     kinds = schema["$defs"]["DataConfig"]["properties"]["valid"]["oneOf"]
     assert [kind["$ref"].rpartition("/")[2] for kind in kinds] == ["TextFiles", "Table", "HubDataset", "SacrebleuSet"]

@@ -11,7 +11,18 @@ from pathlib import Path
 import pytest
 
 from mt.errors import ConfigError
-from mt.text.languages import EXPECTED, LanguageIdentifier, expected_scripts, main_script, wrong_script_fraction
+from mt.text.languages import (
+    EXPECTED,
+    LanguageIdentifier,
+    base_language,
+    characters_per_word,
+    expected_scripts,
+    main_script,
+    units_of,
+    words_of,
+    written_without_spaces,
+    wrong_script_fraction,
+)
 
 ENGLISH = "The committee will discuss the proposal next month."
 GERMAN = "Der Ausschuss wird den Vorschlag im nächsten Monat erörtern."
@@ -57,6 +68,37 @@ def test_each_language_has_its_scripts() -> None:
     assert expected_scripts("ja") == {"Han", "Hiragana", "Katakana"}
     assert expected_scripts("am") == {"Ethiopic"}
     assert expected_scripts("xx") is None
+    assert expected_scripts("zh_Latn") == {"Han", "Bopomofo", "Latin"}
+
+
+def test_the_usual_codes_of_a_language_mean_the_same() -> None:
+    groups = ["zh zh-Hans zho_Hant cmn chi ZH_tw", "ja jpn_Jpan", "ko kor_Hang", "th tha_Thai", "de deu_Latn ger de-AT"]
+    groups += ["fa pes_Arab prs per", "ar arb_Arab", "sw swh_Latn", "no nor", "ast ast_Latn", "xx xx-YY"]
+    for group in groups:
+        short, *codes = group.split()
+        assert {base_language(code) for code in codes} == {short}
+
+
+def test_in_scripts_without_spaces_each_character_is_a_unit_and_a_word() -> None:
+    line = "在 Azure 中创建 3 个用户。"
+    assert units_of(line) == ["在", "Azure", "中", "创", "建", "3", "个", "用", "户", "。"]
+    assert words_of(line) == ["在", "Azure", "中", "创", "建", "个", "用", "户"]
+    assert units_of("Ein Hund, größer.") == ["Ein", "Hund,", "größer."]
+    assert words_of("हिन्दी में 12") == ["हिन्दी", "में"]  # vowel signs belong to the word
+    assert [characters_per_word(text) for text in (line, "ขอบคุณมาก", "Das 日本 ist ein Land", "")] == [2, 4, 1, 1]
+
+
+@pytest.mark.parametrize(("lang", "expected"), [("jpn", True), ("tha_Thai", True), ("ko", False), ("zh-Latn", False)])
+def test_languages_without_spaces_are_known(lang: str, expected: bool) -> None:
+    assert written_without_spaces(lang) == expected
+
+
+def test_an_identifier_understands_long_codes() -> None:
+    identifier = LanguageIdentifier(("eng_Latn", "deu_Latn"))
+    assert (identifier.other_language(GERMAN, "eng_Latn"), identifier.other_language(GERMAN, "deu_Latn")) == (
+        "de",
+        None,
+    )
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,7 @@ LAYERS: list[set[str]] = [
     {
         "evaluation.metrics",
         "evaluation.scores",
+        "evaluation.tokenization",
         "evaluation.significance",
         "evaluation.analysis",
         "evaluation.warnings",

@@ -101,6 +101,7 @@ def test_folding_long_texts_together_equals_folding_each() -> None:
         ("你好世界", 2),
         ("你好 世界 iphone 手机", 4),  # 6 characters and a word
         ("ขอบคุณมาก", 2),  # 9 characters
+        ("བཀྲ་ཤིས་བདེ་ལེགས", 4),  # 16
         ("привет мир", 2),
     ],
 )

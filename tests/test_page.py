@@ -319,3 +319,8 @@ def test_text_and_shapes_have_enough_contrast(colours: dict[str, str]):
     assert [pair for pair in texts if _contrast(colours[pair[0]], colours[pair[1]]) < 4.5] == []
     shapes = [(f"c{i}", ground) for i in range(1, 7) for ground in ("page", "panel")]
     assert [pair for pair in shapes if _contrast(colours[pair[0]], colours[pair[1]]) < 3] == []
+
+
+def test_in_text_without_spaces_only_the_characters_that_differ_are_marked() -> None:
+    one, other = word_differences("我喜欢吃苹果。", "我喜欢吃香蕉。")
+    assert (one, other) == ("我喜欢吃<mark>苹果</mark>。", "我喜欢吃<mark>香蕉</mark>。")

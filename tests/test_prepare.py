@@ -646,3 +646,13 @@ def test_the_report_names_files_and_what_is_not_text(config: RunConfig) -> None:
     page = (found.folder / "report.html").read_text("utf-8")
     for text in ("header lines skipped: 2", "shard-2.tsv, shard-10.tsv", "units without both languages skipped: 1"):
         assert text in page
+
+
+def test_text_without_spaces_does_not_lose_all_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare_module, "MOST_WORDS", 100)
+    lines = Counter({"两次": 2} | {f"第{i}行": 1 for i in range(300)})
+    kept = prepare_module._without_rarest(lines)
+    assert (kept["两次"], set(kept) <= set(lines)) == (2, True)
+    assert 40 <= len(kept) <= 50
+    words = Counter({f"w{i}": 1 + i % 3 for i in range(150)})
+    assert prepare_module._without_rarest(words) == {word: 3 for word, count in words.items() if count == 3}

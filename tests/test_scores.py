@@ -45,7 +45,7 @@ OTHER_REFERENCES = [
 def scores_of(
     hypotheses: list[str], references: list[str], metrics: list[str] | None = None, n_samples: int = 0
 ) -> list[MetricScore]:
-    return score_corpus(TranslatedSet(None, hypotheses, [references]), metrics, n_samples).scores
+    return score_corpus(TranslatedSet(None, hypotheses, [references], "de"), metrics, n_samples).scores
 
 
 def scores_of_two(metrics: list[str], n_samples: int = 0) -> ScoredSet:
@@ -248,7 +248,7 @@ def test_the_text_has_intervals_references_and_remarks():
 
 def test_scores_do_not_depend_on_the_size_of_counted_parts(monkeypatch: pytest.MonkeyPatch):
     hypotheses = [line.replace("e", "a") for line in REFERENCES] * 40
-    long = TranslatedSet(None, hypotheses, [REFERENCES * 40, hypotheses[::-1]])
+    long = TranslatedSet(None, hypotheses, [REFERENCES * 40, hypotheses[::-1]], "de")
     at_once = score_corpus(long, ["all"], n_samples=100)
     monkeypatch.setattr("mt.evaluation.metrics._LINES_AT_ONCE", 7)
     assert score_corpus(long, ["all"], n_samples=100) == at_once

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -320,7 +322,8 @@ def test_weight_decay_equals_that_of_adamw_and_applies_only_to_matrices() -> Non
 
 def test_patience_ends_a_training_that_does_not_improve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # At this learning rate the model learns nothing, so no validation is better than the first.
-    config = toy_config(tmp_path, max_steps=50, validate_every=3, patience=2, peak_lr=1e-30, best_by="loss")
+    settings: dict[str, Any] = {"validate_every": 3, "patience": 2, "peak_lr": 1e-30, "warmup_steps": 3}
+    config = toy_config(tmp_path, max_steps=50, best_by="loss", **settings)
     corpus = prepare_corpus(config)
     progress = train(config, corpus, tmp_path / "run")
     assert (progress.step, progress.best_step) == (9, 3)
@@ -335,9 +338,49 @@ def test_patience_ends_a_training_whose_validation_loss_is_nan(
 ) -> None:
     nothing = ValidationResult(float("nan"), 0.0, 0.0, {}, [])
     monkeypatch.setattr("mt.training.loop.validate", lambda *_: nothing)
-    config = toy_config(tmp_path, max_steps=50, validate_every=3, patience=2, best_by="loss")
+    config = toy_config(tmp_path, max_steps=50, validate_every=3, patience=2, best_by="loss", warmup_steps=1)
     assert train(config, prepare_corpus(config), tmp_path / "run").step == 6
     assert "\nstopped early: the last 2 validations gave no finite score\n" in capsys.readouterr().err
+
+
+Scores = Callable[[int], tuple[float, float]]
+
+
+def trained_with(scores: Scores, folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Progress:
+    """Train at most 20 updates and validate after each other one; `scores` gives BLEU and chrF2 of each validation."""
+    numbers = itertools.count(1)
+    monkeypatch.setattr("mt.training.loop.validate", lambda *_: ValidationResult(1.0, *scores(next(numbers)), {}, []))
+    defaults = {"max_steps": 20, "validate_every": 2, "warmup_steps": 1, "patience": 2}
+    config = toy_config(folder, **(defaults | settings))
+    return train(config, prepare_corpus(config), folder / "run")
+
+
+def test_patience_counts_no_validation_of_the_warm_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    progress = trained_with(lambda number: (10.0 - number, 50.0), tmp_path, monkeypatch, warmup_steps=8)
+    assert (progress.step, progress.best_step) == (12, 2)  # 10 and 12 are the two after the warm-up
+
+
+def test_a_bleu_that_is_still_zero_ends_no_training_and_chrf_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chrf = [0.0, 9.0, 8.0, 7.0, 30.0, 29.0, 28.0, 27.0, 26.0, 25.0, 24.0]
+    progress = trained_with(lambda number: (0.004, chrf[number]), tmp_path, monkeypatch)
+    assert (progress.step, progress.best_step, progress.best_score) == (20, 8, 0.0)
+    assert RunFolder(tmp_path / "run").best_checkpoint() == RunFolder(tmp_path / "run").checkpoint(8)
+
+
+def test_patience_counts_from_the_first_bleu_above_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    progress = trained_with(lambda number: (0.5 if number == 5 else 0.0, 50.0), tmp_path, monkeypatch)
+    assert (progress.step, progress.best_step) == (14, 10)
+
+
+def test_the_best_checkpoint_may_be_chosen_by_chrf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chrf = [0.0, 9.0, 30.0, 29.0, 28.0]
+    progress = trained_with(lambda number: (float(number), chrf[number]), tmp_path, monkeypatch, best_by="chrf")
+    assert (progress.step, progress.best_step, progress.best_score) == (8, 4, 30.0)
+    written = json.loads(RunFolder(tmp_path / "run").scores.read_text("utf-8"))
+    assert (written["by"], written["higher_is_better"]) == ("chrf", True)
+    assert written["ranking"][0] == {"step": 4, "score": 30.0, "chrf": 30.0}
 
 
 def test_a_report_has_the_exact_loss_of_the_best_checkpoint(tmp_path: Path) -> None:

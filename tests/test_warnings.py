@@ -168,3 +168,12 @@ def test_real_text_with_dropped_words_gives_no_warnings(name: str, sides: str):
     for start in range(0, len(references), 100):
         part = slice(start, start + 100)
         assert check(hypotheses[part], references[part], sources[part]) == []
+
+
+def test_shifted_lines_without_spaces_are_found() -> None:
+    letters = [chr(0x4E00 + i) for i in range(400)]
+    rng = random.Random(1)
+    references = ["".join(rng.choices(letters, k=12)) + "。" for _ in range(60)]
+    shifted = [*references[1:], "终"]
+    assert any("is a line missing?" in line for line in warnings.check(TranslatedSet(None, shifted, [references])))
+    assert warnings.check(TranslatedSet(None, [line[:-3] for line in references], [references])) == []

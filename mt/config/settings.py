@@ -86,6 +86,8 @@ Probability = Annotated[float, Strict(), Field(ge=0, lt=1, description="a number
 # A started run may change these settings; a change to any other setting makes another run.
 CHANGEABLE = "may change"
 Changeable = Annotated[T, CHANGEABLE]
+# Tokenizers of BLEU, by sacreBLEU's names.
+BleuTokenizer = Literal["13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "flores101", "flores200", "none"]
 # An empty section, list or mapping may be written as null.
 Section = Annotated[T, BeforeValidator(lambda value: {} if value is None else value)]
 _AS_LIST = BeforeValidator(lambda value: [] if value is None else value)
@@ -564,10 +566,11 @@ class TrainConfig:
     average_last: Changeable[Natural] = 5
     # Decay of a moving average of the weights, such as 0.999; the average is then validated and saved. null: none.
     ema_decay: Decay | None = None
-    # Validation score that chooses the best checkpoint and that patience watches. Use loss for languages written
-    # without spaces.
-    best_by: Literal["bleu", "loss"] = "bleu"
-    # Validations in a row without a better score, after which training ends. null: train until max_steps.
+    # Validation score that chooses the best checkpoint and that patience watches. bleu: where two scores are equal, as
+    # while BLEU is 0.00, chrF2 decides.
+    best_by: Literal["bleu", "chrf", "loss"] = "bleu"
+    # Validations in a row without a better score, after which training ends. Those during the warm-up are not counted,
+    # and none is while BLEU or chrF2 is still 0.00. null: train until max_steps.
     patience: Changeable[Positive | None] = None
     # Updates in a row with NaN or infinite gradients, after which training rolls back to an earlier checkpoint.
     skips_before_rollback: Changeable[Positive] = 5
@@ -649,6 +652,17 @@ class DecodeChanges(TypedDict, total=False):
     batch_sentences: int | None
 
 
+@section("eval")
+class EvalConfig:
+    """Scoring."""
+
+    # Tokenizer of BLEU. auto: zh for Chinese, ja-mecab and ko-mecab for Japanese and Korean (install
+    # 'mt-train[ja]' or 'mt-train[ko]'; char without them), char for other languages written without spaces, 13a for all
+    # others; the run then keeps what auto means at its first start. flores101 and flores200 download a SentencePiece
+    # model when they are first used.
+    bleu_tokenize: Literal["auto"] | BleuTokenizer = "auto"
+
+
 @section()
 class RunConfig:
     """All settings of one run."""
@@ -661,6 +675,7 @@ class RunConfig:
     model: Section[ModelConfig] = ModelConfig()
     train: Section[TrainConfig] = TrainConfig()
     decode: Changeable[Section[DecodeConfig]] = DecodeConfig()
+    eval: Section[EvalConfig] = EvalConfig()
 
     folder = ""  # that of the file which the config was read from; not a setting
 

@@ -21,20 +21,23 @@ from mt.decode.quality_flags import (
     is_too_long,
     min_plausible_length,
 )
-from mt.evaluation.metrics import Metric, sentence_bleu
+from mt.evaluation.metrics import sentence_bleu
 from mt.evaluation.scores import TranslatedSet
 from mt.report.facts import Analysis, Bucket, FlaggedLines, NumbersKept, Sentence
 from mt.text.clean import digits_of
+from mt.text.languages import characters_per_word, n_words, units_of, words_of
 
-SOURCE_LENGTHS = (0, 10, 20, 30, 40, 50, 60, 70, 80)  # words at which a bucket begins; the last bucket is open
+# Words at which a bucket begins; the last bucket is open. Text without spaces has buckets of 2 or 4 times as many
+# characters, which is about as many words.
+SOURCE_LENGTHS = (0, 10, 20, 30, 40, 50, 60, 70, 80)
 FREQUENCIES = (0, 1, 2, 5, 10, 100, 1_000)  # the same for occurrences of the rarest source word in training
-_WORD = re.compile(r"[^\W\d_]+")
 # Groups of thousands, if any, and decimals; a point or comma before three digits separates thousands.
 # U+066B and U+066C are Arabic separators.
 _NUMBER = re.compile(
     r"(?<![\d.,\u066b\u066c])(\d{1,3}(?:[.,'’\u066c \u00a0\u202f]\d{3})+|\d+)(?:[.,\u066b](\d+))?(?!\d)|\d+"
 )
 _METRICS = ("bleu", "chrf")  # of buckets and sentences
+_UNITS = ("words", "characters")  # of lengths: with and without spaces between words
 _LINES_SHOWN = 20  # line numbers listed for each flag
 _N_EXAMPLES = 10  # sentences listed as best, worst, gained and lost
 # For the reader of a report. {side} is the text that translations are compared with.
@@ -42,15 +45,11 @@ FLAG_RULES = (
     f"Repetition loop: a sequence of up to {LONGEST_PERIOD} words occurs at least {FEWEST_COPIES} times in a row, at "
     f"least {FEWEST_REPEATED_TOKENS} words are repeated, and more than twice as many as in the {{side}}. Far too long: "
     f"more than {LONGEST_RATIO} times the words of the {{side}}, plus {LONGEST_EXTRA}. Far too short: less than a "
-    f"third of its words, minus {SHORTEST_LESS}. Human translations pass these rules. Numbers preserved: "
-    "numbers of the reference, if the source has them too, that are in the translation; the format of thousands and "
-    "decimals does not matter."
+    f"third of its words, minus {SHORTEST_LESS}. In scripts without spaces, each character counts as a word in a loop, "
+    "and two characters (Chinese, Japanese) or four (such as Thai) count as a word in a length. Human translations "
+    "pass these rules. Numbers preserved: numbers of the reference, if the source has them too, that are in the "
+    "translation; the format of thousands and decimals does not matter."
 )
-
-
-def words_of(line: str) -> list[str]:
-    """Return runs of letters, as they are written."""
-    return _WORD.findall(line)
 
 
 def analyse(translated: TranslatedSet, word_counts: Mapping[str, int] | None = None) -> tuple[Analysis, list[Sentence]]:
@@ -58,6 +57,7 @@ def analyse(translated: TranslatedSet, word_counts: Mapping[str, int] | None = N
 
     With several sets of references, scores use all of them, and everything else uses the first. Without sources,
     lengths, loops and numbers are compared with the references, and copies of the source are not detected.
+    Words of languages without spaces are counted by characters.
 
     Args:
         word_counts: occurrences of each word in the source side of the training text.
@@ -74,12 +74,16 @@ def analyse(translated: TranslatedSet, word_counts: Mapping[str, int] | None = N
     if word_counts is not None and sources is not None:
         rarest = [min((word_counts.get(word, 0) for word in words_of(line)), default=-1) for line in sources]
         by_rarest_word = _by_bucket(systems, rarest, FREQUENCIES)
-    n_words = max(1, _n_words(references))
-    ratios: dict[str, Any] = {f"{key}length_ratio": _n_words(one.lines) / n_words for key, one in systems.items()}
+    n_units = max(1, _n_units(references))
+    ratios: dict[str, Any] = {f"{key}length_ratio": _n_units(one.lines) / n_units for key, one in systems.items()}
+    of_given, of_references = (characters_per_word("\n".join(lines)) for lines in (given, references))
+    begins = [begin * of_given for begin in SOURCE_LENGTHS]
     sentences = _sentences(systems, references, sources)
     analysis = Analysis(
         beside="reference" if sources is None else "source",
-        by_length=_by_bucket(systems, [len(line.split()) or -1 for line in given], SOURCE_LENGTHS),
+        unit=_UNITS[of_given > 1],
+        tgt_unit=_UNITS[of_references > 1],
+        by_length=_by_bucket(systems, [len(units_of(line)) or -1 for line in given], begins),
         by_rarest_word=by_rarest_word,
         oddities=_quality_flags(systems),
         numbers=_numbers(systems, references, sources, sentences),
@@ -94,7 +98,7 @@ class _System:
 
     def __init__(self, translated: TranslatedSet, lines: Sequence[str]) -> None:
         self.lines = lines
-        self._metrics = {key: Metric(key, translated.references) for key in _METRICS}
+        self._metrics = {key: translated.metric(key) for key in _METRICS}
         self._rows = {key: metric.rows(lines) for key, metric in self._metrics.items()}
         self.chrf = [self._metrics["chrf"].score_of(row) for row in self._rows["chrf"]]  # for each line
         self.bleu = sentence_bleu(self._rows["bleu"])  # for each line, using the orders of n-grams that it has
@@ -108,8 +112,8 @@ class _System:
 _Systems = Mapping[str, _System]  # prefix of keys ("", or "baseline_" for the baseline) → system
 
 
-def _n_words(lines: Iterable[str]) -> int:
-    return sum(len(line.split()) for line in lines)
+def _n_units(lines: Iterable[str]) -> int:
+    return sum(len(units_of(line)) for line in lines)
 
 
 def _by_bucket(systems: _Systems, values: Sequence[int], begins: Sequence[int]) -> list[Bucket]:
@@ -135,18 +139,19 @@ def _flagged_lines(
     for number, (hypothesis, reference, given) in enumerate(
         zip(hypotheses, references, references if sources is None else sources, strict=True), start=1
     ):
-        words, given_words = hypothesis.split(), given.split()
+        words, given_words = units_of(hypothesis), units_of(given)
+        n_hypothesis, n_given = max(1, n_words(hypothesis)), n_words(given)  # a single character is half a word
         if not words:
             if given_words:
                 lines["empty"].append(number)
             continue
         if has_repetition_loop(*([ids.setdefault(word, len(ids)) for word in side] for side in (words, given_words))):
             lines["repetitions"].append(number)
-        if sources is not None and words == given_words != reference.split() and _WORD.search(given):
+        if sources is not None and words == given_words != units_of(reference) and words_of(given):
             lines["copies"].append(number)
-        if is_too_long(len(given_words), len(words)):
+        if is_too_long(n_given, n_hypothesis):
             lines["too_long"].append(number)
-        if len(words) < min_plausible_length(len(given_words)):
+        if n_hypothesis < min_plausible_length(n_given):
             lines["too_short"].append(number)
     return lines
 

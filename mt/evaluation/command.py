@@ -15,6 +15,7 @@ from mt.errors import ConfigError, DataError, MTError
 from mt.evaluation.comparison import System, compare_systems
 from mt.evaluation.findings import EvalOptions, Text, evaluate
 from mt.evaluation.scores import TranslatedSet
+from mt.evaluation.tokenization import chosen_tokenizer
 from mt.report.facts import Evaluation, SystemComparison
 from mt.text.corpora import SentencePair, different_counts, reader_of
 from mt.text.corpus import with_tag, without_tag
@@ -33,19 +34,22 @@ _How: TypeAlias = tuple[str, str, int | None]  # device, precision and number of
 
 
 def evaluate_files(
-    hyp: Text, refs: Sequence[Text], src: Text | None, options: EvalOptions, tgt_lang: str = "de"
+    hyp: Text, refs: Sequence[Text], src: Text | None, options: EvalOptions, tgt_lang: str | None = None
 ) -> Evaluation:
     """Evaluate translations.
 
+    Args:
+        tgt_lang: None if it is not known; BLEU then has the tokenizer 13a.
     Raises:
         DataError: a file is missing, empty, unreadable, or differs from the first reference in its number of lines.
-        ConfigError: an unknown metric, or too few or too many samples.
+        ConfigError: an unknown metric, or too few or too many samples; the tokenizer cannot be used.
     """
+    tokenize = chosen_tokenizer(options.tokenize or "auto", tgt_lang)
     reference = _read_lines(refs[0])
     read = partial(_read_lines, parallel_to=(refs[0], reference))
     baseline = None if options.baseline is None else read(_lines_of(options.baseline, reference))
     sources = None if src is None else read(src)
-    translated = TranslatedSet(sources, read(hyp), [reference, *map(read, refs[1:])], tgt_lang, baseline)
+    translated = TranslatedSet(sources, read(hyp), [reference, *map(read, refs[1:])], tgt_lang, baseline, tokenize)
     return evaluate({INPUT: translated}, str(hyp) if isinstance(hyp, Path) else "the system", options)
 
 
@@ -73,6 +77,7 @@ def evaluate_model(
     from mt.evaluation.runs import RunArtifacts
 
     artifacts = RunArtifacts.of(model)
+    tokenize = _tokenizer_of([artifacts, *_run_of(options.baseline)], options)
     more_references: list[list[str]] = []
     if given is None:
         pairs = artifacts.test_pairs(artifacts.test_names(tests))
@@ -83,7 +88,9 @@ def evaluate_model(
     if options.baseline is not None:
         baselines = _baselines(options.baseline, pairs, artifacts, (device, precision, n_processes))
     translated = {
-        name: replace(one, baseline=baselines.get(name), references=[*one.references, *more_references])
+        name: replace(
+            one, baseline=baselines.get(name), references=[*one.references, *more_references], tokenize=tokenize
+        )
         for name, one in _translated(artifacts, pairs, (device, precision, n_processes)).items()
     }
     known_warnings = artifacts.overlap_warnings(pairs if given is None else ())
@@ -118,6 +125,7 @@ def compare_models(
     from mt.evaluation.runs import RunArtifacts
 
     models = [RunArtifacts.of(path) for path in paths]
+    tokenize = _tokenizer_of(models, options)
     names = _shared_names(models, tests)
     pairs = [model.test_pairs(names) for model in models]
     references = {name: [pair.tgt for pair in found] for name, found in pairs[0].items()}
@@ -133,7 +141,7 @@ def compare_models(
         for model, settings, found in zip(models, _settings(models), pairs, strict=True)
     ]
     sets = {name: [lines] for name, lines in references.items()}
-    return compare_systems(systems, sets, options, models[0].folder.config.tgt_lang)
+    return compare_systems(systems, sets, options, models[0].folder.config.tgt_lang, tokenize)
 
 
 def compare_on(
@@ -159,7 +167,7 @@ def compare_on(
     models = {name: RunArtifacts.of(text) for name, text in texts if isinstance(text, Path) and _is_run(text)}
     if not models:
         raise ConfigError("", "none of the systems is a model", "give only references to compare translations")
-    first = next(iter(models.values()))
+    first, tokenize = next(iter(models.values())), _tokenizer_of(list(models.values()), options)
     pairs, more_references = _given_pairs(given, first)
     ((name, lines),) = pairs.items()
     may_use_stored, how = device is None and precision is None, (device or "auto", precision or "auto", n_processes)
@@ -173,11 +181,11 @@ def compare_on(
             translated = _checked(_read_lines(text), lines, text, name, "a file that translates")
             systems.append(System(system, {name: translated}))
     sets = {name: [[pair.tgt for pair in lines], *more_references]}
-    return compare_systems(systems, sets, options, first.folder.config.tgt_lang)
+    return compare_systems(systems, sets, options, first.folder.config.tgt_lang, tokenize)
 
 
 def compare_files(
-    texts: Sequence[tuple[str, Text]], refs: Sequence[Text], options: EvalOptions, tgt_lang: str
+    texts: Sequence[tuple[str, Text]], refs: Sequence[Text], options: EvalOptions, tgt_lang: str | None
 ) -> SystemComparison:
     """Compare translations of several systems.
 
@@ -190,9 +198,10 @@ def compare_files(
     reference = _read_lines(refs[0])
     read = partial(_read_lines, parallel_to=(refs[0], reference))
     sets = [reference, *map(read, refs[1:])]
+    tokenize = chosen_tokenizer(options.tokenize or "auto", tgt_lang)
     translated = [TranslatedSet(None, read(_lines_of(text, reference)), sets) for _, text in texts]
     systems = [System(name, {INPUT: one.hypotheses}) for (name, _), one in zip(texts, translated, strict=True)]
-    return compare_systems(systems, {INPUT: sets}, options, tgt_lang)
+    return compare_systems(systems, {INPUT: sets}, options, tgt_lang, tokenize)
 
 
 def _translated(model: RunArtifacts, sets: Mapping[str, Sequence[SentencePair]], how: _How) -> dict[str, TranslatedSet]:
@@ -226,6 +235,20 @@ def _settings(models: Sequence[RunArtifacts]) -> list[dict[str, Any]]:
         if key.startswith("tokenizer.") and (is_same or not all(key in one for one in settings))
     }
     return [{key: value for key, value in one.items() if key not in left_out} for one in settings]
+
+
+def _tokenizer_of(models: Sequence[RunArtifacts], options: EvalOptions) -> str:
+    """Return the tokenizer of BLEU for all models.
+
+    Raises:
+        ConfigError: it is not the same for all and not given, or it cannot be used.
+    """
+    tokenizers = {str(model.path): model.bleu_tokenizer(options.tokenize) for model in models}
+    if len({*tokenizers.values()}) > 1:
+        each = ", ".join(f"{path} with {tokenizer}" for path, tokenizer in tokenizers.items())
+        fix = "give --tokenize to score all of them with the same one"
+        raise ConfigError("", f"the BLEU of these models is computed with different tokenizers ({each})", fix)
+    return next(iter(tokenizers.values()))
 
 
 def _shared_names(models: Sequence[RunArtifacts], tests: Sequence[str]) -> list[str]:
@@ -365,15 +388,20 @@ def _is_run(path: Path) -> bool:
     return path.is_dir()
 
 
-def _references_of(run: Path, names: Iterable[str]) -> dict[str, list[str] | None]:
-    """Return the references of test sets of a run; None if they are no longer available."""
+def _run_of(text: Text | None) -> list[RunArtifacts]:
+    """Return the run in a folder that stands for a text, if it is one and its model is available."""
     from mt.evaluation.runs import RunArtifacts
 
     try:
-        artifacts = RunArtifacts.of(run)
+        return [RunArtifacts.of(text)] if isinstance(text, Path) and text.is_dir() else []
     except MTError:
-        return dict.fromkeys(names)
-    return {name: artifacts.test_references(name) for name in names}
+        return []
+
+
+def _references_of(run: Path, names: Iterable[str]) -> dict[str, list[str] | None]:
+    """Return the references of test sets of a run; None if they are no longer available."""
+    artifacts = _run_of(run)
+    return {name: artifacts[0].test_references(name) if artifacts else None for name in names}
 
 
 def _translations(run_dir: Path) -> dict[str, Path]:

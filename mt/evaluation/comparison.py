@@ -12,6 +12,7 @@ from typing import Any
 from mt.evaluation.findings import EvalOptions
 from mt.evaluation.metrics import Metric, metric_keys
 from mt.evaluation.significance import compare_rows
+from mt.evaluation.tokenization import DEFAULT_TOKENIZER
 from mt.report.facts import (
     NO_DIFFERENCE,
     ComparedMetric,
@@ -45,21 +46,23 @@ def compare_systems(
     systems: Sequence[System],
     test_sets: Mapping[str, Sequence[Sequence[str]]],
     options: EvalOptions,
-    tgt_lang: str = "de",
+    tgt_lang: str | None = None,
+    tokenize: str = DEFAULT_TOKENIZER,
 ) -> SystemComparison:
     """Compare each pair of systems on each test set and by each metric.
 
     Args:
         test_sets: name → its sets of references.
+        tgt_lang, tokenize: as in `TranslatedSet`.
     Raises:
-        ConfigError: too many samples for the memory.
+        ConfigError: too many samples for the memory; the tokenizer cannot be used.
     """
     if (n := len(systems)) >= _MANY_SYSTEMS:  # each test takes about a second
         _log.info(f"comparing {n * (n - 1) // 2:,} pairs of systems")
     keys = metric_keys(options.metrics or COMPARED_METRICS)
     compared = {}
     for name, references in test_sets.items():
-        found = [_compared(systems, name, Metric(key, references, tgt_lang), options) for key in keys]
+        found = [_compared(systems, name, Metric(key, references, tgt_lang, tokenize), options) for key in keys]
         compared[name] = ComparedSet(n_lines=len(references[0]), metrics=found)
     settings = [system.settings for system in systems]
     differing = setting_differences([one for one in settings if one])  # those of files are not known

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from mt.evaluation.analysis import analyse, words_of
+from mt.evaluation.analysis import analyse
 from mt.evaluation.metrics import check_samples, metric_keys
 from mt.evaluation.scores import TranslatedSet, score_corpus
 from mt.evaluation.significance import DEFAULT_SAMPLES, compare, verdict_text
-from mt.evaluation.warnings import check, unrelated_baseline
+from mt.evaluation.tokenization import check_tokenizer
+from mt.evaluation.warnings import check, check_scores, unrelated_baseline
 from mt.report.facts import BaselineTest, Evaluation, PairedSet, Sentence
+from mt.text.languages import words_of
 
 MOST_SENTENCES = 5_000  # of a test set, in a report
 _DEFAULT_CONFIDENCE_SAMPLES = 1_000
@@ -30,6 +32,7 @@ class EvalOptions:
     test: str = "randomisation"  # or bootstrap: the significance test
     n_samples: int | None = None  # None: the defaults of intervals and tests
     has_analysis: bool = False  # adds the error analysis, for a report
+    tokenize: str | None = None  # of BLEU, by sacreBLEU's name; None: that of the model, or of the language
 
     @property
     def n_confidence_samples(self) -> int:
@@ -48,9 +51,11 @@ class EvalOptions:
         """Check the options.
 
         Raises:
-            ConfigError: an unknown metric, or too few samples.
+            ConfigError: an unknown metric or tokenizer, or too few samples.
         """
         metric_keys(self.metrics)
+        if self.tokenize is not None:
+            check_tokenizer(self.tokenize)
         if self.n_samples is not None:
             check_samples(self.n_samples)
 
@@ -71,7 +76,10 @@ def evaluate(
     """
     sets = translated.items()
     test_sets = {name: score_corpus(one, options.metrics, options.n_confidence_samples) for name, one in sets}
-    warnings = {name: [*(known_warnings or {}).get(name, ()), *check(one)] for name, one in sets}
+    warnings = {
+        name: [*(known_warnings or {}).get(name, ()), *check(one), *check_scores(one, test_sets[name].scores)]
+        for name, one in sets
+    }
     compared = {}
     for name, one in sets:
         if one.baseline is not None:

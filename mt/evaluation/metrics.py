@@ -18,28 +18,29 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
-from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 from sacrebleu.significance import PairedTest, _bootstrap_resample
 
 from mt.errors import ConfigError
+from mt.evaluation.tokenization import DEFAULT_TOKENIZER, bleu
 from mt.report.facts import Interval, MetricScore
+from mt.text.languages import base_language
 
 Stats: TypeAlias = "npt.NDArray[np.float64]"  # sacreBLEU's statistics, exact up to 2^53: [lines, counts of the metric]
 
 
-# Each metric with its name in tables and reports, because sacreBLEU calls three of them BLEU. `force` stops sacreBLEU's
-# warnings on standard error; warnings.py has its own, for all metrics.
-_KINDS: dict[str, tuple[str, Callable[[], Any]]] = {
-    "bleu": ("BLEU", partial(BLEU, force=True)),
-    "chrf": ("chrF2", CHRF),
-    "chrf++": ("chrF2++", partial(CHRF, word_order=2)),
-    "bleu-lc": ("BLEU-lc", partial(BLEU, lowercase=True, force=True)),
-    "ter": ("TER", TER),
+# Each metric with its name in tables and reports, because sacreBLEU calls three of them BLEU, and how it is made with a
+# tokenizer of BLEU. `force` stops sacreBLEU's warnings on standard error; warnings.py has its own, for all metrics.
+_KINDS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "bleu": ("BLEU", bleu),
+    "chrf": ("chrF2", lambda _tokenize: CHRF()),
+    "chrf++": ("chrF2++", lambda _tokenize: CHRF(word_order=2)),
+    "bleu-lc": ("BLEU-lc", partial(bleu, lowercase=True)),
+    "ter": ("TER", lambda _tokenize: TER()),
     "bleu-2017": (
         "BLEU 2017 (tokenised, compounds split; not comparable with the others)",
-        partial(BLEU, tokenize="none", force=True),
+        lambda _tokenize: bleu("none"),
     ),
 }
 METRICS = tuple(_KINDS)  # names of the option --metric, in the order of output
@@ -51,27 +52,38 @@ _LINES_AT_ONCE = 5_000  # n-grams of this number of lines are in memory together
 _MOST_BYTES = 8 << 30  # limit for sacreBLEU's samples, which are all in memory together
 _BYTES_OF_A_SHUFFLED_LINE = 10  # two choices of 1 byte, and one of them again as a number of 8 bytes
 _COMPOUND = re.compile(r"(\S)-(\S)")
-_SENTENCE_BLEU = BLEU(effective_order=True, force=True)
+_SENTENCE_BLEU = bleu(DEFAULT_TOKENIZER, effective_order=True)
 
 
 class Metric:
     """A metric on one test set."""
 
-    def __init__(self, key: str, references: Sequence[Sequence[str]], tgt_lang: str = "de") -> None:
+    def __init__(
+        self,
+        key: str,
+        references: Sequence[Sequence[str]],
+        tgt_lang: str | None = None,
+        tokenize: str = DEFAULT_TOKENIZER,
+    ) -> None:
         """
         Args:
             key: one of METRICS.
             references: sets of references, all with the same number of lines.
             tgt_lang: bleu-2017 tokenises by the rules of this language; other metrics do not use it.
+            tokenize: the tokenizer of bleu and bleu-lc, by sacreBLEU's name.
+        Raises:
+            ConfigError: the tokenizer cannot be used, or bleu-2017 is given no language.
         """
         self.name, make = _KINDS[key]
         self.more_is_better = key != "ter"
         self._preprocess: Callable[[str], str] | None = None
         self._signature_suffix = ""
         if key == "bleu-2017":
+            if tgt_lang is None:
+                raise ConfigError("tgt_lang", "is needed by bleu-2017", "give the language, such as de")
             self._preprocess, self._signature_suffix = _preprocessing_of_2017(tgt_lang)
         self._references = references
-        self._sacrebleu = make()
+        self._sacrebleu = make(tokenize)
 
     def rows(self, hypotheses: Sequence[str]) -> Stats:
         """Return the statistics of each line; the score of some lines is computed from their sum."""
@@ -219,6 +231,7 @@ def _preprocessing_of_2017(tgt_lang: str) -> tuple[Callable[[str], str], str]:
     """
     import sacremoses
 
+    tgt_lang = base_language(tgt_lang)
     # For unknown languages, Moses uses the English rules; the signature says so.
     if tgt_lang not in sacremoses.corpus.NonbreakingPrefixes().available_langs.values():
         tgt_lang = "en"

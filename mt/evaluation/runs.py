@@ -18,15 +18,16 @@ from mt.config.loading import config_differences, settings_of
 from mt.config.settings import DecodeConfig, ModelConfig, TokenizerConfig, TrainConfig
 from mt.decode.translator import Translator
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
-from mt.evaluation.analysis import words_of
 from mt.evaluation.report_files import JSON_NAME, json_object
 from mt.evaluation.scores import TranslatedSet
+from mt.evaluation.tokenization import chosen_tokenizer
 from mt.report.facts import Curve, ModelManifest, TrainingCurves, Values
 from mt.run_folder import ADDED_TESTS, RunFolder, open_model
 from mt.system.device import choose_device, choose_dtype, hardware
 from mt.system.files import file_checksum, parse_json
 from mt.text.corpora import CorpusReader, SentencePair, readers_of
 from mt.text.corpus import PreparedCorpus, read_pairs, with_tag, without_tag
+from mt.text.languages import words_of
 from mt.text.tokenizer import Tokenizers, tokenizer_paths
 
 _log = logging.getLogger(__name__)
@@ -155,6 +156,15 @@ class RunArtifacts:
             for line in tokenizer.decode_batch(src[i].tolist() for i in range(start, stop)):
                 counts.update(word for word in words_of(line) if word in wanted)
         return counts
+
+    def bleu_tokenizer(self, wanted: str | None = None) -> str:
+        """Return the wanted tokenizer of BLEU, by default that of the model's run.
+
+        Raises:
+            ConfigError: it cannot be used on this machine.
+        """
+        config = self.folder.config
+        return chosen_tokenizer(wanted or config.eval.bleu_tokenize, config.tgt_lang)
 
     def test_names(self, wanted: Sequence[str] = ()) -> list[str]:
         """Return the names of all test sets, or of those wanted, each once.

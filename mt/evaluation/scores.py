@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from mt.errors import DataError
 from mt.evaluation.metrics import Metric, metric_keys
+from mt.evaluation.tokenization import DEFAULT_TOKENIZER
 from mt.report.facts import ScoredSet
+from mt.text.languages import characters_per_word
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,9 @@ class TranslatedSet:
     sources: Sequence[str] | None
     hypotheses: Sequence[str]
     references: Sequence[Sequence[str]]  # one or more sets of references
-    tgt_lang: str = "de"
+    tgt_lang: str | None = None  # None: not known
     baseline: Sequence[str] | None = None  # another system's hypotheses
+    tokenize: str = DEFAULT_TOKENIZER  # of BLEU, by sacreBLEU's name
 
     def __post_init__(self) -> None:
         references = [("references", lines) for lines in self.references]
@@ -33,22 +37,44 @@ class TranslatedSet:
         if not self.hypotheses:
             raise DataError("nothing to score: there are no lines")
 
+    @cached_property
+    def has_spaces(self) -> bool:
+        """Return whether most words of the references are separated by spaces."""
+        return characters_per_word("\n".join(self.references[0])) == 1
+
+    def metric(self, key: str) -> Metric:
+        """Return the metric of a name in METRICS, with the references of this set."""
+        return Metric(key, self.references, self.tgt_lang, self.tokenize)
+
+    def metrics(self, names: Sequence[str] | None = None) -> list[Metric]:
+        """Return the metrics of these names; by default BLEU, chrF2, chrF2++ and lower-cased BLEU.
+
+        The default for text without spaces leaves out chrF2++, which also counts words.
+
+        Raises:
+            ConfigError: an unknown metric, or the tokenizer of BLEU cannot be used.
+        """
+        return [self.metric(key) for key in metric_keys(names) if names or self.has_spaces or key != "chrf++"]
+
 
 def score_corpus(translated: TranslatedSet, metrics: Sequence[str] | None = None, n_samples: int = 0) -> ScoredSet:
     """Score hypothesis i against reference i of each set.
 
     Args:
-        metrics: names in mt.evaluation.metrics.METRICS, or `all`; by default BLEU, chrF2, chrF2++ and lower-cased BLEU.
+        metrics: names in mt.evaluation.metrics.METRICS, or `all`; None: the default ones.
         n_samples: bootstrap samples for confidence intervals; 0: no intervals.
     Raises:
         ConfigError: an unknown metric; too few or too many samples.
     """
-    computed = [Metric(key, translated.references, translated.tgt_lang) for key in metric_keys(metrics)]
+    computed = translated.metrics(metrics)
     scores = [metric.score(metric.rows(translated.hypotheses), n_samples) for metric in computed]
     return ScoredSet(n_lines=len(translated.hypotheses), n_references=len(translated.references), scores=scores)
 
 
-def bleu_and_chrf(hypotheses: Sequence[str], references: Sequence[str]) -> tuple[float, float]:
+def bleu_and_chrf(
+    hypotheses: Sequence[str], references: Sequence[str], tokenize: str = DEFAULT_TOKENIZER
+) -> tuple[float, float]:
     """Return only BLEU and chrF2."""
-    bleu, chrf = score_corpus(TranslatedSet(None, hypotheses, [references]), ["bleu", "chrf"]).scores
+    translated = TranslatedSet(None, hypotheses, [references], tokenize=tokenize)
+    bleu, chrf = score_corpus(translated, ["bleu", "chrf"]).scores
     return bleu.score, chrf.score

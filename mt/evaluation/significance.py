@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mt.evaluation.metrics import Metric, Stats, metric_keys
+from mt.evaluation.metrics import Metric, Stats
 from mt.evaluation.scores import TranslatedSet
 from mt.report.facts import BETTER, LARGEST_P, NO_DIFFERENCE, WORSE, PairedScore, short_name
 from mt.units import listed
@@ -34,8 +34,7 @@ def compare(translated: TranslatedSet, metrics: Sequence[str] | None, test: str,
     assert translated.baseline is not None
     found = []
     # One metric at a time: sacreBLEU identifies metrics by names that several of them share.
-    for key in metric_keys(metrics):
-        metric = Metric(key, translated.references, translated.tgt_lang)
+    for metric in translated.metrics(metrics):
         base, ours = metric.rows(translated.baseline), metric.rows(translated.hypotheses)
         found += compare_rows(metric, base, [ours], test, n_samples)
     return found

@@ -5,6 +5,7 @@ The thresholds let human translations pass: see the tests on real text.
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -12,6 +13,10 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 from mt.evaluation.scores import TranslatedSet
+from mt.evaluation.tokenization import OF_WORDS
+from mt.report.facts import MetricScore
+from mt.text.languages import main_script, units_of
+from mt.units import listed
 
 # Traces of a tokenizer, and the smallest fraction of lines with them that gives a warning.
 _MARKS = {
@@ -28,6 +33,11 @@ _FEWEST_CASED = 20  # letters; with fewer, case and script are not checked
 # Lines are shifted if they share at least 20 words with the neighbouring references, and twice as many as with theirs.
 _FEWEST_SHIFTED, _SHIFTED_TIMES = 20, 2.0
 _UNRELATED_BLEU, _RELATED_BLEU = 1.0, 10.0
+# A BLEU below the first is printed with a warning if chrF2 is above the second. In text with spaces, a system with a
+# chrF2 of 40 has a BLEU of 5 to 15.
+_NEARLY_ZERO_BLEU, _HIGH_CHRF = 1.0, 40.0
+_LANGUAGE_OF = {"Han": "zh", "Hiragana": "ja", "Katakana": "ja"}  # script → the language that a warning suggests
+_COUNTING_WORDS = ("chrF2++", "TER")  # between spaces, whatever the language
 _REPEATED_SHARE, _FEWEST_REPEATED, _FEWEST_REFERENCES = 0.02, 10, 5
 
 
@@ -119,7 +129,7 @@ def _shifted(hypotheses: Sequence[str], references: Sequence[str]) -> Iterator[s
     n = len(hypotheses)
     if n < 2 * _FEWEST_SHIFTED:
         return
-    ours, theirs = ([frozenset(line.split()) for line in lines] for lines in (hypotheses, references))
+    ours, theirs = ([frozenset(units_of(line)) for line in lines] for lines in (hypotheses, references))
     for half, lines in (("first", range(1, n // 2)), ("second", range(n // 2 + 1, n - 1))):
         straight, *others = (sum(len(ours[i] & theirs[i + shift]) for i in lines) for shift in (0, 1, -1))
         for shared, which in zip(others, ("next", "previous"), strict=True):
@@ -127,6 +137,28 @@ def _shifted(hypotheses: Sequence[str], references: Sequence[str]) -> Iterator[s
                 found = f"in the {half} half of the lines, hypotheses share more words with the {which} reference"
                 yield f"{found} than with their own: is a line missing?"
                 return
+
+
+def check_scores(translated: TranslatedSet, scores: Sequence[MetricScore]) -> list[str]:
+    """Return warnings about scores that do not suit the language or the length of the lines."""
+    found, tokenize = [], translated.tokenize
+    score_of = {one.name: one.score for one in scores}
+    bleu, chrf = score_of.get("BLEU", math.inf), score_of.get("chrF2", 0.0)
+    if "BLEU" in score_of and tokenize in OF_WORDS and not translated.has_spaces:
+        lang = _LANGUAGE_OF.get(main_script("".join(translated.references[0])))
+        fix = "choose another one with --tokenize, or in a config with eval.bleu_tokenize"
+        if translated.tgt_lang is None:
+            fix = f"give --tgt-lang {lang}" if lang else "give --tgt-lang, or --tokenize char"
+        problem = f"BLEU is far too low, because its tokenizer (tok:{tokenize}) separates words at spaces only"
+        found.append(f"the references are written without spaces: {problem}; {fix}")
+    elif bleu < _NEARLY_ZERO_BLEU and chrf > _HIGH_CHRF:
+        causes = (
+            f"either most lines have fewer than 4 words, or the tokenizer (tok:{tokenize}) does not suit the language"
+        )
+        found.append(f"BLEU is {bleu:.2f} although chrF2 is {chrf:.2f}: {causes}")
+    if (names := [name for name in _COUNTING_WORDS if name in score_of]) and not translated.has_spaces:
+        found.append(f"the references are written without spaces: {listed(names)} says little, because it counts words")
+    return found
 
 
 def unrelated_baseline(score: float, baseline_score: float) -> str | None:

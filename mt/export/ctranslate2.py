@@ -49,6 +49,7 @@ from mt.decode.search import (
 from mt.decode.translator import Backend, Translator
 from mt.errors import CheckpointError, ConfigError, MTError, optional_package
 from mt.evaluation.scores import bleu_and_chrf
+from mt.evaluation.tokenization import DEFAULT_TOKENIZER
 from mt.model import Transformer
 from mt.model.layers import EPSILON, DeepNorm, LayerNorm, Linear, PostNorm
 from mt.model.positions import LONGEST_DISTANCE, Learned, Positions, Relative, Sinusoidal, sinusoidal_positions
@@ -57,6 +58,7 @@ from mt.system.device import choose_device
 from mt.system.files import checksums_of, whole_folder, write_json
 from mt.system.provenance import versions
 from mt.text.corpus import first_test_pairs
+from mt.text.languages import written_without_spaces
 from mt.text.normalise import Normalisers
 from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizers, tokenizer_paths
 
@@ -346,6 +348,7 @@ class _Exporter:
     def __init__(self, folder: ModelFolder, lines: Sequence[str]) -> None:
         self.model, self.tokenizers = folder.load_model(torch.float32, torch.device("cpu")), folder.load_tokenizers()
         self.n_positions = n_positions(folder.config)
+        self.bleu_tokenizer = "char" if written_without_spaces(folder.config.tgt_lang) else DEFAULT_TOKENIZER
         longest = max(folder.config.data.max_tokens - 1, 1)
         self.sources = [[*ids[:longest], EOS_ID] for ids in self.tokenizers.src.encode_batch(lines)]
         self.ours = self._best_of_each(partial(search, self.model))
@@ -369,7 +372,7 @@ class _Exporter:
         )
         counts = Counter(map(_verdict, self.ours, theirs, of_ours, of_theirs))
         texts = [[self.tokenizers.tgt.decode(result.ids) for result in results] for results in (theirs, self.ours)]
-        bleu, chrf = bleu_and_chrf(*texts)
+        bleu, chrf = bleu_and_chrf(texts[0], texts[1], self.bleu_tokenizer)
         return Comparison(
             quantization=quantization,
             n_lines=len(self.sources),

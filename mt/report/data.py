@@ -20,8 +20,8 @@ _N_RULES_IN_BARS = 4  # the most frequent ones; the others share a colour
 _SIDE_NAMES = {"src": "source", "tgt": "target"}
 
 _FIGURES_OF_A_LANGUAGE: dict[str, tuple[str, Unit, str]] = {  # key: (name, unit, meaning)
-    "words": ("Words", "count", "separated by spaces"),
-    "distinct_words": ("Distinct words", "count", ""),
+    "words": ("Words", "count", "separated by spaces; in scripts without spaces, characters"),
+    "distinct_words": ("Distinct words", "count", "separated by spaces"),
     "tokens": ("Tokens", "count", "ends of sentences not counted"),
     "fertility": ("Tokens per word (fertility)", "count", "1 means a vocabulary of whole words"),
     "characters_a_token": ("Characters per token", "count", ""),

@@ -59,7 +59,13 @@ class _EvaluationView:
         if analysis.has_baseline:
             baseline = self.facts.comparison.baseline if self.facts.comparison else "baseline"
             series.append(Series(baseline, begins, [one.baseline_bleu for one in analysis.by_length]))
-        return line_chart("BLEU by length", series, f"Words in the {analysis.beside}, from", "BLEU", from_zero=True)
+        return line_chart(
+            "BLEU by length",
+            series,
+            f"{analysis.unit.capitalize()} in the {analysis.beside}, from",
+            "BLEU",
+            from_zero=True,
+        )
 
     def rarity_bars(self, buckets: Sequence[Bucket]) -> Markup:
         return bars("BLEU", {one.bucket: one.bleu for one in buckets})
@@ -80,7 +86,7 @@ class _EvaluationView:
             added = _line_numbers(numbers.added_lines, numbers.n_added_lines)
             rows.append((f"Numbers {where}", numbers.n_added, numbers.baseline_n_added, added))
         ratios = [Number(one, digits=3) for one in (analysis.length_ratio, analysis.baseline_length_ratio)]
-        return [*rows, ("Length ratio to the reference, in words", *ratios, "")]
+        return [*rows, (f"Length ratio to the reference, in {analysis.tgt_unit}", *ratios, "")]
 
     def texts(self, one: Sentence) -> list[tuple[str, str, str | None]]:
         """Return (label, text, language) for a sentence and its translations, with differing words marked."""

@@ -295,6 +295,8 @@ class NumbersKept(Facts):
 
 class Analysis(Facts):
     beside: str  # source or reference: the text that lengths are compared with
+    unit: str = "words"  # of that text: words, or characters if it has no spaces between words
+    tgt_unit: str = "words"  # the same for the references
     by_length: list[Bucket]
     by_rarest_word: list[Bucket] | None = None
     oddities: dict[str, FlaggedLines]  # quality flag → lines
@@ -353,7 +355,8 @@ class Evaluation(TrainingFigures, Origin):
     src_fill: float | None = None  # packing efficiency: fraction of positions that held a token
     tgt_fill: float | None = None
     basis: Values | None = None  # everything but the text that translations depend on: averaged_steps, decode
-    best: Values | None = None  # step of the best checkpoint, and its score: bleu or loss
+    bleu_tokenizer: str = "13a"
+    best: Values | None = None  # step of the best checkpoint, and its score: bleu, chrf or loss
     translations: dict[Line, str] | None = None  # set → checksum of its file in the run folder
     texts: dict[Line, str] | None = None  # set → checksum of its source text and references
     test_sets: dict[Line, ScoredSet]

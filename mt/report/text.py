@@ -26,7 +26,10 @@ _INVISIBLE_INSIDE = regex.compile(
     "| {2,}"
 )
 _INVISIBLE = regex.compile(f"{_INVISIBLE_INSIDE.pattern}|^ +| +$")
-_WORDS = regex.compile(r"\s+|[\w\p{M}]+|[^\w\s]\p{M}*")
+_UNSPACED = (
+    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Khmer}\p{Lao}\p{Myanmar}\p{Thai}\p{Tibetan}]"  # each character is a word
+)
+_WORDS = regex.compile(rf"\s+|{_UNSPACED}\p{{M}}*|[[\w\p{{M}}]--{_UNSPACED}]+|[^\w\s]\p{{M}}*", regex.VERSION1)
 _CONTROL_NAMES = {"\t": "TAB", "\n": "LINE FEED", "\r": "CARRIAGE RETURN"}  # Unicode has no names for these
 _SIGNS = {" ": "·", "\t": "⇥", "\n": "↵", "\xa0": "⍽"}
 

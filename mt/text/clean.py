@@ -13,7 +13,14 @@ from typing import Any, Literal, NamedTuple
 
 from mt.config.settings import CleanConfig
 from mt.text.corpora import Chunk, SentencePair
-from mt.text.languages import LanguageIdentifier, expected_scripts, n_letters_and_marks, wrong_script_fraction
+from mt.text.languages import (
+    LanguageIdentifier,
+    expected_scripts,
+    n_letters_and_marks,
+    n_words,
+    units_of,
+    wrong_script_fraction,
+)
 from mt.text.normalise import Normaliser
 
 MAX_EXAMPLES = 3  # for each rule
@@ -67,7 +74,7 @@ CHANGE_RULES: dict[str, Rule] = {
     ),
 }
 
-_PUNCTUATION = string.punctuation + "„“”‘’‚«»‹›–—…¿¡、。，"
+_PUNCTUATION = string.punctuation + "„“”‘’‚«»‹›–—…¿¡、。，！？：；（）「」『』・"
 _LETTERS = string.ascii_letters.encode()
 # All bytes of U+0000 to U+024F in UTF-8: ASCII and the Latin letters of most of Europe.
 _LATIN_BYTES = bytes(range(0xCA))
@@ -161,6 +168,7 @@ class Cleaner:
         self.tally = tally
         self._src, self._tgt = Normaliser(config, src_lang), Normaliser(config, tgt_lang)
         self._are_latin = all("Latin" in (expected_scripts(lang) or ()) for lang in (src_lang, tgt_lang))
+        self._split = str.split if self._are_latin else units_of
         self._languages = LanguageIdentifier((src_lang, tgt_lang)) if config.language else None
 
     def clean(self, chunk: Chunk) -> list[SentencePair]:
@@ -200,10 +208,13 @@ class Cleaner:
         ratio = config.max_length_ratio
         if ratio is not None and (n_src_bytes > ratio * n_tgt_bytes or n_tgt_bytes > ratio * n_src_bytes):
             return "length_ratio"
-        if config.max_copied is not None and _is_copied(src, tgt, config.max_copied):
+        if config.max_copied is not None and _is_copied(src, tgt, config.max_copied, self._split):
             return "copied"
-        if config.min_copied is not None and _common_fraction(_words(src), _words(tgt)) < config.min_copied:
-            return "too_little_copied"
+        if config.min_copied is not None:
+            src_words, tgt_words = _words(src, self._split), _words(tgt, self._split)
+            n_longer = max(n_words(" ".join(words)) for words in (src_words, tgt_words))
+            if _common_fraction(src_words, tgt_words, n_longer) < config.min_copied:
+                return "too_little_copied"
         # Without its ASCII letters, a text is short, and nearly always shows that the slower checks are not needed.
         src_rest, tgt_rest = src_bytes.translate(None, _LETTERS), tgt_bytes.translate(None, _LETTERS)
         most = config.max_non_letters
@@ -246,9 +257,13 @@ def removed_text(removed: Mapping[str, Counted]) -> str:
     return ", ".join(f"{found.count:,} {rule}" for rule, found in removed.items() if found.count) or "none"
 
 
-def _is_copied(src: str, tgt: str, most: float) -> bool:
-    """Return whether more than this fraction of the words of the longer side are on both sides."""
-    words = src.casefold().split()
+def _is_copied(src: str, tgt: str, most: float, split: Callable[[str], list[str]]) -> bool:
+    """Return whether more than this fraction of the words of the longer side are on both sides.
+
+    Args:
+        split: splits a text into words; in scripts without spaces into characters.
+    """
+    words = split(src.casefold())
     folded_tgt = tgt.casefold()
     # A few missing words decide the question, for most pairs already here.
     n_may_miss = (1 - most) * len(words)
@@ -257,15 +272,14 @@ def _is_copied(src: str, tgt: str, most: float) -> bool:
             n_may_miss -= 1
             if n_may_miss < 0:
                 return False
-    src_words, tgt_words = _words_with_letters(words), _words_with_letters(folded_tgt.split())
-    if max(len(src_words), len(tgt_words)) < MIN_COPIED_WORDS:
+    src_words, tgt_words = _words_with_letters(words), _words_with_letters(split(folded_tgt))
+    if max(len(src_words), len(tgt_words)) < MIN_COPIED_WORDS or max(n_words(src), n_words(tgt)) < MIN_COPIED_WORDS:
         return False
-    return _common_fraction(src_words, tgt_words) > most and _is_prose(src) and _is_prose(tgt)
+    return _common_fraction(src_words, tgt_words) > most and _is_prose(split(src)) and _is_prose(split(tgt))
 
 
-def _is_prose(text: str) -> bool:
+def _is_prose(words: Sequence[str]) -> bool:
     """Return whether enough words consist of lower-case letters only, apart from punctuation at their end."""
-    words = text.split()
     n_plain = sum(word.rstrip(".!?").isalpha() and word == word.lower() for word in words)
     return n_plain >= MIN_PLAIN_WORDS and n_plain >= MIN_PLAIN_FRACTION * len(words)
 
@@ -274,18 +288,21 @@ def _words_with_letters(words: Sequence[str]) -> list[str]:
     return [stripped for word in words if (stripped := word.strip(_PUNCTUATION)) and any(map(str.isalpha, stripped))]
 
 
-def _words(text: str) -> list[str]:
+def _words(text: str, split: Callable[[str], list[str]]) -> list[str]:
     """Return the words and numbers of a text, case-folded, without the punctuation around them."""
-    return [stripped for word in text.casefold().split() if (stripped := word.strip(_PUNCTUATION))]
+    return [stripped for word in split(text.casefold()) if (stripped := word.strip(_PUNCTUATION))]
 
 
-def _common_fraction(src_words: Sequence[str], tgt_words: Sequence[str]) -> float:
+def _common_fraction(src_words: Sequence[str], tgt_words: Sequence[str], n_longer: int | None = None) -> float:
     """Return the number of words that both sides share, repetitions counted, over the words of the longer side.
 
     Two sides without words give 1.
+
+    Args:
+        n_longer: the words of the longer side, if they are not counted by characters.
     """
-    n_words = max(len(src_words), len(tgt_words))
-    return sum((Counter(src_words) & Counter(tgt_words)).values()) / n_words if n_words else 1.0
+    n_longer = max(len(src_words), len(tgt_words)) if n_longer is None else n_longer
+    return sum((Counter(src_words) & Counter(tgt_words)).values()) / n_longer if n_longer else 1.0
 
 
 def _non_letters_fraction(text: str) -> float:

@@ -52,7 +52,7 @@ _LANGUAGES_OF: dict[tuple[str, ...], str] = {
     ("Thaana",): "dv",
     ("Yi",): "ii",
     ("Syriac",): "syr",
-    ("Han", "Bopomofo"): "zh yue wuu cmn",
+    ("Han", "Bopomofo"): "gan hsn lzh wuu yue zh",
     ("Han", "Hiragana", "Katakana"): "ja",
     ("Cyrillic", "Latin"): "bs sr sh uz az tk ro mo crh",
     ("Cyrillic", "Mongolian"): "mn",
@@ -71,11 +71,53 @@ EXPECTED: dict[str, frozenset[str]] = {
 
 
 _SCRIPTS = sorted(frozenset().union(*EXPECTED.values()))
+# Scripts written without spaces between words, and about how many of their characters make a word.
+_UNSPACED_SCRIPTS = frozenset(
+    ["Bopomofo", "Han", "Hiragana", "Katakana", "Khmer", "Lao", "Myanmar", "Thai", "Tibetan", "Yi"]
+)
+_HAN_AND_KANA = (
+    r"\u3005-\u3007\u3021-\u3029\u3041-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua000-\ua4cf"
+    r"\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
+_THAI_LAO_KHMER_MYANMAR_TIBETAN = r"\u0e00-\u109f\u1780-\u17ff\ua9e0-\ua9ff\uaa60-\uaa7f"
+_HAN = re.compile(f"[{_HAN_AND_KANA}]")
+_THAI = re.compile(f"[{_THAI_LAO_KHMER_MYANMAR_TIBETAN}]")
+UNSPACED = f"{_HAN_AND_KANA}{_THAI_LAO_KHMER_MYANMAR_TIBETAN}"  # in the syntax of `re`, for a set of characters
+_UNSPACED = re.compile(f"[{UNSPACED}]+")
+_UNITS = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
+_WORD = re.compile(r"\w+")
+_HAN_CHARACTERS_PER_WORD = 2
+_THAI_CHARACTERS_PER_WORD = 4
+
+# Codes of three letters (ISO 639-3 and 639-2) of the languages above, and of the members of their macrolanguages in
+# FLORES-200 → codes of two letters.
+_SHORT_CODES: dict[str, str] = dict(
+    re.findall(
+        r"(\w+):(\w+)",
+        """
+    aar:aa abk:ab afr:af aka:ak alb:sq als:sq amh:am ara:ar arb:ar arg:an arm:hy asm:as ava:av aym:ay ayr:ay aze:az
+    azj:az bak:ba bam:bm baq:eu bel:be ben:bn bis:bi bod:bo bos:bs bre:br bul:bg bur:my cat:ca ces:cs cha:ch che:ce
+    chi:zh chu:cu chv:cv cmn:zh cor:kw cos:co cre:cr cym:cy cze:cs dan:da deu:de div:dv dut:nl dzo:dz ekk:et ell:el
+    eng:en epo:eo est:et eus:eu ewe:ee fao:fo fas:fa fij:fj fin:fi fra:fr fre:fr fry:fy ful:ff fuv:ff gaz:om geo:ka
+    ger:de gla:gd gle:ga glg:gl glv:gv gre:el grn:gn gug:gn guj:gu hat:ht hau:ha hbs:sh heb:he hin:hi hmo:ho hrv:hr
+    hun:hu hye:hy ibo:ig ice:is ido:io iii:ii iku:iu ile:ie ina:ia ind:id ipk:ik isl:is ita:it jav:jv jpn:ja kal:kl
+    kan:kn kas:ks kat:ka kau:kr kaz:kk khk:mn khm:km kik:ki kin:rw kir:ky kmr:ku knc:kr kom:kv kon:kg kor:ko kur:ku
+    lao:lo lat:la lav:lv lim:li lin:ln lit:lt ltz:lb lub:lu lug:lg lvs:lv mac:mk mah:mh mal:ml mao:mi mar:mr may:ms
+    mkd:mk mlg:mg mlt:mt mon:mn mri:mi msa:ms mya:my nau:na nav:nv nbl:nr nde:nd nep:ne nld:nl nno:nn nob:nb nor:no
+    npi:ne nya:ny oci:oc oji:oj ori:or orm:om ory:or oss:os pan:pa pbt:ps per:fa pes:fa plt:mg pol:pl por:pt prs:fa
+    pus:ps que:qu quy:qu roh:rm ron:ro rum:ro run:rn rus:ru sag:sg san:sa sin:si slk:sk slo:sk slv:sl sme:se smo:sm
+    sna:sn snd:sd som:so sot:st spa:es sqi:sq srd:sc srp:sr ssw:ss sun:su swa:sw swe:sv swh:sw tah:ty tam:ta tat:tt
+    tel:te tgk:tg tgl:tl tha:th tib:bo tir:ti ton:to tsn:tn tso:ts tuk:tk tur:tr twi:tw uig:ug ukr:uk urd:ur uzb:uz
+    uzn:uz ven:ve vie:vi vol:vo wel:cy wln:wa wol:wo xho:xh ydd:yi yid:yi yor:yo zho:zh zsm:ms zul:zu
+    """,
+    )
+)
 
 
 def base_language(lang: str) -> str:
-    """Return a language code without its variant: `pt` for `pt-BR`, `zh` for `zh_Hant`."""
-    return re.split("[-_]", lang, maxsplit=1)[0].lower()
+    """Return the shortest code of a language, without script and region: `pt` for `pt-BR`, `zh` for `zho_Hant`."""
+    code = re.split("[-_]", lang, maxsplit=1)[0].lower()
+    return _SHORT_CODES.get(code, code)
 
 
 # Names of languages, in English and in themselves, and their codes of three letters.
@@ -127,8 +169,41 @@ def is_language(written: str) -> bool:
 
 
 def expected_scripts(lang: str) -> frozenset[str] | None:
-    """Return the scripts that a language is written in; None if they are not known."""
-    return EXPECTED.get(base_language(lang))
+    """Return the scripts that a language is written in, Latin too for a code such as `zh-Latn`; None if unknown."""
+    scripts = EXPECTED.get(base_language(lang))
+    return scripts if scripts is None or "latn" not in re.split("[-_]", lang.lower()) else scripts | {"Latin"}
+
+
+def written_without_spaces(lang: str) -> bool:
+    """Return whether a language has no spaces between words; false for a language that is not known."""
+    scripts = expected_scripts(lang)
+    return scripts is not None and scripts <= _UNSPACED_SCRIPTS
+
+
+def characters_per_word(text: str) -> int:
+    """Return 1 for text with spaces between most words; otherwise about how many characters make a word, 2 or 4."""
+    n_han, n_thai = len(_HAN.findall(text)), len(_THAI.findall(text))
+    n_unspaced = n_han / _HAN_CHARACTERS_PER_WORD + n_thai / _THAI_CHARACTERS_PER_WORD
+    if n_unspaced <= len(_WORD.findall(_UNSPACED.sub(" ", text))):
+        return 1
+    return _HAN_CHARACTERS_PER_WORD if n_han >= n_thai else _THAI_CHARACTERS_PER_WORD
+
+
+def n_words(text: str) -> int:
+    """Count the words of a text, which are separated by spaces.
+
+    In scripts without spaces, two characters (Chinese, Japanese) or four (Thai, Lao, Khmer, Burmese, Tibetan) count as
+    a word.
+    """
+    if text.isascii():
+        return len(text.split())
+    n_quarters = 2 * len(_HAN.findall(text)) + len(_THAI.findall(text))
+    return len(_UNSPACED.sub(" ", text).split()) + n_quarters // _THAI_CHARACTERS_PER_WORD
+
+
+def units_of(text: str) -> list[str]:
+    """Split a text at spaces; in scripts without spaces, each character is a separate unit."""
+    return text.split() if text.isascii() else _UNITS.findall(text)
 
 
 def main_script(text: str) -> str:
@@ -160,6 +235,17 @@ def wrong_script_fraction(text: str, lang: str, min_letters: int = 1) -> float:
 def n_letters_and_marks(text: str) -> int:
     """Count letters and combining marks; many scripts write vowels as marks."""
     return _n_matched(_runs_of(r"[\p{L}\p{M}]"), text)
+
+
+def words_of(text: str) -> list[str]:
+    """Return the runs of letters of a text; in scripts without spaces, each character is a word."""
+    return _words().findall(text)
+
+
+@cache
+def _words() -> re.Pattern[str]:
+    spaced = _runs_of(rf"[[\p{{L}}\p{{M}}]--[{UNSPACED}]]")
+    return re.compile(f"[{UNSPACED}]|{spaced.pattern}")
 
 
 def _n_matched(runs: re.Pattern[str], text: str) -> int:
@@ -212,7 +298,7 @@ _NEAR = {
     "wa": "fr", "wuu": "zh", "yue": "zh",
 }  # fmt: skip
 # Other codes of languages → the codes that py3langid uses.
-_ALIASES = {"cmn": "zh", "fil": "tl", "gn": "gug", "in": "id", "iw": "he", "ji": "yi", "ki": "kik", "mo": "ro",
+_ALIASES = {"fil": "tl", "gn": "gug", "in": "id", "iw": "he", "ji": "yi", "ki": "kik", "mo": "ro",
             "nb": "no", "sh": "sr", "ff": "fuv"}  # fmt: skip
 
 _MIN_BYTES = 30  # shorter text is mostly names

@@ -16,6 +16,7 @@ from mt.config.settings import RunConfig
 from mt.system.console import Meter
 from mt.text.corpora import SentencePair
 from mt.text.corpus import SIDES, PreparedCorpus, without_tag
+from mt.text.languages import UNSPACED, characters_per_word, n_words
 from mt.text.normalise import Normalisers
 from mt.text.tokenizer import Tokenizers
 
@@ -39,6 +40,7 @@ _MEANINGFUL = frozenset("/\\%&*#@_^")
 _BLANK_CATEGORIES = {"Cc", "Cf", "Me", "Sk"}
 _VARIATION_SELECTORS = range(0xFE00, 0xFE10)
 _SOFT_HYPHEN = "\xad"  # inside words, where it leaves no gap
+_N_UNSPACED_TABLED = 0x40000
 _N_TABLED = 0x20000  # code points in the lookup table; above it are rare ideographs, which have no case
 
 
@@ -111,33 +113,6 @@ def _fold_table() -> _Codes:
     table[list(_blanks().keys() & set(range(_N_TABLED)))] = ord(" ")
     table[ord("\n")] = ord("\n")
     return table
-
-
-# ---------------------------------------------------------------------------------------------------- words
-
-# Scripts written without spaces between words, and about how many of their characters make a word.
-_HAN_AND_KANA = (
-    r"\u3005-\u3007\u3021-\u3029\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f"
-    r"\U00020000-\U0003ffff"
-)
-_THAI_LAO_KHMER_MYANMAR = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\ua9e0-\ua9ff\uaa60-\uaa7f"
-_HAN = re.compile(f"[{_HAN_AND_KANA}]")
-_THAI = re.compile(f"[{_THAI_LAO_KHMER_MYANMAR}]")
-_UNSPACED = re.compile(f"[{_HAN_AND_KANA}{_THAI_LAO_KHMER_MYANMAR}]+")
-_HAN_CHARACTERS_PER_WORD = 2
-_THAI_CHARACTERS_PER_WORD = 4
-_N_UNSPACED_TABLED = 0x40000
-
-
-def n_words(folded_text: str) -> int:
-    """Count the words of a folded text, which are separated by spaces.
-
-    In scripts without spaces, two characters (Chinese, Japanese) or four (Thai, Lao, Khmer, Burmese) count as a word.
-    """
-    if folded_text.isascii():
-        return len(folded_text.split())
-    n_quarters = 2 * len(_HAN.findall(folded_text)) + len(_THAI.findall(folded_text))
-    return len(_UNSPACED.sub(" ", folded_text).split()) + n_quarters // _THAI_CHARACTERS_PER_WORD
 
 
 # ---------------------------------------------------------------------------------------------------- segments
@@ -246,9 +221,9 @@ class _SideOverlap:
     """The distinct n-grams of one side of all sets, and which of them were found."""
 
     def __init__(self, texts_of_sets: Sequence[Sequence[str]], ngram_words: int) -> None:
-        characters_per_word = _characters_per_word(texts_of_sets)
-        self._counts_words = characters_per_word == 1
-        self._n_units = ngram_words * characters_per_word
+        n_characters = characters_per_word(" ".join(text for texts in texts_of_sets for text in texts))
+        self._counts_words = n_characters == 1
+        self._n_units = ngram_words * n_characters
         hashes_of_sets = [self._distinct_hashes(texts) for texts in texts_of_sets]
         self._sought = np.unique(np.concatenate([np.empty(0, dtype=np.uint64), *hashes_of_sets]))
         self._is_found = np.zeros(len(self._sought), dtype=np.bool_)
@@ -298,15 +273,6 @@ class _SideOverlap:
         return {"ngrams": len(places), "found": int(self._is_found[places].sum())}
 
 
-def _characters_per_word(texts_of_sets: Sequence[Sequence[str]]) -> int:
-    """Return 1 for text with spaces between words, whose units are words; otherwise the units are characters."""
-    joined = "".join(text for texts in texts_of_sets for text in texts).replace(" ", "")
-    n_han, n_thai = len(_HAN.findall(joined)), len(_THAI.findall(joined))
-    if 2 * (n_han + n_thai) <= len(joined):
-        return 1
-    return _HAN_CHARACTERS_PER_WORD if n_han >= n_thai else _THAI_CHARACTERS_PER_WORD
-
-
 def _units(codes: _Codes | _Bytes, counts_words: bool) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """Return where the units of folded text start and end: words, or the characters of scripts without spaces."""
     is_gap = np.ones(len(codes) + 1, dtype=np.bool_)  # between character i - 1 and i
@@ -322,7 +288,7 @@ def _units(codes: _Codes | _Bytes, counts_words: bool) -> tuple[npt.NDArray[np.i
 @functools.cache
 def _unspaced_table() -> npt.NDArray[np.bool_]:
     table = np.zeros(_N_UNSPACED_TABLED, dtype=np.bool_)
-    for run in _UNSPACED.finditer("".join(map(chr, range(_N_UNSPACED_TABLED)))):
+    for run in re.finditer(f"[{UNSPACED}]+", "".join(map(chr, range(_N_UNSPACED_TABLED)))):
         table[slice(*run.span())] = True
     return table
 

@@ -554,9 +554,15 @@ def _shown(sizes: Sequence[int]) -> Iterator[list[int]]:
 
 
 def _without_rarest(words: Counter[str]) -> Counter[str]:
-    """Return at most MOST_WORDS / 2 words: drop those that occur once, then those that occur twice, and so on."""
-    n_times = 1
-    while len(words) > MOST_WORDS // 2:
+    """Return at most MOST_WORDS / 2 words: drop those that occur once, then those that occur twice, and so on.
+
+    In text without spaces, hardly a word occurs twice: if too few are left, an even sample of those dropped last stays.
+    """
+    n_times, most = 1, MOST_WORDS // 2
+    while len(words) > most:
+        rarest = [word for word, count in words.items() if count == n_times]
         words = Counter({word: count for word, count in words.items() if count > n_times})
+        if len(words) < most // 2:
+            words.update(dict.fromkeys(rarest[:: len(rarest) // (most - len(words)) + 1], n_times))
         n_times += 1
     return words

@@ -24,6 +24,7 @@ from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.system.files import whole_file
 from mt.system.provenance import n_cores
 from mt.system.workers import run_apart
+from mt.text.languages import units_of
 
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
 JOINT_FILE, SEPARATE_FILES = "tokenizer.model", ("tokenizer.src.model", "tokenizer.tgt.model")
@@ -419,7 +420,8 @@ def vocabulary_facts(
         src_counts: word counts, as from `count_words`.
         tgt_counts: the same for the target side.
     Returns:
-        `src` and `tgt`, each with `words`, `distinct_words`, `tokens`; `fertility`, the tokens per word;
+        `src` and `tgt`, each with `words`, in scripts without spaces characters; `distinct_words`, separated by spaces;
+        `tokens`; `fertility`, the tokens per word;
         `split_word_share`, the fraction of words with more than one piece; `byte_share` and `unknown_share`, fractions
         of the tokens; `characters_a_token`, without spaces; `longest_pieces`, the ten longest used, each with its
         `count`. Ratios are 0 for a text without words.
@@ -448,7 +450,7 @@ def _is_real_piece(tokenizer: Tokenizer) -> npt.NDArray[np.bool_]:
 
 def _side_facts(tokenizer: Tokenizer, word_counts: Mapping[str, int]) -> tuple[dict[str, Any], npt.NDArray[np.int64]]:
     """Return the statistics of one side, and [V]: how often each piece is used."""
-    n_words = n_distinct_words = n_split_words = n_characters = 0
+    n_words = n_spaced = n_distinct_words = n_split_words = n_characters = 0
     n_uses = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     items = ((word, count) for word, count in word_counts.items() if word)
     while batch := list(islice(items, _WORDS_PER_BATCH)):
@@ -458,7 +460,8 @@ def _side_facts(tokenizer: Tokenizer, word_counts: Mapping[str, int]) -> tuple[d
         n_pieces = np.array([len(word_ids) for word_ids in ids], dtype=np.int64)
         flat = np.fromiter(chain.from_iterable(ids), dtype=np.int64, count=int(n_pieces.sum()))
         np.add.at(n_uses, flat, np.repeat(counts, n_pieces))
-        n_words += int(counts.sum())
+        n_words += int(counts @ np.array([len(units_of(word)) for word in words], dtype=np.int64))
+        n_spaced += int(counts.sum())
         n_distinct_words += len(batch)
         n_split_words += int(counts[n_pieces > 1].sum())
         n_characters += int(counts @ np.array([len(word) for word in words], dtype=np.int64))
@@ -468,7 +471,7 @@ def _side_facts(tokenizer: Tokenizer, word_counts: Mapping[str, int]) -> tuple[d
         "distinct_words": n_distinct_words,
         "tokens": n_tokens,
         "fertility": _ratio(n_tokens, n_words),
-        "split_word_share": _ratio(n_split_words, n_words),
+        "split_word_share": _ratio(n_split_words, n_spaced),
         "byte_share": _ratio(int(n_uses[sorted(tokenizer.byte_ids)].sum()), n_tokens),
         "unknown_share": _ratio(int(n_uses[UNK_ID]), n_tokens),
         "characters_a_token": _ratio(n_characters, n_tokens),

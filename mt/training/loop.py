@@ -20,6 +20,7 @@ from mt.checkpoint import ModelFolder, save_model_folder
 from mt.config.settings import RunConfig, parse_duration
 from mt.data.packing import PlanState
 from mt.errors import CheckpointError, ConfigError, TrainingError
+from mt.evaluation.tokenization import chosen_tokenizer
 from mt.run_folder import RunFolder, initial_model, quarantine_checkpoint
 from mt.system.device import hardware
 from mt.system.distributed import SINGLE_PROCESS, Ranks
@@ -43,6 +44,7 @@ NO_STOP, TIME_LIMIT = 0, 1
 
 Saved = tuple[dict[str, Tensor], dict[str, Any], Progress]  # weights, training state and progress of a checkpoint
 
+ZERO_BLEU = 0.005  # lower scores are printed as 0.00, and count as 0
 FLUSH_EVERY = 50  # updates; skipped updates are noticed then at the latest
 
 
@@ -100,6 +102,7 @@ class Trainer:
         if found is None:
             self._take_first_weights()
         self.progress = found or Progress()
+        self._take_bleu_tokenizer()
         setting = config.train.micro_batch_tokens
         is_resolved = self.progress.micro_batch_setting == setting
         self.engine.begin(self.progress.micro_batch_tokens if is_resolved else 0)
@@ -330,29 +333,36 @@ class Trainer:
         if self.ranks.is_first:
             with self.signals.interrupting():
                 self.signals.interrupt_if_any()
-                result = validate(self.engine.inference_model(), self.tokenizers, self.corpus, self.config)
+                model = self.engine.inference_model()
+                result = validate(model, self.tokenizers, self.corpus, self.config, self.progress.bleu_tokenizer)
             trim_heap()
-        score, is_kept = self.ranks.from_first(None if result is None else self._record_score(result)) or (None, False)
-        if score is None:
+        found = self.ranks.from_first(None if result is None else self._record_score(result))
+        if found is None:
             self.sync_stop()
             return False
+        score, chrf, is_kept = found
         if result is not None:
             self.tracker.log_validation(result)
         progress = self.progress
         progress.validated_at = progress.step
-        if not math.isfinite(score) or (progress.best_step is not None and score <= progress.best_score):
+        best = (-math.inf, 0.0) if progress.best_step is None else (progress.best_score, progress.best_chrf)
+        if math.isfinite(score) and (score, chrf) > best:
+            progress.best_step, progress.best_score, progress.best_chrf = progress.step, score, chrf
+            progress.n_without_better = 0
+        elif progress.step > self.config.train.warmup_steps and best[0] != 0.0:  # 0: BLEU does not show progress yet
             progress.n_without_better += 1
-        else:
-            progress.best_step, progress.best_score, progress.n_without_better = progress.step, score, 0
         self.sync_stop()  # patience may be exhausted, or a signal may have arrived
         return bool(is_kept)
 
-    def _record_score(self, result: ValidationResult) -> tuple[float, bool]:
-        """Record the score; return it (higher is better), and whether it is one of the `keep_best` best."""
+    def _record_score(self, result: ValidationResult) -> tuple[float, float, bool]:
+        """Record the score; return it (higher is better), chrF2, and whether it is one of the `keep_best` best."""
         settings = self.config.train
-        score = result.bleu if settings.best_by == "bleu" else result.loss
-        rank = self.run.record_score(self.progress.step, score, settings.best_by)
-        return score if settings.best_by == "bleu" else -score, rank is not None and rank < settings.keep_best
+        score: float = getattr(result, settings.best_by)
+        if settings.best_by == "bleu" and score < ZERO_BLEU:
+            score = 0.0
+        rank = self.run.record_score(self.progress.step, score, settings.best_by, result.chrf)
+        is_kept = rank is not None and rank < settings.keep_best
+        return -score if settings.best_by == "loss" else score, result.chrf, is_kept
 
     # --- checkpoints
 
@@ -413,6 +423,19 @@ class Trainer:
         """Take the weights of the model in `train.init_from`, if there is one; see `initial_model`."""
         if (folder := initial_model(self.config)) is not None:
             self.engine.load(folder.load_weights(), None, folder.path)
+
+    def _take_bleu_tokenizer(self) -> None:
+        """Take the tokenizer of BLEU. An earlier version may have computed the scores so far with another one."""
+        settings, progress = self.config.eval, self.progress
+        chosen = chosen_tokenizer(settings.bleu_tokenize, self.config.tgt_lang) if self.ranks.is_first else None
+        before, progress.bleu_tokenizer = progress.bleu_tokenizer, self.ranks.from_first(chosen)
+        if before == progress.bleu_tokenizer or progress.best_step is None or self.config.train.best_by != "bleu":
+            return
+        progress.best_step, progress.best_score, progress.best_chrf, progress.n_without_better = None, 0.0, 0.0, 0
+        if self.ranks.is_first:
+            self.run.scores.unlink(missing_ok=True)
+            change = f"BLEU is now computed with tok:{progress.bleu_tokenizer}, and was computed with tok:{before}"
+            _log.warning(f"{change}. Only validations from now on choose the best checkpoint")
 
     # --- messages
 

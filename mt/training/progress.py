@@ -32,8 +32,10 @@ class Progress:
     n_src_positions: int = 0  # n_src_tokens and padding
     n_tgt_positions: int = 0  # n_tgt_tokens and padding
     best_step: int | None = None
-    best_score: float = 0.0
-    n_without_better: int = 0  # validations since the best one
+    best_score: float = 0.0  # higher is better: for train.best_by loss, the negative loss
+    best_chrf: float = 0.0  # decides between equal scores
+    n_without_better: int = 0  # validations since the best one that patience counts
+    bleu_tokenizer: str = "13a"  # of the scores so far
     validated_at: int = 0  # step of the last validation
     micro_batch_tokens: int = 0  # as chosen at the start, or reduced since when memory ran out; 0: not chosen yet
     micro_batch_setting: int | str = 0  # the setting it was chosen for; if that changes, it is chosen again

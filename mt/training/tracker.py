@@ -50,6 +50,7 @@ class Tracker:
         self._open_files()
         self._max_steps, self._updates_per_epoch = max_steps, updates_per_epoch
         self._last_bleu = ""
+        self._warned_of_scores = False
         self._first_step, self._earlier_seconds = progress.step, progress.train_seconds
         self._started_at = self._step_at = time.monotonic()  # _step_at: end of the last update
         self._ends_at = self._started_at + seconds_left
@@ -82,6 +83,9 @@ class Tracker:
         self._samples.write_line({"step": step, "samples": samples})
         self._last_bleu = f" · BLEU {result.bleu:.2f}"
         self.say(f"step {step:,}: validation loss {result.loss:.4f}, BLEU {result.bleu:.2f}, chrF2 {result.chrf:.2f}")
+        for warning in [] if self._warned_of_scores else result.warnings:
+            self._warned_of_scores = True  # later ones differ in their numbers only
+            self.say(f"warning: {warning}")
 
     def _record(self, values: dict[str, Any]) -> None:
         progress = self._progress

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -12,7 +12,8 @@ from mt.config.settings import RunConfig
 from mt.data.batch import PackedBatch, assemble_tiles
 from mt.data.packing import Indices
 from mt.decode.translator import OwnBackend, Translator
-from mt.evaluation.scores import bleu_and_chrf
+from mt.evaluation.scores import TranslatedSet, score_corpus
+from mt.evaluation.warnings import check_scores
 from mt.loss import linear_label_smoothed_nll
 from mt.model import Transformer
 from mt.text.corpus import ParallelIds, PreparedCorpus
@@ -34,26 +35,34 @@ class ValidationResult:
     chrf: float
     loss_by_length: dict[str, float]  # the loss by range of target tokens, such as "11-20"
     samples: list[tuple[str, str, str]]  # source, translation and reference of the first few lines
+    warnings: list[str] = field(default_factory=list)  # about the scores
 
 
 def validate(
-    inference: Transformer, tokenizers: Tokenizers, corpus: PreparedCorpus, config: RunConfig
+    inference: Transformer, tokenizers: Tokenizers, corpus: PreparedCorpus, config: RunConfig, bleu_tokenizer: str
 ) -> ValidationResult:
-    """Score a model in evaluation mode on the whole validation set, in a fixed order."""
+    """Score a model in evaluation mode on the whole validation set, in a fixed order.
+
+    Args:
+        bleu_tokenizer: of sacreBLEU.
+    """
     pairs, decode = corpus.valid_pairs, replace(config.decode, beam_size=config.train.validation_beam_size)
     # No retries: early in training nearly every sentence would be searched twice.
     limit, normalisers = config.data.max_tokens, Normalisers.of_run(config)
     translator = Translator(OwnBackend(inference), tokenizers, decode, limit, normalisers, retries=False)
     hypotheses = translator.translate([pair.src for pair in pairs])
-    bleu, chrf = bleu_and_chrf(hypotheses, [pair.tgt for pair in pairs])
+    references = [[pair.tgt for pair in pairs]]
+    translated = TranslatedSet(None, hypotheses, references, config.tgt_lang, tokenize=bleu_tokenizer)
+    scores = score_corpus(translated, ["bleu", "chrf"]).scores
     loss, loss_by_length = validation_loss(inference, corpus.valid)
     first = list(zip(pairs, hypotheses, strict=True))[:N_SAMPLE_TRANSLATIONS]
     return ValidationResult(
         loss=loss,
-        bleu=bleu,
-        chrf=chrf,
+        bleu=scores[0].score,
+        chrf=scores[1].score,
         loss_by_length=loss_by_length,
         samples=[(pair.src, hypothesis, pair.tgt) for pair, hypothesis in first],
+        warnings=check_scores(translated, scores),
     )
 
 

