@@ -11,11 +11,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mt.checkpoint import ModelFolder, average_weights, save_model_folder
 from mt.config.loading import as_yaml, config_differences, dump_config, is_changeable, load_config
-from mt.config.settings import RunConfig
+from mt.config.settings import BleuTokenizer, RunConfig
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.evaluation.findings import EvalOptions, evaluate
 from mt.evaluation.report_files import HTML_NAME, read_evaluation, write_report
@@ -96,7 +96,7 @@ def _with_bleu_tokenizer(config: RunConfig, run: RunFolder) -> RunConfig:
     setting = config.eval.bleu_tokenize
     if setting == "auto" and run.has_work:
         setting = load_config(str(run.config), is_stored=True).eval.bleu_tokenize
-    tokenize = chosen_tokenizer(setting, config.tgt_lang)
+    tokenize = cast("BleuTokenizer", chosen_tokenizer(setting, config.tgt_lang))
     return replace(config, eval=replace(config.eval, bleu_tokenize=tokenize))
 
 

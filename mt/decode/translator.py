@@ -37,7 +37,7 @@ LINES_AT_A_TIME = 4_096
 # If a translation is implausible, a second search allows no n-gram of this length twice.
 RETRY_NGRAM_SIZE = 3
 
-# A tokenizer that mt has not trained may have such pieces; bytes can make up such characters.
+# Characters that a translation never has. A tokenizer of another program may have them in pieces or as bytes.
 _CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], " ")
 
 # Flags of a hypothesis.
