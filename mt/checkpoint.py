@@ -25,7 +25,6 @@ from torch import Tensor
 
 from mt.config.loading import dump_config, load_config
 from mt.config.settings import ModelConfig, RunConfig, VocabSizes
-from mt.config.validation import described
 from mt.errors import CheckpointError, MTError
 from mt.model import Transformer
 from mt.system.files import WriteError, file_checksum, read_json, sync, whole_folder, write_json
@@ -60,7 +59,7 @@ def _check_manifest(manifest: dict[str, Any], types: dict[str, Any]) -> None:
         try:
             TypeAdapter(kind).validate_python(manifest[key], strict=True)
         except ValidationError:
-            raise TypeError(f"{key} is {described(manifest[key])}") from None
+            raise TypeError(f"{key} is {repr(manifest[key])[:80]}") from None
 
 
 @dataclass(frozen=True)
@@ -280,14 +279,11 @@ def _expected_shapes(config: ModelConfig, vocab_size: VocabSizes, most: int) -> 
     one_layer = replace(config, n_encoder_layers=1, n_decoder_layers=1)
     with torch.device("meta"):
         model = Transformer(one_layer, vocab_size=vocab_size, pad_id=PAD_ID)
-    shapes: Shapes = {}
-    for name, tensor in model.state_dict().items():
-        side, _, inner = name.partition(".0.")
-        n = {"encoder": config.n_encoder_layers, "decoder": config.n_decoder_layers}.get(side)
-        names = [name] if n is None else [f"{side}.{i}.{inner}" for i in range(min(n, most + 1))]
-        shapes |= dict.fromkeys(names, tuple(tensor.shape))
-        if len(shapes) > most:
-            break
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for side, n in (("encoder", config.n_encoder_layers), ("decoder", config.n_decoder_layers)):
+        layer = {name: shape for name, shape in shapes.items() if name.startswith(f"{side}.0.")}
+        for i in range(1, min(n, most // len(layer) + 2)):
+            shapes |= {name.replace(".0.", f".{i}.", 1): shape for name, shape in layer.items()}
     return shapes
 
 

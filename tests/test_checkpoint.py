@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +54,19 @@ def test_loading_a_model_folder_returns_the_saved_values(
         "tokenizer.model",
         "training.pt",
     ]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_the_files_of_a_model_have_the_mode_that_the_umask_gives(
+    tmp_path: Path, config: RunConfig, tokenizer_path: Path, umask: int, mode: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        save(tmp_path / "model", config, tokenizer_path)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "model").iterdir()}
+    assert modes == dict.fromkeys(modes, mode)
 
 
 def test_a_failed_write_leaves_only_the_old_folder(tmp_path: Path, config: RunConfig, tokenizer_path: Path) -> None:

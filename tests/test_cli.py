@@ -166,6 +166,71 @@ def test_a_bug_is_status_1_with_a_traceback():
     assert finished.stderr.endswith("ZeroDivisionError: division by zero\n")
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("config list >&-", "error: standard output is closed. Redirect it to a file.\n"),
+        ("--help >&-", "error: standard output is closed. Redirect it to a file.\n"),
+        ("translate --model m >&- <&-", "error: standard output is closed. Redirect it to a file.\n"),
+        ("score --model m --src no --tgt no >&-", "error: no: no such file"),
+        ("translate --model m <&-", "error: standard input is closed. Redirect it from a file.\n"),
+        (
+            "translate --help >&-",
+            "error: standard output cannot be written: Bad file descriptor. Redirect it to a file",
+        ),
+        ("config show no >&- 2>&-", ""),
+        ("config show no <&- 2>&-", ""),
+    ],
+)
+def test_a_command_that_needs_a_closed_stream_ends_in_one_line(command: str, message: str) -> None:
+    ended = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m mt {command}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr[: len(message)]) == (2, "", message)
+    assert ended.stderr.count("\n") == bool(message)
+
+
+def test_no_file_gets_the_descriptor_of_a_closed_stream(tmp_path: Path) -> None:
+    """A message, or a print of a library, would otherwise be written into that file."""
+    code = (
+        "import sys; from mt.system.console import open_standard_streams; open_standard_streams(); "
+        "file = open('out', 'w'); print('lost', file=sys.stderr); sys.exit(file.fileno() < 3)"
+    )
+    command = ["bash", "-c", f'{sys.executable} -c "{code}" <&- >&- 2>&-']
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run(command, cwd=tmp_path, env=environment).returncode == 0
+    assert (tmp_path / "out").read_text() == ""
+
+
+def test_a_translation_contains_no_control_characters(translate: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tokenizer, "decode", lambda self, ids: "a\x1b[31mb\x9bc")  # a foreign one can have such pieces
+    assert translate(stdin=b"x\n")[1] == "a [31mb c\n"
+    line = translate("--format", "jsonl", stdin="\x9b".encode())[1]
+    assert line.removesuffix("\n").isprintable()
+    assert json.loads(line)["src"] == "\x9b"
+
+
+def test_a_translation_that_cannot_begin_leaves_no_files(translate: Run) -> None:
+    with files_up_to(10):
+        status, _, err = translate("--output", "out", stdin=b"x\n")
+    assert (status, list(Path.cwd().iterdir())) == (2, [])
+    assert err.endswith(
+        "cannot be written: File too large. Raise the limit on the size of files (ulimit -f), then run "
+        "the same command again.\n"
+    )
+
+
+def test_a_result_is_printed_without_the_control_characters_of_its_text(run: Run, capsys: Any) -> None:
+    Path("a").write_text("x\n")
+    Path("\x1b[31ma").write_text("x\n")
+    status, out, _ = run("compare", "a", "\x1b[31ma", "--ref", "a", "--metric", "chrf", "--samples", "100")
+    assert status == 0
+    assert "\\u001b[31ma" in out
+    assert "\x1b" not in out
+    status, out, _ = run("compare", "a", "\x1b[31ma", "--ref", "a", "--metric", "chrf", "--samples", "100", "--json")
+    assert [system["name"] for system in json.loads(out)["systems"]] == ["a", "\x1b[31ma"]
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_closed_pipe_causes_no_traceback(unbuffered: str):
     reader, writer = os.pipe()

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 import mt.system.console
-from mt.system.console import LiveLine, Meter, note
+from mt.system.console import LiveLine, Meter, is_terminal, note, printable
 from tests.clock import Clock
 
 
@@ -107,3 +109,19 @@ def test_a_program_that_imports_the_package_sees_messages_only_if_it_asks() -> N
     for change, shown in (("", ""), ("show_messages(); ", "note: two\n")):
         command = [sys.executable, "-c", code.format(change)]
         assert subprocess.run(command, capture_output=True, text=True, check=True).stderr == shown
+
+
+def test_control_characters_of_a_message_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    note("a file named \x1b]0;title\x07 \x9b2J \u202egnp.exe\r, café 日本語\tb")
+    escaped = r"a file named \u001b]0;title\u0007 \u009b2J \u202egnp.exe\u000d, café 日本語"
+    assert capsys.readouterr().err == f"note: {escaped}\tb\n"
+    assert json.loads(f'"{printable(chr(27))}"') == "\x1b"
+
+
+def test_messages_without_a_standard_error_are_dropped(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    assert not is_terminal()
+    with Meter("lines", has_summary=True) as meter:
+        meter.show(1)
+    note("a note that nobody can read")
+    assert capsys.readouterr().out == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from mt.decode.search import SearchRequest, SearchResult, search
 from mt.decode.translator import Translator
 from mt.errors import CheckpointError, ConfigError, MTError
 from mt.model import Transformer
+from mt.system.files import file_checksum
 from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
 from tests.conftest import Run
 from tests.test_variants import ROWS, model_of
@@ -460,6 +462,17 @@ def test_an_incomplete_or_damaged_export_is_refused(exported: Exported, tmp_path
     assert problem(folder) == (
         f"{folder / 'config.json'} is damaged (its checksum differs from the one in manifest.json). "
         "Export the model again."
+    )
+    shutil.rmtree(folder)
+    copied(exported.export, tmp_path / "export")
+    (folder / "shared_vocabulary.json").write_text("[]")
+    manifest = json.loads((exported.export / "manifest.json").read_text("utf-8"))
+    manifest["sha256"]["shared_vocabulary.json"] = file_checksum(folder / "shared_vocabulary.json")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(MTError) as caught:
+        load_translator(folder)
+    assert str(caught.value) == (
+        f"{folder}: CTranslate2 cannot load it: shared_vocabulary.json has other pieces than tokenizer.model"
     )
     manifest = json.loads((exported.export / "manifest.json").read_text("utf-8")) | {"format_version": 9}
     (folder / "manifest.json").write_text(json.dumps(manifest))

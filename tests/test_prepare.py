@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from mt.config.settings import CleanConfig, DataConfig, RunConfig, Table, TextFiles, TokenizerConfig
@@ -453,12 +455,101 @@ def test_a_damaged_corpus_is_refused(config: RunConfig) -> None:
     (folder / "train.src.ids").unlink()
     assert message() == f"{folder}: the prepared corpus is incomplete: train.src.ids is missing. {advice}"
     manifest = (folder / "manifest.json").read_text()
-    (folder / "manifest.json").write_text(manifest.replace('"format_version": 2', '"format_version": 9'))
-    assert message() == f"{folder} was prepared in format 9, but this version of mt reads format 2. {advice}"
+    (folder / "manifest.json").write_text(manifest.replace('"format_version": 3', '"format_version": 9'))
+    assert message() == (
+        f"{folder} was prepared in format 9, but this version of mt reads format 3. Continue the run with the version "
+        "of mt that prepared it, or start over with another --run-dir."
+    )
     (folder / "manifest.json").write_text(manifest[:100])
     assert message() == f"{folder}: the prepared corpus has a damaged manifest.json. {advice}"
     (folder / "manifest.json").unlink()
     assert message() == f"{folder} is not a prepared corpus: manifest.json is missing. {advice}"
+
+
+def test_a_file_of_zeros_of_the_same_size_is_found_when_a_run_starts(config: RunConfig) -> None:
+    folder = prepare(config)[0].folder
+    for name in ("train.tgt.ids", "train.src.offsets", "train.lines", "valid.src.ids", "valid.jsonl"):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(bytes(len(content)))
+        with pytest.raises(DataError) as caught:
+            prepare(config)
+        assert str(caught.value) == (
+            f"{folder}: the prepared corpus is damaged: the checksum of {name} differs from the one in manifest.json. "
+            f"Delete {folder} and prepare it again."
+        )
+        if not name.startswith("train"):  # small files are always compared
+            with pytest.raises(DataError, match="the checksum of"):
+                PreparedCorpus.open(folder)
+        (folder / name).write_bytes(content)
+
+
+def sign(folder: Path, name: str) -> None:
+    """Write the checksum of a changed file into the manifest."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sha256"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    manifest["file_bytes"][name] = (folder / name).stat().st_size
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_files_that_do_not_fit_together_are_damage_although_their_checksums_fit(config: RunConfig) -> None:
+    folder = prepare(config)[0].folder
+
+    def damage(name: str, change: Callable[[npt.NDArray[Any]], object], dtype: str = "<i8") -> str:
+        before, manifest = (folder / name).read_bytes(), (folder / "manifest.json").read_text()
+        values = np.frombuffer(before, dtype).copy()
+        changed = change(values)
+        (values if changed is None else np.asarray(changed, dtype)).tofile(folder / name)
+        sign(folder, name)
+        with pytest.raises(DataError) as caught:
+            PreparedCorpus.open(folder, is_verified=True)
+        (folder / name).write_bytes(before)
+        (folder / "manifest.json").write_text(manifest)
+        prefix, suffix = f"{folder}: the prepared corpus is damaged: ", f". Delete {folder} and prepare it again."
+        assert str(caught.value).startswith(prefix)
+        return str(caught.value).removeprefix(prefix).removesuffix(suffix)
+
+    n = len(PreparedCorpus.open(folder).train)
+    too_large = "it has the id 60,000, but its tokenizer has 500 pieces"
+    assert damage("train.src.ids", lambda ids: ids.__setitem__(5, 60_000), "<u2") == too_large
+    assert damage("valid.tgt.ids", lambda ids: ids.__setitem__(0, 60_000), "<u2") == too_large
+    unfit = "the sentences in train.src.offsets do not fit train.src.ids"
+    assert damage("train.src.offsets", lambda offsets: offsets.__setitem__(3, offsets[5])) == unfit
+    assert damage("train.src.offsets", lambda offsets: offsets.__setitem__(-1, offsets[-1] + 1)) == unfit
+    assert damage("train.src.offsets", lambda offsets: offsets[:0]) == unfit
+    joined = damage("train.src.offsets", lambda offsets: np.delete(offsets, 3))
+    assert joined == f"there are {n - 1:,} source and {n:,} target sentences"
+    lines = damage("train.lines", lambda lines: lines[:-1])
+    assert lines == f"it has {n:,} pairs, {n - 1:,} line numbers, {n:,} kept pairs"
+
+
+def test_a_manifest_of_another_shape_is_damaged(config: RunConfig) -> None:
+    folder = prepare(config)[0].folder
+    manifest = json.loads((folder / "manifest.json").read_text())
+    changes = [{"train": "x"}, {"tokenizer": {}}, {"ids_dtype": "O"}, {"test": [1]}, {"sha256": None}, {"valid": None}]
+    for content in [*(json.dumps(manifest | change) for change in changes), "[" * 200_000]:
+        (folder / "manifest.json").write_text(content)
+        with pytest.raises(DataError, match=r"has a damaged manifest\.json\. Delete"):
+            PreparedCorpus.open(folder)
+
+
+def test_every_file_is_on_the_disk_before_the_corpus_gets_its_name(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, renamed = set(), []
+    fsync, rename = os.fsync, Path.rename
+
+    def note_sync(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def note_rename(path: Path, target: Path) -> Path:
+        renamed.append([file.name for file in path.iterdir() if file.stat().st_ino not in synced])
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Path, "rename", note_rename)
+    prepare(config)
+    assert renamed == [[]]
 
 
 def test_ids_of_more_than_65535_pieces_take_four_bytes() -> None:

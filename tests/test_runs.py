@@ -54,6 +54,13 @@ def test_a_curve_of_few_points_keeps_all_of_them(tmp_path: Path):
     assert read_training(RunFolder(tmp_path)).curves["train"]["step"] == list(range(1, 201))
 
 
+def test_lines_that_are_no_measurements_are_ignored(tmp_path: Path):
+    odd = ["[" * 200_000, '{"step": ' + "9" * 5_000 + "}", '{"step": 1' + "0" * 30 + ', "train_loss": 1}', "[1]"]
+    _write(tmp_path, [_trained(10), *odd, _trained(20, train_loss=1e300, train_seconds=10**30)])
+    curve = read_training(RunFolder(tmp_path)).curves["train"]
+    assert (curve["step"], curve["train_loss"], curve["train_minutes"]) == ([10, 20], [9.0, None], [5 / 60, None])
+
+
 def test_training_and_validation_have_separate_curves_with_gaps_for_missing_values(tmp_path: Path):
     validated = {"step": 20, "valid_loss": None, "valid_bleu": 12.5, "n_tgt_tokens": 2_000, "train_seconds": 10.0}
     _write(tmp_path, [_trained(10), _trained(20, train_loss=None), validated, {"step": 30, "train_loss": 7.5}])
@@ -254,7 +261,7 @@ def test_a_model_outside_its_run_still_has_facts(run: Run, tmp_path: Path):
 
 def test_a_damaged_record_of_a_run_is_treated_as_empty(run: Run, tmp_path: Path):
     shutil.copytree(run.folder, tmp_path / "run")
-    for damaged in (b"{", b"[]", b"\xff"):
+    for damaged in (b"{", b"[]", b"\xff", b"[" * 200_000, b'{"corpus_fingerprint": null, "starts": ["<b>"]}'):
         (tmp_path / "run/run.json").write_bytes(damaged)
         known = RunArtifacts.of(tmp_path / "run")
         assert known.run is not None

@@ -10,6 +10,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +279,16 @@ def test_the_error_for_too_small_a_vocabulary_gives_the_minimum(tmp_path: Path) 
         "tokenizer.vocab_size: 400 is too small: the characters, 256 bytes and special pieces already take 561. "
         "Set it above 561, or lower tokenizer.character_coverage."
     )
+    train_tokenizer(count_words(words), replace(config, vocab_size=562), tmp_path / "model")
+    # A config does not allow a lower coverage.
+    with pytest.raises(ConfigError, match=r"Set it above \d+\.$"):
+        train_tokenizer(count_words(words), replace(config, character_coverage=0.9), tmp_path / "model")
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_a_size_that_no_config_may_have_is_not_advised(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(ConfigError, match=r"which gives at most 26\d pieces\. Give more text\.$"):
+        train_tokenizer({"ab": 20}, TokenizerConfig(kind=kind, vocab_size=300), tmp_path / "model")
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,7 @@ def test_a_killed_and_resumed_translation_writes_the_same_bytes(
 def test_a_signal_interrupts_batches(model: Path, tmp_path: Path, number: int, status: int) -> None:
     part, record = tmp_path / "out.part", tmp_path / "out.part.json"
     write_lines(tmp_path / "in", [""] * LINES_AT_A_TIME + toy_text(LINES_AT_A_TIME, 5)[0])
-    endless = ("--batch-sentences", "8", "--min-length", "1000000", "--max-length", "1000001")
+    endless = ("--batch-sentences", "8", "--min-length", "9999", "--max-length", "10000")
     files = ("--input", tmp_path / "in", "--output", tmp_path / "out", "--no-progress")
     arguments = ("translate", "--model", model, *files, *endless)
     two_more = {"OMP_NUM_THREADS": "2"}  # two more processes

@@ -91,8 +91,8 @@ def test_errors_and_kills_of_processes_are_reported() -> None:
     with pytest.raises(MTError) as caught:
         list(processes.map(_fate, ["a", "killed", "b"]))
     assert str(caught.value) == (
-        "one of 2 translation processes was killed, perhaps because memory ran out. Lower --batch-tokens, or set "
-        "OMP_NUM_THREADS to fewer threads."
+        "one of 2 translation processes was killed, perhaps because memory ran out. Set OMP_NUM_THREADS to "
+        "fewer threads, or lower --batch-tokens of mt translate."
     )
 
 

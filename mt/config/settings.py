@@ -106,6 +106,8 @@ Coverage = Annotated[
     float, Strict(), Field(ge=LEAST_COVERAGE, le=1, description=f"a number from {LEAST_COVERAGE} to 1"), _AS_FLOAT
 ]
 MaxTokens = Annotated[int, Strict(), Field(ge=2, le=100_000, description="an integer from 2 to 100,000"), _AS_INT]
+MinLength = Annotated[int, Strict(), Field(ge=0, le=10_000, description="an integer from 0 to 10,000"), _AS_INT]
+MaxLength = Annotated[int, Strict(), Field(ge=1, le=10_000, description="an integer from 1 to 10,000"), _AS_INT]
 Decay = Annotated[float, Strict(), Field(gt=0, lt=1, description="a number above 0 and below 1"), _AS_FLOAT]
 BeamSize = Annotated[
     int, Strict(), Field(ge=1, le=MAX_BEAM_SIZE, description=f"an integer from 1 to {MAX_BEAM_SIZE}"), _AS_INT
@@ -594,9 +596,9 @@ class DecodeConfig:
     length_penalty: PenaltyExponent = 0.6
     # Divisor of a hypothesis' log-probability, with n tokens. wu: ((5 + n) / 6)^α (Wu et al. 2016); plain: n^α.
     length_penalty_form: Literal["wu", "plain"] = "wu"
-    min_length: Natural = 0  # Shortest translation in tokens, end of sentence not included.
+    min_length: MinLength = 0  # Shortest translation in tokens, end of sentence not included.
     # Longest translation in tokens, end of sentence included. null: 50 more than the source.
-    max_length: Positive | None = None
+    max_length: MaxLength | None = None
     # No sequence of this number of tokens occurs twice in a translation; 3 blocks loops. 0: no limit.
     no_repeat_ngram_size: Natural = 0
     # Draw translations from the model's distribution instead of searching; beam_size then has no effect.

@@ -36,7 +36,7 @@ MOST_POINTS = 200  # per curve; metrics.jsonl has all points
 _MOST_STEPS_OF_SAMPLES = 8
 _MANY_SENTENCES = 1_000_000  # counting their words takes more than half a minute
 _SENTENCES_AT_ONCE = 50_000  # decoded together
-_LARGEST = 1e300  # larger numbers than any measurement
+_LARGEST = 1e15  # larger than any measurement; a chart can tell numbers below it apart
 _CURVES = {
     "train": ("train_loss", "learning_rate", "grad_norm", "tgt_tokens_per_second"),
     "valid": ("valid_loss", "valid_bleu", "valid_chrf"),
@@ -65,7 +65,7 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
             entry = parse_json(line, parse_constant=lambda name: None)  # NaN and infinity are not JSON
         except ValueError:
             continue
-        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int) and _number(entry["step"]) is not None:
             yield entry
 
 

@@ -55,7 +55,7 @@ from mt.model.layers import EPSILON, DeepNorm, LayerNorm, Linear, PostNorm
 from mt.model.positions import LONGEST_DISTANCE, Learned, Positions, Relative, Sinusoidal, sinusoidal_positions
 from mt.run_folder import open_model
 from mt.system.device import choose_device
-from mt.system.files import checksums_of, whole_folder, write_json
+from mt.system.files import checksums_of, read_json, whole_folder, write_json
 from mt.system.provenance import versions
 from mt.text.corpus import first_test_pairs
 from mt.text.languages import written_without_spaces
@@ -650,6 +650,8 @@ def load_translator(
         raise ConfigError("precision", problem, "leave it at auto, or export the model again with another quantization")
     tokenizers, config, device = folder.load_tokenizers(), folder.config, _device(device)
     try:
+        if read_json(folder.path / VOCABULARY) != tokenizer.pieces(range(tokenizer.vocab_size)):
+            raise ValueError(f"{VOCABULARY} has other pieces than {TOKENIZER}")
         backend = CTranslate2Backend(
             folder.path, tokenizers, n_positions=longest, quantization=quantization, device=device
         )
