@@ -40,6 +40,8 @@ Overrides: TypeAlias = Mapping[str, Any] | Sequence[str]
 def load_config(config: AnyConfig, overrides: Overrides = ()) -> RunConfig:
     """Return a config with the overrides applied in order.
 
+    With `train.init_from`, settings of the model's shape that are not given are those of the model in that folder.
+
     Raises:
         ConfigError: the place of the error begins with the file, or with the override that caused it.
     """
@@ -60,10 +62,28 @@ def load_config(config: AnyConfig, overrides: Overrides = ()) -> RunConfig:
         except ConfigError as error:
             raise error.within(place) from None
     try:
-        return TypeAdapter(RunConfig).validate_python(tree)
+        loaded = TypeAdapter(RunConfig).validate_python(tree)
     except ValidationError as error:
         found = config_error(error, RunConfig, is_yaml=is_file)
         raise _blamed(found, where, [(place, key) for place, key, _ in changes]) from None
+    return _with_initial_shape(loaded, tree.get("model") or {})
+
+
+def _with_initial_shape(config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
+    """Take what is not given of the model's shape from the config in `train.init_from`, if that can be read.
+
+    Args:
+        given: the section `model` as the user wrote it.
+    """
+    if config.train.init_from is None or not (path := Path(config.train.init_from, "config.yaml")).is_file():
+        return config
+    try:
+        initial = load_config(str(path)).model
+        names = {key.removeprefix("model.") for key in initial.shape} - given.keys()
+        shape = {name: getattr(initial, name) for name in names}
+        return dataclasses.replace(config, model=dataclasses.replace(config.model, **shape))
+    except ConfigError:
+        return config  # the check against the model itself names what is wrong
 
 
 def dump_config(config: RunConfig) -> str:

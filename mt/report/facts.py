@@ -135,6 +135,7 @@ class PreparedData(Facts):
     overlap: dict[Line, dict[str, dict[str, int]]] = {}  # set → side → {ngrams, found}
     # kind, vocab_size and other settings; pieces: {src, tgt, both, neither}; src, tgt: figures and longest_pieces
     tokenizer: Values = {}
+    findings: list[Values] = []  # level, check, key, problem and fix of each
     samples: list[Pair] = []  # of the kept pairs
     seconds: dict[Line, float] = {}  # by stage
     peak_memory_bytes: int | None = None
