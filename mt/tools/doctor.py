@@ -118,7 +118,7 @@ def _rehearse(
         return None
     rehearsal_findings = list(check_rehearsal(rehearsal, config))
     findings += rehearsal_findings
-    if any(finding.level == "error" for finding in rehearsal_findings):
+    if any(finding.check == "nothing_left" for finding in rehearsal_findings):
         return None
     device = prepared = None
     try:
