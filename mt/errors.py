@@ -20,7 +20,7 @@ def statement(place: str, problem: str) -> str:
 
 
 def with_fix(problem: str, fix: str) -> str:
-    """Return a statement and, as a sentence of its own, what to do."""
+    """Return a statement, followed by a sentence that says what to do."""
     return f"{problem}. {fix[0].upper()}{fix[1:]}{'' if fix.endswith('?') else '.'}" if fix else problem
 
 

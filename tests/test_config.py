@@ -407,6 +407,6 @@ def test_with_init_from_the_shape_that_is_not_given_is_that_of_the_model() -> No
     assert load(MINIMAL, start).model == dataclasses.replace(general.model, dropout=ModelConfig().dropout)
     given = load(MINIMAL, start, "model.norm=post", "model.dropout=0.2").model
     assert given == dataclasses.replace(general.model, norm="post", dropout=0.2)
-    # What cannot be read is an error later, which names the model.
+    # An unreadable config is an error later, which names the model.
     Path("general/config.yaml").write_text("name: 7", "utf-8")
     assert load(MINIMAL, start).model == load(MINIMAL, "train.init_from=nowhere").model == ModelConfig()

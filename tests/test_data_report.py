@@ -150,6 +150,7 @@ def _warnings(facts: dict[str, Any]) -> list[str]:
 
 
 def test_warnings_are_at_the_top_of_the_page(facts: dict[str, Any]):
+    facts["findings"] = []
     facts["overlap"] = {"held_out": {"src": {"ngrams": 42_004, "found": 5_120}, "tgt": {"ngrams": 5, "found": 0}}}
     assert _warnings(facts) == [
         "12.2% of the 8-grams of held_out (en) occur in the training text: scores on this set may be too high."

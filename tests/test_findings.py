@@ -1,4 +1,4 @@
-"""What preparation says about bad text, and when it refuses to go on."""
+"""Preparation warns of bad text, and refuses to remove most of it."""
 
 from __future__ import annotations
 

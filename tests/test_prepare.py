@@ -26,6 +26,7 @@ from mt.system.workers import Workers
 from mt.text import corpus as corpus_module
 from mt.text import prepare as prepare_module
 from mt.text import shards
+from mt.text.checks import Finding
 from mt.text.corpus import PreparedCorpus
 from mt.text.normalise import normalise
 from mt.text.prepare import corpus_fingerprint, prepare_corpus
@@ -209,7 +210,9 @@ def test_a_second_preparation_opens_the_existing_corpus(config: RunConfig) -> No
     second, said = prepare(config)
     assert second.fingerprint == first.fingerprint == corpus_fingerprint(config) == first.folder.name
     assert (second.folder / "manifest.json").stat().st_mtime_ns == made_at
-    assert said == [f"prepared corpus {first.folder}: 246 training pairs, prepared earlier from the same data"]
+    warnings = [str(Finding(**finding)) for finding in first.manifest["findings"]]
+    opened = f"prepared corpus {first.folder}: 246 training pairs, prepared earlier from the same data"
+    assert said == [opened, *warnings]
 
 
 def test_the_same_input_gives_the_same_files(config: RunConfig) -> None:
