@@ -19,6 +19,11 @@ def statement(place: str, problem: str) -> str:
     return f"{place} {problem}" if _VERB.match(problem) else f"{place}: {problem}"
 
 
+def with_fix(problem: str, fix: str) -> str:
+    """Return a statement, followed by a sentence that says what to do."""
+    return f"{problem}. {fix[0].upper()}{fix[1:]}{'' if fix.endswith('?') else '.'}" if fix else problem
+
+
 class MTError(Exception):
     """The base class of errors for users; the command line prints them without a traceback and exits with status 2.
 
@@ -39,9 +44,7 @@ class MTError(Exception):
         return statement(self.place, self.problem) if self.place else self.problem
 
     def __str__(self) -> str:
-        if not self.fix:
-            return self.statement
-        return f"{self.statement}. {self.fix[0].upper()}{self.fix[1:]}{'' if self.fix.endswith('?') else '.'}"
+        return with_fix(self.statement, self.fix)
 
     def within(self, where: str) -> Self:
         """Return the same error with `where` in front of its place, such as the file that contains the setting."""

@@ -237,7 +237,8 @@ def open_model(path: str | PathLike[str]) -> ModelFolder:
     run = RunFolder(path)
     if run.model.is_dir() and not run.model_is_outdated():
         return ModelFolder.open(run.model)
-    if run.all_checkpoints.is_dir() or (run.record.is_file() and not (path / WEIGHTS).exists()):
+    has_begun = run.record.is_file() or run.lock.exists()  # locked: its data is being prepared
+    if run.all_checkpoints.is_dir() or (has_begun and not (path / WEIGHTS).exists()):
         best = run.best_checkpoint() or next(reversed(run.checkpoints()), None)
         if best is None:
             raise CheckpointError(path, "this run has no checkpoint yet", "wait until training writes the first one")
@@ -262,6 +263,8 @@ def initial_model(config: RunConfig) -> ModelFolder | None:
     theirs, ours = ({**one.model.shape, "tokenizer.joint": one.tokenizer.joint} for one in (folder.config, config))
     if differing := [key for key in ours if ours[key] != theirs[key]]:
         wanted = ", ".join(f"{key}: {as_yaml(theirs[key])} (here {as_yaml(ours[key])})" for key in differing)
-        fix = "change what differs, or copy its section model from the config.yaml there"
+        fix = (
+            f"remove {'it' if len(differing) == 1 else 'them'} from the config: what it lacks is taken from that model"
+        )
         raise ConfigError("train.init_from", f"the model in {folder.path} needs {wanted}", fix)
     return folder

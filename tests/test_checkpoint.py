@@ -419,10 +419,14 @@ def test_a_model_is_found_in_a_run_a_checkpoint_or_a_model_folder(
     with pytest.raises(CheckpointError) as caught:
         open_model(run)
     assert str(caught.value) == f"{run}: no such folder. Give a run folder, a checkpoint or a model folder."
-    (run / "checkpoints").mkdir(parents=True)
+    not_yet = f"{run}: this run has no checkpoint yet. Wait until training writes the first one."
+    with RunFolder(run).held(), pytest.raises(CheckpointError) as caught:  # its data is being prepared
+        open_model(run)
+    assert str(caught.value) == not_yet
+    (run / "checkpoints").mkdir()
     with pytest.raises(CheckpointError) as caught:
         open_model(run)
-    assert str(caught.value) == f"{run}: this run has no checkpoint yet. Wait until training writes the first one."
+    assert str(caught.value) == not_yet
     for step in (1, 2, 3):
         save(RunFolder(run).checkpoint(step), config, tokenizer_path)
     assert open_model(run).path == RunFolder(run).checkpoint(3)

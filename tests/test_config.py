@@ -397,3 +397,16 @@ def test_the_error_for_an_invalid_setting_in_python_names_its_key() -> None:
 def test_keys_of_other_kinds_of_corpora_may_be_null() -> None:
     config = load(MINIMAL, "data.valid.file=null", "data.valid.streaming=false", "data.valid.config=null")
     assert config.data.valid == TextFiles(src="valid.en", tgt="valid.de")
+
+
+def test_with_init_from_the_shape_that_is_not_given_is_that_of_the_model() -> None:
+    general = load(MINIMAL, "model.d_model=64", "model.n_heads=2", "model.dropout=0.3", "model.norm=pre")
+    Path("general").mkdir()
+    Path("general/config.yaml").write_text(dump_config(general), "utf-8")
+    start = "train.init_from=general"
+    assert load(MINIMAL, start).model == dataclasses.replace(general.model, dropout=ModelConfig().dropout)
+    given = load(MINIMAL, start, "model.norm=post", "model.dropout=0.2").model
+    assert given == dataclasses.replace(general.model, norm="post", dropout=0.2)
+    # An unreadable config is an error later, which names the model.
+    Path("general/config.yaml").write_text("name: 7", "utf-8")
+    assert load(MINIMAL, start).model == load(MINIMAL, "train.init_from=nowhere").model == ModelConfig()

@@ -150,20 +150,29 @@ def _warnings(facts: dict[str, Any]) -> list[str]:
 
 
 def test_warnings_are_at_the_top_of_the_page(facts: dict[str, Any]):
+    facts["findings"] = []
     facts["overlap"] = {"held_out": {"src": {"ngrams": 42_004, "found": 5_120}, "tgt": {"ngrams": 5, "found": 0}}}
     assert _warnings(facts) == [
         "12.2% of the 8-grams of held_out (en) occur in the training text: scores on this set may be too high."
     ]
     facts["overlap"] = {}
     assert _warnings(facts) == []
-    facts["test"]["held_out"]["empty"] = 1
+    facts["findings"] = [
+        {
+            "level": "warning",
+            "check": "swapped",
+            "key": "data.valid",
+            "problem": "v: the sides are swapped",
+            "fix": "swap",
+        }
+    ]
     facts["tokenizer"]["tgt"]["unknown_share"] = 0.0123
     source = facts["train"]["sources"][1]
     source["removed"]["empty"]["count"], source["pairs_kept"] = 3, 1
     assert _warnings(facts) == [
         f"80.0% of the pairs of {source['source']} were removed, most of them by the rule empty. "
         "Check its examples below.",
-        "1 of 20 pairs of the test set held_out have an empty side.",
+        "v: the sides are swapped. Swap.",
         "1.23% of the tokens in de are unknown: they are not in the vocabulary.",
     ]
 

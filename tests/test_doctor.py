@@ -119,7 +119,7 @@ def case(*findings: str, named: str = "", **config: Any) -> Callable[[Change], C
 )
 @case(
     "warning language data.train.0",
-    "warning cleaning data.train.0",
+    "error cleaning data.train.0",
     "warning language data.valid",
     "warning language data.test.demo",
     "error nothing_left data.train",
@@ -138,7 +138,7 @@ def case(*findings: str, named: str = "", **config: Any) -> Callable[[Change], C
 )
 @case("error preparing tokenizer.model", named="a tokenizer that does not exist", tokenizer={"model": "none.model"})
 @case(
-    "warning max_tokens data.train.0",
+    "error max_tokens data.train.0",
     "warning batch train.batch_tokens",
     "note dropout model.dropout",
     named="long segments",
@@ -277,7 +277,7 @@ def a_source_without_pairs(lines: Lines) -> None:
 @case(
     "warning copied data.train.0",
     "warning language data.train.0",
-    "warning cleaning data.train.0",
+    "error cleaning data.train.0",
     "warning batch train.batch_tokens",
     "note dropout model.dropout",
     "warning epochs train.max_steps",

@@ -285,13 +285,29 @@ def test_the_schedule_is_described_in_numbers(tmp_path: Path) -> None:
     assert section(dry_run(config, Path("runs/toy")), "schedule")[-3:] == [
         "inverse_sqrt: learning rate 0.001 at step 100, 0.0005 at the end (step 400)",
         "validation every 150 updates, 3 in total",
-        "checkpoint every 50 updates; kept: the last 7, the best 1, those of multiples of 100",
+        "checkpoint every 50 updates, 8 in total; kept: the last 7, the best 1, those of multiples of 100",
     ]
     config = with_train(config, warmup_steps=800)
     assert section(dry_run(config, Path("runs/toy")), "schedule")[-4:-2] == [
         "inverse_sqrt: learning rate 0.0005 at step 400, 0.0005 at the end (step 400)",
         "train.warmup_steps is 800, more than train.max_steps: the learning rate never falls",
     ]
+
+
+@pytest.mark.parametrize(
+    ("average_last", "max_steps", "model"),
+    [
+        (5, 12, "the average of the last 3 checkpoints"),
+        (2, 12, "the average of the last 2 checkpoints"),
+        (5, 4, "the last checkpoint"),
+        (0, 12, "the best checkpoint"),
+    ],
+)
+def test_the_model_is_the_average_of_the_checkpoints_that_there_will_be(
+    tmp_path: Path, average_last: int, max_steps: int, model: str
+) -> None:
+    config = toy_config(tmp_path / "text", max_steps=max_steps, average_last=average_last)
+    assert f"model        runs/toy/model, {model}" in section(dry_run(config, Path("runs/toy")), "files")
 
 
 @pytest.mark.parametrize("columns", ["60", "80", "140"])

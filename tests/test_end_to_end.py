@@ -212,7 +212,7 @@ def test_compressed_input_is_translated_like_plain_text(run_dir: Path, folder: P
 
 def test_errors_of_translate_name_the_options(run_dir: Path) -> None:
     assert failing("translate", "--model", run_dir, "--n-best", "9", text="bar\n") == (
-        "--n-best: expected 1 to the beam size (4), got 9. Raise the beam size (up to 64) or ask for fewer."
+        "--n-best is 9, more than --beam-size (4). Raise --beam-size or lower --n-best."
     )
     assert failing("translate", "--model", run_dir, "--device", "gpu", text="bar\n") == (
         "--device: expected auto, cpu, cuda or cuda:N, got 'gpu'"

@@ -34,6 +34,15 @@ def test_lines_end_only_at_line_feeds_and_may_contain_any_other_character() -> N
     assert [pair.src for pair in read(src="a.en", tgt="a.de")] == [odd, "", "last"]
 
 
+def test_the_line_ends_of_old_mac_files_are_named() -> None:
+    write("a.en", "one\rtwo\rthree\r")
+    write("a.de", "eins\nzwei\ndrei\n")
+    assert error_of(src="a.en", tgt="a.de") == (
+        "a.en is one line with 2 carriage returns, the line ends of old Mac files. "
+        "Convert them: tr '\\r' '\\n' < OLD > NEW."
+    )
+
+
 def test_a_byte_order_mark_is_removed_only_at_the_start_of_a_file() -> None:
     write("a.en", "\ufeffone\n\ufefftwo\n")
     write("a.de", "eins\nzwei\n")

@@ -28,6 +28,7 @@ from mt.system.workers import Workers
 from mt.text import corpus as corpus_module
 from mt.text import prepare as prepare_module
 from mt.text import shards
+from mt.text.checks import Finding
 from mt.text.clean import Cleaner
 from mt.text.corpora import Chunk, SentencePair
 from mt.text.corpus import PreparedCorpus
@@ -163,17 +164,17 @@ def test_removed_pairs_are_logged_and_are_in_the_manifest_with_examples(
 ) -> None:
     monkeypatch.setattr(prepare_module, "time", Clock())
     corpus, said = prepare(config)
-    assert said[:4] == [
-        "valid.en + valid.de: 1 of 10 validation pairs have an empty side, the first in line 2; they are kept",
+    said = [line for line in said if not line.endswith(".")]  # warnings are sentences
+    assert said[:3] == [
         "first.en + first.de: 200 pairs read, 197 kept; removed: 1 empty, 1 too_long, 1 length_ratio",
         "second.en + second.de: 50 pairs read, 50 kept; removed: none",
         "duplicates removed: none",
     ]
     n_words = len({word for side in (FIRST_SRC, FIRST_TGT) for i in KEPT for word in normalise(side[i]).split()})
-    assert said[4].startswith("training a bpe tokenizer of 500 pieces on 494 lines with ")
-    assert int(said[4].split()[-3]) >= n_words
+    assert said[3].startswith("training a bpe tokenizer of 500 pieces on 494 lines with ")
+    assert int(said[3].split()[-3]) >= n_words
     src_tokens, tgt_tokens = len(corpus.train.src.ids), len(corpus.train.tgt.ids)
-    assert said[6] == "encoded 246 pairs in 0 s; removed: 1 pair over 100 tokens"
+    assert said[5] == "encoded 246 pairs in 0 s; removed: 1 pair over 100 tokens"
     assert corpus.manifest == json.loads((corpus.folder / "manifest.json").read_text("utf-8"))
     train = corpus.manifest["train"]
     assert (train["pairs_read"], train["pairs_kept"]) == (250, 246)
@@ -193,7 +194,7 @@ def test_removed_pairs_are_logged_and_are_in_the_manifest_with_examples(
     ]
     assert corpus.manifest["tokenizer"]["vocab_size"] == 500
     assert corpus.manifest["tokenizer"]["lines"] == 494
-    stages = {"held_out", "clean", "duplicates", "count_words", "tokenizer", "encode", "report"}
+    stages = {"held_out", "clean", "check", "duplicates", "count_words", "tokenizer", "encode", "report"}
     assert set(corpus.manifest["seconds"]) == stages
 
 
@@ -213,7 +214,9 @@ def test_a_second_preparation_opens_the_existing_corpus(config: RunConfig) -> No
     second, said = prepare(config)
     assert second.fingerprint == first.fingerprint == corpus_fingerprint(config) == first.folder.name
     assert (second.folder / "manifest.json").stat().st_mtime_ns == made_at
-    assert said == [f"prepared corpus {first.folder}: 246 training pairs, prepared earlier from the same data"]
+    warnings = [str(Finding(**finding)) for finding in first.manifest["findings"]]
+    opened = f"prepared corpus {first.folder}: 246 training pairs, prepared earlier from the same data"
+    assert said == [opened, *warnings]
 
 
 def test_the_same_input_gives_the_same_files(config: RunConfig) -> None:
@@ -283,7 +286,8 @@ def test_the_error_if_nothing_is_left_says_how_many_pairs_each_rule_removed(conf
         "data.train: no pairs are left, all 3 were removed (2 empty, 1 length_ratio). Check the text, src_lang, "
         "tgt_lang and data.clean.max_length_ratio."
     )
-    assert error_of(with_data(config, train=(config.data.train[1],), max_tokens=2)) == (
+    unlimited = dataclasses.replace(config.data.clean, max_removed=None)
+    assert error_of(with_data(config, train=(config.data.train[1],), max_tokens=2, clean=unlimited)) == (
         "data.train: no pairs are left, all 50 were removed (50 too_many_tokens). Check the text, src_lang, tgt_lang "
         "and data.max_tokens."
     )
@@ -664,7 +668,8 @@ def test_two_preparations_of_one_corpus_wait_for_each_other(config: RunConfig) -
     waiting = f"{folder}: another process is preparing this corpus; waiting for it"
     waited = next(lines for lines in said.values() if lines[0] == waiting)
     assert waited[1] == f"prepared corpus {folder}: 246 training pairs, prepared earlier from the same data"
-    assert len(waited) == 2
+    others = next(lines for lines in said.values() if lines is not waited)
+    assert waited[2:] == [line for line in others if line.endswith(".")]  # the warnings
 
 
 def test_a_given_tokenizer_is_used_unchanged(config: RunConfig) -> None:

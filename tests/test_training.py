@@ -28,6 +28,7 @@ from mt.report.facts import Evaluation, MetricScore, ScoredSet
 from mt.run_folder import RunFolder
 from mt.system import signals
 from mt.system.signals import caught_signals
+from mt.text.corpus import PreparedCorpus
 from mt.text.prepare import corpus_fingerprint, prepare_corpus
 from mt.training.engine import Engine, StepResult, Update
 from mt.training.loop import Trainer, train
@@ -98,11 +99,9 @@ def test_if_no_checkpoint_can_be_read_training_does_not_start_over(tmp_path: Pat
     assert RunFolder(tmp_path / "run").checkpoints() == [folder]
 
 
-def test_a_validation_that_a_signal_prevented_runs_after_resuming(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def interrupt_at_step_6(
+    config: RunConfig, corpus: PreparedCorpus, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = toy_config(tmp_path, max_steps=12, validate_every=6)
-    corpus = prepare_corpus(config)
     record_update = Trainer.record_update
 
     def record_and_interrupt(trainer: Trainer, update: Update, outcome: StepResult) -> None:
@@ -110,11 +109,19 @@ def test_a_validation_that_a_signal_prevented_runs_after_resuming(
         if update.step == 6:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(Trainer, "record_update", record_and_interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        train(config, corpus, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "record_update", record_and_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, corpus, run_dir)
+
+
+def test_a_validation_that_a_signal_prevented_runs_after_resuming(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = toy_config(tmp_path, max_steps=12, validate_every=6)
+    corpus = prepare_corpus(config)
+    interrupt_at_step_6(config, corpus, tmp_path / "run", monkeypatch)
     assert measured(tmp_path / "run", "valid_loss") == []
-    monkeypatch.undo()
     train(config, corpus, tmp_path / "run")
     assert [step for step, _ in measured(tmp_path / "run", "valid_loss")] == [6, 12]
 
@@ -553,7 +560,7 @@ def test_fine_tuning_needs_a_model_of_the_same_shape(tmp_path: Path) -> None:
         train_run(with_train(other, init_from=str(tmp_path / "first")), tmp_path / "second")
     assert str(caught.value) == (
         f"train.init_from: the model in {tmp_path / 'first' / 'model'} needs model.d_ff: 64 (here 96), "
-        "model.activation: relu (here gelu). Change what differs, or copy its section model from the config.yaml there."
+        "model.activation: relu (here gelu). Remove them from the config: what it lacks is taken from that model."
     )
     # Nothing was trained, so the same command with the right shape starts the run.
     assert not (tmp_path / "second" / "run.json").exists()
@@ -748,6 +755,17 @@ def test_starting_a_finished_training_logs_that_it_is_finished(
     capsys.readouterr()
     train(with_train(config, max_steps=5), corpus, tmp_path / "run")
     assert capsys.readouterr().err == "training is already complete: 6 steps, more than train.max_steps (5)\n"
+
+
+def test_a_stopped_training_that_has_passed_max_steps_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = toy_config(tmp_path, max_steps=12, validate_every=6)
+    corpus = prepare_corpus(config)
+    interrupt_at_step_6(config, corpus, tmp_path / "run", monkeypatch)
+    capsys.readouterr()
+    train(with_train(config, max_steps=5), corpus, tmp_path / "run")
+    assert "trained 6 steps, more than train.max_steps (5), with " in capsys.readouterr().err
 
 
 def test_a_second_training_in_the_same_folder_is_refused(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import mt.decode.translator
 import mt.system.console
 from mt.config.settings import DecodeConfig
 from mt.decode.alignment import Pairs
+from mt.decode.files import option_of
 from mt.decode.parallel import ForkPool, map_in_threads
 from mt.decode.search import SearchRequest, SearchResult
 from mt.decode.translator import Backend, Hypothesis, OwnBackend, PrefixError, Translator
@@ -415,9 +416,10 @@ def test_n_best_translations_differ_and_are_sorted_by_score(translator: Translat
 def test_more_hypotheses_than_beams_are_refused(translator: Translator) -> None:
     with pytest.raises(ConfigError) as caught:
         translator.translate_lines(LINES, n_best=3)
-    assert str(caught.value) == (
-        "n_best: expected 1 to the beam size (2), got 3. Raise the beam size (up to 64) or ask for fewer."
-    )
+    assert str(caught.value) == "n_best is 3, more than beam_size (2). Raise beam_size or lower n_best."
+    # The message of the command line for two options that contradict each other.
+    named = "--n-best is 3, more than --beam-size (2). Raise --beam-size or lower --n-best."
+    assert str(caught.value.renamed(option_of)) == named
 
 
 def test_a_bare_string_is_refused(translator: Translator) -> None:

@@ -42,7 +42,8 @@ def test_tokenised_hypotheses_with_tokenised_references_give_no_warning():
 def test_hypotheses_that_equal_any_references_give_a_warning():
     said = "the hypotheses are identical to the references: a score of 100.0 says nothing about a system"
     assert check(REFERENCES, REFERENCES) == [said]
-    assert check([f" {line} " for line in REFERENCES], [GOOD, REFERENCES]) == [said]
+    several = said.replace("the references", "one of the sets of references")
+    assert check([f" {line} " for line in REFERENCES], [GOOD, REFERENCES]) == [several]
 
 
 def test_untranslated_text_gives_a_warning():

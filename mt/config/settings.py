@@ -361,6 +361,12 @@ class CleanConfig:
     contamination: Flag = True
     contamination_words: Positive = 6  # Sides with fewer words than this are not checked for contamination.
 
+    # --- Limit
+
+    # Largest fraction of a training corpus that may be removed; more is an error. Duplicates and pairs of validation
+    # and test sets do not count, and corpora of fewer than 50 pairs are not checked. null: no limit.
+    max_removed: Changeable[Fraction | None] = 0.5
+
     def __post_init__(self) -> None:
         if self.max_copied is not None and self.min_copied is not None and self.min_copied > self.max_copied:
             problem = f"is {self.min_copied}, above data.clean.max_copied ({self.max_copied}): no pair would be left"

@@ -309,12 +309,11 @@ class Translator:
         if isinstance(lines, str):
             raise TypeError("lines: expected a list of str, got a str: write [text]")
         decode = (decode or self.decode).changed(changes)
-        most = MAX_BEAM_SIZE if decode.sample else decode.beam_size
-        if not 1 <= n_best <= most:
-            limit, fix = f"the beam size ({most})", f"raise the beam size (up to {MAX_BEAM_SIZE}) or ask for fewer"
-            if decode.sample:
-                limit, fix = str(most), "ask for fewer"
-            raise ConfigError("n_best", f"expected 1 to {limit}, got {n_best}", fix)
+        if not 1 <= n_best <= MAX_BEAM_SIZE:
+            raise ConfigError("n_best", f"expected 1 to {MAX_BEAM_SIZE}, got {n_best}")
+        if n_best > decode.beam_size and not decode.sample:
+            problem, fix = f"is {n_best}, more than beam_size ({decode.beam_size})", "raise beam_size or lower n_best"
+            raise ConfigError("n_best", problem, fix, others=("beam_size", "n_best"))
         all_prefixes = repeat("") if prefixes is None else iter(prefixes)
         return self._translate_lines(iter(lines), decode, n_best, all_prefixes, is_aligned, on_progress)
 

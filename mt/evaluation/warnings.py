@@ -53,8 +53,9 @@ def check(translated: TranslatedSet) -> list[str]:
 def _equal_files(translated: TranslatedSet) -> Iterator[str]:
     hypotheses, sets = translated.hypotheses, translated.references
     sources, baseline = translated.sources, translated.baseline
+    the_references = "the references" if len(sets) == 1 else "one of the sets of references"
     if any(_same(hypotheses, lines) for lines in sets):
-        yield "the hypotheses are identical to the references: a score of 100.0 says nothing about a system"
+        yield f"the hypotheses are identical to {the_references}: a score of 100.0 says nothing about a system"
     if sources is not None:
         n_copies = sum(
             source.strip() == hypothesis.strip() != reference.strip() and any(map(str.isalpha, source))
@@ -68,7 +69,7 @@ def _equal_files(translated: TranslatedSet) -> Iterator[str]:
         yield "the hypotheses are identical to those of the baseline: was the same file given twice?"
     for name, lines in (("the baseline is", baseline), ("the source text is", sources)):
         if lines is not None and any(_same(lines, references) for references in sets):
-            yield f"{name} identical to the references: was the same file given twice?"
+            yield f"{name} identical to {the_references}: was the same file given twice?"
             return
     if any(_same(one, other) for one, other in combinations(sets, 2)):
         yield "two sets of references are identical: was the same file given twice?"

@@ -650,14 +650,16 @@ def load_translator(
         raise ConfigError("precision", problem, "leave it at auto, or export the model again with another quantization")
     tokenizers, config, device = folder.load_tokenizers(), folder.config, _device(device)
     try:
-        if read_json(folder.path / VOCABULARY) != tokenizer.pieces(range(tokenizer.vocab_size)):
-            raise ValueError(f"{VOCABULARY} has other pieces than {TOKENIZER}")
+        paths = folder.tokenizer_paths
+        for name, path, tokenizer in zip(VOCABULARIES[len(paths)], paths, tokenizers, strict=False):
+            if read_json(folder.path / name) != tokenizer.pieces(range(tokenizer.vocab_size)):
+                raise ValueError(f"{name} has other pieces than {path.name}")
         backend = CTranslate2Backend(
             folder.path, tokenizers, n_positions=longest, quantization=quantization, device=device
         )
     except (RuntimeError, ValueError) as error:
         raise MTError(folder.path, f"CTranslate2 cannot load it: {error}") from error
-    files = EXPORTED, *(file.name for file in folder.tokenizer_paths)
+    files = EXPORTED, *(path.name for path in paths)
     identity = {
         "backend": "ctranslate2",
         "model": " ".join(str(checksums.get(name)) for name in files),

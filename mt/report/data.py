@@ -11,6 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from mt.errors import with_fix
 from mt.report.charts import bars, fraction_bar, histograms, stacked_bars
 from mt.report.facts import ChangeExample, Histogram, LengthCounts, Pair, PreparedData, facts_json
 from mt.report.page import Number, Text, Unit, code, fraction, page, table
@@ -51,8 +52,8 @@ def write_data_report(facts: Mapping[str, Any], folder: Path, rules: Rules) -> N
 def data_page(facts: PreparedData, rules: Rules) -> str:
     """Return the page of a prepared corpus."""
     title = f"Prepared corpus {facts.src_lang} → {facts.tgt_lang}"
-    charts = {"bars": bars, "fraction_bar": fraction_bar}
-    return page("data.html.j2", title, facts=facts, view=_DataView(facts, rules), **charts)
+    functions = {"bars": bars, "fraction_bar": fraction_bar, "with_fix": with_fix}
+    return page("data.html.j2", title, facts=facts, view=_DataView(facts, rules), **functions)
 
 
 @dataclass(frozen=True)

@@ -139,6 +139,7 @@ class PreparedData(Facts):
     # kind, vocab_size (of separate vocabularies: [source, target]) and other settings; pieces: {src, tgt, both,
     # neither}, of a joint vocabulary; src, tgt: figures and longest_pieces
     tokenizer: Values = {}
+    findings: list[Values] = []  # level, check, key, problem and fix of each
     samples: list[Pair] = []  # of the kept pairs
     seconds: dict[Line, float] = {}  # by stage
     peak_memory_bytes: int | None = None

@@ -14,11 +14,11 @@ from typing import Literal
 import numpy as np
 
 from mt.config.settings import Corpus, RunConfig, Table
-from mt.errors import ConfigError, DataError, MTError, NotInstalledError, statement
+from mt.errors import ConfigError, DataError, MTError, NotInstalledError, statement, with_fix
 from mt.system.paths import matching
 from mt.text.languages import LanguageIdentifier, expected_scripts, main_script, wrong_script_fraction
 from mt.text.lengths import first_break
-from mt.text.overlap import HeldOut
+from mt.text.overlap import HeldOut, folded_all
 from mt.text.sample import Sample
 from mt.text.shards import pair_keys
 from mt.text.tmx import UNTRANSLATED
@@ -46,6 +46,9 @@ class Finding:
     def of(cls, error: MTError, check: str, key: str) -> Finding:
         """Return the finding for an error that preparing or training would end with."""
         return cls("error", check, key, error.statement, error.fix or f"correct {key}")
+
+    def __str__(self) -> str:
+        return with_fix(self.problem, self.fix)
 
 
 def quoted(text: str) -> str:
@@ -482,6 +485,32 @@ def check_contamination(
                 found.setdefault(name, []).append(i)
         for name, places in found.items():
             if len(places) > _CONTAMINATED * min(len(sample.pairs), len(sets[name])):
-                n = f"{len(places):,} of the {len(sample.pairs):,} pairs checked"
-                problem = f"{n} have a sentence that is also in {name}, {_such_as(sample, 0, places[0])}"
+                verb = "has" if len(places) == 1 else "have"
+                n = f"{len(places):,} of the {len(sample.pairs):,} pairs checked {verb}"
+                problem = f"{n} a sentence that is also in {name}, {_such_as(sample, 0, places[0])}"
                 yield warning("contamination", sample, None, problem, fix)
+
+
+# ---------------------------------------------------------------------------------------------------- all of these
+
+
+def check_text(config: RunConfig, train: Sequence[Sample], held_out: Sequence[Sample]) -> Iterator[Finding]:
+    """Find what is wrong with the text of all corpora, in samples of them.
+
+    Args:
+        held_out: validation and test sets.
+    """
+    identifier, notes = language_identifier(config)
+    yield from notes
+    for sample in (*train, *held_out):
+        yield from check_layout(sample)
+        yield from check_alignment(sample)
+        yield from check_languages(sample, identifier)
+        yield from check_form(sample, config)
+        yield from check_symbols(sample, config.data.tags)
+    folds = [[folded_all(side) for side in sample.sides] for sample in train]
+    for sample, fold in zip(train, folds, strict=True):
+        yield from check_duplicates(sample, fold, config)
+    yield from check_contamination(train, folds, held_out, config)
+    yield from check_habits(train, held_out)
+    yield from check_held_out(held_out)

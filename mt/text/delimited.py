@@ -63,8 +63,6 @@ class Layout:
             yield f"{name}: fields are in CSV quotes, which are not read as text (quoting: none would read them)"
         if self.separator == ";":
             yield f"{name}: the columns are separated by semicolons"
-        if self.suspect is not None:
-            yield f"{name}: the first line looks like a header ({', '.join(self.suspect)}), but is read as text"
 
 
 def read_delimited(

@@ -164,7 +164,8 @@ def read_line_chunks(path: Path, size: int) -> Iterator[list[str]]:
     From a pipe, a chunk is yielded as soon as its last line has arrived.
 
     Raises:
-        DataError: the file is missing, unreadable, cut off, or not UTF-8, or a line is longer than MAX_LINE_BYTES.
+        DataError: the file is missing, unreadable, cut off, or not UTF-8, only \\r ends its lines, or a line is longer
+            than MAX_LINE_BYTES.
     """
     waiting: list[str] = []
     for lines in _read_lines(path):
@@ -201,6 +202,9 @@ def _read_lines(path: Path) -> Iterator[list[str]]:
         n_lines += len(lines)
         offset += len(raw)
         yield [line.removesuffix("\r") for line in lines] if "\r" in text else lines
+    if n_lines == 1 and (n_returns := text.strip("\r\n").count("\r")) > 1:
+        problem = f"is one line with {n_returns:,} carriage returns, the line ends of old Mac files"
+        raise DataError(path, problem, "convert them: tr '\\r' '\\n' < OLD > NEW")
 
 
 def read_whole_lines(path: Path, block_bytes: int = _DECODED_BYTES) -> Iterator[bytes]:

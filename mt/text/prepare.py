@@ -10,9 +10,9 @@ import random
 import shutil
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import reduce
 from itertools import accumulate, chain, islice
@@ -33,7 +33,8 @@ from mt.system.locks import locked
 from mt.system.provenance import host_memory_bytes, machine, n_cores, package_versions, peak_host_memory_bytes
 from mt.system.signals import exit_on_signals, raise_pending_exit
 from mt.system.workers import Workers
-from mt.text import shards
+from mt.text import checks, shards
+from mt.text.checks import Finding
 from mt.text.clean import CHANGE_RULES, NORMALISED_CHARS, RULES, Tally, removed_text
 from mt.text.corpora import Chunk, CorpusReader, SentencePair, readers_of, rechunked
 from mt.text.corpus import (
@@ -50,6 +51,8 @@ from mt.text.corpus import (
 )
 from mt.text.normalise import NORMALISER_VERSION, Normalisers
 from mt.text.overlap import HeldOut, NgramOverlap
+from mt.text.rehearsal import check_rehearsal, check_removed, clean_sample, rehearse
+from mt.text.sample import SAMPLED_PAIRS, STRETCH_LINES, Sample, Sampler
 from mt.text.tokenizer import (
     MAX_WORD_BYTES,
     Tokenizers,
@@ -70,6 +73,7 @@ MAX_VALIDATION_TOKENS = 4_096  # the memory of a validation grows with the squar
 LENGTH_RATIOS = (0.0, 0.25, 0.5, 0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5, 2.0, 4.0)
 _PAIRS_AT_ONCE = 1_000  # read before long ones are cut
 _DAYS_KEPT = 7  # for the finished shards of an interrupted preparation
+_TOKENISED = 25  # stretches of a sample that are enough to check the tokenizer
 # The prepared corpus depends on the versions of these packages.
 _PACKAGES = ("mt-train", "sentencepiece", "datasets", "defusedxml", "sacrebleu", "numpy", "py3langid", "sacremoses")
 
@@ -98,6 +102,7 @@ def corpus_fingerprint(config: RunConfig, given: Sequence[Path] = ()) -> str:
         "tokenizer": _tokenizer_fingerprint(config, given),
         "cleaning": [data.max_tokens, asdict(data.clean), NORMALISER_VERSION],
     }
+    del content["cleaning"][1]["max_removed"]  # it decides whether there is a corpus, not which
     canonical = json.dumps(content, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
 
@@ -127,15 +132,18 @@ def prepare_corpus(config: RunConfig, given: Sequence[Path] = ()) -> PreparedCor
     Args:
         given: the tokenizer files of the model that training starts from, see `tokenizer_paths`; used unchanged.
     Raises:
-        DataError: a corpus is missing, unreadable or not parallel, or no pairs are left.
+        DataError: a corpus is missing, unreadable or not parallel, no pairs are left, or more of a corpus would be
+            removed than `data.clean.max_removed` allows.
         ConfigError: the vocabulary does not fit the corpus, or the tokenizer does not know a tag.
         MTError: a worker process was killed.
     """
     fingerprint = corpus_fingerprint(config, given)
     folder = Path(config.data.prepared_dir) / fingerprint
     if folder.exists():
-        return _opened(folder)
-    for reader in readers_of(config).values():
+        return _opened(folder, config)
+    for key, reader in readers_of(config).items():
+        for finding in checks.check_files(key, reader.corpus):
+            raise DataError("", finding.problem, finding.fix)
         reader.check()
     for vocabulary in vocabularies(config):
         if vocabulary.settings.model is not None:
@@ -148,7 +156,7 @@ def prepare_corpus(config: RunConfig, given: Sequence[Path] = ()) -> PreparedCor
         lock = locked(folder.with_name(f".{fingerprint}.lock"), lambda: _log.info(waiting))
         with lock, exit_on_signals():
             if folder.exists():
-                return _opened(folder)
+                return _opened(folder, config)
             _build(config, building, given)
             raise_pending_exit()
             sync(building)
@@ -161,10 +169,38 @@ def prepare_corpus(config: RunConfig, given: Sequence[Path] = ()) -> PreparedCor
     return PreparedCorpus.open(folder)
 
 
-def _opened(folder: Path) -> PreparedCorpus:
+def _opened(folder: Path, config: RunConfig) -> PreparedCorpus:
     corpus = PreparedCorpus.open(folder, is_verified=True)
     _log.info(f"prepared corpus {folder}: {len(corpus.train):,} training pairs, prepared earlier from the same data")
+    for finding in corpus.manifest.get("findings", ()):
+        _log.warning(Finding(**finding))
+    tallies = [Tally() for _ in config.data.train]
+    for tally, source in zip(tallies, corpus.manifest["train"]["sources"], strict=True):
+        tally.add({**source, "n_read": source["pairs_read"]})
+    _refuse(_removal_findings(config, tallies), folder)
     return corpus
+
+
+class _TooManyRemovedError(DataError):
+    """Preparation would remove a large part of a corpus; its finished shards are kept."""
+
+
+def _removal_findings(config: RunConfig, tallies: Iterable[Tally]) -> list[Finding]:
+    """Return what `check_removed` finds, given the tally of each training corpus."""
+    corpora = zip(config.data.corpora.items(), tallies, strict=False)  # the training corpora are the first
+    return [found for one, tally in corpora for found in check_removed(*one, tally, config.data.clean)]
+
+
+def _refuse(findings: Iterable[Finding], folder: Path) -> None:
+    """Raise the errors among findings about removed pairs as one.
+
+    Args:
+        folder: the place of `removed.tsv`.
+    """
+    if errors := [finding for finding in findings if finding.level == "error"]:
+        fixes = dict.fromkeys(error.fix for error in errors)
+        problem = "; ".join(error.problem for error in errors)
+        raise _TooManyRemovedError("", f"{problem}; all of them: {folder / 'removed.tsv'}", "; ".join(fixes))
 
 
 def _build(config: RunConfig, building: Path, given: Sequence[Path]) -> None:
@@ -183,6 +219,8 @@ def _build(config: RunConfig, building: Path, given: Sequence[Path]) -> None:
     except (KeyboardInterrupt, SystemExit):
         _log.info(f"interrupted; the same command continues from the finished parts, kept for {_DAYS_KEPT} days")
         raise
+    except _TooManyRemovedError:
+        raise  # with a higher limit, the same command continues
     except (DataError, ConfigError, OSError):
         shutil.rmtree(building, ignore_errors=True)
         raise
@@ -213,6 +251,8 @@ class _Builder:
         self.seconds: dict[str, float] = {}
         self.skipped: defaultdict[str | int, Counter[str]] = defaultdict(Counter)  # lines and units without a pair
         self.shards: list[shards.Shard] = []  # of all corpora, in order
+        self.samples: list[Sample] = []  # of the training corpora
+        self.findings: list[Finding] = []
 
     def build(self) -> None:
         # Validation and test sets first: they are small, so their errors show at once.
@@ -221,12 +261,15 @@ class _Builder:
             held_out = HeldOut.of_run(self.config, sets)
         with self._timed("clean"):
             self._clean(held_out)
+        with self._timed("check"):
+            self._check_text(sets)
         with self._timed("duplicates"):
             repeats = self._find_repeats()
         with self._timed("count_words"):
             words, n_lines = self._count_words(repeats)
         with self._timed("tokenizer"):
             tokenizers, tokenizer_facts = self._make_tokenizers(words, n_lines)
+            self._check_tokenizers(tokenizers)
         with self._timed("encode"):
             self._encode()
             train_facts = self._join(ids_dtype(tokenizers.vocab_size))
@@ -250,6 +293,7 @@ class _Builder:
                 "test": described,
                 "overlap": overlap.facts(),
                 "tokenizer": {**tokenizer_facts, **vocabulary_facts(tokenizers, *words)},
+                "findings": [asdict(finding) for finding in self.findings],
             }
             self._join_removed()
         if corpus_fingerprint(self.config, self.given) != self.fingerprint:
@@ -310,10 +354,15 @@ class _Builder:
 
         def tasks() -> Iterator[tuple[shards.Shard, Chunk]]:
             for corpus, reader in enumerate(self.train_readers):
-                chunks = map(shorten, reader.chunks(_PAIRS_AT_ONCE, self.skipped[corpus]))
-                for number, chunk in enumerate(rechunked(chunks, shards.PAIRS_PER_SHARD)):
+                chunks, sampler = reader.chunks(_PAIRS_AT_ONCE, self.skipped[corpus]), Sampler(SAMPLED_PAIRS)
+                for number, chunk in enumerate(rechunked(map(shorten, chunks), shards.PAIRS_PER_SHARD)):
+                    for stretch in rechunked(iter([chunk]), STRETCH_LINES):
+                        sampler.add(stretch)
                     self.shards.append(shards.Shard(self.folder / "shards", corpus, number, len(chunk.src)))
                     yield self.shards[-1], chunk
+                self.samples.append(
+                    self._sample(f"data.train.{corpus}", corpus, reader, sampler.stretches, sampler.n_pairs)
+                )
 
         counts = [reader.count() for reader in self.train_readers]
         n_pairs = None if None in counts else sum(filter(None, counts))
@@ -326,7 +375,54 @@ class _Builder:
                 f"{reader.description}: {tally.n_read:,} pairs read, {tally.n_kept:,} kept; "
                 f"removed: {removed_text(tally.removed)}{without}"
             )
+
+    def _check_text(self, sets: Mapping[str, Sequence[SentencePair]]) -> None:
+        """Log what is wrong with the text, and refuse to remove a large part of a corpus.
+
+        Args:
+            sets: the pairs of the validation set and of each test set.
+        """
+        readers, held_out = readers_of(self.config), []
+        for name, pairs in sets.items():
+            key = "data.valid" if name == "valid" else f"data.test.{name}"
+            chunks = (Chunk(*map(list, zip(*pairs, strict=True))),)
+            held_out.append(self._sample(key, name, readers[key], chunks, len(pairs)))
+        self._warn(checks.check_text(self.config, self.samples, held_out))
+        self._warn(self._check_removed("cleaned"))
         self._require_pairs("cleaned")
+
+    def _sample(
+        self, key: str, name: str | int, reader: CorpusReader, stretches: tuple[Chunk, ...], n_pairs: int
+    ) -> Sample:
+        read = (n_pairs, True, 0.0, None, reader.description, reader.layouts(), self.skipped[name])
+        return Sample(key, reader.corpus, reader.langs, stretches, *read)
+
+    def _check_removed(self, stage: str) -> list[Finding]:
+        """Return the warnings about pairs removed up to a stage; if there are too many, keep them for the user to see.
+
+        Raises:
+            _TooManyRemovedError: see `_refuse`.
+        """
+        corpora = range(len(self.train_readers))
+        findings = _removal_findings(self.config, (self._tally(stage, corpus) for corpus in corpora))
+        if any(finding.level == "error" for finding in findings):
+            self._join_removed()
+            _refuse(findings, self.folder)
+        return findings
+
+    def _check_tokenizers(self, tokenizers: Tokenizers) -> None:
+        """Log how well the vocabulary fits the training text."""
+        stretches = (sample.stretches[:: max(1, len(sample.stretches) // _TOKENISED)] for sample in self.samples)
+        parts = (replace(sample, stretches=few) for sample, few in zip(self.samples, stretches, strict=True))
+        cleaned = [clean_sample(part, self.config) for part in parts]
+        self._warn(check_rehearsal(rehearse(self.config, cleaned, tokenizers), self.config))
+
+    def _warn(self, findings: Iterable[Finding]) -> None:
+        """Log findings, and keep them for the report and for later starts; notes are for `mt doctor`."""
+        for finding in findings:
+            if finding.level != "note":
+                self.findings.append(finding)
+                _log.warning(finding)
 
     def _find_repeats(self) -> list[npt.NDArray[np.uint8]]:
         """Return for each shard which of its pairs are duplicates of earlier ones, as input for `shards.Counting`."""
@@ -406,6 +502,7 @@ class _Builder:
         started_at = time.perf_counter()
         encoding = shards.Encoding(tokenizer_paths(self.folder), max_tokens, tags)
         self._run(encoding, zip(self.shards, _shown(sizes), strict=True), sum(sizes))
+        self._check_removed("encoded")
         total = self._require_pairs("encoded")
         n_too_long = total.removed["too_many_tokens"].count
         _log.info(
@@ -475,12 +572,14 @@ class _Builder:
         return facts
 
     def _join_removed(self) -> None:
-        """Write `removed.tsv`: every removed pair with its corpus, its line and the reason."""
+        """Write `removed.tsv`: every pair removed so far with its corpus, its line and the reason."""
         with (self.folder / "removed.tsv").open("w", encoding="utf-8", newline="\n") as joined:
             joined.write("source\tline\treason\tsrc\ttgt\n")
             for shard in self.shards:
                 description = self.config.data.train[shard.corpus].description.replace("\t", " ")
                 for stage in (shards.Cleaning, shards.Counting, shards.Encoding):
+                    if not shard.is_finished(stage.name):
+                        continue
                     with shard.path(f"{stage.name}.removed").open(encoding="utf-8", newline="\n") as rows:
                         joined.writelines(f"{description}\t{row}" for row in rows)
 
@@ -506,7 +605,7 @@ class _Builder:
         manifest = {
             **identity,
             "ids_dtype": ids_dtype(facts["tokenizer"]["vocab_size"]),
-            **{key: facts[key] for key in ("train", "valid", "test", "tokenizer")},
+            **{key: facts[key] for key in ("train", "valid", "test", "tokenizer", "findings")},
             **origin,
             "file_bytes": {path.name: path.stat().st_size for path in files},
             CHECKSUMS: checksums_of(files),

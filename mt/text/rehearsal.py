@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mt.config.settings import SMALLEST_VOCABULARY, RunConfig, VocabSizes
-from mt.errors import ConfigError
-from mt.text.checks import FEWEST_PAIRS, Finding, percent, quoted, rounded, warning
-from mt.text.clean import RULES, Cleaner, Counted, Tally
+from mt.config.settings import SMALLEST_VOCABULARY, CleanConfig, Corpus, RunConfig, VocabSizes
+from mt.errors import ConfigError, statement
+from mt.text.checks import FEWEST_PAIRS, Finding, Level, percent, quoted, rounded, warning
+from mt.text.clean import RULES, Cleaner, Tally, removed_text
 from mt.text.corpora import SentencePair
 from mt.text.corpus import SIDES
 from mt.text.overlap import HeldOut, folded_all
 from mt.text.sample import Sample
-from mt.text.shards import encode_pairs
+from mt.text.shards import DUPLICATES, encode_pairs
 from mt.text.tokenizer import (
     EOS_ID,
     UNK_ID,
@@ -44,13 +44,17 @@ class CleanedSample:
 
     sample: Sample
     pairs: list[SentencePair]
-    removed: dict[str, Counted]
+    tally: Tally
     seconds: float
 
     @property
     def n_kept(self) -> float:
         """The estimated number of pairs of the whole corpus that cleaning keeps."""
         return len(self.pairs) * self.sample.scale
+
+    def findings(self, config: RunConfig) -> Iterator[Finding]:
+        """Return the findings of `check_removed` on the sample."""
+        return check_removed(self.sample.key, self.sample.corpus, self.tally, config.data.clean)
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ def clean_sample(sample: Sample, config: RunConfig, held_out: HeldOut | None = N
     """Clean a sample in the same way as preparation.
 
     Args:
-        held_out: validation and test sets; pairs with a side in one of them are dropped, but not counted in `removed`.
+        held_out: validation and test sets; pairs with a side in one of them are dropped, but not counted in `tally`.
     Raises:
         ConfigError: a rule needs a package that is not installed, or does not know a language.
     """
@@ -121,7 +125,7 @@ def clean_sample(sample: Sample, config: RunConfig, held_out: HeldOut | None = N
     if held_out is not None:
         sides = (folded_all([getattr(pair, side) for pair in pairs]) for side in SIDES)
         pairs = [pair for pair, *folds in zip(pairs, *sides, strict=True) if held_out.find(*folds) is None]
-    return CleanedSample(sample, pairs, tally.removed, seconds)
+    return CleanedSample(sample, pairs, tally, seconds)
 
 
 def rehearse(config: RunConfig, cleaned: Sequence[CleanedSample], given: Tokenizers | None) -> Rehearsal:
@@ -181,29 +185,43 @@ def _encoded(cleaned: CleanedSample, tokenizers: Tokenizers, max_tokens: int) ->
 # ---------------------------------------------------------------------------------------------------- findings
 
 _MUCH_REMOVED = 0.2
+_REMOVED_FROM_GOOD_TEXT = ("contaminated", *DUPLICATES)
 _MANY_TOO_LONG = 0.05
 _MANY_BYTES = 0.02
 _MANY_UNKNOWN = 0.005
 FEWEST_OCCURRENCES = 50  # of a piece on average; with fewer, the vocabulary is too large
 
 
-def check_cleaning(cleaned: CleanedSample) -> Iterator[Finding]:
-    """Check whether cleaning removes more pairs than it does from good text."""
-    sample, n_removed = cleaned.sample, sum(removal.count for removal in cleaned.removed.values())
-    n = len(sample.pairs)
+def check_removed(key: str, corpus: Corpus, tally: Tally, config: CleanConfig) -> Iterator[Finding]:
+    """Check whether the rules remove more pairs than from good text: a warning, or an error over `max_removed`.
+
+    Duplicates and pairs of validation and test sets do not count: text is not bad because it is there twice.
+
+    Args:
+        tally: of all pairs of the corpus, or of a sample.
+    """
+    removed = {rule: found for rule, found in tally.removed.items() if rule not in _REMOVED_FROM_GOOD_TEXT}
+    rule, most = max(removed.items(), key=lambda item: item[1].count)
+    n, n_removed = tally.n_read, sum(found.count for found in removed.values())
     if n < FEWEST_PAIRS or n_removed <= _MUCH_REMOVED * n:
         return
-    rule, removal = max(cleaned.removed.items(), key=lambda item: item[1].count)
-    example = removal.examples[0]
+    example = most.examples[0]
     problem = (
-        f"cleaning removes {percent(n_removed / n)} of the pairs, most of them ({percent(removal.count / n)} of all) "
-        f"by the rule {rule}, for example line {example['line']:,}: "
-        f"{quoted(example['src'])} and {quoted(example['tgt'])}"
+        f"cleaning removes {percent(n_removed / n)} of the pairs ({removed_text(removed)}, of {n:,}), for example by "
+        f"{rule} line {example['line']:,}: {quoted(example['src'])} and {quoted(example['tgt'])}"
     )
     fix = f"look at these lines; if they are good, change data.{RULES[rule].setting}"
     if rule == "empty":
         fix = "add the missing text, or delete these lines on both sides"
-    yield warning("cleaning", sample, None, problem, fix)
+    level, fix = _limited(n_removed / n, fix, config)
+    yield Finding(level, "cleaning", key, statement(corpus.description, problem), fix)
+
+
+def _limited(fraction_removed: float, fix: str, config: CleanConfig) -> tuple[Level, str]:
+    """Return the level and the fix of a finding about pairs that are removed: an error over `max_removed`."""
+    if config.max_removed is None or fraction_removed <= config.max_removed:
+        return "warning", fix
+    return "error", f"{fix}; to train without them, raise data.clean.max_removed (now {config.max_removed:g})"
 
 
 def check_rehearsal(rehearsal: Rehearsal, config: RunConfig) -> Iterator[Finding]:
@@ -213,18 +231,21 @@ def check_rehearsal(rehearsal: Rehearsal, config: RunConfig) -> Iterator[Finding
         problem = f"data.train: none of the {n_read:,} pairs checked would be kept"
         yield Finding("error", "nothing_left", "data.train", problem, "see the findings for each training corpus")
     for source in rehearsal.sources:
-        yield from _too_long(source, config.data.max_tokens)
+        yield from _too_long(source, config)
         yield from _bytes_and_unknown(source, rehearsal.tokenizers, config)
     yield from _vocabulary_size(rehearsal, config)
 
 
-def _too_long(source: EncodedSample, max_tokens: int) -> Iterator[Finding]:
+def _too_long(source: EncodedSample, config: RunConfig) -> Iterator[Finding]:
+    max_tokens = config.data.max_tokens
     fraction = 1 - float(source.fits.mean()) if len(source.fits) else 0.0
     if fraction > _MANY_TOO_LONG:
         longest = int(np.percentile(source.lengths.max(axis=0), 99))
         removed = f"{percent(fraction)} of the pairs have more than {max_tokens:,} tokens on a side and are removed"
-        fix = "raise data.max_tokens, or split long segments into sentences"
-        yield warning("max_tokens", source.sample, None, f"{removed}; one in a hundred has {longest:,} or more", fix)
+        problem = statement(source.sample.corpus.description, f"{removed}; one in a hundred has {longest:,} or more")
+        fix, tally = "raise data.max_tokens, or split long segments into sentences", source.cleaned.tally
+        level, fix = _limited(1 - (1 - fraction) * tally.n_kept / tally.n_read, fix, config.data.clean)
+        yield Finding(level, "max_tokens", source.sample.key, problem, fix)
 
 
 def _bytes_and_unknown(source: EncodedSample, tokenizers: Tokenizers, config: RunConfig) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ from mt.text.corpora import Chunk, CorpusReader, SentencePair, rechunked
 from mt.text.delimited import Layout
 from mt.text.hub import UnreachableError
 
+SAMPLED_PAIRS = 20_000  # of each training corpus
 STRETCH_LINES = 200
 _LINES_AT_ONCE = 10 * STRETCH_LINES
 
@@ -62,41 +63,63 @@ class Sample:
         return self.corpus.side(side, self.langs[side])
 
 
-def draw_sample(key: str, reader: CorpusReader, *, max_pairs: int, max_seconds: float) -> Sample:
-    """Read a corpus and keep at most `max_pairs` of its pairs; keep all of a smaller corpus.
+class Sampler:
+    """A sample that is drawn while a corpus is read: its stretches are spread evenly, the first and the last included.
 
-    The runs of lines are drawn evenly and include the first and the last of the corpus. A hub data set that is not
-    downloaded yet is streamed, and only its beginning is read.
+    Args:
+        max_pairs: the size of the sample; a smaller corpus is kept completely.
+    """
+
+    def __init__(self, max_pairs: int) -> None:
+        self.n_pairs = 0  # that were read
+        self._n_wanted, self._every, self._n_read = max(2, max_pairs // STRETCH_LINES), 1, 0
+        self._kept: list[Chunk] = []  # every `_every`th stretch of those read so far
+        self._last: Chunk | None = None
+
+    def add(self, stretch: Chunk) -> None:
+        """Read the next STRETCH_LINES pairs, or the last ones."""
+        if self._n_read % self._every == 0:
+            self._kept.append(stretch)
+        self._n_read += 1
+        self.n_pairs += len(stretch.src)
+        self._last = stretch
+        if len(self._kept) > 2 * self._n_wanted:
+            self._kept, self._every = self._kept[::2], 2 * self._every
+
+    @property
+    def stretches(self) -> tuple[Chunk, ...]:
+        """The stretches drawn so far."""
+        kept, n = self._kept, self._n_wanted
+        if self._last is not None and kept[-1] is not self._last:
+            kept = [*kept, self._last]
+        return tuple(kept if len(kept) <= n else (kept[round(i * (len(kept) - 1) / (n - 1))] for i in range(n)))
+
+
+def draw_sample(key: str, reader: CorpusReader, *, max_pairs: int, max_seconds: float) -> Sample:
+    """Read a corpus and keep at most `max_pairs` of its pairs, as `Sampler` draws them.
+
+    A hub data set that is not downloaded yet is streamed, and only its beginning is read.
 
     Args:
         max_seconds: reading ends after this time.
     """
-    n_wanted, every, n_pairs = max(2, max_pairs // STRETCH_LINES), 1, 0
-    kept: list[Chunk] = []  # every `every`th of those read so far
-    stretch, is_read, error = None, False, None
+    sampler, is_read, error = Sampler(max_pairs), False, None
     description, layouts, skipped = reader.corpus.description, dict[Path, Layout](), Counter[str]()
     started_at = time.perf_counter()
     try:
         description, layouts = reader.description, reader.layouts()
-        for number, stretch in enumerate(_stretches(reader, skipped)):
-            n_pairs += len(stretch.src)
-            if number % every == 0:
-                kept.append(stretch)
-            if len(kept) > 2 * n_wanted:
-                kept, every = kept[::2], 2 * every
-            if (reader.is_streamed and n_pairs >= max_pairs) or time.perf_counter() - started_at > max_seconds:
+        for stretch in _stretches(reader, skipped):
+            sampler.add(stretch)
+            is_enough = reader.is_streamed and sampler.n_pairs >= max_pairs
+            if is_enough or time.perf_counter() - started_at > max_seconds:
                 break
         else:
             is_read = True
     except DataError as failure:
         error = failure
-    if stretch is not None and kept[-1] is not stretch:
-        kept.append(stretch)
-    if len(kept) > n_wanted:
-        kept = [kept[round(i * (len(kept) - 1) / (n_wanted - 1))] for i in range(n_wanted)]
     seconds = time.perf_counter() - started_at
-    read = (n_pairs, is_read, seconds, error, description, layouts, skipped)
-    return Sample(key, reader.corpus, reader.langs, tuple(kept), *read)
+    read = (sampler.n_pairs, is_read, seconds, error, description, layouts, skipped)
+    return Sample(key, reader.corpus, reader.langs, sampler.stretches, *read)
 
 
 def _stretches(reader: CorpusReader, skipped: Counter[str]) -> Iterator[Chunk]:

@@ -27,17 +27,16 @@ from mt.text import checks
 from mt.text.checks import Finding, Level, rounded
 from mt.text.corpora import readers_of
 from mt.text.corpus import PreparedCorpus, ids_dtype
-from mt.text.overlap import HeldOut, folded_all
+from mt.text.overlap import HeldOut
 from mt.text.prepare import corpus_fingerprint
-from mt.text.rehearsal import Rehearsal, check_cleaning, check_rehearsal, clean_sample, rehearse
-from mt.text.sample import Sample, draw_sample
+from mt.text.rehearsal import Rehearsal, check_rehearsal, clean_sample, rehearse
+from mt.text.sample import SAMPLED_PAIRS, Sample, draw_sample
 from mt.text.tokenizer import Tokenizer, Tokenizers, adopt_model, vocabularies
 from mt.training.engine import Footprint
 from mt.units import format_bytes, format_duration, format_vocabulary
 
 _log = logging.getLogger(__name__)
 
-SAMPLED_PAIRS = 20_000  # of each training corpus
 HELD_OUT_PAIRS = 100_000  # of the validation set and of each test set
 READING_SECONDS = 40.0  # for all corpora together; larger corpora are read in part
 
@@ -94,7 +93,7 @@ def examine(config: RunConfig, run_dir: Path) -> Diagnosis:
     findings += _reading_errors(samples)
     _log.info("checking alignment, languages, form and repetition")
     train, held_out = ([sample for sample in samples if (sample.role == "train") == is_train] for is_train in (1, 0))
-    findings += _text_findings(config, train, held_out)
+    findings += checks.check_text(config, train, held_out)
     forecast = None
     if all(sample.pairs for sample in train) and len(train) == len(config.data.train):
         _log.info("testing cleaning, the tokenizer and encoding")
@@ -111,7 +110,7 @@ def _rehearse(
         sets = {sample.key: sample.pairs for sample in held_out}
         sought = HeldOut.of_run(config, sets) if config.data.clean.contamination else None
         cleaned = [clean_sample(sample, config, sought) for sample in train]
-        findings += [finding for sample in cleaned for finding in check_cleaning(sample)]
+        findings += [finding for sample in cleaned for finding in sample.findings(config)]
         rehearsal = rehearse(config, cleaned, _given_tokenizers(config))
     except MTError as error:
         key = "train.init_from" if isinstance(error, CheckpointError) else error.place or "data"
@@ -120,7 +119,7 @@ def _rehearse(
         return None
     rehearsal_findings = list(check_rehearsal(rehearsal, config))
     findings += rehearsal_findings
-    if any(finding.level == "error" for finding in rehearsal_findings):
+    if any(finding.check == "nothing_left" for finding in rehearsal_findings):
         return None
     device = prepared = None
     try:
@@ -175,23 +174,6 @@ def _reading_errors(samples: Sequence[Sample]) -> Iterator[Finding]:
         elif sample.n_pairs == 0:
             problem = f"{sample.corpus.description} is empty"
             yield Finding("error", "empty", sample.key, problem, "give at least one pair of sentences")
-
-
-def _text_findings(config: RunConfig, train: Sequence[Sample], held_out: Sequence[Sample]) -> Iterator[Finding]:
-    identifier, notes = checks.language_identifier(config)
-    yield from notes
-    for sample in (*train, *held_out):
-        yield from checks.check_layout(sample)
-        yield from checks.check_alignment(sample)
-        yield from checks.check_languages(sample, identifier)
-        yield from checks.check_form(sample, config)
-        yield from checks.check_symbols(sample, config.data.tags)
-    folds = [[folded_all(side) for side in sample.sides] for sample in train]
-    for sample, fold in zip(train, folds, strict=True):
-        yield from checks.check_duplicates(sample, fold, config)
-    yield from checks.check_contamination(train, folds, held_out, config)
-    yield from checks.check_habits(train, held_out)
-    yield from checks.check_held_out(held_out)
 
 
 # --- Forecast ---------------------------------------------------------------------------------------------------------

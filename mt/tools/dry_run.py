@@ -238,8 +238,14 @@ def _schedule_lines(train: TrainConfig, d_model: int, width: int) -> list[str]:
         f"{train.schedule}: learning rate {peak:.3g} at step {peak_step:,}, {end:.3g} at the end (step {max_steps:,})",
         *([more] if train.warmup_steps > train.max_steps else []),
         f"validation every {train.validate_every:,} updates, {math.ceil(max_steps / train.validate_every):,} in total",
-        f"checkpoint every {train.checkpoint_every:,} updates; kept: {', '.join(kept)}",
+        f"checkpoint every {train.checkpoint_every:,} updates, {_n_checkpoints(train):,} in total; "
+        f"kept: {', '.join(kept)}",
     ]
+
+
+def _n_checkpoints(train: TrainConfig) -> int:
+    """Return the number of checkpoints that training writes by schedule and at its end."""
+    return math.ceil(train.max_steps / train.checkpoint_every)
 
 
 def plot_schedule(train: TrainConfig, d_model: int, width: int) -> list[str]:
@@ -274,7 +280,9 @@ def _file_lines(train: TrainConfig, footprint: Footprint, corpus: str, run_dir: 
     state = "new"
     if n_done:
         state = "already trained" if n_done >= train.max_steps else f"resumes from step {n_done:,}"
-    model = f"the average of the last {train.average_last} checkpoints" if train.average_last else "the best checkpoint"
+    model, n_averaged = "the best checkpoint", min(train.average_last, _n_checkpoints(train))
+    if n_averaged:
+        model = f"the average of the last {n_averaged} checkpoints" if n_averaged > 1 else "the last checkpoint"
     free = shutil.disk_usage(existing_folder(run_dir)).free
     entries = {
         "run folder": f"{run_dir} ({state})",

@@ -220,6 +220,12 @@ class Trainer:
         )
 
     @property
+    def _too_many_note(self) -> str:
+        """A text for after the number of steps, if an earlier start with a higher `max_steps` has trained more."""
+        max_steps = self.config.train.max_steps
+        return f", more than train.max_steps ({max_steps:,})" if self.progress.step > max_steps else ""
+
+    @property
     def _time_limit_note(self) -> str:
         """A text for after the number of steps, if `stop_after` ended training before `max_steps`."""
         limit, max_steps = self.config.train.stop_after, self.config.train.max_steps
@@ -441,10 +447,9 @@ class Trainer:
 
     def report_already_done(self) -> None:
         """Log that there is nothing left to train."""
-        max_steps, step = self.config.train.max_steps, self.progress.step
-        note = f", more than train.max_steps ({max_steps:,})" if step > max_steps else self._time_limit_note
         if self.ranks.is_first:
-            _log.info(f"training is already complete: {step:,} steps{note}")
+            note = self._too_many_note or self._time_limit_note
+            _log.info(f"training is already complete: {self.progress.step:,} steps{note}")
 
     def report_result(self) -> None:
         """Log what was trained, and why training ended.
@@ -466,8 +471,9 @@ class Trainer:
             self.tracker.say(f"stopped early: the last {progress.n_without_better} validations {result}")
         elif self._time_limit_note:
             self.tracker.say(f"stopped after {progress.step:,} steps{self._time_limit_note}")
+        steps = f"{progress.step:,} steps" + (f"{self._too_many_note}," if self._too_many_note else "")
         self.tracker.say(
-            f"trained {progress.step:,} steps with {progress.n_tgt_tokens:,} target tokens "
+            f"trained {steps} with {progress.n_tgt_tokens:,} target tokens "
             f"in {format_duration(progress.train_seconds)}; {progress.packing_efficiency}"
         )
 
