@@ -203,7 +203,7 @@ def test_no_file_gets_the_descriptor_of_a_closed_stream(tmp_path: Path) -> None:
 
 
 def test_a_translation_contains_no_control_characters(translate: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Tokenizer, "decode", lambda self, ids: "a\x1b[31mb\x9bc")  # a foreign one can have such pieces
+    monkeypatch.setattr(Tokenizer, "decode", lambda self, ids: "a\x1b[31mb\x9bc")  # a foreign one can have these pieces
     assert translate(stdin=b"x\n")[1] == "a [31mb c\n"
     line = translate("--format", "jsonl", stdin="\x9b".encode())[1]
     assert line.removesuffix("\n").isprintable()

@@ -54,7 +54,7 @@ def test_a_curve_of_few_points_keeps_all_of_them(tmp_path: Path):
     assert read_training(RunFolder(tmp_path)).curves["train"]["step"] == list(range(1, 201))
 
 
-def test_lines_that_are_no_measurements_are_ignored(tmp_path: Path):
+def test_lines_without_measurements_are_ignored(tmp_path: Path):
     odd = ["[" * 200_000, '{"step": ' + "9" * 5_000 + "}", '{"step": 1' + "0" * 30 + ', "train_loss": 1}', "[1]"]
     _write(tmp_path, [_trained(10), *odd, _trained(20, train_loss=1e300, train_seconds=10**30)])
     curve = read_training(RunFolder(tmp_path)).curves["train"]
