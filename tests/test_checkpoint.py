@@ -74,7 +74,8 @@ def test_a_failed_write_leaves_only_the_old_folder(tmp_path: Path, config: RunCo
     # Each limit stops a different writer: Python at the config, shutil at the tokenizer, safetensors, torch.
     sizes = {"config.yaml": 1_000, "tokenizer.model": 100_000, "model.safetensors": 500_000, "training.pt": 2_000_000}
     manifest = {"vocab_size": 380}
-    big_tokenizer = tmp_path / "big.model"
+    big_tokenizer = tmp_path / "big/tokenizer.model"
+    big_tokenizer.parent.mkdir()
     big_tokenizer.write_bytes(bytes(200_000))
     save_model_folder(folder, {"w": torch.zeros(1)}, config, [tokenizer_path], manifest, {"step": 3})
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -84,7 +85,7 @@ def test_a_failed_write_leaves_only_the_old_folder(tmp_path: Path, config: RunCo
                 folder,
                 {"w": torch.ones(250_000)},  # 1 MB
                 config,
-                big_tokenizer,
+                [big_tokenizer],
                 manifest,
                 {"moments": torch.ones(1_000_000)},  # 4 MB
             )
@@ -93,7 +94,7 @@ def test_a_failed_write_leaves_only_the_old_folder(tmp_path: Path, config: RunCo
             "the same command again."
         )
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["big.model", "model", "text"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["big", "model", "text"]
 
 
 def test_an_error_that_is_not_from_the_disk_is_raised_unchanged(
@@ -135,7 +136,7 @@ def test_the_manifest_has_the_checksum_of_every_other_file(
         name: sha256(folder / name) for name in ("config.yaml", "tokenizer.model", "model.safetensors", "training.pt")
     }
     # A folder that is made from another has its own checksums, not those of the other.
-    save_model_folder(tmp_path / "next", {"w": torch.ones(1)}, config, folder / "tokenizer.model", entries(folder))
+    save_model_folder(tmp_path / "next", {"w": torch.ones(1)}, config, [folder / "tokenizer.model"], entries(folder))
     assert entries(tmp_path / "next")["sha256"] == {
         name: sha256(tmp_path / "next" / name) for name in ("config.yaml", "tokenizer.model", "model.safetensors")
     }

@@ -231,7 +231,7 @@ def write_run(
 ) -> Path:
     tokenizer = run_dir.with_name("tokenizer.model")
     tokenizer.write_bytes(b"pieces")
-    save_model_folder(RunFolder(run_dir).checkpoint(2), weights, config, tokenizer, {"vocab_size": 380}, state)
+    save_model_folder(RunFolder(run_dir).checkpoint(2), weights, config, [tokenizer], {"vocab_size": 380}, state)
     write_lines(run_dir / "metrics.jsonl", [json.dumps(entry) for entry in logged])
     return run_dir
 
