@@ -101,7 +101,7 @@ def test_a_setting_is_explained_with_values_default_and_whether_a_run_may_change
     assert explained("decode.max_length") == (
         "decode.max_length\n"
         "    Longest translation in tokens, end of sentence included. null: 50 more than the source.\n"
-        "    Values: an integer of at least 1 or null. Default: null. A started run may change it."
+        "    Values: an integer from 1 to 10,000 or null. Default: null. A started run may change it."
     )
     assert explained("train.seed").endswith("Default: 1. A started run cannot change it.")
     assert "Values: auto, bf16, fp16 or fp32. Default: auto. A started run may change it." in explained(
@@ -139,7 +139,8 @@ def test_each_key_of_the_kinds_of_corpora_is_explained_once() -> None:
 
 def test_without_a_key_the_sections_are_listed() -> None:
     keys = re.findall(r"^  ([\w.]+)  ", explained(), re.MULTILINE)
-    sections = ["data", "data.train", "data.valid", "data.test", "data.clean", "tokenizer", "model", "train", "decode"]
+    sections = ["data", "data.train", "data.valid", "data.test", "data.clean"]
+    sections += ["tokenizer", "model", "train", "decode", "eval"]
     assert keys == sections
 
 

@@ -414,9 +414,8 @@ class TokenizerConfig:
     joint: Flag = True
     # Path of a SentencePiece model to use as it is; the settings of training then have no effect. null: train one.
     model: InputPath | None = None
-    tgt_model: InputPath | None = (
-        None  # The model of the target language if joint is false; model is then the source's.
-    )
+    # The model of the target language if joint is false; model is then the source's. null: train one.
+    tgt_model: InputPath | None = None
     # bpe: byte-pair encoding (Sennrich et al. 2016); unigram: unigram language model (Kudo 2018).
     kind: Literal["bpe", "unigram"] = "bpe"
     # Number of pieces, including the special ones and the 256 bytes. Fewer for small text: 8,000 for 30,000 pairs.
