@@ -172,7 +172,7 @@ def test_a_bug_is_status_1_with_a_traceback():
         ("config list >&-", "error: standard output is closed. Redirect it to a file.\n"),
         ("--help >&-", "error: standard output is closed. Redirect it to a file.\n"),
         ("translate --model m >&- <&-", "error: standard output is closed. Redirect it to a file.\n"),
-        ("score --model m --src no --tgt no >&-", "error: no: no such file"),
+        ("score --model m --src no --tgt none >&-", "error: no: no such file"),
         ("translate --model m <&-", "error: standard input is closed. Redirect it from a file.\n"),
         (
             "translate --help >&-",

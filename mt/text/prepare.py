@@ -632,11 +632,6 @@ def held_out_pairs(reader: CorpusReader, skipped: Counter[str]) -> list[Sentence
         raise DataError(reader.description, problem, "give a set with text on both sides")
     for what, count in skipped.items():
         _log.info(f"{reader.description}: {what} skipped: {count:,}")
-    if empty:
-        _log.info(
-            f"{reader.description}: {len(empty):,} of {len(pairs):,} {role} pairs have an empty side, "
-            f"the first in line {empty[0].line:,}; they are kept"
-        )
     return pairs
 
 
