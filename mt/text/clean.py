@@ -263,8 +263,8 @@ def _is_copied(src: str, tgt: str, most: float, split: Callable[[str], list[str]
     Args:
         split: splits a text into words; in scripts without spaces into characters.
     """
-    words = split(src.casefold())
-    folded_tgt = tgt.casefold()
+    folded_src, folded_tgt = src.casefold(), tgt.casefold()
+    words = folded_src.split()
     # A few missing words decide the question, for most pairs already here.
     n_may_miss = (1 - most) * len(words)
     for word in words:
@@ -272,7 +272,7 @@ def _is_copied(src: str, tgt: str, most: float, split: Callable[[str], list[str]
             n_may_miss -= 1
             if n_may_miss < 0:
                 return False
-    src_words, tgt_words = _words_with_letters(words), _words_with_letters(split(folded_tgt))
+    src_words, tgt_words = _words_with_letters(split(folded_src)), _words_with_letters(split(folded_tgt))
     if max(len(src_words), len(tgt_words)) < MIN_COPIED_WORDS or max(n_words(src), n_words(tgt)) < MIN_COPIED_WORDS:
         return False
     return _common_fraction(src_words, tgt_words) > most and _is_prose(split(src)) and _is_prose(split(tgt))
