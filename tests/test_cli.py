@@ -384,7 +384,7 @@ def test_alignments_go_into_a_separate_file_or_into_the_json(translate: Run):
         "",
         "0-0 1-1",
     ]
-    translate("--alignments", "al", "--output", "out", stdin=text)
+    translate("--alignments", "al", "--output", "out", "--overwrite", stdin=text)
     assert Path("al").read_text("utf-8") == "0-0 1-1\n\n0-0 1-1\n"
     assert sorted(path.name for path in Path().iterdir()) == ["al", "out"]
 

@@ -45,6 +45,7 @@ from mt.decode.search import (
     length_sorted_batches,
     search,
 )
+from mt.decode.splitting import SplitSentences
 from mt.decode.translator import Backend, Translator
 from mt.errors import CheckpointError, ConfigError, MTError, optional_package
 from mt.evaluation.scores import bleu_and_chrf
@@ -57,6 +58,7 @@ from mt.system.files import whole_folder, write_json
 from mt.system.provenance import versions
 from mt.text.corpus import first_test_pairs
 from mt.text.normalise import Normalisers
+from mt.text.sentences import UsualLines
 from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
 
 MODEL_CONFIG, VOCABULARY = "config.json", "shared_vocabulary.json"
@@ -607,7 +609,12 @@ def _result(ids: tuple[int, ...], log_prob: float, decode: DecodeConfig) -> Sear
 
 
 def load_translator(
-    path: str | Path, device: str = "auto", precision: str = "auto", *, retries: bool = True
+    path: str | Path,
+    device: str = "auto",
+    precision: str = "auto",
+    *,
+    retries: bool = True,
+    split_sentences: SplitSentences = "auto",
 ) -> Translator:
     """Return a translator over an export folder; the counterpart of `Translator.load`.
 
@@ -633,8 +640,17 @@ def load_translator(
         "model": f"{checksums.get(EXPORTED)} {checksums.get(TOKENIZER)}",
         "device": device.partition(":")[0],
     }
-    normalisers = Normalisers.of_run(config)
-    return Translator(backend, tokenizer, config.decode, config.data.max_tokens, normalisers, retries, identity)
+    return Translator(
+        backend,
+        tokenizer,
+        config.decode,
+        config.data.max_tokens,
+        Normalisers.of_run(config),
+        retries,
+        split_sentences,
+        UsualLines.of_manifest(folder.manifest.get("model", {})),
+        identity,
+    )
 
 
 def _device(name: str) -> str:

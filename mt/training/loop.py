@@ -28,6 +28,7 @@ from mt.system.malloc import trim_heap, tune_malloc
 from mt.system.provenance import source_commit, versions
 from mt.system.signals import Received, caught_signals
 from mt.text.corpus import PreparedCorpus
+from mt.text.sentences import UsualLines
 from mt.text.tokenizer import Tokenizer
 from mt.training.engine import Engine, OutOfMemory, StepResult, Update
 from mt.training.optimizer import learning_rate
@@ -106,8 +107,10 @@ class Trainer:
         self.progress.micro_batch_tokens = self.engine.micro_batch_tokens
         self.progress.micro_batch_setting = setting
         self.meter = UpdateMeter(ranks, self.progress, self.engine.optimizer.scales_loss, self.engine.peak_seconds)
+        self.usual_lines = UsualLines.of_corpus(corpus.train, self.tokenizer, config.src_lang)
         self._manifest = {
             "vocab_size": self.tokenizer.vocab_size,
+            UsualLines.KEY: self.usual_lines.as_json(),
             "corpus_fingerprint": corpus.fingerprint,
             "versions": versions(),
             "hardware": hardware(self.engine.device),
@@ -330,7 +333,8 @@ class Trainer:
         if self.ranks.is_first:
             with self.signals.interrupting():
                 self.signals.interrupt_if_any()
-                result = validate(self.engine.inference_model(), self.tokenizer, self.corpus, self.config)
+                model = self.engine.inference_model()
+                result = validate(model, self.tokenizer, self.corpus, self.config, self.usual_lines)
             trim_heap()
         score, is_kept = self.ranks.from_first(None if result is None else self._record_score(result)) or (None, False)
         if score is None:

@@ -17,6 +17,7 @@ from mt.loss import linear_label_smoothed_nll
 from mt.model import Transformer
 from mt.text.corpus import ParallelIds, PreparedCorpus
 from mt.text.normalise import Normalisers
+from mt.text.sentences import UsualLines
 from mt.text.tokenizer import Tokenizer
 
 # Target tokens of one forward pass. Small, because its logits are all in memory.
@@ -37,13 +38,19 @@ class ValidationResult:
 
 
 def validate(
-    inference: Transformer, tokenizer: Tokenizer, corpus: PreparedCorpus, config: RunConfig
+    inference: Transformer, tokenizer: Tokenizer, corpus: PreparedCorpus, config: RunConfig, usual_lines: UsualLines
 ) -> ValidationResult:
-    """Score a model in evaluation mode on the whole validation set, in a fixed order."""
+    """Score a model in evaluation mode on the whole validation set, in a fixed order.
+
+    Args:
+        usual_lines: of training; lines are split at ends of sentences as for users of the model.
+    """
     pairs, decode = corpus.valid_pairs, replace(config.decode, beam_size=config.train.validation_beam_size)
     # No retries: early in training nearly every sentence would be searched twice.
     limit, normalisers = config.data.max_tokens, Normalisers.of_run(config)
-    translator = Translator(OwnBackend(inference), tokenizer, decode, limit, normalisers, retries=False)
+    translator = Translator(
+        OwnBackend(inference), tokenizer, decode, limit, normalisers, retries=False, usual_lines=usual_lines
+    )
     hypotheses = translator.translate([pair.src for pair in pairs])
     bleu, chrf = bleu_and_chrf(hypotheses, [pair.tgt for pair in pairs])
     loss, loss_by_length = validation_loss(inference, corpus.valid)
