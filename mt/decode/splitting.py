@@ -29,7 +29,7 @@ _CUTS = (_CLAUSE_ENDS, _SPACES)
 # The smallest allowed part as a fraction of a full one, at the end of a sentence and elsewhere: short parts have little
 # context.
 _SMALLEST_SENTENCES, _SMALLEST_PART = 0.25, 0.5
-# What keeps its place between two sentences. Other white space could be taken for a line end by some programs.
+# White space that is not kept between two sentences: some programs take some of it for the end of a line.
 _OTHER_SPACES = re.compile(r"[^\S \t\n\u3000]")
 
 
@@ -65,7 +65,7 @@ def grouped(n_tokens: Sequence[int], gaps: Sequence[str], max_sentences: int, ma
     """Return the consecutive sentences to translate together: as many as the limits allow, and none across a line feed.
 
     Args:
-        n_tokens: of each sentence. A sentence over the limit is alone.
+        n_tokens: of each sentence. A sentence over the limit is its own group.
         gaps: the white space before each sentence.
     """
     starts: list[int] = []
@@ -90,7 +90,7 @@ def split_text(text: str, piece_ends: Sequence[int], max_pieces: int, lang: str 
         lang: language code, for the ends of sentences.
     """
     parts: list[Part] = []
-    sentences = [len(text[:end].rstrip(" ")) for end in sentence_ends(text, lang)]
+    sentences = [end - (text[end - 1] == " ") for end in sentence_ends(text, lang)]
     start = n_words = 0
     continues_word = False
     while start < len(text):

@@ -22,7 +22,7 @@ _WINDOW_CHARS = 2_000
 _WHITE_SPACE = re.compile(r"[\s\x00-\x1f]")
 _KHMER_STOPS = str.maketrans("។៕", "!!")  # which sentencex does not know
 _CLOSERS = "\"'”’“‘»«›‹)]}」』）】》〉〕］｝"
-_UNSPACED_STOPS = "。！？｡"  # of scripts that put no space after them
+_UNSPACED_STOPS = tuple("。！？｡")  # of scripts that put no space after them
 UNMARKED_ENDS = frozenset({"th", "lo"})  # languages that put no mark at the end of a sentence
 # Not the end of a sentence: an initial (M. Dupont), an ordinal or the number of an item (der 2. Weltkrieg).
 _ABBREVIATED = re.compile(r"(?:^|[\s(\[“„«\"'])(?:[^\W\d_]|\d{1,2})\.$")
@@ -30,7 +30,7 @@ _ABBREVIATED = re.compile(r"(?:^|[\s(\[“„«\"'])(?:[^\W\d_]|\d{1,2})\.$")
 # A sentence count is usual if at least this fraction of the lines of training has as many or more sentences.
 USUAL_FRACTION = 0.05
 USUAL_LENGTH_QUANTILE = 0.999
-_MOST_LINES = 5_000  # whose sentences are counted
+_MOST_LINES = 5_000  # a sample, in which sentences are counted
 
 
 def sentence_ends(text: str, lang: str) -> list[int]:
@@ -42,6 +42,7 @@ def sentence_ends(text: str, lang: str) -> list[int]:
     Args:
         lang: language code; sentencex uses general rules for languages that it does not know.
     """
+    has_capitals = not text.islower()
     code, plain = base_language(lang), _WHITE_SPACE.sub(" ", text).translate(_KHMER_STOPS)
     ends: list[int] = []
     start = last = 0
@@ -51,20 +52,19 @@ def sentence_ends(text: str, lang: str) -> list[int]:
             lengths.pop()  # its end is that of the window
         for length in lengths:
             start += length
-            if start == len(text) or _is_end(plain, last, start):
+            if start == len(text) or (_is_end(plain, last, start) and not (has_capitals and text[start].islower())):
                 ends.append(start)
                 last = start
     return ends
 
 
 def _is_end(text: str, start: int, end: int) -> bool:
+    """Return whether text that begins at `start` may be a sentence up to `end`."""
     sentence = text[max(start, end - 50) : end].rstrip()
     bare = sentence.rstrip(_CLOSERS)
     if not sentence or not unicodedata.category(sentence[-1]).startswith("P") or _ABBREVIATED.search(sentence):
         return False
-    if text[end - 1] != " " and bare[-1:] not in _UNSPACED_STOPS:
-        return False
-    return not text[end].islower() or text.islower()
+    return text[end - 1] == " " or bare.endswith(_UNSPACED_STOPS)
 
 
 def count_sentences(text: str, lang: str) -> int:
@@ -74,7 +74,7 @@ def count_sentences(text: str, lang: str) -> int:
 
 @dataclass(frozen=True)
 class UsualLines:
-    """What most lines of a model's training text had at most; longer lines are translated in parts."""
+    """The lengths that most lines of a model's training text do not exceed; longer lines are translated in parts."""
 
     sentences: int
     src_tokens: int  # end of sentence included
