@@ -13,8 +13,9 @@ import logging
 import os
 import select
 import shlex
+import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from mt.decode.files import InputShard
     from mt.decode.translator import Translator
     from mt.report.facts import Evaluation, SystemComparison
+    from mt.text.corpora import SentencePair
 
 # Exit statuses of a process that a signal ended, as a shell has them.
 INTERRUPTED, TERMINATED = 130, 143
@@ -173,6 +175,12 @@ Samples = Annotated[
 ]
 
 
+SrcColumn = Annotated[
+    str | None, _option("NAME|N", "The column of a table with the source. Default: the one named after the language.")
+]
+Overwrite = Annotated[bool, _option(None, "Replace outputs that exist.", "--overwrite")]
+
+
 def _print(*texts: object, end: str = "\n", flush: bool = False) -> None:
     """Print results for people, or as JSON, without control characters from the files they are about."""
     print(printable(" ".join(map(str, texts))), end=end, flush=flush)
@@ -266,8 +274,15 @@ def translate(
     context: typer.Context,
     model: Model,
     input_file: Annotated[
-        str, _option("FILE|-", "Source text, one segment per line; - is standard input.", "--input")
+        str,
+        _option(
+            "FILE|-",
+            "Source text, one segment per line, or per row of a .tsv, .csv, .jsonl, .tmx or .parquet file; - is "
+            "standard input.",
+            "--input",
+        ),
     ] = "-",
+    src_column: SrcColumn = None,
     output_file: Annotated[
         str, _option("FILE|-", "Translations, in FILE.part until complete; - is standard output.", "--output")
     ] = "-",
@@ -316,12 +331,21 @@ def translate(
     is_resumed: Annotated[
         bool, _option(None, "Continue an interrupted translation from OUTPUT.part.", "--resume")
     ] = False,
+    may_overwrite: Overwrite = False,
     is_strict: Annotated[
         bool, _option(None, "Fail on text that is not UTF-8, instead of replacing bad bytes by U+FFFD.", "--strict")
     ] = False,
     retries: Annotated[
         bool, _option(None, "Search again when a translation loops, or is far too long or short.", "--retry/--no-retry")
     ] = True,
+    split_sentences: Annotated[
+        Literal["auto", "always", "never"],
+        _option(
+            None,
+            "Translate the sentences of a line one by one. auto: if it has more sentences or tokens than most lines of "
+            "the model's training.",
+        ),
+    ] = "auto",
     has_progress: Annotated[bool, _option(None, "Show progress on standard error.", "--progress/--no-progress")] = True,
     backend: Annotated[
         Literal["own", "ctranslate2"],
@@ -354,9 +378,8 @@ def translate(
         raise ConfigError(
             "--align", "needs --format jsonl", "add it, or use --alignments FILE to write a separate file"
         )
-    for option, name in (("--input", input_file), ("--alignments", alignments)):
-        if name is not None and output_file != "-" and os.path.realpath(name) == os.path.realpath(output_file):
-            raise ConfigError(option, f"{name} is also the --output", "give two different files")
+    inputs = {"--input": input_file, "--prefix": prefix}
+    _require_different_files(inputs, {"--output": output_file, "--alignments": alignments})
     if backend == "ctranslate2":
         problem = "is not supported by CTranslate2"
         _refuse(context, ["--align", "--alignments"], problem, "use --backend own with the model itself")
@@ -368,6 +391,7 @@ def translate(
 
     options = TranslateOptions(
         source=input_file,
+        src_column=src_column,
         output=output_file,
         prefixes=prefix,
         alignments=alignments,
@@ -377,6 +401,7 @@ def translate(
         shard=None if shard is None else _shard(shard),
         is_strict=is_strict,
         is_resumed=is_resumed,
+        may_overwrite=may_overwrite,
         has_progress=has_progress,
     )
 
@@ -384,10 +409,12 @@ def translate(
         if backend == "ctranslate2":
             from mt.export.ctranslate2 import load_translator
 
-            return load_translator(model, device=device, precision=precision, retries=retries)
+            return load_translator(model, device, precision, retries=retries, split_sentences=split_sentences)
         from mt.decode.translator import Translator
 
-        return Translator.load(model, device=device, precision=precision, retries=retries, n_processes=None)
+        return Translator.load(
+            model, device, precision, retries=retries, split_sentences=split_sentences, n_processes=None
+        )
 
     with _named_as_options():
         translate_files(options, load, search)
@@ -397,9 +424,16 @@ def translate(
 def score(
     context: typer.Context,
     model: Model,
-    src: Annotated[Path, _option("FILE", "Source text, one segment per line.")],
-    tgt: Annotated[Path, _option("FILE", "Translations, one per line of the source.")],
+    src: Annotated[Path | None, _option("FILE", "Source text, one segment per line.")] = None,
+    tgt: Annotated[Path | None, _option("FILE", "Translations, one per line of the source.")] = None,
+    file: Annotated[
+        Path | None,
+        _option("FILE", "Both in one file, instead of --src and --tgt: .tsv, .csv, .jsonl, .tmx, .parquet."),
+    ] = None,
+    src_column: SrcColumn = None,
+    tgt_column: Annotated[str | None, _option("NAME|N", "With --src-column: the column with the translations.")] = None,
     output_file: Annotated[str, _option("FILE|-", "Scores; - is standard output.", "--output")] = "-",
+    may_overwrite: Overwrite = False,
     length_penalty: LengthPenalty = None,
     output_format: Annotated[
         Literal["text", "jsonl"], _option(None, "jsonl: an object per line, with a score for each token.", "--format")
@@ -414,15 +448,29 @@ def score(
     search ranks, and the number of tokens, end of sentence included. More: mt docs score
     """
     changes = _search_changes(context)
-    from mt.config.settings import TextFiles
-    from mt.text.corpora import reader_of
+    from mt.config.settings import Table, TextFiles
+    from mt.text.corpora import is_table, reader_of
 
-    pairs = reader_of(TextFiles(src=str(src), tgt=str(tgt)), ("", ""), "").pairs()
+    if (file is None) == (src is None) or (src is None) != (tgt is None):
+        raise ConfigError("", "the pairs come from two files or from one", "give --src and --tgt, or --file")
+    for option, path in (("--src", src), ("--tgt", tgt)):
+        if path is not None and is_table(path):
+            raise ConfigError(option, f"{path} is a table", f"give --file {path}, or a file of plain text")
+    _require_different_files({"--src": src, "--tgt": tgt, "--file": file}, {"--output": output_file})
+    pairs: Iterator[SentencePair] = iter(())
+    if file is None:
+        _refuse(context, ["--src-column", "--tgt-column"], "is for a table", "give --file")
+        pairs = reader_of(TextFiles(src=str(src), tgt=str(tgt)), ("", ""), "").pairs()
     first = list(islice(pairs, 1))  # so that an unreadable file is reported before the model is loaded
-    with _named_as_options(), _output_stream(output_file) as target:
+    with _named_as_options(), _output_stream(output_file, may_overwrite) as target:
         from mt.decode.scorer import Scorer
 
         scorer = Scorer.load(model, device=device, precision=precision)
+        if file is not None:
+            src_lang, tgt_lang = (side.lang for side in scorer.translator.normalisers)
+            columns = [int(column) if column and column.isdecimal() else column for column in (src_column, tgt_column)]
+            table = Table(file=str(file), src_column=columns[0], tgt_column=columns[1])
+            pairs = reader_of(table, (src_lang, tgt_lang), "").pairs()
         for result in scorer.score(chain(first, pairs), replace(scorer.decode, **changes)):
             target.write(f"{result.json_line() if output_format == 'jsonl' else result.text_line()}\n".encode())
     for warning in scorer.warnings():
@@ -434,6 +482,7 @@ def explain(
     model: Model,
     src: Annotated[str, _option("TEXT", "A source sentence.")],
     output: Annotated[Path, _option("FILE", "The HTML page to write.")],
+    may_overwrite: Overwrite = False,
     tgt: Annotated[str | None, _option("TEXT", "A translation. Default: the model's translation.")] = None,
     device: DeviceOption = "auto",
     precision: Precision = "auto",
@@ -442,7 +491,7 @@ def explain(
 
     Writes a page with a map for each layer of the decoder: which source tokens it attends to for each target token.
     """
-    with _named_as_options(), _output_stream(str(output)) as page:
+    with _named_as_options(), _output_stream(str(output), may_overwrite) as page:
         from mt.explain.attention import explained_page
 
         page.write(explained_page(model, src, tgt, device, precision).encode())
@@ -471,6 +520,7 @@ def evaluate(
     device: DeviceOption = "auto",
     precision: Precision = "auto",
     report_dir: Report = None,
+    may_overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Score a model, or a file of translations.
@@ -497,7 +547,7 @@ def evaluate(
         if not has_confidence:
             _refuse(context, ["--samples"], "needs --confidence or --baseline", "add one of them")
     with _named_as_options():
-        _check_report_folder(report_dir)
+        _check_report_folder(report_dir, may_overwrite)
         from mt.api import evaluate
         from mt.report.terminal import evaluation_text
 
@@ -548,6 +598,7 @@ def compare(
     device: DeviceOption = "auto",
     precision: Precision = "auto",
     report_dir: Report = None,
+    may_overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Compare several systems in one table.
@@ -571,7 +622,7 @@ def compare(
     if not (refs or corpus) and (translations := next((run for run in runs if run.is_file()), None)):
         raise ConfigError(translations, "is a file", "add --ref FILE to compare files of translations")
     with _named_as_options():
-        _check_report_folder(report_dir)
+        _check_report_folder(report_dir, may_overwrite)
         from mt.api import compare
         from mt.report.terminal import comparison_text
 
@@ -927,22 +978,53 @@ def _shard(text: str) -> InputShard:
 
 
 @contextlib.contextmanager
-def _output_stream(name: str) -> Iterator[BinaryIO]:
-    from mt.system.files import explained_writes, whole_file
+def _output_stream(name: str, may_overwrite: bool) -> Iterator[BinaryIO]:
+    from mt.system.files import explained_writes, refuse_to_overwrite, whole_file
 
     if name == "-":
         require_stream("output")
         yield sys.stdout.buffer
         return
+    if not may_overwrite:
+        refuse_to_overwrite(Path(name))
     with explained_writes(Path(name)), whole_file(Path(name)) as stream:
         yield stream
 
 
-def _check_report_folder(folder: Path | None) -> None:
+def _require_different_files(inputs: Mapping[str, str | Path | None], outputs: Mapping[str, str | Path | None]) -> None:
+    """Raise a ConfigError if an output is also an input or another output, even by another name or a standard stream.
+
+    Args:
+        inputs, outputs: file names by option.
+    """
+    written: dict[object, str] = {}
+    for option, name in (*outputs.items(), *inputs.items()):
+        identity = None if name is None else _identity(str(name), descriptor=1 if option in outputs else 0)
+        if identity in written:
+            shown = "standard input" if name == "-" else name
+            raise ConfigError(option, f"{shown} is also the {written[identity]}", "give two different files")
+        if identity is not None and option in outputs:
+            written[identity] = option
+
+
+def _identity(name: str, descriptor: int) -> object:
+    """Return a value that all names of a regular file share; None for a pipe or a device.
+
+    Args:
+        descriptor: of the standard stream that the name - means.
+    """
+    try:
+        found = os.stat(descriptor if name == "-" else name)
+    except OSError:  # it does not exist yet
+        return None if name == "-" else os.path.realpath(name)
+    return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
+
+
+def _check_report_folder(folder: Path | None, may_overwrite: bool) -> None:
     if folder is not None:
         from mt.evaluation.report_files import check_folder
 
-        check_folder(folder)
+        check_folder(folder, may_overwrite=may_overwrite)
 
 
 def _write_report(facts: Evaluation | SystemComparison, folder: Path | None) -> None:

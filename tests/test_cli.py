@@ -449,7 +449,7 @@ def test_alignments_go_into_a_separate_file_or_into_the_json(translate: Run):
         "",
         "0-0 1-1",
     ]
-    translate("--alignments", "al", "--output", "out", stdin=text)
+    translate("--alignments", "al", "--output", "out", "--overwrite", stdin=text)
     assert Path("al").read_text("utf-8") == "0-0 1-1\n\n0-0 1-1\n"
     assert sorted(path.name for path in Path().iterdir()) == ["al", "out"]
 
@@ -531,6 +531,171 @@ def interrupted(translate: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 RESUME = ("--input", "in", "--output", "out", "--resume")
 
 
+def exists(name: str) -> str:
+    return f"error: {name} exists already. Delete it, give another name, or add --overwrite.\n"
+
+
+@pytest.mark.parametrize("option", ["--output", "--alignments"])
+def test_an_output_that_exists_is_overwritten_only_if_asked(translate: Run, option: str):
+    write_lines("in", ["a b"])
+    Path("old").write_text("precious\n")
+    options = ("--input", "in", option, "old", *(("--output", "new") if option == "--alignments" else ()))
+    assert translate(*options) == (2, "", exists("old"))
+    assert Path("old").read_text() == "precious\n"
+    assert names() == {"in", "old"}
+    assert translate(*options, "--overwrite") == (0, "", "")
+    assert Path("old").read_text() == {"--output": "A B\n", "--alignments": "0-0 1-1\n"}[option]
+
+
+def test_an_empty_output_such_as_one_of_mktemp_has_nothing_to_lose(translate: Run):
+    write_lines("in", ["a"])
+    Path("out").touch()
+    assert translate("--input", "in", "--output", "out") == (0, "", "")
+    assert Path("out").read_text() == "A\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--input in --output hard", "--input: in is also the --output"),
+        ("--input in --output soft", "--input: in is also the --output"),
+        ("--input soft --alignments hard", "--input: soft is also the --alignments"),
+        ("--input other --prefix in --output hard", "--prefix: in is also the --output"),
+        ("--output hard --alignments in", "--alignments: in is also the --output"),
+        ("--output new --alignments ./new", "--alignments: ./new is also the --output"),
+    ],
+)
+def test_an_output_is_not_an_input_by_any_name_even_to_overwrite_it(translate: Run, options: str, message: str):
+    write_lines("in", ["a"])
+    write_lines("other", ["a"])
+    Path("hard").hardlink_to("in")
+    Path("soft").symlink_to("in")
+    for more in ((), ("--overwrite",)):
+        assert translate(*options.split(), *more) == (2, "", f"error: {message}. Give two different files.\n")
+    assert Path("in").read_text() == "a\n"
+
+
+@pytest.mark.parametrize(
+    ("streams", "options", "message"),
+    [
+        ({0: "in"}, "--output in", "--input: standard input is also the --output"),
+        ({0: "in"}, "--input /dev/stdin --output in", "--input: /dev/stdin is also the --output"),
+        ({1: "in"}, "--input in", "--input: in is also the --output"),
+    ],
+)
+def test_a_standard_stream_may_be_the_same_file_too(
+    translate: Run, monkeypatch: pytest.MonkeyPatch, streams: dict[int, str], options: str, message: str
+):
+    write_lines("in", ["a"])
+    stat = os.stat
+    monkeypatch.setattr("mt.cli.os.stat", lambda name: stat(streams.get({"/dev/stdin": 0}.get(name, name), name)))
+    assert translate(*options.split(), stdin=b"") == (2, "", f"error: {message}. Give two different files.\n")
+
+
+def test_a_report_that_exists_is_overwritten_only_if_asked(run: Run):
+    write_lines("hyp", HYPOTHESES)
+    write_lines("ref", TEXT)
+    Path("report").mkdir()
+    Path("report/report.html").write_text("mine")
+    options = ("eval", "--hyp", "hyp", "--ref", "ref", "--report", "report")
+    message = "error: --report: report contains report.html already. Give another folder, or add --overwrite.\n"
+    assert run(*options) == (2, "", message)
+    assert Path("report/report.html").read_text() == "mine"
+    assert run(*options, "--overwrite")[0] == 0
+    assert {path.name for path in Path("report").iterdir()} == {"report.html", "report.json", "report.md"}
+
+
+# --- Tables and sentences ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "options"),
+    [
+        ("in.tsv", ["a b\tc", "\td", "e\tf"], ()),
+        ("in.tsv", ["a b", "", "e"], ("--src-column", "1")),
+        ("in.tsv", ["1\tx\ta b", "2\tx\t", "3\tx\te"], ("--src-column", "3")),
+        ("in.tsv", ["text", "a b", "", "e"], ("--src-column", "text")),
+        ("in.jsonl", ['{"en": "a b", "de": "c"}', "", '{"en": "", "de": "d"}', '{"en": "e", "de": "f"}'], ()),
+        ("in.jsonl", ['{"text": "a\\nb"}', '{"text": ""}', '{"text": "e"}'], ("--src-column", "text")),
+    ],
+)
+def test_the_source_column_of_a_table_is_translated(
+    translate: Run, name: str, lines: list[str], options: tuple[str, ...]
+):
+    write_lines(name, lines)
+    status, stdout, _ = translate("--input", name, *options)
+    assert (status, stdout) == (0, "A B\n\nE\n")
+
+
+def test_a_row_with_paragraphs_is_one_line_of_text_and_keeps_them_in_jsonl(translate: Run):
+    write_lines("in.jsonl", ['{"text": "a.\\n\\nb"}'])
+    options = ("--input", "in.jsonl", "--src-column", "text")
+    assert translate(*options)[1] == "A. B\n"
+    (line,) = map(json.loads, translate(*options, "--format", "jsonl")[1].splitlines())
+    assert (line["src"], line["hypotheses"][0]["text"], line["flags"]) == ("a.\n\nb", "A.\n\nB", ["split"])
+
+
+def test_a_table_can_be_resumed_and_translated_in_shards(translate: Run, interrupted: Callable[..., Any]):
+    write_lines("t.tsv", [f"line {i}\tx" for i in range(10)])
+    for shard in ("1/2", "2/2"):
+        assert translate("--input", "t.tsv", "--shard", shard, "--output", f"out{shard[0]}")[0] == 0
+    text = "".join(f"LINE {i}\n" for i in range(10))
+    assert Path("out1").read_text() + Path("out2").read_text() == text
+    Parrot.ended_by["line 6"] = KeyboardInterrupt()
+    options = ("--input", "t.tsv", "--output", "out", "--resume")
+    assert translate(*options)[0] == 130
+    Parrot.ended_by.clear()
+    assert translate(*options) == (0, "", "")
+    assert Path("out").read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--input in.jsonl", "in.jsonl, line 1: has no key en, its keys are text. Set --src-column to the keys of the "
+         "text, or fix the line."),
+        ("--input missing.tsv", "missing.tsv: no such file (looked for in {cwd})"),
+        ("--input plain --src-column 1", "--src-column is for a .tsv, .csv, .jsonl or .parquet file. Name the file so, "
+         "or cut the column out."),
+        ("--src-column 1", "--src-column is for a .tsv, .csv, .jsonl or .parquet file. Name the file so, or cut the "
+         "column out."),
+    ],
+)  # fmt: skip
+def test_a_table_that_cannot_be_read_is_an_error(translate: Run, options: str, message: str):
+    write_lines("in.jsonl", ['{"text": "a"}'])
+    write_lines("plain", ["a"])
+    message = message.replace("{cwd}", str(Path.cwd()))
+    assert translate(*options.split(), stdin=b"a\n") == (2, "", f"error: {message}\n")
+
+
+def test_tabs_in_most_lines_of_plain_text_are_warned_about(translate: Run):
+    status, stdout, stderr = translate(stdin=b"a\tb\nc\td\ne\n")
+    assert (status, stdout) == (0, "A B\nC D\nE\n")
+    assert stderr == (
+        "warning: standard input: 2 of the first 3 lines have tabs; whole lines are translated. To translate one "
+        "column, give a file whose name ends in .tsv, with --src-column N if needed\n"
+    )
+    assert translate(stdin=b"a\tb\nc\n")[2] == ""
+
+
+def test_sentences_are_split_as_asked_and_counted(translate: Run):
+    text = b"Ein Hund. Eine Katze.\nEin Hund.\n"
+    status, stdout, stderr = translate("--split-sentences", "always", stdin=text)
+    assert (status, stdout) == (0, "EIN HUND. EINE KATZE.\nEIN HUND.\n")
+    assert stderr == "1 of 2 lines have several sentences and were split at their ends (--split-sentences)\n"
+    assert translate("--split-sentences", "never", stdin=text) == (0, stdout, "")
+    Parrot.said["Ein Hund. Eine Katze."] = "EIN HUND"
+    stderr = translate(stdin=text)[2]
+    assert stderr == "warning: 1 of 2 lines have a translation with at most half of their sentences\n"
+
+
+def test_a_translation_is_not_resumed_with_sentences_split_otherwise(translate: Run, interrupted: Callable[..., Any]):
+    interrupted(KeyboardInterrupt())
+    message = f"{Path.cwd()}/out.part was started with --split-sentences auto, not never"
+    fix = "Rerun with --split-sentences auto, or delete it to start over"
+    assert translate(*RESUME, "--split-sentences", "never") == (2, "", f"error: {message}. {fix}.\n")
+
+
 def names() -> set[str]:
     return {path.name for path in Path().iterdir()}
 
@@ -572,10 +737,11 @@ def test_resume_starts_over_if_there_is_nothing_to_continue(translate: Run):
     write_lines("in", ["a", "b"])
     assert translate(*RESUME) == (0, "", "")
     assert Path("out").read_text("utf-8") == "A\nB\n"
-    fix = "To translate again, delete it or omit --resume."
-    message = f"error: out exists already, and there is no out.part to continue. {fix}\n"
-    assert translate(*RESUME) == (2, "", message)
+    assert translate(*RESUME) == (2, "", exists("out"))
     assert Path("out").read_text("utf-8") == "A\nB\n"
+    write_lines("in", ["c"])
+    assert translate(*RESUME, "--overwrite") == (0, "", "")
+    assert Path("out").read_text("utf-8") == "C\n"
 
 
 @pytest.mark.usefixtures("interrupted")
@@ -718,7 +884,7 @@ def test_without_a_terminal_progress_is_logged_in_lines(translate: Run, monkeypa
         assert re.fullmatch(r"[\d,]+ of 5,000 lines · [\d,.]+ lines/s · \d+ s left", line)
     assert shown[-1].startswith("5,000 of 5,000 lines · ")
     assert re.fullmatch(r"5,000 lines in \d+ s · [\d,.]+ lines/s", last)
-    assert translate("--input", "in", "--output", "out", "--no-progress")[2] == ""
+    assert translate("--input", "in", "--output", "out", "--overwrite", "--no-progress")[2] == ""
     assert re.match(r"1 lines · [\d,.]+ lines/s\n", translate(stdin=b"a\n")[2])
 
 
@@ -903,6 +1069,39 @@ def test_options_reach_the_scorer(score: Run, score_pairs: Mock):
     assert score_pairs.call_args.kwargs == {"batch_tokens": 99}
 
 
+def test_scores_are_not_overwritten_unasked_and_never_replace_the_source(score: Run):
+    Path("scores").write_text("precious")
+    assert score("--output", "scores") == (2, "", exists("scores"))
+    assert score("--output", "scores", "--overwrite") == (0, "", "")
+    message = "error: --tgt: two.tgt is also the --output. Give two different files.\n"
+    assert score("--output", "two.tgt", "--overwrite") == (2, "", message)
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "options"),
+    [
+        ("two.tsv", "ä\tbcd", ()),
+        ("two.jsonl", '{"en": "ä", "de": "bcd"}', ()),
+        ("two.tsv", "bcd\tä", ("--src-column", "2", "--tgt-column", "1")),
+    ],
+)
+def test_pairs_of_a_table_are_scored(
+    run: Run, toy_model: Path, score_pairs: Mock, name: str, line: str, options: tuple[str, ...]
+):
+    write_lines(name, [line])
+    given = ("score", "--model", toy_model, "--length-penalty", "1", "--file", name)
+    assert run(*given, *options) == (0, "-10.0000\t-2.0000\t-6.0000\t5\n", "")
+
+
+def test_score_needs_pairs_from_two_texts_or_one_table(run: Run):
+    fix = "The pairs come from two files or from one. Give --src and --tgt, or --file.\n"
+    for options in ("", "--src a", "--src a --tgt b --file c", "--tgt b --file c"):
+        status, _, stderr = run("score", "--model", "m", *options.split())
+        assert (status, stderr.lower()) == (2, f"error: {fix}".lower())
+    message = "error: --src: a.tsv is a table. Give --file a.tsv, or a file of plain text.\n"
+    assert run("score", "--model", "m", "--src", "a.tsv", "--tgt", "b") == (2, "", message)
+
+
 def test_files_without_lines_have_no_scores(score: Run):
     write_lines("two.src", [])
     write_lines("two.tgt", [])
@@ -949,7 +1148,8 @@ def test_explain_writes_the_page(run: Run, monkeypatch: pytest.MonkeyPatch):
     given = ("explain", "--model", "m", "--output", "page.html")
     assert run(*given, "--src", "ä", "--tgt", "b", "--device", "cpu", "--precision", "fp32") == (0, "", "")
     assert Path("page.html").read_text(encoding="utf-8") == "<p>('m', 'ä', 'b', 'cpu', 'fp32')</p>\n"
-    assert run(*given, "--src", "ä") == (0, "", "")
+    assert run(*given, "--src", "ä") == (2, "", exists("page.html"))
+    assert run(*given, "--src", "ä", "--overwrite") == (0, "", "")
     assert Path("page.html").read_text(encoding="utf-8") == "<p>('m', 'ä', None, 'auto', 'auto')</p>\n"
     Path("page.html").unlink()
     assert run(*given, "--src", "") == (2, "", "error: --src is blank. Give a sentence.\n")

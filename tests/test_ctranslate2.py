@@ -24,6 +24,7 @@ from mt.decode.translator import Translator
 from mt.errors import CheckpointError, ConfigError, MTError
 from mt.model import Transformer
 from mt.system.files import file_checksum
+from mt.text.sentences import UsualLines
 from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
 from tests.conftest import Run
 from tests.test_variants import ROWS, model_of
@@ -106,9 +107,8 @@ def exported(
     shape = ModelConfig(d_model=32, n_heads=2, d_ff=48, n_encoder_layers=2, n_decoder_layers=2, norm=request.param)
     config = replace(config, model=shape)
     model = capitalising_model(shape, tokenizer)
-    save_model_folder(
-        home / "model", model.state_dict(), config, [tokenizer_path], {"vocab_size": tokenizer.vocab_size}
-    )
+    manifest = {"vocab_size": tokenizer.vocab_size, "usual_lines": {"sentences": 1, "src_tokens": 64}}
+    save_model_folder(home / "model", model.state_dict(), config, [tokenizer_path], manifest)
     export(home / "model", home / "export")
     return Exported(
         folder=home / "model",
@@ -341,6 +341,7 @@ def test_the_folder_is_complete_and_its_manifest_describes_it(exported: Exported
 
 def test_the_first_command_on_an_export_works_with_the_default_settings(exported: Exported, run: Run) -> None:
     assert load_translator(exported.export).decode == DecodeConfig()
+    assert load_translator(exported.export).usual_lines == UsualLines(1, 64)
     command = ("translate", "--backend", "ctranslate2", "--model", exported.export)
     status, output, _ = run(*command, stdin="\n".join(LINES).encode())
     assert status == 0

@@ -47,6 +47,7 @@ LAYERS: list[set[str]] = [
         "text.corpora",
         "text.tables",
         "text.normalise",
+        "text.sentences",
         "text.languages",
         "text.clean",
         "text.overlap",

@@ -422,16 +422,19 @@ def _refusal(folder: Path) -> str:
     return str(caught.value)
 
 
-def test_a_report_folder_may_be_new_or_contain_an_earlier_report(tmp_path: Path):
+def test_a_report_folder_may_be_new_or_contain_an_earlier_report_that_may_be_overwritten(tmp_path: Path):
     folder = tmp_path / "a/b"
     check_folder(folder)
     assert not folder.parent.exists()  # not created yet, because a later check may still fail
     write_report(_small("first"), folder)
     before = _read(folder)
-    check_folder(folder)
+    check_folder(folder, may_overwrite=True)
     assert _read(folder) == before
     (folder / "report.json").write_text('{"kind": "comparison"}')
-    check_folder(folder)
+    check_folder(folder, may_overwrite=True)
+    assert _refusal(folder) == (
+        f"report: {folder} contains report.html already. Give another folder, or add --overwrite."
+    )
 
 
 @pytest.mark.parametrize(

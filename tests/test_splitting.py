@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 
-from mt.decode.splitting import Part, join_parts, split_text
+from mt.decode.splitting import Part, grouped, join_parts, split_sentences, split_text
 from mt.text.normalise import normalise
 from mt.text.tokenizer import Tokenizer
 
@@ -93,3 +94,36 @@ def test_translated_parts_are_joined_with_a_space_if_their_script_uses_spaces():
     assert join_parts("他来了。", "OK.", False) == "他来了。 OK."
     assert join_parts("", "Er sah.", False) == "Er sah."
     assert join_parts("Er kam.", "", False) == "Er kam."
+    assert join_parts("他来了。", "他看见了。", False, " ") == "他来了。他看见了。"
+    assert join_parts("Er kam.", "Er sah.", False, "") == "Er kam. Er sah."
+
+
+@pytest.mark.parametrize("gap", ["\n\n", "\n", "  ", "\t"])
+def test_other_white_space_between_sentences_is_kept(gap: str):
+    assert join_parts("Er kam.", "Er sah.", False, gap) == f"Er kam.{gap}Er sah."
+    assert join_parts("他来了。", "他看见了。", False, gap) == f"他来了。{gap}他看见了。"
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        ("", []),
+        (" Ein Hund. ", [("", "Ein Hund.")]),
+        ("Ein Hund.  Eine Katze.\tEnde.", [("", "Ein Hund."), ("  ", "Eine Katze."), ("\t", "Ende.")]),
+        ("Titel\n\nEin Hund.\r\n Ende.\n", [("", "Titel"), ("\n\n", "Ein Hund."), ("\n ", "Ende.")]),
+        ("Er kam.\u00a0Er sah.\u2028Er ging.", [("", "Er kam."), (" ", "Er sah."), (" ", "Er ging.")]),
+    ],
+)
+def test_a_line_has_sentences_and_the_white_space_before_each(line: str, parts: list[tuple[str, str]]):
+    assert split_sentences(line, "de") == parts
+
+
+def test_sentences_are_grouped_up_to_the_limits():
+    def groups(lengths: list[int], *limits: int, gaps: Sequence[str] | None = None) -> list[list[int]]:
+        return [lengths[group] for group in grouped(lengths, gaps or [" "] * len(lengths), *limits)]
+
+    assert groups([3, 4, 5], 1, 100) == [[3], [4], [5]]
+    assert groups([3, 4, 5], 2, 100) == [[3, 4], [5]]
+    assert groups([3, 4, 5], 9, 9) == [[3, 4], [5]]
+    assert groups([30, 4, 5, 20, 1], 9, 9) == [[30], [4, 5], [20], [1]]
+    assert groups([3, 4, 5], 9, 100, gaps=["", " ", "\n"]) == [[3, 4], [5]]

@@ -579,7 +579,11 @@ def test_a_model_folder_works_without_its_run_and_text(tmp_path: Path) -> None:
     shutil.move(tmp_path / "run" / "model", tmp_path / "elsewhere")
     shutil.rmtree(tmp_path / "text")
     shutil.rmtree(tmp_path / "run")
-    assert len(Translator.load(tmp_path / "elsewhere").translate(["bar dest", ""])) == 2
+    translator = Translator.load(tmp_path / "elsewhere")
+    assert len(translator.translate(["bar dest", ""])) == 2
+    # The length of training's lines is there too, so that longer ones can be split.
+    assert translator.usual_lines is not None
+    assert (translator.usual_lines.sentences, translator.split_sentences) == (1, "auto")
 
 
 def test_a_changed_setting_is_refused_unless_it_is_changeable(tmp_path: Path) -> None:

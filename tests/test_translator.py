@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from mt.decode.alignment import Pairs
 from mt.decode.files import option_of
 from mt.decode.parallel import ForkPool, map_in_threads
 from mt.decode.search import SearchRequest, SearchResult
+from mt.decode.splitting import SplitSentences
 from mt.decode.translator import Backend, Hypothesis, OwnBackend, PrefixError, Translator
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.model import Transformer
 from mt.system.device import choose_dtype
+from mt.text.sentences import UsualLines
 from mt.text.tokenizer import EOS_ID, Tokenizer, Tokenizers
 from tests.toys import WORDS, sharp_model, toy_text
 
@@ -480,3 +483,104 @@ def test_the_translator_can_be_imported_from_mt(tmp_path: Path) -> None:
     import mt
 
     assert mt.Translator is Translator
+
+
+# --- Several sentences in a line --------------------------------------------------------------------------------------
+
+TWO = "Bar dest. Fin gol."
+
+
+def best_of(translator: Translator, line: str, **options: Any) -> Hypothesis:
+    return next(translator.translate_lines([line], **options))[0]
+
+
+def test_a_model_of_single_sentences_translates_sentences_one_by_one(parrot: Parrot) -> None:
+    translator = taught(parrot, usual_lines=UsualLines(1, 40))
+    best = best_of(translator, TWO)
+    assert (best.text, best.flags) == ("BAR DEST. FIN GOL.", ("split",))
+    assert parrot.calls[0][0] == ["Bar dest.", "Fin gol."]
+    assert best.score == -2.0  # the sum of both
+    assert best_of(translator, "Bar dest fin gol.").flags == ()
+
+
+@pytest.mark.parametrize(
+    ("usual", "mode", "searched"),
+    [
+        (UsualLines(2, 64), "auto", [TWO]),
+        (UsualLines(2, 64), "always", ["Bar dest.", "Fin gol."]),
+        (UsualLines(1, 64), "never", [TWO]),
+        (UsualLines(9, 9), "auto", ["Bar dest.", "Fin gol."]),  # together they have more tokens than usual
+        (None, "auto", [TWO]),  # a model of an earlier version
+        (None, "always", ["Bar dest.", "Fin gol."]),
+    ],
+)
+def test_lines_are_split_by_what_the_model_has_seen_or_as_asked(
+    parrot: Parrot, usual: UsualLines | None, mode: SplitSentences, searched: list[str]
+) -> None:
+    best_of(taught(parrot, usual_lines=usual, split_sentences=mode), TWO)
+    assert parrot.calls[0][0] == searched
+
+
+def test_a_long_text_is_split_into_as_many_sentences_as_the_model_knows(parrot: Parrot) -> None:
+    best_of(taught(parrot, usual_lines=UsualLines(2, 64)), f"{TWO} {TWO} Den.")
+    assert sorted(chain.from_iterable(texts for texts, _ in parrot.calls)) == [TWO, TWO, "Den."]
+
+
+@pytest.mark.parametrize("gap", [" ", "  ", "\t", "\n", "\n\n"])
+def test_translated_sentences_are_joined_as_they_were(parrot: Parrot, gap: str) -> None:
+    best = best_of(taught(parrot, usual_lines=UsualLines(1, 64)), f" Bar dest.{gap}Fin gol.\n")
+    assert best.text == f"BAR DEST.{gap}FIN GOL."
+
+
+def test_paragraphs_are_kept_even_if_the_model_has_seen_several_sentences(parrot: Parrot) -> None:
+    text = f"Bar\n\n{TWO}\nDen."
+    for usual in (UsualLines(9, 64), None):
+        assert best_of(taught(parrot, usual_lines=usual), text).text == text.upper()
+    never = taught(parrot, usual_lines=None, split_sentences="never")
+    assert best_of(never, text).text == text.upper().replace("\n\n", " ").replace("\n", " ")
+
+
+def test_a_translation_with_half_of_the_sentences_is_flagged(parrot: Parrot) -> None:
+    translator = taught(parrot, usual_lines=UsualLines(2, 64))
+    parrot.said = {(TWO, False): "BAR DEST.", ("Bar. Dest. Fin.", False): "BAR. DEST, FIN."}
+    assert best_of(translator, TWO).flags == ("sentences_missing",)
+    assert best_of(replace(translator, usual_lines=UsualLines(3, 64)), "Bar. Dest. Fin.").flags == ()
+    assert best_of(translator, "Bar dest.").flags == ()
+
+
+def test_alignments_count_words_through_the_sentences_of_a_line(parrot: Parrot) -> None:
+    translator = taught(parrot, usual_lines=UsualLines(1, 64))
+    lines = ["Bar dest.  Fin gol. Den.", "漢。漢漢。 bar"]
+    parrot.said = {(text, False): text for text in ("Bar dest.", "Fin gol.", "Den.", "漢。", "漢漢。", "bar")}
+    found = [best[0] for best in translator.translate_lines(lines, is_aligned=True)]
+    assert [best.text for best in found] == lines
+    assert [best.alignment for best in found] == [tuple((i, i) for i in range(n)) for n in (5, 2)]
+
+
+def test_the_prefix_is_that_of_the_first_sentence(parrot: Parrot) -> None:
+    translator = taught(parrot, usual_lines=UsualLines(1, 64))
+    (of_line,) = translator._sentences([TWO], ["BAR"], 0, translator.decode)
+    assert [bool(sentence.prefix) for sentence in of_line] == [True, False]
+
+
+def test_n_best_translations_of_a_split_line_are_whole(parrot: Parrot) -> None:
+    translator = taught(parrot, usual_lines=UsualLines(1, 64))
+    ((first, second),) = translator.translate_lines([TWO], n_best=2)
+    assert first.text == second.text == TWO.upper()
+
+
+def test_a_tag_holds_for_all_sentences_of_a_line(parrot: Parrot, monkeypatch: pytest.MonkeyPatch) -> None:
+    translator = taught(parrot, usual_lines=UsualLines(1, 64))
+    encode = translator.tokenizer.encode
+    monkeypatch.setattr(translator.tokenizer, "encode", lambda text: [7] if text == "<2de>" else encode(text))
+    (of_line,) = translator._sentences([f"<2de> <b> {TWO}"], [""], 0, translator.decode)
+    assert [sentence.part.text for sentence in of_line] == ["<2de> <b> Bar dest.", "<2de> Fin gol."]
+    assert [(sentence.part.n_words_before, sentence.part.n_tags) for sentence in of_line] == [(0, 0), (4, 1)]
+
+
+def test_a_sentence_that_is_too_long_is_cut_further(parrot: Parrot) -> None:
+    long = " ".join(WORDS[:20])
+    translator = taught(parrot, usual_lines=UsualLines(1, 64), max_source_tokens=MAX_SOURCE_TOKENS)
+    best = best_of(translator, f"{long}. Bar dest.")
+    assert best.text == f"{long}. Bar dest.".upper()
+    assert best.flags == ("in_parts", "split")

@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from mt.config.settings import DecodeConfig
-from mt.decode.lines import LineReader, decoded, open_lines, require_utf8
+from mt.decode.lines import LineReader, decoded, open_lines, open_rows, require_utf8
 from mt.decode.outputs import Outputs, open_outputs
 from mt.errors import ConfigError, DataError
 from mt.system.console import Meter
 from mt.system.signals import exit_on_signals
+from mt.text.corpora import is_table
 
 if TYPE_CHECKING:  # imports torch, which takes seconds; errors in files come first
     from mt.decode.translator import Hypothesis, Translator
@@ -29,6 +32,8 @@ INVALID_UTF8 = "invalid_utf8"  # flag of a line: invalid bytes were read as U+FF
 # Messages at the end about lines with a flag.
 _REPORTS = {
     INVALID_UTF8: "were not valid UTF-8: invalid bytes were read as U+FFFD",
+    "split": "have several sentences and were split at their ends (--split-sentences)",
+    "sentences_missing": "have a translation with at most half of their sentences",
     "in_parts": "had more than {max_source_tokens:,} tokens and were translated in parts",
     "repetition": "have a translation that repeats itself",
     "too_long": "have a translation that is far too long",
@@ -38,6 +43,7 @@ _REPORTS = {
 }
 _OPTIONS = {"no_repeat_ngram_size": "--no-repeat-ngram"}  # options whose name differs from their setting
 _JSON_FIELDS = ("text", "score", "log_prob", "log_prob_per_token", "n_tokens", "tokens", "alignment", "flags")
+_LINE_FEEDS = re.compile(r"\s*\n\s*")  # a row of a table may have several lines
 # Some programs end a line at some of them, and a terminal may obey the others.
 _ESCAPES = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), 0x2028, 0x2029)}
 
@@ -61,6 +67,7 @@ class TranslateOptions:
     """The input, the outputs and the formats of `mt translate`."""
 
     source: str  # a path, or - for standard input
+    src_column: str | None = None  # of a table: a name, or a number from 1; None: the one named after the language
     output: str  # a path, or - for standard output
     prefixes: Path | None = None  # a file with the prefix of the translations of each line
     alignments: Path | None = None  # a file to write alignments to, in Pharaoh format
@@ -70,7 +77,13 @@ class TranslateOptions:
     shard: InputShard | None = None
     is_strict: bool = False  # text that is not UTF-8 is an error
     is_resumed: bool = False
+    may_overwrite: bool = False  # existing outputs
     has_progress: bool = True
+
+    @property
+    def is_table(self) -> bool:
+        """Return whether the source is a column of a table, and not plain text."""
+        return is_table(Path(self.source))
 
 
 def option_of(setting: str) -> str:
@@ -95,19 +108,21 @@ def translate_files(options: TranslateOptions, load: Callable[[], Translator], c
     """Translate a file or a stream; with `is_resumed`, continue where an interrupted run stopped.
 
     Args:
-        load: returns the translator; it is called after all files have been checked.
+        load: returns the translator; it is called after all files have been checked, but before a table is opened.
         changes: search settings that differ from those of the model.
     Raises:
         MTError: something is wrong with the files, the options or the model.
     """
     with contextlib.ExitStack() as files:
-        text = files.enter_context(open_lines(options.source, is_strict=options.is_strict))
+        translator = load() if options.is_table else None
+        text = files.enter_context(_opened_text(options, translator))
         prefixes = None if options.prefixes is None else files.enter_context(open_lines(str(options.prefixes)))
         _check_number_of_prefixes(prefixes, text)
         lines = _lines_of_shard(options.shard, text)
         translations = cast(BinaryIO, sys.stdout.buffer) if options.output == "-" else Path(options.output)
-        outputs = files.enter_context(open_outputs(translations, options.alignments, is_resumed=options.is_resumed))
-        translator = load()
+        modes = {"is_resumed": options.is_resumed, "may_overwrite": options.may_overwrite}
+        outputs = files.enter_context(open_outputs(translations, options.alignments, **modes))
+        translator = translator or load()
         decode = search_settings(translator.decode, changes)
         outputs.begin(resume_key(options, translator, decode))
         run = _TranslationRun(options, translator, decode, text, prefixes, lines, outputs)
@@ -118,8 +133,18 @@ def translate_files(options: TranslateOptions, load: Callable[[], Translator], c
     for flag, report in _REPORTS.items():
         if n := outputs.record.counts.get(flag):
             report = report.format(max_source_tokens=translator.max_source_tokens)
-            level = logging.INFO if flag == "retried" else logging.WARNING
+            level = logging.INFO if flag in ("retried", "split") else logging.WARNING
             _log.log(level, f"{n:,} of {outputs.record.counts['lines']:,} lines {report}")
+
+
+def _opened_text(options: TranslateOptions, translator: Translator | None) -> AbstractContextManager[LineReader]:
+    if translator is None:
+        if options.src_column is not None:
+            fix = "name the file so, or cut the column out"
+            raise ConfigError("--src-column", "is for a .tsv, .csv, .jsonl or .parquet file", fix)
+        return open_lines(options.source, is_strict=options.is_strict)
+    langs = translator.normalisers.src.lang, translator.normalisers.tgt.lang
+    return open_rows(options.source, langs, options.src_column)
 
 
 def resume_key(options: TranslateOptions, translator: Translator, decode: DecodeConfig) -> dict[str, Any]:
@@ -130,7 +155,9 @@ def resume_key(options: TranslateOptions, translator: Translator, decode: Decode
         "mt": __version__,
         **{f"--{name}": value for name, value in translator.identity.items()},
         "--retry": translator.retries,
+        "--split-sentences": translator.split_sentences,
         "data.max_tokens": translator.max_source_tokens,
+        "--src-column": options.src_column,
         "--format": "jsonl" if options.is_jsonl else "text",
         "--n-best": options.n_best,
         "--prefix": options.prefixes is not None,
@@ -177,6 +204,8 @@ class _TranslationRun:
         with Meter("lines", total or None, before=n_before, is_shown=shown, has_summary=True) as meter:
             n_left = None if total is None else total - n_before
             for batch in self.text.batches(n_left, pause_seconds=pause_seconds):
+                if self.text.n_read == len(batch) and not self.options.is_table:
+                    self._warn_about_tabs(batch)
                 entries = self._entries(batch, meter)
                 counts = Counter(flag for entry in entries for flag in entry.flags)
                 self.outputs.add(self._contents(entries), len(batch), self._digests, counts)
@@ -185,6 +214,13 @@ class _TranslationRun:
         if self.options.shard is None and self.prefixes is not None and self.prefixes.take(1):
             problem = f"has more lines than {self.text.name}"
             raise DataError(self.prefixes.name, problem, "give one prefix for each line")
+
+    def _warn_about_tabs(self, first: Sequence[bytes]) -> None:
+        n_with_tabs = sum(b"\t" in line for line in first)
+        if 2 * n_with_tabs > len(first):
+            where = f"{self.text.name}: {n_with_tabs:,} of the first {len(first):,} lines have tabs"
+            fix = "To translate one column, give a file whose name ends in .tsv, with --src-column N if needed"
+            _log.warning(f"{where}; whole lines are translated. {fix}")
 
     @property
     def _digests(self) -> dict[str, str]:
@@ -230,7 +266,7 @@ class _TranslationRun:
 
     def _contents(self, entries: Sequence[_Entry]) -> list[bytes]:
         """Return the bytes to append to each of the outputs."""
-        texts = self._n_best(entries, lambda one: one.text)
+        texts = self._n_best(entries, lambda one: _LINE_FEEDS.sub(" ", one.text))
         contents = [map(_Entry.json_line, entries) if self.options.is_jsonl else texts]
         if self.options.alignments is not None:
             contents.append(self._n_best(entries, lambda one: _pharaoh(one.alignment) or ""))

@@ -12,12 +12,15 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from mt.config.settings import Table
 from mt.errors import DataError
 from mt.system.console import require_stream
+from mt.text.corpora import reader_of
 from mt.text.files import (
     MAX_LINE_BYTES,
     count_lines,
@@ -30,7 +33,10 @@ from mt.text.files import (
 
 _log = logging.getLogger(__name__)
 
+Rows = Generator[list[bytes], None, None]
+
 _BLOCK_BYTES = 1 << 16
+_BLOCK_ROWS = 64
 _BLOCKS_AHEAD = 64
 # Limits of a batch of lines. MAX_BYTES bounds the memory if lines are long.
 MAX_LINES, MAX_BYTES = 4_096, 8 << 20
@@ -46,13 +52,14 @@ class LineReader:
     error in Python: pass the raw stream if input may pause.
 
     Args:
+        stream: bytes, or lists of lines, which may then contain line feeds.
         name: of the file, for errors.
         total: number of lines; None for a pipe, whose lines cannot be counted.
     """
 
-    def __init__(self, stream: BinaryIO, name: str = "standard input", total: int | None = None) -> None:
+    def __init__(self, stream: BinaryIO | Rows, name: str = "standard input", total: int | None = None) -> None:
         self.name, self.total = name, total
-        self._blocks: queue.Queue[bytes | Exception] = queue.Queue(maxsize=_BLOCKS_AHEAD)
+        self._blocks: queue.Queue[bytes | list[bytes] | Exception] = queue.Queue(maxsize=_BLOCKS_AHEAD)
         self._lines: deque[bytes] = deque()
         self._unfinished: list[bytes] = []  # pieces of an incomplete line, joined when it is complete
         self._n_unfinished = 0  # bytes of these pieces
@@ -116,6 +123,9 @@ class LineReader:
                 with explained(Path(self.name)):
                     raise block
             self._is_at_end = not block
+            if isinstance(block, list):
+                self._lines.extend(block)
+                continue
             *whole, rest = block.split(b"\n")
             for line in whole:
                 self._lines.append(b"".join([*self._unfinished, line]))
@@ -131,10 +141,14 @@ class LineReader:
         return self._lines.popleft() if self._lines else None
 
 
-def _read_ahead(stream: BinaryIO, blocks: queue.Queue[bytes | Exception]) -> None:
+def _read_ahead(stream: BinaryIO | Rows, blocks: queue.Queue[bytes | list[bytes] | Exception]) -> None:
     """Put blocks of bytes into the queue, and an empty one at the end; put an error there where it occurs."""
-    read = getattr(stream, "read1", stream.read)  # returns what is available, without waiting for more
     try:
+        if isinstance(stream, Generator):
+            for rows in stream:
+                blocks.put(rows)
+            return
+        read = getattr(stream, "read1", stream.read)  # returns what is available, without waiting for more
         while (block := read(_BLOCK_BYTES)) != b"":
             if block is None:  # a non-blocking descriptor without data
                 select.select([stream], [], [])
@@ -142,7 +156,8 @@ def _read_ahead(stream: BinaryIO, blocks: queue.Queue[bytes | Exception]) -> Non
                 blocks.put(block)
     except Exception as error:
         blocks.put(error)
-    blocks.put(b"")
+    finally:
+        blocks.put(b"")
 
 
 @contextlib.contextmanager
@@ -171,6 +186,43 @@ def open_lines(name: str, *, is_strict: bool = False) -> Iterator[LineReader]:
             stream = cast(BinaryIO, open(path, "rb", buffering=0))  # noqa: SIM115
     with stream:
         yield LineReader(stream, name, n_lines)
+
+
+@contextlib.contextmanager
+def open_rows(name: str, langs: tuple[str, str], src_column: str | None = None) -> Iterator[LineReader]:
+    """Yield a reader of the source texts of a table, which may contain line feeds.
+
+    A regular file is first read to its end, so that errors in it are found at once.
+
+    Args:
+        langs: of the model; they name the columns.
+        src_column: the name of a column, or its number from 1.
+    Raises:
+        DataError: the file cannot be read to its end, or has no such column.
+    """
+    reader = reader_of(Table(file=name), langs, "")
+    if src_column is not None:
+        column = int(src_column) if src_column.isdecimal() else src_column
+        reader = replace(reader, corpus=_Column(file=name, src_column=column))
+    try:
+        total = sum(len(chunk.src) for chunk in reader.chunks(_BLOCK_ROWS)) if Path(name).is_file() else None
+    except DataError as error:
+        fix = error.fix.replace("src_column and tgt_column", "--src-column")
+        raise DataError(error.place, error.problem, fix) from None
+    rows = ([text.encode(errors="replace") for text in chunk.src] for chunk in reader.chunks(_BLOCK_ROWS))
+    yield LineReader(rows, name, total)
+
+
+class _Column(Table):
+    """One column of a table, read as both sides."""
+
+    def __post_init__(self) -> None:
+        pass
+
+    @property
+    def columns(self) -> tuple[int | str, int | str] | None:
+        assert self.src_column is not None
+        return self.src_column, self.src_column
 
 
 def _count_valid_lines(path: Path) -> int:

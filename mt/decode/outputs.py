@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from mt.errors import ConfigError, DataError
-from mt.system.files import WriteError, explained_writes, read_json, write_json
+from mt.system.files import WriteError, explained_writes, read_json, refuse_to_overwrite, write_json
 from mt.system.locks import locked
 
 _FORMAT = 1
@@ -119,7 +119,9 @@ class PartFile(OutputStream):
 class Outputs:
     """The outputs of a translation, which are written in the same steps. The first one has the translations."""
 
-    def __init__(self, files: Sequence[OutputStream], stack: ExitStack, *, is_resumed: bool) -> None:
+    def __init__(
+        self, files: Sequence[OutputStream], stack: ExitStack, *, is_resumed: bool, may_overwrite: bool
+    ) -> None:
         self._files, self._is_resumed = files, is_resumed
         self._parts = [file for file in files if isinstance(file, PartFile)]
         first = files[0]
@@ -129,6 +131,8 @@ class Outputs:
         if self._record_path is not None:
             self.record = self._earlier_record(self._record_path) or self.record
         for file in self._parts:
+            if not may_overwrite:
+                refuse_to_overwrite(file.path)
             file.open(stack)
         stack.callback(self._leave)
         self._write_record()
@@ -199,7 +203,7 @@ class Outputs:
         """Return the record of the run to resume, after checking its files; None if translation starts from line 1."""
         record = OutputRecord.read(path, self.where)
         if record is None:
-            self._refuse_to_overwrite(path)
+            self._refuse_unknown_parts(path)
         if record is None or record.n_lines == 0:  # it stopped during its first step
             return None
         if self._is_resumed:
@@ -207,8 +211,6 @@ class Outputs:
                 file.unpublish(n_bytes)
         missing = [file.part for file in self._parts if not file.part.is_file()]
         if len(missing) == len(self._parts):
-            if self._is_resumed:
-                self._refuse_to_overwrite(path)
             return None
         if not self._is_resumed:
             problem = f"is an interrupted translation of {record.n_lines:,} lines"
@@ -221,14 +223,11 @@ class Outputs:
                 raise DataError(file.part, "is shorter than when it was written", "delete it to start over")
         return record
 
-    def _refuse_to_overwrite(self, record_path: Path) -> None:
+    def _refuse_unknown_parts(self, record_path: Path) -> None:
         for file in self._parts:
             if file.part.is_file() and file.part.stat().st_size:
                 problem = f"exists, but there is no {record_path} that says which translation it belongs to"
                 raise DataError(file.part, problem, "move it to another place, or delete it")
-            if self._is_resumed and file.target.exists():
-                fix = "to translate again, delete it or omit --resume"
-                raise DataError(file.path, f"exists already, and there is no {file.part.name} to continue", fix)
 
     def _cut(self) -> None:
         """Remove everything written after the last complete step."""
@@ -242,7 +241,11 @@ class Outputs:
 
 @contextmanager
 def open_outputs(
-    translations: BinaryIO | Path, alignments: Path | None = None, *, is_resumed: bool = False
+    translations: BinaryIO | Path,
+    alignments: Path | None = None,
+    *,
+    is_resumed: bool = False,
+    may_overwrite: bool = False,
 ) -> Iterator[Outputs]:
     """Yield the outputs of a translation.
 
@@ -250,7 +253,8 @@ def open_outputs(
         translations: standard output, or a path.
     Raises:
         ConfigError: `is_resumed` needs regular files, or only the alignments go to a stream.
-        DataError: a file cannot be written, or the files of an earlier run are in the way or do not match.
+        DataError: a file exists and may not be overwritten, or the files of an earlier run do not match.
+        WriteError: a file cannot be written.
     """
     with ExitStack() as stack:
         files = [_output_file(where, stack) for where in (translations, alignments) if where is not None]
@@ -260,7 +264,7 @@ def open_outputs(
         if isinstance(files[0], PartFile) and not isinstance(files[-1], PartFile):
             problem = f"{alignments} is not a regular file, but --output is"
             raise ConfigError("--alignments", problem, "use regular files for both or neither")
-        yield Outputs(files, stack, is_resumed=is_resumed)
+        yield Outputs(files, stack, is_resumed=is_resumed, may_overwrite=may_overwrite)
 
 
 def _output_file(where: BinaryIO | Path, stack: ExitStack) -> OutputStream:

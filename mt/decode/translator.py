@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain, islice, repeat
+from itertools import chain, islice, repeat, takewhile
 from os import PathLike
 from typing import Unpack
 from weakref import WeakValueDictionary
@@ -22,14 +23,16 @@ from mt.decode.graphs import Graphs
 from mt.decode.parallel import ForkPool, map_in_threads
 from mt.decode.quality_flags import has_repetition_loop, is_too_long, min_plausible_length, repeated_tokens
 from mt.decode.search import SearchRequest, SearchResult, length_sorted_batches, longest_translation, search
-from mt.decode.splitting import Part, join_parts, split_text
+from mt.decode.splitting import Part, SplitSentences, grouped, join_parts, split_sentences, split_text
 from mt.errors import CheckpointError, ConfigError, DataError, MTError
 from mt.model import Transformer
 from mt.run_folder import open_model
 from mt.system.console import note
 from mt.system.device import choose_device, choose_dtype
 from mt.system.malloc import tune_malloc
-from mt.text.normalise import Normalisers
+from mt.text.languages import base_language
+from mt.text.normalise import TAGS, Normalisers
+from mt.text.sentences import UNMARKED_ENDS, UsualLines, count_sentences
 from mt.text.tokenizer import EOS_ID, Tokenizers
 
 # Lines that are read before the first is translated, so that sentences of equal length can share a batch.
@@ -46,7 +49,9 @@ TOO_LONG = "too_long"  # for its source, or it was cut off at the default length
 TOO_SHORT = "too_short"  # for its source
 MAX_LENGTH = "max_length"  # it was cut off at DecodeConfig.max_length
 RETRIED = "retried"  # it or a part of it was searched twice; this is the better of the two results
-IN_PARTS = "in_parts"  # the line was too long for the model, and was translated in parts
+SPLIT = "split"  # the line was split at ends of sentences, and its parts were translated one by one
+IN_PARTS = "in_parts"  # it or a sentence of it was too long for the model, and was translated in parts
+SENTENCES_MISSING = "sentences_missing"  # the source of it or of a part has at least twice as many sentences
 IMPLAUSIBLE = frozenset({REPETITION, TOO_LONG, TOO_SHORT})  # reasons to search again
 
 
@@ -206,6 +211,9 @@ class Translator:
     normalisers: Normalisers = field(default_factory=Normalisers.by_default)  # of source and target text
     # Search implausible translations again, with repetition blocked; sampled ones are never searched again.
     retries: bool = True
+    # Split lines at ends of sentences. auto: lines with more sentences or tokens than `usual_lines`, and at line feeds.
+    split_sentences: SplitSentences = "auto"
+    usual_lines: UsualLines | None = None  # of training; None: not known, then auto splits at line feeds alone
     # Everything that the output depends on besides settings and text: checksums of the model, device, precision.
     identity: Mapping[str, str] = field(default_factory=dict)
 
@@ -223,6 +231,7 @@ class Translator:
         precision: str = "auto",
         *,
         retries: bool = True,
+        split_sentences: SplitSentences = "auto",
         n_processes: int | None = 1,
     ) -> Translator:
         """Load the translator in a run folder (while it runs, its best so far), a checkpoint or a model folder.
@@ -231,6 +240,8 @@ class Translator:
             device: auto, cpu, cuda or cuda:N.
             precision: of matrix products: auto, bf16, fp16 or fp32.
             retries: search again for translations that loop, or are far too long or short, with repetition blocked.
+            split_sentences: translate the sentences of a line one by one: always, never, or if the line has more
+                sentences or tokens than most lines that the model was trained on.
             n_processes: that may be forked to translate long texts on the CPU; None: as many as torch has threads.
                 For programs in which no other thread computes.
         Raises:
@@ -250,7 +261,17 @@ class Translator:
             "device": chosen_device.type,
             "precision": str(dtype).removeprefix("torch."),
         }
-        return cls(backend, tokenizers, config.decode, config.data.max_tokens, normalisers, retries, identity)
+        return cls(
+            backend,
+            tokenizers,
+            config.decode,
+            config.data.max_tokens,
+            normalisers,
+            retries,
+            split_sentences,
+            UsualLines.of_manifest(folder.manifest),
+            identity,
+        )
 
     def __repr__(self) -> str:
         languages = f"{self.normalisers.src.lang} to {self.normalisers.tgt.lang}"
@@ -344,12 +365,14 @@ class Translator:
         self, lines: Sequence[str], prefixes: Sequence[str], n_lines_before: int, decode: DecodeConfig
     ) -> list[list[_Sentence]]:
         """Return the sentences to translate for each line: the line itself, or its parts."""
-        texts = [self.normalisers.src(line) for line in lines]
+        groups = [self._sentence_groups(line) for line in lines]
+        ids_of_groups = iter(self.tokenizers.src.encode_batch([group.text for group in chain.from_iterable(groups)]))
         prefix_ids = self.tokenizers.tgt.encode_batch([self.normalisers.tgt(prefix) for prefix in prefixes])
         of_lines: list[list[_Sentence]] = []
-        for text, ids, prefix in zip(texts, self.tokenizers.src.encode_batch(texts), prefix_ids, strict=True):
+        for of_line, prefix in zip(groups, prefix_ids, strict=True):
             sentences: list[_Sentence] = []
-            for part, part_ids in self._parts(Part(text, 0), ids):
+            parts = chain.from_iterable(self._parts(group, next(ids_of_groups)) for group in of_line)
+            for part, part_ids in parts:
                 longest = longest_translation(len(part_ids) + 1, decode, self.backend.n_positions)
                 part_prefix = [] if sentences else prefix  # the first part has the prefix
                 sentences.append(_Sentence([*part_ids, EOS_ID], part_prefix, part, decode, longest))
@@ -363,6 +386,39 @@ class Translator:
             of_lines.append(sentences)
         return of_lines
 
+    def _sentence_groups(self, line: str) -> list[Part]:
+        """Return the normalised line as one part or, if it is to be split, its sentences in groups."""
+        normalise, lang, usual = self.normalisers.src, self.normalisers.src.lang, self.usual_lines
+        whole = [Part(normalise(line), 0)]
+        if self.split_sentences == "never" or len(split := split_sentences(line, lang)) < 2:
+            return whole
+        gaps, texts = zip(*split, strict=True)
+        limits = (len(texts), sys.maxsize) if usual is None else (usual.sentences, usual.src_tokens)
+        if self.split_sentences == "always":
+            limits = 1, 1
+        n_tokens = [
+            len(ids) for ids in self.tokenizers.src.encode_batch([normalise(text) for text in texts], n_threads=1)
+        ]
+        groups = grouped(n_tokens, gaps, *limits)
+        if len(groups) == 1:
+            return whole
+        parts: list[Part] = []
+        n_words, tags = 0, self._tags(whole[0].text)
+        for group in groups:
+            gap = gaps[group.start]
+            if text := normalise("".join(chain.from_iterable(split[group])).removeprefix(gap)):
+                n_before = n_words - (gap == "" and n_words > 0)
+                n_words = n_before + len(text.split(" "))
+                repeated = tags if parts else []
+                parts.append(Part(" ".join([*repeated, text]), n_before, gap=gap, n_tags=len(repeated)))
+        return parts
+
+    def _tags(self, text: str) -> list[str]:
+        """Return the tags at the beginning of a line; they say of all its sentences where they come from or go to."""
+        found = TAGS.match(text)
+        assert found is not None
+        return list(takewhile(lambda tag: len(self.tokenizers.src.encode(tag)) == 1, found[0].split()))
+
     def _parts(self, whole: Part, ids: list[int]) -> Iterator[tuple[Part, list[int]]]:
         """Yield a line and its ids or, if it is too long, its parts and their ids; nothing for an empty line."""
         max_pieces = max(self.max_source_tokens - 1, 1)  # without EOS
@@ -371,10 +427,13 @@ class Translator:
                 yield whole, ids
             return
         # A part may have one or two pieces more than it had in the line, since its first word is tokenized again.
-        parts = split_text(whole.text, self.tokenizers.src.piece_ends(whole.text), max(max_pieces - 2, 1))
+        lang, ends = self.normalisers.src.lang, self.tokenizers.src.piece_ends(whole.text)
+        parts = split_text(whole.text, ends, max(max_pieces - 2, 1), lang)
         for part, part_ids in zip(parts, self.tokenizers.src.encode_batch([part.text for part in parts]), strict=True):
-            continues_word = part.continues_word if part is not parts[0] else whole.continues_word
-            placed = Part(part.text, whole.n_words_before + part.n_words_before, continues_word)
+            n_before = whole.n_words_before - whole.n_tags + part.n_words_before
+            placed = replace(part, n_words_before=n_before)
+            if part is parts[0]:
+                placed = replace(whole, text=part.text)
             yield from self._parts(placed, part_ids)
 
     def _search(
@@ -453,22 +512,33 @@ class Translator:
         for sentence, result in zip(sentences, results, strict=True):
             pieces = self.tokenizers.tgt.pieces(result.ids)
             tokens += pieces
-            flags += sentence.flags(result)
             part_text = self.tokenizers.tgt.decode(result.ids)
-            text = join_parts(text, part_text, sentence.part.continues_word)
+            flags += sentence.flags(result)
+            if self._misses_sentences(sentence.part.text, part_text):
+                flags.append(SENTENCES_MISSING)
+            text = join_parts(text, part_text, sentence.part.continues_word, sentence.part.gap)
             if is_aligned:
-                n_before = sentence.part.n_words_before, len(text.split()) - len(part_text.split())
+                part = sentence.part
+                n_before = part.n_words_before - part.n_tags, len(text.split()) - len(part_text.split())
                 pairs = word_alignment(self.tokenizers.src.pieces(sentence.ids[:-1]), pieces, sentence.alignments[k])
-                alignment |= {(i + n_before[0], j + n_before[1]) for i, j in pairs}
+                alignment |= {(i + n_before[0], j + n_before[1]) for i, j in pairs if i >= part.n_tags}
+        cuts = {SPLIT if sentence.part.gap is not None else IN_PARTS for sentence in sentences[1:]}
         return Hypothesis(
             text=text.translate(_CONTROLS),
             score=sum(result.score for result in results),
             log_prob=sum(result.log_prob for result in results),
             n_tokens=sum(result.n_tokens for result in results),
             tokens=tuple(tokens),
-            flags=tuple(dict.fromkeys([*flags, *([IN_PARTS] if len(sentences) > 1 else [])])),
+            flags=tuple(dict.fromkeys([*flags, *sorted(cuts)])),
             alignment=tuple(sorted(alignment)) if is_aligned else None,
         )
+
+    def _misses_sentences(self, source: str, translation: str) -> bool:
+        src_lang, tgt_lang = self.normalisers.src.lang, self.normalisers.tgt.lang
+        if base_language(tgt_lang) in UNMARKED_ENDS or not translation:
+            return False
+        n_sentences = count_sentences(source, src_lang)
+        return n_sentences > 1 and 2 * count_sentences(translation, tgt_lang) <= n_sentences
 
 
 def nan_error(text: str) -> CheckpointError:

@@ -24,11 +24,13 @@ _KIND, _FORMAT_VERSION = "evaluation", 1
 _OTHERS = {"run.json": "a run", "manifest.json": "a model or a prepared corpus"}  # a file → what its folder contains
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, *, may_overwrite: bool = False) -> None:
     """Check that a report can be written to a folder, before hours are spent on its content. Nothing is created.
 
+    Args:
+        may_overwrite: an earlier report in the folder may be replaced.
     Raises:
-        ConfigError: the folder is a file, is not writable, is part of a run, or contains another kind of report.
+        ConfigError: the folder is a file, is not writable, is part of a run, or contains a report.
     """
     try:
         if folder.exists() and not folder.is_dir():
@@ -45,6 +47,10 @@ def check_folder(folder: Path) -> None:
         if existing.exists() and json_object(existing).get("kind") not in (_KIND, "comparison"):
             problem = f"{folder} contains another kind of {JSON_NAME}, which would be overwritten"
             raise ConfigError("report", problem, "give another folder")
+        for name in () if may_overwrite else (HTML_NAME, _MARKDOWN_NAME, JSON_NAME):
+            if (folder / name).exists():
+                problem = f"{folder} contains {name} already"
+                raise ConfigError("report", problem, "give another folder, or add --overwrite")
         parent = next(place for place in (inside, *inside.parents) if place.exists())
         with tempfile.TemporaryFile(dir=parent):
             pass

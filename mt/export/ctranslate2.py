@@ -46,6 +46,7 @@ from mt.decode.search import (
     length_sorted_batches,
     search,
 )
+from mt.decode.splitting import SplitSentences
 from mt.decode.translator import Backend, Translator
 from mt.errors import CheckpointError, ConfigError, MTError, optional_package
 from mt.evaluation.scores import bleu_and_chrf
@@ -60,6 +61,7 @@ from mt.system.provenance import versions
 from mt.text.corpus import first_test_pairs
 from mt.text.languages import written_without_spaces
 from mt.text.normalise import Normalisers
+from mt.text.sentences import UsualLines
 from mt.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizers, tokenizer_paths
 
 MODEL_CONFIG = "config.json"
@@ -634,7 +636,12 @@ def _result(ids: tuple[int, ...], log_prob: float, decode: DecodeConfig) -> Sear
 
 
 def load_translator(
-    path: str | Path, device: str = "auto", precision: str = "auto", *, retries: bool = True
+    path: str | Path,
+    device: str = "auto",
+    precision: str = "auto",
+    *,
+    retries: bool = True,
+    split_sentences: SplitSentences = "auto",
 ) -> Translator:
     """Return a translator over an export folder; the counterpart of `Translator.load`.
 
@@ -665,8 +672,17 @@ def load_translator(
         "model": " ".join(str(checksums.get(name)) for name in files),
         "device": device.partition(":")[0],
     }
-    normalisers = Normalisers.of_run(config)
-    return Translator(backend, tokenizers, config.decode, config.data.max_tokens, normalisers, retries, identity)
+    return Translator(
+        backend,
+        tokenizers,
+        config.decode,
+        config.data.max_tokens,
+        Normalisers.of_run(config),
+        retries,
+        split_sentences,
+        UsualLines.of_manifest(folder.manifest.get("model", {})),
+        identity,
+    )
 
 
 def _device(name: str) -> str:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mt.errors import MTError
+from mt.errors import DataError, MTError
 
 # The system's error number → the fix for a failed write.
 REMEDIES = {
@@ -119,6 +119,12 @@ def whole_folder(path: Path, *, may_replace: bool = False) -> Iterator[Path]:
                 shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def refuse_to_overwrite(path: Path) -> None:
+    """Raise a DataError if a file with content exists. An empty file, a device or a pipe has nothing to lose."""
+    if path.is_file() and path.stat().st_size:
+        raise DataError(path, "exists already", "delete it, give another name, or add --overwrite")
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -31,7 +31,7 @@ from mt.text.tmx import read_tmx
 _PAIRS_AT_ONCE = 1_000  # read before the first pair is yielded
 _MOST_LINES_COMPARED = 50_000_000  # line lengths kept in memory to find where two files stop being parallel
 _DELIMITED = (".tsv", ".csv")
-_FORMATS = (*_DELIMITED, ".jsonl", ".tmx", ".parquet")
+_FORMATS = (*_DELIMITED, ".jsonl", ".tmx", ".parquet")  # read by column
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MISSING = object()
 
@@ -168,6 +168,11 @@ def _file_fingerprint(path: Path) -> str:
 def _format(path: Path) -> str:
     """Return the suffix of the format, without the suffix of the compression."""
     return (path.with_suffix("") if path.suffix in COMPRESSIONS else path).suffix
+
+
+def is_table(path: Path) -> bool:
+    """Return whether a file has columns, by its name."""
+    return _format(path) in _FORMATS
 
 
 def _columns_fingerprint(columns: Columns | None) -> str:

@@ -80,7 +80,7 @@ _SURROGATES = re.compile(r"[\ud800-\udfff]")
 _ENTITIES = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 # In text without any of these characters, the Moses rules change only spaces.
 _PUNCTUATION = re.compile(r"[^\w ,.-]")
-_TAGS = re.compile(rf"(?:{SYMBOL.pattern} )*")
+TAGS = re.compile(rf"(?:{SYMBOL.pattern} )*")
 # A text that still changes after as many passes is not prose. Without these characters, it soon stops changing.
 _MOST_PASSES, _ENDLESS = 20, str.maketrans('&"', "  ")
 
@@ -154,7 +154,7 @@ class Normaliser:
     def _with_plain_punctuation(self, text: str) -> str:
         # Training text gets its tag after normalisation, but text to translate already has it. So tags are skipped:
         # the rules would remove the space between a tag and a colon.
-        tags = _TAGS.match(text)
+        tags = TAGS.match(text)
         if tags is not None and tags.end():
             return tags[0] + self._with_plain_punctuation(text[tags.end() :])
         if _PUNCTUATION.search(text) is None:

@@ -29,6 +29,7 @@ from mt.system.malloc import trim_heap, tune_malloc
 from mt.system.provenance import source_commit, versions
 from mt.system.signals import Received, caught_signals
 from mt.text.corpus import PreparedCorpus
+from mt.text.sentences import UsualLines
 from mt.text.tokenizer import Tokenizers
 from mt.training.engine import Engine, OutOfMemory, StepResult, Update
 from mt.training.optimizer import learning_rate
@@ -109,8 +110,10 @@ class Trainer:
         self.progress.micro_batch_tokens = self.engine.micro_batch_tokens
         self.progress.micro_batch_setting = setting
         self.meter = UpdateMeter(ranks, self.progress, self.engine.optimizer.scales_loss, self.engine.peak_seconds)
+        self.usual_lines = UsualLines.of_corpus(corpus.train, self.tokenizers.src, config.src_lang)
         self._manifest = {
             "vocab_size": self.tokenizers.vocab_size,
+            UsualLines.KEY: self.usual_lines.as_json(),
             "corpus_fingerprint": corpus.fingerprint,
             "versions": versions(),
             "hardware": hardware(self.engine.device),
@@ -340,7 +343,8 @@ class Trainer:
             with self.signals.interrupting():
                 self.signals.interrupt_if_any()
                 model = self.engine.inference_model()
-                result = validate(model, self.tokenizers, self.corpus, self.config, self.progress.bleu_tokenizer)
+                bleu_tokenizer, usual_lines = self.progress.bleu_tokenizer, self.usual_lines
+                result = validate(model, self.tokenizers, self.corpus, self.config, bleu_tokenizer, usual_lines)
             trim_heap()
         found = self.ranks.from_first(None if result is None else self._record_score(result))
         if found is None:

@@ -18,6 +18,7 @@ from mt.loss import linear_label_smoothed_nll
 from mt.model import Transformer
 from mt.text.corpus import ParallelIds, PreparedCorpus
 from mt.text.normalise import Normalisers
+from mt.text.sentences import UsualLines
 from mt.text.tokenizer import Tokenizers
 
 # Target tokens of one forward pass. Small, because its logits are all in memory.
@@ -39,17 +40,25 @@ class ValidationResult:
 
 
 def validate(
-    inference: Transformer, tokenizers: Tokenizers, corpus: PreparedCorpus, config: RunConfig, bleu_tokenizer: str
+    inference: Transformer,
+    tokenizers: Tokenizers,
+    corpus: PreparedCorpus,
+    config: RunConfig,
+    bleu_tokenizer: str,
+    usual_lines: UsualLines,
 ) -> ValidationResult:
     """Score a model in evaluation mode on the whole validation set, in a fixed order.
 
     Args:
         bleu_tokenizer: of sacreBLEU.
+        usual_lines: of training; lines are split at ends of sentences as for users of the model.
     """
     pairs, decode = corpus.valid_pairs, replace(config.decode, beam_size=config.train.validation_beam_size)
     # No retries: early in training nearly every sentence would be searched twice.
     limit, normalisers = config.data.max_tokens, Normalisers.of_run(config)
-    translator = Translator(OwnBackend(inference), tokenizers, decode, limit, normalisers, retries=False)
+    translator = Translator(
+        OwnBackend(inference), tokenizers, decode, limit, normalisers, retries=False, usual_lines=usual_lines
+    )
     hypotheses = translator.translate([pair.src for pair in pairs])
     references = [[pair.tgt for pair in pairs]]
     translated = TranslatedSet(None, hypotheses, references, config.tgt_lang, tokenize=bleu_tokenizer)
