@@ -101,7 +101,7 @@ def test_preparation_finds_in_the_text_what_doctor_finds(config: RunConfig, tmp_
 
 
 def test_a_given_tokenizer_that_spells_the_text_in_bytes_is_reported(config: RunConfig) -> None:
-    tokenizer = prepared(config)[0].tokenizer_path
+    tokenizer = prepared(config)[0].tokenizer_paths[0]
     other = replace(with_train(config, write_pair("ru", demo_lines("train.en", 100), russian(100))), tgt_lang="ru")
     given = replace(other, tokenizer=TokenizerConfig(model=str(tokenizer)))
     assert any(

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from mt.config.settings import TextFiles
 from mt.text.corpora import SentencePair, reader_of
-from mt.text.overlap import HeldOut, NgramOverlap, folded, folded_all, n_in_training, n_words
+from mt.text.languages import n_words
+from mt.text.overlap import HeldOut, NgramOverlap, folded, folded_all, n_in_training
 from mt.text.prepare import prepare_corpus
 from tests.toys import toy_config, toy_text
 

@@ -16,13 +16,14 @@ from jinja2 import UndefinedError
 
 from mt.errors import ConfigError, MTError
 from mt.evaluation import findings
-from mt.evaluation.analysis import FLAG_RULES, words_of
+from mt.evaluation.analysis import FLAG_RULES
 from mt.evaluation.findings import MOST_SENTENCES, EvalOptions, evaluate
 from mt.evaluation.report_files import check_folder, write_report
 from mt.evaluation.scores import TranslatedSet
 from mt.report.evaluation import evaluation_page
 from mt.report.facts import Evaluation, ModelManifest, ScoredSet, TrainingCurves
 from mt.report.markdown import markdown
+from mt.text.languages import words_of
 from tests.test_markdown import TABLE_TAGS, one_line, rendered, tags_of
 from tests.test_page import HOSTILE, PageReader, assert_same_structure
 from tests.toys import files_up_to

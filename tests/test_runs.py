@@ -13,11 +13,11 @@ import pytest
 
 from mt.config.settings import RunConfig
 from mt.errors import CheckpointError
-from mt.evaluation.analysis import words_of
 from mt.evaluation.runs import MOST_POINTS, RunArtifacts, read_training
 from mt.pipeline import train_run
 from mt.run_folder import RunFolder
 from mt.text.corpus import PreparedCorpus
+from mt.text.languages import words_of
 from mt.text.normalise import Normalisers
 from tests.toys import toy_config, toy_text, write_lines
 

@@ -203,7 +203,7 @@ def test_fine_tuning_with_the_other_kind_of_vocabulary_is_refused(config: RunCon
         prepare(replace(tuned, tokenizer=replace(tuned.tokenizer, **joint)))
     assert str(caught.value) == (
         f"train.init_from: the model in {run.checkpoint(12)} needs tokenizer.joint: false (here true). "
-        "Change what differs, or copy its section model from the config.yaml there."
+        "Remove it from the config: what it lacks is taken from that model."
     )
 
 

@@ -63,7 +63,7 @@ NOT_RUN = {
     "python": "scripts that measure",
     "scripts": "install packages, or take minutes",
 }
-TEXT = re.compile(r"[\w./-]+\.(en|de|txt)(\.gz)?|[\w./-]+\.gz|newstest2017\.[ab]|ref")
+TEXT = re.compile(r"[\w./-]+\.(en|de|zh|txt)(\.gz)?|[\w./-]+\.gz|newstest2017\.[ab]|ref")
 RUN = re.compile(r"runs/[\w.-]+")
 CONFIG = re.compile(r"[\w./-]+\.yaml")
 OUTPUT_OPTIONS = {"--output", "--alignments", ">", "init"}

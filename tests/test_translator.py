@@ -571,8 +571,8 @@ def test_n_best_translations_of_a_split_line_are_whole(parrot: Parrot) -> None:
 
 def test_a_tag_holds_for_all_sentences_of_a_line(parrot: Parrot, monkeypatch: pytest.MonkeyPatch) -> None:
     translator = taught(parrot, usual_lines=UsualLines(1, 64))
-    encode = translator.tokenizer.encode
-    monkeypatch.setattr(translator.tokenizer, "encode", lambda text: [7] if text == "<2de>" else encode(text))
+    encode = translator.tokenizers.src.encode
+    monkeypatch.setattr(translator.tokenizers.src, "encode", lambda text: [7] if text == "<2de>" else encode(text))
     (of_line,) = translator._sentences([f"<2de> <b> {TWO}"], [""], 0, translator.decode)
     assert [sentence.part.text for sentence in of_line] == ["<2de> <b> Bar dest.", "<2de> Fin gol."]
     assert [(sentence.part.n_words_before, sentence.part.n_tags) for sentence in of_line] == [(0, 0), (4, 1)]

@@ -42,8 +42,8 @@ def load_config(config: AnyConfig, overrides: Overrides = (), *, is_stored: bool
     """Return a config with the overrides applied in order.
 
     Paths in a file are relative to the current folder. One that does not exist there but in the file's folder gets that
-    folder in front. With `train.init_from`, settings of the model's shape that are not given are those of the model in
-    that folder.
+    folder in front. With `train.init_from`, settings of the model's shape (and tokenizer.joint) that are not given are
+    those of the model in that folder.
 
     Args:
         is_stored: the config is that of a run or of a model, whose paths are relative to the current folder only.
@@ -73,7 +73,7 @@ def load_config(config: AnyConfig, overrides: Overrides = (), *, is_stored: bool
         found = config_error(error, RunConfig, is_yaml=is_file)
         raise _blamed(found, where, [(place, key) for place, key, _ in changes]) from None
     if not is_stored:
-        run = _with_initial_shape(run, tree.get("model") or {})
+        run = _with_initial_shape(run, tree)
     object.__setattr__(run, "folder", folder)
     return run
 
@@ -97,15 +97,16 @@ def _with_initial_shape(config: RunConfig, given: Mapping[str, Any]) -> RunConfi
     """Take what is not given of the model's shape from the config in `train.init_from`, if that can be read.
 
     Args:
-        given: the section `model` as the user wrote it.
+        given: the config as the user wrote it.
     """
     if config.train.init_from is None or not (path := Path(config.train.init_from, "config.yaml")).is_file():
         return config
     try:
-        initial = load_config(str(path), is_stored=True).model
-        names = {key.removeprefix("model.") for key in initial.shape} - given.keys()
-        shape = {name: getattr(initial, name) for name in names}
-        return dataclasses.replace(config, model=dataclasses.replace(config.model, **shape))
+        initial = load_config(str(path), is_stored=True)
+        names = {key.removeprefix("model.") for key in initial.model.shape} - (given.get("model") or {}).keys()
+        model = dataclasses.replace(config.model, **{name: getattr(initial.model, name) for name in names})
+        joint = config.tokenizer.joint if "joint" in (given.get("tokenizer") or {}) else initial.tokenizer.joint
+        return dataclasses.replace(config, model=model, tokenizer=dataclasses.replace(config.tokenizer, joint=joint))
     except ConfigError:
         return config  # the check against the model itself names what is wrong
 
