@@ -562,7 +562,7 @@ def test_an_empty_output_such_as_one_of_mktemp_has_nothing_to_lose(translate: Ru
         ("--input soft --alignments hard", "--input: soft is also the --alignments"),
         ("--input other --prefix in --output hard", "--prefix: in is also the --output"),
         ("--output hard --alignments in", "--alignments: in is also the --output"),
-        ("--output new --alignments ./new", "--alignments: ./new is also the --output"),
+        ("--output new --alignments ./new", "--alignments: new is also the --output"),
     ],
 )
 def test_an_output_is_not_an_input_by_any_name_even_to_overwrite_it(translate: Run, options: str, message: str):
@@ -652,7 +652,7 @@ def test_a_table_can_be_resumed_and_translated_in_shards(translate: Run, interru
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--input in.jsonl", "in.jsonl, line 1: has no key en, its keys are text. Set --src-column to the keys of the "
+        ("--input in.jsonl", "in.jsonl, line 1 has no key en, its keys are text. Set --src-column to the keys of the "
          "text, or fix the line."),
         ("--input missing.tsv", "missing.tsv: no such file (looked for in {cwd})"),
         ("--input plain --src-column 1", "--src-column is for a .tsv, .csv, .jsonl or .parquet file. Name the file so, "

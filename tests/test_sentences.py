@@ -20,7 +20,7 @@ def sentences(text: str, lang: str) -> list[str]:
     [
         ("en", ["Two old women read a book. ", "A dog runs."]),
         ("en", ["Mr. Smith saw Dr. Jones at 5 p.m. and left.  ", "Why?! ", "He left."]),
-        ("en", ["I live in the U.S. ", "J. Smith lives there too."]),
+        ("en", ["I live in the U.S. ", "It is big. ", "J. Smith lives there too."]),
         ("en", ["The .NET Framework runs on ASP.NET Core. ", "See www.example.com or 3.14."]),
         ("en", ['"Why?" she asked. ', "Nobody knows."]),
         ("en", ["no capitals here. ", "another one."]),

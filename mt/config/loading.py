@@ -167,7 +167,7 @@ def find_config(name: str) -> Path:
 
 # Limits of a config, which a stranger may have written: reading a larger file would take minutes.
 _MOST_CHARACTERS = 1 << 20
-_MOST_DIGITS = 100  # of an integer
+_MOST_DIGITS = 1_000  # of an integer
 
 
 class _Loader(yaml.SafeLoader):

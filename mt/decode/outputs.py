@@ -130,9 +130,9 @@ class Outputs:
         self.record = OutputRecord(n_bytes=(0,) * len(files))
         if self._record_path is not None:
             self.record = self._earlier_record(self._record_path) or self.record
+        for file in () if may_overwrite else self._parts:
+            refuse_to_overwrite(file.path)
         for file in self._parts:
-            if not may_overwrite:
-                refuse_to_overwrite(file.path)
             file.open(stack)
         stack.callback(self._leave)
         self._write_record()
