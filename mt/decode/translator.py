@@ -41,7 +41,8 @@ LINES_AT_A_TIME = 4_096
 RETRY_NGRAM_SIZE = 3
 
 # Characters that a translation never has. A tokenizer of another program may have them in pieces or as bytes.
-_CONTROLS = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)], " ")
+# Line feeds and tabs are those between the sentences of a line; no piece with a line feed is ever chosen.
+_CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {*map(ord, "\t\n")}, " ")
 
 # Flags of a hypothesis.
 REPETITION = "repetition"  # it repeats itself in a loop, unlike its source
