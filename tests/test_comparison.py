@@ -268,8 +268,10 @@ def test_runs_are_compared_by_their_saved_translations(
     assert scores[1]["score"] == kept["test_sets"]["held_out"]["scores"][0]["score"]
     assert report["systems"][1]["n_parameters"] == kept["n_parameters"]
     assert report["systems"][1]["n_tgt_tokens"] == kept["n_tgt_tokens"]
-    # A second comparison may overwrite the first.
-    assert mt_compare("long", "long", "--samples", "200", "--report", "report", "--json") == 0
+    # A second comparison replaces the first only if asked.
+    assert mt_compare("long", "long", "--samples", "200", "--report", "report", "--json") == 2
+    assert "report contains report.html already" in capsys.readouterr().err
+    assert mt_compare("long", "long", "--samples", "200", "--report", "report", "--json", "--overwrite") == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["test_sets"]["held_out"]["metrics"][0]["pairs"][0]["p"] == 1.0
     assert printed["differences"] == {}

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mt.config.loading import load_config
-from mt.config.settings import RunConfig
+from mt.config.settings import DecodeConfig, RunConfig
 from mt.data.batch import assemble_tiles, assemble_varlen
 from mt.data.packing import PlanState, UpdatePlan, cut_into_micro_batches
 from mt.decode.translator import Translator
@@ -99,9 +99,13 @@ def test_a_line_is_translated_the_same_in_any_batch(run_dir: Path, corpus: Prepa
     lines = [pair.src for pair in corpus.test_pairs["flickr2016"]][::4]
     assert len(lines) == 250
     decode = replace(translator.decode, max_length=24)
-    together = translator.translate(lines, decode)
-    assert len(set(together)) > 50
+
+    def translated(lines: list[str], decode: DecodeConfig) -> list[list[str]]:
+        return [[one.text for one in best] for best in translator.translate_lines(lines, decode, n_best=4)]
+
+    together = translated(lines, decode)
+    assert len({*map(tuple, together)}) > 50
     for n_sentences in (1, 7, 64):
-        assert translator.translate(lines, replace(decode, batch_sentences=n_sentences)) == together
-    assert translator.translate(lines[::-1], decode) == together[::-1]
-    assert translator.translate(lines[::10], decode) == together[::10]
+        assert translated(lines, replace(decode, batch_sentences=n_sentences)) == together
+    assert translated(lines[::-1], decode) == together[::-1]
+    assert translated(lines[::10], decode) == together[::10]
