@@ -226,6 +226,8 @@ def test_files_are_compared_with_the_tokenizer_of_their_language(chinese: list[A
     _, hyp, _, ref = chinese
     status, out, _ = run("compare", hyp, ref, "--ref", ref, "--tgt-lang", "zh", "--samples", 100, "--json")
     assert (status, out.count("tok:zh")) == (0, 2)
+    _, _, err = run("compare", hyp, ref, "--ref", ref, "--samples", 100)
+    assert err.startswith("warning: input: the references are written without spaces: BLEU is far too low")
 
 
 def test_python_takes_the_same_arguments() -> None:

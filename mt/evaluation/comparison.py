@@ -11,8 +11,10 @@ from typing import Any
 
 from mt.evaluation.findings import EvalOptions
 from mt.evaluation.metrics import Metric, metric_keys
+from mt.evaluation.scores import TranslatedSet
 from mt.evaluation.significance import compare_rows
 from mt.evaluation.tokenization import DEFAULT_TOKENIZER
+from mt.evaluation.warnings import check_scores
 from mt.report.facts import (
     NO_DIFFERENCE,
     ComparedMetric,
@@ -64,6 +66,9 @@ def compare_systems(
     for name, references in test_sets.items():
         found = [_compared(systems, name, Metric(key, references, tgt_lang, tokenize), options) for key in keys]
         compared[name] = ComparedSet(n_lines=len(references[0]), metrics=found)
+        best = [one.scores[one.ranking[0]].model_copy(update={"name": one.name}) for one in found]
+        for warning in check_scores(TranslatedSet(None, references[0], references, tgt_lang, tokenize=tokenize), best):
+            _log.warning(f"{name}: {warning}")
     settings = [system.settings for system in systems]
     differing = setting_differences([one for one in settings if one])  # those of files are not known
     return SystemComparison(
