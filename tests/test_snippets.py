@@ -63,7 +63,7 @@ NOT_RUN = {
     "python": "scripts that measure",
     "scripts": "install packages, or take minutes",
 }
-TEXT = re.compile(r"[\w./-]+\.(en|de|zh|txt)(\.gz)?|[\w./-]+\.gz|newstest2017\.[ab]|ref")
+TEXT = re.compile(r"[\w./-]+\.(en|de|zh|txt|tsv)(\.gz)?|[\w./-]+\.gz|newstest2017\.[ab]|ref")
 RUN = re.compile(r"runs/[\w.-]+")
 CONFIG = re.compile(r"[\w./-]+\.yaml")
 OUTPUT_OPTIONS = {"--output", "--alignments", ">", "init"}
@@ -142,6 +142,9 @@ def provide(folder: Path, blocks: list[Block]) -> None:
         elif TEXT.fullmatch(name):
             path.parent.mkdir(parents=True, exist_ok=True)
             text = (folder / f"toy/test.{'de' if '.de' in name else 'en'}").read_bytes()
+            if ".tsv" in name:
+                sides = ((folder / f"toy/test.{side}").read_bytes().splitlines() for side in ("en", "de"))
+                text = b"".join(b"%b\t%b\n" % pair for pair in zip(*sides, strict=True))
             path.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
 
 
