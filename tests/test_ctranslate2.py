@@ -22,6 +22,7 @@ from mt.config.settings import DecodeConfig, ModelConfig
 from mt.decode.search import SearchRequest, SearchResult, search
 from mt.decode.translator import Translator
 from mt.errors import CheckpointError, ConfigError, MTError
+from mt.evaluation.scores import bleu_and_chrf
 from mt.model import Transformer
 from mt.system.files import file_checksum
 from mt.text.sentences import UsualLines
@@ -376,7 +377,8 @@ def test_quantised_models_are_smaller_and_translate_almost_the_same(
     assert saved > 0.9 * (4 - n_bytes) * n_matrix_weights
     translated = load_translator(tmp_path / "export").translate(LINES, UNPENALISED)
     ours = Translator.load(exported.folder, precision="fp32").translate(LINES, UNPENALISED)
-    assert sum(one == other for one, other in zip(ours, translated, strict=True)) >= 20
+    # Processors without VNNI round products of int8 more coarsely, so the number of equal lines depends on the processor.
+    assert bleu_and_chrf(translated, ours, "13a")[1] > 80
 
 
 def test_a_model_without_its_text_is_compared_on_lines_that_ship_with_mt(
