@@ -377,7 +377,7 @@ def test_quantised_models_are_smaller_and_translate_almost_the_same(
     assert saved > 0.9 * (4 - n_bytes) * n_matrix_weights
     translated = load_translator(tmp_path / "export").translate(LINES, UNPENALISED)
     ours = Translator.load(exported.folder, precision="fp32").translate(LINES, UNPENALISED)
-    # Processors without VNNI round products of int8 more coarsely, so the number of equal lines depends on the processor.
+    # Processors without VNNI round products of int8 more coarsely, so how many lines are equal depends on the processor.
     assert bleu_and_chrf(translated, ours, "13a")[1] > 80
 
 
