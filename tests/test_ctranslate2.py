@@ -377,7 +377,7 @@ def test_quantised_models_are_smaller_and_translate_almost_the_same(
     assert saved > 0.9 * (4 - n_bytes) * n_matrix_weights
     translated = load_translator(tmp_path / "export").translate(LINES, UNPENALISED)
     ours = Translator.load(exported.folder, precision="fp32").translate(LINES, UNPENALISED)
-    # Processors without VNNI round products of int8 more coarsely, so how many lines are equal depends on the processor.
+    # Without VNNI, a processor rounds products of int8 more coarsely: how many lines are equal depends on it.
     assert bleu_and_chrf(translated, ours, "13a")[1] > 80
 
 
