@@ -422,7 +422,7 @@ class TokenizerConfig:
     vocab_size: VocabSize = 32_000
     # Number of pieces of the target's vocabulary if joint is false. null: vocab_size.
     tgt_vocab_size: VocabSize | None = None
-    split_digits: Flag = True  # Make each digit a piece: numbers in larger pieces are translated less reliably.
+    split_digits: Flag = True  # Make each digit a separate piece, instead of learning pieces of several digits.
     character_coverage: Coverage = 0.9999  # Fraction of characters that are pieces; the others are split into bytes.
     sample_lines: Positive = 10_000_000  # Lines for training the tokenizer, both languages together, drawn evenly.
     # Symbols in the text that are never split, such as <name>. The tags of corpora need not be listed.

@@ -54,9 +54,9 @@ def open_standard_streams() -> None:
             _closed.add(name)
             os.open(os.devnull, os.O_RDONLY if name == "output" else os.O_WRONLY)  # gets the lowest free descriptor
     # Python sets closed streams to None. A stream of a used descriptor must not close it.
-    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115
-    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
-    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115 (stays open)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 (stays open)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115 (stays open)
 
 
 def require_stream(name: Literal["input", "output"]) -> None:
