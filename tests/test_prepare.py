@@ -97,10 +97,15 @@ REPRODUCIBLE_FILES = (
 
 
 class InThisProcess(Workers):
-    """Workers in this process, whatever the number of cores, so that a test can replace a stage."""
+    """Workers in this process, whatever the number of cores. Starting processes takes longer than these small corpora."""
 
     def __init__(self, n: int, *arguments: Any) -> None:
         super().__init__(0, *arguments)
+
+
+@pytest.fixture(autouse=True)
+def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare_module, "Workers", InThisProcess)
 
 
 def interrupt(*_: object) -> None:
@@ -326,7 +331,6 @@ def test_a_preparation_with_many_interruptions_gives_the_same_corpus_as_one_with
     config = with_data(config, train=(*config.data.train, again))
     monkeypatch.setattr(shards, "PAIRS_PER_SHARD", 37)
     whole, _ = prepare(with_data(config, prepared_dir="whole"))
-    monkeypatch.setattr(prepare_module, "Workers", InThisProcess)
     calls: list[str] = []
 
     def run(stage: Stage, shard: Shard, task: Any) -> int:
@@ -647,6 +651,7 @@ def test_shards_in_worker_processes_give_the_same_as_one_process(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, _ = prepare(config)
+    monkeypatch.setattr(prepare_module, "Workers", Workers)
     monkeypatch.setattr(shards, "PAIRS_PER_SHARD", 37)
     parts, _ = prepare(with_data(config, prepared_dir="parts"))
     for name in REPRODUCIBLE_FILES:
@@ -705,7 +710,6 @@ def test_a_side_that_is_far_too_long_is_cut_when_it_is_read(config: RunConfig, m
         longest.append(max(map(len, chunk.src)))
         return clean(cleaner, chunk)
 
-    monkeypatch.setattr(prepare_module, "Workers", InThisProcess)
     monkeypatch.setattr(Cleaner, "clean", measured)
     train = write_pair("second", [*SECOND_SRC, "long " * 100_000], [*SECOND_TGT, "kurz"])
     said = prepare(with_data(config, train=(train,)))[1]
