@@ -97,7 +97,7 @@ REPRODUCIBLE_FILES = (
 
 
 class InThisProcess(Workers):
-    """Workers in this process, whatever the number of cores. Starting processes takes longer than these small corpora."""
+    """Workers in this process, because starting others takes longer than all work on these small corpora."""
 
     def __init__(self, n: int, *arguments: Any) -> None:
         super().__init__(0, *arguments)
