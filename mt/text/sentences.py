@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 from sentencex import segment
 
 from mt.text.corpus import ParallelIds
@@ -27,10 +28,10 @@ UNMARKED_ENDS = frozenset({"th", "lo"})  # languages that put no mark at the end
 # Not the end of a sentence: an initial (M. Dupont), an ordinal or the number of an item (der 2. Weltkrieg).
 _ABBREVIATED = re.compile(r"(?:^|[\s(\[“„«\"'])(?:[^\W\d_]|\d{1,2})\.$")
 
-# A sentence count is usual if at least this fraction of the lines of training has as many or more sentences.
+# A sentence count is usual if at least this fraction of the lines of an epoch has as many or more sentences.
 USUAL_FRACTION = 0.05
 USUAL_LENGTH_QUANTILE = 0.999
-_MOST_LINES = 5_000  # a sample, in which sentences are counted
+_MOST_COUNTED, _MOST_MEASURED = 5_000, 1_000_000  # lines drawn to count their sentences, and to measure their lengths
 
 
 def sentence_ends(text: str, lang: str) -> list[int]:
@@ -82,17 +83,30 @@ class UsualLines:
     KEY = "usual_lines"  # in the manifest of a model
 
     @classmethod
-    def of_corpus(cls, train: ParallelIds, tokenizer: Tokenizer, src_lang: str) -> Self:
-        """Return the figures of a prepared corpus. Sentences are counted in lines that are evenly spread over it."""
-        n_lines = len(train)
-        lengths = np.cumsum(np.bincount(train.src.lengths))
-        chosen = np.unique(np.linspace(0, n_lines - 1, min(n_lines, _MOST_LINES), dtype=np.int64)).tolist()
+    def of_corpus(
+        cls, train: ParallelIds, sizes: Sequence[int], weights: Sequence[float], tokenizer: Tokenizer, src_lang: str
+    ) -> Self:
+        """Return the figures of a prepared corpus, from lines that are evenly spread over an epoch.
+
+        Args:
+            sizes: number of pairs of each training corpus; the pairs of a corpus are consecutive.
+            weights: copies of each of its pairs in an epoch.
+        """
+        first_pairs, first_copies = (np.cumsum([0, *sums]) for sums in (sizes, np.multiply(sizes, weights)))
+
+        def drawn(most: int) -> npt.NDArray[np.int64]:
+            n = min(len(train), most)
+            middles = (np.arange(n) + 0.5) / n * first_copies[-1]
+            return np.interp(middles, first_copies, first_pairs).astype(np.int64)
+
+        chosen = drawn(_MOST_COUNTED).tolist()
         counts = Counter(count_sentences(tokenizer.decode(train.src[i]), src_lang) for i in chosen)
         n_with = len(chosen)  # lines with at least `sentences` sentences
         sentences = 1
         while (n_with := n_with - counts[sentences]) >= USUAL_FRACTION * len(chosen) and n_with:
             sentences += 1
-        return cls(sentences, int(np.searchsorted(lengths, USUAL_LENGTH_QUANTILE * n_lines)))
+        lengths = train.src.lengths[drawn(_MOST_MEASURED)]
+        return cls(sentences, int(np.quantile(lengths, USUAL_LENGTH_QUANTILE, method="inverted_cdf")))
 
     @classmethod
     def of_manifest(cls, manifest: Mapping[str, Any]) -> Self | None:
