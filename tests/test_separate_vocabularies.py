@@ -17,7 +17,7 @@ from mt.checkpoint import ModelFolder
 from mt.config.settings import RunConfig, TokenizerConfig
 from mt.decode.scorer import Scorer
 from mt.decode.translator import Translator
-from mt.errors import CheckpointError, ConfigError
+from mt.errors import CheckpointError, ConfigError, DataError
 from mt.explain.attention import explained_page
 from mt.model import Transformer
 from mt.pipeline import average_run, prepare
@@ -184,6 +184,17 @@ def test_given_models_serve_one_language_each(config: RunConfig, corpus: Prepare
     ]
     swapped = replace(given, tokenizer=replace(given.tokenizer, model=tgt, tgt_model=src))
     assert prepare(swapped).fingerprint not in (prepared.fingerprint, corpus.fingerprint)
+
+
+def test_a_damaged_model_of_the_target_is_not_taken_for_that_of_the_source(
+    config: RunConfig, corpus: PreparedCorpus, tmp_path: Path
+) -> None:
+    (tmp_path / "tgt.model").write_text("damaged")
+    models = {"model": str(corpus.tokenizer_paths[0]), "tgt_model": str(tmp_path / "tgt.model")}
+    with pytest.raises(DataError) as caught:
+        prepare(replace(config, tokenizer=replace(config.tokenizer, **models, tgt_vocab_size=None)))
+    problem = "is damaged, or is not a SentencePiece model. Give a .model file written by SentencePiece."
+    assert str(caught.value) == f"{tmp_path}/tgt.model {problem}"
 
 
 def test_fine_tuning_starts_from_both_vocabularies(config: RunConfig, run: RunFolder, tmp_path: Path) -> None:

@@ -365,7 +365,7 @@ def adopt_model(path: Path, symbols: Sequence[str]) -> bytes:
         DataError: the file is missing, damaged, or uses one piece for two purposes.
         ConfigError: a symbol is a special piece of the model.
     """
-    serialized = _read_model(path, DataError, "set tokenizer.model to a .model file written by SentencePiece")
+    serialized = _read_model(path, DataError, "give a .model file written by SentencePiece")
     model = ModelProto.FromString(serialized)
     texts = {piece.piece for piece in model.pieces if piece.type == Piece.USER_DEFINED}
     if Tokenizer(serialized)._has_our_ids and texts.issuperset(symbols):
@@ -377,7 +377,7 @@ def adopt_model(path: Path, symbols: Sequence[str]) -> bytes:
     names = (pad, unk, bos, eos)
     if len(set(names)) < len(names):
         problem = f"uses one piece for two purposes (pad {pad}, unk {unk}, bos {bos}, eos {eos})"
-        raise DataError(path, problem, "set tokenizer.model to a model with a separate piece for each")
+        raise DataError(path, problem, "give a model with a separate piece for each")
     by_text = {piece.piece: piece for piece in model.pieces}
     special = [by_text.get(name) or Piece(piece=name, score=0.0) for name in names]
     for piece in special:
