@@ -62,9 +62,7 @@ def test_long_and_hostile_text_is_divided_in_windows():
     assert sentence_ends("“a. " * 10_000, "en")[-1] == 40_000  # takes half a second if it is not cut into windows
 
 
-def usual_of(
-    folder: Path, tokenizer: Tokenizer, *corpora: list[str], weights: Sequence[float] = (1.0,)
-) -> UsualLines:
+def usual_of(folder: Path, tokenizer: Tokenizer, *corpora: list[str], weights: Sequence[float] = (1.0,)) -> UsualLines:
     sizes = [len(lines) for lines in corpora]
     side = flat_ids([[*tokenizer.encode(line), EOS_ID] for lines in corpora for line in lines], "<u2")
     write_parallel_ids(folder, "train", [(side, side)])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -22,7 +22,7 @@ _WINDOW_CHARS = 2_000
 # sentencex 1.0.32 panics at some white space of more than one byte.
 _WHITE_SPACE = re.compile(r"[\s\x00-\x1f]")
 _KHMER_STOPS = str.maketrans("។៕", "!!")  # which sentencex does not know
-_CLOSERS = "\"'”’“‘»«›‹)]}」』）】》〉〕］｝"
+CLOSERS = "\"'”’“‘»«›‹)]}」』）】》〉〕］｝"
 _UNSPACED_STOPS = tuple("。！？｡")  # of scripts that put no space after them
 UNMARKED_ENDS = frozenset({"th", "lo"})  # languages that put no mark at the end of a sentence
 # Not the end of a sentence: an initial (M. Dupont), an ordinal or the number of an item (der 2. Weltkrieg).
@@ -62,7 +62,7 @@ def sentence_ends(text: str, lang: str) -> list[int]:
 def _is_end(text: str, start: int, end: int) -> bool:
     """Return whether text that begins at `start` may be a sentence up to `end`."""
     sentence = text[max(start, end - 50) : end].rstrip()
-    bare = sentence.rstrip(_CLOSERS)
+    bare = sentence.rstrip(CLOSERS)
     if not sentence or not unicodedata.category(sentence[-1]).startswith("P") or _ABBREVIATED.search(sentence):
         return False
     return text[end - 1] == " " or bare.endswith(_UNSPACED_STOPS)
@@ -99,14 +99,12 @@ class UsualLines:
             middles = (np.arange(n) + 0.5) / n * first_copies[-1]
             return np.interp(middles, first_copies, first_pairs).astype(np.int64)
 
-        chosen = drawn(_MOST_COUNTED).tolist()
-        counts = Counter(count_sentences(tokenizer.decode(train.src[i]), src_lang) for i in chosen)
-        n_with = len(chosen)  # lines with at least `sentences` sentences
-        sentences = 1
-        while (n_with := n_with - counts[sentences]) >= USUAL_FRACTION * len(chosen) and n_with:
-            sentences += 1
+        counts = sorted(count_sentences(tokenizer.decode(train.src[i]), src_lang) for i in drawn(_MOST_COUNTED))
         lengths = train.src.lengths[drawn(_MOST_MEASURED)]
-        return cls(sentences, int(np.quantile(lengths, USUAL_LENGTH_QUANTILE, method="inverted_cdf")))
+        return cls(
+            max(counts[-math.ceil(USUAL_FRACTION * len(counts))], 1),
+            int(np.quantile(lengths, USUAL_LENGTH_QUANTILE, method="inverted_cdf")),
+        )
 
     @classmethod
     def of_manifest(cls, manifest: Mapping[str, Any]) -> Self | None:
@@ -115,6 +113,3 @@ class UsualLines:
             case {"sentences": int(sentences), "src_tokens": int(src_tokens)}:
                 return cls(max(sentences, 1), max(src_tokens, 1))
         return None
-
-    def as_json(self) -> dict[str, int]:
-        return asdict(self)
