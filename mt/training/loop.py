@@ -116,7 +116,7 @@ class Trainer:
         )
         self._manifest = {
             "vocab_size": self.tokenizers.vocab_size,
-            UsualLines.KEY: self.usual_lines.as_json(),
+            UsualLines.KEY: asdict(self.usual_lines),
             "corpus_fingerprint": corpus.fingerprint,
             "versions": versions(),
             "hardware": hardware(self.engine.device),
